@@ -1,0 +1,1 @@
+//! cri-api: see ARCHITECTURE.md.
