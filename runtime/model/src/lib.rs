@@ -1,1 +1,27 @@
-//! model: see ARCHITECTURE.md.
+//! What a pod and a container are: identifiers, checked configurations, states and records.
+//!
+//! This crate is pure: no I/O, no clock, no async. CRI messages become these types in the daemon's
+//! `service/convert` (the only place that judges wire input); records of [`PodRecord`] and
+//! [`ContainerRecord`] are written by `state` and carry enough to answer List and Status alone.
+
+mod container;
+mod ids;
+mod mount;
+mod pod;
+mod resources;
+mod security;
+mod text;
+
+pub use container::{
+    ContainerConfig, ContainerMeta, ContainerPhase, ContainerRecord, Device, EnvVar, Exit, ImageOfContainer,
+    ImageSpec,
+};
+pub use ids::{ContainerId, ExecId, IdError, PodId};
+pub use mount::{Mount, Propagation};
+pub use pod::{Dns, PodConfig, PodMeta, PodPhase, PodRecord, PortMapping, Protocol};
+pub use resources::{HugepageLimit, Resources};
+pub use security::{
+    Capabilities, ContainerSecurity, GroupsPolicy, IdMapping, NamespaceMode, Namespaces, PodSecurity,
+    SeccompProfile, SelinuxOptions, User, UserNamespace, UserRequest,
+};
+pub use text::Text;
