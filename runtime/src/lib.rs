@@ -1,0 +1,1 @@
+//! The daemon: wiring of CRI services, pods, shims, images and networks. See ARCHITECTURE.md.
