@@ -1,0 +1,93 @@
+# copepod. `make help` explains every target; CI calls these targets and nothing else.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+
+TARGET   := $(or $(CARGO_TARGET_DIR),target)
+BIN      := $(TARGET)/bin
+HOST     := x86_64-unknown-linux-gnu
+# The shim is static and non-PIE: a position-independent one dirties 200 KiB of relocations in every pod.
+SHIM_RUSTFLAGS := -C target-feature=+crt-static -C relocation-model=static
+KUBELET  := integration/kube/bin/kubelet
+# Debian packages that building and testing need.
+PACKAGES := build-essential pkg-config libseccomp-dev libseccomp2 busybox-static docker-registry \
+	containernetworking-plugins runc iproute2 iptables procps util-linux nginx-light openssl \
+	golang-github-containers-common curl jq
+
+.PHONY: help deps build daemon shim pause harness test unit integration test-node kubelet bench run lint fmt deny doc clean
+
+help: ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+deps: ## Install the Debian packages that building and testing need (root)
+	@missing=""; for p in $(PACKAGES); do \
+		[ "$$(dpkg-query -W -f='$${db:Status-Status}' $$p 2>/dev/null || true)" = installed ] || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then \
+		apt-get update -qq; \
+		DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends $$missing; \
+	fi
+
+build: daemon shim pause ## Build copepod, copepod-shim and pause into target/bin
+
+daemon: | $(BIN) ## Build the daemon
+	cargo build --locked --release -p runtime
+	install -m 0755 $(TARGET)/release/copepod $(BIN)/copepod
+
+shim: | $(BIN) ## Build the static, size-optimised shim
+	RUSTFLAGS="$(SHIM_RUSTFLAGS)" cargo build --locked --profile shim -p shim --target $(HOST)
+	install -m 0755 $(TARGET)/$(HOST)/shim/copepod-shim $(BIN)/copepod-shim
+
+pause: | $(BIN) ## Build pause (no std, static) and check that it stays under 4 KB
+	cargo build --locked --profile tiny -p pause
+	install -m 0755 $(TARGET)/tiny/pause $(BIN)/pause
+	@size=$$(stat -c %s $(BIN)/pause); [ $$size -lt 4096 ] || { echo "pause has $$size bytes, the limit is 4095"; exit 1; }
+
+$(BIN):
+	@mkdir -p $@
+
+harness: | $(BIN) ## Build the black-box tests and the bench
+	cargo build --locked -p integration
+	install -m 0755 $(TARGET)/debug/integration $(BIN)/integration
+
+test: deps ## Unit, property and integration tests (root; real daemon, shim, pause, plugins, registry)
+	$(MAKE) --no-print-directory unit
+	$(MAKE) --no-print-directory integration
+
+unit: ## Unit and property tests of all crates, and the shim's and network's own root tests
+	cargo test --locked
+
+integration: build harness ## Black-box tests through CRI, each ending with the census (root); FILTER=substring
+	$(BIN)/integration test --bin-dir $(BIN) $(if $(FILTER),--filter $(FILTER))
+
+kubelet: ## Build kubelet 1.37 from its Go module
+	$(MAKE) --no-print-directory -C integration/kube
+
+test-node: deps build harness kubelet ## The real kubelet, standalone, on copepod (root)
+	$(BIN)/integration node-test --bin-dir $(BIN) --kubelet $(KUBELET)
+
+bench: deps build harness ## First figures: one table with medians and ratios; ENDPOINTS="name=socket ..." adds peers
+	$(BIN)/integration bench --bin-dir $(BIN) $(foreach e,$(ENDPOINTS),--endpoint $(e))
+
+run: deps build harness ## See it work: registry, image, pod on a CNI network, its log, an exec, clean-up (root)
+	$(BIN)/integration demo --bin-dir $(BIN)
+
+lint: ## rustfmt and clippy, warnings are errors
+	cargo fmt --all --check
+	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked -p integration --all-targets -- -D warnings
+	cargo clippy --locked -p pause --profile tiny -- -D warnings
+
+fmt: ## Format everything
+	cargo fmt --all
+
+deny: ## Check dependency arrows, unsafe rooms and (with cargo-deny) licences
+	@.ci/arrows
+	@if command -v cargo-deny >/dev/null; then cargo deny --config .deny.toml check licenses bans sources; \
+	else echo "cargo-deny is not installed: licences were not checked (cargo install cargo-deny)"; fi
+
+doc: ## API documentation
+	cargo doc --locked --no-deps --document-private-items
+
+clean: ## Remove what was built
+	cargo clean
+	rm -rf integration/kube/bin
