@@ -32,11 +32,13 @@ pub(crate) struct Paths {
 impl Paths {
     /// Makes the folders below `dir`.
     pub(crate) fn new(dir: &Path) -> Result<Self> {
+        // Volatile state is on the tmpfs that the isolation put on /run.
+        let run = Path::new("/run").join(dir.file_name().unwrap_or_default());
         let this = Self {
             dir: dir.to_owned(),
             root: dir.join("root"),
-            run: dir.join("run"),
-            socket: dir.join("run/copepod.sock"),
+            socket: run.join("copepod.sock"),
+            run,
             certs: dir.join("certs.d"),
             logs: dir.join("logs"),
             config: dir.join("config.toml"),
@@ -55,9 +57,10 @@ pub(crate) fn text(paths: &Paths, bin: &Path, network: &Network, extra: &str) ->
     let (conf, own, bin) = (network.conf_dir.display(), network.bin_dir.display(), bin.display());
     let plugins = cni::PLUGINS;
     format!(
-        "root = \"{root}\"\nrun = \"{run}\"\nsocket = \"{socket}\"\n\
-         [shim]\nbinary = \"{bin}/copepod-shim\"\npause = \"{bin}/pause\"\n\
-         [network]\nconf_dir = \"{conf}\"\nbin_dirs = [\"{own}\", \"{plugins}\"]\ntimeout = \"10s\"\n\
+        "root = \"{root}\"\nstate = \"{run}\"\nsocket = \"{socket}\"\n\
+         [log]\nlevel = \"debug\"\n\
+         [binaries]\nshim = \"{bin}/copepod-shim\"\npause = \"{bin}/pause\"\n\
+         [network]\nconf_dir = \"{conf}\"\nbin_dirs = [\"{own}\", \"{plugins}\"]\ntimeout_seconds = 5\n\
          [image]\ncerts_dir = \"{certs}\"\n\
          {extra}"
     )

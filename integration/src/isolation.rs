@@ -60,6 +60,8 @@ pub(crate) fn init(args: &[String]) -> Result<bool> {
 
 fn prepare() -> Result<()> {
     command("mount", &["--make-rshared", "/"])?;
+    // As on a real node: volatile, and netns pins stay in here.
+    command("mount", &["-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run"])?;
     if Path::new("/sys/fs/bpf").is_dir() {
         command("mount", &["-t", "bpf", "bpf", "/sys/fs/bpf"])?;
     }

@@ -227,6 +227,7 @@ impl Node {
     /// Removes the bridge and the folders of a stopped node.
     pub(crate) fn wipe(&self) {
         drop(crate::isolation::command("ip", &["link", "del", &self.network.bridge]));
+        drop(fs::remove_dir_all(&self.paths.run));
         drop(fs::remove_dir_all(&self.paths.dir));
     }
 }

@@ -257,7 +257,7 @@ async fn cancelled_pull_leaves_nothing(cx: Context) -> Result<()> {
 async fn whiteouts_links_and_owners(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let script = "cd /w; ls | sort | tr '\\n' ' '; echo; cat replace turned; stat -c %a replace suid; stat -c '%u %g %a' owned; \
-                  ls opaque | tr '\\n' ' '; echo; readlink soft absolute; stat -c %h hard; [ hard -ef keep ] && echo same; ls -a | grep -c '^.wh' ";
+                  ls opaque | tr '\\n' ' '; echo; readlink soft; readlink absolute; stat -c %h hard; [ hard -ef keep ] && echo same; ls -a | grep -c '^.wh' ";
     let config = shapes::container("look", &Fixture::image("whiteouts"), &["/bin/sh", "-c", &format!("{script}; true")]);
     let text = cx.output(&pod, &config).await?;
     let expected = "absolute attributed hard keep opaque owned replace soft suid turned \nupper\nnow a file\n600\n4755\n1234 5678 640\nnew \nkeep\n/etc/marker\n2\nsame\n0\n";
