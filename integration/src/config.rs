@@ -78,8 +78,8 @@ pub(crate) fn hosts(certs: &Path, registry: &Registry) -> Result<()> {
         Ok(())
     };
     write(&format!("127.0.0.1:{}", registry.port), format!("server = \"{plain}\"\n"))?;
-    write("registry.test", format!("server = \"https://registry.test\"\n[host.\"{plain}\"]\n{pull}\n"))?;
-    write("other.test", format!("server = \"https://other.test\"\n[host.\"{plain}\"]\n{pull}\n"))?;
+    write("registry.test", format!("server = \"{plain}\"\n[host.\"{plain}\"]\n{pull}\n"))?;
+    write("other.test", format!("server = \"{plain}\"\n[host.\"{plain}\"]\n{pull}\n"))?;
     write("tls.test", format!("server = \"{tls}\"\n[host.\"{tls}\"]\n{pull}\nca = \"{}\"\n", registry.ca().display()))?;
     write("fallback.test", format!("server = \"{plain}\"\n[host.\"http://127.0.0.1:1\"]\n{pull}\n"))?;
     write("absent.test", String::from("server = \"http://127.0.0.1:1\"\n"))

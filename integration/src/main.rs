@@ -87,6 +87,12 @@ enum Command {
         #[arg(long)]
         bin_dir: PathBuf,
     },
+    /// Internal: answers datagrams on a port with their own content.
+    #[command(hide = true)]
+    UdpEcho {
+        /// The port.
+        port: u16,
+    },
     /// Internal: PID 1 of the test's own PID namespace.
     #[command(hide = true)]
     Init {
@@ -113,6 +119,9 @@ fn run() -> Result<bool> {
     if let Command::Init { args } = &command {
         return isolation::init(args);
     }
+    if let Command::UdpEcho { port } = command {
+        return echo(port);
+    }
     if let Command::Test { list: true, filter, .. } = &command {
         runner::list(filter.as_deref());
         return Ok(true);
@@ -130,7 +139,17 @@ fn run() -> Result<bool> {
             Command::NodeTest { bin_dir, kubelet, filter } => node_test::run(&bin_dir, &kubelet, filter.as_deref()).await,
             Command::Bench { bin_dir, endpoint } => bench::run(&bin_dir, &endpoint).await,
             Command::Demo { bin_dir } => demo::run(&bin_dir).await,
-            Command::Init { .. } => Ok(true),
+            Command::Init { .. } | Command::UdpEcho { .. } => Ok(true),
         }
     })
+}
+
+/// Runs in a pod's network namespace, started by nsenter.
+fn echo(port: u16) -> Result<bool> {
+    let socket = std::net::UdpSocket::bind(("0.0.0.0", port))?;
+    let mut buffer = [0_u8; 2048];
+    loop {
+        let (n, peer) = socket.recv_from(&mut buffer)?;
+        socket.send_to(buffer.get(..n).unwrap_or_default(), peer)?;
+    }
 }
