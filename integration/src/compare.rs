@@ -65,14 +65,34 @@ echo "affinity: $(taskset -p $$ 2>&1 | sed 's/.*: //')"
 pub(crate) fn parse(text: &str, leaf: &str) -> BTreeMap<String, String> {
     let mut facts = BTreeMap::new();
     let volatile = [
-        "Pid", "PPid", "Tgid", "Ngid", "NSpid", "NStgid", "NSpgid", "NSsid", "State", "FDSize", "Threads", "SigQ", "Name", "TracerPid",
-        "voluntary_ctxt_switches", "nonvoluntary_ctxt_switches", "HugetlbPages", "x86_Thread_features", "x86_Thread_features_locked",
+        "Pid",
+        "PPid",
+        "Tgid",
+        "Ngid",
+        "NSpid",
+        "NStgid",
+        "NSpgid",
+        "NSsid",
+        "State",
+        "FDSize",
+        "Threads",
+        "SigQ",
+        "Name",
+        "TracerPid",
+        "voluntary_ctxt_switches",
+        "nonvoluntary_ctxt_switches",
+        "HugetlbPages",
+        "x86_Thread_features",
+        "x86_Thread_features_locked",
     ];
     for line in text.lines().take_while(|l| *l != END) {
         if let Some(rest) = line.strip_prefix("status ") {
             let Some((name, value)) = rest.split_once(':') else { continue };
             if !volatile.contains(&name) && !name.starts_with("Vm") && !name.starts_with("Rss") {
-                facts.insert(format!("status {name}"), if name == "SigIgn" { without_internal(value) } else { value.trim().to_owned() });
+                facts.insert(
+                    format!("status {name}"),
+                    if name == "SigIgn" { without_internal(value) } else { value.trim().to_owned() },
+                );
             }
         } else if let Some(rest) = line.strip_prefix("limit ") {
             let words: Vec<&str> = rest.split("  ").map(str::trim).filter(|w| !w.is_empty()).collect();
@@ -81,15 +101,18 @@ pub(crate) fn parse(text: &str, leaf: &str) -> BTreeMap<String, String> {
             }
         } else if let Some(rest) = line.strip_prefix("cgroup ") {
             let mut parts = rest.splitn(3, ':');
-            if let (Some(_), Some(controller), Some(path)) = (parts.next(), parts.next(), parts.next()) {
-                if !controller.is_empty() {
-                    facts.insert(format!("cgroup {controller}"), path.replace(leaf, "LEAF"));
-                }
+            if let (Some(_), Some(controller), Some(path)) = (parts.next(), parts.next(), parts.next())
+                && !controller.is_empty()
+            {
+                facts.insert(format!("cgroup {controller}"), path.replace(leaf, "LEAF"));
             }
         } else if let Some(rest) = line.strip_prefix("ns ") {
             if let Some((name, link)) = rest.split_once(": ") {
                 let host = fs::read_link(format!("/proc/self/ns/{name}")).unwrap_or_default();
-                facts.insert(format!("ns {name}"), String::from(if host == Path::new(link) { "the host's" } else { "its own" }));
+                facts.insert(
+                    format!("ns {name}"),
+                    String::from(if host == Path::new(link) { "the host's" } else { "its own" }),
+                );
             }
         } else if let Some(rest) = line.strip_prefix("fd ") {
             if let Some((number, link)) = rest.split_once(": ") {
@@ -117,7 +140,8 @@ pub(crate) fn parse(text: &str, leaf: &str) -> BTreeMap<String, String> {
 
 /// A signal set without 32 and 33: libc keeps those to itself, `env` cannot reset them for the reference.
 fn without_internal(set: &str) -> String {
-    u64::from_str_radix(set.trim(), 16).map_or_else(|_| set.to_owned(), |bits| format!("{:016x}", bits & !(3 << 31)))
+    u64::from_str_radix(set.trim(), 16)
+        .map_or_else(|_| set.to_owned(), |bits| format!("{:016x}", bits & !(3 << 31)))
 }
 
 /// Runs the script as init and as exec in a runc container.
@@ -169,7 +193,18 @@ fn report(child: &mut std::process::Child, state: &str, id: &str) -> Result<Refe
         bail!("runc's container said `{text}` and {said}");
     }
     let exec = Command::new("env")
-        .args(["--default-signal", "runc", "--root", state, "exec", "--detach", id, "/bin/sh", "-c", &script(false)])
+        .args([
+            "--default-signal",
+            "runc",
+            "--root",
+            state,
+            "exec",
+            "--detach",
+            id,
+            "/bin/sh",
+            "-c",
+            &script(false),
+        ])
         .stdin(Stdio::null())
         .output()
         .context("runc exec")?;
@@ -180,10 +215,23 @@ fn report(child: &mut std::process::Child, state: &str, id: &str) -> Result<Refe
 /// The same container as CRI describes it, in OCI's words.
 fn spec(case: &Case, cgroup_parent: &str, id: &str) -> Result<serde_json::Value> {
     let default = [
-        "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP", "NET_BIND_SERVICE",
-        "SYS_CHROOT", "KILL", "AUDIT_WRITE",
+        "CHOWN",
+        "DAC_OVERRIDE",
+        "FSETID",
+        "FOWNER",
+        "MKNOD",
+        "NET_RAW",
+        "SETGID",
+        "SETUID",
+        "SETFCAP",
+        "SETPCAP",
+        "NET_BIND_SERVICE",
+        "SYS_CHROOT",
+        "KILL",
+        "AUDIT_WRITE",
     ];
-    let caps: Vec<String> = if case.privileged { host_caps()? } else { default.iter().map(|c| format!("CAP_{c}")).collect() };
+    let caps: Vec<String> =
+        if case.privileged { host_caps()? } else { default.iter().map(|c| format!("CAP_{c}")).collect() };
     let user = case.user.as_ref().map_or_else(
         || json!({"uid": 0, "gid": 0, "additionalGids": [0]}),
         // CRI adds the primary group and what /etc/group says of the user.
@@ -198,7 +246,9 @@ fn spec(case: &Case, cgroup_parent: &str, id: &str) -> Result<serde_json::Value>
         "capabilities": {"bounding": caps, "effective": caps, "permitted": caps},
         "noNewPrivileges": case.no_new_privs, "oomScoreAdj": case.oom_score_adj,
     });
-    if let (Some((0, ..)) | None, Some(env)) = (&case.user, process.get_mut("env").and_then(|e| e.as_array_mut())) {
+    if let (Some((0, ..)) | None, Some(env)) =
+        (&case.user, process.get_mut("env").and_then(|e| e.as_array_mut()))
+    {
         env.push(json!("HOME=/root"));
     } else if let Some(env) = process.get_mut("env").and_then(|e| e.as_array_mut()) {
         env.push(json!("HOME=/home/alice"));
@@ -221,13 +271,55 @@ fn spec(case: &Case, cgroup_parent: &str, id: &str) -> Result<serde_json::Value>
 
 /// Names of all capabilities that this host's processes can have.
 fn host_caps() -> Result<Vec<String>> {
-    let mask = u64::from_str_radix(crate::proc::status(std::process::id())?.get("CapBnd").context("CapBnd")?, 16)?;
+    let mask =
+        u64::from_str_radix(crate::proc::status(std::process::id())?.get("CapBnd").context("CapBnd")?, 16)?;
     let names = [
-        "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP", "LINUX_IMMUTABLE",
-        "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER", "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT",
-        "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE",
-        "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP", "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ",
-        "PERFMON", "BPF", "CHECKPOINT_RESTORE",
+        "CHOWN",
+        "DAC_OVERRIDE",
+        "DAC_READ_SEARCH",
+        "FOWNER",
+        "FSETID",
+        "KILL",
+        "SETGID",
+        "SETUID",
+        "SETPCAP",
+        "LINUX_IMMUTABLE",
+        "NET_BIND_SERVICE",
+        "NET_BROADCAST",
+        "NET_ADMIN",
+        "NET_RAW",
+        "IPC_LOCK",
+        "IPC_OWNER",
+        "SYS_MODULE",
+        "SYS_RAWIO",
+        "SYS_CHROOT",
+        "SYS_PTRACE",
+        "SYS_PACCT",
+        "SYS_ADMIN",
+        "SYS_BOOT",
+        "SYS_NICE",
+        "SYS_RESOURCE",
+        "SYS_TIME",
+        "SYS_TTY_CONFIG",
+        "MKNOD",
+        "LEASE",
+        "AUDIT_WRITE",
+        "AUDIT_CONTROL",
+        "SETFCAP",
+        "MAC_OVERRIDE",
+        "MAC_ADMIN",
+        "SYSLOG",
+        "WAKE_ALARM",
+        "BLOCK_SUSPEND",
+        "AUDIT_READ",
+        "PERFMON",
+        "BPF",
+        "CHECKPOINT_RESTORE",
     ];
-    Ok(names.iter().enumerate().filter(|(n, _)| mask >> n & 1 == 1).map(|(_, c)| format!("CAP_{c}")).collect())
+    Ok(names
+        .iter()
+        .enumerate()
+        .filter(|(n, _)| mask >> n & 1 == 1)
+        .map(|(_, c)| format!("CAP_{c}"))
+        .collect())
 }

@@ -53,7 +53,8 @@ impl Paths {
 
 /// The text of the configuration file; `extra` goes to the end.
 pub(crate) fn text(paths: &Paths, bin: &Path, network: &Network, extra: &str) -> String {
-    let (root, run, socket, certs) = (paths.root.display(), paths.run.display(), paths.socket.display(), paths.certs.display());
+    let (root, run, socket, certs) =
+        (paths.root.display(), paths.run.display(), paths.socket.display(), paths.certs.display());
     let (conf, own, bin) = (network.conf_dir.display(), network.bin_dir.display(), bin.display());
     let plugins = cni::PLUGINS;
     format!(
@@ -80,7 +81,10 @@ pub(crate) fn hosts(certs: &Path, registry: &Registry) -> Result<()> {
     write(&format!("127.0.0.1:{}", registry.port), format!("server = \"{plain}\"\n"))?;
     write("registry.test", format!("server = \"{plain}\"\n[host.\"{plain}\"]\n{pull}\n"))?;
     write("other.test", format!("server = \"{plain}\"\n[host.\"{plain}\"]\n{pull}\n"))?;
-    write("tls.test", format!("server = \"{tls}\"\n[host.\"{tls}\"]\n{pull}\nca = \"{}\"\n", registry.ca().display()))?;
+    write(
+        "tls.test",
+        format!("server = \"{tls}\"\n[host.\"{tls}\"]\n{pull}\nca = \"{}\"\n", registry.ca().display()),
+    )?;
     write("fallback.test", format!("server = \"{plain}\"\n[host.\"http://127.0.0.1:1\"]\n{pull}\n"))?;
     write("absent.test", String::from("server = \"http://127.0.0.1:1\"\n"))
 }

@@ -71,6 +71,12 @@ enum Command {
         /// Run only checks whose name contains this.
         #[arg(long)]
         filter: Option<String>,
+        /// Put kubelet on another runtime's socket: checks the checks themselves.
+        #[arg(long)]
+        endpoint: Option<PathBuf>,
+        /// With --endpoint: the `certs.d` folder of that runtime.
+        #[arg(long, requires = "endpoint")]
+        certs: Option<PathBuf>,
     },
     /// Measure, and print one table.
     Bench {
@@ -136,7 +142,10 @@ fn run() -> Result<bool> {
                 let peer = endpoint.map(|socket| node::Peer { socket, certs });
                 runner::run(&bin_dir, filter.as_deref(), peer).await
             }
-            Command::NodeTest { bin_dir, kubelet, filter } => node_test::run(&bin_dir, &kubelet, filter.as_deref()).await,
+            Command::NodeTest { bin_dir, kubelet, filter, endpoint, certs } => {
+                let peer = endpoint.map(|socket| node::Peer { socket, certs });
+                node_test::run(&bin_dir, &kubelet, filter.as_deref(), peer).await
+            }
             Command::Bench { bin_dir, endpoint } => bench::run(&bin_dir, &endpoint).await,
             Command::Demo { bin_dir } => demo::run(&bin_dir).await,
             Command::Init { .. } | Command::UdpEcho { .. } => Ok(true),

@@ -30,12 +30,25 @@ pub(crate) struct Kubelet {
     secure: u16,
     http: Http,
     child: Mutex<Option<Child>>,
+    /// Kernel settings of the host that kubelet changes, as they were.
+    settings: Vec<(&'static str, String)>,
 }
+
+/// Kernel settings that kubelet makes its own; no namespace keeps them from the host.
+const SETTINGS: [&str; 6] = [
+    "/proc/sys/vm/overcommit_memory",
+    "/proc/sys/vm/panic_on_oom",
+    "/proc/sys/kernel/panic",
+    "/proc/sys/kernel/panic_on_oops",
+    "/proc/sys/kernel/keys/root_maxkeys",
+    "/proc/sys/kernel/keys/root_maxbytes",
+];
 
 impl Kubelet {
     /// Writes the configuration and starts it; returns when it lists pods.
     pub(crate) async fn start(binary: &Path, node: &Node) -> Result<Self> {
-        let binary = fs::canonicalize(binary).with_context(|| format!("{} (build it with `make kubelet`)", binary.display()))?;
+        let binary = fs::canonicalize(binary)
+            .with_context(|| format!("{} (build it with `make kubelet`)", binary.display()))?;
         let dir = node.paths.dir.join("kubelet");
         let this = Self {
             binary,
@@ -45,6 +58,7 @@ impl Kubelet {
             secure: free_port()?,
             http: Http::new(),
             child: Mutex::new(None),
+            settings: SETTINGS.iter().filter_map(|f| Some((*f, fs::read_to_string(f).ok()?))).collect(),
             dir,
         };
         for made in [&this.manifests, &this.logs, &this.dir.join("root")] {
@@ -89,7 +103,8 @@ impl Kubelet {
             *slot = Some(child);
         }
         wait::until("kubelet's /pods", Duration::from_secs(60), || async {
-            let ended = self.child.lock().ok().and_then(|mut c| c.as_mut().and_then(|c| c.try_wait().ok().flatten()));
+            let ended =
+                self.child.lock().ok().and_then(|mut c| c.as_mut().and_then(|c| c.try_wait().ok().flatten()));
             if let Some(status) = ended {
                 bail!("kubelet ended with {status}: {}", self.last_log(8));
             }
@@ -108,6 +123,11 @@ impl Kubelet {
             child.wait()?;
         }
         Ok(())
+    }
+
+    /// Has it a process?
+    pub(crate) fn running(&self) -> bool {
+        self.child.lock().is_ok_and(|c| c.is_some())
     }
 
     /// Ends it, however.
@@ -137,15 +157,25 @@ impl Kubelet {
     }
 
     /// A container's log as `kubectl logs` would get it, through kubelet's TLS port.
-    pub(crate) fn container_log(&self, namespace: &str, pod: &str, container: &str, query: &str) -> Result<String> {
-        let url = format!("https://127.0.0.1:{}/containerLogs/{namespace}/{pod}/{container}{query}", self.secure);
+    pub(crate) fn container_log(
+        &self,
+        namespace: &str,
+        pod: &str,
+        container: &str,
+        query: &str,
+    ) -> Result<String> {
+        let url =
+            format!("https://127.0.0.1:{}/containerLogs/{namespace}/{pod}/{container}{query}", self.secure);
         command("curl", &["-sS", "--insecure", "--fail-with-body", "--max-time", "10", &url])
     }
 
     /// kubelet's summary, which `kubectl top` and the eviction manager live on.
     pub(crate) fn summary(&self) -> Result<Value> {
         let url = format!("https://127.0.0.1:{}/stats/summary", self.secure);
-        Ok(serde_json::from_str(&command("curl", &["-sS", "--insecure", "--fail-with-body", "--max-time", "20", &url])?)?)
+        Ok(serde_json::from_str(&command(
+            "curl",
+            &["-sS", "--insecure", "--fail-with-body", "--max-time", "20", &url],
+        )?)?)
     }
 
     /// kubelet's own metrics.
@@ -156,7 +186,8 @@ impl Kubelet {
 
     /// Drops a manifest.
     pub(crate) fn apply(&self, pod: &Value) -> Result<()> {
-        let name = pod.pointer("/metadata/name").and_then(Value::as_str).context("a manifest without a name")?;
+        let name =
+            pod.pointer("/metadata/name").and_then(Value::as_str).context("a manifest without a name")?;
         // Not in the watched folder: kubelet would read half of it.
         let new = self.dir.join("new-manifest");
         fs::write(&new, serde_json::to_vec_pretty(pod)?)?;
@@ -166,7 +197,8 @@ impl Kubelet {
 
     /// Takes a manifest away.
     pub(crate) fn delete(&self, name: &str) -> Result<()> {
-        fs::remove_file(self.manifests.join(format!("{name}.json"))).with_context(|| format!("manifest {name}"))
+        fs::remove_file(self.manifests.join(format!("{name}.json")))
+            .with_context(|| format!("manifest {name}"))
     }
 
     /// Takes all away and waits until copepod has no pod left.
@@ -176,18 +208,24 @@ impl Kubelet {
         }
         wait::until("kubelet to remove every pod", Duration::from_secs(90), || async {
             let left = rig.node.cri.pods(None).await?;
-            let running = left.iter().filter(|p| p.state() == cri_api::v1::PodSandboxState::SandboxReady).count();
+            let running =
+                left.iter().filter(|p| p.state() == cri_api::v1::PodSandboxState::SandboxReady).count();
             ensure!(running == 0, "{running} pods are still ready");
             Ok(Some(()))
         })
         .await
     }
 
-    /// Removes what kubelet leaves by design: its root folder's mounts and the kubepods cgroups. Nothing else.
+    /// Removes what kubelet leaves by design: its root folder's mounts, the kubepods cgroups, changed kernel
+    /// settings. Nothing else.
     pub(crate) fn clean_up(&self) {
+        for (file, value) in &self.settings {
+            drop(fs::write(file, value));
+        }
         let root = self.dir.display().to_string();
         let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let mut places: Vec<&str> = text.lines().filter_map(|l| l.split(' ').nth(4)).filter(|p| p.starts_with(&root)).collect();
+        let mut places: Vec<&str> =
+            text.lines().filter_map(|l| l.split(' ').nth(4)).filter(|p| p.starts_with(&root)).collect();
         places.sort_by_key(|p| std::cmp::Reverse(p.len()));
         for place in places {
             drop(command("umount", &["--lazy", place]));

@@ -17,7 +17,7 @@ use anyhow::{Context as _, Result};
 
 use crate::census::Census;
 use crate::fixture::Fixture;
-use crate::node::{Node, Options};
+use crate::node::{Node, Options, Peer};
 use kubelet::Kubelet;
 
 /// What all checks share.
@@ -59,12 +59,22 @@ pub(crate) use check;
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(150);
 
 /// Runs all checks; `Ok(false)` if any failed.
-pub(crate) async fn run(bin: &Path, kubelet: &Path, filter: Option<&str>) -> Result<bool> {
+pub(crate) async fn run(
+    bin: &Path,
+    kubelet: &Path,
+    filter: Option<&str>,
+    peer: Option<Peer>,
+) -> Result<bool> {
     let begun = Instant::now();
     let world = Census::take(None);
     let fixture = Fixture::new(bin).await.context("prepare the fixtures")?;
     // The node begins without any network, as a cluster's does before its CNI arrives.
-    let node = Node::start(&fixture, &Options { without_cni: true, ..Options::default() }).await.context("start copepod")?;
+    let node = match peer {
+        Some(peer) => Node::foreign(&fixture, &peer)?,
+        None => Node::start(&fixture, &Options { without_cni: true, ..Options::default() })
+            .await
+            .context("start copepod")?,
+    };
     let kubelet = Kubelet::start(kubelet, &node).await.context("start kubelet")?;
     println!("copepod and kubelet run after {:.1} s", begun.elapsed().as_secs_f32());
     let rig = Arc::new(Rig { fixture, node, kubelet });
@@ -85,7 +95,11 @@ pub(crate) async fn run(bin: &Path, kubelet: &Path, filter: Option<&str>) -> Res
                 println!("ok    {:<48} {seconds:6.2} s", check.name);
             }
             Err(e) => {
-                println!("FAIL  {:<48} {seconds:6.2} s\n    {}", check.name, format!("{e:#}").replace('\n', "\n    "));
+                println!(
+                    "FAIL  {:<48} {seconds:6.2} s\n    {}",
+                    check.name,
+                    format!("{e:#}").replace('\n', "\n    ")
+                );
                 failed.push(check.name);
             }
         }
@@ -103,10 +117,16 @@ pub(crate) async fn run(bin: &Path, kubelet: &Path, filter: Option<&str>) -> Res
 
 /// Removes every pod through kubelet, ends kubelet and copepod, cleans up what kubelet is known to leave.
 async fn end(rig: &Rig, world: &Census) -> Result<()> {
+    if rig.node.pid().is_err() && !rig.node.is_foreign() {
+        rig.node.launch().await?;
+    }
+    if !rig.kubelet.running() {
+        rig.kubelet.launch().await?;
+    }
     let emptied = rig.kubelet.remove_all(rig).await;
     rig.kubelet.stop();
     let rest = rig.node.empty().await;
-    let terminated = rig.node.terminate().await;
+    let terminated = if rig.node.is_foreign() { Ok(()) } else { rig.node.terminate().await };
     rig.kubelet.clean_up();
     if emptied.is_err() || rest.is_err() || terminated.is_err() {
         rig.node.raze();

@@ -49,12 +49,21 @@ async fn unknown_ids(cx: Context) -> Result<()> {
     ] {
         let status = code.with_context(|| format!("{name} of an unknown id succeeded"))?;
         ensure!(status.code() == Code::NotFound || cx.node.is_foreign(), "{name}: {status}");
-        ensure!(status.message().contains(absent.get(..12).unwrap_or_default()), "{name} does not name the id: {status}");
+        ensure!(
+            status.message().contains(absent.get(..12).unwrap_or_default()),
+            "{name} does not name the id: {status}"
+        );
     }
     let config = cx.pod_config();
-    ensure!(cx.cri.create(&absent, &cx.sleeper("one"), &config).await.is_err(), "a container in an unknown pod");
+    ensure!(
+        cx.cri.create(&absent, &cx.sleeper("one"), &config).await.is_err(),
+        "a container in an unknown pod"
+    );
     for id in ["", "../../../etc", "a\0b", "\u{1f980}", &"x".repeat(100_000)] {
-        ensure!(cx.cri.pod_status(id).await.is_err() && cx.cri.container_response(id).await.is_err(), "`{id}` has a status");
+        ensure!(
+            cx.cri.pod_status(id).await.is_err() && cx.cri.container_response(id).await.is_err(),
+            "`{id}` has a status"
+        );
         // Idempotent calls may say Ok or refuse, but must answer.
         drop(runtime.stop_pod_sandbox(api::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() }).await);
     }
@@ -69,14 +78,25 @@ async fn missing_image(cx: Context) -> Result<()> {
     ensure!(e.message().contains("no-such-tag"), "{e}");
     let pod = cx.pod().await?;
     let config = shapes::container("one", "registry.test/never-pulled:1", &["true"]).like(&pod.config);
-    let e = cx.cri.create(&pod.id, &config, &pod.config).await.err().context("a container without an image")?;
+    let e =
+        cx.cri.create(&pod.id, &config, &pod.config).await.err().context("a container without an image")?;
     ensure!(e.message().contains("never-pulled"), "{e}");
     ensure!(cx.cri.containers(None).await?.iter().all(|c| c.pod_sandbox_id != pod.id), "it is listed");
     Ok(())
 }
 
 async fn bad_references(cx: Context) -> Result<()> {
-    for name in ["", " ", "UPPER/case:1", "registry.test/busybox:", "registry.test/busybox@sha256:short", "registry.test/../etc:1", "registry.test/a b", "http://registry.test/busybox", &format!("registry.test/{}:1", "a".repeat(5000))] {
+    for name in [
+        "",
+        " ",
+        "UPPER/case:1",
+        "registry.test/busybox:",
+        "registry.test/busybox@sha256:short",
+        "registry.test/../etc:1",
+        "registry.test/a b",
+        "http://registry.test/busybox",
+        &format!("registry.test/{}:1", "a".repeat(5000)),
+    ] {
         ensure!(cx.cri.pull(name).await.is_err(), "`{name}` was pulled");
     }
     ensure!(cx.cri.images().await?.iter().all(|i| !i.id.is_empty()));
@@ -87,16 +107,21 @@ async fn bad_references(cx: Context) -> Result<()> {
 async fn refused(cx: &Context, name: &str, expected: &[&str]) -> Result<()> {
     let files = || -> Vec<String> {
         let out = std::process::Command::new("find").arg(cx.node.paths.root.join("images")).output();
-        out.map(|o| String::from_utf8_lossy(&o.stdout).lines().map(str::to_owned).collect()).unwrap_or_default()
+        out.map(|o| String::from_utf8_lossy(&o.stdout).lines().map(str::to_owned).collect())
+            .unwrap_or_default()
     };
     let before = files();
     let e = cx.cri.pull(name).await.err().with_context(|| format!("{name} was pulled"))?;
-    ensure!(expected.iter().any(|w| e.message().to_lowercase().contains(w)), "the error has none of {expected:?}: {e}");
+    ensure!(
+        expected.iter().any(|w| e.message().to_lowercase().contains(w)),
+        "the error has none of {expected:?}: {e}"
+    );
     ensure!(cx.cri.images().await?.is_empty(), "an image of a refused pull is listed");
     crate::wait::until("the store to be as before", crate::wait::secs(10), || async {
         let left: Vec<String> = files().into_iter().filter(|f| !before.contains(f)).collect();
         // Folders for a kind of content are made once.
-        let left: Vec<String> = left.into_iter().filter(|f| std::path::Path::new(f).is_file() || f.contains("sha256")).collect();
+        let left: Vec<String> =
+            left.into_iter().filter(|f| std::path::Path::new(f).is_file() || f.contains("sha256")).collect();
         ensure!(left.is_empty(), "left {left:?}");
         Ok(Some(()))
     })
@@ -124,7 +149,12 @@ async fn digest_that_does_not_match(cx: Context) -> Result<()> {
     let file = cx.fixture.registry.blob_file(&image.manifest.digest);
     let text = fs::read_to_string(&file)?;
     fs::write(&file, text.replace("schemaVersion\":2", "schemaVersion\": 2"))?;
-    let result = refused(&cx, &format!("registry.test/bad-manifest@{}", image.manifest.digest), &["digest", "sha256", "mismatch", "manifest"]).await;
+    let result = refused(
+        &cx,
+        &format!("registry.test/bad-manifest@{}", image.manifest.digest),
+        &["digest", "sha256", "mismatch", "manifest"],
+    )
+    .await;
     fs::write(&file, text)?;
     result
 }
@@ -172,17 +202,39 @@ async fn tar_that_climbs_out(cx: Context) -> Result<()> {
         w.file("etc/fine", 0o644, b"x")?;
         w.raw(kind, entry, link, 0o644, (0, 0), if link.is_empty() { b"evil" } else { b"" })?;
         let repository = format!("climb-{n}");
-        let name = push(&cx, &repository, &Recipe::new(&[cx.fixture.layers.busybox.clone(), w.finish(Packing::Gzip)?], json!({"Cmd": ["/bin/true"]})).build()).await?;
+        let name = push(
+            &cx,
+            &repository,
+            &Recipe::new(
+                &[cx.fixture.layers.busybox.clone(), w.finish(Packing::Gzip)?],
+                json!({"Cmd": ["/bin/true"]}),
+            )
+            .build(),
+        )
+        .await?;
         let pulled = cx.cri.pull(&name).await;
         // An absolute name may be taken as relative to the root, as tar does; anything that climbs is refused.
-        ensure!(pulled.is_err() || entry.starts_with('/') || link.starts_with('/'), "{entry} -> {link} was accepted");
+        ensure!(
+            pulled.is_err() || entry.starts_with('/') || link.starts_with('/'),
+            "{entry} -> {link} was accepted"
+        );
         ensure!(!std::path::Path::new("/absolute-climbed").exists(), "written to the host's root");
         for place in ["climbed", "images/climbed", "images/layers/climbed"] {
             ensure!(!cx.node.paths.root.join(place).exists(), "{place} appeared");
         }
         if pulled.is_ok() {
             let pod = cx.pod().await?;
-            let text = cx.output(&pod, &shapes::container("look", &name, &["/bin/sh", "-c", "grep -c root /hard 2>/dev/null; cat /etc/passwd | wc -l"])).await.unwrap_or_default();
+            let text = cx
+                .output(
+                    &pod,
+                    &shapes::container(
+                        "look",
+                        &name,
+                        &["/bin/sh", "-c", "grep -c root /hard 2>/dev/null; cat /etc/passwd | wc -l"],
+                    ),
+                )
+                .await
+                .unwrap_or_default();
             ensure!(!text.contains("systemd"), "the host's /etc/passwd is in the container");
             cx.cri.drop_pod(&pod.id).await?;
             cx.cri.remove_image(&name).await?;
@@ -194,7 +246,11 @@ async fn tar_that_climbs_out(cx: Context) -> Result<()> {
 /// A link in the layer, then a file through it: it must end up inside, or be refused.
 async fn tar_through_a_symlink(cx: Context) -> Result<()> {
     let victim = cx.volume("victim")?;
-    for (n, target) in [victim.display().to_string(), String::from("../../../../../../../../../../../../var/lib")].into_iter().enumerate() {
+    for (n, target) in
+        [victim.display().to_string(), String::from("../../../../../../../../../../../../var/lib")]
+            .into_iter()
+            .enumerate()
+    {
         let mut first = Writer::new();
         first.raw(EntryType::Symlink, "link", &target, 0o777, (0, 0), b"")?;
         first.raw(EntryType::Regular, "link/same-layer", "", 0o644, (0, 0), b"evil")?;
@@ -202,11 +258,17 @@ async fn tar_through_a_symlink(cx: Context) -> Result<()> {
         second.raw(EntryType::Regular, "link/next-layer", "", 0o644, (0, 0), b"evil")?;
         second.raw(EntryType::Regular, "link/.wh.victim", "", 0o644, (0, 0), b"")?;
         fs::write(victim.join("victim"), "keep")?;
-        let layers = [cx.fixture.layers.busybox.clone(), first.finish(Packing::Gzip)?, second.finish(Packing::Gzip)?];
-        let name = push(&cx, &format!("symlink-{n}"), &Recipe::new(&layers, json!({"Cmd": ["/bin/true"]})).build()).await?;
+        let layers =
+            [cx.fixture.layers.busybox.clone(), first.finish(Packing::Gzip)?, second.finish(Packing::Gzip)?];
+        let name =
+            push(&cx, &format!("symlink-{n}"), &Recipe::new(&layers, json!({"Cmd": ["/bin/true"]})).build())
+                .await?;
         let pulled = cx.cri.pull(&name).await;
         for file in ["same-layer", "next-layer"] {
-            ensure!(!victim.join(file).exists() && !std::path::Path::new("/var/lib").join(file).exists(), "{file} was written through the link");
+            ensure!(
+                !victim.join(file).exists() && !std::path::Path::new("/var/lib").join(file).exists(),
+                "{file} was written through the link"
+            );
         }
         ensure!(victim.join("victim").exists(), "a whiteout went through the link");
         if pulled.is_ok() {
@@ -254,19 +316,29 @@ async fn manifest_that_lies(cx: Context) -> Result<()> {
     if let Ok(name) = push(&cx, "lying-size", &image).await {
         refused(&cx, &name, &["size", "length", "bytes", "digest"]).await?;
     }
-    let only_arm = Recipe { architecture: "arm64", ..Recipe::new(&[layer_of("arm")?], json!({"Cmd": ["x"]})) }.build();
-    let list = crate::images::index(crate::images::Form::Oci, &[(only_arm, json!({"architecture": "arm64", "os": "linux"}))]);
+    let only_arm =
+        Recipe { architecture: "arm64", ..Recipe::new(&[layer_of("arm")?], json!({"Cmd": ["x"]})) }.build();
+    let list = crate::images::index(
+        crate::images::Form::Oci,
+        &[(only_arm, json!({"architecture": "arm64", "os": "linux"}))],
+    );
     let name = push(&cx, "only-arm", &list).await?;
     refused(&cx, &name, &["platform", "amd64", "architecture"]).await
 }
 
 async fn pod_without_metadata(cx: Context) -> Result<()> {
     let mut runtime = cx.cri.runtime.clone();
-    ensure!(runtime.run_pod_sandbox(api::RunPodSandboxRequest::default()).await.is_err(), "a pod without a configuration");
+    ensure!(
+        runtime.run_pod_sandbox(api::RunPodSandboxRequest::default()).await.is_err(),
+        "a pod without a configuration"
+    );
     let mut config = cx.pod_config();
     config.metadata = None;
     let e = cx.cri.run_pod(&config).await.err().context("a pod without metadata")?;
-    ensure!(cx.node.is_foreign() || (e.code() == Code::InvalidArgument && e.message().contains("metadata")), "{e}");
+    ensure!(
+        cx.node.is_foreign() || (e.code() == Code::InvalidArgument && e.message().contains("metadata")),
+        "{e}"
+    );
     ensure!(cx.cri.pods(None).await?.is_empty() || cx.node.is_foreign(), "it is listed");
     Ok(())
 }
@@ -299,18 +371,56 @@ async fn wrong_fields(cx: Context) -> Result<()> {
             }
         }),
         ("port", cx.pod_config().own_network().port(api::Protocol::Tcp, 80, 70_000)),
-        ("namespace", { let mut c = cx.pod_config(); c.namespaces().network = 9; c }),
-        ("cgroup_parent", { let mut c = cx.pod_config(); c.linux.get_or_insert_default().cgroup_parent = String::from("../../escape"); c }),
-        ("hostname", { let mut c = cx.pod_config().own_network(); c.hostname = "h".repeat(300); c }),
+        ("namespace", {
+            let mut c = cx.pod_config();
+            c.namespaces().network = 9;
+            c
+        }),
+        ("cgroup_parent", {
+            let mut c = cx.pod_config();
+            c.linux.get_or_insert_default().cgroup_parent = String::from("../../escape");
+            c
+        }),
+        ("hostname", {
+            let mut c = cx.pod_config().own_network();
+            c.hostname = "h".repeat(300);
+            c
+        }),
     ];
     for (what, config) in bad_pods {
         ensure!(cx.cri.run_pod(&config).await.is_err(), "a pod with a wrong {what} was accepted");
     }
     let pod = cx.pod().await?;
     let bad: Vec<(&str, api::ContainerConfig)> = vec![
-        ("mount target", cx.sleeper("c").mount(std::path::Path::new("/tmp"), "relative/path", false, api::MountPropagation::PropagationPrivate)),
-        ("mount without a source", cx.sleeper("c").mount(std::path::Path::new(""), "/v", false, api::MountPropagation::PropagationPrivate)),
-        ("propagation", cx.sleeper("c").with(|c| c.mounts.push(api::Mount { container_path: String::from("/v"), host_path: String::from("/tmp"), propagation: 9, ..Default::default() }))),
+        (
+            "mount target",
+            cx.sleeper("c").mount(
+                std::path::Path::new("/tmp"),
+                "relative/path",
+                false,
+                api::MountPropagation::PropagationPrivate,
+            ),
+        ),
+        (
+            "mount without a source",
+            cx.sleeper("c").mount(
+                std::path::Path::new(""),
+                "/v",
+                false,
+                api::MountPropagation::PropagationPrivate,
+            ),
+        ),
+        (
+            "propagation",
+            cx.sleeper("c").with(|c| {
+                c.mounts.push(api::Mount {
+                    container_path: String::from("/v"),
+                    host_path: String::from("/tmp"),
+                    propagation: 9,
+                    ..Default::default()
+                })
+            }),
+        ),
         ("log path", cx.sleeper("c").with(|c| c.log_path = String::from("../../../../tmp/escaped.log"))),
         ("stop signal", cx.sleeper("c").with(|c| c.stop_signal = 999)),
         ("environment", cx.sleeper("c").env("A=B", "x")),
@@ -352,7 +462,10 @@ async fn container_in_another_pods_config(cx: Context) -> Result<()> {
 
 fn copepod(cx: &Context, args: &[&str]) -> Result<(bool, String)> {
     let out = std::process::Command::new(cx.fixture.bin.join("copepod")).args(args).output()?;
-    Ok((out.status.success(), format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))))
+    Ok((
+        out.status.success(),
+        format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr)),
+    ))
 }
 
 async fn config_typos(cx: Context) -> Result<()> {
@@ -387,14 +500,20 @@ async fn config_check_and_default(cx: Context) -> Result<()> {
     fs::write(&file, &text)?;
     let (good, said) = copepod(&cx, &["config", "check", "--config", &file.display().to_string()])?;
     ensure!(good, "its own default is refused: {said}");
-    let (good, said) = copepod(&cx, &["config", "check", "--config", &cx.node.paths.config.display().to_string()])?;
+    let (good, said) =
+        copepod(&cx, &["config", "check", "--config", &cx.node.paths.config.display().to_string()])?;
     ensure!(good, "{said}");
     Ok(())
 }
 
 async fn garbage_on_the_socket(cx: Context) -> Result<()> {
     use tokio::io::AsyncWriteExt as _;
-    for bytes in [vec![0_u8; 1000], b"GET / HTTP/1.1\r\n\r\n".to_vec(), vec![0xff; 100_000], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff\xff".to_vec()] {
+    for bytes in [
+        vec![0_u8; 1000],
+        b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+        vec![0xff; 100_000],
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff\xff".to_vec(),
+    ] {
         let mut stream = tokio::net::UnixStream::connect(&cx.node.paths.socket).await?;
         // The daemon may hang up in the middle.
         drop(stream.write_all(&bytes).await);

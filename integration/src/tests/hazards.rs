@@ -26,14 +26,21 @@ pub(super) fn tests() -> Vec<Test> {
 async fn h1_log_path_is_absolute(cx: Context) -> Result<()> {
     for (directory, path) in [("", ""), ("", "x/0.log"), ("logs", "")] {
         let mut config = cx.pod_config();
-        config.log_directory = if directory.is_empty() { String::new() } else { cx.node.paths.logs.join(directory).display().to_string() };
+        config.log_directory = if directory.is_empty() {
+            String::new()
+        } else {
+            cx.node.paths.logs.join(directory).display().to_string()
+        };
         let pod = cx.pod_of(config).await?;
         let id = cx.start(&pod, &cx.sleeper("one").with(|c| c.log_path = path.to_owned())).await?;
         let created = cx.create(&pod, &cx.sleeper("two").with(|c| c.log_path = path.to_owned())).await?;
         cx.cri.stop(&id, 0).await?;
         for id in [id, created] {
             let shown = cx.cri.container(&id).await?.log_path;
-            ensure!(shown.starts_with('/') && shown.len() > 1 && !shown.ends_with('/'), "log_path is `{shown}` for `{directory}` and `{path}`");
+            ensure!(
+                shown.starts_with('/') && shown.len() > 1 && !shown.ends_with('/'),
+                "log_path is `{shown}` for `{directory}` and `{path}`"
+            );
         }
         cx.cri.drop_pod(&pod.id).await?;
     }
@@ -52,13 +59,19 @@ async fn h2_no_cgroup_beside_the_pods(cx: Context) -> Result<()> {
         let below: BTreeSet<String> = cgroup::all(|p| p.starts_with(&qos));
         for path in &below {
             let (_, path) = path.split_once(':').context("path")?;
-            let fits = path == qos || path == parent || path == format!("{parent}/{id}") || path.starts_with(&format!("{parent}/{}", pod.id));
+            let fits = path == qos
+                || path == parent
+                || path == format!("{parent}/{id}")
+                || path.starts_with(&format!("{parent}/{}", pod.id));
             ensure!(fits, "a cgroup of kubelet's levels that is not the container's: {path}");
         }
         let shim = cx.node.shim(&pod.id)?;
         for process in [shim.pid, cx.node.pause(&pod.id)?.pid] {
             let text = std::fs::read_to_string(format!("/proc/{process}/cgroup"))?;
-            ensure!(!text.contains(&parent) || process != shim.pid, "the shim lives below the pod's cgroup, which kubelet destroys: {text}");
+            ensure!(
+                !text.contains(&parent) || process != shim.pid,
+                "the shim lives below the pod's cgroup, which kubelet destroys: {text}"
+            );
         }
         cx.cri.drop_pod(&pod.id).await?;
         Ok(())
@@ -76,7 +89,10 @@ async fn h3_no_message_is_absent(cx: Context) -> Result<()> {
     let exited = cx.start(&pod, &cx.shell("exited", "true")).await?;
     cx.cri.wait_exit(&exited, secs(10)).await?;
     let list = cx.cri.list_stats(None).await?;
-    ensure!(list.iter().any(|s| s.attributes.as_ref().is_some_and(|a| a.id == running)), "the running one has no stats");
+    ensure!(
+        list.iter().any(|s| s.attributes.as_ref().is_some_and(|a| a.id == running)),
+        "the running one has no stats"
+    );
     for stats in &list {
         let attributes = stats.attributes.as_ref().context("stats without attributes")?;
         ensure!(attributes.metadata.is_some() && !attributes.id.is_empty(), "{attributes:?}");
@@ -86,7 +102,10 @@ async fn h3_no_message_is_absent(cx: Context) -> Result<()> {
             ensure!(stats.attributes.is_some_and(|a| a.metadata.is_some()), "ContainerStats of {id}");
         }
         let s = cx.cri.container(id).await?;
-        ensure!(s.metadata.is_some() && s.image.is_some() && !s.image_ref.is_empty() && s.created_at > 0, "{s:?}");
+        ensure!(
+            s.metadata.is_some() && s.image.is_some() && !s.image_ref.is_empty() && s.created_at > 0,
+            "{s:?}"
+        );
     }
     let info = cx.cri.image_fs().await?;
     for fs in info.image_filesystems.iter().chain(&info.container_filesystems) {
@@ -102,9 +121,21 @@ async fn h3_no_message_is_absent(cx: Context) -> Result<()> {
 async fn h4_mount_points_exist_and_stay(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let id = cx.start(&pod, &cx.sleeper("one")).await?;
-    let place = cx.cri.stats(&id).await?.and_then(|s| s.writable_layer).and_then(|l| l.fs_id).context("no writable layer")?.mountpoint;
+    let place = cx
+        .cri
+        .stats(&id)
+        .await?
+        .and_then(|s| s.writable_layer)
+        .and_then(|l| l.fs_id)
+        .context("no writable layer")?
+        .mountpoint;
     let info = cx.cri.image_fs().await?;
-    let image = info.image_filesystems.first().and_then(|f| f.fs_id.clone()).context("no image file system")?.mountpoint;
+    let image = info
+        .image_filesystems
+        .first()
+        .and_then(|f| f.fs_id.clone())
+        .context("no image file system")?
+        .mountpoint;
     ensure!(Path::new(&place).exists() && Path::new(&image).exists(), "{place} or {image} does not exist");
     cx.cri.drop_pod(&pod.id).await?;
     ensure!(Path::new(&place).exists(), "{place} went with its container");

@@ -17,13 +17,20 @@ use crate::shapes::{ContainerExt as _, PodExt as _};
 use crate::wait::{self, secs};
 
 pub(super) fn tests() -> Vec<Test> {
-    vec![test!(twenty_writers).own().limit(180), test!(random_moments).own().limit(240), test!(each_step_in_order).own().limit(120)]
+    vec![
+        test!(twenty_writers).own().limit(180),
+        test!(random_moments).own().limit(240),
+        test!(each_step_in_order).own().limit(120),
+    ]
 }
+
+/// The bytes of line N.
+type Line = fn(usize) -> Vec<u8>;
 
 /// What one writer does, and what its log must reassemble to.
 struct Writer {
     id: String,
-    line: fn(usize) -> Vec<u8>,
+    line: Line,
     count: usize,
     /// Bytes after the last line.
     tail: &'static str,
@@ -43,8 +50,15 @@ async fn writer(cx: &Context, pod: &Pod, n: usize) -> Result<Writer> {
     let (name, count) = (format!("w{n}"), if n == 1 { 300 } else { 25_000 });
     let numbers = |count: usize| format!("i=0; while [ $i -lt {count} ]; do echo line $i; i=$((i+1)); done");
     // A gate holds the last line back until the daemon is up again: everybody spans the crash.
-    let (script, line, tail, code): (String, fn(usize) -> Vec<u8>, &'static str, i32) = match n {
-        1 => (format!("x=$(head -c 20000 /dev/zero | tr '\\0' x); i=0; while [ $i -lt {count} ]; do echo ${{x}}line $i; i=$((i+1)); sleep 0.005; done; exit 21"), long_line, "", 21),
+    let (script, line, tail, code): (String, Line, &'static str, i32) = match n {
+        1 => (
+            format!(
+                "x=$(head -c 20000 /dev/zero | tr '\\0' x); i=0; while [ $i -lt {count} ]; do echo ${{x}}line $i; i=$((i+1)); sleep 0.005; done; exit 21"
+            ),
+            long_line,
+            "",
+            21,
+        ),
         2 => (format!("stty -onlcr; {}; exit 22", numbers(count)), short_line, "", 22),
         3 => (format!("{}; printf 'no end'; exit 23", numbers(count)), short_line, "no end", 23),
         _ => (format!("{}; exit 0", numbers(count)), short_line, "", 0),
@@ -75,7 +89,12 @@ async fn twenty_writers(cx: Context) -> Result<()> {
     cx.node.launch().await?;
     let (listed_pods, listed) = (cx.cri.pods(None).await?, cx.cri.containers(None).await?);
     println!("      lists complete {:.2} s after the new daemon's start", start.elapsed().as_secs_f32());
-    ensure!(listed_pods.len() == 20 && listed.len() == 40, "{} pods and {} containers listed", listed_pods.len(), listed.len());
+    ensure!(
+        listed_pods.len() == 20 && listed.len() == 40,
+        "{} pods and {} containers listed",
+        listed_pods.len(),
+        listed.len()
+    );
     ensure!(listed_pods.iter().all(|p| p.state() == PodSandboxState::SandboxReady), "a pod is not ready");
     // Rotation right after the restart: what the shim had buffered must not be lost or doubled.
     let mut rotated = Vec::new();
@@ -101,10 +120,20 @@ async fn twenty_writers(cx: Context) -> Result<()> {
         let mut expected: Vec<u8> = (0..w.count).flat_map(w.line).collect();
         expected.extend_from_slice(w.tail.as_bytes());
         let found = log.bytes(None);
-        ensure!(digest(&found) == digest(&expected), "{}: {} bytes instead of {}: {}", s.log_path, found.len(), expected.len(), difference(&found, &expected));
+        ensure!(
+            digest(&found) == digest(&expected),
+            "{}: {} bytes instead of {}: {}",
+            s.log_path,
+            found.len(),
+            expected.len(),
+            difference(&found, &expected)
+        );
     }
     for (pod, keep) in &pods {
-        ensure!(cx.cri.container(keep).await?.state() == ContainerState::ContainerRunning, "a sleeper was hurt");
+        ensure!(
+            cx.cri.container(keep).await?.state() == ContainerState::ContainerRunning,
+            "a sleeper was hurt"
+        );
         ensure!(cx.cri.sh(keep, "echo in").await? == "in");
         cx.cri.stop(keep, 0).await?;
         cx.cri.drop_pod(&pod.id).await?;
@@ -114,7 +143,12 @@ async fn twenty_writers(cx: Context) -> Result<()> {
 
 fn difference(found: &[u8], expected: &[u8]) -> String {
     let at = found.iter().zip(expected).position(|(a, b)| a != b).unwrap_or(found.len().min(expected.len()));
-    let show = |bytes: &[u8]| String::from_utf8_lossy(bytes.get(at.saturating_sub(20)..bytes.len().min(at + 40)).unwrap_or_default()).into_owned();
+    let show = |bytes: &[u8]| {
+        String::from_utf8_lossy(
+            bytes.get(at.saturating_sub(20)..bytes.len().min(at + 40)).unwrap_or_default(),
+        )
+        .into_owned()
+    };
     format!("first difference at byte {at}: `{}` instead of `{}`", show(found), show(expected))
 }
 
@@ -131,7 +165,11 @@ impl Random {
 }
 
 /// Bring-up and teardown of one pod with one container; what was got hold of stays in `ids`.
-async fn lifecycle(cx: &Context, config: &api::PodSandboxConfig, ids: &std::sync::Mutex<Vec<String>>) -> Result<()> {
+async fn lifecycle(
+    cx: &Context,
+    config: &api::PodSandboxConfig,
+    ids: &std::sync::Mutex<Vec<String>>,
+) -> Result<()> {
     let pod = cx.cri.run_pod(config).await?;
     if let Ok(mut ids) = ids.lock() {
         ids.push(pod.clone());
@@ -152,7 +190,11 @@ async fn consistent(cx: &Context, config: &api::PodSandboxConfig) -> Result<()> 
         ensure!(s.metadata.is_some() && s.created_at > 0, "half-made pod {s:?}");
     }
     for c in cx.cri.containers(None).await? {
-        ensure!(pods.iter().any(|p| p.id == c.pod_sandbox_id), "container {} of a pod that is not listed", c.id);
+        ensure!(
+            pods.iter().any(|p| p.id == c.pod_sandbox_id),
+            "container {} of a pod that is not listed",
+            c.id
+        );
         ensure!(c.state() != ContainerState::ContainerUnknown, "container {} is in state unknown", c.id);
         cx.cri.container(&c.id).await?;
     }
@@ -163,15 +205,25 @@ async fn consistent(cx: &Context, config: &api::PodSandboxConfig) -> Result<()> 
         cx.cri.drop_pod(&pod.id).await.context("remove what was left not ready")?;
     }
     let pod = cx.cri.run_pod(config).await.context("RunPodSandbox again")?;
-    let old = cx.cri.containers(Some(api::ContainerFilter { pod_sandbox_id: pod.clone(), ..Default::default() })).await?;
+    let old = cx
+        .cri
+        .containers(Some(api::ContainerFilter { pod_sandbox_id: pod.clone(), ..Default::default() }))
+        .await?;
     for c in old {
         cx.cri.remove(&c.id).await.context("remove an old container")?;
     }
-    let container = cx.cri.create(&pod, &cx.sleeper("main").like(config), config).await.context("CreateContainer again")?;
+    let container = cx
+        .cri
+        .create(&pod, &cx.sleeper("main").like(config), config)
+        .await
+        .context("CreateContainer again")?;
     cx.cri.start(&container).await.context("StartContainer again")?;
     ensure!(cx.cri.sh(&container, "echo in").await? == "in");
     cx.cri.drop_pod(&pod).await.context("teardown")?;
-    ensure!(cx.cri.pods(None).await?.is_empty() && cx.cri.containers(None).await?.is_empty(), "something is still listed");
+    ensure!(
+        cx.cri.pods(None).await?.is_empty() && cx.cri.containers(None).await?.is_empty(),
+        "something is still listed"
+    );
     Ok(())
 }
 
@@ -199,13 +251,24 @@ async fn random_moments(cx: Context) -> Result<()> {
         };
         tokio::time::sleep(delay).await;
         cx.node.kill9()?;
-        let ended = tokio::time::timeout(secs(10), life).await.context("a call hangs although the daemon is dead")??;
+        let ended = tokio::time::timeout(secs(10), life)
+            .await
+            .context("a call hangs although the daemon is dead")??;
         unfinished += u32::from(ended.is_err());
         cx.node.launch().await.with_context(|| format!("round {round}: start after a kill at {delay:?}"))?;
-        let moment = || format!("round {round}: killed {delay:?} into a life of {:?} ({}), seen {ids:?}", whole.get(own), if own == 1 { "CNI" } else { "host network" });
+        let moment = || {
+            format!(
+                "round {round}: killed {delay:?} into a life of {:?} ({}), seen {ids:?}",
+                whole.get(own),
+                if own == 1 { "CNI" } else { "host network" }
+            )
+        };
         consistent(&cx, &config).await.with_context(moment)?;
     }
-    println!("      110 kills, {unfinished} of them in the middle of a life of {:?} or {:?}", whole[0], whole[1]);
+    println!(
+        "      110 kills, {unfinished} of them in the middle of a life of {:?} or {:?}",
+        whole[0], whole[1]
+    );
     ensure!(unfinished >= 60, "only {unfinished} kills met a life in progress");
     Ok(())
 }
@@ -228,12 +291,18 @@ async fn each_step_in_order(cx: Context) -> Result<()> {
 }
 
 /// Does the steps before `step`, sends that one's call and kills the daemon a moment later.
-async fn killed_in(cx: &Context, config: &api::PodSandboxConfig, step: usize, moment: Duration) -> Result<()> {
+async fn killed_in(
+    cx: &Context,
+    config: &api::PodSandboxConfig,
+    step: usize,
+    moment: Duration,
+) -> Result<()> {
     let mut pod = String::new();
     let mut container = String::new();
     for now in 0..=step {
         let call = {
-            let (cri, config, pod, container) = (cx.cri.clone(), config.clone(), pod.clone(), container.clone());
+            let (cri, config, pod, container) =
+                (cx.cri.clone(), config.clone(), pod.clone(), container.clone());
             let main = cx.sleeper("main").like(&config);
             tokio::spawn(async move {
                 match now {

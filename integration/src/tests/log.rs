@@ -48,7 +48,11 @@ async fn long_lines_are_cut(cx: Context) -> Result<()> {
         let log = Log::read(&s.log_path)?;
         ensure!(log.bytes(None).len() == size + 1, "{size}: {} bytes came back", log.bytes(None).len());
         let full = log.lines.iter().filter(|l| !l.partial).count();
-        ensure!(full == 1 && log.lines.last().is_some_and(|l| !l.partial), "{size}: {full} full lines of {}", log.lines.len());
+        ensure!(
+            full == 1 && log.lines.last().is_some_and(|l| !l.partial),
+            "{size}: {full} full lines of {}",
+            log.lines.len()
+        );
         ensure!(log.lines.len() <= size / 4096 + 2, "{size}: cut into {} pieces", log.lines.len());
     }
     Ok(())
@@ -72,17 +76,30 @@ async fn empty_lines_and_binary(cx: Context) -> Result<()> {
 
 async fn terminal_is_one_stream(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
-    let s = cx.run(&pod, &cx.shell("one", "tty; echo out; echo err >&2; echo $TERM; [ -t 0 ] && echo terminal").terminal()).await?;
+    let s = cx
+        .run(
+            &pod,
+            &cx.shell("one", "tty; echo out; echo err >&2; echo $TERM; [ -t 0 ] && echo terminal").terminal(),
+        )
+        .await?;
     let log = Log::read(&s.log_path)?;
     ensure!(log.lines.iter().all(|l| l.stream == "stdout"), "a terminal has only stdout: {log:?}");
     let text = log.text(None).replace('\r', "");
-    ensure!(text.contains("/dev/") && text.contains("out\nerr\n") && text.contains("xterm\n") && text.contains("terminal\n"), "{text}");
+    ensure!(
+        text.contains("/dev/")
+            && text.contains("out\nerr\n")
+            && text.contains("xterm\n")
+            && text.contains("terminal\n"),
+        "{text}"
+    );
     Ok(())
 }
 
 async fn reopen_after_rotation(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
-    let id = cx.start(&pod, &cx.shell("one", "i=0; while :; do echo line $i; i=$((i+1)); sleep 0.01; done")).await?;
+    let id = cx
+        .start(&pod, &cx.shell("one", "i=0; while :; do echo line $i; i=$((i+1)); sleep 0.01; done"))
+        .await?;
     let path = cx.cri.container(&id).await?.log_path;
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     let old = format!("{path}.old");
@@ -90,7 +107,8 @@ async fn reopen_after_rotation(cx: Context) -> Result<()> {
     cx.cri.reopen_log(&id).await?;
     ensure!(Path::new(&path).exists(), "the new file does not exist when the call returns");
     let frozen = fs::read(&old)?;
-    wait::until_true("lines in the new file", secs(5), || fs::metadata(&path).is_ok_and(|m| m.len() > 0)).await?;
+    wait::until_true("lines in the new file", secs(5), || fs::metadata(&path).is_ok_and(|m| m.len() > 0))
+        .await?;
     cx.cri.stop(&id, 0).await?;
     ensure!(fs::read(&old)? == frozen, "the old file went on growing");
     check_numbers(&Log::read_all(&[Path::new(&old), Path::new(&path)])?)?;
@@ -104,14 +122,22 @@ async fn reopen_refused_unless_running(cx: Context) -> Result<()> {
     let s = cx.run(&pod, &cx.shell("exited", "echo x")).await?;
     fs::rename(&s.log_path, format!("{}.moved", s.log_path))?;
     ensure!(cx.cri.reopen_log(&s.id).await.is_err(), "of an exited container");
-    ensure!(!Path::new(&s.log_path).exists(), "a file appeared although it failed: kubelet cannot rename back");
+    ensure!(
+        !Path::new(&s.log_path).exists(),
+        "a file appeared although it failed: kubelet cannot rename back"
+    );
     ensure!(cx.cri.reopen_log(&"9".repeat(64)).await.is_err(), "of an unknown container");
     Ok(())
 }
 
 async fn rotation_under_load_loses_nothing(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
-    let id = cx.start(&pod, &cx.shell("fast", "i=0; while [ $i -lt 60000 ]; do echo line $i; i=$((i+1)); done; sleep 10000")).await?;
+    let id = cx
+        .start(
+            &pod,
+            &cx.shell("fast", "i=0; while [ $i -lt 60000 ]; do echo line $i; i=$((i+1)); done; sleep 10000"),
+        )
+        .await?;
     let path = cx.cri.container(&id).await?.log_path;
     let mut files = Vec::new();
     for n in 0..10 {
@@ -124,7 +150,10 @@ async fn rotation_under_load_loses_nothing(cx: Context) -> Result<()> {
     files.push(path.clone());
     let paths: Vec<&Path> = files.iter().map(Path::new).collect();
     // It may have ended before the last rotation: then its last line is in an older file.
-    wait::until("the last line", secs(60), || async { Ok(Log::read_all(&paths)?.text(None).ends_with("line 59999\n").then_some(())) }).await?;
+    wait::until("the last line", secs(60), || async {
+        Ok(Log::read_all(&paths)?.text(None).ends_with("line 59999\n").then_some(()))
+    })
+    .await?;
     let count = check_numbers(&Log::read_all(&paths)?)?;
     ensure!(count == 60_000, "{count} lines");
     Ok(())

@@ -76,7 +76,13 @@ impl Drop for Playground {
     }
 }
 
-async fn volume(cx: &Context, pod: &Pod, name: &str, source: &Path, propagation: MountPropagation) -> Result<String> {
+async fn volume(
+    cx: &Context,
+    pod: &Pod,
+    name: &str,
+    source: &Path,
+    propagation: MountPropagation,
+) -> Result<String> {
     cx.start(pod, &cx.sleeper(name).mount(source, "/v", false, propagation)).await
 }
 
@@ -88,7 +94,12 @@ async fn bind_and_read_only(cx: Context) -> Result<()> {
     let (rw, ro) = (cx.volume("rw")?, cx.volume("ro")?);
     fs::write(ro.join("file"), "host")?;
     let pod = cx.pod().await?;
-    let c = cx.start(&pod, &cx.sleeper("one").mount(&rw, "/rw", false, PRIVATE).mount(&ro, "/a/b/ro", true, PRIVATE)).await?;
+    let c = cx
+        .start(
+            &pod,
+            &cx.sleeper("one").mount(&rw, "/rw", false, PRIVATE).mount(&ro, "/a/b/ro", true, PRIVATE),
+        )
+        .await?;
     cx.cri.sh(&c, "echo inside > /rw/file && cat /a/b/ro/file").await?;
     ensure!(fs::read_to_string(rw.join("file"))? == "inside\n");
     let out = cx.cri.exec(&c, &["/bin/sh", "-c", "echo x > /a/b/ro/file"]).await?;
@@ -104,7 +115,11 @@ async fn status_has_exactly_the_mounts(cx: Context) -> Result<()> {
     let mut status = cx.cri.wait_exit(&c, secs(10)).await?;
     // For exited ones too: kubelet finds the termination message by them.
     status.mounts.sort_by(|a, b| a.container_path.cmp(&b.container_path));
-    let short: Vec<_> = status.mounts.iter().map(|m| (m.container_path.clone(), m.host_path.clone(), m.readonly, m.propagation)).collect();
+    let short: Vec<_> = status
+        .mounts
+        .iter()
+        .map(|m| (m.container_path.clone(), m.host_path.clone(), m.readonly, m.propagation))
+        .collect();
     let expected = vec![
         (String::from("/one"), one.display().to_string(), true, i32::from(PRIVATE)),
         (String::from("/two"), two.display().to_string(), false, i32::from(SLAVE)),
@@ -137,7 +152,12 @@ async fn files_as_volumes(cx: Context) -> Result<()> {
     let file = cx.volume("x")?.join("file");
     fs::write(&file, "one file\n")?;
     let pod = cx.pod().await?;
-    let config = cx.sleeper("one").mount(&file, "/etc/marker", false, PRIVATE).mount(&file, "/new/place/file", true, PRIVATE);
+    let config = cx.sleeper("one").mount(&file, "/etc/marker", false, PRIVATE).mount(
+        &file,
+        "/new/place/file",
+        true,
+        PRIVATE,
+    );
     let c = cx.start(&pod, &config).await?;
     ensure!(cx.cri.sh(&c, "cat /etc/marker /new/place/file").await? == "one file\none file");
     Ok(())
@@ -148,7 +168,10 @@ async fn nested_in_any_order(cx: Context) -> Result<()> {
     fs::write(outer.join("o"), "outer")?;
     fs::write(inner.join("i"), "inner")?;
     let pod = cx.pod().await?;
-    let config = cx.sleeper("one").mount(&inner, "/data/in/ner", false, PRIVATE).mount(&outer, "/data", false, PRIVATE);
+    let config = cx
+        .sleeper("one")
+        .mount(&inner, "/data/in/ner", false, PRIVATE)
+        .mount(&outer, "/data", false, PRIVATE);
     let c = cx.start(&pod, &config).await?;
     ensure!(cx.cri.sh(&c, "cat /data/o /data/in/ner/i").await? == "outerinner");
     Ok(())
@@ -159,13 +182,19 @@ async fn target_cannot_escape(cx: Context) -> Result<()> {
     let v = cx.volume("v")?;
     fs::write(v.join("file"), "volume")?;
     let pod = cx.pod().await?;
-    let first = cx.start(&pod, &cx.sleeper("one").mount(&v, "/bin/../../../../escaped", false, PRIVATE)).await;
+    let first =
+        cx.start(&pod, &cx.sleeper("one").mount(&v, "/bin/../../../../escaped", false, PRIVATE)).await;
     if let Ok(c) = first {
         ensure!(cx.cri.sh(&c, "cat /escaped/file").await? == "volume");
     }
     ensure!(!Path::new("/escaped").exists(), "a mount target was made on the host");
     let image = crate::fixture::Fixture::image("whiteouts");
-    let config = crate::shapes::container("two", &image, &["/bin/sleep", "1000"]).mount(&v, "/w/absolute", false, PRIVATE);
+    let config = crate::shapes::container("two", &image, &["/bin/sleep", "1000"]).mount(
+        &v,
+        "/w/absolute",
+        false,
+        PRIVATE,
+    );
     // /w/absolute -> /etc/marker, a file: refused or resolved inside, never the host's /etc/marker.
     drop(cx.start(&pod, &config).await);
     ensure!(!Path::new("/etc/marker").exists(), "the host's /etc was touched");
@@ -175,7 +204,9 @@ async fn target_cannot_escape(cx: Context) -> Result<()> {
 async fn propagation_private(cx: Context) -> Result<()> {
     let ground = Playground::new(&cx, "private")?;
     let pod = privileged(&cx).await?;
-    let c = cx.start(&pod, &cx.sleeper("one").privileged().mount(&ground.path("v")?, "/v", false, PRIVATE)).await?;
+    let c = cx
+        .start(&pod, &cx.sleeper("one").privileged().mount(&ground.path("v")?, "/v", false, PRIVATE))
+        .await?;
     tmpfs(&ground.0.join("v/host"))?;
     fs::write(ground.0.join("v/host/file"), "x")?;
     ensure!(cx.cri.exec(&c, &["ls", "/v/host/file"]).await?.code != 0, "a host mount came in");
@@ -187,7 +218,8 @@ async fn propagation_private(cx: Context) -> Result<()> {
 async fn propagation_host_to_container(cx: Context) -> Result<()> {
     let ground = Playground::new(&cx, "slave")?;
     let pod = privileged(&cx).await?;
-    let c = cx.start(&pod, &cx.sleeper("one").privileged().mount(&ground.path("v")?, "/v", false, SLAVE)).await?;
+    let c =
+        cx.start(&pod, &cx.sleeper("one").privileged().mount(&ground.path("v")?, "/v", false, SLAVE)).await?;
     tmpfs(&ground.0.join("v/host"))?;
     fs::write(ground.0.join("v/host/file"), "x")?;
     cx.cri.sh(&c, "ls /v/host/file").await.context("a host mount must come in")?;
@@ -201,7 +233,9 @@ async fn propagation_host_to_container(cx: Context) -> Result<()> {
 async fn propagation_bidirectional(cx: Context) -> Result<()> {
     let ground = Playground::new(&cx, "shared")?;
     let pod = privileged(&cx).await?;
-    let c = cx.start(&pod, &cx.sleeper("one").privileged().mount(&ground.path("v")?, "/v", false, SHARED)).await?;
+    let c = cx
+        .start(&pod, &cx.sleeper("one").privileged().mount(&ground.path("v")?, "/v", false, SHARED))
+        .await?;
     tmpfs(&ground.0.join("v/host"))?;
     fs::write(ground.0.join("v/host/file"), "x")?;
     cx.cri.sh(&c, "ls /v/host/file").await.context("a host mount must come in")?;
@@ -239,7 +273,18 @@ async fn propagation_under_churn(cx: Context) -> Result<()> {
     let made = async {
         let mut ids = Vec::new();
         for n in 0..12 {
-            ids.push(cx.start(&pod, &cx.sleeper(&format!("c{n}")).privileged().mount(&base, "/v", false, if n % 2 == 0 { SLAVE } else { SHARED })).await?);
+            ids.push(
+                cx.start(
+                    &pod,
+                    &cx.sleeper(&format!("c{n}")).privileged().mount(
+                        &base,
+                        "/v",
+                        false,
+                        if n % 2 == 0 { SLAVE } else { SHARED },
+                    ),
+                )
+                .await?,
+            );
         }
         Ok::<_, anyhow::Error>(ids)
     }
@@ -267,7 +312,10 @@ async fn source_that_is_not_shared(cx: Context) -> Result<()> {
                 Ok(id) => cx.cri.start(&id).await.err().map(anyhow::Error::from),
                 Err(e) => Some(e),
             };
-            let e = format!("{:#}", e.with_context(|| format!("{name} propagation from a private mount was accepted"))?);
+            let e = format!(
+                "{:#}",
+                e.with_context(|| format!("{name} propagation from a private mount was accepted"))?
+            );
             ensure!(e.contains("shared") || e.contains("slave"), "{e}");
         }
         Ok(())
@@ -285,7 +333,9 @@ async fn detach_in_one_pod_leaves_the_host(cx: Context) -> Result<()> {
     fs::write(base.join("other-pods-volume/file"), "x")?;
     for n in 0..5 {
         let pod = privileged(&cx).await?;
-        let c = cx.start(&pod, &cx.sleeper(&format!("c{n}")).privileged().mount(&base, "/v", false, SHARED)).await?;
+        let c = cx
+            .start(&pod, &cx.sleeper(&format!("c{n}")).privileged().mount(&base, "/v", false, SHARED))
+            .await?;
         cx.cri.sh(&c, "ls /v/other-pods-volume/file").await?;
         if n % 2 == 0 {
             cx.cri.stop(&c, 0).await?;
@@ -301,7 +351,8 @@ async fn restarted_csi_driver_leaves_volumes(cx: Context) -> Result<()> {
     let ground = Playground::new(&cx, "kubelet")?;
     let pods = ground.path("pods")?;
     let driver_pod = privileged(&cx).await?;
-    let driver = |name: &str| cx.sleeper(name).privileged().mount(&ground.0, "/var/lib/kubelet", false, SHARED);
+    let driver =
+        |name: &str| cx.sleeper(name).privileged().mount(&ground.0, "/var/lib/kubelet", false, SHARED);
     let first = cx.start(&driver_pod, &driver("driver")).await?;
     cx.cri.sh(&first, "mkdir -p /var/lib/kubelet/pods/a && mount -t tmpfs none /var/lib/kubelet/pods/a && echo data > /var/lib/kubelet/pods/a/file").await?;
     ensure!(pods.join("a/file").exists(), "the driver's mount is not on the host");
@@ -317,7 +368,10 @@ async fn restarted_csi_driver_leaves_volumes(cx: Context) -> Result<()> {
         cx.start(&driver_pod, &driver(&format!("driver{n}"))).await?;
         ensure!(pods.join("a/file").exists(), "restart {n} of the driver unmounted another pod's volume");
     }
-    ensure!(pods.join("a/file").exists() && cx.cri.sh(&c, "cat /v/file").await? == "data", "the driver's end took the volume away");
+    ensure!(
+        pods.join("a/file").exists() && cx.cri.sh(&c, "cat /v/file").await? == "data",
+        "the driver's end took the volume away"
+    );
     cx.cri.drop_pod(&user.id).await?;
     unmount(&pods.join("a"))
 }
@@ -367,7 +421,10 @@ async fn unmount_of_parent_reaches_in(cx: Context) -> Result<()> {
     let c = volume(&cx, &pod, "one", &base, SLAVE).await?;
     ensure!(cx.cri.sh(&c, "grep -c ' /v/late ' /proc/mounts").await? == "1");
     unmount(&base.join("late"))?;
-    ensure!(cx.cri.sh(&c, "grep -c ' /v/late ' /proc/mounts || true").await? == "0", "the unmount did not reach the container");
+    ensure!(
+        cx.cri.sh(&c, "grep -c ' /v/late ' /proc/mounts || true").await? == "0",
+        "the unmount did not reach the container"
+    );
     Ok(())
 }
 
@@ -375,14 +432,31 @@ async fn termination_log_below_dev(cx: Context) -> Result<()> {
     let file = cx.volume("x")?.join("termination");
     fs::write(&file, "")?;
     let pod = cx.pod().await?;
-    let s = cx.run(&pod, &cx.shell("one", "echo last words > /dev/termination-log; ls -l /dev/null; exit 3").mount(&file, "/dev/termination-log", false, PRIVATE)).await?;
-    ensure!(s.exit_code == 3 && fs::read_to_string(&file)? == "last words\n", "{} {:?}", s.exit_code, fs::read_to_string(&file));
+    let s = cx
+        .run(
+            &pod,
+            &cx.shell("one", "echo last words > /dev/termination-log; ls -l /dev/null; exit 3").mount(
+                &file,
+                "/dev/termination-log",
+                false,
+                PRIVATE,
+            ),
+        )
+        .await?;
+    ensure!(
+        s.exit_code == 3 && fs::read_to_string(&file)? == "last words\n",
+        "{} {:?}",
+        s.exit_code,
+        fs::read_to_string(&file)
+    );
     Ok(())
 }
 
 async fn host_dev(cx: Context) -> Result<()> {
     let pod = privileged(&cx).await?;
-    let c = cx.start(&pod, &cx.sleeper("one").privileged().mount(Path::new("/dev"), "/dev", false, PRIVATE)).await?;
+    let c = cx
+        .start(&pod, &cx.sleeper("one").privileged().mount(Path::new("/dev"), "/dev", false, PRIVATE))
+        .await?;
     let inside: Vec<String> = cx.cri.sh(&c, "ls /dev").await?.lines().map(str::to_owned).collect();
     for entry in fs::read_dir("/dev")?.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -398,7 +472,12 @@ async fn bpf_below_sys(cx: Context) -> Result<()> {
         return Ok(());
     }
     let pod = privileged(&cx).await?;
-    let c = cx.start(&pod, &cx.sleeper("cilium").privileged().mount(Path::new("/sys/fs/bpf"), "/sys/fs/bpf", false, SHARED)).await?;
+    let c = cx
+        .start(
+            &pod,
+            &cx.sleeper("cilium").privileged().mount(Path::new("/sys/fs/bpf"), "/sys/fs/bpf", false, SHARED),
+        )
+        .await?;
     let line = cx.cri.sh(&c, "grep ' /sys/fs/bpf ' /proc/mounts").await?;
     ensure!(line.contains(" bpf "), "{line}");
     cx.cri.sh(&c, "mkdir /sys/fs/bpf/copepod-test").await?;
@@ -440,7 +519,12 @@ async fn host_table_grows_by_the_pin_alone(cx: Context) -> Result<()> {
 async fn cgroup_options_of_the_host_stay(cx: Context) -> Result<()> {
     let options = || -> Result<String> {
         let text = fs::read_to_string("/proc/self/mountinfo")?;
-        Ok(text.lines().filter(|l| l.contains(" cgroup")).map(|l| l.split_once(' ').map_or(l, |x| x.1).to_owned()).collect::<Vec<_>>().join("\n"))
+        Ok(text
+            .lines()
+            .filter(|l| l.contains(" cgroup"))
+            .map(|l| l.split_once(' ').map_or(l, |x| x.1).to_owned())
+            .collect::<Vec<_>>()
+            .join("\n"))
     };
     let before = options()?;
     let pod = privileged(&cx).await?;
@@ -454,9 +538,18 @@ async fn shm_of_the_pod_is_replaced_by_a_volume(cx: Context) -> Result<()> {
     let v = cx.volume("shm")?;
     fs::write(v.join("mine"), "volume")?;
     let pod = cx.pod().await?;
-    let c = cx.start(&pod, &cx.sleeper("one").with(|c: &mut api::ContainerConfig| {
-        c.mounts.push(api::Mount { container_path: String::from("/dev/shm"), host_path: v.display().to_string(), ..Default::default() });
-    })).await?;
+    let c = cx
+        .start(
+            &pod,
+            &cx.sleeper("one").with(|c: &mut api::ContainerConfig| {
+                c.mounts.push(api::Mount {
+                    container_path: String::from("/dev/shm"),
+                    host_path: v.display().to_string(),
+                    ..Default::default()
+                });
+            }),
+        )
+        .await?;
     ensure!(cx.cri.sh(&c, "cat /dev/shm/mine").await? == "volume");
     Ok(())
 }

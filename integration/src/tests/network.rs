@@ -83,7 +83,10 @@ async fn fetch(address: &str) -> Result<String> {
 }
 
 async fn served(address: &str) -> Result<()> {
-    wait::until(&format!("nginx on {address}"), secs(10), || async { Ok(fetch(address).await?.contains("hello from nginx").then_some(())) }).await
+    wait::until(&format!("nginx on {address}"), secs(10), || async {
+        Ok(fetch(address).await?.contains("hello from nginx").then_some(()))
+    })
+    .await
 }
 
 async fn pods_talk_to_each_other(cx: Context) -> Result<()> {
@@ -150,7 +153,10 @@ async fn host_port_is_free_again(cx: Context) -> Result<()> {
         web(&cx, &pod).await?;
         served(&format!("127.0.0.1:{port}")).await.with_context(|| format!("round {n}"))?;
         cx.cri.stop_pod(&pod.id).await?;
-        ensure!(fetch(&format!("127.0.0.1:{port}")).await.is_err(), "the port still answers after StopPodSandbox");
+        ensure!(
+            fetch(&format!("127.0.0.1:{port}")).await.is_err(),
+            "the port still answers after StopPodSandbox"
+        );
         cx.cri.remove_pod(&pod.id).await?;
     }
     Ok(())
@@ -159,10 +165,23 @@ async fn host_port_is_free_again(cx: Context) -> Result<()> {
 async fn host_network(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let status = cx.cri.pod_status(&pod.id).await?.status.context("status")?;
-    ensure!(status.network.as_ref().is_none_or(|n| n.ip.is_empty()), "a host-network pod has {:?}", status.network);
+    ensure!(
+        status.network.as_ref().is_none_or(|n| n.ip.is_empty()),
+        "a host-network pod has {:?}",
+        status.network
+    );
     let options = status.linux.and_then(|l| l.namespaces).and_then(|n| n.options).context("options")?;
     ensure!(options.network() == NamespaceMode::Node);
-    let id = cx.start(&pod, &shapes::container("web", &Fixture::image("nginx"), &["/usr/sbin/nginx", "-g", "daemon off;", "-c", "/etc/nginx/12003.conf"])).await?;
+    let id = cx
+        .start(
+            &pod,
+            &shapes::container(
+                "web",
+                &Fixture::image("nginx"),
+                &["/usr/sbin/nginx", "-g", "daemon off;", "-c", "/etc/nginx/12003.conf"],
+            ),
+        )
+        .await?;
     served("127.0.0.1:12003").await?;
     let inside = cx.cri.sh(&id, "readlink /proc/self/ns/net; hostname").await?;
     let host = std::fs::read_link("/proc/self/ns/net")?;
@@ -170,7 +189,10 @@ async fn host_network(cx: Context) -> Result<()> {
     ensure!(inside.ends_with("copepod-node"), "hostname is {inside}");
     let own = cx.pod_of(cx.pod_config().own_network()).await?;
     let id = cx.start(&own, &cx.sleeper("one")).await?;
-    ensure!(cx.cri.sh(&id, "readlink /proc/self/ns/net").await? != host.to_string_lossy(), "a pod network is the host's");
+    ensure!(
+        cx.cri.sh(&id, "readlink /proc/self/ns/net").await? != host.to_string_lossy(),
+        "a pod network is the host's"
+    );
     Ok(())
 }
 
@@ -190,7 +212,12 @@ async fn sysctls_in_the_pod(cx: Context) -> Result<()> {
 }
 
 async fn unsafe_sysctls_are_refused(cx: Context) -> Result<()> {
-    for (key, own) in [("net.ipv4.ip_forward", false), ("kernel.hostname", true), ("vm.swappiness", true), ("kernel/../vm.swappiness", true)] {
+    for (key, own) in [
+        ("net.ipv4.ip_forward", false),
+        ("kernel.hostname", true),
+        ("vm.swappiness", true),
+        ("kernel/../vm.swappiness", true),
+    ] {
         let mut config = cx.pod_config();
         if own {
             config = config.own_network();
@@ -225,7 +252,12 @@ async fn without_configuration(cx: Context) -> Result<()> {
     let id = cx.start(&pod, &cx.sleeper("one")).await?;
     cx.cri.stop(&id, 0).await?;
     cx.cri.drop_pod(&pod.id).await?;
-    let e = cx.cri.run_pod(&cx.pod_config().own_network()).await.err().context("a pod got a network from nowhere")?;
+    let e = cx
+        .cri
+        .run_pod(&cx.pod_config().own_network())
+        .await
+        .err()
+        .context("a pod got a network from nowhere")?;
     ensure!(e.message().to_lowercase().contains("cni"), "{e}");
     ensure!(cx.cri.pods(None).await?.is_empty(), "the pod that failed is listed");
     Ok(())
@@ -238,7 +270,10 @@ async fn ready_follows_the_directory(cx: Context) -> Result<()> {
     let pod = cx.pod_of(cx.pod_config().own_network()).await?;
     cx.cri.drop_pod(&pod.id).await?;
     cx.node.network.uninstall()?;
-    wait::until("NetworkReady to be false", secs(10), || async { Ok((!network_ready(&cx).await?).then_some(())) }).await?;
+    wait::until("NetworkReady to be false", secs(10), || async {
+        Ok((!network_ready(&cx).await?).then_some(()))
+    })
+    .await?;
     std::fs::write(cx.node.network.conf_dir.join("05-broken.conflist"), "{not json")?;
     tokio::time::sleep(Duration::from_millis(300)).await;
     ensure!(!network_ready(&cx).await?, "ready with a broken configuration");
@@ -250,8 +285,17 @@ async fn ready_follows_the_directory(cx: Context) -> Result<()> {
 async fn refused(cx: &Context, plugin: &str, expected: &str) -> Result<()> {
     cx.node.network.uninstall()?;
     cx.node.network.conflist("10-bad.conflist", &json!([{"type": plugin}]))?;
-    wait::until("the configuration to be seen", secs(10), || async { Ok(network_ready(cx).await?.then_some(())) }).await.or_else(|e| if plugin == "nowhere" { Ok(()) } else { Err(e) })?;
-    let e = cx.cri.run_pod(&cx.pod_config().own_network()).await.err().with_context(|| format!("a pod came up with plugin {plugin}"))?;
+    wait::until("the configuration to be seen", secs(10), || async {
+        Ok(network_ready(cx).await?.then_some(()))
+    })
+    .await
+    .or_else(|e| if plugin == "nowhere" { Ok(()) } else { Err(e) })?;
+    let e = cx
+        .cri
+        .run_pod(&cx.pod_config().own_network())
+        .await
+        .err()
+        .with_context(|| format!("a pod came up with plugin {plugin}"))?;
     ensure!(e.message().contains(expected), "the error does not say `{expected}`: {e}");
     let pods = cx.cri.pods(None).await?;
     for pod in &pods {
@@ -282,7 +326,10 @@ async fn hanging_plugin(cx: Context) -> Result<()> {
 }
 
 async fn garbage_plugin(cx: Context) -> Result<()> {
-    cx.node.network.script("garbage", "[ \"$CNI_COMMAND\" = DEL ] && exit 0; cat > /dev/null; head -c 100000 /dev/urandom; exit 0")?;
+    cx.node.network.script(
+        "garbage",
+        "[ \"$CNI_COMMAND\" = DEL ] && exit 0; cat > /dev/null; head -c 100000 /dev/urandom; exit 0",
+    )?;
     refused(&cx, "garbage", "garbage").await
 }
 
@@ -292,7 +339,10 @@ async fn missing_plugin(cx: Context) -> Result<()> {
 
 async fn plugin_sees_the_pod(cx: Context) -> Result<()> {
     let seen = cx.node.paths.dir.join("seen");
-    let body = format!("cat > /dev/null; env > {0}.$CNI_COMMAND; echo '{{\"cniVersion\":\"1.0.0\",\"interfaces\":[{{\"name\":\"eth0\",\"sandbox\":\"x\"}}],\"ips\":[{{\"address\":\"10.9.8.7/24\",\"interface\":0}}]}}'", seen.display());
+    let body = format!(
+        "cat > /dev/null; env > {0}.$CNI_COMMAND; echo '{{\"cniVersion\":\"1.0.0\",\"interfaces\":[{{\"name\":\"eth0\",\"sandbox\":\"x\"}}],\"ips\":[{{\"address\":\"10.9.8.7/24\",\"interface\":0}}]}}'",
+        seen.display()
+    );
     cx.node.network.script("spy", &body)?;
     cx.node.network.uninstall()?;
     cx.node.network.conflist("10-spy.conflist", &json!([{"type": "spy"}]))?;
@@ -316,7 +366,10 @@ async fn plugin_sees_the_pod(cx: Context) -> Result<()> {
     }
     cx.cri.drop_pod(&pod.id).await?;
     let deleted = std::fs::read_to_string(format!("{}.DEL", seen.display()))?;
-    ensure!(deleted.contains(&format!("CNI_CONTAINERID={}", pod.id)) && deleted.contains("K8S_POD_NAMESPACE=it"), "{deleted}");
+    ensure!(
+        deleted.contains(&format!("CNI_CONTAINERID={}", pod.id)) && deleted.contains("K8S_POD_NAMESPACE=it"),
+        "{deleted}"
+    );
     Ok(())
 }
 
@@ -328,7 +381,10 @@ async fn deletion_without_configuration(cx: Context) -> Result<()> {
     cx.node.crash().await?;
     cx.cri.drop_pod(&pod.id).await?;
     ensure!(cx.node.network.leased().is_empty(), "the address leaked");
-    ensure!(!command("iptables-save", &["-t", "nat"])?.contains(&format!("--dport {port} ")), "the host port leaked");
+    ensure!(
+        !command("iptables-save", &["-t", "nat"])?.contains(&format!("--dport {port} ")),
+        "the host port leaked"
+    );
     Ok(())
 }
 

@@ -12,7 +12,10 @@ use crate::runner::{Test, test};
 use crate::shapes::PodExt as _;
 
 pub(super) fn tests() -> Vec<Test> {
-    vec![test!(twenty_pods_stay_small).own().limit(180), test!(two_hundred_pods_leave_nothing).own().limit(240)]
+    vec![
+        test!(twenty_pods_stay_small).own().limit(180),
+        test!(two_hundred_pods_leave_nothing).own().limit(240),
+    ]
 }
 
 /// Most that one shim and its pause may have together, in KiB (0.3 MiB).
@@ -27,7 +30,10 @@ async fn measure(cx: &Context, pods: &[(Pod, String)], when: &str) -> Result<()>
         worst = worst.max(both);
     }
     let mean = sum / pods.len() as u64;
-    println!("      shim and pause, {when}: {mean} KiB each, at most {worst} KiB; daemon {} KiB", proc::pss_kib(cx.node.pid()?)?);
+    println!(
+        "      shim and pause, {when}: {mean} KiB each, at most {worst} KiB; daemon {} KiB",
+        proc::pss_kib(cx.node.pid()?)?
+    );
     ensure!(worst <= LIMIT, "{when}: a shim and its pause have {worst} KiB, the limit is {LIMIT}");
     Ok(())
 }

@@ -54,12 +54,19 @@ async fn survives(cx: &Context, crash: bool) -> Result<()> {
     let (host, other, _) = running(cx, cx.pod_config()).await?;
     let (before, status) = (snapshot(cx).await?, cx.cri.container(&id).await?);
     let address = cx.cri.pod_status(&pod.id).await?.status.and_then(|s| s.network).map(|n| n.ip);
-    if crash { cx.node.crash().await? } else { cx.node.restart().await? }
+    if crash {
+        cx.node.crash().await?
+    } else {
+        cx.node.restart().await?
+    }
     // The first answer must be complete.
     let after = snapshot(cx).await?;
     ensure!(after == before, "lists changed from {before:?} to {after:?}");
     ensure!(cx.cri.container(&id).await? == status, "status changed: {:?}", cx.cri.container(&id).await?);
-    ensure!(cx.cri.pod_status(&pod.id).await?.status.and_then(|s| s.network).map(|n| n.ip) == address, "another address");
+    ensure!(
+        cx.cri.pod_status(&pod.id).await?.status.and_then(|s| s.network).map(|n| n.ip) == address,
+        "another address"
+    );
     ensure!(proc::alive(pid) && cx.pid(&id).await? == pid, "the container was restarted");
     ensure!(cx.cri.sh(&id, "echo in").await? == "in", "exec");
     let fresh = cx.start(&pod, &cx.sleeper("fresh")).await.context("a new container in an old pod")?;
@@ -84,10 +91,21 @@ async fn exit_codes_of_those_that_ended_meanwhile(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let mut ids = Vec::new();
     for code in [0, 3, 42, 255] {
-        ids.push((code, cx.start(&pod, &cx.shell(&format!("c{code}"), &format!("sleep 1; echo bye; exit {code}"))).await?));
+        ids.push((
+            code,
+            cx.start(&pod, &cx.shell(&format!("c{code}"), &format!("sleep 1; echo bye; exit {code}")))
+                .await?,
+        ));
     }
     let oom = cx.shell("oom", "sleep 1; exec dd if=/dev/zero of=/dev/null bs=64M count=10");
-    let oom = cx.start(&pod, &crate::shapes::ContainerExt::with(oom, |c| crate::shapes::ContainerExt::resources(c).memory_limit_in_bytes = 15 << 20)).await?;
+    let oom = cx
+        .start(
+            &pod,
+            &crate::shapes::ContainerExt::with(oom, |c| {
+                crate::shapes::ContainerExt::resources(c).memory_limit_in_bytes = 15 << 20
+            }),
+        )
+        .await?;
     cx.node.kill9()?;
     let down = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos();
     tokio::time::sleep(secs(3)).await;
@@ -97,11 +115,19 @@ async fn exit_codes_of_those_that_ended_meanwhile(cx: Context) -> Result<()> {
         ensure!(s.exit_code == code, "{code} became {}", s.exit_code);
         ensure!(s.reason == if code == 0 { "Completed" } else { "Error" }, "{}", s.reason);
         let late = u128::try_from(s.finished_at)?.saturating_sub(down);
-        ensure!(late < 2_000_000_000, "finished_at is the restart's time, not the exit's: {late} ns after the kill");
+        ensure!(
+            late < 2_000_000_000,
+            "finished_at is the restart's time, not the exit's: {late} ns after the kill"
+        );
         ensure!(crate::logfile::Log::read(&s.log_path)?.text(None) == "bye\n", "its last line is lost");
     }
     let s = cx.cri.wait_exit(&oom, secs(5)).await?;
-    ensure!(s.reason == "OOMKilled" && s.exit_code == 137, "OOM while the daemon was down: {} {}", s.reason, s.exit_code);
+    ensure!(
+        s.reason == "OOMKilled" && s.exit_code == 137,
+        "OOM while the daemon was down: {} {}",
+        s.reason,
+        s.exit_code
+    );
     Ok(())
 }
 
@@ -129,20 +155,33 @@ async fn images_survive(cx: Context) -> Result<()> {
 
 async fn killed_shim_costs_its_own_pod(cx: Context) -> Result<()> {
     let port = free_port()?;
-    let (pod, id, pid) = running(&cx, cx.pod_config().own_network().port(api::Protocol::Tcp, 80, port.into())).await?;
+    let (pod, id, pid) =
+        running(&cx, cx.pod_config().own_network().port(api::Protocol::Tcp, 80, port.into())).await?;
     let (other, neighbour, alive) = running(&cx, cx.pod_config()).await?;
     let pause = cx.node.pause(&pod.id)?;
     proc::signal(cx.node.shim(&pod.id)?.pid, Signal::SIGKILL)?;
     let s = cx.cri.wait_exit(&id, secs(5)).await.context("5 s after its shim's death")?;
-    ensure!(s.exit_code == 255 && !s.reason.is_empty() && !s.message.is_empty(), "{} `{}` `{}`", s.exit_code, s.reason, s.message);
-    wait::until_true("all processes of the pod to be dead", secs(5), || !proc::alive(pid) && !proc::alive(pause.pid)).await?;
+    ensure!(
+        s.exit_code == 255 && !s.reason.is_empty() && !s.message.is_empty(),
+        "{} `{}` `{}`",
+        s.exit_code,
+        s.reason,
+        s.message
+    );
+    wait::until_true("all processes of the pod to be dead", secs(5), || {
+        !proc::alive(pid) && !proc::alive(pause.pid)
+    })
+    .await?;
     wait::until("the pod to be NOTREADY", secs(5), || async {
         let s = cx.cri.pod_status(&pod.id).await?.status.context("status")?;
         Ok((s.state() == PodSandboxState::SandboxNotready).then_some(()))
     })
     .await?;
     wait::until_true("the address to be free", secs(5), || cx.node.network.leased().is_empty()).await?;
-    ensure!(!command("iptables-save", &["-t", "nat"])?.contains(&format!("--dport {port} ")), "the host port is taken");
+    ensure!(
+        !command("iptables-save", &["-t", "nat"])?.contains(&format!("--dport {port} ")),
+        "the host port is taken"
+    );
     ensure!(proc::alive(alive) && cx.cri.sh(&neighbour, "echo in").await? == "in", "another pod was hurt");
     cx.cri.drop_pod(&pod.id).await?;
     cx.cri.drop_pod(&other.id).await?;
@@ -259,7 +298,11 @@ async fn torn_record_costs_one_object(cx: Context) -> Result<()> {
 async fn second_daemon_is_refused(cx: Context) -> Result<()> {
     let out = tokio::time::timeout(
         secs(10),
-        tokio::process::Command::new(cx.fixture.bin.join("copepod")).arg("--config").arg(&cx.node.paths.config).kill_on_drop(true).output(),
+        tokio::process::Command::new(cx.fixture.bin.join("copepod"))
+            .arg("--config")
+            .arg(&cx.node.paths.config)
+            .kill_on_drop(true)
+            .output(),
     )
     .await
     .context("a second daemon on the same folders goes on running")??;

@@ -13,7 +13,14 @@ use crate::shapes::{self, ContainerExt as _, PodExt as _};
 use crate::wait::{self, secs};
 
 pub(super) fn tests() -> Vec<Test> {
-    vec![test!(root), test!(root_no_new_privs), test!(user_with_groups), test!(user_no_new_privs), test!(privileged), test!(limited)]
+    vec![
+        test!(root),
+        test!(root_no_new_privs),
+        test!(user_with_groups),
+        test!(user_no_new_privs),
+        test!(privileged),
+        test!(limited),
+    ]
 }
 
 async fn root(cx: Context) -> Result<()> {
@@ -29,7 +36,8 @@ async fn user_with_groups(cx: Context) -> Result<()> {
 }
 
 async fn user_no_new_privs(cx: Context) -> Result<()> {
-    same(&cx, &Case { user: Some((1000, 1000, vec![1234, 5678])), no_new_privs: true, ..Case::default() }).await
+    same(&cx, &Case { user: Some((1000, 1000, vec![1234, 5678])), no_new_privs: true, ..Case::default() })
+        .await
 }
 
 async fn privileged(cx: Context) -> Result<()> {
@@ -43,7 +51,9 @@ async fn limited(cx: Context) -> Result<()> {
 async fn same(cx: &Context, case: &Case) -> Result<()> {
     let pod_config = cx.pod_config();
     let pod = cx.pod_of(if case.privileged { pod_config.privileged() } else { pod_config }).await?;
-    let mut config = shapes::container("dump", &Fixture::image("busybox"), &["/bin/sh", "-c", &compare::script(true)]).env("MINE", "a b");
+    let mut config =
+        shapes::container("dump", &Fixture::image("busybox"), &["/bin/sh", "-c", &compare::script(true)])
+            .env("MINE", "a b");
     config.working_dir = String::from("/tmp");
     config.resources().oom_score_adj = case.oom_score_adj;
     let security = config.security();

@@ -39,18 +39,33 @@ fn id(value: i64) -> Option<api::Int64Value> {
 }
 
 /// A running sleeper with a changed security context.
-async fn with(cx: &Context, pod: &Pod, name: &str, change: impl FnOnce(&mut api::LinuxContainerSecurityContext)) -> Result<String> {
+async fn with(
+    cx: &Context,
+    pod: &Pod,
+    name: &str,
+    change: impl FnOnce(&mut api::LinuxContainerSecurityContext),
+) -> Result<String> {
     cx.start(pod, &cx.sleeper(name).with(|c| change(c.security()))).await
 }
 
 async fn run_as_user_and_group(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let c = with(&cx, &pod, "user", |s| s.run_as_user = id(1001)).await?;
-    ensure!(cx.cri.sh(&c, "id -u; id -g").await? == "1001\n0", "a user that passwd does not know has group 0");
-    let c = with(&cx, &pod, "both", |s| { s.run_as_user = id(1001); s.run_as_group = id(2002); }).await?;
+    ensure!(
+        cx.cri.sh(&c, "id -u; id -g").await? == "1001\n0",
+        "a user that passwd does not know has group 0"
+    );
+    let c = with(&cx, &pod, "both", |s| {
+        s.run_as_user = id(1001);
+        s.run_as_group = id(2002);
+    })
+    .await?;
     ensure!(cx.cri.sh(&c, "id -u; id -g").await? == "1001\n2002");
     let user = cx.cri.container(&c).await?.user.and_then(|u| u.linux);
-    ensure!(cx.node.is_foreign() || user.as_ref().is_some_and(|u| u.uid == 1001 && u.gid == 2002), "status says {user:?}");
+    ensure!(
+        cx.node.is_foreign() || user.as_ref().is_some_and(|u| u.uid == 1001 && u.gid == 2002),
+        "status says {user:?}"
+    );
     let owner = cx.cri.sh(&c, "touch /tmp/x; stat -c '%u %g' /tmp/x").await?;
     ensure!(owner == "1001 2002", "{owner}");
     Ok(())
@@ -60,7 +75,11 @@ async fn run_as_username(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let c = with(&cx, &pod, "name", |s| s.run_as_username = String::from("www-data")).await?;
     ensure!(cx.cri.sh(&c, "id -u; id -g; echo $HOME").await?.starts_with("33\n33"));
-    let c = with(&cx, &pod, "named-group", |s| { s.run_as_username = String::from("www-data"); s.run_as_group = id(100); }).await?;
+    let c = with(&cx, &pod, "named-group", |s| {
+        s.run_as_username = String::from("www-data");
+        s.run_as_group = id(100);
+    })
+    .await?;
     ensure!(cx.cri.sh(&c, "id -u; id -g").await? == "33\n100");
     Ok(())
 }
@@ -74,7 +93,11 @@ async fn group_without_user_fails(cx: Context) -> Result<()> {
 
 async fn unknown_user_fails(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
-    let e = cx.create(&pod, &cx.sleeper("one").with(|c| c.security().run_as_username = String::from("nobody-here"))).await.err().context("accepted")?;
+    let e = cx
+        .create(&pod, &cx.sleeper("one").with(|c| c.security().run_as_username = String::from("nobody-here")))
+        .await
+        .err()
+        .context("accepted")?;
     ensure!(cx.node.is_foreign() || format!("{e:#}").contains("nobody-here"), "{e:#}");
     let image = shapes::container("image", &Fixture::image("user-unknown"), &["/bin/true"]);
     ensure!(cx.create(&pod, &image).await.is_err(), "the image's unknown user was accepted");
@@ -83,7 +106,12 @@ async fn unknown_user_fails(cx: Context) -> Result<()> {
 
 async fn supplemental_groups(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
-    let c = with(&cx, &pod, "one", |s| { s.run_as_user = id(1000); s.run_as_group = id(1000); s.supplemental_groups = vec![1234, 5678]; }).await?;
+    let c = with(&cx, &pod, "one", |s| {
+        s.run_as_user = id(1000);
+        s.run_as_group = id(1000);
+        s.supplemental_groups = vec![1234, 5678];
+    })
+    .await?;
     for whose in ["1", "self"] {
         let line = cx.cri.sh(&c, &format!("grep ^Groups: /proc/{whose}/status")).await?;
         let groups: Vec<&str> = line.split_whitespace().skip(1).collect();
@@ -102,8 +130,16 @@ async fn supplemental_groups(cx: Context) -> Result<()> {
 
 async fn image_user_and_groups(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
-    for (image, uid, gid) in [("user-uid", "1002", "0"), ("user-name", "33", "33"), ("user-uid-group", "1003", "100"), ("user-name-group", "33", "100"), ("predefined-group", "1000", "1000")] {
-        let c = cx.start(&pod, &shapes::container(image, &Fixture::image(image), &["/bin/sleep", "1000"])).await?;
+    for (image, uid, gid) in [
+        ("user-uid", "1002", "0"),
+        ("user-name", "33", "33"),
+        ("user-uid-group", "1003", "100"),
+        ("user-name-group", "33", "100"),
+        ("predefined-group", "1000", "1000"),
+    ] {
+        let c = cx
+            .start(&pod, &shapes::container(image, &Fixture::image(image), &["/bin/sleep", "1000"]))
+            .await?;
         let seen = cx.cri.sh(&c, "id -u; id -g").await?;
         ensure!(seen == format!("{uid}\n{gid}"), "{image}: {seen:?}");
         if image == "predefined-group" {
@@ -142,10 +178,17 @@ async fn default_capabilities(cx: Context) -> Result<()> {
             let found = caps(&cx, &root, set, whose).await?;
             ensure!(found == DEFAULT_CAPS, "{set} of root's {whose} is {found:#x}");
         }
-        ensure!(caps(&cx, &user, "CapEff", whose).await? == 0 && caps(&cx, &user, "CapPrm", whose).await? == 0, "uid 1000 has capabilities");
+        ensure!(
+            caps(&cx, &user, "CapEff", whose).await? == 0 && caps(&cx, &user, "CapPrm", whose).await? == 0,
+            "uid 1000 has capabilities"
+        );
         ensure!(caps(&cx, &user, "CapBnd", whose).await? == DEFAULT_CAPS, "bounding set of uid 1000");
         for container in [&root, &user] {
-            ensure!(caps(&cx, container, "CapAmb", whose).await? == 0 && caps(&cx, container, "CapInh", whose).await? == 0, "ambient or inheritable");
+            ensure!(
+                caps(&cx, container, "CapAmb", whose).await? == 0
+                    && caps(&cx, container, "CapInh", whose).await? == 0,
+                "ambient or inheritable"
+            );
         }
     }
     Ok(())
@@ -156,7 +199,8 @@ async fn capabilities_added_and_dropped(cx: Context) -> Result<()> {
     let list = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
     let (net_admin, chown) = (1_u64 << 12, 1_u64);
     let own = |s: &mut api::LinuxContainerSecurityContext, add: Vec<String>, drop: Vec<String>| {
-        s.capabilities = Some(api::Capability { add_capabilities: add, drop_capabilities: drop, ..Default::default() });
+        s.capabilities =
+            Some(api::Capability { add_capabilities: add, drop_capabilities: drop, ..Default::default() });
     };
     for (name, add, drop, expected) in [
         ("add", list(&["NET_ADMIN"]), vec![], DEFAULT_CAPS | net_admin),
@@ -173,8 +217,13 @@ async fn capabilities_added_and_dropped(cx: Context) -> Result<()> {
     }
     let c = with(&cx, &pod, "all", |s| own(s, list(&["ALL"]), vec![])).await?;
     let host = crate::proc::status(std::process::id())?.get("CapBnd").cloned().context("CapBnd")?;
-    ensure!(caps(&cx, &c, "CapEff", "1").await? == u64::from_str_radix(&host, 16)?, "ALL is what the host can give");
-    let unknown = cx.create(&pod, &cx.sleeper("unknown").with(|c| own(c.security(), list(&["NO_SUCH_CAP"]), vec![]))).await;
+    ensure!(
+        caps(&cx, &c, "CapEff", "1").await? == u64::from_str_radix(&host, 16)?,
+        "ALL is what the host can give"
+    );
+    let unknown = cx
+        .create(&pod, &cx.sleeper("unknown").with(|c| own(c.security(), list(&["NO_SUCH_CAP"]), vec![])))
+        .await;
     ensure!(cx.node.is_foreign() || unknown.is_err(), "an unknown capability was accepted");
     Ok(())
 }
@@ -182,7 +231,8 @@ async fn capabilities_added_and_dropped(cx: Context) -> Result<()> {
 async fn privileged_container(cx: Context) -> Result<()> {
     let pod = cx.pod_of(cx.pod_config().privileged()).await?;
     let c = cx.start(&pod, &cx.sleeper("one").privileged()).await?;
-    let host = u64::from_str_radix(crate::proc::status(std::process::id())?.get("CapBnd").context("CapBnd")?, 16)?;
+    let host =
+        u64::from_str_radix(crate::proc::status(std::process::id())?.get("CapBnd").context("CapBnd")?, 16)?;
     for whose in ["1", "self"] {
         ensure!(caps(&cx, &c, "CapEff", whose).await? == host, "a privileged process lacks capabilities");
         let line = cx.cri.sh(&c, &format!("grep ^Seccomp: /proc/{whose}/status")).await?;
@@ -191,7 +241,10 @@ async fn privileged_container(cx: Context) -> Result<()> {
     cx.cri.sh(&c, "mkdir -p /tmp/m && mount -t tmpfs none /tmp/m && umount /tmp/m").await.context("mount")?;
     cx.cri.sh(&c, "ip link add prv0 type bridge && ip link del prv0").await.context("a bridge")?;
     let masked = cx.cri.sh(&c, "cat /proc/mounts").await?;
-    ensure!(!masked.lines().any(|l| l.contains(" /proc/") && !l.contains("binfmt")), "something masks /proc: {masked}");
+    ensure!(
+        !masked.lines().any(|l| l.contains(" /proc/") && !l.contains("binfmt")),
+        "something masks /proc: {masked}"
+    );
     ensure!(masked.lines().any(|l| l.contains(" /sys sysfs rw")), "/sys is not writable: {masked}");
     // Devices come from the host, the device cgroup allows them all.
     let node = cx.cri.sh(&c, "ls /dev | wc -l").await?;
@@ -202,7 +255,10 @@ async fn privileged_container(cx: Context) -> Result<()> {
 
 async fn privileged_needs_a_privileged_pod(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
-    ensure!(cx.create(&pod, &cx.sleeper("one").privileged()).await.is_err(), "a privileged container in a pod that is not");
+    ensure!(
+        cx.create(&pod, &cx.sleeper("one").privileged()).await.is_err(),
+        "a privileged container in a pod that is not"
+    );
     Ok(())
 }
 
@@ -227,7 +283,12 @@ async fn no_new_privs_on_and_off(cx: Context) -> Result<()> {
 async fn masked_and_readonly_paths(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let config = cx.sleeper("one").with(|c| {
-        c.security().masked_paths = vec![String::from("/proc/kcore"), String::from("/sys/firmware"), String::from("/proc/acpi"), String::from("/absent/path")];
+        c.security().masked_paths = vec![
+            String::from("/proc/kcore"),
+            String::from("/sys/firmware"),
+            String::from("/proc/acpi"),
+            String::from("/absent/path"),
+        ];
         c.security().readonly_paths = vec![String::from("/proc/sys"), String::from("/proc/bus")];
     });
     let c = cx.start(&pod, &config).await?;
@@ -244,7 +305,9 @@ async fn own_mask_lists(cx: Context) -> Result<()> {
     // Empty lists mean none: kubelet sends its default lists itself (ProcMount).
     let mounts = cx.cri.sh(&open, "grep -c ' /proc/' /proc/mounts || true").await?;
     ensure!(mounts == "0", "{mounts} mounts hide parts of /proc though no path was asked to be masked");
-    let c = with(&cx, &pod, "file", |s| s.masked_paths = vec![String::from("/etc/marker"), String::from("/bin")]).await;
+    let c =
+        with(&cx, &pod, "file", |s| s.masked_paths = vec![String::from("/etc/marker"), String::from("/bin")])
+            .await;
     // Masking /bin takes its own programs away: only creation and status are looked at.
     ensure!(c.is_ok() || cx.node.is_foreign() || c.is_err(), "unreachable");
     Ok(())
@@ -259,49 +322,93 @@ async fn seccomp_default_unconfined_nil(cx: Context) -> Result<()> {
     ] {
         let c = with(&cx, &pod, name, |s| s.seccomp = profile).await?;
         for whose in ["1", "self"] {
-            let seen = cx.cri.sh(&c, &format!("grep -E '^Seccomp(_filters)?:' /proc/{whose}/status | awk '{{print $2}}'")).await?;
+            let seen = cx
+                .cri
+                .sh(&c, &format!("grep -E '^Seccomp(_filters)?:' /proc/{whose}/status | awk '{{print $2}}'"))
+                .await?;
             ensure!(seen == format!("{mode}\n{filters}"), "{name}, {whose}: {seen:?}");
         }
         let nnp = cx.cri.sh(&c, "grep ^NoNewPrivs: /proc/1/status").await?;
         ensure!(nnp.ends_with('0'), "a filter must not need no_new_privs: {nnp}");
     }
     // What the default blocks without CAP_SYS_ADMIN.
-    let config = shapes::container("blocked", &Fixture::image("tools"), &["/bin/sleep", "1000"]).with(|c| c.security().seccomp = seccomp(ProfileType::RuntimeDefault, ""));
+    let config = shapes::container("blocked", &Fixture::image("tools"), &["/bin/sleep", "1000"])
+        .with(|c| c.security().seccomp = seccomp(ProfileType::RuntimeDefault, ""));
     let c = cx.start(&pod, &config).await?;
     let out = cx.cri.exec(&c, &["/usr/bin/unshare", "--user", "/bin/true"]).await?;
     ensure!(out.code != 0, "unshare of a user namespace under RuntimeDefault");
-    cx.cri.sh(&c, "/usr/bin/bash -c 'ulimit -n' && ps ax > /dev/null && id").await.context("ordinary programs under RuntimeDefault")?;
+    cx.cri
+        .sh(&c, "/usr/bin/bash -c 'ulimit -n' && ps ax > /dev/null && id")
+        .await
+        .context("ordinary programs under RuntimeDefault")?;
     Ok(())
 }
 
 async fn seccomp_localhost(cx: Context) -> Result<()> {
     let file = cx.node.paths.dir.join("profile.json");
-    std::fs::write(&file, r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["sethostname"], "action": "SCMP_ACT_ERRNO"}, {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}]}"#)?;
+    std::fs::write(
+        &file,
+        r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["sethostname"], "action": "SCMP_ACT_ERRNO"}, {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}]}"#,
+    )?;
     let mut config = cx.pod_config().own_network();
     config.hostname = String::from("kept");
     let pod = cx.pod_of(config).await?;
     let reference = file.display().to_string();
     let admin = |s: &mut api::LinuxContainerSecurityContext| {
-        s.capabilities = Some(api::Capability { add_capabilities: vec![String::from("SYS_ADMIN")], ..Default::default() });
+        s.capabilities =
+            Some(api::Capability { add_capabilities: vec![String::from("SYS_ADMIN")], ..Default::default() });
     };
-    let c = with(&cx, &pod, "blocked", |s| { admin(s); s.seccomp = seccomp(ProfileType::Localhost, &reference); }).await?;
+    let c = with(&cx, &pod, "blocked", |s| {
+        admin(s);
+        s.seccomp = seccomp(ProfileType::Localhost, &reference);
+    })
+    .await?;
     let out = cx.cri.exec(&c, &["/bin/hostname", "changed"]).await?;
-    ensure!(out.code != 0 && cx.cri.sh(&c, "hostname").await? == "kept", "the profile did not block sethostname: {out:?}");
+    ensure!(
+        out.code != 0 && cx.cri.sh(&c, "hostname").await? == "kept",
+        "the profile did not block sethostname: {out:?}"
+    );
     let out = cx.cri.exec(&c, &["/bin/mkdir", "/tmp/new"]).await?;
     ensure!(out.stderr.contains("No space left"), "errnoRet 28 gave {out:?}");
-    let c = with(&cx, &pod, "allowed", |s| { admin(s); s.seccomp = seccomp(ProfileType::Unconfined, ""); }).await?;
+    let c = with(&cx, &pod, "allowed", |s| {
+        admin(s);
+        s.seccomp = seccomp(ProfileType::Unconfined, "");
+    })
+    .await?;
     cx.cri.sh(&c, "hostname changed && hostname | grep -q changed").await?;
-    let missing = cx.create(&pod, &cx.sleeper("missing").with(|c| c.security().seccomp = seccomp(ProfileType::Localhost, "/no/such/profile.json"))).await;
-    ensure!(missing.is_err_and(|e| cx.node.is_foreign() || format!("{e:#}").contains("/no/such/profile.json")), "a missing profile must be an error at create that names it");
+    let missing = cx
+        .create(
+            &pod,
+            &cx.sleeper("missing")
+                .with(|c| c.security().seccomp = seccomp(ProfileType::Localhost, "/no/such/profile.json")),
+        )
+        .await;
+    ensure!(
+        missing.is_err_and(|e| cx.node.is_foreign() || format!("{e:#}").contains("/no/such/profile.json")),
+        "a missing profile must be an error at create that names it"
+    );
     std::fs::write(&file, "{ not json")?;
-    let broken = cx.create(&pod, &cx.sleeper("broken").with(|c| c.security().seccomp = seccomp(ProfileType::Localhost, &reference))).await;
+    let broken = cx
+        .create(
+            &pod,
+            &cx.sleeper("broken")
+                .with(|c| c.security().seccomp = seccomp(ProfileType::Localhost, &reference)),
+        )
+        .await;
     ensure!(broken.is_err(), "a broken profile was accepted");
     Ok(())
 }
 
 async fn seccomp_is_off_when_privileged(cx: Context) -> Result<()> {
     let pod = cx.pod_of(cx.pod_config().privileged()).await?;
-    let c = cx.start(&pod, &cx.sleeper("one").privileged().with(|c| c.security().seccomp = seccomp(ProfileType::RuntimeDefault, ""))).await?;
+    let c = cx
+        .start(
+            &pod,
+            &cx.sleeper("one")
+                .privileged()
+                .with(|c| c.security().seccomp = seccomp(ProfileType::RuntimeDefault, "")),
+        )
+        .await?;
     for whose in ["1", "self"] {
         let line = cx.cri.sh(&c, &format!("grep ^Seccomp: /proc/{whose}/status")).await?;
         ensure!(line.ends_with('0'), "{whose}: {line}");
@@ -311,8 +418,15 @@ async fn seccomp_is_off_when_privileged(cx: Context) -> Result<()> {
 
 async fn devices(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
-    let device = |host: &str, inside: &str, permissions: &str| api::Device { host_path: host.to_owned(), container_path: inside.to_owned(), permissions: permissions.to_owned() };
-    let config = cx.sleeper("one").with(|c| c.devices = vec![device("/dev/kmsg", "/dev/given", "r"), device("/dev/null", "/dev/deep/er/null", "rwm")]);
+    let device = |host: &str, inside: &str, permissions: &str| api::Device {
+        host_path: host.to_owned(),
+        container_path: inside.to_owned(),
+        permissions: permissions.to_owned(),
+    };
+    let config = cx.sleeper("one").with(|c| {
+        c.devices =
+            vec![device("/dev/kmsg", "/dev/given", "r"), device("/dev/null", "/dev/deep/er/null", "rwm")]
+    });
     let c = cx.start(&pod, &config).await?;
     cx.cri.sh(&c, "test -c /dev/given && test -c /dev/deep/er/null && echo x > /dev/deep/er/null").await?;
     let out = cx.cri.exec(&c, &["/bin/sh", "-c", "echo x > /dev/given"]).await?;
@@ -321,7 +435,12 @@ async fn devices(cx: Context) -> Result<()> {
     ensure!(!basic.contains("no "), "{basic}");
     let out = cx.cri.exec(&c, &["/bin/sh", "-c", "mknod /tmp/mem c 1 1 && head -c 1 /tmp/mem"]).await?;
     ensure!(out.code != 0, "a device that was not given could be opened");
-    let missing = cx.create(&pod, &cx.sleeper("missing").with(|c| c.devices = vec![device("/dev/no-such-device", "/dev/x", "rw")])).await;
+    let missing = cx
+        .create(
+            &pod,
+            &cx.sleeper("missing").with(|c| c.devices = vec![device("/dev/no-such-device", "/dev/x", "rw")]),
+        )
+        .await;
     ensure!(missing.is_err(), "a device that does not exist was accepted");
     Ok(())
 }
@@ -330,13 +449,25 @@ async fn proc_and_sys_are_protected(cx: Context) -> Result<()> {
     let pod = cx.pod_of(cx.pod_config().own_network()).await?;
     let c = cx.start(&pod, &cx.sleeper("one")).await?;
     let mounts = cx.cri.sh(&c, "cat /proc/mounts").await?;
-    let find = |place: &str| mounts.lines().find(|l| l.split(' ').nth(1) == Some(place)).map(str::to_owned).with_context(|| format!("{place} is not mounted"));
+    let find = |place: &str| {
+        mounts
+            .lines()
+            .find(|l| l.split(' ').nth(1) == Some(place))
+            .map(str::to_owned)
+            .with_context(|| format!("{place} is not mounted"))
+    };
     let sys = find("/sys")?;
-    ensure!(sys.contains(" ro,") && sys.contains("nosuid") && sys.contains("nodev") && sys.contains("noexec"), "{sys}");
+    ensure!(
+        sys.contains(" ro,") && sys.contains("nosuid") && sys.contains("nodev") && sys.contains("noexec"),
+        "{sys}"
+    );
     let proc = find("/proc")?;
     ensure!(proc.contains("nosuid") && proc.contains("nodev") && proc.contains("noexec"), "{proc}");
     ensure!(find("/dev")?.contains("nosuid"), "/dev");
-    let cgroup = mounts.lines().filter(|l| l.starts_with("cgroup") && l.contains(" /sys/fs/cgroup")).collect::<Vec<_>>();
+    let cgroup = mounts
+        .lines()
+        .filter(|l| l.starts_with("cgroup") && l.contains(" /sys/fs/cgroup"))
+        .collect::<Vec<_>>();
     ensure!(!cgroup.is_empty() && cgroup.iter().all(|l| l.contains(" ro,")), "cgroups inside: {cgroup:?}");
     Ok(())
 }
@@ -353,17 +484,45 @@ async fn not_built_is_refused(cx: Context) -> Result<()> {
     ensure!(e.message().to_lowercase().contains("user namespace"), "{e}");
     let pod = cx.pod().await?;
     for (name, change) in [
-        ("strict", (|c: &mut api::ContainerConfig| c.security().supplemental_groups_policy = api::SupplementalGroupsPolicy::Strict.into()) as fn(&mut api::ContainerConfig)),
+        (
+            "strict",
+            (|c: &mut api::ContainerConfig| {
+                c.security().supplemental_groups_policy = api::SupplementalGroupsPolicy::Strict.into()
+            }) as fn(&mut api::ContainerConfig),
+        ),
         ("apparmor", |c| c.security().apparmor = seccomp(ProfileType::Localhost, "some-profile")),
-        ("selinux", |c| c.security().selinux_options = Some(api::SeLinuxOption { level: String::from("s0:c1,c2"), ..Default::default() })),
-        ("rro", |c| c.mounts.push(api::Mount { container_path: String::from("/v"), host_path: String::from("/tmp"), readonly: true, recursive_read_only: true, ..Default::default() })),
-        ("image volume", |c| c.mounts.push(api::Mount { container_path: String::from("/v"), image: Some(api::ImageSpec::default()), readonly: true, ..Default::default() })),
+        ("selinux", |c| {
+            c.security().selinux_options =
+                Some(api::SeLinuxOption { level: String::from("s0:c1,c2"), ..Default::default() })
+        }),
+        ("rro", |c| {
+            c.mounts.push(api::Mount {
+                container_path: String::from("/v"),
+                host_path: String::from("/tmp"),
+                readonly: true,
+                recursive_read_only: true,
+                ..Default::default()
+            })
+        }),
+        ("image volume", |c| {
+            c.mounts.push(api::Mount {
+                container_path: String::from("/v"),
+                image: Some(api::ImageSpec::default()),
+                readonly: true,
+                ..Default::default()
+            })
+        }),
     ] {
-        let e = cx.create(&pod, &cx.sleeper("refused").with(change)).await.err().with_context(|| format!("{name} was accepted"))?;
+        let e = cx
+            .create(&pod, &cx.sleeper("refused").with(change))
+            .await
+            .err()
+            .with_context(|| format!("{name} was accepted"))?;
         ensure!(format!("{e:#}").len() > 60, "the error about {name} says nothing: {e:#}");
     }
     let mut handler = cx.cri.runtime.clone();
-    let request = api::RunPodSandboxRequest { config: Some(cx.pod_config()), runtime_handler: String::from("kata") };
+    let request =
+        api::RunPodSandboxRequest { config: Some(cx.pod_config()), runtime_handler: String::from("kata") };
     ensure!(handler.run_pod_sandbox(request).await.is_err(), "an unknown runtime handler was accepted");
     ensure!(cx.cri.containers(None).await?.is_empty(), "something refused is listed");
     Ok(())
