@@ -244,7 +244,7 @@ mod tests {
         let pod = PodId::from_random([7; 32]);
         fs::create_dir(layout.pod_dir(&pod)).unwrap();
         fs::create_dir(layout.pods_dir().join("lost+found")).unwrap();
-        assert_eq!(layout.pods().unwrap(), [pod.clone()]);
+        assert_eq!(layout.pods().unwrap(), std::slice::from_ref(&pod));
         assert_eq!(layout.exits(&pod).unwrap(), []);
         assert!(matches!(Layout::new("var", "/run"), Err(Error::Relative { .. })));
     }
