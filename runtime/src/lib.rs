@@ -18,3 +18,5 @@ pub fn run(config: &config::Config) -> Result<(), Error> {
     telemetry::init(config.log)?;
     Ok(())
 }
+mod cni_watch;
+mod service;
