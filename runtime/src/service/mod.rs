@@ -1,0 +1,2 @@
+//! The CRI services.
+mod convert;
