@@ -56,6 +56,9 @@ enum Command {
         /// Judge another runtime's socket: checks the tests themselves. Tests of our own processes are left out.
         #[arg(long)]
         endpoint: Option<PathBuf>,
+        /// With --endpoint: the `certs.d` folder of that runtime.
+        #[arg(long, requires = "endpoint")]
+        certs: Option<PathBuf>,
     },
     /// Run the real kubelet on copepod.
     NodeTest {
@@ -120,7 +123,10 @@ fn run() -> Result<bool> {
     let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("tokio runtime")?;
     tokio.block_on(async {
         match command {
-            Command::Test { bin_dir, filter, endpoint, .. } => runner::run(&bin_dir, filter.as_deref(), endpoint).await,
+            Command::Test { bin_dir, filter, endpoint, certs, .. } => {
+                let peer = endpoint.map(|socket| node::Peer { socket, certs });
+                runner::run(&bin_dir, filter.as_deref(), peer).await
+            }
             Command::NodeTest { bin_dir, kubelet, filter } => node_test::run(&bin_dir, &kubelet, filter.as_deref()).await,
             Command::Bench { bin_dir, endpoint } => bench::run(&bin_dir, &endpoint).await,
             Command::Demo { bin_dir } => demo::run(&bin_dir).await,

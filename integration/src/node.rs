@@ -28,6 +28,15 @@ pub(crate) struct Options {
     pub(crate) extra: String,
 }
 
+/// Another runtime, to check the tests themselves with.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    /// Its socket.
+    pub(crate) socket: PathBuf,
+    /// Its `certs.d`, to be told about the test registries.
+    pub(crate) certs: Option<PathBuf>,
+}
+
 /// A running node.
 #[derive(Debug)]
 pub(crate) struct Node {
@@ -62,9 +71,13 @@ impl Node {
     }
 
     /// Uses a runtime that somebody else started.
-    pub(crate) fn foreign(fixture: &Fixture, socket: PathBuf) -> Result<Self> {
+    pub(crate) fn foreign(fixture: &Fixture, peer: &Peer) -> Result<Self> {
         let dir = fixture.work().join("foreign");
         let mut paths = Paths::new(&dir)?;
+        let socket = peer.socket.clone();
+        if let Some(certs) = &peer.certs {
+            config::hosts(certs, &fixture.registry)?;
+        }
         let cri = Cri::connect(&socket)?;
         paths.socket = socket;
         let network = Network::new(&dir, unique())?;
@@ -204,7 +217,7 @@ impl Node {
         cgroup::destroy(crate::shapes::CGROUP_PARENT);
         if let Ok(pins) = fs::read_dir("/run/netns") {
             for pin in pins.flatten().filter(|p| p.file_name().to_string_lossy().starts_with("cni-")) {
-                drop(nix::mount::umount2(&pin.path(), nix::mount::MntFlags::MNT_DETACH));
+                nix::mount::umount2(&pin.path(), nix::mount::MntFlags::MNT_DETACH).unwrap_or_default();
                 drop(fs::remove_file(pin.path()));
             }
         }

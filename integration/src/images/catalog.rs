@@ -63,6 +63,8 @@ pub(crate) fn all(layers: &Layers) -> Result<Vec<Entry>> {
             "Entrypoint": ["/bin/echo", "entry"], "Cmd": ["command"], "WorkingDir": "/work/dir",
             "Env": ["FROM_IMAGE=yes", "BOTH=image"], "StopSignal": "SIGUSR1", "Volumes": {"/data": {}},
         })).build()),
+        // What a runtime that takes its pause from an image uses, when the tests judge it.
+        entry("pause", "1", Recipe::new(base, json!({"Entrypoint": ["/bin/sleep", "1000000"]})).build()),
         entry("no-command", "1", Recipe::new(base, json!({})).build()),
         entry("whiteouts", "1", whiteouts(&layers.busybox)?),
         entry("many-layers", "1", many_layers(&layers.busybox)?),

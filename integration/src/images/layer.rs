@@ -49,7 +49,6 @@ impl Layer {
 }
 
 /// Writes a layer.
-#[derive(Debug)]
 pub(crate) struct Writer {
     tar: Builder<Vec<u8>>,
     dirs: BTreeSet<String>,

@@ -53,12 +53,7 @@ pub(crate) enum Form {
 
 /// `sha256:<hex>` of some bytes.
 pub(crate) fn digest(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    let mut text = String::from("sha256:");
-    for b in Sha256::digest(bytes) {
-        drop(write!(text, "{b:02x}"));
-    }
-    text
+    Sha256::digest(bytes).iter().fold(String::from("sha256:"), |text, b| text + &format!("{b:02x}"))
 }
 
 /// What an image is made from.

@@ -64,6 +64,12 @@ struct Loaded {
     readiness: Readiness,
 }
 
+impl Loaded {
+    fn is(&self, file: &Path, network: &Network) -> bool {
+        self.readiness.file.as_deref() == Some(file) && self.network.as_deref() == Some(network)
+    }
+}
+
 impl Cni {
     /// A client that is not ready until [`Cni::reload`]. Touches nothing.
     pub fn new(config: CniConfig) -> Self {
@@ -74,7 +80,8 @@ impl Cni {
         Self(Arc::new(Inner { config, loaded: RwLock::new(loaded), slots, leases }))
     }
 
-    /// Reads the folder of configurations again. Pods keep the configuration they were added with.
+    /// Reads the folder of configurations again and asks the plugins as [`Cni::status`] does. Pods keep the
+    /// configuration they were added with.
     pub async fn reload(&self) -> Readiness {
         let dir = self.0.config.conf_dir.clone();
         let name = dir.display().to_string();
@@ -84,19 +91,28 @@ impl Cni {
             Ok(Err(error)) => Err(format!("{name}: {error}")),
             Err(_) => Err(format!("{name} does not answer")),
         };
-        let loaded = match found {
-            Ok((file, network)) => Loaded {
-                readiness: Readiness { network: Some(network.name.clone()), file: Some(file), problem: None },
-                network: Some(Arc::new(network)),
-            },
-            Err(problem) => Loaded {
+        match found {
+            // Nothing new: what STATUS said stays until it says something else.
+            Ok((file, network)) if self.loaded().is(&file, &network) => {}
+            Ok((file, network)) => {
+                let asked = network.version < Version::V1_1_0;
+                let problem =
+                    (!asked).then(|| format!("plugins of {:?} have not answered STATUS", network.name));
+                self.set(Loaded {
+                    readiness: Readiness { network: Some(network.name.clone()), file: Some(file), problem },
+                    network: Some(Arc::new(network)),
+                });
+            }
+            Err(problem) => self.set(Loaded {
                 network: None,
                 readiness: Readiness { network: None, file: None, problem: Some(problem) },
-            },
-        };
-        let readiness = loaded.readiness.clone();
+            }),
+        }
+        self.status().await
+    }
+
+    fn set(&self, loaded: Loaded) {
         *self.0.loaded.write().unwrap_or_else(PoisonError::into_inner) = loaded;
-        readiness
     }
 
     /// As the last [`Cni::reload`] or [`Cni::status`] found it; never waits.

@@ -146,6 +146,21 @@ mod tests {
         );
     }
 
+    proptest::proptest! {
+        #[test]
+        fn a_result_with_changed_bytes_never_panics(
+            changes in proptest::collection::vec((0..BRIDGE.len(), proptest::prelude::any::<u8>()), 0..4),
+        ) {
+            let mut bytes = BRIDGE.as_bytes().to_vec();
+            for (at, byte) in changes {
+                bytes[at] = byte;
+            }
+            if let Ok(answer) = Answer::parse(&bytes, Version::V1_0_0) {
+                proptest::prop_assert!(answer.ips("eth0").unwrap().len() <= 2);
+            }
+        }
+    }
+
     #[test]
     fn nonsense_is_refused() {
         for text in [

@@ -332,6 +332,7 @@ async fn status_and_gc_are_for_1_1_0_only() {
     let status = cni.status().await;
     assert!(status.problem.as_deref().is_some_and(|problem| problem.contains("no uplink")), "{status:?}");
     assert_eq!(cni.readiness(), status);
+    assert_eq!(cni.reload().await, status, "an unchanged file does not make it ready");
     assert!(cni.gc(&[]).await.is_err());
 }
 

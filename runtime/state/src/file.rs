@@ -86,7 +86,7 @@ pub fn write<T: Serialize>(
 /// Writes plain bytes with the same guarantees, for files that are not records (`hostname`, `resolv.conf`).
 ///
 /// # Errors
-/// As [`write`].
+/// As `write`.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32, durable: bool) -> Result<(), Error> {
     let (dir, temp) = beside(path)?;
     let fill = || -> io::Result<()> {
