@@ -1,0 +1,26 @@
+//! Link flags: one static file without start files, in a single page-aligned segment.
+
+use std::env;
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    let flags = [
+        "-nostartfiles",
+        "-static",
+        // No relocations to process: there is nobody who would.
+        "-no-pie",
+        "-Wl,--build-id=none",
+        "-Wl,-z,norelro",
+        "-Wl,-z,noexecstack",
+        // Code shares its segment with the headers instead of starting on a page of its own.
+        "-Wl,-z,noseparate-code",
+        "-Wl,--no-eh-frame-hdr",
+    ];
+    for flag in flags {
+        println!("cargo::rustc-link-arg-bins={flag}");
+    }
+    // aarch64 keeps its 64 KiB: such kernels exist.
+    if env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64") {
+        println!("cargo::rustc-link-arg-bins=-Wl,-z,max-page-size=4096");
+    }
+}

@@ -1,0 +1,40 @@
+//! aarch64.
+
+use core::arch::{asm, naked_asm};
+
+/// System call numbers.
+pub(crate) mod nr {
+    pub(crate) const EXIT_GROUP: usize = 94;
+    pub(crate) const RT_SIGPROCMASK: usize = 135;
+    pub(crate) const RT_SIGTIMEDWAIT: usize = 137;
+    pub(crate) const WAIT4: usize = 260;
+}
+
+/// Where the kernel starts us: the stack is 16-byte aligned and there is no caller.
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+extern "C" fn _start() -> ! {
+    naked_asm!("mov x29, xzr", "mov x30, xzr", "bl {run}", "brk #1", run = sym crate::run)
+}
+
+/// A system call of up to four arguments; the result is negative on errors.
+///
+/// # Safety
+/// What call `nr` demands of its arguments.
+pub(crate) unsafe fn syscall4(nr: usize, args: [usize; 4]) -> isize {
+    let result;
+    // SAFETY: the kernel changes x0 only; memory it may write is not assumed unchanged, because `nomem` is not
+    // given; what the arguments mean is the caller's promise.
+    unsafe {
+        asm!(
+            "svc #0",
+            in("x8") nr,
+            inlateout("x0") args[0] => result,
+            in("x1") args[1],
+            in("x2") args[2],
+            in("x3") args[3],
+            options(nostack),
+        );
+    }
+    result
+}

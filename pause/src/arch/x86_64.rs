@@ -1,0 +1,42 @@
+//! x86-64.
+
+use core::arch::{asm, naked_asm};
+
+/// System call numbers.
+pub(crate) mod nr {
+    pub(crate) const RT_SIGPROCMASK: usize = 14;
+    pub(crate) const WAIT4: usize = 61;
+    pub(crate) const RT_SIGTIMEDWAIT: usize = 128;
+    pub(crate) const EXIT_GROUP: usize = 231;
+}
+
+/// Where the kernel starts us: the stack is 16-byte aligned and there is no caller.
+#[unsafe(naked)]
+#[unsafe(no_mangle)]
+extern "C" fn _start() -> ! {
+    naked_asm!("xor ebp, ebp", "call {run}", "ud2", run = sym crate::run)
+}
+
+/// A system call of up to four arguments; the result is negative on errors.
+///
+/// # Safety
+/// What call `nr` demands of its arguments.
+pub(crate) unsafe fn syscall4(nr: usize, args: [usize; 4]) -> isize {
+    let result;
+    // SAFETY: the kernel changes rax, rcx and r11 only; memory it may write is not assumed unchanged, because
+    // `nomem` is not given; what the arguments mean is the caller's promise.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") nr => result,
+            in("rdi") args[0],
+            in("rsi") args[1],
+            in("rdx") args[2],
+            in("r10") args[3],
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    result
+}

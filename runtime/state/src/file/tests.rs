@@ -1,0 +1,171 @@
+use std::collections::BTreeMap;
+use std::os::unix::fs::symlink;
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Record {
+    name: String,
+    labels: BTreeMap<String, String>,
+    count: u64,
+}
+
+fn record() -> Record {
+    Record { name: "näme \"x\"".into(), labels: [("a".into(), "}".into())].into(), count: u64::MAX }
+}
+
+/// The bytes of a written record.
+fn bytes() -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("record");
+    write(&path, "pod", "boot", &record(), false).unwrap();
+    fs::read(&path).unwrap()
+}
+
+fn decoded(bytes: &[u8]) -> Result<Stored<Record>, Error> {
+    decode(Path::new("record"), "pod", bytes)
+}
+
+#[test]
+fn a_record_comes_back_and_leaves_no_temporary_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("record");
+    assert!(read::<Record>(&path, "pod").unwrap().is_none());
+    for durable in [false, true] {
+        write(&path, "pod", "boot", &record(), durable).unwrap();
+        let stored = read::<Record>(&path, "pod").unwrap().unwrap();
+        assert_eq!(stored, Stored { boot_id: "boot".into(), version: VERSION, data: record() });
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    remove(&path).unwrap();
+    remove(&path).unwrap();
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn cut_at_each_byte_it_is_torn_or_whole() {
+    let whole = bytes();
+    for length in 0..whole.len() {
+        match decoded(&whole[..length]) {
+            Err(Error::Torn { .. }) => {}
+            // Only the newline at the end may be missing.
+            Ok(stored) => assert_eq!((length, stored.data), (whole.len() - 1, record())),
+            Err(other) => panic!("{length}: {other}"),
+        }
+    }
+}
+
+#[test]
+fn zeroed_from_each_byte_it_is_torn() {
+    // What ext4 and xfs show of a file whose size was written before its data.
+    let whole = bytes();
+    for length in 0..whole.len() - 1 {
+        let mut zeroed = whole.clone();
+        zeroed[length..].fill(0);
+        assert!(matches!(decoded(&zeroed), Err(Error::Torn { .. })), "{length}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_changed_byte_never_gives_a_wrong_value(at in 0..bytes().len(), by in 1u8..=255) {
+        let mut changed = bytes();
+        changed[at] ^= by;
+        match decoded(&changed) {
+            Ok(stored) => prop_assert_eq!((stored.data, stored.boot_id.as_str()), (record(), "boot")),
+            Err(error) => prop_assert!(error.is_bad_file(), "{}", error),
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_refused_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        prop_assert!(decoded(&bytes).is_err());
+    }
+}
+
+#[test]
+fn a_crash_before_the_rename_leaves_the_old_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("record");
+    write(&path, "pod", "boot", &record(), true).unwrap();
+    let new = bytes();
+    for length in 0..new.len() {
+        fs::write(dir.path().join(".record.new"), &new[..length]).unwrap();
+        assert_eq!(read::<Record>(&path, "pod").unwrap().unwrap().data, record());
+    }
+    // And the next write clears it away.
+    write(&path, "pod", "boot", &Record { count: 1, ..record() }, true).unwrap();
+    assert_eq!(read::<Record>(&path, "pod").unwrap().unwrap().data.count, 1);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn what_is_not_the_record_asked_for_is_foreign() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("record");
+    write(&path, "container", "boot", &record(), false).unwrap();
+    let foreign = |path: &Path| {
+        let error = read::<Record>(path, "pod").unwrap_err();
+        assert!(matches!(error, Error::Foreign { .. }) && error.is_bad_file(), "{error}");
+        error.to_string()
+    };
+    assert!(foreign(&path).contains("container"));
+    write(&path, "pod", "boot", &["other", "shape"], false).unwrap();
+    foreign(&path);
+    let later = String::from_utf8(bytes()).unwrap().replace("\"version\":1", "\"version\":2");
+    fs::write(&path, later).unwrap();
+    assert!(foreign(&path).contains("format 2"));
+    let link = dir.path().join("link");
+    symlink("/etc/passwd", &link).unwrap();
+    foreign(&link);
+    foreign(dir.path());
+}
+
+#[test]
+fn fields_of_a_later_build_are_skipped() {
+    let data = r#"{"name":"n","labels":{},"count":1,"later":[1,2]}"#;
+    let envelope = format!(
+        r#"{{"magic":"{MAGIC}","version":1,"later":null,"kind":"pod","boot_id":"b","sum":"{}","data":{data}}}"#,
+        sum("pod", "b", data)
+    );
+    assert_eq!(decoded(envelope.as_bytes()).unwrap().data.name, "n");
+}
+
+#[test]
+fn too_large_is_refused_both_ways() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("record");
+    let large = "x".repeat(usize::try_from(MAX_BYTES).unwrap());
+    assert!(matches!(write(&path, "pod", "b", &large, true), Err(Error::TooLarge { .. })));
+    assert!(!path.exists());
+    File::create(&path).unwrap().set_len(1 << 40).unwrap();
+    match read::<Record>(&path, "pod") {
+        Err(Error::TooLarge { size, .. }) => assert_eq!(size, 1 << 40),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn bad_files_are_set_aside_under_names_of_their_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let layout = Layout::new(dir.path().join("root"), dir.path().join("run")).unwrap();
+    layout.create().unwrap();
+    let pod = model::PodId::from_random([3; 32]);
+    create_dir(&layout.pod_dir(&pod)).unwrap();
+    create_dir(&layout.pod_dir(&pod)).unwrap();
+    let path = layout.pod_record(&pod);
+    let mut places = Vec::new();
+    for content in ["torn 1", "torn 2"] {
+        fs::write(&path, content).unwrap();
+        let place = set_aside(&path, &layout).unwrap().unwrap();
+        assert_eq!(fs::read_to_string(&place).unwrap(), content);
+        assert!(place.starts_with(layout.aside_dir()) && !path.exists());
+        places.push(place);
+    }
+    assert_ne!(places[0], places[1]);
+    assert!(places[0].to_string_lossy().ends_with(&format!("pods_{pod}_record.0")));
+    remove_dir(&layout.pod_dir(&pod)).unwrap();
+    remove_dir(&layout.pod_dir(&pod)).unwrap();
+}

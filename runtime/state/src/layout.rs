@@ -1,0 +1,244 @@
+//! Every path that daemon and shim use.
+//!
+//! ```text
+//! /var/lib/copepod                     root: survives a reboot
+//! ├── lock                             one daemon
+//! ├── pods/<pod>/
+//! │   ├── record                       model::PodRecord
+//! │   └── hostname, hosts, resolv.conf bound into the pod's containers
+//! ├── containers/<container>/
+//! │   ├── record                       model::ContainerRecord
+//! │   └── rw/{upper,work}              the writable layer
+//! ├── network/<pod>                    CNI lease (network crate)
+//! ├── images/                          image crate
+//! └── aside/                           files that were torn or not ours
+//! /run/copepod                         run: gone with the boot
+//! ├── lock                             one daemon
+//! ├── copepod.sock                     CRI
+//! ├── shims/<pod>/
+//! │   ├── sock                         the shim's
+//! │   └── exits/<container>            wire::ExitFacts, written by the shim before it reports
+//! └── spool/
+//! ```
+//! All folders are mode 0700: what containers may see reaches them through descriptors, not through paths.
+
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use model::{ContainerId, PodId};
+
+use crate::{Error, file};
+
+/// The two folders of a daemon, and every path below them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    root: PathBuf,
+    run: PathBuf,
+}
+
+impl Default for Layout {
+    fn default() -> Self {
+        Self { root: "/var/lib/copepod".into(), run: "/run/copepod".into() }
+    }
+}
+
+macro_rules! below {
+    ($($(#[$doc:meta])* $name:ident = $base:ident / $part:literal;)*) => {
+        $($(#[$doc])* pub fn $name(&self) -> PathBuf { self.$base.join($part) })*
+    };
+}
+
+macro_rules! below_id {
+    ($($(#[$doc:meta])* $name:ident($id:ident: $kind:ty) = $base:ident / $part:literal;)*) => {
+        $($(#[$doc])* pub fn $name(&self, $id: &$kind) -> PathBuf { self.$base($id).join($part) })*
+    };
+}
+
+impl Layout {
+    /// A layout below `root` (durable) and `run` (this boot's).
+    ///
+    /// # Errors
+    /// [`Error::Relative`]: the daemon's working folder must not matter.
+    pub fn new(root: impl Into<PathBuf>, run: impl Into<PathBuf>) -> Result<Self, Error> {
+        let layout = Self { root: root.into(), run: run.into() };
+        for path in [&layout.root, &layout.run] {
+            if !path.is_absolute() {
+                return Err(Error::Relative { path: path.clone() });
+            }
+        }
+        Ok(layout)
+    }
+
+    /// The durable folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The folder of this boot.
+    pub fn run(&self) -> &Path {
+        &self.run
+    }
+
+    below! {
+        /// Held by the one daemon of this root.
+        root_lock = root / "lock";
+        /// One folder a pod.
+        pods_dir = root / "pods";
+        /// One folder a container.
+        containers_dir = root / "containers";
+        /// CNI leases, one file a pod.
+        network_dir = root / "network";
+        /// The image store's.
+        images_dir = root / "images";
+        /// Where torn and foreign files go.
+        aside_dir = root / "aside";
+        /// Held by the one daemon of this run folder.
+        run_lock = run / "lock";
+        /// The CRI socket.
+        socket = run / "copepod.sock";
+        /// One folder a shim.
+        shims_dir = run / "shims";
+        /// Short-lived files.
+        spool_dir = run / "spool";
+    }
+
+    below_id! {
+        /// The pod's record.
+        pod_record(pod: PodId) = pod_dir / "record";
+        /// `/etc/hostname` of its containers.
+        pod_hostname(pod: PodId) = pod_dir / "hostname";
+        /// `/etc/hosts` of its containers, where kubelet mounts none.
+        pod_hosts(pod: PodId) = pod_dir / "hosts";
+        /// `/etc/resolv.conf` of its containers.
+        pod_resolv_conf(pod: PodId) = pod_dir / "resolv.conf";
+        /// The container's record.
+        container_record(container: ContainerId) = container_dir / "record";
+        /// Its writable layer: holds `upper` and `work`.
+        container_rw(container: ContainerId) = container_dir / "rw";
+        /// The socket of the pod's shim.
+        shim_socket(pod: PodId) = shim_dir / "sock";
+        /// Exit records of the pod's containers, one file each, named by container id.
+        exits_dir(pod: PodId) = shim_dir / "exits";
+    }
+
+    /// Everything durable about a pod.
+    pub fn pod_dir(&self, pod: &PodId) -> PathBuf {
+        self.pods_dir().join(pod.as_str())
+    }
+
+    /// Everything durable about a container.
+    pub fn container_dir(&self, container: &ContainerId) -> PathBuf {
+        self.containers_dir().join(container.as_str())
+    }
+
+    /// The volatile folder of a pod's shim.
+    pub fn shim_dir(&self, pod: &PodId) -> PathBuf {
+        self.shims_dir().join(pod.as_str())
+    }
+
+    /// The exit record of a container.
+    pub fn exit(&self, pod: &PodId, container: &ContainerId) -> PathBuf {
+        self.exits_dir(pod).join(container.as_str())
+    }
+
+    /// Makes every folder that does not belong to one object, mode 0700, durably. A folder that exists with
+    /// wider rights is narrowed.
+    ///
+    /// # Errors
+    /// The first folder that cannot be made.
+    pub fn create(&self) -> Result<(), Error> {
+        let base = [self.root.clone(), self.run.clone()];
+        let durable =
+            [self.pods_dir(), self.containers_dir(), self.network_dir(), self.images_dir(), self.aside_dir()];
+        let volatile = [self.shims_dir(), self.spool_dir()];
+        for dir in base.iter().chain(&durable).chain(&volatile) {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(Error::io("create", dir))?;
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(Error::io("chmod", dir))?;
+        }
+        file::sync_dir(&self.root)?;
+        if let Some(parent) = self.root.parent() {
+            file::sync_dir(parent)?;
+        }
+        Ok(())
+    }
+
+    /// Ids of all pods with a folder, in no order. Names that are no ids are left out.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn pods(&self) -> Result<Vec<PodId>, Error> {
+        ids(&self.pods_dir())
+    }
+
+    /// Ids of all containers with a folder, in no order. Names that are no ids are left out.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn containers(&self) -> Result<Vec<ContainerId>, Error> {
+        ids(&self.containers_dir())
+    }
+
+    /// Ids of all pods with a shim folder, in no order: what may still have a process in this boot.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn shims(&self) -> Result<Vec<PodId>, Error> {
+        ids(&self.shims_dir())
+    }
+
+    /// Ids of the containers of `pod` with an exit record; none when the shim folder is gone.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn exits(&self, pod: &PodId) -> Result<Vec<ContainerId>, Error> {
+        ids(&self.exits_dir(pod))
+    }
+}
+
+fn ids<T: std::str::FromStr>(dir: &Path) -> Result<Vec<T>, Error> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io("list", dir)(error)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(Error::io("list", dir))?;
+        found.extend(entry.file_name().to_str().and_then(|name| name.parse().ok()));
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_where_the_drawing_says() {
+        let layout = Layout::default();
+        let (pod, container) = (PodId::from_random([1; 32]), ContainerId::from_random([2; 32]));
+        let (p, c) = ("01".repeat(32), "02".repeat(32));
+        assert_eq!(layout.pod_record(&pod), PathBuf::from(format!("/var/lib/copepod/pods/{p}/record")));
+        assert_eq!(layout.container_rw(&container), PathBuf::from(format!("/var/lib/copepod/containers/{c}/rw")));
+        assert_eq!(layout.shim_socket(&pod), PathBuf::from(format!("/run/copepod/shims/{p}/sock")));
+        assert_eq!(layout.exit(&pod, &container), PathBuf::from(format!("/run/copepod/shims/{p}/exits/{c}")));
+        // sun_path of unix(7) holds 108 bytes with its NUL.
+        assert!(layout.shim_socket(&pod).as_os_str().len() < 108);
+    }
+
+    #[test]
+    fn folders_are_private_and_lists_skip_what_is_no_id() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path().join("root"), dir.path().join("run")).unwrap();
+        layout.create().unwrap();
+        layout.create().unwrap();
+        assert_eq!(fs::metadata(layout.root()).unwrap().permissions().mode() & 0o777, 0o700);
+        let pod = PodId::from_random([7; 32]);
+        fs::create_dir(layout.pod_dir(&pod)).unwrap();
+        fs::create_dir(layout.pods_dir().join("lost+found")).unwrap();
+        assert_eq!(layout.pods().unwrap(), [pod.clone()]);
+        assert_eq!(layout.exits(&pod).unwrap(), []);
+        assert!(matches!(Layout::new("var", "/run"), Err(Error::Relative { .. })));
+    }
+}
