@@ -24,6 +24,7 @@ use std::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Response, Status};
 
+pub use server::Error;
 pub(crate) use server::{Socket, serve};
 
 /// What the services answer from. Cheap to clone.
