@@ -108,7 +108,10 @@ mod tests {
         assert!(conditions[0].status && conditions[0].r#type == "RuntimeReady");
         let network = &conditions[1];
         assert!(!network.status && network.r#type == "NetworkReady");
-        assert_eq!((network.reason.as_str(), network.message.as_str()), ("NetworkPluginNotReady", "no conflist"));
+        assert_eq!(
+            (network.reason.as_str(), network.message.as_str()),
+            ("NetworkPluginNotReady", "no conflist")
+        );
         assert!(reply.info.is_empty());
         assert_eq!(reply.runtime_handlers.len(), 1);
         assert_eq!(reply.runtime_handlers[0].name, "");

@@ -69,20 +69,32 @@ type NoStream<T> = Result<Response<BoxStream<T>>, Status>;
 /// A call that CRI has and this version has not.
 macro_rules! not_built {
     ($request:ident, $call:literal, $what:literal) => {
-        answer($call, $request.metadata(), STOPS, async { Err(Failure::NotBuilt { call: $call, what: $what }) }).await
+        answer($call, $request.metadata(), STOPS, async {
+            Err(Failure::NotBuilt { call: $call, what: $what })
+        })
+        .await
     };
 }
 
 #[tonic::async_trait]
 impl RuntimeService for Runtime {
-    async fn version(&self, request: Request<cri::VersionRequest>) -> Result<Response<cri::VersionResponse>, Status> {
+    async fn version(
+        &self,
+        request: Request<cri::VersionRequest>,
+    ) -> Result<Response<cri::VersionResponse>, Status> {
         answer("Version", request.metadata(), STOPS, async { Ok(health::version()) }).await
     }
 
-    async fn status(&self, request: Request<cri::StatusRequest>) -> Result<Response<cri::StatusResponse>, Status> {
+    async fn status(
+        &self,
+        request: Request<cri::StatusRequest>,
+    ) -> Result<Response<cri::StatusResponse>, Status> {
         let cri::StatusRequest { verbose } = *request.get_ref();
         let Backend { cni, config, .. } = &self.backend;
-        answer("Status", request.metadata(), STOPS, async { Ok(health::status(&cni.readiness(), config, verbose)) }).await
+        answer("Status", request.metadata(), STOPS, async {
+            Ok(health::status(&cni.readiness(), config, verbose))
+        })
+        .await
     }
 
     async fn runtime_config(
@@ -171,7 +183,10 @@ impl RuntimeService for Runtime {
         answer("ListPodSandbox", &metadata, STOPS, async {
             let filter = PodFilter::new(filter)?;
             let pods = self.backend.node.pods();
-            let items = pods.iter().filter(|pod| filter.matches(&pod.record)).map(|pod| convert::pod_item(&pod.record));
+            let items = pods
+                .iter()
+                .filter(|pod| filter.matches(&pod.record))
+                .map(|pod| convert::pod_item(&pod.record));
             Ok(cri::ListPodSandboxResponse { items: items.collect() })
         })
         .await
@@ -235,7 +250,8 @@ impl RuntimeService for Runtime {
         answer("ListContainers", &metadata, STOPS, async {
             let filter = ContainerFilter::new(filter)?;
             let containers = self.backend.node.containers();
-            let listed = containers.iter().map(|container| &container.record).filter(|record| filter.matches(record));
+            let listed =
+                containers.iter().map(|container| &container.record).filter(|record| filter.matches(record));
             Ok(cri::ListContainersResponse { containers: listed.map(convert::container_item).collect() })
         })
         .await
@@ -276,7 +292,11 @@ impl RuntimeService for Runtime {
         answer("ExecSync", &metadata, "the command is killed", async {
             let (container, cmd, timeout) = convert::exec_sync(message)?;
             let output = self.backend.node.exec_sync(&container, cmd, timeout).await?;
-            Ok(cri::ExecSyncResponse { stdout: output.stdout, stderr: output.stderr, exit_code: output.exit_code })
+            Ok(cri::ExecSyncResponse {
+                stdout: output.stdout,
+                stderr: output.stderr,
+                exit_code: output.exit_code,
+            })
         })
         .await
     }
@@ -332,7 +352,10 @@ impl RuntimeService for Runtime {
         not_built!(request, "Exec", "the streaming server; use ExecSync")
     }
 
-    async fn attach(&self, request: Request<cri::AttachRequest>) -> Result<Response<cri::AttachResponse>, Status> {
+    async fn attach(
+        &self,
+        request: Request<cri::AttachRequest>,
+    ) -> Result<Response<cri::AttachResponse>, Status> {
         not_built!(request, "Attach", "the streaming server")
     }
 

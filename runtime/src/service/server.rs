@@ -1,9 +1,9 @@
 //! The gRPC server on its unix socket.
 
+use super::Backend;
 use super::convert::Host;
 use super::image::Images;
 use super::runtime::Runtime;
-use super::Backend;
 use crate::shutdown::{self, Shutdown};
 use cri_api::v1::image_service_server::ImageServiceServer;
 use cri_api::v1::runtime_service_server::RuntimeServiceServer;
@@ -76,7 +76,8 @@ impl Socket {
         let listener = std::os::unix::net::UnixListener::bind(path).map_err(|error| at("bind", error))?;
         let path_guard = SocketPath(path.to_owned());
         // Until here nobody but root could connect: that takes write permission, which umask took away.
-        fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(|error| at("set the mode of", error))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o660))
+            .map_err(|error| at("set the mode of", error))?;
         listener.set_nonblocking(true).map_err(|error| at("set up", error))?;
         Ok(Self { listener, path: path_guard })
     }
@@ -85,8 +86,11 @@ impl Socket {
 /// Serves until `stopping`, then lets the calls in flight end within [`shutdown::DRAIN`].
 pub(crate) async fn serve(socket: Socket, backend: Backend, stopping: Shutdown) -> Result<(), Error> {
     let Socket { listener, path } = socket;
-    let listener = tokio::net::UnixListener::from_std(listener)
-        .map_err(|source| Error::Socket { doing: "listen on", path: path.0.clone(), source })?;
+    let listener = tokio::net::UnixListener::from_std(listener).map_err(|source| Error::Socket {
+        doing: "listen on",
+        path: path.0.clone(),
+        source,
+    })?;
     let host = tokio::task::spawn_blocking(Host::detect).await.unwrap_or_default();
     let runtime = RuntimeServiceServer::new(Runtime::new(backend.clone(), host))
         .max_decoding_message_size(MAX_MESSAGE)
@@ -105,4 +109,44 @@ pub(crate) async fn serve(socket: Socket, backend: Backend, stopping: Shutdown) 
     }
     drop(path);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lock(folder: &Path) -> state::lock::Lock {
+        let layout = state::Layout::new(folder.join("root"), folder.join("run")).unwrap();
+        state::lock::acquire(&layout).unwrap()
+    }
+
+    #[test]
+    fn binds_over_what_a_killed_daemon_left_and_cleans_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let (lock, path) = (lock(folder.path()), folder.path().join("deep/er/copepod.sock"));
+        let first = Socket::bind(&path, &lock).unwrap();
+        // What kill -9 leaves: the path without a listener.
+        std::mem::forget(first.path);
+        drop(first.listener);
+        assert!(std::os::unix::net::UnixStream::connect(&path).is_err());
+        let second = Socket::bind(&path, &lock).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+        assert!(std::os::unix::net::UnixStream::connect(&path).is_ok());
+        drop(second);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn leaves_other_files_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (lock, path) = (lock(folder.path()), folder.path().join("file"));
+        fs::write(&path, "precious").unwrap();
+        let error = Socket::bind(&path, &lock).unwrap_err();
+        assert!(matches!(error, Error::NotASocket(_)), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+        // Nor is a link followed.
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(matches!(Socket::bind(&link, &lock), Err(Error::NotASocket(_))));
+    }
 }

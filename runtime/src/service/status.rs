@@ -138,11 +138,16 @@ mod tests {
 
     #[test]
     fn refusals() {
-        let invalid =
-            Refusal::Invalid { object: "pod a/b: ".into(), field: "f".into(), value: "1".into(), want: "must be 2".into() };
+        let invalid = Refusal::Invalid {
+            object: "pod a/b: ".into(),
+            field: "f".into(),
+            value: "1".into(),
+            want: "must be 2".into(),
+        };
         let status = Status::from(Failure::from(invalid));
         assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "pod a/b: f: 1: must be 2"));
-        let refused = |class| Refusal::NotBuilt { class, object: "o: ".into(), field: "f".into(), what: "w".into() };
+        let refused =
+            |class| Refusal::NotBuilt { class, object: "o: ".into(), field: "f".into(), what: "w".into() };
         let status = Status::from(Failure::from(refused(None)));
         assert_eq!((status.code(), status.message()), (Code::Unimplemented, "o: f: w"));
         // kubelet looks at the code and at the beginning.
@@ -153,13 +158,20 @@ mod tests {
     #[test]
     fn calls_that_are_not_built_say_what_is_missing() {
         let status = Status::from(Failure::NotBuilt { call: "Attach", what: "streaming" });
-        assert_eq!((status.code(), status.message()), (Code::Unimplemented, "Attach is not built yet: streaming"));
+        assert_eq!(
+            (status.code(), status.message()),
+            (Code::Unimplemented, "Attach is not built yet: streaming")
+        );
     }
 
     #[test]
     fn long_texts_are_cut_between_characters() {
-        let refusal =
-            Refusal::Invalid { object: String::new(), field: "ä".repeat(9000), value: String::new(), want: String::new() };
+        let refusal = Refusal::Invalid {
+            object: String::new(),
+            field: "ä".repeat(9000),
+            value: String::new(),
+            want: String::new(),
+        };
         let status = Status::from(Failure::from(refusal));
         assert!(status.message().len() <= MAX_TEXT + '…'.len_utf8() && status.message().ends_with('…'));
     }

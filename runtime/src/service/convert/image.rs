@@ -48,7 +48,8 @@ pub(crate) fn pull_request(given: cri::PullImageRequest) -> Result<(String, Opti
         sandbox_config: _,
     } = given;
     let auth = auth.map(|auth| {
-        let cri::AuthConfig { username, password, auth, server_address, identity_token, registry_token } = auth;
+        let cri::AuthConfig { username, password, auth, server_address, identity_token, registry_token } =
+            auth;
         Auth { username, password, auth, server_address, identity_token, registry_token }
     });
     Ok((image_name(image)?, auth))
@@ -78,7 +79,10 @@ pub(crate) fn image_fs(mountpoint: &Path, usage: &Usage) -> cri::ImageFsInfoResp
         used_bytes: Some(cri::UInt64Value { value: usage.bytes }),
         inodes_used: Some(cri::UInt64Value { value: usage.inodes }),
     };
-    cri::ImageFsInfoResponse { image_filesystems: vec![filesystem.clone()], container_filesystems: vec![filesystem] }
+    cri::ImageFsInfoResponse {
+        image_filesystems: vec![filesystem.clone()],
+        container_filesystems: vec![filesystem],
+    }
 }
 
 /// For `crictl inspecti`.
