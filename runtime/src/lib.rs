@@ -1,1 +1,2 @@
 //! The daemon: wiring of CRI services, pods, shims, images and networks. See ARCHITECTURE.md.
+pub mod cgroups;
