@@ -1,1 +1,3 @@
 //! sys: see ARCHITECTURE.md.
+
+pub mod netns;
