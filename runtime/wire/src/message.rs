@@ -251,7 +251,8 @@ pub enum ErrorKind {
     Busy,
     /// Not known to this shim.
     Unsupported,
-    /// The kernel or libcontainer said no.
+    /// The kernel or libcontainer said no; also what a class of a later version is read as.
+    #[serde(other)]
     Internal,
 }
 
