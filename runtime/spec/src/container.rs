@@ -200,7 +200,11 @@ fn user(config: &ContainerConfig, image: &ImageFacts) -> Result<UserPlan, Error>
 }
 
 /// Network, IPC and UTS are the sandbox's, whatever the container says; only what contradicts is refused.
-fn namespaces(config: &ContainerConfig, pod: &PodRecord, unified: bool) -> Result<NamespacePlan, Error> {
+pub(crate) fn namespaces(
+    config: &ContainerConfig,
+    pod: &PodRecord,
+    unified: bool,
+) -> Result<NamespacePlan, Error> {
     let (own, sandbox) = (&config.security.namespaces, &pod.config.security.namespaces);
     let field = "linux.security_context.namespace_options";
     let shared = |name: &str, own: NamespaceMode, sandbox: NamespaceMode| match (own, sandbox) {
