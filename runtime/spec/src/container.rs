@@ -176,8 +176,8 @@ fn cwd(config: &ContainerConfig, image: &ImageFacts) -> Result<String, Error> {
     match (config.working_dir.as_str(), image.working_dir.as_str()) {
         ("", "") => Ok("/".to_owned()),
         // Images may hold a relative one; it counts from the root.
-        ("", own) => path::clean("image config WorkingDir", &format!("/{own}")),
-        (asked, _) => path::clean("working_dir", asked),
+        ("", own) => path::fold("image config WorkingDir", &format!("/{own}")),
+        (asked, _) => path::fold("working_dir", asked),
     }
 }
 
