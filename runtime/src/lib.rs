@@ -6,8 +6,10 @@ mod cni_watch;
 pub mod config;
 mod daemon;
 pub mod node;
+pub mod seccomp;
 mod service;
 pub mod shutdown;
+pub mod stats;
 pub mod telemetry;
 
 pub use daemon::{Error, run};
