@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::conf::{self, Network, PluginConf, Version};
 use crate::error::{Error, Failure, Verb};
-use crate::lease::{Lease, Leases};
+use crate::lease::{Debt, Lease, Leases};
 use crate::plugin::{self, Call};
 use crate::result::Answer;
 use crate::{CniConfig, Readiness};
@@ -64,6 +64,12 @@ struct Loaded {
     readiness: Readiness,
 }
 
+impl Loaded {
+    fn is(&self, file: &Path, network: &Network) -> bool {
+        self.readiness.file.as_deref() == Some(file) && self.network.as_deref() == Some(network)
+    }
+}
+
 impl Cni {
     /// A client that is not ready until [`Cni::reload`]. Touches nothing.
     pub fn new(config: CniConfig) -> Self {
@@ -74,7 +80,8 @@ impl Cni {
         Self(Arc::new(Inner { config, loaded: RwLock::new(loaded), slots, leases }))
     }
 
-    /// Reads the folder of configurations again. Pods keep the configuration they were added with.
+    /// Reads the folder of configurations again and asks the plugins as [`Cni::status`] does. Pods keep the
+    /// configuration they were added with.
     pub async fn reload(&self) -> Readiness {
         let dir = self.0.config.conf_dir.clone();
         let name = dir.display().to_string();
@@ -84,19 +91,28 @@ impl Cni {
             Ok(Err(error)) => Err(format!("{name}: {error}")),
             Err(_) => Err(format!("{name} does not answer")),
         };
-        let loaded = match found {
-            Ok((file, network)) => Loaded {
-                readiness: Readiness { network: Some(network.name.clone()), file: Some(file), problem: None },
-                network: Some(Arc::new(network)),
-            },
-            Err(problem) => Loaded {
+        match found {
+            // Nothing new: what STATUS said stays until it says something else.
+            Ok((file, network)) if self.loaded().is(&file, &network) => {}
+            Ok((file, network)) => {
+                let asked = network.version < Version::V1_1_0;
+                let problem =
+                    (!asked).then(|| format!("plugins of {:?} have not answered STATUS", network.name));
+                self.set(Loaded {
+                    readiness: Readiness { network: Some(network.name.clone()), file: Some(file), problem },
+                    network: Some(Arc::new(network)),
+                });
+            }
+            Err(problem) => self.set(Loaded {
                 network: None,
                 readiness: Readiness { network: None, file: None, problem: Some(problem) },
-            },
-        };
-        let readiness = loaded.readiness.clone();
+            }),
+        }
+        self.status().await
+    }
+
+    fn set(&self, loaded: Loaded) {
         *self.0.loaded.write().unwrap_or_else(PoisonError::into_inner) = loaded;
-        readiness
     }
 
     /// As the last [`Cni::reload`] or [`Cni::status`] found it; never waits.
@@ -112,7 +128,8 @@ impl Cni {
     /// answer.
     pub async fn status(&self) -> Readiness {
         let before = self.loaded();
-        let Some(network) = before.network.clone().filter(|network| network.version >= Version::V1_1_0) else {
+        let Some(network) = before.network.clone().filter(|network| network.version >= Version::V1_1_0)
+        else {
             return before.readiness;
         };
         let mut problem = None;
@@ -150,8 +167,16 @@ impl Cni {
         let network = Network::clone(&network);
         let lease = Lease::new(pod.pod.clone(), pod.netns.clone(), args, capabilities(pod), network);
         let lease = Arc::new(lease);
-        let debt = Arc::clone(&lease);
-        self.blocking(move |leases| leases.open(&debt)).await?;
+        let (debt, dirs) = (Arc::clone(&lease), self.0.config.bin_dirs.clone());
+        self.blocking(move |leases| {
+            // A plugin that is not there could not be asked for its DEL either: nothing is begun.
+            for plugin in &debt.network.plugins {
+                plugin::find(plugin.kind(), &dirs)
+                    .map_err(|failure| plugin_error(Verb::Add, &debt, plugin, failure))?;
+            }
+            leases.open(&debt)
+        })
+        .await?;
 
         let netns = pod.netns.clone().into_os_string();
         let mut answer: Option<Answer> = None;
@@ -246,7 +271,13 @@ impl Cni {
             stdin.insert("cni.dev/valid-attachments".to_owned(), keep.clone().into());
             if let Err(failure) = self.call(Verb::Gc, plugin, &stdin, None, self.deadline()).await {
                 let (plugin, network) = (plugin.kind().to_owned(), network.name.clone());
-                errors.push(Error::Plugin { pod: None, verb: Verb::Gc, plugin, network, failure });
+                errors.push(Error::Plugin {
+                    pod: None,
+                    verb: Verb::Gc,
+                    plugin,
+                    network,
+                    failure: Box::new(failure),
+                });
             }
         }
         Error::gathered(errors)
@@ -275,7 +306,7 @@ impl Cni {
     }
 
     /// The lease of `pod` with its result. One that is torn costs its DEL, not the pod: it is set aside.
-    async fn get_or_set_aside(&self, pod: &PodId) -> Result<Option<(Lease, Option<Map<String, Value>>)>, Error> {
+    async fn get_or_set_aside(&self, pod: &PodId) -> Result<Option<Debt>, Error> {
         let id = pod.clone();
         self.blocking(move |leases| match leases.get(&id) {
             Err(Error::Lease { source, .. }) if source.kind() == std::io::ErrorKind::InvalidData => {
@@ -414,12 +445,12 @@ fn cni_args(pod: &Attachment) -> Result<String, Error> {
 /// CNI_NETNS for a DEL: the path, or nothing when it is not a namespace any more.
 async fn living(netns: Option<&Path>) -> OsString {
     /// `f_type` of namespaces' file system, from `<linux/magic.h>`.
-    const NSFS_MAGIC: i64 = 0x6e73_6673;
+    const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
     let Some(path) = netns.map(Path::to_path_buf) else {
         return OsString::new();
     };
     let check = spawn_blocking(move || {
-        let is_one = rustix::fs::statfs(&path).is_ok_and(|facts| i64::from(facts.f_type) == NSFS_MAGIC);
+        let is_one = rustix::fs::statfs(&path).is_ok_and(|facts| facts.f_type == NSFS_MAGIC);
         if is_one { path.into_os_string() } else { OsString::new() }
     });
     check.await.unwrap_or_default()
@@ -427,7 +458,7 @@ async fn living(netns: Option<&Path>) -> OsString {
 
 fn plugin_error(verb: Verb, lease: &Lease, plugin: &PluginConf, failure: Failure) -> Error {
     let (plugin, network) = (plugin.kind().to_owned(), lease.network.name.clone());
-    Error::Plugin { pod: Some(lease.pod.clone()), verb, plugin, network, failure }
+    Error::Plugin { pod: Some(lease.pod.clone()), verb, plugin, network, failure: Box::new(failure) }
 }
 
 /// A failure with its causes, in one line.

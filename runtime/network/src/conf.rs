@@ -150,7 +150,9 @@ fn inserted(dir: &Path, name: &str) -> Result<Vec<PluginConf>, String> {
     let dir = dir.join(name);
     let files = match list(&dir, &["conf"]) {
         Ok(files) => files,
-        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+        Err(error)
+            if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) =>
+        {
             return Ok(Vec::new());
         }
         Err(error) => return Err(format!("{}: {error}", dir.display())),
@@ -158,18 +160,25 @@ fn inserted(dir: &Path, name: &str) -> Result<Vec<PluginConf>, String> {
     files
         .into_iter()
         .map(|path| {
-            let conf = read(&path).and_then(|bytes| serde_json::from_slice(&bytes).map_err(|e| e.to_string()));
+            let conf =
+                read(&path).and_then(|bytes| serde_json::from_slice(&bytes).map_err(|e| e.to_string()));
             conf.map_err(|reason| format!("{}: {reason}", path.display()))
         })
         .collect()
 }
 
 /// Judges one file: a list where it has `plugins`, else a single plugin.
-fn parse(bytes: &[u8], inserted: impl FnOnce(&str) -> Result<Vec<PluginConf>, String>) -> Result<Network, String> {
+fn parse(
+    bytes: &[u8],
+    inserted: impl FnOnce(&str) -> Result<Vec<PluginConf>, String>,
+) -> Result<Network, String> {
     let body: Map<String, Value> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     let name = body.get("name").and_then(Value::as_str).ok_or("it has no \"name\"")?.to_owned();
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
-    if !name.bytes().all(plain) || !name.starts_with(|first: char| first.is_ascii_alphanumeric()) || name.len() > 255 {
+    if !name.bytes().all(plain)
+        || !name.starts_with(|first: char| first.is_ascii_alphanumeric())
+        || name.len() > 255
+    {
         return Err(format!("name {name:?} must be letters, digits, '_', '.' and '-'"));
     }
     let version = version(&body)?;
@@ -194,7 +203,8 @@ fn parse(bytes: &[u8], inserted: impl FnOnce(&str) -> Result<Vec<PluginConf>, St
 /// The newest of `cniVersions` and `cniVersion` that we speak.
 fn version(body: &Map<String, Value>) -> Result<Version, String> {
     let named = body.get("cniVersion").and_then(Value::as_str);
-    let listed = body.get("cniVersions").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+    let listed =
+        body.get("cniVersions").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
     let given: Vec<&str> = named.into_iter().chain(listed).collect();
     given
         .iter()

@@ -129,7 +129,7 @@ pub enum Error {
         network: String,
         /// How.
         #[source]
-        failure: Failure,
+        failure: Box<Failure>,
     },
     /// All plugins are content, but the pod has no address.
     #[error("pod {pod}: network {network:?} gave no address for {interface}")]
@@ -170,7 +170,7 @@ impl Error {
     /// The plugin asked to try again later (CNI code 11), or others were in the way.
     pub fn is_temporary(&self) -> bool {
         match self {
-            Self::Plugin { failure: Failure::Refused { code, .. }, .. } => *code == 11,
+            Self::Plugin { failure, .. } => matches!(**failure, Failure::Refused { code: 11, .. }),
             Self::Busy { .. } => true,
             Self::Several(errors) => !errors.is_empty() && errors.iter().all(Self::is_temporary),
             _ => false,

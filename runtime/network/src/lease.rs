@@ -35,8 +35,17 @@ pub(crate) struct Lease {
     pub(crate) network: Network,
 }
 
+/// A lease and what ADD answered, if it did.
+pub(crate) type Debt = (Lease, Option<Map<String, Value>>);
+
 impl Lease {
-    pub(crate) fn new(pod: PodId, netns: PathBuf, args: String, caps: Map<String, Value>, network: Network) -> Self {
+    pub(crate) fn new(
+        pod: PodId,
+        netns: PathBuf,
+        args: String,
+        caps: Map<String, Value>,
+        network: Network,
+    ) -> Self {
         let ifname = crate::attach::IFNAME.to_owned();
         Self { version: VERSION, pod, ifname, netns, args, capabilities: caps, network }
     }
@@ -75,14 +84,17 @@ impl Leases {
 
     /// The lease and its result. A lease that cannot be read is an error of kind InvalidData; a result that
     /// cannot be read is as good as none.
-    pub(crate) fn get(&self, pod: &PodId) -> Result<Option<(Lease, Option<Map<String, Value>>)>, Error> {
+    pub(crate) fn get(&self, pod: &PodId) -> Result<Option<Debt>, Error> {
         let path = self.place(pod);
         let Some(lease) = read::<Lease>(&path).map_err(failed("read the CNI lease", &path))? else {
             return Ok(None);
         };
         let reason = if lease.pod != *pod { "another pod's" } else { "of another version" };
         if lease.pod != *pod || lease.version != VERSION {
-            return Err(failed("read the CNI lease", &path)(io::Error::new(io::ErrorKind::InvalidData, reason)));
+            return Err(failed("read the CNI lease", &path)(io::Error::new(
+                io::ErrorKind::InvalidData,
+                reason,
+            )));
         }
         let result = read(&self.result_place(pod)).unwrap_or_else(|error| {
             tracing::warn!(%pod, %error, "a CNI result is lost");

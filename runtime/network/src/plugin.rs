@@ -134,13 +134,19 @@ fn run_error(path: &Path, source: io::Error) -> Failure {
     Failure::Run { path: path.to_path_buf(), source }
 }
 
+/// Blocking: the program of plugin `kind`.
+pub(crate) fn find(kind: &str, dirs: &[PathBuf]) -> Result<PathBuf, Failure> {
+    let runs =
+        |path: &PathBuf| path.metadata().is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0);
+    let found = dirs.iter().map(|dir| dir.join(kind)).find(runs);
+    found.ok_or_else(|| Failure::Missing { dirs: dirs.to_vec() })
+}
+
 /// Blocking: finds the program and starts it in a process group of its own.
 fn spawn(call: &Call) -> Result<(PathBuf, Group), Failure> {
-    let found = call.bin_dirs.iter().map(|dir| dir.join(&call.kind)).find(|path| {
-        path.metadata().is_ok_and(|facts| facts.is_file() && facts.permissions().mode() & 0o111 != 0)
-    });
-    let path = found.ok_or_else(|| Failure::Missing { dirs: call.bin_dirs.clone() })?;
-    let search = std::env::join_paths(&call.bin_dirs).map_err(|error| run_error(&path, io::Error::other(error)))?;
+    let path = find(&call.kind, &call.bin_dirs)?;
+    let search =
+        std::env::join_paths(&call.bin_dirs).map_err(|error| run_error(&path, io::Error::other(error)))?;
     let mut command = Command::new(&path);
     command
         .env("CNI_COMMAND", call.verb.as_str())
@@ -155,11 +161,15 @@ fn spawn(call: &Call) -> Result<(PathBuf, Group), Failure> {
     for (name, value) in
         [("CNI_CONTAINERID", &call.container), ("CNI_IFNAME", &call.ifname), ("CNI_ARGS", &call.args)]
     {
-        if !value.is_empty() {
-            command.env(name, value);
-        }
+        if value.is_empty() {
+            command.env_remove(name)
+        } else {
+            command.env(name, value)
+        };
     }
-    if !call.container.is_empty() {
+    if call.container.is_empty() {
+        command.env_remove("CNI_NETNS");
+    } else {
         command.env("CNI_NETNS", &call.netns);
     }
     let mut tries = 0;
@@ -230,4 +240,3 @@ pub(crate) fn excerpt(bytes: &[u8]) -> String {
     }
     short
 }
-

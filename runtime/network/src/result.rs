@@ -46,7 +46,8 @@ impl Answer {
     /// because the next plugin gets it as `prevResult`.
     pub(crate) fn parse(bytes: &[u8], version: Version) -> Result<Self, String> {
         let mut raw: Map<String, Value> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-        let shape: Shape = serde_json::from_value(Value::Object(raw.clone())).map_err(|error| error.to_string())?;
+        let shape: Shape =
+            serde_json::from_value(Value::Object(raw.clone())).map_err(|error| error.to_string())?;
         if let Some(given) = &shape.version
             && Version::parse(given).is_none()
         {
@@ -88,7 +89,8 @@ fn addresses(shape: &Shape, ifname: Option<&str>) -> Result<Vec<IpAddr>, String>
             None => true,
             Some(index) => {
                 let interface = usize::try_from(index).ok().and_then(|index| interfaces.get(index));
-                let interface = interface.ok_or_else(|| format!("address {}: no interface {index}", ip.address))?;
+                let interface =
+                    interface.ok_or_else(|| format!("address {}: no interface {index}", ip.address))?;
                 let in_pod = interface.sandbox.as_deref().is_some_and(|sandbox| !sandbox.is_empty());
                 ifname.is_none_or(|ifname| in_pod && interface.name == ifname)
             }
@@ -138,7 +140,25 @@ mod tests {
         assert!(newer.raw["ips"][0].get("version").is_none());
         let text = serde_json::to_vec(&newer.raw).unwrap();
         let older = Answer::parse(&text, Version::V0_3_1).unwrap();
-        assert_eq!((&older.raw["ips"][0]["version"], &older.raw["ips"][1]["version"]), (&"4".into(), &"6".into()));
+        assert_eq!(
+            (&older.raw["ips"][0]["version"], &older.raw["ips"][1]["version"]),
+            (&"4".into(), &"6".into())
+        );
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_result_with_changed_bytes_never_panics(
+            changes in proptest::collection::vec((0..BRIDGE.len(), proptest::prelude::any::<u8>()), 0..4),
+        ) {
+            let mut bytes = BRIDGE.as_bytes().to_vec();
+            for (at, byte) in changes {
+                bytes[at] = byte;
+            }
+            if let Ok(answer) = Answer::parse(&bytes, Version::V1_0_0) {
+                proptest::prop_assert!(answer.ips("eth0").unwrap().len() <= 2);
+            }
+        }
     }
 
     #[test]

@@ -12,10 +12,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 ///
 /// # Errors
 /// Those of `work`; of setns(2), for example EINVAL when `netns` is something else; of starting a thread.
-pub fn inside<T: Send>(
-    netns: BorrowedFd<'_>,
-    work: impl FnOnce() -> io::Result<T> + Send,
-) -> io::Result<T> {
+pub fn inside<T: Send>(netns: BorrowedFd<'_>, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     thread::scope(|scope| {
         let thread = thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, || {
             move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))?;
@@ -31,8 +28,7 @@ pub fn inside<T: Send>(
 /// What the kernel said, for example EPERM without CAP_NET_ADMIN in the namespace's owner.
 pub fn loopback_up(netns: BorrowedFd<'_>) -> io::Result<()> {
     inside(netns, || {
-        let socket =
-            socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+        let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
         set_up(socket.as_fd(), b"lo")
     })
 }

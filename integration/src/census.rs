@@ -1,0 +1,163 @@
+//! The census: what exists before a test must be what exists after it. Processes, mounts, netns pins,
+//! cgroups, the daemon's files, host-port rules, interfaces and addresses.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use crate::isolation::command;
+use crate::node::{Node, SHIMS};
+use crate::shapes::CGROUP_PARENT;
+use crate::{cgroup, proc};
+
+/// How long leftovers may take to go: the kernel drops some things late.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Things by `kind: name`, counted: two equal mounts are two.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Census(BTreeMap<String, usize>);
+
+impl Census {
+    /// Counts now. With a node, its files and leases too.
+    pub(crate) fn take(node: Option<&Node>) -> Self {
+        let mut this = Self::default();
+        this.processes();
+        this.mounts();
+        this.names("netns", Path::new("/run/netns"));
+        for path in cgroup::all(ours) {
+            this.add("cgroup", &path);
+        }
+        this.firewall();
+        this.links();
+        if let Some(node) = node.filter(|n| !n.is_foreign()) {
+            this.tree("root", &node.paths.root, &node.paths.root);
+            this.tree("run", &node.paths.run, &node.paths.run);
+            for address in node.network.leased() {
+                this.add("lease", &address);
+            }
+        }
+        this
+    }
+
+    /// Looks until nothing is there that was not before; an error lists what stays.
+    pub(crate) async fn settle(&self, node: Option<&Node>) -> Result<()> {
+        let end = std::time::Instant::now() + PATIENCE;
+        loop {
+            let left = self.leftovers(&Self::take(node));
+            if left.is_empty() {
+                return Ok(());
+            }
+            if std::time::Instant::now() > end {
+                let shown: Vec<&str> = left.iter().take(30).map(String::as_str).collect();
+                bail!("census: {} left behind:\n    {}", left.len(), shown.join("\n    "));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// What is there now and was not before.
+    fn leftovers(&self, now: &Self) -> Vec<String> {
+        now.0
+            .iter()
+            .filter_map(|(k, n)| {
+                let before = self.0.get(k).copied().unwrap_or(0);
+                (*n > before).then(|| if *n - before == 1 { k.clone() } else { format!("{k} ({} times)", n - before) })
+            })
+            .collect()
+    }
+
+    fn add(&mut self, kind: &str, name: &str) {
+        *self.0.entry(format!("{kind}: {name}")).or_default() += 1;
+    }
+
+    fn processes(&mut self) {
+        let me = std::process::id();
+        for p in proc::all() {
+            // Kernel threads are the host's; tools that this process runs come and go.
+            if p.pid == me || (p.parent == me && p.comm != "copepod") && p.comm != "containerd" {
+                continue;
+            }
+            let zombie = if p.state == 'Z' { " (zombie)" } else { "" };
+            self.add("process", &format!("{}{zombie} {}", p.comm, p.args));
+        }
+    }
+
+    fn mounts(&mut self) {
+        let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        for line in text.lines() {
+            let words: Vec<&str> = line.split(' ').collect();
+            let dash = words.iter().position(|w| *w == "-").unwrap_or(words.len());
+            let word = |n: usize| words.get(n).copied().unwrap_or_default();
+            let kind = word(dash + 1);
+            // A netns pin's root names an inode number that changes with each pod; place and type tell enough.
+            // The options are compared too: a careless cgroup2 mount would change the host's.
+            self.add("mount", &format!("{} {kind} {} {}", word(4), word(5), word(dash + 3)));
+        }
+    }
+
+    fn names(&mut self, kind: &str, dir: &Path) {
+        if let Ok(entries) = fs::read_dir(dir) {
+            for entry in entries.flatten() {
+                self.add(kind, &entry.file_name().to_string_lossy());
+            }
+        }
+    }
+
+    fn firewall(&mut self) {
+        for program in ["iptables-save", "ip6tables-save"] {
+            let text = command(program, &["-t", "nat"]).unwrap_or_default();
+            for line in text.lines().filter(|l| l.contains("CNI-") && !permanent(l)) {
+                self.add(program, line.split(" [").next().unwrap_or(line));
+            }
+        }
+    }
+
+    fn links(&mut self) {
+        let text = command("ip", &["-o", "link", "show", "type", "veth"]).unwrap_or_default();
+        for line in text.lines() {
+            let name = line.split(": ").nth(1).unwrap_or(line);
+            self.add("interface", name.split('@').next().unwrap_or(name));
+        }
+    }
+
+    /// Files of the daemon. Image content may stay: it belongs to the image, not to the pods.
+    fn tree(&mut self, kind: &str, top: &Path, dir: &Path) {
+        let Ok(entries) = fs::read_dir(dir) else { return };
+        for entry in entries.flatten() {
+            let path = entry.path();
+            let below = path.strip_prefix(top).unwrap_or(&path).display().to_string();
+            if kind == "root" && below == "images" {
+                continue;
+            }
+            if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                // Folders that hold pods or containers are made once and stay.
+                if below.contains('/') {
+                    self.add(kind, &below);
+                }
+                self.tree(kind, top, &path);
+            } else {
+                self.add(kind, &below);
+            }
+        }
+    }
+}
+
+fn ours(path: &str) -> bool {
+    [CGROUP_PARENT, SHIMS, "/kubepods"].iter().any(|top| path.strip_prefix(top).is_some_and(|rest| rest.starts_with('/')))
+        && !is_pod_parent(path)
+}
+
+/// kubelet makes and removes the pod's level; tests leave it to the end of the run.
+fn is_pod_parent(path: &str) -> bool {
+    path.strip_prefix(CGROUP_PARENT).is_some_and(|rest| rest.matches('/').count() == 1)
+}
+
+/// Chains and jumps that portmap makes once and keeps.
+fn permanent(rule: &str) -> bool {
+    let chains = ["CNI-HOSTPORT-DNAT", "CNI-HOSTPORT-SETMARK", "CNI-HOSTPORT-MASQ"];
+    let per_pod = rule.contains("CNI-DN-") || rule.split_whitespace().any(|w| w.starts_with("CNI-") && !w.starts_with("CNI-HOSTPORT"));
+    !per_pod && chains.iter().any(|c| rule.contains(c))
+}

@@ -1,0 +1,109 @@
+//! Cgroups as the kernel shows them, whichever version and hierarchies the host has.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+/// Where hierarchies are mounted.
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// Roots of all hierarchies: each controller's on v1 and hybrid hosts, the only one on v2.
+pub(crate) fn hierarchies() -> Vec<PathBuf> {
+    let Ok(mounts) = fs::read_to_string("/proc/self/mounts") else { return Vec::new() };
+    let found: BTreeSet<PathBuf> = mounts
+        .lines()
+        .filter_map(|l| {
+            let mut words = l.split(' ');
+            let (_, place, kind) = (words.next()?, words.next()?, words.next()?);
+            (kind.starts_with("cgroup") && place.starts_with(ROOT)).then(|| PathBuf::from(place))
+        })
+        .collect();
+    found.into_iter().collect()
+}
+
+/// Every cgroup below a hierarchy's root whose path passes `keep`, as `controller:/path`.
+pub(crate) fn all(keep: impl Fn(&str) -> bool) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for root in hierarchies() {
+        let name = root.file_name().and_then(|n| n.to_str()).unwrap_or("cgroup").to_owned();
+        let mut todo = vec![root.clone()];
+        while let Some(dir) = todo.pop() {
+            let Ok(entries) = fs::read_dir(&dir) else { continue };
+            for entry in entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
+                let path = entry.path();
+                let below = format!("/{}", path.strip_prefix(&root).unwrap_or(&path).display());
+                if keep(&below) {
+                    found.insert(format!("{name}:{below}"));
+                }
+                todo.push(path);
+            }
+        }
+    }
+    found
+}
+
+/// A controller's file in the cgroup whose last path element is `leaf`.
+pub(crate) fn read(controller: &str, leaf: &str, file: &str) -> Result<String> {
+    let dir = find(controller, leaf).with_context(|| format!("no {controller} cgroup called {leaf}"))?;
+    Ok(fs::read_to_string(dir.join(file)).with_context(|| format!("{}/{file}", dir.display()))?.trim().to_owned())
+}
+
+/// The folder of the cgroup whose last path element is `leaf`.
+pub(crate) fn find(controller: &str, leaf: &str) -> Option<PathBuf> {
+    let root = hierarchies().into_iter().find(|h| h.file_name().is_some_and(|n| n == controller))?;
+    let mut todo = vec![root];
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(&dir).ok()?.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
+            if entry.file_name().to_str() == Some(leaf) {
+                return Some(entry.path());
+            }
+            todo.push(entry.path());
+        }
+    }
+    None
+}
+
+/// Processes of a cgroup folder and everything below, as numbers in the test's PID namespace.
+pub(crate) fn members(dir: &Path) -> BTreeSet<u32> {
+    let mut found = BTreeSet::new();
+    let mut todo = vec![dir.to_owned()];
+    while let Some(dir) = todo.pop() {
+        let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+        found.extend(text.lines().filter_map(|l| l.parse::<u32>().ok()).filter(|p| *p != 0));
+        if let Ok(entries) = fs::read_dir(&dir) {
+            todo.extend(entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()));
+        }
+    }
+    found
+}
+
+/// Kills what is in `/path` of every hierarchy and removes it; for clean-up after a test that failed.
+pub(crate) fn destroy(path: &str) {
+    for root in hierarchies() {
+        let top = root.join(path.trim_start_matches('/'));
+        if top == root || !top.is_dir() {
+            continue;
+        }
+        for pid in members(&top) {
+            drop(crate::proc::signal(pid, nix::sys::signal::Signal::SIGKILL));
+        }
+        for _ in 0..100 {
+            remove_tree(&top);
+            if !top.exists() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+}
+
+fn remove_tree(dir: &Path) {
+    if let Ok(entries) = fs::read_dir(dir) {
+        for entry in entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
+            remove_tree(&entry.path());
+        }
+    }
+    drop(fs::remove_dir(dir));
+}

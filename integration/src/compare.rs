@@ -1,0 +1,1 @@
+//! Debian's runc as the reference.

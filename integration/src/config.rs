@@ -1,0 +1,83 @@
+//! The daemon's configuration file for a test node.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use crate::cni::{self, Network};
+use crate::registry::Registry;
+
+/// Folders and files of one node.
+#[derive(Debug, Clone)]
+pub(crate) struct Paths {
+    /// Everything of the node.
+    pub(crate) dir: PathBuf,
+    /// Durable state and images.
+    pub(crate) root: PathBuf,
+    /// Volatile state.
+    pub(crate) run: PathBuf,
+    /// The CRI socket.
+    pub(crate) socket: PathBuf,
+    /// Registry hosts.
+    pub(crate) certs: PathBuf,
+    /// Container logs.
+    pub(crate) logs: PathBuf,
+    /// The configuration.
+    pub(crate) config: PathBuf,
+    /// The daemon's own log.
+    pub(crate) log: PathBuf,
+}
+
+impl Paths {
+    /// Makes the folders below `dir`.
+    pub(crate) fn new(dir: &Path) -> Result<Self> {
+        let this = Self {
+            dir: dir.to_owned(),
+            root: dir.join("root"),
+            run: dir.join("run"),
+            socket: dir.join("run/copepod.sock"),
+            certs: dir.join("certs.d"),
+            logs: dir.join("logs"),
+            config: dir.join("config.toml"),
+            log: dir.join("copepod.log"),
+        };
+        for made in [&this.root, &this.run, &this.certs, &this.logs] {
+            fs::create_dir_all(made)?;
+        }
+        Ok(this)
+    }
+}
+
+/// The text of the configuration file; `extra` goes to the end.
+pub(crate) fn text(paths: &Paths, bin: &Path, network: &Network, extra: &str) -> String {
+    let (root, run, socket, certs) = (paths.root.display(), paths.run.display(), paths.socket.display(), paths.certs.display());
+    let (conf, own, bin) = (network.conf_dir.display(), network.bin_dir.display(), bin.display());
+    let plugins = cni::PLUGINS;
+    format!(
+        "root = \"{root}\"\nrun = \"{run}\"\nsocket = \"{socket}\"\n\
+         [shim]\nbinary = \"{bin}/copepod-shim\"\npause = \"{bin}/pause\"\n\
+         [network]\nconf_dir = \"{conf}\"\nbin_dirs = [\"{own}\", \"{plugins}\"]\ntimeout = \"10s\"\n\
+         [image]\ncerts_dir = \"{certs}\"\n\
+         {extra}"
+    )
+}
+
+/// Writes `certs.d`: the plain registry under its address and as a mirror of `registry.test`, the TLS one
+/// as a mirror of `tls.test`, and `absent.test` whose mirror answers nothing.
+pub(crate) fn hosts(certs: &Path, registry: &Registry) -> Result<()> {
+    let plain = format!("http://127.0.0.1:{}", registry.port);
+    let tls = format!("https://127.0.0.1:{}", registry.tls_port);
+    let pull = "capabilities = [\"pull\", \"resolve\"]";
+    let write = |host: &str, text: String| -> Result<()> {
+        fs::create_dir_all(certs.join(host))?;
+        fs::write(certs.join(host).join("hosts.toml"), text)?;
+        Ok(())
+    };
+    write(&format!("127.0.0.1:{}", registry.port), format!("server = \"{plain}\"\n"))?;
+    write("registry.test", format!("server = \"https://registry.test\"\n[host.\"{plain}\"]\n{pull}\n"))?;
+    write("other.test", format!("server = \"https://other.test\"\n[host.\"{plain}\"]\n{pull}\n"))?;
+    write("tls.test", format!("server = \"{tls}\"\n[host.\"{tls}\"]\n{pull}\nca = \"{}\"\n", registry.ca().display()))?;
+    write("fallback.test", format!("server = \"{plain}\"\n[host.\"http://127.0.0.1:1\"]\n{pull}\n"))?;
+    write("absent.test", String::from("server = \"http://127.0.0.1:1\"\n"))
+}

@@ -1,0 +1,236 @@
+//! The CRI client: gRPC over a unix socket, every call bounded.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use cri_api::v1::image_service_client::ImageServiceClient;
+use cri_api::v1::runtime_service_client::RuntimeServiceClient;
+use cri_api::v1::{self as api, ContainerState};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+use crate::wait;
+
+/// Bound of one call unless a test says otherwise; kubelet's own is 2 minutes.
+const LIMIT: Duration = Duration::from_secs(60);
+/// kubelet's receive limit.
+const MAX_MESSAGE: usize = 16 << 20;
+
+/// Answer of one call: the gRPC status is what many tests look at.
+pub(crate) type Answer<T> = std::result::Result<T, Status>;
+
+/// A client; cloning shares the connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Cri {
+    /// Runtime service, for calls that have no short form here.
+    pub(crate) runtime: RuntimeServiceClient<Channel>,
+    /// Image service, likewise.
+    pub(crate) images: ImageServiceClient<Channel>,
+}
+
+/// Output of [`Cri::exec`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Output {
+    /// Standard output as text.
+    pub(crate) stdout: String,
+    /// Standard error as text.
+    pub(crate) stderr: String,
+    /// Exit code.
+    pub(crate) code: i32,
+}
+
+/// A request with the usual deadline, sent to the server as well.
+pub(crate) fn bounded<T>(message: T, limit: Duration) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(limit);
+    request
+}
+
+/// One call of a client with the usual bound.
+macro_rules! call {
+    ($client:expr, $method:ident, $message:expr) => {
+        call!($client, $method, $message, LIMIT)
+    };
+    ($client:expr, $method:ident, $message:expr, $limit:expr) => {{
+        let limit = $limit;
+        match tokio::time::timeout(limit + Duration::from_secs(5), $client.clone().$method(bounded($message, limit))).await {
+            Ok(answer) => answer.map(tonic::Response::into_inner),
+            Err(_) => Err(Status::deadline_exceeded(format!("{}: the server ignored the deadline of {limit:?}", stringify!($method)))),
+        }
+    }};
+}
+
+impl Cri {
+    /// Connects lazily, and again whenever the daemon was restarted.
+    pub(crate) fn connect(socket: &Path) -> Result<Self> {
+        let socket: PathBuf = socket.to_owned();
+        let channel = Endpoint::try_from("http://localhost")?.connect_with_connector_lazy(tower::service_fn(move |_| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        }));
+        Ok(Self {
+            runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
+            images: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE),
+        })
+    }
+
+    /// Version.
+    pub(crate) async fn version(&self) -> Answer<api::VersionResponse> {
+        call!(self.runtime, version, api::VersionRequest { version: String::new() }, Duration::from_secs(5))
+    }
+
+    /// Status.
+    pub(crate) async fn status(&self, verbose: bool) -> Answer<api::StatusResponse> {
+        call!(self.runtime, status, api::StatusRequest { verbose }, Duration::from_secs(5))
+    }
+
+    /// RunPodSandbox; the id.
+    pub(crate) async fn run_pod(&self, config: &api::PodSandboxConfig) -> Answer<String> {
+        let request = api::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+        call!(self.runtime, run_pod_sandbox, request).map(|r| r.pod_sandbox_id)
+    }
+
+    /// StopPodSandbox.
+    pub(crate) async fn stop_pod(&self, id: &str) -> Answer<()> {
+        call!(self.runtime, stop_pod_sandbox, api::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() }).map(drop)
+    }
+
+    /// RemovePodSandbox.
+    pub(crate) async fn remove_pod(&self, id: &str) -> Answer<()> {
+        call!(self.runtime, remove_pod_sandbox, api::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() }).map(drop)
+    }
+
+    /// StopPodSandbox, then RemovePodSandbox.
+    pub(crate) async fn drop_pod(&self, id: &str) -> Answer<()> {
+        self.stop_pod(id).await?;
+        self.remove_pod(id).await
+    }
+
+    /// PodSandboxStatus, verbose.
+    pub(crate) async fn pod_status(&self, id: &str) -> Answer<api::PodSandboxStatusResponse> {
+        call!(self.runtime, pod_sandbox_status, api::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: true })
+    }
+
+    /// ListPodSandbox.
+    pub(crate) async fn pods(&self, filter: Option<api::PodSandboxFilter>) -> Answer<Vec<api::PodSandbox>> {
+        call!(self.runtime, list_pod_sandbox, api::ListPodSandboxRequest { filter }).map(|r| r.items)
+    }
+
+    /// CreateContainer; the id.
+    pub(crate) async fn create(&self, pod: &str, config: &api::ContainerConfig, sandbox: &api::PodSandboxConfig) -> Answer<String> {
+        let request =
+            api::CreateContainerRequest { pod_sandbox_id: pod.to_owned(), config: Some(config.clone()), sandbox_config: Some(sandbox.clone()) };
+        call!(self.runtime, create_container, request).map(|r| r.container_id)
+    }
+
+    /// StartContainer.
+    pub(crate) async fn start(&self, id: &str) -> Answer<()> {
+        call!(self.runtime, start_container, api::StartContainerRequest { container_id: id.to_owned() }).map(drop)
+    }
+
+    /// StopContainer with a grace in seconds.
+    pub(crate) async fn stop(&self, id: &str, grace: i64) -> Answer<()> {
+        let limit = LIMIT + Duration::from_secs(u64::try_from(grace).unwrap_or(0));
+        call!(self.runtime, stop_container, api::StopContainerRequest { container_id: id.to_owned(), timeout: grace }, limit).map(drop)
+    }
+
+    /// RemoveContainer.
+    pub(crate) async fn remove(&self, id: &str) -> Answer<()> {
+        call!(self.runtime, remove_container, api::RemoveContainerRequest { container_id: id.to_owned() }).map(drop)
+    }
+
+    /// ContainerStatus, verbose; the whole response.
+    pub(crate) async fn container_response(&self, id: &str) -> Answer<api::ContainerStatusResponse> {
+        call!(self.runtime, container_status, api::ContainerStatusRequest { container_id: id.to_owned(), verbose: true })
+    }
+
+    /// The status inside ContainerStatus.
+    pub(crate) async fn container(&self, id: &str) -> Result<api::ContainerStatus> {
+        self.container_response(id).await?.status.context("ContainerStatus without a status")
+    }
+
+    /// ListContainers.
+    pub(crate) async fn containers(&self, filter: Option<api::ContainerFilter>) -> Answer<Vec<api::Container>> {
+        call!(self.runtime, list_containers, api::ListContainersRequest { filter }).map(|r| r.containers)
+    }
+
+    /// ExecSync, raw.
+    pub(crate) async fn exec_sync(&self, id: &str, cmd: &[&str], timeout: i64) -> Answer<api::ExecSyncResponse> {
+        let request =
+            api::ExecSyncRequest { container_id: id.to_owned(), cmd: cmd.iter().map(|s| (*s).to_owned()).collect(), timeout };
+        call!(self.runtime, exec_sync, request)
+    }
+
+    /// ExecSync without a time-out of its own, output as text.
+    pub(crate) async fn exec(&self, id: &str, cmd: &[&str]) -> Result<Output> {
+        let r = self.exec_sync(id, cmd, 30).await.with_context(|| format!("exec {cmd:?}"))?;
+        Ok(Output {
+            stdout: String::from_utf8_lossy(&r.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&r.stderr).into_owned(),
+            code: r.exit_code,
+        })
+    }
+
+    /// Runs a shell line that must succeed; its standard output, trimmed.
+    pub(crate) async fn sh(&self, id: &str, line: &str) -> Result<String> {
+        let out = self.exec(id, &["/bin/sh", "-c", line]).await?;
+        anyhow::ensure!(out.code == 0, "`{line}` ended with {}: {}{}", out.code, out.stdout, out.stderr);
+        Ok(out.stdout.trim().to_owned())
+    }
+
+    /// ReopenContainerLog.
+    pub(crate) async fn reopen_log(&self, id: &str) -> Answer<()> {
+        call!(self.runtime, reopen_container_log, api::ReopenContainerLogRequest { container_id: id.to_owned() }).map(drop)
+    }
+
+    /// ContainerStats.
+    pub(crate) async fn stats(&self, id: &str) -> Answer<Option<api::ContainerStats>> {
+        call!(self.runtime, container_stats, api::ContainerStatsRequest { container_id: id.to_owned() }).map(|r| r.stats)
+    }
+
+    /// ListContainerStats.
+    pub(crate) async fn list_stats(&self, filter: Option<api::ContainerStatsFilter>) -> Answer<Vec<api::ContainerStats>> {
+        call!(self.runtime, list_container_stats, api::ListContainerStatsRequest { filter }).map(|r| r.stats)
+    }
+
+    /// PullImage; the image's id.
+    pub(crate) async fn pull(&self, image: &str) -> Answer<String> {
+        let spec = api::ImageSpec { image: image.to_owned(), ..Default::default() };
+        let request = api::PullImageRequest { image: Some(spec), auth: None, sandbox_config: None };
+        call!(self.images, pull_image, request).map(|r| r.image_ref)
+    }
+
+    /// ImageStatus, verbose; `None` for an unknown image.
+    pub(crate) async fn image(&self, image: &str) -> Answer<Option<api::Image>> {
+        let spec = api::ImageSpec { image: image.to_owned(), ..Default::default() };
+        call!(self.images, image_status, api::ImageStatusRequest { image: Some(spec), verbose: true }).map(|r| r.image)
+    }
+
+    /// ListImages.
+    pub(crate) async fn images(&self) -> Answer<Vec<api::Image>> {
+        call!(self.images, list_images, api::ListImagesRequest { filter: None }).map(|r| r.images)
+    }
+
+    /// RemoveImage.
+    pub(crate) async fn remove_image(&self, image: &str) -> Answer<()> {
+        let spec = api::ImageSpec { image: image.to_owned(), ..Default::default() };
+        call!(self.images, remove_image, api::RemoveImageRequest { image: Some(spec) }).map(drop)
+    }
+
+    /// ImageFsInfo.
+    pub(crate) async fn image_fs(&self) -> Answer<api::ImageFsInfoResponse> {
+        call!(self.images, image_fs_info, api::ImageFsInfoRequest {})
+    }
+
+    /// Waits until a container has exited; its status.
+    pub(crate) async fn wait_exit(&self, id: &str, limit: Duration) -> Result<api::ContainerStatus> {
+        wait::until(&format!("container {id} to exit"), limit, || async {
+            let status = self.container(id).await?;
+            Ok((status.state() == ContainerState::ContainerExited).then_some(status))
+        })
+        .await
+    }
+}

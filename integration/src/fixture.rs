@@ -1,0 +1,66 @@
+//! What all tests of a run share: the work folder, the registry with its images, the binaries.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::images::catalog::{self, Entry, Layers};
+use crate::registry::Registry;
+
+/// Shared by all tests.
+#[derive(Debug)]
+pub(crate) struct Fixture {
+    /// Removed at the end.
+    work: tempfile::TempDir,
+    /// copepod, copepod-shim, pause.
+    pub(crate) bin: PathBuf,
+    /// The registry.
+    pub(crate) registry: Registry,
+    /// Layers to build more images from.
+    pub(crate) layers: Layers,
+    /// What was pushed.
+    pub(crate) images: Vec<Entry>,
+}
+
+impl Fixture {
+    /// Starts the registry, builds and pushes all images.
+    pub(crate) async fn new(bin: &Path) -> Result<Self> {
+        let bin = fs::canonicalize(bin).with_context(|| bin.display().to_string())?;
+        fs::create_dir_all("/var/lib/copepod-test")?;
+        // Not below /tmp: that is a tmpfs on many machines, and image layers want a real file system.
+        let work = tempfile::Builder::new().prefix("run-").tempdir_in("/var/lib/copepod-test").context("work folder")?;
+        let registry = Registry::start(work.path()).await?;
+        let layers = tokio::task::spawn_blocking(catalog::layers).await??;
+        let images = catalog::all(&layers)?;
+        for e in &images {
+            let digest = registry.push(e.name, e.tag, &e.image).await.with_context(|| format!("push {}:{}", e.name, e.tag))?;
+            ensure!(digest == e.image.manifest.digest, "registry changed the digest of {}", e.name);
+        }
+        Ok(Self { work, bin, registry, layers, images })
+    }
+
+    /// The work folder.
+    pub(crate) fn work(&self) -> &Path {
+        self.work.path()
+    }
+
+    /// What was pushed as `name:tag`.
+    pub(crate) fn entry(&self, name: &str, tag: &str) -> Result<&Entry> {
+        self.images.iter().find(|e| e.name == name && e.tag == tag).with_context(|| format!("no image {name}:{tag}"))
+    }
+
+    /// Reference of a pushed image with tag 1, through the mirror of registry.test.
+    pub(crate) fn image(name: &str) -> String {
+        format!("registry.test/{name}:1")
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        // The folder above stays only while another run uses it.
+        if let Some(parent) = self.work.path().parent() {
+            drop(fs::remove_dir(parent));
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! One node: a copepod daemon with root, run folder, socket, CNI network and log of its own.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::Signal;
+
+use crate::cni::Network;
+use crate::config::{self, Paths};
+use crate::cri::Cri;
+use crate::fixture::Fixture;
+use crate::shapes::unique;
+use crate::{cgroup, proc, wait};
+
+/// Cgroup that the daemon puts its shims in (DESIGN.md: never below kubepods).
+pub(crate) const SHIMS: &str = "/copepod";
+
+/// What a test may want different.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Options {
+    /// Start without any CNI configuration.
+    pub(crate) without_cni: bool,
+    /// More lines for the configuration.
+    pub(crate) extra: String,
+}
+
+/// Another runtime, to check the tests themselves with.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    /// Its socket.
+    pub(crate) socket: PathBuf,
+    /// Its `certs.d`, to be told about the test registries.
+    pub(crate) certs: Option<PathBuf>,
+}
+
+/// A running node.
+#[derive(Debug)]
+pub(crate) struct Node {
+    /// Its folders.
+    pub(crate) paths: Paths,
+    /// Its pod network.
+    pub(crate) network: Network,
+    /// Client of its socket.
+    pub(crate) cri: Cri,
+    bin: PathBuf,
+    daemon: Mutex<Option<Child>>,
+    /// Another runtime, whose processes are not ours.
+    foreign: bool,
+}
+
+impl Node {
+    /// Makes the folders and starts the daemon; returns when it answers.
+    pub(crate) async fn start(fixture: &Fixture, options: &Options) -> Result<Self> {
+        let number = unique();
+        let dir = fixture.work().join(format!("node{number}"));
+        let paths = Paths::new(&dir)?;
+        let network = Network::new(&dir, number)?;
+        if !options.without_cni {
+            network.install()?;
+        }
+        config::hosts(&paths.certs, &fixture.registry)?;
+        fs::write(&paths.config, config::text(&paths, &fixture.bin, &network, &options.extra))?;
+        let cri = Cri::connect(&paths.socket)?;
+        let node = Self { paths, network, cri, bin: fixture.bin.join("copepod"), daemon: Mutex::new(None), foreign: false };
+        node.launch().await?;
+        Ok(node)
+    }
+
+    /// Uses a runtime that somebody else started.
+    pub(crate) fn foreign(fixture: &Fixture, peer: &Peer) -> Result<Self> {
+        let dir = fixture.work().join("foreign");
+        let mut paths = Paths::new(&dir)?;
+        let socket = peer.socket.clone();
+        if let Some(certs) = &peer.certs {
+            config::hosts(certs, &fixture.registry)?;
+        }
+        let cri = Cri::connect(&socket)?;
+        paths.socket = socket;
+        let network = Network::new(&dir, unique())?;
+        Ok(Self { paths, network, cri, bin: PathBuf::new(), daemon: Mutex::new(None), foreign: true })
+    }
+
+    /// Is it another runtime, given by `--endpoint`?
+    pub(crate) fn is_foreign(&self) -> bool {
+        self.foreign
+    }
+
+    /// Starts the daemon of a node that has none, and waits for it to answer.
+    pub(crate) async fn launch(&self) -> Result<()> {
+        let log = fs::OpenOptions::new().create(true).append(true).open(&self.paths.log)?;
+        let child = Command::new(&self.bin)
+            .arg("--config")
+            .arg(&self.paths.config)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("start {}", self.bin.display()))?;
+        self.put(child);
+        wait::until("the daemon to answer", Duration::from_secs(15), || async {
+            if let Some(code) = self.ended()? {
+                bail!("copepod ended at once with {code}: {}", self.last_log(15));
+            }
+            Ok(Some(self.cri.version().await?))
+        })
+        .await
+        .with_context(|| format!("copepod's log: {}", self.last_log(15)))?;
+        Ok(())
+    }
+
+    fn put(&self, child: Child) {
+        if let Ok(mut slot) = self.daemon.lock() {
+            *slot = Some(child);
+        }
+    }
+
+    fn ended(&self) -> Result<Option<std::process::ExitStatus>> {
+        let mut slot = self.daemon.lock().map_err(|_| anyhow::anyhow!("daemon slot poisoned"))?;
+        Ok(match slot.as_mut() {
+            Some(child) => child.try_wait()?,
+            None => None,
+        })
+    }
+
+    /// The daemon's process number.
+    pub(crate) fn pid(&self) -> Result<u32> {
+        let slot = self.daemon.lock().map_err(|_| anyhow::anyhow!("daemon slot poisoned"))?;
+        Ok(slot.as_ref().context("no daemon is running")?.id())
+    }
+
+    /// kill -9 of the daemon alone; returns when it is gone.
+    pub(crate) fn kill9(&self) -> Result<()> {
+        let child = self.daemon.lock().map_err(|_| anyhow::anyhow!("daemon slot poisoned"))?.take();
+        if let Some(mut child) = child {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// SIGTERM; the daemon must end with code 0 within 10 s.
+    pub(crate) async fn terminate(&self) -> Result<()> {
+        proc::signal(self.pid()?, Signal::SIGTERM)?;
+        let status = wait::until("copepod to end after SIGTERM", Duration::from_secs(10), || async { self.ended() }).await?;
+        self.put_none();
+        ensure!(status.success(), "copepod ended with {status} after SIGTERM: {}", self.last_log(10));
+        Ok(())
+    }
+
+    fn put_none(&self) {
+        if let Ok(mut slot) = self.daemon.lock() {
+            *slot = None;
+        }
+    }
+
+    /// SIGTERM and a new daemon.
+    pub(crate) async fn restart(&self) -> Result<()> {
+        self.terminate().await?;
+        self.launch().await
+    }
+
+    /// kill -9 and a new daemon.
+    pub(crate) async fn crash(&self) -> Result<()> {
+        self.kill9()?;
+        self.launch().await
+    }
+
+    /// The last lines of the daemon's log.
+    pub(crate) fn last_log(&self, lines: usize) -> String {
+        let text = fs::read_to_string(&self.paths.log).unwrap_or_default();
+        let all: Vec<&str> = text.lines().collect();
+        all.get(all.len().saturating_sub(lines)..).unwrap_or_default().join("\n")
+    }
+
+    /// The shim of a pod, found by its arguments or by its cgroup.
+    pub(crate) fn shim(&self, pod: &str) -> Result<proc::Process> {
+        let named = proc::all().into_iter().find(|p| p.comm.starts_with("copepod-shim") && p.args.contains(pod));
+        if let Some(shim) = named {
+            return Ok(shim);
+        }
+        cgroup::hierarchies()
+            .iter()
+            .flat_map(|h| cgroup::members(&h.join(SHIMS.trim_start_matches('/')).join(pod)))
+            .filter_map(proc::one)
+            .find(|p| p.comm.starts_with("copepod-shim"))
+            .with_context(|| format!("pod {pod} has no shim"))
+    }
+
+    /// The pause process of a pod: the shim's child that runs nothing else.
+    pub(crate) fn pause(&self, pod: &str) -> Result<proc::Process> {
+        let shim = self.shim(pod)?;
+        proc::children(shim.pid).into_iter().find(|p| p.comm == "pause").with_context(|| format!("pod {pod} has no pause"))
+    }
+
+    /// Stops and removes every pod; an error names what could not be.
+    pub(crate) async fn empty(&self) -> Result<()> {
+        for pod in self.cri.pods(None).await.context("list pods to clean up")? {
+            self.cri.drop_pod(&pod.id).await.with_context(|| format!("clean up pod {}", pod.id))?;
+        }
+        Ok(())
+    }
+
+    /// Takes everything away by force: after a failure that the daemon could not clean up.
+    pub(crate) fn raze(&self) {
+        if self.foreign {
+            return;
+        }
+        drop(self.kill9());
+        for shim in proc::all().into_iter().filter(|p| p.comm.starts_with("copepod-shim")) {
+            drop(proc::signal(shim.pid, Signal::SIGKILL));
+        }
+        cgroup::destroy(SHIMS);
+        cgroup::destroy(crate::shapes::CGROUP_PARENT);
+        if let Ok(pins) = fs::read_dir("/run/netns") {
+            for pin in pins.flatten().filter(|p| p.file_name().to_string_lossy().starts_with("cni-")) {
+                nix::mount::umount2(&pin.path(), nix::mount::MntFlags::MNT_DETACH).unwrap_or_default();
+                drop(fs::remove_file(pin.path()));
+            }
+        }
+        self.wipe();
+    }
+
+    /// Removes the bridge and the folders of a stopped node.
+    pub(crate) fn wipe(&self) {
+        drop(crate::isolation::command("ip", &["link", "del", &self.network.bridge]));
+        drop(fs::remove_dir_all(&self.paths.dir));
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        drop(self.kill9());
+    }
+}

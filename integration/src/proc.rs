@@ -1,0 +1,84 @@
+//! The process table, read from /proc of the test's own PID namespace.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use anyhow::{Context as _, Result};
+
+/// One process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Process {
+    /// Its number in the test's PID namespace.
+    pub(crate) pid: u32,
+    /// Its parent.
+    pub(crate) parent: u32,
+    /// Kernel's name of it, at most 15 bytes.
+    pub(crate) comm: String,
+    /// State letter: R, S, D, Z...
+    pub(crate) state: char,
+    /// Its arguments, joined by spaces; empty for a zombie.
+    pub(crate) args: String,
+}
+
+/// Every process there is; those that vanish while being read are left out.
+pub(crate) fn all() -> Vec<Process> {
+    let Ok(dir) = fs::read_dir("/proc") else { return Vec::new() };
+    let mut found: Vec<Process> =
+        dir.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).filter_map(one).collect();
+    found.sort_by_key(|p| p.pid);
+    found
+}
+
+/// One process, if it exists.
+pub(crate) fn one(pid: u32) -> Option<Process> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (head, tail) = stat.rsplit_once(')')?;
+    let comm = head.split_once('(')?.1.to_owned();
+    let mut fields = tail.split_whitespace();
+    let state = fields.next()?.chars().next()?;
+    let parent = fields.next()?.parse().ok()?;
+    let args = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let args = args.split(|b| *b == 0).map(String::from_utf8_lossy).collect::<Vec<_>>().join(" ").trim().to_owned();
+    Some(Process { pid, parent, comm, state, args })
+}
+
+/// Is the process there, and not a zombie?
+pub(crate) fn alive(pid: u32) -> bool {
+    one(pid).is_some_and(|p| p.state != 'Z')
+}
+
+/// Processes whose arguments contain `text`.
+pub(crate) fn with_args(text: &str) -> Vec<Process> {
+    all().into_iter().filter(|p| p.args.contains(text)).collect()
+}
+
+/// Direct children of a process.
+pub(crate) fn children(pid: u32) -> Vec<Process> {
+    all().into_iter().filter(|p| p.parent == pid).collect()
+}
+
+/// `Name: value` lines of /proc/PID/status.
+pub(crate) fn status(pid: u32) -> Result<BTreeMap<String, String>> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("status of {pid}"))?;
+    Ok(text.lines().filter_map(|l| l.split_once(':')).map(|(k, v)| (k.to_owned(), v.trim().to_owned())).collect())
+}
+
+/// Proportional set size of a process in KiB (smaps_rollup).
+pub(crate) fn pss_kib(pid: u32) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).with_context(|| format!("smaps_rollup of {pid}"))?;
+    let line = text.lines().find_map(|l| l.strip_prefix("Pss:")).context("no Pss line")?;
+    Ok(line.trim().trim_end_matches(" kB").trim().parse()?)
+}
+
+/// Number of open file descriptors.
+pub(crate) fn fds(pid: u32) -> Result<usize> {
+    Ok(fs::read_dir(format!("/proc/{pid}/fd")).with_context(|| format!("fds of {pid}"))?.count())
+}
+
+/// Sends a signal; a process that is gone is no error.
+pub(crate) fn signal(pid: u32, signal: nix::sys::signal::Signal) -> Result<()> {
+    match nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(pid)?), signal) {
+        Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
+        Err(e) => Err(e).with_context(|| format!("kill {pid}")),
+    }
+}

@@ -1,0 +1,164 @@
+//! Debian's docker-registry, twice over one storage folder: plain HTTP on 127.0.0.1, and TLS with a
+//! certificate of a CA made by openssl. Images are pushed over the plain one.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use bytes::Bytes;
+use hyper::Method;
+
+use crate::http::Http;
+use crate::images::{Blob, Image};
+use crate::isolation::command;
+use crate::wait;
+
+/// A running pair of registries.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    dir: PathBuf,
+    /// Port of the plain one.
+    pub(crate) port: u16,
+    /// Port of the TLS one.
+    pub(crate) tls_port: u16,
+    http: Http,
+    children: Vec<Child>,
+}
+
+impl Registry {
+    /// Starts both below `dir` and waits until they answer.
+    pub(crate) async fn start(dir: &Path) -> Result<Self> {
+        let dir = dir.join("registry");
+        fs::create_dir_all(dir.join("data"))?;
+        certificates(&dir)?;
+        let (port, tls_port) = (free_port()?, free_port()?);
+        let plain = config(&dir, port, None);
+        let tls = config(&dir, tls_port, Some((&dir.join("server.crt"), &dir.join("server.key"))));
+        let children = vec![serve(&dir, "plain", &plain)?, serve(&dir, "tls", &tls)?];
+        let this = Self { dir, port, tls_port, http: Http::new(), children };
+        wait::until("the registry to answer", Duration::from_secs(20), || async {
+            this.http.get(&format!("http://127.0.0.1:{port}/v2/")).await.map(Some)
+        })
+        .await?;
+        wait::until_true("the TLS registry to listen", Duration::from_secs(20), || std::net::TcpStream::connect(("127.0.0.1", tls_port)).is_ok())
+            .await?;
+        Ok(this)
+    }
+
+    /// The CA that signed the TLS registry's certificate.
+    pub(crate) fn ca(&self) -> PathBuf {
+        self.dir.join("ca.crt")
+    }
+
+    /// `127.0.0.1:PORT/name`.
+    pub(crate) fn plain(&self, name: &str) -> String {
+        format!("127.0.0.1:{}/{name}", self.port)
+    }
+
+    /// Where the registry keeps a blob's bytes: tests of hostile registries change them behind its back.
+    pub(crate) fn blob_file(&self, digest: &str) -> PathBuf {
+        let hex = digest.trim_start_matches("sha256:");
+        self.dir.join("data/docker/registry/v2/blobs/sha256").join(hex.get(..2).unwrap_or_default()).join(hex).join("data")
+    }
+
+    /// Pushes an image with everything it refers to; its manifest's digest.
+    pub(crate) async fn push(&self, name: &str, tag: &str, image: &Image) -> Result<String> {
+        for blob in &image.blobs {
+            self.push_blob(name, blob).await?;
+        }
+        for child in &image.children {
+            self.push_manifest(name, &child.digest, &child.media_type, &child.bytes).await?;
+        }
+        self.push_manifest(name, tag, &image.manifest.media_type, &image.manifest.bytes).await?;
+        Ok(image.manifest.digest.clone())
+    }
+
+    async fn push_blob(&self, name: &str, blob: &Blob) -> Result<()> {
+        let base = format!("http://127.0.0.1:{}", self.port);
+        let head = self.http.send(Method::HEAD, &format!("{base}/v2/{name}/blobs/{}", blob.digest), None, Bytes::new()).await?;
+        if head.status.is_success() {
+            return Ok(());
+        }
+        let begun = self.http.send(Method::POST, &format!("{base}/v2/{name}/blobs/uploads/"), None, Bytes::new()).await?;
+        let place = begun.location.clone().context("registry gave no upload location")?;
+        let place = if place.starts_with('/') { format!("{base}{place}") } else { place };
+        let mark = if place.contains('?') { '&' } else { '?' };
+        let put = self
+            .http
+            .send(Method::PUT, &format!("{place}{mark}digest={}", blob.digest), Some("application/octet-stream"), blob.bytes.clone())
+            .await?;
+        ensure!(put.status.is_success(), "push blob {} of {name}: {}", blob.digest, String::from_utf8_lossy(&put.body));
+        Ok(())
+    }
+
+    async fn push_manifest(&self, name: &str, reference: &str, media_type: &str, bytes: &Bytes) -> Result<()> {
+        let url = format!("http://127.0.0.1:{}/v2/{name}/manifests/{reference}", self.port);
+        let put = self.http.send(Method::PUT, &url, Some(media_type), bytes.clone()).await?;
+        ensure!(put.status.is_success(), "push {name}:{reference}: {}", String::from_utf8_lossy(&put.body));
+        Ok(())
+    }
+
+    /// Requests seen by the plain registry whose line contains `text`: counts transfers.
+    pub(crate) fn requests(&self, text: &str) -> usize {
+        let log = fs::read_to_string(self.dir.join("plain.log")).unwrap_or_default();
+        log.lines().filter(|l| l.contains("\" 200 ") || l.contains("\" 206 ")).filter(|l| l.contains(text)).count()
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+}
+
+fn serve(dir: &Path, name: &str, config: &str) -> Result<Child> {
+    let file = dir.join(format!("{name}.yml"));
+    fs::write(&file, config)?;
+    let log = fs::File::create(dir.join(format!("{name}.log")))?;
+    Command::new("docker-registry")
+        .arg("serve")
+        .arg(&file)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .context("start docker-registry (Debian package docker-registry)")
+}
+
+fn config(dir: &Path, port: u16, tls: Option<(&Path, &Path)>) -> String {
+    let tls = tls.map_or_else(String::new, |(c, k)| {
+        format!("  tls:\n    certificate: {}\n    key: {}\n", c.display(), k.display())
+    });
+    format!(
+        "version: 0.1\nlog:\n  accesslog:\n    disabled: false\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n{tls}",
+        dir.join("data").display()
+    )
+}
+
+fn certificates(dir: &Path) -> Result<()> {
+    let path = |name: &str| dir.join(name).display().to_string();
+    command(
+        "openssl",
+        &["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30", "-subj", "/CN=copepod test CA", "-addext", "basicConstraints=critical,CA:TRUE", "-keyout", &path("ca.key"), "-out", &path("ca.crt")],
+    )?;
+    command(
+        "openssl",
+        &["req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1", "-keyout", &path("server.key"), "-out", &path("server.csr")],
+    )?;
+    fs::write(dir.join("ext"), "subjectAltName=IP:127.0.0.1,DNS:localhost\nbasicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth\n")?;
+    command(
+        "openssl",
+        &["x509", "-req", "-days", "30", "-in", &path("server.csr"), "-CA", &path("ca.crt"), "-CAkey", &path("ca.key"), "-CAcreateserial", "-extfile", &path("ext"), "-out", &path("server.crt")],
+    )?;
+    Ok(())
+}
+
+/// A TCP port of 127.0.0.1 that nothing listens on.
+pub(crate) fn free_port() -> Result<u16> {
+    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}

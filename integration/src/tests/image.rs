@@ -1,0 +1,295 @@
+//! Images: references, forms, consistency, users, content on disk.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use cri_api::v1 as api;
+use tonic::Code;
+
+use crate::context::Context;
+use crate::fixture::Fixture;
+use crate::runner::{Test, test};
+use crate::shapes;
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        test!(fs_info_on_an_empty_node).own(),
+        test!(pull_status_list_remove),
+        test!(every_reference_gives_the_same),
+        test!(digest_pull_has_no_tag),
+        test!(forms_and_packings),
+        test!(manifest_lists_choose_the_platform),
+        test!(tls_with_a_private_ca).ours(),
+        test!(mirror_falls_back).ours(),
+        test!(user_is_uid_or_name),
+        test!(three_tags_one_image),
+        test!(two_registries_one_image).ours(),
+        test!(simultaneous_pulls_are_one).own(),
+        test!(simultaneous_removals),
+        test!(deadline_of_a_millisecond),
+        test!(cancelled_pull_leaves_nothing).own(),
+        test!(whiteouts_links_and_owners),
+        test!(sixty_layers),
+        test!(removal_while_in_use),
+        test!(usage_is_counted).own(),
+    ]
+}
+
+async fn fs_info_on_an_empty_node(cx: Context) -> Result<()> {
+    let info = cx.cri.image_fs().await?;
+    let fs = info.image_filesystems.first().context("no image file system")?;
+    ensure!(fs.timestamp > 0 && fs.used_bytes.is_some() && fs.inodes_used.is_some(), "kubelet would panic: {fs:?}");
+    let place = fs.fs_id.as_ref().map(|f| f.mountpoint.clone()).unwrap_or_default();
+    ensure!(std::path::Path::new(&place).is_dir(), "mount point `{place}`");
+    ensure!(!info.container_filesystems.is_empty(), "no container file system");
+    ensure!(cx.cri.images().await?.is_empty(), "a new node has images");
+    Ok(())
+}
+
+async fn pull_status_list_remove(cx: Context) -> Result<()> {
+    let name = Fixture::image("number-1");
+    let id = cx.cri.pull(&name).await?;
+    ensure!(id == cx.fixture.entry("number-1", "1")?.image.id, "the id is not the configuration's digest: {id}");
+    let image = cx.cri.image(&name).await?.context("no status right after the pull")?;
+    ensure!(image.id == id && image.size > 0, "{image:?}");
+    ensure!(image.repo_tags == [name.clone()], "{:?}", image.repo_tags);
+    ensure!(image.repo_digests.len() == 1 && image.repo_digests.iter().all(|d| d.contains("@sha256:")), "{:?}", image.repo_digests);
+    ensure!(cx.cri.images().await?.iter().any(|i| i.id == id), "not listed");
+    cx.cri.remove_image(&name).await?;
+    ensure!(cx.cri.image(&name).await?.is_none() && !cx.cri.images().await?.iter().any(|i| i.id == id), "still there");
+    cx.cri.remove_image(&name).await.context("removing an absent image is no error")?;
+    Ok(())
+}
+
+async fn every_reference_gives_the_same(cx: Context) -> Result<()> {
+    let latest = "registry.test/busybox";
+    let id = cx.cri.pull(latest).await?;
+    let digest = &cx.fixture.entry("busybox", "latest")?.image.manifest.digest;
+    let by_digest = format!("registry.test/busybox@{digest}");
+    let short = id.trim_start_matches("sha256:").get(..12).unwrap_or_default().to_owned();
+    let bare = id.trim_start_matches("sha256:").to_owned();
+    let reference = cx.cri.image("registry.test/busybox:latest").await?.context("by tag")?;
+    for name in [latest, &by_digest, &id, &bare, &short] {
+        let found = cx.cri.image(name).await?.with_context(|| format!("not found by {name}"))?;
+        ensure!(found == reference, "by {name}: {found:?} instead of {reference:?}");
+    }
+    ensure!(cx.cri.image("registry.test/busybox:none").await?.is_none());
+    Ok(())
+}
+
+async fn digest_pull_has_no_tag(cx: Context) -> Result<()> {
+    let digest = cx.fixture.entry("number-2", "1")?.image.manifest.digest.clone();
+    let name = format!("registry.test/number-2@{digest}");
+    let id = cx.cri.pull(&name).await?;
+    let image = cx.cri.image(&name).await?.context("no status")?;
+    ensure!(image.repo_tags.is_empty() && image.repo_digests == [name], "{image:?}");
+    cx.cri.remove_image(&id).await?;
+    Ok(())
+}
+
+async fn forms_and_packings(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    for name in ["busybox-zstd", "busybox-plain", "busybox-docker", "busybox"] {
+        let image = Fixture::image(name);
+        let text = cx.output(&pod, &shapes::container(name, &image, &["/bin/cat", "/etc/marker"])).await.with_context(|| name.to_owned())?;
+        ensure!(text == "from the image\n", "{name}: {text}");
+    }
+    Ok(())
+}
+
+async fn manifest_lists_choose_the_platform(cx: Context) -> Result<()> {
+    for name in ["multi-oci", "multi-docker"] {
+        let id = cx.cri.pull(&Fixture::image(name)).await?;
+        let entry = cx.fixture.entry(name, "1")?;
+        ensure!(id == entry.image.id, "{name}: not amd64's configuration: {id}");
+        let image = cx.cri.image(&id).await?.context("status")?;
+        ensure!(image.repo_digests == [format!("registry.test/{name}@{}", entry.image.manifest.digest)], "{name}: {:?}", image.repo_digests);
+        cx.cri.remove_image(&id).await?;
+    }
+    Ok(())
+}
+
+async fn tls_with_a_private_ca(cx: Context) -> Result<()> {
+    let id = cx.cri.pull("tls.test/number-3:1").await?;
+    ensure!(id == cx.fixture.entry("number-3", "1")?.image.id);
+    cx.cri.remove_image(&id).await?;
+    // Without the CA the same server is refused.
+    let hosts = cx.node.paths.certs.join("untrusted.test");
+    std::fs::create_dir_all(&hosts)?;
+    std::fs::write(hosts.join("hosts.toml"), format!("server = \"https://127.0.0.1:{}\"\n", cx.fixture.registry.tls_port))?;
+    let e = cx.cri.pull("untrusted.test/number-3:1").await.err().context("an unknown CA was trusted")?;
+    ensure!(e.message().to_lowercase().contains("certificate"), "{e}");
+    Ok(())
+}
+
+async fn mirror_falls_back(cx: Context) -> Result<()> {
+    let id = cx.cri.pull("fallback.test/number-3:1").await.context("the server behind a dead mirror")?;
+    cx.cri.remove_image(&id).await?;
+    let e = cx.cri.pull("absent.test/number-3:1").await.err().context("nobody answers there")?;
+    ensure!(e.message().contains("absent.test"), "the error does not name the image: {e}");
+    Ok(())
+}
+
+async fn user_is_uid_or_name(cx: Context) -> Result<()> {
+    for (name, uid, user) in [
+        ("user-uid", Some(1002), ""),
+        ("user-name", None, "www-data"),
+        ("user-uid-group", Some(1003), ""),
+        ("user-name-group", None, "www-data"),
+    ] {
+        let id = cx.cri.pull(&Fixture::image(name)).await?;
+        let image = cx.cri.image(&id).await?.context("status")?;
+        ensure!(image.uid.map(|v| v.value) == uid && image.username == user, "{name}: {:?} `{}`", image.uid, image.username);
+        cx.cri.remove_image(&id).await?;
+    }
+    Ok(())
+}
+
+async fn three_tags_one_image(cx: Context) -> Result<()> {
+    let mut ids = Vec::new();
+    for tag in ["1", "2", "3"] {
+        ids.push(cx.cri.pull(&format!("registry.test/tags:{tag}")).await?);
+    }
+    ids.dedup();
+    ensure!(ids.len() == 1, "{ids:?}");
+    let id = ids.pop().context("id")?;
+    let listed: Vec<_> = cx.cri.images().await?.into_iter().filter(|i| i.id == id).collect();
+    let mut tags = listed.first().map(|i| i.repo_tags.clone()).unwrap_or_default();
+    tags.sort();
+    ensure!(listed.len() == 1 && tags == ["registry.test/tags:1", "registry.test/tags:2", "registry.test/tags:3"], "{listed:?}");
+    cx.cri.remove_image("registry.test/tags:2").await?;
+    for tag in ["1", "2", "3"] {
+        ensure!(cx.cri.image(&format!("registry.test/tags:{tag}")).await?.is_none(), "tag {tag} survived RemoveImage");
+    }
+    Ok(())
+}
+
+async fn two_registries_one_image(cx: Context) -> Result<()> {
+    let one = cx.cri.pull("registry.test/number-1:1").await?;
+    let two = cx.cri.pull("other.test/number-1:1").await?;
+    ensure!(one == two, "{one} and {two}");
+    let image = cx.cri.image(&one).await?.context("status")?;
+    ensure!(image.repo_tags.len() == 2 && image.repo_digests.len() == 2, "{image:?}");
+    cx.cri.remove_image("other.test/number-1:1").await?;
+    ensure!(cx.cri.image("registry.test/number-1:1").await?.is_none(), "tags in other registries must go too");
+    Ok(())
+}
+
+async fn simultaneous_pulls_are_one(cx: Context) -> Result<()> {
+    let name = Fixture::image("tools");
+    let layer = cx.fixture.layers.tools.blob.digest.clone();
+    let before = cx.fixture.registry.requests(&format!("GET /v2/tools/blobs/{layer}"));
+    let work: Vec<_> = (0..8)
+        .map(|_| {
+            let (cri, name) = (cx.cri.clone(), name.clone());
+            tokio::spawn(async move { cri.pull(&name).await })
+        })
+        .collect();
+    let mut ids = Vec::new();
+    for one in work {
+        ids.push(one.await??);
+    }
+    ids.dedup();
+    ensure!(ids.len() == 1, "{ids:?}");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let transfers = cx.fixture.registry.requests(&format!("GET /v2/tools/blobs/{layer}")) - before;
+    ensure!(transfers == 1, "the layer was transferred {transfers} times");
+    Ok(())
+}
+
+async fn simultaneous_removals(cx: Context) -> Result<()> {
+    let name = Fixture::image("number-3");
+    for _ in 0..5 {
+        cx.cri.pull(&name).await?;
+        let work: Vec<_> = (0..5)
+            .map(|_| {
+                let (cri, name) = (cx.cri.clone(), name.clone());
+                tokio::spawn(async move { cri.remove_image(&name).await })
+            })
+            .collect();
+        for one in work {
+            one.await?.context("one of five removals")?;
+        }
+        ensure!(cx.cri.image(&name).await?.is_none());
+    }
+    Ok(())
+}
+
+async fn deadline_of_a_millisecond(cx: Context) -> Result<()> {
+    let name = Fixture::image("nginx");
+    cx.cri.remove_image(&name).await?;
+    let spec = api::ImageSpec { image: name.clone(), ..Default::default() };
+    let request = api::PullImageRequest { image: Some(spec), ..Default::default() };
+    let e = cx.cri.images.clone().pull_image(crate::cri::bounded(request, Duration::from_millis(1))).await.err().context("pulled in 1 ms")?;
+    ensure!(matches!(e.code(), Code::DeadlineExceeded | Code::Cancelled), "{e}");
+    ensure!(cx.cri.image(&name).await?.is_none(), "the image of a cancelled pull is there");
+    cx.cri.pull(&name).await.context("the next pull")?;
+    Ok(())
+}
+
+async fn cancelled_pull_leaves_nothing(cx: Context) -> Result<()> {
+    let files = || -> Vec<String> {
+        let out = std::process::Command::new("find").arg(cx.node.paths.root.join("images")).args(["-type", "f"]).output();
+        out.map(|o| String::from_utf8_lossy(&o.stdout).lines().map(str::to_owned).collect()).unwrap_or_default()
+    };
+    let before = files();
+    for wait in [1, 3, 8, 15, 25, 40] {
+        let spec = api::ImageSpec { image: Fixture::image("tools"), ..Default::default() };
+        let request = api::PullImageRequest { image: Some(spec), ..Default::default() };
+        let outcome = cx.cri.images.clone().pull_image(crate::cri::bounded(request, Duration::from_millis(wait))).await;
+        if outcome.is_ok() {
+            cx.cri.remove_image(&Fixture::image("tools")).await?;
+        }
+    }
+    let start = Instant::now();
+    loop {
+        let left: Vec<String> = files().into_iter().filter(|f| !before.contains(f)).collect();
+        if left.is_empty() {
+            break;
+        }
+        ensure!(start.elapsed() < Duration::from_secs(10), "cancelled pulls left {left:?}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    cx.cri.pull(&Fixture::image("tools")).await.context("a full pull afterwards")?;
+    Ok(())
+}
+
+async fn whiteouts_links_and_owners(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let script = "cd /w; ls | sort | tr '\\n' ' '; echo; cat replace turned; stat -c %a replace suid; stat -c '%u %g %a' owned; \
+                  ls opaque | tr '\\n' ' '; echo; readlink soft absolute; stat -c %h hard; [ hard -ef keep ] && echo same; ls -a | grep -c '^.wh' ";
+    let config = shapes::container("look", &Fixture::image("whiteouts"), &["/bin/sh", "-c", &format!("{script}; true")]);
+    let text = cx.output(&pod, &config).await?;
+    let expected = "absolute attributed hard keep opaque owned replace soft suid turned \nupper\nnow a file\n600\n4755\n1234 5678 640\nnew \nkeep\n/etc/marker\n2\nsame\n0\n";
+    ensure!(text == expected, "got\n{text}\ninstead of\n{expected}");
+    Ok(())
+}
+
+async fn sixty_layers(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let config = shapes::container("look", &Fixture::image("many-layers"), &["/bin/sh", "-c", "ls /layers | wc -l; cat /layers/last"]);
+    let text = cx.output(&pod, &config).await?;
+    ensure!(text.trim() == "61\n59", "{text}");
+    Ok(())
+}
+
+async fn removal_while_in_use(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let name = Fixture::image("busybox-zstd");
+    let id = cx.start(&pod, &shapes::container("user", &name, &["/bin/sleep", "10000"])).await?;
+    let image = cx.cri.container(&id).await?.image_id;
+    cx.cri.remove_image(&name).await?;
+    ensure!(cx.cri.sh(&id, "cat /etc/marker && ls /bin | wc -l").await?.starts_with("from the image"), "its files are gone");
+    let status = cx.cri.container(&id).await.context("H5: status must go on working")?;
+    ensure!(status.image_id == image);
+    Ok(())
+}
+
+async fn usage_is_counted(cx: Context) -> Result<()> {
+    let used = || async { Ok::<_, anyhow::Error>(cx.cri.image_fs().await?.image_filesystems.first().and_then(|f| f.used_bytes).map_or(0, |v| v.value)) };
+    let empty = used().await?;
+    cx.cri.pull(&Fixture::image("tools")).await?;
+    crate::wait::until("the usage to grow", Duration::from_secs(40), || async { Ok((used().await? > empty + (1 << 20)).then_some(())) }).await?;
+    cx.cri.remove_image(&Fixture::image("tools")).await?;
+    crate::wait::until("the usage to shrink", Duration::from_secs(40), || async { Ok((used().await? < empty + (1 << 20)).then_some(())) }).await
+}
