@@ -4,7 +4,14 @@
 
 /// Everything of protobuf package `runtime.v1`.
 // Generated: our lints judge what people write.
-#[allow(missing_docs, unreachable_pub, let_underscore_drop, clippy::all, clippy::pedantic, clippy::restriction)]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    let_underscore_drop,
+    clippy::all,
+    clippy::pedantic,
+    clippy::restriction
+)]
 pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/runtime.v1.rs"));
 }

@@ -32,7 +32,8 @@ pub(crate) fn exit(status: i32) -> ! {
 pub(crate) fn block_all_signals() -> Result<(), i32> {
     let all = u64::MAX;
     // SAFETY: the kernel reads SET_BYTES bytes at `all`, which lives across the call, and no old set is asked for.
-    let result = unsafe { syscall4(nr::RT_SIGPROCMASK, [SIG_SETMASK, (&raw const all).addr(), 0, SET_BYTES]) };
+    let result =
+        unsafe { syscall4(nr::RT_SIGPROCMASK, [SIG_SETMASK, (&raw const all).addr(), 0, SET_BYTES]) };
     checked(result).map(|_| ())
 }
 

@@ -9,6 +9,7 @@ mod kill9;
 mod log;
 mod mounts;
 mod network;
+mod pause;
 mod pod;
 mod pss;
 mod restart;
@@ -23,6 +24,7 @@ pub(crate) fn all() -> Vec<Test> {
         pod::tests(),
         container::tests(),
         exec::tests(),
+        pause::tests(),
         log::tests(),
         image::tests(),
         security::tests(),

@@ -57,7 +57,13 @@ struct Envelope<'a> {
 ///
 /// # Errors
 /// The old record is untouched by every error but one of the last folder sync.
-pub fn write<T: Serialize>(path: &Path, kind: &str, boot_id: &str, data: &T, durable: bool) -> Result<(), Error> {
+pub fn write<T: Serialize>(
+    path: &Path,
+    kind: &str,
+    boot_id: &str,
+    data: &T,
+    durable: bool,
+) -> Result<(), Error> {
     let encode = |source| Error::Encode { path: path.to_path_buf(), source };
     let data = serde_json::value::to_raw_value(data).map_err(encode)?;
     let envelope = Envelope {
@@ -80,7 +86,7 @@ pub fn write<T: Serialize>(path: &Path, kind: &str, boot_id: &str, data: &T, dur
 /// Writes plain bytes with the same guarantees, for files that are not records (`hostname`, `resolv.conf`).
 ///
 /// # Errors
-/// As [`write`].
+/// As `write`.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32, durable: bool) -> Result<(), Error> {
     let (dir, temp) = beside(path)?;
     let fill = || -> io::Result<()> {
@@ -111,14 +117,15 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32, durable: bool) -> Result<()
 /// # Errors
 /// [`Error::Torn`], [`Error::Foreign`] and [`Error::TooLarge`] are the file's own fault ([`set_aside`]).
 pub fn read<T: DeserializeOwned>(path: &Path, kind: &str) -> Result<Option<Stored<T>>, Error> {
-    let file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
-            return Err(Error::foreign(path, "a symbolic link"));
-        }
-        Err(error) => return Err(Error::io("open", path)(error)),
-    };
+    let file =
+        match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
+                return Err(Error::foreign(path, "a symbolic link"));
+            }
+            Err(error) => return Err(Error::io("open", path)(error)),
+        };
     let facts = file.metadata().map_err(Error::io("stat", path))?;
     if !facts.is_file() {
         return Err(Error::foreign(path, "not a regular file"));
@@ -194,7 +201,8 @@ pub fn remove_dir(path: &Path) -> Result<(), Error> {
 /// When the bad file is still in its place.
 pub fn set_aside(path: &Path, layout: &Layout) -> Result<Option<PathBuf>, Error> {
     let aside = layout.aside_dir();
-    let inside = path.strip_prefix(layout.root()).or_else(|_| path.strip_prefix(layout.run())).unwrap_or(path);
+    let inside =
+        path.strip_prefix(layout.root()).or_else(|_| path.strip_prefix(layout.run())).unwrap_or(path);
     let mut flat = OsString::new();
     for part in inside.components().filter_map(|part| match part {
         std::path::Component::Normal(name) => Some(name),
@@ -212,7 +220,9 @@ pub fn set_aside(path: &Path, layout: &Layout) -> Result<Option<PathBuf>, Error>
             name.push(format!(".{number}"));
             aside.join(name)
         })
-        .find(|place| fs::symlink_metadata(place).is_err_and(|error| error.kind() == io::ErrorKind::NotFound));
+        .find(|place| {
+            fs::symlink_metadata(place).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        });
     let Some(place) = free.filter(|_| taken < MAX_ASIDE) else {
         remove(path)?;
         return Ok(None);
@@ -224,7 +234,8 @@ pub fn set_aside(path: &Path, layout: &Layout) -> Result<Option<PathBuf>, Error>
             Ok(Some(place))
         }
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
-            let small = fs::symlink_metadata(path).is_ok_and(|facts| facts.is_file() && facts.len() <= MAX_BYTES);
+            let small =
+                fs::symlink_metadata(path).is_ok_and(|facts| facts.is_file() && facts.len() <= MAX_BYTES);
             let kept = small && fs::copy(path, &place).is_ok();
             remove(path)?;
             Ok(kept.then_some(place))

@@ -153,7 +153,11 @@ impl Layout {
             [self.pods_dir(), self.containers_dir(), self.network_dir(), self.images_dir(), self.aside_dir()];
         let volatile = [self.shims_dir(), self.spool_dir()];
         for dir in base.iter().chain(&durable).chain(&volatile) {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(Error::io("create", dir))?;
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(dir)
+                .map_err(Error::io("create", dir))?;
             fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(Error::io("chmod", dir))?;
         }
         file::sync_dir(&self.root)?;
@@ -220,7 +224,10 @@ mod tests {
         let (pod, container) = (PodId::from_random([1; 32]), ContainerId::from_random([2; 32]));
         let (p, c) = ("01".repeat(32), "02".repeat(32));
         assert_eq!(layout.pod_record(&pod), PathBuf::from(format!("/var/lib/copepod/pods/{p}/record")));
-        assert_eq!(layout.container_rw(&container), PathBuf::from(format!("/var/lib/copepod/containers/{c}/rw")));
+        assert_eq!(
+            layout.container_rw(&container),
+            PathBuf::from(format!("/var/lib/copepod/containers/{c}/rw"))
+        );
         assert_eq!(layout.shim_socket(&pod), PathBuf::from(format!("/run/copepod/shims/{p}/sock")));
         assert_eq!(layout.exit(&pod, &container), PathBuf::from(format!("/run/copepod/shims/{p}/exits/{c}")));
         // sun_path of unix(7) holds 108 bytes with its NUL.
@@ -237,7 +244,7 @@ mod tests {
         let pod = PodId::from_random([7; 32]);
         fs::create_dir(layout.pod_dir(&pod)).unwrap();
         fs::create_dir(layout.pods_dir().join("lost+found")).unwrap();
-        assert_eq!(layout.pods().unwrap(), [pod.clone()]);
+        assert_eq!(layout.pods().unwrap(), std::slice::from_ref(&pod));
         assert_eq!(layout.exits(&pod).unwrap(), []);
         assert!(matches!(Layout::new("var", "/run"), Err(Error::Relative { .. })));
     }

@@ -65,7 +65,8 @@ mod tests {
     #[test]
     fn the_second_daemon_is_refused_and_told_by_whom() {
         let dir = tempfile::tempdir().unwrap();
-        let layout = |root: &str, run: &str| Layout::new(dir.path().join(root), dir.path().join(run)).unwrap();
+        let layout =
+            |root: &str, run: &str| Layout::new(dir.path().join(root), dir.path().join(run)).unwrap();
         let first = acquire(&layout("root", "run")).unwrap();
         for other in [layout("root", "run"), layout("root", "run2"), layout("root2", "run")] {
             match acquire(&other) {

@@ -1,0 +1,185 @@
+//! What is owed to plugins, on disk: one file a pod, written before its ADD, removed after its DEL.
+//!
+//! `<pod>` holds what ADD was called with and is synced. `<pod>.result` holds what ADD answered; it is not
+//! synced, because it is of use only while the pod's network still exists, which no reboot leaves.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use model::PodId;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::conf::Network;
+use crate::error::Error;
+
+/// Largest lease in bytes: a configuration of at most 1 MiB and a pod's arguments.
+const MAX_BYTES: u64 = 4 << 20;
+/// Version of the file's shape; grows only when additions no longer suffice.
+const VERSION: u32 = 1;
+
+/// Everything a DEL or CHECK needs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Lease {
+    pub(crate) version: u32,
+    pub(crate) pod: PodId,
+    pub(crate) ifname: String,
+    pub(crate) netns: PathBuf,
+    /// CNI_ARGS.
+    pub(crate) args: String,
+    /// Capability arguments by name; each plugin gets those that it asks for.
+    pub(crate) capabilities: Map<String, Value>,
+    pub(crate) network: Network,
+}
+
+/// A lease and what ADD answered, if it did.
+pub(crate) type Debt = (Lease, Option<Map<String, Value>>);
+
+impl Lease {
+    pub(crate) fn new(
+        pod: PodId,
+        netns: PathBuf,
+        args: String,
+        caps: Map<String, Value>,
+        network: Network,
+    ) -> Self {
+        let ifname = crate::attach::IFNAME.to_owned();
+        Self { version: VERSION, pod, ifname, netns, args, capabilities: caps, network }
+    }
+}
+
+/// The folder of leases; every call blocks.
+#[derive(Debug, Clone)]
+pub(crate) struct Leases {
+    dir: PathBuf,
+}
+
+impl Leases {
+    pub(crate) fn new(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    fn place(&self, pod: &PodId) -> PathBuf {
+        self.dir.join(pod.as_str())
+    }
+
+    fn result_place(&self, pod: &PodId) -> PathBuf {
+        self.dir.join(format!("{pod}.result"))
+    }
+
+    /// Makes the debt durable. Returns once it survives power loss.
+    pub(crate) fn open(&self, lease: &Lease) -> Result<(), Error> {
+        let path = self.place(&lease.pod);
+        write(&self.dir, &path, lease, true).map_err(failed("write the CNI lease", &path))
+    }
+
+    /// Keeps what ADD answered.
+    pub(crate) fn keep_result(&self, pod: &PodId, result: &Map<String, Value>) -> Result<(), Error> {
+        let path = self.result_place(pod);
+        write(&self.dir, &path, result, false).map_err(failed("write the CNI result", &path))
+    }
+
+    /// The lease and its result. A lease that cannot be read is an error of kind InvalidData; a result that
+    /// cannot be read is as good as none.
+    pub(crate) fn get(&self, pod: &PodId) -> Result<Option<Debt>, Error> {
+        let path = self.place(pod);
+        let Some(lease) = read::<Lease>(&path).map_err(failed("read the CNI lease", &path))? else {
+            return Ok(None);
+        };
+        let reason = if lease.pod != *pod { "another pod's" } else { "of another version" };
+        if lease.pod != *pod || lease.version != VERSION {
+            return Err(failed("read the CNI lease", &path)(io::Error::new(
+                io::ErrorKind::InvalidData,
+                reason,
+            )));
+        }
+        let result = read(&self.result_place(pod)).unwrap_or_else(|error| {
+            tracing::warn!(%pod, %error, "a CNI result is lost");
+            None
+        });
+        Ok(Some((lease, result)))
+    }
+
+    /// Nothing is owed any more. Not synced: a DEL that is repeated after a power loss does no harm.
+    pub(crate) fn close(&self, pod: &PodId) -> Result<(), Error> {
+        for path in [self.result_place(pod), self.place(pod)] {
+            match fs::remove_file(&path) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed("remove", &path)(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a lease that cannot be read out of the way, for somebody to look at.
+    pub(crate) fn set_aside(&self, pod: &PodId) -> Result<PathBuf, Error> {
+        let (path, aside) = (self.place(pod), self.dir.join(format!("{pod}.torn")));
+        fs::rename(&path, &aside).map_err(failed("set aside", &path))?;
+        self.close(pod)?;
+        Ok(aside)
+    }
+
+    /// Pods with a lease, sorted.
+    pub(crate) fn list(&self) -> Result<Vec<PodId>, Error> {
+        let mut pods = Vec::new();
+        let entries = match fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(pods),
+            Err(error) => return Err(failed("list", &self.dir)(error)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(failed("list", &self.dir))?;
+            pods.extend(entry.file_name().to_str().and_then(|name| name.parse::<PodId>().ok()));
+        }
+        pods.sort();
+        Ok(pods)
+    }
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_path_buf();
+    move |source| Error::Lease { action, path, source }
+}
+
+fn write<T: Serialize>(dir: &Path, path: &Path, data: &T, durable: bool) -> io::Result<()> {
+    let bytes = serde_json::to_vec(data)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {MAX_BYTES} bytes")));
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    // One writer a pod; a leftover of a crash is overwritten.
+    let temp = path.with_added_extension("new");
+    let fill = || -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temp)?;
+        file.write_all(&bytes)?;
+        if durable {
+            file.sync_all()?;
+        }
+        fs::rename(&temp, path)
+    };
+    if let Err(error) = fill() {
+        // Best effort: the next write overwrites what stays.
+        drop(fs::remove_file(&temp));
+        return Err(error);
+    }
+    if durable { File::open(dir)?.sync_all() } else { Ok(()) }
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(invalid(format!("more than {MAX_BYTES} bytes")));
+    }
+    serde_json::from_slice(&bytes).map(Some).map_err(|error| invalid(error.to_string()))
+}

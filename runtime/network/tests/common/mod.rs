@@ -1,0 +1,90 @@
+//! A folder with configurations, plugins and leases of its own.
+#![allow(dead_code)] // each test program uses a part
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use model::PodId;
+use network::{Attachment, Cni, CniConfig};
+
+pub(crate) struct Bench {
+    dir: tempfile::TempDir,
+}
+
+pub(crate) fn pod(number: u8) -> PodId {
+    PodId::from_random([number; 32])
+}
+
+impl Bench {
+    pub(crate) fn new() -> Self {
+        let bench = Self { dir: tempfile::tempdir().unwrap() };
+        for name in ["conf", "bin"] {
+            fs::create_dir(bench.path(name)).unwrap();
+        }
+        bench
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub(crate) fn conf(&self, name: &str, text: &str) {
+        fs::write(self.path("conf").join(name), text).unwrap();
+    }
+
+    /// A shell script as plugin, put in place by rename: a running one may be held open.
+    pub(crate) fn plugin(&self, name: &str, script: &str) {
+        let (path, temp) = (self.path("bin").join(name), self.path("plugin.new"));
+        let mut file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o755).open(&temp).unwrap();
+        writeln!(file, "#!/bin/sh\n{script}").unwrap();
+        drop(file);
+        fs::rename(temp, path).unwrap();
+    }
+
+    pub(crate) fn config(&self) -> CniConfig {
+        CniConfig {
+            conf_dir: self.path("conf"),
+            bin_dirs: vec![self.path("bin")],
+            cache_dir: self.path("cache"),
+            max_parallel: 4,
+            timeout: Duration::from_secs(20),
+        }
+    }
+
+    pub(crate) fn cni(&self) -> Cni {
+        Cni::new(self.config())
+    }
+
+    pub(crate) fn attachment(&self, pod: PodId) -> Attachment {
+        Attachment {
+            pod,
+            name: "web".into(),
+            namespace: "ns".into(),
+            uid: "u-1".into(),
+            netns: self.path("netns"),
+            ports: Vec::new(),
+            dns: None,
+            cgroup_parent: String::new(),
+            annotations: BTreeMap::new(),
+        }
+    }
+}
+
+/// Waits until process `pid` is gone or a zombie.
+pub(crate) async fn wait_gone(pid: &str) {
+    assert!(pid.parse::<u32>().is_ok(), "{pid:?} is no pid");
+    for _ in 0..200 {
+        let alive = fs::read_to_string(Path::new("/proc").join(pid).join("stat"))
+            .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").trim_start().starts_with('Z'));
+        if !alive {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    panic!("process {pid} still lives");
+}

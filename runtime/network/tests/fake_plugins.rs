@@ -1,0 +1,353 @@
+//! Plugins that refuse, hang, crash, print nonsense, or are not there; and what is owed afterwards. No root.
+
+mod common;
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use common::{Bench, pod};
+use model::{PortMapping, Protocol};
+use network::{Error, Failure};
+
+/// Prints a result with one address.
+const GOOD: &str = r#"cat > /dev/null; [ $CNI_COMMAND != ADD ] ||
+    echo '{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":"x"}],"ips":[{"address":"10.9.0.2/24","interface":0}]}'"#;
+
+/// How the one plugin of the chain failed.
+fn failure(error: Error) -> Failure {
+    match error {
+        Error::Plugin { failure, .. } => *failure,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn what_plugins_are_told_and_del_gets_it_again() {
+    let bench = Bench::new();
+    // Keeps what each call was given: <command>-<plugin>.{env,in}, and the order.
+    let record = |name: &str, result: &str| {
+        bench.plugin(
+            name,
+            &format!(
+                r#"base={dir}/$CNI_COMMAND-{name}; env > $base.env; cat > $base.in
+                echo $CNI_COMMAND-{name} >> {dir}/order
+                [ $CNI_COMMAND != ADD ] || echo '{result}'"#,
+                dir = bench.path("").display()
+            ),
+        );
+    };
+    record(
+        "first",
+        r#"{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":"x"}],"ips":[{"address":"10.9.0.2/24","interface":0}]}"#,
+    );
+    record(
+        "second",
+        r#"{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":"x"}],"ips":[{"address":"10.9.0.2/24","interface":0},{"address":"fd00::2/64","interface":0}],"dns":{"search":["x"]}}"#,
+    );
+    bench.conf(
+        "10-net.conflist",
+        r#"{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"first","keep":{"me":1}},
+            {"type":"second","capabilities":{"portMappings":true,"dns":false}}]}"#,
+    );
+    let cni = bench.cni();
+    assert!(cni.reload().await.is_ready());
+    let mut attachment = bench.attachment(pod(1));
+    attachment.ports = vec![
+        PortMapping {
+            protocol: Protocol::Udp,
+            container_port: 53,
+            host_port: 5353,
+            host_ip: "127.0.0.1".into(),
+        },
+        PortMapping { protocol: Protocol::Tcp, container_port: 80, host_port: 0, host_ip: String::new() },
+    ];
+    let ips = cni.add(&attachment).await.unwrap();
+    assert_eq!(ips.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.9.0.2", "fd00::2"]);
+    assert_eq!(cni.leases().await.unwrap(), [pod(1)]);
+
+    let read = |name: &str| fs::read_to_string(bench.path(name)).unwrap();
+    let json = |name: &str| serde_json::from_str::<serde_json::Value>(&read(name)).unwrap();
+    let env = read("ADD-first.env");
+    for line in [
+        format!("CNI_CONTAINERID={}", pod(1)),
+        format!("CNI_NETNS={}", attachment.netns.display()),
+        "CNI_IFNAME=eth0".to_owned(),
+        format!("CNI_PATH={}", bench.path("bin").display()),
+        format!(
+            "CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=ns;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID={};K8S_POD_UID=u-1",
+            pod(1)
+        ),
+    ] {
+        assert!(env.lines().any(|it| it == line), "{line} in {env}");
+    }
+    let (first, second) = (json("ADD-first.in"), json("ADD-second.in"));
+    assert_eq!(
+        (&first["name"], &first["cniVersion"], &first["keep"]["me"]),
+        (&"net".into(), &"1.0.0".into(), &1.into())
+    );
+    assert!(first.get("prevResult").is_none() && first.get("runtimeConfig").is_none());
+    assert_eq!(second["prevResult"]["ips"][0]["address"], "10.9.0.2/24");
+    let ports = serde_json::json!(
+        {"portMappings":[{"hostPort":5353,"containerPort":53,"protocol":"udp","hostIP":"127.0.0.1"}]}
+    );
+    assert_eq!(second["runtimeConfig"], ports);
+
+    cni.check(&pod(1), &attachment.netns).await.unwrap();
+    // Another network since: DEL goes to the one of ADD. The namespace is gone.
+    fs::remove_file(bench.path("conf/10-net.conflist")).unwrap();
+    let again = bench.cni();
+    assert!(!again.reload().await.is_ready());
+    again.del(&pod(1), Some(&attachment.netns)).await.unwrap();
+    let order = "ADD-first\nADD-second\nCHECK-first\nCHECK-second\nDEL-second\nDEL-first\n";
+    assert_eq!(read("order"), order);
+    assert!(read("DEL-first.env").lines().any(|line| line == "CNI_NETNS="));
+    for name in ["DEL-first.in", "DEL-second.in", "CHECK-first.in"] {
+        assert_eq!(json(name)["prevResult"]["dns"]["search"][0], "x", "{name}: the whole chain's result");
+    }
+    assert_eq!(json("DEL-second.in")["runtimeConfig"], ports);
+    assert!(again.leases().await.unwrap().is_empty());
+    assert_eq!(fs::read_dir(bench.path("cache")).unwrap().count(), 0, "files of leases stay");
+    again.del(&pod(1), None).await.unwrap();
+    assert_eq!(read("order"), order, "nothing is owed twice");
+}
+
+#[tokio::test]
+async fn each_way_to_fail_is_told_and_leaves_a_debt() {
+    let bench = Bench::new();
+    bench.conf("n.conf", r#"{"cniVersion":"1.0.0","name":"n","type":"bad"}"#);
+    let cni = bench.cni();
+    cni.reload().await;
+    let attachment = bench.attachment(pod(2));
+    let add = async |script: &str| {
+        bench.plugin("bad", script);
+        let error = cni.add(&attachment).await.unwrap_err();
+        assert_eq!(cni.leases().await.unwrap(), [pod(2)], "{script}");
+        // Only DELs that go well end the debt.
+        bench.plugin("bad", "exit 0");
+        cni.del(&pod(2), None).await.unwrap();
+        assert!(cni.leases().await.unwrap().is_empty());
+        error
+    };
+
+    let refused =
+        add(r#"echo '{"cniVersion":"1.0.0","code":11,"msg":"later","details":"pool is full"}'; exit 1"#)
+            .await;
+    assert!(refused.is_temporary());
+    assert!(matches!(failure(refused), Failure::Refused { code: 11, message, details }
+        if message == "later" && details == "pool is full"));
+    assert!(matches!(failure(add("echo out; echo 'se\tgmentation' >&2; exit 3").await),
+        Failure::Ended { status, output } if status == "exit status 3" && output == "se gmentation"));
+    assert!(
+        matches!(failure(add("kill -9 $$").await), Failure::Ended { status, .. } if status.contains("signal 9"))
+    );
+    for garbage in
+        ["true", "echo hello", "echo '{\"ips\":[{\"address\":\"nowhere\"}]}'", "printf '\\377\\376'"]
+    {
+        assert!(matches!(failure(add(garbage).await), Failure::Garbage { .. }), "{garbage}");
+    }
+    assert!(matches!(failure(add("exec yes").await), Failure::TooMuch { limit: 1_048_576 }));
+    let none = add("echo '{\"cniVersion\":\"1.0.0\",\"ips\":[]}'").await;
+    assert!(matches!(none, Error::NoAddress { .. }), "{none:?}");
+    // Much on standard error harms nobody.
+    bench.plugin("bad", &format!("head -c 3000000 /dev/zero >&2; {GOOD}"));
+    cni.add(&attachment).await.unwrap();
+    cni.del(&pod(2), None).await.unwrap();
+
+    fs::remove_file(bench.path("bin/bad")).unwrap();
+    let missing = cni.add(&attachment).await.unwrap_err();
+    assert!(matches!(failure(missing), Failure::Missing { dirs } if dirs == [bench.path("bin")]));
+    assert!(cni.leases().await.unwrap().is_empty(), "nothing was begun");
+}
+
+#[tokio::test]
+async fn a_hung_plugin_is_killed_with_its_children() {
+    let bench = Bench::new();
+    bench.conf("n.conf", r#"{"cniVersion":"1.0.0","name":"n","type":"hang"}"#);
+    let mut config = bench.config();
+    config.timeout = Duration::from_millis(400);
+    let cni = network::Cni::new(config);
+    cni.reload().await;
+    bench.plugin("hang", &format!("sleep 300 & echo $! > {}; wait", bench.path("child").display()));
+    let started = Instant::now();
+    let error = cni.add(&bench.attachment(pod(3))).await.unwrap_err();
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert!(matches!(failure(error), Failure::Hung { .. }));
+    let child = fs::read_to_string(bench.path("child")).unwrap();
+    common::wait_gone(child.trim()).await;
+    // A grandchild that keeps the pipes does not keep us: the plugin itself has ended.
+    let script = format!("setsid sleep 300 & echo $! > {}; {GOOD}", bench.path("keeper").display());
+    let mut config = bench.config();
+    config.timeout = Duration::from_secs(60);
+    let cni = network::Cni::new(config);
+    cni.reload().await;
+    bench.plugin("hang", "exit 0");
+    cni.del(&pod(3), None).await.unwrap();
+    bench.plugin("hang", &script);
+    let started = Instant::now();
+    assert_eq!(cni.add(&bench.attachment(pod(3))).await.unwrap().len(), 1);
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    let keeper = fs::read_to_string(bench.path("keeper")).unwrap();
+    assert!(std::process::Command::new("kill").arg(keeper.trim()).status().unwrap().success());
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_takes_its_plugin_along() {
+    let bench = Bench::new();
+    bench.conf("n.conf", r#"{"cniVersion":"1.0.0","name":"n","type":"slow"}"#);
+    bench.plugin("slow", &format!("echo $$ > {}; sleep 300", bench.path("pid").display()));
+    let cni = bench.cni();
+    cni.reload().await;
+    let attachment = bench.attachment(pod(4));
+    let add = tokio::time::timeout(Duration::from_secs(2), cni.add(&attachment));
+    assert!(add.await.is_err());
+    common::wait_gone(fs::read_to_string(bench.path("pid")).unwrap().trim()).await;
+    assert_eq!(cni.leases().await.unwrap(), [pod(4)], "what it did is owed");
+}
+
+#[tokio::test]
+async fn del_runs_every_plugin_and_gathers_what_fails() {
+    let bench = Bench::new();
+    bench.conf(
+        "n.conflist",
+        r#"{"cniVersion":"0.3.1","name":"n","plugins":[{"type":"a"},{"type":"b"},{"type":"c"}]}"#,
+    );
+    for name in ["a", "b", "c"] {
+        bench.plugin(name, GOOD);
+    }
+    let cni = bench.cni();
+    cni.reload().await;
+    cni.add(&bench.attachment(pod(5))).await.unwrap();
+    let log = bench.path("log").display().to_string();
+    bench.plugin("a", &format!("cat > {log}.in; echo a >> {log}; exit 1"));
+    bench.plugin("b", &format!("echo b >> {log}"));
+    bench.plugin("c", &format!("echo c >> {log}; exit 1"));
+    match cni.del(&pod(5), None).await.unwrap_err() {
+        Error::Several(errors) => assert_eq!(errors.len(), 2),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(fs::read_to_string(&log).unwrap(), "c\nb\na\n");
+    // Before 0.4.0 a DEL has no prevResult.
+    assert!(!fs::read_to_string(format!("{log}.in")).unwrap().contains("prevResult"));
+    assert_eq!(cni.leases().await.unwrap(), [pod(5)]);
+    bench.plugin("a", "exit 0");
+    bench.plugin("c", "exit 0");
+    // An ADD pays the old debt first.
+    bench.plugin("b", &format!("echo $CNI_COMMAND >> {log}; {GOOD}"));
+    bench.plugin("a", GOOD);
+    bench.plugin("c", GOOD);
+    cni.add(&bench.attachment(pod(5))).await.unwrap();
+    assert!(fs::read_to_string(&log).unwrap().ends_with("DEL\nADD\n"));
+}
+
+#[tokio::test]
+async fn only_so_many_chains_run_at_once_and_the_rest_does_not_wait_for_ever() {
+    let bench = Bench::new();
+    bench.conf("n.conf", r#"{"cniVersion":"1.0.0","name":"n","type":"slow"}"#);
+    let running = bench.path("running");
+    fs::create_dir(&running).unwrap();
+    bench.plugin(
+        "slow",
+        &format!(
+            "touch {dir}/$$; ls {dir} | wc -l >> {dir}.counts; sleep 0.2; rm {dir}/$$; {GOOD}",
+            dir = running.display()
+        ),
+    );
+    let mut config = bench.config();
+    config.max_parallel = 2;
+    let cni = network::Cni::new(config);
+    cni.reload().await;
+    let adds: Vec<_> = (10..16)
+        .map(|number| {
+            let (cni, attachment) = (cni.clone(), bench.attachment(pod(number)));
+            tokio::spawn(async move { cni.add(&attachment).await })
+        })
+        .collect();
+    for add in adds {
+        add.await.unwrap().unwrap();
+    }
+    let counts = fs::read_to_string(bench.path("running.counts")).unwrap();
+    assert!(counts.lines().all(|count| count.trim().parse::<u32>().unwrap() <= 2), "{counts}");
+    assert_eq!(counts.lines().count(), 6);
+
+    let mut config = bench.config();
+    (config.max_parallel, config.timeout) = (1, Duration::from_millis(300));
+    let cni = network::Cni::new(config);
+    cni.reload().await;
+    bench.plugin("slow", "sleep 30");
+    let (one, two) = (bench.attachment(pod(20)), bench.attachment(pod(21)));
+    let (first, second) = tokio::join!(cni.add(&one), cni.add(&two));
+    let busy = |error: &Error| matches!(error, Error::Busy { .. });
+    let errors = [first.unwrap_err(), second.unwrap_err()];
+    assert!(errors.iter().any(|error| !busy(error)), "{errors:?}");
+}
+
+#[tokio::test]
+async fn a_torn_lease_costs_its_del_only() {
+    let bench = Bench::new();
+    bench.conf("n.conf", r#"{"cniVersion":"1.0.0","name":"n","type":"good"}"#);
+    bench.plugin("good", GOOD);
+    let cni = bench.cni();
+    cni.reload().await;
+    cni.add(&bench.attachment(pod(6))).await.unwrap();
+    let path: PathBuf = bench.path("cache").join(pod(6).as_str());
+    let whole = fs::read(&path).unwrap();
+    for length in 0..whole.len() {
+        fs::write(&path, &whole[..length]).unwrap();
+        cni.del(&pod(6), None).await.unwrap();
+        assert!(cni.leases().await.unwrap().is_empty(), "{length}");
+    }
+    assert_eq!(fs::read_dir(bench.path("cache")).unwrap().count(), 1, "the last torn one, set aside");
+    // A torn result is as good as none.
+    cni.add(&bench.attachment(pod(6))).await.unwrap();
+    fs::write(bench.path("cache").join(format!("{}.result", pod(6))), "{").unwrap();
+    cni.del(&pod(6), None).await.unwrap();
+}
+
+#[tokio::test]
+async fn status_and_gc_are_for_1_1_0_only() {
+    let bench = Bench::new();
+    let log = bench.path("log").display().to_string();
+    bench.plugin("p", &format!("(echo $CNI_COMMAND $CNI_CONTAINERID; cat) >> {log}; echo >> {log}"));
+    bench.conf("n.conf", r#"{"cniVersion":"1.0.0","name":"n","type":"p"}"#);
+    let cni = bench.cni();
+    assert!(!cni.readiness().is_ready(), "not before it was read");
+    cni.reload().await;
+    assert!(cni.status().await.is_ready());
+    cni.gc(&[]).await.unwrap();
+    assert!(fs::metadata(&log).is_err(), "no plugin ran");
+
+    bench.conf("n.conf", r#"{"cniVersion":"1.1.0","name":"n","type":"p"}"#);
+    cni.reload().await;
+    assert!(cni.status().await.is_ready());
+    cni.gc(&[pod(7)]).await.unwrap();
+    let text = fs::read_to_string(&log).unwrap();
+    assert!(text.contains("STATUS\n") && text.contains("GC\n"), "{text}");
+    assert!(text.contains(&format!(
+        r#""cni.dev/valid-attachments":[{{"containerID":"{}","ifname":"eth0"}}]"#,
+        pod(7)
+    )));
+
+    bench.plugin("p", r#"echo '{"code":50,"msg":"no uplink"}'; exit 1"#);
+    let status = cni.status().await;
+    assert!(status.problem.as_deref().is_some_and(|problem| problem.contains("no uplink")), "{status:?}");
+    assert_eq!(cni.readiness(), status);
+    assert_eq!(cni.reload().await, status, "an unchanged file does not make it ready");
+    assert!(cni.gc(&[]).await.is_err());
+}
+
+#[tokio::test]
+async fn names_that_would_add_arguments_are_refused_and_nothing_is_owed() {
+    let bench = Bench::new();
+    bench.conf("n.conf", r#"{"cniVersion":"1.0.0","name":"n","type":"p"}"#);
+    let cni = bench.cni();
+    let mut attachment = bench.attachment(pod(8));
+    assert!(matches!(cni.add(&attachment).await, Err(Error::NotReady { .. })));
+    cni.reload().await;
+    attachment.name = "x;K8S_POD_NAMESPACE=kube-system".into();
+    match cni.add(&attachment).await {
+        Err(Error::Attachment { field, .. }) => assert_eq!(field, "metadata.name"),
+        other => panic!("{other:?}"),
+    }
+    assert!(cni.leases().await.unwrap().is_empty());
+}

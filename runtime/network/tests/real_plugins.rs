@@ -1,0 +1,200 @@
+//! Debian's plugins (`containernetworking-plugins`) in real network namespaces. Needs root; the test runs itself
+//! again in mount and network namespaces of its own, so that nothing of the host's network is touched.
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use common::{Bench, pod};
+use model::{PortMapping, Protocol};
+use network::{Cni, CniConfig, Error};
+
+const MARK: &str = "COPEPOD_NETWORK_TEST_INSIDE";
+
+fn run(command: &str) -> String {
+    let output = Command::new("sh").args(["-c", command]).output().unwrap();
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Runs the test `name` of this program in namespaces of its own.
+fn isolated(name: &str) {
+    let output = Command::new("unshare")
+        .args(["--net", "--mount", "--propagation", "private", "--"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .env(MARK, "1")
+        .output()
+        .expect("unshare (util-linux) runs");
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "needs root and the Debian plugins\n{text}"
+    );
+}
+
+fn is_inside() -> bool {
+    std::env::var_os(MARK).is_some()
+}
+
+struct Net {
+    bench: Bench,
+    cni: Cni,
+}
+
+/// A network of bridge, host-local and portmap, and a private /run (netns, xtables.lock).
+async fn net() -> Net {
+    run("ip link set lo up; mount -t tmpfs none /run; mkdir /run/netns");
+    let bench = Bench::new();
+    let data = bench.path("ipam").display().to_string();
+    bench.conf(
+        "10-net.conflist",
+        &serde_json::json!({
+            "cniVersion": "1.0.0", "name": "testnet",
+            "plugins": [
+                {"type": "bridge", "bridge": "cnitest0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
+                 "ipam": {"type": "host-local", "dataDir": data, "routes": [{"dst": "0.0.0.0/0"}],
+                          "ranges": [[{"subnet": "10.213.0.0/24"}], [{"subnet": "fd00:213::/64"}]]}},
+                {"type": "portmap", "capabilities": {"portMappings": true}, "snat": true}
+            ]
+        })
+        .to_string(),
+    );
+    let bin_dirs = vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()];
+    let cni = Cni::new(CniConfig { bin_dirs, timeout: Duration::from_secs(60), ..bench.config() });
+    let readiness = cni.reload().await;
+    assert!(readiness.is_ready(), "{readiness:?}");
+    Net { bench, cni }
+}
+
+impl Net {
+    /// Addresses that host-local still holds.
+    fn held(&self) -> Vec<String> {
+        let dir = self.bench.path("ipam/testnet");
+        let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.parse::<IpAddr>().is_ok()).collect()
+    }
+}
+
+fn netns(name: &str) -> PathBuf {
+    run(&format!("ip netns add {name}"));
+    Path::new("/run/netns").join(name)
+}
+
+#[tokio::test]
+async fn a_pod_gets_addresses_and_host_ports_and_gives_them_back() {
+    if !is_inside() {
+        return isolated("a_pod_gets_addresses_and_host_ports_and_gives_them_back");
+    }
+    let net = net().await;
+    let mut attachment = net.bench.attachment(pod(1));
+    attachment.netns = netns("cni-one");
+    attachment.ports = vec![PortMapping {
+        protocol: Protocol::Tcp,
+        container_port: 80,
+        host_port: 8080,
+        host_ip: String::new(),
+    }];
+    let file = File::open(&attachment.netns).unwrap();
+    network::loopback_up(file.try_clone().unwrap().into()).await.unwrap();
+    let ips = net.cni.add(&attachment).await.unwrap();
+    assert_eq!(ips.len(), 2, "{ips:?}");
+    assert!(ips[0].is_ipv4() && ips[1].is_ipv6());
+    assert_eq!(net.held().len(), 2);
+
+    // Inside: lo works, eth0 has the addresses.
+    let inside = run("ip -n cni-one -o addr");
+    assert!(
+        inside.contains("127.0.0.1/8") && inside.contains(&format!("eth0    inet {}/24", ips[0])),
+        "{inside}"
+    );
+    let (server, local) = sys::netns::inside(file.as_fd(), || {
+        let local = TcpListener::bind("127.0.0.1:0")?;
+        TcpStream::connect(local.local_addr()?)?;
+        Ok((TcpListener::bind("0.0.0.0:80")?, local))
+    })
+    .unwrap();
+    drop(local);
+    // Outside: the pod's own port, and the host's through portmap.
+    let serve = std::thread::spawn(move || {
+        for _ in 0..2 {
+            server.accept().unwrap().0.write_all(b"pod").unwrap();
+        }
+    });
+    for address in [SocketAddr::new(ips[0], 80), "10.213.0.1:8080".parse().unwrap()] {
+        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(10)).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "pod", "{address}");
+    }
+    serve.join().unwrap();
+
+    net.cni.del(&pod(1), Some(&attachment.netns)).await.unwrap();
+    net.cni.del(&pod(1), Some(&attachment.netns)).await.unwrap();
+    assert!(net.held().is_empty() && net.cni.leases().await.unwrap().is_empty());
+    assert!(!run("ip -n cni-one -o link").contains("eth0"));
+    assert!(!run("iptables-save").contains("8080"), "the host port stays");
+    run("ip netns del cni-one");
+}
+
+#[tokio::test]
+async fn addresses_come_back_without_netns_conflist_and_daemon() {
+    if !is_inside() {
+        return isolated("addresses_come_back_without_netns_conflist_and_daemon");
+    }
+    let net = net().await;
+    let mut attachment = net.bench.attachment(pod(2));
+    attachment.netns = netns("cni-two");
+    let ips = net.cni.add(&attachment).await.unwrap();
+    // No host ports here: portmap 1.1's CHECK of two families compares the one with the rules of the other.
+    net.cni.check(&pod(2), &attachment.netns).await.unwrap();
+    run(&format!("ip -n cni-two addr del {}/24 dev eth0", ips[0]));
+    match net.cni.check(&pod(2), &attachment.netns).await {
+        Err(Error::Plugin { plugin, .. }) => assert_eq!(plugin, "bridge"),
+        other => panic!("{other:?}"),
+    }
+    // As after a reboot: no namespace, an empty file in its place, another configuration, a new process.
+    run("ip netns del cni-two; touch /run/netns/cni-two");
+    net.bench.conf("10-net.conflist", "{}");
+    let cni = Cni::new(CniConfig { bin_dirs: vec!["/usr/lib/cni".into()], ..net.bench.config() });
+    assert!(!cni.reload().await.is_ready());
+    assert_eq!(cni.leases().await.unwrap(), [pod(2)]);
+    cni.del(&pod(2), Some(&attachment.netns)).await.unwrap();
+    assert!(net.held().is_empty() && cni.leases().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn an_add_that_fails_half_way_is_undone_by_del() {
+    if !is_inside() {
+        return isolated("an_add_that_fails_half_way_is_undone_by_del");
+    }
+    let net = net().await;
+    let mut attachment = net.bench.attachment(pod(3));
+    attachment.netns = netns("cni-three");
+    let text = fs::read_to_string(net.bench.path("conf/10-net.conflist")).unwrap();
+    net.bench.conf("10-net.conflist", &text.replace(r#""portmap""#, r#""refuses""#));
+    net.bench.plugin("refuses", r#"[ $CNI_COMMAND = DEL ] || { echo '{"code":100,"msg":"no"}'; exit 1; }"#);
+    let bin_dirs = vec!["/usr/lib/cni".into(), net.bench.path("bin")];
+    let cni = Cni::new(CniConfig { bin_dirs, ..net.bench.config() });
+    cni.reload().await;
+    let error = cni.add(&attachment).await.unwrap_err();
+    assert!(error.to_string().contains("refuses"), "{error}");
+    assert_eq!(net.held().len(), 2, "bridge has done its part");
+    cni.del(&pod(3), Some(&attachment.netns)).await.unwrap();
+    assert!(net.held().is_empty() && cni.leases().await.unwrap().is_empty());
+    assert!(!run("ip -n cni-three -o link").contains("eth0"));
+    run("ip netns del cni-three");
+}
+
+#[test]
+fn loopback_of_what_is_no_namespace() {
+    let file = File::open("/dev/null").unwrap();
+    let error = sys::netns::loopback_up(file.as_fd()).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(22), "{error}");
+}

@@ -1,0 +1,131 @@
+//! Follows the CNI configuration folder: NetworkReady is what lies there.
+//!
+//! The folder need not exist, may be made later, removed, or replaced: the watch is on it, or on its
+//! nearest ancestor that exists, and is set anew after every event. Because a watch can be lost in ways that
+//! make no event (a file system mounted over the folder), it is looked at every [`LOOK`] as well.
+
+use inotify::{Inotify, WatchMask};
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::io::unix::AsyncFd;
+
+/// Longest time in which a change can go unseen.
+const LOOK: Duration = Duration::from_secs(10);
+/// Files are written in pieces: a reload waits until nothing has happened for this long.
+const SETTLE: Duration = Duration::from_millis(100);
+/// But no longer than this, so that a folder in which something always happens is read too.
+const SETTLE_MOST: Duration = Duration::from_secs(1);
+
+/// Runs until it is dropped: calls `reload` after every change in `conf_dir` and every [`LOOK`].
+pub async fn follow<F: Future<Output = ()>>(conf_dir: PathBuf, reload: impl Fn() -> F) {
+    loop {
+        match Watch::new(&conf_dir) {
+            Ok(mut watch) => {
+                // Read after the watch is set: nothing falls between.
+                reload().await;
+                match tokio::time::timeout(LOOK, watch.changed()).await {
+                    Ok(Ok(())) => settle(&mut watch).await,
+                    Ok(Err(error)) => {
+                        tracing::warn!(dir = %conf_dir.display(), %error, "watch on the CNI folder was lost");
+                        tokio::time::sleep(SETTLE_MOST).await;
+                    }
+                    Err(_) => {}
+                }
+            }
+            // Out of watches or instances (fs.inotify.*): polling is slower and as good.
+            Err(error) => {
+                tracing::debug!(dir = %conf_dir.display(), %error, "cannot watch the CNI folder, polling it");
+                reload().await;
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+    }
+}
+
+async fn settle(watch: &mut Watch) {
+    let quiet = async { while let Ok(Ok(())) = tokio::time::timeout(SETTLE, watch.changed()).await {} };
+    // Too much going on is no reason to wait longer.
+    drop(tokio::time::timeout(SETTLE_MOST, quiet).await);
+}
+
+struct Watch(AsyncFd<Inotify>);
+
+impl Watch {
+    fn new(conf_dir: &Path) -> std::io::Result<Self> {
+        let inotify = Inotify::init()?;
+        let changes = WatchMask::CREATE
+            | WatchMask::CLOSE_WRITE
+            | WatchMask::DELETE
+            | WatchMask::MOVED_FROM
+            | WatchMask::MOVED_TO
+            | WatchMask::ATTRIB
+            | WatchMask::DELETE_SELF
+            | WatchMask::MOVE_SELF
+            | WatchMask::ONLYDIR;
+        let appearance = WatchMask::CREATE
+            | WatchMask::MOVED_TO
+            | WatchMask::DELETE_SELF
+            | WatchMask::MOVE_SELF
+            | WatchMask::ONLYDIR;
+        let mut result = inotify.watches().add(conf_dir, changes);
+        for ancestor in conf_dir.ancestors().skip(1) {
+            if result.is_ok() {
+                break;
+            }
+            result = inotify.watches().add(ancestor, appearance);
+        }
+        result?;
+        Ok(Self(AsyncFd::new(inotify)?))
+    }
+
+    /// Resolves when something has happened.
+    async fn changed(&mut self) -> std::io::Result<()> {
+        let mut buffer = [0; 4096];
+        loop {
+            let mut ready = self.0.readable_mut().await?;
+            match ready.try_io(|inotify| inotify.get_mut().read_events(&mut buffer).map(Iterator::count)) {
+                Ok(Ok(0)) | Err(_) => {}
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(error)) => return Err(error),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use tokio::sync::mpsc;
+
+    /// Waits, bounded, until the folder was reported as `expected`.
+    async fn reported(seen: &mut mpsc::Receiver<bool>, expected: bool) {
+        let wait = async { while seen.recv().await != Some(expected) {} };
+        tokio::time::timeout(Duration::from_secs(5), wait).await.expect("not seen within 5 s");
+    }
+
+    #[tokio::test]
+    async fn sees_a_folder_that_is_made_filled_removed_and_made_again() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = Arc::new(base.path().join("cni/net.d"));
+        let (sender, mut seen) = mpsc::channel(64);
+        let task = tokio::spawn(follow(dir.to_path_buf(), {
+            let dir = Arc::clone(&dir);
+            move || {
+                let (sender, here) = (sender.clone(), dir.join("10-x.conflist").exists());
+                async move { sender.send(here).await.unwrap() }
+            }
+        }));
+        reported(&mut seen, false).await;
+        for _ in 0..2 {
+            std::fs::create_dir_all(dir.as_path()).unwrap();
+            reported(&mut seen, false).await;
+            std::fs::write(dir.join("10-x.conflist"), "{}").unwrap();
+            reported(&mut seen, true).await;
+            std::fs::remove_dir_all(base.path().join("cni")).unwrap();
+            reported(&mut seen, false).await;
+        }
+        task.abort();
+    }
+}

@@ -1,0 +1,256 @@
+//! Containers.
+
+use super::{Field, Host, MAX_ARGUMENT, Refusal, Result};
+use cri_api::v1 as cri;
+use model::{ContainerConfig, ContainerMeta, ContainerPhase, ContainerRecord, EnvVar, Exit, ImageSpec, Text};
+
+/// Judges a whole CreateContainer request; answers the sandbox's id (as typed) and the configuration.
+pub(crate) fn container_config(
+    given: cri::CreateContainerRequest,
+    host: Host,
+) -> Result<(String, ContainerConfig)> {
+    let cri::CreateContainerRequest {
+        pod_sandbox_id,
+        config,
+        // What RunPodSandbox was told already; the sandbox's record holds it, and a caller that says
+        // something else now cannot change a running sandbox.
+        sandbox_config: _,
+    } = given;
+    let field = Field::root("config");
+    let config = config.ok_or_else(|| field.missing())?;
+    let object =
+        config.metadata.as_ref().map(|meta| format!("container {:?} of pod {pod_sandbox_id:?}", meta.name));
+    let checked = config_in(&field, config, host).map_err(|refusal: Refusal| match object {
+        Some(object) => refusal.about(object),
+        None => refusal,
+    })?;
+    Ok((pod_sandbox_id, checked))
+}
+
+#[expect(clippy::too_many_lines, reason = "one line a field")]
+fn config_in(field: &Field<'_>, given: cri::ContainerConfig, host: Host) -> Result<ContainerConfig> {
+    let cri::ContainerConfig {
+        metadata,
+        image,
+        command,
+        args,
+        working_dir,
+        envs,
+        mounts,
+        devices,
+        labels,
+        annotations,
+        log_path,
+        stdin,
+        stdin_once,
+        tty,
+        linux,
+        // Of another operating system.
+        windows: _,
+        cdi_devices,
+        stop_signal,
+    } = given;
+    let meta_field = field.at("metadata");
+    let cri::ContainerMetadata { name, attempt } = metadata.ok_or_else(|| meta_field.missing())?;
+    let cri::LinuxContainerConfig { resources, security_context } = linux.unwrap_or_default();
+    let linux = field.at("linux");
+    if let Some(cri::CdiDevice { name }) = cdi_devices.first() {
+        return Err(field
+            .entry("CDI_devices", 0)
+            .not_built(format!("CDI is not built yet (asked for {name:?})")));
+    }
+    let signal = super::choice::<cri::Signal>(
+        &field.at("stop_signal"),
+        stop_signal,
+        "the numbers of enum Signal, 0 to 65",
+    )?;
+    Ok(ContainerConfig {
+        meta: ContainerMeta { name: super::name(&meta_field.at("name"), name)?, attempt },
+        image: image_spec(&field.at("image"), image)?,
+        command: super::each(field, "command", command, text)?,
+        args: super::each(field, "args", args, text)?,
+        working_dir: super::absolute_or_empty(&field.at("working_dir"), working_dir)?,
+        envs: super::each(field, "envs", envs, env)?,
+        mounts: super::each(field, "mounts", mounts, |field, given| super::mount::mount(field, given, host))?,
+        devices: super::each(field, "devices", devices, super::mount::device)?,
+        labels: super::map(&field.at("labels"), labels)?,
+        annotations: super::map(&field.at("annotations"), annotations)?,
+        log_path: log_path_in(&field.at("log_path"), log_path)?,
+        stdin,
+        stdin_once,
+        tty,
+        resources: super::resources::resources(&linux.at("resources"), resources)?.unwrap_or_default(),
+        security: super::security::container_security(&linux.at("security_context"), security_context, host)?,
+        stop_signal: signal.into(),
+    })
+}
+
+/// An argument: any bytes execve takes.
+fn text(field: &Field<'_>, given: impl Into<Vec<u8>>) -> Result<Text> {
+    let bytes = given.into();
+    if bytes.len() > MAX_ARGUMENT {
+        return Err(field.invalid(
+            format_args!("{} bytes", bytes.len()),
+            format!("must have at most {MAX_ARGUMENT} bytes, the kernel's limit of one string"),
+        ));
+    }
+    Text::new(bytes).ok_or_else(|| field.invalid("…\0…", "must not contain a NUL byte"))
+}
+
+fn env(field: &Field<'_>, given: cri::KeyValue) -> Result<EnvVar> {
+    let cri::KeyValue { key, value } = given;
+    if key.is_empty() || key.contains(['=', '\0']) {
+        return Err(field.at("key").invalid(key, "must not be empty or contain '=' or NUL"));
+    }
+    Ok(EnvVar { value: text(&field.at("value"), value)?, key })
+}
+
+fn image_spec(field: &Field<'_>, given: Option<cri::ImageSpec>) -> Result<ImageSpec> {
+    let cri::ImageSpec {
+        image,
+        annotations,
+        user_specified_image,
+        runtime_handler,
+        // Filled in by runtimes, for image volumes.
+        image_ref: _,
+    } = given.ok_or_else(|| field.missing())?;
+    if image.is_empty() {
+        return Err(field.at("image").missing());
+    }
+    super::image::handler(&field.at("runtime_handler"), &runtime_handler)?;
+    Ok(ImageSpec {
+        image: super::plain(&field.at("image"), image)?,
+        annotations: super::map(&field.at("annotations"), annotations)?,
+        user_specified_image,
+        runtime_handler,
+    })
+}
+
+/// Below the sandbox's log directory, whatever it says.
+fn log_path_in(field: &Field<'_>, path: String) -> Result<String> {
+    let climbs = path.split('/').any(|part| part == "..");
+    if path.starts_with('/')
+        || path.ends_with('/')
+        || climbs
+        || path.contains('\0')
+        || path.len() > super::MAX_PATH
+    {
+        return Err(field
+            .invalid(path, "must be the path of a file below the sandbox's log_directory, without \"..\""));
+    }
+    Ok(path)
+}
+
+/// Container id, command and time-out (seconds, 0 for none) of an ExecSync request.
+pub(crate) fn exec_sync(given: cri::ExecSyncRequest) -> Result<(String, Vec<Text>, i64)> {
+    let cri::ExecSyncRequest { container_id, cmd, timeout } = given;
+    if cmd.is_empty() {
+        return Err(Field::root("cmd").missing());
+    }
+    if timeout < 0 {
+        return Err(Field::root("timeout").invalid(timeout, "must be 0 (none) or more seconds"));
+    }
+    let field = Field::root("request");
+    Ok((container_id, super::each(&field, "cmd", cmd, text)?, timeout))
+}
+
+fn metadata_out(meta: &ContainerMeta) -> cri::ContainerMetadata {
+    let ContainerMeta { name, attempt } = meta;
+    cri::ContainerMetadata { name: name.clone(), attempt: *attempt }
+}
+
+/// Identity, as stats need it, also where there are no numbers.
+pub(super) fn attributes(container: &ContainerRecord) -> cri::ContainerAttributes {
+    cri::ContainerAttributes {
+        id: container.id.to_string(),
+        metadata: Some(metadata_out(&container.config.meta)),
+        labels: super::unmap(&container.config.labels),
+        annotations: super::unmap(&container.config.annotations),
+    }
+}
+
+/// The image as asked for. Where kubelet asked by id, people are shown what they wrote.
+fn image_out(container: &ContainerRecord) -> cri::ImageSpec {
+    let ImageSpec { image, annotations, user_specified_image, runtime_handler } = &container.config.image;
+    let by_id = *image == container.image.id || container.image.id.strip_prefix("sha256:") == Some(image);
+    let name = if by_id && !user_specified_image.is_empty() { user_specified_image } else { image };
+    cri::ImageSpec {
+        image: name.clone(),
+        annotations: super::unmap(annotations),
+        user_specified_image: user_specified_image.clone(),
+        runtime_handler: runtime_handler.clone(),
+        image_ref: String::new(),
+    }
+}
+
+pub(super) fn state(phase: ContainerPhase) -> cri::ContainerState {
+    match phase {
+        ContainerPhase::Creating | ContainerPhase::Created => cri::ContainerState::ContainerCreated,
+        ContainerPhase::Running => cri::ContainerState::ContainerRunning,
+        ContainerPhase::Exited | ContainerPhase::Removing => cri::ContainerState::ContainerExited,
+    }
+}
+
+/// `repository@digest`, or the id where the image has none. Clients take an empty one for a fault.
+fn image_ref(container: &ContainerRecord) -> String {
+    let model::ImageOfContainer { id, digested } = &container.image;
+    if digested.is_empty() { id.clone() } else { digested.clone() }
+}
+
+/// An entry of ListContainers.
+pub(crate) fn container_item(container: &ContainerRecord) -> cri::Container {
+    cri::Container {
+        id: container.id.to_string(),
+        pod_sandbox_id: container.pod.to_string(),
+        metadata: Some(metadata_out(&container.config.meta)),
+        image: Some(image_out(container)),
+        image_ref: image_ref(container),
+        state: state(container.phase).into(),
+        created_at: container.created_at,
+        labels: super::unmap(&container.config.labels),
+        annotations: super::unmap(&container.config.annotations),
+        image_id: container.image.id.clone(),
+    }
+}
+
+/// The status, from the record alone. `silent_log` is an absolute path at which nothing ever is: kubelet
+/// removes what matches `<log_path>*`, so a container that does not log must not answer an empty path.
+pub(crate) fn container_status(container: &ContainerRecord, silent_log: &str) -> cri::ContainerStatus {
+    let log_path = if container.log_path.starts_with('/') { &container.log_path } else { silent_log };
+    let Exit { code, finished_at, oom_killed: _, reason, message } =
+        container.exit.clone().unwrap_or_default();
+    let model::User { uid, gid, groups } = &container.user;
+    let user = cri::LinuxContainerUser {
+        uid: (*uid).into(),
+        gid: (*gid).into(),
+        supplemental_groups: groups.iter().map(|gid| i64::from(*gid)).collect(),
+    };
+    let signal = match container.config.stop_signal {
+        0 => spec::signals::to_cri(container.stop_signal),
+        asked => asked,
+    };
+    cri::ContainerStatus {
+        id: container.id.to_string(),
+        metadata: Some(metadata_out(&container.config.meta)),
+        state: state(container.phase).into(),
+        created_at: container.created_at,
+        started_at: container.started_at,
+        finished_at,
+        exit_code: code,
+        image: Some(image_out(container)),
+        image_ref: image_ref(container),
+        reason,
+        message,
+        labels: super::unmap(&container.config.labels),
+        annotations: super::unmap(&container.config.annotations),
+        mounts: container.config.mounts.iter().map(super::mount::mount_out).collect(),
+        log_path: log_path.to_owned(),
+        resources: Some(cri::ContainerResources {
+            linux: Some(super::resources::resources_out(&container.config.resources)),
+            windows: None,
+        }),
+        image_id: container.image.id.clone(),
+        user: Some(cri::ContainerUser { linux: Some(user) }),
+        stop_signal: signal,
+    }
+}

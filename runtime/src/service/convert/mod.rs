@@ -1,0 +1,238 @@
+//! CRI messages into `model` types and back.
+//!
+//! This is the only place where wire input is judged. Every request message is destructured without `..`:
+//! a field that CRI adds breaks the build until somebody has decided what it means. What cannot be honoured
+//! is refused here with the field's full name, the value and what would be right; nothing is accepted and
+//! ignored but what the comments beside it say.
+
+mod container;
+mod filter;
+mod image;
+mod mount;
+mod pod;
+mod resources;
+mod security;
+mod stats;
+#[cfg(test)]
+mod tests;
+
+pub(super) use container::{container_config, container_item, container_status, exec_sync};
+pub(super) use filter::{ContainerFilter, PodFilter};
+pub(super) use image::{image, image_filter, image_fs, image_info, image_name, pull_request};
+pub(super) use pod::{pod_item, pod_status, run_request};
+pub(super) use stats::container_stats;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+
+/// Most bytes of labels, or of annotations, of one object. Kubernetes stops at 256 KiB of annotations; a
+/// record (1 MiB at most) holds both.
+const MAX_MAP: usize = 320 * 1024;
+/// Longest path the kernel takes, with its NUL (PATH_MAX).
+const MAX_PATH: usize = 4095;
+/// Longest single argument or environment string the kernel takes (MAX_ARG_STRLEN on 4 KiB pages), with NUL.
+const MAX_ARGUMENT: usize = 128 * 1024 - 1;
+/// Most entries of one repeated field: a namespace of thousands of services gives seven variables for each.
+const MAX_ENTRIES: usize = 64 * 1024;
+
+/// What the host has that is not built yet: asking for it there must be refused, not ignored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Host {
+    /// The kernel enforces AppArmor.
+    pub(crate) apparmor: bool,
+    /// The kernel enforces SELinux.
+    pub(crate) selinux: bool,
+}
+
+impl Host {
+    /// Asks the kernel. Blocking.
+    pub(crate) fn detect() -> Self {
+        let apparmor = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+        Self {
+            apparmor: apparmor.is_ok_and(|text| text.trim() == "Y"),
+            selinux: std::path::Path::new("/sys/fs/selinux/enforce").exists(),
+        }
+    }
+}
+
+/// Why a request is refused before anything is done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// A value that is wrong on every host.
+    #[error("{object}{field}: {value}: {want}")]
+    Invalid {
+        /// `pod namespace/name: ` or the like, or empty.
+        object: String,
+        /// Full name of the field.
+        field: String,
+        /// As given, shortened and escaped.
+        value: String,
+        /// What would be right.
+        want: String,
+    },
+    /// A wish that this version cannot fulfil; Status announces it as absent.
+    #[error("{}{object}{field}: {what}", prefix(.class))]
+    NotBuilt {
+        /// Word that kubelet looks for at the start of the message.
+        class: Option<&'static str>,
+        /// As above.
+        object: String,
+        /// Full name of the field.
+        field: String,
+        /// What is not built.
+        what: String,
+    },
+}
+
+fn prefix(class: &Option<&'static str>) -> String {
+    class.map(|class| format!("{class}: ")).unwrap_or_default()
+}
+
+impl Refusal {
+    /// Names the object the message was about.
+    fn about(mut self, name: impl fmt::Display) -> Self {
+        let (Self::Invalid { object, .. } | Self::NotBuilt { object, .. }) = &mut self;
+        *object = format!("{name}: ");
+        self
+    }
+}
+
+type Result<T> = std::result::Result<T, Refusal>;
+
+/// The name of a field, made of its parents' only when an error needs it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Field<'a> {
+    parent: Option<&'a Field<'a>>,
+    name: &'a str,
+    index: Option<usize>,
+}
+
+impl<'a> Field<'a> {
+    pub(super) const fn root(name: &'a str) -> Self {
+        Self { parent: None, name, index: None }
+    }
+
+    fn at(&'a self, name: &'a str) -> Field<'a> {
+        Field { parent: Some(self), name, index: None }
+    }
+
+    fn entry(&'a self, name: &'a str, index: usize) -> Field<'a> {
+        Field { parent: Some(self), name, index: Some(index) }
+    }
+
+    fn invalid(&self, value: impl fmt::Debug, want: impl Into<String>) -> Refusal {
+        let (field, value) = (self.to_string(), shorten(format!("{value:?}")));
+        Refusal::Invalid { object: String::new(), field, value, want: want.into() }
+    }
+
+    fn missing(&self) -> Refusal {
+        let (field, want) = (self.to_string(), "must be set".to_owned());
+        Refusal::Invalid { object: String::new(), field, value: "absent".to_owned(), want }
+    }
+
+    fn not_built(&self, what: impl Into<String>) -> Refusal {
+        Refusal::NotBuilt { class: None, object: String::new(), field: self.to_string(), what: what.into() }
+    }
+
+    /// Like [`Field::not_built`], with the word that kubelet recognises.
+    fn not_built_as(&self, class: &'static str, what: impl Into<String>) -> Refusal {
+        let (field, what) = (self.to_string(), what.into());
+        Refusal::NotBuilt { class: Some(class), object: String::new(), field, what }
+    }
+}
+
+impl fmt::Display for Field<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(parent) = self.parent {
+            write!(f, "{parent}.")?;
+        }
+        f.write_str(self.name)?;
+        self.index.map_or(Ok(()), |index| write!(f, "[{index}]"))
+    }
+}
+
+/// Values are repeated in messages, hostile ones too: not more than this of them.
+fn shorten(mut value: String) -> String {
+    const MOST: usize = 160;
+    if let Some((cut, _)) = value.char_indices().nth(MOST) {
+        value.truncate(cut);
+        value.push('…');
+    }
+    value
+}
+
+/// A string without control characters (a newline could forge a line of a file or a log).
+fn plain(field: &Field<'_>, text: String) -> Result<String> {
+    if text.chars().any(char::is_control) {
+        return Err(field.invalid(text, "must not contain control characters"));
+    }
+    Ok(text)
+}
+
+/// Part of an object's identity: names files nowhere, but goes into CNI_ARGS (`K=V;K=V`) and messages.
+fn name(field: &Field<'_>, text: String) -> Result<String> {
+    let forbidden = |c: char| c.is_control() || c.is_whitespace() || matches!(c, ';' | '=' | '/');
+    if text.is_empty() || text.len() > 253 || text.chars().any(forbidden) {
+        return Err(field.invalid(
+            text,
+            "must be 1 to 253 bytes without white space, control characters, ';', '=' and '/'",
+        ));
+    }
+    Ok(text)
+}
+
+/// An absolute path without `..`, as written otherwise: status must echo it byte for byte.
+fn absolute(field: &Field<'_>, path: String) -> Result<String> {
+    let climbs = path.split('/').any(|part| part == "..");
+    if !path.starts_with('/') || climbs || path.contains('\0') || path.len() > MAX_PATH {
+        return Err(field
+            .invalid(path, format!("must be an absolute path without \"..\" of at most {MAX_PATH} bytes")));
+    }
+    Ok(path)
+}
+
+/// Like [`absolute`], or empty.
+fn absolute_or_empty(field: &Field<'_>, path: String) -> Result<String> {
+    if path.is_empty() { Ok(path) } else { absolute(field, path) }
+}
+
+/// Labels or annotations: kept byte for byte.
+fn map(field: &Field<'_>, map: HashMap<String, String>) -> Result<BTreeMap<String, String>> {
+    let size: usize = map.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if size > MAX_MAP {
+        return Err(field.invalid(format_args!("{size} bytes"), format!("must have at most {MAX_MAP} bytes")));
+    }
+    Ok(map.into_iter().collect())
+}
+
+/// Nanoseconds since the epoch.
+fn now() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+fn unmap(map: &BTreeMap<String, String>) -> HashMap<String, String> {
+    map.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+/// At most [`MAX_ENTRIES`] entries, each converted with its own field name.
+fn each<T, U>(
+    parent: &Field<'_>,
+    list_name: &str,
+    list: Vec<T>,
+    convert: impl Fn(&Field<'_>, T) -> Result<U>,
+) -> Result<Vec<U>> {
+    if list.len() > MAX_ENTRIES {
+        let field = parent.at(list_name);
+        return Err(field.invalid(
+            format_args!("{} entries", list.len()),
+            format!("must have at most {MAX_ENTRIES} entries"),
+        ));
+    }
+    list.into_iter().enumerate().map(|(i, item)| convert(&parent.entry(list_name, i), item)).collect()
+}
+
+/// A protobuf enum, which arrives as any number.
+fn choice<E: TryFrom<i32>>(field: &Field<'_>, value: i32, want: &str) -> Result<E> {
+    E::try_from(value).map_err(|_| field.invalid(value, format!("must be one of {want}")))
+}

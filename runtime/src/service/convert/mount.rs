@@ -1,0 +1,139 @@
+//! `Mount` and `Device`.
+
+use super::{Field, Host, Result};
+use cri_api::v1 as cri;
+use model::{Device, Mount, Propagation};
+
+/// One volume. Paths stay as written: kubelet finds its volumes in status by comparing strings.
+pub(super) fn mount(field: &Field<'_>, given: cri::Mount, host: Host) -> Result<Mount> {
+    let cri::Mount {
+        container_path,
+        host_path,
+        readonly,
+        selinux_relabel,
+        propagation,
+        uid_mappings,
+        gid_mappings,
+        recursive_read_only,
+        image,
+        image_sub_path,
+        mount_options,
+    } = given;
+    let container_path = super::absolute(&field.at("container_path"), container_path)?;
+    if container_path.split('/').all(|part| part.is_empty() || part == ".") {
+        return Err(field
+            .at("container_path")
+            .invalid(container_path, "must not be the root of the container"));
+    }
+    if image.is_some_and(|image| image != cri::ImageSpec::default()) {
+        return Err(field
+            .at("image")
+            .not_built_as("ImageVolumeMountFailed", "image volumes are not built yet"));
+    }
+    if !image_sub_path.is_empty() {
+        return Err(field.at("image_sub_path").invalid(image_sub_path, "must be empty without an image"));
+    }
+    let host_path = super::absolute(&field.at("host_path"), host_path)?;
+    for (name, mappings) in [("uidMappings", &uid_mappings), ("gidMappings", &gid_mappings)] {
+        if !mappings.is_empty() {
+            return Err(field.at(name).not_built("idmapped mounts are not built yet (no user namespaces)"));
+        }
+    }
+    for (i, option) in mount_options.into_iter().enumerate() {
+        let field = field.entry("mount_options", i);
+        return Err(match option.as_str() {
+            "noexec" | "nosuid" | "nodev" => {
+                field.not_built(format!("mount options are not built yet (asked for {option:?})"))
+            }
+            _ => field.invalid(option, "must be noexec, nosuid or nodev"),
+        });
+    }
+    let propagation_field = field.at("propagation");
+    let propagation = match super::choice(
+        &propagation_field,
+        propagation,
+        "PROPAGATION_PRIVATE, PROPAGATION_HOST_TO_CONTAINER, PROPAGATION_BIDIRECTIONAL",
+    )? {
+        cri::MountPropagation::PropagationPrivate => Propagation::Private,
+        cri::MountPropagation::PropagationHostToContainer => Propagation::HostToContainer,
+        cri::MountPropagation::PropagationBidirectional => Propagation::Bidirectional,
+    };
+    if recursive_read_only {
+        if !readonly {
+            return Err(field.at("readonly").invalid(readonly, "must be true with recursive_read_only"));
+        }
+        if propagation != Propagation::Private {
+            return Err(propagation_field.invalid(
+                format_args!("{propagation:?}"),
+                "must be PROPAGATION_PRIVATE with recursive_read_only",
+            ));
+        }
+        return Err(field
+            .at("recursive_read_only")
+            .not_built_as("RROUnsupported", "recursive read-only mounts are not built yet"));
+    }
+    if selinux_relabel && host.selinux {
+        return Err(field
+            .at("selinux_relabel")
+            .not_built("SELinux is not built yet, and this host enforces it"));
+    }
+    Ok(Mount {
+        container_path,
+        host_path,
+        readonly,
+        selinux_relabel,
+        propagation,
+        uid_mappings: Vec::new(),
+        gid_mappings: Vec::new(),
+    })
+}
+
+/// Exactly what was asked for.
+pub(super) fn mount_out(mount: &Mount) -> cri::Mount {
+    let Mount {
+        container_path,
+        host_path,
+        readonly,
+        selinux_relabel,
+        propagation,
+        uid_mappings,
+        gid_mappings,
+    } = mount;
+    let mapping = |mapping: &model::IdMapping| {
+        let model::IdMapping { host_id, container_id, length } = *mapping;
+        cri::IdMapping { host_id, container_id, length }
+    };
+    let propagation = match propagation {
+        Propagation::Private => cri::MountPropagation::PropagationPrivate,
+        Propagation::HostToContainer => cri::MountPropagation::PropagationHostToContainer,
+        Propagation::Bidirectional => cri::MountPropagation::PropagationBidirectional,
+    };
+    cri::Mount {
+        container_path: container_path.clone(),
+        host_path: host_path.clone(),
+        readonly: *readonly,
+        selinux_relabel: *selinux_relabel,
+        propagation: propagation.into(),
+        uid_mappings: uid_mappings.iter().map(mapping).collect(),
+        gid_mappings: gid_mappings.iter().map(mapping).collect(),
+        recursive_read_only: false,
+        image: None,
+        image_sub_path: String::new(),
+        mount_options: Vec::new(),
+    }
+}
+
+/// One device, or a folder of them.
+pub(super) fn device(field: &Field<'_>, given: cri::Device) -> Result<Device> {
+    let cri::Device { container_path, host_path, permissions } = given;
+    let rwm =
+        !permissions.is_empty() && permissions.len() <= 3 && permissions.bytes().all(|b| b"rwm".contains(&b));
+    if !rwm {
+        return Err(field.at("permissions").invalid(permissions, "must be some of r, w and m"));
+    }
+    Ok(Device {
+        container_path: super::absolute(&field.at("container_path"), container_path)?,
+        host_path: super::absolute(&field.at("host_path"), host_path)?,
+        permissions,
+    })
+}

@@ -1,0 +1,269 @@
+//! Pod sandboxes.
+
+use super::{Field, Host, Refusal, Result};
+use cri_api::v1 as cri;
+use model::{Dns, NamespaceMode, PodConfig, PodMeta, PodPhase, PodRecord, PortMapping, Protocol};
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+/// Most lines of one kind in a resolv.conf. The resolver reads 3 servers and 6 domains, kubelet warns there.
+const MAX_DNS: usize = 64;
+/// Longest host name (HOST_NAME_MAX of Linux).
+const MAX_HOSTNAME: usize = 64;
+
+/// Judges a whole RunPodSandbox request.
+pub(crate) fn run_request(given: cri::RunPodSandboxRequest, host: Host) -> Result<PodConfig> {
+    let cri::RunPodSandboxRequest { config, runtime_handler } = given;
+    let field = Field::root("config");
+    let config = config.ok_or_else(|| field.missing())?;
+    let object = config.metadata.as_ref().map(|meta| format!("pod {:?}/{:?}", meta.namespace, meta.name));
+    let about = |refusal: Refusal| match &object {
+        Some(object) => refusal.about(object),
+        None => refusal,
+    };
+    if !runtime_handler.is_empty() {
+        let field = Field::root("runtime_handler");
+        return Err(about(
+            field.invalid(runtime_handler, "unknown handler; only the default one, \"\", exists"),
+        ));
+    }
+    pod_config(&field, config, host).map_err(about)
+}
+
+fn pod_config(field: &Field<'_>, given: cri::PodSandboxConfig, host: Host) -> Result<PodConfig> {
+    let cri::PodSandboxConfig {
+        metadata,
+        hostname,
+        log_directory,
+        dns_config,
+        port_mappings,
+        labels,
+        annotations,
+        linux,
+        // Of another operating system.
+        windows: _,
+    } = given;
+    let cri::LinuxPodSandboxConfig { cgroup_parent, security_context, sysctls, overhead, resources } =
+        linux.unwrap_or_default();
+    let linux = field.at("linux");
+    let security = super::security::pod_security(&linux.at("security_context"), security_context, host)?;
+    Ok(PodConfig {
+        meta: metadata_in(&field.at("metadata"), metadata)?,
+        hostname: hostname_in(&field.at("hostname"), hostname)?,
+        log_directory: super::absolute_or_empty(&field.at("log_directory"), log_directory)?,
+        dns: dns_config.map(|dns| dns_in(&field.at("dns_config"), dns)).transpose()?,
+        ports: super::each(field, "port_mappings", port_mappings, port)?,
+        labels: super::map(&field.at("labels"), labels)?,
+        annotations: super::map(&field.at("annotations"), annotations)?,
+        cgroup_parent: cgroup_parent_in(&linux.at("cgroup_parent"), cgroup_parent)?,
+        sysctls: sysctls_in(&linux.at("sysctls"), sysctls, &security.namespaces)?,
+        overhead: super::resources::resources(&linux.at("overhead"), overhead)?,
+        resources: super::resources::resources(&linux.at("resources"), resources)?,
+        security,
+        runtime_handler: String::new(),
+    })
+}
+
+fn metadata_in(field: &Field<'_>, given: Option<cri::PodSandboxMetadata>) -> Result<PodMeta> {
+    let cri::PodSandboxMetadata { name, uid, namespace, attempt } = given.ok_or_else(|| field.missing())?;
+    Ok(PodMeta {
+        name: super::name(&field.at("name"), name)?,
+        namespace: super::name(&field.at("namespace"), namespace)?,
+        uid: super::name(&field.at("uid"), uid)?,
+        attempt,
+    })
+}
+
+/// Empty means the node's name.
+fn hostname_in(field: &Field<'_>, name: String) -> Result<String> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+    if name.len() > MAX_HOSTNAME || !name.bytes().all(plain) {
+        return Err(field.invalid(
+            name,
+            format!("must be at most {MAX_HOSTNAME} letters, digits, '-', '_' and '.'; empty takes the node's name"),
+        ));
+    }
+    Ok(name)
+}
+
+/// Each entry becomes a part of a line in resolv.conf.
+fn dns_in(field: &Field<'_>, given: cri::DnsConfig) -> Result<Dns> {
+    let cri::DnsConfig { servers, searches, options } = given;
+    for (name, list) in [("servers", &servers), ("searches", &searches), ("options", &options)] {
+        if list.len() > MAX_DNS {
+            let want = format!("must have at most {MAX_DNS} entries");
+            return Err(field.at(name).invalid(format_args!("{} entries", list.len()), want));
+        }
+    }
+    let word = |field: &Field<'_>, text: String| {
+        if text.is_empty() || text.len() > 255 || text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+            return Err(field.invalid(text, "must be one word of at most 255 bytes"));
+        }
+        Ok(text)
+    };
+    let server = |field: &Field<'_>, text: String| {
+        // A link-local address carries its interface: fe80::1%eth0.
+        let address = text.split('%').next().unwrap_or_default();
+        if address.parse::<IpAddr>().is_err() {
+            return Err(field.invalid(text, "must be an IP address"));
+        }
+        word(field, text)
+    };
+    Ok(Dns {
+        servers: super::each(field, "servers", servers, server)?,
+        searches: super::each(field, "searches", searches, word)?,
+        options: super::each(field, "options", options, word)?,
+    })
+}
+
+fn port(field: &Field<'_>, given: cri::PortMapping) -> Result<PortMapping> {
+    let cri::PortMapping { protocol, container_port, host_port, host_ip } = given;
+    let protocol = match super::choice(&field.at("protocol"), protocol, "TCP, UDP, SCTP")? {
+        cri::Protocol::Tcp => Protocol::Tcp,
+        cri::Protocol::Udp => Protocol::Udp,
+        cri::Protocol::Sctp => Protocol::Sctp,
+    };
+    let number = |name: &str, value: i32| {
+        u16::try_from(value).map_err(|_| field.at(name).invalid(value, "must be 0 to 65535"))
+    };
+    let mapping = PortMapping {
+        protocol,
+        container_port: number("container_port", container_port)?,
+        host_port: number("host_port", host_port)?,
+        host_ip,
+    };
+    if mapping.host_port != 0 && mapping.container_port == 0 {
+        return Err(field.at("container_port").invalid(0, "must be 1 to 65535 with a host_port"));
+    }
+    if !mapping.host_ip.is_empty() && mapping.host_ip.parse::<IpAddr>().is_err() {
+        return Err(field.at("host_ip").invalid(mapping.host_ip, "must be an IP address, or empty for all"));
+    }
+    Ok(mapping)
+}
+
+fn cgroup_parent_in(field: &Field<'_>, path: String) -> Result<String> {
+    let path = super::plain(field, path)?;
+    if !path.is_empty() && !path.starts_with('/') {
+        return Err(field
+            .invalid(path, "must be an absolute cgroupfs path, for example /kubepods/burstable/pod<uid>"));
+    }
+    super::absolute_or_empty(field, path)
+}
+
+/// Only what the pod's own namespaces hold: anything else would change the host.
+fn sysctls_in(
+    field: &Field<'_>,
+    given: HashMap<String, String>,
+    namespaces: &model::Namespaces,
+) -> Result<BTreeMap<String, String>> {
+    const IPC: [&str; 8] = [
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+    ];
+    let mut checked = BTreeMap::new();
+    for (key, value) in given {
+        // Both spellings of sysctl(8): the first separator decides, the other one is then a plain character.
+        let slashes = key.find(['.', '/']).is_some_and(|at| key[at..].starts_with('/'));
+        let dotted = if slashes {
+            key.chars()
+                .map(|c| match c {
+                    '/' => '.',
+                    '.' => '/',
+                    c => c,
+                })
+                .collect()
+        } else {
+            key.clone()
+        };
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'/' | b'@' | b':');
+        let sound = |part: &str| {
+            !part.is_empty() && part.bytes().all(plain) && part.split('/').all(|piece| !piece.is_empty())
+        };
+        if !dotted.contains('.') || !dotted.split('.').all(sound) || key.len() > 255 {
+            return Err(
+                field.invalid(key, "must be the name of a kernel parameter, for example net.ipv4.tcp_rmem")
+            );
+        }
+        if value.contains(['\0', '\n']) || value.len() > 4096 {
+            return Err(field.invalid((key, value), "the value must be one line of at most 4096 bytes"));
+        }
+        let host_of = if dotted.starts_with("net.") {
+            (namespaces.network == NamespaceMode::Node).then_some("network")
+        } else if dotted.starts_with("fs.mqueue.") || IPC.contains(&dotted.as_str()) {
+            (namespaces.ipc == NamespaceMode::Node).then_some("ipc")
+        } else {
+            return Err(field.invalid(
+                key,
+                "belongs to the host: only net.*, fs.mqueue.* and System V IPC parameters are a pod's own",
+            ));
+        };
+        if let Some(namespace) = host_of {
+            let want = format!("must not be set when the pod uses the host's {namespace} namespace");
+            return Err(field.invalid(key, want));
+        }
+        checked.insert(dotted, value);
+    }
+    Ok(checked)
+}
+
+fn metadata_out(meta: &PodMeta) -> cri::PodSandboxMetadata {
+    let PodMeta { name, namespace, uid, attempt } = meta;
+    cri::PodSandboxMetadata {
+        name: name.clone(),
+        uid: uid.clone(),
+        namespace: namespace.clone(),
+        attempt: *attempt,
+    }
+}
+
+pub(super) fn state(phase: PodPhase) -> cri::PodSandboxState {
+    match phase {
+        PodPhase::Ready => cri::PodSandboxState::SandboxReady,
+        PodPhase::Launching | PodPhase::Stopping | PodPhase::Stopped | PodPhase::Removing => {
+            cri::PodSandboxState::SandboxNotready
+        }
+    }
+}
+
+/// An entry of ListPodSandbox.
+pub(crate) fn pod_item(pod: &PodRecord) -> cri::PodSandbox {
+    cri::PodSandbox {
+        id: pod.id.to_string(),
+        metadata: Some(metadata_out(&pod.config.meta)),
+        state: state(pod.phase).into(),
+        created_at: pod.created_at,
+        labels: super::unmap(&pod.config.labels),
+        annotations: super::unmap(&pod.config.annotations),
+        runtime_handler: pod.config.runtime_handler.clone(),
+    }
+}
+
+/// The status kubelet compares with its wish: namespaces echo the request, or it makes the pod anew.
+pub(crate) fn pod_status(pod: &PodRecord) -> cri::PodSandboxStatus {
+    let mut ips =
+        if pod.phase == PodPhase::Ready { pod.ips.as_slice() } else { &[] }.iter().map(IpAddr::to_string);
+    let network = cri::PodSandboxNetworkStatus {
+        ip: ips.next().unwrap_or_default(),
+        additional_ips: ips.map(|ip| cri::PodIp { ip }).collect(),
+    };
+    let options = super::security::namespaces_out(&pod.config.security.namespaces);
+    cri::PodSandboxStatus {
+        id: pod.id.to_string(),
+        metadata: Some(metadata_out(&pod.config.meta)),
+        state: state(pod.phase).into(),
+        created_at: pod.created_at,
+        network: Some(network),
+        linux: Some(cri::LinuxPodSandboxStatus {
+            namespaces: Some(cri::Namespace { options: Some(options) }),
+        }),
+        labels: super::unmap(&pod.config.labels),
+        annotations: super::unmap(&pod.config.annotations),
+        runtime_handler: pod.config.runtime_handler.clone(),
+    }
+}

@@ -1,0 +1,360 @@
+//! Security contexts: namespaces, users, capabilities, profiles.
+
+use super::{Field, Host, Result};
+use cri_api::v1 as cri;
+use cri_api::v1::security_profile::ProfileType;
+use model::{
+    Capabilities, ContainerSecurity, GroupsPolicy, IdMapping, NamespaceMode, Namespaces, PodSecurity,
+    SeccompProfile, UserNamespace, UserRequest,
+};
+
+/// What pause gets. Absent means defaults, and the wire's zeros: a shared PID namespace.
+#[expect(deprecated, reason = "deprecated fields are still sent, and judged")]
+pub(super) fn pod_security(
+    field: &Field<'_>,
+    given: Option<cri::LinuxSandboxSecurityContext>,
+    host: Host,
+) -> Result<PodSecurity> {
+    let cri::LinuxSandboxSecurityContext {
+        namespace_options,
+        selinux_options,
+        run_as_user,
+        run_as_group,
+        readonly_rootfs,
+        supplemental_groups,
+        supplemental_groups_policy,
+        privileged,
+        seccomp,
+        apparmor,
+        seccomp_profile_path,
+    } = given.unwrap_or_default();
+    selinux(&field.at("selinux_options"), selinux_options)?;
+    groups_policy(&field.at("supplemental_groups_policy"), supplemental_groups_policy)?;
+    apparmor_profile(&field.at("apparmor"), apparmor, privileged, host)?;
+    let run_as_user = run_as_user.map(|uid| id(&field.at("run_as_user"), uid.value)).transpose()?;
+    if run_as_user.is_none() && run_as_group.is_some() {
+        return Err(field.at("run_as_group").invalid(run_as_group, "needs run_as_user"));
+    }
+    let namespaces = namespaces(&field.at("namespace_options"), namespace_options)?;
+    if namespaces.pid == NamespaceMode::Target {
+        return Err(field
+            .at("namespace_options")
+            .at("pid")
+            .invalid("TARGET", "a sandbox takes POD, CONTAINER or NODE"));
+    }
+    Ok(PodSecurity {
+        namespaces,
+        run_as_user,
+        run_as_group: run_as_group.map(|gid| id(&field.at("run_as_group"), gid.value)).transpose()?,
+        supplemental_groups: groups(field, supplemental_groups)?,
+        privileged,
+        readonly_rootfs,
+        seccomp: seccomp_profile(field, seccomp, seccomp_profile_path)?,
+    })
+}
+
+/// What a container gets.
+#[expect(deprecated, reason = "deprecated fields are still sent, and judged")]
+pub(super) fn container_security(
+    field: &Field<'_>,
+    given: Option<cri::LinuxContainerSecurityContext>,
+    host: Host,
+) -> Result<ContainerSecurity> {
+    let cri::LinuxContainerSecurityContext {
+        capabilities,
+        privileged,
+        namespace_options,
+        selinux_options,
+        run_as_user,
+        run_as_group,
+        run_as_username,
+        readonly_rootfs,
+        supplemental_groups,
+        supplemental_groups_policy,
+        no_new_privs,
+        masked_paths,
+        readonly_paths,
+        seccomp,
+        apparmor,
+        apparmor_profile: apparmor_string,
+        seccomp_profile_path,
+    } = given.unwrap_or_default();
+    selinux(&field.at("selinux_options"), selinux_options)?;
+    let apparmor = match apparmor {
+        Some(profile) => Some(profile),
+        None => profile_of_string(&field.at("apparmor_profile"), apparmor_string)?,
+    };
+    apparmor_profile(&field.at("apparmor"), apparmor, privileged, host)?;
+    let user = match (run_as_user, run_as_username) {
+        (None, name) if name.is_empty() => UserRequest::Root,
+        (None, name) => {
+            // It is looked up in the image's passwd, whose fields end at colons and lines.
+            if name.contains([':', '\n', '\0', ',']) || name.len() > 256 {
+                return Err(field.at("run_as_username").invalid(name, "must be a user name"));
+            }
+            UserRequest::Name(name)
+        }
+        (Some(uid), name) if name.is_empty() => UserRequest::Uid(id(&field.at("run_as_user"), uid.value)?),
+        (Some(_), name) => {
+            return Err(field.at("run_as_username").invalid(name, "must be empty when run_as_user is set"));
+        }
+    };
+    if user == UserRequest::Root && run_as_group.is_some() {
+        return Err(field.at("run_as_group").invalid(run_as_group, "needs run_as_user or run_as_username"));
+    }
+    Ok(ContainerSecurity {
+        capabilities: capability_sets(&field.at("capabilities"), capabilities)?,
+        privileged,
+        namespaces: namespaces(&field.at("namespace_options"), namespace_options)?,
+        user,
+        run_as_group: run_as_group.map(|gid| id(&field.at("run_as_group"), gid.value)).transpose()?,
+        supplemental_groups: groups(field, supplemental_groups)?,
+        groups_policy: groups_policy(&field.at("supplemental_groups_policy"), supplemental_groups_policy)?,
+        readonly_rootfs,
+        no_new_privs,
+        masked_paths: super::each(field, "masked_paths", masked_paths, super::absolute)?,
+        readonly_paths: super::each(field, "readonly_paths", readonly_paths, super::absolute)?,
+        seccomp: seccomp_profile(field, seccomp, seccomp_profile_path)?,
+    })
+}
+
+/// A uid or gid: 32 bits, without the all-ones value that means "unchanged" to the kernel.
+fn id(field: &Field<'_>, value: i64) -> Result<u32> {
+    match u32::try_from(value) {
+        Ok(id) if id != u32::MAX => Ok(id),
+        _ => Err(field.invalid(value, format!("must be 0 to {}", u32::MAX - 1))),
+    }
+}
+
+fn groups(field: &Field<'_>, given: Vec<i64>) -> Result<Vec<u32>> {
+    super::each(field, "supplemental_groups", given, id)
+}
+
+fn groups_policy(field: &Field<'_>, value: i32) -> Result<GroupsPolicy> {
+    match super::choice(field, value, "Merge, Strict")? {
+        cri::SupplementalGroupsPolicy::Merge => Ok(GroupsPolicy::Merge),
+        cri::SupplementalGroupsPolicy::Strict => {
+            Err(field.not_built("the policy Strict is not built yet; use Merge"))
+        }
+    }
+}
+
+fn selinux(field: &Field<'_>, given: Option<cri::SeLinuxOption>) -> Result<()> {
+    let cri::SeLinuxOption { user, role, r#type, level } = given.unwrap_or_default();
+    for (name, value) in [("user", user), ("role", role), ("type", r#type), ("level", level)] {
+        if !value.is_empty() {
+            return Err(field
+                .at(name)
+                .not_built(format!("SELinux is not built yet (asked for {value:?}); leave it empty")));
+        }
+    }
+    Ok(())
+}
+
+/// Nothing is loaded, so only what asks for nothing passes. RuntimeDefault means no profile on a host
+/// without AppArmor, and must not be taken for confinement on one that has it.
+fn apparmor_profile(
+    field: &Field<'_>,
+    given: Option<cri::SecurityProfile>,
+    privileged: bool,
+    host: Host,
+) -> Result<()> {
+    let Some(cri::SecurityProfile { profile_type, localhost_ref }) = given else {
+        return Ok(());
+    };
+    match super::choice(&field.at("profile_type"), profile_type, "RuntimeDefault, Unconfined, Localhost")? {
+        ProfileType::Unconfined => Ok(()),
+        ProfileType::RuntimeDefault if privileged || !host.apparmor => Ok(()),
+        ProfileType::RuntimeDefault => Err(field
+            .at("profile_type")
+            .not_built("AppArmor is not built yet, and this host enforces it; use Unconfined")),
+        ProfileType::Localhost => Err(field
+            .at("localhost_ref")
+            .not_built(format!("AppArmor is not built yet: profile {localhost_ref:?} is not loaded"))),
+    }
+}
+
+fn seccomp_profile(
+    field: &Field<'_>,
+    given: Option<cri::SecurityProfile>,
+    deprecated: String,
+) -> Result<SeccompProfile> {
+    let profile = match given {
+        Some(profile) => Some(profile),
+        None => profile_of_string(&field.at("seccomp_profile_path"), deprecated)?,
+    };
+    let Some(cri::SecurityProfile { profile_type, localhost_ref }) = profile else {
+        return Ok(SeccompProfile::Unconfined);
+    };
+    let field = field.at("seccomp");
+    match super::choice(&field.at("profile_type"), profile_type, "RuntimeDefault, Unconfined, Localhost")? {
+        ProfileType::RuntimeDefault => Ok(SeccompProfile::RuntimeDefault),
+        ProfileType::Unconfined => Ok(SeccompProfile::Unconfined),
+        ProfileType::Localhost => {
+            Ok(SeccompProfile::Localhost(super::absolute(&field.at("localhost_ref"), localhost_ref)?))
+        }
+    }
+}
+
+/// The deprecated spelling of a profile, used only when the message is absent.
+fn profile_of_string(field: &Field<'_>, text: String) -> Result<Option<cri::SecurityProfile>> {
+    let profile = |kind: ProfileType, localhost_ref: &str| {
+        Some(cri::SecurityProfile { profile_type: kind.into(), localhost_ref: localhost_ref.to_owned() })
+    };
+    match text.as_str() {
+        "" => Ok(None),
+        "runtime/default" | "docker/default" => Ok(profile(ProfileType::RuntimeDefault, "")),
+        "unconfined" => Ok(profile(ProfileType::Unconfined, "")),
+        _ => match text.strip_prefix("localhost/") {
+            Some(name) => Ok(profile(ProfileType::Localhost, name)),
+            None => Err(field.invalid(text, "must be runtime/default, unconfined or localhost/<profile>")),
+        },
+    }
+}
+
+fn mode(field: &Field<'_>, value: i32, allowed: &[NamespaceMode], want: &str) -> Result<NamespaceMode> {
+    let mode = match super::choice(field, value, want)? {
+        cri::NamespaceMode::Pod => NamespaceMode::Pod,
+        cri::NamespaceMode::Container => NamespaceMode::Container,
+        cri::NamespaceMode::Node => NamespaceMode::Node,
+        cri::NamespaceMode::Target => NamespaceMode::Target,
+    };
+    if allowed.contains(&mode) {
+        Ok(mode)
+    } else {
+        Err(field.invalid(format_args!("{mode:?}"), format!("must be one of {want}")))
+    }
+}
+
+fn namespaces(field: &Field<'_>, given: Option<cri::NamespaceOption>) -> Result<Namespaces> {
+    use NamespaceMode::{Container, Node, Pod, Target};
+    let cri::NamespaceOption { network, pid, ipc, target_id, userns_options } = given.unwrap_or_default();
+    let pid = mode(&field.at("pid"), pid, &[Pod, Container, Node, Target], "POD, CONTAINER, NODE, TARGET")?;
+    match (pid, target_id.is_empty()) {
+        (Target, true) => return Err(field.at("target_id").missing()),
+        (Target, false) | (_, true) => {}
+        (_, false) => {
+            return Err(field.at("target_id").invalid(target_id, "must be empty unless pid is TARGET"));
+        }
+    }
+    Ok(Namespaces {
+        network: mode(&field.at("network"), network, &[Pod, Node], "POD, NODE")?,
+        pid,
+        ipc: mode(&field.at("ipc"), ipc, &[Pod, Node], "POD, NODE")?,
+        target: target_id,
+        user: user_namespace(&field.at("userns_options"), userns_options)?,
+    })
+}
+
+fn user_namespace(field: &Field<'_>, given: Option<cri::UserNamespace>) -> Result<Option<UserNamespace>> {
+    let Some(cri::UserNamespace { mode: wanted, uids, gids }) = given else {
+        return Ok(None);
+    };
+    let mode = mode(&field.at("mode"), wanted, &[NamespaceMode::Pod, NamespaceMode::Node], "POD, NODE")?;
+    if mode != NamespaceMode::Node {
+        return Err(field.at("mode").not_built("user namespaces are not built yet; use NODE"));
+    }
+    // The host's ids are mapped by nothing.
+    for (name, list) in [("uids", &uids), ("gids", &gids)] {
+        if let Some(mapping) = list.first() {
+            return Err(field.at(name).invalid(mapping, "must be empty with the mode NODE"));
+        }
+    }
+    Ok(Some(UserNamespace { mode, uids: Vec::new(), gids: Vec::new() }))
+}
+
+fn capability_sets(field: &Field<'_>, given: Option<cri::Capability>) -> Result<Capabilities> {
+    let cri::Capability { add_capabilities, drop_capabilities, add_ambient_capabilities } =
+        given.unwrap_or_default();
+    let list = |name: &str, list, all: bool| {
+        super::each(field, name, list, |field, text: String| {
+            let upper = text.to_ascii_uppercase();
+            let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
+            if CAPABILITIES.contains(&short) || (all && short == "ALL") {
+                Ok(short.to_owned())
+            } else {
+                Err(field.invalid(text, "must be the name of a Linux capability, for example NET_ADMIN"))
+            }
+        })
+    };
+    Ok(Capabilities {
+        add: list("add_capabilities", add_capabilities, true)?,
+        drop: list("drop_capabilities", drop_capabilities, true)?,
+        ambient: list("add_ambient_capabilities", add_ambient_capabilities, false)?,
+    })
+}
+
+/// capabilities(7) of Linux 5.9 and newer; no later kernel has added one.
+const CAPABILITIES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+
+fn mode_out(mode: NamespaceMode) -> i32 {
+    match mode {
+        NamespaceMode::Pod => cri::NamespaceMode::Pod,
+        NamespaceMode::Container => cri::NamespaceMode::Container,
+        NamespaceMode::Node => cri::NamespaceMode::Node,
+        NamespaceMode::Target => cri::NamespaceMode::Target,
+    }
+    .into()
+}
+
+/// The request's namespaces, which status must echo.
+pub(super) fn namespaces_out(namespaces: &Namespaces) -> cri::NamespaceOption {
+    let Namespaces { network, pid, ipc, target, user } = namespaces;
+    let mapping = |mapping: &IdMapping| {
+        let IdMapping { host_id, container_id, length } = *mapping;
+        cri::IdMapping { host_id, container_id, length }
+    };
+    cri::NamespaceOption {
+        network: mode_out(*network),
+        pid: mode_out(*pid),
+        ipc: mode_out(*ipc),
+        target_id: target.clone(),
+        userns_options: user.as_ref().map(|UserNamespace { mode, uids, gids }| cri::UserNamespace {
+            mode: mode_out(*mode),
+            uids: uids.iter().map(mapping).collect(),
+            gids: gids.iter().map(mapping).collect(),
+        }),
+    }
+}

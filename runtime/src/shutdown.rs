@@ -1,0 +1,68 @@
+//! When the daemon stops: SIGTERM or SIGINT begin a graceful stop, calls in flight get a bounded time,
+//! pods keep running.
+
+use std::future::Future;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+/// How long calls in flight may take after the signal. Shorter than any service manager's patience
+/// (systemd: 90 s); what does not end is finished or undone by the next start.
+pub const DRAIN: Duration = Duration::from_secs(10);
+
+/// Tells everything that the daemon is stopping.
+#[derive(Debug, Clone)]
+pub struct Shutdown(watch::Receiver<bool>);
+
+impl Shutdown {
+    /// Catches the signals from here on. Must be called inside the runtime.
+    pub fn on_signals() -> std::io::Result<Self> {
+        let mut term = signal(SignalKind::terminate())?;
+        let mut int = signal(SignalKind::interrupt())?;
+        let (sender, receiver) = watch::channel(false);
+        tokio::spawn(async move {
+            let name = tokio::select! {
+                _ = term.recv() => "SIGTERM",
+                _ = int.recv() => "SIGINT",
+            };
+            tracing::info!(signal = name, "stopping; pods keep running");
+            sender.send_replace(true);
+            // Keep the sender until everybody has seen it.
+            sender.closed().await;
+        });
+        Ok(Self(receiver))
+    }
+
+    /// Resolves when the daemon is to stop.
+    pub async fn wait(mut self) {
+        // An error means that the sender is gone, which happens only when the runtime ends.
+        drop(self.0.wait_for(|stopping| *stopping).await);
+    }
+}
+
+/// Runs `serving` until it ends; once `stopping` resolves it has [`DRAIN`] left. False when it was cut off.
+pub async fn bounded<T>(serving: impl Future<Output = T>, stopping: Shutdown, drain: Duration) -> Option<T> {
+    tokio::pin!(serving);
+    tokio::select! {
+        done = &mut serving => return Some(done),
+        () = stopping.wait() => {}
+    }
+    tokio::time::timeout(drain, serving).await.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_call_that_never_ends_is_cut_off() {
+        let (sender, receiver) = watch::channel(false);
+        sender.send_replace(true);
+        let cut =
+            bounded(std::future::pending::<()>(), Shutdown(receiver.clone()), Duration::from_millis(10))
+                .await;
+        assert_eq!(cut, None);
+        let ended = bounded(async { 7 }, Shutdown(receiver), Duration::from_secs(10)).await;
+        assert_eq!(ended, Some(7));
+    }
+}
