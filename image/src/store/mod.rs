@@ -202,10 +202,10 @@ impl Store {
     }
 
     fn replace(&self, disk: &mut index::Entries, entries: index::Entries) -> Result<()> {
-        if *disk == entries {
-            return Ok(());
+        if *disk != entries {
+            index::write(&self.layout, &entries)?;
         }
-        index::write(&self.layout, &entries)?;
+        // Even then: a config that was damaged may be whole again.
         let next = index::Published::new(&self.layout, &entries, &self.pinned, &self.published());
         *disk = entries;
         *self.published.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
