@@ -3,16 +3,19 @@
 //! Descriptors are owned when returned and borrowed when taken; errors are the kernel's. Nothing here knows
 //! what a pod is.
 
+pub mod beneath;
 pub mod cgroup;
 pub mod clone;
 pub mod epoll;
 pub mod fork;
+pub mod jail;
 pub mod memfd;
 pub mod netns;
 pub mod pidfd;
 pub mod proc;
 pub mod pty;
 pub mod scm;
+pub mod scratch;
 pub mod seal;
 pub mod signalfd;
 pub mod spawn;
