@@ -47,7 +47,13 @@ fn every_message() -> Vec<Message> {
     all.extend(
         [
             Request::StartPause,
-            Request::Create { container: c(), deadline_ms: 30_000 },
+            Request::Create {
+                container: c(),
+                deadline_ms: 30_000,
+                log: Some(crate::LogPlan { path: "web/0.log".into() }),
+                terminal: false,
+                stdin: false,
+            },
             Request::Start { container: c() },
             Request::Kill { container: c(), signal: 15, all: false },
             Request::Exec { exec, container: c() },
