@@ -5,25 +5,23 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use model::ContainerId;
 use serde::Deserialize;
-use wire::{CgroupPlan, ErrorKind, LogPlan, NamespacePlan, NamespaceSource};
+use wire::{CgroupPlan, ErrorKind, NamespacePlan, NamespaceSource};
 
 use crate::job::{MAX_PLAN, Prepared, Teller, failure, refusal};
 use crate::worker::{CreateInput, Stdio, create};
 
-/// What the streams depend on; the rest of the plan is for [`create`].
+/// What the resident half needs of the plan; the rest is for [`create`].
 #[derive(Deserialize)]
 struct Peek {
-    log: Option<LogPlan>,
-    stdin: bool,
-    process: PeekProcess,
     cgroup: CgroupPlan,
     namespaces: NamespacePlan,
 }
 
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct PeekProcess {
-    terminal: bool,
+/// What the request says of streams.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Streams {
+    pub(crate) terminal: bool,
+    pub(crate) stdin: bool,
 }
 
 /// Runs in the worker. `fds`: the plan, kubelet's mount namespace, then the cgroup folders. `init_of` knows
@@ -31,10 +29,11 @@ struct PeekProcess {
 pub(crate) fn work(
     teller: &Teller,
     fds: Vec<OwnedFd>,
+    streams: Streams,
     pause_pid: Option<u32>,
     init_of: impl Fn(&ContainerId) -> Option<u32>,
 ) -> i32 {
-    let prepared = prepare(teller, fds, pause_pid, init_of);
+    let prepared = prepare(teller, fds, streams, pause_pid, init_of);
     let reply = match prepared {
         Ok(input) => create(input),
         Err(failure) => wire::Reply::Failed(failure),
@@ -46,6 +45,7 @@ pub(crate) fn work(
 fn prepare<'a>(
     teller: &Teller,
     fds: Vec<OwnedFd>,
+    streams: Streams,
     pause_pid: Option<u32>,
     init_of: impl Fn(&ContainerId) -> Option<u32>,
 ) -> Result<CreateInput<'a>, wire::Failure> {
@@ -69,23 +69,20 @@ fn prepare<'a>(
         peek.cgroup.members.iter().position(|member| member.hierarchy.split(',').any(|part| part == name))
     };
     let prepared = Prepared {
-        log: peek.log.map(|log| log.path),
-        terminal: peek.process.terminal,
-        stdin: peek.stdin,
         unified: peek.cgroup.unified,
         memory: if peek.cgroup.unified { Some(0) } else { place("memory") },
         freezer: if peek.cgroup.unified { Some(0) } else { place("freezer") },
     };
     let pipe = || sys::scm::pipe().map_err(at("pipe"));
     let (error_end, exec_error) = pipe()?;
-    let stdio = if peek.process.terminal {
+    let stdio = if streams.terminal {
         let (ours, sock) = sys::scm::stream_pair().map_err(at("console socket"))?;
         tell(teller, &prepared, &[error_end.as_fd(), ours.as_fd()])?;
         Stdio::Console { sock }
     } else {
         let ((out_end, stdout), (err_end, stderr)) = (pipe()?, pipe()?);
         let mut ends = vec![error_end.as_fd(), out_end.as_fd(), err_end.as_fd()];
-        let (stdin, stdin_end) = if peek.stdin {
+        let (stdin, stdin_end) = if streams.stdin {
             let (stdin, end) = pipe()?;
             (stdin, Some(end))
         } else {

@@ -52,9 +52,6 @@ pub(crate) struct Job {
 /// the socket that brings the terminal's master, or stdout and stderr; then stdin where it is kept open.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Prepared {
-    pub(crate) log: Option<String>,
-    pub(crate) terminal: bool,
-    pub(crate) stdin: bool,
     pub(crate) unified: bool,
     pub(crate) memory: Option<usize>,
     pub(crate) freezer: Option<usize>,

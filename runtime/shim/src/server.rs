@@ -6,6 +6,7 @@ use model::{ContainerId, ExecId};
 use wire::{ErrorKind, Hello, Message, PROTOCOL, Reply, Request, Snapshot};
 
 use crate::container;
+use crate::create::Streams;
 use crate::event_loop::Shim;
 use crate::io::log::Stream;
 use crate::io::output::{LogFile, Output};
@@ -55,7 +56,10 @@ impl Shim {
     pub(crate) fn request(&mut self, asker: Asker, request: Request, fds: Vec<OwnedFd>) {
         let answer = match request {
             Request::StartPause => self.start_pause(asker, fds),
-            Request::Create { container, deadline_ms } => self.create(asker, container, deadline_ms, fds),
+            Request::Create { container, deadline_ms, log, terminal, stdin } => {
+                let streams = Streams { terminal, stdin };
+                self.create(asker, container, deadline_ms, streams, log.map(|log| log.path), fds)
+            }
             Request::Start { container } => self.start_container(asker, &container),
             Request::Kill { container, signal, all } => self.kill(&container, signal, all),
             Request::Exec { exec, container } => self.exec(asker, exec, container, fds),
@@ -104,6 +108,8 @@ impl Shim {
         asker: Asker,
         id: ContainerId,
         deadline_ms: u64,
+        streams: Streams,
+        log: Option<String>,
         fds: Vec<OwnedFd>,
     ) -> Result<Option<Reply>, Refused> {
         let alive = self.pause.as_ref().filter(|pause| pause.exited.is_none());
@@ -116,18 +122,30 @@ impl Shim {
         if self.containers.len() >= MAX_CONTAINERS {
             return Err(refusal(ErrorKind::Busy, "create", format!("{MAX_CONTAINERS} containers exist")));
         }
+        // Before anything is made: a log that cannot be written is the most likely thing to fail.
+        let log = match (log, &self.start.log_dir) {
+            (None, _) => LogFile::none(),
+            (Some(path), Some(dir)) => LogFile::open(dir.as_fd(), &path)
+                .map_err(|error| failure(ErrorKind::Internal, &format!("log {path}"), &error))?,
+            (Some(path), None) => {
+                return Err(refusal(ErrorKind::Invalid, "log", format!("{path}: the pod has no log folder")));
+            }
+        };
         let keep: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
         let containers = &self.containers;
         let init_of = |id: &ContainerId| containers.iter().find(|c| c.id == *id && c.alive).map(|c| c.pid);
         let forked = job::fork(&keep, |teller| match copies(&fds) {
-            Ok(fds) => create::work(&teller, fds, Some(pause_pid), init_of),
+            Ok(fds) => create::work(&teller, fds, streams, Some(pause_pid), init_of),
             Err(error) => fail(&teller, &error),
         });
         drop(keep);
         let folders = fds.into_iter().skip(2).collect();
         let serial = self.next_serial();
         let answer = self.add_job(asker, Kind::Create(id.clone()), deadline_ms.min(MAX_DEADLINE_MS), forked)?;
-        self.containers.push(Container::new(id, serial, folders));
+        let mut container = Container::new(id, serial, folders);
+        container.terminal = streams.terminal;
+        container.log = log;
+        self.containers.push(container);
         Ok(answer)
     }
 
@@ -346,10 +364,9 @@ impl Shim {
         if let Some(fd) = &container.exec_error {
             sys::proc::set_nonblocking(fd.as_fd()).map_err(at("streams"))?;
         }
-        if prepared.terminal {
+        if container.terminal {
             // The socket waits in the place of stdin for the terminal's master.
             container.stdin = fds.next();
-            container.terminal = true;
         } else {
             let (stdout, stderr) = (fds.next(), fds.next());
             container.stdin = fds.next();
@@ -358,13 +375,6 @@ impl Shim {
             {
                 *slot = fd.map(|fd| Output::new(fd, stream, false)).transpose().map_err(at("streams"))?;
             }
-        }
-        if let Some(path) = prepared.log {
-            let Some(dir) = &self.start.log_dir else {
-                return Err(refusal(ErrorKind::Invalid, "log", format!("{path}: the pod has no log folder")));
-            };
-            container.log = LogFile::open(dir.as_fd(), &path)
-                .map_err(|error| failure(ErrorKind::Internal, &format!("log {path}"), &error))?;
         }
         Ok(())
     }
