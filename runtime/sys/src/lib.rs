@@ -5,14 +5,20 @@
 
 pub mod cgroup;
 pub mod clone;
+pub mod creds;
 pub mod epoll;
+pub mod execute;
 pub mod fork;
 pub mod memfd;
+pub mod mount;
+pub mod namespace;
 pub mod netns;
 pub mod pidfd;
 pub mod proc;
 pub mod pty;
+pub mod rlimit;
 pub mod scm;
 pub mod seal;
+pub mod seccomp;
 pub mod signalfd;
 pub mod spawn;
