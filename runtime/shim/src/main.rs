@@ -1,2 +1,7 @@
 //! See ARCHITECTURE.md.
+mod container;
+mod executor;
+mod podns;
+mod process;
+mod user;
 fn main() {}
