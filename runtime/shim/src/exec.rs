@@ -34,10 +34,8 @@ pub(crate) fn work(teller: Teller, mut fds: Vec<OwnedFd>, into: &Into<'_>) -> i3
         for folder in into.cgroups {
             sys::cgroup::join(folder.as_fd(), into.unified).map_err(at("cgroup"))?;
         }
-        // While /proc is the host's. Clamped where the host forbids it.
-        if let Some(wanted) = plan.process.oom_score_adj {
-            sys::proc::set_oom_score_adj(wanted).map_err(at("oom_score_adj"))?;
-        }
+        // While /proc is the host's.
+        process::before_namespaces(&plan.process).map_err(at("oom_score_adj"))?;
         // By number: init was not reaped, which only the shim does, and it waits for no one meanwhile.
         let init = sys::pidfd::open(into.init).map_err(at("pidfd of init"))?;
         sys::pidfd::enter_namespaces(init.as_fd(), sys::pidfd::ALL_NAMESPACES).map_err(at("setns"))?;
@@ -91,7 +89,7 @@ fn teller_of(report: &OwnedFd) -> Option<Teller> {
     sys::proc::dup_above(report.as_fd(), 3).ok().map(Teller)
 }
 
-/// Session, terminal, stdio and working folder of the new process.
+/// Session, terminal and stdio of the new process; [`process::become_process`] does the rest.
 fn settle(
     plan: &ExecPlan,
     streams: &[OwnedFd],
@@ -101,13 +99,9 @@ fn settle(
     sys::proc::new_session();
     for (fd, number) in streams.iter().zip(0..3) {
         sys::proc::place(fd.as_fd(), number).map_err(at("stdio"))?;
-        // Pipes and terminals become the user's, so that /dev/stdout can be opened; never a real device.
-        sys::proc::give_stream(fd.as_fd(), plan.user.uid).map_err(at("owner of stdio"))?;
     }
     if let (true, Some(terminal)) = (plan.process.terminal, streams.first()) {
         sys::pty::make_controlling(terminal.as_fd()).map_err(at("controlling terminal"))?;
     }
-    sys::proc::close_all_but(3, &[report]).map_err(at("descriptors"))?;
-    let cwd = if plan.process.cwd.is_empty() { "/" } else { &plan.process.cwd };
-    sys::proc::change_folder(Path::new(cwd)).map_err(at("working folder"))
+    sys::proc::close_all_but(3, &[report]).map_err(at("descriptors"))
 }

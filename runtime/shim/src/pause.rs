@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use sys::clone::flags;
 use wire::{ErrorKind, PausePlan};
 
-use crate::job::{MAX_PLAN, Teller, failure, refusal};
+use crate::job::{MAX_PLAN, Teller, failure};
 use crate::podns;
 
 /// Runs in the worker. `fds`: the plan, then the cgroup folders.
@@ -107,9 +107,4 @@ fn become_pause(plan: &PausePlan, folders: &[OwnedFd], binary: BorrowedFd<'_>) -
         Err(failed) => failed,
         Ok(()) => ("execve of pause".to_owned(), sys::jail::exec_fd(binary, c"pause")),
     }
-}
-
-/// What a request must come with.
-pub(crate) fn missing_plan() -> wire::Failure {
-    refusal(ErrorKind::Invalid, "plan", "no plan came with the request")
 }

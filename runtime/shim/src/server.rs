@@ -341,8 +341,12 @@ impl Shim {
                 if let (Some((pid, _)), None) = (made, exec.code) {
                     kill(pid, SIGKILL);
                 }
-                let failure =
+                let mut failure =
                     failure.unwrap_or_else(|| refusal(ErrorKind::Internal, "exec", "the worker made nothing"));
+                // Init and exec become what they are by the same code, which knows of starting only.
+                if failure.kind == ErrorKind::StartFailed {
+                    failure.kind = ErrorKind::ExecFailed;
+                }
                 self.reply(job.asker, Reply::Failed(failure), Vec::new());
                 if let Some(killing) = exec.killing {
                     self.reply(killing.asker, Reply::Done, Vec::new());
@@ -477,14 +481,12 @@ impl Shim {
     }
 
     fn kill_exec(&mut self, asker: Asker, id: ExecId) -> Result<Option<Reply>, Refused> {
-        let own = |exec: &&mut Exec| exec.id == id && exec.generation == asker.generation;
-        // Those of an earlier daemon are known by the number in the snapshot.
-        let found = if self.execs.iter_mut().any(|mut exec| own(&&mut *exec)) {
-            self.execs.iter_mut().find(own)
-        } else {
-            self.execs.iter_mut().find(|exec| exec.id == id)
+        // Its own first; those of an earlier daemon are known to this one by the number in the snapshot.
+        let own = self.execs.iter().position(|exec| exec.id == id && exec.generation == asker.generation);
+        let place = own.or_else(|| self.execs.iter().position(|exec| exec.id == id));
+        let Some(exec) = place.and_then(|place| self.execs.get_mut(place)) else {
+            return Ok(Some(Reply::Done));
         };
-        let Some(exec) = found else { return Ok(Some(Reply::Done)) };
         if exec.killing.is_some() {
             return Err(refusal(ErrorKind::Busy, "kill", format!("exec {} is being killed", id.0)));
         }

@@ -225,35 +225,6 @@ pub fn place(fd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
     })
 }
 
-/// Makes a pipe, socket or pseudo-terminal a user's own, as login does; other files are left alone, for they
-/// are shared with the host (/dev/null).
-///
-/// # Errors
-/// fchown(2).
-pub fn give_stream(fd: BorrowedFd<'_>, uid: u32) -> io::Result<()> {
-    use rustix::fs::{FileType, Uid, fchown, fstat};
-    let kind = FileType::from_raw_mode(fstat(fd)?.st_mode);
-    let is_pty = || rustix::fs::fstatfs(fd).is_ok_and(|fs| fs.f_type == crate::pty::DEVPTS);
-    if matches!(kind, FileType::Fifo | FileType::Socket) || (kind == FileType::CharacterDevice && is_pty()) {
-        fchown(fd, Some(Uid::from_raw(uid)), None)?;
-    }
-    Ok(())
-}
-
-/// Changes this process's working folder, and makes sure that it lies below its root (a folder of another
-/// root is seen as "(unreachable)").
-///
-/// # Errors
-/// chdir(2); NotFound for a folder outside.
-pub fn change_folder(path: &std::path::Path) -> io::Result<()> {
-    rustix::process::chdir(path)?;
-    if rustix::process::getcwd(Vec::new())?.as_bytes().starts_with(b"/") {
-        Ok(())
-    } else {
-        Err(io::Error::new(io::ErrorKind::NotFound, "outside of the root"))
-    }
-}
-
 /// How a child of this process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ended {

@@ -81,11 +81,6 @@ impl LogFile {
         Ok(())
     }
 
-    /// Whether output is kept.
-    pub(crate) fn is_some(&self) -> bool {
-        self.file.is_some()
-    }
-
     /// Writes whole lines, or none of those that do not fit. The first error of a row is handed to `warn`.
     fn write(&mut self, lines: &[u8], warn: &mut dyn FnMut(String)) {
         let Some(file) = &mut self.file else { return };
