@@ -18,6 +18,8 @@ use std::time::Duration;
 const WORKERS: usize = 2;
 /// Blocking calls at once: records, layers, cgroup files. A hung disk can take this many and no more.
 const BLOCKING: usize = 64;
+/// Arenas of the C library's allocator: one a worker thread.
+const ARENAS: i32 = 2;
 /// Futures live on the heap, and what blocks is shallow; glibc's 8 MiB would only be address space, but
 /// every touched page of a pool thread stays.
 const STACK: usize = 512 * 1024;
@@ -63,6 +65,7 @@ pub enum Error {
 /// Runs the daemon until it is told to stop.
 pub fn run(config: Config) -> Result<(), Error> {
     telemetry::init(config.log)?;
+    sys::malloc::limit_arenas(ARENAS);
     let process = |doing| move |source| Error::Process { doing, source };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)

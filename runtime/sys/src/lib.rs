@@ -1,3 +1,4 @@
 //! sys: see ARCHITECTURE.md.
 
+pub mod malloc;
 pub mod netns;
