@@ -8,6 +8,7 @@
 
 mod convert;
 mod deadline;
+mod figures;
 mod health;
 mod image;
 mod runtime;
@@ -24,6 +25,7 @@ use std::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Response, Status};
 
+pub(crate) use figures::Figures;
 pub use server::Error;
 pub(crate) use server::{Socket, serve};
 
@@ -36,6 +38,8 @@ pub(crate) struct Backend {
     pub(crate) images: ImageStore,
     /// Networks.
     pub(crate) cni: Cni,
+    /// Stats.
+    pub(crate) figures: std::sync::Arc<Figures>,
     /// For verbose status.
     pub(crate) config: std::sync::Arc<Config>,
 }

@@ -23,6 +23,9 @@ pub(crate) enum Failure {
     /// The caller's deadline has passed.
     #[error("the caller's deadline of {0:?} has passed; {1}")]
     Deadline(std::time::Duration, &'static str),
+    /// A blocking step ended without an answer: the daemon is stopping.
+    #[error("the daemon is stopping; interrupted {0}")]
+    Interrupted(&'static str),
     /// A call of CRI that this version does not answer.
     #[error("{call} is not built yet: {what}")]
     NotBuilt {
@@ -44,6 +47,7 @@ impl Failure {
             Self::Node(error) => of_node(error.kind),
             Self::Image(error) => of_image(error).0,
             Self::Deadline(..) => Code::DeadlineExceeded,
+            Self::Interrupted(_) => Code::Unavailable,
             Self::NotBuilt { .. } => Code::Unimplemented,
         }
     }

@@ -669,7 +669,7 @@ fn hostile_values_are_shortened_and_escaped() {
 #[test]
 fn stats_always_carry_attributes() {
     let record = container_record(container(|_| {}).unwrap());
-    let without = container_stats(&record, None, None, std::path::Path::new("/store"));
+    let without = container_stats(&record, None, std::path::Path::new("/store"));
     let attributes = without.attributes.unwrap();
     assert_eq!(attributes.metadata.unwrap().name, "nginx");
     assert_eq!((attributes.id, attributes.labels["a"].as_str()), (record.id.to_string(), "b"));
@@ -692,11 +692,10 @@ fn stats_arrive() {
             major_page_faults: 8,
         },
         swap: Some(Swap { timestamp: 9, swap_available_bytes: Some(10), swap_usage_bytes: 11 }),
-        writable_layer: None,
+        writable_layer: Some(WritableLayer { timestamp: 12, used_bytes: 13, inodes_used: 14 }),
         pids: None,
     };
-    let layer = WritableLayer { timestamp: 12, used_bytes: 13, inodes_used: 14 };
-    let stats = container_stats(&record, Some(&figures), Some(&layer), std::path::Path::new("/store"));
+    let stats = container_stats(&record, Some(&figures), std::path::Path::new("/store"));
     let (cpu, memory) = (stats.cpu.unwrap(), stats.memory.unwrap());
     assert_eq!(
         (cpu.timestamp, cpu.usage_core_nano_seconds.unwrap().value, cpu.usage_nano_cores),
