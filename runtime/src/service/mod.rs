@@ -14,6 +14,8 @@ mod image;
 mod runtime;
 mod server;
 mod status;
+#[cfg(test)]
+mod tests;
 
 use crate::config::Config;
 use crate::node::Node;
