@@ -19,7 +19,7 @@ const SETTLE: Duration = Duration::from_millis(100);
 const SETTLE_MOST: Duration = Duration::from_secs(1);
 
 /// Runs until it is dropped: calls `reload` after every change in `conf_dir` and every [`LOOK`].
-pub async fn follow<F: Future<Output = ()>>(conf_dir: PathBuf, reload: impl Fn() -> F) {
+pub(crate) async fn follow<F: Future<Output = ()>>(conf_dir: PathBuf, reload: impl Fn() -> F) {
     loop {
         match Watch::new(&conf_dir) {
             Ok(mut watch) => {
