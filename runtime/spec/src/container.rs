@@ -102,9 +102,6 @@ pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
         user: user(config, image)?,
         process,
         cgroup,
-        log: log(config, pod)?,
-        stdin: config.stdin,
-        stdin_once: config.stdin_once,
         privileged: asked.privileged,
     })
 }
@@ -176,8 +173,8 @@ fn cwd(config: &ContainerConfig, image: &ImageFacts) -> Result<String, Error> {
     match (config.working_dir.as_str(), image.working_dir.as_str()) {
         ("", "") => Ok("/".to_owned()),
         // Images may hold a relative one; it counts from the root.
-        ("", own) => path::clean("image config WorkingDir", &format!("/{own}")),
-        (asked, _) => path::clean("working_dir", asked),
+        ("", own) => path::fold("image config WorkingDir", &format!("/{own}")),
+        (asked, _) => path::fold("working_dir", asked),
     }
 }
 
@@ -200,7 +197,11 @@ fn user(config: &ContainerConfig, image: &ImageFacts) -> Result<UserPlan, Error>
 }
 
 /// Network, IPC and UTS are the sandbox's, whatever the container says; only what contradicts is refused.
-fn namespaces(config: &ContainerConfig, pod: &PodRecord, unified: bool) -> Result<NamespacePlan, Error> {
+pub(crate) fn namespaces(
+    config: &ContainerConfig,
+    pod: &PodRecord,
+    unified: bool,
+) -> Result<NamespacePlan, Error> {
     let (own, sandbox) = (&config.security.namespaces, &pod.config.security.namespaces);
     let field = "linux.security_context.namespace_options";
     let shared = |name: &str, own: NamespaceMode, sandbox: NamespaceMode| match (own, sandbox) {
@@ -235,11 +236,15 @@ fn namespaces(config: &ContainerConfig, pod: &PodRecord, unified: bool) -> Resul
     })
 }
 
-fn log(config: &ContainerConfig, pod: &PodRecord) -> Result<Option<LogPlan>, Error> {
-    if config.log_path.is_empty() || pod.config.log_directory.is_empty() {
+/// Where its output goes, below the pod's log directory; `None` discards it.
+///
+/// # Errors
+/// A log path that leaves the directory.
+pub fn log(config: &ContainerConfig, log_directory: &str) -> Result<Option<LogPlan>, Error> {
+    if config.log_path.is_empty() || log_directory.is_empty() {
         return Ok(None);
     }
-    path::clean("log_directory", &pod.config.log_directory)?;
+    path::clean("log_directory", log_directory)?;
     Ok(Some(LogPlan { path: path::clean_relative("log_path", &config.log_path)? }))
 }
 

@@ -13,6 +13,7 @@ pub mod devices;
 mod error;
 pub mod exec;
 mod mounts;
+pub mod oci;
 
 pub mod path;
 pub mod refuse;
@@ -22,7 +23,7 @@ pub mod seccomp;
 pub mod security;
 pub mod signals;
 
-pub use container::{ContainerInput, DEFAULT_PATH, HostFacts, ImageFacts, container};
+pub use container::{ContainerInput, DEFAULT_PATH, HostFacts, ImageFacts, container, log as log_plan};
 pub use error::{Error, ErrorKind};
 pub use exec::exec;
 pub use mounts::PodFiles;

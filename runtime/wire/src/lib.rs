@@ -10,8 +10,10 @@
 //! the forked worker reads. The protocol grows only by addition: unknown fields are ignored, unknown
 //! requests answered with [`ErrorKind::Unsupported`].
 
+pub mod codec;
 mod message;
 mod plan;
+pub mod session;
 
 pub use message::{
     ContainerState, EXIT_RECORD_KIND, ErrorKind, Event, ExitFacts, Failure, Hello, MAX_FDS, MAX_FRAME,
