@@ -62,10 +62,10 @@ async fn answer<T>(
             Err(_) => Err(Failure::Deadline(left, late)),
         },
     };
-    let took_ms = began.elapsed().as_secs_f64() * 1000.0;
+    let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
     match result {
         Ok(reply) => {
-            tracing::debug!(call, took_ms, "answered");
+            tracing::debug!(call, took_us, "answered");
             Ok(Response::new(reply))
         }
         Err(failure) => {
@@ -73,12 +73,12 @@ async fn answer<T>(
             let status = Status::from(failure);
             let (code, error) = (status.code(), status.message());
             if ours {
-                tracing::error!(call, took_ms, ?code, error, "failed");
+                tracing::error!(call, took_us, ?code, error, "failed");
             } else if not_built {
                 // Clients probe for calls they can do without.
-                tracing::debug!(call, took_ms, ?code, error, "refused");
+                tracing::debug!(call, took_us, ?code, error, "refused");
             } else {
-                tracing::info!(call, took_ms, ?code, error, "refused");
+                tracing::info!(call, took_us, ?code, error, "refused");
             }
             Err(status)
         }

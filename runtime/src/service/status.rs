@@ -52,9 +52,9 @@ impl Failure {
         }
     }
 
-    /// Something of ours broke, rather than the caller having asked for the wrong thing or too early.
+    /// Something of ours or of this host broke, rather than the caller, or a registry, being at fault.
     pub(crate) fn is_our_fault(&self) -> bool {
-        matches!(self.code(), Code::Internal | Code::Unknown | Code::DataLoss)
+        self.code() == Code::Internal
     }
 }
 
