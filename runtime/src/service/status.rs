@@ -5,7 +5,7 @@
 //! daemon makes a [`Status`].
 
 use super::convert::Refusal;
-use crate::node;
+use crate::node::{self, with_causes};
 use tonic::{Code, Status};
 
 /// Why a call failed.
@@ -115,18 +115,6 @@ impl From<Failure> for Status {
         }
         Status::new(failure.code(), text)
     }
-}
-
-/// An error's text does not repeat its source's, so that both can be shown.
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]
