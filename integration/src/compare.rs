@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -53,8 +53,7 @@ echo "umask: $(umask)"
 echo "cwd: $(pwd)"
 echo "stat: $(sed 's/.*) //' $p/stat)"
 echo "pid: $$"
-echo "keys: $(cut -c 10-80 /proc/keys 2>&1 | sed 's/ *[0-9]* perm/ perm/' | sort | tr '\n' ';')"
-echo "nice: $(nice)"
+echo "session keyring: $(grep -c ' _ses[.]' /proc/keys | sed 's/^[1-9].*/yes/')"
 echo "affinity: $(taskset -p $$ 2>&1 | sed 's/.*: //')"
 "#;
     let end = format!("echo {END}\n");
@@ -90,7 +89,10 @@ pub(crate) fn parse(text: &str, leaf: &str) -> BTreeMap<String, String> {
         if let Some(rest) = line.strip_prefix("status ") {
             let Some((name, value)) = rest.split_once(':') else { continue };
             if !volatile.contains(&name) && !name.starts_with("Vm") && !name.starts_with("Rss") {
-                facts.insert(format!("status {name}"), value.trim().to_owned());
+                facts.insert(
+                    format!("status {name}"),
+                    if name == "SigIgn" { without_internal(value) } else { value.trim().to_owned() },
+                );
             }
         } else if let Some(rest) = line.strip_prefix("limit ") {
             let words: Vec<&str> = rest.split("  ").map(str::trim).filter(|w| !w.is_empty()).collect();
@@ -99,10 +101,10 @@ pub(crate) fn parse(text: &str, leaf: &str) -> BTreeMap<String, String> {
             }
         } else if let Some(rest) = line.strip_prefix("cgroup ") {
             let mut parts = rest.splitn(3, ':');
-            if let (Some(_), Some(controller), Some(path)) = (parts.next(), parts.next(), parts.next()) {
-                if !controller.is_empty() {
-                    facts.insert(format!("cgroup {controller}"), path.replace(leaf, "LEAF"));
-                }
+            if let (Some(_), Some(controller), Some(path)) = (parts.next(), parts.next(), parts.next())
+                && !controller.is_empty()
+            {
+                facts.insert(format!("cgroup {controller}"), path.replace(leaf, "LEAF"));
             }
         } else if let Some(rest) = line.strip_prefix("ns ") {
             if let Some((name, link)) = rest.split_once(": ") {
@@ -136,6 +138,12 @@ pub(crate) fn parse(text: &str, leaf: &str) -> BTreeMap<String, String> {
     facts
 }
 
+/// A signal set without 32 and 33: libc keeps those to itself, `env` cannot reset them for the reference.
+fn without_internal(set: &str) -> String {
+    u64::from_str_radix(set.trim(), 16)
+        .map_or_else(|_| set.to_owned(), |bits| format!("{:016x}", bits & !(3 << 31)))
+}
+
 /// Runs the script as init and as exec in a runc container.
 pub(crate) async fn runc(cx: &Context, case: &Case, cgroup_parent: &str) -> Result<Reference> {
     let id = format!("reference{}", unique());
@@ -149,8 +157,9 @@ pub(crate) async fn runc(cx: &Context, case: &Case, cgroup_parent: &str) -> Resu
     let state = bundle.join("state").display().to_string();
     let folder = bundle.display().to_string();
     let work = tokio::task::spawn_blocking(move || -> Result<Reference> {
-        let mut child = Command::new("runc")
-            .args(["--root", &state, "run", "--bundle", &folder, &id])
+        // Detached, so that it gets our descriptors and not copies; with the dispositions that a service has.
+        let mut child = Command::new("env")
+            .args(["--default-signal", "runc", "--root", &state, "run", "--detach", "--bundle", &folder, &id])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -183,12 +192,23 @@ fn report(child: &mut std::process::Child, state: &str, id: &str) -> Result<Refe
         }
         bail!("runc's container said `{text}` and {said}");
     }
-    let exec = Command::new("runc")
-        .args(["--root", state, "exec", id, "/bin/sh", "-c", &script(false)])
+    let exec = Command::new("env")
+        .args([
+            "--default-signal",
+            "runc",
+            "--root",
+            state,
+            "exec",
+            "--detach",
+            id,
+            "/bin/sh",
+            "-c",
+            &script(false),
+        ])
         .stdin(Stdio::null())
         .output()
         .context("runc exec")?;
-    std::io::stderr().write_all(&exec.stderr)?;
+    anyhow::ensure!(exec.status.success(), "runc exec: {}", String::from_utf8_lossy(&exec.stderr));
     Ok(Reference { init: parse(&text, id), exec: parse(&String::from_utf8_lossy(&exec.stdout), id) })
 }
 

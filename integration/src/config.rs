@@ -79,8 +79,8 @@ pub(crate) fn hosts(certs: &Path, registry: &Registry) -> Result<()> {
         Ok(())
     };
     write(&format!("127.0.0.1:{}", registry.port), format!("server = \"{plain}\"\n"))?;
-    write("registry.test", format!("server = \"https://registry.test\"\n[host.\"{plain}\"]\n{pull}\n"))?;
-    write("other.test", format!("server = \"https://other.test\"\n[host.\"{plain}\"]\n{pull}\n"))?;
+    write("registry.test", format!("server = \"{plain}\"\n[host.\"{plain}\"]\n{pull}\n"))?;
+    write("other.test", format!("server = \"{plain}\"\n[host.\"{plain}\"]\n{pull}\n"))?;
     write(
         "tls.test",
         format!("server = \"{tls}\"\n[host.\"{tls}\"]\n{pull}\nca = \"{}\"\n", registry.ca().display()),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use cri_api::v1 as api;
 
 use crate::cri::Cri;
@@ -119,6 +119,15 @@ impl Context {
             log.text(None)
         );
         Ok(log.text(Some("stdout")))
+    }
+
+    /// A container's init as the host numbers it, from verbose status.
+    pub(crate) async fn pid(&self, id: &str) -> Result<u32> {
+        let info = self.cri.container_response(id).await?.info;
+        let parsed: serde_json::Value = serde_json::from_str(info.get("info").context("no verbose info")?)?;
+        Ok(u32::try_from(
+            parsed.get("pid").and_then(serde_json::Value::as_u64).context("verbose info has no pid")?,
+        )?)
     }
 
     /// An empty folder of the node's for volumes.

@@ -73,9 +73,16 @@ pub(crate) fn init(args: &[String]) -> Result<bool> {
 }
 
 fn prepare() -> Result<()> {
-    command("mount", &["--make-rshared", "/"])?;
     // As on a real node: volatile, and netns pins stay in here.
     command("mount", &["-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run"])?;
+    // sysfs shows the network namespace it was mounted in. One super block serves all mounts of a namespace:
+    // this first one, writable, decides what later ones can be.
+    fs::create_dir("/run/cgroup")?;
+    command("mount", &["--rbind", "/sys/fs/cgroup", "/run/cgroup"])?;
+    command("mount", &["-t", "sysfs", "sysfs", "/sys"])?;
+    command("mount", &["--rbind", "/run/cgroup", "/sys/fs/cgroup"])?;
+    command("umount", &["--recursive", "/run/cgroup"])?;
+    command("mount", &["--make-rshared", "/"])?;
     if Path::new("/sys/fs/bpf").is_dir() {
         command("mount", &["-t", "bpf", "bpf", "/sys/fs/bpf"])?;
     }

@@ -121,11 +121,11 @@ pub(crate) async fn run(bin: &Path, filter: Option<&str>, peer: Option<Peer>) ->
             }
         }
     }
-    if let Some(node) = shared.take() {
-        if let Err(e) = finish(&node).await {
-            println!("FAIL  the shared node's end\n    {e:#}");
-            failed.push(String::from("the shared node's end"));
-        }
+    if let Some(node) = shared.take()
+        && let Err(e) = finish(&node).await
+    {
+        println!("FAIL  the shared node's end\n    {e:#}");
+        failed.push(String::from("the shared node's end"));
     }
     crate::cgroup::destroy(crate::shapes::CGROUP_PARENT);
     for name in &failed {

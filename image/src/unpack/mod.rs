@@ -307,3 +307,6 @@ impl Read for Buffers {
         Ok(length)
     }
 }
+
+#[cfg(test)]
+mod tests;

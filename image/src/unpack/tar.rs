@@ -141,8 +141,8 @@ impl<R: BufRead> Reader<R> {
         let mut extensions = Extensions::default();
         loop {
             let Some(header) = self.header()? else { return Ok(None) };
-            let size =
-                header.entry_size().map_err(|_| refuse(&header.path_bytes(), "its size is unreadable"))?;
+            let size = field(&header.as_old().size)
+                .ok_or_else(|| refuse(&header.path_bytes(), "its size is unreadable"))?;
             match header.entry_type() {
                 EntryType::XHeader => {
                     let records = self.contents(&header, size, MAX_PAX)?;
@@ -237,6 +237,7 @@ impl<R: BufRead> Reader<R> {
 
     fn entry(&mut self, header: &Header, size: u64, extensions: Extensions) -> Result<Entry, TarError> {
         let name = extensions.path.unwrap_or_else(|| header.path_bytes().into_owned());
+        let old = header.as_old();
         let wrong = |reason| refuse(&name, reason);
         if extensions.sparse {
             return Err(wrong("sparse files are not supported"));
@@ -280,29 +281,43 @@ impl<R: BufRead> Reader<R> {
             _ => size,
         };
         self.padding = pad(self.remaining);
-        let id = |extended: Option<u64>, own: io::Result<u64>| {
+        let id = |extended: Option<u64>, own: &[u8]| {
             extended
-                .map_or(own, Ok)
-                .ok()
+                .or_else(|| field(own))
                 .and_then(|id| u32::try_from(id).ok())
                 .filter(|id| *id != u32::MAX)
                 .ok_or_else(|| wrong("its owner is not a 32-bit id"))
         };
         let mtime = match extensions.mtime {
             Some(mtime) => mtime,
-            None => (header.mtime().ok().and_then(|s| i64::try_from(s).ok()).unwrap_or(0), 0),
+            None => (field(&old.mtime).and_then(|s| i64::try_from(s).ok()).unwrap_or(0), 0),
         };
         Ok(Entry {
             path: EntryPath::parse(&name).map_err(wrong)?,
             size: if kind == Kind::File { size } else { 0 },
             kind,
-            mode: header.mode().map_err(|_| wrong("its mode is unreadable"))? & 0o7777,
-            uid: id(extensions.uid, header.uid())?,
-            gid: id(extensions.gid, header.gid())?,
+            mode: field(&old.mode)
+                .and_then(|mode| u32::try_from(mode & 0o7777).ok())
+                .ok_or_else(|| wrong("its mode is unreadable"))?,
+            uid: id(extensions.uid, &old.uid)?,
+            gid: id(extensions.gid, &old.gid)?,
             mtime,
             xattrs: extensions.xattrs,
         })
     }
+}
+
+/// A header's number: octal, blank for none, or binary where the top bit is set. A negative one is none of ours.
+fn field(bytes: &[u8]) -> Option<u64> {
+    if let Some((first @ 0x80.., rest)) = bytes.split_first() {
+        let number = rest.iter().try_fold(u64::from(first & 0x7f), |number, byte| {
+            number.checked_mul(256).map(|number| number | u64::from(*byte))
+        });
+        return number.filter(|_| first & 0x40 == 0);
+    }
+    let text = until_nul(bytes.to_vec());
+    let text = std::str::from_utf8(&text).ok()?.trim();
+    if text.is_empty() { Some(0) } else { u64::from_str_radix(text, 8).ok() }
 }
 
 fn pad(size: u64) -> u64 {

@@ -24,10 +24,13 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
+/// The bytes of line N.
+type Line = fn(usize) -> Vec<u8>;
+
 /// What one writer does, and what its log must reassemble to.
 struct Writer {
     id: String,
-    line: fn(usize) -> Vec<u8>,
+    line: Line,
     count: usize,
     /// Bytes after the last line.
     tail: &'static str,
@@ -47,7 +50,7 @@ async fn writer(cx: &Context, pod: &Pod, n: usize) -> Result<Writer> {
     let (name, count) = (format!("w{n}"), if n == 1 { 300 } else { 25_000 });
     let numbers = |count: usize| format!("i=0; while [ $i -lt {count} ]; do echo line $i; i=$((i+1)); done");
     // A gate holds the last line back until the daemon is up again: everybody spans the crash.
-    let (script, line, tail, code): (String, fn(usize) -> Vec<u8>, &'static str, i32) = match n {
+    let (script, line, tail, code): (String, Line, &'static str, i32) = match n {
         1 => (
             format!(
                 "x=$(head -c 20000 /dev/zero | tr '\\0' x); i=0; while [ $i -lt {count} ]; do echo ${{x}}line $i; i=$((i+1)); sleep 0.005; done; exit 21"

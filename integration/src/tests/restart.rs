@@ -37,14 +37,8 @@ pub(super) fn tests() -> Vec<Test> {
 async fn running(cx: &Context, config: api::PodSandboxConfig) -> Result<(Pod, String, u32)> {
     let pod = cx.pod_of(config).await?;
     let id = cx.start(&pod, &cx.sleeper("main")).await?;
-    let pid = pid_of(cx, &id).await?;
+    let pid = cx.pid(&id).await?;
     Ok((pod, id, pid))
-}
-
-async fn pid_of(cx: &Context, id: &str) -> Result<u32> {
-    let info = cx.cri.container_response(id).await?.info;
-    let parsed: serde_json::Value = serde_json::from_str(info.get("info").context("no verbose info")?)?;
-    Ok(u32::try_from(parsed.get("pid").and_then(serde_json::Value::as_u64).context("no pid")?)?)
 }
 
 async fn snapshot(cx: &Context) -> Result<(Vec<api::PodSandbox>, Vec<api::Container>)> {
@@ -73,7 +67,7 @@ async fn survives(cx: &Context, crash: bool) -> Result<()> {
         cx.cri.pod_status(&pod.id).await?.status.and_then(|s| s.network).map(|n| n.ip) == address,
         "another address"
     );
-    ensure!(proc::alive(pid) && pid_of(cx, &id).await? == pid, "the container was restarted");
+    ensure!(proc::alive(pid) && cx.pid(&id).await? == pid, "the container was restarted");
     ensure!(cx.cri.sh(&id, "echo in").await? == "in", "exec");
     let fresh = cx.start(&pod, &cx.sleeper("fresh")).await.context("a new container in an old pod")?;
     cx.cri.stop(&fresh, 0).await?;

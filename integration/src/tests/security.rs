@@ -466,7 +466,7 @@ async fn proc_and_sys_are_protected(cx: Context) -> Result<()> {
     ensure!(find("/dev")?.contains("nosuid"), "/dev");
     let cgroup = mounts
         .lines()
-        .filter(|l| l.split(' ').nth(1).is_some_and(|p| p.starts_with("/sys/fs/cgroup")))
+        .filter(|l| l.starts_with("cgroup") && l.contains(" /sys/fs/cgroup"))
         .collect::<Vec<_>>();
     ensure!(!cgroup.is_empty() && cgroup.iter().all(|l| l.contains(" ro,")), "cgroups inside: {cgroup:?}");
     Ok(())
