@@ -7,7 +7,7 @@ pub mod config;
 mod daemon;
 pub mod node;
 pub mod seccomp;
-mod service;
+pub mod service;
 pub mod shutdown;
 pub mod stats;
 pub mod telemetry;
