@@ -11,3 +11,5 @@ pub mod shutdown;
 pub mod telemetry;
 
 pub use daemon::{Error, run};
+pub mod seccomp;
+pub mod stats;

@@ -176,8 +176,8 @@ fn cwd(config: &ContainerConfig, image: &ImageFacts) -> Result<String, Error> {
     match (config.working_dir.as_str(), image.working_dir.as_str()) {
         ("", "") => Ok("/".to_owned()),
         // Images may hold a relative one; it counts from the root.
-        ("", own) => path::clean("image config WorkingDir", &format!("/{own}")),
-        (asked, _) => path::clean("working_dir", asked),
+        ("", own) => path::fold("image config WorkingDir", &format!("/{own}")),
+        (asked, _) => path::fold("working_dir", asked),
     }
 }
 
@@ -200,7 +200,11 @@ fn user(config: &ContainerConfig, image: &ImageFacts) -> Result<UserPlan, Error>
 }
 
 /// Network, IPC and UTS are the sandbox's, whatever the container says; only what contradicts is refused.
-fn namespaces(config: &ContainerConfig, pod: &PodRecord, unified: bool) -> Result<NamespacePlan, Error> {
+pub(crate) fn namespaces(
+    config: &ContainerConfig,
+    pod: &PodRecord,
+    unified: bool,
+) -> Result<NamespacePlan, Error> {
     let (own, sandbox) = (&config.security.namespaces, &pod.config.security.namespaces);
     let field = "linux.security_context.namespace_options";
     let shared = |name: &str, own: NamespaceMode, sandbox: NamespaceMode| match (own, sandbox) {

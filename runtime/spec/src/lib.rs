@@ -13,6 +13,7 @@ pub mod devices;
 mod error;
 pub mod exec;
 mod mounts;
+pub mod oci;
 
 pub mod path;
 pub mod refuse;

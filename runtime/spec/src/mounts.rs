@@ -32,7 +32,7 @@ pub(crate) fn plan(
     let mut volumes = Vec::with_capacity(config.mounts.len());
     for (index, mount) in config.mounts.iter().enumerate() {
         let field = format!("mounts[{index}].container_path");
-        let target = path::clean(&field, &mount.container_path)?;
+        let target = path::fold(&field, &mount.container_path)?;
         if target == "/" {
             return Err(Error::invalid(field, &mount.container_path, "a path below /"));
         }

@@ -15,6 +15,25 @@ pub fn clean(field: &str, given: &str) -> Result<String, Error> {
     Ok(format!("/{}", inner.join("/")))
 }
 
+/// [`clean`] for a path inside a container, where Kubernetes allows `..` and every runtime folds it away
+/// before it looks at the file system. The root's parent is the root.
+pub fn fold(field: &str, given: &str) -> Result<String, Error> {
+    if !given.starts_with('/') {
+        return clean(field, given);
+    }
+    let mut inner: Vec<&str> = Vec::new();
+    for part in given.split('/') {
+        match part {
+            ".." => {
+                inner.pop();
+            }
+            "" | "." => {}
+            part => inner.push(part),
+        }
+    }
+    clean(field, &format!("/{}", inner.join("/")))
+}
+
 /// A relative path that stays below its start: no `..`, not absolute, not empty.
 pub fn clean_relative(field: &str, given: &str) -> Result<String, Error> {
     if given.starts_with('/') {
@@ -73,6 +92,16 @@ mod tests {
         }
         for bad in ["", "/a", "..", "a/../../b", "."] {
             assert!(clean_relative("f", bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn folds() {
+        for (given, want) in [("/a/../b/./c/", "/b/c"), ("/..", "/"), ("/../../a", "/a"), ("/", "/")] {
+            assert_eq!(fold("f", given).unwrap(), want, "{given}");
+        }
+        for bad in ["", "a", "../a", "/a\0", "a/../b"] {
+            assert!(fold("f", bad).is_err(), "{bad:?}");
         }
     }
 

@@ -86,9 +86,7 @@ fn hostname(config: &PodConfig) -> Result<String, Error> {
         let want = "at most 64 letters, digits, '-', '_' and '.'";
         return Err(Error::invalid("hostname", name, want));
     }
-    if name.is_empty() {
-        return Err(Error::invalid("hostname", name, "a name; it may be empty only with the host's network"));
-    }
+    // Empty leaves the new namespace with a copy of the node's name, as other runtimes do.
     Ok(name.clone())
 }
 
@@ -206,7 +204,8 @@ mod tests {
 
     #[test]
     fn hostnames() {
-        for bad in ["", "a b", "a\n", &"x".repeat(65)] {
+        assert_eq!(plan(PodConfig::default()).unwrap().hostname, "");
+        for bad in ["a b", "a\n", &"x".repeat(65)] {
             assert_eq!(plan(PodConfig { hostname: bad.into(), ..named() }).unwrap_err().field(), "hostname");
         }
     }

@@ -2,7 +2,9 @@
 //! compiles them (`runtime/src/seccomp.rs`).
 
 mod default;
+mod localhost;
 mod profile;
 
 pub use default::{RELEVANT_CAPS, runtime_default};
+pub use localhost::parse_localhost;
 pub use profile::{Action, Arch, ArgTest, Op, Profile, Rule};
