@@ -54,7 +54,10 @@ impl Context {
     /// Runs a pod of a configuration.
     pub(crate) async fn pod_of(&self, config: api::PodSandboxConfig) -> Result<Pod> {
         let id = self.cri.run_pod(&config).await?;
-        ensure!(id.len() == 64 && id.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)), "pod id `{id}` is not 64 hex digits");
+        ensure!(
+            id.len() == 64 && id.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)),
+            "pod id `{id}` is not 64 hex digits"
+        );
         Ok(Pod { id, config })
     }
 
@@ -107,7 +110,14 @@ impl Context {
     pub(crate) async fn output(&self, pod: &Pod, config: &api::ContainerConfig) -> Result<String> {
         let status = self.run(pod, config).await?;
         let log = crate::logfile::Log::read(&status.log_path)?;
-        ensure!(status.exit_code == 0, "{:?} ended with {} ({}): {}", config.command, status.exit_code, status.message, log.text(None));
+        ensure!(
+            status.exit_code == 0,
+            "{:?} ended with {} ({}): {}",
+            config.command,
+            status.exit_code,
+            status.message,
+            log.text(None)
+        );
         Ok(log.text(Some("stdout")))
     }
 

@@ -31,7 +31,19 @@ pub(crate) fn enter() -> Result<bool> {
     ensure!(nix::unistd::geteuid().is_root(), "these tests need root");
     let me = env::current_exe().context("own path")?;
     let status = Command::new("unshare")
-        .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--uts", "--ipc", "--mount-proc", "--propagation", "private", "--"])
+        .args([
+            "--mount",
+            "--net",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--uts",
+            "--ipc",
+            "--mount-proc",
+            "--propagation",
+            "private",
+            "--",
+        ])
         .arg(&me)
         .args(["init", "--"])
         .args(env::args_os().skip(1))
@@ -51,7 +63,9 @@ pub(crate) fn init(args: &[String]) -> Result<bool> {
     loop {
         match waitpid(None::<Pid>, None) {
             Ok(WaitStatus::Exited(pid, code)) if pid == runner => return Ok(code == 0),
-            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == runner => bail!("the runner was killed by {signal}"),
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == runner => {
+                bail!("the runner was killed by {signal}")
+            }
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(e) => bail!("waitpid: {e}"),
         }
@@ -60,6 +74,8 @@ pub(crate) fn init(args: &[String]) -> Result<bool> {
 
 fn prepare() -> Result<()> {
     command("mount", &["--make-rshared", "/"])?;
+    // As on a real node: volatile, and netns pins stay in here.
+    command("mount", &["-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run"])?;
     if Path::new("/sys/fs/bpf").is_dir() {
         command("mount", &["-t", "bpf", "bpf", "/sys/fs/bpf"])?;
     }
@@ -84,6 +100,14 @@ pub(crate) fn command(program: &str, args: &[&str]) -> Result<String> {
     if out.status.success() {
         return Ok(String::from_utf8_lossy(&out.stdout).into_owned());
     }
-    let how = out.status.code().map_or_else(|| format!("signal {:?}", out.status.signal()), |c| format!("exit code {c}"));
-    bail!("{program} {}: {how}: {}{}", args.join(" "), String::from_utf8_lossy(&out.stderr), String::from_utf8_lossy(&out.stdout))
+    let how = out
+        .status
+        .code()
+        .map_or_else(|| format!("signal {:?}", out.status.signal()), |c| format!("exit code {c}"));
+    bail!(
+        "{program} {}: {how}: {}{}",
+        args.join(" "),
+        String::from_utf8_lossy(&out.stderr),
+        String::from_utf8_lossy(&out.stdout)
+    )
 }

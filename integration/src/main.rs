@@ -127,7 +127,9 @@ fn run() -> Result<bool> {
                 let peer = endpoint.map(|socket| node::Peer { socket, certs });
                 runner::run(&bin_dir, filter.as_deref(), peer).await
             }
-            Command::NodeTest { bin_dir, kubelet, filter } => node_test::run(&bin_dir, &kubelet, filter.as_deref()).await,
+            Command::NodeTest { bin_dir, kubelet, filter } => {
+                node_test::run(&bin_dir, &kubelet, filter.as_deref()).await
+            }
             Command::Bench { bin_dir, endpoint } => bench::run(&bin_dir, &endpoint).await,
             Command::Demo { bin_dir } => demo::run(&bin_dir).await,
             Command::Init { .. } => Ok(true),

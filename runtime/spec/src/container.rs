@@ -102,9 +102,6 @@ pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
         user: user(config, image)?,
         process,
         cgroup,
-        log: log(config, pod)?,
-        stdin: config.stdin,
-        stdin_once: config.stdin_once,
         privileged: asked.privileged,
     })
 }
@@ -239,11 +236,15 @@ pub(crate) fn namespaces(
     })
 }
 
-fn log(config: &ContainerConfig, pod: &PodRecord) -> Result<Option<LogPlan>, Error> {
-    if config.log_path.is_empty() || pod.config.log_directory.is_empty() {
+/// Where its output goes, below the pod's log directory; `None` discards it.
+///
+/// # Errors
+/// A log path that leaves the directory.
+pub fn log(config: &ContainerConfig, log_directory: &str) -> Result<Option<LogPlan>, Error> {
+    if config.log_path.is_empty() || log_directory.is_empty() {
         return Ok(None);
     }
-    path::clean("log_directory", &pod.config.log_directory)?;
+    path::clean("log_directory", log_directory)?;
     Ok(Some(LogPlan { path: path::clean_relative("log_path", &config.log_path)? }))
 }
 

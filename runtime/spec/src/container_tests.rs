@@ -168,13 +168,14 @@ fn the_rest() {
     let config = ContainerConfig { log_path: "web/0.log".into(), ..ContainerConfig::default() };
     let mut sandbox = PodConfig { log_directory: "/var/log/pods/x".into(), ..PodConfig::default() };
     let made = plan_in(sandbox.clone(), config.clone()).unwrap();
-    assert_eq!(made.log, Some(LogPlan { path: "web/0.log".into() }));
+    let log = |sandbox: &PodConfig, config: &ContainerConfig| crate::log_plan(config, &sandbox.log_directory);
+    assert_eq!(log(&sandbox, &config).unwrap(), Some(LogPlan { path: "web/0.log".into() }));
     assert_eq!((made.process.cwd.as_str(), made.process.umask), ("/srv", 0o022));
     assert_eq!(made.process.seccomp, Some(SeccompProgram { instructions: vec![7] }));
     let climbing = ContainerConfig { log_path: "../x".into(), ..config.clone() };
-    assert_eq!(plan_in(sandbox.clone(), climbing).unwrap_err().field(), "log_path");
+    assert_eq!(log(&sandbox, &climbing).unwrap_err().field(), "log_path");
     let relative = ContainerConfig { working_dir: "srv".into(), ..config.clone() };
     assert_eq!(plan_in(sandbox.clone(), relative).unwrap_err().field(), "working_dir");
     sandbox.log_directory.clear();
-    assert_eq!(plan_in(sandbox, config).unwrap().log, None);
+    assert_eq!(log(&sandbox, &config).unwrap(), None);
 }

@@ -23,7 +23,7 @@ pub mod seccomp;
 pub mod security;
 pub mod signals;
 
-pub use container::{ContainerInput, DEFAULT_PATH, HostFacts, ImageFacts, container};
+pub use container::{ContainerInput, DEFAULT_PATH, HostFacts, ImageFacts, container, log as log_plan};
 pub use error::{Error, ErrorKind};
 pub use exec::exec;
 pub use mounts::PodFiles;

@@ -4,7 +4,6 @@ use super::status::Failure;
 use super::{Backend, STOPS, answer, convert};
 use cri_api::v1 as cri;
 use cri_api::v1::image_service_server::ImageService;
-use std::collections::HashMap;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 

@@ -81,8 +81,20 @@ fn of_node(kind: node::ErrorKind) -> Code {
 
 /// Code, and the word with which kubelet wants the text to begin.
 fn of_image(error: &image::Error) -> (Code, &'static str) {
+    use image::Error;
     match error {
-        image::Error::NotFound => (Code::NotFound, ""),
+        Error::InvalidReference { .. } => (Code::InvalidArgument, ""),
+        Error::NotFound { .. } => (Code::NotFound, ""),
+        Error::Unauthorized { .. } => (Code::PermissionDenied, ""),
+        Error::Unavailable { .. } => (Code::Unknown, "RegistryUnavailable: "),
+        Error::Corrupt { .. } => (Code::DataLoss, ""),
+        Error::Unsupported { .. } => (Code::FailedPrecondition, ""),
+        Error::TooLarge { .. } => (Code::ResourceExhausted, ""),
+        Error::Configuration { .. } => (Code::FailedPrecondition, ""),
+        Error::Storage { .. } => (Code::Internal, ""),
+        Error::Cancelled => (Code::Aborted, ""),
+        // The crate may grow kinds; until they are sorted here they are faults of ours.
+        _ => (Code::Internal, ""),
     }
 }
 
@@ -134,6 +146,34 @@ mod tests {
         ] {
             assert_eq!(of_node(kind), code);
         }
+    }
+
+    #[test]
+    fn image_errors() {
+        let told = |error| {
+            let status = Status::from(Failure::Image(error));
+            (status.code(), status.message().to_owned())
+        };
+        let (reference, detail) = (|| "r.local/x:1".to_owned(), || "r.local: 503".to_owned());
+        let (code, text) = told(image::Error::Unavailable { reference: reference(), detail: detail() });
+        assert_eq!(code, Code::Unknown, "kubelet recognises the kind only with this code");
+        assert!(text.starts_with("RegistryUnavailable: ") && text.contains("503"), "{text}");
+        assert_eq!(
+            told(image::Error::NotFound { reference: reference(), detail: detail() }).0,
+            Code::NotFound
+        );
+        assert_eq!(
+            told(image::Error::Unauthorized { reference: reference(), detail: detail() }).0,
+            Code::PermissionDenied
+        );
+        assert_eq!(told(image::Error::Corrupt { object: reference(), reason: detail() }).0, Code::DataLoss);
+        assert_eq!(
+            told(image::Error::InvalidReference { reference: reference(), reason: "x" }).0,
+            Code::InvalidArgument
+        );
+        let source = std::sync::Arc::new(std::io::Error::other("disk is full"));
+        let (code, text) = told(image::Error::Storage { action: "write", path: "/x".into(), source });
+        assert!(code == Code::Internal && text.contains("disk is full"), "{text}");
     }
 
     #[test]

@@ -64,7 +64,7 @@ pub(crate) fn image(record: &ImageRecord) -> cri::Image {
         // Zero is an error to clients.
         size: record.size.max(1),
         uid: record.uid.map(|uid| cri::Int64Value { value: uid.into() }),
-        username: record.username.clone(),
+        username: record.username.clone().unwrap_or_default(),
         spec: Some(cri::ImageSpec { image: record.id.clone(), ..Default::default() }),
         pinned: record.pinned,
     }
@@ -87,6 +87,21 @@ pub(crate) fn image_fs(mountpoint: &Path, usage: &Usage) -> cri::ImageFsInfoResp
 
 /// For `crictl inspecti`.
 pub(crate) fn image_info(record: &ImageRecord) -> HashMap<String, String> {
-    let info = serde_json::json!({ "id": record.id });
+    let image::ImageConfig { entrypoint, cmd, env, user, working_dir, stop_signal, volumes, labels } =
+        &record.config;
+    let info = serde_json::json!({
+        "id": record.id,
+        "layers": record.layers,
+        "imageSpec": { "config": {
+            "Entrypoint": entrypoint,
+            "Cmd": cmd,
+            "Env": env,
+            "User": user,
+            "WorkingDir": working_dir,
+            "StopSignal": stop_signal,
+            "Volumes": volumes,
+            "Labels": labels,
+        } },
+    });
     [("info".to_owned(), info.to_string())].into()
 }

@@ -12,6 +12,7 @@ mod mount;
 mod pod;
 mod resources;
 mod security;
+mod stats;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,7 @@ pub(super) use container::{container_config, container_item, container_status, e
 pub(super) use filter::{ContainerFilter, PodFilter};
 pub(super) use image::{image, image_filter, image_fs, image_info, image_name, pull_request};
 pub(super) use pod::{pod_item, pod_status, run_request};
+pub(super) use stats::container_stats;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
