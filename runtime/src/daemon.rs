@@ -1,8 +1,9 @@
 //! Start and stop of the daemon: the order in which its parts come up.
 
 use crate::cgroups::{self, Cgroups};
-use crate::config::{Config, MissingBinary};
+use crate::config::{Config, MissingBinary, MountNamespace};
 use crate::node::{self, Node, NodeOptions};
+use crate::seccomp::Compiler;
 use crate::service::{self, Backend, Socket};
 use crate::shutdown::Shutdown;
 use crate::{cni_watch, telemetry};
@@ -25,6 +26,12 @@ const STACK: usize = 512 * 1024;
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// What still blocks after the stop is left to the kernel.
 const ABANDON: Duration = Duration::from_secs(1);
+
+/// Where network namespaces are pinned: `ip netns` and CNI tools look there.
+const NETNS_DIR: &str = "/run/netns";
+/// The longest that making one container may take; then its worker is killed. Shorter than kubelet's two
+/// minutes, so that it is told why.
+const CREATE_TIMEOUT: Duration = Duration::from_secs(100);
 
 /// Why the daemon could not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +90,7 @@ async fn daemon(config: Config) -> Result<(), Error> {
     let stopping =
         Shutdown::on_signals().map_err(|source| Error::Process { doing: "catch signals", source })?;
     let config = Arc::new(config);
-    let Found { layout, lock, images, cgroups, shim_binary, pause_binary } = blocking({
+    let Found { layout, boot_id, lock, images, cgroups, shim_binary, pause_binary } = blocking({
         let config = Arc::clone(&config);
         move || find(&config)
     })
@@ -97,11 +104,19 @@ async fn daemon(config: Config) -> Result<(), Error> {
     });
     let node = Node::open(NodeOptions {
         layout,
+        boot_id,
         images: images.clone(),
         cni: cni.clone(),
         cgroups,
+        compiler: Arc::new(Compiler::new()),
         shim_binary,
         pause_binary,
+        mount_namespace: match config.mount_namespace {
+            MountNamespace::Own => "/proc/self/ns/mnt".into(),
+            MountNamespace::Pid1 => "/proc/1/ns/mnt".into(),
+        },
+        netns_dir: NETNS_DIR.into(),
+        create_timeout: CREATE_TIMEOUT,
     })
     .await?;
     let backend = Backend { node: node.clone(), images, cni: cni.clone(), config: Arc::clone(&config) };
@@ -127,6 +142,7 @@ async fn daemon(config: Config) -> Result<(), Error> {
 /// What must be there before anything is done.
 struct Found {
     layout: Layout,
+    boot_id: String,
     lock: Lock,
     images: ImageStore,
     cgroups: Cgroups,
@@ -143,10 +159,12 @@ fn find(config: &Config) -> Result<Found, Error> {
     let pause_binary = config.binaries.pause(&own)?;
     let layout = Layout::new(&config.root, &config.state)?;
     let lock = state::lock::acquire(&layout)?;
+    layout.create()?;
+    let boot_id = state::boot::id()?;
     let mut options = image::Options::new(layout.images_dir(), &config.image.certs_dir);
     options.parallel_layers = config.image.max_parallel_downloads;
     let images = ImageStore::open(options)?;
-    Ok(Found { layout, lock, images, cgroups, shim_binary, pause_binary })
+    Ok(Found { layout, boot_id, lock, images, cgroups, shim_binary, pause_binary })
 }
 
 /// Runs a step of the start on the blocking pool.

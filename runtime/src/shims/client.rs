@@ -147,6 +147,8 @@ async fn greet(path: &Path, pod: &PodId) -> Result<Connection, ClientError> {
         match link.next().await? {
             Message::Snapshot(entry) if snapshot.len() < MOST_SNAPSHOT => snapshot.push(entry),
             Message::SnapshotEnd => break,
+            // An entry of a later version.
+            Message::Event(Event::Unknown) => {}
             Message::Snapshot(_) => return Err(ClientError::Greeting("it holds too much".to_owned())),
             _ => return Err(ClientError::Greeting("something else in the snapshot".to_owned())),
         }
@@ -182,7 +184,7 @@ impl Client {
 
     /// Kills the shim itself.
     pub(crate) fn kill(&self) -> io::Result<()> {
-        sys::pidfd::signal(self.process.get_ref().as_fd(), 9)
+        sys::pidfd::send_signal(self.process.get_ref().as_fd(), 9)
     }
 
     /// Sends a request and waits for its reply, at most `limit`. Without an answer in time the shim may still
@@ -270,7 +272,7 @@ impl Link {
         let mut buffer = [0; READ];
         let fds = &mut self.fds;
         // try_io forgets readiness when there is nothing, so that the next wait is one.
-        let receive = |stream: &UnixStream| sys::scm::receive(stream.as_fd(), &mut buffer, fds);
+        let receive = |stream: &UnixStream| sys::scm::recv_with_fds(stream.as_fd(), &mut buffer, |fd| fds.push_back(fd));
         match self.stream.try_io(Interest::READABLE, receive) {
             Ok(0) => Err(ClientError::Lost),
             Ok(count) => {
@@ -285,7 +287,7 @@ impl Link {
     /// The next message of the greeting, whose frames carry no descriptors.
     async fn next(&mut self) -> Result<Message, ClientError> {
         loop {
-            if let Some(frame) = self.decoder.next_frame()? {
+            if let Some(frame) = self.decoder.next()? {
                 return Ok(frame.message);
             }
             drop(self.stream.readable().await.map_err(waiting)?);
@@ -314,11 +316,12 @@ impl Task {
         let mut writing: Option<Writing> = None;
         loop {
             // Frames may be left from the greeting's last read.
-            while let Some(frame) = self.link.decoder.next_frame()? {
-                if frame.nfds > self.link.fds.len() {
+            while let Some(frame) = self.link.decoder.next()? {
+                let count = usize::from(frame.nfds);
+                if count > self.link.fds.len() {
                     return Err(ClientError::Greeting("descriptors are missing".to_owned()));
                 }
-                let fds = self.link.fds.drain(..frame.nfds).collect();
+                let fds = self.link.fds.drain(..count).collect();
                 self.take(frame.id, frame.message, fds).await?;
             }
             let idle = writing.is_none();
@@ -340,7 +343,8 @@ impl Task {
                     next_id += 1;
                     let Outgoing { request, fds, reply, exec } = request;
                     let mut bytes = Vec::with_capacity(256);
-                    match wire::encode(id, fds.len(), &Message::Request(request), &mut bytes) {
+                    let count = u8::try_from(fds.len()).unwrap_or(u8::MAX);
+                    match wire::encode(id, count, &Message::Request(request), &mut bytes) {
                         // A caller that is gone needs no answer.
                         Err(error) => drop(reply.send(Err(error.into()))),
                         Ok(()) => {
@@ -369,7 +373,7 @@ impl Task {
             let fds: Vec<BorrowedFd<'_>> =
                 if writing.sent == 0 { writing.fds.iter().map(|fd| fd.as_fd()).collect() } else { Vec::new() };
             // try_io clears readiness when the socket is full, so that the next wait is one.
-            let sent = self.link.stream.try_io(Interest::WRITABLE, |stream| sys::scm::send(stream.as_fd(), rest, &fds));
+            let sent = self.link.stream.try_io(Interest::WRITABLE, |stream| sys::scm::send_with_fds(stream.as_fd(), rest, &fds));
             match sent {
                 Ok(count) => writing.sent += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Some(writing)),

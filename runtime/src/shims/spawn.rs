@@ -3,13 +3,15 @@
 use crate::cgroups::{Cgroups, shim_path};
 use crate::node::Error;
 use model::{PodId, PodRecord};
+use rustix::process::{WaitId, WaitIdOptions, waitid};
 use state::{Layout, file};
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use sys::fork::Child;
+use sys::spawn::{Child, Program};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use wire::ShimInit;
@@ -24,7 +26,7 @@ pub(crate) struct Binaries {
 impl Binaries {
     /// Blocking.
     pub(crate) fn open(shim: &Path, pause: &Path) -> Result<Self, Error> {
-        let sealed = |path: &Path| match sys::seal::sealed(path) {
+        let sealed = |path: &Path| match sys::seal::sealed_binary(path) {
             Ok(fd) => Ok(Arc::new(fd)),
             Err(error) => Err(Error::of(format!("seal {}", path.display()), &error)),
         };
@@ -56,9 +58,15 @@ pub(crate) fn spawn(
         oom_score_adj: spec::SHIM_OOM_SCORE_ADJ,
     };
     let init = serde_json::to_vec(&init).map_err(|error| Error::of("encode the shim's start", &error))?;
-    let init = sys::memfd::sealed("copepod-shim", &init).map_err(at("make the shim's memfd"))?;
+    let init = sys::memfd::create_sealed("copepod-shim", &init).map_err(at("make the shim's memfd"))?;
     let fds = [listener.as_fd(), exits.as_fd(), init.as_fd(), binaries.pause.as_fd()];
-    sys::spawn::spawn(binaries.shim.as_fd(), &["copepod-shim", id.as_str()], &fds).map_err(at("start the shim"))
+    // Neither holds a NUL.
+    let args = [c"copepod-shim".to_owned(), CString::new(id.as_str()).unwrap_or_default()];
+    // Its last words, before it has a connection, belong into our log.
+    let stderr = std::io::stderr();
+    let program =
+        Program { binary: binaries.shim.as_fd(), args: &args, env: &[], fds: &fds, stderr: Some(stderr.as_fd()) };
+    sys::spawn::spawn(&program).map_err(at("start the shim"))
 }
 
 /// A path that sun_path of unix(7), 108 bytes, has room for, however long the real one is.
@@ -86,7 +94,7 @@ pub(crate) fn reap_later(child: Child) {
         let outcome = async {
             let watched = AsyncFd::with_interest(pidfd, Interest::READABLE)?;
             drop(watched.readable().await?);
-            sys::spawn::reap(&Child { pid, pidfd: watched.into_inner() })
+            waitid(WaitId::PidFd(watched.get_ref().as_fd()), WaitIdOptions::EXITED).map_err(io::Error::from)
         };
         match outcome.await {
             Ok(_) => tracing::debug!(pid, "shim reaped"),
