@@ -159,7 +159,6 @@ fn find(config: &Config) -> Result<Found, Error> {
     let pause_binary = config.binaries.pause(&own)?;
     let layout = Layout::new(&config.root, &config.state)?;
     let lock = state::lock::acquire(&layout)?;
-    layout.create()?;
     let boot_id = state::boot::id()?;
     let mut options = image::Options::new(layout.images_dir(), &config.image.certs_dir);
     options.parallel_layers = config.image.max_parallel_downloads;
