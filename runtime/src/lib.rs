@@ -5,9 +5,20 @@ pub mod cli;
 mod cni_watch;
 pub mod config;
 mod daemon;
+mod failpoint;
+mod files;
+mod netns;
 pub mod node;
+mod pod;
+mod registry;
+mod restore;
 pub mod seccomp;
+<<<<<<< HEAD
 pub mod service;
+=======
+mod service;
+mod shims;
+>>>>>>> core2
 pub mod shutdown;
 pub mod stats;
 pub mod telemetry;
