@@ -1,7 +1,7 @@
 //! Start and stop of the daemon: the order in which its parts come up.
 
 use crate::cgroups::{self, Cgroups};
-use crate::config::{Config, MissingBinary, MountNamespace};
+use crate::config::{Config, MissingBinary};
 use crate::node::{self, Node, NodeOptions};
 use crate::seccomp::Compiler;
 use crate::service::{self, Backend, Figures, Socket};
@@ -145,7 +145,6 @@ async fn daemon(config: Config) -> Result<(), Error> {
 /// What must be there before anything is done.
 struct Found {
     layout: Layout,
-    boot_id: String,
     lock: Lock,
     boot_id: String,
     images: ImageStore,
