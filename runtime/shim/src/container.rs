@@ -1,0 +1,151 @@
+//! A container by libcontainer: created in a worker, started through its socket, forgotten as files.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::error::LibcontainerError;
+use libcontainer::syscall::syscall::SyscallType;
+use model::{ContainerId, Propagation};
+use serde_json::{Value, json};
+use wire::{ContainerPlan, MountKind, NamespaceSource};
+
+use crate::executor::Init;
+use crate::podns::{BUNDLES, STATE};
+
+/// A container's bundle.
+pub(crate) fn bundle(id: &ContainerId) -> PathBuf {
+    Path::new(BUNDLES).join(id.as_str())
+}
+
+/// Its root file system, seen only in the worker's namespace.
+pub(crate) fn rootfs(id: &ContainerId) -> PathBuf {
+    bundle(id).join("rootfs")
+}
+
+/// Lets init go on to execve; whether that worked is told on its report pipe.
+///
+/// # Errors
+/// NotFound or ConnectionRefused when init is gone; WouldBlock never in practice (one connection is made).
+pub(crate) fn start(id: &ContainerId) -> io::Result<()> {
+    let socket = Path::new(STATE).join(id.as_str()).join("notify.sock");
+    UnixStream::connect(socket)?.write_all(b"start container")
+}
+
+/// Removes the container's files in the pod's namespace. What is gone already is no error, and nothing here
+/// can be other than gone or ours, so failures are not told.
+pub(crate) fn forget(id: &ContainerId) {
+    for folder in [Path::new(STATE).join(id.as_str()), bundle(id)] {
+        drop(fs::remove_dir_all(folder));
+    }
+}
+
+/// What pids the plan's namespaces are taken from.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Holders {
+    /// Pause.
+    pub(crate) pause: Option<u32>,
+    /// The container of [`NamespaceSource::Container`].
+    pub(crate) target: Option<u32>,
+}
+
+/// Why no namespace could be named.
+#[derive(Debug, thiserror::Error)]
+#[error("the {kind} namespace is to be taken from {from}, which has no process")]
+pub(crate) struct NoHolder {
+    kind: &'static str,
+    from: &'static str,
+}
+
+/// The least that libcontainer needs: all else is done by us, around it and in its Executor.
+///
+/// # Errors
+/// A namespace without a holder.
+pub(crate) fn spec(plan: &ContainerPlan, holders: Holders) -> Result<Value, NoHolder> {
+    let mut namespaces = vec![json!({"type": "mount"})];
+    let of = &plan.namespaces;
+    for (kind, file, source) in [
+        ("network", "net", &of.network),
+        ("ipc", "ipc", &of.ipc),
+        ("uts", "uts", &of.uts),
+        ("pid", "pid", &of.pid),
+    ] {
+        let (pid, from) = match source {
+            NamespaceSource::Host => continue,
+            NamespaceSource::New => {
+                namespaces.push(json!({"type": kind}));
+                continue;
+            }
+            NamespaceSource::Pause => (holders.pause, "pause"),
+            NamespaceSource::Container(_) => (holders.target, "another container"),
+        };
+        let pid = pid.ok_or(NoHolder { kind, from })?;
+        namespaces.push(json!({"type": kind, "path": format!("/proc/{pid}/ns/{file}")}));
+    }
+    if of.cgroup {
+        namespaces.push(json!({"type": "cgroup"}));
+    }
+    let shares =
+        |kind: &MountKind| matches!(kind, MountKind::Bind { propagation: Propagation::Bidirectional, .. });
+    let propagation = if plan.mounts.iter().any(|m| shares(&m.kind)) { "shared" } else { "slave" };
+    Ok(json!({
+        "ociVersion": "1.0.2",
+        "root": {"path": rootfs(&plan.id), "readonly": false},
+        "process": {"terminal": false, "user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["-"], "env": []},
+        "mounts": [],
+        "linux": {"namespaces": namespaces, "rootfsPropagation": propagation},
+    }))
+}
+
+/// Has libcontainer make init from the bundle. Returns its pid in the caller's PID namespace. Its parent is
+/// the caller's parent.
+///
+/// # Errors
+/// libcontainer's.
+pub(crate) fn build(id: &ContainerId, init: Init) -> Result<u32, LibcontainerError> {
+    let container = ContainerBuilder::new(id.as_str().to_owned(), SyscallType::default())
+        .with_root_path(STATE)?
+        .with_executor(init)
+        .as_init(bundle(id))
+        .with_systemd(false)
+        .with_detach(true)
+        .as_sibling(true)
+        .build()?;
+    let pid = container.pid().map(nix_pid);
+    pid.flatten().ok_or_else(|| LibcontainerError::Other("no pid in the container's state".to_owned()))
+}
+
+// The pid's type is that of libcontainer's own version of nix: only its conversion is used.
+fn nix_pid(pid: impl Into<i32>) -> Option<u32> {
+    u32::try_from(pid.into()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(namespaces: wire::NamespacePlan) -> ContainerPlan {
+        serde_json::from_value(json!({
+            "id": "ab".repeat(32), "pod": "cd".repeat(32), "namespaces": namespaces, "rootfs": {}, "mounts": [],
+            "devices": [], "masked_paths": [], "readonly_paths": [], "user": {}, "process": {}, "cgroup": {},
+            "log": null, "stdin": false, "stdin_once": false, "privileged": false,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn namespaces_come_from_where_the_plan_says() {
+        let wanted = wire::NamespacePlan {
+            network: NamespaceSource::Pause,
+            pid: NamespaceSource::New,
+            ..wire::NamespacePlan::default()
+        };
+        let spec = spec(&plan(wanted.clone()), Holders { pause: Some(7), target: None }).unwrap();
+        let expected =
+            json!([{"type": "mount"}, {"type": "network", "path": "/proc/7/ns/net"}, {"type": "pid"}]);
+        assert_eq!(spec["linux"]["namespaces"], expected);
+        assert!(super::spec(&plan(wanted), Holders::default()).is_err());
+    }
+}
