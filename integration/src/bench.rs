@@ -1,11 +1,159 @@
-//! First figures of copepod against its peers.
+//! First figures: the same load on any number of runtimes, interleaved in one run, as medians and ratios.
+//!
+//! Absolute times drift with the machine; what counts is the ratio between endpoints of one run. Peers are
+//! given by socket, and by their `certs.d` folder where they are to be told of the registry.
 
-use std::path::Path;
+mod load;
+mod memory;
+mod table;
 
-use anyhow::{Result, bail};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-/// Prints one table of medians and ratios.
-#[expect(clippy::unused_async, reason = "the same shape as the other subcommands")]
-pub(crate) async fn run(_bin: &Path, _endpoints: &[String]) -> Result<bool> {
-    bail!("the bench is not written yet")
+use anyhow::{Context as _, Result};
+
+use crate::context::Context;
+use crate::fixture::Fixture;
+use crate::node::{Node, Options, Peer};
+use table::{Measure, Table, Unit};
+
+/// Pods of the memory and statistics measures.
+pub(crate) const PODS: usize = 20;
+/// Rounds of the pod measures.
+const ROUNDS: usize = 21;
+/// Rounds of the exec measures.
+const EXECS: usize = 60;
+
+/// One runtime under load.
+pub(crate) struct Endpoint {
+    /// Column head.
+    pub(crate) name: String,
+    /// How it is talked to.
+    pub(crate) ctx: Context,
+}
+
+/// Measures copepod and the peers and prints one table.
+pub(crate) async fn run(bin: &Path, endpoints: &[String]) -> Result<bool> {
+    let fixture = Arc::new(Fixture::new(bin).await?);
+    let node = Arc::new(Node::start(&fixture, &Options::default()).await?);
+    let mut all = vec![Endpoint {
+        name: String::from("copepod"),
+        ctx: Context::new(fixture.clone(), node.clone(), "bench"),
+    }];
+    for given in endpoints {
+        let (name, rest) = given
+            .split_once('=')
+            .with_context(|| format!("--endpoint {given}: name=socket[,certs.d] is wanted"))?;
+        let (socket, certs) =
+            rest.split_once(',').map_or((rest, None), |(socket, certs)| (socket, Some(PathBuf::from(certs))));
+        let peer = Arc::new(Node::foreign(&fixture, &Peer { socket: PathBuf::from(socket), certs })?);
+        all.push(Endpoint { name: name.to_owned(), ctx: Context::new(fixture.clone(), peer, "bench") });
+    }
+    for endpoint in &all {
+        endpoint
+            .ctx
+            .need(&Fixture::image("busybox"))
+            .await
+            .with_context(|| format!("{}: image", endpoint.name))?;
+    }
+    let outcome = measure(&all).await;
+    let cleaned = node.empty().await;
+    drop(all);
+    if node.terminate().await.is_err() {
+        node.raze();
+    }
+    let table = outcome?;
+    cleaned?;
+    println!("{table}");
+    node.wipe();
+    Ok(true)
+}
+
+/// Every measure, each interleaved over the endpoints.
+async fn measure(all: &[Endpoint]) -> Result<Table> {
+    let mut table = Table::new(all.iter().map(|e| e.name.clone()).collect());
+    let (mut ready, mut down) = (
+        Measure::new("pod ready, CNI plugins", 60.0, Unit::Ms),
+        Measure::new("teardown, CNI plugins", 0.0, Unit::Ms),
+    );
+    let (mut ready_host, mut down_host) = (
+        Measure::new("pod ready, host network", 18.0, Unit::Ms),
+        Measure::new("teardown, host network", 0.0, Unit::Ms),
+    );
+    for _ in 0..ROUNDS {
+        for e in all {
+            let (up, gone) =
+                load::pod(&e.ctx, true).await.with_context(|| format!("{}: pod on plugins", e.name))?;
+            ready.add(&e.name, up);
+            down.add(&e.name, gone);
+            let (up, gone) = load::pod(&e.ctx, false)
+                .await
+                .with_context(|| format!("{}: pod on the host network", e.name))?;
+            ready_host.add(&e.name, up);
+            down_host.add(&e.name, gone);
+        }
+    }
+    for m in [ready, down, ready_host, down_host] {
+        table.push(m);
+    }
+    let mut rate = Measure::new("pods/s, 8 at once, CNI plugins", 25.0, Unit::PerSecond);
+    for _ in 0..3 {
+        for e in all {
+            rate.add(
+                &e.name,
+                load::burst(&e.ctx, 8).await.with_context(|| format!("{}: 8 pods at once", e.name))?,
+            );
+        }
+    }
+    table.push(rate);
+    execs(all, &mut table).await?;
+    logs(all, &mut table).await?;
+    memory::measure(all, &mut table).await?;
+    Ok(table)
+}
+
+async fn execs(all: &[Endpoint], table: &mut Table) -> Result<()> {
+    let mut hot = Measure::new("ExecSync true, hot", 4.0, Unit::Ms);
+    let mut idle = Measure::new("ExecSync true, after 100 ms idle", 6.0, Unit::Ms);
+    let mut pods = Vec::new();
+    for e in all {
+        let pod = e.ctx.pod().await?;
+        let id = e.ctx.start(&pod, &e.ctx.sleeper("main")).await?;
+        pods.push((e, pod, id));
+    }
+    for _ in 0..EXECS {
+        for (e, _, id) in &pods {
+            hot.add(&e.name, load::exec(&e.ctx, id).await?);
+        }
+    }
+    for _ in 0..EXECS / 2 {
+        for (e, _, id) in &pods {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            idle.add(&e.name, load::exec(&e.ctx, id).await?);
+        }
+    }
+    for (e, pod, _) in pods {
+        e.ctx.cri.drop_pod(&pod.id).await?;
+    }
+    table.push(hot);
+    table.push(idle);
+    Ok(())
+}
+
+async fn logs(all: &[Endpoint], table: &mut Table) -> Result<()> {
+    for (name, line, want) in
+        [("log throughput, 100-byte lines", 100, 250.0), ("log throughput, 4000-byte lines", 4000, 350.0)]
+    {
+        let mut measure = Measure::new(name, want, Unit::MibPerSecond);
+        for _ in 0..5 {
+            for e in all {
+                measure.add(
+                    &e.name,
+                    load::log(&e.ctx, line).await.with_context(|| format!("{}: {name}", e.name))?,
+                );
+            }
+        }
+        table.push(measure);
+    }
+    Ok(())
 }

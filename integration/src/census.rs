@@ -64,7 +64,8 @@ impl Census {
             .iter()
             .filter_map(|(k, n)| {
                 let before = self.0.get(k).copied().unwrap_or(0);
-                (*n > before).then(|| if *n - before == 1 { k.clone() } else { format!("{k} ({} times)", n - before) })
+                (*n > before)
+                    .then(|| if *n - before == 1 { k.clone() } else { format!("{k} ({} times)", n - before) })
             })
             .collect()
     }
@@ -146,7 +147,9 @@ impl Census {
 }
 
 fn ours(path: &str) -> bool {
-    [CGROUP_PARENT, SHIMS, "/kubepods"].iter().any(|top| path.strip_prefix(top).is_some_and(|rest| rest.starts_with('/')))
+    [CGROUP_PARENT, SHIMS, "/kubepods"]
+        .iter()
+        .any(|top| path.strip_prefix(top).is_some_and(|rest| rest.starts_with('/')))
         && !is_pod_parent(path)
 }
 
@@ -158,6 +161,7 @@ fn is_pod_parent(path: &str) -> bool {
 /// Chains and jumps that portmap makes once and keeps.
 fn permanent(rule: &str) -> bool {
     let chains = ["CNI-HOSTPORT-DNAT", "CNI-HOSTPORT-SETMARK", "CNI-HOSTPORT-MASQ"];
-    let per_pod = rule.contains("CNI-DN-") || rule.split_whitespace().any(|w| w.starts_with("CNI-") && !w.starts_with("CNI-HOSTPORT"));
+    let per_pod = rule.contains("CNI-DN-")
+        || rule.split_whitespace().any(|w| w.starts_with("CNI-") && !w.starts_with("CNI-HOSTPORT"));
     !per_pod && chains.iter().any(|c| rule.contains(c))
 }

@@ -47,7 +47,10 @@ pub(crate) fn all(keep: impl Fn(&str) -> bool) -> BTreeSet<String> {
 /// A controller's file in the cgroup whose last path element is `leaf`.
 pub(crate) fn read(controller: &str, leaf: &str, file: &str) -> Result<String> {
     let dir = find(controller, leaf).with_context(|| format!("no {controller} cgroup called {leaf}"))?;
-    Ok(fs::read_to_string(dir.join(file)).with_context(|| format!("{}/{file}", dir.display()))?.trim().to_owned())
+    Ok(fs::read_to_string(dir.join(file))
+        .with_context(|| format!("{}/{file}", dir.display()))?
+        .trim()
+        .to_owned())
 }
 
 /// The folder of the cgroup whose last path element is `leaf`.
@@ -73,7 +76,9 @@ pub(crate) fn members(dir: &Path) -> BTreeSet<u32> {
         let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
         found.extend(text.lines().filter_map(|l| l.parse::<u32>().ok()).filter(|p| *p != 0));
         if let Ok(entries) = fs::read_dir(&dir) {
-            todo.extend(entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()));
+            todo.extend(
+                entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()),
+            );
         }
     }
     found

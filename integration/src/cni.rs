@@ -82,7 +82,11 @@ impl Network {
     pub(crate) fn leased(&self) -> Vec<String> {
         let dir = self.leases.join(format!("net-{}", self.bridge));
         let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
-        let mut found: Vec<String> = entries.flatten().filter_map(|e| e.file_name().into_string().ok()).filter(|n| n.starts_with("10.")).collect();
+        let mut found: Vec<String> = entries
+            .flatten()
+            .filter_map(|e| e.file_name().into_string().ok())
+            .filter(|n| n.starts_with("10."))
+            .collect();
         found.sort();
         found
     }

@@ -32,11 +32,13 @@ pub(crate) struct Paths {
 impl Paths {
     /// Makes the folders below `dir`.
     pub(crate) fn new(dir: &Path) -> Result<Self> {
+        // Volatile state is on the tmpfs that the isolation put on /run.
+        let run = Path::new("/run").join(dir.file_name().unwrap_or_default());
         let this = Self {
             dir: dir.to_owned(),
             root: dir.join("root"),
-            run: dir.join("run"),
-            socket: dir.join("run/copepod.sock"),
+            socket: run.join("copepod.sock"),
+            run,
             certs: dir.join("certs.d"),
             logs: dir.join("logs"),
             config: dir.join("config.toml"),
@@ -51,13 +53,15 @@ impl Paths {
 
 /// The text of the configuration file; `extra` goes to the end.
 pub(crate) fn text(paths: &Paths, bin: &Path, network: &Network, extra: &str) -> String {
-    let (root, run, socket, certs) = (paths.root.display(), paths.run.display(), paths.socket.display(), paths.certs.display());
+    let (root, run, socket, certs) =
+        (paths.root.display(), paths.run.display(), paths.socket.display(), paths.certs.display());
     let (conf, own, bin) = (network.conf_dir.display(), network.bin_dir.display(), bin.display());
     let plugins = cni::PLUGINS;
     format!(
-        "root = \"{root}\"\nrun = \"{run}\"\nsocket = \"{socket}\"\n\
-         [shim]\nbinary = \"{bin}/copepod-shim\"\npause = \"{bin}/pause\"\n\
-         [network]\nconf_dir = \"{conf}\"\nbin_dirs = [\"{own}\", \"{plugins}\"]\ntimeout = \"10s\"\n\
+        "root = \"{root}\"\nstate = \"{run}\"\nsocket = \"{socket}\"\n\
+         [log]\nlevel = \"debug\"\n\
+         [binaries]\nshim = \"{bin}/copepod-shim\"\npause = \"{bin}/pause\"\n\
+         [network]\nconf_dir = \"{conf}\"\nbin_dirs = [\"{own}\", \"{plugins}\"]\ntimeout_seconds = 5\n\
          [image]\ncerts_dir = \"{certs}\"\n\
          {extra}"
     )
@@ -75,9 +79,12 @@ pub(crate) fn hosts(certs: &Path, registry: &Registry) -> Result<()> {
         Ok(())
     };
     write(&format!("127.0.0.1:{}", registry.port), format!("server = \"{plain}\"\n"))?;
-    write("registry.test", format!("server = \"https://registry.test\"\n[host.\"{plain}\"]\n{pull}\n"))?;
-    write("other.test", format!("server = \"https://other.test\"\n[host.\"{plain}\"]\n{pull}\n"))?;
-    write("tls.test", format!("server = \"{tls}\"\n[host.\"{tls}\"]\n{pull}\nca = \"{}\"\n", registry.ca().display()))?;
+    write("registry.test", format!("server = \"{plain}\"\n[host.\"{plain}\"]\n{pull}\n"))?;
+    write("other.test", format!("server = \"{plain}\"\n[host.\"{plain}\"]\n{pull}\n"))?;
+    write(
+        "tls.test",
+        format!("server = \"{tls}\"\n[host.\"{tls}\"]\n{pull}\nca = \"{}\"\n", registry.ca().display()),
+    )?;
     write("fallback.test", format!("server = \"{plain}\"\n[host.\"http://127.0.0.1:1\"]\n{pull}\n"))?;
     write("absent.test", String::from("server = \"http://127.0.0.1:1\"\n"))
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use cri_api::v1 as api;
 
 use crate::cri::Cri;
@@ -54,7 +54,10 @@ impl Context {
     /// Runs a pod of a configuration.
     pub(crate) async fn pod_of(&self, config: api::PodSandboxConfig) -> Result<Pod> {
         let id = self.cri.run_pod(&config).await?;
-        ensure!(id.len() == 64 && id.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)), "pod id `{id}` is not 64 hex digits");
+        ensure!(
+            id.len() == 64 && id.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)),
+            "pod id `{id}` is not 64 hex digits"
+        );
         Ok(Pod { id, config })
     }
 
@@ -107,8 +110,24 @@ impl Context {
     pub(crate) async fn output(&self, pod: &Pod, config: &api::ContainerConfig) -> Result<String> {
         let status = self.run(pod, config).await?;
         let log = crate::logfile::Log::read(&status.log_path)?;
-        ensure!(status.exit_code == 0, "{:?} ended with {} ({}): {}", config.command, status.exit_code, status.message, log.text(None));
+        ensure!(
+            status.exit_code == 0,
+            "{:?} ended with {} ({}): {}",
+            config.command,
+            status.exit_code,
+            status.message,
+            log.text(None)
+        );
         Ok(log.text(Some("stdout")))
+    }
+
+    /// A container's init as the host numbers it, from verbose status.
+    pub(crate) async fn pid(&self, id: &str) -> Result<u32> {
+        let info = self.cri.container_response(id).await?.info;
+        let parsed: serde_json::Value = serde_json::from_str(info.get("info").context("no verbose info")?)?;
+        Ok(u32::try_from(
+            parsed.get("pid").and_then(serde_json::Value::as_u64).context("verbose info has no pid")?,
+        )?)
     }
 
     /// An empty folder of the node's for volumes.

@@ -56,9 +56,17 @@ macro_rules! call {
     };
     ($client:expr, $method:ident, $message:expr, $limit:expr) => {{
         let limit = $limit;
-        match tokio::time::timeout(limit + Duration::from_secs(5), $client.clone().$method(bounded($message, limit))).await {
+        match tokio::time::timeout(
+            limit + Duration::from_secs(5),
+            $client.clone().$method(bounded($message, limit)),
+        )
+        .await
+        {
             Ok(answer) => answer.map(tonic::Response::into_inner),
-            Err(_) => Err(Status::deadline_exceeded(format!("{}: the server ignored the deadline of {limit:?}", stringify!($method)))),
+            Err(_) => Err(Status::deadline_exceeded(format!(
+                "{}: the server ignored the deadline of {limit:?}",
+                stringify!($method)
+            ))),
         }
     }};
 }
@@ -67,10 +75,12 @@ impl Cri {
     /// Connects lazily, and again whenever the daemon was restarted.
     pub(crate) fn connect(socket: &Path) -> Result<Self> {
         let socket: PathBuf = socket.to_owned();
-        let channel = Endpoint::try_from("http://localhost")?.connect_with_connector_lazy(tower::service_fn(move |_| {
-            let socket = socket.clone();
-            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-        }));
+        let channel = Endpoint::try_from("http://localhost")?.connect_with_connector_lazy(tower::service_fn(
+            move |_| {
+                let socket = socket.clone();
+                async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+            },
+        ));
         Ok(Self {
             runtime: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE),
             images: ImageServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE),
@@ -89,18 +99,25 @@ impl Cri {
 
     /// RunPodSandbox; the id.
     pub(crate) async fn run_pod(&self, config: &api::PodSandboxConfig) -> Answer<String> {
-        let request = api::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+        let request =
+            api::RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
         call!(self.runtime, run_pod_sandbox, request).map(|r| r.pod_sandbox_id)
     }
 
     /// StopPodSandbox.
     pub(crate) async fn stop_pod(&self, id: &str) -> Answer<()> {
-        call!(self.runtime, stop_pod_sandbox, api::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() }).map(drop)
+        call!(self.runtime, stop_pod_sandbox, api::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() })
+            .map(drop)
     }
 
     /// RemovePodSandbox.
     pub(crate) async fn remove_pod(&self, id: &str) -> Answer<()> {
-        call!(self.runtime, remove_pod_sandbox, api::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() }).map(drop)
+        call!(
+            self.runtime,
+            remove_pod_sandbox,
+            api::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() }
+        )
+        .map(drop)
     }
 
     /// StopPodSandbox, then RemovePodSandbox.
@@ -111,7 +128,11 @@ impl Cri {
 
     /// PodSandboxStatus, verbose.
     pub(crate) async fn pod_status(&self, id: &str) -> Answer<api::PodSandboxStatusResponse> {
-        call!(self.runtime, pod_sandbox_status, api::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: true })
+        call!(
+            self.runtime,
+            pod_sandbox_status,
+            api::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: true }
+        )
     }
 
     /// ListPodSandbox.
@@ -120,31 +141,51 @@ impl Cri {
     }
 
     /// CreateContainer; the id.
-    pub(crate) async fn create(&self, pod: &str, config: &api::ContainerConfig, sandbox: &api::PodSandboxConfig) -> Answer<String> {
-        let request =
-            api::CreateContainerRequest { pod_sandbox_id: pod.to_owned(), config: Some(config.clone()), sandbox_config: Some(sandbox.clone()) };
+    pub(crate) async fn create(
+        &self,
+        pod: &str,
+        config: &api::ContainerConfig,
+        sandbox: &api::PodSandboxConfig,
+    ) -> Answer<String> {
+        let request = api::CreateContainerRequest {
+            pod_sandbox_id: pod.to_owned(),
+            config: Some(config.clone()),
+            sandbox_config: Some(sandbox.clone()),
+        };
         call!(self.runtime, create_container, request).map(|r| r.container_id)
     }
 
     /// StartContainer.
     pub(crate) async fn start(&self, id: &str) -> Answer<()> {
-        call!(self.runtime, start_container, api::StartContainerRequest { container_id: id.to_owned() }).map(drop)
+        call!(self.runtime, start_container, api::StartContainerRequest { container_id: id.to_owned() })
+            .map(drop)
     }
 
     /// StopContainer with a grace in seconds.
     pub(crate) async fn stop(&self, id: &str, grace: i64) -> Answer<()> {
         let limit = LIMIT + Duration::from_secs(u64::try_from(grace).unwrap_or(0));
-        call!(self.runtime, stop_container, api::StopContainerRequest { container_id: id.to_owned(), timeout: grace }, limit).map(drop)
+        call!(
+            self.runtime,
+            stop_container,
+            api::StopContainerRequest { container_id: id.to_owned(), timeout: grace },
+            limit
+        )
+        .map(drop)
     }
 
     /// RemoveContainer.
     pub(crate) async fn remove(&self, id: &str) -> Answer<()> {
-        call!(self.runtime, remove_container, api::RemoveContainerRequest { container_id: id.to_owned() }).map(drop)
+        call!(self.runtime, remove_container, api::RemoveContainerRequest { container_id: id.to_owned() })
+            .map(drop)
     }
 
     /// ContainerStatus, verbose; the whole response.
     pub(crate) async fn container_response(&self, id: &str) -> Answer<api::ContainerStatusResponse> {
-        call!(self.runtime, container_status, api::ContainerStatusRequest { container_id: id.to_owned(), verbose: true })
+        call!(
+            self.runtime,
+            container_status,
+            api::ContainerStatusRequest { container_id: id.to_owned(), verbose: true }
+        )
     }
 
     /// The status inside ContainerStatus.
@@ -153,14 +194,25 @@ impl Cri {
     }
 
     /// ListContainers.
-    pub(crate) async fn containers(&self, filter: Option<api::ContainerFilter>) -> Answer<Vec<api::Container>> {
+    pub(crate) async fn containers(
+        &self,
+        filter: Option<api::ContainerFilter>,
+    ) -> Answer<Vec<api::Container>> {
         call!(self.runtime, list_containers, api::ListContainersRequest { filter }).map(|r| r.containers)
     }
 
     /// ExecSync, raw.
-    pub(crate) async fn exec_sync(&self, id: &str, cmd: &[&str], timeout: i64) -> Answer<api::ExecSyncResponse> {
-        let request =
-            api::ExecSyncRequest { container_id: id.to_owned(), cmd: cmd.iter().map(|s| (*s).to_owned()).collect(), timeout };
+    pub(crate) async fn exec_sync(
+        &self,
+        id: &str,
+        cmd: &[&str],
+        timeout: i64,
+    ) -> Answer<api::ExecSyncResponse> {
+        let request = api::ExecSyncRequest {
+            container_id: id.to_owned(),
+            cmd: cmd.iter().map(|s| (*s).to_owned()).collect(),
+            timeout,
+        };
         call!(self.runtime, exec_sync, request)
     }
 
@@ -183,16 +235,25 @@ impl Cri {
 
     /// ReopenContainerLog.
     pub(crate) async fn reopen_log(&self, id: &str) -> Answer<()> {
-        call!(self.runtime, reopen_container_log, api::ReopenContainerLogRequest { container_id: id.to_owned() }).map(drop)
+        call!(
+            self.runtime,
+            reopen_container_log,
+            api::ReopenContainerLogRequest { container_id: id.to_owned() }
+        )
+        .map(drop)
     }
 
     /// ContainerStats.
     pub(crate) async fn stats(&self, id: &str) -> Answer<Option<api::ContainerStats>> {
-        call!(self.runtime, container_stats, api::ContainerStatsRequest { container_id: id.to_owned() }).map(|r| r.stats)
+        call!(self.runtime, container_stats, api::ContainerStatsRequest { container_id: id.to_owned() })
+            .map(|r| r.stats)
     }
 
     /// ListContainerStats.
-    pub(crate) async fn list_stats(&self, filter: Option<api::ContainerStatsFilter>) -> Answer<Vec<api::ContainerStats>> {
+    pub(crate) async fn list_stats(
+        &self,
+        filter: Option<api::ContainerStatsFilter>,
+    ) -> Answer<Vec<api::ContainerStats>> {
         call!(self.runtime, list_container_stats, api::ListContainerStatsRequest { filter }).map(|r| r.stats)
     }
 
@@ -206,7 +267,8 @@ impl Cri {
     /// ImageStatus, verbose; `None` for an unknown image.
     pub(crate) async fn image(&self, image: &str) -> Answer<Option<api::Image>> {
         let spec = api::ImageSpec { image: image.to_owned(), ..Default::default() };
-        call!(self.images, image_status, api::ImageStatusRequest { image: Some(spec), verbose: true }).map(|r| r.image)
+        call!(self.images, image_status, api::ImageStatusRequest { image: Some(spec), verbose: true })
+            .map(|r| r.image)
     }
 
     /// ListImages.

@@ -22,7 +22,12 @@ pub(crate) async fn run(bin: &Path) -> Result<bool> {
     step(&format!("registry on 127.0.0.1:{} holds {} images", fixture.registry.port, fixture.images.len()));
     let node = Arc::new(Node::start(&fixture, &Options::default()).await?);
     let version = node.cri.version().await?;
-    step(&format!("{} {} answers on {}", version.runtime_name, version.runtime_version, node.paths.socket.display()));
+    step(&format!(
+        "{} {} answers on {}",
+        version.runtime_name,
+        version.runtime_version,
+        node.paths.socket.display()
+    ));
     let shown = show(&Context::new(Arc::clone(&fixture), Arc::clone(&node), "demo"), &step).await;
     let emptied = node.empty().await;
     let ended = node.terminate().await;
@@ -50,7 +55,10 @@ async fn show(cx: &Context, step: &impl Fn(&str)) -> Result<()> {
     let container = cx.start(&pod, &shapes::container("hello", &image, &["/bin/sh", "-c", line])).await?;
     step(&format!("container {} runs", short(&container)));
     let path = cx.cri.container(&container).await?.log_path;
-    crate::wait::until_true("the log", crate::wait::secs(10), || std::fs::read_to_string(&path).is_ok_and(|t| t.contains("inet"))).await?;
+    crate::wait::until_true("the log", crate::wait::secs(10), || {
+        std::fs::read_to_string(&path).is_ok_and(|t| t.contains("inet"))
+    })
+    .await?;
     step("its log:");
     print!("{}", std::fs::read_to_string(&path)?);
     let out = cx.cri.exec(&container, &["/bin/ps"]).await?;

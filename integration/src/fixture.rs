@@ -29,12 +29,18 @@ impl Fixture {
         let bin = fs::canonicalize(bin).with_context(|| bin.display().to_string())?;
         fs::create_dir_all("/var/lib/copepod-test")?;
         // Not below /tmp: that is a tmpfs on many machines, and image layers want a real file system.
-        let work = tempfile::Builder::new().prefix("run-").tempdir_in("/var/lib/copepod-test").context("work folder")?;
+        let work = tempfile::Builder::new()
+            .prefix("run-")
+            .tempdir_in("/var/lib/copepod-test")
+            .context("work folder")?;
         let registry = Registry::start(work.path()).await?;
         let layers = tokio::task::spawn_blocking(catalog::layers).await??;
         let images = catalog::all(&layers)?;
         for e in &images {
-            let digest = registry.push(e.name, e.tag, &e.image).await.with_context(|| format!("push {}:{}", e.name, e.tag))?;
+            let digest = registry
+                .push(e.name, e.tag, &e.image)
+                .await
+                .with_context(|| format!("push {}:{}", e.name, e.tag))?;
             ensure!(digest == e.image.manifest.digest, "registry changed the digest of {}", e.name);
         }
         Ok(Self { work, bin, registry, layers, images })
@@ -47,7 +53,10 @@ impl Fixture {
 
     /// What was pushed as `name:tag`.
     pub(crate) fn entry(&self, name: &str, tag: &str) -> Result<&Entry> {
-        self.images.iter().find(|e| e.name == name && e.tag == tag).with_context(|| format!("no image {name}:{tag}"))
+        self.images
+            .iter()
+            .find(|e| e.name == name && e.tag == tag)
+            .with_context(|| format!("no image {name}:{tag}"))
     }
 
     /// Reference of a pushed image with tag 1, through the mirror of registry.test.

@@ -47,7 +47,13 @@ impl Http {
     }
 
     /// One request, bounded in time and size.
-    pub(crate) async fn send(&self, method: Method, url: &str, kind: Option<&str>, body: Bytes) -> Result<Answer> {
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        url: &str,
+        kind: Option<&str>,
+        body: Bytes,
+    ) -> Result<Answer> {
         let mut request = Request::builder().method(method.clone()).uri(url);
         if let Some(kind) = kind {
             request = request.header(header::CONTENT_TYPE, kind);
@@ -56,11 +62,19 @@ impl Http {
         let work = async {
             let reply = self.0.request(request).await?;
             let status = reply.status();
-            let location = reply.headers().get(header::LOCATION).and_then(|v| v.to_str().ok()).map(str::to_owned);
-            let body = Limited::new(reply.into_body(), MAX_BODY).collect().await.map_err(|e| anyhow::anyhow!(e))?.to_bytes();
+            let location =
+                reply.headers().get(header::LOCATION).and_then(|v| v.to_str().ok()).map(str::to_owned);
+            let body = Limited::new(reply.into_body(), MAX_BODY)
+                .collect()
+                .await
+                .map_err(|e| anyhow::anyhow!(e))?
+                .to_bytes();
             Ok::<_, anyhow::Error>(Answer { status, location, body })
         };
-        tokio::time::timeout(LIMIT, work).await.with_context(|| format!("{method} {url}: no answer in {LIMIT:?}"))?.with_context(|| format!("{method} {url}"))
+        tokio::time::timeout(LIMIT, work)
+            .await
+            .with_context(|| format!("{method} {url}: no answer in {LIMIT:?}"))?
+            .with_context(|| format!("{method} {url}"))
     }
 
     /// The body of a GET that must succeed.

@@ -31,7 +31,19 @@ pub(crate) fn enter() -> Result<bool> {
     ensure!(nix::unistd::geteuid().is_root(), "these tests need root");
     let me = env::current_exe().context("own path")?;
     let status = Command::new("unshare")
-        .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--uts", "--ipc", "--mount-proc", "--propagation", "private", "--"])
+        .args([
+            "--mount",
+            "--net",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--uts",
+            "--ipc",
+            "--mount-proc",
+            "--propagation",
+            "private",
+            "--",
+        ])
         .arg(&me)
         .args(["init", "--"])
         .args(env::args_os().skip(1))
@@ -51,7 +63,9 @@ pub(crate) fn init(args: &[String]) -> Result<bool> {
     loop {
         match waitpid(None::<Pid>, None) {
             Ok(WaitStatus::Exited(pid, code)) if pid == runner => return Ok(code == 0),
-            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == runner => bail!("the runner was killed by {signal}"),
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == runner => {
+                bail!("the runner was killed by {signal}")
+            }
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(e) => bail!("waitpid: {e}"),
         }
@@ -59,9 +73,23 @@ pub(crate) fn init(args: &[String]) -> Result<bool> {
 }
 
 fn prepare() -> Result<()> {
+    // As on a real node: volatile, and netns pins stay in here.
+    command("mount", &["-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run"])?;
+    // sysfs shows the network namespace it was mounted in. One super block serves all mounts of a namespace:
+    // this first one, writable, decides what later ones can be.
+    fs::create_dir("/run/cgroup")?;
+    command("mount", &["--rbind", "/sys/fs/cgroup", "/run/cgroup"])?;
+    command("mount", &["-t", "sysfs", "sysfs", "/sys"])?;
+    command("mount", &["--rbind", "/run/cgroup", "/sys/fs/cgroup"])?;
+    command("umount", &["--recursive", "/run/cgroup"])?;
     command("mount", &["--make-rshared", "/"])?;
     if Path::new("/sys/fs/bpf").is_dir() {
         command("mount", &["-t", "bpf", "bpf", "/sys/fs/bpf"])?;
+    }
+    // Names that no test resolves must fail at once, and not after a resolver's patience.
+    fs::write("/run/resolv.conf", "nameserver 127.0.0.1\n")?;
+    if let Ok(real) = fs::canonicalize("/etc/resolv.conf") {
+        command("mount", &["--bind", "/run/resolv.conf", &real.display().to_string()])?;
     }
     command("ip", &["link", "set", "lo", "up"])?;
     command("ip", &["link", "add", "eth0", "type", "veth", "peer", "name", "uplink"])?;
@@ -84,6 +112,14 @@ pub(crate) fn command(program: &str, args: &[&str]) -> Result<String> {
     if out.status.success() {
         return Ok(String::from_utf8_lossy(&out.stdout).into_owned());
     }
-    let how = out.status.code().map_or_else(|| format!("signal {:?}", out.status.signal()), |c| format!("exit code {c}"));
-    bail!("{program} {}: {how}: {}{}", args.join(" "), String::from_utf8_lossy(&out.stderr), String::from_utf8_lossy(&out.stdout))
+    let how = out
+        .status
+        .code()
+        .map_or_else(|| format!("signal {:?}", out.status.signal()), |c| format!("exit code {c}"));
+    bail!(
+        "{program} {}: {how}: {}{}",
+        args.join(" "),
+        String::from_utf8_lossy(&out.stderr),
+        String::from_utf8_lossy(&out.stdout)
+    )
 }

@@ -53,8 +53,15 @@ impl Log {
             let mut word = || parts.next().map(String::from_utf8_lossy).map(std::borrow::Cow::into_owned);
             let (time, stream, tag) = (word(), word(), word());
             let content = parts.next();
-            let bad = || format!("malformed line `{}`", String::from_utf8_lossy(raw.get(..raw.len().min(80)).unwrap_or_default()));
-            let (Some(time), Some(stream), Some(tag), Some(content)) = (time, stream, tag, content) else { anyhow::bail!(bad()) };
+            let bad = || {
+                format!(
+                    "malformed line `{}`",
+                    String::from_utf8_lossy(raw.get(..raw.len().min(80)).unwrap_or_default())
+                )
+            };
+            let (Some(time), Some(stream), Some(tag), Some(content)) = (time, stream, tag, content) else {
+                anyhow::bail!(bad())
+            };
             ensure!(time.len() >= 20 && time.as_bytes().get(10) == Some(&b'T'), bad());
             ensure!(time.ends_with('Z') || time.get(19..).is_some_and(|z| z.contains(['+', '-'])), bad());
             ensure!(stream == "stdout" || stream == "stderr", bad());

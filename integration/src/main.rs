@@ -71,6 +71,12 @@ enum Command {
         /// Run only checks whose name contains this.
         #[arg(long)]
         filter: Option<String>,
+        /// Put kubelet on another runtime's socket: checks the checks themselves.
+        #[arg(long)]
+        endpoint: Option<PathBuf>,
+        /// With --endpoint: the `certs.d` folder of that runtime.
+        #[arg(long, requires = "endpoint")]
+        certs: Option<PathBuf>,
     },
     /// Measure, and print one table.
     Bench {
@@ -86,6 +92,12 @@ enum Command {
         /// Directory with copepod, copepod-shim and pause.
         #[arg(long)]
         bin_dir: PathBuf,
+    },
+    /// Internal: answers datagrams on a port with their own content.
+    #[command(hide = true)]
+    UdpEcho {
+        /// The port.
+        port: u16,
     },
     /// Internal: PID 1 of the test's own PID namespace.
     #[command(hide = true)]
@@ -113,6 +125,9 @@ fn run() -> Result<bool> {
     if let Command::Init { args } = &command {
         return isolation::init(args);
     }
+    if let Command::UdpEcho { port } = command {
+        return echo(port);
+    }
     if let Command::Test { list: true, filter, .. } = &command {
         runner::list(filter.as_deref());
         return Ok(true);
@@ -127,10 +142,23 @@ fn run() -> Result<bool> {
                 let peer = endpoint.map(|socket| node::Peer { socket, certs });
                 runner::run(&bin_dir, filter.as_deref(), peer).await
             }
-            Command::NodeTest { bin_dir, kubelet, filter } => node_test::run(&bin_dir, &kubelet, filter.as_deref()).await,
+            Command::NodeTest { bin_dir, kubelet, filter, endpoint, certs } => {
+                let peer = endpoint.map(|socket| node::Peer { socket, certs });
+                node_test::run(&bin_dir, &kubelet, filter.as_deref(), peer).await
+            }
             Command::Bench { bin_dir, endpoint } => bench::run(&bin_dir, &endpoint).await,
             Command::Demo { bin_dir } => demo::run(&bin_dir).await,
-            Command::Init { .. } => Ok(true),
+            Command::Init { .. } | Command::UdpEcho { .. } => Ok(true),
         }
     })
+}
+
+/// Runs in a pod's network namespace, started by nsenter.
+fn echo(port: u16) -> Result<bool> {
+    let socket = std::net::UdpSocket::bind(("0.0.0.0", port))?;
+    let mut buffer = [0_u8; 2048];
+    loop {
+        let (n, peer) = socket.recv_from(&mut buffer)?;
+        socket.send_to(buffer.get(..n).unwrap_or_default(), peer)?;
+    }
 }

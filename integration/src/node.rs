@@ -65,7 +65,14 @@ impl Node {
         config::hosts(&paths.certs, &fixture.registry)?;
         fs::write(&paths.config, config::text(&paths, &fixture.bin, &network, &options.extra))?;
         let cri = Cri::connect(&paths.socket)?;
-        let node = Self { paths, network, cri, bin: fixture.bin.join("copepod"), daemon: Mutex::new(None), foreign: false };
+        let node = Self {
+            paths,
+            network,
+            cri,
+            bin: fixture.bin.join("copepod"),
+            daemon: Mutex::new(None),
+            foreign: false,
+        };
         node.launch().await?;
         Ok(node)
     }
@@ -145,7 +152,9 @@ impl Node {
     /// SIGTERM; the daemon must end with code 0 within 10 s.
     pub(crate) async fn terminate(&self) -> Result<()> {
         proc::signal(self.pid()?, Signal::SIGTERM)?;
-        let status = wait::until("copepod to end after SIGTERM", Duration::from_secs(10), || async { self.ended() }).await?;
+        let status =
+            wait::until("copepod to end after SIGTERM", Duration::from_secs(10), || async { self.ended() })
+                .await?;
         self.put_none();
         ensure!(status.success(), "copepod ended with {status} after SIGTERM: {}", self.last_log(10));
         Ok(())
@@ -178,7 +187,8 @@ impl Node {
 
     /// The shim of a pod, found by its arguments or by its cgroup.
     pub(crate) fn shim(&self, pod: &str) -> Result<proc::Process> {
-        let named = proc::all().into_iter().find(|p| p.comm.starts_with("copepod-shim") && p.args.contains(pod));
+        let named =
+            proc::all().into_iter().find(|p| p.comm.starts_with("copepod-shim") && p.args.contains(pod));
         if let Some(shim) = named {
             return Ok(shim);
         }
@@ -193,7 +203,10 @@ impl Node {
     /// The pause process of a pod: the shim's child that runs nothing else.
     pub(crate) fn pause(&self, pod: &str) -> Result<proc::Process> {
         let shim = self.shim(pod)?;
-        proc::children(shim.pid).into_iter().find(|p| p.comm == "pause").with_context(|| format!("pod {pod} has no pause"))
+        proc::children(shim.pid)
+            .into_iter()
+            .find(|p| p.comm == "pause")
+            .with_context(|| format!("pod {pod} has no pause"))
     }
 
     /// Stops and removes every pod; an error names what could not be.
@@ -227,6 +240,7 @@ impl Node {
     /// Removes the bridge and the folders of a stopped node.
     pub(crate) fn wipe(&self) {
         drop(crate::isolation::command("ip", &["link", "del", &self.network.bridge]));
+        drop(fs::remove_dir_all(&self.paths.run));
         drop(fs::remove_dir_all(&self.paths.dir));
     }
 }

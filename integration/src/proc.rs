@@ -38,7 +38,8 @@ pub(crate) fn one(pid: u32) -> Option<Process> {
     let state = fields.next()?.chars().next()?;
     let parent = fields.next()?.parse().ok()?;
     let args = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    let args = args.split(|b| *b == 0).map(String::from_utf8_lossy).collect::<Vec<_>>().join(" ").trim().to_owned();
+    let args =
+        args.split(|b| *b == 0).map(String::from_utf8_lossy).collect::<Vec<_>>().join(" ").trim().to_owned();
     Some(Process { pid, parent, comm, state, args })
 }
 
@@ -59,13 +60,19 @@ pub(crate) fn children(pid: u32) -> Vec<Process> {
 
 /// `Name: value` lines of /proc/PID/status.
 pub(crate) fn status(pid: u32) -> Result<BTreeMap<String, String>> {
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("status of {pid}"))?;
-    Ok(text.lines().filter_map(|l| l.split_once(':')).map(|(k, v)| (k.to_owned(), v.trim().to_owned())).collect())
+    let text =
+        fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("status of {pid}"))?;
+    Ok(text
+        .lines()
+        .filter_map(|l| l.split_once(':'))
+        .map(|(k, v)| (k.to_owned(), v.trim().to_owned()))
+        .collect())
 }
 
 /// Proportional set size of a process in KiB (smaps_rollup).
 pub(crate) fn pss_kib(pid: u32) -> Result<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).with_context(|| format!("smaps_rollup of {pid}"))?;
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
+        .with_context(|| format!("smaps_rollup of {pid}"))?;
     let line = text.lines().find_map(|l| l.strip_prefix("Pss:")).context("no Pss line")?;
     Ok(line.trim().trim_end_matches(" kB").trim().parse()?)
 }

@@ -42,8 +42,10 @@ impl Registry {
             this.http.get(&format!("http://127.0.0.1:{port}/v2/")).await.map(Some)
         })
         .await?;
-        wait::until_true("the TLS registry to listen", Duration::from_secs(20), || std::net::TcpStream::connect(("127.0.0.1", tls_port)).is_ok())
-            .await?;
+        wait::until_true("the TLS registry to listen", Duration::from_secs(20), || {
+            std::net::TcpStream::connect(("127.0.0.1", tls_port)).is_ok()
+        })
+        .await?;
         Ok(this)
     }
 
@@ -60,7 +62,11 @@ impl Registry {
     /// Where the registry keeps a blob's bytes: tests of hostile registries change them behind its back.
     pub(crate) fn blob_file(&self, digest: &str) -> PathBuf {
         let hex = digest.trim_start_matches("sha256:");
-        self.dir.join("data/docker/registry/v2/blobs/sha256").join(hex.get(..2).unwrap_or_default()).join(hex).join("data")
+        self.dir
+            .join("data/docker/registry/v2/blobs/sha256")
+            .join(hex.get(..2).unwrap_or_default())
+            .join(hex)
+            .join("data")
     }
 
     /// Pushes an image with everything it refers to; its manifest's digest.
@@ -77,23 +83,45 @@ impl Registry {
 
     async fn push_blob(&self, name: &str, blob: &Blob) -> Result<()> {
         let base = format!("http://127.0.0.1:{}", self.port);
-        let head = self.http.send(Method::HEAD, &format!("{base}/v2/{name}/blobs/{}", blob.digest), None, Bytes::new()).await?;
+        let head = self
+            .http
+            .send(Method::HEAD, &format!("{base}/v2/{name}/blobs/{}", blob.digest), None, Bytes::new())
+            .await?;
         if head.status.is_success() {
             return Ok(());
         }
-        let begun = self.http.send(Method::POST, &format!("{base}/v2/{name}/blobs/uploads/"), None, Bytes::new()).await?;
+        let begun = self
+            .http
+            .send(Method::POST, &format!("{base}/v2/{name}/blobs/uploads/"), None, Bytes::new())
+            .await?;
         let place = begun.location.clone().context("registry gave no upload location")?;
         let place = if place.starts_with('/') { format!("{base}{place}") } else { place };
         let mark = if place.contains('?') { '&' } else { '?' };
         let put = self
             .http
-            .send(Method::PUT, &format!("{place}{mark}digest={}", blob.digest), Some("application/octet-stream"), blob.bytes.clone())
+            .send(
+                Method::PUT,
+                &format!("{place}{mark}digest={}", blob.digest),
+                Some("application/octet-stream"),
+                blob.bytes.clone(),
+            )
             .await?;
-        ensure!(put.status.is_success(), "push blob {} of {name}: {}", blob.digest, String::from_utf8_lossy(&put.body));
+        ensure!(
+            put.status.is_success(),
+            "push blob {} of {name}: {}",
+            blob.digest,
+            String::from_utf8_lossy(&put.body)
+        );
         Ok(())
     }
 
-    async fn push_manifest(&self, name: &str, reference: &str, media_type: &str, bytes: &Bytes) -> Result<()> {
+    async fn push_manifest(
+        &self,
+        name: &str,
+        reference: &str,
+        media_type: &str,
+        bytes: &Bytes,
+    ) -> Result<()> {
         let url = format!("http://127.0.0.1:{}/v2/{name}/manifests/{reference}", self.port);
         let put = self.http.send(Method::PUT, &url, Some(media_type), bytes.clone()).await?;
         ensure!(put.status.is_success(), "push {name}:{reference}: {}", String::from_utf8_lossy(&put.body));
@@ -103,7 +131,10 @@ impl Registry {
     /// Requests seen by the plain registry whose line contains `text`: counts transfers.
     pub(crate) fn requests(&self, text: &str) -> usize {
         let log = fs::read_to_string(self.dir.join("plain.log")).unwrap_or_default();
-        log.lines().filter(|l| l.contains("\" 200 ") || l.contains("\" 206 ")).filter(|l| l.contains(text)).count()
+        log.lines()
+            .filter(|l| l.contains("\" 200 ") || l.contains("\" 206 "))
+            .filter(|l| l.contains(text))
+            .count()
     }
 }
 
@@ -144,16 +175,62 @@ fn certificates(dir: &Path) -> Result<()> {
     let path = |name: &str| dir.join(name).display().to_string();
     command(
         "openssl",
-        &["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30", "-subj", "/CN=copepod test CA", "-addext", "basicConstraints=critical,CA:TRUE", "-keyout", &path("ca.key"), "-out", &path("ca.crt")],
+        &[
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "30",
+            "-subj",
+            "/CN=copepod test CA",
+            "-addext",
+            "basicConstraints=critical,CA:TRUE",
+            "-keyout",
+            &path("ca.key"),
+            "-out",
+            &path("ca.crt"),
+        ],
     )?;
     command(
         "openssl",
-        &["req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1", "-keyout", &path("server.key"), "-out", &path("server.csr")],
+        &[
+            "req",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-subj",
+            "/CN=127.0.0.1",
+            "-keyout",
+            &path("server.key"),
+            "-out",
+            &path("server.csr"),
+        ],
     )?;
-    fs::write(dir.join("ext"), "subjectAltName=IP:127.0.0.1,DNS:localhost\nbasicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth\n")?;
+    fs::write(
+        dir.join("ext"),
+        "subjectAltName=IP:127.0.0.1,DNS:localhost\nbasicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth\n",
+    )?;
     command(
         "openssl",
-        &["x509", "-req", "-days", "30", "-in", &path("server.csr"), "-CA", &path("ca.crt"), "-CAkey", &path("ca.key"), "-CAcreateserial", "-extfile", &path("ext"), "-out", &path("server.crt")],
+        &[
+            "x509",
+            "-req",
+            "-days",
+            "30",
+            "-in",
+            &path("server.csr"),
+            "-CA",
+            &path("ca.crt"),
+            "-CAkey",
+            &path("ca.key"),
+            "-CAcreateserial",
+            "-extfile",
+            &path("ext"),
+            "-out",
+            &path("server.crt"),
+        ],
     )?;
     Ok(())
 }

@@ -87,7 +87,11 @@ fn selected(filter: Option<&str>) -> Vec<Test> {
 pub(crate) async fn run(bin: &Path, filter: Option<&str>, peer: Option<Peer>) -> Result<bool> {
     let begun = Instant::now();
     let fixture = Arc::new(Fixture::new(bin).await.context("prepare the fixtures")?);
-    println!("fixtures ready in {:.1} s: {} images pushed", begun.elapsed().as_secs_f32(), fixture.images.len());
+    println!(
+        "fixtures ready in {:.1} s: {} images pushed",
+        begun.elapsed().as_secs_f32(),
+        fixture.images.len()
+    );
     let mut shared: Option<Arc<Node>> = match peer {
         Some(peer) => Some(Arc::new(Node::foreign(&fixture, &peer)?)),
         None => None,
@@ -108,23 +112,29 @@ pub(crate) async fn run(bin: &Path, filter: Option<&str>, peer: Option<Peer>) ->
                 println!("ok    {:<52} {seconds:6.2} s", test.name);
             }
             Err(e) => {
-                println!("FAIL  {:<52} {seconds:6.2} s\n    {}", test.name, format!("{e:#}").replace('\n', "\n    "));
+                println!(
+                    "FAIL  {:<52} {seconds:6.2} s\n    {}",
+                    test.name,
+                    format!("{e:#}").replace('\n', "\n    ")
+                );
                 failed.push(test.name.clone());
             }
         }
     }
-    if let Some(node) = shared.take() {
-        if let Err(e) = finish(&node).await {
-            println!("FAIL  the shared node's end\n    {e:#}");
-            failed.push(String::from("the shared node's end"));
-        }
+    if let Some(node) = shared.take()
+        && let Err(e) = finish(&node).await
+    {
+        println!("FAIL  the shared node's end\n    {e:#}");
+        failed.push(String::from("the shared node's end"));
     }
     crate::cgroup::destroy(crate::shapes::CGROUP_PARENT);
     for name in &failed {
         println!("failed: {name}");
     }
     if left_out > 0 {
-        println!("{left_out} left out: they look at copepod's own processes, which another runtime does not have");
+        println!(
+            "{left_out} left out: they look at copepod's own processes, which another runtime does not have"
+        );
     }
     println!("{passed} passed, {} failed, in {:.0} s", failed.len(), begun.elapsed().as_secs_f32());
     Ok(failed.is_empty())
@@ -136,7 +146,8 @@ async fn one(test: &Test, fixture: &Arc<Fixture>, shared: &mut Option<Arc<Node>>
     let node = match (&test.own, shared.as_ref()) {
         (None, Some(node)) => Arc::clone(node),
         (None, None) => {
-            let node = Arc::new(Node::start(fixture, &Options::default()).await.context("start the shared node")?);
+            let node =
+                Arc::new(Node::start(fixture, &Options::default()).await.context("start the shared node")?);
             *shared = Some(Arc::clone(&node));
             node
         }
@@ -160,7 +171,9 @@ async fn one(test: &Test, fixture: &Arc<Fixture>, shared: &mut Option<Arc<Node>>
         if node.pid().is_err() && !node.is_foreign() {
             node.launch().await?;
         }
-        tokio::time::timeout(Duration::from_secs(60), node.empty()).await.context("clean-up took over 60 s")??;
+        tokio::time::timeout(Duration::from_secs(60), node.empty())
+            .await
+            .context("clean-up took over 60 s")??;
         before.settle(Some(&node)).await
     }
     .await

@@ -32,7 +32,12 @@ pub(crate) fn pod(name: &str, logs: &Path) -> api::PodSandboxConfig {
         ..Default::default()
     };
     api::PodSandboxConfig {
-        metadata: Some(api::PodSandboxMetadata { name: name.to_owned(), uid, namespace: String::from("it"), attempt: 0 }),
+        metadata: Some(api::PodSandboxMetadata {
+            name: name.to_owned(),
+            uid,
+            namespace: String::from("it"),
+            attempt: 0,
+        }),
         log_directory,
         linux: Some(linux),
         ..Default::default()
@@ -144,7 +149,11 @@ impl ContainerExt for api::ContainerConfig {
         self.linux.get_or_insert_default().resources.get_or_insert_default()
     }
     fn like(mut self, pod: &api::PodSandboxConfig) -> Self {
-        let options = pod.linux.as_ref().and_then(|l| l.security_context.as_ref()).and_then(|s| s.namespace_options.clone());
+        let options = pod
+            .linux
+            .as_ref()
+            .and_then(|l| l.security_context.as_ref())
+            .and_then(|s| s.namespace_options.clone());
         self.security().namespace_options = options;
         self
     }
@@ -177,6 +186,9 @@ impl ContainerExt for api::ContainerConfig {
 }
 
 /// A seccomp profile of a kind.
-pub(crate) fn seccomp(kind: api::security_profile::ProfileType, reference: &str) -> Option<api::SecurityProfile> {
+pub(crate) fn seccomp(
+    kind: api::security_profile::ProfileType,
+    reference: &str,
+) -> Option<api::SecurityProfile> {
     Some(api::SecurityProfile { profile_type: kind.into(), localhost_ref: reference.to_owned() })
 }

@@ -42,8 +42,11 @@ pub(crate) fn all(layers: &Layers) -> Result<Vec<Entry>> {
     let base = std::slice::from_ref(&layers.busybox);
     let entry = |name, tag, image| Entry { name, tag, image };
     let busybox = Recipe::new(base, shell.clone()).build();
-    let user = |user: &str| Recipe::new(base, json!({"Cmd": ["/bin/sh"], "User": user, "Labels": {"user": user}})).build();
-    let numbered = |n: u32| Recipe::new(base, json!({"Cmd": ["/bin/sh"], "Labels": {"number": n.to_string()}})).build();
+    let user = |user: &str| {
+        Recipe::new(base, json!({"Cmd": ["/bin/sh"], "User": user, "Labels": {"user": user}})).build()
+    };
+    let numbered =
+        |n: u32| Recipe::new(base, json!({"Cmd": ["/bin/sh"], "Labels": {"number": n.to_string()}})).build();
     let mut list = vec![
         entry("busybox", "1", busybox.clone()),
         entry("busybox", "latest", busybox.clone()),
@@ -64,7 +67,7 @@ pub(crate) fn all(layers: &Layers) -> Result<Vec<Entry>> {
             "Env": ["FROM_IMAGE=yes", "BOTH=image"], "StopSignal": "SIGUSR1", "Volumes": {"/data": {}},
         })).build()),
         // What a runtime that takes its pause from an image uses, when the tests judge it.
-        entry("pause", "1", Recipe::new(base, json!({"Entrypoint": ["/bin/sleep", "1000000"]})).build()),
+        entry("pause", "1", Recipe::new(base, json!({"Entrypoint": ["/bin/tail", "-f", "/dev/null"]})).build()),
         entry("no-command", "1", Recipe::new(base, json!({})).build()),
         entry("whiteouts", "1", whiteouts(&layers.busybox)?),
         entry("many-layers", "1", many_layers(&layers.busybox)?),
@@ -100,12 +103,24 @@ fn busybox(packing: Packing) -> Result<Layer> {
 fn tools() -> Result<Layer> {
     let mut w = Writer::new();
     let programs = [
-        "/usr/bin/ps", "/usr/bin/pgrep", "/usr/bin/setpriv", "/usr/bin/prlimit", "/usr/bin/unshare", "/usr/bin/findmnt",
-        "/usr/bin/setsid", "/usr/bin/id", "/usr/bin/env", "/usr/bin/mount", "/usr/bin/umount", "/usr/bin/lsns", "/usr/bin/bash",
+        "/usr/bin/ps",
+        "/usr/bin/pgrep",
+        "/usr/bin/setpriv",
+        "/usr/bin/prlimit",
+        "/usr/bin/unshare",
+        "/usr/bin/findmnt",
+        "/usr/bin/setsid",
+        "/usr/bin/id",
+        "/usr/bin/env",
+        "/usr/bin/mount",
+        "/usr/bin/umount",
+        "/usr/bin/lsns",
+        "/usr/bin/bash",
     ];
     for program in programs {
         // Merged /usr: the link may live in /bin only.
-        let path = if fs::metadata(program).is_ok() { program.to_owned() } else { program.replacen("/usr", "", 1) };
+        let path =
+            if fs::metadata(program).is_ok() { program.to_owned() } else { program.replacen("/usr", "", 1) };
         w.program(&path)?;
     }
     w.file("usr/bin/suid-id", 0o4755, &fs::read("/usr/bin/id")?)?;
@@ -127,7 +142,9 @@ fn nginx() -> Result<Layer> {
 /// Whiteouts, opaque directories, links, owners, modes and attributes over three layers.
 fn whiteouts(base: &Layer) -> Result<Image> {
     let mut lower = Writer::new();
-    for name in ["keep", "remove", "replace", "opaque/old-1", "opaque/sub/old-2", "gone/file", "turned/was-dir"] {
+    for name in
+        ["keep", "remove", "replace", "opaque/old-1", "opaque/sub/old-2", "gone/file", "turned/was-dir"]
+    {
         lower.file(&format!("w/{name}"), 0o644, b"lower\n")?;
     }
     lower.owned("w/owned", 0o640, (1234, 5678), b"owned\n")?;
@@ -145,7 +162,12 @@ fn whiteouts(base: &Layer) -> Result<Image> {
     upper.file("w/replace", 0o600, b"upper\n")?;
     let mut top = Writer::new();
     top.file("w/turned", 0o644, b"now a file\n")?;
-    let layers = [base.clone(), lower.finish(Packing::Gzip)?, upper.finish(Packing::Zstd)?, top.finish(Packing::Gzip)?];
+    let layers = [
+        base.clone(),
+        lower.finish(Packing::Gzip)?,
+        upper.finish(Packing::Zstd)?,
+        top.finish(Packing::Gzip)?,
+    ];
     Ok(Recipe::new(&layers, json!({"Cmd": ["/bin/sh"]})).build())
 }
 
@@ -163,15 +185,23 @@ fn many_layers(base: &Layer) -> Result<Image> {
 /// amd64 among images that must not be chosen.
 fn multi(base: &Layer, form: Form) -> Image {
     let of = |architecture: &'static str| {
-        let recipe = Recipe { form, layers: vec![base.clone()], config: json!({"Cmd": ["/bin/sh"], "Labels": {"arch": architecture, "form": format!("{form:?}")}}), architecture };
+        let recipe = Recipe {
+            form,
+            layers: vec![base.clone()],
+            config: json!({"Cmd": ["/bin/sh"], "Labels": {"arch": architecture, "form": format!("{form:?}")}}),
+            architecture,
+        };
         recipe.build()
     };
     let (amd64, arm64, s390x) = (of("amd64"), of("arm64"), of("s390x"));
-    let mut list = index(form, &[
-        (arm64, json!({"architecture": "arm64", "os": "linux", "variant": "v8"})),
-        (amd64.clone(), json!({"architecture": "amd64", "os": "linux"})),
-        (s390x, json!({"architecture": "s390x", "os": "linux"})),
-    ]);
+    let mut list = index(
+        form,
+        &[
+            (arm64, json!({"architecture": "arm64", "os": "linux", "variant": "v8"})),
+            (amd64.clone(), json!({"architecture": "amd64", "os": "linux"})),
+            (s390x, json!({"architecture": "s390x", "os": "linux"})),
+        ],
+    );
     list.id = amd64.id;
     list
 }

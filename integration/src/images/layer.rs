@@ -61,7 +61,15 @@ impl Writer {
     }
 
     /// Writes one entry with the name exactly as given: `../x`, `/x` and worse are possible.
-    pub(crate) fn raw(&mut self, kind: EntryType, name: &str, link: &str, mode: u32, owner: (u64, u64), content: &[u8]) -> Result<()> {
+    pub(crate) fn raw(
+        &mut self,
+        kind: EntryType,
+        name: &str,
+        link: &str,
+        mode: u32,
+        owner: (u64, u64),
+        content: &[u8],
+    ) -> Result<()> {
         let mut header = Header::new_gnu();
         header.set_entry_type(kind);
         header.set_mode(mode);
@@ -171,6 +179,9 @@ impl Writer {
 }
 
 fn put(field: &mut [u8], text: &str) -> Result<()> {
-    field.get_mut(..text.len()).with_context(|| format!("{text} does not fit a tar header"))?.copy_from_slice(text.as_bytes());
+    field
+        .get_mut(..text.len())
+        .with_context(|| format!("{text} does not fit a tar header"))?
+        .copy_from_slice(text.as_bytes());
     Ok(())
 }

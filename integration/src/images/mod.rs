@@ -84,13 +84,17 @@ impl Recipe {
     /// Builds it.
     pub(crate) fn build(&self) -> Image {
         let (manifest_type, config_type) = match self.form {
-            Form::Oci => ("application/vnd.oci.image.manifest.v1+json", "application/vnd.oci.image.config.v1+json"),
-            Form::Docker => {
-                ("application/vnd.docker.distribution.manifest.v2+json", "application/vnd.docker.container.image.v1+json")
+            Form::Oci => {
+                ("application/vnd.oci.image.manifest.v1+json", "application/vnd.oci.image.config.v1+json")
             }
+            Form::Docker => (
+                "application/vnd.docker.distribution.manifest.v2+json",
+                "application/vnd.docker.container.image.v1+json",
+            ),
         };
         let diff_ids: Vec<&str> = self.layers.iter().map(|l| l.diff_id.as_str()).collect();
-        let history: Vec<Value> = self.layers.iter().map(|_| json!({"created_by": "copepod tests"})).collect();
+        let history: Vec<Value> =
+            self.layers.iter().map(|_| json!({"created_by": "copepod tests"})).collect();
         let config = json!({
             "architecture": self.architecture, "os": "linux", "created": "2026-01-01T00:00:00Z",
             "config": self.config, "rootfs": {"type": "layers", "diff_ids": diff_ids}, "history": history,

@@ -72,7 +72,10 @@ async fn timeout_kills_the_tree(cx: Context) -> Result<()> {
     ensure!(refused.code() == Code::DeadlineExceeded, "kubelet's probes need DeadlineExceeded: {refused}");
     ensure!(took >= Duration::from_millis(900) && took < secs(5), "took {took:?}");
     if !cx.node.is_foreign() {
-        wait::until_true("the whole tree to be dead", secs(3), || proc::with_args(&format!("sleep {mark}")).is_empty()).await?;
+        wait::until_true("the whole tree to be dead", secs(3), || {
+            proc::with_args(&format!("sleep {mark}")).is_empty()
+        })
+        .await?;
     }
     ensure!(cx.cri.sh(&id, "echo alive").await? == "alive", "the container goes on");
     Ok(())
@@ -95,7 +98,14 @@ async fn background_child_does_not_hang_it(cx: Context) -> Result<()> {
 async fn output_is_capped(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let id = cx.start(&pod, &cx.sleeper("one")).await?;
-    let r = cx.cri.exec_sync(&id, &["/bin/sh", "-c", "dd if=/dev/zero bs=1M count=12; dd if=/dev/zero bs=1M count=12 >&2; exit 6"], 60).await?;
+    let r = cx
+        .cri
+        .exec_sync(
+            &id,
+            &["/bin/sh", "-c", "dd if=/dev/zero bs=1M count=12; dd if=/dev/zero bs=1M count=12 >&2; exit 6"],
+            60,
+        )
+        .await?;
     let size = r.stdout.len() + r.stderr.len();
     ensure!(size <= (16 << 20) - (64 << 10), "{size} bytes do not fit kubelet's message");
     ensure!(size > 12 << 20, "only {size} bytes were kept");
@@ -139,7 +149,8 @@ async fn joins_the_cgroup(cx: Context) -> Result<()> {
     let id = cx.start(&pod, &cx.sleeper("one")).await?;
     let lines = cx.cri.sh(&id, "cat /proc/1/cgroup; echo; cat /proc/self/cgroup").await?;
     let (init, exec) = lines.split_once("\n\n").context("two lists")?;
-    let v1 = |text: &str| text.lines().filter(|l| !l.starts_with("0::")).map(str::to_owned).collect::<Vec<_>>();
+    let v1 =
+        |text: &str| text.lines().filter(|l| !l.starts_with("0::")).map(str::to_owned).collect::<Vec<_>>();
     ensure!(v1(init) == v1(exec), "init is in\n{init}\nexec in\n{exec}");
     Ok(())
 }
@@ -161,7 +172,11 @@ async fn parallel(cx: Context) -> Result<()> {
     let work: Vec<_> = (0..30)
         .map(|n| {
             let (cri, id) = (cx.cri.clone(), id.clone());
-            tokio::spawn(async move { cri.exec(&id, &["/bin/sh", "-c", &format!("sleep 0.{}; echo {n}; exit {n}", n % 10)]).await.map(|o| (n, o)) })
+            tokio::spawn(async move {
+                cri.exec(&id, &["/bin/sh", "-c", &format!("sleep 0.{}; echo {n}; exit {n}", n % 10)])
+                    .await
+                    .map(|o| (n, o))
+            })
         })
         .collect();
     for one in work {
@@ -185,11 +200,18 @@ async fn dies_with_the_container(cx: Context) -> Result<()> {
     let mark = format!("5{:05}", shapes::unique());
     let (cri, target, line) = (cx.cri.clone(), id.clone(), format!("sleep {mark}"));
     let running = tokio::spawn(async move { cri.exec_sync(&target, &["/bin/sh", "-c", &line], 60).await });
-    wait::until_true("the exec to run", secs(10), || cx.node.is_foreign() || !proc::with_args(&format!("sleep {mark}")).is_empty()).await?;
+    wait::until_true("the exec to run", secs(10), || {
+        cx.node.is_foreign() || !proc::with_args(&format!("sleep {mark}")).is_empty()
+    })
+    .await?;
     cx.cri.stop(&id, 0).await?;
-    let ended = tokio::time::timeout(secs(10), running).await.context("the exec outlived its container")??;
+    let ended =
+        tokio::time::timeout(secs(10), running).await.context("the exec outlived its container")??;
     ensure!(ended.is_err() || ended.is_ok_and(|r| r.exit_code != 0), "the exec claims success");
-    ensure!(cx.node.is_foreign() || proc::with_args(&format!("sleep {mark}")).is_empty(), "its process lives on");
+    ensure!(
+        cx.node.is_foreign() || proc::with_args(&format!("sleep {mark}")).is_empty(),
+        "its process lives on"
+    );
     Ok(())
 }
 
@@ -197,10 +219,14 @@ async fn several_containers_of_a_pod(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let mut ids = Vec::new();
     for n in 0..3 {
-        ids.push(cx.start(&pod, &cx.shell(&format!("c{n}"), &format!("echo {n} > /tmp/me; sleep 10000"))).await?);
+        ids.push(
+            cx.start(&pod, &cx.shell(&format!("c{n}"), &format!("echo {n} > /tmp/me; sleep 10000"))).await?,
+        );
     }
     for (n, id) in ids.iter().enumerate() {
-        let text = wait::until("the file", secs(5), || async { Ok(Some(cx.cri.sh(id, "cat /tmp/me").await?)) }).await?;
+        let text =
+            wait::until("the file", secs(5), || async { Ok(Some(cx.cri.sh(id, "cat /tmp/me").await?)) })
+                .await?;
         ensure!(text == n.to_string(), "container {n} says {text}");
     }
     Ok(())

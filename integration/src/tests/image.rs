@@ -38,7 +38,10 @@ pub(super) fn tests() -> Vec<Test> {
 async fn fs_info_on_an_empty_node(cx: Context) -> Result<()> {
     let info = cx.cri.image_fs().await?;
     let fs = info.image_filesystems.first().context("no image file system")?;
-    ensure!(fs.timestamp > 0 && fs.used_bytes.is_some() && fs.inodes_used.is_some(), "kubelet would panic: {fs:?}");
+    ensure!(
+        fs.timestamp > 0 && fs.used_bytes.is_some() && fs.inodes_used.is_some(),
+        "kubelet would panic: {fs:?}"
+    );
     let place = fs.fs_id.as_ref().map(|f| f.mountpoint.clone()).unwrap_or_default();
     ensure!(std::path::Path::new(&place).is_dir(), "mount point `{place}`");
     ensure!(!info.container_filesystems.is_empty(), "no container file system");
@@ -49,14 +52,24 @@ async fn fs_info_on_an_empty_node(cx: Context) -> Result<()> {
 async fn pull_status_list_remove(cx: Context) -> Result<()> {
     let name = Fixture::image("number-1");
     let id = cx.cri.pull(&name).await?;
-    ensure!(id == cx.fixture.entry("number-1", "1")?.image.id, "the id is not the configuration's digest: {id}");
+    ensure!(
+        id == cx.fixture.entry("number-1", "1")?.image.id,
+        "the id is not the configuration's digest: {id}"
+    );
     let image = cx.cri.image(&name).await?.context("no status right after the pull")?;
     ensure!(image.id == id && image.size > 0, "{image:?}");
     ensure!(image.repo_tags == [name.clone()], "{:?}", image.repo_tags);
-    ensure!(image.repo_digests.len() == 1 && image.repo_digests.iter().all(|d| d.contains("@sha256:")), "{:?}", image.repo_digests);
+    ensure!(
+        image.repo_digests.len() == 1 && image.repo_digests.iter().all(|d| d.contains("@sha256:")),
+        "{:?}",
+        image.repo_digests
+    );
     ensure!(cx.cri.images().await?.iter().any(|i| i.id == id), "not listed");
     cx.cri.remove_image(&name).await?;
-    ensure!(cx.cri.image(&name).await?.is_none() && !cx.cri.images().await?.iter().any(|i| i.id == id), "still there");
+    ensure!(
+        cx.cri.image(&name).await?.is_none() && !cx.cri.images().await?.iter().any(|i| i.id == id),
+        "still there"
+    );
     cx.cri.remove_image(&name).await.context("removing an absent image is no error")?;
     Ok(())
 }
@@ -91,7 +104,10 @@ async fn forms_and_packings(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     for name in ["busybox-zstd", "busybox-plain", "busybox-docker", "busybox"] {
         let image = Fixture::image(name);
-        let text = cx.output(&pod, &shapes::container(name, &image, &["/bin/cat", "/etc/marker"])).await.with_context(|| name.to_owned())?;
+        let text = cx
+            .output(&pod, &shapes::container(name, &image, &["/bin/cat", "/etc/marker"]))
+            .await
+            .with_context(|| name.to_owned())?;
         ensure!(text == "from the image\n", "{name}: {text}");
     }
     Ok(())
@@ -103,7 +119,11 @@ async fn manifest_lists_choose_the_platform(cx: Context) -> Result<()> {
         let entry = cx.fixture.entry(name, "1")?;
         ensure!(id == entry.image.id, "{name}: not amd64's configuration: {id}");
         let image = cx.cri.image(&id).await?.context("status")?;
-        ensure!(image.repo_digests == [format!("registry.test/{name}@{}", entry.image.manifest.digest)], "{name}: {:?}", image.repo_digests);
+        ensure!(
+            image.repo_digests == [format!("registry.test/{name}@{}", entry.image.manifest.digest)],
+            "{name}: {:?}",
+            image.repo_digests
+        );
         cx.cri.remove_image(&id).await?;
     }
     Ok(())
@@ -116,7 +136,10 @@ async fn tls_with_a_private_ca(cx: Context) -> Result<()> {
     // Without the CA the same server is refused.
     let hosts = cx.node.paths.certs.join("untrusted.test");
     std::fs::create_dir_all(&hosts)?;
-    std::fs::write(hosts.join("hosts.toml"), format!("server = \"https://127.0.0.1:{}\"\n", cx.fixture.registry.tls_port))?;
+    std::fs::write(
+        hosts.join("hosts.toml"),
+        format!("server = \"https://127.0.0.1:{}\"\n", cx.fixture.registry.tls_port),
+    )?;
     let e = cx.cri.pull("untrusted.test/number-3:1").await.err().context("an unknown CA was trusted")?;
     ensure!(e.message().to_lowercase().contains("certificate"), "{e}");
     Ok(())
@@ -139,7 +162,12 @@ async fn user_is_uid_or_name(cx: Context) -> Result<()> {
     ] {
         let id = cx.cri.pull(&Fixture::image(name)).await?;
         let image = cx.cri.image(&id).await?.context("status")?;
-        ensure!(image.uid.map(|v| v.value) == uid && image.username == user, "{name}: {:?} `{}`", image.uid, image.username);
+        ensure!(
+            image.uid.map(|v| v.value) == uid && image.username == user,
+            "{name}: {:?} `{}`",
+            image.uid,
+            image.username
+        );
         cx.cri.remove_image(&id).await?;
     }
     Ok(())
@@ -156,10 +184,16 @@ async fn three_tags_one_image(cx: Context) -> Result<()> {
     let listed: Vec<_> = cx.cri.images().await?.into_iter().filter(|i| i.id == id).collect();
     let mut tags = listed.first().map(|i| i.repo_tags.clone()).unwrap_or_default();
     tags.sort();
-    ensure!(listed.len() == 1 && tags == ["registry.test/tags:1", "registry.test/tags:2", "registry.test/tags:3"], "{listed:?}");
+    ensure!(
+        listed.len() == 1 && tags == ["registry.test/tags:1", "registry.test/tags:2", "registry.test/tags:3"],
+        "{listed:?}"
+    );
     cx.cri.remove_image("registry.test/tags:2").await?;
     for tag in ["1", "2", "3"] {
-        ensure!(cx.cri.image(&format!("registry.test/tags:{tag}")).await?.is_none(), "tag {tag} survived RemoveImage");
+        ensure!(
+            cx.cri.image(&format!("registry.test/tags:{tag}")).await?.is_none(),
+            "tag {tag} survived RemoveImage"
+        );
     }
     Ok(())
 }
@@ -171,7 +205,10 @@ async fn two_registries_one_image(cx: Context) -> Result<()> {
     let image = cx.cri.image(&one).await?.context("status")?;
     ensure!(image.repo_tags.len() == 2 && image.repo_digests.len() == 2, "{image:?}");
     cx.cri.remove_image("other.test/number-1:1").await?;
-    ensure!(cx.cri.image("registry.test/number-1:1").await?.is_none(), "tags in other registries must go too");
+    ensure!(
+        cx.cri.image("registry.test/number-1:1").await?.is_none(),
+        "tags in other registries must go too"
+    );
     Ok(())
 }
 
@@ -220,7 +257,14 @@ async fn deadline_of_a_millisecond(cx: Context) -> Result<()> {
     cx.cri.remove_image(&name).await?;
     let spec = api::ImageSpec { image: name.clone(), ..Default::default() };
     let request = api::PullImageRequest { image: Some(spec), ..Default::default() };
-    let e = cx.cri.images.clone().pull_image(crate::cri::bounded(request, Duration::from_millis(1))).await.err().context("pulled in 1 ms")?;
+    let e = cx
+        .cri
+        .images
+        .clone()
+        .pull_image(crate::cri::bounded(request, Duration::from_millis(1)))
+        .await
+        .err()
+        .context("pulled in 1 ms")?;
     ensure!(matches!(e.code(), Code::DeadlineExceeded | Code::Cancelled), "{e}");
     ensure!(cx.cri.image(&name).await?.is_none(), "the image of a cancelled pull is there");
     cx.cri.pull(&name).await.context("the next pull")?;
@@ -229,14 +273,19 @@ async fn deadline_of_a_millisecond(cx: Context) -> Result<()> {
 
 async fn cancelled_pull_leaves_nothing(cx: Context) -> Result<()> {
     let files = || -> Vec<String> {
-        let out = std::process::Command::new("find").arg(cx.node.paths.root.join("images")).args(["-type", "f"]).output();
-        out.map(|o| String::from_utf8_lossy(&o.stdout).lines().map(str::to_owned).collect()).unwrap_or_default()
+        let out = std::process::Command::new("find")
+            .arg(cx.node.paths.root.join("images"))
+            .args(["-type", "f"])
+            .output();
+        out.map(|o| String::from_utf8_lossy(&o.stdout).lines().map(str::to_owned).collect())
+            .unwrap_or_default()
     };
     let before = files();
     for wait in [1, 3, 8, 15, 25, 40] {
         let spec = api::ImageSpec { image: Fixture::image("tools"), ..Default::default() };
         let request = api::PullImageRequest { image: Some(spec), ..Default::default() };
-        let outcome = cx.cri.images.clone().pull_image(crate::cri::bounded(request, Duration::from_millis(wait))).await;
+        let outcome =
+            cx.cri.images.clone().pull_image(crate::cri::bounded(request, Duration::from_millis(wait))).await;
         if outcome.is_ok() {
             cx.cri.remove_image(&Fixture::image("tools")).await?;
         }
@@ -257,8 +306,12 @@ async fn cancelled_pull_leaves_nothing(cx: Context) -> Result<()> {
 async fn whiteouts_links_and_owners(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let script = "cd /w; ls | sort | tr '\\n' ' '; echo; cat replace turned; stat -c %a replace suid; stat -c '%u %g %a' owned; \
-                  ls opaque | tr '\\n' ' '; echo; readlink soft absolute; stat -c %h hard; [ hard -ef keep ] && echo same; ls -a | grep -c '^.wh' ";
-    let config = shapes::container("look", &Fixture::image("whiteouts"), &["/bin/sh", "-c", &format!("{script}; true")]);
+                  ls opaque | tr '\\n' ' '; echo; readlink soft; readlink absolute; stat -c %h hard; [ hard -ef keep ] && echo same; ls -a | grep -c '^.wh' ";
+    let config = shapes::container(
+        "look",
+        &Fixture::image("whiteouts"),
+        &["/bin/sh", "-c", &format!("{script}; true")],
+    );
     let text = cx.output(&pod, &config).await?;
     let expected = "absolute attributed hard keep opaque owned replace soft suid turned \nupper\nnow a file\n600\n4755\n1234 5678 640\nnew \nkeep\n/etc/marker\n2\nsame\n0\n";
     ensure!(text == expected, "got\n{text}\ninstead of\n{expected}");
@@ -267,7 +320,11 @@ async fn whiteouts_links_and_owners(cx: Context) -> Result<()> {
 
 async fn sixty_layers(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
-    let config = shapes::container("look", &Fixture::image("many-layers"), &["/bin/sh", "-c", "ls /layers | wc -l; cat /layers/last"]);
+    let config = shapes::container(
+        "look",
+        &Fixture::image("many-layers"),
+        &["/bin/sh", "-c", "ls /layers | wc -l; cat /layers/last"],
+    );
     let text = cx.output(&pod, &config).await?;
     ensure!(text.trim() == "61\n59", "{text}");
     Ok(())
@@ -279,17 +336,36 @@ async fn removal_while_in_use(cx: Context) -> Result<()> {
     let id = cx.start(&pod, &shapes::container("user", &name, &["/bin/sleep", "10000"])).await?;
     let image = cx.cri.container(&id).await?.image_id;
     cx.cri.remove_image(&name).await?;
-    ensure!(cx.cri.sh(&id, "cat /etc/marker && ls /bin | wc -l").await?.starts_with("from the image"), "its files are gone");
+    ensure!(
+        cx.cri.sh(&id, "cat /etc/marker && ls /bin | wc -l").await?.starts_with("from the image"),
+        "its files are gone"
+    );
     let status = cx.cri.container(&id).await.context("H5: status must go on working")?;
     ensure!(status.image_id == image);
     Ok(())
 }
 
 async fn usage_is_counted(cx: Context) -> Result<()> {
-    let used = || async { Ok::<_, anyhow::Error>(cx.cri.image_fs().await?.image_filesystems.first().and_then(|f| f.used_bytes).map_or(0, |v| v.value)) };
+    let used = || async {
+        Ok::<_, anyhow::Error>(
+            cx.cri
+                .image_fs()
+                .await?
+                .image_filesystems
+                .first()
+                .and_then(|f| f.used_bytes)
+                .map_or(0, |v| v.value),
+        )
+    };
     let empty = used().await?;
     cx.cri.pull(&Fixture::image("tools")).await?;
-    crate::wait::until("the usage to grow", Duration::from_secs(40), || async { Ok((used().await? > empty + (1 << 20)).then_some(())) }).await?;
+    crate::wait::until("the usage to grow", Duration::from_secs(40), || async {
+        Ok((used().await? > empty + (1 << 20)).then_some(()))
+    })
+    .await?;
     cx.cri.remove_image(&Fixture::image("tools")).await?;
-    crate::wait::until("the usage to shrink", Duration::from_secs(40), || async { Ok((used().await? < empty + (1 << 20)).then_some(())) }).await
+    crate::wait::until("the usage to shrink", Duration::from_secs(40), || async {
+        Ok((used().await? < empty + (1 << 20)).then_some(()))
+    })
+    .await
 }

@@ -165,8 +165,9 @@ pub struct ContainerRecord {
     /// `/kubepods/burstable/pod<uid>/<id>`.
     #[serde(default)]
     pub cgroup: String,
-    /// Environment, cwd and credentials an exec inherits, as JSON of `wire::ProcessPlan` without
-    /// arguments; kept opaque here so that records do not depend on the protocol.
+    /// Environment, cwd and credentials an exec inherits, and init's arguments for status, as JSON of
+    /// `wire::ProcessPlan` (`spec::exec::template`); kept opaque here so that records do not depend on
+    /// the protocol.
     #[serde(default)]
     pub exec_template: Option<serde_json::Value>,
 }

@@ -70,7 +70,7 @@ fn shim_side(path: &Path) {
 }
 
 fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Outcome {
-    let plan = sys::memfd::sealed("plan", &serde_json::to_vec(&scenario.plan).unwrap()).unwrap();
+    let plan = sys::memfd::create_sealed("plan", &serde_json::to_vec(&scenario.plan).unwrap()).unwrap();
     let (stdin, mut to_stdin) = io::pipe().unwrap();
     let (mut from_stdout, stdout) = io::pipe().unwrap();
     let (report_read, report) = io::pipe().unwrap();
@@ -93,6 +93,7 @@ fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Ou
         exec_error: report.into(),
         pause_pid: Some(std::process::id()),
         target_pid: None,
+        _life: Default::default(),
     };
     let mut input = Some(input);
     let worker = sys::fork::worker(|| {
@@ -105,7 +106,7 @@ fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Ou
     drop((answer, input));
     let mut line = String::new();
     BufReader::new(answer_read).read_line(&mut line).unwrap();
-    assert_eq!(wait(worker.pid), 0, "the worker ended badly: {line}");
+    assert_eq!(wait(worker), 0, "the worker ended badly: {line}");
     let reply: Reply = serde_json::from_str(&line).unwrap();
     let Reply::Created { pid, .. } = &reply else {
         return Outcome { reply, report: String::new(), output: String::new(), code: 0, held: Vec::new() };
@@ -118,9 +119,9 @@ fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Ou
     File::from(OwnedFd::from(report_read)).read_to_string(&mut report).unwrap();
     let mut output = String::new();
     if scenario.terminal {
-        let mut fds = std::collections::VecDeque::new();
-        sys::scm::receive(console_here.as_fd(), &mut [0; 8], &mut fds).unwrap();
-        let mut master = File::from(fds.pop_front().unwrap());
+        let mut fds = Vec::new();
+        sys::scm::recv_with_fds(console_here.as_fd(), &mut [0; 8], |fd| fds.push(fd)).unwrap();
+        let mut master = File::from(fds.pop().unwrap());
         let mut buffer = [0; 4096];
         // EIO: the last one who had the terminal is gone.
         while let Ok(length @ 1..) = master.read(&mut buffer) {
@@ -167,9 +168,6 @@ impl Pod {
         fs::write(layer.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nweb:x:33:34::/srv:/bin/sh\n")
             .unwrap();
         fs::write(layer.join("etc/group"), "root:x:0:\nextra:x:77:web\n").unwrap();
-        for folder in ["rw/upper", "rw/work"] {
-            fs::create_dir_all(dir.path().join(folder)).unwrap();
-        }
         Self { dir }
     }
 
@@ -217,9 +215,6 @@ impl Pod {
                 ..ProcessPlan::default()
             },
             cgroup: CgroupPlan::default(),
-            log: None,
-            stdin: false,
-            stdin_once: false,
             privileged: false,
         }
     }
@@ -229,6 +224,11 @@ impl Pod {
     }
 
     fn run_with(&self, plan: ContainerPlan, stdin: &str, terminal: bool) -> Outcome {
+        // A volatile upper is good for one mount.
+        drop(fs::remove_dir_all(self.path("rw")));
+        for folder in ["rw/upper", "rw/work"] {
+            fs::create_dir_all(self.path(folder)).unwrap();
+        }
         let (file, result) = (self.dir.path().join("scenario"), self.dir.path().join("result"));
         let scenario = Scenario { plan, stdin: stdin.to_owned(), terminal, result: result.clone() };
         fs::write(&file, serde_json::to_vec(&scenario).unwrap()).unwrap();
@@ -404,7 +404,7 @@ fn mounts_are_as_planned() {
     fs::write(pod.path("log"), "").unwrap();
     let script = "cat /vol/data /etc/resolv.conf; echo t > /dev/termination-log; echo w > /vol/w; echo r > /ro/x; \
         echo m > /made/m; stat -c '%a %n' /dev/null /dev/shm /dev/tty /proc/kcore /dev/odd; ls -A /proc/acpi | wc -l; \
-        echo 1 > /proc/sys/vm/swappiness; ls /dev/pts /dev/mqueue >&-; readlink /dev/ptmx /dev/fd; touch /new; \
+        echo 1 > /proc/sys/vm/swappiness; ls /dev/pts /dev/mqueue >&-; readlink /dev/ptmx; readlink /dev/fd; touch /new; \
         cat /proc/kcore | wc -c; grep -c . /proc/self/mountinfo; grep ' / / ' /proc/self/mountinfo; mount | grep mqueue; ls /sys/class/net";
     let mut plan = pod.plan(script);
     let mut readonly = bind(&pod.path("vol"), "/ro", Propagation::Private);
@@ -439,7 +439,8 @@ fn mounts_are_as_planned() {
 fn init_holds_nothing_of_the_worker() {
     let pod = Pod::new();
     let mut out = pod.run(pod.plan("true"));
-    out.held.retain(|what| !what.starts_with("socket:"));
+    // libcontainer's: its sockets, and the new root, which it opened to change to.
+    out.held.retain(|what| !what.starts_with("socket:") && what != "/");
     // Stdin, stdout and stderr, and the report.
     assert_eq!(out.held.len(), 4, "{:?}", out.held);
     assert!(out.held.iter().all(|what| what.starts_with("pipe:")), "{:?}", out.held);

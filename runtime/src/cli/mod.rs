@@ -69,7 +69,7 @@ impl Cli {
         let Self { daemon: Daemon { config, socket, root, state }, command } = self;
         let overrides = Overrides { root, state, socket };
         match command {
-            None => Ok(crate::run(&Config::load(config.as_deref(), &overrides)?)?),
+            None => Ok(crate::run(Config::load(config.as_deref(), &overrides)?)?),
             Some(Command::Config(ConfigCommand::Default)) => print(&Config::default_text()),
             Some(Command::Config(ConfigCommand::Check { path })) => {
                 let path = path.or(config);

@@ -1,17 +1,27 @@
-//! sys: see ARCHITECTURE.md.
+//! Kernel facilities behind safe functions: the only `unsafe` of the project outside pause.
+//!
+//! Descriptors are owned when returned and borrowed when taken; errors are the kernel's. Nothing here knows
+//! what a pod is.
 
-pub mod netns;
+pub mod beneath;
+pub mod cgroup;
+pub mod clone;
 pub mod creds;
+pub mod epoll;
 pub mod execute;
+pub mod fork;
+pub mod jail;
+pub mod memfd;
 pub mod mount;
 pub mod namespace;
-pub mod rlimit;
-pub mod seccomp;
-pub mod cgroup;
-pub mod fork;
-pub mod memfd;
+pub mod netns;
 pub mod pidfd;
 pub mod proc;
+pub mod pty;
+pub mod rlimit;
 pub mod scm;
+pub mod scratch;
 pub mod seal;
+pub mod seccomp;
+pub mod signalfd;
 pub mod spawn;

@@ -10,11 +10,11 @@
 //! the forked worker reads. The protocol grows only by addition: unknown fields are ignored, unknown
 //! requests answered with [`ErrorKind::Unsupported`].
 
-mod codec;
+pub mod codec;
 mod message;
 mod plan;
+pub mod session;
 
-pub use codec::{CodecError, Decoder, Frame, encode};
 pub use message::{
     ContainerState, EXIT_RECORD_KIND, ErrorKind, Event, ExitFacts, Failure, Hello, MAX_FDS, MAX_FRAME,
     Message, PROTOCOL, Reply, Request, ShimInit, Snapshot,

@@ -1,5 +1,6 @@
 //! Requests, replies and events, and which of them carry descriptors.
 
+use crate::LogPlan;
 use model::{ContainerId, ExecId, PodId, User};
 use serde::{Deserialize, Serialize};
 
@@ -133,6 +134,12 @@ pub enum Request {
         container: ContainerId,
         /// The worker is killed after this many milliseconds.
         deadline_ms: u64,
+        /// Output; none discards it. (Here and not in the plan, because the resident shim parses no plans.)
+        log: Option<LogPlan>,
+        /// Its stdio is a terminal of its own.
+        terminal: bool,
+        /// Keep stdin open for attach; else it is /dev/null.
+        stdin: bool,
     },
     /// Lets init go on to execve; answered when it has exec'd or failed ([`ErrorKind::StartFailed`]; the
     /// container is then exited with code 128).
@@ -251,7 +258,8 @@ pub enum ErrorKind {
     Busy,
     /// Not known to this shim.
     Unsupported,
-    /// The kernel or libcontainer said no.
+    /// The kernel or libcontainer said no; also what a class of a later version is read as.
+    #[serde(other)]
     Internal,
 }
 

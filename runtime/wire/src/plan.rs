@@ -248,12 +248,6 @@ pub struct ContainerPlan {
     pub process: ProcessPlan,
     /// Cgroups.
     pub cgroup: CgroupPlan,
-    /// Output; none discards it.
-    pub log: Option<LogPlan>,
-    /// Keep stdin open for attach; else it is /dev/null.
-    pub stdin: bool,
-    /// Close it after the first attach.
-    pub stdin_once: bool,
     /// The container may see and change everything: /sys and cgroups writable, host devices.
     pub privileged: bool,
 }

@@ -42,7 +42,7 @@ impl Late {
             None => None,
             Some(socket) => {
                 let (master, peer) = dev::console(root, own_dev)?;
-                sys::scm::send(socket.as_fd(), b"\n", &[master.as_fd()])
+                sys::scm::send_with_fds(socket.as_fd(), b"\n", &[master.as_fd()])
                     .map_err(internal("console", "sending it"))?;
                 Some(peer)
             }

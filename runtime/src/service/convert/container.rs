@@ -226,7 +226,7 @@ pub(crate) fn container_status(container: &ContainerRecord, silent_log: &str) ->
         supplemental_groups: groups.iter().map(|gid| i64::from(*gid)).collect(),
     };
     let signal = match container.config.stop_signal {
-        0 => to_cri(container.stop_signal),
+        0 => spec::signals::to_cri(container.stop_signal),
         asked => asked,
     };
     cri::ContainerStatus {
@@ -253,8 +253,4 @@ pub(crate) fn container_status(container: &ContainerRecord, silent_log: &str) ->
         user: Some(cri::ContainerUser { linux: Some(user) }),
         stop_signal: signal,
     }
-}
-
-fn to_cri(kernel: i32) -> i32 {
-    if kernel == 3 { 18 } else { 0 }
 }

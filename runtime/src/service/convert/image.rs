@@ -1,7 +1,10 @@
 //! Images.
 
-use super::{Field, Refusal, Result};
+use super::{Field, Result};
 use cri_api::v1 as cri;
+use image::{Auth, ImageRecord, Usage};
+use std::collections::HashMap;
+use std::path::Path;
 
 /// The name in an image request: name, digest or id.
 pub(crate) fn image_name(given: Option<cri::ImageSpec>) -> Result<String> {
@@ -27,4 +30,78 @@ pub(super) fn handler(field: &Field<'_>, name: &str) -> Result<()> {
         return Ok(());
     }
     Err(field.invalid(name, "unknown handler; only the default one, \"\", exists"))
+}
+
+/// The name to look up; `None` lists all.
+pub(crate) fn image_filter(given: Option<cri::ImageFilter>) -> Result<Option<String>> {
+    let spec = given.and_then(|cri::ImageFilter { image }| image);
+    // crictl sends a filter without a name for "all".
+    spec.filter(|spec| !spec.image.is_empty()).map(|spec| image_name(Some(spec))).transpose()
+}
+
+/// Name and credentials.
+pub(crate) fn pull_request(given: cri::PullImageRequest) -> Result<(String, Option<Auth>)> {
+    let cri::PullImageRequest {
+        image,
+        auth,
+        // Would choose policies and credentials by namespace; there are none to choose from.
+        sandbox_config: _,
+    } = given;
+    let auth = auth.map(|auth| {
+        let cri::AuthConfig { username, password, auth, server_address, identity_token, registry_token } =
+            auth;
+        Auth { username, password, auth, server_address, identity_token, registry_token }
+    });
+    Ok((image_name(image)?, auth))
+}
+
+/// An image, as kubelet's garbage collector knows it: by its id.
+pub(crate) fn image(record: &ImageRecord) -> cri::Image {
+    cri::Image {
+        id: record.id.clone(),
+        repo_tags: record.repo_tags.clone(),
+        repo_digests: record.repo_digests.clone(),
+        // Zero is an error to clients.
+        size: record.size.max(1),
+        uid: record.uid.map(|uid| cri::Int64Value { value: uid.into() }),
+        username: record.username.clone().unwrap_or_default(),
+        spec: Some(cri::ImageSpec { image: record.id.clone(), ..Default::default() }),
+        pinned: record.pinned,
+    }
+}
+
+/// The image file system. kubelet dereferences `used_bytes` without looking (H3) and calls stat on the
+/// mount point, which must therefore be a folder that never goes away (H4): the image store.
+pub(crate) fn image_fs(mountpoint: &Path, usage: &Usage) -> cri::ImageFsInfoResponse {
+    let filesystem = cri::FilesystemUsage {
+        timestamp: super::now(),
+        fs_id: Some(cri::FilesystemIdentifier { mountpoint: mountpoint.display().to_string() }),
+        used_bytes: Some(cri::UInt64Value { value: usage.bytes }),
+        inodes_used: Some(cri::UInt64Value { value: usage.inodes }),
+    };
+    cri::ImageFsInfoResponse {
+        image_filesystems: vec![filesystem.clone()],
+        container_filesystems: vec![filesystem],
+    }
+}
+
+/// For `crictl inspecti`.
+pub(crate) fn image_info(record: &ImageRecord) -> HashMap<String, String> {
+    let image::ImageConfig { entrypoint, cmd, env, user, working_dir, stop_signal, volumes, labels } =
+        &record.config;
+    let info = serde_json::json!({
+        "id": record.id,
+        "layers": record.layers,
+        "imageSpec": { "config": {
+            "Entrypoint": entrypoint,
+            "Cmd": cmd,
+            "Env": env,
+            "User": user,
+            "WorkingDir": working_dir,
+            "StopSignal": stop_signal,
+            "Volumes": volumes,
+            "Labels": labels,
+        } },
+    });
+    [("info".to_owned(), info.to_string())].into()
 }

@@ -12,13 +12,15 @@ mod mount;
 mod pod;
 mod resources;
 mod security;
+mod stats;
 #[cfg(test)]
 mod tests;
 
 pub(super) use container::{container_config, container_item, container_status, exec_sync};
 pub(super) use filter::{ContainerFilter, PodFilter};
-pub(super) use image::image_name;
+pub(super) use image::{image, image_filter, image_fs, image_info, image_name, pull_request};
 pub(super) use pod::{pod_item, pod_status, run_request};
+pub(super) use stats::container_stats;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -201,6 +203,12 @@ fn map(field: &Field<'_>, map: HashMap<String, String>) -> Result<BTreeMap<Strin
         return Err(field.invalid(format_args!("{size} bytes"), format!("must have at most {MAX_MAP} bytes")));
     }
     Ok(map.into_iter().collect())
+}
+
+/// Nanoseconds since the epoch.
+fn now() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
 fn unmap(map: &BTreeMap<String, String>) -> HashMap<String, String> {

@@ -664,3 +664,113 @@ fn hostile_values_are_shortened_and_escaped() {
     let text = container(|c| c.working_dir = name).unwrap_err().to_string();
     assert!(text.len() < 600 && !text.contains(['\n', '\u{1b}']), "{text:?}");
 }
+
+/// KUBELET.md H3: kubelet dereferences these without looking.
+#[test]
+fn stats_always_carry_attributes() {
+    let record = container_record(container(|_| {}).unwrap());
+    let without = container_stats(&record, None, None, std::path::Path::new("/store"));
+    let attributes = without.attributes.unwrap();
+    assert_eq!(attributes.metadata.unwrap().name, "nginx");
+    assert_eq!((attributes.id, attributes.labels["a"].as_str()), (record.id.to_string(), "b"));
+    assert!(without.cpu.is_none() && without.memory.is_none() && without.writable_layer.is_none());
+}
+
+#[test]
+fn stats_arrive() {
+    use crate::stats::{ContainerStats, Cpu, Memory, Swap, WritableLayer};
+    let record = container_record(container(|_| {}).unwrap());
+    let figures = ContainerStats {
+        cpu: Cpu { timestamp: 1, usage_core_nano_seconds: 2, usage_nano_cores: None },
+        memory: Memory {
+            timestamp: 3,
+            working_set_bytes: 4,
+            available_bytes: None,
+            usage_bytes: 5,
+            rss_bytes: 6,
+            page_faults: 7,
+            major_page_faults: 8,
+        },
+        swap: Some(Swap { timestamp: 9, swap_available_bytes: Some(10), swap_usage_bytes: 11 }),
+        writable_layer: None,
+        pids: None,
+    };
+    let layer = WritableLayer { timestamp: 12, used_bytes: 13, inodes_used: 14 };
+    let stats = container_stats(&record, Some(&figures), Some(&layer), std::path::Path::new("/store"));
+    let (cpu, memory) = (stats.cpu.unwrap(), stats.memory.unwrap());
+    assert_eq!(
+        (cpu.timestamp, cpu.usage_core_nano_seconds.unwrap().value, cpu.usage_nano_cores),
+        (1, 2, None)
+    );
+    assert_eq!((memory.usage_bytes.unwrap().value, memory.available_bytes), (5, None));
+    assert_eq!((memory.working_set_bytes.unwrap().value, memory.rss_bytes.unwrap().value), (4, 6));
+    assert_eq!((memory.page_faults.unwrap().value, memory.major_page_faults.unwrap().value), (7, 8));
+    let swap = stats.swap.unwrap();
+    assert_eq!((swap.swap_available_bytes.unwrap().value, swap.swap_usage_bytes.unwrap().value), (10, 11));
+    let layer = stats.writable_layer.unwrap();
+    // KUBELET.md H4: never a folder of the container.
+    assert_eq!(layer.fs_id.unwrap().mountpoint, "/store");
+    assert_eq!((layer.used_bytes.unwrap().value, layer.inodes_used.unwrap().value), (13, 14));
+}
+
+/// KUBELET.md H3 and H4.
+#[test]
+fn image_file_system_is_a_folder_that_is_there_with_figures() {
+    let folder = tempfile::tempdir().unwrap();
+    let reply = image_fs(folder.path(), &::image::Usage { bytes: 0, inodes: 0 });
+    for filesystem in reply.image_filesystems.iter().chain(&reply.container_filesystems) {
+        assert_eq!(filesystem.used_bytes, Some(cri::UInt64Value { value: 0 }), "zero, not absent");
+        assert!(filesystem.inodes_used.is_some() && filesystem.timestamp > 0);
+        assert!(std::path::Path::new(&filesystem.fs_id.as_ref().unwrap().mountpoint).is_dir());
+    }
+    assert_eq!((reply.image_filesystems.len(), reply.container_filesystems.len()), (1, 1));
+}
+
+#[test]
+fn images() {
+    let record = ::image::ImageRecord {
+        id: "sha256:aa".into(),
+        repo_tags: vec!["r.local/x:1".into()],
+        repo_digests: vec!["r.local/x@sha256:bb".into()],
+        size: 0,
+        uid: None,
+        username: Some("www-data".into()),
+        config: ::image::ImageConfig::default(),
+        layers: Vec::new(),
+        layers_dir: "/l".into(),
+        pinned: true,
+    };
+    let wire = image::image(&record);
+    assert_eq!(
+        (wire.id.as_str(), wire.size, wire.uid, wire.username.as_str()),
+        ("sha256:aa", 1, None, "www-data")
+    );
+    assert!(wire.pinned && wire.repo_tags.len() == 1 && wire.repo_digests.len() == 1);
+    let root = image::image(&::image::ImageRecord { uid: Some(0), username: None, ..record });
+    assert_eq!((root.uid.unwrap().value, root.username.as_str()), (0, ""));
+
+    let spec = |name: &str| Some(cri::ImageSpec { image: name.into(), ..Default::default() });
+    let (name, auth) = pull_request(cri::PullImageRequest {
+        image: spec("r.local/x"),
+        auth: Some(cri::AuthConfig {
+            username: "u".into(),
+            registry_token: "t".into(),
+            ..Default::default()
+        }),
+        sandbox_config: Some(full_pod()),
+    })
+    .unwrap();
+    let auth = auth.unwrap();
+    assert_eq!(
+        (name.as_str(), auth.username.as_str(), auth.registry_token.as_str()),
+        ("r.local/x", "u", "t")
+    );
+    refused(image_name(None), &["image: absent"]);
+    refused(image_name(spec("")), &["image.image: absent"]);
+    refused(image_name(spec("a\nb")), &["image.image", "control characters"]);
+    let other = cri::ImageSpec { image: "x".into(), runtime_handler: "kata".into(), ..Default::default() };
+    refused(image_name(Some(other)), &["image.runtime_handler: \"kata\""]);
+    assert_eq!(image_filter(None).unwrap(), None);
+    assert_eq!(image_filter(Some(cri::ImageFilter { image: spec("") })).unwrap(), None);
+    assert_eq!(image_filter(Some(cri::ImageFilter { image: spec("x") })).unwrap().as_deref(), Some("x"));
+}

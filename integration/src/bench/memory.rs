@@ -1,0 +1,86 @@
+//! Memory and what grows with the number of pods. Only copepod's own processes can be seen from here: a
+//! peer's columns stay empty.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use super::table::{Measure, Table, Unit};
+use super::{Endpoint, PODS};
+use crate::proc;
+
+/// KiB of kernel memory that grow with processes and namespaces: slab, stacks, page tables.
+fn kernel_kib() -> Result<f64> {
+    let text = fs::read_to_string("/proc/meminfo").context("meminfo")?;
+    let field = |name: &str| -> Option<f64> {
+        text.lines().find_map(|l| l.strip_prefix(name))?.trim().trim_end_matches(" kB").trim().parse().ok()
+    };
+    Ok(["Slab:", "KernelStack:", "PageTables:", "Percpu:"].iter().filter_map(|n| field(n)).sum())
+}
+
+fn mib(kib: u64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52 KiB")]
+    let kib = kib as f64;
+    kib / 1024.0
+}
+
+/// Idle and loaded memory, statistics of 20 pods, restart.
+pub(super) async fn measure(all: &[Endpoint], table: &mut Table) -> Result<()> {
+    let mut idle = Measure::new("daemon PSS, idle", 15.0, Unit::Mib);
+    let mut grown = Measure::new("daemon PSS, growth by 20 pods", 2.0, Unit::Mib);
+    let mut own = Measure::new("PSS per pod, shim and pause", 0.3, Unit::Mib);
+    let mut kernel = Measure::new("kernel memory per pod (meminfo)", 0.0, Unit::Mib);
+    let mut stats = Measure::new("ListContainerStats, 20 pods", 4.0, Unit::Ms);
+    let mut restart = Measure::new("daemon restart to List complete, 20 pods", 0.0, Unit::Ms);
+    for e in all {
+        let ours = !e.ctx.node.is_foreign();
+        let before = if ours {
+            e.ctx.node.restart().await?;
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            Some((proc::pss_kib(e.ctx.node.pid()?)?, kernel_kib()?))
+        } else {
+            None
+        };
+        let mut pods = Vec::with_capacity(PODS);
+        for _ in 0..PODS {
+            let pod = e.ctx.pod().await?;
+            e.ctx.start(&pod, &e.ctx.sleeper("main")).await?;
+            pods.push(pod);
+        }
+        for _ in 0..15 {
+            let began = Instant::now();
+            e.ctx.cri.list_stats(None).await?;
+            stats.add(&e.name, began.elapsed().as_secs_f64() * 1000.0);
+        }
+        if let Some((daemon, slab)) = before {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            let mut total = 0;
+            for pod in &pods {
+                total += proc::pss_kib(e.ctx.node.shim(&pod.id)?.pid)?
+                    + proc::pss_kib(e.ctx.node.pause(&pod.id)?.pid)?;
+            }
+            #[expect(clippy::cast_precision_loss, reason = "20 pods")]
+            let count = PODS as f64;
+            idle.add(&e.name, mib(daemon));
+            grown.add(&e.name, mib(proc::pss_kib(e.ctx.node.pid()?)?) - mib(daemon));
+            own.add(&e.name, mib(total) / count);
+            kernel.add(&e.name, (kernel_kib()? - slab) / 1024.0 / count);
+            for _ in 0..5 {
+                e.ctx.node.kill9()?;
+                let began = Instant::now();
+                e.ctx.node.launch().await?;
+                let listed = e.ctx.cri.pods(None).await?.len();
+                anyhow::ensure!(listed == PODS, "{listed} of {PODS} pods after the restart");
+                restart.add(&e.name, began.elapsed().as_secs_f64() * 1000.0);
+            }
+        }
+        for pod in pods {
+            e.ctx.cri.drop_pod(&pod.id).await?;
+        }
+    }
+    for m in [stats, idle, grown, own, kernel, restart] {
+        table.push(m);
+    }
+    Ok(())
+}

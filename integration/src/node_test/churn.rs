@@ -1,0 +1,161 @@
+//! copepod and kubelet are killed and come back under running pods; kubelet's log and metrics at the end.
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::Signal;
+
+use super::view;
+use super::{Check, Rig, check};
+use crate::wait::{self, secs};
+
+/// In the order they run.
+pub(crate) fn all() -> Vec<Check> {
+    vec![
+        check!(kubelet_logged_nothing_bad_so_far),
+        check!(copepod_killed_under_kubelet),
+        check!(copepod_restarted_under_kubelet),
+        check!(kubelet_restarted_on_copepod),
+        check!(both_killed),
+        check!(no_hazard_in_the_summary_loop),
+    ]
+}
+
+/// What kubelet says when a runtime hurts it (KUBELET.md section 5).
+const BAD: [&str; 21] = [
+    "GenericPLEG: Unable to retrieve pods",
+    "pleg was last seen active",
+    "Event channel is full",
+    "from runtime service failed",
+    "from image service failed",
+    "CRI violation",
+    "Error syncing pod, skipping",
+    "CreatePodSandbox for pod failed",
+    "Container termination failed with gracePeriod",
+    "Kill container failed",
+    "Failed to stop sandbox",
+    "Multiple sandboxes are ready",
+    "Housekeeping took longer",
+    "getPodContainerStatuses for pod failed",
+    "verify ContainerStatus failed",
+    "Eviction manager: failed to get summary stats",
+    "Failed to create legacy symbolic link",
+    "Failed to get system container stats from runtime",
+    "panic: ",
+    "Observed a panic",
+    "Failed to remove container",
+];
+
+/// Pods that provoke errors on purpose, and the image that is not there at first.
+const PROVOKED: [&str; 6] = ["wrong-image", "comes-later", "probe-fails", "waits", "oom", "exit"];
+
+/// The bad lines of a part of kubelet's log.
+fn judge(log: &str) -> Result<()> {
+    let bad: Vec<&str> = log
+        .lines()
+        .filter(|l| BAD.iter().any(|b| l.contains(b)))
+        .filter(|l| !PROVOKED.iter().any(|p| l.contains(p)))
+        // kubelet asks once more for what it has just removed; NotFound is the right answer.
+        .filter(|l| {
+            !(l.contains("ContainerStatus from runtime service failed") && l.contains("code = NotFound"))
+        })
+        .take(10)
+        .collect();
+    ensure!(bad.is_empty(), "kubelet's log says\n{}", bad.join("\n"));
+    Ok(())
+}
+
+async fn kubelet_logged_nothing_bad_so_far(rig: &Rig) -> Result<()> {
+    judge(&rig.kubelet.log())?;
+    let metrics = rig.kubelet.metrics()?;
+    let errors: Vec<&str> = metrics
+        .lines()
+        .filter(|l| l.starts_with("kubelet_runtime_operations_errors_total") && !l.ends_with(" 0"))
+        // The wrong image; probes whose container is being restarted; statuses of what is just being removed.
+        .filter(|l| {
+            !["pull_image", "exec_sync", "run_podsandbox", "\"container_status\""]
+                .iter()
+                .any(|o| l.contains(o))
+        })
+        .collect();
+    ensure!(errors.is_empty(), "runtime operations failed: {errors:?}");
+    Ok(())
+}
+
+/// Nothing was restarted, and kubelet can go on working.
+async fn same_afterwards(rig: &Rig, before: &[(String, Vec<view::Identity>)]) -> Result<()> {
+    // Long enough for several relists, probes and a housekeeping round.
+    tokio::time::sleep(secs(12)).await;
+    let after = wait::until("kubelet to list all pods again", secs(60), || async {
+        let now = view::identities(rig).await?;
+        ensure!(
+            now.len() == before.len() && now.iter().all(|(_, c)| c.iter().all(|c| !c.1.is_empty())),
+            "{now:?}"
+        );
+        Ok(Some(now))
+    })
+    .await?;
+    ensure!(after == before, "containers changed from\n{before:?}\nto\n{after:?}");
+    view::ready(rig, "probes").await.context("probes work on")?;
+    Ok(())
+}
+
+/// Everything that is to be Running is, before something is killed.
+async fn settled(rig: &Rig) -> Result<Vec<(String, Vec<view::Identity>)>> {
+    for name in [
+        "guaranteed",
+        "burstable",
+        "best-effort",
+        "localhost",
+        "init",
+        "sidecar",
+        "probes",
+        "volumes",
+        "on-host",
+        "host-port",
+        "logs",
+        "rotation",
+    ] {
+        view::ready(rig, name).await.with_context(|| format!("{name} before the kill"))?;
+    }
+    view::identities(rig).await
+}
+
+async fn copepod_killed_under_kubelet(rig: &Rig) -> Result<()> {
+    let before = settled(rig).await?;
+    rig.node.kill9()?;
+    tokio::time::sleep(secs(4)).await;
+    rig.node.launch().await?;
+    same_afterwards(rig, &before).await
+}
+
+async fn copepod_restarted_under_kubelet(rig: &Rig) -> Result<()> {
+    let before = settled(rig).await?;
+    rig.node.restart().await?;
+    same_afterwards(rig, &before).await
+}
+
+async fn kubelet_restarted_on_copepod(rig: &Rig) -> Result<()> {
+    let before = settled(rig).await?;
+    rig.kubelet.kill(Signal::SIGTERM)?;
+    rig.kubelet.launch().await?;
+    same_afterwards(rig, &before).await
+}
+
+async fn both_killed(rig: &Rig) -> Result<()> {
+    let before = settled(rig).await?;
+    rig.kubelet.kill(Signal::SIGKILL)?;
+    rig.node.kill9()?;
+    rig.node.launch().await?;
+    rig.kubelet.launch().await?;
+    same_afterwards(rig, &before).await
+}
+
+/// After all that, in calm: two summary rounds and no bad word.
+async fn no_hazard_in_the_summary_loop(rig: &Rig) -> Result<()> {
+    tokio::time::sleep(secs(3)).await;
+    let start = rig.kubelet.log().len();
+    tokio::time::sleep(secs(22)).await;
+    rig.kubelet.summary()?;
+    let log = rig.kubelet.log();
+    let fresh = log.get(start..).unwrap_or_default();
+    judge(fresh)
+}

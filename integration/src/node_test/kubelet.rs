@@ -1,0 +1,242 @@
+//! kubelet standalone: its configuration, process, manifests, and what has to be cleaned up after it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use super::Rig;
+use crate::http::Http;
+use crate::isolation::{self, command};
+use crate::node::Node;
+use crate::registry::free_port;
+use crate::{cgroup, proc, wait};
+
+/// A kubelet.
+#[derive(Debug)]
+pub(crate) struct Kubelet {
+    binary: PathBuf,
+    dir: PathBuf,
+    /// Where manifests are dropped.
+    pub(crate) manifests: PathBuf,
+    /// Where pods' logs go.
+    pub(crate) logs: PathBuf,
+    read_only: u16,
+    secure: u16,
+    http: Http,
+    child: Mutex<Option<Child>>,
+    /// Kernel settings of the host that kubelet changes, as they were.
+    settings: Vec<(&'static str, String)>,
+}
+
+/// Kernel settings that kubelet makes its own; no namespace keeps them from the host.
+const SETTINGS: [&str; 6] = [
+    "/proc/sys/vm/overcommit_memory",
+    "/proc/sys/vm/panic_on_oom",
+    "/proc/sys/kernel/panic",
+    "/proc/sys/kernel/panic_on_oops",
+    "/proc/sys/kernel/keys/root_maxkeys",
+    "/proc/sys/kernel/keys/root_maxbytes",
+];
+
+impl Kubelet {
+    /// Writes the configuration and starts it; returns when it lists pods.
+    pub(crate) async fn start(binary: &Path, node: &Node) -> Result<Self> {
+        let binary = fs::canonicalize(binary)
+            .with_context(|| format!("{} (build it with `make kubelet`)", binary.display()))?;
+        let dir = node.paths.dir.join("kubelet");
+        let this = Self {
+            binary,
+            manifests: dir.join("manifests"),
+            logs: dir.join("pod-logs"),
+            read_only: free_port()?,
+            secure: free_port()?,
+            http: Http::new(),
+            child: Mutex::new(None),
+            settings: SETTINGS.iter().filter_map(|f| Some((*f, fs::read_to_string(f).ok()?))).collect(),
+            dir,
+        };
+        for made in [&this.manifests, &this.logs, &this.dir.join("root")] {
+            fs::create_dir_all(made)?;
+        }
+        fs::write(this.dir.join("config.json"), this.config(node)?.to_string())?;
+        this.launch().await?;
+        Ok(this)
+    }
+
+    fn config(&self, node: &Node) -> Result<Value> {
+        Ok(json!({
+            "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
+            "failCgroupV1": false, "failSwapOn": false, "cgroupDriver": "cgroupfs",
+            "containerRuntimeEndpoint": format!("unix://{}", node.paths.socket.display()),
+            "staticPodPath": self.manifests, "podLogsDir": self.logs, "fileCheckFrequency": "1s", "syncFrequency": "2s",
+            "evictionHard": {"memory.available": "1Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
+            "resolvConf": "/etc/resolv.conf", "authentication": {"anonymous": {"enabled": true}, "webhook": {"enabled": false}},
+            "authorization": {"mode": "AlwaysAllow"}, "enableServer": true, "address": "127.0.0.1", "port": self.secure,
+            "readOnlyPort": self.read_only, "healthzPort": free_port()?, "containerLogMaxSize": "20Ki", "containerLogMaxFiles": 20,
+            "containerLogMonitorInterval": "3s", "runtimeRequestTimeout": "30s", "serializeImagePulls": false, "maxPods": 100,
+            "clusterDNS": ["10.96.0.10"], "clusterDomain": "cluster.local",
+            "volumePluginDir": self.dir.join("volume-plugins"), "shutdownGracePeriod": "0s", "memorySwap": {},
+        }))
+    }
+
+    /// Starts the process of a kubelet that has none.
+    pub(crate) async fn launch(&self) -> Result<()> {
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.log_file())?;
+        let child = Command::new(&self.binary)
+            .arg("--config")
+            .arg(self.dir.join("config.json"))
+            .arg("--root-dir")
+            .arg(self.dir.join("root"))
+            .args(["--hostname-override", "node1", "--node-ip", isolation::NODE_IP, "--v", "2"])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("start kubelet")?;
+        if let Ok(mut slot) = self.child.lock() {
+            *slot = Some(child);
+        }
+        wait::until("kubelet's /pods", Duration::from_secs(60), || async {
+            let ended =
+                self.child.lock().ok().and_then(|mut c| c.as_mut().and_then(|c| c.try_wait().ok().flatten()));
+            if let Some(status) = ended {
+                bail!("kubelet ended with {status}: {}", self.last_log(8));
+            }
+            self.pods().await.map(Some)
+        })
+        .await
+        .with_context(|| format!("kubelet's log ends with {}", self.last_log(8)))?;
+        Ok(())
+    }
+
+    /// kill -9 or SIGTERM of kubelet; returns when it is gone.
+    pub(crate) fn kill(&self, signal: Signal) -> Result<()> {
+        let child = self.child.lock().map_err(|_| anyhow::anyhow!("poisoned"))?.take();
+        if let Some(mut child) = child {
+            proc::signal(child.id(), signal)?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Has it a process?
+    pub(crate) fn running(&self) -> bool {
+        self.child.lock().is_ok_and(|c| c.is_some())
+    }
+
+    /// Ends it, however.
+    pub(crate) fn stop(&self) {
+        drop(self.kill(Signal::SIGKILL));
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.dir.join("kubelet.log")
+    }
+
+    /// Everything it has logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    fn last_log(&self, lines: usize) -> String {
+        let text = self.log();
+        let all: Vec<&str> = text.lines().collect();
+        all.get(all.len().saturating_sub(lines)..).unwrap_or_default().join("\n")
+    }
+
+    /// Its PodList.
+    pub(crate) async fn pods(&self) -> Result<Value> {
+        let text = self.http.get(&format!("http://127.0.0.1:{}/pods", self.read_only)).await?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// A container's log as `kubectl logs` would get it, through kubelet's TLS port.
+    pub(crate) fn container_log(
+        &self,
+        namespace: &str,
+        pod: &str,
+        container: &str,
+        query: &str,
+    ) -> Result<String> {
+        let url =
+            format!("https://127.0.0.1:{}/containerLogs/{namespace}/{pod}/{container}{query}", self.secure);
+        command("curl", &["-sS", "--insecure", "--fail-with-body", "--max-time", "10", &url])
+    }
+
+    /// kubelet's summary, which `kubectl top` and the eviction manager live on.
+    pub(crate) fn summary(&self) -> Result<Value> {
+        let url = format!("https://127.0.0.1:{}/stats/summary", self.secure);
+        Ok(serde_json::from_str(&command(
+            "curl",
+            &["-sS", "--insecure", "--fail-with-body", "--max-time", "20", &url],
+        )?)?)
+    }
+
+    /// kubelet's own metrics.
+    pub(crate) fn metrics(&self) -> Result<String> {
+        let url = format!("https://127.0.0.1:{}/metrics", self.secure);
+        command("curl", &["-sS", "--insecure", "--fail-with-body", "--max-time", "20", &url])
+    }
+
+    /// Drops a manifest.
+    pub(crate) fn apply(&self, pod: &Value) -> Result<()> {
+        let name =
+            pod.pointer("/metadata/name").and_then(Value::as_str).context("a manifest without a name")?;
+        // Not in the watched folder: kubelet would read half of it.
+        let new = self.dir.join("new-manifest");
+        fs::write(&new, serde_json::to_vec_pretty(pod)?)?;
+        fs::rename(new, self.manifests.join(format!("{name}.json")))?;
+        Ok(())
+    }
+
+    /// Takes a manifest away.
+    pub(crate) fn delete(&self, name: &str) -> Result<()> {
+        fs::remove_file(self.manifests.join(format!("{name}.json")))
+            .with_context(|| format!("manifest {name}"))
+    }
+
+    /// Takes all away and waits until copepod has no pod left.
+    pub(crate) async fn remove_all(&self, rig: &Rig) -> Result<()> {
+        for entry in fs::read_dir(&self.manifests)? {
+            fs::remove_file(entry?.path())?;
+        }
+        wait::until("kubelet to remove every pod", Duration::from_secs(90), || async {
+            let left = rig.node.cri.pods(None).await?;
+            let running =
+                left.iter().filter(|p| p.state() == cri_api::v1::PodSandboxState::SandboxReady).count();
+            ensure!(running == 0, "{running} pods are still ready");
+            Ok(Some(()))
+        })
+        .await
+    }
+
+    /// Removes what kubelet leaves by design: its root folder's mounts, the kubepods cgroups, changed kernel
+    /// settings. Nothing else.
+    pub(crate) fn clean_up(&self) {
+        for (file, value) in &self.settings {
+            drop(fs::write(file, value));
+        }
+        let root = self.dir.display().to_string();
+        let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let mut places: Vec<&str> =
+            text.lines().filter_map(|l| l.split(' ').nth(4)).filter(|p| p.starts_with(&root)).collect();
+        places.sort_by_key(|p| std::cmp::Reverse(p.len()));
+        for place in places {
+            drop(command("umount", &["--lazy", place]));
+        }
+        cgroup::destroy("/kubepods");
+    }
+}
+
+impl Drop for Kubelet {
+    fn drop(&mut self) {
+        self.stop();
+        self.clean_up();
+    }
+}

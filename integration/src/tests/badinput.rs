@@ -1,0 +1,260 @@
+//! Bad input: a clear error, nothing made, nothing left.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+use cri_api::v1 as api;
+use serde_json::json;
+use tar::EntryType;
+use tonic::Code;
+
+use crate::context::Context;
+use crate::images::layer::{Packing, Writer};
+use crate::images::{Image, Recipe};
+use crate::runner::{Test, test};
+use crate::shapes::{self, ContainerExt as _, PodExt as _};
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        test!(unknown_ids),
+        test!(pod_without_metadata),
+        test!(container_without_metadata),
+        test!(wrong_fields),
+        test!(container_in_another_pods_config),
+        test!(config_typos).ours(),
+        test!(config_check_and_default).ours(),
+        test!(garbage_on_the_socket).ours(),
+    ]
+}
+
+async fn unknown_ids(cx: Context) -> Result<()> {
+    let absent = "1234567890abcdef".repeat(4);
+    let mut runtime = cx.cri.runtime.clone();
+    for (name, code) in [
+        ("PodSandboxStatus", cx.cri.pod_status(&absent).await.err()),
+        ("ContainerStatus", cx.cri.container_response(&absent).await.err()),
+        ("StartContainer", cx.cri.start(&absent).await.err()),
+        ("ExecSync", cx.cri.exec_sync(&absent, &["true"], 1).await.err()),
+        ("ReopenContainerLog", cx.cri.reopen_log(&absent).await.err()),
+        ("ContainerStats", cx.cri.stats(&absent).await.err()),
+    ] {
+        let status = code.with_context(|| format!("{name} of an unknown id succeeded"))?;
+        ensure!(status.code() == Code::NotFound || cx.node.is_foreign(), "{name}: {status}");
+        ensure!(
+            status.message().contains(absent.get(..12).unwrap_or_default()),
+            "{name} does not name the id: {status}"
+        );
+    }
+    let config = cx.pod_config();
+    ensure!(
+        cx.cri.create(&absent, &cx.sleeper("one"), &config).await.is_err(),
+        "a container in an unknown pod"
+    );
+    for id in ["", "../../../etc", "a\0b", "\u{1f980}", &"x".repeat(100_000)] {
+        ensure!(
+            cx.cri.pod_status(id).await.is_err() && cx.cri.container_response(id).await.is_err(),
+            "`{id}` has a status"
+        );
+        // Idempotent calls may say Ok or refuse, but must answer.
+        drop(runtime.stop_pod_sandbox(api::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() }).await);
+    }
+    cx.cri.version().await?;
+    Ok(())
+}
+
+async fn pod_without_metadata(cx: Context) -> Result<()> {
+    let mut runtime = cx.cri.runtime.clone();
+    ensure!(
+        runtime.run_pod_sandbox(api::RunPodSandboxRequest::default()).await.is_err(),
+        "a pod without a configuration"
+    );
+    let mut config = cx.pod_config();
+    config.metadata = None;
+    let e = cx.cri.run_pod(&config).await.err().context("a pod without metadata")?;
+    ensure!(
+        cx.node.is_foreign() || (e.code() == Code::InvalidArgument && e.message().contains("metadata")),
+        "{e}"
+    );
+    ensure!(cx.cri.pods(None).await?.is_empty() || cx.node.is_foreign(), "it is listed");
+    Ok(())
+}
+
+async fn container_without_metadata(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let base = cx.sleeper("one").like(&pod.config);
+    cx.need(&crate::fixture::Fixture::image("busybox")).await?;
+    for (what, config) in [
+        ("metadata", base.clone().with(|c| c.metadata = None)),
+        ("image", base.clone().with(|c| c.image = None)),
+    ] {
+        ensure!(cx.cri.create(&pod.id, &config, &pod.config).await.is_err(), "a container without {what}");
+    }
+    let mut runtime = cx.cri.runtime.clone();
+    let empty = api::CreateContainerRequest { pod_sandbox_id: pod.id.clone(), ..Default::default() };
+    ensure!(runtime.create_container(empty).await.is_err(), "a container without a configuration");
+    ensure!(cx.cri.containers(None).await?.iter().all(|c| c.pod_sandbox_id != pod.id));
+    Ok(())
+}
+
+async fn wrong_fields(cx: Context) -> Result<()> {
+    if cx.node.is_foreign() {
+        return Ok(());
+    }
+    let bad_pods: Vec<(&str, api::PodSandboxConfig)> = vec![
+        ("protocol", cx.pod_config().own_network().port(api::Protocol::Tcp, 80, 8080)).into_iter_with(|c| {
+            if let Some(p) = c.port_mappings.first_mut() {
+                p.protocol = 77;
+            }
+        }),
+        ("port", cx.pod_config().own_network().port(api::Protocol::Tcp, 80, 70_000)),
+        ("namespace", {
+            let mut c = cx.pod_config();
+            c.namespaces().network = 9;
+            c
+        }),
+        ("cgroup_parent", {
+            let mut c = cx.pod_config();
+            c.linux.get_or_insert_default().cgroup_parent = String::from("../../escape");
+            c
+        }),
+        ("hostname", {
+            let mut c = cx.pod_config().own_network();
+            c.hostname = "h".repeat(300);
+            c
+        }),
+    ];
+    for (what, config) in bad_pods {
+        ensure!(cx.cri.run_pod(&config).await.is_err(), "a pod with a wrong {what} was accepted");
+    }
+    let pod = cx.pod().await?;
+    let bad: Vec<(&str, api::ContainerConfig)> = vec![
+        (
+            "mount target",
+            cx.sleeper("c").mount(
+                std::path::Path::new("/tmp"),
+                "relative/path",
+                false,
+                api::MountPropagation::PropagationPrivate,
+            ),
+        ),
+        (
+            "mount without a source",
+            cx.sleeper("c").mount(
+                std::path::Path::new(""),
+                "/v",
+                false,
+                api::MountPropagation::PropagationPrivate,
+            ),
+        ),
+        (
+            "propagation",
+            cx.sleeper("c").with(|c| {
+                c.mounts.push(api::Mount {
+                    container_path: String::from("/v"),
+                    host_path: String::from("/tmp"),
+                    propagation: 9,
+                    ..Default::default()
+                })
+            }),
+        ),
+        ("log path", cx.sleeper("c").with(|c| c.log_path = String::from("../../../../tmp/escaped.log"))),
+        ("stop signal", cx.sleeper("c").with(|c| c.stop_signal = 999)),
+        ("environment", cx.sleeper("c").env("A=B", "x")),
+        ("user", cx.sleeper("c").with(|c| c.security().run_as_user = Some(api::Int64Value { value: -5 }))),
+        ("working directory", cx.sleeper("c").with(|c| c.working_dir = String::from("relative"))),
+    ];
+    for (what, config) in bad {
+        let refused = cx.create(&pod, &config).await;
+        ensure!(refused.is_err(), "a container with a wrong {what} was accepted");
+    }
+    ensure!(!std::path::Path::new("/tmp/escaped.log").exists());
+    Ok(())
+}
+
+/// Lets a tuple's configuration be changed in place.
+trait IntoIterWith {
+    fn into_iter_with(self, change: impl FnOnce(&mut api::PodSandboxConfig)) -> Self;
+}
+
+impl IntoIterWith for (&'static str, api::PodSandboxConfig) {
+    fn into_iter_with(mut self, change: impl FnOnce(&mut api::PodSandboxConfig)) -> Self {
+        change(&mut self.1);
+        self
+    }
+}
+
+async fn container_in_another_pods_config(cx: Context) -> Result<()> {
+    if cx.node.is_foreign() {
+        return Ok(());
+    }
+    let shared = cx.pod_of(cx.pod_config().shared_pid()).await?;
+    let mut target = cx.sleeper("target");
+    let options = target.security().namespace_options.get_or_insert_default();
+    options.pid = api::NamespaceMode::Target.into();
+    options.target_id = "f".repeat(64);
+    ensure!(cx.create_as_is(&shared, &target).await.is_err(), "TARGET of a container that does not exist");
+    Ok(())
+}
+
+fn copepod(cx: &Context, args: &[&str]) -> Result<(bool, String)> {
+    let out = std::process::Command::new(cx.fixture.bin.join("copepod")).args(args).output()?;
+    Ok((
+        out.status.success(),
+        format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr)),
+    ))
+}
+
+async fn config_typos(cx: Context) -> Result<()> {
+    let file = cx.node.paths.dir.join("typo.toml");
+    for (text, expected) in [
+        ("rot = \"/x\"\n", "root"),
+        ("[network]\nconf_dri = \"/x\"\n", "conf_dir"),
+        ("[netwrok]\nconf_dir = \"/x\"\n", "network"),
+        ("root = 5\n", "root"),
+        ("[network]\ntimeout_seconds = -1\n", "timeout_seconds"),
+        ("root = \"relative\"\n", "root"),
+        ("root = \n", ""),
+    ] {
+        fs::write(&file, text)?;
+        for args in [vec!["config", "check"], vec![]] {
+            let path = file.display().to_string();
+            let mut args: Vec<&str> = args;
+            args.extend(["--config", &path]);
+            let (good, said) = copepod(&cx, &args)?;
+            ensure!(!good && said.contains(expected), "`{text}` with {args:?}: {said}");
+        }
+    }
+    let absent = copepod(&cx, &["--config", "/no/such/file.toml"])?;
+    ensure!(!absent.0 && absent.1.contains("/no/such/file.toml"), "{}", absent.1);
+    Ok(())
+}
+
+async fn config_check_and_default(cx: Context) -> Result<()> {
+    let (good, text) = copepod(&cx, &["config", "default"])?;
+    ensure!(good && text.contains("root = "), "{text}");
+    let file = cx.node.paths.dir.join("default.toml");
+    fs::write(&file, &text)?;
+    let (good, said) = copepod(&cx, &["config", "check", "--config", &file.display().to_string()])?;
+    ensure!(good, "its own default is refused: {said}");
+    let (good, said) =
+        copepod(&cx, &["config", "check", "--config", &cx.node.paths.config.display().to_string()])?;
+    ensure!(good, "{said}");
+    Ok(())
+}
+
+async fn garbage_on_the_socket(cx: Context) -> Result<()> {
+    use tokio::io::AsyncWriteExt as _;
+    for bytes in [
+        vec![0_u8; 1000],
+        b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+        vec![0xff; 100_000],
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff\xff".to_vec(),
+    ] {
+        let mut stream = tokio::net::UnixStream::connect(&cx.node.paths.socket).await?;
+        // The daemon may hang up in the middle.
+        drop(stream.write_all(&bytes).await);
+        drop(stream);
+        cx.cri.version().await.context("after garbage")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,187 @@
+//! Five ways in which a runtime can hurt kubelet, and what keeps copepod from each.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::context::Context;
+use crate::fixture::Fixture;
+use crate::runner::{Test, test};
+use crate::shapes::{self, CGROUP_PARENT, ContainerExt as _, PodExt as _};
+use crate::wait::secs;
+use crate::{cgroup, proc};
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        test!(h1_log_path_is_absolute).ours(),
+        test!(h2_no_cgroup_beside_the_pods).ours(),
+        test!(h3_no_message_is_absent),
+        test!(h4_mount_points_exist_and_stay),
+        test!(h5_every_listed_container_has_a_status).ours(),
+    ]
+}
+
+/// kubelet removes `<log_path>*`: an empty one would match its working directory.
+async fn h1_log_path_is_absolute(cx: Context) -> Result<()> {
+    for (directory, path) in [("", ""), ("", "x/0.log"), ("logs", "")] {
+        let mut config = cx.pod_config();
+        config.log_directory = if directory.is_empty() {
+            String::new()
+        } else {
+            cx.node.paths.logs.join(directory).display().to_string()
+        };
+        let pod = cx.pod_of(config).await?;
+        let id = cx.start(&pod, &cx.sleeper("one").with(|c| c.log_path = path.to_owned())).await?;
+        let created = cx.create(&pod, &cx.sleeper("two").with(|c| c.log_path = path.to_owned())).await?;
+        cx.cri.stop(&id, 0).await?;
+        for id in [id, created] {
+            let shown = cx.cri.container(&id).await?.log_path;
+            ensure!(
+                shown.starts_with('/') && shown.len() > 1 && !shown.ends_with('/'),
+                "log_path is `{shown}` for `{directory}` and `{path}`"
+            );
+        }
+        cx.cri.drop_pod(&pod.id).await?;
+    }
+    Ok(())
+}
+
+/// kubelet kills what it finds directly below a QoS level with "pod" in its name, and "copepod" has it.
+async fn h2_no_cgroup_beside_the_pods(cx: Context) -> Result<()> {
+    let qos = format!("{CGROUP_PARENT}/besteffort");
+    let checked = async {
+        let mut config = cx.pod_config().own_network();
+        let parent = format!("{qos}/podhazard2");
+        config.linux.get_or_insert_default().cgroup_parent.clone_from(&parent);
+        let pod = cx.pod_of(config).await?;
+        let id = cx.start(&pod, &cx.sleeper("one")).await?;
+        let below: BTreeSet<String> = cgroup::all(|p| p.starts_with(&qos));
+        for path in &below {
+            let (_, path) = path.split_once(':').context("path")?;
+            let fits = path == qos
+                || path == parent
+                || path == format!("{parent}/{id}")
+                || path.starts_with(&format!("{parent}/{}", pod.id));
+            ensure!(fits, "a cgroup of kubelet's levels that is not the container's: {path}");
+        }
+        let shim = cx.node.shim(&pod.id)?;
+        for process in [shim.pid, cx.node.pause(&pod.id)?.pid] {
+            let text = std::fs::read_to_string(format!("/proc/{process}/cgroup"))?;
+            ensure!(
+                !text.contains(&parent) || process != shim.pid,
+                "the shim lives below the pod's cgroup, which kubelet destroys: {text}"
+            );
+        }
+        cx.cri.drop_pod(&pod.id).await?;
+        Ok(())
+    }
+    .await;
+    cgroup::destroy(&qos);
+    checked
+}
+
+/// Messages that kubelet dereferences without looking.
+async fn h3_no_message_is_absent(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let created = cx.create(&pod, &cx.sleeper("created")).await?;
+    let running = cx.start(&pod, &cx.sleeper("running")).await?;
+    let exited = cx.start(&pod, &cx.shell("exited", "true")).await?;
+    cx.cri.wait_exit(&exited, secs(10)).await?;
+    let list = cx.cri.list_stats(None).await?;
+    ensure!(
+        list.iter().any(|s| s.attributes.as_ref().is_some_and(|a| a.id == running)),
+        "the running one has no stats"
+    );
+    for stats in &list {
+        let attributes = stats.attributes.as_ref().context("stats without attributes")?;
+        ensure!(attributes.metadata.is_some() && !attributes.id.is_empty(), "{attributes:?}");
+    }
+    for id in [&created, &running, &exited] {
+        if let Ok(Some(stats)) = cx.cri.stats(id).await {
+            ensure!(stats.attributes.is_some_and(|a| a.metadata.is_some()), "ContainerStats of {id}");
+        }
+        let s = cx.cri.container(id).await?;
+        ensure!(
+            s.metadata.is_some() && s.image.is_some() && !s.image_ref.is_empty() && s.created_at > 0,
+            "{s:?}"
+        );
+    }
+    let info = cx.cri.image_fs().await?;
+    for fs in info.image_filesystems.iter().chain(&info.container_filesystems) {
+        ensure!(fs.used_bytes.is_some() && fs.inodes_used.is_some() && fs.fs_id.is_some(), "{fs:?}");
+    }
+    for pod in cx.cri.pods(None).await? {
+        ensure!(pod.metadata.is_some() && pod.created_at > 0, "{pod:?}");
+    }
+    Ok(())
+}
+
+/// A mount point that fails stat() fails kubelet's whole summary.
+async fn h4_mount_points_exist_and_stay(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let id = cx.start(&pod, &cx.sleeper("one")).await?;
+    let place = cx
+        .cri
+        .stats(&id)
+        .await?
+        .and_then(|s| s.writable_layer)
+        .and_then(|l| l.fs_id)
+        .context("no writable layer")?
+        .mountpoint;
+    let info = cx.cri.image_fs().await?;
+    let image = info
+        .image_filesystems
+        .first()
+        .and_then(|f| f.fs_id.clone())
+        .context("no image file system")?
+        .mountpoint;
+    ensure!(Path::new(&place).exists() && Path::new(&image).exists(), "{place} or {image} does not exist");
+    cx.cri.drop_pod(&pod.id).await?;
+    ensure!(Path::new(&place).exists(), "{place} went with its container");
+    ensure!(cx.node.is_foreign() || !place.contains(&id), "{place} belongs to one container");
+    Ok(())
+}
+
+/// A status that fails for a listed container blocks its removal and all image garbage collection.
+async fn h5_every_listed_container_has_a_status(cx: Context) -> Result<()> {
+    let name = Fixture::image("busybox-docker");
+    let pod = cx.pod().await?;
+    let sleeping = |n: &str| shapes::container(n, &name, &["/bin/sleep", "10000"]);
+    let running = cx.start(&pod, &sleeping("running")).await?;
+    cx.create(&pod, &sleeping("created")).await?;
+    let dead = cx.start(&pod, &shapes::container("dead", &name, &["/bin/true"])).await?;
+    cx.cri.wait_exit(&dead, secs(10)).await?;
+    cx.cri.remove_image(&name).await?;
+    proc::signal(cx.node.shim(&pod.id)?.pid, nix::sys::signal::Signal::SIGKILL)?;
+    for round in 0..20 {
+        for listed in cx.cri.containers(None).await? {
+            let answer = cx.cri.container(&listed.id).await;
+            let still = cx.cri.containers(None).await?.iter().any(|c| c.id == listed.id);
+            ensure!(answer.is_ok() || !still, "round {round}: {:#}", answer.err().context("error")?);
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    cx.cri.container(&running).await.context("with image and shim gone")?;
+    // While containers come and go.
+    let other = cx.pod_of(cx.pod_config().label("second", "pod")).await?;
+    let churn = {
+        let cx = cx.clone();
+        tokio::spawn(async move {
+            for n in 0..15 {
+                let id = cx.start(&other, &cx.sleeper(&format!("c{n}"))).await?;
+                cx.cri.remove(&id).await?;
+            }
+            Ok::<_, anyhow::Error>(())
+        })
+    };
+    while !churn.is_finished() {
+        for listed in cx.cri.containers(None).await? {
+            if let Err(e) = cx.cri.container(&listed.id).await {
+                let still = cx.cri.containers(None).await?.iter().any(|c| c.id == listed.id);
+                ensure!(!still, "{} is listed but has no status: {e:#}", listed.id);
+            }
+        }
+    }
+    churn.await?
+}

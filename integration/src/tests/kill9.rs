@@ -1,0 +1,332 @@
+//! kill -9 of the daemon: under twenty log writers, and at a hundred random moments.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use cri_api::v1::{self as api, ContainerState, PodSandboxState};
+
+use crate::context::{Context, Pod};
+use crate::fixture::Fixture;
+use crate::images::digest;
+use crate::logfile::Log;
+use crate::runner::{Test, test};
+use crate::shapes::{ContainerExt as _, PodExt as _};
+use crate::wait::{self, secs};
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        test!(twenty_writers).own().limit(180),
+        test!(random_moments).own().limit(240),
+        test!(each_step_in_order).own().limit(120),
+    ]
+}
+
+/// The bytes of line N.
+type Line = fn(usize) -> Vec<u8>;
+
+/// What one writer does, and what its log must reassemble to.
+struct Writer {
+    id: String,
+    line: Line,
+    count: usize,
+    /// Bytes after the last line.
+    tail: &'static str,
+    code: i32,
+}
+
+fn short_line(n: usize) -> Vec<u8> {
+    format!("line {n}\n").into_bytes()
+}
+
+/// 20,013 bytes and more: cut twice.
+fn long_line(n: usize) -> Vec<u8> {
+    format!("{}line {n}\n", "x".repeat(20_000)).into_bytes()
+}
+
+async fn writer(cx: &Context, pod: &Pod, n: usize) -> Result<Writer> {
+    let (name, count) = (format!("w{n}"), if n == 1 { 300 } else { 25_000 });
+    let numbers = |count: usize| format!("i=0; while [ $i -lt {count} ]; do echo line $i; i=$((i+1)); done");
+    // A gate holds the last line back until the daemon is up again: everybody spans the crash.
+    let (script, line, tail, code): (String, Line, &'static str, i32) = match n {
+        1 => (
+            format!(
+                "x=$(head -c 20000 /dev/zero | tr '\\0' x); i=0; while [ $i -lt {count} ]; do echo ${{x}}line $i; i=$((i+1)); sleep 0.005; done; exit 21"
+            ),
+            long_line,
+            "",
+            21,
+        ),
+        2 => (format!("stty -onlcr; {}; exit 22", numbers(count)), short_line, "", 22),
+        3 => (format!("{}; printf 'no end'; exit 23", numbers(count)), short_line, "no end", 23),
+        _ => (format!("{}; exit 0", numbers(count)), short_line, "", 0),
+    };
+    let mut config = cx.shell(&name, &script);
+    config.tty = n == 2;
+    let id = cx.start(pod, &config).await?;
+    Ok(Writer { id, line, count, tail, code })
+}
+
+async fn twenty_writers(cx: Context) -> Result<()> {
+    cx.need(&Fixture::image("busybox")).await?;
+    let mut pods = Vec::new();
+    for n in 0..20 {
+        let config = cx.pod_config();
+        let pod = cx.pod_of(if n < 4 { config.own_network() } else { config }).await?;
+        let keep = cx.start(&pod, &cx.sleeper("keep")).await?;
+        pods.push((pod, keep));
+    }
+    let mut writers = Vec::new();
+    for (n, (pod, _)) in pods.iter().enumerate() {
+        writers.push(writer(&cx, pod, n).await?);
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    cx.node.kill9()?;
+    tokio::time::sleep(secs(1)).await;
+    let start = Instant::now();
+    cx.node.launch().await?;
+    let (listed_pods, listed) = (cx.cri.pods(None).await?, cx.cri.containers(None).await?);
+    println!("      lists complete {:.2} s after the new daemon's start", start.elapsed().as_secs_f32());
+    ensure!(
+        listed_pods.len() == 20 && listed.len() == 40,
+        "{} pods and {} containers listed",
+        listed_pods.len(),
+        listed.len()
+    );
+    ensure!(listed_pods.iter().all(|p| p.state() == PodSandboxState::SandboxReady), "a pod is not ready");
+    // Rotation right after the restart: what the shim had buffered must not be lost or doubled.
+    let mut rotated = Vec::new();
+    for w in &writers {
+        let path = cx.cri.container(&w.id).await?.log_path;
+        let old = format!("{path}.old");
+        fs::rename(&path, &old)?;
+        match cx.cri.reopen_log(&w.id).await {
+            Ok(()) => ensure!(Path::new(&path).exists(), "no new file"),
+            // It ended meanwhile: kubelet would rename back.
+            Err(_) => {
+                ensure!(!Path::new(&path).exists(), "a refused reopen made a file");
+                fs::rename(&old, &path)?;
+            }
+        }
+        rotated.push((old, path));
+    }
+    for (w, (old, path)) in writers.iter().zip(&rotated) {
+        let s = cx.cri.wait_exit(&w.id, secs(90)).await?;
+        ensure!(s.exit_code == w.code, "exit code {} instead of {}", s.exit_code, w.code);
+        let files: Vec<&Path> = [old, path].into_iter().map(Path::new).filter(|p| p.exists()).collect();
+        let log = Log::read_all(&files)?;
+        let mut expected: Vec<u8> = (0..w.count).flat_map(w.line).collect();
+        expected.extend_from_slice(w.tail.as_bytes());
+        let found = log.bytes(None);
+        ensure!(
+            digest(&found) == digest(&expected),
+            "{}: {} bytes instead of {}: {}",
+            s.log_path,
+            found.len(),
+            expected.len(),
+            difference(&found, &expected)
+        );
+    }
+    for (pod, keep) in &pods {
+        ensure!(
+            cx.cri.container(keep).await?.state() == ContainerState::ContainerRunning,
+            "a sleeper was hurt"
+        );
+        ensure!(cx.cri.sh(keep, "echo in").await? == "in");
+        cx.cri.stop(keep, 0).await?;
+        cx.cri.drop_pod(&pod.id).await?;
+    }
+    Ok(())
+}
+
+fn difference(found: &[u8], expected: &[u8]) -> String {
+    let at = found.iter().zip(expected).position(|(a, b)| a != b).unwrap_or(found.len().min(expected.len()));
+    let show = |bytes: &[u8]| {
+        String::from_utf8_lossy(
+            bytes.get(at.saturating_sub(20)..bytes.len().min(at + 40)).unwrap_or_default(),
+        )
+        .into_owned()
+    };
+    format!("first difference at byte {at}: `{}` instead of `{}`", show(found), show(expected))
+}
+
+/// A small generator: the same moments in every run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit.max(1)
+    }
+}
+
+/// Bring-up and teardown of one pod with one container; what was got hold of stays in `ids`.
+async fn lifecycle(
+    cx: &Context,
+    config: &api::PodSandboxConfig,
+    ids: &std::sync::Mutex<Vec<String>>,
+) -> Result<()> {
+    let pod = cx.cri.run_pod(config).await?;
+    if let Ok(mut ids) = ids.lock() {
+        ids.push(pod.clone());
+    }
+    let container = cx.cri.create(&pod, &cx.sleeper("main").like(config), config).await?;
+    cx.cri.start(&container).await?;
+    cx.cri.stop(&container, 0).await?;
+    cx.cri.remove(&container).await?;
+    cx.cri.drop_pod(&pod).await?;
+    Ok(())
+}
+
+/// After a crash: everything listed can be asked for, and kubelet's retry brings the pod up and away.
+async fn consistent(cx: &Context, config: &api::PodSandboxConfig) -> Result<()> {
+    let pods = cx.cri.pods(None).await?;
+    for pod in &pods {
+        let s = cx.cri.pod_status(&pod.id).await?.status.context("a listed pod without a status")?;
+        ensure!(s.metadata.is_some() && s.created_at > 0, "half-made pod {s:?}");
+    }
+    for c in cx.cri.containers(None).await? {
+        ensure!(
+            pods.iter().any(|p| p.id == c.pod_sandbox_id),
+            "container {} of a pod that is not listed",
+            c.id
+        );
+        ensure!(c.state() != ContainerState::ContainerUnknown, "container {} is in state unknown", c.id);
+        cx.cri.container(&c.id).await?;
+    }
+    let names: BTreeSet<_> = pods.iter().filter_map(|p| p.metadata.as_ref()).map(|m| m.uid.clone()).collect();
+    ensure!(names.len() == pods.len(), "one pod is listed twice: {pods:?}");
+    // kubelet removes what is not ready, and asks for the rest again.
+    for pod in pods.iter().filter(|p| p.state() == PodSandboxState::SandboxNotready) {
+        cx.cri.drop_pod(&pod.id).await.context("remove what was left not ready")?;
+    }
+    let pod = cx.cri.run_pod(config).await.context("RunPodSandbox again")?;
+    let old = cx
+        .cri
+        .containers(Some(api::ContainerFilter { pod_sandbox_id: pod.clone(), ..Default::default() }))
+        .await?;
+    for c in old {
+        cx.cri.remove(&c.id).await.context("remove an old container")?;
+    }
+    let container = cx
+        .cri
+        .create(&pod, &cx.sleeper("main").like(config), config)
+        .await
+        .context("CreateContainer again")?;
+    cx.cri.start(&container).await.context("StartContainer again")?;
+    ensure!(cx.cri.sh(&container, "echo in").await? == "in");
+    cx.cri.drop_pod(&pod).await.context("teardown")?;
+    ensure!(
+        cx.cri.pods(None).await?.is_empty() && cx.cri.containers(None).await?.is_empty(),
+        "something is still listed"
+    );
+    Ok(())
+}
+
+async fn random_moments(cx: Context) -> Result<()> {
+    cx.need(&Fixture::image("busybox")).await?;
+    let nothing = std::sync::Mutex::new(Vec::new());
+    let mut whole = [Duration::ZERO; 2];
+    for (own, slot) in whole.iter_mut().enumerate() {
+        let config = if own == 1 { cx.pod_config().own_network() } else { cx.pod_config() };
+        let start = Instant::now();
+        lifecycle(&cx, &config, &nothing).await.context("one undisturbed life")?;
+        *slot = start.elapsed();
+    }
+    let mut random = Random(0x2545_f491_4f6c_dd1d);
+    let mut unfinished = 0;
+    for round in 0..110 {
+        let own = round % 2;
+        let config = if own == 1 { cx.pod_config().own_network() } else { cx.pod_config() };
+        let span = u64::try_from(whole.get(own).context("span")?.as_micros())?;
+        let delay = Duration::from_micros(random.below(span));
+        let ids = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+        let life = {
+            let (cx, config, ids) = (cx.clone(), config.clone(), std::sync::Arc::clone(&ids));
+            tokio::spawn(async move { lifecycle(&cx, &config, &ids).await })
+        };
+        tokio::time::sleep(delay).await;
+        cx.node.kill9()?;
+        let ended = tokio::time::timeout(secs(10), life)
+            .await
+            .context("a call hangs although the daemon is dead")??;
+        unfinished += u32::from(ended.is_err());
+        cx.node.launch().await.with_context(|| format!("round {round}: start after a kill at {delay:?}"))?;
+        let moment = || {
+            format!(
+                "round {round}: killed {delay:?} into a life of {:?} ({}), seen {ids:?}",
+                whole.get(own),
+                if own == 1 { "CNI" } else { "host network" }
+            )
+        };
+        consistent(&cx, &config).await.with_context(moment)?;
+    }
+    println!(
+        "      110 kills, {unfinished} of them in the middle of a life of {:?} or {:?}",
+        whole[0], whole[1]
+    );
+    ensure!(unfinished >= 60, "only {unfinished} kills met a life in progress");
+    Ok(())
+}
+
+/// Right after each call has been sent: the moment that random times meet least.
+async fn each_step_in_order(cx: Context) -> Result<()> {
+    cx.need(&Fixture::image("busybox")).await?;
+    for step in 0..6 {
+        for wait in [0_u64, 2, 6] {
+            let config = cx.pod_config().own_network();
+            let outcome = killed_in(&cx, &config, step, Duration::from_millis(wait)).await;
+            if cx.node.pid().is_err() {
+                cx.node.launch().await?;
+            }
+            outcome.with_context(|| format!("step {step}"))?;
+            consistent(&cx, &config).await.with_context(|| format!("killed {wait} ms into step {step}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Does the steps before `step`, sends that one's call and kills the daemon a moment later.
+async fn killed_in(
+    cx: &Context,
+    config: &api::PodSandboxConfig,
+    step: usize,
+    moment: Duration,
+) -> Result<()> {
+    let mut pod = String::new();
+    let mut container = String::new();
+    for now in 0..=step {
+        let call = {
+            let (cri, config, pod, container) =
+                (cx.cri.clone(), config.clone(), pod.clone(), container.clone());
+            let main = cx.sleeper("main").like(&config);
+            tokio::spawn(async move {
+                match now {
+                    0 => cri.run_pod(&config).await,
+                    1 => cri.create(&pod, &main, &config).await,
+                    2 => cri.start(&container).await.map(|()| String::new()),
+                    3 => cri.stop(&container, 0).await.map(|()| String::new()),
+                    4 => cri.stop_pod(&pod).await.map(|()| String::new()),
+                    _ => cri.remove_pod(&pod).await.map(|()| String::new()),
+                }
+            })
+        };
+        if now == step {
+            tokio::time::sleep(moment).await;
+            cx.node.kill9()?;
+            drop(tokio::time::timeout(secs(10), call).await.context("the call hangs")?);
+            return Ok(());
+        }
+        let id = call.await??;
+        match now {
+            0 => pod = id,
+            1 => container = id,
+            _ => {}
+        }
+    }
+    wait::until_true("unreachable", secs(0), || true).await
+}

@@ -1,0 +1,204 @@
+//! CRI log files.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::context::Context;
+use crate::logfile::Log;
+use crate::runner::{Test, test};
+use crate::shapes::{ContainerExt as _, unique};
+use crate::wait::{self, secs};
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        test!(both_streams),
+        test!(long_lines_are_cut),
+        test!(no_newline_at_the_end),
+        test!(empty_lines_and_binary),
+        test!(terminal_is_one_stream),
+        test!(reopen_after_rotation),
+        test!(reopen_refused_unless_running),
+        test!(rotation_under_load_loses_nothing).limit(120),
+        test!(log_exists_at_start),
+        test!(attempts_have_files_of_their_own),
+        test!(log_folder_is_made),
+    ]
+}
+
+async fn both_streams(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let s = cx.run(&pod, &cx.shell("one", "for i in 1 2 3; do echo out $i; echo err $i >&2; done")).await?;
+    let log = Log::read(&s.log_path)?;
+    ensure!(log.text(Some("stdout")) == "out 1\nout 2\nout 3\n", "{log:?}");
+    ensure!(log.text(Some("stderr")) == "err 1\nerr 2\nerr 3\n", "{log:?}");
+    let mut times: Vec<&String> = log.lines.iter().map(|l| &l.time).collect();
+    let written = times.clone();
+    times.sort();
+    ensure!(times == written, "times go backwards: {written:?}");
+    Ok(())
+}
+
+async fn long_lines_are_cut(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    for size in [16_383_usize, 16_384, 16_385, 32_768, 100_001] {
+        let line = format!("head -c {size} /dev/zero | tr '\\0' x; echo");
+        let s = cx.run(&pod, &cx.shell(&format!("c{size}"), &line)).await?;
+        let log = Log::read(&s.log_path)?;
+        ensure!(log.bytes(None).len() == size + 1, "{size}: {} bytes came back", log.bytes(None).len());
+        let full = log.lines.iter().filter(|l| !l.partial).count();
+        ensure!(
+            full == 1 && log.lines.last().is_some_and(|l| !l.partial),
+            "{size}: {full} full lines of {}",
+            log.lines.len()
+        );
+        ensure!(log.lines.len() <= size / 4096 + 2, "{size}: cut into {} pieces", log.lines.len());
+    }
+    Ok(())
+}
+
+async fn no_newline_at_the_end(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let s = cx.run(&pod, &cx.shell("one", "echo first; printf 'no end'")).await?;
+    let log = Log::read(&s.log_path)?;
+    ensure!(log.text(None) == "first\nno end", "{log:?}");
+    Ok(())
+}
+
+async fn empty_lines_and_binary(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let s = cx.run(&pod, &cx.shell("one", "printf '\\n\\n \\n\\377\\376 x\\n\\tend\\n'")).await?;
+    let log = Log::read(&s.log_path)?;
+    ensure!(log.bytes(None) == b"\n\n \n\xff\xfe x\n\tend\n", "{:?}", log.bytes(None));
+    Ok(())
+}
+
+async fn terminal_is_one_stream(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let s = cx
+        .run(
+            &pod,
+            &cx.shell("one", "tty; echo out; echo err >&2; echo $TERM; [ -t 0 ] && echo terminal").terminal(),
+        )
+        .await?;
+    let log = Log::read(&s.log_path)?;
+    ensure!(log.lines.iter().all(|l| l.stream == "stdout"), "a terminal has only stdout: {log:?}");
+    let text = log.text(None).replace('\r', "");
+    ensure!(
+        text.contains("/dev/")
+            && text.contains("out\nerr\n")
+            && text.contains("xterm\n")
+            && text.contains("terminal\n"),
+        "{text}"
+    );
+    Ok(())
+}
+
+async fn reopen_after_rotation(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let id = cx
+        .start(&pod, &cx.shell("one", "i=0; while :; do echo line $i; i=$((i+1)); sleep 0.01; done"))
+        .await?;
+    let path = cx.cri.container(&id).await?.log_path;
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    let old = format!("{path}.old");
+    fs::rename(&path, &old)?;
+    cx.cri.reopen_log(&id).await?;
+    ensure!(Path::new(&path).exists(), "the new file does not exist when the call returns");
+    let frozen = fs::read(&old)?;
+    wait::until_true("lines in the new file", secs(5), || fs::metadata(&path).is_ok_and(|m| m.len() > 0))
+        .await?;
+    cx.cri.stop(&id, 0).await?;
+    ensure!(fs::read(&old)? == frozen, "the old file went on growing");
+    check_numbers(&Log::read_all(&[Path::new(&old), Path::new(&path)])?)?;
+    Ok(())
+}
+
+async fn reopen_refused_unless_running(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let created = cx.create(&pod, &cx.sleeper("created")).await?;
+    ensure!(cx.cri.reopen_log(&created).await.is_err(), "of a created container");
+    let s = cx.run(&pod, &cx.shell("exited", "echo x")).await?;
+    fs::rename(&s.log_path, format!("{}.moved", s.log_path))?;
+    ensure!(cx.cri.reopen_log(&s.id).await.is_err(), "of an exited container");
+    ensure!(
+        !Path::new(&s.log_path).exists(),
+        "a file appeared although it failed: kubelet cannot rename back"
+    );
+    ensure!(cx.cri.reopen_log(&"9".repeat(64)).await.is_err(), "of an unknown container");
+    Ok(())
+}
+
+async fn rotation_under_load_loses_nothing(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let id = cx
+        .start(
+            &pod,
+            &cx.shell("fast", "i=0; while [ $i -lt 60000 ]; do echo line $i; i=$((i+1)); done; sleep 10000"),
+        )
+        .await?;
+    let path = cx.cri.container(&id).await?.log_path;
+    let mut files = Vec::new();
+    for n in 0..10 {
+        tokio::time::sleep(std::time::Duration::from_millis(60)).await;
+        let old = format!("{path}.{n}");
+        fs::rename(&path, &old)?;
+        cx.cri.reopen_log(&id).await?;
+        files.push(old);
+    }
+    files.push(path.clone());
+    let paths: Vec<&Path> = files.iter().map(Path::new).collect();
+    // It may have ended before the last rotation: then its last line is in an older file.
+    wait::until("the last line", secs(60), || async {
+        Ok(Log::read_all(&paths)?.text(None).ends_with("line 59999\n").then_some(()))
+    })
+    .await?;
+    let count = check_numbers(&Log::read_all(&paths)?)?;
+    ensure!(count == 60_000, "{count} lines");
+    Ok(())
+}
+
+async fn log_exists_at_start(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let id = cx.start(&pod, &cx.sleeper("silent")).await?;
+    let path = cx.cri.container(&id).await?.log_path;
+    ensure!(path == format!("{}/silent/0.log", pod.config.log_directory), "log_path is {path}");
+    ensure!(Path::new(&path).exists(), "StartContainer returned before the log existed");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path)?.permissions()) & 0o777;
+    ensure!(mode & 0o007 == 0, "everybody can read the log: {mode:o}");
+    Ok(())
+}
+
+async fn attempts_have_files_of_their_own(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    for attempt in 0..3 {
+        let config = cx.shell("again", &format!("echo attempt {attempt}")).with(|c| {
+            c.log_path = format!("again/{attempt}.log");
+            if let Some(m) = c.metadata.as_mut() {
+                m.attempt = attempt;
+            }
+        });
+        let s = cx.run(&pod, &config).await?;
+        ensure!(Log::read(&s.log_path)?.text(None) == format!("attempt {attempt}\n"));
+    }
+    Ok(())
+}
+
+async fn log_folder_is_made(cx: Context) -> Result<()> {
+    let mut config = cx.pod_config();
+    config.log_directory = cx.node.paths.logs.join(format!("deep/er-{}", unique())).display().to_string();
+    let pod = cx.pod_of(config).await?;
+    let s = cx.run(&pod, &cx.shell("one", "echo made")).await.context("a missing log folder")?;
+    ensure!(Log::read(&s.log_path)?.text(None) == "made\n");
+    Ok(())
+}
+
+/// Lines `line N` from 0 on, each once and in order; how many there are.
+fn check_numbers(log: &Log) -> Result<usize> {
+    let text = log.text(None);
+    for (n, line) in text.lines().enumerate() {
+        ensure!(line == format!("line {n}"), "where line {n} should be there is `{line}`");
+    }
+    Ok(text.lines().count())
+}

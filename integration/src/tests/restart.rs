@@ -1,0 +1,328 @@
+//! The daemon goes and comes back; shims die or hang; records are torn.
+
+use std::fs;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use cri_api::v1::{self as api, ContainerState, PodSandboxState};
+use nix::sys::signal::Signal;
+
+use crate::context::{Context, Pod};
+use crate::isolation::command;
+use crate::proc;
+use crate::registry::free_port;
+use crate::runner::{Test, test};
+use crate::shapes::PodExt as _;
+use crate::wait::{self, secs};
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        test!(graceful_stop_leaves_pods_running).own(),
+        test!(crash_leaves_pods_running).own(),
+        test!(exit_codes_of_those_that_ended_meanwhile).own(),
+        test!(created_containers_survive).own(),
+        test!(images_survive).own(),
+        test!(killed_shim_costs_its_own_pod).own(),
+        test!(shim_killed_while_the_daemon_is_down).own(),
+        test!(stuck_shim_does_not_hang_the_daemon).own().limit(120),
+        test!(killed_pause_ends_the_sandbox).own(),
+        test!(everything_lost_but_the_records).own(),
+        test!(torn_record_costs_one_object).own(),
+        test!(second_daemon_is_refused).own(),
+        test!(ten_restarts_in_a_row).own(),
+    ]
+}
+
+/// A pod with a sleeping container; both ids and the container's process.
+async fn running(cx: &Context, config: api::PodSandboxConfig) -> Result<(Pod, String, u32)> {
+    let pod = cx.pod_of(config).await?;
+    let id = cx.start(&pod, &cx.sleeper("main")).await?;
+    let pid = cx.pid(&id).await?;
+    Ok((pod, id, pid))
+}
+
+async fn snapshot(cx: &Context) -> Result<(Vec<api::PodSandbox>, Vec<api::Container>)> {
+    let mut pods = cx.cri.pods(None).await?;
+    let mut containers = cx.cri.containers(None).await?;
+    pods.sort_by(|a, b| a.id.cmp(&b.id));
+    containers.sort_by(|a, b| a.id.cmp(&b.id));
+    Ok((pods, containers))
+}
+
+async fn survives(cx: &Context, crash: bool) -> Result<()> {
+    let (pod, id, pid) = running(cx, cx.pod_config().own_network()).await?;
+    let (host, other, _) = running(cx, cx.pod_config()).await?;
+    let (before, status) = (snapshot(cx).await?, cx.cri.container(&id).await?);
+    let address = cx.cri.pod_status(&pod.id).await?.status.and_then(|s| s.network).map(|n| n.ip);
+    if crash {
+        cx.node.crash().await?
+    } else {
+        cx.node.restart().await?
+    }
+    // The first answer must be complete.
+    let after = snapshot(cx).await?;
+    ensure!(after == before, "lists changed from {before:?} to {after:?}");
+    ensure!(cx.cri.container(&id).await? == status, "status changed: {:?}", cx.cri.container(&id).await?);
+    ensure!(
+        cx.cri.pod_status(&pod.id).await?.status.and_then(|s| s.network).map(|n| n.ip) == address,
+        "another address"
+    );
+    ensure!(proc::alive(pid) && cx.pid(&id).await? == pid, "the container was restarted");
+    ensure!(cx.cri.sh(&id, "echo in").await? == "in", "exec");
+    let fresh = cx.start(&pod, &cx.sleeper("fresh")).await.context("a new container in an old pod")?;
+    cx.cri.stop(&fresh, 0).await?;
+    cx.cri.stop(&id, 0).await?;
+    ensure!(cx.cri.container(&id).await?.exit_code == 137, "exit code after the restart");
+    ensure!(cx.cri.stats(&other).await?.is_some(), "stats");
+    cx.cri.drop_pod(&pod.id).await?;
+    cx.cri.drop_pod(&host.id).await?;
+    Ok(())
+}
+
+async fn graceful_stop_leaves_pods_running(cx: Context) -> Result<()> {
+    survives(&cx, false).await
+}
+
+async fn crash_leaves_pods_running(cx: Context) -> Result<()> {
+    survives(&cx, true).await
+}
+
+async fn exit_codes_of_those_that_ended_meanwhile(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let mut ids = Vec::new();
+    for code in [0, 3, 42, 255] {
+        ids.push((
+            code,
+            cx.start(&pod, &cx.shell(&format!("c{code}"), &format!("sleep 1; echo bye; exit {code}")))
+                .await?,
+        ));
+    }
+    let oom = cx.shell("oom", "sleep 1; exec dd if=/dev/zero of=/dev/null bs=64M count=10");
+    let oom = cx
+        .start(
+            &pod,
+            &crate::shapes::ContainerExt::with(oom, |c| {
+                crate::shapes::ContainerExt::resources(c).memory_limit_in_bytes = 15 << 20
+            }),
+        )
+        .await?;
+    cx.node.kill9()?;
+    let down = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos();
+    tokio::time::sleep(secs(3)).await;
+    cx.node.launch().await?;
+    for (code, id) in ids {
+        let s = cx.cri.wait_exit(&id, secs(5)).await?;
+        ensure!(s.exit_code == code, "{code} became {}", s.exit_code);
+        ensure!(s.reason == if code == 0 { "Completed" } else { "Error" }, "{}", s.reason);
+        let late = u128::try_from(s.finished_at)?.saturating_sub(down);
+        ensure!(
+            late < 2_000_000_000,
+            "finished_at is the restart's time, not the exit's: {late} ns after the kill"
+        );
+        ensure!(crate::logfile::Log::read(&s.log_path)?.text(None) == "bye\n", "its last line is lost");
+    }
+    let s = cx.cri.wait_exit(&oom, secs(5)).await?;
+    ensure!(
+        s.reason == "OOMKilled" && s.exit_code == 137,
+        "OOM while the daemon was down: {} {}",
+        s.reason,
+        s.exit_code
+    );
+    Ok(())
+}
+
+async fn created_containers_survive(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let id = cx.create(&pod, &cx.shell("one", "echo started late; sleep 1000")).await?;
+    cx.node.crash().await?;
+    ensure!(cx.cri.container(&id).await?.state() == ContainerState::ContainerCreated);
+    cx.cri.start(&id).await?;
+    ensure!(cx.cri.sh(&id, "echo in").await? == "in");
+    Ok(())
+}
+
+async fn images_survive(cx: Context) -> Result<()> {
+    let name = crate::fixture::Fixture::image("tools");
+    let id = cx.cri.pull(&name).await?;
+    let before = cx.cri.images().await?;
+    cx.node.crash().await?;
+    ensure!(cx.cri.images().await? == before, "images changed");
+    let pod = cx.pod().await?;
+    let text = cx.output(&pod, &crate::shapes::container("one", &id, &["/usr/bin/id", "-u"])).await?;
+    ensure!(text == "0\n");
+    Ok(())
+}
+
+async fn killed_shim_costs_its_own_pod(cx: Context) -> Result<()> {
+    let port = free_port()?;
+    let (pod, id, pid) =
+        running(&cx, cx.pod_config().own_network().port(api::Protocol::Tcp, 80, port.into())).await?;
+    let (other, neighbour, alive) = running(&cx, cx.pod_config()).await?;
+    let pause = cx.node.pause(&pod.id)?;
+    proc::signal(cx.node.shim(&pod.id)?.pid, Signal::SIGKILL)?;
+    let s = cx.cri.wait_exit(&id, secs(5)).await.context("5 s after its shim's death")?;
+    ensure!(
+        s.exit_code == 255 && !s.reason.is_empty() && !s.message.is_empty(),
+        "{} `{}` `{}`",
+        s.exit_code,
+        s.reason,
+        s.message
+    );
+    wait::until_true("all processes of the pod to be dead", secs(5), || {
+        !proc::alive(pid) && !proc::alive(pause.pid)
+    })
+    .await?;
+    wait::until("the pod to be NOTREADY", secs(5), || async {
+        let s = cx.cri.pod_status(&pod.id).await?.status.context("status")?;
+        Ok((s.state() == PodSandboxState::SandboxNotready).then_some(()))
+    })
+    .await?;
+    wait::until_true("the address to be free", secs(5), || cx.node.network.leased().is_empty()).await?;
+    ensure!(
+        !command("iptables-save", &["-t", "nat"])?.contains(&format!("--dport {port} ")),
+        "the host port is taken"
+    );
+    ensure!(proc::alive(alive) && cx.cri.sh(&neighbour, "echo in").await? == "in", "another pod was hurt");
+    cx.cri.drop_pod(&pod.id).await?;
+    cx.cri.drop_pod(&other.id).await?;
+    Ok(())
+}
+
+async fn shim_killed_while_the_daemon_is_down(cx: Context) -> Result<()> {
+    let (pod, id, pid) = running(&cx, cx.pod_config().own_network()).await?;
+    let shim = cx.node.shim(&pod.id)?;
+    cx.node.kill9()?;
+    proc::signal(shim.pid, Signal::SIGKILL)?;
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    cx.node.launch().await?;
+    let s = cx.cri.wait_exit(&id, secs(5)).await?;
+    ensure!(s.exit_code == 255 && !s.reason.is_empty(), "{} {}", s.exit_code, s.reason);
+    wait::until_true("its processes to be dead", secs(5), || !proc::alive(pid)).await?;
+    cx.cri.drop_pod(&pod.id).await?;
+    ensure!(cx.node.network.leased().is_empty(), "the address leaked");
+    Ok(())
+}
+
+async fn stuck_shim_does_not_hang_the_daemon(cx: Context) -> Result<()> {
+    let (pod, id, pid) = running(&cx, cx.pod_config().own_network()).await?;
+    let (other, neighbour, _) = running(&cx, cx.pod_config()).await?;
+    proc::signal(cx.node.shim(&pod.id)?.pid, Signal::SIGSTOP)?;
+    let start = Instant::now();
+    let pending = {
+        let (cri, id) = (cx.cri.clone(), id.clone());
+        tokio::spawn(async move { cri.exec_sync(&id, &["/bin/true"], 3).await })
+    };
+    for _ in 0..10 {
+        cx.cri.pods(None).await?;
+        cx.cri.containers(None).await?;
+        cx.cri.container(&id).await?;
+        cx.cri.status(true).await?;
+        cx.cri.list_stats(None).await?;
+    }
+    ensure!(start.elapsed() < secs(2), "List and Status waited for a stuck shim: {:?}", start.elapsed());
+    ensure!(cx.cri.sh(&neighbour, "echo in").await? == "in", "another pod waits");
+    ensure!(pending.await?.is_err(), "an exec through a stopped shim succeeded");
+    cx.cri.drop_pod(&pod.id).await.context("remove a pod whose shim is stuck")?;
+    ensure!(!proc::alive(pid), "its container lives");
+    cx.cri.drop_pod(&other.id).await?;
+    Ok(())
+}
+
+async fn killed_pause_ends_the_sandbox(cx: Context) -> Result<()> {
+    let pod = cx.pod_of(cx.pod_config().shared_pid()).await?;
+    let id = cx.start(&pod, &cx.sleeper("one")).await?;
+    proc::signal(cx.node.pause(&pod.id)?.pid, Signal::SIGKILL)?;
+    cx.cri.wait_exit(&id, secs(5)).await.context("PID 1 of its namespace is dead")?;
+    wait::until("the pod to be NOTREADY", secs(5), || async {
+        let s = cx.cri.pod_status(&pod.id).await?.status.context("status")?;
+        Ok((s.state() == PodSandboxState::SandboxNotready).then_some(()))
+    })
+    .await
+}
+
+/// As after a reboot: no process, no pin, no volatile folder; addresses are still owed.
+async fn everything_lost_but_the_records(cx: Context) -> Result<()> {
+    let (pod, id, pid) = running(&cx, cx.pod_config().own_network()).await?;
+    let created = cx.create(&pod, &cx.sleeper("created")).await?;
+    let shim = cx.node.shim(&pod.id)?;
+    cx.node.kill9()?;
+    for dead in [shim.pid, pid] {
+        proc::signal(dead, Signal::SIGKILL)?;
+    }
+    for pin in fs::read_dir("/run/netns")?.flatten() {
+        nix::mount::umount2(&pin.path(), nix::mount::MntFlags::MNT_DETACH)?;
+        fs::remove_file(pin.path())?;
+    }
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    fs::remove_dir_all(&cx.node.paths.run)?;
+    fs::create_dir_all(&cx.node.paths.run)?;
+    cx.node.launch().await?;
+    let s = cx.cri.wait_exit(&id, secs(5)).await?;
+    ensure!(s.exit_code == 255 && !s.reason.is_empty(), "{} {}", s.exit_code, s.reason);
+    ensure!(cx.cri.container(&created).await.is_ok(), "the created one has no status");
+    let state = cx.cri.pod_status(&pod.id).await?.status.context("status")?.state();
+    ensure!(state == PodSandboxState::SandboxNotready, "{state:?}");
+    cx.cri.stop_pod(&pod.id).await?;
+    ensure!(cx.node.network.leased().is_empty(), "DEL was not run: the address leaked");
+    cx.cri.remove_pod(&pod.id).await?;
+    let again = cx.pod_of(pod.config.clone()).await.context("the same pod again")?;
+    cx.cri.drop_pod(&again.id).await?;
+    Ok(())
+}
+
+async fn torn_record_costs_one_object(cx: Context) -> Result<()> {
+    let (good, id, _) = running(&cx, cx.pod_config()).await?;
+    let (bad, _, pid) = running(&cx, cx.pod_config()).await?;
+    cx.node.kill9()?;
+    let record = cx.node.paths.root.join("pods").join(&bad.id).join("record");
+    let bytes = fs::read(&record).with_context(|| record.display().to_string())?;
+    fs::write(&record, bytes.get(..bytes.len() / 2).unwrap_or_default())?;
+    cx.node.launch().await.context("a torn record must not stop the daemon")?;
+    ensure!(cx.cri.sh(&id, "echo in").await? == "in", "the other pod works");
+    let listed = cx.cri.pods(None).await?;
+    for pod in &listed {
+        cx.cri.pod_status(&pod.id).await.with_context(|| format!("listed pod {} has no status", pod.id))?;
+    }
+    wait::until_true("the processes of the torn pod to be gone", secs(10), || !proc::alive(pid)).await?;
+    ensure!(cx.node.last_log(100_000).contains(&bad.id), "the log does not name the torn pod");
+    cx.cri.drop_pod(&good.id).await?;
+    for pod in cx.cri.pods(None).await? {
+        cx.cri.drop_pod(&pod.id).await?;
+    }
+    // What was set aside is kept for the operator, on purpose.
+    drop(fs::remove_dir_all(cx.node.paths.root.join("aside")));
+    fs::create_dir_all(cx.node.paths.root.join("aside"))?;
+    Ok(())
+}
+
+async fn second_daemon_is_refused(cx: Context) -> Result<()> {
+    let out = tokio::time::timeout(
+        secs(10),
+        tokio::process::Command::new(cx.fixture.bin.join("copepod"))
+            .arg("--config")
+            .arg(&cx.node.paths.config)
+            .kill_on_drop(true)
+            .output(),
+    )
+    .await
+    .context("a second daemon on the same folders goes on running")??;
+    ensure!(!out.status.success(), "a second daemon ended with success");
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    ensure!(text.contains("lock") || text.contains("another") || text.contains("already"), "{text}");
+    cx.cri.version().await.context("the first one was hurt")?;
+    Ok(())
+}
+
+async fn ten_restarts_in_a_row(cx: Context) -> Result<()> {
+    let (pod, id, pid) = running(&cx, cx.pod_config().own_network()).await?;
+    for n in 0..10 {
+        cx.node.kill9()?;
+        cx.node.launch().await?;
+        if n % 3 == 0 {
+            ensure!(cx.cri.sh(&id, "echo in").await? == "in", "round {n}");
+        }
+    }
+    ensure!(proc::alive(pid));
+    cx.cri.drop_pod(&pod.id).await?;
+    Ok(())
+}

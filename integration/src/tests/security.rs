@@ -1,0 +1,273 @@
+//! Security contexts: users, groups, capabilities, seccomp, no_new_privs, masks, privileged, devices.
+
+use anyhow::{Context as _, Result, ensure};
+use cri_api::v1::security_profile::ProfileType;
+use cri_api::v1::{self as api, NamespaceMode};
+
+use crate::context::{Context, Pod};
+use crate::fixture::Fixture;
+use crate::runner::{Test, test};
+use crate::shapes::{self, ContainerExt as _, PodExt as _, seccomp};
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        test!(run_as_user_and_group),
+        test!(run_as_username),
+        test!(group_without_user_fails),
+        test!(unknown_user_fails),
+        test!(supplemental_groups),
+        test!(image_user_and_groups),
+        test!(read_only_root),
+        test!(default_capabilities),
+        test!(capabilities_added_and_dropped),
+        test!(privileged_container),
+        test!(privileged_needs_a_privileged_pod),
+        test!(no_new_privs_on_and_off),
+    ]
+}
+
+pub(super) fn id(value: i64) -> Option<api::Int64Value> {
+    Some(api::Int64Value { value })
+}
+
+/// A running sleeper with a changed security context.
+pub(super) async fn with(
+    cx: &Context,
+    pod: &Pod,
+    name: &str,
+    change: impl FnOnce(&mut api::LinuxContainerSecurityContext),
+) -> Result<String> {
+    cx.start(pod, &cx.sleeper(name).with(|c| change(c.security()))).await
+}
+
+async fn run_as_user_and_group(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let c = with(&cx, &pod, "user", |s| s.run_as_user = id(1001)).await?;
+    ensure!(
+        cx.cri.sh(&c, "id -u; id -g").await? == "1001\n0",
+        "a user that passwd does not know has group 0"
+    );
+    let c = with(&cx, &pod, "both", |s| {
+        s.run_as_user = id(1001);
+        s.run_as_group = id(2002);
+    })
+    .await?;
+    ensure!(cx.cri.sh(&c, "id -u; id -g").await? == "1001\n2002");
+    let user = cx.cri.container(&c).await?.user.and_then(|u| u.linux);
+    ensure!(
+        cx.node.is_foreign() || user.as_ref().is_some_and(|u| u.uid == 1001 && u.gid == 2002),
+        "status says {user:?}"
+    );
+    let owner = cx.cri.sh(&c, "touch /tmp/x; stat -c '%u %g' /tmp/x").await?;
+    ensure!(owner == "1001 2002", "{owner}");
+    Ok(())
+}
+
+async fn run_as_username(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let c = with(&cx, &pod, "name", |s| s.run_as_username = String::from("www-data")).await?;
+    ensure!(cx.cri.sh(&c, "id -u; id -g; echo $HOME").await?.starts_with("33\n33"));
+    let c = with(&cx, &pod, "named-group", |s| {
+        s.run_as_username = String::from("www-data");
+        s.run_as_group = id(100);
+    })
+    .await?;
+    ensure!(cx.cri.sh(&c, "id -u; id -g").await? == "33\n100");
+    Ok(())
+}
+
+async fn group_without_user_fails(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let refused = cx.create(&pod, &cx.sleeper("one").with(|c| c.security().run_as_group = id(5))).await;
+    ensure!(refused.is_err(), "run_as_group alone was accepted");
+    Ok(())
+}
+
+async fn unknown_user_fails(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let e = cx
+        .create(&pod, &cx.sleeper("one").with(|c| c.security().run_as_username = String::from("nobody-here")))
+        .await
+        .err()
+        .context("accepted")?;
+    ensure!(cx.node.is_foreign() || format!("{e:#}").contains("nobody-here"), "{e:#}");
+    let image = shapes::container("image", &Fixture::image("user-unknown"), &["/bin/true"]);
+    ensure!(cx.create(&pod, &image).await.is_err(), "the image's unknown user was accepted");
+    Ok(())
+}
+
+async fn supplemental_groups(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let c = with(&cx, &pod, "one", |s| {
+        s.run_as_user = id(1000);
+        s.run_as_group = id(1000);
+        s.supplemental_groups = vec![1234, 5678];
+    })
+    .await?;
+    for whose in ["1", "self"] {
+        let line = cx.cri.sh(&c, &format!("grep ^Groups: /proc/{whose}/status")).await?;
+        let groups: Vec<&str> = line.split_whitespace().skip(1).collect();
+        for group in ["1234", "5678", "50000"] {
+            ensure!(groups.contains(&group), "Groups of {whose} are {groups:?} without {group}");
+        }
+    }
+    if !cx.node.is_foreign() {
+        let user = cx.cri.container(&c).await?.user.and_then(|u| u.linux).context("status without a user")?;
+        let mut groups = user.supplemental_groups.clone();
+        groups.sort_unstable();
+        ensure!(groups == [1000, 1234, 5678, 50000], "status lists {groups:?}");
+    }
+    Ok(())
+}
+
+async fn image_user_and_groups(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    for (image, uid, gid) in [
+        ("user-uid", "1002", "0"),
+        ("user-name", "33", "33"),
+        ("user-uid-group", "1003", "100"),
+        ("user-name-group", "33", "100"),
+        ("predefined-group", "1000", "1000"),
+    ] {
+        let c = cx
+            .start(&pod, &shapes::container(image, &Fixture::image(image), &["/bin/sleep", "1000"]))
+            .await?;
+        let seen = cx.cri.sh(&c, "id -u; id -g").await?;
+        ensure!(seen == format!("{uid}\n{gid}"), "{image}: {seen:?}");
+        if image == "predefined-group" {
+            let groups = cx.cri.sh(&c, "id -G").await?;
+            ensure!(groups.split(' ').any(|g| g == "50000"), "groups of /etc/group are missing: {groups}");
+        }
+    }
+    Ok(())
+}
+
+async fn read_only_root(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let c = with(&cx, &pod, "ro", |s| s.readonly_rootfs = true).await?;
+    let out = cx.cri.exec(&c, &["/bin/sh", "-c", "echo x > /etc/new"]).await?;
+    ensure!(out.code != 0 && out.stderr.contains("Read-only"), "{out:?}");
+    cx.cri.sh(&c, "echo x > /dev/shm/ok && ls /dev/null").await.context("mounts stay writable")?;
+    let c = with(&cx, &pod, "rw", |s| s.readonly_rootfs = false).await?;
+    cx.cri.sh(&c, "echo x > /etc/new && grep -q x /etc/new").await?;
+    Ok(())
+}
+
+/// The set that containers have had for ten years, in bits.
+const DEFAULT_CAPS: u64 = 0x0000_0000_a804_25fb;
+
+async fn caps(cx: &Context, container: &str, set: &str, whose: &str) -> Result<u64> {
+    let line = cx.cri.sh(container, &format!("grep ^{set}: /proc/{whose}/status")).await?;
+    Ok(u64::from_str_radix(line.split_whitespace().nth(1).context("no value")?, 16)?)
+}
+
+async fn default_capabilities(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let root = cx.start(&pod, &cx.sleeper("root")).await?;
+    let user = with(&cx, &pod, "user", |s| s.run_as_user = id(1000)).await?;
+    for whose in ["1", "self"] {
+        for set in ["CapPrm", "CapEff", "CapBnd"] {
+            let found = caps(&cx, &root, set, whose).await?;
+            ensure!(found == DEFAULT_CAPS, "{set} of root's {whose} is {found:#x}");
+        }
+        ensure!(
+            caps(&cx, &user, "CapEff", whose).await? == 0 && caps(&cx, &user, "CapPrm", whose).await? == 0,
+            "uid 1000 has capabilities"
+        );
+        ensure!(caps(&cx, &user, "CapBnd", whose).await? == DEFAULT_CAPS, "bounding set of uid 1000");
+        for container in [&root, &user] {
+            ensure!(
+                caps(&cx, container, "CapAmb", whose).await? == 0
+                    && caps(&cx, container, "CapInh", whose).await? == 0,
+                "ambient or inheritable"
+            );
+        }
+    }
+    Ok(())
+}
+
+async fn capabilities_added_and_dropped(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let list = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+    let (net_admin, chown) = (1_u64 << 12, 1_u64);
+    let own = |s: &mut api::LinuxContainerSecurityContext, add: Vec<String>, drop: Vec<String>| {
+        s.capabilities =
+            Some(api::Capability { add_capabilities: add, drop_capabilities: drop, ..Default::default() });
+    };
+    for (name, add, drop, expected) in [
+        ("add", list(&["NET_ADMIN"]), vec![], DEFAULT_CAPS | net_admin),
+        ("prefix", list(&["CAP_NET_ADMIN"]), vec![], DEFAULT_CAPS | net_admin),
+        ("drop", vec![], list(&["CHOWN"]), DEFAULT_CAPS & !chown),
+        ("none", vec![], list(&["ALL"]), 0),
+        ("only", list(&["NET_ADMIN"]), list(&["ALL"]), net_admin),
+    ] {
+        let c = with(&cx, &pod, name, |s| own(s, add, drop)).await?;
+        for whose in ["1", "self"] {
+            let found = caps(&cx, &c, "CapEff", whose).await?;
+            ensure!(found == expected, "{name}, {whose}: {found:#x} instead of {expected:#x}");
+        }
+    }
+    let c = with(&cx, &pod, "all", |s| own(s, list(&["ALL"]), vec![])).await?;
+    let host = crate::proc::status(std::process::id())?.get("CapBnd").cloned().context("CapBnd")?;
+    ensure!(
+        caps(&cx, &c, "CapEff", "1").await? == u64::from_str_radix(&host, 16)?,
+        "ALL is what the host can give"
+    );
+    let unknown = cx
+        .create(&pod, &cx.sleeper("unknown").with(|c| own(c.security(), list(&["NO_SUCH_CAP"]), vec![])))
+        .await;
+    ensure!(cx.node.is_foreign() || unknown.is_err(), "an unknown capability was accepted");
+    Ok(())
+}
+
+async fn privileged_container(cx: Context) -> Result<()> {
+    let pod = cx.pod_of(cx.pod_config().privileged()).await?;
+    let c = cx.start(&pod, &cx.sleeper("one").privileged()).await?;
+    let host =
+        u64::from_str_radix(crate::proc::status(std::process::id())?.get("CapBnd").context("CapBnd")?, 16)?;
+    for whose in ["1", "self"] {
+        ensure!(caps(&cx, &c, "CapEff", whose).await? == host, "a privileged process lacks capabilities");
+        let line = cx.cri.sh(&c, &format!("grep ^Seccomp: /proc/{whose}/status")).await?;
+        ensure!(line.ends_with('0'), "{line}");
+    }
+    cx.cri.sh(&c, "mkdir -p /tmp/m && mount -t tmpfs none /tmp/m && umount /tmp/m").await.context("mount")?;
+    cx.cri.sh(&c, "ip link add prv0 type bridge && ip link del prv0").await.context("a bridge")?;
+    let masked = cx.cri.sh(&c, "cat /proc/mounts").await?;
+    ensure!(
+        !masked.lines().any(|l| l.contains(" /proc/") && !l.contains("binfmt")),
+        "something masks /proc: {masked}"
+    );
+    ensure!(masked.lines().any(|l| l.contains(" /sys sysfs rw")), "/sys is not writable: {masked}");
+    // Devices come from the host, the device cgroup allows them all.
+    let node = cx.cri.sh(&c, "ls /dev | wc -l").await?;
+    ensure!(node.parse::<usize>()? > 12, "only {node} entries in /dev");
+    cx.cri.sh(&c, "head -c 16 /dev/urandom > /dev/null; mknod /tmp/zero c 1 5 && head -c 1 /tmp/zero | wc -c | grep 1").await?;
+    Ok(())
+}
+
+async fn privileged_needs_a_privileged_pod(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    ensure!(
+        cx.create(&pod, &cx.sleeper("one").privileged()).await.is_err(),
+        "a privileged container in a pod that is not"
+    );
+    Ok(())
+}
+
+async fn no_new_privs_on_and_off(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    for (name, on) in [("on", true), ("off", false)] {
+        let config = shapes::container(name, &Fixture::image("tools"), &["/bin/sleep", "1000"]).with(|c| {
+            c.security().run_as_user = id(1000);
+            c.security().no_new_privs = on;
+        });
+        let c = cx.start(&pod, &config).await?;
+        for whose in ["1", "self"] {
+            let line = cx.cri.sh(&c, &format!("grep ^NoNewPrivs: /proc/{whose}/status")).await?;
+            ensure!(line.ends_with(if on { '1' } else { '0' }), "{name}, {whose}: {line}");
+        }
+        let shown = cx.cri.sh(&c, "/usr/bin/suid-id").await?;
+        ensure!(shown.contains("euid=0") != on, "set-uid program with no_new_privs {name}: {shown}");
+    }
+    Ok(())
+}

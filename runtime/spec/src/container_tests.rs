@@ -1,0 +1,181 @@
+use super::*;
+use model::{ContainerId, ContainerPhase, EnvVar, ImageOfContainer, PodConfig, PodId, PodPhase, User};
+
+fn text(s: &str) -> Text {
+    Text::new(s).unwrap()
+}
+
+fn pod(config: PodConfig) -> PodRecord {
+    PodRecord {
+        id: PodId::from_random([1; 32]),
+        config,
+        created_at: 1,
+        phase: PodPhase::Ready,
+        ips: Vec::new(),
+        netns: String::new(),
+        pause_pid: 0,
+        shim_pid: 0,
+        message: String::new(),
+    }
+}
+
+fn record(config: ContainerConfig) -> ContainerRecord {
+    ContainerRecord {
+        id: ContainerId::from_random([2; 32]),
+        pod: PodId::from_random([1; 32]),
+        config,
+        image: ImageOfContainer::default(),
+        created_at: 1,
+        started_at: 0,
+        phase: ContainerPhase::Creating,
+        exit: None,
+        pid: 0,
+        user: User::default(),
+        log_path: String::new(),
+        stop_signal: 15,
+        cgroup: String::new(),
+        exec_template: None,
+    }
+}
+
+fn image() -> ImageFacts {
+    ImageFacts {
+        entrypoint: vec!["/entry".into()],
+        cmd: vec!["serve".into()],
+        env: vec!["A=image".into(), "B=image".into(), "odd".into(), "=odd".into()],
+        user: "app:web".into(),
+        working_dir: "srv".into(),
+        stop_signal: String::new(),
+    }
+}
+
+fn plan_in(sandbox: PodConfig, config: ContainerConfig) -> Result<ContainerPlan, Error> {
+    let (pod, record) = (pod(sandbox), record(config));
+    let host = HostFacts { cap_bounding: security::ALL, hostname: "node1".into(), devices: Vec::new() };
+    container(ContainerInput {
+        pod: &pod,
+        container: &record,
+        image: &image(),
+        rootfs: RootfsPlan::default(),
+        files: PodFiles::default(),
+        cgroup: CgroupPlan::default(),
+        seccomp: Some(SeccompProgram { instructions: vec![7] }),
+        host: &host,
+    })
+}
+
+fn plan(config: ContainerConfig) -> Result<ContainerPlan, Error> {
+    plan_in(PodConfig { hostname: "web-0".into(), ..PodConfig::default() }, config)
+}
+
+#[test]
+fn command_lines() {
+    let words = |command: &[&str], args: &[&str]| {
+        let list = |words: &[&str]| words.iter().map(|word| text(word)).collect();
+        let config =
+            ContainerConfig { command: list(command), args: list(args), ..ContainerConfig::default() };
+        plan(config).unwrap().process.args
+    };
+    assert_eq!(words(&[], &[]), [text("/entry"), text("serve")]);
+    assert_eq!(words(&[], &["x"]), [text("/entry"), text("x")]);
+    assert_eq!(words(&["sh"], &[]), [text("sh")]);
+    assert_eq!(words(&["sh"], &["-c"]), [text("sh"), text("-c")]);
+    let none = args(&ContainerConfig::default(), &ImageFacts::default()).unwrap_err();
+    assert_eq!(none.field(), "command");
+}
+
+#[test]
+fn environment_is_folded() {
+    let var = |key: &str, value: &str| EnvVar { key: key.into(), value: text(value) };
+    let bytes = EnvVar { key: "RAW".into(), value: Text::new([0xff, b'=']).unwrap() };
+    let config = ContainerConfig {
+        envs: vec![var("B", "1"), var("B", "2"), bytes],
+        tty: true,
+        ..ContainerConfig::default()
+    };
+    let env = plan(config).unwrap().process.env;
+    let raw = Text::new(*b"RAW=\xff=").unwrap();
+    let want =
+        [text(DEFAULT_PATH), text("TERM=xterm"), text("A=image"), text("B=2"), text("HOSTNAME=web-0"), raw];
+    assert_eq!(env, want);
+    let wrong = ContainerConfig { envs: vec![var("a=b", "1")], ..ContainerConfig::default() };
+    assert_eq!(plan(wrong).unwrap_err().field(), "envs[0].key");
+}
+
+#[test]
+fn host_network_takes_the_nodes_name() {
+    let mut sandbox = PodConfig::default();
+    sandbox.security.namespaces.network = NamespaceMode::Node;
+    let plan = plan_in(sandbox, ContainerConfig::default()).unwrap();
+    assert!(plan.process.env.contains(&text("HOSTNAME=node1")));
+    assert_eq!(
+        (plan.namespaces.network, plan.namespaces.uts),
+        (NamespaceSource::Host, NamespaceSource::Host)
+    );
+    assert_eq!((plan.namespaces.ipc, plan.namespaces.pid), (NamespaceSource::Pause, NamespaceSource::Pause));
+}
+
+#[test]
+fn namespaces_follow_the_sandbox() {
+    let with = |change: fn(&mut ContainerConfig)| {
+        let mut config = ContainerConfig::default();
+        change(&mut config);
+        plan(config)
+    };
+    let refused = with(|c| c.security.namespaces.network = NamespaceMode::Node).unwrap_err();
+    assert!(refused.field().ends_with("namespace_options.network"), "{refused}");
+    assert!(with(|c| c.security.namespaces.ipc = NamespaceMode::Container).is_err());
+    let own = with(|c| c.security.namespaces.pid = NamespaceMode::Container).unwrap();
+    assert_eq!(own.namespaces.pid, NamespaceSource::New);
+    assert!(with(|c| c.security.namespaces.pid = NamespaceMode::Target).is_err());
+    let target = with(|c| {
+        c.security.namespaces.pid = NamespaceMode::Target;
+        c.security.namespaces.target = "ab".repeat(32);
+    });
+    let id: ContainerId = "ab".repeat(32).parse().unwrap();
+    assert_eq!(target.unwrap().namespaces.pid, NamespaceSource::Container(id));
+}
+
+#[test]
+fn users() {
+    let with = |user: UserRequest, group| {
+        let mut config = ContainerConfig::default();
+        config.security.user = user;
+        config.security.run_as_group = group;
+        plan(config).map(|plan| plan.user)
+    };
+    assert_eq!(with(UserRequest::Root, None).unwrap().request, UserRequest::Image("app:web".into()));
+    assert_eq!(with(UserRequest::Uid(7), Some(8)).unwrap().gid, Some(8));
+    let alone = with(UserRequest::Root, Some(8)).unwrap_err();
+    assert!(alone.field().ends_with("run_as_group"), "{alone}");
+}
+
+#[test]
+fn privileged_needs_a_privileged_sandbox() {
+    let mut config = ContainerConfig::default();
+    config.security.privileged = true;
+    config.security.masked_paths = vec!["/proc/kcore".into()];
+    assert!(plan(config.clone()).is_err());
+    let mut sandbox = PodConfig::default();
+    sandbox.security.privileged = true;
+    let plan = plan_in(sandbox, config).unwrap();
+    assert!(plan.privileged && plan.masked_paths.is_empty() && plan.process.seccomp.is_none());
+    assert_eq!(plan.process.caps.permitted, security::ALL);
+}
+
+#[test]
+fn the_rest() {
+    let config = ContainerConfig { log_path: "web/0.log".into(), ..ContainerConfig::default() };
+    let mut sandbox = PodConfig { log_directory: "/var/log/pods/x".into(), ..PodConfig::default() };
+    let made = plan_in(sandbox.clone(), config.clone()).unwrap();
+    let log = |sandbox: &PodConfig, config: &ContainerConfig| crate::log_plan(config, &sandbox.log_directory);
+    assert_eq!(log(&sandbox, &config).unwrap(), Some(LogPlan { path: "web/0.log".into() }));
+    assert_eq!((made.process.cwd.as_str(), made.process.umask), ("/srv", 0o022));
+    assert_eq!(made.process.seccomp, Some(SeccompProgram { instructions: vec![7] }));
+    let climbing = ContainerConfig { log_path: "../x".into(), ..config.clone() };
+    assert_eq!(log(&sandbox, &climbing).unwrap_err().field(), "log_path");
+    let relative = ContainerConfig { working_dir: "srv".into(), ..config.clone() };
+    assert_eq!(plan_in(sandbox.clone(), relative).unwrap_err().field(), "working_dir");
+    sandbox.log_directory.clear();
+    assert_eq!(log(&sandbox, &config).unwrap(), None);
+}

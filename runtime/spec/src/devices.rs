@@ -1,0 +1,233 @@
+//! Device nodes of a container and what its device cgroup allows.
+
+use crate::{Error, path};
+use model::Device;
+use std::fmt;
+use wire::DeviceNode;
+
+/// A node found on the host, at or below a path that a request names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostDevice {
+    /// Path as reached through the request's `host_path` (symlinks followed for the facts, not here).
+    pub path: String,
+    /// 'c' or 'b'.
+    pub kind: char,
+    /// Major number.
+    pub major: u32,
+    /// Minor number.
+    pub minor: u32,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// One rule of the device controller. Displayed in the syntax of v1's `devices.allow` and `devices.deny`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceRule {
+    /// Allow, else deny.
+    pub allow: bool,
+    /// 'a' (all), 'c' or 'b'.
+    pub kind: char,
+    /// None is any.
+    pub major: Option<u32>,
+    /// None is any.
+    pub minor: Option<u32>,
+    /// Some of `r`, `w`, `m`.
+    pub access: String,
+}
+
+impl fmt::Display for DeviceRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let number = |n: Option<u32>| n.map_or_else(|| "*".to_owned(), |n| n.to_string());
+        match self.kind {
+            'a' => f.write_str("a"),
+            kind => write!(f, "{kind} {}:{} {}", number(self.major), number(self.minor), self.access),
+        }
+    }
+}
+
+/// Character devices that every container has: null, zero, full, random, urandom, tty, ptmx, and all pts.
+const STANDARD: [(u32, Option<u32>); 8] = [
+    (1, Some(3)),
+    (1, Some(5)),
+    (1, Some(7)),
+    (1, Some(8)),
+    (1, Some(9)),
+    (5, Some(0)),
+    (5, Some(2)),
+    (136, None),
+];
+/// Paths that the container's own /dev provides, never taken from the host.
+const OWN: [&str; 16] = [
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "/dev/random",
+    "/dev/urandom",
+    "/dev/tty",
+    "/dev/ptmx",
+    "/dev/console",
+    "/dev/pts",
+    "/dev/shm",
+    "/dev/mqueue",
+    "/dev/fd",
+    "/dev/stdin",
+    "/dev/stdout",
+    "/dev/stderr",
+    "/dev/core",
+];
+/// Most nodes of a container: beyond it a directory was named by mistake.
+const MOST_NODES: usize = 4096;
+
+/// The rules of a container's leaf, in the order in which they are written: everything denied, then what
+/// is allowed. Making nodes is allowed (CAP_MKNOD decides), using them is not. A privileged container may
+/// use everything.
+pub fn rules(devices: &[Device], privileged: bool, found: &[HostDevice]) -> Result<Vec<DeviceRule>, Error> {
+    let all = |allow| DeviceRule { allow, kind: 'a', major: None, minor: None, access: "rwm".to_owned() };
+    if privileged {
+        return Ok(vec![all(true)]);
+    }
+    let allow = |kind, major, minor, access: &str| DeviceRule {
+        allow: true,
+        kind,
+        major,
+        minor,
+        access: access.to_owned(),
+    };
+    let mut rules = vec![all(false), allow('c', None, None, "m"), allow('b', None, None, "m")];
+    rules.extend(STANDARD.map(|(major, minor)| allow('c', Some(major), minor, "rwm")));
+    for (device, _, node) in requested(devices, found)? {
+        rules.push(allow(node.kind, Some(node.major), Some(node.minor), &device.permissions));
+    }
+    Ok(rules)
+}
+
+/// The nodes to make beyond the standard ones: those of the request and, for a privileged container, all
+/// that were found on the host.
+pub fn nodes(devices: &[Device], privileged: bool, found: &[HostDevice]) -> Result<Vec<DeviceNode>, Error> {
+    let mut nodes: Vec<DeviceNode> = Vec::new();
+    let mut add = |path: String, host: &HostDevice| {
+        nodes.retain(|node| node.path != path);
+        let HostDevice { path: _, kind, major, minor, mode, uid, gid } = *host;
+        nodes.push(DeviceNode { path, kind, major, minor, mode, uid, gid });
+    };
+    if privileged {
+        let own = |path: &str| OWN.iter().any(|own| path::is_at_or_below(path, own));
+        for host in found.iter().filter(|host| path::is_at_or_below(&host.path, "/dev") && !own(&host.path)) {
+            add(host.path.clone(), host);
+        }
+    }
+    for (_, path, host) in requested(devices, found)? {
+        add(path, host);
+    }
+    if nodes.len() > MOST_NODES {
+        return Err(Error::invalid("devices", nodes.len().to_string(), "at most 4096 nodes"));
+    }
+    Ok(nodes)
+}
+
+/// Each requested device with the path in the container and the node found for it.
+fn requested<'a>(
+    devices: &'a [Device],
+    found: &'a [HostDevice],
+) -> Result<Vec<(&'a Device, String, &'a HostDevice)>, Error> {
+    let mut nodes = Vec::new();
+    for (index, device) in devices.iter().enumerate() {
+        let field = |name: &str| format!("devices[{index}].{name}");
+        let host = path::clean(&field("host_path"), &device.host_path)?;
+        let inside =
+            if device.container_path.is_empty() { &device.host_path } else { &device.container_path };
+        let inside = path::clean(&field("container_path"), inside)?;
+        let permissions = &device.permissions;
+        if permissions.is_empty() || permissions.len() > 3 || !permissions.chars().all(|c| "rwm".contains(c))
+        {
+            return Err(Error::invalid(field("permissions"), permissions, "some of r, w and m"));
+        }
+        let before = nodes.len();
+        for node in found {
+            let Some(rest) = node.path.strip_prefix(host.as_str()) else { continue };
+            if rest.is_empty() || rest.starts_with('/') {
+                nodes.push((device, format!("{inside}{rest}"), node));
+            }
+        }
+        if nodes.len() == before {
+            let want = "a device node of the host, or a directory that holds some";
+            return Err(Error::invalid(field("host_path"), &device.host_path, want));
+        }
+    }
+    Ok(nodes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(path: &str, kind: char, major: u32, minor: u32) -> HostDevice {
+        HostDevice { path: path.into(), kind, major, minor, mode: 0o660, uid: 0, gid: 6 }
+    }
+
+    fn device(host_path: &str, container_path: &str, permissions: &str) -> Device {
+        Device {
+            host_path: host_path.into(),
+            container_path: container_path.into(),
+            permissions: permissions.into(),
+        }
+    }
+
+    #[test]
+    fn default_rules_deny_first() {
+        let lines: Vec<_> =
+            rules(&[], false, &[]).unwrap().iter().map(|r| (r.allow, r.to_string())).collect();
+        assert_eq!(lines[0], (false, "a".to_owned()));
+        assert_eq!(lines[1], (true, "c *:* m".to_owned()));
+        assert!(lines.contains(&(true, "c 136:* rwm".to_owned())));
+        assert!(lines.contains(&(true, "c 1:3 rwm".to_owned())));
+        assert!(!lines.iter().any(|(_, line)| line.contains("10:229") || line.contains("1:1 ")));
+        assert_eq!(rules(&[], true, &[]).unwrap()[0].to_string(), "a");
+        assert!(rules(&[], true, &[]).unwrap()[0].allow);
+    }
+
+    #[test]
+    fn requested_file_and_folder() {
+        let found = [
+            host("/dev/fuse", 'c', 10, 229),
+            host("/dev/snd/a/b", 'c', 116, 2),
+            host("/dev/sndx", 'c', 1, 2),
+        ];
+        let devices = [device("/dev/fuse", "/dev/fuse", "rw"), device("/dev/snd", "/audio", "rwm")];
+        let made = nodes(&devices, false, &found).unwrap();
+        let paths: Vec<_> = made.iter().map(|node| node.path.as_str()).collect();
+        assert_eq!(paths, ["/dev/fuse", "/audio/a/b"]);
+        let rules = rules(&devices, false, &found).unwrap();
+        assert_eq!(rules[rules.len() - 2].to_string(), "c 10:229 rw");
+    }
+
+    #[test]
+    fn privileged_takes_the_hosts_but_not_its_own() {
+        let found =
+            [host("/dev/null", 'c', 1, 3), host("/dev/vda", 'b', 254, 0), host("/dev/pts/0", 'c', 136, 0)];
+        let made = nodes(&[], true, &found).unwrap();
+        assert_eq!(made.len(), 1);
+        assert_eq!((made[0].path.as_str(), made[0].kind), ("/dev/vda", 'b'));
+        assert!(nodes(&[], false, &found).unwrap().is_empty());
+    }
+
+    #[test]
+    fn refuses() {
+        for wrong in [
+            device("/dev/none", "/dev/none", "rwm"),
+            device("/dev/null", "/dev/null", "x"),
+            device("/dev/null", "/dev/null", ""),
+            device("dev/null", "/dev/null", "r"),
+            device("/dev/null", "/../null", "r"),
+        ] {
+            assert!(
+                rules(std::slice::from_ref(&wrong), false, &[host("/dev/null", 'c', 1, 3)]).is_err(),
+                "{wrong:?}"
+            );
+        }
+    }
+}

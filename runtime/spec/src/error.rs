@@ -1,0 +1,85 @@
+//! Why a request cannot become a plan.
+
+/// What a caller can do about an [`Error`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The value is wrong wherever it is sent (gRPC InvalidArgument).
+    Invalid,
+    /// The value is right, but not built or not possible here (gRPC Unimplemented).
+    Unsupported,
+}
+
+/// A refused field.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The value is wrong.
+    #[error("{field}: {value:?} is not valid: {want}")]
+    Invalid {
+        /// CRI name of the field, dotted from the message that holds it.
+        field: String,
+        /// What was given, cut to 200 characters.
+        value: String,
+        /// What would be right.
+        want: String,
+    },
+    /// The value is right, but cannot be had.
+    #[error("{field}: {value:?} is not supported: {want}")]
+    Unsupported {
+        /// CRI name of the field.
+        field: String,
+        /// What was given, cut to 200 characters.
+        value: String,
+        /// What is missing, or what would do.
+        want: String,
+    },
+}
+
+impl Error {
+    /// An [`Error::Invalid`]; a long value is cut.
+    pub fn invalid(field: impl Into<String>, value: impl AsRef<str>, want: impl Into<String>) -> Self {
+        Self::Invalid { field: field.into(), value: cut(value.as_ref()), want: want.into() }
+    }
+
+    /// An [`Error::Unsupported`]; a long value is cut.
+    pub fn unsupported(field: impl Into<String>, value: impl AsRef<str>, want: impl Into<String>) -> Self {
+        Self::Unsupported { field: field.into(), value: cut(value.as_ref()), want: want.into() }
+    }
+
+    /// What a caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Invalid { .. } => ErrorKind::Invalid,
+            Self::Unsupported { .. } => ErrorKind::Unsupported,
+        }
+    }
+
+    /// CRI name of the refused field.
+    pub fn field(&self) -> &str {
+        match self {
+            Self::Invalid { field, .. } | Self::Unsupported { field, .. } => field,
+        }
+    }
+}
+
+/// Values come from outside and end up in messages and logs: keep them short.
+fn cut(value: &str) -> String {
+    const LONGEST: usize = 200;
+    let mut short: String = value.chars().take(LONGEST).collect();
+    if short.len() < value.len() {
+        short.push('…');
+    }
+    short
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_field_and_cuts_value() {
+        let error = Error::invalid("linux.sysctls", "x".repeat(5000), "a name");
+        assert_eq!(error.field(), "linux.sysctls");
+        assert!(error.to_string().len() < 300, "{error}");
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+    }
+}

@@ -1,0 +1,195 @@
+//! The mounts of a container: defaults and volumes in one list, shallow ones first.
+
+use crate::{Error, path};
+use model::{ContainerConfig, NamespaceMode, Namespaces};
+use wire::{MountKind, MountPlan};
+
+/// Files of the pod that are bound into its containers; absolute host paths.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PodFiles {
+    /// For /etc/resolv.conf.
+    pub resolv_conf: String,
+    /// For /etc/hostname.
+    pub hostname: String,
+    /// For /etc/hosts, where kubelet gives none.
+    pub hosts: Option<String>,
+}
+
+/// Size of the tmpfs on /dev, bytes: nodes and links only.
+const DEV_SIZE: u64 = 64 << 20;
+/// Most volumes of a container.
+const MOST: usize = 1024;
+
+/// All mounts, by depth of target; of two on one target the later one hides the earlier.
+pub(crate) fn plan(
+    config: &ContainerConfig,
+    pod: &Namespaces,
+    files: &PodFiles,
+) -> Result<Vec<MountPlan>, Error> {
+    if config.mounts.len() > MOST {
+        return Err(Error::invalid("mounts", config.mounts.len().to_string(), "at most 1024"));
+    }
+    let mut volumes = Vec::with_capacity(config.mounts.len());
+    for (index, mount) in config.mounts.iter().enumerate() {
+        let field = format!("mounts[{index}].container_path");
+        let target = path::fold(&field, &mount.container_path)?;
+        if target == "/" {
+            return Err(Error::invalid(field, &mount.container_path, "a path below /"));
+        }
+        let source = path::clean(&format!("mounts[{index}].host_path"), &mount.host_path)?;
+        let kind = MountKind::Bind { source, propagation: mount.propagation };
+        volumes.push(MountPlan { readonly: mount.readonly, ..bare(&target, kind) });
+    }
+    let mut mounts = defaults(config, pod, files);
+    // A volume takes the place of the default on its own path, and of those below it: what is asked for
+    // is what is seen, and nothing of ours is mounted onto a volume that may pass mounts to the host.
+    mounts.retain(|default| {
+        !volumes.iter().any(|volume| path::is_at_or_below(&default.target, &volume.target))
+    });
+    mounts.extend(volumes);
+    mounts.sort_by_key(|mount| path::depth(&mount.target));
+    Ok(mounts)
+}
+
+fn bare(target: &str, kind: MountKind) -> MountPlan {
+    MountPlan { target: target.to_owned(), kind, readonly: false, nosuid: false, nodev: false, noexec: false }
+}
+
+fn defaults(config: &ContainerConfig, pod: &Namespaces, files: &PodFiles) -> Vec<MountPlan> {
+    let security = &config.security;
+    let tight =
+        |target: &str, kind| MountPlan { nosuid: true, nodev: true, noexec: true, ..bare(target, kind) };
+    let open = security.privileged;
+    let mut mounts = vec![
+        tight("/proc", MountKind::Proc),
+        MountPlan {
+            nosuid: true,
+            noexec: true,
+            ..bare("/dev", MountKind::Tmpfs { mode: 0o755, size: DEV_SIZE })
+        },
+        MountPlan { readonly: !open, ..tight("/sys", MountKind::Sysfs) },
+        MountPlan { nosuid: true, noexec: true, ..bare("/dev/pts", MountKind::Devpts) },
+        tight("/dev/mqueue", MountKind::Mqueue),
+        MountPlan { readonly: !open, ..tight("/sys/fs/cgroup", MountKind::Cgroup) },
+    ];
+    // With the host's IPC namespace goes the host's /dev/shm.
+    let shm = match pod.ipc {
+        NamespaceMode::Node => {
+            let propagation = model::Propagation::Private;
+            MountKind::Bind { source: "/dev/shm".to_owned(), propagation }
+        }
+        _ => MountKind::PodShm,
+    };
+    mounts.push(tight("/dev/shm", shm));
+    let hosts = files.hosts.as_deref().unwrap_or_default();
+    let own = [
+        ("/etc/resolv.conf", files.resolv_conf.as_str()),
+        ("/etc/hostname", &files.hostname),
+        ("/etc/hosts", hosts),
+    ];
+    for (target, source) in own.into_iter().filter(|(_, source)| !source.is_empty()) {
+        let kind = MountKind::File { source: source.to_owned() };
+        mounts.push(MountPlan { readonly: security.readonly_rootfs, ..tight(target, kind) });
+    }
+    mounts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::{Mount, Propagation};
+    use proptest::prelude::*;
+
+    fn volume(target: &str) -> Mount {
+        Mount { container_path: target.into(), host_path: "/srv/data".into(), ..Mount::default() }
+    }
+
+    fn targets(config: &ContainerConfig) -> Vec<String> {
+        let files = PodFiles { resolv_conf: "/r".into(), hostname: "/h".into(), hosts: Some("/e".into()) };
+        plan(config, &Namespaces::default(), &files).unwrap().into_iter().map(|mount| mount.target).collect()
+    }
+
+    #[test]
+    fn defaults_by_depth() {
+        let all = targets(&ContainerConfig::default());
+        assert_eq!(all[..3], ["/proc", "/dev", "/sys"]);
+        assert_eq!(all.last().unwrap(), "/sys/fs/cgroup");
+        for target in
+            ["/dev/pts", "/dev/shm", "/dev/mqueue", "/etc/resolv.conf", "/etc/hostname", "/etc/hosts"]
+        {
+            assert_eq!(all.iter().filter(|have| *have == target).count(), 1, "{target}");
+        }
+    }
+
+    #[test]
+    fn volumes_replace_defaults() {
+        let mounts = vec![
+            volume("/etc/hosts"),
+            volume("/dev"),
+            volume("/dev/termination-log"),
+            volume("/a/b/c"),
+            volume("/a"),
+        ];
+        let all = targets(&ContainerConfig { mounts, ..ContainerConfig::default() });
+        assert_eq!(
+            all,
+            [
+                "/proc",
+                "/sys",
+                "/dev",
+                "/a",
+                "/etc/resolv.conf",
+                "/etc/hostname",
+                "/etc/hosts",
+                "/dev/termination-log",
+                "/sys/fs/cgroup",
+                "/a/b/c"
+            ]
+        );
+    }
+
+    #[test]
+    fn flags_follow_the_security_context() {
+        let files = PodFiles { resolv_conf: "/r".into(), ..PodFiles::default() };
+        let find = |config: &ContainerConfig, pod: &Namespaces, target: &str| {
+            plan(config, pod, &files).unwrap().into_iter().find(|mount| mount.target == target).unwrap()
+        };
+        let mut config = ContainerConfig::default();
+        let pod = Namespaces::default();
+        assert!(find(&config, &pod, "/sys").readonly && find(&config, &pod, "/sys/fs/cgroup").readonly);
+        assert!(!find(&config, &pod, "/etc/resolv.conf").readonly);
+        config.security.privileged = true;
+        config.security.readonly_rootfs = true;
+        assert!(!find(&config, &pod, "/sys").readonly && !find(&config, &pod, "/sys/fs/cgroup").readonly);
+        assert!(find(&config, &pod, "/etc/resolv.conf").readonly);
+        let host_ipc = Namespaces { ipc: NamespaceMode::Node, ..Namespaces::default() };
+        let shm = find(&config, &host_ipc, "/dev/shm");
+        assert_eq!(
+            shm.kind,
+            MountKind::Bind { source: "/dev/shm".into(), propagation: Propagation::Private }
+        );
+        assert_eq!(find(&config, &pod, "/dev/shm").kind, MountKind::PodShm);
+    }
+
+    #[test]
+    fn refuses_bad_paths() {
+        for (target, source) in [("/", "/a"), ("a", "/a"), ("/a/..", "/a"), ("/a", ""), ("/a", "rel")] {
+            let mount = Mount { container_path: target.into(), host_path: source.into(), ..Mount::default() };
+            let config = ContainerConfig { mounts: vec![mount], ..ContainerConfig::default() };
+            let refused = plan(&config, &Namespaces::default(), &PodFiles::default());
+            assert!(refused.is_err(), "{target} {source}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn parents_come_before_children(paths in proptest::collection::vec("/[a-c](/[a-c]){0,3}", 0..12)) {
+            let mounts = paths.iter().map(|path| volume(path)).collect();
+            let all = targets(&ContainerConfig { mounts, ..ContainerConfig::default() });
+            for (at, target) in all.iter().enumerate() {
+                let hidden = all[..at].iter().any(|before| before != target && path::is_at_or_below(before, target));
+                prop_assert!(!hidden, "{:?}", all);
+            }
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! Pause's plan, and which kernel parameters a pod may set.
+
+use crate::{Error, refuse};
+use model::{NamespaceMode, PodConfig, PodRecord, User};
+use wire::{CgroupPlan, PausePlan, SeccompProgram};
+
+/// Size of a pod's /dev/shm, bytes: what other runtimes give.
+pub const SHM_SIZE: u64 = 64 << 20;
+/// A pod outlives each of its containers: the kernel takes pause last but for the shim.
+pub const PAUSE_OOM_SCORE_ADJ: i32 = -998;
+/// And the shim after pause, since it holds the logs and the exit codes.
+pub const SHIM_OOM_SCORE_ADJ: i32 = -999;
+/// Whom pause runs as where nobody says: the user that Kubernetes' own pause image names. It has no
+/// capabilities either way.
+const PAUSE_ID: u32 = 65535;
+/// Linux' HOST_NAME_MAX.
+const LONGEST_HOSTNAME: usize = 64;
+/// Most kernel parameters of a pod, and the longest value: /proc/sys takes one page.
+const MOST_SYSCTLS: usize = 256;
+const LONGEST_VALUE: usize = 4095;
+
+/// All that [`pause`] looks at.
+#[derive(Debug, Clone)]
+pub struct PauseInput<'a> {
+    /// The sandbox.
+    pub pod: &'a PodRecord,
+    /// The leaf that was made for it.
+    pub cgroup: CgroupPlan,
+    /// Its filter; dropped when the sandbox is privileged.
+    pub seccomp: Option<SeccompProgram>,
+}
+
+/// Pause's plan, or which field stands in its way.
+pub fn pause(input: PauseInput<'_>) -> Result<PausePlan, Error> {
+    let PauseInput { pod, cgroup, seccomp } = input;
+    let config = &pod.config;
+    let asked = &config.security;
+    refuse::pod(config)?;
+    let own = |name: &str, mode: NamespaceMode| match mode {
+        NamespaceMode::Pod => Ok(true),
+        NamespaceMode::Node => Ok(false),
+        other => {
+            let field = format!("linux.security_context.namespace_options.{name}");
+            Err(Error::invalid(field, format!("{other:?}"), "POD or NODE"))
+        }
+    };
+    let network = own("network", asked.namespaces.network)?;
+    let ipc = own("ipc", asked.namespaces.ipc)?;
+    let pid = match asked.namespaces.pid {
+        NamespaceMode::Pod | NamespaceMode::Container => true,
+        NamespaceMode::Node => false,
+        NamespaceMode::Target => {
+            let field = "linux.security_context.namespace_options.pid";
+            return Err(Error::invalid(field, "TARGET", "POD, CONTAINER or NODE for a sandbox"));
+        }
+    };
+    let user = match (asked.run_as_user, asked.run_as_group) {
+        (None, Some(group)) => {
+            let field = "linux.security_context.run_as_group";
+            return Err(Error::invalid(field, group.to_string(), "run_as_user must be set with it"));
+        }
+        (None, None) => User { uid: PAUSE_ID, gid: PAUSE_ID, groups: asked.supplemental_groups.clone() },
+        (Some(uid), group) => {
+            User { uid, gid: group.unwrap_or(0), groups: asked.supplemental_groups.clone() }
+        }
+    };
+    Ok(PausePlan {
+        network,
+        ipc,
+        uts: network,
+        pid,
+        hostname: if network { hostname(config)? } else { String::new() },
+        sysctls: sysctls(config)?,
+        user,
+        seccomp: if asked.privileged { None } else { seccomp },
+        oom_score_adj: PAUSE_OOM_SCORE_ADJ,
+        cgroup,
+        shm_size: SHM_SIZE,
+    })
+}
+
+fn hostname(config: &PodConfig) -> Result<String, Error> {
+    let name = &config.hostname;
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.' || c == '_';
+    if name.len() > LONGEST_HOSTNAME || !name.chars().all(fits) {
+        let want = "at most 64 letters, digits, '-', '_' and '.'";
+        return Err(Error::invalid("hostname", name, want));
+    }
+    // Empty leaves the new namespace with a copy of the node's name, as other runtimes do.
+    Ok(name.clone())
+}
+
+/// `(path below /proc/sys, value)` of a pod's sysctls. Only what belongs to a namespace that the pod has
+/// to itself: `net.` with its own network, the System V and POSIX queues with its own IPC,
+/// `kernel.domainname` with its own UTS. Anything else would change the node.
+pub fn sysctls(config: &PodConfig) -> Result<Vec<(String, String)>, Error> {
+    let namespaces = &config.security.namespaces;
+    let (network, ipc) = (namespaces.network == NamespaceMode::Pod, namespaces.ipc == NamespaceMode::Pod);
+    if config.sysctls.len() > MOST_SYSCTLS {
+        return Err(Error::invalid("linux.sysctls", config.sysctls.len().to_string(), "at most 256"));
+    }
+    let mut checked = Vec::with_capacity(config.sysctls.len());
+    for (name, value) in &config.sysctls {
+        let field = format!("linux.sysctls[{:.100}]", name);
+        let parts = components(name).ok_or_else(|| {
+            Error::invalid("linux.sysctls", name, "a name such as net.ipv4.ip_local_port_range")
+        })?;
+        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+        let allowed = match parts.as_slice() {
+            ["net", _, ..] => network,
+            ["kernel", "sem" | "shmall" | "shmmax" | "shmmni" | "shm_rmid_forced"] => ipc,
+            ["kernel", "msgmax" | "msgmnb" | "msgmni"] | ["fs", "mqueue", _] => ipc,
+            ["kernel", "domainname"] => network,
+            _ => {
+                let want = "one of a namespace: net.*, kernel.shm*, kernel.msg*, kernel.sem, fs.mqueue.*";
+                return Err(Error::invalid("linux.sysctls", name, want));
+            }
+        };
+        if !allowed {
+            let want = "the pod shares this namespace with the host, so it cannot set it";
+            return Err(Error::invalid("linux.sysctls", name, want));
+        }
+        if value.len() > LONGEST_VALUE || value.contains(['\0', '\n']) {
+            return Err(Error::invalid(field, value, "one line of at most 4095 bytes"));
+        }
+        checked.push((parts.join("/"), value.clone()));
+    }
+    Ok(checked)
+}
+
+/// Components of a sysctl's name. As sysctl(8) has it: the separator that comes first separates, the other
+/// one is part of a name (`net/ipv4/conf/eth0.1/forwarding`, `net.ipv4.conf.eth0/1.forwarding`).
+fn components(name: &str) -> Option<Vec<String>> {
+    if name.len() > 255 {
+        return None;
+    }
+    let separator = name.chars().find(|c| matches!(c, '.' | '/'))?;
+    let other = if separator == '.' { '/' } else { '.' };
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | ':' | '@');
+    let mut parts = Vec::new();
+    for part in name.split(separator) {
+        // A '/' inside a name stands for a '.', and a '.' stays.
+        let part = if other == '/' { part.replace('/', ".") } else { part.to_owned() };
+        if part.is_empty() || part.chars().all(|c| c == '.') || !part.chars().all(fits) {
+            return None;
+        }
+        parts.push(part);
+    }
+    Some(parts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::{PodId, PodPhase};
+    use proptest::prelude::*;
+
+    fn plan(config: PodConfig) -> Result<PausePlan, Error> {
+        let pod = PodRecord {
+            id: PodId::from_random([3; 32]),
+            config,
+            created_at: 1,
+            phase: PodPhase::Launching,
+            ips: Vec::new(),
+            netns: String::new(),
+            pause_pid: 0,
+            shim_pid: 0,
+            message: String::new(),
+        };
+        let seccomp = Some(SeccompProgram { instructions: vec![1] });
+        pause(PauseInput { pod: &pod, cgroup: CgroupPlan::default(), seccomp })
+    }
+
+    fn named() -> PodConfig {
+        PodConfig { hostname: "web-0".into(), ..PodConfig::default() }
+    }
+
+    fn with_sysctl(name: &str, value: &str) -> PodConfig {
+        PodConfig { sysctls: [(name.to_owned(), value.to_owned())].into(), ..named() }
+    }
+
+    #[test]
+    fn namespaces_and_user() {
+        let made = plan(named()).unwrap();
+        assert!(made.network && made.ipc && made.uts && made.pid && made.seccomp.is_some());
+        assert_eq!((made.user.uid, made.user.gid, made.shm_size), (65535, 65535, 64 << 20));
+        let mut host = PodConfig::default();
+        host.security.namespaces.network = NamespaceMode::Node;
+        host.security.namespaces.pid = NamespaceMode::Node;
+        host.security.privileged = true;
+        let made = plan(host).unwrap();
+        assert!(
+            !made.network && !made.uts && !made.pid && made.hostname.is_empty() && made.seccomp.is_none()
+        );
+        let mut grouped = named();
+        grouped.security.run_as_group = Some(4);
+        assert!(plan(grouped.clone()).unwrap_err().field().ends_with("run_as_group"));
+        grouped.security.run_as_user = Some(3);
+        assert_eq!(plan(grouped).unwrap().user, User { uid: 3, gid: 4, groups: vec![] });
+        let mut wrong = named();
+        wrong.security.namespaces.ipc = NamespaceMode::Container;
+        assert!(plan(wrong).is_err());
+    }
+
+    #[test]
+    fn hostnames() {
+        assert_eq!(plan(PodConfig::default()).unwrap().hostname, "");
+        for bad in ["a b", "a\n", &"x".repeat(65)] {
+            assert_eq!(plan(PodConfig { hostname: bad.into(), ..named() }).unwrap_err().field(), "hostname");
+        }
+    }
+
+    #[test]
+    fn only_namespaced_sysctls() {
+        let path = |name: &str| sysctls(&with_sysctl(name, "1")).map(|list| list[0].0.clone());
+        assert_eq!(path("net.ipv4.ip_forward").unwrap(), "net/ipv4/ip_forward");
+        assert_eq!(path("net/ipv4/conf/eth0.1/forwarding").unwrap(), "net/ipv4/conf/eth0.1/forwarding");
+        assert_eq!(path("net.ipv4.conf.eth0/1.forwarding").unwrap(), "net/ipv4/conf/eth0.1/forwarding");
+        assert_eq!(path("kernel.shm_rmid_forced").unwrap(), "kernel/shm_rmid_forced");
+        assert_eq!(path("fs.mqueue.msg_max").unwrap(), "fs/mqueue/msg_max");
+        for bad in [
+            "kernel.core_pattern",
+            "vm.swappiness",
+            "kernel",
+            "net",
+            "net..x",
+            "net.../../kernel.x",
+            "net/../kernel/core_pattern",
+            "kernel.shm_rmid_forced+x",
+            "kernel.sem/../core_pattern",
+            "fs.mqueue",
+            "kernel.hostname",
+            "",
+        ] {
+            assert!(path(bad).is_err(), "{bad}");
+        }
+        assert!(sysctls(&with_sysctl("net.ipv4.ip_forward", "1\nx")).is_err());
+        let mut host = with_sysctl("net.ipv4.ip_forward", "1");
+        host.security.namespaces.network = NamespaceMode::Node;
+        assert!(sysctls(&host).is_err());
+        let mut host = with_sysctl("kernel.sem", "1");
+        host.security.namespaces.ipc = NamespaceMode::Node;
+        assert!(sysctls(&host).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn paths_never_climb(name in "[a-z./]{0,30}") {
+            for prefix in ["net.", "net/"] {
+                if let Ok(list) = sysctls(&with_sysctl(&format!("{prefix}{name}"), "1")) {
+                    prop_assert!(list[0].0.starts_with("net/"));
+                    prop_assert!(!list[0].0.split('/').any(|part| part.is_empty() || part == ".." || part == "."));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,135 @@
+use super::*;
+use crate::seccomp::parse_localhost;
+use crate::security;
+use std::collections::{BTreeMap, BTreeSet};
+
+#[test]
+fn no_name_has_two_plain_rules() {
+    for caps in [0, u64::MAX] {
+        let mut seen = BTreeSet::new();
+        for rule in runtime_default(Arch::X86_64, caps).rules.iter().filter(|rule| rule.args.is_empty()) {
+            for name in &rule.names {
+                assert!(seen.insert(name.clone()), "{name} twice");
+            }
+        }
+        for tested in ["socket", "personality"] {
+            assert!(!seen.contains(tested));
+        }
+    }
+}
+
+#[test]
+fn capabilities_open_calls() {
+    let find = |caps, name: &str| {
+        let profile = runtime_default(Arch::X86_64, caps);
+        let rule = profile.rules.iter().find(|rule| rule.names.iter().any(|n| n == name)).unwrap();
+        (rule.action, rule.args.len())
+    };
+    assert_eq!(find(0, "mount"), (EPERM, 0));
+    assert_eq!(find(mask_of(&["SYS_ADMIN"]), "mount"), (Action::Allow, 0));
+    assert_eq!(find(mask_of(&["BPF"]), "bpf"), (Action::Allow, 0));
+    assert_eq!(find(0, "clone"), (Action::Allow, 1));
+    assert_eq!(find(0, "clone3"), (ENOSYS, 0));
+    assert_eq!(find(mask_of(&["SYS_ADMIN"]), "clone3"), (Action::Allow, 0));
+    assert_eq!(RELEVANT_CAPS & mask_of(&["CHOWN"]), 0);
+    let all = NAMESPACE_FLAGS.iter().fold(0, |all, flag| all | flag);
+    assert_eq!(all, 0x7e02_0000);
+}
+
+/// Where our table differs from containers-common's, and why. Any other difference fails.
+const DIFFERENCES: &[(&str, &[&str])] = &[
+    (
+        "theirs is for engines that nest: mounting, namespaces and what goes with them are open to all. In a \
+         pod they are the kernel's largest surface, so they need CAP_SYS_ADMIN, as in Docker's profile",
+        &[
+            "clone",
+            "fsconfig",
+            "fsmount",
+            "fsopen",
+            "fspick",
+            "mount",
+            "mount_setattr",
+            "move_mount",
+            "open_tree",
+            "pivot_root",
+            "setns",
+            "umount",
+            "umount2",
+            "unshare",
+        ],
+    ),
+    ("its flags are in memory, out of a filter's sight: ENOSYS makes libraries use clone", &["clone3"]),
+    (
+        "other processes' memory and descriptors need CAP_SYS_PTRACE",
+        &["pidfd_getfd", "process_vm_readv", "process_vm_writev"],
+    ),
+    (
+        "the kernel's log and the machine's power need their capability, in the filter too",
+        &["reboot", "syslog"],
+    ),
+    ("keyrings have no namespace: refused", &["add_key", "keyctl", "request_key"]),
+    (
+        "AF_VSOCK reaches the hypervisor past every network policy: refused. Their rule about audit sockets \
+         is for sudo in a user namespace",
+        &["socket"],
+    ),
+    ("the capability that was split off CAP_SYS_ADMIN is enough", &["bpf", "perf_event_open"]),
+    ("a plain variant of io_getevents, used by databases", &["io_pgetevents", "io_pgetevents_time64"]),
+    (
+        "newer than their table; as harmless as the calls they complete",
+        &[
+            "cachestat",
+            "fchmodat2",
+            "futex_requeue",
+            "futex_wait",
+            "futex_waitv",
+            "futex_wake",
+            "getxattrat",
+            "listxattrat",
+            "map_shadow_stack",
+            "mseal",
+            "removexattrat",
+            "set_mempolicy_home_node",
+            "setxattrat",
+        ],
+    ),
+    (
+        "newer than their table; with CAP_SYS_ADMIN as the calls they complete",
+        &["listmount", "open_tree_attr", "quotactl_fd", "statmount"],
+    ),
+    ("no system calls of our architectures", &["syscall", "timerfd"]),
+];
+
+/// What happens to a call: each action with the number of its argument tests, in no order.
+fn verdicts(profile: &Profile) -> BTreeMap<String, BTreeSet<String>> {
+    let mut verdicts: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for rule in &profile.rules {
+        for name in &rule.names {
+            let verdict = format!("{:?} {:?}", rule.action, rule.args);
+            verdicts.entry(name.clone()).or_default().insert(verdict);
+        }
+    }
+    verdicts
+}
+
+#[test]
+fn differs_from_containers_common_only_as_listed() {
+    let path = "/usr/share/containers/seccomp.json";
+    let text = std::fs::read(path).expect("Debian package golang-github-containers-common");
+    let mut different: BTreeSet<String> = BTreeSet::new();
+    let split = security::DEFAULT | mask_of(&["BPF", "PERFMON", "SYSLOG"]);
+    for caps in [security::DEFAULT, security::ALL, split, 0] {
+        let ours = verdicts(&runtime_default(Arch::X86_64, caps));
+        let theirs = verdicts(&parse_localhost(&text, Arch::X86_64, caps, (5, 14)).unwrap());
+        for name in ours.keys().chain(theirs.keys()) {
+            if ours.get(name) != theirs.get(name) {
+                different.insert(name.clone());
+            }
+        }
+    }
+    let listed: BTreeSet<String> =
+        DIFFERENCES.iter().flat_map(|(_, names)| *names).map(|name| (*name).to_owned()).collect();
+    let unlisted: Vec<_> = different.difference(&listed).collect();
+    let stale: Vec<_> = listed.difference(&different).collect();
+    assert!(unlisted.is_empty() && stale.is_empty(), "not listed: {unlisted:?}; no difference: {stale:?}");
+}

@@ -1,0 +1,10 @@
+//! Seccomp profiles as data: our own RuntimeDefault and Localhost files, one shape for both. The daemon
+//! compiles them (`runtime/src/seccomp.rs`).
+
+mod default;
+mod localhost;
+mod profile;
+
+pub use default::{RELEVANT_CAPS, runtime_default};
+pub use localhost::parse_localhost;
+pub use profile::{Action, Arch, ArgTest, Op, Profile, Rule};

@@ -1,0 +1,240 @@
+//! Capability masks and default paths.
+
+use crate::Error;
+use model::{Capabilities, ContainerSecurity};
+use wire::CapSets;
+
+/// Names by bit, without `CAP_` (linux/capability.h).
+pub const NAMES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+
+/// The fourteen that container runtimes give by default, and that Kubernetes' Baseline policy allows.
+pub const DEFAULT: u64 = mask_of(&[
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "NET_RAW",
+    "SYS_CHROOT",
+    "MKNOD",
+    "AUDIT_WRITE",
+    "SETFCAP",
+]);
+
+/// Every capability this table knows.
+pub const ALL: u64 = (1 << NAMES.len()) - 1;
+
+/// Made unreadable where a request leaves the choice to us (no security context at all). Kubelet always
+/// sends a list of its own; an empty one in a security context masks nothing (procMount Unmasked).
+pub const DEFAULT_MASKED_PATHS: [&str; 11] = [
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+
+/// Made read-only where a request leaves the choice to us.
+pub const DEFAULT_READONLY_PATHS: [&str; 5] =
+    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Mask of names known at compile time; an unknown one does not compile.
+pub const fn mask_of(names: &[&str]) -> u64 {
+    let mut mask = 0;
+    let mut at = 0;
+    while at < names.len() {
+        let mut bit = 0;
+        while !same(NAMES[bit], names[at]) {
+            bit += 1;
+        }
+        mask |= 1 << bit;
+        at += 1;
+    }
+    mask
+}
+
+const fn same(a: &str, b: &str) -> bool {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    if a.len() != b.len() {
+        return false;
+    }
+    let mut at = 0;
+    while at < a.len() {
+        if a[at] != b[at] {
+            return false;
+        }
+        at += 1;
+    }
+    true
+}
+
+/// Mask of one name, with or without `CAP_`, in any case.
+pub fn bit(name: &str) -> Option<u64> {
+    let upper = name.to_ascii_uppercase();
+    let bare = upper.strip_prefix("CAP_").unwrap_or(&upper);
+    NAMES.iter().position(|known| *known == bare).map(|bit| 1 << bit)
+}
+
+/// `CAP_` names of a mask, by bit.
+pub fn names(mask: u64) -> Vec<String> {
+    let set = NAMES.iter().enumerate().filter(|(bit, _)| mask & (1 << bit) != 0);
+    set.map(|(_, name)| format!("CAP_{name}")).collect()
+}
+
+/// The sets of a container. `host` is the daemon's bounding set: nothing beyond it can be given.
+///
+/// Start with the default set (all when privileged); `ALL` in add, then `ALL` in drop are applied first,
+/// then single additions, then single removals. Ambient ones are added to all sets. A capability asked
+/// for by name that the host does not have is an error; `ALL` and privileged mean all that it has.
+pub fn caps(security: &ContainerSecurity, host: u64) -> Result<CapSets, Error> {
+    let field = "linux.security_context.capabilities";
+    if security.privileged {
+        let all = host & ALL;
+        return Ok(CapSets { bounding: all, permitted: all, inheritable: 0, ambient: 0 });
+    }
+    let Capabilities { add, drop, ambient } = &security.capabilities;
+    let (add_all, add) = parse(&format!("{field}.add_capabilities"), add, Some(host))?;
+    let (drop_all, drop) = parse(&format!("{field}.drop_capabilities"), drop, None)?;
+    let (ambient_all, ambient) = parse(&format!("{field}.add_ambient_capabilities"), ambient, Some(host))?;
+    let mut set = DEFAULT & host;
+    if add_all {
+        set = host & ALL;
+    }
+    if drop_all {
+        set = 0;
+    }
+    set |= add;
+    set &= !drop;
+    set |= ambient;
+    let ambient = if ambient_all { set } else { ambient };
+    Ok(CapSets { bounding: set, permitted: set, inheritable: ambient, ambient })
+}
+
+/// Whether `ALL` is among the names, and the mask of the others.
+fn parse(field: &str, names: &[String], host: Option<u64>) -> Result<(bool, u64), Error> {
+    let mut all = false;
+    let mut mask = 0;
+    for name in names {
+        if name.eq_ignore_ascii_case("ALL") || name.eq_ignore_ascii_case("CAP_ALL") {
+            all = true;
+            continue;
+        }
+        let want = "a capability of linux/capability.h, or ALL";
+        let bit = bit(name).ok_or_else(|| Error::invalid(field, name, want))?;
+        if host.is_some_and(|host| host & bit == 0) {
+            return Err(Error::unsupported(field, name, "this host's bounding set does not have it"));
+        }
+        mask |= bit;
+    }
+    Ok((all, mask))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn with(add: &[&str], drop: &[&str], ambient: &[&str]) -> ContainerSecurity {
+        let list = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let capabilities = Capabilities { add: list(add), drop: list(drop), ambient: list(ambient) };
+        ContainerSecurity { capabilities, ..ContainerSecurity::default() }
+    }
+
+    #[test]
+    fn default_set_is_dockers() {
+        assert_eq!(DEFAULT, 0x0000_0000_a804_25fb);
+        assert_eq!(caps(&with(&[], &[], &[]), ALL).unwrap().bounding, DEFAULT);
+    }
+
+    #[test]
+    fn adds_and_drops() {
+        let sets = caps(&with(&["CAP_NET_ADMIN"], &["net_raw"], &[]), ALL).unwrap();
+        assert_eq!(sets.permitted, (DEFAULT | mask_of(&["NET_ADMIN"])) & !mask_of(&["NET_RAW"]));
+        assert_eq!((sets.inheritable, sets.ambient), (0, 0));
+        let only = caps(&with(&["CHOWN"], &["ALL"], &[]), ALL).unwrap();
+        assert_eq!(only.bounding, mask_of(&["CHOWN"]));
+        let but = caps(&with(&["ALL"], &["SYS_ADMIN"], &[]), ALL).unwrap();
+        assert_eq!(but.bounding, ALL & !mask_of(&["SYS_ADMIN"]));
+        let raised = caps(&with(&[], &["ALL"], &["NET_BIND_SERVICE"]), ALL).unwrap();
+        let want = mask_of(&["NET_BIND_SERVICE"]);
+        assert_eq!(raised, CapSets { bounding: want, permitted: want, inheritable: want, ambient: want });
+    }
+
+    #[test]
+    fn host_limits() {
+        let host = ALL & !mask_of(&["SYS_RESOURCE"]);
+        assert!(caps(&with(&["SYS_RESOURCE"], &[], &[]), host).is_err());
+        assert_eq!(caps(&with(&["ALL"], &[], &[]), host).unwrap().bounding, host);
+        let privileged = ContainerSecurity { privileged: true, ..with(&["nonsense"], &["ALL"], &[]) };
+        assert_eq!(caps(&privileged, host).unwrap().bounding, host);
+        assert!(caps(&with(&["FLY"], &[], &[]), ALL).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn never_beyond_the_host(host in any::<u64>(), add in 0usize..41, drop in 0usize..41) {
+            let security = with(&[NAMES[add]], &[NAMES[drop]], &[]);
+            if let Ok(sets) = caps(&security, host) {
+                prop_assert_eq!(sets.bounding & !host, 0);
+                prop_assert_eq!(sets.permitted & !sets.bounding, 0);
+                prop_assert_eq!(sets.bounding & mask_of_one(drop), 0);
+            }
+        }
+    }
+
+    fn mask_of_one(bit: usize) -> u64 {
+        1 << bit
+    }
+}

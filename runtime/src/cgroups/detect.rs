@@ -1,0 +1,160 @@
+//! Which hierarchies the host has, from mountinfo.
+
+use super::Error;
+use std::path::{Path, PathBuf};
+
+/// Without these a container would not be confined, or could not be killed whole.
+const NEEDED: [&str; 5] = ["devices", "freezer", "memory", "cpu", "cpuacct"];
+
+/// One v1 hierarchy: one or several controllers mounted together, or a named one without any.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hierarchy {
+    name: String,
+    controllers: Vec<String>,
+    mount: PathBuf,
+}
+
+impl Hierarchy {
+    /// Last part of its mount point: `memory`, `cpu,cpuacct`, `systemd`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether this controller is in it.
+    pub fn has(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|own| own == controller)
+    }
+
+    /// Whether it is a named one, without controllers.
+    pub fn is_named(&self) -> bool {
+        self.controllers.is_empty()
+    }
+
+    /// Where it is mounted.
+    pub fn mount(&self) -> &Path {
+        &self.mount
+    }
+
+    /// Folder of a cgroup, by clean absolute path.
+    pub fn folder(&self, path: &str) -> PathBuf {
+        self.mount.join(path.trim_start_matches('/'))
+    }
+}
+
+/// v1 hierarchies of a mountinfo text, by name. Of several mounts of one hierarchy the first whole one
+/// counts (field 4 is `/`; a bind of a part shows another root).
+pub(super) fn hierarchies(mountinfo: &str) -> Result<Vec<Hierarchy>, Error> {
+    /// Mount options of a v1 superblock that are no controllers.
+    const OPTIONS: [&str; 7] = ["rw", "ro", "none", "xattr", "clone_children", "noprefix", "cpuset_v2_mode"];
+    let mut found: Vec<Hierarchy> = Vec::new();
+    let mut unified = false;
+    for line in mountinfo.lines() {
+        let Some((left, right)) = line.split_once(" - ") else { continue };
+        let mut left = left.split(' ').skip(3);
+        let (Some(root), Some(point)) = (left.next(), left.next()) else { continue };
+        let mut right = right.split(' ');
+        let (kind, options) = (right.next().unwrap_or_default(), right.nth(1).unwrap_or_default());
+        unified |= kind == "cgroup2";
+        if kind != "cgroup" || root != "/" {
+            continue;
+        }
+        let mut controllers = Vec::new();
+        for option in options.split(',') {
+            let own = OPTIONS.contains(&option) || option.contains('=');
+            if !own && !option.is_empty() {
+                controllers.push(option.to_owned());
+            }
+        }
+        let mount = PathBuf::from(unescape(point));
+        let name = mount.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let named = options.split(',').find_map(|option| option.strip_prefix("name="));
+        let again = found.iter().any(|have| match named {
+            Some(named) => have.is_named() && have.name == named,
+            None => have.controllers == controllers,
+        });
+        if !again {
+            found.push(Hierarchy { name, controllers, mount });
+        }
+    }
+    let missing: Vec<&str> =
+        NEEDED.into_iter().filter(|wanted| !found.iter().any(|have| have.has(wanted))).collect();
+    if !missing.is_empty() {
+        let list = missing.join(", ");
+        let missing = match (found.is_empty(), unified) {
+            (true, true) => format!(
+                "it has cgroup v2 only, which is not built yet (device program, joining by clone3); \
+                 boot with systemd.unified_cgroup_hierarchy=0, or mount the v1 controllers {list}"
+            ),
+            _ => format!("the v1 controllers {list} are not mounted (looked for in /proc/self/mountinfo)"),
+        };
+        return Err(Error::Host { missing });
+    }
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(found)
+}
+
+/// mountinfo writes space, tab, newline and backslash as three octal digits.
+fn unescape(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let digits = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        let octal = digits.and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match (first, octal) {
+            (b'\\', Some(byte)) => {
+                bytes.push(byte);
+                rest = after.get(3..).unwrap_or_default();
+            }
+            _ => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "\
+22 27 0:21 / /proc rw,relatime - proc proc rw
+32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct
+34 31 0:31 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset
+35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
+36 31 0:33 / /sys/fs/cgroup/devices rw - cgroup cgroup rw,devices
+37 31 0:34 / /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer
+40 31 0:37 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,release_agent=/usr/lib/agent,name=systemd
+41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate
+50 31 0:32 /kubepods /var/lib/x/memory rw - cgroup cgroup rw,memory
+51 31 0:32 / /var/lib/my\\040place/memory rw - cgroup cgroup rw,memory
+";
+
+    #[test]
+    fn hybrid_with_colocated_controllers() {
+        let found = hierarchies(HYBRID).unwrap();
+        let names: Vec<&str> = found.iter().map(Hierarchy::name).collect();
+        assert_eq!(names, ["cpu,cpuacct", "cpuset", "devices", "freezer", "memory", "systemd"]);
+        assert!(found[0].has("cpu") && found[0].has("cpuacct") && !found[0].is_named());
+        assert!(found[5].is_named());
+        assert_eq!(found[4].folder("/a/b"), PathBuf::from("/sys/fs/cgroup/memory/a/b"));
+    }
+
+    #[test]
+    fn says_what_is_missing() {
+        let v2 = "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n";
+        let error = hierarchies(v2).unwrap_err().to_string();
+        assert!(error.contains("v2 only") && error.contains("devices"), "{error}");
+        let part = HYBRID.replace("rw,devices", "rw,blkio");
+        let error = hierarchies(&part).unwrap_err().to_string();
+        assert!(error.contains("devices") && !error.contains("memory"), "{error}");
+        assert!(hierarchies("").is_err());
+        assert!(hierarchies("nonsense\n - \n a b c - cgroup").is_err());
+    }
+
+    #[test]
+    fn unescapes() {
+        assert_eq!(unescape("/a\\040b\\134c\\0"), "/a b\\c\\0");
+    }
+}

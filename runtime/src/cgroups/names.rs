@@ -1,0 +1,89 @@
+//! What cgroups are called. Others read these names: kubelet takes every folder directly below a QoS
+//! level (`kubepods`, `burstable`, `besteffort`) whose name holds "pod" for a pod's, kills what is in it
+//! and removes it, and "copepod" holds "pod". So nothing of ours is ever made there.
+
+use super::Error;
+use model::{PodConfig, PodId};
+
+/// Where shims live: `/copepod/<pod id>`.
+pub const SHIM_ROOT: &str = "/copepod";
+/// Where pods without a `cgroup_parent` live: `/copepod-pods/<pod id>`. Apart from the shims, since what a
+/// pod may be limited to as a whole is not theirs.
+pub const DEFAULT_PARENT: &str = "/copepod-pods";
+
+/// Levels directly below which kubelet looks for pods.
+const QOS: [&str; 3] = ["kubepods", "burstable", "besteffort"];
+
+/// Path of a shim's cgroup.
+pub fn shim_path(pod: &PodId) -> String {
+    format!("{SHIM_ROOT}/{pod}")
+}
+
+pub(super) fn default_parent(pod: &PodId) -> String {
+    format!("{DEFAULT_PARENT}/{pod}")
+}
+
+/// The cgroup that a pod's leaves lie in: kubelet's as given, else ours.
+pub fn pod_parent(config: &PodConfig, pod: &PodId) -> Result<String, Error> {
+    if config.cgroup_parent.is_empty() {
+        return Ok(default_parent(pod));
+    }
+    let parent = spec::path::clean("linux.cgroup_parent", &config.cgroup_parent)?;
+    let last = parent.rsplit('/').next().unwrap_or_default();
+    if last.is_empty() {
+        let want = "a cgroup below the root";
+        return Err(spec::Error::invalid("linux.cgroup_parent", &config.cgroup_parent, want).into());
+    }
+    Ok(parent)
+}
+
+/// Path of a leaf: its parent and the 64 digits of a container's id, or of the sandbox's for pause.
+pub fn leaf_path(parent: &str, id: &impl std::fmt::Display) -> String {
+    format!("{parent}/{id}")
+}
+
+/// Refuses what is not clean, the root, and a folder that kubelet would take for a pod's.
+pub(super) fn check(path: &str) -> Result<(), Error> {
+    if spec::path::clean("cgroup", path)? != path || path == "/" {
+        return Err(spec::Error::invalid("cgroup", path, "a clean absolute path below the root").into());
+    }
+    let mut parts = path.rsplit('/');
+    let (last, above) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    if QOS.contains(&above) && last.contains("copepod") {
+        return Err(spec::Error::invalid("cgroup", path, "kubelet removes folders of this name there").into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::ContainerId;
+
+    #[test]
+    fn paths() {
+        let pod = PodId::from_random([0xab; 32]);
+        let id = ContainerId::from_random([1; 32]);
+        let mut config = PodConfig::default();
+        assert_eq!(pod_parent(&config, &pod).unwrap(), format!("/copepod-pods/{pod}"));
+        config.cgroup_parent = "/kubepods/burstable/pod123/".into();
+        let parent = pod_parent(&config, &pod).unwrap();
+        assert_eq!(leaf_path(&parent, &id), format!("/kubepods/burstable/pod123/{id}"));
+        for bad in ["/", "kubepods", "/kubepods/../x", "//"] {
+            config.cgroup_parent = bad.into();
+            assert!(pod_parent(&config, &pod).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn never_where_kubelet_looks_for_pods() {
+        let pod = PodId::from_random([0xab; 32]);
+        for ours in [shim_path(&pod), default_parent(&pod)] {
+            check(&ours).unwrap();
+            assert!(!ours.split('/').any(|part| QOS.contains(&part)), "{ours}");
+        }
+        for bad in ["/kubepods/copepod", "/kubepods/burstable/copepod-x", "/", "/a/", "a", "/a/../b"] {
+            assert!(check(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! Against the host's real hierarchies: needs root and cgroup v1, and fails without.
+
+use super::*;
+use spec::resources::{Mode, v1};
+use std::process::{Child, Command};
+
+/// A cgroup of this test's own, removed at its end however it ends.
+struct Room {
+    cgroups: Cgroups,
+    root: String,
+}
+
+impl Room {
+    fn new(name: &str) -> Self {
+        let cgroups = Cgroups::detect().expect("cgroup v1 with devices, freezer, memory, cpu, cpuacct");
+        Self { cgroups, root: format!("/copepod-test-{}-{name}", std::process::id()) }
+    }
+
+    fn leaf(&self, name: &str) -> String {
+        format!("{}/pod1/{name}", self.root)
+    }
+
+    fn value(&self, controller: &str, path: &str, file: &str) -> String {
+        let file = self.cgroups.folder(controller, path).unwrap().join(file);
+        std::fs::read_to_string(file).unwrap().trim().to_owned()
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        let ended = self.cgroups.kill_all(&self.root).and_then(|()| self.cgroups.remove(&self.root));
+        if !std::thread::panicking() {
+            ended.unwrap();
+            for hierarchy in self.cgroups.hierarchies() {
+                assert!(!hierarchy.folder(&self.root).exists());
+            }
+        }
+    }
+}
+
+/// A sleeper that joins every hierarchy by itself, as init does, and forks two more.
+fn sleepers(leaf: &Leaf) -> Child {
+    let joins: String =
+        leaf.plan.members.iter().map(|member| format!("echo 0 > '{}/tasks' && ", member.path)).collect();
+    let script = format!("{joins} {{ sleep 300 & setsid sleep 300 & exec sleep 300; }}");
+    Command::new("sh").args(["-ec", &script]).spawn().unwrap()
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..500 {
+        if holds() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("not within 5 s: {what}");
+}
+
+fn limits(resources: &model::Resources) -> Limits {
+    let devices = spec::devices::rules(&[], false, &[]).unwrap();
+    Limits { writes: v1(resources, Mode::Create).unwrap(), devices }
+}
+
+#[test]
+fn privileged_leaf_limits_kill_and_remove() {
+    let room = Room::new("leaf");
+    let path = room.leaf("c1");
+    let resources = model::Resources {
+        cpu_shares: 256,
+        cpu_period: 50_000,
+        cpu_quota: 25_000,
+        memory_limit: 32 << 20,
+        hugepage_limits: vec![model::HugepageLimit { page_size: "2MB".into(), limit: 0 }],
+        ..model::Resources::default()
+    };
+    let leaf = room.cgroups.create_leaf(&path, &limits(&resources)).unwrap();
+    assert_eq!(leaf.folders.len(), leaf.plan.members.len());
+    assert_eq!(leaf.plan.members.len(), room.cgroups.hierarchies().len());
+    assert_eq!(room.value("cpu", &path, "cpu.shares"), "256");
+    assert_eq!(room.value("cpu", &path, "cpu.cfs_period_us"), "50000");
+    assert_eq!(room.value("cpu", &path, "cpu.cfs_quota_us"), "25000");
+    assert_eq!(room.value("memory", &path, "memory.limit_in_bytes"), (32 << 20).to_string());
+    assert_eq!(room.value("memory", &path, "memory.memsw.limit_in_bytes"), (32 << 20).to_string());
+    let devices = room.value("devices", &path, "devices.list");
+    assert!(devices.contains("c 1:3 rwm") && !devices.contains("a *:* rwm"), "{devices}");
+    if room.cgroups.hierarchies().iter().any(|hierarchy| hierarchy.has("cpuset")) {
+        assert!(!room.value("cpuset", &path, "cpuset.cpus").is_empty());
+        assert!(!room.value("cpuset", &path, "cpuset.mems").is_empty());
+    }
+    assert!(!room.cgroups.populated(&path).unwrap());
+    assert!(room.cgroups.create_leaf(&path, &limits(&resources)).is_err(), "an existing leaf");
+    assert_eq!(room.value("cpu", &path, "cpu.shares"), "256", "the refused create took nothing away");
+
+    let mut child = sleepers(&leaf);
+    wait_until("three processes", || room.cgroups.pids(&path).unwrap().len() == 3);
+    let error = room.cgroups.remove(&path).unwrap_err();
+    assert!(error.to_string().contains("remove cgroup"), "{error}");
+    let killed = std::thread::spawn(move || child.wait().unwrap());
+    room.cgroups.kill_all(&path).unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&killed.join().unwrap()), Some(9));
+    assert!(!room.cgroups.populated(&path).unwrap());
+    assert_eq!(room.cgroups.oom_kills(&path).unwrap(), 0);
+    room.cgroups.remove(&path).unwrap();
+    room.cgroups.remove(&path).unwrap();
+    room.cgroups.kill_all(&path).unwrap();
+    assert!(room.cgroups.open_leaf(&path).is_err());
+}
+
+#[test]
+fn privileged_update_is_all_or_nothing() {
+    let room = Room::new("update");
+    let path = room.leaf("c1");
+    let with = |memory_limit, cpu_shares| model::Resources { memory_limit, cpu_shares, ..Default::default() };
+    let _leaf = room.cgroups.create_leaf(&path, &limits(&with(32 << 20, 100))).unwrap();
+    for memory in [64 << 20, 16 << 20, 48 << 20] {
+        room.cgroups.update(&path, &v1(&with(memory, 200), Mode::Update).unwrap()).unwrap();
+        assert_eq!(room.value("memory", &path, "memory.limit_in_bytes"), memory.to_string());
+        assert_eq!(room.value("memory", &path, "memory.memsw.limit_in_bytes"), memory.to_string());
+    }
+    let wrong = model::Resources { cpuset_mems: "4095".into(), ..with(8 << 20, 300) };
+    let mut writes = v1(&wrong, Mode::Update).unwrap();
+    writes.rotate_left(1);
+    let error = room.cgroups.update(&path, &writes).unwrap_err();
+    assert!(error.to_string().contains("cpuset_mems"), "{error}");
+    assert_eq!(room.value("cpu", &path, "cpu.shares"), "200");
+    assert_eq!(room.value("memory", &path, "memory.limit_in_bytes"), (48 << 20).to_string());
+}
+
+#[test]
+fn privileged_failed_create_leaves_nothing() {
+    let room = Room::new("fail");
+    let path = room.leaf("c1");
+    let wrong = model::Resources { cpuset_cpus: "4095".into(), ..model::Resources::default() };
+    let error = room.cgroups.create_leaf(&path, &limits(&wrong)).unwrap_err();
+    assert!(error.to_string().contains("cpuset_cpus"), "{error}");
+    for hierarchy in room.cgroups.hierarchies() {
+        assert!(!hierarchy.folder(&path).exists());
+    }
+    let huge = model::HugepageLimit { page_size: "2MB".into(), limit: 2 << 20 };
+    let asked = model::Resources { hugepage_limits: vec![huge], ..model::Resources::default() };
+    let outcome = room.cgroups.create_leaf(&path, &limits(&asked));
+    if !room.cgroups.hierarchies().iter().any(|hierarchy| hierarchy.has("hugetlb")) {
+        let error = outcome.unwrap_err().to_string();
+        assert!(error.contains("hugetlb"), "{error}");
+    }
+}
+
+#[test]
+fn privileged_kills_below_and_what_froze_itself() {
+    let room = Room::new("kill");
+    let path = room.leaf("c1");
+    let _leaf = room.cgroups.create_leaf(&path, &Limits::default()).unwrap();
+    let below = room.cgroups.create_leaf(&format!("{path}/sub"), &Limits::default()).unwrap();
+    let mut child = sleepers(&below);
+    wait_until("three processes", || room.cgroups.pids(&path).unwrap().len() == 3);
+    let freezer = room.cgroups.folder("freezer", &format!("{path}/sub")).unwrap();
+    std::fs::write(freezer.join("freezer.state"), "FROZEN").unwrap();
+    let reaper = std::thread::spawn(move || child.wait().unwrap());
+    room.cgroups.kill_all(&path).unwrap();
+    let _ = reaper.join().unwrap();
+    room.cgroups.remove(&path).unwrap();
+}
+
+#[test]
+fn privileged_shims_live_apart() {
+    let cgroups = Cgroups::detect().unwrap();
+    let mut bytes = [0; 32];
+    bytes[..4].copy_from_slice(&std::process::id().to_le_bytes());
+    let pod = PodId::from_random(bytes);
+    let folders = cgroups.create_shim(&pod).unwrap();
+    assert!(folders.len() >= 2 && folders.iter().all(|folder| folder.join("tasks").exists()), "{folders:?}");
+    assert_eq!(cgroups.create_shim(&pod).unwrap(), folders);
+    cgroups.remove_pod(&model::PodConfig::default(), &pod).unwrap();
+    assert!(!folders.iter().any(|folder| folder.exists()));
+}
+
+#[test]
+fn privileged_container_may_use_every_device() {
+    let room = Room::new("devices");
+    let path = room.leaf("c1");
+    let devices = spec::devices::rules(&[], true, &[]).unwrap();
+    room.cgroups.create_leaf(&path, &Limits { writes: Vec::new(), devices }).unwrap();
+    assert_eq!(room.value("devices", &path, "devices.list"), "a *:* rwm");
+}
+
+#[test]
+fn privileged_leaves_are_cheap_and_parallel() {
+    let room = Room::new("many");
+    let resources = model::Resources { memory_limit: 32 << 20, cpu_shares: 100, ..Default::default() };
+    let limits = limits(&resources);
+    let start = std::time::Instant::now();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (room, limits) = (&room, &limits);
+            scope.spawn(move || {
+                for number in 0..10 {
+                    let path = format!("{}/pod{thread}/{number}", room.root);
+                    room.cgroups.create_leaf(&path, limits).unwrap();
+                    assert_eq!(room.value("memory", &path, "memory.limit_in_bytes"), (32 << 20).to_string());
+                }
+            });
+        }
+    });
+    let took = start.elapsed() / 40;
+    println!("a leaf takes {took:?}");
+    assert!(took < Duration::from_millis(100), "{took:?}");
+}

@@ -1,0 +1,233 @@
+//! Leaves of cgroup v1: make, limit, open, update.
+
+use super::{Error, Failures, Hierarchy};
+use spec::devices::DeviceRule;
+use spec::resources::Write;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use wire::{CgroupMember, CgroupPlan};
+
+/// What a leaf is limited to.
+#[derive(Debug, Clone, Default)]
+pub struct Limits {
+    /// From [`spec::resources::v1`].
+    pub writes: Vec<Write>,
+    /// From [`spec::devices::rules`].
+    pub devices: Vec<DeviceRule>,
+}
+
+/// A leaf that exists, with its limits in force and nobody in it.
+#[derive(Debug)]
+pub struct Leaf {
+    /// What to join, for plans.
+    pub plan: CgroupPlan,
+    /// One open folder a member, in the plan's order, close-on-exec.
+    pub folders: Vec<OwnedFd>,
+    /// Limits that this host has no file for and that ask for nothing it could give, for the log.
+    pub skipped: Vec<String>,
+}
+
+pub(super) fn plan(hierarchies: &[Hierarchy], path: &str) -> CgroupPlan {
+    let member = |hierarchy: &Hierarchy| CgroupMember {
+        hierarchy: hierarchy.name().to_owned(),
+        path: hierarchy.folder(path).to_string_lossy().into_owned(),
+    };
+    CgroupPlan { unified: false, members: hierarchies.iter().map(member).collect() }
+}
+
+pub(super) fn open(hierarchies: &[Hierarchy], path: &str) -> Result<Leaf, Error> {
+    let folder = |hierarchy: &Hierarchy| {
+        let folder = hierarchy.folder(path);
+        File::open(&folder).map(OwnedFd::from).map_err(|source| Error::io("open", folder, source))
+    };
+    let folders = hierarchies.iter().map(folder).collect::<Result<_, _>>()?;
+    Ok(Leaf { plan: plan(hierarchies, path), folders, skipped: Vec::new() })
+}
+
+pub(super) fn create(hierarchies: &[Hierarchy], path: &str, limits: &Limits) -> Result<Leaf, Error> {
+    let mut made = Vec::with_capacity(hierarchies.len());
+    let outcome = (|| {
+        let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+        for hierarchy in hierarchies {
+            if !parent.is_empty() {
+                ensure(hierarchy, parent)?;
+            }
+            let folder = hierarchy.folder(path);
+            fs::create_dir(&folder).map_err(|source| Error::io("make cgroup", &folder, source))?;
+            made.push(folder.clone());
+            if hierarchy.has("cpuset") {
+                inherit_cpuset(&folder)?;
+            }
+        }
+        let mut skipped = Vec::new();
+        for write in &limits.writes {
+            let Some(file) = file(hierarchies, path, write)? else {
+                skipped.push(format!("{}={}", write.file, write.value));
+                continue;
+            };
+            put(&file, &write.value).map_err(|source| refused(write, &file, &source))?;
+        }
+        devices(hierarchies, path, &limits.devices)?;
+        Ok(Leaf { skipped, ..open(hierarchies, path)? })
+    })();
+    if outcome.is_err() {
+        for folder in made.iter().rev() {
+            // Fresh and empty; the first error is the one that is told.
+            drop(fs::remove_dir(folder));
+        }
+    }
+    outcome
+}
+
+/// Makes a cgroup and the levels above it where they are absent.
+pub(super) fn ensure(hierarchy: &Hierarchy, path: &str) -> Result<PathBuf, Error> {
+    /// A root of ours may go, empty, while a level is made in it; then from the top again.
+    const TRIES: usize = 16;
+    let mut tries = 1;
+    loop {
+        match levels(hierarchy, path) {
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound && tries < TRIES => {
+                tries += 1;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+fn levels(hierarchy: &Hierarchy, path: &str) -> Result<PathBuf, Error> {
+    let mut folder = hierarchy.mount().to_owned();
+    for part in path.split('/').filter(|part| !part.is_empty()) {
+        folder.push(part);
+        match fs::create_dir(&folder) {
+            Ok(()) => {}
+            Err(source) if source.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(source) => return Err(Error::io("make cgroup", folder, source)),
+        }
+        // Existing levels too: who made them may have left the set empty, and then nobody can join.
+        if hierarchy.has("cpuset") {
+            inherit_cpuset(&folder)?;
+        }
+    }
+    Ok(folder)
+}
+
+/// A fresh cpuset is empty, and joining an empty one fails with ENOSPC: take the parent's.
+fn inherit_cpuset(folder: &Path) -> Result<(), Error> {
+    for name in ["cpuset.cpus", "cpuset.mems"] {
+        let file = folder.join(name);
+        if !read(&file)?.is_empty() {
+            continue;
+        }
+        let Some(above) = folder.parent().map(|parent| parent.join(name)) else { continue };
+        put(&file, &read(&above)?).map_err(|source| Error::io("write", file, source))?;
+    }
+    Ok(())
+}
+
+fn devices(hierarchies: &[Hierarchy], path: &str, rules: &[DeviceRule]) -> Result<(), Error> {
+    let Some(hierarchy) = hierarchies.iter().find(|hierarchy| hierarchy.has("devices")) else {
+        return Err(Error::Host { missing: "the v1 controller devices".to_owned() });
+    };
+    for rule in rules {
+        let name = if rule.allow { "devices.allow" } else { "devices.deny" };
+        let file = hierarchy.folder(path).join(name);
+        put(&file, &rule.to_string()).map_err(|source| Error::io("write device rule to", file, source))?;
+    }
+    Ok(())
+}
+
+/// The file of a write. None: the host has none and the write asks for nothing it could give.
+fn file(hierarchies: &[Hierarchy], path: &str, write: &Write) -> Result<Option<PathBuf>, Error> {
+    let hierarchy = hierarchies.iter().find(|hierarchy| hierarchy.has(&write.controller));
+    let file = hierarchy.map(|hierarchy| hierarchy.folder(path).join(&write.file));
+    match file {
+        Some(file) if file.exists() => Ok(Some(file)),
+        _ if write.optional => Ok(None),
+        file => Err(Error::Limit {
+            field: write.field,
+            value: write.value.clone(),
+            reason: format!("this host has no cgroup v1 controller {} with {}", write.controller, write.file),
+            path: file.unwrap_or_else(|| PathBuf::from(path)),
+        }),
+    }
+}
+
+fn refused(write: &Write, file: &Path, source: &io::Error) -> Error {
+    let reason = source.to_string();
+    Error::Limit { field: write.field, value: write.value.clone(), path: file.to_owned(), reason }
+}
+
+pub(super) fn update(hierarchies: &[Hierarchy], path: &str, writes: &[Write]) -> Result<(), Error> {
+    let mut steps = Vec::with_capacity(writes.len());
+    for write in writes {
+        if let Some(file) = file(hierarchies, path, write)? {
+            let before = read(&file)?;
+            steps.push(Step { write, file, before });
+        }
+    }
+    order(&mut steps);
+    for (done, step) in steps.iter().enumerate() {
+        let Err(source) = put(&step.file, &step.write.value) else { continue };
+        let mut failures = Failures::default();
+        failures.note::<()>(Err(refused(step.write, &step.file, &source)));
+        for earlier in steps[..done].iter().rev() {
+            let back = put(&earlier.file, &earlier.before);
+            failures.note(back.map_err(|source| Error::io("put back", &earlier.file, source)));
+        }
+        return failures.into_result();
+    }
+    Ok(())
+}
+
+struct Step<'a> {
+    write: &'a Write,
+    file: PathBuf,
+    before: String,
+}
+
+/// A value as the kernel compares it: -1 is no limit.
+fn bytes(value: &str) -> u64 {
+    value.parse::<i128>().map_or(u64::MAX, |number| u64::try_from(number).unwrap_or(u64::MAX))
+}
+
+/// Memory+swap may never be below memory, and a quota over a shorter period may not pass the parent's:
+/// what loosens goes first.
+fn order(steps: &mut [Step<'_>]) {
+    let at = |steps: &[Step<'_>], file: &str| steps.iter().position(|step| step.write.file == file);
+    let memory = at(steps, "memory.limit_in_bytes").zip(at(steps, "memory.memsw.limit_in_bytes"));
+    if let Some((memory, both)) = memory {
+        let raises = bytes(&steps[both].write.value) > bytes(&steps[both].before);
+        if raises == (memory < both) {
+            steps.swap(memory, both);
+        }
+    }
+    let cpu = at(steps, "cpu.cfs_period_us").zip(at(steps, "cpu.cfs_quota_us"));
+    if let Some((period, quota)) = cpu {
+        let shortens = bytes(&steps[period].write.value) < bytes(&steps[period].before);
+        if shortens == (period < quota) {
+            steps.swap(period, quota);
+        }
+    }
+}
+
+pub(super) fn oom_kills(hierarchies: &[Hierarchy], path: &str) -> Result<u64, Error> {
+    let Some(hierarchy) = hierarchies.iter().find(|hierarchy| hierarchy.has("memory")) else {
+        return Ok(0);
+    };
+    let text = read(&hierarchy.folder(path).join("memory.oom_control"))?;
+    let count = text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok());
+    Ok(count.unwrap_or(0))
+}
+
+/// One write(2) into an existing file: cgroup files take a value whole.
+pub(super) fn put(file: &Path, value: &str) -> io::Result<()> {
+    OpenOptions::new().write(true).open(file)?.write_all(value.as_bytes())
+}
+
+/// A cgroup file's text without its newline.
+pub(super) fn read(file: &Path) -> Result<String, Error> {
+    let text = fs::read_to_string(file).map_err(|source| Error::io("read", file, source))?;
+    Ok(text.trim_end().to_owned())
+}

@@ -1,0 +1,182 @@
+//! Start and stop of the daemon: the order in which its parts come up.
+
+use crate::cgroups::{self, Cgroups};
+use crate::config::{Config, MissingBinary};
+use crate::node::{self, Node, NodeOptions};
+use crate::service::{self, Backend, Socket};
+use crate::shutdown::Shutdown;
+use crate::{cni_watch, telemetry};
+use image::ImageStore;
+use network::{Cni, CniConfig};
+use state::Layout;
+use state::lock::Lock;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Threads that run calls. The work is waiting, not computing; what blocks goes to the blocking pool.
+const WORKERS: usize = 2;
+/// Blocking calls at once: records, layers, cgroup files. A hung disk can take this many and no more.
+const BLOCKING: usize = 64;
+/// Futures live on the heap, and what blocks is shallow; glibc's 8 MiB would only be address space, but
+/// every touched page of a pool thread stays.
+const STACK: usize = 512 * 1024;
+/// An idle pool thread goes after this time.
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
+/// What still blocks after the stop is left to the kernel.
+const ABANDON: Duration = Duration::from_secs(1);
+
+/// Why the daemon could not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Logging.
+    #[error("cannot set up logging")]
+    Telemetry(#[from] telemetry::AlreadySet),
+    /// Threads, signals, timers.
+    #[error("cannot {doing}")]
+    Process {
+        /// The failed step.
+        doing: &'static str,
+        /// The kernel's word.
+        source: std::io::Error,
+    },
+    /// The host's cgroups.
+    #[error("cannot run pods on this host")]
+    Cgroups(#[from] cgroups::Error),
+    /// The shim or pause.
+    #[error(transparent)]
+    Binary(#[from] MissingBinary),
+    /// State folders, or another daemon that has them.
+    #[error("cannot use the state folders")]
+    State(#[from] state::Error),
+    /// The image store.
+    #[error("cannot open the image store")]
+    Images(#[from] image::Error),
+    /// Pods and containers.
+    #[error("cannot take pods and containers over")]
+    Node(#[from] node::Error),
+    /// The socket, or the server.
+    #[error(transparent)]
+    Server(#[from] service::Error),
+}
+
+/// Runs the daemon until it is told to stop.
+pub fn run(config: Config) -> Result<(), Error> {
+    telemetry::init(config.log)?;
+    let process = |doing| move |source| Error::Process { doing, source };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .max_blocking_threads(BLOCKING)
+        .thread_stack_size(STACK)
+        .thread_keep_alive(KEEP_ALIVE)
+        .thread_name("copepod")
+        .enable_all()
+        .build()
+        .map_err(process("start threads"))?;
+    let result = runtime.block_on(daemon(config));
+    runtime.shutdown_timeout(ABANDON);
+    result
+}
+
+/// Locks first, records next, the socket after them: whoever can connect gets true answers.
+async fn daemon(config: Config) -> Result<(), Error> {
+    let stopping =
+        Shutdown::on_signals().map_err(|source| Error::Process { doing: "catch signals", source })?;
+    let config = Arc::new(config);
+    let Found { layout, lock, images, cgroups, shim_binary, pause_binary } = blocking({
+        let config = Arc::clone(&config);
+        move || find(&config)
+    })
+    .await?;
+    let cni = Cni::new(CniConfig {
+        conf_dir: config.network.conf_dir.clone(),
+        bin_dirs: config.network.bin_dirs.clone(),
+        cache_dir: layout.network_dir(),
+        max_parallel: config.network.max_parallel,
+        timeout: config.network.timeout,
+    });
+    let node = Node::open(NodeOptions {
+        layout,
+        images: images.clone(),
+        cni: cni.clone(),
+        cgroups,
+        shim_binary,
+        pause_binary,
+    })
+    .await?;
+    let backend = Backend { node: node.clone(), images, cni: cni.clone(), config: Arc::clone(&config) };
+    let (socket, lock) = blocking(move || {
+        let socket = Socket::bind(&config.socket, &lock)?;
+        Ok((socket, lock))
+    })
+    .await?;
+    let conf_dir = backend.config.network.conf_dir.clone();
+    let watching = tokio::spawn(cni_watch::follow(conf_dir, move || {
+        let cni = cni.clone();
+        async move { reload(&cni).await }
+    }));
+    ready(&backend.config);
+    let served = service::serve(socket, backend, stopping).await;
+    watching.abort();
+    node.shutdown().await;
+    drop(lock);
+    tracing::info!("stopped");
+    Ok(served?)
+}
+
+/// What must be there before anything is done.
+struct Found {
+    layout: Layout,
+    lock: Lock,
+    images: ImageStore,
+    cgroups: Cgroups,
+    shim_binary: PathBuf,
+    pause_binary: PathBuf,
+}
+
+/// In the order in which a fault is cheapest to mend: the host, the programs, the folders, the store.
+fn find(config: &Config) -> Result<Found, Error> {
+    let cgroups = Cgroups::detect()?;
+    let own = std::env::current_exe()
+        .map_err(|source| Error::Process { doing: "find the daemon's own binary", source })?;
+    let shim_binary = config.binaries.shim(&own)?;
+    let pause_binary = config.binaries.pause(&own)?;
+    let layout = Layout::new(&config.root, &config.state)?;
+    let lock = state::lock::acquire(&layout)?;
+    let mut options = image::Options::new(layout.images_dir(), &config.image.certs_dir);
+    options.parallel_layers = config.image.max_parallel_downloads;
+    let images = ImageStore::open(options)?;
+    Ok(Found { layout, lock, images, cgroups, shim_binary, pause_binary })
+}
+
+/// Runs a step of the start on the blocking pool.
+async fn blocking<T: Send + 'static>(
+    step: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(step).await {
+        Ok(result) => result,
+        Err(error) => {
+            Err(Error::Process { doing: "run a step of the start", source: std::io::Error::other(error) })
+        }
+    }
+}
+
+/// Reads the CNI folder; a change of readiness is worth a line.
+async fn reload(cni: &Cni) {
+    let before = cni.readiness();
+    let after = cni.reload().await;
+    if before != after {
+        match &after.problem {
+            None => tracing::info!(network = after.network, file = ?after.file, "the pod network is ready"),
+            Some(problem) => tracing::warn!(problem, "the pod network is not ready"),
+        }
+    }
+}
+
+/// Tells the service manager, if there is one, that the socket answers.
+fn ready(config: &Config) {
+    tracing::info!(socket = %config.socket.display(), version = env!("CARGO_PKG_VERSION"), "ready");
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        tracing::warn!(%error, "cannot tell the service manager that the daemon is ready");
+    }
+}

@@ -1,0 +1,59 @@
+//! The caller's deadline, from the `grpc-timeout` header.
+//!
+//! The gRPC library enforces it too, but answers with the code Cancelled, which kubelet does not take for a
+//! probe that timed out. So ours fires [`EARLY`] before it and answers DeadlineExceeded.
+
+use std::time::Duration;
+use tonic::metadata::MetadataMap;
+
+/// How much earlier than the library's. Its timers have a resolution of 1 ms.
+const EARLY: Duration = Duration::from_millis(2);
+/// A deadline further away is none (the timer wheel ends at about two years).
+const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Time the call has left, `None` when it may take for ever.
+pub(super) fn of(metadata: &MetadataMap) -> Option<Duration> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    parse(text).filter(|timeout| *timeout < FAR).map(|timeout| timeout.saturating_sub(EARLY))
+}
+
+/// 1 to 8 digits and a unit.
+fn parse(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let number: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(number * 3600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_grpc_clients_send() {
+        let of = |text: &str| {
+            let mut metadata = MetadataMap::new();
+            metadata.insert("grpc-timeout", text.parse().unwrap());
+            super::of(&metadata)
+        };
+        assert_eq!(of("1m"), Some(Duration::ZERO));
+        assert_eq!(of("120000000u"), None, "nine digits are not allowed");
+        assert_eq!(of("2S"), Some(Duration::from_millis(1998)));
+        assert_eq!(of("3M"), Some(Duration::from_millis(179_998)));
+        assert_eq!(of("99999999H"), None, "too far away to be meant");
+        for bad in ["", "S", "5", "5x", "-5S", "5 S", "ü"] {
+            assert!(parse(bad).is_none(), "{bad}");
+        }
+        assert_eq!(super::of(&MetadataMap::new()), None);
+    }
+}

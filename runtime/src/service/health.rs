@@ -1,0 +1,128 @@
+//! What Version, Status and RuntimeConfig answer: facts about this runtime, measured and never hoped for.
+
+use crate::config::Config;
+use cri_api::v1 as cri;
+use network::Readiness;
+use std::collections::HashMap;
+
+/// Name under which Kubernetes shows this runtime: the prefix of container ids.
+const NAME: &str = "copepod";
+/// Version of kubelet's side of the interface; kubelet demands this one.
+const KUBELET_API: &str = "0.1.0";
+/// Version of the CRI package.
+const CRI_API: &str = "v1";
+
+/// The request's version is ignored: there is one.
+pub(super) fn version() -> cri::VersionResponse {
+    cri::VersionResponse {
+        version: KUBELET_API.to_owned(),
+        runtime_name: NAME.to_owned(),
+        runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
+        runtime_api_version: CRI_API.to_owned(),
+    }
+}
+
+/// The driver must be named: zero on the wire means systemd.
+pub(super) fn runtime_config() -> cri::RuntimeConfigResponse {
+    let linux = cri::LinuxRuntimeConfiguration { cgroup_driver: cri::CgroupDriver::Cgroupfs.into() };
+    cri::RuntimeConfigResponse { linux: Some(linux) }
+}
+
+/// Conditions, handlers and features. Waits for nothing: a node's heartbeat hangs on it.
+pub(super) fn status(readiness: &Readiness, config: &Config, verbose: bool) -> cri::StatusResponse {
+    let condition = |kind: &str, problem: Option<(&str, &str)>| cri::RuntimeCondition {
+        r#type: kind.to_owned(),
+        status: problem.is_none(),
+        reason: problem.map(|(reason, _)| reason.to_owned()).unwrap_or_default(),
+        message: problem.map(|(_, message)| message.to_owned()).unwrap_or_default(),
+    };
+    let network = readiness.problem.as_deref().map(|problem| ("NetworkPluginNotReady", problem));
+    // Where it answers at all, it is ready: the socket appears after the records were read.
+    let conditions = vec![condition("RuntimeReady", None), condition("NetworkReady", network)];
+    // None of these is built; each is refused in `convert`.
+    let features = cri::RuntimeHandlerFeatures { recursive_read_only_mounts: false, user_namespaces: false };
+    cri::StatusResponse {
+        status: Some(cri::RuntimeStatus { conditions }),
+        info: if verbose { info(readiness, config) } else { HashMap::new() },
+        runtime_handlers: vec![cri::RuntimeHandler { name: String::new(), features: Some(features) }],
+        features: Some(cri::RuntimeFeatures {
+            supplemental_groups_policy: false,
+            user_namespaces_host_network: false,
+            mount_options: false,
+        }),
+    }
+}
+
+/// JSON by key, for `crictl info`.
+fn info(readiness: &Readiness, config: &Config) -> HashMap<String, String> {
+    let Config { root, state, socket, mount_namespace, log, binaries, network, image } = config;
+    let config = serde_json::json!({
+        "rootDir": root,
+        "stateDir": state,
+        "socket": socket,
+        "mountNamespace": format!("{mount_namespace:?}"),
+        "log": { "level": format!("{:?}", log.level), "format": format!("{:?}", log.format) },
+        "binaries": { "shim": binaries.shim, "pause": binaries.pause },
+        "network": {
+            "confDir": network.conf_dir,
+            "binDirs": network.bin_dirs,
+            "timeoutSeconds": network.timeout.as_secs(),
+            "maxParallel": network.max_parallel,
+        },
+        "image": { "certsDir": image.certs_dir, "maxParallelDownloads": image.max_parallel_downloads },
+    });
+    let network = serde_json::json!({
+        "ready": readiness.is_ready(),
+        "name": readiness.network,
+        "file": readiness.file,
+        "problem": readiness.problem,
+    });
+    let build = serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "cgroupDriver": "cgroupfs" });
+    [("config", config), ("network", network), ("build", build)]
+        .map(|(key, value)| (key.to_owned(), value.to_string()))
+        .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn readiness(problem: Option<&str>) -> Readiness {
+        Readiness { network: None, file: None, problem: problem.map(str::to_owned) }
+    }
+
+    #[test]
+    fn kubelet_starts_only_with_these_words() {
+        let version = version();
+        assert_eq!(version.version, "0.1.0");
+        assert_eq!((version.runtime_name.as_str(), version.runtime_api_version.as_str()), ("copepod", "v1"));
+        assert!(!version.runtime_version.is_empty());
+        assert_eq!(runtime_config().linux.unwrap().cgroup_driver(), cri::CgroupDriver::Cgroupfs);
+    }
+
+    #[test]
+    fn network_follows_and_what_is_not_built_is_announced_absent() {
+        let config = Config::default();
+        let reply = status(&readiness(Some("no conflist")), &config, false);
+        let conditions = reply.status.unwrap().conditions;
+        assert!(conditions[0].status && conditions[0].r#type == "RuntimeReady");
+        let network = &conditions[1];
+        assert!(!network.status && network.r#type == "NetworkReady");
+        assert_eq!(
+            (network.reason.as_str(), network.message.as_str()),
+            ("NetworkPluginNotReady", "no conflist")
+        );
+        assert!(reply.info.is_empty());
+        assert_eq!(reply.runtime_handlers.len(), 1);
+        assert_eq!(reply.runtime_handlers[0].name, "");
+        assert_eq!(reply.runtime_handlers[0].features, Some(cri::RuntimeHandlerFeatures::default()));
+        assert_eq!(reply.features, Some(cri::RuntimeFeatures::default()));
+        let ready = status(&readiness(None), &config, true);
+        assert!(ready.status.unwrap().conditions[1].status);
+        let config: serde_json::Value = serde_json::from_str(&ready.info["config"]).unwrap();
+        assert_eq!(config["stateDir"], "/run/copepod");
+        for json in ready.info.values() {
+            assert!(serde_json::from_str::<serde_json::Value>(json).is_ok(), "{json}");
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! ImageService. Nothing is decided here: see `convert` and the image crate.
+
+use super::status::Failure;
+use super::{Backend, STOPS, answer, convert};
+use cri_api::v1 as cri;
+use cri_api::v1::image_service_server::ImageService;
+use tonic::codegen::BoxStream;
+use tonic::{Request, Response, Status};
+
+/// The image half of CRI.
+#[derive(Debug)]
+pub(super) struct Images(pub(super) Backend);
+
+#[tonic::async_trait]
+impl ImageService for Images {
+    async fn list_images(
+        &self,
+        request: Request<cri::ListImagesRequest>,
+    ) -> Result<Response<cri::ListImagesResponse>, Status> {
+        let (metadata, _, cri::ListImagesRequest { filter }) = request.into_parts();
+        answer("ListImages", &metadata, STOPS, async {
+            let images = match convert::image_filter(filter)? {
+                Some(name) => self.0.images.resolve(&name).into_iter().collect(),
+                None => self.0.images.list(),
+            };
+            Ok(cri::ListImagesResponse { images: images.iter().map(|image| convert::image(image)).collect() })
+        })
+        .await
+    }
+
+    async fn image_status(
+        &self,
+        request: Request<cri::ImageStatusRequest>,
+    ) -> Result<Response<cri::ImageStatusResponse>, Status> {
+        let (metadata, _, cri::ImageStatusRequest { image, verbose }) = request.into_parts();
+        answer("ImageStatus", &metadata, STOPS, async {
+            // An image that is not here is an empty answer, not an error.
+            let found = self.0.images.resolve(&convert::image_name(image)?);
+            Ok(cri::ImageStatusResponse {
+                info: found.as_deref().filter(|_| verbose).map(convert::image_info).unwrap_or_default(),
+                image: found.as_deref().map(convert::image),
+            })
+        })
+        .await
+    }
+
+    async fn pull_image(
+        &self,
+        request: Request<cri::PullImageRequest>,
+    ) -> Result<Response<cri::PullImageResponse>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        answer("PullImage", &metadata, "the pull was given up", async {
+            let (name, auth) = convert::pull_request(message)?;
+            let image = self.0.images.pull(&name, auth).await?;
+            tracing::info!(image = name, id = image.id, "pulled");
+            Ok(cri::PullImageResponse { image_ref: image.id.clone() })
+        })
+        .await
+    }
+
+    async fn remove_image(
+        &self,
+        request: Request<cri::RemoveImageRequest>,
+    ) -> Result<Response<cri::RemoveImageResponse>, Status> {
+        let (metadata, _, cri::RemoveImageRequest { image }) = request.into_parts();
+        answer("RemoveImage", &metadata, STOPS, async {
+            self.0.images.remove(&convert::image_name(image)?).await?;
+            Ok(cri::RemoveImageResponse {})
+        })
+        .await
+    }
+
+    async fn image_fs_info(
+        &self,
+        request: Request<cri::ImageFsInfoRequest>,
+    ) -> Result<Response<cri::ImageFsInfoResponse>, Status> {
+        answer("ImageFsInfo", request.metadata(), STOPS, async {
+            let usage = self.0.images.usage().await;
+            Ok(convert::image_fs(&self.0.images.mountpoint(), &usage))
+        })
+        .await
+    }
+
+    type StreamImagesStream = BoxStream<cri::StreamImagesResponse>;
+    async fn stream_images(
+        &self,
+        request: Request<cri::StreamImagesRequest>,
+    ) -> Result<Response<BoxStream<cri::StreamImagesResponse>>, Status> {
+        answer("StreamImages", request.metadata(), STOPS, async {
+            Err(Failure::NotBuilt { call: "StreamImages", what: "streamed lists; use ListImages" })
+        })
+        .await
+    }
+}

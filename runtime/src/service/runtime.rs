@@ -1,0 +1,448 @@
+//! RuntimeService. Nothing is decided here: see `convert` and [`crate::node`].
+
+use super::convert::{self, ContainerFilter, Host, PodFilter};
+use super::status::Failure;
+use super::{Backend, GOES_ON, STOPS, answer, health};
+use crate::node::{ContainerView, PodView};
+use cri_api::v1 as cri;
+use cri_api::v1::runtime_service_server::RuntimeService;
+use std::collections::HashMap;
+use tonic::codegen::BoxStream;
+use tonic::{Request, Response, Status};
+
+/// The runtime half of CRI.
+#[derive(Debug)]
+pub(super) struct Runtime {
+    backend: Backend,
+    host: Host,
+}
+
+impl Runtime {
+    /// `host` was asked once, at start: what it enforces does not change in a boot.
+    pub(super) fn new(backend: Backend, host: Host) -> Self {
+        Self { backend, host }
+    }
+
+    /// Absolute path at which nothing ever is, for containers that do not log (KUBELET.md calls it H1:
+    /// kubelet removes whatever matches `<log_path>*`).
+    fn silent_log(&self, container: &ContainerView) -> String {
+        format!("{}/silent/{}", self.backend.config.state.display(), container.record.id)
+    }
+}
+
+/// One JSON object under the key that crictl prints.
+fn info(value: &serde_json::Value) -> HashMap<String, String> {
+    [("info".to_owned(), value.to_string())].into()
+}
+
+fn pod_info(pod: &PodView) -> HashMap<String, String> {
+    let record = &pod.record;
+    info(&serde_json::json!({
+        "sandboxID": record.id,
+        "pid": record.pause_pid,
+        "shimPid": record.shim_pid,
+        "phase": record.phase,
+        "message": record.message,
+        "netns": record.netns,
+        "ips": record.ips,
+        "config": record.config,
+    }))
+}
+
+fn container_info(container: &ContainerView) -> HashMap<String, String> {
+    let record = &container.record;
+    info(&serde_json::json!({
+        "sandboxID": record.pod,
+        "pid": record.pid,
+        "phase": record.phase,
+        "cgroup": record.cgroup,
+        "stopSignal": record.stop_signal,
+        "exit": record.exit,
+        "config": record.config,
+        "process": record.exec_template,
+    }))
+}
+
+/// Stream calls that are not built end before they begin.
+type NoStream<T> = Result<Response<BoxStream<T>>, Status>;
+
+/// A call that CRI has and this version has not.
+macro_rules! not_built {
+    ($request:ident, $call:literal, $what:literal) => {
+        answer($call, $request.metadata(), STOPS, async {
+            Err(Failure::NotBuilt { call: $call, what: $what })
+        })
+        .await
+    };
+}
+
+#[tonic::async_trait]
+impl RuntimeService for Runtime {
+    async fn version(
+        &self,
+        request: Request<cri::VersionRequest>,
+    ) -> Result<Response<cri::VersionResponse>, Status> {
+        answer("Version", request.metadata(), STOPS, async { Ok(health::version()) }).await
+    }
+
+    async fn status(
+        &self,
+        request: Request<cri::StatusRequest>,
+    ) -> Result<Response<cri::StatusResponse>, Status> {
+        let cri::StatusRequest { verbose } = *request.get_ref();
+        let Backend { cni, config, .. } = &self.backend;
+        answer("Status", request.metadata(), STOPS, async {
+            Ok(health::status(&cni.readiness(), config, verbose))
+        })
+        .await
+    }
+
+    async fn runtime_config(
+        &self,
+        request: Request<cri::RuntimeConfigRequest>,
+    ) -> Result<Response<cri::RuntimeConfigResponse>, Status> {
+        answer("RuntimeConfig", request.metadata(), STOPS, async { Ok(health::runtime_config()) }).await
+    }
+
+    async fn update_runtime_config(
+        &self,
+        request: Request<cri::UpdateRuntimeConfigRequest>,
+    ) -> Result<Response<cri::UpdateRuntimeConfigResponse>, Status> {
+        let (metadata, _, cri::UpdateRuntimeConfigRequest { runtime_config }) = request.into_parts();
+        // The pod CIDR belongs to whoever writes the CNI configuration; kubelet must be answered all the same.
+        let cidr = runtime_config.and_then(|cri::RuntimeConfig { network_config }| network_config);
+        answer("UpdateRuntimeConfig", &metadata, STOPS, async {
+            if let Some(cri::NetworkConfig { pod_cidr }) = cidr {
+                tracing::info!(pod_cidr, "kubelet's pod CIDR; the CNI configuration decides");
+            }
+            Ok(cri::UpdateRuntimeConfigResponse {})
+        })
+        .await
+    }
+
+    async fn run_pod_sandbox(
+        &self,
+        request: Request<cri::RunPodSandboxRequest>,
+    ) -> Result<Response<cri::RunPodSandboxResponse>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        answer("RunPodSandbox", &metadata, GOES_ON, async {
+            let config = convert::run_request(message, self.host)?;
+            let id = self.backend.node.run_pod(config).await?;
+            Ok(cri::RunPodSandboxResponse { pod_sandbox_id: id.to_string() })
+        })
+        .await
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<cri::StopPodSandboxRequest>,
+    ) -> Result<Response<cri::StopPodSandboxResponse>, Status> {
+        let (metadata, _, cri::StopPodSandboxRequest { pod_sandbox_id }) = request.into_parts();
+        answer("StopPodSandbox", &metadata, GOES_ON, async {
+            self.backend.node.stop_pod(&pod_sandbox_id).await?;
+            Ok(cri::StopPodSandboxResponse {})
+        })
+        .await
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<cri::RemovePodSandboxRequest>,
+    ) -> Result<Response<cri::RemovePodSandboxResponse>, Status> {
+        let (metadata, _, cri::RemovePodSandboxRequest { pod_sandbox_id }) = request.into_parts();
+        answer("RemovePodSandbox", &metadata, GOES_ON, async {
+            self.backend.node.remove_pod(&pod_sandbox_id).await?;
+            Ok(cri::RemovePodSandboxResponse {})
+        })
+        .await
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<cri::PodSandboxStatusRequest>,
+    ) -> Result<Response<cri::PodSandboxStatusResponse>, Status> {
+        let (metadata, _, cri::PodSandboxStatusRequest { pod_sandbox_id, verbose }) = request.into_parts();
+        answer("PodSandboxStatus", &metadata, STOPS, async {
+            let pod = self.backend.node.pod(&pod_sandbox_id)?;
+            Ok(cri::PodSandboxStatusResponse {
+                status: Some(convert::pod_status(&pod.record)),
+                info: if verbose { pod_info(&pod) } else { HashMap::new() },
+                // Only evented PLEG reads these two, and only with a timestamp that is not 0.
+                containers_statuses: Vec::new(),
+                timestamp: 0,
+            })
+        })
+        .await
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<cri::ListPodSandboxRequest>,
+    ) -> Result<Response<cri::ListPodSandboxResponse>, Status> {
+        let (metadata, _, cri::ListPodSandboxRequest { filter }) = request.into_parts();
+        answer("ListPodSandbox", &metadata, STOPS, async {
+            let filter = PodFilter::new(filter)?;
+            let pods = self.backend.node.pods();
+            let items = pods
+                .iter()
+                .filter(|pod| filter.matches(&pod.record))
+                .map(|pod| convert::pod_item(&pod.record));
+            Ok(cri::ListPodSandboxResponse { items: items.collect() })
+        })
+        .await
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<cri::CreateContainerRequest>,
+    ) -> Result<Response<cri::CreateContainerResponse>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        answer("CreateContainer", &metadata, GOES_ON, async {
+            let (pod, config) = convert::container_config(message, self.host)?;
+            let id = self.backend.node.create_container(&pod, config).await?;
+            Ok(cri::CreateContainerResponse { container_id: id.to_string() })
+        })
+        .await
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<cri::StartContainerRequest>,
+    ) -> Result<Response<cri::StartContainerResponse>, Status> {
+        let (metadata, _, cri::StartContainerRequest { container_id }) = request.into_parts();
+        answer("StartContainer", &metadata, GOES_ON, async {
+            self.backend.node.start_container(&container_id).await?;
+            Ok(cri::StartContainerResponse {})
+        })
+        .await
+    }
+
+    async fn stop_container(
+        &self,
+        request: Request<cri::StopContainerRequest>,
+    ) -> Result<Response<cri::StopContainerResponse>, Status> {
+        let (metadata, _, cri::StopContainerRequest { container_id, timeout }) = request.into_parts();
+        answer("StopContainer", &metadata, GOES_ON, async {
+            // A grace that is over before it began is none.
+            self.backend.node.stop_container(&container_id, timeout.max(0)).await?;
+            Ok(cri::StopContainerResponse {})
+        })
+        .await
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<cri::RemoveContainerRequest>,
+    ) -> Result<Response<cri::RemoveContainerResponse>, Status> {
+        let (metadata, _, cri::RemoveContainerRequest { container_id }) = request.into_parts();
+        answer("RemoveContainer", &metadata, GOES_ON, async {
+            self.backend.node.remove_container(&container_id).await?;
+            Ok(cri::RemoveContainerResponse {})
+        })
+        .await
+    }
+
+    async fn list_containers(
+        &self,
+        request: Request<cri::ListContainersRequest>,
+    ) -> Result<Response<cri::ListContainersResponse>, Status> {
+        let (metadata, _, cri::ListContainersRequest { filter }) = request.into_parts();
+        answer("ListContainers", &metadata, STOPS, async {
+            let filter = ContainerFilter::new(filter)?;
+            let containers = self.backend.node.containers();
+            let listed =
+                containers.iter().map(|container| &container.record).filter(|record| filter.matches(record));
+            Ok(cri::ListContainersResponse { containers: listed.map(convert::container_item).collect() })
+        })
+        .await
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<cri::ContainerStatusRequest>,
+    ) -> Result<Response<cri::ContainerStatusResponse>, Status> {
+        let (metadata, _, cri::ContainerStatusRequest { container_id, verbose }) = request.into_parts();
+        answer("ContainerStatus", &metadata, STOPS, async {
+            let container = self.backend.node.container(&container_id)?;
+            Ok(cri::ContainerStatusResponse {
+                status: Some(convert::container_status(&container.record, &self.silent_log(&container))),
+                info: if verbose { container_info(&container) } else { HashMap::new() },
+            })
+        })
+        .await
+    }
+
+    async fn reopen_container_log(
+        &self,
+        request: Request<cri::ReopenContainerLogRequest>,
+    ) -> Result<Response<cri::ReopenContainerLogResponse>, Status> {
+        let (metadata, _, cri::ReopenContainerLogRequest { container_id }) = request.into_parts();
+        answer("ReopenContainerLog", &metadata, STOPS, async {
+            self.backend.node.reopen_log(&container_id).await?;
+            Ok(cri::ReopenContainerLogResponse {})
+        })
+        .await
+    }
+
+    async fn exec_sync(
+        &self,
+        request: Request<cri::ExecSyncRequest>,
+    ) -> Result<Response<cri::ExecSyncResponse>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        answer("ExecSync", &metadata, "the command is killed", async {
+            let (container, cmd, timeout) = convert::exec_sync(message)?;
+            let output = self.backend.node.exec_sync(&container, cmd, timeout).await?;
+            Ok(cri::ExecSyncResponse {
+                stdout: output.stdout,
+                stderr: output.stderr,
+                exit_code: output.exit_code,
+            })
+        })
+        .await
+    }
+
+    async fn container_stats(
+        &self,
+        request: Request<cri::ContainerStatsRequest>,
+    ) -> Result<Response<cri::ContainerStatsResponse>, Status> {
+        not_built!(request, "ContainerStats", "stats")
+    }
+
+    async fn list_container_stats(
+        &self,
+        request: Request<cri::ListContainerStatsRequest>,
+    ) -> Result<Response<cri::ListContainerStatsResponse>, Status> {
+        not_built!(request, "ListContainerStats", "stats")
+    }
+
+    // What follows is not built yet. kubelet can do without all of it: it falls back to the calls above.
+
+    type StreamPodSandboxesStream = BoxStream<cri::StreamPodSandboxesResponse>;
+    async fn stream_pod_sandboxes(
+        &self,
+        request: Request<cri::StreamPodSandboxesRequest>,
+    ) -> NoStream<cri::StreamPodSandboxesResponse> {
+        not_built!(request, "StreamPodSandboxes", "streamed lists; use ListPodSandbox")
+    }
+
+    type StreamContainersStream = BoxStream<cri::StreamContainersResponse>;
+    async fn stream_containers(
+        &self,
+        request: Request<cri::StreamContainersRequest>,
+    ) -> NoStream<cri::StreamContainersResponse> {
+        not_built!(request, "StreamContainers", "streamed lists; use ListContainers")
+    }
+
+    type StreamContainerStatsStream = BoxStream<cri::StreamContainerStatsResponse>;
+    async fn stream_container_stats(
+        &self,
+        request: Request<cri::StreamContainerStatsRequest>,
+    ) -> NoStream<cri::StreamContainerStatsResponse> {
+        not_built!(request, "StreamContainerStats", "streamed lists; use ListContainerStats")
+    }
+
+    async fn update_container_resources(
+        &self,
+        request: Request<cri::UpdateContainerResourcesRequest>,
+    ) -> Result<Response<cri::UpdateContainerResourcesResponse>, Status> {
+        not_built!(request, "UpdateContainerResources", "changing limits of a container that exists")
+    }
+
+    async fn exec(&self, request: Request<cri::ExecRequest>) -> Result<Response<cri::ExecResponse>, Status> {
+        not_built!(request, "Exec", "the streaming server; use ExecSync")
+    }
+
+    async fn attach(
+        &self,
+        request: Request<cri::AttachRequest>,
+    ) -> Result<Response<cri::AttachResponse>, Status> {
+        not_built!(request, "Attach", "the streaming server")
+    }
+
+    async fn port_forward(
+        &self,
+        request: Request<cri::PortForwardRequest>,
+    ) -> Result<Response<cri::PortForwardResponse>, Status> {
+        not_built!(request, "PortForward", "the streaming server")
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        request: Request<cri::PodSandboxStatsRequest>,
+    ) -> Result<Response<cri::PodSandboxStatsResponse>, Status> {
+        not_built!(request, "PodSandboxStats", "stats of pods; use ContainerStats")
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        request: Request<cri::ListPodSandboxStatsRequest>,
+    ) -> Result<Response<cri::ListPodSandboxStatsResponse>, Status> {
+        not_built!(request, "ListPodSandboxStats", "stats of pods; use ListContainerStats")
+    }
+
+    type StreamPodSandboxStatsStream = BoxStream<cri::StreamPodSandboxStatsResponse>;
+    async fn stream_pod_sandbox_stats(
+        &self,
+        request: Request<cri::StreamPodSandboxStatsRequest>,
+    ) -> NoStream<cri::StreamPodSandboxStatsResponse> {
+        not_built!(request, "StreamPodSandboxStats", "stats of pods; use ListContainerStats")
+    }
+
+    async fn checkpoint_container(
+        &self,
+        request: Request<cri::CheckpointContainerRequest>,
+    ) -> Result<Response<cri::CheckpointContainerResponse>, Status> {
+        not_built!(request, "CheckpointContainer", "checkpoints")
+    }
+
+    async fn checkpoint_pod(
+        &self,
+        request: Request<cri::CheckpointPodRequest>,
+    ) -> Result<Response<cri::CheckpointPodResponse>, Status> {
+        not_built!(request, "CheckpointPod", "checkpoints")
+    }
+
+    async fn restore_pod(
+        &self,
+        request: Request<cri::RestorePodRequest>,
+    ) -> Result<Response<cri::RestorePodResponse>, Status> {
+        not_built!(request, "RestorePod", "checkpoints")
+    }
+
+    type GetContainerEventsStream = BoxStream<cri::ContainerEventResponse>;
+    async fn get_container_events(
+        &self,
+        request: Request<cri::GetEventsRequest>,
+    ) -> NoStream<cri::ContainerEventResponse> {
+        not_built!(request, "GetContainerEvents", "the event stream; kubelet lists instead")
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        request: Request<cri::ListMetricDescriptorsRequest>,
+    ) -> Result<Response<cri::ListMetricDescriptorsResponse>, Status> {
+        not_built!(request, "ListMetricDescriptors", "CRI metrics; kubelet's cAdvisor has them")
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        request: Request<cri::ListPodSandboxMetricsRequest>,
+    ) -> Result<Response<cri::ListPodSandboxMetricsResponse>, Status> {
+        not_built!(request, "ListPodSandboxMetrics", "CRI metrics; kubelet's cAdvisor has them")
+    }
+
+    type StreamPodSandboxMetricsStream = BoxStream<cri::StreamPodSandboxMetricsResponse>;
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        request: Request<cri::StreamPodSandboxMetricsRequest>,
+    ) -> NoStream<cri::StreamPodSandboxMetricsResponse> {
+        not_built!(request, "StreamPodSandboxMetrics", "CRI metrics; kubelet's cAdvisor has them")
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        request: Request<cri::UpdatePodSandboxResourcesRequest>,
+    ) -> Result<Response<cri::UpdatePodSandboxResourcesResponse>, Status> {
+        not_built!(request, "UpdatePodSandboxResources", "changing limits of a pod that exists")
+    }
+}

@@ -1,0 +1,152 @@
+//! The gRPC server on its unix socket.
+
+use super::Backend;
+use super::convert::Host;
+use super::image::Images;
+use super::runtime::Runtime;
+use crate::shutdown::{self, Shutdown};
+use cri_api::v1::image_service_server::ImageServiceServer;
+use cri_api::v1::runtime_service_server::RuntimeServiceServer;
+use std::fs;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use tokio_stream::wrappers::UnixListenerStream;
+
+/// Largest message either way: what kubelet and crictl accept.
+const MAX_MESSAGE: usize = 16 * 1024 * 1024;
+/// Calls of one connection at once. kubelet uses one connection, on which StopContainer and PullImage may
+/// wait for minutes; the library's 200 would let them hold up List.
+const MAX_CALLS: u32 = 2048;
+
+/// Why there is no socket, or serving ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The socket's place.
+    #[error("cannot {doing} {}", .path.display())]
+    Socket {
+        /// The failed step.
+        doing: &'static str,
+        /// Which path.
+        path: PathBuf,
+        /// The kernel's word.
+        source: std::io::Error,
+    },
+    /// Something else is where the socket belongs.
+    #[error("{} exists and is no socket: it is left alone", .0.display())]
+    NotASocket(PathBuf),
+    /// The server's own.
+    #[error("the gRPC server failed")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+/// A listening socket; its path is removed when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    listener: std::os::unix::net::UnixListener,
+    path: SocketPath,
+}
+
+#[derive(Debug)]
+struct SocketPath(PathBuf);
+
+impl Drop for SocketPath {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.0) {
+            tracing::debug!(path = %self.0.display(), %error, "the socket was gone already");
+        }
+    }
+}
+
+impl Socket {
+    /// Binds `path`. `_proof` shows that no other daemon has this state, so that a socket found there is
+    /// what a killed one left. Blocking.
+    pub(crate) fn bind(path: &Path, _proof: &state::lock::Lock) -> Result<Self, Error> {
+        let at = |doing, source| Error::Socket { doing, path: path.to_owned(), source };
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(|error| at("make the folder of", error))?;
+        }
+        match fs::symlink_metadata(path) {
+            Ok(found) if found.file_type().is_socket() => {
+                fs::remove_file(path).map_err(|error| at("remove the stale", error))?;
+            }
+            Ok(_) => return Err(Error::NotASocket(path.to_owned())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(at("look at", error)),
+        }
+        let listener = std::os::unix::net::UnixListener::bind(path).map_err(|error| at("bind", error))?;
+        let path_guard = SocketPath(path.to_owned());
+        // Until here nobody but root could connect: that takes write permission, which umask took away.
+        fs::set_permissions(path, fs::Permissions::from_mode(0o660))
+            .map_err(|error| at("set the mode of", error))?;
+        listener.set_nonblocking(true).map_err(|error| at("set up", error))?;
+        Ok(Self { listener, path: path_guard })
+    }
+}
+
+/// Serves until `stopping`, then lets the calls in flight end within [`shutdown::DRAIN`].
+pub(crate) async fn serve(socket: Socket, backend: Backend, stopping: Shutdown) -> Result<(), Error> {
+    let Socket { listener, path } = socket;
+    let listener = tokio::net::UnixListener::from_std(listener).map_err(|source| Error::Socket {
+        doing: "listen on",
+        path: path.0.clone(),
+        source,
+    })?;
+    let host = tokio::task::spawn_blocking(Host::detect).await.unwrap_or_default();
+    let runtime = RuntimeServiceServer::new(Runtime::new(backend.clone(), host))
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    let images = ImageServiceServer::new(Images(backend))
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    let serving = tonic::transport::Server::builder()
+        .max_concurrent_streams(MAX_CALLS)
+        .add_service(runtime)
+        .add_service(images)
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stopping.clone().wait());
+    match shutdown::bounded(serving, stopping, shutdown::DRAIN).await {
+        Some(result) => result?,
+        None => tracing::warn!(after = ?shutdown::DRAIN, "calls in flight were cut off"),
+    }
+    drop(path);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lock(folder: &Path) -> state::lock::Lock {
+        let layout = state::Layout::new(folder.join("root"), folder.join("run")).unwrap();
+        state::lock::acquire(&layout).unwrap()
+    }
+
+    #[test]
+    fn binds_over_what_a_killed_daemon_left_and_cleans_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let (lock, path) = (lock(folder.path()), folder.path().join("deep/er/copepod.sock"));
+        let first = Socket::bind(&path, &lock).unwrap();
+        // What kill -9 leaves: the path without a listener.
+        std::mem::forget(first.path);
+        drop(first.listener);
+        assert!(std::os::unix::net::UnixStream::connect(&path).is_err());
+        let second = Socket::bind(&path, &lock).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+        assert!(std::os::unix::net::UnixStream::connect(&path).is_ok());
+        drop(second);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn leaves_other_files_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (lock, path) = (lock(folder.path()), folder.path().join("file"));
+        fs::write(&path, "precious").unwrap();
+        let error = Socket::bind(&path, &lock).unwrap_err();
+        assert!(matches!(error, Error::NotASocket(_)), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+        // Nor is a link followed.
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(matches!(Socket::bind(&link, &lock), Err(Error::NotASocket(_))));
+    }
+}

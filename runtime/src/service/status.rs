@@ -1,0 +1,218 @@
+//! The one mapping of every error to what a client sees: a gRPC code and a text.
+//!
+//! Clients branch on codes (NotFound, Unimplemented, DeadlineExceeded, Unavailable, InvalidArgument,
+//! ResourceExhausted) and kubelet on two beginnings of texts with the code Unknown. Nothing else in the
+//! daemon makes a [`Status`].
+
+use super::convert::Refusal;
+use crate::node;
+use tonic::{Code, Status};
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// The request is wrong or asks for what is not built.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Pods and containers.
+    #[error(transparent)]
+    Node(#[from] node::Error),
+    /// Images.
+    #[error(transparent)]
+    Image(#[from] image::Error),
+    /// The caller's deadline has passed.
+    #[error("the caller's deadline of {0:?} has passed; {1}")]
+    Deadline(std::time::Duration, &'static str),
+    /// A call of CRI that this version does not answer.
+    #[error("{call} is not built yet: {what}")]
+    NotBuilt {
+        /// Name of the call.
+        call: &'static str,
+        /// What is missing, for people.
+        what: &'static str,
+    },
+}
+
+/// Longest text of an error. HTTP/2 carries it in a header, of which clients take 16 KiB at most.
+const MAX_TEXT: usize = 4096;
+
+impl Failure {
+    /// The gRPC code.
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Self::Refused(refusal) => of_refusal(refusal),
+            Self::Node(error) => of_node(error.kind),
+            Self::Image(error) => of_image(error).0,
+            Self::Deadline(..) => Code::DeadlineExceeded,
+            Self::NotBuilt { .. } => Code::Unimplemented,
+        }
+    }
+
+    /// Something of ours broke, rather than the caller having asked for the wrong thing or too early.
+    pub(crate) fn is_our_fault(&self) -> bool {
+        matches!(self.code(), Code::Internal | Code::Unknown | Code::DataLoss)
+    }
+}
+
+fn of_refusal(refusal: &Refusal) -> Code {
+    match refusal {
+        Refusal::Invalid { .. } => Code::InvalidArgument,
+        // The kinds kubelet recognises come with this code.
+        Refusal::NotBuilt { class: Some(_), .. } => Code::Unknown,
+        Refusal::NotBuilt { class: None, .. } => Code::Unimplemented,
+    }
+}
+
+fn of_node(kind: node::ErrorKind) -> Code {
+    use node::ErrorKind;
+    match kind {
+        ErrorKind::NotFound => Code::NotFound,
+        ErrorKind::InvalidArgument => Code::InvalidArgument,
+        ErrorKind::FailedPrecondition => Code::FailedPrecondition,
+        ErrorKind::AlreadyExists => Code::AlreadyExists,
+        ErrorKind::Unavailable => Code::Unavailable,
+        ErrorKind::DeadlineExceeded => Code::DeadlineExceeded,
+        ErrorKind::Unimplemented => Code::Unimplemented,
+        ErrorKind::ResourceExhausted => Code::ResourceExhausted,
+        ErrorKind::Aborted => Code::Aborted,
+        ErrorKind::Internal => Code::Internal,
+    }
+}
+
+/// Code, and the word with which kubelet wants the text to begin.
+fn of_image(error: &image::Error) -> (Code, &'static str) {
+    use image::Error;
+    match error {
+        Error::InvalidReference { .. } => (Code::InvalidArgument, ""),
+        Error::NotFound { .. } => (Code::NotFound, ""),
+        Error::Unauthorized { .. } => (Code::PermissionDenied, ""),
+        Error::Unavailable { .. } => (Code::Unknown, "RegistryUnavailable: "),
+        Error::Corrupt { .. } => (Code::DataLoss, ""),
+        Error::Unsupported { .. } => (Code::FailedPrecondition, ""),
+        Error::TooLarge { .. } => (Code::ResourceExhausted, ""),
+        Error::Configuration { .. } => (Code::FailedPrecondition, ""),
+        Error::Storage { .. } => (Code::Internal, ""),
+        Error::Cancelled => (Code::Aborted, ""),
+        // The crate may grow kinds; until they are sorted here they are faults of ours.
+        _ => (Code::Internal, ""),
+    }
+}
+
+impl From<Failure> for Status {
+    fn from(failure: Failure) -> Self {
+        let mut text = match &failure {
+            Failure::Image(error) => format!("{}{}", of_image(error).1, with_causes(error)),
+            other => with_causes(other),
+        };
+        if text.len() > MAX_TEXT {
+            let cut = (0..=MAX_TEXT).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+            text.truncate(cut);
+            text.push('…');
+        }
+        Status::new(failure.code(), text)
+    }
+}
+
+/// An error's text does not repeat its source's, so that both can be shown.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_node_error_has_its_code() {
+        use node::ErrorKind as Kind;
+        for (kind, code) in [
+            (Kind::NotFound, Code::NotFound),
+            (Kind::InvalidArgument, Code::InvalidArgument),
+            (Kind::FailedPrecondition, Code::FailedPrecondition),
+            (Kind::AlreadyExists, Code::AlreadyExists),
+            (Kind::Unavailable, Code::Unavailable),
+            (Kind::DeadlineExceeded, Code::DeadlineExceeded),
+            (Kind::Unimplemented, Code::Unimplemented),
+            (Kind::ResourceExhausted, Code::ResourceExhausted),
+            (Kind::Aborted, Code::Aborted),
+            (Kind::Internal, Code::Internal),
+        ] {
+            assert_eq!(of_node(kind), code);
+        }
+    }
+
+    #[test]
+    fn image_errors() {
+        let told = |error| {
+            let status = Status::from(Failure::Image(error));
+            (status.code(), status.message().to_owned())
+        };
+        let (reference, detail) = (|| "r.local/x:1".to_owned(), || "r.local: 503".to_owned());
+        let (code, text) = told(image::Error::Unavailable { reference: reference(), detail: detail() });
+        assert_eq!(code, Code::Unknown, "kubelet recognises the kind only with this code");
+        assert!(text.starts_with("RegistryUnavailable: ") && text.contains("503"), "{text}");
+        assert_eq!(
+            told(image::Error::NotFound { reference: reference(), detail: detail() }).0,
+            Code::NotFound
+        );
+        assert_eq!(
+            told(image::Error::Unauthorized { reference: reference(), detail: detail() }).0,
+            Code::PermissionDenied
+        );
+        assert_eq!(told(image::Error::Corrupt { object: reference(), reason: detail() }).0, Code::DataLoss);
+        assert_eq!(
+            told(image::Error::InvalidReference { reference: reference(), reason: "x" }).0,
+            Code::InvalidArgument
+        );
+        let source = std::sync::Arc::new(std::io::Error::other("disk is full"));
+        let (code, text) = told(image::Error::Storage { action: "write", path: "/x".into(), source });
+        assert!(code == Code::Internal && text.contains("disk is full"), "{text}");
+    }
+
+    #[test]
+    fn refusals() {
+        let invalid = Refusal::Invalid {
+            object: "pod a/b: ".into(),
+            field: "f".into(),
+            value: "1".into(),
+            want: "must be 2".into(),
+        };
+        let status = Status::from(Failure::from(invalid));
+        assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "pod a/b: f: 1: must be 2"));
+        let refused =
+            |class| Refusal::NotBuilt { class, object: "o: ".into(), field: "f".into(), what: "w".into() };
+        let status = Status::from(Failure::from(refused(None)));
+        assert_eq!((status.code(), status.message()), (Code::Unimplemented, "o: f: w"));
+        // kubelet looks at the code and at the beginning.
+        let status = Status::from(Failure::from(refused(Some("RROUnsupported"))));
+        assert_eq!((status.code(), status.message()), (Code::Unknown, "RROUnsupported: o: f: w"));
+    }
+
+    #[test]
+    fn calls_that_are_not_built_say_what_is_missing() {
+        let status = Status::from(Failure::NotBuilt { call: "Attach", what: "streaming" });
+        assert_eq!(
+            (status.code(), status.message()),
+            (Code::Unimplemented, "Attach is not built yet: streaming")
+        );
+    }
+
+    #[test]
+    fn long_texts_are_cut_between_characters() {
+        let refusal = Refusal::Invalid {
+            object: String::new(),
+            field: "ä".repeat(9000),
+            value: String::new(),
+            want: String::new(),
+        };
+        let status = Status::from(Failure::from(refusal));
+        assert!(status.message().len() <= MAX_TEXT + '…'.len_utf8() && status.message().ends_with('…'));
+    }
+}

@@ -1,0 +1,342 @@
+//! Figures of containers, read from their cgroup files by the daemon itself; no shim is asked. Blocking, but
+//! only for reads of kernel files: walks of writable layers are done apart ([`StatsReader::refresh_stale`]).
+//!
+//! Files stay open while a container lives and are read by pread(2), seven calls a container.
+
+use crate::cgroups::Cgroups;
+use model::ContainerId;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+mod parse;
+mod usage;
+
+/// Shortest time between the two samples of a CPU rate: kubelet asks every ten seconds, people more often.
+const SAMPLE: Duration = Duration::from_secs(1);
+/// Age at which a writable layer is walked again.
+const USAGE_AGE: Duration = Duration::from_secs(30);
+/// Most containers: a bound against leaks, far above any node.
+const MOST: usize = 16_384;
+/// Largest cgroup file that is read, bytes. memory.stat has 2 KB.
+const LARGEST: usize = 16 << 10;
+
+/// Why there are no figures.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Not attached, or detached meanwhile.
+    #[error("container {container} has no statistics: it does not run")]
+    Unknown {
+        /// Which.
+        container: ContainerId,
+    },
+    /// A cgroup file.
+    #[error("statistics of container {container}: {file}: {source}")]
+    Read {
+        /// Which.
+        container: ContainerId,
+        /// Which file.
+        file: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Too many.
+    #[error("statistics of more than {MOST} containers")]
+    Full,
+}
+
+/// CPU time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cpu {
+    /// Nanoseconds since the epoch.
+    pub timestamp: i64,
+    /// Nanoseconds of CPU, all cores together, since the container was made.
+    pub usage_core_nano_seconds: u64,
+    /// Nanoseconds of CPU a second, between the last two samples; None until there are two.
+    pub usage_nano_cores: Option<u64>,
+}
+
+/// Memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// Nanoseconds since the epoch.
+    pub timestamp: i64,
+    /// Bytes in use less those of inactive files, never below 0.
+    pub working_set_bytes: u64,
+    /// Bytes until the limit is met by the working set; None without a limit.
+    pub available_bytes: Option<u64>,
+    /// Bytes in use.
+    pub usage_bytes: u64,
+    /// Bytes of anonymous memory.
+    pub rss_bytes: u64,
+    /// Page faults.
+    pub page_faults: u64,
+    /// Page faults that waited for a disk.
+    pub major_page_faults: u64,
+}
+
+/// Swap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Swap {
+    /// Nanoseconds since the epoch.
+    pub timestamp: i64,
+    /// Bytes until the limit; None without one.
+    pub swap_available_bytes: Option<u64>,
+    /// Bytes in use.
+    pub swap_usage_bytes: u64,
+}
+
+/// A writable layer: the upper folder, volumes left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WritableLayer {
+    /// When it was walked, nanoseconds since the epoch.
+    pub timestamp: i64,
+    /// Bytes on disk.
+    pub used_bytes: u64,
+    /// Files and folders.
+    pub inodes_used: u64,
+}
+
+/// Figures of a container. Its attributes (id, name, labels) are the record's: CRI wants them always, also
+/// where the figures are missing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerStats {
+    /// CPU.
+    pub cpu: Cpu,
+    /// Memory.
+    pub memory: Memory,
+    /// Swap; None where the host does not account it.
+    pub swap: Option<Swap>,
+    /// Writable layer; None until it was walked for the first time.
+    pub writable_layer: Option<WritableLayer>,
+    /// Tasks (threads too); None without the controller.
+    pub pids: Option<u64>,
+}
+
+/// Reads figures.
+#[derive(Debug)]
+pub struct StatsReader {
+    cgroups: Cgroups,
+    entries: Mutex<HashMap<ContainerId, Arc<Entry>>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    container: ContainerId,
+    cpu: Open,
+    memory_usage: Open,
+    memory_stat: Open,
+    memory_limit: Open,
+    swap_limit: Option<Open>,
+    pids: Option<Open>,
+    upper: PathBuf,
+    sample: Mutex<Sample>,
+    layer: Mutex<Layer>,
+}
+
+#[derive(Debug)]
+struct Open {
+    path: PathBuf,
+    file: File,
+}
+
+#[derive(Debug, Default)]
+struct Sample {
+    last: Option<(Instant, u64)>,
+    rate: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Layer {
+    walked: Option<Instant>,
+    value: Option<WritableLayer>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No code can panic half-way through a change of these; their content is right in any case.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Nanoseconds since the epoch.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+impl StatsReader {
+    /// A reader of these hierarchies.
+    pub fn new(cgroups: Cgroups) -> Self {
+        Self { cgroups, entries: Mutex::default() }
+    }
+
+    /// Opens the files of a container's leaf; `upper` is its writable folder. Again: the old ones go.
+    pub fn attach(&self, container: &ContainerId, cgroup: &str, upper: PathBuf) -> Result<(), Error> {
+        let open = |controller: &str, name: &str| {
+            let path = self.cgroups.folder(controller, cgroup).unwrap_or_default().join(name);
+            match File::open(&path) {
+                Ok(file) => Ok(Open { path, file }),
+                Err(source) => Err(Error::Read { container: container.clone(), file: path, source }),
+            }
+        };
+        let entry = Entry {
+            container: container.clone(),
+            cpu: open("cpuacct", "cpuacct.usage")?,
+            memory_usage: open("memory", "memory.usage_in_bytes")?,
+            memory_stat: open("memory", "memory.stat")?,
+            memory_limit: open("memory", "memory.limit_in_bytes")?,
+            swap_limit: open("memory", "memory.memsw.limit_in_bytes").ok(),
+            pids: open("pids", "pids.current").ok(),
+            upper,
+            sample: Mutex::default(),
+            layer: Mutex::default(),
+        };
+        let mut entries = lock(&self.entries);
+        if entries.len() >= MOST && !entries.contains_key(container) {
+            return Err(Error::Full);
+        }
+        entries.insert(container.clone(), Arc::new(entry));
+        Ok(())
+    }
+
+    /// Closes a container's files.
+    pub fn detach(&self, container: &ContainerId) {
+        lock(&self.entries).remove(container);
+    }
+
+    /// Figures of now (the writable layer's are at most half a minute old where somebody refreshes them).
+    pub fn read(&self, container: &ContainerId) -> Result<ContainerStats, Error> {
+        let entry = lock(&self.entries).get(container).cloned();
+        entry.ok_or_else(|| Error::Unknown { container: container.clone() })?.read()
+    }
+
+    /// The newest figures of a writable layer, for containers that do not run too while they are attached.
+    pub fn writable_layer(&self, container: &ContainerId) -> Option<WritableLayer> {
+        let entry = lock(&self.entries).get(container).cloned();
+        entry.and_then(|entry| lock(&entry.layer).value)
+    }
+
+    /// Walks the writable layers that were not walked for half a minute, oldest first, until `limit` is
+    /// over; true when none is left. Slow: call it in the background, one call at a time.
+    pub fn refresh_stale(&self, limit: Duration) -> bool {
+        let start = Instant::now();
+        let mut stale: Vec<(Option<Instant>, Arc<Entry>)> = lock(&self.entries)
+            .values()
+            .map(|entry| (lock(&entry.layer).walked, Arc::clone(entry)))
+            .filter(|(walked, _)| walked.is_none_or(|at| at.elapsed() >= USAGE_AGE))
+            .collect();
+        stale.sort_by_key(|(walked, _)| *walked);
+        for (_, entry) in stale {
+            if start.elapsed() >= limit {
+                return false;
+            }
+            entry.walk();
+        }
+        true
+    }
+}
+
+impl Entry {
+    fn read(&self) -> Result<ContainerStats, Error> {
+        let timestamp = now();
+        let usage = self.number(&self.cpu)?;
+        let memory_usage = self.number(&self.memory_usage)?;
+        let stat = parse::memory_stat(&self.text(&self.memory_stat)?);
+        let limit = parse::limit(self.number(&self.memory_limit)?);
+        let swap_limit = self.swap_limit.as_ref().map(|open| self.number(open)).transpose()?;
+        let memory = parse::memory(timestamp, memory_usage, limit, &stat);
+        let swap = stat.swap.map(|used| {
+            let total = swap_limit.and_then(parse::limit);
+            let room = total.zip(limit).map(|(total, limit)| total.saturating_sub(limit));
+            Swap {
+                timestamp,
+                swap_available_bytes: room.map(|room| room.saturating_sub(used)),
+                swap_usage_bytes: used,
+            }
+        });
+        Ok(ContainerStats {
+            cpu: Cpu {
+                timestamp,
+                usage_core_nano_seconds: usage,
+                usage_nano_cores: lock(&self.sample).rate(Instant::now(), usage),
+            },
+            memory,
+            swap,
+            writable_layer: lock(&self.layer).value,
+            pids: self.pids.as_ref().map(|open| self.number(open)).transpose()?,
+        })
+    }
+
+    fn text(&self, open: &Open) -> Result<String, Error> {
+        read_whole(&open.file).map_err(|source| self.failed(&open.path, source))
+    }
+
+    fn number(&self, open: &Open) -> Result<u64, Error> {
+        let text = self.text(open)?;
+        text.trim().parse().map_err(|_| {
+            let source = io::Error::new(io::ErrorKind::InvalidData, format!("{:.40} is no number", text));
+            self.failed(&open.path, source)
+        })
+    }
+
+    fn failed(&self, file: &Path, source: io::Error) -> Error {
+        Error::Read { container: self.container.clone(), file: file.to_owned(), source }
+    }
+
+    fn walk(&self) {
+        let timestamp = now();
+        let walked = usage::of(&self.upper);
+        let mut layer = lock(&self.layer);
+        layer.walked = Some(Instant::now());
+        // What could not be walked keeps its old figures.
+        if let Ok((used_bytes, inodes_used)) = walked {
+            layer.value = Some(WritableLayer { timestamp, used_bytes, inodes_used });
+        }
+    }
+}
+
+impl Sample {
+    /// The rate between the last two samples; a sample is taken when the last one is old enough.
+    fn rate(&mut self, at: Instant, usage: u64) -> Option<u64> {
+        let Some((before, used)) = self.last else {
+            self.last = Some((at, usage));
+            return None;
+        };
+        let passed = at.saturating_duration_since(before);
+        if passed >= SAMPLE {
+            let rate = u128::from(usage.saturating_sub(used)) * 1_000_000_000 / passed.as_nanos().max(1);
+            self.rate = Some(u64::try_from(rate).unwrap_or(u64::MAX));
+            self.last = Some((at, usage));
+        }
+        self.rate
+    }
+}
+
+/// A kernel file from its beginning, however often it was read before.
+fn read_whole(file: &File) -> io::Result<String> {
+    let mut bytes = vec![0; 4096];
+    let mut length = 0;
+    loop {
+        let offset = u64::try_from(length).unwrap_or(u64::MAX);
+        let Some(room) = bytes.get_mut(length..) else { break };
+        match file.read_at(room, offset)? {
+            0 => break,
+            count => length += count,
+        }
+        if length == bytes.len() {
+            if length >= LARGEST {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "larger than 16 KiB"));
+            }
+            bytes.resize(LARGEST.min(length * 2), 0);
+        }
+    }
+    bytes.truncate(length);
+    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "no text"))
+}
+
+#[cfg(test)]
+mod tests;

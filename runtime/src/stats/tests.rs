@@ -1,0 +1,81 @@
+use super::*;
+use crate::cgroups::Limits;
+use std::process::Command;
+
+#[test]
+fn rates_need_two_samples() {
+    let mut sample = Sample::default();
+    let start = Instant::now();
+    let at = |millis| start + Duration::from_millis(millis);
+    assert_eq!(sample.rate(at(0), 1_000_000_000), None);
+    assert_eq!(sample.rate(at(500), 2_000_000_000), None, "too soon");
+    assert_eq!(sample.rate(at(2000), 2_000_000_000), Some(500_000_000));
+    assert_eq!(sample.rate(at(2500), 9_000_000_000), Some(500_000_000), "kept until the next is due");
+    assert_eq!(sample.rate(at(4000), 2_000_000_000), Some(0));
+    assert_eq!(sample.rate(at(6000), 0), Some(0), "a counter that fell");
+}
+
+/// Removes the test's cgroup however it ends.
+struct Room(Cgroups, String);
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        drop(self.0.kill_all(&self.1).and_then(|()| self.0.remove(&self.1)));
+    }
+}
+
+/// Needs root and cgroup v1, and fails without.
+#[test]
+fn privileged_reads_a_living_leaf() {
+    let cgroups = Cgroups::detect().unwrap();
+    let mut bytes = [7; 32];
+    bytes[..4].copy_from_slice(&std::process::id().to_le_bytes());
+    let id = ContainerId::from_random(bytes);
+    let root = format!("/copepod-test-{}-stats", std::process::id());
+    let path = format!("{root}/{id}");
+    let _room = Room(cgroups.clone(), root.clone());
+    let resources = model::Resources { memory_limit: 64 << 20, ..model::Resources::default() };
+    let writes = spec::resources::v1(&resources, spec::resources::Mode::Create).unwrap();
+    let leaf = cgroups.create_leaf(&path, &Limits { writes, devices: Vec::new() }).unwrap();
+    let upper = tempfile::tempdir().unwrap();
+    std::fs::write(upper.path().join("file"), vec![1; 50_000]).unwrap();
+
+    let reader = StatsReader::new(cgroups.clone());
+    assert!(matches!(reader.read(&id), Err(Error::Unknown { .. })));
+    reader.attach(&id, &path, upper.path().to_owned()).unwrap();
+    let joins: String =
+        leaf.plan.members.iter().map(|member| format!("echo 0 > '{}/tasks' && ", member.path)).collect();
+    let spin = "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; dd if=/dev/zero of=/dev/null bs=20M count=1 status=none";
+    assert!(Command::new("sh").args(["-ec", &format!("{joins} {spin}")]).status().unwrap().success());
+
+    // The kernel sums memory.stat up every two seconds at the latest.
+    let faults = || reader.read(&id).unwrap().memory.page_faults;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while faults() < 1000 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let stats = reader.read(&id).unwrap();
+    assert!(stats.cpu.usage_core_nano_seconds > 1_000_000 && stats.cpu.timestamp > 0);
+    assert!(stats.memory.page_faults > 0 && stats.memory.timestamp > 0);
+    assert!(stats.memory.working_set_bytes <= stats.memory.usage_bytes);
+    assert!(stats.memory.available_bytes.unwrap() > 32 << 20);
+    assert_eq!((stats.pids, stats.writable_layer), (Some(0), None));
+    let swap = stats.swap.expect("swap is accounted");
+    assert_eq!((swap.swap_usage_bytes, swap.swap_available_bytes), (0, Some(0)));
+    assert!(reader.refresh_stale(Duration::from_secs(5)));
+    let layer = reader.read(&id).unwrap().writable_layer.unwrap();
+    assert!(layer.inodes_used == 2 && layer.used_bytes >= 50_000, "{layer:?}");
+    std::fs::write(upper.path().join("more"), "x").unwrap();
+    assert!(reader.refresh_stale(Duration::from_secs(5)));
+    assert_eq!(reader.writable_layer(&id), Some(layer), "fresh figures are kept");
+
+    let start = Instant::now();
+    for _ in 0..100 {
+        reader.read(&id).unwrap();
+    }
+    println!("a read takes {:?}", start.elapsed() / 100);
+    cgroups.remove(&root).unwrap();
+    assert!(matches!(reader.read(&id), Err(Error::Read { .. })), "the leaf is gone");
+    reader.detach(&id);
+    assert!(matches!(reader.read(&id), Err(Error::Unknown { .. })));
+}

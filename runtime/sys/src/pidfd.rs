@@ -1,0 +1,78 @@
+//! Processes by descriptor: a signal never hits a stranger that got the number.
+
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+
+use rustix::process::{Pid, PidfdFlags};
+
+/// ioctl PIDFD_GET_NET_NAMESPACE, Linux 6.11.
+const GET_NET_NAMESPACE: libc::c_ulong = 0xff04;
+
+/// All namespaces but those of users and time.
+pub const ALL_NAMESPACES: i32 = libc::CLONE_NEWNS
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWCGROUP;
+
+fn pid(number: u32) -> io::Result<Pid> {
+    i32::try_from(number)
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, format!("pid {number}")))
+}
+
+/// pidfd_open(2).
+///
+/// # Errors
+/// No such process.
+pub fn open(number: u32) -> io::Result<OwnedFd> {
+    Ok(rustix::process::pidfd_open(pid(number)?, PidfdFlags::empty())?)
+}
+
+/// Sends a signal by kernel number; 0 only asks whether the process is there.
+///
+/// # Errors
+/// ESRCH when it was reaped, EINVAL for a number that is none.
+pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: no pointers but a null siginfo.
+    let done = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, 0usize, 0u32) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The network namespace of a process; `number` is for kernels without the ioctl.
+///
+/// # Errors
+/// The process is gone, or may not be looked at.
+pub fn network_namespace(pidfd: BorrowedFd<'_>, number: u32) -> io::Result<OwnedFd> {
+    // SAFETY: takes no pointer; the third argument must be 0.
+    let fd = unsafe { libc::ioctl(pidfd.as_raw_fd(), GET_NET_NAMESPACE, 0usize) };
+    if fd >= 0 {
+        // SAFETY: the kernel has just opened it for us, close-on-exec.
+        return Ok(unsafe { OwnedFd::from_raw_fd(fd) });
+    }
+    let file = std::fs::File::open(format!("/proc/{number}/ns/net"))?;
+    // The number may have been given to another process meanwhile, unless this one is still there.
+    send_signal(pidfd, 0)?;
+    Ok(file.into())
+}
+
+/// Whether the process has ended (it may wait to be reaped).
+///
+/// # Errors
+/// poll(2).
+pub fn has_ended(pidfd: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut fds = [rustix::event::PollFd::from_borrowed_fd(pidfd.as_fd(), rustix::event::PollFlags::IN)];
+    Ok(rustix::event::poll(&mut fds, Some(&rustix::event::Timespec::default()))? > 0)
+}
+
+/// setns(2) on a process: joins all namespaces named by `flags` (CLONE_NEW*) in one step.
+///
+/// # Errors
+/// The process is gone, EINVAL for the user namespace the caller is in already, EPERM.
+pub fn enter_namespaces(pidfd: BorrowedFd<'_>, flags: i32) -> io::Result<()> {
+    // SAFETY: takes no pointer.
+    let done = unsafe { libc::setns(pidfd.as_raw_fd(), flags) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

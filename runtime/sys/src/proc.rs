@@ -1,0 +1,289 @@
+//! Facts about processes, and settings of this one.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+
+/// What `/proc/<pid>/stat` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    /// R, S, D, Z and so on.
+    pub state: char,
+    /// Parent.
+    pub parent: u32,
+    /// Session, by its leader's pid in the reader's PID namespace.
+    pub session: u32,
+}
+
+/// Reads `/proc/<pid>/stat`.
+///
+/// # Errors
+/// NotFound when it is gone.
+pub fn stat(pid: u32) -> io::Result<Stat> {
+    let text = fs::read(format!("/proc/{pid}/stat"))?;
+    parse_stat(&text).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat")))
+}
+
+/// The name in parentheses may hold anything, parentheses too: the last one ends it.
+fn parse_stat(text: &[u8]) -> Option<Stat> {
+    let end = text.iter().rposition(|byte| *byte == b')')?;
+    let mut fields = std::str::from_utf8(text.get(end + 1..)?).ok()?.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    let parent = fields.next()?.parse().ok()?;
+    let session = fields.nth(1)?.parse().ok()?;
+    Some(Stat { state, parent, session })
+}
+
+/// Pids of this process's children, as far as /proc lists them (CONFIG_PROC_CHILDREN). Of one thread's, so
+/// for processes with one thread.
+///
+/// # Errors
+/// No such file.
+pub fn children() -> io::Result<Vec<u32>> {
+    let text = fs::read_to_string("/proc/thread-self/children")?;
+    Ok(text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect())
+}
+
+/// `/proc/<pid>/comm`, without the newline.
+///
+/// # Errors
+/// NotFound when it is gone.
+pub fn comm(pid: u32) -> io::Result<String> {
+    Ok(String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/comm"))?).trim_end().to_owned())
+}
+
+/// Orphans of this process's descendants become its children.
+///
+/// # Errors
+/// prctl(2).
+pub fn become_subreaper() -> io::Result<()> {
+    prctl(libc::PR_SET_CHILD_SUBREAPER, 1)
+}
+
+/// Whether others with the same user may trace this process and look into its memory.
+///
+/// # Errors
+/// prctl(2).
+pub fn set_dumpable(dumpable: bool) -> io::Result<()> {
+    prctl(libc::PR_SET_DUMPABLE, dumpable.into())
+}
+
+fn prctl(option: i32, value: libc::c_ulong) -> io::Result<()> {
+    // SAFETY: the options used here take a number.
+    let done = unsafe { libc::prctl(option, value, 0, 0, 0) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// setsid(2); a process that leads its session already is left so.
+pub fn new_session() {
+    // It fails only for the leader of a process group, which then leads its own session or was made to.
+    let _ = rustix::process::setsid();
+}
+
+/// Sets this process's oom_score_adj, or the nearest value the host allows (lowering wants
+/// CAP_SYS_RESOURCE). Returns whether it is the one asked for.
+///
+/// # Errors
+/// No /proc; a value outside -1000..=1000.
+pub fn set_oom_score_adj(wanted: i32) -> io::Result<bool> {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    match write_in_place(FILE, wanted.to_string().as_bytes()) {
+        Ok(()) => Ok(true),
+        // The lowest that may be set is what it was born with, or now has.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes a setting below /proc/sys; `name` with dots or slashes, as sysctl(8) takes both.
+///
+/// # Errors
+/// A name that leads out of /proc/sys; as the kernel says.
+pub fn write_sysctl(name: &str, value: &str) -> io::Result<()> {
+    // Of names with slashes the dots belong to interface names.
+    let name = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
+    if name.split('/').any(|part| part.is_empty() || part == "..") {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name} is no sysctl")));
+    }
+    write_in_place(&format!("/proc/sys/{name}"), value.as_bytes())
+}
+
+fn write_in_place(path: &str, bytes: &[u8]) -> io::Result<()> {
+    use io::Write as _;
+    fs::OpenOptions::new().write(true).open(path)?.write_all(bytes)
+}
+
+/// Closes every descriptor from `first` on.
+///
+/// # Errors
+/// close_range(2), Linux 5.9.
+pub fn close_from(first: u32) -> io::Result<()> {
+    close_range(first, u32::MAX, 0)
+}
+
+/// Closes every descriptor from `first` on but those in `keep`. For forked children only: what the rest
+/// of the program believes to own is closed under it.
+///
+/// # Errors
+/// close_range(2).
+pub fn close_all_but(first: u32, keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut kept: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd().unsigned_abs()).collect();
+    kept.sort_unstable();
+    let mut from = first;
+    for fd in kept {
+        if fd > from {
+            close_range(from, fd - 1, 0)?;
+        }
+        from = from.max(fd.saturating_add(1));
+    }
+    close_range(from, u32::MAX, 0)
+}
+
+/// Marks every descriptor from `first` on close-on-exec.
+///
+/// # Errors
+/// close_range(2) with CLOSE_RANGE_CLOEXEC, Linux 5.11.
+pub fn cloexec_from(first: u32) -> io::Result<()> {
+    const CLOEXEC: u32 = 4;
+    close_range(first, u32::MAX, CLOEXEC)
+}
+
+fn close_range(first: u32, last: u32, flags: u32) -> io::Result<()> {
+    // SAFETY: takes numbers. Closing is what callers of the functions above ask for; owners of a closed
+    // descriptor get EBADF, or, when it was reopened, act on another file: see there.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Reads and writes return instead of waiting. Other descriptors of the same open file change too.
+///
+/// # Errors
+/// fcntl(2).
+pub fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(rustix::fs::fcntl_setfl(fd, rustix::fs::fcntl_getfl(fd)? | rustix::fs::OFlags::NONBLOCK)?)
+}
+
+/// /dev/null for reading and writing.
+///
+/// # Errors
+/// There is none.
+pub fn null() -> io::Result<std::os::fd::OwnedFd> {
+    Ok(fs::OpenOptions::new().read(true).write(true).open("/dev/null")?.into())
+}
+
+/// read(2).
+///
+/// # Errors
+/// As the kernel says.
+pub fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    Ok(rustix::io::read(fd, buffer)?)
+}
+
+/// Whether reading would give bytes, without waiting. An end alone is none.
+pub fn is_readable(fd: BorrowedFd<'_>) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|_| {
+        let [fd] = fds;
+        fd.revents().contains(PollFlags::IN)
+    })
+}
+
+/// Takes a descriptor that execve left open under a number agreed on with the parent, and marks it
+/// close-on-exec.
+///
+/// # Errors
+/// EBADF when nothing is open there.
+pub fn take_inherited(number: i32) -> io::Result<std::os::fd::OwnedFd> {
+    use std::os::fd::FromRawFd as _;
+    // SAFETY: F_SETFD takes a number; it fails where nothing is open.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: open, as was just seen; the caller takes each number once, at its start.
+    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(number) })
+}
+
+/// A copy of a descriptor, close-on-exec, with a number of at least `least`.
+///
+/// # Errors
+/// Out of descriptors.
+pub fn dup_above(fd: BorrowedFd<'_>, least: i32) -> io::Result<std::os::fd::OwnedFd> {
+    Ok(rustix::io::fcntl_dupfd_cloexec(fd, least)?)
+}
+
+/// Makes `fd` stdin, stdout or stderr (0, 1, 2) of this process.
+///
+/// # Errors
+/// dup2(2); any other number.
+pub fn place(fd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
+    Ok(match number {
+        0 => rustix::stdio::dup2_stdin(fd)?,
+        1 => rustix::stdio::dup2_stdout(fd)?,
+        2 => rustix::stdio::dup2_stderr(fd)?,
+        _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("descriptor {number}"))),
+    })
+}
+
+/// How a child of this process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// Which.
+    pub pid: u32,
+    /// 0..=255, or 128+n for signal n.
+    pub code: i32,
+}
+
+/// Reaps one child that has ended, whichever (also those that came as orphans); `None` when there is none.
+///
+/// # Errors
+/// waitid(2), but for having no children.
+pub fn reap() -> io::Result<Option<Ended>> {
+    // SAFETY: siginfo_t is plain data, all zeroes is a value of it, and what waitid leaves when nothing ended.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` lives across the call.
+    if unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, libc::WEXITED | libc::WNOHANG) } != 0 {
+        let error = io::Error::last_os_error();
+        return if error.raw_os_error() == Some(libc::ECHILD) { Ok(None) } else { Err(error) };
+    }
+    // SAFETY: waitid filled the fields of a SIGCHLD, or left the zeroes.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    if pid == 0 {
+        return Ok(None);
+    }
+    let code = if info.si_code == libc::CLD_EXITED { status & 0xff } else { 128 + status };
+    Ok(Some(Ended { pid: pid.unsigned_abs(), code }))
+}
+
+/// Nanoseconds since the epoch, by the wall clock.
+pub fn now() -> i64 {
+    let (seconds, nanoseconds) = clock(libc::CLOCK_REALTIME);
+    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
+}
+
+/// Milliseconds of the monotonic clock.
+pub fn monotonic_ms() -> u64 {
+    let (seconds, nanoseconds) = clock(libc::CLOCK_MONOTONIC);
+    u64::try_from(seconds.saturating_mul(1000).saturating_add(nanoseconds / 1_000_000)).unwrap_or(0)
+}
+
+fn clock(which: libc::clockid_t) -> (i64, i64) {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` lives across the call, which cannot fail for these clocks.
+    unsafe { libc::clock_gettime(which, &raw mut time) };
+    (time.tv_sec, time.tv_nsec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_survives_hostile_names() {
+        let stat = parse_stat(b"12 (a) R 1 (x) S 7 9 5 0 -1").unwrap();
+        assert_eq!(stat, Stat { state: 'S', parent: 7, session: 5 });
+        assert_eq!(parse_stat(b"12 a S"), None);
+        let own = super::stat(std::process::id()).unwrap();
+        assert_eq!(own.parent, std::os::unix::process::parent_id());
+    }
+}

@@ -1,0 +1,121 @@
+//! Descriptors over a unix stream socket (SCM_RIGHTS).
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+
+/// Most descriptors sent or taken by one call.
+pub const MAX: usize = 32;
+
+/// Sends `bytes` with descriptors on the first of them. Returns how many bytes went; when it is at least
+/// one, all descriptors went too. Does not raise SIGPIPE.
+///
+/// # Errors
+/// WouldBlock on a full non-blocking socket; sendmsg(2); more than [`MAX`] descriptors.
+pub fn send_with_fds(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{} descriptors", fds.len())));
+    }
+    Ok(sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?)
+}
+
+/// Receives bytes, and descriptors (close-on-exec) as `take` is given them in order. 0 is the end.
+///
+/// # Errors
+/// WouldBlock on an empty non-blocking socket; recvmsg(2); more than [`MAX`] descriptors at once (those that
+/// came are given to `take` all the same).
+pub fn recv_with_fds(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    mut take: impl FnMut(OwnedFd),
+) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let got = recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            fds.for_each(&mut take);
+        }
+    }
+    if got.flags.contains(ReturnFlags::CTRUNC) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "more descriptors than allowed"));
+    }
+    Ok(got.bytes)
+}
+
+/// Two connected sockets that keep packets apart, close-on-exec.
+///
+/// # Errors
+/// Out of descriptors.
+pub fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}
+
+/// Two connected stream sockets, close-on-exec.
+///
+/// # Errors
+/// Out of descriptors.
+pub fn stream_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
+}
+
+/// A pipe, `(reading end, writing end)`, close-on-exec.
+///
+/// # Errors
+/// Out of descriptors.
+pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?)
+}
+
+/// Accepts a connection, non-blocking and close-on-exec; `None` when none waits (on a non-blocking listener).
+///
+/// # Errors
+/// accept4(2).
+pub fn accept(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+    use rustix::io::Errno;
+    use rustix::net::{SocketFlags, accept_with};
+    match accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// User of the process at the other end, as it was when it connected.
+///
+/// # Errors
+/// getsockopt(2).
+pub fn peer_uid(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    Ok(rustix::net::sockopt::socket_peercred(socket)?.uid.as_raw())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd as _;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn bytes_and_descriptors_arrive_together() {
+        let (a, b) = UnixStream::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        assert_eq!(send_with_fds(a.as_fd(), b"hello", &[file.as_fd(), file.as_fd()]).unwrap(), 5);
+        let (mut buffer, mut fds) = ([0; 16], Vec::new());
+        assert_eq!(recv_with_fds(b.as_fd(), &mut buffer, |fd| fds.push(fd)).unwrap(), 5);
+        assert_eq!((&buffer[..5], fds.len()), (&b"hello"[..], 2));
+        for fd in &fds {
+            assert!(rustix::io::fcntl_getfd(fd).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+        }
+        drop(a);
+        assert_eq!(recv_with_fds(b.as_fd(), &mut buffer, |_| ()).unwrap(), 0);
+    }
+}

@@ -1,0 +1,154 @@
+//! Legal order of messages, as data.
+//!
+//! The shim speaks first: Hello, then one Snapshot for each thing it holds, SnapshotEnd, and only then
+//! replies and events. The daemon may write requests from the start; they are answered after SnapshotEnd.
+
+use std::ops::RangeInclusive;
+
+use crate::message::{MAX_FDS, Message, Reply, Request};
+
+/// Who sent a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The shim, which accepted the connection.
+    Shim,
+    /// The daemon, which dialled.
+    Daemon,
+}
+
+/// How far a connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Phase {
+    /// Nothing was said yet.
+    #[default]
+    Opened,
+    /// Hello was said; snapshots are on the way.
+    Snapshots,
+    /// The snapshot is complete.
+    Live,
+}
+
+/// A message that its sender may not send now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{class} from the {from:?} in phase {phase:?}")]
+pub struct OutOfOrder {
+    /// When.
+    pub phase: Phase,
+    /// Who.
+    pub from: Side,
+    /// What.
+    pub class: &'static str,
+}
+
+/// `(phase, sender, class, phase after it)`: everything that is legal.
+const LEGAL: &[(Phase, Side, &str, Phase)] = &[
+    (Phase::Opened, Side::Shim, "Hello", Phase::Snapshots),
+    (Phase::Snapshots, Side::Shim, "Snapshot", Phase::Snapshots),
+    (Phase::Snapshots, Side::Shim, "SnapshotEnd", Phase::Live),
+    (Phase::Live, Side::Shim, "Reply", Phase::Live),
+    (Phase::Live, Side::Shim, "Event", Phase::Live),
+    // An unknown snapshot entry decodes to an unknown event.
+    (Phase::Snapshots, Side::Shim, "UnknownEvent", Phase::Snapshots),
+    (Phase::Live, Side::Shim, "UnknownEvent", Phase::Live),
+    (Phase::Opened, Side::Daemon, "Request", Phase::Opened),
+    (Phase::Snapshots, Side::Daemon, "Request", Phase::Snapshots),
+    (Phase::Live, Side::Daemon, "Request", Phase::Live),
+];
+
+fn class(message: &Message) -> &'static str {
+    match message {
+        Message::Hello(_) => "Hello",
+        Message::Snapshot(_) => "Snapshot",
+        Message::SnapshotEnd => "SnapshotEnd",
+        Message::Request(_) => "Request",
+        Message::Reply(_) => "Reply",
+        Message::Event(crate::Event::Unknown) => "UnknownEvent",
+        Message::Event(_) => "Event",
+    }
+}
+
+/// One connection, as either side follows it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Session {
+    phase: Phase,
+}
+
+impl Session {
+    /// A connection on which nothing was said.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How far it is.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Notes a message, sent or received.
+    ///
+    /// # Errors
+    /// When it is not legal now; the phase stays.
+    pub fn note(&mut self, from: Side, message: &Message) -> Result<Phase, OutOfOrder> {
+        let class = class(message);
+        let next = LEGAL
+            .iter()
+            .find(|(phase, side, legal, _)| *phase == self.phase && *side == from && *legal == class);
+        match next {
+            Some((_, _, _, phase)) => {
+                self.phase = *phase;
+                Ok(*phase)
+            }
+            None => Err(OutOfOrder { phase: self.phase, from, class }),
+        }
+    }
+}
+
+/// How many descriptors a message may carry.
+pub fn descriptors(message: &Message) -> RangeInclusive<usize> {
+    match message {
+        // Plan, and the cgroup folders.
+        Message::Request(Request::StartPause) => 1..=MAX_FDS,
+        // Plan, kubelet's mount namespace, and the cgroup folders.
+        Message::Request(Request::Create { .. }) => 2..=MAX_FDS,
+        // Plan, and three streams unless there is a terminal.
+        Message::Request(Request::Exec { .. }) => 1..=4,
+        // Later versions: whatever it is, it is closed.
+        Message::Request(Request::Unknown) => 0..=MAX_FDS,
+        // The network namespace; the pty master.
+        Message::Reply(Reply::PauseStarted { .. } | Reply::ExecStarted { .. }) => 0..=1,
+        _ => 0..=0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Event, Hello};
+
+    fn hello() -> Message {
+        let pod = "ab".repeat(32).parse().unwrap();
+        Message::Hello(Hello { protocol: 1, build: "1".into(), pod, pid: 2 })
+    }
+
+    #[test]
+    fn hello_snapshots_end_then_events() {
+        let mut session = Session::new();
+        let event = Message::Event(Event::PauseExited { code: 0 });
+        assert!(session.note(Side::Shim, &event).is_err());
+        assert!(session.note(Side::Daemon, &Message::Request(Request::StopPod)).is_ok());
+        assert_eq!(session.note(Side::Shim, &hello()), Ok(Phase::Snapshots));
+        assert!(session.note(Side::Shim, &hello()).is_err());
+        assert!(session.note(Side::Shim, &event).is_err());
+        assert_eq!(session.note(Side::Shim, &Message::SnapshotEnd), Ok(Phase::Live));
+        assert_eq!(session.note(Side::Shim, &event), Ok(Phase::Live));
+        assert!(session.note(Side::Shim, &Message::SnapshotEnd).is_err());
+        assert!(session.note(Side::Daemon, &event).is_err());
+    }
+
+    #[test]
+    fn only_named_messages_carry_descriptors() {
+        assert_eq!(descriptors(&Message::Request(Request::StopPod)), 0..=0);
+        assert!(!descriptors(&Message::Request(Request::StartPause)).contains(&0));
+        assert!(!descriptors(&hello()).contains(&1));
+    }
+}
