@@ -41,6 +41,8 @@ struct Scenario {
     plan: ContainerPlan,
     stdin: String,
     terminal: bool,
+    /// Folders that are mounted on, one a millisecond, while the container is created.
+    churn: Vec<String>,
     result: PathBuf,
 }
 
@@ -63,9 +65,20 @@ fn shim_side(path: &Path) {
     let mut result = File::create(&scenario.result).unwrap();
     let kubelet_mntns = sys::namespace::own_mount().unwrap();
     let cgroups = scenario.plan.cgroup.members.iter().map(|m| File::open(&m.path).unwrap().into()).collect();
+    let churn = scenario.churn.clone();
+    let churning = sys::fork::worker(move || {
+        for path in &churn {
+            let tmpfs = sys::mount::tmpfs(0o755, 4096, sys::mount::Attributes::default()).unwrap();
+            sys::mount::attach_at(tmpfs.as_fd(), Path::new(path)).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        0
+    })
+    .unwrap();
     podns::enter().unwrap();
     podns::attach_shm(1 << 20).unwrap();
     let outcome = run(&scenario, kubelet_mntns, cgroups);
+    assert_eq!(wait(churning), 0);
     result.write_all(&serde_json::to_vec(&outcome).unwrap()).unwrap();
 }
 
@@ -113,7 +126,7 @@ fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Ou
     };
     let pid = *pid;
     let held = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
-    let held = held.map(|e| fs::read_link(e.unwrap().path()).unwrap().display().to_string()).collect();
+    let held = held.map(|e| held_file(&e.unwrap().path())).collect();
     container::start(&scenario.plan.id).unwrap();
     let mut report = String::new();
     File::from(OwnedFd::from(report_read)).read_to_string(&mut report).unwrap();
@@ -139,6 +152,13 @@ fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Ou
     Outcome { reply, report, output, code, held }
 }
 
+/// What a descriptor is, with the file system of what lies in no mount of ours.
+fn held_file(path: &Path) -> String {
+    let name = fs::read_link(path).unwrap().display().to_string();
+    let kind = rustix::fs::statfs(path).map_or(0, |s| s.f_type);
+    if name == "/" { format!("/ in {kind:#x}") } else { name }
+}
+
 fn wait(pid: u32) -> i32 {
     use rustix::process::{Pid, WaitOptions, waitpid};
     let pid = Pid::from_raw(i32::try_from(pid).unwrap());
@@ -160,8 +180,8 @@ impl Pod {
         }
         fs::copy("/bin/busybox", layer.join("bin/busybox")).expect("busybox-static is installed");
         for name in [
-            "sh", "cat", "id", "ls", "true", "mount", "touch", "stat", "tty", "grep", "readlink", "umask",
-            "mkdir",
+            "sh", "cat", "id", "ls", "true", "mount", "sleep", "touch", "stat", "tty", "grep", "readlink",
+            "umask", "mkdir",
         ] {
             symlink("busybox", layer.join("bin").join(name)).unwrap();
         }
@@ -224,13 +244,17 @@ impl Pod {
     }
 
     fn run_with(&self, plan: ContainerPlan, stdin: &str, terminal: bool) -> Outcome {
+        self.run_all(plan, stdin, terminal, Vec::new())
+    }
+
+    fn run_all(&self, plan: ContainerPlan, stdin: &str, terminal: bool, churn: Vec<String>) -> Outcome {
         // A volatile upper is good for one mount.
         drop(fs::remove_dir_all(self.path("rw")));
         for folder in ["rw/upper", "rw/work"] {
             fs::create_dir_all(self.path(folder)).unwrap();
         }
         let (file, result) = (self.dir.path().join("scenario"), self.dir.path().join("result"));
-        let scenario = Scenario { plan, stdin: stdin.to_owned(), terminal, result: result.clone() };
+        let scenario = Scenario { plan, stdin: stdin.to_owned(), terminal, churn, result: result.clone() };
         fs::write(&file, serde_json::to_vec(&scenario).unwrap()).unwrap();
         // A namespace of its own, shared within itself: what a host with systemd looks like.
         let ran = Command::new("unshare")
@@ -271,6 +295,7 @@ const TESTS: &[(&str, fn())] = &[
     ("privileged_a_terminal_is_the_containers_own", a_terminal_is_the_containers_own),
     ("privileged_a_failure_names_its_step_and_leaves_nothing", a_failure_names_its_step_and_leaves_nothing),
     ("privileged_propagation_is_as_planned", propagation_is_as_planned),
+    ("privileged_mounts_made_meanwhile_are_not_lost", mounts_made_meanwhile_are_not_lost),
     ("privileged_the_hosts_dev_is_not_written", the_hosts_dev_is_not_written),
 ];
 
@@ -330,7 +355,11 @@ fn a_missing_program_is_told() {
         plan.process.args = args.map(|a| Text::new(a).unwrap()).to_vec();
         let outcome = pod.run(plan);
         let failure: wire::Failure = serde_json::from_str(outcome.report.trim()).unwrap();
-        assert_eq!((failure.errno, outcome.code, failure.stage.as_str()), (errno, code, stage), "{outcome:?}");
+        assert_eq!(
+            (failure.errno, outcome.code, failure.stage.as_str()),
+            (errno, code, stage),
+            "{outcome:?}"
+        );
         assert!(failure.message.contains(args[0]), "{failure:?}");
     }
     // The working directory is made; a file in its place is not a folder.
@@ -371,14 +400,19 @@ fn credentials_and_filter_are_as_planned() {
         let out = pod.run(plan);
         let has = |text: &str| assert!(out.output.contains(text), "{text:?} not in {}", out.output);
         has("uid=33(web) gid=34 groups=34,77(extra),500");
-        has("CapInh:\t0000000000000000\nCapPrm:\t0000000000000000\nCapEff:\t0000000000000000\nCapBnd:\t00000000a80425fb\nCapAmb:\t0000000000000000");
+        has(
+            "CapInh:\t0000000000000000\nCapPrm:\t0000000000000000\nCapEff:\t0000000000000000\nCapBnd:\t00000000a80425fb\nCapAmb:\t0000000000000000",
+        );
         has("SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000");
         has(&format!("NoNewPrivs:\t{}\nSeccomp:\t{}", u8::from(no_new_privs), if filter { 2 } else { 0 }));
         has("\n900\n");
         has("\n0027\n");
         has("\n0\n1\n2\n3\n");
         assert!(!out.output.contains("\n4\n"), "{}", out.output);
-        assert!(out.output.split_whitespace().any(|w| w == "123") && out.output.split_whitespace().any(|w| w == "456"));
+        assert!(
+            out.output.split_whitespace().any(|w| w == "123")
+                && out.output.split_whitespace().any(|w| w == "456")
+        );
         assert_eq!(filter, out.output.contains("Operation not permitted"), "{}", out.output);
     }
     // Root keeps what is in the bounding set, and only that; ambient capabilities survive for others.
@@ -416,7 +450,15 @@ fn mounts_are_as_planned() {
         readonly,
         bind(&pod.path("vol"), "/vol", Propagation::Private),
     ]);
-    plan.devices = vec![wire::DeviceNode { path: "/dev/odd".into(), kind: 'c', major: 1, minor: 7, mode: 0o606, uid: 5, gid: 6 }];
+    plan.devices = vec![wire::DeviceNode {
+        path: "/dev/odd".into(),
+        kind: 'c',
+        major: 1,
+        minor: 7,
+        mode: 0o606,
+        uid: 5,
+        gid: 6,
+    }];
     plan.rootfs.readonly = true;
     // busybox's wc and more are not linked: the shell finds applets by name all the same.
     let out = pod.run(plan);
@@ -432,15 +474,16 @@ fn mounts_are_as_planned() {
     assert_eq!(fs::read_to_string(pod.path("log")).unwrap(), "t\n");
     assert_eq!(fs::read_to_string(pod.path("vol/w")).unwrap(), "w\n");
     assert_eq!(fs::read_to_string(pod.path("made/on/demand/m")).unwrap(), "m\n");
-    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(pod.path("made/on")).unwrap().permissions());
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&fs::metadata(pod.path("made/on")).unwrap().permissions());
     assert_eq!(mode & 0o7777, 0o755);
 }
 
 fn init_holds_nothing_of_the_worker() {
     let pod = Pod::new();
     let mut out = pod.run(pod.plan("true"));
-    // libcontainer's: its sockets, and the new root, which it opened to change to.
-    out.held.retain(|what| !what.starts_with("socket:") && what != "/");
+    // libcontainer's sockets, and the procfs that pathrs keeps for it (0x9fa0).
+    out.held.retain(|what| !what.starts_with("socket:") && what != "/ in 0x9fa0");
     // Stdin, stdout and stderr, and the report.
     assert_eq!(out.held.len(), 4, "{:?}", out.held);
     assert!(out.held.iter().all(|what| what.starts_with("pipe:")), "{:?}", out.held);
@@ -517,7 +560,8 @@ fn a_failure_names_its_step_and_leaves_nothing() {
 fn propagation_is_as_planned() {
     let pod = Pod::new();
     fs::create_dir_all(pod.path("vol/sub")).unwrap();
-    let script = "grep -E ' /(p|s|b) ' /proc/self/mountinfo | while read a b c d e f g rest; do echo \"$e $g\"; done";
+    let script =
+        "grep -E ' /(p|s|b) ' /proc/self/mountinfo | while read a b c d e f g rest; do echo \"$e $g\"; done";
     let mut plan = pod.plan(script);
     plan.mounts.extend([
         bind(&pod.path("vol"), "/p", Propagation::Private),
@@ -529,6 +573,19 @@ fn propagation_is_as_planned() {
     plan.mounts.push(bind(&pod.path("vol"), "/b", Propagation::Bidirectional));
     let out = pod.run(plan).output;
     assert!(out.contains("/b shared:"), "{out}");
+}
+
+fn mounts_made_meanwhile_are_not_lost() {
+    let pod = Pod::new();
+    for _ in 0..5 {
+        let below: Vec<String> = (0..6).map(|n| pod.path(&format!("vol/{n}"))).collect();
+        below.iter().for_each(|path| fs::create_dir_all(path).unwrap());
+        let mut plan = pod.plan("sleep 0.1; grep -c ' /s/' /proc/self/mountinfo; mount | grep -c /b/");
+        plan.mounts.push(bind(&pod.path("vol"), "/b", Propagation::Bidirectional));
+        plan.mounts.push(bind(&pod.path("vol"), "/s", Propagation::HostToContainer));
+        let out = pod.run_all(plan, "", false, below);
+        assert_eq!(out.output, "6\n6\n", "{out:?}");
+    }
 }
 
 fn the_hosts_dev_is_not_written() {

@@ -93,7 +93,8 @@ pub(crate) fn create(input: CreateInput<'_>) -> Reply {
 }
 
 fn attempt(input: CreateInput<'_>) -> Step<Reply> {
-    let bytes = sys::memfd::read_all(input.plan.as_fd(), LARGEST_PLAN).map_err(internal("plan", "reading"))?;
+    let bytes =
+        sys::memfd::read_all(input.plan.as_fd(), LARGEST_PLAN).map_err(internal("plan", "reading"))?;
     let plan: ContainerPlan =
         serde_json::from_slice(&bytes).map_err(|e| invalid("plan", format!("no container plan: {e}")))?;
     let id = plan.id.clone();
