@@ -296,6 +296,7 @@ const TESTS: &[(&str, fn())] = &[
     ("privileged_a_failure_names_its_step_and_leaves_nothing", a_failure_names_its_step_and_leaves_nothing),
     ("privileged_propagation_is_as_planned", propagation_is_as_planned),
     ("privileged_mounts_made_meanwhile_are_not_lost", mounts_made_meanwhile_are_not_lost),
+    ("privileged_a_hostile_image_stays_inside", a_hostile_image_stays_inside),
     ("privileged_the_hosts_dev_is_not_written", the_hosts_dev_is_not_written),
 ];
 
@@ -586,6 +587,39 @@ fn mounts_made_meanwhile_are_not_lost() {
         let out = pod.run_all(plan, "", false, below);
         assert_eq!(out.output, "6\n6\n", "{out:?}");
     }
+}
+
+fn a_hostile_image_stays_inside() {
+    // libcontainer writes below /dev by path: a link there would lead it to the pod's own.
+    let pod = Pod::new();
+    symlink("/etc", Path::new(&pod.path("layers/one/dev"))).unwrap();
+    let out = pod.run(pod.plan(""));
+    assert_eq!((failed(&out).kind, failed(&out).stage.as_str()), (ErrorKind::Invalid, "dev"), "{out:?}");
+
+    // Links on the way of a volume, of passwd and of a masked path mean what they mean inside.
+    let pod = Pod::new();
+    let outside = tempfile::tempdir().unwrap();
+    fs::create_dir(pod.path("vol")).unwrap();
+    fs::write(pod.path("vol/mark"), "").unwrap();
+    symlink("../../../../../../tmp", pod.path("layers/one/up")).unwrap();
+    symlink(outside.path(), pod.path("layers/one/abs")).unwrap();
+    let mut plan = pod.plan("ls /tmp/a");
+    plan.mounts.push(bind(&pod.path("vol"), "/up/a", Propagation::Private));
+    assert_eq!(pod.run(plan).output, "mark\n");
+    let mut plan = pod.plan("");
+    plan.mounts.push(bind(&pod.path("vol"), "/abs/a", Propagation::Private));
+    assert_eq!(failed(&pod.run(plan)).stage, "mount /abs/a");
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    fs::remove_file(pod.path("layers/one/etc/passwd")).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        pod.path("layers/one/etc/passwd"),
+        rustix::fs::FileType::Fifo,
+        0o644.into(),
+        0,
+    )
+    .unwrap();
+    assert_eq!(failed(&pod.run(pod.plan(""))).stage, "user");
 }
 
 fn the_hosts_dev_is_not_written() {
