@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, CString, c_char};
 use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use rustix::process::Signal;
 
@@ -123,7 +124,10 @@ fn close_range(first: u32, last: u32) -> io::Result<()> {
 pub fn open_numbers() -> io::Result<Vec<u32>> {
     let entries = std::fs::read_dir("/proc/self/fd")?;
     let numbers = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    Ok(numbers.filter(|n| *n > 2).collect())
+    let numbers: Vec<u32> = numbers.filter(|n| *n > 2).collect();
+    // The listing's own descriptor is among them, and closed by now.
+    let open = |n: &u32| std::fs::symlink_metadata(format!("/proc/self/fd/{n}")).is_ok();
+    Ok(numbers.into_iter().filter(open).collect())
 }
 
 /// Puts back what a child inherits from a parent with unusual settings: nice value, timer slack, use of huge
@@ -135,4 +139,20 @@ pub fn reset_scheduling() {
     let _ = rustix::process::setpriority_process(None, 0);
     // SAFETY: personality(2) takes a number; 0 is PER_LINUX without flags.
     unsafe { libc::personality(0) };
+}
+
+/// Makes the three descriptors the caller's stdin, stdout and stderr.
+///
+/// # Errors
+/// Those of dup2(2).
+pub fn set_stdio(stdin: BorrowedFd<'_>, stdout: BorrowedFd<'_>, stderr: BorrowedFd<'_>) -> io::Result<()> {
+    // Copied first: one of them may be open at a number that is written over.
+    let copies = [stdin.try_clone_to_owned()?, stdout.try_clone_to_owned()?, stderr.try_clone_to_owned()?];
+    for (number, copy) in (0..).zip(&copies) {
+        // SAFETY: 0, 1 and 2 are owned by no OwnedFd, by convention; dup2(2) closes and opens them at once.
+        if unsafe { libc::dup2(copy.as_raw_fd(), number) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
