@@ -255,6 +255,16 @@ pub fn reap() -> io::Result<Option<Ended>> {
     Ok(Some(Ended { pid: pid.unsigned_abs(), code }))
 }
 
+/// Waits for a child and reaps it.
+///
+/// # Errors
+/// ECHILD when it is none, or was reaped.
+pub fn wait(pidfd: BorrowedFd<'_>) -> io::Result<()> {
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED)?;
+    Ok(())
+}
+
 /// Nanoseconds since the epoch, by the wall clock.
 pub fn now() -> i64 {
     let (seconds, nanoseconds) = clock(libc::CLOCK_REALTIME);
