@@ -5,17 +5,25 @@
 //! a crash leaves only garbage that the next start sweeps. Everything a registry serves is treated as hostile.
 
 mod error;
+mod manifest;
+mod pull;
 mod record;
 mod reference;
+mod registry;
+mod snapshot;
+mod store;
+mod unpack;
 
 pub use error::Error;
 pub use record::{ImageConfig, ImageRecord, Lease, Usage};
 pub use reference::{Digest, Reference, Selector};
 
+use pull::{Puller, blocking};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use store::Store;
 
 /// Where the store lives and what it refuses. Start from [`Options::new`].
 #[derive(Debug, Clone)]
@@ -86,64 +94,67 @@ impl fmt::Debug for Auth {
 /// The image store. Clones share one store.
 #[derive(Debug, Clone)]
 pub struct ImageStore {
-    options: Arc<Options>,
+    store: Arc<Store>,
+    puller: Arc<Puller>,
 }
 
 impl ImageStore {
     /// Opens the store, making its folders, sweeping what a crash left and deleting unreachable layers.
     /// Blocks: call it before the runtime starts or on a blocking thread.
     pub fn open(options: Options) -> Result<Self, Error> {
-        Ok(Self { options: Arc::new(options) })
+        let store = Arc::new(Store::open(&options.root, &options.pinned)?);
+        let puller = Arc::new(Puller::new(Arc::new(options), store.clone()));
+        Ok(Self { store, puller })
     }
 
-    /// Pulls an image, or joins an equal pull under way. Dropping the last caller's future cancels the transfer.
+    /// Pulls an image, or joins an equal pull under way. Dropping the last caller's future cancels the transfer
+    /// and leaves nothing.
     pub async fn pull(&self, reference: &str, auth: Option<Auth>) -> Result<Arc<ImageRecord>, Error> {
-        drop(auth);
-        Reference::parse(reference)?;
-        Err(Error::Cancelled)
+        self.puller.pull(Reference::parse(reference)?, auth).await
     }
 
     /// All images. Never waits for anything.
     pub fn list(&self) -> Vec<Arc<ImageRecord>> {
-        Vec::new()
+        self.store.published().images.clone()
     }
 
     /// Finds an image by id, id prefix, tag, digest or short name. Never waits for anything.
     pub fn resolve(&self, name: &str) -> Option<Arc<ImageRecord>> {
-        drop(name.to_owned());
-        None
+        self.store.published().find(name).cloned()
     }
 
-    /// Removes the image that `name` leads to, with all its names. Unknown names are fine. Leased layers stay.
+    /// Removes the image that `name` leads to, with all its names, as CRI has it; returns when its space is
+    /// free. Unknown names are fine. Leased layers stay until released.
     pub async fn remove(&self, name: &str) -> Result<(), Error> {
-        drop(name.to_owned());
-        Ok(())
+        let (store, name) = (self.store.clone(), name.to_owned());
+        blocking(move || store.remove(&name)).await
     }
 
     /// Keeps the image's layers for `owner` until `release`. Asking again gives the same lease, also after the
-    /// image was removed.
+    /// image was removed; an owner has one lease, asking for another image moves it.
     pub async fn lease_for(&self, image_id: &str, owner: &str) -> Result<Lease, Error> {
-        Err(Error::NotFound { reference: format!("{image_id} for {owner}"), detail: String::new() })
+        let (store, image, owner) = (self.store.clone(), image_id.to_owned(), owner.to_owned());
+        blocking(move || store.lease(&image, &owner)).await
     }
 
     /// Gives `owner`'s lease back. Fine when there is none.
     pub async fn release(&self, owner: &str) -> Result<(), Error> {
-        drop(owner.to_owned());
-        Ok(())
+        let (store, owner) = (self.store.clone(), owner.to_owned());
+        blocking(move || store.release(&owner)).await
     }
 
-    /// Owners that hold a lease, for dropping those that no longer exist.
+    /// Owners that hold a lease, for releasing those that no longer exist.
     pub fn leases(&self) -> Vec<String> {
-        Vec::new()
+        self.store.owners()
     }
 
     /// What the store takes on disk. Counted as layers come and go, never by walking.
     pub async fn usage(&self) -> Usage {
-        Usage::default()
+        self.store.usage()
     }
 
     /// A folder on the file system of the images that exists as long as the store.
     pub fn mountpoint(&self) -> PathBuf {
-        self.options.root.clone()
+        self.store.root().to_owned()
     }
 }

@@ -181,7 +181,9 @@ impl fmt::Display for Reference {
 fn split_registry(name: &str) -> (&str, &str) {
     match name.split_once('/') {
         Some((first, rest))
-            if first.contains(['.', ':']) || first == "localhost" || first.chars().any(char::is_uppercase) =>
+            if first.contains(['.', ':'])
+                || first == "localhost"
+                || first.chars().any(char::is_uppercase) =>
         {
             (if first == "index.docker.io" { DEFAULT_REGISTRY } else { first }, rest)
         }
@@ -266,9 +268,32 @@ mod tests {
     #[test]
     fn refuses_what_is_not_a_reference() {
         for bad in [
-            "", "Busybox", "a//b", "/a", "a/", "a:", "a:-x", "a:b:c", "a@sha256:12", "a@md5:00", "host:0/a",
-            "host:99999/a", "host:/a", "-host.x/a", "a..b", "a___b", "a b", "a\n", "../a", "x.y/../a", "x.y/",
-            "[::g]/a", "http://x/y", "a?b=c", "x.y/a#b", "a%2fb",
+            "",
+            "Busybox",
+            "a//b",
+            "/a",
+            "a/",
+            "a:",
+            "a:-x",
+            "a:b:c",
+            "a@sha256:12",
+            "a@md5:00",
+            "host:0/a",
+            "host:99999/a",
+            "host:/a",
+            "-host.x/a",
+            "a..b",
+            "a___b",
+            "a b",
+            "a\n",
+            "../a",
+            "x.y/../a",
+            "x.y/",
+            "[::g]/a",
+            "http://x/y",
+            "a?b=c",
+            "x.y/a#b",
+            "a%2fb",
         ] {
             assert!(Reference::parse(bad).is_err(), "{bad:?} was taken");
         }

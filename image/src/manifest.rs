@@ -1,0 +1,352 @@
+//! Manifests, indexes and configs: read with caps, cross-checked, reduced to what a pull needs. Pure.
+
+use crate::error::{Error, Result};
+use crate::record::ImageConfig;
+use crate::reference::Digest;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+/// Registries refuse larger manifests themselves.
+pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
+/// Configs carry the build history; real ones stay under 100 KiB.
+pub(crate) const MAX_CONFIG: u64 = 4 << 20;
+/// An index may lead to one more, never round in circles.
+pub(crate) const MAX_INDEX_DEPTH: usize = 2;
+
+const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+const DOCKER_V1: &str = "application/vnd.docker.distribution.manifest.v1";
+
+/// What we tell registries that we read.
+pub(crate) const ACCEPT: [&str; 4] = [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST];
+
+/// Something to fetch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Descriptor {
+    pub(crate) digest: Digest,
+    pub(crate) size: u64,
+}
+
+/// What a document under `manifests/` turned out to be.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Document {
+    /// Candidates for this platform, best first; never empty.
+    Index(Vec<Descriptor>),
+    /// Config, and layers lowest first.
+    Manifest { config: Descriptor, layers: Vec<Descriptor> },
+}
+
+/// What a config says.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Config {
+    pub(crate) process: ImageConfig,
+    /// Digests of the uncompressed layers, lowest first.
+    pub(crate) diff_ids: Vec<Digest>,
+}
+
+/// The platform images are chosen for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Platform {
+    pub(crate) architecture: &'static str,
+    /// Variants that run here, best first; the empty one is "not stated".
+    pub(crate) variants: &'static [&'static str],
+}
+
+impl Platform {
+    /// This machine's.
+    pub(crate) fn host() -> Self {
+        match std::env::consts::ARCH {
+            // v2 and above are only taken when nothing plainer is there.
+            "x86_64" => Self { architecture: "amd64", variants: &["", "v1", "v2"] },
+            "aarch64" => Self { architecture: "arm64", variants: &["", "v8"] },
+            other => Self { architecture: other, variants: &[""] },
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawDocument {
+    schema_version: u32,
+    media_type: Option<String>,
+    config: Option<RawDescriptor>,
+    layers: Option<Vec<RawDescriptor>>,
+    manifests: Option<Vec<RawDescriptor>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawDescriptor {
+    #[serde(default)]
+    media_type: String,
+    digest: String,
+    size: u64,
+    platform: Option<RawPlatform>,
+}
+
+#[derive(Deserialize)]
+struct RawPlatform {
+    #[serde(default)]
+    architecture: String,
+    #[serde(default)]
+    os: String,
+    #[serde(default)]
+    variant: String,
+}
+
+/// Reads a manifest or index. `content_type` is the HTTP header, which only counts where the document is silent.
+pub(crate) fn document(
+    digest: &Digest,
+    content_type: &str,
+    bytes: &[u8],
+    platform: Platform,
+) -> Result<Document> {
+    let corrupt = |reason: &str| Error::corrupt(format!("manifest {digest}"), reason);
+    let raw: RawDocument = serde_json::from_slice(bytes).map_err(|error| corrupt(&error.to_string()))?;
+    let own = raw.media_type.as_deref().unwrap_or_default();
+    let media_type =
+        if own.is_empty() { content_type.split(';').next().unwrap_or_default().trim() } else { own };
+    if raw.schema_version != 2 || media_type.starts_with(DOCKER_V1) {
+        return Err(Error::unsupported(format!("manifest {digest}"), "only schema version 2 is read"));
+    }
+    // A document that is both would mean different images to different readers.
+    if raw.manifests.is_some() && (raw.layers.is_some() || raw.config.is_some()) {
+        return Err(corrupt("it has both layers and manifests"));
+    }
+    match (raw.manifests, raw.config, raw.layers) {
+        (Some(manifests), ..) => {
+            if matches!(media_type, OCI_MANIFEST | DOCKER_MANIFEST) {
+                return Err(corrupt("its media type is a manifest's, its content an index's"));
+            }
+            choose(digest, &manifests, platform).map(Document::Index)
+        }
+        (None, Some(config), Some(layers)) => {
+            if matches!(media_type, OCI_INDEX | DOCKER_LIST) {
+                return Err(corrupt("its media type is an index's, its content a manifest's"));
+            }
+            if !config.media_type.is_empty()
+                && ![OCI_CONFIG, DOCKER_CONFIG].contains(&config.media_type.as_str())
+            {
+                let reason = format!("config of type {:?} is not an image's", clip(&config.media_type));
+                return Err(Error::unsupported(format!("manifest {digest}"), reason));
+            }
+            let layers = layers.iter().map(|layer| {
+                if !is_layer(&layer.media_type) {
+                    let reason = format!("layer of type {:?}", clip(&layer.media_type));
+                    return Err(Error::unsupported(format!("manifest {digest}"), reason));
+                }
+                descriptor(digest, layer)
+            });
+            Ok(Document::Manifest {
+                config: descriptor(digest, &config)?,
+                layers: layers.collect::<Result<_>>()?,
+            })
+        }
+        _ => Err(corrupt("it has neither config and layers nor manifests")),
+    }
+}
+
+fn clip(text: &str) -> String {
+    text.chars().take(100).collect()
+}
+
+/// tar, tar+gzip and tar+zstd of OCI and docker. Which compression it is, the content says.
+fn is_layer(media_type: &str) -> bool {
+    let Some(kind) = media_type
+        .strip_prefix("application/vnd.oci.image.layer.v1.")
+        .or_else(|| media_type.strip_prefix("application/vnd.oci.image.layer.nondistributable.v1."))
+        .or_else(|| media_type.strip_prefix("application/vnd.docker.image.rootfs.diff."))
+        .or_else(|| media_type.strip_prefix("application/vnd.docker.image.rootfs.foreign.diff."))
+    else {
+        return false;
+    };
+    matches!(kind, "tar" | "tar+gzip" | "tar.gzip" | "tar+zstd" | "tar.zstd")
+}
+
+fn descriptor(document: &Digest, raw: &RawDescriptor) -> Result<Descriptor> {
+    let digest = Digest::parse(&raw.digest).ok_or_else(|| {
+        Error::unsupported(format!("manifest {document}"), format!("digest {:?}", clip(&raw.digest)))
+    })?;
+    Ok(Descriptor { digest, size: raw.size })
+}
+
+fn choose(digest: &Digest, manifests: &[RawDescriptor], platform: Platform) -> Result<Vec<Descriptor>> {
+    let mut ranked = Vec::new();
+    for raw in manifests {
+        let is_image = raw.media_type.is_empty() || ACCEPT.contains(&raw.media_type.as_str());
+        let rank = match &raw.platform {
+            // Nothing stated: may fit, its config tells.
+            None => Some(platform.variants.len()),
+            Some(stated) if stated.os == "linux" && stated.architecture == platform.architecture => {
+                platform.variants.iter().position(|variant| *variant == stated.variant)
+            }
+            Some(_) => None,
+        };
+        if let (true, Some(rank)) = (is_image, rank) {
+            ranked.push((rank, descriptor(digest, raw)?));
+        }
+    }
+    ranked.sort_by_key(|(rank, _)| *rank);
+    if ranked.is_empty() {
+        let reason = format!("it has nothing for linux/{}", platform.architecture);
+        return Err(Error::unsupported(format!("index {digest}"), reason));
+    }
+    Ok(ranked.into_iter().map(|(_, descriptor)| descriptor).collect())
+}
+
+#[derive(Deserialize)]
+struct RawConfig {
+    #[serde(default)]
+    architecture: String,
+    #[serde(default)]
+    os: String,
+    config: Option<RawProcess>,
+    rootfs: RawRootfs,
+}
+
+#[derive(Deserialize)]
+struct RawRootfs {
+    #[serde(default)]
+    diff_ids: Option<Vec<String>>,
+}
+
+/// Builders write null for whatever is empty.
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase")]
+struct RawProcess {
+    entrypoint: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
+    env: Option<Vec<String>>,
+    user: Option<String>,
+    working_dir: Option<String>,
+    stop_signal: Option<String>,
+    volumes: Option<BTreeMap<String, serde_json::Value>>,
+    labels: Option<BTreeMap<String, String>>,
+}
+
+/// Reads a config.
+pub(crate) fn config(digest: &Digest, bytes: &[u8]) -> Result<Config> {
+    let object = || format!("config {digest}");
+    let raw: RawConfig = serde_json::from_slice(bytes).map_err(|error| Error::corrupt(object(), error))?;
+    let host = Platform::host();
+    if !(raw.os.is_empty() || raw.os == "linux")
+        || !(raw.architecture.is_empty() || raw.architecture == host.architecture)
+    {
+        let reason = format!(
+            "it is for {}/{}, this node is linux/{}",
+            clip(&raw.os),
+            clip(&raw.architecture),
+            host.architecture
+        );
+        return Err(Error::unsupported(object(), reason));
+    }
+    let diff_ids = raw.rootfs.diff_ids.unwrap_or_default();
+    let diff_ids = diff_ids.iter().map(|text| {
+        Digest::parse(text).ok_or_else(|| Error::corrupt(object(), format!("bad diff-id {:?}", clip(text))))
+    });
+    let process = raw.config.unwrap_or_default();
+    Ok(Config {
+        process: ImageConfig {
+            entrypoint: process.entrypoint.unwrap_or_default(),
+            cmd: process.cmd.unwrap_or_default(),
+            env: process.env.unwrap_or_default(),
+            user: process.user.unwrap_or_default(),
+            working_dir: process.working_dir.unwrap_or_default(),
+            stop_signal: process.stop_signal.unwrap_or_default(),
+            volumes: process.volumes.unwrap_or_default().into_keys().collect(),
+            labels: process.labels.unwrap_or_default(),
+        },
+        diff_ids: diff_ids.collect::<Result<_>>()?,
+    })
+}
+
+/// The user part of `USER`: a number, or else a name. No user is root, number 0. A number too large for an id
+/// stays a name, which no passwd file will have.
+pub(crate) fn user(text: &str) -> (Option<u32>, Option<String>) {
+    let user = text.split(':').next().unwrap_or_default();
+    if user.is_empty() {
+        return (Some(0), None);
+    }
+    let digits = user.bytes().all(|b| b.is_ascii_digit());
+    match user.parse::<u32>() {
+        Ok(uid) if digits && uid != u32::MAX => (Some(uid), None),
+        _ => (None, Some(user.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    const B: &str = "sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+    const AMD64: Platform = Platform { architecture: "amd64", variants: &["", "v1", "v2"] };
+
+    fn parse(json: &serde_json::Value) -> Result<Document> {
+        let bytes = serde_json::to_vec(json).unwrap();
+        document(&Digest::of(&bytes), "", &bytes, AMD64)
+    }
+
+    #[test]
+    fn index_prefers_plain_platform_and_skips_attestations() {
+        let entry = |digest: &str, os: &str, arch: &str, variant: &str| {
+            serde_json::json!({"mediaType": OCI_MANIFEST, "digest": digest, "size": 1,
+                "platform": {"os": os, "architecture": arch, "variant": variant}})
+        };
+        let index = serde_json::json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [
+            entry(A, "unknown", "unknown", ""), entry(A, "linux", "arm64", "v8"),
+            entry(A, "linux", "amd64", "v2"), entry(B, "linux", "amd64", ""), entry(A, "linux", "amd64", "v4")]});
+        let Document::Index(found) = parse(&index).unwrap() else { panic!("not an index") };
+        let digests: Vec<_> = found.iter().map(|descriptor| descriptor.digest.to_string()).collect();
+        assert_eq!(digests, [B, A]);
+        let foreign =
+            serde_json::json!({"schemaVersion": 2, "manifests": [entry(A, "windows", "amd64", "")]});
+        assert!(matches!(parse(&foreign), Err(Error::Unsupported { .. })));
+    }
+
+    #[test]
+    fn ambiguous_and_foreign_documents_are_refused() {
+        let config = serde_json::json!({"mediaType": OCI_CONFIG, "digest": A, "size": 2});
+        let layer = serde_json::json!({"mediaType": "application/vnd.oci.image.layer.v1.tar+zstd", "digest": B, "size": 3});
+        let good = serde_json::json!({"schemaVersion": 2, "config": config, "layers": [layer]});
+        assert!(matches!(parse(&good), Ok(Document::Manifest { .. })));
+        for bad in [
+            serde_json::json!({"schemaVersion": 2, "config": config, "layers": [layer], "manifests": []}),
+            serde_json::json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "config": config, "layers": [layer]}),
+            serde_json::json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "manifests": [layer]}),
+            serde_json::json!({"schemaVersion": 1, "config": config, "layers": [layer]}),
+            serde_json::json!({"schemaVersion": 2, "config": config}),
+            serde_json::json!({"schemaVersion": 2, "config": config, "layers": [{"mediaType": "text/plain", "digest": B, "size": 3}]}),
+            serde_json::json!({"schemaVersion": 2, "config": {"digest": "sha512:00", "size": 2}, "layers": []}),
+            serde_json::json!({"schemaVersion": 2, "config": {"digest": A, "size": -1}, "layers": []}),
+        ] {
+            assert!(parse(&bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn configs_with_nulls_and_users() {
+        let bytes =
+            br#"{"architecture":"","os":"linux","config":{"Cmd":null,"Env":["A=b"],"User":"www-data:1",
+            "Volumes":{"/v":{}}},"rootfs":{"type":"layers","diff_ids":null}}"#;
+        let config = config(&Digest::of(bytes), bytes).unwrap();
+        assert_eq!(config.process.env, ["A=b"]);
+        assert_eq!(config.process.volumes, ["/v"]);
+        assert!(config.process.cmd.is_empty() && config.diff_ids.is_empty());
+        assert_eq!(user("www-data:1"), (None, Some("www-data".into())));
+        assert_eq!(user(""), (Some(0), None));
+        assert_eq!(user("1002:1003"), (Some(1002), None));
+        assert_eq!(user("4294967296"), (None, Some("4294967296".into())));
+        assert_eq!(user("+5"), (None, Some("+5".into())));
+    }
+
+    #[test]
+    fn other_platforms_are_refused_by_the_config() {
+        let bytes = br#"{"architecture":"s390x","os":"linux","rootfs":{}}"#;
+        assert!(matches!(config(&Digest::of(bytes), bytes), Err(Error::Unsupported { .. })));
+    }
+}

@@ -1,0 +1,228 @@
+//! One pull: resolve, choose, transfer what is missing, name it last. Equal pulls share one transfer.
+
+use crate::error::{Error, Result};
+use crate::manifest::{self, Descriptor, Document, Platform};
+use crate::record::ImageRecord;
+use crate::reference::{Digest, Reference};
+use crate::registry::Registry;
+use crate::store::index::Entry;
+use crate::store::{Pins, Store};
+use crate::unpack::{Expected, unpack};
+use crate::{Auth, Options};
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, FutureExt as _, Shared, WeakShared};
+use futures_util::stream::{self, TryStreamExt as _};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use tokio::sync::{Semaphore, mpsc};
+
+/// Parts of a download that may wait for the unpacker. hyper's parts are some 8 to 400 KiB.
+const WAITING: usize = 32;
+
+type Answer = Result<Arc<ImageRecord>>;
+type Flights = HashMap<(Reference, Option<Auth>), WeakShared<BoxFuture<'static, Answer>>>;
+
+pub(crate) struct Puller {
+    options: Arc<Options>,
+    store: Arc<Store>,
+    flights: Mutex<Flights>,
+    /// Layers under way, so that two images with a common layer transfer it once.
+    gates: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    /// Bounds the threads and memory of all pulls together.
+    slots: Semaphore,
+}
+
+impl std::fmt::Debug for Puller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Puller").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+impl Puller {
+    pub(crate) fn new(options: Arc<Options>, store: Arc<Store>) -> Self {
+        let slots = Semaphore::new(options.parallel_layers.max(1) * 2);
+        Self { options, store, flights: Mutex::default(), gates: Mutex::default(), slots }
+    }
+
+    /// Starts a pull or joins the one with the same reference and credentials. Whoever joins with others must
+    /// not profit from them, and gets a transfer of his own. The transfer runs while a future of it is held.
+    pub(crate) fn pull(
+        self: &Arc<Self>,
+        reference: Reference,
+        auth: Option<Auth>,
+    ) -> Shared<BoxFuture<'static, Answer>> {
+        let auth = auth.filter(|auth| *auth != Auth::default());
+        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        flights.retain(|_, flight| flight.upgrade().is_some_and(|flight| flight.peek().is_none()));
+        let key = (reference, auth);
+        if let Some(flight) = flights.get(&key).and_then(WeakShared::upgrade) {
+            return flight;
+        }
+        let (this, (reference, auth)) = (self.clone(), key.clone());
+        let flight = async move { this.run(&reference, auth).await }.boxed().shared();
+        if let Some(weak) = flight.downgrade() {
+            flights.insert(key, weak);
+        }
+        flight
+    }
+
+    async fn run(&self, reference: &Reference, auth: Option<Auth>) -> Answer {
+        let started = std::time::Instant::now();
+        let (options, named) = (self.options.clone(), reference.clone());
+        let registry = blocking(move || Registry::new(&options, &named, auth.as_ref())).await?;
+        let found = resolve(&registry).await?;
+        let config_digest = found.config.digest;
+        let store = self.store.clone();
+        let kept = blocking(move || store.document(&config_digest, manifest::MAX_CONFIG)).await?;
+        let config_bytes = match kept {
+            Some(bytes) => bytes.into(),
+            None => registry.small_blob(&found.config, manifest::MAX_CONFIG).await?,
+        };
+        let config = manifest::config(&config_digest, &config_bytes)?;
+        let layers = self.pair(&found, &config.diff_ids)?;
+        let mut pinned = config.diff_ids.clone();
+        pinned.push(config_digest);
+        pinned.extend(found.documents.iter().map(|(digest, _)| *digest));
+        let pins = Arc::new(self.store.pin(pinned));
+        stream::iter(layers.into_iter().map(Ok))
+            .try_for_each_concurrent(self.options.parallel_layers.max(1), |(layer, diff_id)| {
+                self.layer(&registry, pins.clone(), layer, diff_id)
+            })
+            .await?;
+        let (store, reference) = (self.store.clone(), reference.clone());
+        let record = blocking(move || {
+            let mut size = config_bytes.len() as u64;
+            store.put_document(&config_bytes)?;
+            for (_, bytes) in &found.documents {
+                size += bytes.len() as u64;
+                store.put_document(bytes)?;
+            }
+            let entry = Entry {
+                config: config_digest.to_string(),
+                tags: BTreeSet::new(),
+                digests: BTreeSet::new(),
+                documents: found.documents.iter().map(|(digest, _)| digest.to_string()).collect(),
+                layers: config.diff_ids.iter().map(ToString::to_string).collect(),
+                size: 0,
+            };
+            let record = store.commit(&reference, &found.top, entry, size)?;
+            drop(pins);
+            Ok(record)
+        })
+        .await?;
+        tracing::info!(image = record.id, ms = started.elapsed().as_millis(), "image pulled");
+        Ok(record)
+    }
+
+    /// Layers with what they unpack to, each once, largest first so that no long one runs alone at the end.
+    fn pair(&self, found: &Found, diff_ids: &[Digest]) -> Result<Vec<(Descriptor, Digest)>> {
+        let object = || format!("image {}", found.config.digest);
+        if found.layers.len() != diff_ids.len() {
+            let reason =
+                format!("manifest with {} layers, config with {}", found.layers.len(), diff_ids.len());
+            return Err(Error::corrupt(object(), reason));
+        }
+        if diff_ids.len() > self.options.max_layers {
+            let limit = self.options.max_layers as u64;
+            return Err(Error::TooLarge { object: object(), limit, unit: "layers" });
+        }
+        let mut seen = BTreeSet::new();
+        let pairs = found.layers.iter().cloned().zip(diff_ids.iter().copied());
+        let mut layers: Vec<_> = pairs.filter(|(_, diff_id)| seen.insert(*diff_id)).collect();
+        layers.sort_by_key(|(layer, _)| std::cmp::Reverse(layer.size));
+        Ok(layers)
+    }
+
+    async fn layer(
+        &self,
+        registry: &Registry,
+        pins: Arc<Pins>,
+        layer: Descriptor,
+        diff_id: Digest,
+    ) -> Result<()> {
+        let gate = self.gate(diff_id);
+        let _alone = gate.lock().await;
+        if self.store.has_layer(&diff_id)? {
+            return Ok(());
+        }
+        let _slot = self.slots.acquire().await.map_err(|_| Error::Cancelled)?;
+        let expected = Expected {
+            digest: layer.digest,
+            size: layer.size,
+            diff_id,
+            max_bytes: self.options.max_layer_bytes,
+            max_entries: self.options.max_layer_entries,
+        };
+        let (feed, input) = mpsc::channel::<Bytes>(WAITING);
+        let store = self.store.clone();
+        // When this future is dropped the feed ends early: the thread then fails, and clears its folder.
+        let unpacked = tokio::task::spawn_blocking(move || {
+            let ingest = store.ingest()?;
+            let made = unpack(input, &expected, ingest.path())?;
+            store.publish_layer(ingest, &expected.diff_id, made)?;
+            drop(pins);
+            Ok(())
+        });
+        let mut blob = registry.blob(&layer);
+        let downloaded = async {
+            while let Some(part) = blob.next().await? {
+                if feed.send(part).await.is_err() {
+                    break;
+                }
+            }
+            Ok(())
+        }
+        .await;
+        drop(feed);
+        let unpacked = unpacked.await.map_err(|_| Error::Cancelled)?;
+        // A broken transfer explains a broken layer.
+        downloaded.and(unpacked)
+    }
+
+    fn gate(&self, diff_id: Digest) -> Arc<tokio::sync::Mutex<()>> {
+        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        gates.retain(|_, gate| gate.strong_count() > 0);
+        if let Some(gate) = gates.get(&diff_id).and_then(Weak::upgrade) {
+            return gate;
+        }
+        let gate = Arc::default();
+        gates.insert(diff_id, Arc::downgrade(&gate));
+        gate
+    }
+}
+
+/// The manifest that a reference leads to on this platform.
+struct Found {
+    /// What the name itself leads to: the index, or the manifest.
+    top: Digest,
+    config: Descriptor,
+    layers: Vec<Descriptor>,
+    /// All documents on the way.
+    documents: Vec<(Digest, Bytes)>,
+}
+
+async fn resolve(registry: &Registry) -> Result<Found> {
+    let (top, content_type, bytes) = registry.resolve(manifest::MAX_MANIFEST).await?;
+    let platform = Platform::host();
+    let mut documents = vec![(top, bytes.clone())];
+    let mut document = manifest::document(&top, &content_type, &bytes, platform)?;
+    for _ in 0..=manifest::MAX_INDEX_DEPTH {
+        match document {
+            Document::Manifest { config, layers } => return Ok(Found { top, config, layers, documents }),
+            Document::Index(candidates) => {
+                let Some(best) = candidates.first() else { break };
+                let (digest, content_type, bytes) = registry.manifest(best, manifest::MAX_MANIFEST).await?;
+                document = manifest::document(&digest, &content_type, &bytes, platform)?;
+                documents.push((digest, bytes));
+            }
+        }
+    }
+    Err(Error::unsupported(format!("index {top}"), "it is nested too deeply"))
+}
+
+/// Runs what blocks where it may.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Cancelled)?
+}

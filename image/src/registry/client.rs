@@ -1,0 +1,627 @@
+//! The HTTP side of a pull: mirrors in order, tokens, redirects, retries, and a time limit on every wait.
+
+use super::auth::{self, Challenge};
+use super::mirror::{self, Host};
+use crate::error::{Error, Result};
+use crate::manifest::{ACCEPT, Descriptor};
+use crate::reference::{Digest, Reference, Selector};
+use crate::{Auth, Options};
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::header::{
+    ACCEPT as ACCEPT_HEADER, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderValue,
+    LOCATION, RANGE, RETRY_AFTER, USER_AGENT,
+};
+use hyper::{Method, Request, Response, StatusCode, Uri};
+use hyper_rustls::HttpsConnector;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde::Deserialize;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Mutex;
+use tokio::time::{sleep, timeout};
+
+type Http = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+
+/// Waits before the second, third and fourth try of a host that is overloaded or faulty.
+const BACKOFF: [Duration; 3] =
+    [Duration::from_millis(200), Duration::from_millis(800), Duration::from_secs(2)];
+/// Longest `Retry-After` that is waited for; kubelet's own back-off takes over from there.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(20);
+const MAX_REDIRECTS: usize = 10;
+/// Times that one blob's transfer may break and be resumed.
+const MAX_RESUMES: usize = 6;
+/// Tokens are a few KiB.
+const MAX_TOKEN: u64 = 1 << 20;
+
+/// The hosts that serve one repository, for the length of one pull.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    reference: Reference,
+    endpoints: Vec<Endpoint>,
+    user_agent: HeaderValue,
+    idle: Duration,
+}
+
+#[derive(Debug)]
+struct Endpoint {
+    host: Host,
+    http: Http,
+    /// Only what this host may see.
+    auth: Option<Arc<Auth>>,
+    /// The Authorization header that works.
+    authorization: Mutex<Option<HeaderValue>>,
+    /// `?ns=` for mirrors: the registry they stand for.
+    namespace: Option<String>,
+}
+
+/// One answer or failure of one host.
+#[derive(Debug)]
+enum Fault {
+    NotFound,
+    Unauthorized,
+    /// May pass: tried again after a wait.
+    Transient {
+        what: String,
+        after: Option<Duration>,
+        quick: bool,
+    },
+    Final(String),
+}
+
+impl Registry {
+    /// Reads the configuration. Blocks.
+    pub(crate) fn new(options: &Options, reference: &Reference, auth: Option<&Auth>) -> Result<Self> {
+        let user_agent = HeaderValue::from_str(&options.user_agent)
+            .map_err(|_| Error::unsupported("user agent", "it is not a header value"))?;
+        let registry = reference.registry();
+        let mut endpoints = Vec::new();
+        for host in mirror::hosts(&options.certs_dir, registry)? {
+            let mut tcp = HttpConnector::new();
+            tcp.enforce_http(false);
+            tcp.set_nodelay(true);
+            tcp.set_connect_timeout(Some(options.connect_timeout));
+            let tls = if host.scheme == "https" {
+                mirror::tls_config(&host.tls)?
+            } else {
+                // For redirects away from a plain host.
+                mirror::tls_config(&mirror::Tls::default())?
+            };
+            let connector = hyper_rustls::HttpsConnectorBuilder::new()
+                .with_tls_config(tls)
+                .https_or_http()
+                .enable_http1();
+            let http = Client::builder(TokioExecutor::new()).build(connector.wrap_connector(tcp));
+            let own = host.authority == mirror::own_authority(registry);
+            let auth = auth.filter(|auth| auth::entitled(auth, &host.authority, registry));
+            endpoints.push(Endpoint {
+                http,
+                auth: auth.cloned().map(Arc::new),
+                authorization: Mutex::new(None),
+                namespace: (!own).then(|| registry.to_owned()),
+                host,
+            });
+        }
+        Ok(Self { reference: reference.clone(), endpoints, user_agent, idle: options.idle_timeout })
+    }
+
+    /// Fetches the manifest or index that the reference names; its digest, content type and bytes.
+    pub(crate) async fn resolve(&self, limit: u64) -> Result<(Digest, String, Bytes)> {
+        match self.reference.selector() {
+            Selector::Tag(tag) => self.document("manifests", tag, None, limit).await,
+            Selector::Digest(digest) => {
+                self.document("manifests", &digest.to_string(), Some(digest), limit).await
+            }
+        }
+    }
+
+    /// Fetches a manifest by digest.
+    pub(crate) async fn manifest(&self, wanted: &Descriptor, limit: u64) -> Result<(Digest, String, Bytes)> {
+        self.document("manifests", &wanted.digest.to_string(), Some(&wanted.digest), limit).await
+    }
+
+    /// Fetches a small blob whole.
+    pub(crate) async fn small_blob(&self, wanted: &Descriptor, limit: u64) -> Result<Bytes> {
+        if wanted.size > limit {
+            return Err(Error::TooLarge { object: format!("blob {}", wanted.digest), limit, unit: "bytes" });
+        }
+        let (_, _, bytes) =
+            self.document("blobs", &wanted.digest.to_string(), Some(&wanted.digest), limit).await?;
+        Ok(bytes)
+    }
+
+    /// Starts the transfer of a layer.
+    pub(crate) fn blob(&self, wanted: &Descriptor) -> Blob<'_> {
+        Blob { registry: self, wanted: wanted.clone(), offset: 0, skip: 0, body: None, breaks: 0 }
+    }
+
+    async fn document(
+        &self,
+        kind: &str,
+        name: &str,
+        expected: Option<&Digest>,
+        limit: u64,
+    ) -> Result<(Digest, String, Bytes)> {
+        let mut failures = Failures::new(&self.reference);
+        for endpoint in &self.endpoints {
+            if !endpoint.host.pull || (expected.is_none() && !endpoint.host.resolve) {
+                continue;
+            }
+            let path = format!("{}/{kind}/{name}", self.reference.repository());
+            let accept = if kind == "manifests" { ACCEPT.join(", ") } else { "*/*".to_owned() };
+            let get = Get { path: &path, accept: &accept, range: None, verified: expected.is_some() };
+            let result = self.retried(endpoint, || async {
+                let response = self.get(endpoint, &get).await?;
+                let header = |name: &str| {
+                    let value = response.headers().get(name).and_then(|value| value.to_str().ok());
+                    value.unwrap_or_default().to_owned()
+                };
+                let (content_type, claimed) = (header("content-type"), header("docker-content-digest"));
+                let bytes = self.whole(response, limit).await?;
+                let found = Digest::of(&bytes);
+                if let Some(wanted) = expected.copied().or_else(|| Digest::parse(&claimed))
+                    && wanted != found
+                {
+                    return Err(Fault::Final(format!("served {found} for {wanted}")));
+                }
+                Ok((found, content_type, bytes))
+            });
+            match result.await {
+                Ok(found) => return Ok(found),
+                Err(fault) => failures.add(endpoint, fault),
+            }
+        }
+        Err(failures.error(expected.map(|digest| format!("{kind}/{digest}"))))
+    }
+
+    /// Tries again while a fault may pass.
+    async fn retried<T, F: Future<Output = Result<T, Fault>>>(
+        &self,
+        endpoint: &Endpoint,
+        try_once: impl Fn() -> F,
+    ) -> Result<T, Fault> {
+        let mut waits = BACKOFF.iter();
+        loop {
+            let fault = match try_once().await {
+                Err(fault @ Fault::Transient { .. }) => fault,
+                other => return other,
+            };
+            let Fault::Transient { what, after, quick } = &fault else { return Err(fault) };
+            let Some(wait) = waits.next() else { return Err(fault) };
+            if *quick {
+                // A host that is not there is asked once more, not four times.
+                waits = [].iter();
+            }
+            let wait = after.map_or(*wait, |after| after.clamp(*wait, MAX_RETRY_AFTER));
+            tracing::debug!(host = endpoint.host.authority, fault = what, ?wait, "registry asked again");
+            sleep(wait).await;
+        }
+    }
+
+    /// One request with the Authorization that works, getting one when asked to.
+    async fn get(&self, endpoint: &Endpoint, get: &Get<'_>) -> Result<Response<Incoming>, Fault> {
+        let mut refused = None;
+        for _ in 0..3 {
+            let authorization = self.authorization(endpoint, refused.take()).await?;
+            let response = self.follow(endpoint, get, authorization.as_ref()).await?;
+            match response.status() {
+                StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Ok(response),
+                StatusCode::UNAUTHORIZED => match auth::challenge(response.headers()) {
+                    Some(challenge) => refused = Some((authorization, challenge)),
+                    None => return Err(Fault::Unauthorized),
+                },
+                status => return Err(fault_of(&response, status)),
+            }
+        }
+        Err(Fault::Unauthorized)
+    }
+
+    /// The header to send; `refused` is what was sent last and what the host said to it.
+    async fn authorization(
+        &self,
+        endpoint: &Endpoint,
+        refused: Option<(Option<HeaderValue>, Challenge)>,
+    ) -> Result<Option<HeaderValue>, Fault> {
+        // Held over the token request, so that parallel layers ask for one token.
+        let mut current = endpoint.authorization.lock().await;
+        let Some((sent, challenge)) = refused else { return Ok(current.clone()) };
+        if *current != sent {
+            return Ok(current.clone());
+        }
+        let auth = endpoint.auth.as_deref();
+        let password = auth.and_then(auth::user_and_password);
+        let next = match challenge {
+            Challenge::Basic => password.and_then(|(user, password)| auth::basic(&user, &password)),
+            Challenge::Bearer { realm, service, scope } => match auth {
+                Some(auth) if !auth.registry_token.is_empty() => auth::bearer(&auth.registry_token),
+                _ => Some(self.token(endpoint, &realm, service.as_deref(), scope.as_deref()).await?),
+            },
+        };
+        // The same again would be refused again.
+        if next.is_none() || (next == sent && sent.is_some()) {
+            return Err(Fault::Unauthorized);
+        }
+        current.clone_from(&next);
+        Ok(next)
+    }
+
+    /// Asks the realm for a token, as the user where we have one.
+    async fn token(
+        &self,
+        endpoint: &Endpoint,
+        realm: &str,
+        service: Option<&str>,
+        scope: Option<&str>,
+    ) -> Result<HeaderValue, Fault> {
+        #[derive(Deserialize)]
+        struct Answer {
+            token: Option<String>,
+            access_token: Option<String>,
+        }
+        let uri: Uri = realm.parse().map_err(|_| Fault::Final("token realm is not a URL".to_owned()))?;
+        let host = uri.authority().map(|authority| authority.as_str().to_owned()).unwrap_or_default();
+        if !matches!(uri.scheme_str(), Some("http" | "https")) || host.is_empty() || host.contains('@') {
+            return Err(Fault::Final("token realm is not a URL".to_owned()));
+        }
+        let own_scope = format!("repository:{}:pull", self.reference.repository());
+        let scope = scope.unwrap_or(&own_scope);
+        let auth = endpoint.auth.as_deref();
+        let password = auth.and_then(auth::user_and_password);
+        if endpoint.host.scheme == "https" && uri.scheme_str() == Some("http") && auth.is_some() {
+            return Err(Fault::Final(format!("token realm {host} would take the credentials in the clear")));
+        }
+        let mut pairs = vec![("scope", scope)];
+        pairs.extend(service.map(|service| ("service", service)));
+        let identity = auth.map(|auth| auth.identity_token.as_str()).filter(|token| !token.is_empty());
+        let request = if let Some(identity) = identity {
+            pairs.extend([
+                ("grant_type", "refresh_token"),
+                ("refresh_token", identity),
+                ("client_id", "copepod"),
+            ]);
+            Request::builder()
+                .method(Method::POST)
+                .uri(uri)
+                .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+                .body(Full::new(auth::form(&pairs).into()))
+        } else {
+            pairs.extend(password.iter().map(|(user, _)| ("account", user.as_str())));
+            let joint = if uri.query().is_some() { '&' } else { '?' };
+            let mut request = Request::builder().uri(format!("{realm}{joint}{}", auth::form(&pairs)));
+            if let Some(basic) = password.as_ref().and_then(|(user, password)| auth::basic(user, password)) {
+                request = request.header(AUTHORIZATION, basic);
+            }
+            request.body(Full::default())
+        };
+        let mut request = request.map_err(|_| Fault::Final("token realm is not a URL".to_owned()))?;
+        request.headers_mut().insert(USER_AGENT, self.user_agent.clone());
+        let response = self.send(&endpoint.http, request).await?;
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(Fault::Unauthorized),
+            status => return Err(fault_of(&response, status)),
+        }
+        let bytes = self.whole(response, MAX_TOKEN).await?;
+        let unusable = || Fault::Final(format!("{host} gave no usable token"));
+        let answer: Answer = serde_json::from_slice(&bytes).map_err(|_| unusable())?;
+        let token = answer.token.or(answer.access_token).filter(|token| !token.is_empty());
+        token.and_then(|token| auth::bearer(&token)).ok_or_else(unusable)
+    }
+
+    /// Sends, following redirects. What identifies us stays with the host it belongs to.
+    async fn follow(
+        &self,
+        endpoint: &Endpoint,
+        get: &Get<'_>,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Response<Incoming>, Fault> {
+        let host = &endpoint.host;
+        let query = endpoint.namespace.as_deref().map(|ns| format!("?{}", auth::form(&[("ns", ns)])));
+        let text = format!(
+            "{}://{}{}/{}{}",
+            host.scheme,
+            host.authority,
+            host.path,
+            get.path,
+            query.unwrap_or_default()
+        );
+        let mut uri: Uri =
+            text.parse().map_err(|_| Fault::Final("no URL can be made of the name".to_owned()))?;
+        let mut at_home = true;
+        for _ in 0..=MAX_REDIRECTS {
+            let mut request = Request::builder().uri(uri.clone()).header(USER_AGENT, self.user_agent.clone());
+            if at_home {
+                request = request.header(ACCEPT_HEADER, get.accept);
+                for (name, value) in &host.headers.0 {
+                    request = request.header(name, value);
+                }
+                if let Some(authorization) = authorization {
+                    request = request.header(AUTHORIZATION, authorization);
+                }
+            }
+            if let Some(from) = get.range {
+                request = request.header(RANGE, format!("bytes={from}-"));
+            }
+            let request = request.body(Full::default());
+            let request =
+                request.map_err(|error| Fault::Final(format!("request cannot be made: {error}")))?;
+            let response = self.send(&endpoint.http, request).await?;
+            if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+                // Elsewhere a 401 is no reason to show our credentials.
+                if response.status() == StatusCode::UNAUTHORIZED && !at_home {
+                    return Err(Fault::Final(
+                        "redirect leads to a host that wants other credentials".to_owned(),
+                    ));
+                }
+                return Ok(response);
+            }
+            let next = location(&uri, &response)?;
+            if uri.scheme_str() == Some("https") && next.scheme_str() == Some("http") && !get.verified {
+                return Err(Fault::Final("redirect from https to http for a name without digest".to_owned()));
+            }
+            at_home &= next.scheme() == uri.scheme() && next.authority() == uri.authority();
+            uri = next;
+        }
+        Err(Fault::Final(format!("more than {MAX_REDIRECTS} redirects")))
+    }
+
+    async fn send(&self, http: &Http, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Fault> {
+        match timeout(self.idle, http.request(request)).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => {
+                let quick = error.is_connect();
+                Err(Fault::Transient { what: causes(&error), after: None, quick })
+            }
+            Err(_) => {
+                let what = format!("no answer within {} s", self.idle.as_secs_f32());
+                Err(Fault::Transient { what, after: None, quick: true })
+            }
+        }
+    }
+
+    /// A body that fits in memory.
+    async fn whole(&self, response: Response<Incoming>, limit: u64) -> Result<Bytes, Fault> {
+        let mut body = response.into_body();
+        let mut bytes = BytesMut::new();
+        while let Some(part) = self.part(&mut body).await? {
+            if bytes.len() as u64 + part.len() as u64 > limit {
+                return Err(Fault::Final(format!("answer exceeds {limit} bytes")));
+            }
+            bytes.extend_from_slice(&part);
+        }
+        Ok(bytes.freeze())
+    }
+
+    /// The next bytes of a body, within the idle time.
+    async fn part(&self, body: &mut Incoming) -> Result<Option<Bytes>, Fault> {
+        loop {
+            match timeout(self.idle, body.frame()).await {
+                Ok(None) => return Ok(None),
+                Ok(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) if !data.is_empty() => return Ok(Some(data)),
+                    _ => {}
+                },
+                Ok(Some(Err(error))) => {
+                    return Err(Fault::Transient { what: causes(&error), after: None, quick: false });
+                }
+                Err(_) => {
+                    let what = format!("no bytes for {} s", self.idle.as_secs_f32());
+                    return Err(Fault::Transient { what, after: None, quick: true });
+                }
+            }
+        }
+    }
+}
+
+/// What to ask a host for.
+struct Get<'a> {
+    path: &'a str,
+    accept: &'a str,
+    range: Option<u64>,
+    /// The answer is checked against a digest we hold already.
+    verified: bool,
+}
+
+/// A transfer that survives broken connections.
+#[derive(Debug)]
+pub(crate) struct Blob<'a> {
+    registry: &'a Registry,
+    wanted: Descriptor,
+    /// Bytes handed out.
+    offset: u64,
+    /// Bytes of this connection that were handed out before.
+    skip: u64,
+    body: Option<Incoming>,
+    breaks: usize,
+}
+
+impl Blob<'_> {
+    /// The next bytes, in order, each once; `None` when all that the manifest promises have come. Their digest
+    /// is the reader's to check.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>> {
+        while self.offset < self.wanted.size {
+            let mut body = match self.body.take() {
+                Some(body) => body,
+                None => self.open().await?,
+            };
+            let fault = match self.registry.part(&mut body).await {
+                Ok(Some(mut part)) => {
+                    let old = usize::try_from(self.skip).map_or(part.len(), |skip| skip.min(part.len()));
+                    self.skip -= old as u64;
+                    let part = part.split_off(old);
+                    self.offset += part.len() as u64;
+                    if self.offset > self.wanted.size {
+                        let reason = format!("more than the promised {} bytes", self.wanted.size);
+                        return Err(Error::corrupt(format!("layer {}", self.wanted.digest), reason));
+                    }
+                    self.body = Some(body);
+                    if part.is_empty() {
+                        continue;
+                    }
+                    return Ok(Some(part));
+                }
+                Ok(None) => "connection closed early".to_owned(),
+                Err(Fault::Transient { what, .. }) => what,
+                Err(_) => "connection broke".to_owned(),
+            };
+            self.breaks += 1;
+            if self.breaks > MAX_RESUMES {
+                let detail = format!("layer {}: {fault}, {} times", self.wanted.digest, self.breaks);
+                return Err(Error::Unavailable { reference: self.registry.reference.to_string(), detail });
+            }
+            tracing::debug!(layer = %self.wanted.digest, offset = self.offset, fault, "transfer resumed");
+            sleep(BACKOFF[self.breaks.min(BACKOFF.len()) - 1]).await;
+        }
+        Ok(None)
+    }
+
+    async fn open(&mut self) -> Result<Incoming> {
+        let registry = self.registry;
+        let mut failures = Failures::new(&registry.reference);
+        let path = format!("{}/blobs/{}", registry.reference.repository(), self.wanted.digest);
+        let range = (self.offset > 0).then_some(self.offset);
+        let get = Get { path: &path, accept: "*/*", range, verified: true };
+        for endpoint in registry.endpoints.iter().filter(|endpoint| endpoint.host.pull) {
+            match registry.retried(endpoint, || registry.get(endpoint, &get)).await {
+                Ok(response) => match self.continues(&response) {
+                    Ok(skip) => {
+                        self.skip = skip;
+                        return Ok(response.into_body());
+                    }
+                    Err(fault) => failures.add(endpoint, fault),
+                },
+                Err(fault) => failures.add(endpoint, fault),
+            }
+        }
+        Err(failures.error(Some(format!("blobs/{}", self.wanted.digest))))
+    }
+
+    /// How many bytes of this answer we have already.
+    fn continues(&self, response: &Response<Incoming>) -> Result<u64, Fault> {
+        let header = |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let skip = if response.status() == StatusCode::PARTIAL_CONTENT {
+            let start =
+                header(CONTENT_RANGE).and_then(|range| range.strip_prefix("bytes ")?.split('-').next());
+            let start = start.and_then(|start| start.parse::<u64>().ok());
+            match start.and_then(|start| self.offset.checked_sub(start)) {
+                Some(skip) => skip,
+                None => return Err(Fault::Final("the range served is not the one asked for".to_owned())),
+            }
+        } else {
+            self.offset
+        };
+        let length = header(CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
+        let wanted = self.wanted.size - self.offset + skip;
+        if length.is_some_and(|length| length != wanted) {
+            let reason =
+                format!("serves {} bytes where the manifest says {wanted}", length.unwrap_or_default());
+            return Err(Fault::Final(reason));
+        }
+        Ok(skip)
+    }
+}
+
+/// Which hosts failed how.
+struct Failures<'a> {
+    reference: &'a Reference,
+    text: Vec<String>,
+    unauthorized: bool,
+    transient: bool,
+    only_absent: bool,
+}
+
+impl<'a> Failures<'a> {
+    fn new(reference: &'a Reference) -> Self {
+        Self { reference, text: Vec::new(), unauthorized: false, transient: false, only_absent: true }
+    }
+
+    fn add(&mut self, endpoint: &Endpoint, fault: Fault) {
+        let what = match fault {
+            Fault::NotFound => "not found".to_owned(),
+            Fault::Unauthorized => {
+                self.unauthorized = true;
+                "unauthorized".to_owned()
+            }
+            Fault::Transient { what, .. } => {
+                self.transient = true;
+                what
+            }
+            Fault::Final(what) => {
+                self.only_absent = false;
+                what
+            }
+        };
+        self.text.push(format!("{}: {what}", endpoint.host.authority));
+    }
+
+    fn error(self, object: Option<String>) -> Error {
+        let reference = self.reference.to_string();
+        if self.text.is_empty() {
+            return Error::unsupported(
+                reference,
+                "no configured host has the capability to pull or resolve it",
+            );
+        }
+        let mut detail = self.text.join("; ");
+        if let Some(object) = &object {
+            detail = format!("{object}: {detail}");
+        }
+        if self.transient {
+            Error::Unavailable { reference, detail }
+        } else if self.unauthorized {
+            Error::Unauthorized { reference, detail }
+        } else if self.only_absent {
+            Error::NotFound { reference, detail }
+        } else {
+            Error::corrupt(reference, detail)
+        }
+    }
+}
+
+fn fault_of(response: &Response<Incoming>, status: StatusCode) -> Fault {
+    let after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    match status.as_u16() {
+        404 => Fault::NotFound,
+        401 | 403 => Fault::Unauthorized,
+        408 | 429 | 500..=599 => Fault::Transient {
+            what: format!("status {status}"),
+            after: after.map(Duration::from_secs),
+            quick: false,
+        },
+        _ => Fault::Final(format!("status {status}")),
+    }
+}
+
+fn location(from: &Uri, response: &Response<Incoming>) -> Result<Uri, Fault> {
+    let wrong = || Fault::Final("redirect leads nowhere".to_owned());
+    let text = response.headers().get(LOCATION).and_then(|value| value.to_str().ok()).ok_or_else(wrong)?;
+    let full = match (from.scheme_str(), from.authority()) {
+        (Some(scheme), _) if text.starts_with("//") => format!("{scheme}:{text}"),
+        (Some(scheme), Some(authority)) if text.starts_with('/') => format!("{scheme}://{authority}{text}"),
+        _ => text.to_owned(),
+    };
+    // A fragment is the client's own business.
+    let uri: Uri = full.split('#').next().unwrap_or_default().parse().map_err(|_| wrong())?;
+    let plain_host = uri.authority().is_some_and(|authority| !authority.as_str().contains('@'));
+    if !matches!(uri.scheme_str(), Some("http" | "https")) || !plain_host {
+        return Err(wrong());
+    }
+    Ok(uri)
+}
+
+/// An error with its causes. hyper's texts name hosts and system errors, no paths or queries.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let more = cause.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,117 @@
+//! What nothing leads to is deleted: taken out of sight by a rename first, so that no half-deleted layer is
+//! ever seen, then removed.
+
+use super::index::Entries;
+use super::layout::{Layout, layer_name};
+use super::lease::Leases;
+use crate::error::{Error, Result};
+use crate::reference::Digest;
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Names that must stay.
+#[derive(Debug, Default)]
+pub(crate) struct Reachable {
+    layers: HashSet<String>,
+    blobs: HashSet<String>,
+}
+
+impl Reachable {
+    /// From the roots: images, leases, and what running pulls hold.
+    pub(crate) fn new<'a>(
+        entries: &Entries,
+        leases: &Leases,
+        pinned: impl Iterator<Item = &'a Digest>,
+    ) -> Self {
+        let mut reachable = Self::default();
+        let stored = entries.values().flat_map(|entry| &entry.layers);
+        let leased = leases.values().flat_map(|lease| &lease.layers);
+        let layers = stored.chain(leased).filter_map(|layer| Digest::parse(layer));
+        for digest in layers.chain(pinned.copied()) {
+            reachable.layers.insert(layer_name(&digest));
+            reachable.blobs.insert(digest.hex());
+        }
+        for (id, entry) in entries {
+            reachable.blobs.insert(id.hex());
+            let documents = entry.documents.iter().filter_map(|text| Digest::parse(text));
+            reachable.blobs.extend(documents.map(|digest| digest.hex()));
+        }
+        reachable
+    }
+
+    pub(crate) fn layer(&self, name: &str) -> bool {
+        self.layers.contains(name)
+    }
+}
+
+/// Renames everything unreachable into the trash. Layers first: facts without a layer mean nothing, a layer
+/// without facts is garbage.
+pub(crate) fn set_aside(layout: &Layout, reachable: &Reachable) -> Result<()> {
+    for name in names(&layout.layers())? {
+        if !reachable.layers.contains(&name) {
+            discard(layout, &layout.layers().join(&name))?;
+        }
+    }
+    for name in names(&layout.facts())? {
+        if !reachable.layers.contains(name.trim_end_matches(".json")) {
+            discard(layout, &layout.facts().join(&name))?;
+        }
+    }
+    for name in names(&layout.blobs())? {
+        if !reachable.blobs.contains(&name) {
+            discard(layout, &layout.blobs().join(&name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes one file or folder out of sight.
+pub(crate) fn discard(layout: &Layout, path: &Path) -> Result<()> {
+    let trash = layout.trash();
+    fs::rename(path, &trash).map_err(Error::storage("move to trash", path))
+}
+
+/// Deletes what is in the trash. What cannot be deleted now is tried again at the next start.
+pub(crate) fn empty_trash(layout: &Layout) {
+    let [_, trash] = layout.transient();
+    sweep(&trash);
+}
+
+/// Deletes all that a folder holds, reporting what stays.
+pub(crate) fn sweep(folder: &Path) {
+    let paths: Vec<PathBuf> = match fs::read_dir(folder) {
+        Ok(entries) => entries.filter_map(|entry| Some(entry.ok()?.path())).collect(),
+        Err(error) => {
+            tracing::warn!(?folder, %error, "cannot be swept");
+            return;
+        }
+    };
+    for path in paths {
+        remove(&path);
+    }
+}
+
+/// Deletes a file or a tree, reporting failure: nobody can do anything about it now.
+pub(crate) fn remove(path: &Path) {
+    let result = match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = result
+        // Two sweeps may meet.
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!(?path, %error, "left behind, removed at the next start");
+    }
+}
+
+fn names(folder: &Path) -> Result<Vec<String>> {
+    let entries = fs::read_dir(folder).map_err(Error::storage("list", folder))?;
+    let names = entries.map(|entry| {
+        let entry = entry.map_err(Error::storage("list", folder))?;
+        Ok(entry.file_name().to_string_lossy().into_owned())
+    });
+    names.collect()
+}

@@ -1,0 +1,160 @@
+//! Which images there are and what they are called: the one file that makes an image visible.
+
+use super::blobs::{self, Durable};
+use super::layout::{Layout, layer_name};
+use crate::error::{Error, Result};
+use crate::manifest;
+use crate::record::ImageRecord;
+use crate::reference::{Digest, Reference, Selector};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+const VERSION: u32 = 1;
+/// Some 30,000 images: far above what a node holds.
+const MAX_INDEX: u64 = 64 << 20;
+
+/// One image as stored. Its config is read from its blob.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    /// Digest of the config, which is the image's id.
+    pub(crate) config: String,
+    /// `name:tag`.
+    pub(crate) tags: BTreeSet<String>,
+    /// `name@digest`.
+    pub(crate) digests: BTreeSet<String>,
+    /// Documents that led here: manifests and indexes.
+    pub(crate) documents: BTreeSet<String>,
+    /// Diff-ids, lowest first.
+    pub(crate) layers: Vec<String>,
+    /// Bytes on disk.
+    pub(crate) size: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct File {
+    version: u32,
+    images: Vec<Entry>,
+}
+
+/// All images by id.
+pub(crate) type Entries = BTreeMap<Digest, Entry>;
+
+/// Reads the index. A torn or foreign one is an error for the caller to set aside.
+pub(crate) fn read(layout: &Layout) -> Result<Entries> {
+    let path = layout.index();
+    let Some(bytes) = blobs::read(&path, MAX_INDEX)? else { return Ok(Entries::new()) };
+    let file: File = serde_json::from_slice(&bytes).map_err(|error| Error::corrupt(path.display(), error))?;
+    if file.version > VERSION {
+        return Err(Error::unsupported(path.display(), format!("version {}", file.version)));
+    }
+    let keyed = file.images.into_iter().map(|entry| {
+        let id =
+            Digest::parse(&entry.config).ok_or_else(|| Error::corrupt(path.display(), "bad image id"))?;
+        Ok((id, entry))
+    });
+    keyed.collect()
+}
+
+/// Makes this the index, durably.
+pub(crate) fn write(layout: &Layout, entries: &Entries) -> Result<()> {
+    let file = File { version: VERSION, images: entries.values().cloned().collect() };
+    let bytes = serde_json::to_vec(&file).map_err(|error| Error::corrupt("image index", error))?;
+    blobs::write(layout, &layout.index(), &bytes, Durable::Yes)
+}
+
+/// Adds or extends an image and gives it the names of `reference`; a tag moves here from any other image.
+pub(crate) fn name(entries: &mut Entries, id: Digest, image: Entry, reference: &Reference, top: &Digest) {
+    let tag = reference.to_string();
+    if matches!(reference.selector(), Selector::Tag(_)) {
+        for other in entries.values_mut() {
+            other.tags.remove(&tag);
+        }
+    }
+    let entry = entries.entry(id).or_insert_with(|| image.clone());
+    entry.documents.extend(image.documents);
+    entry.digests.insert(reference.with_digest(top));
+    if matches!(reference.selector(), Selector::Tag(_)) {
+        entry.tags.insert(tag);
+    }
+}
+
+/// What readers see: immutable, replaced as a whole.
+#[derive(Debug, Default)]
+pub(crate) struct Published {
+    pub(crate) images: Vec<Arc<ImageRecord>>,
+    names: HashMap<String, usize>,
+}
+
+/// Shortest id prefix that is looked up: fewer digits are more likely a name.
+const MIN_PREFIX: usize = 3;
+
+impl Published {
+    /// Turns entries into records, taking unchanged configs from `before`. An image whose config is gone or
+    /// damaged is left out and reported.
+    pub(crate) fn new(layout: &Layout, entries: &Entries, pinned: &BTreeSet<String>, before: &Self) -> Self {
+        let mut published = Self::default();
+        for (id, entry) in entries {
+            let known = before.find(&entry.config).map(|record| record.config.clone());
+            let config = match known {
+                Some(config) => config,
+                None => match blobs::get(layout, id, manifest::MAX_CONFIG).and_then(|bytes| {
+                    let bytes =
+                        bytes.ok_or_else(|| Error::corrupt(id, "its config is missing or damaged"))?;
+                    manifest::config(id, &bytes)
+                }) {
+                    Ok(config) => config.process,
+                    Err(error) => {
+                        tracing::warn!(image = %id, %error, "image left out: pull it again");
+                        continue;
+                    }
+                },
+            };
+            let (uid, username) = manifest::user(&config.user);
+            let at = published.images.len();
+            for name in entry.tags.iter().chain(&entry.digests) {
+                published.names.insert(name.clone(), at);
+            }
+            for document in &entry.documents {
+                published.names.entry(document.clone()).or_insert(at);
+            }
+            published.names.insert(entry.config.clone(), at);
+            let layers = entry.layers.iter().rev().filter_map(|layer| Digest::parse(layer));
+            published.images.push(Arc::new(ImageRecord {
+                id: entry.config.clone(),
+                repo_tags: entry.tags.iter().cloned().collect(),
+                repo_digests: entry.digests.iter().cloned().collect(),
+                size: entry.size,
+                uid,
+                username,
+                config,
+                layers: layers.map(|layer| layer_name(&layer)).collect(),
+                layers_dir: layout.layers(),
+                pinned: entry.tags.iter().chain(&entry.digests).any(|name| pinned.contains(name)),
+            }));
+        }
+        published
+    }
+
+    /// By id or exact name, by name as users write it, then by a prefix of one id only.
+    pub(crate) fn find(&self, name: &str) -> Option<&Arc<ImageRecord>> {
+        if let Some(at) = self.names.get(name) {
+            return self.images.get(*at);
+        }
+        let normalised = Reference::parse(name).ok().map(|reference| reference.to_string());
+        if let Some(at) = normalised.and_then(|name| self.names.get(&name)) {
+            return self.images.get(*at);
+        }
+        let prefix = name.strip_prefix("sha256:").unwrap_or(name);
+        let hex = prefix.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        if prefix.len() < MIN_PREFIX || !hex {
+            return None;
+        }
+        let id = |record: &&Arc<ImageRecord>| {
+            record.id.strip_prefix("sha256:").is_some_and(|id| id.starts_with(prefix))
+        };
+        let mut found = self.images.iter().filter(id);
+        let first = found.next()?;
+        found.next().is_none().then_some(first)
+    }
+}

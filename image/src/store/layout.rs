@@ -1,0 +1,101 @@
+//! Every path of the store:
+//!
+//! ```text
+//! <root>/
+//!   index.json            images and their names; written last, by temp + sync + rename
+//!   blobs/<hex>           manifests, indexes and configs, by sha256
+//!   layers/<24 hex>/      an unpacked layer, by diff-id; an overlay lower folder
+//!   facts/<24 hex>.json   full diff-id and size of that layer
+//!   leases/<owner>.json   layers in use
+//!   ingest/<n>            half-made layers and files; swept at start
+//!   trash/<n>             taken out of sight, being deleted; swept at start
+//! ```
+//! Layer folders have short names so that many fit the page of mount options that older kernels take. 96 bits
+//! cannot collide by accident, and the full diff-id in `facts` is compared before a layer is used again.
+
+use crate::error::{Error, Result};
+use crate::reference::Digest;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+#[derive(Debug)]
+pub(crate) struct Layout {
+    root: PathBuf,
+    next: AtomicU64,
+}
+
+impl Layout {
+    /// Makes the folders that are missing.
+    pub(crate) fn make(root: &Path) -> Result<Self> {
+        for name in ["blobs", "layers", "facts", "leases", "ingest", "trash"] {
+            let path = root.join(name);
+            fs::create_dir_all(&path).map_err(Error::storage("create", &path))?;
+        }
+        // Layers hold setuid programs: no one but root walks in.
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        fs::set_permissions(root, private).map_err(Error::storage("chmod", root))?;
+        Ok(Self { root: root.to_owned(), next: AtomicU64::new(0) })
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn index(&self) -> PathBuf {
+        self.root.join("index.json")
+    }
+
+    pub(crate) fn blobs(&self) -> PathBuf {
+        self.root.join("blobs")
+    }
+
+    pub(crate) fn blob(&self, digest: &Digest) -> PathBuf {
+        self.blobs().join(digest.hex())
+    }
+
+    pub(crate) fn layers(&self) -> PathBuf {
+        self.root.join("layers")
+    }
+
+    pub(crate) fn layer(&self, diff_id: &Digest) -> PathBuf {
+        self.layers().join(layer_name(diff_id))
+    }
+
+    pub(crate) fn facts(&self) -> PathBuf {
+        self.root.join("facts")
+    }
+
+    pub(crate) fn fact(&self, diff_id: &Digest) -> PathBuf {
+        self.facts().join(format!("{}.json", layer_name(diff_id)))
+    }
+
+    pub(crate) fn leases(&self) -> PathBuf {
+        self.root.join("leases")
+    }
+
+    pub(crate) fn lease(&self, owner: &str) -> PathBuf {
+        self.leases().join(format!("{owner}.json"))
+    }
+
+    /// A name that nothing has yet in this run; what earlier runs left was swept.
+    pub(crate) fn ingest(&self) -> PathBuf {
+        self.root.join("ingest").join(self.next.fetch_add(1, Ordering::Relaxed).to_string())
+    }
+
+    pub(crate) fn trash(&self) -> PathBuf {
+        self.root.join("trash").join(self.next.fetch_add(1, Ordering::Relaxed).to_string())
+    }
+
+    /// Folders whose whole content is left over from an earlier run.
+    pub(crate) fn transient(&self) -> [PathBuf; 2] {
+        [self.root.join("ingest"), self.root.join("trash")]
+    }
+}
+
+/// The folder name of a layer.
+pub(crate) fn layer_name(diff_id: &Digest) -> String {
+    let mut hex = diff_id.hex();
+    hex.truncate(24);
+    hex
+}

@@ -1,0 +1,388 @@
+//! The content on disk and who may delete it. Everything here blocks but reading what is published.
+//!
+//! Two locks. `disk` is held by whoever changes images or moves folders, over their I/O. `catalog` is held for
+//! memory only, so that leases and look-ups never wait for a disk. Order: `disk`, then `catalog`.
+
+pub(crate) mod blobs;
+mod gc;
+pub(crate) mod index;
+mod layout;
+mod lease;
+
+use crate::error::{Error, Result};
+use crate::record::{ImageRecord, Lease, Usage};
+use crate::reference::{Digest, Reference};
+use crate::unpack::Made;
+use layout::{Layout, layer_name};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+/// A layer's facts file.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Facts {
+    diff_id: String,
+    #[serde(flatten)]
+    made: Made,
+}
+
+const MAX_FACTS: u64 = 64 << 10;
+
+#[derive(Debug, Default)]
+struct Catalog {
+    /// Layers on disk, by folder name.
+    layers: HashMap<String, Facts>,
+    leases: lease::Leases,
+    /// What running pulls need, counted.
+    pins: HashMap<Digest, usize>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Store {
+    layout: Layout,
+    pinned: BTreeSet<String>,
+    disk: Mutex<index::Entries>,
+    catalog: Mutex<Catalog>,
+    published: RwLock<Arc<index::Published>>,
+}
+
+/// A panic while a lock was held left whole values: they are replaced, never edited half.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Store {
+    /// Reads the store and cleans up after a crash.
+    pub(crate) fn open(root: &Path, pinned: &[String]) -> Result<Self> {
+        let layout = Layout::make(root)?;
+        for folder in layout.transient() {
+            gc::sweep(&folder);
+        }
+        let mut damaged = false;
+        let entries = match index::read(&layout) {
+            Ok(entries) => entries,
+            Err(error @ (Error::Corrupt { .. } | Error::Unsupported { .. } | Error::TooLarge { .. })) => {
+                let aside = layout.index().with_extension(format!("unreadable-{}", now()));
+                tracing::error!(%error, ?aside, "image index set aside: images must be pulled again");
+                fs::rename(layout.index(), &aside).map_err(Error::storage("set aside", &aside))?;
+                damaged = true;
+                index::Entries::new()
+            }
+            Err(error) => return Err(error),
+        };
+        let mut catalog = Catalog { leases: lease::read_all(&layout)?, ..Catalog::default() };
+        let reachable = gc::Reachable::new(&entries, &catalog.leases, std::iter::empty());
+        // With the index lost nothing looks reachable; the next removal or pull collects.
+        if !damaged {
+            gc::set_aside(&layout, &reachable)?;
+        }
+        catalog.layers = read_layers(&layout, &entries, &catalog.leases)?;
+        let pinned =
+            pinned.iter().filter_map(|name| Some(Reference::parse(name).ok()?.to_string())).collect();
+        let published = index::Published::new(&layout, &entries, &pinned, &index::Published::default());
+        gc::empty_trash(&layout);
+        Ok(Self {
+            layout,
+            pinned,
+            disk: Mutex::new(entries),
+            catalog: Mutex::new(catalog),
+            published: RwLock::new(Arc::new(published)),
+        })
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        self.layout.root()
+    }
+
+    /// What readers see. Does not block: the lock is held to copy a pointer.
+    pub(crate) fn published(&self) -> Arc<index::Published> {
+        self.published.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Counted from memory.
+    pub(crate) fn usage(&self) -> Usage {
+        let catalog = lock(&self.catalog);
+        catalog.layers.values().fold(Usage::default(), |usage, facts| Usage {
+            bytes: usage.bytes + facts.made.bytes,
+            inodes: usage.inodes + facts.made.inodes,
+        })
+    }
+
+    /// Holds layers and documents against collection until the guard goes.
+    pub(crate) fn pin(self: &Arc<Self>, digests: Vec<Digest>) -> Pins {
+        let mut catalog = lock(&self.catalog);
+        for digest in &digests {
+            *catalog.pins.entry(*digest).or_default() += 1;
+        }
+        Pins { store: self.clone(), digests }
+    }
+
+    /// Whether a whole, durable layer is here. Pin it first.
+    pub(crate) fn has_layer(&self, diff_id: &Digest) -> Result<bool> {
+        match lock(&self.catalog).layers.get(&layer_name(diff_id)) {
+            None => Ok(false),
+            Some(facts) if facts.diff_id == diff_id.to_string() => Ok(true),
+            Some(facts) => Err(Error::unsupported(
+                format!("layer {diff_id}"),
+                format!("its folder is {}'s", facts.diff_id),
+            )),
+        }
+    }
+
+    /// A new folder to unpack into; gone with the guard unless published.
+    pub(crate) fn ingest(&self) -> Result<Ingest> {
+        let path = self.layout.ingest();
+        fs::create_dir(&path).map_err(Error::storage("create", &path))?;
+        Ok(Ingest { path, published: false })
+    }
+
+    /// Makes an unpacked layer durable, then visible.
+    pub(crate) fn publish_layer(&self, mut ingest: Ingest, diff_id: &Digest, made: Made) -> Result<()> {
+        // One flush for all files of the layer: a sync of each costs a journal commit of each.
+        File::open(&ingest.path)
+            .and_then(|folder| rustix::fs::syncfs(&folder).map_err(Into::into))
+            .map_err(Error::storage("sync", &ingest.path))?;
+        let facts = Facts { diff_id: diff_id.to_string(), made };
+        let bytes = serde_json::to_vec(&facts).map_err(|error| Error::corrupt("layer facts", error))?;
+        let _disk = lock(&self.disk);
+        if self.has_layer(diff_id)? {
+            return Ok(());
+        }
+        let target = self.layout.layer(diff_id);
+        if target.symlink_metadata().is_ok() {
+            gc::discard(&self.layout, &target)?;
+        }
+        blobs::write(&self.layout, &self.layout.fact(diff_id), &bytes, blobs::Durable::Yes)?;
+        fs::rename(&ingest.path, &target).map_err(Error::storage("rename to", &target))?;
+        ingest.published = true;
+        blobs::sync_folder(&self.layout.layers())?;
+        lock(&self.catalog).layers.insert(layer_name(diff_id), facts);
+        Ok(())
+    }
+
+    /// Keeps a manifest, index or config.
+    pub(crate) fn put_document(&self, bytes: &[u8]) -> Result<Digest> {
+        blobs::put(&self.layout, bytes)
+    }
+
+    /// Reads a kept document back.
+    pub(crate) fn document(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>> {
+        blobs::get(&self.layout, digest, limit)
+    }
+
+    /// Names an image whose content is all here: the moment it becomes visible.
+    pub(crate) fn commit(
+        &self,
+        reference: &Reference,
+        top: &Digest,
+        mut image: index::Entry,
+        documents_size: u64,
+    ) -> Result<Arc<ImageRecord>> {
+        let id =
+            Digest::parse(&image.config).ok_or_else(|| Error::corrupt(&image.config, "not an image id"))?;
+        let mut disk = lock(&self.disk);
+        {
+            let catalog = lock(&self.catalog);
+            image.size = documents_size;
+            for layer in &image.layers {
+                let facts = Digest::parse(layer).and_then(|layer| catalog.layers.get(&layer_name(&layer)));
+                let facts = facts.ok_or_else(|| Error::corrupt(layer, "the layer is not in the store"))?;
+                image.size += facts.made.bytes;
+            }
+        }
+        let mut entries = disk.clone();
+        index::name(&mut entries, id, image, reference, top);
+        self.replace(&mut disk, entries)?;
+        self.published()
+            .find(&id.to_string())
+            .cloned()
+            .ok_or_else(|| Error::corrupt(id, "it cannot be read back"))
+    }
+
+    fn replace(&self, disk: &mut index::Entries, entries: index::Entries) -> Result<()> {
+        if *disk != entries {
+            index::write(&self.layout, &entries)?;
+        }
+        // Even then: a config that was damaged may be whole again.
+        let next = index::Published::new(&self.layout, &entries, &self.pinned, &self.published());
+        *disk = entries;
+        *self.published.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+        Ok(())
+    }
+
+    /// Removes the image that the name leads to, with all names, and what nothing else needs.
+    pub(crate) fn remove(&self, name: &str) -> Result<()> {
+        {
+            let mut disk = lock(&self.disk);
+            let Some(id) = self.published().find(name).and_then(|image| Digest::parse(&image.id)) else {
+                return Ok(());
+            };
+            let mut entries = disk.clone();
+            entries.remove(&id);
+            self.replace(&mut disk, entries)?;
+        }
+        self.collect()
+    }
+
+    /// Deletes what is unreachable.
+    pub(crate) fn collect(&self) -> Result<()> {
+        {
+            let disk = lock(&self.disk);
+            let reachable = {
+                let mut catalog = lock(&self.catalog);
+                let reachable = gc::Reachable::new(&disk, &catalog.leases, catalog.pins.keys());
+                // From here on a pull finds these absent, and a lease cannot have them.
+                catalog.layers.retain(|name, _| reachable.layer(name));
+                reachable
+            };
+            gc::set_aside(&self.layout, &reachable)?;
+        }
+        gc::empty_trash(&self.layout);
+        Ok(())
+    }
+
+    /// Takes a lease, or gives the one that the owner holds on this image.
+    pub(crate) fn lease(&self, image: &str, owner: &str) -> Result<Lease> {
+        lease::check(owner)?;
+        let (stored, before) = {
+            let mut catalog = lock(&self.catalog);
+            if let Some(held) = catalog.leases.get(owner).filter(|held| held.image == image) {
+                return Ok(self.as_lease(owner, held));
+            }
+            let stored = self.leasable(&catalog, image)?;
+            let before = catalog.leases.insert(owner.to_owned(), stored.clone());
+            (stored, before)
+        };
+        if let Err(error) = lease::write(&self.layout, owner, &stored) {
+            let mut catalog = lock(&self.catalog);
+            match before {
+                Some(before) => catalog.leases.insert(owner.to_owned(), before),
+                None => catalog.leases.remove(owner),
+            };
+            return Err(error);
+        }
+        Ok(self.as_lease(owner, &stored))
+    }
+
+    /// The image's layers, all present; or another owner's lease on an image that was removed since.
+    fn leasable(&self, catalog: &Catalog, image: &str) -> Result<lease::Stored> {
+        let absent = || Error::NotFound { reference: image.to_owned(), detail: String::new() };
+        let published = self.published();
+        if let Some(record) = published.find(image).filter(|record| record.id == image) {
+            let layers = record.layers.iter().rev();
+            let full: Option<Vec<_>> =
+                layers.map(|name| catalog.layers.get(name).map(|facts| facts.diff_id.clone())).collect();
+            return Ok(lease::Stored { image: image.to_owned(), layers: full.ok_or_else(absent)? });
+        }
+        catalog.leases.values().find(|held| held.image == image).cloned().ok_or_else(absent)
+    }
+
+    fn as_lease(&self, owner: &str, stored: &lease::Stored) -> Lease {
+        let layers = stored.layers.iter().rev().filter_map(|layer| Digest::parse(layer));
+        Lease {
+            owner: owner.to_owned(),
+            image_id: stored.image.clone(),
+            layers: layers.map(|layer| layer_name(&layer)).collect(),
+            layers_dir: self.layout.layers(),
+        }
+    }
+
+    /// Gives a lease back; layers of removed images go with the last one.
+    pub(crate) fn release(&self, owner: &str) -> Result<()> {
+        lease::check(owner)?;
+        let published = self.published();
+        let needed = |image: &str| published.find(image).is_some_and(|record| record.id == image);
+        let held = lock(&self.catalog).leases.remove(owner);
+        lease::remove(&self.layout, owner)?;
+        match held {
+            Some(held) if !needed(&held.image) => self.collect(),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn owners(&self) -> Vec<String> {
+        lock(&self.catalog).leases.keys().cloned().collect()
+    }
+}
+
+fn now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Layers that images and leases name and that are on disk with their facts.
+fn read_layers(
+    layout: &Layout,
+    entries: &index::Entries,
+    leases: &lease::Leases,
+) -> Result<HashMap<String, Facts>> {
+    let named = entries.values().flat_map(|entry| &entry.layers);
+    let leased = leases.values().flat_map(|lease| &lease.layers);
+    let wanted: BTreeSet<Digest> = named.chain(leased).filter_map(|layer| Digest::parse(layer)).collect();
+    let mut layers = HashMap::new();
+    for diff_id in wanted {
+        let facts = blobs::read(&layout.fact(&diff_id), MAX_FACTS)?
+            .and_then(|bytes| serde_json::from_slice::<Facts>(&bytes).ok());
+        match facts {
+            Some(facts) if layout.layer(&diff_id).is_dir() => {
+                layers.insert(layer_name(&diff_id), facts);
+            }
+            _ => tracing::warn!(%diff_id, "layer is missing: its images must be pulled again"),
+        }
+    }
+    Ok(layers)
+}
+
+/// Holds digests against collection. When the last holder of a pull goes, what it left unnamed is deleted.
+#[derive(Debug)]
+pub(crate) struct Pins {
+    store: Arc<Store>,
+    digests: Vec<Digest>,
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        {
+            let mut catalog = lock(&self.store.catalog);
+            for digest in &self.digests {
+                if let Some(count) = catalog.pins.get_mut(digest) {
+                    *count -= 1;
+                    if *count == 0 {
+                        catalog.pins.remove(digest);
+                    }
+                }
+            }
+        }
+        let store = self.store.clone();
+        // Without a runtime the process is ending: the next start sweeps.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            drop(runtime.spawn_blocking(move || {
+                if let Err(error) = store.collect() {
+                    tracing::warn!(%error, "collecting unused layers");
+                }
+            }));
+        }
+    }
+}
+
+/// A folder being filled. Drop it on a blocking thread.
+#[derive(Debug)]
+pub(crate) struct Ingest {
+    path: PathBuf,
+    published: bool,
+}
+
+impl Ingest {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Ingest {
+    fn drop(&mut self) {
+        if !self.published {
+            gc::remove(&self.path);
+        }
+    }
+}

@@ -1,0 +1,412 @@
+//! Writes entries beneath one opened folder. Blocking; needs root, as owners and devices are set.
+//!
+//! A folder is entered one component at a time, by descriptor and never through a symlink, so nothing that a
+//! layer makes can lead a later entry outside. The descriptors of the current path are kept: most entries
+//! share their parent with the one before, and cost no look-up.
+
+use super::tar::{Entry, EntryPath, Kind, Reader, TarError};
+use super::whiteout::{Mark, OPAQUE_XATTR, mark};
+use rustix::fs::{
+    self, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
+};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use std::ffi::OsStr;
+use std::fs::remove_dir_all;
+use std::io::BufRead;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// ext4's and xfs's block: what a file takes is rounded up to it.
+const BLOCK: u64 = 4096;
+
+/// What unpacking a layer made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Made {
+    /// Bytes on disk.
+    pub(crate) bytes: u64,
+    /// Files, folders and other inodes.
+    pub(crate) inodes: u64,
+    /// Folders that the layer has entries in but no entry for; they came out as root's, 0755.
+    pub(crate) implicit: u64,
+}
+
+/// Why an entry could not be written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApplyError {
+    #[error(transparent)]
+    Tar(#[from] TarError),
+    #[error("{entry:?}: {reason}")]
+    Entry { entry: String, reason: &'static str },
+    #[error("{entry:?}: {action}")]
+    System { entry: String, action: &'static str, source: Errno },
+    #[error("more than {0} entries")]
+    TooMany(u64),
+}
+
+/// Attributes that are set when everything within a folder is done.
+#[derive(Debug)]
+struct Deferred {
+    path: EntryPath,
+    mode: u32,
+    mtime: (i64, u32),
+}
+
+/// Unpacks one layer.
+#[derive(Debug)]
+pub(crate) struct Applier {
+    root: OwnedFd,
+    /// The folders of the current path below the root.
+    open: Vec<(Vec<u8>, OwnedFd)>,
+    deferred: Vec<Deferred>,
+    made: Made,
+}
+
+type Step<T> = Result<T, (&'static str, Errno)>;
+
+fn step(action: &'static str) -> impl Fn(Errno) -> (&'static str, Errno) {
+    move |errno| (action, errno)
+}
+
+fn os(name: &[u8]) -> &OsStr {
+    OsStr::from_bytes(name)
+}
+
+impl Applier {
+    /// `root` is an empty folder that nothing else writes to.
+    pub(crate) fn new(root: OwnedFd) -> Self {
+        Self { root, open: Vec::new(), deferred: Vec::new(), made: Made::default() }
+    }
+
+    /// Writes the whole archive.
+    pub(crate) fn run<R: BufRead>(
+        mut self,
+        archive: &mut Reader<R>,
+        max_entries: u64,
+    ) -> Result<Made, ApplyError> {
+        let mut entries = 0;
+        while let Some(entry) = archive.next()? {
+            entries += 1;
+            if entries > max_entries {
+                return Err(ApplyError::TooMany(max_entries));
+            }
+            self.entry(&entry, archive)?;
+        }
+        self.finish()
+    }
+
+    fn entry<R: BufRead>(&mut self, entry: &Entry, archive: &mut Reader<R>) -> Result<(), ApplyError> {
+        let shown = || String::from_utf8_lossy(&entry.path.components().join(&b'/')).into_owned();
+        let system = |(action, source)| match (action, source) {
+            (ENTER, Errno::NOTDIR | Errno::LOOP) => ApplyError::Entry {
+                entry: shown(),
+                reason: "a parent of it is not a folder but a file or symlink",
+            },
+            (RESOLVE, Errno::NOTDIR | Errno::LOOP | Errno::XDEV | Errno::NOENT | Errno::PERM) => {
+                ApplyError::Entry { entry: shown(), reason: "its hard link leads to nothing in this layer" }
+            }
+            _ => ApplyError::System { entry: shown(), action, source },
+        };
+        let Some((parents, name)) = entry.path.split() else {
+            if entry.kind != Kind::Directory {
+                return Err(ApplyError::Entry { entry: shown(), reason: "the root is not a folder" });
+            }
+            self.open.clear();
+            self.folder_attributes(entry).map_err(system)?;
+            return Ok(());
+        };
+        let hidden = mark(name).map_err(|reason| ApplyError::Entry { entry: shown(), reason })?;
+        self.enter(parents).map_err(system)?;
+        match hidden {
+            Mark::None => {}
+            Mark::Ignored => return Ok(()),
+            Mark::Opaque => return self.opaque(self.current()).map_err(system),
+            Mark::Hides(name) => return self.hide(name).map_err(system),
+        }
+        self.made.inodes += 1;
+        match &entry.kind {
+            Kind::File => return self.file(name, entry, archive, system),
+            Kind::Directory => self.folder(name).and_then(|()| self.folder_attributes(entry)),
+            Kind::Symlink(target) => self.symlink(name, target, entry),
+            Kind::HardLink(target) => {
+                self.made.inodes -= 1;
+                if *target == entry.path { Ok(()) } else { self.link(name, target) }
+            }
+            Kind::CharDevice(major, minor) => {
+                self.node(name, FileType::CharacterDevice, fs::makedev(*major, *minor), entry)
+            }
+            Kind::BlockDevice(major, minor) => {
+                self.node(name, FileType::BlockDevice, fs::makedev(*major, *minor), entry)
+            }
+            Kind::Fifo => self.node(name, FileType::Fifo, 0, entry),
+        }
+        .map_err(system)
+    }
+
+    /// The folder entered last.
+    fn current(&self) -> BorrowedFd<'_> {
+        self.open.last().map_or(self.root.as_fd(), |(_, fd)| fd.as_fd())
+    }
+
+    /// Makes `path` the current folder, making what is missing of it.
+    fn enter(&mut self, path: &[Vec<u8>]) -> Step<()> {
+        let shared = self.open.iter().zip(path).take_while(|((open, _), wanted)| open == *wanted).count();
+        self.open.truncate(shared);
+        for depth in shared..path.len() {
+            let name = &path[depth];
+            let fd = match fs::openat(self.current(), os(name), DIRECTORY, Mode::empty()) {
+                Ok(fd) => fd,
+                Err(Errno::NOENT) => self.implicit(&path[..=depth])?,
+                // A whiteout of this same layer: the name below is gone, the new folder starts empty.
+                Err(Errno::NOTDIR) if self.is_whiteout(name)? => {
+                    fs::unlinkat(self.current(), os(name), AtFlags::empty()).map_err(step("unlink"))?;
+                    let fd = self.implicit(&path[..=depth])?;
+                    self.opaque(fd.as_fd())?;
+                    fd
+                }
+                Err(errno) => return Err((ENTER, errno)),
+            };
+            self.open.push((name.clone(), fd));
+        }
+        Ok(())
+    }
+
+    /// A folder that the archive has no entry for, or not yet.
+    fn implicit(&mut self, path: &[Vec<u8>]) -> Step<OwnedFd> {
+        let Some(name) = path.last() else { return Err((ENTER, Errno::NOENT)) };
+        fs::mkdirat(self.current(), os(name), Mode::RWXU).map_err(step("mkdir"))?;
+        self.made.inodes += 1;
+        self.made.implicit += 1;
+        let fd = fs::openat(self.current(), os(name), DIRECTORY, Mode::empty()).map_err(step(ENTER))?;
+        // The umask does not count here.
+        fs::fchmod(&fd, Mode::from_raw_mode(0o755)).map_err(step("chmod"))?;
+        Ok(fd)
+    }
+
+    fn is_whiteout(&self, name: &[u8]) -> Step<bool> {
+        let stat = fs::statat(self.current(), os(name), AtFlags::SYMLINK_NOFOLLOW).map_err(step("stat"))?;
+        Ok(FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0)
+    }
+
+    fn opaque(&self, folder: BorrowedFd<'_>) -> Step<()> {
+        fs::fsetxattr(folder, OPAQUE_XATTR, b"y", XattrFlags::empty()).map_err(step("mark as opaque"))
+    }
+
+    /// Whiteouts speak of lower layers only: what this layer itself has under that name stays.
+    fn hide(&mut self, name: &[u8]) -> Step<()> {
+        match fs::mknodat(self.current(), os(name), FileType::CharacterDevice, Mode::empty(), 0) {
+            Ok(()) => {
+                self.made.inodes += 1;
+                Ok(())
+            }
+            Err(Errno::EXIST) => match fs::openat(self.current(), os(name), DIRECTORY, Mode::empty()) {
+                Ok(folder) => self.opaque(folder.as_fd()),
+                Err(_) => Ok(()),
+            },
+            Err(errno) => Err(("make whiteout", errno)),
+        }
+    }
+
+    /// Takes away what an earlier entry made under this name.
+    fn clear(&mut self, name: &[u8]) -> Step<()> {
+        match fs::unlinkat(self.current(), os(name), AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(Errno::ISDIR) => {
+                // The descriptor's own path: std walks the tree below it without following symlinks.
+                let path = std::path::Path::new("/proc/self/fd")
+                    .join(self.current().as_raw_fd().to_string())
+                    .join(os(name));
+                remove_dir_all(path)
+                    .map_err(|error| ("remove folder", Errno::from_io_error(&error).unwrap_or(Errno::IO)))
+            }
+            Err(errno) => Err(("unlink", errno)),
+        }
+    }
+
+    /// Runs `make`, once more after clearing the name if something is there.
+    fn replacing<T>(
+        &mut self,
+        name: &[u8],
+        what: &'static str,
+        make: impl Fn(BorrowedFd<'_>) -> rustix::io::Result<T>,
+    ) -> Step<T> {
+        match make(self.current()) {
+            Err(Errno::EXIST) => {
+                self.clear(name)?;
+                make(self.current()).map_err(step(what))
+            }
+            other => other.map_err(step(what)),
+        }
+    }
+
+    fn file<R: BufRead>(
+        &mut self,
+        name: &[u8],
+        entry: &Entry,
+        archive: &mut Reader<R>,
+        system: impl Fn((&'static str, Errno)) -> ApplyError,
+    ) -> Result<(), ApplyError> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = self
+            .replacing(name, "create", |parent| fs::openat(parent, os(name), flags, Mode::RUSR | Mode::WUSR))
+            .map_err(&system)?;
+        loop {
+            let data = archive.data().map_err(TarError::Io)?;
+            if data.is_empty() {
+                break;
+            }
+            let written = rustix::io::retry_on_intr(|| rustix::io::write(&file, data))
+                .map_err(|errno| system(("write", errno)))?;
+            archive.consume(written);
+        }
+        self.made.bytes += entry.size.div_ceil(BLOCK) * BLOCK;
+        attributes(file.as_fd(), entry)
+            .and_then(|()| fs::fchmod(&file, Mode::from_raw_mode(entry.mode)).map_err(step("chmod")))
+            .and_then(|()| xattrs(file.as_fd(), entry))
+            .and_then(|()| fs::futimens(&file, &times(entry.mtime)).map_err(step("set time")))
+            .map_err(system)
+    }
+
+    /// Makes and enters a folder; one that is there already stays with what it has.
+    fn folder(&mut self, name: &[u8]) -> Step<()> {
+        let mut opaque = false;
+        match fs::mkdirat(self.current(), os(name), Mode::RWXU) {
+            Ok(()) => self.made.bytes += BLOCK,
+            Err(Errno::EXIST) => {
+                let stat =
+                    fs::statat(self.current(), os(name), AtFlags::SYMLINK_NOFOLLOW).map_err(step("stat"))?;
+                if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+                    opaque = self.is_whiteout(name)?;
+                    self.clear(name)?;
+                    fs::mkdirat(self.current(), os(name), Mode::RWXU).map_err(step("mkdir"))?;
+                }
+            }
+            Err(errno) => return Err(("mkdir", errno)),
+        }
+        let fd = fs::openat(self.current(), os(name), DIRECTORY, Mode::empty()).map_err(step(ENTER))?;
+        if opaque {
+            self.opaque(fd.as_fd())?;
+        }
+        self.open.push((name.to_vec(), fd));
+        Ok(())
+    }
+
+    /// Of the current folder. Mode and time wait: a setgid folder would hand its group to what is made in it.
+    fn folder_attributes(&mut self, entry: &Entry) -> Step<()> {
+        fs::fchown(self.current(), Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))
+            .map_err(step("chown"))?;
+        xattrs(self.current(), entry)?;
+        self.deferred.push(Deferred { path: entry.path.clone(), mode: entry.mode, mtime: entry.mtime });
+        Ok(())
+    }
+
+    fn symlink(&mut self, name: &[u8], target: &[u8], entry: &Entry) -> Step<()> {
+        self.replacing(name, "symlink", |parent| fs::symlinkat(os(target), parent, os(name)))?;
+        self.named_attributes(name, entry)
+    }
+
+    fn node(&mut self, name: &[u8], kind: FileType, device: u64, entry: &Entry) -> Step<()> {
+        self.replacing(name, "mknod", |parent| fs::mknodat(parent, os(name), kind, Mode::RUSR, device))?;
+        self.named_attributes(name, entry)?;
+        // Made by us a moment ago in a folder of ours: not a symlink.
+        fs::chmodat(self.current(), os(name), Mode::from_raw_mode(entry.mode), AtFlags::empty())
+            .map_err(step("chmod"))?;
+        fs::utimensat(self.current(), os(name), &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(step("set time"))
+    }
+
+    /// Owner and time of something that has no descriptor.
+    fn named_attributes(&mut self, name: &[u8], entry: &Entry) -> Step<()> {
+        let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
+        fs::chownat(self.current(), os(name), Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(step("chown"))?;
+        fs::utimensat(self.current(), os(name), &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(step("set time"))
+    }
+
+    fn link(&mut self, name: &[u8], target: &EntryPath) -> Step<()> {
+        let Some((parents, target)) = target.split() else { return Err((RESOLVE, Errno::NOENT)) };
+        let folder = if parents.is_empty() {
+            self.root.as_fd().try_clone_to_owned().map_err(|_| (RESOLVE, Errno::MFILE))?
+        } else {
+            fs::openat2(
+                &self.root,
+                os(&parents.join(&b'/')),
+                OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                Mode::empty(),
+                ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
+            )
+            .map_err(step(RESOLVE))?
+        };
+        let stat = fs::statat(&folder, os(target), AtFlags::SYMLINK_NOFOLLOW).map_err(step(RESOLVE))?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind == FileType::Directory || (kind == FileType::CharacterDevice && stat.st_rdev == 0) {
+            return Err((RESOLVE, Errno::PERM));
+        }
+        // Without AT_SYMLINK_FOLLOW a symlink is linked, not what it leads to.
+        self.replacing(name, RESOLVE, |parent| {
+            fs::linkat(&folder, os(target), parent, os(name), AtFlags::empty())
+        })
+    }
+
+    /// Sets what folders waited for.
+    fn finish(mut self) -> Result<Made, ApplyError> {
+        for folder in std::mem::take(&mut self.deferred) {
+            let at = |action, source| ApplyError::System {
+                entry: String::from_utf8_lossy(&folder.path.components().join(&b'/')).into_owned(),
+                action,
+                source,
+            };
+            let components = folder.path.components();
+            let shared = self.open.iter().zip(components).take_while(|((o, _), w)| o == *w).count();
+            self.open.truncate(shared);
+            let mut gone = false;
+            for name in &components[shared..] {
+                match fs::openat(self.current(), os(name), DIRECTORY, Mode::empty()) {
+                    Ok(fd) => self.open.push((name.clone(), fd)),
+                    // A later entry replaced it.
+                    Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
+                        gone = true;
+                        break;
+                    }
+                    Err(errno) => return Err(at(ENTER, errno)),
+                }
+            }
+            if !gone {
+                fs::fchmod(self.current(), Mode::from_raw_mode(folder.mode)).map_err(|e| at("chmod", e))?;
+                fs::futimens(self.current(), &times(folder.mtime)).map_err(|e| at("set time", e))?;
+            }
+        }
+        Ok(self.made)
+    }
+}
+
+const ENTER: &str = "enter folder";
+const RESOLVE: &str = "hard link";
+
+/// Owner. Must come before mode and capabilities, which the kernel drops on chown.
+fn attributes(file: BorrowedFd<'_>, entry: &Entry) -> Step<()> {
+    // Made by root in folders without setgid: it is 0:0 already, and most entries are.
+    if entry.uid == 0 && entry.gid == 0 {
+        return Ok(());
+    }
+    fs::fchown(file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid))).map_err(step("chown"))
+}
+
+fn xattrs(file: BorrowedFd<'_>, entry: &Entry) -> Step<()> {
+    for (name, value) in &entry.xattrs {
+        match fs::fsetxattr(file, os(name), value, XattrFlags::empty()) {
+            // Not every file system has user attributes or access lists.
+            Ok(()) | Err(Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(("set extended attribute", errno)),
+        }
+    }
+    Ok(())
+}
+
+fn times((seconds, nanoseconds): (i64, u32)) -> Timestamps {
+    let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() };
+    Timestamps { last_access: time, last_modification: time }
+}

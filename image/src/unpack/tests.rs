@@ -1,0 +1,412 @@
+use super::tar::EntryPath;
+use super::*;
+use ::tar::{Builder, EntryType, Header};
+use proptest::prelude::*;
+use std::io::Write as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::PathBuf;
+
+/// Archives are written by hand here: the tar crate refuses to write the hostile ones.
+#[derive(Default)]
+struct Archive(Vec<u8>);
+
+impl Archive {
+    fn raw(mut self, kind: EntryType, name: &[u8], link: &[u8], mode: u32, content: &[u8]) -> Self {
+        let mut header = Header::new_gnu();
+        header.as_old_mut().name[..name.len()].copy_from_slice(name);
+        header.as_old_mut().linkname[..link.len()].copy_from_slice(link);
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_uid(if name.ends_with(b"owned") { 1000 } else { 0 });
+        header.set_gid(0);
+        header.set_mtime(1_000_000_000);
+        header.set_size(content.len() as u64);
+        header.set_device_major(1).unwrap();
+        header.set_device_minor(3).unwrap();
+        header.set_cksum();
+        self.0.extend_from_slice(header.as_bytes());
+        self.0.extend_from_slice(content);
+        self.0.resize(self.0.len().next_multiple_of(512), 0);
+        self
+    }
+    fn file(self, name: &str, content: &str) -> Self {
+        self.raw(EntryType::Regular, name.as_bytes(), b"", 0o644, content.as_bytes())
+    }
+    fn dir(self, name: &str) -> Self {
+        self.raw(EntryType::Directory, name.as_bytes(), b"", 0o755, b"")
+    }
+    fn symlink(self, name: &str, target: &str) -> Self {
+        self.raw(EntryType::Symlink, name.as_bytes(), target.as_bytes(), 0o777, b"")
+    }
+    fn link(self, name: &str, target: &str) -> Self {
+        self.raw(EntryType::Link, name.as_bytes(), target.as_bytes(), 0o644, b"")
+    }
+    fn pax(self, records: &[(&str, &[u8])]) -> Self {
+        let mut text = Vec::new();
+        for (key, value) in records {
+            let rest = key.len() + value.len() + 3;
+            let length =
+                (1..).map(|digits| rest + digits).find(|l| l.to_string().len() + rest == *l).unwrap();
+            text.extend_from_slice(format!("{length} {key}=").as_bytes());
+            text.extend_from_slice(value);
+            text.push(b'\n');
+        }
+        self.raw(EntryType::XHeader, b"pax", b"", 0o644, &text)
+    }
+    fn end(mut self) -> Vec<u8> {
+        self.0.resize(self.0.len() + 1024, 0);
+        self.0
+    }
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+struct Target {
+    outer: tempfile::TempDir,
+    folder: PathBuf,
+}
+
+/// The layer's folder within a folder that a layer must not touch.
+fn target() -> Target {
+    let outer = tempfile::tempdir().unwrap();
+    std::fs::write(outer.path().join("victim"), "untouched").unwrap();
+    let folder = outer.path().join("layer");
+    std::fs::create_dir(&folder).unwrap();
+    Target { outer, folder }
+}
+
+impl Target {
+    fn untouched(&self) {
+        assert_eq!(std::fs::read_to_string(self.outer.path().join("victim")).unwrap(), "untouched");
+        let victim = std::fs::metadata(self.outer.path().join("victim")).unwrap();
+        assert_eq!((victim.nlink(), victim.mode() & 0o7777 & 0o6000), (1, 0));
+        let names = std::fs::read_dir(self.outer.path()).unwrap().count();
+        assert_eq!(names, 2, "something was made outside");
+    }
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+}
+
+fn expected(compressed: &[u8], plain: &[u8]) -> Expected {
+    Expected {
+        digest: Digest::of(compressed),
+        size: compressed.len() as u64,
+        diff_id: Digest::of(plain),
+        max_bytes: 64 << 20,
+        max_entries: 1000,
+    }
+}
+
+fn run_with(bytes: &[u8], expected: &Expected, folder: &Path) -> Result<Made> {
+    let (sender, receiver) = async_mpsc::channel(4);
+    let parts: Vec<Bytes> = bytes.chunks(1000).map(Bytes::copy_from_slice).collect();
+    let feeder = thread::spawn(move || {
+        for part in parts {
+            if sender.blocking_send(part).is_err() {
+                break;
+            }
+        }
+    });
+    let result = unpack(receiver, expected, folder);
+    feeder.join().unwrap();
+    result
+}
+
+fn run(plain: &[u8], folder: &Path) -> Result<Made> {
+    let compressed = gzip(plain);
+    run_with(&compressed, &expected(&compressed, plain), folder)
+}
+
+fn xattr(path: &Path, name: &str) -> Option<Vec<u8>> {
+    let mut value = [0; 256];
+    let length = rustix::fs::lgetxattr(path, name, &mut value).ok()?;
+    Some(value[..length].to_vec())
+}
+
+#[test]
+fn every_kind_of_entry_comes_out_right() {
+    let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let long = format!("{}/{}", "d".repeat(120), "f".repeat(200));
+    let plain = Archive::default()
+        .raw(EntryType::Directory, b"./", b"", 0o755, b"")
+        .raw(EntryType::Directory, b"tmp/", b"", 0o1777, b"")
+        .raw(EntryType::Directory, b"shared/", b"", 0o2775, b"")
+        .file("shared/in-setgid", "x")
+        .raw(EntryType::Regular, b"suid-owned", b"", 0o4755, b"#!")
+        .pax(&[("SCHILY.xattr.security.capability", &capability), ("mtime", b"1500000000.25")])
+        .file("capable", "x")
+        .symlink("link", "/etc/passwd")
+        .link("hard", "suid-owned")
+        .raw(EntryType::Char, b"null", b"", 0o666, b"")
+        .raw(EntryType::Fifo, b"fifo", b"", 0o600, b"")
+        .pax(&[("path", long.as_bytes())])
+        .file("short", "long content")
+        .end();
+    let target = target();
+    let made = run(&plain, &target.folder).unwrap();
+    let meta = |name: &str| std::fs::symlink_metadata(target.path(name)).unwrap();
+    assert_eq!(meta("tmp").mode() & 0o7777, 0o1777);
+    assert_eq!(meta("shared").mode() & 0o7777, 0o2775);
+    assert_eq!(meta("shared").mtime(), 1_000_000_000, "a folder's time is set after its content");
+    assert_eq!((meta("suid-owned").mode() & 0o7777, meta("suid-owned").uid()), (0o4755, 1000));
+    assert_eq!(meta("suid-owned").ino(), meta("hard").ino());
+    assert_eq!(xattr(&target.path("capable"), "security.capability").unwrap(), capability);
+    assert_eq!((meta("capable").mtime(), meta("capable").mtime_nsec()), (1_500_000_000, 250_000_000));
+    assert_eq!(std::fs::read_link(target.path("link")).unwrap(), Path::new("/etc/passwd"));
+    assert!(meta("null").file_type().is_char_device() && meta("null").rdev() == rustix::fs::makedev(1, 3));
+    assert_eq!(meta("null").permissions().mode() & 0o7777, 0o666);
+    assert!(meta("fifo").file_type().is_fifo());
+    assert_eq!(std::fs::read_to_string(target.path(&long)).unwrap(), "long content");
+    assert_eq!(made.implicit, 1);
+    target.untouched();
+}
+
+#[test]
+fn whiteouts_become_overlay_marks() {
+    let plain = Archive::default()
+        .dir("a")
+        .file("a/.wh..wh..opq", "")
+        .file("b/.wh.gone", "")
+        .file("b/.wh.new", "")
+        .file("b/new", "replaced")
+        .file("b/.wh.newdir", "")
+        .file("b/newdir/x", "1")
+        .file("b/kept", "this layer's own stays")
+        .file("b/.wh.kept", "")
+        .file("b/.wh..wh.plnk", "")
+        .dir("later")
+        .file(".wh.later", "")
+        .end();
+    let target = target();
+    run(&plain, &target.folder).unwrap();
+    let whiteout = |name: &str| {
+        let meta = std::fs::symlink_metadata(target.path(name)).unwrap();
+        meta.file_type().is_char_device() && meta.rdev() == 0
+    };
+    assert!(whiteout("b/gone"));
+    assert_eq!(std::fs::read_to_string(target.path("b/new")).unwrap(), "replaced");
+    assert_eq!(std::fs::read_to_string(target.path("b/kept")).unwrap(), "this layer's own stays");
+    for opaque in ["a", "b/newdir", "later"] {
+        assert_eq!(xattr(&target.path(opaque), OPAQUE).as_deref(), Some(&b"y"[..]), "{opaque}");
+    }
+    assert_eq!(xattr(&target.path("b"), OPAQUE), None);
+    let names = std::fs::read_dir(target.path("b")).unwrap();
+    assert!(names.map(|n| n.unwrap().file_name()).all(|n| !n.to_string_lossy().starts_with(".wh.")));
+}
+
+const OPAQUE: &str = "trusted.overlay.opaque";
+
+#[test]
+fn nothing_escapes() {
+    let outside = "../victim";
+    let a = Archive::default;
+    let cases: Vec<(&str, Archive)> = vec![
+        ("dot dot", a().file("../escaped", "x")),
+        ("dot dot within", a().dir("a").file("a/../../escaped", "x")),
+        ("absolute", a().file("/escaped", "x")),
+        ("absolute folder", a().dir("/")),
+        ("symlink parent", a().symlink("out", "..").file("out/escaped", "x")),
+        ("absolute symlink parent", a().symlink("out", "/tmp").file("out/copepod-escaped", "x")),
+        ("symlink to self", a().symlink("dot", ".").file("dot/x", "x")),
+        ("symlink parent of a folder", a().symlink("out", "..").dir("out/escaped")),
+        ("symlink parent of a whiteout", a().symlink("out", "..").file("out/.wh.victim", "")),
+        ("symlink parent of an opaque mark", a().symlink("out", "..").file("out/.wh..wh..opq", "")),
+        ("symlink parent of a symlink", a().symlink("out", "..").symlink("out/escaped", "x")),
+        ("symlink parent of a link", a().file("f", "x").symlink("out", "..").link("out/escaped", "f")),
+        (
+            "symlink parent of a node",
+            a().symlink("out", "..").raw(EntryType::Fifo, b"out/escaped", b"", 0o600, b""),
+        ),
+        ("hard link outside", a().link("l", outside).file("l", "overwritten")),
+        ("absolute hard link", a().link("l", "/etc/passwd")),
+        ("hard link through a symlink", a().symlink("out", "..").link("l", "out/victim")),
+        ("hard link to a folder", a().dir("d").link("l", "d")),
+        ("hard link to nothing", a().link("l", "nothing")),
+        ("hard link to a whiteout", a().file(".wh.w", "").link("l", "w")),
+        ("whiteout of dot dot", a().file(".wh...", "")),
+        ("whiteout of dot", a().dir("d").file("d/.wh..", "")),
+        ("whiteout without name", a().file(".wh.", "")),
+        ("file as parent", a().file("f", "x").file("f/g", "x")),
+        ("device as parent", a().raw(EntryType::Char, b"n", b"", 0o666, b"").file("n/x", "x")),
+        ("root as file", a().file("./", "x").raw(EntryType::Symlink, b".", b"/", 0o777, b"")),
+        ("long path of dot dot", a().pax(&[("path", b"a/../../escaped")]).file("x", "x")),
+        ("link path outside", a().pax(&[("linkpath", b"../victim")]).link("l", "x")),
+        ("unknown type", a().raw(EntryType::new(b'Z'), b"x", b"", 0o644, b"")),
+        ("sparse", a().pax(&[("GNU.sparse.major", b"1")]).file("x", "x")),
+        ("huge owner", a().pax(&[("uid", b"4294967296")]).file("x", "x")),
+        ("owner minus one", a().pax(&[("gid", b"4294967295")]).file("x", "x")),
+    ];
+    for (name, archive) in cases {
+        let target = target();
+        let error = run(&archive.end(), &target.folder);
+        assert!(matches!(error, Err(Error::Corrupt { .. })), "{name}: {error:?}");
+        target.untouched();
+        assert!(!Path::new("/tmp/copepod-escaped").exists());
+    }
+}
+
+#[test]
+fn replacing_a_symlink_does_not_follow_it() {
+    let plain = Archive::default()
+        .symlink("f", "../victim")
+        .file("f", "inside")
+        .symlink("d", "..")
+        .dir("d")
+        .file("d/x", "1")
+        .dir("tree")
+        .symlink("tree/up", "../..")
+        .file("tree", "a file now")
+        .symlink("n", "../victim")
+        .raw(EntryType::Fifo, b"n", b"", 0o600, b"")
+        .end();
+    let target = target();
+    run(&plain, &target.folder).unwrap();
+    target.untouched();
+    assert_eq!(std::fs::read_to_string(target.path("f")).unwrap(), "inside");
+    assert_eq!(std::fs::read_to_string(target.path("tree")).unwrap(), "a file now");
+    assert!(std::fs::symlink_metadata(target.path("d")).unwrap().is_dir());
+}
+
+#[test]
+fn overlay_attributes_of_the_image_are_dropped() {
+    let plain = Archive::default()
+        .pax(&[
+            ("SCHILY.xattr.trusted.overlay.redirect", b"/other"),
+            ("SCHILY.xattr.trusted.overlay.opaque", b"y"),
+            ("SCHILY.xattr.user.overlay.opaque", b"y"),
+            ("SCHILY.xattr.security.selinux", b"x"),
+            ("SCHILY.xattr.user.kept", b""),
+        ])
+        .dir("d")
+        .end();
+    let target = target();
+    run(&plain, &target.folder).unwrap();
+    for name in ["trusted.overlay.redirect", OPAQUE, "user.overlay.opaque", "security.selinux"] {
+        assert_eq!(xattr(&target.path("d"), name), None, "{name}");
+    }
+    assert_eq!(xattr(&target.path("d"), "user.kept"), Some(Vec::new()));
+}
+
+#[test]
+fn caps_hold() {
+    let many = (0..20).fold(Archive::default(), |archive, n| archive.file(&format!("f{n}"), "")).end();
+    let bomb = Archive::default().file("zeros", &"\0".repeat(1 << 20)).end();
+    let long = vec![b'a'; 2 << 20];
+    let pax = Archive::default().raw(EntryType::XHeader, b"pax", b"", 0o644, &long).end();
+    let name = Archive::default().raw(EntryType::GNULongName, b"l", b"", 0o644, &long).end();
+    let deep = Archive::default().pax(&[("path", "a/".repeat(300).as_bytes())]).file("x", "").end();
+    let target = target();
+    let small = |plain: &[u8]| {
+        let compressed = gzip(plain);
+        let expected = Expected { max_entries: 10, max_bytes: 512 << 10, ..expected(&compressed, plain) };
+        run_with(&compressed, &expected, &target.folder)
+    };
+    assert!(matches!(small(&many), Err(Error::TooLarge { unit: "entries", .. })));
+    assert!(matches!(small(&bomb), Err(Error::TooLarge { unit: "unpacked bytes", .. })));
+    for plain in [pax, name, deep] {
+        assert!(matches!(run(&plain, &target.folder), Err(Error::Corrupt { .. })));
+    }
+}
+
+#[test]
+fn digests_sizes_and_truncation() {
+    let plain = Archive::default().file("f", &"content ".repeat(10_000)).end();
+    for compressed in [gzip(&plain), zstd::bulk::compress(&plain, 3).unwrap(), plain.clone()] {
+        let good = expected(&compressed, &plain);
+        let fresh = || {
+            let target = target();
+            let path = target.folder.clone();
+            (target, path)
+        };
+        let (_keep, path) = fresh();
+        run_with(&compressed, &good, &path).unwrap();
+        let other = Digest::of(b"other");
+        for bad in [
+            Expected { digest: other, ..good.clone() },
+            Expected { diff_id: other, ..good.clone() },
+            Expected { size: good.size + 1, ..good.clone() },
+            Expected { size: good.size - 1, ..good.clone() },
+        ] {
+            let (_keep, path) = fresh();
+            assert!(matches!(run_with(&compressed, &bad, &path), Err(Error::Corrupt { .. })));
+        }
+        for cut in [0, 1, 10, compressed.len() / 2, compressed.len() - 1] {
+            let (_keep, path) = fresh();
+            let result = run_with(&compressed[..cut], &good, &path);
+            assert!(matches!(result, Err(Error::Corrupt { .. })), "cut at {cut}: {result:?}");
+        }
+        let mut flipped = compressed.clone();
+        flipped[compressed.len() / 2] ^= 1;
+        let (_keep, path) = fresh();
+        assert!(matches!(run_with(&flipped, &good, &path), Err(Error::Corrupt { .. })));
+    }
+}
+
+#[test]
+fn archives_of_the_tar_crate_are_read() {
+    let mut builder = Builder::new(Vec::new());
+    let mut header = Header::new_gnu();
+    header.set_size(3);
+    header.set_mode(0o600);
+    let name = "n".repeat(180);
+    builder.append_data(&mut header, format!("some/{name}"), &b"abc"[..]).unwrap();
+    builder.append_link(&mut header.clone(), "symlink", "t".repeat(150)).ok();
+    let plain = builder.into_inner().unwrap();
+    let target = target();
+    run(&plain, &target.folder).unwrap();
+    assert_eq!(std::fs::read_to_string(target.path(&format!("some/{name}"))).unwrap(), "abc");
+}
+
+proptest! {
+    #[test]
+    fn parsed_paths_stay_inside(raw in proptest::collection::vec(any::<u8>(), 0..60)) {
+        if let Ok(path) = EntryPath::parse(&raw) {
+            for part in path.components() {
+                prop_assert!(!part.is_empty() && part != b"." && part != b"..");
+                prop_assert!(!part.contains(&b'/') && !part.contains(&0));
+            }
+        }
+    }
+
+    #[test]
+    fn garbage_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..3000)) {
+        let mut reader = super::tar::Reader::new(&bytes[..]);
+        while let Ok(Some(_)) = reader.next() {}
+    }
+}
+
+fn piece() -> impl Strategy<Value = String> {
+    let part = prop_oneof![
+        "[ab]",
+        Just("..".to_owned()),
+        Just(".".to_owned()),
+        Just(".wh.a".to_owned()),
+        Just(".wh..wh..opq".to_owned()),
+        Just(String::new())
+    ];
+    proptest::collection::vec(part, 1..4).prop_map(|parts| parts.join("/"))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    /// Any sequence of entries over few names, so that they meet: the outside is the same afterwards.
+    #[test]
+    fn no_sequence_of_entries_escapes(entries in proptest::collection::vec((0..6u8, piece(), piece()), 1..12)) {
+        let archive = entries.iter().fold(Archive::default(), |archive, (kind, name, other)| match kind {
+            0 => archive.file(name, "x"),
+            1 => archive.dir(name),
+            2 => archive.symlink(name, if other.is_empty() { ".." } else { other }),
+            3 => archive.link(name, other),
+            4 => archive.raw(EntryType::Fifo, name.as_bytes(), b"", 0o600, b""),
+            _ => archive.symlink(name, "../victim"),
+        });
+        let target = target();
+        drop(run(&archive.end(), &target.folder));
+        target.untouched();
+    }
+}
