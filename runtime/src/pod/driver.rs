@@ -26,7 +26,7 @@ const LONGEST_GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// What a job has done.
 #[derive(Debug)]
-pub(super) enum Outcome {
+enum Outcome {
     Created(ContainerId, Result<ContainerRecord, Error>),
     Started(ContainerId, Result<i64, StartError>),
     /// The stop job ended; an exit is told by the shim.
@@ -48,9 +48,9 @@ pub(super) enum Outcome {
 
 /// One container and who waits for it.
 #[derive(Debug)]
-pub(super) struct Container {
-    pub(super) record: ContainerRecord,
-    pub(super) recorder: Arc<Recorder<ContainerRecord>>,
+pub(crate) struct Container {
+    pub(crate) record: ContainerRecord,
+    recorder: Arc<Recorder<ContainerRecord>>,
     creating: Vec<Reply<ContainerId>>,
     starting: Option<Vec<Reply<()>>>,
     stopping: Option<Stopping>,
@@ -70,7 +70,7 @@ struct Stopping {
 }
 
 impl Container {
-    pub(super) fn new(context: &Context, record: ContainerRecord) -> Self {
+    pub(crate) fn new(context: &Context, record: ContainerRecord) -> Self {
         let over = record.phase == ContainerPhase::Exited;
         Self {
             recorder: containers::recorder(context, &record),
@@ -88,21 +88,29 @@ impl Container {
 
 /// The driver of one pod.
 #[derive(Debug)]
-pub(super) struct Driver {
-    pub(super) context: Arc<Context>,
-    pub(super) registry: Arc<Registry>,
-    pub(super) record: PodRecord,
-    pub(super) recorder: Arc<Recorder<PodRecord>>,
-    pub(super) containers: BTreeMap<ContainerId, Container>,
-    pub(super) client: Option<Client>,
+pub(crate) struct Driver {
+    context: Arc<Context>,
+    registry: Arc<Registry>,
+    pub(crate) record: PodRecord,
+    recorder: Arc<Recorder<PodRecord>>,
+    pub(crate) containers: BTreeMap<ContainerId, Container>,
+    client: Option<Client>,
     events: Option<mpsc::Receiver<Event>>,
-    pub(super) jobs: JoinSet<Outcome>,
+    jobs: JoinSet<Outcome>,
     stop_waiters: Vec<Reply<()>>,
     remove_waiters: Vec<Reply<()>>,
     /// A stop is at work; commands that change containers are refused meanwhile.
     ending: bool,
     removing: bool,
     finished: bool,
+    /// The stop is done but for exits that are being recorded.
+    stopped_with: Option<Vec<Error>>,
+    /// Not shown: not committed, or going.
+    pub(crate) hidden: bool,
+    /// The removal was begun, or never asked for because nobody knows of it.
+    pub(crate) remove_when_stopped: bool,
+    /// How often in a row the shim was asked in vain.
+    silence: u32,
 }
 
 /// Starts the driver of a new pod: it launches first.
@@ -151,7 +159,7 @@ pub(crate) fn launch(context: Arc<Context>, registry: Arc<Registry>, seat: Seat,
 }
 
 impl Driver {
-    pub(super) fn new(context: Arc<Context>, registry: Arc<Registry>, record: PodRecord) -> Self {
+    pub(crate) fn new(context: Arc<Context>, registry: Arc<Registry>, record: PodRecord) -> Self {
         let recorder = Recorder::new(context.layout.pod_record(&record.id), POD_RECORD, record.clone());
         Self {
             context,
@@ -167,17 +175,22 @@ impl Driver {
             ending: false,
             removing: false,
             finished: false,
+            stopped_with: None,
+            hidden: false,
+            remove_when_stopped: false,
+            silence: 0,
         }
     }
 
-    pub(super) fn attach(&mut self, connection: Connection) {
+    pub(crate) fn attach(&mut self, connection: Connection) {
         self.record.shim_pid = connection.client.pid();
+        self.silence = 0;
         self.client = Some(connection.client);
         self.events = Some(connection.events);
     }
 
     /// Until the pod is removed or the daemon stops.
-    pub(super) async fn run(mut self, commands: &mut mpsc::Receiver<Command>, closing: &mut watch::Receiver<bool>) {
+    pub(crate) async fn run(mut self, commands: &mut mpsc::Receiver<Command>, closing: &mut watch::Receiver<bool>) {
         while !self.finished {
             let event = async {
                 match &mut self.events {
@@ -207,13 +220,17 @@ impl Driver {
         }
     }
 
-    pub(super) fn publish(&self) {
+    pub(crate) fn publish(&self) {
+        if self.hidden {
+            return;
+        }
         self.registry.published().put_pod(&self.record);
     }
 
     /// Shows a container, once it may be seen.
-    pub(super) fn publish_container(&self, id: &ContainerId) {
+    pub(crate) fn publish_container(&self, id: &ContainerId) {
         if let Some(container) = self.containers.get(id)
+            && !self.hidden
             && !matches!(container.record.phase, ContainerPhase::Creating | ContainerPhase::Removing)
         {
             self.registry.published().put_container(&container.record);
@@ -221,7 +238,7 @@ impl Driver {
     }
 
     /// Writes the pod's record in the background: an operator's fact, needed by the next start at best.
-    pub(super) fn persist_pod(&mut self) {
+    fn persist_pod(&mut self) {
         self.recorder.set(self.record.clone());
         let (context, recorder) = (Arc::clone(&self.context), Arc::clone(&self.recorder));
         self.jobs.spawn(async move {
@@ -434,7 +451,7 @@ impl Driver {
         }
     }
 
-    fn begin_remove(&mut self, id: &ContainerId) {
+    pub(crate) fn begin_remove(&mut self, id: &ContainerId) {
         let Some(container) = self.containers.get_mut(id) else { return };
         if container.being_removed {
             return;
@@ -504,7 +521,7 @@ impl Driver {
     }
 
     /// The pod is over, though nobody has stopped it yet.
-    pub(super) fn not_ready(&mut self, why: &str) {
+    pub(crate) fn not_ready(&mut self, why: &str) {
         if let Ok(phase) = transition::pod(self.record.phase, PodEvent::Ending) {
             if self.record.phase == PodPhase::Ready {
                 tracing::warn!(pod = %self.record.id, why, "pod is not ready any more");
@@ -517,7 +534,7 @@ impl Driver {
     }
 
     /// Notes an exit and records it; shown when durable. A second word on it changes nothing.
-    pub(super) fn exited(&mut self, id: &ContainerId, exit: Exit, started_at: i64) {
+    pub(crate) fn exited(&mut self, id: &ContainerId, exit: Exit, started_at: i64) {
         let Some(container) = self.containers.get_mut(id) else {
             tracing::debug!(container = %id, "exit of a container that is not known");
             return;
@@ -554,6 +571,7 @@ impl Driver {
         for waiter in waiters {
             answer(waiter, Ok(()));
         }
+        self.maybe_stopped();
         if wanted {
             self.begin_remove(id);
         } else if !self.ending {
@@ -586,7 +604,10 @@ impl Driver {
             Outcome::ExitRecorded(id) => self.exit_recorded(&id),
             Outcome::ContainerRemoved(id, errors) => self.container_removed(&id, errors),
             Outcome::Ended(ended) => self.ended(ended),
-            Outcome::Stopped(errors) => self.stopped(errors),
+            Outcome::Stopped(errors) => {
+                self.stopped_with = Some(errors);
+                self.maybe_stopped();
+            }
             Outcome::Removed(errors) => self.removed(errors),
             Outcome::Dialled(answer) => self.dialled(*answer),
             Outcome::Buried(ended) => self.buried(ended),
@@ -615,7 +636,7 @@ impl Driver {
     }
 
     /// Stops the pod, unless that is done or under way; then goes on to its removal, if asked for.
-    pub(super) fn begin_stop(&mut self) {
+    pub(crate) fn begin_stop(&mut self) {
         if self.ending || self.removing {
             return;
         }
@@ -657,7 +678,8 @@ impl Driver {
     fn ended(&mut self, ended: Ended) {
         self.settle_exits(&ended.exits, "its end was not seen: the pod was stopped");
         if !ended.errors.is_empty() {
-            return self.stopped(ended.errors);
+            self.stopped_with = Some(ended.errors);
+            return self.maybe_stopped();
         }
         self.client = None;
         self.events = None;
@@ -669,11 +691,26 @@ impl Driver {
         self.jobs.spawn(async move { Outcome::Stopped(pod.persist(&context, true).await.err().into_iter().collect()) });
     }
 
+    /// The stop is answered when all exits can be seen.
+    fn maybe_stopped(&mut self) {
+        let unsettled = |it: &Container| it.record.phase == ContainerPhase::Exited && !it.settled;
+        if !self.containers.values().any(unsettled)
+            && let Some(errors) = self.stopped_with.take()
+        {
+            self.stopped(errors);
+        }
+    }
+
     fn stopped(&mut self, errors: Vec<Error>) {
         self.ending = false;
         let outcome = Error::gathered(errors).map_err(|error| error.context(format!("stop pod {}", self.record.id)));
         if let Err(error) = &outcome {
             self.record.message = error.message.clone();
+            if self.stop_waiters.is_empty() && self.remove_waiters.is_empty() {
+                tracing::error!(pod = %self.record.id, %error, "not stopped; a StopPodSandbox tries again");
+            }
+            // Somebody must be able to ask for it again.
+            self.hidden = false;
         }
         self.publish();
         for waiter in std::mem::take(&mut self.stop_waiters) {
@@ -685,7 +722,7 @@ impl Driver {
                     answer(waiter, Err(error.clone()));
                 }
             }
-            Ok(()) if !self.remove_waiters.is_empty() || self.record.phase == PodPhase::Removing => {
+            Ok(()) if !self.remove_waiters.is_empty() || self.remove_when_stopped => {
                 self.begin_pod_removal();
             }
             Ok(()) => {}
@@ -737,9 +774,52 @@ impl Driver {
                 container.removing.into_iter().for_each(|reply| answer(reply, Ok(())));
             }
         }
-        for waiter in std::mem::take(&mut self.remove_waiters) {
+        for waiter in self.remove_waiters.drain(..).chain(self.stop_waiters.drain(..)) {
             answer(waiter, outcome.clone());
         }
+    }
+
+    /// A container that the shim still has goes on.
+    pub(crate) fn resume(&mut self, id: &ContainerId, phase: ContainerPhase, pid: u32, started_at: i64) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        (container.record.phase, container.record.pid) = (phase, pid);
+        container.record.started_at = started_at;
+        container.recorder.set(container.record.clone());
+        self.publish_container(id);
+    }
+
+    /// A container that was never committed is undone; nobody knows of it.
+    pub(crate) fn roll_back(&mut self, id: &ContainerId) {
+        let Some(container) = self.containers.remove(id) else { return };
+        let (context, client) = (Arc::clone(&self.context), self.client.clone());
+        self.jobs.spawn(async move {
+            for error in containers::unmake(&context, client.as_ref(), &container.record).await {
+                tracing::error!(container = %container.record.id, %error, "left by a create that was cut off");
+            }
+            Outcome::Nothing
+        });
+    }
+
+    /// The shim has a container that should not live.
+    pub(crate) fn kill_orphan(&mut self, id: &ContainerId) {
+        let Some(client) = self.client.clone() else { return };
+        let container = id.clone();
+        self.jobs.spawn(async move {
+            let limit = Duration::from_secs(10);
+            let kill = wire::Request::Kill { container: container.clone(), signal: 9, all: true };
+            if let Err(error) = client.done("the kill", kill, limit).await {
+                tracing::warn!(%container, %error, "container without a record not killed");
+            }
+            Outcome::Nothing
+        });
+    }
+
+    /// Asks a silent shim again; commands that need it are refused meanwhile.
+    pub(crate) fn ask_later(&mut self) {
+        self.silence += 1;
+        let (context, pod, silence) = (Arc::clone(&self.context), self.record.id.clone(), self.silence);
+        self.jobs
+            .spawn(async move { Outcome::Dialled(Box::new(restore::ask_later(context, pod, silence).await)) });
     }
 
     /// The connection ended. Wanted, when the pod is being stopped; else the shim is dialled again, or dead.
@@ -754,7 +834,8 @@ impl Driver {
     }
 
     /// What the shim says after the connection was lost, or after the daemon's restart.
-    pub(super) fn dialled(&mut self, answer: restore::Answer) {
+    pub(crate) fn dialled(&mut self, answer: restore::Answer) {
+        // A stop that came meanwhile needs no shim.
         if self.ending || self.removing {
             return;
         }
@@ -762,7 +843,7 @@ impl Driver {
     }
 
     /// The shim is dead: kills what it left.
-    pub(super) fn bury(&mut self) {
+    pub(crate) fn bury(&mut self) {
         self.client = None;
         self.events = None;
         self.ending = true;

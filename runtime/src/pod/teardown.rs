@@ -5,7 +5,7 @@ use crate::cgroups::{leaf_path, pod_parent};
 use crate::node::Error;
 use crate::shims::{Client, spawn};
 use crate::{failpoint, netns};
-use model::{ContainerId, NamespaceMode, PodRecord};
+use model::{ContainerId, NamespaceMode, PodId, PodRecord};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -70,7 +70,7 @@ pub(crate) async fn kill(
                 ended.errors.extend(context.cgroups.kill_all(&leaf).err().map(Error::from));
             }
         }
-        ended.exits = exits(&context, &record);
+        ended.exits = exits(&context, &record.id);
         Ok(ended)
     });
     killed.await.unwrap_or_else(|error| Ended { errors: vec![error], ..Ended::default() })
@@ -84,19 +84,19 @@ pub(crate) fn pause_leaf(record: &PodRecord) -> Option<String> {
 }
 
 /// Exit records of a pod's containers. A torn one is as good as none. Blocking.
-pub(crate) fn exits(context: &Context, record: &PodRecord) -> BTreeMap<ContainerId, ExitFacts> {
+pub(crate) fn exits(context: &Context, pod: &PodId) -> BTreeMap<ContainerId, ExitFacts> {
     let mut found = BTreeMap::new();
-    let ids = context.layout.exits(&record.id).unwrap_or_else(|error| {
-        tracing::warn!(pod = %record.id, %error, "cannot list exit records");
+    let ids = context.layout.exits(pod).unwrap_or_else(|error| {
+        tracing::warn!(%pod, %error, "cannot list exit records");
         Vec::new()
     });
     for id in ids {
-        match state::file::read::<ExitFacts>(&context.layout.exit(&record.id, &id), EXIT_RECORD_KIND) {
+        match state::file::read::<ExitFacts>(&context.layout.exit(pod, &id), EXIT_RECORD_KIND) {
             Ok(Some(stored)) => {
                 found.insert(id, stored.data);
             }
             Ok(None) => {}
-            Err(error) => tracing::warn!(pod = %record.id, container = %id, %error, "exit record not readable"),
+            Err(error) => tracing::warn!(%pod, container = %id, %error, "exit record not readable"),
         }
     }
     found
