@@ -1,2 +1,145 @@
-//! See ARCHITECTURE.md.
-fn main() {}
+//! `copepod-shim`: parent of one pod's processes, for as long as the pod lives.
+//!
+//! One thread, one epoll loop, about 64 KiB of memory. Whatever can hang, crash, grow or change its caller is
+//! done in forked workers that do one thing and leave ([`job`]); what stays here is reaping, logs, exit
+//! records and the daemon's connection. The daemon may come and go: losing it changes nothing.
+//!
+//! A panic here would orphan a pod, so code that could is refused by lints.
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
+)]
+
+mod conn;
+mod container;
+mod create;
+mod event_loop;
+mod exec;
+mod executor;
+mod exit_record;
+mod io;
+mod job;
+mod pause;
+mod podns;
+mod process;
+mod reaper;
+mod server;
+mod table;
+mod user;
+mod worker;
+
+use std::os::fd::AsFd as _;
+use std::process::ExitCode;
+
+use sys::signalfd::SignalFd;
+use wire::ShimInit;
+
+use crate::event_loop::{Shim, Start};
+use crate::exit_record::Records;
+
+/// Descriptors as the daemon passes them; see [`ShimInit`].
+mod passed {
+    pub(super) const LISTENER: i32 = 3;
+    pub(super) const RECORDS: i32 = 4;
+    pub(super) const INIT: i32 = 5;
+    pub(super) const PAUSE: i32 = 6;
+}
+
+/// SIGCHLD, SIGTERM, SIGINT and SIGHUP by number, the same on all architectures. The last three are blocked and
+/// read away: a shim leaves when its pod is gone, not before.
+const SIGNALS: [i32; 4] = [17, 15, 2, 1];
+/// Largest [`ShimInit`].
+const MAX_INIT: usize = 64 * 1024;
+
+/// What went wrong before the loop; printed to stderr, for there is no daemon to tell yet.
+#[derive(Debug, thiserror::Error)]
+#[error("{step}: {source}")]
+struct StartError {
+    step: &'static str,
+    source: std::io::Error,
+}
+
+fn main() -> ExitCode {
+    match start().and_then(|mut shim| shim.run().map_err(at("event loop"))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            use std::io::Write as _;
+            drop(writeln!(std::io::stderr(), "copepod-shim: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn at(step: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
+    move |source| StartError { step, source }
+}
+
+/// Everything before the loop. The order matters.
+fn start() -> Result<Shim, StartError> {
+    // 1. What this is about.
+    let take = |number, step| sys::proc::take_inherited(number).map_err(at(step));
+    let init = take(passed::INIT, "descriptor 5 (init)")?;
+    let json = sys::memfd::read_all(init.as_fd(), MAX_INIT).map_err(at("init"))?;
+    drop(init);
+    let init: ShimInit =
+        serde_json::from_slice(&json).map_err(|error| at("init")(std::io::Error::other(error)))?;
+    drop(json);
+    let mut warnings = Vec::new();
+
+    // 2. Into its own cgroups, before anything is charged to the daemon's.
+    for path in &init.cgroups {
+        if let Err(error) = join(path) {
+            warnings.push(format!("cgroup {path}: {error}"));
+        }
+    }
+
+    // 3. What lies in the host's mount namespace, while it is there.
+    let log_dir = match init.log_directory.as_str() {
+        "" => None,
+        path => Some(sys::beneath::folder(path).map_err(at("log folder"))?),
+    };
+    let boot = state::boot::id().map_err(|error| at("boot id")(std::io::Error::other(error)))?;
+
+    // 4. Only what was passed: nothing else may leak into a pod.
+    let listener = take(passed::LISTENER, "descriptor 3 (socket)")?;
+    let records = take(passed::RECORDS, "descriptor 4 (exit records)")?;
+    let pause_binary = take(passed::PAUSE, "descriptor 6 (pause)")?;
+    let mut keep = Vec::from([listener.as_fd(), records.as_fd(), pause_binary.as_fd()]);
+    keep.extend(log_dir.as_ref().map(|dir| dir.as_fd()));
+    sys::proc::close_all_but(passed::LISTENER.unsigned_abs(), &keep).map_err(at("descriptors"))?;
+    drop(keep);
+
+    // 5. Of no terminal and no session of the daemon's, and parent of every orphan of the pod.
+    sys::proc::new_session();
+    sys::proc::become_subreaper().map_err(at("subreaper"))?;
+    match sys::proc::set_oom_score_adj(init.oom_score_adj) {
+        Ok(true) => {}
+        Ok(false) => warnings.push(format!("oom_score_adj {} is not allowed here", init.oom_score_adj)),
+        Err(error) => warnings.push(format!("oom_score_adj {}: {error}", init.oom_score_adj)),
+    }
+
+    // 6. Out of the host's mount table.
+    podns::enter().map_err(at("mount namespace"))?;
+
+    // 7. Signals become readable; children reset the mask.
+    let signals = SignalFd::new(&SIGNALS).map_err(at("signalfd"))?;
+    Shim::new(Start {
+        pod: init.pod,
+        listener,
+        pause_binary,
+        records: Records::new(records, boot),
+        log_dir,
+        signals,
+        warnings,
+    })
+    .map_err(at("epoll"))
+}
+
+/// v1 folders have `tasks`, which is joined without waiting for a grace period.
+fn join(path: &str) -> std::io::Result<()> {
+    let folder = std::fs::File::open(path)?;
+    match sys::cgroup::join(folder.as_fd(), false) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => sys::cgroup::join(folder.as_fd(), true),
+        joined => joined,
+    }
+}

@@ -3,17 +3,26 @@
 //! Descriptors are owned when returned and borrowed when taken; errors are the kernel's. Nothing here knows
 //! what a pod is.
 
+pub mod beneath;
 pub mod cgroup;
 pub mod clone;
+pub mod creds;
 pub mod epoll;
+pub mod execute;
 pub mod fork;
+pub mod jail;
 pub mod malloc;
 pub mod memfd;
+pub mod mount;
+pub mod namespace;
 pub mod netns;
 pub mod pidfd;
 pub mod proc;
 pub mod pty;
+pub mod rlimit;
 pub mod scm;
+pub mod scratch;
 pub mod seal;
+pub mod seccomp;
 pub mod signalfd;
 pub mod spawn;

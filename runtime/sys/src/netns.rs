@@ -33,6 +33,15 @@ pub fn loopback_up(netns: BorrowedFd<'_>) -> io::Result<()> {
     })
 }
 
+/// Brings the loopback interface of the calling process's own network namespace up.
+///
+/// # Errors
+/// As [`loopback_up`].
+pub fn loopback_up_here() -> io::Result<()> {
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    set_up(socket.as_fd(), b"lo")
+}
+
 /// Sets IFF_UP of the interface `name` of the namespace that `socket` was made in.
 fn set_up(socket: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
     // SAFETY: ifreq holds an array and a union of plain integers and a pointer: all zeroes are a valid value.

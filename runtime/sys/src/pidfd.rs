@@ -8,6 +8,14 @@ use rustix::process::{Pid, PidfdFlags};
 /// ioctl PIDFD_GET_NET_NAMESPACE, Linux 6.11.
 const GET_NET_NAMESPACE: libc::c_ulong = 0xff04;
 
+/// All namespaces but those of users and time.
+pub const ALL_NAMESPACES: i32 = libc::CLONE_NEWNS
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWCGROUP;
+
 fn pid(number: u32) -> io::Result<Pid> {
     i32::try_from(number)
         .ok()

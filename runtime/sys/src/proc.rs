@@ -34,6 +34,16 @@ fn parse_stat(text: &[u8]) -> Option<Stat> {
     Some(Stat { state, parent, session })
 }
 
+/// Pids of this process's children, as far as /proc lists them (CONFIG_PROC_CHILDREN). Of one thread's, so
+/// for processes with one thread.
+///
+/// # Errors
+/// No such file.
+pub fn children() -> io::Result<Vec<u32>> {
+    let text = fs::read_to_string("/proc/thread-self/children")?;
+    Ok(text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect())
+}
+
 /// `/proc/<pid>/comm`, without the newline.
 ///
 /// # Errors
@@ -85,6 +95,19 @@ pub fn set_oom_score_adj(wanted: i32) -> io::Result<bool> {
     }
 }
 
+/// Writes a setting below /proc/sys; `name` with dots or slashes, as sysctl(8) takes both.
+///
+/// # Errors
+/// A name that leads out of /proc/sys; as the kernel says.
+pub fn write_sysctl(name: &str, value: &str) -> io::Result<()> {
+    // Of names with slashes the dots belong to interface names.
+    let name = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
+    if name.split('/').any(|part| part.is_empty() || part == "..") {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name} is no sysctl")));
+    }
+    write_in_place(&format!("/proc/sys/{name}"), value.as_bytes())
+}
+
 fn write_in_place(path: &str, bytes: &[u8]) -> io::Result<()> {
     use io::Write as _;
     fs::OpenOptions::new().write(true).open(path)?.write_all(bytes)
@@ -132,6 +155,40 @@ fn close_range(first: u32, last: u32, flags: u32) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Reads and writes return instead of waiting. Other descriptors of the same open file change too.
+///
+/// # Errors
+/// fcntl(2).
+pub fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(rustix::fs::fcntl_setfl(fd, rustix::fs::fcntl_getfl(fd)? | rustix::fs::OFlags::NONBLOCK)?)
+}
+
+/// /dev/null for reading and writing.
+///
+/// # Errors
+/// There is none.
+pub fn null() -> io::Result<std::os::fd::OwnedFd> {
+    Ok(fs::OpenOptions::new().read(true).write(true).open("/dev/null")?.into())
+}
+
+/// read(2).
+///
+/// # Errors
+/// As the kernel says.
+pub fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    Ok(rustix::io::read(fd, buffer)?)
+}
+
+/// Whether reading would give bytes, without waiting. An end alone is none.
+pub fn is_readable(fd: BorrowedFd<'_>) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|_| {
+        let [fd] = fds;
+        fd.revents().contains(PollFlags::IN)
+    })
+}
+
 /// Takes a descriptor that execve left open under a number agreed on with the parent, and marks it
 /// close-on-exec.
 ///
@@ -145,6 +202,27 @@ pub fn take_inherited(number: i32) -> io::Result<std::os::fd::OwnedFd> {
     }
     // SAFETY: open, as was just seen; the caller takes each number once, at its start.
     Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(number) })
+}
+
+/// A copy of a descriptor, close-on-exec, with a number of at least `least`.
+///
+/// # Errors
+/// Out of descriptors.
+pub fn dup_above(fd: BorrowedFd<'_>, least: i32) -> io::Result<std::os::fd::OwnedFd> {
+    Ok(rustix::io::fcntl_dupfd_cloexec(fd, least)?)
+}
+
+/// Makes `fd` stdin, stdout or stderr (0, 1, 2) of this process.
+///
+/// # Errors
+/// dup2(2); any other number.
+pub fn place(fd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
+    Ok(match number {
+        0 => rustix::stdio::dup2_stdin(fd)?,
+        1 => rustix::stdio::dup2_stdout(fd)?,
+        2 => rustix::stdio::dup2_stderr(fd)?,
+        _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("descriptor {number}"))),
+    })
 }
 
 /// How a child of this process ended.
@@ -175,6 +253,16 @@ pub fn reap() -> io::Result<Option<Ended>> {
     }
     let code = if info.si_code == libc::CLD_EXITED { status & 0xff } else { 128 + status };
     Ok(Some(Ended { pid: pid.unsigned_abs(), code }))
+}
+
+/// Waits for a child and reaps it.
+///
+/// # Errors
+/// ECHILD when it is none, or was reaped.
+pub fn wait(pidfd: BorrowedFd<'_>) -> io::Result<()> {
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED)?;
+    Ok(())
 }
 
 /// Nanoseconds since the epoch, by the wall clock.

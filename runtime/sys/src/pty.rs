@@ -6,6 +6,9 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, open as open_file};
 
+/// DEVPTS_SUPER_MAGIC.
+pub(crate) const DEVPTS: i64 = 0x1cd1;
+
 /// Both ends.
 #[derive(Debug)]
 pub struct Pty {
@@ -23,8 +26,6 @@ pub struct Pty {
 pub fn open(ptmx: &Path) -> io::Result<Pty> {
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let master = open_file(ptmx, flags, Mode::empty())?;
-    /// DEVPTS_SUPER_MAGIC.
-    const DEVPTS: i64 = 0x1cd1;
     if rustix::fs::fstatfs(&master)?.f_type != DEVPTS {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{} is no devpts", ptmx.display())));
     }

@@ -50,6 +50,54 @@ pub fn recv_with_fds(
     Ok(got.bytes)
 }
 
+/// Two connected sockets that keep packets apart, close-on-exec.
+///
+/// # Errors
+/// Out of descriptors.
+pub fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}
+
+/// Two connected stream sockets, close-on-exec.
+///
+/// # Errors
+/// Out of descriptors.
+pub fn stream_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
+}
+
+/// A pipe, `(reading end, writing end)`, close-on-exec.
+///
+/// # Errors
+/// Out of descriptors.
+pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?)
+}
+
+/// Accepts a connection, non-blocking and close-on-exec; `None` when none waits (on a non-blocking listener).
+///
+/// # Errors
+/// accept4(2).
+pub fn accept(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+    use rustix::io::Errno;
+    use rustix::net::{SocketFlags, accept_with};
+    match accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// User of the process at the other end, as it was when it connected.
+///
+/// # Errors
+/// getsockopt(2).
+pub fn peer_uid(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    Ok(rustix::net::sockopt::socket_peercred(socket)?.uid.as_raw())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,152 @@
+//! The daemon's connection: frames in, frames out, nothing queued without bound.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use wire::codec::{self, Decoder, Frame};
+use wire::session::{Session, Side, descriptors};
+use wire::{MAX_FDS, Message};
+
+/// What may wait for a daemon that does not read: a snapshot of a full table fits. Beyond it the connection
+/// is dropped; the next one starts with a snapshot, so nothing is lost.
+const MAX_QUEUED: usize = 512 * 1024;
+/// Bytes read at once. Requests are short.
+const READ: usize = 4096;
+
+/// Why a connection is of no use any more.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Lost {
+    /// The daemon closed it.
+    #[error("closed")]
+    Closed,
+    /// It does not read.
+    #[error("{0} bytes are not read")]
+    Stuck(usize),
+    /// The kernel.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Not our protocol.
+    #[error(transparent)]
+    Codec(#[from] codec::CodecError),
+    /// Not in its order.
+    #[error(transparent)]
+    Order(#[from] wire::session::OutOfOrder),
+    /// More or fewer descriptors than the message is to have.
+    #[error("frame {0} came with a wrong number of descriptors")]
+    Descriptors(u64),
+}
+
+struct Outgoing {
+    bytes: Vec<u8>,
+    sent: usize,
+    fds: Vec<OwnedFd>,
+}
+
+/// A connection.
+pub(crate) struct Conn {
+    fd: OwnedFd,
+    /// Counts connections: a reply goes only to the one that asked.
+    pub(crate) generation: u32,
+    decoder: Decoder,
+    /// Received and not yet claimed by a frame, in order.
+    fds: VecDeque<OwnedFd>,
+    out: VecDeque<Outgoing>,
+    queued: usize,
+    session: Session,
+}
+
+impl Conn {
+    pub(crate) fn new(fd: OwnedFd, generation: u32) -> Self {
+        Self {
+            fd,
+            generation,
+            decoder: Decoder::new(),
+            fds: VecDeque::new(),
+            out: VecDeque::new(),
+            queued: 0,
+            session: Session::new(),
+        }
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Whether it waits for the socket to take more.
+    pub(crate) fn wants_to_write(&self) -> bool {
+        !self.out.is_empty()
+    }
+
+    /// Sends, or queues what the socket does not take.
+    pub(crate) fn send(&mut self, id: u64, message: &Message, fds: Vec<OwnedFd>) -> Result<(), Lost> {
+        self.session.note(Side::Shim, message)?;
+        let mut bytes = Vec::new();
+        codec::encode(id, u8::try_from(fds.len()).unwrap_or(u8::MAX), message, &mut bytes)?;
+        self.queued += bytes.len();
+        self.out.push_back(Outgoing { bytes, sent: 0, fds });
+        self.flush()?;
+        if self.queued > MAX_QUEUED { Err(Lost::Stuck(self.queued)) } else { Ok(()) }
+    }
+
+    /// Writes what waits, as far as the socket takes it.
+    pub(crate) fn flush(&mut self) -> Result<(), Lost> {
+        while let Some(first) = self.out.front_mut() {
+            let fds: Vec<_> = first.fds.iter().map(|fd| fd.as_fd()).collect();
+            let rest = first.bytes.get(first.sent..).unwrap_or_default();
+            match sys::scm::send_with_fds(self.fd.as_fd(), rest, &fds) {
+                Ok(sent) => {
+                    first.sent += sent;
+                    // They went with the first byte.
+                    first.fds = Vec::new();
+                    self.queued = self.queued.saturating_sub(sent);
+                    if first.sent == first.bytes.len() {
+                        self.out.pop_front();
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.out = VecDeque::new();
+        Ok(())
+    }
+
+    /// Reads once. False when there was nothing.
+    pub(crate) fn fill(&mut self) -> Result<bool, Lost> {
+        let mut buffer = [0; READ];
+        let fds = &mut self.fds;
+        let got = match sys::scm::recv_with_fds(self.fd.as_fd(), &mut buffer, |fd| fds.push_back(fd)) {
+            Ok(0) => return Err(Lost::Closed),
+            Ok(got) => got,
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                return Ok(false);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.decoder.feed(buffer.get(..got).unwrap_or_default());
+        Ok(true)
+    }
+
+    /// The next whole frame with its descriptors.
+    pub(crate) fn next(&mut self) -> Result<Option<(Frame, Vec<OwnedFd>)>, Lost> {
+        let Some(frame) = self.decoder.next()? else {
+            // Each frame has at most MAX_FDS, and one read ends at the first frame that has any.
+            if self.fds.len() > 2 * MAX_FDS {
+                return Err(Lost::Descriptors(0));
+            }
+            return Ok(None);
+        };
+        self.session.note(Side::Daemon, &frame.message)?;
+        let count = usize::from(frame.nfds);
+        if count > self.fds.len() || !descriptors(&frame.message).contains(&count) {
+            return Err(Lost::Descriptors(frame.id));
+        }
+        let fds = self.fds.drain(..count).collect();
+        if self.fds.is_empty() {
+            self.fds = VecDeque::new();
+        }
+        Ok(Some((frame, fds)))
+    }
+}

@@ -1,0 +1,100 @@
+//! The worker of one container: prepares its streams, tells the shim of them, and has it made.
+
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use model::ContainerId;
+use serde::Deserialize;
+use wire::{CgroupPlan, ErrorKind, NamespacePlan, NamespaceSource};
+
+use crate::job::{MAX_PLAN, Prepared, Teller, failure, refusal};
+use crate::worker::{CreateInput, Stdio, create};
+
+/// What the resident half needs of the plan; the rest is for [`create`].
+#[derive(Deserialize)]
+struct Peek {
+    cgroup: CgroupPlan,
+    namespaces: NamespacePlan,
+}
+
+/// What the request says of streams.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Streams {
+    pub(crate) terminal: bool,
+    pub(crate) stdin: bool,
+}
+
+/// Runs in the worker. `fds`: the plan, kubelet's mount namespace, then the cgroup folders. `init_of` knows
+/// the pids of the pod's other containers.
+pub(crate) fn work(
+    teller: &Teller,
+    fds: Vec<OwnedFd>,
+    streams: Streams,
+    pause_pid: Option<u32>,
+    init_of: impl Fn(&ContainerId) -> Option<u32>,
+) -> i32 {
+    let prepared = prepare(teller, fds, streams, pause_pid, init_of);
+    let reply = match prepared {
+        Ok(input) => create(input),
+        Err(failure) => wire::Reply::Failed(failure),
+    };
+    // When it cannot be said, the shim sees a worker that left without a word.
+    i32::from(teller.reply(&reply).is_err())
+}
+
+fn prepare<'a>(
+    teller: &Teller,
+    fds: Vec<OwnedFd>,
+    streams: Streams,
+    pause_pid: Option<u32>,
+    init_of: impl Fn(&ContainerId) -> Option<u32>,
+) -> Result<CreateInput<'a>, wire::Failure> {
+    let at = |stage: &'static str| move |error: io::Error| failure(ErrorKind::Internal, stage, &error);
+    let mut fds = fds.into_iter();
+    let (Some(plan), Some(kubelet_mntns)) = (fds.next(), fds.next()) else {
+        return Err(refusal(ErrorKind::Invalid, "plan", "plan or mount namespace did not come with the request"));
+    };
+    let cgroups: Vec<OwnedFd> = fds.collect();
+    let json = sys::memfd::read_all(plan.as_fd(), MAX_PLAN).map_err(at("plan"))?;
+    let peek: Peek =
+        serde_json::from_slice(&json).map_err(|error| refusal(ErrorKind::Invalid, "plan", error.to_string()))?;
+    drop(json);
+    let target_pid = match &peek.namespaces.pid {
+        NamespaceSource::Container(id) => Some(init_of(id).ok_or_else(|| {
+            refusal(ErrorKind::NotFound, "pid namespace", format!("container {id} does not run in this pod"))
+        })?),
+        _ => None,
+    };
+    let place = |name: &str| {
+        peek.cgroup.members.iter().position(|member| member.hierarchy.split(',').any(|part| part == name))
+    };
+    let prepared = Prepared {
+        unified: peek.cgroup.unified,
+        memory: if peek.cgroup.unified { Some(0) } else { place("memory") },
+        freezer: if peek.cgroup.unified { Some(0) } else { place("freezer") },
+    };
+    let pipe = || sys::scm::pipe().map_err(at("pipe"));
+    let (error_end, exec_error) = pipe()?;
+    let stdio = if streams.terminal {
+        let (ours, sock) = sys::scm::stream_pair().map_err(at("console socket"))?;
+        tell(teller, &prepared, &[error_end.as_fd(), ours.as_fd()])?;
+        Stdio::Console { sock }
+    } else {
+        let ((out_end, stdout), (err_end, stderr)) = (pipe()?, pipe()?);
+        let mut ends = vec![error_end.as_fd(), out_end.as_fd(), err_end.as_fd()];
+        let (stdin, stdin_end) = if streams.stdin {
+            let (stdin, end) = pipe()?;
+            (stdin, Some(end))
+        } else {
+            (sys::proc::null().map_err(at("/dev/null"))?, None)
+        };
+        ends.extend(stdin_end.as_ref().map(|end| end.as_fd()));
+        tell(teller, &prepared, &ends)?;
+        Stdio::Pipes { stdin, stdout, stderr }
+    };
+    Ok(CreateInput { plan, kubelet_mntns, cgroups, stdio, exec_error, pause_pid, target_pid, _life: Default::default() })
+}
+
+fn tell(teller: &Teller, prepared: &Prepared, fds: &[BorrowedFd<'_>]) -> Result<(), wire::Failure> {
+    teller.prepared(prepared, fds).map_err(|error| failure(ErrorKind::Internal, "streams", &error))
+}

@@ -1,0 +1,165 @@
+//! Forked workers: each does one thing, says what came of it on a socket, and leaves.
+//!
+//! Plans are parsed in them, never in the resident shim, whose heap must not grow. A packet is a letter and
+//! its content; what begins with `{` is a [`Failure`] from code that knows nothing of letters.
+
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use model::{ContainerId, ExecId};
+use serde::{Deserialize, Serialize};
+use wire::{ErrorKind, Failure, Reply};
+
+use crate::table::Asker;
+
+/// Largest plan. A seccomp program is its longest part.
+pub(crate) const MAX_PLAN: usize = 4 << 20;
+/// Largest packet.
+pub(crate) const MAX_PACKET: usize = 32 * 1024;
+/// For starting pause or an exec; creating has the daemon's deadline.
+pub(crate) const DEADLINE_MS: u64 = 30_000;
+
+const MADE: u8 = b'P';
+const PREPARED: u8 = b'L';
+const REPLY: u8 = b'R';
+
+/// What is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Pause,
+    Create(ContainerId),
+    Exec(ExecId),
+}
+
+/// A worker at work.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) serial: u32,
+    pub(crate) kind: Kind,
+    pub(crate) asker: Asker,
+    /// The worker's pid; 0 once it was reaped.
+    pub(crate) worker: u32,
+    pub(crate) socket: OwnedFd,
+    /// Monotonic ms.
+    pub(crate) deadline: u64,
+    /// What it made: pid, and the descriptor that came with it.
+    pub(crate) made: Option<(u32, Option<OwnedFd>)>,
+    /// What was said so far against it.
+    pub(crate) failure: Option<Failure>,
+}
+
+/// What the worker of a container says before it makes it, with the descriptors `exec_error`, then either
+/// the socket that brings the terminal's master, or stdout and stderr; then stdin where it is kept open.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Prepared {
+    pub(crate) unified: bool,
+    pub(crate) memory: Option<usize>,
+    pub(crate) freezer: Option<usize>,
+}
+
+/// A packet.
+#[derive(Debug)]
+pub(crate) enum Word {
+    /// The process that was asked for.
+    Made(u32),
+    Prepared(Prepared),
+    Reply(Reply),
+    Failed(Failure),
+    /// Every holder of the other end is gone, or has exec'd.
+    End,
+}
+
+/// A failure in our own words.
+pub(crate) fn failure(kind: ErrorKind, stage: &str, error: &io::Error) -> Failure {
+    let errno = error.raw_os_error().unwrap_or(0);
+    Failure { kind, stage: stage.to_owned(), message: error.to_string(), errno }
+}
+
+/// A failure that is no error of the kernel's.
+pub(crate) fn refusal(kind: ErrorKind, stage: &str, message: impl Into<String>) -> Failure {
+    Failure { kind, stage: stage.to_owned(), message: message.into(), errno: 0 }
+}
+
+/// The worker's side.
+pub(crate) struct Teller(pub(crate) OwnedFd);
+
+impl Teller {
+    fn packet(&self, letter: u8, content: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let mut bytes = Vec::with_capacity(content.len() + 1);
+        bytes.push(letter);
+        bytes.extend_from_slice(content);
+        sys::scm::send_with_fds(self.0.as_fd(), &bytes, fds).map(drop)
+    }
+
+    pub(crate) fn made(&self, pid: u32, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        self.packet(MADE, &pid.to_le_bytes(), fd.as_slice())
+    }
+
+    pub(crate) fn prepared(&self, prepared: &Prepared, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.packet(PREPARED, &serde_json::to_vec(prepared)?, fds)
+    }
+
+    pub(crate) fn reply(&self, reply: &Reply) -> io::Result<()> {
+        let mut content = serde_json::to_vec(reply)?;
+        if let (Reply::Failed(failure), true) = (reply, content.len() > MAX_PACKET - 1) {
+            let mut short = failure.clone();
+            short.message = failure.message.chars().take(1000).collect();
+            content = serde_json::to_vec(&Reply::Failed(short))?;
+        }
+        self.packet(REPLY, &content, &[])
+    }
+
+    /// Says what failed. There is nobody to tell when that fails too; the shim sees the worker gone.
+    pub(crate) fn failed(&self, failure: &Failure) {
+        drop(self.reply(&Reply::Failed(failure.clone())));
+    }
+}
+
+/// Reads one packet; `None` when there is none yet.
+pub(crate) fn hear(socket: BorrowedFd<'_>, buffer: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<Option<Word>> {
+    let bytes = match sys::scm::recv_with_fds(socket, buffer, |fd| fds.push(fd)) {
+        Ok(bytes) => buffer.get(..bytes).unwrap_or_default(),
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    let word = match bytes.split_first() {
+        None => Word::End,
+        Some((&MADE, pid)) => match pid.first_chunk::<4>() {
+            Some(pid) => Word::Made(u32::from_le_bytes(*pid)),
+            None => return Err(io::Error::other("a pid is cut")),
+        },
+        Some((&PREPARED, json)) => Word::Prepared(serde_json::from_slice(json)?),
+        Some((&REPLY, json)) => match serde_json::from_slice(json)? {
+            Reply::Failed(failure) => Word::Failed(failure),
+            reply => Word::Reply(reply),
+        },
+        Some(_) => Word::Failed(serde_json::from_slice(bytes).unwrap_or_else(|_| {
+            refusal(ErrorKind::Internal, "worker", String::from_utf8_lossy(bytes))
+        })),
+    };
+    Ok(Some(word))
+}
+
+/// Forks a worker for `work`, which gets its side of the socket. The child keeps `keep`, that socket and
+/// stdio; everything else is closed in it, so that no pipe's end or connection outlives its owner there.
+pub(crate) fn fork(keep: &[BorrowedFd<'_>], work: impl FnOnce(Teller) -> i32) -> io::Result<(u32, OwnedFd)> {
+    let (ours, theirs) = sys::scm::packet_pair()?;
+    let pid = {
+        let theirs = &theirs;
+        sys::fork::worker(move || {
+            let mut kept = keep.to_vec();
+            kept.push(theirs.as_fd());
+            if sys::proc::close_all_but(3, &kept).is_err() {
+                return 1;
+            }
+            match theirs.try_clone() {
+                Ok(fd) => work(Teller(fd)),
+                Err(_) => 1,
+            }
+        })?
+    };
+    sys::proc::set_nonblocking(ours.as_fd())?;
+    Ok((pid, ours))
+}

@@ -1,0 +1,110 @@
+//! Starting pause: clone3 into the pod's namespaces, then locked up and executed by descriptor.
+
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use sys::clone::flags;
+use wire::{ErrorKind, PausePlan};
+
+use crate::job::{MAX_PLAN, Teller, failure};
+use crate::podns;
+
+/// Runs in the worker. `fds`: the plan, then the cgroup folders.
+pub(crate) fn work(teller: &Teller, mut fds: Vec<OwnedFd>, binary: BorrowedFd<'_>) -> i32 {
+    let folders = fds.split_off(fds.len().min(1));
+    let Some(plan) = fds.pop() else { return 1 };
+    let plan: PausePlan = match sys::memfd::read_all(plan.as_fd(), MAX_PLAN)
+        .and_then(|json| Ok(serde_json::from_slice(&json)?))
+    {
+        Ok(plan) => plan,
+        Err(error) => return fail(teller, "plan", &error),
+    };
+    if plan.ipc {
+        // The worker shares the shim's mount namespace, so it is attached for all that follow.
+        if let Err(error) = podns::attach_shm(plan.shm_size) {
+            return fail(teller, "/dev/shm of the pod", &error);
+        }
+    }
+    let mut wanted = flags::PARENT | flags::NEWNS;
+    for (asked, flag) in [
+        (plan.network, flags::NEWNET),
+        (plan.ipc, flags::NEWIPC),
+        (plan.uts, flags::NEWUTS),
+        (plan.pid, flags::NEWPID),
+    ] {
+        if asked {
+            wanted |= flag;
+        }
+    }
+    let into = folders.first().filter(|_| plan.cgroup.unified).map(|fd| fd.as_fd());
+    let child = sys::clone::clone3_pidfd(wanted, into, || {
+        let (stage, error) = become_pause(&plan, &folders, binary);
+        fail(teller, &stage, &error)
+    });
+    let child = match child {
+        Ok(child) => child,
+        Err(error) => return fail(teller, "clone3", &error),
+    };
+    let network = if plan.network {
+        match sys::pidfd::network_namespace(child.pidfd.as_fd(), child.pid) {
+            Ok(fd) => Some(fd),
+            Err(error) => {
+                // The shim kills what it is told of.
+                drop(teller.made(child.pid, None));
+                return fail(teller, "network namespace", &error);
+            }
+        }
+    } else {
+        None
+    };
+    match teller.made(child.pid, network.as_ref().map(|fd| fd.as_fd())) {
+        Ok(()) => 0,
+        Err(_) => 1,
+    }
+}
+
+fn fail(teller: &Teller, stage: &str, error: &io::Error) -> i32 {
+    teller.failed(&failure(ErrorKind::Internal, stage, error));
+    1
+}
+
+/// Runs in the child. Returns only what failed.
+fn become_pause(plan: &PausePlan, folders: &[OwnedFd], binary: BorrowedFd<'_>) -> (String, io::Error) {
+    let at = |stage: &str| {
+        let stage = stage.to_owned();
+        move |error: io::Error| (stage, error)
+    };
+    let steps = || -> Result<(), (String, io::Error)> {
+        sys::proc::set_dumpable(false).map_err(at("dumpable"))?;
+        if !plan.cgroup.unified {
+            for (folder, member) in folders.iter().zip(&plan.cgroup.members) {
+                sys::cgroup::join(folder.as_fd(), false)
+                    .map_err(at(&format!("cgroup {} {}", member.hierarchy, member.path)))?;
+            }
+        }
+        // While /proc is still there. Clamped where the host forbids it.
+        sys::proc::set_oom_score_adj(plan.oom_score_adj).map_err(at("oom_score_adj"))?;
+        if plan.uts && !plan.hostname.is_empty() {
+            sys::jail::set_hostname(&plan.hostname).map_err(at("hostname"))?;
+        }
+        if plan.network {
+            sys::netns::loopback_up_here().map_err(at("loopback"))?;
+        }
+        for (name, value) in &plan.sysctls {
+            sys::proc::write_sysctl(name, value).map_err(at(&format!("sysctl {name}={value}")))?;
+        }
+        sys::jail::empty_root().map_err(at("empty root"))?;
+        sys::proc::new_session();
+        // The binary, the socket that failures go to: all end at execve.
+        sys::proc::cloexec_from(3).map_err(at("descriptors"))?;
+        sys::jail::drop_everything(plan.user.uid, plan.user.gid, &plan.user.groups).map_err(at("credentials"))?;
+        if let Some(filter) = &plan.seccomp {
+            sys::seccomp::load(&filter.instructions).map_err(at("seccomp"))?;
+        }
+        Ok(())
+    };
+    match steps() {
+        Err(failed) => failed,
+        Ok(()) => ("execve of pause".to_owned(), sys::jail::exec_fd(binary, c"pause")),
+    }
+}

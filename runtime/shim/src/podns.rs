@@ -1,0 +1,74 @@
+//! The pod's mount namespace: small whatever the host has mounted, private, and gone with the shim.
+//!
+//! ```text
+//! /              tmpfs
+//! ├── proc sys dev     the host's
+//! └── run
+//!     ├── containers/  libcontainer's state, one folder a container (notify.sock)
+//!     ├── bundles/     <id>/config.json, <id>/rootfs
+//!     ├── shm          the pod's /dev/shm
+//!     ├── l  rw        where workers attach layers and the writable folder, each in its own copy
+//!     └── empty        the layer of an image without layers
+//! ```
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+
+use sys::mount::{self, Attributes, Pass};
+
+/// libcontainer's root folder.
+pub(crate) const STATE: &str = "/run/containers";
+/// Bundles.
+pub(crate) const BUNDLES: &str = "/run/bundles";
+/// The pod's /dev/shm.
+pub(crate) const SHM: &str = "/run/shm";
+/// Layers, in a worker.
+pub(crate) const LAYERS: &str = "/run/l";
+/// Upper and work, in a worker.
+pub(crate) const WRITABLE: &str = "/run/rw";
+/// An empty folder.
+pub(crate) const EMPTY: &str = "/run/empty";
+
+/// Bytes that state and bundles of a pod may take: some KiB a container.
+const SIZE: u64 = 16 << 20;
+/// Any folder that every host has, to hold the new root for a moment.
+const SPRINGBOARD: &str = "/proc";
+
+/// Leaves the host's mount namespace for the pod's. Once, at the shim's start, with one thread. The working
+/// directory becomes `/`.
+///
+/// # Errors
+/// Those of the mount calls.
+pub(crate) fn enter() -> io::Result<()> {
+    sys::namespace::unshare_mount()?;
+    // Slave, not private: the host's unmounts still arrive until the old root is gone.
+    mount::change(Path::new("/"), Pass::Slave, true)?;
+    let root = mount::tmpfs(0o755, SIZE, Attributes { nosuid: true, nodev: true, ..Attributes::default() })?;
+    let host = |path: &str, recursive| mount::clone(mount::open_path(Path::new(path))?.as_fd(), recursive);
+    let trees = [("proc", host("/proc", false)?), ("sys", host("/sys", true)?), ("dev", host("/dev", false)?)];
+    mount::attach_at(root.as_fd(), Path::new(SPRINGBOARD))?;
+    rustix::process::chdir(SPRINGBOARD)?;
+    for (name, tree) in &trees {
+        fs::create_dir(name)?;
+        mount::attach_at(tree.as_fd(), Path::new(name))?;
+    }
+    mount::pivot_here()?;
+    rustix::process::chdir("/")?;
+    mount::change(Path::new("/"), Pass::Private, true)?;
+    for folder in [STATE, BUNDLES, SHM, LAYERS, WRITABLE, EMPTY] {
+        fs::create_dir_all(folder)?;
+    }
+    Ok(())
+}
+
+/// Gives the pod a /dev/shm of `size` bytes (0: half of memory). Once, before the first container.
+///
+/// # Errors
+/// Those of the mount calls.
+pub(crate) fn attach_shm(size: u64) -> io::Result<()> {
+    let all = Attributes { nosuid: true, nodev: true, noexec: true, readonly: false };
+    let shm = mount::tmpfs(0o1777, size, all)?;
+    mount::attach_at(shm.as_fd(), Path::new(SHM))
+}

@@ -1,0 +1,193 @@
+//! Who a container runs as, by its own /etc/passwd and /etc/group. Both are the image's and hostile: opened
+//! beneath the root, only as plain files, read to a limit.
+
+use std::io::{self, Read as _};
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+
+use model::{User, UserRequest};
+use rustix::fs::{FileType, OFlags};
+use wire::UserPlan;
+
+/// Largest passwd or group file that is read, bytes.
+const LARGEST: u64 = 8 << 20;
+
+/// A user and its home folder.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Resolved {
+    /// What the process gets.
+    pub(crate) user: User,
+    /// From passwd, `/` when it says nothing.
+    pub(crate) home: String,
+}
+
+/// Why there is no such user.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UserError {
+    /// Not in the image's file.
+    #[error("no {kind} {name:?} in the image's {file}")]
+    Unknown {
+        /// `user` or `group`.
+        kind: &'static str,
+        /// As asked for.
+        name: String,
+        /// Where it was looked for.
+        file: &'static str,
+    },
+    /// The file could not be read.
+    #[error("the image's {file}: {source}")]
+    File {
+        /// Which.
+        file: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+const PASSWD: &str = "/etc/passwd";
+const GROUP: &str = "/etc/group";
+
+/// Resolves a request in the root file system `root`.
+///
+/// # Errors
+/// An unknown name; a file that is there but cannot be read.
+pub(crate) fn resolve(root: BorrowedFd<'_>, plan: &UserPlan) -> Result<Resolved, UserError> {
+    let passwd = read(root, PASSWD)?;
+    let group = read(root, GROUP)?;
+    decide(plan, &passwd, &group)
+}
+
+fn read(root: BorrowedFd<'_>, file: &'static str) -> Result<String, UserError> {
+    let at = |source| UserError::File { file, source };
+    // NONBLOCK: a FIFO in its place must not hold us.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let opened = match sys::mount::open_in_root(root, Path::new(file), flags, 0) {
+        Ok(fd) => fd,
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(String::new()),
+        Err(e) => return Err(at(e)),
+    };
+    let stat = rustix::fs::fstat(&opened).map_err(|e| at(e.into()))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(at(io::Error::other("not a plain file")));
+    }
+    let mut bytes = Vec::new();
+    let length = std::fs::File::from(opened).take(LARGEST + 1).read_to_end(&mut bytes).map_err(at)?;
+    if length as u64 > LARGEST {
+        return Err(at(io::Error::other(format!("longer than {LARGEST} bytes"))));
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+struct PasswdEntry<'a> {
+    name: &'a str,
+    uid: u32,
+    gid: u32,
+    home: &'a str,
+}
+
+fn passwd_entries(text: &str) -> impl Iterator<Item = PasswdEntry<'_>> {
+    text.lines().filter_map(|line| {
+        let mut fields = line.split(':');
+        let (name, _) = (fields.next()?, fields.next()?);
+        let (uid, gid) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+        let home = fields.nth(1).unwrap_or_default();
+        Some(PasswdEntry { name, uid, gid, home })
+    })
+}
+
+fn group_entries(text: &str) -> impl Iterator<Item = (&str, u32, &str)> {
+    text.lines().filter_map(|line| {
+        let mut fields = line.split(':');
+        let (name, _) = (fields.next()?, fields.next()?);
+        Some((name, fields.next()?.parse().ok()?, fields.next().unwrap_or_default()))
+    })
+}
+
+fn group_id(name: &str, group: &str) -> Result<u32, UserError> {
+    // A group that is called "1000" beats the number 1000, as in Docker.
+    match group_entries(group).find(|(known, ..)| *known == name) {
+        Some((_, gid, _)) => Ok(gid),
+        None => name.parse().map_err(|_| UserError::Unknown { kind: "group", name: name.to_owned(), file: GROUP }),
+    }
+}
+
+fn decide(plan: &UserPlan, passwd: &str, group: &str) -> Result<Resolved, UserError> {
+    let by_name = |name: &str| passwd_entries(passwd).find(|e| e.name == name);
+    let by_uid = |uid: u32| passwd_entries(passwd).find(|e| e.uid == uid);
+    let unknown = |name: &str| UserError::Unknown { kind: "user", name: name.to_owned(), file: PASSWD };
+    let (uid, entry, image_group) = match &plan.request {
+        UserRequest::Root => (0, by_uid(0), None),
+        UserRequest::Uid(uid) => (*uid, by_uid(*uid), None),
+        UserRequest::Name(name) => {
+            let entry = by_name(name).ok_or_else(|| unknown(name))?;
+            (entry.uid, Some(entry), None)
+        }
+        UserRequest::Image(text) => {
+            let (user, group) = text.split_once(':').unwrap_or((text, ""));
+            let group = Some(group).filter(|g| !g.is_empty());
+            match (by_name(user), user.parse::<u32>()) {
+                (Some(entry), _) => (entry.uid, Some(entry), group),
+                (None, Ok(uid)) => (uid, by_uid(uid), group),
+                (None, Err(_)) if user.is_empty() => (0, by_uid(0), group),
+                (None, Err(_)) => return Err(unknown(user)),
+            }
+        }
+    };
+    let gid = match (plan.gid, image_group) {
+        (Some(gid), _) => gid,
+        (None, Some(name)) => group_id(name, group)?,
+        (None, None) => entry.as_ref().map_or(0, |e| e.gid),
+    };
+    let mut groups = plan.supplemental.clone();
+    if plan.merge_image_groups
+        && let Some(entry) = &entry
+    {
+        let member = |members: &str| members.split(',').any(|m| m.trim() == entry.name);
+        groups.extend(group_entries(group).filter(|(.., members)| member(members)).map(|(_, gid, _)| gid));
+    }
+    if !groups.is_empty() {
+        groups.push(gid);
+        groups.sort_unstable();
+        groups.dedup();
+    }
+    let home = entry.map_or("", |e| e.home);
+    let home = if home.is_empty() { "/" } else { home }.to_owned();
+    Ok(Resolved { user: User { uid, gid, groups }, home })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PASSWD_TEXT: &str = "root:x:0:0:root:/root:/bin/sh\n# c\n\nbad\nweb:x:33:34:w:/srv/web:/bin/false\n1000:x:7:8::/seven:\n";
+    const GROUP_TEXT: &str = "root:x:0:\nadm:x:4:web,other\nstaff:x:50:web\nwww:x:34:\n";
+
+    fn ask(request: UserRequest, gid: Option<u32>, supplemental: &[u32], merge: bool) -> Result<Resolved, UserError> {
+        let plan = UserPlan { request, gid, supplemental: supplemental.to_vec(), merge_image_groups: merge };
+        decide(&plan, PASSWD_TEXT, GROUP_TEXT)
+    }
+
+    fn user(uid: u32, gid: u32, groups: &[u32], home: &str) -> Resolved {
+        Resolved { user: User { uid, gid, groups: groups.to_vec() }, home: home.to_owned() }
+    }
+
+    #[test]
+    fn every_form_of_request() {
+        let image = |s: &str| UserRequest::Image(s.to_owned());
+        assert_eq!(ask(UserRequest::Root, None, &[], true).unwrap(), user(0, 0, &[], "/root"));
+        assert_eq!(ask(UserRequest::Uid(33), None, &[], true).unwrap(), user(33, 34, &[4, 34, 50], "/srv/web"));
+        assert_eq!(ask(UserRequest::Uid(33), Some(9), &[7], false).unwrap(), user(33, 9, &[7, 9], "/srv/web"));
+        assert_eq!(ask(UserRequest::Uid(4242), None, &[7], true).unwrap(), user(4242, 0, &[0, 7], "/"));
+        assert_eq!(ask(image("web:adm"), None, &[], false).unwrap(), user(33, 4, &[], "/srv/web"));
+        assert_eq!(ask(image("5:6"), None, &[], true).unwrap(), user(5, 6, &[], "/"));
+        assert_eq!(ask(image("1000"), None, &[], true).unwrap(), user(7, 8, &[], "/seven"));
+        assert_eq!(ask(image(""), None, &[], true).unwrap(), user(0, 0, &[], "/root"));
+    }
+
+    #[test]
+    fn unknown_names_are_errors() {
+        for request in [UserRequest::Name("nobody".into()), UserRequest::Name("33".into()), UserRequest::Image("web:no".into())] {
+            assert!(matches!(ask(request.clone(), None, &[], true), Err(UserError::Unknown { .. })), "{request:?}");
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! What a process may do: user, groups, capabilities, no_new_privs (capabilities(7), credentials(7)).
+
+use std::io;
+
+use rustix::io::Errno;
+use rustix::process::{Gid, Uid};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
+    configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
+    set_keep_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+};
+
+/// Credentials to take on. Capability sets are masks, bit n for capability n of linux/capability.h.
+#[derive(Debug, Clone, Default)]
+pub struct Credentials {
+    /// Real, effective and saved.
+    pub uid: u32,
+    /// Real, effective and saved.
+    pub gid: u32,
+    /// Supplementary groups; set even when empty, or the caller's would stay.
+    pub groups: Vec<u32>,
+    /// What stays in the bounding set.
+    pub bounding: u64,
+    /// Permitted and effective until execve; what the caller has not is left out.
+    pub permitted: u64,
+    /// Inheritable.
+    pub inheritable: u64,
+    /// Ambient; must be permitted and inheritable.
+    pub ambient: u64,
+    /// PR_SET_NO_NEW_PRIVS.
+    pub no_new_privs: bool,
+    /// A filter follows: CAP_SYS_ADMIN is kept for it where `no_new_privs` is off. execve drops it.
+    pub filter: bool,
+}
+
+/// Takes them on, in the one order that works. Afterwards only a filter and execve may follow.
+///
+/// # Errors
+/// The step that failed, and the kernel's reason.
+pub fn assume(wanted: &Credentials) -> Result<(), (&'static str, io::Error)> {
+    let at = |step: &'static str| move |e: Errno| (step, io::Error::from(e));
+    let held = capabilities(None).map_err(at("capget"))?.permitted;
+    // Everything that is permitted takes effect, whatever the caller had lowered.
+    let all = CapabilitySets { effective: held, permitted: held, inheritable: CapabilitySet::empty() };
+    set_capabilities(None, all).map_err(at("capset"))?;
+    clear_ambient_capability_set().map_err(at("ambient set"))?;
+    for bit in each(!wanted.bounding) {
+        match remove_capability_from_bounding_set(bit) {
+            // Above the last one that this kernel has.
+            Err(Errno::INVAL) => break,
+            other => other.map_err(at("bounding set"))?,
+        }
+    }
+    let groups: Vec<Gid> = wanted.groups.iter().map(|g| Gid::from_raw(*g)).collect();
+    set_thread_groups(&groups).map_err(at("setgroups"))?;
+    set_keep_capabilities(true).map_err(at("keepcaps"))?;
+    let (uid, gid) = (Uid::from_raw(wanted.uid), Gid::from_raw(wanted.gid));
+    set_thread_res_gid(gid, gid, gid).map_err(at("setresgid"))?;
+    set_thread_res_uid(uid, uid, uid).map_err(at("setresuid"))?;
+    set_keep_capabilities(false).map_err(at("keepcaps"))?;
+    let for_filter =
+        if wanted.filter && !wanted.no_new_privs { CapabilitySet::SYS_ADMIN } else { CapabilitySet::empty() };
+    let permitted = (CapabilitySet::from_bits_retain(wanted.permitted) | for_filter) & held;
+    let inheritable = CapabilitySet::from_bits_retain(wanted.inheritable) & held;
+    set_capabilities(None, CapabilitySets { effective: permitted, permitted, inheritable })
+        .map_err(at("capset"))?;
+    for bit in each(wanted.ambient & held.bits()) {
+        configure_capability_in_ambient_set(bit, true).map_err(at("ambient set"))?;
+    }
+    if wanted.no_new_privs {
+        set_no_new_privs(true).map_err(at("no_new_privs"))?;
+    }
+    Ok(())
+}
+
+fn each(mask: u64) -> impl Iterator<Item = CapabilitySet> {
+    (0..64).map(|n| 1u64 << n).filter(move |bit| mask & bit != 0).map(CapabilitySet::from_bits_retain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_become_bits() {
+        let bits: Vec<u64> = each(0b1010_0000_0000_0000_0000_0001).map(|b| b.bits()).collect();
+        assert_eq!(bits, [1, 1 << 21, 1 << 23]);
+    }
+}

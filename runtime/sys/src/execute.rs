@@ -1,0 +1,138 @@
+//! The last steps of a process before execve(2): what it inherited is put back to what a new process expects.
+
+use std::ffi::{CStr, CString, c_char};
+use std::io;
+
+use rustix::process::Signal;
+
+/// Default actions for every signal, none blocked. Handlers fall at execve by themselves; ignored signals and
+/// the mask would stay.
+pub fn reset_signals() {
+    for number in 1..=64 {
+        if number == Signal::KILL.as_raw() || number == Signal::STOP.as_raw() {
+            continue;
+        }
+        // SAFETY: SIG_DFL takes away a handler, if any, and installs no code; for the C library's own
+        // real-time signals the call fails and leaves them as they are.
+        unsafe { libc::signal(number, libc::SIG_DFL) };
+    }
+    let none = [0u64; 1];
+    // SAFETY: rt_sigprocmask(2) reads one 8-byte mask of the size told and writes nothing back.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            none.as_ptr(),
+            std::ptr::null_mut::<u64>(),
+            8,
+        );
+    }
+}
+
+/// A new, empty session keyring, so that the caller's keys cannot be seen. A kernel without keyrings has none
+/// to hide.
+///
+/// # Errors
+/// EDQUOT, ENOMEM.
+pub fn new_session_keyring() -> io::Result<()> {
+    const JOIN_SESSION_KEYRING: libc::c_int = 1;
+    // SAFETY: keyctl(2) with a null name makes an anonymous keyring and touches no memory of ours.
+    let done =
+        unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<c_char>(), 0, 0, 0) };
+    match io::Error::last_os_error() {
+        _ if done >= 0 => Ok(()),
+        e if e.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+        e => Err(e),
+    }
+}
+
+/// Arguments and environment in the form that execve takes, made before a filter may forbid memory.
+pub struct Image {
+    // The arrays point into these.
+    _strings: Vec<CString>,
+    args: Vec<*const c_char>,
+    env: Vec<*const c_char>,
+}
+
+impl std::fmt::Debug for Image {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Image").field("strings", &self._strings).finish_non_exhaustive()
+    }
+}
+
+impl Image {
+    /// From strings without their terminating NUL.
+    ///
+    /// # Errors
+    /// InvalidInput for a NUL byte.
+    pub fn new<'a>(
+        args: impl Iterator<Item = &'a [u8]>,
+        env: impl Iterator<Item = &'a [u8]>,
+    ) -> io::Result<Self> {
+        let args: Vec<CString> = args.map(CString::new).collect::<Result<_, _>>()?;
+        let env: Vec<CString> = env.map(CString::new).collect::<Result<_, _>>()?;
+        let pointers = |strings: &[CString]| -> Vec<*const c_char> {
+            strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+        };
+        let (arg_pointers, env_pointers) = (pointers(&args), pointers(&env));
+        let strings = args.into_iter().chain(env).collect();
+        Ok(Self { _strings: strings, args: arg_pointers, env: env_pointers })
+    }
+
+    /// Becomes the program at `path`. Returns only when it failed.
+    pub fn execute(&self, path: &CStr) -> io::Error {
+        // SAFETY: `path` is a C string; both arrays end with a null pointer and point at C strings whose heap
+        // memory `_strings` owns (moving a CString moves no bytes).
+        unsafe { libc::execve(path.as_ptr(), self.args.as_ptr(), self.env.as_ptr()) };
+        io::Error::last_os_error()
+    }
+}
+
+/// Closes every descriptor from `first` on, but `keep`. Only for a process that is about to execve: owners of
+/// those numbers must not be used or dropped any more.
+///
+/// # Errors
+/// Those of close_range(2).
+pub fn close_from(first: u32, keep: u32) -> io::Result<()> {
+    if keep > first {
+        close_range(first, keep - 1)?;
+    }
+    close_range(first.max(keep.saturating_add(1)), u32::MAX)
+}
+
+/// Closes descriptors by number, those that are open.
+pub fn close_numbers(numbers: &[u32]) {
+    for number in numbers {
+        // One number each; that it is closed already is no error.
+        drop(close_range(*number, *number));
+    }
+}
+
+fn close_range(first: u32, last: u32) -> io::Result<()> {
+    // SAFETY: closes numbers only; the callers' contract is that no owner of them is used or dropped later.
+    match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Numbers of the caller's open descriptors from 3 on.
+///
+/// # Errors
+/// Those of reading /proc/self/fd.
+pub fn open_numbers() -> io::Result<Vec<u32>> {
+    let entries = std::fs::read_dir("/proc/self/fd")?;
+    let numbers = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    Ok(numbers.filter(|n| *n > 2).collect())
+}
+
+/// Puts back what a child inherits from a parent with unusual settings: nice value, timer slack, use of huge
+/// pages, personality. What cannot be put back stays.
+pub fn reset_scheduling() {
+    // Best effort throughout: none of these guards anything.
+    let _ = rustix::thread::set_current_timer_slack(None);
+    let _ = rustix::thread::disable_transparent_huge_pages(false);
+    let _ = rustix::process::setpriority_process(None, 0);
+    // SAFETY: personality(2) takes a number; 0 is PER_LINUX without flags.
+    unsafe { libc::personality(0) };
+}

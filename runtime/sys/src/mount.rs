@@ -1,0 +1,294 @@
+//! The mount interface by descriptors (fsopen(2), open_tree(2), move_mount(2), mount_setattr(2), openat2(2)):
+//! nothing here walks a path twice.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change,
+    move_mount, open_tree, unmount,
+};
+
+/// Mount attributes of `mount_setattr(2)`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Attributes {
+    /// Read-only.
+    pub readonly: bool,
+    /// Set-user-id bits mean nothing.
+    pub nosuid: bool,
+    /// Device nodes mean nothing.
+    pub nodev: bool,
+    /// Nothing can be executed.
+    pub noexec: bool,
+}
+
+impl Attributes {
+    fn bits(self) -> u64 {
+        let bit = |on: bool, flag: MountAttrFlags| if on { u64::from(flag.bits()) } else { 0 };
+        bit(self.readonly, MountAttrFlags::MOUNT_ATTR_RDONLY)
+            | bit(self.nosuid, MountAttrFlags::MOUNT_ATTR_NOSUID)
+            | bit(self.nodev, MountAttrFlags::MOUNT_ATTR_NODEV)
+            | bit(self.noexec, MountAttrFlags::MOUNT_ATTR_NOEXEC)
+    }
+}
+
+/// How mounts pass between a mount and its peers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pass {
+    /// Not at all.
+    Private,
+    /// In, not out.
+    Slave,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct MountAttr {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    userns: u64,
+}
+
+fn set(mount: BorrowedFd<'_>, recursive: bool, attr: &MountAttr) -> io::Result<()> {
+    const AT_RECURSIVE: u32 = 0x8000;
+    let flags = AtFlags::EMPTY_PATH.bits() | if recursive { AT_RECURSIVE } else { 0 };
+    let path: &CStr = c"";
+    // SAFETY: mount_setattr(2) reads the path, a C string, and `attr`, a `struct mount_attr` of the size told;
+    // both live across the call. The descriptor is open because it is borrowed.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            path.as_ptr(),
+            flags,
+            std::ptr::from_ref(attr),
+            size_of::<MountAttr>(),
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Adds attributes to one mount, attached or not; none is taken away.
+///
+/// # Errors
+/// EPERM; EINVAL when `mount` is no mount's root.
+pub fn add_attributes(mount: BorrowedFd<'_>, attributes: Attributes) -> io::Result<()> {
+    match attributes.bits() {
+        0 => Ok(()),
+        set_bits => set(mount, false, &MountAttr { set: set_bits, ..MountAttr::default() }),
+    }
+}
+
+/// Sets how mounts pass, of one mount or of the whole tree.
+///
+/// # Errors
+/// As [`add_attributes`].
+pub fn set_propagation(mount: BorrowedFd<'_>, pass: Pass, recursive: bool) -> io::Result<()> {
+    let propagation = match pass {
+        Pass::Private => libc::MS_PRIVATE,
+        Pass::Slave => libc::MS_SLAVE,
+    };
+    set(mount, recursive, &MountAttr { propagation, ..MountAttr::default() })
+}
+
+/// A detached copy of the mount that `source` is in, beginning at `source`. It is gone when the last
+/// descriptor is closed, unless it is attached. The source must be in the caller's mount namespace.
+///
+/// # Errors
+/// EINVAL for a source of another namespace or an unbindable one.
+pub fn clone(source: BorrowedFd<'_>, recursive: bool) -> io::Result<OwnedFd> {
+    let mut flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    Ok(open_tree(source, "", flags)?)
+}
+
+/// Attaches a detached tree at `target`, a directory or, for a tree that is one file, a file.
+///
+/// # Errors
+/// ENOTDIR when one is a directory and the other is not; ELOOP; EINVAL for a tree that is attached.
+pub fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(move_mount(tree, "", target, "", flags)?)
+}
+
+/// Makes the private mount `to` a peer of `from`, a shared mount of the same file system and root.
+///
+/// # Errors
+/// EINVAL where those conditions do not hold.
+pub fn join_group(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH
+        | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH
+        | MoveMountFlags::MOVE_MOUNT_SET_GROUP;
+    Ok(move_mount(from, "", to, "", flags)?)
+}
+
+/// One option of a new file system.
+#[derive(Debug, Clone, Copy)]
+pub enum Option_<'a> {
+    /// `key`.
+    Flag(&'a str),
+    /// `key=value`.
+    Value(&'a str, &'a str),
+}
+
+/// A new file system of `kind`, mounted nowhere yet. Where the kernel gives reasons beside the errno they are
+/// in the error's text.
+///
+/// # Errors
+/// ENODEV for an unknown kind; EINVAL for an unknown option; those of the file system.
+pub fn create(kind: &str, options: &[Option_<'_>], attributes: Attributes) -> io::Result<OwnedFd> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let build = || {
+        for option in options {
+            match option {
+                Option_::Flag(key) => fsconfig_set_flag(&context, *key)?,
+                Option_::Value(key, value) => fsconfig_set_string(&context, *key, *value)?,
+            }
+        }
+        fsconfig_create(&context)?;
+        let bits = u32::try_from(attributes.bits()).unwrap_or(0);
+        fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::from_bits_retain(bits))
+    };
+    build().map_err(|errno| explain(&context, errno))
+}
+
+/// Adds what the kernel wrote into the context's log (one message a read).
+fn explain(context: &OwnedFd, errno: rustix::io::Errno) -> io::Error {
+    let mut text = String::new();
+    let mut buffer = [0u8; 512];
+    while text.len() < 2048 {
+        match rustix::io::read(context, &mut buffer) {
+            Ok(0) | Err(_) => break,
+            Ok(length) => {
+                text.push_str(" | ");
+                text.push_str(String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).trim());
+            }
+        }
+    }
+    let plain = io::Error::from(errno);
+    if text.is_empty() {
+        plain
+    } else {
+        io::Error::new(plain.kind(), Explained { errno: errno.raw_os_error(), text })
+    }
+}
+
+/// An errno with the kernel's own words; [`errno`] finds the number again.
+#[derive(Debug, thiserror::Error)]
+#[error("{}{text}", io::Error::from_raw_os_error(*.errno))]
+pub struct Explained {
+    errno: i32,
+    text: String,
+}
+
+/// The errno of an error of this module, 0 when there is none.
+pub fn errno(error: &io::Error) -> i32 {
+    let inner = error.get_ref().and_then(|e| e.downcast_ref::<Explained>()).map(|e| e.errno);
+    error.raw_os_error().or(inner).unwrap_or(0)
+}
+
+/// A tmpfs. `size` 0 leaves the kernel's default, half of memory.
+///
+/// # Errors
+/// As [`create`].
+pub fn tmpfs(mode: u32, size: u64, attributes: Attributes) -> io::Result<OwnedFd> {
+    let (mode, size) = (format!("{mode:o}"), size.to_string());
+    let options =
+        [Option_::Value("source", "tmpfs"), Option_::Value("mode", &mode), Option_::Value("size", &size)];
+    let used = if size == "0" { 2 } else { 3 };
+    create("tmpfs", options.get(..used).unwrap_or(&options), attributes)
+}
+
+/// Opens a path as it stands for the caller, symlinks followed, without touching what it names (O_PATH).
+///
+/// # Errors
+/// Those of open(2).
+pub fn open_path(path: &Path) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Opens `path` as if `root` were `/`: no symlink, `..` or magic link leads out.
+///
+/// # Errors
+/// Those of openat2(2); ELOOP for a magic link.
+pub fn open_in_root(root: BorrowedFd<'_>, path: &Path, flags: OFlags, mode: u32) -> io::Result<OwnedFd> {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    for _ in 0..16 {
+        match openat2(root, path, flags | OFlags::CLOEXEC, Mode::from_raw_mode(mode), resolve) {
+            // A rename or mount somewhere raced with a `..` on the way.
+            Err(rustix::io::Errno::AGAIN) => {}
+            other => return Ok(other?),
+        }
+    }
+    Err(io::ErrorKind::WouldBlock.into())
+}
+
+/// The number of the mount that an open file is in, as mountinfo counts them.
+///
+/// # Errors
+/// Those of statx(2); Unsupported before Linux 5.8.
+pub fn mount_id(file: BorrowedFd<'_>) -> io::Result<u64> {
+    let stat = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
+    if stat.stx_mask & StatxFlags::MNT_ID.bits() == 0 {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    Ok(stat.stx_mnt_id)
+}
+
+/// Detaches what is mounted at `path`. Make a copy of a shared tree private before, or its peers lose their
+/// submounts too.
+///
+/// # Errors
+/// EINVAL when nothing is mounted there.
+pub fn detach(path: &Path) -> io::Result<()> {
+    Ok(unmount(path, UnmountFlags::DETACH)?)
+}
+
+/// Detaches the mount whose root `mount` is.
+///
+/// # Errors
+/// As [`detach`]; /proc must be mounted.
+pub fn detach_fd(mount: BorrowedFd<'_>) -> io::Result<()> {
+    detach(Path::new(&format!("/proc/self/fd/{}", mount.as_raw_fd())))
+}
+
+/// Changes how mounts pass for the mount at `path`, by mount(2).
+///
+/// # Errors
+/// EINVAL when `path` is no mount's root.
+pub fn change(path: &Path, pass: Pass, recursive: bool) -> io::Result<()> {
+    let mut flags = match pass {
+        Pass::Private => MountPropagationFlags::PRIVATE,
+        Pass::Slave => MountPropagationFlags::DOWNSTREAM,
+    };
+    if recursive {
+        flags |= MountPropagationFlags::REC;
+    }
+    Ok(mount_change(path, flags)?)
+}
+
+/// Makes the mount at the working directory the root of the namespace and drops the old one.
+///
+/// # Errors
+/// EINVAL when the old root is shared, or the working directory no mount's root.
+pub fn pivot_here() -> io::Result<()> {
+    rustix::process::pivot_root(".", ".")?;
+    detach(Path::new("."))
+}
+
+/// Mounts a detached tree at a path.
+///
+/// # Errors
+/// As [`attach`], and those of opening the path.
+pub fn attach_at(tree: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let target = open_path(path)?;
+    attach(tree, target.as_fd())
+}

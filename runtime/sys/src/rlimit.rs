@@ -1,0 +1,57 @@
+//! Resource limits by kernel number (setrlimit(2)).
+
+use std::io;
+
+fn get(resource: u32) -> io::Result<libc::rlimit64> {
+    let mut now = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: prlimit64(2) of the caller itself (pid 0), no new limit given; it writes `now`, which lives across the call.
+    let done = unsafe {
+        libc::syscall(libc::SYS_prlimit64, 0, resource, std::ptr::null::<libc::rlimit64>(), &raw mut now)
+    };
+    if done == 0 { Ok(now) } else { Err(io::Error::last_os_error()) }
+}
+
+fn put(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
+    let new = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: prlimit64(2) of the caller itself (pid 0); it reads `new`, which lives across the call, and is
+    // asked for no old limit.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_prlimit64,
+            0,
+            resource,
+            &raw const new,
+            std::ptr::null_mut::<libc::rlimit64>(),
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Sets a limit of the calling process. Where the hard limit cannot be raised (no CAP_SYS_RESOURCE, or above
+/// fs.nr_open) both are cut to it.
+///
+/// # Errors
+/// EINVAL for an unknown resource or a soft limit above the hard one.
+pub fn set(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
+    match put(resource, soft, hard) {
+        Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
+            let now = get(resource)?;
+            put(resource, soft.min(now.rlim_max), hard.min(now.rlim_max))
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lowers_and_refuses_nonsense() {
+        let core = u32::try_from(libc::RLIMIT_CORE).unwrap();
+        let hard = get(core).unwrap().rlim_max;
+        set(core, 0, hard).unwrap();
+        assert_eq!(get(core).unwrap().rlim_cur, 0);
+        assert_eq!(set(999, 0, 0).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+    }
+}
