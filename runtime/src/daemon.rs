@@ -1,14 +1,10 @@
 //! Start and stop of the daemon: the order in which its parts come up.
 
 use crate::cgroups::{self, Cgroups};
-use crate::config::{Config, MissingBinary, MountNamespace};
+use crate::config::{Config, MissingBinary};
 use crate::node::{self, Node, NodeOptions};
 use crate::seccomp::Compiler;
-<<<<<<< HEAD
 use crate::service::{self, Backend, Figures, Socket};
-=======
-use crate::service::{self, Backend, Socket};
->>>>>>> core2
 use crate::shutdown::Shutdown;
 use crate::stats::StatsReader;
 use crate::{cni_watch, telemetry};
@@ -34,17 +30,10 @@ const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// What still blocks after the stop is left to the kernel.
 const ABANDON: Duration = Duration::from_secs(1);
 
-<<<<<<< HEAD
 /// Where network namespaces are pinned: CNI agents mount this folder from the host and look there.
 const NETNS_DIR: &str = "/run/netns";
 /// The longest that one container's file systems and init may take. kubelet gives CreateContainer two
 /// minutes: a volume that hangs is reported, with the step it hangs in, before kubelet stops listening.
-=======
-/// Where network namespaces are pinned: `ip netns` and CNI tools look there.
-const NETNS_DIR: &str = "/run/netns";
-/// The longest that making one container may take; then its worker is killed. Shorter than kubelet's two
-/// minutes, so that it is told why.
->>>>>>> core2
 const CREATE_TIMEOUT: Duration = Duration::from_secs(100);
 
 /// Why the daemon could not start, or ended.
@@ -105,11 +94,7 @@ async fn daemon(config: Config) -> Result<(), Error> {
     let stopping =
         Shutdown::on_signals().map_err(|source| Error::Process { doing: "catch signals", source })?;
     let config = Arc::new(config);
-<<<<<<< HEAD
     let Found { layout, lock, boot_id, images, cgroups, shim_binary, pause_binary } = blocking({
-=======
-    let Found { layout, boot_id, lock, images, cgroups, shim_binary, pause_binary } = blocking({
->>>>>>> core2
         let config = Arc::clone(&config);
         move || find(&config)
     })
@@ -131,14 +116,7 @@ async fn daemon(config: Config) -> Result<(), Error> {
         compiler: Arc::new(Compiler::new()),
         shim_binary,
         pause_binary,
-<<<<<<< HEAD
         mount_namespace: config.mount_namespace.path().into(),
-=======
-        mount_namespace: match config.mount_namespace {
-            MountNamespace::Own => "/proc/self/ns/mnt".into(),
-            MountNamespace::Pid1 => "/proc/1/ns/mnt".into(),
-        },
->>>>>>> core2
         netns_dir: NETNS_DIR.into(),
         create_timeout: CREATE_TIMEOUT,
     })
@@ -167,7 +145,6 @@ async fn daemon(config: Config) -> Result<(), Error> {
 /// What must be there before anything is done.
 struct Found {
     layout: Layout,
-    boot_id: String,
     lock: Lock,
     boot_id: String,
     images: ImageStore,
@@ -189,11 +166,7 @@ fn find(config: &Config) -> Result<Found, Error> {
     let mut options = image::Options::new(layout.images_dir(), &config.image.certs_dir);
     options.parallel_layers = config.image.max_parallel_downloads;
     let images = ImageStore::open(options)?;
-<<<<<<< HEAD
     Ok(Found { layout, lock, boot_id, images, cgroups, shim_binary, pause_binary })
-=======
-    Ok(Found { layout, boot_id, lock, images, cgroups, shim_binary, pause_binary })
->>>>>>> core2
 }
 
 /// Runs a step of the start on the blocking pool.

@@ -13,12 +13,8 @@ mod pod;
 mod registry;
 mod restore;
 pub mod seccomp;
-<<<<<<< HEAD
 pub mod service;
-=======
-mod service;
 mod shims;
->>>>>>> core2
 pub mod shutdown;
 pub mod stats;
 pub mod telemetry;
