@@ -141,7 +141,7 @@ async fn connect(context: &Arc<Context>, record: &PodRecord) -> Result<Connectio
     spawn::reap_later(child);
     // A shim that dies at once is not waited for.
     let dead = async {
-        match tokio::io::unix::AsyncFd::with_interest(pidfd, tokio::io::Interest::READABLE) {
+        match crate::shims::watched(pidfd, tokio::io::Interest::READABLE) {
             Ok(watched) => drop(watched.readable().await),
             Err(_) => std::future::pending().await,
         }

@@ -5,6 +5,7 @@
 use crate::node::{ContainerView, Error, ErrorKind, PodView};
 use model::{ContainerId, ContainerRecord, PodId, PodRecord};
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The published state of the node.
@@ -64,7 +65,7 @@ impl<T> Table<T> {
             return Err(not_found());
         }
         let mut hits =
-            self.by_id.range::<str, _>(asked..).take_while(|(id, _)| id.starts_with(asked)).map(|(_, view)| view);
+            self.by_id.range::<str, _>((Bound::Included(asked), Bound::Unbounded)).take_while(|(id, _)| id.starts_with(asked)).map(|(_, view)| view);
         match (hits.next(), hits.next()) {
             (Some(view), None) => Ok(Arc::clone(view)),
             (None, _) => Err(not_found()),

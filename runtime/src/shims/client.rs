@@ -21,7 +21,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
-use wire::{CodecError, Decoder, ErrorKind as ShimErrorKind, Event, Failure, Hello, Message, Reply, Request, Snapshot};
+use wire::codec::{self, CodecError, Decoder};
+use wire::{ErrorKind as ShimErrorKind, Event, Failure, Hello, Message, Reply, Request, Snapshot};
 
 /// Requests on their way to the socket.
 const MOST_OUTGOING: usize = 32;
@@ -135,7 +136,7 @@ async fn greet(path: &Path, pod: &PodId) -> Result<Connection, ClientError> {
     let socket = |what| move |source| ClientError::Socket { what, source };
     let stream = tokio::net::UnixStream::connect(path).await.map_err(socket("connect to the shim"))?;
     let stream = stream.into_std().map_err(socket("take the shim's socket"))?;
-    let stream = AsyncFd::new(stream).map_err(socket("watch the shim's socket"))?;
+    let stream = super::watched(stream, Interest::READABLE | Interest::WRITABLE).map_err(socket("watch the shim's socket"))?;
     let mut link = Link { stream, decoder: Decoder::default(), fds: VecDeque::new() };
     let hello = match link.next().await? {
         Message::Hello(hello) if hello.pod == *pod => hello,
@@ -155,7 +156,7 @@ async fn greet(path: &Path, pod: &PodId) -> Result<Connection, ClientError> {
     }
     let process = sys::pidfd::open(hello.pid).map_err(socket("open the shim's process"))?;
     let process =
-        AsyncFd::with_interest(process, Interest::READABLE).map_err(socket("watch the shim's process"))?;
+        super::watched(process, Interest::READABLE).map_err(socket("watch the shim's process"))?;
     let (outgoing, requests) = mpsc::channel(MOST_OUTGOING);
     let (event_sender, events) = mpsc::channel(MOST_EVENTS);
     let task = Task { link, requests, events: event_sender, pending: HashMap::new(), execs: HashMap::new() };
@@ -251,7 +252,7 @@ pub(crate) fn next_exec() -> ExecId {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let start = u64::try_from(since.as_micros()).unwrap_or(1).max(1);
         // Whoever comes second finds it started.
-        drop(NEXT.compare_exchange(0, start, Ordering::Relaxed, Ordering::Relaxed));
+        let _ = NEXT.compare_exchange(0, start, Ordering::Relaxed, Ordering::Relaxed);
     }
     ExecId(NEXT.fetch_add(1, Ordering::Relaxed))
 }
@@ -344,7 +345,7 @@ impl Task {
                     let Outgoing { request, fds, reply, exec } = request;
                     let mut bytes = Vec::with_capacity(256);
                     let count = u8::try_from(fds.len()).unwrap_or(u8::MAX);
-                    match wire::encode(id, count, &Message::Request(request), &mut bytes) {
+                    match codec::encode(id, count, &Message::Request(request), &mut bytes) {
                         // A caller that is gone needs no answer.
                         Err(error) => drop(reply.send(Err(error.into()))),
                         Ok(()) => {
@@ -396,7 +397,7 @@ impl Task {
             }
             Message::Event(Event::ExecExited { exec, code }) => {
                 if let Some(waiting) = self.execs.remove(&exec) {
-                    drop(waiting.send(code));
+                    let _ = waiting.send(code);
                 }
             }
             Message::Event(event) => {

@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use sys::spawn::{Child, Program};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use wire::ShimInit;
 
 /// The two programs, opened once and sealed against writing (EXEC.md 5).
@@ -92,7 +91,7 @@ pub(crate) fn reap_later(child: Child) {
     tokio::spawn(async move {
         let Child { pid, pidfd } = child;
         let outcome = async {
-            let watched = AsyncFd::with_interest(pidfd, Interest::READABLE)?;
+            let watched = super::watched(pidfd, Interest::READABLE)?;
             drop(watched.readable().await?);
             waitid(WaitId::PidFd(watched.get_ref().as_fd()), WaitIdOptions::EXITED).map_err(io::Error::from)
         };
