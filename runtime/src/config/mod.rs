@@ -263,7 +263,8 @@ impl Binaries {
             }
         };
         let executable = |path: &&PathBuf| {
-            std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+            std::fs::metadata(path)
+                .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
         };
         match looked.iter().find(executable) {
             Some(found) => Ok(found.clone()),
