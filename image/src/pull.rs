@@ -106,7 +106,7 @@ impl Puller {
                 size: 0,
             };
             let record = store.commit(&reference, &found.top, entry, size)?;
-            drop(pins);
+            pins.named();
             Ok(record)
         })
         .await?;

@@ -6,9 +6,10 @@
 
 use inotify::{Inotify, WatchMask};
 use std::future::Future;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe;
 
 /// Longest time in which a change can go unseen.
 const LOOK: Duration = Duration::from_secs(10);
@@ -18,7 +19,7 @@ const SETTLE: Duration = Duration::from_millis(100);
 const SETTLE_MOST: Duration = Duration::from_secs(1);
 
 /// Runs until it is dropped: calls `reload` after every change in `conf_dir` and every [`LOOK`].
-pub async fn follow<F: Future<Output = ()>>(conf_dir: PathBuf, reload: impl Fn() -> F) {
+pub(crate) async fn follow<F: Future<Output = ()>>(conf_dir: PathBuf, reload: impl Fn() -> F) {
     loop {
         match Watch::new(&conf_dir) {
             Ok(mut watch) => {
@@ -49,7 +50,13 @@ async fn settle(watch: &mut Watch) {
     drop(tokio::time::timeout(SETTLE_MOST, quiet).await);
 }
 
-struct Watch(AsyncFd<Inotify>);
+/// What happened is of no interest, only that something did: the events are drained as bytes, through the
+/// readiness that tokio has for pipes. (Its general type for descriptors takes `unsafe`, which has no place here.)
+struct Watch {
+    events: pipe::Receiver,
+    /// Its watches end with it.
+    _inotify: Inotify,
+}
 
 impl Watch {
     fn new(conf_dir: &Path) -> std::io::Result<Self> {
@@ -76,18 +83,19 @@ impl Watch {
             result = inotify.watches().add(ancestor, appearance);
         }
         result?;
-        Ok(Self(AsyncFd::new(inotify)?))
+        let events = pipe::Receiver::from_file_unchecked(inotify.as_fd().try_clone_to_owned()?.into())?;
+        Ok(Self { events, _inotify: inotify })
     }
 
     /// Resolves when something has happened.
     async fn changed(&mut self) -> std::io::Result<()> {
         let mut buffer = [0; 4096];
         loop {
-            let mut ready = self.0.readable_mut().await?;
-            match ready.try_io(|inotify| inotify.get_mut().read_events(&mut buffer).map(Iterator::count)) {
-                Ok(Ok(0)) | Err(_) => {}
-                Ok(Ok(_)) => return Ok(()),
-                Ok(Err(error)) => return Err(error),
+            self.events.readable().await?;
+            match self.events.try_read(&mut buffer) {
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
             }
         }
     }

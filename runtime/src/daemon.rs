@@ -3,8 +3,10 @@
 use crate::cgroups::{self, Cgroups};
 use crate::config::{Config, MissingBinary};
 use crate::node::{self, Node, NodeOptions};
-use crate::service::{self, Backend, Socket};
+use crate::seccomp::Compiler;
+use crate::service::{self, Backend, Figures, Socket};
 use crate::shutdown::Shutdown;
+use crate::stats::StatsReader;
 use crate::{cni_watch, telemetry};
 use image::ImageStore;
 use network::{Cni, CniConfig};
@@ -18,6 +20,8 @@ use std::time::Duration;
 const WORKERS: usize = 2;
 /// Blocking calls at once: records, layers, cgroup files. A hung disk can take this many and no more.
 const BLOCKING: usize = 64;
+/// Arenas of the C library's allocator: one a worker thread.
+const ARENAS: i32 = 2;
 /// Futures live on the heap, and what blocks is shallow; glibc's 8 MiB would only be address space, but
 /// every touched page of a pool thread stays.
 const STACK: usize = 512 * 1024;
@@ -25,6 +29,12 @@ const STACK: usize = 512 * 1024;
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// What still blocks after the stop is left to the kernel.
 const ABANDON: Duration = Duration::from_secs(1);
+
+/// Where network namespaces are pinned: CNI agents mount this folder from the host and look there.
+const NETNS_DIR: &str = "/run/netns";
+/// The longest that one container's file systems and init may take. kubelet gives CreateContainer two
+/// minutes: a volume that hangs is reported, with the step it hangs in, before kubelet stops listening.
+const CREATE_TIMEOUT: Duration = Duration::from_secs(100);
 
 /// Why the daemon could not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +73,7 @@ pub enum Error {
 /// Runs the daemon until it is told to stop.
 pub fn run(config: Config) -> Result<(), Error> {
     telemetry::init(config.log)?;
+    sys::malloc::limit_arenas(ARENAS);
     let process = |doing| move |source| Error::Process { doing, source };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
@@ -83,7 +94,7 @@ async fn daemon(config: Config) -> Result<(), Error> {
     let stopping =
         Shutdown::on_signals().map_err(|source| Error::Process { doing: "catch signals", source })?;
     let config = Arc::new(config);
-    let Found { layout, lock, images, cgroups, shim_binary, pause_binary } = blocking({
+    let Found { layout, lock, boot_id, images, cgroups, shim_binary, pause_binary } = blocking({
         let config = Arc::clone(&config);
         move || find(&config)
     })
@@ -95,16 +106,23 @@ async fn daemon(config: Config) -> Result<(), Error> {
         max_parallel: config.network.max_parallel,
         timeout: config.network.timeout,
     });
+    let figures = Arc::new(Figures::new(StatsReader::new(cgroups.clone()), layout.clone()));
     let node = Node::open(NodeOptions {
         layout,
+        boot_id,
         images: images.clone(),
         cni: cni.clone(),
         cgroups,
+        compiler: Arc::new(Compiler::new()),
         shim_binary,
         pause_binary,
+        mount_namespace: config.mount_namespace.path().into(),
+        netns_dir: NETNS_DIR.into(),
+        create_timeout: CREATE_TIMEOUT,
     })
     .await?;
-    let backend = Backend { node: node.clone(), images, cni: cni.clone(), config: Arc::clone(&config) };
+    let backend =
+        Backend { node: node.clone(), images, cni: cni.clone(), figures, config: Arc::clone(&config) };
     let (socket, lock) = blocking(move || {
         let socket = Socket::bind(&config.socket, &lock)?;
         Ok((socket, lock))
@@ -128,6 +146,7 @@ async fn daemon(config: Config) -> Result<(), Error> {
 struct Found {
     layout: Layout,
     lock: Lock,
+    boot_id: String,
     images: ImageStore,
     cgroups: Cgroups,
     shim_binary: PathBuf,
@@ -143,10 +162,11 @@ fn find(config: &Config) -> Result<Found, Error> {
     let pause_binary = config.binaries.pause(&own)?;
     let layout = Layout::new(&config.root, &config.state)?;
     let lock = state::lock::acquire(&layout)?;
+    let boot_id = state::boot::id()?;
     let mut options = image::Options::new(layout.images_dir(), &config.image.certs_dir);
     options.parallel_layers = config.image.max_parallel_downloads;
     let images = ImageStore::open(options)?;
-    Ok(Found { layout, lock, images, cgroups, shim_binary, pause_binary })
+    Ok(Found { layout, lock, boot_id, images, cgroups, shim_binary, pause_binary })
 }
 
 /// Runs a step of the start on the blocking pool.

@@ -33,6 +33,12 @@ impl Shutdown {
         Ok(Self(receiver))
     }
 
+    /// Stops when `stopping` turns true, for tests.
+    #[cfg(test)]
+    pub(crate) fn of(stopping: watch::Receiver<bool>) -> Self {
+        Self(stopping)
+    }
+
     /// Resolves when the daemon is to stop.
     pub async fn wait(mut self) {
         // An error means that the sender is gone, which happens only when the runtime ends.

@@ -3,7 +3,14 @@
 //! An error is logged once, where it is handled; what is returned to a caller is not logged on the way.
 
 use crate::config::{Log, LogFormat, LogLevel};
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+/// Our own crates. Libraries say more at `debug` than anybody wants to read (every HTTP/2 frame), so they
+/// follow the level only at its ends.
+const OURS: [&str; 6] = ["runtime", "image", "network", "state", "spec", "sys"];
 
 /// A second subscriber was set up.
 #[derive(Debug, thiserror::Error)]
@@ -12,18 +19,41 @@ pub struct AlreadySet;
 
 /// Sets the process's subscriber up. Once.
 pub fn init(log: Log) -> Result<(), AlreadySet> {
-    let level = match log.level {
-        LogLevel::Error => LevelFilter::ERROR,
-        LogLevel::Warn => LevelFilter::WARN,
-        LogLevel::Info => LevelFilter::INFO,
-        LogLevel::Debug => LevelFilter::DEBUG,
-        LogLevel::Trace => LevelFilter::TRACE,
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let lines = match log.format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
-    let builder =
-        tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(level).with_ansi(false);
-    let set = match log.format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    tracing_subscriber::registry()
+        .with(lines.with_filter(filter(log.level)))
+        .try_init()
+        .map_err(|_| AlreadySet)
+}
+
+fn filter(level: LogLevel) -> Targets {
+    let (ours, theirs) = match level {
+        LogLevel::Error => (LevelFilter::ERROR, LevelFilter::ERROR),
+        LogLevel::Warn => (LevelFilter::WARN, LevelFilter::WARN),
+        LogLevel::Info => (LevelFilter::INFO, LevelFilter::WARN),
+        LogLevel::Debug => (LevelFilter::DEBUG, LevelFilter::WARN),
+        LogLevel::Trace => (LevelFilter::TRACE, LevelFilter::TRACE),
     };
-    set.map_err(|_| AlreadySet)
+    Targets::new().with_default(theirs).with_targets(OURS.map(|name| (name, ours)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tracing::Level;
+
+    #[test]
+    fn libraries_are_heard_only_when_they_warn_or_all_is_traced() {
+        let debug = filter(LogLevel::Debug);
+        assert!(debug.would_enable("runtime::service", &Level::DEBUG));
+        assert!(
+            debug.would_enable("h2::codec", &Level::WARN) && !debug.would_enable("h2::codec", &Level::INFO)
+        );
+        assert!(filter(LogLevel::Trace).would_enable("h2::codec", &Level::TRACE));
+        assert!(!filter(LogLevel::Error).would_enable("image::pull", &Level::WARN));
+    }
 }

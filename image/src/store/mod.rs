@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// A layer's facts file.
@@ -116,7 +117,7 @@ impl Store {
         for digest in &digests {
             *catalog.pins.entry(*digest).or_default() += 1;
         }
-        Pins { store: self.clone(), digests }
+        Pins { store: self.clone(), digests, named: AtomicBool::new(false) }
     }
 
     /// Whether a whole, durable layer is here. Pin it first.
@@ -202,10 +203,10 @@ impl Store {
     }
 
     fn replace(&self, disk: &mut index::Entries, entries: index::Entries) -> Result<()> {
-        if *disk == entries {
-            return Ok(());
+        if *disk != entries {
+            index::write(&self.layout, &entries)?;
         }
-        index::write(&self.layout, &entries)?;
+        // Even then: a config that was damaged may be whole again.
         let next = index::Published::new(&self.layout, &entries, &self.pinned, &self.published());
         *disk = entries;
         *self.published.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
@@ -334,11 +335,19 @@ fn read_layers(
     Ok(layers)
 }
 
-/// Holds digests against collection. When the last holder of a pull goes, what it left unnamed is deleted.
+/// Holds digests against collection. When the last holder of a failed pull goes, what it left is deleted.
 #[derive(Debug)]
 pub(crate) struct Pins {
     store: Arc<Store>,
     digests: Vec<Digest>,
+    named: AtomicBool,
+}
+
+impl Pins {
+    /// The pull succeeded: an image names everything, there is nothing to delete.
+    pub(crate) fn named(&self) {
+        self.named.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Pins {
@@ -353,6 +362,9 @@ impl Drop for Pins {
                     }
                 }
             }
+        }
+        if *self.named.get_mut() {
+            return;
         }
         let store = self.store.clone();
         // Without a runtime the process is ending: the next start sweeps.

@@ -58,13 +58,11 @@ pub(crate) fn unpack(input: async_mpsc::Receiver<Bytes>, expected: &Expected, fo
             .map_err(Error::storage("start thread for", folder))?;
         let mut archive = tar::Reader::new(Buffers::new(buffers, returned, expected.max_bytes));
         let written = apply::Applier::new(root).run(&mut archive, expected.max_entries);
-        let stream = archive.into_inner();
-        let finished = if written.is_ok() { stream.drain() } else { Err(stream) };
-        // Ends the other thread if it still has something to say.
-        let (diff_id, overflow) = match finished {
-            Ok(diff_id) => (Some(diff_id), false),
-            Err(stream) => (None, stream.overflow),
-        };
+        let mut stream = archive.into_inner();
+        let complete = written.is_ok() && stream.drain().is_ok();
+        let overflow = stream.overflow;
+        // Consumes the stream, which ends the other thread if it still has something to say.
+        let diff_id = Some(stream.digest()).filter(|_| complete);
         let inflated = inflate.join().unwrap_or(Inflated::Failed(Error::Cancelled));
         conclude(expected, written, diff_id, overflow, inflated, folder)
     })
@@ -259,15 +257,20 @@ impl Buffers {
         Self { input, returned, current: Vec::new(), position: 0, hasher, left: limit, overflow: false }
     }
 
-    /// Reads to the end and gives the digest of all; dropping the stream stops the sender.
-    fn drain(mut self) -> Result<Digest, Self> {
+    /// Reads to the end.
+    fn drain(&mut self) -> io::Result<()> {
         loop {
-            match self.fill_buf().map(<[u8]>::len) {
-                Ok(0) => return Ok(Digest::finish(self.hasher)),
-                Ok(length) => self.consume(length),
-                Err(_) => return Err(self),
+            let length = self.fill_buf()?.len();
+            if length == 0 {
+                return Ok(());
             }
+            self.consume(length);
         }
+    }
+
+    /// Of all that was read.
+    fn digest(self) -> Digest {
+        Digest::finish(self.hasher)
     }
 }
 

@@ -126,20 +126,18 @@ pub enum Fault {
     Status(u16, Option<&'static str>),
     /// Half of the body, then the connection closes.
     Truncate,
-    /// Half of the body at this many milliseconds a piece.
+    /// The body in 20 pieces, this many milliseconds apart.
     Slow(u64),
-    /// Headers, some bytes, then nothing.
+    /// Headers, then nothing.
     Hang,
     /// No answer at all.
     Silence,
     /// One bit differs.
     Flip,
-    /// Twice the body, without a length.
+    /// Twice the body.
     Longer,
     /// To another host.
     Redirect(String),
-    /// No ranges.
-    IgnoreRange,
 }
 
 #[derive(Default)]
@@ -251,8 +249,15 @@ async fn serve(shared: Arc<Mutex<Shared>>, request: Request<Incoming>) -> Result
         Fault::Truncate => {
             let half = bytes.slice(..bytes.len() / 2);
             parts.headers.insert("content-length", bytes.len().to_string().parse().unwrap());
-            let frames = vec![Ok(Frame::data(half)), Err(io::Error::other("cut"))];
-            Response::from_parts(parts, StreamBody::new(stream::iter(frames)).boxed())
+            let frames = stream::unfold(Some(half), |half| async move {
+                if let Some(half) = half {
+                    return Some((Ok(Frame::data(half)), None));
+                }
+                // What was sent reaches the client before the connection breaks.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                Some((Err(io::Error::other("cut")), None))
+            });
+            Response::from_parts(parts, StreamBody::new(Box::pin(frames)).boxed())
         }
         Fault::Hang | Fault::Slow(_) => {
             parts.headers.insert("content-length", bytes.len().to_string().parse().unwrap());
@@ -280,12 +285,10 @@ async fn serve(shared: Arc<Mutex<Shared>>, request: Request<Incoming>) -> Result
             Response::from_parts(parts, full(bytes))
         }
         Fault::Longer => {
-            parts.headers.remove("content-length");
-            let frames = vec![Ok(Frame::data(bytes.clone())), Ok(Frame::data(bytes))];
-            Response::from_parts(parts, StreamBody::new(stream::iter(frames)).boxed())
+            parts.headers.insert("content-length", (bytes.len() * 2).to_string().parse().unwrap());
+            Response::from_parts(parts, full([bytes.clone(), bytes].concat()))
         }
         Fault::Redirect(to) => Response::builder().status(307).header("location", to).body(full("")).unwrap(),
-        Fault::IgnoreRange => Response::from_parts(parts, full(bytes)),
     })
 }
 

@@ -1,6 +1,7 @@
 //! The real kubelet, standalone, on copepod: manifests are dropped, and everything is judged from kubelet's
 //! own /pods and log endpoints, the process table and the cgroup tree.
 
+mod bulk;
 mod checks;
 mod churn;
 mod kubelet;

@@ -8,10 +8,10 @@ use tonic::Code;
 
 use crate::context::Context;
 use crate::fixture::Fixture;
+use crate::proc;
 use crate::runner::{Test, test};
-use crate::shapes::{self, ContainerExt as _, PodExt as _};
-use crate::wait::{self, secs};
-use crate::{cgroup, proc};
+use crate::shapes::{self, ContainerExt as _};
+use crate::wait::secs;
 
 pub(super) fn tests() -> Vec<Test> {
     vec![
@@ -28,16 +28,9 @@ pub(super) fn tests() -> Vec<Test> {
         test!(shorter_stop_wins).ours(),
         test!(image_configuration_is_merged),
         test!(environment_bytes_survive),
-        test!(oom_kill_is_reported),
-        test!(resources_reach_the_cgroup),
-        test!(oom_score_is_set),
-        test!(whole_cgroup_dies_with_init),
-        test!(stats_are_measured),
-        test!(stats_are_filtered),
         test!(container_without_log_runs),
         test!(verbose_status_has_pid),
         test!(equal_create_joins).ours(),
-        test!(many_containers_in_parallel).limit(120),
     ]
 }
 
@@ -331,148 +324,6 @@ async fn environment_bytes_survive(cx: Context) -> Result<()> {
     Ok(())
 }
 
-async fn oom_kill_is_reported(cx: Context) -> Result<()> {
-    let pod = cx.pod().await?;
-    let config = cx
-        .shell("oom", "dd if=/dev/zero of=/dev/null bs=64M count=1; exit $?")
-        .with(|c| c.resources().memory_limit_in_bytes = 15 << 20);
-    // The shell survives dd's death in this form; the whole container must not be needed to die for the reason.
-    let direct = shapes::container(
-        "direct",
-        &Fixture::image("busybox"),
-        &["/bin/dd", "if=/dev/zero", "of=/dev/null", "bs=64M", "count=10"],
-    )
-    .with(|c| c.resources().memory_limit_in_bytes = 15 << 20);
-    let s = cx.run(&pod, &direct).await?;
-    ensure!(s.exit_code == 137 && s.reason == "OOMKilled", "{} {} {}", s.exit_code, s.reason, s.message);
-    let s = cx.run(&pod, &config).await?;
-    ensure!(s.exit_code == 137, "dd in a shell ended with {}", s.exit_code);
-    ensure!(s.reason == "OOMKilled", "the reason of a child's OOM kill is {}", s.reason);
-    Ok(())
-}
-
-async fn resources_reach_the_cgroup(cx: Context) -> Result<()> {
-    let pod = cx.pod().await?;
-    let config = cx.sleeper("limited").with(|c| {
-        *c.resources() = api::LinuxContainerResources {
-            cpu_period: 100_000,
-            cpu_quota: 20_000,
-            cpu_shares: 512,
-            memory_limit_in_bytes: 64 << 20,
-            cpuset_cpus: String::from("0"),
-            ..Default::default()
-        }
-    });
-    let id = cx.start(&pod, &config).await?;
-    for (controller, file, expected) in [
-        ("cpu", "cpu.shares", "512"),
-        ("cpu", "cpu.cfs_quota_us", "20000"),
-        ("cpu", "cpu.cfs_period_us", "100000"),
-        ("memory", "memory.limit_in_bytes", "67108864"),
-        ("cpuset", "cpuset.cpus", "0"),
-    ] {
-        let value = cgroup::read(controller, &id, file)?;
-        ensure!(value == expected, "{controller}/{file} is {value}, not {expected}");
-    }
-    let parent = pod.config.linux.as_ref().map(|l| l.cgroup_parent.clone()).unwrap_or_default();
-    let dir = cgroup::find("memory", &id).context("no memory cgroup")?;
-    ensure!(dir.ends_with(format!("{}/{id}", parent.trim_start_matches('/'))), "leaf is {}", dir.display());
-    let below: Vec<_> =
-        std::fs::read_dir(&dir)?.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).collect();
-    ensure!(below.is_empty(), "cgroups below the container's: {below:?}");
-    let inside = cx.cri.sh(&id, "cat /sys/fs/cgroup/memory/memory.limit_in_bytes").await?;
-    ensure!(inside == "67108864", "inside it shows {inside}");
-    let written =
-        cx.cri.exec(&id, &["/bin/sh", "-c", "echo 1 > /sys/fs/cgroup/memory/memory.limit_in_bytes"]).await?;
-    ensure!(written.code != 0, "the container could write its own cgroup");
-    let resources =
-        cx.cri.container(&id).await?.resources.and_then(|r| r.linux).context("status has no resources")?;
-    ensure!(
-        resources.memory_limit_in_bytes == 64 << 20
-            && resources.cpu_quota == 20_000
-            && resources.cpu_shares == 512,
-        "{resources:?}"
-    );
-    Ok(())
-}
-
-async fn oom_score_is_set(cx: Context) -> Result<()> {
-    let pod = cx.pod().await?;
-    let id = cx.start(&pod, &cx.sleeper("one").with(|c| c.resources().oom_score_adj = 900)).await?;
-    let seen = cx.cri.sh(&id, "cat /proc/1/oom_score_adj; cat /proc/self/oom_score_adj").await?;
-    ensure!(seen == "900\n900", "init and exec have {seen:?}");
-    // Below what the host allows it is clamped, not refused.
-    let low = cx.start(&pod, &cx.sleeper("two").with(|c| c.resources().oom_score_adj = -997)).await?;
-    let seen: i32 = cx.cri.sh(&low, "cat /proc/1/oom_score_adj").await?.parse()?;
-    ensure!(seen <= 0, "-997 became {seen}");
-    Ok(())
-}
-
-async fn whole_cgroup_dies_with_init(cx: Context) -> Result<()> {
-    let mark = format!("3{:05}", shapes::unique());
-    let pod = cx.pod_of(cx.pod_config().shared_pid()).await?;
-    let id = cx.start(&pod, &cx.shell("one", &format!("(setsid sleep {mark} &); sleep 0.3; exit 5"))).await?;
-    let s = cx.cri.wait_exit(&id, secs(10)).await?;
-    ensure!(s.exit_code == 5, "exit code {}", s.exit_code);
-    ensure!(
-        proc::with_args(&format!("sleep {mark}")).is_empty(),
-        "a child outlived its container in the shared PID namespace"
-    );
-    Ok(())
-}
-
-async fn stats_are_measured(cx: Context) -> Result<()> {
-    let pod = cx.pod().await?;
-    let id = cx.start(&pod, &cx.shell("busy", "dd if=/dev/zero of=/tmp/file bs=1M count=8 2>/dev/null; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; sleep 1000")).await?;
-    let s = cx.cri.stats(&id).await?.context("no stats")?;
-    let attributes = s.attributes.context("no attributes: kubelet would panic")?;
-    ensure!(attributes.id == id && attributes.metadata.is_some_and(|m| m.name == "busy"), "attributes");
-    ensure!(s.cpu.is_some_and(|c| c.timestamp > 0), "cpu timestamp right after the start");
-    ensure!(s.memory.is_some_and(|m| m.timestamp > 0), "memory timestamp right after the start");
-    wait::until("cpu, memory and disk use to show", secs(20), || async {
-        let s = cx.cri.stats(&id).await?.context("no stats")?;
-        let cpu = s.cpu.and_then(|c| c.usage_core_nano_seconds).map_or(0, |v| v.value);
-        let memory = s.memory.and_then(|m| m.working_set_bytes).map_or(0, |v| v.value);
-        let layer = s.writable_layer.context("no writable layer")?;
-        let mountpoint = layer.fs_id.map(|f| f.mountpoint).unwrap_or_default();
-        ensure!(
-            std::path::Path::new(&mountpoint).exists(),
-            "mount point `{mountpoint}` does not exist: kubelet's summary fails"
-        );
-        let used = layer.used_bytes.map_or(0, |v| v.value);
-        Ok((cpu > 10_000_000 && memory > 0 && used >= 8 << 20).then_some(()))
-    })
-    .await
-}
-
-async fn stats_are_filtered(cx: Context) -> Result<()> {
-    let (a, b) = (cx.pod().await?, cx.pod().await?);
-    let mut labelled = cx.sleeper("one");
-    labelled.labels.insert(String::from("k"), String::from("v"));
-    let one = cx.start(&a, &labelled).await?;
-    let two = cx.start(&a, &cx.sleeper("two")).await?;
-    let three = cx.start(&b, &cx.sleeper("three")).await?;
-    let ids = |list: Vec<api::ContainerStats>| -> Vec<String> {
-        list.into_iter().filter_map(|s| s.attributes.map(|x| x.id)).collect()
-    };
-    let all = ids(cx.cri.list_stats(None).await?);
-    ensure!([&one, &two, &three].iter().all(|id| all.contains(id)), "nil filter gives {all:?}");
-    let by_pod = ids(cx
-        .cri
-        .list_stats(Some(api::ContainerStatsFilter { pod_sandbox_id: a.id, ..Default::default() }))
-        .await?);
-    ensure!(by_pod.len() == 2, "by pod {by_pod:?}");
-    let label = [(String::from("k"), String::from("v"))].into();
-    let by_label = ids(cx
-        .cri
-        .list_stats(Some(api::ContainerStatsFilter { label_selector: label, ..Default::default() }))
-        .await?);
-    ensure!(by_label == [one], "by label {by_label:?}");
-    let unknown = cx.cri.stats(&"e".repeat(64)).await.err().context("stats of an unknown container")?;
-    ensure!(unknown.code() == Code::NotFound, "{unknown}");
-    Ok(())
-}
-
 async fn container_without_log_runs(cx: Context) -> Result<()> {
     let mut config = cx.pod_config();
     config.log_directory = String::new();
@@ -519,28 +370,5 @@ async fn equal_create_joins(cx: Context) -> Result<()> {
     );
     let (a, b) = (a?, b?);
     ensure!(a == b, "two equal requests made {a} and {b}");
-    Ok(())
-}
-
-async fn many_containers_in_parallel(cx: Context) -> Result<()> {
-    let pod = cx.pod().await?;
-    cx.need(&Fixture::image("busybox")).await?;
-    let mut work = Vec::new();
-    for n in 0..30 {
-        let (cx, pod) = (cx.clone(), pod.clone());
-        work.push(tokio::spawn(async move {
-            let config = cx.shell(&format!("same-prefix-{n}"), &format!("echo number {n}; exit {n}"));
-            let s = cx.run(&pod, &config).await?;
-            ensure!(s.exit_code == n, "container {n} ended with {}", s.exit_code);
-            ensure!(
-                crate::logfile::Log::read(&s.log_path)?.text(None) == format!("number {n}\n"),
-                "log of {n}"
-            );
-            Ok(())
-        }));
-    }
-    for one in work {
-        one.await??;
-    }
     Ok(())
 }

@@ -1,17 +1,24 @@
 //! The tests, one file a theme.
 
+mod badimage;
 mod badinput;
+mod confinement;
 mod container;
 mod exec;
 mod hazards;
 mod image;
 mod kill9;
+mod libcontainer;
 mod log;
 mod mounts;
+mod namespaces;
 mod network;
 mod pause;
+mod plugins;
 mod pod;
+mod propagation;
 mod pss;
+mod resources;
 mod restart;
 mod same_as_runc;
 mod security;
@@ -22,17 +29,24 @@ use crate::runner::Test;
 pub(crate) fn all() -> Vec<Test> {
     [
         pod::tests(),
+        namespaces::tests(),
         container::tests(),
+        resources::tests(),
         exec::tests(),
         pause::tests(),
         log::tests(),
         image::tests(),
+        libcontainer::tests(),
         security::tests(),
+        confinement::tests(),
         same_as_runc::tests(),
         mounts::tests(),
+        propagation::tests(),
         network::tests(),
+        plugins::tests(),
         hazards::tests(),
         badinput::tests(),
+        badimage::tests(),
         restart::tests(),
         kill9::tests(),
         pss::tests(),

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use cri_api::v1::{NamespaceMode, Protocol};
-use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::context::{Context, Pod};
@@ -33,17 +32,10 @@ pub(super) fn tests() -> Vec<Test> {
         test!(address_is_given_back).own(),
         test!(without_configuration).own_with(none.clone()),
         test!(ready_follows_the_directory).own_with(none),
-        test!(failing_plugin).own(),
-        test!(hanging_plugin).own(),
-        test!(garbage_plugin).own(),
-        test!(missing_plugin).own(),
-        test!(plugin_sees_the_pod).own(),
-        test!(deletion_without_configuration).own(),
-        test!(deletion_is_retried).own(),
     ]
 }
 
-async fn ip(cx: &Context, pod: &Pod) -> Result<String> {
+pub(super) async fn ip(cx: &Context, pod: &Pod) -> Result<String> {
     Ok(cx.cri.pod_status(&pod.id).await?.status.and_then(|s| s.network).map(|n| n.ip).unwrap_or_default())
 }
 
@@ -239,7 +231,7 @@ async fn address_is_given_back(cx: Context) -> Result<()> {
     Ok(())
 }
 
-async fn network_ready(cx: &Context) -> Result<bool> {
+pub(super) async fn network_ready(cx: &Context) -> Result<bool> {
     let status = cx.cri.status(false).await?.status.context("status")?;
     let c = status.conditions.into_iter().find(|c| c.r#type == "NetworkReady").context("no NetworkReady")?;
     ensure!(c.status || (!c.reason.is_empty() && !c.message.is_empty()), "false without reason and message");
@@ -278,136 +270,5 @@ async fn ready_follows_the_directory(cx: Context) -> Result<()> {
     tokio::time::sleep(Duration::from_millis(300)).await;
     ensure!(!network_ready(&cx).await?, "ready with a broken configuration");
     cx.cri.version().await?;
-    Ok(())
-}
-
-/// A pod must not come up with this plugin, and nothing may stay.
-async fn refused(cx: &Context, plugin: &str, expected: &str) -> Result<()> {
-    cx.node.network.uninstall()?;
-    cx.node.network.conflist("10-bad.conflist", &json!([{"type": plugin}]))?;
-    wait::until("the configuration to be seen", secs(10), || async {
-        Ok(network_ready(cx).await?.then_some(()))
-    })
-    .await
-    .or_else(|e| if plugin == "nowhere" { Ok(()) } else { Err(e) })?;
-    let e = cx
-        .cri
-        .run_pod(&cx.pod_config().own_network())
-        .await
-        .err()
-        .with_context(|| format!("a pod came up with plugin {plugin}"))?;
-    ensure!(e.message().contains(expected), "the error does not say `{expected}`: {e}");
-    let pods = cx.cri.pods(None).await?;
-    for pod in &pods {
-        ensure!(pod.state() == cri_api::v1::PodSandboxState::SandboxNotready, "a half-made pod is ready");
-        cx.cri.drop_pod(&pod.id).await?;
-    }
-    // The node goes on.
-    cx.node.network.uninstall()?;
-    cx.node.network.install()?;
-    wait::until("NetworkReady", secs(10), || async { Ok(network_ready(cx).await?.then_some(())) }).await?;
-    let good = cx.pod_of(cx.pod_config().own_network()).await?;
-    cx.cri.drop_pod(&good.id).await?;
-    Ok(())
-}
-
-async fn failing_plugin(cx: Context) -> Result<()> {
-    cx.node.network.script("fails", "[ \"$CNI_COMMAND\" = DEL ] && exit 0; cat > /dev/null; echo '{\"cniVersion\":\"1.0.0\",\"code\":11,\"msg\":\"no more addresses today\"}'; exit 1")?;
-    refused(&cx, "fails", "no more addresses today").await
-}
-
-async fn hanging_plugin(cx: Context) -> Result<()> {
-    cx.node.network.script("hangs", "[ \"$CNI_COMMAND\" = DEL ] && exit 0; sleep 1000")?;
-    // The daemon's time-out for plugins is 5 s here.
-    let start = std::time::Instant::now();
-    refused(&cx, "hangs", "hangs").await?;
-    ensure!(start.elapsed() < secs(25), "took {:?}", start.elapsed());
-    Ok(())
-}
-
-async fn garbage_plugin(cx: Context) -> Result<()> {
-    cx.node.network.script(
-        "garbage",
-        "[ \"$CNI_COMMAND\" = DEL ] && exit 0; cat > /dev/null; head -c 100000 /dev/urandom; exit 0",
-    )?;
-    refused(&cx, "garbage", "garbage").await
-}
-
-async fn missing_plugin(cx: Context) -> Result<()> {
-    refused(&cx, "nowhere", "nowhere").await
-}
-
-async fn plugin_sees_the_pod(cx: Context) -> Result<()> {
-    let seen = cx.node.paths.dir.join("seen");
-    let body = format!(
-        "cat > /dev/null; env > {0}.$CNI_COMMAND; echo '{{\"cniVersion\":\"1.0.0\",\"interfaces\":[{{\"name\":\"eth0\",\"sandbox\":\"x\"}}],\"ips\":[{{\"address\":\"10.9.8.7/24\",\"interface\":0}}]}}'",
-        seen.display()
-    );
-    cx.node.network.script("spy", &body)?;
-    cx.node.network.uninstall()?;
-    cx.node.network.conflist("10-spy.conflist", &json!([{"type": "spy"}]))?;
-    tokio::time::sleep(secs(1)).await;
-    let config = cx.pod_config().own_network();
-    let pod = cx.pod_of(config.clone()).await?;
-    ensure!(ip(&cx, &pod).await? == "10.9.8.7");
-    let added = std::fs::read_to_string(format!("{}.ADD", seen.display()))?;
-    let uid = config.metadata.map(|m| m.uid).unwrap_or_default();
-    for part in [
-        format!("CNI_CONTAINERID={}", pod.id),
-        String::from("CNI_IFNAME=eth0"),
-        String::from("CNI_NETNS=/"),
-        String::from("IgnoreUnknown=1"),
-        format!("K8S_POD_NAME={}", cx.name),
-        String::from("K8S_POD_NAMESPACE=it"),
-        format!("K8S_POD_INFRA_CONTAINER_ID={}", pod.id),
-        format!("K8S_POD_UID={uid}"),
-    ] {
-        ensure!(added.contains(&part), "ADD did not see {part} in\n{added}");
-    }
-    cx.cri.drop_pod(&pod.id).await?;
-    let deleted = std::fs::read_to_string(format!("{}.DEL", seen.display()))?;
-    ensure!(
-        deleted.contains(&format!("CNI_CONTAINERID={}", pod.id)) && deleted.contains("K8S_POD_NAMESPACE=it"),
-        "{deleted}"
-    );
-    Ok(())
-}
-
-/// DEL runs with the configuration of ADD, even when that file is gone.
-async fn deletion_without_configuration(cx: Context) -> Result<()> {
-    let port = free_port()?;
-    let pod = cx.pod_of(cx.pod_config().own_network().port(Protocol::Tcp, 80, port.into())).await?;
-    cx.node.network.uninstall()?;
-    cx.node.crash().await?;
-    cx.cri.drop_pod(&pod.id).await?;
-    ensure!(cx.node.network.leased().is_empty(), "the address leaked");
-    ensure!(
-        !command("iptables-save", &["-t", "nat"])?.contains(&format!("--dport {port} ")),
-        "the host port leaked"
-    );
-    Ok(())
-}
-
-/// A DEL that fails keeps the pod, so that kubelet asks again.
-async fn deletion_is_retried(cx: Context) -> Result<()> {
-    let gate = cx.node.paths.dir.join("gate");
-    let body = format!(
-        "cat > /dev/null; if [ \"$CNI_COMMAND\" = DEL ] && [ ! -e {} ]; then echo '{{\"cniVersion\":\"1.0.0\",\"code\":7,\"msg\":\"not now\"}}'; exit 1; fi; \
-         [ \"$CNI_COMMAND\" = ADD ] && echo '{{\"cniVersion\":\"1.0.0\",\"ips\":[{{\"address\":\"10.9.8.7/24\"}}]}}'; exit 0",
-        gate.display()
-    );
-    cx.node.network.script("gated", &body)?;
-    cx.node.network.uninstall()?;
-    cx.node.network.conflist("10-gated.conflist", &json!([{"type": "gated"}]))?;
-    tokio::time::sleep(secs(1)).await;
-    let pod = cx.pod_of(cx.pod_config().own_network()).await?;
-    let id = cx.start(&pod, &cx.sleeper("one")).await?;
-    let first = cx.cri.drop_pod(&pod.id).await;
-    ensure!(first.is_err(), "DEL failed, yet the pod is removed: its address would leak");
-    ensure!(cx.cri.pods(None).await?.iter().any(|p| p.id == pod.id), "the pod cannot be asked for again");
-    let state = cx.cri.container(&id).await.map(|s| s.state());
-    ensure!(!matches!(state, Ok(cri_api::v1::ContainerState::ContainerRunning)), "its container runs on");
-    std::fs::write(&gate, "")?;
-    cx.cri.drop_pod(&pod.id).await.context("the second try")?;
     Ok(())
 }

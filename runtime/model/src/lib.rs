@@ -8,9 +8,11 @@ mod container;
 mod ids;
 mod mount;
 mod pod;
+pub mod reconcile;
 mod resources;
 mod security;
 mod text;
+pub mod transition;
 
 pub use container::{
     ContainerConfig, ContainerMeta, ContainerPhase, ContainerRecord, Device, EnvVar, Exit, ImageOfContainer,

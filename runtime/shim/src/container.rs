@@ -130,7 +130,7 @@ mod tests {
         serde_json::from_value(json!({
             "id": "ab".repeat(32), "pod": "cd".repeat(32), "namespaces": namespaces, "rootfs": {}, "mounts": [],
             "devices": [], "masked_paths": [], "readonly_paths": [], "user": {}, "process": {}, "cgroup": {},
-            "log": null, "stdin": false, "stdin_once": false, "privileged": false,
+            "privileged": false,
         }))
         .unwrap()
     }

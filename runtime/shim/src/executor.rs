@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::rc::Rc;
 
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
@@ -52,6 +52,11 @@ impl Init {
     }
 }
 
+/// As the kernel counts it.
+pub(crate) fn number(fd: &OwnedFd) -> u32 {
+    fd.as_raw_fd().unsigned_abs()
+}
+
 impl Executor for Init {
     fn validate(&self, _spec: &Spec) -> Result<(), ExecutorValidationError> {
         let Some(parts) = self.parts.take() else {
@@ -62,8 +67,8 @@ impl Executor for Init {
             Ok(console) => {
                 drop(failed);
                 // Numbers of what was closed since may have been given out again: to the console.
-                let kept = console.as_ref().map(AsRawFd::as_raw_fd);
-                let not_kept = |fd: &u32| kept.is_none_or(|kept| u32::try_from(kept) != Ok(*fd));
+                let kept = console.as_ref().map(number);
+                let not_kept = |fd: &u32| kept != Some(*fd);
                 let foreign: Vec<u32> = foreign.into_iter().filter(not_kept).collect();
                 sys::execute::close_numbers(&foreign);
                 self.ready.replace(Some(Ready { process, user, report, console }));
@@ -88,7 +93,7 @@ impl Executor for Init {
         if let Some(terminal) = console {
             let taken = rustix::process::ioctl_tiocsctty(&terminal)
                 .map_err(std::io::Error::from)
-                .and_then(|()| sys::execute::set_stdio(terminal.as_fd(), terminal.as_fd(), terminal.as_fd()));
+                .and_then(|()| (0..3).try_for_each(|number| sys::proc::place(terminal.as_fd(), number)));
             if let Err(e) = taken {
                 let failure = Failure {
                     kind: ErrorKind::StartFailed,

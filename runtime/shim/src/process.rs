@@ -34,7 +34,7 @@ fn stop(stage: &'static str, what: impl Into<String>) -> impl FnOnce(io::Error) 
 }
 
 /// What must be set where the host's /proc is still in sight, before the container's namespaces are entered.
-/// Returns whether the host allowed the oom_score_adj asked for.
+/// False when the host did not allow the wanted oom_score_adj.
 ///
 /// # Errors
 /// Those of writing to /proc.

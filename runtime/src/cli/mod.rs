@@ -63,6 +63,13 @@ pub enum Error {
     Output(#[source] std::io::Error),
 }
 
+impl Error {
+    /// The error with its causes.
+    pub fn describe(&self) -> String {
+        crate::node::with_causes(self)
+    }
+}
+
 impl Cli {
     /// Does what was asked.
     pub fn run(self) -> Result<(), Error> {

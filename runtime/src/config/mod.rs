@@ -55,6 +55,16 @@ pub enum MountNamespace {
     Pid1,
 }
 
+impl MountNamespace {
+    /// The namespace's file below /proc.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Own => "/proc/self/ns/mnt",
+            Self::Pid1 => "/proc/1/ns/mnt",
+        }
+    }
+}
+
 /// What is logged and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Log {

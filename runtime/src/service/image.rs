@@ -52,7 +52,6 @@ impl ImageService for Images {
         answer("PullImage", &metadata, "the pull was given up", async {
             let (name, auth) = convert::pull_request(message)?;
             let image = self.0.images.pull(&name, auth).await?;
-            tracing::info!(image = name, id = image.id, "pulled");
             Ok(cri::PullImageResponse { image_ref: image.id.clone() })
         })
         .await

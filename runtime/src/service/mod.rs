@@ -8,11 +8,14 @@
 
 mod convert;
 mod deadline;
+mod figures;
 mod health;
 mod image;
 mod runtime;
 mod server;
 mod status;
+#[cfg(test)]
+mod tests;
 
 use crate::config::Config;
 use crate::node::Node;
@@ -24,6 +27,7 @@ use std::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Response, Status};
 
+pub(crate) use figures::Figures;
 pub use server::Error;
 pub(crate) use server::{Socket, serve};
 
@@ -36,6 +40,8 @@ pub(crate) struct Backend {
     pub(crate) images: ImageStore,
     /// Networks.
     pub(crate) cni: Cni,
+    /// Stats.
+    pub(crate) figures: std::sync::Arc<Figures>,
     /// For verbose status.
     pub(crate) config: std::sync::Arc<Config>,
 }
@@ -56,10 +62,10 @@ async fn answer<T>(
             Err(_) => Err(Failure::Deadline(left, late)),
         },
     };
-    let took_ms = began.elapsed().as_secs_f64() * 1000.0;
+    let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
     match result {
         Ok(reply) => {
-            tracing::debug!(call, took_ms, "answered");
+            tracing::debug!(call, took_us, "answered");
             Ok(Response::new(reply))
         }
         Err(failure) => {
@@ -67,12 +73,12 @@ async fn answer<T>(
             let status = Status::from(failure);
             let (code, error) = (status.code(), status.message());
             if ours {
-                tracing::error!(call, took_ms, ?code, error, "failed");
+                tracing::error!(call, took_us, ?code, error, "failed");
             } else if not_built {
                 // Clients probe for calls they can do without.
-                tracing::debug!(call, took_ms, ?code, error, "refused");
+                tracing::debug!(call, took_us, ?code, error, "refused");
             } else {
-                tracing::info!(call, took_ms, ?code, error, "refused");
+                tracing::info!(call, took_us, ?code, error, "refused");
             }
             Err(status)
         }

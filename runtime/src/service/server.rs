@@ -7,16 +7,21 @@ use super::runtime::Runtime;
 use crate::shutdown::{self, Shutdown};
 use cri_api::v1::image_service_server::ImageServiceServer;
 use cri_api::v1::runtime_service_server::RuntimeServiceServer;
+use futures_util::Stream;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use tokio_stream::wrappers::UnixListenerStream;
+use std::time::Duration;
+use tokio::net::{UnixListener, UnixStream};
 
 /// Largest message either way: what kubelet and crictl accept.
 const MAX_MESSAGE: usize = 16 * 1024 * 1024;
 /// Calls of one connection at once. kubelet uses one connection, on which StopContainer and PullImage may
 /// wait for minutes; the library's 200 would let them hold up List.
 const MAX_CALLS: u32 = 2048;
+
+/// Before an accept that failed is tried again.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why there is no socket, or serving ended.
 #[derive(Debug, thiserror::Error)]
@@ -83,10 +88,26 @@ impl Socket {
     }
 }
 
+/// Connections as they come. An accept that fails (out of descriptors, most likely) is tried again after a
+/// pause; the library would try again at once and for ever.
+fn connections(listener: UnixListener) -> impl Stream<Item = std::io::Result<UnixStream>> {
+    futures_util::stream::unfold(listener, |listener| async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => return Some((Ok(stream), listener)),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    })
+}
+
 /// Serves until `stopping`, then lets the calls in flight end within [`shutdown::DRAIN`].
 pub(crate) async fn serve(socket: Socket, backend: Backend, stopping: Shutdown) -> Result<(), Error> {
     let Socket { listener, path } = socket;
-    let listener = tokio::net::UnixListener::from_std(listener).map_err(|source| Error::Socket {
+    let listener = UnixListener::from_std(listener).map_err(|source| Error::Socket {
         doing: "listen on",
         path: path.0.clone(),
         source,
@@ -102,7 +123,7 @@ pub(crate) async fn serve(socket: Socket, backend: Backend, stopping: Shutdown) 
         .max_concurrent_streams(MAX_CALLS)
         .add_service(runtime)
         .add_service(images)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stopping.clone().wait());
+        .serve_with_incoming_shutdown(connections(listener), stopping.clone().wait());
     match shutdown::bounded(serving, stopping, shutdown::DRAIN).await {
         Some(result) => result?,
         None => tracing::warn!(after = ?shutdown::DRAIN, "calls in flight were cut off"),

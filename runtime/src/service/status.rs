@@ -5,7 +5,7 @@
 //! daemon makes a [`Status`].
 
 use super::convert::Refusal;
-use crate::node;
+use crate::node::{self, with_causes};
 use tonic::{Code, Status};
 
 /// Why a call failed.
@@ -23,6 +23,9 @@ pub(crate) enum Failure {
     /// The caller's deadline has passed.
     #[error("the caller's deadline of {0:?} has passed; {1}")]
     Deadline(std::time::Duration, &'static str),
+    /// A blocking step ended without an answer: the daemon is stopping.
+    #[error("the daemon is stopping; interrupted {0}")]
+    Interrupted(&'static str),
     /// A call of CRI that this version does not answer.
     #[error("{call} is not built yet: {what}")]
     NotBuilt {
@@ -44,13 +47,14 @@ impl Failure {
             Self::Node(error) => of_node(error.kind),
             Self::Image(error) => of_image(error).0,
             Self::Deadline(..) => Code::DeadlineExceeded,
+            Self::Interrupted(_) => Code::Unavailable,
             Self::NotBuilt { .. } => Code::Unimplemented,
         }
     }
 
-    /// Something of ours broke, rather than the caller having asked for the wrong thing or too early.
+    /// Something of ours or of this host broke, rather than the caller, or a registry, being at fault.
     pub(crate) fn is_our_fault(&self) -> bool {
-        matches!(self.code(), Code::Internal | Code::Unknown | Code::DataLoss)
+        self.code() == Code::Internal
     }
 }
 
@@ -111,18 +115,6 @@ impl From<Failure> for Status {
         }
         Status::new(failure.code(), text)
     }
-}
-
-/// An error's text does not repeat its source's, so that both can be shown.
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -2,20 +2,24 @@
 
 use std::ffi::{CStr, CString, c_char};
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use rustix::process::Signal;
+use rustix::thread::CpuSet;
 
 /// Default actions for every signal, none blocked. Handlers fall at execve by themselves; ignored signals and
 /// the mask would stay.
 pub fn reset_signals() {
+    // SIG_DFL, no flags, no restorer, empty mask: the kernel's own struct sigaction is at most 32 bytes.
+    let default = [0u64; 4];
     for number in 1..=64 {
         if number == Signal::KILL.as_raw() || number == Signal::STOP.as_raw() {
             continue;
         }
-        // SAFETY: SIG_DFL takes away a handler, if any, and installs no code; for the C library's own
-        // real-time signals the call fails and leaves them as they are.
-        unsafe { libc::signal(number, libc::SIG_DFL) };
+        // SAFETY: rt_sigaction(2) reads `default`, of the size told or more, and writes nothing back. It takes
+        // a handler away, if any, and installs no code. The C library's call would refuse its own signals.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, number, default.as_ptr(), std::ptr::null_mut::<u64>(), 8);
+        }
     }
     let none = [0u64; 1];
     // SAFETY: rt_sigprocmask(2) reads one 8-byte mask of the size told and writes nothing back.
@@ -130,29 +134,16 @@ pub fn open_numbers() -> io::Result<Vec<u32>> {
     Ok(numbers.into_iter().filter(open).collect())
 }
 
-/// Puts back what a child inherits from a parent with unusual settings: nice value, timer slack, use of huge
-/// pages, personality. What cannot be put back stays.
+/// Puts back what a child inherits from a parent with unusual settings: nice value, CPUs (those of its cpuset,
+/// so after joining one), timer slack, use of huge pages, personality. What cannot be put back stays.
 pub fn reset_scheduling() {
     // Best effort throughout: none of these guards anything.
     let _ = rustix::thread::set_current_timer_slack(None);
     let _ = rustix::thread::disable_transparent_huge_pages(false);
     let _ = rustix::process::setpriority_process(None, 0);
+    let mut cpus = CpuSet::new();
+    (0..CpuSet::MAX_CPU).for_each(|cpu| cpus.set(cpu));
+    let _ = rustix::thread::sched_setaffinity(None, &cpus);
     // SAFETY: personality(2) takes a number; 0 is PER_LINUX without flags.
     unsafe { libc::personality(0) };
-}
-
-/// Makes the three descriptors the caller's stdin, stdout and stderr.
-///
-/// # Errors
-/// Those of dup2(2).
-pub fn set_stdio(stdin: BorrowedFd<'_>, stdout: BorrowedFd<'_>, stderr: BorrowedFd<'_>) -> io::Result<()> {
-    // Copied first: one of them may be open at a number that is written over.
-    let copies = [stdin.try_clone_to_owned()?, stdout.try_clone_to_owned()?, stderr.try_clone_to_owned()?];
-    for (number, copy) in (0..).zip(&copies) {
-        // SAFETY: 0, 1 and 2 are owned by no OwnedFd, by convention; dup2(2) closes and opens them at once.
-        if unsafe { libc::dup2(copy.as_raw_fd(), number) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    Ok(())
 }

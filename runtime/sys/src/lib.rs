@@ -11,6 +11,7 @@ pub mod epoll;
 pub mod execute;
 pub mod fork;
 pub mod jail;
+pub mod malloc;
 pub mod memfd;
 pub mod mount;
 pub mod namespace;

@@ -9,7 +9,8 @@ mod tree;
 mod volumes;
 
 use std::fs;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::marker::PhantomData;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use model::Text;
@@ -18,7 +19,7 @@ use sys::mount::{self, Attributes};
 use wire::{ContainerPlan, ErrorKind, Failure, ProcessPlan, Reply};
 
 use crate::container::{self, Holders};
-use crate::executor::{Init, Parts};
+use crate::executor::{Init, Parts, number};
 use crate::{process, user};
 use late::Late;
 use stage::{Step, internal, invalid};
@@ -63,7 +64,7 @@ pub(crate) enum Stdio {
 
 /// What a worker is given. Every other descriptor but 0-2 and the caller's result pipe is closed before.
 #[derive(Debug)]
-pub(crate) struct CreateInput {
+pub(crate) struct CreateInput<'a> {
     /// memfd of a [`ContainerPlan`].
     pub(crate) plan: OwnedFd,
     /// The mount namespace that kubelet lives in.
@@ -78,19 +79,22 @@ pub(crate) struct CreateInput {
     pub(crate) pause_pid: Option<u32>,
     /// Pid of init of the container that a namespace is taken from.
     pub(crate) target_pid: Option<u32>,
+    /// Room for borrowed input.
+    pub(crate) _life: PhantomData<&'a ()>,
 }
 
 /// Creates the container and says how it went. Init is the caller's parent's child and waits for
 /// [`container::start`]. Leaves nothing behind when it fails.
-pub(crate) fn create(input: CreateInput) -> Reply {
+pub(crate) fn create(input: CreateInput<'_>) -> Reply {
     match attempt(input) {
         Ok(reply) => reply,
         Err(failure) => Reply::Failed(failure),
     }
 }
 
-fn attempt(input: CreateInput) -> Step<Reply> {
-    let bytes = sys::memfd::read_all(input.plan.as_fd(), LARGEST_PLAN).map_err(internal("plan", "reading"))?;
+fn attempt(input: CreateInput<'_>) -> Step<Reply> {
+    let bytes =
+        sys::memfd::read_all(input.plan.as_fd(), LARGEST_PLAN).map_err(internal("plan", "reading"))?;
     let plan: ContainerPlan =
         serde_json::from_slice(&bytes).map_err(|e| invalid("plan", format!("no container plan: {e}")))?;
     let id = plan.id.clone();
@@ -150,14 +154,16 @@ fn assemble(plan: ContainerPlan, rest: Rest) -> Step<Reply> {
     let config = container::bundle(&id).join("config.json");
     fs::write(&config, spec.to_string()).map_err(internal("bundle", config.display()))?;
 
-    process::before_namespaces(&plan.process).map_err(internal("process", "oom_score_adj"))?;
     for (folder, member) in rest.cgroups.iter().zip(&plan.cgroup.members) {
         sys::cgroup::join(folder.as_fd(), plan.cgroup.unified).map_err(internal("cgroup", &member.path))?;
     }
+    process::before_namespaces(&plan.process).map_err(internal("process", "oom_score_adj"))?;
     let console = match rest.stdio {
         Stdio::Console { sock } => Some(sock),
         Stdio::Pipes { stdin, stdout, stderr } => {
-            sys::execute::set_stdio(stdin.as_fd(), stdout.as_fd(), stderr.as_fd())
+            [(stdin, 0), (stdout, 1), (stderr, 2)]
+                .into_iter()
+                .try_for_each(|(fd, number)| sys::proc::place(fd.as_fd(), number))
                 .map_err(internal("stdio", "dup2"))?;
             None
         }
@@ -184,10 +190,6 @@ fn assemble(plan: ContainerPlan, rest: Rest) -> Step<Reply> {
             errno: 0,
         })),
     }
-}
-
-fn number(fd: &OwnedFd) -> u32 {
-    fd.as_raw_fd().unsigned_abs()
 }
 
 /// An error and its causes, in one line.

@@ -27,7 +27,6 @@ pub(crate) fn container_config(
     Ok((pod_sandbox_id, checked))
 }
 
-#[expect(clippy::too_many_lines, reason = "one line a field")]
 fn config_in(field: &Field<'_>, given: cri::ContainerConfig, host: Host) -> Result<ContainerConfig> {
     let cri::ContainerConfig {
         metadata,

@@ -39,8 +39,8 @@ pub(super) fn mount(field: &Field<'_>, given: cri::Mount, host: Host) -> Result<
             return Err(field.at(name).not_built("idmapped mounts are not built yet (no user namespaces)"));
         }
     }
-    for (i, option) in mount_options.into_iter().enumerate() {
-        let field = field.entry("mount_options", i);
+    if let Some(option) = mount_options.into_iter().next() {
+        let field = field.entry("mount_options", 0);
         return Err(match option.as_str() {
             "noexec" | "nosuid" | "nodev" => {
                 field.not_built(format!("mount options are not built yet (asked for {option:?})"))

@@ -15,15 +15,14 @@ fn value(value: u64) -> Option<cri::UInt64Value> {
 pub(crate) fn container_stats(
     container: &ContainerRecord,
     figures: Option<&ContainerStats>,
-    layer: Option<&WritableLayer>,
     store: &Path,
 ) -> cri::ContainerStats {
     cri::ContainerStats {
         attributes: Some(super::container::attributes(container)),
         cpu: figures.map(|figures| cpu(&figures.cpu)),
         memory: figures.map(|figures| memory(&figures.memory)),
-        writable_layer: layer.map(|layer| {
-            let WritableLayer { timestamp, used_bytes, inodes_used } = *layer;
+        writable_layer: figures.and_then(|figures| figures.writable_layer).map(|layer| {
+            let WritableLayer { timestamp, used_bytes, inodes_used } = layer;
             cri::FilesystemUsage {
                 timestamp,
                 fs_id: Some(cri::FilesystemIdentifier { mountpoint: store.display().to_string() }),

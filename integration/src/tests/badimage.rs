@@ -1,0 +1,282 @@
+//! Hostile images and registries: a clear error, nothing left in the store or outside it.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
+use tar::EntryType;
+
+use crate::context::Context;
+use crate::images::layer::{Packing, Writer};
+use crate::images::{Image, Recipe};
+use crate::runner::{Test, test};
+use crate::shapes::{self, ContainerExt as _};
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        test!(missing_image),
+        test!(bad_references),
+        test!(digest_that_does_not_match).own(),
+        test!(corrupt_layer).own(),
+        test!(layer_with_another_diff_id).own(),
+        test!(tar_that_climbs_out).own(),
+        test!(tar_through_a_symlink).own(),
+        test!(truncated_and_foreign_bytes).own(),
+        test!(manifest_that_lies).own(),
+    ]
+}
+
+async fn missing_image(cx: Context) -> Result<()> {
+    let e = cx.cri.pull("registry.test/no-such-image:1").await.err().context("pulled a missing image")?;
+    ensure!(e.message().contains("no-such-image"), "{e}");
+    let e = cx.cri.pull("registry.test/busybox:no-such-tag").await.err().context("pulled a missing tag")?;
+    ensure!(e.message().contains("no-such-tag"), "{e}");
+    let pod = cx.pod().await?;
+    let config = shapes::container("one", "registry.test/never-pulled:1", &["true"]).like(&pod.config);
+    let e =
+        cx.cri.create(&pod.id, &config, &pod.config).await.err().context("a container without an image")?;
+    ensure!(e.message().contains("never-pulled"), "{e}");
+    ensure!(cx.cri.containers(None).await?.iter().all(|c| c.pod_sandbox_id != pod.id), "it is listed");
+    Ok(())
+}
+
+async fn bad_references(cx: Context) -> Result<()> {
+    for name in [
+        "",
+        " ",
+        "UPPER/case:1",
+        "registry.test/busybox:",
+        "registry.test/busybox@sha256:short",
+        "registry.test/../etc:1",
+        "registry.test/a b",
+        "http://registry.test/busybox",
+        &format!("registry.test/{}:1", "a".repeat(5000)),
+    ] {
+        ensure!(cx.cri.pull(name).await.is_err(), "`{name}` was pulled");
+    }
+    ensure!(cx.cri.images().await?.iter().all(|i| !i.id.is_empty()));
+    Ok(())
+}
+
+/// A pull that must fail with some words, on a node where nothing may stay.
+async fn refused(cx: &Context, name: &str, expected: &[&str]) -> Result<()> {
+    let files = || -> Vec<String> {
+        let out = std::process::Command::new("find").arg(cx.node.paths.root.join("images")).output();
+        out.map(|o| String::from_utf8_lossy(&o.stdout).lines().map(str::to_owned).collect())
+            .unwrap_or_default()
+    };
+    let before = files();
+    let e = cx.cri.pull(name).await.err().with_context(|| format!("{name} was pulled"))?;
+    ensure!(
+        expected.iter().any(|w| e.message().to_lowercase().contains(w)),
+        "the error has none of {expected:?}: {e}"
+    );
+    ensure!(cx.cri.images().await?.is_empty(), "an image of a refused pull is listed");
+    crate::wait::until("the store to be as before", crate::wait::secs(10), || async {
+        let left: Vec<String> = files().into_iter().filter(|f| !before.contains(f)).collect();
+        // Folders for a kind of content are made once.
+        let left: Vec<String> =
+            left.into_iter().filter(|f| std::path::Path::new(f).is_file() || f.contains("sha256")).collect();
+        ensure!(left.is_empty(), "left {left:?}");
+        Ok(Some(()))
+    })
+    .await
+}
+
+async fn push(cx: &Context, name: &str, image: &Image) -> Result<String> {
+    cx.fixture.registry.push(name, "1", image).await?;
+    Ok(format!("registry.test/{name}:1"))
+}
+
+fn layer_of(content: &str) -> Result<crate::images::layer::Layer> {
+    let mut w = Writer::new();
+    w.file("etc/unique", 0o644, content.as_bytes())?;
+    w.file("big", 0o644, &vec![b'x'; 200_000])?;
+    w.finish(Packing::Gzip)
+}
+
+async fn digest_that_does_not_match(cx: Context) -> Result<()> {
+    let name = format!("registry.test/busybox@sha256:{}", "0".repeat(64));
+    refused(&cx, &name, &["not found", "unknown", "404"]).await?;
+    // The manifest's bytes change behind the registry's back.
+    let image = Recipe::new(&[layer_of("manifest")?], json!({"Cmd": ["x"]})).build();
+    push(&cx, "bad-manifest", &image).await?;
+    let file = cx.fixture.registry.blob_file(&image.manifest.digest);
+    let text = fs::read_to_string(&file)?;
+    fs::write(&file, text.replace("schemaVersion\":2", "schemaVersion\": 2"))?;
+    let result = refused(
+        &cx,
+        &format!("registry.test/bad-manifest@{}", image.manifest.digest),
+        &["digest", "sha256", "mismatch", "manifest"],
+    )
+    .await;
+    fs::write(&file, text)?;
+    result
+}
+
+async fn corrupt_layer(cx: Context) -> Result<()> {
+    let layer = layer_of("corrupt")?;
+    let image = Recipe::new(std::slice::from_ref(&layer), json!({"Cmd": ["x"]})).build();
+    let name = push(&cx, "corrupt", &image).await?;
+    let file = cx.fixture.registry.blob_file(&layer.blob.digest);
+    let good = fs::read(&file)?;
+    let mut bad = good.clone();
+    let middle = bad.len() / 2;
+    if let Some(byte) = bad.get_mut(middle) {
+        *byte ^= 0xff;
+    }
+    fs::write(&file, &bad)?;
+    refused(&cx, &name, &["digest", "corrupt"]).await?;
+    fs::write(&file, good.get(..good.len() / 2).unwrap_or_default())?;
+    refused(&cx, &name, &["corrupt", "size", "short", "truncat", "bytes"]).await?;
+    fs::write(&file, &good)?;
+    cx.cri.pull(&name).await.context("once the registry is mended")?;
+    cx.cri.remove_image(&name).await?;
+    Ok(())
+}
+
+async fn layer_with_another_diff_id(cx: Context) -> Result<()> {
+    let mut layer = layer_of("diff id")?;
+    layer.diff_id = format!("sha256:{}", "1".repeat(64));
+    let name = push(&cx, "diff-id", &Recipe::new(&[layer], json!({"Cmd": ["x"]})).build()).await?;
+    refused(&cx, &name, &["diff", "digest", "corrupt"]).await
+}
+
+async fn tar_that_climbs_out(cx: Context) -> Result<()> {
+    for (n, (kind, entry, link)) in [
+        (EntryType::Regular, "../climbed", ""),
+        (EntryType::Regular, "a/../../climbed", ""),
+        (EntryType::Link, "hard", "../../../../../../etc/passwd"),
+        (EntryType::Link, "hard", "/etc/passwd"),
+        (EntryType::Regular, "/absolute-climbed", ""),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut w = Writer::new();
+        w.file("etc/fine", 0o644, b"x")?;
+        w.raw(kind, entry, link, 0o644, (0, 0), if link.is_empty() { b"evil" } else { b"" })?;
+        let repository = format!("climb-{n}");
+        let name = push(
+            &cx,
+            &repository,
+            &Recipe::new(
+                &[cx.fixture.layers.busybox.clone(), w.finish(Packing::Gzip)?],
+                json!({"Cmd": ["/bin/true"]}),
+            )
+            .build(),
+        )
+        .await?;
+        let pulled = cx.cri.pull(&name).await;
+        // An absolute name may be taken as relative to the root, as tar does; anything that climbs is refused.
+        ensure!(
+            pulled.is_err() || entry.starts_with('/') || link.starts_with('/'),
+            "{entry} -> {link} was accepted"
+        );
+        ensure!(!std::path::Path::new("/absolute-climbed").exists(), "written to the host's root");
+        for place in ["climbed", "images/climbed", "images/layers/climbed"] {
+            ensure!(!cx.node.paths.root.join(place).exists(), "{place} appeared");
+        }
+        if pulled.is_ok() {
+            let pod = cx.pod().await?;
+            let text = cx
+                .output(
+                    &pod,
+                    &shapes::container(
+                        "look",
+                        &name,
+                        &["/bin/sh", "-c", "grep -c root /hard 2>/dev/null; cat /etc/passwd | wc -l"],
+                    ),
+                )
+                .await
+                .unwrap_or_default();
+            ensure!(!text.contains("systemd"), "the host's /etc/passwd is in the container");
+            cx.cri.drop_pod(&pod.id).await?;
+            cx.cri.remove_image(&name).await?;
+        }
+    }
+    Ok(())
+}
+
+/// A link in the layer, then a file through it: it must end up inside, or be refused.
+async fn tar_through_a_symlink(cx: Context) -> Result<()> {
+    let victim = cx.volume("victim")?;
+    for (n, target) in
+        [victim.display().to_string(), String::from("../../../../../../../../../../../../var/lib")]
+            .into_iter()
+            .enumerate()
+    {
+        let mut first = Writer::new();
+        first.raw(EntryType::Symlink, "link", &target, 0o777, (0, 0), b"")?;
+        first.raw(EntryType::Regular, "link/same-layer", "", 0o644, (0, 0), b"evil")?;
+        let mut second = Writer::new();
+        second.raw(EntryType::Regular, "link/next-layer", "", 0o644, (0, 0), b"evil")?;
+        second.raw(EntryType::Regular, "link/.wh.victim", "", 0o644, (0, 0), b"")?;
+        fs::write(victim.join("victim"), "keep")?;
+        let layers =
+            [cx.fixture.layers.busybox.clone(), first.finish(Packing::Gzip)?, second.finish(Packing::Gzip)?];
+        let name =
+            push(&cx, &format!("symlink-{n}"), &Recipe::new(&layers, json!({"Cmd": ["/bin/true"]})).build())
+                .await?;
+        let pulled = cx.cri.pull(&name).await;
+        for file in ["same-layer", "next-layer"] {
+            ensure!(
+                !victim.join(file).exists() && !std::path::Path::new("/var/lib").join(file).exists(),
+                "{file} was written through the link"
+            );
+        }
+        ensure!(victim.join("victim").exists(), "a whiteout went through the link");
+        if pulled.is_ok() {
+            cx.cri.remove_image(&name).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn truncated_and_foreign_bytes(cx: Context) -> Result<()> {
+    let mut w = Writer::new();
+    w.file("etc/file", 0o644, &vec![b'y'; 50_000])?;
+    let good = w.finish(Packing::Plain)?;
+    for (name, bytes) in [
+        ("not-a-tar", bytes::Bytes::from_static(&[0x42; 4096])),
+        ("cut-tar", good.blob.bytes.slice(..30_000)),
+        ("empty", bytes::Bytes::new()),
+    ] {
+        let mut layer = good.clone();
+        layer.diff_id = crate::images::digest(&bytes);
+        layer.blob.digest.clone_from(&layer.diff_id);
+        layer.blob.bytes = bytes;
+        let pushed = push(&cx, name, &Recipe::new(&[layer], json!({"Cmd": ["x"]})).build()).await;
+        // An empty blob is refused by some registries already.
+        let Ok(reference) = pushed else { continue };
+        if name == "empty" {
+            if cx.cri.pull(&reference).await.is_ok() {
+                cx.cri.remove_image(&reference).await?;
+            }
+            continue;
+        }
+        refused(&cx, &reference, &["tar", "archive", "layer", "end", "header"]).await.context(name)?;
+    }
+    Ok(())
+}
+
+async fn manifest_that_lies(cx: Context) -> Result<()> {
+    let mut image = Recipe::new(&[layer_of("sizes")?], json!({"Cmd": ["x"]})).build();
+    let mut value: serde_json::Value = serde_json::from_slice(&image.manifest.bytes)?;
+    if let Some(size) = value.pointer_mut("/layers/0/size") {
+        *size = json!(7);
+    }
+    image.manifest.bytes = bytes::Bytes::from(value.to_string());
+    image.manifest.digest = crate::images::digest(&image.manifest.bytes);
+    if let Ok(name) = push(&cx, "lying-size", &image).await {
+        refused(&cx, &name, &["size", "length", "bytes", "digest"]).await?;
+    }
+    let only_arm =
+        Recipe { architecture: "arm64", ..Recipe::new(&[layer_of("arm")?], json!({"Cmd": ["x"]})) }.build();
+    let list = crate::images::index(
+        crate::images::Form::Oci,
+        &[(only_arm, json!({"architecture": "arm64", "os": "linux"}))],
+    );
+    let name = push(&cx, "only-arm", &list).await?;
+    refused(&cx, &name, &["platform", "amd64", "architecture"]).await
+}

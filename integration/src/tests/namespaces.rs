@@ -1,0 +1,196 @@
+//! Namespaces of a pod, and the processes that hold them.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use cri_api::v1::{self as api, NamespaceMode};
+
+use crate::context::Context;
+use crate::isolation::command;
+use crate::runner::{Test, test};
+use crate::shapes::{ContainerExt as _, PodExt as _};
+use crate::{proc, wait};
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        test!(no_linux_part_means_shared_pid),
+        test!(hostname_and_resolv_conf),
+        test!(shm_is_shared_and_sized),
+        test!(pid_modes),
+        test!(ipc_modes),
+        test!(shim_and_pause_are_protected).ours(),
+        test!(pause_reaps_orphans),
+    ]
+}
+
+async fn no_linux_part_means_shared_pid(cx: Context) -> Result<()> {
+    let mut config = cx.pod_config();
+    config.hostname = String::from("plain");
+    config.linux = None;
+    let pod = cx.pod_of(config).await?;
+    let mut container = cx.sleeper("one");
+    container.linux = None;
+    let id = cx.create_as_is(&pod, &container).await?;
+    cx.cri.start(&id).await?;
+    let first = cx.cri.sh(&id, "cat /proc/1/comm; ls -d /proc/[0-9]* | wc -l").await?;
+    ensure!(
+        !first.starts_with("sleep"),
+        "the container is PID 1, but NamespaceOption POD is the zero value: {first}"
+    );
+    Ok(())
+}
+
+async fn hostname_and_resolv_conf(cx: Context) -> Result<()> {
+    let mut config = cx.pod_config().own_network();
+    config.hostname = String::from("named-by-cri");
+    config.dns_config = Some(api::DnsConfig {
+        servers: vec![String::from("10.10.10.10"), String::from("fd00::10")],
+        searches: vec![String::from("svc.cluster.local"), String::from("cluster.local")],
+        options: vec![String::from("ndots:5")],
+    });
+    let pod = cx.pod_of(config).await?;
+    let id = cx.start(&pod, &cx.sleeper("one")).await?;
+    ensure!(cx.cri.sh(&id, "hostname").await? == "named-by-cri");
+    ensure!(cx.cri.sh(&id, "cat /etc/hostname").await? == "named-by-cri");
+    ensure!(cx.cri.sh(&id, "echo $HOSTNAME").await? == "named-by-cri", "no HOSTNAME variable");
+    let text = cx.cri.sh(&id, "cat /etc/resolv.conf").await?;
+    let lines: Vec<&str> = text.lines().collect();
+    let mut expected = vec![
+        "nameserver 10.10.10.10",
+        "nameserver fd00::10",
+        "options ndots:5",
+        "search svc.cluster.local cluster.local",
+    ];
+    let mut sorted = lines.clone();
+    sorted.sort_unstable();
+    expected.sort_unstable();
+    ensure!(sorted == expected, "resolv.conf is {lines:?}");
+    let empty = cx.pod_of(cx.pod_config().own_network()).await?;
+    let id = cx.start(&empty, &cx.sleeper("one")).await?;
+    let host = std::fs::read_to_string("/etc/resolv.conf")?;
+    ensure!(
+        cx.cri.sh(&id, "cat /etc/resolv.conf").await? == host.trim(),
+        "without dns_config it is the host's"
+    );
+    Ok(())
+}
+
+async fn shm_is_shared_and_sized(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let one = cx.start(&pod, &cx.sleeper("one")).await?;
+    let two = cx.start(&pod, &cx.sleeper("two")).await?;
+    cx.cri.sh(&one, "echo shared > /dev/shm/file").await?;
+    ensure!(cx.cri.sh(&two, "cat /dev/shm/file").await? == "shared");
+    let kib: u64 = cx.cri.sh(&one, "df -k /dev/shm | tail -1 | awk '{print $2}'").await?.parse()?;
+    ensure!(kib == 64 * 1024, "/dev/shm has {kib} KiB");
+    let options = cx.cri.sh(&one, "grep ' /dev/shm ' /proc/self/mounts").await?;
+    for option in ["noexec", "nosuid", "nodev", "rw"] {
+        ensure!(options.contains(option), "/dev/shm without {option}: {options}");
+    }
+    ensure!(!std::path::Path::new("/dev/shm/file").exists(), "the pod got the host's /dev/shm");
+    Ok(())
+}
+
+async fn pid_modes(cx: Context) -> Result<()> {
+    let shared = cx.pod_of(cx.pod_config().shared_pid()).await?;
+    let one = cx.start(&shared, &cx.sleeper("one")).await?;
+    let two = cx.start(&shared, &cx.sleeper("two")).await?;
+    let seen = cx.cri.sh(&one, "ps -o pid,args").await?;
+    ensure!(seen.matches("sleep 100000").count() == 2, "shared PID namespace shows {seen}");
+    ensure!(
+        !seen.lines().any(|l| l.trim().starts_with("1 ") && l.contains("sleep")),
+        "pause is PID 1: {seen}"
+    );
+    let mut target = cx.sleeper("target");
+    let own = cx.pod().await?;
+    let main = cx.start(&own, &cx.sleeper("main")).await?;
+    let options = target.security().namespace_options.get_or_insert_default();
+    options.pid = NamespaceMode::Target.into();
+    options.target_id.clone_from(&main);
+    let debugger = cx.create_as_is(&own, &target).await?;
+    cx.cri.start(&debugger).await?;
+    let seen = cx.cri.sh(&debugger, "ps -o pid,args").await?;
+    ensure!(
+        seen.matches("sleep 100000").count() == 2
+            && seen.lines().any(|l| l.trim().starts_with("1 ") && l.contains("sleep")),
+        "TARGET shows {seen}"
+    );
+    let alone = cx.cri.sh(&cx.start(&own, &cx.sleeper("alone")).await?, "ps -o pid,args").await?;
+    ensure!(alone.matches("sleep 100000").count() == 1, "CONTAINER shows {alone}");
+    let mut host = cx.pod_config();
+    host.namespaces().pid = NamespaceMode::Node.into();
+    let host = cx.pod_of(host).await?;
+    let id = cx.start(&host, &cx.sleeper("host")).await?;
+    if !cx.node.is_foreign() {
+        let seen = cx.cri.sh(&id, "cat /proc/1/cmdline | tr '\\0' ' '").await?;
+        ensure!(seen.contains("init"), "hostPID: PID 1 is {seen}");
+    }
+    drop(two);
+    Ok(())
+}
+
+async fn ipc_modes(cx: Context) -> Result<()> {
+    let id = command("ipcmk", &["-M", "4096"])?;
+    let number = id.split_whitespace().last().unwrap_or_default().to_owned();
+    let looked = async {
+        let mut host = cx.pod_config();
+        host.namespaces().ipc = NamespaceMode::Node.into();
+        let host = cx.pod_of(host).await?;
+        let seen = cx.cri.sh(&cx.start(&host, &cx.sleeper("host")).await?, "cat /proc/sysvipc/shm").await?;
+        ensure!(
+            cx.node.is_foreign() || seen.split_whitespace().any(|w| w == number),
+            "host IPC does not show {number}: {seen}"
+        );
+        let own = cx.pod().await?;
+        let seen = cx.cri.sh(&cx.start(&own, &cx.sleeper("own")).await?, "cat /proc/sysvipc/shm").await?;
+        ensure!(!seen.split_whitespace().any(|w| w == number), "own IPC shows the host's: {seen}");
+        Ok(())
+    }
+    .await;
+    command("ipcrm", &["-m", &number])?;
+    looked
+}
+
+async fn shim_and_pause_are_protected(cx: Context) -> Result<()> {
+    let pod = cx.pod_of(cx.pod_config().own_network()).await?;
+    let (shim, pause) = (cx.node.shim(&pod.id)?, cx.node.pause(&pod.id)?);
+    let status = proc::status(shim.pid)?;
+    ensure!(
+        status.get("Threads").map(String::as_str) == Some("1"),
+        "the shim has {:?} threads",
+        status.get("Threads")
+    );
+    for process in [&shim, &pause] {
+        let cgroups = std::fs::read_to_string(format!("/proc/{}/cgroup", process.pid))?;
+        ensure!(!cgroups.contains("kubepods"), "{} lives below kubepods: {cgroups}", process.comm);
+    }
+    let caps = proc::status(pause.pid)?;
+    for set in ["CapPrm", "CapEff", "CapInh", "CapAmb"] {
+        ensure!(
+            caps.get(set).is_some_and(|v| v.trim_start_matches('0').is_empty()),
+            "pause has {set} {:?}",
+            caps.get(set)
+        );
+    }
+    let exe = std::fs::read_link(format!("/proc/{}/exe", shim.pid))?;
+    // Sealed: nobody, root included, can write the running shim through /proc.
+    let opened = std::fs::OpenOptions::new().write(true).open(format!("/proc/{}/exe", shim.pid));
+    ensure!(opened.is_err(), "the shim's binary {} can be opened for writing", exe.display());
+    let root = std::fs::read_dir(format!("/proc/{}/root", pause.pid))?
+        .flatten()
+        .map(|e| e.file_name())
+        .collect::<Vec<_>>();
+    ensure!(!root.iter().any(|n| n == "etc" || n == "usr"), "pause sees a file system: {root:?}");
+    Ok(())
+}
+
+async fn pause_reaps_orphans(cx: Context) -> Result<()> {
+    let pod = cx.pod_of(cx.pod_config().shared_pid()).await?;
+    let id = cx.start(&pod, &cx.sleeper("one")).await?;
+    cx.cri.sh(&id, "for i in 1 2 3 4 5; do (sleep 0.2 &) ; done").await?;
+    wait::until("no zombie in the pod", Duration::from_secs(5), || async {
+        let seen = cx.cri.sh(&id, "sleep 0.3; ps -o stat,comm").await?;
+        Ok((!seen.lines().any(|l| l.starts_with('Z'))).then_some(()))
+    })
+    .await
+}

@@ -1,0 +1,166 @@
+use super::*;
+use crate::{ContainerConfig, ImageOfContainer, PodConfig, PodId, User};
+use proptest::prelude::*;
+
+fn pod_record(phase: PodPhase) -> PodRecord {
+    PodRecord {
+        id: PodId::from_random([9; 32]),
+        config: PodConfig::default(),
+        created_at: 1,
+        phase,
+        ips: Vec::new(),
+        netns: String::new(),
+        pause_pid: 0,
+        shim_pid: 0,
+        message: String::new(),
+    }
+}
+
+fn record(byte: u8, phase: ContainerPhase) -> ContainerRecord {
+    ContainerRecord {
+        id: ContainerId::from_random([byte; 32]),
+        pod: PodId::from_random([9; 32]),
+        config: ContainerConfig::default(),
+        image: ImageOfContainer::default(),
+        created_at: 1,
+        started_at: 0,
+        phase,
+        exit: None,
+        pid: 0,
+        user: User::default(),
+        log_path: String::new(),
+        stop_signal: 15,
+        cgroup: String::new(),
+        exec_template: None,
+    }
+}
+
+fn pod_phase() -> impl Strategy<Value = PodPhase> {
+    use PodPhase::*;
+    prop_oneof![Just(Launching), Just(Ready), Just(Stopping), Just(Stopped), Just(Removing)]
+}
+
+fn container_phase() -> impl Strategy<Value = ContainerPhase> {
+    use ContainerPhase::*;
+    prop_oneof![Just(Creating), Just(Created), Just(Running), Just(Exited), Just(Removing)]
+}
+
+fn held() -> impl Strategy<Value = Held> {
+    prop_oneof![
+        Just(Held::Creating),
+        Just(Held::Created { pid: 5 }),
+        Just(Held::Running { pid: 5, started_at: 7 }),
+        Just(Held::Exited { exit: Exit { code: 3, ..Exit::default() }, started_at: 7 }),
+    ]
+}
+
+fn shim() -> impl Strategy<Value = Shim> {
+    let containers = proptest::collection::btree_map(
+        (0u8..6).prop_map(|byte| ContainerId::from_random([byte; 32])),
+        held(),
+        0..5,
+    );
+    prop_oneof![
+        Just(Shim::Gone),
+        Just(Shim::Silent),
+        (any::<bool>(), containers).prop_map(|(pause, containers)| Shim::Answered { pause, containers }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn nothing_is_left_out_invented_or_revived(
+        phase in pod_phase(),
+        phases in proptest::collection::vec(container_phase(), 0..5),
+        shim in shim(),
+        same_boot: bool,
+        left in proptest::collection::vec(0u8..6, 0..3),
+    ) {
+        let pod = pod_record(phase);
+        let records: Vec<ContainerRecord> =
+            phases.iter().zip(0u8..).map(|(phase, byte)| record(byte, *phase)).collect();
+        let shim = if same_boot { shim } else { Shim::Gone };
+        let exits = left
+            .iter()
+            .map(|byte| (ContainerId::from_random([*byte; 32]), (Exit { code: 4, ..Exit::default() }, 6)))
+            .collect();
+        let facts = Facts { same_boot, pod: &pod, containers: &records, shim: shim.clone(), exits };
+        let plan = reconcile(&facts, 100);
+
+        let held = match &shim {
+            Shim::Answered { containers, .. } => containers.clone(),
+            _ => BTreeMap::new(),
+        };
+        // Everything known has exactly one action, and nothing else has one.
+        for id in plan.containers.keys() {
+            prop_assert!(held.contains_key(id) || records.iter().any(|record| record.id == *id));
+        }
+        prop_assert!(held.keys().chain(records.iter().map(|r| &r.id)).all(|id| plan.containers.contains_key(id)));
+        // Only a silent shim is asked again, and then nobody is judged.
+        if plan.pod == PodAction::Retry {
+            prop_assert_eq!(&shim, &Shim::Silent);
+        }
+        // A pod goes on only when it was ready, in this boot, and pause lives.
+        if plan.pod == PodAction::Adopt {
+            let pause_lives = matches!(shim, Shim::Answered { pause: true, .. });
+            prop_assert!(same_boot && phase == PodPhase::Ready && pause_lives);
+        }
+        for record in &records {
+            let action = &plan.containers[&record.id];
+            let lives = matches!(
+                held.get(&record.id),
+                Some(Held::Creating | Held::Created { .. } | Held::Running { .. })
+            );
+            match action {
+                ContainerAction::Adopt { phase, .. } => {
+                    prop_assert!(lives && matches!(phase, ContainerPhase::Created | ContainerPhase::Running));
+                    prop_assert!(matches!(record.phase, ContainerPhase::Created | ContainerPhase::Running));
+                }
+                // A known end is never overwritten by a guess.
+                ContainerAction::MarkExited { exit, .. } => {
+                    prop_assert!(!lives && record.phase != ContainerPhase::Exited);
+                    if matches!(held.get(&record.id), Some(Held::Exited { .. })) {
+                        prop_assert_eq!(exit.code, 3);
+                    }
+                }
+                // What lives is not simply left.
+                ContainerAction::Keep => prop_assert!(!lives),
+                ContainerAction::Retry => prop_assert_eq!(&plan.pod, &PodAction::Retry),
+                ContainerAction::RollBack | ContainerAction::Remove | ContainerAction::KillOrphan => {}
+            }
+        }
+    }
+}
+
+fn plan(pod: PodPhase, container: ContainerPhase, shim: Shim, same_boot: bool) -> (PodAction, ContainerAction) {
+    let (pod, record) = (pod_record(pod), [record(1, container)]);
+    let facts = Facts { same_boot, pod: &pod, containers: &record, shim, exits: BTreeMap::new() };
+    let mut plan = reconcile(&facts, 100);
+    (plan.pod, plan.containers.remove(&record[0].id).unwrap())
+}
+
+#[test]
+fn another_boot_means_exited_and_not_ready() {
+    let (pod, container) = plan(PodPhase::Ready, ContainerPhase::Running, Shim::Gone, false);
+    assert_eq!(pod, PodAction::NotReady { reason: "the node was restarted".into() });
+    let ContainerAction::MarkExited { exit, .. } = container else { panic!("{container:?}") };
+    assert_eq!((exit.code, exit.reason.as_str(), exit.finished_at), (255, "Unknown", 100));
+    // A commit lost to the power failure does not lose the container that ran.
+    let (pod, _) = plan(PodPhase::Launching, ContainerPhase::Running, Shim::Gone, false);
+    assert!(matches!(pod, PodAction::NotReady { .. }));
+}
+
+#[test]
+fn a_dead_shim_costs_its_pod() {
+    let (pod, container) = plan(PodPhase::Ready, ContainerPhase::Running, Shim::Gone, true);
+    assert_eq!(pod, PodAction::NotReady { reason: "its shim is gone".into() });
+    assert!(matches!(container, ContainerAction::MarkExited { .. }));
+    assert_eq!(
+        plan(PodPhase::Ready, ContainerPhase::Creating, Shim::Gone, true).1,
+        ContainerAction::RollBack
+    );
+    assert_eq!(
+        plan(PodPhase::Ready, ContainerPhase::Running, Shim::Silent, true),
+        (PodAction::Retry, ContainerAction::Retry)
+    );
+}

@@ -1,0 +1,131 @@
+//! Which phase may follow which, as tables.
+
+use crate::{ContainerPhase, PodPhase};
+
+/// What happens to a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PodEvent {
+    /// Bring-up is complete and recorded.
+    Launched,
+    /// Stop was asked for, or pause or the shim is gone.
+    Ending,
+    /// Everything of it is down.
+    Ended,
+    /// Its removal begins.
+    Remove,
+}
+
+/// What happens to a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ContainerEvent {
+    /// Init waits for start.
+    Created,
+    /// Init has exec'd.
+    Started,
+    /// Nothing of it runs any more.
+    Exited,
+    /// Its removal begins.
+    Remove,
+}
+
+/// An event that a phase does not have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{event} is not possible while {phase}")]
+pub struct Refusal {
+    /// The phase.
+    pub phase: String,
+    /// The event.
+    pub event: String,
+}
+
+/// All that may happen to pods.
+const PODS: [(PodPhase, PodEvent, PodPhase); 9] = [
+    (PodPhase::Launching, PodEvent::Launched, PodPhase::Ready),
+    // A launch that could not be undone at once.
+    (PodPhase::Launching, PodEvent::Ending, PodPhase::Stopping),
+    (PodPhase::Ready, PodEvent::Ending, PodPhase::Stopping),
+    // Stop is asked for again and goes on.
+    (PodPhase::Stopping, PodEvent::Ending, PodPhase::Stopping),
+    (PodPhase::Stopping, PodEvent::Ended, PodPhase::Stopped),
+    (PodPhase::Stopped, PodEvent::Ending, PodPhase::Stopped),
+    (PodPhase::Stopped, PodEvent::Ended, PodPhase::Stopped),
+    (PodPhase::Stopped, PodEvent::Remove, PodPhase::Removing),
+    (PodPhase::Removing, PodEvent::Remove, PodPhase::Removing),
+];
+
+/// All that may happen to containers.
+const CONTAINERS: [(ContainerPhase, ContainerEvent, ContainerPhase); 8] = [
+    (ContainerPhase::Creating, ContainerEvent::Created, ContainerPhase::Created),
+    (ContainerPhase::Created, ContainerEvent::Started, ContainerPhase::Running),
+    // A start that failed; a stop of the sandbox.
+    (ContainerPhase::Created, ContainerEvent::Exited, ContainerPhase::Exited),
+    (ContainerPhase::Running, ContainerEvent::Exited, ContainerPhase::Exited),
+    // Told twice: by an event and by a snapshot.
+    (ContainerPhase::Exited, ContainerEvent::Exited, ContainerPhase::Exited),
+    (ContainerPhase::Exited, ContainerEvent::Remove, ContainerPhase::Removing),
+    (ContainerPhase::Removing, ContainerEvent::Exited, ContainerPhase::Removing),
+    (ContainerPhase::Removing, ContainerEvent::Remove, ContainerPhase::Removing),
+];
+
+/// The phase of a pod after an event.
+///
+/// # Errors
+/// When the table has no such step.
+pub fn pod(phase: PodPhase, event: PodEvent) -> Result<PodPhase, Refusal> {
+    let step = PODS.iter().find(|(from, by, _)| (*from, *by) == (phase, event));
+    step.map(|(_, _, to)| *to)
+        .ok_or_else(|| Refusal { phase: format!("{phase:?}"), event: format!("{event:?}") })
+}
+
+/// The phase of a container after an event.
+///
+/// # Errors
+/// When the table has no such step.
+pub fn container(phase: ContainerPhase, event: ContainerEvent) -> Result<ContainerPhase, Refusal> {
+    let step = CONTAINERS.iter().find(|(from, by, _)| (*from, *by) == (phase, event));
+    step.map(|(_, _, to)| *to)
+        .ok_or_else(|| Refusal { phase: format!("{phase:?}"), event: format!("{event:?}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn rank(phase: ContainerPhase) -> u8 {
+        match phase {
+            ContainerPhase::Creating => 0,
+            ContainerPhase::Created => 1,
+            ContainerPhase::Running => 2,
+            ContainerPhase::Exited => 3,
+            ContainerPhase::Removing => 4,
+        }
+    }
+
+    proptest! {
+        /// Whatever happens in whatever order, a container never becomes younger and never runs twice.
+        #[test]
+        fn containers_only_grow_older(events in proptest::collection::vec(0usize..4, 0..20)) {
+            let all =
+                [ContainerEvent::Created, ContainerEvent::Started, ContainerEvent::Exited, ContainerEvent::Remove];
+            let (mut phase, mut starts) = (ContainerPhase::Creating, 0);
+            for event in events.into_iter().map(|at| all[at]) {
+                let Ok(next) = container(phase, event) else { continue };
+                prop_assert!(rank(next) >= rank(phase));
+                starts += usize::from(next == ContainerPhase::Running);
+                phase = next;
+            }
+            prop_assert!(starts <= 1);
+        }
+    }
+
+    #[test]
+    fn a_pod_is_never_ready_again_and_is_removed_only_when_stopped() {
+        for (from, _, to) in PODS {
+            assert!(to != PodPhase::Ready || from == PodPhase::Launching);
+            assert!(to != PodPhase::Removing || matches!(from, PodPhase::Stopped | PodPhase::Removing));
+        }
+        let refusal = pod(PodPhase::Ready, PodEvent::Remove).unwrap_err();
+        assert_eq!(refusal.to_string(), "Remove is not possible while Ready");
+    }
+}

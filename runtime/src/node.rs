@@ -1,0 +1,394 @@
+//! The node: the daemon's one answer to "which pods are there, and do this to one of them".
+//!
+//! Lists and look-ups copy a published snapshot and never wait. Everything else is sent to the pod's driver
+//! (`pod::driver`), which does the work on its own account: a caller that goes away stops waiting, nothing more.
+
+use crate::cgroups::Cgroups;
+use crate::pod::Context;
+use crate::registry::Registry;
+use crate::seccomp::Compiler;
+use crate::{pod, restore};
+use image::ImageStore;
+use model::{ContainerConfig, ContainerId, ContainerRecord, PodConfig, PodId, PodPhase, PodRecord, Text};
+use network::Cni;
+use state::Layout;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Most bytes of standard output and error of one ExecSync together: kubelet takes messages of 16 MiB, and
+/// the rest of the message needs room too. What is more is read and dropped.
+pub const EXEC_OUTPUT_LIMIT: usize = 16 * 1024 * 1024 - 64 * 1024;
+
+/// What a client can do about an [`Error`]; each is one gRPC code (`service/status.rs`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// No such pod, container or image.
+    NotFound,
+    /// A field is wrong.
+    InvalidArgument,
+    /// The object's state forbids it.
+    FailedPrecondition,
+    /// The name is taken by something else.
+    AlreadyExists,
+    /// Not now: try again.
+    Unavailable,
+    /// It took too long.
+    DeadlineExceeded,
+    /// Not built, or not possible on this host.
+    Unimplemented,
+    /// A bound was reached.
+    ResourceExhausted,
+    /// Overtaken by another call on the same object.
+    Aborted,
+    /// Something of ours, or of the kernel, failed.
+    Internal,
+}
+
+/// Why a call failed. Cheap enough to clone: one piece of work may answer several callers.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    /// What a client can do about it.
+    pub kind: ErrorKind,
+    /// For people: object, stage, and what was said, causes included.
+    pub message: String,
+}
+
+impl Error {
+    /// An error of `kind`.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Internal, message)
+    }
+
+    pub(crate) fn state(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::FailedPrecondition, message)
+    }
+
+    /// The same kind, told in a wider context.
+    pub(crate) fn context(self, what: impl fmt::Display) -> Self {
+        Self { kind: self.kind, message: format!("{what}: {}", self.message) }
+    }
+
+    /// An internal error of another error and its causes.
+    pub(crate) fn of(what: impl fmt::Display, error: &(dyn std::error::Error + 'static)) -> Self {
+        Self::internal(format!("{what}: {}", with_causes(error)))
+    }
+
+    /// One error of many; the first decides the kind.
+    pub(crate) fn gathered(errors: Vec<Error>) -> Result<(), Error> {
+        let Some(first) = errors.first() else { return Ok(()) };
+        let kind = first.kind;
+        let texts: Vec<String> = errors.into_iter().map(|error| error.message).collect();
+        Err(Self::new(kind, texts.join("; ")))
+    }
+}
+
+pub(crate) fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Some crates print their source too.
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+impl From<spec::Error> for Error {
+    fn from(error: spec::Error) -> Self {
+        let kind = match error.kind() {
+            spec::ErrorKind::Invalid => ErrorKind::InvalidArgument,
+            spec::ErrorKind::Unsupported => ErrorKind::Unimplemented,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+impl From<crate::cgroups::Error> for Error {
+    fn from(error: crate::cgroups::Error) -> Self {
+        use crate::cgroups::Error as E;
+        match error {
+            E::Path { source } => source.into(),
+            E::Limit { .. } => Self::new(ErrorKind::InvalidArgument, with_causes(&error)),
+            _ => Self::internal(with_causes(&error)),
+        }
+    }
+}
+
+impl From<crate::seccomp::Error> for Error {
+    fn from(error: crate::seccomp::Error) -> Self {
+        use crate::seccomp::Error as E;
+        let kind = match &error {
+            E::Read { .. } | E::Profile { .. } | E::TooLong { .. } => ErrorKind::InvalidArgument,
+            E::Library { .. } | E::Export { .. } => ErrorKind::Internal,
+        };
+        Self::new(kind, with_causes(&error))
+    }
+}
+
+impl From<state::Error> for Error {
+    fn from(error: state::Error) -> Self {
+        let kind = match &error {
+            state::Error::TooLarge { .. } => ErrorKind::InvalidArgument,
+            _ => ErrorKind::Internal,
+        };
+        Self::new(kind, with_causes(&error))
+    }
+}
+
+impl From<network::Error> for Error {
+    fn from(error: network::Error) -> Self {
+        let kind = match &error {
+            network::Error::NotReady { .. } => ErrorKind::Unavailable,
+            network::Error::Attachment { .. } => ErrorKind::InvalidArgument,
+            error if error.is_temporary() => ErrorKind::Unavailable,
+            _ => ErrorKind::Internal,
+        };
+        Self::new(kind, with_causes(&error))
+    }
+}
+
+impl From<image::Error> for Error {
+    fn from(error: image::Error) -> Self {
+        let kind = match &error {
+            image::Error::NotFound { .. } => ErrorKind::NotFound,
+            image::Error::InvalidReference { .. } => ErrorKind::InvalidArgument,
+            _ => ErrorKind::Internal,
+        };
+        Self::new(kind, with_causes(&error))
+    }
+}
+
+/// A pod as published: immutable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodView {
+    /// All that List and Status say.
+    pub record: PodRecord,
+    /// Grows with every change on this node.
+    pub generation: u64,
+}
+
+impl PodView {
+    /// SANDBOX_READY.
+    pub fn is_ready(&self) -> bool {
+        self.record.phase == PodPhase::Ready
+    }
+}
+
+/// A container as published: immutable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerView {
+    /// All that List and Status say.
+    pub record: ContainerRecord,
+    /// Grows with every change on this node.
+    pub generation: u64,
+}
+
+/// What ExecSync answers.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ExecOutput {
+    /// Standard output, capped.
+    pub stdout: Vec<u8>,
+    /// Standard error, capped.
+    pub stderr: Vec<u8>,
+    /// 0..=255, 128+n for signal n.
+    pub exit_code: i32,
+}
+
+/// What a node is made of.
+#[derive(Debug)]
+pub struct NodeOptions {
+    /// Where things are; its folders exist and are locked by this daemon.
+    pub layout: Layout,
+    /// This boot ([`state::boot::id`]).
+    pub boot_id: String,
+    /// Images.
+    pub images: ImageStore,
+    /// Networks.
+    pub cni: Cni,
+    /// Cgroups.
+    pub cgroups: Cgroups,
+    /// Seccomp.
+    pub compiler: Arc<Compiler>,
+    /// `copepod-shim`.
+    pub shim_binary: PathBuf,
+    /// `pause`.
+    pub pause_binary: PathBuf,
+    /// Mount namespace that volumes are looked up in, for example `/proc/1/ns/mnt`.
+    pub mount_namespace: PathBuf,
+    /// Folder of the pinned network namespaces: `/run/netns`.
+    pub netns_dir: PathBuf,
+    /// The longest that bringing up one container's file systems and init may take.
+    pub create_timeout: Duration,
+}
+
+/// Pods and containers of this machine. Clones share one node.
+#[derive(Debug, Clone)]
+pub struct Node(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    context: Arc<Context>,
+    registry: Arc<Registry>,
+}
+
+impl Node {
+    /// Reads all records, publishes what they say and starts a driver for each pod; shims are dialled
+    /// afterwards, so that this waits for the disk alone.
+    ///
+    /// # Errors
+    /// What keeps the whole node from working: binaries, folders. A bad record costs its object only.
+    pub async fn open(options: NodeOptions) -> Result<Self, Error> {
+        let registry = Arc::new(Registry::new());
+        let context = Arc::new(Context::new(options).await?);
+        restore::restore(&context, &registry).await?;
+        Ok(Self(Arc::new(Inner { context, registry })))
+    }
+
+    /// All pods, by creation. Never waits.
+    pub fn pods(&self) -> Arc<[Arc<PodView>]> {
+        self.0.registry.published().pods()
+    }
+
+    /// The pod of an id or a unique prefix of one. Never waits.
+    ///
+    /// # Errors
+    /// NotFound; InvalidArgument when the prefix is that of several.
+    pub fn pod(&self, id: &str) -> Result<Arc<PodView>, Error> {
+        self.0.registry.published().pod(id)
+    }
+
+    /// All containers, by creation. Never waits.
+    pub fn containers(&self) -> Arc<[Arc<ContainerView>]> {
+        self.0.registry.published().containers()
+    }
+
+    /// The container of an id or a unique prefix of one. Never waits.
+    ///
+    /// # Errors
+    /// NotFound; InvalidArgument when the prefix is that of several.
+    pub fn container(&self, id: &str) -> Result<Arc<ContainerView>, Error> {
+        self.0.registry.published().container(id)
+    }
+
+    /// Brings a pod up, or joins an equal request under way, or finds that an equal one has been served.
+    ///
+    /// # Errors
+    /// AlreadyExists when the name belongs to another configuration or a pod that is not ready any more.
+    pub async fn run_pod(&self, config: PodConfig) -> Result<PodId, Error> {
+        pod::run(&self.0.context, &self.0.registry, config).await
+    }
+
+    /// Ends everything of a pod but its records. Unknown and stopped ones are fine.
+    ///
+    /// # Errors
+    /// What could not be ended or given back; calling again goes on.
+    pub async fn stop_pod(&self, id: &str) -> Result<(), Error> {
+        let Some(pod) = gone_is_fine(self.pod(id))? else { return Ok(()) };
+        self.0.registry.call(&pod.record.id, pod::Command::StopPod).await.or_else(vanished_is_fine)
+    }
+
+    /// Stops a pod and removes it with all its containers. Unknown ones are fine.
+    ///
+    /// # Errors
+    /// What could not be ended or removed; calling again goes on.
+    pub async fn remove_pod(&self, id: &str) -> Result<(), Error> {
+        let Some(pod) = gone_is_fine(self.pod(id))? else { return Ok(()) };
+        self.0.registry.call(&pod.record.id, pod::Command::RemovePod).await.or_else(vanished_is_fine)
+    }
+
+    /// Makes a container, its init waiting for start; joins an equal request under way.
+    ///
+    /// # Errors
+    /// NotFound (pod, image), FailedPrecondition (pod not ready), and all that its configuration can be wrong in.
+    pub async fn create_container(&self, pod: &str, config: ContainerConfig) -> Result<ContainerId, Error> {
+        let pod = self.pod(pod)?;
+        let config = Box::new(config);
+        self.0.registry.call(&pod.record.id, |reply| pod::Command::Create { config, reply }).await
+    }
+
+    /// Starts a created container.
+    ///
+    /// # Errors
+    /// FailedPrecondition unless it is created; when it cannot be executed it is exited with code 128.
+    pub async fn start_container(&self, id: &str) -> Result<(), Error> {
+        let view = self.container(id)?;
+        let id = view.record.id.clone();
+        self.0.registry.call(&view.record.pod, |reply| pod::Command::Start { id, reply }).await
+    }
+
+    /// Sends the stop signal, waits `grace_s` seconds, kills. A second call with less patience shortens the
+    /// first. Unknown and exited ones are fine.
+    ///
+    /// # Errors
+    /// When processes survive SIGKILL.
+    pub async fn stop_container(&self, id: &str, grace_s: i64) -> Result<(), Error> {
+        let Some(view) = gone_is_fine(self.container(id))? else { return Ok(()) };
+        let id = view.record.id.clone();
+        let grace = Duration::from_secs(u64::try_from(grace_s).unwrap_or(0));
+        let stop = |reply| pod::Command::Stop { id, grace, reply };
+        self.0.registry.call(&view.record.pod, stop).await.or_else(vanished_is_fine)
+    }
+
+    /// Removes a container, by force when it runs. Unknown ones are fine.
+    ///
+    /// # Errors
+    /// What could not be killed or removed; calling again goes on.
+    pub async fn remove_container(&self, id: &str) -> Result<(), Error> {
+        let Some(view) = gone_is_fine(self.container(id))? else { return Ok(()) };
+        let id = view.record.id.clone();
+        let remove = |reply| pod::Command::Remove { id, reply };
+        self.0.registry.call(&view.record.pod, remove).await.or_else(vanished_is_fine)
+    }
+
+    /// Opens a running container's log anew, after its file was moved away.
+    ///
+    /// # Errors
+    /// FailedPrecondition unless it runs.
+    pub async fn reopen_log(&self, id: &str) -> Result<(), Error> {
+        let view = self.container(id)?;
+        let id = view.record.id.clone();
+        self.0.registry.call(&view.record.pod, |reply| pod::Command::ReopenLog { id, reply }).await
+    }
+
+    /// Runs a command in a running container to its end; 0 seconds is no limit. The command is killed when
+    /// the time is over or the caller goes away.
+    ///
+    /// # Errors
+    /// DeadlineExceeded; FailedPrecondition unless the container runs; Internal when it cannot be executed.
+    pub async fn exec_sync(&self, id: &str, cmd: Vec<Text>, timeout_s: i64) -> Result<ExecOutput, Error> {
+        let view = self.container(id)?;
+        let (id, pod) = (view.record.id.clone(), &view.record.pod);
+        let ticket = self.0.registry.call(pod, |reply| pod::Command::Exec { id, reply }).await?;
+        let limit = u64::try_from(timeout_s).ok().filter(|s| *s > 0).map(Duration::from_secs);
+        pod::exec::sync(&self.0.context, ticket, cmd, limit).await
+    }
+
+    /// Lets the drivers end what they are writing; pods keep running.
+    pub async fn shutdown(&self) {
+        self.0.registry.close().await;
+    }
+}
+
+/// NotFound is an answer, not an error, for calls that make things go away.
+fn gone_is_fine<T>(found: Result<T, Error>) -> Result<Option<T>, Error> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn vanished_is_fine(error: Error) -> Result<(), Error> {
+    if error.kind == ErrorKind::NotFound { Ok(()) } else { Err(error) }
+}

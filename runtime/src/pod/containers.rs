@@ -1,0 +1,428 @@
+//! The work on one container, as jobs of its pod's driver: create, start, stop, remove.
+
+use super::launch::memfd;
+use super::{CONTAINER_RECORD, Context, blocking, now};
+use crate::cgroups::{Limits, host_devices, leaf_path, pod_parent};
+use crate::node::{Error, ErrorKind};
+use crate::shims::Client;
+use crate::shims::client::ClientError;
+use crate::{failpoint, files};
+use image::ImageRecord;
+use model::{
+    ContainerConfig, ContainerId, ContainerPhase, ContainerRecord, Exit, ImageOfContainer, PodRecord, Text, User,
+};
+use serde::Serialize;
+use spec::{HostFacts, ImageFacts};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use wire::{ErrorKind as ShimErrorKind, ExitFacts, LogPlan, ProcessPlan, Reply, Request, RootfsPlan};
+
+/// Beyond the worker's own deadline: for the shim to kill it and say so.
+const SLACK: Duration = Duration::from_secs(5);
+/// Of requests that only tell the kernel something.
+const SHORT: Duration = Duration::from_secs(10);
+/// From "go on" to execve, on a machine that swaps.
+const START: Duration = Duration::from_secs(60);
+/// SIGKILL needs this long at most, unless a process hangs in the kernel.
+const KILL: Duration = Duration::from_secs(10);
+/// Exit code of a container that never ran.
+const NEVER_RAN: i32 = 128;
+
+/// Writes one record, one write at a time, always the newest content: writers may come in any order.
+#[derive(Debug)]
+pub(crate) struct Recorder<T> {
+    path: PathBuf,
+    kind: &'static str,
+    newest: Mutex<T>,
+    writing: tokio::sync::Mutex<()>,
+}
+
+impl<T: Clone + Serialize + Send + 'static> Recorder<T> {
+    pub(crate) fn new(path: PathBuf, kind: &'static str, content: T) -> Arc<Self> {
+        Arc::new(Self { path, kind, newest: Mutex::new(content), writing: tokio::sync::Mutex::new(()) })
+    }
+
+    /// What the next write writes.
+    pub(crate) fn set(&self, content: T) {
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = content;
+    }
+
+    /// Writes the newest content.
+    pub(crate) async fn persist(&self, context: &Arc<Context>, durable: bool) -> Result<(), Error> {
+        let _turn = self.writing.lock().await;
+        let content = self.newest.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (context, path, kind) = (Arc::clone(context), self.path.clone(), self.kind);
+        blocking("write a record", move || context.write(&path, kind, &content, durable)).await
+    }
+}
+
+/// A recorder for a container's record.
+pub(crate) fn recorder(context: &Context, record: &ContainerRecord) -> Arc<Recorder<ContainerRecord>> {
+    Recorder::new(context.layout.container_record(&record.id), CONTAINER_RECORD, record.clone())
+}
+
+/// The record with which a container begins.
+pub(crate) fn intent(id: ContainerId, pod: &PodRecord, config: ContainerConfig) -> ContainerRecord {
+    let directory = pod.config.log_directory.trim_end_matches('/');
+    let log_path = if directory.is_empty() || config.log_path.is_empty() {
+        String::new()
+    } else {
+        format!("{directory}/{}", config.log_path)
+    };
+    ContainerRecord {
+        id,
+        pod: pod.id.clone(),
+        config,
+        image: ImageOfContainer::default(),
+        created_at: now(),
+        started_at: 0,
+        phase: ContainerPhase::Creating,
+        exit: None,
+        pid: 0,
+        user: User::default(),
+        log_path,
+        stop_signal: 0,
+        cgroup: String::new(),
+        exec_template: None,
+    }
+}
+
+/// Makes a container whose init waits for start. On an error nothing is left, or the log says what.
+pub(crate) async fn create(
+    context: Arc<Context>,
+    pod: PodRecord,
+    client: Client,
+    mut record: ContainerRecord,
+) -> Result<ContainerRecord, Error> {
+    let name = format!("container {} of pod {}/{}", record.config.meta.name, pod.config.meta.namespace, pod.config.meta.name);
+    // Refused before anything is made.
+    spec::refuse::container(&record.config).map_err(|error| Error::from(error).context(&name))?;
+    record.cgroup = leaf_path(&pod_parent(&pod.config, &pod.id)?, &record.id);
+    match make(&context, &pod, &client, record.clone()).await {
+        Ok(record) => Ok(record),
+        Err(error) => {
+            for left in unmake(&context, Some(&client), &record).await {
+                tracing::warn!(container = %record.id, error = %left, "left by a create that failed");
+            }
+            Err(error.context(name))
+        }
+    }
+}
+
+async fn make(
+    context: &Arc<Context>,
+    pod: &PodRecord,
+    client: &Client,
+    mut record: ContainerRecord,
+) -> Result<ContainerRecord, Error> {
+    let asked = &record.config.image.image;
+    let image = context.images.resolve(asked).ok_or_else(|| {
+        Error::new(ErrorKind::NotFound, format!("image {asked:?} is not on this node: pull it first"))
+    })?;
+    let lease = context.images.lease_for(&image.id, record.id.as_str()).await?;
+    record.image = ImageOfContainer {
+        id: image.id.clone(),
+        digested: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.clone()),
+    };
+    let rootfs = RootfsPlan {
+        store: lease.layers_dir.to_string_lossy().into_owned(),
+        layers: lease.layers,
+        rw: context.layout.container_rw(&record.id).to_string_lossy().into_owned(),
+        readonly: false,
+        volatile: true,
+    };
+    let (theirs, pod) = (Arc::clone(context), pod.clone());
+    let prepared =
+        blocking("prepare the container", move || prepare(&theirs, &pod, &image, rootfs, record)).await?;
+    failpoint::hit("container.prepared");
+    let Prepared { mut record, mut process, log, fds } = prepared;
+    let request = Request::Create {
+        container: record.id.clone(),
+        deadline_ms: u64::try_from(context.create_timeout.as_millis()).unwrap_or(u64::MAX),
+        log,
+        terminal: record.config.tty,
+        stdin: record.config.stdin,
+    };
+    let (pid, user, home) = match client.request("create", request, fds, context.create_timeout + SLACK).await? {
+        (Reply::Created { pid, user, home }, _) => (pid, user, home),
+        _ => return Err(ClientError::Odd("create").into()),
+    };
+    failpoint::hit("container.created");
+    if !process.env.iter().any(|entry| entry.as_bytes().starts_with(b"HOME=")) {
+        process.env.extend(Text::new(format!("HOME={home}")));
+    }
+    let template = spec::exec::template(&process, &record.config.security.seccomp);
+    record.exec_template =
+        Some(serde_json::to_value(template).map_err(|error| Error::of("encode the process for execs", &error))?);
+    (record.pid, record.user, record.phase) = (pid, user, ContainerPhase::Created);
+    // It holds for this boot only: start makes it durable.
+    recorder(context, &record).persist(context, false).await?;
+    failpoint::hit("container.committed");
+    Ok(record)
+}
+
+struct Prepared {
+    record: ContainerRecord,
+    process: ProcessPlan,
+    log: Option<LogPlan>,
+    /// Plan, mount namespace, cgroup folders.
+    fds: Vec<OwnedFd>,
+}
+
+/// Folders, intent, cgroup leaf, plan. Blocking.
+fn prepare(
+    context: &Context,
+    pod: &PodRecord,
+    image: &ImageRecord,
+    rootfs: RootfsPlan,
+    mut record: ContainerRecord,
+) -> Result<Prepared, Error> {
+    let config = &record.config;
+    let caps = spec::security::caps(&config.security, context.cap_bounding)?;
+    let seccomp = if config.security.privileged {
+        None
+    } else {
+        context.compiler.program(&config.security.seccomp, caps.bounding)?
+    };
+    let devices = host_devices::find(config)?;
+    let limits = Limits {
+        writes: spec::resources::v1(&config.resources, spec::resources::Mode::Create)?,
+        devices: spec::devices::rules(&config.devices, config.security.privileged, &devices)?,
+    };
+    let facts = ImageFacts {
+        entrypoint: image.config.entrypoint.clone(),
+        cmd: image.config.cmd.clone(),
+        env: image.config.env.clone(),
+        user: image.config.user.clone(),
+        working_dir: image.config.working_dir.clone(),
+        stop_signal: image.config.stop_signal.clone(),
+    };
+    record.stop_signal = spec::signals::stop_signal(config.stop_signal, &facts.stop_signal)?;
+    folders(&context.layout.container_dir(&record.id), &context.layout.container_rw(&record.id))?;
+    context.write(&context.layout.container_record(&record.id), CONTAINER_RECORD, &record, false)?;
+    failpoint::hit("container.recorded");
+    let leaf = context.cgroups.create_leaf(&record.cgroup, &limits)?;
+    if !leaf.skipped.is_empty() {
+        tracing::info!(container = %record.id, skipped = ?leaf.skipped, "limits this host has no files for");
+    }
+    let host = HostFacts {
+        cap_bounding: context.cap_bounding,
+        hostname: context.node_name.clone(),
+        devices,
+    };
+    let plan = spec::container(spec::ContainerInput {
+        pod,
+        container: &record,
+        image: &facts,
+        rootfs,
+        files: files::of(&context.layout, pod),
+        cgroup: leaf.plan,
+        seccomp: seccomp.map(|program| wire::SeccompProgram::clone(&program)),
+        host: &host,
+    })?;
+    let mounts = context.mount_namespace.try_clone();
+    let mounts = mounts.map_err(|error| Error::of("copy the mount namespace", &error))?;
+    let mut fds = vec![memfd("container-plan", &plan)?, mounts];
+    fds.extend(leaf.folders);
+    Ok(Prepared { log: plan_log(&record, pod)?, process: plan.process, record, fds })
+}
+
+/// What the resident shim must know of the output without reading the plan.
+fn plan_log(record: &ContainerRecord, pod: &PodRecord) -> Result<Option<LogPlan>, Error> {
+    if record.log_path.is_empty() || pod.config.log_directory.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(LogPlan { path: spec::path::clean_relative("log_path", &record.config.log_path)? }))
+}
+
+/// The container's folder with its writable layer. They are as durable as the container: not at all before
+/// it starts.
+fn folders(dir: &Path, rw: &Path) -> Result<(), Error> {
+    let make = |path: &Path, mode: u32| {
+        let made = std::fs::DirBuilder::new().mode(mode).create(path);
+        made.map_err(|error| Error::of(format!("make {}", path.display()), &error))
+    };
+    make(dir, 0o700)?;
+    make(rw, 0o700)?;
+    // The root of the container's file system.
+    make(&rw.join("upper"), 0o755)?;
+    make(&rw.join("work"), 0o700)
+}
+
+/// Lets init go on, and makes the record durable meanwhile: what may have run must not be forgotten.
+pub(crate) async fn start(
+    context: Arc<Context>,
+    client: Client,
+    id: ContainerId,
+    recorder: Arc<Recorder<ContainerRecord>>,
+) -> Result<i64, StartError> {
+    let started = async {
+        match client.request("start", Request::Start { container: id.clone() }, Vec::new(), START).await {
+            Ok((Reply::Started { started_at }, _)) => Ok(started_at),
+            Ok(_) => Err(StartError::Other(ClientError::Odd("start").into())),
+            Err(ClientError::Failed(failure)) if failure.kind == ShimErrorKind::StartFailed => {
+                Err(StartError::Never(failure.message))
+            }
+            Err(error) => Err(StartError::Other(error.into())),
+        }
+    };
+    let (started, recorded) = tokio::join!(started, recorder.persist(&context, true));
+    failpoint::hit("container.started");
+    let started_at = started?;
+    recorded.map_err(StartError::Other)?;
+    Ok(started_at)
+}
+
+/// Why a container did not start.
+#[derive(Debug)]
+pub(crate) enum StartError {
+    /// It is exited: execve said this.
+    Never(String),
+    /// It may still be created, or run.
+    Other(Error),
+}
+
+/// Sends the stop signal, waits until `deadline` (which may come nearer), kills. Resolves with an error when
+/// processes survive; an exit is told by `exited`.
+pub(crate) async fn stop(
+    context: Arc<Context>,
+    client: Option<Client>,
+    record: ContainerRecord,
+    mut deadline: watch::Receiver<Instant>,
+    mut exited: watch::Receiver<bool>,
+) -> Result<(), Error> {
+    let id = &record.id;
+    let gone = |exited: &watch::Receiver<bool>| *exited.borrow();
+    if let Some(client) = &client
+        && *deadline.borrow() > Instant::now()
+    {
+        let gently = Request::Kill { container: id.clone(), signal: record.stop_signal, all: false };
+        if let Err(error) = client.done("the stop signal", gently, SHORT).await {
+            // SIGKILL follows when it does not end by itself.
+            tracing::warn!(container = %id, %error, "stop signal not sent");
+        }
+        loop {
+            let until = *deadline.borrow_and_update();
+            tokio::select! {
+                _ = exited.wait_for(|exited| *exited) => return Ok(()),
+                () = tokio::time::sleep_until(until) => break,
+                changed = deadline.changed() => if changed.is_err() { break },
+            }
+        }
+    }
+    if gone(&exited) {
+        return Ok(());
+    }
+    if let Some(client) = &client {
+        let kill = Request::Kill { container: id.clone(), signal: 9, all: true };
+        match client.done("the kill", kill, SHORT).await {
+            Ok(()) => {
+                if tokio::time::timeout(KILL, exited.wait_for(|exited| *exited)).await.is_ok() {
+                    return Ok(());
+                }
+            }
+            Err(error) => tracing::warn!(container = %id, %error, "the shim did not kill: killing by cgroup"),
+        }
+    }
+    let (cgroups, leaf) = (context.cgroups.clone(), record.cgroup.clone());
+    blocking("kill the container", move || Ok(cgroups.kill_all(&leaf)?)).await?;
+    // Nothing lives; what is missing is the shim's word.
+    match tokio::time::timeout(KILL, exited.wait_for(|exited| *exited)).await {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Error::new(
+            ErrorKind::DeadlineExceeded,
+            format!("container {id}: its processes are gone, but its shim has not reported the exit"),
+        )),
+    }
+}
+
+/// Removes what a container has: the shim's memory of it, cgroup, lease, files. Idempotent; all steps run.
+pub(crate) async fn remove(context: &Arc<Context>, client: Option<&Client>, record: &ContainerRecord) -> Vec<Error> {
+    let mut errors = Vec::new();
+    if let Some(client) = client {
+        match client.done("forget", Request::Forget { container: record.id.clone() }, SHORT).await {
+            Ok(()) | Err(ClientError::Lost) => {}
+            Err(ClientError::Failed(failure)) if failure.kind == ShimErrorKind::NotFound => {}
+            Err(error) => errors.push(Error::from(error)),
+        }
+    }
+    let (theirs, gone) = (Arc::clone(context), record.clone());
+    let removed = blocking("remove the container", move || {
+        let mut errors = Vec::new();
+        if !gone.cgroup.is_empty() {
+            errors.extend(theirs.cgroups.remove(&gone.cgroup).err().map(Error::from));
+        }
+        errors.extend(state::file::remove_dir(&theirs.layout.container_dir(&gone.id)).err().map(Error::from));
+        Ok(errors)
+    });
+    errors.extend(removed.await.unwrap_or_else(|error| vec![error]));
+    // The layers are free once nothing can be mounted from them.
+    if errors.is_empty()
+        && let Err(error) = context.images.release(record.id.as_str()).await
+    {
+        errors.push(Error::from(error));
+    }
+    errors
+}
+
+/// Undoes a create, however far it came.
+pub(crate) async fn unmake(context: &Arc<Context>, client: Option<&Client>, record: &ContainerRecord) -> Vec<Error> {
+    if let Some(client) = client {
+        let kill = Request::Kill { container: record.id.clone(), signal: 9, all: true };
+        // It may never have heard of it.
+        if let Err(error) = client.done("the kill", kill, SHORT).await {
+            tracing::debug!(container = %record.id, %error, "kill of a container that is undone");
+        }
+    }
+    if !record.cgroup.is_empty() {
+        let (cgroups, leaf) = (context.cgroups.clone(), record.cgroup.clone());
+        if let Err(error) = blocking("kill the container", move || Ok(cgroups.kill_all(&leaf)?)).await {
+            return vec![error];
+        }
+    }
+    remove(context, client, record).await
+}
+
+/// CRI's exit of the shim's facts.
+pub(crate) fn exit_of(facts: &ExitFacts) -> Exit {
+    let (reason, message) = match &facts.start_error {
+        Some(error) => ("StartError", error.clone()),
+        None if facts.oom_killed => ("OOMKilled", String::new()),
+        None if facts.code == 0 => ("Completed", String::new()),
+        None => ("Error", String::new()),
+    };
+    let code = if facts.start_error.is_some() { NEVER_RAN } else { facts.code };
+    Exit {
+        code,
+        finished_at: if facts.finished_at == 0 { now() } else { facts.finished_at },
+        oom_killed: facts.oom_killed,
+        reason: reason.to_owned(),
+        message,
+    }
+}
+
+/// The exit of a container that execve refused.
+pub(crate) fn never_ran(message: String) -> Exit {
+    exit_of(&ExitFacts { start_error: Some(message), ..ExitFacts::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_of_exits() {
+        let facts = |code, oom_killed| ExitFacts { code, oom_killed, finished_at: 5, ..ExitFacts::default() };
+        assert_eq!(exit_of(&facts(0, false)).reason, "Completed");
+        assert_eq!(exit_of(&facts(3, false)).reason, "Error");
+        assert_eq!(exit_of(&facts(137, true)).reason, "OOMKilled");
+        let never = never_ran("no such file".into());
+        assert_eq!((never.code, never.reason.as_str(), never.message.as_str()), (128, "StartError", "no such file"));
+        assert!(never.finished_at > 0);
+    }
+}

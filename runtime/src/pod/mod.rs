@@ -1,0 +1,208 @@
+//! Pods: one driver task each, which owns its state; what it works with.
+//!
+//! ```text
+//! Node ──Command──► driver ──jobs──► launch, containers, teardown ──► shim, CNI, cgroups, files
+//!                     │  ▲─────outcomes, shim events─────┘
+//!                     └──► publish (List, Status)
+//! ```
+
+pub(crate) mod admission;
+pub(crate) mod containers;
+pub(crate) mod driver;
+pub(crate) mod exec;
+pub(crate) mod launch;
+pub(crate) mod publish;
+pub(crate) mod teardown;
+
+use crate::cgroups::Cgroups;
+use crate::node::{Error, NodeOptions};
+use crate::registry::{Launched, Registry, Reply, Reservation};
+use crate::seccomp::Compiler;
+use crate::shims::spawn::Binaries;
+use image::ImageStore;
+use model::{ContainerConfig, ContainerId, PodConfig, PodId};
+use network::Cni;
+use serde::Serialize;
+use state::Layout;
+use std::io::Read as _;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::watch;
+
+/// `kind` of pods' records.
+pub(crate) const POD_RECORD: &str = "pod";
+/// `kind` of containers' records.
+pub(crate) const CONTAINER_RECORD: &str = "container";
+
+/// What a driver is asked to do.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// StopPodSandbox.
+    StopPod(Reply<()>),
+    /// RemovePodSandbox.
+    RemovePod(Reply<()>),
+    /// CreateContainer.
+    Create {
+        /// Boxed: it is the one large command.
+        config: Box<ContainerConfig>,
+        /// Gets the id.
+        reply: Reply<ContainerId>,
+    },
+    /// StartContainer.
+    Start {
+        /// Which.
+        id: ContainerId,
+        /// When it has exec'd.
+        reply: Reply<()>,
+    },
+    /// StopContainer.
+    Stop {
+        /// Which.
+        id: ContainerId,
+        /// Time between the stop signal and SIGKILL.
+        grace: Duration,
+        /// When it has exited.
+        reply: Reply<()>,
+    },
+    /// RemoveContainer.
+    Remove {
+        /// Which.
+        id: ContainerId,
+        /// When nothing is left.
+        reply: Reply<()>,
+    },
+    /// ReopenContainerLog.
+    ReopenLog {
+        /// Which.
+        id: ContainerId,
+        /// When the new file exists.
+        reply: Reply<()>,
+    },
+    /// May a process be started in it, and how.
+    Exec {
+        /// Which.
+        id: ContainerId,
+        /// Gets what it takes.
+        reply: Reply<exec::Ticket>,
+    },
+}
+
+/// What all drivers share.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) layout: Layout,
+    pub(crate) boot_id: String,
+    pub(crate) images: ImageStore,
+    pub(crate) cni: Cni,
+    pub(crate) cgroups: Cgroups,
+    pub(crate) compiler: Arc<Compiler>,
+    pub(crate) binaries: Binaries,
+    /// Mount namespace that volumes are looked up in.
+    pub(crate) mount_namespace: OwnedFd,
+    pub(crate) netns_dir: PathBuf,
+    pub(crate) create_timeout: Duration,
+    /// Our bounding set: no container can have more.
+    pub(crate) cap_bounding: u64,
+    /// The node's host name.
+    pub(crate) node_name: String,
+    /// stdin of execs.
+    pub(crate) dev_null: OwnedFd,
+}
+
+impl Context {
+    /// Opens and asks what does not change in a boot.
+    pub(crate) async fn new(options: NodeOptions) -> Result<Self, Error> {
+        blocking("open the node", move || {
+            let open = |path: &Path| match std::fs::File::open(path) {
+                Ok(file) => Ok(OwnedFd::from(file)),
+                Err(error) => Err(Error::of(format!("open {}", path.display()), &error)),
+            };
+            let NodeOptions { layout, boot_id, images, cni, cgroups, compiler, .. } = options;
+            let (shim, pause) = (&options.shim_binary, &options.pause_binary);
+            Ok(Self {
+                layout,
+                boot_id,
+                images,
+                cni,
+                cgroups,
+                compiler,
+                binaries: Binaries::open(shim, pause)?,
+                mount_namespace: open(&options.mount_namespace)?,
+                netns_dir: options.netns_dir,
+                create_timeout: options.create_timeout,
+                cap_bounding: cap_bounding()?,
+                node_name: node_name()?,
+                dev_null: open(Path::new("/dev/null"))?,
+            })
+        })
+        .await
+    }
+
+    /// Writes a record. Blocking.
+    pub(crate) fn write<T: Serialize>(&self, path: &Path, kind: &str, record: &T, durable: bool) -> Result<(), Error> {
+        Ok(state::file::write(path, kind, &self.boot_id, record, durable)?)
+    }
+}
+
+fn cap_bounding() -> Result<u64, Error> {
+    let path = "/proc/self/status";
+    let text = std::fs::read_to_string(path).map_err(|error| Error::of(format!("read {path}"), &error))?;
+    let hex = text.lines().find_map(|line| line.strip_prefix("CapBnd:")).map(str::trim).unwrap_or_default();
+    u64::from_str_radix(hex, 16).map_err(|error| Error::of(format!("{path}: CapBnd {hex:?}"), &error))
+}
+
+fn node_name() -> Result<String, Error> {
+    let path = "/proc/sys/kernel/hostname";
+    let text = std::fs::read_to_string(path).map_err(|error| Error::of(format!("read {path}"), &error))?;
+    Ok(text.trim().to_owned())
+}
+
+/// Runs what blocks away from the workers.
+pub(crate) async fn blocking<T: Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => outcome,
+        Err(error) => Err(Error::internal(format!("{what}: {error}"))),
+    }
+}
+
+/// 32 random bytes for an id. /dev/urandom is memory: it does not block after boot.
+pub(crate) fn random() -> Result<[u8; 32], Error> {
+    let mut bytes = [0; 32];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .map_err(|error| Error::of("read /dev/urandom", &error))?;
+    Ok(bytes)
+}
+
+/// Nanoseconds since the epoch, never 0.
+pub(crate) fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX).max(1)
+}
+
+/// RunPodSandbox: reserves the name, or joins who has it, and waits for the launch.
+pub(crate) async fn run(context: &Arc<Context>, registry: &Arc<Registry>, config: PodConfig) -> Result<PodId, Error> {
+    spec::refuse::pod(&config)?;
+    let config = Arc::new(config);
+    let id = PodId::from_random(random()?);
+    let launched = match registry.reserve(id, &config)? {
+        Reservation::Join(launched) => launched,
+        Reservation::New(seat, launched) => {
+            driver::launch(Arc::clone(context), Arc::clone(registry), seat, &config);
+            launched
+        }
+    };
+    wait(launched).await
+}
+
+async fn wait(mut launched: watch::Receiver<Launched>) -> Result<PodId, Error> {
+    match launched.wait_for(Option::is_some).await.map(|ended| ended.clone()) {
+        Ok(Some(outcome)) => outcome,
+        _ => Err(Error::new(crate::node::ErrorKind::Aborted, "the daemon is stopping")),
+    }
+}

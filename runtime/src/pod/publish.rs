@@ -1,0 +1,172 @@
+//! What List and Status read: immutable views of all pods and containers, replaced one by one by drivers.
+//!
+//! The lock is held to swap or copy pointers, never over I/O, so no pod can hold up a list.
+
+use crate::node::{ContainerView, Error, ErrorKind, PodView};
+use model::{ContainerId, ContainerRecord, PodId, PodRecord};
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The published state of the node.
+#[derive(Debug, Default)]
+pub(crate) struct Published(Mutex<Tables>);
+
+#[derive(Debug, Default)]
+struct Tables {
+    generation: u64,
+    pods: Table<PodView>,
+    containers: Table<ContainerView>,
+}
+
+/// Views by id, and the list of them as it was last asked for.
+#[derive(Debug)]
+struct Table<T> {
+    by_id: BTreeMap<Box<str>, Arc<T>>,
+    list: Option<Arc<[Arc<T>]>>,
+}
+
+impl<T> Default for Table<T> {
+    fn default() -> Self {
+        Self { by_id: BTreeMap::new(), list: None }
+    }
+}
+
+impl<T> Table<T> {
+    fn put(&mut self, id: &str, view: T) {
+        self.by_id.insert(id.into(), Arc::new(view));
+        self.list = None;
+    }
+
+    fn take(&mut self, id: &str) {
+        if self.by_id.remove(id).is_some() {
+            self.list = None;
+        }
+    }
+
+    fn list<K: Ord>(&mut self, key: impl Fn(&T) -> K) -> Arc<[Arc<T>]> {
+        let by_id = &self.by_id;
+        let list = self.list.get_or_insert_with(|| {
+            let mut views: Vec<Arc<T>> = by_id.values().cloned().collect();
+            views.sort_by_key(|view| key(view));
+            views.into()
+        });
+        Arc::clone(list)
+    }
+
+    /// By id or by a prefix that only one has.
+    fn find(&self, kind: &str, asked: &str) -> Result<Arc<T>, Error> {
+        if let Some(view) = self.by_id.get(asked) {
+            return Ok(Arc::clone(view));
+        }
+        let shown: String = asked.chars().take(80).collect();
+        let not_found = || Error::new(ErrorKind::NotFound, format!("no {kind} {shown:?}"));
+        if asked.is_empty() {
+            return Err(not_found());
+        }
+        let mut hits =
+            self.by_id.range::<str, _>((Bound::Included(asked), Bound::Unbounded)).take_while(|(id, _)| id.starts_with(asked)).map(|(_, view)| view);
+        match (hits.next(), hits.next()) {
+            (Some(view), None) => Ok(Arc::clone(view)),
+            (None, _) => Err(not_found()),
+            (Some(_), Some(_)) => {
+                let text = format!("{kind} id {shown:?} is the beginning of several: give more digits");
+                Err(Error::new(ErrorKind::InvalidArgument, text))
+            }
+        }
+    }
+}
+
+impl Published {
+    fn tables(&self) -> std::sync::MutexGuard<'_, Tables> {
+        // Every change is one insert or remove: there is no half-made state behind a poisoned lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows a pod as it is now.
+    pub(crate) fn put_pod(&self, record: &PodRecord) {
+        let mut tables = self.tables();
+        tables.generation += 1;
+        let generation = tables.generation;
+        tables.pods.put(record.id.as_str(), PodView { record: record.clone(), generation });
+    }
+
+    /// Shows a container as it is now.
+    pub(crate) fn put_container(&self, record: &ContainerRecord) {
+        let mut tables = self.tables();
+        tables.generation += 1;
+        let generation = tables.generation;
+        tables.containers.put(record.id.as_str(), ContainerView { record: record.clone(), generation });
+    }
+
+    /// The pod is gone.
+    pub(crate) fn take_pod(&self, id: &PodId) {
+        self.tables().pods.take(id.as_str());
+    }
+
+    /// The container is gone.
+    pub(crate) fn take_container(&self, id: &ContainerId) {
+        self.tables().containers.take(id.as_str());
+    }
+
+    /// All pods, oldest first.
+    pub(crate) fn pods(&self) -> Arc<[Arc<PodView>]> {
+        self.tables().pods.list(|view| (view.record.created_at, view.record.id.clone()))
+    }
+
+    /// All containers, oldest first.
+    pub(crate) fn containers(&self) -> Arc<[Arc<ContainerView>]> {
+        self.tables().containers.list(|view| (view.record.created_at, view.record.id.clone()))
+    }
+
+    /// By id or prefix.
+    pub(crate) fn pod(&self, id: &str) -> Result<Arc<PodView>, Error> {
+        self.tables().pods.find("pod sandbox", id)
+    }
+
+    /// By id or prefix.
+    pub(crate) fn container(&self, id: &str) -> Result<Arc<ContainerView>, Error> {
+        self.tables().containers.find("container", id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::{PodConfig, PodPhase};
+
+    fn pod(byte: u8, created_at: i64) -> PodRecord {
+        PodRecord {
+            id: PodId::from_random([byte; 32]),
+            config: PodConfig::default(),
+            created_at,
+            phase: PodPhase::Ready,
+            ips: Vec::new(),
+            netns: String::new(),
+            pause_pid: 0,
+            shim_pid: 0,
+            message: String::new(),
+        }
+    }
+
+    #[test]
+    fn finds_by_unique_prefix_and_lists_by_age() {
+        let published = Published::default();
+        let (young, old) = (pod(0xab, 9), pod(0xac, 3));
+        published.put_pod(&young);
+        published.put_pod(&old);
+        let ids: Vec<PodId> = published.pods().iter().map(|view| view.record.id.clone()).collect();
+        assert_eq!(ids, [old.id.clone(), young.id.clone()]);
+        assert_eq!(published.pod("ac").unwrap().record.id, old.id);
+        assert_eq!(published.pod(young.id.as_str()).unwrap().record.id, young.id);
+        assert_eq!(published.pod("a").unwrap_err().kind, ErrorKind::InvalidArgument);
+        for absent in ["", "b", "acc", "acacacacz"] {
+            assert_eq!(published.pod(absent).unwrap_err().kind, ErrorKind::NotFound, "{absent}");
+        }
+        let before = published.pod("ac").unwrap().generation;
+        published.put_pod(&old);
+        assert!(published.pod("ac").unwrap().generation > before);
+        published.take_pod(&old.id);
+        assert_eq!(published.pods().len(), 1);
+    }
+}

@@ -1,0 +1,160 @@
+//! Ending a pod: every step runs, whatever became of the others; each is idempotent; errors are gathered.
+
+use super::{Context, blocking};
+use crate::cgroups::{leaf_path, pod_parent};
+use crate::node::Error;
+use crate::shims::{Client, spawn};
+use crate::{failpoint, netns};
+use model::{ContainerId, NamespaceMode, PodId, PodRecord};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use wire::{EXIT_RECORD_KIND, ExitFacts, Request};
+
+/// How long the shim may take to kill and reap everything, before its cgroups are killed instead.
+const STOP: Duration = Duration::from_secs(8);
+/// How long an empty shim may take to leave.
+const LEAVE: Duration = Duration::from_secs(2);
+
+/// What ending left to say.
+#[derive(Debug, Default)]
+pub(crate) struct Ended {
+    /// Exit records that the shim had written.
+    pub(crate) exits: BTreeMap<ContainerId, ExitFacts>,
+    /// What could not be ended or given back.
+    pub(crate) errors: Vec<Error>,
+}
+
+/// Ends everything of a pod but its records. `leaves` are the cgroups of its containers.
+pub(crate) async fn end(
+    context: &Arc<Context>,
+    record: &PodRecord,
+    client: Option<Client>,
+    leaves: Vec<String>,
+) -> Ended {
+    let mut ended = kill(context, record, client.as_ref(), leaves.clone()).await;
+    failpoint::hit("pod.stop.killed");
+    ended.errors.extend(release_network(context, record).await);
+    failpoint::hit("pod.stop.network");
+    if let Some(client) = client {
+        leave(&client).await;
+    }
+    ended.errors.extend(remove_shim(context, record).await);
+    // Last, for what is still in them is killed with the shim.
+    ended.errors.extend(remove_cgroups(context, record, leaves).await);
+    ended
+}
+
+/// Kills all processes of the pod's containers and pause: by the shim, or without it by their cgroups.
+pub(crate) async fn kill(
+    context: &Arc<Context>,
+    record: &PodRecord,
+    client: Option<&Client>,
+    leaves: Vec<String>,
+) -> Ended {
+    let mut by_shim = false;
+    if let Some(client) = client {
+        match client.done("the pod's stop", Request::StopPod, STOP).await {
+            Ok(()) => by_shim = true,
+            Err(error) => {
+                tracing::warn!(pod = %record.id, %error, "the shim did not stop its pod: killing by cgroups");
+            }
+        }
+    }
+    let (context, record) = (Arc::clone(context), record.clone());
+    let killed = blocking("kill the pod", move || {
+        let mut ended = Ended::default();
+        if !by_shim {
+            for leaf in leaves.into_iter().chain(pause_leaf(&record)) {
+                ended.errors.extend(context.cgroups.kill_all(&leaf).err().map(Error::from));
+            }
+        }
+        ended.exits = exits(&context, &record.id);
+        Ok(ended)
+    });
+    killed.await.unwrap_or_else(|error| Ended { errors: vec![error], ..Ended::default() })
+}
+
+/// The cgroup that pause is in.
+pub(crate) fn pause_leaf(record: &PodRecord) -> Option<String> {
+    // A parent that cannot be read was refused before anything was made in it.
+    let parent = pod_parent(&record.config, &record.id).ok()?;
+    Some(leaf_path(&parent, &record.id))
+}
+
+/// Exit records of a pod's containers. A torn one is as good as none. Blocking.
+pub(crate) fn exits(context: &Context, pod: &PodId) -> BTreeMap<ContainerId, ExitFacts> {
+    let mut found = BTreeMap::new();
+    let ids = context.layout.exits(pod).unwrap_or_else(|error| {
+        tracing::warn!(%pod, %error, "cannot list exit records");
+        Vec::new()
+    });
+    for id in ids {
+        match state::file::read::<ExitFacts>(&context.layout.exit(pod, &id), EXIT_RECORD_KIND) {
+            Ok(Some(stored)) => {
+                found.insert(id, stored.data);
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%pod, container = %id, %error, "exit record not readable"),
+        }
+    }
+    found
+}
+
+/// CNI DEL, then the pin. Nothing is owed for a pod with the host's network.
+pub(crate) async fn release_network(context: &Arc<Context>, record: &PodRecord) -> Vec<Error> {
+    if record.config.security.namespaces.network == NamespaceMode::Node {
+        return Vec::new();
+    }
+    let pin = pin_path(context, record);
+    // A DEL that failed is tried again with the namespace still there.
+    if let Err(error) = context.cni.del(&record.id, Some(&pin)).await {
+        return vec![Error::from(error).context(format!("pod {}: give the network back", record.id))];
+    }
+    let removed = blocking("unpin", move || {
+        netns::unpin(&pin).map_err(|error| Error::of(format!("unpin {}", pin.display()), &error))
+    });
+    removed.await.err().into_iter().collect()
+}
+
+/// Where the pod's network namespace is pinned, now or soon.
+pub(crate) fn pin_path(context: &Context, record: &PodRecord) -> PathBuf {
+    if record.netns.is_empty() {
+        netns::path(&context.netns_dir, &record.id)
+    } else {
+        PathBuf::from(&record.netns)
+    }
+}
+
+/// Lets an empty shim go. Whatever it does, `remove_shim` comes after.
+async fn leave(client: &Client) {
+    if let Err(error) = client.done("shutdown", Request::Shutdown, LEAVE).await {
+        // It may close the connection before its answer is read.
+        tracing::debug!(pid = client.pid(), %error, "shim's good-bye");
+    }
+    if tokio::time::timeout(LEAVE, client.ended()).await.is_err() {
+        tracing::warn!(pid = client.pid(), "shim does not leave: killing it");
+    }
+}
+
+/// Kills what is left of the shim and removes its folder.
+pub(crate) async fn remove_shim(context: &Arc<Context>, record: &PodRecord) -> Vec<Error> {
+    let (context, id) = (Arc::clone(context), record.id.clone());
+    let removed = blocking("remove the shim", move || spawn::remove(&context.layout, &context.cgroups, &id));
+    removed.await.err().into_iter().collect()
+}
+
+/// Removes the cgroups of containers, pause, shim and, where it is ours, the pod.
+pub(crate) async fn remove_cgroups(context: &Arc<Context>, record: &PodRecord, leaves: Vec<String>) -> Vec<Error> {
+    let (context, record) = (Arc::clone(context), record.clone());
+    let removed = blocking("remove cgroups", move || {
+        let mut errors = Vec::new();
+        for leaf in leaves.into_iter().chain(pause_leaf(&record)) {
+            errors.extend(context.cgroups.remove(&leaf).err().map(Error::from));
+        }
+        errors.extend(context.cgroups.remove_pod(&record.config, &record.id).err().map(Error::from));
+        Ok(errors)
+    });
+    removed.await.unwrap_or_else(|error| vec![error])
+}

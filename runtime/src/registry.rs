@@ -1,0 +1,203 @@
+//! From ids and names to the drivers of pods. An equal request for a name under way joins it.
+
+use crate::node::{Error, ErrorKind};
+use crate::pod::Command;
+use crate::pod::publish::Published;
+use model::{PodConfig, PodId, PodMeta};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Where the answer of a command goes.
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, Error>>;
+/// How a launch ended; `None` while it goes on.
+pub(crate) type Launched = Option<Result<PodId, Error>>;
+
+/// Commands that may wait for one driver. Drivers never block, so this fills up only under a flood.
+const MOST_COMMANDS: usize = 64;
+/// Most pods of a node; kubelet's own limit is 110 by default and some hundreds in practice.
+const MOST_PODS: usize = 4096;
+/// How long drivers may take to end what they are writing when the daemon stops.
+const CLOSE: Duration = Duration::from_secs(5);
+
+/// Drivers by pod, and what they have published.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    tables: Mutex<Tables>,
+    published: Published,
+    closing: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default)]
+struct Tables {
+    pods: HashMap<PodId, Handle>,
+    names: HashMap<PodMeta, PodId>,
+}
+
+#[derive(Debug)]
+struct Handle {
+    commands: mpsc::Sender<Command>,
+    config: Arc<PodConfig>,
+    launched: watch::Receiver<Launched>,
+}
+
+/// What a driver is born with.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    /// Its pod.
+    pub(crate) id: PodId,
+    /// Its commands.
+    pub(crate) commands: mpsc::Receiver<Command>,
+    /// Tells those who wait for the launch.
+    pub(crate) launched: watch::Sender<Launched>,
+    /// True once the daemon stops.
+    pub(crate) closing: watch::Receiver<bool>,
+}
+
+/// The outcome of [`Registry::reserve`].
+#[derive(Debug)]
+pub(crate) enum Reservation {
+    /// Nobody had the name: start a driver on this seat, then wait.
+    New(Seat, watch::Receiver<Launched>),
+    /// An equal request came first: wait with it.
+    Join(watch::Receiver<Launched>),
+}
+
+impl Registry {
+    pub(crate) fn new() -> Self {
+        Self { tables: Mutex::default(), published: Published::default(), closing: watch::Sender::new(false) }
+    }
+
+    /// What lists and look-ups read.
+    pub(crate) fn published(&self) -> &Published {
+        &self.published
+    }
+
+    fn tables(&self) -> std::sync::MutexGuard<'_, Tables> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the pod's name for `id`, or finds who has it.
+    pub(crate) fn reserve(&self, id: PodId, config: &Arc<PodConfig>) -> Result<Reservation, Error> {
+        let mut tables = self.tables();
+        if let Some(owner) = tables.names.get(&config.meta) {
+            let Some(handle) = tables.pods.get(owner) else {
+                return Err(Error::internal(format!("pod {owner} has a name but no driver")));
+            };
+            let meta = &config.meta;
+            let name = format!("{}/{} uid {} attempt {}", meta.namespace, meta.name, meta.uid, meta.attempt);
+            if *handle.config != **config {
+                let text = format!("pod {name} exists with another configuration, as {owner}");
+                return Err(Error::new(ErrorKind::AlreadyExists, text));
+            }
+            if matches!(*handle.launched.borrow(), Some(Ok(_)))
+                && !self.published.pod(owner.as_str()).is_ok_and(|pod| pod.is_ready())
+            {
+                let text = format!("pod {name} exists as {owner} and is not ready any more");
+                return Err(Error::new(ErrorKind::AlreadyExists, text));
+            }
+            return Ok(Reservation::Join(handle.launched.clone()));
+        }
+        if tables.pods.len() >= MOST_PODS {
+            let text = format!("this node has {MOST_PODS} pods, its limit");
+            return Err(Error::new(ErrorKind::ResourceExhausted, text));
+        }
+        let (seat, launched) = self.seat(&mut tables, id, config, None);
+        Ok(Reservation::New(seat, launched))
+    }
+
+    /// Seats a driver for a pod that has a record.
+    pub(crate) fn restore(&self, id: &PodId, config: &Arc<PodConfig>) -> Seat {
+        let launched = Some(Ok(id.clone()));
+        self.seat(&mut self.tables(), id.clone(), config, launched).0
+    }
+
+    fn seat(
+        &self,
+        tables: &mut Tables,
+        id: PodId,
+        config: &Arc<PodConfig>,
+        launched: Launched,
+    ) -> (Seat, watch::Receiver<Launched>) {
+        let (sender, commands) = mpsc::channel(MOST_COMMANDS);
+        let (tell, launched) = watch::channel(launched);
+        let handle = Handle { commands: sender, config: Arc::clone(config), launched: launched.clone() };
+        tables.names.insert(config.meta.clone(), id.clone());
+        tables.pods.insert(id.clone(), handle);
+        (Seat { id, commands, launched: tell, closing: self.closing.subscribe() }, launched)
+    }
+
+    /// The pod is gone: its name is free again.
+    pub(crate) fn release(&self, id: &PodId) {
+        let mut tables = self.tables();
+        if let Some(handle) = tables.pods.remove(id)
+            && tables.names.get(&handle.config.meta) == Some(id)
+        {
+            tables.names.remove(&handle.config.meta);
+        }
+    }
+
+    /// Sends a command to a pod's driver and waits for the answer. The work does not end with the wait.
+    pub(crate) async fn call<T>(&self, pod: &PodId, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Error> {
+        let gone = || Error::new(ErrorKind::NotFound, format!("pod {pod} is gone"));
+        let commands = self.tables().pods.get(pod).map(|handle| handle.commands.clone()).ok_or_else(gone)?;
+        let (reply, answer) = oneshot::channel();
+        commands.send(command(reply)).await.map_err(|_| gone())?;
+        answer.await.unwrap_or_else(|_| {
+            let text = format!("pod {pod}: the daemon is stopping, or the pod was removed meanwhile");
+            Err(Error::new(ErrorKind::Aborted, text))
+        })
+    }
+
+    /// Tells all drivers to end, and waits for them, bounded.
+    pub(crate) async fn close(&self) {
+        self.closing.send_replace(true);
+        // Every driver holds a receiver.
+        if tokio::time::timeout(CLOSE, self.closing.closed()).await.is_err() {
+            tracing::warn!(after = ?CLOSE, "some pods' work was cut off; the next start finishes or undoes it");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(name: &str, hostname: &str) -> Arc<PodConfig> {
+        let meta = PodMeta { name: name.into(), namespace: "n".into(), uid: "u".into(), attempt: 0 };
+        Arc::new(PodConfig { meta, hostname: hostname.into(), ..PodConfig::default() })
+    }
+
+    #[tokio::test]
+    async fn an_equal_request_joins_and_another_is_refused() {
+        let registry = Registry::new();
+        let id = PodId::from_random([1; 32]);
+        let Ok(Reservation::New(seat, _)) = registry.reserve(id.clone(), &config("a", "h")) else {
+            panic!("the name is free");
+        };
+        let other = PodId::from_random([2; 32]);
+        let Ok(Reservation::Join(mut launched)) = registry.reserve(other.clone(), &config("a", "h")) else {
+            panic!("equal requests join");
+        };
+        let refused = registry.reserve(other.clone(), &config("a", "other")).unwrap_err();
+        assert_eq!(refused.kind, ErrorKind::AlreadyExists);
+        seat.launched.send_replace(Some(Ok(id.clone())));
+        assert_eq!(*launched.wait_for(Option::is_some).await.unwrap(), Some(Ok(id.clone())));
+        // Launched and not published as ready: over.
+        let over = registry.reserve(other.clone(), &config("a", "h")).unwrap_err();
+        assert_eq!(over.kind, ErrorKind::AlreadyExists);
+        registry.release(&id);
+        assert!(matches!(registry.reserve(other, &config("a", "h")), Ok(Reservation::New(..))));
+    }
+
+    #[tokio::test]
+    async fn a_driver_that_is_gone_answers_not_found() {
+        let registry = Registry::new();
+        let id = PodId::from_random([1; 32]);
+        let seat = registry.restore(&id, &config("a", ""));
+        drop(seat);
+        let error = registry.call(&id, Command::StopPod).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::NotFound);
+    }
+}

@@ -1,0 +1,314 @@
+//! Every refusal names the field, the value and what would be right.
+
+use super::*;
+
+#[test]
+fn refuses_wrong_pods() {
+    refused(run_request(cri::RunPodSandboxRequest::default(), PLAIN), &["config: absent: must be set"]);
+    let kata = cri::RunPodSandboxRequest { config: Some(full_pod()), runtime_handler: "kata".into() };
+    refused(
+        run_request(kata, PLAIN),
+        &["pod \"default\"/\"web\": runtime_handler: \"kata\"", "unknown handler"],
+    );
+    refused(pod(|p| p.metadata = None), &["config.metadata: absent"]);
+    for bad in ["", "a;b", "a=b", "a b", "a\nb", "a/b", &"x".repeat(254)] {
+        refused(pod(|p| p.metadata.as_mut().unwrap().namespace = bad.into()), &["config.metadata.namespace"]);
+    }
+    for bad in ["with space", "a\nb", &"x".repeat(65)] {
+        refused(pod(|p| p.hostname = bad.into()), &["config.hostname", "at most 64"]);
+    }
+    for bad in ["relative", "/a/../b", "/a\0b"] {
+        refused(pod(|p| p.log_directory = bad.into()), &["config.log_directory", "absolute path"]);
+    }
+    refused(
+        pod(|p| p.dns_config.as_mut().unwrap().servers[0] = "dns.example".into()),
+        &["servers[0]", "IP address"],
+    );
+    refused(
+        pod(|p| p.dns_config.as_mut().unwrap().options[0] = "a\nnameserver 6.6.6.6".into()),
+        &["options[0]", "one word"],
+    );
+    refused(
+        pod(|p| p.dns_config.as_mut().unwrap().searches = vec!["x".into(); 65]),
+        &["searches", "65 entries"],
+    );
+    refused(pod(|p| p.port_mappings[0].protocol = 9), &["port_mappings[0].protocol: 9", "TCP, UDP, SCTP"]);
+    refused(pod(|p| p.port_mappings[0].host_port = 65_536), &["host_port: 65536", "0 to 65535"]);
+    refused(pod(|p| p.port_mappings[0].container_port = 0), &["container_port: 0", "1 to 65535"]);
+    refused(
+        pod(|p| p.port_mappings[0].host_ip = "localhost".into()),
+        &["host_ip: \"localhost\"", "IP address"],
+    );
+    refused(
+        pod(|p| p.annotations.insert("k".into(), "x".repeat(MAX_MAP)).map_or((), drop)),
+        &["config.annotations", "at most"],
+    );
+    refused(
+        sandbox(|l| l.cgroup_parent = "kubepods.slice".into()),
+        &["linux.cgroup_parent: \"kubepods.slice\"", "/kubepods"],
+    );
+    refused(sandbox(|l| l.cgroup_parent = "/a/../..".into()), &["linux.cgroup_parent"]);
+}
+
+#[test]
+fn sysctls_are_the_pods_own() {
+    let set = |key: &str, node: bool| {
+        sandbox(|l| {
+            l.sysctls = [(key.to_owned(), "1".to_owned())].into();
+            let options = l.security_context.as_mut().unwrap().namespace_options.as_mut().unwrap();
+            if node {
+                options.network = cri::NamespaceMode::Node.into();
+                options.ipc = cri::NamespaceMode::Node.into();
+            }
+        })
+    };
+    for good in ["net.ipv4.ip_forward", "kernel.shm_rmid_forced", "fs.mqueue.msg_max"] {
+        assert_eq!(set(good, false).unwrap().sysctls.keys().next().unwrap(), good);
+        refused(set(good, true), &["sysctls", good, "host's"]);
+    }
+    let vlan = set("net/ipv4/conf/eth0.100/rp_filter", false).unwrap();
+    assert_eq!(vlan.sysctls.keys().next().unwrap(), "net.ipv4.conf.eth0/100.rp_filter");
+    for bad in [
+        "vm.swappiness",
+        "kernel.panic",
+        "kernel.hostname",
+        "net",
+        "net..x",
+        "net.//.x",
+        "net./etc.x",
+        "net.a b",
+    ] {
+        refused(set(bad, false), &["config.linux.sysctls"]);
+    }
+    refused(sandbox(|l| l.sysctls = [("net.x".to_owned(), "1\n2".to_owned())].into()), &["one line"]);
+}
+
+#[test]
+fn refuses_wrong_sandbox_security() {
+    refused(
+        sandbox_security(|s| s.run_as_user = None),
+        &["security_context.run_as_group", "needs run_as_user"],
+    );
+    refused(sandbox_security(|s| s.run_as_user = Some(cri::Int64Value { value: -1 })), &["run_as_user: -1"]);
+    refused(
+        sandbox_security(|s| s.run_as_group = Some(cri::Int64Value { value: 1 << 32 })),
+        &["run_as_group"],
+    );
+    refused(
+        sandbox_security(|s| s.supplemental_groups = vec![0, i64::from(u32::MAX)]),
+        &["supplemental_groups[1]"],
+    );
+    refused(
+        sandbox_security(|s| s.supplemental_groups_policy = 1),
+        &["supplemental_groups_policy", "not built"],
+    );
+    refused(
+        sandbox_security(|s| s.supplemental_groups_policy = 7),
+        &["supplemental_groups_policy: 7", "Merge, Strict"],
+    );
+    let options = |change: fn(&mut cri::NamespaceOption)| {
+        sandbox_security(|s| change(s.namespace_options.as_mut().unwrap()))
+    };
+    refused(
+        options(|o| o.network = cri::NamespaceMode::Container.into()),
+        &["namespace_options.network: Container", "POD, NODE"],
+    );
+    refused(options(|o| o.ipc = cri::NamespaceMode::Target.into()), &["namespace_options.ipc"]);
+    refused(options(|o| o.pid = 4), &["namespace_options.pid: 4"]);
+    refused(options(|o| o.pid = cri::NamespaceMode::Target.into()), &["target_id: absent"]);
+    refused(options(|o| (o.pid, o.target_id) = (3, "x".into())), &["namespace_options.pid"]);
+    refused(options(|o| o.target_id = "x".into()), &["target_id: \"x\"", "must be empty"]);
+    for mode in [cri::NamespaceMode::Container, cri::NamespaceMode::Target] {
+        refused(
+            sandbox_security(|s| {
+                let options = s.namespace_options.as_mut().unwrap();
+                options.userns_options.as_mut().unwrap().mode = mode.into();
+            }),
+            &["userns_options.mode", "POD, NODE"],
+        );
+    }
+}
+
+#[test]
+fn refuses_what_is_not_built() {
+    refused(
+        sandbox_security(|s| {
+            let options = s.namespace_options.as_mut().unwrap();
+            options.userns_options.as_mut().unwrap().mode = cri::NamespaceMode::Pod.into();
+        }),
+        &["userns_options.mode", "user namespaces are not built yet"],
+    );
+    refused(security(|s| s.supplemental_groups_policy = 1), &["supplemental_groups_policy", "Strict"]);
+    let label = cri::SeLinuxOption { level: "s0:c1,c2".into(), ..Default::default() };
+    refused(
+        security(|s| s.selinux_options = Some(label.clone())),
+        &["selinux_options.level", "SELinux is not built"],
+    );
+    refused(sandbox_security(|s| s.selinux_options = Some(label)), &["selinux_options.level"]);
+    assert!(security(|s| s.selinux_options = Some(cri::SeLinuxOption::default())).is_ok());
+    refused(
+        container(|c| c.cdi_devices = vec![cri::CdiDevice { name: "v/c=1".into() }]),
+        &["CDI_devices[0]", "not built"],
+    );
+    refused(
+        mounted(|m| m.uid_mappings = vec![cri::IdMapping::default()]),
+        &["mounts[0].uidMappings", "not built"],
+    );
+    refused(
+        mounted(|m| m.gid_mappings = vec![cri::IdMapping::default()]),
+        &["mounts[0].gidMappings", "not built"],
+    );
+    refused(mounted(|m| m.mount_options = vec!["noexec".into()]), &["mount_options[0]", "not built"]);
+    refused(
+        mounted(|m| m.mount_options = vec!["suid".into()]),
+        &["mount_options[0]: \"suid\"", "noexec, nosuid or nodev"],
+    );
+    // The words that kubelet looks for stand first, before the object's name.
+    let image = Some(cri::ImageSpec { image: "sha256:cc".into(), ..Default::default() });
+    let text = mounted(|m| m.image = image).unwrap_err().to_string();
+    assert!(text.starts_with("ImageVolumeMountFailed: container \"nginx\""), "{text}");
+    let text = mounted(|m| (m.recursive_read_only, m.propagation) = (true, 0)).unwrap_err().to_string();
+    assert!(text.starts_with("RROUnsupported: "), "{text}");
+}
+
+#[test]
+fn apparmor_is_refused_only_where_it_would_be_ignored() {
+    let with = |host, profile| {
+        container_on(host, |c| {
+            c.linux.as_mut().unwrap().security_context.as_mut().unwrap().apparmor = profile
+        })
+    };
+    for host in [PLAIN, GUARDED] {
+        assert!(with(host, None).is_ok());
+        assert!(with(host, profile(ProfileType::Unconfined)).is_ok());
+        refused(with(host, profile(ProfileType::Localhost)), &["apparmor.localhost_ref", "not built"]);
+    }
+    assert!(with(PLAIN, profile(ProfileType::RuntimeDefault)).is_ok());
+    refused(
+        with(GUARDED, profile(ProfileType::RuntimeDefault)),
+        &["apparmor.profile_type", "this host enforces it"],
+    );
+    #[expect(deprecated, reason = "the old spelling is judged too")]
+    let old = |text: &str| security(|s| s.apparmor_profile = text.into());
+    assert!(old("runtime/default").is_ok() && old("unconfined").is_ok());
+    refused(old("localhost/mine"), &["apparmor", "mine"]);
+    refused(old("mine"), &["apparmor_profile: \"mine\""]);
+    let relabelled = |host| container_on(host, |c| c.mounts[0].selinux_relabel = true);
+    assert!(relabelled(PLAIN).is_ok());
+    refused(relabelled(GUARDED), &["selinux_relabel", "SELinux"]);
+}
+
+#[test]
+#[expect(deprecated, reason = "the old spelling is judged too")]
+fn the_old_seccomp_string_counts_only_without_the_message() {
+    let old = |text: &str, message: bool| {
+        security(|s| {
+            s.seccomp_profile_path = text.into();
+            if !message {
+                s.seccomp = None;
+            }
+        })
+        .map(|c| c.security.seccomp)
+    };
+    assert_eq!(old("unconfined", true).unwrap(), SeccompProfile::Localhost("/p.json".into()));
+    assert_eq!(old("", false).unwrap(), SeccompProfile::Unconfined);
+    assert_eq!(old("runtime/default", false).unwrap(), SeccompProfile::RuntimeDefault);
+    assert_eq!(old("localhost//p", false).unwrap(), SeccompProfile::Localhost("/p".into()));
+    refused(old("localhost/relative", false), &["seccomp.localhost_ref", "absolute"]);
+    refused(old("nonsense", false), &["seccomp_profile_path: \"nonsense\""]);
+    refused(security(|s| s.seccomp.as_mut().unwrap().profile_type = 3), &["seccomp.profile_type: 3"]);
+}
+
+#[test]
+fn refuses_wrong_containers() {
+    refused(container(|c| c.metadata = None), &["config.metadata: absent"]);
+    refused(container(|c| c.metadata.as_mut().unwrap().name = String::new()), &["config.metadata.name"]);
+    refused(container(|c| c.image = None), &["container \"nginx\" of pod \"p1\": config.image: absent"]);
+    refused(container(|c| c.image.as_mut().unwrap().image = String::new()), &["config.image.image: absent"]);
+    refused(
+        container(|c| c.image.as_mut().unwrap().runtime_handler = "x".into()),
+        &["config.image.runtime_handler"],
+    );
+    refused(container(|c| c.command = vec!["a\0b".into()]), &["config.command[0]", "NUL"]);
+    refused(container(|c| c.args[1] = "x".repeat(MAX_ARGUMENT + 1)), &["config.args[1]: 131072 bytes"]);
+    refused(container(|c| c.args = vec![String::new(); MAX_ENTRIES + 1]), &["config.args: 65537 entries"]);
+    refused(container(|c| c.working_dir = "srv".into()), &["config.working_dir: \"srv\""]);
+    refused(container(|c| c.envs[0].key = "A=B".into()), &["envs[0].key: \"A=B\""]);
+    refused(container(|c| c.envs[0].value = b"a\0".to_vec()), &["envs[0].value"]);
+    for bad in ["/abs.log", "../x.log", "a/../../x", "dir/", "a\0b"] {
+        refused(
+            container(|c| c.log_path = bad.into()),
+            &["config.log_path", "below the sandbox's log_directory"],
+        );
+    }
+    refused(container(|c| c.stop_signal = 66), &["config.stop_signal: 66"]);
+    for bad in ["", "x", "rwx", "rwmr"] {
+        refused(container(|c| c.devices[0].permissions = bad.into()), &["devices[0].permissions"]);
+    }
+    refused(container(|c| c.devices[0].host_path = "dev/x".into()), &["devices[0].host_path"]);
+}
+
+#[test]
+fn refuses_wrong_mounts() {
+    for bad in ["", "data", "/a/../b", "/", "/./"] {
+        refused(mounted(|m| m.container_path = bad.into()), &["config.mounts[0].container_path"]);
+    }
+    refused(mounted(|m| m.host_path = String::new()), &["config.mounts[0].host_path"]);
+    refused(mounted(|m| m.propagation = 3), &["mounts[0].propagation: 3"]);
+    refused(mounted(|m| m.image_sub_path = "x".into()), &["mounts[0].image_sub_path"]);
+    refused(mounted(|m| m.recursive_read_only = true), &["mounts[0].propagation", "PRIVATE"]);
+    refused(mounted(|m| (m.recursive_read_only, m.readonly) = (true, false)), &["mounts[0].readonly: false"]);
+}
+
+#[test]
+fn refuses_wrong_container_security() {
+    refused(
+        security(|s| s.run_as_user = Some(cri::Int64Value { value: 1 })),
+        &["run_as_username: \"www-data\""],
+    );
+    refused(security(|s| s.run_as_username = String::new()), &["run_as_group", "needs run_as_user"]);
+    refused(security(|s| s.run_as_username = "a:b".into()), &["run_as_username: \"a:b\""]);
+    refused(security(|s| s.masked_paths = vec!["proc".into()]), &["masked_paths[0]"]);
+    refused(security(|s| s.readonly_paths = vec!["/a/..".into()]), &["readonly_paths[0]"]);
+    let caps = |change: fn(&mut cri::Capability)| security(|s| change(s.capabilities.as_mut().unwrap()));
+    refused(
+        caps(|c| c.add_capabilities[0] = "NET_ADMN".into()),
+        &["capabilities.add_capabilities[0]: \"NET_ADMN\""],
+    );
+    refused(caps(|c| c.add_ambient_capabilities[0] = "ALL".into()), &["add_ambient_capabilities[0]"]);
+}
+
+#[test]
+fn refuses_wrong_limits() {
+    refused(limits(|r| r.cpu_period = 999), &["resources.cpu_period: 999"]);
+    refused(limits(|r| r.cpu_quota = 999), &["resources.cpu_quota: 999"]);
+    assert!(limits(|r| r.cpu_quota = -1).is_ok());
+    refused(limits(|r| r.cpu_shares = -1), &["resources.cpu_shares: -1"]);
+    refused(limits(|r| r.memory_limit_in_bytes = -1), &["memory_limit_in_bytes: -1"]);
+    refused(limits(|r| r.memory_swap_limit_in_bytes = 5), &["memory_swap_limit_in_bytes: 5", "1048576"]);
+    refused(limits(|r| r.oom_score_adj = 1001), &["oom_score_adj: 1001"]);
+    for bad in ["a", "1-", "-1", "1,,2", "1-2-3", "999999"] {
+        refused(limits(|r| r.cpuset_cpus = bad.into()), &["resources.cpuset_cpus"]);
+    }
+    for bad in ["", "MB", "2M", "2mb", "x2MB", "2MBMB"] {
+        refused(limits(|r| r.hugepage_limits[0].page_size = bad.into()), &["hugepage_limits[0].page_size"]);
+    }
+    for bad in ["../memory.max", "memory", "a/b.c", ".x"] {
+        refused(limits(|r| r.unified = [(bad.to_owned(), String::new())].into()), &["resources.unified"]);
+    }
+    refused(limits(|r| r.unified = [("io.max".to_owned(), "a\nb".to_owned())].into()), &["one line"]);
+}
+
+#[test]
+fn exec_requests_are_judged() {
+    let request = |cmd: &[&str], timeout| cri::ExecSyncRequest {
+        container_id: "c".into(),
+        cmd: cmd.iter().map(|s| (*s).to_owned()).collect(),
+        timeout,
+    };
+    let (id, cmd, timeout) = exec_sync(request(&["true"], 3)).unwrap();
+    assert_eq!((id.as_str(), cmd.len(), timeout), ("c", 1, 3));
+    refused(exec_sync(request(&[], 0)), &["cmd: absent"]);
+    refused(exec_sync(request(&["a\0"], 0)), &["cmd[0]"]);
+    refused(exec_sync(request(&["true"], -1)), &["timeout: -1"]);
+}

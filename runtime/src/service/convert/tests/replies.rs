@@ -1,0 +1,238 @@
+//! What was asked for comes back as it was asked; what kubelet dereferences is there.
+
+use super::*;
+
+#[test]
+fn pod_round_trip() {
+    let asked = full_pod();
+    let record = pod_record(pod(|_| {}).unwrap());
+    let status = pod_status(&record);
+    assert_eq!(status.metadata, asked.metadata);
+    assert_eq!((status.labels, status.annotations), (asked.labels, asked.annotations));
+    let echoed = status.linux.unwrap().namespaces.unwrap().options;
+    assert_eq!(echoed, asked.linux.clone().unwrap().security_context.unwrap().namespace_options);
+    let network = status.network.unwrap();
+    assert_eq!((network.ip.as_str(), network.additional_ips[0].ip.as_str()), ("10.88.0.2", "fd00::2"));
+    let overhead = record.config.overhead.as_ref().map(resources::resources_out);
+    assert_eq!(overhead, asked.linux.unwrap().overhead);
+    assert_eq!(record.config.security.seccomp, SeccompProfile::RuntimeDefault);
+    assert_eq!(
+        (record.config.ports[0].host_port, record.config.ports[0].protocol),
+        (5353, model::Protocol::Udp)
+    );
+    assert_eq!(record.config.dns.unwrap().servers[1], "fe80::1%eth0");
+}
+
+#[test]
+fn a_pod_without_linux_section_shares_the_pid_namespace() {
+    let config = pod(|p| p.linux = None).unwrap();
+    assert_eq!(config.security.namespaces.pid, NamespaceMode::Pod);
+    assert_eq!(config.security.seccomp, SeccompProfile::Unconfined);
+    assert_eq!(config.security.namespaces.user, None);
+}
+
+#[test]
+fn addresses_are_shown_only_while_the_pod_is_ready() {
+    let mut record = pod_record(pod(|_| {}).unwrap());
+    record.phase = PodPhase::Stopping;
+    let status = pod_status(&record);
+    assert_eq!(status.state(), cri::PodSandboxState::SandboxNotready);
+    assert_eq!(status.network.unwrap(), cri::PodSandboxNetworkStatus::default());
+    assert_eq!(pod_item(&record).state(), cri::PodSandboxState::SandboxNotready);
+}
+
+#[test]
+fn container_round_trip() {
+    let asked = full_container();
+    let record = container_record(container(|_| {}).unwrap());
+    let status = container_status(&record, "/nowhere");
+    assert_eq!(status.metadata, asked.metadata);
+    assert_eq!(status.mounts, asked.mounts, "kubelet finds its volumes by these strings");
+    assert_eq!(status.resources.unwrap().linux, asked.linux.unwrap().resources);
+    assert_eq!((status.labels, status.annotations), (asked.labels, asked.annotations));
+    assert_eq!(status.stop_signal, asked.stop_signal);
+    assert_eq!((status.exit_code, status.reason.as_str(), status.finished_at), (137, "OOMKilled", 45));
+    assert_eq!(status.image.unwrap().image, "registry.local/nginx", "asked by id: people see the name");
+    assert_eq!(
+        (status.image_id.as_str(), status.image_ref.as_str()),
+        ("sha256:aa", "registry.local/nginx@sha256:bb")
+    );
+    let user = status.user.unwrap().linux.unwrap();
+    assert_eq!((user.uid, user.gid, user.supplemental_groups), (33, 33, vec![33, 44]));
+    let item = container_item(&record);
+    assert_eq!((item.image_id, item.image_ref), (status.image_id, status.image_ref));
+    let config = record.config;
+    assert_eq!(config.security.user, UserRequest::Name("www-data".into()));
+    assert_eq!(config.security.capabilities.add, ["NET_ADMIN", "ALL"]);
+    assert_eq!(config.envs[0].value.as_bytes(), [0xff, b'=']);
+    assert_eq!(config.security.seccomp, SeccompProfile::Localhost("/p.json".into()));
+}
+
+/// KUBELET.md H1.
+#[test]
+fn log_path_in_status_is_always_absolute() {
+    let mut record = container_record(container(|c| c.log_path = String::new()).unwrap());
+    record.log_path = String::new();
+    let status = container_status(&record, "/run/copepod/silent/log");
+    assert_eq!(status.log_path, "/run/copepod/silent/log");
+    record.log_path = "relative".into();
+    assert!(container_status(&record, "/run/copepod/silent/log").log_path.starts_with('/'));
+}
+
+/// KUBELET.md H5: status must not fail for anything that is listed.
+#[test]
+fn status_needs_nothing_but_the_record() {
+    let mut record = container_record(model::ContainerConfig::default());
+    record.exit = None;
+    record.image.digested = String::new();
+    record.phase = ContainerPhase::Created;
+    let status = container_status(&record, "/nowhere");
+    assert_eq!(status.image_ref, "sha256:aa");
+    assert_eq!((status.finished_at, status.exit_code), (0, 0));
+    assert_eq!(status.stop_signal(), cri::Signal::Sigquit);
+    assert!(status.user.is_some() && status.resources.is_some() && status.image.is_some());
+}
+
+#[test]
+fn filters_are_joined_with_and() {
+    let pod_record = pod_record(pod(|_| {}).unwrap());
+    let filter = |id: &str, state: Option<i32>, label: &str| {
+        PodFilter::new(Some(cri::PodSandboxFilter {
+            id: id.into(),
+            state: state.map(|state| cri::PodSandboxStateValue { state }),
+            label_selector: [("app".to_owned(), label.to_owned())].into(),
+        }))
+        .unwrap()
+        .matches(&pod_record)
+    };
+    assert!(PodFilter::new(None).unwrap().matches(&pod_record));
+    assert!(filter("0101", Some(0), "web") && filter("", None, "web"));
+    assert!(!filter("02", Some(0), "web") && !filter("01", Some(1), "web") && !filter("01", Some(0), "db"));
+    let unknown =
+        cri::PodSandboxFilter { state: Some(cri::PodSandboxStateValue { state: 9 }), ..Default::default() };
+    refused(PodFilter::new(Some(unknown)), &["filter.state: 9", "SANDBOX_READY"]);
+
+    let record = container_record(container(|_| {}).unwrap());
+    let filter = |id: &str, pod: &str, state: i32| {
+        ContainerFilter::new(Some(cri::ContainerFilter {
+            id: id.into(),
+            state: Some(cri::ContainerStateValue { state }),
+            pod_sandbox_id: pod.into(),
+            label_selector: [("a".to_owned(), "b".to_owned())].into(),
+        }))
+        .unwrap()
+        .matches(&record)
+    };
+    assert!(filter("0202", "0101", 2) && !filter("0202", "0202", 2) && !filter("0202", "0101", 1));
+    assert!(ContainerFilter::new(None).unwrap().matches(&record));
+    assert!(ContainerFilter::for_stats(None).matches(&record));
+}
+
+/// KUBELET.md H3: kubelet dereferences these without looking.
+#[test]
+fn stats_always_carry_attributes() {
+    let record = container_record(container(|_| {}).unwrap());
+    let without = container_stats(&record, None, std::path::Path::new("/store"));
+    let attributes = without.attributes.unwrap();
+    assert_eq!(attributes.metadata.unwrap().name, "nginx");
+    assert_eq!((attributes.id, attributes.labels["a"].as_str()), (record.id.to_string(), "b"));
+    assert!(without.cpu.is_none() && without.memory.is_none() && without.writable_layer.is_none());
+}
+
+#[test]
+fn stats_arrive() {
+    use crate::stats::{ContainerStats, Cpu, Memory, Swap, WritableLayer};
+    let record = container_record(container(|_| {}).unwrap());
+    let figures = ContainerStats {
+        cpu: Cpu { timestamp: 1, usage_core_nano_seconds: 2, usage_nano_cores: None },
+        memory: Memory {
+            timestamp: 3,
+            working_set_bytes: 4,
+            available_bytes: None,
+            usage_bytes: 5,
+            rss_bytes: 6,
+            page_faults: 7,
+            major_page_faults: 8,
+        },
+        swap: Some(Swap { timestamp: 9, swap_available_bytes: Some(10), swap_usage_bytes: 11 }),
+        writable_layer: Some(WritableLayer { timestamp: 12, used_bytes: 13, inodes_used: 14 }),
+        pids: None,
+    };
+    let stats = container_stats(&record, Some(&figures), std::path::Path::new("/store"));
+    let (cpu, memory) = (stats.cpu.unwrap(), stats.memory.unwrap());
+    assert_eq!(
+        (cpu.timestamp, cpu.usage_core_nano_seconds.unwrap().value, cpu.usage_nano_cores),
+        (1, 2, None)
+    );
+    assert_eq!((memory.usage_bytes.unwrap().value, memory.available_bytes), (5, None));
+    assert_eq!((memory.working_set_bytes.unwrap().value, memory.rss_bytes.unwrap().value), (4, 6));
+    assert_eq!((memory.page_faults.unwrap().value, memory.major_page_faults.unwrap().value), (7, 8));
+    let swap = stats.swap.unwrap();
+    assert_eq!((swap.swap_available_bytes.unwrap().value, swap.swap_usage_bytes.unwrap().value), (10, 11));
+    let layer = stats.writable_layer.unwrap();
+    // KUBELET.md H4: never a folder of the container.
+    assert_eq!(layer.fs_id.unwrap().mountpoint, "/store");
+    assert_eq!((layer.used_bytes.unwrap().value, layer.inodes_used.unwrap().value), (13, 14));
+}
+
+/// KUBELET.md H3 and H4.
+#[test]
+fn image_file_system_is_a_folder_that_is_there_with_figures() {
+    let folder = tempfile::tempdir().unwrap();
+    let reply = image_fs(folder.path(), &::image::Usage { bytes: 0, inodes: 0 });
+    for filesystem in reply.image_filesystems.iter().chain(&reply.container_filesystems) {
+        assert_eq!(filesystem.used_bytes, Some(cri::UInt64Value { value: 0 }), "zero, not absent");
+        assert!(filesystem.inodes_used.is_some() && filesystem.timestamp > 0);
+        assert!(std::path::Path::new(&filesystem.fs_id.as_ref().unwrap().mountpoint).is_dir());
+    }
+    assert_eq!((reply.image_filesystems.len(), reply.container_filesystems.len()), (1, 1));
+}
+
+#[test]
+fn images() {
+    let record = ::image::ImageRecord {
+        id: "sha256:aa".into(),
+        repo_tags: vec!["r.local/x:1".into()],
+        repo_digests: vec!["r.local/x@sha256:bb".into()],
+        size: 0,
+        uid: None,
+        username: Some("www-data".into()),
+        config: ::image::ImageConfig::default(),
+        layers: Vec::new(),
+        layers_dir: "/l".into(),
+        pinned: true,
+    };
+    let wire = image::image(&record);
+    assert_eq!(
+        (wire.id.as_str(), wire.size, wire.uid, wire.username.as_str()),
+        ("sha256:aa", 1, None, "www-data")
+    );
+    assert!(wire.pinned && wire.repo_tags.len() == 1 && wire.repo_digests.len() == 1);
+    let root = image::image(&::image::ImageRecord { uid: Some(0), username: None, ..record });
+    assert_eq!((root.uid.unwrap().value, root.username.as_str()), (0, ""));
+
+    let spec = |name: &str| Some(cri::ImageSpec { image: name.into(), ..Default::default() });
+    let (name, auth) = pull_request(cri::PullImageRequest {
+        image: spec("r.local/x"),
+        auth: Some(cri::AuthConfig {
+            username: "u".into(),
+            registry_token: "t".into(),
+            ..Default::default()
+        }),
+        sandbox_config: Some(full_pod()),
+    })
+    .unwrap();
+    let auth = auth.unwrap();
+    assert_eq!(
+        (name.as_str(), auth.username.as_str(), auth.registry_token.as_str()),
+        ("r.local/x", "u", "t")
+    );
+    refused(image_name(None), &["image: absent"]);
+    refused(image_name(spec("")), &["image.image: absent"]);
+    refused(image_name(spec("a\nb")), &["image.image", "control characters"]);
+    let other = cri::ImageSpec { image: "x".into(), runtime_handler: "kata".into(), ..Default::default() };
+    refused(image_name(Some(other)), &["image.runtime_handler: \"kata\""]);
+    assert_eq!(image_filter(None).unwrap(), None);
+    assert_eq!(image_filter(Some(cri::ImageFilter { image: spec("") })).unwrap(), None);
+    assert_eq!(image_filter(Some(cri::ImageFilter { image: spec("x") })).unwrap().as_deref(), Some("x"));
+}

@@ -1,0 +1,204 @@
+//! The services through their socket, with a real client.
+
+use super::*;
+use crate::cgroups::Cgroups;
+use crate::config::Overrides;
+use crate::node::NodeOptions;
+use crate::seccomp::Compiler;
+use crate::shutdown::Shutdown;
+use crate::stats::StatsReader;
+use cri_api::v1 as cri;
+use cri_api::v1::image_service_client::ImageServiceClient;
+use cri_api::v1::runtime_service_client::RuntimeServiceClient;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tonic::Request;
+use tonic::transport::{Channel, Endpoint};
+
+/// A daemon's services over an empty state folder.
+struct Fixture {
+    runtime: RuntimeServiceClient<Channel>,
+    images: ImageServiceClient<Channel>,
+    stop: watch::Sender<bool>,
+    serving: tokio::task::JoinHandle<Result<(), Error>>,
+    _lock: state::lock::Lock,
+    folder: tempfile::TempDir,
+}
+
+impl Fixture {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let overrides = Overrides {
+            root: Some(path("root").display().to_string()),
+            state: Some(path("run").display().to_string()),
+            socket: None,
+        };
+        let text = format!("[network]\nconf_dir = \"{}\"\n", path("net.d").display());
+        let config = Arc::new(Config::parse(&text, &overrides).unwrap());
+        let layout = state::Layout::new(&config.root, &config.state).unwrap();
+        let lock = state::lock::acquire(&layout).unwrap();
+        let options = ::image::Options::new(layout.images_dir(), path("certs.d"));
+        let images = tokio::task::spawn_blocking(|| ImageStore::open(options)).await.unwrap().unwrap();
+        let cgroups = Cgroups::detect().unwrap();
+        let cni = Cni::new(network::CniConfig {
+            conf_dir: config.network.conf_dir.clone(),
+            bin_dirs: config.network.bin_dirs.clone(),
+            cache_dir: layout.network_dir(),
+            max_parallel: 1,
+            timeout: Duration::from_secs(5),
+        });
+        for binary in ["copepod-shim", "pause"] {
+            std::fs::write(path(binary), "#!/bin/false").unwrap();
+        }
+        let figures = Arc::new(Figures::new(StatsReader::new(cgroups.clone()), layout.clone()));
+        let node = Node::open(NodeOptions {
+            layout,
+            boot_id: state::boot::id().unwrap(),
+            images: images.clone(),
+            cni: cni.clone(),
+            cgroups,
+            compiler: Arc::new(Compiler::new()),
+            shim_binary: path("copepod-shim"),
+            pause_binary: path("pause"),
+            mount_namespace: config.mount_namespace.path().into(),
+            netns_dir: path("netns"),
+            create_timeout: Duration::from_secs(5),
+        })
+        .await
+        .unwrap();
+        let socket = Socket::bind(&config.socket, &lock).unwrap();
+        let (stop, stopping) = watch::channel(false);
+        let address = format!("unix://{}", config.socket.display());
+        let backend = Backend { node, images, cni, figures, config };
+        let serving = tokio::spawn(serve(socket, backend, Shutdown::of(stopping)));
+        let channel = Endpoint::from_shared(address).unwrap().connect().await.unwrap();
+        Self {
+            runtime: RuntimeServiceClient::new(channel.clone()),
+            images: ImageServiceClient::new(channel),
+            stop,
+            serving,
+            _lock: lock,
+            folder,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_empty_node_answers_what_kubelet_asks_at_its_start() {
+    let Fixture { mut runtime, mut images, stop, serving, folder, .. } = Fixture::new().await;
+    let version = runtime.version(cri::VersionRequest { version: String::new() }).await.unwrap().into_inner();
+    assert_eq!((version.version.as_str(), version.runtime_name.as_str()), ("0.1.0", "copepod"));
+    let status = runtime.status(cri::StatusRequest { verbose: true }).await.unwrap().into_inner();
+    assert_eq!(status.status.unwrap().conditions.len(), 2);
+    assert!(status.info["config"].contains("stateDir"));
+    let driver =
+        runtime.runtime_config(cri::RuntimeConfigRequest {}).await.unwrap().into_inner().linux.unwrap();
+    assert_eq!(driver.cgroup_driver(), cri::CgroupDriver::Cgroupfs);
+    let cidr = cri::NetworkConfig { pod_cidr: "10.0.0.0/24,fd00::/64".into() };
+    let config = Some(cri::RuntimeConfig { network_config: Some(cidr) });
+    runtime.update_runtime_config(cri::UpdateRuntimeConfigRequest { runtime_config: config }).await.unwrap();
+    assert!(
+        runtime
+            .list_pod_sandbox(cri::ListPodSandboxRequest::default())
+            .await
+            .unwrap()
+            .into_inner()
+            .items
+            .is_empty()
+    );
+    let listed = runtime.list_containers(cri::ListContainersRequest::default()).await.unwrap().into_inner();
+    assert!(listed.containers.is_empty());
+    let stats =
+        runtime.list_container_stats(cri::ListContainerStatsRequest::default()).await.unwrap().into_inner();
+    assert!(stats.stats.is_empty());
+    assert!(
+        images.list_images(cri::ListImagesRequest::default()).await.unwrap().into_inner().images.is_empty()
+    );
+    // H4: the mount point is there before anything was pulled.
+    let fs = images.image_fs_info(cri::ImageFsInfoRequest {}).await.unwrap().into_inner();
+    let mountpoint = &fs.image_filesystems[0].fs_id.as_ref().unwrap().mountpoint;
+    assert!(std::path::Path::new(mountpoint).is_dir(), "{mountpoint}");
+    let absent = cri::ImageSpec { image: "registry.invalid/absent".into(), ..Default::default() };
+    let status = cri::ImageStatusRequest { image: Some(absent.clone()), verbose: true };
+    assert_eq!(images.image_status(status).await.unwrap().into_inner().image, None);
+    images.remove_image(cri::RemoveImageRequest { image: Some(absent) }).await.unwrap();
+
+    stop.send_replace(true);
+    tokio::time::timeout(Duration::from_secs(5), serving).await.expect("stops").unwrap().unwrap();
+    assert!(!folder.path().join("run/copepod.sock").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn codes_that_clients_branch_on() {
+    // The rest must live as long as the clients.
+    let Fixture { mut runtime, mut images, stop: _stop, _lock, folder: _folder, .. } = Fixture::new().await;
+    let id = "ab".repeat(32);
+    // Unknown objects: NotFound where something is asked, success where something is to go away.
+    let status = cri::PodSandboxStatusRequest { pod_sandbox_id: id.clone(), verbose: false };
+    assert_eq!(runtime.pod_sandbox_status(status).await.unwrap_err().code(), Code::NotFound);
+    let status = cri::ContainerStatusRequest { container_id: id.clone(), verbose: false };
+    assert_eq!(runtime.container_status(status).await.unwrap_err().code(), Code::NotFound);
+    let stats = cri::ContainerStatsRequest { container_id: id.clone() };
+    assert_eq!(runtime.container_stats(stats).await.unwrap_err().code(), Code::NotFound);
+    let exec = cri::ExecSyncRequest { container_id: id.clone(), cmd: vec!["true".into()], timeout: 1 };
+    assert_eq!(runtime.exec_sync(exec).await.unwrap_err().code(), Code::NotFound);
+    runtime.stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id: id.clone() }).await.unwrap();
+    runtime.remove_pod_sandbox(cri::RemovePodSandboxRequest { pod_sandbox_id: id.clone() }).await.unwrap();
+    runtime.stop_container(cri::StopContainerRequest { container_id: id.clone(), timeout: 1 }).await.unwrap();
+    runtime.remove_container(cri::RemoveContainerRequest { container_id: id.clone() }).await.unwrap();
+    // Wrong requests.
+    let empty = runtime.run_pod_sandbox(cri::RunPodSandboxRequest::default()).await.unwrap_err();
+    assert_eq!((empty.code(), empty.message()), (Code::InvalidArgument, "config: absent: must be set"));
+    let bad = cri::ImageSpec { image: "UPPER/case:::".into(), ..Default::default() };
+    let pull = cri::PullImageRequest { image: Some(bad), ..Default::default() };
+    assert_eq!(images.pull_image(pull).await.unwrap_err().code(), Code::InvalidArgument);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_that_are_not_built_answer_unimplemented() {
+    // The rest must live as long as the clients.
+    let Fixture { mut runtime, mut images, stop: _stop, _lock, folder: _folder, .. } = Fixture::new().await;
+    macro_rules! unimplemented_are {
+        ($client:ident: $($call:ident($message:ident)),* $(,)?) => {
+            $(
+                let status = $client.$call(cri::$message::default()).await.map(drop).unwrap_err();
+                assert_eq!(status.code(), Code::Unimplemented, stringify!($call));
+                assert!(status.message().contains("not built yet: "), "{}", status.message());
+            )*
+        };
+    }
+    unimplemented_are!(runtime:
+        stream_pod_sandboxes(StreamPodSandboxesRequest),
+        stream_containers(StreamContainersRequest),
+        stream_container_stats(StreamContainerStatsRequest),
+        update_container_resources(UpdateContainerResourcesRequest),
+        exec(ExecRequest),
+        attach(AttachRequest),
+        port_forward(PortForwardRequest),
+        pod_sandbox_stats(PodSandboxStatsRequest),
+        list_pod_sandbox_stats(ListPodSandboxStatsRequest),
+        stream_pod_sandbox_stats(StreamPodSandboxStatsRequest),
+        checkpoint_container(CheckpointContainerRequest),
+        checkpoint_pod(CheckpointPodRequest),
+        restore_pod(RestorePodRequest),
+        get_container_events(GetEventsRequest),
+        list_metric_descriptors(ListMetricDescriptorsRequest),
+        list_pod_sandbox_metrics(ListPodSandboxMetricsRequest),
+        stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest),
+        update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest),
+    );
+    unimplemented_are!(images: stream_images(StreamImagesRequest));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_callers_deadline_answers_deadline_exceeded() {
+    let mut request = Request::new(());
+    request.set_timeout(Duration::from_secs(3));
+    let began = tokio::time::Instant::now();
+    let late = answer::<()>("Test", request.metadata(), STOPS, std::future::pending()).await.unwrap_err();
+    assert_eq!(late.code(), Code::DeadlineExceeded);
+    assert!(began.elapsed() < Duration::from_secs(3), "before the library's own timer");
+    assert!(late.message().contains(STOPS), "{}", late.message());
+}

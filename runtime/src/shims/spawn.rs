@@ -1,0 +1,110 @@
+//! Starting a pod's shim: its folder, socket and cgroup first, so that it finds everything in place.
+
+use crate::cgroups::{Cgroups, shim_path};
+use crate::node::Error;
+use model::{PodId, PodRecord};
+use rustix::process::{WaitId, WaitIdOptions, waitid};
+use state::{Layout, file};
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use sys::spawn::{Child, Program};
+use tokio::io::Interest;
+use wire::ShimInit;
+
+/// The two programs, opened once and sealed against writing (EXEC.md 5).
+#[derive(Debug, Clone)]
+pub(crate) struct Binaries {
+    shim: Arc<OwnedFd>,
+    pause: Arc<OwnedFd>,
+}
+
+impl Binaries {
+    /// Blocking.
+    pub(crate) fn open(shim: &Path, pause: &Path) -> Result<Self, Error> {
+        let sealed = |path: &Path| match sys::seal::sealed_binary(path) {
+            Ok(fd) => Ok(Arc::new(fd)),
+            Err(error) => Err(Error::of(format!("seal {}", path.display()), &error)),
+        };
+        Ok(Self { shim: sealed(shim)?, pause: sealed(pause)? })
+    }
+}
+
+/// Starts the shim of a pod. Blocking; an error leaves what [`remove`] removes.
+pub(crate) fn spawn(
+    layout: &Layout,
+    cgroups: &Cgroups,
+    binaries: &Binaries,
+    pod: &PodRecord,
+) -> Result<Child, Error> {
+    let at = |what: &'static str| move |error: io::Error| Error::of(what, &error);
+    let id = &pod.id;
+    // Volatile: /run is a tmpfs, and syncing it costs nothing.
+    file::create_dir(&layout.shim_dir(id))?;
+    file::create_dir(&layout.exits_dir(id))?;
+    let folders = cgroups.create_shim(id)?;
+    let socket = reachable(&layout.shim_socket(id))?;
+    let listener = UnixListener::bind(&socket.path).map_err(at("bind the shim's socket"))?;
+    let exits = std::fs::File::open(layout.exits_dir(id)).map_err(at("open the folder of exit records"))?;
+    let init = ShimInit {
+        protocol: wire::PROTOCOL,
+        pod: id.clone(),
+        log_directory: pod.config.log_directory.clone(),
+        cgroups: folders.iter().map(|path| path.to_string_lossy().into_owned()).collect(),
+        oom_score_adj: spec::SHIM_OOM_SCORE_ADJ,
+    };
+    let init = serde_json::to_vec(&init).map_err(|error| Error::of("encode the shim's start", &error))?;
+    let init = sys::memfd::create_sealed("copepod-shim", &init).map_err(at("make the shim's memfd"))?;
+    let fds = [listener.as_fd(), exits.as_fd(), init.as_fd(), binaries.pause.as_fd()];
+    // Neither holds a NUL.
+    let args = [c"copepod-shim".to_owned(), CString::new(id.as_str()).unwrap_or_default()];
+    // Its last words, before it has a connection, belong into our log.
+    let stderr = std::io::stderr();
+    let program =
+        Program { binary: binaries.shim.as_fd(), args: &args, env: &[], fds: &fds, stderr: Some(stderr.as_fd()) };
+    sys::spawn::spawn(&program).map_err(at("start the shim"))
+}
+
+/// A path that sun_path of unix(7), 108 bytes, has room for, however long the real one is.
+#[derive(Debug)]
+pub(crate) struct Reachable {
+    /// Through the open folder.
+    pub(crate) path: PathBuf,
+    _folder: std::fs::File,
+}
+
+/// Opens the folder of a socket. Blocking.
+pub(crate) fn reachable(socket: &Path) -> Result<Reachable, Error> {
+    let (Some(dir), Some(name)) = (socket.parent(), socket.file_name()) else {
+        return Err(Error::internal(format!("{} is no path of a socket", socket.display())));
+    };
+    let folder = std::fs::File::open(dir).map_err(|error| Error::of(format!("open {}", dir.display()), &error))?;
+    let path = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name);
+    Ok(Reachable { path, _folder: folder })
+}
+
+/// Reaps the child once it has ended. Without it a dead shim stays as a zombie until the daemon goes.
+pub(crate) fn reap_later(child: Child) {
+    tokio::spawn(async move {
+        let Child { pid, pidfd } = child;
+        let outcome = async {
+            let watched = super::watched(pidfd, Interest::READABLE)?;
+            drop(watched.readable().await?);
+            waitid(WaitId::PidFd(watched.get_ref().as_fd()), WaitIdOptions::EXITED).map_err(io::Error::from)
+        };
+        match outcome.await {
+            Ok(_) => tracing::debug!(pid, "shim reaped"),
+            Err(error) => tracing::warn!(pid, %error, "cannot reap a shim"),
+        }
+    });
+}
+
+/// Kills a shim and all that is in its cgroup, removes its folder. Idempotent, blocking.
+pub(crate) fn remove(layout: &Layout, cgroups: &Cgroups, pod: &PodId) -> Result<(), Error> {
+    cgroups.kill_all(&shim_path(pod)).map_err(|error| Error::from(error).context("kill the shim"))?;
+    file::remove_dir(&layout.shim_dir(pod))?;
+    Ok(())
+}
