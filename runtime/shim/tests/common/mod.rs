@@ -23,7 +23,7 @@ use wire::{
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Folders of one test in every v1 hierarchy, removed in the end.
-pub struct Cgroups {
+pub(crate) struct Cgroups {
     name: String,
 }
 
@@ -34,7 +34,7 @@ impl Cgroups {
         names.map(|name| name.trim_start_matches("name=").to_owned()).collect()
     }
 
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         Self { name: format!("copepod-test-{}-{name}", std::process::id()) }
     }
 
@@ -43,7 +43,7 @@ impl Cgroups {
     }
 
     /// Makes a leaf; returns its plan and open folders.
-    pub fn leaf(&self, leaf: &str) -> (CgroupPlan, Vec<OwnedFd>) {
+    pub(crate) fn leaf(&self, leaf: &str) -> (CgroupPlan, Vec<OwnedFd>) {
         let mut plan = CgroupPlan::default();
         let mut folders = Vec::new();
         for hierarchy in Self::hierarchies() {
@@ -67,7 +67,7 @@ impl Cgroups {
         (plan, folders)
     }
 
-    pub fn pids(&self, leaf: &str) -> Vec<u32> {
+    pub(crate) fn pids(&self, leaf: &str) -> Vec<u32> {
         let text = fs::read_to_string(self.path("pids", leaf).join("cgroup.procs")).unwrap_or_default();
         text.lines().filter_map(|line| line.parse().ok()).collect()
     }
@@ -79,10 +79,10 @@ impl Drop for Cgroups {
             let top = self.path(&hierarchy, "");
             for entry in fs::read_dir(&top).into_iter().flatten().flatten() {
                 if entry.file_type().is_ok_and(|t| t.is_dir()) {
-                    let _ = fs::remove_dir(entry.path());
+                    drop(fs::remove_dir(entry.path()));
                 }
             }
-            let _ = fs::remove_dir(top);
+            drop(fs::remove_dir(top));
         }
     }
 }
@@ -102,7 +102,7 @@ fn pause_binary() -> PathBuf {
 }
 
 /// An image layer with busybox in `/bin`.
-pub fn layer(store: &Path) {
+pub(crate) fn layer(store: &Path) {
     let root = store.join("busybox");
     for folder in ["bin", "etc", "tmp", "root"] {
         fs::create_dir_all(root.join(folder)).unwrap();
@@ -116,28 +116,28 @@ pub fn layer(store: &Path) {
     fs::write(root.join("etc/group"), "root:x:0:\nweb:x:1000:\nextra:x:2000:web\n").unwrap();
 }
 
-pub fn container_id(byte: u8) -> ContainerId {
+pub(crate) fn container_id(byte: u8) -> ContainerId {
     ContainerId::from_random([byte; 32])
 }
 
-pub fn text(s: &str) -> Text {
+pub(crate) fn text(s: &str) -> Text {
     Text::new(s).unwrap()
 }
 
 /// A shim and the connection to it.
-pub struct Pod {
-    pub dir: tempfile::TempDir,
-    pub cgroups: Cgroups,
-    pub shim: sys::spawn::Child,
+pub(crate) struct Pod {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) cgroups: Cgroups,
+    pub(crate) shim: sys::spawn::Child,
     stream: UnixStream,
     decoder: Decoder,
     fds: VecDeque<OwnedFd>,
     requests: u64,
     /// Came while something else was waited for.
-    pub events: VecDeque<Event>,
-    pub snapshots: Vec<Snapshot>,
-    pub pause: u32,
-    pub netns: Option<OwnedFd>,
+    pub(crate) events: VecDeque<Event>,
+    pub(crate) snapshots: Vec<Snapshot>,
+    pub(crate) pause: u32,
+    pub(crate) netns: Option<OwnedFd>,
 }
 
 fn dial(socket: &Path) -> UnixStream {
@@ -148,7 +148,7 @@ fn dial(socket: &Path) -> UnixStream {
 
 impl Pod {
     /// Starts a shim; pause is not started yet.
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("copepod-shim-").tempdir_in("/run").unwrap();
         for folder in ["exits", "logs", "store", "rw"] {
             fs::create_dir(dir.path().join(folder)).unwrap();
@@ -196,7 +196,7 @@ impl Pod {
     }
 
     /// With pause, in namespaces of its own.
-    pub fn started(name: &str) -> Self {
+    pub(crate) fn started(name: &str) -> Self {
         let mut pod = Self::new(name);
         let plan = PausePlan {
             network: true,
@@ -214,7 +214,7 @@ impl Pod {
         pod
     }
 
-    pub fn start_pause(&mut self, mut plan: PausePlan) {
+    pub(crate) fn start_pause(&mut self, mut plan: PausePlan) {
         let (cgroup, folders) = self.cgroups.leaf("pause");
         plan.cgroup = cgroup;
         let plan = memfd(&plan);
@@ -226,7 +226,7 @@ impl Pod {
     }
 
     /// Another daemon takes over.
-    pub fn reconnect(&mut self) {
+    pub(crate) fn reconnect(&mut self) {
         self.stream = dial(&self.dir.path().join("sock"));
         self.decoder = Decoder::new();
         self.fds.clear();
@@ -262,7 +262,7 @@ impl Pod {
         }
     }
 
-    pub fn ask_with(&mut self, request: Request, fds: &[BorrowedFd<'_>]) -> (Reply, Vec<OwnedFd>) {
+    pub(crate) fn ask_with(&mut self, request: Request, fds: &[BorrowedFd<'_>]) -> (Reply, Vec<OwnedFd>) {
         let id = self.send(request, fds);
         loop {
             let (frame, fds) = self.frame();
@@ -278,7 +278,7 @@ impl Pod {
     }
 
     /// Sends a request and does not wait.
-    pub fn send(&mut self, request: Request, fds: &[BorrowedFd<'_>]) -> u64 {
+    pub(crate) fn send(&mut self, request: Request, fds: &[BorrowedFd<'_>]) -> u64 {
         self.requests += 1;
         let mut bytes = Vec::new();
         encode(self.requests, u8::try_from(fds.len()).unwrap(), &Message::Request(request), &mut bytes).unwrap();
@@ -286,12 +286,12 @@ impl Pod {
         self.requests
     }
 
-    pub fn ask(&mut self, request: Request) -> Reply {
+    pub(crate) fn ask(&mut self, request: Request) -> Reply {
         self.ask_with(request, &[]).0
     }
 
     /// The next event that is no warning of the start.
-    pub fn event(&mut self) -> Event {
+    pub(crate) fn event(&mut self) -> Event {
         loop {
             let event = match self.events.pop_front() {
                 Some(event) => event,
@@ -306,7 +306,7 @@ impl Pod {
         }
     }
 
-    pub fn plan(&self, id: &ContainerId, args: &[&str]) -> ContainerPlan {
+    pub(crate) fn plan(&self, id: &ContainerId, args: &[&str]) -> ContainerPlan {
         let rw = self.dir.path().join("rw").join(id.as_str());
         for folder in ["upper", "work"] {
             fs::create_dir_all(rw.join(folder)).unwrap();
@@ -354,7 +354,7 @@ impl Pod {
         }
     }
 
-    pub fn create(&mut self, mut plan: ContainerPlan, stdin: bool) -> Reply {
+    pub(crate) fn create(&mut self, mut plan: ContainerPlan, stdin: bool) -> Reply {
         let id = plan.id.clone();
         let (cgroup, folders) = self.cgroups.leaf(id.as_str());
         plan.cgroup = cgroup;
@@ -368,14 +368,14 @@ impl Pod {
     }
 
     /// Creates and starts one.
-    pub fn run(&mut self, byte: u8, script: &str) -> ContainerId {
+    pub(crate) fn run(&mut self, byte: u8, script: &str) -> ContainerId {
         let id = container_id(byte);
         let plan = self.plan(&id, &["sh", "-c", script]);
         self.run_plan(plan, false);
         id
     }
 
-    pub fn run_plan(&mut self, plan: ContainerPlan, stdin: bool) {
+    pub(crate) fn run_plan(&mut self, plan: ContainerPlan, stdin: bool) {
         let id = plan.id.clone();
         let reply = self.create(plan, stdin);
         assert!(matches!(reply, Reply::Created { .. }), "{reply:?}");
@@ -383,18 +383,18 @@ impl Pod {
         assert!(matches!(reply, Reply::Started { .. }), "{reply:?}");
     }
 
-    pub fn log_path(&self, id: &ContainerId) -> PathBuf {
+    pub(crate) fn log_path(&self, id: &ContainerId) -> PathBuf {
         self.dir.path().join("logs/pod").join(format!("c{}/0.log", &id.as_str()[..2]))
     }
 
     /// `stream tag content` of each line.
-    pub fn log(&self, id: &ContainerId) -> Vec<String> {
+    pub(crate) fn log(&self, id: &ContainerId) -> Vec<String> {
         let text = fs::read_to_string(self.log_path(id)).unwrap();
         text.lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect()
     }
 
     /// Runs a command in a container: `(code, stdout, stderr)`, or the refusal.
-    pub fn exec(&mut self, number: u64, id: &ContainerId, args: &[&str]) -> Result<(i32, String, String), wire::Failure> {
+    pub(crate) fn exec(&mut self, number: u64, id: &ContainerId, args: &[&str]) -> Result<(i32, String, String), wire::Failure> {
         let plan = ExecPlan { process: process(args), user: User::default() };
         let (mut out, stdout) = std::io::pipe().unwrap();
         let (mut err, stderr) = std::io::pipe().unwrap();
@@ -418,19 +418,30 @@ impl Pod {
         }
     }
 
+    /// Starts a command and does not wait: its pid and the end of its output.
+    pub(crate) fn start_exec(&mut self, number: u64, id: &ContainerId, args: &[&str]) -> (u32, std::io::PipeReader) {
+        let plan = memfd(&ExecPlan { process: process(args), user: User::default() });
+        let (out, end) = std::io::pipe().unwrap();
+        let null = fs::File::open("/dev/null").unwrap();
+        let request = Request::Exec { exec: ExecId(number), container: id.clone() };
+        let (reply, _) = self.ask_with(request, &[plan.as_fd(), null.as_fd(), end.as_fd(), end.as_fd()]);
+        let Reply::ExecStarted { pid } = reply else { panic!("{reply:?}") };
+        (pid, out)
+    }
+
     /// The daemon goes away.
-    pub fn hang_up(&mut self) {
+    pub(crate) fn hang_up(&mut self) {
         self.stream.shutdown(std::net::Shutdown::Both).unwrap();
     }
 
     /// Stops the pod, lets the shim go, and looks for leftovers.
-    pub fn end(mut self) {
+    pub(crate) fn end(mut self) {
         assert_eq!(self.ask(Request::StopPod), Reply::Done);
         assert_eq!(self.ask(Request::Shutdown), Reply::Done);
         self.gone();
     }
 
-    pub fn gone(self) {
+    pub(crate) fn gone(self) {
         let start = Instant::now();
         while !sys::pidfd::has_ended(self.shim.pidfd.as_fd()).unwrap() {
             assert!(start.elapsed() < PATIENCE, "the shim does not leave");
@@ -452,20 +463,20 @@ impl Pod {
 impl Drop for Pod {
     fn drop(&mut self) {
         // After a failure: nothing may stay behind. After success it has ended already.
-        let _ = sys::pidfd::send_signal(self.shim.pidfd.as_fd(), 9);
+        drop(sys::pidfd::send_signal(self.shim.pidfd.as_fd(), 9));
         for leaf in fs::read_dir(self.cgroups.path("pids", "")).into_iter().flatten().flatten() {
             for pid in self.cgroups.pids(&leaf.file_name().into_string().unwrap()) {
                 if let Ok(fd) = sys::pidfd::open(pid) {
-                    let _ = sys::pidfd::send_signal(fd.as_fd(), 9);
+                    drop(sys::pidfd::send_signal(fd.as_fd(), 9));
                 }
             }
         }
-        let _ = sys::proc::wait(self.shim.pidfd.as_fd());
+        drop(sys::proc::wait(self.shim.pidfd.as_fd()));
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
-pub fn process(args: &[&str]) -> ProcessPlan {
+pub(crate) fn process(args: &[&str]) -> ProcessPlan {
     // The default set of CRI runtimes.
     let caps = 0xa804_25fb;
     ProcessPlan {
@@ -479,6 +490,6 @@ pub fn process(args: &[&str]) -> ProcessPlan {
     }
 }
 
-pub fn memfd<T: serde::Serialize>(plan: &T) -> OwnedFd {
+pub(crate) fn memfd<T: serde::Serialize>(plan: &T) -> OwnedFd {
     sys::memfd::create_sealed("plan", &serde_json::to_vec(plan).unwrap()).unwrap()
 }
