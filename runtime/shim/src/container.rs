@@ -1,164 +1,151 @@
-//! libcontainer's part of a create, and nothing it must not touch: it makes namespaces, /proc and devices and
-//! waits for start. Mounts were made before (`worker`), and what decides about power comes after (`executor`).
-//!
-//! Everything here but [`start`] and [`forget`] runs in a forked worker: libcontainer changes its caller's
-//! oom score, dumpable flag and folder, and leaves descriptors open when it fails.
+//! A container by libcontainer: created in a worker, started through its socket, forgotten as files.
 
 use std::fs;
-use std::io::{self, Read as _, Write as _};
-use std::os::fd::OwnedFd;
+use std::io::{self, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
-use model::ContainerId;
+use model::{ContainerId, Propagation};
 use serde_json::{Value, json};
-use wire::{ContainerPlan, ErrorKind, Failure, MountKind, NamespaceSource};
+use wire::{ContainerPlan, MountKind, NamespaceSource};
 
-use crate::executor::{Executor, Setup};
+use crate::executor::Init;
 use crate::podns::{BUNDLES, STATE};
 
-/// Largest message that init sends when it cannot go on.
-const MESSAGE: u64 = 16 * 1024;
-
-/// A rootfs that is ready, and who is to run in it.
-#[derive(Debug)]
-pub(crate) struct Build<'a> {
-    /// The plan, its process completed (HOME).
-    pub(crate) plan: &'a ContainerPlan,
-    /// Where the worker assembled the root file system.
-    pub(crate) rootfs: &'a Path,
-    /// What the executor does in the end.
-    pub(crate) setup: Setup,
-    /// Standard streams; none with a terminal.
-    pub(crate) stdio: Option<[OwnedFd; 3]>,
-    /// Some volume is Bidirectional.
-    pub(crate) shared: bool,
-    /// Whose namespaces are joined.
-    pub(crate) pause_pid: Option<u32>,
-    /// Of the container whose PID namespace is joined.
-    pub(crate) target_pid: Option<u32>,
+/// A container's bundle.
+pub(crate) fn bundle(id: &ContainerId) -> PathBuf {
+    Path::new(BUNDLES).join(id.as_str())
 }
 
-fn failure(stage: &str, message: String, errno: i32) -> Failure {
-    Failure { kind: ErrorKind::Internal, stage: stage.to_owned(), message, errno }
+/// Its root file system, seen only in the worker's namespace.
+pub(crate) fn rootfs(id: &ContainerId) -> PathBuf {
+    bundle(id).join("rootfs")
 }
 
-/// Creates the container; its init, a child of the caller's parent, waits for [`start`]. Returns its pid.
-pub(crate) fn build(build: Build<'_>) -> Result<u32, Failure> {
-    let id = build.plan.id.as_str();
-    let bundle = bundle(&build.plan.id);
-    let io_error = |what: &str, e: io::Error| failure("bundle", format!("{what}: {e}"), e.raw_os_error().unwrap_or(0));
-    let spec = spec(&build)?;
-    fs::create_dir_all(&bundle).map_err(|e| io_error("making it", e))?;
-    fs::write(bundle.join("config.json"), spec.to_string()).map_err(|e| io_error("config.json", e))?;
-    // What init has to say goes here: libcontainer passes errors on as flat strings and loses their causes.
-    let (mut told, tell) = io::pipe().map_err(|e| io_error("pipe", e))?;
-    let executor = Executor::new(build.setup, tell.into());
-    let mut builder = ContainerBuilder::new(id.to_owned(), SyscallType::default())
-        .with_root_path(STATE)
-        .map_err(|e| failure("libcontainer", e.to_string(), 0))?
-        .with_executor(executor);
-    if let Some([stdin, stdout, stderr]) = build.stdio {
-        builder = builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr);
-    }
-    let built = builder.as_init(&bundle).with_systemd(false).with_detach(true).as_sibling(true).build();
-    match built {
-        Ok(container) => match container.pid().map(|pid| u32::try_from(pid.as_raw())) {
-            Some(Ok(pid)) => Ok(pid),
-            _ => Err(failure("libcontainer", "init has no pid".to_owned(), 0)),
-        },
-        Err(error) => {
-            let mut detail = String::new();
-            // Our end was moved into the executor, which is gone; init is dead.
-            let _ = (&mut told).take(MESSAGE).read_to_string(&mut detail);
-            forget(&build.plan.id);
-            match serde_json::from_str::<Failure>(detail.trim()) {
-                Ok(known) => Err(known),
-                Err(_) => Err(failure("libcontainer", chain(&error), 0)),
-            }
-        }
-    }
-}
-
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
-}
-
-/// Lets init go on to execve. Whether that succeeds is told by its error pipe.
+/// Lets init go on to execve; whether that worked is told on its report pipe.
 ///
 /// # Errors
-/// No such container, or it was started already (its socket is gone).
+/// NotFound or ConnectionRefused when init is gone; WouldBlock never in practice (one connection is made).
 pub(crate) fn start(id: &ContainerId) -> io::Result<()> {
     let socket = Path::new(STATE).join(id.as_str()).join("notify.sock");
     UnixStream::connect(socket)?.write_all(b"start container")
 }
 
-/// Removes what libcontainer and [`build`] left in the pod's own tmpfs. Nothing there is no error.
+/// Removes the container's files in the pod's namespace. What is gone already is no error, and nothing here
+/// can be other than gone or ours, so failures are not told.
 pub(crate) fn forget(id: &ContainerId) {
-    // Failing costs some KiB of a tmpfs that goes with the pod.
-    let _ = fs::remove_dir_all(Path::new(STATE).join(id.as_str()));
-    let _ = fs::remove_dir_all(bundle(id));
+    for folder in [Path::new(STATE).join(id.as_str()), bundle(id)] {
+        drop(fs::remove_dir_all(folder));
+    }
 }
 
-fn bundle(id: &ContainerId) -> PathBuf {
-    Path::new(BUNDLES).join(id.as_str())
+/// What pids the plan's namespaces are taken from.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Holders {
+    /// Pause.
+    pub(crate) pause: Option<u32>,
+    /// The container of [`NamespaceSource::Container`].
+    pub(crate) target: Option<u32>,
 }
 
-/// The least that libcontainer needs. Left out, because ours: cgroups and resources, capabilities, user,
-/// seccomp, no_new_privs, masked and read-only paths, oom_score_adj, limits, terminal, every mount but /proc.
-fn spec(build: &Build<'_>) -> Result<Value, Failure> {
-    let plan = build.plan;
-    let mut namespaces = vec![json!({ "type": "mount" })];
-    let of = |kind: &str, source: &NamespaceSource| -> Result<Option<Value>, Failure> {
-        let (pid, file) = match source {
-            NamespaceSource::Host => return Ok(None),
-            NamespaceSource::New => return Ok(Some(json!({ "type": kind }))),
-            NamespaceSource::Pause => (build.pause_pid, kind),
-            NamespaceSource::Container(_) => (build.target_pid, kind),
+/// Why no namespace could be named.
+#[derive(Debug, thiserror::Error)]
+#[error("the {kind} namespace is to be taken from {from}, which has no process")]
+pub(crate) struct NoHolder {
+    kind: &'static str,
+    from: &'static str,
+}
+
+/// The least that libcontainer needs: all else is done by us, around it and in its Executor.
+///
+/// # Errors
+/// A namespace without a holder.
+pub(crate) fn spec(plan: &ContainerPlan, holders: Holders) -> Result<Value, NoHolder> {
+    let mut namespaces = vec![json!({"type": "mount"})];
+    let of = &plan.namespaces;
+    for (kind, file, source) in [
+        ("network", "net", &of.network),
+        ("ipc", "ipc", &of.ipc),
+        ("uts", "uts", &of.uts),
+        ("pid", "pid", &of.pid),
+    ] {
+        let (pid, from) = match source {
+            NamespaceSource::Host => continue,
+            NamespaceSource::New => {
+                namespaces.push(json!({"type": kind}));
+                continue;
+            }
+            NamespaceSource::Pause => (holders.pause, "pause"),
+            NamespaceSource::Container(_) => (holders.target, "another container"),
         };
-        let file = if file == "network" { "net" } else { file };
-        let pid = pid.ok_or_else(|| failure("namespaces", format!("the process that holds the {kind} namespace is gone"), 0))?;
-        Ok(Some(json!({ "type": kind, "path": format!("/proc/{pid}/ns/{file}") })))
-    };
-    let wanted = &plan.namespaces;
-    for (kind, source) in [("network", &wanted.network), ("ipc", &wanted.ipc), ("uts", &wanted.uts), ("pid", &wanted.pid)] {
-        namespaces.extend(of(kind, source)?);
+        let pid = pid.ok_or(NoHolder { kind, from })?;
+        namespaces.push(json!({"type": kind, "path": format!("/proc/{pid}/ns/{file}")}));
     }
-    if wanted.cgroup {
-        namespaces.push(json!({ "type": "cgroup" }));
+    if of.cgroup {
+        namespaces.push(json!({"type": "cgroup"}));
     }
-    let mounts: Vec<Value> = plan
-        .mounts
-        .iter()
-        .filter(|m| m.kind == MountKind::Proc)
-        .map(|m| {
-            let flags = [(m.nosuid, "nosuid"), (m.nodev, "nodev"), (m.noexec, "noexec"), (m.readonly, "ro")];
-            let options: Vec<&str> = flags.into_iter().filter(|(set, _)| *set).map(|(_, name)| name).collect();
-            json!({ "destination": m.target, "type": "proc", "source": "proc", "options": options })
-        })
-        .collect();
+    let shares =
+        |kind: &MountKind| matches!(kind, MountKind::Bind { propagation: Propagation::Bidirectional, .. });
+    let propagation = if plan.mounts.iter().any(|m| shares(&m.kind)) { "shared" } else { "slave" };
     Ok(json!({
         "ociVersion": "1.0.2",
-        "process": { "terminal": false, "user": { "uid": 0, "gid": 0 }, "args": ["init"], "env": ["PATH=/"], "cwd": "/" },
-        "root": { "path": build.rootfs, "readonly": plan.rootfs.readonly },
-        "mounts": mounts,
-        "linux": {
-            // Applied to all mounts that were made before: slave ones stay what they are, shared ones too.
-            "rootfsPropagation": if build.shared { "shared" } else { "slave" },
-            "namespaces": namespaces,
-        },
+        "root": {"path": rootfs(&plan.id), "readonly": false},
+        "process": {"terminal": false, "user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["-"], "env": []},
+        "mounts": [],
+        "linux": {"namespaces": namespaces, "rootfsPropagation": propagation},
     }))
+}
+
+/// Has libcontainer make init from the bundle. Returns its pid in the caller's PID namespace. Its parent is
+/// the caller's parent.
+///
+/// # Errors
+/// libcontainer's.
+pub(crate) fn build(id: &ContainerId, init: Init) -> Result<u32, LibcontainerError> {
+    let container = ContainerBuilder::new(id.as_str().to_owned(), SyscallType::default())
+        .with_root_path(STATE)?
+        .with_executor(init)
+        .as_init(bundle(id))
+        .with_systemd(false)
+        .with_detach(true)
+        .as_sibling(true)
+        .build()?;
+    let pid = container.pid().map(nix_pid);
+    pid.flatten().ok_or_else(|| LibcontainerError::Other("no pid in the container's state".to_owned()))
+}
+
+// The pid's type is that of libcontainer's own version of nix: only its conversion is used.
+fn nix_pid(pid: impl Into<i32>) -> Option<u32> {
+    u32::try_from(pid.into()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(namespaces: wire::NamespacePlan) -> ContainerPlan {
+        serde_json::from_value(json!({
+            "id": "ab".repeat(32), "pod": "cd".repeat(32), "namespaces": namespaces, "rootfs": {}, "mounts": [],
+            "devices": [], "masked_paths": [], "readonly_paths": [], "user": {}, "process": {}, "cgroup": {},
+            "privileged": false,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn namespaces_come_from_where_the_plan_says() {
+        let wanted = wire::NamespacePlan {
+            network: NamespaceSource::Pause,
+            pid: NamespaceSource::New,
+            ..wire::NamespacePlan::default()
+        };
+        let spec = spec(&plan(wanted.clone()), Holders { pause: Some(7), target: None }).unwrap();
+        let expected =
+            json!([{"type": "mount"}, {"type": "network", "path": "/proc/7/ns/net"}, {"type": "pid"}]);
+        assert_eq!(spec["linux"]["namespaces"], expected);
+        assert!(super::spec(&plan(wanted), Holders::default()).is_err());
+    }
 }

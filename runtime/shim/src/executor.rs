@@ -1,190 +1,110 @@
-//! What runs in init, after libcontainer and before the container's own program.
-//!
-//! `validate` runs at the end of create, inside the container's root and with all power: late mounts, masked
-//! and read-only paths, the terminal. `exec` runs at start and becomes the process.
+//! What libcontainer calls in init. `validate` runs after pivot_root and before init is reported ready: it
+//! finishes the root file system. `exec` runs when the container is started: it becomes the process.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
-use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::rc::Rc;
 
-use libcontainer::workload::{Executor as Workload, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
+use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use model::User;
 use oci_spec::runtime::Spec;
-use rustix::fs::{FileType, Mode, OFlags};
-use sys::mount::{self, Attributes};
 use wire::{ErrorKind, Failure, ProcessPlan};
 
 use crate::process;
+use crate::worker::late::Late;
 
-/// A mount that cannot be made before libcontainer's own: what is at or below a mount that libcontainer makes,
-/// or at /dev, which it fills first.
-#[derive(Debug)]
-pub(crate) struct Late {
-    /// Clean absolute path in the container; made when absent.
-    pub(crate) target: String,
-    /// Detached tree.
-    pub(crate) tree: OwnedFd,
-}
-
-/// All that init needs to know.
-#[derive(Debug)]
-pub(crate) struct Setup {
+/// What init needs, moved out as it is used.
+pub(crate) struct Parts {
+    /// The rest of the create.
+    pub(crate) late: Late,
+    /// Where a failure of that is told.
+    pub(crate) failed: OwnedFd,
     /// What to become.
     pub(crate) process: ProcessPlan,
     /// As whom.
     pub(crate) user: User,
-    /// Mounts still to be attached, in order.
-    pub(crate) late: Vec<Late>,
-    /// See [`wire::ContainerPlan::masked_paths`].
-    pub(crate) masked: Vec<String>,
-    /// See [`wire::ContainerPlan::readonly_paths`].
-    pub(crate) readonly: Vec<String>,
-    /// Where the pty's master is sent, for a terminal.
-    pub(crate) console: Option<OwnedFd>,
-    /// The error pipe of start.
+    /// Where a failure of that is told; closed by execve.
     pub(crate) report: OwnedFd,
+    /// Descriptors that are the worker's, not init's.
+    pub(crate) foreign: Vec<u32>,
 }
 
-/// The executor given to libcontainer; copies share one setup, of which init uses its own after the fork.
-#[derive(Debug, Clone)]
-pub(crate) struct Executor {
-    setup: Rc<RefCell<Option<Setup>>>,
-    tell: Rc<OwnedFd>,
+struct Ready {
+    process: ProcessPlan,
+    user: User,
+    report: OwnedFd,
+    console: Option<OwnedFd>,
 }
 
-impl Executor {
-    /// `tell` is where a failed [`Workload::validate`] says why, as JSON.
-    pub(crate) fn new(setup: Setup, tell: OwnedFd) -> Self {
-        Self { setup: Rc::new(RefCell::new(Some(setup))), tell: Rc::new(tell) }
+/// libcontainer clones executors; all clones are one.
+#[derive(Clone)]
+pub(crate) struct Init {
+    parts: Rc<RefCell<Option<Parts>>>,
+    ready: Rc<RefCell<Option<Ready>>>,
+}
+
+impl Init {
+    /// From what it needs.
+    pub(crate) fn new(parts: Parts) -> Self {
+        Self { parts: Rc::new(RefCell::new(Some(parts))), ready: Rc::default() }
     }
 }
 
-impl Workload for Executor {
-    fn exec(&self, _: &Spec) -> Result<(), ExecutorError> {
-        match self.setup.borrow_mut().take() {
-            Some(Setup { process, user, report, .. }) => process::become_process(&process, &user, report),
-            None => Err(ExecutorError::InvalidArg),
+/// As the kernel counts it.
+pub(crate) fn number(fd: &OwnedFd) -> u32 {
+    fd.as_raw_fd().unsigned_abs()
+}
+
+impl Executor for Init {
+    fn validate(&self, _spec: &Spec) -> Result<(), ExecutorValidationError> {
+        let Some(parts) = self.parts.take() else {
+            return Err(ExecutorValidationError::ArgValidationError("init was prepared twice".to_owned()));
+        };
+        let Parts { late, failed, process, user, report, foreign } = parts;
+        match late.finish() {
+            Ok(console) => {
+                drop(failed);
+                // Numbers of what was closed since may have been given out again: to the console.
+                let kept = console.as_ref().map(number);
+                let not_kept = |fd: &u32| kept != Some(*fd);
+                let foreign: Vec<u32> = foreign.into_iter().filter(not_kept).collect();
+                sys::execute::close_numbers(&foreign);
+                self.ready.replace(Some(Ready { process, user, report, console }));
+                Ok(())
+            }
+            Err(failure) => {
+                process::tell(&mut File::from(failed), &failure);
+                Err(ExecutorValidationError::ArgValidationError(failure.message))
+            }
         }
     }
 
-    fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
-        let mut setup = self.setup.borrow_mut();
-        let Some(setup) = setup.as_mut() else {
-            return Err(ExecutorValidationError::ArgValidationError("nothing to execute".to_owned()));
-        };
-        prepare(setup).map_err(|(stage, what, error)| {
-            let message = format!("{what}: {error}");
-            let failure =
-                Failure { kind: ErrorKind::Invalid, stage: stage.to_owned(), message: message.clone(), errno: mount::errno(&error) };
-            if let Ok(tell) = self.tell.try_clone() {
-                process::tell(&mut File::from(tell), &failure);
-            }
-            ExecutorValidationError::ArgValidationError(message)
-        })
-    }
-
-    fn setup_envs(&self, _: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
-        // The environment goes to execve as it is: through a map it would lose order and duplicates.
+    fn setup_envs(&self, _envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        // The environment is given to execve; this process needs none.
         Ok(())
     }
-}
 
-type Stopped = (&'static str, String, io::Error);
-
-fn prepare(setup: &mut Setup) -> Result<(), Stopped> {
-    for Late { target, tree } in setup.late.drain(..) {
-        attach(&target, &tree).map_err(|e| ("mount", target, e))?;
-    }
-    for path in &setup.readonly {
-        make_readonly(path).map_err(|e| ("readonly path", path.clone(), e))?;
-    }
-    mask(&setup.masked)?;
-    if let Some(console) = setup.console.take() {
-        terminal(&console, &setup.user).map_err(|e| ("terminal", "/dev/pts".to_owned(), e))?;
-    }
-    Ok(())
-}
-
-fn attach(target: &str, tree: &OwnedFd) -> io::Result<()> {
-    let path = Path::new(target);
-    let directory = FileType::from_raw_mode(rustix::fs::fstat(tree)?.st_mode) == FileType::Directory;
-    if !path.exists() {
-        if directory {
-            std::fs::create_dir_all(path)?;
-        } else {
-            if let Some(parent) = path.parent() {
-                std::fs::create_dir_all(parent)?;
+    fn exec(&self, _spec: &Spec) -> Result<(), ExecutorError> {
+        let Some(Ready { process, user, report, console }) = self.ready.take() else {
+            return Err(ExecutorError::Other("init was not prepared".to_owned()));
+        };
+        if let Some(terminal) = console {
+            let taken = rustix::process::ioctl_tiocsctty(&terminal)
+                .map_err(std::io::Error::from)
+                .and_then(|()| (0..3).try_for_each(|number| sys::proc::place(terminal.as_fd(), number)));
+            if let Err(e) = taken {
+                let failure = Failure {
+                    kind: ErrorKind::StartFailed,
+                    stage: "console".to_owned(),
+                    message: format!("taking the terminal: {e}"),
+                    errno: e.raw_os_error().unwrap_or(0),
+                };
+                process::tell(&mut File::from(report), &failure);
+                return Err(ExecutorError::Other(failure.message));
             }
-            File::create_new(path)?;
         }
+        process::become_process(&process, &user, report)
     }
-    mount::attach(tree.as_fd(), mount::open_path(path)?.as_fd())
-}
-
-/// By descriptor from one look to the mount: what the name means cannot change in between.
-fn make_readonly(path: &str) -> io::Result<()> {
-    let Some(place) = open_if_there(path)? else { return Ok(()) };
-    let copy = mount::clone(place.as_fd(), true)?;
-    mount::add_attributes(copy.as_fd(), Attributes { readonly: true, nosuid: true, nodev: true, noexec: true })?;
-    mount::attach(copy.as_fd(), place.as_fd())
-}
-
-fn open_if_there(path: &str) -> io::Result<Option<OwnedFd>> {
-    match mount::open_path(Path::new(path)) {
-        Ok(place) => Ok(Some(place)),
-        Err(e) if matches!(e.raw_os_error(), Some(2 | 20)) => Ok(None),
-        Err(e) => Err(e),
-    }
-}
-
-fn mask(paths: &[String]) -> Result<(), Stopped> {
-    if paths.is_empty() {
-        return Ok(());
-    }
-    let null = null().map_err(|e| ("masked path", "/dev/null".to_owned(), e))?;
-    for path in paths {
-        mask_one(path, &null).map_err(|e| ("masked path", path.clone(), e))?;
-    }
-    Ok(())
-}
-
-/// The real null device, whatever the image put at its name (CVE-2025-31133).
-fn null() -> io::Result<OwnedFd> {
-    let null = rustix::fs::open("/dev/null", OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-    let stat = rustix::fs::fstat(&null)?;
-    let device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
-    if device && stat.st_rdev == rustix::fs::makedev(1, 3) {
-        return Ok(null);
-    }
-    Err(io::Error::new(io::ErrorKind::InvalidData, "it is not the null device"))
-}
-
-fn mask_one(path: &str, null: &OwnedFd) -> io::Result<()> {
-    let Some(place) = open_if_there(path)? else { return Ok(()) };
-    let directory = FileType::from_raw_mode(rustix::fs::fstat(&place)?.st_mode) == FileType::Directory;
-    let cover = if directory {
-        let all = Attributes { readonly: true, nosuid: true, nodev: true, noexec: true };
-        mount::tmpfs(0o755, 4096, all)?
-    } else {
-        mount::clone(null.as_fd(), false)?
-    };
-    mount::attach(cover.as_fd(), place.as_fd())
-}
-
-/// Opens a pty of the container's own devpts, sends the master to the shim, makes the slave the controlling
-/// terminal and 0, 1 and 2 of this process, which leads its session already, and shows it as /dev/console.
-fn terminal(console: &OwnedFd, user: &User) -> io::Result<()> {
-    let pty = sys::pty::open(Path::new("/dev/pts/ptmx"))?;
-    sys::scm::send_with_fds(console.as_fd(), b"m", &[pty.master.as_fd()])?;
-    rustix::fs::fchown(&pty.slave, Some(rustix::fs::Uid::from_raw(user.uid)), None)?;
-    sys::pty::make_controlling(pty.slave.as_fd())?;
-    rustix::stdio::dup2_stdin(&pty.slave)?;
-    rustix::stdio::dup2_stdout(&pty.slave)?;
-    rustix::stdio::dup2_stderr(&pty.slave)?;
-    let slave = mount::clone(pty.slave.as_fd(), false)?;
-    attach("/dev/console", &slave)
 }

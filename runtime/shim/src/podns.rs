@@ -47,7 +47,8 @@ pub(crate) fn enter() -> io::Result<()> {
     mount::change(Path::new("/"), Pass::Slave, true)?;
     let root = mount::tmpfs(0o755, SIZE, Attributes { nosuid: true, nodev: true, ..Attributes::default() })?;
     let host = |path: &str, recursive| mount::clone(mount::open_path(Path::new(path))?.as_fd(), recursive);
-    let trees = [("proc", host("/proc", false)?), ("sys", host("/sys", true)?), ("dev", host("/dev", false)?)];
+    let trees =
+        [("proc", host("/proc", false)?), ("sys", host("/sys", true)?), ("dev", host("/dev", false)?)];
     mount::attach_at(root.as_fd(), Path::new(SPRINGBOARD))?;
     rustix::process::chdir(SPRINGBOARD)?;
     for (name, tree) in &trees {

@@ -59,7 +59,7 @@ pub(crate) fn become_process(plan: &ProcessPlan, user: &User, report: OwnedFd) -
 pub(crate) fn tell(into: &mut File, failure: &Failure) {
     let mut line = serde_json::to_vec(failure).unwrap_or_else(|_| b"{}".to_vec());
     line.push(b'\n');
-    let _ = into.write_all(&line);
+    drop(into.write_all(&line));
 }
 
 fn libc_enoent() -> i32 {
@@ -113,8 +113,9 @@ fn attempt(plan: &ProcessPlan, user: &User, report: &OwnedFd) -> Result<Never, S
     let name = plan.args.first().map(model::Text::as_bytes).unwrap_or_default();
     let shown = String::from_utf8_lossy(name).into_owned();
     let candidates = candidates(name, plan).map_err(stop("execve", shown.clone()))?;
-    let image = Image::new(plan.args.iter().map(model::Text::as_bytes), plan.env.iter().map(model::Text::as_bytes))
-        .map_err(stop("execve", shown.clone()))?;
+    let image =
+        Image::new(plan.args.iter().map(model::Text::as_bytes), plan.env.iter().map(model::Text::as_bytes))
+            .map_err(stop("execve", shown.clone()))?;
     if let Some(instructions) = filter {
         sys::seccomp::load(instructions).map_err(stop("seccomp", "loading the filter"))?;
     }
@@ -163,7 +164,8 @@ fn give_stdio(user: &User) -> io::Result<()> {
     for fd in all {
         let stat = rustix::fs::fstat(fd)?;
         let kind = FileType::from_raw_mode(stat.st_mode);
-        let ours = kind == FileType::Fifo || (kind == FileType::CharacterDevice && rustix::termios::isatty(fd));
+        let ours =
+            kind == FileType::Fifo || (kind == FileType::CharacterDevice && rustix::termios::isatty(fd));
         if !ours || stat.st_uid == user.uid {
             continue;
         }

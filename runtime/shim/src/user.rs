@@ -63,7 +63,9 @@ fn read(root: BorrowedFd<'_>, file: &'static str) -> Result<String, UserError> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
     let opened = match sys::mount::open_in_root(root, Path::new(file), flags, 0) {
         Ok(fd) => fd,
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(String::new()),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(String::new());
+        }
         Err(e) => return Err(at(e)),
     };
     let stat = rustix::fs::fstat(&opened).map_err(|e| at(e.into()))?;
@@ -107,7 +109,9 @@ fn group_id(name: &str, group: &str) -> Result<u32, UserError> {
     // A group that is called "1000" beats the number 1000, as in Docker.
     match group_entries(group).find(|(known, ..)| *known == name) {
         Some((_, gid, _)) => Ok(gid),
-        None => name.parse().map_err(|_| UserError::Unknown { kind: "group", name: name.to_owned(), file: GROUP }),
+        None => {
+            name.parse().map_err(|_| UserError::Unknown { kind: "group", name: name.to_owned(), file: GROUP })
+        }
     }
 }
 
@@ -159,10 +163,16 @@ fn decide(plan: &UserPlan, passwd: &str, group: &str) -> Result<Resolved, UserEr
 mod tests {
     use super::*;
 
-    const PASSWD_TEXT: &str = "root:x:0:0:root:/root:/bin/sh\n# c\n\nbad\nweb:x:33:34:w:/srv/web:/bin/false\n1000:x:7:8::/seven:\n";
+    const PASSWD_TEXT: &str =
+        "root:x:0:0:root:/root:/bin/sh\n# c\n\nbad\nweb:x:33:34:w:/srv/web:/bin/false\n1000:x:7:8::/seven:\n";
     const GROUP_TEXT: &str = "root:x:0:\nadm:x:4:web,other\nstaff:x:50:web\nwww:x:34:\n";
 
-    fn ask(request: UserRequest, gid: Option<u32>, supplemental: &[u32], merge: bool) -> Result<Resolved, UserError> {
+    fn ask(
+        request: UserRequest,
+        gid: Option<u32>,
+        supplemental: &[u32],
+        merge: bool,
+    ) -> Result<Resolved, UserError> {
         let plan = UserPlan { request, gid, supplemental: supplemental.to_vec(), merge_image_groups: merge };
         decide(&plan, PASSWD_TEXT, GROUP_TEXT)
     }
@@ -175,8 +185,14 @@ mod tests {
     fn every_form_of_request() {
         let image = |s: &str| UserRequest::Image(s.to_owned());
         assert_eq!(ask(UserRequest::Root, None, &[], true).unwrap(), user(0, 0, &[], "/root"));
-        assert_eq!(ask(UserRequest::Uid(33), None, &[], true).unwrap(), user(33, 34, &[4, 34, 50], "/srv/web"));
-        assert_eq!(ask(UserRequest::Uid(33), Some(9), &[7], false).unwrap(), user(33, 9, &[7, 9], "/srv/web"));
+        assert_eq!(
+            ask(UserRequest::Uid(33), None, &[], true).unwrap(),
+            user(33, 34, &[4, 34, 50], "/srv/web")
+        );
+        assert_eq!(
+            ask(UserRequest::Uid(33), Some(9), &[7], false).unwrap(),
+            user(33, 9, &[7, 9], "/srv/web")
+        );
         assert_eq!(ask(UserRequest::Uid(4242), None, &[7], true).unwrap(), user(4242, 0, &[0, 7], "/"));
         assert_eq!(ask(image("web:adm"), None, &[], false).unwrap(), user(33, 4, &[], "/srv/web"));
         assert_eq!(ask(image("5:6"), None, &[], true).unwrap(), user(5, 6, &[], "/"));
@@ -186,8 +202,15 @@ mod tests {
 
     #[test]
     fn unknown_names_are_errors() {
-        for request in [UserRequest::Name("nobody".into()), UserRequest::Name("33".into()), UserRequest::Image("web:no".into())] {
-            assert!(matches!(ask(request.clone(), None, &[], true), Err(UserError::Unknown { .. })), "{request:?}");
+        for request in [
+            UserRequest::Name("nobody".into()),
+            UserRequest::Name("33".into()),
+            UserRequest::Image("web:no".into()),
+        ] {
+            assert!(
+                matches!(ask(request.clone(), None, &[], true), Err(UserError::Unknown { .. })),
+                "{request:?}"
+            );
         }
     }
 }

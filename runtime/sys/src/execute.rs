@@ -4,17 +4,22 @@ use std::ffi::{CStr, CString, c_char};
 use std::io;
 
 use rustix::process::Signal;
+use rustix::thread::CpuSet;
 
 /// Default actions for every signal, none blocked. Handlers fall at execve by themselves; ignored signals and
 /// the mask would stay.
 pub fn reset_signals() {
+    // SIG_DFL, no flags, no restorer, empty mask: the kernel's own struct sigaction is at most 32 bytes.
+    let default = [0u64; 4];
     for number in 1..=64 {
         if number == Signal::KILL.as_raw() || number == Signal::STOP.as_raw() {
             continue;
         }
-        // SAFETY: SIG_DFL takes away a handler, if any, and installs no code; for the C library's own
-        // real-time signals the call fails and leaves them as they are.
-        unsafe { libc::signal(number, libc::SIG_DFL) };
+        // SAFETY: rt_sigaction(2) reads `default`, of the size told or more, and writes nothing back. It takes
+        // a handler away, if any, and installs no code. The C library's call would refuse its own signals.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, number, default.as_ptr(), std::ptr::null_mut::<u64>(), 8);
+        }
     }
     let none = [0u64; 1];
     // SAFETY: rt_sigprocmask(2) reads one 8-byte mask of the size told and writes nothing back.
@@ -123,16 +128,22 @@ fn close_range(first: u32, last: u32) -> io::Result<()> {
 pub fn open_numbers() -> io::Result<Vec<u32>> {
     let entries = std::fs::read_dir("/proc/self/fd")?;
     let numbers = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    Ok(numbers.filter(|n| *n > 2).collect())
+    let numbers: Vec<u32> = numbers.filter(|n| *n > 2).collect();
+    // The listing's own descriptor is among them, and closed by now.
+    let open = |n: &u32| std::fs::symlink_metadata(format!("/proc/self/fd/{n}")).is_ok();
+    Ok(numbers.into_iter().filter(open).collect())
 }
 
-/// Puts back what a child inherits from a parent with unusual settings: nice value, timer slack, use of huge
-/// pages, personality. What cannot be put back stays.
+/// Puts back what a child inherits from a parent with unusual settings: nice value, CPUs (those of its cpuset,
+/// so after joining one), timer slack, use of huge pages, personality. What cannot be put back stays.
 pub fn reset_scheduling() {
     // Best effort throughout: none of these guards anything.
     let _ = rustix::thread::set_current_timer_slack(None);
     let _ = rustix::thread::disable_transparent_huge_pages(false);
     let _ = rustix::process::setpriority_process(None, 0);
+    let mut cpus = CpuSet::new();
+    (0..CpuSet::MAX_CPU).for_each(|cpu| cpus.set(cpu));
+    let _ = rustix::thread::sched_setaffinity(None, &cpus);
     // SAFETY: personality(2) takes a number; 0 is PER_LINUX without flags.
     unsafe { libc::personality(0) };
 }

@@ -48,7 +48,7 @@ mod tests {
 
     #[test]
     fn lowers_and_refuses_nonsense() {
-        let core = u32::try_from(libc::RLIMIT_CORE).unwrap();
+        let core = libc::RLIMIT_CORE;
         let hard = get(core).unwrap().rlim_max;
         set(core, 0, hard).unwrap();
         assert_eq!(get(core).unwrap().rlim_cur, 0);

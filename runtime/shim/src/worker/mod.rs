@@ -1,0 +1,261 @@
+//! Creating a container, in a process forked for it: whatever hangs, leaks or panics ends with that process.
+
+mod dev;
+pub(crate) mod late;
+mod mounts;
+mod rootfs;
+mod stage;
+mod tree;
+mod volumes;
+
+use std::fs;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+
+use model::Text;
+use rustix::fs::OFlags;
+use sys::mount::{self, Attributes};
+use wire::{ContainerPlan, ErrorKind, Failure, ProcessPlan, Reply};
+
+use crate::container::{self, Holders};
+use crate::executor::{Init, Parts, number};
+use crate::{process, user};
+use late::Late;
+use stage::{Step, internal, invalid};
+
+/// Largest plan, bytes: environments and filters are the long parts.
+const LARGEST_PLAN: usize = 16 << 20;
+/// Names that libcgroups expects below a v1 /sys/fs/cgroup.
+const HIERARCHIES: [&str; 13] = [
+    "systemd",
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "memory",
+    "devices",
+    "blkio",
+    "pids",
+    "freezer",
+    "net_cls",
+    "net_prio",
+    "hugetlb",
+    "perf_event",
+];
+
+/// Where stdio comes from.
+#[derive(Debug)]
+pub(crate) enum Stdio {
+    /// Pipes, or whatever they are.
+    Pipes {
+        /// Read end.
+        stdin: OwnedFd,
+        /// Write end.
+        stdout: OwnedFd,
+        /// Write end.
+        stderr: OwnedFd,
+    },
+    /// A terminal; its master is sent over this socket, with one byte.
+    Console {
+        /// A unix stream socket.
+        sock: OwnedFd,
+    },
+}
+
+/// What a worker is given. Every other descriptor but 0-2 and the caller's result pipe is closed before.
+#[derive(Debug)]
+pub(crate) struct CreateInput<'a> {
+    /// memfd of a [`ContainerPlan`].
+    pub(crate) plan: OwnedFd,
+    /// The mount namespace that kubelet lives in.
+    pub(crate) kubelet_mntns: OwnedFd,
+    /// One folder a member of the plan's cgroups.
+    pub(crate) cgroups: Vec<OwnedFd>,
+    /// Stdio.
+    pub(crate) stdio: Stdio,
+    /// Write end of the pipe that init closes by execve or says on why it could not. Close-on-exec.
+    pub(crate) exec_error: OwnedFd,
+    /// Pid of pause, while it lives.
+    pub(crate) pause_pid: Option<u32>,
+    /// Pid of init of the container that a namespace is taken from.
+    pub(crate) target_pid: Option<u32>,
+    /// Room for borrowed input.
+    pub(crate) _life: PhantomData<&'a ()>,
+}
+
+/// Creates the container and says how it went. Init is the caller's parent's child and waits for
+/// [`container::start`]. Leaves nothing behind when it fails.
+pub(crate) fn create(input: CreateInput<'_>) -> Reply {
+    match attempt(input) {
+        Ok(reply) => reply,
+        Err(failure) => Reply::Failed(failure),
+    }
+}
+
+fn attempt(input: CreateInput<'_>) -> Step<Reply> {
+    let bytes =
+        sys::memfd::read_all(input.plan.as_fd(), LARGEST_PLAN).map_err(internal("plan", "reading"))?;
+    let plan: ContainerPlan =
+        serde_json::from_slice(&bytes).map_err(|e| invalid("plan", format!("no container plan: {e}")))?;
+    let id = plan.id.clone();
+    let rest = Rest {
+        kubelet_mntns: input.kubelet_mntns,
+        cgroups: input.cgroups,
+        stdio: input.stdio,
+        exec_error: input.exec_error,
+        holders: Holders { pause: input.pause_pid, target: input.target_pid },
+    };
+    assemble(plan, rest).inspect_err(|_| container::forget(&id))
+}
+
+struct Rest {
+    kubelet_mntns: OwnedFd,
+    cgroups: Vec<OwnedFd>,
+    stdio: Stdio,
+    exec_error: OwnedFd,
+    holders: Holders,
+}
+
+fn assemble(plan: ContainerPlan, rest: Rest) -> Step<Reply> {
+    let id = plan.id.clone();
+    let spec = container::spec(&plan, rest.holders).map_err(|e| invalid("namespaces", e))?;
+    let split = mounts::split(&plan)?;
+    // Folders that are made for mounts are 0755 whatever the shim was given.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+
+    // In kubelet's namespace: clones of everything that is the host's.
+    let pod = sys::namespace::own_mount().map_err(internal("namespaces", "own mount namespace"))?;
+    sys::namespace::enter_mount(rest.kubelet_mntns.as_fd())
+        .map_err(internal("namespaces", "kubelet's mount namespace"))?;
+    let table = volumes::Table::open()?;
+    let sources = rootfs::clone_sources(&plan.rootfs)?;
+    let mut late = mounts::clone_late(&split.late, &plan.cgroup, plan.namespaces.cgroup)?;
+    let early = mounts::clone_early(&split.early)?;
+
+    // In a copy of the pod's: attach them.
+    sys::namespace::enter_mount(pod.as_fd()).map_err(internal("namespaces", "pod's mount namespace"))?;
+    drop(pod);
+    sys::namespace::unshare_mount().map_err(internal("namespaces", "a mount namespace for the container"))?;
+    let own = sys::namespace::own_mount().map_err(internal("namespaces", "own mount namespace"))?;
+    let at = container::rootfs(&id);
+    rootfs::assemble(&plan.rootfs, &sources, &at)?;
+    drop(sources);
+    let root = mount::open_path(&at).map_err(internal("rootfs", at.display()))?;
+    let namespaces = mounts::Namespaces { kubelet: rest.kubelet_mntns.as_fd(), own: own.as_fd() };
+    mounts::attach_early(root.as_fd(), &split.early, early, &table, &namespaces)?;
+    mounts::clone_from_pod(&mut late)?;
+    drop((table, own));
+
+    let found = user::resolve(root.as_fd(), &plan.user).map_err(|e| unknown_user(&e))?;
+    let process = with_home(plan.process.clone(), &found.home);
+    scratch_dev(&root)?;
+    drop(root);
+    hide_cgroups()?;
+    let config = container::bundle(&id).join("config.json");
+    fs::write(&config, spec.to_string()).map_err(internal("bundle", config.display()))?;
+
+    for (folder, member) in rest.cgroups.iter().zip(&plan.cgroup.members) {
+        sys::cgroup::join(folder.as_fd(), plan.cgroup.unified).map_err(internal("cgroup", &member.path))?;
+    }
+    process::before_namespaces(&plan.process).map_err(internal("process", "oom_score_adj"))?;
+    let console = match rest.stdio {
+        Stdio::Console { sock } => Some(sock),
+        Stdio::Pipes { stdin, stdout, stderr } => {
+            [(stdin, 0), (stdout, 1), (stderr, 2)]
+                .into_iter()
+                .try_for_each(|(fd, number)| sys::proc::place(fd.as_fd(), number))
+                .map_err(internal("stdio", "dup2"))?;
+            None
+        }
+    };
+    drop((rest.cgroups, rest.kubelet_mntns));
+    let (told, failed) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(|e| internal("process", "pipe")(e.into()))?;
+
+    let mut foreign = sys::execute::open_numbers().map_err(internal("process", "/proc/self/fd"))?;
+    let keep = number(&rest.exec_error);
+    foreign.retain(|fd| *fd != keep);
+    let late = Late { plan, mounts: late, console };
+    let parts = Parts { late, failed, process, user: found.user.clone(), report: rest.exec_error, foreign };
+    let init = Init::new(parts);
+    let built = container::build(&id, init.clone());
+    // The worker's copies of what init needed; the failure's pipe among them.
+    drop(init);
+    match built {
+        Ok(pid) => Ok(Reply::Created { pid, user: found.user, home: found.home }),
+        Err(e) => Err(late::told(told).unwrap_or_else(|| Failure {
+            kind: ErrorKind::Internal,
+            stage: "libcontainer".to_owned(),
+            message: chain(&e),
+            errno: 0,
+        })),
+    }
+}
+
+/// An error and its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let words = inner.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+fn unknown_user(error: &user::UserError) -> Failure {
+    match error {
+        user::UserError::Unknown { .. } => invalid("user", error),
+        user::UserError::File { source, .. } => Failure {
+            kind: ErrorKind::Internal,
+            stage: "user".to_owned(),
+            message: error.to_string(),
+            errno: source.raw_os_error().unwrap_or(0),
+        },
+    }
+}
+
+/// HOME from the image's passwd where the environment has none.
+fn with_home(mut process: ProcessPlan, home: &str) -> ProcessPlan {
+    let set = process.env.iter().any(|entry| entry.as_bytes().starts_with(b"HOME="));
+    if !set && let Some(entry) = Text::new(format!("HOME={home}")) {
+        process.env.push(entry);
+    }
+    process
+}
+
+/// libcontainer makes nodes and links by path in the root's /dev, whatever is there. It gets a /dev of its
+/// own for that, on the image's, which init takes away again; the image's must be a directory, not a link.
+fn scratch_dev(root: &OwnedFd) -> Step<()> {
+    let target = tree::make(root.as_fd(), "/dev", tree::Kind::Directory).map_err(internal("dev", "/dev"))?;
+    let plain = mount::open_in_root(root.as_fd(), Path::new("/dev"), OFlags::PATH | OFlags::NOFOLLOW, 0)
+        .and_then(|fd| tree::kind(fd.as_fd()))
+        .map_err(internal("dev", "/dev"))?;
+    if plain != tree::Kind::Directory {
+        return Err(invalid("dev", "/dev of the image is no directory"));
+    }
+    let scratch =
+        mount::tmpfs(0o755, 1 << 20, Attributes { nosuid: true, noexec: true, ..Attributes::default() })
+            .map_err(internal("dev", "tmpfs"))?;
+    mount::attach(scratch.as_fd(), target.as_fd()).map_err(internal("dev", "/dev"))
+}
+
+/// libcontainer finds no cgroup to join or change: ours are made, limited and joined already.
+fn hide_cgroups() -> Step<()> {
+    let path = Path::new("/sys/fs/cgroup");
+    let stage = "hiding cgroups";
+    // EINVAL: nothing is mounted there.
+    match mount::detach(path) {
+        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {}
+        other => other.map_err(internal(stage, path.display()))?,
+    }
+    let tmpfs = mount::tmpfs(0o755, 1 << 20, Attributes::default()).map_err(internal(stage, "tmpfs"))?;
+    for name in HIERARCHIES {
+        rustix::fs::mkdirat(&tmpfs, name, rustix::fs::Mode::from_raw_mode(0o755))
+            .map_err(|e| internal(stage, name)(e.into()))?;
+    }
+    mount::attach_at(tmpfs.as_fd(), path).map_err(internal(stage, path.display()))
+}

@@ -1,0 +1,25 @@
+//! Failures of a create: which step, on what, and the kernel's word.
+
+use std::fmt::Display;
+use std::io;
+
+use wire::{ErrorKind, Failure};
+
+/// The result of a step.
+pub(crate) type Step<T> = Result<T, Failure>;
+
+/// A failure of the kernel's.
+pub(crate) fn internal(stage: &str, what: impl Display) -> impl FnOnce(io::Error) -> Failure {
+    let (stage, what) = (stage.to_owned(), what.to_string());
+    move |e| Failure {
+        kind: ErrorKind::Internal,
+        stage,
+        message: format!("{what}: {e}"),
+        errno: sys::mount::errno(&e),
+    }
+}
+
+/// A plan that asks for what cannot be.
+pub(crate) fn invalid(stage: &str, message: impl Display) -> Failure {
+    Failure { kind: ErrorKind::Invalid, stage: stage.to_owned(), message: message.to_string(), errno: 0 }
+}

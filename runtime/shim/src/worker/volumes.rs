@@ -1,0 +1,135 @@
+//! Sources of mounts, cloned in kubelet's mount namespace and attached in the worker's (MOUNTS 1, steps 3-5).
+//!
+//! A mount that the host makes while a tree is detached is lost to it. So the host's mount table is watched
+//! from before the first clone until after the last attach, and all is done again when it changed.
+
+use std::fs::{DirBuilder, File};
+use std::io::Read as _;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+
+use model::Propagation;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use sys::mount::{self, Attributes, Pass};
+use wire::{MountKind, MountPlan};
+
+use super::stage::{Step, internal, invalid};
+use super::tree;
+
+/// Largest mount table that is looked through for a propagating volume, bytes.
+const LARGEST: u64 = 64 << 20;
+
+/// The host's mount table, and whether it has changed since it was opened.
+pub(super) struct Table(File);
+
+impl Table {
+    /// Opens that of the namespace the caller is in.
+    pub(super) fn open() -> Step<Self> {
+        File::open("/proc/self/mountinfo").map(Self).map_err(internal("volumes", "/proc/self/mountinfo"))
+    }
+
+    /// Has it changed since the last call, or since it was opened?
+    pub(super) fn changed(&self) -> Step<bool> {
+        let mut fds = [PollFd::new(&self.0, PollFlags::PRI)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let ready =
+            poll(&mut fds, Some(&now)).map_err(|e| internal("volumes", "watching mounts")(e.into()))?;
+        Ok(ready > 0)
+    }
+}
+
+/// How the mount that holds `source` passes mounts on, from a fresh read of the table.
+fn passes(source: BorrowedFd<'_>, stage: &str) -> Step<(bool, bool)> {
+    let id = mount::mount_id(source).map_err(internal(stage, "mount id"))?.to_string();
+    let mut text = String::new();
+    let file = File::open("/proc/self/mountinfo").map_err(internal(stage, "/proc/self/mountinfo"))?;
+    file.take(LARGEST).read_to_string(&mut text).map_err(internal(stage, "/proc/self/mountinfo"))?;
+    let line = text.lines().find(|line| line.split(' ').next() == Some(&id));
+    let optional =
+        |line: &str, tag: &str| line.split(' ').skip(6).take_while(|f| *f != "-").any(|f| f.starts_with(tag));
+    let line = line.ok_or_else(|| invalid(stage, format!("its mount {id} is not in the mount table")))?;
+    Ok((optional(line, "shared:"), optional(line, "master:")))
+}
+
+/// What a bind's source is cloned from, and how.
+struct Source<'p> {
+    path: &'p str,
+    propagation: Propagation,
+    /// Made as a directory when absent.
+    make: bool,
+}
+
+fn source(kind: &MountKind) -> Option<Source<'_>> {
+    match kind {
+        MountKind::Bind { source, propagation } => {
+            Some(Source { path: source, propagation: *propagation, make: true })
+        }
+        MountKind::File { source } => {
+            Some(Source { path: source, propagation: Propagation::Private, make: false })
+        }
+        _ => None,
+    }
+}
+
+/// Does the mount take part in the host's mount events?
+pub(super) fn propagates(plan: &MountPlan) -> bool {
+    source(&plan.kind).is_some_and(|s| s.propagation != Propagation::Private)
+}
+
+/// The attributes a plan asks for.
+pub(super) fn attributes(plan: &MountPlan) -> Attributes {
+    Attributes { readonly: plan.readonly, nosuid: plan.nosuid, nodev: plan.nodev, noexec: plan.noexec }
+}
+
+/// Clones the source of a bind in the namespace the caller is in; `None` for other kinds.
+pub(super) fn clone(plan: &MountPlan) -> Step<Option<OwnedFd>> {
+    let Some(source) = source(&plan.kind) else { return Ok(None) };
+    let stage = format!("volume {}", plan.target);
+    let path = Path::new(source.path);
+    if !path.is_absolute() {
+        return Err(invalid(&stage, format!("source {} is not absolute", source.path)));
+    }
+    let opened = match mount::open_path(path) {
+        Err(e) if source.make && e.kind() == std::io::ErrorKind::NotFound => {
+            DirBuilder::new().recursive(true).mode(0o755).create(path).and_then(|()| mount::open_path(path))
+        }
+        other => other,
+    };
+    let opened = opened.map_err(internal(&stage, source.path))?;
+    match source.propagation {
+        Propagation::Private => {}
+        Propagation::HostToContainer if passes(opened.as_fd(), &stage)? == (false, false) => {
+            return Err(invalid(
+                &stage,
+                format!(
+                    "{} is on a private mount: HostToContainer needs a shared or slave one (mount --make-rshared / on the host)",
+                    source.path
+                ),
+            ));
+        }
+        Propagation::Bidirectional if !passes(opened.as_fd(), &stage)?.0 => {
+            return Err(invalid(
+                &stage,
+                format!(
+                    "{} is not on a shared mount, which Bidirectional needs (mount --make-rshared / on the host)",
+                    source.path
+                ),
+            ));
+        }
+        Propagation::HostToContainer | Propagation::Bidirectional => {}
+    }
+    let recursive =
+        tree::kind(opened.as_fd()).map_err(internal(&stage, source.path))? == tree::Kind::Directory;
+    let tree = mount::clone(opened.as_fd(), recursive).map_err(internal(&stage, source.path))?;
+    let pass = match source.propagation {
+        Propagation::Private => Some(Pass::Private),
+        Propagation::HostToContainer => Some(Pass::Slave),
+        Propagation::Bidirectional => None,
+    };
+    if let Some(pass) = pass {
+        mount::set_propagation(tree.as_fd(), pass, true).map_err(internal(&stage, "propagation"))?;
+    }
+    mount::add_attributes(tree.as_fd(), attributes(plan)).map_err(internal(&stage, "mount flags"))?;
+    Ok(Some(tree))
+}

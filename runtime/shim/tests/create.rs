@@ -1,0 +1,644 @@
+//! Real containers, made by real libcontainer, as root. The code under test wants a process of one thread, which
+//! no test harness has: this program is its own, and runs itself again as a small shim for each test.
+//! `cargo test -p shim --test create -- NAME` runs those whose name holds NAME.
+
+// The sources are the binary's, of which this is another root: not everything is used here.
+#![allow(dead_code, unused_imports, missing_docs)]
+
+#[path = "../src/container.rs"]
+mod container;
+#[path = "../src/executor.rs"]
+mod executor;
+#[path = "../src/podns.rs"]
+mod podns;
+#[path = "../src/process.rs"]
+mod process;
+#[path = "../src/user.rs"]
+mod user;
+#[path = "../src/worker/mod.rs"]
+mod worker;
+
+use std::fs::{self, File};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use model::{ContainerId, Propagation, Text, UserRequest};
+use serde::{Deserialize, Serialize};
+use wire::{
+    CapSets, CgroupMember, CgroupPlan, ContainerPlan, ErrorKind, MountKind, MountPlan, NamespacePlan,
+    NamespaceSource, ProcessPlan, Reply, RootfsPlan, SeccompProgram, UserPlan,
+};
+use worker::{CreateInput, Stdio, create};
+
+const SCENARIO: &str = "COPEPOD_TEST_SCENARIO";
+const ALL_CAPABILITIES: u64 = (1 << 41) - 1;
+
+#[derive(Serialize, Deserialize)]
+struct Scenario {
+    plan: ContainerPlan,
+    stdin: String,
+    terminal: bool,
+    /// Folders that are mounted on, one a millisecond, while the container is created.
+    churn: Vec<String>,
+    result: PathBuf,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Outcome {
+    reply: Reply,
+    /// What init wrote on its report pipe, empty when it exec'd.
+    report: String,
+    output: String,
+    /// Exit code, or 128 and the signal.
+    code: i32,
+    /// Descriptors that init held while it waited.
+    held: Vec<String>,
+}
+
+/// The shim's part: enters a pod's namespace, forks a worker, starts init, reads and reaps it.
+fn shim_side(path: &Path) {
+    let scenario: Scenario = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    // Opened here: out of sight once the pod's namespace is entered.
+    let mut result = File::create(&scenario.result).unwrap();
+    let kubelet_mntns = sys::namespace::own_mount().unwrap();
+    let cgroups = scenario.plan.cgroup.members.iter().map(|m| File::open(&m.path).unwrap().into()).collect();
+    let churn = scenario.churn.clone();
+    let churning = sys::fork::worker(move || {
+        for path in &churn {
+            let tmpfs = sys::mount::tmpfs(0o755, 4096, sys::mount::Attributes::default()).unwrap();
+            sys::mount::attach_at(tmpfs.as_fd(), Path::new(path)).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        0
+    })
+    .unwrap();
+    podns::enter().unwrap();
+    podns::attach_shm(1 << 20).unwrap();
+    let outcome = run(&scenario, kubelet_mntns, cgroups);
+    assert_eq!(wait(churning), 0);
+    result.write_all(&serde_json::to_vec(&outcome).unwrap()).unwrap();
+}
+
+fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Outcome {
+    let plan = sys::memfd::create_sealed("plan", &serde_json::to_vec(&scenario.plan).unwrap()).unwrap();
+    let (stdin, mut to_stdin) = io::pipe().unwrap();
+    let (mut from_stdout, stdout) = io::pipe().unwrap();
+    let (report_read, report) = io::pipe().unwrap();
+    let (answer_read, answer) = io::pipe().unwrap();
+    let (console_here, console_there) = std::os::unix::net::UnixStream::pair().unwrap();
+    let stdio = if scenario.terminal {
+        Stdio::Console { sock: console_there.into() }
+    } else {
+        Stdio::Pipes {
+            stdin: stdin.into(),
+            stderr: stdout.try_clone().unwrap().into(),
+            stdout: stdout.into(),
+        }
+    };
+    let input = CreateInput {
+        plan,
+        kubelet_mntns,
+        cgroups,
+        stdio,
+        exec_error: report.into(),
+        pause_pid: Some(std::process::id()),
+        target_pid: None,
+        _life: Default::default(),
+    };
+    let mut input = Some(input);
+    let worker = sys::fork::worker(|| {
+        let reply = create(input.take().unwrap());
+        let mut line = serde_json::to_vec(&reply).unwrap();
+        line.push(b'\n');
+        i32::from(File::from(OwnedFd::from(answer.try_clone().unwrap())).write_all(&line).is_err())
+    })
+    .unwrap();
+    drop((answer, input));
+    let mut line = String::new();
+    BufReader::new(answer_read).read_line(&mut line).unwrap();
+    assert_eq!(wait(worker), 0, "the worker ended badly: {line}");
+    let reply: Reply = serde_json::from_str(&line).unwrap();
+    let Reply::Created { pid, .. } = &reply else {
+        return Outcome { reply, report: String::new(), output: String::new(), code: 0, held: Vec::new() };
+    };
+    let pid = *pid;
+    let held = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let held = held.map(|e| held_file(&e.unwrap().path())).collect();
+    container::start(&scenario.plan.id).unwrap();
+    let mut report = String::new();
+    File::from(OwnedFd::from(report_read)).read_to_string(&mut report).unwrap();
+    let mut output = String::new();
+    if scenario.terminal {
+        let mut fds = Vec::new();
+        sys::scm::recv_with_fds(console_here.as_fd(), &mut [0; 8], |fd| fds.push(fd)).unwrap();
+        let mut master = File::from(fds.pop().unwrap());
+        let mut buffer = [0; 4096];
+        // EIO: the last one who had the terminal is gone.
+        while let Ok(length @ 1..) = master.read(&mut buffer) {
+            output.push_str(&String::from_utf8_lossy(&buffer[..length]));
+        }
+    } else {
+        to_stdin.write_all(scenario.stdin.as_bytes()).unwrap();
+        drop(to_stdin);
+        from_stdout.read_to_string(&mut output).unwrap();
+    }
+    let code = wait(pid);
+    container::forget(&scenario.plan.id);
+    assert_eq!(fs::read_dir(podns::STATE).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(podns::BUNDLES).unwrap().count(), 0);
+    Outcome { reply, report, output, code, held }
+}
+
+/// What a descriptor is, with the file system of what lies in no mount of ours.
+fn held_file(path: &Path) -> String {
+    let name = fs::read_link(path).unwrap().display().to_string();
+    let kind = rustix::fs::statfs(path).map_or(0, |s| s.f_type);
+    if name == "/" { format!("/ in {kind:#x}") } else { name }
+}
+
+fn wait(pid: u32) -> i32 {
+    use rustix::process::{Pid, WaitOptions, waitpid};
+    let pid = Pid::from_raw(i32::try_from(pid).unwrap());
+    let (_, status) = waitpid(pid, WaitOptions::empty()).unwrap().unwrap();
+    status.exit_status().or(status.terminating_signal().map(|s| 128 + s)).unwrap()
+}
+
+/// A folder with a layer that is a busybox, and room for what a container writes.
+struct Pod {
+    dir: tempfile::TempDir,
+}
+
+impl Pod {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let layer = dir.path().join("layers/one");
+        for folder in ["bin", "etc", "tmp", "root"] {
+            fs::create_dir_all(layer.join(folder)).unwrap();
+        }
+        fs::copy("/bin/busybox", layer.join("bin/busybox")).expect("busybox-static is installed");
+        for name in [
+            "sh", "cat", "id", "ls", "true", "mount", "sleep", "touch", "stat", "tty", "grep", "readlink",
+            "umask", "mkdir",
+        ] {
+            symlink("busybox", layer.join("bin").join(name)).unwrap();
+        }
+        fs::write(layer.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nweb:x:33:34::/srv:/bin/sh\n")
+            .unwrap();
+        fs::write(layer.join("etc/group"), "root:x:0:\nextra:x:77:web\n").unwrap();
+        Self { dir }
+    }
+
+    fn path(&self, below: &str) -> String {
+        self.dir.path().join(below).to_str().unwrap().to_owned()
+    }
+
+    fn plan(&self, script: &str) -> ContainerPlan {
+        let text = |s: &str| Text::new(s).unwrap();
+        ContainerPlan {
+            id: ContainerId::from_random(random()),
+            pod: model::PodId::from_random(random()),
+            namespaces: NamespacePlan {
+                network: NamespaceSource::Pause,
+                ipc: NamespaceSource::New,
+                uts: NamespaceSource::New,
+                pid: NamespaceSource::New,
+                cgroup: false,
+            },
+            rootfs: RootfsPlan {
+                store: self.path("layers"),
+                layers: vec!["one".into()],
+                rw: self.path("rw"),
+                readonly: false,
+                volatile: true,
+            },
+            mounts: vec![
+                mount("/dev", MountKind::Tmpfs { mode: 0o755, size: 65536 }),
+                mount("/proc", MountKind::Proc),
+                mount("/sys", MountKind::Sysfs),
+                mount("/dev/mqueue", MountKind::Mqueue),
+                mount("/dev/pts", MountKind::Devpts),
+                mount("/dev/shm", MountKind::PodShm),
+            ],
+            devices: Vec::new(),
+            masked_paths: vec!["/proc/kcore".into(), "/proc/acpi".into(), "/proc/absent".into()],
+            readonly_paths: vec!["/proc/sys".into()],
+            user: UserPlan { request: UserRequest::Root, merge_image_groups: true, ..UserPlan::default() },
+            process: ProcessPlan {
+                args: ["sh", "-c", script].map(text).to_vec(),
+                env: vec![text("PATH=/bin")],
+                cwd: "/".into(),
+                caps: CapSets { bounding: 0xa804_25fb, permitted: 0xa804_25fb, inheritable: 0, ambient: 0 },
+                umask: 0o022,
+                ..ProcessPlan::default()
+            },
+            cgroup: CgroupPlan::default(),
+            privileged: false,
+        }
+    }
+
+    fn run(&self, plan: ContainerPlan) -> Outcome {
+        self.run_with(plan, "", false)
+    }
+
+    fn run_with(&self, plan: ContainerPlan, stdin: &str, terminal: bool) -> Outcome {
+        self.run_all(plan, stdin, terminal, Vec::new())
+    }
+
+    fn run_all(&self, plan: ContainerPlan, stdin: &str, terminal: bool, churn: Vec<String>) -> Outcome {
+        // A volatile upper is good for one mount.
+        drop(fs::remove_dir_all(self.path("rw")));
+        for folder in ["rw/upper", "rw/work"] {
+            fs::create_dir_all(self.path(folder)).unwrap();
+        }
+        let (file, result) = (self.dir.path().join("scenario"), self.dir.path().join("result"));
+        let scenario = Scenario { plan, stdin: stdin.to_owned(), terminal, churn, result: result.clone() };
+        fs::write(&file, serde_json::to_vec(&scenario).unwrap()).unwrap();
+        // A namespace of its own, shared within itself: what a host with systemd looks like.
+        let ran = Command::new("unshare")
+            .args(["--mount", "--propagation", "shared", "timeout", "60"])
+            .arg(std::env::current_exe().unwrap())
+            .env(SCENARIO, &file)
+            .output()
+            .unwrap();
+        let said =
+            format!("{}{}", String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+        assert!(ran.status.success(), "{said}");
+        serde_json::from_slice(&fs::read(&result).unwrap()).unwrap()
+    }
+}
+
+fn random() -> [u8; 32] {
+    let mut bytes = [0; 32];
+    File::open("/dev/urandom").unwrap().read_exact(&mut bytes).unwrap();
+    bytes
+}
+
+fn mount(target: &str, kind: MountKind) -> MountPlan {
+    MountPlan { target: target.to_owned(), kind, readonly: false, nosuid: false, nodev: false, noexec: false }
+}
+
+fn bind(source: &str, target: &str, propagation: Propagation) -> MountPlan {
+    mount(target, MountKind::Bind { source: source.to_owned(), propagation })
+}
+
+/// Every test, by name.
+const TESTS: &[(&str, fn())] = &[
+    ("privileged_runs_and_ends_with_its_code", runs_and_ends_with_its_code),
+    ("privileged_a_missing_program_is_told", a_missing_program_is_told),
+    ("privileged_credentials_and_filter_are_as_planned", credentials_and_filter_are_as_planned),
+    ("privileged_mounts_are_as_planned", mounts_are_as_planned),
+    ("privileged_init_holds_nothing_of_the_worker", init_holds_nothing_of_the_worker),
+    ("privileged_cgroups_are_joined_and_shown", cgroups_are_joined_and_shown),
+    ("privileged_a_terminal_is_the_containers_own", a_terminal_is_the_containers_own),
+    ("privileged_a_failure_names_its_step_and_leaves_nothing", a_failure_names_its_step_and_leaves_nothing),
+    ("privileged_propagation_is_as_planned", propagation_is_as_planned),
+    ("privileged_mounts_made_meanwhile_are_not_lost", mounts_made_meanwhile_are_not_lost),
+    ("privileged_a_hostile_image_stays_inside", a_hostile_image_stays_inside),
+    ("privileged_the_hosts_dev_is_not_written", the_hosts_dev_is_not_written),
+];
+
+fn main() -> std::process::ExitCode {
+    if let Some(path) = std::env::var_os(SCENARIO) {
+        shim_side(Path::new(&path));
+        return std::process::ExitCode::SUCCESS;
+    }
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let filters: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
+    let chosen =
+        TESTS.iter().filter(|(name, _)| filters.is_empty() || filters.iter().any(|f| name.contains(*f)));
+    if args.iter().any(|a| a == "--list") {
+        chosen.for_each(|(name, _)| println!("{name}: test"));
+        return std::process::ExitCode::SUCCESS;
+    }
+    let (mut passed, mut failed) = (0, Vec::new());
+    for (name, test) in chosen {
+        match std::panic::catch_unwind(test) {
+            Ok(()) => passed += 1,
+            Err(_) => failed.push(name),
+        }
+        println!("test {name} ... {}", if failed.last() == Some(&name) { "FAILED" } else { "ok" });
+    }
+    println!("{passed} passed; {} failed {failed:?}", failed.len());
+    if failed.is_empty() { std::process::ExitCode::SUCCESS } else { std::process::ExitCode::FAILURE }
+}
+
+fn runs_and_ends_with_its_code() {
+    let pod = Pod::new();
+    let outcome = pod.run_with(pod.plan("cat; echo $$ $HOME $(id -u); exit 3"), "in\n", false);
+    assert_eq!(
+        (outcome.output.as_str(), outcome.code, outcome.report.as_str()),
+        ("in\n1 /root 0\n", 3, ""),
+        "{outcome:?}"
+    );
+    assert!(matches!(outcome.reply, Reply::Created { ref home, .. } if home == "/root"), "{outcome:?}");
+}
+
+#[track_caller]
+fn failed(outcome: &Outcome) -> &wire::Failure {
+    match &outcome.reply {
+        Reply::Failed(failure) => failure,
+        other => panic!("no failure: {other:?}"),
+    }
+}
+
+fn a_missing_program_is_told() {
+    let pod = Pod::new();
+    for (args, errno, code, stage) in [
+        (["absent", "x"], 2, 127, "execve"),
+        (["/bin/absent", "x"], 2, 127, "execve"),
+        (["/etc/passwd", "x"], 13, 126, "execve"),
+        (["/tmp", "x"], 13, 126, "execve"),
+    ] {
+        let mut plan = pod.plan("");
+        plan.process.args = args.map(|a| Text::new(a).unwrap()).to_vec();
+        let outcome = pod.run(plan);
+        let failure: wire::Failure = serde_json::from_str(outcome.report.trim()).unwrap();
+        assert_eq!(
+            (failure.errno, outcome.code, failure.stage.as_str()),
+            (errno, code, stage),
+            "{outcome:?}"
+        );
+        assert!(failure.message.contains(args[0]), "{failure:?}");
+    }
+    // The working directory is made; a file in its place is not a folder.
+    let mut plan = pod.plan("readlink /proc/self/cwd");
+    plan.process.cwd = "/made/here".into();
+    assert_eq!(pod.run(plan).output, "/made/here\n");
+    let mut plan = pod.plan("");
+    plan.process.cwd = "/etc/passwd".into();
+    assert_eq!(failed(&pod.run(plan)).stage, "working directory");
+}
+
+/// Lets everything through but mkdir(2) and mkdirat(2), which give EPERM (x86-64).
+fn no_mkdir() -> SeccompProgram {
+    let instruction = |code: u64, jt: u64, jf: u64, k: u64| code | jt << 16 | jf << 24 | k << 32;
+    SeccompProgram {
+        instructions: vec![
+            instruction(0x20, 0, 0, 0),
+            instruction(0x15, 1, 0, 83),
+            instruction(0x15, 0, 1, 258),
+            instruction(0x06, 0, 0, 0x0005_0001),
+            instruction(0x06, 0, 0, 0x7fff_0000),
+        ],
+    }
+}
+
+fn credentials_and_filter_are_as_planned() {
+    let pod = Pod::new();
+    let script = "id; grep -E '^(Cap|NoNew|Seccomp:|Sig(Ign|Blk)|Groups)' /proc/self/status; cat /proc/self/oom_score_adj; mkdir /tmp/x; umask; ls /proc/self/fd; cat /proc/self/limits | grep 'open files'";
+    for (no_new_privs, filter) in [(false, false), (false, true), (true, true), (true, false)] {
+        let mut plan = pod.plan(script);
+        plan.user.request = UserRequest::Image("web".into());
+        plan.user.supplemental = vec![500];
+        plan.process.no_new_privs = no_new_privs;
+        plan.process.seccomp = filter.then(no_mkdir);
+        plan.process.oom_score_adj = Some(900);
+        plan.process.umask = 0o027;
+        plan.process.rlimits = vec![wire::Rlimit { resource: 7, soft: 123, hard: 456 }];
+        let out = pod.run(plan);
+        let has = |text: &str| assert!(out.output.contains(text), "{text:?} not in {}", out.output);
+        has("uid=33(web) gid=34 groups=34,77(extra),500");
+        has(
+            "CapInh:\t0000000000000000\nCapPrm:\t0000000000000000\nCapEff:\t0000000000000000\nCapBnd:\t00000000a80425fb\nCapAmb:\t0000000000000000",
+        );
+        has("SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000");
+        has(&format!("NoNewPrivs:\t{}\nSeccomp:\t{}", u8::from(no_new_privs), if filter { 2 } else { 0 }));
+        has("\n900\n");
+        has("\n0027\n");
+        has("\n0\n1\n2\n3\n");
+        assert!(!out.output.contains("\n4\n"), "{}", out.output);
+        assert!(
+            out.output.split_whitespace().any(|w| w == "123")
+                && out.output.split_whitespace().any(|w| w == "456")
+        );
+        assert_eq!(filter, out.output.contains("Operation not permitted"), "{}", out.output);
+    }
+    // Root keeps what is in the bounding set, and only that; ambient capabilities survive for others.
+    let mut plan = pod.plan("grep Cap /proc/self/status");
+    plan.process.seccomp = Some(no_mkdir());
+    let out = pod.run(plan).output;
+    assert!(out.contains("CapPrm:\t00000000a80425fb\nCapEff:\t00000000a80425fb"), "{out}");
+    let mut plan = pod.plan("grep Cap /proc/self/status");
+    plan.user.request = UserRequest::Uid(4242);
+    plan.process.caps = CapSets { bounding: 0x400, permitted: 0x400, inheritable: 0x400, ambient: 0x400 };
+    plan.process.seccomp = Some(no_mkdir());
+    let out = pod.run(plan).output;
+    for set in ["Inh", "Prm", "Eff", "Bnd", "Amb"] {
+        assert!(out.contains(&format!("Cap{set}:\t0000000000000400")), "{out}");
+    }
+}
+
+fn mounts_are_as_planned() {
+    let pod = Pod::new();
+    fs::create_dir_all(pod.path("vol")).unwrap();
+    fs::write(pod.path("vol/data"), "data\n").unwrap();
+    fs::write(pod.path("resolv"), "nameserver\n").unwrap();
+    fs::write(pod.path("log"), "").unwrap();
+    let script = "cat /vol/data /etc/resolv.conf; echo t > /dev/termination-log; echo w > /vol/w; echo r > /ro/x; \
+        echo m > /made/m; stat -c '%a %n' /dev/null /dev/shm /dev/tty /proc/kcore /dev/odd; ls -A /proc/acpi | wc -l; \
+        echo 1 > /proc/sys/vm/swappiness; ls /dev/pts /dev/mqueue >&-; readlink /dev/ptmx; readlink /dev/fd; touch /new; \
+        cat /proc/kcore | wc -c; grep -c . /proc/self/mountinfo; grep ' / / ' /proc/self/mountinfo; mount | grep mqueue; ls /sys/class/net";
+    let mut plan = pod.plan(script);
+    let mut readonly = bind(&pod.path("vol"), "/ro", Propagation::Private);
+    readonly.readonly = true;
+    plan.mounts.extend([
+        bind(&pod.path("log"), "/dev/termination-log", Propagation::Private),
+        mount("/etc/resolv.conf", MountKind::File { source: pod.path("resolv") }),
+        bind(&pod.path("made/on/demand"), "/made", Propagation::Private),
+        readonly,
+        bind(&pod.path("vol"), "/vol", Propagation::Private),
+    ]);
+    plan.devices = vec![wire::DeviceNode {
+        path: "/dev/odd".into(),
+        kind: 'c',
+        major: 1,
+        minor: 7,
+        mode: 0o606,
+        uid: 5,
+        gid: 6,
+    }];
+    plan.rootfs.readonly = true;
+    // busybox's wc and more are not linked: the shell finds applets by name all the same.
+    let out = pod.run(plan);
+    let has = |text: &str| assert!(out.output.contains(text), "{text:?} not in {}", out.output);
+    has("data\nnameserver\n");
+    has("666 /dev/null\n1777 /dev/shm\n666 /dev/tty\n");
+    has("606 /dev/odd\n");
+    has("pts/ptmx\n/proc/self/fd\n");
+    has("/ro/x: Read-only file system");
+    has("/proc/sys/vm/swappiness: Read-only file system");
+    has("/new: Read-only file system");
+    has("mqueue on /dev/mqueue");
+    assert_eq!(fs::read_to_string(pod.path("log")).unwrap(), "t\n");
+    assert_eq!(fs::read_to_string(pod.path("vol/w")).unwrap(), "w\n");
+    assert_eq!(fs::read_to_string(pod.path("made/on/demand/m")).unwrap(), "m\n");
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&fs::metadata(pod.path("made/on")).unwrap().permissions());
+    assert_eq!(mode & 0o7777, 0o755);
+}
+
+fn init_holds_nothing_of_the_worker() {
+    let pod = Pod::new();
+    let mut out = pod.run(pod.plan("true"));
+    // libcontainer's sockets, and the procfs that pathrs keeps for it (0x9fa0).
+    out.held.retain(|what| !what.starts_with("socket:") && what != "/ in 0x9fa0");
+    // Stdin, stdout and stderr, and the report.
+    assert_eq!(out.held.len(), 4, "{:?}", out.held);
+    assert!(out.held.iter().all(|what| what.starts_with("pipe:")), "{:?}", out.held);
+}
+
+fn cgroups_are_joined_and_shown() {
+    let pod = Pod::new();
+    let name = format!("copepod-test-{}", std::process::id());
+    let hierarchies = ["memory", "pids", "systemd", "freezer"];
+    let members: Vec<CgroupMember> = hierarchies
+        .map(|h| CgroupMember { hierarchy: h.into(), path: format!("/sys/fs/cgroup/{h}/{name}") })
+        .to_vec();
+    for member in &members {
+        fs::create_dir(&member.path).unwrap();
+    }
+    let mut plan = pod.plan("cat /proc/self/cgroup; ls /sys/fs/cgroup; cat /sys/fs/cgroup/pids/cgroup.procs; mkdir /sys/fs/cgroup/pids/x; mkdir /sys/fs/cgroup/x");
+    plan.cgroup.members = members.clone();
+    let mut shown = mount("/sys/fs/cgroup", MountKind::Cgroup);
+    shown.readonly = true;
+    plan.mounts.push(shown);
+    let out = pod.run(plan);
+    for member in &members {
+        fs::remove_dir(&member.path).unwrap();
+    }
+    let has = |text: &str| assert!(out.output.contains(text), "{text:?} not in {}", out.output);
+    for h in ["memory", "pids", "name=systemd", "freezer"] {
+        has(&format!(":{h}:/{name}\n"));
+    }
+    has("freezer\nmemory\npids\nsystemd\n1\n");
+    assert_eq!(out.output.matches("Read-only file system").count(), 2, "{}", out.output);
+}
+
+fn a_terminal_is_the_containers_own() {
+    let pod = Pod::new();
+    let mut plan = pod.plan("tty; stat -c %u /dev/pts/0; echo hi > /dev/console; exit 4");
+    plan.user.request = UserRequest::Uid(33);
+    plan.process.terminal = true;
+    let out = pod.run_with(plan, "", true);
+    assert_eq!((out.output.as_str(), out.code), ("/dev/pts/0\r\n33\r\nhi\r\n", 4), "{out:?}");
+}
+
+fn a_failure_names_its_step_and_leaves_nothing() {
+    let pod = Pod::new();
+    let mut plan = pod.plan("");
+    plan.mounts.push(mount("/etc/hosts", MountKind::File { source: pod.path("absent") }));
+    let out = pod.run(plan);
+    let failure = failed(&out);
+    assert_eq!((failure.stage.as_str(), failure.errno), ("volume /etc/hosts", 2), "{failure:?}");
+    assert!(failure.message.contains(&pod.path("absent")), "{failure:?}");
+
+    // In init, after libcontainer's part.
+    let mut plan = pod.plan("");
+    plan.mounts.push(mount("/proc/no/such", MountKind::Tmpfs { mode: 0o755, size: 0 }));
+    let failure_stage = failed(&pod.run(plan)).stage.clone();
+    assert_eq!(failure_stage, "mount /proc/no/such");
+
+    let mut plan = pod.plan("");
+    plan.user.request = UserRequest::Name("nobody".into());
+    let out = pod.run(plan);
+    assert_eq!((failed(&out).kind, failed(&out).stage.as_str()), (ErrorKind::Invalid, "user"), "{out:?}");
+
+    let mut plan = pod.plan("");
+    plan.rootfs.layers = vec!["absent".into()];
+    assert_eq!(failed(&pod.run(plan)).stage, "rootfs");
+    let mut plan = pod.plan("");
+    plan.namespaces.ipc = NamespaceSource::Container(plan.id.clone());
+    assert_eq!(failed(&pod.run(plan)).stage, "namespaces");
+    // An image without layers is an empty folder: the program is missing, the container is made.
+    let mut plan = pod.plan("");
+    plan.rootfs.layers = Vec::new();
+    assert!(pod.run(plan).report.contains("execve"));
+}
+
+fn propagation_is_as_planned() {
+    let pod = Pod::new();
+    fs::create_dir_all(pod.path("vol/sub")).unwrap();
+    let script =
+        "grep -E ' /(p|s|b) ' /proc/self/mountinfo | while read a b c d e f g rest; do echo \"$e $g\"; done";
+    let mut plan = pod.plan(script);
+    plan.mounts.extend([
+        bind(&pod.path("vol"), "/p", Propagation::Private),
+        bind(&pod.path("vol"), "/s", Propagation::HostToContainer),
+    ]);
+    let out = pod.run(plan).output;
+    assert!(out.contains("/p -\n") && out.contains("/s master:"), "{out}");
+    let mut plan = pod.plan(script);
+    plan.mounts.push(bind(&pod.path("vol"), "/b", Propagation::Bidirectional));
+    let out = pod.run(plan).output;
+    assert!(out.contains("/b shared:"), "{out}");
+}
+
+fn mounts_made_meanwhile_are_not_lost() {
+    let pod = Pod::new();
+    for _ in 0..5 {
+        let below: Vec<String> = (0..6).map(|n| pod.path(&format!("vol/{n}"))).collect();
+        below.iter().for_each(|path| fs::create_dir_all(path).unwrap());
+        let mut plan = pod.plan("sleep 0.1; grep -c ' /s/' /proc/self/mountinfo; mount | grep -c /b/");
+        plan.mounts.push(bind(&pod.path("vol"), "/b", Propagation::Bidirectional));
+        plan.mounts.push(bind(&pod.path("vol"), "/s", Propagation::HostToContainer));
+        let out = pod.run_all(plan, "", false, below);
+        assert_eq!(out.output, "6\n6\n", "{out:?}");
+    }
+}
+
+fn a_hostile_image_stays_inside() {
+    // libcontainer writes below /dev by path: a link there would lead it to the pod's own.
+    let pod = Pod::new();
+    symlink("/etc", Path::new(&pod.path("layers/one/dev"))).unwrap();
+    let out = pod.run(pod.plan(""));
+    assert_eq!((failed(&out).kind, failed(&out).stage.as_str()), (ErrorKind::Invalid, "dev"), "{out:?}");
+
+    // Links on the way of a volume, of passwd and of a masked path mean what they mean inside.
+    let pod = Pod::new();
+    let outside = tempfile::tempdir().unwrap();
+    fs::create_dir(pod.path("vol")).unwrap();
+    fs::write(pod.path("vol/mark"), "").unwrap();
+    symlink("../../../../../../tmp", pod.path("layers/one/up")).unwrap();
+    symlink(outside.path(), pod.path("layers/one/abs")).unwrap();
+    let mut plan = pod.plan("ls /tmp/a");
+    plan.mounts.push(bind(&pod.path("vol"), "/up/a", Propagation::Private));
+    assert_eq!(pod.run(plan).output, "mark\n");
+    let mut plan = pod.plan("");
+    plan.mounts.push(bind(&pod.path("vol"), "/abs/a", Propagation::Private));
+    assert_eq!(failed(&pod.run(plan)).stage, "mount /abs/a");
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    fs::remove_file(pod.path("layers/one/etc/passwd")).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        pod.path("layers/one/etc/passwd"),
+        rustix::fs::FileType::Fifo,
+        0o644.into(),
+        0,
+    )
+    .unwrap();
+    assert_eq!(failed(&pod.run(pod.plan(""))).stage, "user");
+}
+
+fn the_hosts_dev_is_not_written() {
+    let pod = Pod::new();
+    let before: Vec<_> = listing("/dev");
+    let mut plan = pod.plan("ls -d /dev/null /dev/loop-control /dev/fd; echo x > /dev/null");
+    plan.mounts = vec![bind("/dev", "/dev", Propagation::Private), mount("/proc", MountKind::Proc)];
+    let out = pod.run(plan);
+    assert!(out.output.contains("/dev/null\n"), "{}", out.output);
+    assert_eq!(out.code, 0);
+    assert_eq!(before, listing("/dev"));
+}
+
+fn listing(path: &str) -> Vec<(std::ffi::OsString, u64)> {
+    let entry = |e: io::Result<fs::DirEntry>| {
+        let e = e.unwrap();
+        (e.file_name(), std::os::unix::fs::DirEntryExt::ino(&e))
+    };
+    let mut all: Vec<_> = fs::read_dir(path).unwrap().map(entry).collect();
+    all.sort();
+    all
+}
