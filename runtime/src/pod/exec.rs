@@ -4,7 +4,7 @@ use super::launch::memfd;
 use super::{Context, blocking};
 use crate::node::{EXEC_OUTPUT_LIMIT, Error, ErrorKind, ExecOutput};
 use crate::shims::Client;
-use crate::shims::client::next_exec;
+use crate::shims::client::{ClientError, next_exec};
 use model::{ContainerRecord, ExecId, Text};
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::os::fd::OwnedFd;
@@ -55,7 +55,12 @@ pub(crate) async fn sync(
     let request = Request::Exec { exec, container: container.clone() };
     // From here on a caller that goes away takes the command with it.
     let mut guard = Guard { client: Some(client.clone()), exec };
-    let exit = client.exec(exec, request, fds, START).await?;
+    let exit = client.exec(exec, request, fds, START).await.inspect_err(|error| {
+        // It said so itself: there is nothing to kill.
+        if matches!(error, ClientError::Failed(_)) {
+            guard.client = None;
+        }
+    })?;
     let room = AtomicUsize::new(EXEC_OUTPUT_LIMIT);
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let ended = {

@@ -22,7 +22,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use wire::codec::{self, CodecError, Decoder};
-use wire::{ErrorKind as ShimErrorKind, Event, Failure, Hello, Message, Reply, Request, Snapshot};
+use wire::{ErrorKind as ShimErrorKind, Event, Failure, Message, Reply, Request, Snapshot};
 
 /// Requests on their way to the socket.
 const MOST_OUTGOING: usize = 32;
@@ -116,8 +116,6 @@ pub(crate) struct Client {
 pub(crate) struct Connection {
     /// For requests.
     pub(crate) client: Client,
-    /// Who it is.
-    pub(crate) hello: Hello,
     /// What it holds.
     pub(crate) snapshot: Vec<Snapshot>,
     /// What happens from here on; ends with the connection. Ends of execs are not among it.
@@ -168,7 +166,8 @@ async fn greet(path: &Path, pod: &PodId) -> Result<Connection, ClientError> {
         }
     });
     let client = Client { outgoing, process: Arc::new(process), pid: hello.pid };
-    Ok(Connection { client, hello, snapshot, events })
+    tracing::debug!(pod = %pod, pid = hello.pid, build = hello.build, protocol = hello.protocol, "shim");
+    Ok(Connection { client, snapshot, events })
 }
 
 impl Client {
