@@ -217,12 +217,13 @@ pub fn dup_above(fd: BorrowedFd<'_>, least: i32) -> io::Result<std::os::fd::Owne
 /// # Errors
 /// dup2(2); any other number.
 pub fn place(fd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
-    Ok(match number {
+    match number {
         0 => rustix::stdio::dup2_stdin(fd)?,
         1 => rustix::stdio::dup2_stdout(fd)?,
         2 => rustix::stdio::dup2_stderr(fd)?,
         _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("descriptor {number}"))),
-    })
+    }
+    Ok(())
 }
 
 /// How a child of this process ended.
