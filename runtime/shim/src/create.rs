@@ -52,12 +52,16 @@ fn prepare(
     let at = |stage: &'static str| move |error: io::Error| failure(ErrorKind::Internal, stage, &error);
     let mut fds = fds.into_iter();
     let (Some(plan), Some(kubelet_mntns)) = (fds.next(), fds.next()) else {
-        return Err(refusal(ErrorKind::Invalid, "plan", "plan or mount namespace did not come with the request"));
+        return Err(refusal(
+            ErrorKind::Invalid,
+            "plan",
+            "plan or mount namespace did not come with the request",
+        ));
     };
     let cgroups: Vec<OwnedFd> = fds.collect();
     let json = sys::memfd::read_all(plan.as_fd(), MAX_PLAN).map_err(at("plan"))?;
-    let peek: Peek =
-        serde_json::from_slice(&json).map_err(|error| refusal(ErrorKind::Invalid, "plan", error.to_string()))?;
+    let peek: Peek = serde_json::from_slice(&json)
+        .map_err(|error| refusal(ErrorKind::Invalid, "plan", error.to_string()))?;
     drop(json);
     let target_pid = match &peek.namespaces.pid {
         NamespaceSource::Container(id) => Some(init_of(id).ok_or_else(|| {

@@ -185,7 +185,9 @@ impl Shim {
     }
 
     fn try_serve(&mut self, generation: u32, interest: Interest) -> Result<(), Lost> {
-        let Some(conn) = self.conn.as_mut().filter(|conn| conn.generation == generation) else { return Ok(()) };
+        let Some(conn) = self.conn.as_mut().filter(|conn| conn.generation == generation) else {
+            return Ok(());
+        };
         if interest.write {
             conn.flush()?;
         }

@@ -26,7 +26,8 @@ pub(crate) fn work(teller: Teller, mut fds: Vec<OwnedFd>, into: &Into<'_>) -> i3
     let plan = fds.pop();
     let prepared = (|| {
         let at = |stage: &'static str| move |error| failure(ErrorKind::Internal, stage, &error);
-        let plan = plan.ok_or_else(|| refusal(ErrorKind::Invalid, "plan", "no plan came with the request"))?;
+        let plan =
+            plan.ok_or_else(|| refusal(ErrorKind::Invalid, "plan", "no plan came with the request"))?;
         let json = sys::memfd::read_all(plan.as_fd(), MAX_PLAN).map_err(at("plan"))?;
         let plan: ExecPlan = serde_json::from_slice(&json)
             .map_err(|error| refusal(ErrorKind::Invalid, "plan", error.to_string()))?;

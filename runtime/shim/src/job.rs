@@ -116,7 +116,11 @@ impl Teller {
 }
 
 /// Reads one packet; `None` when there is none yet.
-pub(crate) fn hear(socket: BorrowedFd<'_>, buffer: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<Option<Word>> {
+pub(crate) fn hear(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+) -> io::Result<Option<Word>> {
     let bytes = match sys::scm::recv_with_fds(socket, buffer, |fd| fds.push(fd)) {
         Ok(bytes) => buffer.get(..bytes).unwrap_or_default(),
         Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
@@ -135,9 +139,10 @@ pub(crate) fn hear(socket: BorrowedFd<'_>, buffer: &mut [u8], fds: &mut Vec<Owne
             Reply::Failed(failure) => Word::Failed(failure),
             reply => Word::Reply(reply),
         },
-        Some(_) => Word::Failed(serde_json::from_slice(bytes).unwrap_or_else(|_| {
-            refusal(ErrorKind::Internal, "worker", String::from_utf8_lossy(bytes))
-        })),
+        Some(_) => Word::Failed(
+            serde_json::from_slice(bytes)
+                .unwrap_or_else(|_| refusal(ErrorKind::Internal, "worker", String::from_utf8_lossy(bytes))),
+        ),
     };
     Ok(Some(word))
 }

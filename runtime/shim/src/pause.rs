@@ -97,7 +97,8 @@ fn become_pause(plan: &PausePlan, folders: &[OwnedFd], binary: BorrowedFd<'_>) -
         sys::proc::new_session();
         // The binary, the socket that failures go to: all end at execve.
         sys::proc::cloexec_from(3).map_err(at("descriptors"))?;
-        sys::jail::drop_everything(plan.user.uid, plan.user.gid, &plan.user.groups).map_err(at("credentials"))?;
+        sys::jail::drop_everything(plan.user.uid, plan.user.gid, &plan.user.groups)
+            .map_err(at("credentials"))?;
         if let Some(filter) = &plan.seccomp {
             sys::seccomp::load(&filter.instructions).map_err(at("seccomp"))?;
         }

@@ -99,7 +99,11 @@ impl Shim {
             let failure = Failure {
                 kind: ErrorKind::StartFailed,
                 stage: "start".to_owned(),
-                message: container.facts.start_error.clone().unwrap_or_else(|| "init ended before execve".into()),
+                message: container
+                    .facts
+                    .start_error
+                    .clone()
+                    .unwrap_or_else(|| "init ended before execve".into()),
                 errno: 0,
             };
             container.facts.code = START_FAILED;
@@ -173,7 +177,8 @@ impl Shim {
     /// What timers are for: deadlines of workers, cgroups and sessions that are being killed.
     pub(crate) fn tick(&mut self) {
         let now = sys::proc::monotonic_ms();
-        while let Some(place) = self.containers.iter().position(|c| c.look_again.is_some_and(|at| at <= now)) {
+        while let Some(place) = self.containers.iter().position(|c| c.look_again.is_some_and(|at| at <= now))
+        {
             if let Some(container) = self.containers.get_mut(place) {
                 container.look_again = None;
             }
@@ -195,7 +200,9 @@ impl Shim {
 
     /// Kills a session's processes; answers when none is left.
     pub(crate) fn kill_session(&mut self, id: model::ExecId, generation: u32, now: u64) {
-        let Some(exec) = self.execs.iter_mut().find(|e| e.id == id && e.generation == generation) else { return };
+        let Some(exec) = self.execs.iter_mut().find(|e| e.id == id && e.generation == generation) else {
+            return;
+        };
         let Some(killing) = &mut exec.killing else { return };
         let session = exec.pid;
         if exec.code.is_none() {
@@ -209,7 +216,8 @@ impl Shim {
             drop(sys::cgroup::processes(folder, |pid| {
                 let Ok(fd) = sys::pidfd::open(pid) else { return };
                 // After the descriptor was had: what is read now is of that process, or it has ended.
-                let of_it = sys::proc::stat(pid).is_ok_and(|stat| stat.session == session && stat.state != 'Z');
+                let of_it =
+                    sys::proc::stat(pid).is_ok_and(|stat| stat.session == session && stat.state != 'Z');
                 if of_it {
                     left += 1;
                     drop(sys::pidfd::send_signal(std::os::fd::AsFd::as_fd(&fd), SIGKILL));

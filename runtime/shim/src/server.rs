@@ -90,7 +90,11 @@ impl Shim {
     fn start_pause(&mut self, asker: Asker, fds: Vec<OwnedFd>) -> Result<Option<Reply>, Refused> {
         let started = self.jobs.iter().any(|job| job.kind == Kind::Pause);
         if started || self.pause.is_some() || self.stopping.is_some() || self.stopped {
-            return Err(refusal(ErrorKind::WrongState, "pause", "pause was started, or the pod is being stopped"));
+            return Err(refusal(
+                ErrorKind::WrongState,
+                "pause",
+                "pause was started, or the pod is being stopped",
+            ));
         }
         let mut keep: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
         let binary = self.start.pause_binary.as_fd();
@@ -114,7 +118,11 @@ impl Shim {
     ) -> Result<Option<Reply>, Refused> {
         let alive = self.pause.as_ref().filter(|pause| pause.exited.is_none());
         let Some(pause_pid) = alive.map(|pause| pause.pid).filter(|_| self.stopping.is_none()) else {
-            return Err(refusal(ErrorKind::WrongState, "create", "pause does not run, or the pod is being stopped"));
+            return Err(refusal(
+                ErrorKind::WrongState,
+                "create",
+                "pause does not run, or the pod is being stopped",
+            ));
         };
         if self.containers.iter().any(|container| container.id == id) {
             return Err(refusal(ErrorKind::WrongState, "create", format!("container {id} exists")));
@@ -141,7 +149,8 @@ impl Shim {
         drop(keep);
         let folders = fds.into_iter().skip(2).collect();
         let serial = self.next_serial();
-        let answer = self.add_job(asker, Kind::Create(id.clone()), deadline_ms.min(MAX_DEADLINE_MS), forked)?;
+        let answer =
+            self.add_job(asker, Kind::Create(id.clone()), deadline_ms.min(MAX_DEADLINE_MS), forked)?;
         let mut container = Container::new(id, serial, folders);
         container.terminal = streams.terminal;
         container.log = log;
@@ -167,7 +176,11 @@ impl Shim {
         }
         let target = self.find(&container)?;
         if !(matches!(target.phase, Phase::Running) && target.alive) {
-            return Err(refusal(ErrorKind::WrongState, "exec", format!("container {container} does not run")));
+            return Err(refusal(
+                ErrorKind::WrongState,
+                "exec",
+                format!("container {container} does not run"),
+            ));
         }
         let into = exec::Into {
             init: target.pid,
@@ -228,7 +241,9 @@ impl Shim {
                     job.made = Some((pid, fds.pop()));
                     if let (Kind::Exec(id), generation) = (job.kind.clone(), job.asker.generation) {
                         let code = self.strangers.take(pid);
-                        if let Some(exec) = self.execs.iter_mut().find(|e| e.id == id && e.generation == generation) {
+                        if let Some(exec) =
+                            self.execs.iter_mut().find(|e| e.id == id && e.generation == generation)
+                        {
                             exec.pid = pid;
                             exec.code = code;
                         }
@@ -275,13 +290,15 @@ impl Shim {
         let Some(job) = self.jobs.get_mut(place) else { return };
         match job.kind {
             Kind::Create(_) => {
-                let left = || refusal(ErrorKind::Internal, "worker", format!("the worker left with status {code}"));
+                let left =
+                    || refusal(ErrorKind::Internal, "worker", format!("the worker left with status {code}"));
                 job.failure.get_or_insert_with(left);
                 self.created(place, Reply::Done);
             }
             // The process it made holds the socket until its execve; without one there is nothing to wait for.
             Kind::Pause | Kind::Exec(_) if job.made.is_none() => {
-                let left = || refusal(ErrorKind::Internal, "worker", format!("the worker left with status {code}"));
+                let left =
+                    || refusal(ErrorKind::Internal, "worker", format!("the worker left with status {code}"));
                 job.failure.get_or_insert_with(left);
                 if job.kind == Kind::Pause { self.pause_made(place) } else { self.exec_made(place) }
             }
@@ -319,7 +336,8 @@ impl Shim {
         if let (Some(pid), None) = (pid, gone) {
             kill(pid, SIGKILL);
         }
-        let failure = failure.unwrap_or_else(|| refusal(ErrorKind::Internal, "pause", "the worker made nothing"));
+        let failure =
+            failure.unwrap_or_else(|| refusal(ErrorKind::Internal, "pause", "the worker made nothing"));
         self.reply(job.asker, Reply::Failed(failure), Vec::new());
     }
 
@@ -327,7 +345,9 @@ impl Shim {
         let job = self.take_job(place);
         let Kind::Exec(id) = job.kind else { return };
         let generation = job.asker.generation;
-        let Some(place) = self.execs.iter().position(|e| e.id == id && e.generation == generation) else { return };
+        let Some(place) = self.execs.iter().position(|e| e.id == id && e.generation == generation) else {
+            return;
+        };
         match (job.failure, job.made) {
             (None, Some((pid, master))) => {
                 if let Some(exec) = self.execs.get_mut(place) {
@@ -341,8 +361,8 @@ impl Shim {
                 if let (Some((pid, _)), None) = (made, exec.code) {
                     kill(pid, SIGKILL);
                 }
-                let mut failure =
-                    failure.unwrap_or_else(|| refusal(ErrorKind::Internal, "exec", "the worker made nothing"));
+                let mut failure = failure
+                    .unwrap_or_else(|| refusal(ErrorKind::Internal, "exec", "the worker made nothing"));
                 // Init and exec become what they are by the same code, which knows of starting only.
                 if failure.kind == ErrorKind::StartFailed {
                     failure.kind = ErrorKind::ExecFailed;
@@ -358,8 +378,11 @@ impl Shim {
 
     /// Streams of a container that is being made.
     fn prepared(&mut self, id: &ContainerId, prepared: Prepared, fds: Vec<OwnedFd>) -> Result<(), Refused> {
-        let at = |stage: &'static str| move |error: std::io::Error| failure(ErrorKind::Internal, stage, &error);
-        let Some(container) = self.containers.iter_mut().find(|container| container.id == *id) else { return Ok(()) };
+        let at =
+            |stage: &'static str| move |error: std::io::Error| failure(ErrorKind::Internal, stage, &error);
+        let Some(container) = self.containers.iter_mut().find(|container| container.id == *id) else {
+            return Ok(());
+        };
         container.cgroups.unified = prepared.unified;
         container.cgroups.memory = prepared.memory;
         container.cgroups.freezer = prepared.freezer;
@@ -424,7 +447,8 @@ impl Shim {
         {
             container.alive = false;
         }
-        let failed = failure_of.unwrap_or_else(|| refusal(ErrorKind::Internal, "worker", "an answer of a wrong kind"));
+        let failed =
+            failure_of.unwrap_or_else(|| refusal(ErrorKind::Internal, "worker", "an answer of a wrong kind"));
         if let Some(container) = self.containers.get_mut(place) {
             container.phase = Phase::Undoing(Some((job.asker, failed)));
         }
@@ -448,7 +472,11 @@ impl Shim {
     fn start_container(&mut self, asker: Asker, id: &ContainerId) -> Result<Option<Reply>, Refused> {
         let container = self.find(id)?;
         if !matches!(container.phase, Phase::Created) {
-            return Err(refusal(ErrorKind::WrongState, "start", format!("container {id} is not waiting to start")));
+            return Err(refusal(
+                ErrorKind::WrongState,
+                "start",
+                format!("container {id} is not waiting to start"),
+            ));
         }
         container::start(id).map_err(|error| failure(ErrorKind::Internal, "start", &error))?;
         self.watch_exec_error(container).map_err(|error| failure(ErrorKind::Internal, "epoll", &error))?;
@@ -465,7 +493,8 @@ impl Shim {
         }
         if container.alive {
             let signal = if all { SIGKILL } else { signal };
-            let sent = sys::pidfd::open(container.pid).and_then(|fd| sys::pidfd::send_signal(fd.as_fd(), signal));
+            let sent =
+                sys::pidfd::open(container.pid).and_then(|fd| sys::pidfd::send_signal(fd.as_fd(), signal));
             match sent {
                 Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => {
                     return Err(failure(ErrorKind::Invalid, &format!("signal {signal}"), &error));
@@ -519,7 +548,11 @@ impl Shim {
     fn forget(&mut self, id: &ContainerId) -> Result<Option<Reply>, Refused> {
         if let Some(place) = self.containers.iter().position(|container| container.id == *id) {
             if !self.containers.get(place).is_some_and(Container::is_over) {
-                return Err(refusal(ErrorKind::WrongState, "forget", format!("container {id} has not exited")));
+                return Err(refusal(
+                    ErrorKind::WrongState,
+                    "forget",
+                    format!("container {id} has not exited"),
+                ));
             }
             drop(self.containers.swap_remove(place));
             self.containers.shrink_to_fit();
@@ -590,7 +623,8 @@ fn take_terminal(container: &mut Container) -> Result<(), Refused> {
     let mut master = None;
     sys::proc::set_nonblocking(socket.as_fd()).map_err(at)?;
     // A name comes along, which says nothing.
-    sys::scm::recv_with_fds(socket.as_fd(), &mut [0; 256], |fd| master = master.take().or(Some(fd))).map_err(at)?;
+    sys::scm::recv_with_fds(socket.as_fd(), &mut [0; 256], |fd| master = master.take().or(Some(fd)))
+        .map_err(at)?;
     let Some(master) = master else {
         return Err(refusal(ErrorKind::Internal, "terminal", "no master came"));
     };

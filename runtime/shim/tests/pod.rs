@@ -108,7 +108,9 @@ fn a_container_from_create_to_forget() {
     assert_eq!((user.uid, home.as_str()), (0, "/root"));
     // The worker leaves as soon as it has answered.
     eventually(|| pod.cgroups.pids(id.as_str()) == [pid]);
-    assert!(matches!(pod.ask(Request::ReopenLog { container: id.clone() }), Reply::Failed(f) if f.kind == ErrorKind::WrongState));
+    assert!(
+        matches!(pod.ask(Request::ReopenLog { container: id.clone() }), Reply::Failed(f) if f.kind == ErrorKind::WrongState)
+    );
     let reply = pod.ask(Request::Start { container: id.clone() });
     let Reply::Started { started_at } = reply else { panic!("{reply:?}") };
     let facts = exited(&mut pod, &id);
@@ -121,7 +123,8 @@ fn a_container_from_create_to_forget() {
     let stored = state::file::read::<wire::ExitFacts>(&record, wire::EXIT_RECORD_KIND).unwrap().unwrap();
     assert_eq!(stored.data, facts);
     pod.reconnect();
-    let entry = Snapshot::Container { container: id.clone(), state: wire::ContainerState::Exited(facts), pid };
+    let entry =
+        Snapshot::Container { container: id.clone(), state: wire::ContainerState::Exited(facts), pid };
     assert!(pod.snapshots.contains(&entry), "{:?}", pod.snapshots);
     assert_eq!(pod.ask(Request::Forget { container: id.clone() }), Reply::Done);
     assert!(!record.exists());
@@ -135,7 +138,8 @@ fn exec_in_a_running_container() {
     // No shell, which would ignore signals of its own.
     let plan = pod.plan(&id, &["sleep", "1000"]);
     pod.run_plan(plan, false);
-    let (code, out, err) = pod.exec(1, &id, &["sh", "-c", "echo $A; pwd; echo e >&2; hostname; exit 5"]).unwrap();
+    let (code, out, err) =
+        pod.exec(1, &id, &["sh", "-c", "echo $A; pwd; echo e >&2; hostname; exit 5"]).unwrap();
     assert_eq!((code, out.as_str(), err.as_str()), (5, "b\n/tmp\nweb-0\n", "e\n"));
     // It is like init: same namespaces, cgroup and credentials, nothing open but its stdio.
     let look = "for n in mnt pid net ipc uts cgroup user; do [ $(readlink /proc/1/ns/$n) = $(readlink /proc/self/ns/$n) ] \
@@ -199,7 +203,10 @@ fn signals_and_start_failures() {
     let reply = pod.create(plan, false);
     assert!(matches!(reply, Reply::Created { .. }), "{reply:?}");
     let reply = pod.ask(Request::Start { container: id.clone() });
-    assert!(matches!(&reply, Reply::Failed(f) if f.kind == ErrorKind::StartFailed && f.message.contains("nosuch")), "{reply:?}");
+    assert!(
+        matches!(&reply, Reply::Failed(f) if f.kind == ErrorKind::StartFailed && f.message.contains("nosuch")),
+        "{reply:?}"
+    );
     let facts = exited(&mut pod, &id);
     assert_eq!((facts.code, facts.started_at), (128, 0));
     assert!(facts.start_error.unwrap().contains("nosuch"));
@@ -212,14 +219,17 @@ fn signals_and_start_failures() {
     assert!(matches!(reply, Reply::Failed(_)), "{reply:?}");
     assert_eq!(pod.cgroups.pids(id.as_str()), [0u32; 0]);
     pod.reconnect();
-    assert!(!pod.snapshots.iter().any(|s| matches!(s, Snapshot::Container { container, .. } if *container == id)));
+    assert!(
+        !pod.snapshots.iter().any(|s| matches!(s, Snapshot::Container { container, .. } if *container == id))
+    );
     pod.end();
 }
 
 #[test]
 fn logs_are_reopened_and_terminals_logged() {
     let mut pod = Pod::started("logs");
-    let id = pod.run(1, "i=0; while [ $i -lt 200 ]; do echo line $i; i=$((i+1)); sleep 0.01; done; sleep 1000");
+    let id =
+        pod.run(1, "i=0; while [ $i -lt 200 ]; do echo line $i; i=$((i+1)); sleep 0.01; done; sleep 1000");
     let path = pod.log_path(&id);
     eventually(|| fs::read_to_string(&path).unwrap().contains("line 20"));
     let old = path.with_extension("old");

@@ -92,7 +92,9 @@ mod tests {
         std::fs::create_dir(&outside).unwrap();
         symlink(&outside, root.join("link")).unwrap();
         symlink(outside.join("file"), root.join("file")).unwrap();
-        for path in ["link/0.log", "link/x/0.log", "file", "../outside/0.log", "c/../../0.log", "/etc/x.log", "c", ""] {
+        for path in
+            ["link/0.log", "link/x/0.log", "file", "../outside/0.log", "c/../../0.log", "/etc/x.log", "c", ""]
+        {
             assert!(append(dir.as_fd(), path).is_err(), "{path}");
         }
         nix::unistd::mkfifo(&root.join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();

@@ -89,7 +89,12 @@ impl Lines {
     }
 
     /// Takes what one read brought.
-    pub(crate) fn push<W: FnMut(&[u8])>(&mut self, mut chunk: &[u8], stamp: &Stamp, batch: &mut Batch<'_, W>) {
+    pub(crate) fn push<W: FnMut(&[u8])>(
+        &mut self,
+        mut chunk: &[u8],
+        stamp: &Stamp,
+        batch: &mut Batch<'_, W>,
+    ) {
         let (full, partial) = (self.header(stamp, b'F'), self.header(stamp, b'P'));
         while !chunk.is_empty() {
             // skip_until is memchr, and cannot fail on a slice.

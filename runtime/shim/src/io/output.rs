@@ -103,8 +103,12 @@ impl LogFile {
         let back = sys::beneath::take_back(file, torn as u64);
         if !self.failing {
             self.failing = true;
-            let more = back.err().map(|error| format!("; cutting the torn line: {error}")).unwrap_or_default();
-            warn(format!("log {}: {error}{more}; output is dropped until it can be written again", self.path));
+            let more =
+                back.err().map(|error| format!("; cutting the torn line: {error}")).unwrap_or_default();
+            warn(format!(
+                "log {}: {error}{more}; output is dropped until it can be written again",
+                self.path
+            ));
         }
     }
 }
@@ -137,7 +141,12 @@ impl Output {
     }
 
     /// Reads what is there, within a turn.
-    pub(crate) fn read(&mut self, log: &mut LogFile, buffers: &mut Buffers, warn: &mut dyn FnMut(String)) -> After {
+    pub(crate) fn read(
+        &mut self,
+        log: &mut LogFile,
+        buffers: &mut Buffers,
+        warn: &mut dyn FnMut(String),
+    ) -> After {
         buffers.used = true;
         let Buffers { read, write, .. } = buffers;
         let mut batch = Batch::new(write.bytes(), |lines: &[u8]| log.write(lines, warn));

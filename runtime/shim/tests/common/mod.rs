@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 use model::{ContainerId, ExecId, PodId, Text, User, UserRequest};
 use wire::codec::{Decoder, Frame, encode};
 use wire::{
-    CapSets, CgroupMember, CgroupPlan, ContainerPlan, Event, ExecPlan, LogPlan, Message, MountKind, MountPlan,
-    NamespacePlan, NamespaceSource, PROTOCOL, PausePlan, ProcessPlan, Reply, Request, RootfsPlan, ShimInit, Snapshot,
-    UserPlan,
+    CapSets, CgroupMember, CgroupPlan, ContainerPlan, Event, ExecPlan, LogPlan, Message, MountKind,
+    MountPlan, NamespacePlan, NamespaceSource, PROTOCOL, PausePlan, ProcessPlan, Reply, Request, RootfsPlan,
+    ShimInit, Snapshot, UserPlan,
 };
 
 /// No answer takes longer, even on a loaded machine.
@@ -54,10 +54,14 @@ impl Cgroups {
                 if hierarchy == "cpuset" {
                     for file in ["cpuset.cpus", "cpuset.mems"] {
                         let above = fs::read_to_string(folder.parent().unwrap().join(file)).unwrap();
-                        fs::OpenOptions::new().write(true).open(folder.join(file)).map(|mut f| {
-                            use std::io::Write as _;
-                            f.write_all(above.trim().as_bytes()).unwrap();
-                        }).unwrap();
+                        fs::OpenOptions::new()
+                            .write(true)
+                            .open(folder.join(file))
+                            .map(|mut f| {
+                                use std::io::Write as _;
+                                f.write_all(above.trim().as_bytes()).unwrap();
+                            })
+                            .unwrap();
                     }
                 }
             }
@@ -112,7 +116,8 @@ pub(crate) fn layer(store: &Path) {
     for applet in String::from_utf8(list).unwrap().lines().filter(|applet| *applet != "busybox") {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
-    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1000::/home/web:/bin/sh\n").unwrap();
+    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nweb:x:1000:1000::/home/web:/bin/sh\n")
+        .unwrap();
     fs::write(root.join("etc/group"), "root:x:0:\nweb:x:1000:\nextra:x:2000:web\n").unwrap();
 }
 
@@ -168,7 +173,8 @@ impl Pod {
         };
         let init = sys::memfd::create_sealed("init", &serde_json::to_vec(&init).unwrap()).unwrap();
         let pause = sys::seal::sealed_binary(&pause_binary()).unwrap();
-        let binary = std::env::var("COPEPOD_SHIM").unwrap_or_else(|_| env!("CARGO_BIN_EXE_copepod-shim").to_owned());
+        let binary =
+            std::env::var("COPEPOD_SHIM").unwrap_or_else(|_| env!("CARGO_BIN_EXE_copepod-shim").to_owned());
         let binary = sys::seal::sealed_binary(Path::new(&binary)).unwrap();
         let shim = sys::spawn::spawn(&sys::spawn::Program {
             binary: binary.as_fd(),
@@ -256,7 +262,8 @@ impl Pod {
             }
             let mut buffer = [0; 4096];
             let fds = &mut self.fds;
-            let got = sys::scm::recv_with_fds(self.stream.as_fd(), &mut buffer, |fd| fds.push_back(fd)).unwrap();
+            let got =
+                sys::scm::recv_with_fds(self.stream.as_fd(), &mut buffer, |fd| fds.push_back(fd)).unwrap();
             assert!(got > 0, "the shim has closed the connection");
             self.decoder.feed(&buffer[..got]);
         }
@@ -281,7 +288,8 @@ impl Pod {
     pub(crate) fn send(&mut self, request: Request, fds: &[BorrowedFd<'_>]) -> u64 {
         self.requests += 1;
         let mut bytes = Vec::new();
-        encode(self.requests, u8::try_from(fds.len()).unwrap(), &Message::Request(request), &mut bytes).unwrap();
+        encode(self.requests, u8::try_from(fds.len()).unwrap(), &Message::Request(request), &mut bytes)
+            .unwrap();
         assert_eq!(sys::scm::send_with_fds(self.stream.as_fd(), &bytes, fds).unwrap(), bytes.len());
         self.requests
     }
@@ -394,7 +402,12 @@ impl Pod {
     }
 
     /// Runs a command in a container: `(code, stdout, stderr)`, or the refusal.
-    pub(crate) fn exec(&mut self, number: u64, id: &ContainerId, args: &[&str]) -> Result<(i32, String, String), wire::Failure> {
+    pub(crate) fn exec(
+        &mut self,
+        number: u64,
+        id: &ContainerId,
+        args: &[&str],
+    ) -> Result<(i32, String, String), wire::Failure> {
         let plan = ExecPlan { process: process(args), user: User::default() };
         let (mut out, stdout) = std::io::pipe().unwrap();
         let (mut err, stderr) = std::io::pipe().unwrap();
@@ -419,7 +432,12 @@ impl Pod {
     }
 
     /// Starts a command and does not wait: its pid and the end of its output.
-    pub(crate) fn start_exec(&mut self, number: u64, id: &ContainerId, args: &[&str]) -> (u32, std::io::PipeReader) {
+    pub(crate) fn start_exec(
+        &mut self,
+        number: u64,
+        id: &ContainerId,
+        args: &[&str],
+    ) -> (u32, std::io::PipeReader) {
         let plan = memfd(&ExecPlan { process: process(args), user: User::default() });
         let (out, end) = std::io::pipe().unwrap();
         let null = fs::File::open("/dev/null").unwrap();

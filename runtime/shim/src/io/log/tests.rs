@@ -54,11 +54,14 @@ fn lines_and_an_unfinished_one() {
 
 #[test]
 fn cut_at_16_kib_and_not_before() {
-    for (len, tags) in [(MAX_CONTENT, "F"), (MAX_CONTENT + 1, "PF"), (2 * MAX_CONTENT, "PF"), (2 * MAX_CONTENT + 1, "PPF")] {
+    for (len, tags) in
+        [(MAX_CONTENT, "F"), (MAX_CONTENT + 1, "PF"), (2 * MAX_CONTENT, "PF"), (2 * MAX_CONTENT + 1, "PPF")]
+    {
         let mut text = vec![b'x'; len];
         text.push(b'\n');
         let (file, _) = log(&[&text], false);
-        let got: String = file.split(|b| *b == b'\n').filter(|l| !l.is_empty()).map(|l| char::from(l[38])).collect();
+        let got: String =
+            file.split(|b| *b == b'\n').filter(|l| !l.is_empty()).map(|l| char::from(l[38])).collect();
         assert_eq!(got, tags, "{len}");
         assert_eq!(reassemble(&file), text);
     }
