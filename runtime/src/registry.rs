@@ -108,8 +108,10 @@ impl Registry {
     }
 
     /// Seats a driver for a pod that has a record.
-    pub(crate) fn restore(&self, id: &PodId, config: &Arc<PodConfig>) -> Seat {
-        let launched = Some(Ok(id.clone()));
+    ///
+    /// With `leaving` it is rolled back or removed: whoever wants its name waits until it is gone.
+    pub(crate) fn restore(&self, id: &PodId, config: &Arc<PodConfig>, leaving: bool) -> Seat {
+        let launched = if leaving { None } else { Some(Ok(id.clone())) };
         self.seat(&mut self.tables(), id.clone(), config, launched).0
     }
 
@@ -195,7 +197,7 @@ mod tests {
     async fn a_driver_that_is_gone_answers_not_found() {
         let registry = Registry::new();
         let id = PodId::from_random([1; 32]);
-        let seat = registry.restore(&id, &config("a", ""));
+        let seat = registry.restore(&id, &config("a", ""), false);
         drop(seat);
         let error = registry.call(&id, Command::StopPod).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::NotFound);

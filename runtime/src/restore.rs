@@ -72,7 +72,12 @@ pub(crate) async fn restore(context: &Arc<Context>, registry: &Arc<Registry>) ->
     tracing::info!(pods = known.len(), containers = owners.len(), "records read");
     for (record, same_boot) in std::mem::take(&mut records.pods) {
         let containers = records.containers.remove(&record.id).unwrap_or_default();
-        let seat = registry.restore(&record.id, &Arc::new(record.config.clone()));
+        let leaving = match record.phase {
+            // With containers it may be one whose commit a power loss took.
+            PodPhase::Launching => same_boot || containers.is_empty(),
+            phase => phase == PodPhase::Removing,
+        };
+        let seat = registry.restore(&record.id, &Arc::new(record.config.clone()), leaving);
         adopt(context, registry, seat, record, containers, same_boot);
     }
     let leases = context.images.leases();
@@ -122,9 +127,11 @@ fn adopt(
     }
     let context = Arc::clone(context);
     tokio::spawn(async move {
-        let Seat { id, mut commands, launched: _launched, mut closing } = seat;
+        // Dropped with the driver: whoever waits for the name of a pod that leaves then tries again.
+        let Seat { id, mut commands, launched, mut closing } = seat;
         let answer = if same_boot { ask(&context, &id, GREETING).await } else { Answer::of_another_boot() };
         driver.dialled(answer);
+        driver.launched = Some(launched);
         driver.run(&mut commands, &mut closing).await;
     });
 }
@@ -337,15 +344,35 @@ fn load<T: DeserializeOwned>(context: &Context, path: &Path, kind: &str) -> Opti
 async fn sweep(context: &Arc<Context>, records: Records, known: &BTreeSet<PodId>) {
     for pod in &records.shims {
         tracing::warn!(%pod, "shim without a record: ending it");
-        if let Said::Here(connection) = dial(context, pod, GREETING).await
+        let mut pids = Vec::new();
+        let connection = match dial(context, pod, GREETING).await {
+            Said::Here(connection) => Some(connection),
+            Said::Gone | Said::Silent => None,
+        };
+        for entry in connection.iter().flat_map(|connection| &connection.snapshot) {
+            if let Snapshot::Pause { pid, .. } | Snapshot::Container { pid, .. } = entry {
+                pids.push(*pid);
+            }
+        }
+        let leaves = blocking("find its cgroups", move || Ok(leaves(&pids))).await.unwrap_or_default();
+        if let Some(connection) = connection
             && let Err(error) = connection.client.done("the pod's stop", Request::StopPod, STOP).await
         {
             tracing::warn!(%pod, %error, "shim without a record did not stop its pod");
         }
         let (theirs, id) = (Arc::clone(context), pod.clone());
         let removed = blocking("remove a shim", move || {
-            spawn::remove(&theirs.layout, &theirs.cgroups, &id)?;
-            Ok(theirs.cgroups.remove_pod(&model::PodConfig::default(), &id)?)
+            let mut errors = Vec::new();
+            for leaf in &leaves {
+                errors.extend(theirs.cgroups.kill_all(leaf).err().map(Error::from));
+            }
+            errors.extend(spawn::remove(&theirs.layout, &theirs.cgroups, &id).err());
+            for leaf in &leaves {
+                errors.extend(theirs.cgroups.remove(leaf).err().map(Error::from));
+            }
+            let gone = theirs.cgroups.remove_pod(&model::PodConfig::default(), &id);
+            errors.extend(gone.err().map(Error::from));
+            Error::gathered(errors)
         });
         if let Err(error) = removed.await {
             tracing::warn!(%pod, %error, "shim without a record not removed");
@@ -365,6 +392,21 @@ async fn sweep(context: &Arc<Context>, records: Records, known: &BTreeSet<PodId>
             tracing::warn!(dir = %dir.display(), %error, "folder without a record not removed");
         }
     }
+}
+
+/// Leaves of ours that these processes are in: those named by an id, as nobody else names any. Blocking.
+fn leaves(pids: &[u32]) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for pid in pids.iter().filter(|pid| **pid != 0) {
+        let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/cgroup")) else { continue };
+        for path in text.lines().filter_map(|line| line.splitn(3, ':').nth(2)) {
+            let name = path.rsplit('/').next().unwrap_or_default();
+            if name.parse::<ContainerId>().is_ok() && !path.starts_with(crate::cgroups::SHIM_ROOT) {
+                found.insert(path.to_owned());
+            }
+        }
+    }
+    found
 }
 
 async fn unpin(pin: &Path) {

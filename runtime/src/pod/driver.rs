@@ -53,6 +53,8 @@ pub(crate) struct Container {
     recorder: Arc<Recorder<ContainerRecord>>,
     creating: Vec<Reply<ContainerId>>,
     starting: Option<Vec<Reply<()>>>,
+    /// A start is answered when its outcome can be seen: here, when the exit that it ended in is.
+    started: Vec<(Reply<()>, Result<(), Error>)>,
     stopping: Option<Stopping>,
     removing: Vec<Reply<()>>,
     /// The removal job is at work.
@@ -77,6 +79,7 @@ impl Container {
             record,
             creating: Vec::new(),
             starting: None,
+            started: Vec::new(),
             stopping: None,
             removing: Vec::new(),
             being_removed: false,
@@ -111,6 +114,8 @@ pub(crate) struct Driver {
     pub(crate) remove_when_stopped: bool,
     /// How often in a row the shim was asked in vain.
     silence: u32,
+    /// Those who want the name of a pod that is being rolled back wait for this.
+    pub(crate) launched: Option<watch::Sender<Launched>>,
 }
 
 /// Starts the driver of a new pod: it launches first.
@@ -179,6 +184,7 @@ impl Driver {
             hidden: false,
             remove_when_stopped: false,
             silence: 0,
+            launched: None,
         }
     }
 
@@ -404,6 +410,13 @@ impl Driver {
                 Err(error.context(format!("start container {id}")))
             }
         };
+        if let Some(container) = self.containers.get_mut(id)
+            && container.record.phase == ContainerPhase::Exited
+            && !container.settled
+        {
+            container.started.extend(waiters.into_iter().map(|waiter| (waiter, outcome.clone())));
+            return;
+        }
         for waiter in waiters {
             answer(waiter, outcome.clone());
         }
@@ -565,11 +578,15 @@ impl Driver {
         container.settled = true;
         container.exited.send_replace(true);
         let waiters = container.stopping.take().map(|stopping| stopping.waiters).unwrap_or_default();
+        let started = std::mem::take(&mut container.started);
         let wanted = !container.removing.is_empty();
         let (cgroups, leaf) = (self.context.cgroups.clone(), container.record.cgroup.clone());
         self.publish_container(id);
         for waiter in waiters {
             answer(waiter, Ok(()));
+        }
+        for (waiter, outcome) in started {
+            answer(waiter, outcome);
         }
         self.maybe_stopped();
         if wanted {
@@ -709,8 +726,11 @@ impl Driver {
             if self.stop_waiters.is_empty() && self.remove_waiters.is_empty() {
                 tracing::error!(pod = %self.record.id, %error, "not stopped; a StopPodSandbox tries again");
             }
-            // Somebody must be able to ask for it again.
+            // Somebody must be able to ask for it again, and nobody waits for its name any more.
             self.hidden = false;
+            if let Some(launched) = &self.launched {
+                launched.send_replace(Some(Err(error.clone())));
+            }
         }
         self.publish();
         for waiter in std::mem::take(&mut self.stop_waiters) {

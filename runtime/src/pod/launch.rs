@@ -246,7 +246,12 @@ async fn attach(context: &Arc<Context>, record: &mut PodRecord, netns: OwnedFd) 
     let loopback = async {
         network::loopback_up(copy).await.map_err(|error| Error::of("bring the loopback interface up", &error))
     };
-    tokio::try_join!(pinned, loopback)?;
+    // The configuration that counts is the one on disk now, not what was there when it was last looked at.
+    let reload = async {
+        context.cni.reload().await;
+        Ok(())
+    };
+    tokio::try_join!(pinned, loopback, reload)?;
     failpoint::hit("pod.pinned");
     let config = &record.config;
     let attachment = Attachment {
