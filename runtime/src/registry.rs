@@ -141,7 +141,11 @@ impl Registry {
     }
 
     /// Sends a command to a pod's driver and waits for the answer. The work does not end with the wait.
-    pub(crate) async fn call<T>(&self, pod: &PodId, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Error> {
+    pub(crate) async fn call<T>(
+        &self,
+        pod: &PodId,
+        command: impl FnOnce(Reply<T>) -> Command,
+    ) -> Result<T, Error> {
         let gone = || Error::new(ErrorKind::NotFound, format!("pod {pod} is gone"));
         let commands = self.tables().pods.get(pod).map(|handle| handle.commands.clone()).ok_or_else(gone)?;
         let (reply, answer) = oneshot::channel();
@@ -150,6 +154,11 @@ impl Registry {
             let text = format!("pod {pod}: the daemon is stopping, or the pod was removed meanwhile");
             Err(Error::new(ErrorKind::Aborted, text))
         })
+    }
+
+    /// Work that is no driver's and is waited for when the daemon stops: until this is dropped.
+    pub(crate) fn hold(&self) -> watch::Receiver<bool> {
+        self.closing.subscribe()
     }
 
     /// Tells all drivers to end, and waits for them, bounded.

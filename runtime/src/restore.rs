@@ -1,13 +1,13 @@
 //! After a restart: records first, so that lists answer at once; then every pod's driver asks its shim and
 //! carries out its part of the plan (`model::reconcile`). What belongs to no record is swept meanwhile.
 
+use crate::netns;
 use crate::node::Error;
 use crate::pod::driver::{self, Driver};
 use crate::pod::{CONTAINER_RECORD, Context, POD_RECORD, blocking, containers, now, teardown};
 use crate::registry::{Registry, Seat};
 use crate::shims::client::{self, ClientError};
 use crate::shims::{Client, Connection, spawn};
-use crate::netns;
 use model::reconcile::{ContainerAction, Facts, Held, PodAction, Shim, reconcile};
 use model::{ContainerId, ContainerRecord, Exit, PodId, PodPhase, PodRecord};
 use serde::de::DeserializeOwned;
@@ -84,7 +84,9 @@ pub(crate) async fn restore(context: &Arc<Context>, registry: &Arc<Registry>) ->
     let context = Arc::clone(context);
     // What is new from here on is in none of these lists.
     let network = context.cni.leases().await;
+    let held = registry.hold();
     tokio::spawn(async move {
+        let _held = held;
         sweep(&context, records, &known).await;
         for owner in leases.into_iter().filter(|owner| !owners.contains(owner)) {
             if let Err(error) = context.images.release(&owner).await {
@@ -146,7 +148,8 @@ impl Answer {
 async fn ask(context: &Arc<Context>, pod: &PodId, limit: Duration) -> Answer {
     let said = dial(context, pod, limit).await;
     let (theirs, id) = (Arc::clone(context), pod.clone());
-    let exits = blocking("read exit records", move || Ok(teardown::exits(&theirs, &id))).await.unwrap_or_default();
+    let exits =
+        blocking("read exit records", move || Ok(teardown::exits(&theirs, &id))).await.unwrap_or_default();
     let exits = exits.into_iter().map(|(id, facts)| (id, (containers::exit_of(&facts), facts.started_at)));
     Answer { said, exits: exits.collect(), same_boot: true }
 }
@@ -383,12 +386,24 @@ async fn sweep(context: &Arc<Context>, records: Records, known: &BTreeSet<PodId>
         for error in containers::unmake(context, None, record).await {
             tracing::warn!(container = %record.id, %error, "container of no pod not removed");
         }
+        // Pause lay beside it, and may have had no shim to tell where.
+        if let Some((parent, _)) = record.cgroup.rsplit_once('/') {
+            let (cgroups, leaf) = (context.cgroups.clone(), crate::cgroups::leaf_path(parent, &record.pod));
+            let removed = blocking("remove pause's cgroup", move || {
+                cgroups.kill_all(&leaf)?;
+                Ok(cgroups.remove(&leaf)?)
+            });
+            if let Err(error) = removed.await {
+                tracing::warn!(pod = %record.pod, %error, "cgroup of a lost pod not removed");
+            }
+        }
     }
     let pods = records.bare_pods.iter().filter(|id| !known.contains(id)).map(|id| context.layout.pod_dir(id));
     let containers = records.bare_containers.iter().map(|id| context.layout.container_dir(id));
     for dir in pods.chain(containers) {
         let removed = dir.clone();
-        if let Err(error) = blocking("remove a folder", move || Ok(state::file::remove_dir(&removed)?)).await {
+        if let Err(error) = blocking("remove a folder", move || Ok(state::file::remove_dir(&removed)?)).await
+        {
             tracing::warn!(dir = %dir.display(), %error, "folder without a record not removed");
         }
     }

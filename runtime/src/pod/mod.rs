@@ -140,7 +140,13 @@ impl Context {
     }
 
     /// Writes a record. Blocking.
-    pub(crate) fn write<T: Serialize>(&self, path: &Path, kind: &str, record: &T, durable: bool) -> Result<(), Error> {
+    pub(crate) fn write<T: Serialize>(
+        &self,
+        path: &Path,
+        kind: &str,
+        record: &T,
+        durable: bool,
+    ) -> Result<(), Error> {
         Ok(state::file::write(path, kind, &self.boot_id, record, durable)?)
     }
 }
@@ -188,7 +194,11 @@ pub(crate) fn now() -> i64 {
 const TRIES: usize = 3;
 
 /// RunPodSandbox: reserves the name, or joins who has it, and waits for the launch.
-pub(crate) async fn run(context: &Arc<Context>, registry: &Arc<Registry>, config: PodConfig) -> Result<PodId, Error> {
+pub(crate) async fn run(
+    context: &Arc<Context>,
+    registry: &Arc<Registry>,
+    config: PodConfig,
+) -> Result<PodId, Error> {
     spec::refuse::pod(&config)?;
     let config = Arc::new(config);
     for _ in 0..TRIES {
