@@ -78,7 +78,7 @@ impl Census {
         let me = std::process::id();
         for p in proc::all() {
             // Kernel threads are the host's; tools that this process runs come and go.
-            if p.pid == me || (p.parent == me && p.comm != "copepod") && p.comm != "containerd" {
+            if p.pid == me || (p.parent == me && p.comm != "copepod") {
                 continue;
             }
             let zombie = if p.state == 'Z' { " (zombie)" } else { "" };
@@ -147,7 +147,7 @@ impl Census {
 }
 
 fn ours(path: &str) -> bool {
-    [CGROUP_PARENT, SHIMS, "/kubepods"]
+    [CGROUP_PARENT.as_str(), SHIMS, "/kubepods"]
         .iter()
         .any(|top| path.strip_prefix(top).is_some_and(|rest| rest.starts_with('/')))
         && !is_pod_parent(path)
@@ -155,7 +155,7 @@ fn ours(path: &str) -> bool {
 
 /// kubelet makes and removes the pod's level; tests leave it to the end of the run.
 fn is_pod_parent(path: &str) -> bool {
-    path.strip_prefix(CGROUP_PARENT).is_some_and(|rest| rest.matches('/').count() == 1)
+    path.strip_prefix(CGROUP_PARENT.as_str()).is_some_and(|rest| rest.matches('/').count() == 1)
 }
 
 /// Chains and jumps that portmap makes once and keeps.

@@ -42,7 +42,7 @@ pub(crate) struct Reference {
 /// The reporting script; init goes on sleeping.
 pub(crate) fn script(init: bool) -> String {
     let report = r#"p=/proc/$$
-for n in $(ls $p/fd); do echo "fd $n: $(readlink $p/fd/$n)"; done
+ls -l $p/fd
 sed 's/^/status /' $p/status
 sed 's/^/limit /' $p/limits
 sed 's/^/cgroup /' $p/cgroup
@@ -114,11 +114,10 @@ pub(crate) fn parse(text: &str, leaf: &str) -> BTreeMap<String, String> {
                     String::from(if host == Path::new(link) { "the host's" } else { "its own" }),
                 );
             }
-        } else if let Some(rest) = line.strip_prefix("fd ") {
-            if let Some((number, link)) = rest.split_once(": ") {
-                // The shell opens its script and the listing for a moment; a leaked one would be below 10.
-                facts.insert(format!("fd {number}"), link.split(':').next().unwrap_or(link).to_owned());
-            }
+        } else if let Some((head, link)) = line.split_once(" -> ") {
+            // A line of `ls -l`, run without a pipe: the shell has nothing open but what it was given.
+            let number = head.rsplit(' ').next().unwrap_or(head);
+            facts.insert(format!("fd {number}"), link.split(':').next().unwrap_or(link).to_owned());
         } else if let Some(rest) = line.strip_prefix("stat: ") {
             let words: Vec<&str> = rest.split(' ').collect();
             let word = |n: usize| words.get(n).copied().unwrap_or_default();

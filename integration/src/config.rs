@@ -59,7 +59,7 @@ pub(crate) fn text(paths: &Paths, bin: &Path, network: &Network, extra: &str) ->
     let plugins = cni::PLUGINS;
     format!(
         "root = \"{root}\"\nstate = \"{run}\"\nsocket = \"{socket}\"\n\
-         [log]\nlevel = \"debug\"\n\
+         [log]\nlevel = \"info\"\n\
          [binaries]\nshim = \"{bin}/copepod-shim\"\npause = \"{bin}/pause\"\n\
          [network]\nconf_dir = \"{conf}\"\nbin_dirs = [\"{own}\", \"{plugins}\"]\ntimeout_seconds = 5\n\
          [image]\ncerts_dir = \"{certs}\"\n\

@@ -37,7 +37,7 @@ pub(crate) async fn run(bin: &Path) -> Result<bool> {
     node.wipe();
     drop(node);
     drop(fixture);
-    crate::cgroup::destroy(shapes::CGROUP_PARENT);
+    crate::cgroup::destroy(&shapes::CGROUP_PARENT);
     before.settle(None).await?;
     step("all gone: no process, mount, network namespace, cgroup or address is left");
     Ok(true)

@@ -12,7 +12,8 @@ use crate::registry::Registry;
 #[derive(Debug)]
 pub(crate) struct Fixture {
     /// Removed at the end.
-    work: tempfile::TempDir,
+    work: Option<tempfile::TempDir>,
+    place: PathBuf,
     /// copepod, copepod-shim, pause.
     pub(crate) bin: PathBuf,
     /// The registry.
@@ -43,12 +44,13 @@ impl Fixture {
                 .with_context(|| format!("push {}:{}", e.name, e.tag))?;
             ensure!(digest == e.image.manifest.digest, "registry changed the digest of {}", e.name);
         }
-        Ok(Self { work, bin, registry, layers, images })
+        let place = work.path().to_owned();
+        Ok(Self { work: Some(work), place, bin, registry, layers, images })
     }
 
     /// The work folder.
     pub(crate) fn work(&self) -> &Path {
-        self.work.path()
+        &self.place
     }
 
     /// What was pushed as `name:tag`.
@@ -67,8 +69,9 @@ impl Fixture {
 
 impl Drop for Fixture {
     fn drop(&mut self) {
+        drop(self.work.take());
         // The folder above stays only while another run uses it.
-        if let Some(parent) = self.work.path().parent() {
+        if let Some(parent) = self.place.parent() {
             drop(fs::remove_dir(parent));
         }
     }

@@ -227,7 +227,7 @@ impl Node {
             drop(proc::signal(shim.pid, Signal::SIGKILL));
         }
         cgroup::destroy(SHIMS);
-        cgroup::destroy(crate::shapes::CGROUP_PARENT);
+        cgroup::destroy(&crate::shapes::CGROUP_PARENT);
         if let Ok(pins) = fs::read_dir("/run/netns") {
             for pin in pins.flatten().filter(|p| p.file_name().to_string_lossy().starts_with("cni-")) {
                 nix::mount::umount2(&pin.path(), nix::mount::MntFlags::MNT_DETACH).unwrap_or_default();

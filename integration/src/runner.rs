@@ -127,7 +127,7 @@ pub(crate) async fn run(bin: &Path, filter: Option<&str>, peer: Option<Peer>) ->
         println!("FAIL  the shared node's end\n    {e:#}");
         failed.push(String::from("the shared node's end"));
     }
-    crate::cgroup::destroy(crate::shapes::CGROUP_PARENT);
+    crate::cgroup::destroy(&crate::shapes::CGROUP_PARENT);
     for name in &failed {
         println!("failed: {name}");
     }

@@ -1,12 +1,16 @@
 //! Builders of pod and container configurations: what kubelet would send, with one thing changed a test.
 
 use std::path::Path;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use cri_api::v1::{self as api, MountPropagation, NamespaceMode};
 
-/// Every cgroup that tests ask for lies below this one.
-pub(crate) const CGROUP_PARENT: &str = "/copepod-it";
+/// Every cgroup that tests ask for lies below this one, which no other run shares.
+pub(crate) static CGROUP_PARENT: LazyLock<String> = LazyLock::new(|| {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    format!("/copepod-it-{:x}", now.as_micros() & 0xffff_ffff)
+});
 
 static NEXT: AtomicU32 = AtomicU32::new(1);
 
@@ -20,7 +24,7 @@ pub(crate) fn pod(name: &str, logs: &Path) -> api::PodSandboxConfig {
     let uid = format!("uid{:06}", unique());
     let log_directory = logs.join(format!("it_{name}_{uid}")).display().to_string();
     let linux = api::LinuxPodSandboxConfig {
-        cgroup_parent: format!("{CGROUP_PARENT}/pod{uid}"),
+        cgroup_parent: format!("{}/pod{uid}", *CGROUP_PARENT),
         security_context: Some(api::LinuxSandboxSecurityContext {
             namespace_options: Some(api::NamespaceOption {
                 network: NamespaceMode::Node.into(),

@@ -150,6 +150,7 @@ fn whiteouts(base: &Layer) -> Result<Image> {
     lower.owned("w/owned", 0o640, (1234, 5678), b"owned\n")?;
     lower.file("w/suid", 0o4755, b"suid\n")?;
     lower.hardlink("w/hard", "w/keep")?;
+    lower.file("x/private", 0o700, b"#!/bin/sh\necho private program: $0 $*\n")?;
     lower.symlink("w/soft", "keep")?;
     lower.symlink("w/absolute", "/etc/marker")?;
     lower.with_xattr("w/attributed", "user.copepod", "value")?;

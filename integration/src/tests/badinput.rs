@@ -4,15 +4,11 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use cri_api::v1 as api;
-use serde_json::json;
-use tar::EntryType;
 use tonic::Code;
 
 use crate::context::Context;
-use crate::images::layer::{Packing, Writer};
-use crate::images::{Image, Recipe};
 use crate::runner::{Test, test};
-use crate::shapes::{self, ContainerExt as _, PodExt as _};
+use crate::shapes::{ContainerExt as _, PodExt as _};
 
 pub(super) fn tests() -> Vec<Test> {
     vec![

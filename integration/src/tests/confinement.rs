@@ -4,8 +4,8 @@ use anyhow::{Context as _, Result, ensure};
 use cri_api::v1::security_profile::ProfileType;
 use cri_api::v1::{self as api, NamespaceMode};
 
-use super::security::{id, with};
-use crate::context::{Context, Pod};
+use super::security::with;
+use crate::context::Context;
 use crate::fixture::Fixture;
 use crate::runner::{Test, test};
 use crate::shapes::{self, ContainerExt as _, PodExt as _, seccomp};

@@ -8,10 +8,10 @@ use tonic::Code;
 
 use crate::context::Context;
 use crate::fixture::Fixture;
+use crate::proc;
 use crate::runner::{Test, test};
-use crate::shapes::{self, ContainerExt as _, PodExt as _};
-use crate::wait::{self, secs};
-use crate::{cgroup, proc};
+use crate::shapes::{self, ContainerExt as _};
+use crate::wait::secs;
 
 pub(super) fn tests() -> Vec<Test> {
     vec![

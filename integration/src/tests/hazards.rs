@@ -49,7 +49,7 @@ async fn h1_log_path_is_absolute(cx: Context) -> Result<()> {
 
 /// kubelet kills what it finds directly below a QoS level with "pod" in its name, and "copepod" has it.
 async fn h2_no_cgroup_beside_the_pods(cx: Context) -> Result<()> {
-    let qos = format!("{CGROUP_PARENT}/besteffort");
+    let qos = format!("{}/besteffort", *CGROUP_PARENT);
     let checked = async {
         let mut config = cx.pod_config().own_network();
         let parent = format!("{qos}/podhazard2");

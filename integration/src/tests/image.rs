@@ -28,6 +28,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(simultaneous_removals),
         test!(deadline_of_a_millisecond),
         test!(cancelled_pull_leaves_nothing).own(),
+        test!(crash_in_the_middle_of_a_pull).own(),
         test!(whiteouts_links_and_owners),
         test!(sixty_layers),
         test!(removal_while_in_use),
@@ -300,6 +301,31 @@ async fn cancelled_pull_leaves_nothing(cx: Context) -> Result<()> {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     cx.cri.pull(&Fixture::image("tools")).await.context("a full pull afterwards")?;
+    Ok(())
+}
+
+/// kill -9 at growing moments of a pull: the image is there whole or not at all, and the next pull succeeds.
+async fn crash_in_the_middle_of_a_pull(cx: Context) -> Result<()> {
+    let name = Fixture::image("tools");
+    for wait in [0, 5, 12, 25, 45, 70, 100] {
+        let pull = {
+            let (cri, name) = (cx.cri.clone(), name.clone());
+            tokio::spawn(async move { cri.pull(&name).await })
+        };
+        tokio::time::sleep(Duration::from_millis(wait)).await;
+        cx.node.kill9()?;
+        drop(tokio::time::timeout(Duration::from_secs(10), pull).await.context("the call hangs")?);
+        cx.node.launch().await.with_context(|| format!("start after a kill {wait} ms into a pull"))?;
+        for image in cx.cri.images().await? {
+            ensure!(image.size > 0 && !image.repo_tags.is_empty(), "half an image is listed: {image:?}");
+        }
+        cx.cri.pull(&name).await.with_context(|| format!("the pull after a kill at {wait} ms"))?;
+        let pod = cx.pod().await?;
+        let text = cx.output(&pod, &shapes::container("one", &name, &["/usr/bin/id", "-u"])).await?;
+        ensure!(text == "0\n", "{text}");
+        cx.cri.drop_pod(&pod.id).await?;
+        cx.cri.remove_image(&name).await?;
+    }
     Ok(())
 }
 

@@ -8,6 +8,7 @@ mod exec;
 mod hazards;
 mod image;
 mod kill9;
+mod libcontainer;
 mod log;
 mod mounts;
 mod namespaces;
@@ -35,6 +36,7 @@ pub(crate) fn all() -> Vec<Test> {
         pause::tests(),
         log::tests(),
         image::tests(),
+        libcontainer::tests(),
         security::tests(),
         confinement::tests(),
         same_as_runc::tests(),

@@ -1,7 +1,7 @@
 //! Volumes: propagation both ways under churn, busy devices, special targets, the host's own table.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use cri_api::v1::{self as api, MountPropagation};

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use cri_api::v1::{self as api, NamespaceMode, PodSandboxState};
-use tonic::Code;
+use anyhow::{Result, ensure};
+use cri_api::v1::{self as api, NamespaceMode};
 
 use crate::context::Context;
 use crate::isolation::command;

@@ -1,21 +1,15 @@
 //! CNI plugins that misbehave, and what is owed to those that do not.
 
-use std::net::{SocketAddr, UdpSocket};
-use std::time::Duration;
-
 use anyhow::{Context as _, Result, ensure};
-use cri_api::v1::{NamespaceMode, Protocol};
+use cri_api::v1::Protocol;
 use serde_json::json;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::network::{ip, network_ready};
-use crate::context::{Context, Pod};
-use crate::fixture::Fixture;
+use crate::context::Context;
 use crate::isolation::command;
-use crate::node::Options;
 use crate::registry::free_port;
 use crate::runner::{Test, test};
-use crate::shapes::{self, PodExt as _};
+use crate::shapes::PodExt as _;
 use crate::wait::{self, secs};
 
 pub(super) fn tests() -> Vec<Test> {

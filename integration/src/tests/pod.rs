@@ -1,16 +1,12 @@
 //! Sandboxes: life, status, lists, namespaces, names.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, Result, ensure};
-use cri_api::v1::{self as api, NamespaceMode, PodSandboxState};
+use cri_api::v1::{self as api, PodSandboxState};
 use tonic::Code;
 
 use crate::context::Context;
-use crate::isolation::command;
 use crate::runner::{Test, test};
 use crate::shapes::{ContainerExt as _, PodExt as _};
-use crate::{proc, wait};
 
 pub(super) fn tests() -> Vec<Test> {
     vec![

@@ -1,17 +1,15 @@
 //! Mount propagation both ways, and what a careless runtime would unmount.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
-use cri_api::v1::{self as api, MountPropagation};
 
 use super::mounts::{PRIVATE, SHARED, SLAVE, privileged, tmpfs, unmount, volume};
-use crate::context::{Context, Pod};
+use crate::context::Context;
 use crate::isolation::command;
 use crate::runner::{Test, test};
-use crate::shapes::{ContainerExt as _, PodExt as _};
-use crate::wait::{self, secs};
+use crate::shapes::ContainerExt as _;
 
 pub(super) fn tests() -> Vec<Test> {
     vec![

@@ -1,9 +1,7 @@
 //! Resources, OOM kills and statistics of containers.
 
-use std::time::{Duration, Instant};
-
 use anyhow::{Context as _, Result, ensure};
-use cri_api::v1::{self as api, ContainerState, MountPropagation};
+use cri_api::v1::{self as api};
 use tonic::Code;
 
 use crate::context::Context;

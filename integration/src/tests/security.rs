@@ -1,13 +1,12 @@
 //! Security contexts: users, groups, capabilities, seccomp, no_new_privs, masks, privileged, devices.
 
 use anyhow::{Context as _, Result, ensure};
-use cri_api::v1::security_profile::ProfileType;
-use cri_api::v1::{self as api, NamespaceMode};
+use cri_api::v1::{self as api};
 
 use crate::context::{Context, Pod};
 use crate::fixture::Fixture;
 use crate::runner::{Test, test};
-use crate::shapes::{self, ContainerExt as _, PodExt as _, seccomp};
+use crate::shapes::{self, ContainerExt as _, PodExt as _};
 
 pub(super) fn tests() -> Vec<Test> {
     vec![

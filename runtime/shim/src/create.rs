@@ -42,13 +42,13 @@ pub(crate) fn work(
     i32::from(teller.reply(&reply).is_err())
 }
 
-fn prepare<'a>(
+fn prepare(
     teller: &Teller,
     fds: Vec<OwnedFd>,
     streams: Streams,
     pause_pid: Option<u32>,
     init_of: impl Fn(&ContainerId) -> Option<u32>,
-) -> Result<CreateInput<'a>, wire::Failure> {
+) -> Result<CreateInput, wire::Failure> {
     let at = |stage: &'static str| move |error: io::Error| failure(ErrorKind::Internal, stage, &error);
     let mut fds = fds.into_iter();
     let (Some(plan), Some(kubelet_mntns)) = (fds.next(), fds.next()) else {
@@ -92,7 +92,7 @@ fn prepare<'a>(
         tell(teller, &prepared, &ends)?;
         Stdio::Pipes { stdin, stdout, stderr }
     };
-    Ok(CreateInput { plan, kubelet_mntns, cgroups, stdio, exec_error, pause_pid, target_pid, _life: Default::default() })
+    Ok(CreateInput { plan, kubelet_mntns, cgroups, stdio, exec_error, pause_pid, target_pid })
 }
 
 fn tell(teller: &Teller, prepared: &Prepared, fds: &[BorrowedFd<'_>]) -> Result<(), wire::Failure> {

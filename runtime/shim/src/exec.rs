@@ -30,6 +30,7 @@ pub(crate) fn work(teller: Teller, mut fds: Vec<OwnedFd>, into: &Into<'_>) -> i3
         let json = sys::memfd::read_all(plan.as_fd(), MAX_PLAN).map_err(at("plan"))?;
         let plan: ExecPlan = serde_json::from_slice(&json)
             .map_err(|error| refusal(ErrorKind::Invalid, "plan", error.to_string()))?;
+        let single = sys::fork::single_threaded().map_err(at("threads"))?;
         sys::proc::set_dumpable(false).map_err(at("dumpable"))?;
         for folder in into.cgroups {
             sys::cgroup::join(folder.as_fd(), into.unified).map_err(at("cgroup"))?;
@@ -49,9 +50,9 @@ pub(crate) fn work(teller: Teller, mut fds: Vec<OwnedFd>, into: &Into<'_>) -> i3
                 .collect::<io::Result<_>>()
                 .map_err(at("pty"))?;
         }
-        Ok((plan, master))
+        Ok((plan, master, single))
     })();
-    let (plan, master) = match prepared {
+    let (plan, master, single) = match prepared {
         Ok(prepared) => prepared,
         Err(failure) => {
             teller.failed(&failure);
@@ -62,7 +63,7 @@ pub(crate) fn work(teller: Teller, mut fds: Vec<OwnedFd>, into: &Into<'_>) -> i3
         Ok(fd) => fd,
         Err(_) => return 1,
     };
-    let sibling = sys::clone::sibling(|| {
+    let sibling = sys::clone::sibling(&single, || {
         let Some(Teller(own)) = teller_of(&report) else { return 1 };
         match settle(&plan, &streams, own.as_fd()) {
             Ok(()) => process::become_process(&plan.process, &plan.user, own),

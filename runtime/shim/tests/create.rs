@@ -106,7 +106,6 @@ fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Ou
         exec_error: report.into(),
         pause_pid: Some(std::process::id()),
         target_pid: None,
-        _life: Default::default(),
     };
     let mut input = Some(input);
     let worker = sys::fork::worker(|| {

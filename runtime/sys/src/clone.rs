@@ -87,12 +87,12 @@ pub fn clone3_pidfd(
 }
 
 /// Makes a sibling by clone(CLONE_PARENT), as exec's second step does after it entered a PID namespace.
-/// `work` runs in the sibling. Returns its pid as the caller's namespace numbers it.
+/// `work` runs in the sibling. Returns its pid as the caller's namespace numbers it. The proof was had before
+/// the caller entered a container, whose /proc does not show it.
 ///
 /// # Errors
 /// clone(2).
-pub fn sibling(work: impl FnOnce() -> i32) -> io::Result<u32> {
-    fork::single_threaded()?;
+pub fn sibling(_: &fork::SingleThreaded, work: impl FnOnce() -> i32) -> io::Result<u32> {
     let flags = libc::CLONE_PARENT | libc::SIGCHLD;
     // SAFETY: without CLONE_VM this is a fork, in a process with one thread. Null pointers: same stack, no ids.
     match unsafe { libc::syscall(libc::SYS_clone, flags, 0usize, 0usize, 0usize, 0usize) } {

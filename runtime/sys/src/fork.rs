@@ -6,15 +6,19 @@ use std::panic::AssertUnwindSafe;
 /// Exit status of a child whose closure panicked.
 const PANICKED: i32 = 101;
 
+/// Proof that a process had one thread. Whoever holds it starts none.
+#[derive(Debug)]
+pub struct SingleThreaded(());
+
 /// Refuses when this process has more than one thread: locks that others hold would stay locked in the child.
 ///
 /// # Errors
 /// More than one thread, or no /proc to tell.
-pub fn single_threaded() -> io::Result<()> {
+pub fn single_threaded() -> io::Result<SingleThreaded> {
     // A folder's link count is two more than its subfolders, which here are the threads.
     let threads = rustix::fs::stat("/proc/self/task")?.st_nlink.saturating_sub(2);
     if threads == 1 {
-        Ok(())
+        Ok(SingleThreaded(()))
     } else {
         Err(io::Error::other(format!("fork in a process with {threads} threads")))
     }

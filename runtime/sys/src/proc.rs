@@ -217,12 +217,13 @@ pub fn dup_above(fd: BorrowedFd<'_>, least: i32) -> io::Result<std::os::fd::Owne
 /// # Errors
 /// dup2(2); any other number.
 pub fn place(fd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
-    Ok(match number {
+    match number {
         0 => rustix::stdio::dup2_stdin(fd)?,
         1 => rustix::stdio::dup2_stdout(fd)?,
         2 => rustix::stdio::dup2_stderr(fd)?,
         _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("descriptor {number}"))),
-    })
+    }
+    Ok(())
 }
 
 /// How a child of this process ended.
@@ -253,6 +254,16 @@ pub fn reap() -> io::Result<Option<Ended>> {
     }
     let code = if info.si_code == libc::CLD_EXITED { status & 0xff } else { 128 + status };
     Ok(Some(Ended { pid: pid.unsigned_abs(), code }))
+}
+
+/// Waits for a child and reaps it.
+///
+/// # Errors
+/// ECHILD when it is none, or was reaped.
+pub fn wait(pidfd: BorrowedFd<'_>) -> io::Result<()> {
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED)?;
+    Ok(())
 }
 
 /// Nanoseconds since the epoch, by the wall clock.

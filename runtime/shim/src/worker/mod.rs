@@ -9,7 +9,6 @@ mod tree;
 mod volumes;
 
 use std::fs;
-use std::marker::PhantomData;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
@@ -64,7 +63,7 @@ pub(crate) enum Stdio {
 
 /// What a worker is given. Every other descriptor but 0-2 and the caller's result pipe is closed before.
 #[derive(Debug)]
-pub(crate) struct CreateInput<'a> {
+pub(crate) struct CreateInput {
     /// memfd of a [`ContainerPlan`].
     pub(crate) plan: OwnedFd,
     /// The mount namespace that kubelet lives in.
@@ -79,20 +78,18 @@ pub(crate) struct CreateInput<'a> {
     pub(crate) pause_pid: Option<u32>,
     /// Pid of init of the container that a namespace is taken from.
     pub(crate) target_pid: Option<u32>,
-    /// Room for borrowed input.
-    pub(crate) _life: PhantomData<&'a ()>,
 }
 
 /// Creates the container and says how it went. Init is the caller's parent's child and waits for
 /// [`container::start`]. Leaves nothing behind when it fails.
-pub(crate) fn create(input: CreateInput<'_>) -> Reply {
+pub(crate) fn create(input: CreateInput) -> Reply {
     match attempt(input) {
         Ok(reply) => reply,
         Err(failure) => Reply::Failed(failure),
     }
 }
 
-fn attempt(input: CreateInput<'_>) -> Step<Reply> {
+fn attempt(input: CreateInput) -> Step<Reply> {
     let bytes =
         sys::memfd::read_all(input.plan.as_fd(), LARGEST_PLAN).map_err(internal("plan", "reading"))?;
     let plan: ContainerPlan =

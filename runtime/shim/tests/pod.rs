@@ -1,0 +1,260 @@
+//! The shim as the daemon drives it: real namespaces, cgroups and processes. Root.
+
+mod common;
+
+use std::fs;
+
+use common::{Pod, container_id};
+use wire::{ErrorKind, Event, Reply, Request, Snapshot};
+
+fn status(pid: u32, key: &str) -> String {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text.lines().find(|line| line.starts_with(key)).unwrap();
+    line.split_once(':').unwrap().1.trim().to_owned()
+}
+
+#[test]
+fn pause_is_locked_up() {
+    let mut pod = Pod::started("pause");
+    let pid = pod.pause;
+    assert_eq!(status(pid, "Name"), "pause");
+    assert_eq!(status(pid, "NSpid").split_whitespace().last(), Some("1"));
+    for key in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(status(pid, key), "0000000000000000", "{key}");
+    }
+    assert_eq!(status(pid, "NoNewPrivs"), "1");
+    assert_eq!(status(pid, "Uid").split_whitespace().next(), Some("65535"));
+    assert_eq!(fs::read_dir(format!("/proc/{pid}/root")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count(), 3);
+    assert_eq!(fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap().lines().count(), 1);
+    assert_eq!(pod.cgroups.pids("pause"), [pid]);
+    assert_eq!(pod.cgroups.pids("shim"), [pod.shim.pid]);
+    let netns = pod.netns.as_ref().unwrap();
+    use std::os::fd::AsRawFd as _;
+    let given = fs::read_link(format!("/proc/self/fd/{}", netns.as_raw_fd())).unwrap();
+    assert_eq!(given, fs::read_link(format!("/proc/{pid}/ns/net")).unwrap());
+    // A second one is refused, a request without a plan ends the connection, the pod lives on.
+    pod.reconnect();
+    assert_eq!(pod.snapshots, [Snapshot::Pause { pid, exited: None }]);
+    assert!(matches!(pod.ask(Request::Shutdown), Reply::Failed(f) if f.kind == ErrorKind::Busy));
+    pod.end();
+}
+
+#[test]
+fn pause_that_dies_is_told_of() {
+    let mut pod = Pod::started("dies");
+    let fd = sys::pidfd::open(pod.pause).unwrap();
+    sys::pidfd::send_signal(std::os::fd::AsFd::as_fd(&fd), 9).unwrap();
+    assert_eq!(pod.event(), Event::PauseExited { code: 137 });
+    pod.reconnect();
+    assert_eq!(pod.snapshots, [Snapshot::Pause { pid: pod.pause, exited: Some(137) }]);
+    pod.end();
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    let mut pod = Pod::started("refuse");
+    let unknown = || container_id(0xee);
+    for request in [
+        Request::Start { container: unknown() },
+        Request::Kill { container: unknown(), signal: 15, all: false },
+        Request::ReopenLog { container: unknown() },
+    ] {
+        let reply = pod.ask(request);
+        assert!(matches!(&reply, Reply::Failed(f) if f.kind == ErrorKind::NotFound), "{reply:?}");
+    }
+    assert!(matches!(pod.ask(Request::Unknown), Reply::Failed(f) if f.kind == ErrorKind::Unsupported));
+    // Gone already is no error.
+    assert_eq!(pod.ask(Request::Forget { container: unknown() }), Reply::Done);
+    assert_eq!(pod.ask(Request::KillExec { exec: model::ExecId(4) }), Reply::Done);
+    pod.end();
+}
+
+#[test]
+fn the_shim_leaves_with_the_daemon_once_the_pod_is_stopped() {
+    let mut pod = Pod::started("leaves");
+    assert_eq!(pod.ask(Request::StopPod), Reply::Done);
+    pod.hang_up();
+    pod.gone();
+}
+
+/// Waits for something that comes without being told of.
+fn eventually(happened: impl Fn() -> bool) {
+    let start = std::time::Instant::now();
+    while !happened() {
+        assert!(start.elapsed() < std::time::Duration::from_secs(20), "it does not happen");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+fn exited(pod: &mut Pod, id: &model::ContainerId) -> wire::ExitFacts {
+    match pod.event() {
+        Event::Exited { container, facts } => {
+            assert_eq!(container, *id);
+            facts
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_container_from_create_to_forget() {
+    let mut pod = Pod::started("life");
+    let id = container_id(1);
+    let script = "echo out; echo err >&2; printf tail; exit 3";
+    let plan = pod.plan(&id, &["sh", "-c", script]);
+    let reply = pod.create(plan, false);
+    let Reply::Created { pid, user, home } = reply else { panic!("{reply:?}") };
+    assert_eq!((user.uid, home.as_str()), (0, "/root"));
+    // The worker leaves as soon as it has answered.
+    eventually(|| pod.cgroups.pids(id.as_str()) == [pid]);
+    assert!(matches!(pod.ask(Request::ReopenLog { container: id.clone() }), Reply::Failed(f) if f.kind == ErrorKind::WrongState));
+    let reply = pod.ask(Request::Start { container: id.clone() });
+    let Reply::Started { started_at } = reply else { panic!("{reply:?}") };
+    let facts = exited(&mut pod, &id);
+    assert_eq!((facts.code, facts.started_at, facts.oom_killed), (3, started_at, false));
+    assert!(facts.finished_at >= started_at);
+    let mut lines = pod.log(&id);
+    lines.sort();
+    assert_eq!(lines, ["stderr F err", "stdout F out", "stdout P tail"]);
+    let record = pod.dir.path().join("exits").join(id.as_str());
+    let stored = state::file::read::<wire::ExitFacts>(&record, wire::EXIT_RECORD_KIND).unwrap().unwrap();
+    assert_eq!(stored.data, facts);
+    pod.reconnect();
+    let entry = Snapshot::Container { container: id.clone(), state: wire::ContainerState::Exited(facts), pid };
+    assert!(pod.snapshots.contains(&entry), "{:?}", pod.snapshots);
+    assert_eq!(pod.ask(Request::Forget { container: id.clone() }), Reply::Done);
+    assert!(!record.exists());
+    pod.end();
+}
+
+#[test]
+fn exec_in_a_running_container() {
+    let mut pod = Pod::started("exec");
+    let id = container_id(1);
+    // No shell, which would ignore signals of its own.
+    let plan = pod.plan(&id, &["sleep", "1000"]);
+    pod.run_plan(plan, false);
+    let (code, out, err) = pod.exec(1, &id, &["sh", "-c", "echo $A; pwd; echo e >&2; hostname; exit 5"]).unwrap();
+    assert_eq!((code, out.as_str(), err.as_str()), (5, "b\n/tmp\nweb-0\n", "e\n"));
+    // It is like init: same namespaces, cgroup and credentials, nothing open but its stdio.
+    let look = "for n in mnt pid net ipc uts cgroup user; do [ $(readlink /proc/1/ns/$n) = $(readlink /proc/self/ns/$n) ] \
+                || echo $n; done; diff /proc/1/cgroup /proc/self/cgroup; \
+                for f in CapEff CapPrm CapInh CapBnd CapAmb SigIgn SigBlk Groups Uid Gid Seccomp NoNewPrivs Umask; do \
+                a=$(grep ^$f: /proc/1/status); b=$(grep ^$f: /proc/self/status); [ \"$a\" = \"$b\" ] || echo \"$a, $b\"; done; \
+                diff /proc/1/limits /proc/self/limits; cat /proc/1/oom_score_adj; ls /proc/$$/fd | tr '\\n' ' '";
+    let (code, out, err) = pod.exec(2, &id, &["sh", "-c", look]).unwrap();
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert_eq!(out, "500\n0 1 2 ");
+    let failure = pod.exec(3, &id, &["/bin/nosuch"]).unwrap_err();
+    assert_eq!((failure.kind, failure.errno), (ErrorKind::ExecFailed, 2), "{failure:?}");
+    pod.end();
+}
+
+#[test]
+fn an_exec_is_killed_with_its_whole_session() {
+    let mut pod = Pod::started("session");
+    let id = pod.run(1, "sleep 1000");
+    let before = pod.cgroups.pids(id.as_str()).len();
+    let number = pod.start_exec(7, &id, &["sh", "-c", "(sleep 900 & sleep 901) & sleep 902"]);
+    let (pid, _out) = number;
+    // The shell becomes the last sleep.
+    eventually(|| pod.cgroups.pids(id.as_str()).len() == before + 3);
+    assert_eq!(pod.ask(Request::KillExec { exec: model::ExecId(7) }), Reply::Done);
+    assert_eq!(pod.event(), Event::ExecExited { exec: model::ExecId(7), code: 137 });
+    assert_eq!(pod.cgroups.pids(id.as_str()).len(), before);
+    assert!(sys::proc::stat(pid).is_err());
+    pod.end();
+}
+
+#[test]
+fn what_outlives_init_is_killed() {
+    let mut pod = Pod::started("orphans");
+    let id = container_id(1);
+    let mut plan = pod.plan(&id, &["sh", "-c", "sleep 1000 & (setsid sleep 1001 &) ; exit 4"]);
+    // In pause's PID namespace nothing ends with init.
+    plan.namespaces.pid = wire::NamespaceSource::Pause;
+    pod.run_plan(plan, false);
+    assert_eq!(exited(&mut pod, &id).code, 4);
+    assert_eq!(pod.cgroups.pids(id.as_str()), [0u32; 0]);
+    pod.end();
+}
+
+#[test]
+fn signals_and_start_failures() {
+    let mut pod = Pod::started("signals");
+    let id = pod.run(1, "trap 'exit 9' TERM; echo ready; while :; do sleep 0.05; done");
+    // PID 1 without a handler would not even see the signal.
+    eventually(|| !pod.log(&id).is_empty());
+    assert_eq!(pod.ask(Request::Kill { container: id.clone(), signal: 15, all: false }), Reply::Done);
+    assert_eq!(exited(&mut pod, &id).code, 9);
+    assert_eq!(pod.ask(Request::Kill { container: id, signal: 15, all: false }), Reply::Done);
+
+    let id = pod.run(2, "sleep 1000");
+    assert_eq!(pod.ask(Request::Kill { container: id.clone(), signal: 0, all: true }), Reply::Done);
+    assert_eq!(exited(&mut pod, &id).code, 137);
+
+    let id = container_id(3);
+    let plan = pod.plan(&id, &["/bin/nosuch"]);
+    let reply = pod.create(plan, false);
+    assert!(matches!(reply, Reply::Created { .. }), "{reply:?}");
+    let reply = pod.ask(Request::Start { container: id.clone() });
+    assert!(matches!(&reply, Reply::Failed(f) if f.kind == ErrorKind::StartFailed && f.message.contains("nosuch")), "{reply:?}");
+    let facts = exited(&mut pod, &id);
+    assert_eq!((facts.code, facts.started_at), (128, 0));
+    assert!(facts.start_error.unwrap().contains("nosuch"));
+
+    // Creation that fails leaves nothing.
+    let id = container_id(4);
+    let mut plan = pod.plan(&id, &["sh"]);
+    plan.rootfs.layers = vec!["nosuch".into()];
+    let reply = pod.create(plan, false);
+    assert!(matches!(reply, Reply::Failed(_)), "{reply:?}");
+    assert_eq!(pod.cgroups.pids(id.as_str()), [0u32; 0]);
+    pod.reconnect();
+    assert!(!pod.snapshots.iter().any(|s| matches!(s, Snapshot::Container { container, .. } if *container == id)));
+    pod.end();
+}
+
+#[test]
+fn logs_are_reopened_and_terminals_logged() {
+    let mut pod = Pod::started("logs");
+    let id = pod.run(1, "i=0; while [ $i -lt 200 ]; do echo line $i; i=$((i+1)); sleep 0.01; done; sleep 1000");
+    let path = pod.log_path(&id);
+    eventually(|| fs::read_to_string(&path).unwrap().contains("line 20"));
+    let old = path.with_extension("old");
+    fs::rename(&path, &old).unwrap();
+    assert_eq!(pod.ask(Request::ReopenLog { container: id.clone() }), Reply::Done);
+    assert!(path.exists());
+    eventually(|| fs::read_to_string(&path).unwrap().contains("line 199"));
+    let all = fs::read_to_string(&old).unwrap() + &fs::read_to_string(&path).unwrap();
+    let got: Vec<_> = all.lines().map(|line| line.rsplit(' ').next().unwrap().to_owned()).collect();
+    assert_eq!(got, (0..200).map(|i| i.to_string()).collect::<Vec<_>>());
+
+    let id = container_id(2);
+    let mut plan = pod.plan(&id, &["sh", "-c", "tty; echo err >&2; [ -t 0 ] && echo terminal"]);
+    plan.process.terminal = true;
+    pod.run_plan(plan, false);
+    assert_eq!(exited(&mut pod, &id).code, 0);
+    let lines = pod.log(&id);
+    assert_eq!(lines[1..], ["stdout F err", "stdout F terminal"]);
+    assert!(lines[0].starts_with("stdout F /dev/"), "{lines:?}");
+    pod.end();
+}
+
+#[test]
+fn exits_without_a_daemon_are_kept() {
+    let mut pod = Pod::started("away");
+    let id = pod.run(1, "sleep 0.2; echo late; exit 6");
+    pod.hang_up();
+    let record = pod.dir.path().join("exits").join(id.as_str());
+    eventually(|| record.exists());
+    pod.reconnect();
+    let known = pod.snapshots.iter().any(|entry| {
+        matches!(entry, Snapshot::Container { container, state: wire::ContainerState::Exited(f), .. }
+            if *container == id && f.code == 6)
+    });
+    assert!(known, "{:?}", pod.snapshots);
+    assert_eq!(pod.log(&id), ["stdout F late"]);
+    pod.end();
+}
