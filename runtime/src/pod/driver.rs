@@ -29,7 +29,7 @@ const LONGEST_GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// What a job has done.
 #[derive(Debug)]
 enum Outcome {
-    Created(ContainerId, Result<ContainerRecord, Error>),
+    Created(ContainerId, Result<Box<ContainerRecord>, Error>),
     Started(ContainerId, Result<i64, StartError>),
     /// The stop job ended; an exit is told by the shim.
     StopEnded(ContainerId, Result<(), Error>),
@@ -355,7 +355,7 @@ impl Driver {
                 self.containers.insert(id.clone(), container);
                 let (context, pod) = (Arc::clone(&self.context), self.record.clone());
                 self.jobs.spawn(async move {
-                    Outcome::Created(id, containers::create(context, pod, client, record).await)
+                    Outcome::Created(id, containers::create(context, pod, client, record).await.map(Box::new))
                 });
             }
         }
@@ -646,13 +646,13 @@ impl Driver {
         }
     }
 
-    fn created(&mut self, id: &ContainerId, created: Result<ContainerRecord, Error>) {
+    fn created(&mut self, id: &ContainerId, created: Result<Box<ContainerRecord>, Error>) {
         let Some(container) = self.containers.get_mut(id) else { return };
         let waiters = std::mem::take(&mut container.creating);
         let outcome = match created {
             Ok(record) => {
-                container.recorder.set(record.clone());
-                container.record = record;
+                container.record = *record;
+                container.recorder.set(container.record.clone());
                 self.publish_container(id);
                 Ok(id.clone())
             }
