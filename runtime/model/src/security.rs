@@ -143,8 +143,7 @@ pub struct User {
     pub uid: u32,
     /// Gid in the container.
     pub gid: u32,
-    /// Supplementary groups as given to setgroups, ascending, with the primary gid where the image's
-    /// group file or the request adds any.
+    /// Supplementary groups as given to setgroups, ascending, the primary gid among them.
     pub groups: Vec<u32>,
 }
 

@@ -211,7 +211,9 @@ impl Cni {
     /// Every failure; the debt stays and `del` can be called again.
     pub async fn del(&self, pod: &PodId, netns: Option<&Path>) -> Result<(), Error> {
         let Some((lease, result)) = self.get_or_set_aside(pod).await? else {
-            return Ok(());
+            // Nothing is owed, but a daemon killed while it wrote the lease may have left half of one.
+            let id = pod.clone();
+            return self.blocking(move |leases| leases.close(&id)).await;
         };
         let _slot = self.slot(pod, Verb::Del).await?;
         let netns = living(netns).await;

@@ -21,6 +21,9 @@ const MAX_BYTES: u64 = 4 << 20;
 /// Version of the file's shape; grows only when additions no longer suffice.
 const VERSION: u32 = 1;
 
+/// Ending of a file that is still being written.
+const UNFINISHED: &str = "new";
+
 /// Everything a DEL or CHECK needs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Lease {
@@ -105,7 +108,10 @@ impl Leases {
 
     /// Nothing is owed any more. Not synced: a DEL that is repeated after a power loss does no harm.
     pub(crate) fn close(&self, pod: &PodId) -> Result<(), Error> {
-        for path in [self.result_place(pod), self.place(pod)] {
+        let (result, lease) = (self.result_place(pod), self.place(pod));
+        for path in
+            [result.with_added_extension(UNFINISHED), lease.with_added_extension(UNFINISHED), result, lease]
+        {
             match fs::remove_file(&path) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -152,7 +158,7 @@ fn write<T: Serialize>(dir: &Path, path: &Path, data: &T, durable: bool) -> io::
     }
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     // One writer a pod; a leftover of a crash is overwritten.
-    let temp = path.with_added_extension("new");
+    let temp = path.with_added_extension(UNFINISHED);
     let fill = || -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temp)?;
         file.write_all(&bytes)?;

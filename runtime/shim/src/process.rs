@@ -10,7 +10,7 @@ use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use model::User;
-use rustix::fs::{FileType, Mode};
+use rustix::fs::{FileType, Mode, OFlags};
 use sys::creds::Credentials;
 use sys::execute::{self, Image};
 use wire::{ErrorKind, Failure, ProcessPlan};
@@ -70,12 +70,13 @@ enum Never {}
 
 fn attempt(plan: &ProcessPlan, user: &User, report: &OwnedFd) -> Result<Never, Stop> {
     execute::reset_signals();
-    execute::new_session_keyring().map_err(stop("keyring", "session keyring"))?;
+    execute::join_session_keyring(&plan.keyring).map_err(stop("keyring", "session keyring"))?;
     rustix::process::umask(Mode::from_raw_mode(plan.umask & 0o777));
     for limit in &plan.rlimits {
         sys::rlimit::set(limit.resource, limit.soft, limit.hard)
             .map_err(stop("rlimit", format!("limit {}", limit.resource)))?;
     }
+    own_null().map_err(stop("stdio", "/dev/null"))?;
     give_stdio(user).map_err(stop("stdio", "owner of stdin, stdout and stderr"))?;
     // Root may be kept out where the user is not (a home on NFS): then it is tried once more as the user.
     let cwd = if plan.cwd.is_empty() { "/" } else { plan.cwd.as_str() };
@@ -154,6 +155,30 @@ fn candidates(name: &[u8], plan: &ProcessPlan) -> io::Result<Vec<CString>> {
         found.push(CString::new([folder, b"/", name].concat())?);
     }
     Ok(found)
+}
+
+/// Standard streams on a null device are opened anew as the container's own, as runc does: the one they came
+/// from lies in another mount namespace, and a process that opens /proc/self/fd/0 would reach into it.
+fn own_null() -> io::Result<()> {
+    let is_null = |fd: BorrowedFd<'_>| -> io::Result<bool> {
+        let stat = rustix::fs::fstat(fd)?;
+        let device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
+        Ok(device && stat.st_rdev == rustix::fs::makedev(1, 3))
+    };
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    for (number, fd) in [(0, stdin.as_fd()), (1, stdout.as_fd()), (2, stderr.as_fd())] {
+        if !is_null(fd)? {
+            continue;
+        }
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+        // An image may have put something else at this name: then what there is stays.
+        let Ok(own) = rustix::fs::open("/dev/null", flags, Mode::empty()) else { continue };
+        if is_null(own.as_fd())? {
+            rustix::fs::fcntl_setfl(&own, OFlags::empty())?;
+            sys::proc::place(own.as_fd(), number)?;
+        }
+    }
+    Ok(())
 }
 
 /// Pipes and terminals of stdio become the user's, or /dev/stdout could not be opened anew. Files and

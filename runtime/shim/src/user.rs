@@ -149,11 +149,10 @@ fn decide(plan: &UserPlan, passwd: &str, group: &str) -> Result<Resolved, UserEr
         let member = |members: &str| members.split(',').any(|m| m.trim() == entry.name);
         groups.extend(group_entries(group).filter(|(.., members)| member(members)).map(|(_, gid, _)| gid));
     }
-    if !groups.is_empty() {
-        groups.push(gid);
-        groups.sort_unstable();
-        groups.dedup();
-    }
+    // The primary group is one of them (CVE-2022-36109: a file kept from a group could be had by lacking it).
+    groups.push(gid);
+    groups.sort_unstable();
+    groups.dedup();
     let home = entry.map_or("", |e| e.home);
     let home = if home.is_empty() { "/" } else { home }.to_owned();
     Ok(Resolved { user: User { uid, gid, groups }, home })
@@ -184,7 +183,7 @@ mod tests {
     #[test]
     fn every_form_of_request() {
         let image = |s: &str| UserRequest::Image(s.to_owned());
-        assert_eq!(ask(UserRequest::Root, None, &[], true).unwrap(), user(0, 0, &[], "/root"));
+        assert_eq!(ask(UserRequest::Root, None, &[], true).unwrap(), user(0, 0, &[0], "/root"));
         assert_eq!(
             ask(UserRequest::Uid(33), None, &[], true).unwrap(),
             user(33, 34, &[4, 34, 50], "/srv/web")
@@ -194,10 +193,10 @@ mod tests {
             user(33, 9, &[7, 9], "/srv/web")
         );
         assert_eq!(ask(UserRequest::Uid(4242), None, &[7], true).unwrap(), user(4242, 0, &[0, 7], "/"));
-        assert_eq!(ask(image("web:adm"), None, &[], false).unwrap(), user(33, 4, &[], "/srv/web"));
-        assert_eq!(ask(image("5:6"), None, &[], true).unwrap(), user(5, 6, &[], "/"));
-        assert_eq!(ask(image("1000"), None, &[], true).unwrap(), user(7, 8, &[], "/seven"));
-        assert_eq!(ask(image(""), None, &[], true).unwrap(), user(0, 0, &[], "/root"));
+        assert_eq!(ask(image("web:adm"), None, &[], false).unwrap(), user(33, 4, &[4], "/srv/web"));
+        assert_eq!(ask(image("5:6"), None, &[], true).unwrap(), user(5, 6, &[6], "/"));
+        assert_eq!(ask(image("1000"), None, &[], true).unwrap(), user(7, 8, &[8], "/seven"));
+        assert_eq!(ask(image(""), None, &[], true).unwrap(), user(0, 0, &[0], "/root"));
     }
 
     #[test]

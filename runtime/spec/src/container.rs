@@ -26,6 +26,8 @@ pub struct ImageFacts {
     pub working_dir: String,
     /// Empty for SIGTERM.
     pub stop_signal: String,
+    /// Folders that the image declares as volumes.
+    pub volumes: Vec<String>,
 }
 
 /// What the node has.
@@ -71,6 +73,9 @@ pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
         return Err(Error::invalid(field, "true", "the sandbox must be privileged too"));
     }
     rootfs.readonly = asked.readonly_rootfs;
+    // An image may declare anything; what is no path declares nothing.
+    rootfs.folders =
+        image.volumes.iter().filter_map(|volume| path::clean("image volume", volume).ok()).collect();
     let namespaces = namespaces(config, pod, cgroup.unified)?;
     let process = ProcessPlan {
         args: args(config, image)?,
@@ -83,6 +88,8 @@ pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
         umask: 0o022,
         oom_score_adj: Some(resources::oom_score_adj(&config.resources)?),
         rlimits: Vec::new(),
+        // The name runc gives it, so that execs join what init made.
+        keyring: format!("_ses.{}", container.id),
     };
     let hidden = |field: &str, list: &[String]| -> Result<Vec<String>, Error> {
         if asked.privileged {

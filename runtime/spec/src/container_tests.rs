@@ -46,6 +46,7 @@ fn image() -> ImageFacts {
         user: "app:web".into(),
         working_dir: "srv".into(),
         stop_signal: String::new(),
+        volumes: vec!["/data/".into(), "odd".into()],
     }
 }
 
@@ -171,6 +172,8 @@ fn the_rest() {
     let log = |sandbox: &PodConfig, config: &ContainerConfig| crate::log_plan(config, &sandbox.log_directory);
     assert_eq!(log(&sandbox, &config).unwrap(), Some(LogPlan { path: "web/0.log".into() }));
     assert_eq!((made.process.cwd.as_str(), made.process.umask), ("/srv", 0o022));
+    assert_eq!(made.rootfs.folders, ["/data"]);
+    assert!(made.process.keyring.starts_with("_ses."));
     assert_eq!(made.process.seccomp, Some(SeccompProgram { instructions: vec![7] }));
     let climbing = ContainerConfig { log_path: "../x".into(), ..config.clone() };
     assert_eq!(log(&sandbox, &climbing).unwrap_err().field(), "log_path");

@@ -207,6 +207,7 @@ fn prepare(
         user: image.config.user.clone(),
         working_dir: image.config.working_dir.clone(),
         stop_signal: image.config.stop_signal.clone(),
+        volumes: image.config.volumes.clone(),
     };
     record.stop_signal = spec::signals::stop_signal(config.stop_signal, &facts.stop_signal)?;
     folders(&context.layout.container_dir(&record.id), &context.layout.container_rw(&record.id))?;

@@ -34,20 +34,44 @@ pub fn reset_signals() {
     }
 }
 
-/// A new, empty session keyring, so that the caller's keys cannot be seen. A kernel without keyrings has none
-/// to hide.
+/// Joins the session keyring `name`, made empty by the first who asks, so that the caller's keys cannot be
+/// seen; an empty name makes one that nobody else can join. Whoever has the user may search it, as the next
+/// process of the same container must. A kernel without keyrings has none to hide.
 ///
 /// # Errors
-/// EDQUOT, ENOMEM.
-pub fn new_session_keyring() -> io::Result<()> {
+/// EDQUOT, ENOMEM; EACCES for somebody else's keyring of that name; InvalidInput for a NUL byte.
+pub fn join_session_keyring(name: &str) -> io::Result<()> {
     const JOIN_SESSION_KEYRING: libc::c_int = 1;
-    // SAFETY: keyctl(2) with a null name makes an anonymous keyring and touches no memory of ours.
-    let done =
-        unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<c_char>(), 0, 0, 0) };
-    match io::Error::last_os_error() {
-        _ if done >= 0 => Ok(()),
-        e if e.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
-        e => Err(e),
+    const SETPERM: libc::c_int = 5;
+    const DESCRIBE: libc::c_int = 6;
+    const USER_SEARCH: u32 = 0x0008_0000;
+    let named = CString::new(name)?;
+    let name_pointer = if name.is_empty() { std::ptr::null() } else { named.as_ptr() };
+    // SAFETY: keyctl(2) reads the C string, which lives across the call; null makes an anonymous keyring.
+    let ring = unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, name_pointer, 0, 0, 0) };
+    if ring < 0 {
+        let e = io::Error::last_os_error();
+        return if e.raw_os_error() == Some(libc::ENOSYS) { Ok(()) } else { Err(e) };
+    }
+    if name.is_empty() {
+        return Ok(());
+    }
+    // "keyring;uid;gid;permissions in hex;name"
+    let mut text = [0u8; 256];
+    // SAFETY: the kernel writes at most the length told into `text`, which lives across the call.
+    let length = unsafe { libc::syscall(libc::SYS_keyctl, DESCRIBE, ring, text.as_mut_ptr(), text.len(), 0) };
+    if length < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let described = String::from_utf8_lossy(&text);
+    let permissions = described.split(';').nth(3).and_then(|hex| u32::from_str_radix(hex, 16).ok());
+    let Some(permissions) = permissions else { return Err(io::ErrorKind::InvalidData.into()) };
+    // SAFETY: takes numbers only.
+    match unsafe { libc::syscall(libc::SYS_keyctl, SETPERM, ring, permissions | USER_SEARCH, 0, 0) } {
+        0 => Ok(()),
+        // Made by a process of the container that has given up its power since: it can be searched already.
+        _ if permissions & USER_SEARCH != 0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

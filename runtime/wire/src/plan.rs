@@ -60,6 +60,8 @@ pub struct ProcessPlan {
     pub oom_score_adj: Option<i32>,
     /// Limits; those not named are set to the shim's own defaults at start.
     pub rlimits: Vec<Rlimit>,
+    /// Name of the session keyring that is joined, or made by the first; empty for one of its own.
+    pub keyring: String,
 }
 
 /// Who init runs as, to be resolved in the rootfs.
@@ -139,6 +141,8 @@ pub struct RootfsPlan {
     pub rw: String,
     /// Mount it read-only in the end.
     pub readonly: bool,
+    /// Folders made (0755) when absent: the image's VOLUMEs, clean absolute paths.
+    pub folders: Vec<String>,
     /// Overlay option `volatile` (MOUNTS.md 4).
     pub volatile: bool,
 }

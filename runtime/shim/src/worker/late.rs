@@ -51,6 +51,9 @@ impl Late {
         mounts::protect(root, &self.plan.readonly_paths)?;
         let cwd = if self.plan.process.cwd.is_empty() { "/" } else { self.plan.process.cwd.as_str() };
         tree::make(root, cwd, tree::Kind::Directory).map_err(internal("working directory", cwd))?;
+        for folder in &self.plan.rootfs.folders {
+            tree::make(root, folder, tree::Kind::Directory).map_err(internal("image volume", folder))?;
+        }
         if self.plan.rootfs.readonly {
             let readonly = Attributes { readonly: true, ..Attributes::default() };
             mount::add_attributes(root, readonly).map_err(internal("rootfs", "read-only"))?;
