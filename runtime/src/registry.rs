@@ -108,8 +108,10 @@ impl Registry {
     }
 
     /// Seats a driver for a pod that has a record.
-    pub(crate) fn restore(&self, id: &PodId, config: &Arc<PodConfig>) -> Seat {
-        let launched = Some(Ok(id.clone()));
+    ///
+    /// With `leaving` it is rolled back or removed: whoever wants its name waits until it is gone.
+    pub(crate) fn restore(&self, id: &PodId, config: &Arc<PodConfig>, leaving: bool) -> Seat {
+        let launched = if leaving { None } else { Some(Ok(id.clone())) };
         self.seat(&mut self.tables(), id.clone(), config, launched).0
     }
 
@@ -139,7 +141,11 @@ impl Registry {
     }
 
     /// Sends a command to a pod's driver and waits for the answer. The work does not end with the wait.
-    pub(crate) async fn call<T>(&self, pod: &PodId, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Error> {
+    pub(crate) async fn call<T>(
+        &self,
+        pod: &PodId,
+        command: impl FnOnce(Reply<T>) -> Command,
+    ) -> Result<T, Error> {
         let gone = || Error::new(ErrorKind::NotFound, format!("pod {pod} is gone"));
         let commands = self.tables().pods.get(pod).map(|handle| handle.commands.clone()).ok_or_else(gone)?;
         let (reply, answer) = oneshot::channel();
@@ -148,6 +154,11 @@ impl Registry {
             let text = format!("pod {pod}: the daemon is stopping, or the pod was removed meanwhile");
             Err(Error::new(ErrorKind::Aborted, text))
         })
+    }
+
+    /// Work that is no driver's and is waited for when the daemon stops: until this is dropped.
+    pub(crate) fn hold(&self) -> watch::Receiver<bool> {
+        self.closing.subscribe()
     }
 
     /// Tells all drivers to end, and waits for them, bounded.
@@ -195,7 +206,7 @@ mod tests {
     async fn a_driver_that_is_gone_answers_not_found() {
         let registry = Registry::new();
         let id = PodId::from_random([1; 32]);
-        let seat = registry.restore(&id, &config("a", ""));
+        let seat = registry.restore(&id, &config("a", ""), false);
         drop(seat);
         let error = registry.call(&id, Command::StopPod).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::NotFound);

@@ -1,13 +1,13 @@
 //! After a restart: records first, so that lists answer at once; then every pod's driver asks its shim and
 //! carries out its part of the plan (`model::reconcile`). What belongs to no record is swept meanwhile.
 
+use crate::netns;
 use crate::node::Error;
 use crate::pod::driver::{self, Driver};
 use crate::pod::{CONTAINER_RECORD, Context, POD_RECORD, blocking, containers, now, teardown};
 use crate::registry::{Registry, Seat};
 use crate::shims::client::{self, ClientError};
 use crate::shims::{Client, Connection, spawn};
-use crate::netns;
 use model::reconcile::{ContainerAction, Facts, Held, PodAction, Shim, reconcile};
 use model::{ContainerId, ContainerRecord, Exit, PodId, PodPhase, PodRecord};
 use serde::de::DeserializeOwned;
@@ -72,14 +72,21 @@ pub(crate) async fn restore(context: &Arc<Context>, registry: &Arc<Registry>) ->
     tracing::info!(pods = known.len(), containers = owners.len(), "records read");
     for (record, same_boot) in std::mem::take(&mut records.pods) {
         let containers = records.containers.remove(&record.id).unwrap_or_default();
-        let seat = registry.restore(&record.id, &Arc::new(record.config.clone()));
+        let leaving = match record.phase {
+            // With containers it may be one whose commit a power loss took.
+            PodPhase::Launching => same_boot || containers.is_empty(),
+            phase => phase == PodPhase::Removing,
+        };
+        let seat = registry.restore(&record.id, &Arc::new(record.config.clone()), leaving);
         adopt(context, registry, seat, record, containers, same_boot);
     }
     let leases = context.images.leases();
     let context = Arc::clone(context);
     // What is new from here on is in none of these lists.
     let network = context.cni.leases().await;
+    let held = registry.hold();
     tokio::spawn(async move {
+        let _held = held;
         sweep(&context, records, &known).await;
         for owner in leases.into_iter().filter(|owner| !owners.contains(owner)) {
             if let Err(error) = context.images.release(&owner).await {
@@ -122,9 +129,11 @@ fn adopt(
     }
     let context = Arc::clone(context);
     tokio::spawn(async move {
-        let Seat { id, mut commands, launched: _launched, mut closing } = seat;
+        // Dropped with the driver: whoever waits for the name of a pod that leaves then tries again.
+        let Seat { id, mut commands, launched, mut closing } = seat;
         let answer = if same_boot { ask(&context, &id, GREETING).await } else { Answer::of_another_boot() };
         driver.dialled(answer);
+        driver.launched = Some(launched);
         driver.run(&mut commands, &mut closing).await;
     });
 }
@@ -139,7 +148,8 @@ impl Answer {
 async fn ask(context: &Arc<Context>, pod: &PodId, limit: Duration) -> Answer {
     let said = dial(context, pod, limit).await;
     let (theirs, id) = (Arc::clone(context), pod.clone());
-    let exits = blocking("read exit records", move || Ok(teardown::exits(&theirs, &id))).await.unwrap_or_default();
+    let exits =
+        blocking("read exit records", move || Ok(teardown::exits(&theirs, &id))).await.unwrap_or_default();
     let exits = exits.into_iter().map(|(id, facts)| (id, (containers::exit_of(&facts), facts.started_at)));
     Answer { said, exits: exits.collect(), same_boot: true }
 }
@@ -337,15 +347,35 @@ fn load<T: DeserializeOwned>(context: &Context, path: &Path, kind: &str) -> Opti
 async fn sweep(context: &Arc<Context>, records: Records, known: &BTreeSet<PodId>) {
     for pod in &records.shims {
         tracing::warn!(%pod, "shim without a record: ending it");
-        if let Said::Here(connection) = dial(context, pod, GREETING).await
+        let mut pids = Vec::new();
+        let connection = match dial(context, pod, GREETING).await {
+            Said::Here(connection) => Some(connection),
+            Said::Gone | Said::Silent => None,
+        };
+        for entry in connection.iter().flat_map(|connection| &connection.snapshot) {
+            if let Snapshot::Pause { pid, .. } | Snapshot::Container { pid, .. } = entry {
+                pids.push(*pid);
+            }
+        }
+        let leaves = blocking("find its cgroups", move || Ok(leaves(&pids))).await.unwrap_or_default();
+        if let Some(connection) = connection
             && let Err(error) = connection.client.done("the pod's stop", Request::StopPod, STOP).await
         {
             tracing::warn!(%pod, %error, "shim without a record did not stop its pod");
         }
         let (theirs, id) = (Arc::clone(context), pod.clone());
         let removed = blocking("remove a shim", move || {
-            spawn::remove(&theirs.layout, &theirs.cgroups, &id)?;
-            Ok(theirs.cgroups.remove_pod(&model::PodConfig::default(), &id)?)
+            let mut errors = Vec::new();
+            for leaf in &leaves {
+                errors.extend(theirs.cgroups.kill_all(leaf).err().map(Error::from));
+            }
+            errors.extend(spawn::remove(&theirs.layout, &theirs.cgroups, &id).err());
+            for leaf in &leaves {
+                errors.extend(theirs.cgroups.remove(leaf).err().map(Error::from));
+            }
+            let gone = theirs.cgroups.remove_pod(&model::PodConfig::default(), &id);
+            errors.extend(gone.err().map(Error::from));
+            Error::gathered(errors)
         });
         if let Err(error) = removed.await {
             tracing::warn!(%pod, %error, "shim without a record not removed");
@@ -356,15 +386,42 @@ async fn sweep(context: &Arc<Context>, records: Records, known: &BTreeSet<PodId>
         for error in containers::unmake(context, None, record).await {
             tracing::warn!(container = %record.id, %error, "container of no pod not removed");
         }
+        // Pause lay beside it, and may have had no shim to tell where.
+        if let Some((parent, _)) = record.cgroup.rsplit_once('/') {
+            let (cgroups, leaf) = (context.cgroups.clone(), crate::cgroups::leaf_path(parent, &record.pod));
+            let removed = blocking("remove pause's cgroup", move || {
+                cgroups.kill_all(&leaf)?;
+                Ok(cgroups.remove(&leaf)?)
+            });
+            if let Err(error) = removed.await {
+                tracing::warn!(pod = %record.pod, %error, "cgroup of a lost pod not removed");
+            }
+        }
     }
     let pods = records.bare_pods.iter().filter(|id| !known.contains(id)).map(|id| context.layout.pod_dir(id));
     let containers = records.bare_containers.iter().map(|id| context.layout.container_dir(id));
     for dir in pods.chain(containers) {
         let removed = dir.clone();
-        if let Err(error) = blocking("remove a folder", move || Ok(state::file::remove_dir(&removed)?)).await {
+        if let Err(error) = blocking("remove a folder", move || Ok(state::file::remove_dir(&removed)?)).await
+        {
             tracing::warn!(dir = %dir.display(), %error, "folder without a record not removed");
         }
     }
+}
+
+/// Leaves of ours that these processes are in: those named by an id, as nobody else names any. Blocking.
+fn leaves(pids: &[u32]) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for pid in pids.iter().filter(|pid| **pid != 0) {
+        let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/cgroup")) else { continue };
+        for path in text.lines().filter_map(|line| line.splitn(3, ':').nth(2)) {
+            let name = path.rsplit('/').next().unwrap_or_default();
+            if name.parse::<ContainerId>().is_ok() && !path.starts_with(crate::cgroups::SHIM_ROOT) {
+                found.insert(path.to_owned());
+            }
+        }
+    }
+    found
 }
 
 async fn unpin(pin: &Path) {

@@ -132,7 +132,12 @@ proptest! {
     }
 }
 
-fn plan(pod: PodPhase, container: ContainerPhase, shim: Shim, same_boot: bool) -> (PodAction, ContainerAction) {
+fn plan(
+    pod: PodPhase,
+    container: ContainerPhase,
+    shim: Shim,
+    same_boot: bool,
+) -> (PodAction, ContainerAction) {
     let (pod, record) = (pod_record(pod), [record(1, container)]);
     let facts = Facts { same_boot, pod: &pod, containers: &record, shim, exits: BTreeMap::new() };
     let mut plan = reconcile(&facts, 100);

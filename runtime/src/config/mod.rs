@@ -17,6 +17,7 @@ mod raw;
 mod tests;
 
 use std::fmt;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -234,7 +235,7 @@ fn read_capped(path: &Path) -> std::io::Result<String> {
 
 /// Why one of the daemon's companions is not there.
 #[derive(Debug, thiserror::Error)]
-#[error("{name} is at none of {}", .looked.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "))]
+#[error("no executable {name} at {}", .looked.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "))]
 pub struct MissingBinary {
     name: &'static str,
     looked: Vec<PathBuf>,
@@ -261,7 +262,11 @@ impl Binaries {
                 own.parent().into_iter().chain([Path::new(Self::LIBEXEC)]).map(|dir| dir.join(name)).collect()
             }
         };
-        match looked.iter().find(|path| path.is_file()) {
+        let executable = |path: &&PathBuf| {
+            std::fs::metadata(path)
+                .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+        };
+        match looked.iter().find(executable) {
             Some(found) => Ok(found.clone()),
             None => Err(MissingBinary { name, looked }),
         }

@@ -128,6 +128,8 @@ fn companions_are_found_beside_the_daemon() {
     assert!(missing.contains("/usr/libexec/copepod/copepod-shim"), "{missing}");
     let beside = folder.path().join("copepod-shim");
     std::fs::write(&beside, "").unwrap();
+    assert!(Binaries::default().shim(&own).is_err(), "not executable");
+    std::fs::set_permissions(&beside, std::fs::Permissions::from_mode(0o755)).unwrap();
     assert_eq!(Binaries::default().shim(&own).unwrap(), beside);
     let elsewhere = Binaries { shim: Some("/nowhere/shim".into()), pause: None };
     assert!(elsewhere.shim(&own).is_err());

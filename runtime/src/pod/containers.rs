@@ -9,7 +9,8 @@ use crate::shims::client::ClientError;
 use crate::{failpoint, files};
 use image::ImageRecord;
 use model::{
-    ContainerConfig, ContainerId, ContainerPhase, ContainerRecord, Exit, ImageOfContainer, PodRecord, Text, User,
+    ContainerConfig, ContainerId, ContainerPhase, ContainerRecord, Exit, ImageOfContainer, PodRecord, Text,
+    User,
 };
 use serde::Serialize;
 use spec::{HostFacts, ImageFacts};
@@ -99,7 +100,10 @@ pub(crate) async fn create(
     client: Client,
     mut record: ContainerRecord,
 ) -> Result<ContainerRecord, Error> {
-    let name = format!("container {} of pod {}/{}", record.config.meta.name, pod.config.meta.namespace, pod.config.meta.name);
+    let name = format!(
+        "container {} of pod {}/{}",
+        record.config.meta.name, pod.config.meta.namespace, pod.config.meta.name
+    );
     // Refused before anything is made.
     spec::refuse::container(&record.config).map_err(|error| Error::from(error).context(&name))?;
     record.cgroup = leaf_path(&pod_parent(&pod.config, &pod.id)?, &record.id);
@@ -148,17 +152,19 @@ async fn make(
         terminal: record.config.tty,
         stdin: record.config.stdin,
     };
-    let (pid, user, home) = match client.request("create", request, fds, context.create_timeout + SLACK).await? {
-        (Reply::Created { pid, user, home }, _) => (pid, user, home),
-        _ => return Err(ClientError::Odd("create").into()),
-    };
+    let (pid, user, home) =
+        match client.request("create", request, fds, context.create_timeout + SLACK).await? {
+            (Reply::Created { pid, user, home }, _) => (pid, user, home),
+            _ => return Err(ClientError::Odd("create").into()),
+        };
     failpoint::hit("container.created");
     if !process.env.iter().any(|entry| entry.as_bytes().starts_with(b"HOME=")) {
         process.env.extend(Text::new(format!("HOME={home}")));
     }
     let template = spec::exec::template(&process, &record.config.security.seccomp);
-    record.exec_template =
-        Some(serde_json::to_value(template).map_err(|error| Error::of("encode the process for execs", &error))?);
+    record.exec_template = Some(
+        serde_json::to_value(template).map_err(|error| Error::of("encode the process for execs", &error))?,
+    );
     (record.pid, record.user, record.phase) = (pid, user, ContainerPhase::Created);
     // It holds for this boot only: start makes it durable.
     recorder(context, &record).persist(context, false).await?;
@@ -210,11 +216,7 @@ fn prepare(
     if !leaf.skipped.is_empty() {
         tracing::info!(container = %record.id, skipped = ?leaf.skipped, "limits this host has no files for");
     }
-    let host = HostFacts {
-        cap_bounding: context.cap_bounding,
-        hostname: context.node_name.clone(),
-        devices,
-    };
+    let host = HostFacts { cap_bounding: context.cap_bounding, hostname: context.node_name.clone(), devices };
     let plan = spec::container(spec::ContainerInput {
         pod,
         container: &record,
@@ -342,7 +344,11 @@ pub(crate) async fn stop(
 }
 
 /// Removes what a container has: the shim's memory of it, cgroup, lease, files. Idempotent; all steps run.
-pub(crate) async fn remove(context: &Arc<Context>, client: Option<&Client>, record: &ContainerRecord) -> Vec<Error> {
+pub(crate) async fn remove(
+    context: &Arc<Context>,
+    client: Option<&Client>,
+    record: &ContainerRecord,
+) -> Vec<Error> {
     let mut errors = Vec::new();
     if let Some(client) = client {
         match client.done("forget", Request::Forget { container: record.id.clone() }, SHORT).await {
@@ -371,7 +377,11 @@ pub(crate) async fn remove(context: &Arc<Context>, client: Option<&Client>, reco
 }
 
 /// Undoes a create, however far it came.
-pub(crate) async fn unmake(context: &Arc<Context>, client: Option<&Client>, record: &ContainerRecord) -> Vec<Error> {
+pub(crate) async fn unmake(
+    context: &Arc<Context>,
+    client: Option<&Client>,
+    record: &ContainerRecord,
+) -> Vec<Error> {
     if let Some(client) = client {
         let kill = Request::Kill { container: record.id.clone(), signal: 9, all: true };
         // It may never have heard of it.
@@ -422,7 +432,10 @@ mod tests {
         assert_eq!(exit_of(&facts(3, false)).reason, "Error");
         assert_eq!(exit_of(&facts(137, true)).reason, "OOMKilled");
         let never = never_ran("no such file".into());
-        assert_eq!((never.code, never.reason.as_str(), never.message.as_str()), (128, "StartError", "no such file"));
+        assert_eq!(
+            (never.code, never.reason.as_str(), never.message.as_str()),
+            (128, "StartError", "no such file")
+        );
         assert!(never.finished_at > 0);
     }
 }

@@ -10,7 +10,9 @@ use crate::registry::{Launched, Registry, Reply, Seat};
 use crate::restore;
 use crate::shims::{Client, Connection};
 use model::transition::{self, ContainerEvent, PodEvent};
-use model::{ContainerConfig, ContainerId, ContainerPhase, ContainerRecord, Exit, PodConfig, PodPhase, PodRecord};
+use model::{
+    ContainerConfig, ContainerId, ContainerPhase, ContainerRecord, Exit, PodConfig, PodPhase, PodRecord,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +29,7 @@ const LONGEST_GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// What a job has done.
 #[derive(Debug)]
 enum Outcome {
-    Created(ContainerId, Result<ContainerRecord, Error>),
+    Created(ContainerId, Result<Box<ContainerRecord>, Error>),
     Started(ContainerId, Result<i64, StartError>),
     /// The stop job ended; an exit is told by the shim.
     StopEnded(ContainerId, Result<(), Error>),
@@ -53,6 +55,8 @@ pub(crate) struct Container {
     recorder: Arc<Recorder<ContainerRecord>>,
     creating: Vec<Reply<ContainerId>>,
     starting: Option<Vec<Reply<()>>>,
+    /// A start is answered when its outcome can be seen: here, when the exit that it ended in is.
+    started: Vec<(Reply<()>, Result<(), Error>)>,
     stopping: Option<Stopping>,
     removing: Vec<Reply<()>>,
     /// The removal job is at work.
@@ -77,6 +81,7 @@ impl Container {
             record,
             creating: Vec::new(),
             starting: None,
+            started: Vec::new(),
             stopping: None,
             removing: Vec::new(),
             being_removed: false,
@@ -111,6 +116,8 @@ pub(crate) struct Driver {
     pub(crate) remove_when_stopped: bool,
     /// How often in a row the shim was asked in vain.
     silence: u32,
+    /// Those who want the name of a pod that is being rolled back wait for this.
+    pub(crate) launched: Option<watch::Sender<Launched>>,
 }
 
 /// Starts the driver of a new pod: it launches first.
@@ -179,6 +186,7 @@ impl Driver {
             hidden: false,
             remove_when_stopped: false,
             silence: 0,
+            launched: None,
         }
     }
 
@@ -190,7 +198,11 @@ impl Driver {
     }
 
     /// Until the pod is removed or the daemon stops.
-    pub(crate) async fn run(mut self, commands: &mut mpsc::Receiver<Command>, closing: &mut watch::Receiver<bool>) {
+    pub(crate) async fn run(
+        mut self,
+        commands: &mut mpsc::Receiver<Command>,
+        closing: &mut watch::Receiver<bool>,
+    ) {
         while !self.finished {
             let event = async {
                 match &mut self.events {
@@ -311,7 +323,10 @@ impl Driver {
                 ContainerPhase::Creating => container.creating.push(reply),
                 ContainerPhase::Created => answer(reply, Ok(id)),
                 _ => {
-                    let text = format!("container {} attempt {} was started already, as {id}", meta.name, meta.attempt);
+                    let text = format!(
+                        "container {} attempt {} was started already, as {id}",
+                        meta.name, meta.attempt
+                    );
                     answer(reply, Err(Error::new(ErrorKind::AlreadyExists, text)));
                 }
             }
@@ -326,7 +341,8 @@ impl Driver {
             }
             let id = ContainerId::from_random(random()?);
             let record = containers::intent(id, &self.record, config);
-            let find = |id: &str| self.containers.values().map(|it| &it.record).find(|it| it.id.as_str() == id);
+            let find =
+                |id: &str| self.containers.values().map(|it| &it.record).find(|it| it.id.as_str() == id);
             admission::target(&record, find)?;
             Ok((self.shim()?, record))
         })();
@@ -339,7 +355,7 @@ impl Driver {
                 self.containers.insert(id.clone(), container);
                 let (context, pod) = (Arc::clone(&self.context), self.record.clone());
                 self.jobs.spawn(async move {
-                    Outcome::Created(id, containers::create(context, pod, client, record).await)
+                    Outcome::Created(id, containers::create(context, pod, client, record).await.map(Box::new))
                 });
             }
         }
@@ -371,7 +387,8 @@ impl Driver {
         let intent =
             ContainerRecord { phase: ContainerPhase::Running, started_at: now(), ..container.record.clone() };
         container.recorder.set(intent);
-        let (context, recorder, id) = (Arc::clone(&self.context), Arc::clone(&container.recorder), id.clone());
+        let (context, recorder, id) =
+            (Arc::clone(&self.context), Arc::clone(&container.recorder), id.clone());
         self.jobs.spawn(async move {
             let started = containers::start(context, client, id.clone(), recorder).await;
             Outcome::Started(id, started)
@@ -404,6 +421,13 @@ impl Driver {
                 Err(error.context(format!("start container {id}")))
             }
         };
+        if let Some(container) = self.containers.get_mut(id)
+            && container.record.phase == ContainerPhase::Exited
+            && !container.settled
+        {
+            container.started.extend(waiters.into_iter().map(|waiter| (waiter, outcome.clone())));
+            return;
+        }
         for waiter in waiters {
             answer(waiter, outcome.clone());
         }
@@ -539,8 +563,10 @@ impl Driver {
             tracing::debug!(container = %id, "exit of a container that is not known");
             return;
         };
-        if matches!(container.record.phase, ContainerPhase::Creating | ContainerPhase::Exited | ContainerPhase::Removing)
-        {
+        if matches!(
+            container.record.phase,
+            ContainerPhase::Creating | ContainerPhase::Exited | ContainerPhase::Removing
+        ) {
             return;
         }
         container.record.phase = ContainerPhase::Exited;
@@ -550,7 +576,8 @@ impl Driver {
             container.record.started_at = started_at;
         }
         container.recorder.set(container.record.clone());
-        let (context, recorder, id) = (Arc::clone(&self.context), Arc::clone(&container.recorder), id.clone());
+        let (context, recorder, id) =
+            (Arc::clone(&self.context), Arc::clone(&container.recorder), id.clone());
         self.jobs.spawn(async move {
             if let Err(error) = recorder.persist(&context, true).await {
                 tracing::error!(container = %id, %error, "exit not recorded: it is forgotten if the daemon ends now");
@@ -565,11 +592,15 @@ impl Driver {
         container.settled = true;
         container.exited.send_replace(true);
         let waiters = container.stopping.take().map(|stopping| stopping.waiters).unwrap_or_default();
+        let started = std::mem::take(&mut container.started);
         let wanted = !container.removing.is_empty();
         let (cgroups, leaf) = (self.context.cgroups.clone(), container.record.cgroup.clone());
         self.publish_container(id);
         for waiter in waiters {
             answer(waiter, Ok(()));
+        }
+        for (waiter, outcome) in started {
+            answer(waiter, outcome);
         }
         self.maybe_stopped();
         if wanted {
@@ -615,13 +646,13 @@ impl Driver {
         }
     }
 
-    fn created(&mut self, id: &ContainerId, created: Result<ContainerRecord, Error>) {
+    fn created(&mut self, id: &ContainerId, created: Result<Box<ContainerRecord>, Error>) {
         let Some(container) = self.containers.get_mut(id) else { return };
         let waiters = std::mem::take(&mut container.creating);
         let outcome = match created {
             Ok(record) => {
-                container.recorder.set(record.clone());
-                container.record = record;
+                container.record = *record;
+                container.recorder.set(container.record.clone());
                 self.publish_container(id);
                 Ok(id.clone())
             }
@@ -648,7 +679,8 @@ impl Driver {
         self.ending = true;
         let (context, record, client) = (Arc::clone(&self.context), self.record.clone(), self.client.clone());
         let leaves = self.leaves();
-        self.jobs.spawn(async move { Outcome::Ended(teardown::end(&context, &record, client, leaves).await) });
+        self.jobs
+            .spawn(async move { Outcome::Ended(teardown::end(&context, &record, client, leaves).await) });
     }
 
     fn leaves(&self) -> Vec<String> {
@@ -688,7 +720,9 @@ impl Driver {
         self.recorder.set(self.record.clone());
         // All records, then the answer.
         let (context, pod) = (Arc::clone(&self.context), Arc::clone(&self.recorder));
-        self.jobs.spawn(async move { Outcome::Stopped(pod.persist(&context, true).await.err().into_iter().collect()) });
+        self.jobs.spawn(async move {
+            Outcome::Stopped(pod.persist(&context, true).await.err().into_iter().collect())
+        });
     }
 
     /// The stop is answered when all exits can be seen.
@@ -703,14 +737,18 @@ impl Driver {
 
     fn stopped(&mut self, errors: Vec<Error>) {
         self.ending = false;
-        let outcome = Error::gathered(errors).map_err(|error| error.context(format!("stop pod {}", self.record.id)));
+        let outcome =
+            Error::gathered(errors).map_err(|error| error.context(format!("stop pod {}", self.record.id)));
         if let Err(error) = &outcome {
             self.record.message = error.message.clone();
             if self.stop_waiters.is_empty() && self.remove_waiters.is_empty() {
                 tracing::error!(pod = %self.record.id, %error, "not stopped; a StopPodSandbox tries again");
             }
-            // Somebody must be able to ask for it again.
+            // Somebody must be able to ask for it again, and nobody waits for its name any more.
             self.hidden = false;
+            if let Some(launched) = &self.launched {
+                launched.send_replace(Some(Err(error.clone())));
+            }
         }
         self.publish();
         for waiter in std::mem::take(&mut self.stop_waiters) {
@@ -746,7 +784,8 @@ impl Driver {
             }
             if errors.is_empty() {
                 let dir = context.layout.pod_dir(&record.id);
-                let removed = super::blocking("remove the pod", move || Ok(state::file::remove_dir(&dir)?)).await;
+                let removed =
+                    super::blocking("remove the pod", move || Ok(state::file::remove_dir(&dir)?)).await;
                 errors.extend(removed.err());
             }
             Outcome::Removed(errors)
@@ -755,7 +794,8 @@ impl Driver {
 
     fn removed(&mut self, errors: Vec<Error>) {
         self.removing = false;
-        let outcome = Error::gathered(errors).map_err(|error| error.context(format!("remove pod {}", self.record.id)));
+        let outcome =
+            Error::gathered(errors).map_err(|error| error.context(format!("remove pod {}", self.record.id)));
         if outcome.is_ok() {
             for id in self.containers.keys() {
                 self.registry.published().take_container(id);
@@ -818,8 +858,9 @@ impl Driver {
     pub(crate) fn ask_later(&mut self) {
         self.silence += 1;
         let (context, pod, silence) = (Arc::clone(&self.context), self.record.id.clone(), self.silence);
-        self.jobs
-            .spawn(async move { Outcome::Dialled(Box::new(restore::ask_later(context, pod, silence).await)) });
+        self.jobs.spawn(async move {
+            Outcome::Dialled(Box::new(restore::ask_later(context, pod, silence).await))
+        });
     }
 
     /// The connection ended. Wanted, when the pod is being stopped; else the shim is dialled again, or dead.
@@ -830,7 +871,9 @@ impl Driver {
         }
         let Some(client) = self.client.take() else { return };
         let (context, pod) = (Arc::clone(&self.context), self.record.id.clone());
-        self.jobs.spawn(async move { Outcome::Dialled(Box::new(restore::dial_again(&context, &pod, client).await)) });
+        self.jobs.spawn(async move {
+            Outcome::Dialled(Box::new(restore::dial_again(&context, &pod, client).await))
+        });
     }
 
     /// What the shim says after the connection was lost, or after the daemon's restart.
@@ -848,7 +891,8 @@ impl Driver {
         self.events = None;
         self.ending = true;
         let (context, record, leaves) = (Arc::clone(&self.context), self.record.clone(), self.leaves());
-        self.jobs.spawn(async move { Outcome::Buried(teardown::kill(&context, &record, None, leaves).await) });
+        self.jobs
+            .spawn(async move { Outcome::Buried(teardown::kill(&context, &record, None, leaves).await) });
     }
 
     /// Nothing of it lives any more: says so, then gives back what it had.

@@ -4,7 +4,7 @@ use super::launch::memfd;
 use super::{Context, blocking};
 use crate::node::{EXEC_OUTPUT_LIMIT, Error, ErrorKind, ExecOutput};
 use crate::shims::Client;
-use crate::shims::client::next_exec;
+use crate::shims::client::{ClientError, next_exec};
 use model::{ContainerRecord, ExecId, Text};
 use rustix::pipe::{PipeFlags, pipe_with};
 use std::os::fd::OwnedFd;
@@ -49,17 +49,24 @@ pub(crate) async fn sync(
     let (theirs, container) = (Arc::clone(context), record.id.clone());
     let Prepared { fds, stdout, stderr } =
         blocking("prepare the exec", move || prepare(&theirs, &record, cmd)).await?;
-    let receive = |fd| Receiver::from_owned_fd(fd).map_err(|error| Error::of("watch the output of the exec", &error));
+    let receive =
+        |fd| Receiver::from_owned_fd(fd).map_err(|error| Error::of("watch the output of the exec", &error));
     let (mut stdout, mut stderr) = (receive(stdout)?, receive(stderr)?);
     let exec = next_exec();
     let request = Request::Exec { exec, container: container.clone() };
     // From here on a caller that goes away takes the command with it.
     let mut guard = Guard { client: Some(client.clone()), exec };
-    let exit = client.exec(exec, request, fds, START).await?;
+    let exit = client.exec(exec, request, fds, START).await.inspect_err(|error| {
+        // It said so itself: there is nothing to kill.
+        if matches!(error, ClientError::Failed(_)) {
+            guard.client = None;
+        }
+    })?;
     let room = AtomicUsize::new(EXEC_OUTPUT_LIMIT);
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let ended = {
-        let reading = async { tokio::join!(read(&mut stdout, &mut out, &room), read(&mut stderr, &mut err, &room)) };
+        let reading =
+            async { tokio::join!(read(&mut stdout, &mut out, &room), read(&mut stderr, &mut err, &room)) };
         tokio::pin!(reading);
         let whole = async {
             tokio::pin!(exit);
@@ -91,7 +98,8 @@ pub(crate) async fn sync(
             if let Err(error) = client.done("the kill of an exec", Request::KillExec { exec }, KILL).await {
                 tracing::warn!(%container, %error, "command that ran out of time not killed");
             }
-            let text = format!("container {container}: the command did not end within {limit:?} and was killed");
+            let text =
+                format!("container {container}: the command did not end within {limit:?} and was killed");
             Err(Error::new(ErrorKind::DeadlineExceeded, text))
         }
     }
@@ -114,7 +122,9 @@ fn prepare(context: &Context, record: &ContainerRecord, cmd: Vec<Text>) -> Resul
     let seccomp = seccomp.map(|program| wire::SeccompProgram::clone(&program));
     let plan = ExecPlan { process: spec::exec(&template, seccomp, cmd, false), user: record.user.clone() };
     let plan = memfd("exec-plan", &plan)?;
-    let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|error| Error::of("make a pipe", &std::io::Error::from(error)));
+    let pipe = || {
+        pipe_with(PipeFlags::CLOEXEC).map_err(|error| Error::of("make a pipe", &std::io::Error::from(error)))
+    };
     let ((stdout, out), (stderr, err)) = (pipe()?, pipe()?);
     let null = context.dev_null.try_clone().map_err(|error| Error::of("copy /dev/null", &error))?;
     Ok(Prepared { fds: vec![plan, null, out, err], stdout, stderr })
@@ -151,7 +161,8 @@ impl Drop for Guard {
         if let Some(client) = self.client.take() {
             let exec = self.exec;
             tokio::spawn(async move {
-                if let Err(error) = client.done("the kill of an exec", Request::KillExec { exec }, KILL).await {
+                if let Err(error) = client.done("the kill of an exec", Request::KillExec { exec }, KILL).await
+                {
                     tracing::debug!(%error, "command of a caller that went away not killed");
                 }
             });

@@ -171,7 +171,8 @@ fn prepare_pause(context: &Context, record: &PodRecord) -> Result<Vec<OwnedFd>, 
 /// A plan as its worker reads it. Blocking (memory only).
 pub(crate) fn memfd<T: serde::Serialize>(name: &str, plan: &T) -> Result<OwnedFd, Error> {
     let bytes = serde_json::to_vec(plan).map_err(|error| Error::of(format!("encode {name}"), &error))?;
-    sys::memfd::create_sealed(name, &bytes).map_err(|error| Error::of(format!("make a memfd for {name}"), &error))
+    sys::memfd::create_sealed(name, &bytes)
+        .map_err(|error| Error::of(format!("make a memfd for {name}"), &error))
 }
 
 /// The shim answers.
@@ -210,7 +211,8 @@ impl Supervised {
     async fn failed(self, stage: &'static str, error: Error) -> Failed {
         let Recorded { context, record, synced, pause } = self.below;
         drop(tokio::join!(synced, pause));
-        let mut left = teardown::end(&context, &record, Some(self.connection.client), Vec::new()).await.errors;
+        let mut left =
+            teardown::end(&context, &record, Some(self.connection.client), Vec::new()).await.errors;
         if left.is_empty() {
             left.extend(remove_records(&context, &record).await);
         }
@@ -246,7 +248,12 @@ async fn attach(context: &Arc<Context>, record: &mut PodRecord, netns: OwnedFd) 
     let loopback = async {
         network::loopback_up(copy).await.map_err(|error| Error::of("bring the loopback interface up", &error))
     };
-    tokio::try_join!(pinned, loopback)?;
+    // The configuration that counts is the one on disk now, not what was there when it was last looked at.
+    let reload = async {
+        context.cni.reload().await;
+        Ok(())
+    };
+    tokio::try_join!(pinned, loopback, reload)?;
     failpoint::hit("pod.pinned");
     let config = &record.config;
     let attachment = Attachment {
@@ -302,7 +309,11 @@ impl Networked {
 
 async fn remove_records(context: &Arc<Context>, record: &PodRecord) -> Vec<Error> {
     let dir = context.layout.pod_dir(&record.id);
-    blocking("remove the pod's record", move || Ok(state::file::remove_dir(&dir)?)).await.err().into_iter().collect()
+    blocking("remove the pod's record", move || Ok(state::file::remove_dir(&dir)?))
+        .await
+        .err()
+        .into_iter()
+        .collect()
 }
 
 fn named(record: &PodRecord, stage: &str, error: Error) -> Error {

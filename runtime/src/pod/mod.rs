@@ -16,7 +16,7 @@ pub(crate) mod teardown;
 
 use crate::cgroups::Cgroups;
 use crate::node::{Error, NodeOptions};
-use crate::registry::{Launched, Registry, Reply, Reservation};
+use crate::registry::{Registry, Reply, Reservation};
 use crate::seccomp::Compiler;
 use crate::shims::spawn::Binaries;
 use image::ImageStore;
@@ -29,7 +29,6 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::watch;
 
 /// `kind` of pods' records.
 pub(crate) const POD_RECORD: &str = "pod";
@@ -141,7 +140,13 @@ impl Context {
     }
 
     /// Writes a record. Blocking.
-    pub(crate) fn write<T: Serialize>(&self, path: &Path, kind: &str, record: &T, durable: bool) -> Result<(), Error> {
+    pub(crate) fn write<T: Serialize>(
+        &self,
+        path: &Path,
+        kind: &str,
+        record: &T,
+        durable: bool,
+    ) -> Result<(), Error> {
         Ok(state::file::write(path, kind, &self.boot_id, record, durable)?)
     }
 }
@@ -185,24 +190,32 @@ pub(crate) fn now() -> i64 {
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX).max(1)
 }
 
+/// How often a name is tried for that becomes free while one waits for it.
+const TRIES: usize = 3;
+
 /// RunPodSandbox: reserves the name, or joins who has it, and waits for the launch.
-pub(crate) async fn run(context: &Arc<Context>, registry: &Arc<Registry>, config: PodConfig) -> Result<PodId, Error> {
+pub(crate) async fn run(
+    context: &Arc<Context>,
+    registry: &Arc<Registry>,
+    config: PodConfig,
+) -> Result<PodId, Error> {
     spec::refuse::pod(&config)?;
     let config = Arc::new(config);
-    let id = PodId::from_random(random()?);
-    let launched = match registry.reserve(id, &config)? {
-        Reservation::Join(launched) => launched,
-        Reservation::New(seat, launched) => {
-            driver::launch(Arc::clone(context), Arc::clone(registry), seat, &config);
-            launched
+    for _ in 0..TRIES {
+        let id = PodId::from_random(random()?);
+        let mut launched = match registry.reserve(id, &config)? {
+            Reservation::Join(launched) => launched,
+            Reservation::New(seat, launched) => {
+                driver::launch(Arc::clone(context), Arc::clone(registry), seat, &config);
+                launched
+            }
+        };
+        // An error: the pod that had the name was left half-made by an earlier daemon, and is gone now.
+        if let Ok(ended) = launched.wait_for(Option::is_some).await
+            && let Some(outcome) = &*ended
+        {
+            return outcome.clone();
         }
-    };
-    wait(launched).await
-}
-
-async fn wait(mut launched: watch::Receiver<Launched>) -> Result<PodId, Error> {
-    match launched.wait_for(Option::is_some).await.map(|ended| ended.clone()) {
-        Ok(Some(outcome)) => outcome,
-        _ => Err(Error::new(crate::node::ErrorKind::Aborted, "the daemon is stopping")),
     }
+    Err(Error::new(crate::node::ErrorKind::Aborted, "the daemon is stopping"))
 }

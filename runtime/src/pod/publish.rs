@@ -64,8 +64,11 @@ impl<T> Table<T> {
         if asked.is_empty() {
             return Err(not_found());
         }
-        let mut hits =
-            self.by_id.range::<str, _>((Bound::Included(asked), Bound::Unbounded)).take_while(|(id, _)| id.starts_with(asked)).map(|(_, view)| view);
+        let mut hits = self
+            .by_id
+            .range::<str, _>((Bound::Included(asked), Bound::Unbounded))
+            .take_while(|(id, _)| id.starts_with(asked))
+            .map(|(_, view)| view);
         match (hits.next(), hits.next()) {
             (Some(view), None) => Ok(Arc::clone(view)),
             (None, _) => Err(not_found()),

@@ -146,7 +146,11 @@ pub(crate) async fn remove_shim(context: &Arc<Context>, record: &PodRecord) -> V
 }
 
 /// Removes the cgroups of containers, pause, shim and, where it is ours, the pod.
-pub(crate) async fn remove_cgroups(context: &Arc<Context>, record: &PodRecord, leaves: Vec<String>) -> Vec<Error> {
+pub(crate) async fn remove_cgroups(
+    context: &Arc<Context>,
+    record: &PodRecord,
+    leaves: Vec<String>,
+) -> Vec<Error> {
     let (context, record) = (Arc::clone(context), record.clone());
     let removed = blocking("remove cgroups", move || {
         let mut errors = Vec::new();

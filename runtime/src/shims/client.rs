@@ -22,7 +22,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use wire::codec::{self, CodecError, Decoder};
-use wire::{ErrorKind as ShimErrorKind, Event, Failure, Hello, Message, Reply, Request, Snapshot};
+use wire::{ErrorKind as ShimErrorKind, Event, Failure, Message, Reply, Request, Snapshot};
 
 /// Requests on their way to the socket.
 const MOST_OUTGOING: usize = 32;
@@ -116,8 +116,6 @@ pub(crate) struct Client {
 pub(crate) struct Connection {
     /// For requests.
     pub(crate) client: Client,
-    /// Who it is.
-    pub(crate) hello: Hello,
     /// What it holds.
     pub(crate) snapshot: Vec<Snapshot>,
     /// What happens from here on; ends with the connection. Ends of execs are not among it.
@@ -136,7 +134,8 @@ async fn greet(path: &Path, pod: &PodId) -> Result<Connection, ClientError> {
     let socket = |what| move |source| ClientError::Socket { what, source };
     let stream = tokio::net::UnixStream::connect(path).await.map_err(socket("connect to the shim"))?;
     let stream = stream.into_std().map_err(socket("take the shim's socket"))?;
-    let stream = super::watched(stream, Interest::READABLE | Interest::WRITABLE).map_err(socket("watch the shim's socket"))?;
+    let stream = super::watched(stream, Interest::READABLE | Interest::WRITABLE)
+        .map_err(socket("watch the shim's socket"))?;
     let mut link = Link { stream, decoder: Decoder::default(), fds: VecDeque::new() };
     let hello = match link.next().await? {
         Message::Hello(hello) if hello.pod == *pod => hello,
@@ -155,8 +154,7 @@ async fn greet(path: &Path, pod: &PodId) -> Result<Connection, ClientError> {
         }
     }
     let process = sys::pidfd::open(hello.pid).map_err(socket("open the shim's process"))?;
-    let process =
-        super::watched(process, Interest::READABLE).map_err(socket("watch the shim's process"))?;
+    let process = super::watched(process, Interest::READABLE).map_err(socket("watch the shim's process"))?;
     let (outgoing, requests) = mpsc::channel(MOST_OUTGOING);
     let (event_sender, events) = mpsc::channel(MOST_EVENTS);
     let task = Task { link, requests, events: event_sender, pending: HashMap::new(), execs: HashMap::new() };
@@ -168,7 +166,8 @@ async fn greet(path: &Path, pod: &PodId) -> Result<Connection, ClientError> {
         }
     });
     let client = Client { outgoing, process: Arc::new(process), pid: hello.pid };
-    Ok(Connection { client, hello, snapshot, events })
+    tracing::debug!(pod = %pod, pid = hello.pid, build = hello.build, protocol = hello.protocol, "shim");
+    Ok(Connection { client, snapshot, events })
 }
 
 impl Client {
@@ -203,7 +202,12 @@ impl Client {
     }
 
     /// As `request` where nothing but "done" can be answered.
-    pub(crate) async fn done(&self, what: &'static str, request: Request, limit: Duration) -> Result<(), ClientError> {
+    pub(crate) async fn done(
+        &self,
+        what: &'static str,
+        request: Request,
+        limit: Duration,
+    ) -> Result<(), ClientError> {
         match self.request(what, request, Vec::new(), limit).await? {
             (Reply::Done, _) => Ok(()),
             _ => Err(ClientError::Odd(what)),
@@ -273,14 +277,18 @@ impl Link {
         let mut buffer = [0; READ];
         let fds = &mut self.fds;
         // try_io forgets readiness when there is nothing, so that the next wait is one.
-        let receive = |stream: &UnixStream| sys::scm::recv_with_fds(stream.as_fd(), &mut buffer, |fd| fds.push_back(fd));
+        let receive = |stream: &UnixStream| {
+            sys::scm::recv_with_fds(stream.as_fd(), &mut buffer, |fd| fds.push_back(fd))
+        };
         match self.stream.try_io(Interest::READABLE, receive) {
             Ok(0) => Err(ClientError::Lost),
             Ok(count) => {
                 self.decoder.feed(buffer.get(..count).unwrap_or_default());
                 Ok(())
             }
-            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => Ok(()),
+            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {
+                Ok(())
+            }
             Err(source) => Err(ClientError::Socket { what: "read from the shim", source }),
         }
     }
@@ -371,10 +379,16 @@ impl Task {
             if rest.is_empty() {
                 return Ok(None);
             }
-            let fds: Vec<BorrowedFd<'_>> =
-                if writing.sent == 0 { writing.fds.iter().map(|fd| fd.as_fd()).collect() } else { Vec::new() };
+            let fds: Vec<BorrowedFd<'_>> = if writing.sent == 0 {
+                writing.fds.iter().map(|fd| fd.as_fd()).collect()
+            } else {
+                Vec::new()
+            };
             // try_io clears readiness when the socket is full, so that the next wait is one.
-            let sent = self.link.stream.try_io(Interest::WRITABLE, |stream| sys::scm::send_with_fds(stream.as_fd(), rest, &fds));
+            let sent = self
+                .link
+                .stream
+                .try_io(Interest::WRITABLE, |stream| sys::scm::send_with_fds(stream.as_fd(), rest, &fds));
             match sent {
                 Ok(count) => writing.sent += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Some(writing)),

@@ -63,8 +63,13 @@ pub(crate) fn spawn(
     let args = [c"copepod-shim".to_owned(), CString::new(id.as_str()).unwrap_or_default()];
     // Its last words, before it has a connection, belong into our log.
     let stderr = std::io::stderr();
-    let program =
-        Program { binary: binaries.shim.as_fd(), args: &args, env: &[], fds: &fds, stderr: Some(stderr.as_fd()) };
+    let program = Program {
+        binary: binaries.shim.as_fd(),
+        args: &args,
+        env: &[],
+        fds: &fds,
+        stderr: Some(stderr.as_fd()),
+    };
     sys::spawn::spawn(&program).map_err(at("start the shim"))
 }
 
@@ -81,7 +86,8 @@ pub(crate) fn reachable(socket: &Path) -> Result<Reachable, Error> {
     let (Some(dir), Some(name)) = (socket.parent(), socket.file_name()) else {
         return Err(Error::internal(format!("{} is no path of a socket", socket.display())));
     };
-    let folder = std::fs::File::open(dir).map_err(|error| Error::of(format!("open {}", dir.display()), &error))?;
+    let folder =
+        std::fs::File::open(dir).map_err(|error| Error::of(format!("open {}", dir.display()), &error))?;
     let path = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name);
     Ok(Reachable { path, _folder: folder })
 }
