@@ -191,9 +191,11 @@ impl Shim {
         if interest.write {
             conn.flush()?;
         }
-        let filled = if interest.read { conn.fill()? } else { false };
-        while filled {
-            let Some(conn) = self.conn.as_mut().filter(|conn| conn.generation == generation) else { break };
+        if !interest.read || !conn.fill()? {
+            self.watch_conn();
+            return Ok(());
+        }
+        while let Some(conn) = self.conn.as_mut().filter(|conn| conn.generation == generation) {
             let Some((frame, fds)) = conn.next()? else { break };
             if let Message::Request(request) = frame.message {
                 self.request(Asker { generation, id: frame.id }, request, fds);
