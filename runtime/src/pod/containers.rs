@@ -138,6 +138,7 @@ async fn make(
         layers: lease.layers,
         rw: context.layout.container_rw(&record.id).to_string_lossy().into_owned(),
         readonly: false,
+        folders: Vec::new(),
         volatile: true,
     };
     let (theirs, pod) = (Arc::clone(context), pod.clone());
