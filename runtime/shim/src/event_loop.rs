@@ -191,16 +191,24 @@ impl Shim {
         if interest.write {
             conn.flush()?;
         }
-        let filled = if interest.read { conn.fill()? } else { false };
-        while filled {
-            let Some(conn) = self.conn.as_mut().filter(|conn| conn.generation == generation) else { break };
-            let Some((frame, fds)) = conn.next()? else { break };
+        if interest.read && conn.fill()? {
+            self.take_requests(generation)?;
+        }
+        self.watch_conn();
+        Ok(())
+    }
+
+    /// Does what has come whole; a request may end the connection that it came on.
+    fn take_requests(&mut self, generation: u32) -> Result<(), Lost> {
+        loop {
+            let Some(conn) = self.conn.as_mut().filter(|conn| conn.generation == generation) else {
+                return Ok(());
+            };
+            let Some((frame, fds)) = conn.next()? else { return Ok(()) };
             if let Message::Request(request) = frame.message {
                 self.request(Asker { generation, id: frame.id }, request, fds);
             }
         }
-        self.watch_conn();
-        Ok(())
     }
 
     /// Asks for writability only while something waits to be written.
