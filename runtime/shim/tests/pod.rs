@@ -268,3 +268,59 @@ fn exits_without_a_daemon_are_kept() {
     assert_eq!(pod.log(&id), ["stdout F late"]);
     pod.end();
 }
+
+/// KiB of one line of smaps_rollup.
+fn rollup(pid: u32, key: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let line = text.lines().find(|line| line.starts_with(key)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// Growth is asserted with any build; the size itself only means something with the real one (make shim), whose
+/// path COPEPOD_SHIM gives.
+#[test]
+fn memory_does_not_grow_with_execs() {
+    let mut pod = Pod::started("memory");
+    let id = pod.run(1, "sleep 1000");
+    let run = |pod: &mut Pod, numbers: std::ops::Range<u64>| {
+        for number in numbers {
+            assert_eq!(pod.exec(number, &id, &["true"]).unwrap().0, 0);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        rollup(pod.shim.pid, "Anonymous:")
+    };
+    let early = run(&mut pod, 1..20);
+    let start = std::time::Instant::now();
+    let late = run(&mut pod, 20..220);
+    let each = (start.elapsed() - std::time::Duration::from_millis(500)) / 200;
+    println!("anonymous {early} -> {late} KiB, {each:?} an exec");
+    assert!(late <= early + 16, "private memory grew from {early} to {late} KiB in 200 execs");
+    if std::env::var_os("COPEPOD_SHIM").is_some() {
+        assert!(late <= 80, "{late} KiB of memory of its own");
+    }
+    pod.end();
+}
+
+/// Prints the rate; asserts only that nothing is lost.
+#[test]
+fn a_flood_of_lines_is_all_logged() {
+    let mut pod = Pod::started("flood");
+    let line = "x".repeat(99);
+    let start = std::time::Instant::now();
+    let id = pod.run(1, &format!("yes {line} | head -n 2000000"));
+    assert_eq!(exited(&mut pod, &id).code, 0);
+    let taken = start.elapsed().as_secs_f64();
+    let size = fs::metadata(pod.log_path(&id)).unwrap().len();
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pod.shim.pid)).unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    // utime and stime, in hundredths of a second.
+    let (user, system): (f64, f64) = (fields[11].parse().unwrap(), fields[12].parse().unwrap());
+    println!(
+        "{:.0} MiB/s of 100-byte lines; the shim took {user} + {system} hundredths of a second of CPU",
+        200e6 / f64::from(1 << 20) / taken
+    );
+    assert_eq!(size, 2_000_000 * (100 + 40));
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    println!("anonymous afterwards {} KiB", rollup(pod.shim.pid, "Anonymous:"));
+    pod.end();
+}
