@@ -18,8 +18,11 @@ mod usage;
 
 /// Shortest time between the two samples of a CPU rate: kubelet asks every ten seconds, people more often.
 const SAMPLE: Duration = Duration::from_secs(1);
-/// Age at which a writable layer is walked again.
-const USAGE_AGE: Duration = Duration::from_secs(30);
+/// Age at which a writable layer is walked again: half of kubelet's ten seconds between two questions, or more
+/// where a walk takes long, so that walking never costs more than a hundredth of one core.
+const USAGE_AGE: Duration = Duration::from_secs(5);
+/// Share of the time that walks of one layer may take: one part in this many.
+const WALK_SHARE: u32 = 100;
 /// Most containers: a bound against leaks, far above any node.
 const MOST: usize = 16_384;
 /// Largest cgroup file that is read, bytes. memory.stat has 2 KB.
@@ -153,7 +156,10 @@ struct Sample {
 
 #[derive(Debug, Default)]
 struct Layer {
+    /// The end of the last walk.
     walked: Option<Instant>,
+    /// What it took.
+    took: Duration,
     value: Option<WritableLayer>,
 }
 
@@ -208,7 +214,7 @@ impl StatsReader {
         lock(&self.entries).remove(container);
     }
 
-    /// Figures of now (the writable layer's are at most half a minute old where somebody refreshes them).
+    /// Figures of now (the writable layer's are those of the last walk, see [`StatsReader::refresh_stale`]).
     pub fn read(&self, container: &ContainerId) -> Result<ContainerStats, Error> {
         let entry = lock(&self.entries).get(container).cloned();
         entry.ok_or_else(|| Error::Unknown { container: container.clone() })?.read()
@@ -220,14 +226,16 @@ impl StatsReader {
         entry.and_then(|entry| lock(&entry.layer).value)
     }
 
-    /// Walks the writable layers that were not walked for half a minute, oldest first, until `limit` is
+    /// Walks the writable layers whose figures are old (five seconds, or a hundred times what the walk took), oldest first, until `limit` is
     /// over; true when none is left. Slow: call it in the background, one call at a time.
     pub fn refresh_stale(&self, limit: Duration) -> bool {
         let start = Instant::now();
         let mut stale: Vec<(Option<Instant>, Arc<Entry>)> = lock(&self.entries)
             .values()
-            .map(|entry| (lock(&entry.layer).walked, Arc::clone(entry)))
-            .filter(|(walked, _)| walked.is_none_or(|at| at.elapsed() >= USAGE_AGE))
+            .filter_map(|entry| {
+                let layer = lock(&entry.layer);
+                layer.is_stale(start).then(|| (layer.walked, Arc::clone(entry)))
+            })
             .collect();
         stale.sort_by_key(|(walked, _)| *walked);
         for (_, entry) in stale {
@@ -288,14 +296,22 @@ impl Entry {
     }
 
     fn walk(&self) {
-        let timestamp = now();
+        let (timestamp, start) = (now(), Instant::now());
         let walked = usage::of(&self.upper);
         let mut layer = lock(&self.layer);
         layer.walked = Some(Instant::now());
+        layer.took = start.elapsed();
         // What could not be walked keeps its old figures.
         if let Ok((used_bytes, inodes_used)) = walked {
             layer.value = Some(WritableLayer { timestamp, used_bytes, inodes_used });
         }
+    }
+}
+
+impl Layer {
+    fn is_stale(&self, at: Instant) -> bool {
+        let age = USAGE_AGE.max(self.took.saturating_mul(WALK_SHARE));
+        self.walked.is_none_or(|walked| at.saturating_duration_since(walked) >= age)
     }
 }
 

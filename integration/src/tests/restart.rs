@@ -253,6 +253,7 @@ async fn everything_lost_but_the_records(cx: Context) -> Result<()> {
         nix::mount::umount2(&pin.path(), nix::mount::MntFlags::MNT_DETACH)?;
         fs::remove_file(pin.path())?;
     }
+    forget_masquerading(&pod.id)?;
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     fs::remove_dir_all(&cx.node.paths.run)?;
     fs::create_dir_all(&cx.node.paths.run)?;
@@ -267,6 +268,26 @@ async fn everything_lost_but_the_records(cx: Context) -> Result<()> {
     cx.cri.remove_pod(&pod.id).await?;
     let again = cx.pod_of(pod.config.clone()).await.context("the same pod again")?;
     cx.cri.drop_pod(&again.id).await?;
+    Ok(())
+}
+
+/// Removes the pod's NAT rules, as a power loss would: the kernel's tables are in memory. Without this they
+/// would stay, for the bridge plugin takes the addresses that its rules name from the pod's interface, and there
+/// is none any more when it is called with the namespace gone; no runtime could help that.
+fn forget_masquerading(pod: &str) -> Result<()> {
+    use crate::isolation::command;
+    let saved = command("iptables-save", &["-t", "nat"])?;
+    let mut chains = Vec::new();
+    for line in saved.lines().filter(|line| line.contains(pod)) {
+        // The line is quoted as a shell wants it.
+        let rule = line.strip_prefix("-A ").with_context(|| format!("not a rule: {line}"))?;
+        command("sh", &["-c", &format!("iptables -w -t nat -D {rule}")])?;
+        chains.extend(rule.split_once(' ').filter(|(chain, _)| chain.starts_with("CNI-")).map(|it| it.0));
+    }
+    chains.dedup();
+    for chain in chains {
+        command("iptables", &["-w", "-t", "nat", "-X", chain])?;
+    }
     Ok(())
 }
 

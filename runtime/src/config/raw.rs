@@ -31,7 +31,7 @@ impl Default for Raw {
             root: "/var/lib/copepod".into(),
             state: "/run/copepod".into(),
             socket: String::new(),
-            mount_namespace: "self".into(),
+            mount_namespace: "pid1".into(),
             log_level: "info".into(),
             log_format: "text".into(),
             shim: String::new(),
@@ -73,8 +73,8 @@ impl Raw {
             key(
                 "mount_namespace",
                 Text(&mut self.mount_namespace),
-                "Mount namespace in which volumes are looked up, which must be kubelet's: \"self\" or\n\
-                 \"pid1\" (for a daemon whose service manager gave it a namespace of its own).",
+                "Mount namespace in which volumes are looked up, which must be kubelet's: \"pid1\" (the\n\
+                 host's, also for a daemon whose service manager gave it one of its own) or \"self\".",
             ),
             key("log.level", Text(&mut self.log_level), "error, warn, info, debug or trace."),
             key("log.format", Text(&mut self.log_format), "text or json, on standard error."),

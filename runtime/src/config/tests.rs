@@ -23,7 +23,7 @@ fn default_text_is_the_defaults_and_documents_every_key() {
     for line in text.lines().filter(|line| line.contains(" = ") && !line.starts_with('#')) {
         let (key, value) = line.split_once(" = ").unwrap();
         let other = match value.chars().next().unwrap() {
-            '"' if key == "mount_namespace" => "\"pid1\"",
+            '"' if key == "mount_namespace" => "\"self\"",
             '"' if key == "level" => "\"trace\"",
             '"' if key == "format" => "\"json\"",
             '"' => "\"/somewhere/else\"",
@@ -38,13 +38,13 @@ fn default_text_is_the_defaults_and_documents_every_key() {
 #[test]
 fn values_arrive() {
     let config = parse(
-        "root = \"/srv/c//data/\"\nstate = \"/run/c\"\nmount_namespace = \"pid1\"\n[log]\nlevel = \"debug\"\nformat = \"json\"\n\
+        "root = \"/srv/c//data/\"\nstate = \"/run/c\"\nmount_namespace = \"self\"\n[log]\nlevel = \"debug\"\nformat = \"json\"\n\
          [network]\nbin_dirs = [\"/a\", \"/b\"]\ntimeout_seconds = 0x10\n[binaries]\nshim = \"/x/shim\"\n",
     )
     .unwrap();
     assert_eq!(config.root, Path::new("/srv/c/data"));
     assert_eq!(config.socket, Path::new("/run/c/copepod.sock"));
-    assert_eq!(config.mount_namespace, MountNamespace::Pid1);
+    assert_eq!(config.mount_namespace, MountNamespace::Own);
     assert_eq!(config.log, Log { level: LogLevel::Debug, format: LogFormat::Json });
     assert_eq!(config.network.bin_dirs, [PathBuf::from("/a"), PathBuf::from("/b")]);
     assert_eq!(config.network.timeout, Duration::from_secs(16));

@@ -546,10 +546,15 @@ impl Driver {
 
     /// The pod is over, though nobody has stopped it yet.
     pub(crate) fn not_ready(&mut self, why: &str) {
+        if self.record.phase == PodPhase::Ready {
+            tracing::warn!(pod = %self.record.id, why, "pod is not ready any more");
+        }
+        self.show_ending(why);
+    }
+
+    /// Shows and records that the pod is ending, however that came.
+    fn show_ending(&mut self, why: &str) {
         if let Ok(phase) = transition::pod(self.record.phase, PodEvent::Ending) {
-            if self.record.phase == PodPhase::Ready {
-                tracing::warn!(pod = %self.record.id, why, "pod is not ready any more");
-            }
             self.record.phase = phase;
             self.record.message = why.to_owned();
             self.publish();
@@ -674,7 +679,7 @@ impl Driver {
         match self.record.phase {
             PodPhase::Stopped | PodPhase::Removing => return self.stopped(Vec::new()),
             PodPhase::Stopping => {}
-            PodPhase::Launching | PodPhase::Ready => self.not_ready("it was stopped"),
+            PodPhase::Launching | PodPhase::Ready => self.show_ending("it was stopped"),
         }
         self.ending = true;
         let (context, record, client) = (Arc::clone(&self.context), self.record.clone(), self.client.clone());

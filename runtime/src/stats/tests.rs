@@ -15,6 +15,17 @@ fn rates_need_two_samples() {
     assert_eq!(sample.rate(at(6000), 0), Some(0), "a counter that fell");
 }
 
+#[test]
+fn long_walks_are_rare() {
+    let start = Instant::now();
+    let layer = |millis| Layer { walked: Some(start), took: Duration::from_millis(millis), value: None };
+    assert!(Layer::default().is_stale(start), "never walked");
+    assert!(!layer(1).is_stale(start + Duration::from_secs(4)));
+    assert!(layer(1).is_stale(start + Duration::from_secs(5)));
+    assert!(!layer(1000).is_stale(start + Duration::from_secs(99)), "a walk of a second");
+    assert!(layer(1000).is_stale(start + Duration::from_secs(100)));
+}
+
 /// Removes the test's cgroup however it ends.
 struct Room(Cgroups, String);
 
