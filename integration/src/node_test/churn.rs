@@ -19,7 +19,7 @@ pub(crate) fn all() -> Vec<Check> {
     ]
 }
 
-/// What kubelet says when a runtime hurts it (KUBELET.md section 5).
+/// What kubelet says when a runtime hurts it.
 const BAD: [&str; 20] = [
     "GenericPLEG: Unable to retrieve pods",
     "pleg was last seen active",
