@@ -13,7 +13,7 @@ use crate::node::{Error, ErrorKind};
 use crate::registry::{Launched, Registry, Reply, Seat};
 use crate::restore;
 use crate::shims::{Client, Connection};
-use model::{ContainerId, ContainerPhase, ContainerRecord, PodConfig, PodPhase, PodRecord};
+use model::{ContainerId, ContainerPhase, ContainerRecord, Exit, PodConfig, PodPhase, PodRecord};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,6 +54,7 @@ enum Outcome {
 pub(crate) struct Container {
     pub(crate) record: ContainerRecord,
     recorder: Arc<Recorder<ContainerRecord>>,
+    /// Never empty while the job that creates it is at work.
     creating: Vec<Reply<ContainerId>>,
     starting: Option<Vec<Reply<()>>>,
     /// A start is answered when its outcome can be seen: here, when the exit that it ended in is.
@@ -66,6 +67,10 @@ pub(crate) struct Container {
     exited: watch::Sender<bool>,
     /// The exit is recorded and published.
     settled: bool,
+    /// The end of one that is still being created, with the time of its start: applied when it is created.
+    early_exit: Option<(Exit, i64)>,
+    /// A start ended without the shim's word on it: it may run, though it is shown as created.
+    may_run: bool,
 }
 
 #[derive(Debug)]
@@ -76,10 +81,14 @@ struct Stopping {
 
 impl Container {
     pub(crate) fn new(context: &Context, record: ContainerRecord) -> Self {
+        Self::with(containers::recorder(context, &record), record)
+    }
+
+    fn with(recorder: Arc<Recorder<ContainerRecord>>, record: ContainerRecord) -> Self {
         let over = record.phase == ContainerPhase::Exited;
         Self {
-            recorder: containers::recorder(context, &record),
             record,
+            recorder,
             creating: Vec::new(),
             starting: None,
             started: Vec::new(),
@@ -88,7 +97,42 @@ impl Container {
             being_removed: false,
             exited: watch::Sender::new(over),
             settled: over,
+            early_exit: None,
+            may_run: false,
         }
+    }
+
+    /// Whether the end of a pod has to wait for it.
+    fn keeps_pod(&self) -> bool {
+        !self.creating.is_empty() || (self.record.phase == ContainerPhase::Exited && !self.settled)
+    }
+
+    /// Whether nothing of it runs that a stop would have to end.
+    fn idle(&self) -> bool {
+        self.record.phase == ContainerPhase::Created
+            && self.starting.is_none()
+            && self.removing.is_empty()
+            && !self.may_run
+    }
+
+    /// Notes its end; true when that is new and to be recorded. The first word counts.
+    fn end(&mut self, exit: Exit, started_at: i64) -> bool {
+        match self.record.phase {
+            ContainerPhase::Exited | ContainerPhase::Removing => return false,
+            // The job that creates it still writes its record.
+            ContainerPhase::Creating => {
+                self.early_exit.get_or_insert((exit, started_at));
+                return false;
+            }
+            ContainerPhase::Created | ContainerPhase::Running => {}
+        }
+        self.record.phase = ContainerPhase::Exited;
+        self.record.exit = Some(exit);
+        self.record.pid = 0;
+        if started_at != 0 {
+            self.record.started_at = started_at;
+        }
+        true
     }
 }
 
@@ -347,3 +391,6 @@ impl Driver {
 fn answer<T>(reply: Reply<T>, outcome: Result<T, Error>) {
     drop(reply.send(outcome));
 }
+
+#[cfg(test)]
+mod tests;

@@ -46,7 +46,7 @@ impl Driver {
                 return Err(Error::new(ErrorKind::ResourceExhausted, text));
             }
             let id = ContainerId::from_random(random()?);
-            let record = containers::intent(id, &self.record, config);
+            let record = containers::intent(id, &self.record, config)?;
             let find =
                 |id: &str| self.containers.values().map(|it| &it.record).find(|it| it.id.as_str() == id);
             admission::target(&record, find)?;
@@ -70,11 +70,15 @@ impl Driver {
     pub(super) fn created(&mut self, id: &ContainerId, created: Result<Box<ContainerRecord>, Error>) {
         let Some(container) = self.containers.get_mut(id) else { return };
         let waiters = std::mem::take(&mut container.creating);
+        let early_exit = container.early_exit.take();
         let outcome = match created {
             Ok(record) => {
                 container.record = *record;
                 container.recorder.set(container.record.clone());
                 self.publish_container(id);
+                if let Some((exit, started_at)) = early_exit {
+                    self.exited(id, exit, started_at);
+                }
                 Ok(id.clone())
             }
             Err(error) => {
@@ -85,6 +89,7 @@ impl Driver {
         for waiter in waiters {
             answer(waiter, outcome.clone());
         }
+        self.maybe_stopped();
     }
 
     pub(super) fn start(&mut self, id: &ContainerId, reply: Reply<()>) {
@@ -127,6 +132,7 @@ impl Driver {
         let outcome = match outcome {
             Ok(started_at) => {
                 container.record.started_at = started_at;
+                container.may_run = false;
                 if let Ok(phase) = transition::container(container.record.phase, ContainerEvent::Started) {
                     container.record.phase = phase;
                 }
@@ -143,6 +149,7 @@ impl Driver {
                 Err(Error::internal(format!("container {name} cannot be started: {message}")))
             }
             Err(StartError::Other(error)) => {
+                container.may_run = true;
                 container.recorder.set(container.record.clone());
                 Err(error.context(format!("start container {id}")))
             }
@@ -165,10 +172,7 @@ impl Driver {
         let Some(container) = self.containers.get_mut(id) else {
             return reply.into_iter().for_each(|reply| answer(reply, Ok(())));
         };
-        let idle = container.record.phase == ContainerPhase::Created
-            && container.starting.is_none()
-            && container.removing.is_empty();
-        if container.settled || idle {
+        if container.settled || container.idle() {
             return reply.into_iter().for_each(|reply| answer(reply, Ok(())));
         }
         let deadline = Instant::now() + grace.min(LONGEST_GRACE);
@@ -271,17 +275,8 @@ impl Driver {
             tracing::debug!(container = %id, "exit of a container that is not known");
             return;
         };
-        if matches!(
-            container.record.phase,
-            ContainerPhase::Creating | ContainerPhase::Exited | ContainerPhase::Removing
-        ) {
+        if !container.end(exit, started_at) {
             return;
-        }
-        container.record.phase = ContainerPhase::Exited;
-        container.record.exit = Some(exit);
-        container.record.pid = 0;
-        if started_at != 0 {
-            container.record.started_at = started_at;
         }
         container.recorder.set(container.record.clone());
         let (context, recorder, id) =

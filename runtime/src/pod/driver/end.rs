@@ -41,7 +41,7 @@ impl Driver {
         let live: Vec<ContainerId> = self
             .containers
             .values()
-            .filter(|it| matches!(it.record.phase, ContainerPhase::Created | ContainerPhase::Running))
+            .filter(|it| !matches!(it.record.phase, ContainerPhase::Exited | ContainerPhase::Removing))
             .map(|it| it.record.id.clone())
             .collect();
         for id in live {
@@ -70,10 +70,10 @@ impl Driver {
         });
     }
 
-    /// The stop is answered when all exits can be seen.
+    /// The stop is answered when all exits can be seen, and no job makes what a removal would not know of.
+    /// Without the shim a create ends soon.
     pub(super) fn maybe_stopped(&mut self) {
-        let unsettled = |it: &Container| it.record.phase == ContainerPhase::Exited && !it.settled;
-        if !self.containers.values().any(unsettled)
+        if !self.containers.values().any(Container::keeps_pod)
             && let Some(errors) = self.stopped_with.take()
         {
             self.stopped(errors);
@@ -127,6 +127,8 @@ impl Driver {
             for container in containers {
                 errors.extend(containers::remove(&context, None, &container).await);
             }
+            // A create that was at work when the pod was stopped may have made them again.
+            errors.extend(teardown::remove_cgroups(&context, &record, Vec::new()).await);
             if errors.is_empty() {
                 let dir = context.layout.pod_dir(&record.id);
                 let removed = blocking("remove the pod", move || Ok(state::file::remove_dir(&dir)?)).await;
