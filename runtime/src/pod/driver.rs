@@ -65,6 +65,8 @@ pub(crate) struct Container {
     exited: watch::Sender<bool>,
     /// The exit is recorded and published.
     settled: bool,
+    /// The end of one that is still being created, with the time of its start: applied when it is created.
+    early_exit: Option<(Exit, i64)>,
 }
 
 #[derive(Debug)]
@@ -75,10 +77,14 @@ struct Stopping {
 
 impl Container {
     pub(crate) fn new(context: &Context, record: ContainerRecord) -> Self {
+        Self::with(containers::recorder(context, &record), record)
+    }
+
+    fn with(recorder: Arc<Recorder<ContainerRecord>>, record: ContainerRecord) -> Self {
         let over = record.phase == ContainerPhase::Exited;
         Self {
-            recorder: containers::recorder(context, &record),
             record,
+            recorder,
             creating: Vec::new(),
             starting: None,
             started: Vec::new(),
@@ -87,7 +93,28 @@ impl Container {
             being_removed: false,
             exited: watch::Sender::new(over),
             settled: over,
+            early_exit: None,
         }
+    }
+
+    /// Notes its end; true when that is new and to be recorded. The first word counts.
+    fn end(&mut self, exit: Exit, started_at: i64) -> bool {
+        match self.record.phase {
+            ContainerPhase::Exited | ContainerPhase::Removing => return false,
+            // The job that creates it still writes its record.
+            ContainerPhase::Creating => {
+                self.early_exit.get_or_insert((exit, started_at));
+                return false;
+            }
+            ContainerPhase::Created | ContainerPhase::Running => {}
+        }
+        self.record.phase = ContainerPhase::Exited;
+        self.record.exit = Some(exit);
+        self.record.pid = 0;
+        if started_at != 0 {
+            self.record.started_at = started_at;
+        }
+        true
     }
 }
 
@@ -568,17 +595,8 @@ impl Driver {
             tracing::debug!(container = %id, "exit of a container that is not known");
             return;
         };
-        if matches!(
-            container.record.phase,
-            ContainerPhase::Creating | ContainerPhase::Exited | ContainerPhase::Removing
-        ) {
+        if !container.end(exit, started_at) {
             return;
-        }
-        container.record.phase = ContainerPhase::Exited;
-        container.record.exit = Some(exit);
-        container.record.pid = 0;
-        if started_at != 0 {
-            container.record.started_at = started_at;
         }
         container.recorder.set(container.record.clone());
         let (context, recorder, id) =
@@ -654,11 +672,15 @@ impl Driver {
     fn created(&mut self, id: &ContainerId, created: Result<Box<ContainerRecord>, Error>) {
         let Some(container) = self.containers.get_mut(id) else { return };
         let waiters = std::mem::take(&mut container.creating);
+        let early_exit = container.early_exit.take();
         let outcome = match created {
             Ok(record) => {
                 container.record = *record;
                 container.recorder.set(container.record.clone());
                 self.publish_container(id);
+                if let Some((exit, started_at)) = early_exit {
+                    self.exited(id, exit, started_at);
+                }
                 Ok(id.clone())
             }
             Err(error) => {
@@ -701,7 +723,7 @@ impl Driver {
         let live: Vec<ContainerId> = self
             .containers
             .values()
-            .filter(|it| matches!(it.record.phase, ContainerPhase::Created | ContainerPhase::Running))
+            .filter(|it| !matches!(it.record.phase, ContainerPhase::Exited | ContainerPhase::Removing))
             .map(|it| it.record.id.clone())
             .collect();
         for id in live {
@@ -915,3 +937,6 @@ impl Driver {
 fn answer<T>(reply: Reply<T>, outcome: Result<T, Error>) {
     drop(reply.send(outcome));
 }
+
+#[cfg(test)]
+mod tests;

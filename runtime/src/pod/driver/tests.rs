@@ -1,0 +1,44 @@
+//! What the driver decides without a shim.
+
+use super::*;
+use model::{ImageOfContainer, PodId, User};
+
+fn container(phase: ContainerPhase) -> Container {
+    let record = ContainerRecord {
+        id: ContainerId::from_random([7; 32]),
+        pod: PodId::from_random([9; 32]),
+        config: ContainerConfig::default(),
+        image: ImageOfContainer::default(),
+        created_at: 1,
+        started_at: 0,
+        phase,
+        exit: None,
+        pid: 5,
+        user: User::default(),
+        log_path: String::new(),
+        stop_signal: 15,
+        cgroup: String::new(),
+        exec_template: None,
+    };
+    Container::with(Recorder::new("unused".into(), "container", record.clone()), record)
+}
+
+fn code(code: i32) -> Exit {
+    Exit { code, ..Exit::default() }
+}
+
+#[test]
+fn an_exit_during_the_create_waits_for_its_end() {
+    let mut container = container(ContainerPhase::Creating);
+    assert!(!container.end(code(137), 0));
+    // A second word on it changes nothing.
+    assert!(!container.end(code(255), 0));
+    assert_eq!((container.record.phase, container.record.exit.clone()), (ContainerPhase::Creating, None));
+    container.record.phase = ContainerPhase::Created;
+    let (exit, started_at) = container.early_exit.take().unwrap();
+    assert!(container.end(exit, started_at));
+    assert_eq!((container.record.phase, container.record.pid), (ContainerPhase::Exited, 0));
+    assert_eq!(container.record.exit.as_ref().map(|exit| exit.code), Some(137));
+    assert!(!container.end(code(0), 0));
+    assert_eq!(container.record.exit.map(|exit| exit.code), Some(137));
+}
