@@ -67,6 +67,8 @@ pub(crate) struct Container {
     settled: bool,
     /// The end of one that is still being created, with the time of its start: applied when it is created.
     early_exit: Option<(Exit, i64)>,
+    /// A start ended without the shim's word on it: it may run, though it is shown as created.
+    may_run: bool,
 }
 
 #[derive(Debug)]
@@ -94,7 +96,16 @@ impl Container {
             exited: watch::Sender::new(over),
             settled: over,
             early_exit: None,
+            may_run: false,
         }
+    }
+
+    /// Whether nothing of it runs that a stop would have to end.
+    fn idle(&self) -> bool {
+        self.record.phase == ContainerPhase::Created
+            && self.starting.is_none()
+            && self.removing.is_empty()
+            && !self.may_run
     }
 
     /// Notes its end; true when that is new and to be recorded. The first word counts.
@@ -428,6 +439,7 @@ impl Driver {
         let outcome = match outcome {
             Ok(started_at) => {
                 container.record.started_at = started_at;
+                container.may_run = false;
                 if let Ok(phase) = transition::container(container.record.phase, ContainerEvent::Started) {
                     container.record.phase = phase;
                 }
@@ -444,6 +456,7 @@ impl Driver {
                 Err(Error::internal(format!("container {name} cannot be started: {message}")))
             }
             Err(StartError::Other(error)) => {
+                container.may_run = true;
                 container.recorder.set(container.record.clone());
                 Err(error.context(format!("start container {id}")))
             }
@@ -466,10 +479,7 @@ impl Driver {
         let Some(container) = self.containers.get_mut(id) else {
             return reply.into_iter().for_each(|reply| answer(reply, Ok(())));
         };
-        let idle = container.record.phase == ContainerPhase::Created
-            && container.starting.is_none()
-            && container.removing.is_empty();
-        if container.settled || idle {
+        if container.settled || container.idle() {
             return reply.into_iter().for_each(|reply| answer(reply, Ok(())));
         }
         let deadline = Instant::now() + grace.min(LONGEST_GRACE);

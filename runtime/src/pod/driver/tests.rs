@@ -42,3 +42,14 @@ fn an_exit_during_the_create_waits_for_its_end() {
     assert!(!container.end(code(0), 0));
     assert_eq!(container.record.exit.map(|exit| exit.code), Some(137));
 }
+
+#[test]
+fn only_what_cannot_run_is_left_alone_by_a_stop() {
+    let mut container = container(ContainerPhase::Created);
+    assert!(container.idle());
+    container.may_run = true;
+    assert!(!container.idle());
+    container.may_run = false;
+    container.record.phase = ContainerPhase::Running;
+    assert!(!container.idle());
+}
