@@ -68,14 +68,19 @@ pub(crate) fn recorder(context: &Context, record: &ContainerRecord) -> Arc<Recor
 }
 
 /// The record with which a container begins.
-pub(crate) fn intent(id: ContainerId, pod: &PodRecord, config: ContainerConfig) -> ContainerRecord {
+pub(crate) fn intent(
+    id: ContainerId,
+    pod: &PodRecord,
+    config: ContainerConfig,
+) -> Result<ContainerRecord, Error> {
+    let cgroup = leaf_path(&pod_parent(&pod.config, &pod.id)?, &id);
     let directory = pod.config.log_directory.trim_end_matches('/');
     let log_path = if directory.is_empty() || config.log_path.is_empty() {
         String::new()
     } else {
         format!("{directory}/{}", config.log_path)
     };
-    ContainerRecord {
+    Ok(ContainerRecord {
         id,
         pod: pod.id.clone(),
         config,
@@ -88,9 +93,9 @@ pub(crate) fn intent(id: ContainerId, pod: &PodRecord, config: ContainerConfig) 
         user: User::default(),
         log_path,
         stop_signal: 0,
-        cgroup: String::new(),
+        cgroup,
         exec_template: None,
-    }
+    })
 }
 
 /// Makes a container whose init waits for start. On an error nothing is left, or the log says what.
@@ -98,7 +103,7 @@ pub(crate) async fn create(
     context: Arc<Context>,
     pod: PodRecord,
     client: Client,
-    mut record: ContainerRecord,
+    record: ContainerRecord,
 ) -> Result<ContainerRecord, Error> {
     let name = format!(
         "container {} of pod {}/{}",
@@ -106,7 +111,6 @@ pub(crate) async fn create(
     );
     // Refused before anything is made.
     spec::refuse::container(&record.config).map_err(|error| Error::from(error).context(&name))?;
-    record.cgroup = leaf_path(&pod_parent(&pod.config, &pod.id)?, &record.id);
     match make(&context, &pod, &client, record.clone()).await {
         Ok(record) => Ok(record),
         Err(error) => {

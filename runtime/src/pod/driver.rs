@@ -53,6 +53,7 @@ enum Outcome {
 pub(crate) struct Container {
     pub(crate) record: ContainerRecord,
     recorder: Arc<Recorder<ContainerRecord>>,
+    /// Never empty while the job that creates it is at work.
     creating: Vec<Reply<ContainerId>>,
     starting: Option<Vec<Reply<()>>>,
     /// A start is answered when its outcome can be seen: here, when the exit that it ended in is.
@@ -98,6 +99,11 @@ impl Container {
             early_exit: None,
             may_run: false,
         }
+    }
+
+    /// Whether the end of a pod has to wait for it.
+    fn keeps_pod(&self) -> bool {
+        !self.creating.is_empty() || (self.record.phase == ContainerPhase::Exited && !self.settled)
     }
 
     /// Whether nothing of it runs that a stop would have to end.
@@ -378,7 +384,7 @@ impl Driver {
                 return Err(Error::new(ErrorKind::ResourceExhausted, text));
             }
             let id = ContainerId::from_random(random()?);
-            let record = containers::intent(id, &self.record, config);
+            let record = containers::intent(id, &self.record, config)?;
             let find =
                 |id: &str| self.containers.values().map(|it| &it.record).find(|it| it.id.as_str() == id);
             admission::target(&record, find)?;
@@ -701,6 +707,7 @@ impl Driver {
         for waiter in waiters {
             answer(waiter, outcome.clone());
         }
+        self.maybe_stopped();
     }
 
     /// Stops the pod, unless that is done or under way; then goes on to its removal, if asked for.
@@ -762,10 +769,10 @@ impl Driver {
         });
     }
 
-    /// The stop is answered when all exits can be seen.
+    /// The stop is answered when all exits can be seen, and no job makes what a removal would not know of.
+    /// Without the shim a create ends soon.
     fn maybe_stopped(&mut self) {
-        let unsettled = |it: &Container| it.record.phase == ContainerPhase::Exited && !it.settled;
-        if !self.containers.values().any(unsettled)
+        if !self.containers.values().any(Container::keeps_pod)
             && let Some(errors) = self.stopped_with.take()
         {
             self.stopped(errors);
@@ -819,6 +826,8 @@ impl Driver {
             for container in containers {
                 errors.extend(containers::remove(&context, None, &container).await);
             }
+            // A create that was at work when the pod was stopped may have made them again.
+            errors.extend(teardown::remove_cgroups(&context, &record, Vec::new()).await);
             if errors.is_empty() {
                 let dir = context.layout.pod_dir(&record.id);
                 let removed =

@@ -53,3 +53,18 @@ fn only_what_cannot_run_is_left_alone_by_a_stop() {
     container.record.phase = ContainerPhase::Running;
     assert!(!container.idle());
 }
+
+#[test]
+fn a_pod_waits_for_creates_and_for_exits_that_are_being_recorded() {
+    let mut creating = container(ContainerPhase::Creating);
+    // Left by an earlier daemon: no job is at work.
+    assert!(!creating.keeps_pod());
+    let (reply, _answer) = tokio::sync::oneshot::channel();
+    creating.creating.push(reply);
+    assert!(creating.keeps_pod());
+    let mut ended = container(ContainerPhase::Running);
+    assert!(!ended.keeps_pod());
+    assert!(ended.end(code(0), 3) && ended.keeps_pod());
+    ended.settled = true;
+    assert!(!ended.keeps_pod());
+}
