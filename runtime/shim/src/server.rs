@@ -246,6 +246,11 @@ impl Shim {
                         {
                             exec.pid = pid;
                             exec.code = code;
+                            let now = sys::proc::monotonic_ms();
+                            if let Some(killing) = &mut exec.killing {
+                                (killing.look_again, killing.until) = (now, now + KILL_SESSION_MS);
+                                self.kill_session(id, generation, now);
+                            }
                         }
                     }
                 }
@@ -519,10 +524,13 @@ impl Shim {
         if exec.killing.is_some() {
             return Err(refusal(ErrorKind::Busy, "kill", format!("exec {} is being killed", id.0)));
         }
-        if exec.pid == 0 {
-            return Err(refusal(ErrorKind::WrongState, "kill", format!("exec {} is being started", id.0)));
-        }
         let now = sys::proc::monotonic_ms();
+        if exec.pid == 0 {
+            // Killed as soon as its pid is known. Not its worker: what that has made and not told yet would be
+            // known to nobody.
+            exec.killing = Some(Killing { asker, look_again: u64::MAX, until: u64::MAX });
+            return Ok(None);
+        }
         exec.killing = Some(Killing { asker, look_again: now, until: now + KILL_SESSION_MS });
         let generation = exec.generation;
         self.kill_session(id, generation, now);

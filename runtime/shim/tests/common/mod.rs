@@ -143,6 +143,8 @@ pub(crate) struct Pod {
     pub(crate) snapshots: Vec<Snapshot>,
     pub(crate) pause: u32,
     pub(crate) netns: Option<OwnedFd>,
+    /// As the shim has resolved it for the last container; execs run as it.
+    user: User,
 }
 
 fn dial(socket: &Path) -> UnixStream {
@@ -196,6 +198,7 @@ impl Pod {
             snapshots: Vec::new(),
             pause: 0,
             netns: None,
+            user: User::default(),
         };
         pod.greeted();
         pod
@@ -254,7 +257,7 @@ impl Pod {
         }
     }
 
-    fn frame(&mut self) -> (Frame, Vec<OwnedFd>) {
+    pub(crate) fn frame(&mut self) -> (Frame, Vec<OwnedFd>) {
         loop {
             if let Some(frame) = self.decoder.next().unwrap() {
                 let fds = self.fds.drain(..usize::from(frame.nfds)).collect();
@@ -340,6 +343,7 @@ impl Pod {
             rootfs: RootfsPlan {
                 store: self.dir.path().join("store").to_str().unwrap().into(),
                 layers: vec!["busybox".into()],
+                folders: Vec::new(),
                 rw: rw.to_str().unwrap().into(),
                 readonly: false,
                 volatile: true,
@@ -372,7 +376,12 @@ impl Pod {
         let fds: Vec<_> =
             [plan.as_fd(), mntns.as_fd()].into_iter().chain(folders.iter().map(|fd| fd.as_fd())).collect();
         let log = Some(LogPlan { path: format!("c{}/0.log", &id.as_str()[..2]) });
-        self.ask_with(Request::Create { container: id, deadline_ms: 15_000, log, terminal, stdin }, &fds).0
+        let request = Request::Create { container: id, deadline_ms: 15_000, log, terminal, stdin };
+        let (reply, _) = self.ask_with(request, &fds);
+        if let Reply::Created { user, .. } = &reply {
+            self.user = user.clone();
+        }
+        reply
     }
 
     /// Creates and starts one.
@@ -408,7 +417,7 @@ impl Pod {
         id: &ContainerId,
         args: &[&str],
     ) -> Result<(i32, String, String), wire::Failure> {
-        let plan = ExecPlan { process: process(args), user: User::default() };
+        let plan = ExecPlan { process: process(args), user: self.user.clone() };
         let (mut out, stdout) = std::io::pipe().unwrap();
         let (mut err, stderr) = std::io::pipe().unwrap();
         let null = fs::File::open("/dev/null").unwrap();
@@ -438,7 +447,7 @@ impl Pod {
         id: &ContainerId,
         args: &[&str],
     ) -> (u32, std::io::PipeReader) {
-        let plan = memfd(&ExecPlan { process: process(args), user: User::default() });
+        let plan = memfd(&ExecPlan { process: process(args), user: self.user.clone() });
         let (out, end) = std::io::pipe().unwrap();
         let null = fs::File::open("/dev/null").unwrap();
         let request = Request::Exec { exec: ExecId(number), container: id.clone() };
