@@ -16,7 +16,7 @@ use crate::fixture::Fixture;
 use crate::shapes::unique;
 use crate::{cgroup, proc, wait};
 
-/// Cgroup that the daemon puts its shims in (DESIGN.md: never below kubepods).
+/// Cgroup that the daemon puts its shims in (never below kubepods, whose limits are not theirs).
 pub(crate) const SHIMS: &str = "/copepod";
 
 /// What a test may want different.

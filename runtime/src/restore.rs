@@ -45,7 +45,10 @@ pub(crate) struct Answer {
 enum Said {
     Here(Box<Connection>),
     Gone,
-    Silent,
+    /// `ours`: for lack of descriptors or memory in this process, which says nothing about the shim.
+    Silent {
+        ours: bool,
+    },
 }
 
 /// All records.
@@ -156,11 +159,24 @@ async fn ask(context: &Arc<Context>, pod: &PodId, limit: Duration) -> Answer {
 
 async fn dial(context: &Arc<Context>, pod: &PodId, limit: Duration) -> Said {
     let socket = context.layout.shim_socket(pod);
-    let reachable = blocking("find the shim", move || match socket.try_exists() {
-        Ok(true) => spawn::reachable(&socket).map(Some),
-        _ => Ok(None),
+    let reachable = blocking("find the shim", move || {
+        match socket
+            .try_exists()
+            .map_err(|error| Error::of(format!("look at {}", socket.display()), &error))?
+        {
+            true => spawn::reachable(&socket).map(Some),
+            false => Ok(None),
+        }
     });
-    let Ok(Some(socket)) = reachable.await else { return Said::Gone };
+    let socket = match reachable.await {
+        Ok(Some(socket)) => socket,
+        Ok(None) => return Said::Gone,
+        // Our own trouble (no descriptors, no memory) says nothing about the shim.
+        Err(error) => {
+            tracing::warn!(%pod, %error, "cannot look for the shim");
+            return Said::Silent { ours: true };
+        }
+    };
     match client::dial(&socket.path, pod, limit).await {
         Ok(connection) => Said::Here(Box::new(connection)),
         // The shim holds the listening socket: refused means that nobody does.
@@ -174,20 +190,33 @@ async fn dial(context: &Arc<Context>, pod: &PodId, limit: Duration) -> Said {
         }
         Err(error) => {
             tracing::warn!(%pod, %error, "shim does not answer");
-            Said::Silent
+            Said::Silent { ours: matches!(&error, ClientError::Socket { source, .. } if is_lack(source)) }
         }
     }
 }
 
+/// Does this process or machine lack something that it needs to ask?
+fn is_lack(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS | Errno::AGAIN)
+    )
+}
+
 /// After a lost connection: dials again, or sees to it that the shim is dead.
 pub(crate) async fn dial_again(context: &Arc<Context>, pod: &PodId, client: Client) -> Answer {
-    for _ in 0..TRIES {
+    let mut tries = 0;
+    while tries < TRIES {
         if tokio::time::timeout(PAUSE, client.ended()).await.is_ok() {
             break;
         }
         let answer = ask(context, pod, AGAIN).await;
-        if matches!(answer.said, Said::Here(_)) {
-            return answer;
+        match answer.said {
+            Said::Here(_) => return answer,
+            // A shim is not killed for our own lack of descriptors or memory.
+            Said::Silent { ours: true } => {}
+            Said::Silent { ours: false } | Said::Gone => tries += 1,
         }
     }
     kill(pod, &client).await;
@@ -213,7 +242,7 @@ pub(crate) fn apply(driver: &mut Driver, answer: Answer) {
     let (shim, connection) = match said {
         Said::Here(connection) => (held(&connection.snapshot), Some(connection)),
         Said::Gone => (Shim::Gone, None),
-        Said::Silent => (Shim::Silent, None),
+        Said::Silent { .. } => (Shim::Silent, None),
     };
     let records: Vec<ContainerRecord> = driver.containers.values().map(|it| it.record.clone()).collect();
     let gone = shim == Shim::Gone;
@@ -268,7 +297,7 @@ pub(crate) fn apply(driver: &mut Driver, answer: Answer) {
 pub(crate) async fn ask_later(context: Arc<Context>, pod: PodId, silence: u32) -> Answer {
     tokio::time::sleep(RETRY).await;
     let mut answer = ask(&context, &pod, GREETING).await;
-    if matches!(answer.said, Said::Silent) && silence >= MOST_SILENCE {
+    if matches!(answer.said, Said::Silent { ours: false }) && silence >= MOST_SILENCE {
         tracing::error!(%pod, "the shim stays silent: its pod is ended without it");
         answer.said = Said::Gone;
     }
@@ -306,7 +335,7 @@ fn read(context: &Context) -> Result<Records, Error> {
     let mut records = Records::default();
     let mut known = BTreeSet::new();
     for id in layout.pods()? {
-        match load::<PodRecord>(context, &layout.pod_record(&id), POD_RECORD) {
+        match load::<PodRecord>(context, &layout.pod_record(&id), POD_RECORD)? {
             Some((record, boot_id)) if record.id == id => {
                 known.insert(id);
                 let same_boot = boot_id == context.boot_id;
@@ -316,7 +345,7 @@ fn read(context: &Context) -> Result<Records, Error> {
         }
     }
     for id in layout.containers()? {
-        match load::<ContainerRecord>(context, &layout.container_record(&id), CONTAINER_RECORD) {
+        match load::<ContainerRecord>(context, &layout.container_record(&id), CONTAINER_RECORD)? {
             Some((record, _)) if record.id == id && known.contains(&record.pod) => {
                 records.containers.entry(record.pod.clone()).or_default().push(record);
             }
@@ -328,18 +357,23 @@ fn read(context: &Context) -> Result<Records, Error> {
     Ok(records)
 }
 
-fn load<T: DeserializeOwned>(context: &Context, path: &Path, kind: &str) -> Option<(T, String)> {
+/// `None` for a record that is not there, or is none: that is set aside. A disk or a kernel that says no is
+/// an error: taken for a missing record it would cost a running pod.
+fn load<T: DeserializeOwned>(
+    context: &Context,
+    path: &Path,
+    kind: &str,
+) -> Result<Option<(T, String)>, Error> {
     match state::file::read::<T>(path, kind) {
-        Ok(stored) => stored.map(|stored| (stored.data, stored.boot_id)),
-        Err(error) => {
+        Ok(stored) => Ok(stored.map(|stored| (stored.data, stored.boot_id))),
+        Err(error) if error.is_bad_file() => {
             tracing::error!(path = %path.display(), %error, "record not readable: set aside");
-            if error.is_bad_file()
-                && let Err(error) = state::file::set_aside(path, &context.layout)
-            {
+            if let Err(error) = state::file::set_aside(path, &context.layout) {
                 tracing::error!(path = %path.display(), %error, "cannot set it aside");
             }
-            None
+            Ok(None)
         }
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -350,7 +384,7 @@ async fn sweep(context: &Arc<Context>, records: Records, known: &BTreeSet<PodId>
         let mut pids = Vec::new();
         let connection = match dial(context, pod, GREETING).await {
             Said::Here(connection) => Some(connection),
-            Said::Gone | Said::Silent => None,
+            Said::Gone | Said::Silent { .. } => None,
         };
         for entry in connection.iter().flat_map(|connection| &connection.snapshot) {
             if let Snapshot::Pause { pid, .. } | Snapshot::Container { pid, .. } = entry {

@@ -1,5 +1,10 @@
 //! The HTTP side of a pull: mirrors in order, tokens, redirects, retries, and a time limit on every wait.
 
+mod blob;
+mod fault;
+
+use self::blob::Blob;
+use self::fault::{Failures, Fault, causes, fault_of};
 use super::auth::{self, Challenge};
 use super::mirror::{self, Host};
 use crate::error::{Error, Result};
@@ -10,8 +15,7 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::header::{
-    ACCEPT as ACCEPT_HEADER, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderValue,
-    LOCATION, RANGE, RETRY_AFTER, USER_AGENT,
+    ACCEPT as ACCEPT_HEADER, AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION, RANGE, USER_AGENT,
 };
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_rustls::HttpsConnector;
@@ -32,8 +36,6 @@ const BACKOFF: [Duration; 3] =
 /// Longest `Retry-After` that is waited for; kubelet's own back-off takes over from there.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(20);
 const MAX_REDIRECTS: usize = 10;
-/// Times that one blob's transfer may break and be resumed.
-const MAX_RESUMES: usize = 6;
 /// Tokens are a few KiB.
 const MAX_TOKEN: u64 = 1 << 20;
 
@@ -56,20 +58,6 @@ struct Endpoint {
     authorization: Mutex<Option<HeaderValue>>,
     /// `?ns=` for mirrors: the registry they stand for.
     namespace: Option<String>,
-}
-
-/// One answer or failure of one host.
-#[derive(Debug)]
-enum Fault {
-    NotFound,
-    Unauthorized,
-    /// May pass: tried again after a wait.
-    Transient {
-        what: String,
-        after: Option<Duration>,
-        quick: bool,
-    },
-    Final(String),
 }
 
 impl Registry {
@@ -135,7 +123,7 @@ impl Registry {
 
     /// Starts the transfer of a layer.
     pub(crate) fn blob(&self, wanted: &Descriptor) -> Blob<'_> {
-        Blob { registry: self, wanted: wanted.clone(), offset: 0, skip: 0, body: None, breaks: 0 }
+        Blob::new(self, wanted.clone())
     }
 
     async fn document(
@@ -425,176 +413,6 @@ struct Get<'a> {
     verified: bool,
 }
 
-/// A transfer that survives broken connections.
-#[derive(Debug)]
-pub(crate) struct Blob<'a> {
-    registry: &'a Registry,
-    wanted: Descriptor,
-    /// Bytes handed out.
-    offset: u64,
-    /// Bytes of this connection that were handed out before.
-    skip: u64,
-    body: Option<Incoming>,
-    breaks: usize,
-}
-
-impl Blob<'_> {
-    /// The next bytes, in order, each once; `None` when all that the manifest promises have come. Their digest
-    /// is the reader's to check.
-    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>> {
-        while self.offset < self.wanted.size {
-            let mut body = match self.body.take() {
-                Some(body) => body,
-                None => self.open().await?,
-            };
-            let fault = match self.registry.part(&mut body).await {
-                Ok(Some(mut part)) => {
-                    let old = usize::try_from(self.skip).map_or(part.len(), |skip| skip.min(part.len()));
-                    self.skip -= old as u64;
-                    let part = part.split_off(old);
-                    self.offset += part.len() as u64;
-                    if self.offset > self.wanted.size {
-                        let reason = format!("more than the promised {} bytes", self.wanted.size);
-                        return Err(Error::corrupt(format!("layer {}", self.wanted.digest), reason));
-                    }
-                    self.body = Some(body);
-                    if part.is_empty() {
-                        continue;
-                    }
-                    return Ok(Some(part));
-                }
-                Ok(None) => "connection closed early".to_owned(),
-                Err(Fault::Transient { what, .. }) => what,
-                Err(_) => "connection broke".to_owned(),
-            };
-            self.breaks += 1;
-            if self.breaks > MAX_RESUMES {
-                let detail = format!("layer {}: {fault}, {} times", self.wanted.digest, self.breaks);
-                return Err(Error::Unavailable { reference: self.registry.reference.to_string(), detail });
-            }
-            tracing::debug!(layer = %self.wanted.digest, offset = self.offset, fault, "transfer resumed");
-            sleep(BACKOFF[self.breaks.min(BACKOFF.len()) - 1]).await;
-        }
-        Ok(None)
-    }
-
-    async fn open(&mut self) -> Result<Incoming> {
-        let registry = self.registry;
-        let mut failures = Failures::new(&registry.reference);
-        let path = format!("{}/blobs/{}", registry.reference.repository(), self.wanted.digest);
-        let range = (self.offset > 0).then_some(self.offset);
-        let get = Get { path: &path, accept: "*/*", range, verified: true };
-        for endpoint in registry.endpoints.iter().filter(|endpoint| endpoint.host.pull) {
-            match registry.retried(endpoint, || registry.get(endpoint, &get)).await {
-                Ok(response) => match self.continues(&response) {
-                    Ok(skip) => {
-                        self.skip = skip;
-                        return Ok(response.into_body());
-                    }
-                    Err(fault) => failures.add(endpoint, fault),
-                },
-                Err(fault) => failures.add(endpoint, fault),
-            }
-        }
-        Err(failures.error(Some(format!("blobs/{}", self.wanted.digest))))
-    }
-
-    /// How many bytes of this answer we have already.
-    fn continues(&self, response: &Response<Incoming>) -> Result<u64, Fault> {
-        let header = |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-        let skip = if response.status() == StatusCode::PARTIAL_CONTENT {
-            let start =
-                header(CONTENT_RANGE).and_then(|range| range.strip_prefix("bytes ")?.split('-').next());
-            let start = start.and_then(|start| start.parse::<u64>().ok());
-            match start.and_then(|start| self.offset.checked_sub(start)) {
-                Some(skip) => skip,
-                None => return Err(Fault::Final("the range served is not the one asked for".to_owned())),
-            }
-        } else {
-            self.offset
-        };
-        let length = header(CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
-        let wanted = self.wanted.size - self.offset + skip;
-        if length.is_some_and(|length| length != wanted) {
-            let reason =
-                format!("serves {} bytes where the manifest says {wanted}", length.unwrap_or_default());
-            return Err(Fault::Final(reason));
-        }
-        Ok(skip)
-    }
-}
-
-/// Which hosts failed how.
-struct Failures<'a> {
-    reference: &'a Reference,
-    text: Vec<String>,
-    unauthorized: bool,
-    transient: bool,
-    only_absent: bool,
-}
-
-impl<'a> Failures<'a> {
-    fn new(reference: &'a Reference) -> Self {
-        Self { reference, text: Vec::new(), unauthorized: false, transient: false, only_absent: true }
-    }
-
-    fn add(&mut self, endpoint: &Endpoint, fault: Fault) {
-        let what = match fault {
-            Fault::NotFound => "not found".to_owned(),
-            Fault::Unauthorized => {
-                self.unauthorized = true;
-                "unauthorized".to_owned()
-            }
-            Fault::Transient { what, .. } => {
-                self.transient = true;
-                what
-            }
-            Fault::Final(what) => {
-                self.only_absent = false;
-                what
-            }
-        };
-        self.text.push(format!("{}: {what}", endpoint.host.authority));
-    }
-
-    fn error(self, object: Option<String>) -> Error {
-        let reference = self.reference.to_string();
-        if self.text.is_empty() {
-            return Error::unsupported(
-                reference,
-                "no configured host has the capability to pull or resolve it",
-            );
-        }
-        let mut detail = self.text.join("; ");
-        if let Some(object) = &object {
-            detail = format!("{object}: {detail}");
-        }
-        if self.transient {
-            Error::Unavailable { reference, detail }
-        } else if self.unauthorized {
-            Error::Unauthorized { reference, detail }
-        } else if self.only_absent {
-            Error::NotFound { reference, detail }
-        } else {
-            Error::corrupt(reference, detail)
-        }
-    }
-}
-
-fn fault_of(response: &Response<Incoming>, status: StatusCode) -> Fault {
-    let after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-    match status.as_u16() {
-        404 => Fault::NotFound,
-        401 | 403 => Fault::Unauthorized,
-        408 | 429 | 500..=599 => Fault::Transient {
-            what: format!("status {status}"),
-            after: after.map(Duration::from_secs),
-            quick: false,
-        },
-        _ => Fault::Final(format!("status {status}")),
-    }
-}
-
 fn location(from: &Uri, response: &Response<Incoming>) -> Result<Uri, Fault> {
     let wrong = || Fault::Final("redirect leads nowhere".to_owned());
     let text = response.headers().get(LOCATION).and_then(|value| value.to_str().ok()).ok_or_else(wrong)?;
@@ -610,18 +428,4 @@ fn location(from: &Uri, response: &Response<Incoming>) -> Result<Uri, Fault> {
         return Err(wrong());
     }
     Ok(uri)
-}
-
-/// An error with its causes. hyper's texts name hosts and system errors, no paths or queries.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let more = cause.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        source = cause.source();
-    }
-    text
 }

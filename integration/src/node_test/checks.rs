@@ -54,10 +54,28 @@ async fn host_network_without_any_cni(rig: &Rig) -> Result<()> {
     let seen = view::ready(rig, "early").await?;
     let id = seen.container_id("main")?;
     rig.kubelet.delete("early")?;
-    gone(rig, "early", &id).await
+    gone(rig, "early", &id).await?;
+    // kubelet would remove the sandbox within a minute; here it has to go while there is no network yet.
+    for sandbox in sandboxes(rig, "early").await? {
+        rig.node.cri.remove_pod(&sandbox).await?;
+    }
+    ensure!(sandboxes(rig, "early").await?.is_empty(), "a removed sandbox is listed");
+    ensure!(!network_ready(rig).await?, "NetworkReady without a configuration");
+    Ok(())
 }
 
-/// The pod is off kubelet's list, its container and its sandbox are off copepod's.
+/// Ids of a pod's sandboxes that copepod lists, whatever their state.
+async fn sandboxes(rig: &Rig, name: &str) -> Result<Vec<String>> {
+    let full = format!("{name}-node1");
+    let all = rig.node.cri.pods(None).await?;
+    Ok(all
+        .into_iter()
+        .filter(|p| p.metadata.as_ref().is_some_and(|m| m.name == full))
+        .map(|p| p.id)
+        .collect())
+}
+
+/// The pod is off kubelet's list, its container does not run and its sandbox is not ready.
 async fn gone(rig: &Rig, name: &str, container: &str) -> Result<()> {
     wait::until(&format!("{name} to be gone"), secs(60), || async {
         ensure!(view::find(rig, name).await?.is_none(), "kubelet lists it");

@@ -32,7 +32,14 @@ pub(crate) struct Kubelet {
     child: Mutex<Option<Child>>,
     /// Kernel settings of the host that kubelet changes, as they were.
     settings: Vec<(&'static str, String)>,
+    /// Those of [`COVERED`] that the host did not have.
+    made: Vec<&'static str>,
 }
+
+/// Folders of the host that kubelet writes to whatever its configuration says: certificates and the device
+/// plugins' socket, links to containers' logs. They get a tmpfs, so that nothing stays, and so that kubelet does
+/// not find what an earlier one left.
+const COVERED: [&str; 2] = ["/var/lib/kubelet", "/var/log/containers"];
 
 /// Kernel settings that kubelet makes its own; no namespace keeps them from the host.
 const SETTINGS: [&str; 6] = [
@@ -50,6 +57,11 @@ impl Kubelet {
         let binary = fs::canonicalize(binary)
             .with_context(|| format!("{} (build it with `make kubelet`)", binary.display()))?;
         let dir = node.paths.dir.join("kubelet");
+        let made = COVERED.into_iter().filter(|place| !Path::new(place).exists()).collect();
+        for place in COVERED {
+            fs::create_dir_all(place)?;
+            command("mount", &["-t", "tmpfs", "-o", "mode=755", "tmpfs", place])?;
+        }
         let this = Self {
             binary,
             manifests: dir.join("manifests"),
@@ -59,6 +71,7 @@ impl Kubelet {
             http: Http::new(),
             child: Mutex::new(None),
             settings: SETTINGS.iter().filter_map(|f| Some((*f, fs::read_to_string(f).ok()?))).collect(),
+            made,
             dir,
         };
         for made in [&this.manifests, &this.logs, &this.dir.join("root")] {
@@ -75,6 +88,8 @@ impl Kubelet {
             "failCgroupV1": false, "failSwapOn": false, "cgroupDriver": "cgroupfs",
             "containerRuntimeEndpoint": format!("unix://{}", node.paths.socket.display()),
             "staticPodPath": self.manifests, "podLogsDir": self.logs, "fileCheckFrequency": "1s", "syncFrequency": "2s",
+            // How full the host's disk is must not matter: no image is collected, no pod evicted.
+            "imageGCHighThresholdPercent": 100, "imageGCLowThresholdPercent": 99,
             "evictionHard": {"memory.available": "1Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
             "resolvConf": "/etc/resolv.conf", "authentication": {"anonymous": {"enabled": true}, "webhook": {"enabled": false}},
             "authorization": {"mode": "AlwaysAllow"}, "enableServer": true, "address": "127.0.0.1", "port": self.secure,
@@ -217,18 +232,24 @@ impl Kubelet {
     }
 
     /// Removes what kubelet leaves by design: its root folder's mounts, the kubepods cgroups, changed kernel
-    /// settings. Nothing else.
+    /// settings, and the cover of its folders. Nothing else.
     pub(crate) fn clean_up(&self) {
         for (file, value) in &self.settings {
             drop(fs::write(file, value));
         }
         let root = self.dir.display().to_string();
         let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let mut places: Vec<&str> =
-            text.lines().filter_map(|l| l.split(' ').nth(4)).filter(|p| p.starts_with(&root)).collect();
+        let mut places: Vec<&str> = text
+            .lines()
+            .filter_map(|l| l.split(' ').nth(4))
+            .filter(|p| p.starts_with(&root) || COVERED.contains(p))
+            .collect();
         places.sort_by_key(|p| std::cmp::Reverse(p.len()));
         for place in places {
             drop(command("umount", &["--lazy", place]));
+        }
+        for place in &self.made {
+            drop(fs::remove_dir(place));
         }
         cgroup::destroy("/kubepods");
     }

@@ -366,7 +366,7 @@ async fn removal_while_in_use(cx: Context) -> Result<()> {
         cx.cri.sh(&id, "cat /etc/marker && ls /bin | wc -l").await?.starts_with("from the image"),
         "its files are gone"
     );
-    let status = cx.cri.container(&id).await.context("H5: status must go on working")?;
+    let status = cx.cri.container(&id).await.context("status must go on working")?;
     ensure!(status.image_id == image);
     Ok(())
 }

@@ -13,157 +13,28 @@ mod executor;
 mod podns;
 #[path = "../src/process.rs"]
 mod process;
+#[path = "create/shim_side.rs"]
+mod shim_side;
 #[path = "../src/user.rs"]
 mod user;
 #[path = "../src/worker/mod.rs"]
 mod worker;
 
 use std::fs::{self, File};
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::io::{self, Read as _};
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use model::{ContainerId, Propagation, Text, UserRequest};
-use serde::{Deserialize, Serialize};
+use shim_side::{Outcome, Scenario, shim_side};
 use wire::{
     CapSets, CgroupMember, CgroupPlan, ContainerPlan, ErrorKind, MountKind, MountPlan, NamespacePlan,
     NamespaceSource, ProcessPlan, Reply, RootfsPlan, SeccompProgram, UserPlan,
 };
-use worker::{CreateInput, Stdio, create};
 
 const SCENARIO: &str = "COPEPOD_TEST_SCENARIO";
 const ALL_CAPABILITIES: u64 = (1 << 41) - 1;
-
-#[derive(Serialize, Deserialize)]
-struct Scenario {
-    plan: ContainerPlan,
-    stdin: String,
-    terminal: bool,
-    /// Folders that are mounted on, one a millisecond, while the container is created.
-    churn: Vec<String>,
-    result: PathBuf,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct Outcome {
-    reply: Reply,
-    /// What init wrote on its report pipe, empty when it exec'd.
-    report: String,
-    output: String,
-    /// Exit code, or 128 and the signal.
-    code: i32,
-    /// Descriptors that init held while it waited.
-    held: Vec<String>,
-}
-
-/// The shim's part: enters a pod's namespace, forks a worker, starts init, reads and reaps it.
-fn shim_side(path: &Path) {
-    let scenario: Scenario = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
-    // Opened here: out of sight once the pod's namespace is entered.
-    let mut result = File::create(&scenario.result).unwrap();
-    let kubelet_mntns = sys::namespace::own_mount().unwrap();
-    let cgroups = scenario.plan.cgroup.members.iter().map(|m| File::open(&m.path).unwrap().into()).collect();
-    let churn = scenario.churn.clone();
-    let churning = sys::fork::worker(move || {
-        for path in &churn {
-            let tmpfs = sys::mount::tmpfs(0o755, 4096, sys::mount::Attributes::default()).unwrap();
-            sys::mount::attach_at(tmpfs.as_fd(), Path::new(path)).unwrap();
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
-        0
-    })
-    .unwrap();
-    podns::enter().unwrap();
-    podns::attach_shm(1 << 20).unwrap();
-    let outcome = run(&scenario, kubelet_mntns, cgroups);
-    assert_eq!(wait(churning), 0);
-    result.write_all(&serde_json::to_vec(&outcome).unwrap()).unwrap();
-}
-
-fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Outcome {
-    let plan = sys::memfd::create_sealed("plan", &serde_json::to_vec(&scenario.plan).unwrap()).unwrap();
-    let (stdin, mut to_stdin) = io::pipe().unwrap();
-    let (mut from_stdout, stdout) = io::pipe().unwrap();
-    let (report_read, report) = io::pipe().unwrap();
-    let (answer_read, answer) = io::pipe().unwrap();
-    let (console_here, console_there) = std::os::unix::net::UnixStream::pair().unwrap();
-    let stdio = if scenario.terminal {
-        Stdio::Console { sock: console_there.into() }
-    } else {
-        Stdio::Pipes {
-            stdin: stdin.into(),
-            stderr: stdout.try_clone().unwrap().into(),
-            stdout: stdout.into(),
-        }
-    };
-    let input = CreateInput {
-        plan,
-        kubelet_mntns,
-        cgroups,
-        stdio,
-        exec_error: report.into(),
-        pause_pid: Some(std::process::id()),
-        target_pid: None,
-    };
-    let mut input = Some(input);
-    let worker = sys::fork::worker(|| {
-        let reply = create(input.take().unwrap());
-        let mut line = serde_json::to_vec(&reply).unwrap();
-        line.push(b'\n');
-        i32::from(File::from(OwnedFd::from(answer.try_clone().unwrap())).write_all(&line).is_err())
-    })
-    .unwrap();
-    drop((answer, input));
-    let mut line = String::new();
-    BufReader::new(answer_read).read_line(&mut line).unwrap();
-    assert_eq!(wait(worker), 0, "the worker ended badly: {line}");
-    let reply: Reply = serde_json::from_str(&line).unwrap();
-    let Reply::Created { pid, .. } = &reply else {
-        return Outcome { reply, report: String::new(), output: String::new(), code: 0, held: Vec::new() };
-    };
-    let pid = *pid;
-    let held = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
-    let held = held.map(|e| held_file(&e.unwrap().path())).collect();
-    container::start(&scenario.plan.id).unwrap();
-    let mut report = String::new();
-    File::from(OwnedFd::from(report_read)).read_to_string(&mut report).unwrap();
-    let mut output = String::new();
-    if scenario.terminal {
-        let mut fds = Vec::new();
-        sys::scm::recv_with_fds(console_here.as_fd(), &mut [0; 8], |fd| fds.push(fd)).unwrap();
-        let mut master = File::from(fds.pop().unwrap());
-        let mut buffer = [0; 4096];
-        // EIO: the last one who had the terminal is gone.
-        while let Ok(length @ 1..) = master.read(&mut buffer) {
-            output.push_str(&String::from_utf8_lossy(&buffer[..length]));
-        }
-    } else {
-        to_stdin.write_all(scenario.stdin.as_bytes()).unwrap();
-        drop(to_stdin);
-        from_stdout.read_to_string(&mut output).unwrap();
-    }
-    let code = wait(pid);
-    container::forget(&scenario.plan.id);
-    assert_eq!(fs::read_dir(podns::STATE).unwrap().count(), 0);
-    assert_eq!(fs::read_dir(podns::BUNDLES).unwrap().count(), 0);
-    Outcome { reply, report, output, code, held }
-}
-
-/// What a descriptor is, with the file system of what lies in no mount of ours.
-fn held_file(path: &Path) -> String {
-    let name = fs::read_link(path).unwrap().display().to_string();
-    let kind = rustix::fs::statfs(path).map_or(0, |s| s.f_type);
-    if name == "/" { format!("/ in {kind:#x}") } else { name }
-}
-
-fn wait(pid: u32) -> i32 {
-    use rustix::process::{Pid, WaitOptions, waitpid};
-    let pid = Pid::from_raw(i32::try_from(pid).unwrap());
-    let (_, status) = waitpid(pid, WaitOptions::empty()).unwrap().unwrap();
-    status.exit_status().or(status.terminating_signal().map(|s| 128 + s)).unwrap()
-}
 
 /// A folder with a layer that is a busybox, and room for what a container writes.
 struct Pod {
@@ -209,6 +80,7 @@ impl Pod {
             rootfs: RootfsPlan {
                 store: self.path("layers"),
                 layers: vec!["one".into()],
+                folders: Vec::new(),
                 rw: self.path("rw"),
                 readonly: false,
                 volatile: true,
@@ -437,7 +309,7 @@ fn mounts_are_as_planned() {
     fs::write(pod.path("resolv"), "nameserver\n").unwrap();
     fs::write(pod.path("log"), "").unwrap();
     let script = "cat /vol/data /etc/resolv.conf; echo t > /dev/termination-log; echo w > /vol/w; echo r > /ro/x; \
-        echo m > /made/m; stat -c '%a %n' /dev/null /dev/shm /dev/tty /proc/kcore /dev/odd; ls -A /proc/acpi | wc -l; \
+        echo m > /made/m; stat -c '%a %n' /dev/null /dev/shm /dev/tty /proc/kcore /dev/odd /data/deep; ls -A /proc/acpi | wc -l; \
         echo 1 > /proc/sys/vm/swappiness; ls /dev/pts /dev/mqueue >&-; readlink /dev/ptmx; readlink /dev/fd; touch /new; \
         cat /proc/kcore | wc -c; grep -c . /proc/self/mountinfo; grep ' / / ' /proc/self/mountinfo; mount | grep mqueue; ls /sys/class/net";
     let mut plan = pod.plan(script);
@@ -460,12 +332,13 @@ fn mounts_are_as_planned() {
         gid: 6,
     }];
     plan.rootfs.readonly = true;
+    plan.rootfs.folders = vec!["/data/deep".into()];
     // busybox's wc and more are not linked: the shell finds applets by name all the same.
     let out = pod.run(plan);
     let has = |text: &str| assert!(out.output.contains(text), "{text:?} not in {}", out.output);
     has("data\nnameserver\n");
     has("666 /dev/null\n1777 /dev/shm\n666 /dev/tty\n");
-    has("606 /dev/odd\n");
+    has("606 /dev/odd\n755 /data/deep\n");
     has("pts/ptmx\n/proc/self/fd\n");
     has("/ro/x: Read-only file system");
     has("/proc/sys/vm/swappiness: Read-only file system");

@@ -142,15 +142,16 @@ fn exec_in_a_running_container() {
     let (code, out, err) =
         pod.exec(1, &id, &["sh", "-c", "echo $A; pwd; echo e >&2; hostname; exit 5"]).unwrap();
     assert_eq!((code, out.as_str(), err.as_str()), (5, "b\n/tmp\nweb-0\n", "e\n"));
-    // It is like init: same namespaces, cgroup and credentials, nothing open but its stdio.
+    // It is like init: same namespaces, cgroup and credentials, nothing open but its stdio (listed without a pipe,
+    // which would be open in the shell for a moment).
     let look = "for n in mnt pid net ipc uts cgroup user; do [ $(readlink /proc/1/ns/$n) = $(readlink /proc/self/ns/$n) ] \
                 || echo $n; done; diff /proc/1/cgroup /proc/self/cgroup; \
                 for f in CapEff CapPrm CapInh CapBnd CapAmb SigIgn SigBlk Groups Uid Gid Seccomp NoNewPrivs Umask; do \
                 a=$(grep ^$f: /proc/1/status); b=$(grep ^$f: /proc/self/status); [ \"$a\" = \"$b\" ] || echo \"$a, $b\"; done; \
-                diff /proc/1/limits /proc/self/limits; cat /proc/1/oom_score_adj; ls /proc/$$/fd | tr '\\n' ' '";
+                diff /proc/1/limits /proc/self/limits; ls /proc/$$/fd; cat /proc/1/oom_score_adj";
     let (code, out, err) = pod.exec(2, &id, &["sh", "-c", look]).unwrap();
     assert_eq!((code, err.as_str()), (0, ""));
-    assert_eq!(out, "500\n0 1 2 ");
+    assert_eq!(out, "0\n1\n2\n500\n");
     let failure = pod.exec(3, &id, &["/bin/nosuch"]).unwrap_err();
     assert_eq!((failure.kind, failure.errno), (ErrorKind::ExecFailed, 2), "{failure:?}");
     pod.end();

@@ -80,7 +80,8 @@ pub(super) fn check(reading: Reading) -> Result<Config, Vec<Fault>> {
             "image.max_parallel_downloads",
             max_parallel_downloads,
             1,
-            64,
+            // Each takes a blocking thread, of which the daemon has 64, while it waits for its registry.
+            16,
         )),
     };
 

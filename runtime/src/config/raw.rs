@@ -109,7 +109,7 @@ impl Raw {
             key(
                 "image.max_parallel_downloads",
                 Number(&mut self.max_parallel_downloads),
-                "Layers of one pull that are downloaded at once (1 to 64).",
+                "Layers of one pull that are downloaded at once (1 to 16).",
             ),
         ]
     }

@@ -78,7 +78,7 @@ fn refuses_what_cannot_be_honoured() {
         ("root = 3", "must be a string"),
         ("something_else_entirely = 1", "`copepod config default` lists all"),
         ("[image]\nmax_parallel_downloads = 99999999999999999999", "must be a whole number"),
-        ("[image]\nmax_parallel_downloads = -1", "must be from 1 to 64"),
+        ("[image]\nmax_parallel_downloads = -1", "must be from 1 to 16"),
         ("root = \"/run/copepod/inside\"", "must lie outside root"),
         ("root = \"/\"", "must not be the root"),
         ("root = \"/a/../b\"", "must not contain"),

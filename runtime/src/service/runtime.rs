@@ -24,8 +24,8 @@ impl Runtime {
         Self { backend, host }
     }
 
-    /// Absolute path at which nothing ever is, for containers that do not log (KUBELET.md calls it H1:
-    /// kubelet removes whatever matches `<log_path>*`).
+    /// Absolute path at which nothing ever is, for containers that do not log (kubelet
+    /// removes whatever matches `<log_path>*`).
     fn silent_log(&self, container: &ContainerView) -> String {
         format!("{}/silent/{}", self.backend.config.state.display(), container.record.id)
     }

@@ -116,7 +116,7 @@ async fn an_empty_node_answers_what_kubelet_asks_at_its_start() {
     assert!(
         images.list_images(cri::ListImagesRequest::default()).await.unwrap().into_inner().images.is_empty()
     );
-    // H4: the mount point is there before anything was pulled.
+    // kubelet calls stat on it: the mount point is there before anything was pulled.
     let fs = images.image_fs_info(cri::ImageFsInfoRequest {}).await.unwrap().into_inner();
     let mountpoint = &fs.image_filesystems[0].fs_id.as_ref().unwrap().mountpoint;
     assert!(std::path::Path::new(mountpoint).is_dir(), "{mountpoint}");

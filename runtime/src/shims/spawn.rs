@@ -15,7 +15,7 @@ use sys::spawn::{Child, Program};
 use tokio::io::Interest;
 use wire::ShimInit;
 
-/// The two programs, opened once and sealed against writing (EXEC.md 5).
+/// The two programs, opened once and sealed against writing.
 #[derive(Debug, Clone)]
 pub(crate) struct Binaries {
     shim: Arc<OwnedFd>,

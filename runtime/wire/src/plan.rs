@@ -143,7 +143,7 @@ pub struct RootfsPlan {
     pub readonly: bool,
     /// Folders made (0755) when absent: the image's VOLUMEs, clean absolute paths.
     pub folders: Vec<String>,
-    /// Overlay option `volatile` (MOUNTS.md 4).
+    /// Overlay option `volatile`: no sync, so the upper folder is worthless after a crash of the host.
     pub volatile: bool,
 }
 

@@ -70,8 +70,8 @@ pub(crate) fn image(record: &ImageRecord) -> cri::Image {
     }
 }
 
-/// The image file system. kubelet dereferences `used_bytes` without looking (H3) and calls stat on the
-/// mount point, which must therefore be a folder that never goes away (H4): the image store.
+/// The image file system. kubelet dereferences `used_bytes` without looking and calls stat on the
+/// mount point, which must therefore be a folder that never goes away: the image store.
 pub(crate) fn image_fs(mountpoint: &Path, usage: &Usage) -> cri::ImageFsInfoResponse {
     let filesystem = cri::FilesystemUsage {
         timestamp: super::now(),

@@ -9,9 +9,9 @@ fn value(value: u64) -> Option<cri::UInt64Value> {
     Some(cri::UInt64Value { value })
 }
 
-/// Attributes are always there: kubelet dereferences them without looking (H3). Without figures (`None`, a
+/// Attributes are always there: kubelet dereferences them without looking. Without figures (`None`, a
 /// container that does not run) the rest is absent. `store` is a folder that never goes away: kubelet calls
-/// stat on it, and one failure costs the whole summary (H4).
+/// stat on it, and one failure costs the whole summary.
 pub(crate) fn container_stats(
     container: &ContainerRecord,
     figures: Option<&ContainerStats>,

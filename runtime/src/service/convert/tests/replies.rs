@@ -68,7 +68,7 @@ fn container_round_trip() {
     assert_eq!(config.security.seccomp, SeccompProfile::Localhost("/p.json".into()));
 }
 
-/// KUBELET.md H1.
+/// kubelet removes whatever matches `<log_path>*`.
 #[test]
 fn log_path_in_status_is_always_absolute() {
     let mut record = container_record(container(|c| c.log_path = String::new()).unwrap());
@@ -79,7 +79,7 @@ fn log_path_in_status_is_always_absolute() {
     assert!(container_status(&record, "/run/copepod/silent/log").log_path.starts_with('/'));
 }
 
-/// KUBELET.md H5: status must not fail for anything that is listed.
+/// Status must not fail for anything that is listed.
 #[test]
 fn status_needs_nothing_but_the_record() {
     let mut record = container_record(model::ContainerConfig::default());
@@ -128,7 +128,7 @@ fn filters_are_joined_with_and() {
     assert!(ContainerFilter::for_stats(None).matches(&record));
 }
 
-/// KUBELET.md H3: kubelet dereferences these without looking.
+/// kubelet dereferences these without looking.
 #[test]
 fn stats_always_carry_attributes() {
     let record = container_record(container(|_| {}).unwrap());
@@ -170,12 +170,12 @@ fn stats_arrive() {
     let swap = stats.swap.unwrap();
     assert_eq!((swap.swap_available_bytes.unwrap().value, swap.swap_usage_bytes.unwrap().value), (10, 11));
     let layer = stats.writable_layer.unwrap();
-    // KUBELET.md H4: never a folder of the container.
+    // kubelet calls stat on it: never a folder of the container.
     assert_eq!(layer.fs_id.unwrap().mountpoint, "/store");
     assert_eq!((layer.used_bytes.unwrap().value, layer.inodes_used.unwrap().value), (13, 14));
 }
 
-/// KUBELET.md H3 and H4.
+/// kubelet calls stat on the folder and dereferences the figures without looking.
 #[test]
 fn image_file_system_is_a_folder_that_is_there_with_figures() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,0 +1,183 @@
+//! The end of a pod: its stop, then its removal.
+
+use super::{Container, Driver, Outcome, answer};
+use crate::node::Error;
+use crate::pod::teardown::{self, Ended};
+use crate::pod::{blocking, containers, now};
+use model::transition::{self, PodEvent};
+use model::{ContainerId, ContainerPhase, ContainerRecord, PodPhase};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use wire::ExitFacts;
+
+impl Driver {
+    /// Stops the pod, unless that is done or under way; then goes on to its removal, if asked for.
+    pub(crate) fn begin_stop(&mut self) {
+        if self.ending || self.removing {
+            return;
+        }
+        match self.record.phase {
+            PodPhase::Stopped | PodPhase::Removing => return self.stopped(Vec::new()),
+            PodPhase::Stopping => {}
+            PodPhase::Launching | PodPhase::Ready => self.show_ending("it was stopped"),
+        }
+        self.ending = true;
+        let (context, record, client) = (Arc::clone(&self.context), self.record.clone(), self.client.clone());
+        let leaves = self.leaves();
+        self.jobs
+            .spawn(async move { Outcome::Ended(teardown::end(&context, &record, client, leaves).await) });
+    }
+
+    pub(super) fn leaves(&self) -> Vec<String> {
+        let leaves = self.containers.values().map(|container| container.record.cgroup.clone());
+        leaves.filter(|leaf| !leaf.is_empty()).collect()
+    }
+
+    /// What the shim has said, first the events that came before the end, then what it left in files.
+    pub(super) fn settle_exits(&mut self, exits: &BTreeMap<ContainerId, ExitFacts>, lost: &str) {
+        while let Some(event) = self.events.as_mut().and_then(|events| events.try_recv().ok()) {
+            self.event(event);
+        }
+        let live: Vec<ContainerId> = self
+            .containers
+            .values()
+            .filter(|it| matches!(it.record.phase, ContainerPhase::Created | ContainerPhase::Running))
+            .map(|it| it.record.id.clone())
+            .collect();
+        for id in live {
+            match exits.get(&id) {
+                Some(facts) => self.exited(&id, containers::exit_of(facts), facts.started_at),
+                None => self.exited(&id, model::reconcile::lost(lost, now()), 0),
+            }
+        }
+    }
+
+    pub(super) fn ended(&mut self, ended: Ended) {
+        self.settle_exits(&ended.exits, "its end was not seen: the pod was stopped");
+        if !ended.errors.is_empty() {
+            self.stopped_with = Some(ended.errors);
+            return self.maybe_stopped();
+        }
+        self.client = None;
+        self.events = None;
+        self.record.phase = PodPhase::Stopped;
+        (self.record.pause_pid, self.record.shim_pid) = (0, 0);
+        self.recorder.set(self.record.clone());
+        // All records, then the answer.
+        let (context, pod) = (Arc::clone(&self.context), Arc::clone(&self.recorder));
+        self.jobs.spawn(async move {
+            Outcome::Stopped(pod.persist(&context, true).await.err().into_iter().collect())
+        });
+    }
+
+    /// The stop is answered when all exits can be seen.
+    pub(super) fn maybe_stopped(&mut self) {
+        let unsettled = |it: &Container| it.record.phase == ContainerPhase::Exited && !it.settled;
+        if !self.containers.values().any(unsettled)
+            && let Some(errors) = self.stopped_with.take()
+        {
+            self.stopped(errors);
+        }
+    }
+
+    pub(super) fn stopped(&mut self, errors: Vec<Error>) {
+        self.ending = false;
+        let outcome =
+            Error::gathered(errors).map_err(|error| error.context(format!("stop pod {}", self.record.id)));
+        if let Err(error) = &outcome {
+            self.record.message = error.message.clone();
+            if self.stop_waiters.is_empty() && self.remove_waiters.is_empty() {
+                tracing::error!(pod = %self.record.id, %error, "not stopped; a StopPodSandbox tries again");
+            }
+            // Somebody must be able to ask for it again, and nobody waits for its name any more.
+            self.hidden = false;
+            if let Some(launched) = &self.launched {
+                launched.send_replace(Some(Err(error.clone())));
+            }
+        }
+        self.publish();
+        for waiter in std::mem::take(&mut self.stop_waiters) {
+            answer(waiter, outcome.clone());
+        }
+        match outcome {
+            Err(error) => {
+                for waiter in std::mem::take(&mut self.remove_waiters) {
+                    answer(waiter, Err(error.clone()));
+                }
+            }
+            Ok(()) if !self.remove_waiters.is_empty() || self.remove_when_stopped => {
+                self.begin_pod_removal();
+            }
+            Ok(()) => {}
+        }
+    }
+
+    fn begin_pod_removal(&mut self) {
+        if self.removing {
+            return;
+        }
+        self.removing = true;
+        self.record.phase = PodPhase::Removing;
+        self.recorder.set(self.record.clone());
+        let (context, recorder, record) =
+            (Arc::clone(&self.context), Arc::clone(&self.recorder), self.record.clone());
+        let containers: Vec<ContainerRecord> = self.containers.values().map(|it| it.record.clone()).collect();
+        self.jobs.spawn(async move {
+            let mut errors: Vec<Error> = recorder.persist(&context, false).await.err().into_iter().collect();
+            for container in containers {
+                errors.extend(containers::remove(&context, None, &container).await);
+            }
+            if errors.is_empty() {
+                let dir = context.layout.pod_dir(&record.id);
+                let removed = blocking("remove the pod", move || Ok(state::file::remove_dir(&dir)?)).await;
+                errors.extend(removed.err());
+            }
+            Outcome::Removed(errors)
+        });
+    }
+
+    pub(super) fn removed(&mut self, errors: Vec<Error>) {
+        self.removing = false;
+        let outcome =
+            Error::gathered(errors).map_err(|error| error.context(format!("remove pod {}", self.record.id)));
+        if outcome.is_ok() {
+            for id in self.containers.keys() {
+                self.registry.published().take_container(id);
+            }
+            self.registry.published().take_pod(&self.record.id);
+            self.registry.release(&self.record.id);
+            self.finished = true;
+        } else {
+            self.record.phase = PodPhase::Stopped;
+            self.publish();
+        }
+        for container in std::mem::take(&mut self.containers).into_values() {
+            if outcome.is_err() {
+                self.containers.insert(container.record.id.clone(), container);
+            } else {
+                container.removing.into_iter().for_each(|reply| answer(reply, Ok(())));
+            }
+        }
+        for waiter in self.remove_waiters.drain(..).chain(self.stop_waiters.drain(..)) {
+            answer(waiter, outcome.clone());
+        }
+    }
+
+    /// The pod is over, though nobody has stopped it yet.
+    pub(crate) fn not_ready(&mut self, why: &str) {
+        if self.record.phase == PodPhase::Ready {
+            tracing::warn!(pod = %self.record.id, why, "pod is not ready any more");
+        }
+        self.show_ending(why);
+    }
+
+    /// Shows and records that the pod is ending, however that came.
+    fn show_ending(&mut self, why: &str) {
+        if let Ok(phase) = transition::pod(self.record.phase, PodEvent::Ending) {
+            self.record.phase = phase;
+            self.record.message = why.to_owned();
+            self.publish();
+            self.persist_pod();
+        }
+    }
+}
