@@ -10,6 +10,7 @@ use crate::io::log::Stream;
 use crate::io::output::Output;
 use crate::job::{self, Job, Kind, Prepared, Word, failure, refusal};
 use crate::reaper::{SIGKILL, kill};
+use crate::server::KILL_SESSION_MS;
 use crate::table::{Container, Pause, Phase};
 
 impl Shim {
@@ -32,6 +33,11 @@ impl Shim {
                         {
                             exec.pid = pid;
                             exec.code = code;
+                            let now = sys::proc::monotonic_ms();
+                            if let Some(killing) = &mut exec.killing {
+                                (killing.look_again, killing.until) = (now, now + KILL_SESSION_MS);
+                                self.kill_session(id, generation, now);
+                            }
                         }
                     }
                 }

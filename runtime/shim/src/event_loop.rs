@@ -20,6 +20,9 @@ const IDLE_MS: u64 = 200;
 /// The most that is waited for, whatever the timers say.
 const LONGEST_WAIT_MS: u64 = 3_600_000;
 
+/// Pause after a connection that could not be taken.
+const ACCEPT_AGAIN_MS: u64 = 1000;
+
 /// Kinds of descriptors in the epoll set; a token is a kind and a number.
 mod kind {
     pub(super) const LISTENER: u64 = 0;
@@ -51,6 +54,8 @@ pub(crate) struct Start {
 pub(crate) struct Shim {
     pub(crate) start: Start,
     pub(crate) epoll: Epoll,
+    /// When to take connections again (monotonic ms), after one could not be taken.
+    listen_again: Option<u64>,
     pub(crate) conn: Option<Conn>,
     pub(crate) generation: u32,
     /// Numbers for tokens of jobs and containers.
@@ -78,6 +83,7 @@ impl Shim {
         Ok(Self {
             start,
             epoll,
+            listen_again: None,
             conn: None,
             generation: 0,
             serial: 0,
@@ -123,6 +129,7 @@ impl Shim {
             .containers
             .iter()
             .filter_map(|container| container.look_again)
+            .chain(self.listen_again)
             .chain(self.jobs.iter().map(|job| job.deadline))
             .chain(self.execs.iter().filter_map(|exec| exec.killing.map(|killing| killing.look_again)));
         let next = timers.min().map(|at| at.saturating_sub(now).min(LONGEST_WAIT_MS));
@@ -153,9 +160,19 @@ impl Shim {
 
     /// A daemon has dialled. It replaces the one before.
     fn accept(&mut self) {
-        let Ok(Some(fd)) = sys::scm::accept(self.start.listener.as_fd()) else { return };
+        let fd = match sys::scm::accept(self.start.listener.as_fd()) {
+            Ok(Some(fd)) => fd,
+            Ok(None) => return,
+            // Out of descriptors or memory. Who waits stays in the queue and would wake the loop at once.
+            Err(_) => {
+                if self.epoll.remove(self.start.listener.as_fd()).is_ok() {
+                    self.listen_again = Some(sys::proc::monotonic_ms() + ACCEPT_AGAIN_MS);
+                }
+                return;
+            }
+        };
         // The socket's folder is root's alone; this is a second lock.
-        if sys::scm::peer_uid(fd.as_fd()).is_ok_and(|uid| uid != 0) {
+        if !sys::scm::peer_uid(fd.as_fd()).is_ok_and(|uid| uid == 0) {
             return;
         }
         if let Some(old) = self.conn.take() {
@@ -168,6 +185,15 @@ impl Shim {
         }
         self.conn = Some(conn);
         self.greet();
+    }
+
+    /// Takes connections again, after a pause.
+    pub(crate) fn listen(&mut self, now: u64) {
+        if self.listen_again.is_none_or(|at| at > now) {
+            return;
+        }
+        let added = self.epoll.add(self.start.listener.as_fd(), token(kind::LISTENER, 0), Interest::READ);
+        self.listen_again = added.is_err().then_some(now + ACCEPT_AGAIN_MS);
     }
 
     /// Ends the connection. Work goes on; its answers have nobody to go to.

@@ -177,6 +177,7 @@ impl Shim {
     /// What timers are for: deadlines of workers, cgroups and sessions that are being killed.
     pub(crate) fn tick(&mut self) {
         let now = sys::proc::monotonic_ms();
+        self.listen(now);
         while let Some(place) = self.containers.iter().position(|c| c.look_again.is_some_and(|at| at <= now))
         {
             if let Some(container) = self.containers.get_mut(place) {
@@ -241,7 +242,11 @@ impl Shim {
     }
 
     /// Kills children that belong to nothing known: what a worker left that was stopped half-way. Returns how
-    /// many there are. Only for when no other worker is at work, whose children they might be.
+    /// many there are, one if that cannot be said now. Only for when no other worker is at work, whose
+    /// children they might be.
+    ///
+    /// Only those in the shim's own cgroup: what was made after the worker had joined the container's goes with
+    /// that, and what is in another container's is an orphan of it, which lives on.
     fn kill_strays(&self) -> usize {
         let known = |pid: u32| {
             self.pause.as_ref().is_some_and(|pause| pause.pid == pid)
@@ -249,12 +254,31 @@ impl Shim {
                 || self.execs.iter().any(|exec| exec.pid == pid)
                 || self.jobs.iter().any(|job| job.worker == pid)
         };
+        let children = match sys::proc::children() {
+            Ok(children) => children,
+            // A kernel that has no such list.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return 0,
+            Err(_) => return 1,
+        };
+        let strange: Vec<u32> = children.into_iter().filter(|pid| !known(*pid)).collect();
+        if strange.is_empty() {
+            return 0;
+        }
+        let Ok(own) = sys::proc::cgroups(std::process::id()) else { return 1 };
         let mut count = 0;
-        for pid in sys::proc::children().unwrap_or_default() {
+        for pid in strange {
             let ended = sys::proc::stat(pid).is_ok_and(|stat| stat.state == 'Z');
-            if !known(pid) && !ended {
-                count += 1;
-                kill(pid, SIGKILL);
+            if ended {
+                continue;
+            }
+            match sys::proc::cgroups(pid) {
+                Ok(of_it) if of_it == own => {
+                    count += 1;
+                    kill(pid, SIGKILL);
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(_) => count += 1,
             }
         }
         count
@@ -280,7 +304,8 @@ pub(crate) fn kill_cgroup(container: &Container) {
 }
 
 fn is_empty(container: &Container) -> bool {
-    container.cgroups.procs_folder().is_none_or(|folder| sys::cgroup::is_empty(folder).unwrap_or(true))
+    // What cannot be read now (out of descriptors) is looked at again.
+    container.cgroups.procs_folder().is_none_or(|folder| sys::cgroup::is_empty(folder).unwrap_or(false))
 }
 
 fn was_oom_killed(container: &Container) -> bool {

@@ -15,7 +15,7 @@ use crate::table::{Asker, Container, Exec, Killing, MAX_CONTAINERS, MAX_EXECS, P
 use crate::{create, exec, pause};
 
 /// How long a session may take to be killed.
-const KILL_SESSION_MS: u64 = 10_000;
+pub(crate) const KILL_SESSION_MS: u64 = 10_000;
 /// Longest deadline of a create that is taken at its word.
 const MAX_DEADLINE_MS: u64 = 3_600_000;
 
@@ -283,10 +283,13 @@ impl Shim {
         if exec.killing.is_some() {
             return Err(refusal(ErrorKind::Busy, "kill", format!("exec {} is being killed", id.0)));
         }
-        if exec.pid == 0 {
-            return Err(refusal(ErrorKind::WrongState, "kill", format!("exec {} is being started", id.0)));
-        }
         let now = sys::proc::monotonic_ms();
+        if exec.pid == 0 {
+            // Killed as soon as its pid is known. Not its worker: what that has made and not told yet would be
+            // known to nobody.
+            exec.killing = Some(Killing { asker, look_again: u64::MAX, until: u64::MAX });
+            return Ok(None);
+        }
         exec.killing = Some(Killing { asker, look_again: now, until: now + KILL_SESSION_MS });
         let generation = exec.generation;
         self.kill_session(id, generation, now);

@@ -163,6 +163,7 @@ pub(crate) struct Exec {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Killing {
     pub(crate) asker: Asker,
+    /// Never while its pid is awaited.
     pub(crate) look_again: u64,
     pub(crate) until: u64,
 }

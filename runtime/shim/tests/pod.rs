@@ -3,9 +3,10 @@
 mod common;
 
 use std::fs;
+use std::os::fd::AsFd as _;
 
-use common::{Pod, container_id};
-use wire::{ErrorKind, Event, Reply, Request, Snapshot};
+use common::{Pod, container_id, memfd, process};
+use wire::{ErrorKind, Event, Message, Reply, Request, Snapshot};
 
 fn status(pid: u32, key: &str) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -173,6 +174,40 @@ fn an_exec_is_killed_with_its_whole_session() {
 }
 
 #[test]
+fn an_exec_that_is_starting_is_killed() {
+    let mut pod = Pod::started("early");
+    let id = container_id(1);
+    let plan = pod.plan(&id, &["sleep", "1000"]);
+    pod.run_plan(plan, false);
+    let before = pod.cgroups.pids(id.as_str());
+    for number in 0..20 {
+        let plan =
+            memfd(&wire::ExecPlan { process: process(&["sleep", "900"]), user: model::User::default() });
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let (plan, null) = (plan.as_fd(), null.as_fd());
+        let exec = model::ExecId(number);
+        pod.send(Request::Exec { exec, container: id.clone() }, &[plan, null, null, null]);
+        pod.send(Request::KillExec { exec }, &[]);
+        let (mut started, mut failed, mut killed, mut exited) = (false, false, false, false);
+        while !(killed && (failed || started && exited)) {
+            match pod.frame().0.message {
+                Message::Reply(Reply::ExecStarted { .. }) => started = true,
+                Message::Reply(Reply::Failed(_)) => failed = true,
+                Message::Reply(Reply::Done) => killed = true,
+                Message::Event(Event::ExecExited { code, .. }) => {
+                    assert_eq!(code, 137);
+                    exited = true;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        // The worker may take a moment to leave.
+        eventually(|| pod.cgroups.pids(id.as_str()) == before);
+    }
+    pod.end();
+}
+
+#[test]
 fn what_outlives_init_is_killed() {
     let mut pod = Pod::started("orphans");
     let id = container_id(1);
@@ -223,6 +258,26 @@ fn signals_and_start_failures() {
     assert!(
         !pod.snapshots.iter().any(|s| matches!(s, Snapshot::Container { container, .. } if *container == id))
     );
+    pod.end();
+}
+
+#[test]
+fn a_failed_create_leaves_other_containers_orphans_alone() {
+    let mut pod = Pod::started("strays");
+    let id = container_id(1);
+    let mut plan = pod.plan(&id, &["sh", "-c", "(setsid sleep 1001 &); exec sleep 1000"]);
+    // Orphans come to the shim.
+    plan.namespaces.pid = wire::NamespaceSource::Host;
+    pod.run_plan(plan, false);
+    let child_of_shim = |pid: &u32| sys::proc::stat(*pid).is_ok_and(|stat| stat.parent == pod.shim.pid);
+    eventually(|| pod.cgroups.pids(id.as_str()).iter().filter(|pid| child_of_shim(pid)).count() == 2);
+    let before = pod.cgroups.pids(id.as_str());
+    let failing = container_id(2);
+    let mut plan = pod.plan(&failing, &["sh"]);
+    plan.rootfs.layers = vec!["nosuch".into()];
+    let reply = pod.create(plan, false);
+    assert!(matches!(reply, Reply::Failed(_)), "{reply:?}");
+    assert_eq!(pod.cgroups.pids(id.as_str()), before);
     pod.end();
 }
 

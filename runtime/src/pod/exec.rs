@@ -56,33 +56,36 @@ pub(crate) async fn sync(
     let request = Request::Exec { exec, container: container.clone() };
     // From here on a caller that goes away takes the command with it.
     let mut guard = Guard { client: Some(client.clone()), exec };
-    let exit = client.exec(exec, request, fds, START).await.inspect_err(|error| {
-        // It said so itself: there is nothing to kill.
-        if matches!(error, ClientError::Failed(_)) {
-            guard.client = None;
-        }
-    })?;
     let room = AtomicUsize::new(EXEC_OUTPUT_LIMIT);
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let ended = {
-        let reading =
-            async { tokio::join!(read(&mut stdout, &mut out, &room), read(&mut stderr, &mut err, &room)) };
-        tokio::pin!(reading);
+        // The limit is for all of it: in a cgroup short of time the start may take most.
         let whole = async {
+            let exit = client.exec(exec, request, fds, START).await?;
+            let reading = async {
+                tokio::join!(read(&mut stdout, &mut out, &room), read(&mut stderr, &mut err, &room))
+            };
+            tokio::pin!(reading);
             tokio::pin!(exit);
             let code = tokio::select! {
                 code = &mut exit => code,
                 // All closed: the exit comes at once, or when it pleases.
-                _ = &mut reading => return exit.await.ok(),
+                _ = &mut reading => return Ok(exit.await.ok()),
             };
             drop(tokio::time::timeout(DRAIN, &mut reading).await);
-            code.ok()
+            Ok(code.ok())
         };
         match limit {
             None => Some(whole.await),
             Some(limit) => tokio::time::timeout(limit, whole).await.ok(),
         }
     };
+    let ended = ended.transpose().inspect_err(|error| {
+        // It said so itself: there is nothing to kill.
+        if matches!(error, ClientError::Failed(_)) {
+            guard.client = None;
+        }
+    })?;
     match ended {
         Some(Some(exit_code)) => {
             guard.client = None;

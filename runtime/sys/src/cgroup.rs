@@ -60,9 +60,17 @@ pub fn is_empty(dir: BorrowedFd<'_>) -> io::Result<bool> {
     let mut empty = true;
     let walked = each_folder(dir, DEPTH, &mut |folder| {
         let mut byte = [0; 1];
-        if empty && open(folder, "cgroup.procs", OFlags::RDONLY)?.read(&mut byte)? > 0 {
-            empty = false;
+        if !empty {
+            return Ok(());
         }
+        let read = match open(folder, "cgroup.procs", OFlags::RDONLY)?.read(&mut byte) {
+            // A threaded one of v2 lists threads only.
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                open(folder, "cgroup.threads", OFlags::RDONLY)?.read(&mut byte)?
+            }
+            read => read?,
+        };
+        empty = read == 0;
         Ok(())
     });
     match walked {

@@ -44,6 +44,14 @@ pub fn children() -> io::Result<Vec<u32>> {
     Ok(text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect())
 }
 
+/// `/proc/<pid>/cgroup`: a line a hierarchy.
+///
+/// # Errors
+/// NotFound when it is gone.
+pub fn cgroups(pid: u32) -> io::Result<Vec<u8>> {
+    fs::read(format!("/proc/{pid}/cgroup"))
+}
+
 /// `/proc/<pid>/comm`, without the newline.
 ///
 /// # Errors

@@ -257,7 +257,7 @@ impl Pod {
         }
     }
 
-    fn frame(&mut self) -> (Frame, Vec<OwnedFd>) {
+    pub(crate) fn frame(&mut self) -> (Frame, Vec<OwnedFd>) {
         loop {
             if let Some(frame) = self.decoder.next().unwrap() {
                 let fds = self.fds.drain(..usize::from(frame.nfds)).collect();
