@@ -35,7 +35,9 @@ impl Fixture {
             state: Some(path("run").display().to_string()),
             socket: None,
         };
-        let text = format!("[network]\nconf_dir = \"{}\"\n", path("net.d").display());
+        // PID 1 may be another machine's, where the tests run in a container.
+        let text =
+            format!("mount_namespace = \"self\"\n[network]\nconf_dir = \"{}\"\n", path("net.d").display());
         let config = Arc::new(Config::parse(&text, &overrides).unwrap());
         let layout = state::Layout::new(&config.root, &config.state).unwrap();
         let lock = state::lock::acquire(&layout).unwrap();
