@@ -86,6 +86,10 @@ pub(super) fn assemble(plan: &RootfsPlan, sources: &Sources, at: &Path) -> Step<
 
 /// The same for kernels before 6.7, which know no `lowerdir+`: all in one page of options, so layers go by
 /// their names in the store, which becomes the working directory meanwhile.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the worker is a process of one thread, and only this shortens names"
+)]
 fn by_names(
     store: &Path,
     layers: &[String],
