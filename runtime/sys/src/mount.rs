@@ -160,6 +160,15 @@ pub fn create(kind: &str, options: &[Option_<'_>], attributes: Attributes) -> io
     build().map_err(|errno| explain(&context, errno))
 }
 
+/// Mounts a file system of `kind` at `target` by mount(2), for options that fsconfig(2) does not take.
+///
+/// # Errors
+/// As [`create`]; EINVAL for options of more than a page.
+pub fn create_at(kind: &str, target: &Path, options: &str) -> io::Result<()> {
+    let options = std::ffi::CString::new(options)?;
+    Ok(rustix::mount::mount(kind, target, kind, rustix::mount::MountFlags::empty(), options.as_c_str())?)
+}
+
 /// Adds what the kernel wrote into the context's log (one message a read).
 fn explain(context: &OwnedFd, errno: rustix::io::Errno) -> io::Error {
     let mut text = String::new();

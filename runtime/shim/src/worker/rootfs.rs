@@ -51,8 +51,10 @@ pub(super) fn assemble(plan: &RootfsPlan, sources: &Sources, at: &Path) -> Step<
         }
         lower.push(format!("{LAYERS}/{layer}"));
     }
+    let mut names = plan.layers.clone();
     if lower.is_empty() {
         lower.push(EMPTY.to_owned());
+        names.push(EMPTY.to_owned());
     }
     let (upper, work) = (format!("{WRITABLE}/upper"), format!("{WRITABLE}/work"));
     let mut options = vec![Option_::Value("source", "overlay")];
@@ -62,11 +64,75 @@ pub(super) fn assemble(plan: &RootfsPlan, sources: &Sources, at: &Path) -> Step<
     if plan.volatile {
         options.push(Option_::Flag("volatile"));
     }
-    let overlay = mount::create("overlay", &options, Attributes::default())
-        .map_err(internal(STAGE, format!("overlay of {} layers on {}", lower.len(), plan.rw)))?;
+    let what = || format!("overlay of {} layers on {}", lower.len(), plan.rw);
+    let overlay = match mount::create("overlay", &options, Attributes::default()) {
+        Ok(overlay) => Some(overlay),
+        Err(error) if mount::errno(&error) == rustix::io::Errno::INVAL.raw_os_error() => {
+            fs::create_dir_all(at).map_err(internal(STAGE, at.display()))?;
+            // The first error says more when both ways fail.
+            by_names(Path::new(LAYERS), &names, &upper, &work, plan.volatile, at)
+                .map_err(|second| internal(STAGE, format!("{} (by mount(2): {second})", what()))(error))?;
+            None
+        }
+        Err(error) => return Err(internal(STAGE, what())(error)),
+    };
     for path in [LAYERS, WRITABLE] {
         mount::detach(Path::new(path)).map_err(internal(STAGE, path))?;
     }
+    let Some(overlay) = overlay else { return Ok(()) };
     fs::create_dir_all(at).map_err(internal(STAGE, at.display()))?;
     mount::attach_at(overlay.as_fd(), at).map_err(internal(STAGE, at.display()))
+}
+
+/// The same for kernels before 6.7, which know no `lowerdir+`: all in one page of options, so layers go by
+/// their names in the store, which becomes the working directory meanwhile.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the worker is a process of one thread, and only this shortens names"
+)]
+fn by_names(
+    store: &Path,
+    layers: &[String],
+    upper: &str,
+    work: &str,
+    volatile: bool,
+    at: &Path,
+) -> std::io::Result<()> {
+    if layers.iter().any(|layer| layer.contains([':', ',', '\\'])) {
+        return Err(std::io::Error::other("a layer's name has a separator"));
+    }
+    let volatile = if volatile { ",volatile" } else { "" };
+    let options = format!("lowerdir={},upperdir={upper},workdir={work}{volatile}", layers.join(":"));
+    std::env::set_current_dir(store)?;
+    let mounted = mount::create_at("overlay", at, &options);
+    std::env::set_current_dir("/")?;
+    mounted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_are_mounted_by_their_names() {
+        let dir = tempfile::Builder::new().prefix("copepod-names-").tempdir_in("/run").unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in ["store/a", "store/b", "upper", "work", "at"] {
+            fs::create_dir_all(path(name)).unwrap();
+        }
+        fs::write(path("store/a/both"), "a").unwrap();
+        fs::write(path("store/b/both"), "b").unwrap();
+        fs::write(path("store/b/below"), "b").unwrap();
+        let text = |name| path(name).to_str().unwrap().to_owned();
+        let layers = ["a".to_owned(), "b".to_owned()];
+        by_names(&path("store"), &layers, &text("upper"), &text("work"), true, &path("at")).unwrap();
+        let seen = [fs::read_to_string(path("at/both")), fs::read_to_string(path("at/below"))];
+        let written = fs::write(path("at/new"), "n");
+        mount::detach(&path("at")).unwrap();
+        assert_eq!(seen.map(Result::unwrap), ["a", "b"]);
+        written.unwrap();
+        assert!(path("upper/new").exists());
+        let wrong = ["a:b".to_owned()];
+        assert!(by_names(&path("store"), &wrong, "u", "w", false, &path("at")).is_err());
+    }
 }
