@@ -128,7 +128,7 @@ impl Context {
                 cgroups,
                 compiler,
                 binaries: Binaries::open(shim, pause)?,
-                mount_namespace: open(&options.mount_namespace)?,
+                mount_namespace: mount_namespace(&options.mount_namespace)?,
                 netns_dir: options.netns_dir,
                 create_timeout: options.create_timeout,
                 cap_bounding: cap_bounding()?,
@@ -173,6 +173,20 @@ pub(crate) async fn blocking<T: Send + 'static>(
         Ok(outcome) => outcome,
         Err(error) => Err(Error::internal(format!("{what}: {error}"))),
     }
+}
+
+/// Opens the mount namespace that volumes are looked up in. Where PID 1's may not be opened (a hardened or
+/// foreign init) it is the daemon's own, which is the same unless a service manager made it another.
+fn mount_namespace(path: &Path) -> Result<OwnedFd, Error> {
+    let open = |path: &Path| std::fs::File::open(path).map(OwnedFd::from);
+    match open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            tracing::warn!(path = %path.display(), %error, "volumes are looked up in the daemon's own mount namespace");
+            open(Path::new("/proc/self/ns/mnt"))
+        }
+        opened => opened,
+    }
+    .map_err(|error| Error::of(format!("open the mount namespace {}", path.display()), &error))
 }
 
 /// 32 random bytes for an id. /dev/urandom is memory: it does not block after boot.
