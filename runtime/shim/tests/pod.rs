@@ -88,6 +88,12 @@ fn eventually(happened: impl Fn() -> bool) {
     }
 }
 
+/// The only process of a container, once the worker that made it (in the same cgroup) has left.
+fn alone(pod: &Pod, id: &model::ContainerId) -> Vec<u32> {
+    eventually(|| pod.cgroups.pids(id.as_str()).len() == 1);
+    pod.cgroups.pids(id.as_str())
+}
+
 fn exited(pod: &mut Pod, id: &model::ContainerId) -> wire::ExitFacts {
     match pod.event() {
         Event::Exited { container, facts } => {
@@ -161,7 +167,7 @@ fn exec_in_a_running_container() {
 fn an_exec_is_killed_with_its_whole_session() {
     let mut pod = Pod::started("session");
     let id = pod.run(1, "sleep 1000");
-    let before = pod.cgroups.pids(id.as_str()).len();
+    let before = alone(&pod, &id).len();
     let number = pod.start_exec(7, &id, &["sh", "-c", "(sleep 900 & sleep 901) & sleep 902"]);
     let (pid, _out) = number;
     // The shell becomes the last sleep.
@@ -179,7 +185,7 @@ fn an_exec_that_is_starting_is_killed() {
     let id = container_id(1);
     let plan = pod.plan(&id, &["sleep", "1000"]);
     pod.run_plan(plan, false);
-    let before = pod.cgroups.pids(id.as_str());
+    let before = alone(&pod, &id);
     for number in 0..20 {
         let plan =
             memfd(&wire::ExecPlan { process: process(&["sleep", "900"]), user: model::User::default() });
