@@ -12,7 +12,7 @@ KUBELET  := integration/kube/bin/kubelet
 # Debian packages that building and testing need.
 PACKAGES := build-essential pkg-config libseccomp-dev libseccomp2 busybox-static docker-registry \
 	containernetworking-plugins runc iproute2 iptables procps util-linux nginx-light openssl \
-	golang-github-containers-common curl jq
+	golang-github-containers-common curl jq mount e2fsprogs
 
 .PHONY: help deps build daemon shim pause harness test unit integration test-node kubelet bench run lint fmt deny doc clean
 

@@ -156,7 +156,8 @@ mod tests {
                 bytes[at] = byte;
             }
             if let Ok(answer) = Answer::parse(&bytes, Version::V1_0_0) {
-                proptest::prop_assert!(answer.ips("eth0").unwrap().len() <= 2);
+                // Three are given; one whose `interface` lost its name belongs to the pod.
+                proptest::prop_assert!(answer.ips("eth0").unwrap().len() <= 3);
             }
         }
     }
