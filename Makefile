@@ -80,10 +80,9 @@ lint: ## rustfmt and clippy, warnings are errors
 fmt: ## Format everything
 	cargo fmt --all
 
-deny: ## Check dependency arrows, unsafe rooms and (with cargo-deny) licences
+deny: ## Check dependency arrows, the rooms of unsafe code, and every dependency's licence and origin
 	@.ci/arrows
-	@if command -v cargo-deny >/dev/null; then cargo deny --config .deny.toml check licenses bans sources; \
-	else echo "cargo-deny is not installed: licences were not checked (cargo install cargo-deny)"; fi
+	@.ci/licences
 
 doc: ## API documentation
 	cargo doc --locked --no-deps --document-private-items
