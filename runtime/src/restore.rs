@@ -257,7 +257,7 @@ pub(crate) fn apply(driver: &mut Driver, answer: Answer) {
     for (id, action) in plan.containers {
         match action {
             ContainerAction::Adopt { phase, pid, started_at } => {
-                let recorded = containers.iter().find(|record| record.id == id).map(|it| it.started_at);
+                let recorded = records.iter().find(|record| record.id == id).map(|it| it.started_at);
                 let started_at = if started_at == 0 { recorded.unwrap_or(0) } else { started_at };
                 driver.resume(&id, phase, pid, started_at);
             }
