@@ -145,9 +145,9 @@ async fn out_of_descriptors(cx: Context) -> Result<()> {
     let pid = cx.node.pid()?;
     let limit = |n: &str| command("prlimit", &["--pid", &pid.to_string(), &format!("--nofile={n}")]);
     let open = proc::fds(pid)?;
-    for spare in [6, 14, 25, 40] {
+    for spare in [6, 20, 40, 60, 80, 100] {
         limit(&format!("{}:", open + spare))?;
-        let pods: Vec<_> = (0..12)
+        let pods: Vec<_> = (0..24)
             .map(|_| {
                 let cx = cx.clone();
                 tokio::spawn(async move { cx.cri.run_pod(&cx.pod_config()).await })
