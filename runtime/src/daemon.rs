@@ -7,7 +7,7 @@ use crate::seccomp::Compiler;
 use crate::service::{self, Backend, Figures, Socket};
 use crate::shutdown::Shutdown;
 use crate::stats::StatsReader;
-use crate::{cni_watch, lanes, telemetry};
+use crate::{cni_watch, lanes, memory, telemetry};
 use image::ImageStore;
 use network::{Cni, CniConfig};
 use state::Layout;
@@ -73,6 +73,12 @@ pub enum Error {
 pub fn run(config: Config) -> Result<(), Error> {
     telemetry::init(config.log)?;
     sys::malloc::limit_arenas(ARENAS);
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        // What led to it, first.
+        telemetry::flush(LAST_LINES);
+        print(panic);
+    }));
     let alone = threads_to_spare().err();
     if let Some(error) = &alone {
         tracing::error!(%error, "no threads can be started: the daemon works with one until it is restarted");
@@ -132,6 +138,9 @@ async fn daemon(config: Config) -> Result<(), Error> {
         max_parallel: config.network.max_parallel,
         timeout: config.network.timeout,
     });
+    if let Err(error) = cni.lane().start() {
+        tracing::warn!(%error, "no thread for CNI yet: it is started when it can be");
+    }
     let figures = Arc::new(Figures::new(StatsReader::new(cgroups.clone()), layout.clone()));
     let node = Node::open(NodeOptions {
         layout,
@@ -159,7 +168,7 @@ async fn daemon(config: Config) -> Result<(), Error> {
         let cni = cni.clone();
         async move { reload(&cni).await }
     }));
-    let trimming = tokio::spawn(crate::pod::output::trim());
+    let trimming = tokio::spawn(memory::trim());
     ready(&backend.config);
     let served = service::serve(socket, backend, stopping).await;
     watching.abort();

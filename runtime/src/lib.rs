@@ -8,6 +8,7 @@ mod daemon;
 mod failpoint;
 mod files;
 mod lanes;
+mod memory;
 mod netns;
 pub mod node;
 mod pod;

@@ -160,9 +160,9 @@ async fn a_full_stderr(cx: Context) -> Result<()> {
     let healthy = cx.pod().await?;
     let calm = times(&cx, &healthy, "calm").await?;
     let loaded = async {
-        // Each of these is a line of more than 100 bytes: five times what a pipe holds.
+        // Each of these is a line of more than a kilobyte: more than a pipe holds, and than may wait.
         for n in 0..3000 {
-            let refused = tokio::time::timeout(STUCK, cx.cri.start(&format!("{n:064x}"))).await;
+            let refused = tokio::time::timeout(STUCK, cx.cri.start(&format!("{n:01000}"))).await;
             ensure!(refused.with_context(|| format!("call {n} took over {STUCK:?}"))?.is_err());
         }
         times(&cx, &healthy, "loaded").await
@@ -186,6 +186,7 @@ async fn a_full_stderr(cx: Context) -> Result<()> {
     cx.node.terminate().await?;
     let text = tokio::time::timeout(secs(20), reading).await.context("stderr stays open")???;
     ensure!(text.contains("ready") && text.lines().count() > 300, "{} lines", text.lines().count());
+    ensure!(text.contains("log lines were dropped"), "it does not say that lines are missing");
     Ok(())
 }
 
