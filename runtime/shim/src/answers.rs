@@ -9,7 +9,7 @@ use crate::event_loop::Shim;
 use crate::io::log::Stream;
 use crate::io::output::Output;
 use crate::job::{self, Job, Kind, Prepared, Word, failure, refusal};
-use crate::reaper::{SIGKILL, kill};
+use crate::reaper::{SIGKILL, kill, was_oom_killed};
 use crate::server::KILL_SESSION_MS;
 use crate::table::{Container, Pause, Phase};
 
@@ -36,7 +36,6 @@ impl Shim {
                             let now = sys::proc::monotonic_ms();
                             if let Some(killing) = &mut exec.killing {
                                 (killing.look_again, killing.until) = (now, now + KILL_SESSION_MS);
-                                self.kill_session(id, generation, now);
                             }
                         }
                     }
@@ -81,10 +80,15 @@ impl Shim {
         let Some(place) = self.jobs.iter().position(|job| job.serial == serial) else { return };
         let Some(job) = self.jobs.get_mut(place) else { return };
         match job.kind {
-            Kind::Create(_) => {
-                let left =
-                    || refusal(ErrorKind::Internal, "worker", format!("the worker left with status {code}"));
-                job.failure.get_or_insert_with(left);
+            Kind::Create(ref id) => {
+                let starved = self.containers.iter().any(|c| c.id == *id && was_oom_killed(c));
+                job.failure.get_or_insert_with(|| {
+                    if starved {
+                        let message = "the memory limit is too small for a container to be made in it";
+                        return refusal(ErrorKind::Invalid, "memory_limit_in_bytes", message);
+                    }
+                    refusal(ErrorKind::Internal, "worker", format!("the worker left with status {code}"))
+                });
                 self.created(place, Reply::Done);
             }
             // The process it made holds the socket until its execve; without one there is nothing to wait for.
@@ -178,6 +182,7 @@ impl Shim {
         container.cgroups.unified = prepared.unified;
         container.cgroups.memory = prepared.memory;
         container.cgroups.freezer = prepared.freezer;
+        container.cgroups.roams = prepared.roams;
         let mut fds = fds.into_iter();
         container.exec_error = fds.next();
         if let Some(fd) = &container.exec_error {
@@ -224,7 +229,7 @@ impl Shim {
             }
             self.reply(job.asker, reply, Vec::new());
             if let Some(code) = self.strangers.take(pid) {
-                self.init_ended(place, code);
+                self.init_ended(place, code, None);
             } else if stopping {
                 kill(pid, SIGKILL);
             }
