@@ -9,6 +9,7 @@ mod hazards;
 mod image;
 mod kill9;
 mod libcontainer;
+mod life;
 mod log;
 mod mounts;
 mod namespaces;
@@ -36,6 +37,7 @@ pub(crate) fn all() -> Vec<Test> {
         exec::tests(),
         pause::tests(),
         log::tests(),
+        life::tests(),
         image::tests(),
         libcontainer::tests(),
         security::tests(),
