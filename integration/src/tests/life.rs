@@ -15,10 +15,10 @@ use crate::context::{Context, Pod};
 use crate::images::layer::{Packing, Writer};
 use crate::images::{Image, Recipe};
 use crate::logfile::Log;
+use crate::proc;
 use crate::runner::{Test, test};
 use crate::shapes::{self, ContainerExt as _, PodExt as _};
 use crate::wait::{self, secs};
-use crate::{cgroup, proc};
 
 pub(super) fn tests() -> Vec<Test> {
     vec![
@@ -43,7 +43,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(thousands_of_groups),
         test!(too_many_groups_are_refused),
         test!(long_home),
-        test!(swap_alone_is_updated),
+        test!(tiny_memory_limits_are_told),
         test!(full_table_is_told_and_recovers).limit(240),
     ]
 }
@@ -235,7 +235,7 @@ fn tracer_image(cx: &Context) -> Result<Image> {
     w.dir("ptrace", 0o755)?;
     let call = if cfg!(target_arch = "aarch64") { 117 } else { 101 };
     let script = format!(
-        "use strict; my ($options, $mark) = @ARGV; my %held; \
+        "my ($options, $mark) = @ARGV; my %held; \
          while (1) {{ opendir(my $d, '/proc'); \
          for my $p (grep {{ /^[0-9]+$/ }} readdir $d) {{ next if $held{{$p}}; \
          open(my $f, '<', \"/proc/$p/comm\") or next; my $name = <$f>; next unless $name eq \"busybox-victim\\n\"; \
@@ -498,26 +498,34 @@ async fn long_home(cx: Context) -> Result<()> {
     Ok(())
 }
 
-async fn swap_alone_is_updated(cx: Context) -> Result<()> {
+async fn tiny_memory_limits_are_told(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
-    let config = cx.sleeper("one").with(|c| c.resources().memory_limit_in_bytes = 64 << 20);
-    let id = cx.start(&pod, &config).await?;
-    let before = cgroup::read("memory", &id, "memory.memsw.limit_in_bytes");
-    let request = api::UpdateContainerResourcesRequest {
-        container_id: id.clone(),
-        linux: Some(api::LinuxContainerResources {
-            memory_swap_limit_in_bytes: 96 << 20,
-            ..Default::default()
-        }),
-        ..Default::default()
-    };
-    cx.cri.runtime.clone().update_container_resources(request).await.context("an update of swap alone")?;
-    ensure!(cgroup::read("memory", &id, "memory.limit_in_bytes")? == (64 << 20).to_string());
-    // A kernel without swap accounting has no such file.
-    if before.is_ok() {
-        let after = cgroup::read("memory", &id, "memory.memsw.limit_in_bytes")?;
-        ensure!(after == (96 << 20).to_string(), "memory and swap are limited to {after}");
+    let mut seen = Vec::new();
+    for kib in [64_i64, 256, 512, 1024, 1536, 2048, 3072, 4096, 8192] {
+        let config = cx.sleeper(&format!("m{kib}")).with(|c| c.resources().memory_limit_in_bytes = kib << 10);
+        let error = match cx.create(&pod, &config).await {
+            Ok(id) => match cx.cri.start(&id).await {
+                Ok(()) => {
+                    // It runs, or was killed later for lack of memory, which its status says.
+                    seen.push((kib, "started"));
+                    continue;
+                }
+                Err(status) => {
+                    seen.push((kib, "start"));
+                    status
+                }
+            },
+            Err(error) => {
+                seen.push((kib, "create"));
+                let status = error.downcast::<tonic::Status>().context("no status")?;
+                ensure!(status.code() == Code::InvalidArgument, "{kib} KiB: {status}");
+                status
+            }
+        };
+        ensure!(error.message().contains("memory"), "{kib} KiB: {error}");
     }
+    println!("memory limits in KiB: {seen:?}");
+    ensure!(seen.contains(&(8192, "started")), "8 MiB are not enough: {seen:?}");
     Ok(())
 }
 

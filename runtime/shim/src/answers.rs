@@ -13,6 +13,9 @@ use crate::reaper::{SIGKILL, kill, was_oom_killed};
 use crate::server::KILL_SESSION_MS;
 use crate::table::{Container, Pause, Phase};
 
+/// A memory limit under which any container can be made, bytes: what worker and init take, with room.
+const LEAST_MEMORY: u64 = 8 << 20;
+
 impl Shim {
     /// Takes what a worker has said.
     pub(crate) fn hear(&mut self, serial: u32) {
@@ -80,15 +83,10 @@ impl Shim {
         let Some(place) = self.jobs.iter().position(|job| job.serial == serial) else { return };
         let Some(job) = self.jobs.get_mut(place) else { return };
         match job.kind {
-            Kind::Create(ref id) => {
-                let starved = self.containers.iter().any(|c| c.id == *id && was_oom_killed(c));
-                job.failure.get_or_insert_with(|| {
-                    if starved {
-                        let message = "the memory limit is too small for a container to be made in it";
-                        return refusal(ErrorKind::Invalid, "memory_limit_in_bytes", message);
-                    }
-                    refusal(ErrorKind::Internal, "worker", format!("the worker left with status {code}"))
-                });
+            Kind::Create(_) => {
+                let left =
+                    || refusal(ErrorKind::Internal, "worker", format!("the worker left with status {code}"));
+                job.failure.get_or_insert_with(left);
                 self.created(place, Reply::Done);
             }
             // The process it made holds the socket until its execve; without one there is nothing to wait for.
@@ -244,8 +242,16 @@ impl Shim {
         {
             container.alive = false;
         }
-        let failed =
+        let mut failed =
             failure_of.unwrap_or_else(|| refusal(ErrorKind::Internal, "worker", "an answer of a wrong kind"));
+        if failed.kind == ErrorKind::Internal && self.containers.get(place).is_some_and(was_oom_killed) {
+            // The worker or init, which does not know why; what it left unsaid shows as something else.
+            let message = format!(
+                "too small for a container to be made in it, {LEAST_MEMORY} bytes are enough ({}: {})",
+                failed.stage, failed.message
+            );
+            failed = refusal(ErrorKind::Invalid, "memory_limit_in_bytes", message);
+        }
         if let Some(container) = self.containers.get_mut(place) {
             container.phase = Phase::Undoing(Some((job.asker, failed)));
         }

@@ -182,3 +182,83 @@ pub fn prune(dir: BorrowedFd<'_>, retry: &mut impl FnMut() -> bool) -> io::Resul
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{File, create_dir, create_dir_all};
+    use std::os::fd::OwnedFd;
+
+    fn open(path: &std::path::Path) -> OwnedFd {
+        File::open(path).unwrap().into()
+    }
+
+    fn count(dir: &OwnedFd) -> io::Result<usize> {
+        let mut count = 0;
+        each_folder(dir.as_fd(), &mut |_| {
+            count += 1;
+            Ok(())
+        })
+        .map(|()| count)
+    }
+
+    /// Deeper than a path can name, and than a stack or a table of descriptors would bear.
+    fn deep(root: &std::path::Path, levels: usize) {
+        let mut at = open(root);
+        for _ in 0..levels {
+            rustix::fs::mkdirat(&at, c"d", Mode::from_raw_mode(0o755)).unwrap();
+            at = enter(at.as_fd(), c"d").unwrap();
+        }
+    }
+
+    #[test]
+    fn depth_costs_no_descriptors_and_no_stack() {
+        let temp = tempfile::tempdir().unwrap();
+        deep(temp.path(), 5_000);
+        let dir = open(temp.path());
+        let before = std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let mut most = 0;
+        each_folder(dir.as_fd(), &mut |_| {
+            most = most.max(std::fs::read_dir("/proc/self/fd").unwrap().count());
+            Ok(())
+        })
+        .unwrap();
+        // Other tests of this process open some too.
+        assert!(most < before + 50, "{before} then {most}");
+        assert_eq!(count(&dir).unwrap(), 5_001);
+        prune(dir.as_fd(), &mut || false).unwrap();
+        assert_eq!(count(&dir).unwrap(), 1);
+    }
+
+    #[test]
+    fn too_many_are_told_and_can_be_made_fewer() {
+        let temp = tempfile::tempdir().unwrap();
+        for n in 0..=MOST_FOLDERS {
+            create_dir(temp.path().join(format!("c{n}"))).unwrap();
+        }
+        let dir = open(temp.path());
+        assert!(is_too_many(&count(&dir).unwrap_err()));
+        prune(dir.as_fd(), &mut || false).unwrap();
+        assert_eq!(count(&dir).unwrap(), 1);
+    }
+
+    #[test]
+    fn parents_come_first_and_each_once() {
+        let temp = tempfile::tempdir().unwrap();
+        for path in ["a/b/c", "a/d", "e", "f/g/h/i"] {
+            create_dir_all(temp.path().join(path)).unwrap();
+        }
+        let mut seen = Vec::new();
+        each_folder(open(temp.path()).as_fd(), &mut |folder| {
+            let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&folder));
+            let path = std::fs::read_link(link).unwrap();
+            seen.push(path.strip_prefix(temp.path()).unwrap().to_path_buf());
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(seen.len(), 10);
+        for (place, path) in seen.iter().enumerate().skip(1) {
+            assert!(seen[..place].contains(&path.parent().unwrap().to_path_buf()), "{path:?} in {seen:?}");
+        }
+    }
+}
