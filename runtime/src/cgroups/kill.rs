@@ -22,7 +22,7 @@ fn open(hierarchy: &Hierarchy, path: &str) -> Result<Option<OwnedFd>, Error> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     match rustix::fs::open(&folder, flags, Mode::empty()) {
         Ok(fd) => Ok(Some(fd)),
-        Err(Errno::NOENT) => Ok(None),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
         Err(source) => Err(Error::io("open", folder, source.into())),
     }
 }
@@ -48,9 +48,12 @@ pub(super) fn pids(hierarchies: &[Hierarchy], path: &str) -> Result<BTreeSet<i32
     Ok(pids)
 }
 
-/// ENOENT, and ENODEV for a file that was opened before its folder went.
+/// ENOENT; ENODEV for a file that was opened before its folder went; ENOTDIR for a path through a file, at
+/// which no cgroup can be.
 fn gone(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::NODEV.raw_os_error())
+    use io::ErrorKind;
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+        || error.raw_os_error() == Some(Errno::NODEV.raw_os_error())
 }
 
 pub(super) fn all(hierarchies: &[Hierarchy], path: &str, limit: Duration) -> Result<(), Error> {
