@@ -97,16 +97,18 @@ impl Puller {
                 size += bytes.len() as u64;
                 store.put_document(bytes)?;
             }
+            let (layers, folders) = store.complete(&config.diff_ids)?;
             let entry = Entry {
                 config: config_digest.to_string(),
                 tags: BTreeSet::new(),
                 digests: BTreeSet::new(),
                 documents: found.documents.iter().map(|(digest, _)| digest.to_string()).collect(),
-                layers: config.diff_ids.iter().map(ToString::to_string).collect(),
+                layers: layers.iter().map(ToString::to_string).collect(),
                 size: 0,
             };
             let record = store.commit(&reference, &found.top, entry, size)?;
             pins.named();
+            folders.named();
             Ok(record)
         })
         .await?;
