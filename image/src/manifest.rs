@@ -335,14 +335,26 @@ mod tests {
     #[test]
     fn configs_of_vague_types_are_images_and_artifacts_are_not() {
         let of = |media_type: &str| {
-            parse(&serde_json::json!({"schemaVersion": 2, "config": {"mediaType": media_type, "digest": A, "size": 2}, "layers": []}))
+            parse(
+                &serde_json::json!({"schemaVersion": 2, "config": {"mediaType": media_type, "digest": A, "size": 2}, "layers": []}),
+            )
         };
-        for good in
-            ["", OCI_CONFIG, DOCKER_CONFIG, "application/octet-stream", "application/json", "text/html; charset=utf-8"]
-        {
+        for good in [
+            "",
+            OCI_CONFIG,
+            DOCKER_CONFIG,
+            "application/octet-stream",
+            "application/json",
+            "text/html; charset=utf-8",
+        ] {
             assert!(matches!(of(good), Ok(Document::Manifest { .. })), "{good}");
         }
-        for bad in ["application/vnd.docker.plugin.v1+json", "application/vnd.cncf.helm.config.v1+json", "text", "json"] {
+        for bad in [
+            "application/vnd.docker.plugin.v1+json",
+            "application/vnd.cncf.helm.config.v1+json",
+            "text",
+            "json",
+        ] {
             assert!(matches!(of(bad), Err(Error::Unsupported { .. })), "{bad}");
         }
     }

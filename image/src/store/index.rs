@@ -89,7 +89,8 @@ pub(crate) fn id_of(entries: &Entries, name: &str) -> Option<Digest> {
     let named = |entry: &Entry, name: &str| {
         entry.config == name || entry.tags.contains(name) || entry.digests.contains(name)
     };
-    let is_it = |entry: &Entry| named(entry, name) || reference.as_ref().is_some_and(|name| named(entry, name));
+    let is_it =
+        |entry: &Entry| named(entry, name) || reference.as_ref().is_some_and(|name| named(entry, name));
     entries.iter().find(|(_, entry)| is_it(entry)).map(|(id, _)| *id)
 }
 

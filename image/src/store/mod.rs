@@ -371,7 +371,9 @@ fn read_layers(
             Some(facts) if layout.layer(&diff_id).is_dir() => {
                 layers.insert(layer_name(&diff_id), facts);
             }
-            _ => tracing::warn!(%diff_id, "layer is missing: its images are left out until they are pulled again"),
+            _ => {
+                tracing::warn!(%diff_id, "layer is missing: its images are left out until they are pulled again")
+            }
         }
     }
     Ok(layers)

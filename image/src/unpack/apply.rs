@@ -106,9 +106,10 @@ impl Applier {
     fn entry<R: BufRead>(&mut self, entry: &Entry, archive: &mut Reader<R>) -> Result<(), ApplyError> {
         let shown = || String::from_utf8_lossy(&entry.path.components().join(&b'/')).into_owned();
         let system = |(action, source)| match (action, source) {
-            (ENTER, Errno::NOTDIR) => {
-                ApplyError::Entry { entry: shown(), reason: "a parent of it is neither a folder nor a symlink to one" }
-            }
+            (ENTER, Errno::NOTDIR) => ApplyError::Entry {
+                entry: shown(),
+                reason: "a parent of it is neither a folder nor a symlink to one",
+            },
             (ENTER | RESOLVE, Errno::LOOP) => {
                 ApplyError::Entry { entry: shown(), reason: "its path has too many symlinks" }
             }
@@ -394,7 +395,8 @@ impl Applier {
     fn target(&mut self, path: &EntryPath) -> Step<(OwnedFd, Vec<u8>)> {
         let Some((parents, name)) = path.split() else { return Err((RESOLVE, Errno::PERM)) };
         self.enter(parents, Missing::Fail).map_err(|(_, errno)| (RESOLVE, errno))?;
-        let folder = self.current().try_clone_to_owned().map_err(|_| ("duplicate descriptor", Errno::MFILE))?;
+        let folder =
+            self.current().try_clone_to_owned().map_err(|_| ("duplicate descriptor", Errno::MFILE))?;
         Ok((folder, name.to_vec()))
     }
 

@@ -47,7 +47,9 @@ pub(crate) fn folders(layers: &[Layer], into: &Path) -> Result<Option<(Digest, M
     if topmost + 1 == layers.len() {
         return Ok(None);
     }
-    let open = |path: &Path| fs::open(path, DIRECTORY | OFlags::NOFOLLOW, Mode::empty()).map_err(Error::storage("open", path));
+    let open = |path: &Path| {
+        fs::open(path, DIRECTORY | OFlags::NOFOLLOW, Mode::empty()).map_err(Error::storage("open", path))
+    };
     let mut walk = Walk {
         layers,
         roots: layers.iter().map(|layer| open(&layer.folder)).collect::<Result<_>>()?,
@@ -60,7 +62,8 @@ pub(crate) fn folders(layers: &[Layer], into: &Path) -> Result<Option<(Digest, M
     };
     fs::fchown(&walk.root, Some(Uid::ROOT), Some(Gid::ROOT)).map_err(Error::storage("chown", into))?;
     fs::fchmod(&walk.root, Mode::from_raw_mode(0o755)).map_err(Error::storage("chmod", into))?;
-    let all: Vec<_> = (0..layers.len()).map(|layer| Member { layer, through: false, implicit: false }).collect();
+    let all: Vec<_> =
+        (0..layers.len()).map(|layer| Member { layer, through: false, implicit: false }).collect();
     walk.visit(&all)?;
     let found = walk.made.inodes > 1;
     Ok(found.then(|| (Digest::finish(walk.hasher), walk.made)))
@@ -126,7 +129,9 @@ impl Walk<'_> {
         while let Some(entry) = entries.read() {
             let entry = entry.map_err(|errno| self.failed("list", errno))?;
             let name = entry.file_name().to_bytes();
-            if name == b"." || name == b".." || !matches!(entry.file_type(), FileType::Directory | FileType::Unknown)
+            if name == b"."
+                || name == b".."
+                || !matches!(entry.file_type(), FileType::Directory | FileType::Unknown)
             {
                 continue;
             }
@@ -204,7 +209,8 @@ impl Walk<'_> {
     /// Whether it looks as a folder without an entry does.
     fn is_plain(&self, folder: BorrowedFd<'_>) -> Result<bool> {
         let stat = fs::fstat(folder).map_err(|errno| self.failed("stat", errno))?;
-        Ok((stat.st_uid, stat.st_gid, stat.st_mode & 0o7777) == (0, 0, 0o755) && self.xattrs(folder)?.is_empty())
+        Ok((stat.st_uid, stat.st_gid, stat.st_mode & 0o7777) == (0, 0, 0o755)
+            && self.xattrs(folder)?.is_empty())
     }
 
     /// Those that an image may set, sorted.
@@ -245,7 +251,8 @@ impl Walk<'_> {
         let stat = fs::fstat(from).map_err(|errno| self.failed("stat", errno))?;
         let xattrs = self.xattrs(from)?;
         let mode = stat.st_mode & 0o7777;
-        let time = fs::Timespec { tv_sec: stat.st_mtime, tv_nsec: i64::try_from(stat.st_mtime_nsec).unwrap_or(0) };
+        let time =
+            fs::Timespec { tv_sec: stat.st_mtime, tv_nsec: i64::try_from(stat.st_mtime_nsec).unwrap_or(0) };
         let times = fs::Timestamps { last_access: time, last_modification: time };
         let done = (|| {
             fs::fchown(to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))

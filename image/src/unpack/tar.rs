@@ -261,7 +261,9 @@ impl<R: BufRead> Reader<R> {
             }
             EntryType::Link => {
                 let target = link().unwrap_or_default();
-                Kind::HardLink(EntryPath::parse(&target).map_err(|_| wrong("its hard link's target is not a path"))?)
+                Kind::HardLink(
+                    EntryPath::parse(&target).map_err(|_| wrong("its hard link's target is not a path"))?,
+                )
             }
             EntryType::Char => device().map(|(major, minor)| Kind::CharDevice(major, minor))?,
             EntryType::Block => device().map(|(major, minor)| Kind::BlockDevice(major, minor))?,

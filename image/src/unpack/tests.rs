@@ -211,8 +211,11 @@ fn nothing_escapes() {
         ("symlink to a file as parent", a().file("f", "x").symlink("l", "f").file("l/x", "x")),
         ("symlinks deeper than the limit", {
             let long = format!("{}x", "d/".repeat(200));
-            a().pax(&[("linkpath", long.as_bytes())]).symlink("l", "x").file(&format!("l/{}x", "e/".repeat(45)), "x")
-                .pax(&[("path", format!("l/{}x", "e/".repeat(100)).as_bytes())]).file("x", "x")
+            a().pax(&[("linkpath", long.as_bytes())])
+                .symlink("l", "x")
+                .file(&format!("l/{}x", "e/".repeat(45)), "x")
+                .pax(&[("path", format!("l/{}x", "e/".repeat(100)).as_bytes())])
+                .file("x", "x")
         }),
         ("hard link outside", a().link("l", outside).file("l", "overwritten")),
         ("absolute hard link", a().link("l", "/etc/passwd")),
@@ -246,7 +249,11 @@ fn names_and_symlinks_are_taken_from_the_layers_root() {
     let inside: Vec<(&str, Archive, &str)> = vec![
         ("dot dot", a().file("../copepod-x", "x"), "copepod-x"),
         ("dot dot within", a().dir("a").file("a/../../copepod-x", "x"), "copepod-x"),
-        ("dot dot over a symlink is plain text", a().symlink("a", "b/c").file("a/../copepod-x", "x"), "copepod-x"),
+        (
+            "dot dot over a symlink is plain text",
+            a().symlink("a", "b/c").file("a/../copepod-x", "x"),
+            "copepod-x",
+        ),
         ("long path of dot dot", a().pax(&[("path", b"a/../../copepod-x")]).file("x", "x"), "copepod-x"),
         ("absolute", a().file("/tmp/copepod-x", "x"), "tmp/copepod-x"),
         ("absolute folder", a().dir("/").dir("/opt/").file("/opt/copepod-x", "x"), "opt/copepod-x"),
@@ -261,7 +268,11 @@ fn names_and_symlinks_are_taken_from_the_layers_root() {
             a().symlink("s/p/n", "../../store/n").symlink("app", "s/p").file("app/n/copepod-x", "x"),
             "store/n/copepod-x",
         ),
-        ("climbing symlink", a().symlink("l", "../../../../../etc").file("l/copepod-x", "x"), "etc/copepod-x"),
+        (
+            "climbing symlink",
+            a().symlink("l", "../../../../../etc").file("l/copepod-x", "x"),
+            "etc/copepod-x",
+        ),
         (
             "hard link through a symlink",
             a().file("usr/lib/f", "x").symlink("lib", "usr/lib").link("lib/copepod-x", "lib/f"),
@@ -274,13 +285,20 @@ fn names_and_symlinks_are_taken_from_the_layers_root() {
             a().file("u/copepod-x", "x").symlink("l", "u").link("u/copepod-x", "l/copepod-x"),
             "u/copepod-x",
         ),
-        ("root as a symlink", a().raw(EntryType::Symlink, b".", b"/", 0o777, b"").file("copepod-x", "x"), "copepod-x"),
+        (
+            "root as a symlink",
+            a().raw(EntryType::Symlink, b".", b"/", 0o777, b"").file("copepod-x", "x"),
+            "copepod-x",
+        ),
         ("folder over a symlink", a().symlink("d", "/tmp").dir("d").file("d/copepod-x", "x"), "d/copepod-x"),
     ];
     for (name, archive, place) in inside {
         let target = target();
         run(&archive.end(), &target.folder).unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert!(std::fs::symlink_metadata(target.path(place)).is_ok_and(|m| m.is_file()), "{name}: not at {place}");
+        assert!(
+            std::fs::symlink_metadata(target.path(place)).is_ok_and(|m| m.is_file()),
+            "{name}: not at {place}"
+        );
         assert_eq!(std::fs::read_to_string(target.path(place)).unwrap(), "x", "{name}");
         target.untouched();
         for outside in ["/copepod-x", "/tmp/copepod-x", "/etc/copepod-x", "/opt/copepod-x"] {
@@ -347,7 +365,10 @@ fn differing(layers: Vec<Archive>) -> Vec<String> {
         }
     }
     lines.sort();
-    assert_eq!(made.map_or(0, |(_, made)| made.inodes), if lines.is_empty() { 0 } else { lines.len() as u64 + 1 });
+    assert_eq!(
+        made.map_or(0, |(_, made)| made.inodes),
+        if lines.is_empty() { 0 } else { lines.len() as u64 + 1 }
+    );
     lines
 }
 

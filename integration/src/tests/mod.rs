@@ -7,6 +7,7 @@ mod container;
 mod exec;
 mod hazards;
 mod image;
+mod imageshapes;
 mod kill9;
 mod libcontainer;
 mod log;
@@ -36,6 +37,7 @@ pub(crate) fn all() -> Vec<Test> {
         pause::tests(),
         log::tests(),
         image::tests(),
+        imageshapes::tests(),
         libcontainer::tests(),
         security::tests(),
         confinement::tests(),
