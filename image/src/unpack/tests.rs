@@ -420,7 +420,7 @@ fn folders_without_an_entry_look_as_below() {
 #[test]
 fn equal_folders_have_equal_digests() {
     let outer = tempfile::tempdir().unwrap();
-    let mut of = |mode: u32, name: &str| {
+    let of = |mode: u32, name: &str| {
         let at = outer.path().join(name);
         let [low, top, into] = ["low", "top", "into"].map(|part| at.join(part));
         for folder in [&low, &top, &into] {

@@ -8,6 +8,7 @@ mod exec;
 mod hazards;
 mod image;
 mod imageshapes;
+mod imagestore;
 mod kill9;
 mod libcontainer;
 mod log;
@@ -38,6 +39,7 @@ pub(crate) fn all() -> Vec<Test> {
         log::tests(),
         image::tests(),
         imageshapes::tests(),
+        imagestore::tests(),
         libcontainer::tests(),
         security::tests(),
         confinement::tests(),

@@ -4,6 +4,7 @@ use super::status::Failure;
 use super::{Backend, STOPS, answer, convert};
 use cri_api::v1 as cri;
 use cri_api::v1::image_service_server::ImageService;
+use std::sync::Arc;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
@@ -74,8 +75,14 @@ impl ImageService for Images {
         request: Request<cri::ImageFsInfoRequest>,
     ) -> Result<Response<cri::ImageFsInfoResponse>, Status> {
         answer("ImageFsInfo", request.metadata(), STOPS, async {
-            let usage = self.0.images.usage().await;
-            Ok(convert::image_fs(&self.0.images.mountpoint(), &usage))
+            let images = self.0.images.usage().await;
+            let (figures, all) = (Arc::clone(&self.0.figures), self.0.node.containers());
+            let written = tokio::task::spawn_blocking(move || figures.written(&all)).await;
+            let written = written.map_err(|_| Failure::Interrupted("reading what containers wrote"))?;
+            let figures = Arc::clone(&self.0.figures);
+            // In the background: nobody waits for a walk through writable layers.
+            drop(tokio::task::spawn_blocking(move || figures.walk()));
+            Ok(convert::image_fs(&self.0.images.mountpoint(), &images, &written))
         })
         .await
     }
