@@ -15,7 +15,7 @@ use std::path::Path;
 use model::Text;
 use rustix::fs::OFlags;
 use sys::mount::{self, Attributes};
-use wire::{ContainerPlan, ErrorKind, Failure, ProcessPlan, Reply};
+use wire::{ContainerPlan, ErrorKind, Failure, ProcessPlan, Reply, parse_plan};
 
 use crate::container::{self, Holders};
 use crate::executor::{Init, Parts, number};
@@ -81,7 +81,8 @@ pub(crate) struct CreateInput {
 }
 
 /// Creates the container and says how it went. Init is the caller's parent's child and waits for
-/// [`container::start`]. Leaves nothing behind when it fails.
+/// [`container::start`]. When it fails, the bundle is left to the shim: in the namespace of a worker the
+/// container's volumes are mounted in it.
 pub(crate) fn create(input: CreateInput) -> Reply {
     match attempt(input) {
         Ok(reply) => reply,
@@ -92,9 +93,7 @@ pub(crate) fn create(input: CreateInput) -> Reply {
 fn attempt(input: CreateInput) -> Step<Reply> {
     let bytes =
         sys::memfd::read_all(input.plan.as_fd(), LARGEST_PLAN).map_err(internal("plan", "reading"))?;
-    let plan: ContainerPlan =
-        serde_json::from_slice(&bytes).map_err(|e| invalid("plan", format!("no container plan: {e}")))?;
-    let id = plan.id.clone();
+    let plan: ContainerPlan = parse_plan(&bytes)?;
     let rest = Rest {
         kubelet_mntns: input.kubelet_mntns,
         cgroups: input.cgroups,
@@ -102,7 +101,7 @@ fn attempt(input: CreateInput) -> Step<Reply> {
         exec_error: input.exec_error,
         holders: Holders { pause: input.pause_pid, target: input.target_pid },
     };
-    assemble(plan, rest).inspect_err(|_| container::forget(&id))
+    assemble(plan, rest)
 }
 
 struct Rest {
