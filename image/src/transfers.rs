@@ -203,7 +203,10 @@ mod tests {
             // The other one moves.
             let moving = tokio::spawn(async move {
                 for _ in 0..100 {
-                    let step = async { Ok(tokio::time::sleep(PATIENCE / 20).await) };
+                    let step = async {
+                        tokio::time::sleep(PATIENCE / 20).await;
+                        Ok(())
+                    };
                     two.next(step, |()| 1 << 20).await?;
                 }
                 Ok::<_, Error>(two)
