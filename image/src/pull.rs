@@ -1,6 +1,7 @@
 //! One pull: resolve, choose, transfer what is missing, name it last. Equal pulls share one transfer.
 
 use crate::error::{Error, Result};
+use crate::lane::{blocking, unpacking};
 use crate::manifest::{self, Descriptor, Document, Platform};
 use crate::record::ImageRecord;
 use crate::reference::{Digest, Reference};
@@ -160,14 +161,14 @@ impl Puller {
         let store = self.store.clone();
         let start = move || {
             let (feed, input) = mpsc::channel::<Bytes>(WAITING);
-            // When the feed ends early the thread fails, and clears its folder.
-            let unpacked = tokio::task::spawn_blocking(move || {
+            // When the feed ends early the thread fails, and clears its folder. Begun now, beside the download.
+            let unpacked = tokio::spawn(unpacking(move || {
                 let ingest = store.ingest()?;
                 let made = unpack(input, &expected, ingest.path())?;
                 store.publish_layer(ingest, &expected.diff_id, made)?;
                 drop(pins);
                 Ok(())
-            });
+            }));
             (feed, unpacked)
         };
         let mut blob = registry.blob(&layer);
@@ -233,11 +234,4 @@ async fn resolve(registry: &Registry) -> Result<Found> {
         }
     }
     Err(Error::unsupported(format!("index {top}"), "it is nested too deeply"))
-}
-
-/// Runs what blocks where it may.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Cancelled)?
 }

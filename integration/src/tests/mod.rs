@@ -4,8 +4,10 @@ mod badimage;
 mod badinput;
 mod confinement;
 mod container;
+mod daemon;
 mod exec;
 mod hazards;
+mod hung;
 mod image;
 mod imageshapes;
 mod imagestore;
@@ -25,6 +27,7 @@ mod resources;
 mod restart;
 mod same_as_runc;
 mod security;
+mod threads;
 
 use crate::runner::Test;
 
@@ -51,6 +54,9 @@ pub(crate) fn all() -> Vec<Test> {
         network::tests(),
         plugins::tests(),
         hazards::tests(),
+        daemon::tests(),
+        threads::tests(),
+        hung::tests(),
         badinput::tests(),
         badimage::tests(),
         restart::tests(),

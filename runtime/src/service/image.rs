@@ -2,6 +2,7 @@
 
 use super::status::Failure;
 use super::{Backend, STOPS, answer, convert};
+use crate::{lanes, node};
 use cri_api::v1 as cri;
 use cri_api::v1::image_service_server::ImageService;
 use std::sync::Arc;
@@ -77,11 +78,10 @@ impl ImageService for Images {
         answer("ImageFsInfo", request.metadata(), STOPS, async {
             let images = self.0.images.usage().await;
             let (figures, all) = (Arc::clone(&self.0.figures), self.0.node.containers());
-            let written = tokio::task::spawn_blocking(move || figures.written(&all)).await;
-            let written = written.map_err(|_| Failure::Interrupted("reading what containers wrote"))?;
+            let written = lanes::stats().run(move || figures.written(&all)).await.map_err(node::Error::from)?;
             let figures = Arc::clone(&self.0.figures);
             // In the background: nobody waits for a walk through writable layers.
-            drop(tokio::task::spawn_blocking(move || figures.walk()));
+            tokio::spawn(async move { lanes::foreign().run_for("disk usage", move || figures.walk()).await });
             Ok(convert::image_fs(&self.0.images.mountpoint(), &images, &written))
         })
         .await
