@@ -3,6 +3,7 @@
 use crate::cgroups::{self, Cgroups};
 use crate::config::{Config, MissingBinary};
 use crate::node::{self, Node, NodeOptions};
+use crate::root::Root;
 use crate::seccomp::Compiler;
 use crate::service::{self, Backend, Figures, Socket};
 use crate::shutdown::Shutdown;
@@ -22,8 +23,9 @@ const WORKERS: usize = 2;
 const BLOCKING: usize = 1;
 /// Arenas of the C library's allocator: one a worker thread.
 const ARENAS: i32 = 2;
-/// Bytes of a worker's stack. Futures live on the heap; glibc's 8 MiB would only be address space.
-const STACK: usize = 512 * 1024;
+/// Bytes of a worker's stack. Futures live on the heap; glibc's 8 MiB would only be address space. (Frames of
+/// unoptimised builds are several times as large.)
+const STACK: usize = if cfg!(debug_assertions) { 4 << 20 } else { 512 * 1024 };
 /// Tasks still running after the stop are abandoned after this.
 const ABANDON: Duration = Duration::from_secs(1);
 /// The longest that the last log lines are waited for.
@@ -141,9 +143,17 @@ async fn daemon(config: Config) -> Result<(), Error> {
     if let Err(error) = cni.lane().start() {
         tracing::warn!(%error, "no thread for CNI yet: it is started when it can be");
     }
+    let root = Root::new(layout.clone());
+    let looked = root.clone();
+    blocking(move || {
+        looked.look();
+        Ok(())
+    })
+    .await?;
     let figures = Arc::new(Figures::new(StatsReader::new(cgroups.clone()), layout.clone()));
     let node = Node::open(NodeOptions {
         layout,
+        root: root.clone(),
         boot_id,
         images: images.clone(),
         cni: cni.clone(),
@@ -156,8 +166,14 @@ async fn daemon(config: Config) -> Result<(), Error> {
         create_timeout: CREATE_TIMEOUT,
     })
     .await?;
-    let backend =
-        Backend { node: node.clone(), images, cni: cni.clone(), figures, config: Arc::clone(&config) };
+    let backend = Backend {
+        node: node.clone(),
+        images,
+        cni: cni.clone(),
+        root: root.clone(),
+        figures,
+        config: Arc::clone(&config),
+    };
     let (socket, lock) = blocking(move || {
         let socket = Socket::bind(&config.socket, &lock)?;
         Ok((socket, lock))
@@ -168,11 +184,13 @@ async fn daemon(config: Config) -> Result<(), Error> {
         let cni = cni.clone();
         async move { reload(&cni).await }
     }));
+    let probing = tokio::spawn(root.follow());
     let trimming = tokio::spawn(memory::trim());
     ready(&backend.config);
     let served = service::serve(socket, backend, stopping).await;
     watching.abort();
     trimming.abort();
+    probing.abort();
     node.shutdown().await;
     drop(lock);
     tracing::info!("stopped");

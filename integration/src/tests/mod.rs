@@ -5,12 +5,16 @@ mod badinput;
 mod confinement;
 mod container;
 mod daemon;
+mod degraded;
 mod exec;
 mod hazards;
 mod hung;
 mod image;
+mod imageshapes;
+mod imagestore;
 mod kill9;
 mod libcontainer;
+mod life;
 mod log;
 mod mounts;
 mod namespaces;
@@ -20,11 +24,13 @@ mod plugins;
 mod pod;
 mod propagation;
 mod pss;
+mod records;
 mod removal;
 mod resources;
 mod restart;
 mod same_as_runc;
 mod security;
+mod start;
 mod threads;
 
 use crate::runner::Test;
@@ -39,7 +45,10 @@ pub(crate) fn all() -> Vec<Test> {
         exec::tests(),
         pause::tests(),
         log::tests(),
+        life::tests(),
         image::tests(),
+        imageshapes::tests(),
+        imagestore::tests(),
         libcontainer::tests(),
         security::tests(),
         confinement::tests(),
@@ -57,6 +66,9 @@ pub(crate) fn all() -> Vec<Test> {
         badimage::tests(),
         restart::tests(),
         kill9::tests(),
+        records::tests(),
+        start::tests(),
+        degraded::tests(),
         pss::tests(),
     ]
     .concat()
