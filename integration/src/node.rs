@@ -101,10 +101,16 @@ impl Node {
 
     /// Starts the daemon of a node that has none, and waits for it to answer.
     pub(crate) async fn launch(&self) -> Result<()> {
+        self.launch_with(&[]).await
+    }
+
+    /// The same with more variables in its environment.
+    pub(crate) async fn launch_with(&self, variables: &[(&str, &str)]) -> Result<()> {
         let log = fs::OpenOptions::new().create(true).append(true).open(&self.paths.log)?;
         let child = Command::new(&self.bin)
             .arg("--config")
             .arg(&self.paths.config)
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

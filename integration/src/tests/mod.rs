@@ -16,12 +16,14 @@ mod network;
 mod pause;
 mod plugins;
 mod pod;
+mod podlife;
 mod propagation;
 mod pss;
 mod resources;
 mod restart;
 mod same_as_runc;
 mod security;
+mod silent;
 
 use crate::runner::Test;
 
@@ -49,6 +51,8 @@ pub(crate) fn all() -> Vec<Test> {
         badimage::tests(),
         restart::tests(),
         kill9::tests(),
+        silent::tests(),
+        podlife::tests(),
         pss::tests(),
     ]
     .concat()

@@ -131,7 +131,8 @@ impl Shim {
             .filter_map(|container| container.look_again)
             .chain(self.listen_again)
             .chain(self.jobs.iter().map(|job| job.deadline))
-            .chain(self.execs.iter().filter_map(|exec| exec.killing.map(|killing| killing.look_again)));
+            .chain(self.execs.iter().filter_map(|exec| exec.killing.map(|killing| killing.look_again)))
+            .chain(self.execs.iter().filter_map(|exec| exec.deadline));
         let next = timers.min().map(|at| at.saturating_sub(now).min(LONGEST_WAIT_MS));
         match next {
             None if self.buffers.are_used() => Some(IDLE_MS),
@@ -339,7 +340,15 @@ impl Shim {
     /// The pipe that init's execve closes: its end means running, bytes mean failure.
     fn exec_error(&mut self, serial: u32) {
         let Some(place) = self.containers.iter().position(|c| c.serial == serial) else { return };
+        // An init that was reaped before waits for nothing else.
+        let waits = self
+            .containers
+            .get(place)
+            .is_some_and(|c| !c.alive && matches!(c.phase, Phase::Starting(_)));
         self.hear_exec_error(place);
+        if waits && self.containers.get(place).is_some_and(|c| c.exec_error.is_none()) {
+            self.init_over(place);
+        }
     }
 
     pub(crate) fn hear_exec_error(&mut self, place: usize) {

@@ -61,7 +61,9 @@ impl Shim {
             }
             Request::Start { container } => self.start_container(asker, &container),
             Request::Kill { container, signal, all } => self.kill(&container, signal, all),
-            Request::Exec { exec, container } => self.exec(asker, exec, container, fds),
+            Request::Exec { exec, container, deadline_ms } => {
+                self.exec(asker, exec, container, deadline_ms, fds)
+            }
             Request::KillExec { exec } => self.kill_exec(asker, exec),
             Request::ReopenLog { container } => self.reopen_log(&container),
             Request::Forget { container } => self.forget(&container),
@@ -162,6 +164,7 @@ impl Shim {
         asker: Asker,
         id: ExecId,
         container: ContainerId,
+        deadline_ms: Option<u64>,
         fds: Vec<OwnedFd>,
     ) -> Result<Option<Reply>, Refused> {
         if fds.len() != 1 && fds.len() != 4 {
@@ -202,6 +205,7 @@ impl Shim {
             pid: 0,
             code: None,
             answered: false,
+            deadline: deadline_ms.map(|after| sys::proc::monotonic_ms().saturating_add(after)),
             killing: None,
         });
         Ok(answer)
@@ -255,6 +259,11 @@ impl Shim {
         if all {
             kill_cgroup(container);
         }
+        if all && matches!(container.phase, Phase::Creating) {
+            // Its worker is at work, and would make it nevertheless.
+            self.give_up(&Kind::Create(id.clone()), "the container was killed while it was created");
+            return Ok(Some(Reply::Done));
+        }
         if container.alive {
             let signal = if all { SIGKILL } else { signal };
             let sent =
@@ -273,6 +282,15 @@ impl Shim {
         Ok(Some(Reply::Done))
     }
 
+    /// Kills the workers of this kind at the next tick; who asked for them is told why.
+    fn give_up(&mut self, kind: &Kind, why: &str) {
+        let now = sys::proc::monotonic_ms();
+        for job in self.jobs.iter_mut().filter(|job| job.kind == *kind) {
+            job.failure.get_or_insert_with(|| refusal(ErrorKind::WrongState, "worker", why));
+            job.deadline = now;
+        }
+    }
+
     fn kill_exec(&mut self, asker: Asker, id: ExecId) -> Result<Option<Reply>, Refused> {
         // Its own first; those of an earlier daemon are known to this one by the number in the snapshot.
         let own = self.execs.iter().position(|exec| exec.id == id && exec.generation == asker.generation);
@@ -280,20 +298,33 @@ impl Shim {
         let Some(exec) = place.and_then(|place| self.execs.get_mut(place)) else {
             return Ok(Some(Reply::Done));
         };
-        if exec.killing.is_some() {
-            return Err(refusal(ErrorKind::Busy, "kill", format!("exec {} is being killed", id.0)));
+        match &mut exec.killing {
+            Some(Killing { asker: slot @ None, .. }) => *slot = Some(asker),
+            Some(_) => {
+                return Err(refusal(ErrorKind::Busy, "kill", format!("exec {} is being killed", id.0)));
+            }
+            None => {
+                let generation = exec.generation;
+                self.begin_kill(id, generation, Some(asker));
+            }
         }
-        let now = sys::proc::monotonic_ms();
+        Ok(None)
+    }
+
+    /// Begins to kill a session, for whoever asked or because its deadline has passed.
+    pub(crate) fn begin_kill(&mut self, id: ExecId, generation: u32, asker: Option<Asker>) {
+        let exec = self.execs.iter_mut().find(|exec| exec.id == id && exec.generation == generation);
+        let Some(exec) = exec.filter(|exec| exec.killing.is_none()) else { return };
+        exec.deadline = None;
         if exec.pid == 0 {
             // Killed as soon as its pid is known. Not its worker: what that has made and not told yet would be
             // known to nobody.
             exec.killing = Some(Killing { asker, look_again: u64::MAX, until: u64::MAX });
-            return Ok(None);
+            return;
         }
+        let now = sys::proc::monotonic_ms();
         exec.killing = Some(Killing { asker, look_again: now, until: now + KILL_SESSION_MS });
-        let generation = exec.generation;
         self.kill_session(id, generation, now);
-        Ok(None)
     }
 
     fn reopen_log(&mut self, id: &ContainerId) -> Result<Option<Reply>, Refused> {
@@ -347,6 +378,8 @@ impl Shim {
         }
         let now = sys::proc::monotonic_ms();
         for job in &mut self.jobs {
+            let why = || refusal(ErrorKind::WrongState, "worker", "the pod is being stopped");
+            job.failure.get_or_insert_with(why);
             job.deadline = now;
         }
         if let Some(pause) = self.pause.as_ref().filter(|pause| pause.exited.is_none()) {

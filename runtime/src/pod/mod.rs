@@ -12,6 +12,7 @@ pub(crate) mod driver;
 pub(crate) mod exec;
 pub(crate) mod launch;
 pub(crate) mod publish;
+pub(crate) mod stop;
 pub(crate) mod teardown;
 
 use crate::cgroups::Cgroups;

@@ -34,6 +34,25 @@ fn parse_stat(text: &[u8]) -> Option<Stat> {
     Some(Stat { state, parent, session })
 }
 
+/// How a process ended that waits to be reaped by whoever is its parent: 0..=255, 128+n for signal n. (Field 52
+/// of `/proc/<pid>/stat`, which shows it to whom may trace the process; 0 while that runs.)
+///
+/// # Errors
+/// NotFound when it is gone.
+pub fn exit_code(pid: u32) -> io::Result<i32> {
+    let text = fs::read(format!("/proc/{pid}/stat"))?;
+    parse_exit_code(&text)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat")))
+}
+
+fn parse_exit_code(text: &[u8]) -> Option<i32> {
+    let end = text.iter().rposition(|byte| *byte == b')')?;
+    let mut fields = std::str::from_utf8(text.get(end + 1..)?).ok()?.split_ascii_whitespace();
+    // The first of these is field 3.
+    let status: i32 = fields.nth(49)?.parse().ok()?;
+    Some(if status & 0x7f == 0 { status >> 8 & 0xff } else { 128 + (status & 0x7f) })
+}
+
 /// Pids of this process's children, as far as /proc lists them (CONFIG_PROC_CHILDREN). Of one thread's, so
 /// for processes with one thread.
 ///

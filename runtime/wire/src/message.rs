@@ -165,6 +165,10 @@ pub enum Request {
         exec: ExecId,
         /// Which container; must be running.
         container: ContainerId,
+        /// Its session is killed after this many milliseconds, as by [`Request::KillExec`], whether or not a
+        /// daemon is there then. None: never. (A shim that does not know it lets the exec run.)
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        deadline_ms: Option<u64>,
     },
     /// Kills the whole session of an exec with SIGKILL until none of it is left. Gone already is no error.
     KillExec {

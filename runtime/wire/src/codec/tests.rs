@@ -56,7 +56,7 @@ fn every_message() -> Vec<Message> {
             },
             Request::Start { container: c() },
             Request::Kill { container: c(), signal: 15, all: false },
-            Request::Exec { exec, container: c() },
+            Request::Exec { exec, container: c(), deadline_ms: None },
             Request::KillExec { exec },
             Request::ReopenLog { container: c() },
             Request::Forget { container: c() },
