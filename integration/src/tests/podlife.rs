@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -32,6 +33,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(exec_answers_at_its_limit).ours(),
         test!(creates_overtaken_by_a_stop),
         test!(execs_overtaken_by_the_end),
+        test!(a_traced_container_can_be_stopped).ours(),
         test!(short_commands_start_and_complete).limit(180),
     ]
 }
@@ -84,6 +86,27 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         umount2(&self.0, MntFlags::MNT_DETACH).unwrap_or_default();
+    }
+}
+
+/// Traces a process without ever waiting for it, until dropped.
+struct Tracer {
+    /// Ends the thread when it goes.
+    _end: mpsc::Sender<()>,
+}
+
+impl Tracer {
+    fn seize(pid: u32) -> Result<Self> {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(pid)?);
+        let (end, ended) = mpsc::channel();
+        let (told, outcome) = mpsc::channel();
+        // The thread is the tracer: with it the tracing ends.
+        std::thread::spawn(move || {
+            drop(told.send(nix::sys::ptrace::seize(pid, nix::sys::ptrace::Options::empty())));
+            drop(ended.recv());
+        });
+        outcome.recv()?.with_context(|| format!("trace {pid}"))?;
+        Ok(Self { _end: end })
     }
 }
 
@@ -408,6 +431,25 @@ async fn execs_overtaken_by_the_end(cx: Context) -> Result<()> {
         cx.cri.remove(&id).await?;
     }
     println!("      {refused} of 48 execs met a container that was gone");
+    Ok(())
+}
+
+/// The kernel keeps a killed process for its tracer, and its parent cannot reap it: the container has ended
+/// all the same.
+async fn a_traced_container_can_be_stopped(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let id = cx.start(&pod, &cx.sleeper("traced")).await?;
+    let tracer = Tracer::seize(cx.pid(&id).await?)?;
+    let asked = Instant::now();
+    cx.cri.stop(&id, 0).await?;
+    ensure!(asked.elapsed() < secs(15), "StopContainer took {:?}", asked.elapsed());
+    let status = cx.cri.container(&id).await?;
+    ensure!(status.state() == ContainerState::ContainerExited && status.exit_code == 137, "{status:?}");
+    cx.cri.remove(&id).await.context("RemoveContainer")?;
+    let next = cx.start(&pod, &cx.sleeper("next")).await.context("a further container")?;
+    ensure!(cx.cri.sh(&next, "echo in").await? == "in");
+    drop(tracer);
+    cx.cri.drop_pod(&pod.id).await?;
     Ok(())
 }
 

@@ -58,11 +58,6 @@ impl Stop {
         let (cgroups, leaf) = (context.cgroups.clone(), self.record.cgroup.clone());
         blocking("kill the container", move || Ok(cgroups.kill_all(&leaf)?)).await?;
         // Nothing lives; what is missing is the shim's word.
-        if self.client.is_some()
-            && timeout(REPORT, self.exited.wait_for(|exited| *exited)).await.is_ok()
-        {
-            return Ok(None);
-        }
         self.seen(context).await
     }
 
@@ -119,18 +114,20 @@ impl Stop {
         {
             return Grace::Exited;
         }
+        self.client = None;
         Grace::Over
     }
 
-    /// Has the shim kill everything of it; true when it has told the exit.
+    /// Has the shim kill everything of it; true when it has told the exit. One that does not is not relied on
+    /// any more.
     async fn kill_by_shim(&mut self, init: Option<&AsyncFd<OwnedFd>>) -> bool {
-        let Some(client) = &self.client else { return false };
+        let Some(client) = self.client.take() else { return false };
         let kill = Request::Kill { container: self.record.id.clone(), signal: 9, all: true };
         if let Err(error) = client.done("the kill", kill, TOLD).await {
             tracing::warn!(container = %self.record.id, %error, "the shim did not kill: killing by cgroup");
             return *self.exited.borrow();
         }
-        // An init that has ended and is not reported is held by somebody, as a tracer does.
+        // An init that has ended and is not reported may be kept by a tracer, which the shim cannot reap.
         let held = async {
             ended(init).await;
             tokio::time::sleep(REPORT).await;
