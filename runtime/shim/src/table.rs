@@ -7,8 +7,6 @@ use wire::{ContainerState, ExitFacts, Failure};
 
 use crate::io::output::{LogFile, Output};
 
-/// Most containers at once, dead ones that were not forgotten included: kubelet keeps few.
-pub(crate) const MAX_CONTAINERS: usize = 256;
 /// Most execs at once.
 pub(crate) const MAX_EXECS: usize = 1024;
 

@@ -22,8 +22,6 @@ use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::Instant;
 use wire::Event;
 
-/// Most containers of a pod, exited ones that kubelet has not removed included: as many as a shim holds.
-const MOST_CONTAINERS: usize = 256;
 /// Longest grace of a stop: kubelet takes any i64 from the pod; a year is for ever.
 const LONGEST_GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Pauses before a stop or a removal that failed is tried again without being asked for.
@@ -369,6 +367,7 @@ impl Driver {
             Event::Warning { container, message } => {
                 tracing::warn!(pod = %self.record.id, container = container.map(|id| id.to_string()), message, "shim");
             }
+            Event::Started { container, started_at } => self.running(&container, started_at),
             Event::ExecExited { .. } | Event::Unknown => {}
         }
     }

@@ -15,7 +15,7 @@ use std::path::Path;
 use model::Text;
 use rustix::fs::OFlags;
 use sys::mount::{self, Attributes};
-use wire::{ContainerPlan, ErrorKind, Failure, ProcessPlan, Reply};
+use wire::{ContainerPlan, ErrorKind, Failure, ProcessPlan, Reply, parse_plan};
 
 use crate::container::{self, Holders};
 use crate::executor::{Init, Parts, number};
@@ -92,8 +92,7 @@ pub(crate) fn create(input: CreateInput) -> Reply {
 fn attempt(input: CreateInput) -> Step<Reply> {
     let bytes =
         sys::memfd::read_all(input.plan.as_fd(), LARGEST_PLAN).map_err(internal("plan", "reading"))?;
-    let plan: ContainerPlan =
-        serde_json::from_slice(&bytes).map_err(|e| invalid("plan", format!("no container plan: {e}")))?;
+    let plan: ContainerPlan = parse_plan(&bytes)?;
     let id = plan.id.clone();
     let rest = Rest {
         kubelet_mntns: input.kubelet_mntns,

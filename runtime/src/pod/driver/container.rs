@@ -1,6 +1,6 @@
 //! What happens to a pod's containers: from their creation to their removal.
 
-use super::{Container, Driver, LONGEST_GRACE, LONGEST_RETRY, MOST_CONTAINERS, Outcome, Stopping, answer};
+use super::{Container, Driver, LONGEST_GRACE, LONGEST_RETRY, Outcome, Stopping, answer};
 use crate::node::{Error, ErrorKind};
 use crate::pod::containers::{self, StartError};
 use crate::pod::stop::Stop;
@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use wire::MAX_CONTAINERS;
 
 impl Driver {
     pub(super) fn create(&mut self, config: ContainerConfig, reply: Reply<ContainerId>) {
@@ -42,8 +43,8 @@ impl Driver {
         let admitted = (|| {
             self.quiet()?;
             admission::ready(&self.record)?;
-            if self.containers.len() >= MOST_CONTAINERS {
-                let text = format!("pod {} has {MOST_CONTAINERS} containers, its limit", self.record.id);
+            if self.containers.len() >= MAX_CONTAINERS {
+                let text = format!("pod {} has {MAX_CONTAINERS} containers, its limit", self.record.id);
                 return Err(Error::new(ErrorKind::ResourceExhausted, text));
             }
             let id = ContainerId::from_random(random()?);
@@ -172,7 +173,10 @@ impl Driver {
                 Err(self.overtaken(&format!("container {name} was not started"), error))
             }
             // The reply was lost, and what it would have said is known already.
-            Err(StartError::Other(_)) if container.record.phase == ContainerPhase::Running => Ok(()),
+            Err(StartError::Other(_)) if container.record.phase == ContainerPhase::Running => {
+                self.publish_container(id);
+                Ok(())
+            }
             Err(StartError::Other(error)) => {
                 container.may_run = true;
                 container.recorder.set(container.record.clone());
@@ -189,6 +193,25 @@ impl Driver {
         }
         for waiter in waiters {
             answer(waiter, outcome.clone());
+        }
+    }
+
+    /// The shim's word that init has exec'd, whoever asked for that: the reply may have found no daemon, or come
+    /// after its caller had given up.
+    pub(super) fn running(&mut self, id: &ContainerId, started_at: i64) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        if container.record.phase != ContainerPhase::Created {
+            return;
+        }
+        if let Ok(phase) = transition::container(container.record.phase, ContainerEvent::Started) {
+            (container.record.phase, container.record.started_at) = (phase, started_at);
+        }
+        container.may_run = false;
+        container.recorder.set(container.record.clone());
+        // A start under way publishes once its record is durable.
+        if container.starting.is_none() {
+            tracing::info!(container = %id, "runs, by a start that nobody waits for any more");
+            self.publish_container(id);
         }
     }
 
@@ -379,7 +402,10 @@ impl Driver {
     pub(crate) fn resume(&mut self, id: &ContainerId, phase: ContainerPhase, pid: u32, started_at: i64) {
         let Some(container) = self.containers.get_mut(id) else { return };
         (container.record.phase, container.record.pid) = (phase, pid);
-        container.record.started_at = started_at;
+        // A shim of a later version may not say when.
+        if started_at != 0 || phase == ContainerPhase::Created {
+            container.record.started_at = started_at;
+        }
         container.recorder.set(container.record.clone());
         self.publish_container(id);
     }

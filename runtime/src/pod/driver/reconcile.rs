@@ -135,6 +135,8 @@ fn held(snapshot: &[Snapshot]) -> Shim {
                     ContainerState::Creating => Held::Creating,
                     ContainerState::Created => Held::Created { pid },
                     ContainerState::Running { started_at } => Held::Running { pid, started_at: *started_at },
+                    // Of a later version; its init lives, and when it began is in the record.
+                    ContainerState::Unknown => Held::Running { pid, started_at: 0 },
                     ContainerState::Exited(facts) => {
                         Held::Exited { exit: containers::exit_of(facts), started_at: facts.started_at }
                     }
