@@ -118,7 +118,9 @@ async fn a_stopped_shim_across_a_restart(cx: Context) -> Result<()> {
     let mut execs = 0;
     while begun.elapsed() < secs(silence) {
         let asked = Instant::now();
-        ready(&cx, &pod, &counter, pid).await.with_context(|| format!("{:?} into the silence", begun.elapsed()))?;
+        ready(&cx, &pod, &counter, pid)
+            .await
+            .with_context(|| format!("{:?} into the silence", begun.elapsed()))?;
         ensure!(asked.elapsed() < secs(2), "status took {:?}", asked.elapsed());
         if execs < 3 {
             execs += 1;
@@ -209,7 +211,9 @@ async fn a_lost_link_to_a_stopped_shim(cx: Context) -> Result<()> {
     let stopped = Stopped::shim(&cx, &pod)?;
     let begun = Instant::now();
     while begun.elapsed() < secs(10) {
-        ready(&cx, &pod, &id, pid).await.with_context(|| format!("{:?} into the silence", begun.elapsed()))?;
+        ready(&cx, &pod, &id, pid)
+            .await
+            .with_context(|| format!("{:?} into the silence", begun.elapsed()))?;
         tokio::time::sleep(Duration::from_millis(250)).await;
     }
     stopped.wake()?;
@@ -254,6 +258,8 @@ async fn stop_and_removal_of_a_silent_pod(cx: Context) -> Result<()> {
     cx.cri.stop_pod(&pod.id).await?;
     ensure!(asked.elapsed() < secs(20), "StopPodSandbox took {:?}", asked.elapsed());
     ensure!(!proc::alive(pid) && !proc::alive(shim.pid), "something of the pod lives");
+    let status = cx.cri.container(&id).await?;
+    ensure!(status.exit_code == 137, "{status:?}");
     cx.cri.remove_pod(&pod.id).await?;
     ensure!(cx.cri.pods(None).await?.is_empty(), "it is still listed");
     Ok(())

@@ -340,15 +340,7 @@ impl Shim {
     /// The pipe that init's execve closes: its end means running, bytes mean failure.
     fn exec_error(&mut self, serial: u32) {
         let Some(place) = self.containers.iter().position(|c| c.serial == serial) else { return };
-        // An init that was reaped before waits for nothing else.
-        let waits = self
-            .containers
-            .get(place)
-            .is_some_and(|c| !c.alive && matches!(c.phase, Phase::Starting(_)));
         self.hear_exec_error(place);
-        if waits && self.containers.get(place).is_some_and(|c| c.exec_error.is_none()) {
-            self.init_over(place);
-        }
     }
 
     pub(crate) fn hear_exec_error(&mut self, place: usize) {

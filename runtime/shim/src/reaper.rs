@@ -15,8 +15,6 @@ const MAX_STRANGERS: usize = 128;
 /// First and longest pause between two looks at a cgroup or session that is being killed.
 const FIRST_LOOK_MS: u64 = 1;
 const LAST_LOOK_MS: u64 = 256;
-/// How long the report of an init that has ended may stay open.
-const REPORT_MS: u64 = 5000;
 /// A code for a process that nobody could wait for.
 const LOST: i32 = 255;
 /// Code of a container that could not be started.
@@ -97,18 +95,6 @@ impl Shim {
         container.alive = false;
         container.facts.code = code;
         container.facts.finished_at = sys::proc::now();
-        if matches!(container.phase, Phase::Starting(_)) && container.exec_error.is_some() {
-            // Whether it has exec'd is told by the end of its report, and a process that made it may hold that
-            // for another moment.
-            container.look_again = Some(sys::proc::monotonic_ms() + REPORT_MS);
-            return;
-        }
-        self.init_over(place);
-    }
-
-    /// Init is gone, and all that it had to say of its start is known.
-    pub(crate) fn init_over(&mut self, place: usize) {
-        let Some(container) = self.containers.get_mut(place) else { return };
         if let Phase::Starting(asker) = container.phase {
             let failure = Failure {
                 kind: ErrorKind::StartFailed,
@@ -137,10 +123,6 @@ impl Shim {
     pub(crate) fn look_at(&mut self, place: usize) {
         let busy = self.jobs.iter().any(|job| job.kind != Kind::Pause);
         let Some(container) = self.containers.get_mut(place) else { return };
-        if matches!(container.phase, Phase::Starting(_)) && !container.alive {
-            // Nobody who makes containers lives that long: it is held by mistake, and init did not say it ran.
-            return self.init_over(place);
-        }
         if !matches!(container.phase, Phase::Ending | Phase::Undoing(_)) {
             return;
         }

@@ -21,6 +21,9 @@ use wire::{EXIT_RECORD_KIND, ExitFacts, Request};
 const TOLD: Duration = Duration::from_secs(2);
 /// For the shim to reap what it has killed, unless a process hangs in the kernel.
 const KILL: Duration = Duration::from_secs(10);
+/// How often, and how far apart, one looks for the end of a process that was killed.
+const LOOKS: u32 = 20;
+const LOOK: Duration = Duration::from_millis(5);
 /// For the shim to report an end that can be seen already.
 const REPORT: Duration = Duration::from_secs(2);
 
@@ -109,9 +112,7 @@ impl Stop {
             }
         }
         // Its shim kills what init left, and reports, at once unless something is wrong.
-        if self.client.is_some()
-            && timeout(REPORT, self.exited.wait_for(|exited| *exited)).await.is_ok()
-        {
+        if self.client.is_some() && timeout(REPORT, self.exited.wait_for(|exited| *exited)).await.is_ok() {
             return Grace::Exited;
         }
         self.client = None;
@@ -147,7 +148,7 @@ impl Stop {
             if let Ok(Some(stored)) = state::file::read::<ExitFacts>(&path, EXIT_RECORD_KIND) {
                 return Ok(Some(containers::exit_of(&stored.data)));
             }
-            let Some(code) = code(&record, shim_pid) else { return Ok(None) };
+            let Some(code) = code(record.pid, shim_pid) else { return Ok(None) };
             let oom_killed = theirs.cgroups.oom_kills(&record.cgroup).is_ok_and(|kills| kills > 0);
             let facts = ExitFacts { code, finished_at: now(), oom_killed, ..ExitFacts::default() };
             Ok(Some(containers::exit_of(&facts)))
@@ -210,12 +211,27 @@ fn find(record: &ContainerRecord, shim_pid: u32) -> io::Result<Option<OwnedFd>> 
 }
 
 /// How init ended, by the kernel's word, while it waits to be reaped. Blocking.
-fn code(record: &ContainerRecord, shim_pid: u32) -> Option<i32> {
-    zombie_of(record.pid, shim_pid).then(|| sys::proc::exit_code(record.pid).ok()).flatten()
+pub(super) fn code(pid: u32, shim_pid: u32) -> Option<i32> {
+    if pid == 0 || shim_pid == 0 {
+        return None;
+    }
+    for _ in 0..LOOKS {
+        match sys::proc::stat(pid) {
+            Ok(stat) if stat.parent == shim_pid && stat.state == 'Z' => {
+                return sys::proc::exit_code(pid).ok();
+            }
+            // It leaves its cgroup a moment before it can be reaped.
+            Ok(stat) if stat.parent == shim_pid => std::thread::sleep(LOOK),
+            _ => return None,
+        }
+    }
+    None
 }
 
 fn zombie_of(pid: u32, parent: u32) -> bool {
-    pid != 0 && parent != 0 && sys::proc::stat(pid).is_ok_and(|stat| stat.state == 'Z' && stat.parent == parent)
+    pid != 0
+        && parent != 0
+        && sys::proc::stat(pid).is_ok_and(|stat| stat.state == 'Z' && stat.parent == parent)
 }
 
 fn is_gone(error: &io::Error) -> bool {
@@ -267,11 +283,11 @@ mod tests {
             }
             let record = record(child.id());
             assert!(find(&record, own).unwrap().is_some(), "{line}");
-            assert_eq!(code(&record, own), Some(expected), "{line}");
+            assert_eq!(code(record.pid, own), Some(expected), "{line}");
             // Another's zombie says nothing.
-            assert_eq!(code(&record, own + 1), None);
+            assert_eq!(code(record.pid, own + 1), None);
             child.wait().unwrap();
-            assert_eq!(code(&record, own), None);
+            assert_eq!(code(record.pid, own), None);
         }
     }
 }

@@ -114,9 +114,10 @@ mod tests {
         let short = Duration::from_millis(50);
         assert!(matches!(dial(&layout, &pod, 0, short).await, Dialled::Gone));
         std::fs::create_dir_all(layout.shim_dir(&pod)).unwrap();
-        let listener =
-            std::os::unix::net::UnixListener::bind(&spawn::reachable(&layout.shim_socket(&pod)).unwrap().path)
-                .unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(
+            &spawn::reachable(&layout.shim_socket(&pod)).unwrap().path,
+        )
+        .unwrap();
         // Somebody holds the socket, and never greets.
         assert!(matches!(dial(&layout, &pod, 0, short).await, Dialled::Silent(_)));
         drop(listener);

@@ -3,7 +3,7 @@
 use super::link::Link;
 use super::{Container, Driver, FIRST_RETRY, LONGEST_RETRY, Outcome, answer, later};
 use crate::node::Error;
-use crate::pod::teardown::{self, Ended};
+use crate::pod::teardown::{self, Ended, Leaf};
 use crate::pod::{blocking, containers, now};
 use model::transition::{self, PodEvent};
 use model::{ContainerId, ContainerPhase, ContainerRecord, PodPhase};
@@ -29,9 +29,10 @@ impl Driver {
             .spawn(async move { Outcome::Ended(teardown::end(&context, &record, client, leaves).await) });
     }
 
-    pub(super) fn leaves(&self) -> Vec<String> {
-        let leaves = self.containers.values().map(|container| container.record.cgroup.clone());
-        leaves.filter(|leaf| !leaf.is_empty()).collect()
+    pub(super) fn leaves(&self) -> Vec<Leaf> {
+        let records = self.containers.values().map(|container| &container.record);
+        let leaves = records.map(|it| Leaf { id: it.id.clone(), cgroup: it.cgroup.clone(), pid: it.pid });
+        leaves.filter(|leaf| !leaf.cgroup.is_empty()).collect()
     }
 
     /// What the shim has said, first the events that came before the end, then what it left in files.
