@@ -19,6 +19,7 @@ mod pod;
 mod podlife;
 mod propagation;
 mod pss;
+mod removal;
 mod resources;
 mod restart;
 mod same_as_runc;
@@ -44,6 +45,7 @@ pub(crate) fn all() -> Vec<Test> {
         same_as_runc::tests(),
         mounts::tests(),
         propagation::tests(),
+        removal::tests(),
         network::tests(),
         plugins::tests(),
         hazards::tests(),

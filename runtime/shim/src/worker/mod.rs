@@ -81,7 +81,8 @@ pub(crate) struct CreateInput {
 }
 
 /// Creates the container and says how it went. Init is the caller's parent's child and waits for
-/// [`container::start`]. Leaves nothing behind when it fails.
+/// [`container::start`]. When it fails, the bundle is left to the shim: in the namespace of a worker the
+/// container's volumes are mounted in it.
 pub(crate) fn create(input: CreateInput) -> Reply {
     match attempt(input) {
         Ok(reply) => reply,
@@ -93,7 +94,6 @@ fn attempt(input: CreateInput) -> Step<Reply> {
     let bytes =
         sys::memfd::read_all(input.plan.as_fd(), LARGEST_PLAN).map_err(internal("plan", "reading"))?;
     let plan: ContainerPlan = parse_plan(&bytes)?;
-    let id = plan.id.clone();
     let rest = Rest {
         kubelet_mntns: input.kubelet_mntns,
         cgroups: input.cgroups,
@@ -101,7 +101,7 @@ fn attempt(input: CreateInput) -> Step<Reply> {
         exec_error: input.exec_error,
         holders: Holders { pause: input.pause_pid, target: input.target_pid },
     };
-    assemble(plan, rest).inspect_err(|_| container::forget(&id))
+    assemble(plan, rest)
 }
 
 struct Rest {
