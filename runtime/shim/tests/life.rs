@@ -37,13 +37,16 @@ fn what_a_later_daemon_asks_for_is_refused_and_never_trimmed() {
     let exec = memfd(&exec);
     let null = std::fs::File::open("/dev/null").unwrap();
     let fds = [exec.as_fd(), null.as_fd(), null.as_fd(), null.as_fd()];
-    let (reply, _) = pod.ask_with(Request::Exec { exec: model::ExecId(1), container: running.clone() }, &fds);
+    let (reply, _) = pod.ask_with(
+        Request::Exec { exec: model::ExecId(1), container: running.clone(), deadline_ms: None },
+        &fds,
+    );
     assert!(matches!(&reply, Reply::Failed(f) if f.kind == ErrorKind::Unsupported), "{reply:?}");
 
     // One descriptor more, or less, than this version takes: refused, and the connection is kept.
     let five = [null.as_fd(); 5];
     for (request, fds) in [
-        (Request::Exec { exec: model::ExecId(2), container: running }, five.as_slice()),
+        (Request::Exec { exec: model::ExecId(2), container: running, deadline_ms: None }, five.as_slice()),
         (Request::StopPod, &five[..1]),
         (request(), &[]),
     ] {
