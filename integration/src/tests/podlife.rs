@@ -169,7 +169,10 @@ async fn power_loss_between_the_intent_and_the_commit(cx: Context) -> Result<()>
 async fn a_rollback_that_cannot_remove_says_so_and_goes_on(cx: Context) -> Result<()> {
     let config = cx.pod_config();
     cx.node.terminate().await?;
-    cx.node.launch_with(&[("COPEPOD_FAILPOINT", "pod.supervised")]).await?;
+    let (program, args) = cx.node.program();
+    let mut command = std::process::Command::new(program);
+    command.args(args).env("COPEPOD_FAILPOINT", "pod.supervised");
+    cx.node.launch_by(command).await?;
     ensure!(cx.cri.run_pod(&config).await.is_err(), "the daemon did not end in the launch");
     cx.node.kill9()?;
     let pods = cx.node.paths.root.join("pods");

@@ -2,7 +2,8 @@
 //! may be stopped, hang on a disk, or be dialled at this moment: signals go to init by a descriptor of its
 //! process, and its end can be seen on that.
 
-use super::{Context, blocking, containers, now};
+use super::{Context, containers, now};
+use crate::lanes;
 use crate::node::{Error, ErrorKind};
 use crate::shims::{Client, watched};
 use model::{ContainerRecord, Exit};
@@ -59,7 +60,8 @@ impl Stop {
             return Ok(None);
         }
         let (cgroups, leaf) = (context.cgroups.clone(), self.record.cgroup.clone());
-        blocking("kill the container", move || Ok(cgroups.kill_all(&leaf)?)).await?;
+        let kill = move || Ok(cgroups.kill_all(&leaf)?);
+        lanes::run(lanes::kill(), self.record.pod.as_str(), "kill the container", kill).await?;
         // Nothing lives; what is missing is the shim's word.
         self.seen(context).await
     }
@@ -67,7 +69,8 @@ impl Stop {
     /// Init by descriptor, while its number is surely its own.
     async fn find_init(&self) -> Option<AsyncFd<OwnedFd>> {
         let (record, shim_pid) = (self.record.clone(), self.shim_pid);
-        let found = blocking("find init", move || {
+        let pod = self.record.pod.as_str();
+        let found = lanes::run(lanes::kill(), pod, "find init", move || {
             find(&record, shim_pid).map_err(|error| Error::of(format!("look for pid {}", record.pid), &error))
         });
         match found.await {
@@ -143,7 +146,8 @@ impl Stop {
     /// The exit of a container none of whose processes lives, from what the shim has left or the kernel knows.
     async fn seen(mut self, context: &Arc<Context>) -> Result<Option<Exit>, Error> {
         let (theirs, record, shim_pid) = (Arc::clone(context), self.record.clone(), self.shim_pid);
-        let seen = blocking("look how the container ended", move || {
+        let pod = self.record.pod.clone();
+        let seen = lanes::run(lanes::kill(), pod.as_str(), "look how the container ended", move || {
             let path = theirs.layout.exit(&record.pod, &record.id);
             if let Ok(Some(stored)) = state::file::read::<ExitFacts>(&path, EXIT_RECORD_KIND) {
                 return Ok(Some(containers::exit_of(&stored.data)));

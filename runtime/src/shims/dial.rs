@@ -6,8 +6,8 @@
 use super::client::{self, ClientError, Connection};
 use super::{spawn, watched};
 use crate::cgroups::shim_path;
+use crate::lanes;
 use crate::node::Error;
-use crate::pod::blocking;
 use model::PodId;
 use rustix::io::Errno;
 use state::Layout;
@@ -31,7 +31,7 @@ pub(crate) enum Dialled {
 /// where that is not known.
 pub(crate) async fn dial(layout: &Layout, pod: &PodId, pid: u32, limit: Duration) -> Dialled {
     let (socket, id) = (layout.shim_socket(pod), pod.clone());
-    let found = blocking("find the shim", move || {
+    let found = lanes::run(lanes::kill(), pod.as_str(), "find the shim", move || {
         let process =
             process(&id, pid).map_err(|error| Error::of(format!("look for shim process {pid}"), &error))?;
         let exists = socket

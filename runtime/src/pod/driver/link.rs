@@ -4,9 +4,10 @@
 //! daemon alone does not end it. Only StopPodSandbox and RemovePodSandbox do.
 
 use super::{Driver, Outcome, later};
+use crate::lanes;
 use crate::node::{Error, ErrorKind};
 use crate::pod::teardown::{self, Ended};
-use crate::pod::{Context, blocking, containers, now};
+use crate::pod::{Context, containers, now};
 use crate::shims::dial::{self, Dialled};
 use crate::shims::{Client, Connection};
 use model::{ContainerId, Exit, PodId, PodPhase};
@@ -107,8 +108,8 @@ impl Answer {
 pub(crate) async fn ask(context: &Arc<Context>, pod: &PodId, pid: u32, limit: Duration) -> Answer {
     let shim = dial::dial(&context.layout, pod, pid, limit).await;
     let (theirs, id) = (Arc::clone(context), pod.clone());
-    let exits =
-        blocking("read exit records", move || Ok(teardown::exits(&theirs, &id))).await.unwrap_or_default();
+    let read = move || Ok(teardown::exits(&theirs, &id));
+    let exits = lanes::run(lanes::kill(), pod.as_str(), "read exit records", read).await.unwrap_or_default();
     let exits = exits.into_iter().map(|(id, facts)| (id, (containers::exit_of(&facts), facts.started_at)));
     Answer { shim, exits: exits.collect(), same_boot: true }
 }

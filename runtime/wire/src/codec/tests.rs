@@ -71,6 +71,7 @@ fn every_message() -> Vec<Message> {
             Request::Start { container: c() },
             Request::Kill { container: c(), signal: 15, all: false },
             Request::Exec { exec, container: c(), deadline_ms: None },
+            Request::Exec { exec, container: c(), deadline_ms: Some(3000) },
             Request::KillExec { exec },
             Request::ReopenLog { container: c() },
             Request::Forget { container: c() },
