@@ -11,6 +11,7 @@ mod hung;
 mod image;
 mod kill9;
 mod libcontainer;
+mod life;
 mod log;
 mod mounts;
 mod namespaces;
@@ -41,6 +42,7 @@ pub(crate) fn all() -> Vec<Test> {
         exec::tests(),
         pause::tests(),
         log::tests(),
+        life::tests(),
         image::tests(),
         libcontainer::tests(),
         security::tests(),

@@ -9,12 +9,14 @@ use crate::event_loop::Shim;
 use crate::io::log::Stream;
 use crate::io::output::Output;
 use crate::job::{self, Job, Kind, Prepared, Word, failure, refusal};
-use crate::reaper::{SIGKILL, kill};
+use crate::reaper::{SIGKILL, kill, was_oom_killed};
 use crate::server::KILL_SESSION_MS;
 use crate::table::{Container, Pause, Phase};
 
 /// By kernel number, the same on all architectures: no such process.
 const ESRCH: i32 = 3;
+/// A memory limit under which any container can be made, bytes: what worker and init take, with room.
+const LEAST_MEMORY: u64 = 8 << 20;
 
 impl Shim {
     /// Takes what a worker has said.
@@ -39,7 +41,6 @@ impl Shim {
                             let now = sys::proc::monotonic_ms();
                             if let Some(killing) = &mut exec.killing {
                                 (killing.look_again, killing.until) = (now, now + KILL_SESSION_MS);
-                                self.kill_session(id, generation, now);
                             }
                         }
                     }
@@ -159,7 +160,7 @@ impl Shim {
                 let mut failure = failure
                     .unwrap_or_else(|| refusal(ErrorKind::Internal, "exec", "the worker made nothing"));
                 // Overtaken by the container's end, which its init may show before it is reaped (ESRCH).
-                let over = !self.containers.iter().any(|c| c.id == exec.container && c.alive);
+                let over = !self.containers.iter().any(|c| c.id == exec.container && c.alive && !c.killed);
                 if over || failure.errno == ESRCH {
                     let message = format!("container {} has ended ({})", exec.container, failure.message);
                     failure = refusal(ErrorKind::WrongState, "exec", message);
@@ -187,6 +188,7 @@ impl Shim {
         container.cgroups.unified = prepared.unified;
         container.cgroups.memory = prepared.memory;
         container.cgroups.freezer = prepared.freezer;
+        container.cgroups.roams = prepared.roams;
         let mut fds = fds.into_iter();
         container.exec_error = fds.next();
         if let Some(fd) = &container.exec_error {
@@ -233,7 +235,7 @@ impl Shim {
             }
             self.reply(job.asker, reply, Vec::new());
             if let Some(code) = self.strangers.take(pid) {
-                self.init_ended(place, code);
+                self.init_ended(place, code, None);
             } else if stopping {
                 kill(pid, SIGKILL);
             }
@@ -248,8 +250,16 @@ impl Shim {
         {
             container.alive = false;
         }
-        let failed =
+        let mut failed =
             failure_of.unwrap_or_else(|| refusal(ErrorKind::Internal, "worker", "an answer of a wrong kind"));
+        if failed.kind == ErrorKind::Internal && self.containers.get(place).is_some_and(was_oom_killed) {
+            // The worker or init, which does not know why; what it left unsaid shows as something else.
+            let message = format!(
+                "too small for a container to be made in it, {LEAST_MEMORY} bytes are enough ({}: {})",
+                failed.stage, failed.message
+            );
+            failed = refusal(ErrorKind::Invalid, "memory_limit_in_bytes", message);
+        }
         if let Some(container) = self.containers.get_mut(place) {
             container.phase = Phase::Undoing(Some((job.asker, failed)));
         }
