@@ -32,6 +32,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(container_and_pod_removed_at_once).ours(),
         test!(exec_answers_at_its_limit).ours(),
         test!(creates_overtaken_by_a_stop),
+        test!(execs_overtaken_by_the_end),
         test!(a_traced_container_can_be_stopped).ours(),
         test!(short_commands_start_and_complete).limit(180),
     ]
@@ -415,6 +416,35 @@ async fn creates_overtaken_by_a_stop(cx: Context) -> Result<()> {
         }
     }
     ensure!(overtaken >= 4, "only {overtaken} creates of 16 were overtaken");
+    Ok(())
+}
+
+async fn execs_overtaken_by_the_end(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let mut refused = 0;
+    for round in 0..16_u64 {
+        let id = cx.start(&pod, &cx.sleeper(&format!("c{round}"))).await?;
+        let calls: Vec<_> = (0..3)
+            .map(|_| {
+                let (cri, id) = (cx.cri.clone(), id.clone());
+                tokio::spawn(async move { cri.exec_sync(&id, &["true"], 10).await })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_micros(round * 400)).await;
+        cx.cri.stop(&id, 0).await?;
+        for call in calls {
+            match call.await? {
+                // It was killed with its container, or ended before.
+                Ok(done) => ensure!([0, 137].contains(&done.exit_code), "code {}", done.exit_code),
+                Err(error) => {
+                    ensure!(error.code() == Code::FailedPrecondition, "round {round}: {error}");
+                    refused += 1;
+                }
+            }
+        }
+        cx.cri.remove(&id).await?;
+    }
+    println!("      {refused} of 48 execs met a container that was gone");
     Ok(())
 }
 

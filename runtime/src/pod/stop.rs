@@ -221,9 +221,7 @@ pub(super) fn code(pid: u32, shim_pid: u32) -> Option<i32> {
     }
     for _ in 0..LOOKS {
         match sys::proc::stat(pid) {
-            Ok(stat) if stat.parent == shim_pid && stat.state == 'Z' => {
-                return sys::proc::exit_code(pid).ok();
-            }
+            Ok(stat) if stat.parent == shim_pid && stat.is_over() => return Some(stat.code()),
             // It leaves its cgroup a moment before it can be reaped.
             Ok(stat) if stat.parent == shim_pid => std::thread::sleep(LOOK),
             _ => return None,
