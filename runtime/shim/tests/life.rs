@@ -187,11 +187,11 @@ fn a_full_table_of_execs_is_told_and_recovers() {
     let null = std::fs::File::open("/dev/null").unwrap();
     let fds = [plan.as_fd(), null.as_fd(), null.as_fd(), null.as_fd()];
     for number in 0..MOST {
-        let request = Request::Exec { exec: model::ExecId(number), container: id.clone() };
+        let request = Request::Exec { exec: model::ExecId(number), container: id.clone(), deadline_ms: None };
         let (reply, _) = pod.ask_with(request, &fds);
         assert!(matches!(reply, Reply::ExecStarted { .. }), "{number}: {reply:?}");
     }
-    let one_more = || Request::Exec { exec: model::ExecId(MOST), container: id.clone() };
+    let one_more = || Request::Exec { exec: model::ExecId(MOST), container: id.clone(), deadline_ms: None };
     let (reply, _) = pod.ask_with(one_more(), &fds);
     assert!(matches!(&reply, Reply::Failed(f) if f.kind == ErrorKind::Exhausted), "{reply:?}");
     // A new daemon is greeted with all of them.
