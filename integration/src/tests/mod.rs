@@ -9,6 +9,8 @@ mod exec;
 mod hazards;
 mod hung;
 mod image;
+mod imageshapes;
+mod imagestore;
 mod kill9;
 mod libcontainer;
 mod life;
@@ -44,6 +46,8 @@ pub(crate) fn all() -> Vec<Test> {
         log::tests(),
         life::tests(),
         image::tests(),
+        imageshapes::tests(),
+        imagestore::tests(),
         libcontainer::tests(),
         security::tests(),
         confinement::tests(),
