@@ -5,6 +5,7 @@ mod badinput;
 mod confinement;
 mod container;
 mod daemon;
+mod degraded;
 mod exec;
 mod hazards;
 mod hung;
@@ -24,12 +25,14 @@ mod pod;
 mod podlife;
 mod propagation;
 mod pss;
+mod records;
 mod removal;
 mod resources;
 mod restart;
 mod same_as_runc;
 mod security;
 mod silent;
+mod start;
 mod threads;
 
 use crate::runner::Test;
@@ -67,6 +70,9 @@ pub(crate) fn all() -> Vec<Test> {
         kill9::tests(),
         silent::tests(),
         podlife::tests(),
+        records::tests(),
+        start::tests(),
+        degraded::tests(),
         pss::tests(),
     ]
     .concat()

@@ -56,6 +56,8 @@ impl Driver {
                 ContainerAction::Remove if plan.pod == PodAction::Remove => {}
                 ContainerAction::RollBack => self.roll_back(&id),
                 ContainerAction::Remove => self.begin_remove(&id),
+                // Its record is there, and cannot be used.
+                ContainerAction::KillOrphan if self.registry.managed(id.as_str()).is_err() => {}
                 ContainerAction::KillOrphan => self.kill_orphan(&id),
                 ContainerAction::Keep | ContainerAction::Retry => {}
             }
