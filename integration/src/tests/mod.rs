@@ -5,6 +5,7 @@ mod badinput;
 mod confinement;
 mod container;
 mod daemon;
+mod degraded;
 mod exec;
 mod hazards;
 mod hung;
@@ -23,11 +24,13 @@ mod plugins;
 mod pod;
 mod propagation;
 mod pss;
+mod records;
 mod removal;
 mod resources;
 mod restart;
 mod same_as_runc;
 mod security;
+mod start;
 mod threads;
 
 use crate::runner::Test;
@@ -63,6 +66,9 @@ pub(crate) fn all() -> Vec<Test> {
         badimage::tests(),
         restart::tests(),
         kill9::tests(),
+        records::tests(),
+        start::tests(),
+        degraded::tests(),
         pss::tests(),
     ]
     .concat()
