@@ -4,6 +4,7 @@ mod badimage;
 mod badinput;
 mod confinement;
 mod container;
+mod escape;
 mod exec;
 mod hazards;
 mod image;
@@ -41,6 +42,7 @@ pub(crate) fn all() -> Vec<Test> {
         confinement::tests(),
         same_as_runc::tests(),
         mounts::tests(),
+        escape::tests(),
         propagation::tests(),
         network::tests(),
         plugins::tests(),
