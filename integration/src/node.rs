@@ -68,14 +68,8 @@ impl Node {
         let bin = options.bin.as_ref().unwrap_or(&fixture.bin);
         fs::write(&paths.config, config::text(&paths, bin, &network, &options.extra))?;
         let cri = Cri::connect(&paths.socket)?;
-        let node = Self {
-            paths,
-            network,
-            cri,
-            bin: bin.join("copepod"),
-            daemon: Mutex::new(None),
-            foreign: false,
-        };
+        let node =
+            Self { paths, network, cri, bin: bin.join("copepod"), daemon: Mutex::new(None), foreign: false };
         node.launch().await?;
         Ok(node)
     }

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use model::ContainerId;
 use serde::Deserialize;
-use wire::{CgroupPlan, ErrorKind, NamespacePlan, NamespaceSource};
+use wire::{CgroupPlan, ErrorKind, NamespacePlan, NamespaceSource, parse_plan};
 
 use crate::job::{MAX_PLAN, Prepared, Teller, failure, refusal};
 use crate::worker::{CreateInput, Stdio, create};
@@ -60,8 +60,7 @@ fn prepare(
     };
     let cgroups: Vec<OwnedFd> = fds.collect();
     let json = sys::memfd::read_all(plan.as_fd(), MAX_PLAN).map_err(at("plan"))?;
-    let peek: Peek = serde_json::from_slice(&json)
-        .map_err(|error| refusal(ErrorKind::Invalid, "plan", error.to_string()))?;
+    let peek: Peek = parse_plan(&json)?;
     drop(json);
     let target_pid = match &peek.namespaces.pid {
         NamespaceSource::Container(id) => Some(init_of(id).ok_or_else(|| {

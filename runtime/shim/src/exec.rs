@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
-use wire::{ErrorKind, ExecPlan};
+use wire::{ErrorKind, ExecPlan, parse_plan};
 
 use crate::job::{MAX_PLAN, Teller, failure, refusal};
 use crate::process;
@@ -29,8 +29,7 @@ pub(crate) fn work(teller: Teller, mut fds: Vec<OwnedFd>, into: &Into<'_>) -> i3
         let plan =
             plan.ok_or_else(|| refusal(ErrorKind::Invalid, "plan", "no plan came with the request"))?;
         let json = sys::memfd::read_all(plan.as_fd(), MAX_PLAN).map_err(at("plan"))?;
-        let plan: ExecPlan = serde_json::from_slice(&json)
-            .map_err(|error| refusal(ErrorKind::Invalid, "plan", error.to_string()))?;
+        let plan: ExecPlan = parse_plan(&json)?;
         let single = sys::fork::single_threaded().map_err(at("threads"))?;
         sys::proc::set_dumpable(false).map_err(at("dumpable"))?;
         for folder in into.cgroups {

@@ -16,7 +16,7 @@ use std::path::Path;
 
 use model::Text;
 use sys::mount::{self, Attributes};
-use wire::{ContainerPlan, ErrorKind, Failure, ProcessPlan, Reply};
+use wire::{ContainerPlan, ErrorKind, Failure, ProcessPlan, Reply, parse_plan};
 
 use crate::container::{self, Holders};
 use crate::executor::{Init, Parts, number};
@@ -94,8 +94,7 @@ pub(crate) fn create(input: CreateInput) -> Reply {
 fn attempt(input: CreateInput) -> Step<Reply> {
     let bytes =
         sys::memfd::read_all(input.plan.as_fd(), LARGEST_PLAN).map_err(internal("plan", "reading"))?;
-    let plan: ContainerPlan =
-        serde_json::from_slice(&bytes).map_err(|e| invalid("plan", format!("no container plan: {e}")))?;
+    let plan: ContainerPlan = parse_plan(&bytes)?;
     let rest = Rest {
         kubelet_mntns: input.kubelet_mntns,
         cgroups: input.cgroups,
