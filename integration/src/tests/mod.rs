@@ -19,6 +19,7 @@ mod plugins;
 mod pod;
 mod propagation;
 mod pss;
+mod removal;
 mod resources;
 mod restart;
 mod same_as_runc;
@@ -44,6 +45,7 @@ pub(crate) fn all() -> Vec<Test> {
         mounts::tests(),
         escape::tests(),
         propagation::tests(),
+        removal::tests(),
         network::tests(),
         plugins::tests(),
         hazards::tests(),

@@ -83,7 +83,8 @@ pub(crate) struct CreateInput {
 }
 
 /// Creates the container and says how it went. Init is the caller's parent's child and waits for
-/// [`container::start`]. Leaves nothing behind when it fails.
+/// [`container::start`]. When it fails, the bundle is left to the shim: in the namespace of a worker the
+/// container's volumes are mounted in it.
 pub(crate) fn create(input: CreateInput) -> Reply {
     match attempt(input) {
         Ok(reply) => reply,
