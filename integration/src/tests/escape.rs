@@ -133,7 +133,8 @@ async fn proc_through_a_shared_volume(cx: Context) -> Result<()> {
     fs::create_dir(shared.join("p"))?;
     let image = image_with(&cx, json!({}), |w| w.symlink("proc", "/shared/p")).await?;
     let pod = cx.pod().await?;
-    let made = cx.start(&pod, &as_kubelet(sleeper("one", &image).mount(&shared, "/shared", false, PRIVATE))).await;
+    let made =
+        cx.start(&pod, &as_kubelet(sleeper("one", &image).mount(&shared, "/shared", false, PRIVATE))).await;
     ensure!(made.is_err(), "/proc lies on a volume");
     ensure!(fs::read_dir(shared.join("p"))?.next().is_none());
     Ok(())
@@ -192,7 +193,8 @@ async fn volume_link_to_the_root_under_a_volume(cx: Context) -> Result<()> {
         let (outer, inner) = (cx.volume("outer")?, like_a_root(&cx, &bait)?);
         symlink(target, outer.join("b"))?;
         let as_it_was = listing(&inner)?;
-        let config = cx.sleeper("one").mount(&outer, "/a", false, PRIVATE).mount(&inner, "/a/b", false, PRIVATE);
+        let config =
+            cx.sleeper("one").mount(&outer, "/a", false, PRIVATE).mount(&inner, "/a/b", false, PRIVATE);
         let runs = harmless(&cx, &pod, &config, &[(&bait, &before), (&inner, &as_it_was)]).await?;
         ensure!(!runs, "a volume at /a/b -> {target} covers the root");
     }

@@ -22,6 +22,7 @@ mod pss;
 mod removal;
 mod resources;
 mod restart;
+mod rootfs;
 mod same_as_runc;
 mod security;
 
@@ -44,6 +45,7 @@ pub(crate) fn all() -> Vec<Test> {
         same_as_runc::tests(),
         mounts::tests(),
         escape::tests(),
+        rootfs::tests(),
         propagation::tests(),
         removal::tests(),
         network::tests(),

@@ -453,11 +453,16 @@ fn mounts_made_meanwhile_are_not_lost() {
     for _ in 0..5 {
         let below: Vec<String> = (0..6).map(|n| pod.path(&format!("vol/{n}"))).collect();
         below.iter().for_each(|path| fs::create_dir_all(path).unwrap());
-        let mut plan = pod.plan("sleep 0.1; grep -c ' /s/' /proc/self/mountinfo; mount | grep -c /b/");
+        // Late ones (below /dev) wait in the scratch root.
+        let mut plan = pod.plan(
+            "sleep 0.1; grep -c ' /s/' /proc/self/mountinfo; mount | grep -c ' /b/'; mount | grep -c ' /dev/s/'; mount | grep -c ' /dev/b/'",
+        );
+        plan.mounts.push(bind(&pod.path("vol"), "/dev/b", Propagation::Bidirectional));
+        plan.mounts.push(bind(&pod.path("vol"), "/dev/s", Propagation::HostToContainer));
         plan.mounts.push(bind(&pod.path("vol"), "/b", Propagation::Bidirectional));
         plan.mounts.push(bind(&pod.path("vol"), "/s", Propagation::HostToContainer));
         let out = pod.run_all(plan, "", false, below);
-        assert_eq!(out.output, "6\n6\n", "{out:?}");
+        assert_eq!(out.output, "6\n6\n6\n6\n", "{out:?}");
     }
 }
 

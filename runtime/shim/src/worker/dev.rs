@@ -4,8 +4,8 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fstat, fstatfs, makedev, mknodat, openat,
-    openat2, symlinkat,
+    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fstat, fstatfs, makedev, mknodat,
+    openat, openat2, symlinkat,
 };
 use rustix::io::Errno;
 use rustix::pty::{ioctl_tiocgptpeer, unlockpt};
@@ -87,7 +87,8 @@ fn make(root: &Root, dev: &Root, node: &DeviceNode) -> Step<()> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let there = openat(&folder, name, flags, Mode::empty())?;
         let stat = fstat(&there)?;
-        if FileType::from_raw_mode(stat.st_mode) != kind || (kind != FileType::Fifo && stat.st_rdev != number) {
+        if FileType::from_raw_mode(stat.st_mode) != kind || (kind != FileType::Fifo && stat.st_rdev != number)
+        {
             return Ok(false);
         }
         let (uid, gid) = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));

@@ -35,12 +35,16 @@ impl Own {
             let same = match &seen {
                 None => false,
                 Some(seen) => {
-                    let identity = |fd: &OwnedFd| mount::identity(fd.as_fd()).map_err(internal(&stage, "identity"));
+                    let identity =
+                        |fd: &OwnedFd| mount::identity(fd.as_fd()).map_err(internal(&stage, "identity"));
                     identity(seen)? == identity(tree)?
                 }
             };
             if !same {
-                return Err(invalid(&stage, "something else is mounted over it, so nothing in it can be hidden"));
+                return Err(invalid(
+                    &stage,
+                    "something else is mounted over it, so nothing in it can be hidden",
+                ));
             }
         }
         Ok(())

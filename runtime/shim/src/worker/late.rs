@@ -7,12 +7,12 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use sys::mount::{self, Attributes, Pass};
 use wire::{ContainerPlan, MountKind};
 
+use super::dev;
 use super::hide::{self, Own};
 use super::mounts::{self, Prepared};
 use super::scratch::Scratch;
 use super::stage::{Step, internal};
 use super::tree::Root;
-use super::dev;
 
 /// All it needs.
 pub(crate) struct Late {

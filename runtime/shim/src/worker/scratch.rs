@@ -87,7 +87,9 @@ impl Scratch {
         };
         match same() {
             Ok(true) => Ok(()),
-            Ok(false) => Err(internal(STAGE, at.display())(io::Error::other("something else is mounted there"))),
+            Ok(false) => {
+                Err(internal(STAGE, at.display())(io::Error::other("something else is mounted there")))
+            }
             Err(e) => Err(internal(STAGE, at.display())(e)),
         }
     }
@@ -123,7 +125,12 @@ impl Scratch {
     pub(super) fn mask(&mut self, kind: Kind) -> io::Result<OwnedFd> {
         match (kind, &self.cover) {
             (Kind::File, _) => {
-                let null = openat(&self.fd, "null", OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+                let null = openat(
+                    &self.fd,
+                    "null",
+                    OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                    Mode::empty(),
+                )?;
                 mount::clone(null.as_fd(), false)
             }
             (Kind::Directory, Some(cover)) => mount::clone(cover.as_fd(), false),

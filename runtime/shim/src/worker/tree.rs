@@ -89,7 +89,9 @@ impl Root {
         };
         // Everything of the container would come to lie below that mount, and every later path with it.
         if self.is(found.as_fd())? {
-            return Err(refused(format!("{path} leads to the container's root, which cannot be mounted over")));
+            return Err(refused(format!(
+                "{path} leads to the container's root, which cannot be mounted over"
+            )));
         }
         Ok(found)
     }
@@ -185,7 +187,9 @@ fn make_plain(root: BorrowedFd<'_>, path: &str) -> io::Result<OwnedFd> {
             }
             Err(Errno::NOTDIR | Errno::LOOP) => {
                 let name = name.display();
-                return Err(refused(format!("{name} must be an ordinary folder, and is a symbolic link or a file")));
+                return Err(refused(format!(
+                    "{name} must be an ordinary folder, and is a symbolic link or a file"
+                )));
             }
             Err(e) => return Err(e.into()),
         };
@@ -374,7 +378,9 @@ mod tests {
         let root = root(&dir);
         let at = |name: &str| dir.path().join(name);
         std::fs::create_dir(at("bin")).unwrap();
-        for (name, target) in [("slash", "/"), ("dot", "."), ("up", "bin/.."), ("far", "../../.."), ("twice", "slash")] {
+        for (name, target) in
+            [("slash", "/"), ("dot", "."), ("up", "bin/.."), ("far", "../../.."), ("twice", "slash")]
+        {
             symlink(target, at(name)).unwrap();
             for kind in [Kind::Directory, Kind::File] {
                 let path = format!("/{name}");
