@@ -4,9 +4,11 @@ mod badimage;
 mod badinput;
 mod confinement;
 mod container;
+mod daemon;
 mod escape;
 mod exec;
 mod hazards;
+mod hung;
 mod image;
 mod kill9;
 mod libcontainer;
@@ -25,6 +27,7 @@ mod restart;
 mod rootfs;
 mod same_as_runc;
 mod security;
+mod threads;
 
 use crate::runner::Test;
 
@@ -51,6 +54,9 @@ pub(crate) fn all() -> Vec<Test> {
         network::tests(),
         plugins::tests(),
         hazards::tests(),
+        daemon::tests(),
+        threads::tests(),
+        hung::tests(),
         badinput::tests(),
         badimage::tests(),
         restart::tests(),
