@@ -19,8 +19,9 @@ use super::tree::{self, Kind, Links, Root};
 use super::volumes::{self, attributes};
 use crate::podns::SHM;
 
-/// Times that early mounts are made anew because the host's table changed.
-const ATTEMPTS: usize = 10;
+/// Times that early mounts are made anew because the host's table changed. Each takes about a millisecond; a node that
+/// starts many pods at once changes its table as often.
+const ATTEMPTS: usize = 40;
 /// Trees that init puts together.
 const LATE: [&str; 3] = ["/dev", "/proc", "/sys"];
 /// Names below /proc that are a process's own, beside numbers.
