@@ -6,6 +6,7 @@ mod confinement;
 mod container;
 mod daemon;
 mod escape;
+mod degraded;
 mod exec;
 mod hazards;
 mod hung;
@@ -24,12 +25,14 @@ mod plugins;
 mod pod;
 mod propagation;
 mod pss;
+mod records;
 mod removal;
 mod resources;
 mod restart;
 mod rootfs;
 mod same_as_runc;
 mod security;
+mod start;
 mod threads;
 
 use crate::runner::Test;
@@ -67,6 +70,9 @@ pub(crate) fn all() -> Vec<Test> {
         badimage::tests(),
         restart::tests(),
         kill9::tests(),
+        records::tests(),
+        start::tests(),
+        degraded::tests(),
         pss::tests(),
     ]
     .concat()
