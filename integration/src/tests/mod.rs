@@ -6,6 +6,7 @@ mod confinement;
 mod container;
 mod daemon;
 mod degraded;
+mod escape;
 mod exec;
 mod hazards;
 mod hung;
@@ -22,14 +23,17 @@ mod network;
 mod pause;
 mod plugins;
 mod pod;
+mod podlife;
 mod propagation;
 mod pss;
 mod records;
 mod removal;
 mod resources;
 mod restart;
+mod rootfs;
 mod same_as_runc;
 mod security;
+mod silent;
 mod start;
 mod threads;
 
@@ -54,6 +58,8 @@ pub(crate) fn all() -> Vec<Test> {
         confinement::tests(),
         same_as_runc::tests(),
         mounts::tests(),
+        escape::tests(),
+        rootfs::tests(),
         propagation::tests(),
         removal::tests(),
         network::tests(),
@@ -66,6 +72,8 @@ pub(crate) fn all() -> Vec<Test> {
         badimage::tests(),
         restart::tests(),
         kill9::tests(),
+        silent::tests(),
+        podlife::tests(),
         records::tests(),
         start::tests(),
         degraded::tests(),
