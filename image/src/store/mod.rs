@@ -20,6 +20,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use sys::tree::Trash;
 
 /// A layer's facts file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -58,11 +59,8 @@ impl Store {
     /// Reads the store and cleans up after a crash.
     pub(crate) fn open(root: &Path, pinned: &[String]) -> Result<Self> {
         let layout = Layout::make(root)?;
-        for folder in layout.transient() {
-            gc::sweep(&folder);
-        }
         let mut damaged = false;
-        let entries = match index::read(&layout) {
+        let mut entries = match index::read(&layout) {
             Ok(entries) => entries,
             Err(error @ (Error::Corrupt { .. } | Error::Unsupported { .. } | Error::TooLarge { .. })) => {
                 let aside = layout.index().with_extension(format!("unreadable-{}", now()));
@@ -73,6 +71,7 @@ impl Store {
             }
             Err(error) => return Err(error),
         };
+        entries.retain(|id, _| !is_removed(&layout, id));
         let mut catalog = Catalog { leases: lease::read_all(&layout)?, ..Catalog::default() };
         let reachable = gc::Reachable::new(&entries, &catalog.leases, std::iter::empty());
         // With the index lost nothing looks reachable; the next removal or pull collects.
@@ -83,7 +82,6 @@ impl Store {
         let pinned =
             pinned.iter().filter_map(|name| Some(Reference::parse(name).ok()?.to_string())).collect();
         let published = index::Published::new(&layout, &entries, &pinned, &index::Published::default());
-        gc::empty_trash(&layout);
         Ok(Self {
             layout,
             pinned,
@@ -136,7 +134,7 @@ impl Store {
     pub(crate) fn ingest(&self) -> Result<Ingest> {
         let path = self.layout.ingest();
         fs::create_dir(&path).map_err(Error::storage("create", &path))?;
-        Ok(Ingest { path, published: false })
+        Ok(Ingest { path, trash: self.layout.trash().clone(), published: false })
     }
 
     /// Makes an unpacked layer durable, then visible.
@@ -206,15 +204,23 @@ impl Store {
         if *disk != entries {
             index::write(&self.layout, &entries)?;
         }
-        // Even then: a config that was damaged may be whole again.
-        let next = index::Published::new(&self.layout, &entries, &self.pinned, &self.published());
-        *disk = entries;
-        *self.published.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+        self.publish(disk, entries);
         Ok(())
     }
 
+    /// Even for equal entries: a config that was damaged may be whole again.
+    fn publish(&self, disk: &mut index::Entries, entries: index::Entries) {
+        let next = index::Published::new(&self.layout, &entries, &self.pinned, &self.published());
+        *disk = entries;
+        *self.published.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+    }
+
     /// Removes the image that the name leads to, with all names, and what nothing else needs.
+    ///
+    /// Works on a full disk: where there is no space for the smaller index, the image's config is taken away first,
+    /// which removes the image as well (see [`is_removed`]), and the index is written once layers are deleted.
     pub(crate) fn remove(&self, name: &str) -> Result<()> {
+        let mut full = None;
         {
             let mut disk = lock(&self.disk);
             let Some(id) = self.published().find(name).and_then(|image| Digest::parse(&image.id)) else {
@@ -222,26 +228,41 @@ impl Store {
             };
             let mut entries = disk.clone();
             entries.remove(&id);
-            self.replace(&mut disk, entries)?;
+            match self.replace(&mut disk, entries.clone()) {
+                Err(error) if error.is_full() => {
+                    gc::discard(&self.layout, &self.layout.blob(&id))?;
+                    blobs::sync_folder(&self.layout.blobs())?;
+                    self.publish(&mut disk, entries);
+                    full = Some(error);
+                }
+                replaced => replaced?,
+            }
         }
-        self.collect()
+        self.collect()?;
+        if let Some(error) = full {
+            self.layout.trash().empty();
+            let disk = lock(&self.disk);
+            match index::write(&self.layout, &disk) {
+                Ok(()) => tracing::info!("image removed on a full disk"),
+                Err(_) => {
+                    tracing::warn!(%error, "image removed, the index still names it: written with the next change")
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Deletes what is unreachable.
     pub(crate) fn collect(&self) -> Result<()> {
-        {
-            let disk = lock(&self.disk);
-            let reachable = {
-                let mut catalog = lock(&self.catalog);
-                let reachable = gc::Reachable::new(&disk, &catalog.leases, catalog.pins.keys());
-                // From here on a pull finds these absent, and a lease cannot have them.
-                catalog.layers.retain(|name, _| reachable.layer(name));
-                reachable
-            };
-            gc::set_aside(&self.layout, &reachable)?;
-        }
-        gc::empty_trash(&self.layout);
-        Ok(())
+        let disk = lock(&self.disk);
+        let reachable = {
+            let mut catalog = lock(&self.catalog);
+            let reachable = gc::Reachable::new(&disk, &catalog.leases, catalog.pins.keys());
+            // From here on a pull finds these absent, and a lease cannot have them.
+            catalog.layers.retain(|name, _| reachable.layer(name));
+            reachable
+        };
+        gc::set_aside(&self.layout, &reachable)
     }
 
     /// Takes a lease, or gives the one that the owner holds on this image.
@@ -306,6 +327,16 @@ impl Store {
     pub(crate) fn owners(&self) -> Vec<String> {
         lock(&self.catalog).leases.keys().cloned().collect()
     }
+}
+
+/// An image without its config was removed when there was no space to write the index.
+fn is_removed(layout: &Layout, id: &Digest) -> bool {
+    let blob = layout.blob(id);
+    let absent = blob.symlink_metadata().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+    if absent {
+        tracing::warn!(image = %id, "image without its config: removed");
+    }
+    absent
 }
 
 fn now() -> u64 {
@@ -382,6 +413,7 @@ impl Drop for Pins {
 #[derive(Debug)]
 pub(crate) struct Ingest {
     path: PathBuf,
+    trash: Trash,
     published: bool,
 }
 
@@ -393,8 +425,10 @@ impl Ingest {
 
 impl Drop for Ingest {
     fn drop(&mut self) {
-        if !self.published {
-            gc::remove(&self.path);
+        if !self.published
+            && let Err(error) = self.trash.take(&self.path)
+        {
+            tracing::warn!(%error, "left behind, removed at the next start");
         }
     }
 }

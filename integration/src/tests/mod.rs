@@ -5,6 +5,7 @@ mod badinput;
 mod confinement;
 mod container;
 mod exec;
+mod full_disk;
 mod hazards;
 mod image;
 mod kill9;
@@ -44,6 +45,7 @@ pub(crate) fn all() -> Vec<Test> {
         mounts::tests(),
         propagation::tests(),
         removal::tests(),
+        full_disk::tests(),
         network::tests(),
         plugins::tests(),
         hazards::tests(),

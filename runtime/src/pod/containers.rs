@@ -372,7 +372,8 @@ pub(crate) async fn remove(
         if !gone.cgroup.is_empty() {
             errors.extend(theirs.cgroups.remove(&gone.cgroup).err().map(Error::from));
         }
-        errors.extend(state::file::remove_dir(&theirs.layout.container_dir(&gone.id)).err().map(Error::from));
+        let dir = theirs.layout.container_dir(&gone.id);
+        errors.extend(state::file::discard_dir(&dir, &theirs.trash).err().map(Error::from));
         Ok(errors)
     });
     errors.extend(removed.await.unwrap_or_else(|error| vec![error]));

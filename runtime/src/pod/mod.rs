@@ -29,6 +29,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use sys::tree::Trash;
 
 /// `kind` of pods' records.
 pub(crate) const POD_RECORD: &str = "pod";
@@ -92,6 +93,8 @@ pub(crate) enum Command {
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) layout: Layout,
+    /// Where removed containers' folders go.
+    pub(crate) trash: Trash,
     pub(crate) boot_id: String,
     pub(crate) images: ImageStore,
     pub(crate) cni: Cni,
@@ -120,8 +123,12 @@ impl Context {
             };
             let NodeOptions { layout, boot_id, images, cni, cgroups, compiler, .. } = options;
             let (shim, pause) = (&options.shim_binary, &options.pause_binary);
+            let trash = Trash::new(layout.trash_dir(), |error| {
+                tracing::warn!(%error, "left in the trash, tried again later and at the next start");
+            });
             Ok(Self {
                 layout,
+                trash,
                 boot_id,
                 images,
                 cni,

@@ -46,11 +46,7 @@ impl Runtime {
                 .collect();
             stats
         });
-        let stats = stats.await.map_err(|_| Failure::Interrupted("reading cgroup files"))?;
-        let figures = Arc::clone(&self.backend.figures);
-        // In the background: nobody waits for a walk through writable layers.
-        drop(tokio::task::spawn_blocking(move || figures.walk()));
-        Ok(stats)
+        stats.await.map_err(|_| Failure::Interrupted("reading cgroup files"))
     }
 }
 

@@ -9,6 +9,7 @@
 //! ├── containers/<container>/
 //! │   ├── record                       model::ContainerRecord
 //! │   └── rw/{upper,work}              the writable layer
+//! ├── trash/                           folders of removed containers, being deleted
 //! ├── network/<pod>                    CNI lease (network crate)
 //! ├── images/                          image crate
 //! └── aside/                           files that were torn or not ours
@@ -87,6 +88,8 @@ impl Layout {
         pods_dir = root / "pods";
         /// One folder a container.
         containers_dir = root / "containers";
+        /// What is being deleted (`sys::tree::Trash`).
+        trash_dir = root / "trash";
         /// CNI leases, one file a pod.
         network_dir = root / "network";
         /// The image store's.
@@ -149,8 +152,14 @@ impl Layout {
     /// The first folder that cannot be made.
     pub fn create(&self) -> Result<(), Error> {
         let base = [self.root.clone(), self.run.clone()];
-        let durable =
-            [self.pods_dir(), self.containers_dir(), self.network_dir(), self.images_dir(), self.aside_dir()];
+        let durable = [
+            self.pods_dir(),
+            self.containers_dir(),
+            self.network_dir(),
+            self.images_dir(),
+            self.aside_dir(),
+            self.trash_dir(),
+        ];
         let volatile = [self.shims_dir(), self.spool_dir()];
         for dir in base.iter().chain(&durable).chain(&volatile) {
             fs::DirBuilder::new()

@@ -65,8 +65,14 @@ impl Driver {
         self.recorder.set(self.record.clone());
         // All records, then the answer.
         let (context, pod) = (Arc::clone(&self.context), Arc::clone(&self.recorder));
+        let id = self.record.id.clone();
         self.jobs.spawn(async move {
-            Outcome::Stopped(pod.persist(&context, true).await.err().into_iter().collect())
+            // Nothing of it lives or is owed, which is what a stop promises; a full disk cannot change that. After
+            // a restart the older record has the pod stopped once more.
+            if let Err(error) = pod.persist(&context, true).await {
+                tracing::warn!(pod = %id, %error, "stopped without a record of it");
+            }
+            Outcome::Stopped(Vec::new())
         });
     }
 
@@ -123,7 +129,11 @@ impl Driver {
             (Arc::clone(&self.context), Arc::clone(&self.recorder), self.record.clone());
         let containers: Vec<ContainerRecord> = self.containers.values().map(|it| it.record.clone()).collect();
         self.jobs.spawn(async move {
-            let mut errors: Vec<Error> = recorder.persist(&context, false).await.err().into_iter().collect();
+            // As with containers, a disk that is full must not prevent this.
+            if let Err(error) = recorder.persist(&context, false).await {
+                tracing::debug!(pod = %record.id, %error, "removed without a record of it");
+            }
+            let mut errors = Vec::new();
             for container in containers {
                 errors.extend(containers::remove(&context, None, &container).await);
             }
