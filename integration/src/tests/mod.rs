@@ -4,9 +4,11 @@ mod badimage;
 mod badinput;
 mod confinement;
 mod container;
+mod daemon;
 mod exec;
 mod full_disk;
 mod hazards;
+mod hung;
 mod image;
 mod kill9;
 mod libcontainer;
@@ -24,6 +26,7 @@ mod resources;
 mod restart;
 mod same_as_runc;
 mod security;
+mod threads;
 
 use crate::runner::Test;
 
@@ -49,6 +52,9 @@ pub(crate) fn all() -> Vec<Test> {
         network::tests(),
         plugins::tests(),
         hazards::tests(),
+        daemon::tests(),
+        threads::tests(),
+        hung::tests(),
         badinput::tests(),
         badimage::tests(),
         restart::tests(),

@@ -70,7 +70,8 @@ pub fn pause(input: PauseInput<'_>) -> Result<PausePlan, Error> {
         uts: network,
         pid,
         hostname: if network { hostname(config)? } else { String::new() },
-        sysctls: sysctls(config)?,
+        // Those of the network wait for its interfaces: [`network_sysctls`].
+        sysctls: sysctls(config)?.into_iter().filter(|(name, _)| !of_network(name)).collect(),
         user,
         seccomp: if asked.privileged { None } else { seccomp },
         oom_score_adj: PAUSE_OOM_SCORE_ADJ,
@@ -88,6 +89,15 @@ fn hostname(config: &PodConfig) -> Result<String, Error> {
     }
     // Empty leaves the new namespace with a copy of the node's name, as other runtimes do.
     Ok(name.clone())
+}
+
+/// The sysctls of a pod's network namespace, checked, to be set when its interfaces exist.
+pub fn network_sysctls(config: &PodConfig) -> Result<Vec<(String, String)>, Error> {
+    Ok(sysctls(config)?.into_iter().filter(|(name, _)| of_network(name)).collect())
+}
+
+fn of_network(path: &str) -> bool {
+    path.starts_with("net/")
 }
 
 /// `(path below /proc/sys, value)` of a pod's sysctls. Only what belongs to a namespace that the pod has

@@ -42,9 +42,11 @@ fn tree(hierarchy: &Hierarchy, path: &str) -> Result<Vec<PathBuf>, Error> {
     Ok(folders)
 }
 
-/// ENOENT, and ENODEV for a file that was opened before its folder went.
+/// ENOENT; ENODEV for a file that was opened before its folder went; ENOTDIR for a path through a file, at
+/// which no cgroup can be.
 fn gone(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(19)
+    use io::ErrorKind;
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) || error.raw_os_error() == Some(19)
 }
 
 /// Who is at or below the cgroup, in any hierarchy: a process with rights may have left some of them.

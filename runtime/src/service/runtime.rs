@@ -3,7 +3,8 @@
 use super::convert::{self, ContainerFilter, Host, PodFilter};
 use super::status::Failure;
 use super::{Backend, GOES_ON, STOPS, answer, health};
-use crate::node::{ContainerView, PodView};
+use crate::lanes;
+use crate::node::{self, ContainerView, PodView};
 use cri_api::v1 as cri;
 use cri_api::v1::runtime_service_server::RuntimeService;
 use std::collections::HashMap;
@@ -36,7 +37,7 @@ impl Runtime {
     async fn stats(&self, wanted: Vec<Arc<ContainerView>>) -> Result<Vec<cri::ContainerStats>, Failure> {
         let (figures, all) = (Arc::clone(&self.backend.figures), self.backend.node.containers());
         let store = self.backend.images.mountpoint();
-        let stats = tokio::task::spawn_blocking(move || {
+        let stats = lanes::stats().run(move || {
             let read = figures.collect(&wanted, &all);
             let pairs = wanted.iter().zip(&read);
             let stats: Vec<_> = pairs
@@ -46,7 +47,7 @@ impl Runtime {
                 .collect();
             stats
         });
-        stats.await.map_err(|_| Failure::Interrupted("reading cgroup files"))
+        stats.await.map_err(node::Error::from).map_err(Failure::from)
     }
 }
 
