@@ -116,8 +116,9 @@ async fn deleted(cx: &Context) -> Result<()> {
 
 /// A container that has made more levels of folders than recursion survives, and has exited.
 async fn deep(cx: &Context, pod: &Pod) -> Result<String> {
-    // mkdir's and mv's paths are below 4096 bytes: three long ones, each put at the end of the one before.
-    let line = "d=$(printf 'd/%.0s' $(seq 1900)); for t in 1 2 3; do mkdir -p /t$t/$d; done; mv /t2 /t3/$d; mv /t3 /t1/$d";
+    // mkdir's and mv's paths are below 4096 bytes: long chains, each put at the end of the one before.
+    let line = "d=$(printf 'd/%.0s' $(seq 700)); for t in 1 2 3 4 5 6; do mkdir -p /t$t/$d; done; \
+                for t in 6 5 4 3 2; do mv /t$t /t$((t-1))/$d; done";
     let status = cx.run(pod, &cx.shell("deep", line)).await?;
     ensure!(status.exit_code == 0, "the tree was not made: {status:?}");
     Ok(status.id)
