@@ -24,6 +24,7 @@ mod proc;
 mod registry;
 mod runner;
 mod shapes;
+mod stall;
 mod tests;
 mod wait;
 

@@ -22,8 +22,9 @@ const WORKERS: usize = 2;
 const BLOCKING: usize = 1;
 /// Arenas of the C library's allocator: one a worker thread.
 const ARENAS: i32 = 2;
-/// Bytes of a worker's stack. Futures live on the heap; glibc's 8 MiB would only be address space.
-const STACK: usize = 512 * 1024;
+/// Bytes of a worker's stack. Futures live on the heap; glibc's 8 MiB would only be address space. (Frames of
+/// unoptimised builds are several times as large.)
+const STACK: usize = if cfg!(debug_assertions) { 4 << 20 } else { 512 * 1024 };
 /// Tasks still running after the stop are abandoned after this.
 const ABANDON: Duration = Duration::from_secs(1);
 /// The longest that the last log lines are waited for.

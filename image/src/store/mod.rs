@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::lane::blocking;
 use crate::record::{ImageRecord, Lease, Usage};
 use crate::reference::{Digest, Reference};
-use crate::unpack::Made;
+use crate::unpack::{self, Made};
 use layout::{Layout, layer_name};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
@@ -25,7 +25,7 @@ use sys::tree::Trash;
 
 /// A layer's facts file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Facts {
+pub(crate) struct Facts {
     diff_id: String,
     #[serde(flatten)]
     made: Made,
@@ -82,7 +82,8 @@ impl Store {
         catalog.layers = read_layers(&layout, &entries, &catalog.leases)?;
         let pinned =
             pinned.iter().filter_map(|name| Some(Reference::parse(name).ok()?.to_string())).collect();
-        let published = index::Published::new(&layout, &entries, &pinned, &index::Published::default());
+        let before = index::Published::default();
+        let published = index::Published::new(&layout, &entries, &pinned, &before, &catalog.layers);
         Ok(Self {
             layout,
             pinned,
@@ -162,6 +163,35 @@ impl Store {
         Ok(())
     }
 
+    /// The image's layers as overlayfs is to have them, lowest first: each once, with one more on top where folders
+    /// without an entry would hide how a layer below has them. All must be here and pinned. The pins hold the one
+    /// on top until the image is named.
+    pub(crate) fn complete(self: &Arc<Self>, diff_ids: &[Digest]) -> Result<(Vec<Digest>, Pins)> {
+        let mut layers = distinct(diff_ids.iter().copied());
+        let sources: Vec<unpack::Layer> = {
+            let catalog = lock(&self.catalog);
+            let source = |layer: &Digest| {
+                let facts = catalog.layers.get(&layer_name(layer));
+                let implicit = facts.is_some_and(|facts| facts.made.implicit > 0);
+                unpack::Layer { folder: self.layout.layer(layer), implicit }
+            };
+            layers.iter().rev().map(source).collect()
+        };
+        if sources.iter().all(|layer| !layer.implicit) {
+            return Ok((layers, self.pin(Vec::new())));
+        }
+        let ingest = self.ingest()?;
+        let Some((folders, made)) = unpack::folders(&sources, ingest.path())? else {
+            return Ok((layers, self.pin(Vec::new())));
+        };
+        let pins = self.pin(vec![folders]);
+        if !self.has_layer(&folders)? {
+            self.publish_layer(ingest, &folders, made)?;
+        }
+        layers.push(folders);
+        Ok((layers, pins))
+    }
+
     /// Keeps a manifest, index or config.
     pub(crate) fn put_document(&self, bytes: &[u8]) -> Result<Digest> {
         blobs::put(&self.layout, bytes)
@@ -211,7 +241,10 @@ impl Store {
 
     /// Even for equal entries: a config that was damaged may be whole again.
     fn publish(&self, disk: &mut index::Entries, entries: index::Entries) {
-        let next = index::Published::new(&self.layout, &entries, &self.pinned, &self.published());
+        let next = {
+            let (before, catalog) = (self.published(), lock(&self.catalog));
+            index::Published::new(&self.layout, &entries, &self.pinned, &before, &catalog.layers)
+        };
         *disk = entries;
         *self.published.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
     }
@@ -224,9 +257,9 @@ impl Store {
         let mut full = None;
         {
             let mut disk = lock(&self.disk);
-            let Some(id) = self.published().find(name).and_then(|image| Digest::parse(&image.id)) else {
-                return Ok(());
-            };
+            let listed = self.published().find(name).and_then(|image| Digest::parse(&image.id));
+            // One that is left out takes space too.
+            let Some(id) = listed.or_else(|| index::id_of(&disk, name)) else { return Ok(()) };
             let mut entries = disk.clone();
             entries.remove(&id);
             match self.replace(&mut disk, entries.clone()) {
@@ -303,11 +336,11 @@ impl Store {
     }
 
     fn as_lease(&self, owner: &str, stored: &lease::Stored) -> Lease {
-        let layers = stored.layers.iter().rev().filter_map(|layer| Digest::parse(layer));
+        let layers = distinct(stored.layers.iter().filter_map(|layer| Digest::parse(layer)));
         Lease {
             owner: owner.to_owned(),
             image_id: stored.image.clone(),
-            layers: layers.map(|layer| layer_name(&layer)).collect(),
+            layers: layers.iter().rev().map(layer_name).collect(),
             layers_dir: self.layout.layers(),
         }
     }
@@ -340,6 +373,15 @@ fn is_removed(layout: &Layout, id: &Digest) -> bool {
     absent
 }
 
+/// Layers, lowest first, each once. overlayfs refuses one that comes twice. The topmost of equal layers stays:
+/// it hides the other ones entirely, so the result is the same.
+pub(crate) fn distinct(layers: impl DoubleEndedIterator<Item = Digest>) -> Vec<Digest> {
+    let mut seen = BTreeSet::new();
+    let mut found: Vec<Digest> = layers.rev().filter(|layer| seen.insert(*layer)).collect();
+    found.reverse();
+    found
+}
+
 fn now() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
@@ -361,7 +403,9 @@ fn read_layers(
             Some(facts) if layout.layer(&diff_id).is_dir() => {
                 layers.insert(layer_name(&diff_id), facts);
             }
-            _ => tracing::warn!(%diff_id, "layer is missing: its images must be pulled again"),
+            _ => {
+                tracing::warn!(%diff_id, "layer is missing: its images are left out until they are pulled again")
+            }
         }
     }
     Ok(layers)

@@ -10,8 +10,11 @@ mod full_disk;
 mod hazards;
 mod hung;
 mod image;
+mod imageshapes;
+mod imagestore;
 mod kill9;
 mod libcontainer;
+mod life;
 mod log;
 mod mounts;
 mod namespaces;
@@ -40,7 +43,10 @@ pub(crate) fn all() -> Vec<Test> {
         exec::tests(),
         pause::tests(),
         log::tests(),
+        life::tests(),
         image::tests(),
+        imageshapes::tests(),
+        imagestore::tests(),
         libcontainer::tests(),
         security::tests(),
         confinement::tests(),

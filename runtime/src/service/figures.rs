@@ -5,6 +5,7 @@
 
 use crate::node::ContainerView;
 use crate::stats::{ContainerStats, Error, StatsReader};
+use image::Usage;
 use model::{ContainerId, ContainerPhase, ContainerRecord};
 use state::Layout;
 use std::collections::HashSet;
@@ -45,13 +46,28 @@ impl Figures {
         all: &[Arc<ContainerView>],
     ) -> Vec<Option<ContainerStats>> {
         self.prune(all);
+        self.attach_and_walk(wanted);
+        wanted.iter().map(|container| self.read(&container.record)).collect()
+    }
+
+    /// What the running containers of `all` have in their writable layers, by the newest walk of each.
+    pub(super) fn written(self: &Arc<Self>, all: &[Arc<ContainerView>]) -> Usage {
+        self.attach_and_walk(all);
+        let layers = all.iter().filter_map(|container| self.reader.writable_layer(&container.record.id));
+        layers.fold(Usage::default(), |sum, layer| Usage {
+            bytes: sum.bytes + layer.used_bytes,
+            inodes: sum.inodes + layer.inodes_used,
+        })
+    }
+
+    /// Opens the files of those that run, and begins a walk; waits a moment for that of new ones.
+    fn attach_and_walk(self: &Arc<Self>, wanted: &[Arc<ContainerView>]) {
         let attached = wanted.iter().filter(|container| self.attach(&container.record));
         let new: Vec<ContainerId> = attached.map(|container| container.record.id.clone()).collect();
         self.walk();
         if !new.is_empty() {
             self.reader.wait_for_walks(&new, FIRST_WALK);
         }
-        wanted.iter().map(|container| self.read(&container.record)).collect()
     }
 
     /// Begins one round of walking what is stale, on a thread of its own: a walk may take half a minute. Does
