@@ -120,6 +120,7 @@ impl ImageStore {
     /// Pulls an image, or joins an equal pull under way. Dropping the last caller's future cancels the transfer
     /// and leaves nothing.
     pub async fn pull(&self, reference: &str, auth: Option<Auth>) -> Result<Arc<ImageRecord>, Error> {
+        self.store.changeable()?;
         self.puller.pull(Reference::parse(reference)?, auth).await
     }
 

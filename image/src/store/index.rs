@@ -45,9 +45,19 @@ pub(crate) type Entries = BTreeMap<Digest, Entry>;
 pub(crate) fn read(layout: &Layout) -> Result<Entries> {
     let path = layout.index();
     let Some(bytes) = blobs::read(&path, MAX_INDEX)? else { return Ok(Entries::new()) };
-    let file: File = serde_json::from_slice(&bytes).map_err(|error| Error::corrupt(path.display(), error))?;
+    let file: File = serde_json::from_slice(&bytes).map_err(|error| {
+        // Its images may have another shape.
+        #[derive(Deserialize)]
+        struct Head {
+            version: u32,
+        }
+        match serde_json::from_slice::<Head>(&bytes) {
+            Ok(head) if head.version > VERSION => newer(&path, head.version),
+            _ => Error::corrupt(path.display(), error),
+        }
+    })?;
     if file.version > VERSION {
-        return Err(Error::unsupported(path.display(), format!("version {}", file.version)));
+        return Err(newer(&path, file.version));
     }
     let keyed = file.images.into_iter().map(|entry| {
         let id =
@@ -55,6 +65,26 @@ pub(crate) fn read(layout: &Layout) -> Result<Entries> {
         Ok((id, entry))
     });
     keyed.collect()
+}
+
+fn newer(path: &std::path::Path, version: u32) -> Error {
+    let reason = format!(
+        "a later version of copepod wrote it (format {version}, known is {VERSION}); run that version to pull or remove images"
+    );
+    Error::unsupported(format!("image index {}", path.display()), reason)
+}
+
+/// What this version understands of an index that a later one wrote, for reading alone.
+pub(crate) fn glance(layout: &Layout) -> Entries {
+    #[derive(Deserialize)]
+    struct Any {
+        #[serde(default)]
+        images: Vec<serde_json::Value>,
+    }
+    let bytes = blobs::read(&layout.index(), MAX_INDEX).ok().flatten().unwrap_or_default();
+    let images = serde_json::from_slice::<Any>(&bytes).map(|any| any.images).unwrap_or_default();
+    let entries = images.into_iter().filter_map(|image| serde_json::from_value::<Entry>(image).ok());
+    entries.filter_map(|entry| Some((Digest::parse(&entry.config)?, entry))).collect()
 }
 
 /// Makes this the index, durably.

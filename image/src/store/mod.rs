@@ -49,6 +49,10 @@ pub(crate) struct Store {
     disk: Mutex<index::Entries>,
     catalog: Mutex<Catalog>,
     published: RwLock<Arc<index::Published>>,
+    /// Why nothing may be changed: the index is a later version's, or the disk does not give it.
+    frozen: Option<Error>,
+    /// Whether all that protects layers is known, so that others may be deleted.
+    collectable: bool,
 }
 
 /// A panic while a lock was held left whole values: they are replaced, never edited half.
@@ -61,23 +65,41 @@ impl Store {
     pub(crate) fn open(root: &Path, pinned: &[String]) -> Result<Self> {
         let layout = Layout::make(root)?;
         let mut damaged = false;
+        let mut frozen = None;
         let mut entries = match index::read(&layout) {
             Ok(entries) => entries,
-            Err(error @ (Error::Corrupt { .. } | Error::Unsupported { .. } | Error::TooLarge { .. })) => {
+            // What it names is whole, and that version will want it back.
+            Err(error @ Error::Unsupported { .. }) => {
+                tracing::error!(%error, "images can be used where this version understands them, and not be changed");
+                frozen = Some(error);
+                index::glance(&layout)
+            }
+            Err(error @ (Error::Corrupt { .. } | Error::TooLarge { .. })) => {
                 let aside = layout.index().with_extension(format!("unreadable-{}", now()));
                 tracing::error!(%error, ?aside, "image index set aside: images must be pulled again");
-                fs::rename(layout.index(), &aside).map_err(Error::storage("set aside", &aside))?;
-                damaged = true;
+                match fs::rename(layout.index(), &aside) {
+                    Ok(()) => damaged = true,
+                    Err(source) => frozen = Some(Error::storage("set aside", &aside)(source)),
+                }
                 index::Entries::new()
             }
-            Err(error) => return Err(error),
+            // The disk does not give it: pods go on without, and it may be given next time.
+            Err(error) => {
+                tracing::error!(%error, "image index not readable: no images are known, and none can be changed");
+                frozen = Some(error);
+                index::Entries::new()
+            }
         };
         entries.retain(|id, _| !is_removed(&layout, id));
-        let mut catalog = Catalog { leases: lease::read_all(&layout)?, ..Catalog::default() };
+        let (leases, complete) = lease::read_all(&layout)?;
+        let mut catalog = Catalog { leases, ..Catalog::default() };
         let reachable = gc::Reachable::new(&entries, &catalog.leases, std::iter::empty());
         // With the index lost nothing looks reachable; the next removal or pull collects.
-        if !damaged {
-            gc::set_aside(&layout, &reachable)?;
+        if !damaged && complete && frozen.is_none() {
+            // Space that is not given back is no reason to leave pods alone.
+            if let Err(error) = gc::set_aside(&layout, &reachable) {
+                tracing::warn!(%error, "unused layers stay until something is removed");
+            }
         }
         catalog.layers = read_layers(&layout, &entries, &catalog.leases)?;
         let pinned =
@@ -90,7 +112,14 @@ impl Store {
             disk: Mutex::new(entries),
             catalog: Mutex::new(catalog),
             published: RwLock::new(Arc::new(published)),
+            collectable: complete && frozen.is_none(),
+            frozen,
         })
+    }
+
+    /// An error where the index belongs to a later version: ask before work that ends in a change.
+    pub(crate) fn changeable(&self) -> Result<()> {
+        self.frozen.clone().map_or(Ok(()), Err)
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -232,6 +261,7 @@ impl Store {
     }
 
     fn replace(&self, disk: &mut index::Entries, entries: index::Entries) -> Result<()> {
+        self.changeable()?;
         if *disk != entries {
             index::write(&self.layout, &entries)?;
         }
@@ -288,6 +318,9 @@ impl Store {
 
     /// Deletes what is unreachable.
     pub(crate) fn collect(&self) -> Result<()> {
+        if !self.collectable {
+            return Ok(());
+        }
         let disk = lock(&self.disk);
         let reachable = {
             let mut catalog = lock(&self.catalog);
@@ -397,8 +430,11 @@ fn read_layers(
     let wanted: BTreeSet<Digest> = named.chain(leased).filter_map(|layer| Digest::parse(layer)).collect();
     let mut layers = HashMap::new();
     for diff_id in wanted {
-        let facts = blobs::read(&layout.fact(&diff_id), MAX_FACTS)?
-            .and_then(|bytes| serde_json::from_slice::<Facts>(&bytes).ok());
+        let facts = blobs::read(&layout.fact(&diff_id), MAX_FACTS).unwrap_or_else(|error| {
+            tracing::warn!(%diff_id, %error, "facts of a layer not readable");
+            None
+        });
+        let facts = facts.and_then(|bytes| serde_json::from_slice::<Facts>(&bytes).ok());
         match facts {
             Some(facts) if layout.layer(&diff_id).is_dir() => {
                 layers.insert(layer_name(&diff_id), facts);

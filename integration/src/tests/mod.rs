@@ -5,6 +5,8 @@ mod badinput;
 mod confinement;
 mod container;
 mod daemon;
+mod degraded;
+mod escape;
 mod exec;
 mod full_disk;
 mod hazards;
@@ -24,11 +26,14 @@ mod plugins;
 mod pod;
 mod propagation;
 mod pss;
+mod records;
 mod removal;
 mod resources;
 mod restart;
+mod rootfs;
 mod same_as_runc;
 mod security;
+mod start;
 mod threads;
 
 use crate::runner::Test;
@@ -52,6 +57,8 @@ pub(crate) fn all() -> Vec<Test> {
         confinement::tests(),
         same_as_runc::tests(),
         mounts::tests(),
+        escape::tests(),
+        rootfs::tests(),
         propagation::tests(),
         removal::tests(),
         full_disk::tests(),
@@ -65,6 +72,9 @@ pub(crate) fn all() -> Vec<Test> {
         badimage::tests(),
         restart::tests(),
         kill9::tests(),
+        records::tests(),
+        start::tests(),
+        degraded::tests(),
         pss::tests(),
     ]
     .concat()

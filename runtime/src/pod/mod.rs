@@ -19,6 +19,7 @@ use crate::cgroups::Cgroups;
 use crate::lanes;
 use crate::node::{Error, ErrorKind, NodeOptions};
 use crate::registry::{Registry, Reply, Reservation};
+use crate::root::Root;
 use crate::seccomp::Compiler;
 use crate::shims::spawn::Binaries;
 use image::ImageStore;
@@ -98,6 +99,7 @@ pub(crate) struct Context {
     pub(crate) layout: Layout,
     /// Where removed containers' folders go.
     pub(crate) trash: Trash,
+    pub(crate) root: Root,
     pub(crate) boot_id: String,
     pub(crate) images: ImageStore,
     pub(crate) cni: Cni,
@@ -124,7 +126,7 @@ impl Context {
                 Ok(file) => Ok(OwnedFd::from(file)),
                 Err(error) => Err(Error::of(format!("open {}", path.display()), &error)),
             };
-            let NodeOptions { layout, boot_id, images, cni, cgroups, compiler, .. } = options;
+            let NodeOptions { layout, root, boot_id, images, cni, cgroups, compiler, .. } = options;
             let (shim, pause) = (&options.shim_binary, &options.pause_binary);
             let trash = Trash::new(layout.trash_dir(), |error| {
                 tracing::warn!(%error, "left in the trash, tried again later and at the next start");
@@ -132,6 +134,7 @@ impl Context {
             Ok(Self {
                 layout,
                 trash,
+                root,
                 boot_id,
                 images,
                 cni,
@@ -157,7 +160,23 @@ impl Context {
         record: &T,
         durable: bool,
     ) -> Result<(), Error> {
-        Ok(state::file::write(path, kind, &self.boot_id, record, durable)?)
+        self.write_within(state::file::MAX_BYTES, path, kind, record, durable)
+    }
+
+    /// Writes a record of at most `limit` bytes. Blocking.
+    pub(crate) fn write_within<T: Serialize>(
+        &self,
+        limit: u64,
+        path: &Path,
+        kind: &str,
+        record: &T,
+        durable: bool,
+    ) -> Result<(), Error> {
+        let written = state::file::write_within(limit, path, kind, &self.boot_id, record, durable);
+        if matches!(written, Err(state::Error::Io { .. })) {
+            self.root.doubt();
+        }
+        Ok(written?)
     }
 }
 
@@ -256,6 +275,7 @@ pub(crate) async fn run(
     config: PodConfig,
 ) -> Result<PodId, Error> {
     spec::refuse::pod(&config)?;
+    context.root.writable().await?;
     let config = Arc::new(config);
     for _ in 0..TRIES {
         let id = PodId::from_random(random()?);
