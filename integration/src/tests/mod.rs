@@ -24,6 +24,7 @@ mod network;
 mod pause;
 mod plugins;
 mod pod;
+mod podlife;
 mod propagation;
 mod pss;
 mod records;
@@ -33,6 +34,7 @@ mod restart;
 mod rootfs;
 mod same_as_runc;
 mod security;
+mod silent;
 mod start;
 mod threads;
 
@@ -72,6 +74,8 @@ pub(crate) fn all() -> Vec<Test> {
         badimage::tests(),
         restart::tests(),
         kill9::tests(),
+        silent::tests(),
+        podlife::tests(),
         records::tests(),
         start::tests(),
         degraded::tests(),
