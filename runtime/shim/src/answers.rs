@@ -50,6 +50,14 @@ impl Shim {
                         job.failure.get_or_insert(failure);
                     }
                 }
+                Ok(Some(Word::Warning(text))) => {
+                    let container = match &job.kind {
+                        Kind::Create(id) => Some(id.clone()),
+                        Kind::Exec(id) => self.execs.iter().find(|e| e.id == *id).map(|e| e.container.clone()),
+                        Kind::Pause => None,
+                    };
+                    self.warn(container.as_ref(), text);
+                }
                 Ok(Some(Word::Reply(reply))) => return self.created(place, reply),
                 Ok(Some(Word::Failed(failure))) => {
                     job.failure.get_or_insert(failure);
@@ -118,7 +126,21 @@ impl Shim {
         let gone = pid.and_then(|pid| self.strangers.take(pid));
         let (failure, pid) = match (job.failure, pid) {
             (None, Some(pid)) => {
-                self.pause = Some(Pause { pid, exited: gone });
+                // It was not waited for, so the number is its own.
+                let namespaces = match gone {
+                    None => sys::namespace::Namespaces::of(pid),
+                    Some(_) => Ok(sys::namespace::Namespaces::default()),
+                };
+                let namespaces = match namespaces {
+                    Ok(namespaces) => namespaces,
+                    Err(error) => {
+                        kill(pid, SIGKILL);
+                        let failure = failure(ErrorKind::Internal, "namespaces of pause", &error);
+                        self.reply(job.asker, Reply::Failed(failure), Vec::new());
+                        return;
+                    }
+                };
+                self.pause = Some(Pause { pid, exited: gone, namespaces });
                 let network = job.made.and_then(|(_, fd)| fd);
                 self.reply(job.asker, Reply::PauseStarted { pid }, network.into_iter().collect());
                 return;
@@ -208,6 +230,14 @@ impl Shim {
         if let Reply::Created { pid, .. } = &reply {
             container.pid = *pid;
             container.alive = true;
+            // It waits to be started, so these are those it was made with; it was not waited for, so the number
+            // is its own.
+            match sys::namespace::Namespaces::of(*pid) {
+                Ok(namespaces) => container.namespaces = Some(namespaces),
+                Err(error) => {
+                    failure_of.get_or_insert(failure(ErrorKind::Internal, "namespaces of init", &error));
+                }
+            }
             if container.terminal && failure_of.is_none() {
                 failure_of = take_terminal(container).err();
             }

@@ -13,6 +13,10 @@ pub const SHIM_OOM_SCORE_ADJ: i32 = -999;
 /// Whom pause runs as where nobody says: the user that Kubernetes' own pause image names. It has no
 /// capabilities either way.
 const PAUSE_ID: u32 = 65535;
+/// What a pod's own network allows to everybody in it, unless the request says otherwise, as with containerd: a
+/// server without capabilities on port 80, and ping without CAP_NET_RAW. The namespace is the pod's alone.
+const NETWORK_DEFAULTS: [(&str, &str); 2] =
+    [("net/ipv4/ip_unprivileged_port_start", "0"), ("net/ipv4/ping_group_range", "0 2147483647")];
 /// Linux' HOST_NAME_MAX.
 const LONGEST_HOSTNAME: usize = 64;
 /// Most kernel parameters of a pod, and the longest value: /proc/sys takes one page.
@@ -70,7 +74,7 @@ pub fn pause(input: PauseInput<'_>) -> Result<PausePlan, Error> {
         uts: network,
         pid,
         hostname: if network { hostname(config)? } else { String::new() },
-        sysctls: sysctls(config)?,
+        sysctls: with_defaults(sysctls(config)?, network),
         user,
         seccomp: if asked.privileged { None } else { seccomp },
         oom_score_adj: PAUSE_OOM_SCORE_ADJ,
@@ -126,6 +130,15 @@ pub fn sysctls(config: &PodConfig) -> Result<Vec<(String, String)>, Error> {
         checked.push((parts.join("/"), value.clone()));
     }
     Ok(checked)
+}
+
+fn with_defaults(mut asked: Vec<(String, String)>, network: bool) -> Vec<(String, String)> {
+    for (name, value) in NETWORK_DEFAULTS.into_iter().filter(|_| network) {
+        if asked.iter().all(|(have, _)| have != name) {
+            asked.push((name.to_owned(), value.to_owned()));
+        }
+    }
+    asked
 }
 
 /// Components of a sysctl's name. As sysctl(8) has it: the separator that comes first separates, the other
@@ -184,6 +197,10 @@ mod tests {
         let made = plan(named()).unwrap();
         assert!(made.network && made.ipc && made.uts && made.pid && made.seccomp.is_some());
         assert_eq!((made.user.uid, made.user.gid, made.shm_size), (65535, 65535, 64 << 20));
+        assert_eq!(made.sysctls.len(), 2);
+        let own = plan(with_sysctl("net.ipv4.ip_unprivileged_port_start", "80")).unwrap().sysctls;
+        assert!(own.contains(&("net/ipv4/ip_unprivileged_port_start".to_owned(), "80".to_owned())));
+        assert_eq!(own.len(), 2, "{own:?}");
         let mut host = PodConfig::default();
         host.security.namespaces.network = NamespaceMode::Node;
         host.security.namespaces.pid = NamespaceMode::Node;

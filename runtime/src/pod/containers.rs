@@ -1,7 +1,7 @@
 //! The work on one container, as jobs of its pod's driver: create, start, stop, remove.
 
 use super::launch::memfd;
-use super::{CONTAINER_RECORD, Context, blocking, now};
+use super::{CONTAINER_RECORD, Context, blocking, now, random};
 use crate::cgroups::{Limits, host_devices, leaf_path, pod_parent};
 use crate::node::{Error, ErrorKind};
 use crate::shims::Client;
@@ -163,6 +163,8 @@ async fn make(
             _ => return Err(ClientError::Odd("create").into()),
         };
     failpoint::hit("container.created");
+    // As init has it: an empty one is none.
+    process.env.retain(|entry| entry.as_bytes() != b"HOME=");
     if !process.env.iter().any(|entry| entry.as_bytes().starts_with(b"HOME=")) {
         process.env.extend(Text::new(format!("HOME={home}")));
     }
@@ -230,7 +232,9 @@ fn prepare(
         rootfs,
         files: files::of(&context.layout, pod),
         cgroup: leaf.plan,
-        seccomp: seccomp.map(|program| wire::SeccompProgram::clone(&program)),
+        seccomp_flags: seccomp.as_ref().map_or(0, |compiled| compiled.flags),
+        seccomp: seccomp.map(|compiled| compiled.program.clone()),
+        keyring: keyring()?,
         host: &host,
     })?;
     let mounts = context.mount_namespace.try_clone();
@@ -238,6 +242,12 @@ fn prepare(
     let mut fds = vec![memfd("container-plan", &plan)?, mounts];
     fds.extend(leaf.folders);
     Ok(Prepared { log: plan_log(&record, pod)?, process: plan.process, record, fds })
+}
+
+/// A name for a container's session keyring that nobody can guess: ids of containers are public. The prefix is
+/// runc's.
+fn keyring() -> Result<String, Error> {
+    Ok(format!("_ses.{}", ContainerId::from_random(random()?)))
 }
 
 /// What the resident shim must know of the output without reading the plan.

@@ -161,7 +161,7 @@ fn prepare_pause(context: &Context, record: &PodRecord) -> Result<Vec<OwnedFd>, 
     };
     let parent = pod_parent(&record.config, &record.id)?;
     let leaf = context.cgroups.create_leaf(&leaf_path(&parent, &record.id), &Limits::default())?;
-    let seccomp = seccomp.map(|program| wire::SeccompProgram::clone(&program));
+    let seccomp = seccomp.map(|compiled| compiled.program.clone());
     let plan = spec::pause(spec::PauseInput { pod: record, cgroup: leaf.plan, seccomp })?;
     let mut fds = vec![memfd("pause-plan", &plan)?];
     fds.extend(leaf.folders);
