@@ -29,8 +29,11 @@ deps: ## Install the Debian packages that building and testing need (root)
 
 build: daemon shim pause ## Build copepod, copepod-shim and pause into target/bin
 
+# Both packages are named for daemon and harness, so that cargo unites their features and compiles what both use once.
+BOTH := cargo build --locked --release -p runtime -p integration
+
 daemon: | $(BIN) ## Build the daemon
-	cargo build --locked --release -p runtime
+	$(BOTH) --bin copepod
 	install -m 0755 $(TARGET)/release/copepod $(BIN)/copepod
 
 shim: | $(BIN) ## Build the static, size-optimised shim
@@ -46,8 +49,8 @@ $(BIN):
 	@mkdir -p $@
 
 harness: | $(BIN) ## Build the black-box tests and the bench
-	cargo build --locked -p integration
-	install -m 0755 $(TARGET)/debug/integration $(BIN)/integration
+	$(BOTH) --bin integration
+	install -m 0755 $(TARGET)/release/integration $(BIN)/integration
 
 test: deps ## Unit, property and integration tests (root; real daemon, shim, pause, plugins, registry)
 	$(MAKE) --no-print-directory unit
@@ -65,25 +68,23 @@ kubelet: ## Build kubelet 1.37 from its Go module
 test-node: deps build harness kubelet ## The real kubelet, standalone, on copepod (root)
 	$(BIN)/integration node-test --bin-dir $(BIN) --kubelet $(KUBELET)
 
-bench: deps build harness ## First figures: one table with medians and ratios; ENDPOINTS="name=socket ..." adds peers
-	$(BIN)/integration bench --bin-dir $(BIN) $(foreach e,$(ENDPOINTS),--endpoint $(e))
+bench: deps build harness ## Figures: one table with medians and ratios; BESIDE="name=bin-dir" adds another build, ENDPOINTS="name=socket" peers
+	$(BIN)/integration bench --bin-dir $(BIN) $(foreach e,$(BESIDE),--beside $(e)) $(foreach e,$(ENDPOINTS),--endpoint $(e))
 
 run: deps build harness ## See it work: registry, image, pod on a CNI network, its log, an exec, clean-up (root)
 	$(BIN)/integration demo --bin-dir $(BIN)
 
 lint: ## rustfmt and clippy, warnings are errors
 	cargo fmt --all --check
-	cargo clippy --locked --all-targets -- -D warnings
-	cargo clippy --locked -p integration --all-targets -- -D warnings
+	cargo clippy --locked --workspace --exclude pause --all-targets -- -D warnings
 	cargo clippy --locked -p pause --profile tiny -- -D warnings
 
 fmt: ## Format everything
 	cargo fmt --all
 
-deny: ## Check dependency arrows, unsafe rooms and (with cargo-deny) licences
+deny: ## Check dependency arrows, the rooms of unsafe code, and every dependency's licence and origin
 	@.ci/arrows
-	@if command -v cargo-deny >/dev/null; then cargo deny --config .deny.toml check licenses bans sources; \
-	else echo "cargo-deny is not installed: licences were not checked (cargo install cargo-deny)"; fi
+	@.ci/licences
 
 doc: ## API documentation
 	cargo doc --locked --no-deps --document-private-items

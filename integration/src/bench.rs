@@ -32,14 +32,22 @@ pub(crate) struct Endpoint {
     pub(crate) ctx: Context,
 }
 
-/// Measures copepod and the peers and prints one table.
-pub(crate) async fn run(bin: &Path, endpoints: &[String]) -> Result<bool> {
+/// Measures copepod, other builds of it (`beside`) and the peers, and prints one table.
+pub(crate) async fn run(bin: &Path, beside: &[String], endpoints: &[String]) -> Result<bool> {
     let fixture = Arc::new(Fixture::new(bin).await?);
-    let node = Arc::new(Node::start(&fixture, &Options::default()).await?);
-    let mut all = vec![Endpoint {
-        name: String::from("copepod"),
-        ctx: Context::new(fixture.clone(), node.clone(), "bench"),
-    }];
+    let mut builds = vec![(String::from("copepod"), bin.to_owned())];
+    for given in beside {
+        let (name, dir) =
+            given.split_once('=').with_context(|| format!("--beside {given}: name=directory is wanted"))?;
+        builds.push((name.to_owned(), PathBuf::from(dir)));
+    }
+    let (mut nodes, mut all) = (Vec::new(), Vec::new());
+    for (name, bin) in builds {
+        let options = Options { bin: Some(bin), ..Options::default() };
+        let node = Arc::new(Node::start(&fixture, &options).await?);
+        all.push(Endpoint { name, ctx: Context::new(fixture.clone(), node.clone(), "bench") });
+        nodes.push(node);
+    }
     for given in endpoints {
         let (name, rest) = given
             .split_once('=')
@@ -57,15 +65,20 @@ pub(crate) async fn run(bin: &Path, endpoints: &[String]) -> Result<bool> {
             .with_context(|| format!("{}: image", endpoint.name))?;
     }
     let outcome = measure(&all).await;
-    let cleaned = node.empty().await;
     drop(all);
-    if node.terminate().await.is_err() {
-        node.raze();
+    let mut cleaned = Ok(());
+    for node in &nodes {
+        cleaned = cleaned.and(node.empty().await);
+        if node.terminate().await.is_err() {
+            node.raze();
+        }
     }
     let table = outcome?;
     cleaned?;
     println!("{table}");
-    node.wipe();
+    for node in nodes {
+        node.wipe();
+    }
     Ok(true)
 }
 

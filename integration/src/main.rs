@@ -86,6 +86,9 @@ enum Command {
         /// A peer to measure beside copepod, as name=socket.
         #[arg(long)]
         endpoint: Vec<String>,
+        /// Another build of copepod beside it, as name=directory of its three programs.
+        #[arg(long)]
+        beside: Vec<String>,
     },
     /// Show one pod from image to removal.
     Demo {
@@ -146,7 +149,7 @@ fn run() -> Result<bool> {
                 let peer = endpoint.map(|socket| node::Peer { socket, certs });
                 node_test::run(&bin_dir, &kubelet, filter.as_deref(), peer).await
             }
-            Command::Bench { bin_dir, endpoint } => bench::run(&bin_dir, &endpoint).await,
+            Command::Bench { bin_dir, endpoint, beside } => bench::run(&bin_dir, &beside, &endpoint).await,
             Command::Demo { bin_dir } => demo::run(&bin_dir).await,
             Command::Init { .. } | Command::UdpEcho { .. } => Ok(true),
         }

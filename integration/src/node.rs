@@ -26,6 +26,8 @@ pub(crate) struct Options {
     pub(crate) without_cni: bool,
     /// More lines for the configuration.
     pub(crate) extra: String,
+    /// Programs of another build; the fixture's where there are none.
+    pub(crate) bin: Option<PathBuf>,
 }
 
 /// Another runtime, to check the tests themselves with.
@@ -63,16 +65,11 @@ impl Node {
             network.install()?;
         }
         config::hosts(&paths.certs, &fixture.registry)?;
-        fs::write(&paths.config, config::text(&paths, &fixture.bin, &network, &options.extra))?;
+        let bin = options.bin.as_ref().unwrap_or(&fixture.bin);
+        fs::write(&paths.config, config::text(&paths, bin, &network, &options.extra))?;
         let cri = Cri::connect(&paths.socket)?;
-        let node = Self {
-            paths,
-            network,
-            cri,
-            bin: fixture.bin.join("copepod"),
-            daemon: Mutex::new(None),
-            foreign: false,
-        };
+        let node =
+            Self { paths, network, cri, bin: bin.join("copepod"), daemon: Mutex::new(None), foreign: false };
         node.launch().await?;
         Ok(node)
     }

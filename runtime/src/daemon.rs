@@ -23,8 +23,8 @@ const BLOCKING: usize = 64;
 /// Arenas of the C library's allocator: one a worker thread.
 const ARENAS: i32 = 2;
 /// Futures live on the heap, and what blocks is shallow; glibc's 8 MiB would only be address space, but
-/// every touched page of a pool thread stays.
-const STACK: usize = 512 * 1024;
+/// every touched page of a pool thread stays. Unoptimised code needs several times as much.
+const STACK: usize = if cfg!(debug_assertions) { 4096 * 1024 } else { 512 * 1024 };
 /// An idle pool thread goes after this time.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// What still blocks after the stop is left to the kernel.

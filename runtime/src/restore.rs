@@ -256,7 +256,11 @@ pub(crate) fn apply(driver: &mut Driver, answer: Answer) {
     let bury = gone && same_boot && matches!(plan.pod, PodAction::NotReady { .. } | PodAction::RollBack);
     for (id, action) in plan.containers {
         match action {
-            ContainerAction::Adopt { phase, pid, started_at } => driver.resume(&id, phase, pid, started_at),
+            ContainerAction::Adopt { phase, pid, started_at } => {
+                let recorded = records.iter().find(|record| record.id == id).map(|it| it.started_at);
+                let started_at = if started_at == 0 { recorded.unwrap_or(0) } else { started_at };
+                driver.resume(&id, phase, pid, started_at);
+            }
             ContainerAction::MarkExited { .. } if bury => {}
             ContainerAction::MarkExited { exit, started_at } => driver.exited(&id, exit, started_at),
             // With its pod.
@@ -316,6 +320,8 @@ fn held(snapshot: &[Snapshot]) -> Shim {
                     ContainerState::Creating => Held::Creating,
                     ContainerState::Created => Held::Created { pid },
                     ContainerState::Running { started_at } => Held::Running { pid, started_at: *started_at },
+                    // Of a later version; its init lives, and when it began is in the record.
+                    ContainerState::Unknown => Held::Running { pid, started_at: 0 },
                     ContainerState::Exited(facts) => {
                         Held::Exited { exit: containers::exit_of(facts), started_at: facts.started_at }
                     }

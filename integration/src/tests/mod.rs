@@ -18,6 +18,7 @@ mod plugins;
 mod pod;
 mod propagation;
 mod pss;
+mod removal;
 mod resources;
 mod restart;
 mod same_as_runc;
@@ -42,6 +43,7 @@ pub(crate) fn all() -> Vec<Test> {
         same_as_runc::tests(),
         mounts::tests(),
         propagation::tests(),
+        removal::tests(),
         network::tests(),
         plugins::tests(),
         hazards::tests(),

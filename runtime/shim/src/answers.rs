@@ -53,7 +53,9 @@ impl Shim {
                 Ok(Some(Word::Warning(text))) => {
                     let container = match &job.kind {
                         Kind::Create(id) => Some(id.clone()),
-                        Kind::Exec(id) => self.execs.iter().find(|e| e.id == *id).map(|e| e.container.clone()),
+                        Kind::Exec(id) => {
+                            self.execs.iter().find(|e| e.id == *id).map(|e| e.container.clone())
+                        }
                         Kind::Pause => None,
                     };
                     self.warn(container.as_ref(), text);

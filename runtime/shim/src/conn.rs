@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use wire::codec::{self, Decoder, Frame};
 use wire::session::{Session, Side, descriptors};
-use wire::{MAX_FDS, Message};
+use wire::{MAX_FDS, Message, Request};
 
 /// What may wait for a daemon that does not read: a snapshot of a full table fits. Beyond it the connection
 /// is dropped; the next one starts with a snapshot, so nothing is lost.
@@ -32,8 +32,8 @@ pub(crate) enum Lost {
     /// Not in its order.
     #[error(transparent)]
     Order(#[from] wire::session::OutOfOrder),
-    /// More or fewer descriptors than the message is to have.
-    #[error("frame {0} came with a wrong number of descriptors")]
+    /// Descriptors that the header counts did not come.
+    #[error("descriptors of frame {0} are missing")]
     Descriptors(u64),
 }
 
@@ -131,7 +131,7 @@ impl Conn {
 
     /// The next whole frame with its descriptors.
     pub(crate) fn next(&mut self) -> Result<Option<(Frame, Vec<OwnedFd>)>, Lost> {
-        let Some(frame) = self.decoder.next()? else {
+        let Some(mut frame) = self.decoder.next()? else {
             // Each frame has at most MAX_FDS, and one read ends at the first frame that has any.
             if self.fds.len() > 2 * MAX_FDS {
                 return Err(Lost::Descriptors(0));
@@ -140,10 +140,15 @@ impl Conn {
         };
         self.session.note(Side::Daemon, &frame.message)?;
         let count = usize::from(frame.nfds);
-        if count > self.fds.len() || !descriptors(&frame.message).contains(&count) {
+        if count > self.fds.len() {
             return Err(Lost::Descriptors(frame.id));
         }
-        let fds = self.fds.drain(..count).collect();
+        let mut fds: Vec<OwnedFd> = self.fds.drain(..count).collect();
+        if !descriptors(&frame.message).contains(&count) {
+            // A later version's way to say something: refused like a request that is not known.
+            fds = Vec::new();
+            frame.message = Message::Request(Request::Unknown);
+        }
         if self.fds.is_empty() {
             self.fds = VecDeque::new();
         }

@@ -36,12 +36,19 @@ pub(crate) fn start(id: &ContainerId) -> io::Result<()> {
     UnixStream::connect(socket)?.write_all(b"start container")
 }
 
-/// Removes the container's files in the pod's namespace. What is gone already is no error, and nothing here
-/// can be other than gone or ours, so failures are not told.
+/// Removes the container's files in the pod's namespace: for the resident shim alone, where the root's folder is
+/// empty. In a worker's namespace the root and its volumes are mounted there. So nothing is removed recursively
+/// either: with a mount in the way this fails instead of emptying a volume. What is gone already is no error,
+/// and nothing here can be other than gone or ours, so failures are not told.
 pub(crate) fn forget(id: &ContainerId) {
-    for folder in [Path::new(STATE).join(id.as_str()), bundle(id)] {
-        drop(fs::remove_dir_all(folder));
+    let state = Path::new(STATE).join(id.as_str());
+    for file in fs::read_dir(&state).into_iter().flatten().flatten() {
+        drop(fs::remove_file(file.path()));
     }
+    drop(fs::remove_dir(state));
+    drop(fs::remove_file(bundle(id).join("config.json")));
+    drop(fs::remove_dir(rootfs(id)));
+    drop(fs::remove_dir(bundle(id)));
 }
 
 /// What the plan's namespaces are taken from. By descriptor: the number of a process that ends meanwhile may be

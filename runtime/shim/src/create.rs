@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use model::ContainerId;
 use serde::Deserialize;
 use sys::namespace::Namespaces;
-use wire::{CgroupPlan, ErrorKind, NamespacePlan, NamespaceSource};
+use wire::{CgroupPlan, ErrorKind, NamespacePlan, NamespaceSource, parse_plan};
 
 use crate::container::Holders;
 use crate::job::{MAX_PLAN, Prepared, Teller, failure, refusal};
@@ -62,8 +62,7 @@ fn prepare<'a>(
     };
     let cgroups: Vec<OwnedFd> = fds.collect();
     let json = sys::memfd::read_all(plan.as_fd(), MAX_PLAN).map_err(at("plan"))?;
-    let peek: Peek = serde_json::from_slice(&json)
-        .map_err(|error| refusal(ErrorKind::Invalid, "plan", error.to_string()))?;
+    let peek: Peek = parse_plan(&json)?;
     drop(json);
     let target = match &peek.namespaces.pid {
         NamespaceSource::Container(id) => Some(of(id).ok_or_else(|| {
@@ -98,7 +97,14 @@ fn prepare<'a>(
         tell(teller, &prepared, &ends)?;
         Stdio::Pipes { stdin, stdout, stderr }
     };
-    Ok(CreateInput { plan, kubelet_mntns, cgroups, stdio, exec_error, holders: Holders { pause: Some(pause), target } })
+    Ok(CreateInput {
+        plan,
+        kubelet_mntns,
+        cgroups,
+        stdio,
+        exec_error,
+        holders: Holders { pause: Some(pause), target },
+    })
 }
 
 fn tell(teller: &Teller, prepared: &Prepared, fds: &[BorrowedFd<'_>]) -> Result<(), wire::Failure> {

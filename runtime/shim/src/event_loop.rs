@@ -366,7 +366,9 @@ impl Shim {
             let Phase::Starting(asker) = container.phase else { return };
             container.phase = Phase::Running;
             container.facts.started_at = sys::proc::now();
-            let started_at = container.facts.started_at;
+            let (id, started_at) = (container.id.clone(), container.facts.started_at);
+            // Also to the daemon that asked: it may have given up waiting for the reply.
+            self.event(Event::Started { container: id, started_at });
             self.reply(asker, Reply::Started { started_at }, Vec::new());
         } else {
             // Init leaves by itself; the answer waits until it is reaped.

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use sys::namespace::Namespaces;
-use wire::{ErrorKind, ExecPlan};
+use wire::{ErrorKind, ExecPlan, parse_plan};
 
 use crate::job::{MAX_PLAN, Teller, failure, refusal};
 use crate::process::{self, Ready, Road};
@@ -71,8 +71,7 @@ fn prepare(teller: &Teller, mut fds: Vec<OwnedFd>, target: &Target<'_>) -> Resul
     let plan = fds.pop();
     let plan = plan.ok_or_else(|| refusal(ErrorKind::Invalid, "plan", "no plan came with the request"))?;
     let json = sys::memfd::read_all(plan.as_fd(), MAX_PLAN).map_err(at("plan"))?;
-    let plan: ExecPlan = serde_json::from_slice(&json)
-        .map_err(|error| refusal(ErrorKind::Invalid, "plan", error.to_string()))?;
+    let plan: ExecPlan = parse_plan(&json)?;
     let single = sys::fork::single_threaded().map_err(at("threads"))?;
     sys::proc::set_dumpable(false).map_err(at("dumpable"))?;
     for folder in target.cgroups {

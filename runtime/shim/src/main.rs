@@ -117,7 +117,9 @@ fn start() -> Result<Shim, StartError> {
     sys::proc::become_subreaper().map_err(at("subreaper"))?;
     match sys::proc::set_oom_score_adj(init.oom_score_adj) {
         Ok(set) if set == init.oom_score_adj => {}
-        Ok(set) => warnings.push(format!("oom_score_adj {} is not allowed here, it is {set}", init.oom_score_adj)),
+        Ok(set) => {
+            warnings.push(format!("oom_score_adj {} is not allowed here, it is {set}", init.oom_score_adj))
+        }
         Err(error) => warnings.push(format!("oom_score_adj {}: {error}", init.oom_score_adj)),
     }
 

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use sys::clone::flags;
 use sys::seccomp::Filter;
-use wire::{ErrorKind, PausePlan};
+use wire::{ErrorKind, PausePlan, parse_plan};
 
 use crate::job::{MAX_PLAN, Teller, failure};
 use crate::podns;
@@ -14,11 +14,16 @@ use crate::podns;
 pub(crate) fn work(teller: &Teller, mut fds: Vec<OwnedFd>, binary: BorrowedFd<'_>) -> i32 {
     let folders = fds.split_off(fds.len().min(1));
     let Some(plan) = fds.pop() else { return 1 };
-    let plan: PausePlan = match sys::memfd::read_all(plan.as_fd(), MAX_PLAN)
-        .and_then(|json| Ok(serde_json::from_slice(&json)?))
-    {
-        Ok(plan) => plan,
+    let json = match sys::memfd::read_all(plan.as_fd(), MAX_PLAN) {
+        Ok(json) => json,
         Err(error) => return fail(teller, "plan", &error),
+    };
+    let plan: PausePlan = match parse_plan(&json) {
+        Ok(plan) => plan,
+        Err(failure) => {
+            teller.failed(&failure);
+            return 1;
+        }
     };
     if plan.ipc {
         // The worker shares the shim's mount namespace, so it is attached for all that follow.

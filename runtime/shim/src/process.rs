@@ -94,7 +94,12 @@ pub(crate) struct Ready {
 ///
 /// # Errors
 /// The step that failed, as `kind`.
-pub(crate) fn prepare(plan: &ProcessPlan, user: &User, road: Road, kind: ErrorKind) -> Result<Ready, Failure> {
+pub(crate) fn prepare(
+    plan: &ProcessPlan,
+    user: &User,
+    road: Road,
+    kind: ErrorKind,
+) -> Result<Ready, Failure> {
     attempt(plan, user, road).map_err(|stop| stop.failure(kind))
 }
 
@@ -203,7 +208,8 @@ fn execute_first(image: &Image, candidates: &[CString], shown: &str) -> Stop {
         }
     }
     let found = if shown.contains('/') { "" } else { " (looked up in PATH)" };
-    let error = refused.unwrap_or_else(|| io::Error::from_raw_os_error(rustix::io::Errno::NOENT.raw_os_error()));
+    let error =
+        refused.unwrap_or_else(|| io::Error::from_raw_os_error(rustix::io::Errno::NOENT.raw_os_error()));
     stop("execve", format!("exec {shown:?}{found}"))(error)
 }
 
@@ -235,19 +241,26 @@ fn is_null(fd: BorrowedFd<'_>) -> io::Result<bool> {
 /// nobody else has: its node lies on a file system that is attached nowhere.
 fn null_of_container() -> io::Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
-    let own = match rustix::fs::open("/dev/null", OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
-    {
-        // Seen to be the null device before it is opened: opening any other device does something.
-        Ok(seen) if is_null(seen.as_fd())? => rustix::fs::open("/dev/null", flags, Mode::empty()).ok(),
-        _ => None,
-    };
+    let own =
+        match rustix::fs::open("/dev/null", OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+        {
+            // Seen to be the null device before it is opened: opening any other device does something.
+            Ok(seen) if is_null(seen.as_fd())? => rustix::fs::open("/dev/null", flags, Mode::empty()).ok(),
+            _ => None,
+        };
     let own = match own {
         Some(own) if is_null(own.as_fd())? => own,
         _ => {
             let attributes = Attributes { nosuid: true, noexec: true, ..Attributes::default() };
             let private = sys::mount::tmpfs(0o755, 4096, attributes)?;
             let mode = Mode::from_raw_mode(0o666);
-            rustix::fs::mknodat(&private, "null", FileType::CharacterDevice, mode, rustix::fs::makedev(1, 3))?;
+            rustix::fs::mknodat(
+                &private,
+                "null",
+                FileType::CharacterDevice,
+                mode,
+                rustix::fs::makedev(1, 3),
+            )?;
             rustix::fs::chmodat(&private, "null", mode, rustix::fs::AtFlags::empty())?;
             rustix::fs::openat(&private, "null", flags, Mode::empty())?
         }

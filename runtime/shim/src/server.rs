@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use model::{ContainerId, ExecId};
-use wire::{ErrorKind, Hello, Message, PROTOCOL, Reply, Request, Snapshot};
+use wire::{ErrorKind, Hello, Message, PROTOCOL, Reply, Request, Snapshot, feature};
 
 use crate::container;
 use crate::create::Streams;
@@ -29,6 +29,7 @@ impl Shim {
             build: env!("CARGO_PKG_VERSION").to_owned(),
             pod: self.start.pod.clone(),
             pid: std::process::id(),
+            features: feature::ALL.map(str::to_owned).to_vec(),
         };
         self.send(0, &Message::Hello(hello), Vec::new());
         if let Some(pause) = &self.pause {
@@ -72,7 +73,11 @@ impl Shim {
             Request::Forget { container } => self.forget(&container),
             Request::StopPod => self.stop_pod(asker),
             Request::Shutdown => self.shutdown(),
-            Request::Unknown => Err(refusal(ErrorKind::Unsupported, "request", "not known to this shim")),
+            Request::Unknown => Err(refusal(
+                ErrorKind::Unsupported,
+                "request",
+                "the request, or what comes with it, is not known to this shim: its pod must be made anew",
+            )),
         };
         match answer {
             Ok(None) => {}
@@ -132,7 +137,11 @@ impl Shim {
             return Err(refusal(ErrorKind::WrongState, "create", format!("container {id} exists")));
         }
         if self.containers.len() >= MAX_CONTAINERS {
-            return Err(refusal(ErrorKind::Busy, "create", format!("{MAX_CONTAINERS} containers exist")));
+            return Err(refusal(
+                ErrorKind::Exhausted,
+                "create",
+                format!("the pod has {MAX_CONTAINERS} containers, dead ones included: remove some first"),
+            ));
         }
         // Before anything is made: a log that cannot be written is the most likely thing to fail.
         let log = match (log, &self.start.log_dir) {
@@ -145,7 +154,8 @@ impl Shim {
         };
         let mut keep: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
         let containers = &self.containers;
-        let of = |id: &ContainerId| containers.iter().find(|c| c.id == *id).and_then(|c| c.namespaces.as_ref());
+        let of =
+            |id: &ContainerId| containers.iter().find(|c| c.id == *id).and_then(|c| c.namespaces.as_ref());
         // Which one it needs stands in the plan, which only the worker reads.
         keep.extend(pause.namespaces.fds());
         keep.extend(containers.iter().filter_map(|c| c.namespaces.as_ref()).filter_map(|n| n.get("pid")));
@@ -179,7 +189,11 @@ impl Shim {
             return Err(refusal(ErrorKind::WrongState, "exec", format!("exec {} exists", id.0)));
         }
         if self.execs.len() >= MAX_EXECS {
-            return Err(refusal(ErrorKind::Busy, "exec", format!("{MAX_EXECS} execs exist")));
+            return Err(refusal(
+                ErrorKind::Exhausted,
+                "exec",
+                format!("{MAX_EXECS} execs run in the pod: some must end first"),
+            ));
         }
         let target = self.find(&container)?;
         let Some(namespaces) = target.namespaces.as_ref().filter(|_| matches!(target.phase, Phase::Running))
@@ -190,11 +204,8 @@ impl Shim {
                 format!("container {container} does not run"),
             ));
         };
-        let target = exec::Target {
-            namespaces,
-            cgroups: &target.cgroups.folders,
-            unified: target.cgroups.unified,
-        };
+        let target =
+            exec::Target { namespaces, cgroups: &target.cgroups.folders, unified: target.cgroups.unified };
         let mut keep: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
         keep.extend(target.cgroups.iter().map(|fd| fd.as_fd()));
         keep.extend(namespaces.fds());

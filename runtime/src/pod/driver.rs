@@ -363,7 +363,7 @@ impl Driver {
             Event::Warning { container, message } => {
                 tracing::warn!(pod = %self.record.id, container = container.map(|id| id.to_string()), message, "shim");
             }
-            Event::ExecExited { .. } | Event::Unknown => {}
+            Event::Started { .. } | Event::ExecExited { .. } | Event::Unknown => {}
         }
     }
 

@@ -81,6 +81,7 @@ impl From<ClientError> for Error {
                 ShimErrorKind::Timeout => ErrorKind::DeadlineExceeded,
                 ShimErrorKind::Busy => ErrorKind::Unavailable,
                 ShimErrorKind::Unsupported => ErrorKind::Unimplemented,
+                ShimErrorKind::Exhausted => ErrorKind::ResourceExhausted,
                 ShimErrorKind::StartFailed | ShimErrorKind::ExecFailed | ShimErrorKind::Internal => {
                     ErrorKind::Internal
                 }
@@ -166,7 +167,7 @@ async fn greet(path: &Path, pod: &PodId) -> Result<Connection, ClientError> {
         }
     });
     let client = Client { outgoing, process: Arc::new(process), pid: hello.pid };
-    tracing::debug!(pod = %pod, pid = hello.pid, build = hello.build, protocol = hello.protocol, "shim");
+    tracing::debug!(pod = %pod, pid = hello.pid, build = hello.build, protocol = hello.protocol, features = ?hello.features, "shim");
     Ok(Connection { client, snapshot, events })
 }
 

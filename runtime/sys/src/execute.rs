@@ -64,7 +64,8 @@ pub fn join_session_keyring(name: &str) -> io::Result<()> {
 
 /// One of half a milliard users at the upper end, by FNV-1a of the name.
 fn keyring_owner(name: &str) -> u32 {
-    let hash = name.bytes().fold(0x811c_9dc5u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let hash =
+        name.bytes().fold(0x811c_9dc5u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     0xc000_0000 | hash >> 3
 }
 

@@ -57,7 +57,12 @@ impl Namespaces {
         let mut all = Vec::new();
         for (name, _) in KINDS {
             let open = |process: &str| {
-                openat(CWD, format!("/proc/{process}/ns/{name}"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                openat(
+                    CWD,
+                    format!("/proc/{process}/ns/{name}"),
+                    OFlags::RDONLY | OFlags::CLOEXEC,
+                    Mode::empty(),
+                )
             };
             let own = match rustix::fs::stat(format!("/proc/self/ns/{name}")) {
                 // A kernel without this kind.

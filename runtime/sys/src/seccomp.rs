@@ -21,7 +21,10 @@ pub struct Filter {
 
 impl std::fmt::Debug for Filter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Filter").field("instructions", &self.program.len()).field("flags", &self.flags).finish()
+        f.debug_struct("Filter")
+            .field("instructions", &self.program.len())
+            .field("flags", &self.flags)
+            .finish()
     }
 }
 
@@ -139,12 +142,17 @@ mod tests {
     #[test]
     fn refuses_what_is_no_program() {
         assert_eq!(Filter::new(&[], 0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
-        assert_eq!(Filter::new(&vec![0x0006; LONGEST + 1], 0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(
+            Filter::new(&vec![0x0006; LONGEST + 1], 0).unwrap_err().kind(),
+            io::ErrorKind::InvalidInput
+        );
     }
 
     #[test]
     fn says_what_a_program_lets_through() {
-        let ask = |program: &[u64], number, first| Filter::new(program, 0).unwrap().allows(&[Call { number, first }]);
+        let ask = |program: &[u64], number, first| {
+            Filter::new(program, 0).unwrap().allows(&[Call { number, first }])
+        };
         let (allow, kill) = (one(0x06, 0, 0, 0x7fff_0000), one(0x06, 0, 0, 0));
         // Call 7 is allowed when bit 0 of its first argument is not set; all others are.
         let program = [

@@ -201,7 +201,7 @@ const REQUESTS: &[&str] = &[
     "Shutdown",
     "Unknown",
 ];
-const EVENTS: &[&str] = &["Exited", "ExecExited", "PauseExited", "Warning", "Unknown"];
+const EVENTS: &[&str] = &["Exited", "Started", "ExecExited", "PauseExited", "Warning", "Unknown"];
 const SNAPSHOTS: &[&str] = &["Pause", "Container", "Exec"];
 const REPLIES: &[&str] = &["Done", "PauseStarted", "Created", "Started", "ExecStarted", "Failed"];
 

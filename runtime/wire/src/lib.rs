@@ -7,8 +7,9 @@
 //! then events as they come, and replies to requests, matched by the header's number.
 //!
 //! The resident shim must not grow its heap, so whatever is large (plans) travels in a memfd that only
-//! the forked worker reads. The protocol grows only by addition: unknown fields are ignored, unknown
-//! requests answered with [`ErrorKind::Unsupported`].
+//! the forked worker reads. The protocol grows only by addition: unknown fields of messages are ignored,
+//! unknown requests answered with [`ErrorKind::Unsupported`], and so are plans with anything unknown in
+//! them. What a shim can do beyond protocol 1 stands in [`Hello::features`].
 
 pub mod codec;
 mod message;
@@ -17,9 +18,10 @@ pub mod session;
 
 pub use message::{
     ContainerState, EXIT_RECORD_KIND, ErrorKind, Event, ExitFacts, Failure, Hello, MAX_FDS, MAX_FRAME,
-    Message, PROTOCOL, Reply, Request, ShimInit, Snapshot,
+    Message, PROTOCOL, Reply, Request, ShimInit, Snapshot, feature,
 };
 pub use plan::{
     CapSets, CgroupMember, CgroupPlan, ContainerPlan, DeviceNode, ExecPlan, LogPlan, MountKind, MountPlan,
     NamespacePlan, NamespaceSource, PausePlan, ProcessPlan, Rlimit, RootfsPlan, SeccompProgram, UserPlan,
+    parse_plan,
 };

@@ -59,6 +59,27 @@ pub struct Hello {
     pub pod: PodId,
     /// Its pid in the host's PID namespace.
     pub pid: u32,
+    /// What it can do beyond protocol 1, by the names in [`feature`]. A daemon asks for nothing else.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<String>,
+}
+
+impl Hello {
+    /// Whether the shim can do this; `name` is one of [`feature`].
+    pub fn has(&self, name: &str) -> bool {
+        self.features.iter().any(|feature| feature == name)
+    }
+}
+
+/// Names of what was added to protocol 1. Each is listed in [`Hello::features`] by a shim that has it.
+pub mod feature {
+    /// [`super::Event::Started`] is sent.
+    pub const STARTED_EVENT: &str = "started-event";
+    /// Plans with unknown fields or variants are refused. A shim without it skips them, so it must be given
+    /// plans of its own time only.
+    pub const STRICT_PLANS: &str = "strict-plans";
+    /// All that this build has.
+    pub const ALL: [&str; 2] = [STARTED_EVENT, STRICT_PLANS];
 }
 
 /// One thing a shim holds.
@@ -90,7 +111,7 @@ pub enum Snapshot {
 }
 
 /// A container as the shim sees it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub enum ContainerState {
     /// The worker is at work.
     Creating,
@@ -103,6 +124,51 @@ pub enum ContainerState {
     },
     /// Init was reaped and the cgroup is empty.
     Exited(ExitFacts),
+    /// A state of a later version, as a daemon reads it that was downgraded. Init lives.
+    Unknown,
+}
+
+// A derived one refuses unknown variants (`serde(other)` takes no content), and the daemon would lose the whole
+// pod for one container of it.
+impl<'de> Deserialize<'de> for ContainerState {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct State;
+        impl<'de> serde::de::Visitor<'de> for State {
+            type Value = ContainerState;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("the state of a container")
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<ContainerState, E> {
+                Ok(match name {
+                    "Creating" => ContainerState::Creating,
+                    "Created" => ContainerState::Created,
+                    _ => ContainerState::Unknown,
+                })
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<ContainerState, A::Error> {
+                #[derive(Deserialize)]
+                struct Running {
+                    started_at: i64,
+                }
+                let name: String = map.next_key()?.ok_or_else(|| serde::de::Error::custom("no state"))?;
+                Ok(match name.as_str() {
+                    "Running" => {
+                        let Running { started_at } = map.next_value()?;
+                        ContainerState::Running { started_at }
+                    }
+                    "Exited" => ContainerState::Exited(map.next_value()?),
+                    _ => {
+                        map.next_value::<serde::de::IgnoredAny>()?;
+                        ContainerState::Unknown
+                    }
+                })
+            }
+        }
+        deserializer.deserialize_any(State)
+    }
 }
 
 /// How a container ended: content of its exit record, written before the event is sent.
@@ -256,8 +322,10 @@ pub enum ErrorKind {
     Timeout,
     /// Processes live.
     Busy,
-    /// Not known to this shim.
+    /// Not known to this shim: the request, or something that its plan asks for.
     Unsupported,
+    /// A table is full: there are as many containers or execs as one shim holds. Some must end first.
+    Exhausted,
     /// The kernel or libcontainer said no; also what a class of a later version is read as.
     #[serde(other)]
     Internal,
@@ -272,6 +340,15 @@ pub enum Event {
         container: ContainerId,
         /// How.
         facts: ExitFacts,
+    },
+    /// Init of a container has exec'd. Sent to whichever daemon is connected then, before the reply to
+    /// [`Request::Start`] if that one asked for it; a snapshot taken before says [`ContainerState::Created`].
+    /// ([`feature::STARTED_EVENT`].)
+    Started {
+        /// Which.
+        container: ContainerId,
+        /// Nanoseconds since the epoch.
+        started_at: i64,
     },
     /// An exec's process was reaped.
     ExecExited {

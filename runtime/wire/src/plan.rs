@@ -1,7 +1,32 @@
 //! What a worker is told to make. Built by `spec` from checked requests, parsed only in forked workers.
+//!
+//! A shim outlives an upgrade of the daemon, so a plan may name what its shim does not know. Skipping that
+//! would start a container without a part of its confinement; a plan is therefore refused as a whole
+//! ([`crate::ErrorKind::Unsupported`]) when it has an unknown field or variant. A field that is added later
+//! must not be serialized while it has its default value (`skip_serializing_if`): then shims of before still
+//! take plans that do not use it.
 
 use model::{ContainerId, PodId, Propagation, Text, User, UserRequest};
 use serde::{Deserialize, Serialize};
+
+use crate::message::{ErrorKind, Failure};
+
+/// Parses a plan, as the worker does that carries it out.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] for anything that this build does not know: a container that has less than a
+/// later daemon asked for must not start. [`ErrorKind::Invalid`] when it is no JSON.
+pub fn parse_plan<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, Failure> {
+    serde_json::from_slice(json).map_err(|error| {
+        let (kind, message) = if error.is_data() {
+            let message = format!("{error}; this shim cannot carry it out, its pod must be made anew");
+            (ErrorKind::Unsupported, message)
+        } else {
+            (ErrorKind::Invalid, error.to_string())
+        };
+        Failure { kind, stage: "plan".to_owned(), message, errno: 0 }
+    })
+}
 
 /// A compiled BPF filter: the bytes of an array of `struct sock_filter`, loaded as they are.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,7 +38,7 @@ pub struct SeccompProgram {
 
 /// Five capability sets as bit masks (bit n = capability n of linux/capability.h).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct CapSets {
     /// Bounding.
     pub bounding: u64,
@@ -27,6 +52,7 @@ pub struct CapSets {
 
 /// `setrlimit` by kernel resource number; above the hard limit without CAP_SYS_RESOURCE it is clamped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Rlimit {
     /// RLIMIT_* number.
     pub resource: u32,
@@ -38,7 +64,7 @@ pub struct Rlimit {
 
 /// A process to become: init's or an exec's.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct ProcessPlan {
     /// argv; args[0] is looked up in PATH of `env` when it has no slash.
     pub args: Vec<Text>,
@@ -73,7 +99,7 @@ fn is_zero(flags: &u32) -> bool {
 
 /// Who init runs as, to be resolved in the rootfs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct UserPlan {
     /// Uid, name or the image's string.
     pub request: UserRequest,
@@ -87,6 +113,7 @@ pub struct UserPlan {
 
 /// One folder to join.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct CgroupMember {
     /// v1 controller name or names as the hierarchy is called below /sys/fs/cgroup (`memory`, `cpu,cpuacct`,
     /// `systemd`); empty on v2.
@@ -98,7 +125,7 @@ pub struct CgroupMember {
 /// Cgroups of a process. The frame carries one open folder descriptor a member, in this order; the
 /// daemon has made them and written all limits.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct CgroupPlan {
     /// True on a v2-only host: one member, joined by CLONE_INTO_CGROUP.
     pub unified: bool,
@@ -122,7 +149,7 @@ pub enum NamespaceSource {
 
 /// Namespaces of a container; mount is always new, cgroup new on v2 unless privileged.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct NamespacePlan {
     /// Host or Pause.
     pub network: NamespaceSource,
@@ -138,7 +165,7 @@ pub struct NamespacePlan {
 
 /// The root file system: overlay of layers below a store, with a read-write folder.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct RootfsPlan {
     /// Absolute host path of the layer store.
     pub store: String,
@@ -156,6 +183,7 @@ pub struct RootfsPlan {
 
 /// What is mounted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub enum MountKind {
     /// A host path, cloned in kubelet's mount namespace. Made as a directory (0755) when absent.
     Bind {
@@ -193,6 +221,7 @@ pub enum MountKind {
 /// A mount of the container. The plan lists them in the order they are made: defaults and volumes
 /// together, by depth of target, so nothing hides what was attached below it before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct MountPlan {
     /// Clean absolute path in the container.
     pub target: String,
@@ -210,6 +239,7 @@ pub struct MountPlan {
 
 /// A device node to make (or, where mknod is refused, to bind) in the container's /dev.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct DeviceNode {
     /// Path in the container.
     pub path: String,
@@ -236,6 +266,7 @@ pub struct LogPlan {
 
 /// A container to create.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ContainerPlan {
     /// Its id.
     pub id: ContainerId,
@@ -265,6 +296,7 @@ pub struct ContainerPlan {
 
 /// A process to start in a running container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ExecPlan {
     /// What.
     pub process: ProcessPlan,
@@ -274,7 +306,7 @@ pub struct ExecPlan {
 
 /// The sandbox's process.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct PausePlan {
     /// A new network namespace (else the host's).
     pub network: bool,
@@ -298,4 +330,105 @@ pub struct PausePlan {
     pub cgroup: CgroupPlan,
     /// Size of the pod's /dev/shm, bytes.
     pub shm_size: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn container() -> ContainerPlan {
+        let mount = |target: &str, kind| MountPlan {
+            target: target.into(),
+            kind,
+            readonly: false,
+            nosuid: false,
+            nodev: false,
+            noexec: false,
+        };
+        ContainerPlan {
+            id: "ab".repeat(32).parse().unwrap(),
+            pod: "cd".repeat(32).parse().unwrap(),
+            namespaces: NamespacePlan::default(),
+            rootfs: RootfsPlan::default(),
+            mounts: vec![
+                mount("/a", MountKind::Bind { source: "/x".into(), propagation: Propagation::Private }),
+                mount("/b", MountKind::Tmpfs { mode: 0o755, size: 0 }),
+                mount("/c", MountKind::Proc),
+            ],
+            devices: vec![DeviceNode {
+                path: "/dev/fuse".into(),
+                kind: 'c',
+                major: 10,
+                minor: 229,
+                mode: 0o666,
+                uid: 0,
+                gid: 0,
+            }],
+            masked_paths: Vec::new(),
+            readonly_paths: Vec::new(),
+            user: UserPlan::default(),
+            process: ProcessPlan {
+                seccomp: Some(SeccompProgram { instructions: vec![1] }),
+                rlimits: vec![Rlimit { resource: 7, soft: 1, hard: 2 }],
+                ..ProcessPlan::default()
+            },
+            cgroup: CgroupPlan {
+                unified: false,
+                members: vec![CgroupMember { hierarchy: "memory".into(), path: "/x".into() }],
+            },
+            privileged: false,
+        }
+    }
+
+    /// Every object inside a value, by its path.
+    fn objects(value: &Value, at: String, found: &mut Vec<String>) {
+        match value {
+            Value::Object(fields) => {
+                found.push(at.clone());
+                fields.iter().for_each(|(name, inner)| objects(inner, format!("{at}/{name}"), found));
+            }
+            Value::Array(items) => items
+                .iter()
+                .enumerate()
+                .for_each(|(place, inner)| objects(inner, format!("{at}/{place}"), found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn a_field_more_anywhere_in_a_plan_is_refused() {
+        let plan = serde_json::to_value(container()).unwrap();
+        assert_eq!(serde_json::from_value::<ContainerPlan>(plan.clone()).unwrap(), container());
+        let mut places = Vec::new();
+        objects(&plan, String::new(), &mut places);
+        assert!(places.len() > 14, "{places:?}");
+        for place in places {
+            let mut with = plan.clone();
+            let fields = with.pointer_mut(&place).and_then(Value::as_object_mut).unwrap();
+            fields.insert("apparmor".to_owned(), json!("confined"));
+            let failure = parse_plan::<ContainerPlan>(with.to_string().as_bytes()).unwrap_err();
+            assert_eq!(failure.kind, ErrorKind::Unsupported, "a field more in {place:?}");
+        }
+        let mut exec = json!({"process": {}, "user": {"uid": 0, "gid": 0, "groups": []}});
+        assert!(serde_json::from_value::<ExecPlan>(exec.clone()).is_ok());
+        exec["selinux"] = json!(1);
+        assert!(serde_json::from_value::<ExecPlan>(exec).is_err());
+        assert!(serde_json::from_value::<PausePlan>(json!({"uts": true})).is_ok());
+        assert!(serde_json::from_value::<PausePlan>(json!({"uts": true, "user_namespace": true})).is_err());
+    }
+
+    #[test]
+    fn a_variant_more_in_a_plan_is_refused() {
+        for (place, value) in [
+            ("/mounts/2/kind", json!("Image")),
+            ("/mounts/2/kind", json!({"Image": {"id": "x"}})),
+            ("/namespaces/pid", json!("Session")),
+            ("/mounts/0/kind/Bind/propagation", json!("Unbindable")),
+        ] {
+            let mut plan = serde_json::to_value(container()).unwrap();
+            *plan.pointer_mut(place).unwrap() = value.clone();
+            assert!(serde_json::from_value::<ContainerPlan>(plan).is_err(), "{value} at {place}");
+        }
+    }
 }

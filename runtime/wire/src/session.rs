@@ -127,7 +127,7 @@ mod tests {
 
     fn hello() -> Message {
         let pod = "ab".repeat(32).parse().unwrap();
-        Message::Hello(Hello { protocol: 1, build: "1".into(), pod, pid: 2 })
+        Message::Hello(Hello { protocol: 1, build: "1".into(), pod, pid: 2, features: Vec::new() })
     }
 
     #[test]

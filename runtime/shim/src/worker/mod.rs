@@ -15,7 +15,7 @@ use std::path::Path;
 use model::Text;
 use rustix::fs::OFlags;
 use sys::mount::{self, Attributes};
-use wire::{ContainerPlan, ErrorKind, Failure, ProcessPlan, Reply};
+use wire::{ContainerPlan, ErrorKind, Failure, ProcessPlan, Reply, parse_plan};
 
 use crate::container::{self, Holders};
 use crate::executor::{Init, Parts, number};
@@ -79,7 +79,8 @@ pub(crate) struct CreateInput<'a> {
 }
 
 /// Creates the container and says how it went. Init is the caller's parent's child and waits for
-/// [`container::start`]. Leaves nothing behind when it fails.
+/// [`container::start`]. When it fails, the bundle is left to the shim: in the namespace of a worker the
+/// container's volumes are mounted in it.
 pub(crate) fn create(input: CreateInput<'_>, warn: &dyn Fn(&str)) -> Reply {
     match attempt(input, warn) {
         Ok(reply) => reply,
@@ -90,9 +91,7 @@ pub(crate) fn create(input: CreateInput<'_>, warn: &dyn Fn(&str)) -> Reply {
 fn attempt(input: CreateInput<'_>, warn: &dyn Fn(&str)) -> Step<Reply> {
     let bytes =
         sys::memfd::read_all(input.plan.as_fd(), LARGEST_PLAN).map_err(internal("plan", "reading"))?;
-    let plan: ContainerPlan =
-        serde_json::from_slice(&bytes).map_err(|e| invalid("plan", format!("no container plan: {e}")))?;
-    let id = plan.id.clone();
+    let plan: ContainerPlan = parse_plan(&bytes)?;
     let rest = Rest {
         kubelet_mntns: input.kubelet_mntns,
         cgroups: input.cgroups,
@@ -101,7 +100,7 @@ fn attempt(input: CreateInput<'_>, warn: &dyn Fn(&str)) -> Step<Reply> {
         holders: input.holders,
         warn,
     };
-    assemble(plan, rest).inspect_err(|_| container::forget(&id))
+    assemble(plan, rest)
 }
 
 struct Rest<'a> {

@@ -301,7 +301,7 @@ impl Pod {
         self.ask_with(request, &[]).0
     }
 
-    /// The next event that is no warning of the start.
+    /// The next event that is no warning of the start, nor says that a container has started.
     pub(crate) fn event(&mut self) -> Event {
         loop {
             let event = match self.events.pop_front() {
@@ -311,8 +311,10 @@ impl Pod {
                     other => panic!("{other:?}"),
                 },
             };
-            if !matches!(&event, Event::Warning { message, .. } if message.contains("oom_score_adj")) {
-                return event;
+            match &event {
+                Event::Warning { message, .. } if message.contains("oom_score_adj") => {}
+                Event::Started { .. } => {}
+                _ => return event,
             }
         }
     }

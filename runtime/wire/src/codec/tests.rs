@@ -25,7 +25,20 @@ fn every_message() -> Vec<Message> {
         errno: 2,
     };
     let mut all = vec![
-        Message::Hello(Hello { protocol: 1, build: "0.1.0".into(), pod, pid: 41 }),
+        Message::Hello(Hello {
+            protocol: 1,
+            build: "0.1.0".into(),
+            pod: pod.clone(),
+            pid: 41,
+            features: vec![],
+        }),
+        Message::Hello(Hello {
+            protocol: 1,
+            build: "0.1.0".into(),
+            pod,
+            pid: 41,
+            features: crate::feature::ALL.map(String::from).to_vec(),
+        }),
         Message::SnapshotEnd,
     ];
     let states = [
@@ -33,6 +46,7 @@ fn every_message() -> Vec<Message> {
         ContainerState::Created,
         ContainerState::Running { started_at: 5 },
         ContainerState::Exited(facts.clone()),
+        ContainerState::Unknown,
     ];
     all.extend([
         Message::Snapshot(Snapshot::Pause { pid: 42, exited: None }),
@@ -80,6 +94,7 @@ fn every_message() -> Vec<Message> {
     all.extend(
         [
             Event::Exited { container: c(), facts },
+            Event::Started { container: c(), started_at: 5 },
             Event::ExecExited { exec, code: 0 },
             Event::PauseExited { code: 0 },
             Event::Warning { container: Some(c()), message: "log".into() },
@@ -143,6 +158,18 @@ fn what_is_not_known_can_be_answered_or_skipped() {
     assert!(
         matches!(&reply, Message::Reply(Reply::Failed(f)) if f.kind == ErrorKind::Internal && f.message == "m")
     );
+    // A state of a later version costs neither the container nor the pod.
+    for state in [r#""Paused""#, r#"{"Paused":{"since":5}}"#, r#"{"Checkpointed":[1,{"a":[]}]}"#] {
+        let json = format!(
+            r#"{{"Snapshot":{{"Container":{{"container":"{}","state":{state},"pid":7}}}}}}"#,
+            "c0".repeat(32)
+        );
+        let message = decode(json.as_bytes()).unwrap();
+        let Message::Snapshot(Snapshot::Container { state, pid, .. }) = message else {
+            panic!("{message:?}")
+        };
+        assert_eq!((state, pid), (ContainerState::Unknown, 7));
+    }
     // A field more is fine, a field less is not.
     let more = format!(r#"{{"Request":{{"Start":{{"container":"{}","x":1}}}}}}"#, "c0".repeat(32));
     assert!(matches!(decode(more.as_bytes()).unwrap(), Message::Request(Request::Start { .. })));
