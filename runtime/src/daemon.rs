@@ -74,6 +74,9 @@ pub enum Error {
 pub fn run(config: Config) -> Result<(), Error> {
     telemetry::init(config.log)?;
     sys::malloc::limit_arenas(ARENAS);
+    if let Err(error) = sys::rlimit::raise_open_files() {
+        tracing::warn!(%error, "limit of open files not raised");
+    }
     let process = |doing| move |source| Error::Process { doing, source };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)

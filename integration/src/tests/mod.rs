@@ -16,6 +16,8 @@ mod network;
 mod pause;
 mod plugins;
 mod pod;
+mod privilege;
+mod processes;
 mod propagation;
 mod pss;
 mod removal;
@@ -40,6 +42,8 @@ pub(crate) fn all() -> Vec<Test> {
         libcontainer::tests(),
         security::tests(),
         confinement::tests(),
+        privilege::tests(),
+        processes::tests(),
         same_as_runc::tests(),
         mounts::tests(),
         propagation::tests(),

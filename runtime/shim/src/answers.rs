@@ -90,17 +90,21 @@ impl Shim {
         self.hear(serial);
         let Some(place) = self.jobs.iter().position(|job| job.serial == serial) else { return };
         let Some(job) = self.jobs.get_mut(place) else { return };
+        let container = match &job.kind {
+            Kind::Create(id) => Some(id),
+            Kind::Exec(id) => self.execs.iter().find(|exec| exec.id == *id).map(|exec| &exec.container),
+            Kind::Pause => None,
+        };
+        let container = container.and_then(|id| self.containers.iter().find(|container| container.id == *id));
         match job.kind {
             Kind::Create(_) => {
-                let left =
-                    || refusal(ErrorKind::Internal, "worker", format!("the worker left with status {code}"));
+                let left = || refusal(ErrorKind::Internal, "worker", why(code, container));
                 job.failure.get_or_insert_with(left);
                 self.created(place, Reply::Done);
             }
             // The process it made holds the socket until its execve; without one there is nothing to wait for.
             Kind::Pause | Kind::Exec(_) if job.made.is_none() => {
-                let left =
-                    || refusal(ErrorKind::Internal, "worker", format!("the worker left with status {code}"));
+                let left = || refusal(ErrorKind::Internal, "worker", why(code, container));
                 job.failure.get_or_insert_with(left);
                 if job.kind == Kind::Pause { self.pause_made(place) } else { self.exec_made(place) }
             }
@@ -285,6 +289,16 @@ impl Shim {
         drop(self.epoll.remove(job.socket.as_fd()));
         job
     }
+}
+
+/// What the end of a worker that said nothing means: it works inside the container's cgroup.
+fn why(code: i32, container: Option<&Container>) -> String {
+    if code == 128 + SIGKILL && container.is_some_and(crate::reaper::was_oom_killed) {
+        return "the kernel killed the worker for memory: the limit of the container, or of its pod, leaves too \
+                little to start a process in it"
+            .to_owned();
+    }
+    format!("the worker left with status {code}")
 }
 
 /// The master that libcontainer sent while it made the container.

@@ -310,7 +310,7 @@ fn is_empty(container: &Container) -> bool {
     container.cgroups.procs_folder().is_none_or(|folder| sys::cgroup::is_empty(folder).unwrap_or(false))
 }
 
-fn was_oom_killed(container: &Container) -> bool {
+pub(crate) fn was_oom_killed(container: &Container) -> bool {
     let file = if container.cgroups.unified { "memory.events" } else { "memory.oom_control" };
     container
         .cgroups

@@ -27,4 +27,6 @@ pub use container::{ContainerInput, DEFAULT_PATH, HostFacts, ImageFacts, contain
 pub use error::{Error, ErrorKind};
 pub use exec::exec;
 pub use mounts::PodFiles;
-pub use sandbox::{PAUSE_OOM_SCORE_ADJ, PauseInput, SHIM_OOM_SCORE_ADJ, SHM_SIZE, pause, sysctls};
+pub use sandbox::{
+    PAUSE_OOM_SCORE_ADJ, PauseInput, SHIM_OOM_SCORE_ADJ, SHM_SIZE, pause, pause_limits, sysctls,
+};

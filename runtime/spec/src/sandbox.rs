@@ -1,5 +1,6 @@
 //! Pause's plan, and which kernel parameters a pod may set.
 
+use crate::resources::Write;
 use crate::{Error, refuse};
 use model::{NamespaceMode, PodConfig, PodRecord, User};
 use wire::{CgroupPlan, PausePlan, SeccompProgram};
@@ -17,6 +18,8 @@ const PAUSE_ID: u32 = 65535;
 /// server without capabilities on port 80, and ping without CAP_NET_RAW. The namespace is the pod's alone.
 const NETWORK_DEFAULTS: [(&str, &str); 2] =
     [("net/ipv4/ip_unprivileged_port_start", "0"), ("net/ipv4/ping_group_range", "0 2147483647")];
+/// Memory of pause, bytes. It has some 50 KiB; the rest is for what the kernel charges while it starts.
+const PAUSE_MEMORY: u64 = 8 << 20;
 /// Linux' HOST_NAME_MAX.
 const LONGEST_HOSTNAME: usize = 64;
 /// Most kernel parameters of a pod, and the longest value: /proc/sys takes one page.
@@ -81,6 +84,18 @@ pub fn pause(input: PauseInput<'_>) -> Result<PausePlan, Error> {
         cgroup,
         shm_size: SHM_SIZE,
     })
+}
+
+/// Limits of pause's own leaf, for v1: it is one process of some KiB, and nobody may hide work behind it.
+pub fn pause_limits() -> Vec<Write> {
+    let write = |controller: &str, file: &str, value: u64| Write {
+        controller: controller.to_owned(),
+        file: file.to_owned(),
+        value: value.to_string(),
+        field: "the sandbox's own process",
+        optional: true,
+    };
+    vec![write("pids", "pids.max", 1), write("memory", "memory.limit_in_bytes", PAUSE_MEMORY)]
 }
 
 fn hostname(config: &PodConfig) -> Result<String, Error> {

@@ -160,7 +160,8 @@ fn prepare_pause(context: &Context, record: &PodRecord) -> Result<Vec<OwnedFd>, 
         context.compiler.program(&record.config.security.seccomp, 0)?
     };
     let parent = pod_parent(&record.config, &record.id)?;
-    let leaf = context.cgroups.create_leaf(&leaf_path(&parent, &record.id), &Limits::default())?;
+    let limits = Limits { writes: spec::pause_limits(), ..Limits::default() };
+    let leaf = context.cgroups.create_leaf(&leaf_path(&parent, &record.id), &limits)?;
     let seccomp = seccomp.map(|compiled| compiled.program.clone());
     let plan = spec::pause(spec::PauseInput { pod: record, cgroup: leaf.plan, seccomp })?;
     let mut fds = vec![memfd("pause-plan", &plan)?];
