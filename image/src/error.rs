@@ -87,6 +87,12 @@ pub enum Error {
         #[source]
         source: Arc<io::Error>,
     },
+    /// No thread to work on: the node is out of processes, or too much hangs. Nothing was done.
+    #[error("image store: {source}")]
+    Threads {
+        /// What is missing.
+        source: Arc<io::Error>,
+    },
     /// The caller went away, or the daemon is shutting down.
     #[error("image operation was cancelled")]
     Cancelled,

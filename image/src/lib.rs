@@ -5,6 +5,7 @@
 //! a crash leaves only garbage that the next start sweeps. Everything a registry serves is treated as hostile.
 
 mod error;
+mod lane;
 mod manifest;
 mod pull;
 mod record;
@@ -18,7 +19,8 @@ pub use error::Error;
 pub use record::{ImageConfig, ImageRecord, Lease, Usage};
 pub use reference::{Digest, Reference, Selector};
 
-use pull::{Puller, blocking};
+use lane::blocking;
+use pull::Puller;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -105,6 +107,11 @@ impl ImageStore {
         let store = Arc::new(Store::open(&options.root, &options.pinned)?);
         let puller = Arc::new(Puller::new(Arc::new(options), store.clone()));
         Ok(Self { store, puller })
+    }
+
+    /// The threads that short work of the stores is done on.
+    pub fn lane() -> &'static pool::Lane {
+        lane::store()
     }
 
     /// Pulls an image, or joins an equal pull under way. Dropping the last caller's future cancels the transfer

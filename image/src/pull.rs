@@ -1,6 +1,7 @@
 //! One pull: resolve, choose, transfer what is missing, name it last. Equal pulls share one transfer.
 
 use crate::error::{Error, Result};
+use crate::lane::{blocking, unpacking};
 use crate::manifest::{self, Descriptor, Document, Platform};
 use crate::record::ImageRecord;
 use crate::reference::{Digest, Reference};
@@ -156,13 +157,14 @@ impl Puller {
         let (feed, input) = mpsc::channel::<Bytes>(WAITING);
         let store = self.store.clone();
         // When this future is dropped the feed ends early: the thread then fails, and clears its folder.
-        let unpacked = tokio::task::spawn_blocking(move || {
+        // Begun now, beside the download.
+        let unpacked = tokio::spawn(unpacking(move || {
             let ingest = store.ingest()?;
             let made = unpack(input, &expected, ingest.path())?;
             store.publish_layer(ingest, &expected.diff_id, made)?;
             drop(pins);
             Ok(())
-        });
+        }));
         let mut blob = registry.blob(&layer);
         let downloaded = async {
             while let Some(part) = blob.next().await? {
@@ -218,11 +220,4 @@ async fn resolve(registry: &Registry) -> Result<Found> {
         }
     }
     Err(Error::unsupported(format!("index {top}"), "it is nested too deeply"))
-}
-
-/// Runs what blocks where it may.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Cancelled)?
 }

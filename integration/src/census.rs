@@ -1,5 +1,5 @@
 //! The census: what exists before a test must be what exists after it. Processes, mounts, netns pins,
-//! cgroups, the daemon's files, host-port rules, interfaces and addresses.
+//! cgroups, the daemon's files, host-port rules, interfaces and addresses; panics in its log.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -35,6 +35,11 @@ impl Census {
         if let Some(node) = node.filter(|n| !n.is_foreign()) {
             this.tree("root", &node.paths.root, &node.paths.root);
             this.tree("run", &node.paths.run, &node.paths.run);
+            // In builds that unwind a panic costs one task only; where it aborts, the daemon.
+            let log = fs::read_to_string(&node.paths.log).unwrap_or_default();
+            for line in log.lines().filter(|line| line.contains("panicked at")) {
+                this.add("panic in the daemon's log", line);
+            }
             for address in node.network.leased() {
                 this.add("lease", &address);
             }

@@ -13,6 +13,7 @@ mod context;
 mod cri;
 mod demo;
 mod fixture;
+mod hang;
 mod http;
 mod images;
 mod isolation;

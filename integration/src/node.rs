@@ -95,15 +95,36 @@ impl Node {
 
     /// Starts the daemon of a node that has none, and waits for it to answer.
     pub(crate) async fn launch(&self) -> Result<()> {
+        let (program, args) = self.program();
+        let mut command = Command::new(program);
+        command.args(args);
+        self.launch_by(command).await
+    }
+
+    /// The daemon's binary and its arguments.
+    pub(crate) fn program(&self) -> (PathBuf, Vec<PathBuf>) {
+        (self.bin.clone(), vec![PathBuf::from("--config"), self.paths.config.clone()])
+    }
+
+    /// As [`Self::launch`], by a command of the test's own that executes [`Self::program`] in the end.
+    pub(crate) async fn launch_by(&self, mut command: Command) -> Result<()> {
         let log = fs::OpenOptions::new().create(true).append(true).open(&self.paths.log)?;
-        let child = Command::new(&self.bin)
-            .arg("--config")
-            .arg(&self.paths.config)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("start {}", self.bin.display()))?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        self.spawn(command).await
+    }
+
+    /// As [`Self::launch`], with standard error somewhere else.
+    pub(crate) async fn launch_with_stderr(&self, stderr: Stdio) -> Result<()> {
+        let (program, args) = self.program();
+        let mut command = Command::new(program);
+        command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+        self.spawn(command).await
+    }
+
+    async fn spawn(&self, mut command: Command) -> Result<()> {
+        let child = command.spawn().with_context(|| format!("start {}", self.bin.display()))?;
+        // It may hold descriptors of the test's.
+        drop(command);
         self.put(child);
         wait::until("the daemon to answer", Duration::from_secs(15), || async {
             if let Some(code) = self.ended()? {

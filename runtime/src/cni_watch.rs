@@ -4,8 +4,10 @@
 //! nearest ancestor that exists, and is set anew after every event. Because a watch can be lost in ways that
 //! make no event (a file system mounted over the folder), it is looked at every [`LOOK`] as well.
 
+use crate::lanes;
 use inotify::{Inotify, WatchMask};
 use std::future::Future;
+use std::io;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -21,7 +23,7 @@ const SETTLE_MOST: Duration = Duration::from_secs(1);
 /// Runs until it is dropped: calls `reload` after every change in `conf_dir` and every [`LOOK`].
 pub(crate) async fn follow<F: Future<Output = ()>>(conf_dir: PathBuf, reload: impl Fn() -> F) {
     loop {
-        match Watch::new(&conf_dir) {
+        match Watch::new(conf_dir.clone()).await {
             Ok(mut watch) => {
                 // Read after the watch is set: nothing falls between.
                 reload().await;
@@ -59,7 +61,12 @@ struct Watch {
 }
 
 impl Watch {
-    fn new(conf_dir: &Path) -> std::io::Result<Self> {
+    /// Resolves the path away from the workers: the folder may lie on a disk that hangs.
+    async fn new(conf_dir: PathBuf) -> io::Result<Self> {
+        lanes::foreign().run_for("CNI folder", move || Self::set(&conf_dir)).await?
+    }
+
+    fn set(conf_dir: &Path) -> io::Result<Self> {
         let inotify = Inotify::init()?;
         let changes = WatchMask::CREATE
             | WatchMask::CLOSE_WRITE
@@ -88,13 +95,13 @@ impl Watch {
     }
 
     /// Resolves when something has happened.
-    async fn changed(&mut self) -> std::io::Result<()> {
+    async fn changed(&mut self) -> io::Result<()> {
         let mut buffer = [0; 4096];
         loop {
             self.events.readable().await?;
             match self.events.try_read(&mut buffer) {
                 Ok(_) => return Ok(()),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
             }
         }

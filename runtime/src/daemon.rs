@@ -7,7 +7,7 @@ use crate::seccomp::Compiler;
 use crate::service::{self, Backend, Figures, Socket};
 use crate::shutdown::Shutdown;
 use crate::stats::StatsReader;
-use crate::{cni_watch, telemetry};
+use crate::{cni_watch, lanes, telemetry};
 use image::ImageStore;
 use network::{Cni, CniConfig};
 use state::Layout;
@@ -18,17 +18,17 @@ use std::time::Duration;
 
 /// Threads that run calls. The work is waiting, not computing; what blocks goes to the blocking pool.
 const WORKERS: usize = 2;
-/// Blocking calls at once: records, layers, cgroup files. A hung disk can take this many and no more.
-const BLOCKING: usize = 64;
+/// tokio's own threads for what blocks: not used ([`lanes`]), but 0 is not allowed.
+const BLOCKING: usize = 1;
 /// Arenas of the C library's allocator: one a worker thread.
 const ARENAS: i32 = 2;
-/// Futures live on the heap, and what blocks is shallow; glibc's 8 MiB would only be address space, but
-/// every touched page of a pool thread stays. Unoptimised code needs several times as much.
-const STACK: usize = if cfg!(debug_assertions) { 4096 * 1024 } else { 512 * 1024 };
-/// An idle pool thread goes after this time.
-const KEEP_ALIVE: Duration = Duration::from_secs(2);
-/// What still blocks after the stop is left to the kernel.
+/// Bytes of a worker's stack. Futures live on the heap; glibc's 8 MiB would only be address space. (Frames of
+/// unoptimised builds are several times as large.)
+const STACK: usize = if cfg!(debug_assertions) { 4 << 20 } else { 512 * 1024 };
+/// Tasks still running after the stop are abandoned after this.
 const ABANDON: Duration = Duration::from_secs(1);
+/// The longest that the last log lines are waited for.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// Where network namespaces are pinned: CNI agents mount this folder from the host and look there.
 const NETNS_DIR: &str = "/run/netns";
@@ -77,19 +77,46 @@ pub fn run(config: Config) -> Result<(), Error> {
     if let Err(error) = sys::rlimit::raise_open_files() {
         tracing::warn!(%error, "limit of open files not raised");
     }
-    let process = |doing| move |source| Error::Process { doing, source };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(WORKERS)
-        .max_blocking_threads(BLOCKING)
+    let alone = threads_to_spare().err();
+    if let Some(error) = &alone {
+        tracing::error!(%error, "no threads can be started: the daemon works with one until it is restarted");
+    }
+    let runtime = workers(alone.is_some())
         .thread_stack_size(STACK)
-        .thread_keep_alive(KEEP_ALIVE)
         .thread_name("copepod")
         .enable_all()
         .build()
-        .map_err(process("start threads"))?;
+        .map_err(|source| Error::Process { doing: "start threads", source })?;
+    lanes::start(alone.is_some());
     let result = runtime.block_on(daemon(config));
     runtime.shutdown_timeout(ABANDON);
+    telemetry::flush(LAST_LINES);
     result
+}
+
+fn workers(alone: bool) -> tokio::runtime::Builder {
+    if alone {
+        return tokio::runtime::Builder::new_current_thread();
+    }
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(WORKERS).max_blocking_threads(BLOCKING);
+    builder
+}
+
+/// Whether the workers can be started. tokio starts them itself and panics when it cannot, so as many threads
+/// are started before it, all at once, and ended again.
+fn threads_to_spare() -> std::io::Result<()> {
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let held = std::sync::Mutex::new(held);
+    std::thread::scope(|scope| {
+        // Dropped at the end, or with the first error: then all of them end.
+        let _release = release;
+        for _ in 0..WORKERS {
+            let wait = || drop(held.lock().map(|held| held.recv()));
+            std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, wait)?;
+        }
+        Ok(())
+    })
 }
 
 /// Locks first, records next, the socket after them: whoever can connect gets true answers.
@@ -136,9 +163,11 @@ async fn daemon(config: Config) -> Result<(), Error> {
         let cni = cni.clone();
         async move { reload(&cni).await }
     }));
+    let trimming = tokio::spawn(crate::pod::output::trim());
     ready(&backend.config);
     let served = service::serve(socket, backend, stopping).await;
     watching.abort();
+    trimming.abort();
     node.shutdown().await;
     drop(lock);
     tracing::info!("stopped");
@@ -172,15 +201,13 @@ fn find(config: &Config) -> Result<Found, Error> {
     Ok(Found { layout, lock, boot_id, images, cgroups, shim_binary, pause_binary })
 }
 
-/// Runs a step of the start on the blocking pool.
+/// Runs a step of the start that waits for the disk.
 async fn blocking<T: Send + 'static>(
     step: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    match tokio::task::spawn_blocking(step).await {
+    match lanes::records().run(step).await {
         Ok(result) => result,
-        Err(error) => {
-            Err(Error::Process { doing: "run a step of the start", source: std::io::Error::other(error) })
-        }
+        Err(error) => Err(Error::Process { doing: "run a step of the start", source: error.into() }),
     }
 }
 

@@ -11,6 +11,7 @@ pub(crate) fn hit(name: &str) {
     let wanted = WANTED.get_or_init(|| std::env::var(VARIABLE).ok().filter(|name| !name.is_empty()));
     if wanted.as_deref() == Some(name) {
         tracing::error!(name, "failpoint: the daemon ends here");
+        crate::telemetry::flush(std::time::Duration::from_secs(1));
         std::process::abort();
     }
 }

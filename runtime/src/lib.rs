@@ -7,6 +7,7 @@ pub mod config;
 mod daemon;
 mod failpoint;
 mod files;
+mod lanes;
 mod netns;
 pub mod node;
 mod pod;

@@ -163,6 +163,7 @@ impl From<image::Error> for Error {
         let kind = match &error {
             image::Error::NotFound { .. } => ErrorKind::NotFound,
             image::Error::InvalidReference { .. } => ErrorKind::InvalidArgument,
+            image::Error::Threads { .. } => ErrorKind::Unavailable,
             _ => ErrorKind::Internal,
         };
         Self::new(kind, with_causes(&error))

@@ -3,7 +3,7 @@
 
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use model::SeccompProfile;
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
 use sha2::{Digest as _, Sha256};
 use spec::seccomp::{Action, Arch, Op, Profile, RELEVANT_CAPS, parse_localhost, runtime_default};
 use std::fs::File;
@@ -174,10 +174,22 @@ impl Default for Compiler {
     }
 }
 
-/// A profile's bytes, capped. A folder, or a file without an end, gives an error.
+/// A profile's bytes, capped. What is not a regular file gives an error, and does not hold anybody up: a FIFO
+/// would block the open, and opening a device can do anything.
 fn read(path: &str) -> io::Result<Vec<u8>> {
+    let refused = || io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(refused());
+    }
+    // Should it be another thing by now.
+    let file =
+        open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY, Mode::empty())?;
+    let file = File::from(file);
+    if !file.metadata()?.is_file() {
+        return Err(refused());
+    }
     let mut text = Vec::new();
-    let size = File::open(path)?.take(LARGEST_PROFILE + 1).read_to_end(&mut text)?;
+    let size = file.take(LARGEST_PROFILE + 1).read_to_end(&mut text)?;
     if u64::try_from(size).unwrap_or(u64::MAX) > LARGEST_PROFILE {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "larger than 1 MiB"));
     }

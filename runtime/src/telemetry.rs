@@ -1,8 +1,14 @@
 //! Logging: one subscriber, standard error, text or JSON.
 //!
 //! An error is logged once, where it is handled; what is returned to a caller is not logged on the way.
+//! A line never waits: a thread of its own writes to standard error, and what it is too slow for (a full pipe, a
+//! hung disk) is dropped and counted.
+
+mod lines;
 
 use crate::config::{Log, LogFormat, LogLevel};
+use lines::Lines;
+use std::time::Duration;
 use tracing_subscriber::Layer as _;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -19,7 +25,7 @@ pub struct AlreadySet;
 
 /// Sets the process's subscriber up. Once.
 pub fn init(log: Log) -> Result<(), AlreadySet> {
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let lines = tracing_subscriber::fmt::layer().with_writer(Lines::to_stderr()).with_ansi(false);
     let lines = match log.format {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
@@ -28,6 +34,11 @@ pub fn init(log: Log) -> Result<(), AlreadySet> {
         .with(lines.with_filter(filter(log.level)))
         .try_init()
         .map_err(|_| AlreadySet)
+}
+
+/// Waits until what was logged so far is written, at most `limit`: before the process ends.
+pub fn flush(limit: Duration) {
+    lines::flush(limit);
 }
 
 fn filter(level: LogLevel) -> Targets {

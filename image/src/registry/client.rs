@@ -10,6 +10,7 @@ use super::mirror::{self, Host};
 use crate::error::{Error, Result};
 use crate::manifest::{ACCEPT, Descriptor};
 use crate::reference::{Digest, Reference, Selector};
+use crate::registry::names::Names;
 use crate::{Auth, Options};
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Full};
@@ -28,7 +29,7 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
-type Http = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
+type Http = Client<HttpsConnector<HttpConnector<Names>>, Full<Bytes>>;
 
 /// Waits before the second, third and fourth try of a host that is overloaded or faulty.
 const BACKOFF: [Duration; 3] =
@@ -68,7 +69,7 @@ impl Registry {
         let registry = reference.registry();
         let mut endpoints = Vec::new();
         for host in mirror::hosts(&options.certs_dir, registry)? {
-            let mut tcp = HttpConnector::new();
+            let mut tcp = HttpConnector::new_with_resolver(Names);
             tcp.enforce_http(false);
             tcp.set_nodelay(true);
             tcp.set_connect_timeout(Some(options.connect_timeout));

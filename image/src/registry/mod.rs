@@ -3,5 +3,6 @@
 pub(crate) mod auth;
 mod client;
 pub(crate) mod mirror;
+mod names;
 
 pub(crate) use client::Registry;

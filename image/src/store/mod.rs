@@ -10,6 +10,7 @@ mod layout;
 mod lease;
 
 use crate::error::{Error, Result};
+use crate::lane::blocking;
 use crate::record::{ImageRecord, Lease, Usage};
 use crate::reference::{Digest, Reference};
 use crate::unpack::Made;
@@ -369,11 +370,11 @@ impl Drop for Pins {
         let store = self.store.clone();
         // Without a runtime the process is ending: the next start sweeps.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            drop(runtime.spawn_blocking(move || {
-                if let Err(error) = store.collect() {
+            runtime.spawn(async move {
+                if let Err(error) = blocking(move || store.collect()).await {
                     tracing::warn!(%error, "collecting unused layers");
                 }
-            }));
+            });
         }
     }
 }

@@ -4,11 +4,14 @@ mod badimage;
 mod badinput;
 mod confinement;
 mod container;
+mod daemon;
 mod exec;
 mod hazards;
+mod hung;
 mod image;
 mod kill9;
 mod libcontainer;
+mod life;
 mod log;
 mod mounts;
 mod namespaces;
@@ -25,6 +28,7 @@ mod resources;
 mod restart;
 mod same_as_runc;
 mod security;
+mod threads;
 
 use crate::runner::Test;
 
@@ -38,6 +42,7 @@ pub(crate) fn all() -> Vec<Test> {
         exec::tests(),
         pause::tests(),
         log::tests(),
+        life::tests(),
         image::tests(),
         libcontainer::tests(),
         security::tests(),
@@ -51,6 +56,9 @@ pub(crate) fn all() -> Vec<Test> {
         network::tests(),
         plugins::tests(),
         hazards::tests(),
+        daemon::tests(),
+        threads::tests(),
+        hung::tests(),
         badinput::tests(),
         badimage::tests(),
         restart::tests(),

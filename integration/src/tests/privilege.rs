@@ -236,9 +236,17 @@ async fn pause_has_a_filter_of_its_own(cx: Context) -> Result<()> {
 
 async fn pause_can_neither_fork_nor_grow(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
-    let pids = cgroup::read("pids", &pod.id, "pids.max")?;
+    // The shim has a cgroup of that name too.
+    let leaf = format!("{}/{}", pod.config.linux.as_ref().map_or("", |l| l.cgroup_parent.as_str()), pod.id);
+    let read = |controller: &str, file: &str| -> Result<String> {
+        let root = cgroup::hierarchies().into_iter().find(|h| h.ends_with(controller));
+        let file =
+            root.with_context(|| format!("no {controller}"))?.join(leaf.trim_start_matches('/')).join(file);
+        Ok(fs::read_to_string(&file).with_context(|| file.display().to_string())?.trim().to_owned())
+    };
+    let pids = read("pids", "pids.max")?;
     ensure!(pids == "1", "pause's leaf takes {pids} processes");
-    let memory: u64 = cgroup::read("memory", &pod.id, "memory.limit_in_bytes")?.parse()?;
+    let memory: u64 = read("memory", "memory.limit_in_bytes")?.parse()?;
     ensure!(memory <= 16 << 20, "pause's leaf takes {memory} bytes");
     Ok(())
 }
@@ -275,18 +283,19 @@ async fn keyring_is_joined_by_no_other_pod(cx: Context) -> Result<()> {
     let (one, other) = (cx.pod().await?, cx.pod().await?);
     let sleeper = shapes::container("one", &image, &["/bin/sleep", "100000"]);
     let c = cx.start(&one, &sleeper).await?;
-    let add = "syscall(248, 'user', 'secret', 'text', 4, -3) > 0 or die; open K, '/proc/keys'; print <K>";
+    let add = "my ($t, $n, $v) = ('user', 'secret', 'text'); syscall(248, $t, $n, $v, 4, -3) > 0 or die; \
+               open K, '/proc/keys'; print <K>";
     let out = cx.cri.exec(&c, &["/usr/bin/perl", "-e", add]).await?;
     ensure!(out.code == 0, "{out:?}");
     let line = out.stdout.lines().find(|line| line.contains("_ses.")).context("no session keyring")?;
     let name = line.split_whitespace().find(|word| word.starts_with("_ses.")).context("its name")?;
     let name = name.trim_end_matches(':');
     // Seen again by the next exec of the same container.
-    let find = "exit(syscall(250, 10, -3, 'user', 'secret', 0) > 0 ? 0 : 1)";
+    let find = "my ($t, $n) = ('user', 'secret'); exit(syscall(250, 10, -3, $t, $n, 0) > 0 ? 0 : 1)";
     ensure!(cx.cri.exec(&c, &["/usr/bin/perl", "-e", find]).await?.code == 0, "an exec has another keyring");
     let thief = cx.start(&other, &sleeper).await?;
     for name in [name.to_owned(), format!("_ses.{c}")] {
-        let join = format!("syscall(250, 1, '{name}') > 0 or exit 3; {find}");
+        let join = format!("my $ring = '{name}'; syscall(250, 1, $ring) > 0 or exit 3; {find}");
         let out = cx.cri.exec(&thief, &["/usr/bin/perl", "-e", &join]).await?;
         ensure!(out.code != 0, "root of another pod has the key by joining {name}");
     }
@@ -306,8 +315,8 @@ async fn a_full_key_quota_stops_no_start(cx: Context) -> Result<()> {
     let image = perl(&cx).await?;
     let pod = cx.pod().await?;
     // Until root, which every container's root is, has no byte left; then the smallest.
-    let fill = "$| = 1; for my $size (32000, 4000, 400, 40, 1) { my $p = 'x' x $size; \
-                for my $n (1 .. 5000) { last if syscall(248, 'user', \"k$size-$n\", $p, $size, -3) < 0 } } \
+    let fill = "$| = 1; my $t = 'user'; for my $size (32000, 4000, 400, 40, 1) { my $p = 'x' x $size; \
+                for my $n (1 .. 5000) { my $k = \"k$size-$n\"; last if syscall(248, $t, $k, $p, $size, -3) < 0 } } \
                 print \"full\\n\"; sleep 100000";
     let c = cx.start(&pod, &shapes::container("fills", &image, &["/usr/bin/perl", "-e", fill])).await?;
     let path = cx.cri.container(&c).await?.log_path;

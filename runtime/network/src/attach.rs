@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use model::{Dns, PodId, PortMapping, Protocol};
+use pool::{Lane, Size};
 use serde_json::{Map, Value, json};
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout};
 
 use crate::conf::{self, Network, PluginConf, Version};
@@ -18,6 +18,9 @@ use crate::lease::{Debt, Lease, Leases};
 use crate::plugin::{self, Call};
 use crate::result::Answer;
 use crate::{CniConfig, Readiness};
+
+/// Work that waits for a thread: one piece a pod.
+const WAITING: usize = 4096;
 
 /// The pod's interface; Kubernetes knows no other.
 pub(crate) const IFNAME: &str = "eth0";
@@ -56,6 +59,8 @@ struct Inner {
     loaded: RwLock<Loaded>,
     slots: Semaphore,
     leases: Leases,
+    /// Leases, configurations, and starting plugins: any of their disks can hang.
+    lane: Lane,
 }
 
 #[derive(Debug, Clone)]
@@ -77,15 +82,27 @@ impl Cni {
         let loaded = Loaded { network: None, readiness: Readiness { network: None, file: None, problem } };
         let slots = Semaphore::new(config.max_parallel.clamp(1, Semaphore::MAX_PERMITS));
         let leases = Leases::new(config.cache_dir.clone());
-        Self(Arc::new(Inner { config, loaded: RwLock::new(loaded), slots, leases }))
+        let lane = Lane::new(Size { name: "cni", kept: 1, most: 64, each: 64, waiting: WAITING });
+        Self(Arc::new(Inner { config, loaded: RwLock::new(loaded), slots, leases, lane }))
+    }
+
+    /// The threads that this client's blocking work is done on.
+    pub fn lane(&self) -> &Lane {
+        &self.0.lane
     }
 
     /// Reads the folder of configurations again and asks the plugins as [`Cni::status`] does. Pods keep the
     /// configuration they were added with.
     pub async fn reload(&self) -> Readiness {
+        self.load().await;
+        self.status().await
+    }
+
+    /// Reads the folder of configurations again, without asking any plugin.
+    pub async fn load(&self) {
         let dir = self.0.config.conf_dir.clone();
         let name = dir.display().to_string();
-        let work = spawn_blocking(move || conf::load(&dir));
+        let work = self.0.lane.run(move || conf::load(&dir));
         let found = match timeout(self.0.config.timeout, work).await {
             Ok(Ok(found)) => found,
             Ok(Err(error)) => Err(format!("{name}: {error}")),
@@ -108,7 +125,6 @@ impl Cni {
                 readiness: Readiness { network: None, file: None, problem: Some(problem) },
             }),
         }
-        self.status().await
     }
 
     fn set(&self, loaded: Loaded) {
@@ -216,7 +232,7 @@ impl Cni {
             return self.blocking(move |leases| leases.close(&id)).await;
         };
         let _slot = self.slot(pod, Verb::Del).await?;
-        let netns = living(netns).await;
+        let netns = living(&self.0.lane, netns).await;
         let previous = result.as_ref().filter(|_| lease.network.version >= Version::V0_4_0);
         let mut errors = Vec::new();
         for plugin in lease.network.plugins.iter().rev() {
@@ -326,10 +342,10 @@ impl Cni {
         work: impl FnOnce(&Leases) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let leases = self.0.leases.clone();
-        spawn_blocking(move || work(&leases)).await.map_err(|error| Error::Lease {
+        self.0.lane.run(move || work(&leases)).await.map_err(|error| Error::Lease {
             action: "use",
             path: self.0.config.cache_dir.clone(),
-            source: std::io::Error::other(error),
+            source: error.into(),
         })?
     }
 
@@ -359,7 +375,7 @@ impl Cni {
             call.args.clone_from(&lease.args);
             call.netns = netns;
         }
-        plugin::run(call).await
+        plugin::run(&self.0.lane, call).await
     }
 }
 
@@ -445,13 +461,13 @@ fn cni_args(pod: &Attachment) -> Result<String, Error> {
 }
 
 /// CNI_NETNS for a DEL: the path, or nothing when it is not a namespace any more.
-async fn living(netns: Option<&Path>) -> OsString {
+async fn living(lane: &Lane, netns: Option<&Path>) -> OsString {
     /// `f_type` of namespaces' file system, from `<linux/magic.h>`.
     const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
     let Some(path) = netns.map(Path::to_path_buf) else {
         return OsString::new();
     };
-    let check = spawn_blocking(move || {
+    let check = lane.run(move || {
         let is_one = rustix::fs::statfs(&path).is_ok_and(|facts| facts.f_type == NSFS_MAGIC);
         if is_one { path.into_os_string() } else { OsString::new() }
     });

@@ -170,8 +170,17 @@ impl Error {
     /// The plugin asked to try again later (CNI code 11), or others were in the way.
     pub fn is_temporary(&self) -> bool {
         match self {
-            Self::Plugin { failure, .. } => matches!(**failure, Failure::Refused { code: 11, .. }),
+            Self::Plugin { failure, .. } => match &**failure {
+                Failure::Refused { code: 11, .. } => true,
+                // No process, or no thread, to be had now.
+                Failure::Run { source, .. } => {
+                    matches!(source.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ResourceBusy)
+                }
+                _ => false,
+            },
             Self::Busy { .. } => true,
+            // No thread to do it on.
+            Self::Lease { source, .. } => source.kind() == io::ErrorKind::ResourceBusy,
             Self::Several(errors) => !errors.is_empty() && errors.iter().all(Self::is_temporary),
             _ => false,
         }

@@ -12,7 +12,6 @@ mod lease;
 mod plugin;
 mod result;
 
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -51,16 +50,4 @@ impl Readiness {
     pub fn is_ready(&self) -> bool {
         self.problem.is_none()
     }
-}
-
-/// Brings the loopback interface of a network namespace up, in process and in a thread of its own.
-///
-/// # Errors
-/// What the kernel said, for example EINVAL when the descriptor is no network namespace.
-pub async fn loopback_up(netns: OwnedFd) -> std::io::Result<()> {
-    let work = tokio::task::spawn_blocking(move || {
-        use std::os::fd::AsFd as _;
-        sys::netns::loopback_up(netns.as_fd())
-    });
-    work.await.map_err(std::io::Error::other)?
 }

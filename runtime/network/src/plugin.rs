@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use pool::Lane;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
-use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::error::{Failure, Verb};
@@ -46,15 +46,15 @@ pub(crate) struct Call {
 }
 
 /// Runs the plugin and returns what it printed.
-pub(crate) async fn run(call: Call) -> Result<Vec<u8>, Failure> {
+pub(crate) async fn run(lane: &Lane, call: Call) -> Result<Vec<u8>, Failure> {
     let started = Instant::now();
     let deadline = call.deadline;
     let hung = || Failure::Hung { after_ms: (deadline - started).as_millis() };
     let stdin = call.stdin.clone();
     // Looking for the program and executing it may wait for a disk.
-    let spawning = spawn_blocking(move || spawn(&call));
+    let spawning = lane.run(move || spawn(&call));
     let (path, child) = match timeout_at(deadline, spawning).await {
-        Ok(spawned) => spawned.map_err(|error| run_error(Path::new("plugin"), io::Error::other(error)))??,
+        Ok(spawned) => spawned.map_err(|error| run_error(Path::new("plugin"), error.into()))??,
         // The guard kills what the thread still starts.
         Err(_) => return Err(hung()),
     };

@@ -102,7 +102,7 @@ async fn a_pod_gets_addresses_and_host_ports_and_gives_them_back() {
         host_ip: String::new(),
     }];
     let file = File::open(&attachment.netns).unwrap();
-    network::loopback_up(file.try_clone().unwrap().into()).await.unwrap();
+    sys::netns::loopback_up(file.as_fd()).unwrap();
     let ips = net.cni.add(&attachment).await.unwrap();
     assert_eq!(ips.len(), 2, "{ips:?}");
     assert!(ips[0].is_ipv4() && ips[1].is_ipv6());

@@ -9,9 +9,12 @@ use crate::event_loop::Shim;
 use crate::io::log::Stream;
 use crate::io::output::Output;
 use crate::job::{self, Job, Kind, Prepared, Word, failure, refusal};
-use crate::reaper::{SIGKILL, kill};
+use crate::reaper::{SIGKILL, kill, was_oom_killed};
 use crate::server::KILL_SESSION_MS;
 use crate::table::{Container, Pause, Phase};
+
+/// A memory limit under which any container can be made, bytes: what worker and init take, with room.
+const LEAST_MEMORY: u64 = 8 << 20;
 
 impl Shim {
     /// Takes what a worker has said.
@@ -36,7 +39,6 @@ impl Shim {
                             let now = sys::proc::monotonic_ms();
                             if let Some(killing) = &mut exec.killing {
                                 (killing.look_again, killing.until) = (now, now + KILL_SESSION_MS);
-                                self.kill_session(id, generation, now);
                             }
                         }
                     }
@@ -206,6 +208,7 @@ impl Shim {
         container.cgroups.unified = prepared.unified;
         container.cgroups.memory = prepared.memory;
         container.cgroups.freezer = prepared.freezer;
+        container.cgroups.roams = prepared.roams;
         let mut fds = fds.into_iter();
         container.exec_error = fds.next();
         if let Some(fd) = &container.exec_error {
@@ -260,7 +263,7 @@ impl Shim {
             }
             self.reply(job.asker, reply, Vec::new());
             if let Some(code) = self.strangers.take(pid) {
-                self.init_ended(place, code);
+                self.init_ended(place, code, None);
             } else if stopping {
                 kill(pid, SIGKILL);
             }
@@ -275,8 +278,16 @@ impl Shim {
         {
             container.alive = false;
         }
-        let failed =
+        let mut failed =
             failure_of.unwrap_or_else(|| refusal(ErrorKind::Internal, "worker", "an answer of a wrong kind"));
+        if failed.kind == ErrorKind::Internal && self.containers.get(place).is_some_and(was_oom_killed) {
+            // The worker or init, which does not know why; what it left unsaid shows as something else.
+            let message = format!(
+                "too small for a container to be made in it, {LEAST_MEMORY} bytes are enough ({}: {})",
+                failed.stage, failed.message
+            );
+            failed = refusal(ErrorKind::Invalid, "memory_limit_in_bytes", message);
+        }
         if let Some(container) = self.containers.get_mut(place) {
             container.phase = Phase::Undoing(Some((job.asker, failed)));
         }

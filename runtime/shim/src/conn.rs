@@ -155,3 +155,55 @@ impl Conn {
         Ok(Some((frame, fds)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::{MAX_CONTAINERS, MAX_EXECS, MAX_START_ERROR, cut_start_error};
+    use model::{ContainerId, ExecId};
+    use proptest::prelude::*;
+    use wire::{ContainerState, ExitFacts, Snapshot};
+
+    fn size(entry: Snapshot) -> usize {
+        let mut bytes = Vec::new();
+        codec::encode(0, 0, &Message::Snapshot(entry), &mut bytes).unwrap();
+        bytes.len()
+    }
+
+    #[test]
+    fn a_snapshot_of_full_tables_fits_the_queue() {
+        let container = || ContainerId::from_random([0xff; 32]);
+        for error in ["x", "\"", "\u{1}", "\u{7f}", "ß", "\u{10ffff}"] {
+            let facts = ExitFacts {
+                code: i32::MIN,
+                started_at: i64::MIN,
+                finished_at: i64::MIN,
+                oom_killed: false,
+                start_error: Some(cut_start_error(&error.repeat(10_000))),
+            };
+            let entry = Snapshot::Container {
+                container: container(),
+                state: ContainerState::Exited(facts),
+                pid: u32::MAX,
+            };
+            let containers = MAX_CONTAINERS * size(entry);
+            let execs = MAX_EXECS * size(Snapshot::Exec { exec: ExecId(u64::MAX), container: container() });
+            let pause = size(Snapshot::Pause { pid: u32::MAX, exited: Some(i32::MIN) });
+            let all = containers + execs + pause;
+            assert!(all < MAX_QUEUED, "{all} bytes with start errors of {error:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_start_error_is_cut_as_json_writes_it(text in any::<String>(), times in 1usize..200) {
+            let long = text.repeat(times);
+            let cut = cut_start_error(&long);
+            prop_assert!(long.starts_with(&cut));
+            let json = serde_json::to_string(&cut).unwrap().len() - 2;
+            prop_assert!(json <= MAX_START_ERROR);
+            // No more is cut than must be.
+            prop_assert!(cut == long || json + 6 > MAX_START_ERROR);
+        }
+    }
+}

@@ -17,6 +17,7 @@ use crate::worker::{CreateInput, Stdio, create};
 struct Peek {
     cgroup: CgroupPlan,
     namespaces: NamespacePlan,
+    privileged: bool,
 }
 
 /// What the request says of streams.
@@ -77,6 +78,7 @@ fn prepare<'a>(
         unified: peek.cgroup.unified,
         memory: if peek.cgroup.unified { Some(0) } else { place("memory") },
         freezer: if peek.cgroup.unified { Some(0) } else { place("freezer") },
+        roams: peek.privileged && !peek.cgroup.unified,
     };
     let pipe = || sys::scm::pipe().map_err(at("pipe"));
     let (error_end, exec_error) = pipe()?;

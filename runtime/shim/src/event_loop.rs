@@ -13,13 +13,15 @@ use crate::exit_record::Records;
 use crate::io::output::{After, Buffers};
 use crate::job::{self, Job};
 use crate::reaper::Strangers;
-use crate::table::{Asker, Container, Exec, Pause, Phase};
+use crate::table::{Asker, Container, Exec, Pause, Phase, cut_start_error};
 
 /// After this long without anything to do, large buffers are given back.
 const IDLE_MS: u64 = 200;
 /// The most that is waited for, whatever the timers say.
 const LONGEST_WAIT_MS: u64 = 3_600_000;
 
+/// By kernel number, the same on all architectures.
+const SIGTERM: u32 = 15;
 /// Pause after a connection that could not be taken.
 const ACCEPT_AGAIN_MS: u64 = 1000;
 
@@ -68,8 +70,12 @@ pub(crate) struct Shim {
     pub(crate) buffers: Buffers,
     /// Who waits for the pod to be gone.
     pub(crate) stopping: Option<Asker>,
+    /// When to look at processes of a stopped pod that were not reaped (monotonic ms).
+    pub(crate) stop_look: Option<u64>,
     /// The pod was stopped: leave when the daemon does.
     pub(crate) stopped: bool,
+    /// SIGTERM came: leave as soon as nothing of the pod lives. A shutdown of the host sends it to all processes.
+    terminated: bool,
     /// Leave.
     pub(crate) done: bool,
 }
@@ -94,7 +100,9 @@ impl Shim {
             strangers: Strangers::default(),
             buffers: Buffers::new()?,
             stopping: None,
+            stop_look: None,
             stopped: false,
+            terminated: false,
             done: false,
         })
     }
@@ -119,6 +127,7 @@ impl Shim {
                 self.reap();
             }
             self.tick();
+            self.done |= self.terminated && !self.lives();
         }
         Ok(())
     }
@@ -130,6 +139,7 @@ impl Shim {
             .iter()
             .filter_map(|container| container.look_again)
             .chain(self.listen_again)
+            .chain(self.stop_look)
             .chain(self.jobs.iter().map(|job| job.deadline))
             .chain(self.execs.iter().filter_map(|exec| exec.killing.map(|killing| killing.look_again)));
         let next = timers.min().map(|at| at.saturating_sub(now).min(LONGEST_WAIT_MS));
@@ -145,7 +155,9 @@ impl Shim {
         match event.token >> 32 {
             kind::LISTENER => self.accept(),
             kind::SIGNAL => {
-                while matches!(self.start.signals.next(), Ok(Some(_))) {}
+                while let Ok(Some(number)) = self.start.signals.next() {
+                    self.terminated |= number == SIGTERM;
+                }
                 return true;
             }
             kind::CONN => self.serve(number, event.interest),
@@ -330,6 +342,7 @@ impl Shim {
             }
         }
         *stdin = None;
+        log.finish();
         if let Some(text) = warning {
             let id = id.clone();
             self.warn(Some(&id), text);
@@ -339,10 +352,12 @@ impl Shim {
     /// The pipe that init's execve closes: its end means running, bytes mean failure.
     fn exec_error(&mut self, serial: u32) {
         let Some(place) = self.containers.iter().position(|c| c.serial == serial) else { return };
-        self.hear_exec_error(place);
+        self.hear_exec_error(place, None);
     }
 
-    pub(crate) fn hear_exec_error(&mut self, place: usize) {
+    /// Takes what init has said on that pipe. `executed`: whether init has called execve, when that is known; it is
+    /// looked up otherwise, since the pipe also ends when init is killed before.
+    pub(crate) fn hear_exec_error(&mut self, place: usize, executed: Option<bool>) {
         /// More than any failure takes.
         const LONGEST: usize = 8192;
         let Some(container) = self.containers.get_mut(place) else { return };
@@ -363,20 +378,42 @@ impl Shim {
         drop(self.epoll.remove(fd.as_fd()));
         container.exec_error = None;
         if container.error_bytes.is_empty() {
-            let Phase::Starting(asker) = container.phase else { return };
-            container.phase = Phase::Running;
-            container.facts.started_at = sys::proc::now();
-            let (id, started_at) = (container.id.clone(), container.facts.started_at);
-            // Also to the daemon that asked: it may have given up waiting for the reply.
-            self.event(Event::Started { container: id, started_at });
-            self.reply(asker, Reply::Started { started_at }, Vec::new());
+            // Not reaped, or the caller knows: the number is its own.
+            let executed = executed
+                .or_else(|| Some(sys::proc::stat(container.pid).ok()?.has_executed()))
+                .unwrap_or(container.alive);
+            if executed {
+                self.started(place);
+            }
         } else {
             // Init leaves by itself; the answer waits until it is reaped.
-            let bytes = std::mem::take(&mut container.error_bytes);
-            let failure = serde_json::from_slice(&bytes).unwrap_or_else(|_| {
-                job::refusal(ErrorKind::StartFailed, "execve", String::from_utf8_lossy(&bytes))
-            });
-            container.facts.start_error = Some(failure.message);
+            take_start_error(container);
         }
     }
+
+    /// Init has called execve. Nothing to do when that is known already.
+    pub(crate) fn started(&mut self, place: usize) {
+        let Some(container) = self.containers.get_mut(place) else { return };
+        let Phase::Starting(asker) = container.phase else { return };
+        container.phase = Phase::Running;
+        if !container.killed {
+            container.look_again = None;
+        }
+        container.facts.started_at = sys::proc::now();
+        let (id, started_at) = (container.id.clone(), container.facts.started_at);
+        // Also to the daemon that asked: it may have given up waiting for the reply.
+        self.event(Event::Started { container: id, started_at });
+        self.reply(asker, Reply::Started { started_at }, Vec::new());
+    }
+}
+
+/// Keeps what init said on why it could not start, if it did.
+pub(crate) fn take_start_error(container: &mut Container) {
+    let bytes = std::mem::take(&mut container.error_bytes);
+    if bytes.is_empty() {
+        return;
+    }
+    let failure = serde_json::from_slice(&bytes)
+        .unwrap_or_else(|_| job::refusal(ErrorKind::StartFailed, "execve", String::from_utf8_lossy(&bytes)));
+    container.facts.start_error = Some(cut_start_error(&failure.message));
 }

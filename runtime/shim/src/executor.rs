@@ -17,6 +17,9 @@ use crate::process::{self, Ready, Road};
 use crate::worker::late::Late;
 use crate::worker::stage;
 
+/// What `ps` in a shared PID namespace shows of an init that waits.
+pub(crate) const TITLE: &std::ffi::CStr = c"copepod-init";
+
 /// What init needs, moved out as it is used.
 pub(crate) struct Parts {
     /// The rest of the create.
@@ -58,6 +61,8 @@ impl Executor for Init {
             return Err(ExecutorValidationError::ArgValidationError("init was prepared twice".to_owned()));
         };
         let Parts { late, failed, process, user, report, foreign } = parts;
+        // libcontainer has given it one of its own.
+        let _ = rustix::thread::set_name(TITLE);
         let done = late.finish().and_then(|console| {
             // A closed descriptor's number may have been given out again: to the console.
             let kept = [console.as_ref().map(number), Some(number(&failed)), Some(number(&report))];

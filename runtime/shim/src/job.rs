@@ -14,8 +14,8 @@ use crate::table::Asker;
 
 /// Largest plan. A seccomp program is its longest part.
 pub(crate) const MAX_PLAN: usize = 4 << 20;
-/// Largest packet.
-pub(crate) const MAX_PACKET: usize = 32 * 1024;
+/// Largest packet: what it says goes on to the daemon in one frame, with less than 1 KiB around it.
+pub(crate) const MAX_PACKET: usize = wire::MAX_FRAME - 1024;
 /// For starting pause or an exec; creating has the daemon's deadline.
 pub(crate) const DEADLINE_MS: u64 = 30_000;
 
@@ -56,6 +56,8 @@ pub(crate) struct Prepared {
     pub(crate) unified: bool,
     pub(crate) memory: Option<usize>,
     pub(crate) freezer: Option<usize>,
+    #[serde(default)]
+    pub(crate) roams: bool,
 }
 
 /// A packet.
@@ -109,9 +111,21 @@ impl Teller {
 
     pub(crate) fn reply(&self, reply: &Reply) -> io::Result<()> {
         let mut content = serde_json::to_vec(reply)?;
-        if let (Reply::Failed(failure), true) = (reply, content.len() > MAX_PACKET - 1) {
-            let mut short = failure.clone();
-            short.message = failure.message.chars().take(1000).collect();
+        if content.len() > MAX_PACKET - 1 {
+            let short = match reply {
+                Reply::Failed(failure) => {
+                    Failure { message: failure.message.chars().take(1000).collect(), ..failure.clone() }
+                }
+                Reply::Created { user, home, .. } => {
+                    let (groups, home) = (user.groups.len(), home.len());
+                    let message = format!(
+                        "the image's user has {groups} groups and a home of {home} bytes: more than this runtime \
+                         takes ({MAX_PACKET} bytes as text, some 9000 groups)"
+                    );
+                    refusal(ErrorKind::Invalid, "user", message)
+                }
+                _ => refusal(ErrorKind::Internal, "worker", "its answer is too long"),
+            };
             content = serde_json::to_vec(&Reply::Failed(short))?;
         }
         self.packet(REPLY, &content, &[])

@@ -29,9 +29,10 @@ mod table;
 mod user;
 mod worker;
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 
+use sys::epoll::{Epoll, Interest};
 use sys::signalfd::SignalFd;
 use wire::ShimInit;
 
@@ -54,7 +55,10 @@ const COREDUMP_FILTER: u32 = 0x33;
 /// Largest [`ShimInit`].
 const MAX_INIT: usize = 64 * 1024;
 
-/// What went wrong before the loop; printed to stderr, for there is no daemon to tell yet.
+/// How long the daemon, which has just started this, may take to connect and be told what went wrong.
+const FAREWELL_MS: u64 = 5000;
+
+/// What went wrong before the loop: told to the daemon in place of a greeting, and printed.
 #[derive(Debug, thiserror::Error)]
 #[error("{step}: {source}")]
 struct StartError {
@@ -63,7 +67,7 @@ struct StartError {
 }
 
 fn main() -> ExitCode {
-    match start().and_then(|mut shim| shim.run().map_err(at("event loop"))) {
+    match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             use std::io::Write as _;
@@ -73,12 +77,48 @@ fn main() -> ExitCode {
     }
 }
 
+fn run() -> Result<(), StartError> {
+    let listener = sys::proc::take_inherited(passed::LISTENER).map_err(at("descriptor 3 (socket)"))?;
+    let prepared = start(listener.as_fd()).inspect_err(|error| {
+        // In vain when the daemon is gone: then nobody asks.
+        drop(farewell(listener.as_fd(), error));
+    })?;
+    let Prepared { pod, pause_binary, records, log_dir, signals, warnings } = prepared;
+    let start = Start { pod, listener, pause_binary, records, log_dir, signals, warnings };
+    let mut shim = Shim::new(start).map_err(at("epoll"))?;
+    shim.run().map_err(at("event loop"))
+}
+
+/// Answers the daemon's first connection with what went wrong.
+fn farewell(listener: BorrowedFd<'_>, error: &StartError) -> std::io::Result<()> {
+    let epoll = Epoll::new()?;
+    epoll.add(listener, 0, Interest::READ)?;
+    epoll.wait(Some(FAREWELL_MS), |_| {})?;
+    let Some(daemon) = sys::scm::accept(listener)? else { return Ok(()) };
+    let failure = job::failure(wire::ErrorKind::Internal, error.step, &error.source);
+    let mut bytes = Vec::new();
+    wire::codec::encode(0, 0, &wire::Message::Reply(wire::Reply::Failed(failure)), &mut bytes)
+        .map_err(std::io::Error::other)?;
+    sys::scm::send_with_fds(daemon.as_fd(), &bytes, &[])?;
+    Ok(())
+}
+
+/// All that the loop needs beside its socket.
+struct Prepared {
+    pod: model::PodId,
+    pause_binary: OwnedFd,
+    records: Records,
+    log_dir: Option<OwnedFd>,
+    signals: SignalFd,
+    warnings: Vec<String>,
+}
+
 fn at(step: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
     move |source| StartError { step, source }
 }
 
 /// Everything before the loop. The order matters.
-fn start() -> Result<Shim, StartError> {
+fn start(listener: BorrowedFd<'_>) -> Result<Prepared, StartError> {
     // 1. What this is about.
     let take = |number, step| sys::proc::take_inherited(number).map_err(at(step));
     let init = take(passed::INIT, "descriptor 5 (init)")?;
@@ -104,10 +144,9 @@ fn start() -> Result<Shim, StartError> {
     let boot = state::boot::id().map_err(|error| at("boot id")(std::io::Error::other(error)))?;
 
     // 4. Only what was passed: nothing else may leak into a pod.
-    let listener = take(passed::LISTENER, "descriptor 3 (socket)")?;
     let records = take(passed::RECORDS, "descriptor 4 (exit records)")?;
     let pause_binary = take(passed::PAUSE, "descriptor 6 (pause)")?;
-    let mut keep = Vec::from([listener.as_fd(), records.as_fd(), pause_binary.as_fd()]);
+    let mut keep = Vec::from([listener, records.as_fd(), pause_binary.as_fd()]);
     keep.extend(log_dir.as_ref().map(|dir| dir.as_fd()));
     sys::proc::close_all_but(passed::LISTENER.unsigned_abs(), &keep).map_err(at("descriptors"))?;
     drop(keep);
@@ -136,16 +175,14 @@ fn start() -> Result<Shim, StartError> {
 
     // 7. Signals become readable; children reset the mask.
     let signals = SignalFd::new(&SIGNALS).map_err(at("signalfd"))?;
-    Shim::new(Start {
+    Ok(Prepared {
         pod: init.pod,
-        listener,
         pause_binary,
         records: Records::new(records, boot),
         log_dir,
         signals,
         warnings,
     })
-    .map_err(at("epoll"))
 }
 
 /// v1 folders have `tasks`, which is joined without waiting for a grace period.

@@ -10,7 +10,7 @@ use crate::create::Streams;
 use crate::event_loop::Shim;
 use crate::io::output::LogFile;
 use crate::job::{self, Job, Kind, failure, refusal};
-use crate::reaper::{SIGKILL, kill, kill_cgroup};
+use crate::reaper::{KILLED_LOOK_MS, SIGKILL, START_LOOK_MS, kill, kill_cgroup};
 use crate::table::{Asker, Container, Exec, Killing, MAX_CONTAINERS, MAX_EXECS, Phase};
 use crate::{create, exec, pause};
 
@@ -267,6 +267,8 @@ impl Shim {
         self.watch_exec_error(container).map_err(|error| failure(ErrorKind::Internal, "epoll", &error))?;
         if let Some(container) = self.containers.iter_mut().find(|container| container.id == *id) {
             container.phase = Phase::Starting(asker);
+            container.looks = 0;
+            container.look_again = Some(sys::proc::monotonic_ms() + START_LOOK_MS);
         }
         Ok(None)
     }
@@ -276,6 +278,7 @@ impl Shim {
         if all {
             kill_cgroup(container);
         }
+        let lethal = all || signal == SIGKILL;
         if container.alive {
             let signal = if all { SIGKILL } else { signal };
             let sent =
@@ -289,6 +292,9 @@ impl Shim {
                     return Err(failure(ErrorKind::Internal, "kill", &error));
                 }
                 _ => {}
+            }
+            if lethal && let Some(container) = self.containers.iter_mut().find(|c| c.id == *id) {
+                container.was_killed();
             }
         }
         Ok(Some(Reply::Done))
@@ -308,12 +314,11 @@ impl Shim {
         if exec.pid == 0 {
             // Killed as soon as its pid is known. Not its worker: what that has made and not told yet would be
             // known to nobody.
-            exec.killing = Some(Killing { asker, look_again: u64::MAX, until: u64::MAX });
+            exec.killing = Some(Killing { asker, look_again: u64::MAX, until: u64::MAX, looks: 0 });
             return Ok(None);
         }
-        exec.killing = Some(Killing { asker, look_again: now, until: now + KILL_SESSION_MS });
-        let generation = exec.generation;
-        self.kill_session(id, generation, now);
+        // At the end of this turn, together with others of its container.
+        exec.killing = Some(Killing { asker, look_again: now, until: now + KILL_SESSION_MS, looks: 0 });
         Ok(None)
     }
 
@@ -354,15 +359,17 @@ impl Shim {
     fn stop_pod(&mut self, asker: Asker) -> Result<Option<Reply>, Refused> {
         // A second one takes the place of the first, whose daemon is gone or has given up.
         self.stopping = Some(asker);
-        for container in &self.containers {
+        for container in &mut self.containers {
             if container.is_over() {
                 continue;
             }
             kill_cgroup(container);
             if container.alive {
                 kill(container.pid, SIGKILL);
+                container.was_killed();
             }
         }
+        self.stop_look = Some(sys::proc::monotonic_ms() + KILLED_LOOK_MS);
         for exec in self.execs.iter().filter(|exec| exec.code.is_none()) {
             kill(exec.pid, SIGKILL);
         }
@@ -378,7 +385,7 @@ impl Shim {
     }
 
     /// Whether a process of the pod lives.
-    fn lives(&self) -> bool {
+    pub(crate) fn lives(&self) -> bool {
         !self.jobs.is_empty()
             || self.pause.as_ref().is_some_and(|pause| pause.exited.is_none())
             || self.containers.iter().any(|container| !container.is_over())

@@ -13,6 +13,24 @@ pub(crate) const MAX_CONTAINERS: usize = 256;
 /// Most execs at once.
 pub(crate) const MAX_EXECS: usize = 1024;
 
+/// Longest start error that is kept, as JSON writes it. With it a snapshot of full tables fits what may wait for a
+/// daemon (`conn::MAX_QUEUED`).
+pub(crate) const MAX_START_ERROR: usize = 1024;
+
+/// The beginning of a text that takes at most [`MAX_START_ERROR`] bytes as a JSON string, quotes not counted.
+pub(crate) fn cut_start_error(text: &str) -> String {
+    let mut room = MAX_START_ERROR;
+    let fits = text.chars().take_while(|c| {
+        let size = match c {
+            '"' | '\\' => 2,
+            c if c.is_ascii_control() => 6,
+            c => c.len_utf8(),
+        };
+        room.checked_sub(size).inspect(|left| room = *left).is_some()
+    });
+    fits.collect()
+}
+
 /// Whom to answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Asker {
@@ -59,9 +77,25 @@ pub(crate) struct Cgroups {
     pub(crate) memory: Option<usize>,
     /// Place of the freezer hierarchy.
     pub(crate) freezer: Option<usize>,
+    /// Its processes may change cgroups, so one may have left some hierarchies and stayed in others.
+    pub(crate) roams: bool,
 }
 
 impl Cgroups {
+    /// Where to look for its processes.
+    pub(crate) fn folders_with_processes(&self) -> Vec<BorrowedFd<'_>> {
+        if self.roams {
+            self.folders.iter().map(|fd| fd.as_fd()).collect()
+        } else {
+            self.procs_folder().into_iter().collect()
+        }
+    }
+
+    /// Its folder in v1's freezer hierarchy.
+    pub(crate) fn freezer_folder(&self) -> Option<BorrowedFd<'_>> {
+        self.freezer.and_then(|place| self.folders.get(place)).map(|fd| fd.as_fd())
+    }
+
     /// Where its processes are listed, frozen and killed.
     pub(crate) fn procs_folder(&self) -> Option<BorrowedFd<'_>> {
         let place = self.freezer.unwrap_or(0);
@@ -100,9 +134,12 @@ pub(crate) struct Container {
     pub(crate) error_bytes: Vec<u8>,
     /// Who asked for a start that failed, told when it is over.
     pub(crate) answer_at_end: Option<(Asker, Failure)>,
-    /// When to look at its cgroup again (monotonic ms), and how often that was done.
+    /// When to look at it again (monotonic ms), and how often that was done: at its cgroup once init has ended, at
+    /// init while it starts or was killed.
     pub(crate) look_again: Option<u64>,
     pub(crate) looks: u32,
+    /// SIGKILL was sent to init.
+    pub(crate) killed: bool,
 }
 
 impl Container {
@@ -125,6 +162,7 @@ impl Container {
             answer_at_end: None,
             look_again: None,
             looks: 0,
+            killed: false,
         }
     }
 
@@ -141,6 +179,15 @@ impl Container {
             Phase::Ending => ContainerState::Created,
             Phase::Exited => ContainerState::Exited(self.facts.clone()),
         }
+    }
+
+    /// Notes that init was sent SIGKILL, and has it looked at should it not be reaped soon.
+    pub(crate) fn was_killed(&mut self) {
+        if !self.killed && !matches!(self.phase, Phase::Ending | Phase::Undoing(_)) {
+            self.looks = 0;
+            self.look_again = Some(sys::proc::monotonic_ms() + crate::reaper::KILLED_LOOK_MS);
+        }
+        self.killed = true;
     }
 
     /// Whether nothing of it runs.
@@ -172,4 +219,6 @@ pub(crate) struct Killing {
     /// Never while its pid is awaited.
     pub(crate) look_again: u64,
     pub(crate) until: u64,
+    /// How often it was looked at.
+    pub(crate) looks: u32,
 }

@@ -84,3 +84,132 @@ fn a_start_is_told_to_the_daemon_that_is_there_when_it_happens() {
     assert!(running, "{:?}", pod.snapshots);
     pod.end();
 }
+
+#[test]
+fn an_init_that_is_killed_before_execve_was_never_started() {
+    let mut pod = Pod::started("never");
+    for byte in 1..=10 {
+        let id = container_id(byte);
+        let plan = pod.plan(&id, &["sleep", "1000"]);
+        let reply = pod.create(plan, false);
+        let Reply::Created { pid, .. } = reply else { panic!("{reply:?}") };
+        let init = sys::pidfd::open(pid).unwrap();
+        // Stopped first, so that the order is certain: told to start, then killed.
+        sys::pidfd::send_signal(init.as_fd(), 19).unwrap();
+        while sys::proc::stat(pid).unwrap().state != 'T' {
+            std::thread::yield_now();
+        }
+        pod.send(Request::Start { container: id.clone() }, &[]);
+        sys::pidfd::send_signal(init.as_fd(), 9).unwrap();
+        let failure = loop {
+            match pod.frame().0.message {
+                Message::Reply(Reply::Failed(failure)) => break failure,
+                Message::Event(Event::Warning { .. }) => {}
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(failure.kind, ErrorKind::StartFailed, "{failure:?}");
+        assert!(failure.message.contains("before execve"), "{failure:?}");
+        let Event::Exited { facts, .. } = pod.event() else { panic!("no end") };
+        assert_eq!((facts.code, facts.started_at), (128, 0));
+    }
+    pod.end();
+}
+
+#[test]
+fn an_init_that_somebody_stops_goes_on() {
+    let mut pod = Pod::started("stopped");
+    let id = container_id(1);
+    let plan = pod.plan(&id, &["sleep", "1000"]);
+    let reply = pod.create(plan, false);
+    let Reply::Created { pid, .. } = reply else { panic!("{reply:?}") };
+    let init = sys::pidfd::open(pid).unwrap();
+    sys::pidfd::send_signal(init.as_fd(), 19).unwrap();
+    assert!(matches!(pod.ask(Request::Start { container: id }), Reply::Started { .. }));
+    pod.end();
+}
+
+#[test]
+fn a_terminated_shim_leaves_with_the_last_of_its_processes() {
+    let mut pod = Pod::started("terminated");
+    let id = pod.run(1, "trap 'exit 0' TERM; while :; do sleep 0.05; done");
+    sys::pidfd::send_signal(pod.shim.pidfd.as_fd(), 15).unwrap();
+    // It stays for those that live, and still serves.
+    assert_eq!(pod.exec(1, &id, &["true"]).unwrap().0, 0);
+    assert_eq!(pod.ask(Request::Kill { container: id, signal: 9, all: true }), Reply::Done);
+    assert!(matches!(pod.event(), Event::Exited { .. }));
+    let pause = sys::pidfd::open(pod.pause).unwrap();
+    sys::pidfd::send_signal(pause.as_fd(), 15).unwrap();
+    pod.gone();
+}
+
+/// Builds nothing: the test itself traces, as a process of the pod with the right capability could.
+#[test]
+fn a_tracer_cannot_keep_a_container_or_exec_from_ending() {
+    const SEIZE: i64 = 0x4206;
+    const TRACE_EXIT: i64 = 0x40;
+    let mut pod = Pod::started("traced");
+    for (byte, options) in [(1, 0), (2, TRACE_EXIT)] {
+        let id = container_id(byte);
+        let plan = pod.plan(&id, &["sleep", "1000"]);
+        pod.run_plan(plan, false);
+        let (exec, _out) = pod.start_exec(u64::from(byte), &id, &["sleep", "1001"]);
+        let init = pod.init(&id);
+        let tracer = common::Tracer::of(&[init, exec], SEIZE, options);
+        let start = std::time::Instant::now();
+        assert_eq!(pod.ask(Request::KillExec { exec: model::ExecId(u64::from(byte)) }), Reply::Done);
+        assert_eq!(pod.event(), Event::ExecExited { exec: model::ExecId(u64::from(byte)), code: 137 });
+        assert_eq!(pod.ask(Request::Kill { container: id.clone(), signal: 9, all: true }), Reply::Done);
+        let Event::Exited { container, facts } = pod.event() else { panic!("no end") };
+        assert_eq!((container, facts.code), (id, 137));
+        assert!(start.elapsed() < std::time::Duration::from_secs(5), "{:?}", start.elapsed());
+        drop(tracer);
+    }
+    // The whole pod likewise.
+    let id = pod.run(3, "sleep 1000");
+    let init = pod.init(&id);
+    let tracer = common::Tracer::of(&[init, pod.pause], SEIZE, 0);
+    assert_eq!(pod.ask(Request::StopPod), Reply::Done);
+    drop(tracer);
+    pod.hang_up();
+    pod.gone();
+}
+
+#[test]
+fn a_full_table_of_execs_is_told_and_recovers() {
+    const MOST: u64 = 1024;
+    let mut pod = Pod::started("full");
+    let id = pod.run(1, "sleep 1000");
+    let plan = memfd(&wire::ExecPlan { process: process(&["sleep", "1001"]), user: model::User::default() });
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let fds = [plan.as_fd(), null.as_fd(), null.as_fd(), null.as_fd()];
+    for number in 0..MOST {
+        let request = Request::Exec { exec: model::ExecId(number), container: id.clone() };
+        let (reply, _) = pod.ask_with(request, &fds);
+        assert!(matches!(reply, Reply::ExecStarted { .. }), "{number}: {reply:?}");
+    }
+    let one_more = || Request::Exec { exec: model::ExecId(MOST), container: id.clone() };
+    let (reply, _) = pod.ask_with(one_more(), &fds);
+    assert!(matches!(&reply, Reply::Failed(f) if f.kind == ErrorKind::Exhausted), "{reply:?}");
+    // A new daemon is greeted with all of them.
+    pod.reconnect();
+    assert!(pod.snapshots.len() > 1024, "{}", pod.snapshots.len());
+    // All are killed at once: each listing of the container's processes serves all sessions.
+    for number in 0..MOST {
+        pod.send(Request::KillExec { exec: model::ExecId(number) }, &[]);
+    }
+    let (mut done, mut ended) = (0, 0);
+    while done < MOST || ended < MOST {
+        match pod.frame().0.message {
+            Message::Reply(Reply::Done) => done += 1,
+            Message::Event(Event::ExecExited { code, .. }) => {
+                assert_eq!(code, 137);
+                ended += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let (reply, _) = pod.ask_with(one_more(), &fds);
+    assert!(matches!(reply, Reply::ExecStarted { .. }), "{reply:?}");
+    pod.end();
+}

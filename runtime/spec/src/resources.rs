@@ -41,7 +41,7 @@ const MOST_ENTRIES: usize = 128;
 
 /// Files of cgroup v1. `unified` means nothing there (CRI) and is left out.
 pub fn v1(resources: &Resources, mode: Mode) -> Result<Vec<Write>, Error> {
-    let checked = check(resources)?;
+    let checked = check(resources, mode == Mode::Update)?;
     let mut writes = Vec::new();
     let mut put = |controller: &str, file: &str, value: String, field, optional| {
         let (controller, file) = (controller.to_owned(), file.to_owned());
@@ -79,15 +79,19 @@ pub fn v1(resources: &Resources, mode: Mode) -> Result<Vec<Write>, Error> {
         put("memory", file, limit.to_string(), "memory_swap_limit_in_bytes", true);
     }
     for huge in &resources.hugepage_limits {
-        let file = format!("hugetlb.{}.limit_in_bytes", huge.page_size);
-        put("hugetlb", &file, huge.limit.to_string(), "hugepage_limits", huge.limit == 0);
+        for file in huge_files(huge, "limit_in_bytes", "rsvd.limit_in_bytes") {
+            // Kernels before 5.7 count no reservations.
+            let optional = huge.limit == 0 || file.contains(".rsvd.");
+            put("hugetlb", &file, huge.limit.to_string(), "hugepage_limits", optional);
+        }
     }
     Ok(writes)
 }
 
 /// Files of cgroup v2; an entry of `unified` takes the place of a typed one of the same file.
 pub fn v2(resources: &Resources, mode: Mode) -> Result<Vec<Write>, Error> {
-    let checked = check(resources)?;
+    // Swap is written less memory there, so an update must name both.
+    let checked = check(resources, false)?;
     let mut writes: Vec<Write> = Vec::new();
     let mut put = |file: &str, value: String, field, optional| {
         let controller = file.split('.').next().unwrap_or_default().to_owned();
@@ -125,8 +129,10 @@ pub fn v2(resources: &Resources, mode: Mode) -> Result<Vec<Write>, Error> {
         put("memory.swap.max", limit(swap), "memory_swap_limit_in_bytes", true);
     }
     for huge in &resources.hugepage_limits {
-        let file = format!("hugetlb.{}.max", huge.page_size);
-        put(&file, huge.limit.to_string(), "hugepage_limits", huge.limit == 0);
+        for file in huge_files(huge, "max", "rsvd.max") {
+            let optional = huge.limit == 0 || file.contains(".rsvd.");
+            put(&file, huge.limit.to_string(), "hugepage_limits", optional);
+        }
     }
     for (file, value) in &resources.unified {
         writes.retain(|write| write.file != *file);
@@ -135,6 +141,12 @@ pub fn v2(resources: &Resources, mode: Mode) -> Result<Vec<Write>, Error> {
         writes.push(Write { controller, file, value, field: "unified", optional: false });
     }
     Ok(writes)
+}
+
+/// Files that limit pages in use and pages reserved by mmap: without the second a container that may use none
+/// could reserve all that the node has.
+fn huge_files(huge: &model::HugepageLimit, used: &str, reserved: &str) -> [String; 2] {
+    [used, reserved].map(|kind| format!("hugetlb.{}.{kind}", huge.page_size))
 }
 
 /// v2 weight of v1 shares, by Kubernetes' formula (KEP-2254), so that a container weighs against its
@@ -159,7 +171,8 @@ struct Checked {
     memory_and_swap: Option<i64>,
 }
 
-fn check(resources: &Resources) -> Result<Checked, Error> {
+/// `alone`: swap may be limited without memory, whose limit is in force already.
+fn check(resources: &Resources, alone: bool) -> Result<Checked, Error> {
     let field = |name: &str| format!("linux.resources.{name}");
     let Resources {
         cpu_period,
@@ -224,6 +237,7 @@ fn check(resources: &Resources) -> Result<Checked, Error> {
         (memory, 0) => Some(memory.max(-1)),
         (_, swap) if swap < 0 => Some(-1),
         (memory, swap) if memory > 0 && swap >= memory => Some(swap),
+        (0, swap) if alone => Some(swap),
         (_, swap) => {
             let want = "at least memory_limit_in_bytes, which must be set too";
             return Err(Error::invalid(field("memory_swap_limit_in_bytes"), swap.to_string(), want));
@@ -271,6 +285,7 @@ mod tests {
                 ("memory.limit_in_bytes", "67108864"),
                 ("memory.memsw.limit_in_bytes", "100663296"),
                 ("hugetlb.2MB.limit_in_bytes", "0"),
+                ("hugetlb.2MB.rsvd.limit_in_bytes", "0"),
             ]
         );
         assert!(
@@ -297,6 +312,7 @@ mod tests {
                 ("cpu.max", "50000 100000"),
                 ("memory.max", "67108864"),
                 ("hugetlb.2MB.max", "0"),
+                ("hugetlb.2MB.rsvd.max", "0"),
                 ("memory.oom.group", "1"),
                 ("memory.swap.max", "0"),
             ]
@@ -334,6 +350,13 @@ mod tests {
             let error = v1(&wrong, Mode::Create).unwrap_err();
             assert!(error.field().ends_with("memory_swap_limit_in_bytes"), "{error}");
         }
+        // An update may leave memory as it is.
+        let swap = Resources { memory_swap_limit: 5 << 20, ..Resources::default() };
+        assert_eq!(
+            pairs(&v1(&swap, Mode::Update).unwrap()),
+            [("memory.memsw.limit_in_bytes", (5 << 20).to_string().as_str())]
+        );
+        assert!(v2(&swap, Mode::Update).is_err());
     }
 
     #[test]

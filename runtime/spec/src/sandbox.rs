@@ -77,7 +77,12 @@ pub fn pause(input: PauseInput<'_>) -> Result<PausePlan, Error> {
         uts: network,
         pid,
         hostname: if network { hostname(config)? } else { String::new() },
-        sysctls: with_defaults(sysctls(config)?, network),
+        // Those of the network that the request names wait for its interfaces: [`network_sysctls`].
+        sysctls: {
+            let own = sysctls(config)?.into_iter().filter(|(name, _)| !of_network(name));
+            let defaults = NETWORK_DEFAULTS.into_iter().filter(|_| network);
+            own.chain(defaults.map(|(name, value)| (name.to_owned(), value.to_owned()))).collect()
+        },
         user,
         seccomp: if asked.privileged { None } else { seccomp },
         oom_score_adj: PAUSE_OOM_SCORE_ADJ,
@@ -107,6 +112,15 @@ fn hostname(config: &PodConfig) -> Result<String, Error> {
     }
     // Empty leaves the new namespace with a copy of the node's name, as other runtimes do.
     Ok(name.clone())
+}
+
+/// The sysctls of a pod's network namespace, checked, to be set when its interfaces exist.
+pub fn network_sysctls(config: &PodConfig) -> Result<Vec<(String, String)>, Error> {
+    Ok(sysctls(config)?.into_iter().filter(|(name, _)| of_network(name)).collect())
+}
+
+fn of_network(path: &str) -> bool {
+    path.starts_with("net/")
 }
 
 /// `(path below /proc/sys, value)` of a pod's sysctls. Only what belongs to a namespace that the pod has
@@ -145,15 +159,6 @@ pub fn sysctls(config: &PodConfig) -> Result<Vec<(String, String)>, Error> {
         checked.push((parts.join("/"), value.clone()));
     }
     Ok(checked)
-}
-
-fn with_defaults(mut asked: Vec<(String, String)>, network: bool) -> Vec<(String, String)> {
-    for (name, value) in NETWORK_DEFAULTS.into_iter().filter(|_| network) {
-        if asked.iter().all(|(have, _)| have != name) {
-            asked.push((name.to_owned(), value.to_owned()));
-        }
-    }
-    asked
 }
 
 /// Components of a sysctl's name. As sysctl(8) has it: the separator that comes first separates, the other
@@ -212,10 +217,14 @@ mod tests {
         let made = plan(named()).unwrap();
         assert!(made.network && made.ipc && made.uts && made.pid && made.seccomp.is_some());
         assert_eq!((made.user.uid, made.user.gid, made.shm_size), (65535, 65535, 64 << 20));
+        // The defaults; what the request says comes later, and wins.
         assert_eq!(made.sysctls.len(), 2);
-        let own = plan(with_sysctl("net.ipv4.ip_unprivileged_port_start", "80")).unwrap().sysctls;
-        assert!(own.contains(&("net/ipv4/ip_unprivileged_port_start".to_owned(), "80".to_owned())));
-        assert_eq!(own.len(), 2, "{own:?}");
+        let asked = with_sysctl("net.ipv4.ip_unprivileged_port_start", "80");
+        assert_eq!(
+            network_sysctls(&asked).unwrap(),
+            [("net/ipv4/ip_unprivileged_port_start".into(), "80".into())]
+        );
+        assert_eq!(plan(asked).unwrap().sysctls, made.sysctls);
         let mut host = PodConfig::default();
         host.security.namespaces.network = NamespaceMode::Node;
         host.security.namespaces.pid = NamespaceMode::Node;

@@ -7,23 +7,32 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
-/// Most nodes that are looked at; a host has some hundreds.
-const MOST: usize = 4096;
+/// Most nodes that a container is given. A host has some hundreds, one with a storage network some thousands
+/// (each path to each disk is a node); a plan with all of these has 2 MiB, of the 4 that a worker reads.
+const MOST: usize = 16_384;
 /// Deepest folder below a requested one.
 const DEEPEST: usize = 8;
 /// File systems of their own below /dev, or nodes of other containers.
 const SKIPPED: [&str; 8] = ["pts", "shm", "mqueue", "fd", "hugepages", ".lxc", ".lxd-mounts", ".udev"];
 
 /// The nodes at and below the `host_path`s of a container's devices, and below /dev when it is privileged.
-/// A path without a node gives nothing here and an error of its field in `spec`.
+/// A path without a node gives nothing here and an error of its field in `spec`. Those asked for by name come
+/// first; what is more than [`MOST`] is left out, with a warning.
 pub fn find(config: &ContainerConfig) -> Result<Vec<HostDevice>, Error> {
     let mut found = Vec::new();
-    if config.security.privileged {
-        walk(Path::new("/dev"), 0, &mut found)?;
-    }
     for (index, device) in config.devices.iter().enumerate() {
         let path = spec::path::clean(&format!("devices[{index}].host_path"), &device.host_path)?;
         walk(Path::new(&path), 0, &mut found)?;
+    }
+    if config.security.privileged {
+        walk(Path::new("/dev"), 0, &mut found)?;
+    }
+    if found.len() == MOST {
+        tracing::warn!(
+            container = config.meta.name,
+            most = MOST,
+            "the host has more device nodes than a container is given"
+        );
     }
     found.sort_by(|a, b| a.path.cmp(&b.path));
     found.dedup();
@@ -31,6 +40,9 @@ pub fn find(config: &ContainerConfig) -> Result<Vec<HostDevice>, Error> {
 }
 
 fn walk(path: &Path, depth: usize, found: &mut Vec<HostDevice>) -> Result<(), Error> {
+    if found.len() == MOST {
+        return Ok(());
+    }
     // The requested path may be a symlink (/dev/disk/by-id); those below it may lead anywhere.
     let facts = if depth == 0 { fs::metadata(path) } else { fs::symlink_metadata(path) };
     let Ok(facts) = facts else { return Ok(()) };
@@ -52,10 +64,6 @@ fn walk(path: &Path, depth: usize, found: &mut Vec<HostDevice>) -> Result<(), Er
         (_, true) => 'b',
         _ => return Ok(()),
     };
-    if found.len() == MOST {
-        let source = std::io::Error::other("more than 4096 device nodes");
-        return Err(Error::io("list", path, source));
-    }
     let rdev = facts.rdev();
     found.push(HostDevice {
         path: path.to_string_lossy().into_owned(),

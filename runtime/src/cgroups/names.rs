@@ -11,6 +11,9 @@ pub const SHIM_ROOT: &str = "/copepod";
 /// pod may be limited to as a whole is not theirs.
 pub const DEFAULT_PARENT: &str = "/copepod-pods";
 
+/// NAME_MAX of the cgroup file systems, bytes.
+const LONGEST_NAME: usize = 255;
+
 /// Levels directly below which kubelet looks for pods.
 const QOS: [&str; 3] = ["kubepods", "burstable", "besteffort"];
 
@@ -23,18 +26,18 @@ pub(super) fn default_parent(pod: &PodId) -> String {
     format!("{DEFAULT_PARENT}/{pod}")
 }
 
-/// The cgroup that a pod's leaves lie in: kubelet's as given, else ours.
+/// The cgroup that a pod's leaves lie in: kubelet's as given, else ours. Empty for the root, so that a leaf's
+/// path is made by adding `/<id>` everywhere.
 pub fn pod_parent(config: &PodConfig, pod: &PodId) -> Result<String, Error> {
     if config.cgroup_parent.is_empty() {
         return Ok(default_parent(pod));
     }
     let parent = spec::path::clean("linux.cgroup_parent", &config.cgroup_parent)?;
-    let last = parent.rsplit('/').next().unwrap_or_default();
-    if last.is_empty() {
-        let want = "a cgroup below the root";
-        return Err(spec::Error::invalid("linux.cgroup_parent", &config.cgroup_parent, want).into());
+    if let Some(long) = parent.split('/').find(|part| part.len() > LONGEST_NAME) {
+        let want = "names of at most 255 bytes";
+        return Err(spec::Error::invalid("linux.cgroup_parent", long, want).into());
     }
-    Ok(parent)
+    Ok(if parent == "/" { String::new() } else { parent })
 }
 
 /// Path of a leaf: its parent and the 64 digits of a container's id, or of the sandbox's for pause.
@@ -69,7 +72,13 @@ mod tests {
         config.cgroup_parent = "/kubepods/burstable/pod123/".into();
         let parent = pod_parent(&config, &pod).unwrap();
         assert_eq!(leaf_path(&parent, &id), format!("/kubepods/burstable/pod123/{id}"));
-        for bad in ["/", "kubepods", "/kubepods/../x", "//"] {
+        for root in ["/", "//", "/./"] {
+            config.cgroup_parent = root.into();
+            let leaf = leaf_path(&pod_parent(&config, &pod).unwrap(), &id);
+            assert_eq!(leaf, format!("/{id}"), "{root}");
+            check(&leaf).unwrap();
+        }
+        for bad in ["kubepods", "/kubepods/../x", &format!("/{}", "k".repeat(256))] {
             config.cgroup_parent = bad.into();
             assert!(pod_parent(&config, &pod).is_err(), "{bad}");
         }

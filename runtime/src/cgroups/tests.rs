@@ -205,3 +205,29 @@ fn privileged_leaves_are_cheap_and_parallel() {
     println!("a leaf takes {took:?}");
     assert!(took < Duration::from_millis(100), "{took:?}");
 }
+
+#[test]
+fn privileged_kills_what_nests_deeper_than_any_path() {
+    let room = Room::new("deep");
+    let path = room.leaf("c1");
+    let _leaf = room.cgroups.create_leaf(&path, &Limits::default()).unwrap();
+    let mut at = path.clone();
+    for _ in 0..60 {
+        at.push_str("/d");
+    }
+    let deep = room.cgroups.create_leaf(&at, &Limits::default()).unwrap();
+    let mut child = sleepers(&deep);
+    wait_until("three processes", || room.cgroups.pids(&path).unwrap().len() == 3);
+    // Frozen from the top and from below.
+    for folder in [&path, &at] {
+        let freezer = room.cgroups.folder("freezer", folder).unwrap();
+        std::fs::write(freezer.join("freezer.state"), "FROZEN").unwrap();
+    }
+    let reaper = std::thread::spawn(move || child.wait().unwrap());
+    room.cgroups.kill_all(&path).unwrap();
+    let _ = reaper.join().unwrap();
+    room.cgroups.remove(&path).unwrap();
+    for hierarchy in room.cgroups.hierarchies() {
+        assert!(!hierarchy.folder(&path).exists());
+    }
+}

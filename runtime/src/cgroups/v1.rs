@@ -96,13 +96,28 @@ pub(super) fn ensure(hierarchy: &Hierarchy, path: &str) -> Result<PathBuf, Error
     }
 }
 
+fn no_cgroup(path: &str, why: &str) -> Error {
+    spec::Error::invalid("linux.cgroup_parent", path, format!("a cgroup is needed: {why}")).into()
+}
+
 fn levels(hierarchy: &Hierarchy, path: &str) -> Result<PathBuf, Error> {
     let mut folder = hierarchy.mount().to_owned();
     for part in path.split('/').filter(|part| !part.is_empty()) {
         folder.push(part);
         match fs::create_dir(&folder) {
             Ok(()) => {}
-            Err(source) if source.kind() == io::ErrorKind::AlreadyExists => {}
+            // One of the control files is as good a name as any to who asks, and no cgroup.
+            Err(source) if source.kind() == io::ErrorKind::AlreadyExists => {
+                if fs::symlink_metadata(&folder).is_ok_and(|found| !found.is_dir()) {
+                    return Err(no_cgroup(path, "it leads through one of the kernel's control files"));
+                }
+            }
+            Err(source) if source.kind() == io::ErrorKind::InvalidFilename => {
+                return Err(no_cgroup(path, "a name in it is longer than the kernel takes"));
+            }
+            Err(source) if source.kind() == io::ErrorKind::InvalidInput => {
+                return Err(no_cgroup(path, "a name in it is not one for a cgroup"));
+            }
             Err(source) => return Err(Error::io("make cgroup", folder, source)),
         }
         // Existing levels too: who made them may have left the set empty, and then nobody can join.

@@ -4,15 +4,17 @@ use super::launch::memfd;
 use super::{CONTAINER_RECORD, Context, blocking, now, random};
 use crate::cgroups::{Limits, host_devices, leaf_path, pod_parent};
 use crate::node::{Error, ErrorKind};
+use crate::seccomp::Compiled;
 use crate::shims::Client;
 use crate::shims::client::ClientError;
-use crate::{failpoint, files};
+use crate::{failpoint, files, lanes};
 use image::ImageRecord;
 use model::{
     ContainerConfig, ContainerId, ContainerPhase, ContainerRecord, Exit, ImageOfContainer, PodRecord, Text,
     User,
 };
 use serde::Serialize;
+use spec::devices::HostDevice;
 use spec::{HostFacts, ImageFacts};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -128,7 +130,7 @@ async fn make(
     client: &Client,
     mut record: ContainerRecord,
 ) -> Result<ContainerRecord, Error> {
-    let asked = &record.config.image.image;
+    let (asked, pod_id) = (&record.config.image.image, pod.id.clone());
     let image = context.images.resolve(asked).ok_or_else(|| {
         Error::new(ErrorKind::NotFound, format!("image {asked:?} is not on this node: pull it first"))
     })?;
@@ -145,9 +147,10 @@ async fn make(
         folders: Vec::new(),
         volatile: true,
     };
+    let foreign = foreign(context, &record).await?;
     let (theirs, pod) = (Arc::clone(context), pod.clone());
-    let prepared =
-        blocking("prepare the container", move || prepare(&theirs, &pod, &image, rootfs, record)).await?;
+    let work = move || prepare(&theirs, &pod, &image, rootfs, foreign, record);
+    let prepared = lanes::run(lanes::records(), pod_id.as_str(), "prepare the container", work).await?;
     failpoint::hit("container.prepared");
     let Prepared { mut record, mut process, log, fds } = prepared;
     let request = Request::Create {
@@ -187,22 +190,46 @@ struct Prepared {
     fds: Vec<OwnedFd>,
 }
 
+/// What lies outside of our folders.
+struct Foreign {
+    seccomp: Option<Arc<Compiled>>,
+    devices: Vec<HostDevice>,
+}
+
+/// Reads what the request names, before anything is made: these paths can be on any file system of the node.
+async fn foreign(context: &Arc<Context>, record: &ContainerRecord) -> Result<Foreign, Error> {
+    let (security, pod) = (&record.config.security, record.pod.as_str());
+    let seccomp = if security.privileged {
+        None
+    } else {
+        let caps = spec::security::caps(security, context.cap_bounding)?;
+        super::seccomp(context, pod, &security.seccomp, caps.bounding).await?
+    };
+    if record.config.devices.is_empty() && !security.privileged {
+        return Ok(Foreign { seccomp, devices: Vec::new() });
+    }
+    let config = record.config.clone();
+    let find = lanes::run(lanes::foreign(), pod, "devices", move || Ok(host_devices::find(&config)?));
+    match tokio::time::timeout(super::FOREIGN, find).await {
+        Ok(devices) => Ok(Foreign { seccomp, devices: devices? }),
+        Err(_) => {
+            let text = format!("devices: their host_path did not answer within {:?}", super::FOREIGN);
+            Err(Error::new(ErrorKind::DeadlineExceeded, text))
+        }
+    }
+}
+
 /// Folders, intent, cgroup leaf, plan. Blocking.
 fn prepare(
     context: &Context,
     pod: &PodRecord,
     image: &ImageRecord,
     rootfs: RootfsPlan,
+    foreign: Foreign,
     mut record: ContainerRecord,
 ) -> Result<Prepared, Error> {
+    let Foreign { seccomp, devices } = foreign;
     let config = &record.config;
-    let caps = spec::security::caps(&config.security, context.cap_bounding)?;
-    let seccomp = if config.security.privileged {
-        None
-    } else {
-        context.compiler.program(&config.security.seccomp, caps.bounding)?
-    };
-    let devices = host_devices::find(config)?;
     let limits = Limits {
         writes: spec::resources::v1(&config.resources, spec::resources::Mode::Create)?,
         devices: spec::devices::rules(&config.devices, config.security.privileged, &devices)?,
@@ -351,7 +378,8 @@ pub(crate) async fn stop(
         }
     }
     let (cgroups, leaf) = (context.cgroups.clone(), record.cgroup.clone());
-    blocking("kill the container", move || Ok(cgroups.kill_all(&leaf)?)).await?;
+    let kill = move || Ok(cgroups.kill_all(&leaf)?);
+    lanes::run(lanes::kill(), record.pod.as_str(), "kill the container", kill).await?;
     // Nothing lives; what is missing is the shim's word.
     match tokio::time::timeout(KILL, exited.wait_for(|exited| *exited)).await {
         Ok(_) => Ok(()),
@@ -377,7 +405,8 @@ pub(crate) async fn remove(
         }
     }
     let (theirs, gone) = (Arc::clone(context), record.clone());
-    let removed = blocking("remove the container", move || {
+    let owner = record.pod.as_str();
+    let removed = lanes::run(lanes::records(), owner, "remove the container", move || {
         let mut errors = Vec::new();
         if !gone.cgroup.is_empty() {
             errors.extend(theirs.cgroups.remove(&gone.cgroup).err().map(Error::from));
@@ -410,7 +439,8 @@ pub(crate) async fn unmake(
     }
     if !record.cgroup.is_empty() {
         let (cgroups, leaf) = (context.cgroups.clone(), record.cgroup.clone());
-        if let Err(error) = blocking("kill the container", move || Ok(cgroups.kill_all(&leaf)?)).await {
+        let kill = move || Ok(cgroups.kill_all(&leaf)?);
+        if let Err(error) = lanes::run(lanes::kill(), record.pod.as_str(), "kill the container", kill).await {
             return vec![error];
         }
     }

@@ -1,7 +1,9 @@
 //! ExecSync: a command with its output in pipes that the daemon reads, while the shim only starts and reaps.
 
+use super::Context;
 use super::launch::memfd;
-use super::{Context, blocking};
+use super::output::Output;
+use crate::lanes;
 use crate::node::{EXEC_OUTPUT_LIMIT, Error, ErrorKind, ExecOutput};
 use crate::shims::Client;
 use crate::shims::client::{ClientError, next_exec};
@@ -19,6 +21,8 @@ use wire::{ExecPlan, ProcessPlan, Request};
 const START: Duration = Duration::from_secs(30);
 /// For the shim to kill a whole session.
 const KILL: Duration = Duration::from_secs(10);
+/// Bytes of one read.
+const CHUNK: usize = 8192;
 /// How long output may still come after the exit: a grandchild may hold the pipes for ever.
 const DRAIN: Duration = Duration::from_millis(100);
 
@@ -46,9 +50,10 @@ pub(crate) async fn sync(
     limit: Option<Duration>,
 ) -> Result<ExecOutput, Error> {
     let Ticket { client, record } = ticket;
-    let (theirs, container) = (Arc::clone(context), record.id.clone());
+    let (theirs, container, pod) = (Arc::clone(context), record.id.clone(), record.pod.clone());
     let Prepared { fds, stdout, stderr } =
-        blocking("prepare the exec", move || prepare(&theirs, &record, cmd)).await?;
+        lanes::run(lanes::exec(), pod.as_str(), "prepare the exec", move || prepare(&theirs, &record, cmd))
+            .await?;
     let receive =
         |fd| Receiver::from_owned_fd(fd).map_err(|error| Error::of("watch the output of the exec", &error));
     let (mut stdout, mut stderr) = (receive(stdout)?, receive(stderr)?);
@@ -57,7 +62,7 @@ pub(crate) async fn sync(
     // From here on a caller that goes away takes the command with it.
     let mut guard = Guard { client: Some(client.clone()), exec };
     let room = AtomicUsize::new(EXEC_OUTPUT_LIMIT);
-    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let (mut out, mut err) = (Output::default(), Output::default());
     let ended = {
         // The limit is for all of it: in a cgroup short of time the start may take most.
         let whole = async {
@@ -89,7 +94,7 @@ pub(crate) async fn sync(
     match ended {
         Some(Some(exit_code)) => {
             guard.client = None;
-            Ok(ExecOutput { stdout: out, stderr: err, exit_code })
+            Ok(ExecOutput { stdout: out.into_bytes(), stderr: err.into_bytes(), exit_code })
         }
         Some(None) => {
             let text = format!("container {container}: the shim was lost while the command ran");
@@ -134,16 +139,16 @@ fn prepare(context: &Context, record: &ContainerRecord, cmd: Vec<Text>) -> Resul
 }
 
 /// Reads to the end; what does not fit is dropped, so that the command can go on.
-async fn read(pipe: &mut Receiver, into: &mut Vec<u8>, room: &AtomicUsize) {
-    let mut buffer = [0; 8192];
+async fn read(pipe: &mut Receiver, into: &mut Output, room: &AtomicUsize) {
+    // On the heap: futures are moved, and one with buffers in it costs its size on the stack at every level.
+    let mut buffer = vec![0; CHUNK];
     loop {
         match pipe.read(&mut buffer).await {
             Ok(0) => return,
             Ok(count) => {
                 let left = room.load(Ordering::Relaxed);
-                let taken = count.min(left);
-                room.store(left - taken, Ordering::Relaxed);
-                into.extend_from_slice(buffer.get(..taken).unwrap_or_default());
+                let fits = buffer.get(..count.min(left)).unwrap_or_default();
+                room.store(left - into.take(fits), Ordering::Relaxed);
             }
             Err(error) => {
                 tracing::warn!(%error, "output of an exec cannot be read");

@@ -7,13 +7,16 @@
 //! The intent is on disk before anything else exists, and is synced while the shim starts. An error undoes
 //! backwards and names its stage.
 
-use super::{Context, POD_RECORD, blocking, teardown};
+use super::{Context, POD_RECORD, teardown};
 use crate::cgroups::{Limits, leaf_path, pod_parent};
 use crate::node::Error;
+use crate::seccomp::Compiled;
 use crate::shims::{Connection, client, spawn};
-use crate::{failpoint, files, netns};
+use crate::{failpoint, files, lanes, netns};
 use model::{NamespaceMode, PodPhase, PodRecord};
 use network::Attachment;
+use std::future::Future;
+use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::sync::Arc;
@@ -73,15 +76,44 @@ struct Recorded {
     context: Arc<Context>,
     record: PodRecord,
     /// Makes the intent durable meanwhile.
-    synced: JoinHandle<Result<(), Error>>,
+    synced: Aside<()>,
     /// Makes pause's cgroup and plan meanwhile.
-    pause: JoinHandle<Result<Vec<OwnedFd>, Error>>,
+    pause: Aside<Vec<OwnedFd>>,
+}
+
+/// A step that runs beside the chain until its outcome is wanted.
+struct Aside<T>(Option<JoinHandle<Result<T, Error>>>);
+
+impl<T: Send + 'static> Aside<T> {
+    fn begin(step: impl Future<Output = Result<T, Error>> + Send + 'static) -> Self {
+        Self(Some(tokio::spawn(step)))
+    }
+
+    /// Its outcome. There is one; asked again, it is an error.
+    async fn outcome(&mut self, what: &'static str) -> Result<T, Error> {
+        match self.0.take() {
+            None => Err(Error::internal(format!("{what}: its outcome was taken already"))),
+            Some(step) => match step.await {
+                Ok(outcome) => outcome,
+                Err(error) => Err(Error::of(what, &error)),
+            },
+        }
+    }
+
+    /// Waits until it has ended, if its outcome was not taken: it ends by itself, and what it made is undone
+    /// after it.
+    async fn ended(mut self) {
+        if let Some(step) = self.0.take() {
+            drop(step.await);
+        }
+    }
 }
 
 impl Recorded {
     async fn begin(context: Arc<Context>, record: PodRecord) -> Result<Self, Failed> {
         let (theirs, intent) = (Arc::clone(&context), record.clone());
-        let written = blocking("record the pod", move || {
+        let id = record.id.as_str();
+        let written = lanes::run(lanes::records(), id, "record the pod", move || {
             let dir = theirs.layout.pod_dir(&intent.id);
             std::fs::DirBuilder::new()
                 .mode(0o700)
@@ -94,15 +126,18 @@ impl Recorded {
             return Err(Failed { error: named(&record, "record the pod", error), left });
         }
         let (theirs, intent) = (Arc::clone(&context), record.clone());
-        let synced = tokio::task::spawn_blocking(move || {
-            theirs.write(&theirs.layout.pod_record(&intent.id), POD_RECORD, &intent, true)?;
-            let pods = theirs.layout.pods_dir();
-            std::fs::File::open(&pods)
-                .and_then(|dir| dir.sync_all())
-                .map_err(|error| Error::of(format!("sync {}", pods.display()), &error))
+        let synced = Aside::begin(async move {
+            let id = intent.id.clone();
+            lanes::run(lanes::records(), id.as_str(), "sync the pod's record", move || {
+                theirs.write(&theirs.layout.pod_record(&intent.id), POD_RECORD, &intent, true)?;
+                let pods = theirs.layout.pods_dir();
+                std::fs::File::open(&pods)
+                    .and_then(|dir| dir.sync_all())
+                    .map_err(|error| Error::of(format!("sync {}", pods.display()), &error))
+            })
+            .await
         });
-        let (theirs, intent) = (Arc::clone(&context), record.clone());
-        let pause = tokio::task::spawn_blocking(move || prepare_pause(&theirs, &intent));
+        let pause = Aside::begin(prepare_pause(Arc::clone(&context), record.clone()));
         Ok(Self { context, record, synced, pause })
     }
 
@@ -118,8 +153,7 @@ impl Recorded {
 
     async fn failed(self, stage: &'static str, error: Error) -> Failed {
         let Self { context, record, synced, pause } = self;
-        // Both end by themselves; what they made is undone after them.
-        drop(tokio::join!(synced, pause));
+        tokio::join!(synced.ended(), pause.ended());
         let mut left = teardown::remove_shim(&context, &record).await;
         left.extend(teardown::remove_cgroups(&context, &record, Vec::new()).await);
         if left.is_empty() {
@@ -132,14 +166,14 @@ impl Recorded {
 /// Starts the shim and takes its greeting.
 async fn connect(context: &Arc<Context>, record: &PodRecord) -> Result<Connection, Error> {
     let (theirs, intent) = (Arc::clone(context), record.clone());
-    let (child, socket) = blocking("start the shim", move || {
+    let (child, socket) = lanes::run(lanes::kill(), record.id.as_str(), "start the shim", move || {
         let child = spawn::spawn(&theirs.layout, &theirs.cgroups, &theirs.binaries, &intent)?;
         Ok((child, spawn::reachable(&theirs.layout.shim_socket(&intent.id))?))
     })
     .await?;
     let pidfd = child.pidfd.try_clone().map_err(|error| Error::of("watch the shim", &error))?;
     spawn::reap_later(child);
-    // A shim that dies at once is not waited for.
+    // A shim that dies at once is not waited for. Its last words come first.
     let dead = async {
         match crate::shims::watched(pidfd, tokio::io::Interest::READABLE) {
             Ok(watched) => drop(watched.readable().await),
@@ -147,18 +181,30 @@ async fn connect(context: &Arc<Context>, record: &PodRecord) -> Result<Connectio
         }
     };
     tokio::select! {
+        biased;
         connection = client::dial(&socket.path, &record.id, GREETING) => Ok(connection?),
         () = dead => Err(Error::internal("the shim ended before it said anything; see the log for its last words")),
     }
 }
 
-/// Pause's leaf, and its plan and folders as the descriptors of StartPause. Blocking.
-fn prepare_pause(context: &Context, record: &PodRecord) -> Result<Vec<OwnedFd>, Error> {
+/// Pause's leaf, and its plan and folders as the descriptors of StartPause.
+async fn prepare_pause(context: Arc<Context>, record: PodRecord) -> Result<Vec<OwnedFd>, Error> {
     let seccomp = if record.config.security.privileged {
         None
     } else {
-        context.compiler.program(&record.config.security.seccomp, 0)?
+        super::seccomp(&context, record.id.as_str(), &record.config.security.seccomp, 0).await?
     };
+    let id = record.id.clone();
+    let work = move || make_leaf(&context, &record, seccomp);
+    lanes::run(lanes::kill(), id.as_str(), "prepare pause", work).await
+}
+
+/// Blocking: cgroup files and memory.
+fn make_leaf(
+    context: &Context,
+    record: &PodRecord,
+    seccomp: Option<Arc<Compiled>>,
+) -> Result<Vec<OwnedFd>, Error> {
     let parent = pod_parent(&record.config, &record.id)?;
     let limits = Limits { writes: spec::pause_limits(), ..Limits::default() };
     let leaf = context.cgroups.create_leaf(&leaf_path(&parent, &record.id), &limits)?;
@@ -190,13 +236,10 @@ struct Isolated {
 
 impl Supervised {
     async fn isolate(mut self) -> Result<Isolated, (Self, Error)> {
-        let fds = match (&mut self.below.pause).await {
-            Ok(Ok(fds)) => fds,
-            Ok(Err(error)) => return Err((self, error)),
-            Err(error) => return Err((self, Error::of("prepare pause", &error))),
+        let fds = match self.below.pause.outcome("prepare pause").await {
+            Ok(fds) => fds,
+            Err(error) => return Err((self, error)),
         };
-        // Not awaited twice.
-        self.below.pause = tokio::spawn(async { Ok(Vec::new()) });
         let request = self.connection.client.request("pause's start", Request::StartPause, fds, PAUSE).await;
         match request {
             Ok((Reply::PauseStarted { pid }, mut fds)) => {
@@ -211,7 +254,7 @@ impl Supervised {
     /// Undoes from here down, network included: nothing is owed where nothing was begun.
     async fn failed(self, stage: &'static str, error: Error) -> Failed {
         let Recorded { context, record, synced, pause } = self.below;
-        drop(tokio::join!(synced, pause));
+        tokio::join!(synced.ended(), pause.ended());
         let mut left =
             teardown::end(&context, &record, Some(self.connection.client), Vec::new()).await.errors;
         if left.is_empty() {
@@ -242,19 +285,18 @@ async fn attach(context: &Arc<Context>, record: &mut PodRecord, netns: OwnedFd) 
     let path = netns::path(&context.netns_dir, &record.id);
     record.netns = path.to_string_lossy().into_owned();
     let (pin, copy) = (path.clone(), netns.try_clone());
-    let pinned = blocking("pin the network namespace", move || {
+    let id = record.id.clone();
+    let pinned = lanes::run(lanes::kill(), id.as_str(), "pin the network namespace", move || {
         netns::pin(netns.as_fd(), &pin).map_err(|error| Error::of(format!("pin {}", pin.display()), &error))
     });
-    let copy = copy.map_err(|error| Error::of("copy the network namespace", &error))?;
-    let loopback = async {
-        network::loopback_up(copy).await.map_err(|error| Error::of("bring the loopback interface up", &error))
-    };
-    // The configuration that counts is the one on disk now, not what was there when it was last looked at.
-    let reload = async {
-        context.cni.reload().await;
+    let netns = copy.map_err(|error| Error::of("copy the network namespace", &error))?;
+    // The configuration that counts is the one on disk now, not what was there when it was last looked at. Its
+    // plugins are asked for their STATUS where it is watched (`cni_watch`), not for every pod.
+    let load = async {
+        context.cni.load().await;
         Ok(())
     };
-    tokio::try_join!(pinned, loopback, reload)?;
+    tokio::try_join!(pinned, load)?;
     failpoint::hit("pod.pinned");
     let config = &record.config;
     let attachment = Attachment {
@@ -269,7 +311,28 @@ async fn attach(context: &Arc<Context>, record: &mut PodRecord, netns: OwnedFd) 
         annotations: config.annotations.clone(),
     };
     record.ips = context.cni.add(&attachment).await?;
-    Ok(())
+    set_sysctls(record, netns).await
+}
+
+/// Writes the pod's network parameters: once its interfaces are there, and after plugins that set some of their
+/// own (Calico clears ip_forward), so that what the pod asks for holds.
+async fn set_sysctls(record: &PodRecord, netns: OwnedFd) -> Result<(), Error> {
+    let wanted = spec::network_sysctls(&record.config)?;
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    lanes::run(lanes::kill(), record.id.as_str(), "set sysctls", move || {
+        let set = || {
+            for (name, value) in &wanted {
+                sys::proc::write_sysctl(name, value).map_err(|error| {
+                    io::Error::new(error.kind(), format!("sysctl {name}={value}: {error}"))
+                })?;
+            }
+            Ok(())
+        };
+        sys::netns::inside(netns.as_fd(), set).map_err(|error| Error::of("in the pod's network", &error))
+    })
+    .await
 }
 
 /// The network is up.
@@ -279,24 +342,15 @@ struct Networked {
 
 impl Networked {
     async fn commit(mut self) -> Result<Up, Failed> {
-        match (&mut self.below.below.synced).await {
-            Ok(Ok(())) => {}
-            other => {
-                let error = match other {
-                    Ok(Err(error)) => error,
-                    Err(error) => Error::of("record the pod", &error),
-                    Ok(Ok(())) => Error::internal("record the pod"),
-                };
-                self.below.below.synced = tokio::spawn(async { Ok(()) });
-                return Err(self.below.failed("record the pod", error).await);
-            }
+        if let Err(error) = self.below.below.synced.outcome("sync the pod's record").await {
+            return Err(self.below.failed("record the pod", error).await);
         }
-        self.below.below.synced = tokio::spawn(async { Ok(()) });
         let context = Arc::clone(&self.below.below.context);
         let record = &mut self.below.below.record;
         record.phase = PodPhase::Ready;
         let committed = record.clone();
-        let written = blocking("commit the pod", move || {
+        let id = record.id.clone();
+        let written = lanes::run(lanes::records(), id.as_str(), "commit the pod", move || {
             files::write(&context.layout, &committed, &context.node_name)?;
             // The intent is durable; what this adds holds for this boot only.
             context.write(&context.layout.pod_record(&committed.id), POD_RECORD, &committed, false)
@@ -310,11 +364,18 @@ impl Networked {
 
 async fn remove_records(context: &Arc<Context>, record: &PodRecord) -> Vec<Error> {
     let dir = context.layout.pod_dir(&record.id);
-    blocking("remove the pod's record", move || Ok(state::file::remove_dir(&dir)?))
-        .await
-        .err()
-        .into_iter()
-        .collect()
+    lanes::run(lanes::records(), record.id.as_str(), "remove the pod's record", move || {
+        match state::file::remove_dir(&dir) {
+            // It may have failed after the removal, or never had anything to remove. An intent that a power loss
+            // brings back is rolled back.
+            Err(_) if matches!(dir.try_exists(), Ok(false)) => Ok(()),
+            removed => Ok(removed?),
+        }
+    })
+    .await
+    .err()
+    .into_iter()
+    .collect()
 }
 
 fn named(record: &PodRecord, stage: &str, error: Error) -> Error {

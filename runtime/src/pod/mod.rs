@@ -11,16 +11,19 @@ pub(crate) mod containers;
 pub(crate) mod driver;
 pub(crate) mod exec;
 pub(crate) mod launch;
+pub(crate) mod output;
 pub(crate) mod publish;
 pub(crate) mod teardown;
 
 use crate::cgroups::Cgroups;
-use crate::node::{Error, NodeOptions};
+use crate::lanes;
+use crate::node::{Error, ErrorKind, NodeOptions};
 use crate::registry::{Registry, Reply, Reservation};
+use crate::seccomp::Compiled;
 use crate::seccomp::Compiler;
 use crate::shims::spawn::Binaries;
 use image::ImageStore;
-use model::{ContainerConfig, ContainerId, PodConfig, PodId};
+use model::{ContainerConfig, ContainerId, PodConfig, PodId, SeccompProfile};
 use network::Cni;
 use serde::Serialize;
 use state::Layout;
@@ -164,14 +167,46 @@ fn node_name() -> Result<String, Error> {
     Ok(text.trim().to_owned())
 }
 
-/// Runs what blocks away from the workers.
+/// Runs what blocks on `root`'s disk and belongs to no single pod. What belongs to one: [`lanes::run`].
 pub(crate) async fn blocking<T: Send + 'static>(
     what: &'static str,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    match tokio::task::spawn_blocking(work).await {
+    match lanes::records().run(work).await {
         Ok(outcome) => outcome,
-        Err(error) => Err(Error::internal(format!("{what}: {error}"))),
+        Err(error) => Err(Error::from(error).context(what)),
+    }
+}
+
+/// How long a file that a request names may take to be read.
+const FOREIGN: Duration = Duration::from_secs(30);
+
+/// The filter of a profile. A Localhost profile lies wherever the node's administrator put it, so it is read
+/// where nothing but such files can hang.
+///
+/// # Errors
+/// DeadlineExceeded when the profile's file system does not answer; those of the compiler.
+pub(crate) async fn seccomp(
+    context: &Arc<Context>,
+    pod: &str,
+    profile: &SeccompProfile,
+    caps: u64,
+) -> Result<Option<Arc<Compiled>>, Error> {
+    let (compiler, wanted) = (Arc::clone(&context.compiler), profile.clone());
+    let work = move || Ok(compiler.program(&wanted, caps)?);
+    let lane = match profile {
+        SeccompProfile::Localhost(_) => lanes::foreign(),
+        // Compiled from a table.
+        SeccompProfile::Unconfined | SeccompProfile::RuntimeDefault => lanes::exec(),
+    };
+    let compiled = lanes::run(lane, pod, "seccomp profile", work);
+    match tokio::time::timeout(FOREIGN, compiled).await {
+        Ok(compiled) => compiled,
+        Err(_) => {
+            let text =
+                format!("seccomp profile {profile:?} was not read within {FOREIGN:?}: its file system hangs");
+            Err(Error::new(ErrorKind::DeadlineExceeded, text))
+        }
     }
 }
 
@@ -231,5 +266,5 @@ pub(crate) async fn run(
             return outcome.clone();
         }
     }
-    Err(Error::new(crate::node::ErrorKind::Aborted, "the daemon is stopping"))
+    Err(Error::new(ErrorKind::Aborted, "the daemon is stopping"))
 }

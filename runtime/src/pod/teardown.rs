@@ -1,10 +1,10 @@
 //! Ending a pod: every step runs, whatever became of the others; each is idempotent; errors are gathered.
 
-use super::{Context, blocking};
+use super::Context;
 use crate::cgroups::{leaf_path, pod_parent};
 use crate::node::Error;
 use crate::shims::{Client, spawn};
-use crate::{failpoint, netns};
+use crate::{failpoint, lanes, netns};
 use model::{ContainerId, NamespaceMode, PodId, PodRecord};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -63,7 +63,8 @@ pub(crate) async fn kill(
         }
     }
     let (context, record) = (Arc::clone(context), record.clone());
-    let killed = blocking("kill the pod", move || {
+    let id = record.id.clone();
+    let killed = lanes::run(lanes::kill(), id.as_str(), "kill the pod", move || {
         let mut ended = Ended::default();
         if !by_shim {
             for leaf in leaves.into_iter().chain(pause_leaf(&record)) {
@@ -112,7 +113,7 @@ pub(crate) async fn release_network(context: &Arc<Context>, record: &PodRecord) 
     if let Err(error) = context.cni.del(&record.id, Some(&pin)).await {
         return vec![Error::from(error).context(format!("pod {}: give the network back", record.id))];
     }
-    let removed = blocking("unpin", move || {
+    let removed = lanes::run(lanes::kill(), record.id.as_str(), "unpin", move || {
         netns::unpin(&pin).map_err(|error| Error::of(format!("unpin {}", pin.display()), &error))
     });
     removed.await.err().into_iter().collect()
@@ -141,7 +142,8 @@ async fn leave(client: &Client) {
 /// Kills what is left of the shim and removes its folder.
 pub(crate) async fn remove_shim(context: &Arc<Context>, record: &PodRecord) -> Vec<Error> {
     let (context, id) = (Arc::clone(context), record.id.clone());
-    let removed = blocking("remove the shim", move || spawn::remove(&context.layout, &context.cgroups, &id));
+    let (owner, work) = (record.id.as_str(), move || spawn::remove(&context.layout, &context.cgroups, &id));
+    let removed = lanes::run(lanes::kill(), owner, "remove the shim", work);
     removed.await.err().into_iter().collect()
 }
 
@@ -152,7 +154,8 @@ pub(crate) async fn remove_cgroups(
     leaves: Vec<String>,
 ) -> Vec<Error> {
     let (context, record) = (Arc::clone(context), record.clone());
-    let removed = blocking("remove cgroups", move || {
+    let id = record.id.clone();
+    let removed = lanes::run(lanes::kill(), id.as_str(), "remove cgroups", move || {
         let mut errors = Vec::new();
         for leaf in leaves.into_iter().chain(pause_leaf(&record)) {
             errors.extend(context.cgroups.remove(&leaf).err().map(Error::from));

@@ -3,7 +3,8 @@
 use super::convert::{self, ContainerFilter, Host, PodFilter};
 use super::status::Failure;
 use super::{Backend, GOES_ON, STOPS, answer, health};
-use crate::node::{ContainerView, PodView};
+use crate::lanes;
+use crate::node::{self, ContainerView, PodView};
 use cri_api::v1 as cri;
 use cri_api::v1::runtime_service_server::RuntimeService;
 use std::collections::HashMap;
@@ -36,7 +37,7 @@ impl Runtime {
     async fn stats(&self, wanted: Vec<Arc<ContainerView>>) -> Result<Vec<cri::ContainerStats>, Failure> {
         let (figures, all) = (Arc::clone(&self.backend.figures), self.backend.node.containers());
         let store = self.backend.images.mountpoint();
-        let stats = tokio::task::spawn_blocking(move || {
+        let stats = lanes::stats().run(move || {
             let read = figures.collect(&wanted, &all);
             let pairs = wanted.iter().zip(&read);
             let stats: Vec<_> = pairs
@@ -46,10 +47,10 @@ impl Runtime {
                 .collect();
             stats
         });
-        let stats = stats.await.map_err(|_| Failure::Interrupted("reading cgroup files"))?;
+        let stats = stats.await.map_err(node::Error::from)?;
         let figures = Arc::clone(&self.backend.figures);
         // In the background: nobody waits for a walk through writable layers.
-        drop(tokio::task::spawn_blocking(move || figures.walk()));
+        tokio::spawn(async move { lanes::foreign().run_for("disk usage", move || figures.walk()).await });
         Ok(stats)
     }
 }

@@ -4,6 +4,7 @@ use super::Backend;
 use super::convert::Host;
 use super::image::Images;
 use super::runtime::Runtime;
+use crate::lanes;
 use crate::shutdown::{self, Shutdown};
 use cri_api::v1::image_service_server::ImageServiceServer;
 use cri_api::v1::runtime_service_server::RuntimeServiceServer;
@@ -112,7 +113,7 @@ pub(crate) async fn serve(socket: Socket, backend: Backend, stopping: Shutdown) 
         path: path.0.clone(),
         source,
     })?;
-    let host = tokio::task::spawn_blocking(Host::detect).await.unwrap_or_default();
+    let host = lanes::stats().run(Host::detect).await.unwrap_or_default();
     let runtime = RuntimeServiceServer::new(Runtime::new(backend.clone(), host))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);

@@ -23,9 +23,6 @@ pub(crate) enum Failure {
     /// The caller's deadline has passed.
     #[error("the caller's deadline of {0:?} has passed; {1}")]
     Deadline(std::time::Duration, &'static str),
-    /// A blocking step ended without an answer: the daemon is stopping.
-    #[error("the daemon is stopping; interrupted {0}")]
-    Interrupted(&'static str),
     /// A call of CRI that this version does not answer.
     #[error("{call} is not built yet: {what}")]
     NotBuilt {
@@ -47,7 +44,6 @@ impl Failure {
             Self::Node(error) => of_node(error.kind),
             Self::Image(error) => of_image(error).0,
             Self::Deadline(..) => Code::DeadlineExceeded,
-            Self::Interrupted(_) => Code::Unavailable,
             Self::NotBuilt { .. } => Code::Unimplemented,
         }
     }
@@ -96,6 +92,7 @@ fn of_image(error: &image::Error) -> (Code, &'static str) {
         Error::TooLarge { .. } => (Code::ResourceExhausted, ""),
         Error::Configuration { .. } => (Code::FailedPrecondition, ""),
         Error::Storage { .. } => (Code::Internal, ""),
+        Error::Threads { .. } => (Code::Unavailable, ""),
         Error::Cancelled => (Code::Aborted, ""),
         // The crate may grow kinds; until they are sorted here they are faults of ours.
         _ => (Code::Internal, ""),

@@ -141,6 +141,8 @@ async fn greet(path: &Path, pod: &PodId) -> Result<Connection, ClientError> {
     let hello = match link.next().await? {
         Message::Hello(hello) if hello.pod == *pod => hello,
         Message::Hello(hello) => return Err(ClientError::Greeting(format!("it is of pod {}", hello.pod))),
+        // It could not come up, and says why.
+        Message::Reply(Reply::Failed(failure)) => return Err(ClientError::Failed(failure)),
         _ => return Err(ClientError::Greeting("no hello".to_owned())),
     };
     let mut snapshot = Vec::new();

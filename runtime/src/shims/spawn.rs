@@ -1,7 +1,7 @@
 //! Starting a pod's shim: its folder, socket and cgroup first, so that it finds everything in place.
 
 use crate::cgroups::{Cgroups, shim_path};
-use crate::node::Error;
+use crate::node::{Error, ErrorKind};
 use model::{PodId, PodRecord};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 use state::{Layout, file};
@@ -70,7 +70,15 @@ pub(crate) fn spawn(
         fds: &fds,
         stderr: Some(stderr.as_fd()),
     };
-    sys::spawn::spawn(&program).map_err(at("start the shim"))
+    sys::spawn::spawn(&program).map_err(|error| match error.kind() {
+        // EAGAIN: the pids limit of the daemon's own cgroup, or of the node.
+        io::ErrorKind::WouldBlock => {
+            let text =
+                format!("start the shim: {error}; the node, or the daemon's pids cgroup, is at a limit");
+            Error::new(ErrorKind::Unavailable, text)
+        }
+        _ => Error::of("start the shim", &error),
+    })
 }
 
 /// A path that sun_path of unix(7), 108 bytes, has room for, however long the real one is.

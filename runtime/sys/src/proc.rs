@@ -13,6 +13,46 @@ pub struct Stat {
     pub parent: u32,
     /// Session, by its leader's pid in the reader's PID namespace.
     pub session: u32,
+    /// PF_* flags of its leading thread.
+    pub flags: u32,
+    /// Threads that are not reaped, its leading one among them.
+    pub threads: u32,
+    /// How it ended, as wait(2) would say, once it has ended or was killed; only for who may trace it.
+    pub status: i32,
+}
+
+impl Stat {
+    /// PF_EXITING.
+    const EXITING: u32 = 0x4;
+    /// PF_FORKNOEXEC, which execve takes away before it closes descriptors.
+    const FORKED: u32 = 0x40;
+
+    /// Whether it has called execve since it was forked.
+    pub fn has_executed(&self) -> bool {
+        self.flags & Self::FORKED == 0
+    }
+
+    /// Whether it has ended and will run no more, though it may still be there. A tracer can put that off at will:
+    /// it does not let the process be reaped, or holds one that was killed on its way out (PTRACE_EVENT_EXIT; since
+    /// Linux 5.17 the status then is SIGKILL), or does so with another of its PID namespace, whose PID 1 waits for
+    /// that. One that hangs in the kernel (D) is not over, nor is one of which only the leading thread has ended.
+    pub fn is_over(&self) -> bool {
+        let killed = self.status & 0x7f == libc::SIGKILL;
+        match self.state {
+            'Z' | 'X' => killed || self.threads <= 1,
+            't' => killed,
+            'S' => self.flags & Self::EXITING != 0,
+            _ => false,
+        }
+    }
+
+    /// Its exit code, 128+n for signal n, once it is over.
+    pub fn code(&self) -> i32 {
+        match self.status & 0x7f {
+            0 => self.status >> 8 & 0xff,
+            signal => 128 + signal,
+        }
+    }
 }
 
 /// Reads `/proc/<pid>/stat`.
@@ -31,7 +71,11 @@ fn parse_stat(text: &[u8]) -> Option<Stat> {
     let state = fields.next()?.chars().next()?;
     let parent = fields.next()?.parse().ok()?;
     let session = fields.nth(1)?.parse().ok()?;
-    Some(Stat { state, parent, session })
+    // Fields 7 and 8 are of the terminal; 52 is the last.
+    let flags = fields.nth(2)?.parse().ok()?;
+    let threads = fields.nth(10).and_then(|field| field.parse().ok()).unwrap_or(1);
+    let status = fields.nth(31).and_then(|field| field.parse().ok()).unwrap_or(0);
+    Some(Stat { state, parent, session, flags, threads, status })
 }
 
 /// Pids of this process's children, as far as /proc lists them (CONFIG_PROC_CHILDREN). Of one thread's, so
@@ -290,14 +334,21 @@ pub struct Ended {
 }
 
 /// Reaps one child that has ended, whichever (also those that came as orphans); `None` when there is none.
+/// `before` is called with its pid while it is still there: /proc shows it, and the number is its own.
 ///
 /// # Errors
 /// waitid(2), but for having no children.
-pub fn reap() -> io::Result<Option<Ended>> {
+pub fn reap(before: impl FnOnce(u32)) -> io::Result<Option<Ended>> {
+    let Some(ended) = wait_any(libc::P_ALL, 0, libc::WNOWAIT)? else { return Ok(None) };
+    before(ended.pid);
+    wait_any(libc::P_PID, ended.pid, 0)
+}
+
+fn wait_any(which: libc::idtype_t, id: libc::id_t, flags: i32) -> io::Result<Option<Ended>> {
     // SAFETY: siginfo_t is plain data, all zeroes is a value of it, and what waitid leaves when nothing ended.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     // SAFETY: `info` lives across the call.
-    if unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, libc::WEXITED | libc::WNOHANG) } != 0 {
+    if unsafe { libc::waitid(which, id, &raw mut info, libc::WEXITED | libc::WNOHANG | flags) } != 0 {
         let error = io::Error::last_os_error();
         return if error.raw_os_error() == Some(libc::ECHILD) { Ok(None) } else { Err(error) };
     }
@@ -345,10 +396,37 @@ mod tests {
 
     #[test]
     fn stat_survives_hostile_names() {
-        let stat = parse_stat(b"12 (a) R 1 (x) S 7 9 5 0 -1").unwrap();
-        assert_eq!(stat, Stat { state: 'S', parent: 7, session: 5 });
+        let stat = parse_stat(b"12 (a) R 1 (x) S 7 9 5 0 -1 4194368 1 2").unwrap();
+        assert_eq!(stat, Stat { state: 'S', parent: 7, session: 5, flags: 0x40_0040, threads: 1, status: 0 });
+        assert!(!stat.has_executed() && !stat.is_over());
+        // Made by a kernel: a killed process that its tracer holds at PTRACE_EVENT_EXIT, and the PID 1 that waits.
+        let held = b"27273 (sleep) t 27271 27271 8570 0 -1 4195336 136 0 0 0 0 0 0 0 20 0 1 0 272502 2990080 412 18446744073709551615 94033208614912 94033208632841 140730992334512 140730992333992 140606371529987 0 0 6 0 1 0 0 17 0 0 0 0 0 0 94033208646928 94033208648192 94033842724864 140730992339657 140730992339667 140730992339667 140730992340969 9";
+        let held = parse_stat(held).unwrap();
+        assert!(held.is_over() && held.code() == 137 && held.has_executed());
+        let waits = Stat { state: 'S', flags: 4_195_596, ..held };
+        assert!(waits.is_over() && !Stat { flags: 0, ..waits }.is_over());
+        // Its leading thread has ended, another runs on.
+        let lives = Stat { state: 'Z', threads: 2, status: 0, ..held };
+        assert!(!lives.is_over() && Stat { threads: 1, ..lives }.is_over());
         assert_eq!(parse_stat(b"12 a S"), None);
         let own = super::stat(std::process::id()).unwrap();
         assert_eq!(own.parent, std::os::unix::process::parent_id());
+        assert!(own.has_executed() && !own.is_over());
+    }
+
+    #[test]
+    fn a_zombie_says_how_it_ended() {
+        for (line, code) in [("exit 3", 3), ("kill -9 $$", 137)] {
+            let mut child = std::process::Command::new("/bin/sh").args(["-c", line]).spawn().unwrap();
+            let seen = loop {
+                let seen = super::stat(child.id()).unwrap();
+                if seen.is_over() {
+                    break seen;
+                }
+                std::thread::yield_now();
+            };
+            assert_eq!((seen.state, seen.code(), seen.has_executed()), ('Z', code, true), "{line}");
+            child.wait().unwrap();
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Pseudo-terminals, opened without ever trusting a path below /dev/pts.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, open as open_file};
@@ -30,6 +30,15 @@ pub fn open(ptmx: &Path) -> io::Result<Pty> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{} is no devpts", ptmx.display())));
     }
     rustix::pty::unlockpt(&master)?;
+    let slave = peer(master.as_fd())?;
+    Ok(Pty { master, slave })
+}
+
+/// The other side of a master, whatever its path is and in whichever mount namespace (TIOCGPTPEER).
+///
+/// # Errors
+/// Out of descriptors; no master.
+pub fn peer(master: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let wanted = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
     // SAFETY: takes no pointer.
     let slave = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, wanted) };
@@ -37,8 +46,7 @@ pub fn open(ptmx: &Path) -> io::Result<Pty> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the kernel has just opened it for us.
-    let slave = unsafe { OwnedFd::from_raw_fd(slave) };
-    Ok(Pty { master, slave })
+    Ok(unsafe { OwnedFd::from_raw_fd(slave) })
 }
 
 /// Makes a terminal the controlling one of the calling session leader.

@@ -59,17 +59,20 @@ pub(crate) struct LogFile {
     file: Option<File>,
     /// A write has failed, and was told of; until one succeeds again.
     failing: bool,
+    /// Lines that could not be written since one could.
+    lost: u64,
 }
 
 impl LogFile {
     /// No log at all.
     pub(crate) fn none() -> Self {
-        Self { path: Box::default(), file: None, failing: false }
+        Self { path: Box::default(), file: None, failing: false, lost: 0 }
     }
 
     /// Opens it below the pod's log folder.
     pub(crate) fn open(dir: BorrowedFd<'_>, path: &str) -> io::Result<Self> {
-        Ok(Self { file: Some(sys::beneath::append(dir, path)?), path: path.into(), failing: false })
+        let file = Some(sys::beneath::append(dir, path)?);
+        Ok(Self { file, path: path.into(), failing: false, lost: 0 })
     }
 
     /// Opens it anew by its path, after it was renamed. On error the old file stays in use.
@@ -81,14 +84,49 @@ impl LogFile {
         Ok(())
     }
 
-    /// Writes whole lines, or none of those that do not fit. The first error of a row is handed to `warn`.
+    /// Writes whole lines, or none of those that do not fit. The first error of a row is handed to `warn`. Where
+    /// lines are missing, a line says so once it can be written.
     fn write(&mut self, lines: &[u8], warn: &mut dyn FnMut(String)) {
-        let Some(file) = &mut self.file else { return };
+        let whole = |bytes: &[u8]| bytes.iter().filter(|byte| **byte == b'\n').count() as u64;
+        if self.lost > 0 {
+            let mark = self.mark();
+            match self.append(mark.as_bytes()) {
+                Ok(()) => self.lost = 0,
+                // Said already.
+                Err(_) => {
+                    self.lost = self.lost.saturating_add(whole(lines));
+                    return;
+                }
+            }
+        }
+        match self.append(lines) {
+            Ok(()) => self.failing = false,
+            Err((written, error)) => {
+                self.lost = whole(lines.get(written..).unwrap_or_default());
+                if !std::mem::replace(&mut self.failing, true) {
+                    warn(format!(
+                        "log {}: {error}; output is dropped until it can be written again",
+                        self.path
+                    ));
+                }
+            }
+        }
+    }
+
+    /// The line that stands for those that were lost.
+    fn mark(&self) -> String {
+        let stamp = Stamp::new(sys::proc::now());
+        let stamp = String::from_utf8_lossy(stamp.as_bytes());
+        format!("{stamp} stderr F [copepod: {} lines could not be written to this log]\n", self.lost)
+    }
+
+    /// Appends whole lines. On an error says how many bytes of whole lines were written before it.
+    fn append(&mut self, lines: &[u8]) -> Result<(), (usize, io::Error)> {
+        let Some(file) = &mut self.file else { return Ok(()) };
         let mut rest = lines;
         let error = loop {
             if rest.is_empty() {
-                self.failing = false;
-                return;
+                return Ok(());
             }
             match file.write(rest) {
                 Ok(0) => break io::Error::from(io::ErrorKind::WriteZero),
@@ -100,15 +138,17 @@ impl LogFile {
         // The part of a line at the end would join with the next one.
         let written = lines.get(..lines.len() - rest.len()).unwrap_or_default();
         let torn = written.rsplit(|byte| *byte == b'\n').next().unwrap_or_default().len();
-        let back = sys::beneath::take_back(file, torn as u64);
-        if !self.failing {
-            self.failing = true;
-            let more =
-                back.err().map(|error| format!("; cutting the torn line: {error}")).unwrap_or_default();
-            warn(format!(
-                "log {}: {error}{more}; output is dropped until it can be written again",
-                self.path
-            ));
+        let error = match sys::beneath::take_back(file, torn as u64) {
+            Ok(()) => error,
+            Err(back) => io::Error::other(format!("{error}; cutting the torn line: {back}")),
+        };
+        Err((written.len() - torn, error))
+    }
+
+    /// Says that lines were lost, if the file can be written again now. For the end of the output.
+    pub(crate) fn finish(&mut self) {
+        if self.lost > 0 {
+            self.write(&[], &mut drop);
         }
     }
 }
@@ -127,13 +167,17 @@ pub(crate) enum After {
 pub(crate) struct Output {
     fd: OwnedFd,
     lines: Lines,
+    /// The other side of a terminal. While it is open here, the container may close all of its own and open
+    /// /dev/console again later: without one the master says EIO, and closing that would hang up the session.
+    _peer: Option<OwnedFd>,
 }
 
 impl Output {
     /// Takes the reading end of a pipe, or a terminal's master. It becomes non-blocking.
     pub(crate) fn new(fd: OwnedFd, stream: Stream, terminal: bool) -> io::Result<Self> {
         sys::proc::set_nonblocking(fd.as_fd())?;
-        Ok(Self { fd, lines: Lines::new(stream, terminal) })
+        let peer = if terminal { Some(sys::pty::peer(fd.as_fd())?) } else { None };
+        Ok(Self { fd, lines: Lines::new(stream, terminal), _peer: peer })
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
@@ -158,7 +202,7 @@ impl Output {
                 Ok(bytes) => Ok(bytes),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(After::Open),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                // EIO is how a terminal says that nobody has it open any more; nothing else is expected.
+                // Nothing is expected here: of a terminal one side is ours.
                 Err(_) => Err(After::Ended),
             };
             match got {

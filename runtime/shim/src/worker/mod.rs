@@ -18,7 +18,7 @@ use sys::mount::{self, Attributes};
 use wire::{ContainerPlan, ErrorKind, Failure, ProcessPlan, Reply, parse_plan};
 
 use crate::container::{self, Holders};
-use crate::executor::{Init, Parts, number};
+use crate::executor::{Init, Parts, TITLE, number};
 use crate::{process, user};
 use late::Late;
 use stage::{Step, internal, invalid};
@@ -160,7 +160,7 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
         (rest.warn)(&warning);
     }
     // Seen by the container while it waits: nothing of the node's.
-    sys::proc::set_title(c"copepod-init").map_err(internal("process", "title"))?;
+    sys::proc::set_title(TITLE).map_err(internal("process", "title"))?;
     let console = match rest.stdio {
         Stdio::Console { sock } => Some(sock),
         Stdio::Pipes { stdin, stdout, stderr } => {

@@ -402,6 +402,16 @@ impl Pod {
         assert!(matches!(reply, Reply::Started { .. }), "{reply:?}");
     }
 
+    /// Pid of a container's init.
+    pub(crate) fn init(&mut self, id: &ContainerId) -> u32 {
+        self.reconnect();
+        let found = self.snapshots.iter().find_map(|entry| match entry {
+            Snapshot::Container { container, pid, .. } if container == id => Some(*pid),
+            _ => None,
+        });
+        found.expect("the container is known")
+    }
+
     pub(crate) fn log_path(&self, id: &ContainerId) -> PathBuf {
         self.dir.path().join("logs/pod").join(format!("c{}/0.log", &id.as_str()[..2]))
     }
@@ -503,6 +513,41 @@ impl Drop for Pod {
         drop(sys::proc::wait(self.shim.pidfd.as_fd()));
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Traces processes and never waits for them, until it is dropped.
+pub(crate) struct Tracer(std::process::Child);
+
+impl Tracer {
+    /// By a process of its own: a thread that traces would have to wait here.
+    pub(crate) fn of(pids: &[u32], request: i64, options: i64) -> Self {
+        use std::io::BufRead as _;
+        let calls: String = pids
+            .iter()
+            .map(|pid| format!("syscall({}, {request}, {pid}, 0, {options}) == 0 or die $!;", trace_call()))
+            .collect();
+        let mut child = Command::new("/usr/bin/perl")
+            .args(["-e", &format!("$| = 1; {calls} print \"ready\\n\"; sleep 1000;")])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        std::io::BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        Self(child)
+    }
+}
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// Number of ptrace(2).
+pub(crate) fn trace_call() -> u32 {
+    if cfg!(target_arch = "aarch64") { 117 } else { 101 }
 }
 
 pub(crate) fn process(args: &[&str]) -> ProcessPlan {

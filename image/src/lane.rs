@@ -1,0 +1,43 @@
+//! Threads for what blocks here: the store's short work, and unpacking, which takes minutes and must not hold
+//! the other up.
+
+use crate::error::{Error, Result};
+use pool::{Lane, Size};
+use std::sync::{Arc, LazyLock};
+
+/// Work that waits for a thread.
+const WAITING: usize = 4096;
+
+static STORE: LazyLock<Lane> = LazyLock::new(|| lane("images", 1, 16));
+static UNPACK: LazyLock<Lane> = LazyLock::new(|| lane("unpack", 0, 64));
+
+fn lane(name: &'static str, kept: usize, most: usize) -> Lane {
+    Lane::new(Size { name, kept, most, each: most, waiting: WAITING })
+}
+
+/// For the store: index, leases, documents, removal.
+pub(crate) fn store() -> &'static Lane {
+    &STORE
+}
+
+/// Runs what blocks where it may.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    on(store(), work).await
+}
+
+/// Runs what unpacks a layer.
+pub(crate) async fn unpacking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    on(&UNPACK, work).await
+}
+
+async fn on<T: Send + 'static>(lane: &Lane, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match lane.run(work).await {
+        Ok(outcome) => outcome,
+        Err(error) if error.is_temporary() => Err(Error::Threads { source: Arc::new(error.into()) }),
+        Err(error) => Err(Error::corrupt("a step of the image store", error)),
+    }
+}

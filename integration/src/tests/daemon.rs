@@ -1,0 +1,258 @@
+//! Requests and hosts that must cost one pod at most, never the daemon; and what a pod's bring-up tells plugins.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+use cri_api::v1::security_profile::ProfileType;
+use serde_json::json;
+use tonic::Code;
+
+use super::network::network_ready;
+use crate::context::Context;
+use crate::isolation::command;
+use crate::runner::{Test, test};
+use crate::shapes::{ContainerExt as _, PodExt as _, seccomp};
+use crate::wait::{self, secs};
+use crate::{cgroup, proc};
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        test!(a_cgroup_parent_that_is_none_costs_one_pod).ours(),
+        test!(the_root_as_cgroup_parent_works).ours(),
+        test!(a_cgroup_that_cannot_be_made_costs_one_pod).own(),
+        test!(a_sandbox_profile_that_is_absent_costs_one_pod).ours(),
+        test!(a_profile_that_is_no_file_is_refused_at_once).ours(),
+        test!(a_log_folder_that_cannot_be_made_is_named).ours(),
+        test!(out_of_descriptors).own(),
+        test!(sysctls_hold_after_the_plugins).own(),
+        test!(sysctls_of_the_pods_interface).ours(),
+        test!(plugins_are_not_asked_for_their_status_by_every_pod).own(),
+    ]
+}
+
+/// Everybody is still served, by the same process.
+async fn lives(cx: &Context, pid: u32) -> Result<()> {
+    ensure!(cx.node.pid()? == pid && proc::alive(pid), "the daemon has ended");
+    cx.cri.version().await.context("after the request")?;
+    let pod = cx.pod().await.context("a pod after the request")?;
+    let id = cx.start(&pod, &cx.sleeper("after")).await?;
+    cx.cri.sh(&id, "true").await?;
+    Ok(cx.cri.drop_pod(&pod.id).await?)
+}
+
+async fn a_cgroup_parent_that_is_none_costs_one_pod(cx: Context) -> Result<()> {
+    let pid = cx.node.pid()?;
+    let long = format!("/{}", "k".repeat(300));
+    for parent in ["/tasks", "/cpu.shares/x", "/cgroup.procs", long.as_str(), "/a\nb"] {
+        let mut config = cx.pod_config();
+        parent.clone_into(&mut config.linux.get_or_insert_default().cgroup_parent);
+        let refused = tokio::time::timeout(secs(20), cx.cri.run_pod(&config)).await;
+        let e = refused.with_context(|| format!("no answer for {parent}"))?;
+        let e = e.err().with_context(|| format!("a pod came up in {parent}"))?;
+        ensure!(e.code() == Code::InvalidArgument && e.message().contains("cgroup_parent"), "{parent}: {e}");
+        for left in cx.cri.pods(None).await? {
+            cx.cri.drop_pod(&left.id).await.with_context(|| format!("what {parent} left"))?;
+        }
+    }
+    lives(&cx, pid).await
+}
+
+async fn the_root_as_cgroup_parent_works(cx: Context) -> Result<()> {
+    let mut config = cx.pod_config();
+    "/".clone_into(&mut config.linux.get_or_insert_default().cgroup_parent);
+    let pod = cx.pod_of(config).await?;
+    let id = cx.start(&pod, &cx.sleeper("one")).await?;
+    let memory = cgroup::find("memory", &id).context("the container has no cgroup")?;
+    ensure!(memory.parent().is_some_and(|above| above.ends_with("memory")), "{}", memory.display());
+    ensure!(cgroup::members(&memory).contains(&cx.pid(&id).await?), "init is not in {}", memory.display());
+    cx.cri.sh(&id, "true").await?;
+    cx.cri.drop_pod(&pod.id).await?;
+    ensure!(!memory.exists() && cgroup::find("memory", &pod.id).is_none(), "cgroups are left");
+    Ok(())
+}
+
+/// As a host whose cpuset is full, or read-only.
+async fn a_cgroup_that_cannot_be_made_costs_one_pod(cx: Context) -> Result<()> {
+    let pid = cx.node.pid()?;
+    let cpuset = cgroup::hierarchies().into_iter().find(|h| h.ends_with("cpuset"));
+    let cpuset = cpuset.context("no cpuset hierarchy")?.display().to_string();
+    command("mount", &["--bind", &cpuset, &cpuset])?;
+    let refused = async {
+        command("mount", &["-o", "remount,bind,ro", &cpuset])?;
+        let answer = tokio::time::timeout(secs(20), cx.cri.run_pod(&cx.pod_config())).await;
+        Ok::<_, anyhow::Error>(answer.context("no answer")?.err())
+    }
+    .await;
+    command("umount", &[&cpuset])?;
+    let e = refused?.context("a pod came up without its cgroup")?;
+    ensure!(e.message().contains("Read-only file system"), "{e}");
+    ensure!(cx.cri.pods(None).await?.is_empty(), "something is left");
+    lives(&cx, pid).await
+}
+
+async fn a_sandbox_profile_that_is_absent_costs_one_pod(cx: Context) -> Result<()> {
+    let pid = cx.node.pid()?;
+    let dir = cx.volume("profiles")?;
+    fs::write(dir.join("text.json"), "not JSON")?;
+    fs::create_dir(dir.join("folder.json"))?;
+    for name in ["absent.json", "text.json", "folder.json"] {
+        let mut config = cx.pod_config();
+        let path = dir.join(name).display().to_string();
+        config.security().seccomp = seccomp(ProfileType::Localhost, &path);
+        let refused = tokio::time::timeout(secs(20), cx.cri.run_pod(&config)).await;
+        let e = refused.with_context(|| format!("no answer for {name}"))?;
+        let e = e.err().with_context(|| format!("a pod came up with {name}"))?;
+        ensure!(e.code() == Code::InvalidArgument && e.message().contains(&path), "{name}: {e}");
+    }
+    ensure!(cx.cri.pods(None).await?.is_empty(), "something is left");
+    lives(&cx, pid).await
+}
+
+/// Opening a FIFO waits for a writer, opening a device can do anything.
+async fn a_profile_that_is_no_file_is_refused_at_once(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let dir = cx.volume("profiles")?;
+    let fifo = dir.join("fifo.json");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU)?;
+    for path in [fifo.as_path(), std::path::Path::new("/dev/zero")] {
+        let path = path.display().to_string();
+        let config =
+            cx.sleeper("one").with(|c| c.security().seccomp = seccomp(ProfileType::Localhost, &path));
+        let made = tokio::time::timeout(secs(5), cx.create(&pod, &config)).await;
+        // Whoever still waits for a writer gets one.
+        drop(fs::OpenOptions::new().read(true).write(true).open(&fifo)?);
+        let e = made.with_context(|| format!("{path} holds the call up"))?;
+        let e = e.err().with_context(|| format!("a container with the profile {path}"))?;
+        ensure!(format!("{e:#}").contains("regular file"), "{path}: {e:#}");
+    }
+    Ok(())
+}
+
+/// What keeps the shim from coming up is in the answer, not in the daemon's log alone.
+async fn a_log_folder_that_cannot_be_made_is_named(cx: Context) -> Result<()> {
+    let file = cx.volume("logs")?.join("file");
+    fs::write(&file, "")?;
+    let mut config = cx.pod_config();
+    config.log_directory = file.join("pod").display().to_string();
+    let e = cx.cri.run_pod(&config).await.err().context("a pod came up below a file")?;
+    ensure!(e.message().contains("log folder") && e.message().contains("Not a directory"), "{e}");
+    ensure!(cx.cri.pods(None).await?.is_empty(), "something is left");
+    Ok(())
+}
+
+/// RLIMIT_NOFILE reached by pods that come up at once: some fail, nobody dies, and later all works.
+async fn out_of_descriptors(cx: Context) -> Result<()> {
+    let pid = cx.node.pid()?;
+    let limit = |n: &str| command("prlimit", &["--pid", &pid.to_string(), &format!("--nofile={n}")]);
+    let open = proc::fds(pid)?;
+    for spare in [6, 20, 40, 60, 80, 100] {
+        limit(&format!("{}:", open + spare))?;
+        let pods: Vec<_> = (0..24)
+            .map(|_| {
+                let cx = cx.clone();
+                tokio::spawn(async move { cx.cri.run_pod(&cx.pod_config()).await })
+            })
+            .collect();
+        for pod in pods {
+            // Which of them get through is chance.
+            drop(tokio::time::timeout(secs(40), pod).await.context("a pod without an answer")?);
+        }
+        ensure!(cx.node.pid()? == pid && proc::alive(pid), "the daemon has ended with {spare} to spare");
+        limit("4096:")?;
+        wait::until("all pods to go", secs(30), || async {
+            for pod in cx.cri.pods(None).await? {
+                cx.cri.drop_pod(&pod.id).await?;
+            }
+            Ok(cx.cri.pods(None).await?.is_empty().then_some(()))
+        })
+        .await?;
+    }
+    lives(&cx, pid).await
+}
+
+/// Calico's ADD clears ip_forward; a pod that asks for it has it all the same, as with containerd.
+async fn sysctls_hold_after_the_plugins(cx: Context) -> Result<()> {
+    let body = "[ \"$CNI_COMMAND\" = ADD ] && nsenter --net=\"$CNI_NETNS\" sh -c 'echo 0 > /proc/sys/net/ipv4/ip_forward'\nexec /usr/lib/cni/bridge";
+    cx.node.network.script("clears", body)?;
+    cx.node.network.uninstall()?;
+    let plugins = json!([{
+        "type": "clears", "bridge": cx.node.network.bridge, "isGateway": true,
+        "ipam": {"type": "host-local", "dataDir": cx.node.network.leases,
+                 "ranges": [[{"subnet": format!("{}.0/24", cx.node.network.prefix)}]]},
+    }]);
+    wait::until("NetworkReady to go", secs(10), || async { Ok((!network_ready(&cx).await?).then_some(())) })
+        .await?;
+    cx.node.network.conflist("10-clears.conflist", &plugins)?;
+    wait::until("NetworkReady", secs(10), || async { Ok(network_ready(&cx).await?.then_some(())) }).await?;
+    for (asked, want) in [(Some("1"), "1"), (None, "0")] {
+        let mut config = cx.pod_config().own_network();
+        let sysctls = &mut config.linux.get_or_insert_default().sysctls;
+        sysctls.extend(asked.map(|value| (String::from("net.ipv4.ip_forward"), value.to_owned())));
+        let pod = cx.pod_of(config).await?;
+        let id = cx.start(&pod, &cx.sleeper("one")).await?;
+        let seen = cx.cri.sh(&id, "cat /proc/sys/net/ipv4/ip_forward").await?;
+        ensure!(seen == want, "ip_forward is {seen}, asked for {asked:?}");
+        cx.cri.drop_pod(&pod.id).await?;
+    }
+    Ok(())
+}
+
+async fn sysctls_of_the_pods_interface(cx: Context) -> Result<()> {
+    let wanted = [
+        ("net.ipv4.conf.eth0.rp_filter", "2", "net/ipv4/conf/eth0/rp_filter"),
+        ("net/ipv4/conf/eth0/log_martians", "1", "net/ipv4/conf/eth0/log_martians"),
+        // Not of an interface, and not of the network.
+        ("net.ipv4.ip_local_port_range", "10000\t20000", "net/ipv4/ip_local_port_range"),
+        ("kernel.shmmax", "1048576", "kernel/shmmax"),
+    ];
+    let mut config = cx.pod_config().own_network();
+    let sysctls = &mut config.linux.get_or_insert_default().sysctls;
+    sysctls.extend(wanted.map(|(name, value, _)| (name.to_owned(), value.to_owned())));
+    let pod = cx.pod_of(config).await?;
+    let id = cx.start(&pod, &cx.sleeper("one")).await?;
+    for (name, value, path) in wanted {
+        let seen = cx.cri.sh(&id, &format!("cat /proc/sys/{path}")).await?;
+        ensure!(seen == value, "{name} is {seen:?}");
+    }
+    // One that does not exist fails the pod, which is gone then, its address included.
+    let before = cx.node.network.leased();
+    let mut config = cx.pod_config().own_network();
+    let sysctls = &mut config.linux.get_or_insert_default().sysctls;
+    sysctls.insert(String::from("net.ipv4.conf.nosuch.rp_filter"), String::from("2"));
+    let e = cx.cri.run_pod(&config).await.err().context("a pod with an unknown sysctl")?;
+    ensure!(e.message().contains("nosuch"), "{e}");
+    ensure!(cx.node.network.leased() == before, "its address is still leased");
+    Ok(())
+}
+
+/// STATUS is for the node's readiness, not for each pod: it would double the plugins' runs.
+async fn plugins_are_not_asked_for_their_status_by_every_pod(cx: Context) -> Result<()> {
+    const PODS: usize = 8;
+    let seen = cx.node.paths.dir.join("status");
+    let body = format!(
+        "if [ \"$CNI_COMMAND\" = STATUS ]; then cat > /dev/null; echo once >> {}; exit 0; fi\n\
+         cat > /dev/null\n\
+         [ \"$CNI_COMMAND\" = ADD ] && echo '{{\"cniVersion\":\"1.1.0\",\"ips\":[{{\"address\":\"10.9.8.7/24\"}}]}}'; exit 0",
+        seen.display()
+    );
+    cx.node.network.script("counts", &body)?;
+    cx.node.network.uninstall()?;
+    // Else the old network's readiness is taken for the new one's.
+    wait::until("NetworkReady to go", secs(10), || async { Ok((!network_ready(&cx).await?).then_some(())) })
+        .await?;
+    let list = json!({"cniVersion": "1.1.0", "name": "counted", "plugins": [{"type": "counts"}]});
+    fs::write(cx.node.network.conf_dir.join("10-counts.conflist"), list.to_string())?;
+    wait::until("NetworkReady", secs(10), || async { Ok(network_ready(&cx).await?.then_some(())) }).await?;
+    let count = || fs::read_to_string(&seen).unwrap_or_default().lines().count();
+    let (before, start) = (count(), std::time::Instant::now());
+    for _ in 0..PODS {
+        let pod = cx.pod_of(cx.pod_config().own_network()).await?;
+        cx.cri.drop_pod(&pod.id).await?;
+    }
+    // The folder is looked at every ten seconds, and once more when something happened.
+    let looks = start.elapsed().as_secs() / 10 + 2;
+    let asked = count() - before;
+    ensure!(u64::try_from(asked)? <= looks, "{asked} times STATUS for {PODS} pods in {:?}", start.elapsed());
+    ensure!(before > 0, "STATUS is never asked");
+    Ok(())
+}

@@ -1,0 +1,143 @@
+//! A node, or a daemon's pids cgroup, that has no process to give: the daemon goes on, and ends what must end.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use tonic::Code;
+
+use crate::context::Context;
+use crate::runner::{Test, test};
+use crate::shapes::unique;
+use crate::wait::{self, secs};
+use crate::{cgroup, proc};
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![test!(stop_kill_and_exec_need_no_new_thread).own(), test!(a_start_without_threads_serves).own()]
+}
+
+/// A cgroup with a limit of processes; gone when dropped, with whoever is left in it back at the root.
+#[derive(Debug)]
+struct Pids {
+    folder: PathBuf,
+}
+
+impl Pids {
+    fn new() -> Result<Self> {
+        let root =
+            cgroup::hierarchies().into_iter().find(|h| h.ends_with("pids")).context("no pids hierarchy")?;
+        let folder = root.join(format!("cpt-pids-{}-{}", std::process::id(), unique()));
+        fs::create_dir(&folder)?;
+        Ok(Self { folder })
+    }
+
+    fn limit(&self, most: &str) -> Result<()> {
+        fs::write(self.folder.join("pids.max"), most).with_context(|| format!("pids.max {most}"))
+    }
+
+    /// As many as there are.
+    fn close(&self) -> Result<()> {
+        let current = fs::read_to_string(self.folder.join("pids.current"))?;
+        self.limit(current.trim())
+    }
+}
+
+impl Drop for Pids {
+    fn drop(&mut self) {
+        drop(self.limit("max"));
+        if let Some(root) = self.folder.parent() {
+            for pid in cgroup::members(&self.folder) {
+                drop(fs::write(root.join("cgroup.procs"), pid.to_string()));
+            }
+        }
+        drop(fs::remove_dir(&self.folder));
+    }
+}
+
+fn threads(pid: u32) -> Result<usize> {
+    Ok(fs::read_dir(format!("/proc/{pid}/task"))?.count())
+}
+
+/// Until no thread has come or gone for a while: idle ones may leave after some seconds.
+async fn settled(pid: u32) -> Result<()> {
+    let mut last = (threads(pid)?, Instant::now());
+    loop {
+        let now = threads(pid)?;
+        if now != last.0 {
+            last = (now, Instant::now());
+        } else if last.1.elapsed() > Duration::from_millis(2500) {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn stop_kill_and_exec_need_no_new_thread(cx: Context) -> Result<()> {
+    let (pod, other) = (cx.pod().await?, cx.pod().await?);
+    let one = cx.start(&pod, &cx.sleeper("one")).await?;
+    let two = cx.start(&pod, &cx.sleeper("two")).await?;
+    cx.start(&other, &cx.sleeper("three")).await?;
+    let pid = cx.node.pid()?;
+    let pids = Pids::new()?;
+    fs::write(pids.folder.join("cgroup.procs"), pid.to_string())?;
+    settled(pid).await?;
+    pids.close()?;
+    for round in 0..5 {
+        let asked = tokio::time::timeout(secs(10), cx.cri.exec(&one, &["/bin/echo", "here"])).await;
+        let out = asked.context("no answer to an exec")??;
+        ensure!(out.stdout == "here\n", "round {round}: {out:?}");
+    }
+    cx.cri.list_stats(None).await.context("stats")?;
+    let refused = tokio::time::timeout(secs(20), cx.cri.run_pod(&cx.pod_config())).await;
+    let e =
+        refused.context("no answer to a new pod")?.err().context("a shim was started beyond the limit")?;
+    ensure!(e.code() == Code::Unavailable, "{e}");
+    cx.cri.stop(&one, 0).await.context("stop of a container")?;
+    cx.cri.remove(&one).await.context("removal of a container")?;
+    // A shim that does not answer: killed by its cgroups.
+    proc::signal(cx.node.shim(&pod.id)?.pid, nix::sys::signal::Signal::SIGKILL)?;
+    tokio::time::timeout(secs(20), cx.cri.drop_pod(&pod.id))
+        .await
+        .context("end of a pod without a shim")??;
+    ensure!(cx.cri.container(&two).await.is_err(), "its container is listed");
+    tokio::time::timeout(secs(20), cx.cri.drop_pod(&other.id)).await.context("end of a pod")??;
+    ensure!(cx.node.pid()? == pid && proc::alive(pid), "the daemon has ended");
+    drop(pids);
+    let pod = cx.pod().await.context("a pod with processes to spare")?;
+    let id = cx.start(&pod, &cx.sleeper("one")).await?;
+    cx.cri.sh(&id, "true").await?;
+    Ok(())
+}
+
+/// The one program that can end what eats the processes must come up.
+async fn a_start_without_threads_serves(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let id = cx.start(&pod, &cx.sleeper("one")).await?;
+    cx.node.terminate().await?;
+    let pids = Pids::new()?;
+    pids.limit("1")?;
+    let (program, args) = cx.node.program();
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "echo 0 > \"$0/cgroup.procs\" && exec \"$@\""])
+        .arg(&pids.folder)
+        .arg(program)
+        .args(args);
+    cx.node.launch_by(command).await.context("a start with one thread")?;
+    let pid = cx.node.pid()?;
+    ensure!(threads(pid)? == 1, "{} threads", threads(pid)?);
+    ensure!(cx.cri.pods(None).await?.len() == 1, "the pod is not listed");
+    wait::until("exec", secs(20), || async {
+        Ok((cx.cri.exec(&id, &["/bin/echo", "here"]).await?.stdout == "here\n").then_some(()))
+    })
+    .await?;
+    tokio::time::timeout(secs(30), cx.cri.drop_pod(&pod.id)).await.context("end of the pod")??;
+    drop(pids);
+    cx.node.restart().await?;
+    let pod = cx.pod().await?;
+    let id = cx.start(&pod, &cx.sleeper("two")).await?;
+    cx.cri.sh(&id, "true").await?;
+    Ok(())
+}

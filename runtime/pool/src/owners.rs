@@ -1,0 +1,52 @@
+//! How many threads of a lane each owner has.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Entries of owners without work are dropped when there are this many more than at the last look.
+const SWEEP: usize = 64;
+
+#[derive(Debug)]
+pub(crate) struct Owners {
+    each: usize,
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    turns: HashMap<String, Weak<Semaphore>>,
+    /// Entries after the last sweep.
+    swept: usize,
+}
+
+impl Owners {
+    pub(crate) fn new(each: usize) -> Self {
+        Self { each: each.clamp(1, Semaphore::MAX_PERMITS), table: Mutex::default() }
+    }
+
+    /// Waits for one of the owner's threads. `None` cannot happen, since no semaphore here is ever closed, and
+    /// would only mean that the owner is not limited.
+    pub(crate) async fn turn(&self, owner: &str) -> Option<OwnedSemaphorePermit> {
+        self.of(owner).acquire_owned().await.ok()
+    }
+
+    fn of(&self, owner: &str) -> Arc<Semaphore> {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(turns) = table.turns.get(owner).and_then(Weak::upgrade) {
+            return turns;
+        }
+        if table.turns.len() >= table.swept + SWEEP {
+            table.turns.retain(|_, turns| turns.strong_count() > 0);
+            table.swept = table.turns.len();
+        }
+        let turns = Arc::new(Semaphore::new(self.each));
+        table.turns.insert(owner.to_owned(), Arc::downgrade(&turns));
+        turns
+    }
+
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).turns.len()
+    }
+}

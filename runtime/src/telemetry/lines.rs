@@ -1,0 +1,201 @@
+//! Log lines on their way to standard error.
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Most lines that wait to be written.
+const LINES: usize = 4096;
+/// Most bytes of them.
+const BYTES: usize = 1 << 20;
+/// Bytes of the writer's stack.
+const STACK: usize = 128 * 1024;
+/// A pipe that is ready for writing takes this many bytes without blocking (PIPE_BUF).
+const AT_ONCE: usize = 4096;
+
+#[derive(Debug)]
+enum Entry {
+    Line(Vec<u8>),
+    /// Everything before it is written: say so.
+    Flush(SyncSender<()>),
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    bytes: AtomicUsize,
+    dropped: AtomicU64,
+}
+
+/// The writer's queue, for [`flush`].
+static QUEUE: OnceLock<SyncSender<Entry>> = OnceLock::new();
+
+/// Makes a [`Line`] for each event.
+#[derive(Debug, Clone)]
+pub(super) struct Lines {
+    /// None: no thread could be started, and lines are written where they are made, if that does not block.
+    queue: Option<SyncSender<Entry>>,
+    counts: Arc<Counts>,
+}
+
+impl Lines {
+    /// Starts the writer.
+    pub(super) fn to_stderr() -> Self {
+        let counts = Arc::new(Counts::default());
+        let (queue, entries) = sync_channel(LINES);
+        let theirs = Arc::clone(&counts);
+        let writer = std::thread::Builder::new()
+            .name("cpd-log".to_owned())
+            .stack_size(STACK)
+            .spawn(move || write_all(&entries, &theirs, io::stderr()));
+        let queue = writer.ok().map(|_| queue);
+        if let Some(queue) = &queue {
+            // Found set by a second call only, whose subscriber is refused.
+            drop(QUEUE.set(queue.clone()));
+        }
+        Self { queue, counts }
+    }
+
+    fn send(&self, line: Vec<u8>) {
+        let Some(queue) = &self.queue else {
+            if !write_unless_full(&line) {
+                self.counts.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+            return;
+        };
+        let size = line.len();
+        let before = self.counts.bytes.fetch_add(size, Ordering::AcqRel);
+        if before + size > BYTES || queue.try_send(Entry::Line(line)).is_err() {
+            self.counts.bytes.fetch_sub(size, Ordering::AcqRel);
+            self.counts.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Line;
+
+    fn make_writer(&'a self) -> Line {
+        Line { text: Vec::new(), lines: self.clone() }
+    }
+}
+
+/// One event's text; sent when it is dropped.
+#[derive(Debug)]
+pub(super) struct Line {
+    text: Vec<u8>,
+    lines: Lines,
+}
+
+impl Write for Line {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        if !self.text.is_empty() {
+            self.lines.send(std::mem::take(&mut self.text));
+        }
+    }
+}
+
+/// The writer's life: until the last sender is gone.
+fn write_all(entries: &Receiver<Entry>, counts: &Counts, mut to: impl Write) {
+    for entry in entries {
+        match entry {
+            Entry::Line(line) => {
+                // Nobody can be told that standard error is gone.
+                drop(to.write_all(&line));
+                counts.bytes.fetch_sub(line.len(), Ordering::AcqRel);
+                let dropped = counts.dropped.swap(0, Ordering::Relaxed);
+                if dropped > 0 {
+                    tracing::warn!(
+                        dropped,
+                        "log lines were dropped: standard error did not take them in time"
+                    );
+                }
+            }
+            Entry::Flush(done) => drop(done.try_send(())),
+        }
+    }
+}
+
+/// Without a thread: writes to standard error what it takes at once. False when something was left out.
+fn write_unless_full(line: &[u8]) -> bool {
+    let stderr = io::stderr();
+    line.chunks(AT_ONCE).all(|part| {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let mut ready = [PollFd::new(&stderr, PollFlags::OUT)];
+        poll(&mut ready, Some(&now)).is_ok_and(|count| count == 1) && stderr.lock().write_all(part).is_ok()
+    })
+}
+
+/// Waits until everything that was logged is written, at most `limit`.
+pub(super) fn flush(limit: Duration) {
+    let Some(queue) = QUEUE.get() else { return };
+    let (done, written) = sync_channel(1);
+    if queue.try_send(Entry::Flush(done)).is_ok() {
+        // In vain when standard error hangs.
+        written.recv_timeout(limit).unwrap_or_default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+    use std::sync::mpsc;
+
+    /// Writes once it is let.
+    struct Gate {
+        open: mpsc::Receiver<()>,
+        written: Arc<Mutex<Vec<u8>>>,
+    }
+
+    impl Write for Gate {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.open.recv().unwrap_or_default();
+            self.written.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_writer_that_hangs_costs_lines_and_no_time() {
+        let counts = Arc::new(Counts::default());
+        let (queue, entries) = sync_channel(LINES);
+        let (open, gate) = mpsc::channel();
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let to = Gate { open: gate, written: Arc::clone(&written) };
+        let theirs = Arc::clone(&counts);
+        let writer = std::thread::spawn(move || write_all(&entries, &theirs, to));
+        let lines = Lines { queue: Some(queue), counts: Arc::clone(&counts) };
+        for number in 0..20_000 {
+            writeln!(lines.make_writer(), "{number:0>600}").unwrap();
+        }
+        let dropped = counts.dropped.load(Ordering::Relaxed);
+        assert!((16_000..20_000).contains(&dropped), "{dropped}");
+        assert!(counts.bytes.load(Ordering::Relaxed) <= BYTES);
+        drop(open);
+        drop(lines);
+        writer.join().unwrap();
+        let text = String::from_utf8(written.lock().unwrap().clone()).unwrap();
+        // Whole lines, the oldest first.
+        assert!(text.lines().all(|line| line.len() == 600));
+        assert!(text.starts_with(&format!("{:0>600}\n{:0>600}\n", 0, 1)));
+        assert_eq!(counts.bytes.load(Ordering::Relaxed), 0);
+    }
+}

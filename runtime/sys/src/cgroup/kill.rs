@@ -1,0 +1,121 @@
+//! The end of a cgroup's processes: freeze, signal all, thaw. Repeated by the caller until none is left.
+
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::walk::{each_folder, is_gone, is_too_many, prune};
+use super::{processes, read, write};
+
+/// Processes held by descriptor at once, whatever their number: a limit on descriptors must not let the rest fork on.
+const HELD: usize = 64;
+
+/// Sends SIGKILL to every process in a cgroup and below it, once. What they made meanwhile may live: call it again
+/// until [`super::is_empty`].
+///
+/// `folders` are the cgroup's folders in the hierarchies to look in, `freezer` the one in v1's freezer hierarchy. On
+/// v2 (`unified`) there is one folder, and cgroup.kill does it. On v1 all are frozen meanwhile, so that none forks
+/// away; the freeze is awaited for `patience` at most (a process in D state freezes when it comes out of it), and
+/// in the end every level is thawed: one that the container froze by itself would keep its processes from dying.
+/// Processes are signalled by descriptor, after they were seen to be members still.
+///
+/// # Errors
+/// As the kernel says; a folder that is gone has nothing to kill. Of more folders than
+/// [`super::MOST_FOLDERS`] the empty ones are removed, the next call sees fewer.
+pub fn kill_all(
+    folders: &[BorrowedFd<'_>],
+    freezer: Option<BorrowedFd<'_>>,
+    unified: bool,
+    patience: Duration,
+) -> io::Result<()> {
+    let first = folders.first().copied();
+    if unified && first.is_some_and(|dir| write(dir, "cgroup.kill", "1").is_ok()) {
+        return Ok(());
+    }
+    let freezing = if unified { first } else { freezer };
+    let frozen = freezing.is_some_and(|dir| freeze(dir, unified, patience));
+    let mut outcome = Ok(());
+    for dir in folders {
+        let killed = each_folder(*dir, &mut |folder| kill_members(folder, frozen));
+        outcome = outcome.and(except_gone(killed, *dir));
+    }
+    if let Some(dir) = freezing {
+        outcome = outcome.and(except_gone(thaw(dir, unified), dir));
+    }
+    outcome
+}
+
+/// Makes a tree that is too large smaller, for the next time.
+fn except_gone(outcome: io::Result<()>, dir: BorrowedFd<'_>) -> io::Result<()> {
+    match outcome {
+        Err(error) if is_gone(&error) => Ok(()),
+        Err(error) if is_too_many(&error) => {
+            // Those with processes stay.
+            drop(prune(dir, &mut || false));
+            Err(error)
+        }
+        outcome => outcome,
+    }
+}
+
+/// Whether all are frozen now. Best effort: who is not is killed all the same, only with more rounds.
+fn freeze(dir: BorrowedFd<'_>, unified: bool, patience: Duration) -> bool {
+    let (file, value) = if unified { ("cgroup.freeze", "1") } else { ("freezer.state", "FROZEN") };
+    if write(dir, file, value).is_err() {
+        return false;
+    }
+    let start = Instant::now();
+    loop {
+        let is_frozen = if unified {
+            super::flat_key(dir, "cgroup.events", "frozen").map(|frozen| frozen == 1)
+        } else {
+            read(dir, file).map(|state| state.trim_end() == "FROZEN")
+        };
+        match is_frozen {
+            Ok(true) => return true,
+            Ok(false) if start.elapsed() < patience => thread::sleep(Duration::from_millis(1)),
+            _ => return false,
+        }
+    }
+}
+
+/// Thaws every level. A folder that is gone needs it no more.
+fn thaw(dir: BorrowedFd<'_>, unified: bool) -> io::Result<()> {
+    let (file, value) = if unified { ("cgroup.freeze", "0") } else { ("freezer.state", "THAWED") };
+    let own = write(dir, file, value);
+    each_folder(dir, &mut |folder| {
+        // The first has said already what is wrong.
+        drop(write(folder, file, value));
+        Ok(())
+    })
+    .and(own)
+}
+
+fn kill_members(dir: BorrowedFd<'_>, frozen: bool) -> io::Result<()> {
+    let list = || -> io::Result<Vec<u32>> {
+        let mut pids = Vec::new();
+        // 0 is a process of another PID namespace, out of reach; init and the caller are never a container's.
+        processes(dir, |pid| {
+            if pid > 1 && pid != std::process::id() {
+                pids.push(pid);
+            }
+        })?;
+        pids.sort_unstable();
+        Ok(pids)
+    };
+    for some in list()?.chunks(HELD) {
+        let held: Vec<_> =
+            some.iter().filter_map(|pid| Some((*pid, crate::pidfd::open(*pid).ok()?))).collect();
+        // Who is frozen cannot end, so its number is its own. Of others only those that are members still after
+        // the descriptor was opened: it is theirs then.
+        let members = if frozen { None } else { Some(list()?) };
+        for (pid, fd) in &held {
+            if members.as_ref().is_none_or(|members| members.binary_search(pid).is_ok()) {
+                // It may have ended, which is as good; root is refused nothing.
+                drop(crate::pidfd::send_signal(fd.as_fd(), libc::SIGKILL));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,264 @@
+//! A cgroup and those below it, which a container with a writable hierarchy fills as it likes: walked with two
+//! descriptors however deep they nest, without recursion, and with a bound on their number.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, openat2, unlinkat};
+use rustix::io::Errno;
+
+/// Most folders of one walk. Beyond it [`each_folder`] gives up with E2BIG, and [`prune`] makes it fewer.
+pub const MOST_FOLDERS: usize = 10_000;
+/// Names read ahead in one folder by [`prune`].
+const NAMES: usize = 1_024;
+
+/// ENOENT, and ENODEV for a file that was opened before its folder was removed.
+pub(super) fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
+}
+
+/// Whether a walk ended because there are more than [`MOST_FOLDERS`].
+pub fn is_too_many(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::E2BIG)
+}
+
+/// A folder of the same mount: something mounted over a cgroup is not entered.
+fn enter(at: BorrowedFd<'_>, name: &std::ffi::CStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    openat2(at, name, flags, Mode::empty(), ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS)
+}
+
+/// Names of up to `most` folders in a folder.
+fn folders_in(at: BorrowedFd<'_>, most: usize) -> io::Result<Vec<CString>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(at)? {
+        let entry = match entry {
+            Ok(entry) => entry,
+            // Removed while it was read.
+            Err(Errno::NOENT) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let name = entry.file_name();
+        // A link count of two would say that there are none, but no cgroup file system promises that.
+        if entry.file_type() == FileType::Directory && name != c"." && name != c".." {
+            names.push(name.to_owned());
+            if names.len() >= most {
+                break;
+            }
+        }
+    }
+    Ok(names)
+}
+
+/// Calls `each` with the folder and all below it, parents first. What is removed meanwhile is left out.
+///
+/// # Errors
+/// E2BIG for more than [`MOST_FOLDERS`], EXDEV for something mounted on one, those of `each`, and as the kernel
+/// says.
+pub fn each_folder(
+    dir: BorrowedFd<'_>,
+    each: &mut impl FnMut(BorrowedFd<'_>) -> io::Result<()>,
+) -> io::Result<()> {
+    each(dir)?;
+    let first = folders_in(dir, MOST_FOLDERS + 1)?;
+    if first.is_empty() {
+        return Ok(());
+    }
+    let mut count = 1 + first.len();
+    let mut pending = vec![first];
+    let mut at = enter(dir, c".")?;
+    while let Some(names) = pending.last_mut() {
+        if count > MOST_FOLDERS {
+            return Err(io::Error::from_raw_os_error(libc::E2BIG));
+        }
+        let Some(name) = names.pop() else {
+            pending.pop();
+            if !pending.is_empty() {
+                at = enter(at.as_fd(), c"..")?;
+            }
+            continue;
+        };
+        let below = match enter(at.as_fd(), &name) {
+            Ok(below) => below,
+            Err(Errno::NOENT) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        match each(below.as_fd()) {
+            Err(error) if !is_gone(&error) => return Err(error),
+            _ => {}
+        }
+        let names = folders_in(below.as_fd(), MOST_FOLDERS + 1)?;
+        count += names.len();
+        pending.push(names);
+        at = below;
+    }
+    Ok(())
+}
+
+/// Removes the folders below `dir`, not itself, children first. `retry` is asked about one that is busy: true
+/// tries it again, false leaves it there. Any depth and any number.
+///
+/// # Errors
+/// EBUSY when one was left, and as the kernel says.
+pub fn prune(dir: BorrowedFd<'_>, retry: &mut impl FnMut() -> bool) -> io::Result<()> {
+    struct Level {
+        /// Its own name in the folder above.
+        name: CString,
+        /// Still to remove in it.
+        names: Vec<CString>,
+        /// Some in it stayed, so it cannot go either.
+        stayed: bool,
+        /// The names above are only the first of more.
+        more: bool,
+    }
+    let level = |at: BorrowedFd<'_>, name: CString| -> io::Result<Level> {
+        let names = folders_in(at, NAMES)?;
+        let more = names.len() >= NAMES;
+        Ok(Level { name, names, stayed: false, more })
+    };
+    let mut at = enter(dir, c".")?;
+    let mut levels = vec![level(at.as_fd(), CString::default())?];
+    while let Some(top) = levels.last_mut() {
+        if let Some(name) = top.names.pop() {
+            match unlinkat(&at, &name, AtFlags::REMOVEDIR) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                // ENOTEMPTY is what others than the kernel's own cgroup file systems say.
+                Err(Errno::BUSY | Errno::NOTEMPTY) => match enter(at.as_fd(), &name) {
+                    Ok(below) => {
+                        let inner = level(below.as_fd(), name)?;
+                        if inner.names.is_empty() {
+                            // Nothing below it: it has processes, or they are on their way out.
+                            loop {
+                                match unlinkat(&at, &inner.name, AtFlags::REMOVEDIR) {
+                                    Ok(()) | Err(Errno::NOENT) => break,
+                                    Err(Errno::BUSY) if retry() => {}
+                                    Err(Errno::BUSY) => {
+                                        top.stayed = true;
+                                        break;
+                                    }
+                                    Err(error) => return Err(error.into()),
+                                }
+                            }
+                        } else {
+                            levels.push(inner);
+                            at = below;
+                        }
+                    }
+                    Err(Errno::NOENT) => {}
+                    Err(error) => return Err(error.into()),
+                },
+                Err(error) => return Err(error.into()),
+            }
+            continue;
+        }
+        if top.more && !top.stayed {
+            let names = folders_in(at.as_fd(), NAMES)?;
+            top.more = names.len() >= NAMES;
+            top.names = names;
+            continue;
+        }
+        let Some(done) = levels.pop() else { break };
+        let Some(above) = levels.last_mut() else {
+            let busy = io::Error::from_raw_os_error(libc::EBUSY);
+            return if done.stayed { Err(busy) } else { Ok(()) };
+        };
+        at = enter(at.as_fd(), c"..")?;
+        if done.stayed {
+            above.stayed = true;
+        } else {
+            loop {
+                match unlinkat(&at, &done.name, AtFlags::REMOVEDIR) {
+                    Ok(()) | Err(Errno::NOENT) => break,
+                    Err(Errno::BUSY) if retry() => {}
+                    Err(Errno::BUSY) => {
+                        above.stayed = true;
+                        break;
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{File, create_dir, create_dir_all};
+    use std::os::fd::OwnedFd;
+
+    fn open(path: &std::path::Path) -> OwnedFd {
+        File::open(path).unwrap().into()
+    }
+
+    fn count(dir: &OwnedFd) -> io::Result<usize> {
+        let mut count = 0;
+        each_folder(dir.as_fd(), &mut |_| {
+            count += 1;
+            Ok(())
+        })
+        .map(|()| count)
+    }
+
+    /// Deeper than a path can name, and than a stack or a table of descriptors would bear.
+    fn deep(root: &std::path::Path, levels: usize) {
+        let mut at = open(root);
+        for _ in 0..levels {
+            rustix::fs::mkdirat(&at, c"d", Mode::from_raw_mode(0o755)).unwrap();
+            at = enter(at.as_fd(), c"d").unwrap();
+        }
+    }
+
+    #[test]
+    fn depth_costs_no_descriptors_and_no_stack() {
+        let temp = tempfile::tempdir().unwrap();
+        deep(temp.path(), 5_000);
+        let dir = open(temp.path());
+        let before = std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let mut most = 0;
+        each_folder(dir.as_fd(), &mut |_| {
+            most = most.max(std::fs::read_dir("/proc/self/fd").unwrap().count());
+            Ok(())
+        })
+        .unwrap();
+        // Other tests of this process open some too.
+        assert!(most < before + 50, "{before} then {most}");
+        assert_eq!(count(&dir).unwrap(), 5_001);
+        prune(dir.as_fd(), &mut || false).unwrap();
+        assert_eq!(count(&dir).unwrap(), 1);
+    }
+
+    #[test]
+    fn too_many_are_told_and_can_be_made_fewer() {
+        let temp = tempfile::tempdir().unwrap();
+        for n in 0..=MOST_FOLDERS {
+            create_dir(temp.path().join(format!("c{n}"))).unwrap();
+        }
+        let dir = open(temp.path());
+        assert!(is_too_many(&count(&dir).unwrap_err()));
+        prune(dir.as_fd(), &mut || false).unwrap();
+        assert_eq!(count(&dir).unwrap(), 1);
+    }
+
+    #[test]
+    fn parents_come_first_and_each_once() {
+        let temp = tempfile::tempdir().unwrap();
+        for path in ["a/b/c", "a/d", "e", "f/g/h/i"] {
+            create_dir_all(temp.path().join(path)).unwrap();
+        }
+        let mut seen = Vec::new();
+        each_folder(open(temp.path()).as_fd(), &mut |folder| {
+            let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&folder));
+            let path = std::fs::read_link(link).unwrap();
+            seen.push(path.strip_prefix(temp.path()).unwrap().to_path_buf());
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(seen.len(), 10);
+        for (place, path) in seen.iter().enumerate().skip(1) {
+            assert!(seen[..place].contains(&path.parent().unwrap().to_path_buf()), "{path:?} in {seen:?}");
+        }
+    }
+}
