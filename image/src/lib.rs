@@ -13,6 +13,7 @@ mod reference;
 mod registry;
 mod snapshot;
 mod store;
+mod transfers;
 mod unpack;
 
 pub use error::Error;
@@ -40,7 +41,8 @@ pub struct Options {
     pub max_layer_bytes: u64,
     /// Most entries in a single layer.
     pub max_layer_entries: u64,
-    /// Layers of one pull that are transferred and unpacked at once.
+    /// Layers of one pull that are transferred and unpacked at once. All pulls from one registry have twice, all
+    /// pulls together four times as many.
     pub parallel_layers: usize,
     /// Sent to registries.
     pub user_agent: String,
@@ -48,7 +50,8 @@ pub struct Options {
     pub pinned: Vec<String>,
     /// For a connection to be made, TLS included.
     pub connect_timeout: Duration,
-    /// For response headers, and for the next bytes of a body: a transfer that moves is never cut.
+    /// For response headers, and for the next bytes of a body. Half of it is what a layer that brings next to
+    /// nothing is waited for while another one waits for its place. A transfer that moves is never cut.
     pub idle_timeout: Duration,
 }
 
@@ -117,6 +120,7 @@ impl ImageStore {
     /// Pulls an image, or joins an equal pull under way. Dropping the last caller's future cancels the transfer
     /// and leaves nothing.
     pub async fn pull(&self, reference: &str, auth: Option<Auth>) -> Result<Arc<ImageRecord>, Error> {
+        self.store.changeable()?;
         self.puller.pull(Reference::parse(reference)?, auth).await
     }
 

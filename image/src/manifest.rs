@@ -21,6 +21,10 @@ const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+j
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const DOCKER_V1: &str = "application/vnd.docker.distribution.manifest.v1";
 
+/// What old docker clients and registries call an image's config (distribution/distribution#1621). They say nothing
+/// about the content, which is read as a config and must be one.
+const VAGUE: [&str; 4] = ["application/octet-stream", "application/json", "text/html", "text/plain"];
+
 /// What we tell registries that we read.
 pub(crate) const ACCEPT: [&str; 4] = [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST];
 
@@ -128,9 +132,9 @@ pub(crate) fn document(
             if matches!(media_type, OCI_INDEX | DOCKER_LIST) {
                 return Err(corrupt("its media type is an index's, its content a manifest's"));
             }
-            if !config.media_type.is_empty()
-                && ![OCI_CONFIG, DOCKER_CONFIG].contains(&config.media_type.as_str())
-            {
+            // `text/html; charset=utf-8` is among them.
+            let kind = config.media_type.split(';').next().unwrap_or_default().trim();
+            if !kind.is_empty() && ![OCI_CONFIG, DOCKER_CONFIG].contains(&kind) && !VAGUE.contains(&kind) {
                 let reason = format!("config of type {:?} is not an image's", clip(&config.media_type));
                 return Err(Error::unsupported(format!("manifest {digest}"), reason));
             }
@@ -325,6 +329,33 @@ mod tests {
             serde_json::json!({"schemaVersion": 2, "config": {"digest": A, "size": -1}, "layers": []}),
         ] {
             assert!(parse(&bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn configs_of_vague_types_are_images_and_artifacts_are_not() {
+        let of = |media_type: &str| {
+            parse(
+                &serde_json::json!({"schemaVersion": 2, "config": {"mediaType": media_type, "digest": A, "size": 2}, "layers": []}),
+            )
+        };
+        for good in [
+            "",
+            OCI_CONFIG,
+            DOCKER_CONFIG,
+            "application/octet-stream",
+            "application/json",
+            "text/html; charset=utf-8",
+        ] {
+            assert!(matches!(of(good), Ok(Document::Manifest { .. })), "{good}");
+        }
+        for bad in [
+            "application/vnd.docker.plugin.v1+json",
+            "application/vnd.cncf.helm.config.v1+json",
+            "text",
+            "json",
+        ] {
+            assert!(matches!(of(bad), Err(Error::Unsupported { .. })), "{bad}");
         }
     }
 

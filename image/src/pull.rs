@@ -8,6 +8,7 @@ use crate::reference::{Digest, Reference};
 use crate::registry::Registry;
 use crate::store::index::Entry;
 use crate::store::{Pins, Store};
+use crate::transfers::Transfers;
 use crate::unpack::{Expected, unpack};
 use crate::{Auth, Options};
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use futures_util::future::{BoxFuture, FutureExt as _, Shared, WeakShared};
 use futures_util::stream::{self, TryStreamExt as _};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 /// Parts of a download that may wait for the unpacker. hyper's parts are some 8 to 400 KiB.
 const WAITING: usize = 32;
@@ -30,7 +31,7 @@ pub(crate) struct Puller {
     /// Layers under way, so that two images with a common layer transfer it once.
     gates: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
     /// Bounds the threads and memory of all pulls together.
-    slots: Semaphore,
+    transfers: Arc<Transfers>,
 }
 
 impl std::fmt::Debug for Puller {
@@ -41,8 +42,9 @@ impl std::fmt::Debug for Puller {
 
 impl Puller {
     pub(crate) fn new(options: Arc<Options>, store: Arc<Store>) -> Self {
-        let slots = Semaphore::new(options.parallel_layers.max(1) * 2);
-        Self { options, store, flights: Mutex::default(), gates: Mutex::default(), slots }
+        let of_one = options.parallel_layers.max(1) * 2;
+        let transfers = Arc::new(Transfers::new(of_one, options.idle_timeout / 2));
+        Self { options, store, flights: Mutex::default(), gates: Mutex::default(), transfers }
     }
 
     /// Starts a pull or joins the one with the same reference and credentials. Whoever joins with others must
@@ -98,16 +100,18 @@ impl Puller {
                 size += bytes.len() as u64;
                 store.put_document(bytes)?;
             }
+            let (layers, folders) = store.complete(&config.diff_ids)?;
             let entry = Entry {
                 config: config_digest.to_string(),
                 tags: BTreeSet::new(),
                 digests: BTreeSet::new(),
                 documents: found.documents.iter().map(|(digest, _)| digest.to_string()).collect(),
-                layers: config.diff_ids.iter().map(ToString::to_string).collect(),
+                layers: layers.iter().map(ToString::to_string).collect(),
                 size: 0,
             };
             let record = store.commit(&reference, &found.top, entry, size)?;
             pins.named();
+            folders.named();
             Ok(record)
         })
         .await?;
@@ -146,7 +150,7 @@ impl Puller {
         if self.store.has_layer(&diff_id)? {
             return Ok(());
         }
-        let _slot = self.slots.acquire().await.map_err(|_| Error::Cancelled)?;
+        let place = self.transfers.enter(registry.name()).await?;
         let expected = Expected {
             digest: layer.digest,
             size: layer.size,
@@ -154,23 +158,29 @@ impl Puller {
             max_bytes: self.options.max_layer_bytes,
             max_entries: self.options.max_layer_entries,
         };
-        let (feed, input) = mpsc::channel::<Bytes>(WAITING);
         let store = self.store.clone();
-        // When this future is dropped the feed ends early: the thread then fails, and clears its folder.
-        // Begun now, beside the download.
-        let unpacked = tokio::spawn(unpacking(move || {
-            let ingest = store.ingest()?;
-            let made = unpack(input, &expected, ingest.path())?;
-            store.publish_layer(ingest, &expected.diff_id, made)?;
-            drop(pins);
-            Ok(())
-        }));
+        let start = move || {
+            let (feed, input) = mpsc::channel::<Bytes>(WAITING);
+            // When the feed ends early the thread fails, and clears its folder. Begun now, beside the download.
+            let unpacked = tokio::spawn(unpacking(move || {
+                let ingest = store.ingest()?;
+                let made = unpack(input, &expected, ingest.path())?;
+                store.publish_layer(ingest, &expected.diff_id, made)?;
+                drop(pins);
+                Ok(())
+            }));
+            (feed, unpacked)
+        };
         let mut blob = registry.blob(&layer);
+        // No thread waits for a host that has sent nothing yet.
+        let mut part = place.next(blob.next(), part_length).await?;
+        let (feed, unpacked) = start();
         let downloaded = async {
-            while let Some(part) = blob.next().await? {
-                if feed.send(part).await.is_err() {
+            while let Some(bytes) = part {
+                if feed.send(bytes).await.is_err() {
                     break;
                 }
+                part = place.next(blob.next(), part_length).await?;
             }
             Ok(())
         }
@@ -191,6 +201,10 @@ impl Puller {
         gates.insert(diff_id, Arc::downgrade(&gate));
         gate
     }
+}
+
+fn part_length(part: &Option<Bytes>) -> usize {
+    part.as_ref().map_or(0, Bytes::len)
 }
 
 /// The manifest that a reference leads to on this platform.

@@ -12,7 +12,9 @@ mod config;
 mod context;
 mod cri;
 mod demo;
+mod disk;
 mod fixture;
+mod fuse;
 mod hang;
 mod http;
 mod images;
@@ -24,6 +26,7 @@ mod proc;
 mod registry;
 mod runner;
 mod shapes;
+mod stall;
 mod tests;
 mod wait;
 

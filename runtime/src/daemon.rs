@@ -3,6 +3,7 @@
 use crate::cgroups::{self, Cgroups};
 use crate::config::{Config, MissingBinary};
 use crate::node::{self, Node, NodeOptions};
+use crate::root::Root;
 use crate::seccomp::Compiler;
 use crate::service::{self, Backend, Figures, Socket};
 use crate::shutdown::Shutdown;
@@ -136,9 +137,17 @@ async fn daemon(config: Config) -> Result<(), Error> {
         max_parallel: config.network.max_parallel,
         timeout: config.network.timeout,
     });
+    let root = Root::new(layout.clone());
+    let looked = root.clone();
+    blocking(move || {
+        looked.look();
+        Ok(())
+    })
+    .await?;
     let figures = Arc::new(Figures::new(StatsReader::new(cgroups.clone()), layout.clone()));
     let node = Node::open(NodeOptions {
         layout,
+        root: root.clone(),
         boot_id,
         images: images.clone(),
         cni: cni.clone(),
@@ -151,8 +160,14 @@ async fn daemon(config: Config) -> Result<(), Error> {
         create_timeout: CREATE_TIMEOUT,
     })
     .await?;
-    let backend =
-        Backend { node: node.clone(), images, cni: cni.clone(), figures, config: Arc::clone(&config) };
+    let backend = Backend {
+        node: node.clone(),
+        images,
+        cni: cni.clone(),
+        root: root.clone(),
+        figures,
+        config: Arc::clone(&config),
+    };
     let (socket, lock) = blocking(move || {
         let socket = Socket::bind(&config.socket, &lock)?;
         Ok((socket, lock))
@@ -163,11 +178,13 @@ async fn daemon(config: Config) -> Result<(), Error> {
         let cni = cni.clone();
         async move { reload(&cni).await }
     }));
+    let probing = tokio::spawn(root.follow());
     let trimming = tokio::spawn(crate::pod::output::trim());
     ready(&backend.config);
     let served = service::serve(socket, backend, stopping).await;
     watching.abort();
     trimming.abort();
+    probing.abort();
     node.shutdown().await;
     drop(lock);
     tracing::info!("stopped");

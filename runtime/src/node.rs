@@ -6,6 +6,7 @@
 use crate::cgroups::Cgroups;
 use crate::pod::Context;
 use crate::registry::Registry;
+use crate::root::Root;
 use crate::seccomp::Compiler;
 use crate::{pod, restore};
 use image::ImageStore;
@@ -211,6 +212,8 @@ pub struct ExecOutput {
 pub struct NodeOptions {
     /// Where things are; its folders exist and are locked by this daemon.
     pub layout: Layout,
+    /// Whether it takes writes.
+    pub(crate) root: Root,
     /// This boot ([`state::boot::id`]).
     pub boot_id: String,
     /// Images.
@@ -282,6 +285,13 @@ impl Node {
         self.0.registry.published().container(id)
     }
 
+    /// As [`Self::container`], for commands: one that is left as it is refuses them.
+    fn managed(&self, id: &str) -> Result<Arc<ContainerView>, Error> {
+        let view = self.container(id)?;
+        self.0.registry.managed(view.record.id.as_str())?;
+        Ok(view)
+    }
+
     /// Brings a pod up, or joins an equal request under way, or finds that an equal one has been served.
     ///
     /// # Errors
@@ -314,6 +324,7 @@ impl Node {
     /// NotFound (pod, image), FailedPrecondition (pod not ready), and all that its configuration can be wrong in.
     pub async fn create_container(&self, pod: &str, config: ContainerConfig) -> Result<ContainerId, Error> {
         let pod = self.pod(pod)?;
+        self.0.context.root.writable().await?;
         let config = Box::new(config);
         self.0.registry.call(&pod.record.id, |reply| pod::Command::Create { config, reply }).await
     }
@@ -323,7 +334,7 @@ impl Node {
     /// # Errors
     /// FailedPrecondition unless it is created; when it cannot be executed it is exited with code 128.
     pub async fn start_container(&self, id: &str) -> Result<(), Error> {
-        let view = self.container(id)?;
+        let view = self.managed(id)?;
         let id = view.record.id.clone();
         self.0.registry.call(&view.record.pod, |reply| pod::Command::Start { id, reply }).await
     }
@@ -334,7 +345,7 @@ impl Node {
     /// # Errors
     /// When processes survive SIGKILL.
     pub async fn stop_container(&self, id: &str, grace_s: i64) -> Result<(), Error> {
-        let Some(view) = gone_is_fine(self.container(id))? else { return Ok(()) };
+        let Some(view) = gone_is_fine(self.managed(id))? else { return Ok(()) };
         let id = view.record.id.clone();
         let grace = Duration::from_secs(u64::try_from(grace_s).unwrap_or(0));
         let stop = |reply| pod::Command::Stop { id, grace, reply };
@@ -346,7 +357,7 @@ impl Node {
     /// # Errors
     /// What could not be killed or removed; calling again goes on.
     pub async fn remove_container(&self, id: &str) -> Result<(), Error> {
-        let Some(view) = gone_is_fine(self.container(id))? else { return Ok(()) };
+        let Some(view) = gone_is_fine(self.managed(id))? else { return Ok(()) };
         let id = view.record.id.clone();
         let remove = |reply| pod::Command::Remove { id, reply };
         self.0.registry.call(&view.record.pod, remove).await.or_else(vanished_is_fine)
@@ -357,7 +368,7 @@ impl Node {
     /// # Errors
     /// FailedPrecondition unless it runs.
     pub async fn reopen_log(&self, id: &str) -> Result<(), Error> {
-        let view = self.container(id)?;
+        let view = self.managed(id)?;
         let id = view.record.id.clone();
         self.0.registry.call(&view.record.pod, |reply| pod::Command::ReopenLog { id, reply }).await
     }
@@ -368,7 +379,7 @@ impl Node {
     /// # Errors
     /// DeadlineExceeded; FailedPrecondition unless the container runs; Internal when it cannot be executed.
     pub async fn exec_sync(&self, id: &str, cmd: Vec<Text>, timeout_s: i64) -> Result<ExecOutput, Error> {
-        let view = self.container(id)?;
+        let view = self.managed(id)?;
         let (id, pod) = (view.record.id.clone(), &view.record.pod);
         let ticket = self.0.registry.call(pod, |reply| pod::Command::Exec { id, reply }).await?;
         let limit = u64::try_from(timeout_s).ok().filter(|s| *s > 0).map(Duration::from_secs);

@@ -1,5 +1,6 @@
 //! From ids and names to the drivers of pods. An equal request for a name under way joins it.
 
+use crate::kept::{KeptContainer, KeptPod};
 use crate::node::{Error, ErrorKind};
 use crate::pod::Command;
 use crate::pod::publish::Published;
@@ -33,6 +34,8 @@ pub(crate) struct Registry {
 struct Tables {
     pods: HashMap<PodId, Handle>,
     names: HashMap<PodMeta, PodId>,
+    /// Pods and containers without a driver, by id: what commands on them are answered.
+    kept: HashMap<Box<str>, Error>,
 }
 
 #[derive(Debug)]
@@ -83,7 +86,11 @@ impl Registry {
         let mut tables = self.tables();
         if let Some(owner) = tables.names.get(&config.meta) {
             let Some(handle) = tables.pods.get(owner) else {
-                return Err(Error::internal(format!("pod {owner} has a name but no driver")));
+                let kept = tables.kept.get(owner.as_str()).cloned();
+                return Err(kept.map_or_else(
+                    || Error::internal(format!("pod {owner} has a name but no driver")),
+                    |error| Error::new(ErrorKind::AlreadyExists, error.message),
+                ));
             };
             let meta = &config.meta;
             let name = format!("{}/{} uid {} attempt {}", meta.namespace, meta.name, meta.uid, meta.attempt);
@@ -130,6 +137,29 @@ impl Registry {
         (Seat { id, commands, launched: tell, closing: self.closing.subscribe() }, launched)
     }
 
+    /// Shows a pod that has no driver because its record cannot be used, and keeps its name.
+    pub(crate) fn keep_pod(&self, kept: &KeptPod) {
+        let KeptPod { record, refusal } = kept;
+        self.published.put_pod(record);
+        let mut tables = self.tables();
+        tables.kept.insert(record.id.as_str().into(), refusal.clone());
+        if record.config.meta != PodMeta::default() {
+            tables.names.entry(record.config.meta.clone()).or_insert_with(|| record.id.clone());
+        }
+    }
+
+    /// Shows a container whose record, or whose pod's record, cannot be used.
+    pub(crate) fn keep_container(&self, kept: &KeptContainer) {
+        let KeptContainer { record, refusal } = kept;
+        self.published.put_container(record);
+        self.tables().kept.insert(record.id.as_str().into(), refusal.clone());
+    }
+
+    /// An error for the id of a pod or container that is left as it is.
+    pub(crate) fn managed(&self, id: &str) -> Result<(), Error> {
+        self.tables().kept.get(id).map_or(Ok(()), |refusal| Err(refusal.clone()))
+    }
+
     /// The pod is gone: its name is free again.
     pub(crate) fn release(&self, id: &PodId) {
         let mut tables = self.tables();
@@ -147,6 +177,7 @@ impl Registry {
         command: impl FnOnce(Reply<T>) -> Command,
     ) -> Result<T, Error> {
         let gone = || Error::new(ErrorKind::NotFound, format!("pod {pod} is gone"));
+        self.managed(pod.as_str())?;
         let commands = self.tables().pods.get(pod).map(|handle| handle.commands.clone()).ok_or_else(gone)?;
         let (reply, answer) = oneshot::channel();
         commands.send(command(reply)).await.map_err(|_| gone())?;

@@ -1,6 +1,7 @@
 //! After a restart: records first, so that lists answer at once; then every pod's driver asks its shim and
 //! carries out its part of the plan (`model::reconcile`). What belongs to no record is swept meanwhile.
 
+use crate::kept::{self, KeptContainer, KeptPod};
 use crate::netns;
 use crate::node::Error;
 use crate::pod::driver::{self, Driver};
@@ -56,6 +57,9 @@ enum Said {
 struct Records {
     pods: Vec<(PodRecord, bool)>,
     containers: BTreeMap<PodId, Vec<ContainerRecord>>,
+    /// Whose records cannot be used: left as they are.
+    kept_pods: BTreeMap<PodId, KeptPod>,
+    kept_containers: Vec<KeptContainer>,
     /// Of pods that have no record.
     strays: Vec<ContainerRecord>,
     /// Folders without a record.
@@ -70,9 +74,20 @@ pub(crate) async fn restore(context: &Arc<Context>, registry: &Arc<Registry>) ->
     let theirs = Arc::clone(context);
     let mut records = blocking("read the records", move || read(&theirs)).await?;
     let known: BTreeSet<PodId> = records.pods.iter().map(|(record, _)| record.id.clone()).collect();
+    let known: BTreeSet<PodId> = known.into_iter().chain(records.kept_pods.keys().cloned()).collect();
+    let kept = records.kept_containers.iter().map(|kept| &kept.record);
     let owners: BTreeSet<String> =
-        records.containers.values().flatten().map(|record| record.id.to_string()).collect();
+        records.containers.values().flatten().chain(kept).map(|record| record.id.to_string()).collect();
     tracing::info!(pods = known.len(), containers = owners.len(), "records read");
+    // Before any driver: what a shim holds of these is not an orphan.
+    for kept in records.kept_pods.values() {
+        tracing::error!("{}", kept.refusal.message);
+        registry.keep_pod(kept);
+    }
+    for kept in &records.kept_containers {
+        tracing::error!("{}", kept.refusal.message);
+        registry.keep_container(kept);
+    }
     for (record, same_boot) in std::mem::take(&mut records.pods) {
         let containers = records.containers.remove(&record.id).unwrap_or_default();
         let leaving = match record.phase {
@@ -268,6 +283,8 @@ pub(crate) fn apply(driver: &mut Driver, answer: Answer) {
             ContainerAction::Remove if plan.pod == PodAction::Remove => {}
             ContainerAction::RollBack => driver.roll_back(&id),
             ContainerAction::Remove => driver.begin_remove(&id),
+            // Its record is there, and cannot be used.
+            ContainerAction::KillOrphan if driver.registry.managed(id.as_str()).is_err() => {}
             ContainerAction::KillOrphan => driver.kill_orphan(&id),
             ContainerAction::Keep | ContainerAction::Retry => {}
         }
@@ -335,51 +352,64 @@ fn held(snapshot: &[Snapshot]) -> Shim {
     Shim::Answered { pause, containers }
 }
 
-/// Reads every record; a bad one is set aside and costs its object. Blocking.
+/// Reads every record. A torn one is set aside and costs its object; one that cannot be used is kept as it is.
+/// Blocking.
+///
+/// # Errors
+/// When the folders of the records cannot be listed: nothing is known then of what runs, and kubelet, told of an
+/// empty node, would start everything a second time.
 fn read(context: &Context) -> Result<Records, Error> {
     let layout = &context.layout;
     let mut records = Records::default();
     let mut known = BTreeSet::new();
     for id in layout.pods()? {
-        match load::<PodRecord>(context, &layout.pod_record(&id), POD_RECORD)? {
-            Some((record, boot_id)) if record.id == id => {
+        let path = layout.pod_record(&id);
+        match load::<PodRecord>(context, &path, POD_RECORD) {
+            Ok(Some((record, boot_id))) if record.id == id => {
                 known.insert(id);
                 let same_boot = boot_id == context.boot_id;
                 records.pods.push((record, same_boot));
             }
-            _ => records.bare_pods.push(id),
+            Ok(_) => records.bare_pods.push(id),
+            Err(why) => {
+                records.kept_pods.insert(id.clone(), kept::pod(&id, &path, &why));
+            }
         }
     }
     for id in layout.containers()? {
-        match load::<ContainerRecord>(context, &layout.container_record(&id), CONTAINER_RECORD)? {
-            Some((record, _)) if record.id == id && known.contains(&record.pod) => {
-                records.containers.entry(record.pod.clone()).or_default().push(record);
-            }
-            Some((record, _)) if record.id == id => records.strays.push(record),
-            _ => records.bare_containers.push(id),
+        let path = layout.container_record(&id);
+        match load::<ContainerRecord>(context, &path, CONTAINER_RECORD) {
+            Ok(Some((record, _))) if record.id == id => match records.kept_pods.get(&record.pod) {
+                Some(pod) => records.kept_containers.push(kept::container_of(pod, record)),
+                None if known.contains(&record.pod) => {
+                    records.containers.entry(record.pod.clone()).or_default().push(record);
+                }
+                None => records.strays.push(record),
+            },
+            Ok(_) => records.bare_containers.push(id),
+            Err(why) => records.kept_containers.push(kept::container(&id, &path, &why)),
         }
     }
-    records.shims = layout.shims()?.into_iter().filter(|id| !known.contains(id)).collect();
+    let kept = |id: &PodId| records.kept_pods.contains_key(id);
+    records.shims = layout.shims()?.into_iter().filter(|id| !known.contains(id) && !kept(id)).collect();
     Ok(records)
 }
 
-/// `None` for a record that is not there, or is none: that is set aside. A disk or a kernel that says no is
-/// an error: taken for a missing record it would cost a running pod.
+/// `None` for a record that is not there, or is torn: that is set aside. An error for one that the disk does not
+/// give, that a later version wrote, or that cannot be set aside: taken for a missing one it would cost a
+/// running pod.
 fn load<T: DeserializeOwned>(
     context: &Context,
     path: &Path,
     kind: &str,
-) -> Result<Option<(T, String)>, Error> {
+) -> Result<Option<(T, String)>, state::Error> {
     match state::file::read::<T>(path, kind) {
         Ok(stored) => Ok(stored.map(|stored| (stored.data, stored.boot_id))),
         Err(error) if error.is_bad_file() => {
             tracing::error!(path = %path.display(), %error, "record not readable: set aside");
-            if let Err(error) = state::file::set_aside(path, &context.layout) {
-                tracing::error!(path = %path.display(), %error, "cannot set it aside");
-            }
-            Ok(None)
+            state::file::set_aside(path, &context.layout).map(|_| None)
         }
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error),
     }
 }
 

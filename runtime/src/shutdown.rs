@@ -1,5 +1,6 @@
 //! When the daemon stops: SIGTERM or SIGINT begin a graceful stop, calls in flight get a bounded time,
-//! pods keep running.
+//! pods keep running. Signals that people send to make a daemon do something, and that would kill it, change
+//! nothing.
 
 use std::future::Future;
 use std::time::Duration;
@@ -10,6 +11,15 @@ use tokio::sync::watch;
 /// (systemd: 90 s); what does not end is finished or undone by the next start.
 pub const DRAIN: Duration = Duration::from_secs(10);
 
+/// Signals whose default would end the daemon, though who sends them means something else: a log rotation, a
+/// closed terminal, another daemon's "dump your state".
+const IGNORED: [(SignalKind, &str); 4] = [
+    (SignalKind::hangup(), "SIGHUP"),
+    (SignalKind::user_defined1(), "SIGUSR1"),
+    (SignalKind::user_defined2(), "SIGUSR2"),
+    (SignalKind::alarm(), "SIGALRM"),
+];
+
 /// Tells everything that the daemon is stopping.
 #[derive(Debug, Clone)]
 pub struct Shutdown(watch::Receiver<bool>);
@@ -19,6 +29,15 @@ impl Shutdown {
     pub fn on_signals() -> std::io::Result<Self> {
         let mut term = signal(SignalKind::terminate())?;
         let mut int = signal(SignalKind::interrupt())?;
+        for (kind, name) in IGNORED {
+            // Caught, not ignored: what the daemon executes would inherit the latter.
+            let mut ignored = signal(kind)?;
+            tokio::spawn(async move {
+                while ignored.recv().await.is_some() {
+                    tracing::info!(signal = name, "ignored; the configuration is read at start only");
+                }
+            });
+        }
         let (sender, receiver) = watch::channel(false);
         tokio::spawn(async move {
             let name = tokio::select! {

@@ -97,6 +97,11 @@ impl Registry {
         Ok(Self { reference: reference.clone(), endpoints, user_agent, idle: options.idle_timeout })
     }
 
+    /// The registry that the reference names; mirrors that stand for it count as it.
+    pub(crate) fn name(&self) -> &str {
+        self.reference.registry()
+    }
+
     /// Fetches the manifest or index that the reference names; its digest, content type and bytes.
     pub(crate) async fn resolve(&self, limit: u64) -> Result<(Digest, String, Bytes)> {
         match self.reference.selector() {

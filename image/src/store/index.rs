@@ -2,6 +2,7 @@
 
 use super::blobs::{self, Durable};
 use super::layout::{Layout, layer_name};
+use super::{Facts, distinct};
 use crate::error::{Error, Result};
 use crate::manifest;
 use crate::record::ImageRecord;
@@ -25,7 +26,7 @@ pub(crate) struct Entry {
     pub(crate) digests: BTreeSet<String>,
     /// Documents that led here: manifests and indexes.
     pub(crate) documents: BTreeSet<String>,
-    /// Diff-ids, lowest first.
+    /// Diff-ids, lowest first, and perhaps the store's own layer of folders on top.
     pub(crate) layers: Vec<String>,
     /// Bytes on disk.
     pub(crate) size: u64,
@@ -44,9 +45,19 @@ pub(crate) type Entries = BTreeMap<Digest, Entry>;
 pub(crate) fn read(layout: &Layout) -> Result<Entries> {
     let path = layout.index();
     let Some(bytes) = blobs::read(&path, MAX_INDEX)? else { return Ok(Entries::new()) };
-    let file: File = serde_json::from_slice(&bytes).map_err(|error| Error::corrupt(path.display(), error))?;
+    let file: File = serde_json::from_slice(&bytes).map_err(|error| {
+        // Its images may have another shape.
+        #[derive(Deserialize)]
+        struct Head {
+            version: u32,
+        }
+        match serde_json::from_slice::<Head>(&bytes) {
+            Ok(head) if head.version > VERSION => newer(&path, head.version),
+            _ => Error::corrupt(path.display(), error),
+        }
+    })?;
     if file.version > VERSION {
-        return Err(Error::unsupported(path.display(), format!("version {}", file.version)));
+        return Err(newer(&path, file.version));
     }
     let keyed = file.images.into_iter().map(|entry| {
         let id =
@@ -54,6 +65,26 @@ pub(crate) fn read(layout: &Layout) -> Result<Entries> {
         Ok((id, entry))
     });
     keyed.collect()
+}
+
+fn newer(path: &std::path::Path, version: u32) -> Error {
+    let reason = format!(
+        "a later version of copepod wrote it (format {version}, known is {VERSION}); run that version to pull or remove images"
+    );
+    Error::unsupported(format!("image index {}", path.display()), reason)
+}
+
+/// What this version understands of an index that a later one wrote, for reading alone.
+pub(crate) fn glance(layout: &Layout) -> Entries {
+    #[derive(Deserialize)]
+    struct Any {
+        #[serde(default)]
+        images: Vec<serde_json::Value>,
+    }
+    let bytes = blobs::read(&layout.index(), MAX_INDEX).ok().flatten().unwrap_or_default();
+    let images = serde_json::from_slice::<Any>(&bytes).map(|any| any.images).unwrap_or_default();
+    let entries = images.into_iter().filter_map(|image| serde_json::from_value::<Entry>(image).ok());
+    entries.filter_map(|entry| Some((Digest::parse(&entry.config)?, entry))).collect()
 }
 
 /// Makes this the index, durably.
@@ -72,11 +103,25 @@ pub(crate) fn name(entries: &mut Entries, id: Digest, image: Entry, reference: &
         }
     }
     let entry = entries.entry(id).or_insert_with(|| image.clone());
+    // A layer that was unpacked anew may need another layer of folders.
+    entry.layers = image.layers;
+    entry.size = image.size;
     entry.documents.extend(image.documents);
     entry.digests.insert(reference.with_digest(top));
     if matches!(reference.selector(), Selector::Tag(_)) {
         entry.tags.insert(tag);
     }
+}
+
+/// The image of this id or exact name.
+pub(crate) fn id_of(entries: &Entries, name: &str) -> Option<Digest> {
+    let reference = Reference::parse(name).ok().map(|reference| reference.to_string());
+    let named = |entry: &Entry, name: &str| {
+        entry.config == name || entry.tags.contains(name) || entry.digests.contains(name)
+    };
+    let is_it =
+        |entry: &Entry| named(entry, name) || reference.as_ref().is_some_and(|name| named(entry, name));
+    entries.iter().find(|(_, entry)| is_it(entry)).map(|(id, _)| *id)
 }
 
 /// What readers see: immutable, replaced as a whole.
@@ -91,10 +136,23 @@ const MIN_PREFIX: usize = 3;
 
 impl Published {
     /// Turns entries into records, taking unchanged configs from `before`. An image whose config is gone or
-    /// damaged is left out and reported.
-    pub(crate) fn new(layout: &Layout, entries: &Entries, pinned: &BTreeSet<String>, before: &Self) -> Self {
+    /// damaged, or that has a layer which is not in `present` (by folder name), is left out and reported: listed,
+    /// it would never be pulled again, and no container of it could be created.
+    pub(super) fn new(
+        layout: &Layout,
+        entries: &Entries,
+        pinned: &BTreeSet<String>,
+        before: &Self,
+        present: &HashMap<String, Facts>,
+    ) -> Self {
         let mut published = Self::default();
         for (id, entry) in entries {
+            let layers = distinct(entry.layers.iter().filter_map(|layer| Digest::parse(layer)));
+            let layers: Vec<String> = layers.iter().rev().map(layer_name).collect();
+            if let Some(layer) = layers.iter().find(|layer| !present.contains_key(*layer)) {
+                tracing::warn!(image = %id, layer, "image left out, as a layer is missing: pull it again");
+                continue;
+            }
             let known = before.find(&entry.config).map(|record| record.config.clone());
             let config = match known {
                 Some(config) => config,
@@ -119,7 +177,6 @@ impl Published {
                 published.names.entry(document.clone()).or_insert(at);
             }
             published.names.insert(entry.config.clone(), at);
-            let layers = entry.layers.iter().rev().filter_map(|layer| Digest::parse(layer));
             published.images.push(Arc::new(ImageRecord {
                 id: entry.config.clone(),
                 repo_tags: entry.tags.iter().cloned().collect(),
@@ -128,7 +185,7 @@ impl Published {
                 uid,
                 username,
                 config,
-                layers: layers.map(|layer| layer_name(&layer)).collect(),
+                layers,
                 layers_dir: layout.layers(),
                 pinned: entry.tags.iter().chain(&entry.digests).any(|name| pinned.contains(name)),
             }));

@@ -16,6 +16,7 @@
 use crate::error::{Error, Result};
 use crate::reference::Digest;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -33,8 +34,11 @@ impl Layout {
             fs::create_dir_all(&path).map_err(Error::storage("create", &path))?;
         }
         // Layers hold setuid programs: no one but root walks in.
-        let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
-        fs::set_permissions(root, private).map_err(Error::storage("chmod", root))?;
+        let have = fs::metadata(root).map_err(Error::storage("stat", root))?.permissions().mode();
+        if have & 0o7777 != 0o700 {
+            let private = fs::Permissions::from_mode(0o700);
+            fs::set_permissions(root, private).map_err(Error::storage("chmod", root))?;
+        }
         Ok(Self { root: root.to_owned(), next: AtomicU64::new(0) })
     }
 

@@ -43,23 +43,33 @@ pub(crate) fn remove(layout: &Layout, owner: &str) -> Result<()> {
     }
 }
 
-/// All leases. A torn one, left by power loss, is deleted: its container ended with the machine.
-pub(crate) fn read_all(layout: &Layout) -> Result<Leases> {
+/// All leases, and whether they are all there are. A torn one, left by power loss, is deleted: its container ended
+/// with the machine. One that the disk does not give protects layers that nobody can name.
+pub(crate) fn read_all(layout: &Layout) -> Result<(Leases, bool)> {
     let folder = layout.leases();
-    let mut leases = Leases::new();
+    let (mut leases, mut complete) = (Leases::new(), true);
     for file in fs::read_dir(&folder).map_err(Error::storage("list", &folder))? {
         let path = file.map_err(Error::storage("list", &folder))?.path();
         let owner = path.file_stem().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-        let lease = blobs::read(&path, MAX_LEASE)?.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        match lease {
+        let bytes = match blobs::read(&path, MAX_LEASE) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                tracing::error!(?path, %error, "image lease not readable: no layer is deleted until it is");
+                complete = false;
+                continue;
+            }
+        };
+        match bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
             Some(lease) if check(&owner).is_ok() => {
                 leases.insert(owner, lease);
             }
             _ => {
-                tracing::warn!(?path, "unreadable lease deleted");
-                fs::remove_file(&path).map_err(Error::storage("remove", &path))?;
+                tracing::warn!(?path, "torn lease deleted");
+                if let Err(error) = fs::remove_file(&path) {
+                    tracing::warn!(?path, %error, "torn lease not deleted");
+                }
             }
         }
     }
-    Ok(leases)
+    Ok((leases, complete))
 }

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::lane::blocking;
 use crate::record::{ImageRecord, Lease, Usage};
 use crate::reference::{Digest, Reference};
-use crate::unpack::Made;
+use crate::unpack::{self, Made};
 use layout::{Layout, layer_name};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// A layer's facts file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Facts {
+pub(crate) struct Facts {
     diff_id: String,
     #[serde(flatten)]
     made: Made,
@@ -48,6 +48,10 @@ pub(crate) struct Store {
     disk: Mutex<index::Entries>,
     catalog: Mutex<Catalog>,
     published: RwLock<Arc<index::Published>>,
+    /// Why nothing may be changed: the index is a later version's, or the disk does not give it.
+    frozen: Option<Error>,
+    /// Whether all that protects layers is known, so that others may be deleted.
+    collectable: bool,
 }
 
 /// A panic while a lock was held left whole values: they are replaced, never edited half.
@@ -63,27 +67,46 @@ impl Store {
             gc::sweep(&folder);
         }
         let mut damaged = false;
+        let mut frozen = None;
         let entries = match index::read(&layout) {
             Ok(entries) => entries,
-            Err(error @ (Error::Corrupt { .. } | Error::Unsupported { .. } | Error::TooLarge { .. })) => {
+            // What it names is whole, and that version will want it back.
+            Err(error @ Error::Unsupported { .. }) => {
+                tracing::error!(%error, "images can be used where this version understands them, and not be changed");
+                frozen = Some(error);
+                index::glance(&layout)
+            }
+            Err(error @ (Error::Corrupt { .. } | Error::TooLarge { .. })) => {
                 let aside = layout.index().with_extension(format!("unreadable-{}", now()));
                 tracing::error!(%error, ?aside, "image index set aside: images must be pulled again");
-                fs::rename(layout.index(), &aside).map_err(Error::storage("set aside", &aside))?;
-                damaged = true;
+                match fs::rename(layout.index(), &aside) {
+                    Ok(()) => damaged = true,
+                    Err(source) => frozen = Some(Error::storage("set aside", &aside)(source)),
+                }
                 index::Entries::new()
             }
-            Err(error) => return Err(error),
+            // The disk does not give it: pods go on without, and it may be given next time.
+            Err(error) => {
+                tracing::error!(%error, "image index not readable: no images are known, and none can be changed");
+                frozen = Some(error);
+                index::Entries::new()
+            }
         };
-        let mut catalog = Catalog { leases: lease::read_all(&layout)?, ..Catalog::default() };
+        let (leases, complete) = lease::read_all(&layout)?;
+        let mut catalog = Catalog { leases, ..Catalog::default() };
         let reachable = gc::Reachable::new(&entries, &catalog.leases, std::iter::empty());
         // With the index lost nothing looks reachable; the next removal or pull collects.
-        if !damaged {
-            gc::set_aside(&layout, &reachable)?;
+        if !damaged && complete && frozen.is_none() {
+            // Space that is not given back is no reason to leave pods alone.
+            if let Err(error) = gc::set_aside(&layout, &reachable) {
+                tracing::warn!(%error, "unused layers stay until something is removed");
+            }
         }
         catalog.layers = read_layers(&layout, &entries, &catalog.leases)?;
         let pinned =
             pinned.iter().filter_map(|name| Some(Reference::parse(name).ok()?.to_string())).collect();
-        let published = index::Published::new(&layout, &entries, &pinned, &index::Published::default());
+        let before = index::Published::default();
+        let published = index::Published::new(&layout, &entries, &pinned, &before, &catalog.layers);
         gc::empty_trash(&layout);
         Ok(Self {
             layout,
@@ -91,7 +114,14 @@ impl Store {
             disk: Mutex::new(entries),
             catalog: Mutex::new(catalog),
             published: RwLock::new(Arc::new(published)),
+            collectable: complete && frozen.is_none(),
+            frozen,
         })
+    }
+
+    /// An error where the index belongs to a later version: ask before work that ends in a change.
+    pub(crate) fn changeable(&self) -> Result<()> {
+        self.frozen.clone().map_or(Ok(()), Err)
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -164,6 +194,35 @@ impl Store {
         Ok(())
     }
 
+    /// The image's layers as overlayfs is to have them, lowest first: each once, with one more on top where folders
+    /// without an entry would hide how a layer below has them. All must be here and pinned. The pins hold the one
+    /// on top until the image is named.
+    pub(crate) fn complete(self: &Arc<Self>, diff_ids: &[Digest]) -> Result<(Vec<Digest>, Pins)> {
+        let mut layers = distinct(diff_ids.iter().copied());
+        let sources: Vec<unpack::Layer> = {
+            let catalog = lock(&self.catalog);
+            let source = |layer: &Digest| {
+                let facts = catalog.layers.get(&layer_name(layer));
+                let implicit = facts.is_some_and(|facts| facts.made.implicit > 0);
+                unpack::Layer { folder: self.layout.layer(layer), implicit }
+            };
+            layers.iter().rev().map(source).collect()
+        };
+        if sources.iter().all(|layer| !layer.implicit) {
+            return Ok((layers, self.pin(Vec::new())));
+        }
+        let ingest = self.ingest()?;
+        let Some((folders, made)) = unpack::folders(&sources, ingest.path())? else {
+            return Ok((layers, self.pin(Vec::new())));
+        };
+        let pins = self.pin(vec![folders]);
+        if !self.has_layer(&folders)? {
+            self.publish_layer(ingest, &folders, made)?;
+        }
+        layers.push(folders);
+        Ok((layers, pins))
+    }
+
     /// Keeps a manifest, index or config.
     pub(crate) fn put_document(&self, bytes: &[u8]) -> Result<Digest> {
         blobs::put(&self.layout, bytes)
@@ -204,11 +263,15 @@ impl Store {
     }
 
     fn replace(&self, disk: &mut index::Entries, entries: index::Entries) -> Result<()> {
+        self.changeable()?;
         if *disk != entries {
             index::write(&self.layout, &entries)?;
         }
         // Even then: a config that was damaged may be whole again.
-        let next = index::Published::new(&self.layout, &entries, &self.pinned, &self.published());
+        let next = {
+            let (before, catalog) = (self.published(), lock(&self.catalog));
+            index::Published::new(&self.layout, &entries, &self.pinned, &before, &catalog.layers)
+        };
         *disk = entries;
         *self.published.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
         Ok(())
@@ -218,9 +281,9 @@ impl Store {
     pub(crate) fn remove(&self, name: &str) -> Result<()> {
         {
             let mut disk = lock(&self.disk);
-            let Some(id) = self.published().find(name).and_then(|image| Digest::parse(&image.id)) else {
-                return Ok(());
-            };
+            let listed = self.published().find(name).and_then(|image| Digest::parse(&image.id));
+            // One that is left out takes space too.
+            let Some(id) = listed.or_else(|| index::id_of(&disk, name)) else { return Ok(()) };
             let mut entries = disk.clone();
             entries.remove(&id);
             self.replace(&mut disk, entries)?;
@@ -230,6 +293,9 @@ impl Store {
 
     /// Deletes what is unreachable.
     pub(crate) fn collect(&self) -> Result<()> {
+        if !self.collectable {
+            return Ok(());
+        }
         {
             let disk = lock(&self.disk);
             let reachable = {
@@ -282,11 +348,11 @@ impl Store {
     }
 
     fn as_lease(&self, owner: &str, stored: &lease::Stored) -> Lease {
-        let layers = stored.layers.iter().rev().filter_map(|layer| Digest::parse(layer));
+        let layers = distinct(stored.layers.iter().filter_map(|layer| Digest::parse(layer)));
         Lease {
             owner: owner.to_owned(),
             image_id: stored.image.clone(),
-            layers: layers.map(|layer| layer_name(&layer)).collect(),
+            layers: layers.iter().rev().map(layer_name).collect(),
             layers_dir: self.layout.layers(),
         }
     }
@@ -309,6 +375,15 @@ impl Store {
     }
 }
 
+/// Layers, lowest first, each once. overlayfs refuses one that comes twice. The topmost of equal layers stays:
+/// it hides the other ones entirely, so the result is the same.
+pub(crate) fn distinct(layers: impl DoubleEndedIterator<Item = Digest>) -> Vec<Digest> {
+    let mut seen = BTreeSet::new();
+    let mut found: Vec<Digest> = layers.rev().filter(|layer| seen.insert(*layer)).collect();
+    found.reverse();
+    found
+}
+
 fn now() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
@@ -324,13 +399,18 @@ fn read_layers(
     let wanted: BTreeSet<Digest> = named.chain(leased).filter_map(|layer| Digest::parse(layer)).collect();
     let mut layers = HashMap::new();
     for diff_id in wanted {
-        let facts = blobs::read(&layout.fact(&diff_id), MAX_FACTS)?
-            .and_then(|bytes| serde_json::from_slice::<Facts>(&bytes).ok());
+        let facts = blobs::read(&layout.fact(&diff_id), MAX_FACTS).unwrap_or_else(|error| {
+            tracing::warn!(%diff_id, %error, "facts of a layer not readable");
+            None
+        });
+        let facts = facts.and_then(|bytes| serde_json::from_slice::<Facts>(&bytes).ok());
         match facts {
             Some(facts) if layout.layer(&diff_id).is_dir() => {
                 layers.insert(layer_name(&diff_id), facts);
             }
-            _ => tracing::warn!(%diff_id, "layer is missing: its images must be pulled again"),
+            _ => {
+                tracing::warn!(%diff_id, "layer is missing: its images are left out until they are pulled again")
+            }
         }
     }
     Ok(layers)

@@ -1,14 +1,14 @@
 //! Writes entries beneath one opened folder. Blocking; needs root, as owners and devices are set.
 //!
-//! A folder is entered one component at a time, by descriptor and never through a symlink, so nothing that a
-//! layer makes can lead a later entry outside. The descriptors of the current path are kept: most entries
-//! share their parent with the one before, and cost no look-up.
+//! A folder is entered one component at a time, by descriptor, and the kernel never follows a symlink for us: a
+//! parent that is a symlink of this layer is read, and its target is walked from the same root in the same way.
+//! `..` closes the innermost descriptor, and nothing where there is none. So nothing that a layer makes can lead a
+//! later entry outside. The descriptors of the current path are kept: most entries share their parent with the
+//! one before, and cost no look-up.
 
-use super::tar::{Entry, EntryPath, Kind, Reader, TarError};
-use super::whiteout::{Mark, OPAQUE_XATTR, mark};
-use rustix::fs::{
-    self, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
-};
+use super::tar::{Entry, EntryPath, Kind, MAX_DEPTH, Reader, TarError};
+use super::whiteout::{IMPLICIT_XATTR, Mark, OPAQUE_XATTR, mark};
+use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
@@ -19,6 +19,10 @@ use std::os::unix::ffi::OsStrExt;
 
 const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// Symlinks followed for one path; containerd's number, the kernel stops at 40.
+const MAX_LINKS: usize = 255;
+/// Components still to be walked for one path: a symlink's target may add 2048.
+const MAX_PENDING: usize = 4096;
 /// ext4's and xfs's block: what a file takes is rounded up to it.
 const BLOCK: u64 = 4096;
 
@@ -29,7 +33,8 @@ pub(crate) struct Made {
     pub(crate) bytes: u64,
     /// Files, folders and other inodes.
     pub(crate) inodes: u64,
-    /// Folders that the layer has entries in but no entry for; they came out as root's, 0755.
+    /// Folders that the layer has entries in but no entry for. They are root's, 0755, and marked, so that an
+    /// image can show them as a layer below has them. Some may be gone again: 0 is exact, others are a bound.
     pub(crate) implicit: u64,
 }
 
@@ -49,7 +54,8 @@ pub(crate) enum ApplyError {
 /// Attributes that are set when everything within a folder is done.
 #[derive(Debug)]
 struct Deferred {
-    path: EntryPath,
+    /// Where the folder really is: no part of it was a symlink.
+    path: Vec<Vec<u8>>,
     mode: u32,
     mtime: (i64, u32),
 }
@@ -100,25 +106,38 @@ impl Applier {
     fn entry<R: BufRead>(&mut self, entry: &Entry, archive: &mut Reader<R>) -> Result<(), ApplyError> {
         let shown = || String::from_utf8_lossy(&entry.path.components().join(&b'/')).into_owned();
         let system = |(action, source)| match (action, source) {
-            (ENTER, Errno::NOTDIR | Errno::LOOP) => ApplyError::Entry {
+            (ENTER, Errno::NOTDIR) => ApplyError::Entry {
                 entry: shown(),
-                reason: "a parent of it is not a folder but a file or symlink",
+                reason: "a parent of it is neither a folder nor a symlink to one",
             },
-            (RESOLVE, Errno::NOTDIR | Errno::LOOP | Errno::XDEV | Errno::NOENT | Errno::PERM) => {
+            (ENTER | RESOLVE, Errno::LOOP) => {
+                ApplyError::Entry { entry: shown(), reason: "its path has too many symlinks" }
+            }
+            (ENTER | RESOLVE, Errno::NAMETOOLONG) => {
+                ApplyError::Entry { entry: shown(), reason: "its path leads deeper than 256 folders" }
+            }
+            (RESOLVE, Errno::NOTDIR | Errno::NOENT | Errno::PERM) => {
                 ApplyError::Entry { entry: shown(), reason: "its hard link leads to nothing in this layer" }
             }
             _ => ApplyError::System { entry: shown(), action, source },
         };
         let Some((parents, name)) = entry.path.split() else {
-            if entry.kind != Kind::Directory {
-                return Err(ApplyError::Entry { entry: shown(), reason: "the root is not a folder" });
+            // The root is a folder, whatever the entry says; containerd leaves such entries out altogether.
+            if entry.kind == Kind::Directory {
+                self.open.clear();
+                self.folder_attributes(entry).map_err(system)?;
             }
-            self.open.clear();
-            self.folder_attributes(entry).map_err(system)?;
             return Ok(());
         };
         let hidden = mark(name).map_err(|reason| ApplyError::Entry { entry: shown(), reason })?;
-        self.enter(parents).map_err(system)?;
+        // Before the entry's own parents: the walk leaves the current folder.
+        let target = match &entry.kind {
+            Kind::HardLink(target) if hidden == Mark::None && *target != entry.path => {
+                Some(self.target(target).map_err(system)?)
+            }
+            _ => None,
+        };
+        self.enter(parents, Missing::Make).map_err(system)?;
         match hidden {
             Mark::None => {}
             Mark::Ignored => return Ok(()),
@@ -130,9 +149,9 @@ impl Applier {
             Kind::File => return self.file(name, entry, archive, system),
             Kind::Directory => self.folder(name).and_then(|()| self.folder_attributes(entry)),
             Kind::Symlink(target) => self.symlink(name, target, entry),
-            Kind::HardLink(target) => {
+            Kind::HardLink(_) => {
                 self.made.inodes -= 1;
-                if *target == entry.path { Ok(()) } else { self.link(name, target) }
+                target.map_or(Ok(()), |target| self.link(name, &target))
             }
             Kind::CharDevice(major, minor) => {
                 self.node(name, FileType::CharacterDevice, fs::makedev(*major, *minor), entry)
@@ -150,39 +169,77 @@ impl Applier {
         self.open.last().map_or(self.root.as_fd(), |(_, fd)| fd.as_fd())
     }
 
-    /// Makes `path` the current folder, making what is missing of it.
-    fn enter(&mut self, path: &[Vec<u8>]) -> Step<()> {
+    /// Makes `path` the current folder. Symlinks in it are followed within the root.
+    fn enter(&mut self, path: &[Vec<u8>], missing: Missing) -> Step<()> {
+        // What is open was walked without symlinks, and its folders stand until we leave them.
         let shared = self.open.iter().zip(path).take_while(|((open, _), wanted)| open == *wanted).count();
         self.open.truncate(shared);
-        for depth in shared..path.len() {
-            let name = &path[depth];
-            let fd = match fs::openat(self.current(), os(name), DIRECTORY, Mode::empty()) {
+        // Innermost last.
+        let mut pending: Vec<Vec<u8>> = path[shared..].iter().rev().cloned().collect();
+        let mut links = 0;
+        while let Some(name) = pending.pop() {
+            if name == b".." {
+                self.open.pop();
+                continue;
+            }
+            let fd = match fs::openat(self.current(), os(&name), DIRECTORY, Mode::empty()) {
                 Ok(fd) => fd,
-                Err(Errno::NOENT) => self.implicit(&path[..=depth])?,
-                // A whiteout of this same layer: the name below is gone, the new folder starts empty.
-                Err(Errno::NOTDIR) if self.is_whiteout(name)? => {
-                    fs::unlinkat(self.current(), os(name), AtFlags::empty()).map_err(step("unlink"))?;
-                    let fd = self.implicit(&path[..=depth])?;
-                    self.opaque(fd.as_fd())?;
-                    fd
-                }
+                Err(Errno::NOENT) if missing == Missing::Make => self.implicit(&name)?,
+                Err(Errno::NOTDIR | Errno::LOOP) => match self.kind(&name)? {
+                    FileType::Symlink => {
+                        links += 1;
+                        if links > MAX_LINKS {
+                            return Err((ENTER, Errno::LOOP));
+                        }
+                        self.follow(&name, &mut pending)?;
+                        continue;
+                    }
+                    // A whiteout of this same layer: the name below is gone, the new folder starts empty.
+                    FileType::CharacterDevice if missing == Missing::Make && self.is_whiteout(&name)? => {
+                        fs::unlinkat(self.current(), os(&name), AtFlags::empty()).map_err(step("unlink"))?;
+                        let fd = self.implicit(&name)?;
+                        self.opaque(fd.as_fd())?;
+                        fd
+                    }
+                    _ => return Err((ENTER, Errno::NOTDIR)),
+                },
                 Err(errno) => return Err((ENTER, errno)),
             };
-            self.open.push((name.clone(), fd));
+            if self.open.len() == MAX_DEPTH {
+                return Err((ENTER, Errno::NAMETOOLONG));
+            }
+            self.open.push((name, fd));
         }
         Ok(())
     }
 
+    /// Puts a symlink's target in front of what is still to be walked, from the root if it is absolute.
+    fn follow(&mut self, name: &[u8], pending: &mut Vec<Vec<u8>>) -> Step<()> {
+        let target = fs::readlinkat(self.current(), os(name), Vec::new()).map_err(step(ENTER))?;
+        let target = target.as_bytes();
+        if target.first() == Some(&b'/') {
+            self.open.clear();
+        }
+        let parts = target.split(|b| *b == b'/').filter(|part| !matches!(part, [] | [b'.']));
+        pending.extend(parts.rev().map(<[u8]>::to_vec));
+        if pending.len() > MAX_PENDING { Err((ENTER, Errno::NAMETOOLONG)) } else { Ok(()) }
+    }
+
     /// A folder that the archive has no entry for, or not yet.
-    fn implicit(&mut self, path: &[Vec<u8>]) -> Step<OwnedFd> {
-        let Some(name) = path.last() else { return Err((ENTER, Errno::NOENT)) };
+    fn implicit(&mut self, name: &[u8]) -> Step<OwnedFd> {
         fs::mkdirat(self.current(), os(name), Mode::RWXU).map_err(step("mkdir"))?;
         self.made.inodes += 1;
         self.made.implicit += 1;
         let fd = fs::openat(self.current(), os(name), DIRECTORY, Mode::empty()).map_err(step(ENTER))?;
         // The umask does not count here.
         fs::fchmod(&fd, Mode::from_raw_mode(0o755)).map_err(step("chmod"))?;
+        fs::fsetxattr(&fd, IMPLICIT_XATTR, b"y", XattrFlags::empty()).map_err(step("mark as implicit"))?;
         Ok(fd)
+    }
+
+    fn kind(&self, name: &[u8]) -> Step<FileType> {
+        let stat = fs::statat(self.current(), os(name), AtFlags::SYMLINK_NOFOLLOW).map_err(step(ENTER))?;
+        Ok(FileType::from_raw_mode(stat.st_mode))
     }
 
     fn is_whiteout(&self, name: &[u8]) -> Step<bool> {
@@ -297,8 +354,16 @@ impl Applier {
     fn folder_attributes(&mut self, entry: &Entry) -> Step<()> {
         fs::fchown(self.current(), Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))
             .map_err(step("chown"))?;
+        if self.made.implicit > 0 {
+            match fs::fremovexattr(self.current(), IMPLICIT_XATTR) {
+                Ok(()) => self.made.implicit -= 1,
+                Err(Errno::NODATA) => {}
+                Err(errno) => return Err(("unmark", errno)),
+            }
+        }
         xattrs(self.current(), entry)?;
-        self.deferred.push(Deferred { path: entry.path.clone(), mode: entry.mode, mtime: entry.mtime });
+        let path = self.open.iter().map(|(name, _)| name.clone()).collect();
+        self.deferred.push(Deferred { path, mode: entry.mode, mtime: entry.mtime });
         Ok(())
     }
 
@@ -326,28 +391,30 @@ impl Applier {
             .map_err(step("set time"))
     }
 
-    fn link(&mut self, name: &[u8], target: &EntryPath) -> Step<()> {
-        let Some((parents, target)) = target.split() else { return Err((RESOLVE, Errno::NOENT)) };
-        let folder = if parents.is_empty() {
-            self.root.as_fd().try_clone_to_owned().map_err(|_| (RESOLVE, Errno::MFILE))?
-        } else {
-            fs::openat2(
-                &self.root,
-                os(&parents.join(&b'/')),
-                OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-                Mode::empty(),
-                ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
-            )
-            .map_err(step(RESOLVE))?
-        };
-        let stat = fs::statat(&folder, os(target), AtFlags::SYMLINK_NOFOLLOW).map_err(step(RESOLVE))?;
+    /// What a hard link leads to: a folder, and the name in it. Its parents may be symlinks of this layer.
+    fn target(&mut self, path: &EntryPath) -> Step<(OwnedFd, Vec<u8>)> {
+        let Some((parents, name)) = path.split() else { return Err((RESOLVE, Errno::PERM)) };
+        self.enter(parents, Missing::Fail).map_err(|(_, errno)| (RESOLVE, errno))?;
+        let folder =
+            self.current().try_clone_to_owned().map_err(|_| ("duplicate descriptor", Errno::MFILE))?;
+        Ok((folder, name.to_vec()))
+    }
+
+    fn link(&mut self, name: &[u8], (folder, target): &(OwnedFd, Vec<u8>)) -> Step<()> {
+        let stat = fs::statat(folder, os(target), AtFlags::SYMLINK_NOFOLLOW).map_err(step(RESOLVE))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind == FileType::Directory || (kind == FileType::CharacterDevice && stat.st_rdev == 0) {
             return Err((RESOLVE, Errno::PERM));
         }
+        // The same name reached by two paths. Clearing it for the link would lose it.
+        let here = fs::fstat(self.current()).map_err(step("stat"))?;
+        let there = fs::fstat(folder).map_err(step("stat"))?;
+        if name == target.as_slice() && (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino) {
+            return Ok(());
+        }
         // Without AT_SYMLINK_FOLLOW a symlink is linked, not what it leads to.
         self.replacing(name, RESOLVE, |parent| {
-            fs::linkat(&folder, os(target), parent, os(name), AtFlags::empty())
+            fs::linkat(folder, os(target), parent, os(name), AtFlags::empty())
         })
     }
 
@@ -355,11 +422,11 @@ impl Applier {
     fn finish(mut self) -> Result<Made, ApplyError> {
         for folder in std::mem::take(&mut self.deferred) {
             let at = |action, source| ApplyError::System {
-                entry: String::from_utf8_lossy(&folder.path.components().join(&b'/')).into_owned(),
+                entry: String::from_utf8_lossy(&folder.path.join(&b'/')).into_owned(),
                 action,
                 source,
             };
-            let components = folder.path.components();
+            let components = &folder.path;
             let shared = self.open.iter().zip(components).take_while(|((o, _), w)| o == *w).count();
             self.open.truncate(shared);
             let mut gone = false;
@@ -381,6 +448,13 @@ impl Applier {
         }
         Ok(self.made)
     }
+}
+
+/// What to do about a parent folder that is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    Make,
+    Fail,
 }
 
 const ENTER: &str = "enter folder";

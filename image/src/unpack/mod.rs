@@ -6,10 +6,12 @@
 //! Both channels are short: a slow disk slows the download, memory stays the same for any layer.
 
 mod apply;
+mod folders;
 mod tar;
 mod whiteout;
 
 pub(crate) use apply::Made;
+pub(crate) use folders::{Layer, folders};
 
 use crate::error::{Error, Result};
 use crate::reference::Digest;

@@ -12,18 +12,20 @@ const MAX_PATH: usize = 4096;
 /// Linux's NAME_MAX.
 const MAX_COMPONENT: usize = 255;
 /// Each level of a path may hold a descriptor open while unpacking.
-const MAX_DEPTH: usize = 256;
+pub(super) const MAX_DEPTH: usize = 256;
 /// All PAX records of one entry. Extended attributes are at most 64 KiB each in the kernel.
 const MAX_PAX: u64 = 1 << 20;
 /// Extended attributes of one entry.
 const MAX_XATTRS: usize = 64;
 
-/// A relative path without `.`, `..`, empty parts or NUL; the empty list is the layer's root.
+/// A path from the layer's root without `.`, `..`, empty parts or NUL; the empty list is the root itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct EntryPath(Vec<Vec<u8>>);
 
 impl EntryPath {
-    /// Parses a name out of an archive; absolute names and `..` are refused, not mended.
+    /// Parses a name out of an archive. Every name is taken from the layer's root, with or without a slash in
+    /// front. `..` takes back the part before it, without a look at the disk; at the root it takes nothing
+    /// back. So does containerd.
     pub(crate) fn parse(raw: &[u8]) -> Result<Self, &'static str> {
         if raw.len() > MAX_PATH {
             return Err("its path is longer than 4096 bytes");
@@ -31,14 +33,11 @@ impl EntryPath {
         if raw.contains(&0) {
             return Err("its path has a NUL");
         }
-        if raw.first() == Some(&b'/') {
-            return Err("its path is absolute");
-        }
         let mut parts = Vec::new();
         for part in raw.split(|b| *b == b'/') {
             match part {
                 b"" | b"." => {}
-                b".." => return Err("its path has a .. component"),
+                b".." => drop(parts.pop()),
                 _ if part.len() > MAX_COMPONENT => return Err("its path has a component over 255 bytes"),
                 _ => parts.push(part.to_vec()),
             }
@@ -263,7 +262,7 @@ impl<R: BufRead> Reader<R> {
             EntryType::Link => {
                 let target = link().unwrap_or_default();
                 Kind::HardLink(
-                    EntryPath::parse(&target).map_err(|_| wrong("its hard link leaves the layer"))?,
+                    EntryPath::parse(&target).map_err(|_| wrong("its hard link's target is not a path"))?,
                 )
             }
             EntryType::Char => device().map(|(major, minor)| Kind::CharDevice(major, minor))?,
@@ -370,7 +369,7 @@ fn pax(mut records: &[u8], into: &mut Extensions) -> Result<(), &'static str> {
 
 /// Attributes that an image may set. Never overlayfs's own, which could point a layer into another, nor labels
 /// of the host's security modules; those are left out without an error, as the image runs without them.
-fn allowed_xattr(name: &[u8]) -> bool {
+pub(super) fn allowed_xattr(name: &[u8]) -> bool {
     if name.len() > 255 || name.contains(&0) || name.starts_with(b"user.overlay.") {
         return false;
     }

@@ -206,22 +206,17 @@ fn nothing_escapes() {
     let outside = "../victim";
     let a = Archive::default;
     let cases: Vec<(&str, Archive)> = vec![
-        ("dot dot", a().file("../escaped", "x")),
-        ("dot dot within", a().dir("a").file("a/../../escaped", "x")),
-        ("absolute", a().file("/escaped", "x")),
-        ("absolute folder", a().dir("/")),
-        ("symlink parent", a().symlink("out", "..").file("out/escaped", "x")),
-        ("absolute symlink parent", a().symlink("out", "/tmp").file("out/copepod-escaped", "x")),
-        ("symlink to self", a().symlink("dot", ".").file("dot/x", "x")),
-        ("symlink parent of a folder", a().symlink("out", "..").dir("out/escaped")),
-        ("symlink parent of a whiteout", a().symlink("out", "..").file("out/.wh.victim", "")),
-        ("symlink parent of an opaque mark", a().symlink("out", "..").file("out/.wh..wh..opq", "")),
-        ("symlink parent of a symlink", a().symlink("out", "..").symlink("out/escaped", "x")),
-        ("symlink parent of a link", a().file("f", "x").symlink("out", "..").link("out/escaped", "f")),
-        (
-            "symlink parent of a node",
-            a().symlink("out", "..").raw(EntryType::Fifo, b"out/escaped", b"", 0o600, b""),
-        ),
+        ("symlinks in a circle", a().symlink("a", "b").symlink("b", "a").file("a/x", "x")),
+        ("symlink to itself", a().symlink("a", "a/a").file("a/x", "x")),
+        ("symlink to a file as parent", a().file("f", "x").symlink("l", "f").file("l/x", "x")),
+        ("symlinks deeper than the limit", {
+            let long = format!("{}x", "d/".repeat(200));
+            a().pax(&[("linkpath", long.as_bytes())])
+                .symlink("l", "x")
+                .file(&format!("l/{}x", "e/".repeat(45)), "x")
+                .pax(&[("path", format!("l/{}x", "e/".repeat(100)).as_bytes())])
+                .file("x", "x")
+        }),
         ("hard link outside", a().link("l", outside).file("l", "overwritten")),
         ("absolute hard link", a().link("l", "/etc/passwd")),
         ("hard link through a symlink", a().symlink("out", "..").link("l", "out/victim")),
@@ -233,8 +228,6 @@ fn nothing_escapes() {
         ("whiteout without name", a().file(".wh.", "")),
         ("file as parent", a().file("f", "x").file("f/g", "x")),
         ("device as parent", a().raw(EntryType::Char, b"n", b"", 0o666, b"").file("n/x", "x")),
-        ("root as file", a().file("./", "x").raw(EntryType::Symlink, b".", b"/", 0o777, b"")),
-        ("long path of dot dot", a().pax(&[("path", b"a/../../escaped")]).file("x", "x")),
         ("link path outside", a().pax(&[("linkpath", b"../victim")]).link("l", "x")),
         ("unknown type", a().raw(EntryType::new(b'Z'), b"x", b"", 0o644, b"")),
         ("sparse", a().pax(&[("GNU.sparse.major", b"1")]).file("x", "x")),
@@ -246,8 +239,202 @@ fn nothing_escapes() {
         let error = run(&archive.end(), &target.folder);
         assert!(matches!(error, Err(Error::Corrupt { .. })), "{name}: {error:?}");
         target.untouched();
-        assert!(!Path::new("/tmp/copepod-escaped").exists());
     }
+}
+
+/// The host's root and the folder around the layer's are as they were; the layer's own root has it all.
+#[test]
+fn names_and_symlinks_are_taken_from_the_layers_root() {
+    let a = Archive::default;
+    let inside: Vec<(&str, Archive, &str)> = vec![
+        ("dot dot", a().file("../copepod-x", "x"), "copepod-x"),
+        ("dot dot within", a().dir("a").file("a/../../copepod-x", "x"), "copepod-x"),
+        (
+            "dot dot over a symlink is plain text",
+            a().symlink("a", "b/c").file("a/../copepod-x", "x"),
+            "copepod-x",
+        ),
+        ("long path of dot dot", a().pax(&[("path", b"a/../../copepod-x")]).file("x", "x"), "copepod-x"),
+        ("absolute", a().file("/tmp/copepod-x", "x"), "tmp/copepod-x"),
+        ("absolute folder", a().dir("/").dir("/opt/").file("/opt/copepod-x", "x"), "opt/copepod-x"),
+        ("many slashes", a().file("//opt///copepod-x", "x"), "opt/copepod-x"),
+        ("symlink parent", a().symlink("out", "..").file("out/copepod-x", "x"), "copepod-x"),
+        ("absolute symlink parent", a().symlink("out", "/tmp").file("out/copepod-x", "x"), "tmp/copepod-x"),
+        ("symlink to the root", a().symlink("dot", ".").file("dot/copepod-x", "x"), "copepod-x"),
+        ("dangling symlink parent", a().symlink("l", "u/l").file("l/d/copepod-x", "x"), "u/l/d/copepod-x"),
+        ("chain", a().symlink("a", "b").symlink("b", "c/d").file("a/copepod-x", "x"), "c/d/copepod-x"),
+        (
+            "symlink in a symlinked folder",
+            a().symlink("s/p/n", "../../store/n").symlink("app", "s/p").file("app/n/copepod-x", "x"),
+            "store/n/copepod-x",
+        ),
+        (
+            "climbing symlink",
+            a().symlink("l", "../../../../../etc").file("l/copepod-x", "x"),
+            "etc/copepod-x",
+        ),
+        (
+            "hard link through a symlink",
+            a().file("usr/lib/f", "x").symlink("lib", "usr/lib").link("lib/copepod-x", "lib/f"),
+            "usr/lib/copepod-x",
+        ),
+        ("absolute hard link", a().file("f", "x").link("d/copepod-x", "/f"), "d/copepod-x"),
+        ("climbing hard link", a().file("f", "x").link("copepod-x", "../../f"), "copepod-x"),
+        (
+            "hard link to itself by two names",
+            a().file("u/copepod-x", "x").symlink("l", "u").link("u/copepod-x", "l/copepod-x"),
+            "u/copepod-x",
+        ),
+        (
+            "root as a symlink",
+            a().raw(EntryType::Symlink, b".", b"/", 0o777, b"").file("copepod-x", "x"),
+            "copepod-x",
+        ),
+        ("folder over a symlink", a().symlink("d", "/tmp").dir("d").file("d/copepod-x", "x"), "d/copepod-x"),
+    ];
+    for (name, archive, place) in inside {
+        let target = target();
+        run(&archive.end(), &target.folder).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(
+            std::fs::symlink_metadata(target.path(place)).is_ok_and(|m| m.is_file()),
+            "{name}: not at {place}"
+        );
+        assert_eq!(std::fs::read_to_string(target.path(place)).unwrap(), "x", "{name}");
+        target.untouched();
+        for outside in ["/copepod-x", "/tmp/copepod-x", "/etc/copepod-x", "/opt/copepod-x"] {
+            assert!(!Path::new(outside).exists(), "{name}: {outside}");
+        }
+    }
+    let marks = a()
+        .dir("u")
+        .symlink("l", "u")
+        .file("l/.wh.gone", "")
+        .file("l/o/.wh..wh..opq", "")
+        .symlink("out", "..")
+        .file("out/.wh.victim", "")
+        .raw(EntryType::Fifo, b"l/fifo", b"", 0o600, b"");
+    let target = target();
+    run(&marks.end(), &target.folder).unwrap();
+    let meta = |name: &str| std::fs::symlink_metadata(target.path(name)).unwrap();
+    assert!(meta("u/gone").file_type().is_char_device() && meta("victim").file_type().is_char_device());
+    assert!(meta("u/fifo").file_type().is_fifo());
+    assert_eq!(xattr(&target.path("u/o"), OPAQUE).as_deref(), Some(&b"y"[..]));
+    target.untouched();
+}
+
+#[test]
+fn attributes_of_a_folder_reached_by_a_symlink_are_its_own() {
+    let plain = Archive::default()
+        .symlink("l", "u")
+        .raw(EntryType::Directory, b"l/d/", b"", 0o2750, b"")
+        .file("l/d/f", "x")
+        .raw(EntryType::Directory, b"u/", b"", 0o700, b"")
+        .end();
+    let target = target();
+    let made = run(&plain, &target.folder).unwrap();
+    let mode = |name: &str| std::fs::symlink_metadata(target.path(name)).unwrap().mode() & 0o7777;
+    assert_eq!((mode("u/d"), mode("u")), (0o2750, 0o700));
+    assert_eq!(std::fs::metadata(target.path("u/d")).unwrap().mtime(), 1_000_000_000);
+    assert_eq!(made.implicit, 0, "it got its entry later");
+    assert_eq!(xattr(&target.path("u"), super::whiteout::IMPLICIT_XATTR), None);
+}
+
+/// Layers as archives, lowest first; the folders that must look otherwise, as `path mode uid`, sorted.
+fn differing(layers: Vec<Archive>) -> Vec<String> {
+    let outer = tempfile::tempdir().unwrap();
+    let mut found = Vec::new();
+    for (n, archive) in layers.into_iter().enumerate() {
+        let folder = outer.path().join(n.to_string());
+        std::fs::create_dir(&folder).unwrap();
+        let made = run(&archive.end(), &folder).unwrap();
+        found.insert(0, Layer { folder, implicit: made.implicit > 0 });
+    }
+    let into = outer.path().join("folders");
+    std::fs::create_dir(&into).unwrap();
+    let made = folders(&found, &into).unwrap();
+    let mut lines = Vec::new();
+    let mut todo = vec![into.clone()];
+    while let Some(at) = todo.pop() {
+        for entry in std::fs::read_dir(&at).unwrap() {
+            let path = entry.unwrap().path();
+            let meta = std::fs::symlink_metadata(&path).unwrap();
+            assert!(meta.is_dir());
+            let name = path.strip_prefix(&into).unwrap().display().to_string();
+            lines.push(format!("{name} {:o} {}", meta.mode() & 0o7777, meta.uid()));
+            todo.push(path);
+        }
+    }
+    lines.sort();
+    assert_eq!(
+        made.map_or(0, |(_, made)| made.inodes),
+        if lines.is_empty() { 0 } else { lines.len() as u64 + 1 }
+    );
+    lines
+}
+
+fn folder(archive: Archive, name: &str, mode: u32) -> Archive {
+    archive.raw(EntryType::Directory, name.as_bytes(), b"", mode, b"")
+}
+
+#[test]
+fn folders_without_an_entry_look_as_below() {
+    let a = Archive::default;
+    let none: Vec<String> = Vec::new();
+    let base = || folder(folder(folder(a(), "tmp", 0o1777), "home", 0o755), "home/owned", 0o700);
+    assert_eq!(
+        differing(vec![base(), a().file("tmp/x", "").file("home/owned/y", "")]),
+        ["home 755 0", "home/owned 700 1000", "tmp 1777 0"]
+    );
+    assert_eq!(differing(vec![base(), a().file("tmp/x", ""), a().file("tmp/y", "")]), ["tmp 1777 0"]);
+    // Nothing to do: an entry above, nothing below, the same below, or one layer alone.
+    assert_eq!(differing(vec![base(), a().file("tmp/x", ""), folder(a(), "tmp", 0o700)]), none);
+    assert_eq!(differing(vec![a().file("tmp/x", ""), a().file("tmp/y", "")]), none);
+    assert_eq!(differing(vec![a().dir("tmp"), a().file("tmp/y", "")]), none);
+    assert_eq!(differing(vec![a().file("tmp/y", "")]), none);
+    assert_eq!(differing(vec![a().file("tmp/y", ""), base()]), none);
+    // The topmost entry counts.
+    assert_eq!(
+        differing(vec![folder(a(), "d", 0o700), folder(a(), "d", 0o711), a().file("d/x", "")]),
+        ["d 711 0"]
+    );
+    // What is hidden has nothing to say.
+    assert_eq!(differing(vec![base(), a().file(".wh.tmp", ""), a().file("tmp/x", "")]), none);
+    assert_eq!(differing(vec![base(), a().file(".wh.tmp", "").file("tmp/x", "")]), none);
+    assert_eq!(differing(vec![base(), a().file("tmp", ""), a().file("tmp/x", "")]), none);
+    assert_eq!(
+        differing(vec![base(), a().file("home/.wh..wh..opq", ""), a().file("home/owned/x", "")]),
+        none
+    );
+    assert_eq!(differing(vec![base(), a().file(".wh.home", ""), a().file("home/owned/x", "")]), none);
+    // A folder that replaces a symlink takes from what the symlink leads to.
+    let link = || folder(a().symlink("var/lock", "/run/lock"), "run/lock", 0o1777);
+    assert_eq!(differing(vec![link(), a().file("var/lock/x", "")]), ["var 755 0", "var/lock 1777 0"]);
+    assert_eq!(differing(vec![a().symlink("l", "nowhere"), a().file("l/x", "")]), none);
+    // Below an implicit folder that is as it should be, in a layer that is not the topmost.
+    assert_eq!(
+        differing(vec![folder(a(), "a/b/c", 0o700), a().file("a/b/c/x", ""), a().dir("a/z")]),
+        ["a 755 0", "a/b 755 0", "a/b/c 700 0"]
+    );
+}
+
+#[test]
+fn equal_folders_have_equal_digests() {
+    let outer = tempfile::tempdir().unwrap();
+    let of = |mode: u32, name: &str| {
+        let at = outer.path().join(name);
+        let [low, top, into] = ["low", "top", "into"].map(|part| at.join(part));
+        for folder in [&low, &top, &into] {
+            std::fs::create_dir_all(folder).unwrap();
+        }
+        run(&folder(Archive::default(), "d", mode).end(), &low).unwrap();
+        run(&Archive::default().file("d/x", name).end(), &top).unwrap();
+        let layer = |folder: PathBuf, implicit| Layer { folder, implicit };
+        let made = folders(&[layer(top, true), layer(low, false)], &into).unwrap().unwrap();
+        assert_eq!(std::fs::metadata(into.join("d")).unwrap().mtime(), 1_000_000_000);
+        made.0
+    };
+    assert_eq!(of(0o700, "one"), of(0o700, "two"));
+    assert_ne!(of(0o700, "three"), of(0o701, "four"));
 }
 
 #[test]

@@ -6,6 +6,9 @@
 /// Set to `y` on a folder that hides what lower layers have in it.
 pub(crate) const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
 
+/// Set on a folder that the layer has no entry for. overlayfs shows no attribute of this prefix in containers.
+pub(crate) const IMPLICIT_XATTR: &str = "trusted.overlay.copepod.implicit";
+
 /// What a file name means.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Mark<'a> {

@@ -117,6 +117,12 @@ impl Writer {
         self.raw(EntryType::Link, name, target, 0o644, (0, 0), b"")
     }
 
+    /// PAX records of the entry that comes next.
+    pub(crate) fn pax(&mut self, records: &[(&str, &str)]) -> Result<()> {
+        self.tar.append_pax_extensions(records.iter().map(|(key, value)| (*key, value.as_bytes())))?;
+        Ok(())
+    }
+
     /// A file with an extended attribute, in PAX form.
     pub(crate) fn with_xattr(&mut self, name: &str, key: &str, value: &str) -> Result<()> {
         let pax = format!("SCHILY.xattr.{key}");

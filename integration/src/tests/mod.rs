@@ -5,10 +5,13 @@ mod badinput;
 mod confinement;
 mod container;
 mod daemon;
+mod degraded;
 mod exec;
 mod hazards;
 mod hung;
 mod image;
+mod imageshapes;
+mod imagestore;
 mod kill9;
 mod libcontainer;
 mod life;
@@ -23,11 +26,13 @@ mod privilege;
 mod processes;
 mod propagation;
 mod pss;
+mod records;
 mod removal;
 mod resources;
 mod restart;
 mod same_as_runc;
 mod security;
+mod start;
 mod threads;
 
 use crate::runner::Test;
@@ -44,6 +49,8 @@ pub(crate) fn all() -> Vec<Test> {
         log::tests(),
         life::tests(),
         image::tests(),
+        imageshapes::tests(),
+        imagestore::tests(),
         libcontainer::tests(),
         security::tests(),
         confinement::tests(),
@@ -63,6 +70,9 @@ pub(crate) fn all() -> Vec<Test> {
         badimage::tests(),
         restart::tests(),
         kill9::tests(),
+        records::tests(),
+        start::tests(),
+        degraded::tests(),
         pss::tests(),
     ]
     .concat()

@@ -125,6 +125,9 @@ pub enum ContainerPhase {
     Exited,
     /// Removal has begun.
     Removing,
+    /// Its record cannot be used, so nobody knows. Shown, never written, and never a driver's.
+    #[serde(skip_deserializing)]
+    Unknown,
 }
 
 /// The durable truth about a container.

@@ -192,6 +192,8 @@ fn container(
         (_, ContainerPhase::Creating) => return ContainerAction::RollBack,
         (_, ContainerPhase::Exited) if lives => return ContainerAction::KillOrphan,
         (_, ContainerPhase::Exited) => return ContainerAction::Keep,
+        // Never written, so never read.
+        (_, ContainerPhase::Unknown) => return ContainerAction::Keep,
         (_, ContainerPhase::Created | ContainerPhase::Running) => {}
     }
     match held {

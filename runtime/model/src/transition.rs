@@ -99,6 +99,7 @@ mod tests {
             ContainerPhase::Running => 2,
             ContainerPhase::Exited => 3,
             ContainerPhase::Removing => 4,
+            ContainerPhase::Unknown => 5,
         }
     }
 

@@ -92,6 +92,14 @@ impl Leases {
         let Some(lease) = read::<Lease>(&path).map_err(failed("read the CNI lease", &path))? else {
             return Ok(None);
         };
+        if lease.version > VERSION {
+            // Not torn: that version can pay it.
+            let reason = format!("version {}, known is {VERSION}: a later copepod wrote it", lease.version);
+            return Err(failed("read the CNI lease", &path)(io::Error::new(
+                io::ErrorKind::Unsupported,
+                reason,
+            )));
+        }
         let reason = if lease.pod != *pod { "another pod's" } else { "of another version" };
         if lease.pod != *pod || lease.version != VERSION {
             return Err(failed("read the CNI lease", &path)(io::Error::new(
@@ -115,6 +123,11 @@ impl Leases {
             match fs::remove_file(&path) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                // The plugins have been asked. Asked again by a later start, they do no harm; a pod that never
+                // ends because its node cannot write does.
+                Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+                    tracing::warn!(%pod, path = %path.display(), %error, "a paid CNI lease stays until the disk takes writes");
+                }
                 Err(error) => return Err(failed("remove", &path)(error)),
             }
         }

@@ -16,6 +16,7 @@ use model::{
 use serde::Serialize;
 use spec::devices::HostDevice;
 use spec::{HostFacts, ImageFacts};
+use state::file::MAX_NEW_BYTES;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -57,10 +58,20 @@ impl<T: Clone + Serialize + Send + 'static> Recorder<T> {
 
     /// Writes the newest content.
     pub(crate) async fn persist(&self, context: &Arc<Context>, durable: bool) -> Result<(), Error> {
+        self.persist_within(state::file::MAX_BYTES, context, durable).await
+    }
+
+    /// Writes the newest content, of at most `limit` bytes.
+    pub(crate) async fn persist_within(
+        &self,
+        limit: u64,
+        context: &Arc<Context>,
+        durable: bool,
+    ) -> Result<(), Error> {
         let _turn = self.writing.lock().await;
         let content = self.newest.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (context, path, kind) = (Arc::clone(context), self.path.clone(), self.kind);
-        blocking("write a record", move || context.write(&path, kind, &content, durable)).await
+        blocking("write a record", move || context.write_within(limit, &path, kind, &content, durable)).await
     }
 }
 
@@ -177,7 +188,7 @@ async fn make(
     );
     (record.pid, record.user, record.phase) = (pid, user, ContainerPhase::Created);
     // It holds for this boot only: start makes it durable.
-    recorder(context, &record).persist(context, false).await?;
+    recorder(context, &record).persist_within(MAX_NEW_BYTES, context, false).await?;
     failpoint::hit("container.committed");
     Ok(record)
 }
@@ -245,7 +256,8 @@ fn prepare(
     };
     record.stop_signal = spec::signals::stop_signal(config.stop_signal, &facts.stop_signal)?;
     folders(&context.layout.container_dir(&record.id), &context.layout.container_rw(&record.id))?;
-    context.write(&context.layout.container_record(&record.id), CONTAINER_RECORD, &record, false)?;
+    let path = context.layout.container_record(&record.id);
+    context.write_within(MAX_NEW_BYTES, &path, CONTAINER_RECORD, &record, false)?;
     failpoint::hit("container.recorded");
     let leaf = context.cgroups.create_leaf(&record.cgroup, &limits)?;
     if !leaf.skipped.is_empty() {

@@ -34,13 +34,15 @@ enum Outcome {
     Started(ContainerId, Result<i64, StartError>),
     /// The stop job ended; an exit is told by the shim.
     StopEnded(ContainerId, Result<(), Error>),
-    /// The exit is durable (or cannot be made so, which the log tells).
-    ExitRecorded(ContainerId),
+    /// The exit is durable; or false: it cannot be made so, which the log tells.
+    ExitRecorded(ContainerId, bool),
     ContainerRemoved(ContainerId, Vec<Error>),
     /// Everything but the records is gone, or the errors say what is not.
     Ended(Ended),
-    /// The records say so too.
-    Stopped(Vec<Error>),
+    /// The record says so too, or the log says why not.
+    Stopped,
+    /// The shim's folder is gone.
+    ShimForgotten(Vec<Error>),
     Removed(Vec<Error>),
     /// The shim was dialled again.
     Dialled(Box<restore::Answer>),
@@ -67,6 +69,8 @@ pub(crate) struct Container {
     exited: watch::Sender<bool>,
     /// The exit is recorded and published.
     settled: bool,
+    /// The exit is nowhere but in the shim's folder: the record could not be written.
+    unrecorded: bool,
     /// The end of one that is still being created, with the time of its start: applied when it is created.
     early_exit: Option<(Exit, i64)>,
     /// A start ended without the shim's word on it: it may run, though it is shown as created.
@@ -97,6 +101,7 @@ impl Container {
             being_removed: false,
             exited: watch::Sender::new(over),
             settled: over,
+            unrecorded: false,
             early_exit: None,
             may_run: false,
         }
@@ -118,7 +123,7 @@ impl Container {
     /// Notes its end; true when that is new and to be recorded. The first word counts.
     fn end(&mut self, exit: Exit, started_at: i64) -> bool {
         match self.record.phase {
-            ContainerPhase::Exited | ContainerPhase::Removing => return false,
+            ContainerPhase::Exited | ContainerPhase::Removing | ContainerPhase::Unknown => return false,
             // The job that creates it still writes its record.
             ContainerPhase::Creating => {
                 self.early_exit.get_or_insert((exit, started_at));
@@ -140,7 +145,7 @@ impl Container {
 #[derive(Debug)]
 pub(crate) struct Driver {
     context: Arc<Context>,
-    registry: Arc<Registry>,
+    pub(crate) registry: Arc<Registry>,
     pub(crate) record: PodRecord,
     recorder: Arc<Recorder<PodRecord>>,
     pub(crate) containers: BTreeMap<ContainerId, Container>,
@@ -372,13 +377,14 @@ impl Driver {
             Outcome::Created(id, created) => self.created(&id, created),
             Outcome::Started(id, started) => self.started(&id, started),
             Outcome::StopEnded(id, outcome) => self.stop_ended(&id, outcome),
-            Outcome::ExitRecorded(id) => self.exit_recorded(&id),
+            Outcome::ExitRecorded(id, durable) => self.exit_recorded(&id, durable),
             Outcome::ContainerRemoved(id, errors) => self.container_removed(&id, errors),
             Outcome::Ended(ended) => self.ended(ended),
-            Outcome::Stopped(errors) => {
-                self.stopped_with = Some(errors);
+            Outcome::Stopped => {
+                self.stopped_with = Some(Vec::new());
                 self.maybe_stopped();
             }
+            Outcome::ShimForgotten(errors) => self.stopped(errors),
             Outcome::Removed(errors) => self.removed(errors),
             Outcome::Dialled(answer) => self.dialled(*answer),
             Outcome::Buried(ended) => self.buried(ended),

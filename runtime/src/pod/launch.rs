@@ -119,7 +119,8 @@ impl Recorded {
                 .mode(0o700)
                 .create(&dir)
                 .map_err(|error| Error::of(format!("make {}", dir.display()), &error))?;
-            theirs.write(&theirs.layout.pod_record(&intent.id), POD_RECORD, &intent, false)
+            let path = theirs.layout.pod_record(&intent.id);
+            theirs.write_within(state::file::MAX_NEW_BYTES, &path, POD_RECORD, &intent, false)
         });
         if let Err(error) = written.await {
             let left = remove_records(&context, &record).await;
@@ -257,6 +258,7 @@ impl Supervised {
         tokio::join!(synced.ended(), pause.ended());
         let mut left =
             teardown::end(&context, &record, Some(self.connection.client), Vec::new()).await.errors;
+        left.extend(teardown::forget_shim(&context, &record.id).await);
         if left.is_empty() {
             left.extend(remove_records(&context, &record).await);
         }

@@ -19,6 +19,7 @@ use crate::cgroups::Cgroups;
 use crate::lanes;
 use crate::node::{Error, ErrorKind, NodeOptions};
 use crate::registry::{Registry, Reply, Reservation};
+use crate::root::Root;
 use crate::seccomp::Compiled;
 use crate::seccomp::Compiler;
 use crate::shims::spawn::Binaries;
@@ -95,6 +96,7 @@ pub(crate) enum Command {
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) layout: Layout,
+    pub(crate) root: Root,
     pub(crate) boot_id: String,
     pub(crate) images: ImageStore,
     pub(crate) cni: Cni,
@@ -121,10 +123,11 @@ impl Context {
                 Ok(file) => Ok(OwnedFd::from(file)),
                 Err(error) => Err(Error::of(format!("open {}", path.display()), &error)),
             };
-            let NodeOptions { layout, boot_id, images, cni, cgroups, compiler, .. } = options;
+            let NodeOptions { layout, root, boot_id, images, cni, cgroups, compiler, .. } = options;
             let (shim, pause) = (&options.shim_binary, &options.pause_binary);
             Ok(Self {
                 layout,
+                root,
                 boot_id,
                 images,
                 cni,
@@ -150,7 +153,23 @@ impl Context {
         record: &T,
         durable: bool,
     ) -> Result<(), Error> {
-        Ok(state::file::write(path, kind, &self.boot_id, record, durable)?)
+        self.write_within(state::file::MAX_BYTES, path, kind, record, durable)
+    }
+
+    /// Writes a record of at most `limit` bytes. Blocking.
+    pub(crate) fn write_within<T: Serialize>(
+        &self,
+        limit: u64,
+        path: &Path,
+        kind: &str,
+        record: &T,
+        durable: bool,
+    ) -> Result<(), Error> {
+        let written = state::file::write_within(limit, path, kind, &self.boot_id, record, durable);
+        if matches!(written, Err(state::Error::Io { .. })) {
+            self.root.doubt();
+        }
+        Ok(written?)
     }
 }
 
@@ -249,6 +268,7 @@ pub(crate) async fn run(
     config: PodConfig,
 ) -> Result<PodId, Error> {
     spec::refuse::pod(&config)?;
+    context.root.writable().await?;
     let config = Arc::new(config);
     for _ in 0..TRIES {
         let id = PodId::from_random(random()?);

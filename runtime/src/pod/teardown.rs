@@ -26,7 +26,8 @@ pub(crate) struct Ended {
     pub(crate) errors: Vec<Error>,
 }
 
-/// Ends everything of a pod but its records. `leaves` are the cgroups of its containers.
+/// Ends everything of a pod but its records and its shim's folder, where exits stay until they are durable
+/// elsewhere ([`forget_shim`]). `leaves` are the cgroups of its containers.
 pub(crate) async fn end(
     context: &Arc<Context>,
     record: &PodRecord,
@@ -40,7 +41,7 @@ pub(crate) async fn end(
     if let Some(client) = client {
         leave(&client).await;
     }
-    ended.errors.extend(remove_shim(context, record).await);
+    ended.errors.extend(kill_shim(context, record).await);
     // Last, for what is still in them is killed with the shim.
     ended.errors.extend(remove_cgroups(context, record, leaves).await);
     ended
@@ -137,6 +138,23 @@ async fn leave(client: &Client) {
     if tokio::time::timeout(LEAVE, client.ended()).await.is_err() {
         tracing::warn!(pid = client.pid(), "shim does not leave: killing it");
     }
+}
+
+/// Kills what is left of the shim.
+async fn kill_shim(context: &Arc<Context>, record: &PodRecord) -> Vec<Error> {
+    let (context, id) = (Arc::clone(context), record.id.clone());
+    let (owner, work) = (record.id.as_str(), move || spawn::kill(&context.cgroups, &id));
+    let killed = lanes::run(lanes::kill(), owner, "kill the shim", work);
+    killed.await.err().into_iter().collect()
+}
+
+/// Removes the folder of a shim that is gone, exit records included.
+pub(crate) async fn forget_shim(context: &Arc<Context>, pod: &PodId) -> Vec<Error> {
+    let (context, id) = (Arc::clone(context), pod.clone());
+    // In memory: the run folder is a tmpfs.
+    let work = move || spawn::forget(&context.layout, &id);
+    let removed = lanes::run(lanes::kill(), pod.as_str(), "remove the shim's folder", work);
+    removed.await.err().into_iter().collect()
 }
 
 /// Kills what is left of the shim and removes its folder.

@@ -5,6 +5,7 @@
 
 use crate::node::ContainerView;
 use crate::stats::{ContainerStats, Error, StatsReader};
+use image::Usage;
 use model::{ContainerId, ContainerPhase, ContainerRecord};
 use state::Layout;
 use std::collections::HashSet;
@@ -52,6 +53,22 @@ impl Figures {
             self.reader.refresh_stale(FIRST_WALK);
         }
         wanted.iter().map(|container| self.read(&container.record)).collect()
+    }
+
+    /// What the running containers of `all` have in their writable layers, by the newest walk of each.
+    pub(super) fn written(&self, all: &[Arc<ContainerView>]) -> Usage {
+        let before = self.attached().len();
+        for container in all {
+            self.attach(&container.record);
+        }
+        if self.attached().len() > before {
+            self.reader.refresh_stale(FIRST_WALK);
+        }
+        let layers = all.iter().filter_map(|container| self.reader.writable_layer(&container.record.id));
+        layers.fold(Usage::default(), |sum, layer| Usage {
+            bytes: sum.bytes + layer.used_bytes,
+            inodes: sum.inodes + layer.inodes_used,
+        })
     }
 
     /// One round of walking what is stale; at once when one is under way.

@@ -1,6 +1,7 @@
 //! What Version, Status and RuntimeConfig answer: facts about this runtime, measured and never hoped for.
 
 use crate::config::Config;
+use crate::root::Problem;
 use cri_api::v1 as cri;
 use network::Readiness;
 use std::collections::HashMap;
@@ -29,7 +30,13 @@ pub(super) fn runtime_config() -> cri::RuntimeConfigResponse {
 }
 
 /// Conditions, handlers and features. Waits for nothing: a node's heartbeat hangs on it.
-pub(super) fn status(readiness: &Readiness, config: &Config, verbose: bool) -> cri::StatusResponse {
+/// `root` is what is wrong with the durable folder.
+pub(super) fn status(
+    readiness: &Readiness,
+    root: Option<&Problem>,
+    config: &Config,
+    verbose: bool,
+) -> cri::StatusResponse {
     let condition = |kind: &str, problem: Option<(&str, &str)>| cri::RuntimeCondition {
         r#type: kind.to_owned(),
         status: problem.is_none(),
@@ -37,8 +44,9 @@ pub(super) fn status(readiness: &Readiness, config: &Config, verbose: bool) -> c
         message: problem.map(|(_, message)| message.to_owned()).unwrap_or_default(),
     };
     let network = readiness.problem.as_deref().map(|problem| ("NetworkPluginNotReady", problem));
-    // Where it answers at all, it is ready: the socket appears after the records were read.
-    let conditions = vec![condition("RuntimeReady", None), condition("NetworkReady", network)];
+    // Where it answers, the records have been read; what may be missing is a place for new ones.
+    let root = root.map(|problem| (problem.reason, problem.message.as_str()));
+    let conditions = vec![condition("RuntimeReady", root), condition("NetworkReady", network)];
     // None of these is built; each is refused in `convert`.
     let features = cri::RuntimeHandlerFeatures { recursive_read_only_mounts: false, user_namespaces: false };
     cri::StatusResponse {
@@ -103,7 +111,7 @@ mod tests {
     #[test]
     fn network_follows_and_what_is_not_built_is_announced_absent() {
         let config = Config::default();
-        let reply = status(&readiness(Some("no conflist")), &config, false);
+        let reply = status(&readiness(Some("no conflist")), None, &config, false);
         let conditions = reply.status.unwrap().conditions;
         assert!(conditions[0].status && conditions[0].r#type == "RuntimeReady");
         let network = &conditions[1];
@@ -117,7 +125,7 @@ mod tests {
         assert_eq!(reply.runtime_handlers[0].name, "");
         assert_eq!(reply.runtime_handlers[0].features, Some(cri::RuntimeHandlerFeatures::default()));
         assert_eq!(reply.features, Some(cri::RuntimeFeatures::default()));
-        let ready = status(&readiness(None), &config, true);
+        let ready = status(&readiness(None), None, &config, true);
         assert!(ready.status.unwrap().conditions[1].status);
         let config: serde_json::Value = serde_json::from_str(&ready.info["config"]).unwrap();
         assert_eq!(config["stateDir"], "/run/copepod");

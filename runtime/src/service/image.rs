@@ -2,8 +2,10 @@
 
 use super::status::Failure;
 use super::{Backend, STOPS, answer, convert};
+use crate::{lanes, node};
 use cri_api::v1 as cri;
 use cri_api::v1::image_service_server::ImageService;
+use std::sync::Arc;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
@@ -74,8 +76,14 @@ impl ImageService for Images {
         request: Request<cri::ImageFsInfoRequest>,
     ) -> Result<Response<cri::ImageFsInfoResponse>, Status> {
         answer("ImageFsInfo", request.metadata(), STOPS, async {
-            let usage = self.0.images.usage().await;
-            Ok(convert::image_fs(&self.0.images.mountpoint(), &usage))
+            let images = self.0.images.usage().await;
+            let (figures, all) = (Arc::clone(&self.0.figures), self.0.node.containers());
+            let written =
+                lanes::stats().run(move || figures.written(&all)).await.map_err(node::Error::from)?;
+            let figures = Arc::clone(&self.0.figures);
+            // In the background: nobody waits for a walk through writable layers.
+            tokio::spawn(async move { lanes::foreign().run_for("disk usage", move || figures.walk()).await });
+            Ok(convert::image_fs(&self.0.images.mountpoint(), &images, &written))
         })
         .await
     }

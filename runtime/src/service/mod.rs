@@ -19,6 +19,7 @@ mod tests;
 
 use crate::config::Config;
 use crate::node::Node;
+use crate::root::Root;
 use ::image::ImageStore;
 use network::Cni;
 use status::Failure;
@@ -40,6 +41,8 @@ pub(crate) struct Backend {
     pub(crate) images: ImageStore,
     /// Networks.
     pub(crate) cni: Cni,
+    /// The durable folder.
+    pub(crate) root: Root,
     /// Stats.
     pub(crate) figures: std::sync::Arc<Figures>,
     /// For verbose status.

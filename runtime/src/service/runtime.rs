@@ -115,9 +115,9 @@ impl RuntimeService for Runtime {
         request: Request<cri::StatusRequest>,
     ) -> Result<Response<cri::StatusResponse>, Status> {
         let cri::StatusRequest { verbose } = *request.get_ref();
-        let Backend { cni, config, .. } = &self.backend;
+        let Backend { cni, config, root, .. } = &self.backend;
         answer("Status", request.metadata(), STOPS, async {
-            Ok(health::status(&cni.readiness(), config, verbose))
+            Ok(health::status(&cni.readiness(), root.problem().as_ref(), config, verbose))
         })
         .await
     }

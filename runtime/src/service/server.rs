@@ -10,7 +10,8 @@ use cri_api::v1::image_service_server::ImageServiceServer;
 use cri_api::v1::runtime_service_server::RuntimeServiceServer;
 use futures_util::Stream;
 use std::fs;
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
@@ -37,6 +38,18 @@ pub enum Error {
         /// The kernel's word.
         source: std::io::Error,
     },
+    /// Somebody serves there already.
+    #[error(
+        "{} is served by {}: give this daemon a socket of its own, or end that one first",
+        .path.display(),
+        .pid.map_or_else(|| "a process of another PID namespace".to_owned(), |pid| format!("process {pid}"))
+    )]
+    Served {
+        /// The socket.
+        path: PathBuf,
+        /// Who listens, as this PID namespace numbers it.
+        pid: Option<u32>,
+    },
     /// Something else is where the socket belongs.
     #[error("{} exists and is no socket: it is left alone", .0.display())]
     NotASocket(PathBuf),
@@ -53,19 +66,61 @@ pub(crate) struct Socket {
 }
 
 #[derive(Debug)]
-struct SocketPath(PathBuf);
+struct SocketPath {
+    path: PathBuf,
+    /// Device and number of the inode that was bound.
+    inode: (u64, u64),
+}
 
 impl Drop for SocketPath {
+    /// Another daemon's socket may lie there by now.
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.0) {
-            tracing::debug!(path = %self.0.display(), %error, "the socket was gone already");
+        match fs::symlink_metadata(&self.path) {
+            Ok(found) if (found.dev(), found.ino()) == self.inode => {
+                if let Err(error) = fs::remove_file(&self.path) {
+                    tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket");
+                }
+            }
+            Ok(_) => {
+                tracing::warn!(path = %self.path.display(), "the socket was replaced by another: left alone")
+            }
+            Err(error) => {
+                tracing::debug!(path = %self.path.display(), %error, "the socket was gone already");
+            }
         }
     }
 }
 
+/// The living process that listens on the socket at `path`. A listening socket can outlive its daemon in a child
+/// that hangs before execve: whom the kernel names as listener decides, not whether a connection is queued.
+fn listener(path: &Path) -> std::io::Result<Option<Listener>> {
+    use rustix::io::Errno;
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    match connect(&socket, &SocketAddrUnix::new(path)?) {
+        Ok(()) => {}
+        Err(Errno::CONNREFUSED | Errno::NOENT) => return Ok(None),
+        // Its queue is full: nobody takes connections, or too many come. Not ours to decide.
+        Err(error) => return Err(error.into()),
+    }
+    let pid = sys::scm::peer_pid(socket.as_fd())?;
+    let lives = pid.is_none_or(|pid| Path::new(&format!("/proc/{pid}")).exists());
+    Ok(lives.then_some(Listener { pid }))
+}
+
+/// A process that lives.
+struct Listener {
+    pid: Option<u32>,
+}
+
 impl Socket {
-    /// Binds `path`. `_proof` shows that no other daemon has this state, so that a socket found there is
-    /// what a killed one left. Blocking.
+    /// Binds `path`, over what a killed daemon has left there. `_proof` shows that no other daemon has this
+    /// state; one with another may have been given the same socket. Blocking.
     pub(crate) fn bind(path: &Path, _proof: &state::lock::Lock) -> Result<Self, Error> {
         let at = |doing, source| Error::Socket { doing, path: path.to_owned(), source };
         if let Some(parent) = path.parent() {
@@ -73,6 +128,9 @@ impl Socket {
         }
         match fs::symlink_metadata(path) {
             Ok(found) if found.file_type().is_socket() => {
+                if let Some(Listener { pid }) = listener(path).map_err(|error| at("connect to", error))? {
+                    return Err(Error::Served { path: path.to_owned(), pid });
+                }
                 fs::remove_file(path).map_err(|error| at("remove the stale", error))?;
             }
             Ok(_) => return Err(Error::NotASocket(path.to_owned())),
@@ -80,7 +138,8 @@ impl Socket {
             Err(error) => return Err(at("look at", error)),
         }
         let listener = std::os::unix::net::UnixListener::bind(path).map_err(|error| at("bind", error))?;
-        let path_guard = SocketPath(path.to_owned());
+        let bound = fs::symlink_metadata(path).map_err(|error| at("look at", error))?;
+        let path_guard = SocketPath { path: path.to_owned(), inode: (bound.dev(), bound.ino()) };
         // Until here nobody but root could connect: that takes write permission, which umask took away.
         fs::set_permissions(path, fs::Permissions::from_mode(0o660))
             .map_err(|error| at("set the mode of", error))?;
@@ -110,7 +169,7 @@ pub(crate) async fn serve(socket: Socket, backend: Backend, stopping: Shutdown) 
     let Socket { listener, path } = socket;
     let listener = UnixListener::from_std(listener).map_err(|source| Error::Socket {
         doing: "listen on",
-        path: path.0.clone(),
+        path: path.path.clone(),
         source,
     })?;
     let host = lanes::stats().run(Host::detect).await.unwrap_or_default();
@@ -156,6 +215,25 @@ mod tests {
         assert!(std::os::unix::net::UnixStream::connect(&path).is_ok());
         drop(second);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_socket_that_is_served_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (lock, path) = (lock(folder.path()), folder.path().join("copepod.sock"));
+        let first = Socket::bind(&path, &lock).unwrap();
+        let refused = Socket::bind(&path, &lock).unwrap_err();
+        assert!(
+            matches!(refused, Error::Served { pid: Some(pid), .. } if pid == std::process::id()),
+            "{refused}"
+        );
+        assert!(std::os::unix::net::UnixStream::connect(&path).is_ok());
+        // One that has taken its place is not removed with it.
+        fs::remove_file(&path).unwrap();
+        let other = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        drop(first);
+        assert!(std::os::unix::net::UnixStream::connect(&path).is_ok());
+        drop(other);
     }
 
     #[test]

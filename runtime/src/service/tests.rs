@@ -55,8 +55,10 @@ impl Fixture {
             std::fs::write(path(binary), "#!/bin/false").unwrap();
         }
         let figures = Arc::new(Figures::new(StatsReader::new(cgroups.clone()), layout.clone()));
+        let root = crate::root::Root::new(layout.clone());
         let node = Node::open(NodeOptions {
             layout,
+            root: root.clone(),
             boot_id: state::boot::id().unwrap(),
             images: images.clone(),
             cni: cni.clone(),
@@ -73,7 +75,7 @@ impl Fixture {
         let socket = Socket::bind(&config.socket, &lock).unwrap();
         let (stop, stopping) = watch::channel(false);
         let address = format!("unix://{}", config.socket.display());
-        let backend = Backend { node, images, cni, figures, config };
+        let backend = Backend { node, images, cni, root, figures, config };
         let serving = tokio::spawn(serve(socket, backend, Shutdown::of(stopping)));
         let channel = Endpoint::from_shared(address).unwrap().connect().await.unwrap();
         Self {

@@ -118,7 +118,16 @@ pub(crate) fn reap_later(child: Child) {
 
 /// Kills a shim and all that is in its cgroup, removes its folder. Idempotent, blocking.
 pub(crate) fn remove(layout: &Layout, cgroups: &Cgroups, pod: &PodId) -> Result<(), Error> {
-    cgroups.kill_all(&shim_path(pod)).map_err(|error| Error::from(error).context("kill the shim"))?;
-    file::remove_dir(&layout.shim_dir(pod))?;
-    Ok(())
+    kill(cgroups, pod)?;
+    forget(layout, pod)
+}
+
+/// Kills a shim and all that is in its cgroup. Idempotent, blocking.
+pub(crate) fn kill(cgroups: &Cgroups, pod: &PodId) -> Result<(), Error> {
+    cgroups.kill_all(&shim_path(pod)).map_err(|error| Error::from(error).context("kill the shim"))
+}
+
+/// Removes a shim's folder. Idempotent, blocking.
+pub(crate) fn forget(layout: &Layout, pod: &PodId) -> Result<(), Error> {
+    Ok(file::remove_dir(&layout.shim_dir(pod))?)
 }

@@ -24,7 +24,16 @@ pub enum Error {
         /// What does not fit.
         reason: String,
     },
-    /// Whole, but not one of ours, of another kind, or of a format this build does not know. Set it aside.
+    /// Whole, and written by a later version of copepod: another format, or a value that this build does not
+    /// know. What it describes may be alive and well. Leave it where it is.
+    #[error("{} was written by a later version of copepod: {reason}", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// What this build does not know.
+        reason: String,
+    },
+    /// Whole, but not one of ours, or of another kind. Set it aside.
     #[error("{} is foreign: {reason}", path.display())]
     Foreign {
         /// The file.
@@ -33,12 +42,14 @@ pub enum Error {
         reason: String,
     },
     /// Larger than a record may be, read or to be written.
-    #[error("{} has {size} bytes, a record has at most {}", path.display(), crate::file::MAX_BYTES)]
+    #[error("{} has {size} bytes, and may have at most {limit}", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
         /// Its size in bytes.
         size: u64,
+        /// What it may have.
+        limit: u64,
     },
     /// The value cannot be written as JSON.
     #[error("encode the record for {}", path.display())]
@@ -49,12 +60,23 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// Another daemon works on this folder.
-    #[error("{} is locked by another copepod (pid {holder})", path.display())]
+    #[error("{} is locked by another copepod (pid {holder}): two cannot share a folder", path.display())]
     Locked {
         /// The lock file.
         path: PathBuf,
         /// What the lock file says about its holder.
         holder: String,
+    },
+    /// A folder of the layout holds what is not copepod's.
+    #[error(
+        "{} holds {found:?}, which is not copepod's: choose a folder that is new, empty or copepod's own",
+        path.display()
+    )]
+    NotOurs {
+        /// The folder.
+        path: PathBuf,
+        /// One of the names in it.
+        found: String,
     },
     /// A folder of the layout is not absolute.
     #[error("{} is not an absolute path", path.display())]
@@ -74,12 +96,27 @@ impl Error {
         Self::Torn { path: path.to_path_buf(), reason: reason.to_string() }
     }
 
+    pub(crate) fn newer(path: &Path, reason: impl ToString) -> Self {
+        Self::Newer { path: path.to_path_buf(), reason: reason.to_string() }
+    }
+
     pub(crate) fn foreign(path: &Path, reason: impl ToString) -> Self {
         Self::Foreign { path: path.to_path_buf(), reason: reason.to_string() }
     }
 
-    /// Whether the file itself is at fault, so that it belongs into [`crate::file::set_aside`].
+    /// Whether the file itself is at fault, so that it belongs into [`crate::file::set_aside`]. Not so one
+    /// that the disk does not give, or that another version may be able to read.
     pub fn is_bad_file(&self) -> bool {
-        matches!(self, Self::Torn { .. } | Self::Foreign { .. } | Self::TooLarge { .. })
+        matches!(self, Self::Torn { .. } | Self::Foreign { .. })
     }
+
+    /// Whether the file system takes no more: it is full, over its quota, or read-only.
+    pub fn is_refused_write(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if refuses_writes(source))
+    }
+}
+
+/// Whether an error of the kernel says that a file system takes no more: ENOSPC, EDQUOT or EROFS.
+pub fn refuses_writes(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT | libc::EROFS))
 }

@@ -6,7 +6,8 @@
 //! of it besides is [`Error::Torn`], never a wrong value.
 //!
 //! Records grow by addition: fields that a build does not know are skipped, and `version` changes only when
-//! that no longer suffices.
+//! that no longer suffices. A whole record with a value that a build does not know is [`Error::Newer`]; so is
+//! one of a higher `version`. `tests/fixtures` holds records of every format; they are never changed.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -20,9 +21,12 @@ use serde_json::value::RawValue;
 
 use crate::{Error, Layout};
 
-/// Largest record, read or written: a pod at Kubernetes' own limits (256 KiB of annotations, 32 KiB of
-/// termination message) stays well below it.
-pub const MAX_BYTES: u64 = 1 << 20;
+/// Largest record, read or written. Kubernetes puts seven variables a service into each container of a
+/// namespace: 5000 services, its own limit, are about 4 MiB of environment.
+pub const MAX_BYTES: u64 = 8 << 20;
+/// Largest record of an object that is being made: what comes later (addresses, the exit with its message)
+/// must always find room, or an end could not be recorded.
+pub const MAX_NEW_BYTES: u64 = MAX_BYTES - (256 << 10);
 /// Version of the envelope.
 pub const VERSION: u32 = 1;
 /// Tells our files from others'.
@@ -64,6 +68,21 @@ pub fn write<T: Serialize>(
     data: &T,
     durable: bool,
 ) -> Result<(), Error> {
+    write_within(MAX_BYTES, path, kind, boot_id, data, durable)
+}
+
+/// As [`write`], with a limit of the record's size in bytes: [`MAX_NEW_BYTES`] for what is being made.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_within<T: Serialize>(
+    limit: u64,
+    path: &Path,
+    kind: &str,
+    boot_id: &str,
+    data: &T,
+    durable: bool,
+) -> Result<(), Error> {
     let encode = |source| Error::Encode { path: path.to_path_buf(), source };
     let data = serde_json::value::to_raw_value(data).map_err(encode)?;
     let envelope = Envelope {
@@ -77,8 +96,8 @@ pub fn write<T: Serialize>(
     let mut bytes = serde_json::to_vec(&envelope).map_err(encode)?;
     bytes.push(b'\n');
     let size = bytes.len() as u64;
-    if size > MAX_BYTES {
-        return Err(Error::TooLarge { path: path.to_path_buf(), size });
+    if size > limit {
+        return Err(Error::TooLarge { path: path.to_path_buf(), size, limit });
     }
     replace(path, &bytes, 0o600, durable)
 }
@@ -115,8 +134,28 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32, durable: bool) -> Result<()
 /// Reads the record at `path`; `None` when there is no file.
 ///
 /// # Errors
-/// [`Error::Torn`], [`Error::Foreign`] and [`Error::TooLarge`] are the file's own fault ([`set_aside`]).
+/// [`Error::Torn`] and [`Error::Foreign`] are the file's own fault ([`set_aside`]). [`Error::Newer`] and
+/// [`Error::TooLarge`] are of a version that knows or allows more than this one: what they describe may live.
 pub fn read<T: DeserializeOwned>(path: &Path, kind: &str) -> Result<Option<Stored<T>>, Error> {
+    match bytes(path)? {
+        Some(bytes) => decode(path, kind, &bytes).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// What can be had of a record that [`read`] calls newer, for showing it: `T` names only what it needs. Nothing
+/// is known of the rest, so nothing may be done on the strength of this.
+pub fn look<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    #[derive(Deserialize)]
+    struct Data<T> {
+        data: T,
+    }
+    let bytes = bytes(path).ok()??;
+    serde_json::from_slice::<Data<T>>(&bytes).ok().map(|envelope| envelope.data)
+}
+
+/// The whole file, capped; `None` when there is none.
+fn bytes(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     let file =
         match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path) {
             Ok(file) => file,
@@ -133,15 +172,20 @@ pub fn read<T: DeserializeOwned>(path: &Path, kind: &str) -> Result<Option<Store
     let mut bytes = Vec::with_capacity(usize::try_from(facts.len().min(MAX_BYTES)).unwrap_or(0));
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
     if bytes.len() as u64 > MAX_BYTES {
-        return Err(Error::TooLarge { path: path.to_path_buf(), size: facts.len().max(MAX_BYTES + 1) });
+        let size = facts.len().max(MAX_BYTES + 1);
+        return Err(Error::TooLarge { path: path.to_path_buf(), size, limit: MAX_BYTES });
     }
-    decode(path, kind, &bytes).map(Some)
+    Ok(Some(bytes))
 }
 
 fn decode<T: DeserializeOwned>(path: &Path, kind: &str, bytes: &[u8]) -> Result<Stored<T>, Error> {
     let envelope: Envelope<'_> = serde_json::from_slice(bytes).map_err(|error| Error::torn(path, error))?;
     if envelope.magic != MAGIC {
         return Err(Error::foreign(path, format!("magic is {:?}", envelope.magic)));
+    }
+    // Its sum may be another one: what it says of itself is all there is.
+    if envelope.version > VERSION {
+        return Err(Error::newer(path, format!("format {}, known is {VERSION}", envelope.version)));
     }
     if envelope.version != VERSION {
         return Err(Error::foreign(path, format!("format {}, known is {VERSION}", envelope.version)));
@@ -152,8 +196,9 @@ fn decode<T: DeserializeOwned>(path: &Path, kind: &str, bytes: &[u8]) -> Result<
     if envelope.kind != kind {
         return Err(Error::foreign(path, format!("a {:?} record, not {kind:?}", envelope.kind)));
     }
+    // Written whole (its sum says so) and yet not understood: it knows more than this build.
     let data = serde_json::from_str(envelope.data.get())
-        .map_err(|error| Error::foreign(path, format!("a {kind} record of another shape: {error}")))?;
+        .map_err(|error| Error::newer(path, format!("a {kind} record of another shape: {error}")))?;
     Ok(Stored { boot_id: envelope.boot_id, version: envelope.version, data })
 }
 

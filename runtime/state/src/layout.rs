@@ -142,27 +142,27 @@ impl Layout {
         self.exits_dir(pod).join(container.as_str())
     }
 
-    /// Makes every folder that does not belong to one object, mode 0700, durably. A folder that exists with
-    /// wider rights is narrowed.
+    /// Makes every folder that does not belong to one object, mode 0700, durably. A folder of ours with wider
+    /// rights is narrowed. Where the file system is read-only, what is there has to do.
     ///
     /// # Errors
-    /// The first folder that cannot be made.
+    /// [`Error::NotOurs`] when the root or the run folder is somebody else's: it is left as it is. Otherwise the
+    /// first folder that cannot be made.
     pub fn create(&self) -> Result<(), Error> {
-        let base = [self.root.clone(), self.run.clone()];
+        own(&self.root, &ROOT_NAMES)?;
+        own(&self.run, &RUN_NAMES)?;
         let durable =
             [self.pods_dir(), self.containers_dir(), self.network_dir(), self.images_dir(), self.aside_dir()];
         let volatile = [self.shims_dir(), self.spool_dir()];
-        for dir in base.iter().chain(&durable).chain(&volatile) {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(dir)
-                .map_err(Error::io("create", dir))?;
-            fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(Error::io("chmod", dir))?;
+        let mut made = false;
+        for dir in durable.iter().chain(&volatile) {
+            made |= private(dir)?;
         }
-        file::sync_dir(&self.root)?;
-        if let Some(parent) = self.root.parent() {
-            file::sync_dir(parent)?;
+        if made {
+            file::sync_dir(&self.root)?;
+            if let Some(parent) = self.root.parent() {
+                file::sync_dir(parent)?;
+            }
         }
         Ok(())
     }
@@ -198,6 +198,59 @@ impl Layout {
     pub fn exits(&self, pod: &PodId) -> Result<Vec<ContainerId>, Error> {
         ids(&self.exits_dir(pod))
     }
+}
+
+/// What copepod makes in its root, and what a new file system may hold.
+const ROOT_NAMES: [&str; 7] = ["lock", "pods", "containers", "network", "images", "aside", "lost+found"];
+/// What copepod makes in its run folder.
+const RUN_NAMES: [&str; 4] = ["lock", "copepod.sock", "shims", "spool"];
+
+/// Makes one of the two top folders, or takes it when it is ours: it has our lock file, or nothing but our names.
+/// A typing error (`--root /var/lib`) must not change the rights of a folder that others live in.
+fn own(dir: &Path, names: &[&str]) -> Result<(), Error> {
+    match fs::read_dir(dir) {
+        Ok(entries) if !fs::symlink_metadata(dir.join("lock")).is_ok_and(|lock| lock.is_file()) => {
+            for entry in entries {
+                let name = entry.map_err(Error::io("list", dir))?.file_name();
+                if !names.iter().any(|ours| name == *ours) {
+                    let found = name.to_string_lossy().into_owned();
+                    return Err(Error::NotOurs { path: dir.to_path_buf(), found });
+                }
+            }
+        }
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            // Folders on the way are not ours to close.
+            if let Some(parent) = dir.parent() {
+                fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+            }
+        }
+        Err(error) => return Err(Error::io("list", dir)(error)),
+    }
+    private(dir).map(drop)
+}
+
+/// Makes a folder of mode 0700, or narrows one. True when it is new.
+fn private(dir: &Path) -> Result<bool, Error> {
+    let read_only = |error: &std::io::Error| error.raw_os_error() == Some(libc::EROFS);
+    let made = match fs::DirBuilder::new().mode(0o700).create(dir) {
+        Ok(()) => true,
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => false,
+        // Absent and not to be had: readers take it for an empty one.
+        Err(error) if read_only(&error) => return Ok(false),
+        Err(error) => return Err(Error::io("create", dir)(error)),
+    };
+    let facts = fs::metadata(dir).map_err(Error::io("stat", dir))?;
+    if !facts.is_dir() {
+        return Err(Error::io("use", dir)(std::io::ErrorKind::NotADirectory.into()));
+    }
+    if facts.permissions().mode() & 0o7777 != 0o700
+        && let Err(error) = fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
+        && !read_only(&error)
+    {
+        return Err(Error::io("chmod", dir)(error));
+    }
+    Ok(made)
 }
 
 fn ids<T: std::str::FromStr>(dir: &Path) -> Result<Vec<T>, Error> {
@@ -247,5 +300,29 @@ mod tests {
         assert_eq!(layout.pods().unwrap(), std::slice::from_ref(&pod));
         assert_eq!(layout.exits(&pod).unwrap(), []);
         assert!(matches!(Layout::new("var", "/run"), Err(Error::Relative { .. })));
+    }
+
+    #[test]
+    fn folders_of_others_are_refused_untouched() {
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let dir = tempfile::tempdir().unwrap();
+        let (theirs, ours) = (dir.path().join("theirs"), dir.path().join("way/ours"));
+        fs::create_dir_all(theirs.join("dpkg")).unwrap();
+        // A name of ours that is no file, as in /run.
+        fs::create_dir(theirs.join("lock")).unwrap();
+        fs::set_permissions(&theirs, fs::Permissions::from_mode(0o755)).unwrap();
+        for (root, run) in [(&theirs, &ours), (&ours, &theirs)] {
+            let error = Layout::new(root, run).unwrap().create().unwrap_err();
+            assert!(matches!(&error, Error::NotOurs { path, .. } if *path == theirs), "{error}");
+        }
+        assert_eq!(mode(&theirs), 0o755);
+        assert_eq!((mode(&ours), mode(ours.parent().unwrap())), (0o700, 0o755), "parents stay open");
+        // One that is ours, whatever an operator has put beside, is narrowed.
+        let run = dir.path().join("run");
+        fs::write(ours.join("lock"), "").unwrap();
+        fs::write(ours.join("notes.txt"), "").unwrap();
+        fs::set_permissions(&ours, fs::Permissions::from_mode(0o755)).unwrap();
+        Layout::new(&ours, &run).unwrap().create().unwrap();
+        assert_eq!(mode(&ours), 0o700);
     }
 }

@@ -7,8 +7,9 @@ mod error;
 pub mod file;
 mod layout;
 pub mod lock;
+pub mod probe;
 
-pub use error::Error;
+pub use error::{Error, refuses_writes};
 pub use file::Stored;
 pub use layout::Layout;
 

@@ -1,80 +1,236 @@
-//! One daemon for each pair of folders. The kernel drops the locks with the process, however it ends.
+//! One daemon for each pair of folders.
+//!
+//! Two locks lie on each file. The one that counts is fcntl(2)'s: it belongs to the process, so a child that
+//! hangs between fork and execve (a CNI plugin on a stuck file system) does not hold it, and the kernel drops it
+//! with the daemon. flock(2)'s lies beside it for versions that know no other; children do share that one, so
+//! where it is taken it counts only while a living daemon has the file open.
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read as _, Seek as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, fcntl_lock};
 
 use crate::{Error, Layout};
+
+/// How long to wait for a daemon that is still ending: its last step is to give the lock back.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long to wait for the flock of a dead daemon's children: they are about to execute something, which
+/// closes it. One that is stuck costs the flock, which is of use to older versions only.
+const CHILDREN: Duration = Duration::from_millis(100);
+/// Between two tries.
+const STEP: Duration = Duration::from_millis(10);
 
 /// Proof that no other daemon works on the layout; released when dropped.
 #[derive(Debug)]
 pub struct Lock {
-    /// Held, never read: descriptors carry the locks, and are closed on execve.
-    _held: [File; 2],
+    held: [Held; 2],
 }
 
-/// Takes the locks of both folders of `layout`, making the folders when they are absent.
+/// One file with its locks. It must not be opened a second time by this process: closing any descriptor of a
+/// file drops the process's fcntl locks of it.
+#[derive(Debug)]
+struct Held(File);
+
+impl Drop for Lock {
+    /// Closing would leave the flock to children that share it.
+    fn drop(&mut self) {
+        for Held(file) in &self.held {
+            // An error changes nothing: the descriptor is closed next.
+            file.unlock().ok();
+            fcntl_lock(file, FlockOperation::NonBlockingUnlock).ok();
+        }
+    }
+}
+
+/// Takes the locks of both folders of `layout`, making the folders when they are absent ([`Layout::create`]).
+/// Waits two seconds for a daemon that is ending. Blocking.
 ///
 /// # Errors
-/// [`Error::Locked`] at once when another daemon holds one: it never waits.
+/// [`Error::Locked`] when another daemon holds one; those of [`Layout::create`].
 pub fn acquire(layout: &Layout) -> Result<Lock, Error> {
     layout.create()?;
-    let root = take(&layout.root_lock())?;
-    let run = take(&layout.run_lock())?;
-    Ok(Lock { _held: [root, run] })
+    let until = Instant::now() + PATIENCE;
+    let root = take(&layout.root_lock(), until)?;
+    let run = take(&layout.run_lock(), until)?;
+    Ok(Lock { held: [root, run] })
 }
 
-fn take(path: &Path) -> Result<File, Error> {
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(path)
-        .map_err(Error::io("open", path))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            // Only for the message: an unreadable holder changes nothing.
-            if (&file).take(20).read_to_string(&mut holder).is_err() || holder.is_empty() {
-                holder = "unknown".to_owned();
+fn take(path: &Path, until: Instant) -> Result<Held, Error> {
+    let (file, writable) = open(path)?;
+    let began = Instant::now();
+    loop {
+        match try_take(path, &file, writable)? {
+            Taken::Yes => break,
+            Taken::ByChildren if began.elapsed() >= CHILDREN => break,
+            Taken::By(pid) if Instant::now() >= until => {
+                let holder = pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
+                return Err(Error::Locked { path: path.to_path_buf(), holder });
             }
-            return Err(Error::Locked { path: path.to_path_buf(), holder: holder.trim_end().to_owned() });
+            Taken::ByChildren | Taken::By(_) => sleep(STEP),
         }
+    }
+    if writable {
+        // For people, and for the message of whoever comes second. In place, so that a full disk has room.
+        drop(file.write_all_at(format!("{:<19}\n", std::process::id()).as_bytes(), 0));
+    }
+    Ok(Held(file))
+}
+
+/// On a read-only file system the file is opened for reading, which flock(2) is content with.
+fn open(path: &Path) -> Result<(File, bool), Error> {
+    let with = |writable: bool| {
+        OpenOptions::new()
+            .read(true)
+            .write(writable)
+            .create(writable)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path)
+    };
+    match with(true) {
+        Ok(file) => Ok((file, true)),
+        Err(error) if error.raw_os_error() == Some(libc::EROFS) => match with(false) {
+            Ok(file) => Ok((file, false)),
+            Err(error) => Err(Error::io("open", path)(error)),
+        },
+        Err(error) => Err(Error::io("open", path)(error)),
+    }
+}
+
+enum Taken {
+    Yes,
+    /// By a living daemon.
+    By(Option<u32>),
+    /// The flock alone, by children that a dead daemon has left.
+    ByChildren,
+}
+
+fn try_take(path: &Path, file: &File, writable: bool) -> Result<Taken, Error> {
+    if writable {
+        match fcntl_lock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::ACCESS) => return Ok(Taken::By(noted(file))),
+            Err(error) => return Err(Error::io("lock", path)(error.into())),
+        }
+    }
+    match file.try_lock() {
+        Ok(()) => return Ok(Taken::Yes),
+        Err(TryLockError::WouldBlock) => {}
         Err(TryLockError::Error(source)) => return Err(Error::io("lock", path)(source)),
     }
-    note_holder(&mut file).map_err(Error::io("write", path))?;
-    Ok(file)
+    match living_holder(file).map_err(Error::io("look for the holder of", path))? {
+        None => Ok(Taken::ByChildren),
+        Some(pid) => {
+            if writable {
+                // Not while waiting: an older version looks at the flock alone, and two that wait for each
+                // other would both be refused.
+                fcntl_lock(file, FlockOperation::NonBlockingUnlock)
+                    .map_err(|error| Error::io("unlock", path)(error.into()))?;
+            }
+            Ok(Taken::By(Some(pid)))
+        }
+    }
 }
 
-/// Leaves our pid in the file, for the message of whoever comes second.
-fn note_holder(file: &mut File) -> std::io::Result<()> {
-    file.set_len(0)?;
-    file.rewind()?;
-    writeln!(file, "{}", std::process::id())
+/// The pid that a holder has left in the file.
+fn noted(file: &File) -> Option<u32> {
+    let mut bytes = [0; 20];
+    let length = file.read_at(&mut bytes, 0).ok()?;
+    std::str::from_utf8(bytes.get(..length)?).ok()?.trim().parse().ok()
+}
+
+/// Who took the flock, if it lives and still has the file open: the pid noted in the file, or one that
+/// /proc/locks names for a file of this number. Children of a dead daemon are neither.
+fn living_holder(file: &File) -> io::Result<Option<u32>> {
+    let facts = file.metadata()?;
+    let mut suspects: BTreeSet<u32> = noted(file).into_iter().collect();
+    // `1: FLOCK  ADVISORY  WRITE 8237 08:02:131 0 EOF`; the device is not always the one that stat gives.
+    for line in fs::read_to_string("/proc/locks")?.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [_, "FLOCK", _, _, pid, place, ..] = words.as_slice() else { continue };
+        if place.rsplit(':').next() == Some(facts.ino().to_string().as_str()) {
+            suspects.extend(pid.parse::<u32>());
+        }
+    }
+    suspects.remove(&std::process::id());
+    Ok(suspects.into_iter().find(|pid| has_open(*pid, (facts.dev(), facts.ino()))))
+}
+
+fn has_open(pid: u32, file: (u64, u64)) -> bool {
+    let Ok(fds) = fs::read_dir(PathBuf::from(format!("/proc/{pid}/fd"))) else { return false };
+    fds.flatten().any(|fd| fs::metadata(fd.path()).is_ok_and(|it| (it.dev(), it.ino()) == file))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::process::{Command, Stdio};
+
+    fn layout(dir: &Path) -> Layout {
+        Layout::new(dir.join("root"), dir.join("run")).unwrap()
+    }
+
+    /// Another process with the file open; `bash -c` so that the test needs no helper binary.
+    fn other(script: &str, file: &Path) -> std::process::Child {
+        Command::new("sh")
+            .args(["-c", script, "sh"])
+            .arg(file)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
 
     #[test]
-    fn the_second_daemon_is_refused_and_told_by_whom() {
+    fn an_older_daemon_that_lives_is_seen_by_its_flock() {
         let dir = tempfile::tempdir().unwrap();
-        let layout =
-            |root: &str, run: &str| Layout::new(dir.path().join(root), dir.path().join(run)).unwrap();
-        let first = acquire(&layout("root", "run")).unwrap();
-        for other in [layout("root", "run"), layout("root", "run2"), layout("root2", "run")] {
-            match acquire(&other) {
-                Err(Error::Locked { holder, .. }) => assert_eq!(holder, std::process::id().to_string()),
-                other => panic!("{other:?}"),
-            }
+        let layout = layout(dir.path());
+        drop(acquire(&layout).unwrap());
+        // Takes it as version aa95355 did: flock(2) and its pid in the file.
+        let script = "exec 9<>\"$1\"; flock -x 9 && echo $$ >&9 && echo taken && read end";
+        let mut daemon = other(script, &layout.run_lock());
+        let mut word = [0; 6];
+        std::io::Read::read_exact(daemon.stdout.as_mut().unwrap(), &mut word).unwrap();
+        match acquire(&layout) {
+            Err(Error::Locked { holder, .. }) => assert_eq!(holder, daemon.id().to_string()),
+            other => panic!("{other:?}"),
         }
-        drop(first);
-        drop(acquire(&layout("root", "run")).unwrap());
+        drop(daemon.stdin.take());
+        daemon.wait().unwrap();
+        drop(acquire(&layout).unwrap());
+    }
+
+    #[test]
+    fn children_of_a_dead_daemon_hold_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = layout(dir.path());
+        layout.create().unwrap();
+        // The descriptor with the flock lives on in a child, as between fork and execve.
+        let file = File::create(layout.root_lock()).unwrap();
+        file.lock().unwrap();
+        let mut child = Command::new("sleep").arg("100").stdin(Stdio::from(file)).spawn().unwrap();
+        let lock = acquire(&layout).unwrap();
+        drop(lock);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn the_flock_is_held_for_older_daemons_and_given_back_for_all_who_share_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = layout(dir.path());
+        let lock = acquire(&layout).unwrap();
+        let probe = File::open(layout.run_lock()).unwrap();
+        assert!(matches!(probe.try_lock(), Err(TryLockError::WouldBlock)));
+        let shared = lock.held[1].0.try_clone().unwrap();
+        drop(lock);
+        probe.try_lock().unwrap();
+        drop(shared);
     }
 }

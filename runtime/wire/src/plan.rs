@@ -15,10 +15,11 @@ use crate::message::{ErrorKind, Failure};
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] for anything that this build does not know: a container that has less than a
-/// later daemon asked for must not start. [`ErrorKind::Invalid`] when it is no JSON.
+/// later daemon asked for must not start. [`ErrorKind::Invalid`] when it ends in the middle.
 pub fn parse_plan<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, Failure> {
     serde_json::from_slice(json).map_err(|error| {
-        let (kind, message) = if error.is_data() {
+        // serde_json calls a variant with more than one name a syntax error.
+        let (kind, message) = if error.is_data() || error.is_syntax() {
             let message = format!("{error}; this shim cannot carry it out, its pod must be made anew");
             (ErrorKind::Unsupported, message)
         } else {

@@ -282,17 +282,19 @@ impl Driver {
         let (context, recorder, id) =
             (Arc::clone(&self.context), Arc::clone(&container.recorder), id.clone());
         self.jobs.spawn(async move {
-            if let Err(error) = recorder.persist(&context, true).await {
-                tracing::error!(container = %id, %error, "exit not recorded: it is forgotten if the daemon ends now");
+            let recorded = recorder.persist(&context, true).await;
+            if let Err(error) = &recorded {
+                tracing::error!(container = %id, %error, "exit not recorded: it is forgotten if the node ends now");
             }
-            Outcome::ExitRecorded(id)
+            Outcome::ExitRecorded(id, recorded.is_ok())
         });
     }
 
     /// The exit may be seen: tells everybody.
-    pub(super) fn exit_recorded(&mut self, id: &ContainerId) {
+    pub(super) fn exit_recorded(&mut self, id: &ContainerId, durable: bool) {
         let Some(container) = self.containers.get_mut(id) else { return };
         container.settled = true;
+        container.unrecorded = !durable;
         container.exited.send_replace(true);
         let waiters = container.stopping.take().map(|stopping| stopping.waiters).unwrap_or_default();
         let started = std::mem::take(&mut container.started);

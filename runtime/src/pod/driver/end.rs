@@ -63,21 +63,30 @@ impl Driver {
         self.record.phase = PodPhase::Stopped;
         (self.record.pause_pid, self.record.shim_pid) = (0, 0);
         self.recorder.set(self.record.clone());
-        // All records, then the answer.
-        let (context, pod) = (Arc::clone(&self.context), Arc::clone(&self.recorder));
+        let (context, recorder, id) =
+            (Arc::clone(&self.context), Arc::clone(&self.recorder), self.record.id.clone());
         self.jobs.spawn(async move {
-            Outcome::Stopped(pod.persist(&context, true).await.err().into_iter().collect())
+            // Nothing of it lives, whatever the disk says: a node that cannot write must still end its pods.
+            if let Err(error) = recorder.persist(&context, true).await {
+                tracing::error!(pod = %id, %error, "stop not recorded: the next start of the daemon stops it again");
+            }
+            Outcome::Stopped
         });
     }
 
     /// The stop is answered when all exits can be seen, and no job makes what a removal would not know of.
-    /// Without the shim a create ends soon.
+    /// Without the shim a create ends soon. The shim's folder goes last: until an exit is durable in its
+    /// container's record, the file in there is all there is of it.
     pub(super) fn maybe_stopped(&mut self) {
-        if !self.containers.values().any(Container::keeps_pod)
-            && let Some(errors) = self.stopped_with.take()
-        {
-            self.stopped(errors);
+        if self.containers.values().any(Container::keeps_pod) {
+            return;
         }
+        let Some(errors) = self.stopped_with.take() else { return };
+        if !errors.is_empty() || self.containers.values().any(|container| container.unrecorded) {
+            return self.stopped(errors);
+        }
+        let (context, id) = (Arc::clone(&self.context), self.record.id.clone());
+        self.jobs.spawn(async move { Outcome::ShimForgotten(teardown::forget_shim(&context, &id).await) });
     }
 
     pub(super) fn stopped(&mut self, errors: Vec<Error>) {
@@ -127,6 +136,8 @@ impl Driver {
             for container in containers {
                 errors.extend(containers::remove(&context, None, &container).await);
             }
+            // It stays where exits could not be recorded.
+            errors.extend(teardown::forget_shim(&context, &record.id).await);
             // A create that was at work when the pod was stopped may have made them again.
             errors.extend(teardown::remove_cgroups(&context, &record, Vec::new()).await);
             if errors.is_empty() {

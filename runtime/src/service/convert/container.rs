@@ -187,6 +187,7 @@ pub(super) fn state(phase: ContainerPhase) -> cri::ContainerState {
         ContainerPhase::Creating | ContainerPhase::Created => cri::ContainerState::ContainerCreated,
         ContainerPhase::Running => cri::ContainerState::ContainerRunning,
         ContainerPhase::Exited | ContainerPhase::Removing => cri::ContainerState::ContainerExited,
+        ContainerPhase::Unknown => cri::ContainerState::ContainerUnknown,
     }
 }
 

@@ -70,18 +70,19 @@ pub(crate) fn image(record: &ImageRecord) -> cri::Image {
     }
 }
 
-/// The image file system. kubelet dereferences `used_bytes` without looking and calls stat on the
+/// The file system of images and of containers' writable layers, with what `images` and `written` take on it. It is
+/// one: kubelet takes two mount points for two file systems. kubelet dereferences `used_bytes` without looking and calls stat on the
 /// mount point, which must therefore be a folder that never goes away: the image store.
-pub(crate) fn image_fs(mountpoint: &Path, usage: &Usage) -> cri::ImageFsInfoResponse {
-    let filesystem = cri::FilesystemUsage {
+pub(crate) fn image_fs(mountpoint: &Path, images: &Usage, written: &Usage) -> cri::ImageFsInfoResponse {
+    let filesystem = |usage: &Usage| cri::FilesystemUsage {
         timestamp: super::now(),
         fs_id: Some(cri::FilesystemIdentifier { mountpoint: mountpoint.display().to_string() }),
         used_bytes: Some(cri::UInt64Value { value: usage.bytes }),
         inodes_used: Some(cri::UInt64Value { value: usage.inodes }),
     };
     cri::ImageFsInfoResponse {
-        image_filesystems: vec![filesystem.clone()],
-        container_filesystems: vec![filesystem],
+        image_filesystems: vec![filesystem(images)],
+        container_filesystems: vec![filesystem(written)],
     }
 }
 

@@ -66,6 +66,8 @@ fn freeze(dir: BorrowedFd<'_>, unified: bool, patience: Duration) -> bool {
         return false;
     }
     let start = Instant::now();
+    // Sleeping processes freeze within some 50 µs.
+    let mut pause = Duration::from_micros(50);
     loop {
         let is_frozen = if unified {
             super::flat_key(dir, "cgroup.events", "frozen").map(|frozen| frozen == 1)
@@ -74,7 +76,10 @@ fn freeze(dir: BorrowedFd<'_>, unified: bool, patience: Duration) -> bool {
         };
         match is_frozen {
             Ok(true) => return true,
-            Ok(false) if start.elapsed() < patience => thread::sleep(Duration::from_millis(1)),
+            Ok(false) if start.elapsed() < patience => {
+                thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(1));
+            }
             _ => return false,
         }
     }

@@ -179,13 +179,20 @@ fn stats_arrive() {
 #[test]
 fn image_file_system_is_a_folder_that_is_there_with_figures() {
     let folder = tempfile::tempdir().unwrap();
-    let reply = image_fs(folder.path(), &::image::Usage { bytes: 0, inodes: 0 });
+    let none = ::image::Usage { bytes: 0, inodes: 0 };
+    let reply = image_fs(folder.path(), &none, &none);
     for filesystem in reply.image_filesystems.iter().chain(&reply.container_filesystems) {
         assert_eq!(filesystem.used_bytes, Some(cri::UInt64Value { value: 0 }), "zero, not absent");
         assert!(filesystem.inodes_used.is_some() && filesystem.timestamp > 0);
         assert!(std::path::Path::new(&filesystem.fs_id.as_ref().unwrap().mountpoint).is_dir());
     }
     assert_eq!((reply.image_filesystems.len(), reply.container_filesystems.len()), (1, 1));
+    let written = ::image::Usage { bytes: 7, inodes: 2 };
+    let reply = image_fs(folder.path(), &none, &written);
+    let [images, containers] = [&reply.image_filesystems[0], &reply.container_filesystems[0]];
+    assert_eq!((images.used_bytes.unwrap().value, images.inodes_used.unwrap().value), (0, 0));
+    assert_eq!((containers.used_bytes.unwrap().value, containers.inodes_used.unwrap().value), (7, 2));
+    assert_eq!(images.fs_id, containers.fs_id, "two mount points are two file systems to kubelet");
 }
 
 #[test]

@@ -1,0 +1,99 @@
+//! A file system that answers look-ups and then hangs: what a program on a dead NFS server or disk looks like.
+//! One folder with one executable file, served through /dev/fuse (linux/fuse.h, protocol 7.31); every read of
+//! the file waits until the file system is let go.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+/// Larger than any request: the kernel wants room for a write of the size we never allow, and its header.
+const BUFFER: usize = 1 << 18;
+/// Number of the file; the folder has 1.
+const FILE: u64 = 2;
+
+/// A mounted one; dropping it wakes everybody who waits, with errors.
+#[derive(Debug)]
+pub(crate) struct Stuck(PathBuf);
+
+impl Stuck {
+    /// Mounts it over a folder.
+    pub(crate) fn mount(dir: &Path) -> Result<Self> {
+        let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").context("open /dev/fuse")?;
+        let data = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
+        mount(Some("stuck"), dir, Some("fuse.stuck"), MsFlags::empty(), Some(data.as_str()))
+            .with_context(|| format!("mount FUSE at {}", dir.display()))?;
+        // It ends with the mount: the next read says ENODEV.
+        std::thread::spawn(move || serve(&device));
+        Ok(Self(dir.to_owned()))
+    }
+}
+
+impl Drop for Stuck {
+    fn drop(&mut self) {
+        // Forced: all waiting requests end first; the folder may still be somebody's.
+        umount2(&self.0, MntFlags::MNT_FORCE).unwrap_or_default();
+        umount2(&self.0, MntFlags::MNT_DETACH).unwrap_or_default();
+    }
+}
+
+fn serve(mut device: &File) {
+    let mut buffer = vec![0; BUFFER];
+    while let Ok(length) = device.read(&mut buffer) {
+        let request = buffer.get(..length).unwrap_or_default();
+        let (opcode, unique, node) =
+            (number::<4>(request, 4), number::<8>(request, 8), number::<8>(request, 16));
+        let answer = match opcode {
+            // FORGET, BATCH_FORGET and INTERRUPT have no answer; READ gets none.
+            2 | 42 | 36 | 15 => continue,
+            // INIT: 7.31, small writes, no options.
+            26 => Ok([le(7, 4), le(31, 4), le(0, 4), le(0, 4), le(0, 4), le(4096, 4), le(1, 4), le(0, 36)]
+                .concat()),
+            // LOOKUP of any name.
+            1 => Ok([le(FILE, 8), le(0, 8), le(1, 8), le(1, 8), le(0, 8), attributes(FILE)].concat()),
+            // GETATTR
+            3 => Ok([le(1, 8), le(0, 8), attributes(node)].concat()),
+            // OPEN, OPENDIR
+            14 | 27 => Ok(le(0, 16)),
+            // READDIR of an empty folder, RELEASE, RELEASEDIR, FLUSH
+            28 | 18 | 29 | 25 => Ok(Vec::new()),
+            _ => Err(nix::errno::Errno::ENOSYS),
+        };
+        let (error, body) = match answer {
+            Ok(body) => (0, body),
+            Err(error) => ((error as i32).wrapping_neg(), Vec::new()),
+        };
+        let length = u64::try_from(16 + body.len()).unwrap_or_default();
+        let error = error.to_le_bytes().to_vec();
+        if device.write_all(&[le(length, 4), error, le(unique, 8), body].concat()).is_err() {
+            // A request that was interrupted meanwhile wants no answer.
+            continue;
+        }
+    }
+}
+
+/// `struct fuse_attr`: a folder, or an executable file of one page.
+fn attributes(node: u64) -> Vec<u8> {
+    let mode = if node == FILE { 0o100_755 } else { 0o040_755 };
+    [le(node, 8), le(4096, 8), le(8, 8), le(0, 36), le(mode, 4), le(1, 4), le(0, 12), le(4096, 4), le(0, 4)]
+        .concat()
+}
+
+/// A little-endian number, padded to `length` bytes.
+fn le(value: u64, length: usize) -> Vec<u8> {
+    let mut bytes = value.to_le_bytes().to_vec();
+    bytes.resize(length, 0);
+    bytes
+}
+
+fn number<const N: usize>(bytes: &[u8], at: usize) -> u64 {
+    bytes
+        .get(at..at + N)
+        .unwrap_or_default()
+        .iter()
+        .rev()
+        .fold(0, |number, byte| number << 8 | u64::from(*byte))
+}

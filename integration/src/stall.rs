@@ -1,0 +1,86 @@
+//! A registry that stalls: passes requests on to a real one, but of some blobs it sends the first bytes alone and
+//! keeps the connection open.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::{Context as _, Result};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+/// Bytes of a request's head: a registry client's are below one KiB.
+const MAX_HEAD: usize = 16 << 10;
+
+/// The listener; it ends when dropped.
+#[derive(Debug)]
+pub(crate) struct Stall {
+    /// Where it listens, on 127.0.0.1.
+    pub(crate) port: u16,
+    stalled: Arc<AtomicUsize>,
+    task: JoinHandle<()>,
+}
+
+impl Stall {
+    /// Stands before the registry at `behind`. Of a path that ends in one of `digests` come the head of the answer,
+    /// which promises `length` bytes, and no byte of it.
+    pub(crate) async fn start(behind: u16, digests: Vec<String>, length: usize) -> Result<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let port = listener.local_addr()?.port();
+        let stalled = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&stalled);
+        let task = tokio::spawn(async move {
+            let digests = Arc::new(digests);
+            // Connections end with the listener's task, at the latest with the run.
+            let mut open = tokio::task::JoinSet::new();
+            while let Ok((client, _)) = listener.accept().await {
+                let (digests, counter) = (Arc::clone(&digests), Arc::clone(&counter));
+                open.spawn(async move { drop(connection(client, behind, &digests, length, &counter).await) });
+            }
+        });
+        Ok(Self { port, stalled, task })
+    }
+
+    /// Answers that have stalled so far.
+    pub(crate) fn stalled(&self) -> usize {
+        self.stalled.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Stall {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// One request; connections are not used again.
+async fn connection(
+    mut client: TcpStream,
+    behind: u16,
+    digests: &[String],
+    length: usize,
+    stalled: &AtomicUsize,
+) -> Result<()> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        anyhow::ensure!(head.len() < MAX_HEAD, "no end of the head");
+        head.push(client.read_u8().await?);
+    }
+    let text = String::from_utf8(head)?;
+    let path = text.split(' ').nth(1).context("no path")?;
+    let path = path.split('?').next().unwrap_or_default();
+    if digests.iter().any(|digest| path.ends_with(digest.as_str())) {
+        stalled.fetch_add(1, Ordering::Relaxed);
+        client.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n").as_bytes()).await?;
+        // Until the client goes.
+        let mut rest = [0; 1];
+        client.read_exact(&mut rest).await?;
+        return Ok(());
+    }
+    let mut server = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], behind))).await?;
+    let (first, rest) = text.split_once("\r\n").context("no request line")?;
+    server.write_all(format!("{first}\r\nConnection: close\r\n{rest}").as_bytes()).await?;
+    tokio::io::copy(&mut server, &mut client).await?;
+    Ok(())
+}

@@ -1,0 +1,187 @@
+//! A root that takes no writes: full of bytes, out of inodes, read-only after an error of its disk. What runs goes on
+//! and can be looked at and ended; Status says what is wrong; a start serves what it can read.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+use cri_api::v1::{ContainerState, PodSandboxState};
+
+use crate::context::{Context, Pod};
+use crate::disk::Disk;
+use crate::runner::{Test, test};
+use crate::shapes::PodExt as _;
+use crate::wait::{self, secs};
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        test!(root_without_space).own().limit(120),
+        test!(root_without_inodes).own().limit(120),
+        test!(root_that_becomes_read_only).own().limit(120),
+        test!(start_on_a_read_only_root).own().limit(120),
+    ]
+}
+
+/// The node with its root on a file system of its own.
+async fn on(cx: &Context, inodes: u32) -> Result<Disk> {
+    cx.node.terminate().await?;
+    let disk = Disk::mount(&cx.node.paths.root, 64, inodes)?;
+    cx.node.launch().await?;
+    Ok(disk)
+}
+
+/// Back to the root that was.
+async fn off(cx: &Context, disk: Disk) -> Result<()> {
+    cx.node.kill9()?;
+    drop(disk);
+    cx.node.launch().await
+}
+
+/// A pod with a network and a container that ends with 7 when it is asked to.
+async fn running(cx: &Context) -> Result<(Pod, String)> {
+    let pod = cx.pod_of(cx.pod_config().own_network()).await?;
+    let id = cx.start(&pod, &cx.shell("main", "trap 'exit 7' TERM; while :; do sleep 0.1; done")).await?;
+    Ok((pod, id))
+}
+
+/// RuntimeReady: whether it is true, the reason and the message.
+async fn ready(cx: &Context) -> Result<(bool, String, String)> {
+    let conditions = cx.cri.status(false).await?.status.context("status")?.conditions;
+    let found = conditions.into_iter().find(|it| it.r#type == "RuntimeReady").context("no RuntimeReady")?;
+    Ok((found.status, found.reason, found.message))
+}
+
+async fn reason(cx: &Context, wanted: &str, word: &str) -> Result<()> {
+    wait::until(&format!("RuntimeReady to say {wanted}"), secs(30), || async {
+        let (ready, reason, message) = ready(cx).await?;
+        ensure!(!ready, "it is true");
+        ensure!(reason == wanted && message.contains(word), "it says {reason}: {message}");
+        Ok(Some(()))
+    })
+    .await
+}
+
+/// All that a pod is asked for while it runs.
+async fn serves(cx: &Context, pod: &Pod, id: &str) -> Result<()> {
+    wait::until("an exec", secs(10), || async {
+        Ok((cx.cri.sh(id, "echo in").await? == "in").then_some(()))
+    })
+    .await?;
+    let state = cx.cri.pod_status(&pod.id).await?.status.context("status")?.state();
+    ensure!(state == PodSandboxState::SandboxReady, "{state:?}");
+    ensure!(cx.cri.container(id).await?.state() == ContainerState::ContainerRunning);
+    ensure!(
+        cx.cri.list_stats(None).await?.iter().any(|it| it.attributes.as_ref().is_some_and(|a| a.id == id))
+    );
+    Ok(())
+}
+
+async fn full(cx: Context, inodes: bool) -> Result<()> {
+    let disk = on(&cx, if inodes { 2048 } else { 16384 }).await?;
+    let outcome = async {
+        let (pod, id) = running(&cx).await?;
+        ensure!(ready(&cx).await?.0, "not ready on a good disk");
+        if inodes {
+            disk.fill_inodes()?;
+        } else {
+            disk.fill_bytes()?;
+        }
+        reason(&cx, "RootFull", "full").await?;
+        serves(&cx, &pod, &id).await.context("on a full root")?;
+        cx.node.crash().await.context("start on a full root")?;
+        ensure!(!ready(&cx).await?.0, "a fresh daemon says that it is ready");
+        serves(&cx, &pod, &id).await.context("after a start on a full root")?;
+        cx.cri.stop(&id, 10).await.context("StopContainer on a full root")?;
+        ensure!(cx.cri.container(&id).await?.exit_code == 7);
+        cx.cri.stop_pod(&pod.id).await.context("StopPodSandbox on a full root")?;
+        disk.free()?;
+        wait::until("RuntimeReady once there is space", secs(30), || async {
+            Ok(ready(&cx).await?.0.then_some(()))
+        })
+        .await?;
+        cx.cri.drop_pod(&pod.id).await?;
+        let again = running(&cx).await.context("a new pod once there is space")?;
+        Ok(cx.cri.drop_pod(&again.0.id).await?)
+    }
+    .await;
+    off(&cx, disk).await?;
+    outcome
+}
+
+async fn root_without_space(cx: Context) -> Result<()> {
+    full(cx, false).await
+}
+
+async fn root_without_inodes(cx: Context) -> Result<()> {
+    full(cx, true).await
+}
+
+/// The error comes while the daemon runs: nothing may be held back by what cannot be written.
+async fn root_that_becomes_read_only(cx: Context) -> Result<()> {
+    let disk = on(&cx, 16384).await?;
+    let outcome = async {
+        let (pod, id) = running(&cx).await?;
+        disk.abort()?;
+        reason(&cx, "RootReadOnly", "read-only").await?;
+        serves(&cx, &pod, &id).await?;
+        let refused = cx.cri.run_pod(&cx.pod_config()).await.err().context("a pod on a read-only root")?;
+        ensure!(refused.message().contains("read-only"), "{refused}");
+        ends(&cx, &pod, &id).await
+    }
+    .await;
+    outcome.and(off(&cx, disk).await)
+}
+
+/// The daemon ends too, and comes back to a root that it can read.
+async fn start_on_a_read_only_root(cx: Context) -> Result<()> {
+    let disk = on(&cx, 16384).await?;
+    let outcome = async {
+        let (pod, id) = running(&cx).await?;
+        let (other, kept) = running(&cx).await?;
+        cx.node.kill9()?;
+        disk.abort()?;
+        cx.node.launch().await.context("start on a read-only root")?;
+        let (ready, reason, message) = ready(&cx).await?;
+        ensure!(!ready && reason == "RootReadOnly", "{ready} {reason}: {message}");
+        for (pod, id) in [(&pod, &id), (&other, &kept)] {
+            serves(&cx, pod, id).await?;
+        }
+        for answer in [
+            cx.cri.run_pod(&cx.pod_config()).await,
+            cx.cri.create(&pod.id, &cx.sleeper("new"), &pod.config).await,
+        ] {
+            let refused = answer.err().context("something new on a read-only root")?;
+            ensure!(refused.message().contains("read-only"), "{refused}");
+        }
+        let log = cx.cri.container(&id).await?.log_path;
+        fs::rename(&log, format!("{log}.old"))?;
+        cx.cri.reopen_log(&id).await.context("ReopenContainerLog")?;
+        ends(&cx, &pod, &id).await?;
+        // Once more, with a pod that has ended and could not be recorded so.
+        cx.node.crash().await?;
+        wait::until("the exit to be known again", secs(10), || async {
+            Ok((cx.cri.container(&id).await?.state() == ContainerState::ContainerExited).then_some(()))
+        })
+        .await?;
+        serves(&cx, &other, &kept).await?;
+        ends(&cx, &other, &kept).await
+    }
+    .await;
+    outcome.and(off(&cx, disk).await)
+}
+
+/// StopContainer and StopPodSandbox end everything of a pod, though nothing of it can be written.
+async fn ends(cx: &Context, pod: &Pod, id: &str) -> Result<()> {
+    let pid = cx.pid(id).await?;
+    cx.cri.stop(id, 10).await.context("StopContainer")?;
+    let status = cx.cri.container(id).await?;
+    ensure!(status.exit_code == 7, "exit code {}", status.exit_code);
+    cx.cri.stop_pod(&pod.id).await.context("StopPodSandbox")?;
+    let state = cx.cri.pod_status(&pod.id).await?.status.context("status")?.state();
+    ensure!(state == PodSandboxState::SandboxNotready, "{state:?}");
+    ensure!(!crate::proc::alive(pid), "its container lives");
+    // What cannot be removed is said, and does not hang.
+    let removed =
+        cx.cri.remove_pod(&pod.id).await.err().context("a record was removed from a read-only disk")?;
+    ensure!(removed.message().contains("ead-only"), "{removed}");
+    Ok(())
+}

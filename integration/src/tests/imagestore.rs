@@ -1,0 +1,167 @@
+//! The image store as an operator meets it: lost layers, registries that stall, what is counted.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
+
+use crate::context::Context;
+use crate::fixture::Fixture;
+use crate::images::layer::{Layer, Packing, Writer};
+use crate::images::{Image, Recipe};
+use crate::runner::{Test, test};
+use crate::shapes;
+use crate::stall::Stall;
+use crate::wait;
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        test!(lost_layer_is_pulled_again).own(),
+        test!(lost_layer_harms_no_other_image).own(),
+        test!(stalled_pulls_stop_no_other).own(),
+        test!(stalled_pull_is_given_up_with_its_caller).own(),
+        test!(what_containers_wrote_is_counted_apart),
+    ]
+}
+
+/// Names of the folders of unpacked layers.
+fn layers(cx: &Context) -> Result<Vec<String>> {
+    let folder = cx.node.paths.root.join("images/layers");
+    let names = fs::read_dir(&folder).with_context(|| folder.display().to_string())?;
+    names.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+}
+
+/// kill -9, a layer's folder is lost, start.
+async fn lose(cx: &Context, layer: &str) -> Result<()> {
+    cx.node.kill9()?;
+    fs::remove_dir_all(cx.node.paths.root.join("images/layers").join(layer))?;
+    cx.node.launch().await
+}
+
+async fn lost_layer_is_pulled_again(cx: Context) -> Result<()> {
+    let name = Fixture::image("busybox");
+    let id = cx.cri.pull(&name).await?;
+    let all = layers(&cx)?;
+    lose(&cx, all.first().context("no layer")?).await?;
+    ensure!(cx.cri.image(&name).await?.is_none(), "kubelet would not pull it again");
+    ensure!(cx.cri.images().await?.is_empty(), "it is listed");
+    ensure!(cx.cri.pull(&name).await? == id, "another image came");
+    let pod = cx.pod().await?;
+    let text = cx.output(&pod, &shapes::container("look", &name, &["/bin/cat", "/etc/marker"])).await?;
+    ensure!(text == "from the image\n", "{text:?}");
+    Ok(())
+}
+
+async fn lost_layer_harms_no_other_image(cx: Context) -> Result<()> {
+    let (one, two) = (Fixture::image("busybox"), Fixture::image("tools"));
+    cx.cri.pull(&one).await?;
+    let shared = layers(&cx)?;
+    cx.cri.pull(&two).await?;
+    let own =
+        layers(&cx)?.into_iter().find(|layer| !shared.contains(layer)).context("no layer of its own")?;
+    lose(&cx, &own).await?;
+    ensure!(cx.cri.image(&one).await?.is_some(), "the whole image is gone too");
+    ensure!(cx.cri.image(&two).await?.is_none(), "the image without its layer is listed");
+    // What is left out can still be removed; what others need stays.
+    cx.cri.remove_image(&two).await?;
+    let pod = cx.pod().await?;
+    cx.output(&pod, &shapes::container("look", &one, &["/bin/true"])).await?;
+    Ok(())
+}
+
+/// Images of layers that exist nowhere else, and all those layers.
+async fn unlike(cx: &Context, name: &str, images: usize, layers: usize) -> Result<(Vec<String>, Vec<Layer>)> {
+    let (mut names, mut all) = (Vec::new(), Vec::new());
+    for image in 0..images {
+        let mut own = Vec::new();
+        for layer in 0..layers {
+            let mut w = Writer::new();
+            w.file("f", 0o644, format!("{name} {image} {layer}").as_bytes())?;
+            own.push(w.finish(Packing::Plain)?);
+        }
+        let image_name = format!("{name}-{image}");
+        let built: Image = Recipe::new(&own, json!({"Cmd": ["x"]})).build();
+        cx.fixture.registry.push(&image_name, "1", &built).await?;
+        names.push(format!("{image_name}:1"));
+        all.extend(own);
+    }
+    Ok((names, all))
+}
+
+async fn stalling(cx: &Context, layers: &[Layer]) -> Result<Stall> {
+    let length = layers.first().context("no layer")?.blob.bytes.len();
+    ensure!(layers.iter().all(|layer| layer.blob.bytes.len() == length), "layers of different sizes");
+    let digests = layers.iter().map(|layer| layer.blob.digest.clone()).collect();
+    Stall::start(cx.fixture.registry.port, digests, length).await
+}
+
+/// Two images of five layers each at a registry that has stalled: another registry's image comes.
+async fn stalled_pulls_stop_no_other(cx: Context) -> Result<()> {
+    let (names, all) = unlike(&cx, "stalled", 2, 5).await?;
+    let stall = stalling(&cx, &all).await?;
+    let pulls: Vec<_> = names
+        .iter()
+        .map(|name| {
+            let (cri, name) = (cx.cri.clone(), format!("127.0.0.1:{}/{name}", stall.port));
+            tokio::spawn(async move { cri.pull(&name).await })
+        })
+        .collect();
+    // By default four layers of one pull are under way.
+    wait::until_true("eight layers to stall", wait::secs(20), || stall.stalled() >= 8).await?;
+    let pull = tokio::time::timeout(wait::secs(20), cx.cri.pull(&Fixture::image("busybox"))).await;
+    let ended = pulls.iter().filter(|pull| pull.is_finished()).count();
+    pulls.iter().for_each(tokio::task::JoinHandle::abort);
+    pull.context("a pull from a healthy registry waits for the one that stalls")??;
+    ensure!(ended == 0, "{ended} of the stalled pulls ended: nothing was tried");
+    Ok(())
+}
+
+async fn stalled_pull_is_given_up_with_its_caller(cx: Context) -> Result<()> {
+    let (names, all) = unlike(&cx, "given-up", 1, 1).await?;
+    let stall = stalling(&cx, &all).await?;
+    let name = format!("127.0.0.1:{}/{}", stall.port, names.first().context("no name")?);
+    let pull = {
+        let (cri, name) = (cx.cri.clone(), name.clone());
+        tokio::spawn(async move { cri.pull(&name).await })
+    };
+    wait::until_true("the layer to stall", wait::secs(20), || stall.stalled() == 1).await?;
+    pull.abort();
+    let folder = cx.node.paths.root.join("images");
+    wait::until("nothing of the pull to be left", wait::secs(20), || async {
+        let mut left = Vec::new();
+        for kind in ["ingest", "layers", "facts", "blobs", "trash"] {
+            left.extend(fs::read_dir(folder.join(kind))?.flatten().map(|entry| entry.path()));
+        }
+        ensure!(left.is_empty(), "{left:?}");
+        Ok(Some(()))
+    })
+    .await
+}
+
+async fn what_containers_wrote_is_counted_apart(cx: Context) -> Result<()> {
+    const WRITTEN: u64 = 8 << 20;
+    let used = || async {
+        let info = cx.cri.image_fs().await?;
+        let [images, containers] = [info.image_filesystems.first(), info.container_filesystems.first()];
+        let (images, containers) =
+            (images.context("no image file system")?, containers.context("no container file system")?);
+        // kubelet takes two mount points for two file systems.
+        ensure!(images.fs_id == containers.fs_id, "{images:?} and {containers:?}");
+        let bytes =
+            |value: Option<cri_api::v1::UInt64Value>| value.context("no bytes").map(|value| value.value);
+        Ok::<_, anyhow::Error>((bytes(images.used_bytes)?, bytes(containers.used_bytes)?))
+    };
+    let pod = cx.pod().await?;
+    cx.need(&Fixture::image("busybox")).await?;
+    let before = used().await?;
+    let line = "dd if=/dev/zero of=/written bs=1M count=8 2>/dev/null; exec sleep 10000";
+    let id = cx.start(&pod, &cx.shell("writer", line)).await?;
+    wait::until("what the container wrote to be counted", wait::secs(30), || async {
+        let now = used().await?;
+        ensure!(now.0 == before.0, "it is counted as an image's: {before:?}, then {now:?}");
+        Ok((now.1 >= WRITTEN && now.1 < before.1 + WRITTEN * 2).then_some(()))
+    })
+    .await?;
+    cx.cri.stop(&id, 0).await?;
+    Ok(())
+}

@@ -1,0 +1,262 @@
+//! What may keep a daemon from starting, and what must: locks, sockets, folders, signals.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::context::Context;
+use crate::cri::Cri;
+use crate::fixture::Fixture;
+use crate::fuse::Stuck;
+use crate::proc;
+use crate::runner::{Test, test};
+use crate::shapes::{self, PodExt as _};
+use crate::wait::{self, secs};
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        test!(daemon_that_is_still_ending_is_waited_for).own(),
+        test!(living_daemon_of_the_first_version_is_seen).own(),
+        test!(plugin_stuck_in_execve_holds_no_lock).own().limit(120),
+        test!(hundred_kills_hundred_starts).own().limit(240),
+        test!(second_daemon_on_the_same_socket_is_refused),
+        test!(folders_of_others_are_left_alone).ours(),
+        test!(signals_that_mean_something_else_are_survived).own(),
+        test!(configuration_that_is_no_file_is_refused).ours(),
+    ]
+}
+
+/// The lock of the node's root as version aa95355 takes it: flock(2), with the holder's pid in the file.
+fn flock(root: &Path) -> Result<Flock<File>> {
+    let mut file = fs::OpenOptions::new().read(true).write(true).open(root.join("lock"))?;
+    file.set_len(0)?;
+    writeln!(file, "{}", std::process::id())?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e).context("the lock is taken")
+}
+
+/// A daemon that was told to end gives its lock back last, when the service manager starts the next.
+async fn daemon_that_is_still_ending_is_waited_for(cx: Context) -> Result<()> {
+    cx.node.terminate().await?;
+    let lock = flock(&cx.node.paths.root)?;
+    let release = tokio::task::spawn_blocking(move || {
+        std::thread::sleep(Duration::from_millis(600));
+        drop(lock);
+    });
+    let outcome = cx.node.launch().await;
+    release.await?;
+    outcome.context("the start gave up on a lock that was about to be free")
+}
+
+/// After an upgrade without a stop: the old one knows flock(2) alone.
+async fn living_daemon_of_the_first_version_is_seen(cx: Context) -> Result<()> {
+    ensure!(flock(&cx.node.paths.root).is_err(), "an older daemon would not see this one");
+    cx.node.terminate().await?;
+    let lock = flock(&cx.node.paths.root)?;
+    let out = attempt(&cx, &["--config", &cx.node.paths.config.display().to_string()]).await?;
+    drop(lock);
+    ensure!(!out.status.success(), "it started beside another");
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    ensure!(text.contains(&format!("pid {}", std::process::id())), "the holder is not named: {text}");
+    cx.node.launch().await
+}
+
+/// Runs a daemon that is expected to end by itself.
+async fn attempt(cx: &Context, args: &[&str]) -> Result<Output> {
+    let run = tokio::process::Command::new(cx.fixture.bin.join("copepod"))
+        .args(args)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    Ok(tokio::time::timeout(secs(10), run).await.context("it goes on running")??)
+}
+
+/// A plugin on a dead file system: its process hangs between fork and execve with a copy of every descriptor of
+/// the daemon, and cannot be killed.
+async fn plugin_stuck_in_execve_holds_no_lock(cx: Context) -> Result<()> {
+    let host = cx.pod().await?;
+    let id = cx.start(&host, &cx.sleeper("main")).await?;
+    let stuck = Stuck::mount(&cx.node.network.bin_dir)?;
+    cx.node.network.uninstall()?;
+    cx.node.network.conflist("10-stuck.conflist", &json!([{"type": "stuck"}]))?;
+    let daemon = cx.node.pid()?;
+    // On a connection of its own: the child has a copy of the daemon's end, so it outlives the daemon.
+    let call = {
+        let (cri, config) = (Cri::connect(&cx.node.paths.socket)?, cx.pod_config().own_network());
+        tokio::spawn(async move { cri.run_pod(&config).await })
+    };
+    let child = wait::until("a child to hang in execve", secs(20), || async {
+        Ok(proc::children(daemon).into_iter().find(|it| it.state == 'D'))
+    })
+    .await?;
+    cx.node.kill9()?;
+    call.abort();
+    ensure!(proc::alive(child.pid), "the child does not hang: this test shows nothing");
+    let begun = Instant::now();
+    let mut daemon = tokio::process::Command::new(cx.fixture.bin.join("copepod"))
+        .arg("--config")
+        .arg(&cx.node.paths.config)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(File::options().append(true).open(&cx.node.paths.log)?)
+        .kill_on_drop(true)
+        .spawn()?;
+    let started = daemon.id().context("the daemon has no number")?;
+    // Only then: before, a connection would wait in the queue of the old listening socket, which lives as long as
+    // the child.
+    let ready =
+        wait::until("the daemon to be ready beside a child that hangs in execve", secs(15), || async {
+            ensure!(proc::alive(started), "the daemon ended: {}", cx.node.last_log(3));
+            Ok((cx.node.last_log(1000).matches("ready socket").count() == 2).then_some(()))
+        })
+        .await;
+    let took = begun.elapsed();
+    let cri = Cri::connect(&cx.node.paths.socket)?;
+    let served = wait::until("an exec", secs(if ready.is_ok() { 15 } else { 0 }), || async {
+        Ok((cri.sh(&id, "echo in").await? == "in").then_some(()))
+    })
+    .await;
+    ensure!(proc::alive(child.pid), "the child went away before the start was over");
+    daemon.kill().await?;
+    drop(stuck);
+    ready.and(served)?;
+    ensure!(took < secs(5), "the start took {took:?}");
+    wait::until_true("the child to go", secs(10), || !proc::alive(child.pid)).await?;
+    // With a plugin that works what is left can be given back.
+    cx.node.network.script("stuck", "cat > /dev/null; exit 0")?;
+    cx.node.launch().await?;
+    wait::until("everything to be removed", secs(30), || async {
+        cx.node.empty().await?;
+        Ok(Some(()))
+    })
+    .await
+}
+
+/// Children of the dead daemon are still about to execute something when the next one starts.
+async fn hundred_kills_hundred_starts(cx: Context) -> Result<()> {
+    const ROUNDS: u64 = 100;
+    // One that keeps nothing: a kill in the middle of an ADD would leave the others' firewall rules.
+    cx.node.network.script(
+        "brief",
+        "cat > /dev/null; [ \"$CNI_COMMAND\" = ADD ] && echo '{\"cniVersion\":\"1.0.0\",\"ips\":[{\"address\":\"10.9.8.7/24\"}]}'; exit 0",
+    )?;
+    cx.node.network.uninstall()?;
+    cx.node.network.conflist("10-brief.conflist", &json!([{"type": "brief"}]))?;
+    cx.need(&Fixture::image("busybox")).await?;
+    let keep = cx.pod().await?;
+    let id = cx.start(&keep, &cx.sleeper("main")).await?;
+    let pid = cx.pid(&id).await?;
+    let mut slowest = Duration::ZERO;
+    for round in 0..ROUNDS {
+        let calls: Vec<_> = (0..6)
+            .map(|n| {
+                let config = shapes::pod(&format!("burst{n}"), &cx.node.paths.logs);
+                let config = if n % 2 == 0 { config.own_network() } else { config };
+                let cri = cx.cri.clone();
+                tokio::spawn(async move { cri.run_pod(&config).await })
+            })
+            .collect();
+        // Another moment in each round, over the whole of a launch.
+        tokio::time::sleep(Duration::from_millis(round * 37 % 80)).await;
+        cx.node.kill9()?;
+        let begun = Instant::now();
+        cx.node.launch().await.with_context(|| format!("start {round} of {ROUNDS}"))?;
+        slowest = slowest.max(begun.elapsed());
+        for call in calls {
+            drop(call.await?);
+        }
+        if round % 10 == 9 {
+            let burst = cx.cri.pods(None).await?.into_iter().filter(|pod| pod.id != keep.id);
+            let drops: Vec<_> = burst
+                .map(|pod| {
+                    let cri = cx.cri.clone();
+                    tokio::spawn(async move { cri.drop_pod(&pod.id).await })
+                })
+                .collect();
+            for dropped in drops {
+                dropped.await?.context("remove what came up")?;
+            }
+        }
+    }
+    println!("      {ROUNDS} starts, the slowest answered after {:.2} s", slowest.as_secs_f32());
+    ensure!(proc::alive(pid) && cx.pid(&id).await? == pid, "a pod was hurt");
+    Ok(())
+}
+
+/// Its own root and run folder, and a typing error in the socket.
+async fn second_daemon_on_the_same_socket_is_refused(cx: Context) -> Result<()> {
+    let dir = cx.volume("second")?;
+    let path = |name: &str| dir.join(name).display().to_string();
+    let config = cx.node.paths.config.display().to_string();
+    let socket = cx.node.paths.socket.display().to_string();
+    let (root, state) = (path("root"), format!("/run/second-{}", shapes::unique()));
+    let args = ["--config", &config, "--root", &root, "--state", &state, "--socket", &socket];
+    let outcome = attempt(&cx, &args).await;
+    let reached = cx.cri.version().await;
+    drop(fs::remove_dir_all(state));
+    fs::remove_dir_all(dir)?;
+    let out = outcome.context("a second daemon on a socket that is served")?;
+    ensure!(!out.status.success(), "a second daemon ended with success");
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    ensure!(text.contains(&socket) && text.contains(&cx.node.pid()?.to_string()), "{text}");
+    reached.context("the first daemon cannot be reached")?;
+    ensure!(cx.node.paths.socket.exists(), "its socket is gone");
+    Ok(())
+}
+
+/// `--root /var/lib` by mistake must not lock everybody else out.
+async fn folders_of_others_are_left_alone(cx: Context) -> Result<()> {
+    let dir = cx.volume("theirs")?;
+    let theirs = dir.join("lib");
+    fs::create_dir_all(theirs.join("dpkg"))?;
+    fs::set_permissions(&theirs, fs::Permissions::from_mode(0o755))?;
+    let path = |name: &str| dir.join(name).display().to_string();
+    let config = cx.node.paths.config.display().to_string();
+    for (root, state) in [("lib", "run"), ("root", "lib")] {
+        let socket = path("sock");
+        let args = ["--config", &config, "--root", &path(root), "--state", &path(state), "--socket", &socket];
+        let out = attempt(&cx, &args).await;
+        let mode = fs::metadata(&theirs)?.permissions().mode() & 0o7777;
+        ensure!(mode == 0o755, "the folder's mode became {mode:o}");
+        let out = out?;
+        let text = String::from_utf8_lossy(&out.stderr).into_owned();
+        ensure!(!out.status.success() && text.contains("dpkg"), "{text}");
+    }
+    Ok(fs::remove_dir_all(dir)?)
+}
+
+async fn signals_that_mean_something_else_are_survived(cx: Context) -> Result<()> {
+    let pid = cx.node.pid()?;
+    for signal in [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGALRM] {
+        proc::signal(pid, signal)?;
+        // The daemon says what it made of it; dead, it says nothing.
+        wait::until("the signal to be heard", secs(10), || async {
+            ensure!(proc::alive(pid), "{signal} ended the daemon");
+            Ok(cx.node.last_log(100).contains(signal.as_str()).then_some(()))
+        })
+        .await?;
+        cx.cri.version().await.with_context(|| format!("after {signal}"))?;
+    }
+    Ok(())
+}
+
+/// Opening a FIFO waits for somebody to write.
+async fn configuration_that_is_no_file_is_refused(cx: Context) -> Result<()> {
+    let dir = cx.volume("fifo")?;
+    let fifo = dir.join("config.toml");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR)?;
+    for path in [&fifo, &dir] {
+        let text = path.display().to_string();
+        let out = attempt(&cx, &["config", "check", &text]).await.with_context(|| text.clone())?;
+        let said = String::from_utf8_lossy(&out.stderr).into_owned();
+        ensure!(!out.status.success() && said.contains("not a regular file"), "{said}");
+    }
+    Ok(fs::remove_dir_all(dir)?)
+}

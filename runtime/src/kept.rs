@@ -1,0 +1,177 @@
+//! Objects whose records this build cannot use: the disk does not give them, or a later version wrote them. What
+//! they describe may be alive, so they are shown as far as that can be done, every command on them is refused
+//! with the reason, and nothing of theirs is touched: no file, no process, no cgroup, no lease.
+
+use crate::node::{Error, ErrorKind};
+use crate::pod::now;
+use model::{
+    ContainerConfig, ContainerId, ContainerMeta, ContainerPhase, ContainerRecord, ImageOfContainer,
+    PodConfig, PodId, PodMeta, PodPhase, PodRecord, User,
+};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// A pod that is kept as it is.
+#[derive(Debug)]
+pub(crate) struct KeptPod {
+    /// What is shown; never written.
+    pub(crate) record: PodRecord,
+    /// What commands are answered.
+    pub(crate) refusal: Error,
+}
+
+/// A container that is kept as it is.
+#[derive(Debug)]
+pub(crate) struct KeptContainer {
+    /// What is shown; never written.
+    pub(crate) record: ContainerRecord,
+    /// What commands are answered.
+    pub(crate) refusal: Error,
+}
+
+/// A pod whose record cannot be used because of `why`. Blocking.
+pub(crate) fn pod(id: &PodId, path: &Path, why: &state::Error) -> KeptPod {
+    let seen = Seen::of(path, why);
+    let refusal = refusal(&format!("pod {id}"), why);
+    let record = PodRecord {
+        id: id.clone(),
+        config: PodConfig {
+            meta: seen.get::<PodMeta>("/config/meta"),
+            log_directory: seen.get("/config/log_directory"),
+            labels: seen.get("/config/labels"),
+            annotations: seen.get("/config/annotations"),
+            cgroup_parent: seen.get("/config/cgroup_parent"),
+            ..PodConfig::default()
+        },
+        created_at: seen.created_at(),
+        phase: PodPhase::Stopping,
+        ips: Vec::new(),
+        netns: String::new(),
+        pause_pid: 0,
+        shim_pid: 0,
+        message: refusal.message.clone(),
+    };
+    KeptPod { record, refusal }
+}
+
+/// A container whose record cannot be used because of `why`. Blocking.
+pub(crate) fn container(id: &ContainerId, path: &Path, why: &state::Error) -> KeptContainer {
+    let seen = Seen::of(path, why);
+    let record = ContainerRecord {
+        id: id.clone(),
+        pod: seen.value("/pod").unwrap_or_else(|| PodId::from_random([0; 32])),
+        config: ContainerConfig {
+            meta: seen.get::<ContainerMeta>("/config/meta"),
+            image: seen.get("/config/image"),
+            labels: seen.get("/config/labels"),
+            annotations: seen.get("/config/annotations"),
+            ..ContainerConfig::default()
+        },
+        image: seen.get::<ImageOfContainer>("/image"),
+        created_at: seen.created_at(),
+        started_at: seen.get("/started_at"),
+        phase: ContainerPhase::Unknown,
+        exit: None,
+        pid: 0,
+        user: User::default(),
+        log_path: seen.get("/log_path"),
+        stop_signal: 0,
+        cgroup: String::new(),
+        exec_template: None,
+    };
+    KeptContainer { record, refusal: refusal(&format!("container {id}"), why) }
+}
+
+/// A container that can be read, of a pod that cannot.
+pub(crate) fn container_of(pod: &KeptPod, record: ContainerRecord) -> KeptContainer {
+    let refusal = pod.refusal.clone().context(format!("container {}", record.id));
+    KeptContainer { record: ContainerRecord { phase: ContainerPhase::Unknown, ..record }, refusal }
+}
+
+fn refusal(object: &str, why: &state::Error) -> Error {
+    let why_text = crate::node::with_causes(why);
+    match why {
+        state::Error::Newer { .. } | state::Error::TooLarge { .. } => Error::state(format!(
+            "{object} is left as it is, and may be running: {why_text}; start that version to manage it"
+        )),
+        _ => Error::new(
+            ErrorKind::Unavailable,
+            format!(
+                "{object} is left as it is, and may be running: its record cannot be read ({why_text}); \
+                 mend the disk, then restart copepod"
+            ),
+        ),
+    }
+}
+
+/// What a record of another version shows of itself.
+struct Seen {
+    data: Value,
+    path: PathBuf,
+}
+
+impl Seen {
+    fn of(path: &Path, why: &state::Error) -> Self {
+        let newer = matches!(why, state::Error::Newer { .. });
+        // A disk that gives errors is not asked twice.
+        let data = newer.then(|| state::file::look::<Value>(path)).flatten().unwrap_or_default();
+        Self { data, path: path.to_owned() }
+    }
+
+    fn value<T: DeserializeOwned>(&self, pointer: &str) -> Option<T> {
+        T::deserialize(self.data.pointer(pointer)?).ok()
+    }
+
+    fn get<T: DeserializeOwned + Default>(&self, pointer: &str) -> T {
+        self.value(pointer).unwrap_or_default()
+    }
+
+    /// CRI wants one that is not 0; the folder of the record is as old as its object.
+    fn created_at(&self) -> i64 {
+        let folder = || {
+            let made = std::fs::symlink_metadata(self.path.parent()?).ok()?.modified().ok()?;
+            i64::try_from(made.duration_since(std::time::UNIX_EPOCH).ok()?.as_nanos()).ok()
+        };
+        self.value("/created_at").filter(|at| *at > 0).or_else(folder).unwrap_or_else(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shows_what_a_later_version_wrote_and_refuses() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        let id = ContainerId::from_random([1; 32]);
+        let data = serde_json::json!({
+            "id": id, "pod": PodId::from_random([2; 32]), "created_at": 5, "phase": "Checkpointed",
+            "config": {"meta": {"name": "web", "attempt": 3}, "labels": {"a": "b"}, "mounts": [{"kind": "Image"}]},
+        });
+        state::file::write(&path, state::kind::CONTAINER, "boot", &data, false).unwrap();
+        let why = state::file::read::<ContainerRecord>(&path, state::kind::CONTAINER).unwrap_err();
+        let kept = container(&id, &path, &why);
+        assert_eq!((kept.record.config.meta.name.as_str(), kept.record.created_at), ("web", 5));
+        assert_eq!(kept.record.phase, ContainerPhase::Unknown);
+        assert_eq!(kept.record.pod, PodId::from_random([2; 32]));
+        assert_eq!(kept.refusal.kind, ErrorKind::FailedPrecondition);
+        assert!(kept.refusal.message.contains("later version"), "{}", kept.refusal.message);
+    }
+
+    #[test]
+    fn an_unreadable_one_has_an_age_and_a_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        let why = state::Error::Io {
+            action: "read",
+            path: path.clone(),
+            source: std::io::Error::from_raw_os_error(5),
+        };
+        let kept = pod(&PodId::from_random([3; 32]), &path, &why);
+        assert!(kept.record.created_at > 0);
+        assert_eq!((kept.record.phase, kept.refusal.kind), (PodPhase::Stopping, ErrorKind::Unavailable));
+        assert_eq!(kept.record.message, kept.refusal.message);
+    }
+}

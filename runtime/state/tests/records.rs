@@ -1,0 +1,217 @@
+//! Records of released versions, and of versions to come.
+
+use std::path::{Path, PathBuf};
+
+use model::*;
+use state::{Error, file, kind};
+
+/// What `pod.1.json` holds: every field set, so that none can change its shape unnoticed.
+fn full_pod() -> PodRecord {
+    let s = |t: &str| t.to_owned();
+    PodRecord {
+        id: PodId::from_random([0xab; 32]),
+        config: PodConfig {
+            meta: PodMeta { name: s("web-0"), namespace: s("shop"), uid: s("3d4f"), attempt: 2 },
+            hostname: s("web-0"),
+            log_directory: s("/var/log/pods/shop_web-0_3d4f"),
+            dns: Some(Dns {
+                servers: vec![s("10.0.0.10")],
+                searches: vec![s("svc.local")],
+                options: vec![s("ndots:5")],
+            }),
+            ports: vec![PortMapping {
+                protocol: Protocol::Sctp,
+                container_port: 80,
+                host_port: 8080,
+                host_ip: s("::1"),
+            }],
+            labels: [(s("app"), s("web"))].into(),
+            annotations: [(s("note"), s("a \"b\""))].into(),
+            cgroup_parent: s("/kubepods/burstable/pod3d4f"),
+            sysctls: [(s("net.core.somaxconn"), s("1024"))].into(),
+            overhead: Some(Resources { memory_limit: 1 << 20, ..Resources::default() }),
+            resources: Some(resources()),
+            security: PodSecurity {
+                namespaces: Namespaces {
+                    network: NamespaceMode::Pod,
+                    pid: NamespaceMode::Container,
+                    ipc: NamespaceMode::Node,
+                    target: s(""),
+                    user: Some(UserNamespace {
+                        mode: NamespaceMode::Node,
+                        uids: vec![map()],
+                        gids: vec![map()],
+                    }),
+                },
+                run_as_user: Some(1000),
+                run_as_group: Some(1001),
+                supplemental_groups: vec![7],
+                privileged: true,
+                readonly_rootfs: true,
+                seccomp: SeccompProfile::Localhost(s("/var/lib/kubelet/seccomp/a.json")),
+            },
+            runtime_handler: s("plain"),
+        },
+        created_at: 1_700_000_000_000_000_000,
+        phase: PodPhase::Stopping,
+        ips: vec!["10.1.2.3".parse().unwrap(), "fd00::3".parse().unwrap()],
+        netns: s("/run/netns/cni-1"),
+        pause_pid: 41,
+        shim_pid: 40,
+        message: s("it was stopped"),
+    }
+}
+fn map() -> IdMapping {
+    IdMapping { host_id: 100_000, container_id: 0, length: 65_536 }
+}
+fn resources() -> Resources {
+    Resources {
+        cpu_period: 100_000,
+        cpu_quota: 50_000,
+        cpu_shares: 512,
+        memory_limit: 64 << 20,
+        memory_swap_limit: 64 << 20,
+        oom_score_adj: 999,
+        cpuset_cpus: "0-1".into(),
+        cpuset_mems: "0".into(),
+        hugepage_limits: vec![HugepageLimit { page_size: "2MB".into(), limit: 4 << 20 }],
+        unified: [("memory.high".to_owned(), "1".to_owned())].into(),
+    }
+}
+/// What `container.1.json` holds.
+fn full_container() -> ContainerRecord {
+    let s = |t: &str| t.to_owned();
+    let t = |t: &str| Text::new(t).unwrap();
+    ContainerRecord {
+        id: ContainerId::from_random([0xcd; 32]),
+        pod: PodId::from_random([0xab; 32]),
+        config: ContainerConfig {
+            meta: ContainerMeta { name: s("web"), attempt: 3 },
+            image: ImageSpec {
+                image: s("sha256:11"),
+                annotations: [(s("k"), s("v"))].into(),
+                user_specified_image: s("web:1"),
+                runtime_handler: s("plain"),
+            },
+            command: vec![t("/bin/web")],
+            args: vec![t("--port"), Text::new(vec![0xff, 0x80]).unwrap()],
+            working_dir: s("/srv"),
+            envs: vec![EnvVar { key: s("A"), value: t("1") }],
+            mounts: vec![Mount {
+                container_path: s("/data"),
+                host_path: s("/srv/data"),
+                readonly: true,
+                selinux_relabel: false,
+                propagation: Propagation::HostToContainer,
+                uid_mappings: vec![map()],
+                gid_mappings: vec![map()],
+            }],
+            devices: vec![Device {
+                container_path: s("/dev/fuse"),
+                host_path: s("/dev/fuse"),
+                permissions: s("rw"),
+            }],
+            labels: [(s("app"), s("web"))].into(),
+            annotations: [(s("note"), s("x"))].into(),
+            log_path: s("web/3.log"),
+            stdin: true,
+            stdin_once: true,
+            tty: true,
+            resources: resources(),
+            security: ContainerSecurity {
+                capabilities: Capabilities {
+                    add: vec![s("NET_ADMIN")],
+                    drop: vec![s("ALL")],
+                    ambient: vec![s("CHOWN")],
+                },
+                privileged: false,
+                namespaces: Namespaces {
+                    network: NamespaceMode::Pod,
+                    pid: NamespaceMode::Target,
+                    ipc: NamespaceMode::Pod,
+                    target: s("cd"),
+                    user: None,
+                },
+                user: UserRequest::Name(s("nobody")),
+                run_as_group: Some(5),
+                supplemental_groups: vec![6],
+                groups_policy: GroupsPolicy::Strict,
+                readonly_rootfs: true,
+                no_new_privs: true,
+                masked_paths: vec![s("/proc/kcore")],
+                readonly_paths: vec![s("/proc/sys")],
+                seccomp: SeccompProfile::RuntimeDefault,
+            },
+            stop_signal: 15,
+        },
+        image: ImageOfContainer { id: s("sha256:11"), digested: s("r.test/web@sha256:22") },
+        created_at: 1_700_000_000_000_000_001,
+        started_at: 1_700_000_000_000_000_002,
+        phase: ContainerPhase::Exited,
+        exit: Some(Exit {
+            code: 137,
+            finished_at: 1_700_000_000_000_000_003,
+            oom_killed: true,
+            reason: s("OOMKilled"),
+            message: s("m"),
+        }),
+        pid: 77,
+        user: User { uid: 65534, gid: 5, groups: vec![5, 6] },
+        log_path: s("/var/log/pods/shop_web-0_3d4f/web/3.log"),
+        stop_signal: 15,
+        cgroup: s("/kubepods/burstable/pod3d4f/cd"),
+        exec_template: Some(
+            serde_json::json!({"args": ["/bin/web"], "env": ["A=1", "HOME=/"], "cwd": "/srv"}),
+        ),
+    }
+}
+/// One file of `tests/fixtures`, which are never changed: a release's records must be readable by all later ones.
+fn frozen(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+#[test]
+fn records_of_the_first_format_still_read() {
+    let pod = file::read::<PodRecord>(&frozen("pod.1.json"), kind::POD).unwrap().unwrap();
+    assert_eq!((pod.data, pod.version), (full_pod(), 1));
+    let container = file::read::<ContainerRecord>(&frozen("container.1.json"), kind::CONTAINER);
+    assert_eq!(container.unwrap().unwrap().data, full_container());
+}
+
+/// A later version's record: the frozen one with `from` replaced by `to` in its data, its sum made right.
+fn later(dir: &Path, name: &str, kind: &str, from: &str, to: &str) -> PathBuf {
+    let frozen: serde_json::Value = serde_json::from_slice(&std::fs::read(frozen(name)).unwrap()).unwrap();
+    let text = frozen["data"].to_string();
+    assert!(text.contains(from), "{text}");
+    let data: serde_json::Value = serde_json::from_str(&text.replace(from, to)).unwrap();
+    let path = dir.join("record");
+    file::write(&path, kind, frozen["boot_id"].as_str().unwrap(), &data, false).unwrap();
+    path
+}
+
+#[test]
+fn a_field_of_a_later_version_is_skipped() {
+    let dir = tempfile::tempdir().unwrap();
+    let path =
+        later(dir.path(), "pod.1.json", kind::POD, "\"privileged\"", "\"later\":{\"a\":1},\"privileged\"");
+    assert_eq!(file::read::<PodRecord>(&path, kind::POD).unwrap().unwrap().data, full_pod());
+}
+
+#[test]
+fn a_variant_of_a_later_version_is_newer_and_not_torn() {
+    let dir = tempfile::tempdir().unwrap();
+    let pods = [("\"Sctp\"", "\"Dccp\""), ("\"Stopping\"", "\"Paused\""), ("{\"Localhost\"", "{\"Notify\"")];
+    for (from, to) in pods {
+        let path = later(dir.path(), "pod.1.json", kind::POD, from, to);
+        let error = file::read::<PodRecord>(&path, kind::POD).unwrap_err();
+        assert!(matches!(error, Error::Newer { .. }) && !error.is_bad_file(), "{to}: {error}");
+        // What is needed to show it can still be had.
+        let looked: serde_json::Value = file::look(&path).unwrap();
+        assert_eq!(looked["config"]["meta"]["uid"], "3d4f");
+    }
+    for (from, to) in [("\"HostToContainer\"", "\"Idmapped\""), ("{\"Name\"", "{\"Sid\"")] {
+        let path = later(dir.path(), "container.1.json", kind::CONTAINER, from, to);
+        let error = file::read::<ContainerRecord>(&path, kind::CONTAINER).unwrap_err();
+        assert!(matches!(error, Error::Newer { .. }), "{to}: {error}");
+    }
+}
