@@ -121,6 +121,15 @@ impl Context {
         Ok(log.text(Some("stdout")))
     }
 
+    /// Waits until a container's log has a text: what its program has done by then is known.
+    pub(crate) async fn said(&self, id: &str, text: &str) -> Result<()> {
+        let path = self.cri.container(id).await?.log_path;
+        crate::wait::until(&format!("container {id} to say {text:?}"), Duration::from_secs(30), || async {
+            Ok(crate::logfile::Log::read(&path)?.text(None).contains(text).then_some(()))
+        })
+        .await
+    }
+
     /// A container's init as the host numbers it, from verbose status.
     pub(crate) async fn pid(&self, id: &str) -> Result<u32> {
         let info = self.cri.container_response(id).await?.info;

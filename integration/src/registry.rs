@@ -2,8 +2,10 @@
 //! certificate of a CA made by openssl. Images are pushed over the plain one.
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -128,6 +130,16 @@ impl Registry {
         Ok(())
     }
 
+    /// Returns when the log of the plain registry has all requests that were answered before.
+    pub(crate) async fn settled(&self) -> Result<()> {
+        let mark = format!("/v2/?mark={}", crate::shapes::unique());
+        self.http.get(&format!("http://127.0.0.1:{}{mark}", self.port)).await?;
+        wait::until_true("the registry's log", Duration::from_secs(20), || {
+            self.requests(&format!("{mark} ")) > 0
+        })
+        .await
+    }
+
     /// Requests seen by the plain registry whose line contains `text`: counts transfers.
     pub(crate) fn requests(&self, text: &str) -> usize {
         let log = fs::read_to_string(self.dir.join("plain.log")).unwrap_or_default();
@@ -235,7 +247,15 @@ fn certificates(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A TCP port of 127.0.0.1 that nothing listens on.
+/// A TCP port that nothing listens on, given once a run. The tests have a network namespace of their own, and
+/// connections take their ports from 32768 on: nobody takes it between this look and its use.
 pub(crate) fn free_port() -> Result<u16> {
-    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    loop {
+        let port = NEXT.fetch_add(1, Ordering::Relaxed);
+        ensure!(port < 32_768, "no port is left");
+        if TcpListener::bind(("0.0.0.0", port)).is_ok() {
+            return Ok(port);
+        }
+    }
 }

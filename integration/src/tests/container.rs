@@ -232,19 +232,23 @@ async fn start_only_once(cx: Context) -> Result<()> {
 
 async fn stop_sends_term_then_kill(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
-    let polite =
-        cx.start(&pod, &cx.shell("polite", "trap 'exit 3' TERM; while :; do sleep 0.05; done")).await?;
+    let polite = cx
+        .start(&pod, &cx.shell("polite", "trap 'exit 3' TERM; echo ready; while :; do sleep 0.05; done"))
+        .await?;
+    // Before its trap is set, TERM does nothing to a PID 1.
+    cx.said(&polite, "ready").await?;
     let start = Instant::now();
-    cx.cri.stop(&polite, 20).await?;
-    ensure!(start.elapsed() < secs(5), "a polite container took {:?}", start.elapsed());
+    cx.cri.stop(&polite, 60).await?;
+    ensure!(start.elapsed() < secs(30), "a polite container took {:?}", start.elapsed());
     ensure!(cx.cri.container(&polite).await?.exit_code == 3);
-    let deaf = cx.start(&pod, &cx.shell("deaf", "trap '' TERM; while :; do sleep 0.05; done")).await?;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let deaf =
+        cx.start(&pod, &cx.shell("deaf", "trap '' TERM; echo ready; while :; do sleep 0.05; done")).await?;
+    cx.said(&deaf, "ready").await?;
     let start = Instant::now();
     cx.cri.stop(&deaf, 2).await?;
     let took = start.elapsed();
     ensure!(
-        took >= Duration::from_millis(1800) && took < secs(8),
+        took >= Duration::from_millis(1800) && took < secs(20),
         "a deaf container with 2 s of grace took {took:?}"
     );
     ensure!(cx.cri.container(&deaf).await?.exit_code == 137);
@@ -253,10 +257,10 @@ async fn stop_sends_term_then_kill(cx: Context) -> Result<()> {
 
 async fn stop_signal_of_image_and_request(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
-    let traps = "trap 'exit 11' USR1; trap 'exit 12' USR2; trap 'exit 13' TERM; while :; do sleep 0.05; done";
+    let traps = "trap 'exit 11' USR1; trap 'exit 12' USR2; trap 'exit 13' TERM; echo ready; while :; do sleep 0.05; done";
     let image = shapes::container("image", &Fixture::image("configured"), &["/bin/sh", "-c", traps]);
     let id = cx.start(&pod, &image).await?;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    cx.said(&id, "ready").await?;
     cx.cri.stop(&id, 10).await?;
     ensure!(cx.cri.container(&id).await?.exit_code == 11, "the image's STOPSIGNAL was not sent");
     if cx.node.is_foreign() {
@@ -265,7 +269,7 @@ async fn stop_signal_of_image_and_request(cx: Context) -> Result<()> {
     let asked = shapes::container("asked", &Fixture::image("configured"), &["/bin/sh", "-c", traps])
         .with(|c| c.stop_signal = 30);
     let id = cx.start(&pod, &asked).await?;
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    cx.said(&id, "ready").await?;
     ensure!(cx.cri.container(&id).await?.stop_signal == 30, "status does not report SIGUSR2");
     cx.cri.stop(&id, 10).await?;
     ensure!(cx.cri.container(&id).await?.exit_code == 12, "the request's signal must win over the image's");
@@ -275,14 +279,17 @@ async fn stop_signal_of_image_and_request(cx: Context) -> Result<()> {
 /// kubelet's second call may have less patience: it must not wait for the first one's grace.
 async fn shorter_stop_wins(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
-    let id = cx.start(&pod, &cx.shell("deaf", "trap '' TERM; while :; do sleep 0.05; done")).await?;
+    let id = cx
+        .start(&pod, &cx.shell("deaf", "trap 'echo asked' TERM; echo ready; while :; do sleep 0.05; done"))
+        .await?;
+    cx.said(&id, "ready").await?;
     let start = Instant::now();
     let (cri, long) = (cx.cri.clone(), id.clone());
     let first = tokio::spawn(async move { cri.stop(&long, 60).await });
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    cx.said(&id, "asked").await?;
     cx.cri.stop(&id, 1).await?;
     first.await??;
-    ensure!(start.elapsed() < secs(10), "took {:?}", start.elapsed());
+    ensure!(start.elapsed() < secs(45), "took {:?}", start.elapsed());
     Ok(())
 }
 

@@ -4,12 +4,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use cri_api::v1 as api;
+use serde_json::json;
 use tonic::Code;
 
 use crate::context::Context;
 use crate::fixture::Fixture;
+use crate::images::Recipe;
+use crate::images::layer::{Packing, Writer};
 use crate::runner::{Test, test};
 use crate::shapes;
+use crate::stall::Stall;
 
 pub(super) fn tests() -> Vec<Test> {
     vec![
@@ -229,7 +233,7 @@ async fn simultaneous_pulls_are_one(cx: Context) -> Result<()> {
     }
     ids.dedup();
     ensure!(ids.len() == 1, "{ids:?}");
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    cx.fixture.registry.settled().await?;
     let transfers = cx.fixture.registry.requests(&format!("GET /v2/tools/blobs/{layer}")) - before;
     ensure!(transfers == 1, "the layer was transferred {transfers} times");
     Ok(())
@@ -282,6 +286,8 @@ async fn cancelled_pull_leaves_nothing(cx: Context) -> Result<()> {
             .unwrap_or_default()
     };
     let before = files();
+    let (_stall, pull) = half_pulled(&cx, "cancelled").await?;
+    pull.abort();
     for wait in [1, 3, 8, 15, 25, 40] {
         let spec = api::ImageSpec { image: Fixture::image("tools"), ..Default::default() };
         let request = api::PullImageRequest { image: Some(spec), ..Default::default() };
@@ -304,8 +310,41 @@ async fn cancelled_pull_leaves_nothing(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// kill -9 at growing moments of a pull: the image is there whole or not at all, and the next pull succeeds.
+/// Pulls an image of two layers, one of which does not come, until the other one is in the store.
+async fn half_pulled(
+    cx: &Context,
+    name: &str,
+) -> Result<(Stall, tokio::task::JoinHandle<Result<String, tonic::Status>>)> {
+    let mut w = Writer::new();
+    w.file("stalled", 0o644, cx.name.as_bytes())?;
+    let stalled = w.finish(Packing::Gzip)?;
+    let layers = [cx.fixture.layers.busybox.clone(), stalled.clone()];
+    cx.fixture.registry.push(name, "1", &Recipe::new(&layers, json!({"Cmd": ["/bin/true"]})).build()).await?;
+    let stall =
+        Stall::start(cx.fixture.registry.port, vec![stalled.blob.digest], stalled.blob.bytes.len()).await?;
+    let (cri, name) = (cx.cri.clone(), format!("127.0.0.1:{}/{name}:1", stall.port));
+    let pull = tokio::spawn(async move { cri.pull(&name).await });
+    let layers = cx.node.paths.root.join("images/layers");
+    crate::wait::until_true("half of the image to be here", Duration::from_secs(30), || {
+        stall.stalled() == 1 && std::fs::read_dir(&layers).is_ok_and(|mut found| found.next().is_some())
+    })
+    .await?;
+    ensure!(!pull.is_finished(), "the pull is over, without a layer");
+    Ok((stall, pull))
+}
+
+/// kill -9 with half of an image here, and at growing moments of a pull: the image is there whole or not at all, and
+/// the next pull succeeds.
 async fn crash_in_the_middle_of_a_pull(cx: Context) -> Result<()> {
+    let (_stall, pull) = half_pulled(&cx, "crashed").await?;
+    cx.node.kill9()?;
+    ensure!(pull.await?.is_err(), "the pull outlived the daemon");
+    cx.node.launch().await?;
+    ensure!(cx.cri.images().await?.is_empty(), "half an image is listed");
+    let left = std::fs::read_dir(cx.node.paths.root.join("images/layers"))?.count();
+    ensure!(left == 0, "{left} layers of half an image are kept");
+    cx.cri.pull(&Fixture::image("crashed")).await.context("the pull after the crash")?;
+    cx.cri.remove_image(&Fixture::image("crashed")).await?;
     let name = Fixture::image("tools");
     for wait in [0, 5, 12, 25, 45, 70, 100] {
         let pull = {

@@ -40,6 +40,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(own_frozen_cgroup_does_not_keep_it_alive),
         test!(deep_cgroups_are_killed),
         test!(who_left_the_freezer_is_killed),
+        test!(ten_thousand_cgroups_are_removed),
         test!(thousands_of_groups),
         test!(too_many_groups_are_refused),
         test!(long_home),
@@ -418,6 +419,22 @@ async fn deep_cgroups_are_killed(cx: Context) -> Result<()> {
     cx.cri.stop(&id, 0).await?;
     ensure!(proc::with_args(&format!("sleep {mark}")).is_empty(), "a process 50 cgroups deep lives");
     cx.cri.remove(&id).await?;
+    Ok(())
+}
+
+async fn ten_thousand_cgroups_are_removed(cx: Context) -> Result<()> {
+    let mark = format!("6{:05}", shapes::unique());
+    let line = format!(
+        "cd /sys/fs/cgroup/freezer; mkdir $(seq 1 10200); setsid sleep {mark} & \
+         echo $! > /sys/fs/cgroup/freezer/10200/cgroup.procs; touch /tmp/ready; exec sleep 1000"
+    );
+    let pod = cx.pod_of(cx.pod_config().privileged().shared_pid()).await?;
+    let id = cx.start(&pod, &cx.shell("one", &line).privileged()).await?;
+    cx.cri.sh(&id, "until [ -e /tmp/ready ]; do sleep 0.01; done").await?;
+    cx.cri.stop(&id, 0).await.context("stop")?;
+    ensure!(proc::with_args(&format!("sleep {mark}")).is_empty(), "a process in one of them lives");
+    cx.cri.remove(&id).await.context("removal")?;
+    ensure!(crate::cgroup::find("freezer", &id).is_none(), "its cgroup is still there");
     Ok(())
 }
 

@@ -101,7 +101,7 @@ async fn reopen_after_rotation(cx: Context) -> Result<()> {
         .start(&pod, &cx.shell("one", "i=0; while :; do echo line $i; i=$((i+1)); sleep 0.01; done"))
         .await?;
     let path = cx.cri.container(&id).await?.log_path;
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    cx.said(&id, "line 5").await?;
     let old = format!("{path}.old");
     fs::rename(&path, &old)?;
     cx.cri.reopen_log(&id).await?;

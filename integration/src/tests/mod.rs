@@ -6,6 +6,7 @@ mod confinement;
 mod container;
 mod daemon;
 mod degraded;
+mod escape;
 mod exec;
 mod hazards;
 mod hung;
@@ -30,6 +31,7 @@ mod records;
 mod removal;
 mod resources;
 mod restart;
+mod rootfs;
 mod same_as_runc;
 mod security;
 mod start;
@@ -58,6 +60,8 @@ pub(crate) fn all() -> Vec<Test> {
         processes::tests(),
         same_as_runc::tests(),
         mounts::tests(),
+        escape::tests(),
+        rootfs::tests(),
         propagation::tests(),
         removal::tests(),
         network::tests(),

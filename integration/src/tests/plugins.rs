@@ -89,7 +89,6 @@ async fn plugin_sees_the_pod(cx: Context) -> Result<()> {
     cx.node.network.script("spy", &body)?;
     cx.node.network.uninstall()?;
     cx.node.network.conflist("10-spy.conflist", &json!([{"type": "spy"}]))?;
-    tokio::time::sleep(secs(1)).await;
     let config = cx.pod_config().own_network();
     let pod = cx.pod_of(config.clone()).await?;
     ensure!(ip(&cx, &pod).await? == "10.9.8.7");
@@ -142,7 +141,6 @@ async fn deletion_is_retried(cx: Context) -> Result<()> {
     cx.node.network.script("gated", &body)?;
     cx.node.network.uninstall()?;
     cx.node.network.conflist("10-gated.conflist", &json!([{"type": "gated"}]))?;
-    tokio::time::sleep(secs(1)).await;
     let pod = cx.pod_of(cx.pod_config().own_network()).await?;
     let id = cx.start(&pod, &cx.sleeper("one")).await?;
     let first = cx.cri.drop_pod(&pod.id).await;

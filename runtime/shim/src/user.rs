@@ -6,7 +6,6 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 
 use model::{User, UserRequest};
-use rustix::fs::{FileType, OFlags};
 use wire::UserPlan;
 
 /// Largest passwd or group file that is read, bytes.
@@ -67,21 +66,15 @@ pub(crate) fn resolve(root: BorrowedFd<'_>, plan: &UserPlan) -> Result<Resolved,
 
 fn read(root: BorrowedFd<'_>, file: &'static str) -> Result<String, UserError> {
     let at = |source| UserError::File { file, source };
-    // NONBLOCK: a FIFO in its place must not hold us.
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let opened = match sys::mount::open_in_root(root, Path::new(file), flags, 0) {
-        Ok(fd) => fd,
+    let opened = match sys::mount::open_regular_in_root(root, Path::new(file)) {
+        Ok(opened) => opened,
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Ok(String::new());
         }
         Err(e) => return Err(at(e)),
     };
-    let stat = rustix::fs::fstat(&opened).map_err(|e| at(e.into()))?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(at(io::Error::other("not a plain file")));
-    }
     let mut bytes = Vec::new();
-    let length = std::fs::File::from(opened).take(LARGEST + 1).read_to_end(&mut bytes).map_err(at)?;
+    let length = opened.take(LARGEST + 1).read_to_end(&mut bytes).map_err(at)?;
     if length as u64 > LARGEST {
         return Err(at(io::Error::other(format!("longer than {LARGEST} bytes"))));
     }

@@ -281,7 +281,12 @@ fn a_failed_create_leaves_other_containers_orphans_alone() {
     plan.namespaces.pid = wire::NamespaceSource::Host;
     pod.run_plan(plan, false);
     let child_of_shim = |pid: &u32| sys::proc::stat(*pid).is_ok_and(|stat| stat.parent == pod.shim.pid);
-    eventually(|| pod.cgroups.pids(id.as_str()).iter().filter(|pid| child_of_shim(pid)).count() == 2);
+    // Those two alone: the worker that made the container leaves its cgroup a moment later.
+    let settled = || {
+        let pids = pod.cgroups.pids(id.as_str());
+        pids.len() == 2 && pids.iter().all(child_of_shim)
+    };
+    eventually(settled);
     let before = pod.cgroups.pids(id.as_str());
     let failing = container_id(2);
     let mut plan = pod.plan(&failing, &["sh"]);

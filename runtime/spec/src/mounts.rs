@@ -41,14 +41,24 @@ pub(crate) fn plan(
         volumes.push(MountPlan { readonly: mount.readonly, ..bare(&target, kind) });
     }
     let mut mounts = defaults(config, pod, files);
-    // A volume takes the place of the default on its own path, and of those below it: what is asked for
-    // is what is seen, and nothing of ours is mounted onto a volume that may pass mounts to the host.
-    mounts.retain(|default| {
-        !volumes.iter().any(|volume| path::is_at_or_below(&default.target, &volume.target))
-    });
+    mounts.retain(|default| !volumes.iter().any(|volume| replaces(volume, default)));
     mounts.extend(volumes);
     mounts.sort_by_key(|mount| path::depth(&mount.target));
     Ok(mounts)
+}
+
+/// Whether a volume takes the place of a default: on its own path always. Below a volume on /dev or /sys what
+/// is asked for is what is seen, as with CRI-O. Our files below /etc are mounted onto a volume there, as with
+/// containerd and CRI-O, or a container with a volume on /etc would have no DNS; but not where that would mount
+/// them on the host as well.
+fn replaces(volume: &MountPlan, default: &MountPlan) -> bool {
+    if volume.target == default.target {
+        return true;
+    }
+    let shared =
+        matches!(&volume.kind, MountKind::Bind { propagation: model::Propagation::Bidirectional, .. });
+    let stays = matches!(default.kind, MountKind::File { .. }) && !shared;
+    path::is_at_or_below(&default.target, &volume.target) && !stays
 }
 
 fn bare(target: &str, kind: MountKind) -> MountPlan {
@@ -62,25 +72,21 @@ fn defaults(config: &ContainerConfig, pod: &Namespaces, files: &PodFiles) -> Vec
     let open = security.privileged;
     let mut mounts = vec![
         tight("/proc", MountKind::Proc),
-        MountPlan {
-            nosuid: true,
-            noexec: true,
-            ..bare("/dev", MountKind::Tmpfs { mode: 0o755, size: DEV_SIZE })
-        },
+        // Not noexec: programs map /dev/zero executable.
+        MountPlan { nosuid: true, ..bare("/dev", MountKind::Tmpfs { mode: 0o755, size: DEV_SIZE }) },
         MountPlan { readonly: !open, ..tight("/sys", MountKind::Sysfs) },
         MountPlan { nosuid: true, noexec: true, ..bare("/dev/pts", MountKind::Devpts) },
         tight("/dev/mqueue", MountKind::Mqueue),
         MountPlan { readonly: !open, ..tight("/sys/fs/cgroup", MountKind::Cgroup) },
     ];
-    // With the host's IPC namespace goes the host's /dev/shm.
-    let shm = match pod.ipc {
+    // With the host's IPC namespace goes the host's /dev/shm, with the flags that it has there.
+    mounts.push(match pod.ipc {
         NamespaceMode::Node => {
             let propagation = model::Propagation::Private;
-            MountKind::Bind { source: "/dev/shm".to_owned(), propagation }
+            bare("/dev/shm", MountKind::Bind { source: "/dev/shm".to_owned(), propagation })
         }
-        _ => MountKind::PodShm,
-    };
-    mounts.push(tight("/dev/shm", shm));
+        _ => tight("/dev/shm", MountKind::PodShm),
+    });
     let hosts = files.hosts.as_deref().unwrap_or_default();
     let own = [
         ("/etc/resolv.conf", files.resolv_conf.as_str()),
@@ -89,7 +95,8 @@ fn defaults(config: &ContainerConfig, pod: &Namespaces, files: &PodFiles) -> Vec
     ];
     for (target, source) in own.into_iter().filter(|(_, source)| !source.is_empty()) {
         let kind = MountKind::File { source: source.to_owned() };
-        mounts.push(MountPlan { readonly: security.readonly_rootfs, ..tight(target, kind) });
+        let flags = MountPlan { nosuid: true, nodev: true, ..bare(target, kind) };
+        mounts.push(MountPlan { readonly: security.readonly_rootfs, ..flags });
     }
     mounts
 }
@@ -146,6 +153,28 @@ mod tests {
                 "/a/b/c"
             ]
         );
+    }
+
+    #[test]
+    fn files_below_etc_lie_on_a_volume_there() {
+        let with = |volume| targets(&ContainerConfig { mounts: vec![volume], ..ContainerConfig::default() });
+        let files = ["/etc/resolv.conf", "/etc/hostname", "/etc/hosts"];
+        let all = with(volume("/etc"));
+        assert!(files.iter().all(|file| all.contains(&(*file).to_owned())), "{all:?}");
+        let shared = with(Mount { propagation: Propagation::Bidirectional, ..volume("/etc") });
+        assert!(files.iter().all(|file| !shared.contains(&(*file).to_owned())), "{shared:?}");
+        let exact = with(volume("/etc/resolv.conf"));
+        assert_eq!(exact.iter().filter(|target| *target == "/etc/resolv.conf").count(), 1);
+        assert!(!with(volume("/sys")).contains(&"/sys/fs/cgroup".to_owned()));
+    }
+
+    #[test]
+    fn what_programs_map_is_not_noexec() {
+        let files = PodFiles { resolv_conf: "/r".into(), ..PodFiles::default() };
+        let all = plan(&ContainerConfig::default(), &Namespaces::default(), &files).unwrap();
+        let noexec = |target: &str| all.iter().find(|mount| mount.target == target).unwrap().noexec;
+        assert!(!noexec("/dev") && !noexec("/etc/resolv.conf"));
+        assert!(noexec("/proc") && noexec("/sys") && noexec("/dev/shm") && noexec("/dev/mqueue"));
     }
 
     #[test]

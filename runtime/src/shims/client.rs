@@ -169,6 +169,12 @@ async fn greet(path: &Path, pod: &PodId) -> Result<Connection, ClientError> {
         }
     });
     let client = Client { outgoing, process: Arc::new(process), pid: hello.pid };
+    if !hello.has(wire::feature::STRICT_PLANS) {
+        tracing::warn!(
+            pod = %pod, build = hello.build,
+            "this shim is of an earlier build: it skips what it does not know in the plan of a container; make the pod anew"
+        );
+    }
     tracing::debug!(pod = %pod, pid = hello.pid, build = hello.build, protocol = hello.protocol, features = ?hello.features, "shim");
     Ok(Connection { client, snapshot, events })
 }

@@ -6,7 +6,10 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags, fstat, openat, openat2,
+    statx,
+};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
     UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change,
@@ -43,6 +46,18 @@ pub enum Pass {
     Private,
     /// In, not out.
     Slave,
+    /// Both ways, with whoever is in the mount's peer group.
+    Shared,
+}
+
+impl Pass {
+    fn flags(self) -> MountPropagationFlags {
+        match self {
+            Self::Private => MountPropagationFlags::PRIVATE,
+            Self::Slave => MountPropagationFlags::DOWNSTREAM,
+            Self::Shared => MountPropagationFlags::SHARED,
+        }
+    }
 }
 
 #[repr(C)]
@@ -89,10 +104,7 @@ pub fn add_attributes(mount: BorrowedFd<'_>, attributes: Attributes) -> io::Resu
 /// # Errors
 /// As [`add_attributes`].
 pub fn set_propagation(mount: BorrowedFd<'_>, pass: Pass, recursive: bool) -> io::Result<()> {
-    let propagation = match pass {
-        Pass::Private => libc::MS_PRIVATE,
-        Pass::Slave => libc::MS_SLAVE,
-    };
+    let propagation = pass.flags().bits().into();
     set(mount, recursive, &MountAttr { propagation, ..MountAttr::default() })
 }
 
@@ -110,24 +122,15 @@ pub fn clone(source: BorrowedFd<'_>, recursive: bool) -> io::Result<OwnedFd> {
     Ok(open_tree(source, "", flags)?)
 }
 
-/// Attaches a detached tree at `target`, a directory or, for a tree that is one file, a file.
+/// Attaches a tree at `target`, a directory or, for a tree that is one file, a file. A tree that is attached
+/// elsewhere is moved: it misses no mount event on the way.
 ///
 /// # Errors
-/// ENOTDIR when one is a directory and the other is not; ELOOP; EINVAL for a tree that is attached.
+/// ENOTDIR when one is a directory and the other is not; ELOOP; EINVAL for a tree that is attached below a
+/// shared mount.
 pub fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     Ok(move_mount(tree, "", target, "", flags)?)
-}
-
-/// Makes the private mount `to` a peer of `from`, a shared mount of the same file system and root.
-///
-/// # Errors
-/// EINVAL where those conditions do not hold.
-pub fn join_group(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH
-        | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH
-        | MoveMountFlags::MOVE_MOUNT_SET_GROUP;
-    Ok(move_mount(from, "", to, "", flags)?)
 }
 
 /// One option of a new file system.
@@ -240,6 +243,21 @@ pub fn open_in_root(root: BorrowedFd<'_>, path: &Path, flags: OFlags, mode: u32)
     Err(io::ErrorKind::WouldBlock.into())
 }
 
+/// Opens a regular file for reading, `path` as in [`open_in_root`]. Nothing else is ever opened: a device would
+/// be set going by that alone, a FIFO would wait.
+///
+/// # Errors
+/// As [`open_in_root`]; InvalidData for anything but a regular file; /proc must be mounted.
+pub fn open_regular_in_root(root: BorrowedFd<'_>, path: &Path) -> io::Result<std::fs::File> {
+    let found = open_in_root(root, path, OFlags::PATH, 0)?;
+    if FileType::from_raw_mode(fstat(&found)?.st_mode) != FileType::RegularFile {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a plain file"));
+    }
+    // What was looked at is what is opened.
+    let again = format!("/proc/self/fd/{}", found.as_raw_fd());
+    Ok(openat(CWD, again, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?.into())
+}
+
 /// The number of the mount that an open file is in, as mountinfo counts them.
 ///
 /// # Errors
@@ -250,6 +268,31 @@ pub fn mount_id(file: BorrowedFd<'_>) -> io::Result<u64> {
         return Err(io::ErrorKind::Unsupported.into());
     }
     Ok(stat.stx_mnt_id)
+}
+
+/// What an open file is: two descriptors with equal identities are the same place in the mount tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// The mount, as mountinfo numbers it.
+    pub mount: u64,
+    /// The file, within the mount's file system.
+    pub inode: u64,
+    /// Whether the file is the mount's root: inode numbers alone repeat on some file systems (btrfs).
+    pub is_mount_root: bool,
+}
+
+/// The identity of an open file, from one statx(2).
+///
+/// # Errors
+/// As [`mount_id`].
+pub fn identity(file: BorrowedFd<'_>) -> io::Result<Identity> {
+    let wanted = StatxFlags::MNT_ID | StatxFlags::INO;
+    let stat = statx(file, "", AtFlags::EMPTY_PATH, wanted)?;
+    if stat.stx_mask & StatxFlags::MNT_ID.bits() == 0 {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    let is_mount_root = stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+    Ok(Identity { mount: stat.stx_mnt_id, inode: stat.stx_ino, is_mount_root })
 }
 
 /// Detaches what is mounted at `path`. Make a copy of a shared tree private before, or its peers lose their
@@ -274,10 +317,7 @@ pub fn detach_fd(mount: BorrowedFd<'_>) -> io::Result<()> {
 /// # Errors
 /// EINVAL when `path` is no mount's root.
 pub fn change(path: &Path, pass: Pass, recursive: bool) -> io::Result<()> {
-    let mut flags = match pass {
-        Pass::Private => MountPropagationFlags::PRIVATE,
-        Pass::Slave => MountPropagationFlags::DOWNSTREAM,
-    };
+    let mut flags = pass.flags();
     if recursive {
         flags |= MountPropagationFlags::REC;
     }
@@ -291,6 +331,17 @@ pub fn change(path: &Path, pass: Pass, recursive: bool) -> io::Result<()> {
 pub fn pivot_here() -> io::Result<()> {
     rustix::process::pivot_root(".", ".")?;
     detach(Path::new("."))
+}
+
+/// Makes the mount whose root `root` is the root of the namespace and of the caller, and drops the old one with
+/// everything in it. The working directory becomes the new root.
+///
+/// # Errors
+/// EINVAL when `root` is no mount's root, or when it, its parent or the old root's parent is shared.
+pub fn pivot_into(root: BorrowedFd<'_>) -> io::Result<()> {
+    rustix::process::fchdir(root)?;
+    pivot_here()?;
+    Ok(rustix::process::chdir("/")?)
 }
 
 /// Mounts a detached tree at a path.

@@ -75,6 +75,17 @@ impl Bench {
     }
 }
 
+/// Waits until a plugin has written a line to a file; the line.
+pub(crate) async fn wait_text(path: PathBuf) -> String {
+    for _ in 0..2400 {
+        match fs::read_to_string(&path) {
+            Ok(text) if text.ends_with('\n') => return text.trim().to_owned(),
+            _ => tokio::time::sleep(Duration::from_millis(25)).await,
+        }
+    }
+    panic!("nothing was written to {path:?}");
+}
+
 /// Waits until process `pid` is gone or a zombie.
 pub(crate) async fn wait_gone(pid: &str) {
     assert!(pid.parse::<u32>().is_ok(), "{pid:?} is no pid");

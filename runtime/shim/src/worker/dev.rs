@@ -3,13 +3,20 @@
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, makedev, mknodat, symlinkat};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fstat, fstatfs, makedev, mknodat,
+    openat, openat2, symlinkat,
+};
+use rustix::io::Errno;
 use rustix::pty::{ioctl_tiocgptpeer, unlockpt};
 use sys::mount;
 use wire::DeviceNode;
 
 use super::stage::{Step, internal, invalid};
-use super::tree::{self, Kind};
+use super::tree::{self, Kind, Root};
+
+/// `f_type` of devpts (linux/magic.h).
+const DEVPTS: u64 = 0x1cd1;
 
 /// What every container has (OCI runtime spec, default devices).
 const STANDARD: [(&str, u32, u32); 6] = [
@@ -30,35 +37,35 @@ const LINKS: [(&str, &str); 6] = [
     ("core", "/proc/kcore"),
 ];
 
-/// Fills a new, empty /dev.
-pub(super) fn populate(root: BorrowedFd<'_>, extra: &[DeviceNode]) -> Step<()> {
+/// Fills a new, empty /dev, which `dev` is the top of.
+pub(super) fn populate(root: &Root, dev: BorrowedFd<'_>, extra: &[DeviceNode]) -> Step<()> {
     // Modes are given exactly.
     let before = rustix::process::umask(Mode::empty());
-    let done = nodes_and_links(root, extra);
+    let done = nodes_and_links(root, dev, extra);
     rustix::process::umask(before);
     done
 }
 
-fn nodes_and_links(root: BorrowedFd<'_>, extra: &[DeviceNode]) -> Step<()> {
+fn nodes_and_links(root: &Root, dev: BorrowedFd<'_>, extra: &[DeviceNode]) -> Step<()> {
+    let own = dev.try_clone_to_owned().and_then(Root::new).map_err(internal("dev", "/dev"))?;
     let standard = STANDARD.into_iter().filter(|(path, ..)| extra.iter().all(|d| d.path != *path));
     for (path, major, minor) in standard {
         let node = DeviceNode { path: path.to_owned(), kind: 'c', major, minor, mode: 0o666, uid: 0, gid: 0 };
-        make(root, &node)?;
+        make(root, &own, &node)?;
     }
     for node in extra {
-        make(root, node)?;
+        make(root, &own, node)?;
     }
-    let dev = tree::make(root, "/dev", Kind::Directory).map_err(internal("dev", "/dev"))?;
     for (name, target) in LINKS {
-        match symlinkat(target, &dev, name) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+        match symlinkat(target, dev, name) {
+            Ok(()) | Err(Errno::EXIST) => {}
             Err(e) => return Err(internal("dev", name)(e.into())),
         }
     }
     Ok(())
 }
 
-fn make(root: BorrowedFd<'_>, node: &DeviceNode) -> Step<()> {
+fn make(root: &Root, dev: &Root, node: &DeviceNode) -> Step<()> {
     let stage = format!("device {}", node.path);
     let kind = match node.kind {
         'c' => FileType::CharacterDevice,
@@ -66,24 +73,40 @@ fn make(root: BorrowedFd<'_>, node: &DeviceNode) -> Step<()> {
         'p' => FileType::Fifo,
         other => return Err(invalid(&stage, format!("{other:?} is no kind of device"))),
     };
-    let made = || -> io::Result<()> {
-        let (folder, name) = tree::parent(root, &node.path)?;
-        let mode = Mode::from_raw_mode(node.mode & 0o7777);
-        mknodat(&folder, name, kind, mode, makedev(node.major, node.minor))?;
+    let number = makedev(node.major, node.minor);
+    let made = || -> io::Result<bool> {
+        let (folder, name) = match node.path.strip_prefix("/dev") {
+            Some(below) if below.starts_with('/') => dev.parent(below)?,
+            _ => root.parent(&node.path)?,
+        };
+        match mknodat(&folder, name, kind, Mode::from_raw_mode(node.mode & 0o777), number) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(e) => return Err(e.into()),
+        }
+        // Outside /dev the name may be the image's or a volume's: only what was asked for is changed.
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let there = openat(&folder, name, flags, Mode::empty())?;
+        let stat = fstat(&there)?;
+        if FileType::from_raw_mode(stat.st_mode) != kind || (kind != FileType::Fifo && stat.st_rdev != number)
+        {
+            return Ok(false);
+        }
         let (uid, gid) = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));
-        chownat(&folder, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
-        // After chown, which clears set-id bits. Nobody else can have put a symlink there yet.
-        Ok(chmodat(&folder, name, mode, AtFlags::empty())?)
+        chownat(&there, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
+        Ok(true)
     };
-    made().map_err(internal(&stage, "mknod"))
+    match made() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(invalid(&stage, "something else has its name in the image or in a volume")),
+        Err(e) => Err(internal(&stage, "mknod")(e)),
+    }
 }
 
 /// A new terminal in the container's devpts: (master, the container's side). The latter is also bound to
 /// /dev/console where /dev is the container's own.
-pub(super) fn console(root: BorrowedFd<'_>, own_dev: bool) -> Step<(OwnedFd, OwnedFd)> {
+pub(super) fn console(root: &Root, own_dev: Option<OwnedFd>) -> Step<(OwnedFd, OwnedFd)> {
     let open = || -> io::Result<(OwnedFd, OwnedFd)> {
-        let flags = OFlags::RDWR | OFlags::NOCTTY;
-        let master = mount::open_in_root(root, std::path::Path::new("/dev/pts/ptmx"), flags, 0)?;
+        let master = multiplexer(root)?;
         unlockpt(&master)?;
         let peer = ioctl_tiocgptpeer(
             &master,
@@ -94,11 +117,24 @@ pub(super) fn console(root: BorrowedFd<'_>, own_dev: bool) -> Step<(OwnedFd, Own
         Ok((master, peer))
     };
     let (master, peer) = open().map_err(internal("console", "/dev/pts/ptmx"))?;
-    if own_dev {
-        let target =
-            tree::make(root, "/dev/console", Kind::File).map_err(internal("console", "/dev/console"))?;
-        let tree = mount::clone(peer.as_fd(), false).map_err(internal("console", "/dev/console"))?;
-        mount::attach(tree.as_fd(), target.as_fd()).map_err(internal("console", "/dev/console"))?;
+    if let Some(dev) = own_dev {
+        let bind = || -> io::Result<()> {
+            let target = tree::make(dev.as_fd(), "/console", Kind::File)?;
+            mount::attach(mount::clone(peer.as_fd(), false)?.as_fd(), target.as_fd())
+        };
+        bind().map_err(internal("console", "/dev/console"))?;
     }
     Ok((master, peer))
+}
+
+/// Opens /dev/pts/ptmx, where that is devpts: /dev may be a volume's, and opening any other device can do
+/// anything.
+fn multiplexer(root: &Root) -> io::Result<OwnedFd> {
+    let folder = root.existing("/dev/pts")?.ok_or(io::ErrorKind::NotFound)?;
+    if u64::try_from(fstatfs(&folder)?.f_type).ok() != Some(DEVPTS) {
+        return Err(io::Error::other("/dev/pts is no devpts"));
+    }
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    Ok(openat2(&folder, "ptmx", flags, Mode::empty(), resolve)?)
 }

@@ -1,16 +1,18 @@
-//! The part of a create that init does itself, in its namespaces and with the container's root as its root,
-//! but still with every capability and before it says that it is ready.
+//! The part of a create that init does itself: in its namespaces, with the scratch root as its root, but still
+//! with every capability and before it says that it is ready. It ends with the container's root as its root.
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::Path;
 
-use sys::mount::{self, Attributes};
+use sys::mount::{self, Attributes, Pass};
 use wire::{ContainerPlan, MountKind};
 
+use super::dev;
+use super::hide::{self, Own};
 use super::mounts::{self, Prepared};
+use super::scratch::Scratch;
 use super::stage::{Step, internal};
-use super::{dev, tree};
+use super::tree::Root;
 
 /// All it needs.
 pub(crate) struct Late {
@@ -26,39 +28,51 @@ impl Late {
     /// # Errors
     /// The step that failed.
     pub(crate) fn finish(mut self) -> Step<Option<OwnedFd>> {
-        // What libcontainer put into /dev went into a tmpfs above the real one.
-        mount::detach(Path::new("/dev")).map_err(internal("dev", "/dev"))?;
-        let root = tree::root_at("/").map_err(internal("rootfs", "/"))?;
-        let root = root.as_fd();
-        let mut own_dev = false;
-        for prepared in &mut self.mounts {
-            drop(mounts::attach(root, prepared)?);
+        let mut scratch = Scratch::inherited()?;
+        let root = scratch.root()?;
+        let shares = self.plan.mounts.iter().any(mounts::is_shared);
+        if shares {
+            scratch.unshare(&root)?;
+        }
+        let (last, first): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.mounts).into_iter().partition(|m| mounts::is_shared(&m.plan));
+        let mut own = Own::default();
+        let mut own_dev = None;
+        for mut prepared in first {
+            let tree = mounts::attach(&root, &scratch, &mut prepared)?;
             if prepared.plan.target == "/dev" && matches!(prepared.plan.kind, MountKind::Tmpfs { .. }) {
-                own_dev = true;
-                dev::populate(root, &self.plan.devices)?;
+                dev::populate(&root, tree.as_fd(), &self.plan.devices)?;
+                own_dev = Some(tree);
+            } else {
+                own.add(&prepared.plan.target, &prepared.plan.kind, tree);
             }
         }
-        let console = match self.console.take() {
-            None => None,
-            Some(socket) => {
-                let (master, peer) = dev::console(root, own_dev)?;
-                sys::scm::send_with_fds(socket.as_fd(), b"\n", &[master.as_fd()])
-                    .map_err(internal("console", "sending it"))?;
-                Some(peer)
-            }
-        };
-        mounts::mask(root, &self.plan.masked_paths)?;
-        mounts::protect(root, &self.plan.readonly_paths)?;
+        mounts::attach_shared(&root, &scratch, last)?;
+        own.check(&root)?;
+        let console = self.terminal(&root, own_dev)?;
+        hide::mask(&root, &own, &mut scratch, &self.plan.masked_paths)?;
+        hide::protect(&root, &own, &self.plan.readonly_paths)?;
         let cwd = if self.plan.process.cwd.is_empty() { "/" } else { self.plan.process.cwd.as_str() };
-        tree::make(root, cwd, tree::Kind::Directory).map_err(internal("working directory", cwd))?;
-        for folder in &self.plan.rootfs.folders {
-            tree::make(root, folder, tree::Kind::Directory).map_err(internal("image volume", folder))?;
-        }
+        root.folder(cwd).map_err(internal("working directory", cwd))?;
         if self.plan.rootfs.readonly {
             let readonly = Attributes { readonly: true, ..Attributes::default() };
-            mount::add_attributes(root, readonly).map_err(internal("rootfs", "read-only"))?;
+            mount::add_attributes(root.as_fd(), readonly).map_err(internal("rootfs", "read-only"))?;
+        }
+        scratch.leave(root.as_fd())?;
+        if shares {
+            // As with runc: what the container mounts outside its volumes passes on as far as it says.
+            mount::set_propagation(root.as_fd(), Pass::Shared, false)
+                .map_err(internal("rootfs", "propagation"))?;
         }
         Ok(console)
+    }
+
+    fn terminal(&mut self, root: &Root, own_dev: Option<OwnedFd>) -> Step<Option<OwnedFd>> {
+        let Some(socket) = self.console.take() else { return Ok(None) };
+        let (master, peer) = dev::console(root, own_dev)?;
+        sys::scm::send_with_fds(socket.as_fd(), b"\n", &[master.as_fd()])
+            .map_err(internal("console", "sending it"))?;
+        Ok(Some(peer))
     }
 }
 

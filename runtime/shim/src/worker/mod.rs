@@ -1,9 +1,11 @@
 //! Creating a container, in a process forked for it: whatever hangs, leaks or panics ends with that process.
 
 mod dev;
+mod hide;
 pub(crate) mod late;
 mod mounts;
 mod rootfs;
+mod scratch;
 pub(crate) mod stage;
 mod tree;
 mod volumes;
@@ -13,7 +15,6 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use model::Text;
-use rustix::fs::OFlags;
 use sys::mount::{self, Attributes};
 use wire::{ContainerPlan, ErrorKind, Failure, ProcessPlan, Reply, parse_plan};
 
@@ -21,6 +22,7 @@ use crate::container::{self, Holders};
 use crate::executor::{Init, Parts, TITLE, number};
 use crate::{process, user};
 use late::Late;
+use scratch::Scratch;
 use stage::{Step, internal, invalid};
 
 /// Largest plan, bytes: environments and filters are the long parts.
@@ -100,6 +102,8 @@ fn attempt(input: CreateInput<'_>, warn: &dyn Fn(&str)) -> Step<Reply> {
         holders: input.holders,
         warn,
     };
+    // Nothing is cleaned up here, where the container's mounts are in sight: its files are removed by the shim,
+    // in whose namespace the bundle is an empty folder. The mounts go with this process's namespace.
     assemble(plan, rest)
 }
 
@@ -126,8 +130,8 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
         .map_err(internal("namespaces", "kubelet's mount namespace"))?;
     let table = volumes::Table::open()?;
     let sources = rootfs::clone_sources(&plan.rootfs)?;
-    let mut late = mounts::clone_late(&split.late, &plan.cgroup, plan.namespaces.cgroup)?;
-    let early = mounts::clone_early(&split.early)?;
+    let mut late = mounts::clone_late(&split.init, &plan.cgroup, plan.namespaces.cgroup)?;
+    let early = mounts::clone_early(&split.worker)?;
 
     // In a copy of the pod's: attach them.
     sys::namespace::enter_mount(pod.as_fd()).map_err(internal("namespaces", "pod's mount namespace"))?;
@@ -135,18 +139,19 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     sys::namespace::unshare_mount().map_err(internal("namespaces", "a mount namespace for the container"))?;
     let own = sys::namespace::own_mount().map_err(internal("namespaces", "own mount namespace"))?;
     let at = container::rootfs(&id);
-    rootfs::assemble(&plan.rootfs, &sources, &at)?;
+    let scratch = Scratch::attach(&at)?;
+    rootfs::assemble(&plan.rootfs, &sources, &Scratch::root_below(&at))?;
     drop(sources);
-    let root = mount::open_path(&at).map_err(internal("rootfs", at.display()))?;
-    let namespaces = mounts::Namespaces { kubelet: rest.kubelet_mntns.as_fd(), own: own.as_fd() };
-    mounts::attach_early(root.as_fd(), &split.early, early, &table, &namespaces)?;
-    mounts::clone_from_pod(&mut late)?;
-    drop((table, own));
-
+    let root = scratch.root()?;
+    // Before there are volumes: both are the image's business alone.
     let found = user::resolve(root.as_fd(), &plan.user).map_err(|e| unknown_user(&e))?;
+    rootfs::make_folders(&root, &plan.rootfs)?;
+    let namespaces = mounts::Namespaces { kubelet: rest.kubelet_mntns.as_fd(), own: own.as_fd() };
+    mounts::attach_early(&root, &scratch, &split.worker, early, &table, &namespaces)?;
+    mounts::clone_from_pod(&mut late)?;
+    drop((table, own, root));
+
     let process = with_home(plan.process.clone(), &found.home);
-    scratch_dev(&root)?;
-    drop(root);
     hide_cgroups()?;
     let config = container::bundle(&id).join("config.json");
     fs::write(&config, spec.to_string()).map_err(internal("bundle", config.display()))?;
@@ -172,6 +177,9 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
         }
     };
     drop((rest.cgroups, rest.kubelet_mntns));
+    // libcontainer goes there by path, as root of the host.
+    scratch.check(&at)?;
+    drop(scratch);
     let (told, failed) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|e| internal("process", "pipe")(e.into()))?;
 
@@ -229,22 +237,6 @@ fn with_home(mut process: ProcessPlan, home: &str) -> ProcessPlan {
         process.env.push(entry);
     }
     process
-}
-
-/// libcontainer makes nodes and links by path in the root's /dev, whatever is there. It gets a /dev of its
-/// own for that, on the image's, which init takes away again; the image's must be a directory, not a link.
-fn scratch_dev(root: &OwnedFd) -> Step<()> {
-    let target = tree::make(root.as_fd(), "/dev", tree::Kind::Directory).map_err(internal("dev", "/dev"))?;
-    let plain = mount::open_in_root(root.as_fd(), Path::new("/dev"), OFlags::PATH | OFlags::NOFOLLOW, 0)
-        .and_then(|fd| tree::kind(fd.as_fd()))
-        .map_err(internal("dev", "/dev"))?;
-    if plain != tree::Kind::Directory {
-        return Err(invalid("dev", "/dev of the image is no directory"));
-    }
-    let scratch =
-        mount::tmpfs(0o755, 1 << 20, Attributes { nosuid: true, noexec: true, ..Attributes::default() })
-            .map_err(internal("dev", "tmpfs"))?;
-    mount::attach(scratch.as_fd(), target.as_fd()).map_err(internal("dev", "/dev"))
 }
 
 /// libcontainer finds no cgroup to join or change: ours are made, limited and joined already.

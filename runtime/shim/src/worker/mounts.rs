@@ -1,45 +1,77 @@
 //! Attaching what the plan lists. /dev, /proc, /sys and whatever depends on the container's namespaces are
-//! put together by init, after libcontainer has made the root its root ("late"): that way proc, sysfs and
-//! mqueue show the right namespaces, libcontainer never sees a cgroup mount, and it cannot write into a /dev
-//! of the host's. All other mounts are attached by the worker ("early"), where the host's mount table can be
-//! watched.
+//! put together by init, after libcontainer has done its part ("late"): that way proc, sysfs and mqueue show
+//! the right namespaces. All other mounts are attached by the worker ("early"), where the host's mount table
+//! can be watched. A late mount that receives mounts from the host is attached by the worker as well, in the
+//! scratch root, and moved by init. Bidirectional volumes come last: what is mounted on one shows up on the
+//! host, so their places are all opened before the first of them is attached, and nothing is mounted after.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use model::Propagation;
-use rustix::fs::{OFlags, symlinkat};
+use rustix::fs::symlinkat;
 use sys::mount::{self, Attributes, Option_, Pass};
 use wire::{CgroupPlan, ContainerPlan, MountKind, MountPlan};
 
+use super::scratch::Scratch;
 use super::stage::{Step, internal, invalid};
-use super::tree::{self, Kind};
+use super::tree::{self, Kind, Links, Root};
 use super::volumes::{self, attributes};
 use crate::podns::SHM;
 
-/// Times that early mounts are made anew because the host's table changed.
-const ATTEMPTS: usize = 10;
+/// Times that early mounts are made anew because the host's table changed. Each takes about a millisecond; a node that
+/// starts many pods at once changes its table as often.
+const ATTEMPTS: usize = 40;
 /// Trees that init puts together.
 const LATE: [&str; 3] = ["/dev", "/proc", "/sys"];
+/// Names below /proc that are a process's own, beside numbers.
+const OF_PROCESSES: [&str; 2] = ["self", "thread-self"];
+
+/// Who attaches a mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The worker, where it belongs.
+    Early,
+    /// The worker, in the scratch root under this number; init moves it.
+    Staged(usize),
+    /// Init.
+    Late,
+}
 
 /// A mount to make, with the tree that was cloned for it.
 pub(super) struct Prepared {
     pub(super) plan: MountPlan,
-    pub(super) tree: Option<OwnedFd>,
+    place: Place,
+    tree: Option<OwnedFd>,
     /// Cgroup folders to bind below it, by hierarchy.
-    pub(super) leaves: Vec<(String, OwnedFd)>,
+    leaves: Vec<(String, OwnedFd)>,
+}
+
+impl Prepared {
+    fn new(plan: MountPlan, place: Place) -> Self {
+        Self { plan, place, tree: None, leaves: Vec::new() }
+    }
 }
 
 /// The plan's mounts, in order, by who attaches them.
 pub(super) struct Split {
-    pub(super) early: Vec<MountPlan>,
-    pub(super) late: Vec<MountPlan>,
+    /// By the worker: early and staged ones.
+    pub(super) worker: Vec<(Place, MountPlan)>,
+    /// By init: late and staged ones, the Bidirectional last.
+    pub(super) init: Vec<(Place, MountPlan)>,
+}
+
+/// Does what is mounted on it appear on the host?
+pub(super) fn is_shared(plan: &MountPlan) -> bool {
+    matches!(&plan.kind, MountKind::Bind { propagation: Propagation::Bidirectional, .. })
 }
 
 /// Sorts mounts and refuses what cannot be attached.
 pub(super) fn split(plan: &ContainerPlan) -> Step<Split> {
-    let mut split = Split { early: Vec::new(), late: Vec::new() };
+    let mut split = Split { worker: Vec::new(), init: Vec::new() };
     let mut shared: Vec<&str> = Vec::new();
+    let mut last = Vec::new();
+    let mut staged = 0;
     for mount in &plan.mounts {
         let target = mount.target.as_str();
         let stage = format!("mount {target}");
@@ -52,30 +84,64 @@ pub(super) fn split(plan: &ContainerPlan) -> Step<Split> {
                 format!("it lies on the Bidirectional volume {above} and would appear on the host"),
             ));
         }
-        if matches!(&mount.kind, MountKind::Bind { propagation: Propagation::Bidirectional, .. }) {
-            shared.push(target);
-        }
+        refuse_processes(mount)?;
         let of_namespace = matches!(
             mount.kind,
             MountKind::Proc | MountKind::Sysfs | MountKind::Cgroup | MountKind::Devpts | MountKind::Mqueue
         );
         let below = |top: &str| tree::is_at_or_below(target, top);
-        let late = of_namespace || LATE.into_iter().any(below) || split.late.iter().any(|m| below(&m.target));
-        if late { &mut split.late } else { &mut split.early }.push(mount.clone());
+        let late =
+            of_namespace || LATE.into_iter().any(below) || split.init.iter().any(|(_, m)| below(&m.target));
+        let bidirectional = is_shared(mount);
+        if bidirectional {
+            shared.push(target);
+        }
+        let place = match (late || bidirectional, volumes::propagates(mount)) {
+            (false, _) => Place::Early,
+            (true, false) => Place::Late,
+            (true, true) => {
+                staged += 1;
+                Place::Staged(staged)
+            }
+        };
+        if place != Place::Late {
+            split.worker.push((place, mount.clone()));
+        }
+        match place {
+            Place::Early => {}
+            _ if bidirectional => last.push((place, mount.clone())),
+            _ => split.init.push((place, mount.clone())),
+        }
     }
+    split.init.extend(last);
     Ok(split)
 }
 
-/// Clones what late mounts need. In the namespace that kubelet lives in.
+/// A volume on a process's own folder of /proc would lie to whoever writes there to confine that process
+/// (CVE-2019-16884, CVE-2019-19921).
+fn refuse_processes(mount: &MountPlan) -> Step<()> {
+    let Some(below) = mount.target.strip_prefix("/proc/") else { return Ok(()) };
+    let first = below.split('/').next().unwrap_or_default();
+    if OF_PROCESSES.contains(&first) || first.bytes().all(|byte| byte.is_ascii_digit()) {
+        let stage = format!("mount {}", mount.target);
+        return Err(invalid(&stage, "nothing can be mounted on a process's own folder in /proc"));
+    }
+    Ok(())
+}
+
+/// Clones what init's mounts need; staged ones are found where the worker attaches them. In the namespace that
+/// kubelet lives in.
 pub(super) fn clone_late(
-    late: &[MountPlan],
+    init: &[(Place, MountPlan)],
     cgroup: &CgroupPlan,
     own_cgroup_namespace: bool,
 ) -> Step<Vec<Prepared>> {
-    late.iter()
-        .map(|plan| {
-            let mut prepared =
-                Prepared { plan: plan.clone(), tree: volumes::clone(plan)?, leaves: Vec::new() };
+    init.iter()
+        .map(|(place, plan)| {
+            let mut prepared = Prepared::new(plan.clone(), *place);
+            if *place == Place::Late {
+                prepared.tree = volumes::clone(plan)?;
+            }
             if plan.kind == MountKind::Cgroup {
                 let clone = |path: &str| {
                     let opened = mount::open_path(Path::new(path))?;
@@ -112,20 +178,70 @@ pub(super) fn clone_from_pod(mounts: &mut [Prepared]) -> Step<()> {
     Ok(())
 }
 
-/// Attaches one mount and returns it.
-pub(super) fn attach(root: BorrowedFd<'_>, mount: &mut Prepared) -> Step<OwnedFd> {
+/// Attaches one mount at its place in the root and returns it.
+pub(super) fn attach(root: &Root, scratch: &Scratch, mount: &mut Prepared) -> Step<OwnedFd> {
     let stage = format!("mount {}", mount.plan.target);
-    let tree = match mount.tree.take() {
-        Some(tree) => tree,
-        None => create(&mount.plan).map_err(internal(&stage, "new file system"))?,
-    };
-    let kind = tree::kind(tree.as_fd()).map_err(internal(&stage, "its root"))?;
-    let target = tree::make(root, &mount.plan.target, kind).map_err(internal(&stage, "mount point"))?;
+    let tree = tree_of(scratch, mount)?;
+    let target = place_for(root, &tree, &mount.plan)?;
+    if mount.plan.target == "/proc" && !is_procfs(&tree).map_err(internal(&stage, "its file system"))? {
+        return Err(invalid(&stage, "only a proc file system can be mounted there"));
+    }
     mount::attach(tree.as_fd(), target.as_fd()).map_err(internal(&stage, "attaching"))?;
     if !mount.leaves.is_empty() {
         attach_leaves(&tree, mount).map_err(internal(&stage, "cgroups"))?;
     }
     Ok(tree)
+}
+
+/// Attaches Bidirectional volumes, when all else is in its place.
+pub(super) fn attach_shared(root: &Root, scratch: &Scratch, mounts: Vec<Prepared>) -> Step<()> {
+    let mut opened: Vec<(OwnedFd, OwnedFd, mount::Identity)> = Vec::with_capacity(mounts.len());
+    for mut mount in mounts {
+        let stage = format!("mount {}", mount.plan.target);
+        let tree = tree_of(scratch, &mut mount)?;
+        let target = place_for(root, &tree, &mount.plan)?;
+        let identity = mount::identity(target.as_fd()).map_err(internal(&stage, "mount point"))?;
+        // The kernel would put the second one on the first, and so on the host.
+        if opened.iter().any(|(.., other)| *other == identity) {
+            return Err(invalid(&stage, "it leads to the place of another Bidirectional volume"));
+        }
+        opened.push((tree, target, identity));
+    }
+    for (tree, target, _) in &opened {
+        mount::attach(tree.as_fd(), target.as_fd()).map_err(internal("volumes", "attaching"))?;
+    }
+    Ok(())
+}
+
+/// Programs and everything that confines them rely on what /proc says.
+fn is_procfs(tree: &OwnedFd) -> std::io::Result<bool> {
+    Ok(rustix::fs::fstatfs(tree)?.f_type == rustix::fs::PROC_SUPER_MAGIC)
+}
+
+/// What is to be attached: made before, found in the scratch root, or made now.
+fn tree_of(scratch: &Scratch, mount: &mut Prepared) -> Step<OwnedFd> {
+    let stage = format!("mount {}", mount.plan.target);
+    match (mount.tree.take(), mount.place) {
+        (Some(tree), _) => Ok(tree),
+        (None, Place::Staged(index)) => scratch.staged(index).map_err(internal(&stage, "staged volume")),
+        (None, _) => create(&mount.plan).map_err(internal(&stage, "new file system")),
+    }
+}
+
+/// The place for a mount in the container's root, opened; made where it is missing.
+fn place_for(root: &Root, tree: &OwnedFd, plan: &MountPlan) -> Step<OwnedFd> {
+    let stage = format!("mount {}", plan.target);
+    let kind = tree::kind(tree.as_fd()).map_err(internal(&stage, "its root"))?;
+    // A volume and the files below /etc go where the image's links lead, as with every runtime. File systems
+    // of ours confine: a link would let the image say what they hide and what they do not.
+    let links = match plan.kind {
+        MountKind::Bind { .. } | MountKind::File { .. } => Links::Follow,
+        _ => Links::Refuse,
+    };
+    root.mount_point(&plan.target, kind, links).map_err(|e| match e.kind() {
+        std::io::ErrorKind::InvalidInput if e.raw_os_error().is_none() => invalid(&stage, e),
+        _ => internal(&stage, "mount point")(e),
+    })
 }
 
 fn create(plan: &MountPlan) -> std::io::Result<OwnedFd> {
@@ -181,29 +297,33 @@ pub(super) struct Namespaces<'a> {
     pub(super) own: BorrowedFd<'a>,
 }
 
-/// Clones the early mounts' sources. In the namespace that kubelet lives in.
-pub(super) fn clone_early(early: &[MountPlan]) -> Step<Vec<Prepared>> {
-    let prepare = |plan: &MountPlan| {
-        Ok(Prepared { plan: plan.clone(), tree: volumes::clone(plan)?, leaves: Vec::new() })
+/// Clones the sources of what the worker attaches. In the namespace that kubelet lives in.
+pub(super) fn clone_early(worker: &[(Place, MountPlan)]) -> Step<Vec<Prepared>> {
+    let prepare = |(place, plan): &(Place, MountPlan)| {
+        Ok(Prepared { tree: volumes::clone(plan)?, ..Prepared::new(plan.clone(), *place) })
     };
-    early.iter().map(prepare).collect()
+    worker.iter().map(prepare).collect()
 }
 
-/// Attaches the early mounts, anew as long as the host's table changes meanwhile and any of them minds.
+/// Attaches the worker's mounts, anew as long as the host's table changes meanwhile and any of them minds.
 pub(super) fn attach_early(
-    root: BorrowedFd<'_>,
-    early: &[MountPlan],
+    root: &Root,
+    scratch: &Scratch,
+    worker: &[(Place, MountPlan)],
     mut prepared: Vec<Prepared>,
     table: &volumes::Table,
     namespaces: &Namespaces<'_>,
 ) -> Step<()> {
     let minds: Vec<&str> =
-        early.iter().filter(|p| volumes::propagates(p)).map(|p| p.target.as_str()).collect();
+        worker.iter().filter(|(_, p)| volumes::propagates(p)).map(|(_, p)| p.target.as_str()).collect();
     for _ in 0..ATTEMPTS {
         clone_from_pod(&mut prepared)?;
         let mut attached = Vec::with_capacity(prepared.len());
         for mount in &mut prepared {
-            attached.push(attach(root, mount)?);
+            attached.push(match mount.place {
+                Place::Staged(index) => attach_staged(scratch, mount, index)?,
+                Place::Early | Place::Late => attach(root, scratch, mount)?,
+            });
         }
         if minds.is_empty() || !table.changed()? {
             return Ok(());
@@ -217,7 +337,7 @@ pub(super) fn attach_early(
         drop(attached);
         sys::namespace::enter_mount(namespaces.kubelet)
             .map_err(internal("volumes", "kubelet's mount namespace"))?;
-        let again = clone_early(early);
+        let again = clone_early(worker);
         sys::namespace::enter_mount(namespaces.own).map_err(internal("volumes", "own mount namespace"))?;
         prepared = again?;
     }
@@ -227,52 +347,14 @@ pub(super) fn attach_early(
     )(std::io::ErrorKind::ResourceBusy.into()))
 }
 
-/// Hides paths: a file behind /dev/null, a directory behind an empty read-only tmpfs. In init.
-pub(crate) fn mask(root: BorrowedFd<'_>, paths: &[String]) -> Step<()> {
-    let stage = "masked paths";
-    for path in paths {
-        let Some(target) = existing(root, path).map_err(internal(stage, path))? else { continue };
-        let over = match tree::kind(target.as_fd()).map_err(internal(stage, path))? {
-            Kind::Directory => {
-                let all = Attributes { readonly: true, nosuid: true, nodev: true, noexec: true };
-                mount::tmpfs(0o755, 4096, all)
-            }
-            Kind::File => null(root),
-        };
-        let over = over.map_err(internal(stage, path))?;
-        mount::attach(over.as_fd(), target.as_fd()).map_err(internal(stage, path))?;
-    }
-    Ok(())
-}
-
-/// Makes paths read-only. In init.
-pub(crate) fn protect(root: BorrowedFd<'_>, paths: &[String]) -> Step<()> {
-    let stage = "read-only paths";
-    for path in paths {
-        let Some(target) = existing(root, path).map_err(internal(stage, path))? else { continue };
-        let over = mount::clone(target.as_fd(), true).map_err(internal(stage, path))?;
-        let readonly = Attributes { readonly: true, ..Attributes::default() };
-        mount::add_attributes(over.as_fd(), readonly).map_err(internal(stage, path))?;
-        mount::attach(over.as_fd(), target.as_fd()).map_err(internal(stage, path))?;
-    }
-    Ok(())
-}
-
-fn existing(root: BorrowedFd<'_>, path: &str) -> std::io::Result<Option<OwnedFd>> {
-    match tree::open(root, path, OFlags::empty()) {
-        Ok(fd) => Ok(Some(fd)),
-        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
-            Ok(None)
-        }
-        Err(e) => Err(e),
-    }
-}
-
-/// A mount of the container's /dev/null, if it is the real one: an image must not choose what hides.
-fn null(root: BorrowedFd<'_>) -> std::io::Result<OwnedFd> {
-    let null = tree::open(root, "/dev/null", OFlags::NOFOLLOW)?;
-    if rustix::fs::fstat(&null)?.st_rdev != rustix::fs::makedev(1, 3) {
-        return Err(std::io::Error::other("/dev/null is not the null device"));
-    }
-    mount::clone(null.as_fd(), false)
+/// Attaches a volume in the scratch root, where it receives the host's mounts until init moves it.
+fn attach_staged(scratch: &Scratch, mount: &mut Prepared, index: usize) -> Step<OwnedFd> {
+    let stage = format!("mount {}", mount.plan.target);
+    let tree = mount.tree.take().ok_or_else(|| invalid(&stage, "a staged mount without a source"))?;
+    let attach = || {
+        let target = scratch.stage(index, tree::kind(tree.as_fd())?)?;
+        mount::attach(tree.as_fd(), target.as_fd())
+    };
+    attach().map_err(internal(&stage, "staging"))?;
+    Ok(tree)
 }

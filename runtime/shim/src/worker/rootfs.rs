@@ -8,6 +8,7 @@ use sys::mount::{self, Attributes, Option_, Pass};
 use wire::RootfsPlan;
 
 use super::stage::{Step, internal, invalid};
+use super::tree::Root;
 use crate::podns::{EMPTY, LAYERS, WRITABLE};
 
 const STAGE: &str = "rootfs";
@@ -82,6 +83,23 @@ pub(super) fn assemble(plan: &RootfsPlan, sources: &Sources, at: &Path) -> Step<
     let Some(overlay) = overlay else { return Ok(()) };
     fs::create_dir_all(at).map_err(internal(STAGE, at.display()))?;
     mount::attach_at(overlay.as_fd(), at).map_err(internal(STAGE, at.display()))
+}
+
+/// Makes the folders that the image declares as volumes, before there are any mounts: nothing of them can land
+/// on a volume. Below a read-only root they stay writable, as they are with containerd, by a mount of the same
+/// overlay: what is written there is the container's writable layer's.
+pub(super) fn make_folders(root: &Root, plan: &RootfsPlan) -> Step<()> {
+    for path in &plan.folders {
+        let make = || -> std::io::Result<()> {
+            let folder = root.folder(path)?;
+            if plan.readonly && !root.is(folder.as_fd())? {
+                mount::attach(mount::clone(folder.as_fd(), false)?.as_fd(), folder.as_fd())?;
+            }
+            Ok(())
+        };
+        make().map_err(internal("image volume", path))?;
+    }
+    Ok(())
 }
 
 /// The same for kernels before 6.7, which know no `lowerdir+`: all in one page of options, so layers go by

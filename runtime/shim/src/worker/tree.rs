@@ -1,14 +1,23 @@
 //! Paths in a root file system that is the image's and hostile: each is resolved as if its root were `/`, and
 //! what is found is held by descriptor from then on.
+//!
+//! Volumes are hostile too: who owns one may swap what lies on it while we work. So a path is resolved once,
+//! and what is mounted, made or hidden is hung on the descriptor that this gave.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, mkdirat, openat};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2, readlinkat};
 use rustix::io::Errno;
-use sys::mount::open_in_root;
+use sys::mount::{self, Identity, open_in_root};
+
+/// Symbolic links that a path may lead through, as in the kernel.
+const MOST_LINKS: usize = 40;
+/// Names that are looked up for a path, its links' included.
+const MOST_NAMES: usize = 4096;
 
 /// What a mount needs to be attached to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,72 +33,270 @@ pub(crate) enum Kind {
 /// # Errors
 /// Those of fstat(2).
 pub(crate) fn kind(file: BorrowedFd<'_>) -> io::Result<Kind> {
-    let mode = rustix::fs::fstat(file)?.st_mode;
-    Ok(if FileType::from_raw_mode(mode) == FileType::Directory { Kind::Directory } else { Kind::File })
+    Ok(if file_type(file)? == FileType::Directory { Kind::Directory } else { Kind::File })
 }
 
-/// Opens `path` in `root` (O_PATH), making what is missing: directories 0755, a file 0644 and empty.
-/// Symlinks that exist are followed within the root.
+fn file_type(file: BorrowedFd<'_>) -> io::Result<FileType> {
+    Ok(FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode))
+}
+
+/// Which symbolic links a mount point may be reached through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Links {
+    /// Those of the image and of volumes, within the root; what they lead to is made when it is missing.
+    Follow,
+    /// None at all: for file systems of ours that confine, such as /proc.
+    Refuse,
+}
+
+/// A container's root file system.
+#[derive(Debug)]
+pub(crate) struct Root {
+    fd: OwnedFd,
+    identity: Identity,
+}
+
+impl Root {
+    /// By an open descriptor (O_PATH) of its top folder.
+    ///
+    /// # Errors
+    /// Those of statx(2).
+    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
+        let identity = mount::identity(fd.as_fd())?;
+        Ok(Self { fd, identity })
+    }
+
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Is this the top folder itself?
+    ///
+    /// # Errors
+    /// Those of statx(2).
+    pub(crate) fn is(&self, file: BorrowedFd<'_>) -> io::Result<bool> {
+        Ok(mount::identity(file)? == self.identity)
+    }
+
+    /// Opens (O_PATH) the place for a mount, making what is missing.
+    ///
+    /// # Errors
+    /// InvalidInput when it is the root itself, or lies behind a link that may not be followed; as [`make`].
+    pub(crate) fn mount_point(&self, path: &str, kind: Kind, links: Links) -> io::Result<OwnedFd> {
+        let found = match links {
+            Links::Follow => make(self.as_fd(), path, kind)?,
+            Links::Refuse => make_plain(self.as_fd(), path)?,
+        };
+        // Everything of the container would come to lie below that mount, and every later path with it.
+        if self.is(found.as_fd())? {
+            return Err(refused(format!(
+                "{path} leads to the container's root, which cannot be mounted over"
+            )));
+        }
+        Ok(found)
+    }
+
+    /// Opens a folder (O_PATH), making what is missing. It may be the root.
+    ///
+    /// # Errors
+    /// As [`make`].
+    pub(crate) fn folder(&self, path: &str) -> io::Result<OwnedFd> {
+        make(self.as_fd(), path, Kind::Directory)
+    }
+
+    /// Opens what is there (O_PATH); `None` for nothing.
+    ///
+    /// # Errors
+    /// Those of openat2(2).
+    pub(crate) fn existing(&self, path: &str) -> io::Result<Option<OwnedFd>> {
+        present(open(self.as_fd(), path, OFlags::empty()))
+    }
+
+    /// The folder that holds `path`'s last name, and that name; the folder is made where missing.
+    ///
+    /// # Errors
+    /// As [`make`]; InvalidInput for `/`.
+    pub(crate) fn parent<'p>(&self, path: &'p str) -> io::Result<(OwnedFd, &'p OsStr)> {
+        let path = Path::new(path);
+        let (Some(folder), Some(name)) = (path.parent().and_then(Path::to_str), path.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        Ok((self.folder(folder)?, name))
+    }
+}
+
+/// `None` where nothing is.
+fn present(found: io::Result<OwnedFd>) -> io::Result<Option<OwnedFd>> {
+    match found {
+        Ok(fd) => Ok(Some(fd)),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Opens (O_PATH) what lies at the relative `path` in a file system of ours: through no link that leads out
+/// of it. `None` for nothing.
 ///
 /// # Errors
-/// Those of openat2(2) and mkdirat(2); ENOTDIR where a file stands in the way.
-pub(crate) fn make(root: BorrowedFd<'_>, path: &str, kind: Kind) -> io::Result<OwnedFd> {
-    let names: Vec<&OsStr> = names(path)?;
-    let Some((last, parents)) = names.split_last() else { return open(root, "/", OFlags::DIRECTORY) };
-    let mut folder = open(root, "/", OFlags::DIRECTORY)?;
-    let mut walked = PathBuf::from("/");
-    for name in parents {
-        folder = step(root, &folder, &mut walked, name)?;
+/// Those of openat2(2); EXDEV for a link that leads out.
+pub(crate) fn beneath(top: BorrowedFd<'_>, path: &str) -> io::Result<Option<OwnedFd>> {
+    if path.is_empty() {
+        return Ok(Some(top.try_clone_to_owned()?));
     }
-    match kind {
-        Kind::Directory => step(root, &folder, &mut walked, last),
-        Kind::File => {
-            walked.push(last);
-            let walked = walked.to_str().ok_or(io::ErrorKind::InvalidInput)?;
-            match open(root, walked, OFlags::empty()) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                other => return other,
-            }
-            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            // EXCL follows no symlink: one that dangles is an error.
-            drop(openat(&folder, *last, flags, Mode::from_raw_mode(0o644))?);
-            open(root, walked, OFlags::empty())
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    for _ in 0..16 {
+        match openat2(top, path, flags, Mode::empty(), resolve) {
+            // A rename or mount somewhere raced with a `..` on the way.
+            Err(Errno::AGAIN) => {}
+            other => return present(other.map_err(Into::into)),
         }
+    }
+    Err(io::ErrorKind::WouldBlock.into())
+}
+
+/// Opens `path` in `root` (O_PATH), making what is missing: directories 0755, a file 0644 and empty. Links are
+/// followed within the root, and what a dangling one names is made there, as runc does.
+///
+/// # Errors
+/// Those of openat2(2) and mkdirat(2); ENOTDIR where a file stands in the way; ELOOP for a magic link.
+pub(crate) fn make(root: BorrowedFd<'_>, path: &str, kind: Kind) -> io::Result<OwnedFd> {
+    let names = names(path)?;
+    let flags = if kind == Kind::Directory { OFlags::DIRECTORY } else { OFlags::empty() };
+    match open(root, path, flags) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Walk::new(root, names).run(kind),
+        other => other,
     }
 }
 
-fn step(root: BorrowedFd<'_>, folder: &OwnedFd, walked: &mut PathBuf, name: &OsStr) -> io::Result<OwnedFd> {
-    walked.push(name);
-    let path = walked.to_str().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
-    match open(root, &path, OFlags::DIRECTORY) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        other => return other,
+/// [`make`] for a folder that must be reached through no link.
+fn make_plain(root: BorrowedFd<'_>, path: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+    if let Ok(found) = openat2(root, path, flags, Mode::empty(), resolve) {
+        return Ok(found);
     }
-    match mkdirat(folder, name, Mode::from_raw_mode(0o755)) {
-        // EEXIST: a symlink that dangles, which the next open reports.
-        Ok(()) | Err(Errno::EXIST) => open(root, &path, OFlags::DIRECTORY),
+    // Something is missing or in the way: name by name, to make it or to say what it is.
+    let mut folder = open(root, "/", OFlags::DIRECTORY)?;
+    for name in names(path)? {
+        folder = match openat(&folder, name, flags, Mode::empty()) {
+            Ok(next) => next,
+            Err(Errno::NOENT) => {
+                make_one(&folder, name, Kind::Directory)?;
+                openat(&folder, name, flags, Mode::empty())?
+            }
+            Err(Errno::NOTDIR | Errno::LOOP) => {
+                let name = name.display();
+                return Err(refused(format!(
+                    "{name} must be an ordinary folder, and is a symbolic link or a file"
+                )));
+            }
+            Err(e) => return Err(e.into()),
+        };
+    }
+    Ok(folder)
+}
+
+fn refused(message: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, message)
+}
+
+/// A path of which something is missing, walked name by name.
+struct Walk<'r> {
+    root: BorrowedFd<'r>,
+    /// Names still to be looked up, the next one last.
+    rest: Vec<OsString>,
+    /// Where it is: through folders alone, all of them there.
+    at: PathBuf,
+    links: usize,
+}
+
+impl<'r> Walk<'r> {
+    fn new(root: BorrowedFd<'r>, names: Vec<&OsStr>) -> Self {
+        let rest = names.into_iter().rev().map(OsStr::to_owned).collect();
+        Self { root, rest, at: PathBuf::from("/"), links: 0 }
+    }
+
+    fn run(mut self, kind: Kind) -> io::Result<OwnedFd> {
+        let mut folder = self.here()?;
+        for _ in 0..MOST_NAMES {
+            let Some(name) = self.rest.pop() else { return Ok(folder) };
+            if name == ".." {
+                // The root's parent is the root.
+                self.at.pop();
+                folder = self.here()?;
+                continue;
+            }
+            let last = self.rest.is_empty();
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let found = match openat(&folder, &name, flags, Mode::empty()) {
+                Ok(found) => found,
+                Err(Errno::NOENT) => {
+                    make_one(&folder, &name, if last { kind } else { Kind::Directory })?;
+                    self.rest.push(name);
+                    continue;
+                }
+                Err(e) => return Err(e.into()),
+            };
+            match file_type(found.as_fd())? {
+                FileType::Symlink => {
+                    if self.turn(&found)? {
+                        folder = self.here()?;
+                    }
+                }
+                FileType::Directory => {
+                    self.at.push(name);
+                    folder = found;
+                }
+                _ if last && kind == Kind::File => return Ok(found),
+                _ => return Err(io::ErrorKind::NotADirectory.into()),
+            }
+        }
+        Err(Errno::LOOP.into())
+    }
+
+    /// Puts a link's text before what is still to be walked. True when the walk starts again at the root.
+    fn turn(&mut self, link: &OwnedFd) -> io::Result<bool> {
+        self.links += 1;
+        if self.links > MOST_LINKS {
+            return Err(Errno::LOOP.into());
+        }
+        let text = readlinkat(link, "", Vec::new())?.into_bytes();
+        for name in text.split(|byte| *byte == b'/').rev().filter(|name| !matches!(*name, b"" | b".")) {
+            self.rest.push(OsString::from_vec(name.to_vec()));
+        }
+        let absolute = text.starts_with(b"/");
+        if absolute {
+            self.at = PathBuf::from("/");
+        }
+        Ok(absolute)
+    }
+
+    /// The folder it is at, by its path: nothing of that was a link, but a volume's owner may have put one
+    /// there since, which leads nowhere outside the root.
+    fn here(&self) -> io::Result<OwnedFd> {
+        open_in_root(self.root, &self.at, OFlags::PATH | OFlags::DIRECTORY, 0)
+    }
+}
+
+/// Makes a folder or an empty file. One that is there by now is no error: the caller looks again.
+fn make_one(folder: &OwnedFd, name: &OsStr, kind: Kind) -> io::Result<()> {
+    let made = match kind {
+        Kind::Directory => mkdirat(folder, name, Mode::from_raw_mode(0o755)),
+        Kind::File => {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            openat(folder, name, flags, Mode::from_raw_mode(0o644)).map(drop)
+        }
+    };
+    match made {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(e) => Err(e.into()),
     }
 }
 
 /// Opens what is there (O_PATH).
-///
-/// # Errors
-/// Those of openat2(2).
-pub(crate) fn open(root: BorrowedFd<'_>, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
+fn open(root: BorrowedFd<'_>, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
     open_in_root(root, Path::new(path), OFlags::PATH | flags, 0)
-}
-
-/// The folder that holds `path`'s last name, and that name; the folder is made where missing.
-///
-/// # Errors
-/// As [`make`]; InvalidInput for `/`.
-pub(crate) fn parent<'p>(root: BorrowedFd<'_>, path: &'p str) -> io::Result<(OwnedFd, &'p OsStr)> {
-    let path = Path::new(path);
-    let (Some(folder), Some(name)) = (path.parent().and_then(Path::to_str), path.file_name()) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
-    Ok((make(root, folder, Kind::Directory)?, name))
 }
 
 fn names(path: &str) -> io::Result<Vec<&OsStr>> {
@@ -110,41 +317,98 @@ pub(crate) fn is_at_or_below(path: &str, top: &str) -> bool {
     Path::new(path).starts_with(top)
 }
 
-/// Opens a folder for reading by a plain path.
-///
-/// # Errors
-/// Those of open(2).
-pub(crate) fn root_at(path: &str) -> io::Result<OwnedFd> {
-    let fd = sys::mount::open_path(Path::new(path))?;
-    match kind(fd.as_fd())? {
-        Kind::Directory => Ok(fd),
-        Kind::File => Err(io::ErrorKind::NotADirectory.into()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
 
+    fn root(dir: &tempfile::TempDir) -> Root {
+        Root::new(mount::open_path(dir.path()).unwrap()).unwrap()
+    }
+
     #[test]
     fn nothing_leads_out_of_the_root() {
         let outside = tempfile::tempdir().unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let root = root_at(dir.path().to_str().unwrap()).unwrap();
+        let root = root(&dir);
         symlink(outside.path(), dir.path().join("abs")).unwrap();
         symlink("../../../../..", dir.path().join("up")).unwrap();
-        symlink("nowhere", dir.path().join("dangling")).unwrap();
-        make(root.as_fd(), "/up/a/b", Kind::Directory).unwrap();
+        root.folder("/up/a/b").unwrap();
         assert!(dir.path().join("a/b").is_dir());
-        make(root.as_fd(), "/x/y/file", Kind::File).unwrap();
+        root.mount_point("/x/y/file", Kind::File, Links::Follow).unwrap();
         assert!(dir.path().join("x/y/file").is_file());
-        // An absolute symlink is absolute in the root: its target is not there and is not made.
-        assert!(make(root.as_fd(), "/abs/evil", Kind::Directory).is_err());
-        assert!(make(root.as_fd(), "/dangling/evil", Kind::Directory).is_err());
-        assert!(make(root.as_fd(), "/dangling", Kind::File).is_err());
-        assert!(make(root.as_fd(), "/a/../b", Kind::Directory).is_err());
+        // An absolute symlink is absolute in the root: what it names is made there.
+        root.folder("/abs/inside").unwrap();
+        let inside = dir.path().join(outside.path().strip_prefix("/").unwrap());
+        assert!(inside.join("inside").is_dir());
+        assert!(root.folder("/a/../b").is_err());
         assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_dangling_links_name_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = root(&dir);
+        let at = |name: &str| dir.path().join(name);
+        for folder in ["etc", "var", "run/deep"] {
+            std::fs::create_dir_all(at(folder)).unwrap();
+        }
+        symlink("../srv/systemd/stub", at("etc/resolv.conf")).unwrap();
+        symlink("/srv/run", at("var/run")).unwrap();
+        symlink("../../../../one/two/../three", at("run/deep/chain")).unwrap();
+        symlink("loop", at("loop")).unwrap();
+        root.mount_point("/etc/resolv.conf", Kind::File, Links::Follow).unwrap();
+        assert!(at("srv/systemd/stub").is_file());
+        root.mount_point("/var/run/secrets/x", Kind::Directory, Links::Follow).unwrap();
+        assert!(at("srv/run/secrets/x").is_dir());
+        root.folder("/run/deep/chain/four").unwrap();
+        assert!(at("one/three/four").is_dir());
+        for path in ["/loop", "/loop/x"] {
+            assert!(root.folder(path).is_err(), "{path}");
+        }
+        std::fs::write(at("file"), "").unwrap();
+        symlink("file", at("to-file")).unwrap();
+        assert!(root.folder("/to-file/x").is_err());
+    }
+
+    #[test]
+    fn the_root_is_never_a_mount_point_and_own_folders_are_no_links() {
+        let dir = tempfile::tempdir().unwrap();
+        // In its own mount the folder would be a mount's root; here the comparison rests on the inode.
+        let root = root(&dir);
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir(at("bin")).unwrap();
+        for (name, target) in
+            [("slash", "/"), ("dot", "."), ("up", "bin/.."), ("far", "../../.."), ("twice", "slash")]
+        {
+            symlink(target, at(name)).unwrap();
+            for kind in [Kind::Directory, Kind::File] {
+                let path = format!("/{name}");
+                assert!(root.mount_point(&path, kind, Links::Follow).is_err(), "{name}");
+                assert!(root.mount_point(&path, kind, Links::Refuse).is_err(), "{name}");
+            }
+        }
+        symlink("bin", at("proc")).unwrap();
+        std::fs::write(at("sys"), "").unwrap();
+        for path in ["/proc", "/sys", "/proc/x"] {
+            assert!(root.mount_point(path, Kind::Directory, Links::Refuse).is_err(), "{path}");
+        }
+        root.mount_point("/dev/pts", Kind::Directory, Links::Refuse).unwrap();
+        assert!(at("dev/pts").is_dir() && !at("bin/x").exists());
+    }
+
+    #[test]
+    fn a_file_system_of_ours_is_not_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = mount::open_path(dir.path()).unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir(at("a")).unwrap();
+        symlink("a", at("inside")).unwrap();
+        symlink("/etc", at("outside")).unwrap();
+        assert!(beneath(top.as_fd(), "inside").unwrap().is_some());
+        assert!(beneath(top.as_fd(), "").unwrap().is_some());
+        assert!(beneath(top.as_fd(), "absent/x").unwrap().is_none());
+        assert!(beneath(top.as_fd(), "outside").is_err());
     }
 
     #[test]

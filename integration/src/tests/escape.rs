@@ -1,0 +1,250 @@
+//! Images and volumes that lead mounts elsewhere by symbolic links: nothing of the host is reached, and what
+//! confines a container lies where it looks.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use super::mounts::PRIVATE;
+use crate::context::{Context, Pod};
+use crate::images::Recipe;
+use crate::images::layer::{Packing, Writer};
+use crate::runner::{Test, test};
+use crate::shapes::{self, ContainerExt as _};
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        test!(proc_is_no_link),
+        test!(sys_is_no_link),
+        test!(dev_is_no_link),
+        test!(proc_through_a_shared_volume),
+        test!(image_link_to_the_root_under_a_volume),
+        test!(volume_link_to_the_root_under_a_volume),
+        test!(volume_that_is_swapped_while_others_are_attached).limit(120),
+    ]
+}
+
+/// Pushes busybox with one more layer; its reference.
+pub(super) async fn image_with(
+    cx: &Context,
+    config: serde_json::Value,
+    fill: impl FnOnce(&mut Writer) -> Result<()>,
+) -> Result<String> {
+    let mut layer = Writer::new();
+    fill(&mut layer)?;
+    let layers = [cx.fixture.layers.busybox.clone(), layer.finish(Packing::Gzip)?];
+    let name = format!("{}-{}", cx.name, shapes::unique());
+    cx.fixture.registry.push(&name, "1", &Recipe::new(&layers, config).build()).await?;
+    Ok(format!("registry.test/{name}:1"))
+}
+
+/// A sleeper from an image.
+pub(super) fn sleeper(name: &str, image: &str) -> cri_api::v1::ContainerConfig {
+    shapes::container(name, image, &["/bin/sleep", "100000"])
+}
+
+/// What kubelet masks and protects.
+pub(super) fn as_kubelet(config: cri_api::v1::ContainerConfig) -> cri_api::v1::ContainerConfig {
+    let list = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect();
+    config.with(|c| {
+        c.security().masked_paths = list(&[
+            "/proc/asound",
+            "/proc/acpi",
+            "/proc/kcore",
+            "/proc/keys",
+            "/proc/latency_stats",
+            "/proc/timer_list",
+            "/proc/sched_debug",
+            "/proc/scsi",
+            "/sys/firmware",
+            "/sys/devices/virtual/powercap",
+        ]);
+        c.security().readonly_paths =
+            list(&["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]);
+    })
+}
+
+/// A folder of the host's that has what libcontainer would replace, and what it has.
+pub(super) fn bait(cx: &Context) -> Result<(PathBuf, Vec<String>)> {
+    let folder = cx.volume("bait")?;
+    for name in ["ptmx", "console", "null", "kept"] {
+        fs::write(folder.join(name), "the host's")?;
+    }
+    let before = listing(&folder)?;
+    Ok((folder, before))
+}
+
+/// Every name below a folder with its kind and length, links not followed.
+pub(super) fn listing(folder: &Path) -> Result<Vec<String>> {
+    let mut all = Vec::new();
+    let mut open = vec![folder.to_owned()];
+    while let Some(folder) = open.pop() {
+        for entry in fs::read_dir(&folder)? {
+            let path = entry?.path();
+            let facts = fs::symlink_metadata(&path)?;
+            all.push(format!("{} {:?} {}", path.display(), facts.file_type(), facts.len()));
+            if facts.is_dir() {
+                open.push(path);
+            }
+        }
+    }
+    all.sort();
+    Ok(all)
+}
+
+/// An image in which a folder of the runtime's is a link is refused, whatever the link says.
+async fn refuses_link(cx: &Context, folder: &str) -> Result<()> {
+    let pod = cx.pod().await?;
+    for target in ["/", ".", "bin/..", "../../..", "/etc", "/proc/1/root/etc", "/sys", "absent"] {
+        let image = image_with(cx, json!({}), |w| w.symlink(folder, target)).await?;
+        let made = cx.start(&pod, &as_kubelet(sleeper("one", &image))).await;
+        let error = match made {
+            Err(error) => format!("{error:#}"),
+            Ok(id) => {
+                let seen = cx.cri.exec(&id, &["/bin/busybox", "head", "-n3", "/proc/self/mountinfo"]).await;
+                anyhow::bail!("an image with /{folder} -> {target} runs; it sees {seen:?}");
+            }
+        };
+        ensure!(error.contains(&format!("/{folder}")), "/{folder} -> {target}: {error}");
+    }
+    Ok(())
+}
+
+async fn proc_is_no_link(cx: Context) -> Result<()> {
+    refuses_link(&cx, "proc").await
+}
+
+async fn sys_is_no_link(cx: Context) -> Result<()> {
+    refuses_link(&cx, "sys").await
+}
+
+async fn dev_is_no_link(cx: Context) -> Result<()> {
+    refuses_link(&cx, "dev").await
+}
+
+/// The link's target lies on a volume, whose owner could swap it between the mount and the masks.
+async fn proc_through_a_shared_volume(cx: Context) -> Result<()> {
+    let shared = cx.volume("shared")?;
+    fs::create_dir(shared.join("p"))?;
+    let image = image_with(&cx, json!({}), |w| w.symlink("proc", "/shared/p")).await?;
+    let pod = cx.pod().await?;
+    let made =
+        cx.start(&pod, &as_kubelet(sleeper("one", &image).mount(&shared, "/shared", false, PRIVATE))).await;
+    ensure!(made.is_err(), "/proc lies on a volume");
+    ensure!(fs::read_dir(shared.join("p"))?.next().is_none());
+    Ok(())
+}
+
+/// A volume's folder that looks like a root to whoever works in it by path.
+pub(super) fn like_a_root(cx: &Context, bait: &Path) -> Result<PathBuf> {
+    let volume = cx.volume("root")?;
+    for folder in ["bin", "etc", "proc", "sys"] {
+        fs::create_dir(volume.join(folder))?;
+    }
+    symlink(format!("/proc/1/root{}", bait.display()), volume.join("dev"))?;
+    Ok(volume)
+}
+
+/// The container is refused, or it runs in its own root all the same; never is anything of the host touched.
+async fn harmless(
+    cx: &Context,
+    pod: &Pod,
+    config: &cri_api::v1::ContainerConfig,
+    hosts: &[(&Path, &[String])],
+) -> Result<bool> {
+    let made = cx.start(pod, &as_kubelet(config.clone())).await;
+    for (folder, before) in hosts {
+        let now = listing(folder)?;
+        ensure!(now == *before, "{} was {before:#?} and is {now:#?}", folder.display());
+    }
+    let Ok(id) = made else { return Ok(false) };
+    let root = cx.cri.sh(&id, "ls /bin/busybox; wc -c < /proc/keys; cat /proc/1/comm").await?;
+    ensure!(root == "/bin/busybox\n0\nsleep", "its root or its masks are not its own: {root}");
+    let written = cx.cri.exec(&id, &["/bin/sh", "-c", "echo core > /proc/sys/kernel/core_pattern"]).await?;
+    ensure!(written.code != 0, "/proc/sys is writable");
+    cx.cri.stop(&id, 0).await?;
+    cx.cri.remove(&id).await?;
+    Ok(true)
+}
+
+async fn image_link_to_the_root_under_a_volume(cx: Context) -> Result<()> {
+    let (bait, before) = bait(&cx)?;
+    let pod = cx.pod().await?;
+    for target in ["/", ".", "bin/..", "../.."] {
+        let volume = like_a_root(&cx, &bait)?;
+        let as_it_was = listing(&volume)?;
+        let image = image_with(&cx, json!({}), |w| w.symlink("y", target)).await?;
+        let config = sleeper("one", &image).mount(&volume, "/y", false, PRIVATE);
+        let runs = harmless(&cx, &pod, &config, &[(&bait, &before), (&volume, &as_it_was)]).await?;
+        ensure!(!runs, "a volume at /y -> {target} covers the root");
+    }
+    Ok(())
+}
+
+async fn volume_link_to_the_root_under_a_volume(cx: Context) -> Result<()> {
+    let (bait, before) = bait(&cx)?;
+    let pod = cx.pod().await?;
+    for target in ["/", "..", "../bin/..", "../../../.."] {
+        let (outer, inner) = (cx.volume("outer")?, like_a_root(&cx, &bait)?);
+        symlink(target, outer.join("b"))?;
+        let as_it_was = listing(&inner)?;
+        let config =
+            cx.sleeper("one").mount(&outer, "/a", false, PRIVATE).mount(&inner, "/a/b", false, PRIVATE);
+        let runs = harmless(&cx, &pod, &config, &[(&bait, &before), (&inner, &as_it_was)]).await?;
+        ensure!(!runs, "a volume at /a/b -> {target} covers the root");
+    }
+    Ok(())
+}
+
+/// A sidecar that owns a volume swaps a folder on it for links while mounts are made through it.
+async fn volume_that_is_swapped_while_others_are_attached(cx: Context) -> Result<()> {
+    let (bait, before) = bait(&cx)?;
+    let (outer, inner) = (cx.volume("outer")?, like_a_root(&cx, &bait)?);
+    fs::create_dir(inner.join("c"))?;
+    let as_it_was = listing(&inner)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let swapper = std::thread::spawn({
+        let (stop, outer) = (Arc::clone(&stop), outer.clone());
+        move || {
+            let mut swaps = 0_u64;
+            while !stop.load(Ordering::Relaxed) {
+                for target in ["/", "/proc", "/sys/fs", "/etc", "/proc/self/fd", "../dev"] {
+                    // Each fails when the other end is there still: the next turn finds it.
+                    drop(fs::remove_file(outer.join("b")));
+                    drop(symlink(target, outer.join("b")));
+                    drop(fs::remove_file(outer.join("b")));
+                    drop(fs::create_dir(outer.join("b")));
+                    drop(fs::remove_dir(outer.join("b")));
+                    swaps += 1;
+                }
+            }
+            swaps
+        }
+    });
+    let pod = cx.pod().await?;
+    let mut runs = 0;
+    let mut result = Ok(());
+    for _ in 0..30 {
+        let config = cx
+            .sleeper("one")
+            .mount(&outer, "/a", false, PRIVATE)
+            .mount(&inner, "/a/b/c", false, PRIVATE)
+            .mount(&inner, "/a/b", false, PRIVATE);
+        match harmless(&cx, &pod, &config, &[(&bait, &before), (&inner, &as_it_was)]).await {
+            Ok(ran) => runs += u32::from(ran),
+            Err(error) => {
+                result = Err(error);
+                break;
+            }
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    let swaps = swapper.join().map_err(|_| anyhow::anyhow!("the swapper panicked"))?;
+    println!("      ({runs} of 30 ran, {swaps} swaps)");
+    result
+}

@@ -1,0 +1,152 @@
+//! The root that libcontainer is given: a small tmpfs of ours, with nothing in it that an image or a volume
+//! could have put there.
+//!
+//! libcontainer works by path on the root it is given (nodes and links in /dev, pivot_root), and as real root.
+//! So the container's root file system lies one level below, at a name that libcontainer never uses, and init
+//! moves into it when libcontainer has done its part.
+//!
+//! ```text
+//! /              tmpfs
+//! ├── dev/       libcontainer's nodes and links
+//! ├── root/      the container's root file system
+//! ├── stage/N    volumes that receive mounts from the host, until init moves them to their place
+//! ├── null       c 1:3, what files are masked with
+//! └── empty/     what folders are masked with
+//! ```
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, makedev, mkdirat, mknodat, openat, unlinkat};
+use rustix::io::Errno;
+use sys::mount::{self, Attributes, Pass};
+
+use super::stage::{Step, internal};
+use super::tree::{self, Kind, Root};
+
+const STAGE: &str = "scratch root";
+/// Bytes; it holds nodes, links and mount points alone.
+const SIZE: u64 = 1 << 20;
+
+/// The scratch root, of the worker or, after libcontainer's pivot_root, of init.
+#[derive(Debug)]
+pub(super) struct Scratch {
+    fd: OwnedFd,
+    /// What folders are masked with, attached somewhere already.
+    cover: Option<OwnedFd>,
+}
+
+impl Scratch {
+    /// Makes one and attaches it at `at`. In the worker, in a mount namespace of its own.
+    pub(super) fn attach(at: &Path) -> Step<Self> {
+        // No nodev: libcontainer opens the null device in it.
+        let attributes = Attributes { nosuid: true, noexec: true, ..Attributes::default() };
+        let fd = mount::tmpfs(0o755, SIZE, attributes).map_err(internal(STAGE, "tmpfs"))?;
+        let fill = || -> io::Result<()> {
+            for name in ["dev", "root", "stage", "empty"] {
+                mkdirat(&fd, name, Mode::from_raw_mode(0o755))?;
+            }
+            mknodat(&fd, "null", FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(1, 3))?;
+            fs::create_dir_all(at)?;
+            mount::attach_at(fd.as_fd(), at)
+        };
+        fill().map_err(internal(STAGE, at.display()))?;
+        Ok(Self { fd, cover: None })
+    }
+
+    /// The caller's root. In init, after libcontainer's pivot_root.
+    pub(super) fn inherited() -> Step<Self> {
+        let fd = mount::open_path(Path::new("/")).map_err(internal(STAGE, "/"))?;
+        Ok(Self { fd, cover: None })
+    }
+
+    /// Where the container's root file system is attached, seen from where the scratch root is attached.
+    pub(super) fn root_below(at: &Path) -> PathBuf {
+        at.join("root")
+    }
+
+    /// The container's root file system.
+    pub(super) fn root(&self) -> Step<Root> {
+        let open = || -> io::Result<Root> {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let root = Root::new(openat(&self.fd, "root", flags, Mode::empty())?)?;
+            if mount::mount_id(root.as_fd())? == mount::mount_id(self.fd.as_fd())? {
+                return Err(io::Error::other("no root file system is mounted"));
+            }
+            Ok(root)
+        };
+        open().map_err(internal("rootfs", "the container's root"))
+    }
+
+    /// Refuses when something else has come to lie at `at` since this was attached there.
+    pub(super) fn check(&self, at: &Path) -> Step<()> {
+        let same = || -> io::Result<bool> {
+            Ok(mount::identity(mount::open_path(at)?.as_fd())? == mount::identity(self.fd.as_fd())?)
+        };
+        match same() {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                Err(internal(STAGE, at.display())(io::Error::other("something else is mounted there")))
+            }
+            Err(e) => Err(internal(STAGE, at.display())(e)),
+        }
+    }
+
+    /// The mount point of staged volume `index`, made anew. In the worker.
+    pub(super) fn stage(&self, index: usize, kind: Kind) -> io::Result<OwnedFd> {
+        let name = format!("stage/{index}");
+        let unlink = |flags| match unlinkat(&self.fd, &name, flags) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(e) => Err(e),
+        };
+        // A second attempt may meet a file where a folder was.
+        unlink(AtFlags::empty()).or_else(|_| unlink(AtFlags::REMOVEDIR))?;
+        tree::make(self.fd.as_fd(), &format!("/{name}"), kind)
+    }
+
+    /// Staged volume `index`, to be moved to its place. In init.
+    pub(super) fn staged(&self, index: usize) -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(openat(&self.fd, format!("stage/{index}"), flags, Mode::empty())?)
+    }
+
+    /// Undoes what libcontainer's rootfsPropagation "shared" did to mounts that are not to be shared: each gets
+    /// a peer group of its own by that. Staged volumes stay as they are.
+    pub(super) fn unshare(&self, root: &Root) -> Step<()> {
+        mount::set_propagation(self.fd.as_fd(), Pass::Private, false)
+            // What has a master on the host goes on receiving from it; all else becomes private.
+            .and_then(|()| mount::set_propagation(root.as_fd(), Pass::Slave, true))
+            .map_err(internal("rootfs", "propagation"))
+    }
+
+    /// A mount that hides what is of this kind, not attached yet: the null device, or an empty read-only folder.
+    pub(super) fn mask(&mut self, kind: Kind) -> io::Result<OwnedFd> {
+        match (kind, &self.cover) {
+            (Kind::File, _) => {
+                let null = openat(
+                    &self.fd,
+                    "null",
+                    OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                    Mode::empty(),
+                )?;
+                mount::clone(null.as_fd(), false)
+            }
+            (Kind::Directory, Some(cover)) => mount::clone(cover.as_fd(), false),
+            (Kind::Directory, None) => {
+                let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let cover = mount::clone(openat(&self.fd, "empty", flags, Mode::empty())?.as_fd(), false)?;
+                let all = Attributes { readonly: true, nosuid: true, nodev: true, noexec: true };
+                mount::add_attributes(cover.as_fd(), all)?;
+                self.cover = Some(cover.try_clone()?);
+                Ok(cover)
+            }
+        }
+    }
+
+    /// Makes the container's root file system the caller's root and drops the scratch root. In init, last.
+    pub(super) fn leave(self, root: BorrowedFd<'_>) -> Step<()> {
+        mount::pivot_into(root).map_err(internal("rootfs", "pivot_root"))
+    }
+}
