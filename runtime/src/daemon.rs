@@ -75,6 +75,9 @@ pub enum Error {
 pub fn run(config: Config) -> Result<(), Error> {
     telemetry::init(config.log)?;
     sys::malloc::limit_arenas(ARENAS);
+    if let Err(error) = sys::rlimit::raise_open_files() {
+        tracing::warn!(%error, "limit of open files not raised");
+    }
     let alone = threads_to_spare().err();
     if let Some(error) = &alone {
         tracing::error!(%error, "no threads can be started: the daemon works with one until it is restarted");

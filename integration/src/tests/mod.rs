@@ -25,6 +25,8 @@ mod pause;
 mod plugins;
 mod pod;
 mod podlife;
+mod privilege;
+mod processes;
 mod propagation;
 mod pss;
 mod records;
@@ -57,6 +59,8 @@ pub(crate) fn all() -> Vec<Test> {
         libcontainer::tests(),
         security::tests(),
         confinement::tests(),
+        privilege::tests(),
+        processes::tests(),
         same_as_runc::tests(),
         mounts::tests(),
         escape::tests(),

@@ -21,6 +21,7 @@ use crate::lanes;
 use crate::node::{Error, ErrorKind, NodeOptions};
 use crate::registry::{Registry, Reply, Reservation};
 use crate::root::Root;
+use crate::seccomp::Compiled;
 use crate::seccomp::Compiler;
 use crate::shims::spawn::Binaries;
 use image::ImageStore;
@@ -218,7 +219,7 @@ pub(crate) async fn seccomp(
     pod: &str,
     profile: &SeccompProfile,
     caps: u64,
-) -> Result<Option<Arc<SeccompProgram>>, Error> {
+) -> Result<Option<Arc<Compiled>>, Error> {
     let (compiler, wanted) = (Arc::clone(&context.compiler), profile.clone());
     let work = move || Ok(compiler.program(&wanted, caps)?);
     let lane = match profile {
