@@ -35,7 +35,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use sys::tree::Trash;
-use wire::SeccompProgram;
 
 /// `kind` of pods' records.
 pub(crate) const POD_RECORD: &str = "pod";
