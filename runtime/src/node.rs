@@ -176,6 +176,9 @@ impl From<image::Error> for Error {
 pub struct PodView {
     /// All that List and Status say.
     pub record: PodRecord,
+    /// Since when its shim does not answer, nanoseconds since the epoch; 0 when it does, or is gone. All else
+    /// is as it was before.
+    pub silent_since: i64,
     /// Grows with every change on this node.
     pub generation: u64,
 }

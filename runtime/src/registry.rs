@@ -140,7 +140,7 @@ impl Registry {
     /// Shows a pod that has no driver because its record cannot be used, and keeps its name.
     pub(crate) fn keep_pod(&self, kept: &KeptPod) {
         let KeptPod { record, refusal } = kept;
-        self.published.put_pod(record);
+        self.published.put_pod(record, 0);
         let mut tables = self.tables();
         tables.kept.insert(record.id.as_str().into(), refusal.clone());
         if record.config.meta != PodMeta::default() {

@@ -4,53 +4,22 @@
 use crate::kept::{self, KeptContainer, KeptPod};
 use crate::netns;
 use crate::node::Error;
+use crate::pod::driver::link::{self, Answer, Link};
 use crate::pod::driver::{self, Driver};
-use crate::pod::{CONTAINER_RECORD, Context, POD_RECORD, blocking, containers, now, teardown};
+use crate::pod::{CONTAINER_RECORD, Context, POD_RECORD, blocking, containers};
 use crate::registry::{Registry, Seat};
-use crate::shims::client::{self, ClientError};
-use crate::shims::{Client, Connection, spawn};
-use model::reconcile::{ContainerAction, Facts, Held, PodAction, Shim, reconcile};
-use model::{ContainerId, ContainerRecord, Exit, PodId, PodPhase, PodRecord};
+use crate::shims::dial::{Dialled, dial};
+use crate::shims::spawn;
+use model::{ContainerId, ContainerRecord, PodId, PodRecord};
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use wire::{ContainerState, Request, Snapshot};
+use wire::{Request, Snapshot};
 
-/// How long a living shim may take to greet.
-const GREETING: Duration = Duration::from_secs(3);
-/// How often a shim that was lost in the middle is dialled again, and how long each may take: all of it is
-/// over before five seconds are.
-const TRIES: u32 = 3;
-const AGAIN: Duration = Duration::from_secs(1);
-const PAUSE: Duration = Duration::from_millis(200);
-/// How long a killed shim may take to go.
-const KILL: Duration = Duration::from_secs(1);
-/// Between questions to a silent shim, and after how many it is taken for dead.
-const RETRY: Duration = Duration::from_secs(1);
-const MOST_SILENCE: u32 = 8;
 /// For an orphan's processes.
 const STOP: Duration = Duration::from_secs(10);
-
-/// What asking a shim has brought.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    said: Said,
-    exits: BTreeMap<ContainerId, (Exit, i64)>,
-    /// False when the pod is of another boot.
-    same_boot: bool,
-}
-
-#[derive(Debug)]
-enum Said {
-    Here(Box<Connection>),
-    Gone,
-    /// `ours`: for lack of descriptors or memory in this process, which says nothing about the shim.
-    Silent {
-        ours: bool,
-    },
-}
 
 /// All records.
 #[derive(Debug, Default)]
@@ -90,13 +59,9 @@ pub(crate) async fn restore(context: &Arc<Context>, registry: &Arc<Registry>) ->
     }
     for (record, same_boot) in std::mem::take(&mut records.pods) {
         let containers = records.containers.remove(&record.id).unwrap_or_default();
-        let leaving = match record.phase {
-            // With containers it may be one whose commit a power loss took.
-            PodPhase::Launching => same_boot || containers.is_empty(),
-            phase => phase == PodPhase::Removing,
-        };
+        let leaving = model::reconcile::is_leaving(same_boot, &record, &containers);
         let seat = registry.restore(&record.id, &Arc::new(record.config.clone()), leaving);
-        adopt(context, registry, seat, record, containers, same_boot);
+        adopt(context, registry, seat, record, containers, Origin { same_boot, leaving });
     }
     let leases = context.images.leases();
     let context = Arc::clone(context);
@@ -127,6 +92,15 @@ pub(crate) async fn restore(context: &Arc<Context>, registry: &Arc<Registry>) ->
     Ok(())
 }
 
+/// What a pod's record says beside the pod.
+#[derive(Debug, Clone, Copy)]
+struct Origin {
+    /// What it names may live.
+    same_boot: bool,
+    /// It is rolled back or removed: not shown, and whoever wants its name waits.
+    leaving: bool,
+}
+
 /// Starts the driver of a recorded pod.
 fn adopt(
     context: &Arc<Context>,
@@ -134,11 +108,11 @@ fn adopt(
     seat: Seat,
     record: PodRecord,
     containers: Vec<ContainerRecord>,
-    same_boot: bool,
+    origin: Origin,
 ) {
     let mut driver = Driver::new(Arc::clone(context), Arc::clone(registry), record);
-    // What was never committed, or is going, is not shown.
-    driver.hidden = matches!(driver.record.phase, PodPhase::Launching | PodPhase::Removing);
+    driver.hidden = origin.leaving;
+    driver.link = Link::down("it has not been asked since the daemon's start");
     driver.publish();
     for container in containers {
         let id = container.id.clone();
@@ -149,207 +123,14 @@ fn adopt(
     tokio::spawn(async move {
         // Dropped with the driver: whoever waits for the name of a pod that leaves then tries again.
         let Seat { id, mut commands, launched, mut closing } = seat;
-        let answer = if same_boot { ask(&context, &id, GREETING).await } else { Answer::of_another_boot() };
+        let answer = match origin.same_boot {
+            true => link::ask(&context, &id, driver.record.shim_pid, link::GREETING).await,
+            false => Answer::of_another_boot(),
+        };
         driver.dialled(answer);
         driver.launched = Some(launched);
         driver.run(&mut commands, &mut closing).await;
     });
-}
-
-impl Answer {
-    fn of_another_boot() -> Self {
-        Self { said: Said::Gone, exits: BTreeMap::new(), same_boot: false }
-    }
-}
-
-/// Dials a pod's shim and reads the exit records it has left.
-async fn ask(context: &Arc<Context>, pod: &PodId, limit: Duration) -> Answer {
-    let said = dial(context, pod, limit).await;
-    let (theirs, id) = (Arc::clone(context), pod.clone());
-    let exits =
-        blocking("read exit records", move || Ok(teardown::exits(&theirs, &id))).await.unwrap_or_default();
-    let exits = exits.into_iter().map(|(id, facts)| (id, (containers::exit_of(&facts), facts.started_at)));
-    Answer { said, exits: exits.collect(), same_boot: true }
-}
-
-async fn dial(context: &Arc<Context>, pod: &PodId, limit: Duration) -> Said {
-    let socket = context.layout.shim_socket(pod);
-    let reachable = blocking("find the shim", move || {
-        match socket
-            .try_exists()
-            .map_err(|error| Error::of(format!("look at {}", socket.display()), &error))?
-        {
-            true => spawn::reachable(&socket).map(Some),
-            false => Ok(None),
-        }
-    });
-    let socket = match reachable.await {
-        Ok(Some(socket)) => socket,
-        Ok(None) => return Said::Gone,
-        // Our own trouble (no descriptors, no memory) says nothing about the shim.
-        Err(error) => {
-            tracing::warn!(%pod, %error, "cannot look for the shim");
-            return Said::Silent { ours: true };
-        }
-    };
-    match client::dial(&socket.path, pod, limit).await {
-        Ok(connection) => Said::Here(Box::new(connection)),
-        // The shim holds the listening socket: refused means that nobody does.
-        Err(ClientError::Socket { source, .. })
-            if matches!(
-                source.kind(),
-                std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::NotFound
-            ) =>
-        {
-            Said::Gone
-        }
-        Err(error) => {
-            tracing::warn!(%pod, %error, "shim does not answer");
-            Said::Silent { ours: matches!(&error, ClientError::Socket { source, .. } if is_lack(source)) }
-        }
-    }
-}
-
-/// Does this process or machine lack something that it needs to ask?
-fn is_lack(error: &std::io::Error) -> bool {
-    use rustix::io::Errno;
-    matches!(
-        Errno::from_io_error(error),
-        Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS | Errno::AGAIN)
-    )
-}
-
-/// After a lost connection: dials again, or sees to it that the shim is dead.
-pub(crate) async fn dial_again(context: &Arc<Context>, pod: &PodId, client: Client) -> Answer {
-    let mut tries = 0;
-    while tries < TRIES {
-        if tokio::time::timeout(PAUSE, client.ended()).await.is_ok() {
-            break;
-        }
-        let answer = ask(context, pod, AGAIN).await;
-        match answer.said {
-            Said::Here(_) => return answer,
-            // A shim is not killed for our own lack of descriptors or memory.
-            Said::Silent { ours: true } => {}
-            Said::Silent { ours: false } | Said::Gone => tries += 1,
-        }
-    }
-    kill(pod, &client).await;
-    let mut answer = ask(context, pod, AGAIN).await;
-    answer.said = Said::Gone;
-    answer
-}
-
-async fn kill(pod: &PodId, client: &Client) {
-    if let Err(error) = client.kill()
-        && error.raw_os_error() != Some(rustix::io::Errno::SRCH.raw_os_error())
-    {
-        tracing::warn!(%pod, %error, "cannot kill the shim");
-    }
-    if tokio::time::timeout(KILL, client.ended()).await.is_err() {
-        tracing::warn!(%pod, "the shim does not die: its pod is ended without it");
-    }
-}
-
-/// Carries out the plan for one pod.
-pub(crate) fn apply(driver: &mut Driver, answer: Answer) {
-    let Answer { said, exits, same_boot } = answer;
-    let (shim, connection) = match said {
-        Said::Here(connection) => (held(&connection.snapshot), Some(connection)),
-        Said::Gone => (Shim::Gone, None),
-        Said::Silent { .. } => (Shim::Silent, None),
-    };
-    let records: Vec<ContainerRecord> = driver.containers.values().map(|it| it.record.clone()).collect();
-    let gone = shim == Shim::Gone;
-    let facts = Facts { same_boot, pod: &driver.record, containers: &records, shim, exits };
-    let plan = reconcile(&facts, now());
-    tracing::debug!(pod = %driver.record.id, action = ?plan.pod, containers = ?plan.containers, "reconciled");
-    if let Some(connection) = connection {
-        driver.attach(*connection);
-    }
-    // A dead shim's processes are killed before anything is said of their end.
-    let bury = gone && same_boot && matches!(plan.pod, PodAction::NotReady { .. } | PodAction::RollBack);
-    for (id, action) in plan.containers {
-        match action {
-            ContainerAction::Adopt { phase, pid, started_at } => {
-                let recorded = records.iter().find(|record| record.id == id).map(|it| it.started_at);
-                let started_at = if started_at == 0 { recorded.unwrap_or(0) } else { started_at };
-                driver.resume(&id, phase, pid, started_at);
-            }
-            ContainerAction::MarkExited { .. } if bury => {}
-            ContainerAction::MarkExited { exit, started_at } => driver.exited(&id, exit, started_at),
-            // With its pod.
-            ContainerAction::RollBack if plan.pod == PodAction::RollBack => {}
-            ContainerAction::Remove if plan.pod == PodAction::Remove => {}
-            ContainerAction::RollBack => driver.roll_back(&id),
-            ContainerAction::Remove => driver.begin_remove(&id),
-            // Its record is there, and cannot be used.
-            ContainerAction::KillOrphan if driver.registry.managed(id.as_str()).is_err() => {}
-            ContainerAction::KillOrphan => driver.kill_orphan(&id),
-            ContainerAction::Keep | ContainerAction::Retry => {}
-        }
-    }
-    match plan.pod {
-        PodAction::Adopt => driver.publish(),
-        PodAction::Keep => {}
-        PodAction::NotReady { reason } => {
-            driver.not_ready(&reason);
-            if bury {
-                driver.bury();
-            } else if gone {
-                // Another boot: nothing lives, the network may be owed.
-                driver.begin_stop();
-            }
-        }
-        PodAction::RollBack => {
-            driver.remove_when_stopped = true;
-            driver.not_ready("the daemon ended while it was launched");
-            driver.begin_stop();
-        }
-        PodAction::Remove => {
-            driver.remove_when_stopped = true;
-            driver.begin_stop();
-        }
-        PodAction::Retry => driver.ask_later(),
-    }
-}
-
-/// Asks a silent shim again after a while; too long a silence is death.
-pub(crate) async fn ask_later(context: Arc<Context>, pod: PodId, silence: u32) -> Answer {
-    tokio::time::sleep(RETRY).await;
-    let mut answer = ask(&context, &pod, GREETING).await;
-    if matches!(answer.said, Said::Silent { ours: false }) && silence >= MOST_SILENCE {
-        tracing::error!(%pod, "the shim stays silent: its pod is ended without it");
-        answer.said = Said::Gone;
-    }
-    answer
-}
-
-/// The snapshot as the plan reads it.
-fn held(snapshot: &[Snapshot]) -> Shim {
-    let (mut pause, mut containers) = (false, BTreeMap::new());
-    for entry in snapshot {
-        match entry {
-            Snapshot::Pause { exited, .. } => pause = exited.is_none(),
-            Snapshot::Container { container, state, pid } => {
-                let pid = *pid;
-                let held = match state {
-                    ContainerState::Creating => Held::Creating,
-                    ContainerState::Created => Held::Created { pid },
-                    ContainerState::Running { started_at } => Held::Running { pid, started_at: *started_at },
-                    // Of a later version; its init lives, and when it began is in the record.
-                    ContainerState::Unknown => Held::Running { pid, started_at: 0 },
-                    ContainerState::Exited(facts) => {
-                        Held::Exited { exit: containers::exit_of(facts), started_at: facts.started_at }
-                    }
-                };
-                containers.insert(container.clone(), held);
-            }
-            // Their callers are gone with the daemon that was.
-            Snapshot::Exec { .. } => {}
-        }
-    }
-    Shim::Answered { pause, containers }
 }
 
 /// Reads every record. A torn one is set aside and costs its object; one that cannot be used is kept as it is.
@@ -418,9 +199,9 @@ async fn sweep(context: &Arc<Context>, records: Records, known: &BTreeSet<PodId>
     for pod in &records.shims {
         tracing::warn!(%pod, "shim without a record: ending it");
         let mut pids = Vec::new();
-        let connection = match dial(context, pod, GREETING).await {
-            Said::Here(connection) => Some(connection),
-            Said::Gone | Said::Silent { .. } => None,
+        let connection = match dial(&context.layout, pod, 0, link::GREETING).await {
+            Dialled::Here(connection) => Some(connection),
+            Dialled::Gone | Dialled::Silent(_) => None,
         };
         for entry in connection.iter().flat_map(|connection| &connection.snapshot) {
             if let Snapshot::Pause { pid, .. } | Snapshot::Container { pid, .. } = entry {

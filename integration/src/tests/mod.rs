@@ -23,6 +23,7 @@ mod network;
 mod pause;
 mod plugins;
 mod pod;
+mod podlife;
 mod privilege;
 mod processes;
 mod propagation;
@@ -34,6 +35,7 @@ mod restart;
 mod rootfs;
 mod same_as_runc;
 mod security;
+mod silent;
 mod start;
 mod threads;
 
@@ -74,6 +76,8 @@ pub(crate) fn all() -> Vec<Test> {
         badimage::tests(),
         restart::tests(),
         kill9::tests(),
+        silent::tests(),
+        podlife::tests(),
         records::tests(),
         start::tests(),
         degraded::tests(),

@@ -135,6 +135,16 @@ pub fn lost(message: impl Into<String>, finished_at: i64) -> Exit {
     }
 }
 
+/// Whether a pod is rolled back or its removal goes on, whatever its shim says: then it is not shown.
+pub fn is_leaving(same_boot: bool, pod: &PodRecord, containers: &[ContainerRecord]) -> bool {
+    match pod.phase {
+        PodPhase::Removing => true,
+        // After a power loss the commit may be lost while a container had run already: its exit must be seen.
+        PodPhase::Launching => same_boot || containers.is_empty(),
+        PodPhase::Ready | PodPhase::Stopping | PodPhase::Stopped => false,
+    }
+}
+
 /// Decides. `now` is the time given to ends that nobody saw, nanoseconds since the epoch.
 pub fn reconcile(facts: &Facts<'_>, now: i64) -> Plan {
     let pod = pod(facts);
@@ -159,8 +169,9 @@ fn pod(facts: &Facts<'_>) -> PodAction {
     match facts.pod.phase {
         PodPhase::Removing => PodAction::Remove,
         PodPhase::Stopped => PodAction::Keep,
-        // After a power loss the commit may be lost while a container had run already: its exit must be seen.
-        PodPhase::Launching if facts.same_boot || facts.containers.is_empty() => PodAction::RollBack,
+        PodPhase::Launching if is_leaving(facts.same_boot, facts.pod, facts.containers) => {
+            PodAction::RollBack
+        }
         _ if !facts.same_boot => not_ready("the node was restarted"),
         PodPhase::Stopping | PodPhase::Launching => match &facts.shim {
             Shim::Silent => PodAction::Retry,

@@ -100,6 +100,13 @@ proptest! {
         if plan.pod == PodAction::Retry {
             prop_assert_eq!(&shim, &Shim::Silent);
         }
+        // While its shim lives, nothing but a removal or a launch that was never committed touches a pod.
+        if shim == Shim::Silent && matches!(phase, PodPhase::Ready | PodPhase::Stopping) {
+            prop_assert_eq!(&plan.pod, &PodAction::Retry);
+        }
+        // Hidden is what goes, and nothing else: whatever stays must be seen, or nobody can ask for its removal.
+        let leaves = matches!(plan.pod, PodAction::RollBack | PodAction::Remove);
+        prop_assert_eq!(is_leaving(same_boot, &pod, &records), leaves);
         // A pod goes on only when it was ready, in this boot, and pause lives.
         if plan.pod == PodAction::Adopt {
             let pause_lives = matches!(shim, Shim::Answered { pause: true, .. });

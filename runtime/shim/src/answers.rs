@@ -13,6 +13,8 @@ use crate::reaper::{SIGKILL, kill, was_oom_killed};
 use crate::server::KILL_SESSION_MS;
 use crate::table::{Container, Pause, Phase};
 
+/// By kernel number, the same on all architectures: no such process.
+const ESRCH: i32 = 3;
 /// A memory limit under which any container can be made, bytes: what worker and init take, with room.
 const LEAST_MEMORY: u64 = 8 << 20;
 
@@ -185,13 +187,19 @@ impl Shim {
                 }
                 let mut failure = failure
                     .unwrap_or_else(|| refusal(ErrorKind::Internal, "exec", "the worker made nothing"));
+                // Overtaken by the container's end, which its init may show before it is reaped (ESRCH).
+                let over = !self.containers.iter().any(|c| c.id == exec.container && c.alive && !c.killed);
+                if over || failure.errno == ESRCH {
+                    let message = format!("container {} has ended ({})", exec.container, failure.message);
+                    failure = refusal(ErrorKind::WrongState, "exec", message);
+                }
                 // Init and exec become what they are by the same code, which knows of starting only.
                 if failure.kind == ErrorKind::StartFailed {
                     failure.kind = ErrorKind::ExecFailed;
                 }
                 self.reply(job.asker, Reply::Failed(failure), Vec::new());
-                if let Some(killing) = exec.killing {
-                    self.reply(killing.asker, Reply::Done, Vec::new());
+                if let Some(asker) = exec.killing.and_then(|killing| killing.asker) {
+                    self.reply(asker, Reply::Done, Vec::new());
                 }
             }
         }

@@ -159,9 +159,10 @@ impl Conn {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::{MAX_CONTAINERS, MAX_EXECS, MAX_START_ERROR, cut_start_error};
+    use crate::table::{MAX_EXECS, MAX_START_ERROR, cut_start_error};
     use model::{ContainerId, ExecId};
     use proptest::prelude::*;
+    use wire::MAX_CONTAINERS;
     use wire::{ContainerState, ExitFacts, Snapshot};
 
     fn size(entry: Snapshot) -> usize {

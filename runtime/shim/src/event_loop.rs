@@ -141,7 +141,8 @@ impl Shim {
             .chain(self.listen_again)
             .chain(self.stop_look)
             .chain(self.jobs.iter().map(|job| job.deadline))
-            .chain(self.execs.iter().filter_map(|exec| exec.killing.map(|killing| killing.look_again)));
+            .chain(self.execs.iter().filter_map(|exec| exec.killing.map(|killing| killing.look_again)))
+            .chain(self.execs.iter().filter_map(|exec| exec.deadline));
         let next = timers.min().map(|at| at.saturating_sub(now).min(LONGEST_WAIT_MS));
         match next {
             None if self.buffers.are_used() => Some(IDLE_MS),

@@ -8,7 +8,8 @@ use wire::{ErrorKind, Event, Failure, Reply};
 use crate::container;
 use crate::event_loop::{Shim, take_start_error};
 use crate::job::{self, Kind};
-use crate::table::{Container, Exec, Phase};
+use crate::server::KILL_SESSION_MS;
+use crate::table::{Asker, Container, Exec, Killing, Phase};
 
 /// Most children remembered that ended before anybody knew of them: 32 KiB, while a worker is at work only.
 const MAX_STRANGERS: usize = 4096;
@@ -278,6 +279,9 @@ impl Shim {
         while let Some(serial) = self.jobs.iter().find(|job| job.deadline <= now).map(|job| job.serial) {
             self.late(serial, now);
         }
+        for exec in self.execs.iter_mut().filter(|exec| exec.deadline.is_some_and(|at| at <= now)) {
+            begin_kill(exec, None, now);
+        }
         self.kill_sessions(now);
         self.look_at_stopped(now);
     }
@@ -365,7 +369,9 @@ impl Shim {
                 exec.killing = None;
             }
             for (asker, reply) in answers {
-                self.reply(asker, reply, Vec::new());
+                if let Some(asker) = asker {
+                    self.reply(asker, reply, Vec::new());
+                }
             }
         }
         self.exec_ended();
@@ -413,6 +419,22 @@ impl Shim {
         }
         count
     }
+}
+
+/// Begins to kill a session, for whoever asked or because its deadline has passed: at the end of this turn,
+/// together with others of its container. One that is being killed already goes on so.
+pub(crate) fn begin_kill(exec: &mut Exec, asker: Option<Asker>, now: u64) {
+    exec.deadline = None;
+    if exec.killing.is_some() {
+        return;
+    }
+    let (look_again, until) = match exec.pid {
+        // As soon as its pid is known. Not its worker: what that has made and not told yet would be known to
+        // nobody.
+        0 => (u64::MAX, u64::MAX),
+        _ => (now, now + KILL_SESSION_MS),
+    };
+    exec.killing = Some(Killing { asker, look_again, until, looks: 0 });
 }
 
 /// Signals a child that was not reaped, so its number is its own.

@@ -3,15 +3,15 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use model::{ContainerId, ExecId};
-use wire::{ErrorKind, Hello, Message, PROTOCOL, Reply, Request, Snapshot, feature};
+use wire::{ErrorKind, Hello, MAX_CONTAINERS, Message, PROTOCOL, Reply, Request, Snapshot, feature};
 
 use crate::container;
 use crate::create::Streams;
 use crate::event_loop::Shim;
 use crate::io::output::LogFile;
 use crate::job::{self, Job, Kind, failure, refusal};
-use crate::reaper::{KILLED_LOOK_MS, SIGKILL, START_LOOK_MS, kill, kill_cgroup};
-use crate::table::{Asker, Container, Exec, Killing, MAX_CONTAINERS, MAX_EXECS, Phase};
+use crate::reaper::{KILLED_LOOK_MS, SIGKILL, START_LOOK_MS, begin_kill, kill, kill_cgroup};
+use crate::table::{Asker, Container, Exec, Killing, MAX_EXECS, Phase};
 use crate::{create, exec, pause};
 
 /// How long a session may take to be killed.
@@ -67,7 +67,9 @@ impl Shim {
             }
             Request::Start { container } => self.start_container(asker, &container),
             Request::Kill { container, signal, all } => self.kill(&container, signal, all),
-            Request::Exec { exec, container } => self.exec(asker, exec, container, fds),
+            Request::Exec { exec, container, deadline_ms } => {
+                self.exec(asker, exec, container, deadline_ms, fds)
+            }
             Request::KillExec { exec } => self.kill_exec(asker, exec),
             Request::ReopenLog { container } => self.reopen_log(&container),
             Request::Forget { container } => self.forget(&container),
@@ -180,6 +182,7 @@ impl Shim {
         asker: Asker,
         id: ExecId,
         container: ContainerId,
+        deadline_ms: Option<u64>,
         fds: Vec<OwnedFd>,
     ) -> Result<Option<Reply>, Refused> {
         if fds.len() != 1 && fds.len() != 4 {
@@ -223,6 +226,7 @@ impl Shim {
             pid: 0,
             code: None,
             answered: false,
+            deadline: deadline_ms.map(|after| sys::proc::monotonic_ms().saturating_add(after)),
             killing: None,
         });
         Ok(answer)
@@ -278,6 +282,11 @@ impl Shim {
         if all {
             kill_cgroup(container);
         }
+        if all && matches!(container.phase, Phase::Creating) {
+            // Its worker is at work, and would make it nevertheless.
+            self.give_up(&Kind::Create(id.clone()), "the container was killed while it was created");
+            return Ok(Some(Reply::Done));
+        }
         let lethal = all || signal == SIGKILL;
         if container.alive {
             let signal = if all { SIGKILL } else { signal };
@@ -300,6 +309,15 @@ impl Shim {
         Ok(Some(Reply::Done))
     }
 
+    /// Kills the workers of this kind at the next tick; who asked for them is told why.
+    fn give_up(&mut self, kind: &Kind, why: &str) {
+        let now = sys::proc::monotonic_ms();
+        for job in self.jobs.iter_mut().filter(|job| job.kind == *kind) {
+            job.failure.get_or_insert_with(|| refusal(ErrorKind::WrongState, "worker", why));
+            job.deadline = now;
+        }
+    }
+
     fn kill_exec(&mut self, asker: Asker, id: ExecId) -> Result<Option<Reply>, Refused> {
         // Its own first; those of an earlier daemon are known to this one by the number in the snapshot.
         let own = self.execs.iter().position(|exec| exec.id == id && exec.generation == asker.generation);
@@ -307,18 +325,13 @@ impl Shim {
         let Some(exec) = place.and_then(|place| self.execs.get_mut(place)) else {
             return Ok(Some(Reply::Done));
         };
-        if exec.killing.is_some() {
-            return Err(refusal(ErrorKind::Busy, "kill", format!("exec {} is being killed", id.0)));
+        match &mut exec.killing {
+            Some(Killing { asker: slot @ None, .. }) => *slot = Some(asker),
+            Some(_) => {
+                return Err(refusal(ErrorKind::Busy, "kill", format!("exec {} is being killed", id.0)));
+            }
+            None => begin_kill(exec, Some(asker), sys::proc::monotonic_ms()),
         }
-        let now = sys::proc::monotonic_ms();
-        if exec.pid == 0 {
-            // Killed as soon as its pid is known. Not its worker: what that has made and not told yet would be
-            // known to nobody.
-            exec.killing = Some(Killing { asker, look_again: u64::MAX, until: u64::MAX, looks: 0 });
-            return Ok(None);
-        }
-        // At the end of this turn, together with others of its container.
-        exec.killing = Some(Killing { asker, look_again: now, until: now + KILL_SESSION_MS, looks: 0 });
         Ok(None)
     }
 
@@ -375,6 +388,8 @@ impl Shim {
         }
         let now = sys::proc::monotonic_ms();
         for job in &mut self.jobs {
+            let why = || refusal(ErrorKind::WrongState, "worker", "the pod is being stopped");
+            job.failure.get_or_insert_with(why);
             job.deadline = now;
         }
         if let Some(pause) = self.pause.as_ref().filter(|pause| pause.exited.is_none()) {

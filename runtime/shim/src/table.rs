@@ -8,8 +8,6 @@ use wire::{ContainerState, ExitFacts, Failure};
 
 use crate::io::output::{LogFile, Output};
 
-/// Most containers at once, dead ones that were not forgotten included: kubelet keeps few.
-pub(crate) const MAX_CONTAINERS: usize = 256;
 /// Most execs at once.
 pub(crate) const MAX_EXECS: usize = 1024;
 
@@ -208,6 +206,8 @@ pub(crate) struct Exec {
     pub(crate) code: Option<i32>,
     /// Its start was answered.
     pub(crate) answered: bool,
+    /// When its session is to be killed (monotonic ms).
+    pub(crate) deadline: Option<u64>,
     /// Who wants its session killed, and when to look again (monotonic ms) and until when.
     pub(crate) killing: Option<Killing>,
 }
@@ -215,7 +215,8 @@ pub(crate) struct Exec {
 /// A session being killed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Killing {
-    pub(crate) asker: Asker,
+    /// None when its deadline has passed.
+    pub(crate) asker: Option<Asker>,
     /// Never while its pid is awaited.
     pub(crate) look_again: u64,
     pub(crate) until: u64,

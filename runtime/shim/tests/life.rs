@@ -37,13 +37,16 @@ fn what_a_later_daemon_asks_for_is_refused_and_never_trimmed() {
     let exec = memfd(&exec);
     let null = std::fs::File::open("/dev/null").unwrap();
     let fds = [exec.as_fd(), null.as_fd(), null.as_fd(), null.as_fd()];
-    let (reply, _) = pod.ask_with(Request::Exec { exec: model::ExecId(1), container: running.clone() }, &fds);
+    let (reply, _) = pod.ask_with(
+        Request::Exec { exec: model::ExecId(1), container: running.clone(), deadline_ms: None },
+        &fds,
+    );
     assert!(matches!(&reply, Reply::Failed(f) if f.kind == ErrorKind::Unsupported), "{reply:?}");
 
     // One descriptor more, or less, than this version takes: refused, and the connection is kept.
     let five = [null.as_fd(); 5];
     for (request, fds) in [
-        (Request::Exec { exec: model::ExecId(2), container: running }, five.as_slice()),
+        (Request::Exec { exec: model::ExecId(2), container: running, deadline_ms: None }, five.as_slice()),
         (Request::StopPod, &five[..1]),
         (request(), &[]),
     ] {
@@ -184,11 +187,11 @@ fn a_full_table_of_execs_is_told_and_recovers() {
     let null = std::fs::File::open("/dev/null").unwrap();
     let fds = [plan.as_fd(), null.as_fd(), null.as_fd(), null.as_fd()];
     for number in 0..MOST {
-        let request = Request::Exec { exec: model::ExecId(number), container: id.clone() };
+        let request = Request::Exec { exec: model::ExecId(number), container: id.clone(), deadline_ms: None };
         let (reply, _) = pod.ask_with(request, &fds);
         assert!(matches!(reply, Reply::ExecStarted { .. }), "{number}: {reply:?}");
     }
-    let one_more = || Request::Exec { exec: model::ExecId(MOST), container: id.clone() };
+    let one_more = || Request::Exec { exec: model::ExecId(MOST), container: id.clone(), deadline_ms: None };
     let (reply, _) = pod.ask_with(one_more(), &fds);
     assert!(matches!(&reply, Reply::Failed(f) if f.kind == ErrorKind::Exhausted), "{reply:?}");
     // A new daemon is greeted with all of them.

@@ -197,7 +197,7 @@ fn an_exec_that_is_starting_is_killed() {
         let null = std::fs::File::open("/dev/null").unwrap();
         let (plan, null) = (plan.as_fd(), null.as_fd());
         let exec = model::ExecId(number);
-        pod.send(Request::Exec { exec, container: id.clone() }, &[plan, null, null, null]);
+        pod.send(Request::Exec { exec, container: id.clone(), deadline_ms: None }, &[plan, null, null, null]);
         pod.send(Request::KillExec { exec }, &[]);
         let (mut started, mut failed, mut killed, mut exited) = (false, false, false, false);
         while !(killed && (failed || started && exited)) {

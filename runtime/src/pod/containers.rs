@@ -1,4 +1,4 @@
-//! The work on one container, as jobs of its pod's driver: create, start, stop, remove.
+//! The work on one container, as jobs of its pod's driver: create, start, remove.
 
 use super::launch::memfd;
 use super::{CONTAINER_RECORD, Context, blocking, now, random};
@@ -22,7 +22,6 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch;
 use tokio::time::Instant;
 use wire::{ErrorKind as ShimErrorKind, ExitFacts, LogPlan, ProcessPlan, Reply, Request, RootfsPlan};
 
@@ -32,8 +31,8 @@ const SLACK: Duration = Duration::from_secs(5);
 const SHORT: Duration = Duration::from_secs(10);
 /// From "go on" to execve, on a machine that swaps.
 const START: Duration = Duration::from_secs(60);
-/// SIGKILL needs this long at most, unless a process hangs in the kernel.
-const KILL: Duration = Duration::from_secs(10);
+/// For the shim to reap what was killed, unless a process hangs in the kernel.
+const REAP: Duration = Duration::from_secs(5);
 /// Exit code of a container that never ran.
 const NEVER_RAN: i32 = 128;
 
@@ -347,74 +346,17 @@ pub(crate) enum StartError {
     Other(Error),
 }
 
-/// Sends the stop signal, waits until `deadline` (which may come nearer), kills. Resolves with an error when
-/// processes survive; an exit is told by `exited`.
-pub(crate) async fn stop(
-    context: Arc<Context>,
-    client: Option<Client>,
-    record: ContainerRecord,
-    mut deadline: watch::Receiver<Instant>,
-    mut exited: watch::Receiver<bool>,
-) -> Result<(), Error> {
-    let id = &record.id;
-    let gone = |exited: &watch::Receiver<bool>| *exited.borrow();
-    if let Some(client) = &client
-        && *deadline.borrow() > Instant::now()
-    {
-        let gently = Request::Kill { container: id.clone(), signal: record.stop_signal, all: false };
-        if let Err(error) = client.done("the stop signal", gently, SHORT).await {
-            // SIGKILL follows when it does not end by itself.
-            tracing::warn!(container = %id, %error, "stop signal not sent");
-        }
-        loop {
-            let until = *deadline.borrow_and_update();
-            tokio::select! {
-                _ = exited.wait_for(|exited| *exited) => return Ok(()),
-                () = tokio::time::sleep_until(until) => break,
-                changed = deadline.changed() => if changed.is_err() { break },
-            }
-        }
-    }
-    if gone(&exited) {
-        return Ok(());
-    }
-    if let Some(client) = &client {
-        let kill = Request::Kill { container: id.clone(), signal: 9, all: true };
-        match client.done("the kill", kill, SHORT).await {
-            Ok(()) => {
-                if tokio::time::timeout(KILL, exited.wait_for(|exited| *exited)).await.is_ok() {
-                    return Ok(());
-                }
-            }
-            Err(error) => tracing::warn!(container = %id, %error, "the shim did not kill: killing by cgroup"),
-        }
-    }
-    let (cgroups, leaf) = (context.cgroups.clone(), record.cgroup.clone());
-    let kill = move || Ok(cgroups.kill_all(&leaf)?);
-    lanes::run(lanes::kill(), record.pod.as_str(), "kill the container", kill).await?;
-    // Nothing lives; what is missing is the shim's word.
-    match tokio::time::timeout(KILL, exited.wait_for(|exited| *exited)).await {
-        Ok(_) => Ok(()),
-        Err(_) => Err(Error::new(
-            ErrorKind::DeadlineExceeded,
-            format!("container {id}: its processes are gone, but its shim has not reported the exit"),
-        )),
-    }
-}
-
 /// Removes what a container has: the shim's memory of it, cgroup, lease, files. Idempotent; all steps run.
 pub(crate) async fn remove(
     context: &Arc<Context>,
     client: Option<&Client>,
     record: &ContainerRecord,
 ) -> Vec<Error> {
-    let mut errors = Vec::new();
-    if let Some(client) = client {
-        match client.done("forget", Request::Forget { container: record.id.clone() }, SHORT).await {
-            Ok(()) | Err(ClientError::Lost) => {}
-            Err(ClientError::Failed(failure)) if failure.kind == ShimErrorKind::NotFound => {}
-            Err(error) => errors.push(Error::from(error)),
-        }
+    if let Some(client) = client
+        && let Err(error) = forget(client, &record.id).await
+    {
+        // Files, cgroup and lease depend on its processes alone; the shim is told again when it is dialled.
+        tracing::warn!(container = %record.id, %error, "not forgotten by its shim");
     }
     let (theirs, gone) = (Arc::clone(context), record.clone());
     let owner = record.pod.as_str();
@@ -426,7 +368,7 @@ pub(crate) async fn remove(
         errors.extend(state::file::remove_dir(&theirs.layout.container_dir(&gone.id)).err().map(Error::from));
         Ok(errors)
     });
-    errors.extend(removed.await.unwrap_or_else(|error| vec![error]));
+    let mut errors = removed.await.unwrap_or_else(|error| vec![error]);
     // The layers are free once nothing can be mounted from them.
     if errors.is_empty()
         && let Err(error) = context.images.release(record.id.as_str()).await
@@ -434,6 +376,36 @@ pub(crate) async fn remove(
         errors.push(Error::from(error));
     }
     errors
+}
+
+/// Has the shim drop a container from its table once it is over there: the shim may not have reaped yet what was
+/// killed a moment ago. One that is not in the table, or a lost connection, is no error.
+async fn forget(client: &Client, id: &ContainerId) -> Result<(), ClientError> {
+    let until = Instant::now() + REAP;
+    let mut pause = Duration::from_millis(2);
+    loop {
+        match client.done("forget", Request::Forget { container: id.clone() }, SHORT).await {
+            Ok(()) | Err(ClientError::Lost) => return Ok(()),
+            Err(ClientError::Failed(failure)) if failure.kind == ShimErrorKind::NotFound => return Ok(()),
+            Err(ClientError::Failed(failure))
+                if failure.kind == ShimErrorKind::WrongState && Instant::now() < until =>
+            {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(Duration::from_millis(200));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Ends a container that only the shim knows of.
+pub(crate) async fn kill_and_forget(client: &Client, id: &ContainerId) -> Result<(), ClientError> {
+    let kill = Request::Kill { container: id.clone(), signal: 9, all: true };
+    match client.done("the kill", kill, SHORT).await {
+        Err(ClientError::Failed(failure)) if failure.kind == ShimErrorKind::NotFound => {}
+        done => done?,
+    }
+    forget(client, id).await
 }
 
 /// Undoes a create, however far it came.

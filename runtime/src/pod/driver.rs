@@ -3,7 +3,8 @@
 
 mod container;
 mod end;
-mod link;
+pub(crate) mod link;
+mod reconcile;
 
 use super::containers::{self, Recorder, StartError};
 use super::launch::{self, Up};
@@ -11,29 +12,29 @@ use super::teardown::Ended;
 use super::{Command, Context, POD_RECORD, admission, exec, now};
 use crate::node::{Error, ErrorKind};
 use crate::registry::{Launched, Registry, Reply, Seat};
-use crate::restore;
-use crate::shims::{Client, Connection};
+use link::{Answer, Link};
 use model::{ContainerId, ContainerPhase, ContainerRecord, Exit, PodConfig, PodPhase, PodRecord};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::Instant;
 use wire::Event;
 
-/// Most containers of a pod, exited ones that kubelet has not removed included.
-const MOST_CONTAINERS: usize = 512;
 /// Longest grace of a stop: kubelet takes any i64 from the pod; a year is for ever.
 const LONGEST_GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Pauses before a stop or a removal that failed is tried again without being asked for.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
 /// What a job has done.
 #[derive(Debug)]
 enum Outcome {
     Created(ContainerId, Result<Box<ContainerRecord>, Error>),
     Started(ContainerId, Result<i64, StartError>),
-    /// The stop job ended; an exit is told by the shim.
-    StopEnded(ContainerId, Result<(), Error>),
+    /// The stop job ended; the exit is told by the shim, or seen by the job where the shim is silent.
+    StopEnded(ContainerId, Result<Option<Exit>, Error>),
     /// The exit is durable; or false: it cannot be made so, which the log tells.
     ExitRecorded(ContainerId, bool),
     ContainerRemoved(ContainerId, Vec<Error>),
@@ -45,9 +46,13 @@ enum Outcome {
     ShimForgotten(Vec<Error>),
     Removed(Vec<Error>),
     /// The shim was dialled again.
-    Dialled(Box<restore::Answer>),
+    Dialled(Box<Answer>),
     /// A dead shim's pod was killed.
     Buried(Ended),
+    /// It is time to try a stop or a removal again that failed.
+    StopAgain,
+    /// The same for the removal of one container.
+    RemoveAgain(ContainerId),
     Nothing,
 }
 
@@ -107,9 +112,14 @@ impl Container {
         }
     }
 
+    /// Whether the job that creates it is at work.
+    fn is_being_created(&self) -> bool {
+        !self.creating.is_empty()
+    }
+
     /// Whether the end of a pod has to wait for it.
     fn keeps_pod(&self) -> bool {
-        !self.creating.is_empty() || (self.record.phase == ContainerPhase::Exited && !self.settled)
+        self.is_being_created() || (self.record.phase == ContainerPhase::Exited && !self.settled)
     }
 
     /// Whether nothing of it runs that a stop would have to end.
@@ -149,9 +159,11 @@ pub(crate) struct Driver {
     pub(crate) record: PodRecord,
     recorder: Arc<Recorder<PodRecord>>,
     pub(crate) containers: BTreeMap<ContainerId, Container>,
-    client: Option<Client>,
-    events: Option<mpsc::Receiver<Event>>,
+    pub(crate) link: Link,
+    /// Work that is finished before the daemon ends.
     jobs: JoinSet<Outcome>,
+    /// Dialling and pauses: dropped when the daemon ends.
+    waits: JoinSet<Outcome>,
     stop_waiters: Vec<Reply<()>>,
     remove_waiters: Vec<Reply<()>>,
     /// A stop is at work; commands that change containers are refused meanwhile.
@@ -164,8 +176,9 @@ pub(crate) struct Driver {
     pub(crate) hidden: bool,
     /// The removal was begun, or never asked for because nobody knows of it.
     pub(crate) remove_when_stopped: bool,
-    /// How often in a row the shim was asked in vain.
-    silence: u32,
+    /// Stops and removals that failed in a row, and the pause before the next.
+    failures: u32,
+    retry: Option<AbortHandle>,
     /// Those who want the name of a pod that is being rolled back wait for this.
     pub(crate) launched: Option<watch::Sender<Launched>>,
 }
@@ -208,6 +221,7 @@ pub(crate) fn launch(context: Arc<Context>, registry: Arc<Registry>, seat: Seat,
                 driver.record.message = format!("launch failed: {}", error.message);
                 driver.publish();
                 driver.persist_pod();
+                driver.try_again();
                 tell(Some(Err(error)));
                 driver.run(&mut commands, &mut closing).await;
             }
@@ -224,9 +238,9 @@ impl Driver {
             record,
             recorder,
             containers: BTreeMap::new(),
-            client: None,
-            events: None,
+            link: Link::None,
             jobs: JoinSet::new(),
+            waits: JoinSet::new(),
             stop_waiters: Vec::new(),
             remove_waiters: Vec::new(),
             ending: false,
@@ -235,16 +249,10 @@ impl Driver {
             stopped_with: None,
             hidden: false,
             remove_when_stopped: false,
-            silence: 0,
+            failures: 0,
+            retry: None,
             launched: None,
         }
-    }
-
-    pub(crate) fn attach(&mut self, connection: Connection) {
-        self.record.shim_pid = connection.client.pid();
-        self.silence = 0;
-        self.client = Some(connection.client);
-        self.events = Some(connection.events);
     }
 
     /// Until the pod is removed or the daemon stops.
@@ -254,25 +262,17 @@ impl Driver {
         closing: &mut watch::Receiver<bool>,
     ) {
         while !self.finished {
-            let event = async {
-                match &mut self.events {
-                    Some(events) => events.recv().await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 command = commands.recv() => match command {
                     Some(command) => self.command(command),
                     None => break,
                 },
-                event = event => match event {
+                event = self.link.event() => match event {
                     Some(event) => self.event(event),
                     None => self.link_lost(),
                 },
-                Some(outcome) = self.jobs.join_next() => match outcome {
-                    Ok(outcome) => self.outcome(outcome),
-                    Err(error) => tracing::error!(pod = %self.record.id, %error, "a job ended badly"),
-                },
+                Some(outcome) = self.jobs.join_next() => self.joined(outcome),
+                Some(outcome) = self.waits.join_next() => self.joined(outcome),
                 _ = closing.changed() => {
                     // Records in flight are written; what waits for processes is left to the next start.
                     while self.jobs.join_next().await.is_some() {}
@@ -282,11 +282,21 @@ impl Driver {
         }
     }
 
+    fn joined(&mut self, outcome: Result<Outcome, JoinError>) {
+        match outcome {
+            Ok(outcome) => self.outcome(outcome),
+            // A pause that another took the place of.
+            Err(error) if error.is_cancelled() => {}
+            Err(error) => tracing::error!(pod = %self.record.id, %error, "a job ended badly"),
+        }
+    }
+
+    /// Shows the pod as it is now, once it may be seen.
     pub(crate) fn publish(&self) {
         if self.hidden {
             return;
         }
-        self.registry.published().put_pod(&self.record);
+        self.registry.published().put_pod(&self.record, self.link.silent_since());
     }
 
     /// Shows a container, once it may be seen.
@@ -343,12 +353,6 @@ impl Driver {
             .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no container {id}")))
     }
 
-    fn shim(&self) -> Result<Client, Error> {
-        self.client.clone().ok_or_else(|| {
-            Error::new(ErrorKind::Unavailable, format!("pod {}: its shim does not answer", self.record.id))
-        })
-    }
-
     /// Not while the pod is being stopped or removed.
     fn quiet(&self) -> Result<(), Error> {
         if self.ending || self.removing {
@@ -368,7 +372,8 @@ impl Driver {
             Event::Warning { container, message } => {
                 tracing::warn!(pod = %self.record.id, container = container.map(|id| id.to_string()), message, "shim");
             }
-            Event::Started { .. } | Event::ExecExited { .. } | Event::Unknown => {}
+            Event::Started { container, started_at } => self.running(&container, started_at),
+            Event::ExecExited { .. } | Event::Unknown => {}
         }
     }
 
@@ -388,9 +393,16 @@ impl Driver {
             Outcome::Removed(errors) => self.removed(errors),
             Outcome::Dialled(answer) => self.dialled(*answer),
             Outcome::Buried(ended) => self.buried(ended),
+            Outcome::StopAgain => self.stop_again(),
+            Outcome::RemoveAgain(id) => self.remove_again(&id),
             Outcome::Nothing => {}
         }
     }
+}
+
+/// The pause after `times` attempts in vain: `first`, doubled each time up to `longest`.
+fn later(first: Duration, times: u32, longest: Duration) -> Duration {
+    first.saturating_mul(2_u32.saturating_pow(times.min(16))).min(longest)
 }
 
 /// A caller that is gone needs no answer.

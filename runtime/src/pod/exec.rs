@@ -15,12 +15,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe::Receiver;
+use tokio::task::JoinHandle;
 use wire::{ExecPlan, ProcessPlan, Request};
 
 /// From request to execve.
 const START: Duration = Duration::from_secs(30);
-/// For the shim to kill a whole session.
-const KILL: Duration = Duration::from_secs(10);
+/// For the shim to kill a whole session, which takes 10 s of it at most.
+const KILL: Duration = Duration::from_secs(15);
+/// What of that the caller of a command that ran out of time waits for.
+const KILLED: Duration = Duration::from_millis(250);
+/// How long after its limit the shim kills a command by itself.
+const SLACK: Duration = Duration::from_secs(2);
 /// Bytes of one read.
 const CHUNK: usize = 8192;
 /// How long output may still come after the exit: a grandchild may hold the pipes for ever.
@@ -58,7 +63,10 @@ pub(crate) async fn sync(
         |fd| Receiver::from_owned_fd(fd).map_err(|error| Error::of("watch the output of the exec", &error));
     let (mut stdout, mut stderr) = (receive(stdout)?, receive(stderr)?);
     let exec = next_exec();
-    let request = Request::Exec { exec, container: container.clone() };
+    // Later than ours: for a daemon that ends before the command does.
+    let deadline = limit.map(|limit| limit.saturating_add(SLACK).as_millis());
+    let deadline_ms = deadline.map(|ms| u64::try_from(ms).unwrap_or(u64::MAX));
+    let request = Request::Exec { exec, container: container.clone(), deadline_ms };
     // From here on a caller that goes away takes the command with it.
     let mut guard = Guard { client: Some(client.clone()), exec };
     let room = AtomicUsize::new(EXEC_OUTPUT_LIMIT);
@@ -74,7 +82,7 @@ pub(crate) async fn sync(
             tokio::pin!(exit);
             let code = tokio::select! {
                 code = &mut exit => code,
-                // All closed: the exit comes at once, or when it pleases.
+                // Both pipes are closed; the command may still run.
                 _ = &mut reading => return Ok(exit.await.ok()),
             };
             drop(tokio::time::timeout(DRAIN, &mut reading).await);
@@ -101,13 +109,14 @@ pub(crate) async fn sync(
             Err(Error::new(ErrorKind::Unavailable, text))
         }
         None => {
-            guard.client = None;
             let limit = limit.unwrap_or_default();
-            if let Err(error) = client.done("the kill of an exec", Request::KillExec { exec }, KILL).await {
-                tracing::warn!(%container, %error, "command that ran out of time not killed");
-            }
-            let text =
-                format!("container {container}: the command did not end within {limit:?} and was killed");
+            let ended = match guard.kill() {
+                // Killed at once, as nearly all are; what hangs in the kernel keeps nobody waiting.
+                Some(killed) => matches!(tokio::time::timeout(KILLED, killed).await, Ok(Ok(true))),
+                None => false,
+            };
+            let end = if ended { "was killed" } else { "is being killed" };
+            let text = format!("container {container}: the command did not end within {limit:?} and {end}");
             Err(Error::new(ErrorKind::DeadlineExceeded, text))
         }
     }
@@ -158,22 +167,28 @@ async fn read(pipe: &mut Receiver, into: &mut Output, room: &AtomicUsize) {
     }
 }
 
-/// Kills the exec when the caller is gone.
+/// Kills the exec when its caller is gone, or has waited long enough.
 struct Guard {
     client: Option<Client>,
     exec: ExecId,
 }
 
+impl Guard {
+    /// Kills the session, whoever waits for that; true when none of it is left.
+    fn kill(&mut self) -> Option<JoinHandle<bool>> {
+        let (client, exec) = (self.client.take()?, self.exec);
+        Some(tokio::spawn(async move {
+            let killed = client.done("the kill of an exec", Request::KillExec { exec }, KILL).await;
+            if let Err(error) = &killed {
+                tracing::warn!(exec = exec.0, %error, "command that nobody waits for is not killed");
+            }
+            killed.is_ok()
+        }))
+    }
+}
+
 impl Drop for Guard {
     fn drop(&mut self) {
-        if let Some(client) = self.client.take() {
-            let exec = self.exec;
-            tokio::spawn(async move {
-                if let Err(error) = client.done("the kill of an exec", Request::KillExec { exec }, KILL).await
-                {
-                    tracing::debug!(%error, "command of a caller that went away not killed");
-                }
-            });
-        }
+        drop(self.kill());
     }
 }

@@ -13,6 +13,7 @@ pub(crate) mod exec;
 pub(crate) mod launch;
 pub(crate) mod output;
 pub(crate) mod publish;
+pub(crate) mod stop;
 pub(crate) mod teardown;
 
 use crate::cgroups::Cgroups;

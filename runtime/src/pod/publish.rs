@@ -86,20 +86,23 @@ impl Published {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Shows a pod as it is now.
-    pub(crate) fn put_pod(&self, record: &PodRecord) {
+    /// Shows a pod as it is now. `silent_since`: [`PodView::silent_since`].
+    pub(crate) fn put_pod(&self, record: &PodRecord, silent_since: i64) {
+        // Copied before the lock is taken.
+        let (id, record) = (record.id.clone(), record.clone());
         let mut tables = self.tables();
         tables.generation += 1;
         let generation = tables.generation;
-        tables.pods.put(record.id.as_str(), PodView { record: record.clone(), generation });
+        tables.pods.put(id.as_str(), PodView { record, silent_since, generation });
     }
 
     /// Shows a container as it is now.
     pub(crate) fn put_container(&self, record: &ContainerRecord) {
+        let (id, record) = (record.id.clone(), record.clone());
         let mut tables = self.tables();
         tables.generation += 1;
         let generation = tables.generation;
-        tables.containers.put(record.id.as_str(), ContainerView { record: record.clone(), generation });
+        tables.containers.put(id.as_str(), ContainerView { record, generation });
     }
 
     /// The pod is gone.
@@ -156,8 +159,8 @@ mod tests {
     fn finds_by_unique_prefix_and_lists_by_age() {
         let published = Published::default();
         let (young, old) = (pod(0xab, 9), pod(0xac, 3));
-        published.put_pod(&young);
-        published.put_pod(&old);
+        published.put_pod(&young, 0);
+        published.put_pod(&old, 0);
         let ids: Vec<PodId> = published.pods().iter().map(|view| view.record.id.clone()).collect();
         assert_eq!(ids, [old.id.clone(), young.id.clone()]);
         assert_eq!(published.pod("ac").unwrap().record.id, old.id);
@@ -167,7 +170,7 @@ mod tests {
             assert_eq!(published.pod(absent).unwrap_err().kind, ErrorKind::NotFound, "{absent}");
         }
         let before = published.pod("ac").unwrap().generation;
-        published.put_pod(&old);
+        published.put_pod(&old, 0);
         assert!(published.pod("ac").unwrap().generation > before);
         published.take_pod(&old.id);
         assert_eq!(published.pods().len(), 1);

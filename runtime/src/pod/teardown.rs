@@ -1,6 +1,6 @@
 //! Ending a pod: every step runs, whatever became of the others; each is idempotent; errors are gathered.
 
-use super::Context;
+use super::{Context, now, stop};
 use crate::cgroups::{leaf_path, pod_parent};
 use crate::node::Error;
 use crate::shims::{Client, spawn};
@@ -26,15 +26,27 @@ pub(crate) struct Ended {
     pub(crate) errors: Vec<Error>,
 }
 
+/// What of a container has to be ended.
+#[derive(Debug, Clone)]
+pub(crate) struct Leaf {
+    /// Which.
+    pub(crate) id: ContainerId,
+    /// Its cgroup.
+    pub(crate) cgroup: String,
+    /// Of init; 0 once it is over.
+    pub(crate) pid: u32,
+}
+
 /// Ends everything of a pod but its records and its shim's folder, where exits stay until they are durable
-/// elsewhere ([`forget_shim`]). `leaves` are the cgroups of its containers.
+/// elsewhere ([`forget_shim`]).
 pub(crate) async fn end(
     context: &Arc<Context>,
     record: &PodRecord,
     client: Option<Client>,
-    leaves: Vec<String>,
+    leaves: Vec<Leaf>,
 ) -> Ended {
-    let mut ended = kill(context, record, client.as_ref(), leaves.clone()).await;
+    let cgroups = leaves.iter().map(|leaf| leaf.cgroup.clone()).collect();
+    let mut ended = kill(context, record, client.as_ref(), leaves).await;
     failpoint::hit("pod.stop.killed");
     ended.errors.extend(release_network(context, record).await);
     failpoint::hit("pod.stop.network");
@@ -43,7 +55,7 @@ pub(crate) async fn end(
     }
     ended.errors.extend(kill_shim(context, record).await);
     // Last, for what is still in them is killed with the shim.
-    ended.errors.extend(remove_cgroups(context, record, leaves).await);
+    ended.errors.extend(remove_cgroups(context, record, cgroups).await);
     ended
 }
 
@@ -52,7 +64,7 @@ pub(crate) async fn kill(
     context: &Arc<Context>,
     record: &PodRecord,
     client: Option<&Client>,
-    leaves: Vec<String>,
+    leaves: Vec<Leaf>,
 ) -> Ended {
     let mut by_shim = false;
     if let Some(client) = client {
@@ -68,11 +80,17 @@ pub(crate) async fn kill(
     let killed = lanes::run(lanes::kill(), id.as_str(), "kill the pod", move || {
         let mut ended = Ended::default();
         if !by_shim {
-            for leaf in leaves.into_iter().chain(pause_leaf(&record)) {
-                ended.errors.extend(context.cgroups.kill_all(&leaf).err().map(Error::from));
+            for cgroup in leaves.iter().map(|leaf| leaf.cgroup.clone()).chain(pause_leaf(&record)) {
+                ended.errors.extend(context.cgroups.kill_all(&cgroup).err().map(Error::from));
+            }
+            // A shim that is silent has not reaped them, and is killed next.
+            for leaf in leaves {
+                let Some(code) = stop::code(leaf.pid, record.shim_pid) else { continue };
+                let facts = ExitFacts { code, finished_at: now(), ..ExitFacts::default() };
+                ended.exits.insert(leaf.id, facts);
             }
         }
-        ended.exits = exits(&context, &record.id);
+        ended.exits.extend(exits(&context, &record.id));
         Ok(ended)
     });
     killed.await.unwrap_or_else(|error| Ended { errors: vec![error], ..Ended::default() })

@@ -66,6 +66,8 @@ fn pod_info(pod: &PodView) -> HashMap<String, String> {
         "sandboxID": record.id,
         "pid": record.pause_pid,
         "shimPid": record.shim_pid,
+        // Nanoseconds since the epoch as all of CRI's times; 0 while it answers.
+        "shimSilentSince": pod.silent_since,
         "phase": record.phase,
         "message": record.message,
         "netns": record.netns,

@@ -191,11 +191,6 @@ impl Client {
         drop(self.process.readable().await);
     }
 
-    /// Kills the shim itself.
-    pub(crate) fn kill(&self) -> io::Result<()> {
-        sys::pidfd::send_signal(self.process.get_ref().as_fd(), 9)
-    }
-
     /// Sends a request and waits for its reply, at most `limit`. Without an answer in time the shim may still
     /// do it: the caller decides what then.
     pub(crate) async fn request(

@@ -11,6 +11,8 @@ pub const MAX_FRAME: usize = 64 * 1024;
 /// Most descriptors on one frame: plan, namespace, stdio and one cgroup folder per v1 hierarchy.
 /// (The kernel's own limit is 253.)
 pub const MAX_FDS: usize = 32;
+/// Most containers that a shim holds, dead ones that were not forgotten included: kubelet keeps few.
+pub const MAX_CONTAINERS: usize = 256;
 /// `kind` of the exit record files (`state::file`).
 pub const EXIT_RECORD_KIND: &str = "exit";
 
@@ -78,8 +80,11 @@ pub mod feature {
     /// Plans with unknown fields or variants are refused. A shim without it skips them, so it must be given
     /// plans of its own time only.
     pub const STRICT_PLANS: &str = "strict-plans";
+    /// [`super::Request::Exec::deadline_ms`] is kept. A shim without it skips the field, and the daemon alone
+    /// ends the exec.
+    pub const EXEC_DEADLINE: &str = "exec-deadline";
     /// All that this build has.
-    pub const ALL: [&str; 2] = [STARTED_EVENT, STRICT_PLANS];
+    pub const ALL: [&str; 3] = [STARTED_EVENT, STRICT_PLANS, EXEC_DEADLINE];
 }
 
 /// One thing a shim holds.
@@ -231,6 +236,10 @@ pub enum Request {
         exec: ExecId,
         /// Which container; must be running.
         container: ContainerId,
+        /// Its session is killed after this many milliseconds, as by [`Request::KillExec`], whether or not a
+        /// daemon is there then. None: never. ([`feature::EXEC_DEADLINE`].)
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        deadline_ms: Option<u64>,
     },
     /// Kills the whole session of an exec with SIGKILL until none of it is left. Gone already is no error.
     KillExec {

@@ -434,7 +434,7 @@ impl Pod {
         let (mut err, stderr) = std::io::pipe().unwrap();
         let null = fs::File::open("/dev/null").unwrap();
         let memfd = memfd(&plan);
-        let request = Request::Exec { exec: ExecId(number), container: id.clone() };
+        let request = Request::Exec { exec: ExecId(number), container: id.clone(), deadline_ms: None };
         let fds = [memfd.as_fd(), null.as_fd(), stdout.as_fd(), stderr.as_fd()];
         let (reply, _) = self.ask_with(request, &fds);
         drop((stdout, stderr));
@@ -462,7 +462,7 @@ impl Pod {
         let plan = memfd(&ExecPlan { process: process(args), user: self.user.clone() });
         let (out, end) = std::io::pipe().unwrap();
         let null = fs::File::open("/dev/null").unwrap();
-        let request = Request::Exec { exec: ExecId(number), container: id.clone() };
+        let request = Request::Exec { exec: ExecId(number), container: id.clone(), deadline_ms: None };
         let (reply, _) = self.ask_with(request, &[plan.as_fd(), null.as_fd(), end.as_fd(), end.as_fd()]);
         let Reply::ExecStarted { pid } = reply else { panic!("{reply:?}") };
         (pid, out)

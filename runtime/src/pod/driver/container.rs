@@ -1,8 +1,9 @@
 //! What happens to a pod's containers: from their creation to their removal.
 
-use super::{Container, Driver, LONGEST_GRACE, MOST_CONTAINERS, Outcome, Stopping, answer};
+use super::{Container, Driver, LONGEST_GRACE, LONGEST_RETRY, Outcome, Stopping, answer};
 use crate::node::{Error, ErrorKind};
 use crate::pod::containers::{self, StartError};
+use crate::pod::stop::Stop;
 use crate::pod::{admission, blocking, now, random};
 use crate::registry::Reply;
 use model::transition::{self, ContainerEvent};
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use wire::MAX_CONTAINERS;
 
 impl Driver {
     pub(super) fn create(&mut self, config: ContainerConfig, reply: Reply<ContainerId>) {
@@ -41,8 +43,8 @@ impl Driver {
         let admitted = (|| {
             self.quiet()?;
             admission::ready(&self.record)?;
-            if self.containers.len() >= MOST_CONTAINERS {
-                let text = format!("pod {} has {MOST_CONTAINERS} containers, its limit", self.record.id);
+            if self.containers.len() >= MAX_CONTAINERS {
+                let text = format!("pod {} has {MAX_CONTAINERS} containers, its limit", self.record.id);
                 return Err(Error::new(ErrorKind::ResourceExhausted, text));
             }
             let id = ContainerId::from_random(random()?);
@@ -82,14 +84,35 @@ impl Driver {
                 Ok(id.clone())
             }
             Err(error) => {
+                let name = container.record.config.meta.name.clone();
                 self.containers.remove(id);
-                Err(error)
+                // What its shim had of it may have been lost with the connection, or come late.
+                if matches!(error.kind, ErrorKind::Unavailable | ErrorKind::DeadlineExceeded) {
+                    self.kill_orphan(id);
+                }
+                Err(self.overtaken(&format!("container {name} was not created"), error))
             }
         };
         for waiter in waiters {
             answer(waiter, outcome.clone());
         }
         self.maybe_stopped();
+    }
+
+    /// The reason why something failed that the end of its pod has overtaken: not what the killed processes
+    /// had to say, but that end.
+    fn overtaken(&self, what: &str, error: Error) -> Error {
+        let own_fault = matches!(
+            error.kind,
+            ErrorKind::NotFound | ErrorKind::InvalidArgument | ErrorKind::ResourceExhausted
+        );
+        match self.quiet().and_then(|()| admission::ready(&self.record)) {
+            Err(over) if !own_fault => {
+                tracing::debug!(pod = %self.record.id, %error, "overtaken by the end of the pod");
+                over.context(what)
+            }
+            _ => error,
+        }
     }
 
     pub(super) fn start(&mut self, id: &ContainerId, reply: Reply<()>) {
@@ -146,12 +169,19 @@ impl Driver {
             Err(StartError::Never(message)) => {
                 let name = container.record.config.meta.name.clone();
                 self.exited(id, containers::never_ran(message.clone()), 0);
-                Err(Error::internal(format!("container {name} cannot be started: {message}")))
+                let error = Error::internal(format!("container {name} cannot be started: {message}"));
+                Err(self.overtaken(&format!("container {name} was not started"), error))
+            }
+            // The reply was lost, and what it would have said is known already.
+            Err(StartError::Other(_)) if container.record.phase == ContainerPhase::Running => {
+                self.publish_container(id);
+                Ok(())
             }
             Err(StartError::Other(error)) => {
                 container.may_run = true;
                 container.recorder.set(container.record.clone());
-                Err(error.context(format!("start container {id}")))
+                let error = error.context(format!("start container {id}"));
+                Err(self.overtaken(&format!("container {id} was not started"), error))
             }
         };
         if let Some(container) = self.containers.get_mut(id)
@@ -166,9 +196,28 @@ impl Driver {
         }
     }
 
+    /// The shim's word that init has exec'd, whoever asked for that: the reply may have found no daemon, or come
+    /// after its caller had given up.
+    pub(super) fn running(&mut self, id: &ContainerId, started_at: i64) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        if container.record.phase != ContainerPhase::Created {
+            return;
+        }
+        if let Ok(phase) = transition::container(container.record.phase, ContainerEvent::Started) {
+            (container.record.phase, container.record.started_at) = (phase, started_at);
+        }
+        container.may_run = false;
+        container.recorder.set(container.record.clone());
+        // A start under way publishes once its record is durable.
+        if container.starting.is_none() {
+            tracing::info!(container = %id, "runs, by a start that nobody waits for any more");
+            self.publish_container(id);
+        }
+    }
+
     pub(super) fn stop(&mut self, id: &ContainerId, grace: Duration, reply: Option<Reply<()>>) {
-        let client = self.client.clone();
-        let context = Arc::clone(&self.context);
+        let (context, client, shim_pid) =
+            (Arc::clone(&self.context), self.link.client(), self.record.shim_pid);
         let Some(container) = self.containers.get_mut(id) else {
             return reply.into_iter().for_each(|reply| answer(reply, Ok(())));
         };
@@ -191,12 +240,21 @@ impl Driver {
         container.stopping = Some(Stopping { deadline: sender, waiters: reply.into_iter().collect() });
         let (record, exited, id) = (container.record.clone(), container.exited.subscribe(), id.clone());
         self.jobs.spawn(async move {
-            Outcome::StopEnded(id, containers::stop(context, client, record, receiver, exited).await)
+            let stop = Stop { client, shim_pid, record, deadline: receiver, exited };
+            Outcome::StopEnded(id, stop.run(&context).await)
         });
     }
 
-    pub(super) fn stop_ended(&mut self, id: &ContainerId, outcome: Result<(), Error>) {
-        let Err(error) = outcome else { return };
+    pub(super) fn stop_ended(&mut self, id: &ContainerId, outcome: Result<Option<Exit>, Error>) {
+        let error = match outcome {
+            // The shim's word answers the callers, when it is recorded.
+            Ok(None) => return,
+            Ok(Some(exit)) => {
+                tracing::warn!(container = %id, code = exit.code, "ended, as seen without its shim");
+                return self.exited(id, exit, 0);
+            }
+            Err(error) => error,
+        };
         let Some(container) = self.containers.get_mut(id) else { return };
         let waiters = container.stopping.take().map(|stopping| stopping.waiters).unwrap_or_default();
         let removers = std::mem::take(&mut container.removing);
@@ -217,14 +275,15 @@ impl Driver {
 
     pub(crate) fn begin_remove(&mut self, id: &ContainerId) {
         let Some(container) = self.containers.get_mut(id) else { return };
-        if container.being_removed {
+        // The removal of its pod takes it along, and answers.
+        if container.being_removed || self.removing {
             return;
         }
         container.being_removed = true;
         let record = ContainerRecord { phase: ContainerPhase::Removing, ..container.record.clone() };
         container.recorder.set(record.clone());
         let (context, client, recorder) =
-            (Arc::clone(&self.context), self.client.clone(), Arc::clone(&container.recorder));
+            (Arc::clone(&self.context), self.link.client(), Arc::clone(&container.recorder));
         self.jobs.spawn(async move {
             // So that a crash in the middle goes on removing.
             if let Err(error) = recorder.persist(&context, false).await {
@@ -244,8 +303,27 @@ impl Driver {
             self.containers.remove(id);
             self.registry.published().take_container(id);
         }
+        let outcome = outcome.map_err(|error| error.context(format!("remove container {id}")));
+        if let Err(error) = &outcome
+            && waiters.is_empty()
+        {
+            tracing::error!(container = %id, %error, again = ?LONGEST_RETRY, "not removed; it is tried again");
+            let id = id.clone();
+            self.waits.spawn(async move {
+                tokio::time::sleep(LONGEST_RETRY).await;
+                Outcome::RemoveAgain(id)
+            });
+        }
         for waiter in waiters {
-            answer(waiter, outcome.clone().map_err(|error| error.context(format!("remove container {id}"))));
+            answer(waiter, outcome.clone());
+        }
+        self.maybe_remove_pod();
+    }
+
+    /// A removal that nobody waited for has failed a while ago.
+    pub(super) fn remove_again(&mut self, id: &ContainerId) {
+        if !self.ending {
+            self.begin_remove(id);
         }
     }
 
@@ -326,7 +404,10 @@ impl Driver {
     pub(crate) fn resume(&mut self, id: &ContainerId, phase: ContainerPhase, pid: u32, started_at: i64) {
         let Some(container) = self.containers.get_mut(id) else { return };
         (container.record.phase, container.record.pid) = (phase, pid);
-        container.record.started_at = started_at;
+        // A shim of a later version may not say when.
+        if started_at != 0 || phase == ContainerPhase::Created {
+            container.record.started_at = started_at;
+        }
         container.recorder.set(container.record.clone());
         self.publish_container(id);
     }
@@ -334,7 +415,7 @@ impl Driver {
     /// A container that was never committed is undone; nobody knows of it.
     pub(crate) fn roll_back(&mut self, id: &ContainerId) {
         let Some(container) = self.containers.remove(id) else { return };
-        let (context, client) = (Arc::clone(&self.context), self.client.clone());
+        let (context, client) = (Arc::clone(&self.context), self.link.client());
         self.jobs.spawn(async move {
             for error in containers::unmake(&context, client.as_ref(), &container.record).await {
                 tracing::error!(container = %container.record.id, %error, "left by a create that was cut off");
@@ -343,15 +424,13 @@ impl Driver {
         });
     }
 
-    /// The shim has a container that should not live.
-    pub(crate) fn kill_orphan(&mut self, id: &ContainerId) {
-        let Some(client) = self.client.clone() else { return };
+    /// The shim has a container that should not live: killed, and forgotten once it is over.
+    pub(super) fn kill_orphan(&mut self, id: &ContainerId) {
+        let Some(client) = self.link.client() else { return };
         let container = id.clone();
         self.jobs.spawn(async move {
-            let limit = Duration::from_secs(10);
-            let kill = wire::Request::Kill { container: container.clone(), signal: 9, all: true };
-            if let Err(error) = client.done("the kill", kill, limit).await {
-                tracing::warn!(%container, %error, "container without a record not killed");
+            if let Err(error) = containers::kill_and_forget(&client, &container).await {
+                tracing::warn!(%container, %error, "container that should not live is still held by the shim");
             }
             Outcome::Nothing
         });

@@ -1,8 +1,9 @@
 //! The end of a pod: its stop, then its removal.
 
-use super::{Container, Driver, Outcome, answer};
+use super::link::Link;
+use super::{Container, Driver, FIRST_RETRY, LONGEST_RETRY, Outcome, answer, later};
 use crate::node::Error;
-use crate::pod::teardown::{self, Ended};
+use crate::pod::teardown::{self, Ended, Leaf};
 use crate::pod::{blocking, containers, now};
 use model::transition::{self, PodEvent};
 use model::{ContainerId, ContainerPhase, ContainerRecord, PodPhase};
@@ -22,20 +23,21 @@ impl Driver {
             PodPhase::Launching | PodPhase::Ready => self.show_ending("it was stopped"),
         }
         self.ending = true;
-        let (context, record, client) = (Arc::clone(&self.context), self.record.clone(), self.client.clone());
+        let (context, record, client) = (Arc::clone(&self.context), self.record.clone(), self.link.client());
         let leaves = self.leaves();
         self.jobs
             .spawn(async move { Outcome::Ended(teardown::end(&context, &record, client, leaves).await) });
     }
 
-    pub(super) fn leaves(&self) -> Vec<String> {
-        let leaves = self.containers.values().map(|container| container.record.cgroup.clone());
-        leaves.filter(|leaf| !leaf.is_empty()).collect()
+    pub(super) fn leaves(&self) -> Vec<Leaf> {
+        let records = self.containers.values().map(|container| &container.record);
+        let leaves = records.map(|it| Leaf { id: it.id.clone(), cgroup: it.cgroup.clone(), pid: it.pid });
+        leaves.filter(|leaf| !leaf.cgroup.is_empty()).collect()
     }
 
     /// What the shim has said, first the events that came before the end, then what it left in files.
     pub(super) fn settle_exits(&mut self, exits: &BTreeMap<ContainerId, ExitFacts>, lost: &str) {
-        while let Some(event) = self.events.as_mut().and_then(|events| events.try_recv().ok()) {
+        while let Some(event) = self.link.try_event() {
             self.event(event);
         }
         let live: Vec<ContainerId> = self
@@ -58,11 +60,12 @@ impl Driver {
             self.stopped_with = Some(ended.errors);
             return self.maybe_stopped();
         }
-        self.client = None;
-        self.events = None;
+        self.link = Link::None;
+        self.failures = 0;
         self.record.phase = PodPhase::Stopped;
         (self.record.pause_pid, self.record.shim_pid) = (0, 0);
         self.recorder.set(self.record.clone());
+        // The pod's record before the answer; those of its containers are written meanwhile, and waited for.
         let (context, recorder, id) =
             (Arc::clone(&self.context), Arc::clone(&self.recorder), self.record.id.clone());
         self.jobs.spawn(async move {
@@ -96,13 +99,10 @@ impl Driver {
         if let Err(error) = &outcome {
             self.record.message = error.message.clone();
             if self.stop_waiters.is_empty() && self.remove_waiters.is_empty() {
-                tracing::error!(pod = %self.record.id, %error, "not stopped; a StopPodSandbox tries again");
+                tracing::error!(pod = %self.record.id, %error, "not stopped; it is tried again");
             }
-            // Somebody must be able to ask for it again, and nobody waits for its name any more.
-            self.hidden = false;
-            if let Some(launched) = &self.launched {
-                launched.send_replace(Some(Err(error.clone())));
-            }
+            self.show_failure(error);
+            self.try_again();
         }
         self.publish();
         for waiter in std::mem::take(&mut self.stop_waiters) {
@@ -121,8 +121,45 @@ impl Driver {
         }
     }
 
+    /// Somebody must be able to ask for it again, and nobody waits for its name any more.
+    fn show_failure(&mut self, error: &Error) {
+        self.hidden = false;
+        if let Some(launched) = &self.launched {
+            launched.send_replace(Some(Err(error.clone())));
+        }
+    }
+
+    /// Later, without being asked for: kubelet asks again, others may not.
+    pub(super) fn try_again(&mut self) {
+        let pause = later(FIRST_RETRY, self.failures, LONGEST_RETRY);
+        self.failures = self.failures.saturating_add(1);
+        let retry = self.waits.spawn(async move {
+            tokio::time::sleep(pause).await;
+            Outcome::StopAgain
+        });
+        if let Some(earlier) = self.retry.replace(retry) {
+            earlier.abort();
+        }
+    }
+
+    /// Goes on with a stop or a removal that failed a while ago, unless that is done or under way.
+    pub(super) fn stop_again(&mut self) {
+        if self.record.phase == PodPhase::Stopping || self.remove_when_stopped {
+            self.begin_stop();
+        }
+    }
+
+    /// Goes on with the removal of the pod once those of its containers have ended that were at work.
+    pub(super) fn maybe_remove_pod(&mut self) {
+        let wanted = !self.remove_waiters.is_empty() || self.remove_when_stopped;
+        if wanted && !self.ending && self.record.phase == PodPhase::Stopped {
+            self.begin_pod_removal();
+        }
+    }
+
     fn begin_pod_removal(&mut self) {
-        if self.removing {
+        // One removes what the other is at: `maybe_remove_pod` comes back here.
+        if self.removing || self.containers.values().any(|container| container.being_removed) {
             return;
         }
         self.removing = true;
@@ -160,15 +197,20 @@ impl Driver {
             self.registry.published().take_pod(&self.record.id);
             self.registry.release(&self.record.id);
             self.finished = true;
-        } else {
-            self.record.phase = PodPhase::Stopped;
-            self.publish();
         }
-        for container in std::mem::take(&mut self.containers).into_values() {
-            if outcome.is_err() {
-                self.containers.insert(container.record.id.clone(), container);
-            } else {
-                container.removing.into_iter().for_each(|reply| answer(reply, Ok(())));
+        if let Err(error) = &outcome {
+            self.record.phase = PodPhase::Stopped;
+            self.record.message = error.message.clone();
+            self.show_failure(error);
+            self.publish();
+            if self.remove_when_stopped {
+                tracing::error!(pod = %self.record.id, %error, "not removed; it is tried again");
+                self.try_again();
+            }
+        }
+        for container in self.containers.values_mut() {
+            for waiter in std::mem::take(&mut container.removing) {
+                answer(waiter, outcome.clone());
             }
         }
         for waiter in self.remove_waiters.drain(..).chain(self.stop_waiters.drain(..)) {

@@ -44,6 +44,26 @@ fn an_exit_during_the_create_waits_for_its_end() {
 }
 
 #[test]
+fn pauses_grow_and_have_an_end() {
+    let pauses: Vec<Duration> = (0..40).map(|times| later(FIRST_RETRY, times, LONGEST_RETRY)).collect();
+    assert_eq!(pauses.first(), Some(&FIRST_RETRY));
+    assert!(pauses.is_sorted() && pauses.iter().all(|pause| *pause <= LONGEST_RETRY));
+    assert_eq!(pauses.last(), Some(&LONGEST_RETRY));
+    assert_eq!(later(FIRST_RETRY, u32::MAX, LONGEST_RETRY), LONGEST_RETRY);
+}
+
+#[test]
+fn a_link_is_silent_once_it_was_tried() {
+    let mut link = Link::down("not asked yet");
+    assert_eq!(link.silent_since(), 0);
+    if let Link::Down { tries, .. } = &mut link {
+        *tries = 1;
+    }
+    assert!(link.silent_since() > 0 && link.client().is_none());
+    assert_eq!(Link::None.silent_since(), 0);
+}
+
+#[test]
 fn only_what_cannot_run_is_left_alone_by_a_stop() {
     let mut container = container(ContainerPhase::Created);
     assert!(container.idle());

@@ -1,0 +1,500 @@
+//! A pod's life where something comes between: the daemon's end, a power loss, a stop that overtakes, a removal
+//! that cannot be done yet.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use cri_api::v1::{ContainerState, PodSandboxState};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::Signal;
+use serde_json::json;
+use tonic::Code;
+
+use crate::context::{Context, Pod};
+use crate::fixture::Fixture;
+use crate::runner::{Test, test};
+use crate::shapes::{self, PodExt as _};
+use crate::wait::{self, secs};
+use crate::{cgroup, proc};
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        test!(power_loss_between_the_intent_and_the_commit).own(),
+        test!(a_rollback_that_cannot_remove_says_so_and_goes_on).own(),
+        test!(network_is_given_back_without_being_asked_again).own(),
+        test!(execs_of_a_killed_daemon_end).own(),
+        test!(exec_limits_hold_without_a_daemon).own(),
+        test!(start_whose_answer_finds_no_daemon).own(),
+        test!(creates_cut_off_leave_no_lease).own().limit(180),
+        test!(container_and_pod_removed_at_once).ours(),
+        test!(exec_answers_at_its_limit).ours(),
+        test!(creates_overtaken_by_a_stop),
+        test!(execs_overtaken_by_the_end),
+        test!(a_traced_container_can_be_stopped).ours(),
+        test!(short_commands_start_and_complete).limit(180),
+    ]
+}
+
+/// Freezes a container, and thaws it when dropped. `None` where the host's cgroups cannot.
+struct Frozen {
+    file: PathBuf,
+    thaw: &'static str,
+}
+
+impl Frozen {
+    fn container(id: &str) -> Result<Self> {
+        let (file, freeze, thaw) = match cgroup::find("freezer", id) {
+            Some(folder) => (folder.join("freezer.state"), "FROZEN", "THAWED"),
+            None => {
+                let folder = cgroup::hierarchies()
+                    .into_iter()
+                    .filter_map(|root| cgroup::find(root.file_name()?.to_str()?, id))
+                    .find(|folder| folder.join("cgroup.freeze").exists());
+                (folder.context("no cgroup that freezes")?.join("cgroup.freeze"), "1", "0")
+            }
+        };
+        fs::write(&file, freeze).with_context(|| file.display().to_string())?;
+        Ok(Self { file, thaw })
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        drop(fs::write(&self.file, self.thaw));
+    }
+}
+
+/// A file system over a folder that must go; taken away when dropped.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn tmpfs(at: &Path) -> Result<Self> {
+        fs::create_dir_all(at)?;
+        mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), None::<&str>)?;
+        Ok(Self(at.to_owned()))
+    }
+
+    fn bind(from: &Path, at: &Path) -> Result<Self> {
+        mount(Some(from), at, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        Ok(Self(at.to_owned()))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        umount2(&self.0, MntFlags::MNT_DETACH).unwrap_or_default();
+    }
+}
+
+/// Traces a process without ever waiting for it, until dropped.
+struct Tracer {
+    /// Ends the thread when it goes.
+    _end: mpsc::Sender<()>,
+}
+
+impl Tracer {
+    fn seize(pid: u32) -> Result<Self> {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(pid)?);
+        let (end, ended) = mpsc::channel();
+        let (told, outcome) = mpsc::channel();
+        // The thread is the tracer: with it the tracing ends.
+        std::thread::spawn(move || {
+            let seized = nix::sys::ptrace::seize(pid, nix::sys::ptrace::Options::empty());
+            told.send(seized).unwrap_or_default();
+            ended.recv().unwrap_or_default();
+        });
+        outcome.recv()?.with_context(|| format!("trace {pid}"))?;
+        Ok(Self { _end: end })
+    }
+}
+
+/// A plugin whose ADD, or DEL, waits for or fails without a file; what it gives is no real network.
+fn plugin(cx: &Context, name: &str, body: &str) -> Result<()> {
+    let result = "echo '{\"cniVersion\":\"1.0.0\",\"ips\":[{\"address\":\"10.9.8.7/24\"}]}'";
+    cx.node
+        .network
+        .script(name, &format!("cat > /dev/null\n{body}\n[ \"$CNI_COMMAND\" = ADD ] && {result}\nexit 0"))?;
+    cx.node.network.uninstall()?;
+    cx.node.network.conflist("10-plugin.conflist", &json!([{"type": name}]))
+}
+
+/// The commit of a pod is not durable: after a power loss its record may be the intent, though containers ran.
+async fn power_loss_between_the_intent_and_the_commit(cx: Context) -> Result<()> {
+    let gate = cx.node.paths.dir.join("gate");
+    plugin(&cx, "gated", &format!("while [ ! -e {} ]; do sleep 0.05; done", gate.display()))?;
+    let config = cx.pod_config().own_network();
+    let running = {
+        let (cri, config) = (cx.cri.clone(), config.clone());
+        tokio::spawn(async move { cri.run_pod(&config).await })
+    };
+    let pods = cx.node.paths.root.join("pods");
+    let intent = wait::until("the intent", secs(10), || async {
+        let Some(entry) = fs::read_dir(&pods).ok().and_then(|mut dir| dir.next()) else { return Ok(None) };
+        Ok(fs::read(entry?.path().join("record")).ok())
+    })
+    .await?;
+    fs::write(&gate, "")?;
+    let pod = Pod { id: running.await??, config: config.clone() };
+    let id = cx.start(&pod, &cx.sleeper("one")).await?;
+    let (pid, shim) = (cx.pid(&id).await?, cx.node.shim(&pod.id)?);
+    cx.node.kill9()?;
+    for dead in [shim.pid, pid] {
+        proc::signal(dead, Signal::SIGKILL)?;
+    }
+    wait::until_true("the pod's processes to be gone", secs(5), || {
+        !proc::alive(pid) && !proc::alive(shim.pid)
+    })
+    .await?;
+    fs::write(pods.join(&pod.id).join("record"), &intent)?;
+    fs::remove_dir_all(&cx.node.paths.run)?;
+    fs::create_dir_all(&cx.node.paths.run)?;
+    let boot = cx.node.paths.dir.join("boot_id");
+    fs::write(&boot, "01234567-89ab-cdef-0123-456789abcdef\n")?;
+    let _boot = Mounted::bind(&boot, Path::new("/proc/sys/kernel/random/boot_id"))?;
+    cx.node.launch().await?;
+    let listed = cx.cri.pods(None).await?;
+    ensure!(listed.iter().any(|it| it.id == pod.id), "the pod is not listed: {listed:?}");
+    let status = cx.cri.wait_exit(&id, secs(5)).await.context("its container")?;
+    ensure!(status.exit_code == 255, "{status:?}");
+    let state = cx.cri.pod_status(&pod.id).await?.status.context("status")?.state();
+    ensure!(state == PodSandboxState::SandboxNotready, "{state:?}");
+    cx.cri.drop_pod(&pod.id).await?;
+    let again = cx.cri.run_pod(&config).await.context("the name is still taken")?;
+    cx.cri.drop_pod(&again).await?;
+    Ok(())
+}
+
+async fn a_rollback_that_cannot_remove_says_so_and_goes_on(cx: Context) -> Result<()> {
+    let config = cx.pod_config();
+    cx.node.terminate().await?;
+    let (program, args) = cx.node.program();
+    let mut command = std::process::Command::new(program);
+    command.args(args).env("COPEPOD_FAILPOINT", "pod.supervised");
+    cx.node.launch_by(command).await?;
+    ensure!(cx.cri.run_pod(&config).await.is_err(), "the daemon did not end in the launch");
+    cx.node.kill9()?;
+    let pods = cx.node.paths.root.join("pods");
+    let entry = fs::read_dir(&pods)?.next().context("no intent was recorded")??;
+    let held = Mounted::tmpfs(&entry.path().join("held"))?;
+    cx.node.launch().await?;
+    let asked = Instant::now();
+    let refused = cx.cri.run_pod(&config).await.err().context("a pod came up beside its own remains")?;
+    ensure!(asked.elapsed() < secs(15), "RunPodSandbox took {:?}: {refused}", asked.elapsed());
+    ensure!(refused.code() != Code::DeadlineExceeded, "it hung: {refused}");
+    ensure!(refused.message().contains("remove pod"), "the cause is not named: {refused}");
+    let listed = cx.cri.pods(None).await?;
+    ensure!(listed.len() == 1, "nobody can ask for its removal: {listed:?}");
+    drop(held);
+    // By itself: nobody asks for the removal.
+    let id =
+        wait::until("the name to be free", secs(40), || async { Ok(cx.cri.run_pod(&config).await.ok()) })
+            .await?;
+    cx.cri.drop_pod(&id).await?;
+    Ok(())
+}
+
+async fn network_is_given_back_without_being_asked_again(cx: Context) -> Result<()> {
+    let (gate, done) = (cx.node.paths.dir.join("gate"), cx.node.paths.dir.join("done"));
+    let body = format!(
+        "if [ \"$CNI_COMMAND\" = DEL ]; then [ -e {} ] || {{ echo '{{\"cniVersion\":\"1.0.0\",\"code\":7,\"msg\":\"not now\"}}'; exit 1; }}; touch {}; fi",
+        gate.display(),
+        done.display()
+    );
+    plugin(&cx, "failing", &body)?;
+    let pod = wait::until("the new configuration", secs(10), || async {
+        let pod = cx.pod_of(cx.pod_config().own_network()).await?;
+        let network = cx.cri.pod_status(&pod.id).await?.status.and_then(|s| s.network).context("network")?;
+        if network.ip == "10.9.8.7" {
+            return Ok(Some(pod));
+        }
+        cx.cri.drop_pod(&pod.id).await?;
+        Ok(None)
+    })
+    .await?;
+    ensure!(cx.cri.stop_pod(&pod.id).await.is_err(), "DEL failed, and the stop did not");
+    fs::write(&gate, "")?;
+    wait::until_true("DEL to be tried again", secs(20), || done.exists()).await?;
+    cx.cri.drop_pod(&pod.id).await?;
+    Ok(())
+}
+
+async fn execs_of_a_killed_daemon_end(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let id = cx.start(&pod, &cx.sleeper("one")).await?;
+    let mark = format!("5{:05}", shapes::unique());
+    let mut calls = Vec::new();
+    for limit in [60, 0] {
+        let (cri, id, line) = (cx.cri.clone(), id.clone(), format!("sleep {mark}; true"));
+        calls.push(tokio::spawn(async move { cri.exec_sync(&id, &["/bin/sh", "-c", &line], limit).await }));
+    }
+    // A shell and its child each.
+    let running = || proc::with_args(&format!("sleep {mark}")).len();
+    wait::until_true("both commands to run", secs(10), || running() >= 4).await?;
+    cx.node.crash().await?;
+    for call in calls {
+        ensure!(call.await?.is_err(), "an exec of a dead daemon succeeded");
+    }
+    wait::until_true("the commands to be ended, as nobody waits for them", secs(10), || running() == 0)
+        .await?;
+    ensure!(cx.cri.sh(&id, "echo in").await? == "in", "exec afterwards");
+    cx.cri.drop_pod(&pod.id).await?;
+    Ok(())
+}
+
+/// Nobody starts a daemon again: the limit of the command is kept all the same.
+async fn exec_limits_hold_without_a_daemon(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let id = cx.start(&pod, &cx.sleeper("one")).await?;
+    let mark = format!("7{:05}", shapes::unique());
+    let call = {
+        let (cri, id, mark) = (cx.cri.clone(), id.clone(), mark.clone());
+        tokio::spawn(async move { cri.exec_sync(&id, &["sleep", &mark], 3).await })
+    };
+    let runs = || !proc::with_args(&format!("sleep {mark}")).is_empty();
+    wait::until_true("the command to run", secs(3), runs).await?;
+    cx.node.kill9()?;
+    ensure!(call.await?.is_err(), "an exec of a dead daemon succeeded");
+    wait::until_true("the command to be killed at its limit", secs(12), || !runs()).await?;
+    ensure!(proc::alive(cx.node.shim(&pod.id)?.pid), "the shim is dead");
+    cx.node.launch().await?;
+    ensure!(cx.cri.sh(&id, "echo in").await? == "in", "exec afterwards");
+    cx.cri.drop_pod(&pod.id).await?;
+    Ok(())
+}
+
+/// The daemon is killed between Start and execve: what is shown afterwards is what runs.
+async fn start_whose_answer_finds_no_daemon(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let id = cx.create(&pod, &cx.sleeper("one")).await?;
+    let frozen = Frozen::container(&id)?;
+    let start = {
+        let (cri, id) = (cx.cri.clone(), id.clone());
+        tokio::spawn(async move { cri.start(&id).await })
+    };
+    // The intent is on disk before the answer can come, and the request goes out with it.
+    let record = cx.node.paths.root.join("containers").join(&id).join("record");
+    wait::until_true("the intent to start", secs(10), || {
+        fs::read(&record).is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains("Running"))
+    })
+    .await?;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    cx.node.kill9()?;
+    ensure!(start.await?.is_err(), "a start of a frozen container succeeded");
+    cx.node.launch().await?;
+    let state = cx.cri.container(&id).await?.state();
+    ensure!(state == ContainerState::ContainerCreated, "it waits, and is shown as {state:?}");
+    drop(frozen);
+    wait::until("the container to be shown running", secs(15), || async {
+        Ok((cx.cri.container(&id).await?.state() == ContainerState::ContainerRunning).then_some(()))
+    })
+    .await?;
+    ensure!(cx.cri.container(&id).await?.started_at > 0, "no time of start");
+    ensure!(cx.cri.sh(&id, "echo in").await? == "in", "exec");
+    cx.cri.stop(&id, 0).await?;
+    ensure!(cx.cri.container(&id).await?.exit_code == 137);
+    cx.cri.drop_pod(&pod.id).await?;
+    Ok(())
+}
+
+async fn creates_cut_off_leave_no_lease(cx: Context) -> Result<()> {
+    let image = Fixture::image("busybox");
+    cx.need(&image).await?;
+    let pod = cx.pod().await?;
+    for round in 0..14_u64 {
+        let calls: Vec<_> = (0..6)
+            .map(|n| {
+                let (cri, pod) = (cx.cri.clone(), pod.clone());
+                let config = shapes::ContainerExt::like(cx.sleeper(&format!("c{round}-{n}")), &pod.config);
+                tokio::spawn(async move { cri.create(&pod.id, &config, &pod.config).await })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_millis(20 + round * 12)).await;
+        cx.node.kill9()?;
+        for call in calls {
+            drop(call.await?);
+        }
+        cx.node.launch().await.with_context(|| format!("round {round}"))?;
+        for container in cx.cri.containers(None).await? {
+            cx.cri.remove(&container.id).await.with_context(|| format!("round {round}"))?;
+        }
+    }
+    let (leases, containers) =
+        (cx.node.paths.root.join("images/leases"), cx.node.paths.root.join("containers"));
+    let count =
+        |folder: &Path| fs::read_dir(folder).map(Iterator::count).context(folder.display().to_string());
+    count(&leases)?;
+    // What was cut off last is being undone.
+    wait::until("folders of creates that were cut off to go", secs(20), || async {
+        Ok((count(&containers)? == 0).then_some(()))
+    })
+    .await?;
+    wait::until("their leases to go", secs(10), || async { Ok((count(&leases)? == 0).then_some(())) })
+        .await
+        .with_context(|| format!("{:?}", fs::read_dir(&leases).map(|dir| dir.flatten().count())))?;
+    let log = cx.node.last_log(100_000);
+    ensure!(!log.contains("left by a create"), "something was left: {log}");
+    // The shim holds nothing of them either.
+    let one = cx.start(&pod, &cx.sleeper("one")).await?;
+    ensure!(cx.cri.sh(&one, "echo in").await? == "in");
+    cx.cri.drop_pod(&pod.id).await?;
+    Ok(())
+}
+
+async fn container_and_pod_removed_at_once(cx: Context) -> Result<()> {
+    for round in 0..25 {
+        let pod = cx.pod().await?;
+        let mut calls = Vec::new();
+        for n in 0..3 {
+            let id = cx.start(&pod, &cx.shell(&format!("c{n}"), "exit 0")).await?;
+            cx.cri.wait_exit(&id, secs(10)).await?;
+            let cri = cx.cri.clone();
+            calls.push(tokio::spawn(async move { cri.remove(&id).await }));
+        }
+        let (cri, id) = (cx.cri.clone(), pod.id.clone());
+        calls.push(tokio::spawn(async move {
+            cri.stop_pod(&id).await?;
+            cri.remove_pod(&id).await
+        }));
+        for call in calls {
+            call.await?.with_context(|| format!("round {round}"))?;
+        }
+        ensure!(!cx.cri.pods(None).await?.iter().any(|it| it.id == pod.id), "the pod is still listed");
+    }
+    Ok(())
+}
+
+/// A command that cannot be killed at this moment is no reason to keep its caller.
+async fn exec_answers_at_its_limit(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let id = cx.start(&pod, &cx.sleeper("one")).await?;
+    let mark = format!("6{:05}", shapes::unique());
+    let asked = Instant::now();
+    let call = {
+        let (cri, id, mark) = (cx.cri.clone(), id.clone(), mark.clone());
+        tokio::spawn(async move { cri.exec_sync(&id, &["sleep", &mark], 3).await })
+    };
+    wait::until_true("the command to run", secs(2), || !proc::with_args(&format!("sleep {mark}")).is_empty())
+        .await?;
+    let frozen = Frozen::container(&id)?;
+    let error = call.await?.err().context("a frozen command ended")?;
+    let took = asked.elapsed();
+    ensure!(error.code() == Code::DeadlineExceeded, "{error}");
+    ensure!(took >= Duration::from_millis(2900) && took < secs(6), "answered after {took:?} instead of 3 s");
+    drop(frozen);
+    wait::until_true("the command to be killed nevertheless", secs(15), || {
+        proc::with_args(&format!("sleep {mark}")).is_empty()
+    })
+    .await?;
+    ensure!(cx.cri.sh(&id, "echo in").await? == "in");
+    Ok(())
+}
+
+async fn creates_overtaken_by_a_stop(cx: Context) -> Result<()> {
+    cx.need(&Fixture::image("busybox")).await?;
+    let mut overtaken = 0;
+    for round in 0..16_u64 {
+        let pod = cx.pod().await?;
+        let create = {
+            let (cri, pod) = (cx.cri.clone(), pod.clone());
+            let config = shapes::ContainerExt::like(cx.sleeper("one"), &pod.config);
+            tokio::spawn(async move { cri.create(&pod.id, &config, &pod.config).await })
+        };
+        tokio::time::sleep(Duration::from_millis(round * 2)).await;
+        cx.cri.drop_pod(&pod.id).await?;
+        if let Err(error) = create.await? {
+            let fits = match error.code() {
+                Code::FailedPrecondition => error.message().contains("stopped"),
+                // The pod was gone before the call came.
+                Code::NotFound => true,
+                _ => false,
+            };
+            ensure!(fits, "round {round}: {error}");
+            overtaken += 1;
+        }
+    }
+    ensure!(overtaken >= 4, "only {overtaken} creates of 16 were overtaken");
+    Ok(())
+}
+
+async fn execs_overtaken_by_the_end(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let mut refused = 0;
+    for round in 0..16_u64 {
+        let id = cx.start(&pod, &cx.sleeper(&format!("c{round}"))).await?;
+        let calls: Vec<_> = (0..3)
+            .map(|_| {
+                let (cri, id) = (cx.cri.clone(), id.clone());
+                tokio::spawn(async move { cri.exec_sync(&id, &["true"], 10).await })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_micros(round * 400)).await;
+        cx.cri.stop(&id, 0).await?;
+        for call in calls {
+            match call.await? {
+                // It was killed with its container, or ended before.
+                Ok(done) => ensure!([0, 137].contains(&done.exit_code), "code {}", done.exit_code),
+                Err(error) => {
+                    ensure!(error.code() == Code::FailedPrecondition, "round {round}: {error}");
+                    refused += 1;
+                }
+            }
+        }
+        cx.cri.remove(&id).await?;
+    }
+    println!("      {refused} of 48 execs met a container that was gone");
+    Ok(())
+}
+
+/// The kernel keeps a killed process for its tracer, and its parent cannot reap it: the container has ended
+/// all the same.
+async fn a_traced_container_can_be_stopped(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let id = cx.start(&pod, &cx.sleeper("traced")).await?;
+    let tracer = Tracer::seize(cx.pid(&id).await?)?;
+    let asked = Instant::now();
+    cx.cri.stop(&id, 0).await?;
+    ensure!(asked.elapsed() < secs(15), "StopContainer took {:?}", asked.elapsed());
+    let status = cx.cri.container(&id).await?;
+    ensure!(status.state() == ContainerState::ContainerExited && status.exit_code == 137, "{status:?}");
+    cx.cri.remove(&id).await.context("RemoveContainer")?;
+    let next = cx.start(&pod, &cx.sleeper("next")).await.context("a further container")?;
+    ensure!(cx.cri.sh(&next, "echo in").await? == "in");
+    drop(tracer);
+    cx.cri.drop_pod(&pod.id).await?;
+    Ok(())
+}
+
+/// A command may have ended before anybody looks.
+async fn short_commands_start_and_complete(cx: Context) -> Result<()> {
+    cx.need(&Fixture::image("busybox")).await?;
+    let mut pods = Vec::new();
+    for n in 0..4 {
+        let mut config = cx.pod_config();
+        if let Some(metadata) = &mut config.metadata {
+            metadata.name = format!("{}-{n}", metadata.name);
+        }
+        pods.push(cx.pod_of(config).await?);
+    }
+    let lives = pods.iter().map(|pod| {
+        let (cx, pod) = (cx.clone(), pod.clone());
+        tokio::spawn(async move {
+            for n in 0..20 {
+                let config = shapes::container(&format!("c{n}"), &Fixture::image("busybox"), &["/bin/true"]);
+                let status = cx.run(&pod, &config).await.with_context(|| format!("container {n}"))?;
+                ensure!(status.exit_code == 0 && status.reason == "Completed", "{status:?}");
+                cx.cri.remove(&status.id).await?;
+            }
+            Ok(())
+        })
+    });
+    for life in lives.collect::<Vec<_>>() {
+        life.await??;
+    }
+    for pod in pods {
+        cx.cri.drop_pod(&pod.id).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,286 @@
+//! Shims that live and do not answer: their pods go on, whatever the daemon does, until somebody stops them.
+
+use std::io::Read as _;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use cri_api::v1::{ContainerState, PodSandboxState};
+use nix::sys::signal::Signal;
+use tonic::Code;
+
+use crate::context::{Context, Pod};
+use crate::logfile::Log;
+use crate::proc;
+use crate::runner::{Test, test};
+use crate::wait::{self, secs};
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        test!(a_stopped_shim_across_a_restart).own().limit(300),
+        test!(stop_ends_by_the_trap_though_the_shim_is_stopped).ours(),
+        test!(stop_keeps_its_grace_without_a_connection).own(),
+        test!(a_lost_link_to_a_stopped_shim).ours(),
+        test!(a_socket_that_was_removed).own(),
+        test!(stop_and_removal_of_a_silent_pod).own(),
+        test!(a_shim_that_dies_while_silent).own(),
+    ]
+}
+
+/// How long the long test keeps its shim stopped. The daemon once took 35 s of silence for death.
+const SILENCE: u64 = 42;
+/// Its variable for longer ones, in seconds.
+const VARIABLE: &str = "COPEPOD_TEST_SILENCE";
+
+/// Stops the shim of a pod, and lets it go on when dropped, however the test ends.
+struct Stopped(u32);
+
+impl Stopped {
+    fn shim(cx: &Context, pod: &Pod) -> Result<Self> {
+        let pid = cx.node.shim(&pod.id)?.pid;
+        proc::signal(pid, Signal::SIGSTOP)?;
+        Ok(Self(pid))
+    }
+
+    fn wake(&self) -> Result<()> {
+        proc::signal(self.0, Signal::SIGCONT)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        drop(self.wake());
+    }
+}
+
+/// Since when the pod's shim is silent, nanoseconds since the epoch, by verbose status.
+async fn silent_since(cx: &Context, pod: &Pod) -> Result<i64> {
+    let info = cx.cri.pod_status(&pod.id).await?.info;
+    let parsed: serde_json::Value = serde_json::from_str(info.get("info").context("no verbose info")?)?;
+    parsed.get("shimSilentSince").and_then(serde_json::Value::as_i64).context("no shimSilentSince")
+}
+
+/// A container that answers SIGTERM after a second, with code 7.
+async fn trapping(cx: &Context, pod: &Pod, name: &str) -> Result<String> {
+    let line = "trap 'sleep 1; echo trapped; exit 7' TERM; echo ready; while :; do sleep 0.1; done";
+    let id = cx.start(pod, &cx.shell(name, line)).await?;
+    let log = cx.cri.container(&id).await?.log_path;
+    wait::until_true("the trap to be set", secs(10), || {
+        Log::read(&log).is_ok_and(|log| log.text(None).contains("ready"))
+    })
+    .await?;
+    Ok(id)
+}
+
+async fn ready(cx: &Context, pod: &Pod, id: &str, pid: u32) -> Result<()> {
+    ensure!(proc::alive(pid), "the container's process is dead");
+    let state = cx.cri.container(id).await?.state();
+    ensure!(state == ContainerState::ContainerRunning, "the container is shown as {state:?}");
+    let state = cx.cri.pod_status(&pod.id).await?.status.context("status")?.state();
+    ensure!(state == PodSandboxState::SandboxReady, "the pod is shown as {state:?}");
+    Ok(())
+}
+
+/// Numbers, one a line, from 0 without a gap; how many.
+fn without_gap(log: &Log) -> Result<usize> {
+    let text = log.text(None);
+    for (expected, line) in text.lines().enumerate() {
+        ensure!(line == expected.to_string(), "line {expected} of the log is `{line}`");
+    }
+    Ok(text.lines().count())
+}
+
+async fn exec_works_again(cx: &Context, id: &str) -> Result<()> {
+    wait::until("exec to work again", secs(15), || async { Ok(cx.cri.sh(id, "echo in").await.ok()) })
+        .await
+        .map(drop)
+}
+
+async fn a_stopped_shim_across_a_restart(cx: Context) -> Result<()> {
+    let silence = match std::env::var(VARIABLE) {
+        Ok(text) => text.parse::<u64>().with_context(|| format!("{VARIABLE}={text}"))?.max(SILENCE),
+        Err(_) => SILENCE,
+    };
+    let pod = cx.pod().await?;
+    let count = "i=0; while :; do echo $i; i=$((i+1)); sleep 0.05; done";
+    let counter = cx.start(&pod, &cx.shell("counter", count)).await?;
+    let trapper = trapping(&cx, &pod, "trapper").await?;
+    let pid = cx.pid(&counter).await?;
+    let log = cx.cri.container(&counter).await?.log_path;
+    let stopped = Stopped::shim(&cx, &pod)?;
+    let lines = without_gap(&Log::read(&log)?)?;
+    cx.node.crash().await?;
+    let begun = Instant::now();
+    wait::until("the silence to be shown", secs(15), || async {
+        Ok((silent_since(&cx, &pod).await? > 0).then_some(()))
+    })
+    .await?;
+    let mut execs = 0;
+    while begun.elapsed() < secs(silence) {
+        let asked = Instant::now();
+        ready(&cx, &pod, &counter, pid)
+            .await
+            .with_context(|| format!("{:?} into the silence", begun.elapsed()))?;
+        ensure!(asked.elapsed() < secs(2), "status took {:?}", asked.elapsed());
+        if execs < 3 {
+            execs += 1;
+            let asked = Instant::now();
+            let error = cx.cri.exec_sync(&counter, &["true"], 60).await.err().context("an exec succeeded")?;
+            ensure!(error.code() == Code::Unavailable, "exec without a shim: {error}");
+            ensure!(asked.elapsed() < secs(5), "the refusal took {:?}", asked.elapsed());
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    let asked = Instant::now();
+    cx.cri.stop(&trapper, 60).await.context("StopContainer without a connection")?;
+    ensure!(asked.elapsed() < secs(30), "StopContainer took {:?}", asked.elapsed());
+    let status = cx.cri.container(&trapper).await?;
+    ensure!(status.exit_code == 7, "it did not end by its trap: {status:?}");
+    stopped.wake()?;
+    exec_works_again(&cx, &counter).await?;
+    ready(&cx, &pod, &counter, pid).await?;
+    ensure!(silent_since(&cx, &pod).await? == 0, "still shown as silent");
+    wait::until("the log to go on", secs(15), || async {
+        Ok((without_gap(&Log::read(&log)?)? > lines + 100).then_some(()))
+    })
+    .await?;
+    // What the trap wrote while nobody read it.
+    wait::until_true("the last words of the stopped one", secs(10), || {
+        Log::read(&status.log_path).is_ok_and(|log| log.text(None) == "ready\ntrapped\n")
+    })
+    .await?;
+    ensure!(cx.cri.container(&trapper).await?.exit_code == 7, "the shim's word changed the exit code");
+    cx.cri.remove(&trapper).await?;
+    cx.cri.drop_pod(&pod.id).await?;
+    Ok(())
+}
+
+/// The link is up, only nobody is there: the signal must not wait for the shim either.
+async fn stop_ends_by_the_trap_though_the_shim_is_stopped(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let id = trapping(&cx, &pod, "trapper").await?;
+    let stopped = Stopped::shim(&cx, &pod)?;
+    let asked = Instant::now();
+    cx.cri.stop(&id, 30).await?;
+    let took = asked.elapsed();
+    let status = cx.cri.container(&id).await?;
+    ensure!(status.exit_code == 7 && took < secs(20), "code {} after {took:?}", status.exit_code);
+    stopped.wake()?;
+    cx.cri.remove(&id).await?;
+    let next = cx.start(&pod, &cx.sleeper("next")).await.context("a further container")?;
+    ensure!(cx.cri.sh(&next, "echo in").await? == "in");
+    cx.cri.drop_pod(&pod.id).await?;
+    Ok(())
+}
+
+async fn stop_keeps_its_grace_without_a_connection(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let id = cx.start(&pod, &cx.shell("deaf", "trap '' TERM; while :; do sleep 0.1; done")).await?;
+    let pid = cx.pid(&id).await?;
+    let stopped = Stopped::shim(&cx, &pod)?;
+    cx.node.crash().await?;
+    let asked = Instant::now();
+    let stop = {
+        let (cri, id) = (cx.cri.clone(), id.clone());
+        tokio::spawn(async move { cri.stop(&id, 8).await })
+    };
+    while asked.elapsed() < secs(7) {
+        ensure!(proc::alive(pid), "killed {:?} into a grace of 8 s", asked.elapsed());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    stop.await?.context("StopContainer")?;
+    ensure!(!proc::alive(pid), "it lives");
+    let status = cx.cri.container(&id).await?;
+    ensure!(status.exit_code == 137, "{status:?}");
+    stopped.wake()?;
+    cx.cri.drop_pod(&pod.id).await?;
+    Ok(())
+}
+
+/// Whoever dials takes the place of the daemon's connection; then the shim is stopped before the daemon has
+/// dialled again.
+async fn a_lost_link_to_a_stopped_shim(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let id = cx.start(&pod, &cx.sleeper("one")).await?;
+    let pid = cx.pid(&id).await?;
+    let socket = cx.node.paths.run.join("shims").join(&pod.id).join("sock");
+    let mut intruder = UnixStream::connect(&socket).with_context(|| socket.display().to_string())?;
+    intruder.set_read_timeout(Some(secs(5)))?;
+    let mut greeting = [0; 16];
+    intruder.read_exact(&mut greeting).context("the shim's greeting")?;
+    let stopped = Stopped::shim(&cx, &pod)?;
+    let begun = Instant::now();
+    while begun.elapsed() < secs(10) {
+        ready(&cx, &pod, &id, pid)
+            .await
+            .with_context(|| format!("{:?} into the silence", begun.elapsed()))?;
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    stopped.wake()?;
+    exec_works_again(&cx, &id).await?;
+    cx.cri.stop(&id, 0).await?;
+    ensure!(cx.cri.container(&id).await?.exit_code == 137);
+    cx.cri.drop_pod(&pod.id).await?;
+    Ok(())
+}
+
+/// Somebody cleaned up below /run: the shim cannot be dialled any more, and lives.
+async fn a_socket_that_was_removed(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let id = cx.start(&pod, &cx.sleeper("one")).await?;
+    let pid = cx.pid(&id).await?;
+    cx.node.kill9()?;
+    std::fs::remove_file(cx.node.paths.run.join("shims").join(&pod.id).join("sock"))?;
+    cx.node.launch().await?;
+    wait::until("the silence to be shown", secs(15), || async {
+        Ok((silent_since(&cx, &pod).await? > 0).then_some(()))
+    })
+    .await?;
+    ready(&cx, &pod, &id, pid).await?;
+    cx.cri.stop(&id, 1).await?;
+    ensure!(!proc::alive(pid), "it lives");
+    cx.cri.drop_pod(&pod.id).await?;
+    Ok(())
+}
+
+async fn stop_and_removal_of_a_silent_pod(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let id = cx.start(&pod, &cx.sleeper("one")).await?;
+    let (pid, shim) = (cx.pid(&id).await?, cx.node.shim(&pod.id)?);
+    let _stopped = Stopped::shim(&cx, &pod)?;
+    cx.node.crash().await?;
+    wait::until("the silence to be shown", secs(15), || async {
+        Ok((silent_since(&cx, &pod).await? > 0).then_some(()))
+    })
+    .await?;
+    ready(&cx, &pod, &id, pid).await?;
+    let asked = Instant::now();
+    cx.cri.stop_pod(&pod.id).await?;
+    ensure!(asked.elapsed() < secs(20), "StopPodSandbox took {:?}", asked.elapsed());
+    ensure!(!proc::alive(pid) && !proc::alive(shim.pid), "something of the pod lives");
+    let status = cx.cri.container(&id).await?;
+    ensure!(status.exit_code == 137, "{status:?}");
+    cx.cri.remove_pod(&pod.id).await?;
+    ensure!(cx.cri.pods(None).await?.is_empty(), "it is still listed");
+    Ok(())
+}
+
+/// Silence is no death, but death is seen in the silence.
+async fn a_shim_that_dies_while_silent(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let id = cx.start(&pod, &cx.sleeper("one")).await?;
+    let pid = cx.pid(&id).await?;
+    let stopped = Stopped::shim(&cx, &pod)?;
+    cx.node.crash().await?;
+    wait::until("the silence to be shown", secs(15), || async {
+        Ok((silent_since(&cx, &pod).await? > 0).then_some(()))
+    })
+    .await?;
+    ready(&cx, &pod, &id, pid).await?;
+    proc::signal(stopped.0, Signal::SIGKILL)?;
+    let status = cx.cri.wait_exit(&id, secs(10)).await?;
+    ensure!(status.exit_code == 255 && !status.message.is_empty(), "{status:?}");
+    wait::until_true("its processes to be dead", secs(5), || !proc::alive(pid)).await?;
+    cx.cri.drop_pod(&pod.id).await?;
+    Ok(())
+}

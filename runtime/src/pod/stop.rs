@@ -1,0 +1,295 @@
+//! StopContainer's work: the stop signal, the grace, the kill. All of it works without the shim as well, which
+//! may be stopped, hang on a disk, or be dialled at this moment: signals go to init by a descriptor of its
+//! process, and its end can be seen on that.
+
+use super::{Context, containers, now};
+use crate::lanes;
+use crate::node::{Error, ErrorKind};
+use crate::shims::{Client, watched};
+use model::{ContainerRecord, Exit};
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+use wire::{EXIT_RECORD_KIND, ExitFacts, Request};
+
+/// For the shim to answer a request that only tells the kernel something. A silent one is not waited for longer:
+/// the daemon can do the same.
+const TOLD: Duration = Duration::from_secs(2);
+/// For the shim to reap what it has killed, unless a process hangs in the kernel.
+const KILL: Duration = Duration::from_secs(10);
+/// How often, and how far apart, one looks for the end of a process that was killed.
+const LOOKS: u32 = 20;
+const LOOK: Duration = Duration::from_millis(5);
+/// For the shim to report an end that can be seen already.
+const REPORT: Duration = Duration::from_secs(2);
+
+/// One stop of one container.
+#[derive(Debug)]
+pub(crate) struct Stop {
+    /// To the shim, while it answers.
+    pub(crate) client: Option<Client>,
+    /// The shim's process, 0 where it is not known.
+    pub(crate) shim_pid: u32,
+    /// As it was when the stop began.
+    pub(crate) record: ContainerRecord,
+    /// When to kill; may come nearer.
+    pub(crate) deadline: watch::Receiver<Instant>,
+    /// True once its exit is recorded.
+    pub(crate) exited: watch::Receiver<bool>,
+}
+
+impl Stop {
+    /// Sends the stop signal, waits until the deadline, kills. Gives the exit where the shim has not told it.
+    ///
+    /// # Errors
+    /// Processes that survive SIGKILL.
+    pub(crate) async fn run(mut self, context: &Arc<Context>) -> Result<Option<Exit>, Error> {
+        let init = self.find_init().await;
+        if *self.deadline.borrow() > Instant::now() {
+            self.signal(init.as_ref()).await;
+            if self.grace(init.as_ref()).await == Grace::Exited {
+                return Ok(None);
+            }
+        }
+        if *self.exited.borrow() || self.kill_by_shim(init.as_ref()).await {
+            return Ok(None);
+        }
+        let (cgroups, leaf) = (context.cgroups.clone(), self.record.cgroup.clone());
+        let kill = move || Ok(cgroups.kill_all(&leaf)?);
+        lanes::run(lanes::kill(), self.record.pod.as_str(), "kill the container", kill).await?;
+        // Nothing lives; what is missing is the shim's word.
+        self.seen(context).await
+    }
+
+    /// Init by descriptor, while its number is surely its own.
+    async fn find_init(&self) -> Option<AsyncFd<OwnedFd>> {
+        let (record, shim_pid) = (self.record.clone(), self.shim_pid);
+        let pod = self.record.pod.as_str();
+        let found = lanes::run(lanes::kill(), pod, "find init", move || {
+            find(&record, shim_pid).map_err(|error| Error::of(format!("look for pid {}", record.pid), &error))
+        });
+        match found.await {
+            Ok(init) => init.and_then(|init| watched(init, Interest::READABLE).ok()),
+            Err(error) => {
+                tracing::warn!(container = %self.record.id, %error, "init not found");
+                None
+            }
+        }
+    }
+
+    /// Sends the stop signal. A failure is told and costs the grace nothing: SIGKILL follows at its end.
+    async fn signal(&self, init: Option<&AsyncFd<OwnedFd>>) {
+        let (id, signal) = (&self.record.id, self.record.stop_signal);
+        if let Some(init) = init {
+            match sys::pidfd::send_signal(init.get_ref().as_fd(), signal) {
+                Ok(()) => return,
+                Err(error) => tracing::debug!(container = %id, %error, "stop signal not sent to init"),
+            }
+        }
+        let Some(client) = &self.client else {
+            tracing::warn!(container = %id, signal, "stop signal not sent: init was not found, its shim is silent");
+            return;
+        };
+        let gently = Request::Kill { container: id.clone(), signal, all: false };
+        if let Err(error) = client.done("the stop signal", gently, TOLD).await {
+            tracing::warn!(container = %id, signal, %error, "stop signal not sent");
+        }
+    }
+
+    /// Waits until the deadline, or until init has ended.
+    async fn grace(&mut self, init: Option<&AsyncFd<OwnedFd>>) -> Grace {
+        let ended = ended(init);
+        tokio::pin!(ended);
+        loop {
+            let until = *self.deadline.borrow_and_update();
+            tokio::select! {
+                _ = self.exited.wait_for(|exited| *exited) => return Grace::Exited,
+                () = &mut ended => break,
+                () = tokio::time::sleep_until(until) => return Grace::Over,
+                changed = self.deadline.changed() => if changed.is_err() { return Grace::Over },
+            }
+        }
+        // Its shim kills what init left, and reports, at once unless something is wrong.
+        if self.client.is_some() && timeout(REPORT, self.exited.wait_for(|exited| *exited)).await.is_ok() {
+            return Grace::Exited;
+        }
+        self.client = None;
+        Grace::Over
+    }
+
+    /// Has the shim kill everything of it; true when it has told the exit. One that does not is not relied on
+    /// any more.
+    async fn kill_by_shim(&mut self, init: Option<&AsyncFd<OwnedFd>>) -> bool {
+        let Some(client) = self.client.take() else { return false };
+        let kill = Request::Kill { container: self.record.id.clone(), signal: 9, all: true };
+        if let Err(error) = client.done("the kill", kill, TOLD).await {
+            tracing::warn!(container = %self.record.id, %error, "the shim did not kill: killing by cgroup");
+            return *self.exited.borrow();
+        }
+        // An init that has ended and is not reported may be kept by a tracer, which the shim cannot reap.
+        let held = async {
+            ended(init).await;
+            tokio::time::sleep(REPORT).await;
+        };
+        tokio::select! {
+            _ = self.exited.wait_for(|exited| *exited) => true,
+            () = held => false,
+            () = tokio::time::sleep(KILL) => false,
+        }
+    }
+
+    /// The exit of a container none of whose processes lives, from what the shim has left or the kernel knows.
+    async fn seen(mut self, context: &Arc<Context>) -> Result<Option<Exit>, Error> {
+        let (theirs, record, shim_pid) = (Arc::clone(context), self.record.clone(), self.shim_pid);
+        let pod = self.record.pod.clone();
+        let seen = lanes::run(lanes::kill(), pod.as_str(), "look how the container ended", move || {
+            let path = theirs.layout.exit(&record.pod, &record.id);
+            if let Ok(Some(stored)) = state::file::read::<ExitFacts>(&path, EXIT_RECORD_KIND) {
+                return Ok(Some(containers::exit_of(&stored.data)));
+            }
+            let Some(code) = code(record.pid, shim_pid) else { return Ok(None) };
+            let oom_killed = theirs.cgroups.oom_kills(&record.cgroup).is_ok_and(|kills| kills > 0);
+            let facts = ExitFacts { code, finished_at: now(), oom_killed, ..ExitFacts::default() };
+            Ok(Some(containers::exit_of(&facts)))
+        });
+        if let Some(exit) = seen.await? {
+            return Ok(Some(exit));
+        }
+        // Its shim has reaped it, so only the shim knows.
+        if timeout(KILL, self.exited.wait_for(|exited| *exited)).await.is_ok() {
+            return Ok(None);
+        }
+        let id = &self.record.id;
+        let text = format!("container {id}: its processes are gone, but its shim has not reported the exit");
+        Err(Error::new(ErrorKind::DeadlineExceeded, text))
+    }
+}
+
+/// How the grace ended.
+#[derive(Debug, PartialEq, Eq)]
+enum Grace {
+    /// The shim has told the exit.
+    Exited,
+    /// It is time to kill what is left.
+    Over,
+}
+
+/// When init has ended, reaped or not.
+async fn ended(init: Option<&AsyncFd<OwnedFd>>) {
+    match init {
+        // A pidfd stays readable; an error means that the runtime ends.
+        Some(init) => drop(init.readable().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// Opens init's process. The number may be a stranger's by now: it must be of a process in the container's
+/// cgroup, or of one that waits to be reaped by the shim. Blocking.
+fn find(record: &ContainerRecord, shim_pid: u32) -> io::Result<Option<OwnedFd>> {
+    if record.pid == 0 {
+        return Ok(None);
+    }
+    let process = match sys::pidfd::open(record.pid) {
+        Ok(process) => process,
+        Err(error) if is_gone(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    // After the descriptor was had: what is read now is of that process, or it has ended.
+    if zombie_of(record.pid, shim_pid) {
+        return Ok(Some(process));
+    }
+    let cgroups = match sys::proc::cgroups(record.pid) {
+        Ok(text) => text,
+        Err(error) if is_gone(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    // It may have made cgroups below its own.
+    let cgroups = String::from_utf8_lossy(&cgroups);
+    let mut parts = cgroups.lines().flat_map(|line| line.split('/'));
+    Ok(parts.any(|part| part == record.id.as_str()).then_some(process))
+}
+
+/// How init ended, by the kernel's word, while it waits to be reaped. Blocking.
+pub(super) fn code(pid: u32, shim_pid: u32) -> Option<i32> {
+    if pid == 0 || shim_pid == 0 {
+        return None;
+    }
+    for _ in 0..LOOKS {
+        match sys::proc::stat(pid) {
+            Ok(stat) if stat.parent == shim_pid && stat.is_over() => return Some(stat.code()),
+            // It leaves its cgroup a moment before it can be reaped.
+            Ok(stat) if stat.parent == shim_pid => std::thread::sleep(LOOK),
+            _ => return None,
+        }
+    }
+    None
+}
+
+fn zombie_of(pid: u32, parent: u32) -> bool {
+    pid != 0
+        && parent != 0
+        && sys::proc::stat(pid).is_ok_and(|stat| stat.state == 'Z' && stat.parent == parent)
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::{ContainerConfig, ContainerId, ContainerPhase, ImageOfContainer, PodId, User};
+    use std::process::Command;
+
+    fn record(pid: u32) -> ContainerRecord {
+        ContainerRecord {
+            id: ContainerId::from_random([7; 32]),
+            pod: PodId::from_random([9; 32]),
+            config: ContainerConfig::default(),
+            image: ImageOfContainer::default(),
+            created_at: 1,
+            started_at: 2,
+            phase: ContainerPhase::Running,
+            exit: None,
+            pid,
+            user: User::default(),
+            log_path: String::new(),
+            stop_signal: 15,
+            cgroup: String::new(),
+            exec_template: None,
+        }
+    }
+
+    #[test]
+    fn a_stranger_with_the_number_is_not_signalled() {
+        let own = std::process::id();
+        assert!(find(&record(own), 0).unwrap().is_none());
+        assert!(find(&record(0), own).unwrap().is_none());
+        assert!(find(&record(4_194_305), own).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_kernel_tells_how_an_unreaped_init_ended() {
+        let own = std::process::id();
+        for (line, expected) in [("exit 7", 7), ("kill -9 $$", 137)] {
+            let mut child = Command::new("/bin/sh").args(["-c", line]).spawn().unwrap();
+            let init = sys::pidfd::open(child.id()).unwrap();
+            while !sys::pidfd::has_ended(init.as_fd()).unwrap() {
+                std::thread::yield_now();
+            }
+            let record = record(child.id());
+            assert!(find(&record, own).unwrap().is_some(), "{line}");
+            assert_eq!(code(record.pid, own), Some(expected), "{line}");
+            // Another's zombie says nothing.
+            assert_eq!(code(record.pid, own + 1), None);
+            child.wait().unwrap();
+            assert_eq!(code(record.pid, own), None);
+        }
+    }
+}

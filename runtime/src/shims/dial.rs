@@ -1,0 +1,136 @@
+//! Finding a pod's shim: by its socket, and by its process where the socket does not answer.
+//!
+//! A shim that is silent is not a dead one: it may be stopped, or hang on a disk that its logs are on. Only the
+//! end of its process is its death.
+
+use super::client::{self, ClientError, Connection};
+use super::{spawn, watched};
+use crate::cgroups::shim_path;
+use crate::lanes;
+use crate::node::Error;
+use model::PodId;
+use rustix::io::Errno;
+use state::Layout;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::Duration;
+use tokio::io::Interest;
+
+/// What dialling has brought.
+#[derive(Debug)]
+pub(crate) enum Dialled {
+    /// It has greeted.
+    Here(Box<Connection>),
+    /// Its process does not exist.
+    Gone,
+    /// Its process lives, or may: why it could not be asked, for people.
+    Silent(String),
+}
+
+/// Dials the shim of a pod and takes its greeting, within `limit`. `pid` is the shim's by the pod's record, 0
+/// where that is not known.
+pub(crate) async fn dial(layout: &Layout, pod: &PodId, pid: u32, limit: Duration) -> Dialled {
+    let (socket, id) = (layout.shim_socket(pod), pod.clone());
+    let found = lanes::run(lanes::kill(), pod.as_str(), "find the shim", move || {
+        let process =
+            process(&id, pid).map_err(|error| Error::of(format!("look for shim process {pid}"), &error))?;
+        let exists = socket
+            .try_exists()
+            .map_err(|error| Error::of(format!("look for {}", socket.display()), &error))?;
+        Ok((process, if exists { Some(spawn::reachable(&socket)?) } else { None }))
+    });
+    let (process, socket) = match found.await {
+        Ok(found) => found,
+        // Our own trouble (no descriptors, no memory) says nothing about the shim.
+        Err(error) => return Dialled::Silent(error.message),
+    };
+    let lives = process.is_some();
+    let without_socket = || match lives {
+        true => Dialled::Silent(format!("nothing listens on its socket, though process {pid} lives")),
+        false => Dialled::Gone,
+    };
+    let Some(socket) = socket else { return without_socket() };
+    // One that ends meanwhile is not waited for.
+    let ended = async {
+        match process.map(|process| watched(process, Interest::READABLE)) {
+            Some(Ok(process)) => drop(process.readable().await),
+            Some(Err(_)) | None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        dialled = client::dial(&socket.path, pod, limit) => match dialled {
+            Ok(connection) => Dialled::Here(Box::new(connection)),
+            // The shim holds the listening socket: refused means that nobody does.
+            Err(ClientError::Socket { source, .. })
+                if matches!(source.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) =>
+            {
+                without_socket()
+            }
+            Err(error) => Dialled::Silent(error.to_string()),
+        },
+        () = ended => Dialled::Gone,
+    }
+}
+
+/// The process of a shim, unless it has ended. The number may be a stranger's by now, so it must be of a process
+/// in the shim's own cgroup. Blocking.
+fn process(pod: &PodId, pid: u32) -> io::Result<Option<OwnedFd>> {
+    if pid == 0 {
+        return Ok(None);
+    }
+    let process = match sys::pidfd::open(pid) {
+        Ok(process) => process,
+        Err(error) if is_gone(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    // After the descriptor was had: what is read now is of that process, or it has ended.
+    let cgroups = match sys::proc::cgroups(pid) {
+        Ok(text) => text,
+        Err(error) if is_gone(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if sys::pidfd::has_ended(process.as_fd())? {
+        return Ok(None);
+    }
+    let own = shim_path(pod);
+    let cgroups = String::from_utf8_lossy(&cgroups);
+    let mut paths = cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    Ok(paths.any(|path| path.ends_with(&own)).then_some(process))
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::SRCH.raw_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn silence_is_no_death() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path(), dir.path()).unwrap();
+        let pod = PodId::from_random([3; 32]);
+        let short = Duration::from_millis(50);
+        assert!(matches!(dial(&layout, &pod, 0, short).await, Dialled::Gone));
+        std::fs::create_dir_all(layout.shim_dir(&pod)).unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(
+            &spawn::reachable(&layout.shim_socket(&pod)).unwrap().path,
+        )
+        .unwrap();
+        // Somebody holds the socket, and never greets.
+        assert!(matches!(dial(&layout, &pod, 0, short).await, Dialled::Silent(_)));
+        drop(listener);
+        assert!(matches!(dial(&layout, &pod, 0, short).await, Dialled::Gone));
+    }
+
+    #[test]
+    fn a_number_of_a_stranger_is_no_shim() {
+        let pod = PodId::from_random([3; 32]);
+        assert!(process(&pod, 0).unwrap().is_none());
+        // This test lives and is in no shim's cgroup.
+        assert!(process(&pod, std::process::id()).unwrap().is_none());
+        // Above the kernel's largest.
+        assert!(process(&pod, 4_194_305).unwrap().is_none());
+    }
+}
