@@ -106,6 +106,12 @@ fn tail(detail: &str) -> String {
 pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
+    /// The file system has no space or no inodes left, or a quota is used up.
+    pub(crate) fn is_full(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, Self::Storage { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
+    }
+
     pub(crate) fn corrupt(object: impl ToString, reason: impl ToString) -> Self {
         Self::Corrupt { object: object.to_string(), reason: reason.to_string() }
     }

@@ -20,6 +20,9 @@ const PANICKED: i32 = 134;
 
 /// Called by the entry code of [`arch`], which runs nothing before it.
 extern "C" fn run() -> ! {
+    // First: a container may share pause's user and PID namespace, and may not trace it. A kernel that refuses
+    // takes nothing away from what pause is for.
+    sys::forbid_tracing();
     if sys::block_all_signals().is_err() {
         sys::exit(REFUSED);
     }

@@ -20,12 +20,21 @@ const WNOHANG: usize = 1;
 /// Children made without SIGCHLD too: a container's process may be cloned that way.
 const WALL: usize = 0x4000_0000;
 
+/// From `<linux/prctl.h>`.
+const PR_SET_DUMPABLE: usize = 4;
+
 /// Ends the process with `status`.
 pub(crate) fn exit(status: i32) -> ! {
     loop {
         // SAFETY: takes a number and no memory; it does not return.
         unsafe { syscall4(nr::EXIT_GROUP, [status as usize, 0, 0, 0]) };
     }
+}
+
+/// Nobody without CAP_SYS_PTRACE can trace this process, see its descriptors or read its memory.
+pub(crate) fn forbid_tracing() {
+    // SAFETY: takes numbers and no memory.
+    unsafe { syscall4(nr::PRCTL, [PR_SET_DUMPABLE, 0, 0, 0]) };
 }
 
 /// Blocks every signal that can be blocked.

@@ -138,7 +138,7 @@ mod tests {
             reported(&mut seen, false).await;
             std::fs::write(dir.join("10-x.conflist"), "{}").unwrap();
             reported(&mut seen, true).await;
-            std::fs::remove_dir_all(base.path().join("cni")).unwrap();
+            sys::tree::remove_path(&base.path().join("cni")).unwrap();
             reported(&mut seen, false).await;
         }
         task.abort();

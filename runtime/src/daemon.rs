@@ -81,6 +81,9 @@ pub fn run(config: Config) -> Result<(), Error> {
         telemetry::flush(LAST_LINES);
         print(panic);
     }));
+    if let Err(error) = sys::rlimit::raise_open_files() {
+        tracing::warn!(%error, "limit of open files not raised");
+    }
     let alone = threads_to_spare().err();
     if let Some(error) = &alone {
         tracing::error!(%error, "no threads can be started: the daemon works with one until it is restarted");

@@ -253,7 +253,9 @@ async fn sweep(context: &Arc<Context>, records: Records, known: &BTreeSet<PodId>
     let containers = records.bare_containers.iter().map(|id| context.layout.container_dir(id));
     for dir in pods.chain(containers) {
         let removed = dir.clone();
-        if let Err(error) = blocking("remove a folder", move || Ok(state::file::remove_dir(&removed)?)).await
+        let trash = context.trash.clone();
+        if let Err(error) =
+            blocking("remove a folder", move || Ok(state::file::discard_dir(&removed, &trash)?)).await
         {
             tracing::warn!(dir = %dir.display(), %error, "folder without a record not removed");
         }

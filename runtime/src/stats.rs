@@ -1,5 +1,5 @@
 //! Figures of containers, read from their cgroup files by the daemon itself; no shim is asked. Blocking, but
-//! only for reads of kernel files: walks of writable layers are done apart ([`StatsReader::refresh_stale`]).
+//! only for reads of kernel files: writable layers are walked apart ([`StatsReader::refresh_stale`]).
 //!
 //! Files stay open while a container lives and are read by pread(2), seven calls a container.
 
@@ -10,11 +10,10 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 mod parse;
-mod usage;
 
 /// Shortest time between the two samples of a CPU rate: kubelet asks every ten seconds, people more often.
 const SAMPLE: Duration = Duration::from_secs(1);
@@ -23,6 +22,8 @@ const SAMPLE: Duration = Duration::from_secs(1);
 const USAGE_AGE: Duration = Duration::from_secs(5);
 /// Share of the time that walks of one layer may take: one part in this many.
 const WALK_SHARE: u32 = 100;
+/// Longest walk of one layer. One that is not through by then has figures that are a lower bound.
+const LONGEST_WALK: Duration = Duration::from_secs(30);
 /// Most containers: a bound against leaks, far above any node.
 const MOST: usize = 16_384;
 /// Largest cgroup file that is read, bytes. memory.stat has 2 KB.
@@ -126,6 +127,8 @@ pub struct ContainerStats {
 pub struct StatsReader {
     cgroups: Cgroups,
     entries: Mutex<HashMap<ContainerId, Arc<Entry>>>,
+    /// Told after each walk.
+    walked: (Mutex<()>, Condvar),
 }
 
 #[derive(Debug)]
@@ -177,7 +180,7 @@ fn now() -> i64 {
 impl StatsReader {
     /// A reader of these hierarchies.
     pub fn new(cgroups: Cgroups) -> Self {
-        Self { cgroups, entries: Mutex::default() }
+        Self { cgroups, entries: Mutex::default(), walked: Default::default() }
     }
 
     /// Opens the files of a container's leaf; `upper` is its writable folder. Again: the old ones go.
@@ -226,8 +229,26 @@ impl StatsReader {
         entry.and_then(|entry| lock(&entry.layer).value)
     }
 
-    /// Walks the writable layers whose figures are old (five seconds, or a hundred times what the walk took), oldest first, until `limit` is
-    /// over; true when none is left. Slow: call it in the background, one call at a time.
+    /// Waits until the writable layers of `containers` were walked once, `limit` at most.
+    pub fn wait_for_walks(&self, containers: &[ContainerId], limit: Duration) {
+        let end = Instant::now() + limit;
+        let mut turn = lock(&self.walked.0);
+        loop {
+            let missing = |id: &ContainerId| {
+                let entry = lock(&self.entries).get(id).cloned();
+                entry.is_some_and(|entry| lock(&entry.layer).walked.is_none())
+            };
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() || !containers.iter().any(missing) {
+                return;
+            }
+            turn = self.walked.1.wait_timeout(turn, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Walks the writable layers whose figures are old (five seconds, or a hundred times what the walk took),
+    /// oldest first, until `limit` is over and the walk that is under way then; true when none is left. Slow:
+    /// call it in the background, one call at a time.
     pub fn refresh_stale(&self, limit: Duration) -> bool {
         let start = Instant::now();
         let mut stale: Vec<(Option<Instant>, Arc<Entry>)> = lock(&self.entries)
@@ -243,6 +264,8 @@ impl StatsReader {
                 return false;
             }
             entry.walk();
+            drop(lock(&self.walked.0));
+            self.walked.1.notify_all();
         }
         true
     }
@@ -297,13 +320,17 @@ impl Entry {
 
     fn walk(&self) {
         let (timestamp, start) = (now(), Instant::now());
-        let walked = usage::of(&self.upper);
+        let walked = sys::tree::usage_path(&self.upper, start + LONGEST_WALK);
         let mut layer = lock(&self.layer);
         layer.walked = Some(Instant::now());
         layer.took = start.elapsed();
         // What could not be walked keeps its old figures.
-        if let Ok((used_bytes, inodes_used)) = walked {
-            layer.value = Some(WritableLayer { timestamp, used_bytes, inodes_used });
+        match walked {
+            Ok(usage) => {
+                let (used_bytes, inodes_used) = (usage.bytes, usage.inodes);
+                layer.value = Some(WritableLayer { timestamp, used_bytes, inodes_used });
+            }
+            Err(error) => tracing::debug!(container = %self.container, %error, "writable layer not walked"),
         }
     }
 }

@@ -1,5 +1,5 @@
 //! What nothing leads to is deleted: taken out of sight by a rename first, so that no half-deleted layer is
-//! ever seen, then removed.
+//! ever seen, then removed in the background.
 
 use super::index::Entries;
 use super::layout::{Layout, layer_name};
@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::reference::Digest;
 use std::collections::HashSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Names that must stay.
 #[derive(Debug, Default)]
@@ -66,45 +66,9 @@ pub(crate) fn set_aside(layout: &Layout, reachable: &Reachable) -> Result<()> {
     Ok(())
 }
 
-/// Takes one file or folder out of sight.
+/// Takes one file or folder out of sight. Needs no space on the file system.
 pub(crate) fn discard(layout: &Layout, path: &Path) -> Result<()> {
-    let trash = layout.trash();
-    fs::rename(path, &trash).map_err(Error::storage("move to trash", path))
-}
-
-/// Deletes what is in the trash. What cannot be deleted now is tried again at the next start.
-pub(crate) fn empty_trash(layout: &Layout) {
-    let [_, trash] = layout.transient();
-    sweep(&trash);
-}
-
-/// Deletes all that a folder holds, reporting what stays.
-pub(crate) fn sweep(folder: &Path) {
-    let paths: Vec<PathBuf> = match fs::read_dir(folder) {
-        Ok(entries) => entries.filter_map(|entry| Some(entry.ok()?.path())).collect(),
-        Err(error) => {
-            tracing::warn!(?folder, %error, "cannot be swept");
-            return;
-        }
-    };
-    for path in paths {
-        remove(&path);
-    }
-}
-
-/// Deletes a file or a tree, reporting failure: nobody can do anything about it now.
-pub(crate) fn remove(path: &Path) {
-    let result = match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(error) => Err(error),
-    };
-    if let Err(error) = result
-        // Two sweeps may meet.
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        tracing::warn!(?path, %error, "left behind, removed at the next start");
-    }
+    layout.trash().take(path).map_err(Error::storage("move to trash", path))
 }
 
 fn names(folder: &Path) -> Result<Vec<String>> {

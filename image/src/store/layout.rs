@@ -7,8 +7,8 @@
 //!   layers/<24 hex>/      an unpacked layer, by diff-id; an overlay lower folder
 //!   facts/<24 hex>.json   full diff-id and size of that layer
 //!   leases/<owner>.json   layers in use
-//!   ingest/<n>            half-made layers and files; swept at start
-//!   trash/<n>             taken out of sight, being deleted; swept at start
+//!   ingest/<name>         half-made layers and files; those of earlier runs are swept in the background
+//!   trash/<name>          taken out of sight, being deleted in the background, those of earlier runs too
 //! ```
 //! Layer folders have short names so that many fit the page of mount options that older kernels take. 96 bits
 //! cannot collide by accident, and the full diff-id in `facts` is compared before a layer is used again.
@@ -18,12 +18,12 @@ use crate::reference::Digest;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use sys::tree::Trash;
 
 #[derive(Debug)]
 pub(crate) struct Layout {
     root: PathBuf,
-    next: AtomicU64,
+    trash: Trash,
 }
 
 impl Layout {
@@ -39,7 +39,11 @@ impl Layout {
             let private = fs::Permissions::from_mode(0o700);
             fs::set_permissions(root, private).map_err(Error::storage("chmod", root))?;
         }
-        Ok(Self { root: root.to_owned(), next: AtomicU64::new(0) })
+        let trash = Trash::new(root.join("trash"), |error| {
+            tracing::warn!(%error, "left in the trash, tried again later and at the next start");
+        });
+        trash.leftovers(root.join("ingest"));
+        Ok(Self { root: root.to_owned(), trash })
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -82,18 +86,14 @@ impl Layout {
         self.leases().join(format!("{owner}.json"))
     }
 
-    /// A name that nothing has yet in this run; what earlier runs left was swept.
+    /// A name that nothing has or had.
     pub(crate) fn ingest(&self) -> PathBuf {
-        self.root.join("ingest").join(self.next.fetch_add(1, Ordering::Relaxed).to_string())
+        self.root.join("ingest").join(self.trash.unique_name())
     }
 
-    pub(crate) fn trash(&self) -> PathBuf {
-        self.root.join("trash").join(self.next.fetch_add(1, Ordering::Relaxed).to_string())
-    }
-
-    /// Folders whose whole content is left over from an earlier run.
-    pub(crate) fn transient(&self) -> [PathBuf; 2] {
-        [self.root.join("ingest"), self.root.join("trash")]
+    /// Deletes in the background.
+    pub(crate) fn trash(&self) -> &Trash {
+        &self.trash
     }
 }
 

@@ -21,6 +21,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use sys::tree::Trash;
 
 /// A layer's facts file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -63,12 +64,9 @@ impl Store {
     /// Reads the store and cleans up after a crash.
     pub(crate) fn open(root: &Path, pinned: &[String]) -> Result<Self> {
         let layout = Layout::make(root)?;
-        for folder in layout.transient() {
-            gc::sweep(&folder);
-        }
         let mut damaged = false;
         let mut frozen = None;
-        let entries = match index::read(&layout) {
+        let mut entries = match index::read(&layout) {
             Ok(entries) => entries,
             // What it names is whole, and that version will want it back.
             Err(error @ Error::Unsupported { .. }) => {
@@ -92,6 +90,7 @@ impl Store {
                 index::Entries::new()
             }
         };
+        entries.retain(|id, _| !is_removed(&layout, id));
         let (leases, complete) = lease::read_all(&layout)?;
         let mut catalog = Catalog { leases, ..Catalog::default() };
         let reachable = gc::Reachable::new(&entries, &catalog.leases, std::iter::empty());
@@ -107,7 +106,6 @@ impl Store {
             pinned.iter().filter_map(|name| Some(Reference::parse(name).ok()?.to_string())).collect();
         let before = index::Published::default();
         let published = index::Published::new(&layout, &entries, &pinned, &before, &catalog.layers);
-        gc::empty_trash(&layout);
         Ok(Self {
             layout,
             pinned,
@@ -167,7 +165,7 @@ impl Store {
     pub(crate) fn ingest(&self) -> Result<Ingest> {
         let path = self.layout.ingest();
         fs::create_dir(&path).map_err(Error::storage("create", &path))?;
-        Ok(Ingest { path, published: false })
+        Ok(Ingest { path, trash: self.layout.trash().clone(), published: false })
     }
 
     /// Makes an unpacked layer durable, then visible.
@@ -267,18 +265,26 @@ impl Store {
         if *disk != entries {
             index::write(&self.layout, &entries)?;
         }
-        // Even then: a config that was damaged may be whole again.
+        self.publish(disk, entries);
+        Ok(())
+    }
+
+    /// Even for equal entries: a config that was damaged may be whole again.
+    fn publish(&self, disk: &mut index::Entries, entries: index::Entries) {
         let next = {
             let (before, catalog) = (self.published(), lock(&self.catalog));
             index::Published::new(&self.layout, &entries, &self.pinned, &before, &catalog.layers)
         };
         *disk = entries;
         *self.published.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
-        Ok(())
     }
 
     /// Removes the image that the name leads to, with all names, and what nothing else needs.
+    ///
+    /// Works on a full disk: where there is no space for the smaller index, the image's config is taken away first,
+    /// which removes the image as well (see [`is_removed`]), and the index is written once layers are deleted.
     pub(crate) fn remove(&self, name: &str) -> Result<()> {
+        let mut full = None;
         {
             let mut disk = lock(&self.disk);
             let listed = self.published().find(name).and_then(|image| Digest::parse(&image.id));
@@ -286,9 +292,28 @@ impl Store {
             let Some(id) = listed.or_else(|| index::id_of(&disk, name)) else { return Ok(()) };
             let mut entries = disk.clone();
             entries.remove(&id);
-            self.replace(&mut disk, entries)?;
+            match self.replace(&mut disk, entries.clone()) {
+                Err(error) if error.is_full() => {
+                    gc::discard(&self.layout, &self.layout.blob(&id))?;
+                    blobs::sync_folder(&self.layout.blobs())?;
+                    self.publish(&mut disk, entries);
+                    full = Some(error);
+                }
+                replaced => replaced?,
+            }
         }
-        self.collect()
+        self.collect()?;
+        if let Some(error) = full {
+            self.layout.trash().empty();
+            let disk = lock(&self.disk);
+            match index::write(&self.layout, &disk) {
+                Ok(()) => tracing::info!("image removed on a full disk"),
+                Err(_) => {
+                    tracing::warn!(%error, "image removed, the index still names it: written with the next change")
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Deletes what is unreachable.
@@ -296,19 +321,15 @@ impl Store {
         if !self.collectable {
             return Ok(());
         }
-        {
-            let disk = lock(&self.disk);
-            let reachable = {
-                let mut catalog = lock(&self.catalog);
-                let reachable = gc::Reachable::new(&disk, &catalog.leases, catalog.pins.keys());
-                // From here on a pull finds these absent, and a lease cannot have them.
-                catalog.layers.retain(|name, _| reachable.layer(name));
-                reachable
-            };
-            gc::set_aside(&self.layout, &reachable)?;
-        }
-        gc::empty_trash(&self.layout);
-        Ok(())
+        let disk = lock(&self.disk);
+        let reachable = {
+            let mut catalog = lock(&self.catalog);
+            let reachable = gc::Reachable::new(&disk, &catalog.leases, catalog.pins.keys());
+            // From here on a pull finds these absent, and a lease cannot have them.
+            catalog.layers.retain(|name, _| reachable.layer(name));
+            reachable
+        };
+        gc::set_aside(&self.layout, &reachable)
     }
 
     /// Takes a lease, or gives the one that the owner holds on this image.
@@ -373,6 +394,16 @@ impl Store {
     pub(crate) fn owners(&self) -> Vec<String> {
         lock(&self.catalog).leases.keys().cloned().collect()
     }
+}
+
+/// An image without its config was removed when there was no space to write the index.
+fn is_removed(layout: &Layout, id: &Digest) -> bool {
+    let blob = layout.blob(id);
+    let absent = blob.symlink_metadata().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+    if absent {
+        tracing::warn!(image = %id, "image without its config: removed");
+    }
+    absent
 }
 
 /// Layers, lowest first, each once. overlayfs refuses one that comes twice. The topmost of equal layers stays:
@@ -463,6 +494,7 @@ impl Drop for Pins {
 #[derive(Debug)]
 pub(crate) struct Ingest {
     path: PathBuf,
+    trash: Trash,
     published: bool,
 }
 
@@ -474,8 +506,10 @@ impl Ingest {
 
 impl Drop for Ingest {
     fn drop(&mut self) {
-        if !self.published {
-            gc::remove(&self.path);
+        if !self.published
+            && let Err(error) = self.trash.take(&self.path)
+        {
+            tracing::warn!(%error, "left behind, removed at the next start");
         }
     }
 }

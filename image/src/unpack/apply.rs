@@ -12,9 +12,8 @@ use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamp
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;
-use std::fs::remove_dir_all;
 use std::io::BufRead;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
 const DIRECTORY: OFlags =
@@ -270,14 +269,13 @@ impl Applier {
     fn clear(&mut self, name: &[u8]) -> Step<()> {
         match fs::unlinkat(self.current(), os(name), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(Errno::ISDIR) => {
-                // The descriptor's own path: std walks the tree below it without following symlinks.
-                let path = std::path::Path::new("/proc/self/fd")
-                    .join(self.current().as_raw_fd().to_string())
-                    .join(os(name));
-                remove_dir_all(path)
-                    .map_err(|error| ("remove folder", Errno::from_io_error(&error).unwrap_or(Errno::IO)))
-            }
+            Err(Errno::ISDIR) => sys::tree::remove(self.current(), os(name)).map_err(|error| {
+                let errno = match &error {
+                    sys::tree::Error::Io { source, .. } => Errno::from_io_error(source),
+                    _ => None,
+                };
+                ("remove folder", errno.unwrap_or(Errno::BUSY))
+            }),
             Err(errno) => Err(("unlink", errno)),
         }
     }

@@ -8,6 +8,7 @@ mod daemon;
 mod degraded;
 mod escape;
 mod exec;
+mod full_disk;
 mod hazards;
 mod hung;
 mod image;
@@ -24,6 +25,8 @@ mod pause;
 mod plugins;
 mod pod;
 mod podlife;
+mod privilege;
+mod processes;
 mod propagation;
 mod pss;
 mod records;
@@ -56,12 +59,15 @@ pub(crate) fn all() -> Vec<Test> {
         libcontainer::tests(),
         security::tests(),
         confinement::tests(),
+        privilege::tests(),
+        processes::tests(),
         same_as_runc::tests(),
         mounts::tests(),
         escape::tests(),
         rootfs::tests(),
         propagation::tests(),
         removal::tests(),
+        full_disk::tests(),
         network::tests(),
         plugins::tests(),
         hazards::tests(),

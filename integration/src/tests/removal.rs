@@ -2,18 +2,37 @@
 
 use std::fs;
 
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
 use super::mounts::PRIVATE;
-use crate::context::Context;
+use crate::context::{Context, Pod};
 use crate::images::Recipe;
 use crate::images::layer::{Packing, Writer};
+use crate::isolation::command;
 use crate::runner::{Test, test};
 use crate::shapes::{self, ContainerExt as _};
+use crate::wait::{self, secs};
 
 pub(super) fn tests() -> Vec<Test> {
-    vec![test!(failed_create_spares_the_volumes), test!(failed_create_spares_a_whole_tree)]
+    vec![
+        test!(failed_create_spares_the_volumes),
+        test!(failed_create_spares_a_whole_tree),
+        test!(thousands_of_levels).own().limit(120),
+        test!(thousands_of_levels_left_by_a_crash).own().limit(120),
+        test!(immutable_files_keep_nothing).ours(),
+        test!(append_only_folder_keeps_nothing).ours(),
+        test!(mount_inside_a_container_folder_is_spared).own(),
+        test!(mount_inside_an_unknown_container_folder_is_spared).own(),
+        test!(mount_inside_a_layer_is_spared).own(),
+        test!(link_for_a_writable_layer_is_not_followed).ours(),
+        test!(container_removed_beside_its_pod).limit(120),
+        test!(stats_do_not_wait_for_a_walk).own().limit(180),
+        test!(start_does_not_wait_for_leftovers).own().limit(180),
+    ]
 }
 
 /// The mount points come first in the root: overlay lists the lowest layer before the others.
@@ -62,7 +81,7 @@ async fn failed_create_spares_a_whole_tree(cx: Context) -> Result<()> {
         fs::create_dir_all(volume.join(folder))?;
         fs::write(volume.join(folder).join("file"), folder)?;
     }
-    let list = || crate::isolation::command("find", &[&volume.display().to_string()]);
+    let list = || command("find", &[&volume.display().to_string()]);
     let before = list()?;
     let mut config = shapes::container("one", &image, &["/bin/true"]);
     for place in PLACES {
@@ -75,4 +94,268 @@ async fn failed_create_spares_a_whole_tree(cx: Context) -> Result<()> {
         ensure!(after == before, "attempt {attempt}: of\n{before}\nthere is left\n{after}");
     }
     Ok(())
+}
+
+fn folder(cx: &Context, container: &str) -> PathBuf {
+    cx.node.paths.root.join("containers").join(container)
+}
+
+fn upper(cx: &Context, container: &str) -> PathBuf {
+    folder(cx, container).join("rw/upper")
+}
+
+/// Nothing is left of what was removed, also where it is deleted later.
+async fn deleted(cx: &Context) -> Result<()> {
+    for place in ["containers", "trash", "images/trash"] {
+        let place = cx.node.paths.root.join(place);
+        let empty = || fs::read_dir(&place).map_or(true, |mut entries| entries.next().is_none());
+        wait::until_true(&format!("{} to be empty", place.display()), secs(60), empty).await?;
+    }
+    Ok(())
+}
+
+/// A container that has made more levels of folders than recursion survives, and has exited.
+async fn deep(cx: &Context, pod: &Pod) -> Result<String> {
+    // mkdir's and mv's paths are below 4096 bytes: long chains, each put at the end of the one before.
+    let line = "d=$(printf 'd/%.0s' $(seq 700)); for t in 1 2 3 4 5 6; do mkdir -p /t$t/$d; done; \
+                for t in 6 5 4 3 2; do mv /t$t /t$((t-1))/$d; done";
+    let status = cx.run(pod, &cx.shell("deep", line)).await?;
+    ensure!(status.exit_code == 0, "the tree was not made: {status:?}");
+    Ok(status.id)
+}
+
+async fn thousands_of_levels(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let id = deep(&cx, &pod).await?;
+    let daemon = cx.node.pid()?;
+    cx.cri.remove(&id).await?;
+    ensure!(!folder(&cx, &id).exists(), "RemoveContainer answered, its folder is there");
+    deleted(&cx).await?;
+    cx.cri.version().await.context("the daemon answers")?;
+    ensure!(cx.node.pid()? == daemon);
+    // With its pod, too.
+    deep(&cx, &pod).await?;
+    cx.cri.drop_pod(&pod.id).await?;
+    deleted(&cx).await?;
+    cx.cri.version().await.context("the daemon answers")?;
+    Ok(())
+}
+
+/// Folders without a record are swept at the start, and the start outlives it.
+async fn thousands_of_levels_left_by_a_crash(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let id = deep(&cx, &pod).await?;
+    cx.node.kill9()?;
+    fs::remove_file(folder(&cx, &id).join("record"))?;
+    cx.node.launch().await?;
+    deleted(&cx).await?;
+    cx.cri.version().await.context("the daemon answers")?;
+    cx.cri.drop_pod(&pod.id).await?;
+    Ok(())
+}
+
+/// chattr with a flag on a path; false where the file system has no such flag.
+fn set_flag(flag: &str, path: &Path) -> bool {
+    command("chattr", &[flag, &path.display().to_string()]).is_ok()
+}
+
+async fn frozen(cx: &Context, flag: &str, paths: &[&str]) -> Result<()> {
+    let pod = cx.pod().await?;
+    let status =
+        cx.run(&pod, &cx.shell("one", "mkdir -p /a/b && echo x > /a/b/file && echo x > /a/file")).await?;
+    ensure!(status.exit_code == 0);
+    let upper = upper(cx, &status.id);
+    for path in paths {
+        ensure!(set_flag(flag, &upper.join(path)), "the tests' file system has no chattr {flag}");
+    }
+    let removed = cx.cri.remove(&status.id).await;
+    let gone = wait::until_true("the files to go", secs(20), || {
+        !upper.exists()
+            && fs::read_dir(cx.node.paths.root.join("trash")).is_ok_and(|mut left| left.next().is_none())
+    });
+    let gone = gone.await;
+    // For the node's own end, should it be wrong.
+    let undo = format!("-{}", flag.trim_start_matches('+'));
+    for path in paths {
+        set_flag(&undo, &upper.join(path));
+    }
+    removed?;
+    gone
+}
+
+async fn immutable_files_keep_nothing(cx: Context) -> Result<()> {
+    frozen(&cx, "+i", &["a/b/file", "a/file", "a/b", "a"]).await
+}
+
+async fn append_only_folder_keeps_nothing(cx: Context) -> Result<()> {
+    frozen(&cx, "+a", &["a/b/file", "a"]).await
+}
+
+/// Binds a folder with a file somewhere; gives the file.
+fn bind(cx: &Context, target: &Path) -> Result<PathBuf> {
+    let volume = cx.volume("bound")?;
+    let file = volume.join("file");
+    fs::write(&file, "kept")?;
+    fs::create_dir_all(target)?;
+    command("mount", &["--bind", &volume.display().to_string(), &target.display().to_string()])?;
+    Ok(file)
+}
+
+/// Unmounts all that lies below a folder.
+fn unmount_below(folder: &Path) -> Result<()> {
+    for line in fs::read_to_string("/proc/self/mounts")?.lines() {
+        let place = line.split(' ').nth(1).unwrap_or_default();
+        if Path::new(place).starts_with(folder) && Path::new(place) != folder {
+            command("umount", &[place])?;
+        }
+    }
+    Ok(())
+}
+
+/// After a removal that met a mount: the file is there, and once the mount is gone a start deletes the rest.
+async fn spared(cx: &Context, file: &Path) -> Result<()> {
+    // What could be emptied is emptied by then.
+    let looked = cx.node.last_log(50);
+    let told = wait::until_true("a word about the mount in the log", secs(10), || {
+        !file.exists() || cx.node.last_log(50).contains("mounted on")
+    });
+    let told = told.await;
+    let kept = fs::read_to_string(file);
+    unmount_below(&cx.node.paths.root)?;
+    ensure!(
+        kept.as_ref().is_ok_and(|text| text == "kept"),
+        "what was mounted was emptied: {kept:?}\n{looked}"
+    );
+    told?;
+    cx.node.restart().await?;
+    deleted(cx).await
+}
+
+async fn mount_inside_a_container_folder_is_spared(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let status = cx.run(&pod, &cx.shell("one", "mkdir -p /a/mnt")).await?;
+    let file = bind(&cx, &upper(&cx, &status.id).join("a/mnt"))?;
+    cx.cri.remove(&status.id).await.ok();
+    spared(&cx, &file).await?;
+    cx.cri.drop_pod(&pod.id).await?;
+    Ok(())
+}
+
+async fn mount_inside_an_unknown_container_folder_is_spared(cx: Context) -> Result<()> {
+    cx.node.kill9()?;
+    let stray = folder(&cx, &"ab".repeat(32));
+    let file = bind(&cx, &stray.join("rw/upper/mnt"))?;
+    cx.node.launch().await?;
+    spared(&cx, &file).await
+}
+
+async fn mount_inside_a_layer_is_spared(cx: Context) -> Result<()> {
+    let mut layer = Writer::new();
+    layer.file("mnt/image", 0o644, b"image")?;
+    let image = Recipe::new(&[layer.finish(Packing::Gzip)?], json!({"Cmd": ["x"]})).build();
+    cx.fixture.registry.push("removal-layer", "1", &image).await?;
+    let name = "registry.test/removal-layer:1";
+    cx.cri.pull(name).await?;
+    let layers: Vec<_> = fs::read_dir(cx.node.paths.root.join("images/layers"))?.flatten().collect();
+    ensure!(layers.len() == 1, "{layers:?}");
+    let place = layers.first().context("no layer")?.path().join("mnt");
+    let file = bind(&cx, &place)?;
+    cx.cri.remove_image(name).await.ok();
+    spared(&cx, &file).await
+}
+
+/// The folder that holds a container's files is a link to somewhere: the link goes.
+async fn link_for_a_writable_layer_is_not_followed(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let status = cx.run(&pod, &cx.shell("one", "true")).await?;
+    let volume = cx.volume("linked")?;
+    fs::write(volume.join("file"), "kept")?;
+    let upper = upper(&cx, &status.id);
+    fs::rename(&upper, upper.with_extension("away"))?;
+    std::os::unix::fs::symlink(&volume, &upper)?;
+    cx.cri.remove(&status.id).await?;
+    deleted_in_trash(&cx).await?;
+    ensure!(fs::read_to_string(volume.join("file"))? == "kept");
+    Ok(())
+}
+
+async fn deleted_in_trash(cx: &Context) -> Result<()> {
+    let trash = cx.node.paths.root.join("trash");
+    wait::until_true("an empty trash", secs(20), || {
+        fs::read_dir(&trash).map_or(true, |mut left| left.next().is_none())
+    })
+    .await
+}
+
+/// Whoever comes second finds nothing left to do, which is success.
+async fn container_removed_beside_its_pod(cx: Context) -> Result<()> {
+    for round in 0..25 {
+        let pod = cx.pod().await?;
+        let id = cx.start(&pod, &cx.shell("one", "true")).await?;
+        cx.cri.wait_exit(&id, secs(20)).await?;
+        cx.cri.stop_pod(&pod.id).await?;
+        let (container, whole) = tokio::join!(cx.cri.remove(&id), cx.cri.remove_pod(&pod.id));
+        container.with_context(|| format!("round {round}: RemoveContainer beside RemovePodSandbox"))?;
+        whole.with_context(|| format!("round {round}: RemovePodSandbox beside RemoveContainer"))?;
+    }
+    Ok(())
+}
+
+/// Links in a folder: as many entries as files, made much sooner.
+fn many_names(folder: &Path, count: u32) -> Result<()> {
+    let mut file = PathBuf::new();
+    for number in 0..count {
+        let name = folder.join(format!("name-{number}"));
+        if number % 50_000 == 0 {
+            fs::write(&name, "x")?;
+            file = name;
+        } else {
+            fs::hard_link(&file, &name)?;
+        }
+    }
+    Ok(())
+}
+
+async fn stats_do_not_wait_for_a_walk(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let id = cx.start(&pod, &cx.sleeper("one")).await?;
+    let upper = upper(&cx, &id);
+    tokio::task::spawn_blocking({
+        let upper = upper.clone();
+        move || many_names(&upper, 400_000)
+    })
+    .await??;
+    // The machine's own measure for one walk, cold caches and all.
+    let start = Instant::now();
+    command("find", &[&upper.display().to_string(), "-size", "+1G"])?;
+    let walk = start.elapsed();
+    let start = Instant::now();
+    let listed = cx.cri.list_stats(None).await?;
+    let took = start.elapsed();
+    ensure!(listed.len() == 1, "{listed:?}");
+    ensure!(took < walk / 2 + Duration::from_millis(50), "the first call took {took:?}, find takes {walk:?}");
+    // The walk goes on beside it, and is in a later answer.
+    wait::until("the walk's figures", secs(120), || async {
+        let stats = cx.cri.stats(&id).await?.context("no stats")?;
+        let inodes =
+            stats.writable_layer.and_then(|layer| layer.inodes_used).map_or(0, |inodes| inodes.value);
+        Ok((inodes >= 8).then_some(()))
+    })
+    .await?;
+    cx.cri.drop_pod(&pod.id).await?;
+    deleted(&cx).await
+}
+
+async fn start_does_not_wait_for_leftovers(cx: Context) -> Result<()> {
+    cx.node.terminate().await?;
+    let leftovers = cx.node.paths.root.join("images/ingest/17");
+    fs::create_dir_all(&leftovers)?;
+    tokio::task::spawn_blocking({
+        let leftovers = leftovers.clone();
+        move || many_names(&leftovers, 400_000)
+    })
+    .await??;
+    cx.node.launch().await?;
+    ensure!(leftovers.exists(), "the daemon answered only after it had deleted what an earlier one left");
+    wait::until_true("what was left to be deleted", secs(120), || !leftovers.exists()).await
 }

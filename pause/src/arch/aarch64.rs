@@ -7,6 +7,7 @@ pub(crate) mod nr {
     pub(crate) const EXIT_GROUP: usize = 94;
     pub(crate) const RT_SIGPROCMASK: usize = 135;
     pub(crate) const RT_SIGTIMEDWAIT: usize = 137;
+    pub(crate) const PRCTL: usize = 167;
     pub(crate) const WAIT4: usize = 260;
 }
 

@@ -54,6 +54,16 @@ impl Shim {
                         job.failure.get_or_insert(failure);
                     }
                 }
+                Ok(Some(Word::Warning(text))) => {
+                    let container = match &job.kind {
+                        Kind::Create(id) => Some(id.clone()),
+                        Kind::Exec(id) => {
+                            self.execs.iter().find(|e| e.id == *id).map(|e| e.container.clone())
+                        }
+                        Kind::Pause => None,
+                    };
+                    self.warn(container.as_ref(), text);
+                }
                 Ok(Some(Word::Reply(reply))) => return self.created(place, reply),
                 Ok(Some(Word::Failed(failure))) => {
                     job.failure.get_or_insert(failure);
@@ -84,17 +94,21 @@ impl Shim {
         self.hear(serial);
         let Some(place) = self.jobs.iter().position(|job| job.serial == serial) else { return };
         let Some(job) = self.jobs.get_mut(place) else { return };
+        let container = match &job.kind {
+            Kind::Create(id) => Some(id),
+            Kind::Exec(id) => self.execs.iter().find(|exec| exec.id == *id).map(|exec| &exec.container),
+            Kind::Pause => None,
+        };
+        let container = container.and_then(|id| self.containers.iter().find(|container| container.id == *id));
         match job.kind {
             Kind::Create(_) => {
-                let left =
-                    || refusal(ErrorKind::Internal, "worker", format!("the worker left with status {code}"));
+                let left = || refusal(ErrorKind::Internal, "worker", why(code, container));
                 job.failure.get_or_insert_with(left);
                 self.created(place, Reply::Done);
             }
             // The process it made holds the socket until its execve; without one there is nothing to wait for.
             Kind::Pause | Kind::Exec(_) if job.made.is_none() => {
-                let left =
-                    || refusal(ErrorKind::Internal, "worker", format!("the worker left with status {code}"));
+                let left = || refusal(ErrorKind::Internal, "worker", why(code, container));
                 job.failure.get_or_insert_with(left);
                 if job.kind == Kind::Pause { self.pause_made(place) } else { self.exec_made(place) }
             }
@@ -122,7 +136,21 @@ impl Shim {
         let gone = pid.and_then(|pid| self.strangers.take(pid));
         let (failure, pid) = match (job.failure, pid) {
             (None, Some(pid)) => {
-                self.pause = Some(Pause { pid, exited: gone });
+                // It was not waited for, so the number is its own.
+                let namespaces = match gone {
+                    None => sys::namespace::Namespaces::of(pid),
+                    Some(_) => Ok(sys::namespace::Namespaces::default()),
+                };
+                let namespaces = match namespaces {
+                    Ok(namespaces) => namespaces,
+                    Err(error) => {
+                        kill(pid, SIGKILL);
+                        let failure = failure(ErrorKind::Internal, "namespaces of pause", &error);
+                        self.reply(job.asker, Reply::Failed(failure), Vec::new());
+                        return;
+                    }
+                };
+                self.pause = Some(Pause { pid, exited: gone, namespaces });
                 let network = job.made.and_then(|(_, fd)| fd);
                 self.reply(job.asker, Reply::PauseStarted { pid }, network.into_iter().collect());
                 return;
@@ -219,6 +247,14 @@ impl Shim {
         if let Reply::Created { pid, .. } = &reply {
             container.pid = *pid;
             container.alive = true;
+            // It waits to be started, so these are those it was made with; it was not waited for, so the number
+            // is its own.
+            match sys::namespace::Namespaces::of(*pid) {
+                Ok(namespaces) => container.namespaces = Some(namespaces),
+                Err(error) => {
+                    failure_of.get_or_insert(failure(ErrorKind::Internal, "namespaces of init", &error));
+                }
+            }
             if container.terminal && failure_of.is_none() {
                 failure_of = take_terminal(container).err();
             }
@@ -272,6 +308,16 @@ impl Shim {
         drop(self.epoll.remove(job.socket.as_fd()));
         job
     }
+}
+
+/// What the end of a worker that said nothing means: it works inside the container's cgroup.
+fn why(code: i32, container: Option<&Container>) -> String {
+    if code == 128 + SIGKILL && container.is_some_and(crate::reaper::was_oom_killed) {
+        return "the kernel killed the worker for memory: the limit of the container, or of its pod, leaves too \
+                little to start a process in it"
+            .to_owned();
+    }
+    format!("the worker left with status {code}")
 }
 
 /// The master that libcontainer sent while it made the container.

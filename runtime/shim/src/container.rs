@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +11,7 @@ use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
 use model::{ContainerId, Propagation};
 use serde_json::{Value, json};
+use sys::namespace::Namespaces;
 use wire::{ContainerPlan, MountKind, NamespaceSource};
 
 use crate::executor::Init;
@@ -49,13 +51,14 @@ pub(crate) fn forget(id: &ContainerId) {
     drop(fs::remove_dir(bundle(id)));
 }
 
-/// What pids the plan's namespaces are taken from.
+/// What the plan's namespaces are taken from. By descriptor: the number of a process that ends meanwhile may be
+/// another's when libcontainer comes to it.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Holders {
+pub(crate) struct Holders<'a> {
     /// Pause.
-    pub(crate) pause: Option<u32>,
+    pub(crate) pause: Option<&'a Namespaces>,
     /// The container of [`NamespaceSource::Container`].
-    pub(crate) target: Option<u32>,
+    pub(crate) target: Option<&'a Namespaces>,
 }
 
 /// Why no namespace could be named.
@@ -70,7 +73,7 @@ pub(crate) struct NoHolder {
 ///
 /// # Errors
 /// A namespace without a holder.
-pub(crate) fn spec(plan: &ContainerPlan, holders: Holders) -> Result<Value, NoHolder> {
+pub(crate) fn spec(plan: &ContainerPlan, holders: Holders<'_>) -> Result<Value, NoHolder> {
     let mut namespaces = vec![json!({"type": "mount"})];
     let of = &plan.namespaces;
     for (kind, file, source) in [
@@ -79,7 +82,7 @@ pub(crate) fn spec(plan: &ContainerPlan, holders: Holders) -> Result<Value, NoHo
         ("uts", "uts", &of.uts),
         ("pid", "pid", &of.pid),
     ] {
-        let (pid, from) = match source {
+        let (holder, from) = match source {
             NamespaceSource::Host => continue,
             NamespaceSource::New => {
                 namespaces.push(json!({"type": kind}));
@@ -88,8 +91,10 @@ pub(crate) fn spec(plan: &ContainerPlan, holders: Holders) -> Result<Value, NoHo
             NamespaceSource::Pause => (holders.pause, "pause"),
             NamespaceSource::Container(_) => (holders.target, "another container"),
         };
-        let pid = pid.ok_or(NoHolder { kind, from })?;
-        namespaces.push(json!({"type": kind, "path": format!("/proc/{pid}/ns/{file}")}));
+        // Where it has none of its own it shares the shim's, and so does the container.
+        if let Some(fd) = holder.ok_or(NoHolder { kind, from })?.get(file) {
+            namespaces.push(json!({"type": kind, "path": format!("/proc/self/fd/{}", fd.as_raw_fd())}));
+        }
     }
     if of.cgroup {
         namespaces.push(json!({"type": "cgroup"}));
@@ -149,10 +154,10 @@ mod tests {
             pid: NamespaceSource::New,
             ..wire::NamespacePlan::default()
         };
-        let spec = spec(&plan(wanted.clone()), Holders { pause: Some(7), target: None }).unwrap();
-        let expected =
-            json!([{"type": "mount"}, {"type": "network", "path": "/proc/7/ns/net"}, {"type": "pid"}]);
-        assert_eq!(spec["linux"]["namespaces"], expected);
+        // This process's namespaces are the caller's own: the network is not named.
+        let own = Namespaces::of(std::process::id()).unwrap();
+        let spec = spec(&plan(wanted.clone()), Holders { pause: Some(&own), target: None }).unwrap();
+        assert_eq!(spec["linux"]["namespaces"], json!([{"type": "mount"}, {"type": "pid"}]));
         assert!(super::spec(&plan(wanted), Holders::default()).is_err());
     }
 }

@@ -5,8 +5,10 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use model::ContainerId;
 use serde::Deserialize;
+use sys::namespace::Namespaces;
 use wire::{CgroupPlan, ErrorKind, NamespacePlan, NamespaceSource, parse_plan};
 
+use crate::container::Holders;
 use crate::job::{MAX_PLAN, Prepared, Teller, failure, refusal};
 use crate::worker::{CreateInput, Stdio, create};
 
@@ -25,31 +27,31 @@ pub(crate) struct Streams {
     pub(crate) stdin: bool,
 }
 
-/// Runs in the worker. `fds`: the plan, kubelet's mount namespace, then the cgroup folders. `init_of` knows
-/// the pids of the pod's other containers.
-pub(crate) fn work(
+/// Runs in the worker. `fds`: the plan, kubelet's mount namespace, then the cgroup folders. `of` knows the
+/// namespaces of the pod's other containers.
+pub(crate) fn work<'a>(
     teller: &Teller,
     fds: Vec<OwnedFd>,
     streams: Streams,
-    pause_pid: Option<u32>,
-    init_of: impl Fn(&ContainerId) -> Option<u32>,
+    pause: &'a Namespaces,
+    of: impl Fn(&ContainerId) -> Option<&'a Namespaces>,
 ) -> i32 {
-    let prepared = prepare(teller, fds, streams, pause_pid, init_of);
+    let prepared = prepare(teller, fds, streams, pause, of);
     let reply = match prepared {
-        Ok(input) => create(input),
+        Ok(input) => create(input, &|warning: &str| teller.warning(warning)),
         Err(failure) => wire::Reply::Failed(failure),
     };
     // When it cannot be said, the shim sees a worker that left without a word.
     i32::from(teller.reply(&reply).is_err())
 }
 
-fn prepare(
+fn prepare<'a>(
     teller: &Teller,
     fds: Vec<OwnedFd>,
     streams: Streams,
-    pause_pid: Option<u32>,
-    init_of: impl Fn(&ContainerId) -> Option<u32>,
-) -> Result<CreateInput, wire::Failure> {
+    pause: &'a Namespaces,
+    of: impl Fn(&ContainerId) -> Option<&'a Namespaces>,
+) -> Result<CreateInput<'a>, wire::Failure> {
     let at = |stage: &'static str| move |error: io::Error| failure(ErrorKind::Internal, stage, &error);
     let mut fds = fds.into_iter();
     let (Some(plan), Some(kubelet_mntns)) = (fds.next(), fds.next()) else {
@@ -63,8 +65,8 @@ fn prepare(
     let json = sys::memfd::read_all(plan.as_fd(), MAX_PLAN).map_err(at("plan"))?;
     let peek: Peek = parse_plan(&json)?;
     drop(json);
-    let target_pid = match &peek.namespaces.pid {
-        NamespaceSource::Container(id) => Some(init_of(id).ok_or_else(|| {
+    let target = match &peek.namespaces.pid {
+        NamespaceSource::Container(id) => Some(of(id).ok_or_else(|| {
             refusal(ErrorKind::NotFound, "pid namespace", format!("container {id} does not run in this pod"))
         })?),
         _ => None,
@@ -97,7 +99,14 @@ fn prepare(
         tell(teller, &prepared, &ends)?;
         Stdio::Pipes { stdin, stdout, stderr }
     };
-    Ok(CreateInput { plan, kubelet_mntns, cgroups, stdio, exec_error, pause_pid, target_pid })
+    Ok(CreateInput {
+        plan,
+        kubelet_mntns,
+        cgroups,
+        stdio,
+        exec_error,
+        holders: Holders { pause: Some(pause), target },
+    })
 }
 
 fn tell(teller: &Teller, prepared: &Prepared, fds: &[BorrowedFd<'_>]) -> Result<(), wire::Failure> {

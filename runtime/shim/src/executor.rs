@@ -1,5 +1,6 @@
 //! What libcontainer calls in init. `validate` runs after pivot_root and before init is reported ready: it
-//! finishes the root file system. `exec` runs when the container is started: it becomes the process.
+//! finishes the root file system and gives all power away that the container's process is not to have. `exec`
+//! runs when the container is started, perhaps much later: it becomes the process.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -10,10 +11,14 @@ use std::rc::Rc;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use model::User;
 use oci_spec::runtime::Spec;
-use wire::{ErrorKind, Failure, ProcessPlan};
+use wire::{ErrorKind, ProcessPlan};
 
-use crate::process;
+use crate::process::{self, Ready, Road};
 use crate::worker::late::Late;
+use crate::worker::stage;
+
+/// What `ps` in a shared PID namespace shows of an init that waits.
+pub(crate) const TITLE: &std::ffi::CStr = c"copepod-init";
 
 /// What init needs, moved out as it is used.
 pub(crate) struct Parts {
@@ -31,18 +36,11 @@ pub(crate) struct Parts {
     pub(crate) foreign: Vec<u32>,
 }
 
-struct Ready {
-    process: ProcessPlan,
-    user: User,
-    report: OwnedFd,
-    console: Option<OwnedFd>,
-}
-
 /// libcontainer clones executors; all clones are one.
 #[derive(Clone)]
 pub(crate) struct Init {
     parts: Rc<RefCell<Option<Parts>>>,
-    ready: Rc<RefCell<Option<Ready>>>,
+    ready: Rc<RefCell<Option<(Ready, OwnedFd)>>>,
 }
 
 impl Init {
@@ -63,15 +61,22 @@ impl Executor for Init {
             return Err(ExecutorValidationError::ArgValidationError("init was prepared twice".to_owned()));
         };
         let Parts { late, failed, process, user, report, foreign } = parts;
-        match late.finish() {
-            Ok(console) => {
+        // libcontainer has given it one of its own.
+        let _ = rustix::thread::set_name(TITLE);
+        let done = late.finish().and_then(|console| {
+            // A closed descriptor's number may have been given out again: to the console.
+            let kept = [console.as_ref().map(number), Some(number(&failed)), Some(number(&report))];
+            let foreign: Vec<u32> = foreign.into_iter().filter(|fd| !kept.contains(&Some(*fd))).collect();
+            sys::execute::close_numbers(&foreign);
+            if let Some(terminal) = console {
+                take_terminal(&terminal).map_err(stage::internal("console", "taking the terminal"))?;
+            }
+            process::prepare(&process, &user, Road::Init, ErrorKind::Internal)
+        });
+        match done {
+            Ok(ready) => {
                 drop(failed);
-                // Numbers of what was closed since may have been given out again: to the console.
-                let kept = console.as_ref().map(number);
-                let not_kept = |fd: &u32| kept != Some(*fd);
-                let foreign: Vec<u32> = foreign.into_iter().filter(not_kept).collect();
-                sys::execute::close_numbers(&foreign);
-                self.ready.replace(Some(Ready { process, user, report, console }));
+                self.ready.replace(Some((ready, report)));
                 Ok(())
             }
             Err(failure) => {
@@ -87,24 +92,15 @@ impl Executor for Init {
     }
 
     fn exec(&self, _spec: &Spec) -> Result<(), ExecutorError> {
-        let Some(Ready { process, user, report, console }) = self.ready.take() else {
+        let Some((ready, report)) = self.ready.take() else {
             return Err(ExecutorError::Other("init was not prepared".to_owned()));
         };
-        if let Some(terminal) = console {
-            let taken = rustix::process::ioctl_tiocsctty(&terminal)
-                .map_err(std::io::Error::from)
-                .and_then(|()| (0..3).try_for_each(|number| sys::proc::place(terminal.as_fd(), number)));
-            if let Err(e) = taken {
-                let failure = Failure {
-                    kind: ErrorKind::StartFailed,
-                    stage: "console".to_owned(),
-                    message: format!("taking the terminal: {e}"),
-                    errno: e.raw_os_error().unwrap_or(0),
-                };
-                process::tell(&mut File::from(report), &failure);
-                return Err(ExecutorError::Other(failure.message));
-            }
-        }
-        process::become_process(&process, &user, report)
+        ready.become_process(report)
     }
+}
+
+/// Makes it the controlling terminal of the caller, who leads a session, and its stdio.
+fn take_terminal(terminal: &OwnedFd) -> std::io::Result<()> {
+    rustix::process::ioctl_tiocsctty(terminal)?;
+    (0..3).try_for_each(|number| sys::proc::place(terminal.as_fd(), number))
 }

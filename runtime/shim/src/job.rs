@@ -22,6 +22,7 @@ pub(crate) const DEADLINE_MS: u64 = 30_000;
 const MADE: u8 = b'P';
 const PREPARED: u8 = b'L';
 const REPLY: u8 = b'R';
+const WARNING: u8 = b'W';
 
 /// What is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +66,8 @@ pub(crate) enum Word {
     /// The process that was asked for.
     Made(u32),
     Prepared(Prepared),
+    /// What was not as asked for, but stops nothing.
+    Warning(String),
     Reply(Reply),
     Failed(Failure),
     /// Every holder of the other end is gone, or has exec'd.
@@ -99,6 +102,11 @@ impl Teller {
 
     pub(crate) fn prepared(&self, prepared: &Prepared, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         self.packet(PREPARED, &serde_json::to_vec(prepared)?, fds)
+    }
+
+    /// Tells of what was not as asked for. There is nobody to tell when that fails.
+    pub(crate) fn warning(&self, text: &str) {
+        drop(self.packet(WARNING, text.as_bytes(), &[]));
     }
 
     pub(crate) fn reply(&self, reply: &Reply) -> io::Result<()> {
@@ -149,6 +157,7 @@ pub(crate) fn hear(
             None => return Err(io::Error::other("a pid is cut")),
         },
         Some((&PREPARED, json)) => Word::Prepared(serde_json::from_slice(json)?),
+        Some((&WARNING, text)) => Word::Warning(String::from_utf8_lossy(text).into_owned()),
         Some((&REPLY, json)) => match serde_json::from_slice(json)? {
             Reply::Failed(failure) => Word::Failed(failure),
             reply => Word::Reply(reply),

@@ -50,6 +50,8 @@ mod passed {
 /// SIGCHLD, SIGTERM, SIGINT and SIGHUP by number, the same on all architectures. The last three are blocked and
 /// read away: a shim leaves when its pod is gone, not before.
 const SIGNALS: [i32; 4] = [17, 15, 2, 1];
+/// The kernel's own default (core(5)): private and shared anonymous memory, ELF headers, private huge pages.
+const COREDUMP_FILTER: u32 = 0x33;
 /// Largest [`ShimInit`].
 const MAX_INIT: usize = 64 * 1024;
 
@@ -153,9 +155,19 @@ fn start(listener: BorrowedFd<'_>) -> Result<Prepared, StartError> {
     sys::proc::new_session();
     sys::proc::become_subreaper().map_err(at("subreaper"))?;
     match sys::proc::set_oom_score_adj(init.oom_score_adj) {
-        Ok(true) => {}
-        Ok(false) => warnings.push(format!("oom_score_adj {} is not allowed here", init.oom_score_adj)),
+        Ok(set) if set == init.oom_score_adj => {}
+        Ok(set) => {
+            warnings.push(format!("oom_score_adj {} is not allowed here, it is {set}", init.oom_score_adj))
+        }
         Err(error) => warnings.push(format!("oom_score_adj {}: {error}", init.oom_score_adj)),
+    }
+
+    // What a container's process inherits and cannot be told apart later.
+    if let Err(error) = sys::proc::set_coredump_filter(COREDUMP_FILTER) {
+        warnings.push(format!("coredump_filter: {error}"));
+    }
+    if let Err(error) = sys::rlimit::raise_open_files() {
+        warnings.push(format!("limit of open files: {error}"));
     }
 
     // 6. Out of the host's mount table.

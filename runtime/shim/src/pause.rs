@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use sys::clone::flags;
+use sys::seccomp::Filter;
 use wire::{ErrorKind, PausePlan, parse_plan};
 
 use crate::job::{MAX_PLAN, Teller, failure};
@@ -87,7 +88,7 @@ fn become_pause(plan: &PausePlan, folders: &[OwnedFd], binary: BorrowedFd<'_>) -
                     .map_err(at(&format!("cgroup {} {}", member.hierarchy, member.path)))?;
             }
         }
-        // While /proc is still there. Clamped where the host forbids it.
+        // While /proc is still there. Clamped where the host forbids it, as the shim's own is, which says so.
         sys::proc::set_oom_score_adj(plan.oom_score_adj).map_err(at("oom_score_adj"))?;
         if plan.uts && !plan.hostname.is_empty() {
             sys::jail::set_hostname(&plan.hostname).map_err(at("hostname"))?;
@@ -100,12 +101,17 @@ fn become_pause(plan: &PausePlan, folders: &[OwnedFd], binary: BorrowedFd<'_>) -
         }
         sys::jail::empty_root().map_err(at("empty root"))?;
         sys::proc::new_session();
-        // The binary, the socket that failures go to: all end at execve.
-        sys::proc::cloexec_from(3).map_err(at("descriptors"))?;
+        // Stdio too, the binary, the socket that failures go to: all end at execve. A container may run as
+        // pause's user in pause's PID namespace.
+        sys::proc::cloexec_from(0).map_err(at("descriptors"))?;
+        let asked = plan.seccomp.as_ref().map(|filter| Filter::new(&filter.instructions, 0)).transpose();
+        let asked = asked.map_err(at("seccomp"))?;
         sys::jail::drop_everything(plan.user.uid, plan.user.gid, &plan.user.groups)
             .map_err(at("credentials"))?;
-        if let Some(filter) = &plan.seccomp {
-            sys::seccomp::load(&filter.instructions).map_err(at("seccomp"))?;
+        let own = sys::jail::pause_filter().and_then(Filter::load);
+        own.map_err(at("seccomp"))?;
+        if let Some(filter) = asked {
+            filter.load().map_err(at("seccomp"))?;
         }
         Ok(())
     };

@@ -1,8 +1,13 @@
 //! Becoming a container's process: the one road to execve, shared by init and exec.
 //!
-//! Order (each step needs what a later one takes away): signals, keyring, limits, stdio's owner, folder,
-//! descriptors, credentials, folder again where only the user may enter it, filter, execve. Whatever fails is
-//! told as one line of JSON on the report descriptor, which execve closes: end of file means it has exec'd.
+//! It has two parts. [`prepare`] does all that needs power, and gives the power away: signals, keyring, limits,
+//! stdio's owner, folder, credentials, folder again where only the user may enter it, filter. So a process that
+//! can be seen by others, waiting to be started or born in the container's PID namespace, has no more than the
+//! container gives it. [`Ready::become_process`] closes descriptors and calls execve. Whatever fails then is told
+//! as one line of JSON on the report descriptor, which execve closes: end of file means it has exec'd.
+//!
+//! A filter is loaded in the first part when it allows what the second needs. Else it has to wait for the end,
+//! and without no_new_privs CAP_SYS_ADMIN waits with it.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -13,6 +18,8 @@ use model::User;
 use rustix::fs::{FileType, Mode, OFlags};
 use sys::creds::Credentials;
 use sys::execute::{self, Image};
+use sys::mount::Attributes;
+use sys::seccomp::Filter;
 use wire::{ErrorKind, Failure, ProcessPlan};
 
 /// Where programs are looked up when the environment names no PATH.
@@ -33,26 +40,90 @@ fn stop(stage: &'static str, what: impl Into<String>) -> impl FnOnce(io::Error) 
     move |e| Stop { stage, message: format!("{what}: {e}"), errno: sys::mount::errno(&e) }
 }
 
+impl Stop {
+    fn failure(self, kind: ErrorKind) -> Failure {
+        Failure { kind, stage: self.stage.to_owned(), message: self.message, errno: self.errno }
+    }
+}
+
 /// What must be set where the host's /proc is still in sight, before the container's namespaces are entered.
-/// False when the host did not allow the wanted oom_score_adj.
+/// Says what the host did not allow.
 ///
 /// # Errors
 /// Those of writing to /proc.
-pub(crate) fn before_namespaces(plan: &ProcessPlan) -> io::Result<bool> {
+pub(crate) fn before_namespaces(plan: &ProcessPlan) -> io::Result<Option<String>> {
     execute::reset_scheduling();
-    sys::proc::set_oom_score_adj(plan.oom_score_adj.unwrap_or(0))
+    let wanted = plan.oom_score_adj.unwrap_or(0);
+    let set = sys::proc::set_oom_score_adj(wanted)?;
+    Ok((set != wanted).then(|| format!("oom_score_adj {wanted} is not allowed here, it is {set}")))
 }
 
-/// Turns this process into what the plan says. 0, 1 and 2 are its stdio already; it leads its session where
-/// it has a terminal. `report` must be close-on-exec.
-pub(crate) fn become_process(plan: &ProcessPlan, user: &User, report: OwnedFd) -> ! {
-    let Stop { stage, message, errno } = match attempt(plan, user, &report) {
-        Ok(never) => match never {},
-        Err(stop) => stop,
-    };
-    let failure = Failure { kind: ErrorKind::StartFailed, stage: stage.to_owned(), message, errno };
-    tell(&mut File::from(report), &failure);
-    sys::fork::exit_now(if errno == libc_enoent() { NOT_FOUND } else { CANNOT_EXECUTE })
+/// What a process may call from the end of [`prepare`] to its execve.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Road {
+    /// Init: libcontainer reports it, and waits on a socket to be started.
+    Init,
+    /// Exec: a sibling is cloned, which leads a session.
+    Exec,
+}
+
+impl Road {
+    fn calls(self) -> Vec<sys::seccomp::Call> {
+        let (own, first) = match self {
+            Self::Init => (sys::execute::calls::INIT, None),
+            Self::Exec => (sys::execute::calls::EXEC, Some(sys::clone::SIBLING)),
+        };
+        let any = |number: &i64| sys::seccomp::Call { number: *number, first: None };
+        let mut calls: Vec<_> = sys::execute::calls::LAST.iter().chain(own).map(any).collect();
+        calls.extend(first.map(|(number, flags)| sys::seccomp::Call { number, first: Some(flags) }));
+        calls
+    }
+}
+
+/// A process that needs no power any more.
+pub(crate) struct Ready {
+    image: Image,
+    candidates: Vec<CString>,
+    shown: String,
+    /// Still to be loaded.
+    filter: Option<Filter>,
+}
+
+/// Takes on all that the plan says. 0, 1 and 2 are its stdio already. Descriptors may be had afterwards, power
+/// not. Memory that is needed to the end is taken here, where no filter forbids it yet.
+///
+/// # Errors
+/// The step that failed, as `kind`.
+pub(crate) fn prepare(
+    plan: &ProcessPlan,
+    user: &User,
+    road: Road,
+    kind: ErrorKind,
+) -> Result<Ready, Failure> {
+    attempt(plan, user, road).map_err(|stop| stop.failure(kind))
+}
+
+impl Ready {
+    /// Calls execve. `report` must be close-on-exec.
+    pub(crate) fn become_process(self, report: OwnedFd) -> ! {
+        let stop = self.finish(&report);
+        let status =
+            if stop.errno == rustix::io::Errno::NOENT.raw_os_error() { NOT_FOUND } else { CANNOT_EXECUTE };
+        tell(&mut File::from(report), &stop.failure(ErrorKind::StartFailed));
+        sys::fork::exit_now(status)
+    }
+
+    fn finish(self, report: &OwnedFd) -> Stop {
+        let Self { image, candidates, shown, filter } = self;
+        let keep = u32::try_from(report.as_raw_fd()).unwrap_or(u32::MAX);
+        if let Err(error) = execute::close_from(3, keep) {
+            return stop("descriptors", "closing")(error);
+        }
+        if let Some(Err(error)) = filter.map(Filter::load) {
+            return stop("seccomp", "loading the filter")(error);
+        }
+        execute_first(&image, &candidates, &shown)
+    }
 }
 
 /// One line of JSON. A reader that is gone needs none.
@@ -62,16 +133,11 @@ pub(crate) fn tell(into: &mut File, failure: &Failure) {
     drop(into.write_all(&line));
 }
 
-fn libc_enoent() -> i32 {
-    rustix::io::Errno::NOENT.raw_os_error()
-}
-
-enum Never {}
-
-fn attempt(plan: &ProcessPlan, user: &User, report: &OwnedFd) -> Result<Never, Stop> {
+fn attempt(plan: &ProcessPlan, user: &User, road: Road) -> Result<Ready, Stop> {
     execute::reset_signals();
     execute::join_session_keyring(&plan.keyring).map_err(stop("keyring", "session keyring"))?;
     rustix::process::umask(Mode::from_raw_mode(plan.umask & 0o777));
+    sys::rlimit::restore_open_files().map_err(stop("rlimit", "open files"))?;
     for limit in &plan.rlimits {
         sys::rlimit::set(limit.resource, limit.soft, limit.hard)
             .map_err(stop("rlimit", format!("limit {}", limit.resource)))?;
@@ -85,11 +151,23 @@ fn attempt(plan: &ProcessPlan, user: &User, report: &OwnedFd) -> Result<Never, S
         Err(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM) => true,
         Err(e) => return Err(stop("chdir", cwd)(e.into())),
     };
-    let keep = u32::try_from(report.as_raw_fd()).unwrap_or(u32::MAX);
-    execute::close_from(3, keep).map_err(stop("descriptors", "closing"))?;
 
-    let filter = plan.seccomp.as_ref().map(|s| s.instructions.as_slice()).filter(|i| !i.is_empty());
-    sys::creds::assume(&Credentials {
+    let name = plan.args.first().map(model::Text::as_bytes).unwrap_or_default();
+    let shown = String::from_utf8_lossy(name).into_owned();
+    let candidates = candidates(name, plan).map_err(stop("execve", shown.clone()))?;
+    let image =
+        Image::new(plan.args.iter().map(model::Text::as_bytes), plan.env.iter().map(model::Text::as_bytes))
+            .map_err(stop("execve", shown.clone()))?;
+    let program = plan.seccomp.as_ref().map(|s| s.instructions.as_slice()).filter(|i| !i.is_empty());
+    let filter = program.map(|program| Filter::new(program, plan.seccomp_flags)).transpose();
+    let filter = filter.map_err(stop("seccomp", "the filter"))?;
+    let calls = road.calls();
+    let (early, late) = match filter {
+        Some(filter) if filter.allows(&calls) => (Some(filter), None),
+        filter => (None, filter),
+    };
+    // With no_new_privs no power is needed for it, and without a filter to come none is kept.
+    let credentials = Credentials {
         uid: user.uid,
         gid: user.gid,
         groups: user.groups.clone(),
@@ -98,9 +176,10 @@ fn attempt(plan: &ProcessPlan, user: &User, report: &OwnedFd) -> Result<Never, S
         inheritable: plan.caps.inheritable,
         ambient: plan.caps.ambient,
         no_new_privs: plan.no_new_privs,
-        filter: filter.is_some(),
-    })
-    .map_err(|(step, e)| stop("credentials", step)(e))?;
+        filter: early.is_some() || late.is_some(),
+    };
+    let refused = |(step, e)| stop("credentials", step)(e);
+    let rest = sys::creds::assume(&credentials).map_err(refused)?;
     if again {
         rustix::process::chdir(cwd).map_err(|e| stop("chdir", cwd)(e.into()))?;
     }
@@ -110,17 +189,11 @@ fn attempt(plan: &ProcessPlan, user: &User, report: &OwnedFd) -> Result<Never, S
         let message = format!("{cwd} is outside the container");
         return Err(Stop { stage: "chdir", message, errno: rustix::io::Errno::PERM.raw_os_error() });
     }
-
-    let name = plan.args.first().map(model::Text::as_bytes).unwrap_or_default();
-    let shown = String::from_utf8_lossy(name).into_owned();
-    let candidates = candidates(name, plan).map_err(stop("execve", shown.clone()))?;
-    let image =
-        Image::new(plan.args.iter().map(model::Text::as_bytes), plan.env.iter().map(model::Text::as_bytes))
-            .map_err(stop("execve", shown.clone()))?;
-    if let Some(instructions) = filter {
-        sys::seccomp::load(instructions).map_err(stop("seccomp", "loading the filter"))?;
-    }
-    Err(execute_first(&image, &candidates, &shown))
+    let ready = Ready { image, candidates, shown, filter: late };
+    let Some(filter) = early else { return Ok(ready) };
+    filter.load().map_err(stop("seccomp", "loading the filter"))?;
+    rest.drop().map_err(stop("credentials", "capset"))?;
+    Ok(ready)
 }
 
 /// Tries each; only what is not there or may not be executed lets the next one have its turn.
@@ -135,13 +208,14 @@ fn execute_first(image: &Image, candidates: &[CString], shown: &str) -> Stop {
         }
     }
     let found = if shown.contains('/') { "" } else { " (looked up in PATH)" };
-    let error = refused.unwrap_or_else(|| io::Error::from_raw_os_error(libc_enoent()));
+    let error =
+        refused.unwrap_or_else(|| io::Error::from_raw_os_error(rustix::io::Errno::NOENT.raw_os_error()));
     stop("execve", format!("exec {shown:?}{found}"))(error)
 }
 
 fn candidates(name: &[u8], plan: &ProcessPlan) -> io::Result<Vec<CString>> {
     if name.is_empty() {
-        return Err(io::Error::from_raw_os_error(libc_enoent()));
+        return Err(io::Error::from_raw_os_error(rustix::io::Errno::NOENT.raw_os_error()));
     }
     if name.contains(&b'/') {
         return Ok(vec![CString::new(name)?]);
@@ -157,25 +231,51 @@ fn candidates(name: &[u8], plan: &ProcessPlan) -> io::Result<Vec<CString>> {
     Ok(found)
 }
 
+fn is_null(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let stat = rustix::fs::fstat(fd)?;
+    let device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
+    Ok(device && stat.st_rdev == rustix::fs::makedev(1, 3))
+}
+
+/// The null device of the container, or, where it has put something else or nothing in its place, one that
+/// nobody else has: its node lies on a file system that is attached nowhere.
+fn null_of_container() -> io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+    let own =
+        match rustix::fs::open("/dev/null", OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+        {
+            // Seen to be the null device before it is opened: opening any other device does something.
+            Ok(seen) if is_null(seen.as_fd())? => rustix::fs::open("/dev/null", flags, Mode::empty()).ok(),
+            _ => None,
+        };
+    let own = match own {
+        Some(own) if is_null(own.as_fd())? => own,
+        _ => {
+            let attributes = Attributes { nosuid: true, noexec: true, ..Attributes::default() };
+            let private = sys::mount::tmpfs(0o755, 4096, attributes)?;
+            let mode = Mode::from_raw_mode(0o666);
+            rustix::fs::mknodat(
+                &private,
+                "null",
+                FileType::CharacterDevice,
+                mode,
+                rustix::fs::makedev(1, 3),
+            )?;
+            rustix::fs::chmodat(&private, "null", mode, rustix::fs::AtFlags::empty())?;
+            rustix::fs::openat(&private, "null", flags, Mode::empty())?
+        }
+    };
+    rustix::fs::fcntl_setfl(&own, OFlags::empty())?;
+    Ok(own)
+}
+
 /// Standard streams on a null device are opened anew as the container's own, as runc does: the one they came
 /// from lies in another mount namespace, and a process that opens /proc/self/fd/0 would reach into it.
 fn own_null() -> io::Result<()> {
-    let is_null = |fd: BorrowedFd<'_>| -> io::Result<bool> {
-        let stat = rustix::fs::fstat(fd)?;
-        let device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
-        Ok(device && stat.st_rdev == rustix::fs::makedev(1, 3))
-    };
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     for (number, fd) in [(0, stdin.as_fd()), (1, stdout.as_fd()), (2, stderr.as_fd())] {
-        if !is_null(fd)? {
-            continue;
-        }
-        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
-        // An image may have put something else at this name: then what there is stays.
-        let Ok(own) = rustix::fs::open("/dev/null", flags, Mode::empty()) else { continue };
-        if is_null(own.as_fd())? {
-            rustix::fs::fcntl_setfl(&own, OFlags::empty())?;
-            sys::proc::place(own.as_fd(), number)?;
+        if is_null(fd)? {
+            sys::proc::place(null_of_container()?.as_fd(), number)?;
         }
     }
     Ok(())

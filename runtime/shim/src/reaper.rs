@@ -97,6 +97,7 @@ impl Shim {
     fn ended(&mut self, pid: u32, code: i32, executed: Option<bool>) {
         if let Some(pause) = self.pause.as_mut().filter(|pause| pause.pid == pid && pause.exited.is_none()) {
             pause.exited = Some(code);
+            pause.namespaces = sys::namespace::Namespaces::default();
             self.event(Event::PauseExited { code });
         } else if let Some(place) = self.containers.iter().position(|c| c.pid == pid && c.alive) {
             self.init_ended(place, code, executed);
@@ -133,6 +134,7 @@ impl Shim {
         }
         let Some(container) = self.containers.get_mut(place) else { return };
         container.alive = false;
+        container.namespaces = None;
         container.facts.code = code;
         container.facts.finished_at = sys::proc::now();
         if let Phase::Starting(asker) = container.phase {

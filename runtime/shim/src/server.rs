@@ -50,6 +50,11 @@ impl Shim {
         for warning in std::mem::take(&mut self.start.warnings) {
             self.warn(None, warning);
         }
+        // The daemon's stderr was for words before this: from here on there is a connection, and what is forked
+        // later must not hold the daemon's log. Without a null device to put there it stays.
+        if let Ok(null) = sys::proc::null() {
+            drop(sys::proc::place(null.as_fd(), 2));
+        }
     }
 
     /// Does what is asked. Answers at once, or when a worker or a process is done.
@@ -123,7 +128,7 @@ impl Shim {
         fds: Vec<OwnedFd>,
     ) -> Result<Option<Reply>, Refused> {
         let alive = self.pause.as_ref().filter(|pause| pause.exited.is_none());
-        let Some(pause_pid) = alive.map(|pause| pause.pid).filter(|_| self.stopping.is_none()) else {
+        let Some(pause) = alive.filter(|_| self.stopping.is_none()) else {
             return Err(refusal(
                 ErrorKind::WrongState,
                 "create",
@@ -149,11 +154,15 @@ impl Shim {
                 return Err(refusal(ErrorKind::Invalid, "log", format!("{path}: the pod has no log folder")));
             }
         };
-        let keep: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+        let mut keep: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
         let containers = &self.containers;
-        let init_of = |id: &ContainerId| containers.iter().find(|c| c.id == *id && c.alive).map(|c| c.pid);
+        let of =
+            |id: &ContainerId| containers.iter().find(|c| c.id == *id).and_then(|c| c.namespaces.as_ref());
+        // Which one it needs stands in the plan, which only the worker reads.
+        keep.extend(pause.namespaces.fds());
+        keep.extend(containers.iter().filter_map(|c| c.namespaces.as_ref()).filter_map(|n| n.get("pid")));
         let forked = job::fork(&keep, |teller| match copies(&fds) {
-            Ok(fds) => create::work(&teller, fds, streams, Some(pause_pid), init_of),
+            Ok(fds) => create::work(&teller, fds, streams, &pause.namespaces, of),
             Err(error) => fail(&teller, &error),
         });
         drop(keep);
@@ -190,22 +199,21 @@ impl Shim {
             ));
         }
         let target = self.find(&container)?;
-        if !(matches!(target.phase, Phase::Running) && target.alive) {
+        let Some(namespaces) = target.namespaces.as_ref().filter(|_| matches!(target.phase, Phase::Running))
+        else {
             return Err(refusal(
                 ErrorKind::WrongState,
                 "exec",
                 format!("container {container} does not run"),
             ));
-        }
-        let into = exec::Into {
-            init: target.pid,
-            cgroups: &target.cgroups.folders,
-            unified: target.cgroups.unified,
         };
+        let target =
+            exec::Target { namespaces, cgroups: &target.cgroups.folders, unified: target.cgroups.unified };
         let mut keep: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
-        keep.extend(into.cgroups.iter().map(|fd| fd.as_fd()));
+        keep.extend(target.cgroups.iter().map(|fd| fd.as_fd()));
+        keep.extend(namespaces.fds());
         let forked = job::fork(&keep, |teller| match copies(&fds) {
-            Ok(fds) => exec::work(teller, fds, &into),
+            Ok(fds) => exec::work(teller, fds, &target),
             Err(error) => fail(&teller, &error),
         });
         drop(keep);

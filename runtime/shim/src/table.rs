@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use model::{ContainerId, ExecId};
+use sys::namespace::Namespaces;
 use wire::{ContainerState, ExitFacts, Failure};
 
 use crate::io::output::{LogFile, Output};
@@ -42,6 +43,8 @@ pub(crate) struct Asker {
 pub(crate) struct Pause {
     pub(crate) pid: u32,
     pub(crate) exited: Option<i32>,
+    /// Those that it was made in, until it exits.
+    pub(crate) namespaces: Namespaces,
 }
 
 /// Where a container is, with what is needed only there.
@@ -113,6 +116,8 @@ pub(crate) struct Container {
     pub(crate) pid: u32,
     /// Init was not reaped.
     pub(crate) alive: bool,
+    /// Those that init was made in, while it lives: they hold the container's mounts.
+    pub(crate) namespaces: Option<Namespaces>,
     pub(crate) facts: ExitFacts,
     pub(crate) cgroups: Cgroups,
     pub(crate) log: LogFile,
@@ -143,6 +148,7 @@ impl Container {
             phase: Phase::Creating,
             pid: 0,
             alive: false,
+            namespaces: None,
             facts: ExitFacts::default(),
             cgroups: Cgroups { folders, ..Cgroups::default() },
             log: LogFile::none(),

@@ -33,6 +33,14 @@ pub(crate) enum UserError {
         /// Where it was looked for.
         file: &'static str,
     },
+    /// 4294967295 stands for "no user": setresuid(2) would leave the caller's.
+    #[error("{kind} {id} cannot be used: it means no {kind} to the kernel")]
+    Nobody {
+        /// `user` or `group`.
+        kind: &'static str,
+        /// The number.
+        id: u32,
+    },
     /// The file could not be read.
     #[error("the image's {file}: {source}")]
     File {
@@ -140,7 +148,13 @@ fn decide(plan: &UserPlan, passwd: &str, group: &str) -> Result<Resolved, UserEr
         && let Some(entry) = &entry
     {
         let member = |members: &str| members.split(',').any(|m| m.trim() == entry.name);
-        groups.extend(group_entries(group).filter(|(.., members)| member(members)).map(|(_, gid, _)| gid));
+        let listed = group_entries(group).filter(|(.., members)| member(members)).map(|(_, gid, _)| gid);
+        groups.extend(listed.filter(|gid| *gid != sys::creds::NOBODY));
+    }
+    for (kind, id) in [("user", uid), ("group", gid)] {
+        if id == sys::creds::NOBODY {
+            return Err(UserError::Nobody { kind, id });
+        }
     }
     // The primary group is one of them (CVE-2022-36109: a file kept from a group could be had by lacking it).
     groups.push(gid);
@@ -190,6 +204,20 @@ mod tests {
         assert_eq!(ask(image("5:6"), None, &[], true).unwrap(), user(5, 6, &[6], "/"));
         assert_eq!(ask(image("1000"), None, &[], true).unwrap(), user(7, 8, &[8], "/seven"));
         assert_eq!(ask(image(""), None, &[], true).unwrap(), user(0, 0, &[0], "/root"));
+    }
+
+    #[test]
+    fn the_number_of_nobody_is_refused() {
+        let passwd = "evil:x:4294967295:0::/:\nodd:x:5:4294967295::/:\n";
+        let image = |s: &str| UserRequest::Image(s.to_owned());
+        for request in [image("evil"), image("4294967295"), image("7:4294967295"), image("odd")] {
+            let plan = UserPlan { request: request.clone(), ..UserPlan::default() };
+            let refused = decide(&plan, passwd, "");
+            assert!(matches!(refused, Err(UserError::Nobody { .. })), "{request:?}: {refused:?}");
+        }
+        let plan = UserPlan { request: image("7"), merge_image_groups: true, ..UserPlan::default() };
+        let made = decide(&plan, "u:x:7:8::/:\n", "g:x:4294967295:u\n").unwrap();
+        assert_eq!(made.user.groups, [8]);
     }
 
     #[test]

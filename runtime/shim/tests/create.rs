@@ -120,7 +120,7 @@ impl Pod {
 
     fn run_all(&self, plan: ContainerPlan, stdin: &str, terminal: bool, churn: Vec<String>) -> Outcome {
         // A volatile upper is good for one mount.
-        drop(fs::remove_dir_all(self.path("rw")));
+        sys::tree::remove_path(Path::new(&self.path("rw"))).unwrap();
         for folder in ["rw/upper", "rw/work"] {
             fs::create_dir_all(self.path(folder)).unwrap();
         }

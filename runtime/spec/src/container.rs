@@ -58,13 +58,28 @@ pub struct ContainerInput<'a> {
     pub cgroup: CgroupPlan,
     /// Its filter, compiled for the capabilities that [`security::caps`] gives; dropped when privileged.
     pub seccomp: Option<SeccompProgram>,
+    /// SECCOMP_FILTER_FLAG_* bits that the filter's profile asks for.
+    pub seccomp_flags: u32,
+    /// Name of its session keyring. Whoever knows it and has the right user can join: it must not be guessed.
+    pub keyring: String,
     /// Facts.
     pub host: &'a HostFacts,
 }
 
 /// The plan of a container, or which field stands in its way.
 pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
-    let ContainerInput { pod, container, image, mut rootfs, files, cgroup, seccomp, host } = input;
+    let ContainerInput {
+        pod,
+        container,
+        image,
+        mut rootfs,
+        files,
+        cgroup,
+        seccomp,
+        seccomp_flags,
+        keyring,
+        host,
+    } = input;
     let config = &container.config;
     let asked = &config.security;
     refuse::container(config)?;
@@ -88,8 +103,8 @@ pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
         umask: 0o022,
         oom_score_adj: Some(resources::oom_score_adj(&config.resources)?),
         rlimits: Vec::new(),
-        // The name runc gives it, so that execs join what init made.
-        keyring: format!("_ses.{}", container.id),
+        seccomp_flags: if asked.privileged { 0 } else { seccomp_flags },
+        keyring,
     };
     let hidden = |field: &str, list: &[String]| -> Result<Vec<String>, Error> {
         if asked.privileged {
@@ -122,7 +137,11 @@ fn args(config: &ContainerConfig, image: &ImageFacts) -> Result<Vec<Text>, Error
     };
     let mut args = config.command.clone();
     if args.is_empty() {
-        args = own(&image.entrypoint, "image config Entrypoint")?;
+        // An Entrypoint of one empty word is how image builders write "none".
+        let none = matches!(image.entrypoint.as_slice(), [word] if word.is_empty());
+        if !none {
+            args = own(&image.entrypoint, "image config Entrypoint")?;
+        }
         if config.args.is_empty() {
             args.extend(own(&image.cmd, "image config Cmd")?);
         }
@@ -135,7 +154,7 @@ fn args(config: &ContainerConfig, image: &ImageFacts) -> Result<Vec<Text>, Error
     }
 }
 
-/// The image's, then what every container has, then the request's; the last of a key wins and stays where
+/// What every container has, then the image's, then the request's; the last of a key wins and stays where
 /// the first stood. An entry of the image without `=` sets nothing and is left out.
 fn env(
     config: &ContainerConfig,
@@ -156,11 +175,12 @@ fn env(
     if config.tty {
         split(exec::TERM, &mut set);
     }
+    // The image's wins: servers bind to it.
+    let hostname = if pod.config.hostname.is_empty() { &host.hostname } else { &pod.config.hostname };
+    set(b"HOSTNAME", hostname.as_bytes());
     for entry in &image.env {
         split(entry, &mut set);
     }
-    let hostname = if pod.config.hostname.is_empty() { &host.hostname } else { &pod.config.hostname };
-    set(b"HOSTNAME", hostname.as_bytes());
     for (index, var) in config.envs.iter().enumerate() {
         if var.key.is_empty() || var.key.contains(['=', '\0']) {
             return Err(Error::invalid(format!("envs[{index}].key"), &var.key, "a name without '=' and NUL"));

@@ -61,6 +61,8 @@ fn plan_in(sandbox: PodConfig, config: ContainerConfig) -> Result<ContainerPlan,
         files: PodFiles::default(),
         cgroup: CgroupPlan::default(),
         seccomp: Some(SeccompProgram { instructions: vec![7] }),
+        seccomp_flags: 2,
+        keyring: "_ses.x".into(),
         host: &host,
     })
 }
@@ -83,6 +85,23 @@ fn command_lines() {
     assert_eq!(words(&["sh"], &["-c"]), [text("sh"), text("-c")]);
     let none = args(&ContainerConfig::default(), &ImageFacts::default()).unwrap_err();
     assert_eq!(none.field(), "command");
+    let empty = ImageFacts { entrypoint: vec![String::new()], ..image() };
+    assert_eq!(args(&ContainerConfig::default(), &empty).unwrap(), [text("serve")]);
+    let with_args = ContainerConfig { args: vec![text("x")], ..ContainerConfig::default() };
+    assert_eq!(args(&with_args, &empty).unwrap(), [text("x")]);
+}
+
+#[test]
+fn the_images_host_name_wins_over_the_pods_and_the_requests_over_both() {
+    let pod = pod(PodConfig { hostname: "web-0".into(), ..PodConfig::default() });
+    let image = ImageFacts { env: vec!["HOSTNAME=0.0.0.0".into()], ..ImageFacts::default() };
+    let host = HostFacts::default();
+    let asked = EnvVar { key: "HOSTNAME".into(), value: text("mine") };
+    let plain = env(&ContainerConfig::default(), &image, &pod, &host).unwrap();
+    assert!(plain.contains(&text("HOSTNAME=0.0.0.0")), "{plain:?}");
+    let config = ContainerConfig { envs: vec![asked], ..ContainerConfig::default() };
+    let own = env(&config, &image, &pod, &host).unwrap();
+    assert!(own.contains(&text("HOSTNAME=mine")) && own.len() == plain.len(), "{own:?}");
 }
 
 #[test]
@@ -97,7 +116,7 @@ fn environment_is_folded() {
     let env = plan(config).unwrap().process.env;
     let raw = Text::new(*b"RAW=\xff=").unwrap();
     let want =
-        [text(DEFAULT_PATH), text("TERM=xterm"), text("A=image"), text("B=2"), text("HOSTNAME=web-0"), raw];
+        [text(DEFAULT_PATH), text("TERM=xterm"), text("HOSTNAME=web-0"), text("A=image"), text("B=2"), raw];
     assert_eq!(env, want);
     let wrong = ContainerConfig { envs: vec![var("a=b", "1")], ..ContainerConfig::default() };
     assert_eq!(plan(wrong).unwrap_err().field(), "envs[0].key");
@@ -173,7 +192,7 @@ fn the_rest() {
     assert_eq!(log(&sandbox, &config).unwrap(), Some(LogPlan { path: "web/0.log".into() }));
     assert_eq!((made.process.cwd.as_str(), made.process.umask), ("/srv", 0o022));
     assert_eq!(made.rootfs.folders, ["/data"]);
-    assert!(made.process.keyring.starts_with("_ses."));
+    assert_eq!((made.process.keyring.as_str(), made.process.seccomp_flags), ("_ses.x", 2));
     assert_eq!(made.process.seccomp, Some(SeccompProgram { instructions: vec![7] }));
     let climbing = ContainerConfig { log_path: "../x".into(), ..config.clone() };
     assert_eq!(log(&sandbox, &climbing).unwrap_err().field(), "log_path");

@@ -28,5 +28,6 @@ pub use error::{Error, ErrorKind};
 pub use exec::exec;
 pub use mounts::PodFiles;
 pub use sandbox::{
-    PAUSE_OOM_SCORE_ADJ, PauseInput, SHIM_OOM_SCORE_ADJ, SHM_SIZE, network_sysctls, pause, sysctls,
+    PAUSE_OOM_SCORE_ADJ, PauseInput, SHIM_OOM_SCORE_ADJ, SHM_SIZE, network_sysctls, pause, pause_limits,
+    sysctls,
 };

@@ -32,6 +32,8 @@ pub enum Mode {
 const PERIOD: std::ops::RangeInclusive<i64> = 1_000..=1_000_000;
 /// Least CFS quota, µs.
 const LEAST_QUOTA: i64 = 1_000;
+/// Least memory limit, bytes. What starts a process is charged to the container until its execve: some 400 KiB.
+const LEAST_MEMORY: i64 = 1 << 20;
 /// Largest v1 share.
 const MOST_SHARES: i64 = 262_144;
 /// Most entries of `unified` and `hugepage_limits`: a kernel has fewer files.
@@ -189,6 +191,10 @@ fn check(resources: &Resources, alone: bool) -> Result<Checked, Error> {
     }
     if (1..LEAST_QUOTA).contains(cpu_quota) {
         return Err(Error::invalid(field("cpu_quota"), cpu_quota.to_string(), "at least 1000 µs"));
+    }
+    if (1..LEAST_MEMORY).contains(memory_limit) {
+        let want = format!("0, or at least {LEAST_MEMORY} bytes: with less no process can be started");
+        return Err(Error::invalid(field("memory_limit_in_bytes"), memory_limit.to_string(), want));
     }
     if *cpu_shares < 0 {
         return Err(Error::invalid(field("cpu_shares"), cpu_shares.to_string(), "0, or 2 to 262144"));

@@ -1,5 +1,6 @@
 //! Pause's plan, and which kernel parameters a pod may set.
 
+use crate::resources::Write;
 use crate::{Error, refuse};
 use model::{NamespaceMode, PodConfig, PodRecord, User};
 use wire::{CgroupPlan, PausePlan, SeccompProgram};
@@ -13,6 +14,12 @@ pub const SHIM_OOM_SCORE_ADJ: i32 = -999;
 /// Whom pause runs as where nobody says: the user that Kubernetes' own pause image names. It has no
 /// capabilities either way.
 const PAUSE_ID: u32 = 65535;
+/// What a pod's own network allows to everybody in it, unless the request says otherwise, as with containerd: a
+/// server without capabilities on port 80, and ping without CAP_NET_RAW. The namespace is the pod's alone.
+const NETWORK_DEFAULTS: [(&str, &str); 2] =
+    [("net/ipv4/ip_unprivileged_port_start", "0"), ("net/ipv4/ping_group_range", "0 2147483647")];
+/// Memory of pause, bytes. It has some 50 KiB; the rest is for what the kernel charges while it starts.
+const PAUSE_MEMORY: u64 = 8 << 20;
 /// Linux' HOST_NAME_MAX.
 const LONGEST_HOSTNAME: usize = 64;
 /// Most kernel parameters of a pod, and the longest value: /proc/sys takes one page.
@@ -70,14 +77,30 @@ pub fn pause(input: PauseInput<'_>) -> Result<PausePlan, Error> {
         uts: network,
         pid,
         hostname: if network { hostname(config)? } else { String::new() },
-        // Those of the network wait for its interfaces: [`network_sysctls`].
-        sysctls: sysctls(config)?.into_iter().filter(|(name, _)| !of_network(name)).collect(),
+        // Those of the network that the request names wait for its interfaces: [`network_sysctls`].
+        sysctls: {
+            let own = sysctls(config)?.into_iter().filter(|(name, _)| !of_network(name));
+            let defaults = NETWORK_DEFAULTS.into_iter().filter(|_| network);
+            own.chain(defaults.map(|(name, value)| (name.to_owned(), value.to_owned()))).collect()
+        },
         user,
         seccomp: if asked.privileged { None } else { seccomp },
         oom_score_adj: PAUSE_OOM_SCORE_ADJ,
         cgroup,
         shm_size: SHM_SIZE,
     })
+}
+
+/// Limits of pause's own leaf, for v1: it is one process of some KiB, and nobody may hide work behind it.
+pub fn pause_limits() -> Vec<Write> {
+    let write = |controller: &str, file: &str, value: u64| Write {
+        controller: controller.to_owned(),
+        file: file.to_owned(),
+        value: value.to_string(),
+        field: "the sandbox's own process",
+        optional: true,
+    };
+    vec![write("pids", "pids.max", 1), write("memory", "memory.limit_in_bytes", PAUSE_MEMORY)]
 }
 
 fn hostname(config: &PodConfig) -> Result<String, Error> {
@@ -194,6 +217,14 @@ mod tests {
         let made = plan(named()).unwrap();
         assert!(made.network && made.ipc && made.uts && made.pid && made.seccomp.is_some());
         assert_eq!((made.user.uid, made.user.gid, made.shm_size), (65535, 65535, 64 << 20));
+        // The defaults; what the request says comes later, and wins.
+        assert_eq!(made.sysctls.len(), 2);
+        let asked = with_sysctl("net.ipv4.ip_unprivileged_port_start", "80");
+        assert_eq!(
+            network_sysctls(&asked).unwrap(),
+            [("net/ipv4/ip_unprivileged_port_start".into(), "80".into())]
+        );
+        assert_eq!(plan(asked).unwrap().sysctls, made.sysctls);
         let mut host = PodConfig::default();
         host.security.namespaces.network = NamespaceMode::Node;
         host.security.namespaces.pid = NamespaceMode::Node;

@@ -1,9 +1,10 @@
 //! The work on one container, as jobs of its pod's driver: create, start, remove.
 
 use super::launch::memfd;
-use super::{CONTAINER_RECORD, Context, blocking, now};
+use super::{CONTAINER_RECORD, Context, blocking, now, random};
 use crate::cgroups::{Limits, host_devices, leaf_path, pod_parent};
 use crate::node::{Error, ErrorKind};
+use crate::seccomp::Compiled;
 use crate::shims::Client;
 use crate::shims::client::ClientError;
 use crate::{failpoint, files, lanes};
@@ -22,9 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
-use wire::{
-    ErrorKind as ShimErrorKind, ExitFacts, LogPlan, ProcessPlan, Reply, Request, RootfsPlan, SeccompProgram,
-};
+use wire::{ErrorKind as ShimErrorKind, ExitFacts, LogPlan, ProcessPlan, Reply, Request, RootfsPlan};
 
 /// Beyond the worker's own deadline: for the shim to kill it and say so.
 const SLACK: Duration = Duration::from_secs(5);
@@ -177,6 +176,8 @@ async fn make(
             _ => return Err(ClientError::Odd("create").into()),
         };
     failpoint::hit("container.created");
+    // As init has it: an empty one is none.
+    process.env.retain(|entry| entry.as_bytes() != b"HOME=");
     if !process.env.iter().any(|entry| entry.as_bytes().starts_with(b"HOME=")) {
         process.env.extend(Text::new(format!("HOME={home}")));
     }
@@ -201,7 +202,7 @@ struct Prepared {
 
 /// What lies outside of our folders.
 struct Foreign {
-    seccomp: Option<Arc<SeccompProgram>>,
+    seccomp: Option<Arc<Compiled>>,
     devices: Vec<HostDevice>,
 }
 
@@ -269,7 +270,9 @@ fn prepare(
         rootfs,
         files: files::of(&context.layout, pod),
         cgroup: leaf.plan,
-        seccomp: seccomp.map(|program| SeccompProgram::clone(&program)),
+        seccomp_flags: seccomp.as_ref().map_or(0, |compiled| compiled.flags),
+        seccomp: seccomp.map(|compiled| compiled.program.clone()),
+        keyring: keyring()?,
         host: &host,
     })?;
     let mounts = context.mount_namespace.try_clone();
@@ -277,6 +280,12 @@ fn prepare(
     let mut fds = vec![memfd("container-plan", &plan)?, mounts];
     fds.extend(leaf.folders);
     Ok(Prepared { log: plan_log(&record, pod)?, process: plan.process, record, fds })
+}
+
+/// A name for a container's session keyring that nobody can guess: ids of containers are public. The prefix is
+/// runc's.
+fn keyring() -> Result<String, Error> {
+    Ok(format!("_ses.{}", ContainerId::from_random(random()?)))
 }
 
 /// What the resident shim must know of the output without reading the plan.
@@ -356,7 +365,8 @@ pub(crate) async fn remove(
         if !gone.cgroup.is_empty() {
             errors.extend(theirs.cgroups.remove(&gone.cgroup).err().map(Error::from));
         }
-        errors.extend(state::file::remove_dir(&theirs.layout.container_dir(&gone.id)).err().map(Error::from));
+        let dir = theirs.layout.container_dir(&gone.id);
+        errors.extend(state::file::discard_dir(&dir, &theirs.trash).err().map(Error::from));
         Ok(errors)
     });
     let mut errors = removed.await.unwrap_or_else(|error| vec![error]);

@@ -136,7 +136,7 @@ fn prepare(context: &Context, record: &ContainerRecord, cmd: Vec<Text>) -> Resul
         _ if security.privileged => None,
         profile => context.compiler.program(profile, template.caps.bounding)?,
     };
-    let seccomp = seccomp.map(|program| wire::SeccompProgram::clone(&program));
+    let seccomp = seccomp.map(|compiled| compiled.program.clone());
     let plan = ExecPlan { process: spec::exec(&template, seccomp, cmd, false), user: record.user.clone() };
     let plan = memfd("exec-plan", &plan)?;
     let pipe = || {

@@ -10,6 +10,7 @@
 use super::{Context, POD_RECORD, teardown};
 use crate::cgroups::{Limits, leaf_path, pod_parent};
 use crate::node::Error;
+use crate::seccomp::Compiled;
 use crate::shims::{Connection, client, spawn};
 use crate::{failpoint, files, lanes, netns};
 use model::{NamespaceMode, PodPhase, PodRecord};
@@ -21,7 +22,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinHandle;
-use wire::{Reply, Request, SeccompProgram};
+use wire::{Reply, Request};
 
 /// From exec to the greeting of a shim: milliseconds, seconds on a machine that swaps.
 const GREETING: Duration = Duration::from_secs(10);
@@ -205,11 +206,12 @@ async fn prepare_pause(context: Arc<Context>, record: PodRecord) -> Result<Vec<O
 fn make_leaf(
     context: &Context,
     record: &PodRecord,
-    seccomp: Option<Arc<SeccompProgram>>,
+    seccomp: Option<Arc<Compiled>>,
 ) -> Result<Vec<OwnedFd>, Error> {
     let parent = pod_parent(&record.config, &record.id)?;
-    let leaf = context.cgroups.create_leaf(&leaf_path(&parent, &record.id), &Limits::default())?;
-    let seccomp = seccomp.map(|program| SeccompProgram::clone(&program));
+    let limits = Limits { writes: spec::pause_limits(), ..Limits::default() };
+    let leaf = context.cgroups.create_leaf(&leaf_path(&parent, &record.id), &limits)?;
+    let seccomp = seccomp.map(|compiled| compiled.program.clone());
     let plan = spec::pause(spec::PauseInput { pod: record, cgroup: leaf.plan, seccomp })?;
     let mut fds = vec![memfd("pause-plan", &plan)?];
     fds.extend(leaf.folders);

@@ -21,6 +21,7 @@ use crate::lanes;
 use crate::node::{Error, ErrorKind, NodeOptions};
 use crate::registry::{Registry, Reply, Reservation};
 use crate::root::Root;
+use crate::seccomp::Compiled;
 use crate::seccomp::Compiler;
 use crate::shims::spawn::Binaries;
 use image::ImageStore;
@@ -33,7 +34,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use wire::SeccompProgram;
+use sys::tree::Trash;
 
 /// `kind` of pods' records.
 pub(crate) const POD_RECORD: &str = "pod";
@@ -97,6 +98,8 @@ pub(crate) enum Command {
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) layout: Layout,
+    /// Where removed containers' folders go.
+    pub(crate) trash: Trash,
     pub(crate) root: Root,
     pub(crate) boot_id: String,
     pub(crate) images: ImageStore,
@@ -126,8 +129,12 @@ impl Context {
             };
             let NodeOptions { layout, root, boot_id, images, cni, cgroups, compiler, .. } = options;
             let (shim, pause) = (&options.shim_binary, &options.pause_binary);
+            let trash = Trash::new(layout.trash_dir(), |error| {
+                tracing::warn!(%error, "left in the trash, tried again later and at the next start");
+            });
             Ok(Self {
                 layout,
+                trash,
                 root,
                 boot_id,
                 images,
@@ -211,7 +218,7 @@ pub(crate) async fn seccomp(
     pod: &str,
     profile: &SeccompProfile,
     caps: u64,
-) -> Result<Option<Arc<SeccompProgram>>, Error> {
+) -> Result<Option<Arc<Compiled>>, Error> {
     let (compiler, wanted) = (Arc::clone(&context.compiler), profile.clone());
     let work = move || Ok(compiler.program(&wanted, caps)?);
     let lane = match profile {

@@ -13,7 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Time for walking the writable layers of containers that are new, within the call: a new one has few files.
+/// How long a call waits for the first walk through the writable layers of containers that are new: most have few
+/// files. Figures that come later are in the next answer.
 const FIRST_WALK: Duration = Duration::from_millis(20);
 /// Time for walking in the background, a round. What is not reached comes first in the next one.
 const ROUND: Duration = Duration::from_secs(2);
@@ -40,30 +41,18 @@ impl Figures {
     /// Figures of each of `wanted`, `None` for those that do not run, in their order. `all` is every
     /// container there is: files of others are closed.
     pub(super) fn collect(
-        &self,
+        self: &Arc<Self>,
         wanted: &[Arc<ContainerView>],
         all: &[Arc<ContainerView>],
     ) -> Vec<Option<ContainerStats>> {
         self.prune(all);
-        let before = self.attached().len();
-        for container in wanted {
-            self.attach(&container.record);
-        }
-        if self.attached().len() > before {
-            self.reader.refresh_stale(FIRST_WALK);
-        }
+        self.attach_and_walk(wanted);
         wanted.iter().map(|container| self.read(&container.record)).collect()
     }
 
     /// What the running containers of `all` have in their writable layers, by the newest walk of each.
-    pub(super) fn written(&self, all: &[Arc<ContainerView>]) -> Usage {
-        let before = self.attached().len();
-        for container in all {
-            self.attach(&container.record);
-        }
-        if self.attached().len() > before {
-            self.reader.refresh_stale(FIRST_WALK);
-        }
+    pub(super) fn written(self: &Arc<Self>, all: &[Arc<ContainerView>]) -> Usage {
+        self.attach_and_walk(all);
         let layers = all.iter().filter_map(|container| self.reader.writable_layer(&container.record.id));
         layers.fold(Usage::default(), |sum, layer| Usage {
             bytes: sum.bytes + layer.used_bytes,
@@ -71,25 +60,46 @@ impl Figures {
         })
     }
 
-    /// One round of walking what is stale; at once when one is under way.
-    pub(super) fn walk(&self) {
-        if !self.walking.swap(true, Ordering::AcqRel) {
-            self.reader.refresh_stale(ROUND);
+    /// Opens the files of those that run, and begins a walk; waits a moment for that of new ones.
+    fn attach_and_walk(self: &Arc<Self>, wanted: &[Arc<ContainerView>]) {
+        let attached = wanted.iter().filter(|container| self.attach(&container.record));
+        let new: Vec<ContainerId> = attached.map(|container| container.record.id.clone()).collect();
+        self.walk();
+        if !new.is_empty() {
+            self.reader.wait_for_walks(&new, FIRST_WALK);
+        }
+    }
+
+    /// Begins one round of walking what is stale, on a thread of its own: a walk may take half a minute. Does
+    /// nothing while one is under way.
+    fn walk(self: &Arc<Self>) {
+        if self.walking.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let figures = Arc::clone(self);
+        let spawned = std::thread::Builder::new().name("disk-usage".to_owned()).spawn(move || {
+            figures.reader.refresh_stale(ROUND);
+            figures.walking.store(false, Ordering::Release);
+        });
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "no thread to walk writable layers: their figures grow old");
             self.walking.store(false, Ordering::Release);
         }
     }
 
-    fn attach(&self, container: &ContainerRecord) {
+    /// True for one that was not attached before.
+    fn attach(&self, container: &ContainerRecord) -> bool {
         if container.phase != ContainerPhase::Running || self.attached().contains(&container.id) {
-            return;
+            return false;
         }
         let upper = self.layout.container_rw(&container.id).join("upper");
         match self.reader.attach(&container.id, &container.cgroup, upper) {
-            Ok(()) => {
-                self.attached().insert(container.id.clone());
-            }
+            Ok(()) => self.attached().insert(container.id.clone()),
             // It has just ended, and its leaf is gone; or there are too many.
-            Err(error) => tracing::debug!(container = %container.id, %error, "no figures"),
+            Err(error) => {
+                tracing::debug!(container = %container.id, %error, "no figures");
+                false
+            }
         }
     }
 

@@ -82,9 +82,6 @@ impl ImageService for Images {
             let (figures, all) = (Arc::clone(&self.0.figures), self.0.node.containers());
             let written =
                 lanes::stats().run(move || figures.written(&all)).await.map_err(node::Error::from)?;
-            let figures = Arc::clone(&self.0.figures);
-            // In the background: nobody waits for a walk through writable layers.
-            tokio::spawn(async move { lanes::foreign().run_for("disk usage", move || figures.walk()).await });
             Ok(convert::image_fs(&self.0.images.mountpoint(), &images, &written))
         })
         .await

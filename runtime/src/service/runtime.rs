@@ -47,11 +47,7 @@ impl Runtime {
                 .collect();
             stats
         });
-        let stats = stats.await.map_err(node::Error::from)?;
-        let figures = Arc::clone(&self.backend.figures);
-        // In the background: nobody waits for a walk through writable layers.
-        tokio::spawn(async move { lanes::foreign().run_for("disk usage", move || figures.walk()).await });
-        Ok(stats)
+        stats.await.map_err(node::Error::from).map_err(Failure::from)
     }
 }
 

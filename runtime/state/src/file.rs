@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use sys::tree::Trash;
 
 use crate::{Error, Layout};
 
@@ -231,11 +232,24 @@ pub fn create_dir(path: &Path) -> Result<(), Error> {
 /// # Errors
 /// When something of it stays.
 pub fn remove_dir(path: &Path) -> Result<(), Error> {
-    match fs::remove_dir_all(path) {
-        Ok(()) => sync_dir(path.parent().unwrap_or(Path::new("/"))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Error::io("remove", path)(error)),
+    if fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+        return Ok(());
     }
+    sys::tree::remove_path(path).map_err(|error| Error::io("remove", path)(error.into()))?;
+    sync_dir(path.parent().unwrap_or(Path::new("/")))
+}
+
+/// As [`remove_dir`], for folders that containers filled: at its path it is gone at once and durably, the rest is
+/// removed in the background. Needs no space on the file system.
+///
+/// # Errors
+/// When it is still at its path.
+pub fn discard_dir(path: &Path, trash: &Trash) -> Result<(), Error> {
+    if fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+        return Ok(());
+    }
+    trash.take(path).map_err(|error| Error::io("remove", path)(error.into()))?;
+    sync_dir(path.parent().unwrap_or(Path::new("/")))
 }
 
 /// Moves a bad file out of the way into [`Layout::aside_dir`], so that it costs one object at most and can be

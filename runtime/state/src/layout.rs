@@ -9,6 +9,7 @@
 //! ├── containers/<container>/
 //! │   ├── record                       model::ContainerRecord
 //! │   └── rw/{upper,work}              the writable layer
+//! ├── trash/                           folders of removed containers, being deleted
 //! ├── network/<pod>                    CNI lease (network crate)
 //! ├── images/                          image crate
 //! └── aside/                           files that were torn or not ours
@@ -87,6 +88,8 @@ impl Layout {
         pods_dir = root / "pods";
         /// One folder a container.
         containers_dir = root / "containers";
+        /// What is being deleted (`sys::tree::Trash`).
+        trash_dir = root / "trash";
         /// CNI leases, one file a pod.
         network_dir = root / "network";
         /// The image store's.
@@ -158,6 +161,8 @@ impl Layout {
         for dir in durable.iter().chain(&volatile) {
             made |= private(dir)?;
         }
+        // Needed by nothing but removals, which make it or do without: a full root of an older version has none.
+        made |= private(&self.trash_dir()).unwrap_or(false);
         if made {
             file::sync_dir(&self.root)?;
             if let Some(parent) = self.root.parent() {
@@ -201,7 +206,8 @@ impl Layout {
 }
 
 /// What copepod makes in its root, and what a new file system may hold.
-const ROOT_NAMES: [&str; 7] = ["lock", "pods", "containers", "network", "images", "aside", "lost+found"];
+const ROOT_NAMES: [&str; 8] =
+    ["lock", "pods", "containers", "trash", "network", "images", "aside", "lost+found"];
 /// What copepod makes in its run folder.
 const RUN_NAMES: [&str; 4] = ["lock", "copepod.sock", "shims", "spool"];
 

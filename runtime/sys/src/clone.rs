@@ -86,6 +86,9 @@ pub fn clone3_pidfd(
     }
 }
 
+/// The call that [`sibling`] makes, and its first argument.
+pub const SIBLING: (i64, u64) = (libc::SYS_clone, (libc::CLONE_PARENT | libc::SIGCHLD).unsigned_abs() as u64);
+
 /// Makes a sibling by clone(CLONE_PARENT), as exec's second step does after it entered a PID namespace.
 /// `work` runs in the sibling. Returns its pid as the caller's namespace numbers it. The proof was had before
 /// the caller entered a container, whose /proc does not show it.

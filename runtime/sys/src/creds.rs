@@ -33,12 +33,32 @@ pub struct Credentials {
     pub filter: bool,
 }
 
+/// The number that no user and no group has: setresuid(2) takes it for "leave it as it is".
+pub const NOBODY: u32 = u32::MAX;
+
+/// What is kept for the filter alone.
+#[derive(Debug, Clone, Copy)]
+pub struct ForFilter(Option<CapabilitySets>);
+
+impl ForFilter {
+    /// Gives it up, once the filter is loaded. Without it nothing is called.
+    ///
+    /// # Errors
+    /// As the filter has capset(2) answered.
+    pub fn drop(self) -> io::Result<()> {
+        self.0.map_or(Ok(()), |sets| Ok(set_capabilities(None, sets)?))
+    }
+}
+
 /// Takes them on, in the one order that works. Afterwards only a filter and execve may follow.
 ///
 /// # Errors
-/// The step that failed, and the kernel's reason.
-pub fn assume(wanted: &Credentials) -> Result<(), (&'static str, io::Error)> {
+/// The step that failed, and the kernel's reason; EINVAL for [`NOBODY`].
+pub fn assume(wanted: &Credentials) -> Result<ForFilter, (&'static str, io::Error)> {
     let at = |step: &'static str| move |e: Errno| (step, io::Error::from(e));
+    if wanted.uid == NOBODY || wanted.gid == NOBODY || wanted.groups.contains(&NOBODY) {
+        return Err(at("uid or gid 4294967295, which nobody has")(Errno::INVAL));
+    }
     let held = capabilities(None).map_err(at("capget"))?.permitted;
     // Everything that is permitted takes effect, whatever the caller had lowered.
     let all = CapabilitySets { effective: held, permitted: held, inheritable: CapabilitySet::empty() };
@@ -60,7 +80,8 @@ pub fn assume(wanted: &Credentials) -> Result<(), (&'static str, io::Error)> {
     set_keep_capabilities(false).map_err(at("keepcaps"))?;
     let for_filter =
         if wanted.filter && !wanted.no_new_privs { CapabilitySet::SYS_ADMIN } else { CapabilitySet::empty() };
-    let permitted = (CapabilitySet::from_bits_retain(wanted.permitted) | for_filter) & held;
+    let own = CapabilitySet::from_bits_retain(wanted.permitted) & held;
+    let permitted = (own | for_filter) & held;
     let inheritable = CapabilitySet::from_bits_retain(wanted.inheritable) & held;
     set_capabilities(None, CapabilitySets { effective: permitted, permitted, inheritable })
         .map_err(at("capset"))?;
@@ -70,7 +91,8 @@ pub fn assume(wanted: &Credentials) -> Result<(), (&'static str, io::Error)> {
     if wanted.no_new_privs {
         set_no_new_privs(true).map_err(at("no_new_privs"))?;
     }
-    Ok(())
+    let fewer = CapabilitySets { effective: own, permitted: own, inheritable };
+    Ok(ForFilter(Some(fewer).filter(|_| own != permitted)))
 }
 
 fn each(mask: u64) -> impl Iterator<Item = CapabilitySet> {
@@ -80,6 +102,14 @@ fn each(mask: u64) -> impl Iterator<Item = CapabilitySet> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_is_no_user() {
+        for (uid, gid, groups) in [(NOBODY, 0, vec![]), (0, NOBODY, vec![]), (0, 0, vec![NOBODY])] {
+            let wanted = Credentials { uid, gid, groups, ..Credentials::default() };
+            assert_eq!(assume(&wanted).unwrap_err().1.raw_os_error(), Some(Errno::INVAL.raw_os_error()));
+        }
+    }
 
     #[test]
     fn masks_become_bits() {

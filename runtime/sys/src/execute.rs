@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString, c_char};
 use std::io;
 
-use rustix::process::Signal;
+use rustix::process::{Signal, Uid};
 use rustix::thread::CpuSet;
 
 /// Default actions for every signal, none blocked. Handlers fall at execve by themselves; ignored signals and
@@ -35,12 +35,47 @@ pub fn reset_signals() {
 }
 
 /// Joins the session keyring `name`, made empty by the first who asks, so that the caller's keys cannot be
-/// seen; an empty name makes one that nobody else can join. Whoever has the user may search it, as the next
-/// process of the same container must. A kernel without keyrings has none to hide.
+/// seen; an empty name makes one that nobody else can join. A kernel without keyrings has none to hide.
+///
+/// A named one belongs to a user of its own, made from the name, that no process runs as: its bytes count
+/// against nobody's quota (that of root is shared by every container, and one can use it up), and by name it
+/// can be joined only as that user. Whoever has it as session keyring possesses it, whoever owns it.
 ///
 /// # Errors
-/// EDQUOT, ENOMEM; EACCES for somebody else's keyring of that name; InvalidInput for a NUL byte.
+/// ENOMEM; EDQUOT of an anonymous one; InvalidInput for a NUL byte.
 pub fn join_session_keyring(name: &str) -> io::Result<()> {
+    if name.is_empty() {
+        return join_keyring(name);
+    }
+    let (owner, root) = (Uid::from_raw(keyring_owner(name)), Uid::ROOT);
+    match rustix::thread::set_thread_res_uid(owner, root, root) {
+        Ok(()) => {
+            set_fsuid(owner.as_raw());
+            let joined = join_keyring(name);
+            set_fsuid(root.as_raw());
+            rustix::thread::set_thread_res_uid(root, root, root)?;
+            joined
+        }
+        // A user namespace without that user.
+        Err(rustix::io::Errno::INVAL) => join_keyring(name),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// One of half a milliard users at the upper end, by FNV-1a of the name.
+fn keyring_owner(name: &str) -> u32 {
+    let hash =
+        name.bytes().fold(0x811c_9dc5u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    0xc000_0000 | hash >> 3
+}
+
+/// setfsuid(2): the user that keyrings are judged by.
+fn set_fsuid(uid: u32) {
+    // SAFETY: takes a number. It reports no failure; without effect the keyring is not found, and made anew.
+    unsafe { libc::syscall(libc::SYS_setfsuid, uid) };
+}
+
+fn join_keyring(name: &str) -> io::Result<()> {
     const JOIN_SESSION_KEYRING: libc::c_int = 1;
     const SETPERM: libc::c_int = 5;
     const DESCRIBE: libc::c_int = 6;
@@ -73,6 +108,42 @@ pub fn join_session_keyring(name: &str) -> io::Result<()> {
         _ if permissions & USER_SEARCH != 0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// System calls on the way from giving power away to execve, by number: a filter that refuses one of them cannot
+/// be loaded before. Those that serve memory are in it because libraries may make them at any time.
+pub mod calls {
+    /// On every road: giving up the last capability, memory, closing, telling a failure, execve.
+    pub const LAST: &[i64] = &[
+        libc::SYS_capset,
+        libc::SYS_brk,
+        libc::SYS_mmap,
+        libc::SYS_munmap,
+        libc::SYS_mremap,
+        libc::SYS_madvise,
+        libc::SYS_futex,
+        libc::SYS_close,
+        libc::SYS_close_range,
+        libc::SYS_fcntl,
+        libc::SYS_write,
+        libc::SYS_sendmsg,
+        libc::SYS_execve,
+        libc::SYS_exit_group,
+    ];
+    /// Init: libcontainer says that it is ready and waits on its socket.
+    pub const INIT: &[i64] = &[
+        libc::SYS_sendto,
+        libc::SYS_accept,
+        libc::SYS_accept4,
+        libc::SYS_read,
+        libc::SYS_recvfrom,
+        libc::SYS_fstat,
+        libc::SYS_statx,
+        libc::SYS_lseek,
+        libc::SYS_restart_syscall,
+    ];
+    /// Exec: a new session, its terminal.
+    pub const EXEC: &[i64] = &[libc::SYS_setsid, libc::SYS_ioctl];
 }
 
 /// Arguments and environment in the form that execve takes, made before a filter may forbid memory.
@@ -158,10 +229,18 @@ pub fn open_numbers() -> io::Result<Vec<u32>> {
     Ok(numbers.into_iter().filter(open).collect())
 }
 
-/// Puts back what a child inherits from a parent with unusual settings: nice value, CPUs (those of its cpuset,
-/// so after joining one), timer slack, use of huge pages, personality. What cannot be put back stays.
+/// Puts back what a child inherits from a parent with unusual settings: scheduling class, nice value, I/O
+/// priority, CPUs (those of its cpuset, so after joining one), timer slack, use of huge pages, personality.
+/// What cannot be put back stays.
 pub fn reset_scheduling() {
+    const PROCESS: libc::c_int = 1;
     // Best effort throughout: none of these guards anything.
+    let priority = libc::sched_param { sched_priority: 0 };
+    // SAFETY: reads `priority`, which lives across the call. The class SCHED_OTHER needs no privilege; the C
+    // library's call of this name may be a stub.
+    unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_OTHER, &raw const priority) };
+    // SAFETY: takes numbers: this process, and no I/O priority of its own.
+    unsafe { libc::syscall(libc::SYS_ioprio_set, PROCESS, 0, 0) };
     let _ = rustix::thread::set_current_timer_slack(None);
     let _ = rustix::thread::disable_transparent_huge_pages(false);
     let _ = rustix::process::setpriority_process(None, 0);

@@ -26,3 +26,4 @@ pub mod seal;
 pub mod seccomp;
 pub mod signalfd;
 pub mod spawn;
+pub mod tree;

@@ -132,19 +132,65 @@ pub fn new_session() {
     let _ = rustix::process::setsid();
 }
 
-/// Sets this process's oom_score_adj, or the nearest value the host allows (lowering wants
-/// CAP_SYS_RESOURCE). Returns whether it is the one asked for.
+/// Sets this process's oom_score_adj, or the nearest value the host allows (without CAP_SYS_RESOURCE it cannot
+/// go below the lowest that a process with it set last). Returns what is in force.
 ///
 /// # Errors
 /// No /proc; a value outside -1000..=1000.
-pub fn set_oom_score_adj(wanted: i32) -> io::Result<bool> {
+pub fn set_oom_score_adj(wanted: i32) -> io::Result<i32> {
     const FILE: &str = "/proc/self/oom_score_adj";
-    match write_in_place(FILE, wanted.to_string().as_bytes()) {
+    let set = |value: i32| match write_in_place(FILE, value.to_string().as_bytes()) {
         Ok(()) => Ok(true),
-        // The lowest that may be set is what it was born with, or now has.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM)) => Ok(false),
         Err(error) => Err(error),
+    };
+    if set(wanted)? {
+        return Ok(wanted);
     }
+    // The kernel does not show the lowest value: it lies above `wanted`, and not above what is in force.
+    let mut in_force = fs::read_to_string(FILE)?.trim().parse().map_err(io::Error::other)?;
+    let mut refused = wanted;
+    while in_force - refused > 1 {
+        let middle = refused + (in_force - refused) / 2;
+        *(if set(middle)? { &mut in_force } else { &mut refused }) = middle;
+    }
+    Ok(in_force)
+}
+
+/// Sets what a core dump of this process and its children leaves out, as a mask (core(5)).
+///
+/// # Errors
+/// No /proc; a kernel without core dumps.
+pub fn set_coredump_filter(mask: u32) -> io::Result<()> {
+    write_in_place("/proc/self/coredump_filter", format!("{mask:#x}").as_bytes())
+}
+
+/// Makes `ps` show this process as `name`: its name, cut to 15 bytes, and its whole command line. For a forked
+/// child, whose memory is a copy.
+///
+/// # Errors
+/// No /proc.
+pub fn set_title(name: &std::ffi::CStr) -> io::Result<()> {
+    use std::os::unix::fs::FileExt as _;
+    rustix::thread::set_name(name)?;
+    // The arguments' place: fields 48 and 49 of stat(5), counted from after the name.
+    let stat = fs::read("/proc/self/stat")?;
+    let numbers = || io::Error::new(io::ErrorKind::InvalidData, "/proc/self/stat");
+    let end = stat.iter().rposition(|byte| *byte == b')').ok_or_else(numbers)?;
+    let text = std::str::from_utf8(stat.get(end + 1..).unwrap_or_default()).map_err(|_| numbers())?;
+    let mut fields = text.split_ascii_whitespace().skip(45).map_while(|field| field.parse::<u64>().ok());
+    let (Some(from), Some(to)) = (fields.next(), fields.next()) else { return Err(numbers()) };
+    let length = usize::try_from(to.saturating_sub(from)).unwrap_or(0).min(1 << 16);
+    if length == 0 {
+        return Ok(());
+    }
+    let mut line = vec![0; length];
+    line.iter_mut().zip(name.to_bytes()).for_each(|(to, from)| *to = *from);
+    // By way of the kernel, which knows what is mapped: nothing of this program points there but argv.
+    if let Some(last) = line.last_mut() {
+        *last = 0;
+    }
+    fs::OpenOptions::new().write(true).open("/proc/self/mem")?.write_all_at(&line, from)
 }
 
 /// Writes a setting below /proc/sys; `name` with dots or slashes, as sysctl(8) takes both.

@@ -42,6 +42,8 @@ struct Plan {
     places: Vec<(RawFd, RawFd)>,
     /// First number that execve closes.
     rest: u32,
+    /// Limit of open files that this process was given, where it has raised its own.
+    files: Option<libc::rlimit64>,
     /// Set by the child when a call failed; the memory is shared.
     errno: i32,
 }
@@ -72,6 +74,7 @@ pub fn spawn(program: &Program<'_>) -> io::Result<Child> {
         args: pointers(program.args),
         env: pointers(program.env),
         rest: u32::try_from(places.len()).unwrap_or(3),
+        files: crate::rlimit::given(),
         places,
         errno: 0,
     };
@@ -145,6 +148,10 @@ extern "C" fn child(plan: *mut c_void) -> libc::c_int {
             libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), 0usize, 8usize);
         }
         let mut failed = libc::chdir(c"/".as_ptr()) < 0;
+        if let Some(files) = &plan.files {
+            // Limits are the process's own: CLONE_VM shares none.
+            libc::syscall(libc::SYS_prlimit64, 0, libc::RLIMIT_NOFILE, ptr::from_ref(files), 0usize);
+        }
         for (copy, number) in &plan.places {
             failed = failed || libc::dup2(*copy, *number) < 0;
         }

@@ -81,14 +81,21 @@ pub struct ProcessPlan {
     pub no_new_privs: bool,
     /// Filter.
     pub seccomp: Option<SeccompProgram>,
+    /// SECCOMP_FILTER_FLAG_* bits that it is loaded with (seccomp(2)). Left out when none is asked for.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub seccomp_flags: u32,
     /// umask(2) of the process.
     pub umask: u32,
     /// oom_score_adj, clamped when the host forbids it. None leaves the default, 0.
     pub oom_score_adj: Option<i32>,
-    /// Limits; those not named are set to the shim's own defaults at start.
+    /// Limits; those not named are the daemon's own, which it gave to the shim.
     pub rlimits: Vec<Rlimit>,
     /// Name of the session keyring that is joined, or made by the first; empty for one of its own.
     pub keyring: String,
+}
+
+fn is_zero(flags: &u32) -> bool {
+    *flags == 0
 }
 
 /// Who init runs as, to be resolved in the rootfs.

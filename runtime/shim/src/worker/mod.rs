@@ -6,7 +6,7 @@ pub(crate) mod late;
 mod mounts;
 mod rootfs;
 mod scratch;
-mod stage;
+pub(crate) mod stage;
 mod tree;
 mod volumes;
 
@@ -19,7 +19,7 @@ use sys::mount::{self, Attributes};
 use wire::{ContainerPlan, ErrorKind, Failure, ProcessPlan, Reply, parse_plan};
 
 use crate::container::{self, Holders};
-use crate::executor::{Init, Parts, number};
+use crate::executor::{Init, Parts, TITLE, number};
 use crate::{process, user};
 use late::Late;
 use scratch::Scratch;
@@ -65,7 +65,7 @@ pub(crate) enum Stdio {
 
 /// What a worker is given. Every other descriptor but 0-2 and the caller's result pipe is closed before.
 #[derive(Debug)]
-pub(crate) struct CreateInput {
+pub(crate) struct CreateInput<'a> {
     /// memfd of a [`ContainerPlan`].
     pub(crate) plan: OwnedFd,
     /// The mount namespace that kubelet lives in.
@@ -76,23 +76,21 @@ pub(crate) struct CreateInput {
     pub(crate) stdio: Stdio,
     /// Write end of the pipe that init closes by execve or says on why it could not. Close-on-exec.
     pub(crate) exec_error: OwnedFd,
-    /// Pid of pause, while it lives.
-    pub(crate) pause_pid: Option<u32>,
-    /// Pid of init of the container that a namespace is taken from.
-    pub(crate) target_pid: Option<u32>,
+    /// Whose namespaces the plan means.
+    pub(crate) holders: Holders<'a>,
 }
 
 /// Creates the container and says how it went. Init is the caller's parent's child and waits for
 /// [`container::start`]. When it fails, the bundle is left to the shim: in the namespace of a worker the
 /// container's volumes are mounted in it.
-pub(crate) fn create(input: CreateInput) -> Reply {
-    match attempt(input) {
+pub(crate) fn create(input: CreateInput<'_>, warn: &dyn Fn(&str)) -> Reply {
+    match attempt(input, warn) {
         Ok(reply) => reply,
         Err(failure) => Reply::Failed(failure),
     }
 }
 
-fn attempt(input: CreateInput) -> Step<Reply> {
+fn attempt(input: CreateInput<'_>, warn: &dyn Fn(&str)) -> Step<Reply> {
     let bytes =
         sys::memfd::read_all(input.plan.as_fd(), LARGEST_PLAN).map_err(internal("plan", "reading"))?;
     let plan: ContainerPlan = parse_plan(&bytes)?;
@@ -101,22 +99,25 @@ fn attempt(input: CreateInput) -> Step<Reply> {
         cgroups: input.cgroups,
         stdio: input.stdio,
         exec_error: input.exec_error,
-        holders: Holders { pause: input.pause_pid, target: input.target_pid },
+        holders: input.holders,
+        warn,
     };
     // Nothing is cleaned up here, where the container's mounts are in sight: its files are removed by the shim,
     // in whose namespace the bundle is an empty folder. The mounts go with this process's namespace.
     assemble(plan, rest)
 }
 
-struct Rest {
+struct Rest<'a> {
     kubelet_mntns: OwnedFd,
     cgroups: Vec<OwnedFd>,
     stdio: Stdio,
     exec_error: OwnedFd,
-    holders: Holders,
+    holders: Holders<'a>,
+    /// Tells of what was not as asked for.
+    warn: &'a dyn Fn(&str),
 }
 
-fn assemble(plan: ContainerPlan, rest: Rest) -> Step<Reply> {
+fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     let id = plan.id.clone();
     let spec = container::spec(&plan, rest.holders).map_err(|e| invalid("namespaces", e))?;
     let split = mounts::split(&plan)?;
@@ -158,7 +159,13 @@ fn assemble(plan: ContainerPlan, rest: Rest) -> Step<Reply> {
     for (folder, member) in rest.cgroups.iter().zip(&plan.cgroup.members) {
         sys::cgroup::join(folder.as_fd(), plan.cgroup.unified).map_err(internal("cgroup", &member.path))?;
     }
-    process::before_namespaces(&plan.process).map_err(internal("process", "oom_score_adj"))?;
+    if let Some(warning) =
+        process::before_namespaces(&plan.process).map_err(internal("process", "oom_score_adj"))?
+    {
+        (rest.warn)(&warning);
+    }
+    // Seen by the container while it waits: nothing of the node's.
+    sys::proc::set_title(TITLE).map_err(internal("process", "title"))?;
     let console = match rest.stdio {
         Stdio::Console { sock } => Some(sock),
         Stdio::Pipes { stdin, stdout, stderr } => {
@@ -212,7 +219,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 fn unknown_user(error: &user::UserError) -> Failure {
     match error {
-        user::UserError::Unknown { .. } => invalid("user", error),
+        user::UserError::Unknown { .. } | user::UserError::Nobody { .. } => invalid("user", error),
         user::UserError::File { source, .. } => Failure {
             kind: ErrorKind::Internal,
             stage: "user".to_owned(),
@@ -222,8 +229,9 @@ fn unknown_user(error: &user::UserError) -> Failure {
     }
 }
 
-/// HOME from the image's passwd where the environment has none.
+/// HOME from the image's passwd where the environment has none, or an empty one.
 fn with_home(mut process: ProcessPlan, home: &str) -> ProcessPlan {
+    process.env.retain(|entry| entry.as_bytes() != b"HOME=");
     let set = process.env.iter().any(|entry| entry.as_bytes().starts_with(b"HOME="));
     if !set && let Some(entry) = Text::new(format!("HOME={home}")) {
         process.env.push(entry);

@@ -73,18 +73,18 @@ fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Ou
             stdout: stdout.into(),
         }
     };
+    let own = sys::namespace::Namespaces::of(std::process::id()).unwrap();
     let input = CreateInput {
         plan,
         kubelet_mntns,
         cgroups,
         stdio,
         exec_error: report.into(),
-        pause_pid: Some(std::process::id()),
-        target_pid: None,
+        holders: container::Holders { pause: Some(&own), target: None },
     };
     let mut input = Some(input);
     let worker = sys::fork::worker(|| {
-        let reply = create(input.take().unwrap());
+        let reply = create(input.take().unwrap(), &|_| ());
         let mut line = serde_json::to_vec(&reply).unwrap();
         line.push(b'\n');
         i32::from(File::from(OwnedFd::from(answer.try_clone().unwrap())).write_all(&line).is_err())

@@ -11,6 +11,9 @@ use crate::security::mask_of;
 const EPERM: Action = Action::Errno(1);
 const ENOSYS: Action = Action::Errno(38);
 const EAFNOSUPPORT: Action = Action::Errno(97);
+/// The kernel's crypto interface: nothing in a container needs it, and kernel faults are reached through it.
+const AF_ALG: u64 = 38;
+/// Reaches the hypervisor past every network policy.
 const AF_VSOCK: u64 = 40;
 /// Every CLONE_NEW* flag that clone(2) takes: mount, cgroup, UTS, IPC, user, PID, network.
 const NAMESPACE_FLAGS: [u64; 7] =
@@ -406,9 +409,12 @@ const IDENTITY: &[&str] = &[
     "setuid",
     "setuid32",
 ];
-const SYSTEM: &[&str] = &["getrandom", "sysinfo", "uname"];
+const SYSTEM: &[&str] =
+    &["getrandom", "lsm_get_self_attr", "lsm_list_modules", "lsm_set_self_attr", "sysinfo", "uname"];
 
-const X86_ONLY: &[&str] = &["arch_prctl", "modify_ldt"];
+/// `uprobe` and `uretprobe` are called by code that the kernel itself puts into a traced program: refused, the
+/// program dies.
+const X86_ONLY: &[&str] = &["arch_prctl", "modify_ldt", "uprobe", "uretprobe"];
 const ARM_ONLY: &[&str] =
     &["arm_fadvise64_64", "arm_sync_file_range", "breakpoint", "cacheflush", "set_tls", "sync_file_range2"];
 
@@ -525,8 +531,11 @@ pub fn runtime_default(arch: Arch, caps: u64) -> Profile {
     }
     rules.push(rule(REFUSED, EPERM));
     rules.extend(PERSONALITIES.map(|value| test("personality", Action::Allow, 0, Op::Eq, value)));
-    rules.push(test("socket", Action::Allow, 0, Op::Ne, AF_VSOCK));
-    rules.push(test("socket", EAFNOSUPPORT, 0, Op::Eq, AF_VSOCK));
+    // Allowed ranges: two "not equal" rules would each allow what the other refuses.
+    rules.push(test("socket", Action::Allow, 0, Op::Lt, AF_ALG));
+    rules.push(test("socket", Action::Allow, 0, Op::Eq, AF_ALG + 1));
+    rules.push(test("socket", Action::Allow, 0, Op::Gt, AF_VSOCK));
+    rules.extend([AF_ALG, AF_VSOCK].map(|family| test("socket", EAFNOSUPPORT, 0, Op::Eq, family)));
     if caps & mask_of(&["SYS_ADMIN"]) != 0 {
         rules.push(rule(&["clone", "clone3"], Action::Allow));
     } else {
@@ -536,7 +545,7 @@ pub fn runtime_default(arch: Arch, caps: u64) -> Profile {
         // Its flags lie in memory where a filter cannot see them; with ENOSYS the C library uses clone.
         rules.push(rule(&["clone3"], ENOSYS));
     }
-    Profile { default: ENOSYS, arches: arch.family().to_vec(), rules }
+    Profile { default: ENOSYS, arches: arch.family().to_vec(), rules, flags: 0 }
 }
 
 #[cfg(test)]

@@ -69,8 +69,10 @@ const DIFFERENCES: &[(&str, &[&str])] = &[
     ),
     ("keyrings have no namespace: refused", &["add_key", "keyctl", "request_key"]),
     (
-        "AF_VSOCK reaches the hypervisor past every network policy: refused. Their rule about audit sockets \
-         is for sudo in a user namespace",
+        "AF_VSOCK reaches the hypervisor past every network policy, AF_ALG the kernel's crypto code, which \
+         nothing in a container needs: refused, as containerd does. 32-bit programs reach both by socketcall, \
+         whose arguments no filter sees; without it those programs have no network at all (Docker took it \
+         away once and gave it back). Their rule about audit sockets is for sudo in a user namespace",
         &["socket"],
     ),
     ("the capability that was split off CAP_SYS_ADMIN is enough", &["bpf", "perf_event_open"]),
@@ -86,12 +88,19 @@ const DIFFERENCES: &[(&str, &[&str])] = &[
             "futex_wake",
             "getxattrat",
             "listxattrat",
+            "lsm_get_self_attr",
+            "lsm_list_modules",
+            "lsm_set_self_attr",
             "map_shadow_stack",
             "mseal",
             "removexattrat",
             "set_mempolicy_home_node",
             "setxattrat",
         ],
+    ),
+    (
+        "called by code that the kernel puts into a program with a return probe, which dies when refused",
+        &["uprobe", "uretprobe"],
     ),
     (
         "newer than their table; with CAP_SYS_ADMIN as the calls they complete",

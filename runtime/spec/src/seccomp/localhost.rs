@@ -7,6 +7,9 @@ use serde::Deserialize;
 const MOST_RULES: usize = 4096;
 const MOST_NAMES: usize = 16_384;
 const EPERM: u16 = 1;
+/// SECCOMP_FILTER_FLAG_LOG and _SPEC_ALLOW (linux/seccomp.h).
+const FLAG_LOG: u32 = 2;
+const FLAG_SPEC_ALLOW: u32 = 4;
 /// The kernel cuts larger ones (MAX_ERRNO).
 const MOST_ERRNO: u16 = 4095;
 
@@ -90,9 +93,15 @@ pub fn parse_localhost(text: &[u8], arch: Arch, caps: u64, kernel: (u32, u32)) -
     let raw: RawProfile = serde_json::from_slice(text)
         .map_err(|error| Error::invalid("seccomp profile", error.to_string(), "a profile in OCI JSON"))?;
     let facts = Facts { arch, caps, kernel };
-    if let Some(flag) = raw.flags.iter().find(|flag| *flag != "SECCOMP_FILTER_FLAG_TSYNC") {
-        // TSYNC is about threads, and a filter is loaded before there are any.
-        return Err(Error::unsupported("flags", flag, "no flag but TSYNC is built"));
+    let mut flags = 0;
+    for flag in &raw.flags {
+        flags |= match flag.as_str() {
+            // About threads, and a filter is loaded before there are any.
+            "SECCOMP_FILTER_FLAG_TSYNC" => 0,
+            "SECCOMP_FILTER_FLAG_LOG" => FLAG_LOG,
+            "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => FLAG_SPEC_ALLOW,
+            other => return Err(Error::unsupported("flags", other, "TSYNC, LOG and SPEC_ALLOW are built")),
+        };
     }
     if let Some(path) = raw.listener_path.filter(|path| !path.is_empty()) {
         return Err(Error::unsupported("listenerPath", path, "notification is not built"));
@@ -114,6 +123,7 @@ pub fn parse_localhost(text: &[u8], arch: Arch, caps: u64, kernel: (u32, u32)) -
         default: action("defaultAction", &raw.default_action, raw.default_errno_ret)?,
         arches: arches(raw.architectures, raw.arch_map, arch)?,
         rules,
+        flags,
     })
 }
 
@@ -320,7 +330,10 @@ mod tests {
     fn oci_shape_and_refusals() {
         let minimal =
             parse(r#"{"defaultAction":"SCMP_ACT_ALLOW","architectures":["SCMP_ARCH_X32"]}"#).unwrap();
-        assert_eq!((minimal.default, minimal.arches.len()), (Action::Allow, 2));
+        assert_eq!((minimal.default, minimal.arches.len(), minimal.flags), (Action::Allow, 2, 0));
+        let flags = ["TSYNC", "LOG", "SPEC_ALLOW"].map(|name| format!("\"SECCOMP_FILTER_FLAG_{name}\""));
+        let text = format!(r#"{{"defaultAction":"SCMP_ACT_ALLOW","flags":[{}]}}"#, flags.join(","));
+        assert_eq!(parse(&text).unwrap().flags, 6);
         for (text, field, kind) in [
             (r#"{"defaultAction":"ALLOW"}"#, "defaultAction", ErrorKind::Invalid),
             (r#"{"defaultAction":"SCMP_ACT_NOTIFY"}"#, "defaultAction", ErrorKind::Unsupported),
@@ -330,7 +343,7 @@ mod tests {
                 ErrorKind::Unsupported,
             ),
             (
-                r#"{"defaultAction":"SCMP_ACT_ALLOW","flags":["SECCOMP_FILTER_FLAG_LOG"]}"#,
+                r#"{"defaultAction":"SCMP_ACT_ALLOW","flags":["SECCOMP_FILTER_FLAG_NEW_LISTENER"]}"#,
                 "flags",
                 ErrorKind::Unsupported,
             ),

@@ -97,4 +97,6 @@ pub struct Profile {
     pub arches: Vec<Arch>,
     /// In order; of several rules for one call each that holds counts as libseccomp orders them.
     pub rules: Vec<Rule>,
+    /// SECCOMP_FILTER_FLAG_* bits that the program is loaded with (seccomp(2)).
+    pub flags: u32,
 }

@@ -286,9 +286,10 @@ impl Driver {
         let (context, client, recorder) =
             (Arc::clone(&self.context), self.link.client(), Arc::clone(&container.recorder));
         self.jobs.spawn(async move {
-            // So that a crash in the middle goes on removing.
+            // So that a crash in the middle goes on removing. A disk that is full must not prevent what makes it
+            // empty: without the record, whoever asked asks again after a crash.
             if let Err(error) = recorder.persist(&context, false).await {
-                return Outcome::ContainerRemoved(record.id, vec![error]);
+                tracing::debug!(container = %record.id, %error, "removed without a record of it");
             }
             let errors = containers::remove(&context, client.as_ref(), &record).await;
             Outcome::ContainerRemoved(record.id, errors)

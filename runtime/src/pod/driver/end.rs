@@ -169,7 +169,11 @@ impl Driver {
             (Arc::clone(&self.context), Arc::clone(&self.recorder), self.record.clone());
         let containers: Vec<ContainerRecord> = self.containers.values().map(|it| it.record.clone()).collect();
         self.jobs.spawn(async move {
-            let mut errors: Vec<Error> = recorder.persist(&context, false).await.err().into_iter().collect();
+            // As with containers, a disk that is full must not prevent this.
+            if let Err(error) = recorder.persist(&context, false).await {
+                tracing::debug!(pod = %record.id, %error, "removed without a record of it");
+            }
+            let mut errors = Vec::new();
             for container in containers {
                 errors.extend(containers::remove(&context, None, &container).await);
             }

@@ -1,0 +1,265 @@
+//! A full disk under the root: every removal works, gives the space back, and what runs goes on.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use cri_api::v1::PodSandboxState;
+
+use crate::context::{Context, Pod};
+use crate::fixture::Fixture;
+use crate::isolation::command;
+use crate::runner::{Test, test};
+use crate::shapes;
+use crate::wait::{self, secs};
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        test!(full_tmpfs).own().limit(120),
+        test!(full_tmpfs_without_inodes).own().limit(120),
+        test!(full_ext4).own().limit(120),
+        test!(full_ext4_without_inodes).own().limit(120),
+        test!(image_removed_on_a_full_disk_stays_removed).own().limit(120),
+        test!(start_on_a_full_disk).own().limit(120),
+    ]
+}
+
+/// What runs out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scarce {
+    Bytes,
+    Inodes,
+}
+
+/// A file system of its own on the node's root. The daemon runs on it.
+struct Disk {
+    root: PathBuf,
+    image: Option<PathBuf>,
+    scarce: Scarce,
+}
+
+impl Disk {
+    async fn tmpfs(cx: &Context, scarce: Scarce) -> Result<Self> {
+        let options = match scarce {
+            Scarce::Bytes => "size=96m",
+            Scarce::Inodes => "size=1g,nr_inodes=3000",
+        };
+        Self::mount(cx, scarce, None, &["-t", "tmpfs", "-o", options, "tmpfs"]).await
+    }
+
+    async fn ext4(cx: &Context, scarce: Scarce) -> Result<Self> {
+        let image = cx.node.paths.dir.join("disk.img");
+        let file = image.display().to_string();
+        File::create(&image)?.set_len(128 << 20)?;
+        // Few inodes, or many; no blocks that only root may use, as we are root.
+        let inodes = if scarce == Scarce::Inodes { "2500" } else { "20000" };
+        command("mkfs.ext4", &["-q", "-m", "0", "-N", inodes, &file])?;
+        Self::mount(cx, scarce, Some(image), &["-o", "loop", &file]).await
+    }
+
+    async fn mount(cx: &Context, scarce: Scarce, image: Option<PathBuf>, options: &[&str]) -> Result<Self> {
+        cx.node.terminate().await?;
+        let root = cx.node.paths.root.clone();
+        let place = root.display().to_string();
+        command("mount", &[options, &[&place]].concat())?;
+        cx.node.launch().await?;
+        Ok(Self { root, image, scarce })
+    }
+
+    /// Takes all that is left.
+    fn fill(&self) -> Result<()> {
+        let folder = self.root.join("filler");
+        // Made while there was space; without, it is there already.
+        fs::create_dir_all(&folder)?;
+        for number in 0.. {
+            match self.scarce {
+                Scarce::Bytes => {
+                    let mut file = File::options().create(true).append(true).open(folder.join("file"))?;
+                    let size = if number < 4 { 1 << 20 } else { 4096 };
+                    let chunk = vec![b'x'; size];
+                    while file.write_all(&chunk).and_then(|()| file.sync_data()).is_ok() {}
+                    if number >= 4 {
+                        break;
+                    }
+                }
+                Scarce::Inodes => {
+                    let name = format!("{number}-{}", shapes::unique());
+                    if File::create_new(folder.join(name)).is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+        let full = match self.scarce {
+            Scarce::Bytes => fs::write(self.root.join("probe"), [0; 8192]).is_err(),
+            Scarce::Inodes => File::create_new(self.root.join("probe")).is_err(),
+        };
+        drop(fs::remove_file(self.root.join("probe")));
+        ensure!(full, "the disk is not full");
+        Ok(())
+    }
+
+    fn unfill(&self) -> Result<()> {
+        fs::remove_dir_all(self.root.join("filler"))?;
+        Ok(())
+    }
+
+    /// Bytes or inodes that are free.
+    fn free(&self) -> Result<u64> {
+        let stat = nix::sys::statvfs::statvfs(&self.root)?;
+        Ok(match self.scarce {
+            Scarce::Bytes => stat.blocks_free() * stat.fragment_size(),
+            Scarce::Inodes => stat.files_free(),
+        })
+    }
+
+    /// Waits until a removal has given back `least`.
+    async fn gives_back(&self, what: &str, least: u64) -> Result<()> {
+        wait::until(&format!("{what} to give back {least}"), secs(20), || async {
+            let free = self.free()?;
+            ensure!(free >= least, "{free} free");
+            Ok(Some(()))
+        })
+        .await
+    }
+
+    async fn unmount(self, cx: &Context) -> Result<()> {
+        cx.node.terminate().await?;
+        wait::until("the disk to be free", secs(10), || async {
+            command("umount", &[&self.root.display().to_string()]).map(Some)
+        })
+        .await?;
+        if let Some(image) = &self.image {
+            fs::remove_file(image)?;
+        }
+        cx.node.launch().await
+    }
+}
+
+/// What a container takes for itself, and what must be free once it is removed.
+fn greedy(cx: &Context, scarce: Scarce) -> (cri_api::v1::ContainerConfig, u64) {
+    match scarce {
+        Scarce::Bytes => (cx.shell("eater", "dd if=/dev/zero of=/fat bs=1M count=24"), 20 << 20),
+        Scarce::Inodes => {
+            (cx.shell("eater", "mkdir /many; for n in $(seq 500); do echo > /many/$n; done"), 450)
+        }
+    }
+}
+
+async fn every_removal_works(cx: &Context, disk: Disk) -> Result<()> {
+    let unused = Fixture::image("tools");
+    cx.cri.pull(&unused).await?;
+    let (pod, running) = sleeping(cx).await?;
+    let (config, least) = greedy(cx, disk.scarce);
+    let eater = cx.run(&pod, &config).await?;
+    ensure!(eater.exit_code == 0, "{eater:?}");
+    let stopped = cx.pod().await?;
+    cx.cri.stop_pod(&stopped.id).await?;
+    let ready = cx.pod().await?;
+
+    disk.fill()?;
+    ensure!(cx.cri.pods(None).await?.len() == 3 && cx.cri.containers(None).await?.len() == 2);
+    ensure!(cx.cri.sh(&running, "echo on").await? == "on");
+    cx.cri.remove_pod(&stopped.id).await.context("RemovePodSandbox of a stopped pod on a full disk")?;
+
+    disk.fill()?;
+    cx.cri.stop_pod(&ready.id).await.context("StopPodSandbox on a full disk")?;
+    let status = cx.cri.pod_status(&ready.id).await?.status.context("no status")?;
+    ensure!(status.state() == PodSandboxState::SandboxNotready, "{status:?}");
+    cx.cri.remove_pod(&ready.id).await.context("RemovePodSandbox on a full disk")?;
+
+    disk.fill()?;
+    cx.cri.remove_image(&unused).await.context("RemoveImage on a full disk")?;
+    ensure!(cx.cri.image(&unused).await?.is_none(), "the image is still there");
+    disk.gives_back("the image", if disk.scarce == Scarce::Bytes { 1 << 20 } else { 10 }).await?;
+
+    disk.fill()?;
+    cx.cri.remove(&eater.id).await.context("RemoveContainer on a full disk")?;
+    disk.gives_back("the container", least).await?;
+    ensure!(cx.cri.sh(&running, "echo on").await? == "on");
+
+    disk.fill()?;
+    cx.cri.remove(&running).await.context("RemoveContainer of a running one on a full disk")?;
+    cx.cri.drop_pod(&pod.id).await.context("stop and remove of the last pod on a full disk")?;
+    ensure!(cx.cri.pods(None).await?.is_empty() && cx.cri.containers(None).await?.is_empty());
+    // What was removed stays removed.
+    cx.node.crash().await?;
+    ensure!(cx.cri.pods(None).await?.is_empty() && cx.cri.containers(None).await?.is_empty());
+    ensure!(cx.cri.image(&unused).await?.is_none(), "the image came back");
+
+    disk.unfill()?;
+    let (pod, _) = sleeping(cx).await.context("a pod once there is space again")?;
+    cx.cri.drop_pod(&pod.id).await?;
+    disk.unmount(cx).await
+}
+
+async fn sleeping(cx: &Context) -> Result<(Pod, String)> {
+    let pod = cx.pod().await?;
+    let id = cx.start(&pod, &cx.sleeper("main")).await?;
+    Ok((pod, id))
+}
+
+async fn full_tmpfs(cx: Context) -> Result<()> {
+    let disk = Disk::tmpfs(&cx, Scarce::Bytes).await?;
+    every_removal_works(&cx, disk).await
+}
+
+async fn full_tmpfs_without_inodes(cx: Context) -> Result<()> {
+    let disk = Disk::tmpfs(&cx, Scarce::Inodes).await?;
+    every_removal_works(&cx, disk).await
+}
+
+async fn full_ext4(cx: Context) -> Result<()> {
+    let disk = Disk::ext4(&cx, Scarce::Bytes).await?;
+    every_removal_works(&cx, disk).await
+}
+
+async fn full_ext4_without_inodes(cx: Context) -> Result<()> {
+    let disk = Disk::ext4(&cx, Scarce::Inodes).await?;
+    every_removal_works(&cx, disk).await
+}
+
+fn layers(root: &Path) -> Result<usize> {
+    Ok(fs::read_dir(root.join("images/layers"))?.count())
+}
+
+/// Without space for the index, not even after its layers are gone, since another image has them all.
+async fn image_removed_on_a_full_disk_stays_removed(cx: Context) -> Result<()> {
+    let disk = Disk::tmpfs(&cx, Scarce::Bytes).await?;
+    let (one, two) = (Fixture::image("number-1"), Fixture::image("number-2"));
+    cx.cri.pull(&one).await?;
+    cx.cri.pull(&two).await?;
+    disk.fill()?;
+    cx.cri.remove_image(&one).await.context("RemoveImage on a full disk")?;
+    ensure!(cx.cri.image(&one).await?.is_none() && cx.cri.images().await?.len() == 1);
+    disk.fill()?;
+    cx.node.crash().await?;
+    ensure!(cx.cri.image(&one).await?.is_none(), "the image came back");
+    ensure!(cx.cri.image(&two).await?.is_some(), "the other image is lost");
+    ensure!(layers(&disk.root)? == 1);
+    disk.fill()?;
+    cx.cri.remove_image(&two).await.context("RemoveImage of the last one on a full disk")?;
+    wait::until_true("its layer to go", secs(10), || layers(&disk.root).is_ok_and(|left| left == 0)).await?;
+    disk.unfill()?;
+    cx.cri.pull(&one).await.context("a pull once there is space again")?;
+    cx.cri.remove_image(&one).await?;
+    disk.unmount(&cx).await
+}
+
+/// A daemon that dies on a full disk comes back on it, with its pods, and removes.
+async fn start_on_a_full_disk(cx: Context) -> Result<()> {
+    let disk = Disk::ext4(&cx, Scarce::Bytes).await?;
+    let (pod, running) = sleeping(&cx).await?;
+    let (config, least) = greedy(&cx, disk.scarce);
+    let eater = cx.run(&pod, &config).await?;
+    disk.fill()?;
+    cx.node.crash().await?;
+    disk.fill()?;
+    ensure!(cx.cri.sh(&running, "echo on").await? == "on");
+    cx.cri.remove(&eater.id).await.context("RemoveContainer after a start on a full disk")?;
+    disk.gives_back("the container", least).await?;
+    cx.cri.drop_pod(&pod.id).await?;
+    disk.unfill()?;
+    disk.unmount(&cx).await
+}

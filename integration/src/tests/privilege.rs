@@ -1,0 +1,370 @@
+//! Power is held by nobody who waits, enters or only holds namespaces: init before its start, exec, pause, shim.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+
+use anyhow::{Context as _, Result, ensure};
+use cri_api::v1::security_profile::ProfileType;
+use cri_api::v1::{self as api};
+use serde_json::json;
+
+use crate::context::Context;
+use crate::fixture::Fixture;
+use crate::images::Recipe;
+use crate::images::layer::{Packing, Writer};
+use crate::runner::{Test, test};
+use crate::shapes::{self, ContainerExt as _, PodExt as _, seccomp};
+use crate::{cgroup, proc};
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        test!(waiting_init_is_the_containers_user).ours(),
+        test!(waiting_init_has_the_default_capabilities).ours(),
+        test!(waiting_init_without_filter_has_no_more).ours(),
+        test!(waiting_init_shows_nothing_of_the_node).ours(),
+        test!(a_filter_that_forbids_waiting_is_loaded_at_the_end).ours(),
+        test!(exec_stays_in_the_namespaces_of_create),
+        test!(exec_of_a_user_stays_out_of_inits_user_namespace),
+        test!(pause_holds_no_descriptor).ours(),
+        test!(pause_cannot_be_traced_by_its_user).ours(),
+        test!(pause_has_a_filter_of_its_own).ours(),
+        test!(pause_can_neither_fork_nor_grow).ours(),
+        test!(shim_lets_go_of_the_daemons_stderr).ours(),
+        test!(null_device_is_never_the_hosts),
+        test!(keyring_is_joined_by_no_other_pod),
+        test!(keyring_has_no_public_name).ours(),
+        test!(a_full_key_quota_stops_no_start),
+        test!(crypto_sockets_are_refused_by_default),
+        test!(user_4294967295_is_refused),
+    ]
+}
+
+/// Perl, whose `syscall` makes any call; with busybox below.
+pub(super) async fn perl(cx: &Context) -> Result<String> {
+    let mut layer = Writer::new();
+    layer.program("/usr/bin/perl")?;
+    let layers = [cx.fixture.layers.busybox.clone(), layer.finish(Packing::Gzip)?];
+    let image = Recipe::new(&layers, json!({"Cmd": ["/bin/sh"]})).build();
+    cx.fixture.registry.push("perl", "1", &image).await?;
+    Ok("registry.test/perl:1".to_owned())
+}
+
+fn id(value: i64) -> Option<api::Int64Value> {
+    Some(api::Int64Value { value })
+}
+
+fn of(status: &std::collections::BTreeMap<String, String>, key: &str) -> Result<String> {
+    let value = status.get(key).with_context(|| format!("no {key} in status"))?;
+    Ok(value.split_whitespace().next().unwrap_or_default().to_owned())
+}
+
+async fn waiting_init_is_the_containers_user(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let config = cx.sleeper("one").with(|c| {
+        let security = c.security();
+        security.run_as_user = id(1000);
+        security.run_as_group = id(1001);
+        security.no_new_privs = true;
+        security.capabilities =
+            Some(api::Capability { drop_capabilities: vec!["ALL".to_owned()], ..Default::default() });
+        security.seccomp = seccomp(ProfileType::RuntimeDefault, "");
+    });
+    let c = cx.create(&pod, &config).await?;
+    let waiting = proc::status(cx.pid(&c).await?)?;
+    for (key, want) in [
+        ("Uid", "1000"),
+        ("Gid", "1001"),
+        ("CapPrm", "0000000000000000"),
+        ("CapEff", "0000000000000000"),
+        ("CapBnd", "0000000000000000"),
+        ("NoNewPrivs", "1"),
+        ("Seccomp", "2"),
+    ] {
+        let have = of(&waiting, key)?;
+        ensure!(have == want, "while it waits, {key} is {have}, not {want}");
+    }
+    cx.cri.start(&c).await?;
+    ensure!(cx.cri.sh(&c, "id -u; id -g").await? == "1000\n1001");
+    Ok(())
+}
+
+async fn waiting_init_has_the_default_capabilities(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let config = cx.sleeper("one").with(|c| c.security().seccomp = seccomp(ProfileType::RuntimeDefault, ""));
+    let c = cx.create(&pod, &config).await?;
+    let waiting = proc::status(cx.pid(&c).await?)?;
+    for key in ["CapPrm", "CapEff", "CapBnd"] {
+        let have = of(&waiting, key)?;
+        ensure!(have == "00000000a80425fb", "while it waits, {key} is {have}");
+    }
+    ensure!(of(&waiting, "Seccomp")? == "2" && of(&waiting, "NoNewPrivs")? == "0", "{waiting:?}");
+    cx.cri.start(&c).await?;
+    ensure!(cx.cri.sh(&c, "grep ^CapPrm: /proc/1/status").await?.ends_with("00000000a80425fb"));
+    Ok(())
+}
+
+async fn waiting_init_without_filter_has_no_more(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let config = cx.sleeper("one").with(|c| c.security().run_as_user = id(1000));
+    let c = cx.create(&pod, &config).await?;
+    let waiting = proc::status(cx.pid(&c).await?)?;
+    let have = (of(&waiting, "Uid")?, of(&waiting, "CapPrm")?, of(&waiting, "CapEff")?);
+    let none = "0000000000000000".to_owned();
+    // Capabilities of another user than root come back with a file that has them: the bounding set stays.
+    ensure!(have.0 == "1000" && have.1 == "00000000a80425fb" || have.1 == none, "{have:?}");
+    let beyond = u64::from_str_radix(&have.1, 16)? & !0xa804_25fb;
+    ensure!(beyond == 0, "while it waits it has {beyond:#x} more than the container may");
+    cx.cri.start(&c).await?;
+    Ok(())
+}
+
+async fn waiting_init_shows_nothing_of_the_node(cx: Context) -> Result<()> {
+    let pod = cx.pod_of(cx.pod_config().shared_pid()).await?;
+    let seen = cx.start(&pod, &cx.sleeper("sees")).await?;
+    cx.create(&pod, &cx.sleeper("waits")).await?;
+    let shown = cx.cri.sh(&seen, "cat /proc/[0-9]*/comm /proc/[0-9]*/cmdline | tr '\\0' '\\n'").await?;
+    ensure!(!shown.contains(&pod.id), "the pod's id is shown: {shown}");
+    ensure!(!shown.contains("youki") && !shown.contains("shim"), "{shown}");
+    ensure!(shown.contains("copepod-init"), "the waiting init was not there to be seen: {shown}");
+    Ok(())
+}
+
+/// accept4(2) is what init waits in.
+async fn a_filter_that_forbids_waiting_is_loaded_at_the_end(cx: Context) -> Result<()> {
+    let file = cx.node.paths.dir.join("no-accept.json");
+    let rule = json!({"names": ["accept", "accept4"], "action": "SCMP_ACT_ERRNO", "errnoRet": 5});
+    fs::write(&file, json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}).to_string())?;
+    let pod = cx.pod().await?;
+    let profile = seccomp(ProfileType::Localhost, &file.display().to_string());
+    let c = cx.create(&pod, &cx.sleeper("one").with(|c| c.security().seccomp = profile)).await?;
+    let waiting = proc::status(cx.pid(&c).await?)?;
+    // Without no_new_privs the load needs CAP_SYS_ADMIN, and nothing else is kept.
+    ensure!(of(&waiting, "CapPrm")? == "00000000a82425fb", "{waiting:?}");
+    cx.cri.start(&c).await?;
+    for whose in ["1", "self"] {
+        let line = cx.cri.sh(&c, &format!("grep -E '^(CapPrm|Seccomp):' /proc/{whose}/status")).await?;
+        ensure!(line.contains("00000000a80425fb") && line.ends_with('2'), "{whose}: {line}");
+    }
+    Ok(())
+}
+
+async fn exec_stays_in_the_namespaces_of_create(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let line = "/usr/bin/unshare --mount --uts sh -c 'mount -t tmpfs forged /mnt && touch /mnt/forged && hostname forged && touch /tmp/done && exec sleep 100000'";
+    let config = shapes::container(
+        "one",
+        &Fixture::image("tools"),
+        &["/bin/sh", "-c", &format!("mkdir -p /mnt; exec {line}")],
+    )
+    .with(|c| {
+        c.security().capabilities =
+            Some(api::Capability { add_capabilities: vec!["SYS_ADMIN".to_owned()], ..Default::default() });
+    });
+    let c = cx.start(&pod, &config).await?;
+    crate::wait::until("init in namespaces of its own", crate::wait::secs(10), || async {
+        Ok(cx.cri.exec(&c, &["/bin/test", "-e", "/tmp/done"]).await?.code.eq(&0).then_some(()))
+    })
+    .await?;
+    let seen = cx.cri.sh(&c, "ls /mnt; hostname").await?;
+    ensure!(!seen.contains("forged"), "an exec is in the namespaces that init made: {seen}");
+    Ok(())
+}
+
+async fn exec_of_a_user_stays_out_of_inits_user_namespace(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let line = "cp /etc/passwd /tmp/passwd; echo forged:x:77:77::/: >> /tmp/passwd; exec /usr/bin/unshare --user --map-root-user --mount sh -c 'mount --bind /tmp/passwd /etc/passwd && touch /tmp/done; exec sleep 100000'";
+    let config = shapes::container("one", &Fixture::image("tools"), &["/bin/sh", "-c", line])
+        .with(|c| c.security().run_as_user = id(1000));
+    let c = cx.start(&pod, &config).await?;
+    let made = crate::wait::until("init's forged file", crate::wait::secs(5), || async {
+        Ok(cx.cri.exec(&c, &["/bin/test", "-e", "/tmp/done"]).await?.code.eq(&0).then_some(()))
+    })
+    .await;
+    if made.is_err() {
+        let status = cx.cri.container(&c).await?;
+        println!("      (this host lets no user make a user namespace: {})", status.reason);
+        ensure!(status.state() != api::ContainerState::ContainerRunning, "{status:?}");
+        return Ok(());
+    }
+    let seen = cx.cri.sh(&c, "cat /etc/passwd; cat /proc/self/uid_map").await?;
+    ensure!(!seen.contains("forged"), "an exec reads the passwd file that init forged: {seen}");
+    Ok(())
+}
+
+async fn pause_holds_no_descriptor(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let held = proc::fds(cx.node.pause(&pod.id)?.pid)?;
+    ensure!(held == 0, "pause holds {held} descriptors");
+    Ok(())
+}
+
+async fn pause_cannot_be_traced_by_its_user(cx: Context) -> Result<()> {
+    let mut config = cx.pod_config().shared_pid();
+    config.security().run_as_user = id(1000);
+    let pod = cx.pod_of(config).await?;
+    let pause = cx.node.pause(&pod.id)?.pid;
+    let owner = fs::metadata(format!("/proc/{pause}/mem"))?.uid();
+    ensure!(owner == 0, "its memory belongs to {owner}: it can be traced");
+    let image = perl(&cx).await?;
+    let tracer = shapes::container("one", &image, &["/bin/sleep", "100000"])
+        .with(|c| c.security().run_as_user = id(1000));
+    let c = cx.start(&pod, &tracer).await?;
+    // PTRACE_SEIZE
+    let seize = "exit(syscall(101, 0x4206, 1, 0, 0) == 0 ? 1 : 0)";
+    let out = cx.cri.exec(&c, &["/usr/bin/perl", "-e", seize]).await?;
+    ensure!(out.code == 0, "a container of pause's user traces pause: {out:?}");
+    let own = "my $p = fork; if (!$p) { sleep 100 } exit(syscall(101, 0x4206, $p, 0, 0) == 0 ? 7 : 0)";
+    let out = cx.cri.exec(&c, &["/usr/bin/perl", "-e", own]).await?;
+    ensure!(
+        out.code == 7,
+        "the same call does not work on a child of its own, so it proves nothing: {out:?}"
+    );
+    Ok(())
+}
+
+async fn pause_has_a_filter_of_its_own(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let status = proc::status(cx.node.pause(&pod.id)?.pid)?;
+    ensure!(of(&status, "Seccomp")? == "2", "{status:?}");
+    let mut config = cx.pod_config().own_network();
+    config.security().seccomp = seccomp(ProfileType::RuntimeDefault, "");
+    let pod = cx.pod_of(config).await?;
+    let status = proc::status(cx.node.pause(&pod.id)?.pid)?;
+    ensure!(of(&status, "Seccomp_filters")? == "2", "{status:?}");
+    Ok(())
+}
+
+async fn pause_can_neither_fork_nor_grow(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    // The shim has a cgroup of that name too.
+    let leaf = format!("{}/{}", pod.config.linux.as_ref().map_or("", |l| l.cgroup_parent.as_str()), pod.id);
+    let read = |controller: &str, file: &str| -> Result<String> {
+        let root = cgroup::hierarchies().into_iter().find(|h| h.ends_with(controller));
+        let file =
+            root.with_context(|| format!("no {controller}"))?.join(leaf.trim_start_matches('/')).join(file);
+        Ok(fs::read_to_string(&file).with_context(|| file.display().to_string())?.trim().to_owned())
+    };
+    let pids = read("pids", "pids.max")?;
+    ensure!(pids == "1", "pause's leaf takes {pids} processes");
+    let memory: u64 = read("memory", "memory.limit_in_bytes")?.parse()?;
+    ensure!(memory <= 16 << 20, "pause's leaf takes {memory} bytes");
+    Ok(())
+}
+
+async fn shim_lets_go_of_the_daemons_stderr(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let shim = cx.node.shim(&pod.id)?.pid;
+    for number in 0..3 {
+        let what = fs::read_link(format!("/proc/{shim}/fd/{number}"))?;
+        ensure!(what.as_os_str() == "/dev/null", "descriptor {number} of the shim is {}", what.display());
+    }
+    Ok(())
+}
+
+async fn null_device_is_never_the_hosts(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let c = cx.start(&pod, &cx.sleeper("one")).await?;
+    let host = fs::metadata("/dev/null")?;
+    let place = "rm /dev/null; echo gone";
+    ensure!(cx.cri.sh(&c, place).await? == "gone");
+    let seen = cx.cri.sh(&c, "stat -L -c '%d %i %t %T %a' /proc/self/fd/0").await?;
+    let ours = format!("{} {} ", host.dev(), host.ino());
+    ensure!(!seen.starts_with(&ours), "stdin of an exec is the host's node: {seen}");
+    ensure!(seen.ends_with(" 1 3 666"), "stdin of an exec is no null device: {seen}");
+    cx.cri.sh(&c, "cat; mkdir /dev/null").await?;
+    let seen = cx.cri.sh(&c, "stat -L -c '%d %i %t %T %a' /proc/self/fd/0").await?;
+    ensure!(!seen.starts_with(&ours) && seen.ends_with(" 1 3 666"), "{seen}");
+    Ok(())
+}
+
+/// keyctl(2) and its kin by number (x86-64): 248 add_key, 250 keyctl; -3 is the session keyring.
+async fn keyring_is_joined_by_no_other_pod(cx: Context) -> Result<()> {
+    let image = perl(&cx).await?;
+    let (one, other) = (cx.pod().await?, cx.pod().await?);
+    let sleeper = shapes::container("one", &image, &["/bin/sleep", "100000"]);
+    let c = cx.start(&one, &sleeper).await?;
+    let add = "my ($t, $n, $v) = ('user', 'secret', 'text'); syscall(248, $t, $n, $v, 4, -3) > 0 or die; \
+               open K, '/proc/keys'; print <K>";
+    let out = cx.cri.exec(&c, &["/usr/bin/perl", "-e", add]).await?;
+    ensure!(out.code == 0, "{out:?}");
+    let line = out.stdout.lines().find(|line| line.contains("_ses.")).context("no session keyring")?;
+    let name = line.split_whitespace().find(|word| word.starts_with("_ses.")).context("its name")?;
+    let name = name.trim_end_matches(':');
+    // Seen again by the next exec of the same container.
+    let find = "my ($t, $n) = ('user', 'secret'); exit(syscall(250, 10, -3, $t, $n, 0) > 0 ? 0 : 1)";
+    ensure!(cx.cri.exec(&c, &["/usr/bin/perl", "-e", find]).await?.code == 0, "an exec has another keyring");
+    let thief = cx.start(&other, &sleeper).await?;
+    for name in [name.to_owned(), format!("_ses.{c}")] {
+        let join = format!("my $ring = '{name}'; syscall(250, 1, $ring) > 0 or exit 3; {find}");
+        let out = cx.cri.exec(&thief, &["/usr/bin/perl", "-e", &join]).await?;
+        ensure!(out.code != 0, "root of another pod has the key by joining {name}");
+    }
+    Ok(())
+}
+
+async fn keyring_has_no_public_name(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let c = cx.start(&pod, &cx.sleeper("one")).await?;
+    let keys = cx.cri.sh(&c, "cat /proc/keys").await?;
+    ensure!(keys.contains(" _ses."), "{keys}");
+    ensure!(!keys.contains(&c) && !keys.contains(&c[..12]), "named after the container's public id: {keys}");
+    Ok(())
+}
+
+async fn a_full_key_quota_stops_no_start(cx: Context) -> Result<()> {
+    let image = perl(&cx).await?;
+    let pod = cx.pod().await?;
+    // Until root, which every container's root is, has no byte left; then the smallest.
+    let fill = "$| = 1; my $t = 'user'; for my $size (32000, 4000, 400, 40, 1) { my $p = 'x' x $size; \
+                for my $n (1 .. 5000) { my $k = \"k$size-$n\"; last if syscall(248, $t, $k, $p, $size, -3) < 0 } } \
+                print \"full\\n\"; sleep 100000";
+    let c = cx.start(&pod, &shapes::container("fills", &image, &["/usr/bin/perl", "-e", fill])).await?;
+    let path = cx.cri.container(&c).await?.log_path;
+    crate::wait::until("the quota to be full", crate::wait::secs(20), || async {
+        Ok(crate::logfile::Log::read(&path)?.text(None).contains("full").then_some(()))
+    })
+    .await?;
+    let other = cx.pod().await.context("a pod, with root's key quota used up")?;
+    for (name, user) in [("root", None), ("user", id(1000))] {
+        let config = cx.sleeper(name).with(|c| c.security().run_as_user = user);
+        let c = cx.start(&other, &config).await.with_context(|| format!("a container of {name}"))?;
+        ensure!(cx.cri.sh(&c, "echo runs").await? == "runs");
+    }
+    cx.cri.stop(&c, 0).await?;
+    Ok(())
+}
+
+async fn crypto_sockets_are_refused_by_default(cx: Context) -> Result<()> {
+    let image = perl(&cx).await?;
+    let pod = cx.pod().await?;
+    let sleeper = shapes::container("one", &image, &["/bin/sleep", "100000"])
+        .with(|c| c.security().seccomp = seccomp(ProfileType::RuntimeDefault, ""));
+    let c = cx.start(&pod, &sleeper).await?;
+    // socket(2) by number (x86-64); 97 is EAFNOSUPPORT.
+    for (family, want) in [(38, 97), (40, 97), (2, 0), (1, 0), (16, 0)] {
+        let kind = if family == 38 { 5 } else { 2 };
+        let ask = format!("exit(syscall(41, {family}, {kind}, 0) >= 0 ? 0 : $! + 0)");
+        let out = cx.cri.exec(&c, &["/usr/bin/perl", "-e", &ask]).await?;
+        ensure!(out.code == want, "socket of family {family}: {out:?}");
+    }
+    Ok(())
+}
+
+async fn user_4294967295_is_refused(cx: Context) -> Result<()> {
+    let mut layer = Writer::new();
+    layer.file(
+        "etc/passwd",
+        0o644,
+        b"root:x:0:0:root:/root:/bin/sh\nevil:x:4294967295:4294967295::/:/bin/sh\n",
+    )?;
+    let layers = [cx.fixture.layers.busybox.clone(), layer.finish(Packing::Gzip)?];
+    let pod = cx.pod().await?;
+    for (name, user) in [("nobody-name", "evil"), ("nobody-group", "1000:4294967295")] {
+        let image = Recipe::new(&layers, json!({"Cmd": ["/bin/sh"], "User": user})).build();
+        cx.fixture.registry.push(name, "1", &image).await?;
+        let config = shapes::container(name, &format!("registry.test/{name}:1"), &["/bin/sleep", "100000"]);
+        let error = cx.create(&pod, &config).await.err().with_context(|| format!("{user} was accepted"))?;
+        ensure!(format!("{error:#}").contains("4294967295"), "{error:#}");
+    }
+    Ok(())
+}

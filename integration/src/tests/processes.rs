@@ -1,0 +1,218 @@
+//! What a container's process finds: environment, command, limits, scheduling, the pod's network settings.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use cri_api::v1::security_profile::ProfileType;
+use cri_api::v1::{self as api};
+use serde_json::{Value, json};
+
+use super::privilege::perl;
+use crate::context::Context;
+use crate::images::Recipe;
+use crate::proc;
+use crate::runner::{Test, test};
+use crate::shapes::{self, ContainerExt as _, PodExt as _, seccomp};
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        test!(low_ports_and_ping_for_everybody),
+        test!(a_requests_sysctls_win),
+        test!(images_hostname_wins),
+        test!(an_entrypoint_of_one_empty_word_is_none),
+        test!(an_empty_home_is_none),
+        test!(filter_flags_are_taken),
+        test!(scheduling_is_reset).own(),
+        test!(open_files_are_the_daemons_given_limit).ours(),
+        test!(a_memory_limit_too_low_names_the_least).ours(),
+        test!(the_least_memory_limit_works).ours(),
+    ]
+}
+
+fn id(value: i64) -> Option<api::Int64Value> {
+    Some(api::Int64Value { value })
+}
+
+/// An image of busybox with this configuration.
+async fn image(cx: &Context, name: &str, config: Value) -> Result<String> {
+    let image = Recipe::new(std::slice::from_ref(&cx.fixture.layers.busybox), config).build();
+    cx.fixture.registry.push(name, "1", &image).await?;
+    Ok(format!("registry.test/{name}:1"))
+}
+
+async fn low_ports_and_ping_for_everybody(cx: Context) -> Result<()> {
+    let image = perl(&cx).await?;
+    let pod = cx.pod_of(cx.pod_config().own_network()).await?;
+    let config = shapes::container("one", &image, &["/bin/sleep", "100000"]).with(|c| {
+        let security = c.security();
+        security.run_as_user = id(1000);
+        security.run_as_group = id(1000);
+        security.capabilities =
+            Some(api::Capability { drop_capabilities: vec!["ALL".to_owned()], ..Default::default() });
+        security.seccomp = seccomp(ProfileType::RuntimeDefault, "");
+    });
+    let c = cx.start(&pod, &config).await?;
+    let bind =
+        "socket(S, 2, 1, 0) or die; bind(S, pack('S n a4 x8', 2, 80, \"\\0\" x 4)) or die \"bind: $!\"";
+    let out = cx.cri.exec(&c, &["/usr/bin/perl", "-e", bind]).await?;
+    ensure!(out.code == 0, "a user without capabilities cannot serve on port 80: {out:?}");
+    // A ping socket: SOCK_DGRAM, IPPROTO_ICMP.
+    let out = cx.cri.exec(&c, &["/usr/bin/perl", "-e", "socket(S, 2, 2, 1) or die \"ping: $!\""]).await?;
+    ensure!(out.code == 0, "a user without capabilities cannot ping: {out:?}");
+    Ok(())
+}
+
+async fn a_requests_sysctls_win(cx: Context) -> Result<()> {
+    let mut config = cx.pod_config().own_network();
+    let sysctls = &mut config.linux.get_or_insert_default().sysctls;
+    sysctls.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), "81".to_owned());
+    let pod = cx.pod_of(config).await?;
+    let c = cx.start(&pod, &cx.sleeper("one")).await?;
+    let line = "cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/net/ipv4/ping_group_range";
+    let seen = cx.cri.sh(&c, line).await?;
+    ensure!(seen.split_whitespace().collect::<Vec<_>>() == ["81", "0", "2147483647"], "{seen}");
+    Ok(())
+}
+
+async fn images_hostname_wins(cx: Context) -> Result<()> {
+    let image =
+        image(&cx, "hostname-env", json!({"Cmd": ["/bin/sh"], "Env": ["PATH=/bin", "HOSTNAME=0.0.0.0"]}))
+            .await?;
+    let pod = cx.pod_of(cx.pod_config().own_network()).await?;
+    let echo = ["/bin/sh", "-c", "echo $HOSTNAME"];
+    let plain = shapes::container("image", &image, &echo);
+    ensure!(cx.output(&pod, &plain).await?.trim() == "0.0.0.0", "the image's HOSTNAME is lost");
+    let asked = shapes::container("request", &image, &echo).env("HOSTNAME", "mine");
+    ensure!(cx.output(&pod, &asked).await?.trim() == "mine");
+    let none = cx.shell("none", "echo $HOSTNAME");
+    ensure!(cx.output(&pod, &none).await?.trim() == pod.config.hostname);
+    Ok(())
+}
+
+async fn an_entrypoint_of_one_empty_word_is_none(cx: Context) -> Result<()> {
+    let image =
+        image(&cx, "entrypoint-empty", json!({"Entrypoint": [""], "Cmd": ["/bin/echo", "hi"]})).await?;
+    let pod = cx.pod().await?;
+    ensure!(cx.output(&pod, &shapes::container("cmd", &image, &[])).await? == "hi\n");
+    let mut config = shapes::container("args", &image, &[]);
+    config.args = vec!["/bin/echo".to_owned(), "args".to_owned()];
+    ensure!(cx.output(&pod, &config).await? == "args\n");
+    Ok(())
+}
+
+async fn an_empty_home_is_none(cx: Context) -> Result<()> {
+    let image =
+        image(&cx, "home-empty", json!({"Cmd": ["/bin/sh"], "Env": ["PATH=/bin:/usr/bin", "HOME="]})).await?;
+    let pod = cx.pod().await?;
+    let c = cx
+        .start(&pod, &shapes::container("one", &image, &["/bin/sh", "-c", "echo $HOME; exec sleep 100000"]))
+        .await?;
+    let path = cx.cri.container(&c).await?.log_path;
+    let init = crate::wait::until("init's line", crate::wait::secs(10), || async {
+        Ok(Some(crate::logfile::Log::read(&path)?.text(None)).filter(|text| text.ends_with('\n')))
+    })
+    .await?;
+    let exec = cx.cri.sh(&c, "echo $HOME").await?;
+    ensure!((init.trim(), exec.as_str()) == ("/root", "/root"), "init has {init:?}, exec {exec:?}");
+    Ok(())
+}
+
+async fn filter_flags_are_taken(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    for flag in ["LOG", "SPEC_ALLOW", "TSYNC"] {
+        let file = cx.node.paths.dir.join(format!("flag-{flag}.json"));
+        let flags = [format!("SECCOMP_FILTER_FLAG_{flag}")];
+        std::fs::write(&file, json!({"defaultAction": "SCMP_ACT_ALLOW", "flags": flags}).to_string())?;
+        let profile = seccomp(ProfileType::Localhost, &file.display().to_string());
+        let config =
+            cx.sleeper(&flag.to_lowercase().replace('_', "-")).with(|c| c.security().seccomp = profile);
+        let c = cx.start(&pod, &config).await.with_context(|| format!("flag {flag}"))?;
+        for whose in ["1", "self"] {
+            let line = cx.cri.sh(&c, &format!("grep ^Seccomp: /proc/{whose}/status")).await?;
+            ensure!(line.ends_with('2'), "{flag}, {whose}: {line}");
+        }
+    }
+    Ok(())
+}
+
+/// The daemon under settings that an operator may give it, or that it got by accident.
+async fn scheduling_is_reset(cx: Context) -> Result<()> {
+    let daemon = cx.node.pid()?;
+    let change = format!(
+        "chrt --all-tasks --batch --pid 0 {daemon} && for t in /proc/{daemon}/task/*; do ionice -c 3 -p ${{t##*/}}; done && \
+         echo 0x7 > /proc/{daemon}/coredump_filter"
+    );
+    let changed = Command::new("sh").args(["-ec", &change]).output().context("sh")?;
+    ensure!(changed.status.success(), "chrt, ionice: {}", String::from_utf8_lossy(&changed.stderr));
+    let pod = cx.pod().await?;
+    let line = "sed 's/.*) //' /proc/$$/stat | cut -d' ' -f39; ionice -p $$; cat /proc/$$/coredump_filter";
+    let c = cx.start(&pod, &cx.shell("one", &format!("{line}; exec sleep 100000"))).await?;
+    let path = cx.cri.container(&c).await?.log_path;
+    let init = crate::wait::until("init's lines", crate::wait::secs(10), || async {
+        Ok(Some(crate::logfile::Log::read(&path)?.text(None)).filter(|text| text.lines().count() == 3))
+    })
+    .await?;
+    for (who, seen) in [("init", init), ("exec", cx.cri.sh(&c, line).await?)] {
+        let lines: Vec<&str> = seen.lines().collect();
+        ensure!(lines.first() == Some(&"0"), "scheduling class of {who}: {seen}");
+        ensure!(lines.get(1).is_some_and(|class| class.contains("none")), "I/O priority of {who}: {seen}");
+        ensure!(lines.get(2) == Some(&"00000033"), "coredump_filter of {who}: {seen}");
+    }
+    Ok(())
+}
+
+fn open_files(pid: &str) -> Result<(u64, u64)> {
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let line = limits.lines().find(|l| l.starts_with("Max open files")).context("no line of open files")?;
+    let mut numbers = line.split_whitespace().filter_map(|word| word.parse().ok());
+    Ok((numbers.next().context("soft")?, numbers.next().context("hard")?))
+}
+
+async fn open_files_are_the_daemons_given_limit(cx: Context) -> Result<()> {
+    // The harness started the daemon, which has this process's limits but for what it raised itself.
+    let (soft, hard) = open_files("self")?;
+    let daemon = open_files(&cx.node.pid()?.to_string())?;
+    let pod = cx.pod().await?;
+    let shim = open_files(&cx.node.shim(&pod.id)?.pid.to_string())?;
+    for (who, have) in [("the daemon", daemon), ("a shim", shim)] {
+        ensure!(
+            have.0 >= hard.min(65_536).max(soft),
+            "{who} may open {have:?} files, it was given {soft} of {hard}"
+        );
+    }
+    let c = cx.start(&pod, &cx.sleeper("one")).await?;
+    for whose in ["1", "self"] {
+        let line = cx.cri.sh(&c, &format!("grep '^Max open files' /proc/{whose}/limits")).await?;
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let have = (words.get(3).copied().unwrap_or_default(), words.get(4).copied().unwrap_or_default());
+        ensure!(have == (soft.to_string().as_str(), hard.to_string().as_str()), "{whose}: {line}");
+    }
+    ensure!(proc::alive(cx.node.pid()?));
+    Ok(())
+}
+
+async fn a_memory_limit_too_low_names_the_least(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    for bytes in [1, 4096, 102_400, 1_048_575] {
+        let config = cx.sleeper("one").with(|c| c.resources().memory_limit_in_bytes = bytes);
+        let error =
+            cx.create(&pod, &config).await.err().with_context(|| format!("{bytes} bytes accepted"))?;
+        let code = error.downcast_ref::<tonic::Status>().map(tonic::Status::code);
+        ensure!(code == Some(tonic::Code::InvalidArgument), "{bytes} bytes: {error:#}");
+        let text = format!("{error:#}");
+        ensure!(text.contains("memory_limit_in_bytes") && text.contains("1048576"), "{bytes} bytes: {text}");
+    }
+    Ok(())
+}
+
+async fn the_least_memory_limit_works(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    for round in 0..5 {
+        let config =
+            cx.sleeper(&format!("least{round}")).with(|c| c.resources().memory_limit_in_bytes = 1_048_576);
+        let c = cx.start(&pod, &config).await?;
+        ensure!(cx.cri.exec(&c, &["/bin/true"]).await?.code == 0);
+        cx.cri.stop(&c, 0).await?;
+    }
+    Ok(())
+}

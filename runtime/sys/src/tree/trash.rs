@@ -1,0 +1,203 @@
+//! Trees on their way out: renamed into one folder at once, removed there by a thread of their own.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{Dir, Mode, OFlags, openat};
+use rustix::io::Errno;
+
+use super::{Error, remove, remove_path};
+
+/// What could not be removed is tried again at the first occasion after this time, and at the next start.
+const RETRY: Duration = Duration::from_secs(600);
+/// Entries remembered as not removable.
+const MOST_STUCK: usize = 1024;
+
+/// A folder whose content is removed in the background, one tree after the other. What is in it survives the
+/// process: the next one goes on. The thread lives only while there is work.
+#[derive(Clone)]
+pub struct Trash {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    folder: PathBuf,
+    /// Begins the names that this process gives.
+    run: String,
+    next: AtomicU64,
+    report: Box<dyn Fn(&Error) + Send + Sync>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    running: bool,
+    /// Something came that the thread may not have seen.
+    pending: bool,
+    /// Other folders whose entries go, but those whose names begin with this process' word.
+    leftovers: Vec<PathBuf>,
+    stuck: HashMap<OsString, Instant>,
+}
+
+impl fmt::Debug for Trash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Trash").field("folder", &self.shared.folder).finish_non_exhaustive()
+    }
+}
+
+impl Trash {
+    /// The trash at `folder`, which is made when it is first needed and must be on the file system of what it
+    /// takes. `report` hears what could not be removed, on the thread that removes. Nothing blocks: what an
+    /// earlier process left is removed in the background.
+    pub fn new(folder: PathBuf, report: impl Fn(&Error) + Send + Sync + 'static) -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let shared = Shared {
+            folder,
+            run: format!("{:x}-", since.as_nanos()),
+            next: AtomicU64::new(0),
+            report: Box::new(report),
+            state: Mutex::default(),
+        };
+        let this = Self { shared: Arc::new(shared) };
+        this.start(|_| {});
+        this
+    }
+
+    /// A name that no entry has which was made before: for half-made files that [`Trash::leftovers`] sweeps.
+    pub fn unique_name(&self) -> String {
+        format!("{}{}", self.shared.run, self.shared.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Takes a file or tree away from where it is and removes it in the background; what is not there is taken.
+    /// The rename needs no space on the file system. Where there is none for it after all, or where the trash is
+    /// on another file system, the tree is removed in place, which blocks.
+    ///
+    /// # Errors
+    /// When it is still at its place, or a part of it.
+    pub fn take(&self, path: &Path) -> Result<(), Error> {
+        let mut made = false;
+        loop {
+            match rustix::fs::rename(path, self.shared.folder.join(self.unique_name())) {
+                Ok(()) => {
+                    self.start(|_| {});
+                    return Ok(());
+                }
+                Err(Errno::NOENT) => match fs::symlink_metadata(path) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                    _ if made => return remove_path(path),
+                    _ => {
+                        made = true;
+                        drop(fs::DirBuilder::new().mode(0o700).create(&self.shared.folder));
+                    }
+                },
+                Err(Errno::NOSPC | Errno::DQUOT | Errno::XDEV) => return remove_path(path),
+                Err(errno) => return Err(Error::io("move to the trash", path, errno)),
+            }
+        }
+    }
+
+    /// Removes in the background what earlier processes left in `folder`: all but names of
+    /// [`Trash::unique_name`].
+    pub fn leftovers(&self, folder: PathBuf) {
+        self.start(|state| state.leftovers.push(folder));
+    }
+
+    /// Removes what is in the trash now and waits for it.
+    pub fn empty(&self) {
+        self.shared.empty(&self.shared.folder, None);
+    }
+
+    /// Notes work, and has a thread do it.
+    fn start(&self, note: impl FnOnce(&mut State)) {
+        let mut state = self.shared.state();
+        note(&mut state);
+        state.pending = true;
+        if state.running {
+            return;
+        }
+        let shared = Arc::clone(&self.shared);
+        match std::thread::Builder::new().name("trash".to_owned()).spawn(move || shared.run()) {
+            Ok(_) => state.running = true,
+            // The next occasion tries again.
+            Err(source) => {
+                drop(state);
+                let path = self.shared.folder.clone();
+                (self.shared.report)(&Error::Io { action: "start a thread to empty", path, source });
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self) {
+        loop {
+            let leftovers = {
+                let mut state = self.state();
+                if !std::mem::take(&mut state.pending) {
+                    state.running = false;
+                    return;
+                }
+                std::mem::take(&mut state.leftovers)
+            };
+            for folder in leftovers {
+                self.empty(&folder, Some(&self.run));
+            }
+            self.empty(&self.folder, None);
+        }
+    }
+
+    /// Removes the entries of a folder but those that begin with `keep`.
+    fn empty(&self, folder: &Path, keep: Option<&str>) {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = openat(rustix::fs::CWD, folder, flags, Mode::empty())
+            .and_then(|dir| Ok((Dir::read_from(&dir)?, dir)));
+        let (entries, dir) = match opened {
+            Ok(opened) => opened,
+            Err(Errno::NOENT) => return,
+            Err(errno) => return (self.report)(&Error::io("open", folder, errno)),
+        };
+        for entry in entries {
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(errno) => return (self.report)(&Error::io("list", folder, errno)),
+            };
+            let name = entry.file_name().to_bytes();
+            if matches!(name, b"." | b"..") || keep.is_some_and(|keep| name.starts_with(keep.as_bytes())) {
+                continue;
+            }
+            let name = OsStr::from_bytes(name);
+            if self.state().stuck.get(name).is_some_and(|tried| tried.elapsed() < RETRY) {
+                continue;
+            }
+            let removed = remove(dir.as_fd(), name);
+            let mut state = self.state();
+            match removed {
+                Ok(()) => {
+                    state.stuck.remove(name);
+                }
+                Err(error) => {
+                    if state.stuck.len() >= MOST_STUCK {
+                        state.stuck.clear();
+                    }
+                    state.stuck.insert(name.to_owned(), Instant::now());
+                    drop(state);
+                    (self.report)(&error.below(folder));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! A walk through a tree that somebody else filled, with bounded descriptors and memory.
+//!
+//! The deepest folders of the current path are open. Of the folders above them only identity and position are
+//! kept; they are opened again through `..`, which counts only when it is the folder that was left. Of a path
+//! deeper than that the top is forgotten: the walk then ends early ([`Left::Lost`]) and may be begun again.
+
+use std::collections::VecDeque;
+use std::ffi::{CStr, CString, OsStr};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
+
+use rustix::fs::{Dir, DirEntry, Mode, OFlags, ResolveFlags, fstat, openat2};
+use rustix::io::{Errno, Result};
+
+/// Folders of the current path that are open at once.
+const OPEN: usize = 16;
+/// Folders above them that are remembered, 40 bytes each.
+const CLOSED: usize = 1 << 14;
+
+const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// One name down.
+const DOWN: ResolveFlags =
+    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_XDEV);
+/// `..`, which BENEATH refuses.
+const UP: ResolveFlags = ResolveFlags::NO_SYMLINKS.union(ResolveFlags::NO_XDEV);
+
+/// Device and inode: a folder, as long as it is not removed.
+type Id = (u64, u64);
+
+#[derive(Debug)]
+struct Level {
+    folder: Dir,
+    /// In its parent; `None` for the top and for a folder that was opened again.
+    name: Option<CString>,
+    /// Positions before and after the entry that was read last.
+    before: i64,
+    after: i64,
+    failed: bool,
+}
+
+#[derive(Debug)]
+struct Closed {
+    id: Id,
+    before: i64,
+    after: i64,
+    failed: bool,
+}
+
+/// Where the walk is after a folder is done.
+#[derive(Debug)]
+pub(super) enum Left {
+    /// At the end: the folder was the top.
+    Top,
+    /// In the parent, whose next entry is read next.
+    Parent {
+        /// The folder's name there; `None` when the parent was opened again.
+        name: Option<CString>,
+    },
+    /// The parent is not known any more, or no longer where it was.
+    Lost,
+}
+
+/// Which entry comes next in a parent that was opened again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// The folder that was left, once more.
+    Same,
+    /// The one after it.
+    Following,
+}
+
+#[derive(Debug)]
+pub(super) struct Walk {
+    open: VecDeque<Level>,
+    closed: VecDeque<Closed>,
+    /// Folders above those of `closed` were forgotten.
+    forgotten: bool,
+    top: CString,
+}
+
+impl Walk {
+    /// Opens the folder `name` of `dir`; its first entry is read next.
+    pub(super) fn open(dir: BorrowedFd<'_>, name: &CStr) -> Result<Self> {
+        let folder = openat2(dir, name, FOLDER, Mode::empty(), DOWN)?;
+        let mut this =
+            Self { open: VecDeque::new(), closed: VecDeque::new(), forgotten: false, top: name.to_owned() };
+        this.push(folder, None)?;
+        Ok(this)
+    }
+
+    fn push(&mut self, folder: OwnedFd, name: Option<CString>) -> Result<()> {
+        let level = Level { folder: Dir::new(folder)?, name, before: 0, after: 0, failed: false };
+        self.open.push_back(level);
+        if self.open.len() > OPEN {
+            self.close_highest();
+        }
+        Ok(())
+    }
+
+    /// The current folder.
+    pub(super) fn folder(&self) -> Result<BorrowedFd<'_>> {
+        self.open.back().ok_or(Errno::BADF)?.folder.fd()
+    }
+
+    /// The next entry of the current folder, `None` at its end.
+    pub(super) fn read(&mut self) -> Option<Result<DirEntry>> {
+        let level = self.open.back_mut()?;
+        loop {
+            let entry = match level.folder.read()? {
+                Ok(entry) => entry,
+                Err(errno) => return Some(Err(errno)),
+            };
+            level.before = level.after;
+            level.after = entry.offset();
+            if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+                return Some(Ok(entry));
+            }
+        }
+    }
+
+    /// Makes a folder of the current folder the current one. EXDEV when something is mounted on it, ELOOP or
+    /// ENOTDIR when it is no folder.
+    pub(super) fn enter(&mut self, name: &CStr) -> Result<()> {
+        let folder = loop {
+            match openat2(self.folder()?, name, FOLDER, Mode::empty(), DOWN) {
+                // The process has no descriptor left: we can do with fewer.
+                Err(Errno::MFILE | Errno::NFILE) if self.open.len() > 1 => self.close_highest(),
+                opened => break opened?,
+            }
+        };
+        self.push(folder, Some(name.to_owned()))
+    }
+
+    /// Closes the highest open folder but remembers it.
+    fn close_highest(&mut self) {
+        let Some(level) = self.open.pop_front() else { return };
+        // A folder that cannot be asked is equal to none.
+        let id = level.folder.stat().map_or((0, 0), |stat| (stat.st_dev, stat.st_ino));
+        let Level { before, after, failed, .. } = level;
+        self.closed.push_back(Closed { id, before, after, failed });
+        if self.closed.len() > CLOSED {
+            self.closed.pop_front();
+            self.forgotten = true;
+        }
+    }
+
+    /// Notes that something of the current folder stays.
+    pub(super) fn fail(&mut self) {
+        if let Some(level) = self.open.back_mut() {
+            level.failed = true;
+        }
+    }
+
+    /// Whether something of the current folder, or of one below it, stays.
+    pub(super) fn failed(&self) -> bool {
+        self.open.back().is_some_and(|level| level.failed)
+    }
+
+    /// Goes from the current folder to its parent, which has failed where the folder has.
+    pub(super) fn leave(&mut self, next: Next) -> Left {
+        let Some(child) = self.open.pop_back() else { return Left::Top };
+        if let Some(parent) = self.open.back_mut() {
+            parent.failed |= child.failed;
+            return Left::Parent { name: child.name };
+        }
+        let Some(closed) = self.closed.pop_back() else {
+            return if self.forgotten { Left::Lost } else { Left::Top };
+        };
+        match reopen(&child, &closed, next) {
+            Ok(Some(parent)) => {
+                self.open.push_back(parent);
+                Left::Parent { name: None }
+            }
+            Ok(None) | Err(_) => Left::Lost,
+        }
+    }
+
+    /// The path of an entry of the current folder, from the top on, for messages.
+    pub(super) fn path(&self, entry: Option<&CStr>) -> PathBuf {
+        let mut path = PathBuf::from(OsStr::from_bytes(self.top.to_bytes()));
+        if !self.closed.is_empty() || self.forgotten {
+            path.push("...");
+        }
+        for name in self.open.iter().filter_map(|level| level.name.as_deref()).chain(entry) {
+            path.push(OsStr::from_bytes(name.to_bytes()));
+        }
+        path
+    }
+}
+
+/// The parent of an open folder, if it is still the one that was closed.
+fn reopen(child: &Level, closed: &Closed, next: Next) -> Result<Option<Level>> {
+    let parent = openat2(child.folder.fd()?, c"..", FOLDER, Mode::empty(), UP)?;
+    let stat = fstat(parent.as_fd())?;
+    if (stat.st_dev, stat.st_ino) != closed.id {
+        return Ok(None);
+    }
+    let at = match next {
+        Next::Same => closed.before,
+        Next::Following => closed.after,
+    };
+    let mut folder = Dir::new(parent)?;
+    folder.seek(at)?;
+    let failed = closed.failed || child.failed;
+    Ok(Some(Level { folder, name: None, before: at, after: at, failed }))
+}
