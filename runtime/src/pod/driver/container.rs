@@ -45,7 +45,10 @@ impl Driver {
             self.quiet()?;
             admission::ready(&self.record)?;
             if self.containers.len() >= MAX_CONTAINERS {
-                let text = format!("pod {} has {MAX_CONTAINERS} containers, its limit", self.record.id);
+                let text = format!(
+                    "pod {} has {MAX_CONTAINERS} containers, its limit, dead ones included: remove some first",
+                    self.record.id
+                );
                 return Err(Error::new(ErrorKind::ResourceExhausted, text));
             }
             let id = ContainerId::from_random(random()?);
