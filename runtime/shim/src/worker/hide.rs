@@ -4,8 +4,8 @@
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use sys::mount::{self, Attributes};
-use wire::MountKind;
+use sys::mount::{self, Attributes, Identity};
+use wire::{Failure, MountKind};
 
 use super::scratch::Scratch;
 use super::stage::{Step, internal, invalid};
@@ -94,4 +94,23 @@ pub(super) fn protect(root: &Root, own: &Own, paths: &[String]) -> Step<()> {
         protect().map_err(internal(READ_ONLY, path))?;
     }
     Ok(())
+}
+
+/// What is seen at masked and read-only paths.
+pub(super) fn places(root: &Root, own: &Own, paths: [&Vec<String>; 2]) -> Step<Vec<Option<Identity>>> {
+    let place = |path: &String| {
+        let found =
+            own.find(root, path).and_then(|found| found.map(|fd| mount::identity(fd.as_fd())).transpose());
+        found.map_err(internal("masked and read-only paths", path))
+    };
+    paths.into_iter().flatten().map(place).collect()
+}
+
+/// The failure of a container one of whose masked or read-only paths is seen no more once its Bidirectional volumes
+/// are attached.
+pub(super) fn on_the_host() -> Failure {
+    invalid(
+        "masked and read-only paths",
+        "one of them lies on a Bidirectional volume, and would be hidden or read-only on the host as well",
+    )
 }
