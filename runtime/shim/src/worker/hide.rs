@@ -96,18 +96,16 @@ pub(super) fn protect(root: &Root, own: &Own, paths: &[String]) -> Step<()> {
     Ok(())
 }
 
-/// What is seen at masked and read-only paths.
+/// What is seen at /proc and /sys, and at masked and read-only paths.
 pub(super) fn places(root: &Root, own: &Own, paths: [&Vec<String>; 2]) -> Step<Vec<Option<Identity>>> {
-    let place = |path: &String| {
-        let found =
-            own.find(root, path).and_then(|found| found.map(|fd| mount::identity(fd.as_fd())).transpose());
-        found.map_err(internal("masked and read-only paths", path))
-    };
-    paths.into_iter().flatten().map(place).collect()
+    let identity = |found: Option<OwnedFd>| found.map(|fd| mount::identity(fd.as_fd())).transpose();
+    let seen = own.0.iter().map(|(target, _)| (target, root.existing(target).and_then(identity)));
+    let hidden = paths.into_iter().flatten().map(|path| (path, own.find(root, path).and_then(identity)));
+    let all = seen.chain(hidden);
+    all.map(|(path, place)| place.map_err(internal("masked and read-only paths", path))).collect()
 }
 
-/// The failure of a container one of whose masked or read-only paths is seen no more once its Bidirectional volumes
-/// are attached.
+/// The failure of a container in which one of these is something else once its Bidirectional volumes are attached.
 pub(super) fn on_the_host() -> Failure {
     invalid(
         "masked and read-only paths",

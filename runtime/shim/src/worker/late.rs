@@ -47,13 +47,13 @@ impl Late {
                 own.add(&prepared.plan.target, &prepared.plan.kind, tree);
             }
         }
+        own.check(&root)?;
         // Before there are Bidirectional volumes: a mount on one of those would be the host's as well.
         hide::mask(&root, &own, &mut scratch, &self.plan.masked_paths)?;
         hide::protect(&root, &own, &self.plan.readonly_paths)?;
         let hidden = [&self.plan.masked_paths, &self.plan.readonly_paths];
         let places = if shares { hide::places(&root, &own, hidden)? } else { Vec::new() };
         mounts::attach_shared(&root, &scratch, last)?;
-        own.check(&root)?;
         if shares && hide::places(&root, &own, hidden)? != places {
             return Err(hide::on_the_host());
         }
