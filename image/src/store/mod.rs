@@ -21,6 +21,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 use sys::tree::Trash;
 
 /// A layer's facts file.
@@ -32,6 +33,8 @@ pub(crate) struct Facts {
 }
 
 const MAX_FACTS: u64 = 64 << 10;
+/// The longest that a removal waits for its space: kubelet waits for two minutes.
+const SPACE: Duration = Duration::from_secs(90);
 
 #[derive(Debug, Default)]
 struct Catalog {
@@ -303,6 +306,8 @@ impl Store {
             }
         }
         self.collect()?;
+        // kubelet removes images to get space, measures at once, and evicts pods when there is none.
+        self.layout.trash().wait(SPACE);
         if let Some(error) = full {
             self.layout.trash().empty();
             let disk = lock(&self.disk);

@@ -20,6 +20,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(lost_layer_is_pulled_again).own(),
         test!(lost_layer_harms_no_other_image).own(),
         test!(a_blob_that_cannot_be_read_to_its_end_stops_nothing_else).own(),
+        test!(a_removed_image_has_given_its_space_back).own(),
         test!(stalled_pulls_stop_no_other).own(),
         test!(stalled_pull_is_given_up_with_its_caller).own(),
         test!(what_containers_wrote_is_counted_apart),
@@ -51,6 +52,19 @@ async fn lost_layer_is_pulled_again(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let text = cx.output(&pod, &shapes::container("look", &name, &["/bin/cat", "/etc/marker"])).await?;
     ensure!(text == "from the image\n", "{text:?}");
+    Ok(())
+}
+
+/// kubelet removes images to get space, measures at once, and evicts pods when there is none.
+async fn a_removed_image_has_given_its_space_back(cx: Context) -> Result<()> {
+    for _ in 0..10 {
+        cx.cri.pull(&Fixture::image("tools")).await?;
+        let kept = layers(&cx)?;
+        ensure!(!kept.is_empty(), "no layers");
+        cx.cri.remove_image(&Fixture::image("tools")).await?;
+        let trash = fs::read_dir(cx.node.paths.root.join("images/trash"))?.count();
+        ensure!(trash == 0 && layers(&cx)?.is_empty(), "{trash} of {kept:?} are still being deleted");
+    }
     Ok(())
 }
 

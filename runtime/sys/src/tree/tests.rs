@@ -153,3 +153,19 @@ fn trash_takes_at_once_and_empties_itself() {
     });
     assert!(mine.exists() && !own.exists());
 }
+
+#[test]
+fn who_waits_for_the_trash_finds_its_space_free() {
+    let room = tempfile::tempdir().unwrap();
+    let (tree, folder) = (room.path().join("tree"), room.path().join("trash"));
+    fs::create_dir(&tree).unwrap();
+    for number in 0..20_000 {
+        fs::write(tree.join(number.to_string()), "").unwrap();
+    }
+    let trash = Trash::new(folder.clone(), |error| panic!("{error}"));
+    trash.take(&tree).unwrap();
+    trash.wait(Duration::from_secs(60));
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+    // With nothing to do it does not wait.
+    trash.wait(Duration::from_secs(3600));
+}

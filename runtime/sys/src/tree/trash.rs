@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Dir, Mode, OFlags, openat};
@@ -37,6 +37,8 @@ struct Shared {
     next: AtomicU64,
     report: Box<dyn Fn(&Error) + Send + Sync>,
     state: Mutex<State>,
+    /// Told when the thread ends.
+    idle: Condvar,
 }
 
 #[derive(Default)]
@@ -67,6 +69,7 @@ impl Trash {
             next: AtomicU64::new(0),
             report: Box::new(report),
             state: Mutex::default(),
+            idle: Condvar::new(),
         };
         let this = Self { shared: Arc::new(shared) };
         this.start(|_| {});
@@ -112,6 +115,13 @@ impl Trash {
         self.start(|state| state.leftovers.push(folder));
     }
 
+    /// Waits until what was taken is removed, or could not be, `limit` at most: for who was promised space.
+    pub fn wait(&self, limit: Duration) {
+        let state = self.shared.state();
+        // Without a thread there is nobody to wait for.
+        drop(self.shared.idle.wait_timeout_while(state, limit, |state| state.running));
+    }
+
     /// Removes what is in the trash now and waits for it.
     pub fn empty(&self) {
         self.shared.empty(&self.shared.folder, None);
@@ -149,6 +159,7 @@ impl Shared {
                 let mut state = self.state();
                 if !std::mem::take(&mut state.pending) {
                     state.running = false;
+                    self.idle.notify_all();
                     return;
                 }
                 std::mem::take(&mut state.leftovers)
