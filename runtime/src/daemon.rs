@@ -8,7 +8,7 @@ use crate::seccomp::Compiler;
 use crate::service::{self, Backend, Figures, Socket};
 use crate::shutdown::Shutdown;
 use crate::stats::StatsReader;
-use crate::{cni_watch, lanes, telemetry};
+use crate::{cni_watch, lanes, memory, telemetry};
 use image::ImageStore;
 use network::{Cni, CniConfig};
 use state::Layout;
@@ -75,6 +75,12 @@ pub enum Error {
 pub fn run(config: Config) -> Result<(), Error> {
     telemetry::init(config.log)?;
     sys::malloc::limit_arenas(ARENAS);
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        // What led to it, first.
+        telemetry::flush(LAST_LINES);
+        print(panic);
+    }));
     if let Err(error) = sys::rlimit::raise_open_files() {
         tracing::warn!(%error, "limit of open files not raised");
     }
@@ -137,6 +143,9 @@ async fn daemon(config: Config) -> Result<(), Error> {
         max_parallel: config.network.max_parallel,
         timeout: config.network.timeout,
     });
+    if let Err(error) = cni.lane().start() {
+        tracing::warn!(%error, "no thread for CNI yet: it is started when it can be");
+    }
     let root = Root::new(layout.clone());
     let looked = root.clone();
     blocking(move || {
@@ -179,7 +188,7 @@ async fn daemon(config: Config) -> Result<(), Error> {
         async move { reload(&cni).await }
     }));
     let probing = tokio::spawn(root.follow());
-    let trimming = tokio::spawn(crate::pod::output::trim());
+    let trimming = tokio::spawn(memory::trim());
     ready(&backend.config);
     let served = service::serve(socket, backend, stopping).await;
     watching.abort();

@@ -9,6 +9,7 @@ mod failpoint;
 mod files;
 mod kept;
 mod lanes;
+mod memory;
 mod netns;
 pub mod node;
 mod pod;

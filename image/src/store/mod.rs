@@ -271,10 +271,10 @@ impl Store {
 
     /// Even for equal entries: a config that was damaged may be whole again.
     fn publish(&self, disk: &mut index::Entries, entries: index::Entries) {
-        let next = {
-            let (before, catalog) = (self.published(), lock(&self.catalog));
-            index::Published::new(&self.layout, &entries, &self.pinned, &before, &catalog.layers)
-        };
+        // A copy: configs are read from the disk, and who waits for the catalog may be a worker that everything
+        // else needs. Who changes it holds `disk`, as we do.
+        let (before, present) = (self.published(), lock(&self.catalog).layers.clone());
+        let next = index::Published::new(&self.layout, &entries, &self.pinned, &before, &present);
         *disk = entries;
         *self.published.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
     }

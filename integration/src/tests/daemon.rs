@@ -27,6 +27,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(sysctls_hold_after_the_plugins).own(),
         test!(sysctls_of_the_pods_interface).ours(),
         test!(plugins_are_not_asked_for_their_status_by_every_pod).own(),
+        test!(privileged_on_a_host_with_thousands_of_devices).ours(),
     ]
 }
 
@@ -255,4 +256,32 @@ async fn plugins_are_not_asked_for_their_status_by_every_pod(cx: Context) -> Res
     ensure!(u64::try_from(asked)? <= looks, "{asked} times STATUS for {PODS} pods in {:?}", start.elapsed());
     ensure!(before > 0, "STATUS is never asked");
     Ok(())
+}
+
+/// As a host of a storage network, where every path to every disk is a node.
+async fn privileged_on_a_host_with_thousands_of_devices(cx: Context) -> Result<()> {
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+    const NODES: usize = 4500;
+    let place = std::path::Path::new("/dev/cpt-many");
+    fs::create_dir_all(place)?;
+    command("mount", &["-t", "tmpfs", "tmpfs", &place.display().to_string()])?;
+    let made = async {
+        for n in 0..NODES {
+            mknod(
+                &place.join(format!("null{n}")),
+                SFlag::S_IFCHR,
+                Mode::from_bits_truncate(0o666),
+                makedev(1, 3),
+            )?;
+        }
+        let pod = cx.pod_of(cx.pod_config().privileged()).await?;
+        let id = cx.start(&pod, &cx.sleeper("one").privileged()).await.context("a privileged container")?;
+        let seen = cx.cri.sh(&id, "ls /dev/cpt-many | wc -l; echo x > /dev/cpt-many/null4499").await?;
+        ensure!(seen == NODES.to_string(), "{seen} of {NODES} nodes");
+        Ok::<_, anyhow::Error>(cx.cri.drop_pod(&pod.id).await?)
+    }
+    .await;
+    command("umount", &[&place.display().to_string()])?;
+    fs::remove_dir(place)?;
+    made
 }

@@ -160,10 +160,22 @@ async fn a_full_stderr(cx: Context) -> Result<()> {
     let healthy = cx.pod().await?;
     let calm = times(&cx, &healthy, "calm").await?;
     let loaded = async {
-        // Each of these is a line of more than 100 bytes: five times what a pipe holds.
-        for n in 0..3000 {
-            let refused = tokio::time::timeout(STUCK, cx.cri.start(&format!("{n:064x}"))).await;
-            ensure!(refused.with_context(|| format!("call {n} took over {STUCK:?}"))?.is_err());
+        // Each is a line of more than 150 bytes: together more than a pipe holds, and than may wait.
+        let mut callers = tokio::task::JoinSet::new();
+        for caller in 0..8 {
+            let cx = cx.clone();
+            callers.spawn(async move {
+                for n in 0..1000 {
+                    let id = format!("{:064x}", caller * 1000 + n);
+                    let refused = tokio::time::timeout(STUCK, cx.cri.start(&id)).await;
+                    let refused = refused.with_context(|| format!("call {n} took over {STUCK:?}"))?;
+                    ensure!(refused.is_err(), "a container {id}");
+                }
+                Ok(())
+            });
+        }
+        while let Some(caller) = callers.join_next().await {
+            caller??;
         }
         times(&cx, &healthy, "loaded").await
     }
@@ -186,6 +198,7 @@ async fn a_full_stderr(cx: Context) -> Result<()> {
     cx.node.terminate().await?;
     let text = tokio::time::timeout(secs(20), reading).await.context("stderr stays open")???;
     ensure!(text.contains("ready") && text.lines().count() > 300, "{} lines", text.lines().count());
+    ensure!(text.contains("log lines were dropped"), "it does not say that lines are missing");
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! The image store as an operator meets it: lost layers, registries that stall, what is counted.
 
 use std::fs;
+use std::os::unix::fs::OpenOptionsExt as _;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
@@ -18,6 +19,7 @@ pub(super) fn tests() -> Vec<Test> {
     vec![
         test!(lost_layer_is_pulled_again).own(),
         test!(lost_layer_harms_no_other_image).own(),
+        test!(a_blob_that_cannot_be_read_to_its_end_stops_nothing_else).own(),
         test!(stalled_pulls_stop_no_other).own(),
         test!(stalled_pull_is_given_up_with_its_caller).own(),
         test!(what_containers_wrote_is_counted_apart),
@@ -49,6 +51,48 @@ async fn lost_layer_is_pulled_again(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let text = cx.output(&pod, &shapes::container("look", &name, &["/bin/cat", "/etc/marker"])).await?;
     ensure!(text == "from the image\n", "{text:?}");
+    Ok(())
+}
+
+/// A FIFO stands for a disk that hangs in the middle of a read.
+async fn a_blob_that_cannot_be_read_to_its_end_stops_nothing_else(cx: Context) -> Result<()> {
+    let id = cx.cri.pull(&Fixture::image("busybox")).await?;
+    let blob = cx.node.paths.root.join("images/blobs").join(id.strip_prefix("sha256:").context("no digest")?);
+    cx.node.kill9()?;
+    fs::write(&blob, "damaged")?;
+    cx.node.launch().await?;
+    ensure!(cx.cri.images().await?.is_empty(), "an image without a config is listed");
+    fs::remove_file(&blob)?;
+    nix::unistd::mkfifo(&blob, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR)?;
+    let pulling = {
+        let cri = cx.cri.clone();
+        tokio::spawn(async move { cri.pull(&Fixture::image("tools")).await })
+    };
+    // Can be opened once the daemon reads it, which then waits for what is never written.
+    let writer = wait::until("the daemon to read the blob", wait::secs(30), || async {
+        let opened = fs::OpenOptions::new().write(true).custom_flags(nix::libc::O_NONBLOCK).open(&blob);
+        Ok(opened.ok())
+    })
+    .await?;
+    // More than there are workers.
+    let asked: Vec<_> = (0..4)
+        .map(|_| {
+            let cri = cx.cri.clone();
+            tokio::spawn(async move { cri.image_fs().await })
+        })
+        .collect();
+    let listed = tokio::time::timeout(wait::secs(5), cx.cri.containers(None)).await;
+    let listed = listed.context("ListContainers hangs with the image disk").map(|listed| listed.is_ok());
+    let mut answers = Vec::new();
+    for one in asked {
+        answers.push(tokio::time::timeout(wait::secs(5), one).await.is_ok());
+    }
+    // Nobody else finds it.
+    fs::remove_file(&blob)?;
+    drop(writer);
+    ensure!(listed?, "ListContainers");
+    ensure!(answers == [true; 4], "ImageFsInfo hangs with the image disk: {answers:?}");
+    pulling.await??;
     Ok(())
 }
 

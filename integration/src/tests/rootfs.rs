@@ -28,6 +28,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(files_below_etc_stay_off_the_host),
         test!(link_onto_a_bidirectional_volume),
         test!(two_bidirectional_volumes_on_one_place),
+        test!(masks_stay_off_bidirectional_volumes),
         test!(image_volume_is_not_made_on_a_volume),
         test!(image_volume_is_writable_below_a_read_only_root),
         test!(image_volume_on_the_root_changes_nothing),
@@ -254,6 +255,40 @@ async fn two_bidirectional_volumes_on_one_place(cx: Context) -> Result<()> {
     .await;
     super::mounts::unmount(&one)?;
     super::mounts::unmount(&two)?;
+    looked
+}
+
+/// A mask or a read-only mount on such a volume would stay on the host when the container is gone.
+async fn masks_stay_off_bidirectional_volumes(cx: Context) -> Result<()> {
+    let place = mount_of_its_own(&cx)?;
+    let looked = async {
+        fs::create_dir(place.join("folder"))?;
+        fs::write(place.join("file"), "the host's")?;
+        let pod = privileged(&cx).await?;
+        for (masked, readonly) in
+            [("/shared/folder", "/absent"), ("/shared/file", "/absent"), ("/absent", "/shared")]
+        {
+            let config = as_kubelet(cx.sleeper("one")).mount(&place, "/shared", false, SHARED).with(|c| {
+                c.security().masked_paths.push(masked.to_owned());
+                c.security().readonly_paths.push(readonly.to_owned());
+            });
+            let made = cx.start(&pod, &config).await;
+            let mounts = mounted_below(&place)?;
+            ensure!(mounts.len() == 1, "mounted on the host: {mounts:#?}");
+            let error = format!("{:#}", made.err().context("a path of the host's was to be hidden")?);
+            ensure!(error.contains("Bidirectional"), "{error}");
+        }
+        // Those that lie elsewhere are in force.
+        let config = as_kubelet(cx.sleeper("two")).mount(&place, "/shared", false, SHARED).with(|c| {
+            c.security().readonly_paths.extend(["/proc", "/sys"].map(str::to_owned));
+        });
+        let c = cx.start(&pod, &config).await?;
+        let text = cx.cri.sh(&c, "cat /shared/file /proc/keys; ls /sys/firmware | wc -l").await?;
+        ensure!(text == "the host's0", "{text}");
+        Ok(())
+    }
+    .await;
+    super::mounts::unmount(&place)?;
     looked
 }
 

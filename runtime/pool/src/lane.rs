@@ -202,11 +202,19 @@ impl Inner {
                 continue;
             }
             state.idle += 1;
-            let (woken, waited) =
-                self.more.wait_timeout(state, KEEP_ALIVE).unwrap_or_else(PoisonError::into_inner);
-            state = woken;
+            let spare = state.threads > self.size.kept;
+            let mut in_vain = false;
+            state = if spare {
+                let (state, waited) =
+                    self.more.wait_timeout(state, KEEP_ALIVE).unwrap_or_else(PoisonError::into_inner);
+                in_vain = waited.timed_out();
+                state
+            } else {
+                // Not woken for nothing: an idle node costs no time.
+                self.more.wait(state).unwrap_or_else(PoisonError::into_inner)
+            };
             state.idle -= 1;
-            if waited.timed_out() && state.waiting.is_empty() && state.threads > self.size.kept {
+            if in_vain && state.waiting.is_empty() && state.threads > self.size.kept {
                 state.threads -= 1;
                 return;
             }

@@ -2,6 +2,7 @@
 
 use crate::{Error, path};
 use model::Device;
+use std::collections::BTreeSet;
 use std::fmt;
 use wire::DeviceNode;
 
@@ -79,8 +80,10 @@ const OWN: [&str; 16] = [
     "/dev/stderr",
     "/dev/core",
 ];
-/// Most nodes of a container: beyond it a directory was named by mistake.
-const MOST_NODES: usize = 4096;
+/// Most nodes of a container: beyond it a directory was named by mistake. A host has some hundreds, one with a
+/// storage network some thousands (each path to each disk is a node); a plan with all of these has 2 MiB, of the 4
+/// that a worker reads.
+pub const MOST_NODES: usize = 16_384;
 
 /// The rules of a container's leaf, in the order in which they are written: everything denied, then what
 /// is allowed. Making nodes is allowed (CAP_MKNOD decides), using them is not. A privileged container may
@@ -110,7 +113,6 @@ pub fn rules(devices: &[Device], privileged: bool, found: &[HostDevice]) -> Resu
 pub fn nodes(devices: &[Device], privileged: bool, found: &[HostDevice]) -> Result<Vec<DeviceNode>, Error> {
     let mut nodes: Vec<DeviceNode> = Vec::new();
     let mut add = |path: String, host: &HostDevice| {
-        nodes.retain(|node| node.path != path);
         let HostDevice { path: _, kind, major, minor, mode, uid, gid } = *host;
         nodes.push(DeviceNode { path, kind, major, minor, mode, uid, gid });
     };
@@ -123,8 +125,17 @@ pub fn nodes(devices: &[Device], privileged: bool, found: &[HostDevice]) -> Resu
     for (_, path, host) in requested(devices, found)? {
         add(path, host);
     }
+    // Of several at one path the last counts: what the request names comes after what the host has.
+    let mut taken = BTreeSet::new();
+    nodes.reverse();
+    nodes.retain(|node| taken.insert(node.path.clone()));
+    nodes.reverse();
     if nodes.len() > MOST_NODES {
-        return Err(Error::invalid("devices", nodes.len().to_string(), "at most 4096 nodes"));
+        return Err(Error::invalid(
+            "devices",
+            nodes.len().to_string(),
+            format!("at most {MOST_NODES} nodes"),
+        ));
     }
     Ok(nodes)
 }

@@ -2,14 +2,11 @@
 
 use super::Error;
 use model::ContainerConfig;
-use spec::devices::HostDevice;
+use spec::devices::{HostDevice, MOST_NODES};
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
-/// Most nodes that a container is given. A host has some hundreds, one with a storage network some thousands
-/// (each path to each disk is a node); a plan with all of these has 2 MiB, of the 4 that a worker reads.
-const MOST: usize = 16_384;
 /// Deepest folder below a requested one.
 const DEEPEST: usize = 8;
 /// File systems of their own below /dev, or nodes of other containers.
@@ -17,7 +14,7 @@ const SKIPPED: [&str; 8] = ["pts", "shm", "mqueue", "fd", "hugepages", ".lxc", "
 
 /// The nodes at and below the `host_path`s of a container's devices, and below /dev when it is privileged.
 /// A path without a node gives nothing here and an error of its field in `spec`. Those asked for by name come
-/// first; what is more than [`MOST`] is left out, with a warning.
+/// first; what is more than [`MOST_NODES`] is left out, with a warning.
 pub fn find(config: &ContainerConfig) -> Result<Vec<HostDevice>, Error> {
     let mut found = Vec::new();
     for (index, device) in config.devices.iter().enumerate() {
@@ -27,10 +24,10 @@ pub fn find(config: &ContainerConfig) -> Result<Vec<HostDevice>, Error> {
     if config.security.privileged {
         walk(Path::new("/dev"), 0, &mut found)?;
     }
-    if found.len() == MOST {
+    if found.len() == MOST_NODES {
         tracing::warn!(
             container = config.meta.name,
-            most = MOST,
+            most = MOST_NODES,
             "the host has more device nodes than a container is given"
         );
     }
@@ -40,7 +37,7 @@ pub fn find(config: &ContainerConfig) -> Result<Vec<HostDevice>, Error> {
 }
 
 fn walk(path: &Path, depth: usize, found: &mut Vec<HostDevice>) -> Result<(), Error> {
-    if found.len() == MOST {
+    if found.len() == MOST_NODES {
         return Ok(());
     }
     // The requested path may be a symlink (/dev/disk/by-id); those below it may lead anywhere.

@@ -167,13 +167,15 @@ impl Recorded {
 /// Starts the shim and takes its greeting.
 async fn connect(context: &Arc<Context>, record: &PodRecord) -> Result<Connection, Error> {
     let (theirs, intent) = (Arc::clone(context), record.clone());
-    let (child, socket) = lanes::run(lanes::kill(), record.id.as_str(), "start the shim", move || {
+    let (pidfd, socket) = lanes::run(lanes::kill(), record.id.as_str(), "start the shim", move || {
         let child = spawn::spawn(&theirs.layout, &theirs.cgroups, &theirs.binaries, &intent)?;
-        Ok((child, spawn::reachable(&theirs.layout.shim_socket(&intent.id))?))
+        let pidfd = child.pidfd.try_clone();
+        // Whatever fails from here on, it is reaped.
+        spawn::reap_later(child);
+        let pidfd = pidfd.map_err(|error| Error::of("watch the shim", &error))?;
+        Ok((pidfd, spawn::reachable(&theirs.layout.shim_socket(&intent.id))?))
     })
     .await?;
-    let pidfd = child.pidfd.try_clone().map_err(|error| Error::of("watch the shim", &error))?;
-    spawn::reap_later(child);
     // A shim that dies at once is not waited for. Its last words come first.
     let dead = async {
         match crate::shims::watched(pidfd, tokio::io::Interest::READABLE) {

@@ -2,8 +2,6 @@
 //! one container's execs cannot take the daemon's memory.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
-use tokio::sync::Notify;
 
 /// Bytes of all execs together, beyond each one's [`SHARE`].
 const BUDGET: usize = 64 << 20;
@@ -11,11 +9,8 @@ const BUDGET: usize = 64 << 20;
 const SHARE: usize = 16 << 10;
 /// What was larger than this leaves holes in the heap that are worth giving back.
 const LARGE: usize = 1 << 20;
-/// How long after the last large output: it is still on its way to the client.
-const SETTLE: Duration = Duration::from_secs(2);
 
 static LEFT: AtomicUsize = AtomicUsize::new(BUDGET);
-static FREED: Notify = Notify::const_new();
 
 /// What one stream of one exec wrote, as far as there was room.
 #[derive(Debug, Default)]
@@ -68,19 +63,9 @@ impl Drop for Output {
         if self.held > 0 {
             LEFT.fetch_add(self.held, Ordering::AcqRel);
             if self.held >= LARGE {
-                FREED.notify_one();
+                crate::memory::freed();
             }
         }
-    }
-}
-
-/// Gives memory back to the kernel after execs with large outputs. Runs until it is dropped; costs nothing while
-/// there are none.
-pub(crate) async fn trim() {
-    loop {
-        FREED.notified().await;
-        while tokio::time::timeout(SETTLE, FREED.notified()).await.is_ok() {}
-        drop(crate::lanes::stats().run(sys::malloc::trim).await);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::status::Failure;
 use super::{Backend, STOPS, answer, convert};
-use crate::{lanes, node};
+use crate::{lanes, memory, node};
 use cri_api::v1 as cri;
 use cri_api::v1::image_service_server::ImageService;
 use std::sync::Arc;
@@ -53,7 +53,9 @@ impl ImageService for Images {
         let (metadata, _, message) = request.into_parts();
         answer("PullImage", &metadata, "the pull was given up", async {
             let (name, auth) = convert::pull_request(message)?;
-            let image = self.0.images.pull(&name, auth).await?;
+            let pulled = self.0.images.pull(&name, auth).await;
+            memory::freed();
+            let image = pulled?;
             Ok(cri::PullImageResponse { image_ref: image.id.clone() })
         })
         .await

@@ -4,8 +4,8 @@
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use sys::mount::{self, Attributes};
-use wire::MountKind;
+use sys::mount::{self, Attributes, Identity};
+use wire::{Failure, MountKind};
 
 use super::scratch::Scratch;
 use super::stage::{Step, internal, invalid};
@@ -94,4 +94,21 @@ pub(super) fn protect(root: &Root, own: &Own, paths: &[String]) -> Step<()> {
         protect().map_err(internal(READ_ONLY, path))?;
     }
     Ok(())
+}
+
+/// What is seen at /proc and /sys, and at masked and read-only paths.
+pub(super) fn places(root: &Root, own: &Own, paths: [&Vec<String>; 2]) -> Step<Vec<Option<Identity>>> {
+    let identity = |found: Option<OwnedFd>| found.map(|fd| mount::identity(fd.as_fd())).transpose();
+    let seen = own.0.iter().map(|(target, _)| (target, root.existing(target).and_then(identity)));
+    let hidden = paths.into_iter().flatten().map(|path| (path, own.find(root, path).and_then(identity)));
+    let all = seen.chain(hidden);
+    all.map(|(path, place)| place.map_err(internal("masked and read-only paths", path))).collect()
+}
+
+/// The failure of a container in which one of these is something else once its Bidirectional volumes are attached.
+pub(super) fn on_the_host() -> Failure {
+    invalid(
+        "masked and read-only paths",
+        "one of them lies on a Bidirectional volume, and would be hidden or read-only on the host as well",
+    )
 }

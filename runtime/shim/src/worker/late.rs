@@ -47,11 +47,17 @@ impl Late {
                 own.add(&prepared.plan.target, &prepared.plan.kind, tree);
             }
         }
-        mounts::attach_shared(&root, &scratch, last)?;
         own.check(&root)?;
-        let console = self.terminal(&root, own_dev)?;
+        // Before there are Bidirectional volumes: a mount on one of those would be the host's as well.
         hide::mask(&root, &own, &mut scratch, &self.plan.masked_paths)?;
         hide::protect(&root, &own, &self.plan.readonly_paths)?;
+        let hidden = [&self.plan.masked_paths, &self.plan.readonly_paths];
+        let places = if shares { hide::places(&root, &own, hidden)? } else { Vec::new() };
+        mounts::attach_shared(&root, &scratch, last)?;
+        if shares && hide::places(&root, &own, hidden)? != places {
+            return Err(hide::on_the_host());
+        }
+        let console = self.terminal(&root, own_dev)?;
         let cwd = if self.plan.process.cwd.is_empty() { "/" } else { self.plan.process.cwd.as_str() };
         root.folder(cwd).map_err(internal("working directory", cwd))?;
         if self.plan.rootfs.readonly {

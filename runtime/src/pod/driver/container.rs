@@ -1,10 +1,11 @@
 //! What happens to a pod's containers: from their creation to their removal.
 
 use super::{Container, Driver, LONGEST_GRACE, LONGEST_RETRY, Outcome, Stopping, answer};
+use crate::lanes;
 use crate::node::{Error, ErrorKind};
 use crate::pod::containers::{self, StartError};
 use crate::pod::stop::Stop;
-use crate::pod::{admission, blocking, now, random};
+use crate::pod::{admission, now, random};
 use crate::registry::Reply;
 use model::transition::{self, ContainerEvent};
 use model::{ContainerConfig, ContainerId, ContainerPhase, ContainerRecord, Exit};
@@ -44,7 +45,10 @@ impl Driver {
             self.quiet()?;
             admission::ready(&self.record)?;
             if self.containers.len() >= MAX_CONTAINERS {
-                let text = format!("pod {} has {MAX_CONTAINERS} containers, its limit", self.record.id);
+                let text = format!(
+                    "pod {} has {MAX_CONTAINERS} containers, its limit, dead ones included: remove some first",
+                    self.record.id
+                );
                 return Err(Error::new(ErrorKind::ResourceExhausted, text));
             }
             let id = ContainerId::from_random(random()?);
@@ -390,9 +394,11 @@ impl Driver {
         if wanted {
             self.begin_remove(id);
         } else if !self.ending {
+            let pod = self.record.id.clone();
             // Nobody reads it any more, and kubelet wants the pod's folder back.
             self.jobs.spawn(async move {
-                let removed = blocking("remove the cgroup", move || Ok(cgroups.remove(&leaf)?)).await;
+                let work = move || Ok(cgroups.remove(&leaf)?);
+                let removed = lanes::run(lanes::kill(), pod.as_str(), "remove the cgroup", work).await;
                 if let Err(error) = removed {
                     tracing::debug!(%error, "cgroup of an exited container stays until it is removed");
                 }
