@@ -11,6 +11,7 @@ use super::whiteout::{IMPLICIT_XATTR, Mark, OPAQUE_XATTR, mark};
 use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io::BufRead;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -51,12 +52,78 @@ pub(crate) enum ApplyError {
 }
 
 /// Attributes that are set when everything within a folder is done.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Deferred {
-    /// Where the folder really is: no part of it was a symlink.
-    path: Vec<Vec<u8>>,
     mode: u32,
     mtime: (i64, u32),
+}
+
+/// The folders that wait for attributes and those above them, each once however often an archive names it: the
+/// memory is that of folders on disk, not of entries times their depth.
+#[derive(Debug)]
+struct Folders {
+    /// By the place of the parent and the folder's name; no part of a path was a symlink.
+    places: HashMap<(usize, Box<[u8]>), usize>,
+    /// Parent and attributes, by place. The root is the first, and its own parent.
+    all: Vec<(usize, Option<Deferred>)>,
+}
+
+impl Folders {
+    const ROOT: usize = 0;
+
+    fn new() -> Self {
+        Self { places: HashMap::new(), all: vec![(Self::ROOT, None)] }
+    }
+
+    /// The place of a folder.
+    fn place(&mut self, parent: usize, name: &[u8]) -> usize {
+        *self.places.entry((parent, name.into())).or_insert_with(|| {
+            self.all.push((parent, None));
+            self.all.len() - 1
+        })
+    }
+
+    fn defer(&mut self, place: usize, attributes: Deferred) {
+        if let Some((_, deferred)) = self.all.get_mut(place) {
+            *deferred = Some(attributes);
+        }
+    }
+
+    /// Calls `set` with the path and the attributes of each folder that has some.
+    fn each<E>(self, mut set: impl FnMut(&[&[u8]], Deferred) -> Result<(), E>) -> Result<(), E> {
+        let mut names: Vec<&[u8]> = vec![&[]; self.all.len()];
+        for ((_, name), place) in &self.places {
+            names[*place] = name;
+        }
+        let mut path = Vec::new();
+        for (place, (_, deferred)) in self.all.iter().enumerate() {
+            let Some(deferred) = deferred else { continue };
+            path.clear();
+            let mut at = place;
+            while at != Self::ROOT {
+                path.push(names[at]);
+                at = self.all[at].0;
+            }
+            path.reverse();
+            set(&path, *deferred)?;
+        }
+        Ok(())
+    }
+}
+
+/// A folder of the current path.
+#[derive(Debug)]
+struct Open {
+    name: Vec<u8>,
+    fd: OwnedFd,
+    /// In [`Folders`], once it was looked up.
+    place: Option<usize>,
+}
+
+impl Open {
+    fn new(name: Vec<u8>, fd: OwnedFd) -> Self {
+        Self { name, fd, place: None }
+    }
 }
 
 /// Unpacks one layer.
@@ -64,8 +131,8 @@ struct Deferred {
 pub(crate) struct Applier {
     root: OwnedFd,
     /// The folders of the current path below the root.
-    open: Vec<(Vec<u8>, OwnedFd)>,
-    deferred: Vec<Deferred>,
+    open: Vec<Open>,
+    folders: Folders,
     made: Made,
 }
 
@@ -82,7 +149,7 @@ fn os(name: &[u8]) -> &OsStr {
 impl Applier {
     /// `root` is an empty folder that nothing else writes to.
     pub(crate) fn new(root: OwnedFd) -> Self {
-        Self { root, open: Vec::new(), deferred: Vec::new(), made: Made::default() }
+        Self { root, open: Vec::new(), folders: Folders::new(), made: Made::default() }
     }
 
     /// Writes the whole archive.
@@ -94,7 +161,8 @@ impl Applier {
         let mut entries = 0;
         while let Some(entry) = archive.next()? {
             entries += 1;
-            if entries > max_entries {
+            // Folders without an entry cost the disk as much as those with one.
+            if entries > max_entries || self.made.inodes > max_entries {
                 return Err(ApplyError::TooMany(max_entries));
             }
             self.entry(&entry, archive)?;
@@ -165,13 +233,13 @@ impl Applier {
 
     /// The folder entered last.
     fn current(&self) -> BorrowedFd<'_> {
-        self.open.last().map_or(self.root.as_fd(), |(_, fd)| fd.as_fd())
+        self.open.last().map_or(self.root.as_fd(), |open| open.fd.as_fd())
     }
 
     /// Makes `path` the current folder. Symlinks in it are followed within the root.
     fn enter(&mut self, path: &[Vec<u8>], missing: Missing) -> Step<()> {
         // What is open was walked without symlinks, and its folders stand until we leave them.
-        let shared = self.open.iter().zip(path).take_while(|((open, _), wanted)| open == *wanted).count();
+        let shared = self.open.iter().zip(path).take_while(|(open, wanted)| open.name == **wanted).count();
         self.open.truncate(shared);
         // Innermost last.
         let mut pending: Vec<Vec<u8>> = path[shared..].iter().rev().cloned().collect();
@@ -207,7 +275,7 @@ impl Applier {
             if self.open.len() == MAX_DEPTH {
                 return Err((ENTER, Errno::NAMETOOLONG));
             }
-            self.open.push((name, fd));
+            self.open.push(Open::new(name, fd));
         }
         Ok(())
     }
@@ -344,7 +412,7 @@ impl Applier {
         if opaque {
             self.opaque(fd.as_fd())?;
         }
-        self.open.push((name.to_vec(), fd));
+        self.open.push(Open::new(name.to_vec(), fd));
         Ok(())
     }
 
@@ -360,8 +428,11 @@ impl Applier {
             }
         }
         xattrs(self.current(), entry)?;
-        let path = self.open.iter().map(|(name, _)| name.clone()).collect();
-        self.deferred.push(Deferred { path, mode: entry.mode, mtime: entry.mtime });
+        let mut place = Folders::ROOT;
+        for open in &mut self.open {
+            place = *open.place.get_or_insert_with(|| self.folders.place(place, &open.name));
+        }
+        self.folders.defer(place, Deferred { mode: entry.mode, mtime: entry.mtime });
         Ok(())
     }
 
@@ -418,32 +489,27 @@ impl Applier {
 
     /// Sets what folders waited for.
     fn finish(mut self) -> Result<Made, ApplyError> {
-        for folder in std::mem::take(&mut self.deferred) {
+        let folders = std::mem::replace(&mut self.folders, Folders::new());
+        folders.each(|path, deferred| {
             let at = |action, source| ApplyError::System {
-                entry: String::from_utf8_lossy(&folder.path.join(&b'/')).into_owned(),
+                entry: String::from_utf8_lossy(&path.join(&b'/')).into_owned(),
                 action,
                 source,
             };
-            let components = &folder.path;
-            let shared = self.open.iter().zip(components).take_while(|((o, _), w)| o == *w).count();
+            let shared =
+                self.open.iter().zip(path).take_while(|(open, wanted)| open.name == **wanted).count();
             self.open.truncate(shared);
-            let mut gone = false;
-            for name in &components[shared..] {
+            for name in &path[shared..] {
                 match fs::openat(self.current(), os(name), DIRECTORY, Mode::empty()) {
-                    Ok(fd) => self.open.push((name.clone(), fd)),
+                    Ok(fd) => self.open.push(Open::new(name.to_vec(), fd)),
                     // A later entry replaced it.
-                    Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
-                        gone = true;
-                        break;
-                    }
+                    Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
                     Err(errno) => return Err(at(ENTER, errno)),
                 }
             }
-            if !gone {
-                fs::fchmod(self.current(), Mode::from_raw_mode(folder.mode)).map_err(|e| at("chmod", e))?;
-                fs::futimens(self.current(), &times(folder.mtime)).map_err(|e| at("set time", e))?;
-            }
-        }
+            fs::fchmod(self.current(), Mode::from_raw_mode(deferred.mode)).map_err(|e| at("chmod", e))?;
+            fs::futimens(self.current(), &times(deferred.mtime)).map_err(|e| at("set time", e))
+        })?;
         Ok(self.made)
     }
 }

@@ -482,6 +482,11 @@ fn overlay_attributes_of_the_image_are_dropped() {
 #[test]
 fn caps_hold() {
     let many = (0..20).fold(Archive::default(), |archive, n| archive.file(&format!("f{n}"), "")).end();
+    // Three entries, and forty folders that have none.
+    let implied = ["a", "b", "c"].iter().fold(Archive::default(), |archive, name| {
+        archive.file(&format!("{}f", format!("{name}/").repeat(20)), "")
+    });
+    let implied = implied.end();
     let bomb = Archive::default().file("zeros", &"\0".repeat(1 << 20)).end();
     let long = vec![b'a'; 2 << 20];
     let pax = Archive::default().raw(EntryType::XHeader, b"pax", b"", 0o644, &long).end();
@@ -494,6 +499,7 @@ fn caps_hold() {
         run_with(&compressed, &expected, &target.folder)
     };
     assert!(matches!(small(&many), Err(Error::TooLarge { unit: "entries", .. })));
+    assert!(matches!(small(&implied), Err(Error::TooLarge { unit: "entries", .. })));
     assert!(matches!(small(&bomb), Err(Error::TooLarge { unit: "unpacked bytes", .. })));
     for plain in [pax, name, deep] {
         assert!(matches!(run(&plain, &target.folder), Err(Error::Corrupt { .. })));

@@ -14,6 +14,7 @@ mod hung;
 mod image;
 mod imageshapes;
 mod imagestore;
+mod intruders;
 mod kill9;
 mod libcontainer;
 mod life;
@@ -61,6 +62,7 @@ pub(crate) fn all() -> Vec<Test> {
         confinement::tests(),
         privilege::tests(),
         processes::tests(),
+        intruders::tests(),
         same_as_runc::tests(),
         mounts::tests(),
         escape::tests(),

@@ -370,7 +370,8 @@ impl Shim {
                 Ok(bytes) if container.error_bytes.len() < LONGEST => {
                     container.error_bytes.extend_from_slice(buffer.get(..bytes).unwrap_or_default());
                 }
-                Ok(_) => {}
+                // Not init: whoever may look into it can write there too, and for ever.
+                Ok(_) => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(_) => break,
@@ -401,6 +402,8 @@ impl Shim {
             container.look_again = None;
         }
         container.facts.started_at = sys::proc::now();
+        // Whatever came by the pipe was not init's.
+        container.facts.start_error = None;
         let (id, started_at) = (container.id.clone(), container.facts.started_at);
         // Also to the daemon that asked: it may have given up waiting for the reply.
         self.event(Event::Started { container: id, started_at });

@@ -180,6 +180,9 @@ fn attempt(plan: &ProcessPlan, user: &User, road: Road) -> Result<Ready, Stop> {
     };
     let refused = |(step, e)| stop("credentials", step)(e);
     let rest = sys::creds::assume(&credentials).map_err(refused)?;
+    // Its memory is a copy of the shim's, and its descriptors are not the container's: nobody of the same user may
+    // look into it until execve, which ends this.
+    sys::proc::set_dumpable(false).map_err(stop("credentials", "dumpable"))?;
     if again {
         rustix::process::chdir(cwd).map_err(|e| stop("chdir", cwd)(e.into()))?;
     }

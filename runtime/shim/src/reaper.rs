@@ -177,6 +177,14 @@ impl Shim {
         let Some(container) = self.containers.get_mut(place) else { return };
         container.look_again = Some(sys::proc::monotonic_ms() + START_LOOK_MS);
         let Ok(stat) = sys::proc::stat(container.pid) else { return };
+        // Its pipe would have said so, had another process not opened it too.
+        if stat.has_executed() {
+            if let Some(pipe) = container.exec_error.take() {
+                drop(self.epoll.remove(std::os::fd::AsFd::as_fd(&pipe)));
+            }
+            self.started(place);
+            return;
+        }
         match stat.state {
             'T' => kill(container.pid, SIGCONT),
             't' => {}
