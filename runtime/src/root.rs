@@ -20,15 +20,16 @@ const TENSE: Duration = Duration::from_secs(2);
 /// A disk that takes longer for one small file hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Why nothing can be made, as CRI's RuntimeReady says it.
+/// Why nothing can be made, as CRI's condition RuntimeReady says it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Problem {
     /// One word for programs.
     pub(crate) reason: &'static str,
     /// For people.
     pub(crate) message: String,
-    /// Whether space that is given back mends it.
-    full: bool,
+    /// Whether space that is given back mends it. kubelet has DiskPressure for that. A node that is not ready
+    /// would make it skip its pods, and with them the deletions that give space back.
+    pub(crate) full: bool,
 }
 
 impl Problem {

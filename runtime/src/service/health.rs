@@ -37,16 +37,19 @@ pub(super) fn status(
     config: &Config,
     verbose: bool,
 ) -> cri::StatusResponse {
-    let condition = |kind: &str, problem: Option<(&str, &str)>| cri::RuntimeCondition {
+    let condition = |kind: &str, ready: bool, problem: Option<(&str, &str)>| cri::RuntimeCondition {
         r#type: kind.to_owned(),
-        status: problem.is_none(),
+        status: ready,
         reason: problem.map(|(reason, _)| reason.to_owned()).unwrap_or_default(),
         message: problem.map(|(_, message)| message.to_owned()).unwrap_or_default(),
     };
     let network = readiness.problem.as_deref().map(|problem| ("NetworkPluginNotReady", problem));
-    // Where it answers, the records have been read; what may be missing is a place for new ones.
+    // Where it answers, the records have been read; what may be missing is a place for new ones. A full one
+    // is told and stays ready.
+    let serves = root.is_none_or(|problem| problem.full);
     let root = root.map(|problem| (problem.reason, problem.message.as_str()));
-    let conditions = vec![condition("RuntimeReady", root), condition("NetworkReady", network)];
+    let conditions =
+        vec![condition("RuntimeReady", serves, root), condition("NetworkReady", network.is_none(), network)];
     // None of these is built; each is refused in `convert`.
     let features = cri::RuntimeHandlerFeatures { recursive_read_only_mounts: false, user_namespaces: false };
     cri::StatusResponse {
