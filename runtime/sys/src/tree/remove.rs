@@ -13,6 +13,9 @@ use super::{Error, entry_name};
 
 /// How often folders that were emptied and are not empty may be gone through again, all together.
 const AGAIN: u32 = 10_000;
+/// How often one name may be another kind of thing than it was a moment ago. Who swaps it all the time wins
+/// about every second turn, so this many are never lost by chance.
+const TURNS: u32 = 1_000;
 /// How often the walk may begin anew: each time it has removed 16,000 levels of a deeper tree, or somebody
 /// moves folders about.
 const RESTARTS: u32 = 1000;
@@ -107,25 +110,29 @@ impl Remover {
     /// Removes one entry of the current folder, or enters it.
     fn entry(&mut self, walk: &mut Walk, name: &CStr, kind: FileType) {
         let emptied = std::mem::take(&mut self.emptied);
-        let taken = walk.folder().and_then(|folder| take(folder, name, kind));
-        match taken {
-            Ok(Taken::Gone) => self.removed += 1,
-            Err(errno) => self.note(walk, "remove", Some(name), errno),
-            Ok(Taken::Folder) if emptied && self.again >= AGAIN => self.changing(walk, name),
-            Ok(Taken::Folder) => match walk.enter(name) {
-                Ok(()) => self.again += u32::from(emptied),
-                Err(Errno::NOENT) => {}
-                // It was a folder a moment ago.
-                Err(Errno::NOTDIR | Errno::LOOP) => {
-                    match walk.folder().and_then(|folder| take(folder, name, FileType::Symlink)) {
-                        Ok(Taken::Gone) => self.removed += 1,
-                        Ok(Taken::Folder) => self.changing(walk, name),
-                        Err(errno) => self.note(walk, "remove", Some(name), errno),
-                    }
+        let mut kind = kind;
+        for _ in 0..TURNS {
+            match walk.folder().and_then(|folder| take(folder, name, kind)) {
+                Ok(Taken::Gone) => {
+                    self.removed += 1;
+                    return;
                 }
-                Err(errno) => self.note(walk, "open", Some(name), errno),
-            },
+                Ok(Taken::Folder) if emptied && self.again >= AGAIN => break,
+                Ok(Taken::Folder) => match walk.enter(name) {
+                    Ok(()) => {
+                        self.again += u32::from(emptied);
+                        return;
+                    }
+                    Err(Errno::NOENT) => return,
+                    // It was a folder a moment ago.
+                    Err(Errno::NOTDIR | Errno::LOOP) => kind = FileType::Symlink,
+                    Err(errno) => return self.note(walk, "open", Some(name), errno),
+                },
+                Err(Errno::AGAIN) => break,
+                Err(errno) => return self.note(walk, "remove", Some(name), errno),
+            }
         }
+        self.changing(walk, name);
     }
 
     fn note(&mut self, walk: &mut Walk, action: &'static str, name: Option<&CStr>, errno: Errno) {
@@ -150,12 +157,13 @@ enum Taken {
     Folder,
 }
 
-/// Removes a name of a folder, whatever it is by now, unless it is a folder that holds something.
+/// Removes a name of a folder, whatever it is by now, unless it is a folder that holds something. EAGAIN when
+/// it was another thing at every one of [`TURNS`] tries.
 fn take(folder: BorrowedFd<'_>, name: &CStr, kind: FileType) -> rustix::io::Result<Taken> {
     let mut is_folder = kind == FileType::Directory;
     let mut thawed = false;
     // Its kind may change between two steps.
-    for _ in 0..8 {
+    for _ in 0..TURNS {
         let flags = if is_folder { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         match unlinkat(folder, name, flags) {
             Ok(()) | Err(Errno::NOENT) => return Ok(Taken::Gone),
