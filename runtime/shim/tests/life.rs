@@ -91,13 +91,14 @@ fn a_start_is_told_to_the_daemon_that_is_there_when_it_happens() {
 #[test]
 fn an_init_that_is_killed_before_execve_was_never_started() {
     let mut pod = Pod::started("never");
+    let mut told = 0;
     for byte in 1..=10 {
         let id = container_id(byte);
         let plan = pod.plan(&id, &["sleep", "1000"]);
         let reply = pod.create(plan, false);
         let Reply::Created { pid, .. } = reply else { panic!("{reply:?}") };
         let init = sys::pidfd::open(pid).unwrap();
-        // Stopped first, so that the order is certain: told to start, then killed.
+        // Stopped first, so that it does not get to execve before it is killed.
         sys::pidfd::send_signal(init.as_fd(), 19).unwrap();
         while sys::proc::stat(pid).unwrap().state != 'T' {
             std::thread::yield_now();
@@ -111,11 +112,18 @@ fn an_init_that_is_killed_before_execve_was_never_started() {
                 other => panic!("{other:?}"),
             }
         };
+        let Event::Exited { facts, .. } = pod.event() else { panic!("no end") };
+        assert_eq!(facts.started_at, 0);
+        // The kill may overtake the request: nobody listens for the start any more.
+        if failure.errno == 111 {
+            continue;
+        }
+        told += 1;
         assert_eq!(failure.kind, ErrorKind::StartFailed, "{failure:?}");
         assert!(failure.message.contains("before execve"), "{failure:?}");
-        let Event::Exited { facts, .. } = pod.event() else { panic!("no end") };
-        assert_eq!((facts.code, facts.started_at), (128, 0));
+        assert_eq!(facts.code, 128);
     }
+    assert!(told > 0, "every kill overtook its start");
     pod.end();
 }
 
