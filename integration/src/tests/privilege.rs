@@ -287,7 +287,7 @@ async fn keyring_is_joined_by_no_other_pod(cx: Context) -> Result<()> {
                open K, '/proc/keys'; print <K>";
     let out = cx.cri.exec(&c, &["/usr/bin/perl", "-e", add]).await?;
     ensure!(out.code == 0, "{out:?}");
-    let line = out.stdout.lines().find(|line| line.contains("_ses.")).context("no session keyring")?;
+    let line = out.stdout.lines().find(|line| line.contains(" _ses.")).context("no session keyring")?;
     let name = line.split_whitespace().find(|word| word.starts_with("_ses.")).context("its name")?;
     let name = name.trim_end_matches(':');
     // Seen again by the next exec of the same container.
