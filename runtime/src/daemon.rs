@@ -2,7 +2,7 @@
 
 use crate::cgroups::{self, Cgroups};
 use crate::config::{Config, MissingBinary};
-use crate::node::{self, Node, NodeOptions};
+use crate::node::{Node, NodeOptions};
 use crate::root::Root;
 use crate::seccomp::Compiler;
 use crate::service::{self, Backend, Figures, Socket};
@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Threads that run calls. The work is waiting, not computing; what blocks goes to the blocking pool.
+/// Threads that run calls. The work is waiting, not computing; what blocks goes to a lane ([`lanes`]).
 const WORKERS: usize = 2;
 /// tokio's own threads for what blocks: not used ([`lanes`]), but 0 is not allowed.
 const BLOCKING: usize = 1;
@@ -65,7 +65,7 @@ pub enum Error {
     Images(#[from] image::Error),
     /// Pods and containers.
     #[error("cannot take pods and containers over")]
-    Node(#[from] node::Error),
+    Node(#[from] crate::error::Error),
     /// The socket, or the server.
     #[error(transparent)]
     Server(#[from] service::Error),

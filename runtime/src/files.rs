@@ -1,6 +1,6 @@
 //! Files of a pod that its containers see below /etc. Blocking.
 
-use crate::node::Error;
+use crate::error::Error;
 use model::{NamespaceMode, PodRecord};
 use spec::PodFiles;
 use state::{Layout, file};

@@ -2,7 +2,7 @@
 //! they describe may be alive, so they are shown as far as that can be done, every command on them is refused
 //! with the reason, and nothing of theirs is touched: no file, no process, no cgroup, no lease.
 
-use crate::node::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind};
 use crate::pod::now;
 use model::{
     ContainerConfig, ContainerId, ContainerMeta, ContainerPhase, ContainerRecord, ImageOfContainer,
@@ -90,7 +90,7 @@ pub(crate) fn container_of(pod: &KeptPod, record: ContainerRecord) -> KeptContai
 }
 
 fn refusal(object: &str, why: &state::Error) -> Error {
-    let why_text = crate::node::with_causes(why);
+    let why_text = crate::error::with_causes(why);
     match why {
         state::Error::Newer { .. } | state::Error::TooLarge { .. } => Error::state(format!(
             "{object} is left as it is, and may be running: {why_text}; start that version to manage it"

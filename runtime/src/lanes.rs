@@ -12,7 +12,7 @@
 //! ([`pool::Size::each`]) and nothing of another: stop, kill and exec of every pod go on, and they need no
 //! thread that is not there already.
 
-use crate::node::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind};
 use pool::{Lane, Size};
 use std::sync::LazyLock;
 

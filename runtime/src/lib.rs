@@ -5,6 +5,7 @@ pub mod cli;
 mod cni_watch;
 pub mod config;
 mod daemon;
+pub mod error;
 mod failpoint;
 mod files;
 mod kept;

@@ -1,7 +1,7 @@
 //! From ids and names to the drivers of pods. An equal request for a name under way joins it.
 
+use crate::error::{Error, ErrorKind};
 use crate::kept::{KeptContainer, KeptPod};
-use crate::node::{Error, ErrorKind};
 use crate::pod::Command;
 use crate::pod::publish::Published;
 use model::{PodConfig, PodId, PodMeta};

@@ -1,9 +1,9 @@
 //! After a restart: records first, so that lists answer at once; then every pod's driver asks its shim and
 //! carries out its part of the plan (`model::reconcile`). What belongs to no record is swept meanwhile.
 
+use crate::error::Error;
 use crate::kept::{self, KeptContainer, KeptPod};
 use crate::netns;
-use crate::node::Error;
 use crate::pod::driver::link::{self, Answer, Link};
 use crate::pod::driver::{self, Driver};
 use crate::pod::{CONTAINER_RECORD, Context, POD_RECORD, blocking, containers};

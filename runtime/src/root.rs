@@ -4,8 +4,8 @@
 //! become read-only at any time (the kernel does that after an error of the disk) without telling anybody, so
 //! the only way to know is to write.
 
+use crate::error::{Error, ErrorKind};
 use crate::lanes;
-use crate::node::{Error, ErrorKind};
 use state::Layout;
 use state::probe::{self, Refusal};
 use std::sync::{Arc, Mutex, PoisonError};

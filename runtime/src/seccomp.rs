@@ -1,14 +1,16 @@
 //! Seccomp profiles compiled to BPF, once for each profile, set of capabilities and architecture. Blocking:
-//! a compilation takes some 20 ms, and a Localhost profile is read from disk; callers use `spawn_blocking`.
+//! a compilation takes some 20 ms, and a Localhost profile is read from disk; callers use a lane.
 
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use model::SeccompProfile;
-use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
+use rustix::fs::{MemfdFlags, memfd_create};
 use sha2::{Digest as _, Sha256};
 use spec::seccomp::{Action, Arch, Op, Profile, RELEVANT_CAPS, parse_localhost, runtime_default};
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use sys::seccomp::{ARCHITECTURE, NUMBER, allow_each, jump_equal, load};
 use wire::SeccompProgram;
 
 /// Programs kept, of some 11 KiB each: the default with a handful of capability sets, and the Localhost
@@ -174,20 +176,9 @@ impl Default for Compiler {
     }
 }
 
-/// A profile's bytes, capped. What is not a regular file gives an error, and does not hold anybody up: a FIFO
-/// would block the open, and opening a device can do anything.
+/// A profile's bytes, capped. What is not a regular file gives an error, and does not hold anybody up.
 fn read(path: &str) -> io::Result<Vec<u8>> {
-    let refused = || io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
-    if !std::fs::metadata(path)?.is_file() {
-        return Err(refused());
-    }
-    // Should it be another thing by now.
-    let file =
-        open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY, Mode::empty())?;
-    let file = File::from(file);
-    if !file.metadata()?.is_file() {
-        return Err(refused());
-    }
+    let file = sys::beneath::regular(Path::new(path))?;
     let mut text = Vec::new();
     let size = file.take(LARGEST_PROFILE + 1).read_to_end(&mut text)?;
     if u64::try_from(size).unwrap_or(u64::MAX) > LARGEST_PROFILE {
@@ -264,24 +255,11 @@ fn compile(profile: &Profile) -> Result<SeccompProgram, Error> {
 
 /// What is put before a program so that these calls of x86-64 are allowed; all others go on to it.
 fn allowing(calls: &[u32]) -> Vec<u64> {
-    const LOAD: u64 = 0x20;
-    const JUMP_EQUAL: u64 = 0x15;
-    const RETURN: u64 = 0x06;
-    const ALLOW: u64 = 0x7fff_0000;
-    const AUDIT_ARCH_X86_64: u64 = 0xc000_003e;
-    /// Offsets in struct seccomp_data.
-    const NUMBER: u64 = 0;
-    const ARCH: u64 = 4;
-    let one = |code: u64, yes: u64, no: u64, k: u64| code | yes << 16 | no << 24 | k << 32;
-    let mut program = vec![one(LOAD, 0, 0, ARCH)];
+    const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
     // Two instructions a call and the load are jumped over.
-    let rest = 1 + 2 * u64::try_from(calls.len()).unwrap_or_default();
-    program.push(one(JUMP_EQUAL, 0, rest, AUDIT_ARCH_X86_64));
-    program.push(one(LOAD, 0, 0, NUMBER));
-    for call in calls {
-        program.push(one(JUMP_EQUAL, 0, 1, u64::from(*call)));
-        program.push(one(RETURN, 0, 0, ALLOW));
-    }
+    let rest = u8::try_from(1 + 2 * calls.len()).unwrap_or(u8::MAX);
+    let mut program = vec![load(ARCHITECTURE), jump_equal(AUDIT_ARCH_X86_64, 0, rest), load(NUMBER)];
+    program.extend(allow_each(calls.iter().copied()));
     program
 }
 

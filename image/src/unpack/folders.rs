@@ -28,8 +28,6 @@ const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::
 const BLOCK: u64 = 4096;
 /// Linux's XATTR_SIZE_MAX and XATTR_LIST_MAX.
 const MAX_XATTR: usize = 64 << 10;
-/// Tries when the kernel cannot tell whether a `..` stayed inside, because something was renamed meanwhile.
-const TRIES: usize = 100;
 
 /// One layer of an image.
 #[derive(Debug)]
@@ -188,14 +186,8 @@ impl Walk<'_> {
         };
         let path = self.path.join(&b'/');
         let path = if path.is_empty() { b".".to_vec() } else { path };
-        let mut left = TRIES;
-        loop {
-            let root = &self.roots[member.layer];
-            match fs::openat2(root, OsStr::from_bytes(&path), DIRECTORY, Mode::empty(), how) {
-                Err(Errno::AGAIN | Errno::INTR) if left > 0 => left -= 1,
-                other => return other,
-            }
-        }
+        let root = self.roots[member.layer].as_fd();
+        sys::beneath::resolve(root, OsStr::from_bytes(&path), DIRECTORY, Mode::empty(), how)
     }
 
     fn has(&self, folder: BorrowedFd<'_>, name: &str) -> Result<bool> {

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use cri_api::v1::PodSandboxState;
 
 use crate::context::{Context, Pod};
+use crate::disk;
 use crate::fixture::Fixture;
 use crate::isolation::command;
 use crate::runner::{Test, test};
@@ -35,7 +36,8 @@ enum Scarce {
 /// A file system of its own on the node's root. The daemon runs on it.
 struct Disk {
     root: PathBuf,
-    image: Option<PathBuf>,
+    /// Of the ext4.
+    ext4: Option<disk::Disk>,
     scarce: Scarce,
 }
 
@@ -45,26 +47,29 @@ impl Disk {
             Scarce::Bytes => "size=96m",
             Scarce::Inodes => "size=1g,nr_inodes=3000",
         };
-        Self::mount(cx, scarce, None, &["-t", "tmpfs", "-o", options, "tmpfs"]).await
+        Self::mount(cx, scarce, |root| {
+            command("mount", &["-t", "tmpfs", "-o", options, "tmpfs", &root.display().to_string()])?;
+            Ok(None)
+        })
+        .await
     }
 
     async fn ext4(cx: &Context, scarce: Scarce) -> Result<Self> {
-        let image = cx.node.paths.dir.join("disk.img");
-        let file = image.display().to_string();
-        File::create(&image)?.set_len(128 << 20)?;
-        // Few inodes, or many; no blocks that only root may use, as we are root.
-        let inodes = if scarce == Scarce::Inodes { "2500" } else { "20000" };
-        command("mkfs.ext4", &["-q", "-m", "0", "-N", inodes, &file])?;
-        Self::mount(cx, scarce, Some(image), &["-o", "loop", &file]).await
+        // Few inodes, or many.
+        let inodes = if scarce == Scarce::Inodes { 2500 } else { 20_000 };
+        Self::mount(cx, scarce, |root| Ok(Some(disk::Disk::mount(root, 128, inodes)?))).await
     }
 
-    async fn mount(cx: &Context, scarce: Scarce, image: Option<PathBuf>, options: &[&str]) -> Result<Self> {
+    async fn mount(
+        cx: &Context,
+        scarce: Scarce,
+        mount: impl FnOnce(&Path) -> Result<Option<disk::Disk>>,
+    ) -> Result<Self> {
         cx.node.terminate().await?;
         let root = cx.node.paths.root.clone();
-        let place = root.display().to_string();
-        command("mount", &[options, &[&place]].concat())?;
+        let ext4 = mount(&root)?;
         cx.node.launch().await?;
-        Ok(Self { root, image, scarce })
+        Ok(Self { root, ext4, scarce })
     }
 
     /// Takes all that is left.
@@ -130,9 +135,8 @@ impl Disk {
             command("umount", &[&self.root.display().to_string()]).map(Some)
         })
         .await?;
-        if let Some(image) = &self.image {
-            fs::remove_file(image)?;
-        }
+        // With its image.
+        drop(self.ext4);
         cx.node.launch().await
     }
 }

@@ -320,15 +320,17 @@ async fn traced_execs_take_no_place_for_ever(cx: Context) -> Result<()> {
     Ok(())
 }
 
-async fn traced_container_is_stopped(cx: Context) -> Result<()> {
-    let image = with_tracer_image(&cx).await?;
+/// A container whose init its neighbour in a shared PID namespace traces, and that was stopped in time
+/// nevertheless: (tracer, it).
+async fn stopped_though_traced(cx: &Context, options: u32) -> Result<(String, String)> {
+    let image = with_tracer_image(cx).await?;
     let pod = cx.pod_of(cx.pod_config().shared_pid()).await?;
-    let tracing = cx.start(&pod, &tracer("tracer", &image, 0)).await?;
+    let tracing = cx.start(&pod, &tracer("tracer", &image, options)).await?;
     let victim = shapes::container("victim", &image, &["/bin/busybox-victim", "sleep", "5000"]);
     let victim = cx.start(&pod, &victim).await?;
-    holds(&cx, &tracing, 1).await?;
+    holds(cx, &tracing, 1).await?;
     let start = Instant::now();
-    cx.cri.stop(&victim, 0).await.context("stop of a traced container")?;
+    cx.cri.stop(&victim, 0).await?;
     ensure!(start.elapsed() < secs(5), "its stop took {:?}", start.elapsed());
     let s = cx.cri.container(&victim).await?;
     ensure!(
@@ -337,6 +339,11 @@ async fn traced_container_is_stopped(cx: Context) -> Result<()> {
         s.state,
         s.exit_code
     );
+    Ok((tracing, victim))
+}
+
+async fn traced_container_is_stopped(cx: Context) -> Result<()> {
+    let (tracing, victim) = stopped_though_traced(&cx, 0).await.context("stop of a traced container")?;
     cx.cri.remove(&victim).await.context("removal of a traced container")?;
     let shown = cx.cri.container(&tracing).await?.state();
     ensure!(shown == ContainerState::ContainerRunning, "the tracer is {shown:?}");
@@ -344,22 +351,8 @@ async fn traced_container_is_stopped(cx: Context) -> Result<()> {
 }
 
 async fn container_held_at_its_exit_is_stopped(cx: Context) -> Result<()> {
-    let image = with_tracer_image(&cx).await?;
-    let pod = cx.pod_of(cx.pod_config().shared_pid()).await?;
-    let tracing = cx.start(&pod, &tracer("tracer", &image, TRACE_EXIT)).await?;
-    let victim = shapes::container("victim", &image, &["/bin/busybox-victim", "sleep", "5000"]);
-    let victim = cx.start(&pod, &victim).await?;
-    holds(&cx, &tracing, 1).await?;
-    let start = Instant::now();
-    cx.cri.stop(&victim, 0).await.context("stop of a held container")?;
-    ensure!(start.elapsed() < secs(5), "its stop took {:?}", start.elapsed());
-    let s = cx.cri.container(&victim).await?;
-    ensure!(
-        s.state() == ContainerState::ContainerExited && s.exit_code == 137,
-        "{:?} {}",
-        s.state,
-        s.exit_code
-    );
+    let (tracing, victim) =
+        stopped_though_traced(&cx, TRACE_EXIT).await.context("stop of a held container")?;
     // Its cgroup can go once the tracer has let go of it.
     cx.cri.stop(&tracing, 0).await?;
     cx.cri.remove(&victim).await.context("removal after the tracer's end")

@@ -201,6 +201,17 @@ async fn oversized_record_keeps_its_pod(cx: Context) -> Result<()> {
     .await
 }
 
+/// Puts back a record that must be there still, and gives the outcome of what was looked at meanwhile.
+async fn back_to(cx: &Context, record: &Path, before: &[u8], outcome: Result<()>) -> Result<()> {
+    cx.node.kill9()?;
+    if !record.exists() {
+        bail!("the record is gone: {outcome:?}");
+    }
+    fs::write(record, before)?;
+    cx.node.launch().await?;
+    outcome
+}
+
 async fn later_pod(cx: &Context, change: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let (good, other, _) = running(cx).await?;
     let (later, id, pid) = running(cx).await?;
@@ -212,13 +223,7 @@ async fn later_pod(cx: &Context, change: impl FnOnce(&Path) -> Result<()>) -> Re
     cx.node.launch().await?;
     let outcome = pod_is_kept(cx, &later, &id, pid, &other).await;
     let after = fs::read(&record);
-    cx.node.kill9()?;
-    if !record.exists() {
-        bail!("the record is gone: {outcome:?}");
-    }
-    fs::write(&record, before)?;
-    cx.node.launch().await?;
-    outcome?;
+    back_to(cx, &record, &before, outcome).await?;
     ensure!(after? == changed, "the record was touched");
     pod_is_back(cx, &later, &id, pid).await?;
     cx.cri.drop_pod(&good.id).await?;
@@ -243,13 +248,7 @@ async fn container_record_of_a_later_version_keeps_its_container(cx: Context) ->
         Ok(())
     }
     .await;
-    cx.node.kill9()?;
-    if !record.exists() {
-        bail!("the record is gone: {outcome:?}");
-    }
-    fs::write(&record, before)?;
-    cx.node.launch().await?;
-    outcome?;
+    back_to(&cx, &record, &before, outcome).await?;
     pod_is_back(&cx, &pod, &id, pid).await
 }
 

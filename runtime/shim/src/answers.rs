@@ -9,7 +9,7 @@ use crate::event_loop::Shim;
 use crate::io::log::Stream;
 use crate::io::output::Output;
 use crate::job::{self, Job, Kind, Prepared, Word, failure, refusal};
-use crate::reaper::{SIGKILL, kill, was_oom_killed};
+use crate::reaper::{KILLED, SIGKILL, kill, was_oom_killed};
 use crate::server::KILL_SESSION_MS;
 use crate::table::{Container, Pause, Phase};
 
@@ -55,13 +55,8 @@ impl Shim {
                     }
                 }
                 Ok(Some(Word::Warning(text))) => {
-                    let container = match &job.kind {
-                        Kind::Create(id) => Some(id.clone()),
-                        Kind::Exec(id) => {
-                            self.execs.iter().find(|e| e.id == *id).map(|e| e.container.clone())
-                        }
-                        Kind::Pause => None,
-                    };
+                    let kind = job.kind.clone();
+                    let container = self.container_of(&kind).map(|container| container.id.clone());
                     self.warn(container.as_ref(), text);
                 }
                 Ok(Some(Word::Reply(reply))) => return self.created(place, reply),
@@ -93,27 +88,32 @@ impl Shim {
     pub(crate) fn worker_ended(&mut self, serial: u32, code: i32) {
         self.hear(serial);
         let Some(place) = self.jobs.iter().position(|job| job.serial == serial) else { return };
+        let starved = code == KILLED
+            && self.jobs.get(place).and_then(|job| self.container_of(&job.kind)).is_some_and(was_oom_killed);
         let Some(job) = self.jobs.get_mut(place) else { return };
-        let container = match &job.kind {
-            Kind::Create(id) => Some(id),
-            Kind::Exec(id) => self.execs.iter().find(|exec| exec.id == *id).map(|exec| &exec.container),
-            Kind::Pause => None,
-        };
-        let container = container.and_then(|id| self.containers.iter().find(|container| container.id == *id));
+        let left = || refusal(ErrorKind::Internal, "worker", why(code, starved));
         match job.kind {
             Kind::Create(_) => {
-                let left = || refusal(ErrorKind::Internal, "worker", why(code, container));
                 job.failure.get_or_insert_with(left);
                 self.created(place, Reply::Done);
             }
             // The process it made holds the socket until its execve; without one there is nothing to wait for.
             Kind::Pause | Kind::Exec(_) if job.made.is_none() => {
-                let left = || refusal(ErrorKind::Internal, "worker", why(code, container));
                 job.failure.get_or_insert_with(left);
                 if job.kind == Kind::Pause { self.pause_made(place) } else { self.exec_made(place) }
             }
             Kind::Pause | Kind::Exec(_) => {}
         }
+    }
+
+    /// The container that a worker makes, or makes a process in.
+    fn container_of(&self, kind: &Kind) -> Option<&Container> {
+        let id = match kind {
+            Kind::Create(id) => Some(id),
+            Kind::Exec(id) => self.execs.iter().find(|exec| exec.id == *id).map(|exec| &exec.container),
+            Kind::Pause => None,
+        }?;
+        self.containers.iter().find(|container| container.id == *id)
     }
 
     /// A worker's deadline has passed.
@@ -310,9 +310,10 @@ impl Shim {
     }
 }
 
-/// What the end of a worker that said nothing means: it works inside the container's cgroup.
-fn why(code: i32, container: Option<&Container>) -> String {
-    if code == 128 + SIGKILL && container.is_some_and(crate::reaper::was_oom_killed) {
+/// What the end of a worker that said nothing means. `starved`: the container, in whose cgroup it works, has lost a
+/// process for memory.
+fn why(code: i32, starved: bool) -> String {
+    if starved {
         return "the kernel killed the worker for memory: the limit of the container, or of its pod, leaves too \
                 little to start a process in it"
             .to_owned();

@@ -6,10 +6,10 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use model::ContainerId;
 use serde::Deserialize;
 use sys::namespace::Namespaces;
-use wire::{CgroupPlan, ErrorKind, NamespacePlan, NamespaceSource, parse_plan};
+use wire::{CgroupPlan, ErrorKind, NamespacePlan, NamespaceSource};
 
 use crate::container::Holders;
-use crate::job::{MAX_PLAN, Prepared, Teller, failure, refusal};
+use crate::job::{Prepared, Teller, failure, read_plan, refusal};
 use crate::worker::{CreateInput, Stdio, create};
 
 /// What the resident half needs of the plan; the rest is for [`create`].
@@ -62,9 +62,7 @@ fn prepare<'a>(
         ));
     };
     let cgroups: Vec<OwnedFd> = fds.collect();
-    let json = sys::memfd::read_all(plan.as_fd(), MAX_PLAN).map_err(at("plan"))?;
-    let peek: Peek = parse_plan(&json)?;
-    drop(json);
+    let peek: Peek = read_plan(plan.as_fd())?;
     let target = match &peek.namespaces.pid {
         NamespaceSource::Container(id) => Some(of(id).ok_or_else(|| {
             refusal(ErrorKind::NotFound, "pid namespace", format!("container {id} does not run in this pod"))

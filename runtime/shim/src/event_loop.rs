@@ -377,8 +377,8 @@ impl Shim {
                 Err(_) => break,
             }
         }
-        drop(self.epoll.remove(fd.as_fd()));
-        container.exec_error = None;
+        self.drop_exec_error(place);
+        let Some(container) = self.containers.get_mut(place) else { return };
         if container.error_bytes.is_empty() {
             // Not reaped, or the caller knows: the number is its own.
             let executed = executed
@@ -390,6 +390,14 @@ impl Shim {
         } else {
             // Init leaves by itself; the answer waits until it is reaped.
             take_start_error(container);
+        }
+    }
+
+    /// Nothing more is expected on that pipe.
+    pub(crate) fn drop_exec_error(&mut self, place: usize) {
+        let pipe = self.containers.get_mut(place).and_then(|container| container.exec_error.take());
+        if let Some(pipe) = pipe {
+            drop(self.epoll.remove(pipe.as_fd()));
         }
     }
 

@@ -9,9 +9,9 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use sys::namespace::Namespaces;
-use wire::{ErrorKind, ExecPlan, parse_plan};
+use wire::{ErrorKind, ExecPlan};
 
-use crate::job::{MAX_PLAN, Teller, failure, refusal};
+use crate::job::{Teller, failure, read_plan, refusal};
 use crate::process::{self, Ready, Road};
 
 /// The container that is entered.
@@ -70,8 +70,7 @@ fn prepare(teller: &Teller, mut fds: Vec<OwnedFd>, target: &Target<'_>) -> Resul
     let mut streams = fds.split_off(fds.len().min(1));
     let plan = fds.pop();
     let plan = plan.ok_or_else(|| refusal(ErrorKind::Invalid, "plan", "no plan came with the request"))?;
-    let json = sys::memfd::read_all(plan.as_fd(), MAX_PLAN).map_err(at("plan"))?;
-    let plan: ExecPlan = parse_plan(&json)?;
+    let plan: ExecPlan = read_plan(plan.as_fd())?;
     let single = sys::fork::single_threaded().map_err(at("threads"))?;
     sys::proc::set_dumpable(false).map_err(at("dumpable"))?;
     for folder in target.cgroups {
@@ -84,7 +83,8 @@ fn prepare(teller: &Teller, mut fds: Vec<OwnedFd>, target: &Target<'_>) -> Resul
     target.namespaces.enter().map_err(at("setns"))?;
     let mut master = None;
     if plan.process.terminal {
-        let pty = sys::pty::open(Path::new("/dev/pts/ptmx")).map_err(at("pty"))?;
+        let devpts = sys::mount::open_path(Path::new("/dev/pts")).map_err(at("pty"))?;
+        let pty = sys::pty::open_in(devpts.as_fd()).map_err(at("pty"))?;
         master = Some(pty.master);
         streams = [&pty.slave, &pty.slave, &pty.slave]
             .into_iter()

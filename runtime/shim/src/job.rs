@@ -8,12 +8,12 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use model::{ContainerId, ExecId};
 use serde::{Deserialize, Serialize};
-use wire::{ErrorKind, Failure, Reply};
+use wire::{ErrorKind, Failure, Reply, parse_plan};
 
 use crate::table::Asker;
 
 /// Largest plan. A seccomp program is its longest part.
-pub(crate) const MAX_PLAN: usize = 4 << 20;
+const MAX_PLAN: usize = 4 << 20;
 /// Largest packet: what it says goes on to the daemon in one frame, with less than 1 KiB around it.
 pub(crate) const MAX_PACKET: usize = wire::MAX_FRAME - 1024;
 /// For starting pause or an exec; creating has the daemon's deadline.
@@ -83,6 +83,12 @@ pub(crate) fn failure(kind: ErrorKind, stage: &str, error: &io::Error) -> Failur
 /// A failure that is no error of the kernel's.
 pub(crate) fn refusal(kind: ErrorKind, stage: &str, message: impl Into<String>) -> Failure {
     Failure { kind, stage: stage.to_owned(), message: message.into(), errno: 0 }
+}
+
+/// Reads and parses the plan in a memfd, in a worker.
+pub(crate) fn read_plan<T: serde::de::DeserializeOwned>(plan: BorrowedFd<'_>) -> Result<T, Failure> {
+    let json = sys::memfd::read_all(plan, MAX_PLAN);
+    parse_plan(&json.map_err(|error| failure(ErrorKind::Internal, "plan", &error))?)
 }
 
 /// The worker's side.

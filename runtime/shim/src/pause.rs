@@ -5,20 +5,16 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use sys::clone::flags;
 use sys::seccomp::Filter;
-use wire::{ErrorKind, PausePlan, parse_plan};
+use wire::{ErrorKind, PausePlan};
 
-use crate::job::{MAX_PLAN, Teller, failure};
+use crate::job::{Teller, failure, read_plan};
 use crate::podns;
 
 /// Runs in the worker. `fds`: the plan, then the cgroup folders.
 pub(crate) fn work(teller: &Teller, mut fds: Vec<OwnedFd>, binary: BorrowedFd<'_>) -> i32 {
     let folders = fds.split_off(fds.len().min(1));
     let Some(plan) = fds.pop() else { return 1 };
-    let json = match sys::memfd::read_all(plan.as_fd(), MAX_PLAN) {
-        Ok(json) => json,
-        Err(error) => return fail(teller, "plan", &error),
-    };
-    let plan: PausePlan = match parse_plan(&json) {
+    let plan: PausePlan = match read_plan(plan.as_fd()) {
         Ok(plan) => plan,
         Err(failure) => {
             teller.failed(&failure);

@@ -31,12 +31,21 @@ const LOST: i32 = 255;
 /// Code of a container that could not be started.
 const START_FAILED: i32 = 128;
 
-/// Code of a process that was killed and does not end.
-const KILLED: i32 = 137;
-
 /// By kernel number, the same on all architectures.
 pub(crate) const SIGKILL: i32 = 9;
 const SIGCONT: i32 = 18;
+/// Code of a process that was killed.
+pub(crate) const KILLED: i32 = 128 + SIGKILL;
+
+/// Milliseconds until the next look at what is being killed, after so many looks.
+fn pause_after(looks: u32) -> u64 {
+    (FIRST_LOOK_MS << looks.min(16)).min(LAST_LOOK_MS)
+}
+
+/// How a child that was not reaped has ended, if it is over ([`sys::proc::Stat::is_over`]).
+fn over(pid: u32) -> Option<i32> {
+    sys::proc::stat(pid).ok().filter(sys::proc::Stat::is_over).map(|stat| stat.code())
+}
 
 /// Children that were reaped while a worker was about to report a pid: the process it made may end first.
 #[derive(Debug, Default)]
@@ -132,6 +141,7 @@ impl Shim {
         if executed == Some(true) {
             self.started(place);
         }
+        self.drop_exec_error(place);
         let Some(container) = self.containers.get_mut(place) else { return };
         container.alive = false;
         container.namespaces = None;
@@ -148,9 +158,6 @@ impl Shim {
             let failure =
                 Failure { kind: ErrorKind::StartFailed, stage: "start".to_owned(), message, errno: 0 };
             container.answer_at_end = Some((asker, failure));
-        }
-        if let Some(fd) = container.exec_error.take() {
-            drop(self.epoll.remove(std::os::fd::AsFd::as_fd(&fd)));
         }
         if !matches!(container.phase, Phase::Undoing(_) | Phase::Creating) {
             container.phase = Phase::Ending;
@@ -179,9 +186,7 @@ impl Shim {
         let Ok(stat) = sys::proc::stat(container.pid) else { return };
         // Its pipe would have said so, had another process not opened it too.
         if stat.has_executed() {
-            if let Some(pipe) = container.exec_error.take() {
-                drop(self.epoll.remove(std::os::fd::AsFd::as_fd(&pipe)));
-            }
+            self.drop_exec_error(place);
             self.started(place);
             return;
         }
@@ -229,11 +234,11 @@ impl Shim {
         let patient = container.looks >= REAPING_LOOKS;
         if container.alive {
             kill(container.pid, SIGKILL);
-            container.alive = !(patient && sys::proc::stat(container.pid).is_ok_and(|stat| stat.is_over()));
+            container.alive = !(patient && over(container.pid).is_some());
         }
         if container.alive || strays > 0 || !is_empty(container, patient) {
             kill_cgroup(container);
-            let wait = (FIRST_LOOK_MS << container.looks.min(16)).min(LAST_LOOK_MS);
+            let wait = pause_after(container.looks);
             container.looks = container.looks.saturating_add(1);
             container.look_again = Some(sys::proc::monotonic_ms() + wait);
             return;
@@ -304,8 +309,6 @@ impl Shim {
             return;
         }
         self.stop_look = Some(now + KILLED_LOOK_MS);
-        let over =
-            |pid: u32| sys::proc::stat(pid).ok().filter(sys::proc::Stat::is_over).map(|stat| stat.code());
         if let Some(pause) = self.pause.as_mut().filter(|pause| pause.exited.is_none())
             && let Some(code) = over(pause.pid)
         {
@@ -352,16 +355,14 @@ impl Shim {
                 let mut count = found.and_then(|found| left.get(found)).map_or(0, |(_, count)| *count);
                 if exec.code.is_none() {
                     kill(exec.pid, SIGKILL);
-                    let over = sys::proc::stat(exec.pid).ok().filter(sys::proc::Stat::is_over);
                     // What can be reaped is, after the first looks.
-                    match over.filter(|_| killing.looks >= REAPING_LOOKS) {
-                        Some(stat) => exec.code = Some(stat.code()),
-                        None => count = count.max(1),
+                    exec.code = over(exec.pid).filter(|_| killing.looks >= REAPING_LOOKS);
+                    if exec.code.is_none() {
+                        count = count.max(1);
                     }
                 }
                 if count > 0 && now < killing.until {
-                    let wait = (FIRST_LOOK_MS << killing.looks.min(16)).min(LAST_LOOK_MS);
-                    killing.look_again = now + wait;
+                    killing.look_again = now + pause_after(killing.looks);
                     killing.looks = killing.looks.saturating_add(1);
                     continue;
                 }

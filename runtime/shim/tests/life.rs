@@ -2,10 +2,22 @@
 
 mod common;
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use common::{Pod, container_id, memfd, process};
+use model::ContainerId;
 use wire::{ErrorKind, Event, Message, Reply, Request};
+
+/// A created container whose init was sent SIGSTOP: id, pid and descriptor.
+fn stopped_init(pod: &mut Pod, byte: u8) -> (ContainerId, u32, OwnedFd) {
+    let id = container_id(byte);
+    let plan = pod.plan(&id, &["sleep", "1000"]);
+    let reply = pod.create(plan, false);
+    let Reply::Created { pid, .. } = reply else { panic!("{reply:?}") };
+    let init = sys::pidfd::open(pid).unwrap();
+    sys::pidfd::send_signal(init.as_fd(), 19).unwrap();
+    (id, pid, init)
+}
 
 #[test]
 fn what_a_later_daemon_asks_for_is_refused_and_never_trimmed() {
@@ -59,13 +71,8 @@ fn what_a_later_daemon_asks_for_is_refused_and_never_trimmed() {
 #[test]
 fn a_start_is_told_to_the_daemon_that_is_there_when_it_happens() {
     let mut pod = Pod::started("started");
-    let id = container_id(1);
-    let plan = pod.plan(&id, &["sleep", "1000"]);
-    let reply = pod.create(plan, false);
-    let Reply::Created { pid, .. } = reply else { panic!("{reply:?}") };
     // Its init is held, so that the start is still on its way when the daemon is replaced.
-    let init = sys::pidfd::open(pid).unwrap();
-    sys::pidfd::send_signal(init.as_fd(), 19).unwrap();
+    let (id, _, init) = stopped_init(&mut pod, 1);
     pod.send(Request::Start { container: id.clone() }, &[]);
     pod.reconnect();
     sys::pidfd::send_signal(init.as_fd(), 18).unwrap();
@@ -93,13 +100,8 @@ fn an_init_that_is_killed_before_execve_was_never_started() {
     let mut pod = Pod::started("never");
     let mut told = 0;
     for byte in 1..=10 {
-        let id = container_id(byte);
-        let plan = pod.plan(&id, &["sleep", "1000"]);
-        let reply = pod.create(plan, false);
-        let Reply::Created { pid, .. } = reply else { panic!("{reply:?}") };
-        let init = sys::pidfd::open(pid).unwrap();
         // Stopped first, so that it does not get to execve before it is killed.
-        sys::pidfd::send_signal(init.as_fd(), 19).unwrap();
+        let (id, pid, init) = stopped_init(&mut pod, byte);
         while sys::proc::stat(pid).unwrap().state != 'T' {
             std::thread::yield_now();
         }
@@ -130,12 +132,7 @@ fn an_init_that_is_killed_before_execve_was_never_started() {
 #[test]
 fn an_init_that_somebody_stops_goes_on() {
     let mut pod = Pod::started("stopped");
-    let id = container_id(1);
-    let plan = pod.plan(&id, &["sleep", "1000"]);
-    let reply = pod.create(plan, false);
-    let Reply::Created { pid, .. } = reply else { panic!("{reply:?}") };
-    let init = sys::pidfd::open(pid).unwrap();
-    sys::pidfd::send_signal(init.as_fd(), 19).unwrap();
+    let (id, ..) = stopped_init(&mut pod, 1);
     assert!(matches!(pod.ask(Request::Start { container: id }), Reply::Started { .. }));
     pod.end();
 }

@@ -48,12 +48,9 @@ pub(super) fn pids(hierarchies: &[Hierarchy], path: &str) -> Result<BTreeSet<i32
     Ok(pids)
 }
 
-/// ENOENT; ENODEV for a file that was opened before its folder went; ENOTDIR for a path through a file, at
-/// which no cgroup can be.
+/// Also ENOTDIR for a path through a file, at which no cgroup can be.
 fn gone(error: &io::Error) -> bool {
-    use io::ErrorKind;
-    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
-        || error.raw_os_error() == Some(Errno::NODEV.raw_os_error())
+    sys::cgroup::is_gone(error) || error.kind() == io::ErrorKind::NotADirectory
 }
 
 pub(super) fn all(hierarchies: &[Hierarchy], path: &str, limit: Duration) -> Result<(), Error> {

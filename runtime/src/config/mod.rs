@@ -225,16 +225,8 @@ impl Default for Config {
 
 fn read_capped(path: &Path) -> std::io::Result<String> {
     use std::io::{Error, ErrorKind, Read as _};
-    use std::os::unix::fs::OpenOptionsExt as _;
     let mut text = String::new();
-    // Opening a FIFO waits for a writer, for ever.
-    let file = std::fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
-        .open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(Error::new(ErrorKind::InvalidInput, "not a regular file"));
-    }
+    let file = sys::beneath::regular(path)?;
     let read = file.take(MAX_SIZE + 1).read_to_string(&mut text)?;
     if u64::try_from(read).unwrap_or(u64::MAX) > MAX_SIZE {
         return Err(Error::new(ErrorKind::FileTooLarge, format!("larger than {MAX_SIZE} bytes")));

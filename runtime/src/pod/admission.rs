@@ -1,6 +1,6 @@
 //! Which command is allowed in which state, and why not.
 
-use crate::node::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind};
 use model::{ContainerId, ContainerPhase, ContainerRecord, NamespaceMode, PodPhase, PodRecord};
 
 /// New containers and starts need a pod that is up.

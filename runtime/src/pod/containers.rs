@@ -3,15 +3,14 @@
 use super::launch::memfd;
 use super::{CONTAINER_RECORD, Context, blocking, now, random};
 use crate::cgroups::{Limits, host_devices, leaf_path, pod_parent};
-use crate::node::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind};
 use crate::seccomp::Compiled;
 use crate::shims::Client;
 use crate::shims::client::ClientError;
 use crate::{failpoint, files, lanes};
 use image::ImageRecord;
 use model::{
-    ContainerConfig, ContainerId, ContainerPhase, ContainerRecord, Exit, ImageOfContainer, PodRecord, Text,
-    User,
+    ContainerConfig, ContainerId, ContainerPhase, ContainerRecord, Exit, ImageOfContainer, PodRecord, User,
 };
 use serde::Serialize;
 use spec::devices::HostDevice;
@@ -176,11 +175,7 @@ async fn make(
             _ => return Err(ClientError::Odd("create").into()),
         };
     failpoint::hit("container.created");
-    // As init has it: an empty one is none.
-    process.env.retain(|entry| entry.as_bytes() != b"HOME=");
-    if !process.env.iter().any(|entry| entry.as_bytes().starts_with(b"HOME=")) {
-        process.env.extend(Text::new(format!("HOME={home}")));
-    }
+    process.set_home(&home);
     let template = spec::exec::template(&process, &record.config.security.seccomp);
     record.exec_template = Some(
         serde_json::to_value(template).map_err(|error| Error::of("encode the process for execs", &error))?,
@@ -220,13 +215,9 @@ async fn foreign(context: &Arc<Context>, record: &ContainerRecord) -> Result<For
     }
     let config = record.config.clone();
     let find = lanes::run(lanes::foreign(), pod, "devices", move || Ok(host_devices::find(&config)?));
-    match tokio::time::timeout(super::FOREIGN, find).await {
-        Ok(devices) => Ok(Foreign { seccomp, devices: devices? }),
-        Err(_) => {
-            let text = format!("devices: their host_path did not answer within {:?}", super::FOREIGN);
-            Err(Error::new(ErrorKind::DeadlineExceeded, text))
-        }
-    }
+    let devices =
+        super::answered(find, |limit| format!("devices: their host_path did not answer within {limit:?}"));
+    Ok(Foreign { seccomp, devices: devices.await? })
 }
 
 /// Folders, intent, cgroup leaf, plan. Blocking.

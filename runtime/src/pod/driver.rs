@@ -10,7 +10,7 @@ use super::containers::{self, Recorder, StartError};
 use super::launch::{self, Up};
 use super::teardown::Ended;
 use super::{Command, Context, POD_RECORD, admission, exec, now};
-use crate::node::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind};
 use crate::registry::{Launched, Registry, Reply, Seat};
 use link::{Answer, Link};
 use model::{ContainerId, ContainerPhase, ContainerRecord, Exit, PodConfig, PodPhase, PodRecord};
@@ -401,7 +401,7 @@ impl Driver {
 }
 
 /// The pause after `times` attempts in vain: `first`, doubled each time up to `longest`.
-fn later(first: Duration, times: u32, longest: Duration) -> Duration {
+pub(super) fn later(first: Duration, times: u32, longest: Duration) -> Duration {
     first.saturating_mul(2_u32.saturating_pow(times.min(16))).min(longest)
 }
 

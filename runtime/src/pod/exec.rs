@@ -3,8 +3,9 @@
 use super::Context;
 use super::launch::memfd;
 use super::output::Output;
+use crate::error::{Error, ErrorKind};
 use crate::lanes;
-use crate::node::{EXEC_OUTPUT_LIMIT, Error, ErrorKind, ExecOutput};
+use crate::node::{EXEC_OUTPUT_LIMIT, ExecOutput};
 use crate::shims::Client;
 use crate::shims::client::{ClientError, next_exec};
 use model::{ContainerRecord, ExecId, Text};

@@ -9,7 +9,7 @@
 
 use super::{Context, POD_RECORD, teardown};
 use crate::cgroups::{Limits, leaf_path, pod_parent};
-use crate::node::Error;
+use crate::error::Error;
 use crate::seccomp::Compiled;
 use crate::shims::{Connection, client, spawn};
 use crate::{failpoint, files, lanes, netns};

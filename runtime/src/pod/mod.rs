@@ -17,8 +17,9 @@ pub(crate) mod stop;
 pub(crate) mod teardown;
 
 use crate::cgroups::Cgroups;
+use crate::error::{Error, ErrorKind};
 use crate::lanes;
-use crate::node::{Error, ErrorKind, NodeOptions};
+use crate::node::NodeOptions;
 use crate::registry::{Registry, Reply, Reservation};
 use crate::root::Root;
 use crate::seccomp::Compiled;
@@ -227,13 +228,23 @@ pub(crate) async fn seccomp(
         SeccompProfile::Unconfined | SeccompProfile::RuntimeDefault => lanes::exec(),
     };
     let compiled = lanes::run(lane, pod, "seccomp profile", work);
-    match tokio::time::timeout(FOREIGN, compiled).await {
-        Ok(compiled) => compiled,
-        Err(_) => {
-            let text =
-                format!("seccomp profile {profile:?} was not read within {FOREIGN:?}: its file system hangs");
-            Err(Error::new(ErrorKind::DeadlineExceeded, text))
-        }
+    answered(compiled, |limit| {
+        format!("seccomp profile {profile:?} was not read within {limit:?}: its file system hangs")
+    })
+    .await
+}
+
+/// What comes of work on files that a request names, or `late` where their file system does not answer.
+///
+/// # Errors
+/// DeadlineExceeded; those of `work`.
+async fn answered<T>(
+    work: impl Future<Output = Result<T, Error>>,
+    late: impl FnOnce(Duration) -> String,
+) -> Result<T, Error> {
+    match tokio::time::timeout(FOREIGN, work).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(Error::new(ErrorKind::DeadlineExceeded, late(FOREIGN))),
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! The lock is held to swap or copy pointers, never over I/O, so no pod can hold up a list.
 
-use crate::node::{ContainerView, Error, ErrorKind, PodView};
+use crate::error::{Error, ErrorKind};
+use crate::node::{ContainerView, PodView};
 use model::{ContainerId, ContainerRecord, PodId, PodRecord};
 use std::collections::BTreeMap;
 use std::ops::Bound;

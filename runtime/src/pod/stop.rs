@@ -2,9 +2,10 @@
 //! may be stopped, hang on a disk, or be dialled at this moment: signals go to init by a descriptor of its
 //! process, and its end can be seen on that.
 
+use super::driver::later;
 use super::{Context, containers, now};
+use crate::error::{Error, ErrorKind};
 use crate::lanes;
-use crate::node::{Error, ErrorKind};
 use crate::shims::{Client, watched};
 use model::{ContainerRecord, Exit};
 use std::io;
@@ -27,6 +28,9 @@ const LOOKS: u32 = 20;
 const LOOK: Duration = Duration::from_millis(5);
 /// For the shim to report an end that can be seen already.
 const REPORT: Duration = Duration::from_secs(2);
+/// Pauses between looks for the exit of a container none of whose processes lives.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// One stop of one container.
 #[derive(Debug)]
@@ -143,11 +147,32 @@ impl Stop {
         }
     }
 
-    /// The exit of a container none of whose processes lives, from what the shim has left or the kernel knows.
+    /// The exit of a container none of whose processes lives: by the shim's word, by the record it leaves, or by
+    /// the kernel. A shim that cannot be reached, but works, reaps init a moment before it has written the record.
     async fn seen(mut self, context: &Arc<Context>) -> Result<Option<Exit>, Error> {
+        let until = Instant::now() + KILL;
+        for looks in 0.. {
+            if let Some(exit) = self.look(context).await? {
+                return Ok(Some(exit));
+            }
+            let pause = later(FIRST_PAUSE, looks, LONGEST_PAUSE);
+            if timeout(pause, self.exited.wait_for(|exited| *exited)).await.is_ok() {
+                return Ok(None);
+            }
+            if Instant::now() >= until {
+                break;
+            }
+        }
+        let id = &self.record.id;
+        let text = format!("container {id}: its processes are gone, but its shim has not reported the exit");
+        Err(Error::new(ErrorKind::DeadlineExceeded, text))
+    }
+
+    /// The exit by the record that the shim has left, or by the kernel while init waits to be reaped.
+    async fn look(&self, context: &Arc<Context>) -> Result<Option<Exit>, Error> {
         let (theirs, record, shim_pid) = (Arc::clone(context), self.record.clone(), self.shim_pid);
-        let pod = self.record.pod.clone();
-        let seen = lanes::run(lanes::kill(), pod.as_str(), "look how the container ended", move || {
+        let pod = self.record.pod.as_str();
+        let look = move || {
             let path = theirs.layout.exit(&record.pod, &record.id);
             if let Ok(Some(stored)) = state::file::read::<ExitFacts>(&path, EXIT_RECORD_KIND) {
                 return Ok(Some(containers::exit_of(&stored.data)));
@@ -156,17 +181,8 @@ impl Stop {
             let oom_killed = theirs.cgroups.oom_kills(&record.cgroup).is_ok_and(|kills| kills > 0);
             let facts = ExitFacts { code, finished_at: now(), oom_killed, ..ExitFacts::default() };
             Ok(Some(containers::exit_of(&facts)))
-        });
-        if let Some(exit) = seen.await? {
-            return Ok(Some(exit));
-        }
-        // Its shim has reaped it, so only the shim knows.
-        if timeout(KILL, self.exited.wait_for(|exited| *exited)).await.is_ok() {
-            return Ok(None);
-        }
-        let id = &self.record.id;
-        let text = format!("container {id}: its processes are gone, but its shim has not reported the exit");
-        Err(Error::new(ErrorKind::DeadlineExceeded, text))
+        };
+        lanes::run(lanes::kill(), pod, "look how the container ended", look).await
     }
 }
 
@@ -194,20 +210,11 @@ fn find(record: &ContainerRecord, shim_pid: u32) -> io::Result<Option<OwnedFd>> 
     if record.pid == 0 {
         return Ok(None);
     }
-    let process = match sys::pidfd::open(record.pid) {
-        Ok(process) => process,
-        Err(error) if is_gone(&error) => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    // After the descriptor was had: what is read now is of that process, or it has ended.
+    let Some(process) = sys::pidfd::find(record.pid)? else { return Ok(None) };
     if zombie_of(record.pid, shim_pid) {
         return Ok(Some(process));
     }
-    let cgroups = match sys::proc::cgroups(record.pid) {
-        Ok(text) => text,
-        Err(error) if is_gone(&error) => return Ok(None),
-        Err(error) => return Err(error),
-    };
+    let Some(cgroups) = sys::proc::unless_gone(sys::proc::cgroups(record.pid))? else { return Ok(None) };
     // It may have made cgroups below its own.
     let cgroups = String::from_utf8_lossy(&cgroups);
     let mut parts = cgroups.lines().flat_map(|line| line.split('/'));
@@ -234,11 +241,6 @@ fn zombie_of(pid: u32, parent: u32) -> bool {
     pid != 0
         && parent != 0
         && sys::proc::stat(pid).is_ok_and(|stat| stat.state == 'Z' && stat.parent == parent)
-}
-
-fn is_gone(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound
-        || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
 }
 
 #[cfg(test)]

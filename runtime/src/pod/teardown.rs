@@ -2,7 +2,7 @@
 
 use super::{Context, now, stop};
 use crate::cgroups::{leaf_path, pod_parent};
-use crate::node::Error;
+use crate::error::Error;
 use crate::shims::{Client, spawn};
 use crate::{failpoint, lanes, netns};
 use model::{ContainerId, NamespaceMode, PodId, PodRecord};
@@ -175,12 +175,10 @@ pub(crate) async fn forget_shim(context: &Arc<Context>, pod: &PodId) -> Vec<Erro
     removed.await.err().into_iter().collect()
 }
 
-/// Kills what is left of the shim and removes its folder.
+/// Kills what is left of the shim and removes its folder, which stays with a shim that lives.
 pub(crate) async fn remove_shim(context: &Arc<Context>, record: &PodRecord) -> Vec<Error> {
-    let (context, id) = (Arc::clone(context), record.id.clone());
-    let (owner, work) = (record.id.as_str(), move || spawn::remove(&context.layout, &context.cgroups, &id));
-    let removed = lanes::run(lanes::kill(), owner, "remove the shim", work);
-    removed.await.err().into_iter().collect()
+    let errors = kill_shim(context, record).await;
+    if errors.is_empty() { forget_shim(context, &record.id).await } else { errors }
 }
 
 /// Removes the cgroups of containers, pause, shim and, where it is ours, the pod.

@@ -2,7 +2,7 @@
 
 use super::status::Failure;
 use super::{Backend, STOPS, answer, convert};
-use crate::{lanes, memory, node};
+use crate::{lanes, memory};
 use cri_api::v1 as cri;
 use cri_api::v1::image_service_server::ImageService;
 use std::sync::Arc;
@@ -81,7 +81,7 @@ impl ImageService for Images {
             let images = self.0.images.usage().await;
             let (figures, all) = (Arc::clone(&self.0.figures), self.0.node.containers());
             let written =
-                lanes::stats().run(move || figures.written(&all)).await.map_err(node::Error::from)?;
+                lanes::stats().run(move || figures.written(&all)).await.map_err(crate::error::Error::from)?;
             Ok(convert::image_fs(&self.0.images.mountpoint(), &images, &written))
         })
         .await

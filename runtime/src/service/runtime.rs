@@ -4,7 +4,7 @@ use super::convert::{self, ContainerFilter, Host, PodFilter};
 use super::status::Failure;
 use super::{Backend, GOES_ON, STOPS, answer, health};
 use crate::lanes;
-use crate::node::{self, ContainerView, PodView};
+use crate::node::{ContainerView, PodView};
 use cri_api::v1 as cri;
 use cri_api::v1::runtime_service_server::RuntimeService;
 use std::collections::HashMap;
@@ -47,7 +47,7 @@ impl Runtime {
                 .collect();
             stats
         });
-        stats.await.map_err(node::Error::from).map_err(Failure::from)
+        stats.await.map_err(crate::error::Error::from).map_err(Failure::from)
     }
 }
 

@@ -5,7 +5,7 @@
 //! daemon makes a [`Status`].
 
 use super::convert::Refusal;
-use crate::node::{self, with_causes};
+use crate::error::with_causes;
 use tonic::{Code, Status};
 
 /// Why a call failed.
@@ -16,7 +16,7 @@ pub(crate) enum Failure {
     Refused(#[from] Refusal),
     /// Pods and containers.
     #[error(transparent)]
-    Node(#[from] node::Error),
+    Node(#[from] crate::error::Error),
     /// Images.
     #[error(transparent)]
     Image(#[from] image::Error),
@@ -63,8 +63,8 @@ fn of_refusal(refusal: &Refusal) -> Code {
     }
 }
 
-fn of_node(kind: node::ErrorKind) -> Code {
-    use node::ErrorKind;
+fn of_node(kind: crate::error::ErrorKind) -> Code {
+    use crate::error::ErrorKind;
     match kind {
         ErrorKind::NotFound => Code::NotFound,
         ErrorKind::InvalidArgument => Code::InvalidArgument,
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn every_kind_of_node_error_has_its_code() {
-        use node::ErrorKind as Kind;
+        use crate::error::ErrorKind as Kind;
         for (kind, code) in [
             (Kind::NotFound, Code::NotFound),
             (Kind::InvalidArgument, Code::InvalidArgument),

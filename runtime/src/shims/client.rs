@@ -7,7 +7,7 @@
 //! ```
 //! The event channel ends when the connection does.
 
-use crate::node::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind};
 use model::{ExecId, PodId};
 use std::collections::{HashMap, VecDeque};
 use std::io;

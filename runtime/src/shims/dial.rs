@@ -6,10 +6,9 @@
 use super::client::{self, ClientError, Connection};
 use super::{spawn, watched};
 use crate::cgroups::shim_path;
+use crate::error::Error;
 use crate::lanes;
-use crate::node::Error;
 use model::PodId;
-use rustix::io::Errno;
 use state::Layout;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -78,17 +77,8 @@ fn process(pod: &PodId, pid: u32) -> io::Result<Option<OwnedFd>> {
     if pid == 0 {
         return Ok(None);
     }
-    let process = match sys::pidfd::open(pid) {
-        Ok(process) => process,
-        Err(error) if is_gone(&error) => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    // After the descriptor was had: what is read now is of that process, or it has ended.
-    let cgroups = match sys::proc::cgroups(pid) {
-        Ok(text) => text,
-        Err(error) if is_gone(&error) => return Ok(None),
-        Err(error) => return Err(error),
-    };
+    let Some(process) = sys::pidfd::find(pid)? else { return Ok(None) };
+    let Some(cgroups) = sys::proc::unless_gone(sys::proc::cgroups(pid))? else { return Ok(None) };
     if sys::pidfd::has_ended(process.as_fd())? {
         return Ok(None);
     }
@@ -96,10 +86,6 @@ fn process(pod: &PodId, pid: u32) -> io::Result<Option<OwnedFd>> {
     let cgroups = String::from_utf8_lossy(&cgroups);
     let mut paths = cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
     Ok(paths.any(|path| path.ends_with(&own)).then_some(process))
-}
-
-fn is_gone(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::SRCH.raw_os_error())
 }
 
 #[cfg(test)]

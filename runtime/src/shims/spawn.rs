@@ -1,7 +1,7 @@
 //! Starting a pod's shim: its folder, socket and cgroup first, so that it finds everything in place.
 
 use crate::cgroups::{Cgroups, shim_path};
-use crate::node::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind};
 use model::{PodId, PodRecord};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 use state::{Layout, file};

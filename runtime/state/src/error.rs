@@ -109,14 +109,9 @@ impl Error {
     pub fn is_bad_file(&self) -> bool {
         matches!(self, Self::Torn { .. } | Self::Foreign { .. })
     }
-
-    /// Whether the file system takes no more: it is full, over its quota, or read-only.
-    pub fn is_refused_write(&self) -> bool {
-        matches!(self, Self::Io { source, .. } if refuses_writes(source))
-    }
 }
 
 /// Whether an error of the kernel says that a file system takes no more: ENOSPC, EDQUOT or EROFS.
-pub fn refuses_writes(error: &io::Error) -> bool {
+pub(crate) fn refuses_writes(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT | libc::EROFS))
 }

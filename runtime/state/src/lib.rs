@@ -9,7 +9,7 @@ mod layout;
 pub mod lock;
 pub mod probe;
 
-pub use error::{Error, refuses_writes};
+pub use error::Error;
 pub use file::Stored;
 pub use layout::Layout;
 

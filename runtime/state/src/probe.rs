@@ -4,7 +4,8 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 
-use crate::{Layout, refuses_writes};
+use crate::Layout;
+use crate::error::refuses_writes;
 
 /// What is tried: more than the record of an ordinary pod.
 const BYTES: usize = 64 << 10;

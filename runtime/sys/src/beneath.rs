@@ -3,10 +3,51 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, ftruncate, mkdirat, open, openat2};
+use rustix::io::Errno;
+use rustix::path::Arg;
 
 const RESOLVE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS);
+/// Tries when the kernel cannot tell whether a `..` stayed inside.
+const TRIES: usize = 100;
+
+/// openat2(2), close-on-exec. Tried again where something was renamed or mounted anywhere while the kernel looked
+/// whether a `..` leads out of `dir`.
+///
+/// # Errors
+/// Those of openat2(2); EAGAIN where that happened a hundred times in a row.
+pub fn resolve(
+    dir: BorrowedFd<'_>,
+    path: impl Arg,
+    flags: OFlags,
+    mode: Mode,
+    resolve: ResolveFlags,
+) -> rustix::io::Result<OwnedFd> {
+    path.into_with_c_str(|path| {
+        let attempt = || openat2(dir, path, flags | OFlags::CLOEXEC, mode, resolve);
+        let raced = |outcome: &Result<_, Errno>| matches!(outcome, Err(Errno::AGAIN | Errno::INTR));
+        let mut tries = (0..TRIES).map(|_| attempt());
+        tries.find(|outcome| !raced(outcome)).unwrap_or(Err(Errno::AGAIN))
+    })
+}
+
+/// Opens a regular file for reading by a path that the administrator named, symbolic links followed. Anything else
+/// is an error and holds nobody up: a FIFO would block the open, and opening a device can do anything.
+///
+/// # Errors
+/// InvalidInput for what is no regular file; those of open(2).
+pub fn regular(path: &Path) -> io::Result<File> {
+    let refused = || io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(refused());
+    }
+    // Should it be another thing by now.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = File::from(open(path, flags, Mode::empty())?);
+    if file.metadata()?.is_file() { Ok(file) } else { Err(refused()) }
+}
 
 /// Opens a folder by its absolute path, symbolic links followed; made (0755, with its parents) when absent.
 ///
@@ -15,7 +56,7 @@ const RESOLVE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLI
 pub fn folder(path: &str) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     match open(path, flags, Mode::empty()) {
-        Err(rustix::io::Errno::NOENT) => {
+        Err(Errno::NOENT) => {
             use std::os::unix::fs::DirBuilderExt as _;
             std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path)?;
             Ok(rustix::fs::openat(CWD, path, flags, Mode::empty())?)
@@ -32,10 +73,10 @@ pub fn folder(path: &str) -> io::Result<OwnedFd> {
 pub fn append(dir: BorrowedFd<'_>, path: &str) -> io::Result<File> {
     let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let mode = Mode::from_raw_mode(0o640);
-    let file = match openat2(dir, path, flags, mode, RESOLVE) {
-        Err(rustix::io::Errno::NOENT) => {
+    let file = match resolve(dir, path, flags, mode, RESOLVE) {
+        Err(Errno::NOENT) => {
             make_parents(dir, path)?;
-            openat2(dir, path, flags, mode, RESOLVE)?
+            resolve(dir, path, flags, mode, RESOLVE)?
         }
         opened => opened?,
     };
@@ -53,11 +94,11 @@ fn make_parents(dir: BorrowedFd<'_>, path: &str) -> io::Result<()> {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{path} has '..'")));
         }
         match mkdirat(&at, name, Mode::from_raw_mode(0o755)) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(error.into()),
         }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        at = openat2(at.as_fd(), name, flags, Mode::empty(), RESOLVE)?;
+        at = resolve(at.as_fd(), name, flags, Mode::empty(), RESOLVE)?;
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ mod kill;
 mod walk;
 
 pub use kill::kill_all;
-pub use walk::{MOST_FOLDERS, each_folder, is_too_many, prune};
+pub use walk::{each_folder, is_gone, is_too_many, prune};
 
 /// A list of pids above this is cut: more processes than any pids limit in use.
 const MAX_LIST: u64 = 4 << 20;
@@ -81,7 +81,7 @@ pub fn is_empty(dir: BorrowedFd<'_>) -> io::Result<bool> {
     });
     match walked {
         Ok(()) => Ok(empty),
-        Err(error) if walk::is_gone(&error) => Ok(empty),
+        Err(error) if is_gone(&error) => Ok(empty),
         Err(error) => Err(error),
     }
 }

@@ -4,7 +4,7 @@ use std::ffi::{CStr, c_char};
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
-use crate::seccomp::Filter;
+use crate::seccomp::{ARCH, ARCHITECTURE, Filter, NUMBER, allow_each, give, jump_equal, load};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags,
     fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, unmount,
@@ -81,10 +81,6 @@ pub fn drop_everything(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
 /// # Errors
 /// There is none: the program is fixed.
 pub fn pause_filter() -> io::Result<Filter> {
-    const LOAD: u64 = 0x20;
-    const JUMP_EQUAL: u64 = 0x15;
-    const RETURN: u64 = 0x06;
-    let one = |code: u64, yes: u64, no: u64, k: u64| code | yes << 16 | no << 24 | k << 32;
     let calls = [
         libc::SYS_rt_sigtimedwait,
         libc::SYS_wait4,
@@ -97,17 +93,10 @@ pub fn pause_filter() -> io::Result<Filter> {
         libc::SYS_seccomp,
         libc::SYS_sendmsg,
     ];
-    let mut program = vec![
-        one(LOAD, 0, 0, 4),
-        one(JUMP_EQUAL, 1, 0, u64::from(crate::seccomp::ARCH)),
-        one(RETURN, 0, 0, u64::from(libc::SECCOMP_RET_KILL_PROCESS)),
-        one(LOAD, 0, 0, 0),
-    ];
-    for call in calls {
-        program.push(one(JUMP_EQUAL, 0, 1, call.unsigned_abs()));
-        program.push(one(RETURN, 0, 0, u64::from(libc::SECCOMP_RET_ALLOW)));
-    }
-    program.push(one(RETURN, 0, 0, u64::from(libc::SECCOMP_RET_ERRNO | 1)));
+    let mut program =
+        vec![load(ARCHITECTURE), jump_equal(ARCH, 1, 0), give(libc::SECCOMP_RET_KILL_PROCESS), load(NUMBER)];
+    program.extend(allow_each(calls.map(|call| u32::try_from(call).unwrap_or(u32::MAX))));
+    program.push(give(libc::SECCOMP_RET_ERRNO | 1));
     Filter::new(&program, 0)
 }
 

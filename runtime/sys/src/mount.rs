@@ -7,14 +7,15 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags, fstat, openat, openat2,
-    statx,
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags, fstat, openat, statx,
 };
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
     UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change,
     move_mount, open_tree, unmount,
 };
+
+use crate::beneath;
 
 /// Mount attributes of `mount_setattr(2)`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -232,15 +233,8 @@ pub fn open_path(path: &Path) -> io::Result<OwnedFd> {
 /// # Errors
 /// Those of openat2(2); ELOOP for a magic link.
 pub fn open_in_root(root: BorrowedFd<'_>, path: &Path, flags: OFlags, mode: u32) -> io::Result<OwnedFd> {
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    for _ in 0..16 {
-        match openat2(root, path, flags | OFlags::CLOEXEC, Mode::from_raw_mode(mode), resolve) {
-            // A rename or mount somewhere raced with a `..` on the way.
-            Err(rustix::io::Errno::AGAIN) => {}
-            other => return Ok(other?),
-        }
-    }
-    Err(io::ErrorKind::WouldBlock.into())
+    let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    Ok(beneath::resolve(root, path, flags, Mode::from_raw_mode(mode), how)?)
 }
 
 /// Opens a regular file for reading, `path` as in [`open_in_root`]. Nothing else is ever opened: a device would

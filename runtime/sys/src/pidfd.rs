@@ -8,14 +8,6 @@ use rustix::process::{Pid, PidfdFlags};
 /// ioctl PIDFD_GET_NET_NAMESPACE, Linux 6.11.
 const GET_NET_NAMESPACE: libc::c_ulong = 0xff04;
 
-/// All namespaces but those of users and time.
-pub const ALL_NAMESPACES: i32 = libc::CLONE_NEWNS
-    | libc::CLONE_NEWPID
-    | libc::CLONE_NEWNET
-    | libc::CLONE_NEWIPC
-    | libc::CLONE_NEWUTS
-    | libc::CLONE_NEWCGROUP;
-
 fn pid(number: u32) -> io::Result<Pid> {
     i32::try_from(number)
         .ok()
@@ -29,6 +21,15 @@ fn pid(number: u32) -> io::Result<Pid> {
 /// No such process.
 pub fn open(number: u32) -> io::Result<OwnedFd> {
     Ok(rustix::process::pidfd_open(pid(number)?, PidfdFlags::empty())?)
+}
+
+/// As [`open`]; `None` when there is no such process any more. The number may be another's by now: what is read of
+/// it after this is of the process that was opened, or that one has ended.
+///
+/// # Errors
+/// Out of descriptors; a number that none has.
+pub fn find(number: u32) -> io::Result<Option<OwnedFd>> {
+    crate::proc::unless_gone(open(number))
 }
 
 /// Sends a signal by kernel number; 0 only asks whether the process is there.
@@ -65,14 +66,4 @@ pub fn network_namespace(pidfd: BorrowedFd<'_>, number: u32) -> io::Result<Owned
 pub fn has_ended(pidfd: BorrowedFd<'_>) -> io::Result<bool> {
     let mut fds = [rustix::event::PollFd::from_borrowed_fd(pidfd.as_fd(), rustix::event::PollFlags::IN)];
     Ok(rustix::event::poll(&mut fds, Some(&rustix::event::Timespec::default()))? > 0)
-}
-
-/// setns(2) on a process: joins all namespaces named by `flags` (CLONE_NEW*) in one step.
-///
-/// # Errors
-/// The process is gone, EINVAL for the user namespace the caller is in already, EPERM.
-pub fn enter_namespaces(pidfd: BorrowedFd<'_>, flags: i32) -> io::Result<()> {
-    // SAFETY: takes no pointer.
-    let done = unsafe { libc::setns(pidfd.as_raw_fd(), flags) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

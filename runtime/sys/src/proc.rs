@@ -88,6 +88,22 @@ pub fn children() -> io::Result<Vec<u32>> {
     Ok(text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect())
 }
 
+/// `None` in place of the error that a process which is gone gives: NotFound, ESRCH.
+///
+/// # Errors
+/// All others.
+pub fn unless_gone<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
+    match outcome {
+        Ok(value) => Ok(Some(value)),
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// `/proc/<pid>/cgroup`: a line a hierarchy.
 ///
 /// # Errors

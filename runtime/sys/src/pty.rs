@@ -2,12 +2,11 @@
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
-use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, open as open_file};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
 /// DEVPTS_SUPER_MAGIC.
-pub(crate) const DEVPTS: i64 = 0x1cd1;
+const DEVPTS: i64 = 0x1cd1;
 
 /// Both ends.
 #[derive(Debug)]
@@ -18,17 +17,20 @@ pub struct Pty {
     pub slave: OwnedFd,
 }
 
-/// Opens a pair in the devpts instance whose `ptmx` is at the given path (`/dev/pts/ptmx` in a container).
-/// The slave is had from the master (TIOCGPTPEER), not by its name.
+/// Opens a pair in a devpts instance, by its folder (`/dev/pts` in a container). A container or a volume may have
+/// put anything in its place, and opening any other device can do anything: so the folder is judged first, and
+/// `ptmx` is opened in it through no link and no mount. The slave is had from the master (TIOCGPTPEER), not by
+/// its name.
 ///
 /// # Errors
-/// No devpts there (checked by file system type), or no more ptys.
-pub fn open(ptmx: &Path) -> io::Result<Pty> {
-    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let master = open_file(ptmx, flags, Mode::empty())?;
-    if rustix::fs::fstatfs(&master)?.f_type != DEVPTS {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{} is no devpts", ptmx.display())));
+/// No devpts (by file system type), or no more ptys.
+pub fn open_in(devpts: BorrowedFd<'_>) -> io::Result<Pty> {
+    if rustix::fs::fstatfs(devpts)?.f_type != DEVPTS {
+        return Err(io::Error::other("/dev/pts is no devpts"));
     }
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let master = openat2(devpts, "ptmx", flags, Mode::empty(), how)?;
     rustix::pty::unlockpt(&master)?;
     let slave = peer(master.as_fd())?;
     Ok(Pty { master, slave })

@@ -6,12 +6,42 @@ use std::io;
 /// Instructions the kernel takes at most (BPF_MAXINSNS).
 pub const LONGEST: usize = 4096;
 /// SECCOMP_RET_ALLOW and SECCOMP_RET_LOG: the call goes on.
-const ALLOWING: [u32; 2] = [0x7fff_0000, 0x7ffc_0000];
+const ALLOWING: [u32; 2] = [libc::SECCOMP_RET_ALLOW, libc::SECCOMP_RET_LOG];
 /// AUDIT_ARCH_* of this program's own calls.
 #[cfg(target_arch = "x86_64")]
 pub(crate) const ARCH: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
 pub(crate) const ARCH: u32 = 0xc000_00b7;
+
+/// An instruction as [`Filter::new`] takes it: code, distances of the jump when it holds and when not, operand.
+pub const fn instruction(code: u16, holds: u8, else_: u8, k: u32) -> u64 {
+    code as u64 | (holds as u64) << 16 | (else_ as u64) << 24 | (k as u64) << 32
+}
+
+/// Loads a word of `struct seccomp_data`.
+pub const fn load(offset: u32) -> u64 {
+    instruction(0x20, 0, 0, offset)
+}
+
+/// Jumps by whether what was loaded equals `k`.
+pub const fn jump_equal(k: u32, holds: u8, else_: u8) -> u64 {
+    instruction(0x15, holds, else_, k)
+}
+
+/// Ends the program with one of SECCOMP_RET_*.
+pub const fn give(verdict: u32) -> u64 {
+    instruction(0x06, 0, 0, verdict)
+}
+
+/// Offset of the call's number in `struct seccomp_data`.
+pub const NUMBER: u32 = 0;
+/// Offset of the architecture (AUDIT_ARCH_*) in `struct seccomp_data`.
+pub const ARCHITECTURE: u32 = 4;
+
+/// Instructions that allow these calls and let all others go on to what follows.
+pub fn allow_each(calls: impl IntoIterator<Item = u32>) -> impl Iterator<Item = u64> {
+    calls.into_iter().flat_map(|call| [jump_equal(call, 0, 1), give(libc::SECCOMP_RET_ALLOW)])
+}
 
 /// A program in the kernel's form. It is never freed once loaded: it may forbid that.
 pub struct Filter {
@@ -38,7 +68,7 @@ pub struct Call {
 }
 
 impl Filter {
-    /// From one number an instruction, `code | jt << 16 | jf << 24 | k << 32`, and SECCOMP_FILTER_FLAG_* bits.
+    /// From one number an [`instruction`], and SECCOMP_FILTER_FLAG_* bits.
     ///
     /// # Errors
     /// InvalidInput for none or too many instructions.
@@ -46,12 +76,12 @@ impl Filter {
         if instructions.is_empty() || instructions.len() > LONGEST {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let instruction = |i: &u64| {
+        let decode = |i: &u64| {
             let [c0, c1, jt, jf, k0, k1, k2, k3] = i.to_le_bytes();
             let (code, k) = (u16::from_le_bytes([c0, c1]), u32::from_le_bytes([k0, k1, k2, k3]));
             libc::sock_filter { code, jt, jf, k }
         };
-        Ok(Self { program: instructions.iter().map(instruction).collect(), flags })
+        Ok(Self { program: instructions.iter().map(decode).collect(), flags })
     }
 
     /// Loads it for the calling thread, for good.
@@ -86,9 +116,9 @@ impl Filter {
     /// Follows every path that the call can take: where a jump hangs on what is not known, both.
     fn allows_one(&self, call: Call) -> bool {
         // Offsets in struct seccomp_data.
-        let load = |offset: u32| match (offset, call.first) {
-            (0, _) => u32::try_from(call.number).ok(),
-            (4, _) => Some(ARCH),
+        let known = |offset: u32| match (offset, call.first) {
+            (NUMBER, _) => u32::try_from(call.number).ok(),
+            (ARCHITECTURE, _) => Some(ARCH),
             (16, Some(first)) => u32::try_from(first & 0xffff_ffff).ok(),
             (20, Some(first)) => u32::try_from(first >> 32).ok(),
             _ => None,
@@ -110,7 +140,7 @@ impl Filter {
             };
             match instruction.code {
                 // ld [k], ld #k, and #k
-                0x20 => open.push((at + 1, load(k))),
+                0x20 => open.push((at + 1, known(k))),
                 0x00 => open.push((at + 1, Some(k))),
                 0x54 => open.push((at + 1, acc.map(|acc| acc & k))),
                 // ja, jeq, jgt, jge, jset
@@ -135,10 +165,6 @@ impl Filter {
 mod tests {
     use super::*;
 
-    fn one(code: u64, jt: u64, jf: u64, k: u64) -> u64 {
-        code | jt << 16 | jf << 24 | k << 32
-    }
-
     #[test]
     fn refuses_what_is_no_program() {
         assert_eq!(Filter::new(&[], 0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
@@ -153,26 +179,26 @@ mod tests {
         let ask = |program: &[u64], number, first| {
             Filter::new(program, 0).unwrap().allows(&[Call { number, first }])
         };
-        let (allow, kill) = (one(0x06, 0, 0, 0x7fff_0000), one(0x06, 0, 0, 0));
+        let (allow, kill) = (give(0x7fff_0000), give(0));
         // Call 7 is allowed when bit 0 of its first argument is not set; all others are.
         let program = [
-            one(0x20, 0, 0, 0),
-            one(0x15, 0, 3, 7),
-            one(0x20, 0, 0, 16),
-            one(0x54, 0, 0, 1),
-            one(0x15, 0, 1, 0),
+            load(0),
+            jump_equal(7, 0, 3),
+            load(16),
+            instruction(0x54, 0, 0, 1),
+            jump_equal(0, 0, 1),
             allow,
             kill,
         ];
         // Not call 7: past the test of the argument.
-        let program = [&program[..1], &[one(0x15, 1, 0, 7), allow], &program[2..]].concat();
+        let program = [&program[..1], &[jump_equal(7, 1, 0), allow], &program[2..]].concat();
         assert!(ask(&program, 3, None));
         assert!(ask(&program, 7, Some(2)));
         assert!(!ask(&program, 7, Some(3)));
         assert!(!ask(&program, 7, None), "both ways count where the argument is not known");
         assert!(!ask(&[kill], 3, None));
-        assert!(!ask(&[one(0x20, 0, 0, 0)], 3, None), "a program without an end");
-        assert!(!ask(&[one(0x07, 0, 0, 0), allow], 3, None), "an instruction that is not followed");
+        assert!(!ask(&[load(0)], 3, None), "a program without an end");
+        assert!(!ask(&[instruction(0x07, 0, 0, 0), allow], 3, None), "an instruction that is not followed");
     }
 
     proptest::proptest! {

@@ -15,6 +15,7 @@ mod walk;
 
 use std::ffi::{CString, OsStr};
 use std::io;
+use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
@@ -92,14 +93,9 @@ impl From<Error> for io::Error {
 /// # Errors
 /// As [`remove`].
 pub fn remove_path(path: &Path) -> Result<(), Error> {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(Error::Name { path: path.to_owned() });
-    };
+    let (parent, name) = split(path)?;
     match open_folder(parent) {
-        Ok(folder) => {
-            use std::os::fd::AsFd as _;
-            remove(folder.as_fd(), name).map_err(|error| error.below(parent))
-        }
+        Ok(folder) => remove(folder.as_fd(), name).map_err(|error| error.below(parent)),
         Err(Errno::NOENT) => Ok(()),
         Err(errno) => Err(Error::io("open", parent, errno)),
     }
@@ -111,12 +107,13 @@ pub fn remove_path(path: &Path) -> Result<(), Error> {
 /// # Errors
 /// As [`usage`].
 pub fn usage_path(path: &Path, until: std::time::Instant) -> Result<Usage, Error> {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(Error::Name { path: path.to_owned() });
-    };
+    let (parent, name) = split(path)?;
     let folder = open_folder(parent).map_err(|errno| Error::io("open", parent, errno))?;
-    use std::os::fd::AsFd as _;
     usage(folder.as_fd(), name, until).map_err(|error| error.below(parent))
+}
+
+fn split(path: &Path) -> Result<(&Path, &OsStr), Error> {
+    path.parent().zip(path.file_name()).ok_or_else(|| Error::Name { path: path.to_owned() })
 }
 
 fn open_folder(path: &Path) -> rustix::io::Result<rustix::fd::OwnedFd> {

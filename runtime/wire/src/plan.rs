@@ -94,6 +94,16 @@ pub struct ProcessPlan {
     pub keyring: String,
 }
 
+impl ProcessPlan {
+    /// Sets HOME where the environment has none, or an empty one. Init and the template of execs get it by this.
+    pub fn set_home(&mut self, home: &str) {
+        self.env.retain(|entry| entry.as_bytes() != b"HOME=");
+        if !self.env.iter().any(|entry| entry.as_bytes().starts_with(b"HOME=")) {
+            self.env.extend(Text::new(format!("HOME={home}")));
+        }
+    }
+}
+
 fn is_zero(flags: &u32) -> bool {
     *flags == 0
 }

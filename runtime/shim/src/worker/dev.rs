@@ -4,19 +4,15 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fstat, fstatfs, makedev, mknodat,
-    openat, openat2, symlinkat,
+    AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, fstat, makedev, mknodat, openat, symlinkat,
 };
 use rustix::io::Errno;
-use rustix::pty::{ioctl_tiocgptpeer, unlockpt};
 use sys::mount;
+use sys::pty::Pty;
 use wire::DeviceNode;
 
 use super::stage::{Step, internal, invalid};
 use super::tree::{self, Kind, Root};
-
-/// `f_type` of devpts (linux/magic.h).
-const DEVPTS: u64 = 0x1cd1;
 
 /// What every container has (OCI runtime spec, default devices).
 const STANDARD: [(&str, u32, u32); 6] = [
@@ -105,18 +101,11 @@ fn make(root: &Root, dev: &Root, node: &DeviceNode) -> Step<()> {
 /// A new terminal in the container's devpts: (master, the container's side). The latter is also bound to
 /// /dev/console where /dev is the container's own.
 pub(super) fn console(root: &Root, own_dev: Option<OwnedFd>) -> Step<(OwnedFd, OwnedFd)> {
-    let open = || -> io::Result<(OwnedFd, OwnedFd)> {
-        let master = multiplexer(root)?;
-        unlockpt(&master)?;
-        let peer = ioctl_tiocgptpeer(
-            &master,
-            rustix::pty::OpenptFlags::RDWR
-                | rustix::pty::OpenptFlags::NOCTTY
-                | rustix::pty::OpenptFlags::CLOEXEC,
-        )?;
-        Ok((master, peer))
+    let open = || -> io::Result<Pty> {
+        let devpts = root.existing("/dev/pts")?.ok_or(io::ErrorKind::NotFound)?;
+        sys::pty::open_in(devpts.as_fd())
     };
-    let (master, peer) = open().map_err(internal("console", "/dev/pts/ptmx"))?;
+    let Pty { master, slave: peer } = open().map_err(internal("console", "/dev/pts/ptmx"))?;
     if let Some(dev) = own_dev {
         let bind = || -> io::Result<()> {
             let target = tree::make(dev.as_fd(), "/console", Kind::File)?;
@@ -125,16 +114,4 @@ pub(super) fn console(root: &Root, own_dev: Option<OwnedFd>) -> Step<(OwnedFd, O
         bind().map_err(internal("console", "/dev/console"))?;
     }
     Ok((master, peer))
-}
-
-/// Opens /dev/pts/ptmx, where that is devpts: /dev may be a volume's, and opening any other device can do
-/// anything.
-fn multiplexer(root: &Root) -> io::Result<OwnedFd> {
-    let folder = root.existing("/dev/pts")?.ok_or(io::ErrorKind::NotFound)?;
-    if u64::try_from(fstatfs(&folder)?.f_type).ok() != Some(DEVPTS) {
-        return Err(io::Error::other("/dev/pts is no devpts"));
-    }
-    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    Ok(openat2(&folder, "ptmx", flags, Mode::empty(), resolve)?)
 }

@@ -13,6 +13,7 @@ use super::tree::{self, Root};
 
 const MASKED: &str = "masked paths";
 const READ_ONLY: &str = "read-only paths";
+const BOTH: &str = "masked and read-only paths";
 
 /// The kernel's file systems that were attached for the container, by their places.
 #[derive(Debug, Default)]
@@ -102,13 +103,13 @@ pub(super) fn places(root: &Root, own: &Own, paths: [&Vec<String>; 2]) -> Step<V
     let seen = own.0.iter().map(|(target, _)| (target, root.existing(target).and_then(identity)));
     let hidden = paths.into_iter().flatten().map(|path| (path, own.find(root, path).and_then(identity)));
     let all = seen.chain(hidden);
-    all.map(|(path, place)| place.map_err(internal("masked and read-only paths", path))).collect()
+    all.map(|(path, place)| place.map_err(internal(BOTH, path))).collect()
 }
 
 /// The failure of a container in which one of these is something else once its Bidirectional volumes are attached.
 pub(super) fn on_the_host() -> Failure {
     invalid(
-        "masked and read-only paths",
+        BOTH,
         "one of them lies on a Bidirectional volume, and would be hidden or read-only on the host as well",
     )
 }

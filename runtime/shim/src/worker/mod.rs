@@ -14,9 +14,8 @@ use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
-use model::Text;
 use sys::mount::{self, Attributes};
-use wire::{ContainerPlan, ErrorKind, Failure, ProcessPlan, Reply, parse_plan};
+use wire::{ContainerPlan, ErrorKind, Failure, Reply, parse_plan};
 
 use crate::container::{self, Holders};
 use crate::executor::{Init, Parts, TITLE, number};
@@ -151,7 +150,8 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     mounts::clone_from_pod(&mut late)?;
     drop((table, own, root));
 
-    let process = with_home(plan.process.clone(), &found.home);
+    let mut process = plan.process.clone();
+    process.set_home(&found.home);
     hide_cgroups()?;
     let config = container::bundle(&id).join("config.json");
     fs::write(&config, spec.to_string()).map_err(internal("bundle", config.display()))?;
@@ -227,16 +227,6 @@ fn unknown_user(error: &user::UserError) -> Failure {
             errno: source.raw_os_error().unwrap_or(0),
         },
     }
-}
-
-/// HOME from the image's passwd where the environment has none, or an empty one.
-fn with_home(mut process: ProcessPlan, home: &str) -> ProcessPlan {
-    process.env.retain(|entry| entry.as_bytes() != b"HOME=");
-    let set = process.env.iter().any(|entry| entry.as_bytes().starts_with(b"HOME="));
-    if !set && let Some(entry) = Text::new(format!("HOME={home}")) {
-        process.env.push(entry);
-    }
-    process
 }
 
 /// libcontainer finds no cgroup to join or change: ours are made, limited and joined already.

@@ -67,11 +67,16 @@ impl Scratch {
         at.join("root")
     }
 
+    /// Opens (O_PATH) something of its own.
+    fn open(&self, name: &str) -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(openat(&self.fd, name, flags, Mode::empty())?)
+    }
+
     /// The container's root file system.
     pub(super) fn root(&self) -> Step<Root> {
         let open = || -> io::Result<Root> {
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let root = Root::new(openat(&self.fd, "root", flags, Mode::empty())?)?;
+            let root = Root::new(self.open("root")?)?;
             if mount::mount_id(root.as_fd())? == mount::mount_id(self.fd.as_fd())? {
                 return Err(io::Error::other("no root file system is mounted"));
             }
@@ -108,8 +113,7 @@ impl Scratch {
 
     /// Staged volume `index`, to be moved to its place. In init.
     pub(super) fn staged(&self, index: usize) -> io::Result<OwnedFd> {
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(openat(&self.fd, format!("stage/{index}"), flags, Mode::empty())?)
+        self.open(&format!("stage/{index}"))
     }
 
     /// Undoes what libcontainer's rootfsPropagation "shared" did to mounts that are not to be shared: each gets
@@ -124,19 +128,10 @@ impl Scratch {
     /// A mount that hides what is of this kind, not attached yet: the null device, or an empty read-only folder.
     pub(super) fn mask(&mut self, kind: Kind) -> io::Result<OwnedFd> {
         match (kind, &self.cover) {
-            (Kind::File, _) => {
-                let null = openat(
-                    &self.fd,
-                    "null",
-                    OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-                    Mode::empty(),
-                )?;
-                mount::clone(null.as_fd(), false)
-            }
+            (Kind::File, _) => mount::clone(self.open("null")?.as_fd(), false),
             (Kind::Directory, Some(cover)) => mount::clone(cover.as_fd(), false),
             (Kind::Directory, None) => {
-                let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let cover = mount::clone(openat(&self.fd, "empty", flags, Mode::empty())?.as_fd(), false)?;
+                let cover = mount::clone(self.open("empty")?.as_fd(), false)?;
                 let all = Attributes { readonly: true, nosuid: true, nodev: true, noexec: true };
                 mount::add_attributes(cover.as_fd(), all)?;
                 self.cover = Some(cover.try_clone()?);

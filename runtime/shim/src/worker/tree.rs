@@ -10,8 +10,9 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2, readlinkat};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, mkdirat, openat, readlinkat};
 use rustix::io::Errno;
+use sys::beneath::resolve;
 use sys::mount::{self, Identity, open_in_root};
 
 /// Symbolic links that a path may lead through, as in the kernel.
@@ -143,16 +144,8 @@ pub(crate) fn beneath(top: BorrowedFd<'_>, path: &str) -> io::Result<Option<Owne
     if path.is_empty() {
         return Ok(Some(top.try_clone_to_owned()?));
     }
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-    for _ in 0..16 {
-        match openat2(top, path, flags, Mode::empty(), resolve) {
-            // A rename or mount somewhere raced with a `..` on the way.
-            Err(Errno::AGAIN) => {}
-            other => return present(other.map_err(Into::into)),
-        }
-    }
-    Err(io::ErrorKind::WouldBlock.into())
+    let how = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    present(resolve(top, path, OFlags::PATH, Mode::empty(), how).map_err(Into::into))
 }
 
 /// Opens `path` in `root` (O_PATH), making what is missing: directories 0755, a file 0644 and empty. Links are
@@ -172,8 +165,8 @@ pub(crate) fn make(root: BorrowedFd<'_>, path: &str, kind: Kind) -> io::Result<O
 /// [`make`] for a folder that must be reached through no link.
 fn make_plain(root: BorrowedFd<'_>, path: &str) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
-    if let Ok(found) = openat2(root, path, flags, Mode::empty(), resolve) {
+    let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+    if let Ok(found) = resolve(root, path, flags, Mode::empty(), how) {
         return Ok(found);
     }
     // Something is missing or in the way: name by name, to make it or to say what it is.

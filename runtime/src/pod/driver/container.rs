@@ -1,8 +1,8 @@
 //! What happens to a pod's containers: from their creation to their removal.
 
 use super::{Container, Driver, LONGEST_GRACE, LONGEST_RETRY, Outcome, Stopping, answer};
+use crate::error::{Error, ErrorKind};
 use crate::lanes;
-use crate::node::{Error, ErrorKind};
 use crate::pod::containers::{self, StartError};
 use crate::pod::stop::Stop;
 use crate::pod::{admission, now, random};

@@ -2,7 +2,7 @@
 
 use super::link::Link;
 use super::{Container, Driver, FIRST_RETRY, LONGEST_RETRY, Outcome, answer, later};
-use crate::node::Error;
+use crate::error::Error;
 use crate::pod::teardown::{self, Ended, Leaf};
 use crate::pod::{blocking, containers, now};
 use model::transition::{self, PodEvent};

@@ -4,8 +4,8 @@
 //! daemon alone does not end it. Only StopPodSandbox and RemovePodSandbox do.
 
 use super::{Driver, Outcome, later};
+use crate::error::{Error, ErrorKind};
 use crate::lanes;
-use crate::node::{Error, ErrorKind};
 use crate::pod::teardown::{self, Ended};
 use crate::pod::{Context, containers, now};
 use crate::shims::dial::{self, Dialled};
@@ -87,6 +87,11 @@ impl Link {
     }
 }
 
+/// How long ago a time was, nanoseconds since the epoch.
+fn age(since: i64) -> Duration {
+    Duration::from_nanos(u64::try_from(now() - since).unwrap_or(0))
+}
+
 /// What asking a shim has brought.
 #[derive(Debug)]
 pub(crate) struct Answer {
@@ -119,7 +124,7 @@ impl Driver {
         if let Link::Down { since, tries, .. } = &self.link
             && *tries > 0
         {
-            let silent = Duration::from_nanos(u64::try_from(now() - since).unwrap_or(0));
+            let silent = age(*since);
             tracing::info!(pod = %self.record.id, ?silent, "shim answers again");
         }
         self.record.shim_pid = connection.client.pid();
@@ -133,7 +138,7 @@ impl Driver {
                 let text = format!("pod {}: its shim is gone", self.record.id);
                 return Error::new(ErrorKind::Unavailable, text);
             };
-            let silent = Duration::from_nanos(u64::try_from(now() - since).unwrap_or(0));
+            let silent = age(*since);
             let text = format!(
                 "pod {}: its shim (pid {}) has not answered for {silent:.1?}: {why}",
                 self.record.id, self.record.shim_pid

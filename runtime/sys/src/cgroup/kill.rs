@@ -22,7 +22,7 @@ const HELD: usize = 64;
 ///
 /// # Errors
 /// As the kernel says; a folder that is gone has nothing to kill. Of more folders than
-/// [`super::MOST_FOLDERS`] the empty ones are removed, the next call sees fewer.
+/// ten thousand the empty ones are removed, the next call sees fewer.
 pub fn kill_all(
     folders: &[BorrowedFd<'_>],
     freezer: Option<BorrowedFd<'_>>,

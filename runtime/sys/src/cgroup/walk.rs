@@ -1,7 +1,7 @@
 //! A cgroup and those below it, which a container with a writable hierarchy fills as it likes: walked with two
 //! descriptors however deep they nest, without recursion, and with a bound on their number.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
@@ -9,12 +9,12 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, openat2, un
 use rustix::io::Errno;
 
 /// Most folders of one walk. Beyond it [`each_folder`] gives up with E2BIG, and [`prune`] makes it fewer.
-pub const MOST_FOLDERS: usize = 10_000;
+pub(super) const MOST_FOLDERS: usize = 10_000;
 /// Names read ahead in one folder by [`prune`].
 const NAMES: usize = 1_024;
 
-/// ENOENT, and ENODEV for a file that was opened before its folder was removed.
-pub(super) fn is_gone(error: &io::Error) -> bool {
+/// Whether a cgroup is gone: ENOENT, and ENODEV for a file that was opened before its folder was removed.
+pub fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }
 
@@ -24,7 +24,7 @@ pub fn is_too_many(error: &io::Error) -> bool {
 }
 
 /// A folder of the same mount: something mounted over a cgroup is not entered.
-fn enter(at: BorrowedFd<'_>, name: &std::ffi::CStr) -> Result<OwnedFd, Errno> {
+fn enter(at: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     openat2(at, name, flags, Mode::empty(), ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS)
 }
@@ -129,17 +129,7 @@ pub fn prune(dir: BorrowedFd<'_>, retry: &mut impl FnMut() -> bool) -> io::Resul
                         let inner = level(below.as_fd(), name)?;
                         if inner.names.is_empty() {
                             // Nothing below it: it has processes, or they are on their way out.
-                            loop {
-                                match unlinkat(&at, &inner.name, AtFlags::REMOVEDIR) {
-                                    Ok(()) | Err(Errno::NOENT) => break,
-                                    Err(Errno::BUSY) if retry() => {}
-                                    Err(Errno::BUSY) => {
-                                        top.stayed = true;
-                                        break;
-                                    }
-                                    Err(error) => return Err(error.into()),
-                                }
-                            }
+                            top.stayed |= !remove_one(at.as_fd(), &inner.name, retry)?;
                         } else {
                             levels.push(inner);
                             at = below;
@@ -164,23 +154,21 @@ pub fn prune(dir: BorrowedFd<'_>, retry: &mut impl FnMut() -> bool) -> io::Resul
             return if done.stayed { Err(busy) } else { Ok(()) };
         };
         at = enter(at.as_fd(), c"..")?;
-        if done.stayed {
-            above.stayed = true;
-        } else {
-            loop {
-                match unlinkat(&at, &done.name, AtFlags::REMOVEDIR) {
-                    Ok(()) | Err(Errno::NOENT) => break,
-                    Err(Errno::BUSY) if retry() => {}
-                    Err(Errno::BUSY) => {
-                        above.stayed = true;
-                        break;
-                    }
-                    Err(error) => return Err(error.into()),
-                }
-            }
-        }
+        above.stayed |= done.stayed || !remove_one(at.as_fd(), &done.name, retry)?;
     }
     Ok(())
+}
+
+/// Removes a folder that has none below it; false for one that is busy and is not to be tried again.
+fn remove_one(at: BorrowedFd<'_>, name: &CStr, retry: &mut impl FnMut() -> bool) -> io::Result<bool> {
+    loop {
+        match unlinkat(at, name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => return Ok(true),
+            Err(Errno::BUSY) if retry() => {}
+            Err(Errno::BUSY) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 #[cfg(test)]

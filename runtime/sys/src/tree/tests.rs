@@ -1,7 +1,6 @@
 use super::walk::{Left, Next, Walk};
 use super::*;
 use std::fs;
-use std::os::fd::AsFd as _;
 use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 

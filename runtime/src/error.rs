@@ -1,0 +1,152 @@
+//! Why a call of the node failed, and the one place where the errors of the parts become that.
+
+use std::fmt;
+
+/// What a client can do about an [`Error`]; each is one gRPC code (`service/status.rs`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// No such pod, container or image.
+    NotFound,
+    /// A field is wrong.
+    InvalidArgument,
+    /// The object's state forbids it.
+    FailedPrecondition,
+    /// The name is taken by something else.
+    AlreadyExists,
+    /// Not now: try again.
+    Unavailable,
+    /// It took too long.
+    DeadlineExceeded,
+    /// Not built, or not possible on this host.
+    Unimplemented,
+    /// A bound was reached.
+    ResourceExhausted,
+    /// Overtaken by another call on the same object.
+    Aborted,
+    /// Something of ours, or of the kernel, failed.
+    Internal,
+}
+
+/// Why a call failed. Cheap enough to clone: one piece of work may answer several callers.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    /// What a client can do about it.
+    pub kind: ErrorKind,
+    /// For people: object, stage, and what was said, causes included.
+    pub message: String,
+}
+
+impl Error {
+    /// An error of `kind`.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Internal, message)
+    }
+
+    pub(crate) fn state(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::FailedPrecondition, message)
+    }
+
+    /// The same kind, told in a wider context.
+    pub(crate) fn context(self, what: impl fmt::Display) -> Self {
+        Self { kind: self.kind, message: format!("{what}: {}", self.message) }
+    }
+
+    /// An internal error of another error and its causes.
+    pub(crate) fn of(what: impl fmt::Display, error: &(dyn std::error::Error + 'static)) -> Self {
+        Self::internal(format!("{what}: {}", with_causes(error)))
+    }
+
+    /// One error of many; the first decides the kind.
+    pub(crate) fn gathered(errors: Vec<Error>) -> Result<(), Error> {
+        let Some(first) = errors.first() else { return Ok(()) };
+        let kind = first.kind;
+        let texts: Vec<String> = errors.into_iter().map(|error| error.message).collect();
+        Err(Self::new(kind, texts.join("; ")))
+    }
+}
+
+pub(crate) fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Some crates print their source too.
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+impl From<spec::Error> for Error {
+    fn from(error: spec::Error) -> Self {
+        let kind = match error.kind() {
+            spec::ErrorKind::Invalid => ErrorKind::InvalidArgument,
+            spec::ErrorKind::Unsupported => ErrorKind::Unimplemented,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+impl From<crate::cgroups::Error> for Error {
+    fn from(error: crate::cgroups::Error) -> Self {
+        use crate::cgroups::Error as E;
+        match error {
+            E::Path { source } => source.into(),
+            E::Limit { .. } => Self::new(ErrorKind::InvalidArgument, with_causes(&error)),
+            _ => Self::internal(with_causes(&error)),
+        }
+    }
+}
+
+impl From<crate::seccomp::Error> for Error {
+    fn from(error: crate::seccomp::Error) -> Self {
+        use crate::seccomp::Error as E;
+        let kind = match &error {
+            E::Read { .. } | E::Profile { .. } | E::TooLong { .. } => ErrorKind::InvalidArgument,
+            E::Library { .. } | E::Export { .. } => ErrorKind::Internal,
+        };
+        Self::new(kind, with_causes(&error))
+    }
+}
+
+impl From<state::Error> for Error {
+    fn from(error: state::Error) -> Self {
+        let kind = match &error {
+            state::Error::TooLarge { .. } => ErrorKind::InvalidArgument,
+            _ => ErrorKind::Internal,
+        };
+        Self::new(kind, with_causes(&error))
+    }
+}
+
+impl From<network::Error> for Error {
+    fn from(error: network::Error) -> Self {
+        let kind = match &error {
+            network::Error::NotReady { .. } => ErrorKind::Unavailable,
+            network::Error::Attachment { .. } => ErrorKind::InvalidArgument,
+            error if error.is_temporary() => ErrorKind::Unavailable,
+            _ => ErrorKind::Internal,
+        };
+        Self::new(kind, with_causes(&error))
+    }
+}
+
+impl From<image::Error> for Error {
+    fn from(error: image::Error) -> Self {
+        let kind = match &error {
+            image::Error::NotFound { .. } => ErrorKind::NotFound,
+            image::Error::InvalidReference { .. } => ErrorKind::InvalidArgument,
+            image::Error::Threads { .. } => ErrorKind::Unavailable,
+            _ => ErrorKind::Internal,
+        };
+        Self::new(kind, with_causes(&error))
+    }
+}
