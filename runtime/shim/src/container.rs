@@ -53,12 +53,12 @@ pub(crate) fn forget(id: &ContainerId) {
 
 /// What the plan's namespaces are taken from. By descriptor: the number of a process that ends meanwhile may be
 /// another's when libcontainer comes to it.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Holders<'a> {
+#[derive(Debug, Default)]
+pub(crate) struct Holders {
     /// Pause.
-    pub(crate) pause: Option<&'a Namespaces>,
+    pub(crate) pause: Option<Namespaces>,
     /// The container of [`NamespaceSource::Container`].
-    pub(crate) target: Option<&'a Namespaces>,
+    pub(crate) target: Option<Namespaces>,
 }
 
 /// Why no namespace could be named.
@@ -69,11 +69,12 @@ pub(crate) struct NoHolder {
     from: &'static str,
 }
 
-/// The least that libcontainer needs: all else is done by us, around it and in its Executor.
+/// The least that libcontainer needs: all else is done by us, around it and in its Executor. It names namespaces by
+/// the descriptors of `holders`, which must live until init is made.
 ///
 /// # Errors
 /// A namespace without a holder.
-pub(crate) fn spec(plan: &ContainerPlan, holders: Holders<'_>) -> Result<Value, NoHolder> {
+pub(crate) fn spec(plan: &ContainerPlan, holders: &Holders) -> Result<Value, NoHolder> {
     let mut namespaces = vec![json!({"type": "mount"})];
     let of = &plan.namespaces;
     for (kind, file, source) in [
@@ -88,11 +89,11 @@ pub(crate) fn spec(plan: &ContainerPlan, holders: Holders<'_>) -> Result<Value, 
                 namespaces.push(json!({"type": kind}));
                 continue;
             }
-            NamespaceSource::Pause => (holders.pause, "pause"),
-            NamespaceSource::Container(_) => (holders.target, "another container"),
+            NamespaceSource::Pause => (&holders.pause, "pause"),
+            NamespaceSource::Container(_) => (&holders.target, "another container"),
         };
         // Where it has none of its own it shares the shim's, and so does the container.
-        if let Some(fd) = holder.ok_or(NoHolder { kind, from })?.get(file) {
+        if let Some(fd) = holder.as_ref().ok_or(NoHolder { kind, from })?.get(file) {
             namespaces.push(json!({"type": kind, "path": format!("/proc/self/fd/{}", fd.as_raw_fd())}));
         }
     }
@@ -156,8 +157,8 @@ mod tests {
         };
         // This process's namespaces are the caller's own: the network is not named.
         let own = Namespaces::of(std::process::id()).unwrap();
-        let spec = spec(&plan(wanted.clone()), Holders { pause: Some(&own), target: None }).unwrap();
+        let spec = spec(&plan(wanted.clone()), &Holders { pause: Some(own), target: None }).unwrap();
         assert_eq!(spec["linux"]["namespaces"], json!([{"type": "mount"}, {"type": "pid"}]));
-        assert!(super::spec(&plan(wanted), Holders::default()).is_err());
+        assert!(super::spec(&plan(wanted), &Holders::default()).is_err());
     }
 }

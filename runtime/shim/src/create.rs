@@ -5,12 +5,12 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use model::ContainerId;
 use serde::Deserialize;
-use sys::namespace::Namespaces;
+use sys::namespace::{Kinds, Namespaces};
 use wire::{CgroupPlan, ErrorKind, NamespacePlan, NamespaceSource};
 
 use crate::container::Holders;
 use crate::job::{Prepared, Teller, failure, read_plan, refusal};
-use crate::worker::{CreateInput, Stdio, create};
+use crate::worker::{Answer, CreateInput, Stdio, create};
 
 /// What the resident half needs of the plan; the rest is for [`create`].
 #[derive(Deserialize)]
@@ -27,31 +27,45 @@ pub(crate) struct Streams {
     pub(crate) stdin: bool,
 }
 
-/// Runs in the worker. `fds`: the plan, kubelet's mount namespace, then the cgroup folders. `of` knows the
-/// namespaces of the pod's other containers.
-pub(crate) fn work<'a>(
-    teller: &Teller,
-    fds: Vec<OwnedFd>,
-    streams: Streams,
-    pause: &'a Namespaces,
-    of: impl Fn(&ContainerId) -> Option<&'a Namespaces>,
-) -> i32 {
-    let prepared = prepare(teller, fds, streams, pause, of);
-    let reply = match prepared {
-        Ok(input) => create(input, &|warning: &str| teller.warning(warning)),
-        Err(failure) => wire::Reply::Failed(failure),
-    };
-    // When it cannot be said, the shim sees a worker that left without a word.
-    i32::from(teller.reply(&reply).is_err())
+/// What the worker must know of the descriptors that it is given.
+#[derive(Clone)]
+pub(crate) struct Given {
+    /// How many came with the request: the plan, kubelet's mount namespace, then the cgroup folders.
+    pub(crate) requested: usize,
+    pub(crate) streams: Streams,
+    /// After those: pause's namespaces of these kinds.
+    pub(crate) pause: Kinds,
+    /// After those: the PID namespaces of the pod's other containers, where they have one of their own.
+    pub(crate) targets: Vec<(ContainerId, Kinds)>,
 }
 
-fn prepare<'a>(
-    teller: &Teller,
-    fds: Vec<OwnedFd>,
-    streams: Streams,
-    pause: &'a Namespaces,
-    of: impl Fn(&ContainerId) -> Option<&'a Namespaces>,
-) -> Result<CreateInput<'a>, wire::Failure> {
+impl Answer for Teller {
+    fn warn(&self, text: &str) {
+        self.warning(text);
+    }
+
+    fn reply(&self, reply: &wire::Reply) -> io::Result<()> {
+        self.reply(reply)
+    }
+}
+
+/// Runs in the worker, with the descriptors of `given`.
+pub(crate) fn work(teller: Teller, fds: Vec<OwnedFd>, given: Given) -> i32 {
+    match prepare(&teller, fds, given) {
+        Ok(input) => create(input, Box::new(teller)),
+        Err(failure) => {
+            teller.failed(&failure);
+            1
+        }
+    }
+}
+
+fn prepare(teller: &Teller, mut fds: Vec<OwnedFd>, given: Given) -> Result<CreateInput, wire::Failure> {
+    let Given { requested, streams, pause, targets } = given;
+    let mut theirs = fds.split_off(requested.min(fds.len())).into_iter();
+    let pause = Namespaces::from_fds(pause, &mut theirs);
+    let mut targets: Vec<(ContainerId, Namespaces)> =
+        targets.into_iter().map(|(id, kinds)| (id, Namespaces::from_fds(kinds, &mut theirs))).collect();
     let at = |stage: &'static str| move |error: io::Error| failure(ErrorKind::Internal, stage, &error);
     let mut fds = fds.into_iter();
     let (Some(plan), Some(kubelet_mntns)) = (fds.next(), fds.next()) else {
@@ -64,11 +78,16 @@ fn prepare<'a>(
     let cgroups: Vec<OwnedFd> = fds.collect();
     let peek: Peek = read_plan(plan.as_fd())?;
     let target = match &peek.namespaces.pid {
-        NamespaceSource::Container(id) => Some(of(id).ok_or_else(|| {
-            refusal(ErrorKind::NotFound, "pid namespace", format!("container {id} does not run in this pod"))
-        })?),
+        NamespaceSource::Container(id) => {
+            let place = targets.iter().position(|(target, _)| target == id).ok_or_else(|| {
+                let message = format!("container {id} does not run in this pod");
+                refusal(ErrorKind::NotFound, "pid namespace", message)
+            })?;
+            Some(targets.swap_remove(place).1)
+        }
         _ => None,
     };
+    drop(targets);
     let place = |name: &str| {
         peek.cgroup.members.iter().position(|member| member.hierarchy.split(',').any(|part| part == name))
     };

@@ -8,17 +8,23 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
-use sys::namespace::Namespaces;
+use sys::namespace::{Kinds, Namespaces};
 use wire::{ErrorKind, ExecPlan};
 
 use crate::job::{Teller, failure, read_plan, refusal};
 use crate::process::{self, Ready, Road};
 
-/// The container that is entered.
-pub(crate) struct Target<'a> {
-    /// Those it was created with: init may have made others for itself, with files of its choice in them.
-    pub(crate) namespaces: &'a Namespaces,
-    pub(crate) cgroups: &'a [OwnedFd],
+/// What the worker must know of the descriptors that it is given.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Given {
+    /// How many came with the request: the plan, then stdin, stdout and stderr unless a terminal is asked for.
+    pub(crate) requested: usize,
+    /// After those: so many of the container's cgroup folders.
+    pub(crate) cgroups: usize,
+    /// After those: the namespaces that the container was created with. Init may have made others for itself, with
+    /// files of its choice in them.
+    pub(crate) namespaces: Kinds,
+    /// The cgroup folders are v2's.
     pub(crate) unified: bool,
 }
 
@@ -30,29 +36,29 @@ struct Prepared {
     single: sys::fork::SingleThreaded,
 }
 
-/// Runs in the worker. `fds`: the plan, then stdin, stdout and stderr unless a terminal is asked for.
-pub(crate) fn work(teller: Teller, fds: Vec<OwnedFd>, target: &Target<'_>) -> i32 {
-    let Prepared { ready, master, terminal, single } = match prepare(&teller, fds, target) {
+/// Runs in the worker, with the descriptors of `given`.
+pub(crate) fn work(teller: Teller, fds: Vec<OwnedFd>, given: Given) -> i32 {
+    let Prepared { ready, master, terminal, single } = match prepare(&teller, fds, given) {
         Ok(prepared) => prepared,
         Err(failure) => {
             teller.failed(&failure);
             return 1;
         }
     };
-    let report = match teller.0.try_clone() {
-        Ok(fd) => fd,
-        Err(_) => return 1,
-    };
+    // The child takes its copies of both out of its copies of these variables.
+    let (mut teller, mut master) = (Some(teller), master);
     let sibling = sys::clone::sibling(&single, || {
-        let Some(Teller(own)) = teller_of(&report) else { return 1 };
-        match settle(terminal, own.as_fd()) {
-            Ok(()) => ready.become_process(own),
+        drop(master.take());
+        let Some(teller) = teller.take() else { return 1 };
+        match settle(terminal) {
+            Ok(()) => ready.become_process(teller.0),
             Err((stage, error)) => {
-                Teller(own).failed(&failure(ErrorKind::ExecFailed, stage, &error));
+                teller.failed(&failure(ErrorKind::ExecFailed, stage, &error));
                 1
             }
         }
     });
+    let Some(teller) = teller else { return 1 };
     match sibling {
         Ok(pid) => match teller.made(pid, master.as_ref().map(|fd| fd.as_fd())) {
             Ok(()) => 0,
@@ -65,22 +71,26 @@ pub(crate) fn work(teller: Teller, fds: Vec<OwnedFd>, target: &Target<'_>) -> i3
     }
 }
 
-fn prepare(teller: &Teller, mut fds: Vec<OwnedFd>, target: &Target<'_>) -> Result<Prepared, wire::Failure> {
+fn prepare(teller: &Teller, mut fds: Vec<OwnedFd>, given: Given) -> Result<Prepared, wire::Failure> {
     let at = |stage: &'static str| move |error| failure(ErrorKind::Internal, stage, &error);
+    let mut theirs = fds.split_off(given.requested.min(fds.len())).into_iter();
+    let cgroups: Vec<OwnedFd> = theirs.by_ref().take(given.cgroups).collect();
+    let namespaces = Namespaces::from_fds(given.namespaces, &mut theirs);
     let mut streams = fds.split_off(fds.len().min(1));
     let plan = fds.pop();
     let plan = plan.ok_or_else(|| refusal(ErrorKind::Invalid, "plan", "no plan came with the request"))?;
     let plan: ExecPlan = read_plan(plan.as_fd())?;
     let single = sys::fork::single_threaded().map_err(at("threads"))?;
     sys::proc::set_dumpable(false).map_err(at("dumpable"))?;
-    for folder in target.cgroups {
-        sys::cgroup::join(folder.as_fd(), target.unified).map_err(at("cgroup"))?;
+    for folder in cgroups {
+        sys::cgroup::join(folder.as_fd(), given.unified).map_err(at("cgroup"))?;
     }
     // While /proc is the host's.
     if let Some(warning) = process::before_namespaces(&plan.process).map_err(at("oom_score_adj"))? {
         teller.warning(&warning);
     }
-    target.namespaces.enter().map_err(at("setns"))?;
+    namespaces.enter().map_err(at("setns"))?;
+    drop(namespaces);
     let mut master = None;
     if plan.process.terminal {
         let devpts = sys::mount::open_path(Path::new("/dev/pts")).map_err(at("pty"))?;
@@ -92,25 +102,19 @@ fn prepare(teller: &Teller, mut fds: Vec<OwnedFd>, target: &Target<'_>) -> Resul
             .collect::<io::Result<_>>()
             .map_err(at("pty"))?;
     }
-    for (fd, number) in streams.iter().zip(0..3) {
-        sys::proc::place(fd.as_fd(), number).map_err(at("stdio"))?;
+    if let [stdin, stdout, stderr] = streams.as_slice() {
+        sys::fds::set_stdio(stdin.as_fd(), stdout.as_fd(), stderr.as_fd()).map_err(at("stdio"))?;
     }
     drop(streams);
     let ready = process::prepare(&plan.process, &plan.user, Road::Exec, ErrorKind::ExecFailed)?;
     Ok(Prepared { ready, master, terminal: plan.process.terminal, single })
 }
 
-/// A copy of the socket above stdio, where it is not in the way.
-fn teller_of(report: &OwnedFd) -> Option<Teller> {
-    sys::proc::dup_above(report.as_fd(), 3).ok().map(Teller)
-}
-
 /// Session and terminal of the new process; [`Ready::become_process`] does the rest.
-fn settle(terminal: bool, report: std::os::fd::BorrowedFd<'_>) -> Result<(), (&'static str, io::Error)> {
-    let at = |stage: &'static str| move |error: io::Error| (stage, error);
+fn settle(terminal: bool) -> Result<(), (&'static str, io::Error)> {
     sys::proc::new_session();
     if terminal {
-        sys::pty::make_controlling(io::stdin().as_fd()).map_err(at("controlling terminal"))?;
+        rustix::process::ioctl_tiocsctty(io::stdin()).map_err(|e| ("controlling terminal", e.into()))?;
     }
-    sys::proc::close_all_but(3, &[report]).map_err(at("descriptors"))
+    Ok(())
 }

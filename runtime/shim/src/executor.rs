@@ -5,7 +5,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
 
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
@@ -13,9 +13,10 @@ use model::User;
 use oci_spec::runtime::Spec;
 use wire::{ErrorKind, ProcessPlan};
 
+use crate::container::Holders;
 use crate::process::{self, Ready, Road};
 use crate::worker::late::Late;
-use crate::worker::stage;
+use crate::worker::{Answer, stage};
 
 /// What `ps` in a shared PID namespace shows of an init that waits.
 pub(crate) const TITLE: &std::ffi::CStr = c"copepod-init";
@@ -32,8 +33,18 @@ pub(crate) struct Parts {
     pub(crate) user: User,
     /// Where a failure of that is told; closed by execve.
     pub(crate) report: OwnedFd,
-    /// Descriptors that are the worker's, not init's.
-    pub(crate) foreign: Vec<u32>,
+    /// What only the worker needs. Init drops its copies, the worker has its own back ([`Init::take_back`]).
+    pub(crate) worker: WorkerOnly,
+}
+
+/// Descriptors that the worker needs while and after init is made, and that init must not hold.
+pub(crate) struct WorkerOnly {
+    /// Its answer.
+    pub(crate) answer: Box<dyn Answer>,
+    /// The other end of [`Parts::failed`].
+    pub(crate) told: OwnedFd,
+    /// Named in the spec by their numbers.
+    pub(crate) holders: Holders,
 }
 
 /// libcontainer clones executors; all clones are one.
@@ -48,11 +59,11 @@ impl Init {
     pub(crate) fn new(parts: Parts) -> Self {
         Self { parts: Rc::new(RefCell::new(Some(parts))), ready: Rc::default() }
     }
-}
 
-/// As the kernel counts it.
-pub(crate) fn number(fd: &OwnedFd) -> u32 {
-    fd.as_raw_fd().unsigned_abs()
+    /// What the worker gets back once libcontainer has made init, which used a copy. All else is dropped.
+    pub(crate) fn take_back(self) -> Option<WorkerOnly> {
+        self.parts.take().map(|parts| parts.worker)
+    }
 }
 
 impl Executor for Init {
@@ -60,14 +71,11 @@ impl Executor for Init {
         let Some(parts) = self.parts.take() else {
             return Err(ExecutorValidationError::ArgValidationError("init was prepared twice".to_owned()));
         };
-        let Parts { late, failed, process, user, report, foreign } = parts;
+        let Parts { late, failed, process, user, report, worker } = parts;
         // libcontainer has given it one of its own.
         let _ = rustix::thread::set_name(TITLE);
         let done = late.finish().and_then(|console| {
-            // A closed descriptor's number may have been given out again: to the console.
-            let kept = [console.as_ref().map(number), Some(number(&failed)), Some(number(&report))];
-            let foreign: Vec<u32> = foreign.into_iter().filter(|fd| !kept.contains(&Some(*fd))).collect();
-            sys::execute::close_numbers(&foreign);
+            drop(worker);
             if let Some(terminal) = console {
                 take_terminal(&terminal).map_err(stage::internal("console", "taking the terminal"))?;
             }
@@ -102,5 +110,5 @@ impl Executor for Init {
 /// Makes it the controlling terminal of the caller, who leads a session, and its stdio.
 fn take_terminal(terminal: &OwnedFd) -> std::io::Result<()> {
     rustix::process::ioctl_tiocsctty(terminal)?;
-    (0..3).try_for_each(|number| sys::proc::place(terminal.as_fd(), number))
+    sys::fds::set_stdio(terminal.as_fd(), terminal.as_fd(), terminal.as_fd())
 }

@@ -176,24 +176,19 @@ pub(crate) fn hear(
     Ok(Some(word))
 }
 
-/// Forks a worker for `work`, which gets its side of the socket. The child keeps `keep`, that socket and
-/// stdio; everything else is closed in it, so that no pipe's end or connection outlives its owner there.
-pub(crate) fn fork(keep: &[BorrowedFd<'_>], work: impl FnOnce(Teller) -> i32) -> io::Result<(u32, OwnedFd)> {
+/// Forks a worker for `work`, which gets its side of the socket and copies of `keep`. Every other descriptor but
+/// stdio is closed in it ([`sys::fork::worker`]).
+pub(crate) fn fork<F>(keep: &[BorrowedFd<'_>], work: F) -> io::Result<(u32, OwnedFd)>
+where
+    F: FnOnce(Teller, Vec<OwnedFd>) -> i32 + Clone + 'static,
+{
     let (ours, theirs) = sys::scm::packet_pair()?;
-    let pid = {
-        let theirs = &theirs;
-        sys::fork::worker(move || {
-            let mut kept = keep.to_vec();
-            kept.push(theirs.as_fd());
-            if sys::proc::close_all_but(3, &kept).is_err() {
-                return 1;
-            }
-            match theirs.try_clone() {
-                Ok(fd) => work(Teller(fd)),
-                Err(_) => 1,
-            }
-        })?
-    };
+    let mut kept = keep.to_vec();
+    kept.push(theirs.as_fd());
+    let pid = sys::fork::worker(&kept, move |mut fds| match fds.pop() {
+        Some(socket) => work(Teller(socket), fds),
+        None => 1,
+    })?;
     sys::proc::set_nonblocking(ours.as_fd())?;
     Ok((pid, ours))
 }

@@ -41,10 +41,10 @@ use crate::exit_record::Records;
 
 /// Descriptors as the daemon passes them; see [`ShimInit`].
 mod passed {
-    pub(super) const LISTENER: i32 = 3;
-    pub(super) const RECORDS: i32 = 4;
-    pub(super) const INIT: i32 = 5;
-    pub(super) const PAUSE: i32 = 6;
+    pub(super) const LISTENER: u32 = 3;
+    pub(super) const RECORDS: u32 = 4;
+    pub(super) const INIT: u32 = 5;
+    pub(super) const PAUSE: u32 = 6;
 }
 
 /// SIGCHLD, SIGTERM, SIGINT and SIGHUP by number, the same on all architectures. The last three are blocked and
@@ -78,8 +78,8 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), StartError> {
-    let listener = sys::proc::take_inherited(passed::LISTENER).map_err(at("descriptor 3 (socket)"))?;
-    let prepared = start(listener.as_fd()).inspect_err(|error| {
+    let listener = sys::fds::take_inherited(passed::LISTENER).map_err(at("descriptor 3 (socket)"))?;
+    let prepared = start().inspect_err(|error| {
         // In vain when the daemon is gone: then nobody asks.
         drop(farewell(listener.as_fd(), error));
     })?;
@@ -118,9 +118,9 @@ fn at(step: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
 }
 
 /// Everything before the loop. The order matters.
-fn start(listener: BorrowedFd<'_>) -> Result<Prepared, StartError> {
+fn start() -> Result<Prepared, StartError> {
     // 1. What this is about.
-    let take = |number, step| sys::proc::take_inherited(number).map_err(at(step));
+    let take = |number, step| sys::fds::take_inherited(number).map_err(at(step));
     let init = take(passed::INIT, "descriptor 5 (init)")?;
     let json = sys::memfd::read_all(init.as_fd(), MAX_INIT).map_err(at("init"))?;
     drop(init);
@@ -146,10 +146,7 @@ fn start(listener: BorrowedFd<'_>) -> Result<Prepared, StartError> {
     // 4. Only what was passed: nothing else may leak into a pod.
     let records = take(passed::RECORDS, "descriptor 4 (exit records)")?;
     let pause_binary = take(passed::PAUSE, "descriptor 6 (pause)")?;
-    let mut keep = Vec::from([listener, records.as_fd(), pause_binary.as_fd()]);
-    keep.extend(log_dir.as_ref().map(|dir| dir.as_fd()));
-    sys::proc::close_all_but(passed::LISTENER.unsigned_abs(), &keep).map_err(at("descriptors"))?;
-    drop(keep);
+    sys::fds::close_inherited().map_err(at("descriptors"))?;
 
     // 5. Of no terminal and no session of the daemon's, and parent of every orphan of the pod.
     sys::proc::new_session();

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use sys::clone::flags;
+use sys::clone::Flags;
 use sys::seccomp::Filter;
 use wire::{ErrorKind, PausePlan};
 
@@ -27,15 +27,15 @@ pub(crate) fn work(teller: &Teller, mut fds: Vec<OwnedFd>, binary: BorrowedFd<'_
             return fail(teller, "/dev/shm of the pod", &error);
         }
     }
-    let mut wanted = flags::PARENT | flags::NEWNS;
+    let mut wanted = Flags::PARENT.and(Flags::NEWNS);
     for (asked, flag) in [
-        (plan.network, flags::NEWNET),
-        (plan.ipc, flags::NEWIPC),
-        (plan.uts, flags::NEWUTS),
-        (plan.pid, flags::NEWPID),
+        (plan.network, Flags::NEWNET),
+        (plan.ipc, Flags::NEWIPC),
+        (plan.uts, Flags::NEWUTS),
+        (plan.pid, Flags::NEWPID),
     ] {
         if asked {
-            wanted |= flag;
+            wanted = wanted.and(flag);
         }
     }
     let into = folders.first().filter(|_| plan.cgroup.unified).map(|fd| fd.as_fd());
@@ -99,7 +99,7 @@ fn become_pause(plan: &PausePlan, folders: &[OwnedFd], binary: BorrowedFd<'_>) -
         sys::proc::new_session();
         // Stdio too, the binary, the socket that failures go to: all end at execve. A container may run as
         // pause's user in pause's PID namespace.
-        sys::proc::cloexec_from(0).map_err(at("descriptors"))?;
+        sys::fds::cloexec_from(0).map_err(at("descriptors"))?;
         let asked = plan.seccomp.as_ref().map(|filter| Filter::new(&filter.instructions, 0)).transpose();
         let asked = asked.map_err(at("seccomp"))?;
         sys::jail::drop_everything(plan.user.uid, plan.user.gid, &plan.user.groups)

@@ -3,7 +3,7 @@
 //! It has two parts. [`prepare`] does all that needs power, and gives the power away: signals, keyring, limits,
 //! stdio's owner, folder, credentials, folder again where only the user may enter it, filter. So a process that
 //! can be seen by others, waiting to be started or born in the container's PID namespace, has no more than the
-//! container gives it. [`Ready::become_process`] closes descriptors and calls execve. Whatever fails then is told
+//! container gives it. [`Ready::become_process`] calls execve, which closes descriptors. Whatever fails then is told
 //! as one line of JSON on the report descriptor, which execve closes: end of file means it has exec'd.
 //!
 //! A filter is loaded in the first part when it allows what the second needs. Else it has to wait for the end,
@@ -12,7 +12,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use model::User;
 use rustix::fs::{FileType, Mode, OFlags};
@@ -104,20 +104,19 @@ pub(crate) fn prepare(
 }
 
 impl Ready {
-    /// Calls execve. `report` must be close-on-exec.
+    /// Calls execve, which closes all descriptors but 0, 1 and 2.
     pub(crate) fn become_process(self, report: OwnedFd) -> ! {
-        let stop = self.finish(&report);
+        let stop = self.finish();
         let status =
             if stop.errno == rustix::io::Errno::NOENT.raw_os_error() { NOT_FOUND } else { CANNOT_EXECUTE };
         tell(&mut File::from(report), &stop.failure(ErrorKind::StartFailed));
         sys::fork::exit_now(status)
     }
 
-    fn finish(self, report: &OwnedFd) -> Stop {
+    fn finish(self) -> Stop {
         let Self { image, candidates, shown, filter } = self;
-        let keep = u32::try_from(report.as_raw_fd()).unwrap_or(u32::MAX);
-        if let Err(error) = execute::close_from(3, keep) {
-            return stop("descriptors", "closing")(error);
+        if let Err(error) = sys::fds::cloexec_from(3) {
+            return stop("descriptors", "close-on-exec")(error);
         }
         if let Some(Err(error)) = filter.map(Filter::load) {
             return stop("seccomp", "loading the filter")(error);
@@ -276,9 +275,14 @@ fn null_of_container() -> io::Result<OwnedFd> {
 /// from lies in another mount namespace, and a process that opens /proc/self/fd/0 would reach into it.
 fn own_null() -> io::Result<()> {
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
-    for (number, fd) in [(0, stdin.as_fd()), (1, stdout.as_fd()), (2, stderr.as_fd())] {
+    let places: [(fn(OwnedFd) -> rustix::io::Result<()>, BorrowedFd<'_>); 3] = [
+        (rustix::stdio::dup2_stdin, stdin.as_fd()),
+        (rustix::stdio::dup2_stdout, stdout.as_fd()),
+        (rustix::stdio::dup2_stderr, stderr.as_fd()),
+    ];
+    for (place, fd) in places {
         if is_null(fd)? {
-            sys::proc::place(null_of_container()?.as_fd(), number)?;
+            place(null_of_container()?)?;
         }
     }
     Ok(())

@@ -53,7 +53,7 @@ impl Shim {
         // The daemon's stderr was for words before this: from here on there is a connection, and what is forked
         // later must not hold the daemon's log. Without a null device to put there it stays.
         if let Ok(null) = sys::proc::null() {
-            drop(sys::proc::place(null.as_fd(), 2));
+            drop(rustix::stdio::dup2_stderr(&null));
         }
     }
 
@@ -108,11 +108,10 @@ impl Shim {
             ));
         }
         let mut keep: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
-        let binary = self.start.pause_binary.as_fd();
-        keep.push(binary);
-        let forked = job::fork(&keep, |teller| match copies(&fds) {
-            Ok(fds) => pause::work(&teller, fds, binary),
-            Err(error) => fail(&teller, &error),
+        keep.push(self.start.pause_binary.as_fd());
+        let forked = job::fork(&keep, |teller, mut fds| match fds.pop() {
+            Some(binary) => pause::work(&teller, fds, binary.as_fd()),
+            None => 1,
         });
         drop(keep);
         self.add_job(asker, Kind::Pause, job::DEADLINE_MS, forked)
@@ -155,16 +154,19 @@ impl Shim {
             }
         };
         let mut keep: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
-        let containers = &self.containers;
-        let of =
-            |id: &ContainerId| containers.iter().find(|c| c.id == *id).and_then(|c| c.namespaces.as_ref());
-        // Which one it needs stands in the plan, which only the worker reads.
+        let mut given = create::Given {
+            requested: fds.len(),
+            streams,
+            pause: pause.namespaces.kinds(),
+            targets: Vec::new(),
+        };
         keep.extend(pause.namespaces.fds());
-        keep.extend(containers.iter().filter_map(|c| c.namespaces.as_ref()).filter_map(|n| n.get("pid")));
-        let forked = job::fork(&keep, |teller| match copies(&fds) {
-            Ok(fds) => create::work(&teller, fds, streams, &pause.namespaces, of),
-            Err(error) => fail(&teller, &error),
-        });
+        // Which one it needs stands in the plan, which only the worker reads.
+        for (id, theirs) in self.containers.iter().filter_map(|c| Some((&c.id, c.namespaces.as_ref()?))) {
+            given.targets.push((id.clone(), theirs.kinds().only("pid")));
+            keep.extend(theirs.get("pid"));
+        }
+        let forked = job::fork(&keep, move |teller, fds| create::work(teller, fds, given));
         drop(keep);
         let folders = fds.into_iter().skip(2).collect();
         let serial = self.next_serial();
@@ -207,15 +209,17 @@ impl Shim {
                 format!("container {container} does not run"),
             ));
         };
-        let target =
-            exec::Target { namespaces, cgroups: &target.cgroups.folders, unified: target.cgroups.unified };
+        let cgroups = &target.cgroups.folders;
+        let given = exec::Given {
+            requested: fds.len(),
+            cgroups: cgroups.len(),
+            namespaces: namespaces.kinds(),
+            unified: target.cgroups.unified,
+        };
         let mut keep: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
-        keep.extend(target.cgroups.iter().map(|fd| fd.as_fd()));
+        keep.extend(cgroups.iter().map(|fd| fd.as_fd()));
         keep.extend(namespaces.fds());
-        let forked = job::fork(&keep, |teller| match copies(&fds) {
-            Ok(fds) => exec::work(teller, fds, &target),
-            Err(error) => fail(&teller, &error),
-        });
+        let forked = job::fork(&keep, move |teller, fds| exec::work(teller, fds, given));
         drop(keep);
         drop(fds);
         let answer = self.add_job(asker, Kind::Exec(id), job::DEADLINE_MS, forked)?;
@@ -424,13 +428,4 @@ impl Shim {
         self.done = true;
         Ok(Some(Reply::Done))
     }
-}
-
-fn copies(fds: &[OwnedFd]) -> std::io::Result<Vec<OwnedFd>> {
-    fds.iter().map(OwnedFd::try_clone).collect()
-}
-
-fn fail(teller: &job::Teller, error: &std::io::Error) -> i32 {
-    teller.failed(&failure(ErrorKind::Internal, "descriptors", error));
-    1
 }

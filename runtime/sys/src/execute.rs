@@ -188,47 +188,6 @@ impl Image {
     }
 }
 
-/// Closes every descriptor from `first` on, but `keep`. Only for a process that is about to execve: owners of
-/// those numbers must not be used or dropped any more.
-///
-/// # Errors
-/// Those of close_range(2).
-pub fn close_from(first: u32, keep: u32) -> io::Result<()> {
-    if keep > first {
-        close_range(first, keep - 1)?;
-    }
-    close_range(first.max(keep.saturating_add(1)), u32::MAX)
-}
-
-/// Closes descriptors by number, those that are open.
-pub fn close_numbers(numbers: &[u32]) {
-    for number in numbers {
-        // One number each; that it is closed already is no error.
-        drop(close_range(*number, *number));
-    }
-}
-
-fn close_range(first: u32, last: u32) -> io::Result<()> {
-    // SAFETY: closes numbers only; the callers' contract is that no owner of them is used or dropped later.
-    match unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// Numbers of the caller's open descriptors from 3 on.
-///
-/// # Errors
-/// Those of reading /proc/self/fd.
-pub fn open_numbers() -> io::Result<Vec<u32>> {
-    let entries = std::fs::read_dir("/proc/self/fd")?;
-    let numbers = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    let numbers: Vec<u32> = numbers.filter(|n| *n > 2).collect();
-    // The listing's own descriptor is among them, and closed by now.
-    let open = |n: &u32| std::fs::symlink_metadata(format!("/proc/self/fd/{n}")).is_ok();
-    Ok(numbers.into_iter().filter(open).collect())
-}
-
 /// Puts back what a child inherits from a parent with unusual settings: scheduling class, nice value, I/O
 /// priority, CPUs (those of its cpuset, so after joining one), timer slack, use of huge pages, personality.
 /// What cannot be put back stays.

@@ -1,14 +1,27 @@
-//! fork, only where it is sound: in a process with one thread.
+//! fork(2), only where it is sound: in a process with one thread.
+//!
+//! The child is a copy of this process. Its one thread runs the given closure and leaves by _exit(2): no exit
+//! handler runs and nothing that the parent buffered is written twice. Since no other thread existed, every lock
+//! is free in it and any code may run, also code that allocates.
 
 use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::AssertUnwindSafe;
+
+use nix::unistd::ForkResult;
 
 /// Exit status of a child whose closure panicked.
 const PANICKED: i32 = 101;
+/// Exit status of a child that cannot take its descriptors along.
+const NO_DESCRIPTORS: i32 = 102;
 
-/// Proof that a process had one thread. Whoever holds it starts none.
+/// Proof that a process had one thread. Whoever holds it starts none: it is for forks where /proc cannot be asked
+/// any more.
 #[derive(Debug)]
-pub struct SingleThreaded(());
+pub struct SingleThreaded {
+    // Neither Send nor Sync: it says something of the thread that made it.
+    _this_thread: std::marker::PhantomData<*const ()>,
+}
 
 /// Refuses when this process has more than one thread: locks that others hold would stay locked in the child.
 ///
@@ -16,9 +29,9 @@ pub struct SingleThreaded(());
 /// More than one thread, or no /proc to tell.
 pub fn single_threaded() -> io::Result<SingleThreaded> {
     // A folder's link count is two more than its subfolders, which here are the threads.
-    let threads = rustix::fs::stat("/proc/self/task")?.st_nlink.saturating_sub(2);
+    let threads = nix::sys::stat::stat("/proc/self/task")?.st_nlink.saturating_sub(2);
     if threads == 1 {
-        Ok(SingleThreaded(()))
+        Ok(SingleThreaded { _this_thread: std::marker::PhantomData })
     } else {
         Err(io::Error::other(format!("fork in a process with {threads} threads")))
     }
@@ -26,16 +39,35 @@ pub fn single_threaded() -> io::Result<SingleThreaded> {
 
 /// Runs `work` in a child, which leaves with its result. Returns the child's pid; the caller reaps it.
 ///
+/// `work` gets copies of `keep`, in their order; the child closes every other descriptor from 3 on, so that no
+/// pipe's end and no connection lives on in it. That nothing else in the child owns one of those is what the
+/// bounds of `work` are for: `OwnedFd` and `File` are not `Clone`, what borrows one is not `'static`. (It is never
+/// cloned.) Do not bring one along behind an `Rc` or in a static: it would be closed.
+///
 /// # Errors
 /// [`single_threaded`] and fork(2).
-pub fn worker(work: impl FnOnce() -> i32) -> io::Result<u32> {
+pub fn worker<F>(keep: &[BorrowedFd<'_>], work: F) -> io::Result<u32>
+where
+    F: FnOnce(Vec<OwnedFd>) -> i32 + Clone + 'static,
+{
     single_threaded()?;
-    // SAFETY: one thread, so the child's copy of every lock is free and any code may run in it.
-    match unsafe { libc::fork() } {
-        -1 => Err(io::Error::last_os_error()),
-        0 => leave(work),
-        pid => Ok(pid.unsigned_abs()),
+    // SAFETY: this process has one thread, as was just seen, so the child may run any code.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { child } => Ok(child.as_raw().unsigned_abs()),
+        ForkResult::Child => leave(|| match take_along(keep) {
+            Ok(fds) => work(fds),
+            Err(_) => NO_DESCRIPTORS,
+        }),
     }
+}
+
+/// In a child of [`worker`]: copies of `keep`, and all else is closed.
+fn take_along(keep: &[BorrowedFd<'_>]) -> io::Result<Vec<OwnedFd>> {
+    let copies = keep.iter().map(|fd| fd.try_clone_to_owned()).collect::<io::Result<Vec<OwnedFd>>>()?;
+    // SAFETY: the owners of all others are copies of the parent's. The child's closure cannot reach them (see
+    // `worker`), and it leaves by _exit(2), which drops none.
+    unsafe { crate::fds::close_all_but(&copies) }?;
+    Ok(copies)
 }
 
 /// Runs `work` and leaves without exit handlers, which are the parent's.
@@ -46,7 +78,8 @@ pub(crate) fn leave(work: impl FnOnce() -> i32) -> ! {
 
 /// _exit(2): no exit handlers, no flushing of what the parent buffered.
 pub fn exit_now(status: i32) -> ! {
-    // SAFETY: never returns, touches no memory.
+    // Neither rustix nor nix has it.
+    // SAFETY: it takes a number and does not return.
     unsafe { libc::_exit(status) }
 }
 
@@ -57,7 +90,7 @@ mod tests {
         // The test harness runs tests on threads of its own.
         let (send, wait) = std::sync::mpsc::channel::<()>();
         let other = std::thread::spawn(move || wait.recv());
-        assert!(super::worker(|| 0).is_err());
+        assert!(super::worker(&[], |_| 0).is_err());
         drop(send);
         other.join().unwrap().unwrap_err();
     }

@@ -9,6 +9,7 @@ pub mod clone;
 pub mod creds;
 pub mod epoll;
 pub mod execute;
+pub mod fds;
 pub mod fork;
 pub mod jail;
 pub mod malloc;

@@ -79,6 +79,19 @@ impl Namespaces {
         Ok(Self(all))
     }
 
+    /// Which kinds these are: what [`Namespaces::from_fds`] needs to know of the other side.
+    pub fn kinds(&self) -> Kinds {
+        let bits = KINDS.iter().zip(0..).filter(|((name, _), _)| self.get(name).is_some());
+        Kinds(bits.fold(0, |all, (_, bit)| all | 1 << bit))
+    }
+
+    /// From copies of [`Namespaces::fds`] of one with these `kinds`; as many are taken from `fds`.
+    pub fn from_fds(kinds: Kinds, fds: &mut impl Iterator<Item = OwnedFd>) -> Self {
+        let names =
+            KINDS.iter().zip(0..).filter(|(_, bit)| kinds.0 & 1 << bit != 0).map(|((name, _), _)| *name);
+        Self(names.map_while(|name| Some((name, fds.next()?))).collect())
+    }
+
     /// The one of a kind, as /proc/PID/ns names it; `None` where it is the caller's.
     pub fn get(&self, kind: &str) -> Option<BorrowedFd<'_>> {
         self.0.iter().find(|(name, _)| *name == kind).map(|(_, fd)| fd.as_fd())
@@ -108,6 +121,19 @@ impl Namespaces {
     }
 }
 
+/// Kinds of namespaces, without any descriptor: [`Namespaces::kinds`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Kinds(u8);
+
+impl Kinds {
+    /// Of these only `kind`, as /proc/PID/ns names it, if it is among them.
+    #[must_use]
+    pub fn only(self, kind: &str) -> Self {
+        let bit = KINDS.iter().position(|(name, _)| *name == kind).map_or(0, |bit| 1 << bit);
+        Self(self.0 & bit)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,5 +144,20 @@ mod tests {
         assert_eq!(own.fds().count(), 0);
         own.enter().unwrap();
         assert!(Namespaces::of(u32::MAX >> 1).is_err());
+    }
+
+    #[test]
+    fn descriptors_find_their_kinds_again() {
+        let open = || OwnedFd::from(std::fs::File::open("/proc/self/ns/net").unwrap());
+        let all = Namespaces(vec![("pid", open()), ("net", open()), ("mnt", open())]);
+        let copies = || all.fds().map(|fd| fd.try_clone_to_owned().unwrap()).collect::<Vec<_>>().into_iter();
+        let mut fds = copies();
+        let again = Namespaces::from_fds(all.kinds(), &mut fds);
+        assert_eq!((again.kinds(), fds.len()), (all.kinds(), 0));
+        let mut fds = copies();
+        let pid = Namespaces::from_fds(all.kinds().only("pid"), &mut fds);
+        assert!(pid.get("pid").is_some() && pid.get("net").is_none());
+        assert_eq!(fds.len(), 2);
+        assert_eq!(all.kinds().only("uts"), Kinds::default());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 /// What `/proc/<pid>/stat` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -227,48 +227,6 @@ fn write_in_place(path: &str, bytes: &[u8]) -> io::Result<()> {
     fs::OpenOptions::new().write(true).open(path)?.write_all(bytes)
 }
 
-/// Closes every descriptor from `first` on.
-///
-/// # Errors
-/// close_range(2), Linux 5.9.
-pub fn close_from(first: u32) -> io::Result<()> {
-    close_range(first, u32::MAX, 0)
-}
-
-/// Closes every descriptor from `first` on but those in `keep`. For forked children only: what the rest
-/// of the program believes to own is closed under it.
-///
-/// # Errors
-/// close_range(2).
-pub fn close_all_but(first: u32, keep: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut kept: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd().unsigned_abs()).collect();
-    kept.sort_unstable();
-    let mut from = first;
-    for fd in kept {
-        if fd > from {
-            close_range(from, fd - 1, 0)?;
-        }
-        from = from.max(fd.saturating_add(1));
-    }
-    close_range(from, u32::MAX, 0)
-}
-
-/// Marks every descriptor from `first` on close-on-exec.
-///
-/// # Errors
-/// close_range(2) with CLOSE_RANGE_CLOEXEC, Linux 5.11.
-pub fn cloexec_from(first: u32) -> io::Result<()> {
-    const CLOEXEC: u32 = 4;
-    close_range(first, u32::MAX, CLOEXEC)
-}
-
-fn close_range(first: u32, last: u32, flags: u32) -> io::Result<()> {
-    // SAFETY: takes numbers. Closing is what callers of the functions above ask for; owners of a closed
-    // descriptor get EBADF, or, when it was reopened, act on another file: see there.
-    let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
 /// Reads and writes return instead of waiting. Other descriptors of the same open file change too.
 ///
 /// # Errors
@@ -301,43 +259,6 @@ pub fn is_readable(fd: BorrowedFd<'_>) -> bool {
         let [fd] = fds;
         fd.revents().contains(PollFlags::IN)
     })
-}
-
-/// Takes a descriptor that execve left open under a number agreed on with the parent, and marks it
-/// close-on-exec.
-///
-/// # Errors
-/// EBADF when nothing is open there.
-pub fn take_inherited(number: i32) -> io::Result<std::os::fd::OwnedFd> {
-    use std::os::fd::FromRawFd as _;
-    // SAFETY: F_SETFD takes a number; it fails where nothing is open.
-    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: open, as was just seen; the caller takes each number once, at its start.
-    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(number) })
-}
-
-/// A copy of a descriptor, close-on-exec, with a number of at least `least`.
-///
-/// # Errors
-/// Out of descriptors.
-pub fn dup_above(fd: BorrowedFd<'_>, least: i32) -> io::Result<std::os::fd::OwnedFd> {
-    Ok(rustix::io::fcntl_dupfd_cloexec(fd, least)?)
-}
-
-/// Makes `fd` stdin, stdout or stderr (0, 1, 2) of this process.
-///
-/// # Errors
-/// dup2(2); any other number.
-pub fn place(fd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
-    match number {
-        0 => rustix::stdio::dup2_stdin(fd)?,
-        1 => rustix::stdio::dup2_stdout(fd)?,
-        2 => rustix::stdio::dup2_stderr(fd)?,
-        _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("descriptor {number}"))),
-    }
-    Ok(())
 }
 
 /// How a child of this process ended.

@@ -18,7 +18,7 @@ use sys::mount::{self, Attributes};
 use wire::{ContainerPlan, ErrorKind, Failure, Reply, parse_plan};
 
 use crate::container::{self, Holders};
-use crate::executor::{Init, Parts, TITLE, number};
+use crate::executor::{Init, Parts, TITLE, WorkerOnly};
 use crate::{process, user};
 use late::Late;
 use scratch::Scratch;
@@ -62,9 +62,20 @@ pub(crate) enum Stdio {
     },
 }
 
-/// What a worker is given. Every other descriptor but 0-2 and the caller's result pipe is closed before.
+/// Who is told of a create. Owned by the worker alone: it is not to live on in init.
+pub(crate) trait Answer {
+    /// Something is not as asked for, but stops nothing.
+    fn warn(&self, text: &str);
+    /// How it went.
+    ///
+    /// # Errors
+    /// There is nobody to tell.
+    fn reply(&self, reply: &Reply) -> std::io::Result<()>;
+}
+
+/// What a worker is given: all its descriptors but 0-2 and those of its [`Answer`].
 #[derive(Debug)]
-pub(crate) struct CreateInput<'a> {
+pub(crate) struct CreateInput {
     /// memfd of a [`ContainerPlan`].
     pub(crate) plan: OwnedFd,
     /// The mount namespace that kubelet lives in.
@@ -76,30 +87,31 @@ pub(crate) struct CreateInput<'a> {
     /// Write end of the pipe that init closes by execve or says on why it could not. Close-on-exec.
     pub(crate) exec_error: OwnedFd,
     /// Whose namespaces the plan means.
-    pub(crate) holders: Holders<'a>,
+    pub(crate) holders: Holders,
 }
 
-/// Creates the container and says how it went. Init is the caller's parent's child and waits for
-/// [`container::start`]. When it fails, the bundle is left to the shim: in the namespace of a worker the
-/// container's volumes are mounted in it.
-pub(crate) fn create(input: CreateInput<'_>, warn: &dyn Fn(&str)) -> Reply {
-    match attempt(input, warn) {
-        Ok(reply) => reply,
-        Err(failure) => Reply::Failed(failure),
-    }
+/// Creates the container and says how it went. Returns the exit status of the worker. Init is the caller's parent's
+/// child and waits for [`container::start`]. When it fails, the bundle is left to the shim: in the namespace of a
+/// worker the container's volumes are mounted in it.
+pub(crate) fn create(input: CreateInput, answer: Box<dyn Answer>) -> i32 {
+    let mut answer = Some(answer);
+    let reply = attempt(input, &mut answer).unwrap_or_else(Reply::Failed);
+    // When it cannot be said, the shim sees a worker that left without a word.
+    i32::from(answer.is_none_or(|answer| answer.reply(&reply).is_err()))
 }
 
-fn attempt(input: CreateInput<'_>, warn: &dyn Fn(&str)) -> Step<Reply> {
+fn attempt(input: CreateInput, answer: &mut Option<Box<dyn Answer>>) -> Step<Reply> {
     let bytes =
         sys::memfd::read_all(input.plan.as_fd(), LARGEST_PLAN).map_err(internal("plan", "reading"))?;
     let plan: ContainerPlan = parse_plan(&bytes)?;
+    drop((input.plan, bytes));
     let rest = Rest {
         kubelet_mntns: input.kubelet_mntns,
         cgroups: input.cgroups,
         stdio: input.stdio,
         exec_error: input.exec_error,
         holders: input.holders,
-        warn,
+        answer,
     };
     // Nothing is cleaned up here, where the container's mounts are in sight: its files are removed by the shim,
     // in whose namespace the bundle is an empty folder. The mounts go with this process's namespace.
@@ -111,14 +123,14 @@ struct Rest<'a> {
     cgroups: Vec<OwnedFd>,
     stdio: Stdio,
     exec_error: OwnedFd,
-    holders: Holders<'a>,
-    /// Tells of what was not as asked for.
-    warn: &'a dyn Fn(&str),
+    holders: Holders,
+    /// `None` while init may have it.
+    answer: &'a mut Option<Box<dyn Answer>>,
 }
 
 fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     let id = plan.id.clone();
-    let spec = container::spec(&plan, rest.holders).map_err(|e| invalid("namespaces", e))?;
+    let spec = container::spec(&plan, &rest.holders).map_err(|e| invalid("namespaces", e))?;
     let split = mounts::split(&plan)?;
     // Folders that are made for mounts are 0755 whatever the shim was given.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
@@ -159,19 +171,16 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     for (folder, member) in rest.cgroups.iter().zip(&plan.cgroup.members) {
         sys::cgroup::join(folder.as_fd(), plan.cgroup.unified).map_err(internal("cgroup", &member.path))?;
     }
-    if let Some(warning) =
-        process::before_namespaces(&plan.process).map_err(internal("process", "oom_score_adj"))?
-    {
-        (rest.warn)(&warning);
+    let warning = process::before_namespaces(&plan.process).map_err(internal("process", "oom_score_adj"))?;
+    if let (Some(warning), Some(answer)) = (warning, rest.answer.as_deref()) {
+        answer.warn(&warning);
     }
     // Seen by the container while it waits: nothing of the node's.
     sys::proc::set_title(TITLE).map_err(internal("process", "title"))?;
     let console = match rest.stdio {
         Stdio::Console { sock } => Some(sock),
         Stdio::Pipes { stdin, stdout, stderr } => {
-            [(stdin, 0), (stdout, 1), (stderr, 2)]
-                .into_iter()
-                .try_for_each(|(fd, number)| sys::proc::place(fd.as_fd(), number))
+            sys::fds::set_stdio(stdin.as_fd(), stdout.as_fd(), stderr.as_fd())
                 .map_err(internal("stdio", "dup2"))?;
             None
         }
@@ -183,18 +192,20 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     let (told, failed) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|e| internal("process", "pipe")(e.into()))?;
 
-    let mut foreign = sys::execute::open_numbers().map_err(internal("process", "/proc/self/fd"))?;
-    let keep = number(&rest.exec_error);
-    foreign.retain(|fd| *fd != keep);
     let late = Late { plan, mounts: late, console };
-    let parts = Parts { late, failed, process, user: found.user.clone(), report: rest.exec_error, foreign };
-    let init = Init::new(parts);
+    let Some(answer) = rest.answer.take() else { return Err(invalid("process", "nobody is to be told")) };
+    let worker = WorkerOnly { answer, told, holders: rest.holders };
+    let report = rest.exec_error;
+    let init = Init::new(Parts { late, failed, process, user: found.user.clone(), report, worker });
     let built = container::build(&id, init.clone());
-    // The worker's copies of what init needed; the failure's pipe among them.
-    drop(init);
+    // With it go the worker's copies of what init needed; the failure's pipe among them.
+    let told = init.take_back().map(|worker| {
+        *rest.answer = Some(worker.answer);
+        worker.told
+    });
     match built {
         Ok(pid) => Ok(Reply::Created { pid, user: found.user, home: found.home }),
-        Err(e) => Err(late::told(told).unwrap_or_else(|| Failure {
+        Err(e) => Err(told.and_then(late::told).unwrap_or_else(|| Failure {
             kind: ErrorKind::Internal,
             stage: "libcontainer".to_owned(),
             message: chain(&e),
