@@ -178,13 +178,7 @@ impl Default for Compiler {
 
 /// A profile's bytes, capped. What is not a regular file gives an error, and does not hold anybody up.
 fn read(path: &str) -> io::Result<Vec<u8>> {
-    let file = sys::beneath::regular(Path::new(path))?;
-    let mut text = Vec::new();
-    let size = file.take(LARGEST_PROFILE + 1).read_to_end(&mut text)?;
-    if u64::try_from(size).unwrap_or(u64::MAX) > LARGEST_PROFILE {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "larger than 1 MiB"));
-    }
-    Ok(text)
+    sys::file::read_capped(sys::beneath::regular(Path::new(path))?, LARGEST_PROFILE)
 }
 
 fn compile(profile: &Profile) -> Result<SeccompProgram, Error> {

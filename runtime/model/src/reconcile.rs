@@ -5,7 +5,7 @@ use crate::{ContainerId, ContainerPhase, ContainerRecord, Exit, PodPhase, PodRec
 use std::collections::BTreeMap;
 
 /// Exit code of a container whose end nobody saw.
-pub const LOST_CODE: i32 = 255;
+const LOST_CODE: i32 = 255;
 
 /// A container as its shim knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -38,7 +38,7 @@ impl Shim {
                         {
                             exec.pid = pid;
                             exec.code = code;
-                            let now = sys::proc::monotonic_ms();
+                            let now = sys::clock::monotonic_ms();
                             if let Some(killing) = &mut exec.killing {
                                 (killing.look_again, killing.until) = (now, now + KILL_SESSION_MS);
                             }
@@ -220,7 +220,7 @@ impl Shim {
         let mut fds = fds.into_iter();
         container.exec_error = fds.next();
         if let Some(fd) = &container.exec_error {
-            sys::proc::set_nonblocking(fd.as_fd()).map_err(at("streams"))?;
+            sys::fds::set_nonblocking(fd.as_fd()).map_err(at("streams"))?;
         }
         if container.terminal {
             // The socket waits in the place of stdin for the terminal's master.
@@ -326,7 +326,7 @@ fn take_terminal(container: &mut Container) -> Result<(), Failure> {
     let at = |error: std::io::Error| failure(ErrorKind::Internal, "terminal", &error);
     let Some(socket) = container.stdin.take() else { return Ok(()) };
     let mut master = None;
-    sys::proc::set_nonblocking(socket.as_fd()).map_err(at)?;
+    sys::fds::set_nonblocking(socket.as_fd()).map_err(at)?;
     // A name comes along, which says nothing.
     sys::scm::recv_with_fds(socket.as_fd(), &mut [0; 256], |fd| master = master.take().or(Some(fd)))
         .map_err(at)?;

@@ -110,7 +110,7 @@ fn prepare(teller: &Teller, mut fds: Vec<OwnedFd>, given: Given) -> Result<Creat
             let (stdin, end) = pipe()?;
             (stdin, Some(end))
         } else {
-            (sys::proc::null().map_err(at("/dev/null"))?, None)
+            (sys::fds::null().map_err(at("/dev/null"))?, None)
         };
         ends.extend(stdin_end.as_ref().map(|end| end.as_fd()));
         tell(teller, &prepared, &ends)?;

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use model::{ContainerId, PodId};
 use sys::epoll::{Epoll, Interest, Ready};
-use sys::signalfd::SignalFd;
+use sys::signal::SignalFd;
 use wire::{ErrorKind, Event, Message, Reply};
 
 use crate::conn::{Conn, Lost};
@@ -83,7 +83,7 @@ pub(crate) struct Shim {
 impl Shim {
     pub(crate) fn new(start: Start) -> io::Result<Self> {
         let epoll = Epoll::new()?;
-        sys::proc::set_nonblocking(start.listener.as_fd())?;
+        sys::fds::set_nonblocking(start.listener.as_fd())?;
         epoll.add(start.listener.as_fd(), token(kind::LISTENER, 0), Interest::READ)?;
         epoll.add(start.signals.as_fd(), token(kind::SIGNAL, 0), Interest::READ)?;
         Ok(Self {
@@ -133,7 +133,7 @@ impl Shim {
     }
 
     fn timeout(&self) -> Option<u64> {
-        let now = sys::proc::monotonic_ms();
+        let now = sys::clock::monotonic_ms();
         let timers = self
             .containers
             .iter()
@@ -179,13 +179,13 @@ impl Shim {
             // Out of descriptors or memory. Who waits stays in the queue and would wake the loop at once.
             Err(_) => {
                 if self.epoll.remove(self.start.listener.as_fd()).is_ok() {
-                    self.listen_again = Some(sys::proc::monotonic_ms() + ACCEPT_AGAIN_MS);
+                    self.listen_again = Some(sys::clock::monotonic_ms() + ACCEPT_AGAIN_MS);
                 }
                 return;
             }
         };
         // The socket's folder is root's alone; this is a second lock.
-        if !sys::scm::peer_uid(fd.as_fd()).is_ok_and(|uid| uid == 0) {
+        if !sys::peer::uid(fd.as_fd()).is_ok_and(|uid| uid == 0) {
             return;
         }
         if let Some(old) = self.conn.take() {
@@ -365,7 +365,7 @@ impl Shim {
         let Some(fd) = &container.exec_error else { return };
         let mut buffer = [0; 1024];
         loop {
-            match sys::proc::read(fd.as_fd(), &mut buffer) {
+            match sys::fds::read(fd.as_fd(), &mut buffer) {
                 Ok(0) => break,
                 Ok(bytes) if container.error_bytes.len() < LONGEST => {
                     container.error_bytes.extend_from_slice(buffer.get(..bytes).unwrap_or_default());
@@ -409,7 +409,7 @@ impl Shim {
         if !container.killed {
             container.look_again = None;
         }
-        container.facts.started_at = sys::proc::now();
+        container.facts.started_at = sys::clock::now();
         // Whatever came by the pipe was not init's.
         container.facts.start_error = None;
         let (id, started_at) = (container.id.clone(), container.facts.started_at);

@@ -189,6 +189,6 @@ where
         Some(socket) => work(Teller(socket), fds),
         None => 1,
     })?;
-    sys::proc::set_nonblocking(ours.as_fd())?;
+    sys::fds::set_nonblocking(ours.as_fd())?;
     Ok((pid, ours))
 }

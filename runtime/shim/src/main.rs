@@ -33,7 +33,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::process::ExitCode;
 
 use sys::epoll::{Epoll, Interest};
-use sys::signalfd::SignalFd;
+use sys::signal::SignalFd;
 use wire::ShimInit;
 
 use crate::event_loop::{Shim, Start};

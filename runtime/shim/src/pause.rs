@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use sys::clone::Flags;
+use sys::creds::Credentials;
 use sys::seccomp::Filter;
 use wire::{ErrorKind, PausePlan};
 
@@ -90,7 +91,7 @@ fn become_pause(plan: &PausePlan, folders: &[OwnedFd], binary: BorrowedFd<'_>) -
             sys::jail::set_hostname(&plan.hostname).map_err(at("hostname"))?;
         }
         if plan.network {
-            sys::netns::loopback_up_here().map_err(at("loopback"))?;
+            sys::netns::loopback_up().map_err(at("loopback"))?;
         }
         for (name, value) in &plan.sysctls {
             sys::proc::write_sysctl(name, value).map_err(at(&format!("sysctl {name}={value}")))?;
@@ -102,8 +103,15 @@ fn become_pause(plan: &PausePlan, folders: &[OwnedFd], binary: BorrowedFd<'_>) -
         sys::fds::cloexec_from(0).map_err(at("descriptors"))?;
         let asked = plan.seccomp.as_ref().map(|filter| Filter::new(&filter.instructions, 0)).transpose();
         let asked = asked.map_err(at("seccomp"))?;
-        sys::jail::drop_everything(plan.user.uid, plan.user.gid, &plan.user.groups)
-            .map_err(at("credentials"))?;
+        // No capability in any set, and none to be gained.
+        let wanted = Credentials {
+            uid: plan.user.uid,
+            gid: plan.user.gid,
+            groups: plan.user.groups.clone(),
+            no_new_privs: true,
+            ..Credentials::default()
+        };
+        sys::creds::assume(&wanted).map_err(|(step, error)| at(&format!("credentials, {step}"))(error))?;
         let own = sys::jail::pause_filter().and_then(Filter::load);
         own.map_err(at("seccomp"))?;
         if let Some(filter) = asked {

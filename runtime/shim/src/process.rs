@@ -133,8 +133,8 @@ pub(crate) fn tell(into: &mut File, failure: &Failure) {
 }
 
 fn attempt(plan: &ProcessPlan, user: &User, road: Road) -> Result<Ready, Stop> {
-    execute::reset_signals();
-    execute::join_session_keyring(&plan.keyring).map_err(stop("keyring", "session keyring"))?;
+    sys::signal::reset();
+    sys::keyring::join_session(&plan.keyring).map_err(stop("keyring", "session keyring"))?;
     rustix::process::umask(Mode::from_raw_mode(plan.umask & 0o777));
     sys::rlimit::restore_open_files().map_err(stop("rlimit", "open files"))?;
     for limit in &plan.rlimits {

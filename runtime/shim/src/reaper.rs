@@ -89,7 +89,7 @@ impl Shim {
         loop {
             let mut executed = None;
             let containers = &self.containers;
-            let ended = sys::proc::reap(|pid| {
+            let ended = sys::wait::reap(|pid| {
                 if containers.iter().any(|c| c.pid == pid && matches!(c.phase, Phase::Starting(_))) {
                     executed = sys::proc::stat(pid).ok().map(|stat| stat.has_executed());
                 }
@@ -146,7 +146,7 @@ impl Shim {
         container.alive = false;
         container.namespaces = None;
         container.facts.code = code;
-        container.facts.finished_at = sys::proc::now();
+        container.facts.finished_at = sys::clock::now();
         if let Phase::Starting(asker) = container.phase {
             take_start_error(container);
             let message = container.facts.start_error.take().unwrap_or_else(|| {
@@ -182,7 +182,7 @@ impl Shim {
     /// Init was told to call execve. Somebody who shares its PID namespace may have stopped it.
     fn look_at_start(&mut self, place: usize) {
         let Some(container) = self.containers.get_mut(place) else { return };
-        container.look_again = Some(sys::proc::monotonic_ms() + START_LOOK_MS);
+        container.look_again = Some(sys::clock::monotonic_ms() + START_LOOK_MS);
         let Ok(stat) = sys::proc::stat(container.pid) else { return };
         // Its pipe would have said so, had another process not opened it too.
         if stat.has_executed() {
@@ -208,7 +208,7 @@ impl Shim {
     /// SIGKILL was sent to init. Who traces it can keep it from being reaped for ever; it is over all the same.
     fn look_at_killed(&mut self, place: usize) {
         let Some(container) = self.containers.get_mut(place) else { return };
-        container.look_again = Some(sys::proc::monotonic_ms() + KILLED_LOOK_MS);
+        container.look_again = Some(sys::clock::monotonic_ms() + KILLED_LOOK_MS);
         let Ok(stat) = sys::proc::stat(container.pid) else { return };
         if !stat.is_over() {
             return;
@@ -240,7 +240,7 @@ impl Shim {
             kill_cgroup(container);
             let wait = pause_after(container.looks);
             container.looks = container.looks.saturating_add(1);
-            container.look_again = Some(sys::proc::monotonic_ms() + wait);
+            container.look_again = Some(sys::clock::monotonic_ms() + wait);
             return;
         }
         container.look_again = None;
@@ -280,7 +280,7 @@ impl Shim {
 
     /// What timers are for: deadlines of workers, cgroups and sessions that are being killed.
     pub(crate) fn tick(&mut self) {
-        let now = sys::proc::monotonic_ms();
+        let now = sys::clock::monotonic_ms();
         self.listen(now);
         while let Some(place) = self.containers.iter().position(|c| c.look_again.is_some_and(|at| at <= now))
         {

@@ -52,7 +52,7 @@ impl Shim {
         }
         // The daemon's stderr was for words before this: from here on there is a connection, and what is forked
         // later must not hold the daemon's log. Without a null device to put there it stays.
-        if let Ok(null) = sys::proc::null() {
+        if let Ok(null) = sys::fds::null() {
             drop(rustix::stdio::dup2_stderr(&null));
         }
     }
@@ -230,7 +230,7 @@ impl Shim {
             pid: 0,
             code: None,
             answered: false,
-            deadline: deadline_ms.map(|after| sys::proc::monotonic_ms().saturating_add(after)),
+            deadline: deadline_ms.map(|after| sys::clock::monotonic_ms().saturating_add(after)),
             killing: None,
         });
         Ok(answer)
@@ -245,7 +245,7 @@ impl Shim {
     ) -> Result<Option<Reply>, Refused> {
         let (worker, socket) = forked.map_err(|error| failure(ErrorKind::Internal, "fork", &error))?;
         let serial = self.next_serial();
-        let deadline = sys::proc::monotonic_ms().saturating_add(deadline_ms);
+        let deadline = sys::clock::monotonic_ms().saturating_add(deadline_ms);
         let job = Job { serial, kind, asker, worker, socket, deadline, made: None, failure: None };
         if let Err(error) = self.watch_job(&job) {
             kill(worker, SIGKILL);
@@ -276,7 +276,7 @@ impl Shim {
         if let Some(container) = self.containers.iter_mut().find(|container| container.id == *id) {
             container.phase = Phase::Starting(asker);
             container.looks = 0;
-            container.look_again = Some(sys::proc::monotonic_ms() + START_LOOK_MS);
+            container.look_again = Some(sys::clock::monotonic_ms() + START_LOOK_MS);
         }
         Ok(None)
     }
@@ -315,7 +315,7 @@ impl Shim {
 
     /// Kills the workers of this kind at the next tick; who asked for them is told why.
     fn give_up(&mut self, kind: &Kind, why: &str) {
-        let now = sys::proc::monotonic_ms();
+        let now = sys::clock::monotonic_ms();
         for job in self.jobs.iter_mut().filter(|job| job.kind == *kind) {
             job.failure.get_or_insert_with(|| refusal(ErrorKind::WrongState, "worker", why));
             job.deadline = now;
@@ -334,7 +334,7 @@ impl Shim {
             Some(_) => {
                 return Err(refusal(ErrorKind::Busy, "kill", format!("exec {} is being killed", id.0)));
             }
-            None => begin_kill(exec, Some(asker), sys::proc::monotonic_ms()),
+            None => begin_kill(exec, Some(asker), sys::clock::monotonic_ms()),
         }
         Ok(None)
     }
@@ -386,11 +386,11 @@ impl Shim {
                 container.was_killed();
             }
         }
-        self.stop_look = Some(sys::proc::monotonic_ms() + KILLED_LOOK_MS);
+        self.stop_look = Some(sys::clock::monotonic_ms() + KILLED_LOOK_MS);
         for exec in self.execs.iter().filter(|exec| exec.code.is_none()) {
             kill(exec.pid, SIGKILL);
         }
-        let now = sys::proc::monotonic_ms();
+        let now = sys::clock::monotonic_ms();
         for job in &mut self.jobs {
             let why = || refusal(ErrorKind::WrongState, "worker", "the pod is being stopped");
             job.failure.get_or_insert_with(why);

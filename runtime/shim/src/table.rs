@@ -183,7 +183,7 @@ impl Container {
     pub(crate) fn was_killed(&mut self) {
         if !self.killed && !matches!(self.phase, Phase::Ending | Phase::Undoing(_)) {
             self.looks = 0;
-            self.look_again = Some(sys::proc::monotonic_ms() + crate::reaper::KILLED_LOOK_MS);
+            self.look_again = Some(sys::clock::monotonic_ms() + crate::reaper::KILLED_LOOK_MS);
         }
         self.killed = true;
     }

@@ -151,7 +151,7 @@ fn huge_files(huge: &model::HugepageLimit, used: &str, reserved: &str) -> [Strin
 
 /// v2 weight of v1 shares, by Kubernetes' formula (KEP-2254), so that a container weighs against its
 /// siblings as kubelet's pod level does.
-pub fn weight(shares: i64) -> i64 {
+fn weight(shares: i64) -> i64 {
     1 + (shares.clamp(2, MOST_SHARES) - 2) * 9999 / 262_142
 }
 

@@ -6,9 +6,9 @@ use model::{NamespaceMode, PodConfig, PodRecord, User};
 use wire::{CgroupPlan, PausePlan, SeccompProgram};
 
 /// Size of a pod's /dev/shm, bytes: what other runtimes give.
-pub const SHM_SIZE: u64 = 64 << 20;
+const SHM_SIZE: u64 = 64 << 20;
 /// A pod outlives each of its containers: the kernel takes pause last but for the shim.
-pub const PAUSE_OOM_SCORE_ADJ: i32 = -998;
+const PAUSE_OOM_SCORE_ADJ: i32 = -998;
 /// And the shim after pause, since it holds the logs and the exit codes.
 pub const SHIM_OOM_SCORE_ADJ: i32 = -999;
 /// Whom pause runs as where nobody says: the user that Kubernetes' own pause image names. It has no

@@ -70,26 +70,6 @@ pub const DEFAULT: u64 = mask_of(&[
 /// Every capability this table knows.
 pub const ALL: u64 = (1 << NAMES.len()) - 1;
 
-/// Made unreadable where a request leaves the choice to us (no security context at all). Kubelet always
-/// sends a list of its own; an empty one in a security context masks nothing (procMount Unmasked).
-pub const DEFAULT_MASKED_PATHS: [&str; 11] = [
-    "/proc/asound",
-    "/proc/acpi",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/proc/sched_debug",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-];
-
-/// Made read-only where a request leaves the choice to us.
-pub const DEFAULT_READONLY_PATHS: [&str; 5] =
-    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
-
 /// Mask of names known at compile time; an unknown one does not compile.
 pub const fn mask_of(names: &[&str]) -> u64 {
     let mut mask = 0;

@@ -108,7 +108,7 @@ fn listener(path: &Path) -> std::io::Result<Option<Listener>> {
         // Its queue is full: nobody takes connections, or too many come. Not ours to decide.
         Err(error) => return Err(error.into()),
     }
-    let pid = sys::scm::peer_pid(socket.as_fd())?;
+    let pid = sys::peer::pid(socket.as_fd())?;
     let lives = pid.is_none_or(|pid| Path::new(&format!("/proc/{pid}")).exists());
     Ok(lives.then_some(Listener { pid }))
 }

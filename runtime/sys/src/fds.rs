@@ -1,4 +1,4 @@
-//! Descriptors by range (close_range(2), for which neither rustix nor nix has a call) and by inheritance.
+//! Descriptors: by range (close_range(2), which neither rustix nor nix has), by inheritance, and their flags.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
@@ -98,6 +98,40 @@ pub fn set_stdio(stdin: BorrowedFd<'_>, stdout: BorrowedFd<'_>, stderr: Borrowed
     rustix::stdio::dup2_stdin(stdin)?;
     rustix::stdio::dup2_stdout(stdout)?;
     Ok(rustix::stdio::dup2_stderr(stderr)?)
+}
+
+/// Reads and writes return instead of waiting. Other descriptors of the same open file change too.
+///
+/// # Errors
+/// fcntl(2).
+pub fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(rustix::fs::fcntl_setfl(fd, rustix::fs::fcntl_getfl(fd)? | rustix::fs::OFlags::NONBLOCK)?)
+}
+
+/// /dev/null for reading and writing.
+///
+/// # Errors
+/// There is none.
+pub fn null() -> io::Result<OwnedFd> {
+    Ok(std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?.into())
+}
+
+/// read(2).
+///
+/// # Errors
+/// As the kernel says.
+pub fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    Ok(rustix::io::read(fd, buffer)?)
+}
+
+/// Whether reading would give bytes, without waiting. An end alone is none.
+pub fn is_readable(fd: BorrowedFd<'_>) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|_| {
+        let [fd] = fds;
+        fd.revents().contains(PollFlags::IN)
+    })
 }
 
 #[cfg(test)]

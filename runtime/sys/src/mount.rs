@@ -74,6 +74,7 @@ fn set(mount: BorrowedFd<'_>, recursive: bool, attr: &MountAttr) -> io::Result<(
     const AT_RECURSIVE: u32 = 0x8000;
     let flags = AtFlags::EMPTY_PATH.bits() | if recursive { AT_RECURSIVE } else { 0 };
     let path: &CStr = c"";
+    // Neither rustix nor nix has this call.
     // SAFETY: mount_setattr(2) reads the path, a C string, and `attr`, a `struct mount_attr` of the size told;
     // both live across the call. The descriptor is open because it is borrowed.
     let done = unsafe {
@@ -136,7 +137,7 @@ pub fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
 
 /// One option of a new file system.
 #[derive(Debug, Clone, Copy)]
-pub enum Option_<'a> {
+pub enum FsOption<'a> {
     /// `key`.
     Flag(&'a str),
     /// `key=value`.
@@ -148,13 +149,13 @@ pub enum Option_<'a> {
 ///
 /// # Errors
 /// ENODEV for an unknown kind; EINVAL for an unknown option; those of the file system.
-pub fn create(kind: &str, options: &[Option_<'_>], attributes: Attributes) -> io::Result<OwnedFd> {
+pub fn create(kind: &str, options: &[FsOption<'_>], attributes: Attributes) -> io::Result<OwnedFd> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     let build = || {
         for option in options {
             match option {
-                Option_::Flag(key) => fsconfig_set_flag(&context, *key)?,
-                Option_::Value(key, value) => fsconfig_set_string(&context, *key, *value)?,
+                FsOption::Flag(key) => fsconfig_set_flag(&context, *key)?,
+                FsOption::Value(key, value) => fsconfig_set_string(&context, *key, *value)?,
             }
         }
         fsconfig_create(&context)?;
@@ -215,7 +216,7 @@ pub fn errno(error: &io::Error) -> i32 {
 pub fn tmpfs(mode: u32, size: u64, attributes: Attributes) -> io::Result<OwnedFd> {
     let (mode, size) = (format!("{mode:o}"), size.to_string());
     let options =
-        [Option_::Value("source", "tmpfs"), Option_::Value("mode", &mode), Option_::Value("size", &size)];
+        [FsOption::Value("source", "tmpfs"), FsOption::Value("mode", &mode), FsOption::Value("size", &size)];
     let used = if size == "0" { 2 } else { 3 };
     create("tmpfs", options.get(..used).unwrap_or(&options), attributes)
 }

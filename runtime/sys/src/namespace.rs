@@ -1,7 +1,7 @@
 //! Entering and making namespaces (setns(2), unshare(2)). The caller has one thread: others would stay.
 
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
@@ -34,13 +34,13 @@ pub fn unshare_mount() -> io::Result<()> {
 
 /// Kinds of namespaces that a process is entered by: all but those of users and time. The mount namespace is
 /// the last: with it goes the view of /proc.
-const KINDS: [(&str, libc::c_int); 6] = [
-    ("pid", libc::CLONE_NEWPID),
-    ("net", libc::CLONE_NEWNET),
-    ("ipc", libc::CLONE_NEWIPC),
-    ("uts", libc::CLONE_NEWUTS),
-    ("cgroup", libc::CLONE_NEWCGROUP),
-    ("mnt", libc::CLONE_NEWNS),
+const KINDS: [(&str, LinkNameSpaceType); 6] = [
+    ("pid", LinkNameSpaceType::ProcessID),
+    ("net", LinkNameSpaceType::Network),
+    ("ipc", LinkNameSpaceType::InterProcessCommunication),
+    ("uts", LinkNameSpaceType::HostNameAndNISDomainName),
+    ("cgroup", LinkNameSpaceType::ControlGroup),
+    ("mnt", LinkNameSpaceType::Mount),
 ];
 
 /// The namespaces that a process had when this was made, as far as they are not the caller's own. They hold
@@ -109,12 +109,9 @@ impl Namespaces {
     /// EPERM where one belongs to a user namespace that the caller has no power in; EINVAL with more than one
     /// thread.
     pub fn enter(&self) -> io::Result<()> {
-        for (kind, flag) in KINDS {
-            if let Some(fd) = self.get(kind) {
-                // SAFETY: takes a descriptor, which is open because it is borrowed, and a number.
-                if unsafe { libc::setns(fd.as_raw_fd(), flag) } != 0 {
-                    return Err(io::Error::last_os_error());
-                }
+        for (name, kind) in KINDS {
+            if let Some(fd) = self.get(name) {
+                move_into_link_name_space(fd, Some(kind))?;
             }
         }
         Ok(())

@@ -22,28 +22,18 @@ pub fn inside<T: Send>(netns: BorrowedFd<'_>, work: impl FnOnce() -> io::Result<
     })
 }
 
-/// Brings the loopback interface of `netns` up; its addresses come with that. Blocks for microseconds.
+/// Brings the loopback interface of the calling thread's network namespace up; its addresses come with that.
 ///
 /// # Errors
 /// What the kernel said, for example EPERM without CAP_NET_ADMIN in the namespace's owner.
-pub fn loopback_up(netns: BorrowedFd<'_>) -> io::Result<()> {
-    inside(netns, || {
-        let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-        set_up(socket.as_fd(), b"lo")
-    })
-}
-
-/// Brings the loopback interface of the calling process's own network namespace up.
-///
-/// # Errors
-/// As [`loopback_up`].
-pub fn loopback_up_here() -> io::Result<()> {
+pub fn loopback_up() -> io::Result<()> {
     let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     set_up(socket.as_fd(), b"lo")
 }
 
 /// Sets IFF_UP of the interface `name` of the namespace that `socket` was made in.
 fn set_up(socket: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+    // Neither rustix nor nix has these ioctls.
     // SAFETY: ifreq holds an array and a union of plain integers and a pointer: all zeroes are a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if name.len() >= request.ifr_name.len() {

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::BorrowedFd;
 
 /// What `/proc/<pid>/stat` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,20 +111,13 @@ pub fn cgroups(pid: u32) -> io::Result<Vec<u8>> {
     fs::read(format!("/proc/{pid}/cgroup"))
 }
 
-/// `/proc/<pid>/comm`, without the newline.
-///
-/// # Errors
-/// NotFound when it is gone.
-pub fn comm(pid: u32) -> io::Result<String> {
-    Ok(String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/comm"))?).trim_end().to_owned())
-}
-
 /// Orphans of this process's descendants become its children.
 ///
 /// # Errors
 /// prctl(2).
 pub fn become_subreaper() -> io::Result<()> {
-    prctl(libc::PR_SET_CHILD_SUBREAPER, 1)
+    // Any pid means yes.
+    Ok(rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?)
 }
 
 /// Whether others with the same user may trace this process and look into its memory.
@@ -133,13 +125,8 @@ pub fn become_subreaper() -> io::Result<()> {
 /// # Errors
 /// prctl(2).
 pub fn set_dumpable(dumpable: bool) -> io::Result<()> {
-    prctl(libc::PR_SET_DUMPABLE, dumpable.into())
-}
-
-fn prctl(option: i32, value: libc::c_ulong) -> io::Result<()> {
-    // SAFETY: the options used here take a number.
-    let done = unsafe { libc::prctl(option, value, 0, 0, 0) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    use rustix::process::DumpableBehavior::{Dumpable, NotDumpable};
+    Ok(rustix::process::set_dumpable_behavior(if dumpable { Dumpable } else { NotDumpable })?)
 }
 
 /// setsid(2); a process that leads its session already is left so.
@@ -225,106 +212,6 @@ pub fn write_sysctl(name: &str, value: &str) -> io::Result<()> {
 fn write_in_place(path: &str, bytes: &[u8]) -> io::Result<()> {
     use io::Write as _;
     fs::OpenOptions::new().write(true).open(path)?.write_all(bytes)
-}
-
-/// Reads and writes return instead of waiting. Other descriptors of the same open file change too.
-///
-/// # Errors
-/// fcntl(2).
-pub fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
-    Ok(rustix::fs::fcntl_setfl(fd, rustix::fs::fcntl_getfl(fd)? | rustix::fs::OFlags::NONBLOCK)?)
-}
-
-/// /dev/null for reading and writing.
-///
-/// # Errors
-/// There is none.
-pub fn null() -> io::Result<std::os::fd::OwnedFd> {
-    Ok(fs::OpenOptions::new().read(true).write(true).open("/dev/null")?.into())
-}
-
-/// read(2).
-///
-/// # Errors
-/// As the kernel says.
-pub fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
-    Ok(rustix::io::read(fd, buffer)?)
-}
-
-/// Whether reading would give bytes, without waiting. An end alone is none.
-pub fn is_readable(fd: BorrowedFd<'_>) -> bool {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
-    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|_| {
-        let [fd] = fds;
-        fd.revents().contains(PollFlags::IN)
-    })
-}
-
-/// How a child of this process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ended {
-    /// Which.
-    pub pid: u32,
-    /// 0..=255, or 128+n for signal n.
-    pub code: i32,
-}
-
-/// Reaps one child that has ended, whichever (also those that came as orphans); `None` when there is none.
-/// `before` is called with its pid while it is still there: /proc shows it, and the number is its own.
-///
-/// # Errors
-/// waitid(2), but for having no children.
-pub fn reap(before: impl FnOnce(u32)) -> io::Result<Option<Ended>> {
-    let Some(ended) = wait_any(libc::P_ALL, 0, libc::WNOWAIT)? else { return Ok(None) };
-    before(ended.pid);
-    wait_any(libc::P_PID, ended.pid, 0)
-}
-
-fn wait_any(which: libc::idtype_t, id: libc::id_t, flags: i32) -> io::Result<Option<Ended>> {
-    // SAFETY: siginfo_t is plain data, all zeroes is a value of it, and what waitid leaves when nothing ended.
-    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    // SAFETY: `info` lives across the call.
-    if unsafe { libc::waitid(which, id, &raw mut info, libc::WEXITED | libc::WNOHANG | flags) } != 0 {
-        let error = io::Error::last_os_error();
-        return if error.raw_os_error() == Some(libc::ECHILD) { Ok(None) } else { Err(error) };
-    }
-    // SAFETY: waitid filled the fields of a SIGCHLD, or left the zeroes.
-    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
-    if pid == 0 {
-        return Ok(None);
-    }
-    let code = if info.si_code == libc::CLD_EXITED { status & 0xff } else { 128 + status };
-    Ok(Some(Ended { pid: pid.unsigned_abs(), code }))
-}
-
-/// Waits for a child and reaps it.
-///
-/// # Errors
-/// ECHILD when it is none, or was reaped.
-pub fn wait(pidfd: BorrowedFd<'_>) -> io::Result<()> {
-    use rustix::process::{WaitId, WaitIdOptions, waitid};
-    waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED)?;
-    Ok(())
-}
-
-/// Nanoseconds since the epoch, by the wall clock.
-pub fn now() -> i64 {
-    let (seconds, nanoseconds) = clock(libc::CLOCK_REALTIME);
-    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
-}
-
-/// Milliseconds of the monotonic clock.
-pub fn monotonic_ms() -> u64 {
-    let (seconds, nanoseconds) = clock(libc::CLOCK_MONOTONIC);
-    u64::try_from(seconds.saturating_mul(1000).saturating_add(nanoseconds / 1_000_000)).unwrap_or(0)
-}
-
-fn clock(which: libc::clockid_t) -> (i64, i64) {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` lives across the call, which cannot fail for these clocks.
-    unsafe { libc::clock_gettime(which, &raw mut time) };
-    (time.tv_sec, time.tv_nsec)
 }
 
 #[cfg(test)]

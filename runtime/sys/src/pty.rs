@@ -1,7 +1,7 @@
 //! Pseudo-terminals, opened without ever trusting a path below /dev/pts.
 
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
@@ -41,22 +41,7 @@ pub fn open_in(devpts: BorrowedFd<'_>) -> io::Result<Pty> {
 /// # Errors
 /// Out of descriptors; no master.
 pub fn peer(master: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let wanted = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
-    // SAFETY: takes no pointer.
-    let slave = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, wanted) };
-    if slave < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just opened it for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(slave) })
-}
-
-/// Makes a terminal the controlling one of the calling session leader.
-///
-/// # Errors
-/// EPERM for anybody else.
-pub fn make_controlling(terminal: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: takes no pointer; 0 does not steal it from another session.
-    let done = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, 0) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    use rustix::pty::OpenptFlags;
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    Ok(rustix::pty::ioctl_tiocgptpeer(master, flags)?)
 }

@@ -1,31 +1,53 @@
-//! Resource limits by kernel number (setrlimit(2)).
+//! Resource limits by kernel number (setrlimit(2)), and the nice value.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-fn get(resource: u32) -> io::Result<libc::rlimit64> {
-    let mut now = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: prlimit64(2) of the caller itself (pid 0), no new limit given; it writes `now`, which lives across the call.
-    let done = unsafe {
-        libc::syscall(libc::SYS_prlimit64, 0, resource, std::ptr::null::<libc::rlimit64>(), &raw mut now)
-    };
-    if done == 0 { Ok(now) } else { Err(io::Error::last_os_error()) }
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// The kernel's numbers of resources are places in this list (asm-generic/resource.h).
+const RESOURCES: [Resource; 16] = [
+    Resource::Cpu,
+    Resource::Fsize,
+    Resource::Data,
+    Resource::Stack,
+    Resource::Core,
+    Resource::Rss,
+    Resource::Nproc,
+    Resource::Nofile,
+    Resource::Memlock,
+    Resource::As,
+    Resource::Locks,
+    Resource::Sigpending,
+    Resource::Msgqueue,
+    Resource::Nice,
+    Resource::Rtprio,
+    Resource::Rttime,
+];
+
+/// A soft and a hard limit; `u64::MAX` is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limit {
+    soft: u64,
+    hard: u64,
 }
 
-fn put(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
-    let new = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
-    // SAFETY: prlimit64(2) of the caller itself (pid 0); it reads `new`, which lives across the call, and is
-    // asked for no old limit.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_prlimit64,
-            0,
-            resource,
-            &raw const new,
-            std::ptr::null_mut::<libc::rlimit64>(),
-        )
-    };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+impl Limit {
+    fn of(resource: Resource) -> Self {
+        let now = getrlimit(resource);
+        Self { soft: now.current.unwrap_or(u64::MAX), hard: now.maximum.unwrap_or(u64::MAX) }
+    }
+
+    /// Puts it in force for the open files of the calling process. Makes one system call and allocates nothing.
+    pub(crate) fn put_open_files(self) -> Result<(), Errno> {
+        self.put(Resource::Nofile)
+    }
+
+    fn put(self, resource: Resource) -> Result<(), Errno> {
+        let some = |limit| Some(limit).filter(|limit| *limit != u64::MAX);
+        setrlimit(resource, Rlimit { current: some(self.soft), maximum: some(self.hard) })
+    }
 }
 
 /// Sets a limit of the calling process. Where the hard limit cannot be raised (no CAP_SYS_RESOURCE, or above
@@ -34,13 +56,20 @@ fn put(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
 /// # Errors
 /// EINVAL for an unknown resource or a soft limit above the hard one.
 pub fn set(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
-    match put(resource, soft, hard) {
-        Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
-            let now = get(resource)?;
-            put(resource, soft.min(now.rlim_max), hard.min(now.rlim_max))
+    let place = usize::try_from(resource).ok();
+    let resource = *place.and_then(|place| RESOURCES.get(place)).ok_or(Errno::INVAL)?;
+    match (Limit { soft, hard }).put(resource) {
+        Err(Errno::PERM) => {
+            let most = Limit::of(resource).hard;
+            Ok(Limit { soft: soft.min(most), hard: hard.min(most) }.put(resource)?)
         }
-        other => other,
+        other => Ok(other?),
     }
+}
+
+/// Nice value 0 for the calling process. Nothing hangs on whether it works.
+pub(crate) fn reset_nice() {
+    let _ = rustix::process::setpriority_process(None, 0);
 }
 
 /// Soft limit of open files that this process was started with; [`KEPT`] until it was raised.
@@ -55,20 +84,20 @@ const NEEDED: u64 = 65_536;
 /// # Errors
 /// prlimit(2).
 pub fn raise_open_files() -> io::Result<()> {
-    let now = get(libc::RLIMIT_NOFILE)?;
-    let soft = now.rlim_max.min(NEEDED);
-    if soft > now.rlim_cur {
-        put(libc::RLIMIT_NOFILE, soft, now.rlim_max)?;
-        GIVEN.store(now.rlim_cur, Ordering::Relaxed);
+    let now = Limit::of(Resource::Nofile);
+    let soft = now.hard.min(NEEDED);
+    if soft > now.soft {
+        Limit { soft, ..now }.put_open_files()?;
+        GIVEN.store(now.soft, Ordering::Relaxed);
     }
     Ok(())
 }
 
 /// The limit of open files that what this process starts is to have, where it has another.
-pub(crate) fn given() -> Option<libc::rlimit64> {
+pub(crate) fn given() -> Option<Limit> {
     let soft = Some(GIVEN.load(Ordering::Relaxed)).filter(|soft| *soft != KEPT)?;
-    let hard = get(libc::RLIMIT_NOFILE).ok()?.rlim_max;
-    Some(libc::rlimit64 { rlim_cur: soft.min(hard), rlim_max: hard })
+    let hard = Limit::of(Resource::Nofile).hard;
+    Some(Limit { soft: soft.min(hard), hard })
 }
 
 /// In a child: puts the soft limit of open files back to what its parent was started with.
@@ -76,7 +105,7 @@ pub(crate) fn given() -> Option<libc::rlimit64> {
 /// # Errors
 /// prlimit(2).
 pub fn restore_open_files() -> io::Result<()> {
-    given().map_or(Ok(()), |limit| put(libc::RLIMIT_NOFILE, limit.rlim_cur, limit.rlim_max))
+    Ok(given().map_or(Ok(()), Limit::put_open_files)?)
 }
 
 #[cfg(test)]
@@ -85,10 +114,18 @@ mod tests {
 
     #[test]
     fn lowers_and_refuses_nonsense() {
-        let core = libc::RLIMIT_CORE;
-        let hard = get(core).unwrap().rlim_max;
-        set(core, 0, hard).unwrap();
-        assert_eq!(get(core).unwrap().rlim_cur, 0);
-        assert_eq!(set(999, 0, 0).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+        let core = Resource::Core;
+        let hard = Limit::of(core).hard;
+        set(libc::RLIMIT_CORE, 0, hard).unwrap();
+        assert_eq!(Limit::of(core), Limit { soft: 0, hard });
+        assert_eq!(set(16, 0, 0).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+        assert_eq!(set(libc::RLIMIT_CORE, 2, 1).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+    }
+
+    #[test]
+    fn resources_stand_at_their_numbers() {
+        for (resource, place) in RESOURCES.into_iter().zip(0u32..) {
+            assert_eq!(resource as u32, place, "{resource:?}");
+        }
     }
 }

@@ -90,25 +90,6 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// User of the process at the other end, as it was when it connected.
-///
-/// # Errors
-/// getsockopt(2).
-pub fn peer_uid(socket: BorrowedFd<'_>) -> io::Result<u32> {
-    Ok(rustix::net::sockopt::socket_peercred(socket)?.uid.as_raw())
-}
-
-/// Pid of the other side's process, as the calling process's PID namespace numbers it: who called connect(2), or
-/// of a connected client's socket who called listen(2). It may have ended. `None` for one of another namespace.
-///
-/// # Errors
-/// getsockopt(2), SO_PEERCRED.
-pub fn peer_pid(socket: BorrowedFd<'_>) -> io::Result<Option<u32>> {
-    // rustix takes a pid for non-zero, which this one need not be.
-    let peer = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials)?;
-    Ok(u32::try_from(peer.pid()).ok().filter(|pid| *pid != 0))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -76,13 +76,13 @@ impl Hello {
 /// Names of what was added to protocol 1. Each is listed in [`Hello::features`] by a shim that has it.
 pub mod feature {
     /// [`super::Event::Started`] is sent.
-    pub const STARTED_EVENT: &str = "started-event";
+    pub(super) const STARTED_EVENT: &str = "started-event";
     /// Plans with unknown fields or variants are refused. A shim without it skips them, so it must be given
     /// plans of its own time only.
     pub const STRICT_PLANS: &str = "strict-plans";
     /// [`super::Request::Exec::deadline_ms`] is kept. A shim without it skips the field, and the daemon alone
     /// ends the exec.
-    pub const EXEC_DEADLINE: &str = "exec-deadline";
+    pub(super) const EXEC_DEADLINE: &str = "exec-deadline";
     /// All that this build has.
     pub const ALL: [&str; 3] = [STARTED_EVENT, STRICT_PLANS, EXEC_DEADLINE];
 }
@@ -237,7 +237,7 @@ pub enum Request {
         /// Which container; must be running.
         container: ContainerId,
         /// Its session is killed after this many milliseconds, as by [`Request::KillExec`], whether or not a
-        /// daemon is there then. None: never. ([`feature::EXEC_DEADLINE`].)
+        /// daemon is there then. None: never. (Feature `exec-deadline`.)
         #[serde(default, skip_serializing_if = "Option::is_none")]
         deadline_ms: Option<u64>,
     },
@@ -352,7 +352,7 @@ pub enum Event {
     },
     /// Init of a container has exec'd. Sent to whichever daemon is connected then, before the reply to
     /// [`Request::Start`] if that one asked for it; a snapshot taken before says [`ContainerState::Created`].
-    /// ([`feature::STARTED_EVENT`].)
+    /// (Feature `started-event`.)
     Started {
         /// Which.
         container: ContainerId,

@@ -510,7 +510,8 @@ impl Drop for Pod {
                 }
             }
         }
-        drop(sys::proc::wait(self.shim.pidfd.as_fd()));
+        let shim = rustix::process::WaitId::PidFd(self.shim.pidfd.as_fd());
+        drop(rustix::process::waitid(shim, rustix::process::WaitIdOptions::EXITED));
         std::thread::sleep(Duration::from_millis(20));
     }
 }

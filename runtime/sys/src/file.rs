@@ -1,0 +1,103 @@
+//! Files that are whole or not there, and reading with a limit (rename(2), fsync(2)).
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+/// Writes `bytes` in place of what is at `path`: into `beside`, a name on the same file system that no other writer
+/// uses, which is then renamed. A leftover there is overwritten, never through a link. `mode` is a new file's, as the
+/// umask leaves it. With `durable` the content survives power loss once this returns, without only this process's
+/// death.
+///
+/// # Errors
+/// As the kernel says. What was at `path` is untouched, but by an error of the last sync of its folder; what could not
+/// be renamed is removed.
+pub fn replace(path: &Path, beside: &Path, bytes: &[u8], mode: u32, durable: bool) -> io::Result<()> {
+    let fill = || -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(mode).custom_flags(libc::O_NOFOLLOW);
+        let mut file = options.open(beside)?;
+        file.write_all(bytes)?;
+        if durable {
+            file.sync_all()?;
+        }
+        fs::rename(beside, path)
+    };
+    if let Err(error) = fill() {
+        // Best effort: the next write overwrites what stays.
+        drop(fs::remove_file(beside));
+        return Err(error);
+    }
+    if durable { sync_folder(path.parent().unwrap_or(Path::new("/"))) } else { Ok(()) }
+}
+
+/// Makes the names in a folder durable.
+///
+/// # Errors
+/// open(2), fsync(2).
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+/// Reads a regular file of this program's own, at most `limit` bytes; `None` when there is none. Does not wait.
+///
+/// # Errors
+/// ELOOP for a symbolic link, InvalidInput for anything else than a regular file, FileTooLarge.
+pub fn read_own(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(file) if file.metadata()?.is_file() => read_capped(file, limit).map(Some),
+        Ok(_) => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The rest of a file, at most `limit` bytes.
+///
+/// # Errors
+/// FileTooLarge for a longer one; read(2).
+pub fn read_capped(file: File, limit: u64) -> io::Result<Vec<u8>> {
+    let expected = file.metadata().map_or(0, |facts| facts.len()).min(limit);
+    let mut bytes = Vec::with_capacity(usize::try_from(expected).unwrap_or(0));
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {limit} bytes")));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_whole_or_not_there() {
+        let temp = tempfile::tempdir().unwrap();
+        let (path, beside) = (temp.path().join("file"), temp.path().join(".file.new"));
+        assert_eq!(read_own(&path, 9).unwrap(), None);
+        for (bytes, durable) in [(&b"first"[..], true), (b"second", false)] {
+            fs::write(&beside, "a leftover that is longer than both").unwrap();
+            replace(&path, &beside, bytes, 0o600, durable).unwrap();
+            assert_eq!(read_own(&path, 6).unwrap().unwrap(), bytes);
+        }
+        assert_eq!(read_own(&path, 5).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        // Nothing is written through a link, and nothing is left of a write that failed.
+        std::os::unix::fs::symlink("elsewhere", &beside).unwrap();
+        assert_eq!(replace(&path, &beside, b"x", 0o600, true).unwrap_err().raw_os_error(), Some(libc::ELOOP));
+        let names: Vec<_> = fs::read_dir(temp.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names, ["file"]);
+        assert_eq!(read_own(&path, 6).unwrap().unwrap(), b"second");
+    }
+
+    #[test]
+    fn only_regular_files_are_read() {
+        let temp = tempfile::tempdir().unwrap();
+        let link = temp.path().join("link");
+        std::os::unix::fs::symlink("/dev/zero", &link).unwrap();
+        assert_eq!(read_own(&link, 1).unwrap_err().raw_os_error(), Some(libc::ELOOP));
+        assert_eq!(read_own(temp.path(), 1).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(read_own(Path::new("/dev/zero"), 1).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+}
