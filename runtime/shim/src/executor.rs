@@ -43,8 +43,8 @@ pub(crate) struct WorkerOnly {
     pub(crate) answer: Box<dyn Answer>,
     /// The other end of [`Parts::failed`].
     pub(crate) told: OwnedFd,
-    /// Named in the spec by their numbers.
-    pub(crate) holders: Holders,
+    /// Named in the spec by their numbers: kept open, never read.
+    pub(crate) _holders: Holders,
 }
 
 /// libcontainer clones executors; all clones are one.

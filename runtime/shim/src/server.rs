@@ -53,7 +53,7 @@ impl Shim {
         // The daemon's stderr was for words before this: from here on there is a connection, and what is forked
         // later must not hold the daemon's log. Without a null device to put there it stays.
         if let Ok(null) = sys::fds::null() {
-            drop(rustix::stdio::dup2_stderr(&null));
+            let _ = rustix::stdio::dup2_stderr(&null);
         }
     }
 

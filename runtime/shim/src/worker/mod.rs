@@ -194,7 +194,7 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
 
     let late = Late { plan, mounts: late, console };
     let Some(answer) = rest.answer.take() else { return Err(invalid("process", "nobody is to be told")) };
-    let worker = WorkerOnly { answer, told, holders: rest.holders };
+    let worker = WorkerOnly { answer, told, _holders: rest.holders };
     let report = rest.exec_error;
     let init = Init::new(Parts { late, failed, process, user: found.user.clone(), report, worker });
     let built = container::build(&id, init.clone());

@@ -511,7 +511,7 @@ impl Drop for Pod {
             }
         }
         let shim = rustix::process::WaitId::PidFd(self.shim.pidfd.as_fd());
-        drop(rustix::process::waitid(shim, rustix::process::WaitIdOptions::EXITED));
+        let _ = rustix::process::waitid(shim, rustix::process::WaitIdOptions::EXITED);
         std::thread::sleep(Duration::from_millis(20));
     }
 }
