@@ -14,16 +14,13 @@ use tokio::time::{Instant, timeout};
 
 use crate::conf::{self, Network, PluginConf, Version};
 use crate::error::{Error, Failure, Verb};
-use crate::lease::{Debt, Lease, Leases};
+use crate::lease::{Debt, IFNAME, Lease, Leases};
 use crate::plugin::{self, Call};
 use crate::result::Answer;
 use crate::{CniConfig, Readiness};
 
 /// Work that waits for a thread: one piece a pod.
 const WAITING: usize = 4096;
-
-/// The pod's interface; Kubernetes knows no other.
-pub(crate) const IFNAME: &str = "eth0";
 
 /// What plugins are told about a pod.
 #[derive(Debug, Clone)]
