@@ -90,7 +90,7 @@ fn netns(name: &str) -> PathBuf {
 #[tokio::test]
 async fn addresses_and_host_ports_are_allocated_and_released() {
     if !is_inside() {
-        return isolated("a_pod_gets_addresses_and_host_ports_and_gives_them_back");
+        return isolated("addresses_and_host_ports_are_allocated_and_released");
     }
     let net = net().await;
     let mut attachment = net.bench.attachment(pod(1));
@@ -146,7 +146,7 @@ async fn addresses_and_host_ports_are_allocated_and_released() {
 #[tokio::test]
 async fn addresses_are_released_without_netns_conflist_and_daemon() {
     if !is_inside() {
-        return isolated("addresses_come_back_without_netns_conflist_and_daemon");
+        return isolated("addresses_are_released_without_netns_conflist_and_daemon");
     }
     let net = net().await;
     let mut attachment = net.bench.attachment(pod(2));
