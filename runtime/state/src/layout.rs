@@ -76,7 +76,7 @@ impl Layout {
         &self.root
     }
 
-    /// The folder of this boot.
+    /// The volatile folder.
     pub fn run(&self) -> &Path {
         &self.run
     }
