@@ -246,6 +246,12 @@ impl StatsReader {
         }
     }
 
+    /// Whether a walk is due ([`StatsReader::refresh_stale`]).
+    pub fn is_stale(&self) -> bool {
+        let at = Instant::now();
+        lock(&self.entries).values().any(|entry| lock(&entry.layer).is_stale(at))
+    }
+
     /// Walks the writable layers whose figures are old (five seconds, or a hundred times what the walk took),
     /// oldest first, until `limit` is over and the walk that is under way then; true when none is left. Slow:
     /// call it in the background, one call at a time.
