@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 /// How long after the last large piece of work: its answer is still on its way, or the next one comes.
-const SETTLE: Duration = Duration::from_secs(2);
+const SETTLE: Duration = Duration::from_secs(1);
 
 static FREED: Notify = Notify::const_new();
 
@@ -15,9 +15,10 @@ pub(crate) fn freed() {
     FREED.notify_one();
 }
 
-/// Gives memory back once the daemon has become quiet. Runs until it is dropped; costs nothing while nothing
-/// large happens.
+/// Gives memory back once the daemon has become quiet, the first time after its start. Runs until it is dropped;
+/// costs nothing while nothing large happens.
 pub(crate) async fn trim() {
+    freed();
     loop {
         FREED.notified().await;
         while tokio::time::timeout(SETTLE, FREED.notified()).await.is_ok() {}
