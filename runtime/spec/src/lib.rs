@@ -6,7 +6,7 @@
 //!
 //! The order of a create: [`security::caps`] -> seccomp program of those capabilities;
 //! [`resources::v1`] and [`devices::rules`] -> cgroup leaf; [`container`] -> the plan;
-//! [`exec::template`] -> what the record keeps for execs.
+//! [`exec::keep`] -> what the record keeps for execs.
 
 mod container;
 pub mod devices;

@@ -163,7 +163,14 @@ fn full_container() -> ContainerRecord {
         exec_template: Some(
             serde_json::json!({"args": ["/bin/web"], "env": ["A=1", "HOME=/"], "cwd": "/srv"}),
         ),
+        asked_env: Vec::new(),
     }
+}
+/// What `container.2.json` holds: the environment is in the template alone.
+fn second_container() -> ContainerRecord {
+    let mut record = full_container();
+    record.config.envs = Vec::new();
+    ContainerRecord { asked_env: vec![0], ..record }
 }
 /// One file of `tests/fixtures`, which are never changed: a release's records must be readable by all later ones.
 fn frozen(name: &str) -> PathBuf {
@@ -176,6 +183,12 @@ fn records_of_the_first_format_still_read() {
     assert_eq!((pod.data, pod.version), (full_pod(), 1));
     let container = file::read::<ContainerRecord>(&frozen("container.1.json"), kind::CONTAINER);
     assert_eq!(container.unwrap().unwrap().data, full_container());
+}
+
+#[test]
+fn records_that_hold_the_environment_once_read() {
+    let container = file::read::<ContainerRecord>(&frozen("container.2.json"), kind::CONTAINER);
+    assert_eq!(container.unwrap().unwrap().data, second_container());
 }
 
 /// A later version's record: the frozen one with `from` replaced by `to` in its data, its sum made right.
