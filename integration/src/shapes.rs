@@ -6,8 +6,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use cri_api::v1::{self as api, MountPropagation, NamespaceMode};
 
+/// Tells the isolated part of a run what the part that outlives it cleans up.
+pub(crate) const CGROUP_VARIABLE: &str = "COPEPOD_TEST_CGROUPS";
+
 /// Every cgroup that tests ask for lies below this one, which no other run shares.
 pub(crate) static CGROUP_PARENT: LazyLock<String> = LazyLock::new(|| {
+    if let Ok(given) = std::env::var(CGROUP_VARIABLE) {
+        return given;
+    }
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     format!("/copepod-it-{:x}", now.as_micros() & 0xffff_ffff)
 });

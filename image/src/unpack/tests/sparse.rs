@@ -106,8 +106,9 @@ fn check(path: &Path, pieces: &[(usize, &str)], real: u64) {
         file.read_exact_at(&mut bytes, *offset as u64).unwrap();
         assert_eq!(String::from_utf8_lossy(&bytes), *text, "{} at {offset}", path.display());
         // Before it there is nothing.
-        let mut before = vec![1; (offset - end).min(4096)];
-        file.read_exact_at(&mut before, (offset - before.len()) as u64).unwrap();
+        let length = (offset - end).min(4096);
+        let mut before = vec![1; length];
+        file.read_exact_at(&mut before, (offset - length) as u64).unwrap();
         assert!(before.iter().all(|byte| *byte == 0), "{} before {offset}", path.display());
         end = offset + text.len();
     }
