@@ -20,6 +20,14 @@ fn map(by: &str) -> String {
 }
 
 fn number(field: &mut [u8], number: u64) {
+    // Beyond eleven octal digits they are binary.
+    if number >= 1 << 33 {
+        field.fill(0);
+        let at = field.len() - 8;
+        field[at..].copy_from_slice(&number.to_be_bytes());
+        field[0] |= 0x80;
+        return;
+    }
     field.copy_from_slice(format!("{number:0width$o} ", width = field.len() - 1).as_bytes());
 }
 
