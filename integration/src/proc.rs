@@ -1,4 +1,4 @@
-//! The process table, read from /proc of the test's own PID namespace.
+//! The process table, read from /proc of the tests' PID namespace.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,11 +9,11 @@ use anyhow::{Context as _, Result};
 /// One process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Process {
-    /// Its number in the test's PID namespace.
+    /// Its pid in the tests' PID namespace.
     pub(crate) pid: u32,
-    /// Its parent.
+    /// Its parent's pid.
     pub(crate) parent: u32,
-    /// Kernel's name of it, at most 15 bytes.
+    /// The kernel's name of it (comm), at most 15 bytes.
     pub(crate) comm: String,
     /// State letter: R, S, D, Z...
     pub(crate) state: char,
@@ -21,7 +21,7 @@ pub(crate) struct Process {
     pub(crate) args: String,
 }
 
-/// Every process there is; those that vanish while being read are left out.
+/// All processes; those that vanish while being read are skipped.
 pub(crate) fn all() -> Vec<Process> {
     let Ok(dir) = fs::read_dir("/proc") else { return Vec::new() };
     let mut found: Vec<Process> =
@@ -44,7 +44,7 @@ pub(crate) fn one(pid: u32) -> Option<Process> {
     Some(Process { pid, parent, comm, state, args })
 }
 
-/// Is the process there, and not a zombie?
+/// Whether the process exists and is not a zombie.
 pub(crate) fn alive(pid: u32) -> bool {
     one(pid).is_some_and(|p| p.state != 'Z')
 }
@@ -83,14 +83,14 @@ pub(crate) fn fds(pid: u32) -> Result<usize> {
     Ok(fs::read_dir(format!("/proc/{pid}/fd")).with_context(|| format!("fds of {pid}"))?.count())
 }
 
-/// Does the process have this very file open?
+/// Whether the process has this file open.
 pub(crate) fn has_open(pid: u32, path: &Path) -> bool {
     let Ok(dir) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
     dir.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target == path))
 }
 
-/// Containers whose init has been told to go on and has not listened yet: connections to the socket it listens on
-/// that nobody has accepted (/proc/net/unix, state SS_CONNECTING).
+/// Number of containers whose init was sent the start request and has not accepted it: connections in the queue of
+/// the socket on which it listens (/proc/net/unix, state SS_CONNECTING).
 pub(crate) fn told_to_start() -> usize {
     let sockets = fs::read_to_string("/proc/net/unix").unwrap_or_default();
     let words = sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
@@ -99,7 +99,7 @@ pub(crate) fn told_to_start() -> usize {
         .count()
 }
 
-/// Sends a signal; a process that is gone is no error.
+/// Sends a signal; a process that has ended is not an error.
 pub(crate) fn signal(pid: u32, signal: nix::sys::signal::Signal) -> Result<()> {
     match nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(pid)?), signal) {
         Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),

@@ -1,16 +1,17 @@
-//! What an exec runs as: the container's own process, with another command.
+//! The plan of an exec: the process of the container's init with another command.
 
 use model::{ContainerRecord, EnvVar, SeccompProfile, Text};
 use serde::Deserialize as _;
 use std::collections::HashMap;
 use wire::{ProcessPlan, SeccompProgram};
 
-/// TERM of a process with a terminal that names none.
+/// TERM for a process with a terminal whose environment has none.
 pub(crate) const TERM: &str = "TERM=xterm";
 
-/// What of a container's process its record keeps for execs and for verbose status: all of it, but no
-/// filter that can be had again. One of a Localhost profile stays, since its file may change or go while
-/// the container lives; RuntimeDefault is our own table, and eleven KiB a container that nobody needs.
+/// The part of a container's process plan that its record keeps for execs and for verbose status. It leaves
+/// out a filter that can be compiled again: RuntimeDefault is our own table, and its program would take
+/// eleven KiB per container. The filter of a Localhost profile is kept, because the file may change or vanish
+/// while the container runs.
 pub fn template(process: &ProcessPlan, profile: &SeccompProfile) -> ProcessPlan {
     let mut kept = process.clone();
     if !matches!(profile, SeccompProfile::Localhost(_)) {
@@ -19,11 +20,11 @@ pub fn template(process: &ProcessPlan, profile: &SeccompProfile) -> ProcessPlan 
     kept
 }
 
-/// Puts into the record what an exec inherits: [`template`] of init's process. The environment moves there from
-/// the configuration, which held what was asked for; [`asked`] gives it back.
+/// Stores in the record what an exec inherits: the [`template`] of init's process. The requested environment is
+/// part of it and is removed from the configuration, because it can be large; [`requested_env`] restores it.
 ///
 /// # Errors
-/// The template has no JSON form.
+/// The template cannot be encoded as JSON.
 pub fn keep(record: &mut ContainerRecord, process: &ProcessPlan) -> Result<(), serde_json::Error> {
     let template = template(process, &record.config.security.seccomp);
     let places: HashMap<&[u8], u32> =
@@ -35,9 +36,9 @@ pub fn keep(record: &mut ContainerRecord, process: &ProcessPlan) -> Result<(), s
     Ok(())
 }
 
-/// The variables that were asked for (CRI `ContainerConfig.envs`), with the values that init got. Of a name that
-/// was asked for twice both are the last, which won.
-pub fn asked(record: &ContainerRecord) -> Vec<EnvVar> {
+/// The requested variables (CRI `ContainerConfig.envs`) with the values that init got. If a name was requested twice,
+/// both have the last value.
+pub fn requested_env(record: &ContainerRecord) -> Vec<EnvVar> {
     if record.asked_env.is_empty() {
         return record.config.envs.clone();
     }
@@ -57,9 +58,9 @@ fn split(entry: &Text) -> Option<(&[u8], &[u8])> {
     Some((bytes.get(..at)?, bytes.get(at + 1..)?))
 }
 
-/// A process to start in a running container: environment, working directory, credentials and oom score of
-/// its init. `seccomp` is the program of the container's profile as the compiler has it now; one that the
-/// template kept wins. (For a Localhost profile that the template kept, pass None.)
+/// The plan of a process in a running container: it has the environment, working directory, credentials and
+/// oom score of the container's init. `seccomp` is the program of the container's profile as compiled now; if
+/// the template kept one, that is used instead. (For a Localhost profile kept in the template, pass None.)
 pub fn exec(
     template: &ProcessPlan,
     seccomp: Option<SeccompProgram>,
@@ -82,7 +83,7 @@ mod tests {
     use model::{ContainerConfig, ContainerId, ContainerPhase, ImageOfContainer, PodId, User};
 
     #[test]
-    fn keeps_all_but_the_command() {
+    fn template_keeps_everything_but_the_command() {
         let text = |s: &str| Text::new(s).unwrap();
         let filter = |number| Some(SeccompProgram { instructions: vec![number] });
         let init = ProcessPlan {
@@ -143,7 +144,7 @@ mod tests {
         let init = ProcessPlan { env: env.clone(), ..ProcessPlan::default() };
         keep(&mut record, &init).unwrap();
         assert!(record.config.envs.is_empty());
-        assert_eq!(asked(&record), [var("A", "a"), var("B", "2"), var("B", "2"), raw]);
+        assert_eq!(requested_env(&record), [var("A", "a"), var("B", "2"), var("B", "2"), raw]);
 
         let kept = serde_json::to_string(&record).unwrap();
         assert_eq!(kept.matches("IMAGE").count() + kept.matches("A=a").count(), 2, "{kept}");
@@ -162,6 +163,6 @@ mod tests {
         let mut text = serde_json::to_value(&old).unwrap();
         assert!(text.as_object_mut().unwrap().remove("asked_env").is_none(), "an empty one is not written");
         let read: ContainerRecord = serde_json::from_value(text).unwrap();
-        assert_eq!(asked(&read), [var]);
+        assert_eq!(requested_env(&read), [var]);
     }
 }
