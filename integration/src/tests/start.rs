@@ -108,7 +108,8 @@ async fn plugin_stuck_in_execve_holds_no_lock(cx: Context) -> Result<()> {
         tokio::spawn(async move { cri.run_pod(&config).await })
     };
     let child = wait::until("a child to hang in execve", secs(20), || async {
-        Ok(proc::children(daemon).into_iter().find(|it| it.state == 'D'))
+        let hanging = proc::children(daemon).into_iter().find(|it| it.state == 'D');
+        Ok(hanging.filter(|_| stuck.is_read()))
     })
     .await?;
     cx.node.kill9()?;
