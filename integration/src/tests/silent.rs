@@ -255,11 +255,15 @@ async fn a_socket_that_was_removed(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// Such a shim works, and cannot say so: StopContainer finds the exit by the record that it leaves, which comes a
-/// moment after the process is gone. A moment as long as this test wants: the shim has its folder by descriptor.
+/// A shim without its socket works, but cannot report: StopContainer finds the exit in the record that the shim writes
+/// shortly after it has reaped init. Here the daemon finds neither a zombie nor a record at first: it is stopped until
+/// init is reaped, and the folder of the records, which the shim has open, is out of its place for longer.
 async fn an_exit_that_is_recorded_late(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
-    let id = trapping(&cx, &pod, "trapper").await?;
+    let line = "trap 'echo asked; until [ -e /tmp/go ]; do sleep 0.05; done; exit 7' TERM; echo ready; \
+                while :; do sleep 0.1; done";
+    let id = cx.start(&pod, &cx.shell("trapper", line)).await?;
+    cx.said(&id, "ready").await?;
     let pid = cx.pid(&id).await?;
     let shim = cx.node.paths.run.join("shims").join(&pod.id);
     cx.node.kill9()?;
@@ -272,12 +276,21 @@ async fn an_exit_that_is_recorded_late(cx: Context) -> Result<()> {
         let (cri, id) = (cx.cri.clone(), id.clone());
         tokio::spawn(async move { cri.stop(&id, 30).await })
     };
-    let recorded = wait::until_true("the exit to be recorded", secs(30), || away.join(&id).exists()).await;
-    // Nothing happens for a while: the daemon looks, and there is nothing yet.
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    let waits = !stop.is_finished();
+    let daemon = Stopped(cx.node.pid()?);
+    let outcome = async {
+        cx.said(&id, "asked").await.context("StopContainer sends no signal")?;
+        proc::signal(daemon.0, Signal::SIGSTOP)?;
+        std::fs::write(format!("/proc/{pid}/root/tmp/go"), "")?;
+        wait::until_true("the exit to be recorded", secs(30), || away.join(&id).exists()).await?;
+        daemon.wake()?;
+        // Nothing happens for a while: the daemon looks and finds nothing.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        Ok::<_, anyhow::Error>(!stop.is_finished())
+    }
+    .await;
+    drop(daemon);
     std::fs::rename(&away, &exits)?;
-    recorded?;
+    let waits = outcome?;
     let answer = stop.await?;
     ensure!(waits, "StopContainer did not wait for the record: {answer:?}");
     answer.context("StopContainer")?;
