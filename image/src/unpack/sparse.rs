@@ -100,7 +100,8 @@ impl Records {
             b"size" | b"realsize" => self.real = Some(number()?),
             b"numblocks" => self.count = Some(number()?),
             b"offset" => {
-                if self.offset.replace(number()?).is_some() {
+                let before = self.offset.replace(number()?);
+                if before.is_some() {
                     return Err(BAD);
                 }
             }
