@@ -92,7 +92,7 @@ pub(super) struct Records {
 impl Records {
     /// Takes one; `key` without its beginning. Unknown ones mean nothing.
     pub(super) fn take(&mut self, key: &[u8], value: &[u8]) -> Result<(), &'static str> {
-        let number = || super::tar::number(value).ok_or(BAD);
+        let number = || super::numbers::number(value).ok_or(BAD);
         match key {
             b"major" => self.version.0 = number()?,
             b"minor" => self.version.1 = number()?,
@@ -109,7 +109,7 @@ impl Records {
             b"map" => {
                 // The last of a key counts.
                 self.pieces.clear();
-                let mut numbers = value.split(|byte| *byte == b',').map(super::tar::number);
+                let mut numbers = value.split(|byte| *byte == b',').map(super::numbers::number);
                 while let Some(offset) = numbers.next() {
                     let length = numbers.next().flatten();
                     push(&mut self.pieces, (offset.ok_or(BAD)?, length.ok_or(BAD)?))?;
@@ -185,7 +185,7 @@ pub(super) fn old(header: &GnuHeader, input: &mut impl Read, size: u64) -> Resul
     let take = |pieces: &mut Vec<(u64, u64)>, entries: &[GnuSparseHeader]| -> Result<(), &'static str> {
         // The first empty one ends the map.
         for entry in entries.iter().take_while(|entry| !entry.is_empty()) {
-            let number = |field| super::tar::field(field).ok_or(BAD);
+            let number = |field| super::numbers::field(field).ok_or(BAD);
             push(pieces, (number(&entry.offset)?, number(&entry.numbytes)?))?;
         }
         Ok(())
@@ -203,6 +203,6 @@ pub(super) fn old(header: &GnuHeader, input: &mut impl Read, size: u64) -> Resul
         }
         more = extension.isextended != [0];
     }
-    let real = super::tar::field(&header.realsize).ok_or(BAD)?;
+    let real = super::numbers::field(&header.realsize).ok_or(BAD)?;
     Ok(Map::new(real, pieces, size)?)
 }

@@ -3,6 +3,7 @@
 //! Every length in the archive is checked before memory is allocated for it, and every path is parsed into
 //! components that cannot leave the folder they are joined to.
 
+use super::numbers::{field, number, until_nul};
 use super::sparse::{self, Bad, Map};
 use std::io::{self, BufRead, Read};
 use tar::{EntryType, Header};
@@ -336,29 +337,9 @@ impl<R: BufRead> Reader<R> {
     }
 }
 
-/// Parses a numeric header field: octal, 0 if blank, or binary if the top bit is set. Negative numbers are
-/// rejected.
-pub(super) fn field(bytes: &[u8]) -> Option<u64> {
-    if let Some((first @ 0x80.., rest)) = bytes.split_first() {
-        let number = rest.iter().try_fold(u64::from(first & 0x7f), |number, byte| {
-            number.checked_mul(256).map(|number| number | u64::from(*byte))
-        });
-        return number.filter(|_| first & 0x40 == 0);
-    }
-    let text = until_nul(bytes.to_vec());
-    let text = std::str::from_utf8(&text).ok()?.trim();
-    if text.is_empty() { Some(0) } else { u64::from_str_radix(text, 8).ok() }
-}
-
 fn pad(size: u64) -> u64 {
     let block = BLOCK as u64;
     (block - size % block) % block
-}
-
-fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
-    let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
-    bytes.truncate(end);
-    bytes
 }
 
 /// Parses PAX records, `<length> <key>=<value>\n`, where the length includes itself. Values may be empty or
@@ -411,10 +392,6 @@ pub(super) fn allowed_xattr(name: &[u8]) -> bool {
         name,
         b"security.capability" | b"security.ima" | b"system.posix_acl_access" | b"system.posix_acl_default"
     ) || name.strip_prefix(b"user.").is_some_and(|rest| !rest.is_empty())
-}
-
-pub(super) fn number(digits: &[u8]) -> Option<u64> {
-    std::str::from_utf8(digits).ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()
 }
 
 /// Parses a PAX time, such as `1234.5678`; it may be negative.
