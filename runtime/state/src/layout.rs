@@ -208,8 +208,8 @@ impl Layout {
 /// What copepod makes in its root, and what a new file system may hold.
 const ROOT_NAMES: [&str; 8] =
     ["lock", "pods", "containers", "trash", "network", "images", "aside", "lost+found"];
-/// What copepod makes in its run folder.
-const RUN_NAMES: [&str; 4] = ["lock", "copepod.sock", "shims", "spool"];
+/// What copepod makes in its run folder, which may be a new file system too.
+const RUN_NAMES: [&str; 5] = ["lock", "copepod.sock", "shims", "spool", "lost+found"];
 
 /// Makes one of the two top folders, or takes it when it is ours: it has our lock file, or nothing but our names.
 /// A typing error (`--root /var/lib`) must not change the rights of a folder that others live in.
@@ -306,6 +306,19 @@ mod tests {
         assert_eq!(layout.pods().unwrap(), std::slice::from_ref(&pod));
         assert_eq!(layout.exits(&pod).unwrap(), []);
         assert!(matches!(Layout::new("var", "/run"), Err(Error::Relative { .. })));
+    }
+
+    /// mkfs.ext4 leaves a folder in the file system that it makes.
+    #[test]
+    fn both_folders_may_be_new_file_systems() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, run) = (dir.path().join("root"), dir.path().join("run"));
+        for folder in [&root, &run] {
+            fs::create_dir_all(folder.join("lost+found")).unwrap();
+        }
+        let layout = Layout::new(&root, &run).unwrap();
+        layout.create().unwrap();
+        assert!(root.join("lost+found").exists() && run.join("lost+found").exists());
     }
 
     #[test]
