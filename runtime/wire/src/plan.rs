@@ -329,8 +329,10 @@ pub struct PausePlan {
     pub pid: bool,
     /// Host name to set; empty leaves it.
     pub hostname: String,
-    /// `(path below /proc/sys, value)`, checked to be namespaced.
+    /// `(path below /proc/sys, value)`, checked to be namespaced. Without one there is no pod.
     pub sysctls: Vec<(String, String)>,
+    /// The same, set before them where the kernel can: nobody has asked for these.
+    pub default_sysctls: Vec<(String, String)>,
     /// Uid, gid and groups.
     pub user: User,
     /// Filter.
