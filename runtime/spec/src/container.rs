@@ -11,6 +11,11 @@ use wire::{
 /// PATH where neither the image nor the request has one.
 pub const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Most VOLUMEs of an image, and bytes of their paths together: each costs a folder for every name on its way,
+/// and below a read-only root a mount. Images in use have some ten.
+const MOST_VOLUMES: usize = 1024;
+const LONGEST_VOLUMES: usize = 64 << 10;
+
 /// What an image's configuration says about its processes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImageFacts {
@@ -88,9 +93,7 @@ pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
         return Err(Error::invalid(field, "true", "the sandbox must be privileged too"));
     }
     rootfs.readonly = asked.readonly_rootfs;
-    // An image may declare anything; what is no path declares nothing.
-    rootfs.folders =
-        image.volumes.iter().filter_map(|volume| path::clean("image volume", volume).ok()).collect();
+    rootfs.folders = folders(&image.volumes)?;
     let namespaces = namespaces(config, pod, cgroup.unified)?;
     let process = ProcessPlan {
         args: args(config, image)?,
@@ -126,6 +129,17 @@ pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
         cgroup,
         privileged: asked.privileged,
     })
+}
+
+/// The folders of an image's VOLUMEs. What is no path declares nothing, as with other runtimes.
+fn folders(volumes: &[String]) -> Result<Vec<String>, Error> {
+    let (count, bytes) = (volumes.len(), volumes.iter().map(String::len).sum::<usize>());
+    if count > MOST_VOLUMES || bytes > LONGEST_VOLUMES {
+        let want = format!("at most {MOST_VOLUMES} volumes, and {LONGEST_VOLUMES} bytes for all of them");
+        let have = format!("{count} volumes, {bytes} bytes");
+        return Err(Error::invalid("image config Volumes", have, want));
+    }
+    Ok(volumes.iter().filter_map(|volume| path::clean("image volume", volume).ok()).collect())
 }
 
 /// The request's command replaces the image's entrypoint and drops its cmd; the request's args replace cmd.
