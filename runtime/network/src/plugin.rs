@@ -1,18 +1,23 @@
 //! Running one plugin: a foreign program that may hang, crash, fork or print anything.
 
-use std::ffi::OsString;
+use std::collections::BTreeMap;
+use std::ffi::{CString, OsStr, OsString};
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use pool::Lane;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use serde::Deserialize;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::process::{Child, Command};
+use sys::spawn::{Binary, Program};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, Interest};
+use tokio::net::unix::pipe;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::error::{Failure, Verb};
@@ -58,15 +63,10 @@ pub(crate) async fn run(lane: &Lane, call: Call) -> Result<Vec<u8>, Failure> {
         // The guard kills what the thread still starts.
         Err(_) => return Err(hung()),
     };
-    let mut group = child;
     let run_failed = |source| run_error(&path, source);
+    let Started { mut group, stdin: to, stdout: from, stderr: errors } = child;
 
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-    let child = &mut group.child;
-    let (to, from, errors) = match (child.stdin.take(), child.stdout.take(), child.stderr.take()) {
-        (Some(to), Some(from), Some(errors)) => (to, from, errors),
-        _ => return Err(run_failed(io::Error::other("pipes are missing"))),
-    };
     let status = {
         let mut pumps = Box::pin(async {
             let write = async {
@@ -82,7 +82,7 @@ pub(crate) async fn run(lane: &Lane, call: Call) -> Result<Vec<u8>, Failure> {
             let mut pumped = false;
             loop {
                 tokio::select! {
-                    status = child.wait() => {
+                    status = group.wait() => {
                         if !pumped {
                             drop(timeout(DRAIN, &mut pumps).await);
                         }
@@ -95,10 +95,7 @@ pub(crate) async fn run(lane: &Lane, call: Call) -> Result<Vec<u8>, Failure> {
         timeout_at(deadline, both).await
     };
     let status = match status {
-        Ok(status) => {
-            group.ended = true;
-            status.map_err(run_failed)?
-        }
+        Ok(status) => status.map_err(run_failed)?,
         // Dropping the group kills it.
         Err(_) => return Err(hung()),
     };
@@ -108,25 +105,72 @@ pub(crate) async fn run(lane: &Lane, call: Call) -> Result<Vec<u8>, Failure> {
     if status.success() { Ok(stdout) } else { Err(refusal(status, &stdout, &stderr)) }
 }
 
-/// A started plugin. Dropped before it has ended, its whole process group is killed.
+/// A plugin that runs, and our ends of its pipes.
+#[derive(Debug)]
+struct Started {
+    group: Group,
+    stdin: pipe::Sender,
+    stdout: pipe::Receiver,
+    stderr: pipe::Receiver,
+}
+
+/// A started plugin and its process group. Dropped before it has ended, the whole group is killed.
 #[derive(Debug)]
 struct Group {
-    child: Child,
-    ended: bool,
+    pid: u32,
+    /// Gone once it is reaped.
+    process: Option<AsyncFd<OwnedFd>>,
+}
+
+impl Group {
+    /// Waits for the end of the plugin, and reaps it.
+    async fn wait(&mut self) -> io::Result<ExitStatus> {
+        let Some(process) = &self.process else { return Err(io::Error::other("it was waited for twice")) };
+        let status = reap(process).await;
+        self.process = None;
+        status
+    }
+}
+
+/// A pidfd in the runtime; it is given back with an error.
+#[expect(
+    deprecated,
+    reason = "sound here, as an OwnedFd keeps its number, and the sound one is unsafe to call"
+)]
+fn watched(process: OwnedFd) -> Result<AsyncFd<OwnedFd>, (OwnedFd, io::Error)> {
+    AsyncFd::try_with_interest(process, Interest::READABLE).map_err(|error| error.into_parts())
+}
+
+/// Waits for the end of a child, and reaps it.
+async fn reap(process: &AsyncFd<OwnedFd>) -> io::Result<ExitStatus> {
+    drop(process.readable().await?);
+    let ended = waitid(WaitId::PidFd(process.get_ref().as_fd()), WaitIdOptions::EXITED)?;
+    let ended = ended.ok_or_else(|| io::Error::other("it has not ended"))?;
+    // As wait(2) has them.
+    Ok(ExitStatus::from_raw(match (ended.exit_status(), ended.terminating_signal()) {
+        (Some(code), _) => code << 8,
+        (None, signal) => signal.unwrap_or(Signal::KILL.as_raw()),
+    }))
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if self.ended {
-            return;
+        let Some(process) = self.process.take() else { return };
+        kill(self.pid);
+        // Without a runtime the daemon is ending, and its children are somebody else's.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { reap(&process).await });
         }
-        // Not reaped yet, so the number is still its own; the runtime reaps it in the background.
-        let pid = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-        if let Some(pid) = pid
-            && let Err(error) = kill_process_group(pid, Signal::KILL)
-        {
-            tracing::warn!(%error, pid = pid.as_raw_nonzero().get(), "cannot kill a CNI plugin");
-        }
+    }
+}
+
+/// Kills the process group of a child that is not reaped yet, so that the number is still its own.
+fn kill(pid: u32) {
+    let group = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    if let Some(group) = group
+        && let Err(error) = kill_process_group(group, Signal::KILL)
+    {
+        tracing::warn!(%error, pid, "cannot kill a CNI plugin");
     }
 }
 
@@ -142,47 +186,85 @@ pub(crate) fn find(kind: &str, dirs: &[PathBuf]) -> Result<PathBuf, Failure> {
     found.ok_or_else(|| Failure::Missing { dirs: dirs.to_vec() })
 }
 
-/// Blocking: finds the program and starts it in a process group of its own.
-fn spawn(call: &Call) -> Result<(PathBuf, Group), Failure> {
+/// Blocking: finds the program and starts it in a session, and so in a process group, of its own. In the runtime,
+/// for its pipes.
+fn spawn(call: &Call) -> Result<(PathBuf, Started), Failure> {
     let path = find(&call.kind, &call.bin_dirs)?;
-    let search =
-        std::env::join_paths(&call.bin_dirs).map_err(|error| run_error(&path, io::Error::other(error)))?;
-    let mut command = Command::new(&path);
-    command
-        .env("CNI_COMMAND", call.verb.as_str())
-        .env("CNI_PATH", search)
-        .env_remove("NOTIFY_SOCKET")
-        .current_dir("/")
-        .process_group(0)
-        .kill_on_drop(true)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    for (name, value) in
-        [("CNI_CONTAINERID", &call.container), ("CNI_IFNAME", &call.ifname), ("CNI_ARGS", &call.args)]
-    {
-        if value.is_empty() {
-            command.env_remove(name)
-        } else {
-            command.env(name, value)
-        };
+    let failed = |source| run_error(&path, source);
+    let text = |text: OsString| CString::new(text.into_vec()).map_err(|error| failed(error.into()));
+    let program = text(path.clone().into_os_string())?;
+    let mut env = Vec::new();
+    for (name, value) in environment(call).map_err(failed)? {
+        let mut line = name;
+        line.push("=");
+        line.push(value);
+        env.push(text(line)?);
     }
-    if call.container.is_empty() {
-        command.env_remove("CNI_NETNS");
-    } else {
-        command.env("CNI_NETNS", &call.netns);
-    }
+    let pipes = || -> io::Result<_> { Ok((io::pipe()?, io::pipe()?, io::pipe()?)) };
+    let ((stdin, to), (from, stdout), (errors, stderr)) = pipes().map_err(failed)?;
+    let program = Program {
+        binary: Binary::Path(&program),
+        args: std::slice::from_ref(&program),
+        env: &env,
+        stdio: [Some(stdin.as_fd()), Some(stdout.as_fd()), Some(stderr.as_fd())],
+        fds: &[],
+    };
     let mut tries = 0;
-    loop {
-        match command.spawn() {
-            Ok(child) => return Ok((path, Group { child, ended: false })),
+    let child = loop {
+        match sys::spawn::spawn(&program) {
+            Ok(child) => break child,
             Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && tries < BUSY_TRIES => {
                 tries += 1;
                 std::thread::sleep(Duration::from_millis(20));
             }
-            Err(error) => return Err(run_error(&path, error)),
+            Err(error) => return Err(failed(error)),
+        }
+    };
+    let process = match watched(child.pidfd) {
+        Ok(process) => process,
+        Err((process, error)) => {
+            kill(child.pid);
+            // It is dying: this does not wait long, and how it ended says nothing.
+            waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED)
+                .map_err(|error| failed(error.into()))?;
+            return Err(failed(error));
+        }
+    };
+    // From here on it is killed when something fails.
+    let group = Group { pid: child.pid, process: Some(process) };
+    let ends = || -> io::Result<Started> {
+        Ok(Started {
+            group,
+            stdin: pipe::Sender::from_owned_fd(to.into())?,
+            stdout: pipe::Receiver::from_owned_fd(from.into())?,
+            stderr: pipe::Receiver::from_owned_fd(errors.into())?,
+        })
+    };
+    let started = ends().map_err(failed)?;
+    Ok((path, started))
+}
+
+/// The daemon's environment, and what CNI says.
+fn environment(call: &Call) -> io::Result<BTreeMap<OsString, OsString>> {
+    let search = std::env::join_paths(&call.bin_dirs).map_err(io::Error::other)?;
+    let mut env: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
+    for name in ["NOTIFY_SOCKET", "CNI_CONTAINERID", "CNI_IFNAME", "CNI_ARGS", "CNI_NETNS"] {
+        env.remove(OsStr::new(name));
+    }
+    let mut set = |name: &str, value: &OsStr| env.insert(name.into(), value.to_owned());
+    set("CNI_COMMAND", OsStr::new(call.verb.as_str()));
+    set("CNI_PATH", &search);
+    for (name, value) in
+        [("CNI_CONTAINERID", &call.container), ("CNI_IFNAME", &call.ifname), ("CNI_ARGS", &call.args)]
+    {
+        if !value.is_empty() {
+            set(name, OsStr::new(value));
         }
     }
+    if !call.container.is_empty() {
+        set("CNI_NETNS", &call.netns);
+    }
+    Ok(env)
 }
 
 /// Reads up to `limit` bytes; with `on` further ones are read and dropped, so that the writer never blocks.
