@@ -240,15 +240,15 @@ pub fn remove_dir(path: &Path) -> Result<(), Error> {
 }
 
 /// As [`remove_dir`], for folders that containers filled: at its path it is gone at once and durably, the rest is
-/// removed in the background. Needs no space on the file system.
+/// removed in the background, and then `held` is dropped. Needs no space on the file system.
 ///
 /// # Errors
 /// When it is still at its path.
-pub fn discard_dir(path: &Path, trash: &Trash) -> Result<(), Error> {
+pub fn discard_dir(path: &Path, trash: &Trash, held: impl Send + 'static) -> Result<(), Error> {
     if fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
         return Ok(());
     }
-    trash.take(path).map_err(|error| Error::io("remove", path)(error.into()))?;
+    trash.take_holding(path, held).map_err(|error| Error::io("remove", path)(error.into()))?;
     sync_dir(path.parent().unwrap_or(Path::new("/")))
 }
 
