@@ -1,4 +1,5 @@
-//! The watch over the durable folder: whether it takes writes, for RuntimeReady and for what would make a pod.
+//! The watch over the durable folder: whether it takes writes, for RuntimeReady and for what would make a pod. A
+//! folder below it that is a file system of its own (images, say) is watched as well.
 //!
 //! Everything that only ends or looks at pods works without it; nothing new can be made. A file system may
 //! become read-only at any time (the kernel does that after an error of the disk) without telling anybody, so
@@ -8,7 +9,8 @@ use crate::error::{Error, ErrorKind};
 use crate::lanes;
 use state::Layout;
 use state::probe::{self, Refusal};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -23,8 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Why nothing can be made, as CRI's condition RuntimeReady says it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Problem {
-    /// One word for programs.
-    pub(crate) reason: &'static str,
+    /// One word for programs: the folder and what it has, as in `RootFull` and `ImagesReadOnly`.
+    pub(crate) reason: String,
     /// For people.
     pub(crate) message: String,
     /// Whether space that is given back mends it. kubelet has DiskPressure for that. A node that is not ready
@@ -33,15 +35,18 @@ pub(crate) struct Problem {
 }
 
 impl Problem {
-    fn of(layout: &Layout, refusal: Refusal, error: &std::io::Error) -> Self {
-        let root = layout.root().display();
-        let (reason, what) = match refusal {
-            Refusal::ReadOnly => ("RootReadOnly", format!("root {root} is read-only")),
-            Refusal::Full => ("RootFull", format!("root {root} is full")),
-            Refusal::Broken => ("RootBroken", format!("root {root} cannot be written")),
+    fn of(name: &str, folder: &Path, refusal: Refusal, error: &std::io::Error) -> Self {
+        let (word, what) = match refusal {
+            Refusal::ReadOnly => ("ReadOnly", "is read-only"),
+            Refusal::Full => ("Full", "is full"),
+            Refusal::Broken => ("Broken", "cannot be written"),
         };
-        let message = format!("{what} ({error}): pods go on and can be ended, no new ones can be made");
-        Self { reason, message, full: refusal == Refusal::Full }
+        let message = format!(
+            "{} {} {what} ({error}): pods go on and can be ended, no new ones can be made",
+            name.to_lowercase(),
+            folder.display()
+        );
+        Self { reason: format!("{name}{word}"), message, full: refusal == Refusal::Full }
     }
 }
 
@@ -53,18 +58,25 @@ pub(crate) struct Root(Arc<Inner>);
 struct Inner {
     layout: Layout,
     problem: Mutex<Option<Problem>>,
+    /// What is being looked at.
+    at: Mutex<(&'static str, PathBuf)>,
     doubt: Notify,
 }
 
 impl Root {
     /// Nothing is known yet: see [`Root::look`].
     pub(crate) fn new(layout: Layout) -> Self {
-        Self(Arc::new(Inner { layout, problem: Mutex::default(), doubt: Notify::new() }))
+        Self(Arc::new(Inner {
+            layout,
+            problem: Mutex::default(),
+            at: Mutex::default(),
+            doubt: Notify::new(),
+        }))
     }
 
     /// What the last look found. Never waits.
     pub(crate) fn problem(&self) -> Option<Problem> {
-        self.0.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.0.problem).clone()
     }
 
     /// A write has failed: looks soon.
@@ -72,15 +84,28 @@ impl Root {
         self.0.doubt.notify_one();
     }
 
-    /// Tries a write and keeps what comes of it. Blocking.
+    /// Tries a write and keeps what comes of it. Of several problems the one that space does not mend counts.
+    /// Blocking.
     pub(crate) fn look(&self) {
-        let layout = &self.0.layout;
-        self.set(probe::root(layout).err().map(|(refusal, error)| Problem::of(layout, refusal, &error)));
+        let mut found: Option<Problem> = None;
+        for (name, folder) in probe::parts(&self.0.layout) {
+            *lock(&self.0.at) = (name, folder.clone());
+            let own = name == "Root" || probe::is_mount(&folder).unwrap_or(false);
+            if !own {
+                continue;
+            }
+            let Err((refusal, error)) = probe::folder(&folder) else { continue };
+            let problem = Problem::of(name, &folder, refusal, &error);
+            if found.as_ref().is_none_or(|found| found.full && !problem.full) {
+                found = Some(problem);
+            }
+        }
+        self.set(found);
     }
 
     fn set(&self, found: Option<Problem>) {
-        let mut problem = self.0.problem.lock().unwrap_or_else(PoisonError::into_inner);
-        let news = problem.as_ref().map(|it| it.reason) != found.as_ref().map(|it| it.reason);
+        let mut problem = lock(&self.0.problem);
+        let news = problem.as_ref().map(|it| &it.reason) != found.as_ref().map(|it| &it.reason);
         match &found {
             Some(found) if news => tracing::error!(reason = found.reason, "{}", found.message),
             None if news => tracing::info!(root = %self.0.layout.root().display(), "root takes writes again"),
@@ -117,11 +142,13 @@ impl Root {
             let look = lanes::records().run(move || root.look());
             tokio::pin!(look);
             if timeout(PATIENCE, &mut look).await.is_err() {
+                let (name, folder) = lock(&self.0.at).clone();
                 self.set(Some(Problem {
-                    reason: "RootHangs",
+                    reason: format!("{name}Hangs"),
                     message: format!(
-                        "root {} has not answered a write for {PATIENCE:?}: pods go on, no new ones can be made",
-                        self.0.layout.root().display()
+                        "{} {} has not answered a write for {PATIENCE:?}: pods go on, no new ones can be made",
+                        name.to_lowercase(),
+                        folder.display()
                     ),
                     full: false,
                 }));
@@ -129,6 +156,11 @@ impl Root {
             }
         }
     }
+}
+
+/// Nothing is done under these locks that could leave a half.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -224,30 +224,35 @@ impl Store {
         Ok((layers, pins))
     }
 
-    /// Keeps a manifest, index or config.
-    pub(crate) fn put_document(&self, bytes: &[u8]) -> Result<Digest> {
-        blobs::put(&self.layout, bytes)
-    }
-
     /// Reads a kept document back.
     pub(crate) fn document(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>> {
         blobs::get(&self.layout, digest, limit)
     }
 
-    /// Names an image whose content is all here: the moment it becomes visible.
+    /// Keeps an image's documents, its config among them, and names it: the moment it becomes visible. Its layers
+    /// must be here and pinned. `image.size` and `image.documents` are set here.
+    ///
+    /// All under the one lock: a removal of the same image, which takes its documents away, comes before this or
+    /// after it.
     pub(crate) fn commit(
         &self,
         reference: &Reference,
         top: &Digest,
         mut image: index::Entry,
-        documents_size: u64,
+        documents: &[&[u8]],
     ) -> Result<Arc<ImageRecord>> {
         let id =
             Digest::parse(&image.config).ok_or_else(|| Error::corrupt(&image.config, "not an image id"))?;
         let mut disk = lock(&self.disk);
+        for bytes in documents {
+            let digest = blobs::put(&self.layout, bytes)?;
+            if digest != id {
+                image.documents.insert(digest.to_string());
+            }
+        }
         {
             let catalog = lock(&self.catalog);
-            image.size = documents_size;
+            image.size = documents.iter().map(|bytes| bytes.len() as u64).sum();
             for layer in &image.layers {
                 let facts = Digest::parse(layer).and_then(|layer| catalog.layers.get(&layer_name(&layer)));
                 let facts = facts.ok_or_else(|| Error::corrupt(layer, "the layer is not in the store"))?;
@@ -383,16 +388,24 @@ impl Store {
         }
     }
 
-    /// Gives a lease back; layers of removed images go with the last one.
+    /// Gives a lease back; layers of removed images go with the last one. What a disk that takes no writes keeps
+    /// of it is no error: nobody uses the lease any more, and the next start, which finds its owner gone, gives
+    /// it back once more.
     pub(crate) fn release(&self, owner: &str) -> Result<()> {
         lease::check(owner)?;
         let published = self.published();
         let needed = |image: &str| published.find(image).is_some_and(|record| record.id == image);
         let held = lock(&self.catalog).leases.remove(owner);
-        lease::remove(&self.layout, owner)?;
-        match held {
+        let released = lease::remove(&self.layout, owner).and_then(|()| match held {
             Some(held) if !needed(&held.image) => self.collect(),
             _ => Ok(()),
+        });
+        match released {
+            Err(error @ Error::Storage { .. }) => {
+                tracing::warn!(owner, %error, "image lease given back, its file or layers stay until the next start");
+                Ok(())
+            }
+            released => released,
         }
     }
 

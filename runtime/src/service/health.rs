@@ -47,7 +47,7 @@ pub(super) fn status(
     // Where it answers, the records have been read; what may be missing is a place for new ones. A full one
     // is told and stays ready.
     let serves = root.is_none_or(|problem| problem.full);
-    let root = root.map(|problem| (problem.reason, problem.message.as_str()));
+    let root = root.map(|problem| (problem.reason.as_str(), problem.message.as_str()));
     let conditions =
         vec![condition("RuntimeReady", serves, root), condition("NetworkReady", network.is_none(), network)];
     // None of these is built; each is refused in `convert`.

@@ -1,8 +1,12 @@
-//! Does the durable folder take writes? A node whose root is full or read-only has no use for new pods.
+//! Do the durable folders take writes? A node where one is full or read-only has no use for new pods.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use sys::mount;
 
 use crate::Layout;
 use crate::error::refuses_writes;
@@ -23,9 +27,33 @@ pub enum Refusal {
     Broken,
 }
 
-/// Writes a small file into the root of `layout` and removes it. Blocking, for as long as the disk likes.
-pub fn root(layout: &Layout) -> Result<(), (Refusal, io::Error)> {
-    let path = layout.root().join(NAME);
+/// The durable folders that may be file systems of their own, the root first, each with the word that begins the
+/// reason of its problem.
+pub fn parts(layout: &Layout) -> [(&'static str, PathBuf); 5] {
+    [
+        ("Root", layout.root().to_owned()),
+        ("Images", layout.images_dir()),
+        ("Containers", layout.containers_dir()),
+        ("Pods", layout.pods_dir()),
+        ("Network", layout.network_dir()),
+    ]
+}
+
+/// Whether something is mounted at a folder, so that it can fail where the one above it does not. Blocking, for
+/// as long as the disk likes.
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn is_mount(folder: &Path) -> io::Result<bool> {
+    Ok(mount::identity(mount::open_path(folder)?.as_fd())?.is_mount_root)
+}
+
+/// Writes a small file into a folder and removes it. Blocking, for as long as the disk likes.
+///
+/// # Errors
+/// What it is that refuses, and the kernel's word.
+pub fn folder(folder: &Path) -> Result<(), (Refusal, io::Error)> {
+    let path = folder.join(NAME);
     let written = OpenOptions::new()
         .write(true)
         .create(true)
@@ -58,7 +86,9 @@ mod tests {
         let layout = Layout::new(dir.path().join("root"), dir.path().join("run")).unwrap();
         layout.create().unwrap();
         let before = fs::read_dir(layout.root()).unwrap().count();
-        root(&layout).unwrap();
+        folder(layout.root()).unwrap();
         assert_eq!(fs::read_dir(layout.root()).unwrap().count(), before);
+        assert!(parts(&layout).iter().all(|(_, path)| path.is_dir() && !is_mount(path).unwrap()));
+        assert!(is_mount(Path::new("/proc")).unwrap());
     }
 }
