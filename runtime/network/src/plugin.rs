@@ -1,4 +1,4 @@
-//! Running one plugin: a foreign program that may hang, crash, fork or print anything.
+//! Runs one plugin: a foreign program that may hang, crash, fork or print anything.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
@@ -22,26 +22,26 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::error::{Failure, Verb};
 
-/// Longest answer in bytes: results have some hundred.
+/// Longest output in bytes; real results have some hundred.
 const MAX_STDOUT: usize = 1 << 20;
-/// What is kept of standard error in bytes; the rest is read and dropped.
+/// Bytes of standard error that are kept; the rest is read and dropped.
 const MAX_STDERR: usize = 16 << 10;
-/// Characters of foreign output in an error message.
+/// Longest excerpt of a plugin's output in an error message, in characters.
 const MAX_EXCERPT: usize = 400;
-/// How long pipes are read after the program has ended: a child of it may hold them for ever.
+/// How long pipes are read after the plugin has ended: a child of the plugin may hold them open for ever.
 const DRAIN: Duration = Duration::from_millis(500);
-/// Tries of a program that somebody is just writing (ETXTBSY), 20 ms apart.
+/// Attempts to execute a program that is being written (ETXTBSY), 20 ms apart.
 const BUSY_TRIES: u32 = 10;
 
-/// One command to one plugin.
+/// One command for one plugin.
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) verb: Verb,
     /// The plugin's `type`.
     pub(crate) kind: String,
-    /// Where programs are looked for; also CNI_PATH.
+    /// Folders that are searched for the program; also CNI_PATH.
     pub(crate) bin_dirs: Vec<PathBuf>,
-    /// CNI_CONTAINERID, CNI_IFNAME, CNI_ARGS, CNI_NETNS; what is empty is not passed, but for CNI_NETNS.
+    /// CNI_CONTAINERID, CNI_IFNAME, CNI_ARGS and CNI_NETNS; empty ones are not passed, except CNI_NETNS.
     pub(crate) container: String,
     pub(crate) ifname: String,
     pub(crate) args: String,
@@ -56,11 +56,12 @@ pub(crate) async fn run(lane: &Lane, call: Call) -> Result<Vec<u8>, Failure> {
     let deadline = call.deadline;
     let hung = || Failure::Hung { after_ms: (deadline - started).as_millis() };
     let stdin = call.stdin.clone();
-    // Looking for the program and executing it may wait for a disk.
+    // Finding and executing the program may wait for a disk.
     let spawning = lane.run(move || spawn(&call));
     let (path, child) = match timeout_at(deadline, spawning).await {
         Ok(spawned) => spawned.map_err(|error| run_error(Path::new("plugin"), error.into()))??,
-        // The guard kills what the thread still starts.
+        // If this future is dropped meanwhile, the dropped guard kills a process that the thread starts
+        // later.
         Err(_) => return Err(hung()),
     };
     let run_failed = |source| run_error(&path, source);
@@ -71,7 +72,7 @@ pub(crate) async fn run(lane: &Lane, call: Call) -> Result<Vec<u8>, Failure> {
         let mut pumps = Box::pin(async {
             let write = async {
                 let mut to = to;
-                // A plugin may end without reading: its own answer tells more than EPIPE.
+                // Ignore EPIPE: a plugin may exit without reading its input; its exit status is reported.
                 to.write_all(&stdin).await.unwrap_or_default();
             };
             let out = collect(from, &mut stdout, MAX_STDOUT + 1, false);
@@ -96,34 +97,34 @@ pub(crate) async fn run(lane: &Lane, call: Call) -> Result<Vec<u8>, Failure> {
     };
     let status = match status {
         Ok(status) => status.map_err(run_failed)?,
-        // Dropping the group kills it.
+        // Dropping it kills the process group.
         Err(_) => return Err(hung()),
     };
     if stdout.len() > MAX_STDOUT {
         return Err(Failure::TooMuch { limit: MAX_STDOUT });
     }
-    if status.success() { Ok(stdout) } else { Err(refusal(status, &stdout, &stderr)) }
+    if status.success() { Ok(stdout) } else { Err(exit_failure(status, &stdout, &stderr)) }
 }
 
-/// A plugin that runs, and our ends of its pipes.
+/// A running plugin, and our ends of its pipes.
 #[derive(Debug)]
 struct Started {
-    group: Group,
+    group: PluginProcess,
     stdin: pipe::Sender,
     stdout: pipe::Receiver,
     stderr: pipe::Receiver,
 }
 
-/// A started plugin and its process group. Dropped before it has ended, the whole group is killed.
+/// A running plugin. If it is dropped before it has ended, its process group is killed.
 #[derive(Debug)]
-struct Group {
+struct PluginProcess {
     pid: u32,
-    /// Gone once it is reaped.
+    /// `None` once it is reaped.
     process: Option<AsyncFd<OwnedFd>>,
 }
 
-impl Group {
-    /// Waits for the end of the plugin, and reaps it.
+impl PluginProcess {
+    /// Waits for the end of the plugin and reaps it.
     async fn wait(&mut self) -> io::Result<ExitStatus> {
         let Some(process) = &self.process else { return Err(io::Error::other("it was waited for twice")) };
         let status = reap(process).await;
@@ -132,7 +133,7 @@ impl Group {
     }
 }
 
-/// A pidfd in the runtime; it is given back with an error.
+/// Registers a pidfd with the runtime; it is returned with an error.
 #[expect(
     deprecated,
     reason = "sound here, as an OwnedFd keeps its number, and the sound one is unsafe to call"
@@ -141,23 +142,23 @@ fn watched(process: OwnedFd) -> Result<AsyncFd<OwnedFd>, (OwnedFd, io::Error)> {
     AsyncFd::try_with_interest(process, Interest::READABLE).map_err(|error| error.into_parts())
 }
 
-/// Waits for the end of a child, and reaps it.
+/// Waits for the end of a child and reaps it.
 async fn reap(process: &AsyncFd<OwnedFd>) -> io::Result<ExitStatus> {
     drop(process.readable().await?);
     let ended = waitid(WaitId::PidFd(process.get_ref().as_fd()), WaitIdOptions::EXITED)?;
     let ended = ended.ok_or_else(|| io::Error::other("it has not ended"))?;
-    // As wait(2) has them.
+    // The status word of wait(2).
     Ok(ExitStatus::from_raw(match (ended.exit_status(), ended.terminating_signal()) {
         (Some(code), _) => code << 8,
         (None, signal) => signal.unwrap_or(Signal::KILL.as_raw()),
     }))
 }
 
-impl Drop for Group {
+impl Drop for PluginProcess {
     fn drop(&mut self) {
         let Some(process) = self.process.take() else { return };
         kill(self.pid);
-        // Without a runtime the daemon is ending, and its children are somebody else's.
+        // Without a runtime the daemon is exiting, and init reaps its children.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move { reap(&process).await });
         }
@@ -178,7 +179,7 @@ fn run_error(path: &Path, source: io::Error) -> Failure {
     Failure::Run { path: path.to_path_buf(), source }
 }
 
-/// Blocking: the program of plugin `kind`.
+/// Finds the program of plugin `kind`. Blocking.
 pub(crate) fn find(kind: &str, dirs: &[PathBuf]) -> Result<PathBuf, Failure> {
     let runs =
         |path: &PathBuf| path.metadata().is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0);
@@ -186,8 +187,8 @@ pub(crate) fn find(kind: &str, dirs: &[PathBuf]) -> Result<PathBuf, Failure> {
     found.ok_or_else(|| Failure::Missing { dirs: dirs.to_vec() })
 }
 
-/// Blocking: finds the program and starts it in a session, and so in a process group, of its own. In the runtime,
-/// for its pipes.
+/// Finds the program and starts it in its own session, and so in its own process group. Blocking; must be called
+/// within the runtime, which the pipes need.
 fn spawn(call: &Call) -> Result<(PathBuf, Started), Failure> {
     let path = find(&call.kind, &call.bin_dirs)?;
     let failed = |source| run_error(&path, source);
@@ -224,14 +225,14 @@ fn spawn(call: &Call) -> Result<(PathBuf, Started), Failure> {
         Ok(process) => process,
         Err((process, error)) => {
             kill(child.pid);
-            // It is dying: this does not wait long, and how it ended says nothing.
+            // It has been killed, so this does not wait long.
             waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED)
                 .map_err(|error| failed(error.into()))?;
             return Err(failed(error));
         }
     };
-    // From here on it is killed when something fails.
-    let group = Group { pid: child.pid, process: Some(process) };
+    // From here on it is killed if something fails.
+    let group = PluginProcess { pid: child.pid, process: Some(process) };
     let ends = || -> io::Result<Started> {
         Ok(Started {
             group,
@@ -244,7 +245,7 @@ fn spawn(call: &Call) -> Result<(PathBuf, Started), Failure> {
     Ok((path, started))
 }
 
-/// The daemon's environment, and what CNI says.
+/// The daemon's environment, and the variables of the CNI specification.
 fn environment(call: &Call) -> io::Result<BTreeMap<OsString, OsString>> {
     let search = std::env::join_paths(&call.bin_dirs).map_err(io::Error::other)?;
     let mut env: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
@@ -267,12 +268,13 @@ fn environment(call: &Call) -> io::Result<BTreeMap<OsString, OsString>> {
     Ok(env)
 }
 
-/// Reads up to `limit` bytes; with `on` further ones are read and dropped, so that the writer never blocks.
+/// Reads up to `limit` bytes. With `on`, further bytes are read and dropped so that the writer does not
+/// block.
 async fn collect(mut from: impl AsyncRead + Unpin, into: &mut Vec<u8>, limit: usize, on: bool) {
     let mut chunk = [0; 4096];
     loop {
         match from.read(&mut chunk).await {
-            // An error here ends what can be learnt, like the end.
+            // A read error is treated like the end.
             Ok(0) | Err(_) => return,
             Ok(count) => {
                 let room = limit - into.len();
@@ -295,8 +297,8 @@ struct CniError {
     details: String,
 }
 
-/// What a plugin that ended badly wanted to say.
-fn refusal(status: ExitStatus, stdout: &[u8], stderr: &[u8]) -> Failure {
+/// The failure of a plugin that exited with an error.
+fn exit_failure(status: ExitStatus, stdout: &[u8], stderr: &[u8]) -> Failure {
     if let Ok(error) = serde_json::from_slice::<CniError>(stdout)
         && !error.msg.is_empty()
     {
@@ -312,7 +314,7 @@ fn refusal(status: ExitStatus, stdout: &[u8], stderr: &[u8]) -> Failure {
     Failure::Ended { status, output: excerpt(output) }
 }
 
-/// The beginning of foreign output, fit for a message and a log line.
+/// The beginning of a plugin's output, made safe for messages and log lines.
 pub(crate) fn excerpt(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(4 * MAX_EXCERPT)]);
     let mut short: String = text.trim().chars().take(MAX_EXCERPT).collect();

@@ -1,4 +1,5 @@
-//! Do the durable folders take writes? A node where one is full or read-only has no use for new pods.
+//! Checks whether the durable folders accept writes. A node on which one is full or read-only cannot run new
+//! pods.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
@@ -11,24 +12,24 @@ use sys::mount;
 use crate::Layout;
 use crate::error::refuses_writes;
 
-/// What is tried: more than the record of an ordinary pod.
+/// Size of the test file: more than the record of an ordinary pod.
 const BYTES: usize = 64 << 10;
-/// Name of the file that is written and removed.
+/// Name of the test file.
 const NAME: &str = ".probe";
 
-/// Why the durable folder takes no writes.
+/// Why the durable folder accepts no writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// The file system is read-only: mounted so, or made so by the kernel after an error of the disk.
+    /// The file system is read-only: it was mounted so, or the kernel made it so after a disk error.
     ReadOnly,
-    /// No space, no inodes, or the end of a quota.
+    /// No space, no inodes, or a quota is used up.
     Full,
-    /// The disk answers with errors.
+    /// Writes fail with an I/O error.
     Broken,
 }
 
-/// The durable folders that may be file systems of their own, the root first, each with the word that begins the
-/// reason of its problem.
+/// The durable folders that may be file systems of their own, the root first, each with the first word of the reason
+/// that is reported for it.
 pub fn parts(layout: &Layout) -> [(&'static str, PathBuf); 5] {
     [
         ("Root", layout.root().to_owned()),
@@ -39,19 +40,19 @@ pub fn parts(layout: &Layout) -> [(&'static str, PathBuf); 5] {
     ]
 }
 
-/// Whether something is mounted at a folder, so that it can fail where the one above it does not. Blocking, for
-/// as long as the disk likes.
+/// Whether a folder is a mount point, so that it can fail while the folder above it does not. Blocks for as long as
+/// the disk takes.
 ///
 /// # Errors
-/// When it cannot be opened.
+/// It cannot be opened.
 pub fn is_mount(folder: &Path) -> io::Result<bool> {
     Ok(mount::identity(mount::open_path(folder)?.as_fd())?.is_mount_root)
 }
 
-/// Writes a small file into a folder and removes it. Blocking, for as long as the disk likes.
+/// Writes a small file to a folder and removes it. Blocks for as long as the disk takes.
 ///
 /// # Errors
-/// What it is that refuses, and the kernel's word.
+/// Why it failed, and the kernel's error.
 pub fn folder(folder: &Path) -> Result<(), (Refusal, io::Error)> {
     let path = folder.join(NAME);
     let written = OpenOptions::new()
