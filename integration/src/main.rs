@@ -137,7 +137,7 @@ fn run() -> Result<bool> {
         return echo(port);
     }
     if let Command::Test { list: true, filter, .. } = &command {
-        runner::list(filter.as_deref());
+        runner::list(tests::all(), filter.as_deref());
         return Ok(true);
     }
     if !isolation::inside() {
@@ -148,7 +148,7 @@ fn run() -> Result<bool> {
         match command {
             Command::Test { bin_dir, filter, endpoint, certs, .. } => {
                 let peer = endpoint.map(|socket| node::Peer { socket, certs });
-                runner::run(&bin_dir, filter.as_deref(), peer).await
+                runner::run(tests::all(), &bin_dir, filter.as_deref(), peer).await
             }
             Command::NodeTest { bin_dir, kubelet, filter, endpoint, certs } => {
                 let peer = endpoint.map(|socket| node::Peer { socket, certs });

@@ -12,7 +12,6 @@ use crate::census::Census;
 use crate::context::Context;
 use crate::fixture::Fixture;
 use crate::node::{Node, Options, Peer};
-use crate::tests;
 
 /// The future of a test.
 pub(crate) type Work = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
@@ -73,18 +72,23 @@ macro_rules! test {
 pub(crate) use test;
 
 /// Prints the names.
-pub(crate) fn list(filter: Option<&str>) {
-    for test in selected(filter) {
+pub(crate) fn list(all: Vec<Test>, filter: Option<&str>) {
+    for test in selected(all, filter) {
         println!("{}", test.name);
     }
 }
 
-fn selected(filter: Option<&str>) -> Vec<Test> {
-    tests::all().into_iter().filter(|t| filter.is_none_or(|f| t.name.contains(f))).collect()
+fn selected(all: Vec<Test>, filter: Option<&str>) -> Vec<Test> {
+    all.into_iter().filter(|t| filter.is_none_or(|f| t.name.contains(f))).collect()
 }
 
 /// Runs all that match; `Ok(false)` if any failed.
-pub(crate) async fn run(bin: &Path, filter: Option<&str>, peer: Option<Peer>) -> Result<bool> {
+pub(crate) async fn run(
+    all: Vec<Test>,
+    bin: &Path,
+    filter: Option<&str>,
+    peer: Option<Peer>,
+) -> Result<bool> {
     let begun = Instant::now();
     let fixture = Arc::new(Fixture::new(bin).await.context("prepare the fixtures")?);
     println!(
@@ -98,7 +102,7 @@ pub(crate) async fn run(bin: &Path, filter: Option<&str>, peer: Option<Peer>) ->
     };
     let foreign = shared.is_some();
     let (mut passed, mut failed, mut left_out) = (0_u32, Vec::new(), 0_u32);
-    for test in selected(filter) {
+    for test in selected(all, filter) {
         if foreign && test.ours {
             left_out += 1;
             continue;

@@ -21,6 +21,9 @@ const MAX_BYTES: u64 = 4 << 20;
 /// Format version of the file; fields are added without changing it.
 const VERSION: u32 = 1;
 
+/// The pod's interface; Kubernetes uses no other name.
+pub(crate) const IFNAME: &str = "eth0";
+
 /// Suffix of a file that is still being written.
 const UNFINISHED: &str = "new";
 
@@ -49,7 +52,7 @@ impl Lease {
         caps: Map<String, Value>,
         network: Network,
     ) -> Self {
-        let ifname = crate::attach::IFNAME.to_owned();
+        let ifname = IFNAME.to_owned();
         Self { version: VERSION, pod, ifname, netns, args, capabilities: caps, network }
     }
 }
