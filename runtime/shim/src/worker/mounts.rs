@@ -7,12 +7,12 @@
 //! volumes that lie on one ([`super::nested`]).
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use model::Propagation;
 use rustix::fs::symlinkat;
 use sys::mount::{self, Attributes, Option_, Pass};
-use wire::{CgroupPlan, ContainerPlan, Failure, MountKind, MountPlan};
+use wire::{CgroupPlan, ContainerPlan, MountKind, MountPlan};
 
 use super::nested::{self, Nested};
 use super::scratch::Scratch;
@@ -46,7 +46,7 @@ pub(super) enum Place {
 pub(super) struct Prepared {
     pub(super) plan: MountPlan,
     place: Place,
-    pub(super) tree: Option<OwnedFd>,
+    tree: Option<OwnedFd>,
     /// Cgroup folders to bind below it, by hierarchy.
     leaves: Vec<(String, OwnedFd)>,
 }
@@ -66,7 +66,7 @@ pub(super) struct Split {
 }
 
 /// Does it lie in a tree that init puts together?
-pub(super) fn is_late(target: &str) -> bool {
+fn is_late(target: &str) -> bool {
     LATE.into_iter().any(|top| tree::is_at_or_below(target, top))
 }
 
@@ -98,7 +98,7 @@ pub(super) fn split(plan: &ContainerPlan) -> Step<Split> {
         if let Some(above) = shared.iter().find(|above| tree::is_at_or_below(target, above))
             && (late || bidirectional)
         {
-            return Err(on_shared(&stage, above));
+            return Err(nested::on_shared(&stage, above));
         }
         if bidirectional {
             shared.push(target);
@@ -122,11 +122,6 @@ pub(super) fn split(plan: &ContainerPlan) -> Step<Split> {
     }
     split.init.extend(last);
     Ok(split)
-}
-
-/// The failure of a mount on a Bidirectional volume that cannot be kept from the host ([`nested`]).
-pub(super) fn on_shared(stage: &str, above: &str) -> Failure {
-    invalid(stage, format!("it lies on the Bidirectional volume {above} and would appear on the host"))
 }
 
 /// A volume on a process's own folder of /proc would lie to whoever writes there to confine that process
@@ -254,7 +249,7 @@ fn tree_of(scratch: &Scratch, mount: &mut Prepared) -> Step<OwnedFd> {
 }
 
 /// The place for a mount in the container's root, opened; made where it is missing.
-pub(super) fn place_for(root: &Root, tree: &OwnedFd, plan: &MountPlan) -> Step<OwnedFd> {
+fn place_for(root: &Root, tree: &OwnedFd, plan: &MountPlan) -> Step<OwnedFd> {
     let stage = format!("mount {}", plan.target);
     let kind = tree::kind(tree.as_fd()).map_err(internal(&stage, "its root"))?;
     // A volume and the files below /etc go where the image's links lead, as with every runtime. File systems
@@ -351,12 +346,16 @@ pub(super) fn attach_early(
         for mount in &mut prepared {
             attached.push(match mount.place {
                 Place::Staged(index) => {
-                    if is_shared(&mount.plan) {
-                        shared.add(root, mount)?;
+                    // What lies on one below /dev, /proc or /sys is attached by init too, or refused.
+                    if is_shared(&mount.plan)
+                        && !is_late(&mount.plan.target)
+                        && let Some(place) = resolved(root, mount)?
+                    {
+                        shared.add(&mount.plan.target, place)?;
                     }
                     attach_staged(scratch, mount, index)?
                 }
-                Place::Early | Place::Late => match shared.below(root, mount)? {
+                Place::Early | Place::Late => match below_shared(&shared, root, mount)? {
                     None => attach(root, scratch, mount)?,
                     Some((onto, below)) => {
                         let index = staged + nested.len() + 1;
@@ -387,6 +386,22 @@ pub(super) fn attach_early(
         "volumes",
         format!("the host's mounts changed {ATTEMPTS} times while these were attached: {}", minds.join(", ")),
     )(std::io::ErrorKind::ResourceBusy.into()))
+}
+
+/// Where in the root a volume's links lead now.
+fn resolved(root: &Root, mount: &Prepared) -> Step<Option<PathBuf>> {
+    let Some(tree) = &mount.tree else { return Ok(None) };
+    let place = place_for(root, tree, &mount.plan)?;
+    let stage = format!("mount {}", mount.plan.target);
+    nested::resolved(root, place.as_fd()).map_err(internal(&stage, "its place"))
+}
+
+/// On which Bidirectional volume a volume lies, and where on it. Our own files below /etc are hidden by such a volume.
+fn below_shared(shared: &nested::Shared, root: &Root, mount: &Prepared) -> Step<Option<(String, PathBuf)>> {
+    if shared.is_empty() || !matches!(mount.plan.kind, MountKind::Bind { .. }) {
+        return Ok(None);
+    }
+    Ok(resolved(root, mount)?.and_then(|place| shared.below(&place)))
 }
 
 /// Attaches a volume in the scratch root, where it receives the host's mounts until init moves it.

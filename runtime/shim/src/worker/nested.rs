@@ -17,9 +17,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 use sys::mount::{self, Pass};
-use wire::MountKind;
+use wire::Failure;
 
-use super::mounts::{self, Prepared};
 use super::scratch::Scratch;
 use super::stage::{Step, internal, invalid};
 use super::tree::{self, Root};
@@ -51,40 +50,39 @@ pub(super) struct Shared(Vec<(PathBuf, String)>);
 
 impl Shared {
     /// Notes where one will be.
-    pub(super) fn add(&mut self, root: &Root, mount: &Prepared) -> Step<()> {
-        let target = &mount.plan.target;
-        // What lies on one there is attached by init too, or refused where the paths say so.
-        if mounts::is_late(target) {
-            return Ok(());
+    pub(super) fn add(&mut self, target: &str, place: PathBuf) -> Step<()> {
+        let above = self.0.iter().find(|(above, _)| place.starts_with(above) && place != *above);
+        if let Some((_, above)) = above {
+            return Err(on_shared(&format!("mount {target}"), above));
         }
-        let Some(place) = resolved(root, mount)? else { return Ok(()) };
-        if let Some((_, above)) = self.0.iter().find(|(above, _)| place.starts_with(above) && place != *above)
-        {
-            return Err(mounts::on_shared(&format!("mount {target}"), above));
-        }
-        self.0.push((place, target.clone()));
+        self.0.push((place, target.to_owned()));
         Ok(())
     }
 
-    /// On which of them a volume lies, and where on it. Our own files below /etc are hidden by such a volume.
-    pub(super) fn below(&self, root: &Root, mount: &Prepared) -> Step<Option<(String, PathBuf)>> {
-        if self.0.is_empty() || !matches!(mount.plan.kind, MountKind::Bind { .. }) {
-            return Ok(None);
-        }
-        let Some(place) = resolved(root, mount)? else { return Ok(None) };
-        let found = self.0.iter().find_map(|(above, target)| Some((target, place.strip_prefix(above).ok()?)));
-        Ok(found.map(|(target, below)| (target.clone(), below.to_owned())))
+    /// Is there none?
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// On which of them a place lies, and where on it.
+    pub(super) fn below(&self, place: &Path) -> Option<(String, PathBuf)> {
+        self.0.iter().find_map(|(above, target)| {
+            let below = place.strip_prefix(above).ok()?;
+            Some((target.clone(), below.to_owned()))
+        })
     }
 }
 
-/// Where in the root a volume's links lead now. It decides who attaches it, and nothing else: what is attached to
-/// is opened then.
-fn resolved(root: &Root, mount: &Prepared) -> Step<Option<PathBuf>> {
-    let Some(tree) = &mount.tree else { return Ok(None) };
-    let place = mounts::place_for(root, tree, &mount.plan)?;
+/// The failure of a mount on a Bidirectional volume that cannot be kept from the host.
+pub(super) fn on_shared(stage: &str, above: &str) -> Failure {
+    invalid(stage, format!("it lies on the Bidirectional volume {above} and would appear on the host"))
+}
+
+/// The path in the root of a place that was opened, without links. It decides who attaches a volume, and nothing
+/// else: what is attached to is opened then.
+pub(super) fn resolved(root: &Root, place: BorrowedFd<'_>) -> io::Result<Option<PathBuf>> {
     let path = |fd: BorrowedFd<'_>| std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-    let both = path(root.as_fd()).and_then(|root| Ok((root, path(place.as_fd())?)));
-    let (top, place) = both.map_err(internal(&format!("mount {}", mount.plan.target), "its place"))?;
+    let (top, place) = (path(root.as_fd())?, path(place)?);
     Ok(place.strip_prefix(top).ok().map(Path::to_owned))
 }
 
