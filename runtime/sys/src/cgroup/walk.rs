@@ -235,7 +235,7 @@ fn remove_one(at: BorrowedFd<'_>, name: &CStr, retry: &mut impl FnMut() -> bool)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::{File, create_dir, create_dir_all};
+    use std::fs::{File, create_dir_all};
     use std::os::fd::OwnedFd;
 
     fn open(path: &std::path::Path) -> OwnedFd {
