@@ -40,9 +40,14 @@ pub(crate) unsafe fn close_all_but(keep: &[OwnedFd]) -> io::Result<()> {
     unsafe { close_range(from, u32::MAX) }
 }
 
+/// Closes every descriptor from `first` to `last`. Makes one system call and allocates nothing.
+///
 /// # Safety
-/// As [`close_all_but`], for the numbers from `first` to `last`.
-unsafe fn close_range(first: u32, last: u32) -> io::Result<()> {
+/// As [`close_all_but`], for these numbers.
+///
+/// # Errors
+/// close_range(2).
+pub(crate) unsafe fn close_range(first: u32, last: u32) -> io::Result<()> {
     // SAFETY: the call reads no memory. That the descriptors may be closed is the caller's promise.
     let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }

@@ -4,6 +4,7 @@ mod dev;
 mod hide;
 pub(crate) mod late;
 mod mounts;
+mod nested;
 mod rootfs;
 mod scratch;
 pub(crate) mod stage;
@@ -158,7 +159,7 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     let found = user::resolve(root.as_fd(), &plan.user).map_err(|e| unknown_user(&e))?;
     rootfs::make_folders(&root, &plan.rootfs)?;
     let namespaces = mounts::Namespaces { kubelet: rest.kubelet_mntns.as_fd(), own: own.as_fd() };
-    mounts::attach_early(&root, &scratch, &split.worker, early, &table, &namespaces)?;
+    let nested = mounts::attach_early(&root, &scratch, &split.worker, early, &table, &namespaces)?;
     mounts::clone_from_pod(&mut late)?;
     drop((table, own, root));
 
@@ -192,7 +193,7 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     let (told, failed) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|e| internal("process", "pipe")(e.into()))?;
 
-    let late = Late { plan, mounts: late, console };
+    let late = Late { plan, mounts: late, nested, console };
     let Some(answer) = rest.answer.take() else { return Err(invalid("process", "nobody is to be told")) };
     let worker = WorkerOnly { answer, told, _holders: rest.holders };
     let report = rest.exec_error;
