@@ -2,6 +2,8 @@
 
 use crate::devices::{self, HostDevice};
 use crate::{Error, PodFiles, exec, mounts, path, refuse, resources, security};
+use std::collections::HashMap;
+
 use model::{ContainerConfig, ContainerRecord, GroupsPolicy, NamespaceMode, PodRecord, Text, UserRequest};
 use wire::{
     CgroupPlan, ContainerPlan, LogPlan, NamespacePlan, NamespaceSource, ProcessPlan, RootfsPlan,
@@ -165,9 +167,14 @@ fn env(
     host: &HostFacts,
 ) -> Result<Vec<Text>, Error> {
     let mut env: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
-    let mut set = |key: &[u8], value: &[u8]| match env.iter_mut().find(|(have, _)| have == key) {
+    // Service links make tens of thousands of them.
+    let mut places: HashMap<Vec<u8>, usize> = HashMap::new();
+    let mut set = |key: &[u8], value: &[u8]| match places.get(key).and_then(|at| env.get_mut(*at)) {
         Some((_, have)) => *have = value.to_vec(),
-        None => env.push((key.to_vec(), value.to_vec())),
+        None => {
+            places.insert(key.to_vec(), env.len());
+            env.push((key.to_vec(), value.to_vec()));
+        }
     };
     let split = |entry: &str, set: &mut dyn FnMut(&[u8], &[u8])| match entry.split_once('=') {
         Some((key, value)) if !key.is_empty() => set(key.as_bytes(), value.as_bytes()),

@@ -106,6 +106,7 @@ pub(crate) fn intent(
         stop_signal: 0,
         cgroup,
         exec_template: None,
+        asked_env: Vec::new(),
     })
 }
 
@@ -176,10 +177,8 @@ async fn make(
         };
     failpoint::hit("container.created");
     process.set_home(&home);
-    let template = spec::exec::template(&process, &record.config.security.seccomp);
-    record.exec_template = Some(
-        serde_json::to_value(template).map_err(|error| Error::of("encode the process for execs", &error))?,
-    );
+    spec::exec::keep(&mut record, &process)
+        .map_err(|error| Error::of("encode the process for execs", &error))?;
     (record.pid, record.user, record.phase) = (pid, user, ContainerPhase::Created);
     // It holds for this boot only: start makes it durable.
     recorder(context, &record).persist_within(MAX_NEW_BYTES, context, false).await?;

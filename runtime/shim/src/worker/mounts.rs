@@ -43,13 +43,37 @@ pub(super) struct Prepared {
     pub(super) plan: MountPlan,
     place: Place,
     tree: Option<OwnedFd>,
+    /// Of a [`MountKind::Cgroup`].
+    cgroups: Cgroups,
     /// Cgroup folders to bind below it, by hierarchy.
     leaves: Vec<(String, OwnedFd)>,
 }
 
+/// What a container is shown at /sys/fs/cgroup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cgroups {
+    /// v1: a tmpfs with the container's folder of each hierarchy.
+    Leaves,
+    /// v2, with a cgroup namespace of its own: a file system that begins at the container's cgroup.
+    Own,
+    /// v2 without one: the host's, bound. A mount made anew would change the host's options.
+    Host,
+}
+
+impl Cgroups {
+    /// By the daemon's word: where init could look there is the container's /sys, not the host's.
+    fn of(cgroup: &CgroupPlan, own_namespace: bool) -> Self {
+        match (cgroup.unified, own_namespace) {
+            (false, _) => Self::Leaves,
+            (true, true) => Self::Own,
+            (true, false) => Self::Host,
+        }
+    }
+}
+
 impl Prepared {
     fn new(plan: MountPlan, place: Place) -> Self {
-        Self { plan, place, tree: None, leaves: Vec::new() }
+        Self { plan, place, tree: None, cgroups: Cgroups::Leaves, leaves: Vec::new() }
     }
 }
 
@@ -149,15 +173,19 @@ pub(super) fn clone_late(
                     mount::set_propagation(tree.as_fd(), Pass::Private, false)?;
                     Ok(tree)
                 };
-                if !cgroup.unified {
-                    for member in &cgroup.members {
-                        let leaf = clone(&member.path).map_err(internal("cgroup mount", &member.path))?;
-                        prepared.leaves.push((member.hierarchy.clone(), leaf));
+                prepared.cgroups = Cgroups::of(cgroup, own_cgroup_namespace);
+                match prepared.cgroups {
+                    Cgroups::Leaves => {
+                        for member in &cgroup.members {
+                            let leaf = clone(&member.path).map_err(internal("cgroup mount", &member.path))?;
+                            prepared.leaves.push((member.hierarchy.clone(), leaf));
+                        }
                     }
-                } else if !own_cgroup_namespace {
-                    // A new cgroup2 mount without a namespace of its own would change the host's options.
-                    prepared.tree =
-                        Some(clone("/sys/fs/cgroup").map_err(internal("cgroup mount", "/sys/fs/cgroup"))?);
+                    Cgroups::Own => {}
+                    Cgroups::Host => {
+                        let host = clone("/sys/fs/cgroup");
+                        prepared.tree = Some(host.map_err(internal("cgroup mount", "/sys/fs/cgroup"))?);
+                    }
                 }
             }
             Ok(prepared)
@@ -224,7 +252,7 @@ fn tree_of(scratch: &Scratch, mount: &mut Prepared) -> Step<OwnedFd> {
     match (mount.tree.take(), mount.place) {
         (Some(tree), _) => Ok(tree),
         (None, Place::Staged(index)) => scratch.staged(index).map_err(internal(&stage, "staged volume")),
-        (None, _) => create(&mount.plan).map_err(internal(&stage, "new file system")),
+        (None, _) => create(&mount.plan, mount.cgroups).map_err(internal(&stage, "new file system")),
     }
 }
 
@@ -244,7 +272,7 @@ fn place_for(root: &Root, tree: &OwnedFd, plan: &MountPlan) -> Step<OwnedFd> {
     })
 }
 
-fn create(plan: &MountPlan) -> std::io::Result<OwnedFd> {
+fn create(plan: &MountPlan, cgroups: Cgroups) -> std::io::Result<OwnedFd> {
     let attributes = attributes(plan);
     match &plan.kind {
         MountKind::Proc => mount::create("proc", &[Option_::Value("source", "proc")], attributes),
@@ -262,11 +290,12 @@ fn create(plan: &MountPlan) -> std::io::Result<OwnedFd> {
             mount::create("devpts", &options, attributes)
         }
         MountKind::Tmpfs { mode, size } => mount::tmpfs(*mode, *size, attributes),
-        // v1 (the leaves follow; read-only when they are in place), or v2 with a namespace of its own.
-        MountKind::Cgroup if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() => {
-            mount::create("cgroup2", &[Option_::Value("source", "cgroup")], attributes)
-        }
-        MountKind::Cgroup => mount::tmpfs(0o755, 1 << 20, Attributes { readonly: false, ..attributes }),
+        MountKind::Cgroup => match cgroups {
+            Cgroups::Own => mount::create("cgroup2", &[Option_::Value("source", "cgroup")], attributes),
+            // The leaves follow; read-only when they are in place.
+            Cgroups::Leaves => mount::tmpfs(0o755, 1 << 20, Attributes { readonly: false, ..attributes }),
+            Cgroups::Host => Err(std::io::Error::other("nothing was cloned for it")),
+        },
         MountKind::PodShm | MountKind::Bind { .. } | MountKind::File { .. } => {
             Err(std::io::Error::other("nothing was cloned for it"))
         }
@@ -357,4 +386,18 @@ fn attach_staged(scratch: &Scratch, mount: &mut Prepared, index: usize) -> Step<
     };
     attach().map_err(internal(&stage, "staging"))?;
     Ok(tree)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_mounted_for_cgroups_follows_the_plan() {
+        let plan = |unified| CgroupPlan { unified, ..CgroupPlan::default() };
+        assert_eq!(Cgroups::of(&plan(false), true), Cgroups::Leaves);
+        assert_eq!(Cgroups::of(&plan(false), false), Cgroups::Leaves);
+        assert_eq!(Cgroups::of(&plan(true), true), Cgroups::Own);
+        assert_eq!(Cgroups::of(&plan(true), false), Cgroups::Host);
+    }
 }

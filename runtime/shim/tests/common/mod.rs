@@ -511,7 +511,6 @@ impl Drop for Pod {
             }
         }
         drop(sys::proc::wait(self.shim.pidfd.as_fd()));
-        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -19,6 +19,7 @@ fn container(phase: ContainerPhase) -> Container {
         stop_signal: 15,
         cgroup: String::new(),
         exec_template: None,
+        asked_env: Vec::new(),
     };
     Container::with(Recorder::new("unused".into(), "container", record.clone()), record)
 }
