@@ -2,8 +2,8 @@
 //! they describe may be alive, so they are shown as far as that can be done, every command on them is refused
 //! with the reason, and nothing of theirs is touched: no file, no process, no cgroup, no lease.
 
+use crate::clock::now;
 use crate::error::{Error, ErrorKind};
-use crate::pod::now;
 use model::{
     ContainerConfig, ContainerId, ContainerMeta, ContainerPhase, ContainerRecord, ImageOfContainer,
     PodConfig, PodId, PodMeta, PodPhase, PodRecord, User,
