@@ -22,7 +22,10 @@ impl Life {
             Ask::Stop(id, grace) => self.stop(waiter, &id, grace),
             Ask::Remove(id) => self.remove(waiter, &id),
             Ask::ReopenLog(id) => match self.may_use(&id) {
-                Ok(_) => self.begin(Job::ReopenLog(waiter, id)),
+                Ok(_) => {
+                    self.reopening.insert(waiter);
+                    self.begin(Job::ReopenLog(waiter, id));
+                }
                 Err(error) => self.answer(waiter, Err(error)),
             },
             Ask::Exec(id) => {

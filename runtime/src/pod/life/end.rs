@@ -193,11 +193,10 @@ impl Life {
     fn failed(&mut self, error: &Error) {
         self.change(|record| record.message.clone_from(&error.message));
         if self.fate == Fate::Leaves {
+            // Its containers go with it, and may have gone already.
             self.fate = Fate::Stuck;
-            self.show_all();
-        } else {
-            self.show_pod();
         }
+        self.show_pod();
         if self.fate == Fate::Stuck {
             self.actions.push(Action::TellName(Err(error.clone())));
         }
@@ -256,9 +255,13 @@ impl Life {
                 self.stage = PodStage::Gone;
                 let ids: Vec<ContainerId> = self.containers.keys().cloned().collect();
                 for id in ids {
+                    let removed = Err(Error::state(format!("container {id} was removed with its pod")));
                     self.actions.push(Action::HideContainer(id.clone()));
-                    self.drop_container(&id, &outcome);
+                    self.drop_container(&id, &removed);
                 }
+                let gone = Err(self.gone());
+                let reopening = std::mem::take(&mut self.reopening).into_iter().collect();
+                self.answer_all(reopening, &gone);
                 self.actions.push(Action::HidePod);
                 self.actions.push(Action::ReleaseName);
                 self.answer_all(removers, &outcome);

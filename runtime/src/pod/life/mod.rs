@@ -36,7 +36,7 @@ use crate::error::Error;
 use model::transition::{self, ContainerEvent, PodEvent};
 use model::{ContainerId, ContainerRecord, PodConfig, PodId, PodPhase, PodRecord};
 use stage::{Container, Fate, Link, PodStage};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// A pod, its containers, and who waits for them.
@@ -49,6 +49,8 @@ pub(crate) struct Life {
     /// Stops and removals that failed in a row: the pause before the next grows with them.
     failures: u32,
     containers: BTreeMap<ContainerId, Container>,
+    /// ReopenContainerLog, while its job is at work.
+    reopening: BTreeSet<Waiter>,
     /// Of the input that is being handled.
     now: Moment,
     actions: Vec<Action>,
@@ -107,6 +109,7 @@ impl Life {
             link,
             failures: 0,
             containers: BTreeMap::new(),
+            reopening: BTreeSet::new(),
             now,
             actions: Vec::new(),
         }
@@ -139,7 +142,11 @@ impl Life {
             Outcome::StopEnded(id, stopped) => self.stop_ended(&id, stopped),
             Outcome::ExitRecorded(id, durable) => self.exit_recorded(&id, durable),
             Outcome::ContainerRemoved(id, errors) => self.container_removed(&id, errors),
-            Outcome::LogReopened(waiter, reopened) => self.answer(waiter, reopened),
+            Outcome::LogReopened(waiter, reopened) => {
+                if self.reopening.remove(&waiter) {
+                    self.answer(waiter, reopened);
+                }
+            }
             Outcome::PodEnded(ended) => self.ended(&ended),
             Outcome::PodBuried(ended) => self.buried(&ended),
             Outcome::PodRecorded => self.recorded(),

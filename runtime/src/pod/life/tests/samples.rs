@@ -104,6 +104,7 @@ pub(super) fn container_stages() -> Vec<Life> {
         (Stage::Created { start: Start::Not, end: None }, ContainerPhase::Created),
         (Stage::Created { start: Start::Asked(askers()), end: None }, ContainerPhase::Created),
         (Stage::Created { start: Start::Doubtful, end: None }, ContainerPhase::Created),
+        (Stage::Created { start: Start::Doubtful, end: end() }, ContainerPhase::Created),
         (Stage::Running { start: Some(askers()), end: None }, ContainerPhase::Running),
         (Stage::Running { start: None, end: None }, ContainerPhase::Running),
         (Stage::Running { start: None, end: end() }, ContainerPhase::Running),
@@ -117,6 +118,7 @@ pub(super) fn container_stages() -> Vec<Life> {
     ];
     let with = |(stage, phase)| {
         let mut life = life(pod_record(PodPhase::Ready), PodStage::Up, Link::Up);
+        life.reopening.insert(Waiter(7));
         life.containers.insert(id(), Container { record: Arc::new(record(phase)), stage });
         life
     };
@@ -143,8 +145,8 @@ pub(super) fn container_stage_name(life: &Life) -> String {
     .into()
 }
 
-/// Of the stages above, the one that only joins others: a created container is stopped where it may run.
-pub(super) const CONTAINER_STAGES: usize = 12;
+/// How many names `container_stage_name` has.
+pub(super) const CONTAINER_STAGES: usize = 13;
 
 fn heard(pause: bool, held: Option<Held>) -> Input {
     let containers: BTreeMap<ContainerId, Held> = held.map(|held| (id(), held)).into_iter().collect();
@@ -203,7 +205,7 @@ pub(super) fn container_inputs() -> Vec<(&'static str, Input)> {
         ("StopContainer", ask(Ask::Stop(id(), Duration::from_secs(30)))),
         ("RemoveContainer", ask(Ask::Remove(id()))),
         ("ReopenContainerLog", ask(Ask::ReopenLog(id()))),
-        ("log reopened", done(Outcome::LogReopened(Waiter(1), Ok(())))),
+        ("log reopened", done(Outcome::LogReopened(Waiter(7), Ok(())))),
         ("Exec", ask(Ask::Exec(id()))),
         ("shim: exited", Input::Shim(ShimEvent::Exited(id(), (exit(), 4)))),
         ("shim: started", Input::Shim(ShimEvent::Started(id(), 4))),
