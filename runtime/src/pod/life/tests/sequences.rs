@@ -111,8 +111,9 @@ fn step(world: &mut World, step: Step) -> Result<(), Violation> {
     }
 }
 
-fn run(steps: &[Step], sabotage: Option<Sabotage>) -> Result<(), (Violation, Vec<String>)> {
+fn run(steps: &[Step], sabotage: Option<Sabotage>, log: bool) -> Result<(), (Violation, Vec<String>)> {
     let mut world = World::new(sabotage);
+    world.log = log.then(Vec::new);
     let ended = (|| {
         world.run_pod()?;
         for at in steps {
@@ -120,7 +121,7 @@ fn run(steps: &[Step], sabotage: Option<Sabotage>) -> Result<(), (Violation, Vec
         }
         world.end_all()
     })();
-    ended.map_err(|violation| (violation, std::mem::take(&mut world.log)))
+    ended.map_err(|violation| (violation, world.log.take().unwrap_or_default()))
 }
 
 fn cases() -> u32 {
@@ -130,12 +131,13 @@ fn cases() -> u32 {
 /// The first violation that a number of sequences show.
 pub(super) fn search(cases: u32, sabotage: Option<Sabotage>) -> Result<(), Violation> {
     let found = std::cell::RefCell::new(None);
+    let last = std::cell::RefCell::new(Vec::new());
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 2000, ..Config::default() };
     let outcome = TestRunner::new(config).run(&steps(), |steps| {
-        run(&steps, sabotage).map_err(|(violation, log)| {
-            let text = format!("{violation:?}\n{}", log.join("\n"));
+        run(&steps, sabotage, false).map_err(|(violation, _)| {
             found.replace(Some(violation));
-            TestCaseError::fail(text)
+            last.replace(steps);
+            TestCaseError::fail("violated")
         })
     });
     match (outcome, found.into_inner()) {
@@ -143,7 +145,9 @@ pub(super) fn search(cases: u32, sabotage: Option<Sabotage>) -> Result<(), Viola
         (Err(error), None) => panic!("{error}"),
         (Err(error), Some(violation)) => {
             if sabotage.is_none() {
-                eprintln!("{error}");
+                // The last that failed is the smallest.
+                let log = run(&last.into_inner(), None, true).err().map(|(_, log)| log).unwrap_or_default();
+                eprintln!("{error}\n{}", log.join("\n"));
             }
             Err(violation)
         }

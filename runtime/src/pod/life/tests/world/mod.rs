@@ -150,8 +150,8 @@ pub(super) struct World {
     settled: BTreeSet<ContainerId>,
     pub(super) dials: usize,
     pub(super) timers: Vec<Timer>,
-    /// What was done, for a failing sequence.
-    pub(super) log: Vec<String>,
+    /// What was done, for a sequence that fails and is run once more.
+    pub(super) log: Option<Vec<String>>,
 }
 
 type Checked = Result<(), Violation>;
@@ -217,7 +217,9 @@ impl World {
     pub(super) fn input(&mut self, input: Input) -> Checked {
         let now = self.now();
         let Some(life) = &mut self.life else { return Ok(()) };
-        self.log.push(format!("{input:?}"));
+        if let Some(log) = &mut self.log {
+            log.push(format!("{input:?}"));
+        }
         let actions = life.handle(now, input);
         self.perform(actions)?;
         self.offered = None;

@@ -119,7 +119,9 @@ impl World {
         if self.life.is_none() {
             return Ok(());
         }
-        self.log.push(format!("restart, reboot {reboot}"));
+        if let Some(log) = &mut self.log {
+            log.push(format!("restart, reboot {reboot}"));
+        }
         self.life = None;
         // Some of the work was done and nobody heard of it.
         for (at, begun) in std::mem::take(&mut self.jobs).into_iter().enumerate() {

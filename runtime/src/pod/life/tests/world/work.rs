@@ -25,7 +25,9 @@ impl World {
             return Ok(());
         }
         self.jobs.remove(at);
-        self.log.push(format!("{luck:?}: {:?}", begun.job));
+        if let Some(log) = &mut self.log {
+            log.push(format!("{luck:?}: {:?}", begun.job));
+        }
         if !late {
             while !self.said.is_empty() {
                 self.deliver()?;
