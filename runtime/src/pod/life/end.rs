@@ -1,6 +1,6 @@
 //! The end of a pod: its stop, then its removal.
 
-use super::stage::{Asks, Container, Fate, Link, PodStage};
+use super::stage::{Asks, Container, Fate, Link, PodStage, Stage};
 use super::{Action, Ended, Job, Leaf, Life, Timer, Waiter};
 use crate::error::{Error, ErrorKind};
 use crate::pod::backoff::later;
@@ -100,9 +100,15 @@ impl Life {
             match ended.exits.get(&id) {
                 Some((exit, started_at)) => self.exited(&id, exit.clone(), *started_at),
                 None if ended.alive.contains(&id) => {}
+                // Where something went wrong the shim may live, and a create at work may still succeed.
+                None if !ended.errors.is_empty() && self.is_creating(&id) => {}
                 None => self.exited(&id, model::reconcile::lost(lost, self.now.wall), 0),
             }
         }
+    }
+
+    fn is_creating(&self, id: &ContainerId) -> bool {
+        self.containers.get(id).is_some_and(|it| matches!(it.stage, Stage::Creating { .. }))
     }
 
     /// Nothing of a dead shim's pod lives any more: says so, then gives back what it had.

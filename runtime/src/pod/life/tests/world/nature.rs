@@ -3,10 +3,6 @@
 use super::*;
 
 impl World {
-    pub(in super::super) fn has_work(&self) -> bool {
-        !self.jobs.is_empty() || self.dials > 0 || !self.said.is_empty()
-    }
-
     pub(super) fn say(&mut self, event: ShimEvent) {
         if self.connection.is_some() {
             self.said.push_back(Said::Event(event));
