@@ -217,6 +217,7 @@ impl Life {
             self.begin(Job::RemoveCgroup(record));
         }
         self.maybe_settled();
+        self.maybe_remove_pod();
     }
 
     /// Removes a container that has ended, or goes on with that.

@@ -233,14 +233,14 @@ impl Life {
         }
     }
 
-    /// Goes on with the removal of a stopped pod once those of its containers have ended that are at work: one
-    /// removes what the other is at.
+    /// Goes on with the removal of a stopped pod once those of its containers have ended that are at work, and their
+    /// exits are recorded: one removes what the other is at.
     pub(super) fn maybe_remove_pod(&mut self) {
         let PodStage::Stopped { removers } = &mut self.stage else { return };
         if removers.is_empty() && self.fate == Fate::Stays {
             return;
         }
-        if self.containers.values().any(Container::is_being_removed) {
+        if self.containers.values().any(|it| it.is_being_removed() || it.keeps_pod()) {
             return;
         }
         self.stage = PodStage::Removing { removers: std::mem::take(removers) };

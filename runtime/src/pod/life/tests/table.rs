@@ -18,7 +18,7 @@ const HEAD: &str = "\
 
 Written by a test (`runtime/src/pod/life/tests/table.rs`) that asks the state machine itself, every input in every
 stage. `UPDATE_DOCS=1 cargo test -p runtime pod::life` writes it anew. A cell has the next stage where it changes,
-then what is done; an empty one: nothing.
+then what is done, jobs in capitals; `wait`: the call waits for what is under way; empty: nothing is done.
 ";
 
 /// What a machine did, in a cell.
@@ -91,8 +91,10 @@ fn table(text: &mut String, stages: fn() -> Vec<Life>, name: fn(&Life) -> String
         for mut life in stages() {
             let before = name(&life);
             let (_, input) = inputs().swap_remove(at);
+            let is_ask = matches!(input, Input::Ask(..));
             let actions = life.handle(NOW, input);
-            cells.push(cell(&before, &name(&life), &actions));
+            let cell = cell(&before, &name(&life), &actions);
+            cells.push(if is_ask && cell.is_empty() { "wait".into() } else { cell });
         }
         let _ = writeln!(text, "| {label} | {} |", cells.join(" | "));
     }
