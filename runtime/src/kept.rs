@@ -79,6 +79,7 @@ pub(crate) fn container(id: &ContainerId, path: &Path, why: &state::Error) -> Ke
         stop_signal: 0,
         cgroup: String::new(),
         exec_template: None,
+        asked_env: Vec::new(),
     };
     KeptContainer { record, refusal: refusal(&format!("container {id}"), why) }
 }

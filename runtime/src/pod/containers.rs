@@ -33,6 +33,9 @@ const SHORT: Duration = Duration::from_secs(10);
 const START: Duration = Duration::from_secs(60);
 /// For the shim to reap what was killed, unless a process hangs in the kernel.
 const REAP: Duration = Duration::from_secs(5);
+/// For the space of a removed container: kubelet removes dead containers when a disk runs low, measures at once
+/// (`reclaimNodeLevelResources` of its eviction manager), and evicts a pod when there is none.
+const SPACE: Duration = Duration::from_secs(10);
 
 /// Makes a container whose init waits for start. On an error nothing is left, or the log says what.
 pub(crate) async fn create(
@@ -101,10 +104,8 @@ async fn make(
         };
     failpoint::hit("container.created");
     process.set_home(&home);
-    let template = spec::exec::template(&process, &record.config.security.seccomp);
-    record.exec_template = Some(
-        serde_json::to_value(template).map_err(|error| Error::of("encode the process for execs", &error))?,
-    );
+    spec::exec::keep(&mut record, &process)
+        .map_err(|error| Error::of("encode the process for execs", &error))?;
     (record.pid, record.user) = (pid, user);
     if let Ok(phase) = transition::container(record.phase, ContainerEvent::Created) {
         record.phase = phase;
@@ -259,7 +260,8 @@ pub(crate) async fn start(
     Ok(started_at)
 }
 
-/// Removes what a container has: the shim's memory of it, cgroup, lease, files. Idempotent; all steps run.
+/// Removes what a container has: the shim's memory of it, cgroup, lease, files. Idempotent; all steps run. Waits for
+/// the space of its files, [`SPACE`] at most.
 pub(crate) async fn remove(
     context: &Arc<Context>,
     client: Option<&Client>,
@@ -273,13 +275,14 @@ pub(crate) async fn remove(
     }
     let (theirs, gone) = (Arc::clone(context), record.clone());
     let owner = record.pod.as_str();
+    let (held, deleted) = tokio::sync::oneshot::channel::<()>();
     let removed = lanes::run(lanes::records(), owner, "remove the container", move || {
         let mut errors = Vec::new();
         if !gone.cgroup.is_empty() {
             errors.extend(theirs.cgroups.remove(&gone.cgroup).err().map(Error::from));
         }
         let dir = theirs.layout.container_dir(&gone.id);
-        errors.extend(state::file::discard_dir(&dir, &theirs.trash).err().map(Error::from));
+        errors.extend(state::file::discard_dir(&dir, &theirs.trash, held).err().map(Error::from));
         Ok(errors)
     });
     let mut errors = removed.await.unwrap_or_else(|error| vec![error]);
@@ -289,6 +292,8 @@ pub(crate) async fn remove(
     {
         errors.push(Error::from(error));
     }
+    // Nothing is sent: it ends when the other side is dropped. No thread waits meanwhile.
+    drop(tokio::time::timeout(SPACE, deleted).await);
     errors
 }
 

@@ -35,5 +35,6 @@ pub(crate) fn container(
         stop_signal: 0,
         cgroup,
         exec_template: None,
+        asked_env: Vec::new(),
     })
 }

@@ -267,6 +267,7 @@ mod tests {
             stop_signal: 15,
             cgroup: String::new(),
             exec_template: None,
+            asked_env: Vec::new(),
         }
     }
 

@@ -59,6 +59,14 @@ impl Life {
     }
 
     pub(super) fn started(&mut self, id: &ContainerId, outcome: Result<i64, StartError>) {
+        let stopped = self.containers.get(id).is_some_and(|it| it.is_being_stopped());
+        // What a process that was killed in between had to say is not the reason.
+        let aborted = |error: Error| match error.kind {
+            ErrorKind::Internal if stopped => {
+                Error::new(ErrorKind::Aborted, format!("stopped while it was started: {}", error.message))
+            }
+            _ => error,
+        };
         let outcome = match outcome {
             Ok(started_at) => Ok(started_at),
             Err(StartError::Never(message)) => {
@@ -66,11 +74,12 @@ impl Life {
                 self.exited(id, exit::never_ran(message.clone(), self.now.wall), 0);
                 let name = self.containers.get(id).map(|it| it.record.config.meta.name.clone());
                 let name = name.unwrap_or_default();
-                let error = Error::internal(format!("container {name} cannot be started: {message}"));
+                let error =
+                    aborted(Error::internal(format!("container {name} cannot be started: {message}")));
                 Err(self.overtaken(&format!("container {name} was not started"), error))
             }
             Err(StartError::Other(error)) => {
-                let error = error.context(format!("start container {id}"));
+                let error = aborted(error.context(format!("start container {id}")));
                 Err(self.overtaken(&format!("container {id} was not started"), error))
             }
         };

@@ -246,6 +246,15 @@ impl Container {
         matches!(self.stage, Stage::Removing { at_work: true, .. })
     }
 
+    /// Whether a stop or a removal has set out to end it.
+    pub(super) fn is_being_stopped(&self) -> bool {
+        match &self.stage {
+            Stage::Created { end, .. } | Stage::Running { end, .. } => end.is_some(),
+            Stage::Exiting { stoppers, removers, .. } => !stoppers.is_empty() || !removers.is_empty(),
+            Stage::Creating { .. } | Stage::CutOff | Stage::Exited { .. } | Stage::Removing { .. } => false,
+        }
+    }
+
     /// Changes the record, which lists and writers may hold as it was.
     pub(super) fn change(&mut self, change: impl FnOnce(&mut ContainerRecord)) {
         change(Arc::make_mut(&mut self.record));
