@@ -4,7 +4,8 @@ use super::stage::{Container, End, PodStage, Stage, Start};
 use super::{Action, Answer, Ask, Job, Life, Waiter};
 use crate::error::{Error, ErrorKind};
 use crate::pod::{admission, intent};
-use model::{ContainerConfig, ContainerId, ContainerPhase, ContainerRecord};
+use model::{ContainerConfig, ContainerId, ContainerPhase, ContainerRecord, EnvVar, Text};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use wire::MAX_CONTAINERS;
@@ -72,7 +73,9 @@ impl Life {
             let name = format!("container {} attempt {}", meta.name, meta.attempt);
             let exists = |text: &str| Error::new(ErrorKind::AlreadyExists, format!("{name} {text}, as {id}"));
             let answer = match &mut container.stage {
-                _ if container.record.config != config => Err(exists("exists with another configuration")),
+                _ if !is_equal(&container.record, &config) => {
+                    Err(exists("exists with another configuration"))
+                }
                 Stage::Creating { askers, .. } => return askers.push(waiter),
                 Stage::CutOff => {
                     let text =
@@ -204,4 +207,15 @@ impl Life {
         let (record, shim_pid) = (Arc::clone(&container.record), self.record.shim_pid);
         self.begin(Job::Stop { record, shim_pid, deadline });
     }
+}
+
+/// Whether a container was requested with this configuration. Its environment is not in its own any more once it is
+/// created; of a name that was requested twice the last value counts.
+fn is_equal(record: &ContainerRecord, config: &ContainerConfig) -> bool {
+    let by_name = |envs: Vec<EnvVar>| -> BTreeMap<String, Text> {
+        envs.into_iter().map(|var| (var.key, var.value)).collect()
+    };
+    let without = |config: &ContainerConfig| ContainerConfig { envs: Vec::new(), ..config.clone() };
+    without(&record.config) == without(config)
+        && by_name(spec::exec::requested_env(record)) == by_name(config.envs.clone())
 }

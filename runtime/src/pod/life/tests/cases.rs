@@ -7,7 +7,7 @@ use super::super::{
 use super::samples::{NOW, id, pod_record, record};
 use crate::error::Error;
 use model::reconcile::{Held, Shim};
-use model::{ContainerId, ContainerPhase, ExecId, Exit, PodPhase};
+use model::{ContainerConfig, ContainerId, ContainerPhase, EnvVar, ExecId, Exit, PodPhase, Text};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -300,4 +300,24 @@ fn a_pod_is_removed_after_the_removals_of_its_containers() {
     let actions = life.handle(NOW, Input::Done(Outcome::ContainerRemoved(id(), Vec::new())));
     assert!(matches!(jobs(&actions)[..], [Job::RemovePod(..)]), "{actions:?}");
     assert_eq!(answer_of(&actions, Waiter(1)), Some(Ok(Answer::Done)));
+}
+
+#[test]
+fn a_retried_create_with_an_environment_finds_its_container() {
+    let config = || {
+        let envs = [("A", "1"), ("B", "2"), ("A", "3")];
+        let envs = envs.map(|(key, value)| EnvVar { key: key.into(), value: Text::new(value).unwrap() });
+        ContainerConfig { envs: envs.to_vec(), ..super::world::container_config(1, false) }
+    };
+    let mut life = created();
+    let other = ContainerId::from_random([8; 32]);
+    let ask = |id: u8| Ask::Create { id: ContainerId::from_random([id; 32]), config: Box::new(config()) };
+    life.handle(NOW, Input::Ask(Waiter(1), ask(8)));
+    let env = ["A=3", "B=2"].map(|entry| Text::new(entry).unwrap()).to_vec();
+    let mut made = life.containers.get(&other).expect("it is being created").record.as_ref().clone();
+    made.phase = ContainerPhase::Created;
+    spec::exec::keep(&mut made, &wire::ProcessPlan { env, ..Default::default() }).unwrap();
+    life.handle(NOW, Input::Done(Outcome::Created(other.clone(), Ok(Box::new(made)))));
+    let actions = life.handle(NOW, Input::Ask(Waiter(2), ask(9)));
+    assert_eq!(answer_of(&actions, Waiter(2)), Some(Ok(Answer::Created(other))));
 }
