@@ -3,92 +3,14 @@
 //! Lists and look-ups copy a published snapshot and never wait. Everything else is sent to the pod's driver
 //! (`pod::driver`), which does the work on its own account: a caller that goes away stops waiting, nothing more.
 
-use crate::cgroups::Cgroups;
 use crate::error::{Error, ErrorKind};
-use crate::pod::Context;
-use crate::registry::Registry;
-use crate::root::Root;
-use crate::seccomp::Compiler;
+use crate::pod::{Context, Registry};
 use crate::{pod, restore};
-use image::ImageStore;
-use model::{ContainerConfig, ContainerId, ContainerRecord, PodConfig, PodId, PodPhase, PodRecord, Text};
-use network::Cni;
-use state::Layout;
-use std::path::PathBuf;
+use model::{ContainerConfig, ContainerId, PodConfig, PodId, Text};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Most bytes of standard output and error of one ExecSync together: kubelet takes messages of 16 MiB, and
-/// the rest of the message needs room too. What is more is read and dropped.
-pub const EXEC_OUTPUT_LIMIT: usize = 16 * 1024 * 1024 - 64 * 1024;
-
-/// A pod as published: immutable.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PodView {
-    /// All that List and Status say.
-    pub record: PodRecord,
-    /// Since when its shim does not answer, nanoseconds since the epoch; 0 when it does, or is gone. All else
-    /// is as it was before.
-    pub silent_since: i64,
-    /// Grows with every change on this node.
-    pub generation: u64,
-}
-
-impl PodView {
-    /// SANDBOX_READY.
-    pub fn is_ready(&self) -> bool {
-        self.record.phase == PodPhase::Ready
-    }
-}
-
-/// A container as published: immutable.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ContainerView {
-    /// All that List and Status say.
-    pub record: ContainerRecord,
-    /// Grows with every change on this node.
-    pub generation: u64,
-}
-
-/// What ExecSync answers.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ExecOutput {
-    /// Standard output, capped.
-    pub stdout: Vec<u8>,
-    /// Standard error, capped.
-    pub stderr: Vec<u8>,
-    /// 0..=255, 128+n for signal n.
-    pub exit_code: i32,
-}
-
-/// What a node is made of.
-#[derive(Debug)]
-pub struct NodeOptions {
-    /// Where things are; its folders exist and are locked by this daemon.
-    pub layout: Layout,
-    /// Whether it takes writes.
-    pub(crate) root: Root,
-    /// This boot ([`state::boot::id`]).
-    pub boot_id: String,
-    /// Images.
-    pub images: ImageStore,
-    /// Networks.
-    pub cni: Cni,
-    /// Cgroups.
-    pub cgroups: Cgroups,
-    /// Seccomp.
-    pub compiler: Arc<Compiler>,
-    /// `copepod-shim`.
-    pub shim_binary: PathBuf,
-    /// `pause`.
-    pub pause_binary: PathBuf,
-    /// Mount namespace that volumes are looked up in, for example `/proc/1/ns/mnt`.
-    pub mount_namespace: PathBuf,
-    /// Folder of the pinned network namespaces: `/run/netns`.
-    pub netns_dir: PathBuf,
-    /// The longest that bringing up one container's file systems and init may take.
-    pub create_timeout: Duration,
-}
+pub use crate::pod::{ContainerView, ExecOutput, NodeOptions, PodView};
 
 /// Pods and containers of this machine. Clones share one node.
 #[derive(Debug, Clone)]

@@ -4,10 +4,8 @@
 use crate::error::Error;
 use crate::kept::{self, KeptContainer, KeptPod};
 use crate::netns;
-use crate::pod::driver::link::{self, Answer, Link};
-use crate::pod::driver::{self, Driver};
-use crate::pod::{CONTAINER_RECORD, Context, POD_RECORD, blocking, containers};
-use crate::registry::{Registry, Seat};
+use crate::pod::context::{CONTAINER_RECORD, POD_RECORD, blocking};
+use crate::pod::{Context, Registry, containers, driver};
 use crate::shims::dial::{Dialled, dial};
 use crate::shims::spawn;
 use model::{ContainerId, ContainerRecord, PodId, PodRecord};
@@ -18,6 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use wire::{Request, Snapshot};
 
+/// For the greeting of a shim without a record.
+const GREETING: Duration = Duration::from_secs(3);
 /// For an orphan's processes.
 const STOP: Duration = Duration::from_secs(10);
 
@@ -60,8 +60,7 @@ pub(crate) async fn restore(context: &Arc<Context>, registry: &Arc<Registry>) ->
     for (record, same_boot) in std::mem::take(&mut records.pods) {
         let containers = records.containers.remove(&record.id).unwrap_or_default();
         let leaving = model::reconcile::is_leaving(same_boot, &record, &containers);
-        let seat = registry.restore(&record.id, &Arc::new(record.config.clone()), leaving);
-        adopt(context, registry, seat, record, containers, Origin { same_boot, leaving });
+        driver::adopt(context, registry, record, containers, same_boot, leaving);
     }
     let leases = context.images.leases();
     let context = Arc::clone(context);
@@ -90,47 +89,6 @@ pub(crate) async fn restore(context: &Arc<Context>, registry: &Arc<Registry>) ->
         }
     });
     Ok(())
-}
-
-/// What a pod's record says beside the pod.
-#[derive(Debug, Clone, Copy)]
-struct Origin {
-    /// What it names may live.
-    same_boot: bool,
-    /// It is rolled back or removed: not shown, and whoever wants its name waits.
-    leaving: bool,
-}
-
-/// Starts the driver of a recorded pod.
-fn adopt(
-    context: &Arc<Context>,
-    registry: &Arc<Registry>,
-    seat: Seat,
-    record: PodRecord,
-    containers: Vec<ContainerRecord>,
-    origin: Origin,
-) {
-    let mut driver = Driver::new(Arc::clone(context), Arc::clone(registry), record);
-    driver.hidden = origin.leaving;
-    driver.link = Link::down("it has not been asked since the daemon's start");
-    driver.publish();
-    for container in containers {
-        let id = container.id.clone();
-        driver.containers.insert(id.clone(), driver::Container::new(context, container));
-        driver.publish_container(&id);
-    }
-    let context = Arc::clone(context);
-    tokio::spawn(async move {
-        // Dropped with the driver: whoever waits for the name of a pod that leaves then tries again.
-        let Seat { id, mut commands, launched, mut closing } = seat;
-        let answer = match origin.same_boot {
-            true => link::ask(&context, &id, driver.record.shim_pid, link::GREETING).await,
-            false => Answer::of_another_boot(),
-        };
-        driver.dialled(answer);
-        driver.launched = Some(launched);
-        driver.run(&mut commands, &mut closing).await;
-    });
 }
 
 /// Reads every record. A torn one is set aside and costs its object; one that cannot be used is kept as it is.
@@ -199,7 +157,7 @@ async fn sweep(context: &Arc<Context>, records: Records, known: &BTreeSet<PodId>
     for pod in &records.shims {
         tracing::warn!(%pod, "shim without a record: ending it");
         let mut pids = Vec::new();
-        let connection = match dial(&context.layout, pod, 0, link::GREETING).await {
+        let connection = match dial(&context.layout, pod, 0, GREETING).await {
             Dialled::Here(connection) => Some(connection),
             Dialled::Gone | Dialled::Silent(_) => None,
         };

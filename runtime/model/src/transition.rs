@@ -13,6 +13,8 @@ pub enum PodEvent {
     Ended,
     /// Its removal begins.
     Remove,
+    /// Its removal failed: it is there to be asked for again.
+    NotRemoved,
 }
 
 /// What happens to a container.
@@ -22,6 +24,8 @@ pub enum ContainerEvent {
     Created,
     /// Init has exec'd.
     Started,
+    /// Its start was recorded, and never came to its shim: init still waits.
+    NeverStarted,
     /// Nothing of it runs any more.
     Exited,
     /// Its removal begins.
@@ -39,7 +43,7 @@ pub struct Refusal {
 }
 
 /// All that may happen to pods.
-const PODS: [(PodPhase, PodEvent, PodPhase); 9] = [
+const PODS: [(PodPhase, PodEvent, PodPhase); 10] = [
     (PodPhase::Launching, PodEvent::Launched, PodPhase::Ready),
     // A launch that could not be undone at once.
     (PodPhase::Launching, PodEvent::Ending, PodPhase::Stopping),
@@ -51,12 +55,15 @@ const PODS: [(PodPhase, PodEvent, PodPhase); 9] = [
     (PodPhase::Stopped, PodEvent::Ended, PodPhase::Stopped),
     (PodPhase::Stopped, PodEvent::Remove, PodPhase::Removing),
     (PodPhase::Removing, PodEvent::Remove, PodPhase::Removing),
+    (PodPhase::Removing, PodEvent::NotRemoved, PodPhase::Stopped),
 ];
 
 /// All that may happen to containers.
-const CONTAINERS: [(ContainerPhase, ContainerEvent, ContainerPhase); 8] = [
+const CONTAINERS: [(ContainerPhase, ContainerEvent, ContainerPhase); 9] = [
     (ContainerPhase::Creating, ContainerEvent::Created, ContainerPhase::Created),
     (ContainerPhase::Created, ContainerEvent::Started, ContainerPhase::Running),
+    // The record of a start is written before its shim hears of it.
+    (ContainerPhase::Running, ContainerEvent::NeverStarted, ContainerPhase::Created),
     // A start that failed; a stop of the sandbox.
     (ContainerPhase::Created, ContainerEvent::Exited, ContainerPhase::Exited),
     (ContainerPhase::Running, ContainerEvent::Exited, ContainerPhase::Exited),
@@ -104,7 +111,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens in whatever order, a container never becomes younger and never runs twice.
+        /// Whatever happens in whatever order, a container never becomes younger and never runs twice, but for
+        /// starts that are recorded and never were.
         #[test]
         fn containers_only_grow_older(events in proptest::collection::vec(0usize..4, 0..20)) {
             let all =

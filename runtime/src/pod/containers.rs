@@ -1,28 +1,29 @@
 //! The work on one container, as jobs of its pod's driver: create, start, remove.
 
-use super::launch::memfd;
-use super::{CONTAINER_RECORD, Context, blocking, now, random};
-use crate::cgroups::{Limits, host_devices, leaf_path, pod_parent};
+use super::context::{CONTAINER_RECORD, Context, random};
+use super::foreign;
+use super::life::StartError;
+use super::plan::memfd;
+use super::recorder::{self, Recorder};
+use crate::cgroups::{Limits, host_devices};
 use crate::error::{Error, ErrorKind};
 use crate::seccomp::Compiled;
 use crate::shims::Client;
 use crate::shims::client::ClientError;
 use crate::{failpoint, files, lanes};
 use image::ImageRecord;
-use model::{
-    ContainerConfig, ContainerId, ContainerPhase, ContainerRecord, Exit, ImageOfContainer, PodRecord, User,
-};
-use serde::Serialize;
+use model::transition::{self, ContainerEvent};
+use model::{ContainerId, ContainerRecord, ImageOfContainer, PodRecord};
 use spec::devices::HostDevice;
 use spec::{HostFacts, ImageFacts};
 use state::file::MAX_NEW_BYTES;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
-use wire::{ErrorKind as ShimErrorKind, ExitFacts, LogPlan, ProcessPlan, Reply, Request, RootfsPlan};
+use wire::{ErrorKind as ShimErrorKind, LogPlan, ProcessPlan, Reply, Request, RootfsPlan};
 
 /// Beyond the worker's own deadline: for the shim to kill it and say so.
 const SLACK: Duration = Duration::from_secs(5);
@@ -35,88 +36,11 @@ const REAP: Duration = Duration::from_secs(5);
 /// For the space of a removed container: kubelet removes dead containers when a disk runs low, measures at once
 /// (`reclaimNodeLevelResources` of its eviction manager), and evicts a pod when there is none.
 const SPACE: Duration = Duration::from_secs(10);
-/// Exit code of a container that never ran.
-const NEVER_RAN: i32 = 128;
-
-/// Writes one record, one write at a time, always the newest content: writers may come in any order.
-#[derive(Debug)]
-pub(crate) struct Recorder<T> {
-    path: PathBuf,
-    kind: &'static str,
-    newest: Mutex<T>,
-    writing: tokio::sync::Mutex<()>,
-}
-
-impl<T: Clone + Serialize + Send + 'static> Recorder<T> {
-    pub(crate) fn new(path: PathBuf, kind: &'static str, content: T) -> Arc<Self> {
-        Arc::new(Self { path, kind, newest: Mutex::new(content), writing: tokio::sync::Mutex::new(()) })
-    }
-
-    /// What the next write writes.
-    pub(crate) fn set(&self, content: T) {
-        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = content;
-    }
-
-    /// Writes the newest content.
-    pub(crate) async fn persist(&self, context: &Arc<Context>, durable: bool) -> Result<(), Error> {
-        self.persist_within(state::file::MAX_BYTES, context, durable).await
-    }
-
-    /// Writes the newest content, of at most `limit` bytes.
-    pub(crate) async fn persist_within(
-        &self,
-        limit: u64,
-        context: &Arc<Context>,
-        durable: bool,
-    ) -> Result<(), Error> {
-        let _turn = self.writing.lock().await;
-        let content = self.newest.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let (context, path, kind) = (Arc::clone(context), self.path.clone(), self.kind);
-        blocking("write a record", move || context.write_within(limit, &path, kind, &content, durable)).await
-    }
-}
-
-/// A recorder for a container's record.
-pub(crate) fn recorder(context: &Context, record: &ContainerRecord) -> Arc<Recorder<ContainerRecord>> {
-    Recorder::new(context.layout.container_record(&record.id), CONTAINER_RECORD, record.clone())
-}
-
-/// The record with which a container begins.
-pub(crate) fn intent(
-    id: ContainerId,
-    pod: &PodRecord,
-    config: ContainerConfig,
-) -> Result<ContainerRecord, Error> {
-    let cgroup = leaf_path(&pod_parent(&pod.config, &pod.id)?, &id);
-    let directory = pod.config.log_directory.trim_end_matches('/');
-    let log_path = if directory.is_empty() || config.log_path.is_empty() {
-        String::new()
-    } else {
-        format!("{directory}/{}", config.log_path)
-    };
-    Ok(ContainerRecord {
-        id,
-        pod: pod.id.clone(),
-        config,
-        image: ImageOfContainer::default(),
-        created_at: now(),
-        started_at: 0,
-        phase: ContainerPhase::Creating,
-        exit: None,
-        pid: 0,
-        user: User::default(),
-        log_path,
-        stop_signal: 0,
-        cgroup,
-        exec_template: None,
-        asked_env: Vec::new(),
-    })
-}
 
 /// Makes a container whose init waits for start. On an error nothing is left, or the log says what.
 pub(crate) async fn create(
     context: Arc<Context>,
-    pod: PodRecord,
+    pod: &PodRecord,
     client: Client,
     record: ContainerRecord,
 ) -> Result<ContainerRecord, Error> {
@@ -126,7 +50,7 @@ pub(crate) async fn create(
     );
     // Refused before anything is made.
     spec::refuse::container(&record.config).map_err(|error| Error::from(error).context(&name))?;
-    match make(&context, &pod, &client, record.clone()).await {
+    match make(&context, pod, &client, record.clone()).await {
         Ok(record) => Ok(record),
         Err(error) => {
             for left in unmake(&context, Some(&client), &record).await {
@@ -160,9 +84,9 @@ async fn make(
         folders: Vec::new(),
         volatile: true,
     };
-    let foreign = foreign(context, &record).await?;
+    let outside = outside(context, &record).await?;
     let (theirs, pod) = (Arc::clone(context), pod.clone());
-    let work = move || prepare(&theirs, &pod, &image, rootfs, foreign, record);
+    let work = move || prepare(&theirs, &pod, &image, rootfs, outside, record);
     let prepared = lanes::run(lanes::records(), pod_id.as_str(), "prepare the container", work).await?;
     failpoint::hit("container.prepared");
     let Prepared { mut record, mut process, log, fds } = prepared;
@@ -182,11 +106,17 @@ async fn make(
     process.set_home(&home);
     spec::exec::keep(&mut record, &process)
         .map_err(|error| Error::of("encode the process for execs", &error))?;
-    (record.pid, record.user, record.phase) = (pid, user, ContainerPhase::Created);
+    (record.pid, record.user) = (pid, user);
+    if let Ok(phase) = transition::container(record.phase, ContainerEvent::Created) {
+        record.phase = phase;
+    }
     // It holds for this boot only: start makes it durable.
-    recorder(context, &record).persist_within(MAX_NEW_BYTES, context, false).await?;
+    let record = Arc::new(record);
+    recorder::of_container(context, Arc::clone(&record))
+        .persist_within(MAX_NEW_BYTES, context, false)
+        .await?;
     failpoint::hit("container.committed");
-    Ok(record)
+    Ok(Arc::unwrap_or_clone(record))
 }
 
 struct Prepared {
@@ -198,28 +128,28 @@ struct Prepared {
 }
 
 /// What lies outside of our folders.
-struct Foreign {
+struct Outside {
     seccomp: Option<Arc<Compiled>>,
     devices: Vec<HostDevice>,
 }
 
 /// Reads what the request names, before anything is made: these paths can be on any file system of the node.
-async fn foreign(context: &Arc<Context>, record: &ContainerRecord) -> Result<Foreign, Error> {
+async fn outside(context: &Arc<Context>, record: &ContainerRecord) -> Result<Outside, Error> {
     let (security, pod) = (&record.config.security, record.pod.as_str());
     let seccomp = if security.privileged {
         None
     } else {
         let caps = spec::security::caps(security, context.cap_bounding)?;
-        super::seccomp(context, pod, &security.seccomp, caps.bounding).await?
+        foreign::seccomp(context, pod, &security.seccomp, caps.bounding).await?
     };
     if record.config.devices.is_empty() && !security.privileged {
-        return Ok(Foreign { seccomp, devices: Vec::new() });
+        return Ok(Outside { seccomp, devices: Vec::new() });
     }
     let config = record.config.clone();
     let find = lanes::run(lanes::foreign(), pod, "devices", move || Ok(host_devices::find(&config)?));
     let devices =
-        super::answered(find, |limit| format!("devices: their host_path did not answer within {limit:?}"));
-    Ok(Foreign { seccomp, devices: devices.await? })
+        foreign::answered(find, |limit| format!("devices: their host_path did not answer within {limit:?}"));
+    Ok(Outside { seccomp, devices: devices.await? })
 }
 
 /// Folders, intent, cgroup leaf, plan. Blocking.
@@ -228,10 +158,10 @@ fn prepare(
     pod: &PodRecord,
     image: &ImageRecord,
     rootfs: RootfsPlan,
-    foreign: Foreign,
+    outside: Outside,
     mut record: ContainerRecord,
 ) -> Result<Prepared, Error> {
-    let Foreign { seccomp, devices } = foreign;
+    let Outside { seccomp, devices } = outside;
     let config = &record.config;
     let limits = Limits {
         writes: spec::resources::v1(&config.resources, spec::resources::Mode::Create)?,
@@ -330,15 +260,6 @@ pub(crate) async fn start(
     Ok(started_at)
 }
 
-/// Why a container did not start.
-#[derive(Debug)]
-pub(crate) enum StartError {
-    /// It is exited: execve said this.
-    Never(String),
-    /// It may still be created, or run.
-    Other(Error),
-}
-
 /// Removes what a container has: the shim's memory of it, cgroup, lease, files. Idempotent; all steps run. Waits for
 /// the space of its files, [`SPACE`] at most.
 pub(crate) async fn remove(
@@ -427,46 +348,4 @@ pub(crate) async fn unmake(
         }
     }
     remove(context, client, record).await
-}
-
-/// CRI's exit of the shim's facts.
-pub(crate) fn exit_of(facts: &ExitFacts) -> Exit {
-    let (reason, message) = match &facts.start_error {
-        Some(error) => ("StartError", error.clone()),
-        None if facts.oom_killed => ("OOMKilled", String::new()),
-        None if facts.code == 0 => ("Completed", String::new()),
-        None => ("Error", String::new()),
-    };
-    let code = if facts.start_error.is_some() { NEVER_RAN } else { facts.code };
-    Exit {
-        code,
-        finished_at: if facts.finished_at == 0 { now() } else { facts.finished_at },
-        oom_killed: facts.oom_killed,
-        reason: reason.to_owned(),
-        message,
-    }
-}
-
-/// The exit of a container that execve refused.
-pub(crate) fn never_ran(message: String) -> Exit {
-    exit_of(&ExitFacts { start_error: Some(message), ..ExitFacts::default() })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reasons_of_exits() {
-        let facts = |code, oom_killed| ExitFacts { code, oom_killed, finished_at: 5, ..ExitFacts::default() };
-        assert_eq!(exit_of(&facts(0, false)).reason, "Completed");
-        assert_eq!(exit_of(&facts(3, false)).reason, "Error");
-        assert_eq!(exit_of(&facts(137, true)).reason, "OOMKilled");
-        let never = never_ran("no such file".into());
-        assert_eq!(
-            (never.code, never.reason.as_str(), never.message.as_str()),
-            (128, "StartError", "no such file")
-        );
-        assert!(never.finished_at > 0);
-    }
 }

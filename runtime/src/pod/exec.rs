@@ -1,11 +1,10 @@
 //! ExecSync: a command with its output in pipes that the daemon reads, while the shim only starts and reaps.
 
-use super::Context;
-use super::launch::memfd;
+use super::context::Context;
 use super::output::Output;
+use super::plan::memfd;
 use crate::error::{Error, ErrorKind};
 use crate::lanes;
-use crate::node::{EXEC_OUTPUT_LIMIT, ExecOutput};
 use crate::shims::Client;
 use crate::shims::client::{ClientError, next_exec};
 use model::{ContainerRecord, ExecId, Text};
@@ -32,13 +31,28 @@ const CHUNK: usize = 8192;
 /// How long output may still come after the exit: a grandchild may hold the pipes for ever.
 const DRAIN: Duration = Duration::from_millis(100);
 
+/// Most bytes of standard output and error of one ExecSync together: kubelet takes messages of 16 MiB, and
+/// the rest of the message needs room too. What is more is read and dropped.
+const EXEC_OUTPUT_LIMIT: usize = 16 * 1024 * 1024 - 64 * 1024;
+
+/// What ExecSync answers.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ExecOutput {
+    /// Standard output, capped.
+    pub stdout: Vec<u8>,
+    /// Standard error, capped.
+    pub stderr: Vec<u8>,
+    /// 0..=255, 128+n for signal n.
+    pub exit_code: i32,
+}
+
 /// Leave to start processes in a container, given by its driver.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     /// To the shim.
     pub(crate) client: Client,
     /// What the process inherits.
-    pub(crate) record: ContainerRecord,
+    pub(crate) record: Arc<ContainerRecord>,
 }
 
 /// The shim's half of the pipes, and ours.

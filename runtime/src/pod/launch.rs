@@ -7,13 +7,17 @@
 //! The intent is on disk before anything else exists, and is synced while the shim starts. An error undoes
 //! backwards and names its stage.
 
-use super::{Context, POD_RECORD, teardown};
+use super::context::{Context, POD_RECORD};
+use super::life::LaunchFailed;
+use super::plan::memfd;
+use super::{foreign, teardown};
 use crate::cgroups::{Limits, leaf_path, pod_parent};
 use crate::error::Error;
 use crate::seccomp::Compiled;
 use crate::shims::{Connection, client, spawn};
 use crate::{failpoint, files, lanes, netns};
-use model::{NamespaceMode, PodPhase, PodRecord};
+use model::transition::{self, PodEvent};
+use model::{NamespaceMode, PodRecord};
 use network::Attachment;
 use std::future::Future;
 use std::io;
@@ -40,17 +44,8 @@ pub(crate) struct Up {
     pub(crate) connection: Connection,
 }
 
-/// A launch that failed.
-#[derive(Debug)]
-pub(crate) struct Failed {
-    /// The first cause, with its stage.
-    pub(crate) error: Error,
-    /// What could not be undone; empty when nothing is left.
-    pub(crate) left: Vec<Error>,
-}
-
 /// Brings the pod of `record` up.
-pub(crate) async fn launch(context: Arc<Context>, record: PodRecord) -> Result<Up, Failed> {
+pub(crate) async fn launch(context: Arc<Context>, record: PodRecord) -> Result<Up, LaunchFailed> {
     let recorded = Recorded::begin(context, record).await?;
     failpoint::hit("pod.recorded");
     let supervised = match recorded.supervise().await {
@@ -112,7 +107,7 @@ impl<T: Send + 'static> Aside<T> {
 }
 
 impl Recorded {
-    async fn begin(context: Arc<Context>, record: PodRecord) -> Result<Self, Failed> {
+    async fn begin(context: Arc<Context>, record: PodRecord) -> Result<Self, LaunchFailed> {
         let (theirs, intent) = (Arc::clone(&context), record.clone());
         let id = record.id.as_str();
         let written = lanes::run(lanes::records(), id, "record the pod", move || {
@@ -126,7 +121,7 @@ impl Recorded {
         });
         if let Err(error) = written.await {
             let left = remove_records(&context, &record).await;
-            return Err(Failed { error: named(&record, "record the pod", error), left });
+            return Err(LaunchFailed { error: named(&record, "record the pod", error), left });
         }
         let (theirs, intent) = (Arc::clone(&context), record.clone());
         let synced = Aside::begin(async move {
@@ -154,7 +149,7 @@ impl Recorded {
         }
     }
 
-    async fn failed(self, stage: &'static str, error: Error) -> Failed {
+    async fn failed(self, stage: &'static str, error: Error) -> LaunchFailed {
         let Self { context, record, synced, pause } = self;
         tokio::join!(synced.ended(), pause.ended());
         let mut left = teardown::remove_shim(&context, &record).await;
@@ -162,7 +157,7 @@ impl Recorded {
         if left.is_empty() {
             left.extend(remove_records(&context, &record).await);
         }
-        Failed { error: named(&record, stage, error), left }
+        LaunchFailed { error: named(&record, stage, error), left }
     }
 }
 
@@ -200,7 +195,7 @@ async fn prepare_pause(context: Arc<Context>, record: PodRecord) -> Result<Vec<O
     let seccomp = if record.config.security.privileged {
         None
     } else {
-        super::seccomp(&context, record.id.as_str(), &record.config.security.seccomp, 0).await?
+        foreign::seccomp(&context, record.id.as_str(), &record.config.security.seccomp, 0).await?
     };
     let id = record.id.clone();
     let work = move || make_leaf(&context, &record, seccomp);
@@ -221,13 +216,6 @@ fn make_leaf(
     let mut fds = vec![memfd("pause-plan", &plan)?];
     fds.extend(leaf.folders);
     Ok(fds)
-}
-
-/// A plan as its worker reads it. Blocking (memory only).
-pub(crate) fn memfd<T: serde::Serialize>(name: &str, plan: &T) -> Result<OwnedFd, Error> {
-    let bytes = serde_json::to_vec(plan).map_err(|error| Error::of(format!("encode {name}"), &error))?;
-    sys::memfd::create_sealed(name, &bytes)
-        .map_err(|error| Error::of(format!("make a memfd for {name}"), &error))
 }
 
 /// The shim answers.
@@ -260,7 +248,7 @@ impl Supervised {
     }
 
     /// Undoes from here down, network included: nothing is owed where nothing was begun.
-    async fn failed(self, stage: &'static str, error: Error) -> Failed {
+    async fn failed(self, stage: &'static str, error: Error) -> LaunchFailed {
         let Recorded { context, record, synced, pause } = self.below;
         tokio::join!(synced.ended(), pause.ended());
         let mut left =
@@ -269,7 +257,7 @@ impl Supervised {
         if left.is_empty() {
             left.extend(remove_records(&context, &record).await);
         }
-        Failed { error: named(&record, stage, error), left }
+        LaunchFailed { error: named(&record, stage, error), left }
     }
 }
 
@@ -350,13 +338,15 @@ struct Networked {
 }
 
 impl Networked {
-    async fn commit(mut self) -> Result<Up, Failed> {
+    async fn commit(mut self) -> Result<Up, LaunchFailed> {
         if let Err(error) = self.below.below.synced.outcome("sync the pod's record").await {
             return Err(self.below.failed("record the pod", error).await);
         }
         let context = Arc::clone(&self.below.below.context);
         let record = &mut self.below.below.record;
-        record.phase = PodPhase::Ready;
+        if let Ok(phase) = transition::pod(record.phase, PodEvent::Launched) {
+            record.phase = phase;
+        }
         let committed = record.clone();
         let id = record.id.clone();
         let written = lanes::run(lanes::records(), id.as_str(), "commit the pod", move || {

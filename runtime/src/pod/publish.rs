@@ -3,11 +3,38 @@
 //! The lock is held to swap or copy pointers, never over I/O, so no pod can hold up a list.
 
 use crate::error::{Error, ErrorKind};
-use crate::node::{ContainerView, PodView};
-use model::{ContainerId, ContainerRecord, PodId, PodRecord};
+use model::{ContainerId, ContainerRecord, PodId, PodPhase, PodRecord};
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// A pod as published: immutable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodView {
+    /// All that List and Status say.
+    pub record: Arc<PodRecord>,
+    /// Since when its shim does not answer, nanoseconds since the epoch; 0 when it does, or is gone. All else
+    /// is as it was before.
+    pub silent_since: i64,
+    /// Grows with every change on this node.
+    pub generation: u64,
+}
+
+impl PodView {
+    /// SANDBOX_READY.
+    pub fn is_ready(&self) -> bool {
+        self.record.phase == PodPhase::Ready
+    }
+}
+
+/// A container as published: immutable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerView {
+    /// All that List and Status say.
+    pub record: Arc<ContainerRecord>,
+    /// Grows with every change on this node.
+    pub generation: u64,
+}
 
 /// The published state of the node.
 #[derive(Debug, Default)]
@@ -88,9 +115,8 @@ impl Published {
     }
 
     /// Shows a pod as it is now. `silent_since`: [`PodView::silent_since`].
-    pub(crate) fn put_pod(&self, record: &PodRecord, silent_since: i64) {
-        // Copied before the lock is taken.
-        let (id, record) = (record.id.clone(), record.clone());
+    pub(crate) fn put_pod(&self, record: Arc<PodRecord>, silent_since: i64) {
+        let id = record.id.clone();
         let mut tables = self.tables();
         tables.generation += 1;
         let generation = tables.generation;
@@ -98,8 +124,8 @@ impl Published {
     }
 
     /// Shows a container as it is now.
-    pub(crate) fn put_container(&self, record: &ContainerRecord) {
-        let (id, record) = (record.id.clone(), record.clone());
+    pub(crate) fn put_container(&self, record: Arc<ContainerRecord>) {
+        let id = record.id.clone();
         let mut tables = self.tables();
         tables.generation += 1;
         let generation = tables.generation;
@@ -140,7 +166,7 @@ impl Published {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::{PodConfig, PodPhase};
+    use model::PodConfig;
 
     fn pod(byte: u8, created_at: i64) -> PodRecord {
         PodRecord {
@@ -159,9 +185,9 @@ mod tests {
     #[test]
     fn finds_by_unique_prefix_and_lists_by_age() {
         let published = Published::default();
-        let (young, old) = (pod(0xab, 9), pod(0xac, 3));
-        published.put_pod(&young, 0);
-        published.put_pod(&old, 0);
+        let (young, old) = (Arc::new(pod(0xab, 9)), Arc::new(pod(0xac, 3)));
+        published.put_pod(Arc::clone(&young), 0);
+        published.put_pod(Arc::clone(&old), 0);
         let ids: Vec<PodId> = published.pods().iter().map(|view| view.record.id.clone()).collect();
         assert_eq!(ids, [old.id.clone(), young.id.clone()]);
         assert_eq!(published.pod("ac").unwrap().record.id, old.id);
@@ -171,7 +197,7 @@ mod tests {
             assert_eq!(published.pod(absent).unwrap_err().kind, ErrorKind::NotFound, "{absent}");
         }
         let before = published.pod("ac").unwrap().generation;
-        published.put_pod(&old, 0);
+        published.put_pod(Arc::clone(&old), 0);
         assert!(published.pod("ac").unwrap().generation > before);
         published.take_pod(&old.id);
         assert_eq!(published.pods().len(), 1);

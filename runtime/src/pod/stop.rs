@@ -2,8 +2,10 @@
 //! may be stopped, hang on a disk, or be dialled at this moment: signals go to init by a descriptor of its
 //! process, and its end can be seen on that.
 
-use super::driver::later;
-use super::{Context, containers, now};
+use super::backoff::later;
+use super::context::Context;
+use super::exit;
+use crate::clock::now;
 use crate::error::{Error, ErrorKind};
 use crate::lanes;
 use crate::shims::{Client, watched};
@@ -40,7 +42,7 @@ pub(crate) struct Stop {
     /// The shim's process, 0 where it is not known.
     pub(crate) shim_pid: u32,
     /// As it was when the stop began.
-    pub(crate) record: ContainerRecord,
+    pub(crate) record: Arc<ContainerRecord>,
     /// When to kill; may come nearer.
     pub(crate) deadline: watch::Receiver<Instant>,
     /// True once its exit is recorded.
@@ -175,12 +177,12 @@ impl Stop {
         let look = move || {
             let path = theirs.layout.exit(&record.pod, &record.id);
             if let Ok(Some(stored)) = state::file::read::<ExitFacts>(&path, EXIT_RECORD_KIND) {
-                return Ok(Some(containers::exit_of(&stored.data)));
+                return Ok(Some(exit::exit_of(&stored.data, now())));
             }
             let Some(code) = code(record.pid, shim_pid) else { return Ok(None) };
             let oom_killed = theirs.cgroups.oom_kills(&record.cgroup).is_ok_and(|kills| kills > 0);
             let facts = ExitFacts { code, finished_at: now(), oom_killed, ..ExitFacts::default() };
-            Ok(Some(containers::exit_of(&facts)))
+            Ok(Some(exit::exit_of(&facts, now())))
         };
         lanes::run(lanes::kill(), pod, "look how the container ended", look).await
     }

@@ -1,7 +1,10 @@
 //! Ending a pod: every step runs, whatever became of the others; each is idempotent; errors are gathered.
 
-use super::{Context, now, stop};
+use super::context::Context;
+use super::life::{Ended, Ending, Leaf};
+use super::{exit, stop};
 use crate::cgroups::{leaf_path, pod_parent};
+use crate::clock::now;
 use crate::error::Error;
 use crate::shims::{Client, spawn};
 use crate::{failpoint, lanes, netns};
@@ -16,26 +19,6 @@ use wire::{EXIT_RECORD_KIND, ExitFacts, Request};
 const STOP: Duration = Duration::from_secs(8);
 /// How long an empty shim may take to leave.
 const LEAVE: Duration = Duration::from_secs(2);
-
-/// What ending left to say.
-#[derive(Debug, Default)]
-pub(crate) struct Ended {
-    /// Exit records that the shim had written.
-    pub(crate) exits: BTreeMap<ContainerId, ExitFacts>,
-    /// What could not be ended or given back.
-    pub(crate) errors: Vec<Error>,
-}
-
-/// What of a container has to be ended.
-#[derive(Debug, Clone)]
-pub(crate) struct Leaf {
-    /// Which.
-    pub(crate) id: ContainerId,
-    /// Its cgroup.
-    pub(crate) cgroup: String,
-    /// Of init; 0 once it is over.
-    pub(crate) pid: u32,
-}
 
 /// Ends everything of a pod but its records and its shim's folder, where exits stay until they are durable
 /// elsewhere ([`forget_shim`]).
@@ -77,23 +60,32 @@ pub(crate) async fn kill(
     }
     let (context, record) = (Arc::clone(context), record.clone());
     let id = record.id.clone();
+    let all = leaves.iter().map(|leaf| leaf.id.clone()).collect();
     let killed = lanes::run(lanes::kill(), id.as_str(), "kill the pod", move || {
         let mut ended = Ended::default();
         if !by_shim {
-            for cgroup in leaves.iter().map(|leaf| leaf.cgroup.clone()).chain(pause_leaf(&record)) {
-                ended.errors.extend(context.cgroups.kill_all(&cgroup).err().map(Error::from));
+            for leaf in &leaves {
+                // What SIGKILL does not end may hang in the kernel: it lives.
+                if let Err(error) = context.cgroups.kill_all(&leaf.cgroup) {
+                    ended.alive.insert(leaf.id.clone());
+                    ended.errors.push(error.into());
+                }
+            }
+            if let Some(pause) = pause_leaf(&record) {
+                ended.errors.extend(context.cgroups.kill_all(&pause).err().map(Error::from));
             }
             // A shim that is silent has not reaped them, and is killed next.
             for leaf in leaves {
                 let Some(code) = stop::code(leaf.pid, record.shim_pid) else { continue };
                 let facts = ExitFacts { code, finished_at: now(), ..ExitFacts::default() };
-                ended.exits.insert(leaf.id, facts);
+                ended.exits.insert(leaf.id, (exit::exit_of(&facts, now()), 0));
             }
         }
         ended.exits.extend(exits(&context, &record.id));
         Ok(ended)
     });
-    killed.await.unwrap_or_else(|error| Ended { errors: vec![error], ..Ended::default() })
+    // Where nobody could even look, nothing is known to have ended.
+    killed.await.unwrap_or_else(|error| Ended { errors: vec![error], alive: all, ..Ended::default() })
 }
 
 /// The cgroup that pause is in.
@@ -104,7 +96,7 @@ pub(crate) fn pause_leaf(record: &PodRecord) -> Option<String> {
 }
 
 /// Exit records of a pod's containers. A torn one is as good as none. Blocking.
-pub(crate) fn exits(context: &Context, pod: &PodId) -> BTreeMap<ContainerId, ExitFacts> {
+pub(crate) fn exits(context: &Context, pod: &PodId) -> BTreeMap<ContainerId, Ending> {
     let mut found = BTreeMap::new();
     let ids = context.layout.exits(pod).unwrap_or_else(|error| {
         tracing::warn!(%pod, %error, "cannot list exit records");
@@ -113,7 +105,8 @@ pub(crate) fn exits(context: &Context, pod: &PodId) -> BTreeMap<ContainerId, Exi
     for id in ids {
         match state::file::read::<ExitFacts>(&context.layout.exit(pod, &id), EXIT_RECORD_KIND) {
             Ok(Some(stored)) => {
-                found.insert(id, stored.data);
+                let facts = stored.data;
+                found.insert(id, (exit::exit_of(&facts, now()), facts.started_at));
             }
             Ok(None) => {}
             Err(error) => tracing::warn!(%pod, container = %id, %error, "exit record not readable"),

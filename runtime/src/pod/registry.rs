@@ -1,17 +1,15 @@
 //! From ids and names to the drivers of pods. An equal request for a name under way joins it.
 
+use super::command::{Command, Reply};
+use super::publish::Published;
 use crate::error::{Error, ErrorKind};
 use crate::kept::{KeptContainer, KeptPod};
-use crate::pod::Command;
-use crate::pod::publish::Published;
 use model::{PodConfig, PodId, PodMeta};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
-/// Where the answer of a command goes.
-pub(crate) type Reply<T> = oneshot::Sender<Result<T, Error>>;
 /// How a launch ended; `None` while it goes on.
 pub(crate) type Launched = Option<Result<PodId, Error>>;
 
@@ -140,7 +138,7 @@ impl Registry {
     /// Shows a pod that has no driver because its record cannot be used, and keeps its name.
     pub(crate) fn keep_pod(&self, kept: &KeptPod) {
         let KeptPod { record, refusal } = kept;
-        self.published.put_pod(record, 0);
+        self.published.put_pod(Arc::new(record.clone()), 0);
         let mut tables = self.tables();
         tables.kept.insert(record.id.as_str().into(), refusal.clone());
         if record.config.meta != PodMeta::default() {
@@ -151,7 +149,7 @@ impl Registry {
     /// Shows a container whose record, or whose pod's record, cannot be used.
     pub(crate) fn keep_container(&self, kept: &KeptContainer) {
         let KeptContainer { record, refusal } = kept;
-        self.published.put_container(record);
+        self.published.put_container(Arc::new(record.clone()));
         self.tables().kept.insert(record.id.as_str().into(), refusal.clone());
     }
 

@@ -1,0 +1,37 @@
+//! The checker is checked: mistakes that are planted in the machine's decisions are found, each as what it is.
+
+use super::sequences::search;
+use super::world::{Kind, Sabotage};
+
+/// Far fewer than `make test` runs.
+const CASES: u32 = 500;
+
+fn finds(sabotage: Sabotage, kind: Kind) {
+    let violation = search(CASES, Some(sabotage)).expect_err("a planted mistake is found");
+    assert_eq!(violation.kind, kind, "{sabotage:?}: {}", violation.text);
+}
+
+#[test]
+fn a_lost_waiter_is_found() {
+    finds(Sabotage::LostWaiter, Kind::LostWaiter);
+}
+
+#[test]
+fn a_second_word_on_an_exit_is_found() {
+    finds(Sabotage::DoubleExit, Kind::DoubleExit);
+}
+
+#[test]
+fn a_name_that_is_not_given_back_is_found() {
+    finds(Sabotage::StuckName, Kind::StuckName);
+}
+
+#[test]
+fn a_pod_that_is_killed_while_its_shim_lives_is_found() {
+    finds(Sabotage::EarlyKill, Kind::EarlyKill);
+}
+
+#[test]
+fn a_container_that_is_listed_before_it_is_made_is_found() {
+    finds(Sabotage::HalfMade, Kind::HalfMade);
+}
