@@ -43,8 +43,7 @@ pub(crate) async fn run(bin: &Path, beside: &[String], endpoints: &[String]) -> 
     }
     let (mut nodes, mut all) = (Vec::new(), Vec::new());
     for (name, bin) in builds {
-        // The daemon's configuration accepts absolute paths only.
-        let bin = std::fs::canonicalize(&bin).with_context(|| bin.display().to_string())?;
+        let bin = fresh(&bin, &fixture.work().join(format!("bin-{name}")))?;
         let options = Options { bin: Some(bin), ..Options::default() };
         let node = Arc::new(Node::start(&fixture, &options).await?);
         all.push(Endpoint { name, ctx: Context::new(fixture.clone(), node.clone(), "bench") });
