@@ -255,7 +255,7 @@ async fn sweep(context: &Arc<Context>, records: Records, known: &BTreeSet<PodId>
         let removed = dir.clone();
         let trash = context.trash.clone();
         if let Err(error) =
-            blocking("remove a folder", move || Ok(state::file::discard_dir(&removed, &trash)?)).await
+            blocking("remove a folder", move || Ok(state::file::discard_dir(&removed, &trash, ())?)).await
         {
             tracing::warn!(dir = %dir.display(), %error, "folder without a record not removed");
         }

@@ -93,8 +93,17 @@ async fn attempt(cx: &Context, args: &[&str]) -> Result<Output> {
     Ok(tokio::time::timeout(secs(10), run).await.context("it goes on running")??)
 }
 
-/// A plugin on a dead file system: its process hangs between fork and execve with a copy of every descriptor of
-/// the daemon, and cannot be killed.
+/// What the descriptors of a process are of.
+fn held(pid: u32) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for fd in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+        names.push(std::fs::read_link(fd?.path())?.display().to_string());
+    }
+    Ok(names)
+}
+
+/// A plugin on a dead file system: its process hangs between fork and execve, and cannot be killed. It must have
+/// nothing of the daemon's: neither locks nor the connections of clients, who would wait for ever.
 async fn plugin_stuck_in_execve_holds_no_lock(cx: Context) -> Result<()> {
     let host = cx.pod().await?;
     let id = cx.start(&host, &cx.sleeper("main")).await?;
@@ -102,7 +111,6 @@ async fn plugin_stuck_in_execve_holds_no_lock(cx: Context) -> Result<()> {
     cx.node.network.uninstall()?;
     cx.node.network.conflist("10-stuck.conflist", &json!([{"type": "stuck"}]))?;
     let daemon = cx.node.pid()?;
-    // On a separate connection: the child has a copy of the daemon's end, so the connection outlives the daemon.
     let call = {
         let (cri, config) = (Cri::connect(&cx.node.paths.socket)?, cx.pod_config().own_network());
         tokio::spawn(async move { cri.run_pod(&config).await })
@@ -112,9 +120,13 @@ async fn plugin_stuck_in_execve_holds_no_lock(cx: Context) -> Result<()> {
         Ok(hanging.filter(|_| stuck.is_read()))
     })
     .await?;
+    let held = held(child.pid)?;
     cx.node.kill9()?;
-    call.abort();
     ensure!(proc::alive(child.pid), "the child does not hang: this test shows nothing");
+    let told = tokio::time::timeout(secs(5), call).await;
+    let told = told.context("a client still waits for a daemon that is gone")??;
+    ensure!(told.is_err(), "a pod without a network");
+    ensure!(held.iter().all(|it| it.starts_with("pipe:")), "a plugin that is being started holds {held:?}");
     let begun = Instant::now();
     let mut daemon = tokio::process::Command::new(cx.fixture.bin.join("copepod"))
         .arg("--config")
@@ -125,8 +137,6 @@ async fn plugin_stuck_in_execve_holds_no_lock(cx: Context) -> Result<()> {
         .kill_on_drop(true)
         .spawn()?;
     let started = daemon.id().context("the daemon has no number")?;
-    // Not before: a connection would wait in the queue of the old listening socket, which exists as long as the
-    // child.
     let ready =
         wait::until("the daemon to be ready beside a child that hangs in execve", secs(15), || async {
             ensure!(proc::alive(started), "the daemon ended: {}", cx.node.last_log(3));

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::fd::AsFd as _;
 
 use common::{Pod, container_id, memfd, process};
-use wire::{ErrorKind, Event, Message, Reply, Request, Snapshot};
+use wire::{ErrorKind, Event, Message, PausePlan, Reply, Request, Snapshot};
 
 fn status(pid: u32, key: &str) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -43,6 +43,37 @@ fn pause_is_locked_up() {
     pod.reconnect();
     assert_eq!(pod.snapshots, [Snapshot::Pause { pid, exited: None }]);
     assert!(matches!(pod.ask(Request::Shutdown), Reply::Failed(f) if f.kind == ErrorKind::Busy));
+    pod.end();
+}
+
+/// Parameters that nobody asked for are set where the kernel has them; those that a pod asks for, or there is no pod.
+#[test]
+fn sysctls_that_the_kernel_lacks() {
+    const PORTS: &str = "net/ipv4/ip_unprivileged_port_start";
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let absent = pair("net/ipv4/no_such_parameter", "1");
+    let plan = |sysctls, default_sysctls| PausePlan {
+        network: true,
+        pid: true,
+        sysctls,
+        default_sysctls,
+        shm_size: 1 << 20,
+        ..PausePlan::default()
+    };
+    let mut pod = Pod::new("defaults");
+    let wrong = pair("net/ipv4/ping_group_range", "no range");
+    pod.start_pause(plan(vec![pair(PORTS, "80")], vec![absent.clone(), wrong, pair(PORTS, "0")]));
+    let netns = pod.netns.as_ref().unwrap().as_fd();
+    let set = sys::netns::inside(netns, || fs::read_to_string(format!("/proc/sys/{PORTS}"))).unwrap();
+    assert_eq!(set, "80\n", "what is asked for comes after the defaults");
+    pod.end();
+    let mut pod = Pod::new("asked");
+    let (cgroup, folders) = pod.cgroups.leaf("pause");
+    let plan = memfd(&PausePlan { cgroup, ..plan(vec![absent], Vec::new()) });
+    let fds: Vec<_> = [plan.as_fd()].into_iter().chain(folders.iter().map(|fd| fd.as_fd())).collect();
+    let (reply, _) = pod.ask_with(Request::StartPause, &fds);
+    let told = |failure: &wire::Failure| failure.stage.contains("no_such_parameter");
+    assert!(matches!(&reply, Reply::Failed(failure) if told(failure)), "{reply:?}");
     pod.end();
 }
 

@@ -32,6 +32,9 @@ const SHORT: Duration = Duration::from_secs(10);
 const START: Duration = Duration::from_secs(60);
 /// For the shim to reap what was killed, unless a process hangs in the kernel.
 const REAP: Duration = Duration::from_secs(5);
+/// For the space of a removed container: kubelet removes dead containers when a disk runs low, measures at once
+/// (`reclaimNodeLevelResources` of its eviction manager), and evicts a pod when there is none.
+const SPACE: Duration = Duration::from_secs(10);
 /// Exit code of a container that never ran.
 const NEVER_RAN: i32 = 128;
 
@@ -336,7 +339,8 @@ pub(crate) enum StartError {
     Other(Error),
 }
 
-/// Removes what a container has: the shim's memory of it, cgroup, lease, files. Idempotent; all steps run.
+/// Removes what a container has: the shim's memory of it, cgroup, lease, files. Idempotent; all steps run. Waits for
+/// the space of its files, [`SPACE`] at most.
 pub(crate) async fn remove(
     context: &Arc<Context>,
     client: Option<&Client>,
@@ -350,13 +354,14 @@ pub(crate) async fn remove(
     }
     let (theirs, gone) = (Arc::clone(context), record.clone());
     let owner = record.pod.as_str();
+    let (held, deleted) = tokio::sync::oneshot::channel::<()>();
     let removed = lanes::run(lanes::records(), owner, "remove the container", move || {
         let mut errors = Vec::new();
         if !gone.cgroup.is_empty() {
             errors.extend(theirs.cgroups.remove(&gone.cgroup).err().map(Error::from));
         }
         let dir = theirs.layout.container_dir(&gone.id);
-        errors.extend(state::file::discard_dir(&dir, &theirs.trash).err().map(Error::from));
+        errors.extend(state::file::discard_dir(&dir, &theirs.trash, held).err().map(Error::from));
         Ok(errors)
     });
     let mut errors = removed.await.unwrap_or_else(|error| vec![error]);
@@ -366,6 +371,8 @@ pub(crate) async fn remove(
     {
         errors.push(Error::from(error));
     }
+    // Nothing is sent: it ends when the other side is dropped. No thread waits meanwhile.
+    drop(tokio::time::timeout(SPACE, deleted).await);
     errors
 }
 

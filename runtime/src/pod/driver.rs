@@ -67,6 +67,8 @@ pub(crate) struct Container {
     /// A start is answered when its outcome can be seen: here, when the exit that it ended in is.
     started: Vec<(Reply<()>, Result<(), Error>)>,
     stopping: Option<Stopping>,
+    /// A stop or a removal has set out to end it.
+    stop_began: bool,
     removing: Vec<Reply<()>>,
     /// The removal job is at work.
     being_removed: bool,
@@ -102,6 +104,7 @@ impl Container {
             starting: None,
             started: Vec::new(),
             stopping: None,
+            stop_began: false,
             removing: Vec::new(),
             being_removed: false,
             exited: watch::Sender::new(over),

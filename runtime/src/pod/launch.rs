@@ -26,6 +26,8 @@ use wire::{Reply, Request};
 
 /// From exec to the greeting of a shim: milliseconds, seconds on a machine that swaps.
 const GREETING: Duration = Duration::from_secs(10);
+/// From the end of its connection to that of the process.
+const LAST: Duration = Duration::from_secs(1);
 /// Namespaces and one exec.
 const PAUSE: Duration = Duration::from_secs(10);
 
@@ -167,26 +169,29 @@ impl Recorded {
 /// Starts the shim and takes its greeting.
 async fn connect(context: &Arc<Context>, record: &PodRecord) -> Result<Connection, Error> {
     let (theirs, intent) = (Arc::clone(context), record.clone());
-    let (pidfd, socket) = lanes::run(lanes::kill(), record.id.as_str(), "start the shim", move || {
+    let (mut dead, socket) = lanes::run(lanes::kill(), record.id.as_str(), "start the shim", move || {
         let child = spawn::spawn(&theirs.layout, &theirs.cgroups, &theirs.binaries, &intent)?;
-        let pidfd = child.pidfd.try_clone();
         // Whatever fails from here on, it is reaped.
-        spawn::reap_later(child);
-        let pidfd = pidfd.map_err(|error| Error::of("watch the shim", &error))?;
-        Ok((pidfd, spawn::reachable(&theirs.layout.shim_socket(&intent.id))?))
+        let dead = spawn::reap_later(child);
+        Ok((dead, spawn::reachable(&theirs.layout.shim_socket(&intent.id))?))
     })
     .await?;
     // A shim that dies at once is not waited for. Its last words come first.
-    let dead = async {
-        match crate::shims::watched(pidfd, tokio::io::Interest::READABLE) {
-            Ok(watched) => drop(watched.readable().await),
-            Err(_) => std::future::pending().await,
-        }
-    };
-    tokio::select! {
+    let dialled = tokio::select! {
         biased;
-        connection = client::dial(&socket.path, &record.id, GREETING) => Ok(connection?),
-        () = dead => Err(Error::internal("the shim ended before it said anything; see the log for its last words")),
+        dialled = client::dial(&socket.path, &record.id, GREETING) => dialled,
+        ended = &mut dead => return Err(spawn::ended_early(ended.ok().flatten())),
+    };
+    match dialled {
+        Ok(connection) => Ok(connection),
+        // What it could say itself is the reason. Of a connection that ended, or was never made, its end is.
+        Err(error @ (client::ClientError::Lost | client::ClientError::Socket { .. })) => {
+            match tokio::time::timeout(LAST, &mut dead).await {
+                Ok(ended) => Err(spawn::ended_early(ended.ok().flatten())),
+                Err(_) => Err(error.into()),
+            }
+        }
+        Err(error) => Err(error.into()),
     }
 }
 

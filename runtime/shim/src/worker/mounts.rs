@@ -3,16 +3,18 @@
 //! the right namespaces. All other mounts are attached by the worker ("early"), where the host's mount table
 //! can be watched. A late mount that receives mounts from the host is attached by the worker as well, in the
 //! scratch root, and moved by init. Bidirectional volumes come last: what is mounted on one shows up on the
-//! host, so their places are all opened before the first of them is attached, and nothing is mounted after.
+//! host, so their places are all opened before the first of them is attached, and nothing is mounted after but the
+//! volumes that lie on one ([`super::nested`]).
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use model::Propagation;
 use rustix::fs::symlinkat;
 use sys::mount::{self, Attributes, Option_, Pass};
 use wire::{CgroupPlan, ContainerPlan, MountKind, MountPlan};
 
+use super::nested::{self, Nested};
 use super::scratch::Scratch;
 use super::stage::{Step, internal, invalid};
 use super::tree::{self, Kind, Links, Root};
@@ -24,6 +26,8 @@ use crate::podns::SHM;
 const ATTEMPTS: usize = 40;
 /// Trees that init puts together.
 const LATE: [&str; 3] = ["/dev", "/proc", "/sys"];
+/// From here on numbers in the scratch root are nobody's: a plan has fewer mounts.
+const SPARE: usize = 100_000;
 /// Names below /proc that are a process's own, beside numbers.
 const OF_PROCESSES: [&str; 2] = ["self", "thread-self"];
 
@@ -85,6 +89,11 @@ pub(super) struct Split {
     pub(super) init: Vec<(Place, MountPlan)>,
 }
 
+/// Does it lie in a tree that init puts together?
+fn is_late(target: &str) -> bool {
+    LATE.into_iter().any(|top| tree::is_at_or_below(target, top))
+}
+
 /// Does what is mounted on it appear on the host?
 pub(super) fn is_shared(plan: &MountPlan) -> bool {
     matches!(&plan.kind, MountKind::Bind { propagation: Propagation::Bidirectional, .. })
@@ -102,21 +111,19 @@ pub(super) fn split(plan: &ContainerPlan) -> Step<Split> {
         if !target.starts_with('/') || tree::is_at_or_below("/", target) {
             return Err(invalid(&stage, "a mount's target must be absolute and below /"));
         }
-        if let Some(above) = shared.iter().find(|above| tree::is_at_or_below(target, above)) {
-            return Err(invalid(
-                &stage,
-                format!("it lies on the Bidirectional volume {above} and would appear on the host"),
-            ));
-        }
         refuse_processes(mount)?;
         let of_namespace = matches!(
             mount.kind,
             MountKind::Proc | MountKind::Sysfs | MountKind::Cgroup | MountKind::Devpts | MountKind::Mqueue
         );
         let below = |top: &str| tree::is_at_or_below(target, top);
-        let late =
-            of_namespace || LATE.into_iter().any(below) || split.init.iter().any(|(_, m)| below(&m.target));
+        let late = of_namespace || is_late(target) || split.init.iter().any(|(_, m)| below(&m.target));
         let bidirectional = is_shared(mount);
+        if let Some(above) = shared.iter().find(|above| tree::is_at_or_below(target, above))
+            && (late || bidirectional)
+        {
+            return Err(nested::on_shared(&stage, above));
+        }
         if bidirectional {
             shared.push(target);
         }
@@ -221,9 +228,15 @@ pub(super) fn attach(root: &Root, scratch: &Scratch, mount: &mut Prepared) -> St
     Ok(tree)
 }
 
-/// Attaches Bidirectional volumes, when all else is in its place.
-pub(super) fn attach_shared(root: &Root, scratch: &Scratch, mounts: Vec<Prepared>) -> Step<()> {
+/// Attaches Bidirectional volumes, when all else is in its place, with the volumes that lie on them.
+pub(super) fn attach_shared(
+    root: &Root,
+    scratch: &Scratch,
+    mounts: Vec<Prepared>,
+    nested: &[Nested],
+) -> Step<()> {
     let mut opened: Vec<(OwnedFd, OwnedFd, mount::Identity)> = Vec::with_capacity(mounts.len());
+    let mut targets = Vec::with_capacity(mounts.len());
     for mut mount in mounts {
         let stage = format!("mount {}", mount.plan.target);
         let tree = tree_of(scratch, &mut mount)?;
@@ -234,9 +247,16 @@ pub(super) fn attach_shared(root: &Root, scratch: &Scratch, mounts: Vec<Prepared
             return Err(invalid(&stage, "it leads to the place of another Bidirectional volume"));
         }
         opened.push((tree, target, identity));
+        targets.push(mount.plan.target);
     }
-    for (tree, target, _) in &opened {
-        mount::attach(tree.as_fd(), target.as_fd()).map_err(internal("volumes", "attaching"))?;
+    for (number, ((tree, place, _), target)) in opened.iter().zip(&targets).enumerate() {
+        let on_it: Vec<&Nested> = nested.iter().filter(|it| it.onto == *target).collect();
+        if on_it.is_empty() {
+            mount::attach(tree.as_fd(), place.as_fd()).map_err(internal("volumes", "attaching"))?;
+        } else {
+            let spare = SPARE + number * nested::ATTEMPTS;
+            nested::attach(root, scratch, tree, place.as_fd(), &on_it, spare)?;
+        }
     }
     Ok(())
 }
@@ -334,7 +354,8 @@ pub(super) fn clone_early(worker: &[(Place, MountPlan)]) -> Step<Vec<Prepared>> 
     worker.iter().map(prepare).collect()
 }
 
-/// Attaches the worker's mounts, anew as long as the host's table changes meanwhile and any of them minds.
+/// Attaches the worker's mounts, anew as long as the host's table changes meanwhile and any of them minds. Returns
+/// those that lie on Bidirectional volumes: init attaches them.
 pub(super) fn attach_early(
     root: &Root,
     scratch: &Scratch,
@@ -342,20 +363,40 @@ pub(super) fn attach_early(
     mut prepared: Vec<Prepared>,
     table: &volumes::Table,
     namespaces: &Namespaces<'_>,
-) -> Step<()> {
+) -> Step<Vec<Nested>> {
+    let staged = worker.iter().filter(|(place, _)| matches!(place, Place::Staged(_))).count();
     let minds: Vec<&str> =
         worker.iter().filter(|(_, p)| volumes::propagates(p)).map(|(_, p)| p.target.as_str()).collect();
     for _ in 0..ATTEMPTS {
         clone_from_pod(&mut prepared)?;
         let mut attached = Vec::with_capacity(prepared.len());
+        let mut shared = nested::Shared::default();
+        let mut nested: Vec<Nested> = Vec::new();
         for mount in &mut prepared {
             attached.push(match mount.place {
-                Place::Staged(index) => attach_staged(scratch, mount, index)?,
-                Place::Early | Place::Late => attach(root, scratch, mount)?,
+                Place::Staged(index) => {
+                    // What lies on one below /dev, /proc or /sys is attached by init too, or refused.
+                    if is_shared(&mount.plan)
+                        && !is_late(&mount.plan.target)
+                        && let Some(place) = resolved(root, mount)?
+                    {
+                        shared.add(&mount.plan.target, place)?;
+                    }
+                    attach_staged(scratch, mount, index)?
+                }
+                Place::Early | Place::Late => match below_shared(&shared, root, mount)? {
+                    None => attach(root, scratch, mount)?,
+                    Some((onto, below)) => {
+                        let index = staged + nested.len() + 1;
+                        let tree = attach_staged(scratch, mount, index)?;
+                        nested.push(Nested { target: mount.plan.target.clone(), index, onto, below });
+                        tree
+                    }
+                },
             });
         }
         if minds.is_empty() || !table.changed()? {
-            return Ok(());
+            return Ok(nested);
         }
         for tree in attached.iter().rev() {
             // Private first: detaching a shared tree takes the submounts of its peers along, the host's.
@@ -374,6 +415,22 @@ pub(super) fn attach_early(
         "volumes",
         format!("the host's mounts changed {ATTEMPTS} times while these were attached: {}", minds.join(", ")),
     )(std::io::ErrorKind::ResourceBusy.into()))
+}
+
+/// Where in the root a volume's links lead now.
+fn resolved(root: &Root, mount: &Prepared) -> Step<Option<PathBuf>> {
+    let Some(tree) = &mount.tree else { return Ok(None) };
+    let place = place_for(root, tree, &mount.plan)?;
+    let stage = format!("mount {}", mount.plan.target);
+    nested::resolved(root, place.as_fd()).map_err(internal(&stage, "its place"))
+}
+
+/// On which Bidirectional volume a volume lies, and where on it. Our own files below /etc are hidden by such a volume.
+fn below_shared(shared: &nested::Shared, root: &Root, mount: &Prepared) -> Step<Option<(String, PathBuf)>> {
+    if shared.is_empty() || !matches!(mount.plan.kind, MountKind::Bind { .. }) {
+        return Ok(None);
+    }
+    Ok(resolved(root, mount)?.and_then(|place| shared.below(&place)))
 }
 
 /// Attaches a volume in the scratch root, where it receives the host's mounts until init moves it.

@@ -156,6 +156,14 @@ impl Driver {
     pub(super) fn started(&mut self, id: &ContainerId, outcome: Result<i64, StartError>) {
         let Some(container) = self.containers.get_mut(id) else { return };
         let waiters = container.starting.take().unwrap_or_default();
+        // What a process that was killed in between had to say is not the reason.
+        let stopped = container.stop_began;
+        let aborted = |error: Error| match error.kind {
+            ErrorKind::Internal if stopped => {
+                Error::new(ErrorKind::Aborted, format!("stopped while it was started: {}", error.message))
+            }
+            _ => error,
+        };
         let outcome = match outcome {
             Ok(started_at) => {
                 container.record.started_at = started_at;
@@ -173,7 +181,8 @@ impl Driver {
             Err(StartError::Never(message)) => {
                 let name = container.record.config.meta.name.clone();
                 self.exited(id, containers::never_ran(message.clone()), 0);
-                let error = Error::internal(format!("container {name} cannot be started: {message}"));
+                let error =
+                    aborted(Error::internal(format!("container {name} cannot be started: {message}")));
                 Err(self.overtaken(&format!("container {name} was not started"), error))
             }
             // The reply was lost, and what it would have said is known already.
@@ -184,7 +193,7 @@ impl Driver {
             Err(StartError::Other(error)) => {
                 container.may_run = true;
                 container.recorder.set(container.record.clone());
-                let error = error.context(format!("start container {id}"));
+                let error = aborted(error.context(format!("start container {id}")));
                 Err(self.overtaken(&format!("container {id} was not started"), error))
             }
         };
@@ -242,6 +251,7 @@ impl Driver {
         }
         let (sender, receiver) = watch::channel(deadline);
         container.stopping = Some(Stopping { deadline: sender, waiters: reply.into_iter().collect() });
+        container.stop_began = true;
         let (record, exited, id) = (container.record.clone(), container.exited.subscribe(), id.clone());
         self.jobs.spawn(async move {
             let stop = Stop { client, shim_pid, record, deadline: receiver, exited };
