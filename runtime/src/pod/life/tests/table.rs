@@ -15,11 +15,11 @@ const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/pod-states.md")
 const VARIABLE: &str = "UPDATE_DOCS";
 
 const HEAD: &str = "\
-# What becomes of a pod and its containers
+# States of a pod and its containers
 
-Written by a test (`runtime/src/pod/life/tests/table.rs`) that asks the state machine itself, every input in every
-stage. `UPDATE_DOCS=1 cargo test -p runtime pod::life` writes it anew. A cell has the next stage where it changes,
-then what is done, jobs in capitals; `wait`: the call waits for what is under way; empty: nothing is done.
+A test (`runtime/src/pod/life/tests/table.rs`) generates this file from the state machine, with every input in every
+stage. `UPDATE_DOCS=1 cargo test -p runtime pod::life` updates it. A cell has the next stage, if it changes, and the
+actions, with jobs in capitals; `wait`: the call waits for running work; an empty cell means that nothing is done.
 ";
 
 /// A cell: the reaction of a state machine.
