@@ -258,9 +258,9 @@ impl Driver {
             Action::ReleaseName => self.registry.release(&self.life.record().id),
             Action::ShowPod(record, silent_since) => published.put_pod(record, silent_since),
             Action::ShowContainer(record) => published.put_container(record),
-            Action::HidePod => published.take_pod(&self.life.record().id),
+            Action::HidePod => published.remove_pod(&self.life.record().id),
             Action::HideContainer(id) => {
-                published.take_container(&id);
+                published.remove_container(&id);
                 self.recorders.remove(&id);
                 self.stops.remove(&id);
             }
