@@ -1,4 +1,4 @@
-//! The time of day, as records keep it.
+//! Wall-clock time, as stored in records.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -8,7 +8,7 @@ pub(crate) fn now() -> i64 {
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX).max(1)
 }
 
-/// From one time to a later one, both in nanoseconds since the epoch; nothing when the clock was set back.
+/// The time between two times in nanoseconds since the epoch; zero if the clock was set back.
 pub(crate) fn between(since: i64, until: i64) -> std::time::Duration {
     std::time::Duration::from_nanos(u64::try_from(until.saturating_sub(since)).unwrap_or(0))
 }

@@ -69,7 +69,7 @@ pub struct Facts<'a> {
 pub enum PodAction {
     /// Adopt it: it is managed again.
     Adopt,
-    /// It has ended. StopPodSandbox cleans up its network, cgroups and files.
+    /// It has exited.
     NotReady {
         /// The reason, for users.
         reason: String,
@@ -227,7 +227,7 @@ fn container(
             }
             None => {
                 let why = if facts.same_boot { "its shim is gone" } else { "the node was restarted" };
-                let exit = lost(format!("its end was not seen: {why}"), now);
+                let exit = lost(format!("its exit was not seen: {why}"), now);
                 ContainerAction::MarkExited { exit, started_at: record.started_at }
             }
         },

@@ -1,8 +1,8 @@
-//! Pauses that grow.
+//! Exponential backoff.
 
 use std::time::Duration;
 
-/// The pause after `times` attempts in vain: `first`, doubled each time up to `longest`.
+/// The pause after `times` failed attempts: `first`, doubled each time, up to `longest`.
 pub(crate) fn later(first: Duration, times: u32, longest: Duration) -> Duration {
     first.saturating_mul(2_u32.saturating_pow(times.min(16))).min(longest)
 }

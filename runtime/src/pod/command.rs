@@ -1,4 +1,4 @@
-//! What a pod's driver is asked to do.
+//! Commands to a pod's driver.
 
 use super::exec::Ticket;
 use crate::error::Error;
@@ -6,10 +6,10 @@ use model::{ContainerConfig, ContainerId};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-/// Where the answer of a command goes.
+/// Receives the reply to a command.
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
-/// What a driver is asked to do.
+/// A command to a pod's driver.
 #[derive(Debug)]
 pub(crate) enum Command {
     /// StopPodSandbox.
@@ -18,46 +18,46 @@ pub(crate) enum Command {
     RemovePod(Reply<()>),
     /// CreateContainer.
     Create {
-        /// Boxed: it is the one large command.
+        /// Boxed, because it is the only large command.
         config: Box<ContainerConfig>,
-        /// Gets the id.
+        /// Receives the id.
         reply: Reply<ContainerId>,
     },
     /// StartContainer.
     Start {
-        /// Which.
+        /// The container.
         id: ContainerId,
-        /// When it has exec'd.
+        /// Sent when init has called execve.
         reply: Reply<()>,
     },
     /// StopContainer.
     Stop {
-        /// Which.
+        /// The container.
         id: ContainerId,
         /// Time between the stop signal and SIGKILL.
         grace: Duration,
-        /// When it has exited.
+        /// Sent when it has exited.
         reply: Reply<()>,
     },
     /// RemoveContainer.
     Remove {
-        /// Which.
+        /// The container.
         id: ContainerId,
-        /// When nothing is left.
+        /// Sent when nothing is left.
         reply: Reply<()>,
     },
     /// ReopenContainerLog.
     ReopenLog {
-        /// Which.
+        /// The container.
         id: ContainerId,
-        /// When the new file exists.
+        /// Sent when the new file exists.
         reply: Reply<()>,
     },
-    /// May a process be started in it, and how.
+    /// Asks whether a process may be started in a container.
     Exec {
-        /// Which.
+        /// The container.
         id: ContainerId,
-        /// Gets what it takes.
+        /// Receives what the exec needs.
         reply: Reply<Ticket>,
     },
 }

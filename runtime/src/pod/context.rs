@@ -1,4 +1,4 @@
-//! What all drivers share: where things are, and what they work with.
+//! The shared context of all drivers: paths, stores and clients.
 
 use crate::cgroups::Cgroups;
 use crate::error::Error;
@@ -22,40 +22,40 @@ pub(crate) const POD_RECORD: &str = "pod";
 /// `kind` of containers' records.
 pub(crate) const CONTAINER_RECORD: &str = "container";
 
-/// What a node is made of.
+/// The parts of a node.
 #[derive(Debug)]
 pub struct NodeOptions {
-    /// Where things are; its folders exist and are locked by this daemon.
+    /// All paths; the folders exist and are locked by this daemon.
     pub layout: Layout,
-    /// Whether it takes writes.
+    /// Whether the durable folder accepts writes.
     pub(crate) root: Root,
-    /// This boot ([`state::boot::id`]).
+    /// The id of this boot ([`state::boot::id`]).
     pub boot_id: String,
-    /// Images.
+    /// The image store.
     pub images: ImageStore,
-    /// Networks.
+    /// The CNI client.
     pub cni: Cni,
     /// Cgroups.
     pub cgroups: Cgroups,
-    /// Seccomp.
+    /// The seccomp compiler.
     pub compiler: Arc<Compiler>,
-    /// `copepod-shim`.
+    /// Path of `copepod-shim`.
     pub shim_binary: PathBuf,
-    /// `pause`.
+    /// Path of `pause`.
     pub pause_binary: PathBuf,
-    /// Mount namespace that volumes are looked up in, for example `/proc/1/ns/mnt`.
+    /// Mount namespace in which volumes are looked up, for example `/proc/1/ns/mnt`.
     pub mount_namespace: PathBuf,
     /// Folder of the pinned network namespaces: `/run/netns`.
     pub netns_dir: PathBuf,
-    /// The longest that bringing up one container's file systems and init may take.
+    /// Time limit for setting up one container's file systems and init.
     pub create_timeout: Duration,
 }
 
-/// What all drivers share.
+/// The context that all drivers share.
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) layout: Layout,
-    /// Where removed containers' folders go.
+    /// Removed containers' folders are moved here.
     pub(crate) trash: Trash,
     pub(crate) root: Root,
     pub(crate) boot_id: String,
@@ -64,20 +64,20 @@ pub(crate) struct Context {
     pub(crate) cgroups: Cgroups,
     pub(crate) compiler: Arc<Compiler>,
     pub(crate) binaries: Binaries,
-    /// Mount namespace that volumes are looked up in.
+    /// Mount namespace in which volumes are looked up.
     pub(crate) mount_namespace: OwnedFd,
     pub(crate) netns_dir: PathBuf,
     pub(crate) create_timeout: Duration,
-    /// Our bounding set: no container can have more.
+    /// The daemon's bounding set, which limits all containers.
     pub(crate) cap_bounding: u64,
     /// The node's host name.
     pub(crate) node_name: String,
-    /// stdin of execs.
+    /// /dev/null, stdin of execs.
     pub(crate) dev_null: OwnedFd,
 }
 
 impl Context {
-    /// Opens and asks what does not change in a boot.
+    /// Opens and reads what does not change until the next boot.
     pub(crate) async fn new(options: NodeOptions) -> Result<Self, Error> {
         blocking("open the node", move || {
             let open = |path: &Path| match std::fs::File::open(path) {
@@ -87,7 +87,7 @@ impl Context {
             let NodeOptions { layout, root, boot_id, images, cni, cgroups, compiler, .. } = options;
             let (shim, pause) = (&options.shim_binary, &options.pause_binary);
             let trash = Trash::new(layout.trash_dir(), |error| {
-                tracing::warn!(%error, "left in the trash, tried again later and at the next start");
+                tracing::warn!(%error, "cannot delete a folder in the trash; it is retried later and at the next start");
             });
             Ok(Self {
                 layout,
@@ -151,7 +151,7 @@ fn node_name() -> Result<String, Error> {
     Ok(text.trim().to_owned())
 }
 
-/// Runs what blocks on `root`'s disk and belongs to no single pod. What belongs to one: [`lanes::run`].
+/// Runs work that may block on `root`'s disk and belongs to no single pod. Work of a pod uses [`lanes::run`].
 pub(crate) async fn blocking<T: Send + 'static>(
     what: &'static str,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
@@ -162,8 +162,8 @@ pub(crate) async fn blocking<T: Send + 'static>(
     }
 }
 
-/// Opens the mount namespace that volumes are looked up in. Where PID 1's may not be opened (a hardened or
-/// foreign init) it is the daemon's own, which is the same unless a service manager made it another.
+/// Opens the mount namespace in which volumes are looked up. If PID 1's cannot be opened (a hardened or
+/// foreign init), the daemon's own is used, which is the same unless a service manager created another.
 fn mount_namespace(path: &Path) -> Result<OwnedFd, Error> {
     let open = |path: &Path| std::fs::File::open(path).map(OwnedFd::from);
     match open(path) {
@@ -176,7 +176,7 @@ fn mount_namespace(path: &Path) -> Result<OwnedFd, Error> {
     .map_err(|error| Error::of(format!("open the mount namespace {}", path.display()), &error))
 }
 
-/// 32 random bytes for an id. /dev/urandom is memory: it does not block after boot.
+/// 32 random bytes for an id. /dev/urandom does not block after boot.
 pub(crate) fn random() -> Result<[u8; 32], Error> {
     let mut bytes = [0; 32];
     std::fs::File::open("/dev/urandom")

@@ -1,5 +1,6 @@
-//! The task that owns one pod: it feeds the pod's life (`pod::life`) with calls, shim events, outcomes of jobs and
-//! timers, and performs what that decides. It decides nothing itself, and never waits for work.
+//! The task that owns one pod. It passes calls, shim events, results of jobs and timers to the pod's state
+//! machine (`pod::life`) and performs the resulting actions. It decides nothing itself and never waits for
+//! work.
 
 mod jobs;
 mod shim;
@@ -22,7 +23,7 @@ use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::Instant;
 use wire::Event;
 
-/// Where the answer to a call goes.
+/// Receives the reply to a call.
 #[derive(Debug)]
 enum Caller {
     Unit(Reply<()>),
@@ -30,14 +31,14 @@ enum Caller {
     Exec(Reply<Ticket>),
 }
 
-/// What has come of waiting for something but a job.
+/// The result of waiting for something other than a job.
 #[derive(Debug)]
 enum Waited {
     Due(Timer),
     Dialled(Box<Heard>, Option<Box<Connection>>),
 }
 
-/// What a job has brought: its outcome, where it has one, and the launch's connection.
+/// The result of a job: its outcome, if it has one, and the connection of a launch.
 type Ended = (Option<Outcome>, Option<Box<Connection>>);
 
 /// The driver of one pod.
@@ -46,31 +47,31 @@ struct Driver {
     context: Arc<Context>,
     registry: Arc<Registry>,
     life: Life,
-    /// To the shim, while it answers.
+    /// The connection to the shim, if there is one.
     client: Option<Client>,
     events: Option<mpsc::Receiver<Event>>,
-    /// That came with the input at hand: used or dropped.
+    /// The connection that came with the current input; it is used or dropped.
     offered: Option<Box<Connection>>,
     recorder: Arc<Recorder<PodRecord>>,
     recorders: BTreeMap<ContainerId, Arc<Recorder<ContainerRecord>>>,
-    /// Stops at work.
+    /// Running stops.
     stops: BTreeMap<ContainerId, StopHandle>,
-    /// Work that is finished before the daemon ends.
+    /// Jobs that must finish before the daemon exits.
     jobs: JoinSet<Ended>,
-    /// Dialling and pauses: dropped when the daemon ends.
+    /// Connection attempts and pauses; dropped when the daemon exits.
     waits: JoinSet<Waited>,
-    /// The pause before a stop or removal is tried again.
+    /// The pause before a stop or removal is retried.
     retry: Option<AbortHandle>,
     callers: HashMap<Waiter, Caller>,
     next_caller: u64,
-    /// Those who want the pod's name wait for this.
+    /// Callers that want the pod's name wait for this.
     launched: watch::Sender<Launched>,
     began: Instant,
     closing: bool,
     finished: bool,
 }
 
-/// Starts the driver of a new pod: it launches first.
+/// Starts the driver of a new pod, which begins with the launch.
 pub(super) fn launch(context: Arc<Context>, registry: Arc<Registry>, seat: Seat, config: PodConfig) {
     let began = Instant::now();
     let (life, actions) = Life::launch(seat.id.clone(), config, moment(began));
@@ -82,8 +83,8 @@ pub(super) fn launch(context: Arc<Context>, registry: Arc<Registry>, seat: Seat,
     });
 }
 
-/// Starts the driver of a pod that has records of `same_boot` or an earlier one. Lists show it when this returns.
-/// `leaving`: it is rolled back or removed.
+/// Starts the driver of a pod with records, of this boot (`same_boot`) or an earlier one. When this returns,
+/// the pod is listed. `leaving`: it is rolled back or removed.
 pub(crate) fn adopt(
     context: &Arc<Context>,
     registry: &Arc<Registry>,
@@ -95,13 +96,13 @@ pub(crate) fn adopt(
     let seat = registry.restore(&record.id, &Arc::new(record.config.clone()), leaving);
     let began = Instant::now();
     let (life, actions) = Life::restore(record, containers, leaving, moment(began));
-    // Dropped with the driver: whoever waits for the name of a pod that leaves then tries again.
+    // Dropped with the driver: a caller that waits for the name of a leaving pod then retries.
     let Seat { id, commands, launched, closing } = seat;
     let mut driver = Driver::new(Arc::clone(context), Arc::clone(registry), life, launched, began);
     driver.perform(actions);
     let (context, registry) = (Arc::clone(context), Arc::clone(registry));
     tokio::spawn(async move {
-        // Before any call: those that come meanwhile wait for this, bounded.
+        // Before any call is processed; calls that arrive meanwhile wait for it, with a limit.
         let pid = driver.life.record().shim_pid;
         let (heard, connection) = match same_boot {
             true => shim::ask(&context, &registry, &id, pid, super::life::GREETING).await,
@@ -148,7 +149,7 @@ impl Driver {
         }
     }
 
-    /// Until the pod is removed or the daemon stops.
+    /// Runs until the pod is removed or the daemon stops.
     async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut closing: watch::Receiver<bool>) {
         while !self.finished {
             tokio::select! {
@@ -163,7 +164,7 @@ impl Driver {
                 Some(ended) = self.jobs.join_next() => self.joined(ended),
                 Some(waited) = self.waits.join_next() => self.waited(waited),
                 _ = closing.changed() => {
-                    // Records in flight are written, and who waits for one is answered; what waits for processes
+                    // Records are still written, and their waiters get replies; work that waits for processes
                     // is left to the next start.
                     self.closing = true;
                     while let Some(ended) = self.jobs.join_next().await {
@@ -173,7 +174,7 @@ impl Driver {
                 }
             }
         }
-        // Calls that came too late: all find the pod gone.
+        // Late calls find that the pod is gone.
         commands.close();
         while let Some(command) = commands.recv().await {
             self.command(command);
@@ -213,14 +214,14 @@ impl Driver {
         match ended {
             Ok((None, _)) => {}
             Ok((Some(outcome), connection)) => {
-                // What the shim has said before counts before.
+                // Events that the shim sent earlier are processed first.
                 while let Some(event) = self.events.as_mut().and_then(|events| events.try_recv().ok()) {
                     self.event(event);
                 }
                 self.offered = connection;
                 self.input(Input::Done(outcome));
             }
-            Err(error) => tracing::error!(pod = %self.life.record().id, %error, "a job ended badly"),
+            Err(error) => tracing::error!(pod = %self.life.record().id, %error, "a job panicked"),
         }
     }
 
@@ -231,9 +232,9 @@ impl Driver {
                 self.offered = connection;
                 self.input(Input::Heard(heard));
             }
-            // A pause that another took the place of.
+            // The pause was replaced by another one.
             Err(error) if error.is_cancelled() => {}
-            Err(error) => tracing::error!(pod = %self.life.record().id, %error, "a wait ended badly"),
+            Err(error) => tracing::error!(pod = %self.life.record().id, %error, "a wait panicked"),
         }
     }
 
@@ -257,9 +258,9 @@ impl Driver {
             Action::ReleaseName => self.registry.release(&self.life.record().id),
             Action::ShowPod(record, silent_since) => published.put_pod(record, silent_since),
             Action::ShowContainer(record) => published.put_container(record),
-            Action::HidePod => published.take_pod(&self.life.record().id),
+            Action::HidePod => published.remove_pod(&self.life.record().id),
             Action::HideContainer(id) => {
-                published.take_container(&id);
+                published.remove_container(&id);
                 self.recorders.remove(&id);
                 self.stops.remove(&id);
             }
@@ -308,7 +309,7 @@ impl Driver {
         }
     }
 
-    /// Starts a job, unless the daemon stops: then what is begun already is all.
+    /// Starts a job, unless the daemon is stopping: then no new job is started.
     fn begin(&mut self, job: Job) {
         if self.closing {
             return;
@@ -336,11 +337,11 @@ impl Driver {
         recorder.or_insert_with(|| recorder::of_container(context, Arc::clone(&record))).set(record);
     }
 
-    /// A caller that is gone needs no answer.
+    /// A caller that has gone needs no reply.
     fn answer(&mut self, waiter: Waiter, answer: Result<Answer, Error>) {
         let odd = |answer| Error::internal(format!("the pod's driver answered {answer:?}"));
         match (self.callers.remove(&waiter), answer) {
-            (None, answer) => tracing::error!(?waiter, ?answer, "answered twice"),
+            (None, answer) => tracing::error!(?waiter, ?answer, "a call was replied to twice"),
             (Some(Caller::Unit(reply)), answer) => {
                 drop(reply.send(answer.and_then(|answer| match answer {
                     Answer::Done => Ok(()),
@@ -367,7 +368,7 @@ impl Driver {
     }
 }
 
-/// The shim's next event; `None` when the connection has ended. Pending without one.
+/// The shim's next event; `None` when the connection has ended. Never resolves without a connection.
 async fn next_event(events: &mut Option<mpsc::Receiver<Event>>) -> Option<Event> {
     match events {
         Some(events) => events.recv().await,

@@ -1,4 +1,4 @@
-//! How a container ended, in CRI's words.
+//! Converts exits to CRI's form.
 
 use model::Exit;
 use wire::ExitFacts;
@@ -6,7 +6,7 @@ use wire::ExitFacts;
 /// Exit code of a container that never ran.
 const NEVER_RAN: i32 = 128;
 
-/// CRI's exit of the shim's facts. `now` is the time of an end that they give none for.
+/// Converts the shim's exit facts; `now` is used if they have no time.
 pub(crate) fn exit_of(facts: &ExitFacts, now: i64) -> Exit {
     let (reason, message) = match &facts.start_error {
         Some(error) => ("StartError", error.clone()),
@@ -24,7 +24,7 @@ pub(crate) fn exit_of(facts: &ExitFacts, now: i64) -> Exit {
     }
 }
 
-/// The exit of a container that execve refused.
+/// The exit of a container whose execve failed.
 pub(crate) fn never_ran(message: String, now: i64) -> Exit {
     exit_of(&ExitFacts { start_error: Some(message), ..ExitFacts::default() }, now)
 }

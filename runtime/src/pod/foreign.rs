@@ -1,4 +1,4 @@
-//! Files that a request names: they can be on any file system of the node, and are waited for a bounded time.
+//! Paths in requests: they can be on any file system of the node, so reading them has a time limit.
 
 use super::context::Context;
 use crate::error::{Error, ErrorKind};
@@ -8,14 +8,14 @@ use model::SeccompProfile;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a file that a request names may take to be read.
+/// Time limit for reading a file that a request names.
 const FOREIGN: Duration = Duration::from_secs(30);
 
-/// The filter of a profile. A Localhost profile lies wherever the node's administrator put it, so it is read
-/// where nothing but such files can hang.
+/// The filter of a profile. A Localhost profile can be on any file system, so it is read on the lane for such
+/// files.
 ///
 /// # Errors
-/// DeadlineExceeded when the profile's file system does not answer; those of the compiler.
+/// DeadlineExceeded if the profile's file system hangs; the errors of the compiler.
 pub(crate) async fn seccomp(
     context: &Arc<Context>,
     pod: &str,
@@ -36,10 +36,10 @@ pub(crate) async fn seccomp(
     .await
 }
 
-/// What comes of work on files that a request names, or `late` where their file system does not answer.
+/// The result of work on such files, or `late` if their file system hangs.
 ///
 /// # Errors
-/// DeadlineExceeded; those of `work`.
+/// DeadlineExceeded; the errors of `work`.
 pub(super) async fn answered<T>(
     work: impl Future<Output = Result<T, Error>>,
     late: impl FnOnce(Duration) -> String,

@@ -1,4 +1,4 @@
-//! What is meant to be, before anything of it is made.
+//! Intents: records that are written before anything is created.
 
 use crate::cgroups::{leaf_path, pod_parent};
 use crate::error::Error;
@@ -6,7 +6,7 @@ use model::{
     ContainerConfig, ContainerId, ContainerPhase, ContainerRecord, ImageOfContainer, PodRecord, User,
 };
 
-/// The record with which a container begins, at a time in nanoseconds since the epoch.
+/// The first record of a container, created at a time in nanoseconds since the epoch.
 pub(crate) fn container(
     id: ContainerId,
     pod: &PodRecord,

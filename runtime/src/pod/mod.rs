@@ -1,4 +1,4 @@
-//! Pods: one driver task each, which owns its state; what it works with.
+//! Pods: each has one driver task that owns its state, and jobs that do the work.
 //!
 //! ```text
 //! Node ──Command──► driver ──jobs──► launch, containers, teardown ──► shim, CNI, cgroups, files

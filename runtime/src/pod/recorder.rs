@@ -1,4 +1,4 @@
-//! Records on their way to the disk.
+//! Writes records to disk.
 
 use super::context::{CONTAINER_RECORD, Context, POD_RECORD, blocking};
 use crate::error::Error;
@@ -7,7 +7,7 @@ use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Writes one record, one write at a time, always the newest content: writers may come in any order.
+/// Writes one record, one write at a time and always with the latest content; calls may come in any order.
 #[derive(Debug)]
 pub(crate) struct Recorder<T> {
     path: PathBuf,
@@ -21,17 +21,17 @@ impl<T: Serialize + Send + Sync + 'static> Recorder<T> {
         Arc::new(Self { path, kind, newest: Mutex::new(content), writing: tokio::sync::Mutex::new(()) })
     }
 
-    /// What the next write writes.
+    /// Sets the content for the next write.
     pub(crate) fn set(&self, content: Arc<T>) {
         *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = content;
     }
 
-    /// Writes the newest content.
+    /// Writes the latest content.
     pub(crate) async fn persist(&self, context: &Arc<Context>, durable: bool) -> Result<(), Error> {
         self.persist_within(state::file::MAX_BYTES, context, durable).await
     }
 
-    /// Writes the newest content, of at most `limit` bytes.
+    /// Writes the latest content, with a size limit in bytes.
     pub(crate) async fn persist_within(
         &self,
         limit: u64,

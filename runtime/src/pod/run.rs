@@ -1,4 +1,4 @@
-//! RunPodSandbox: from a name to a driver.
+//! RunPodSandbox: finds or starts the driver of a pod name.
 
 use super::context::{Context, random};
 use super::driver;
@@ -7,10 +7,10 @@ use crate::error::{Error, ErrorKind};
 use model::{PodConfig, PodId};
 use std::sync::Arc;
 
-/// How often a name is tried for that becomes free while one waits for it.
+/// Number of attempts to get a name that is released while waiting for it.
 const TRIES: usize = 3;
 
-/// RunPodSandbox: reserves the name, or joins who has it, and waits for the launch.
+/// Reserves the name or joins the request that has it, and waits for the launch.
 pub(crate) async fn run(
     context: &Arc<Context>,
     registry: &Arc<Registry>,
@@ -29,7 +29,7 @@ pub(crate) async fn run(
                 launched
             }
         };
-        // An error: the pod that had the name was left half-made by an earlier daemon, and is gone now.
+        // An error: an earlier daemon had left the pod with this name incomplete, and it is gone now.
         if let Ok(ended) = launched.wait_for(Option::is_some).await
             && let Some(outcome) = &*ended
         {

@@ -1,4 +1,4 @@
-//! Jobs: each performs one piece of work and tells how it ended. None of them decides what comes next.
+//! Jobs. Each does one piece of work and returns its outcome; none decides what happens next.
 
 use super::Ended;
 use crate::error::{Error, ErrorKind};
@@ -19,29 +19,29 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use wire::Request;
 
-/// For the shim to open a log file.
+/// Time limit for the shim to open a log file.
 const REOPEN: Duration = Duration::from_secs(20);
-/// Execs of an earlier connection that are killed at a time.
+/// How many execs of an earlier connection are killed in parallel.
 const KILLS: usize = 16;
-/// For the shim to kill one session.
+/// Time limit for the shim to kill one session.
 const KILL: Duration = Duration::from_secs(15);
 
-/// What jobs work with.
+/// The tools of jobs.
 #[derive(Debug)]
 pub(super) struct Tools {
     pub(super) context: Arc<Context>,
-    /// To the shim, where it answers as the job begins.
+    /// The connection to the shim, if there is one when the job starts.
     pub(super) client: Option<Client>,
     pub(super) pod: PodId,
     pub(super) recorder: Arc<Recorder<PodRecord>>,
 }
 
-/// A stop at work, as the driver reaches it.
+/// The driver's handle of a running stop.
 #[derive(Debug)]
 pub(super) struct StopHandle {
-    /// When to kill.
+    /// Sets when to kill.
     pub(super) deadline: watch::Sender<Instant>,
-    /// True once the exit is recorded.
+    /// Set to true when the exit is recorded.
     pub(super) exited: watch::Sender<bool>,
 }
 
@@ -84,14 +84,14 @@ pub(super) fn work(
         }
         Job::Unmake(record) => without(async move {
             for error in containers::unmake(&context, client.as_ref(), &record).await {
-                tracing::error!(container = %record.id, %error, "left by a create that was cut off");
+                tracing::error!(container = %record.id, %error, "not cleaned up after an interrupted create");
             }
         }),
         Job::KillOrphan(id) => without(async move {
             if let Some(client) = client
                 && let Err(error) = containers::kill_and_forget(&client, &id).await
             {
-                tracing::warn!(container = %id, %error, "container that should not live is still held by the shim");
+                tracing::warn!(container = %id, %error, "the shim still has a container that should have been killed");
             }
         }),
         Job::RemoveCgroup(record) => without(remove_cgroup(context, pod, record)),
@@ -102,18 +102,19 @@ pub(super) fn work(
         Job::EndPod(record, leaves) => {
             with(async move { Outcome::PodEnded(teardown::end(&context, &record, client, leaves).await) })
         }
-        Job::BuryPod(record, leaves) => {
-            with(async move { Outcome::PodBuried(teardown::kill(&context, &record, None, leaves).await) })
+        Job::KillRemains(record, leaves) => {
+            with(async move { Outcome::PodKilled(teardown::kill(&context, &record, None, leaves).await) })
         }
         Job::RecordPod => without(async move {
             if let Err(error) = recorder.persist(&context, false).await {
-                tracing::error!(%pod, %error, "pod record not written");
+                tracing::error!(%pod, %error, "cannot write the pod's record");
             }
         }),
         Job::RecordStop => with(async move {
-            // Nothing of it lives, whatever the disk says: a node that cannot write must still end its pods.
+            // No process is left, whatever the disk says: a node that cannot write must still be able to stop
+            // its pods.
             if let Err(error) = recorder.persist(&context, true).await {
-                tracing::error!(%pod, %error, "stop not recorded: the next start of the daemon stops it again");
+                tracing::error!(%pod, %error, "cannot record the stop: the next start of the daemon stops the pod again");
             }
             Outcome::PodRecorded
         }),
@@ -189,7 +190,7 @@ async fn record_exit(
         None => Err(unrecorded()),
     };
     if let Err(error) = &recorded {
-        tracing::error!(container = %id, %error, "exit not recorded: it is forgotten if the node ends now");
+        tracing::error!(container = %id, %error, "cannot record the exit: a power loss now would lose it");
     }
     recorded.is_ok()
 }
@@ -200,12 +201,12 @@ async fn remove_container(
     record: Arc<ContainerRecord>,
     recorder: Option<Arc<Recorder<ContainerRecord>>>,
 ) -> Outcome {
-    // So that a crash in the middle goes on removing. A disk that is full must not prevent what makes it
-    // empty: without the record, whoever asked asks again after a crash.
+    // Recorded so that the removal is continued after a crash. A full disk must not prevent a removal:
+    // without the record, the client must repeat its call after a crash.
     if let Some(recorder) = recorder
         && let Err(error) = recorder.persist(&context, false).await
     {
-        tracing::debug!(container = %record.id, %error, "removed without a record of it");
+        tracing::debug!(container = %record.id, %error, "removal continues without being recorded");
     }
     let errors = containers::remove(&context, client.as_ref(), &record).await;
     Outcome::ContainerRemoved(record.id.clone(), errors)
@@ -214,7 +215,7 @@ async fn remove_container(
 async fn remove_cgroup(context: Arc<Context>, pod: PodId, record: Arc<ContainerRecord>) {
     let work = move || Ok(context.cgroups.remove(&record.cgroup)?);
     if let Err(error) = lanes::run(lanes::kill(), pod.as_str(), "remove the cgroup", work).await {
-        tracing::debug!(%error, "cgroup of an exited container stays until it is removed");
+        tracing::debug!(%error, "cannot remove the cgroup of an exited container yet");
     }
 }
 
@@ -223,8 +224,8 @@ async fn reopen_log(client: Option<Client>, container: ContainerId) -> Result<()
     Ok(client.done("the log's reopening", Request::ReopenLog { container }, REOPEN).await?)
 }
 
-/// Kills the execs that an earlier connection started: whoever waited for them has had an answer, or is gone
-/// with the daemon that was.
+/// Kills the execs that an earlier connection started: their callers got a reply, or have gone with the
+/// earlier daemon.
 async fn kill_execs(client: Option<Client>, pod: PodId, execs: Vec<ExecId>) {
     let Some(client) = client else { return };
     let mut kills = JoinSet::new();
@@ -236,7 +237,7 @@ async fn kill_execs(client: Option<Client>, pod: PodId, execs: Vec<ExecId>) {
         kills.spawn(async move {
             let kill = client.done("the kill of an exec", Request::KillExec { exec }, KILL).await;
             if let Err(error) = kill {
-                tracing::warn!(%pod, exec = exec.0, %error, "exec of an earlier connection not killed");
+                tracing::warn!(%pod, exec = exec.0, %error, "cannot kill an exec of an earlier connection");
             }
         });
     }
@@ -249,17 +250,17 @@ async fn remove_pod(
     record: Arc<PodRecord>,
     containers: Vec<Arc<ContainerRecord>>,
 ) -> Outcome {
-    // As with containers, a disk that is full must not prevent this.
+    // As with containers, a full disk must not prevent this.
     if let Err(error) = recorder.persist(&context, false).await {
-        tracing::debug!(pod = %record.id, %error, "removed without a record of it");
+        tracing::debug!(pod = %record.id, %error, "removal continues without being recorded");
     }
     let mut errors = Vec::new();
     for container in containers {
         errors.extend(containers::remove(&context, None, &container).await);
     }
-    // It stays where exits could not be recorded.
+    // The folder stays if exits could not be recorded.
     errors.extend(teardown::forget_shim(&context, &record.id).await);
-    // A create that was at work when the pod was stopped may have made them again.
+    // A create that was running when the pod was stopped may have created them again.
     errors.extend(teardown::remove_cgroups(&context, &record, Vec::new()).await);
     if errors.is_empty() {
         let dir = context.layout.pod_dir(&record.id);

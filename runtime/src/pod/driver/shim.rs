@@ -1,4 +1,4 @@
-//! The shim's words, as the pod's life reads them.
+//! Converts the shim's messages to inputs of the pod's state machine.
 
 use crate::clock::now;
 use crate::lanes;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use wire::{ContainerState, Event, Snapshot};
 
-/// Dials a pod's shim, `pid` by the record, and reads the exit records it has left.
+/// Connects to a pod's shim, whose pid is in the record, and reads its exit files.
 pub(super) async fn ask(
     context: &Arc<Context>,
     registry: &Registry,
@@ -46,7 +46,7 @@ fn of_snapshot(registry: &Registry, connection: &Connection) -> Heard {
                     ContainerState::Creating => Held::Creating,
                     ContainerState::Created => Held::Created { pid },
                     ContainerState::Running { started_at } => Held::Running { pid, started_at: *started_at },
-                    // Of a later version; its init lives, and when it began is in the record.
+                    // A state of a later version: its init is running, and the record has the start time.
                     ContainerState::Unknown => Held::Running { pid, started_at: 0 },
                     ContainerState::Exited(facts) => {
                         Held::Exited { exit: exit::exit_of(facts, now()), started_at: facts.started_at }
@@ -62,7 +62,7 @@ fn of_snapshot(registry: &Registry, connection: &Connection) -> Heard {
     Heard { pid: connection.client.pid(), execs, kept, ..Heard::of(shim) }
 }
 
-/// What of an event concerns the pod's life; the rest is told to the log.
+/// Converts an event for the pod's state machine; other events are logged.
 pub(super) fn event(pod: &PodRecord, event: Event) -> Option<ShimEvent> {
     match event {
         Event::Exited { container, facts } => {

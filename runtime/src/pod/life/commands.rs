@@ -1,4 +1,4 @@
-//! Calls of CRI: what is done, joined or refused, by the stage.
+//! Handles CRI calls: starts, joins or refuses them, depending on the stage.
 
 use super::stage::{Container, End, PodStage, Stage, Start};
 use super::{Action, Answer, Ask, Job, Life, Waiter};
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use wire::MAX_CONTAINERS;
 
-/// Longest grace of a stop: kubelet takes any i64 from the pod; a year is for ever.
+/// Longest grace period of a stop: kubelet accepts any i64; a year means no limit.
 const LONGEST_GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Life {
@@ -36,7 +36,7 @@ impl Life {
         }
     }
 
-    /// A container that runs, and whose shim answers.
+    /// A running container whose shim is connected.
     fn may_use(&self, id: &ContainerId) -> Result<Arc<ContainerRecord>, Error> {
         let container = self.find(id)?;
         admission::running(&container.record)?;
@@ -49,14 +49,14 @@ impl Life {
         found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no container {id}")))
     }
 
-    /// Containers are created and started in a pod that is up.
+    /// Containers are created and started only in a ready pod.
     pub(super) fn admit(&self) -> Result<(), Error> {
         match &self.stage {
             PodStage::Up => Ok(()),
             PodStage::Launching | PodStage::Leftover | PodStage::Over | PodStage::Stopped { .. } => {
                 admission::ready(&self.record)
             }
-            PodStage::Burying(_)
+            PodStage::Killing(_)
             | PodStage::Ending(_)
             | PodStage::Recording(_)
             | PodStage::Settling(..)
@@ -78,8 +78,9 @@ impl Life {
                 }
                 Stage::Creating { askers, .. } => return askers.push(waiter),
                 Stage::CutOff => {
-                    let text =
-                        format!("{name}: an earlier create of it was cut off and is being undone, as {id}");
+                    let text = format!(
+                        "{name}: an earlier create of it was interrupted and is being undone, as {id}"
+                    );
                     Err(Error::new(ErrorKind::Unavailable, text))
                 }
                 Stage::Created { .. } => Ok(Answer::Created(id)),
@@ -101,12 +102,12 @@ impl Life {
         }
     }
 
-    /// The record with which a container begins, if it may.
+    /// The first record of a container, if it may be created.
     fn intend(&self, id: ContainerId, config: ContainerConfig) -> Result<ContainerRecord, Error> {
         self.admit()?;
         if self.containers.len() >= MAX_CONTAINERS {
             let text = format!(
-                "pod {} has {MAX_CONTAINERS} containers, its limit, dead ones included: remove some first",
+                "pod {} has {MAX_CONTAINERS} containers, its limit, exited ones included: remove some first",
                 self.record.id
             );
             return Err(Error::new(ErrorKind::ResourceExhausted, text));
@@ -142,7 +143,8 @@ impl Life {
             | Stage::Exited { start: Some(askers), .. } => askers.push(waiter),
             Stage::Created { start, .. } => {
                 *start = Start::Asked(vec![waiter]);
-                // What goes to disk says "may have run"; what is shown waits for the shim's word.
+                // The record on disk says "may have run"; the published state changes only with the shim's
+                // report.
                 let mut intent = ContainerRecord::clone(&container.record);
                 intent.phase = ContainerPhase::Running;
                 intent.started_at = self.now.wall;
@@ -166,7 +168,7 @@ impl Life {
         let end = End { deadline, stoppers: vec![waiter], removers: Vec::new() };
         let Some(container) = self.containers.get_mut(id) else { return self.answer(waiter, Ok(())) };
         match &mut container.stage {
-            // Nobody knows of it, or nothing of it runs that a stop would have to end.
+            // It is not listed, or has no process left to stop.
             Stage::Creating { .. }
             | Stage::CutOff
             | Stage::Created { start: Start::Not, end: None }
@@ -181,7 +183,7 @@ impl Life {
         let end = End { deadline: self.now.steady, stoppers: Vec::new(), removers: vec![waiter] };
         let Some(container) = self.containers.get_mut(id) else { return self.answer(waiter, Ok(())) };
         match &mut container.stage {
-            // Nobody knows of it.
+            // It is not listed.
             Stage::Creating { .. } | Stage::CutOff => self.answer(waiter, Ok(())),
             Stage::Created { .. } | Stage::Running { .. } => self.end(id, end),
             Stage::Exiting { removers, .. } => removers.push(waiter),
@@ -189,7 +191,8 @@ impl Life {
         }
     }
 
-    /// Begins the stop of a container that may run, or joins the one at work and shortens it.
+    /// Starts the stop of a container that may be running, or joins a running stop and shortens its grace
+    /// period.
     fn end(&mut self, id: &ContainerId, new: End) {
         let Some(container) = self.containers.get_mut(id) else { return };
         let (Stage::Created { end, .. } | Stage::Running { end, .. }) = &mut container.stage else { return };

@@ -1,4 +1,4 @@
-//! What becomes of containers by themselves: outcomes of their jobs, and the shim's word on them.
+//! Handles results of containers' jobs, and the shim's reports about containers.
 
 use super::stage::{End, PodStage, Stage, Start};
 use super::{Action, Answer, Job, Life, StartError, Timer, Waiter, step};
@@ -9,7 +9,7 @@ use model::{ContainerId, ContainerPhase, ContainerRecord, Exit};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Before a removal that nobody waits for is tried again.
+/// Pause before a failed removal without a caller is retried.
 const REMOVE_AGAIN: Duration = Duration::from_secs(60);
 
 impl Life {
@@ -31,7 +31,7 @@ impl Life {
             Err(error) => {
                 let name = container.record.config.meta.name.clone();
                 self.containers.remove(id);
-                // What its shim had of it may have been lost with the connection, or come late.
+                // The shim's part of it may have been lost with the connection, or may arrive late.
                 if matches!(error.kind, ErrorKind::Unavailable | ErrorKind::DeadlineExceeded) {
                     self.begin(Job::KillOrphan(id.clone()));
                 }
@@ -42,8 +42,8 @@ impl Life {
         self.maybe_settled();
     }
 
-    /// The reason why something failed that the end of its pod has overtaken: not what the killed processes
-    /// had to say, but that end.
+    /// The error for an operation that failed because its pod was stopped: it names the stop, not the error
+    /// of the killed processes.
     fn overtaken(&self, what: &str, error: Error) -> Error {
         let own_fault = matches!(
             error.kind,
@@ -70,7 +70,7 @@ impl Life {
         let outcome = match outcome {
             Ok(started_at) => Ok(started_at),
             Err(StartError::Never(message)) => {
-                // First: who asked is answered when this end can be seen.
+                // First, because the caller gets a reply when this exit is published.
                 self.exited(id, exit::never_ran(message.clone(), self.now.wall), 0);
                 let name = self.containers.get(id).map(|it| it.record.config.meta.name.clone());
                 let name = name.unwrap_or_default();
@@ -102,7 +102,7 @@ impl Life {
                 if let Ok(started_at) = outcome {
                     container.change(|record| record.started_at = started_at);
                 }
-                // Where the reply was lost, what it would have said is known already.
+                // The reply was lost, but an event has already told the result.
                 (askers, Ok(()))
             }
             Stage::Exiting { start, told, .. } => {
@@ -119,7 +119,7 @@ impl Life {
                 let Some(askers) = start.take() else { return };
                 (askers, outcome.map(drop))
             }
-            // Nobody asks for it there, or was answered when its removal began.
+            // It has no caller, or the caller got a reply when the removal began.
             Stage::Creating { .. } | Stage::CutOff | Stage::Removing { .. } => return,
         };
         self.note(id);
@@ -129,8 +129,8 @@ impl Life {
         self.answer_all(askers, &answer);
     }
 
-    /// The shim's word that init has exec'd, whoever asked for that: the reply may have found no daemon, or come
-    /// after its caller had given up.
+    /// The shim reports that init has called execve. The reply to the start request may have been lost with a
+    /// daemon, or may have come after the caller's time-out.
     pub(super) fn running(&mut self, id: &ContainerId, started_at: i64) {
         let Some(container) = self.containers.get_mut(id) else { return };
         let Stage::Created { start, end } = &mut container.stage else { return };
@@ -144,9 +144,9 @@ impl Life {
         step(container, ContainerEvent::Started);
         container.change(|record| record.started_at = started_at);
         self.note(id);
-        // A start under way shows it once its record is durable.
+        // A running start publishes it once its record is durable.
         if shown {
-            tracing::info!(container = %id, "runs, by a start that nobody waits for any more");
+            tracing::info!(container = %id, "container was started by a request whose caller has gone");
             self.show(id);
         }
     }
@@ -154,12 +154,12 @@ impl Life {
     pub(super) fn stop_ended(&mut self, id: &ContainerId, outcome: Result<Option<Exit>, Error>) {
         let Some(container) = self.containers.get_mut(id) else { return };
         let (Stage::Created { end, .. } | Stage::Running { end, .. }) = &mut container.stage else {
-            // The exit came first, and answers when it is recorded.
+            // The exit was reported first; the callers get replies when it is recorded.
             return;
         };
         let error = match outcome {
             Ok(Some(exit)) => {
-                tracing::warn!(container = %id, code = exit.code, "ended, as seen without its shim");
+                tracing::warn!(container = %id, code = exit.code, "container exited; its shim has not reported it");
                 return self.exited(id, exit, 0);
             }
             Ok(None) => Error::internal(format!("container {id}: its stop has ended without an exit")),
@@ -169,14 +169,14 @@ impl Life {
         self.answer_all([stoppers, removers].concat(), &Err(error));
     }
 
-    /// Notes an exit and records it; shown when durable. A second word on it changes nothing.
+    /// Records an exit, which is published when it is durable. Later reports of the same exit are ignored.
     pub(super) fn exited(&mut self, id: &ContainerId, exit: Exit, started_at: i64) {
         let Some(container) = self.containers.get_mut(id) else {
-            tracing::debug!(container = %id, "exit of a container that is not known");
+            tracing::debug!(container = %id, "exit of an unknown container");
             return;
         };
         let (start, end) = match &mut container.stage {
-            // The job that creates it still writes its record.
+            // The create job will write its record.
             Stage::Creating { exit: early, .. } => {
                 early.get_or_insert((exit, started_at));
                 return;
@@ -205,7 +205,7 @@ impl Life {
         self.begin(Job::RecordExit(id.clone()));
     }
 
-    /// The exit may be seen: tells everybody.
+    /// The exit may be published: replies to all waiting callers.
     pub(super) fn exit_recorded(&mut self, id: &ContainerId, durable: bool) {
         let Some(container) = self.containers.get_mut(id) else { return };
         let Stage::Exiting { start, told, stoppers, removers } = &mut container.stage else { return };
@@ -222,16 +222,16 @@ impl Life {
         if !removers.is_empty() {
             self.begin_remove(id, removers);
         } else if !self.stage.is_ending() {
-            // Nobody reads it any more, and kubelet wants the pod's folder back.
+            // It is not read any more, and kubelet wants to remove the pod's cgroup.
             self.begin(Job::RemoveCgroup(record));
         }
         self.maybe_settled();
         self.maybe_remove_pod();
     }
 
-    /// Removes a container that has ended, or goes on with that.
+    /// Removes an exited container, or continues its removal.
     pub(super) fn begin_remove(&mut self, id: &ContainerId, new: Vec<Waiter>) {
-        // The removal of its pod takes it along, and answers.
+        // The removal of its pod includes it, and sends the replies.
         if let PodStage::Removing { removers } = &mut self.stage {
             return removers.extend(new);
         }
@@ -250,7 +250,7 @@ impl Life {
             }
         };
         container.stage = Stage::Removing { durable, at_work: true, askers: new };
-        // In memory it stays exited: a removal that fails leaves it so.
+        // In memory its phase stays Exited, so that it is still that after a failed removal.
         let mut record = ContainerRecord::clone(&container.record);
         if let Ok(phase) = model::transition::container(record.phase, ContainerEvent::Remove) {
             record.phase = phase;
@@ -282,7 +282,7 @@ impl Life {
                 if container.record.phase == ContainerPhase::Exited {
                     container.stage = Stage::Exited { durable, start: None };
                 } else {
-                    tracing::error!(container = %id, %error, again = ?REMOVE_AGAIN, "not removed; it is tried again");
+                    tracing::error!(container = %id, %error, again = ?REMOVE_AGAIN, "cannot remove the container; it will be retried");
                     self.actions.push(Action::Wake(Timer::Container(id.clone()), REMOVE_AGAIN));
                 }
             }
@@ -291,7 +291,7 @@ impl Life {
         self.maybe_remove_pod();
     }
 
-    /// A removal that an earlier daemon had begun has failed a while ago.
+    /// Retries a removal that an earlier daemon had begun.
     pub(super) fn remove_again(&mut self, id: &ContainerId) {
         let waits = self
             .containers
@@ -307,7 +307,7 @@ impl Life {
         }
     }
 
-    /// A container that the shim still has goes on.
+    /// A container that the shim still has is managed again.
     pub(super) fn resume(&mut self, id: &ContainerId, phase: ContainerPhase, pid: u32, started_at: i64) {
         let Some(container) = self.containers.get_mut(id) else { return };
         let (start, end) = match &mut container.stage {
@@ -336,7 +336,7 @@ impl Life {
         }
         container.change(|record| {
             record.pid = pid;
-            // A shim of a later version may not say when.
+            // A shim of a later version may not report the time.
             if started_at != 0 || phase == ContainerPhase::Created {
                 record.started_at = started_at;
             }
@@ -345,12 +345,14 @@ impl Life {
         self.show(id);
     }
 
-    /// A container that was never committed is undone; nobody knows of it.
+    /// Undoes a container that was never committed, and so never listed.
     pub(super) fn roll_back(&mut self, id: &ContainerId) {
         let Some(container) = self.containers.get(id) else { return };
         let record = Arc::clone(&container.record);
-        let undone =
-            Err(Error::new(ErrorKind::Aborted, format!("container {id} was undone: its create was cut off")));
+        let undone = Err(Error::new(
+            ErrorKind::Aborted,
+            format!("container {id} was undone: its create was interrupted"),
+        ));
         self.drop_container(id, &undone);
         self.actions.push(Action::HideContainer(id.clone()));
         self.begin(Job::Unmake(record));

@@ -1,4 +1,4 @@
-//! The end of a pod: its stop, then its removal.
+//! Stopping and removing a pod.
 
 use super::stage::{Asks, Container, Fate, Link, PodStage, Stage};
 use super::{Action, Ended, Job, Leaf, Life, Timer, Waiter};
@@ -9,7 +9,7 @@ use model::{ContainerId, ContainerRecord, PodPhase};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Pauses before a stop or a removal that failed is tried again without being asked for.
+/// Pauses before a failed stop or removal is retried without a call.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
@@ -26,8 +26,8 @@ impl Life {
             PodStage::Stopped { .. } | PodStage::Removing { .. } => self.answer(waiter, Ok(())),
             PodStage::Launching => self.answer(waiter, Err(self.being_launched())),
             PodStage::Gone => self.answer(waiter, Err(self.gone())),
-            // Answered above.
-            PodStage::Burying(_)
+            // Handled above.
+            PodStage::Killing(_)
             | PodStage::Ending(_)
             | PodStage::Recording(_)
             | PodStage::Settling(..)
@@ -51,8 +51,8 @@ impl Life {
             PodStage::Removing { removers } => removers.push(waiter),
             PodStage::Launching => self.answer(waiter, Err(self.being_launched())),
             PodStage::Gone => self.answer(waiter, Err(self.gone())),
-            // Answered above.
-            PodStage::Burying(_)
+            // Handled above.
+            PodStage::Killing(_)
             | PodStage::Ending(_)
             | PodStage::Recording(_)
             | PodStage::Settling(..)
@@ -68,7 +68,7 @@ impl Life {
         Error::new(ErrorKind::NotFound, format!("pod {} is gone", self.record.id))
     }
 
-    /// Ends a pod that no stop is at work on; one whose removal had begun is gone on with.
+    /// Stops a pod unless a stop is running. If its removal had begun, it is continued.
     pub(super) fn end_pod(&mut self, asks: Asks) {
         match self.record.phase {
             PodPhase::Stopped | PodPhase::Removing => return self.stopped(asks, Vec::new()),
@@ -80,10 +80,10 @@ impl Life {
         self.begin(job);
     }
 
-    /// The shim is dead: kills what it left.
-    pub(super) fn bury(&mut self) {
-        let job = Job::BuryPod(Arc::clone(&self.record), self.leaves());
-        self.stage = PodStage::Burying(Asks::default());
+    /// The shim is dead: kills the processes that it left.
+    pub(super) fn kill_remains(&mut self) {
+        let job = Job::KillRemains(Arc::clone(&self.record), self.leaves());
+        self.stage = PodStage::Killing(Asks::default());
         self.begin(job);
     }
 
@@ -93,7 +93,7 @@ impl Life {
         leaves.filter(|leaf| !leaf.cgroup.is_empty()).collect()
     }
 
-    /// Notes the ends of all containers but those that may live.
+    /// Records the exits of all containers, except those that may still be running.
     fn settle_exits(&mut self, ended: &Ended, lost: &str) {
         let ids: Vec<ContainerId> = self.containers.keys().cloned().collect();
         for id in ids {
@@ -111,21 +111,21 @@ impl Life {
         self.containers.get(id).is_some_and(|it| matches!(it.stage, Stage::Creating { .. }))
     }
 
-    /// Nothing of a dead shim's pod lives any more: says so, then gives back what it had.
-    pub(super) fn buried(&mut self, ended: &Ended) {
-        let PodStage::Burying(asks) = &mut self.stage else { return };
+    /// No process of a dead shim's pod is left: publishes that, and then releases the pod's resources.
+    pub(super) fn remains_killed(&mut self, ended: &Ended) {
+        let PodStage::Killing(asks) = &mut self.stage else { return };
         let asks = std::mem::take(asks);
         for error in &ended.errors {
-            tracing::error!(pod = %self.record.id, %error, "left by a dead shim");
+            tracing::error!(pod = %self.record.id, %error, "not cleaned up after a dead shim");
         }
-        self.settle_exits(ended, "its end was not seen: its shim is gone");
+        self.settle_exits(ended, "its exit was not seen: its shim is gone");
         self.end_pod(asks);
     }
 
     pub(super) fn ended(&mut self, ended: &Ended) {
         let PodStage::Ending(asks) = &mut self.stage else { return };
         let asks = std::mem::take(asks);
-        self.settle_exits(ended, "its end was not seen: the pod was stopped");
+        self.settle_exits(ended, "its exit was not seen: the pod was stopped");
         if !ended.errors.is_empty() {
             self.stage = PodStage::Settling(asks, ended.errors.clone());
             return self.maybe_settled();
@@ -135,7 +135,8 @@ impl Life {
         self.step(PodEvent::Ended);
         self.change(|record| (record.pause_pid, record.shim_pid) = (0, 0));
         self.actions.push(Action::NotePod(Arc::clone(&self.record)));
-        // The pod's record before the answer; those of its containers are written meanwhile, and waited for.
+        // The pod's record is written before the reply; those of its containers are written at the same time,
+        // and waited for.
         self.stage = PodStage::Recording(asks);
         self.begin(Job::RecordStop);
     }
@@ -151,9 +152,9 @@ impl Life {
         self.maybe_settled();
     }
 
-    /// The stop is answered when all exits can be seen, and no job makes what a removal would not know of.
-    /// Without the shim a create ends soon. The shim's folder goes last: until an exit is durable in its
-    /// container's record, the file in there is all there is of it.
+    /// The stop is complete when all exits are published and no create is running. Without the shim a create
+    /// fails soon. The shim's folder is removed last: until an exit is durable in its container's record, the
+    /// exit file is its only copy.
     pub(super) fn maybe_settled(&mut self) {
         if self.containers.values().any(Container::keeps_pod) {
             return;
@@ -175,14 +176,14 @@ impl Life {
 
     fn stopped(&mut self, asks: Asks, errors: Vec<Error>) {
         let Asks { stoppers, removers } = asks;
-        // One whose removal had begun is beyond its stop.
+        // A pod whose removal had begun was stopped already.
         let over = matches!(self.record.phase, PodPhase::Stopped | PodPhase::Removing);
         self.stage = if over { PodStage::Stopped { removers: Vec::new() } } else { PodStage::Over };
         let outcome =
             Error::gathered(errors).map_err(|error| error.context(format!("stop pod {}", self.record.id)));
         if let Err(error) = &outcome {
             if stoppers.is_empty() && removers.is_empty() {
-                tracing::error!(pod = %self.record.id, %error, "not stopped; it is tried again");
+                tracing::error!(pod = %self.record.id, %error, "cannot stop the pod; it will be retried");
             }
             self.failed(error);
             self.try_again();
@@ -195,11 +196,12 @@ impl Life {
         self.maybe_remove_pod();
     }
 
-    /// Somebody must be able to ask for it again, and nobody waits for its name any more.
+    /// The pod is listed again, so that a client can request its removal, and callers that wait for its name
+    /// get an error.
     fn failed(&mut self, error: &Error) {
         self.change(|record| record.message.clone_from(&error.message));
         if self.fate == Fate::Leaves {
-            // Its containers go with it, and may have gone already.
+            // Its containers are removed with it, and may be removed already.
             self.fate = Fate::Stuck;
         }
         self.show_pod();
@@ -208,14 +210,14 @@ impl Life {
         }
     }
 
-    /// Later, without being asked for: kubelet asks again, others may not.
+    /// Retries later without a call: kubelet repeats its calls, other clients may not.
     pub(super) fn try_again(&mut self) {
         let pause = later(FIRST_RETRY, self.failures, LONGEST_RETRY);
         self.failures = self.failures.saturating_add(1);
         self.actions.push(Action::Wake(Timer::Pod, pause));
     }
 
-    /// Goes on with a stop or a removal that failed a while ago, unless that is done or under way.
+    /// Retries a failed stop or removal, unless it is done or running.
     pub(super) fn go_on(&mut self) {
         match self.stage {
             PodStage::Over => self.end_pod(Asks::default()),
@@ -223,7 +225,7 @@ impl Life {
             PodStage::Launching
             | PodStage::Leftover
             | PodStage::Up
-            | PodStage::Burying(_)
+            | PodStage::Killing(_)
             | PodStage::Ending(_)
             | PodStage::Recording(_)
             | PodStage::Settling(..)
@@ -233,8 +235,8 @@ impl Life {
         }
     }
 
-    /// Goes on with the removal of a stopped pod once those of its containers have ended that are at work, and their
-    /// exits are recorded: one removes what the other is at.
+    /// Continues the removal of a stopped pod once the running removals of its containers have ended, because
+    /// both would remove the same files.
     pub(super) fn maybe_remove_pod(&mut self) {
         let PodStage::Stopped { removers } = &mut self.stage else { return };
         if removers.is_empty() && self.fate == Fate::Stays {
@@ -278,7 +280,7 @@ impl Life {
                 self.step(PodEvent::NotRemoved);
                 self.failed(error);
                 if self.fate == Fate::Stuck {
-                    tracing::error!(pod = %self.record.id, %error, "not removed; it is tried again");
+                    tracing::error!(pod = %self.record.id, %error, "cannot remove the pod; it will be retried");
                     self.try_again();
                 }
                 self.answer_all(removers, &outcome);
@@ -286,7 +288,7 @@ impl Life {
         }
     }
 
-    /// The pod is over, though nobody has stopped it yet.
+    /// The pod has ended without a stop.
     pub(super) fn not_ready(&mut self, why: &str) {
         match self.stage {
             PodStage::Up => {
@@ -295,9 +297,9 @@ impl Life {
                 self.show_ending(why);
             }
             PodStage::Leftover | PodStage::Over => self.show_ending(why),
-            // Its end is at work, and says why itself.
+            // Its stop is running and gives the reason itself.
             PodStage::Launching
-            | PodStage::Burying(_)
+            | PodStage::Killing(_)
             | PodStage::Ending(_)
             | PodStage::Recording(_)
             | PodStage::Settling(..)
@@ -308,7 +310,7 @@ impl Life {
         }
     }
 
-    /// Shows and records that the pod is ending, however that came.
+    /// Publishes and records that the pod is ending.
     pub(super) fn show_ending(&mut self, why: &str) {
         if self.step(PodEvent::Ending) {
             self.change(|record| why.clone_into(&mut record.message));

@@ -1,5 +1,5 @@
-//! What goes into a pod's life and what comes out of it: plain values, so that it can be run without a runtime,
-//! a shim or a disk.
+//! Inputs and actions of a pod's state machine: plain values, so that it can run without a runtime, a shim or
+//! a disk.
 
 use crate::error::Error;
 use model::reconcile::Shim;
@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A caller that waits for an answer. Where it goes is the driver's to know.
+/// A waiting caller. The driver knows where to send the reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Waiter(pub(crate) u64);
 
@@ -17,31 +17,31 @@ pub(crate) struct Waiter(pub(crate) u64);
 pub(crate) struct Moment {
     /// Nanoseconds since the epoch, never 0: for records.
     pub(crate) wall: i64,
-    /// By a clock that nobody sets: for deadlines.
+    /// Monotonic time, for deadlines.
     pub(crate) steady: Duration,
 }
 
-/// An exit and the time of the start, 0 when it is not known or never was.
+/// An exit and the start time, which is 0 if it is unknown or the container never ran.
 pub(crate) type Ending = (Exit, i64);
 
-/// What happens to a pod.
+/// An input of a pod's state machine.
 #[derive(Debug, Clone)]
 pub(crate) enum Input {
-    /// A call of CRI. It is answered once.
+    /// A CRI call. It gets exactly one reply.
     Ask(Waiter, Ask),
-    /// The shim's word.
+    /// An event from the shim.
     Shim(ShimEvent),
     /// The connection to the shim has ended.
     LinkLost,
-    /// The shim was dialled.
+    /// The result of connecting to the shim.
     Heard(Box<Heard>),
     /// A job has ended.
     Done(Outcome),
-    /// A timer has run out.
+    /// A timer has expired.
     Due(Timer),
 }
 
-/// A call of CRI.
+/// A CRI call.
 #[derive(Debug, Clone)]
 pub(crate) enum Ask {
     /// StopPodSandbox.
@@ -50,63 +50,63 @@ pub(crate) enum Ask {
     RemovePod,
     /// CreateContainer.
     Create {
-        /// The container's, if it becomes one.
+        /// The id of the new container.
         id: ContainerId,
-        /// Boxed: it is the one large call.
+        /// Boxed, because it is the only large call.
         config: Box<ContainerConfig>,
     },
     /// StartContainer.
     Start(ContainerId),
-    /// StopContainer, with the time between the stop signal and SIGKILL.
+    /// StopContainer with its grace period.
     Stop(ContainerId, Duration),
     /// RemoveContainer.
     Remove(ContainerId),
     /// ReopenContainerLog.
     ReopenLog(ContainerId),
-    /// May a process be started in it.
+    /// Asks whether a process may be started in it.
     Exec(ContainerId),
 }
 
-/// What a shim tells by itself.
+/// An event from a shim.
 #[derive(Debug, Clone)]
 pub(crate) enum ShimEvent {
-    /// A container has ended.
+    /// A container has exited.
     Exited(ContainerId, Ending),
-    /// A container's init has exec'd, nanoseconds since the epoch.
+    /// A container's init has called execve, at a time in nanoseconds since the epoch.
     Started(ContainerId, i64),
-    /// The sandbox has lost its PID 1.
+    /// Pause has ended.
     PauseExited {
-        /// How.
+        /// Its exit code.
         code: i32,
     },
 }
 
-/// What dialling a shim has brought.
+/// The result of connecting to a shim.
 #[derive(Debug, Clone)]
 pub(crate) struct Heard {
-    /// Its word; for a silent one, `why` says why.
+    /// Its snapshot, or that it is silent or gone.
     pub(crate) shim: Shim,
-    /// Why it could not be asked, for people.
+    /// Why it is silent, for users.
     pub(crate) why: String,
-    /// The shim's process, when it answered.
+    /// The shim's pid, if it is connected.
     pub(crate) pid: u32,
-    /// Execs of an earlier connection.
+    /// Execs that an earlier connection started.
     pub(crate) execs: Vec<ExecId>,
-    /// Exit records that it has left.
+    /// The exit files that it has written.
     pub(crate) exits: BTreeMap<ContainerId, Ending>,
-    /// Containers that it holds whose records cannot be used: they are left alone.
+    /// Containers that it holds and whose records cannot be used; they are not touched.
     pub(crate) kept: BTreeSet<ContainerId>,
-    /// False when the pod is of another boot.
+    /// False if the pod is of another boot.
     pub(crate) same_boot: bool,
 }
 
 impl Heard {
-    /// Nothing of another boot lives.
+    /// For a pod of another boot: nothing of it is running.
     pub(crate) fn of_another_boot() -> Self {
         Self { same_boot: false, ..Self::of(Shim::Gone) }
     }
 
-    /// A shim's word and nothing else.
+    /// A result with only the shim's snapshot.
     pub(crate) fn of(shim: Shim) -> Self {
         Self {
             shim,
@@ -120,74 +120,75 @@ impl Heard {
     }
 }
 
-/// How a job has ended.
+/// The result of a job.
 #[derive(Debug, Clone)]
 pub(crate) enum Outcome {
-    /// The pod is up, with its record as committed.
+    /// The pod is ready; its committed record.
     Launched(Result<Box<PodRecord>, LaunchFailed>),
-    /// The container waits for its start, with its record as committed.
+    /// The container is created; its committed record.
     Created(ContainerId, Result<Box<ContainerRecord>, Error>),
-    /// Since when it runs.
+    /// The start time.
     Started(ContainerId, Result<i64, StartError>),
-    /// Nothing of it runs. The exit, where the shim has not told it; without one, it is settled already.
+    /// No process of the container is left. The exit, if the shim has not reported it; `None` if it is known
+    /// already.
     StopEnded(ContainerId, Result<Option<Exit>, Error>),
-    /// The exit is durable; or false: it cannot be made so, which the log tells.
+    /// Whether the exit is durable; if not, the error was logged.
     ExitRecorded(ContainerId, bool),
-    /// What could not be removed.
+    /// Errors of what could not be removed.
     ContainerRemoved(ContainerId, Vec<Error>),
     /// The new log file exists.
     LogReopened(Waiter, Result<(), Error>),
-    /// Everything of the pod but its records is gone, or the errors say what is not.
+    /// Everything of the pod except its records is gone, or the errors say what is left.
     PodEnded(Ended),
-    /// A dead shim's pod was killed.
-    PodBuried(Ended),
-    /// The record says Stopped, or the log says why not.
+    /// The processes of a dead shim's pod were killed.
+    PodKilled(Ended),
+    /// The record says Stopped, or the error was logged.
     PodRecorded,
-    /// The shim's folder is gone.
+    /// The shim's folder was removed.
     ShimForgotten(Vec<Error>),
-    /// What of the pod could not be removed.
+    /// Errors of what could not be removed of the pod.
     PodRemoved(Vec<Error>),
 }
 
 /// A launch that failed.
 #[derive(Debug, Clone)]
 pub(crate) struct LaunchFailed {
-    /// The first cause, with its stage.
+    /// The first error, with its stage.
     pub(crate) error: Error,
-    /// What could not be undone; empty when nothing is left.
+    /// Errors of what could not be undone; empty if nothing is left.
     pub(crate) left: Vec<Error>,
 }
 
 /// Why a container did not start.
 #[derive(Debug, Clone)]
 pub(crate) enum StartError {
-    /// It is exited: execve said this.
+    /// It has exited; the error of execve.
     Never(String),
-    /// It may still be created, or run.
+    /// It may still be created, or running.
     Other(Error),
 }
 
-/// What ending a pod has left to say.
+/// The result of tearing a pod down.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ended {
-    /// Exits that the shim had recorded, or the kernel told.
+    /// Exits from exit files or from the kernel.
     pub(crate) exits: BTreeMap<ContainerId, Ending>,
-    /// Containers with processes that may live: their end is not known.
+    /// Containers with processes that may still be running.
     pub(crate) alive: BTreeSet<ContainerId>,
-    /// What could not be ended or given back.
+    /// Errors of what could not be stopped or released.
     pub(crate) errors: Vec<Error>,
 }
 
-/// Pauses of the machine.
+/// Timers of the state machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Timer {
-    /// Before a pod's stop or removal that failed is tried again.
+    /// The pause before a failed stop or removal of the pod is retried.
     Pod,
     /// The same for the removal of one container.
     Container(ContainerId),
 }
 
-/// What a caller is answered.
+/// The reply to a call.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Answer {
     /// It is done.
@@ -198,60 +199,62 @@ pub(crate) enum Answer {
     MayExec(Arc<ContainerRecord>),
 }
 
-/// What is to be done, in this order.
+/// Actions, which the driver performs in order.
 #[derive(Debug, Clone)]
 pub(crate) enum Action {
-    /// Answers a call.
+    /// Sends the reply to a call.
     Answer(Waiter, Result<Answer, Error>),
-    /// Answers those who want the pod's name: the launch, or why its holder does not go.
+    /// Sends the result of the launch, or the error why the name is still reserved, to callers that want the
+    /// pod's name.
     TellName(Result<PodId, Error>),
-    /// The name is free again.
+    /// Releases the name.
     ReleaseName,
-    /// Shows the pod as it is now. The shim does not answer since then, nanoseconds since the epoch, or 0.
+    /// Publishes the current state of the pod. The shim is silent since this time in nanoseconds since the
+    /// epoch, or 0.
     ShowPod(Arc<PodRecord>, i64),
-    /// Shows the container as it is now.
+    /// Publishes the current state of the container.
     ShowContainer(Arc<ContainerRecord>),
     /// The pod is gone.
     HidePod,
     /// The container is gone.
     HideContainer(ContainerId),
-    /// What the next write of the pod's record writes.
+    /// Sets the content of the pod's record for the next write.
     NotePod(Arc<PodRecord>),
-    /// What the next write of the container's record writes.
+    /// Sets the content of the container's record for the next write.
     NoteContainer(Arc<ContainerRecord>),
     /// Uses the connection that came with this input.
     Connect,
-    /// Lets the connection go.
+    /// Drops the connection.
     HangUp,
-    /// Dials the shim after a pause, waiting at most `limit` for its greeting.
+    /// Connects to the shim after a pause, and waits at most `limit` for its hello.
     Dial {
-        /// Before it.
+        /// The pause before it.
         pause: Duration,
-        /// For it.
+        /// The limit for the hello.
         limit: Duration,
     },
-    /// A stop under way has less time.
+    /// Shortens the grace period of a running stop.
     Hasten(ContainerId, Duration),
-    /// The exit is recorded: a stop under way may end.
+    /// The exit is recorded: a running stop may end.
     ExitSettled(ContainerId),
-    /// Begins a job; its outcome comes back, where it has one.
+    /// Starts a job; its outcome, if it has one, is an input.
     Begin(Job),
-    /// Begins a pause. There is one of a kind at a time.
+    /// Starts a timer. There is one of each kind at a time.
     Wake(Timer, Duration),
     /// Nothing is left to do.
     Finish,
 }
 
-/// Work that takes time. It uses the connection there is when it begins.
+/// A job, which takes time. It uses the connection that exists when it starts.
 #[derive(Debug, Clone)]
 pub(crate) enum Job {
     /// Brings the pod up.
     Launch(Arc<PodRecord>),
-    /// Makes a container of the pod.
+    /// Creates a container in the pod.
     Create(Arc<PodRecord>, Arc<ContainerRecord>),
-    /// Lets init go on, and makes the record durable meanwhile.
+    /// Starts init and syncs the record at the same time.
     Start(ContainerId),
-    /// Stop signal, grace until `deadline` on the steady clock, SIGKILL.
+    /// Stop signal, grace period until `deadline` in monotonic time, SIGKILL.
     Stop {
         /// The container.
         record: Arc<ContainerRecord>,
@@ -260,27 +263,27 @@ pub(crate) enum Job {
         /// When to kill.
         deadline: Duration,
     },
-    /// Makes the container's record durable.
+    /// Writes and syncs the container's record.
     RecordExit(ContainerId),
-    /// Removes what the container has.
+    /// Removes everything of the container.
     RemoveContainer(Arc<ContainerRecord>),
-    /// Undoes a create that was cut off. No outcome.
+    /// Undoes an interrupted create. No outcome.
     Unmake(Arc<ContainerRecord>),
-    /// Kills a container that only the shim knows of. No outcome.
+    /// Kills a container that only the shim knows. No outcome.
     KillOrphan(ContainerId),
-    /// Removes the cgroup of a container that has ended. No outcome.
+    /// Removes the cgroup of an exited container. No outcome.
     RemoveCgroup(Arc<ContainerRecord>),
-    /// Opens the log anew.
+    /// Reopens the log.
     ReopenLog(Waiter, ContainerId),
-    /// Kills execs that nobody waits for any more. No outcome.
+    /// Kills execs whose callers have gone. No outcome.
     KillExecs(Vec<ExecId>),
-    /// Ends everything of the pod but its records and its shim's folder.
+    /// Tears down everything of the pod except its records and its shim's folder.
     EndPod(Arc<PodRecord>, Vec<Leaf>),
-    /// Kills what a dead shim has left.
-    BuryPod(Arc<PodRecord>, Vec<Leaf>),
-    /// Writes the pod's record: informational, so no outcome.
+    /// Kills the processes that a dead shim left.
+    KillRemains(Arc<PodRecord>, Vec<Leaf>),
+    /// Writes the pod's record. Only informational, so it has no outcome.
     RecordPod,
-    /// Makes the pod's record durable.
+    /// Writes and syncs the pod's record.
     RecordStop,
     /// Removes the shim's folder.
     ForgetShim,
@@ -288,13 +291,13 @@ pub(crate) enum Job {
     RemovePod(Arc<PodRecord>, Vec<Arc<ContainerRecord>>),
 }
 
-/// What of a container has to be ended.
+/// A container to be torn down.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Leaf {
     /// Which.
     pub(crate) id: ContainerId,
     /// Its cgroup.
     pub(crate) cgroup: String,
-    /// Of init; 0 once it is over.
+    /// Pid of init; 0 after its exit.
     pub(crate) pid: u32,
 }

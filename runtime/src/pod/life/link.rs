@@ -1,8 +1,8 @@
-//! The link to the shim: up, down and dialled again, or found dead; and what `model::reconcile` makes of the
-//! shim's word.
+//! The connection to the shim: connected, reconnecting, or the shim is dead; and how the plan of
+//! `model::reconcile` is applied.
 //!
-//! While the shim's process lives it is dialled for ever, however long it is silent, and its pod goes on: the
-//! daemon alone does not end it. Only StopPodSandbox and RemovePodSandbox do.
+//! While the shim's process exists, the daemon tries to reconnect for ever, however long it is silent, and
+//! its pod continues. Only StopPodSandbox and RemovePodSandbox end it.
 
 use super::stage::{Asks, Container, Fate, Link, PodStage, Stage};
 use super::{Action, Heard, Job, Life};
@@ -13,16 +13,17 @@ use model::reconcile::{ContainerAction, Facts, PodAction, Shim, reconcile};
 use model::{ContainerId, ContainerRecord};
 use std::time::Duration;
 
-/// How long the first greeting may take; commands of the pod wait for it after a restart.
+/// Time limit for the first hello after a restart; commands of the pod wait for it.
 pub(crate) const GREETING: Duration = Duration::from_secs(3);
-/// How long later ones may take. A shim that goes on is heard at once, for the connection waits in its queue.
+/// Time limit for later ones. A shim that continues is noticed at once, because the connection waits in its
+/// queue.
 const LONG_GREETING: Duration = Duration::from_secs(30);
-/// Pauses before a shim is dialled again.
+/// Pauses between attempts to connect.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 impl Life {
-    /// Whether the shim can be asked for something.
+    /// Fails if the shim is not connected.
     pub(super) fn shim(&self) -> Result<(), Error> {
         let pod = &self.record.id;
         let text = match &self.link {
@@ -37,7 +38,7 @@ impl Life {
         Err(Error::new(ErrorKind::Unavailable, text))
     }
 
-    /// The connection ended. Wanted, when the pod is being stopped; else the shim is dialled again.
+    /// The connection ended. That is expected when the pod is being stopped; otherwise the daemon reconnects.
     pub(super) fn link_lost(&mut self) {
         if self.link != Link::Up {
             return;
@@ -49,9 +50,9 @@ impl Life {
                 self.show_pod();
                 self.dial();
             }
-            // The job that stops it has a client of its own.
+            // The job that stops it has its own client.
             PodStage::Launching
-            | PodStage::Burying(_)
+            | PodStage::Killing(_)
             | PodStage::Ending(_)
             | PodStage::Recording(_)
             | PodStage::Settling(..)
@@ -62,7 +63,7 @@ impl Life {
         }
     }
 
-    /// Dials a shim that is down, after a pause that grows with each time in vain.
+    /// Reconnects after a pause that grows with each failed attempt.
     fn dial(&mut self) {
         let Link::Down { tries, .. } = &mut self.link else { return };
         let pause = later(FIRST_PAUSE, *tries, LONGEST_PAUSE);
@@ -71,22 +72,22 @@ impl Life {
         self.actions.push(Action::Dial { pause, limit });
     }
 
-    /// The shim was dialled in vain: the pod stays as it was, and says so.
+    /// Connecting failed: the pod keeps its state, and its status shows that the shim is silent.
     fn note_silence(&mut self, said: String) {
         let Link::Down { tries, why, .. } = &mut self.link else { return };
         *tries = (*tries).max(1);
-        // Once when it begins, then when the reason changes.
+        // Logged when the silence begins, and when its reason changes.
         if *tries == 1 || *why != said {
             tracing::warn!(
                 pod = %self.record.id, shim = self.record.shim_pid, why = said,
-                "shim does not answer: its pod goes on, and it is dialled until it does or its process ends"
+                "the shim does not respond: its pod keeps running, and connecting is retried until it responds or its process ends"
             );
         }
         *why = said;
         self.show_pod();
     }
 
-    /// What the shim says after the connection was lost, or after the daemon's restart.
+    /// Handles the result of connecting, after a lost connection or a restart of the daemon.
     pub(super) fn heard(&mut self, heard: Heard) {
         if !matches!(self.link, Link::Down { .. }) {
             return;
@@ -95,8 +96,9 @@ impl Life {
             PodStage::Leftover | PodStage::Up | PodStage::Over | PodStage::Stopped { .. } => {
                 self.apply(heard)
             }
-            // A stop that came meanwhile needs no shim. Should it fail, the shim is still being dialled.
-            PodStage::Burying(_)
+            // A stop that was requested meanwhile needs no shim. If it fails, connecting is still being
+            // retried.
+            PodStage::Killing(_)
             | PodStage::Ending(_)
             | PodStage::Recording(_)
             | PodStage::Settling(..)
@@ -106,14 +108,15 @@ impl Life {
         }
     }
 
-    /// Carries out the plan for this pod.
+    /// Applies the plan for this pod.
     fn apply(&mut self, heard: Heard) {
         let Heard { mut shim, why, pid, execs, exits, kept, same_boot } = heard;
         if shim == Shim::Silent {
             self.note_silence(why);
         }
         let is_creating = |it: &Container| matches!(it.stage, Stage::Creating { .. });
-        // Those whose create is at work are its own: it hears of the lost connection, and undoes them.
+        // Running create jobs handle their containers themselves: they notice the lost connection and undo
+        // them.
         if let Shim::Answered { containers, .. } = &mut shim {
             containers.retain(|id, _| !self.containers.get(id).is_some_and(is_creating));
         }
@@ -126,21 +129,22 @@ impl Life {
         if answered {
             self.attach(pid);
             if !execs.is_empty() {
-                tracing::info!(pod = %self.record.id, execs = execs.len(), "killing execs that nobody waits for any more");
+                tracing::info!(pod = %self.record.id, execs = execs.len(), "killing execs whose callers have gone");
                 self.begin(Job::KillExecs(execs));
             }
         } else if gone {
             self.link = Link::None;
         }
-        // A dead shim's processes are killed before anything is said of their end.
-        let bury = gone && same_boot && matches!(plan.pod, PodAction::NotReady { .. } | PodAction::RollBack);
+        // A dead shim's processes are killed before their exits are published.
+        let kill_remains =
+            gone && same_boot && matches!(plan.pod, PodAction::NotReady { .. } | PodAction::RollBack);
         for (id, action) in plan.containers {
             match action {
-                ContainerAction::MarkExited { .. } if bury => {}
-                // With its pod.
+                ContainerAction::MarkExited { .. } if kill_remains => {}
+                // Handled with its pod.
                 ContainerAction::RollBack if plan.pod == PodAction::RollBack => {}
                 ContainerAction::Remove if plan.pod == PodAction::Remove => {}
-                // Its record is there, and cannot be used.
+                // Its record exists but cannot be used.
                 ContainerAction::KillOrphan if kept.contains(&id) => {}
                 action => self.apply_to(&id, action),
             }
@@ -154,10 +158,10 @@ impl Life {
             }
             PodAction::NotReady { reason } => {
                 self.not_ready(&reason);
-                if bury {
-                    self.bury();
+                if kill_remains {
+                    self.kill_remains();
                 } else if gone {
-                    // Another boot: nothing lives, the network may be owed.
+                    // Another boot: no process is running, but CNI DEL may be due.
                     self.end_pod(Asks::default());
                 } else if matches!(self.stage, PodStage::Leftover) {
                     self.stage = PodStage::Over;
@@ -196,7 +200,7 @@ impl Life {
     fn attach(&mut self, pid: u32) {
         if let Link::Down { since, tries: 1.., .. } = &self.link {
             let silent = clock::between(*since, self.now.wall);
-            tracing::info!(pod = %self.record.id, ?silent, "shim answers again");
+            tracing::info!(pod = %self.record.id, ?silent, "the shim responds again");
         }
         self.change(|record| record.shim_pid = pid);
         self.link = Link::Up;

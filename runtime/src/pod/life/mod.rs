@@ -1,11 +1,11 @@
-//! The life of a pod and of its containers, as data: an input in, actions out. It has no clock, does no I/O and
-//! waits for nothing; the driver (`pod::driver`) performs what it decides.
+//! The state machine of a pod and its containers: each input results in a list of actions. It has no clock,
+//! does no I/O and does not block; the driver (`pod::driver`) performs the actions.
 //!
 //! ```text
 //! pod         Launching ─┬──► Up ──► Over ─────────┐
 //!                        └── failed ──► Over       │ StopPodSandbox, RemovePodSandbox, a retry
 //!             (an earlier daemon's)                ▼
-//!             Leftover ──────────────────► (Burying) ──► Ending ──► Recording ──► Settling ──► Forgetting ──► Stopped
+//!             Leftover ──────────────────► (Killing) ──► Ending ──► Recording ──► Settling ──► Forgetting ──► Stopped
 //!                                                          │ failed: Over, and tried again later                │
 //!                                                          └──────────────────◄─────────────────────────        ▼
 //!                                                                              Gone ◄─────────────────────── Removing
@@ -14,8 +14,9 @@
 //!             CutOff (an earlier daemon's) ──► (undone)
 //! ```
 //!
-//! What is legal in a stage stands in its variant (`stage`): who waits, which job is at work. Phases of records
-//! move by `model::transition` alone. docs/pod-states.md has what becomes of every input in every stage.
+//! The variant of a stage holds what is legal in it (`stage`): waiting callers and the running job. Phases of
+//! records change only by `model::transition`. docs/pod-states.md lists the result of every input in every
+//! stage.
 
 mod commands;
 mod container;
@@ -39,25 +40,25 @@ use stage::{Container, Fate, Link, PodStage};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// A pod, its containers, and who waits for them.
+/// A pod with its containers and waiting callers.
 #[derive(Debug)]
 pub(crate) struct Life {
     record: Arc<PodRecord>,
     stage: PodStage,
     fate: Fate,
     link: Link,
-    /// Stops and removals that failed in a row: the pause before the next grows with them.
+    /// Number of failed stops and removals in a row, which determines the pause before the next.
     failures: u32,
     containers: BTreeMap<ContainerId, Container>,
-    /// ReopenContainerLog, while its job is at work.
+    /// Callers of ReopenContainerLog, while the job is running.
     reopening: BTreeSet<Waiter>,
-    /// Of the input that is being handled.
+    /// The time of the current input.
     now: Moment,
     actions: Vec<Action>,
 }
 
 impl Life {
-    /// A new pod: its launch is the first job.
+    /// Creates a new pod; its launch is the first job.
     pub(crate) fn launch(id: PodId, config: PodConfig, now: Moment) -> (Self, Vec<Action>) {
         let record = PodRecord {
             id,
@@ -76,8 +77,8 @@ impl Life {
         (life, actions)
     }
 
-    /// A pod by its records, which an earlier daemon wrote. Its shim is to be dialled, and the first input is what
-    /// that has brought. `leaving`: `model::reconcile::is_leaving`.
+    /// Restores a pod from records that an earlier daemon wrote. The driver must connect to its shim; the
+    /// first input is the result. `leaving`: `model::reconcile::is_leaving`.
     pub(crate) fn restore(
         record: PodRecord,
         containers: Vec<ContainerRecord>,
@@ -91,7 +92,7 @@ impl Life {
             PodPhase::Stopped => PodStage::Stopped { removers: Vec::new() },
         };
         let fate = if leaving { Fate::Leaves } else { Fate::Stays };
-        let link = Link::down(now.wall, "it has not been asked since the daemon's start");
+        let link = Link::down(now.wall, "it has not been contacted since the daemon's start");
         let mut life = Self::new(record, stage, fate, link, now);
         for record in containers {
             life.containers.insert(record.id.clone(), Container::restored(record));
@@ -115,7 +116,7 @@ impl Life {
         }
     }
 
-    /// What is to be done about `input`, in this order.
+    /// Handles an input; returns the actions in order.
     pub(crate) fn handle(&mut self, now: Moment, input: Input) -> Vec<Action> {
         self.now = now;
         match input {
@@ -148,14 +149,14 @@ impl Life {
                 }
             }
             Outcome::PodEnded(ended) => self.ended(&ended),
-            Outcome::PodBuried(ended) => self.buried(&ended),
+            Outcome::PodKilled(ended) => self.remains_killed(&ended),
             Outcome::PodRecorded => self.recorded(),
             Outcome::ShimForgotten(errors) => self.forgotten(errors),
             Outcome::PodRemoved(errors) => self.removed(errors),
         }
     }
 
-    /// The pod.
+    /// The pod's record.
     pub(crate) fn record(&self) -> &PodRecord {
         &self.record
     }
@@ -177,14 +178,14 @@ impl Life {
             }
             Err(LaunchFailed { error, left }) if left.is_empty() => {
                 self.stage = PodStage::Gone;
-                // Free before anybody is told, so that a retry begins anew.
+                // The name is released before the replies, so that a retry starts a new launch.
                 self.actions.push(Action::ReleaseName);
                 self.actions.push(Action::TellName(Err(error)));
                 self.actions.push(Action::Finish);
             }
             Err(LaunchFailed { error, left }) => {
                 for left in &left {
-                    tracing::error!(pod = %id, error = %left, "left by a launch that failed");
+                    tracing::error!(pod = %id, error = %left, "not cleaned up after a failed launch");
                 }
                 self.stage = PodStage::Over;
                 self.show_ending(&format!("launch failed: {}", error.message));
@@ -212,14 +213,14 @@ impl Life {
         self.fate == Fate::Leaves || matches!(self.stage, PodStage::Launching | PodStage::Gone)
     }
 
-    /// Shows the pod as it is now, once it may be seen.
+    /// Publishes the pod's current state, unless it is hidden.
     fn show_pod(&mut self) {
         if !self.is_hidden() {
             self.actions.push(Action::ShowPod(Arc::clone(&self.record), self.link.silent_since()));
         }
     }
 
-    /// Shows a container, once it may be seen.
+    /// Publishes a container, unless it is hidden.
     fn show(&mut self, id: &ContainerId) {
         if let Some(container) = self.containers.get(id)
             && !self.is_hidden()
@@ -236,12 +237,12 @@ impl Life {
         ids.iter().for_each(|id| self.show(id));
     }
 
-    /// Changes the pod's record, which lists and writers may hold as it was.
+    /// Changes the pod's record; published lists and running writes keep the old one.
     fn change(&mut self, change: impl FnOnce(&mut PodRecord)) {
         change(Arc::make_mut(&mut self.record));
     }
 
-    /// Moves the pod's phase; false where the table has no such step.
+    /// Changes the pod's phase; false if the table has no such transition.
     fn step(&mut self, event: PodEvent) -> bool {
         match transition::pod(self.record.phase, event) {
             Ok(phase) => {
@@ -249,20 +250,20 @@ impl Life {
                 true
             }
             Err(refusal) => {
-                tracing::debug!(pod = %self.record.id, %refusal, "not a step of a pod");
+                tracing::debug!(pod = %self.record.id, %refusal, "no such transition of a pod");
                 false
             }
         }
     }
 
-    /// What the next write of a container's record writes.
+    /// Sets the content of a container's record for the next write.
     fn note(&mut self, id: &ContainerId) {
         if let Some(container) = self.containers.get(id) {
             self.actions.push(Action::NoteContainer(Arc::clone(&container.record)));
         }
     }
 
-    /// Forgets a container, and answers whoever still waits for it.
+    /// Drops a container and replies to all callers that wait for it.
     fn drop_container(&mut self, id: &ContainerId, outcome: &Result<(), Error>) {
         if let Some(container) = self.containers.remove(id) {
             self.answer_all(container.into_waiters(), outcome);
@@ -270,12 +271,12 @@ impl Life {
     }
 }
 
-/// Moves a container's phase by the table; unchanged where it has no such step.
+/// Changes a container's phase by the table; it is unchanged if the table has no such transition.
 fn step(container: &mut Container, event: ContainerEvent) {
     match transition::container(container.record.phase, event) {
         Ok(phase) => container.change(|record| record.phase = phase),
         Err(refusal) => {
-            tracing::debug!(container = %container.record.id, %refusal, "not a step of a container")
+            tracing::debug!(container = %container.record.id, %refusal, "no such transition of a container")
         }
     }
 }

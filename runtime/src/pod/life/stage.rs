@@ -1,4 +1,4 @@
-//! Where a pod and each of its containers are, with what is legal there. `mod.rs` draws both.
+//! The stages of a pod and of its containers, each with the data that is legal in it. `mod.rs` draws both.
 
 use super::io::{Ending, Waiter};
 use crate::error::Error;
@@ -6,42 +6,42 @@ use model::{ContainerPhase, ContainerRecord};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Where a pod is.
+/// The stage of a pod.
 #[derive(Debug)]
 pub(super) enum PodStage {
-    /// It is being brought up; nobody sees it.
+    /// It is being launched; not listed.
     Launching,
-    /// An earlier daemon left it half launched or half removed: that goes on once its shim was asked.
+    /// An earlier daemon left its launch or removal incomplete; that continues once the shim was contacted.
     Leftover,
     /// It is ready.
     Up,
-    /// It is not ready any more; a stop is wanted, or is tried again later.
+    /// It is not ready any more; a stop was not requested yet, or will be retried.
     Over,
-    /// What a dead shim has left is being killed; then it is ended.
-    Burying(Asks),
-    /// Everything of it is being ended.
+    /// The processes that a dead shim left are being killed; then the pod is torn down.
+    Killing(Asks),
+    /// It is being torn down.
     Ending(Asks),
-    /// Nothing of it lives; its record is being written.
+    /// No process is left; its record is being written.
     Recording(Asks),
-    /// It waits for creates, and for exits that are being recorded, then for what could not be ended.
+    /// It waits for running creates and for exits that are being recorded.
     Settling(Asks, Vec<Error>),
     /// Its shim's folder is being removed.
     Forgetting(Asks),
-    /// Only records are left. Who wants it removed waits for the removals of containers that are under way.
+    /// Only records are left. A removal waits for running removals of containers.
     Stopped {
         /// RemovePodSandbox.
         removers: Vec<Waiter>,
     },
     /// Its records are being removed.
     Removing {
-        /// RemovePodSandbox, and RemoveContainer of those that go with it.
+        /// Callers of RemovePodSandbox, and of RemoveContainer for its containers.
         removers: Vec<Waiter>,
     },
-    /// It is no more.
+    /// It was removed.
     Gone,
 }
 
-/// Who waits for the end of a pod.
+/// Callers that wait for the end of a pod.
 #[derive(Debug, Default)]
 pub(super) struct Asks {
     /// StopPodSandbox.
@@ -51,10 +51,10 @@ pub(super) struct Asks {
 }
 
 impl PodStage {
-    /// Who waits for a stop at work; `None` while none is.
+    /// Callers that wait for the running stop; `None` if none is running.
     pub(super) fn asks(&mut self) -> Option<&mut Asks> {
         match self {
-            Self::Burying(asks)
+            Self::Killing(asks)
             | Self::Ending(asks)
             | Self::Recording(asks)
             | Self::Settling(asks, _)
@@ -69,10 +69,10 @@ impl PodStage {
         }
     }
 
-    /// Whether its stop or removal is at work: what else would change it waits, or is refused.
+    /// Whether a stop or removal is running: other changes must wait or are refused.
     pub(super) fn is_ending(&self) -> bool {
         match self {
-            Self::Burying(_)
+            Self::Killing(_)
             | Self::Ending(_)
             | Self::Recording(_)
             | Self::Settling(..)
@@ -84,42 +84,42 @@ impl PodStage {
     }
 }
 
-/// Whether the pod goes by itself.
+/// Whether the pod is removed without a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// It stays until it is removed by a call.
+    /// It stays until a call removes it.
     Stays,
-    /// It is rolled back, or its removal was begun: it goes without being asked, and nobody sees it.
+    /// It is rolled back or its removal had begun: it is removed without a call, and is not listed.
     Leaves,
-    /// It could not go: it is shown, so that somebody can ask for it, and is tried again.
+    /// Its removal failed: it is listed, so that a client can request it, and the removal is retried.
     Stuck,
 }
 
-/// What is known of the shim.
+/// The connection to the shim.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Link {
-    /// It answers.
+    /// Connected.
     Up,
-    /// It lives, or may, and is being dialled.
+    /// The shim exists, or may exist, and the daemon tries to connect.
     Down {
-        /// Since when, nanoseconds since the epoch.
+        /// When the connection was lost, in nanoseconds since the epoch.
         since: i64,
-        /// How often it was dialled in vain.
+        /// Number of failed attempts.
         tries: u32,
-        /// Why it could not be asked, for people.
+        /// Why connecting failed, for users.
         why: String,
     },
-    /// There is none any more.
+    /// The shim is gone.
     None,
 }
 
 impl Link {
-    /// Down from now on.
+    /// A lost connection.
     pub(super) fn down(since: i64, why: &str) -> Self {
         Self::Down { since, tries: 0, why: why.to_owned() }
     }
 
-    /// Since when the shim is silent, nanoseconds since the epoch; 0 when it is not.
+    /// Time since which the shim is silent, in nanoseconds since the epoch; 0 if it is not.
     pub(super) fn silent_since(&self) -> i64 {
         match self {
             Self::Down { since, tries: 1.., .. } => *since,
@@ -135,76 +135,76 @@ pub(super) struct Container {
     pub(super) stage: Stage,
 }
 
-/// Where a container is.
+/// The stage of a container.
 #[derive(Debug)]
 pub(super) enum Stage {
-    /// The job that creates it is at work; nobody sees it.
+    /// The create job is running; not listed.
     Creating {
-        /// CreateContainer, once or more.
+        /// Callers of CreateContainer, one or more.
         askers: Vec<Waiter>,
-        /// Its end, when that came first: it counts once it is created.
+        /// Its exit, if that was reported first; it is used once the container is created.
         exit: Option<Ending>,
     },
-    /// An earlier daemon's create was cut off: it is undone once the shim was asked.
+    /// An earlier daemon's create was interrupted; it is undone once the shim was contacted.
     CutOff,
-    /// Init waits for start.
+    /// Init waits for the start request.
     Created {
-        /// Whether it was asked to start.
+        /// The state of its start.
         start: Start,
-        /// Its stop, at work.
+        /// The running stop.
         end: Option<End>,
     },
-    /// Init has exec'd.
+    /// Init has called execve.
     Running {
-        /// The start job is still at work: its record is not durable yet.
+        /// The start job is still running: the record is not durable yet.
         start: Option<Vec<Waiter>>,
-        /// Its stop, at work.
+        /// The running stop.
         end: Option<End>,
     },
-    /// It has ended, and the exit is being recorded; shown when that is done.
+    /// It has exited, and the exit is being recorded and then published.
     Exiting {
-        /// The start job is still at work.
+        /// The start job is still running.
         start: Option<Vec<Waiter>>,
-        /// StartContainer, whose outcome can be seen once the exit can.
+        /// Callers of StartContainer, which get a reply once the exit is published.
         told: Vec<(Waiter, Result<(), Error>)>,
         /// StopContainer.
         stoppers: Vec<Waiter>,
         /// RemoveContainer.
         removers: Vec<Waiter>,
     },
-    /// Its exit is shown.
+    /// Its exit is published.
     Exited {
-        /// False: the exit is nowhere but in the shim's folder, which stays.
+        /// False if the exit is only in the shim's folder, which must then stay.
         durable: bool,
-        /// The start job is still at work.
+        /// The start job is still running.
         start: Option<Vec<Waiter>>,
     },
     /// It is being removed.
     Removing {
-        /// As in `Exited`.
+        /// Like in `Exited`.
         durable: bool,
-        /// The job is at work; else it failed, and is tried again.
+        /// Whether the job is running; otherwise it failed and will be retried.
         at_work: bool,
         /// RemoveContainer.
         askers: Vec<Waiter>,
     },
 }
 
-/// The start of a container that is created.
+/// The start of a created container.
 #[derive(Debug)]
 pub(super) enum Start {
-    /// Nobody asked for it.
+    /// Not requested.
     Not,
-    /// The job is at work.
+    /// The job is running.
     Asked(Vec<Waiter>),
-    /// It was asked for, and ended without the shim's word on it: it may run.
+    /// It ended without a report of the shim: the container may be running.
     Doubtful,
 }
 
-/// A stop at work.
+/// A running stop.
 #[derive(Debug)]
 pub(super) struct End {
-    /// When to kill, on the steady clock.
+    /// When to kill, in monotonic time.
     pub(super) deadline: Duration,
     /// StopContainer.
     pub(super) stoppers: Vec<Waiter>,
@@ -213,35 +213,35 @@ pub(super) struct End {
 }
 
 impl Container {
-    /// By its record, which an earlier daemon wrote.
+    /// Restores a container from a record that an earlier daemon wrote.
     pub(super) fn restored(record: ContainerRecord) -> Self {
         let stage = match record.phase {
             ContainerPhase::Creating => Stage::CutOff,
             ContainerPhase::Created => Stage::Created { start: Start::Not, end: None },
             ContainerPhase::Running => Stage::Running { start: None, end: None },
-            // An Unknown one is never written.
+            // Unknown is never written.
             ContainerPhase::Exited | ContainerPhase::Unknown => Stage::Exited { durable: true, start: None },
             ContainerPhase::Removing => Stage::Removing { durable: true, at_work: false, askers: Vec::new() },
         };
         Self { record: Arc::new(record), stage }
     }
 
-    /// Whether anybody may see it.
+    /// Whether it is listed.
     pub(super) fn is_committed(&self) -> bool {
         !matches!(self.stage, Stage::Creating { .. } | Stage::CutOff)
     }
 
-    /// Whether the end of a pod has to wait for it.
+    /// Whether the stop of the pod must wait for it.
     pub(super) fn keeps_pod(&self) -> bool {
         matches!(self.stage, Stage::Creating { .. } | Stage::Exiting { .. })
     }
 
-    /// Whether its exit is nowhere but in the shim's folder.
+    /// Whether its exit is only in the shim's folder.
     pub(super) fn is_unrecorded(&self) -> bool {
         matches!(self.stage, Stage::Exited { durable: false, .. } | Stage::Removing { durable: false, .. })
     }
 
-    /// Whether the job that removes it is at work.
+    /// Whether its removal job is running.
     pub(super) fn is_being_removed(&self) -> bool {
         matches!(self.stage, Stage::Removing { at_work: true, .. })
     }
@@ -255,12 +255,12 @@ impl Container {
         }
     }
 
-    /// Changes the record, which lists and writers may hold as it was.
+    /// Changes the record; published lists and running writes keep the old one.
     pub(super) fn change(&mut self, change: impl FnOnce(&mut ContainerRecord)) {
         change(Arc::make_mut(&mut self.record));
     }
 
-    /// All who wait for something of it.
+    /// All callers that wait for it.
     pub(super) fn into_waiters(self) -> Vec<Waiter> {
         let of = |end: Option<End>| end.map(|end| [end.stoppers, end.removers].concat()).unwrap_or_default();
         match self.stage {

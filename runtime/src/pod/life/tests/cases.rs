@@ -1,4 +1,4 @@
-//! Faults that the daemon once had, one case each.
+//! Earlier faults of the daemon, one test each.
 
 use super::super::stage::{Fate, Link, PodStage, Stage, Start};
 use super::super::{
@@ -11,7 +11,7 @@ use model::{ContainerConfig, ContainerId, ContainerPhase, EnvVar, ExecId, Exit, 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// A pod as an earlier daemon left it, with one container.
+/// A pod with one container, as left by an earlier daemon.
 fn restored(pod: PodPhase, container: ContainerPhase, leaving: bool) -> Life {
     Life::restore(pod_record(pod), vec![record(container)], leaving, NOW).0
 }
@@ -24,14 +24,14 @@ fn answered(held: Held) -> Input {
     heard(Shim::Answered { pause: true, containers: BTreeMap::from([(id(), held)]) })
 }
 
-/// A pod that is up, with a container that runs.
+/// A ready pod with a running container.
 fn running() -> Life {
     let mut life = restored(PodPhase::Ready, ContainerPhase::Running, false);
     life.handle(NOW, answered(Held::Running { pid: 7, started_at: 4 }));
     life
 }
 
-/// A pod that is up, with a container that waits for its start.
+/// A ready pod with a created container.
 fn created() -> Life {
     let mut life = restored(PodPhase::Ready, ContainerPhase::Created, false);
     life.handle(NOW, answered(Held::Created { pid: 7 }));
@@ -65,7 +65,7 @@ fn answer_of(actions: &[Action], waiter: Waiter) -> Option<Result<Answer, Error>
 }
 
 #[test]
-fn a_silent_shim_is_dialled_for_ever_and_its_pod_goes_on() {
+fn a_silent_shim_is_dialled_for_ever_and_its_pod_continues() {
     let mut life = running();
     life.handle(NOW, Input::LinkLost);
     for _ in 0..200 {
@@ -85,13 +85,13 @@ fn a_container_is_stopped_with_its_grace_while_the_shim_is_silent() {
     let actions = life.handle(NOW, Input::Ask(Waiter(1), Ask::Stop(id(), grace)));
     let [Job::Stop { deadline, .. }] = jobs(&actions)[..] else { panic!("{actions:?}") };
     assert_eq!(*deadline, NOW.steady + grace);
-    // A second one with less patience shortens it.
+    // A second stop with a shorter grace period shortens the first.
     let actions = life.handle(NOW, Input::Ask(Waiter(2), Ask::Stop(id(), Duration::ZERO)));
     assert!(matches!(&actions[..], [Action::Hasten(_, deadline)] if *deadline == NOW.steady), "{actions:?}");
 }
 
 #[test]
-fn after_a_power_loss_a_pod_whose_containers_ran_is_seen() {
+fn after_a_power_loss_a_pod_whose_containers_ran_is_listed() {
     let containers = [record(ContainerPhase::Running)];
     let pod = pod_record(PodPhase::Launching);
     let leaving = model::reconcile::is_leaving(false, &pod, &containers);
@@ -102,14 +102,14 @@ fn after_a_power_loss_a_pod_whose_containers_ran_is_seen() {
         matches!(jobs(&actions)[..], [Job::RecordExit(_), Job::RecordPod, Job::EndPod(..)]),
         "{actions:?}"
     );
-    // Its exit is seen, and it stays until it is removed.
+    // Its exit is published, and it stays until it is removed.
     let actions = life.handle(NOW, Input::Done(Outcome::ExitRecorded(id(), true)));
     assert_eq!(phase_shown(&actions), Some(ContainerPhase::Exited));
     assert_eq!(life.fate, Fate::Stays);
 }
 
 #[test]
-fn a_rollback_that_fails_is_told_shown_and_tried_again() {
+fn a_failed_rollback_is_reported_listed_and_retried() {
     let (mut life, actions) = Life::restore(pod_record(PodPhase::Launching), Vec::new(), true, NOW);
     assert!(actions.is_empty(), "{actions:?}");
     life.handle(NOW, heard(Shim::Gone));
@@ -128,7 +128,7 @@ fn a_rollback_that_fails_is_told_shown_and_tried_again() {
 }
 
 #[test]
-fn a_removal_that_nobody_waits_for_is_tried_again() {
+fn a_failed_removal_without_a_caller_is_retried() {
     let mut life = restored(PodPhase::Ready, ContainerPhase::Removing, false);
     let actions = life.handle(NOW, heard(Shim::Answered { pause: true, containers: BTreeMap::new() }));
     assert!(matches!(jobs(&actions)[..], [Job::RemoveContainer(_)]), "{actions:?}");
@@ -150,7 +150,7 @@ fn execs_of_an_earlier_daemon_are_killed() {
 }
 
 #[test]
-fn exits_are_durable_before_the_shims_folder_goes() {
+fn exits_are_durable_before_the_shims_folder_is_removed() {
     let mut life = running();
     life.handle(NOW, Input::Ask(Waiter(1), Ask::StopPod));
     let exits = BTreeMap::from([(id(), (Exit { code: 3, ..Exit::default() }, 4))]);
@@ -177,7 +177,7 @@ fn an_exit_that_cannot_be_recorded_keeps_the_shims_folder() {
 }
 
 #[test]
-fn a_start_that_answers_late_is_seen() {
+fn a_late_start_is_published() {
     let mut life = created();
     life.handle(NOW, Input::Ask(Waiter(1), Ask::Start(id())));
     let lost = StartError::Other(Error::internal("no answer within 60s"));
@@ -189,7 +189,7 @@ fn a_start_that_answers_late_is_seen() {
 }
 
 #[test]
-fn a_start_without_an_answer_may_run_and_is_stopped() {
+fn a_start_without_a_reply_may_be_running_and_is_stopped() {
     let mut life = created();
     let actions = life.handle(NOW, Input::Ask(Waiter(1), Ask::Stop(id(), Duration::ZERO)));
     assert!(jobs(&actions).is_empty(), "one that was never started has nothing to stop");
@@ -201,7 +201,7 @@ fn a_start_without_an_answer_may_run_and_is_stopped() {
 }
 
 #[test]
-fn a_stop_that_fails_is_tried_again_with_growing_pauses() {
+fn a_failed_stop_is_retried_with_growing_pauses() {
     let mut life = running();
     let mut pauses = Vec::new();
     life.handle(NOW, Input::Ask(Waiter(1), Ask::StopPod));
@@ -219,7 +219,7 @@ fn a_stop_that_fails_is_tried_again_with_growing_pauses() {
 }
 
 #[test]
-fn a_create_is_not_undone_by_a_connection_that_comes_back() {
+fn a_create_is_not_undone_by_a_reconnect() {
     let mut life = created();
     let other = ContainerId::from_random([8; 32]);
     let config = Box::new(super::world::container_config(1, false));
@@ -232,7 +232,7 @@ fn a_create_is_not_undone_by_a_connection_that_comes_back() {
 }
 
 #[test]
-fn an_exit_during_the_create_waits_for_its_end() {
+fn an_exit_during_the_create_is_recorded_after_it() {
     let mut life = created();
     let other = ContainerId::from_random([8; 32]);
     let config = Box::new(super::world::container_config(1, false));
@@ -250,15 +250,15 @@ fn an_exit_during_the_create_waits_for_its_end() {
 }
 
 #[test]
-fn what_survives_the_kill_has_not_ended() {
-    for bury in [false, true] {
+fn a_container_that_survives_the_kill_has_not_exited() {
+    for kill_remains in [false, true] {
         let mut life = running();
         life.handle(NOW, Input::LinkLost);
         let ended =
             Ended { alive: [id()].into(), errors: vec![Error::internal("in D state")], ..Ended::default() };
-        if bury {
+        if kill_remains {
             life.handle(NOW, heard(Shim::Gone));
-            life.handle(NOW, Input::Done(Outcome::PodBuried(ended)));
+            life.handle(NOW, Input::Done(Outcome::PodKilled(ended)));
         } else {
             life.handle(NOW, Input::Ask(Waiter(1), Ask::StopPod));
             life.handle(NOW, Input::Done(Outcome::PodEnded(ended)));
@@ -268,7 +268,7 @@ fn what_survives_the_kill_has_not_ended() {
 }
 
 #[test]
-fn a_stop_waits_for_creates_that_are_at_work() {
+fn a_stop_waits_for_running_creates() {
     let mut life = created();
     let other = ContainerId::from_random([8; 32]);
     let config = Box::new(super::world::container_config(1, false));
@@ -286,7 +286,7 @@ fn a_stop_waits_for_creates_that_are_at_work() {
     let failed = Outcome::Created(other, Err(Error::internal("killed")));
     let actions = life.handle(NOW, Input::Done(failed));
     assert!(matches!(jobs(&actions)[..], [Job::ForgetShim]), "{actions:?}");
-    // Not what the killed process had to say, but the end of its pod.
+    // The error names the stop of the pod, not the error of the killed process.
     let Some(Err(error)) = answer_of(&actions, Waiter(1)) else { panic!("{actions:?}") };
     assert!(error.message.contains("being stopped"), "{}", error.message);
 }

@@ -1,4 +1,4 @@
-//! The life of a pod, run without a runtime, root or files.
+//! Tests of a pod's state machine; they need no runtime, root or files.
 
 mod cases;
 mod planted;

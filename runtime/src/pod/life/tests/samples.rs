@@ -1,4 +1,4 @@
-//! One machine in each stage, and one of each input, for the table.
+//! A state machine in each stage, and one of each input, for the table.
 
 use super::super::stage::{Asks, Container, End, Fate, Link, PodStage, Stage, Start};
 use super::super::{
@@ -42,7 +42,7 @@ fn error() -> Error {
     Error::internal("broken")
 }
 
-/// Every stage of a pod: a new one does not compile until it is here.
+/// Every stage of a pod; a new stage breaks the build until it is added here.
 pub(super) fn pod_stages() -> Vec<Life> {
     let asks = || Asks { stoppers: vec![Waiter(90)], removers: Vec::new() };
     let stages = [
@@ -52,7 +52,7 @@ pub(super) fn pod_stages() -> Vec<Life> {
         (PodStage::Up, PodPhase::Ready, Link::down(1, "lost")),
         (PodStage::Over, PodPhase::Stopping, Link::Up),
         (PodStage::Over, PodPhase::Stopping, Link::down(1, "lost")),
-        (PodStage::Burying(asks()), PodPhase::Stopping, Link::None),
+        (PodStage::Killing(asks()), PodPhase::Stopping, Link::None),
         (PodStage::Ending(asks()), PodPhase::Stopping, Link::Up),
         (PodStage::Recording(asks()), PodPhase::Stopped, Link::None),
         (PodStage::Settling(asks(), Vec::new()), PodPhase::Stopped, Link::None),
@@ -75,7 +75,7 @@ pub(super) fn pod_stage_name(life: &Life) -> String {
         PodStage::Leftover => "Leftover",
         PodStage::Up => "Up",
         PodStage::Over => "Over",
-        PodStage::Burying(_) => "Burying",
+        PodStage::Killing(_) => "Killing",
         PodStage::Ending(_) => "Ending",
         PodStage::Recording(_) => "Recording",
         PodStage::Settling(..) => "Settling",
@@ -90,10 +90,10 @@ pub(super) fn pod_stage_name(life: &Life) -> String {
     }
 }
 
-/// How many names `pod_stage_name` has without those of links.
+/// Number of names in `pod_stage_name`, without those for connections.
 pub(super) const POD_STAGES: usize = 12;
 
-/// A pod with one container in each of its stages.
+/// A pod with one container in each stage of containers.
 pub(super) fn container_stages() -> Vec<Life> {
     let end =
         || Some(End { deadline: Duration::from_secs(60), stoppers: vec![Waiter(91)], removers: Vec::new() });
@@ -145,7 +145,7 @@ pub(super) fn container_stage_name(life: &Life) -> String {
     .into()
 }
 
-/// How many names `container_stage_name` has.
+/// Number of names in `container_stage_name`.
 pub(super) const CONTAINER_STAGES: usize = 13;
 
 fn heard(pause: bool, held: Option<Held>) -> Input {
@@ -176,7 +176,7 @@ pub(super) fn pod_inputs() -> Vec<(&'static str, Input)> {
         ("launch failed, something left", done(failed(vec![error()]))),
         ("ended", done(Outcome::PodEnded(ended(Vec::new())))),
         ("not ended", done(Outcome::PodEnded(ended(vec![error()])))),
-        ("buried", done(Outcome::PodBuried(ended(Vec::new())))),
+        ("killed", done(Outcome::PodKilled(ended(Vec::new())))),
         ("stop recorded", done(Outcome::PodRecorded)),
         ("shim forgotten", done(Outcome::ShimForgotten(Vec::new()))),
         ("shim not forgotten", done(Outcome::ShimForgotten(vec![error()]))),
@@ -225,7 +225,7 @@ pub(super) fn container_inputs() -> Vec<(&'static str, Input)> {
     ]
 }
 
-/// What a dialled shim holds of the container.
+/// The container in a shim's snapshot.
 pub(super) fn container_words() -> Vec<(&'static str, Input)> {
     vec![
         ("dialled: creating", heard(true, Some(Held::Creating))),

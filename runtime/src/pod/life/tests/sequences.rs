@@ -1,5 +1,5 @@
-//! Random sequences of calls, retries, lost links, late replies, failing steps and restarts, against what must
-//! always hold (`world`).
+//! Random sequences of calls, retries, lost connections, late replies, failing steps and restarts, checked
+//! against the invariants in `world`.
 
 use super::super::Ask;
 use super::world::{Luck, Sabotage, Violation, World, choose};
@@ -7,12 +7,12 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use std::time::Duration;
 
-/// Sequences where nobody says otherwise.
+/// Default number of sequences.
 const CASES: u32 = 2000;
-/// Says otherwise.
+/// Environment variable for another number.
 const VARIABLE: &str = "COPEPOD_MODEL_CASES";
 
-/// One thing that happens.
+/// One event of a sequence.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Step {
     RunPod,
@@ -72,7 +72,7 @@ fn step(world: &mut World, step: Step) -> Result<(), Violation> {
     };
     match step {
         Step::RunPod => world.run_pod(),
-        // Calls find a pod by the lists.
+        // Calls need a listed pod.
         Step::StopPod | Step::RemovePod if world.shown_pod.is_none() => Ok(()),
         Step::StopPod => world.ask(Ask::StopPod).map(drop),
         Step::RemovePod => world.ask(Ask::RemovePod).map(drop),
@@ -128,7 +128,7 @@ fn cases() -> u32 {
     std::env::var(VARIABLE).ok().and_then(|cases| cases.parse().ok()).unwrap_or(CASES)
 }
 
-/// The first violation that a number of sequences show.
+/// The first violation in a number of sequences.
 pub(super) fn search(cases: u32, sabotage: Option<Sabotage>) -> Result<(), Violation> {
     let found = std::cell::RefCell::new(None);
     let last = std::cell::RefCell::new(Vec::new());
@@ -145,7 +145,7 @@ pub(super) fn search(cases: u32, sabotage: Option<Sabotage>) -> Result<(), Viola
         (Err(error), None) => panic!("{error}"),
         (Err(error), Some(violation)) => {
             if sabotage.is_none() {
-                // The last that failed is the smallest.
+                // The last failing sequence is the smallest.
                 let log = run(&last.into_inner(), None, true).err().map(|(_, log)| log).unwrap_or_default();
                 eprintln!("{error}\n{}", log.join("\n"));
             }
@@ -155,7 +155,7 @@ pub(super) fn search(cases: u32, sabotage: Option<Sabotage>) -> Result<(), Viola
 }
 
 #[test]
-fn whatever_happens_in_whatever_order() {
+fn random_sequences_keep_the_invariants() {
     if let Err(violation) = search(cases(), None) {
         panic!("{violation:?}");
     }

@@ -1,4 +1,5 @@
-//! What becomes of every input in every stage, as the machine says it: kept in docs/pod-states.md, and compared.
+//! Generates the table of every input in every stage from the state machine, and compares it with
+//! docs/pod-states.md.
 
 use super::super::stage::{Link, PodStage};
 use super::super::{Action, Input, Job, Life};
@@ -10,18 +11,18 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/pod-states.md");
-/// Set, the file is written anew.
+/// If this variable is set, the file is updated.
 const VARIABLE: &str = "UPDATE_DOCS";
 
 const HEAD: &str = "\
-# What becomes of a pod and its containers
+# States of a pod and its containers
 
-Written by a test (`runtime/src/pod/life/tests/table.rs`) that asks the state machine itself, every input in every
-stage. `UPDATE_DOCS=1 cargo test -p runtime pod::life` writes it anew. A cell has the next stage where it changes,
-then what is done, jobs in capitals; `wait`: the call waits for what is under way; empty: nothing is done.
+A test (`runtime/src/pod/life/tests/table.rs`) generates this file from the state machine, with every input in every
+stage. `UPDATE_DOCS=1 cargo test -p runtime pod::life` updates it. A cell has the next stage, if it changes, and the
+actions, with jobs in capitals; `wait`: the call waits for running work; an empty cell means that nothing is done.
 ";
 
-/// What a machine did, in a cell.
+/// A cell: the reaction of a state machine.
 fn cell(before: &str, after: &str, actions: &[Action]) -> String {
     let mut parts = Vec::new();
     if before != after {
@@ -52,7 +53,7 @@ fn word(action: &Action) -> Option<String> {
         Action::Begin(job) => job_word(job).into(),
         Action::Wake(..) => "again later".into(),
         Action::Finish => "end".into(),
-        // Of the next write, which is told.
+        // Part of the next write, which has its own entry.
         Action::NotePod(_) | Action::NoteContainer(_) => return None,
     })
 }
@@ -71,7 +72,7 @@ fn job_word(job: &Job) -> &'static str {
         Job::ReopenLog(..) => "REOPEN THE LOG",
         Job::KillExecs(_) => "KILL EXECS",
         Job::EndPod(..) => "END THE POD",
-        Job::BuryPod(..) => "KILL WHAT IS LEFT",
+        Job::KillRemains(..) => "KILL WHAT IS LEFT",
         Job::RecordPod => "RECORD",
         Job::RecordStop => "RECORD THE STOP",
         Job::ForgetShim => "FORGET THE SHIM",
@@ -81,7 +82,7 @@ fn job_word(job: &Job) -> &'static str {
 
 type Inputs = Vec<(&'static str, Input)>;
 
-/// One table: a row for each input, a column for each stage.
+/// One table: a row per input, a column per stage.
 fn table(text: &mut String, stages: fn() -> Vec<Life>, name: fn(&Life) -> String, inputs: fn() -> Inputs) {
     let names: Vec<String> = stages().iter().map(name).collect();
     let _ = writeln!(text, "| | {} |", names.join(" | "));
@@ -100,7 +101,7 @@ fn table(text: &mut String, stages: fn() -> Vec<Life>, name: fn(&Life) -> String
     }
 }
 
-/// The containers of a pod whose shim is dialled.
+/// The containers of a pod whose shim is being connected.
 fn silent_container_stages() -> Vec<Life> {
     let mut lives = container_stages();
     lives.iter_mut().for_each(|life| life.link = Link::down(1, "lost"));
@@ -133,10 +134,10 @@ fn every_stage_and_every_input_has_its_row_and_column() {
     assert_eq!(inputs.len(), INPUTS, "{inputs:?}");
 }
 
-/// How many names `input_name` has.
+/// Number of names in `input_name`.
 const INPUTS: usize = 27;
 
-/// A new input does not compile until it is here, and fails until it is in the table.
+/// A new input breaks the build until it is added here, and the test until it is in the table.
 fn input_name(input: &Input) -> &'static str {
     use super::super::{Ask, Outcome, ShimEvent, Timer};
     match input {
@@ -159,10 +160,10 @@ fn input_name(input: &Input) -> &'static str {
         Input::Done(Outcome::StopEnded(..)) => "stop done",
         Input::Done(Outcome::ExitRecorded(..)) => "exit recorded",
         Input::Done(Outcome::ContainerRemoved(..)) => "remove done",
-        // Only who asked is concerned: it is answered.
+        // Only the caller is concerned; it gets a reply.
         Input::Done(Outcome::LogReopened(..)) => "log reopened",
         Input::Done(Outcome::PodEnded(_)) => "ended",
-        Input::Done(Outcome::PodBuried(_)) => "buried",
+        Input::Done(Outcome::PodKilled(_)) => "killed",
         Input::Done(Outcome::PodRecorded) => "stop recorded",
         Input::Done(Outcome::ShimForgotten(_)) => "forgotten",
         Input::Done(Outcome::PodRemoved(_)) => "pod removed",
@@ -172,7 +173,7 @@ fn input_name(input: &Input) -> &'static str {
 }
 
 #[test]
-fn the_table_in_docs_is_what_the_machine_does() {
+fn table_in_docs_is_up_to_date() {
     let text = written();
     if std::env::var_os(VARIABLE).is_some() {
         std::fs::write(PATH, &text).expect("docs can be written");
@@ -185,7 +186,7 @@ fn the_table_in_docs_is_what_the_machine_does() {
 }
 
 #[test]
-fn what_is_gone_does_nothing() {
+fn removed_objects_ignore_inputs() {
     for (label, input) in pod_inputs() {
         let mut life = pod_stages().pop().expect("stages");
         assert!(matches!(life.stage, PodStage::Gone));

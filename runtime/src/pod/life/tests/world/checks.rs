@@ -1,4 +1,4 @@
-//! What the machine decides is performed and checked: lists, answers, names, and what may be killed.
+//! Performs and checks the state machine's actions: lists, replies, names, and what may be killed.
 
 use super::super::super::stage::Fate;
 use super::*;
@@ -70,7 +70,7 @@ impl World {
                     && !self.stop_asked
                 {
                     let record = self.life.as_ref().map(|life| Arc::new(life.record().clone()));
-                    return record.map_or(Ok(()), |record| self.begin(Job::BuryPod(record, Vec::new())));
+                    return record.map_or(Ok(()), |record| self.begin(Job::KillRemains(record, Vec::new())));
                 }
                 Ok(())
             }
@@ -192,7 +192,7 @@ impl World {
 
     pub(super) fn begin(&mut self, job: Job) -> Checked {
         let early = match &job {
-            Job::EndPod(..) | Job::BuryPod(..) => self.committed && self.shim && !self.stop_asked,
+            Job::EndPod(..) | Job::KillRemains(..) => self.committed && self.shim && !self.stop_asked,
             Job::Stop { record, .. } => !self.asked.contains(&record.id) && !self.stop_asked,
             Job::KillOrphan(id) => {
                 let shown = self.shown.get(id).is_some_and(|it| it.phase != ContainerPhase::Exited);
@@ -204,7 +204,7 @@ impl World {
             return violation(Kind::EarlyKill, format!("nobody asked for {job:?}"));
         }
         if let Job::Launch(record) = &job {
-            // The intent is first.
+            // The intent is written first.
             self.disk_pod = Some(PodRecord::clone(record));
         }
         if let Job::Stop { record, .. } = &job {
@@ -214,7 +214,7 @@ impl World {
         Ok(())
     }
 
-    /// Lets everything go well until nothing happens any more.
+    /// Continues without faults until nothing more happens.
     pub(in super::super) fn quiesce(&mut self) -> Checked {
         self.mute = false;
         for _ in 0..300 {
@@ -245,7 +245,7 @@ impl World {
         begun.killed && same && !self.settled.contains(&record.id)
     }
 
-    /// At rest, lists say what is.
+    /// When nothing is running, the lists must be correct.
     pub(super) fn check_lists(&self) -> Checked {
         if self.life.is_none() {
             return self.check_gone();
@@ -283,11 +283,11 @@ impl World {
         Ok(())
     }
 
-    /// Stops and removes the pod: after that nothing is left and the name is free.
+    /// Stops and removes the pod: then nothing must be left, and the name must be free.
     pub(in super::super) fn end_all(&mut self) -> Checked {
         self.quiesce()?;
         if self.life.is_some() {
-            // One that nobody sees is asked for by nobody: it goes by itself.
+            // A pod that is not listed gets no calls: it must be removed by itself.
             let stop = self.ask(Ask::StopPod)?;
             self.quiesce()?;
             self.expect_done(stop, "StopPodSandbox")?;

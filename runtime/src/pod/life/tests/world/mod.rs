@@ -1,5 +1,6 @@
-//! A node of one pod in memory: disk, shim, processes, lists, callers. It performs what the machine decides as the
-//! driver would, with the luck that a test gives it, and checks every step against what must always hold.
+//! A simulated node with one pod: disk, shim, processes, lists, callers. It performs the actions of the state
+//! machine as the driver would, with the faults that a test selects, and checks the invariants after each
+//! step.
 
 mod checks;
 mod nature;
@@ -19,63 +20,63 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What must never be.
+/// The violations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// A call is never answered, or the answer went to nobody.
+    /// A call gets no reply, or a reply has no call.
     LostWaiter,
-    /// A call is answered a second time.
+    /// A call gets a second reply.
     AnsweredTwice,
-    /// An answer says what is not so.
+    /// A reply is wrong.
     Untrue,
-    /// An exit is told again, and otherwise.
+    /// An exit is reported again with other content.
     DoubleExit,
-    /// The exit of a process that lives is told.
+    /// The exit of a running process is reported.
     FalseExit,
-    /// What is not committed, or half gone, is listed; or what is committed is not.
+    /// An incomplete object is listed, or a committed one is not.
     HalfMade,
-    /// Something but a stop or a removal kills a pod whose shim lives.
+    /// A pod whose shim is alive is killed without a stop or removal.
     EarlyKill,
-    /// The name is taken, and nobody has it; or free, and somebody has it.
+    /// The name is reserved without an owner, or free with one.
     StuckName,
-    /// Something is left, or an exit is lost with the shim's folder.
+    /// Something is left behind, or an exit is lost with the shim's folder.
     Leak,
 }
 
-/// What was found, for people.
+/// A description for users.
 #[derive(Debug, Clone)]
 pub(super) struct Violation {
     pub(super) kind: Kind,
     pub(super) text: String,
 }
 
-/// Mistakes that are planted in what the machine decides.
+/// Bugs that are planted in the state machine's decisions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sabotage {
-    /// Every fifth answer is dropped.
+    /// Every fifth reply is dropped.
     LostWaiter,
-    /// An exit is told again with another code.
+    /// An exit is reported again with another code.
     DoubleExit,
-    /// The name is not given back.
+    /// The name is not released.
     StuckName,
-    /// A silent shim is taken for a dead one.
+    /// A silent shim is treated as dead.
     EarlyKill,
     /// A container is listed when its create begins.
     HalfMade,
 }
 
-/// How a job goes.
+/// The result of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Luck {
-    /// As it should.
+    /// It succeeds.
     Good,
-    /// Nothing of it is done.
+    /// It fails without an effect.
     Fails,
-    /// It is done, but not heard of; or done by half.
+    /// It is done, but its result is lost; or it is done partly.
     Lost,
 }
 
-/// What the kernel has of a container.
+/// The kernel's state of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Process {
     Waiting,
@@ -89,7 +90,7 @@ impl Process {
     }
 }
 
-/// What comes over the connection, in order.
+/// A message on the connection, in order.
 #[derive(Debug, Clone)]
 enum Said {
     Event(ShimEvent),
@@ -99,13 +100,13 @@ enum Said {
 #[derive(Debug, Clone)]
 struct Begun {
     job: Job,
-    /// The connection it began with, if there was one.
+    /// The connection at its start, if there was one.
     connection: Option<u32>,
-    /// A stop has done its part, and waits for the exit to be settled.
+    /// A stop has killed the processes and waits until the exit is recorded.
     killed: bool,
 }
 
-/// The node.
+/// The simulated node.
 #[derive(Debug, Default)]
 pub(super) struct World {
     pub(super) life: Option<Life>,
@@ -122,10 +123,10 @@ pub(super) struct World {
     pub(super) shown_pod: Option<Arc<PodRecord>>,
     pub(super) shown: BTreeMap<ContainerId, Arc<ContainerRecord>>,
     told: BTreeMap<ContainerId, Exit>,
-    /// Ids that a caller can know.
+    /// Ids that a caller knows.
     pub(super) known: Vec<ContainerId>,
     stop_asked: bool,
-    /// Its launch has succeeded.
+    /// Whether its launch has succeeded.
     committed: bool,
     asked: BTreeSet<ContainerId>,
     // Disk.
@@ -139,7 +140,7 @@ pub(super) struct World {
     pause: bool,
     mute: bool,
     connection: Option<u32>,
-    /// That came with the input at hand.
+    /// The connection that came with the current input.
     offered: Option<u32>,
     connections: u32,
     holds: BTreeMap<ContainerId, Process>,
@@ -150,7 +151,7 @@ pub(super) struct World {
     settled: BTreeSet<ContainerId>,
     pub(super) dials: usize,
     pub(super) timers: Vec<Timer>,
-    /// What was done, for a sequence that fails and is run once more.
+    /// A log of the steps, for a failing sequence that is run again.
     pub(super) log: Option<Vec<String>>,
 }
 
@@ -173,7 +174,7 @@ pub(super) fn pod_config() -> PodConfig {
     PodConfig { meta, ..PodConfig::default() }
 }
 
-/// One of a few containers; `other` has the name of an equal one and another content.
+/// One of a few containers; `other` has the same name and another configuration.
 pub(super) fn container_config(name: u8, other: bool) -> ContainerConfig {
     let meta = ContainerMeta { name: format!("c{}", name % 3), attempt: u32::from(name / 3 % 2) };
     ContainerConfig {
@@ -193,7 +194,7 @@ impl World {
         Moment { wall: i64::from(self.clock) * 1000, steady: Duration::from_millis(self.clock.into()) }
     }
 
-    /// RunPodSandbox, where the name is free.
+    /// RunPodSandbox with a free name.
     pub(super) fn run_pod(&mut self) -> Checked {
         if self.life.is_some() {
             return Ok(());
@@ -226,7 +227,7 @@ impl World {
         Ok(())
     }
 
-    /// A call of CRI; the waiter that it is answered to.
+    /// A CRI call; returns its waiter.
     pub(super) fn ask(&mut self, ask: Ask) -> Result<Waiter, Violation> {
         let waiter = Waiter(self.callers);
         self.callers += 1;

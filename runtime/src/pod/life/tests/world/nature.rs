@@ -1,4 +1,4 @@
-//! What happens of itself: ends, lost links, dead shims, restarts.
+//! Events without a call: exits, lost connections, dead shims, restarts.
 
 use super::*;
 
@@ -9,7 +9,7 @@ impl World {
         }
     }
 
-    /// A process ends: the shim keeps that in a file before it tells anybody.
+    /// A process ends: the shim writes a file before it reports that.
     pub(super) fn end(&mut self, id: &ContainerId, code: i32) {
         let Some(process) = self.holds.get_mut(id) else { return };
         let started_at = match process {
@@ -26,7 +26,7 @@ impl World {
         }
     }
 
-    /// A container ends by itself.
+    /// A container exits by itself.
     pub(in super::super) fn exits(&mut self, pick: u8, code: i32) {
         let live: Vec<ContainerId> =
             self.holds.iter().filter(|(_, it)| it.lives()).map(|(id, _)| id.clone()).collect();
@@ -41,7 +41,7 @@ impl World {
         }
     }
 
-    /// The connection ends; `torn`: with what was not read yet.
+    /// The connection ends; `torn`: unread messages are lost.
     pub(in super::super) fn disconnect(&mut self, torn: bool) {
         if self.connection.take().is_some() {
             if torn {
@@ -61,7 +61,7 @@ impl World {
         }
     }
 
-    /// The next thing that came over the connection.
+    /// The next message on the connection.
     pub(in super::super) fn deliver(&mut self) -> Checked {
         match self.said.pop_front() {
             Some(Said::Event(event)) => self.input(Input::Shim(event)),
@@ -70,7 +70,7 @@ impl World {
         }
     }
 
-    /// A dial ends.
+    /// An attempt to connect ends.
     pub(in super::super) fn dialled(&mut self) -> Checked {
         if self.dials == 0 {
             return Ok(());
@@ -110,7 +110,7 @@ impl World {
         self.input(Input::Due(timer))
     }
 
-    /// The daemon is killed and starts again; in another boot nothing of the pod lives.
+    /// The daemon is killed and starts again; in another boot no process of the pod is left.
     pub(in super::super) fn restart(&mut self, reboot: bool, lucks: u8) -> Checked {
         if self.life.is_none() {
             return Ok(());
@@ -119,7 +119,7 @@ impl World {
             log.push(format!("restart, reboot {reboot}"));
         }
         self.life = None;
-        // Some of the work was done and nobody heard of it.
+        // Some jobs were done partly, and their results are lost.
         for (at, begun) in std::mem::take(&mut self.jobs).into_iter().enumerate() {
             if lucks >> (at % 8) & 1 == 1 {
                 drop(self.work(&begun.job, begun.connection, Luck::Lost, true)?);
@@ -128,12 +128,12 @@ impl World {
         (self.dials, self.connection) = (0, None);
         self.said.clear();
         self.timers.clear();
-        // Their connections are closed with the daemon.
+        // Their connections close with the daemon.
         self.waiting.clear();
         self.shown_pod = None;
         self.shown.clear();
         self.newest.clear();
-        // What could not be recorded is forgotten, and told as it is found.
+        // What could not be recorded is forgotten, and is reported as it is found.
         let disk = &self.disk;
         self.told.retain(|id, _| disk.get(id).is_some_and(|it| it.exit.is_some()));
         if reboot {

@@ -1,9 +1,9 @@
-//! What jobs do to disk, shim and processes, with good and bad luck.
+//! Effects of jobs on disk, shim and processes, with and without faults.
 
 use super::*;
 
 impl World {
-    /// A job ends; events that came before may be read before.
+    /// A job ends; earlier events may be read first.
     pub(in super::super) fn finish(&mut self, pick: u8, luck: Luck, late: bool) -> Checked {
         if self.jobs.is_empty() {
             return Ok(());
@@ -14,7 +14,7 @@ impl World {
             && begun.killed
             && !self.settled.contains(&record.id)
         {
-            // It waits for the exit, unless that can be seen without the shim.
+            // It waits for the exit, unless that is visible without the shim.
             if self.connection.is_some() && begun.connection == self.connection {
                 return Ok(());
             }
@@ -36,7 +36,7 @@ impl World {
         outcome.map_or(Ok(()), |outcome| self.input(Input::Done(outcome)))
     }
 
-    /// Does the work of a job; `crash`: half of it, and nobody hears.
+    /// Does the work of a job; `crash`: only part of it, and the result is lost.
     pub(super) fn work(
         &mut self,
         job: &Job,
@@ -121,7 +121,7 @@ impl World {
                 Some(Outcome::LogReopened(*waiter, if reachable { Ok(()) } else { Err(lost()) }))
             }
             Job::EndPod(..) => Some(Outcome::PodEnded(self.kill_all(luck, true))),
-            Job::BuryPod(..) => Some(Outcome::PodBuried(self.kill_all(luck, false))),
+            Job::KillRemains(..) => Some(Outcome::PodKilled(self.kill_all(luck, false))),
             Job::RecordPod | Job::RecordStop => {
                 if !fails
                     && self.disk_pod.is_some()
@@ -219,7 +219,7 @@ impl World {
         let mut ended = Ended::default();
         let ids: Vec<ContainerId> = self.holds.keys().cloned().collect();
         for (at, id) in ids.iter().enumerate() {
-            // One of them hangs in the kernel.
+            // One process hangs in the kernel.
             if luck == Luck::Fails && at == 0 && self.holds.get(id).is_some_and(Process::lives) {
                 ended.alive.insert(id.clone());
                 ended.errors.push(broken("a process survives SIGKILL"));
