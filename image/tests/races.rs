@@ -1,4 +1,4 @@
-//! Calls on one image at once.
+//! Concurrent calls for one image.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod common;
@@ -7,7 +7,7 @@ use common::{Faulty, Node, build};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A pull finds the config of the image on the disk while a removal is about to take it away.
+/// A pull finds the config of the image on disk while a removal is about to delete it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn pull_beside_removal() {
     const PULLS: usize = 400;

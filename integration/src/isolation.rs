@@ -42,7 +42,7 @@ pub(crate) fn enter() -> Result<bool> {
 
 async fn run_inside() -> Result<bool> {
     let me = env::current_exe().context("own path")?;
-    // Ctrl-C goes to everybody of the terminal; who gets it first must not leave before the rest has ended.
+    // Ctrl-C is sent to all processes of the terminal; this one must not exit before the others have ended.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut child = tokio::process::Command::new("unshare")

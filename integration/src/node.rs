@@ -53,11 +53,11 @@ pub(crate) struct Node {
     daemon: Mutex<Option<Child>>,
     /// Another runtime, whose processes are not ours.
     foreign: bool,
-    /// Its folders are removed, and before them whatever ran on it.
+    /// Whether its folders were removed, after everything that ran on it.
     over: AtomicBool,
 }
 
-/// Nodes of our own that are not dropped yet.
+/// Number of our nodes that are not dropped yet.
 static LIVING: AtomicUsize = AtomicUsize::new(0);
 
 impl Node {
@@ -272,8 +272,8 @@ impl Node {
     }
 }
 
-/// A node that did not come to its ordinary end, or to its start, leaves nothing either. What pods it has is not
-/// known: the last node takes everything away.
+/// A node that failed to start or was not stopped also leaves nothing. Its pods are not known, so the last
+/// node removes everything.
 impl Drop for Node {
     fn drop(&mut self) {
         drop(self.kill9());

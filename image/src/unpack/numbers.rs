@@ -1,4 +1,4 @@
-//! Numbers and strings as tar headers and PAX records have them.
+//! Parses numbers and strings of tar headers and PAX records.
 
 /// Parses a numeric header field: octal, 0 if blank, or binary if the top bit is set. Negative numbers are
 /// rejected.

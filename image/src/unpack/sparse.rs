@@ -1,13 +1,14 @@
-//! Sparse files as GNU tar writes them: type `S` with a map in the header, and PAX formats 0.0, 0.1 and 1.0 with a map
-//! in records or in front of the content (GNU tar manual, "Storing Sparse Files"). Pure: no file is touched here.
+//! Sparse files in GNU tar's formats: type `S` with a map in the header, and PAX formats 0.0, 0.1 and 1.0
+//! with a map in records or before the content (GNU tar manual, "Storing Sparse Files"). Pure: accesses no
+//! file.
 //!
-//! A map takes no disk, so its numbers are checked alone: it is in order, within the file, and as long as the content
-//! that the archive holds for it.
+//! A map uses no disk space, so only its numbers are checked: it must be in order, within the file, and as
+//! long as the file's content in the archive.
 
 use std::io::{self, Read};
 use tar::{GnuExtSparseHeader, GnuHeader, GnuSparseHeader};
 
-/// Pieces of one file. GNU tar names one for every run of blocks that are not zero.
+/// Most pieces of one file. GNU tar lists one for every run of non-zero blocks.
 pub(super) const MAX_PIECES: usize = 65_536;
 /// Largest file, in bytes: ext4's with blocks of 4 KiB.
 pub(super) const MAX_REAL: u64 = 16 << 40;
@@ -16,7 +17,7 @@ const BLOCK: usize = 512;
 const BAD: &str = "its sparse map is malformed";
 const TOO_MANY: &str = "its sparse map has over 65536 pieces";
 
-/// Where a file's content belongs; the rest of it is holes.
+/// The positions of a file's content; the rest is holes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Map {
     /// The file's size in bytes, holes included.
@@ -25,7 +26,7 @@ pub(crate) struct Map {
     pub(crate) pieces: Vec<(u64, u64)>,
 }
 
-/// Why there is no map.
+/// Why a map is invalid.
 #[derive(Debug)]
 pub(super) enum Bad {
     Io(io::Error),
@@ -57,7 +58,7 @@ impl Map {
             }
             end =
                 offset.checked_add(*length).filter(|end| *end <= real).ok_or("its sparse map exceeds it")?;
-            // Below `end`, which is below the limit.
+            // It is less than `end`, which is below the limit.
             sum += length;
         }
         if sum != content {
@@ -79,18 +80,18 @@ fn push(pieces: &mut Vec<(u64, u64)>, piece: (u64, u64)) -> Result<(), &'static 
 #[derive(Debug, Default)]
 pub(super) struct Records {
     version: (u64, u64),
-    /// The file's name, where the header has a made-up one.
+    /// The file's name, if the header has a substitute.
     pub(super) name: Option<Vec<u8>>,
     real: Option<u64>,
-    /// Pieces, as far as a record says it.
+    /// The pieces listed so far.
     count: Option<u64>,
-    /// Of the piece whose length comes next.
+    /// Offset of the piece whose length comes next.
     offset: Option<u64>,
     pieces: Vec<(u64, u64)>,
 }
 
 impl Records {
-    /// Takes one; `key` without its beginning. Unknown ones mean nothing.
+    /// Takes one record; `key` is without the prefix. Unknown keys are ignored.
     pub(super) fn take(&mut self, key: &[u8], value: &[u8]) -> Result<(), &'static str> {
         let number = || super::numbers::number(value).ok_or(BAD);
         match key {
@@ -107,7 +108,7 @@ impl Records {
             }
             b"numbytes" => push(&mut self.pieces, (self.offset.take().ok_or(BAD)?, number()?))?,
             b"map" => {
-                // The last of a key counts.
+                // The last value of a key is used.
                 self.pieces.clear();
                 let mut numbers = value.split(|byte| *byte == b',').map(super::numbers::number);
                 while let Some(offset) = numbers.next() {
@@ -120,7 +121,8 @@ impl Records {
         Ok(())
     }
 
-    /// The map, of a file with `size` bytes in the archive; and how many of them it took from `input`.
+    /// The map of a file with `size` bytes in the archive, and how many of them were read from `input` for
+    /// it.
     pub(super) fn map(self, input: &mut impl Read, size: u64) -> Result<(Map, u64), Bad> {
         let real = self.real.ok_or("its size with holes is missing")?;
         match self.version {
@@ -146,12 +148,12 @@ impl Records {
     }
 }
 
-/// Decimal numbers, a line each, in whole blocks.
+/// Decimal numbers, one per line, in whole blocks.
 struct Lines<'a, R> {
     input: &'a mut R,
     block: [u8; BLOCK],
     at: usize,
-    /// Bytes of the entry after the blocks that were read.
+    /// Remaining bytes of the entry after the blocks that were read.
     left: u64,
 }
 
@@ -178,8 +180,8 @@ impl<R: Read> Lines<'_, R> {
     }
 }
 
-/// The map of an entry of type `S` with `size` bytes of content; what does not fit into its header is read from
-/// `input`.
+/// The map of an entry of type `S` with `size` bytes of content; the part that does not fit into its header
+/// is read from `input`.
 pub(super) fn old(header: &GnuHeader, input: &mut impl Read, size: u64) -> Result<Map, Bad> {
     let mut pieces = Vec::new();
     let take = |pieces: &mut Vec<(u64, u64)>, entries: &[GnuSparseHeader]| -> Result<(), &'static str> {
@@ -195,7 +197,7 @@ pub(super) fn old(header: &GnuHeader, input: &mut impl Read, size: u64) -> Resul
     while more {
         let mut extension = GnuExtSparseHeader::new();
         input.read_exact(extension.as_mut_bytes())?;
-        // One without a piece adds nothing, and there could be any number of them.
+        // An extension without a piece is refused: there could be any number of them.
         let before = pieces.len();
         take(&mut pieces, extension.sparse())?;
         if pieces.len() == before {

@@ -87,7 +87,7 @@ pub(crate) struct Entry {
     pub(crate) mtime: (i64, u32),
     /// Bytes of content that follow; 0 for all but files.
     pub(crate) size: u64,
-    /// Where they belong, of a file with holes.
+    /// The positions of the content, for a file with holes.
     pub(crate) sparse: Option<Map>,
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
@@ -240,7 +240,7 @@ impl<R: BufRead> Reader<R> {
 
     fn entry(&mut self, header: &Header, size: u64, mut extensions: Extensions) -> Result<Entry, TarError> {
         let mut records = extensions.sparse.take();
-        // Readers that know no sparse files are given another one.
+        // The header has another name, for readers without support for sparse files.
         let name = records.as_mut().and_then(|records| records.name.take()).or(extensions.path);
         let name = name.unwrap_or_else(|| header.path_bytes().into_owned());
         let old = header.as_old();
@@ -314,7 +314,7 @@ impl<R: BufRead> Reader<R> {
         })
     }
 
-    /// The map of a file with holes, which may be the beginning of its content.
+    /// The map of a sparse file, which may be at the beginning of its content.
     fn sparse(
         &mut self,
         header: &Header,

@@ -93,7 +93,7 @@ async fn kubelet_logged_nothing_bad_so_far(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-/// Nothing was restarted, and kubelet can go on working.
+/// No container was restarted, and kubelet still works.
 async fn same_afterwards(rig: &Rig, before: &[(String, Vec<view::Identity>)]) -> Result<()> {
     // Nothing happens for a while, long enough for several relists, probes and a housekeeping round; on a busy machine
     // for fewer of them.

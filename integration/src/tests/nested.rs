@@ -1,4 +1,4 @@
-//! Volumes on Bidirectional volumes: the container has both, the host sees nothing of it.
+//! Volumes on Bidirectional volumes: the container has both, and the host does not see the nested one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// Mount points at or below a folder of the host's.
+/// Mount points at or below a folder of the host.
 fn mounted_below(folder: &Path) -> Result<Vec<String>> {
     let below = folder.display().to_string();
     let table = fs::read_to_string("/proc/self/mountinfo")?;
@@ -32,7 +32,7 @@ fn mounted_below(folder: &Path) -> Result<Vec<String>> {
     Ok(points.filter(|point| Path::new(point).starts_with(&below)).map(str::to_owned).collect())
 }
 
-/// A shared folder of the host's with a mount of the host's in it, and a volume with a token.
+/// A shared folder of the host with a mount in it, and a volume with a token.
 fn volumes(cx: &Context) -> Result<(PathBuf, PathBuf)> {
     let (run, token) = (cx.volume("run")?, cx.volume("token")?);
     tmpfs(&run)?;
@@ -42,7 +42,7 @@ fn volumes(cx: &Context) -> Result<(PathBuf, PathBuf)> {
     Ok((run, token))
 }
 
-/// Looks at how it went, unmounts all and gives the first error.
+/// Unmounts everything and returns the first error.
 fn cleaned(run: &Path, looked: Result<()>) -> Result<()> {
     let mut gone = Ok(());
     for point in mounted_below(run)?.iter().rev() {
@@ -51,7 +51,7 @@ fn cleaned(run: &Path, looked: Result<()>) -> Result<()> {
     looked.and(gone)
 }
 
-/// Every pod of kubelet's has such a volume, and in many images /var/run is a link to /run.
+/// Every pod of kubelet has such a volume, and in many images /var/run is a symlink to /run.
 async fn token_below_the_hosts_run(cx: Context) -> Result<()> {
     let (run, token) = volumes(&cx)?;
     let file = cx.volume("file")?.join("one");
@@ -105,7 +105,7 @@ async fn mounts_of_the_host_pass_below_it(cx: Context) -> Result<()> {
             unmount(&place)?;
             ensure!(cx.cri.sh(&id, &format!("ls {seen}")).await?.is_empty(), "{seen} is still mounted");
         }
-        // And the container's reach the host.
+        // The container's mounts reach the host.
         cx.cri
             .sh(&id, "mkdir /run/inside && mount -t tmpfs none /run/inside && echo x > /run/inside/file")
             .await?;
@@ -113,7 +113,7 @@ async fn mounts_of_the_host_pass_below_it(cx: Context) -> Result<()> {
         cx.cri.sh(&id, "umount /run/inside").await?;
         ensure!(!run.join("inside/file").exists());
         ensure!(cx.cri.sh(&id, "cat /run/token/token").await? == "secret");
-        // The other volume receives what is mounted on its own source.
+        // The other volume receives mounts on its own source.
         tmpfs(&token.join("later"))?;
         fs::write(token.join("later/file"), "later")?;
         let seen = cx.cri.sh(&id, "cat /run/token/later/file").await;
@@ -125,7 +125,7 @@ async fn mounts_of_the_host_pass_below_it(cx: Context) -> Result<()> {
     cleaned(&run, looked)
 }
 
-/// That mount is the host's too, and only the volume's own is kept apart.
+/// That mount belongs to the host too, and only the volume's top mount is kept separate.
 async fn on_a_mount_below_it_is_refused(cx: Context) -> Result<()> {
     let (run, token) = volumes(&cx)?;
     let looked = async {
@@ -146,7 +146,7 @@ async fn on_a_mount_below_it_is_refused(cx: Context) -> Result<()> {
     cleaned(&run, looked)
 }
 
-/// Whatever moment the host chooses: a container sees what is mounted when it runs, and nothing else.
+/// With a host mount at any moment: a container sees exactly what is mounted when it runs.
 async fn while_the_host_mounts_on_it(cx: Context) -> Result<()> {
     let (run, token) = volumes(&cx)?;
     let (place, stop) = (run.join("churn"), Arc::new(AtomicBool::new(false)));
@@ -159,10 +159,10 @@ async fn while_the_host_mounts_on_it(cx: Context) -> Result<()> {
                 tmpfs(&place)?;
                 unmount(&place)?;
                 rounds += 1;
-                // Not all the time: a create is done anew a bounded number of times.
+                // With pauses, because a create is repeated only a limited number of times.
                 std::thread::sleep(std::time::Duration::from_millis(3));
             }
-            // The last word: mounted, before anybody looks.
+            // Mounted at the end, before the check.
             tmpfs(&place)?;
             fs::write(place.join("file"), "mounted")?;
             Ok(rounds)

@@ -1,4 +1,5 @@
-//! Calls that another call, or the end of a process, overtakes: the answer says so, and that it can be tried again.
+//! Calls that are interrupted by another call or by the end of a process: the error says so, and that a retry
+//! may succeed.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -31,7 +32,7 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// How often each code was answered.
+/// How often each code was returned.
 type Codes = BTreeMap<String, u32>;
 
 async fn start_by_stop_or_removal(cx: Context) -> Result<()> {
@@ -48,7 +49,7 @@ async fn start_by_stop_or_removal(cx: Context) -> Result<()> {
         ended.with_context(|| format!("the end of {id}"))?;
         let code = started.as_ref().err().map_or(Code::Ok, tonic::Status::code);
         *codes.entry(format!("{code:?}")).or_default() += 1;
-        // NotFound and FailedPrecondition: it was over, or gone, when the start came.
+        // NotFound and FailedPrecondition: it had exited or was removed when the start arrived.
         let fits = matches!(code, Code::Ok | Code::Aborted | Code::NotFound | Code::FailedPrecondition);
         ensure!(fits, "round {round}: {started:?}");
         cx.cri.remove(&id).await?;
@@ -58,7 +59,7 @@ async fn start_by_stop_or_removal(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// By the kernel for want of memory, say.
+/// For example by the OOM killer.
 async fn pod_by_the_end_of_its_shim(cx: Context) -> Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     let daemon = cx.node.pid()?;
@@ -91,7 +92,7 @@ async fn pod_by_the_end_of_its_shim(cx: Context) -> Result<()> {
     println!("      ({codes:?})");
     outcome?;
     ensure!(codes.contains_key("Unavailable"), "no shim was killed in time: {codes:?}");
-    // What they left is gone, and the next one comes up.
+    // Nothing of them is left, and the next pod starts.
     let pod = cx.pod().await?;
     Ok(cx.cri.drop_pod(&pod.id).await?)
 }
@@ -99,7 +100,7 @@ async fn pod_by_the_end_of_its_shim(cx: Context) -> Result<()> {
 async fn pull_by_a_removal(cx: Context) -> Result<()> {
     const PULLS: usize = 150;
     let name = format!("registry.test/{}:1", cx.name);
-    // Without a layer, so that nothing takes long but the documents.
+    // Without a layer, so that only the documents take time.
     let image = Recipe::new(&[], serde_json::json!({"Env": ["PULLED=1"]}));
     cx.fixture.registry.push(&cx.name, "1", &image.build()).await?;
     let stop = Arc::new(AtomicBool::new(false));
@@ -122,7 +123,7 @@ async fn pull_by_a_removal(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// Who has a write lock of fcntl(2) on a file.
+/// The process that has an fcntl(2) write lock on a file.
 fn holder(file: &File) -> Result<Option<libc::pid_t>> {
     let mut lock = libc::flock {
         l_type: i16::try_from(libc::F_WRLCK)?,
@@ -135,8 +136,8 @@ fn holder(file: &File) -> Result<Option<libc::pid_t>> {
     Ok((i32::from(lock.l_type) != libc::F_UNLCK).then_some(lock.l_pid))
 }
 
-/// Threads of a daemon that ends may be writing: whoever has the folders next must not meet them. Its standard error
-/// takes nothing, so that it waits a while for its last words.
+/// Threads of a stopping daemon may still be writing, so the next daemon must not start. Its standard error
+/// accepts nothing, so that it waits a while for its last log lines.
 async fn the_lock_is_held_until_the_daemon_is_gone(cx: Context) -> Result<()> {
     let (unread, stderr): (OwnedFd, OwnedFd) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
     cx.node.terminate().await?;
@@ -147,7 +148,7 @@ async fn the_lock_is_held_until_the_daemon_is_gone(cx: Context) -> Result<()> {
     let (pid, path) = (cx.node.pid()?, cx.node.paths.root.join("lock"));
     let watching = tokio::task::spawn_blocking(move || -> Result<(u32, bool)> {
         let file = File::open(path)?;
-        // Closed with its process, after the last thread of it has ended.
+        // Closed with its process, after its last thread has ended.
         let lives = || fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|mut fds| fds.next().is_some());
         let (begun, mut looks) = (Instant::now(), 0);
         while lives() {
@@ -170,7 +171,8 @@ async fn the_lock_is_held_until_the_daemon_is_gone(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// kubelet removes dead containers for space, measures at once, and evicts a pod where there is none.
+/// kubelet removes dead containers to free space, measures right after, and evicts a pod if there is too
+/// little.
 async fn removal_gives_the_space_back(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let line = "mkdir /many && cd /many && for n in $(seq 4000); do echo $n > $n; done";

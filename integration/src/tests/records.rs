@@ -96,7 +96,7 @@ async fn pod_is_kept(cx: &Context, pod: &Pod, container: &str, pid: u32, other: 
         ),
     ] {
         let error = answer.err().with_context(|| format!("{what} was answered with success"))?;
-        ensure!(error.message().contains("left as it is"), "{what}: {error}");
+        ensure!(error.message().contains("is not managed"), "{what}: {error}");
     }
     ensure!(proc::alive(pid), "its container was killed");
     Ok(())
@@ -111,7 +111,7 @@ async fn refuse(cx: &Context, container: &str) -> Result<()> {
         ("ExecSync", cx.cri.exec_sync(container, &["/bin/true"], 5).await.map(drop)),
     ] {
         let error = answer.err().with_context(|| format!("{what} was answered with success"))?;
-        ensure!(error.message().contains("left as it is"), "{what}: {error}");
+        ensure!(error.message().contains("is not managed"), "{what}: {error}");
     }
     Ok(())
 }

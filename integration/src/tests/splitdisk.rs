@@ -1,4 +1,4 @@
-//! Folders of the root that are file systems of their own.
+//! Folders of the root that are separate file systems.
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -35,7 +35,7 @@ async fn told(cx: &Context, folder: &str) -> Result<()> {
     .await
 }
 
-/// Pods go on and can be removed, though no lease of an image can be deleted.
+/// Pods continue and can be removed although image leases cannot be deleted.
 async fn images_that_become_read_only(cx: Context) -> Result<()> {
     cx.node.terminate().await?;
     let images = cx.node.paths.root.join("images");

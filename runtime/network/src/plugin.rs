@@ -106,7 +106,7 @@ pub(crate) async fn run(lane: &Lane, call: Call) -> Result<Vec<u8>, Failure> {
     if status.success() { Ok(stdout) } else { Err(exit_failure(status, &stdout, &stderr)) }
 }
 
-/// A running plugin, and our ends of its pipes.
+/// A running plugin with our ends of its pipes.
 #[derive(Debug)]
 struct Started {
     group: PluginProcess,
@@ -133,7 +133,7 @@ impl PluginProcess {
     }
 }
 
-/// Registers a pidfd with the runtime; it is returned with an error.
+/// Registers a pidfd with the runtime; on an error it is returned.
 #[expect(
     deprecated,
     reason = "sound here, as an OwnedFd keeps its number, and the sound one is unsafe to call"

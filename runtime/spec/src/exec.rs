@@ -134,7 +134,7 @@ mod tests {
         let mut record = record(vec![var("A", "a"), var("B", "1"), var("B", "2"), raw.clone()]);
         let env = vec![
             text("PATH=/bin"),
-            // The image's, with the value that was asked for.
+            // The image's variable with the requested value.
             text("B=2"),
             text("IMAGE=i"),
             text("A=a"),
@@ -154,7 +154,7 @@ mod tests {
         assert_eq!(exec(&template, None, vec![text("true")], false).env, env);
     }
 
-    /// Versions before this one kept what was asked for in the configuration too.
+    /// Earlier versions also kept the requested variables in the configuration.
     #[test]
     fn a_record_that_holds_the_environment_twice_is_read() {
         let var = EnvVar { key: "A".into(), value: Text::new("1").unwrap() };

@@ -280,7 +280,9 @@ impl RuntimeService for Runtime {
             let containers = self.backend.node.containers();
             let listed =
                 containers.iter().map(|container| &container.record).filter(|record| filter.matches(record));
-            Ok(cri::ListContainersResponse { containers: listed.map(convert::container_item).collect() })
+            Ok(cri::ListContainersResponse {
+                containers: listed.map(|record| convert::container_item(record)).collect(),
+            })
         })
         .await
     }

@@ -1,10 +1,10 @@
-//! Files with holes, in each of the formats of GNU tar: by hand, hostile, and by the program itself.
+//! Sparse files in all formats of GNU tar: written by hand, hostile, and made by the program itself.
 
 use super::*;
 use ::tar::{GnuExtSparseHeader, GnuSparseHeader};
 use std::process::Command;
 
-/// What every format here describes: offset and text of each piece.
+/// The file in all formats: offset and text of each piece.
 const PIECES: [(usize, &str); 3] = [(4096, "first"), (1 << 20, "second"), ((1 << 30) - 4, "last")];
 const REAL: u64 = 1 << 30;
 
@@ -12,7 +12,7 @@ fn content() -> String {
     PIECES.iter().map(|(_, text)| *text).collect()
 }
 
-/// The map as it stands in PAX 0.1 and 1.0, its numbers divided by `by`.
+/// The map as in PAX 0.1 and 1.0, with numbers separated by `by`.
 fn map(by: &str) -> String {
     let numbers: Vec<String> =
         PIECES.iter().flat_map(|(offset, text)| [offset.to_string(), text.len().to_string()]).collect();
@@ -106,7 +106,7 @@ fn check(path: &Path, pieces: &[(usize, &str)], real: u64) {
     let file = std::fs::File::open(path).unwrap();
     let found = file.metadata().unwrap();
     assert_eq!((found.len(), found.mode() & 0o7777), (real, 0o640), "{}", path.display());
-    // Each piece has a block of its own, of whatever size the file system's are.
+    // Each piece has its own block, whatever the file system's block size.
     assert!(found.blocks() * 512 <= pieces.len() as u64 * (64 << 10), "{} blocks", found.blocks());
     let mut end = 0;
     for (offset, text) in pieces {
@@ -153,13 +153,13 @@ fn every_format_is_unpacked_with_its_holes() {
     ];
     for (name, archive) in formats {
         let target = target();
-        // What follows is read from the right place.
+        // The next entry is read correctly.
         let made = run(&archive.file("after", "behind it").end(), &target.folder);
         let made = made.unwrap_or_else(|error| panic!("{name}: {error}"));
         check(&target.path("d/holes"), &PIECES, REAL);
         assert_eq!(std::fs::read_to_string(target.path("after")).unwrap(), "behind it", "{name}");
         assert!(!target.path("d/GNUSparseFile.7").exists(), "{name}");
-        // What it takes of the disk, not what it seems to be.
+        // The disk usage, not the file size.
         assert!(made.bytes < 1 << 20, "{name}: {} bytes", made.bytes);
         target.untouched();
     }
@@ -237,12 +237,12 @@ fn maps_that_lie_are_refused() {
     }
 }
 
-/// GNU tar of this machine makes them.
+/// Made by this machine's GNU tar.
 #[test]
 fn what_gnu_tar_makes_is_unpacked() {
     use std::os::unix::fs::FileExt as _;
     let source = tempfile::tempdir().unwrap();
-    // More pieces than a header of the old format has room for, and than one of its extensions.
+    // More pieces than fit in a header of the old format or in one of its extensions.
     let pieces: Vec<(usize, String)> =
         (0..40).map(|n| (n * (1 << 20) + 4096, format!("piece {n}"))).collect();
     let real = 64 << 20;
@@ -278,7 +278,7 @@ fn what_gnu_tar_makes_is_unpacked() {
         let target = target();
         run(&made.stdout, &target.folder).unwrap_or_else(|error| panic!("{format:?}: {error}"));
         for name in ["holes", &long] {
-            // tar names whole blocks: zeroes around the text come along.
+            // tar lists whole blocks, so zeroes around the text are included.
             let file = std::fs::File::open(target.path(name)).unwrap();
             assert_eq!(file.metadata().unwrap().len(), real, "{format:?}");
             assert_eq!(
