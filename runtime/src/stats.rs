@@ -4,6 +4,7 @@
 //! Files stay open while a container exists and are read with pread(2), six or seven calls per container.
 
 use crate::cgroups::Cgroups;
+use crate::clock::now;
 use model::ContainerId;
 use std::collections::HashMap;
 use std::fs::File;
@@ -11,7 +12,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 mod parse;
 
@@ -170,12 +171,6 @@ struct Layer {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A poisoned lock is fine: no panic can leave these values half-changed.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Nanoseconds since the epoch.
-fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
 impl StatsReader {
