@@ -19,4 +19,6 @@ pub mod kind {
     pub const POD: &str = "pod";
     /// `model::ContainerRecord`.
     pub const CONTAINER: &str = "container";
+    /// `wire::ExitFacts`, written by the shim.
+    pub const EXIT: &str = "exit";
 }
