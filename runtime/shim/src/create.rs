@@ -8,8 +8,9 @@ use serde::Deserialize;
 use sys::namespace::Namespaces;
 use wire::{CgroupPlan, ErrorKind, NamespacePlan, NamespaceSource};
 
-use crate::container::Holders;
-use crate::job::{Prepared, Teller, failure, read_plan, refusal};
+use crate::failure::{failure, refusal};
+use crate::packet::{Prepared, Reporter, read_plan};
+use crate::worker::container::Holders;
 use crate::worker::{CreateInput, Stdio, create};
 
 /// What the resident half needs of the plan; the rest is for [`create`].
@@ -30,23 +31,23 @@ pub(crate) struct Streams {
 /// Runs in the worker. `fds`: the plan, kubelet's mount namespace, then the cgroup folders. `of` knows the
 /// namespaces of the pod's other containers.
 pub(crate) fn work<'a>(
-    teller: &Teller,
+    reporter: &Reporter,
     fds: Vec<OwnedFd>,
     streams: Streams,
     pause: &'a Namespaces,
     of: impl Fn(&ContainerId) -> Option<&'a Namespaces>,
 ) -> i32 {
-    let prepared = prepare(teller, fds, streams, pause, of);
+    let prepared = prepare(reporter, fds, streams, pause, of);
     let reply = match prepared {
-        Ok(input) => create(input, &|warning: &str| teller.warning(warning)),
+        Ok(input) => create(input, &|warning: &str| reporter.warning(warning)),
         Err(failure) => wire::Reply::Failed(failure),
     };
     // When it cannot be said, the shim sees a worker that left without a word.
-    i32::from(teller.reply(&reply).is_err())
+    i32::from(reporter.reply(&reply).is_err())
 }
 
 fn prepare<'a>(
-    teller: &Teller,
+    reporter: &Reporter,
     fds: Vec<OwnedFd>,
     streams: Streams,
     pause: &'a Namespaces,
@@ -82,7 +83,7 @@ fn prepare<'a>(
     let (error_end, exec_error) = pipe()?;
     let stdio = if streams.terminal {
         let (ours, sock) = sys::scm::stream_pair().map_err(at("console socket"))?;
-        tell(teller, &prepared, &[error_end.as_fd(), ours.as_fd()])?;
+        report(reporter, &prepared, &[error_end.as_fd(), ours.as_fd()])?;
         Stdio::Console { sock }
     } else {
         let ((out_end, stdout), (err_end, stderr)) = (pipe()?, pipe()?);
@@ -94,7 +95,7 @@ fn prepare<'a>(
             (sys::proc::null().map_err(at("/dev/null"))?, None)
         };
         ends.extend(stdin_end.as_ref().map(|end| end.as_fd()));
-        tell(teller, &prepared, &ends)?;
+        report(reporter, &prepared, &ends)?;
         Stdio::Pipes { stdin, stdout, stderr }
     };
     Ok(CreateInput {
@@ -107,6 +108,6 @@ fn prepare<'a>(
     })
 }
 
-fn tell(teller: &Teller, prepared: &Prepared, fds: &[BorrowedFd<'_>]) -> Result<(), wire::Failure> {
-    teller.prepared(prepared, fds).map_err(|error| failure(ErrorKind::Internal, "streams", &error))
+fn report(reporter: &Reporter, prepared: &Prepared, fds: &[BorrowedFd<'_>]) -> Result<(), wire::Failure> {
+    reporter.prepared(prepared, fds).map_err(|error| failure(ErrorKind::Internal, "streams", &error))
 }

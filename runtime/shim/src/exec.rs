@@ -11,7 +11,8 @@ use std::path::Path;
 use sys::namespace::Namespaces;
 use wire::{ErrorKind, ExecPlan};
 
-use crate::job::{Teller, failure, read_plan, refusal};
+use crate::failure::{failure, refusal};
+use crate::packet::{Reporter, read_plan};
 use crate::process::{self, Ready, Road};
 
 /// The container that is entered.
@@ -31,41 +32,45 @@ struct Prepared {
 }
 
 /// Runs in the worker. `fds`: the plan, then stdin, stdout and stderr unless a terminal is asked for.
-pub(crate) fn work(teller: Teller, fds: Vec<OwnedFd>, target: &Target<'_>) -> i32 {
-    let Prepared { ready, master, terminal, single } = match prepare(&teller, fds, target) {
+pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, target: &Target<'_>) -> i32 {
+    let Prepared { ready, master, terminal, single } = match prepare(&reporter, fds, target) {
         Ok(prepared) => prepared,
         Err(failure) => {
-            teller.failed(&failure);
+            reporter.failed(&failure);
             return 1;
         }
     };
-    let report = match teller.0.try_clone() {
+    let report = match reporter.0.try_clone() {
         Ok(fd) => fd,
         Err(_) => return 1,
     };
     let sibling = sys::clone::sibling(&single, || {
-        let Some(Teller(own)) = teller_of(&report) else { return 1 };
+        let Some(Reporter(own)) = reporter_of(&report) else { return 1 };
         match settle(terminal, own.as_fd()) {
             Ok(()) => ready.become_process(own),
             Err((stage, error)) => {
-                Teller(own).failed(&failure(ErrorKind::ExecFailed, stage, &error));
+                Reporter(own).failed(&failure(ErrorKind::ExecFailed, stage, &error));
                 1
             }
         }
     });
     match sibling {
-        Ok(pid) => match teller.made(pid, master.as_ref().map(|fd| fd.as_fd())) {
+        Ok(pid) => match reporter.made(pid, master.as_ref().map(|fd| fd.as_fd())) {
             Ok(()) => 0,
             Err(_) => 1,
         },
         Err(error) => {
-            teller.failed(&failure(ErrorKind::Internal, "clone", &error));
+            reporter.failed(&failure(ErrorKind::Internal, "clone", &error));
             1
         }
     }
 }
 
-fn prepare(teller: &Teller, mut fds: Vec<OwnedFd>, target: &Target<'_>) -> Result<Prepared, wire::Failure> {
+fn prepare(
+    reporter: &Reporter,
+    mut fds: Vec<OwnedFd>,
+    target: &Target<'_>,
+) -> Result<Prepared, wire::Failure> {
     let at = |stage: &'static str| move |error| failure(ErrorKind::Internal, stage, &error);
     let mut streams = fds.split_off(fds.len().min(1));
     let plan = fds.pop();
@@ -78,7 +83,7 @@ fn prepare(teller: &Teller, mut fds: Vec<OwnedFd>, target: &Target<'_>) -> Resul
     }
     // While /proc is the host's.
     if let Some(warning) = process::before_namespaces(&plan.process).map_err(at("oom_score_adj"))? {
-        teller.warning(&warning);
+        reporter.warning(&warning);
     }
     target.namespaces.enter().map_err(at("setns"))?;
     let mut master = None;
@@ -101,8 +106,8 @@ fn prepare(teller: &Teller, mut fds: Vec<OwnedFd>, target: &Target<'_>) -> Resul
 }
 
 /// A copy of the socket above stdio, where it is not in the way.
-fn teller_of(report: &OwnedFd) -> Option<Teller> {
-    sys::proc::dup_above(report.as_fd(), 3).ok().map(Teller)
+fn reporter_of(report: &OwnedFd) -> Option<Reporter> {
+    sys::proc::dup_above(report.as_fd(), 3).ok().map(Reporter)
 }
 
 /// Session and terminal of the new process; [`Ready::become_process`] does the rest.

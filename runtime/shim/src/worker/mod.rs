@@ -1,12 +1,14 @@
 //! Creating a container, in a process forked for it: whatever hangs, leaks or panics ends with that process.
 
+pub(crate) mod container;
 mod dev;
+mod executor;
 mod hide;
-pub(crate) mod late;
+mod late;
 mod mounts;
 mod rootfs;
 mod scratch;
-pub(crate) mod stage;
+mod stage;
 mod tree;
 mod volumes;
 
@@ -17,12 +19,13 @@ use std::path::Path;
 use sys::mount::{self, Attributes};
 use wire::{ContainerPlan, ErrorKind, Failure, Reply, parse_plan};
 
-use crate::container::{self, Holders};
-use crate::executor::{Init, Parts, TITLE, number};
-use crate::{process, user};
+use container::Holders;
+use executor::{Init, Parts, TITLE, number};
 use late::Late;
 use scratch::Scratch;
 use stage::{Step, internal, invalid};
+
+use crate::{bundle, process, user};
 
 /// Largest plan, bytes: environments and filters are the long parts.
 const LARGEST_PLAN: usize = 16 << 20;
@@ -80,7 +83,7 @@ pub(crate) struct CreateInput<'a> {
 }
 
 /// Creates the container and says how it went. Init is the caller's parent's child and waits for
-/// [`container::start`]. When it fails, the bundle is left to the shim: in the namespace of a worker the
+/// [`bundle::start`]. When it fails, the bundle is left to the shim: in the namespace of a worker the
 /// container's volumes are mounted in it.
 pub(crate) fn create(input: CreateInput<'_>, warn: &dyn Fn(&str)) -> Reply {
     match attempt(input, warn) {
@@ -137,7 +140,7 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     drop(pod);
     sys::namespace::unshare_mount().map_err(internal("namespaces", "a mount namespace for the container"))?;
     let own = sys::namespace::own_mount().map_err(internal("namespaces", "own mount namespace"))?;
-    let at = container::rootfs(&id);
+    let at = bundle::rootfs(&id);
     let scratch = Scratch::attach(&at)?;
     rootfs::assemble(&plan.rootfs, &sources, &Scratch::root_below(&at))?;
     drop(sources);
@@ -153,7 +156,7 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     let mut process = plan.process.clone();
     process.set_home(&found.home);
     hide_cgroups()?;
-    let config = container::bundle(&id).join("config.json");
+    let config = bundle::bundle(&id).join("config.json");
     fs::write(&config, spec.to_string()).map_err(internal("bundle", config.display()))?;
 
     for (folder, member) in rest.cgroups.iter().zip(&plan.cgroup.members) {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use wire::{ContainerPlan, Reply};
 
 use crate::worker::{CreateInput, Stdio, create};
-use crate::{container, podns};
+use crate::{bundle, podns, worker};
 
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Scenario {
@@ -80,7 +80,7 @@ fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Ou
         cgroups,
         stdio,
         exec_error: report.into(),
-        holders: container::Holders { pause: Some(&own), target: None },
+        holders: worker::container::Holders { pause: Some(&own), target: None },
     };
     let mut input = Some(input);
     let worker = sys::fork::worker(|| {
@@ -101,7 +101,7 @@ fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Ou
     let pid = *pid;
     let held = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
     let held = held.map(|e| held_file(&e.unwrap().path())).collect();
-    container::start(&scenario.plan.id).unwrap();
+    bundle::start(&scenario.plan.id).unwrap();
     let mut report = String::new();
     File::from(OwnedFd::from(report_read)).read_to_string(&mut report).unwrap();
     let mut output = String::new();
@@ -120,7 +120,7 @@ fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Ou
         from_stdout.read_to_string(&mut output).unwrap();
     }
     let code = wait(pid);
-    container::forget(&scenario.plan.id);
+    bundle::forget(&scenario.plan.id);
     assert_eq!(fs::read_dir(podns::STATE).unwrap().count(), 0);
     assert_eq!(fs::read_dir(podns::BUNDLES).unwrap().count(), 0);
     Outcome { reply, report, output, code, held }

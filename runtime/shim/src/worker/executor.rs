@@ -13,9 +13,9 @@ use model::User;
 use oci_spec::runtime::Spec;
 use wire::{ErrorKind, ProcessPlan};
 
+use super::late::Late;
+use super::stage;
 use crate::process::{self, Ready, Road};
-use crate::worker::late::Late;
-use crate::worker::stage;
 
 /// What `ps` in a shared PID namespace shows of an init that waits.
 pub(crate) const TITLE: &std::ffi::CStr = c"copepod-init";
