@@ -117,9 +117,9 @@ fn an_exec_in_a_frozen_container_ends_at_its_deadline() {
 #[test]
 fn execs_that_cannot_be_killed_are_bounded() {
     let mut world = world(&[Op::Freeze(0)]);
-    for _ in 0..MAX_LEFTOVERS {
+    for number in 0..MAX_LEFTOVERS {
         world.step(&Op::Exec(0, None)).unwrap();
-        world.step(&Op::Work(0, 11)).unwrap();
+        world.step(&Op::Work(u8::try_from(number).unwrap(), 11)).unwrap();
     }
     rest(&mut world).unwrap();
     world.step(&Op::Exec(0, None)).unwrap();
@@ -160,14 +160,19 @@ fn a_full_table_of_containers_is_told() {
         life.input(Time::default(), Input::Of(*pause, happened));
     }
     life.input(Time::default(), Input::Of(*pause, Happened::Adopted(Ok(()))));
-    for number in 0..=MAX_CONTAINERS {
-        let (container, deadline_ms) =
-            (model::ContainerId::from_random([u8::try_from(number % 256).unwrap(); 32]), 1);
+    while life.next_action().is_some() {}
+    for number in 0..=u16::try_from(MAX_CONTAINERS).unwrap() {
+        let mut bytes = [0; 32];
+        bytes[..2].copy_from_slice(&number.to_le_bytes());
+        let (container, deadline_ms) = (model::ContainerId::from_random(bytes), 1);
         let request = Request::Create { container, deadline_ms, log: None, terminal: false, stdin: false };
         let actions = ask(&mut life, 2, request);
+        let full = usize::from(number) == MAX_CONTAINERS;
         match actions.as_slice() {
-            [Action::Fork(..)] if number < MAX_CONTAINERS => {}
-            [Action::Reply { reply: Reply::Failed(_), .. }] if number == MAX_CONTAINERS => {}
+            [Action::Fork(..)] if !full => {}
+            [Action::Reply { reply: Reply::Failed(failure), .. }] if full => {
+                assert_eq!(failure.kind, ErrorKind::Exhausted);
+            }
             other => panic!("{number}: {other:?}"),
         }
     }

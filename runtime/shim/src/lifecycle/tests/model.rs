@@ -15,6 +15,8 @@ use super::{Checked, Violation};
 const CASES: u32 = 2000;
 /// Numbers of processes, few enough to come round in one sequence.
 const PIDS: u32 = 60;
+/// Turns in which all comes to rest: what is looked at most often is so each 100 ms.
+const MOST_ROUNDS: u64 = HORIZON / 50;
 /// How long anything may take that is bounded, in simulated milliseconds.
 const HORIZON: u64 = 31_000 + 10 * KILL_AGAIN_MS;
 
@@ -70,10 +72,10 @@ pub(super) fn running_pod() -> Vec<Op> {
 /// Lets all that can go on do so, until it has come to rest: workers work, processes call execve, timers are due.
 pub(super) fn rest(world: &mut World) -> Checked {
     let until = world.now + HORIZON;
-    loop {
+    for _ in 0..MOST_ROUNDS {
         for _ in 0..4 {
-            for which in 0..world.workers_at_work() {
-                world.step(&Op::Work(which, 11))?;
+            for place in world.at_work() {
+                world.work(place, 11);
             }
         }
         for _ in 0..world.waiting().len() {
@@ -86,7 +88,7 @@ pub(super) fn rest(world: &mut World) -> Checked {
             world.step(&Op::Pipe(which))?;
         }
         let reaped = !world.kernel.zombies().is_empty();
-        world.step(&Op::Reap(u8::MAX, true))?;
+        world.reap(usize::MAX, true)?;
         if world.ended {
             return Ok(());
         }
@@ -99,6 +101,8 @@ pub(super) fn rest(world: &mut World) -> Checked {
             _ => {}
         }
     }
+    world.check_slots()?;
+    Err(Violation::Restless(format!("{:?}", world.life)))
 }
 
 /// Everything comes to rest; then the pod is stopped by a daemon of its own, and all must go.

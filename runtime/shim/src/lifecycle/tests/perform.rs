@@ -17,12 +17,6 @@ impl World {
             Action::Greet => return self.greet(),
             Action::Reply { to, reply, .. } => {
                 self.check.answered(self.connection, to, &reply)?;
-                if let Reply::ExecStarted { pid } = &reply
-                    && let Some(Owner::Made(serial)) = self.owner(*pid)
-                    && let Some((exec, _)) = self.execs.get(&serial.0)
-                {
-                    self.check.exec_started(*exec);
-                }
                 self.replies.push((to.id, reply));
             }
             Action::Event(event) => {

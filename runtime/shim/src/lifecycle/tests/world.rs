@@ -144,7 +144,10 @@ impl World {
             Op::Shutdown => self.ask(Request::Shutdown, 0),
             Op::Unknown => self.ask(Request::Unknown, 0),
             Op::Work(which, how) => {
-                self.work(usize::from(*which), *how);
+                let at_work: Vec<usize> = self.at_work();
+                if let Some(place) = pick(&at_work, *which) {
+                    self.work(*place, *how);
+                }
                 Ok(())
             }
             Op::Read(which) => match pick(&self.workers, *which).map(|worker| worker.serial) {
@@ -252,13 +255,11 @@ impl World {
         self.wanted_dead.extend(self.life.pause.serial());
     }
 
-    fn work(&mut self, which: usize, how: u8) {
+    /// A worker's next step.
+    pub(super) fn work(&mut self, place: usize, how: u8) {
         let frozen = self.kernel.frozen.clone();
         let Self { workers, kernel, .. } = self;
-        let mut at_work: Vec<&mut Worker> =
-            workers.iter_mut().filter(|worker| worker.pid != 0 && kernel.runs(worker.pid)).collect();
-        let count = at_work.len().max(1);
-        let Some(worker) = at_work.get_mut(which % count) else { return };
+        let Some(worker) = workers.get_mut(place) else { return };
         let container = match &worker.fork {
             Fork::Pause => None,
             Fork::Container { .. } => Some(worker.serial),
@@ -346,7 +347,7 @@ impl World {
         self.settle()
     }
 
-    fn reap(&mut self, most: usize, orderly: bool) -> Checked {
+    pub(super) fn reap(&mut self, most: usize, orderly: bool) -> Checked {
         if orderly {
             for serial in self.workers.iter().map(|worker| worker.serial).collect::<Vec<_>>() {
                 self.read(serial)?;
@@ -444,10 +445,10 @@ fn pick<T>(list: &[T], which: u8) -> Option<&T> {
 
 // For the end of a sequence.
 impl World {
-    /// Workers that can go on.
-    pub(super) fn workers_at_work(&self) -> u8 {
-        let at_work = self.workers.iter().filter(|worker| worker.pid != 0 && self.kernel.runs(worker.pid));
-        u8::try_from(at_work.count()).unwrap_or(u8::MAX)
+    /// Places of workers that live.
+    pub(super) fn at_work(&self) -> Vec<usize> {
+        let living = self.workers.iter().zip(0..).filter(|(worker, _)| self.kernel.runs(worker.pid));
+        living.map(|(_, place)| place).collect()
     }
 
     /// Processes that can call execve.
