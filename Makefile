@@ -85,7 +85,7 @@ lint: ## rustfmt and clippy, warnings are errors
 fmt: ## Format everything
 	cargo fmt --all
 
-deny: ## Check dependency arrows, the rooms of unsafe code, and every dependency's licence and origin
+deny: ## Check dependency arrows, circles of modules, the rooms of unsafe code, and every dependency's licence and origin
 	@.ci/arrows
 	@.ci/licences
 

@@ -1,51 +1,54 @@
-//! Log lines on their way to standard error.
+//! Queues log lines and writes them to standard error.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Most lines that wait to be written.
+/// Most lines in the queue.
 const LINES: usize = 4096;
-/// Most bytes of them.
+/// Most bytes in the queue.
 const BYTES: usize = 1 << 20;
-/// Bytes of the writer's stack.
+/// Stack size of the writer thread in bytes.
 const STACK: usize = 128 * 1024;
-/// A pipe that is ready for writing takes this many bytes without blocking (PIPE_BUF).
+/// A pipe that is ready for writing accepts this many bytes without blocking (PIPE_BUF).
 const AT_ONCE: usize = 4096;
 
 #[derive(Debug)]
 enum Entry {
     Line(Vec<u8>),
-    /// Everything before it is written: say so.
+    /// A flush: acknowledged once everything before it is written.
     Flush(SyncSender<()>),
 }
 
+/// What the queue contains. These counters bound it: a `sync_channel` would allocate and touch all its slots when it is
+/// created, 128 KiB for [`LINES`].
 #[derive(Debug, Default)]
 struct Counts {
+    lines: AtomicUsize,
     bytes: AtomicUsize,
     dropped: AtomicU64,
 }
 
-/// The writer's queue, for [`flush`].
-static QUEUE: OnceLock<SyncSender<Entry>> = OnceLock::new();
+/// The queue, for [`flush`].
+static QUEUE: OnceLock<Sender<Entry>> = OnceLock::new();
 
-/// Makes a [`Line`] for each event.
+/// Creates a [`Line`] for each event.
 #[derive(Debug, Clone)]
 pub(super) struct Lines {
-    /// None: no thread could be started, and lines are written where they are made, if that does not block.
-    queue: Option<SyncSender<Entry>>,
+    /// `None`: no thread could be started, so lines are written by the caller if that does not block.
+    queue: Option<Sender<Entry>>,
     counts: Arc<Counts>,
 }
 
 impl Lines {
-    /// Starts the writer.
+    /// Starts the writer thread.
     pub(super) fn to_stderr() -> Self {
         let counts = Arc::new(Counts::default());
-        let (queue, entries) = sync_channel(LINES);
+        let (queue, entries) = channel();
         let theirs = Arc::clone(&counts);
         let writer = std::thread::Builder::new()
             .name("cpd-log".to_owned())
@@ -53,7 +56,7 @@ impl Lines {
             .spawn(move || write_all(&entries, &theirs, io::stderr()));
         let queue = writer.ok().map(|_| queue);
         if let Some(queue) = &queue {
-            // Found set by a second call only, whose subscriber is refused.
+            // Already set only on a second call, whose subscriber is refused.
             drop(QUEUE.set(queue.clone()));
         }
         Self { queue, counts }
@@ -67,11 +70,30 @@ impl Lines {
             return;
         };
         let size = line.len();
-        let before = self.counts.bytes.fetch_add(size, Ordering::AcqRel);
-        if before + size > BYTES || queue.try_send(Entry::Line(line)).is_err() {
-            self.counts.bytes.fetch_sub(size, Ordering::AcqRel);
+        if !self.counts.enter(size) {
+            self.counts.dropped.fetch_add(1, Ordering::Relaxed);
+        } else if queue.send(Entry::Line(line)).is_err() {
+            self.counts.leave(size);
             self.counts.dropped.fetch_add(1, Ordering::Relaxed);
         }
+    }
+}
+
+impl Counts {
+    /// Counts a line of `size` bytes. Returns false, without counting it, if there is no room.
+    fn enter(&self, size: usize) -> bool {
+        let lines = self.lines.fetch_add(1, Ordering::AcqRel);
+        let bytes = self.bytes.fetch_add(size, Ordering::AcqRel);
+        let fits = lines < LINES && bytes + size <= BYTES;
+        if !fits {
+            self.leave(size);
+        }
+        fits
+    }
+
+    fn leave(&self, size: usize) {
+        self.bytes.fetch_sub(size, Ordering::AcqRel);
+        self.lines.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -83,7 +105,7 @@ impl<'a> MakeWriter<'a> for Lines {
     }
 }
 
-/// One event's text; sent when it is dropped.
+/// The text of one event; queued when it is dropped.
 #[derive(Debug)]
 pub(super) struct Line {
     text: Vec<u8>,
@@ -109,20 +131,17 @@ impl Drop for Line {
     }
 }
 
-/// The writer's life: until the last sender is gone.
+/// The loop of the writer thread; ends when the last sender is gone.
 fn write_all(entries: &Receiver<Entry>, counts: &Counts, mut to: impl Write) {
     for entry in entries {
         match entry {
             Entry::Line(line) => {
-                // Nobody can be told that standard error is gone.
+                // If standard error fails, there is nowhere to report it.
                 drop(to.write_all(&line));
-                counts.bytes.fetch_sub(line.len(), Ordering::AcqRel);
+                counts.leave(line.len());
                 let dropped = counts.dropped.swap(0, Ordering::Relaxed);
                 if dropped > 0 {
-                    tracing::warn!(
-                        dropped,
-                        "log lines were dropped: standard error did not take them in time"
-                    );
+                    tracing::warn!(dropped, "log lines were dropped because standard error was too slow");
                 }
             }
             Entry::Flush(done) => drop(done.try_send(())),
@@ -130,7 +149,7 @@ fn write_all(entries: &Receiver<Entry>, counts: &Counts, mut to: impl Write) {
     }
 }
 
-/// Without a thread: writes to standard error what it takes at once. False when something was left out.
+/// Without a thread: writes what standard error accepts at once. Returns false if something was left out.
 fn write_unless_full(line: &[u8]) -> bool {
     let stderr = io::stderr();
     line.chunks(AT_ONCE).all(|part| {
@@ -140,12 +159,12 @@ fn write_unless_full(line: &[u8]) -> bool {
     })
 }
 
-/// Waits until everything that was logged is written, at most `limit`.
+/// Waits until everything that was logged is written, at most for `limit`.
 pub(super) fn flush(limit: Duration) {
     let Some(queue) = QUEUE.get() else { return };
     let (done, written) = sync_channel(1);
-    if queue.try_send(Entry::Flush(done)).is_ok() {
-        // In vain when standard error hangs.
+    if queue.send(Entry::Flush(done)).is_ok() {
+        // Times out if standard error hangs.
         written.recv_timeout(limit).unwrap_or_default();
     }
 }
@@ -156,7 +175,7 @@ mod tests {
     use std::sync::Mutex;
     use std::sync::mpsc;
 
-    /// Writes once it is let.
+    /// Blocks until it is opened.
     struct Gate {
         open: mpsc::Receiver<()>,
         written: Arc<Mutex<Vec<u8>>>,
@@ -174,9 +193,9 @@ mod tests {
     }
 
     #[test]
-    fn a_writer_that_hangs_costs_lines_and_no_time() {
+    fn a_hung_writer_loses_lines_but_does_not_block() {
         let counts = Arc::new(Counts::default());
-        let (queue, entries) = sync_channel(LINES);
+        let (queue, entries) = channel();
         let (open, gate) = mpsc::channel();
         let written = Arc::new(Mutex::new(Vec::new()));
         let to = Gate { open: gate, written: Arc::clone(&written) };
@@ -196,6 +215,14 @@ mod tests {
         // Whole lines, the oldest first.
         assert!(text.lines().all(|line| line.len() == 600));
         assert!(text.starts_with(&format!("{:0>600}\n{:0>600}\n", 0, 1)));
-        assert_eq!(counts.bytes.load(Ordering::Relaxed), 0);
+        assert_eq!((counts.lines.load(Ordering::Relaxed), counts.bytes.load(Ordering::Relaxed)), (0, 0));
+    }
+    #[test]
+    fn short_lines_are_bounded_by_their_number() {
+        let counts = Counts::default();
+        assert_eq!((0..2 * LINES).filter(|_| counts.enter(1)).count(), LINES);
+        counts.leave(1);
+        assert!(!counts.enter(BYTES));
+        assert!(counts.enter(1) && !counts.enter(1));
     }
 }

@@ -1,0 +1,164 @@
+//! Arrows between the modules of one folder, and the circles that they make.
+//!
+//! A module and the modules inside it may use each other: they are one room, as are a crate's root file and its modules.
+//! Modules side by side may not, at any depth. A name that a module re-exports from inside it is traced to where it
+//! comes from.
+
+use crate::scan::{Scan, Use};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
+
+/// Modules side by side.
+#[derive(Debug)]
+pub(crate) struct Level {
+    /// Folder of the crate's root file, then the modules that they lie in, for example `runtime/src/pod`.
+    pub(crate) name: String,
+    /// From which module to which; the first place that makes it.
+    pub(crate) arrows: BTreeMap<Arrow, Use>,
+}
+
+/// (from, to)
+pub(crate) type Arrow = (String, String);
+
+/// Every level of a crate.
+pub(crate) fn levels(scan: &Scan) -> Vec<Level> {
+    let exports = exports(scan);
+    let mut levels: BTreeMap<&[String], Level> = BTreeMap::new();
+    for used in &scan.uses {
+        let path = origin(scan, &exports, &used.path);
+        let (from, to) = (&used.from[..], &path[..depth(scan, path)]);
+        let same = from.iter().zip(to).take_while(|(a, b)| a == b).count();
+        let (folder, beside) = from.split_at(same);
+        if let (Some(from), Some(to)) = (beside.first(), to.get(same)) {
+            let level = levels.entry(folder).or_insert_with(|| Level {
+                name: folder
+                    .iter()
+                    .fold(scan.folder.clone(), |path, part| path.join(part))
+                    .display()
+                    .to_string(),
+                arrows: BTreeMap::new(),
+            });
+            level.arrows.entry((from.clone(), to.clone())).or_insert_with(|| used.clone());
+        }
+    }
+    levels.into_values().collect()
+}
+
+/// How many names of `path` are modules; the rest is an item of the last.
+fn depth(scan: &Scan, path: &[String]) -> usize {
+    (0..=path.len()).rev().find(|end| scan.modules.contains(&path[..*end])).unwrap_or(0)
+}
+
+/// By module and name, where an item that a module takes from inside it comes from.
+fn exports(scan: &Scan) -> BTreeMap<Vec<String>, &[String]> {
+    let mut exports = BTreeMap::new();
+    for Use { from, path, .. } in &scan.uses {
+        let depth = depth(scan, path);
+        if depth > from.len() && path.starts_with(from) && depth + 1 == path.len() {
+            let name = from.iter().chain(path.last()).cloned().collect();
+            exports.entry(name).or_insert(&path[..]);
+        }
+    }
+    exports
+}
+
+/// The path with re-exports followed. Each leads deeper, so this ends.
+fn origin<'a>(
+    scan: &Scan,
+    exports: &BTreeMap<Vec<String>, &'a [String]>,
+    mut path: &'a [String],
+) -> &'a [String] {
+    while let Some(deeper) = path.get(..=depth(scan, path)).and_then(|name| exports.get(name)) {
+        path = deeper;
+    }
+    path
+}
+
+/// What is wrong: circles that no arrow of `known` closes, and lines of `known` that are out of date.
+pub(crate) fn judge(levels: &[Level], known: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    let mut listed: BTreeMap<&str, BTreeSet<Arrow>> = BTreeMap::new();
+    for line in known.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let parts = line.split_once(": ").and_then(|(level, arrow)| Some((level, arrow.split_once(" -> ")?)));
+        let Some((name, (from, to))) = parts else {
+            faults.push(format!("known circles: {line:?} is not \"folder: module -> module\""));
+            continue;
+        };
+        let arrow = (from.to_owned(), to.to_owned());
+        let level = levels.iter().find(|level| level.name == name);
+        if level.is_some_and(|level| way(&level.arrows.keys().collect(), to, from).is_some())
+            && level.is_some_and(|level| level.arrows.contains_key(&arrow))
+        {
+            listed.entry(name).or_default().insert(arrow);
+        } else {
+            faults.push(format!(
+                "known circles: \"{line}\" closes no circle any more: take it out of the list"
+            ));
+        }
+    }
+    for level in levels {
+        let allowed = listed.get(level.name.as_str());
+        let arrows = level.arrows.keys().filter(|arrow| !allowed.is_some_and(|known| known.contains(*arrow)));
+        faults
+            .extend(circles(&arrows.collect()).into_iter().map(|circle| Told { level, circle }.to_string()));
+    }
+    faults
+}
+
+/// For every arrow on a circle the shortest circle through it; each is told once.
+fn circles(arrows: &BTreeSet<&Arrow>) -> BTreeSet<Vec<String>> {
+    let mut circles = BTreeSet::new();
+    for (from, to) in arrows {
+        if let Some(mut circle) = way(arrows, to, from) {
+            let first = circle.iter().enumerate().min_by_key(|(_, name)| *name).map_or(0, |(at, _)| at);
+            circle.rotate_left(first);
+            circles.insert(circle);
+        }
+    }
+    circles
+}
+
+/// The shortest way along the arrows, both ends included.
+fn way(arrows: &BTreeSet<&Arrow>, from: &str, to: &str) -> Option<Vec<String>> {
+    let mut came: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut next = VecDeque::from([from]);
+    while let Some(at) = next.pop_front() {
+        if at == to {
+            let mut way = vec![at.to_owned()];
+            let mut at = at;
+            while at != from {
+                at = came[at];
+                way.push(at.to_owned());
+            }
+            way.reverse();
+            return Some(way);
+        }
+        for (_, end) in arrows.iter().filter(|(start, _)| start == at) {
+            if end != from && !came.contains_key(end.as_str()) {
+                came.insert(end, at);
+                next.push_back(end);
+            }
+        }
+    }
+    None
+}
+
+struct Told<'a> {
+    level: &'a Level,
+    circle: Vec<String>,
+}
+
+impl fmt::Display for Told<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { level, circle } = self;
+        write!(f, "{}: {} use each other:", level.name, circle.join(", "))?;
+        for (at, from) in circle.iter().enumerate() {
+            let to = &circle[(at + 1) % circle.len()];
+            if let Some(used) = level.arrows.get(&(from.clone(), to.clone())) {
+                let place = used.file.display();
+                write!(f, "\n  {place}:{}: {from} -> {to} (crate::{})", used.line, used.path.join("::"))?;
+            }
+        }
+        Ok(())
+    }
+}
