@@ -9,7 +9,7 @@ use wire::{ErrorKind, ExitFacts, Failure, Reply};
 use super::super::action::{Action, Serial};
 use super::super::container::Container;
 use super::super::context::{Context, Requester, Time};
-use super::super::exec::{self, Exec, Kill};
+use super::super::exec::{Exec, Kill, Phase as ExecPhase};
 use super::super::input::{CgroupState, Happened, Held, InitState};
 use super::super::look::Look;
 use super::super::pause::Pause;
@@ -20,10 +20,10 @@ use crate::failure::refusal;
 /// A function that names the variants of an enum, and the list of these names: the function does not compile when
 /// one is missing, the test fails when one of the list has no sample.
 macro_rules! names {
-    ($function:ident, $list:ident, $kind:ty, $($variant:ident),+ $(,)?) => {
+    ($function:ident, $list:ident, $kind:ident, $($variant:ident),+ $(,)?) => {
         fn $function(of: &$kind) -> &'static str {
             match of {
-                $(<$kind>::$variant { .. } => stringify!($variant),)+
+                $($kind::$variant { .. } => stringify!($variant),)+
             }
         }
         const $list: &[&str] = &[$(stringify!($variant)),+];
@@ -66,7 +66,7 @@ names!(
     Gone,
 );
 names!(pause, PAUSES, Pause, None, Starting, Adopting, Running, Exited, Undoing);
-names!(exec_phase, EXECS, exec::Phase, Starting, Running, Ended, Leftover, Gone);
+names!(exec_phase, EXECS, ExecPhase, Starting, Running, Ended, Leftover, Gone);
 names!(
     action,
     _ACTIONS,
@@ -285,19 +285,18 @@ fn pauses() -> Vec<(&'static str, Pause)> {
     ]
 }
 
-fn execs() -> Vec<(&'static str, exec::Phase, Kill)> {
+fn execs() -> Vec<(&'static str, ExecPhase, Kill)> {
     let process = Process::new(PID, None);
-    let starting =
-        |reaped, failed, process| exec::Phase::Starting { worker: worker(reaped, failed), process };
+    let starting = |reaped, failed, process| ExecPhase::Starting { worker: worker(reaped, failed), process };
     let late = || {
         let mut late = worker(false, true);
         late.kills = 9;
-        exec::Phase::Starting { worker: late, process: None }
+        ExecPhase::Starting { worker: late, process: None }
     };
     let going = |until| Kill::Going { requester: Some(REQUESTER), look: Look::at(NOW), until };
     let wanted = Kill::Wanted { requester: Some(REQUESTER) };
-    let ended = exec::Phase::Ended(Process::new(PID, Some(3)), 3);
-    let left = |worker, process| exec::Phase::Leftover { worker, process, kill_at: NOW };
+    let ended = ExecPhase::Ended(Process::new(PID, Some(3)), 3);
+    let left = |worker, process| ExecPhase::Leftover { worker, process, kill_at: NOW };
     vec![
         ("", starting(false, false, None), Kill::No),
         ("worker reaped", starting(true, false, None), Kill::No),
@@ -305,13 +304,13 @@ fn execs() -> Vec<(&'static str, exec::Phase, Kill)> {
         ("made, given up", starting(false, true, Some(process)), Kill::No),
         ("late, not to be killed", late(), Kill::No),
         ("kill wanted", starting(false, false, None), wanted),
-        ("", exec::Phase::Running(process), Kill::No),
-        ("being killed", exec::Phase::Running(process), going(NOW + 1)),
-        ("being killed in vain", exec::Phase::Running(process), going(NOW)),
+        ("", ExecPhase::Running(process), Kill::No),
+        ("being killed", ExecPhase::Running(process), going(NOW + 1)),
+        ("being killed in vain", ExecPhase::Running(process), going(NOW)),
         ("", ended, going(NOW + 1)),
         ("", left(Some(WORKER), Some(PID)), Kill::No),
         ("only the process is left", left(None, Some(PID)), Kill::No),
-        ("", exec::Phase::Gone, Kill::No),
+        ("", ExecPhase::Gone, Kill::No),
     ]
 }
 
