@@ -59,7 +59,8 @@ test: deps ## Unit, property and integration tests (root; real daemon, shim, pau
 unit: ## Unit and property tests of all crates, and the shim's and network's own root tests
 	cargo test --locked
 
-model: ## Property tests of the state machines with 100,000 sequences each (no root)
+model: ## The state machines' property tests, 100,000 sequences each (make test runs 2,000)
+	COPEPOD_MODEL_CASES=100000 cargo test --locked -p runtime --lib pod::life::tests::sequences
 	COPEPOD_MODEL_CASES=100000 cargo test --locked -p shim --bin copepod-shim model_
 
 integration: build harness ## Black-box tests through CRI, each ending with the census (root); FILTER=substring

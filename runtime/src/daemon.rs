@@ -178,11 +178,7 @@ async fn daemon(config: Config) -> Result<(), Error> {
         stats,
         config: Arc::clone(&config),
     };
-    let (socket, lock) = blocking(move || {
-        let socket = Socket::bind(&config.socket, &lock)?;
-        Ok((socket, lock))
-    })
-    .await?;
+    let socket = blocking(move || Ok(Socket::bind(&config.socket, lock)?)).await?;
     let conf_dir = backend.config.network.conf_dir.clone();
     let watching = tokio::spawn(cni_watch::follow(conf_dir, move || {
         let cni = cni.clone();
@@ -196,7 +192,6 @@ async fn daemon(config: Config) -> Result<(), Error> {
     trimming.abort();
     probing.abort();
     node.shutdown().await;
-    drop(lock);
     tracing::info!("stopped");
     Ok(served?)
 }
@@ -204,7 +199,7 @@ async fn daemon(config: Config) -> Result<(), Error> {
 /// What must exist before the daemon starts working.
 struct Prerequisites {
     layout: Layout,
-    lock: Lock,
+    lock: &'static Lock,
     boot_id: String,
     images: ImageStore,
     cgroups: Cgroups,
@@ -220,7 +215,9 @@ fn check_prerequisites(config: &Config) -> Result<Prerequisites, Error> {
     let shim_binary = config.binaries.shim(&own)?;
     let pause_binary = config.binaries.pause(&own)?;
     let layout = Layout::new(&config.root, &config.state)?;
-    let lock = state::lock::acquire(&layout)?;
+    // Never given back but by the kernel, with the process: threads of the lanes may be writing until then, and
+    // whoever takes the folders next must not meet them.
+    let lock = Box::leak(Box::new(state::lock::acquire(&layout)?));
     let boot_id = state::boot::id()?;
     let mut options = image::Options::new(layout.images_dir(), &config.image.certs_dir);
     options.parallel_layers = config.image.max_parallel_downloads;

@@ -2,8 +2,8 @@
 //! them. The pods and containers may be running, so they are listed as far as possible, every command on them
 //! is refused with the reason, and nothing of them is changed: no file, process, cgroup or lease.
 
+use crate::clock::now;
 use crate::error::{Error, ErrorKind};
-use crate::pod::now;
 use model::{
     ContainerConfig, ContainerId, ContainerMeta, ContainerPhase, ContainerRecord, ImageOfContainer,
     PodConfig, PodId, PodMeta, PodPhase, PodRecord, User,
@@ -79,6 +79,7 @@ pub(crate) fn container(id: &ContainerId, path: &Path, why: &state::Error) -> Ke
         stop_signal: 0,
         cgroup: String::new(),
         exec_template: None,
+        asked_env: Vec::new(),
     };
     KeptContainer { record, refusal: refusal(&format!("container {id}"), why) }
 }

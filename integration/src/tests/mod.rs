@@ -21,7 +21,9 @@ mod life;
 mod log;
 mod mounts;
 mod namespaces;
+mod nested;
 mod network;
+mod overtaken;
 mod pause;
 mod plugins;
 mod pod;
@@ -38,6 +40,7 @@ mod rootfs;
 mod same_as_runc;
 mod security;
 mod silent;
+mod splitdisk;
 mod start;
 mod threads;
 
@@ -67,6 +70,7 @@ pub(crate) fn all() -> Vec<Test> {
         mounts::tests(),
         escape::tests(),
         rootfs::tests(),
+        nested::tests(),
         propagation::tests(),
         removal::tests(),
         full_disk::tests(),
@@ -82,9 +86,11 @@ pub(crate) fn all() -> Vec<Test> {
         kill9::tests(),
         silent::tests(),
         podlife::tests(),
+        overtaken::tests(),
         records::tests(),
         start::tests(),
         degraded::tests(),
+        splitdisk::tests(),
         pss::tests(),
     ]
     .concat()

@@ -32,6 +32,7 @@ fn record(byte: u8, phase: ContainerPhase) -> ContainerRecord {
         stop_signal: 15,
         cgroup: String::new(),
         exec_template: None,
+        asked_env: Vec::new(),
     }
 }
 

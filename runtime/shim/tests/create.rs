@@ -453,7 +453,8 @@ fn mounts_made_meanwhile_are_not_lost() {
         below.iter().for_each(|path| fs::create_dir_all(path).unwrap());
         // Late ones (below /dev) wait in the scratch root.
         let mut plan = pod.plan(
-            "sleep 0.1; grep -c ' /s/' /proc/self/mountinfo; mount | grep -c ' /b/'; mount | grep -c ' /dev/s/'; mount | grep -c ' /dev/b/'",
+            "i=0; until [ $(grep -c ' /s/' /proc/self/mountinfo) = 6 ] || [ $i = 1000 ]; do i=$((i+1)); sleep 0.02; done; \
+             grep -c ' /s/' /proc/self/mountinfo; mount | grep -c ' /b/'; mount | grep -c ' /dev/s/'; mount | grep -c ' /dev/b/'",
         );
         plan.mounts.push(bind(&pod.path("vol"), "/dev/b", Propagation::Bidirectional));
         plan.mounts.push(bind(&pod.path("vol"), "/dev/s", Propagation::HostToContainer));

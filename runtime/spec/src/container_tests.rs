@@ -35,6 +35,7 @@ fn record(config: ContainerConfig) -> ContainerRecord {
         stop_signal: 15,
         cgroup: String::new(),
         exec_template: None,
+        asked_env: Vec::new(),
     }
 }
 

@@ -214,6 +214,7 @@ mod tests {
             stop_signal: 15,
             cgroup: "/kubepods/pod1/x".into(),
             exec_template: serde_json::to_value(&process).ok(),
+            asked_env: Vec::new(),
         };
         let spec = serde_json::to_value(view(&pod, &record, &PodFiles::default(), false).unwrap()).unwrap();
         assert_eq!(spec["process"]["args"], json!(["sleep"]));

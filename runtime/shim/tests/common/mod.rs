@@ -179,11 +179,11 @@ impl Pod {
             std::env::var("COPEPOD_SHIM").unwrap_or_else(|_| env!("CARGO_BIN_EXE_copepod-shim").to_owned());
         let binary = sys::seal::sealed_binary(Path::new(&binary)).unwrap();
         let shim = sys::spawn::spawn(&sys::spawn::Program {
-            binary: binary.as_fd(),
+            binary: sys::spawn::Binary::Fd(binary.as_fd()),
             args: &[CString::new("copepod-shim").unwrap()],
             env: &[],
+            stdio: [None, None, Some(std::io::stderr().as_fd())],
             fds: &[listener.as_fd(), exits.as_fd(), init.as_fd(), pause.as_fd()],
-            stderr: Some(std::io::stderr().as_fd()),
         })
         .unwrap();
         let mut pod = Self {
@@ -511,7 +511,6 @@ impl Drop for Pod {
             }
         }
         drop(sys::proc::wait(self.shim.pidfd.as_fd()));
-        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
