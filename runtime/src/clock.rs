@@ -1,11 +1,8 @@
 //! Wall-clock time, as stored in records.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 /// Nanoseconds since the epoch, never 0.
 pub(crate) fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX).max(1)
+    sys::proc::now().max(1)
 }
 
 /// The time between two times in nanoseconds since the epoch; zero if the clock was set back.

@@ -5,7 +5,7 @@
 use crate::error::Error;
 use crate::kept::{self, KeptContainer, KeptPod};
 use crate::netns;
-use crate::pod::context::{CONTAINER_RECORD, POD_RECORD, blocking};
+use crate::pod::context::blocking;
 use crate::pod::{Context, Registry, containers, driver};
 use crate::shims::dial::{Dialled, dial};
 use crate::shims::spawn;
@@ -106,7 +106,7 @@ fn read(context: &Context) -> Result<Records, Error> {
     let mut known = BTreeSet::new();
     for id in layout.pods()? {
         let path = layout.pod_record(&id);
-        match load::<PodRecord>(context, &path, POD_RECORD) {
+        match load::<PodRecord>(context, &path, state::kind::POD) {
             Ok(Some((record, boot_id))) if record.id == id => {
                 known.insert(id);
                 let same_boot = boot_id == context.boot_id;
@@ -120,7 +120,7 @@ fn read(context: &Context) -> Result<Records, Error> {
     }
     for id in layout.containers()? {
         let path = layout.container_record(&id);
-        match load::<ContainerRecord>(context, &path, CONTAINER_RECORD) {
+        match load::<ContainerRecord>(context, &path, state::kind::CONTAINER) {
             Ok(Some((record, _))) if record.id == id => match records.kept_pods.get(&record.pod) {
                 Some(pod) => records.kept_containers.push(kept::container_of(pod, record)),
                 None if known.contains(&record.pod) => {

@@ -179,3 +179,26 @@ pub struct ContainerRecord {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub asked_env: Vec<u32>,
 }
+
+impl ContainerRecord {
+    /// The record of a container that is about to be made; `created_at` in nanoseconds since the epoch.
+    pub fn new(id: ContainerId, pod: PodId, config: ContainerConfig, created_at: i64) -> Self {
+        Self {
+            id,
+            pod,
+            config,
+            image: ImageOfContainer::default(),
+            created_at,
+            started_at: 0,
+            phase: ContainerPhase::Creating,
+            exit: None,
+            pid: 0,
+            user: User::default(),
+            log_path: String::new(),
+            stop_signal: 0,
+            cgroup: String::new(),
+            exec_template: None,
+            asked_env: Vec::new(),
+        }
+    }
+}

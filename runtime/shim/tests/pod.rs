@@ -168,7 +168,7 @@ fn a_container_from_create_to_forget() {
     lines.sort();
     assert_eq!(lines, ["stderr F err", "stdout F out", "stdout P tail"]);
     let record = pod.dir.path().join("exits").join(id.as_str());
-    let stored = state::file::read::<wire::ExitFacts>(&record, wire::EXIT_RECORD_KIND).unwrap().unwrap();
+    let stored = state::file::read::<wire::ExitFacts>(&record, state::kind::EXIT).unwrap().unwrap();
     assert_eq!(stored.data, facts);
     pod.reconnect();
     let entry =

@@ -80,7 +80,7 @@ pub fn exec(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::{ContainerConfig, ContainerId, ContainerPhase, ImageOfContainer, PodId, User};
+    use model::{ContainerConfig, ContainerId, ContainerPhase, PodId};
 
     #[test]
     fn template_keeps_everything_but_the_command() {
@@ -108,21 +108,14 @@ mod tests {
     }
     fn record(envs: Vec<EnvVar>) -> ContainerRecord {
         ContainerRecord {
-            id: ContainerId::from_random([2; 32]),
-            pod: PodId::from_random([1; 32]),
-            config: ContainerConfig { envs, ..ContainerConfig::default() },
-            image: ImageOfContainer::default(),
-            created_at: 1,
-            started_at: 0,
             phase: ContainerPhase::Created,
-            exit: None,
-            pid: 0,
-            user: User::default(),
-            log_path: String::new(),
             stop_signal: 15,
-            cgroup: String::new(),
-            exec_template: None,
-            asked_env: Vec::new(),
+            ..ContainerRecord::new(
+                ContainerId::from_random([2; 32]),
+                PodId::from_random([1; 32]),
+                ContainerConfig { envs, ..ContainerConfig::default() },
+                1,
+            )
         }
     }
 

@@ -187,21 +187,11 @@ fn components(name: &str) -> Option<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::{PodId, PodPhase};
+    use model::PodId;
     use proptest::prelude::*;
 
     fn plan(config: PodConfig) -> Result<PausePlan, Error> {
-        let pod = PodRecord {
-            id: PodId::from_random([3; 32]),
-            config,
-            created_at: 1,
-            phase: PodPhase::Launching,
-            ips: Vec::new(),
-            netns: String::new(),
-            pause_pid: 0,
-            shim_pid: 0,
-            message: String::new(),
-        };
+        let pod = PodRecord::new(PodId::from_random([3; 32]), config, 1);
         let seccomp = Some(SeccompProgram { instructions: vec![1] });
         pause(PauseInput { pod: &pod, cgroup: CgroupPlan::default(), seccomp })
     }

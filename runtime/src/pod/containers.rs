@@ -1,6 +1,6 @@
 //! Jobs of the driver for one container: create, start, remove.
 
-use super::context::{CONTAINER_RECORD, Context, random};
+use super::context::{Context, random};
 use super::foreign;
 use super::life::StartError;
 use super::plan::memfd;
@@ -180,7 +180,7 @@ fn prepare(
     record.stop_signal = spec::signals::stop_signal(config.stop_signal, &facts.stop_signal)?;
     folders(&context.layout.container_dir(&record.id), &context.layout.container_rw(&record.id))?;
     let path = context.layout.container_record(&record.id);
-    context.write_within(MAX_NEW_BYTES, &path, CONTAINER_RECORD, &record, false)?;
+    context.write_within(MAX_NEW_BYTES, &path, state::kind::CONTAINER, &record, false)?;
     failpoint::hit("container.recorded");
     let leaf = context.cgroups.create_leaf(&record.cgroup, &limits)?;
     if !leaf.skipped.is_empty() {

@@ -17,11 +17,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use sys::tree::Trash;
 
-/// `kind` of pods' records.
-pub(crate) const POD_RECORD: &str = "pod";
-/// `kind` of containers' records.
-pub(crate) const CONTAINER_RECORD: &str = "container";
-
 /// The parts of a node.
 #[derive(Debug)]
 pub struct NodeOptions {

@@ -2,9 +2,7 @@
 
 use crate::cgroups::{leaf_path, pod_parent};
 use crate::error::Error;
-use model::{
-    ContainerConfig, ContainerId, ContainerPhase, ContainerRecord, ImageOfContainer, PodRecord, User,
-};
+use model::{ContainerConfig, ContainerId, ContainerRecord, PodRecord};
 
 /// The first record of a container, created at a time in nanoseconds since the epoch.
 pub(crate) fn container(
@@ -20,21 +18,5 @@ pub(crate) fn container(
     } else {
         format!("{directory}/{}", config.log_path)
     };
-    Ok(ContainerRecord {
-        id,
-        pod: pod.id.clone(),
-        config,
-        image: ImageOfContainer::default(),
-        created_at: now,
-        started_at: 0,
-        phase: ContainerPhase::Creating,
-        exit: None,
-        pid: 0,
-        user: User::default(),
-        log_path,
-        stop_signal: 0,
-        cgroup,
-        exec_template: None,
-        asked_env: Vec::new(),
-    })
+    Ok(ContainerRecord { log_path, cgroup, ..ContainerRecord::new(id, pod.id.clone(), config, now) })
 }

@@ -7,7 +7,7 @@
 //! The intent is on disk before anything else exists, and is synced while the shim starts. An error undoes
 //! backwards and names its stage.
 
-use super::context::{Context, POD_RECORD};
+use super::context::Context;
 use super::life::LaunchFailed;
 use super::plan::memfd;
 use super::{foreign, teardown};
@@ -116,7 +116,7 @@ impl Recorded {
                 .create(&dir)
                 .map_err(|error| Error::of(format!("make {}", dir.display()), &error))?;
             let path = theirs.layout.pod_record(&intent.id);
-            theirs.write_within(state::file::MAX_NEW_BYTES, &path, POD_RECORD, &intent, false)
+            theirs.write_within(state::file::MAX_NEW_BYTES, &path, state::kind::POD, &intent, false)
         });
         if let Err(error) = written.await {
             let left = remove_records(&context, &record).await;
@@ -126,7 +126,7 @@ impl Recorded {
         let synced = Aside::begin(async move {
             let id = intent.id.clone();
             lanes::run(lanes::records(), id.as_str(), "sync the pod's record", move || {
-                theirs.write(&theirs.layout.pod_record(&intent.id), POD_RECORD, &intent, true)?;
+                theirs.write(&theirs.layout.pod_record(&intent.id), state::kind::POD, &intent, true)?;
                 let pods = theirs.layout.pods_dir();
                 std::fs::File::open(&pods)
                     .and_then(|dir| dir.sync_all())
@@ -351,7 +351,7 @@ impl Networked {
         let written = lanes::run(lanes::records(), id.as_str(), "commit the pod", move || {
             files::write(&context.layout, &committed, &context.node_name)?;
             // The intent is durable; what this write adds matters only until the next boot.
-            context.write(&context.layout.pod_record(&committed.id), POD_RECORD, &committed, false)
+            context.write(&context.layout.pod_record(&committed.id), state::kind::POD, &committed, false)
         });
         match written.await {
             Ok(()) => Ok(Up { record: self.below.below.record, connection: self.below.connection }),

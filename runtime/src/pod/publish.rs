@@ -171,15 +171,8 @@ mod tests {
 
     fn pod(byte: u8, created_at: i64) -> PodRecord {
         PodRecord {
-            id: PodId::from_random([byte; 32]),
-            config: PodConfig::default(),
-            created_at,
             phase: PodPhase::Ready,
-            ips: Vec::new(),
-            netns: String::new(),
-            pause_pid: 0,
-            shim_pid: 0,
-            message: String::new(),
+            ..PodRecord::new(PodId::from_random([byte; 32]), PodConfig::default(), created_at)
         }
     }
 

@@ -1,6 +1,6 @@
 //! Writes records to disk.
 
-use super::context::{CONTAINER_RECORD, Context, POD_RECORD, blocking};
+use super::context::{Context, blocking};
 use crate::error::Error;
 use model::{ContainerRecord, PodRecord};
 use serde::Serialize;
@@ -50,10 +50,10 @@ pub(crate) fn of_container(
     context: &Context,
     record: Arc<ContainerRecord>,
 ) -> Arc<Recorder<ContainerRecord>> {
-    Recorder::new(context.layout.container_record(&record.id), CONTAINER_RECORD, record)
+    Recorder::new(context.layout.container_record(&record.id), state::kind::CONTAINER, record)
 }
 
 /// A recorder for a pod's record.
 pub(crate) fn of_pod(context: &Context, record: Arc<PodRecord>) -> Arc<Recorder<PodRecord>> {
-    Recorder::new(context.layout.pod_record(&record.id), POD_RECORD, record)
+    Recorder::new(context.layout.pod_record(&record.id), state::kind::POD, record)
 }

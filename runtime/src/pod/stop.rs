@@ -18,7 +18,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
-use wire::{EXIT_RECORD_KIND, ExitFacts, Request};
+use wire::{ExitFacts, Request};
 
 /// Time limit for a request that only makes a system call. The daemon does not wait longer for a silent shim,
 /// because it can make the call itself.
@@ -178,7 +178,7 @@ impl Stop {
         let pod = self.record.pod.as_str();
         let look = move || {
             let path = theirs.layout.exit(&record.pod, &record.id);
-            if let Ok(Some(stored)) = state::file::read::<ExitFacts>(&path, EXIT_RECORD_KIND) {
+            if let Ok(Some(stored)) = state::file::read::<ExitFacts>(&path, state::kind::EXIT) {
                 return Ok(Some(exit::exit_of(&stored.data, now())));
             }
             let Some(code) = code(record.pid, shim_pid) else { return Ok(None) };
@@ -250,26 +250,21 @@ fn zombie_of(pid: u32, parent: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::{ContainerConfig, ContainerId, ContainerPhase, ImageOfContainer, PodId, User};
+    use model::{ContainerConfig, ContainerId, ContainerPhase, PodId};
     use std::process::Command;
 
     fn record(pid: u32) -> ContainerRecord {
         ContainerRecord {
-            id: ContainerId::from_random([7; 32]),
-            pod: PodId::from_random([9; 32]),
-            config: ContainerConfig::default(),
-            image: ImageOfContainer::default(),
-            created_at: 1,
             started_at: 2,
             phase: ContainerPhase::Running,
-            exit: None,
             pid,
-            user: User::default(),
-            log_path: String::new(),
             stop_signal: 15,
-            cgroup: String::new(),
-            exec_template: None,
-            asked_env: Vec::new(),
+            ..ContainerRecord::new(
+                ContainerId::from_random([7; 32]),
+                PodId::from_random([9; 32]),
+                ContainerConfig::default(),
+                1,
+            )
         }
     }
 

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use wire::{EXIT_RECORD_KIND, ExitFacts, Request};
+use wire::{ExitFacts, Request};
 
 /// Time limit for the shim to kill and reap everything; then its cgroups are killed instead.
 const STOP: Duration = Duration::from_secs(8);
@@ -103,7 +103,7 @@ pub(crate) fn exits(context: &Context, pod: &PodId) -> BTreeMap<ContainerId, End
         Vec::new()
     });
     for id in ids {
-        match state::file::read::<ExitFacts>(&context.layout.exit(pod, &id), EXIT_RECORD_KIND) {
+        match state::file::read::<ExitFacts>(&context.layout.exit(pod, &id), state::kind::EXIT) {
             Ok(Some(stored)) => {
                 let facts = stored.data;
                 found.insert(id, (exit::exit_of(&facts, now()), facts.started_at));

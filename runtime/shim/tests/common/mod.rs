@@ -265,8 +265,12 @@ impl Pod {
             }
             let mut buffer = [0; 4096];
             let fds = &mut self.fds;
-            let got =
-                sys::scm::recv_with_fds(self.stream.as_fd(), &mut buffer, |fd| fds.push_back(fd)).unwrap();
+            let got = match sys::scm::recv_with_fds(self.stream.as_fd(), &mut buffer, |fd| fds.push_back(fd))
+            {
+                // The kernel restarts no call that has a time limit.
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                got => got.unwrap(),
+            };
             assert!(got > 0, "the shim has closed the connection");
             self.decoder.feed(&buffer[..got]);
         }

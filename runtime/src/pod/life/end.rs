@@ -16,31 +16,29 @@ const LONGEST_RETRY: Duration = Duration::from_secs(60);
 impl Life {
     /// StopPodSandbox.
     pub(super) fn stop_pod(&mut self, waiter: Waiter) {
-        if let Some(asks) = self.stage.asks() {
-            return asks.stoppers.push(waiter);
-        }
-        match &self.stage {
+        match &mut self.stage {
+            PodStage::Killing(asks)
+            | PodStage::Ending(asks)
+            | PodStage::Recording(asks)
+            | PodStage::Settling(asks, _)
+            | PodStage::Forgetting(asks) => asks.stoppers.push(waiter),
             PodStage::Leftover | PodStage::Up | PodStage::Over => {
                 self.end_pod(Asks { stoppers: vec![waiter], removers: Vec::new() });
             }
             PodStage::Stopped { .. } | PodStage::Removing { .. } => self.answer(waiter, Ok(())),
             PodStage::Launching => self.answer(waiter, Err(self.being_launched())),
             PodStage::Gone => self.answer(waiter, Err(self.gone())),
-            // Handled above.
-            PodStage::Killing(_)
-            | PodStage::Ending(_)
-            | PodStage::Recording(_)
-            | PodStage::Settling(..)
-            | PodStage::Forgetting(_) => {}
         }
     }
 
     /// RemovePodSandbox.
     pub(super) fn remove_pod(&mut self, waiter: Waiter) {
-        if let Some(asks) = self.stage.asks() {
-            return asks.removers.push(waiter);
-        }
         match &mut self.stage {
+            PodStage::Killing(asks)
+            | PodStage::Ending(asks)
+            | PodStage::Recording(asks)
+            | PodStage::Settling(asks, _)
+            | PodStage::Forgetting(asks) => asks.removers.push(waiter),
             PodStage::Leftover | PodStage::Up | PodStage::Over => {
                 self.end_pod(Asks { stoppers: Vec::new(), removers: vec![waiter] });
             }
@@ -51,12 +49,6 @@ impl Life {
             PodStage::Removing { removers } => removers.push(waiter),
             PodStage::Launching => self.answer(waiter, Err(self.being_launched())),
             PodStage::Gone => self.answer(waiter, Err(self.gone())),
-            // Handled above.
-            PodStage::Killing(_)
-            | PodStage::Ending(_)
-            | PodStage::Recording(_)
-            | PodStage::Settling(..)
-            | PodStage::Forgetting(_) => {}
         }
     }
 

@@ -60,17 +60,7 @@ pub(crate) struct Life {
 impl Life {
     /// Creates a new pod; its launch is the first job.
     pub(crate) fn launch(id: PodId, config: PodConfig, now: Moment) -> (Self, Vec<Action>) {
-        let record = PodRecord {
-            id,
-            config,
-            created_at: now.wall,
-            phase: PodPhase::Launching,
-            ips: Vec::new(),
-            netns: String::new(),
-            pause_pid: 0,
-            shim_pid: 0,
-            message: String::new(),
-        };
+        let record = PodRecord::new(id, config, now.wall);
         let mut life = Self::new(record, PodStage::Launching, Fate::Stays, Link::None, now);
         life.begin(Job::Launch(Arc::clone(&life.record)));
         let actions = std::mem::take(&mut life.actions);

@@ -51,24 +51,6 @@ pub(super) struct Asks {
 }
 
 impl PodStage {
-    /// Callers that wait for the running stop; `None` if none is running.
-    pub(super) fn asks(&mut self) -> Option<&mut Asks> {
-        match self {
-            Self::Killing(asks)
-            | Self::Ending(asks)
-            | Self::Recording(asks)
-            | Self::Settling(asks, _)
-            | Self::Forgetting(asks) => Some(asks),
-            Self::Launching
-            | Self::Leftover
-            | Self::Up
-            | Self::Over
-            | Self::Stopped { .. }
-            | Self::Removing { .. }
-            | Self::Gone => None,
-        }
-    }
-
     /// Whether a stop or removal is running: other changes must wait or are refused.
     pub(super) fn is_ending(&self) -> bool {
         match self {

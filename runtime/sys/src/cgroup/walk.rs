@@ -33,28 +33,6 @@ fn enter(at: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     openat2(at, name, flags, Mode::empty(), ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS)
 }
 
-/// Names of up to `most` folders in a folder.
-fn folders_in(at: BorrowedFd<'_>, most: usize) -> io::Result<Vec<CString>> {
-    let mut names = Vec::new();
-    for entry in Dir::read_from(at)? {
-        let entry = match entry {
-            Ok(entry) => entry,
-            // Removed while it was read.
-            Err(Errno::NOENT) => break,
-            Err(error) => return Err(error.into()),
-        };
-        let name = entry.file_name();
-        // A link count of two would say that there are none, but no cgroup file system promises that.
-        if entry.file_type() == FileType::Directory && name != c"." && name != c".." {
-            names.push(name.to_owned());
-            if names.len() >= most {
-                break;
-            }
-        }
-    }
-    Ok(names)
-}
-
 /// Names of the next folders in a folder, `most` at most, and where to go on: none when these are the last.
 fn next_folders(
     at: BorrowedFd<'_>,
@@ -74,6 +52,7 @@ fn next_folders(
             Err(error) => return Err(error.into()),
         };
         let name = entry.file_name();
+        // A link count of two would say that there are none, but no cgroup file system promises that.
         if entry.file_type() == FileType::Directory && name != c"." && name != c".." {
             names.push(name.to_owned());
             if names.len() >= most {
@@ -174,9 +153,8 @@ pub fn prune(dir: BorrowedFd<'_>, retry: &mut impl FnMut() -> bool) -> io::Resul
         more: bool,
     }
     let level = |at: BorrowedFd<'_>, name: CString| -> io::Result<Level> {
-        let names = folders_in(at, NAMES)?;
-        let more = names.len() >= NAMES;
-        Ok(Level { name, names, stayed: false, more })
+        let (names, more) = next_folders(at, None, NAMES)?;
+        Ok(Level { name, names, stayed: false, more: more.is_some() })
     };
     let mut at = enter(dir, c".")?;
     let mut levels = vec![level(at.as_fd(), CString::default())?];
@@ -204,9 +182,9 @@ pub fn prune(dir: BorrowedFd<'_>, retry: &mut impl FnMut() -> bool) -> io::Resul
             continue;
         }
         if top.more && !top.stayed {
-            let names = folders_in(at.as_fd(), NAMES)?;
-            top.more = names.len() >= NAMES;
-            top.names = names;
+            // From the start again: those that were read are removed.
+            let (names, more) = next_folders(at.as_fd(), None, NAMES)?;
+            (top.names, top.more) = (names, more.is_some());
             continue;
         }
         let Some(done) = levels.pop() else { break };

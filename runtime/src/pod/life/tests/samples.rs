@@ -17,15 +17,10 @@ pub(super) const NOW: Moment = Moment { wall: 1_000_000, steady: Duration::from_
 
 pub(super) fn pod_record(phase: PodPhase) -> PodRecord {
     PodRecord {
-        id: PodId::from_random([1; 32]),
-        config: pod_config(),
-        created_at: 1,
         phase,
-        ips: Vec::new(),
-        netns: String::new(),
         pause_pid: 6,
         shim_pid: 5,
-        message: String::new(),
+        ..PodRecord::new(PodId::from_random([1; 32]), pod_config(), 1)
     }
 }
 
