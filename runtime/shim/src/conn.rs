@@ -159,7 +159,7 @@ impl Conn {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::{MAX_EXECS, MAX_START_ERROR, cut_start_error};
+    use crate::lifecycle::{MAX_EXECS, MAX_START_ERROR, cut_start_error};
     use model::{ContainerId, ExecId};
     use proptest::prelude::*;
     use wire::MAX_CONTAINERS;

@@ -8,9 +8,9 @@ use serde::Deserialize;
 use sys::namespace::{Kinds, Namespaces};
 use wire::{CgroupPlan, ErrorKind, NamespacePlan, NamespaceSource};
 
-use crate::container::Holders;
-use crate::job::{Prepared, Teller, failure, read_plan, refusal};
-use crate::worker::{Answer, CreateInput, Stdio, create};
+use crate::failure::{failure, refusal};
+use crate::packet::{Prepared, Reporter, read_plan};
+use crate::worker::{Answer, CreateInput, Holders, Stdio, create};
 
 /// What the resident half needs of the plan; the rest is for [`create`].
 #[derive(Deserialize)]
@@ -39,7 +39,7 @@ pub(crate) struct Given {
     pub(crate) targets: Vec<(ContainerId, Kinds)>,
 }
 
-impl Answer for Teller {
+impl Answer for Reporter {
     fn warn(&self, text: &str) {
         self.warning(text);
     }
@@ -50,17 +50,17 @@ impl Answer for Teller {
 }
 
 /// Runs in the worker, with the descriptors of `given`.
-pub(crate) fn work(teller: Teller, fds: Vec<OwnedFd>, given: Given) -> i32 {
-    match prepare(&teller, fds, given) {
-        Ok(input) => create(input, Box::new(teller)),
+pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, given: Given) -> i32 {
+    match prepare(&reporter, fds, given) {
+        Ok(input) => create(input, Box::new(reporter)),
         Err(failure) => {
-            teller.failed(&failure);
+            reporter.failed(&failure);
             1
         }
     }
 }
 
-fn prepare(teller: &Teller, mut fds: Vec<OwnedFd>, given: Given) -> Result<CreateInput, wire::Failure> {
+fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, given: Given) -> Result<CreateInput, wire::Failure> {
     let Given { requested, streams, pause, targets } = given;
     let mut theirs = fds.split_off(requested.min(fds.len())).into_iter();
     let pause = Namespaces::from_fds(pause, &mut theirs);
@@ -101,7 +101,7 @@ fn prepare(teller: &Teller, mut fds: Vec<OwnedFd>, given: Given) -> Result<Creat
     let (error_end, exec_error) = pipe()?;
     let stdio = if streams.terminal {
         let (ours, sock) = sys::scm::stream_pair().map_err(at("console socket"))?;
-        tell(teller, &prepared, &[error_end.as_fd(), ours.as_fd()])?;
+        report(reporter, &prepared, &[error_end.as_fd(), ours.as_fd()])?;
         Stdio::Console { sock }
     } else {
         let ((out_end, stdout), (err_end, stderr)) = (pipe()?, pipe()?);
@@ -113,7 +113,7 @@ fn prepare(teller: &Teller, mut fds: Vec<OwnedFd>, given: Given) -> Result<Creat
             (sys::fds::null().map_err(at("/dev/null"))?, None)
         };
         ends.extend(stdin_end.as_ref().map(|end| end.as_fd()));
-        tell(teller, &prepared, &ends)?;
+        report(reporter, &prepared, &ends)?;
         Stdio::Pipes { stdin, stdout, stderr }
     };
     Ok(CreateInput {
@@ -126,6 +126,6 @@ fn prepare(teller: &Teller, mut fds: Vec<OwnedFd>, given: Given) -> Result<Creat
     })
 }
 
-fn tell(teller: &Teller, prepared: &Prepared, fds: &[BorrowedFd<'_>]) -> Result<(), wire::Failure> {
-    teller.prepared(prepared, fds).map_err(|error| failure(ErrorKind::Internal, "streams", &error))
+fn report(reporter: &Reporter, prepared: &Prepared, fds: &[BorrowedFd<'_>]) -> Result<(), wire::Failure> {
+    reporter.prepared(prepared, fds).map_err(|error| failure(ErrorKind::Internal, "streams", &error))
 }

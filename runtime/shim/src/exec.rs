@@ -11,7 +11,8 @@ use std::path::Path;
 use sys::namespace::{Kinds, Namespaces};
 use wire::{ErrorKind, ExecPlan};
 
-use crate::job::{Teller, failure, read_plan, refusal};
+use crate::failure::{failure, refusal};
+use crate::packet::{Reporter, read_plan};
 use crate::process::{self, Ready, Road};
 
 /// What the worker must know of the descriptors that it is given.
@@ -37,41 +38,41 @@ struct Prepared {
 }
 
 /// Runs in the worker, with the descriptors of `given`.
-pub(crate) fn work(teller: Teller, fds: Vec<OwnedFd>, given: Given) -> i32 {
-    let Prepared { ready, master, terminal, single } = match prepare(&teller, fds, given) {
+pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, given: Given) -> i32 {
+    let Prepared { ready, master, terminal, single } = match prepare(&reporter, fds, given) {
         Ok(prepared) => prepared,
         Err(failure) => {
-            teller.failed(&failure);
+            reporter.failed(&failure);
             return 1;
         }
     };
     // The child takes its copies of both out of its copies of these variables.
-    let (mut teller, mut master) = (Some(teller), master);
+    let (mut reporter, mut master) = (Some(reporter), master);
     let sibling = sys::clone::sibling(&single, || {
         drop(master.take());
-        let Some(teller) = teller.take() else { return 1 };
+        let Some(reporter) = reporter.take() else { return 1 };
         match settle(terminal) {
-            Ok(()) => ready.become_process(teller.0),
+            Ok(()) => ready.become_process(reporter.0),
             Err((stage, error)) => {
-                teller.failed(&failure(ErrorKind::ExecFailed, stage, &error));
+                reporter.failed(&failure(ErrorKind::ExecFailed, stage, &error));
                 1
             }
         }
     });
-    let Some(teller) = teller else { return 1 };
+    let Some(reporter) = reporter else { return 1 };
     match sibling {
-        Ok(pid) => match teller.made(pid, master.as_ref().map(|fd| fd.as_fd())) {
+        Ok(pid) => match reporter.made(pid, master.as_ref().map(|fd| fd.as_fd())) {
             Ok(()) => 0,
             Err(_) => 1,
         },
         Err(error) => {
-            teller.failed(&failure(ErrorKind::Internal, "clone", &error));
+            reporter.failed(&failure(ErrorKind::Internal, "clone", &error));
             1
         }
     }
 }
 
-fn prepare(teller: &Teller, mut fds: Vec<OwnedFd>, given: Given) -> Result<Prepared, wire::Failure> {
+fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, given: Given) -> Result<Prepared, wire::Failure> {
     let at = |stage: &'static str| move |error| failure(ErrorKind::Internal, stage, &error);
     let mut theirs = fds.split_off(given.requested.min(fds.len())).into_iter();
     let cgroups: Vec<OwnedFd> = theirs.by_ref().take(given.cgroups).collect();
@@ -87,7 +88,7 @@ fn prepare(teller: &Teller, mut fds: Vec<OwnedFd>, given: Given) -> Result<Prepa
     }
     // While /proc is the host's.
     if let Some(warning) = process::before_namespaces(&plan.process).map_err(at("oom_score_adj"))? {
-        teller.warning(&warning);
+        reporter.warning(&warning);
     }
     namespaces.enter().map_err(at("setns"))?;
     drop(namespaces);

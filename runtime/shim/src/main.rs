@@ -1,7 +1,7 @@
 //! `copepod-shim`: parent of one pod's processes, for as long as the pod lives.
 //!
 //! One thread, one epoll loop, about 64 KiB of memory. Whatever can hang, crash, grow or change its caller is
-//! done in forked workers that do one thing and leave ([`job`]); what stays here is reaping, logs, exit
+//! done in forked workers that do one thing and leave ([`packet`]); what stays here is reaping, logs, exit
 //! records and the daemon's connection. The daemon may come and go: losing it changes nothing.
 //!
 //! A panic here would orphan a pod, so code that could is refused by lints.
@@ -10,26 +10,30 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
 )]
 
-mod answers;
+mod bundle;
 mod conn;
-mod container;
 mod create;
+mod descriptors;
 mod event_loop;
 mod exec;
-mod executor;
 mod exit_record;
+mod failure;
+mod forks;
 mod io;
-mod job;
+mod lifecycle;
+mod link;
+mod packet;
 mod pause;
+mod performer;
 mod podns;
 mod process;
-mod reaper;
-mod server;
-mod table;
+mod processes;
+mod streams;
+mod tokens;
 mod user;
 mod worker;
 
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::process::ExitCode;
 
 use sys::epoll::{Epoll, Interest};
@@ -38,6 +42,7 @@ use wire::ShimInit;
 
 use crate::event_loop::{Shim, Start};
 use crate::exit_record::Records;
+use crate::performer::Given;
 
 /// Descriptors as the daemon passes them; see [`ShimInit`].
 mod passed {
@@ -83,8 +88,8 @@ fn run() -> Result<(), StartError> {
         // In vain when the daemon is gone: then nobody asks.
         drop(farewell(listener.as_fd(), error));
     })?;
-    let Prepared { pod, pause_binary, records, log_dir, signals, warnings } = prepared;
-    let start = Start { pod, listener, pause_binary, records, log_dir, signals, warnings };
+    let Prepared { pod, given, signals, warnings } = prepared;
+    let start = Start { pod, listener, given, signals, warnings };
     let mut shim = Shim::new(start).map_err(at("epoll"))?;
     shim.run().map_err(at("event loop"))
 }
@@ -95,7 +100,7 @@ fn farewell(listener: BorrowedFd<'_>, error: &StartError) -> std::io::Result<()>
     epoll.add(listener, 0, Interest::READ)?;
     epoll.wait(Some(FAREWELL_MS), |_| {})?;
     let Some(daemon) = sys::scm::accept(listener)? else { return Ok(()) };
-    let failure = job::failure(wire::ErrorKind::Internal, error.step, &error.source);
+    let failure = failure::failure(wire::ErrorKind::Internal, error.step, &error.source);
     let mut bytes = Vec::new();
     wire::codec::encode(0, 0, &wire::Message::Reply(wire::Reply::Failed(failure)), &mut bytes)
         .map_err(std::io::Error::other)?;
@@ -106,9 +111,7 @@ fn farewell(listener: BorrowedFd<'_>, error: &StartError) -> std::io::Result<()>
 /// All that the loop needs beside its socket.
 struct Prepared {
     pod: model::PodId,
-    pause_binary: OwnedFd,
-    records: Records,
-    log_dir: Option<OwnedFd>,
+    given: Given,
     signals: SignalFd,
     warnings: Vec<String>,
 }
@@ -172,14 +175,8 @@ fn start() -> Result<Prepared, StartError> {
 
     // 7. Signals become readable; children reset the mask.
     let signals = SignalFd::new(&SIGNALS).map_err(at("signalfd"))?;
-    Ok(Prepared {
-        pod: init.pod,
-        pause_binary,
-        records: Records::new(records, boot),
-        log_dir,
-        signals,
-        warnings,
-    })
+    let given = Given { pause_binary, records: Records::new(records, boot), log_dir };
+    Ok(Prepared { pod: init.pod, given, signals, warnings })
 }
 
 /// v1 folders have `tasks`, which is joined without waiting for a grace period.

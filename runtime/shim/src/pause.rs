@@ -8,24 +8,25 @@ use sys::creds::Credentials;
 use sys::seccomp::Filter;
 use wire::{ErrorKind, PausePlan};
 
-use crate::job::{Teller, failure, read_plan};
+use crate::failure::failure;
+use crate::packet::{Reporter, read_plan};
 use crate::podns;
 
 /// Runs in the worker. `fds`: the plan, then the cgroup folders.
-pub(crate) fn work(teller: &Teller, mut fds: Vec<OwnedFd>, binary: BorrowedFd<'_>) -> i32 {
+pub(crate) fn work(reporter: &Reporter, mut fds: Vec<OwnedFd>, binary: BorrowedFd<'_>) -> i32 {
     let folders = fds.split_off(fds.len().min(1));
     let Some(plan) = fds.pop() else { return 1 };
     let plan: PausePlan = match read_plan(plan.as_fd()) {
         Ok(plan) => plan,
         Err(failure) => {
-            teller.failed(&failure);
+            reporter.failed(&failure);
             return 1;
         }
     };
     if plan.ipc {
         // The worker shares the shim's mount namespace, so it is attached for all that follow.
         if let Err(error) = podns::attach_shm(plan.shm_size) {
-            return fail(teller, "/dev/shm of the pod", &error);
+            return fail(reporter, "/dev/shm of the pod", &error);
         }
     }
     let mut wanted = Flags::PARENT.and(Flags::NEWNS);
@@ -42,32 +43,32 @@ pub(crate) fn work(teller: &Teller, mut fds: Vec<OwnedFd>, binary: BorrowedFd<'_
     let into = folders.first().filter(|_| plan.cgroup.unified).map(|fd| fd.as_fd());
     let child = sys::clone::clone3_pidfd(wanted, into, || {
         let (stage, error) = become_pause(&plan, &folders, binary);
-        fail(teller, &stage, &error)
+        fail(reporter, &stage, &error)
     });
     let child = match child {
         Ok(child) => child,
-        Err(error) => return fail(teller, "clone3", &error),
+        Err(error) => return fail(reporter, "clone3", &error),
     };
     let network = if plan.network {
         match sys::pidfd::network_namespace(child.pidfd.as_fd(), child.pid) {
             Ok(fd) => Some(fd),
             Err(error) => {
                 // The shim kills what it is told of.
-                drop(teller.made(child.pid, None));
-                return fail(teller, "network namespace", &error);
+                drop(reporter.made(child.pid, None));
+                return fail(reporter, "network namespace", &error);
             }
         }
     } else {
         None
     };
-    match teller.made(child.pid, network.as_ref().map(|fd| fd.as_fd())) {
+    match reporter.made(child.pid, network.as_ref().map(|fd| fd.as_fd())) {
         Ok(()) => 0,
         Err(_) => 1,
     }
 }
 
-fn fail(teller: &Teller, stage: &str, error: &io::Error) -> i32 {
-    teller.failed(&failure(ErrorKind::Internal, stage, error));
+fn fail(reporter: &Reporter, stage: &str, error: &io::Error) -> i32 {
+    reporter.failed(&failure(ErrorKind::Internal, stage, error));
     1
 }
 

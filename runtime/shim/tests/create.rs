@@ -5,10 +5,8 @@
 // The sources are the binary's, of which this is another root: not everything is used here.
 #![allow(dead_code, unused_imports, missing_docs)]
 
-#[path = "../src/container.rs"]
-mod container;
-#[path = "../src/executor.rs"]
-mod executor;
+#[path = "../src/bundle.rs"]
+mod bundle;
 #[path = "../src/podns.rs"]
 mod podns;
 #[path = "../src/process.rs"]

@@ -1,13 +1,16 @@
 //! Creating a container, in a process forked for it: whatever hangs, leaks or panics ends with that process.
 
+mod container;
 mod dev;
+mod executor;
+mod held;
 mod hide;
-pub(crate) mod late;
+mod late;
 mod mounts;
 mod nested;
 mod rootfs;
 mod scratch;
-pub(crate) mod stage;
+mod stage;
 mod tree;
 mod volumes;
 
@@ -18,12 +21,14 @@ use std::path::Path;
 use sys::mount::{self, Attributes};
 use wire::{ContainerPlan, ErrorKind, Failure, Reply, parse_plan};
 
-use crate::container::{self, Holders};
-use crate::executor::{Init, Parts, TITLE, WorkerOnly};
-use crate::{process, user};
+use executor::{Init, Parts, TITLE};
+use held::WorkerOnly;
+pub(crate) use held::{Answer, Holders};
 use late::Late;
 use scratch::Scratch;
 use stage::{Step, internal, invalid};
+
+use crate::{bundle, process, user};
 
 /// Largest plan, bytes: environments and filters are the long parts.
 const LARGEST_PLAN: usize = 16 << 20;
@@ -63,17 +68,6 @@ pub(crate) enum Stdio {
     },
 }
 
-/// Who is told of a create. Owned by the worker alone: it is not to live on in init.
-pub(crate) trait Answer {
-    /// Something is not as asked for, but stops nothing.
-    fn warn(&self, text: &str);
-    /// How it went.
-    ///
-    /// # Errors
-    /// There is nobody to tell.
-    fn reply(&self, reply: &Reply) -> std::io::Result<()>;
-}
-
 /// What a worker is given: all its descriptors but 0-2 and those of its [`Answer`].
 #[derive(Debug)]
 pub(crate) struct CreateInput {
@@ -92,7 +86,7 @@ pub(crate) struct CreateInput {
 }
 
 /// Creates the container and says how it went. Returns the exit status of the worker. Init is the caller's parent's
-/// child and waits for [`container::start`]. When it fails, the bundle is left to the shim: in the namespace of a
+/// child and waits for [`bundle::start`]. When it fails, the bundle is left to the shim: in the namespace of a
 /// worker the container's volumes are mounted in it.
 pub(crate) fn create(input: CreateInput, answer: Box<dyn Answer>) -> i32 {
     let mut answer = Some(answer);
@@ -150,7 +144,7 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     drop(pod);
     sys::namespace::unshare_mount().map_err(internal("namespaces", "a mount namespace for the container"))?;
     let own = sys::namespace::own_mount().map_err(internal("namespaces", "own mount namespace"))?;
-    let at = container::rootfs(&id);
+    let at = bundle::rootfs(&id);
     let scratch = Scratch::attach(&at)?;
     rootfs::assemble(&plan.rootfs, &sources, &Scratch::root_below(&at))?;
     drop(sources);
@@ -166,7 +160,7 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     let mut process = plan.process.clone();
     process.set_home(&found.home);
     hide_cgroups()?;
-    let config = container::bundle(&id).join("config.json");
+    let config = bundle::bundle(&id).join("config.json");
     fs::write(&config, spec.to_string()).map_err(internal("bundle", config.display()))?;
 
     for (folder, member) in rest.cgroups.iter().zip(&plan.cgroup.members) {

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use wire::{ContainerPlan, Reply};
 
-use crate::worker::{Answer, CreateInput, Stdio, create};
-use crate::{container, podns};
+use crate::worker::{Answer, CreateInput, Holders, Stdio, create};
+use crate::{bundle, podns};
 
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Scenario {
@@ -85,7 +85,7 @@ fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Ou
         let answer = Box::new(File::from(next()));
         // None of its own: this process's namespaces are the caller's.
         let pause = Some(sys::namespace::Namespaces::default());
-        let holders = container::Holders { pause, target: None };
+        let holders = Holders { pause, target: None };
         let cgroups = fds.collect();
         create(CreateInput { plan, kubelet_mntns, cgroups, stdio, exec_error, holders }, answer)
     })
@@ -101,7 +101,7 @@ fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Ou
     let pid = *pid;
     let held = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
     let held = held.map(|e| held_file(&e.unwrap().path())).collect();
-    container::start(&scenario.plan.id).unwrap();
+    bundle::start(&scenario.plan.id).unwrap();
     let mut report = String::new();
     File::from(OwnedFd::from(report_read)).read_to_string(&mut report).unwrap();
     let mut output = String::new();
@@ -120,7 +120,7 @@ fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Ou
         from_stdout.read_to_string(&mut output).unwrap();
     }
     let code = wait(pid);
-    container::forget(&scenario.plan.id);
+    bundle::forget(&scenario.plan.id);
     assert_eq!(fs::read_dir(podns::STATE).unwrap().count(), 0);
     assert_eq!(fs::read_dir(podns::BUNDLES).unwrap().count(), 0);
     Outcome { reply, report, output, code, held }

@@ -1,0 +1,126 @@
+//! The descriptors that are open for pause, containers and execs, by the numbers that the lifecycle gives them.
+//! Lists, not maps: they are short, and give memory back.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use sys::namespace::Namespaces;
+
+use crate::lifecycle::Serial;
+use crate::streams::Streams;
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(crate) struct Descriptors {
+    pub(crate) workers: Vec<Worker>,
+    /// Those that pause and each init were made in, while they live: a container's hold its mounts.
+    namespaces: Vec<(Serial, Namespaces)>,
+    containers: Vec<Container>,
+}
+
+/// What is open for a worker.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) serial: Serial,
+    pub(crate) socket: OwnedFd,
+    /// What came with the process that it made.
+    pub(crate) fd: Option<OwnedFd>,
+    /// Nothing more can come.
+    pub(crate) closed: bool,
+}
+
+/// What is open for a container that is not over.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) serial: Serial,
+    pub(crate) cgroups: Cgroups,
+    pub(crate) streams: Streams,
+}
+
+impl Descriptors {
+    pub(crate) fn worker(&mut self, serial: Serial) -> Option<&mut Worker> {
+        self.workers.iter_mut().find(|worker| worker.serial == serial)
+    }
+
+    pub(crate) fn add_worker(&mut self, serial: Serial, socket: OwnedFd) {
+        self.workers.push(Worker { serial, socket, fd: None, closed: false });
+    }
+
+    pub(crate) fn drop_worker(&mut self, serial: Serial) -> Option<Worker> {
+        let place = self.workers.iter().position(|worker| worker.serial == serial)?;
+        Some(self.workers.swap_remove(place))
+    }
+
+    pub(crate) fn namespaces(&self, serial: Serial) -> Option<&Namespaces> {
+        self.namespaces.iter().find(|(of, _)| *of == serial).map(|(_, namespaces)| namespaces)
+    }
+
+    pub(crate) fn all_namespaces(&self) -> impl Iterator<Item = (Serial, &Namespaces)> {
+        self.namespaces.iter().map(|(serial, namespaces)| (*serial, namespaces))
+    }
+
+    pub(crate) fn add_namespaces(&mut self, serial: Serial, namespaces: Namespaces) {
+        self.namespaces.push((serial, namespaces));
+    }
+
+    pub(crate) fn drop_namespaces(&mut self, serial: Serial) {
+        self.namespaces.retain(|(of, _)| *of != serial);
+    }
+
+    pub(crate) fn container(&self, serial: Serial) -> Option<&Container> {
+        self.containers.iter().find(|container| container.serial == serial)
+    }
+
+    pub(crate) fn container_mut(&mut self, serial: Serial) -> Option<&mut Container> {
+        self.containers.iter_mut().find(|container| container.serial == serial)
+    }
+
+    pub(crate) fn add_container(&mut self, container: Container) {
+        self.containers.push(container);
+    }
+
+    pub(crate) fn drop_container(&mut self, serial: Serial) -> Option<Container> {
+        let place = self.containers.iter().position(|container| container.serial == serial)?;
+        let dropped = self.containers.swap_remove(place);
+        self.containers.shrink_to_fit();
+        Some(dropped)
+    }
+}
+
+/// The cgroup folders of a container, and which of them are for what.
+#[derive(Debug, Default)]
+pub(crate) struct Cgroups {
+    pub(crate) folders: Vec<OwnedFd>,
+    pub(crate) unified: bool,
+    /// Place of the memory hierarchy.
+    pub(crate) memory: Option<usize>,
+    /// Place of the freezer hierarchy.
+    pub(crate) freezer: Option<usize>,
+    /// Its processes may change cgroups, so one may have left some hierarchies and stayed in others.
+    pub(crate) roams: bool,
+}
+
+impl Cgroups {
+    /// Where to look for its processes.
+    pub(crate) fn folders_with_processes(&self) -> Vec<BorrowedFd<'_>> {
+        if self.roams {
+            self.folders.iter().map(|fd| fd.as_fd()).collect()
+        } else {
+            self.procs_folder().into_iter().collect()
+        }
+    }
+
+    /// Its folder in v1's freezer hierarchy.
+    pub(crate) fn freezer_folder(&self) -> Option<BorrowedFd<'_>> {
+        self.freezer.and_then(|place| self.folders.get(place)).map(|fd| fd.as_fd())
+    }
+
+    /// Where its processes are listed, frozen and killed.
+    pub(crate) fn procs_folder(&self) -> Option<BorrowedFd<'_>> {
+        let place = self.freezer.unwrap_or(0);
+        self.folders.get(place).or(self.folders.first()).map(|fd| fd.as_fd())
+    }
+
+    pub(crate) fn memory_folder(&self) -> Option<BorrowedFd<'_>> {
+        self.memory.and_then(|place| self.folders.get(place)).map(|fd| fd.as_fd())
+    }
+}

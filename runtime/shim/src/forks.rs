@@ -1,0 +1,68 @@
+//! Forking a worker for each kind of work. It gets copies of the descriptors that it needs, and numbers that say which
+//! is which.
+
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use model::ContainerId;
+use sys::namespace::Namespaces;
+
+use crate::create::{self, Streams};
+use crate::descriptors::Cgroups;
+use crate::{exec, packet, pause};
+
+/// The worker's pid and the shim's end of its socket.
+pub(crate) type Forked = (u32, OwnedFd);
+
+/// Forks the worker that makes pause.
+///
+/// # Errors
+/// Those of socketpair and fork.
+pub(crate) fn pause(fds: &[OwnedFd], binary: BorrowedFd<'_>) -> io::Result<Forked> {
+    let mut keep: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+    keep.push(binary);
+    packet::fork(&keep, |reporter, mut fds| match fds.pop() {
+        Some(binary) => pause::work(&reporter, fds, binary.as_fd()),
+        None => 1,
+    })
+}
+
+/// Forks the worker that makes a container. `targets`: the pod's containers, with their namespaces. Whose PID
+/// namespace it needs stands in the plan, which only the worker reads.
+///
+/// # Errors
+/// Those of socketpair and fork.
+pub(crate) fn container<'a>(
+    fds: &[OwnedFd],
+    streams: Streams,
+    pause: &Namespaces,
+    targets: impl Iterator<Item = (&'a ContainerId, &'a Namespaces)>,
+) -> io::Result<Forked> {
+    let mut keep: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+    keep.extend(pause.fds());
+    let mut given =
+        create::Given { requested: fds.len(), streams, pause: pause.kinds(), targets: Vec::new() };
+    for (id, namespaces) in targets {
+        given.targets.push((id.clone(), namespaces.kinds().only("pid")));
+        keep.extend(namespaces.get("pid"));
+    }
+    packet::fork(&keep, move |reporter, fds| create::work(reporter, fds, given))
+}
+
+/// Forks the worker that starts a process in a container.
+///
+/// # Errors
+/// Those of socketpair and fork.
+pub(crate) fn exec(fds: &[OwnedFd], cgroups: &Cgroups, namespaces: &Namespaces) -> io::Result<Forked> {
+    let Cgroups { folders, unified, .. } = cgroups;
+    let given = exec::Given {
+        requested: fds.len(),
+        cgroups: folders.len(),
+        namespaces: namespaces.kinds(),
+        unified: *unified,
+    };
+    let mut keep: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
+    keep.extend(folders.iter().map(|fd| fd.as_fd()));
+    keep.extend(namespaces.fds());
+    packet::fork(&keep, move |reporter, fds| exec::work(reporter, fds, given))
+}

@@ -1,0 +1,318 @@
+//! A process started in a container.
+//!
+//! ```text
+//!             Closed            reaped           session gone, or nobody kills it
+//! Starting ───────────► Running ──────► Ended ───────────────────────────────────► Gone
+//!    │ failed                              │ the session does not end: a time-out    ▲
+//!    │ late, and not to be killed          ▼                                         │
+//!    └───────────────────────────────► Leftover ─────────────────────────────────────┘
+//!                                                  its processes are reaped, or over
+//! ```
+//! Its session is killed by [`Kill`], in any phase in which its pid is known.
+
+mod session;
+
+use model::{ContainerId, ExecId};
+use wire::{ErrorKind, Failure, Reply, Snapshot};
+
+use super::action::{Action, Fork, Serial};
+use super::context::{Context, Requester};
+use super::input::Happened;
+use super::look::Look;
+use super::worker::{KILL_AGAIN_MS, KILLED, Process, SIGKILL, Worker, late, left};
+use crate::failure::refusal;
+
+/// How long starting one may take.
+const DEADLINE_MS: u64 = 30_000;
+/// Kills of a worker that is late, [`KILL_AGAIN_MS`] apart, before its request is answered without its end. SIGKILL
+/// reaches nobody in a frozen cgroup of v1, and a container may freeze its own.
+const LATE_KILLS: u32 = 3;
+/// By kernel number, the same on all architectures: no such process.
+const ESRCH: i32 = 3;
+
+/// A process started in a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Exec {
+    pub(crate) id: ExecId,
+    /// The connection whose number `id` is.
+    pub(crate) generation: u32,
+    pub(crate) serial: Serial,
+    pub(crate) container: Serial,
+    pub(crate) container_id: ContainerId,
+    /// When its session is to be killed (monotonic ms).
+    pub(crate) deadline: Option<u64>,
+    pub(crate) kill: Kill,
+    pub(crate) phase: Phase,
+}
+
+/// Where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// A worker makes it.
+    Starting { worker: Worker, process: Option<Process> },
+    /// Its start was answered.
+    Running(Process),
+    /// It has ended; its session is being killed.
+    Ended(Process, i32),
+    /// All was answered. What a kill has not ended yet; its place in the table is free.
+    Leftover { worker: Option<u32>, process: Option<u32>, kill_at: u64 },
+    /// To be taken out of the table.
+    Gone,
+}
+
+/// Whether its session is being killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kill {
+    /// No.
+    No,
+    /// As soon as its pid is known. Its worker is not killed: the process that it has made and not told of would
+    /// be known to nobody.
+    Wanted { requester: Option<Requester> },
+    /// Yes, since somebody asked or (`None`) because its deadline has passed.
+    Going { requester: Option<Requester>, look: Look, until: u64 },
+}
+
+/// What the daemon asks for with an exec.
+pub(crate) struct Wanted {
+    pub(crate) id: ExecId,
+    pub(crate) requester: Requester,
+    pub(crate) container: Serial,
+    pub(crate) container_id: ContainerId,
+    pub(crate) deadline_ms: Option<u64>,
+}
+
+impl Exec {
+    /// Begins to start one.
+    pub(crate) fn start(serial: Serial, wanted: Wanted, cx: &mut Context) -> Self {
+        let Wanted { id, requester, container, container_id, deadline_ms } = wanted;
+        cx.act(Action::Fork(serial, Fork::Exec { container }));
+        let worker = Worker::new(requester, cx.time.ms.saturating_add(DEADLINE_MS));
+        Self {
+            id,
+            generation: requester.generation,
+            serial,
+            container,
+            container_id,
+            deadline: deadline_ms.map(|after| cx.time.ms.saturating_add(after)),
+            kill: Kill::No,
+            phase: Phase::Starting { worker, process: None },
+        }
+    }
+
+    /// Whether it has a place in the table, and is listed.
+    pub(crate) fn is_listed(&self) -> bool {
+        !matches!(self.phase, Phase::Leftover { .. } | Phase::Gone)
+    }
+
+    pub(crate) fn lives(&self) -> bool {
+        !matches!(self.phase, Phase::Ended(..) | Phase::Gone)
+    }
+
+    pub(crate) fn works(&self) -> bool {
+        matches!(self.phase, Phase::Starting { .. })
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        Snapshot::Exec { exec: self.id, container: self.container_id.clone() }
+    }
+
+    /// When something is to be done without being asked (monotonic ms).
+    pub(crate) fn timer(&self) -> Option<u64> {
+        let worker = match &self.phase {
+            Phase::Starting { worker, .. } => Some(worker.deadline),
+            Phase::Leftover { kill_at, .. } => Some(*kill_at),
+            _ => None,
+        };
+        let kill = if let Kill::Going { look, .. } = self.kill { Some(look.at) } else { None };
+        [worker, kill, self.deadline.filter(|_| self.is_listed())].into_iter().flatten().min()
+    }
+
+    fn process(&self) -> Option<&Process> {
+        match &self.phase {
+            Phase::Starting { process, .. } => process.as_ref(),
+            Phase::Running(process) | Phase::Ended(process, _) => Some(process),
+            _ => None,
+        }
+    }
+
+    /// Its process, to be looked at.
+    pub(crate) fn unreaped(&self) -> Option<u32> {
+        match &self.phase {
+            Phase::Leftover { process, .. } => *process,
+            _ => self.process().and_then(Process::unreaped),
+        }
+    }
+
+    /// What a reaped child's number means here.
+    pub(crate) fn reaped(&self, pid: u32, code: i32) -> Option<Happened> {
+        match &self.phase {
+            Phase::Starting { worker, .. } if worker.unreaped() == Some(pid) => {
+                Some(Happened::WorkerReaped(code))
+            }
+            Phase::Leftover { worker, .. } if *worker == Some(pid) => Some(Happened::WorkerReaped(code)),
+            _ => (self.unreaped() == Some(pid)).then_some(Happened::Reaped { code, executed: None }),
+        }
+    }
+
+    /// What happens to it. `container_thrives`: the container's init lives and was not killed.
+    pub(crate) fn on(&mut self, happened: Happened, container_thrives: bool, cx: &mut Context) {
+        match happened {
+            Happened::KillSession(requester) => return self.kill_session(requester, cx),
+            Happened::SessionSeen { count, over } => return self.session_seen(count, over, cx),
+            Happened::Due if self.deadline.is_some_and(|at| at <= cx.time.ms) && self.is_listed() => {
+                self.begin_kill(None, cx);
+            }
+            _ => {}
+        }
+        match &mut self.phase {
+            Phase::Starting { .. } => self.while_starting(happened, container_thrives, cx),
+            Phase::Running(process) => match happened {
+                Happened::Reaped { code, .. } => {
+                    process.was_reaped(code);
+                    self.settle(cx);
+                }
+                Happened::ProcessSeen(Some(code)) => {
+                    process.code = Some(code);
+                    self.settle(cx);
+                }
+                Happened::Stop => process.kill(cx),
+                _ => {}
+            },
+            Phase::Ended(process, _) => {
+                if let Happened::Reaped { code, .. } = happened {
+                    process.was_reaped(code);
+                }
+            }
+            Phase::Leftover { .. } => self.while_leftover(&happened, cx),
+            Phase::Gone => {}
+        }
+    }
+
+    fn while_starting(&mut self, happened: Happened, container_thrives: bool, cx: &mut Context) {
+        let Phase::Starting { worker, process } = &mut self.phase else { return };
+        match happened {
+            Happened::Forked(Ok(pid)) => worker.pid = pid,
+            Happened::Forked(Err(failure)) => {
+                cx.fail(worker.requester, failure);
+                self.phase = Phase::Gone;
+            }
+            Happened::Made { pid, ended } => {
+                *process = Some(Process::new(pid, ended));
+                if let Kill::Wanted { requester } = self.kill {
+                    self.kill = Kill::going(requester, cx.time.ms);
+                }
+            }
+            Happened::Warning(text) => cx.warn(Some(&self.container_id), text),
+            Happened::Failed(failure) => worker.fail(failure),
+            Happened::Closed => self.made(container_thrives, cx),
+            Happened::WorkerReaped(code) => worker.was_reaped(self.serial, code, cx),
+            // The process it made holds the socket until its execve; without one there is nothing to wait for.
+            Happened::PacketsRead => match (worker.reaped, &process, &worker.failure) {
+                (Some(KILLED), None, None) => {
+                    cx.act(Action::LookForOom { exec: self.serial, container: self.container });
+                }
+                (Some(code), None, _) => {
+                    worker.fail(left(code, false));
+                    self.made(container_thrives, cx);
+                }
+                _ => {}
+            },
+            Happened::MemorySeen(oom_killed) => {
+                worker.fail(left(KILLED, oom_killed));
+                self.made(container_thrives, cx);
+            }
+            Happened::Reaped { code, .. } => {
+                if let Some(process) = process {
+                    process.was_reaped(code);
+                }
+            }
+            Happened::ProcessSeen(Some(code)) => {
+                if let Some(process) = process {
+                    process.code.get_or_insert(code);
+                }
+            }
+            Happened::Due if worker.deadline <= cx.time.ms => {
+                worker.give_up(late(), cx);
+                if let Some(process) = process {
+                    process.kill(cx);
+                }
+                if worker.kills > LATE_KILLS {
+                    self.made(container_thrives, cx);
+                }
+            }
+            Happened::Stop => {
+                worker.give_up(refusal(ErrorKind::WrongState, "worker", "the pod is being stopped"), cx);
+                if let Some(process) = process {
+                    process.kill(cx);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The worker and its process have said what they had to say, or will not do so.
+    fn made(&mut self, container_thrives: bool, cx: &mut Context) {
+        let Phase::Starting { worker, process } = &mut self.phase else { return };
+        let requester = worker.requester;
+        match (worker.failure.take(), process.take()) {
+            (None, Some(process)) => {
+                cx.reply_with(requester, Reply::ExecStarted { pid: process.pid }, Some(self.serial));
+                cx.act(Action::DropWorker(self.serial));
+                self.phase = Phase::Running(process);
+                self.settle(cx);
+            }
+            (failure, process) => {
+                let nothing = || refusal(ErrorKind::Internal, "exec", "the worker made nothing");
+                let failure = failure.unwrap_or_else(nothing);
+                let (worker, process) = (worker.unreaped(), process.and_then(|process| process.unreaped()));
+                cx.fail(requester, self.explain(failure, container_thrives));
+                cx.act(Action::DropWorker(self.serial));
+                self.answer_kill(Reply::Done, cx);
+                self.leave(worker, process, cx);
+            }
+        }
+    }
+
+    /// A failure as the daemon is told.
+    fn explain(&self, mut failure: Failure, container_thrives: bool) -> Failure {
+        // Overtaken by the container's end, which its init may show before it is reaped (ESRCH).
+        if !container_thrives || failure.errno == ESRCH {
+            let message = format!("container {} has ended ({})", self.container_id, failure.message);
+            failure = refusal(ErrorKind::WrongState, "exec", message);
+        }
+        // Init and exec become what they are by the same code, which knows of starting only.
+        if failure.kind == ErrorKind::StartFailed {
+            failure.kind = ErrorKind::ExecFailed;
+        }
+        failure
+    }
+
+    /// Kills what is left of it and waits for that, without a place in the table.
+    fn leave(&mut self, worker: Option<u32>, process: Option<u32>, cx: &mut Context) {
+        self.phase = Phase::Leftover { worker, process, kill_at: cx.time.ms };
+        self.while_leftover(&Happened::Due, cx);
+    }
+
+    fn while_leftover(&mut self, happened: &Happened, cx: &mut Context) {
+        let Phase::Leftover { worker, process, kill_at } = &mut self.phase else { return };
+        match happened {
+            Happened::WorkerReaped(_) => *worker = None,
+            Happened::Reaped { .. } | Happened::ProcessSeen(Some(_)) => *process = None,
+            Happened::Due if *kill_at > cx.time.ms => return,
+            Happened::Due | Happened::Stop => {
+                *kill_at = cx.time.ms.saturating_add(KILL_AGAIN_MS);
+                for pid in [*worker, *process].into_iter().flatten() {
+                    cx.act(Action::Signal { pid, signal: SIGKILL });
+                }
+                // A tracer may keep it from being reaped for ever.
+                if let Some(pid) = *process {
+                    cx.act(Action::LookAtProcess(self.serial, pid));
+                }
+            }
+            _ => {}
+        }
+        if worker.is_none() && process.is_none() {
+            self.phase = Phase::Gone;
+        }
+    }
+}

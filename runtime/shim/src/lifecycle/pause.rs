@@ -1,0 +1,250 @@
+//! Pause, whose namespaces are the pod's.
+//!
+//! ```text
+//!              Made                 Closed            Adopted
+//! None ──► Starting ──────────────────────► Adopting ─────────► Running ──► Exited
+//!   ▲         │ failed, late, pod stopped       │                 reaped, or over
+//!   └──── Undoing ◄─────────────────────────────┘
+//!     worker and process reaped: the failure is answered
+//! ```
+
+use wire::{ErrorKind, Event, Failure, Reply, Snapshot};
+
+use super::action::{Action, Fork, Serial};
+use super::context::{Context, Requester};
+use super::input::Happened;
+use super::worker::{KILL_AGAIN_MS, Process, Worker, late, left};
+use crate::failure::refusal;
+
+/// How long starting pause may take.
+const DEADLINE_MS: u64 = 30_000;
+
+/// Pause and what is known of it.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) enum Pause {
+    /// Not asked for, or it failed.
+    #[default]
+    None,
+    /// A worker makes it.
+    Starting { serial: Serial, worker: Worker, process: Option<Process> },
+    /// It has called execve; its namespaces are being opened.
+    Adopting { serial: Serial, requester: Requester, process: Process },
+    /// It runs.
+    Running { serial: Serial, pid: u32 },
+    /// It is gone.
+    Exited { serial: Serial, pid: u32, code: i32 },
+    /// It failed. What was made is being reaped, then the failure is answered.
+    Undoing {
+        serial: Serial,
+        requester: Requester,
+        failure: Failure,
+        worker: Option<u32>,
+        process: Option<u32>,
+        kill_at: u64,
+    },
+}
+
+impl Pause {
+    /// Begins to start it.
+    pub(crate) fn start(&mut self, serial: Serial, requester: Requester, cx: &mut Context) {
+        let worker = Worker::new(requester, cx.time.ms.saturating_add(DEADLINE_MS));
+        *self = Self::Starting { serial, worker, process: None };
+        cx.act(Action::Fork(serial, Fork::Pause));
+    }
+
+    pub(crate) fn serial(&self) -> Option<Serial> {
+        match self {
+            Self::None => None,
+            Self::Starting { serial, .. }
+            | Self::Adopting { serial, .. }
+            | Self::Running { serial, .. }
+            | Self::Exited { serial, .. }
+            | Self::Undoing { serial, .. } => Some(*serial),
+        }
+    }
+
+    /// Its serial, while containers can be made beside it.
+    pub(crate) fn running(&self) -> Option<Serial> {
+        if let Self::Running { serial, .. } = self { Some(*serial) } else { None }
+    }
+
+    pub(crate) fn lives(&self) -> bool {
+        !matches!(self, Self::None | Self::Exited { .. })
+    }
+
+    pub(crate) fn works(&self) -> bool {
+        matches!(self, Self::Starting { .. })
+    }
+
+    pub(crate) fn timer(&self) -> Option<u64> {
+        match self {
+            Self::Starting { worker, .. } => Some(worker.deadline),
+            Self::Undoing { kill_at, .. } => Some(*kill_at),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn snapshot(&self) -> Option<Snapshot> {
+        match self {
+            Self::Running { pid, .. } => Some(Snapshot::Pause { pid: *pid, exited: None }),
+            Self::Exited { pid, code, .. } => Some(Snapshot::Pause { pid: *pid, exited: Some(*code) }),
+            _ => None,
+        }
+    }
+
+    /// What a reaped child's number means here.
+    pub(crate) fn reaped(&self, pid: u32, code: i32) -> Option<Happened> {
+        let own = Happened::Reaped { code, executed: None };
+        match self {
+            Self::Starting { worker, .. } if worker.unreaped() == Some(pid) => {
+                Some(Happened::WorkerReaped(code))
+            }
+            Self::Starting { process, .. } => process.as_ref().is_some_and(|p| p.is(pid)).then_some(own),
+            Self::Adopting { process, .. } => process.is(pid).then_some(own),
+            Self::Running { pid: running, .. } => (*running == pid).then_some(own),
+            Self::Undoing { worker, .. } if *worker == Some(pid) => Some(Happened::WorkerReaped(code)),
+            Self::Undoing { process, .. } => (*process == Some(pid)).then_some(own),
+            Self::None | Self::Exited { .. } => None,
+        }
+    }
+
+    /// What happens to it.
+    pub(crate) fn on(&mut self, happened: Happened, cx: &mut Context) {
+        match self {
+            Self::Starting { .. } => self.while_starting(happened, cx),
+            Self::Adopting { serial, requester, process } => {
+                if let Happened::Reaped { code, .. } = happened {
+                    process.was_reaped(code);
+                }
+                let (serial, requester, process) = (*serial, *requester, *process);
+                let Happened::Adopted(outcome) = happened else { return };
+                if let Err(failure) = outcome {
+                    return self.undo(serial, requester, failure, None, process.unreaped(), cx);
+                }
+                cx.reply_with(requester, Reply::PauseStarted { pid: process.pid }, Some(serial));
+                cx.act(Action::DropWorker(serial));
+                *self = Self::Running { serial, pid: process.pid };
+                match process.code {
+                    Some(code) => self.end(serial, process.pid, code, cx),
+                    None if cx.stopping => process.kill(cx),
+                    None => {}
+                }
+            }
+            Self::Running { serial, pid } => {
+                let (serial, pid) = (*serial, *pid);
+                match happened {
+                    Happened::Reaped { code, .. } | Happened::ProcessSeen(Some(code)) => {
+                        self.end(serial, pid, code, cx);
+                    }
+                    Happened::Stop => Process::new(pid, None).kill(cx),
+                    _ => {}
+                }
+            }
+            Self::Undoing { .. } => self.while_undoing(&happened, cx),
+            Self::None | Self::Exited { .. } => {}
+        }
+    }
+
+    fn while_starting(&mut self, happened: Happened, cx: &mut Context) {
+        let Self::Starting { serial, worker, process } = self else { return };
+        let serial = *serial;
+        match happened {
+            Happened::Forked(Ok(pid)) => worker.pid = pid,
+            Happened::Forked(Err(failure)) => {
+                cx.fail(worker.requester, failure);
+                *self = Self::None;
+            }
+            Happened::Made { pid, ended } => *process = Some(Process::new(pid, ended)),
+            Happened::Failed(failure) => worker.fail(failure),
+            Happened::Closed => self.made(cx),
+            Happened::Warning(text) => cx.warn(None, text),
+            Happened::WorkerReaped(code) => worker.was_reaped(serial, code, cx),
+            // The process it made holds the socket until its execve; without one there is nothing to wait for.
+            Happened::PacketsRead => {
+                if let (Some(code), None) = (worker.reaped, &process) {
+                    worker.fail(left(code, false));
+                    self.made(cx);
+                }
+            }
+            Happened::Reaped { code, .. } => {
+                if let Some(process) = process {
+                    process.was_reaped(code);
+                }
+            }
+            Happened::Due if worker.deadline <= cx.time.ms => {
+                worker.give_up(late(), cx);
+                if let Some(process) = process {
+                    process.kill(cx);
+                }
+            }
+            Happened::Stop => {
+                worker.give_up(refusal(ErrorKind::WrongState, "worker", "the pod is being stopped"), cx);
+                if let Some(process) = process {
+                    process.kill(cx);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The worker and its process have said what they had to say.
+    fn made(&mut self, cx: &mut Context) {
+        let Self::Starting { serial, worker, process } = self else { return };
+        let (serial, requester) = (*serial, worker.requester);
+        match (worker.failure.take(), process.take()) {
+            (None, Some(process)) => {
+                cx.act(Action::Adopt(serial, process.unreaped()));
+                *self = Self::Adopting { serial, requester, process };
+            }
+            (failure, process) => {
+                let nothing = || refusal(ErrorKind::Internal, "pause", "the worker made nothing");
+                let (failure, worker) = (failure.unwrap_or_else(nothing), worker.unreaped());
+                self.undo(serial, requester, failure, worker, process.and_then(|p| p.unreaped()), cx);
+            }
+        }
+    }
+
+    fn undo(
+        &mut self,
+        serial: Serial,
+        requester: Requester,
+        failure: Failure,
+        worker: Option<u32>,
+        process: Option<u32>,
+        cx: &mut Context,
+    ) {
+        cx.act(Action::DropWorker(serial));
+        *self = Self::Undoing { serial, requester, failure, worker, process, kill_at: cx.time.ms };
+        self.while_undoing(&Happened::Due, cx);
+    }
+
+    fn while_undoing(&mut self, happened: &Happened, cx: &mut Context) {
+        let Self::Undoing { serial, requester, failure, worker, process, kill_at } = self else { return };
+        match happened {
+            Happened::WorkerReaped(_) => *worker = None,
+            Happened::Reaped { .. } | Happened::ProcessSeen(Some(_)) => *process = None,
+            Happened::Due | Happened::Stop => {
+                *kill_at = cx.time.ms.saturating_add(KILL_AGAIN_MS);
+                for pid in [*worker, *process].into_iter().flatten() {
+                    Process::new(pid, None).kill(cx);
+                }
+                // A tracer may keep it from being reaped for ever.
+                if let Some(pid) = *process {
+                    cx.act(Action::LookAtProcess(*serial, pid));
+                }
+            }
+            _ => {}
+        }
+        if worker.is_none() && process.is_none() {
+            cx.fail(*requester, failure.clone());
+            cx.act(Action::Release(*serial));
+            *self = Self::None;
+        }
+    }
+
+    fn end(&mut self, serial: Serial, pid: u32, code: i32, cx: &mut Context) {
+        *self = Self::Exited { serial, pid, code };
+        cx.act(Action::Release(serial));
+        cx.event(Event::PauseExited { code });
+    }
+}

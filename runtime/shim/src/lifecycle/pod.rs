@@ -1,0 +1,276 @@
+//! The pod: what it holds, and where each input goes.
+
+use model::ContainerId;
+use wire::{Reply, Snapshot};
+
+use super::action::{Action, Serial, Session};
+use super::container::Container;
+use super::context::{Context, Requester, Time};
+use super::exec::Exec;
+use super::input::{Happened, Input};
+use super::look::KILLED_MS;
+use super::pause::Pause;
+use super::phase::Phase;
+use super::worker::ReapedEarly;
+
+/// Most execs at once.
+pub(crate) const MAX_EXECS: usize = 1024;
+/// Most execs that were answered though a process of theirs cannot be killed: in a frozen cgroup, or in the kernel.
+pub(crate) const MAX_LEFTOVERS: usize = 256;
+
+/// Everything the shim knows but descriptors. Lists, not maps: they are short, and give memory back.
+#[derive(Debug, Default)]
+pub(crate) struct Lifecycle {
+    pub(crate) pause: Pause,
+    pub(crate) containers: Vec<Container>,
+    pub(crate) execs: Vec<Exec>,
+    pub(crate) stop: Stop,
+    early: ReapedEarly,
+    pub(super) last_serial: u32,
+    /// SIGTERM came: leave as soon as nothing of the pod lives. A shutdown of the host sends it to all processes.
+    terminated: bool,
+    ended: bool,
+    pub(crate) cx: Context,
+}
+
+/// Whether the pod is being stopped.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// No.
+    #[default]
+    No,
+    /// What a tracer keeps from being reaped is looked at now and then.
+    Stopping { requester: Requester, look_at: u64 },
+    /// Nothing lives: leave when the daemon does.
+    Stopped,
+}
+
+impl Lifecycle {
+    /// Takes an input; what is to be done about it is added to the actions ([`Self::next_action`]).
+    pub(crate) fn input(&mut self, time: Time, input: Input) {
+        self.cx.time = time;
+        self.cx.busy = self.containers.iter().any(|c| matches!(c.phase, Phase::Creating(_)))
+            || self.execs.iter().any(Exec::works);
+        match input {
+            Input::Connected(generation) => {
+                self.cx.connection = Some(generation);
+                self.cx.act(Action::Greet);
+            }
+            Input::Disconnected(generation) => {
+                if self.cx.connection == Some(generation) {
+                    self.cx.connection = None;
+                    if self.stop == Stop::Stopped {
+                        self.end();
+                    }
+                }
+            }
+            Input::Request { requester, request, fds } => self.request(requester, request, fds),
+            Input::Terminated => self.terminated = true,
+            Input::Reaped { pid, code, executed } => self.reaped(pid, code, executed),
+            Input::TimerDue => self.timer_due(),
+            Input::Served { requester, outcome } => match outcome {
+                Ok(()) => self.cx.reply(requester, Reply::Done),
+                Err(failure) => self.cx.fail(requester, failure),
+            },
+            Input::Made { serial, pid, is_child } => {
+                let ended = self.ended_early(pid, is_child);
+                self.of(serial, Happened::Made { pid, ended });
+            }
+            Input::Created { serial, reply, pid, is_child } => {
+                let ended = self.ended_early(pid, is_child);
+                self.of(serial, Happened::Created { reply, pid, ended });
+            }
+            Input::Of(serial, happened) => self.of(serial, happened),
+        }
+        self.tidy();
+    }
+
+    /// The next thing to do.
+    pub(crate) fn next_action(&mut self) -> Option<Action> {
+        self.cx.actions.pop_front()
+    }
+
+    /// Has an action performed before all others.
+    pub(crate) fn act_first(&mut self, action: Action) {
+        self.cx.actions.push_front(action);
+    }
+
+    /// Gives back what the queue of actions has allocated beyond so many.
+    pub(crate) fn shrink(&mut self, keep: usize) {
+        if self.cx.actions.capacity() > keep {
+            self.cx.actions.shrink_to(keep);
+        }
+    }
+
+    /// The id of a container that is held.
+    pub(crate) fn container_id(&self, serial: Serial) -> Option<&ContainerId> {
+        self.containers.iter().find(|container| container.serial == serial).map(|container| &container.id)
+    }
+
+    /// The serial of a container that is held.
+    pub(crate) fn container_serial(&self, id: &ContainerId) -> Option<Serial> {
+        self.containers.iter().find(|container| container.id == *id).map(|container| container.serial)
+    }
+
+    /// When [`Input::TimerDue`] is wanted (monotonic ms).
+    pub(crate) fn timer(&self) -> Option<u64> {
+        let containers = self.containers.iter().filter_map(|container| container.phase.timer());
+        let stop = if let Stop::Stopping { look_at, .. } = self.stop { Some(look_at) } else { None };
+        let execs = self.execs.iter().filter_map(Exec::timer);
+        containers.chain(execs).chain(self.pause.timer()).chain(stop).min()
+    }
+
+    /// What the shim holds, as a daemon that connects is told.
+    pub(crate) fn snapshot(&self) -> impl Iterator<Item = Snapshot> {
+        let containers = self.containers.iter().map(Container::snapshot);
+        let execs = self.execs.iter().filter(|exec| exec.is_listed()).map(Exec::snapshot);
+        self.pause.snapshot().into_iter().chain(containers).chain(execs)
+    }
+
+    /// Whether a process of the pod lives.
+    pub(crate) fn lives(&self) -> bool {
+        self.pause.lives()
+            || self.containers.iter().any(|c| !matches!(c.phase, Phase::Exited { .. }))
+            || self.execs.iter().any(Exec::lives)
+    }
+
+    /// Whether a child is one of those that are known; its number must be its own.
+    pub(crate) fn knows(&self, pid: u32) -> bool {
+        self.pause.reaped(pid, 0).is_some()
+            || self.containers.iter().any(|c| c.reaped(pid, 0, None).is_some())
+            || self.execs.iter().any(|exec| exec.reaped(pid, 0).is_some())
+    }
+
+    /// Whether it is of interest if a child that is about to be reaped has called execve.
+    pub(crate) fn is_starting(&self, pid: u32) -> bool {
+        self.containers.iter().any(|c| matches!(&c.phase, Phase::Starting { init, .. } if init.pid == pid))
+    }
+
+    pub(super) fn of(&mut self, serial: Serial, happened: Happened) {
+        if self.pause.serial() == Some(serial) {
+            self.pause.on(happened, &mut self.cx);
+        } else if let Some(container) = self.containers.iter_mut().find(|c| c.serial == serial) {
+            container.on(happened, &mut self.cx);
+        } else if let Some(exec) = self.execs.iter_mut().find(|exec| exec.serial == serial) {
+            let thrives = self.containers.iter().any(|c| c.serial == exec.container && c.phase.thrives());
+            exec.on(happened, thrives, &mut self.cx);
+        }
+    }
+
+    /// The code of a process that was reaped before its worker told of it. A number that somebody known has now is
+    /// not the new one's, whoever was its child meanwhile.
+    fn ended_early(&mut self, pid: u32, is_child: bool) -> Option<i32> {
+        (!is_child || self.knows(pid)).then(|| self.early.take(pid))
+    }
+
+    fn reaped(&mut self, pid: u32, code: i32, executed: Option<bool>) {
+        if let (Some(serial), Some(happened)) = (self.pause.serial(), self.pause.reaped(pid, code)) {
+            return self.of(serial, happened);
+        }
+        let container = self.containers.iter().find_map(|c| Some((c.serial, c.reaped(pid, code, executed)?)));
+        let exec = || self.execs.iter().find_map(|exec| Some((exec.serial, exec.reaped(pid, code)?)));
+        match container.or_else(exec) {
+            Some((serial, happened)) => self.of(serial, happened),
+            None if self.works() => self.early.remember(pid, code),
+            None => {}
+        }
+    }
+
+    /// Whether a worker may still tell of a process.
+    fn works(&self) -> bool {
+        self.cx.busy || self.pause.works()
+    }
+
+    fn timer_due(&mut self) {
+        let now = self.cx.time.ms;
+        if self.pause.timer().is_some_and(|at| at <= now) {
+            self.pause.on(Happened::Due, &mut self.cx);
+        }
+        for container in &mut self.containers {
+            if container.phase.timer().is_some_and(|at| at <= now) {
+                container.on(Happened::Due, &mut self.cx);
+            }
+        }
+        let due: Vec<Serial> = self.execs.iter().filter(|e| is_due(e, now)).map(|e| e.serial).collect();
+        for serial in due {
+            self.of(serial, Happened::Due);
+        }
+        self.kill_sessions(now);
+        self.look_at_stopped(now);
+    }
+
+    /// The sessions of one container are killed together: however many there are, its processes are listed once.
+    fn kill_sessions(&mut self, now: u64) {
+        let mut due: Vec<(Serial, Session)> =
+            self.execs.iter().filter_map(|exec| Some((exec.container, exec.session_due(now)?))).collect();
+        due.sort_unstable_by_key(|(container, _)| *container);
+        for group in due.chunk_by(|(one, _), (other, _)| one == other) {
+            let Some((container, _)) = group.first() else { continue };
+            let sessions = group.iter().map(|(_, session)| *session).collect();
+            self.cx.act(Action::KillSessions { container: *container, sessions });
+        }
+    }
+
+    /// Pause and execs of a stopped pod that a tracer keeps from being reaped are over all the same.
+    fn look_at_stopped(&mut self, now: u64) {
+        let Stop::Stopping { look_at, .. } = &mut self.stop else { return };
+        if *look_at > now {
+            return;
+        }
+        *look_at = now + KILLED_MS;
+        if let Pause::Running { serial, pid } = self.pause {
+            self.cx.act(Action::LookAtProcess(serial, pid));
+        }
+        for exec in &self.execs {
+            if let Some(pid) = exec.unreaped() {
+                self.cx.act(Action::LookAtProcess(exec.serial, pid));
+            }
+        }
+    }
+
+    /// After each input: what is over leaves the tables, and who waits for the pod's end is answered.
+    fn tidy(&mut self) {
+        let held = self.containers.len();
+        self.containers.retain(|container| container.phase != Phase::Gone);
+        if self.containers.len() < held {
+            self.containers.shrink_to_fit();
+        }
+        let cx = &mut self.cx;
+        self.execs.retain(|exec| {
+            let stays = exec.phase != super::exec::Phase::Gone;
+            if !stays {
+                cx.act(Action::Release(exec.serial));
+            }
+            stays
+        });
+        if self.execs.is_empty() && self.execs.capacity() > 16 {
+            self.execs = Vec::new();
+        }
+        if !self.early.is_empty() && !self.containers.iter().any(|c| matches!(c.phase, Phase::Creating(_))) {
+            let works = self.pause.works() || self.execs.iter().any(Exec::works);
+            if !works {
+                self.early.clear();
+            }
+        }
+        if let Stop::Stopping { requester, .. } = self.stop
+            && !self.lives()
+        {
+            self.stop = Stop::Stopped;
+            self.cx.stopping = false;
+            self.cx.reply(requester, Reply::Done);
+        }
+        if self.terminated && !self.lives() {
+            self.end();
+        }
+    }
+
+    pub(super) fn end(&mut self) {
+        if !std::mem::replace(&mut self.ended, true) {
+            self.cx.act(Action::End);
+        }
+    }
+}
+
+fn is_due(exec: &Exec, now: u64) -> bool {
+    exec.timer().is_some_and(|at| at <= now)
+}
