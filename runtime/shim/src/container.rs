@@ -11,10 +11,10 @@ use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
 use model::{ContainerId, Propagation};
 use serde_json::{Value, json};
-use sys::namespace::Namespaces;
 use wire::{ContainerPlan, MountKind, NamespaceSource};
 
 use crate::executor::Init;
+use crate::held::Holders;
 use crate::podns::{BUNDLES, STATE};
 
 /// A container's bundle.
@@ -49,16 +49,6 @@ pub(crate) fn forget(id: &ContainerId) {
     drop(fs::remove_file(bundle(id).join("config.json")));
     drop(fs::remove_dir(rootfs(id)));
     drop(fs::remove_dir(bundle(id)));
-}
-
-/// What the plan's namespaces are taken from. By descriptor: the number of a process that ends meanwhile may be
-/// another's when libcontainer comes to it.
-#[derive(Debug, Default)]
-pub(crate) struct Holders {
-    /// Pause.
-    pub(crate) pause: Option<Namespaces>,
-    /// The container of [`NamespaceSource::Container`].
-    pub(crate) target: Option<Namespaces>,
 }
 
 /// Why no namespace could be named.
@@ -138,6 +128,7 @@ fn nix_pid(pid: impl Into<i32>) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sys::namespace::Namespaces;
 
     fn plan(namespaces: wire::NamespacePlan) -> ContainerPlan {
         serde_json::from_value(json!({

@@ -13,10 +13,10 @@ use model::User;
 use oci_spec::runtime::Spec;
 use wire::{ErrorKind, ProcessPlan};
 
-use crate::container::Holders;
+use crate::held::WorkerOnly;
 use crate::process::{self, Ready, Road};
 use crate::worker::late::Late;
-use crate::worker::{Answer, stage};
+use crate::worker::stage;
 
 /// What `ps` in a shared PID namespace shows of an init that waits.
 pub(crate) const TITLE: &std::ffi::CStr = c"copepod-init";
@@ -35,16 +35,6 @@ pub(crate) struct Parts {
     pub(crate) report: OwnedFd,
     /// What only the worker needs. Init drops its copies, the worker has its own back ([`Init::take_back`]).
     pub(crate) worker: WorkerOnly,
-}
-
-/// Descriptors that the worker needs while and after init is made, and that init must not hold.
-pub(crate) struct WorkerOnly {
-    /// Its answer.
-    pub(crate) answer: Box<dyn Answer>,
-    /// The other end of [`Parts::failed`].
-    pub(crate) told: OwnedFd,
-    /// Named in the spec by their numbers: kept open, never read.
-    pub(crate) _holders: Holders,
 }
 
 /// libcontainer clones executors; all clones are one.

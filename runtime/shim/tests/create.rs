@@ -9,6 +9,8 @@
 mod container;
 #[path = "../src/executor.rs"]
 mod executor;
+#[path = "../src/held.rs"]
+mod held;
 #[path = "../src/podns.rs"]
 mod podns;
 #[path = "../src/process.rs"]

@@ -18,9 +18,9 @@ use std::path::Path;
 use sys::mount::{self, Attributes};
 use wire::{ContainerPlan, ErrorKind, Failure, Reply, parse_plan};
 
-use crate::container::{self, Holders};
-use crate::executor::{Init, Parts, TITLE, WorkerOnly};
-use crate::{process, user};
+use crate::executor::{Init, Parts, TITLE};
+use crate::held::{Answer, Holders, WorkerOnly};
+use crate::{container, process, user};
 use late::Late;
 use scratch::Scratch;
 use stage::{Step, internal, invalid};
@@ -61,17 +61,6 @@ pub(crate) enum Stdio {
         /// A unix stream socket.
         sock: OwnedFd,
     },
-}
-
-/// Who is told of a create. Owned by the worker alone: it is not to live on in init.
-pub(crate) trait Answer {
-    /// Something is not as asked for, but stops nothing.
-    fn warn(&self, text: &str);
-    /// How it went.
-    ///
-    /// # Errors
-    /// There is nobody to tell.
-    fn reply(&self, reply: &Reply) -> std::io::Result<()>;
 }
 
 /// What a worker is given: all its descriptors but 0-2 and those of its [`Answer`].

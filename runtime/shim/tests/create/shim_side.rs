@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use wire::{ContainerPlan, Reply};
 
-use crate::worker::{Answer, CreateInput, Stdio, create};
+use crate::held::{Answer, Holders};
+use crate::worker::{CreateInput, Stdio, create};
 use crate::{container, podns};
 
 #[derive(Serialize, Deserialize)]
@@ -85,7 +86,7 @@ fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Ou
         let answer = Box::new(File::from(next()));
         // None of its own: this process's namespaces are the caller's.
         let pause = Some(sys::namespace::Namespaces::default());
-        let holders = container::Holders { pause, target: None };
+        let holders = Holders { pause, target: None };
         let cgroups = fds.collect();
         create(CreateInput { plan, kubelet_mntns, cgroups, stdio, exec_error, holders }, answer)
     })
