@@ -9,8 +9,9 @@ use sys::namespace::{Kinds, Namespaces};
 use wire::{CgroupPlan, ErrorKind, NamespacePlan, NamespaceSource};
 
 use crate::failure::{failure, refusal};
+use crate::held::{Answer, Holders};
 use crate::packet::{Prepared, Reporter, read_plan};
-use crate::worker::{Answer, CreateInput, Holders, Stdio, create};
+use crate::worker::{CreateInput, Stdio, create};
 
 /// What the resident half needs of the plan; the rest is for [`create`].
 #[derive(Deserialize)]
@@ -63,10 +64,13 @@ pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, given: Given) -> i32 {
 fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, given: Given) -> Result<CreateInput, wire::Failure> {
     let Given { requested, streams, pause, targets } = given;
     let mut theirs = fds.split_off(requested.min(fds.len())).into_iter();
-    let pause = Namespaces::from_fds(pause, &mut theirs);
-    let mut targets: Vec<(ContainerId, Namespaces)> =
-        targets.into_iter().map(|(id, kinds)| (id, Namespaces::from_fds(kinds, &mut theirs))).collect();
     let at = |stage: &'static str| move |error: io::Error| failure(ErrorKind::Internal, stage, &error);
+    let pause = Namespaces::from_fds(pause, &mut theirs).map_err(at("namespaces"))?;
+    let mut targets = targets
+        .into_iter()
+        .map(|(id, kinds)| Ok((id, Namespaces::from_fds(kinds, &mut theirs)?)))
+        .collect::<io::Result<Vec<(ContainerId, Namespaces)>>>()
+        .map_err(at("namespaces"))?;
     let mut fds = fds.into_iter();
     let (Some(plan), Some(kubelet_mntns)) = (fds.next(), fds.next()) else {
         return Err(refusal(

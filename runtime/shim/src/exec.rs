@@ -76,7 +76,7 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, given: Given) -> Result<P
     let at = |stage: &'static str| move |error| failure(ErrorKind::Internal, stage, &error);
     let mut theirs = fds.split_off(given.requested.min(fds.len())).into_iter();
     let cgroups: Vec<OwnedFd> = theirs.by_ref().take(given.cgroups).collect();
-    let namespaces = Namespaces::from_fds(given.namespaces, &mut theirs);
+    let namespaces = Namespaces::from_fds(given.namespaces, &mut theirs).map_err(at("setns"))?;
     let mut streams = fds.split_off(fds.len().min(1));
     let plan = fds.pop();
     let plan = plan.ok_or_else(|| refusal(ErrorKind::Invalid, "plan", "no plan came with the request"))?;

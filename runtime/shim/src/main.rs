@@ -19,6 +19,7 @@ mod exec;
 mod exit_record;
 mod failure;
 mod forks;
+mod held;
 mod io;
 mod lifecycle;
 mod link;
@@ -37,6 +38,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::process::ExitCode;
 
 use sys::epoll::{Epoll, Interest};
+use sys::fds::Inherited;
 use sys::signal::SignalFd;
 use wire::ShimInit;
 
@@ -46,10 +48,10 @@ use crate::performer::Given;
 
 /// Descriptors as the daemon passes them; see [`ShimInit`].
 mod passed {
-    pub(super) const LISTENER: u32 = 3;
-    pub(super) const RECORDS: u32 = 4;
-    pub(super) const INIT: u32 = 5;
-    pub(super) const PAUSE: u32 = 6;
+    pub(super) const LISTENER: i32 = 3;
+    pub(super) const RECORDS: i32 = 4;
+    pub(super) const INIT: i32 = 5;
+    pub(super) const PAUSE: i32 = 6;
 }
 
 /// SIGCHLD, SIGTERM, SIGINT and SIGHUP by number, the same on all architectures. The last three are blocked and
@@ -83,8 +85,9 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), StartError> {
-    let listener = sys::fds::take_inherited(passed::LISTENER).map_err(at("descriptor 3 (socket)"))?;
-    let prepared = start().inspect_err(|error| {
+    let mut inherited = Inherited::claim().map_err(at("descriptors"))?;
+    let listener = inherited.take(passed::LISTENER).map_err(at("descriptor 3 (socket)"))?;
+    let prepared = start(inherited).inspect_err(|error| {
         // In vain when the daemon is gone: then nobody asks.
         drop(farewell(listener.as_fd(), error));
     })?;
@@ -121,9 +124,9 @@ fn at(step: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
 }
 
 /// Everything before the loop. The order matters.
-fn start() -> Result<Prepared, StartError> {
+fn start(mut inherited: Inherited) -> Result<Prepared, StartError> {
     // 1. What this is about.
-    let take = |number, step| sys::fds::take_inherited(number).map_err(at(step));
+    let mut take = |number, step| inherited.take(number).map_err(at(step));
     let init = take(passed::INIT, "descriptor 5 (init)")?;
     let json = sys::memfd::read_all(init.as_fd(), MAX_INIT).map_err(at("init"))?;
     drop(init);
@@ -149,7 +152,7 @@ fn start() -> Result<Prepared, StartError> {
     // 4. Only what was passed: nothing else may leak into a pod.
     let records = take(passed::RECORDS, "descriptor 4 (exit records)")?;
     let pause_binary = take(passed::PAUSE, "descriptor 6 (pause)")?;
-    sys::fds::close_inherited().map_err(at("descriptors"))?;
+    drop(inherited);
 
     // 5. Of no terminal and no session of the daemon's, and parent of every orphan of the pod.
     sys::proc::new_session();

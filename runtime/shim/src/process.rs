@@ -274,16 +274,14 @@ fn null_of_container() -> io::Result<OwnedFd> {
 /// Standard streams on a null device are opened anew as the container's own, as runc does: the one they came
 /// from lies in another mount namespace, and a process that opens /proc/self/fd/0 would reach into it.
 fn own_null() -> io::Result<()> {
-    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
-    let places: [(fn(OwnedFd) -> rustix::io::Result<()>, BorrowedFd<'_>); 3] = [
-        (rustix::stdio::dup2_stdin, stdin.as_fd()),
-        (rustix::stdio::dup2_stdout, stdout.as_fd()),
-        (rustix::stdio::dup2_stderr, stderr.as_fd()),
-    ];
-    for (place, fd) in places {
-        if is_null(fd)? {
-            place(null_of_container()?)?;
-        }
+    if is_null(io::stdin().as_fd())? {
+        rustix::stdio::dup2_stdin(null_of_container()?)?;
+    }
+    if is_null(io::stdout().as_fd())? {
+        rustix::stdio::dup2_stdout(null_of_container()?)?;
+    }
+    if is_null(io::stderr().as_fd())? {
+        rustix::stdio::dup2_stderr(null_of_container()?)?;
     }
     Ok(())
 }

@@ -7,6 +7,8 @@
 
 #[path = "../src/bundle.rs"]
 mod bundle;
+#[path = "../src/held.rs"]
+mod held;
 #[path = "../src/podns.rs"]
 mod podns;
 #[path = "../src/process.rs"]

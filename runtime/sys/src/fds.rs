@@ -1,7 +1,8 @@
 //! Descriptors: by range (close_range(2), which neither rustix nor nix has), by inheritance, and their flags.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// CLOSE_RANGE_CLOEXEC: mark them instead of closing them.
 const CLOEXEC: libc::c_uint = 4;
@@ -53,46 +54,62 @@ pub(crate) unsafe fn close_range(first: u32, last: u32) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Takes a descriptor that execve left open under a number agreed on with the parent, and marks it close-on-exec.
-///
-/// Only what nobody owns is given out. What was inherited has no close-on-exec flag, or execve would have closed
-/// it; what this program opens has the flag from the start (std, rustix and this crate set it), and so has what was
-/// taken.
-///
-/// # Errors
-/// EBADF when nothing is open there; InvalidInput for a standard stream, and for what this program opened or took.
-pub fn take_inherited(number: u32) -> io::Result<OwnedFd> {
-    let refused = || {
-        let text = format!("descriptor {number} was not inherited, or was taken already");
-        io::Error::new(io::ErrorKind::InvalidInput, text)
-    };
-    let raw = i32::try_from(number).map_err(|_| refused())?;
+/// The descriptors from 3 on that execve left open, under numbers agreed on with the parent. Those that are not taken
+/// are closed when this is dropped.
+#[derive(Debug)]
+pub struct Inherited(Vec<OwnedFd>);
+
+/// Whether [`Inherited::claim`] was called: whoever inherits a descriptor inherits it once.
+static CLAIMED: AtomicBool = AtomicBool::new(false);
+
+impl Inherited {
+    /// Takes all of them and marks them close-on-exec. For the start of a program, before it opens anything itself.
+    ///
+    /// Only what nobody owns is taken. What was inherited has no close-on-exec flag, or execve would have closed it;
+    /// what this program has opened has the flag from the start, as std and this crate set it.
+    ///
+    /// # Errors
+    /// AlreadyExists when it was called before; reading /proc/self/fd.
+    pub fn claim() -> io::Result<Self> {
+        if CLAIMED.swap(true, Ordering::Relaxed) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let mut all = Vec::new();
+        for entry in std::fs::read_dir("/proc/self/fd")? {
+            let name = entry?.file_name();
+            let number = name.to_str().and_then(|name| name.parse::<RawFd>().ok());
+            all.extend(
+                number.filter(|number| number.unsigned_abs() >= FIRST).map(take).transpose()?.flatten(),
+            );
+        }
+        Ok(Self(all))
+    }
+
+    /// The one of this number.
+    ///
+    /// # Errors
+    /// EBADF when nothing was open there, or it was taken before.
+    pub fn take(&mut self, number: RawFd) -> io::Result<OwnedFd> {
+        let place = self.0.iter().position(|fd| fd.as_raw_fd() == number);
+        Ok(self.0.swap_remove(place.ok_or(rustix::io::Errno::BADF)?))
+    }
+}
+
+/// What is open under a number and nobody's; `None` when it has an owner ([`Inherited::claim`]).
+fn take(number: RawFd) -> io::Result<Option<OwnedFd>> {
     // SAFETY: F_GETFD takes a number, which need not be open, and changes nothing. (The calls of rustix and nix
     // want an open descriptor.)
-    let flags = unsafe { libc::fcntl(raw, libc::F_GETFD) };
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
     if flags < 0 {
         return Err(io::Error::last_os_error());
     }
-    if number < FIRST || flags & libc::FD_CLOEXEC != 0 {
-        return Err(refused());
+    if flags & libc::FD_CLOEXEC != 0 {
+        return Ok(None);
     }
-    // SAFETY: it is open, and without the flag it has no owner in this program, see above.
-    let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+    // SAFETY: it is open, and without the flag it has no owner in this program, see `claim`.
+    let fd = unsafe { OwnedFd::from_raw_fd(number) };
     rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
-    Ok(fd)
-}
-
-/// Closes every inherited descriptor from 3 on that was not taken.
-///
-/// # Errors
-/// Reading /proc/self/fd.
-pub fn close_inherited() -> io::Result<()> {
-    for entry in std::fs::read_dir("/proc/self/fd")? {
-        let Some(number) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // An error says that it is somebody's, or closed.
-        drop(take_inherited(number));
-    }
-    Ok(())
+    Ok(Some(fd))
 }
 
 /// Makes these stdin, stdout and stderr of this process.
@@ -116,46 +133,25 @@ pub fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
 /// /dev/null for reading and writing.
 ///
 /// # Errors
-/// There is none.
+/// Those of open(2).
 pub fn null() -> io::Result<OwnedFd> {
     Ok(std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?.into())
 }
 
-/// read(2).
+/// read(2), begun again when a signal interrupts it.
 ///
 /// # Errors
 /// As the kernel says.
 pub fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
-    Ok(rustix::io::read(fd, buffer)?)
+    Ok(rustix::io::retry_on_intr(|| rustix::io::read(fd, &mut *buffer))?)
 }
 
 /// Whether reading would give bytes, without waiting. An end alone is none.
 pub fn is_readable(fd: BorrowedFd<'_>) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
-    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|_| {
+    rustix::io::retry_on_intr(|| poll(&mut fds, Some(&Timespec::default()))).is_ok_and(|_| {
         let [fd] = fds;
         fd.revents().contains(PollFlags::IN)
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_what_nobody_owns_is_taken() {
-        let owned = std::fs::File::open("/dev/null").unwrap();
-        let number = owned.as_raw_fd().unsigned_abs();
-        assert_eq!(take_inherited(number).unwrap_err().kind(), io::ErrorKind::InvalidInput);
-        assert_eq!(take_inherited(1).unwrap_err().kind(), io::ErrorKind::InvalidInput);
-        assert_eq!(take_inherited(1 << 20).unwrap_err().raw_os_error(), Some(libc::EBADF));
-        assert_eq!(take_inherited(u32::MAX).unwrap_err().kind(), io::ErrorKind::InvalidInput);
-        // As execve leaves one: open, without the flag, owned by nobody.
-        rustix::io::fcntl_setfd(&owned, rustix::io::FdFlags::empty()).unwrap();
-        std::mem::forget(owned);
-        let taken = take_inherited(number).unwrap();
-        assert!(rustix::io::fcntl_getfd(&taken).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
-        assert!(take_inherited(number).is_err(), "it has an owner now");
-    }
 }

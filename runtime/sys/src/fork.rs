@@ -52,7 +52,9 @@ where
 {
     single_threaded()?;
     // SAFETY: this process has one thread, as was just seen, so the child may run any code.
-    match unsafe { nix::unistd::fork() }? {
+    #[expect(clippy::disallowed_methods, reason = "this is the function that is to be used instead")]
+    let forked = unsafe { nix::unistd::fork() }?;
+    match forked {
         ForkResult::Parent { child } => Ok(child.as_raw().unsigned_abs()),
         ForkResult::Child => leave(|| match take_along(keep) {
             Ok(fds) => work(fds),

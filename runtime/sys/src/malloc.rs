@@ -7,7 +7,7 @@ pub fn limit_arenas(arenas: i32) {
     #[cfg(target_env = "gnu")]
     {
         // SAFETY: mallopt takes two integers and changes only the allocator's own parameters, under its own
-        // lock; there is no pointer that could be wrong.
+        // lock. Threads that allocate meanwhile read the old number or the new one.
         let _ = unsafe { libc::mallopt(libc::M_ARENA_MAX, arenas) };
     }
     #[cfg(not(target_env = "gnu"))]

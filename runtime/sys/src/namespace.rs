@@ -82,10 +82,14 @@ impl Namespaces {
     }
 
     /// From copies of [`Namespaces::fds`] of one with these `kinds`; as many are taken from `fds`.
-    pub fn from_fds(kinds: Kinds, fds: &mut impl Iterator<Item = OwnedFd>) -> Self {
+    ///
+    /// # Errors
+    /// InvalidInput for too few of them: the caller's own would be taken for those that are missing.
+    pub fn from_fds(kinds: Kinds, fds: &mut impl Iterator<Item = OwnedFd>) -> io::Result<Self> {
+        let few = || io::Error::new(io::ErrorKind::InvalidInput, "the descriptor of a namespace is missing");
         let names =
             KINDS.iter().zip(0..).filter(|(_, bit)| kinds.0 & 1 << bit != 0).map(|((name, _), _)| *name);
-        Self(names.map_while(|name| Some((name, fds.next()?))).collect())
+        Ok(Self(names.map(|name| Ok((name, fds.next().ok_or_else(few)?))).collect::<io::Result<_>>()?))
     }
 
     /// The one of a kind, as /proc/PID/ns names it; `None` where it is the caller's.
@@ -145,12 +149,13 @@ mod tests {
         let all = Namespaces(vec![("pid", open()), ("net", open()), ("mnt", open())]);
         let copies = || all.fds().map(|fd| fd.try_clone_to_owned().unwrap()).collect::<Vec<_>>().into_iter();
         let mut fds = copies();
-        let again = Namespaces::from_fds(all.kinds(), &mut fds);
+        let again = Namespaces::from_fds(all.kinds(), &mut fds).unwrap();
         assert_eq!((again.kinds(), fds.len()), (all.kinds(), 0));
         let mut fds = copies();
-        let pid = Namespaces::from_fds(all.kinds().only("pid"), &mut fds);
+        let pid = Namespaces::from_fds(all.kinds().only("pid"), &mut fds).unwrap();
         assert!(pid.get("pid").is_some() && pid.get("net").is_none());
         assert_eq!(fds.len(), 2);
+        assert!(Namespaces::from_fds(all.kinds(), &mut fds).is_err(), "one is missing");
         assert_eq!(all.kinds().only("uts"), Kinds::default());
     }
 }

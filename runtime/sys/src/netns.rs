@@ -49,8 +49,9 @@ fn set_up(socket: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
     }
     // SAFETY: the call above has filled this member of the union; it is an integer, so any bits are valid.
     let flags = unsafe { request.ifr_ifru.ifru_flags };
-    // IFF_UP is 1: it fits.
-    request.ifr_ifru.ifru_flags = flags | libc::IFF_UP as libc::c_short;
+    #[expect(clippy::cast_possible_truncation, reason = "IFF_UP is 1")]
+    let up = libc::IFF_UP as libc::c_short;
+    request.ifr_ifru.ifru_flags = flags | up;
     // SAFETY: SIOCSIFFLAGS reads name and flags inside `request`, which lives across the call; `socket` is open.
     if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) } < 0 {
         return Err(io::Error::last_os_error());

@@ -52,8 +52,8 @@ pub fn network_namespace(pidfd: BorrowedFd<'_>, number: u32) -> io::Result<Owned
     namespace(pidfd, number, "net")
 }
 
-/// As [`network_namespace`], of the kind that /proc/PID/ns calls `name`. Not by way of /proc where that can be avoided: each path that is opened
-/// there stays as an inode of 700 bytes and a dentry of 200 as long as the process lives.
+/// As [`network_namespace`], of the kind that /proc/PID/ns calls `name`. Not by way of /proc where that can be avoided:
+/// each path that is opened there stays as an inode of 700 bytes and a dentry of 200 as long as the process lives.
 ///
 /// # Errors
 /// The process is gone, or may not be looked at; NotFound for a kind that the kernel does not know.
@@ -79,5 +79,6 @@ pub(crate) fn namespace(pidfd: BorrowedFd<'_>, number: u32, name: &str) -> io::R
 /// poll(2).
 pub fn has_ended(pidfd: BorrowedFd<'_>) -> io::Result<bool> {
     let mut fds = [rustix::event::PollFd::from_borrowed_fd(pidfd.as_fd(), rustix::event::PollFlags::IN)];
-    Ok(rustix::event::poll(&mut fds, Some(&rustix::event::Timespec::default()))? > 0)
+    let poll = || rustix::event::poll(&mut fds, Some(&rustix::event::Timespec::default()));
+    Ok(rustix::io::retry_on_intr(poll)? > 0)
 }

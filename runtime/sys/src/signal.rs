@@ -45,30 +45,31 @@ impl AsFd for SignalFd {
 }
 
 /// All signals are blocked in this thread while it lives.
-pub(crate) struct Blocked(SigSet);
+pub(crate) struct Blocked {
+    before: u64,
+}
 
 impl Blocked {
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self(SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?))
+        Ok(Self { before: set_mask(u64::MAX)? })
     }
 }
 
 impl Drop for Blocked {
     fn drop(&mut self) {
-        // It fails only for sets that are none.
-        let restored = self.0.thread_set_mask();
+        let restored = set_mask(self.before);
         debug_assert!(restored.is_ok());
     }
 }
 
-/// Default actions for every signal, none blocked. Handlers fall at execve by themselves; ignored signals and the
+/// Default actions for every signal, none blocked. Handlers are lost at execve in any case; ignored signals and the
 /// mask would stay. Makes system calls only: it may be called between vfork and execve.
 pub fn reset() {
     // SIG_DFL, no flags, no restorer, empty mask: the kernel's own struct sigaction is at most 32 bytes.
     let default = [0u64; 4];
     for signal in 1..=LAST {
-        // nix knows no real-time signals, and the C library refuses two of them. SIGKILL and SIGSTOP fail, and need
-        // it not.
+        // nix knows no real-time signals, and the C library refuses two of them. For SIGKILL and SIGSTOP the call
+        // fails; they always have their default actions.
         // SAFETY: rt_sigaction(2) reads `default`, of the size told or more, and writes nothing back. It takes a
         // handler away, if any, and installs no code.
         unsafe {
@@ -81,16 +82,43 @@ pub fn reset() {
             )
         };
     }
-    let none = 0u64;
-    // Not by nix: the C library's call is not promised to be free of locks.
-    // SAFETY: rt_sigprocmask(2) reads one mask of the size told, which lives across the call, and writes nothing.
-    unsafe {
+    let unblocked = set_mask(0);
+    debug_assert!(unblocked.is_ok());
+}
+
+/// Sets the calling thread's mask, bit n-1 for signal n, and returns the one before. One system call: nix' and the
+/// C library's calls leave out the two signals that the C library keeps for itself.
+fn set_mask(mask: u64) -> io::Result<u64> {
+    let mut before = 0u64;
+    // SAFETY: rt_sigprocmask(2) reads one set of the size told and writes one; both live across the call.
+    let done = unsafe {
         libc::syscall(
             libc::SYS_rt_sigprocmask,
             libc::SIG_SETMASK,
-            &raw const none,
-            std::ptr::null_mut::<u64>(),
+            &raw const mask,
+            &raw mut before,
             SET_BYTES,
         )
     };
+    if done == 0 { Ok(before) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_signals_are_blocked_for_a_while() {
+        let mask = || {
+            let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("SigBlk:\t")).unwrap().to_owned();
+            u64::from_str_radix(&line, 16).unwrap()
+        };
+        let before = mask();
+        let blocked = Blocked::new().unwrap();
+        // The kernel leaves out SIGKILL and SIGSTOP.
+        assert_eq!(mask(), !(1 << 8 | 1 << 18));
+        drop(blocked);
+        assert_eq!(mask(), before);
+    }
 }

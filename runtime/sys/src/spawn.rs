@@ -107,7 +107,7 @@ pub fn spawn(program: &Program<'_>) -> io::Result<Child> {
     // nix' clone has no place for the pidfd.
     // SAFETY: `top` is the aligned end of a stack that, like `plan`, `pidfd` and all that `plan` points to, outlives
     // the child's use: CLONE_VFORK holds this thread until the child has exec'd or left. `child` makes system calls
-    // only, and with every signal blocked no handler runs in it.
+    // only, and no signal handler runs in it: every signal is blocked until it has taken the handlers away.
     let pid = unsafe {
         libc::clone(
             child,
@@ -127,10 +127,9 @@ pub fn spawn(program: &Program<'_>) -> io::Result<Child> {
     let errno = plan.errno.load(Ordering::Relaxed);
     if errno != 0 {
         // It leaves at once, so this does not wait long; its status says nothing more.
-        let _ = rustix::process::waitid(
-            rustix::process::WaitId::PidFd(std::os::fd::AsFd::as_fd(&pidfd)),
-            rustix::process::WaitIdOptions::EXITED,
-        );
+        let id = rustix::process::WaitId::PidFd(std::os::fd::AsFd::as_fd(&pidfd));
+        let reaped = || rustix::process::waitid(id.clone(), rustix::process::WaitIdOptions::EXITED);
+        let _ = rustix::io::retry_on_intr(reaped);
         return Err(io::Error::from_raw_os_error(errno));
     }
     Ok(Child { pid: pid.unsigned_abs(), pidfd })

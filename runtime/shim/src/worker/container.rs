@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use wire::{ContainerPlan, MountKind, NamespaceSource};
 
 use super::executor::Init;
-use super::held::Holders;
 use crate::bundle::{bundle, rootfs};
+use crate::held::Holders;
 use crate::podns::STATE;
 
 /// Why no namespace could be named.

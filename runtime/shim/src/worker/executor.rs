@@ -13,9 +13,9 @@ use model::User;
 use oci_spec::runtime::Spec;
 use wire::{ErrorKind, ProcessPlan};
 
-use super::held::WorkerOnly;
 use super::late::Late;
 use super::stage;
+use crate::held::WorkerOnly;
 use crate::process::{self, Ready, Road};
 
 /// What `ps` in a shared PID namespace shows of an init that waits.

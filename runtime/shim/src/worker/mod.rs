@@ -3,7 +3,6 @@
 mod container;
 mod dev;
 mod executor;
-mod held;
 mod hide;
 mod late;
 mod mounts;
@@ -22,12 +21,11 @@ use sys::mount::{self, Attributes};
 use wire::{ContainerPlan, ErrorKind, Failure, Reply, parse_plan};
 
 use executor::{Init, Parts, TITLE};
-use held::WorkerOnly;
-pub(crate) use held::{Answer, Holders};
 use late::Late;
 use scratch::Scratch;
 use stage::{Step, internal, invalid};
 
+use crate::held::{Answer, Holders, WorkerOnly};
 use crate::{bundle, process, user};
 
 /// Largest plan, bytes: environments and filters are the long parts.

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use wire::{ContainerPlan, Reply};
 
-use crate::worker::{Answer, CreateInput, Holders, Stdio, create};
+use crate::held::{Answer, Holders};
+use crate::worker::{CreateInput, Stdio, create};
 use crate::{bundle, podns};
 
 #[derive(Serialize, Deserialize)]
