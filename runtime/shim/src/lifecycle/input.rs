@@ -76,6 +76,8 @@ pub(crate) enum Happened {
     Due,
     /// The pod is being stopped.
     Stop,
+    /// The init of the exec's container has ended.
+    ContainerEnded,
     /// A daemon asks to start it.
     Start(Requester),
     /// A daemon asks for a signal, to all in its cgroup if `all`.

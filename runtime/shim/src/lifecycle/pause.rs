@@ -156,6 +156,8 @@ impl Pause {
             }
             Happened::Made { pid, ended } => *process = Some(Process::new(pid, ended)),
             Happened::Failed(failure) => worker.fail(failure),
+            // The worker has left without a word. Why is known once it is reaped.
+            Happened::Closed if process.is_none() && worker.is_silent() => {}
             Happened::Closed => self.made(cx),
             Happened::Warning(text) => cx.warn(None, text),
             Happened::WorkerReaped(code) => worker.was_reaped(serial, code, cx),

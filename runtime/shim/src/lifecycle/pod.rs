@@ -150,7 +150,17 @@ impl Lifecycle {
         if self.pause.serial() == Some(serial) {
             self.pause.on(happened, &mut self.cx);
         } else if let Some(container) = self.containers.iter_mut().find(|c| c.serial == serial) {
+            let ran = matches!(container.phase, Phase::Running { .. });
+            let earlier = self.cx.actions.len();
             container.on(happened, &mut self.cx);
+            if ran && !matches!(container.phase, Phase::Running { .. }) {
+                // Before its cgroup is looked at: no worker may join that after it was found empty.
+                let end = self.cx.actions.split_off(earlier);
+                for exec in self.execs.iter_mut().filter(|exec| exec.container == serial) {
+                    exec.on(Happened::ContainerEnded, false, &mut self.cx);
+                }
+                self.cx.actions.extend(end);
+            }
         } else if let Some(exec) = self.execs.iter_mut().find(|exec| exec.serial == serial) {
             let thrives = self.containers.iter().any(|c| c.serial == exec.container && c.phase.thrives());
             exec.on(happened, thrives, &mut self.cx);

@@ -42,6 +42,11 @@ impl Worker {
         (self.pid != 0 && self.reaped.is_none()).then_some(self.pid)
     }
 
+    /// It was not reaped and has said nothing against itself.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.reaped.is_none() && self.failure.is_none()
+    }
+
     /// Notes why it cannot succeed any more.
     pub(crate) fn fail(&mut self, failure: Failure) {
         self.failure.get_or_insert(failure);

@@ -204,6 +204,8 @@ impl Exec {
             }
             Happened::Warning(text) => cx.warn(Some(&self.container_id), text),
             Happened::Failed(failure) => worker.fail(failure),
+            // The worker has left without a word. Why is known once it is reaped.
+            Happened::Closed if process.is_none() && worker.is_silent() => {}
             Happened::Closed => self.made(container_thrives, cx),
             Happened::WorkerReaped(code) => worker.was_reaped(self.serial, code, cx),
             // The process it made holds the socket until its execve; without one there is nothing to wait for.
@@ -239,6 +241,10 @@ impl Exec {
                 if worker.kills > LATE_KILLS {
                     self.made(container_thrives, cx);
                 }
+            }
+            // What it has made is in the container's cgroup, which is being killed.
+            Happened::ContainerEnded if process.is_none() => {
+                worker.give_up(refusal(ErrorKind::WrongState, "worker", "the exec had not started"), cx);
             }
             Happened::Stop => {
                 worker.give_up(refusal(ErrorKind::WrongState, "worker", "the pod is being stopped"), cx);

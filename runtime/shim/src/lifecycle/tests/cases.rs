@@ -115,6 +115,22 @@ fn an_exec_in_a_frozen_container_ends_at_its_deadline() {
 }
 
 #[test]
+fn an_exec_that_a_containers_end_overtakes_makes_nothing() {
+    // Its worker has not joined the cgroup yet, which is found empty.
+    let mut world = world(&[Op::Exec(0, None)]);
+    let init = world.kernel.made(world.serial_of(&id(0))).unwrap();
+    world.kernel.end(init, 3);
+    world.step(&Op::Reap(1, false)).unwrap();
+    assert!(matches!(state(&world, 0), ContainerState::Exited(_)));
+    assert!(world.at_work().is_empty());
+    rest(&mut world).unwrap();
+    let (kind, message) = failed(&world);
+    assert_eq!(kind, ErrorKind::WrongState, "{message}");
+    assert!(message.contains("has ended"), "{message}");
+    finish(&mut world).unwrap();
+}
+
+#[test]
 fn execs_that_cannot_be_killed_are_bounded() {
     let mut world = world(&[Op::Freeze(0)]);
     for number in 0..MAX_LEFTOVERS {

@@ -99,7 +99,12 @@ impl World {
     }
 
     fn may_kill(&self, serial: Serial, what: &str) -> Checked {
-        if self.wanted_dead.contains(&serial) || self.is_late(serial) {
+        let worker = self.workers.iter().find(|worker| worker.serial == serial);
+        let container_ended = worker.is_some_and(|worker| match worker.fork {
+            Fork::Exec { container } => self.kernel.made(container).is_none_or(|pid| !self.kernel.runs(pid)),
+            _ => false,
+        });
+        if container_ended || self.wanted_dead.contains(&serial) || self.is_late(serial) {
             return Ok(());
         }
         Err(Violation::EarlyKill(format!("{what} of {serial:?}: {:?}", self.life)))

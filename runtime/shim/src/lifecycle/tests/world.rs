@@ -11,7 +11,7 @@ use super::super::input::{Happened, Held, Input};
 use super::super::pod::Lifecycle;
 use super::Checked;
 use super::check::{Checker, Violation};
-use super::kernel::{Kernel, Owner};
+use super::kernel::{Kernel, Owner, Process};
 use super::op::{Op, Sabotage};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -186,9 +186,16 @@ impl World {
                 Ok(())
             }
             Op::Freeze(which) => {
-                // Only what runs can freeze itself.
-                let runs = self.containers.iter().filter(|(_, (_, init))| init.is_some_and(|init| init.1));
-                let serials: Vec<u32> = runs.map(|(serial, _)| *serial).collect();
+                // Only who runs in a container can freeze it.
+                let runs = |p: &Process| p.executed && p.code.is_none() && !p.killed;
+                let serials: Vec<u32> = self
+                    .containers
+                    .keys()
+                    .filter(|serial| {
+                        !self.kernel.of(|p| runs(p) && p.cgroup == Some(Serial(**serial))).is_empty()
+                    })
+                    .copied()
+                    .collect();
                 if let Some(serial) = pick(&serials, *which) {
                     self.kernel.frozen.push(Serial(*serial));
                 }
