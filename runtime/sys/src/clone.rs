@@ -6,8 +6,8 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 use crate::fork;
 
-/// What a child of [`clone3_pidfd`] has of its own, and whose child it is. Flags that would let it share memory,
-/// descriptors or signal handlers with the caller cannot be said.
+/// The new namespaces of a child of [`clone3_pidfd`], and its parent. Flags with which it would share memory,
+/// descriptors or signal handlers with the caller cannot be expressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flags(u64);
 
@@ -44,7 +44,7 @@ const INTO_CGROUP: u64 = 0x2_0000_0000;
 pub struct Child {
     /// In the caller's PID namespace.
     pub pid: u32,
-    /// Refers to it whatever becomes of the number.
+    /// Refers to the process even if its pid is reused.
     pub pidfd: OwnedFd,
 }
 
@@ -65,9 +65,9 @@ struct Args {
     cgroup: u64,
 }
 
-/// Runs `work` in a child made with `flags`, on v2 born in `cgroup`. The child is a copy of this process with one
-/// thread, in which `work` may run any code but start no thread (no fork handlers ran); it leaves with the result.
-/// The caller reaps it, with [`Flags::PARENT`] the caller's parent.
+/// Runs `work` in a child created with `flags`, on v2 in `cgroup`. The child is a copy of this process with
+/// one thread. `work` may run any code but must not start threads (no fork handlers ran); the child exits
+/// with its result. The caller reaps it, or with [`Flags::PARENT`] the caller's parent does.
 ///
 /// # Errors
 /// [`fork::single_threaded`] and clone3(2).
@@ -103,9 +103,9 @@ pub fn clone3_pidfd(
 /// The call that [`sibling`] makes, and its first argument.
 pub const SIBLING: (i64, u64) = (libc::SYS_clone, (libc::CLONE_PARENT | libc::SIGCHLD).unsigned_abs() as u64);
 
-/// Makes a sibling by clone(CLONE_PARENT), as exec's second step does after it entered a PID namespace.
-/// `work` runs in the sibling. Returns its pid as the caller's namespace numbers it. The proof was had before
-/// the caller entered a container, whose /proc does not show it.
+/// Creates a sibling with clone(CLONE_PARENT), the second step of an exec after it entered a PID namespace.
+/// `work` runs in the sibling. Returns its pid in the caller's namespace. The caller must get the proof
+/// before it enters a container, whose /proc does not show it.
 ///
 /// # Errors
 /// clone(2).

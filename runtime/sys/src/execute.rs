@@ -1,4 +1,5 @@
-//! The last steps of a process before execve(2): what it inherited is put back to what a new process expects.
+//! The last steps of a process before execve(2): inherited settings are reset to the defaults of a new
+//! process.
 
 use std::ffi::{CStr, CString, c_char};
 use std::io;
@@ -8,10 +9,10 @@ use nix::sys::personality::{self, Persona};
 use nix::sys::prctl;
 use nix::unistd::Pid;
 
-/// System calls on the way from giving power away to execve, by number: a filter that refuses one of them cannot
-/// be loaded before. Those that serve memory are in it because libraries may make them at any time.
+/// System calls between dropping privileges and execve, by number: a filter that refuses one of them cannot
+/// be loaded earlier. Memory calls are included, because libraries may make them at any time.
 pub mod calls {
-    /// On every road: giving up the last capability, memory, closing, telling a failure, execve.
+    /// Of all processes: dropping the last capability, memory, closing, reporting a failure, execve.
     pub const LAST: &[i64] = &[
         libc::SYS_capset,
         libc::SYS_brk,
@@ -28,7 +29,7 @@ pub mod calls {
         libc::SYS_execve,
         libc::SYS_exit_group,
     ];
-    /// Init: libcontainer says that it is ready and waits on its socket.
+    /// Init: libcontainer reports that it is ready and waits on its socket.
     pub const INIT: &[i64] = &[
         libc::SYS_sendto,
         libc::SYS_accept,
@@ -44,7 +45,7 @@ pub mod calls {
     pub const EXEC: &[i64] = &[libc::SYS_setsid, libc::SYS_ioctl];
 }
 
-/// Arguments and environment in the form that execve takes, made before a filter may forbid memory.
+/// Arguments and environment in execve's format, allocated before a filter may forbid that.
 pub struct Image {
     // The arrays point into these.
     _strings: Vec<CString>,
@@ -88,12 +89,12 @@ impl Image {
     }
 }
 
-/// Puts back what a child inherits from a parent with unusual settings: scheduling class, nice value, I/O
-/// priority, CPUs (those of its cpuset, so after joining one), timer slack, use of huge pages, personality.
-/// What cannot be put back stays.
+/// Resets settings that a child inherits from a parent with unusual ones: scheduling class, nice value, I/O
+/// priority, CPUs (to those of its cpuset, so after joining one), timer slack, use of huge pages,
+/// personality. Errors are ignored.
 pub fn reset_scheduling() {
     const PROCESS: libc::c_int = 1;
-    // Best effort throughout: none of these guards anything.
+    // Best effort: none of these settings protects anything.
     let priority = libc::sched_param { sched_priority: 0 };
     // Neither nix nor rustix has it, and the C library's call of this name may be a stub.
     // SAFETY: reads `priority`, which lives across the call. The class SCHED_OTHER needs no privilege.

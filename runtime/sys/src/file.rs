@@ -1,4 +1,4 @@
-//! Files that are whole or not there, and reading with a limit (rename(2), fsync(2)).
+//! Atomic file replacement, and reading with a limit (rename(2), fsync(2)).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};

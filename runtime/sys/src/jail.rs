@@ -1,4 +1,5 @@
-//! What pause is locked into: an empty read-only root, a filter, a binary executed by descriptor.
+//! The restricted environment of pause: an empty read-only root, a filter, and a binary that is executed by
+//! descriptor.
 
 use std::ffi::{CStr, c_char};
 use std::io;

@@ -15,12 +15,12 @@ const DESCRIBE: libc::c_int = 6;
 /// KEY_USR_SEARCH: processes of the keyring's user find it by name.
 const USER_SEARCH: u32 = 0x0008_0000;
 
-/// Joins the session keyring `name`, made empty by the first who asks, so that the caller's keys cannot be
-/// seen; an empty name makes one that nobody else can join. A kernel without keyrings has none to hide.
+/// Joins the session keyring `name`, which the first caller creates, so that the caller's keys are not
+/// visible; an empty name creates an anonymous one. A kernel without keyrings has nothing to hide.
 ///
-/// A named one belongs to a user of its own, made from the name, that no process runs as: its bytes count
-/// against nobody's quota (that of root is shared by every container, and one can use it up), and by name it
-/// can be joined only as that user. Whoever has it as session keyring possesses it, whoever owns it.
+/// A named keyring belongs to a uid that is derived from the name and that no process has. So it counts
+/// against no other quota (root's quota is shared by all containers, and one could use it up), and other
+/// users cannot join it by name. A process that has it as session keyring can use it regardless of its owner.
 ///
 /// # Errors
 /// ENOMEM; EDQUOT of an anonymous one; InvalidInput for a NUL byte.
@@ -32,7 +32,8 @@ pub fn join_session(name: &str) -> io::Result<()> {
     let (owner, root) = (Uid::from_raw(owner_of(name)), Uid::from_raw(0));
     match setresuid(owner, root, root) {
         Ok(()) => {
-            // It reports no failure; without effect the keyring is not found, and made anew.
+            // The call reports no failure; if it has no effect, the keyring is not found and is created
+            // again.
             setfsuid(owner);
             let joined = join(Some(&named));
             setfsuid(root);
@@ -45,7 +46,7 @@ pub fn join_session(name: &str) -> io::Result<()> {
     }
 }
 
-/// One of half a milliard users at the upper end, by FNV-1a of the name.
+/// One of 2^29 uids at the upper end of the range, by FNV-1a of the name.
 fn owner_of(name: &str) -> u32 {
     let hash =
         name.bytes().fold(0x811c_9dc5u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
@@ -76,7 +77,8 @@ fn join(name: Option<&CStr>) -> io::Result<()> {
     // SAFETY: takes numbers and no memory.
     match unsafe { libc::syscall(libc::SYS_keyctl, SETPERM, ring, permissions | USER_SEARCH, 0, 0) } {
         0 => Ok(()),
-        // Made by a process of the container that has given up its power since: it can be searched already.
+        // Created by a process of the container that has dropped its privileges since: it can be searched
+        // already.
         _ if permissions & USER_SEARCH != 0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

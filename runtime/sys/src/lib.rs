@@ -1,7 +1,7 @@
 //! Kernel facilities behind safe functions: the only `unsafe` of the project outside pause.
 //!
-//! Descriptors are owned when returned and borrowed when taken; errors are the kernel's. Nothing here knows
-//! what a pod is.
+//! Returned descriptors are owned, and those in arguments are borrowed; errors are the kernel's. This crate
+//! does not know pods.
 
 pub mod beneath;
 pub mod cgroup;

@@ -1,4 +1,4 @@
-//! Bytes handed over as a descriptor that nobody can change any more.
+//! Sealed memfds: data that cannot be changed any more.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -19,7 +19,7 @@ pub fn create_sealed(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Forbids every change of a memfd's content, for good.
+/// Forbids every change of a memfd's content permanently.
 ///
 /// # Errors
 /// fcntl(2), F_ADD_SEALS.

@@ -22,11 +22,11 @@ use crate::beneath;
 pub struct Attributes {
     /// Read-only.
     pub readonly: bool,
-    /// Set-user-id bits mean nothing.
+    /// Set-user-id bits are ignored.
     pub nosuid: bool,
-    /// Device nodes mean nothing.
+    /// Device nodes cannot be opened.
     pub nodev: bool,
-    /// Nothing can be executed.
+    /// Programs cannot be executed.
     pub noexec: bool,
 }
 
@@ -40,14 +40,14 @@ impl Attributes {
     }
 }
 
-/// How mounts pass between a mount and its peers.
+/// Mount propagation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pass {
-    /// Not at all.
+    /// Private.
     Private,
-    /// In, not out.
+    /// Slave: mounts are received.
     Slave,
-    /// Both ways, with whoever is in the mount's peer group.
+    /// Shared: in both directions, within the mount's peer group.
     Shared,
 }
 
@@ -101,7 +101,7 @@ pub fn add_attributes(mount: BorrowedFd<'_>, attributes: Attributes) -> io::Resu
     }
 }
 
-/// Sets how mounts pass, of one mount or of the whole tree.
+/// Sets the propagation of one mount or of the whole tree.
 ///
 /// # Errors
 /// As [`add_attributes`].
@@ -319,7 +319,7 @@ pub fn detach_fd(mount: BorrowedFd<'_>) -> io::Result<()> {
     detach(Path::new(&format!("/proc/self/fd/{}", mount.as_raw_fd())))
 }
 
-/// Changes how mounts pass for the mount at `path`, by mount(2).
+/// Sets the propagation of the mount at `path`, by mount(2).
 ///
 /// # Errors
 /// EINVAL when `path` is no mount's root.

@@ -1,5 +1,5 @@
-//! Network namespaces, entered by threads of their own only: a thread that lives on in a foreign namespace
-//! would make its next socket there.
+//! Network namespaces, entered only by separate threads: a thread that continues in a foreign namespace would
+//! create its next socket there.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
@@ -22,7 +22,8 @@ pub fn inside<T: Send>(netns: BorrowedFd<'_>, work: impl FnOnce() -> io::Result<
     })
 }
 
-/// Brings the loopback interface of the calling thread's network namespace up; its addresses come with that.
+/// Sets the loopback interface of the calling thread's network namespace up, which also assigns its
+/// addresses.
 ///
 /// # Errors
 /// What the kernel said, for example EPERM without CAP_NET_ADMIN in the namespace's owner.

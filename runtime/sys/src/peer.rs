@@ -1,4 +1,4 @@
-//! Who is at the other end of a unix socket (SO_PEERCRED, unix(7)).
+//! The peer of a unix socket (SO_PEERCRED, unix(7)).
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -14,8 +14,8 @@ pub fn uid(socket: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(getsockopt(&socket, PeerCredentials)?.uid())
 }
 
-/// Pid of the other side's process, as the calling process's PID namespace numbers it: who called connect(2), or
-/// of a connected client's socket who called listen(2). It may have ended. `None` for one of another namespace.
+/// Pid of the peer in the caller's PID namespace: the process that called connect(2), or for a client's
+/// socket the one that called listen(2). It may have ended. `None` if it is in another namespace.
 ///
 /// # Errors
 /// getsockopt(2).

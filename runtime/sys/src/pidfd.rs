@@ -1,4 +1,4 @@
-//! Processes by descriptor: a signal never hits a stranger that got the number.
+//! Processes by pidfd: a signal never hits another process with a reused pid.
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
@@ -24,19 +24,19 @@ pub fn open(number: u32) -> io::Result<OwnedFd> {
     Ok(rustix::process::pidfd_open(pid(number)?, PidfdFlags::empty())?)
 }
 
-/// As [`open`]; `None` when there is no such process any more. The number may be another's by now: what is read of
-/// it after this is of the process that was opened, or that one has ended.
+/// Like [`open`], but `None` if the process does not exist. The pid may be reused meanwhile: data that is
+/// read by pid after this belongs to the opened process, or that process has ended.
 ///
 /// # Errors
-/// Out of descriptors; a number that none has.
+/// No free descriptor; an invalid pid.
 pub fn find(number: u32) -> io::Result<Option<OwnedFd>> {
     crate::proc::unless_gone(open(number))
 }
 
-/// Sends a signal by kernel number; 0 only asks whether the process is there.
+/// Sends a signal by kernel number; 0 only checks whether the process exists.
 ///
 /// # Errors
-/// ESRCH when it was reaped, EINVAL for a number that is none.
+/// ESRCH if it was reaped, EINVAL for an invalid number.
 pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     // rustix takes named signals only: neither 0 nor those real-time ones that images ask for (STOPSIGNAL).
     // SAFETY: the null siginfo is the call's default, and it reads no other memory.
@@ -68,7 +68,7 @@ pub(crate) fn namespace(pidfd: BorrowedFd<'_>, number: u32, name: &str) -> io::R
         }
     }
     let file = std::fs::File::open(format!("/proc/{number}/ns/{name}"))?;
-    // The number may have been given to another process meanwhile, unless this one is still there.
+    // The pid may have been reused meanwhile, unless this process still exists.
     send_signal(pidfd, 0)?;
     Ok(file.into())
 }

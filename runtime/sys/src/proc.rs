@@ -1,9 +1,9 @@
-//! Facts about processes, and settings of this one.
+//! Data about processes, and settings of this one.
 
 use std::fs;
 use std::io;
 
-/// What `/proc/<pid>/stat` says.
+/// The content of `/proc/<pid>/stat`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {
     /// R, S, D, Z and so on.
@@ -16,7 +16,8 @@ pub struct Stat {
     pub flags: u32,
     /// Threads that are not reaped, its leading one among them.
     pub threads: u32,
-    /// How it ended, as wait(2) would say, once it has ended or was killed; only for who may trace it.
+    /// Its status as of wait(2), once it has ended or was killed; visible only to processes that may trace
+    /// it.
     pub status: i32,
 }
 
@@ -31,10 +32,11 @@ impl Stat {
         self.flags & Self::FORKED == 0
     }
 
-    /// Whether it has ended and will run no more, though it may still be there. A tracer can put that off at will:
-    /// it does not let the process be reaped, or holds one that was killed on its way out (PTRACE_EVENT_EXIT; since
-    /// Linux 5.17 the status then is SIGKILL), or does so with another of its PID namespace, whose PID 1 waits for
-    /// that. One that hangs in the kernel (D) is not over, nor is one of which only the leading thread has ended.
+    /// Whether it has ended and will not run any more, although it may still exist. A tracer can delay that:
+    /// it does not let the process be reaped, or holds a killed process at PTRACE_EVENT_EXIT (since Linux
+    /// 5.17 its status is SIGKILL then), or holds another process of its PID namespace, for which PID 1
+    /// waits. A process that hangs in the kernel (D) has not ended, nor has one of which only the leading
+    /// thread has ended.
     pub fn is_over(&self) -> bool {
         let killed = self.status & 0x7f == libc::SIGKILL;
         match self.state {
@@ -45,7 +47,7 @@ impl Stat {
         }
     }
 
-    /// Its exit code, 128+n for signal n, once it is over.
+    /// Its exit code, 128+n for signal n, once it has ended.
     pub fn code(&self) -> i32 {
         match self.status & 0x7f {
             0 => self.status >> 8 & 0xff,
@@ -111,7 +113,7 @@ pub fn cgroups(pid: u32) -> io::Result<Vec<u8>> {
     fs::read(format!("/proc/{pid}/cgroup"))
 }
 
-/// Orphans of this process's descendants become its children.
+/// Makes this process the subreaper of its descendants.
 ///
 /// # Errors
 /// prctl(2).
@@ -120,7 +122,7 @@ pub fn become_subreaper() -> io::Result<()> {
     Ok(rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?)
 }
 
-/// Whether others with the same user may trace this process and look into its memory.
+/// Sets whether others of the same user may trace this process and read its memory.
 ///
 /// # Errors
 /// prctl(2).
@@ -135,8 +137,8 @@ pub fn new_session() {
     let _ = rustix::process::setsid();
 }
 
-/// Sets this process's oom_score_adj, or the nearest value the host allows (without CAP_SYS_RESOURCE it cannot
-/// go below the lowest that a process with it set last). Returns what is in force.
+/// Sets this process's oom_score_adj, or the nearest allowed value (without CAP_SYS_RESOURCE it cannot be
+/// lower than the lowest value that a process with it set last). Returns the value in effect.
 ///
 /// # Errors
 /// No /proc; a value outside -1000..=1000.
@@ -208,7 +210,7 @@ pub fn write_sysctl(name: &str, value: &str) -> io::Result<()> {
     // Of names with slashes the dots belong to interface names.
     let name = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
     if name.split('/').any(|part| part.is_empty() || part == "..") {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name} is no sysctl")));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name} is not a sysctl")));
     }
     write_in_place(&format!("/proc/sys/{name}"), value.as_bytes())
 }

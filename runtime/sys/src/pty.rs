@@ -1,4 +1,4 @@
-//! Pseudo-terminals, opened without ever trusting a path below /dev/pts.
+//! Pseudo-terminals, opened without trusting paths below /dev/pts.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -17,16 +17,16 @@ pub struct Pty {
     pub slave: OwnedFd,
 }
 
-/// Opens a pair in a devpts instance, by its folder (`/dev/pts` in a container). A container or a volume may have
-/// put anything in its place, and opening any other device can do anything: so the folder is judged first, and
-/// `ptmx` is opened in it through no link and no mount. The slave is had from the master (TIOCGPTPEER), not by
-/// its name.
+/// Opens a pair in a devpts instance, by its folder (`/dev/pts` in a container). A container or a volume may
+/// have replaced it, and opening another device can have any effect. So the folder's file system is checked
+/// first, and `ptmx` is opened in it without following links or mounts. The slave is opened from the master
+/// (TIOCGPTPEER), not by its name.
 ///
 /// # Errors
 /// No devpts (by file system type), or no more ptys.
 pub fn open_in(devpts: BorrowedFd<'_>) -> io::Result<Pty> {
     if rustix::fs::fstatfs(devpts)?.f_type != DEVPTS {
-        return Err(io::Error::other("/dev/pts is no devpts"));
+        return Err(io::Error::other("/dev/pts is not a devpts"));
     }
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
     let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;

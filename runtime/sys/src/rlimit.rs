@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// The kernel's numbers of resources are places in this list (asm-generic/resource.h).
+/// The kernel's resource numbers are indices of this list (asm-generic/resource.h).
 const RESOURCES: [Resource; 16] = [
     Resource::Cpu,
     Resource::Fsize,
@@ -39,7 +39,7 @@ impl Limit {
         Self { soft: now.current.unwrap_or(u64::MAX), hard: now.maximum.unwrap_or(u64::MAX) }
     }
 
-    /// Puts it in force for the open files of the calling process. Makes one system call and allocates nothing.
+    /// Sets it as the calling process's limit of open files. Makes one system call and allocates nothing.
     pub(crate) fn put_open_files(self) -> Result<(), Errno> {
         self.put(Resource::Nofile)
     }
@@ -67,7 +67,7 @@ pub fn set(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     }
 }
 
-/// Nice value 0 for the calling process. Nothing hangs on whether it works.
+/// Sets the calling process's nice value to 0; errors are ignored.
 pub(crate) fn reset_nice() {
     let _ = rustix::process::setpriority_process(None, 0);
 }
@@ -78,8 +78,8 @@ const KEPT: u64 = u64::MAX;
 /// Open files that the daemon or a shim may need: pipes, sockets and cgroup folders of every container.
 const NEEDED: u64 = 65_536;
 
-/// Raises the soft limit of open files as far as the hard one and the need go. What is started later is to
-/// have the limit that this process was given: [`restore_open_files`].
+/// Raises the soft limit of open files as far as needed and allowed by the hard limit. Programs that are
+/// started later must get the original limit: [`restore_open_files`].
 ///
 /// # Errors
 /// prlimit(2).
@@ -93,14 +93,14 @@ pub fn raise_open_files() -> io::Result<()> {
     Ok(())
 }
 
-/// The limit of open files that what this process starts is to have, where it has another.
+/// The limit of open files for programs that this process starts, if its own differs.
 pub(crate) fn given() -> Option<Limit> {
     let soft = Some(GIVEN.load(Ordering::Relaxed)).filter(|soft| *soft != KEPT)?;
     let hard = Limit::of(Resource::Nofile).hard;
     Some(Limit { soft: soft.min(hard), hard })
 }
 
-/// In a child: puts the soft limit of open files back to what its parent was started with.
+/// In a child: restores the soft limit of open files that its parent was started with.
 ///
 /// # Errors
 /// prlimit(2).

@@ -1,4 +1,4 @@
-//! A large buffer whose pages can be given back to the kernel between uses.
+//! A large buffer whose pages can be returned to the kernel between uses.
 
 use std::io;
 use std::ptr::NonNull;
@@ -32,7 +32,7 @@ impl Scratch {
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
 
-    /// Gives the pages back; the content becomes zeroes.
+    /// Returns the pages; the content becomes zeroes.
     pub fn release(&mut self) {
         // SAFETY: `start` and `len` are our own private anonymous mapping, whose pages become zeroes; nothing borrows
         // them while `self` is borrowed mutably.

@@ -1,4 +1,4 @@
-//! Signals: as something to read, blocked for a moment, and put back to their defaults (signal(7)).
+//! Signals: read by signalfd, blocked temporarily, and reset to their defaults (signal(7)).
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};

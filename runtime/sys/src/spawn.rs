@@ -1,10 +1,10 @@
 //! Starting a program from a process with threads.
 //!
-//! The child shares memory with its parent until execve (CLONE_VM and CLONE_VFORK, as posix_spawn does),
-//! runs on a stack of its own and makes system calls only, all of whose arguments were made before. So no
-//! lock of another thread matters and no page table is copied. Its descriptor table is a copy: nothing it
-//! does to it is seen by the parent. All that is not the program's is closed in it before execve, which may
-//! wait for a disk for ever: close-on-exec would keep connections and locks of the parent open until then.
+//! The child shares memory with its parent until execve (CLONE_VM and CLONE_VFORK, as posix_spawn does), has
+//! its own stack and only makes system calls, whose arguments were prepared before. So no lock of another
+//! thread matters and no page table is copied. Its descriptor table is a copy, so the parent does not see its
+//! changes. Descriptors that are not the program's are closed before execve, which may wait for a disk for ever:
+//! with close-on-exec, connections and locks of the parent would stay open until then.
 
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::fs::File;
@@ -48,7 +48,7 @@ pub struct Program<'a> {
     pub fds: &'a [BorrowedFd<'a>],
 }
 
-/// What the child reads, all made by the parent.
+/// The child's input, prepared by the parent.
 struct Plan {
     /// What is executed where `path` is null: it gets the number `rest`, and is closed by execve.
     binary: RawFd,
@@ -126,7 +126,7 @@ pub fn spawn(program: &Program<'_>) -> io::Result<Child> {
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     let errno = plan.errno.load(Ordering::Relaxed);
     if errno != 0 {
-        // It leaves at once, so this does not wait long; its status says nothing more.
+        // It exits at once, so this does not wait long; its status has no further information.
         let id = rustix::process::WaitId::PidFd(std::os::fd::AsFd::as_fd(&pidfd));
         let reaped = || rustix::process::waitid(id.clone(), rustix::process::WaitIdOptions::EXITED);
         let _ = rustix::io::retry_on_intr(reaped);
