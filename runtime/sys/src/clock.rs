@@ -15,7 +15,7 @@ pub fn monotonic_ms() -> u64 {
     u64::try_from(time.tv_sec().saturating_mul(1000).saturating_add(time.tv_nsec() / 1_000_000)).unwrap_or(0)
 }
 
-/// Linux has had both clocks ever since, so the call does not fail.
+/// Every Linux has both clocks, so the call does not fail.
 fn read(clock: ClockId) -> TimeSpec {
     clock.now().unwrap_or(TimeSpec::new(0, 0))
 }

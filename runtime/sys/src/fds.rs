@@ -1,4 +1,4 @@
-//! Descriptors: by range (close_range(2), which neither rustix nor nix has), by inheritance, and their flags.
+//! Descriptors: ranges of them (close_range(2), which neither rustix nor nix has), inherited ones, and flags.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
@@ -9,7 +9,7 @@ const CLOEXEC: libc::c_uint = 4;
 /// First number that is not a standard stream's.
 const FIRST: u32 = 3;
 
-/// Marks every descriptor from `first` on close-on-exec: execve closes them, nothing does before.
+/// Marks every descriptor from `first` on close-on-exec; none is closed before execve.
 ///
 /// # Errors
 /// close_range(2) with CLOSE_RANGE_CLOEXEC, Linux 5.11.
@@ -22,7 +22,7 @@ pub fn cloexec_from(first: u32) -> io::Result<()> {
 /// Closes every descriptor from 3 on but those in `keep`.
 ///
 /// # Safety
-/// Whoever owns another descriptor of this process neither uses nor drops it afterwards.
+/// Owners of other descriptors of this process must not use or drop them afterwards.
 ///
 /// # Errors
 /// close_range(2), Linux 5.9.
@@ -54,22 +54,22 @@ pub(crate) unsafe fn close_range(first: u32, last: u32) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The descriptors from 3 on that execve left open, under numbers agreed on with the parent. Those that are not taken
-/// are closed when this is dropped.
+/// The descriptors from 3 on that this program inherited, with numbers that its parent has chosen. Those that are not
+/// taken are closed when this is dropped.
 #[derive(Debug)]
 pub struct Inherited(Vec<OwnedFd>);
 
-/// Whether [`Inherited::claim`] was called: whoever inherits a descriptor inherits it once.
+/// Whether [`Inherited::claim`] was called.
 static CLAIMED: AtomicBool = AtomicBool::new(false);
 
 impl Inherited {
-    /// Takes all of them and marks them close-on-exec. For the start of a program, before it opens anything itself.
+    /// Takes all of them and marks them close-on-exec. Call it at the start of a program, before anything is opened.
     ///
-    /// Only what nobody owns is taken. What was inherited has no close-on-exec flag, or execve would have closed it;
-    /// what this program has opened has the flag from the start, as std and this crate set it.
+    /// Only descriptors without an owner are taken. An inherited one has no close-on-exec flag, or execve would have
+    /// closed it; descriptors that this program has opened have the flag, because std and this crate always set it.
     ///
     /// # Errors
-    /// AlreadyExists when it was called before; reading /proc/self/fd.
+    /// AlreadyExists if it was called before; the errors of reading /proc/self/fd.
     pub fn claim() -> io::Result<Self> {
         if CLAIMED.swap(true, Ordering::Relaxed) {
             return Err(io::ErrorKind::AlreadyExists.into());
@@ -85,17 +85,17 @@ impl Inherited {
         Ok(Self(all))
     }
 
-    /// The one of this number.
+    /// Returns the one with this number.
     ///
     /// # Errors
-    /// EBADF when nothing was open there, or it was taken before.
+    /// EBADF if it was not inherited, or was taken before.
     pub fn take(&mut self, number: RawFd) -> io::Result<OwnedFd> {
         let place = self.0.iter().position(|fd| fd.as_raw_fd() == number);
         Ok(self.0.swap_remove(place.ok_or(rustix::io::Errno::BADF)?))
     }
 }
 
-/// What is open under a number and nobody's; `None` when it has an owner ([`Inherited::claim`]).
+/// The open descriptor with this number; `None` if it has an owner ([`Inherited::claim`]).
 fn take(number: RawFd) -> io::Result<Option<OwnedFd>> {
     // SAFETY: F_GETFD takes a number, which need not be open, and changes nothing. (The calls of rustix and nix
     // want an open descriptor.)
@@ -106,7 +106,7 @@ fn take(number: RawFd) -> io::Result<Option<OwnedFd>> {
     if flags & libc::FD_CLOEXEC != 0 {
         return Ok(None);
     }
-    // SAFETY: it is open, and without the flag it has no owner in this program, see `claim`.
+    // SAFETY: it is open, and without the flag it has no owner in this program (see `claim`, which runs once).
     let fd = unsafe { OwnedFd::from_raw_fd(number) };
     rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
     Ok(Some(fd))
@@ -115,7 +115,7 @@ fn take(number: RawFd) -> io::Result<Option<OwnedFd>> {
 /// Makes these stdin, stdout and stderr of this process.
 ///
 /// # Errors
-/// dup2(2).
+/// The errors of dup2(2).
 pub fn set_stdio(stdin: BorrowedFd<'_>, stdout: BorrowedFd<'_>, stderr: BorrowedFd<'_>) -> io::Result<()> {
     rustix::stdio::dup2_stdin(stdin)?;
     rustix::stdio::dup2_stdout(stdout)?;
@@ -125,7 +125,7 @@ pub fn set_stdio(stdin: BorrowedFd<'_>, stdout: BorrowedFd<'_>, stderr: Borrowed
 /// Reads and writes return instead of waiting. Other descriptors of the same open file change too.
 ///
 /// # Errors
-/// fcntl(2).
+/// The errors of fcntl(2).
 pub fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::fs::fcntl_setfl(fd, rustix::fs::fcntl_getfl(fd)? | rustix::fs::OFlags::NONBLOCK)?)
 }
@@ -141,7 +141,7 @@ pub fn null() -> io::Result<OwnedFd> {
 /// read(2), begun again when a signal interrupts it.
 ///
 /// # Errors
-/// As the kernel says.
+/// The errors of read(2).
 pub fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(rustix::io::retry_on_intr(|| rustix::io::read(fd, &mut *buffer))?)
 }

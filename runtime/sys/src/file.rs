@@ -5,14 +5,14 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-/// Writes `bytes` in place of what is at `path`: into `beside`, a name on the same file system that no other writer
-/// uses, which is then renamed. A leftover there is overwritten, never through a link. `mode` is a new file's, as the
-/// umask leaves it. With `durable` the content survives power loss once this returns, without only this process's
-/// death.
+/// Replaces the file at `path`: writes `bytes` to `beside`, a path on the same file system that no other writer uses,
+/// and renames it. A leftover at `beside` is overwritten, but a symlink there is an error. `mode` applies to a new
+/// file, minus the umask. With `durable` the content survives a power loss once this has returned, otherwise only
+/// the end of this process.
 ///
 /// # Errors
-/// As the kernel says. What was at `path` is untouched, but by an error of the last sync of its folder; what could not
-/// be renamed is removed.
+/// The errors of the system calls. The old file at `path` is unchanged then, unless only the last sync of its folder
+/// has failed; `beside` is removed.
 pub fn replace(path: &Path, beside: &Path, bytes: &[u8], mode: u32, durable: bool) -> io::Result<()> {
     let fill = || -> io::Result<()> {
         let mut options = OpenOptions::new();
@@ -25,25 +25,25 @@ pub fn replace(path: &Path, beside: &Path, bytes: &[u8], mode: u32, durable: boo
         fs::rename(beside, path)
     };
     if let Err(error) = fill() {
-        // Best effort: the next write overwrites what stays.
+        // Best effort: the next write overwrites a leftover.
         drop(fs::remove_file(beside));
         return Err(error);
     }
     if durable { sync_folder(path.parent().unwrap_or(Path::new("/"))) } else { Ok(()) }
 }
 
-/// Makes the names in a folder durable.
+/// Makes the entries of a folder durable.
 ///
 /// # Errors
-/// open(2), fsync(2).
+/// The errors of open(2) and fsync(2).
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Reads a regular file of this program's own, at most `limit` bytes; `None` when there is none. Does not wait.
+/// Reads a regular file that this program has written, at most `limit` bytes; `None` if there is none. Does not block.
 ///
 /// # Errors
-/// ELOOP for a symbolic link, InvalidInput for anything else than a regular file, FileTooLarge.
+/// ELOOP for a symlink, InvalidInput for other files that are not regular, FileTooLarge above `limit`.
 pub fn read_own(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     match OpenOptions::new().read(true).custom_flags(flags).open(path) {
@@ -54,10 +54,10 @@ pub fn read_own(path: &Path, limit: u64) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-/// The rest of a file, at most `limit` bytes.
+/// Reads the rest of a file, at most `limit` bytes.
 ///
 /// # Errors
-/// FileTooLarge for a longer one; read(2).
+/// FileTooLarge above `limit`; the errors of read(2).
 pub fn read_capped(file: File, limit: u64) -> io::Result<Vec<u8>> {
     let expected = file.metadata().map_or(0, |facts| facts.len()).min(limit);
     let mut bytes = Vec::with_capacity(usize::try_from(expected).unwrap_or(0));

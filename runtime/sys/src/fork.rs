@@ -1,8 +1,8 @@
 //! fork(2), only where it is sound: in a process with one thread.
 //!
-//! The child is a copy of this process. Its one thread runs the given closure and leaves by _exit(2): no exit
-//! handler runs and nothing that the parent buffered is written twice. Since no other thread existed, every lock
-//! is free in it and any code may run, also code that allocates.
+//! The child is a copy of this process. Its only thread runs the given closure and ends with _exit(2): no exit
+//! handlers run, and the parent's buffered output is not written twice. Since there was no other thread, every lock
+//! is free in the child, so any code may run, including code that allocates.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -12,21 +12,21 @@ use nix::unistd::ForkResult;
 
 /// Exit status of a child whose closure panicked.
 const PANICKED: i32 = 101;
-/// Exit status of a child that cannot take its descriptors along.
+/// Exit status of a child whose descriptors could not be copied.
 const NO_DESCRIPTORS: i32 = 102;
 
-/// Proof that a process had one thread. Whoever holds it starts none: it is for forks where /proc cannot be asked
-/// any more.
+/// Proof that this process has one thread. Its holder must not start another one. It is for forks where /proc is
+/// not available any more.
 #[derive(Debug)]
 pub struct SingleThreaded {
-    // Neither Send nor Sync: it says something of the thread that made it.
+    // Neither Send nor Sync: it must stay with the only thread.
     _this_thread: std::marker::PhantomData<*const ()>,
 }
 
-/// Refuses when this process has more than one thread: locks that others hold would stay locked in the child.
+/// Fails if this process has more than one thread: locks that others hold would stay locked in a child.
 ///
 /// # Errors
-/// More than one thread, or no /proc to tell.
+/// More than one thread; /proc is not mounted.
 pub fn single_threaded() -> io::Result<SingleThreaded> {
     // A folder's link count is two more than its subfolders, which here are the threads.
     let threads = nix::sys::stat::stat("/proc/self/task")?.st_nlink.saturating_sub(2);
@@ -39,10 +39,10 @@ pub fn single_threaded() -> io::Result<SingleThreaded> {
 
 /// Runs `work` in a child, which leaves with its result. Returns the child's pid; the caller reaps it.
 ///
-/// `work` gets copies of `keep`, in their order; the child closes every other descriptor from 3 on, so that no
-/// pipe's end and no connection lives on in it. That nothing else in the child owns one of those is what the
-/// bounds of `work` are for: `OwnedFd` and `File` are not `Clone`, what borrows one is not `'static`. (It is never
-/// cloned.) Do not bring one along behind an `Rc` or in a static: it would be closed.
+/// `work` gets copies of `keep`, in their order. The child closes every other descriptor from 3 on, so that it holds
+/// no end of a pipe and no connection. The bounds of `work` keep it from owning a closed descriptor: `OwnedFd` and
+/// `File` are not `Clone`, and a closure that borrows one is not `'static`. (It is never cloned.) They cannot
+/// exclude descriptors in an `Rc` or in a static: do not use such ones in `work`, they are closed.
 ///
 /// # Errors
 /// [`single_threaded`] and fork(2).
@@ -63,7 +63,7 @@ where
     }
 }
 
-/// In a child of [`worker`]: copies of `keep`, and all else is closed.
+/// In a child of [`worker`]: copies `keep` and closes all other descriptors.
 fn take_along(keep: &[BorrowedFd<'_>]) -> io::Result<Vec<OwnedFd>> {
     let copies = keep.iter().map(|fd| fd.try_clone_to_owned()).collect::<io::Result<Vec<OwnedFd>>>()?;
     // SAFETY: the owners of all others are copies of the parent's. The child's closure cannot reach them (see
@@ -72,7 +72,7 @@ fn take_along(keep: &[BorrowedFd<'_>]) -> io::Result<Vec<OwnedFd>> {
     Ok(copies)
 }
 
-/// Runs `work` and leaves without exit handlers, which are the parent's.
+/// Runs `work` and exits without exit handlers, which are the parent's.
 pub(crate) fn leave(work: impl FnOnce() -> i32) -> ! {
     let status = std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or(PANICKED);
     exit_now(status)

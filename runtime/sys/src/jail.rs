@@ -9,11 +9,11 @@ use std::path::Path;
 use crate::mount::{self, Attributes, FsOption, Pass};
 use crate::seccomp::{ARCH, ARCHITECTURE, Filter, NUMBER, allow_each, give, jump_equal, load};
 
-/// Gives the calling process, which must have a mount namespace of its own, an empty read-only root and
-/// nothing else mounted. `/sys` of the present root is the place it is attached to in between.
+/// Gives the calling process, which must have its own mount namespace, an empty read-only root and no other
+/// mount. The new root is attached to `/sys` of the old one before pivot_root.
 ///
 /// # Errors
-/// As the kernel says.
+/// The errors of the system calls.
 pub fn empty_root() -> io::Result<()> {
     mount::change(Path::new("/"), Pass::Private, true)?;
     let options = [("size", "4k"), ("nr_inodes", "2"), ("mode", "0555")];
@@ -23,8 +23,8 @@ pub fn empty_root() -> io::Result<()> {
     mount::pivot_into(root.as_fd())
 }
 
-/// The filter of pause: what its few lines and the last steps before it call, no memory, no process, no socket
-/// of its own. Whoever could make it call something by tracing it gains nothing. All else fails with EPERM.
+/// Pause's filter: it allows the calls of pause itself and of the last steps before its execve, but no memory,
+/// processes or new sockets, so that a tracer of pause gains nothing. All other calls fail with EPERM.
 ///
 /// # Errors
 /// There is none: the program is fixed.

@@ -4,23 +4,23 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 
-/// A line, its fields as they are written.
+/// One line. The fields are not unescaped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mount<'t> {
-    /// Number of the mount.
+    /// Id of the mount.
     pub id: u64,
-    /// What of the file system is mounted.
+    /// The folder of the file system that is mounted.
     pub root: &'t str,
     point: &'t str,
     optional: &'t str,
     /// File system type.
     pub kind: &'t str,
-    /// Options of the superblock.
+    /// Superblock options.
     pub options: &'t str,
 }
 
 impl<'t> Mount<'t> {
-    /// Where it is mounted. Space, tab, newline and backslash are written as three octal digits.
+    /// Where it is mounted, unescaped: space, tab, newline and backslash are written as three octal digits.
     pub fn point(&self) -> PathBuf {
         let mut bytes = Vec::with_capacity(self.point.len());
         let mut rest = self.point.as_bytes();
@@ -34,7 +34,7 @@ impl<'t> Mount<'t> {
         PathBuf::from(OsString::from_vec(bytes))
     }
 
-    /// Whether it has an optional field that begins so (`shared:`, `master:`).
+    /// Whether it has an optional field with this prefix (`shared:`, `master:`).
     pub fn has_tag(&self, tag: &str) -> bool {
         self.optional.split(' ').any(|field| field.starts_with(tag))
     }
@@ -53,7 +53,7 @@ impl<'t> Mount<'t> {
     }
 }
 
-/// The mounts of a table's text; lines of another form are passed over.
+/// The mounts in the text of a table; lines in another format are skipped.
 pub fn mounts(text: &str) -> impl Iterator<Item = Mount<'_>> {
     text.lines().filter_map(Mount::parse)
 }

@@ -34,8 +34,8 @@ pub fn unshare_mount() -> io::Result<()> {
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.map_err(Into::into)
 }
 
-/// Kinds of namespaces that a process is entered by: all but those of users and time. The mount namespace is
-/// the last: with it goes the view of /proc.
+/// Kinds of namespaces that are entered: all except user and time namespaces. The mount namespace is last, because
+/// /proc is not visible any more after it.
 const KINDS: [(&str, LinkNameSpaceType); 6] = [
     ("pid", LinkNameSpaceType::ProcessID),
     ("net", LinkNameSpaceType::Network),
@@ -45,13 +45,13 @@ const KINDS: [(&str, LinkNameSpaceType); 6] = [
     ("mnt", LinkNameSpaceType::Mount),
 ];
 
-/// The namespaces that a process had when this was made, as far as they are not the caller's own. They hold
-/// whatever becomes of the process and of its number, and whatever namespaces it makes for itself.
+/// The namespaces that a process had when this was created, without those that it shares with the caller. They stay
+/// valid when the process ends, its pid is reused, or it creates other namespaces for itself.
 #[derive(Debug, Default)]
 pub struct Namespaces(Vec<(&'static str, OwnedFd)>);
 
 impl Namespaces {
-    /// Those of the process `pid`, which the caller must know to be the one it means: a child not waited for.
+    /// The namespaces of the process `pid`. It must be a child that was not reaped, so that the pid is not reused.
     ///
     /// # Errors
     /// The process is gone; CAP_SYS_PTRACE is missing.
@@ -75,16 +75,16 @@ impl Namespaces {
         Ok(Self(all))
     }
 
-    /// Which kinds these are: what [`Namespaces::from_fds`] needs to know of the other side.
+    /// Their kinds, for [`Namespaces::from_fds`].
     pub fn kinds(&self) -> Kinds {
         let bits = KINDS.iter().zip(0..).filter(|((name, _), _)| self.get(name).is_some());
         Kinds(bits.fold(0, |all, (_, bit)| all | 1 << bit))
     }
 
-    /// From copies of [`Namespaces::fds`] of one with these `kinds`; as many are taken from `fds`.
+    /// The inverse of [`Namespaces::kinds`] and [`Namespaces::fds`]: takes one descriptor per kind from `fds`.
     ///
     /// # Errors
-    /// InvalidInput for too few of them: the caller's own would be taken for those that are missing.
+    /// InvalidInput if there are too few: a process would stay in the caller's namespace of a missing kind.
     pub fn from_fds(kinds: Kinds, fds: &mut impl Iterator<Item = OwnedFd>) -> io::Result<Self> {
         let few = || io::Error::new(io::ErrorKind::InvalidInput, "the descriptor of a namespace is missing");
         let names =
@@ -92,7 +92,7 @@ impl Namespaces {
         Ok(Self(names.map(|name| Ok((name, fds.next().ok_or_else(few)?))).collect::<io::Result<_>>()?))
     }
 
-    /// The one of a kind, as /proc/PID/ns names it; `None` where it is the caller's.
+    /// The namespace of a kind (its name in /proc/PID/ns); `None` if it is the caller's.
     pub fn get(&self, kind: &str) -> Option<BorrowedFd<'_>> {
         self.0.iter().find(|(name, _)| *name == kind).map(|(_, fd)| fd.as_fd())
     }
@@ -102,11 +102,11 @@ impl Namespaces {
         self.0.iter().map(|(_, fd)| fd.as_fd())
     }
 
-    /// Enters them all; of the PID namespace only children will be. Root and working directory become those of
-    /// the mount namespace. The user namespace stays the caller's: capabilities count in no other.
+    /// Enters all of them; the PID namespace applies only to children. Root and working directory become those of the
+    /// mount namespace. The user namespace stays the caller's: its capabilities are valid in no other.
     ///
     /// # Errors
-    /// EPERM where one belongs to a user namespace that the caller has no power in; EINVAL with more than one
+    /// EPERM if one belongs to a user namespace in which the caller has no capabilities; EINVAL with more than one
     /// thread.
     pub fn enter(&self) -> io::Result<()> {
         for (name, kind) in KINDS {
@@ -123,7 +123,7 @@ impl Namespaces {
 pub struct Kinds(u8);
 
 impl Kinds {
-    /// Of these only `kind`, as /proc/PID/ns names it, if it is among them.
+    /// Only `kind` (its name in /proc/PID/ns), if it is among these.
     #[must_use]
     pub fn only(self, kind: &str) -> Self {
         let bit = KINDS.iter().position(|(name, _)| *name == kind).map_or(0, |bit| 1 << bit);

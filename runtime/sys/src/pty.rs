@@ -39,7 +39,7 @@ pub fn open_in(devpts: BorrowedFd<'_>) -> io::Result<Pty> {
 /// The other side of a master, whatever its path is and in whichever mount namespace (TIOCGPTPEER).
 ///
 /// # Errors
-/// Out of descriptors; no master.
+/// No free descriptor; no master.
 pub fn peer(master: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     use rustix::pty::OpenptFlags;
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;

@@ -12,8 +12,8 @@ use rustix::net::{
 /// Most descriptors sent or taken by one call.
 pub const MAX: usize = 32;
 
-/// Sends `bytes` with descriptors on the first of them. Returns how many bytes went; when it is at least
-/// one, all descriptors went too. Does not raise SIGPIPE.
+/// Sends `bytes`, and descriptors with the first byte. Returns how many bytes were sent; if at least one was,
+/// all descriptors were too. Does not raise SIGPIPE.
 ///
 /// # Errors
 /// WouldBlock on a full non-blocking socket; sendmsg(2); more than [`MAX`] descriptors.
@@ -26,7 +26,7 @@ pub fn send_with_fds(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>
     Ok(sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?)
 }
 
-/// Receives bytes, and descriptors (close-on-exec) as `take` is given them in order. 0 is the end.
+/// Receives bytes, and descriptors (close-on-exec), which are given to `take` in order. 0 means end of file.
 ///
 /// # Errors
 /// WouldBlock on an empty non-blocking socket; recvmsg(2); more than [`MAX`] descriptors at once (those that
@@ -53,7 +53,7 @@ pub fn recv_with_fds(
 /// Two connected sockets that keep packets apart, close-on-exec.
 ///
 /// # Errors
-/// Out of descriptors.
+/// No free descriptor.
 pub fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
     Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
@@ -62,7 +62,7 @@ pub fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
 /// Two connected stream sockets, close-on-exec.
 ///
 /// # Errors
-/// Out of descriptors.
+/// No free descriptor.
 pub fn stream_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
     Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
@@ -71,7 +71,7 @@ pub fn stream_pair() -> io::Result<(OwnedFd, OwnedFd)> {
 /// A pipe, `(reading end, writing end)`, close-on-exec.
 ///
 /// # Errors
-/// Out of descriptors.
+/// No free descriptor.
 pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?)
 }

@@ -9,8 +9,8 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::mount::{self, Attributes};
 
-/// The file at `path` as a descriptor to execute: a detached read-only clone of its mount, so writing
-/// through it gives EROFS while its pages stay shared; where the kernel refuses that, a sealed copy in memory.
+/// Opens the file at `path` for execution: on a detached read-only clone of its mount, so that writing through
+/// the descriptor fails with EROFS and its pages stay shared; if the kernel refuses that, as a sealed memfd.
 ///
 /// # Errors
 /// The file cannot be opened or copied.

@@ -148,9 +148,6 @@ extern "C" fn child(plan: *mut c_void) -> libc::c_int {
 fn become_program(plan: &Plan) -> Errno {
     // It fails for the leader of a process group, which a new process is not.
     let _ = rustix::process::setsid();
-    // Signal handlers are not shared (no CLONE_SIGHAND), nor is the mask. No signal comes before execve that would not
-    // end the child, as it would end the program after it.
-    crate::signal::reset();
     if let Err(errno) = rustix::process::chdir(c"/") {
         return errno;
     }
@@ -179,6 +176,8 @@ fn become_program(plan: &Plan) -> Errno {
     if unsafe { crate::fds::close_range(first, u32::MAX) }.is_err() {
         return last();
     }
+    // Last, so that signals wait until here. Handlers and the mask are the child's own (no CLONE_SIGHAND).
+    crate::signal::reset();
     let (args, env) = (plan.args.as_ptr(), plan.env.as_ptr());
     // nix' calls allocate.
     if by_fd {

@@ -5,17 +5,17 @@ use std::io;
 /// How a child of this process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ended {
-    /// Which.
+    /// Its pid.
     pub pid: u32,
     /// 0..=255, or 128+n for signal n.
     pub code: i32,
 }
 
-/// Reaps one child that has ended, whichever (also those that came as orphans); `None` when there is none.
-/// `before` is called with its pid while it is still there: /proc shows it, and the number is its own.
+/// Reaps one child that has ended, adopted orphans included; `None` if there is none. Calls `before` with its pid
+/// first, while it is a zombie: /proc still has it, and the pid is not reused.
 ///
 /// # Errors
-/// waitid(2), but for having no children.
+/// The errors of waitid(2), except ECHILD.
 pub fn reap(before: impl FnOnce(u32)) -> io::Result<Option<Ended>> {
     let Some(ended) = wait_any(libc::P_ALL, 0, libc::WNOWAIT)? else { return Ok(None) };
     before(ended.pid);
@@ -23,7 +23,7 @@ pub fn reap(before: impl FnOnce(u32)) -> io::Result<Option<Ended>> {
 }
 
 fn wait_any(which: libc::idtype_t, id: libc::id_t, flags: i32) -> io::Result<Option<Ended>> {
-    // rustix does not say whose end it is, and nix none that was by a real-time signal.
+    // rustix does not return the pid, and nix fails for a process that a real-time signal has killed.
     // SAFETY: siginfo_t is plain data of integers and pointers that are never followed: all zeroes are a value of
     // it, and what waitid(2) leaves when nothing has ended.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
