@@ -63,9 +63,18 @@ pub fn read_capped(file: File, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(usize::try_from(expected).unwrap_or(0));
     file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {limit} bytes")));
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("larger than {}", size(limit))));
     }
     Ok(bytes)
+}
+
+/// A number of bytes in the largest unit that divides it.
+fn size(bytes: u64) -> String {
+    match bytes {
+        _ if bytes.is_multiple_of(1 << 20) => format!("{} MiB", bytes >> 20),
+        _ if bytes.is_multiple_of(1 << 10) => format!("{} KiB", bytes >> 10),
+        _ => format!("{bytes} bytes"),
+    }
 }
 
 #[cfg(test)]
@@ -82,7 +91,12 @@ mod tests {
             replace(&path, &beside, bytes, 0o600, durable).unwrap();
             assert_eq!(read_own(&path, 6).unwrap().unwrap(), bytes);
         }
-        assert_eq!(read_own(&path, 5).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        let error = read_own(&path, 5).unwrap_err();
+        assert_eq!(
+            (error.kind(), error.to_string().as_str()),
+            (io::ErrorKind::FileTooLarge, "larger than 5 bytes")
+        );
+        assert_eq!([size(3 << 20), size(3 << 10)], ["3 MiB", "3 KiB"]);
         // Nothing is written through a link, and nothing is left of a write that failed.
         std::os::unix::fs::symlink("elsewhere", &beside).unwrap();
         assert_eq!(replace(&path, &beside, b"x", 0o600, true).unwrap_err().raw_os_error(), Some(libc::ELOOP));
