@@ -4,12 +4,10 @@ use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use crate::descriptors::Cgroups;
-use crate::lifecycle::{Held, InitState, Session};
+use crate::lifecycle::{Held, InitState, SIGKILL, Session};
 
 /// Longest wait of one kill for a v1 cgroup to freeze; output of other containers waits as well.
 const FREEZE: Duration = Duration::from_millis(20);
-/// By kernel number, the same on all architectures.
-const SIGKILL: i32 = 9;
 
 /// Signals a child that was not reaped, so its number is its own.
 ///

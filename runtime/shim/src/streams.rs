@@ -22,10 +22,11 @@ pub(crate) struct Streams {
     log: LogFile,
     /// stdout and stderr, or the terminal.
     outputs: [Option<Output>; 2],
-    /// Kept open so that the container sees no end of its input. While a terminal is awaited: the socket that brings
-    /// its master.
+    /// Kept open so that the container sees no end of its input.
     stdin: Option<OwnedFd>,
     terminal: bool,
+    /// Brings the terminal's master, until that was taken.
+    console: Option<OwnedFd>,
     /// Ends when init has called execve; says why when it could not.
     error_pipe: Option<OwnedFd>,
     error: Vec<u8>,
@@ -41,7 +42,8 @@ pub(crate) struct Said {
 
 impl Streams {
     pub(crate) fn new(log: LogFile, terminal: bool) -> Self {
-        Self { log, outputs: [None, None], stdin: None, terminal, error_pipe: None, error: Vec::new() }
+        let (outputs, error) = ([None, None], Vec::new());
+        Self { log, outputs, stdin: None, terminal, console: None, error_pipe: None, error }
     }
 
     /// Takes what the worker has prepared: the error pipe, then either the socket that brings the terminal's master,
@@ -53,7 +55,7 @@ impl Streams {
             sys::proc::set_nonblocking(fd.as_fd()).map_err(at("streams"))?;
         }
         if self.terminal {
-            self.stdin = fds.next();
+            self.console = fds.next();
             return Ok(());
         }
         let (stdout, stderr) = (fds.next(), fds.next());
@@ -68,7 +70,7 @@ impl Streams {
 
     /// Takes the terminal's master, which libcontainer has sent while it made the container.
     pub(crate) fn take_terminal(&mut self) -> Result<(), Failure> {
-        let Some(socket) = self.stdin.take().filter(|_| self.terminal) else { return Ok(()) };
+        let Some(socket) = self.console.take() else { return Ok(()) };
         let mut master = None;
         sys::proc::set_nonblocking(socket.as_fd()).map_err(at("terminal"))?;
         // A name comes along, which says nothing.

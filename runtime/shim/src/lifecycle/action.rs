@@ -1,13 +1,9 @@
-//! What the machine wants done. The event loop performs actions in order and decides nothing.
+//! What the machine wants done.
 
 use model::ContainerId;
 use wire::{Event, ExitFacts, Reply};
 
-use super::context::Requester;
-
-/// Names pause, a container or an exec for as long as the shim lives; never used twice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Serial(pub(crate) u32);
+use super::id::{Requester, Serial};
 
 /// Something to do.
 #[derive(Debug, Clone, PartialEq, Eq)]

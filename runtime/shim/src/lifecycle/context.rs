@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use model::ContainerId;
 use wire::{ErrorKind, Event, Failure, Reply};
 
-use super::action::{Action, Serial};
+use super::action::Action;
+use super::id::{Requester, Serial};
 use crate::failure::refusal;
 
 /// When an input arrived.
@@ -17,23 +18,12 @@ pub(crate) struct Time {
     pub(crate) wall: i64,
 }
 
-/// Who asked for something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Requester {
-    /// The connection that the request came on.
-    pub(crate) generation: u32,
-    /// Its number there.
-    pub(crate) id: u64,
-}
-
 /// The actions to perform, in order, and what decides about them beside the state of a thing.
 #[derive(Debug, Default)]
 pub(crate) struct Context {
     pub(crate) time: Time,
     /// The connection, by its number.
     pub(crate) connection: Option<u32>,
-    /// The pod is being stopped.
-    pub(crate) stopping: bool,
     /// A worker is at work on a container or an exec, whose child an unknown process may be.
     pub(crate) busy: bool,
     pub(crate) actions: VecDeque<Action>,

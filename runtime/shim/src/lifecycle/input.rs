@@ -2,8 +2,7 @@
 
 use wire::{Failure, Reply, Request};
 
-use super::action::Serial;
-use super::context::Requester;
+use super::id::{Requester, Serial};
 
 /// An input of the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]

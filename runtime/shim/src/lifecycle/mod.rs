@@ -1,5 +1,5 @@
 //! The shim's life as data: inputs in, actions out. Nothing here makes a system call, reads a clock or holds a
-//! descriptor; the event loop performs the actions and decides nothing.
+//! descriptor; [`crate::performer`] performs the actions and decides nothing.
 //!
 //! ```text
 //!   daemon: requests     ┐                                    ┌ replies, events
@@ -26,6 +26,7 @@ mod action;
 mod container;
 mod context;
 mod exec;
+mod id;
 mod input;
 mod look;
 mod pause;
@@ -37,10 +38,12 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use action::{Action, CgroupLook, Fork, Serial, Session};
-pub(crate) use context::{Requester, Time};
+pub(crate) use action::{Action, CgroupLook, Fork, Session};
+pub(crate) use context::Time;
+pub(crate) use id::{Requester, Serial};
 pub(crate) use input::{CgroupState, Happened, Held, InitState, Input};
 pub(crate) use pod::Lifecycle;
+pub(crate) use worker::SIGKILL;
 
 #[cfg(test)]
 pub(crate) use {

@@ -10,8 +10,9 @@
 
 use wire::{ErrorKind, Event, Failure, Reply, Snapshot};
 
-use super::action::{Action, Fork, Serial};
-use super::context::{Context, Requester};
+use super::action::{Action, Fork};
+use super::context::Context;
+use super::id::{Requester, Serial};
 use super::input::Happened;
 use super::worker::{KILL_AGAIN_MS, Process, Worker, late, left};
 use crate::failure::refusal;
@@ -27,7 +28,7 @@ pub(crate) enum Pause {
     None,
     /// A worker makes it.
     Starting { serial: Serial, worker: Worker, process: Option<Process> },
-    /// It has called execve; its namespaces are being opened.
+    /// It has called execve; its namespaces are being opened. The result is the next input.
     Adopting { serial: Serial, requester: Requester, process: Process },
     /// It runs.
     Running { serial: Serial, pid: u32 },
@@ -96,15 +97,12 @@ impl Pause {
     pub(crate) fn reaped(&self, pid: u32, code: i32) -> Option<Happened> {
         let own = Happened::Reaped { code, executed: None };
         match self {
-            Self::Starting { worker, .. } if worker.unreaped() == Some(pid) => {
-                Some(Happened::WorkerReaped(code))
-            }
+            Self::Starting { worker, .. } if worker.pid == Some(pid) => Some(Happened::WorkerReaped(code)),
             Self::Starting { process, .. } => process.as_ref().is_some_and(|p| p.is(pid)).then_some(own),
-            Self::Adopting { process, .. } => process.is(pid).then_some(own),
             Self::Running { pid: running, .. } => (*running == pid).then_some(own),
             Self::Undoing { worker, .. } if *worker == Some(pid) => Some(Happened::WorkerReaped(code)),
             Self::Undoing { process, .. } => (*process == Some(pid)).then_some(own),
-            Self::None | Self::Exited { .. } => None,
+            Self::None | Self::Adopting { .. } | Self::Exited { .. } => None,
         }
     }
 
@@ -113,21 +111,16 @@ impl Pause {
         match self {
             Self::Starting { .. } => self.while_starting(happened, cx),
             Self::Adopting { serial, requester, process } => {
-                if let Happened::Reaped { code, .. } = happened {
-                    process.was_reaped(code);
-                }
-                let (serial, requester, process) = (*serial, *requester, *process);
                 let Happened::Adopted(outcome) = happened else { return };
+                let (serial, requester, process) = (*serial, *requester, *process);
                 if let Err(failure) = outcome {
                     return self.undo(serial, requester, failure, None, process.unreaped(), cx);
                 }
                 cx.reply_with(requester, Reply::PauseStarted { pid: process.pid }, Some(serial));
                 cx.act(Action::DropWorker(serial));
                 *self = Self::Running { serial, pid: process.pid };
-                match process.code {
-                    Some(code) => self.end(serial, process.pid, code, cx),
-                    None if cx.stopping => process.kill(cx),
-                    None => {}
+                if let Some(code) = process.code {
+                    self.end(serial, process.pid, code, cx);
                 }
             }
             Self::Running { serial, pid } => {
@@ -149,7 +142,7 @@ impl Pause {
         let Self::Starting { serial, worker, process } = self else { return };
         let serial = *serial;
         match happened {
-            Happened::Forked(Ok(pid)) => worker.pid = pid,
+            Happened::Forked(Ok(pid)) => worker.pid = Some(pid),
             Happened::Forked(Err(failure)) => {
                 cx.fail(worker.requester, failure);
                 *self = Self::None;
@@ -200,7 +193,7 @@ impl Pause {
             }
             (failure, process) => {
                 let nothing = || refusal(ErrorKind::Internal, "pause", "the worker made nothing");
-                let (failure, worker) = (failure.unwrap_or_else(nothing), worker.unreaped());
+                let (failure, worker) = (failure.unwrap_or_else(nothing), worker.pid);
                 self.undo(serial, requester, failure, worker, process.and_then(|p| p.unreaped()), cx);
             }
         }

@@ -14,8 +14,8 @@
 
 use wire::{ContainerState, ErrorKind, ExitFacts, Failure, Reply};
 
-use super::action::CgroupLook;
-use super::context::{Context, Requester};
+use super::context::Context;
+use super::id::Requester;
 use super::look::Look;
 use super::worker::{Process, Worker};
 use crate::failure::refusal;
@@ -33,7 +33,7 @@ pub(crate) const MAX_START_ERROR: usize = 1024;
 pub(crate) enum Phase {
     /// A worker makes it.
     Creating(Worker),
-    /// It is made; its namespaces and its terminal are being opened.
+    /// It is made; its namespaces and its terminal are being opened. The result is the next input.
     Adopting { requester: Requester, worker: Option<u32>, process: Process, reply: Reply },
     /// Init waits.
     Created(Init),
@@ -209,20 +209,6 @@ impl Phase {
             Self::Creating(worker) => Some(worker.deadline),
             Self::Ending(Ending { look, .. }) | Self::Undoing(Undoing { look, .. }) => Some(look.at),
             other => other.init_timer().map(|(_, at)| at),
-        }
-    }
-
-    /// How to look at the cgroup of one that is being killed, and the init to kill before. `busy`: an unknown
-    /// child may be that of a worker at work.
-    pub(crate) fn look_at_cgroup(&self, busy: bool) -> Option<(CgroupLook, Option<u32>)> {
-        match self {
-            Self::Ending(Ending { look, .. }) => {
-                Some((CgroupLook { patient: look.is_patient(), init: None, strays: false }, None))
-            }
-            Self::Undoing(Undoing { look, init, .. }) => {
-                Some((CgroupLook { patient: look.is_patient(), init: *init, strays: !busy }, *init))
-            }
-            _ => None,
         }
     }
 }

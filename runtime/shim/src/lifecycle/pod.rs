@@ -3,10 +3,11 @@
 use model::ContainerId;
 use wire::{Reply, Snapshot};
 
-use super::action::{Action, Serial, Session};
+use super::action::{Action, Session};
 use super::container::Container;
-use super::context::{Context, Requester, Time};
+use super::context::{Context, Time};
 use super::exec::Exec;
+use super::id::{Requester, Serial};
 use super::input::{Happened, Input};
 use super::look::KILLED_MS;
 use super::pause::Pause;
@@ -49,8 +50,7 @@ impl Lifecycle {
     /// Takes an input; what is to be done about it is added to the actions ([`Self::next_action`]).
     pub(crate) fn input(&mut self, time: Time, input: Input) {
         self.cx.time = time;
-        self.cx.busy = self.containers.iter().any(|c| matches!(c.phase, Phase::Creating(_)))
-            || self.execs.iter().any(Exec::works);
+        self.cx.busy = self.is_busy();
         match input {
             Input::Connected(generation) => {
                 self.cx.connection = Some(generation);
@@ -181,14 +181,15 @@ impl Lifecycle {
         let exec = || self.execs.iter().find_map(|exec| Some((exec.serial, exec.reaped(pid, code)?)));
         match container.or_else(exec) {
             Some((serial, happened)) => self.of(serial, happened),
-            None if self.works() => self.early.remember(pid, code),
+            None if self.cx.busy || self.pause.works() => self.early.remember(pid, code),
             None => {}
         }
     }
 
-    /// Whether a worker may still tell of a process.
-    fn works(&self) -> bool {
-        self.cx.busy || self.pause.works()
+    /// Whether a worker is at work on a container or an exec.
+    fn is_busy(&self) -> bool {
+        self.containers.iter().any(|c| matches!(c.phase, Phase::Creating(_)))
+            || self.execs.iter().any(Exec::works)
     }
 
     fn timer_due(&mut self) {
@@ -256,17 +257,13 @@ impl Lifecycle {
         if self.execs.is_empty() && self.execs.capacity() > 16 {
             self.execs = Vec::new();
         }
-        if !self.early.is_empty() && !self.containers.iter().any(|c| matches!(c.phase, Phase::Creating(_))) {
-            let works = self.pause.works() || self.execs.iter().any(Exec::works);
-            if !works {
-                self.early.clear();
-            }
+        if !self.early.is_empty() && !self.is_busy() && !self.pause.works() {
+            self.early.clear();
         }
         if let Stop::Stopping { requester, .. } = self.stop
             && !self.lives()
         {
             self.stop = Stop::Stopped;
-            self.cx.stopping = false;
             self.cx.reply(requester, Reply::Done);
         }
         if self.terminated && !self.lives() {

@@ -3,10 +3,10 @@
 use model::{ContainerId, ExecId};
 use wire::{ErrorKind, MAX_CONTAINERS, Reply, Request};
 
-use super::action::{Action, Fork, Serial};
+use super::action::{Action, Fork};
 use super::container::Container;
-use super::context::Requester;
 use super::exec::{Exec, Wanted};
+use super::id::{Requester, Serial};
 use super::input::Happened;
 use super::look::KILLED_MS;
 use super::pause::Pause;
@@ -165,7 +165,6 @@ impl Lifecycle {
             self.cx.refuse(first, ErrorKind::Busy, "stop", "a later request to stop the pod took its place");
         }
         self.stop = Stop::Stopping { requester, look_at: self.cx.time.ms + KILLED_MS };
-        self.cx.stopping = true;
         for container in &mut self.containers {
             container.on(Happened::Stop, &mut self.cx);
         }

@@ -2,8 +2,9 @@
 
 use wire::{ErrorKind, Failure};
 
-use super::action::{Action, Serial};
-use super::context::{Context, Requester};
+use super::action::Action;
+use super::context::Context;
+use super::id::{Requester, Serial};
 use crate::failure::refusal;
 
 /// By kernel number, the same on all architectures.
@@ -20,8 +21,8 @@ pub(crate) const KILL_AGAIN_MS: u64 = 1000;
 pub(crate) struct Worker {
     /// Who is answered when it is done.
     pub(crate) requester: Requester,
-    /// 0 until it is forked.
-    pub(crate) pid: u32,
+    /// From its fork until it is reaped.
+    pub(crate) pid: Option<u32>,
     /// Its code, once it was reaped.
     pub(crate) reaped: Option<i32>,
     /// When it is killed (monotonic ms), and then again.
@@ -34,12 +35,7 @@ pub(crate) struct Worker {
 
 impl Worker {
     pub(crate) fn new(requester: Requester, deadline: u64) -> Self {
-        Self { requester, pid: 0, reaped: None, deadline, kills: 0, failure: None }
-    }
-
-    /// Its pid while that is its own.
-    pub(crate) fn unreaped(&self) -> Option<u32> {
-        (self.pid != 0 && self.reaped.is_none()).then_some(self.pid)
+        Self { requester, pid: None, reaped: None, deadline, kills: 0, failure: None }
     }
 
     /// It was not reaped and has said nothing against itself.
@@ -54,7 +50,7 @@ impl Worker {
 
     /// It was reaped: what it said last is read before that counts.
     pub(crate) fn was_reaped(&mut self, serial: Serial, code: i32, cx: &mut Context) {
-        self.reaped = Some(code);
+        (self.pid, self.reaped) = (None, Some(code));
         cx.act(Action::ReadPackets(serial));
     }
 
@@ -63,7 +59,7 @@ impl Worker {
         self.fail(failure);
         self.kills = self.kills.saturating_add(1);
         self.deadline = cx.time.ms.saturating_add(KILL_AGAIN_MS);
-        if let Some(pid) = self.unreaped() {
+        if let Some(pid) = self.pid {
             cx.act(Action::Signal { pid, signal: SIGKILL });
         }
     }

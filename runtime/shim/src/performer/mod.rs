@@ -134,7 +134,7 @@ impl Performer {
     fn perform_on_container(&mut self, serial: Serial, action: Action, lifecycle: &Lifecycle) {
         let Self { epoll, descriptors, buffers, .. } = self;
         let Some(container) = descriptors.container_mut(serial) else {
-            // Its fork has failed, so that nothing of it is there.
+            // It holds descriptors for as long as it is looked at. Without any, it must not wait for an answer.
             if let Action::LookAtCgroup(..) = action {
                 let state = CgroupState { empty: true, ..CgroupState::default() };
                 self.result(serial, Happened::CgroupSeen(state));

@@ -13,7 +13,7 @@ use crate::descriptors::{Cgroups, Container};
 use crate::exec::Target;
 use crate::failure::{failure, refusal};
 use crate::io::output::LogFile;
-use crate::lifecycle::{Fork, Happened, Input, Lifecycle, Serial};
+use crate::lifecycle::{Fork, Happened, Input, Lifecycle, SIGKILL, Serial};
 use crate::packet::{self, Packet};
 use crate::streams::Streams;
 use crate::tokens::Watched;
@@ -61,7 +61,7 @@ impl Performer {
         };
         let (pid, socket) = forked.map_err(failed)?;
         if let Err(error) = self.epoll.add(socket.as_fd(), Watched::Worker(serial).token(), Interest::READ) {
-            drop(processes::signal(pid, 9));
+            drop(processes::signal(pid, SIGKILL));
             return Err(failure(ErrorKind::Internal, "epoll", &error));
         }
         self.descriptors.add_worker(serial, socket);

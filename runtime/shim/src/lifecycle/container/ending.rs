@@ -3,7 +3,7 @@
 use wire::{Event, ExitFacts};
 
 use super::Container;
-use crate::lifecycle::action::Action;
+use crate::lifecycle::action::{Action, CgroupLook};
 use crate::lifecycle::context::Context;
 use crate::lifecycle::input::Happened;
 use crate::lifecycle::look::Look;
@@ -61,14 +61,22 @@ impl Container {
         }
     }
 
-    /// Looks whether anything of it is left.
-    pub(super) fn look(&mut self, cx: &mut Context) {
-        if let Some((look, init)) = self.phase.look_at_cgroup(cx.busy) {
-            if let Some(pid) = init {
-                cx.act(Action::Signal { pid, signal: SIGKILL });
+    /// Looks whether anything of it is left. Of a creation that failed, worker and init are killed first; an unknown
+    /// child may be what that worker has made, unless another one is at work.
+    pub(super) fn look(&self, cx: &mut Context) {
+        let look = match &self.phase {
+            Phase::Ending(ending) => {
+                CgroupLook { patient: ending.look.is_patient(), init: None, strays: false }
             }
-            cx.act(Action::LookAtCgroup(self.serial, look));
-        }
+            Phase::Undoing(undoing) => {
+                for pid in [undoing.worker, undoing.init].into_iter().flatten() {
+                    cx.act(Action::Signal { pid, signal: SIGKILL });
+                }
+                CgroupLook { patient: undoing.look.is_patient(), init: undoing.init, strays: !cx.busy }
+            }
+            _ => return,
+        };
+        cx.act(Action::LookAtCgroup(self.serial, look));
     }
 
     /// Nothing of it is left: log, record, then the event, in this order.

@@ -7,8 +7,9 @@ mod start;
 use model::ContainerId;
 use wire::{ErrorKind, Reply, Snapshot};
 
-use super::action::{Action, Fork, Serial};
-use super::context::{Context, Requester};
+use super::action::{Action, Fork};
+use super::context::Context;
+use super::id::{Requester, Serial};
 use super::input::Happened;
 use super::look::Look;
 use super::phase::Phase;
@@ -50,8 +51,7 @@ impl Container {
     pub(crate) fn reaped(&self, pid: u32, code: i32, executed: Option<bool>) -> Option<Happened> {
         let own = Happened::Reaped { code, executed };
         match &self.phase {
-            Phase::Creating(worker) if worker.unreaped() == Some(pid) => Some(Happened::WorkerReaped(code)),
-            Phase::Adopting { process, .. } => process.is(pid).then_some(own),
+            Phase::Creating(worker) if worker.pid == Some(pid) => Some(Happened::WorkerReaped(code)),
             Phase::Created(init) | Phase::Starting { init, .. } | Phase::Running { init, .. } => {
                 (init.pid == pid).then_some(own)
             }

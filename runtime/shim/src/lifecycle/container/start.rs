@@ -4,7 +4,8 @@ use wire::{Event, Reply};
 
 use super::Container;
 use crate::lifecycle::action::Action;
-use crate::lifecycle::context::{Context, Requester};
+use crate::lifecycle::context::Context;
+use crate::lifecycle::id::Requester;
 use crate::lifecycle::input::{Happened, Held, InitState};
 use crate::lifecycle::phase::Phase;
 

@@ -15,8 +15,9 @@ mod session;
 use model::{ContainerId, ExecId};
 use wire::{ErrorKind, Failure, Reply, Snapshot};
 
-use super::action::{Action, Fork, Serial};
-use super::context::{Context, Requester};
+use super::action::{Action, Fork};
+use super::context::Context;
+use super::id::{Requester, Serial};
 use super::input::Happened;
 use super::look::Look;
 use super::worker::{KILL_AGAIN_MS, KILLED, Process, SIGKILL, Worker, late, left};
@@ -146,9 +147,7 @@ impl Exec {
     /// What a reaped child's number means here.
     pub(crate) fn reaped(&self, pid: u32, code: i32) -> Option<Happened> {
         match &self.phase {
-            Phase::Starting { worker, .. } if worker.unreaped() == Some(pid) => {
-                Some(Happened::WorkerReaped(code))
-            }
+            Phase::Starting { worker, .. } if worker.pid == Some(pid) => Some(Happened::WorkerReaped(code)),
             Phase::Leftover { worker, .. } if *worker == Some(pid) => Some(Happened::WorkerReaped(code)),
             _ => (self.unreaped() == Some(pid)).then_some(Happened::Reaped { code, executed: None }),
         }
@@ -191,7 +190,7 @@ impl Exec {
     fn while_starting(&mut self, happened: Happened, container_thrives: bool, cx: &mut Context) {
         let Phase::Starting { worker, process } = &mut self.phase else { return };
         match happened {
-            Happened::Forked(Ok(pid)) => worker.pid = pid,
+            Happened::Forked(Ok(pid)) => worker.pid = Some(pid),
             Happened::Forked(Err(failure)) => {
                 cx.fail(worker.requester, failure);
                 self.phase = Phase::Gone;
@@ -270,7 +269,7 @@ impl Exec {
             (failure, process) => {
                 let nothing = || refusal(ErrorKind::Internal, "exec", "the worker made nothing");
                 let failure = failure.unwrap_or_else(nothing);
-                let (worker, process) = (worker.unreaped(), process.and_then(|process| process.unreaped()));
+                let (worker, process) = (worker.pid, process.and_then(|process| process.unreaped()));
                 cx.fail(requester, self.explain(failure, container_thrives));
                 cx.act(Action::DropWorker(self.serial));
                 self.answer_kill(Reply::Done, cx);

@@ -5,7 +5,8 @@ use wire::{ErrorKind, Event, Reply};
 use super::{Exec, Kill, Phase};
 use crate::failure::refusal;
 use crate::lifecycle::action::Session;
-use crate::lifecycle::context::{Context, Requester};
+use crate::lifecycle::context::Context;
+use crate::lifecycle::id::Requester;
 use crate::lifecycle::look::Look;
 use crate::lifecycle::worker::KILLED;
 

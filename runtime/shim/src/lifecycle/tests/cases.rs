@@ -165,7 +165,7 @@ fn full_tables_refuse_and_recover() {
 fn a_full_table_of_containers_is_told() {
     let mut life = Lifecycle::default();
     let ask = |life: &mut Lifecycle, number: u64, request| {
-        let requester = super::super::context::Requester { generation: 1, id: number };
+        let requester = super::super::id::Requester { generation: 1, id: number };
         life.input(Time::default(), Input::Request { requester, request, fds: 2 });
         std::iter::from_fn(|| life.next_action()).collect::<Vec<_>>()
     };
@@ -198,7 +198,7 @@ fn a_full_table_of_containers_is_told() {
 fn a_number_that_came_round_is_not_taken_for_an_end() {
     let mut world = world(&[Op::Exec(0, None)]);
     // An orphan ends while a worker is at work; later its number is that of the worker's process.
-    let orphan = world.kernel.spawn(super::kernel::Owner::Descendant(super::super::action::Serial(99)), None);
+    let orphan = world.kernel.spawn(super::kernel::Owner::Descendant(super::super::id::Serial(99)), None);
     world.kernel.end(orphan.unwrap(), 0);
     world.step(&Op::Reap(9, false)).unwrap();
     let (serial, pid) = (world.open_sockets()[world.open_sockets().len() - 1], orphan.unwrap());

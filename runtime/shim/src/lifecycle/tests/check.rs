@@ -5,8 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use model::ContainerId;
 use wire::{ContainerState, ExitFacts, Reply, Request, Snapshot};
 
-use super::super::action::Serial;
-use super::super::context::Requester;
+use super::super::id::{Requester, Serial};
 
 /// What did not hold.
 #[derive(Debug, Clone, PartialEq, Eq)]

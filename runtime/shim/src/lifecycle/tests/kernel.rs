@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::super::action::Serial;
+use super::super::id::Serial;
 
 /// Whose a process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,7 +2,8 @@
 
 use wire::{Event, Reply, Snapshot};
 
-use super::super::action::{Action, CgroupLook, Fork, Serial, Session};
+use super::super::action::{Action, CgroupLook, Fork, Session};
+use super::super::id::Serial;
 use super::super::input::{CgroupState, Happened, Held, InitState, Input};
 use super::check::Violation;
 use super::kernel::Owner;
@@ -41,7 +42,8 @@ impl World {
                 let executed = self.containers.get(&serial.0).and_then(|(_, init)| *init).map(|init| init.1);
                 let closed = self.let_go.contains(&serial);
                 self.let_go.retain(|known| *known != serial);
-                let said = (executed == Some(false) && serial.0 % 2 == 0).then(|| "it is missing".to_owned());
+                let said = (executed == Some(false) && serial.0.is_multiple_of(2))
+                    .then(|| "it is missing".to_owned());
                 self.result(serial, Happened::ErrorPipe { said, closed });
             }
             Action::LookAtInit(serial, pid) => {
@@ -59,7 +61,9 @@ impl World {
             }
             Action::LookAtCgroup(serial, look) => return self.look_at_cgroup(serial, look),
             Action::KillSessions { container, sessions } => return self.kill_sessions(container, &sessions),
-            Action::LookForOom { exec, .. } => self.result(exec, Happened::MemorySeen(exec.0 % 2 == 0)),
+            Action::LookForOom { exec, .. } => {
+                self.result(exec, Happened::MemorySeen(exec.0.is_multiple_of(2)))
+            }
             Action::WriteRecord(serial, _, facts) => {
                 let failed =
                     self.kernel.of(|process| process.cgroup == Some(serial) && process.code.is_none());
@@ -269,7 +273,7 @@ impl World {
             }
         }
         // Out of descriptors, now and then.
-        if serial.0 % 7 == 0 {
+        if serial.0.is_multiple_of(7) {
             let failure = refusal(wire::ErrorKind::Internal, "namespaces", "out of descriptors");
             self.result(serial, Happened::Adopted(Err(failure)));
             return Ok(());
@@ -310,7 +314,7 @@ impl World {
         }
         let state = CgroupState {
             empty: self.kernel.is_empty(serial, look.patient),
-            oom_killed: serial.0 % 5 == 0,
+            oom_killed: serial.0.is_multiple_of(5),
             strays,
             init_over: look.init.is_some_and(|pid| !self.kernel.runs(pid)),
         };

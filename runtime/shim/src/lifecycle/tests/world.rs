@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, VecDeque};
 use model::{ContainerId, ExecId};
 use wire::{Event, LogPlan, Reply, Request};
 
-use super::super::action::{Action, Fork, Serial};
-use super::super::context::{Requester, Time};
+use super::super::action::{Action, Fork};
+use super::super::context::Time;
+use super::super::id::{Requester, Serial};
 use super::super::input::{Happened, Held, Input};
 use super::super::pod::Lifecycle;
 use super::Checked;
