@@ -1,4 +1,4 @@
-//! The worker of one container: prepares its streams, tells the shim of them, and has it made.
+//! The worker of one container: prepares its streams, sends them to the shim, and creates the container.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -13,7 +13,7 @@ use crate::packet::{Prepared, Reporter, read_plan};
 use crate::worker::container::Holders;
 use crate::worker::{CreateInput, Stdio, create};
 
-/// What the resident half needs of the plan; the rest is for [`create`].
+/// The part of the request that the shim needs.
 #[derive(Deserialize)]
 struct Peek {
     cgroup: CgroupPlan,
@@ -21,14 +21,14 @@ struct Peek {
     privileged: bool,
 }
 
-/// What the request says of streams.
+/// The streams in the request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Streams {
     pub(crate) terminal: bool,
     pub(crate) stdin: bool,
 }
 
-/// Runs in the worker. `fds`: the plan, kubelet's mount namespace, then the cgroup folders. `of` knows the
+/// Runs in the worker. `fds`: the plan, kubelet's mount namespace, then the cgroup folders. `of` returns the
 /// namespaces of the pod's other containers.
 pub(crate) fn work<'a>(
     reporter: &Reporter,
@@ -42,7 +42,7 @@ pub(crate) fn work<'a>(
         Ok(input) => create(input, &|warning: &str| reporter.warning(warning)),
         Err(failure) => wire::Reply::Failed(failure),
     };
-    // When it cannot be said, the shim sees a worker that left without a word.
+    // If the report fails, the shim notices that the worker exited without one.
     i32::from(reporter.reply(&reply).is_err())
 }
 
@@ -56,17 +56,17 @@ fn prepare<'a>(
     let at = |stage: &'static str| move |error: io::Error| failure(ErrorKind::Internal, stage, &error);
     let mut fds = fds.into_iter();
     let (Some(plan), Some(kubelet_mntns)) = (fds.next(), fds.next()) else {
-        return Err(refusal(
-            ErrorKind::Invalid,
-            "plan",
-            "plan or mount namespace did not come with the request",
-        ));
+        return Err(refusal(ErrorKind::Invalid, "plan", "the request has no plan or no mount namespace"));
     };
     let cgroups: Vec<OwnedFd> = fds.collect();
     let peek: Peek = read_plan(plan.as_fd())?;
     let target = match &peek.namespaces.pid {
         NamespaceSource::Container(id) => Some(of(id).ok_or_else(|| {
-            refusal(ErrorKind::NotFound, "pid namespace", format!("container {id} does not run in this pod"))
+            refusal(
+                ErrorKind::NotFound,
+                "pid namespace",
+                format!("container {id} is not running in this pod"),
+            )
         })?),
         _ => None,
     };

@@ -1,8 +1,8 @@
 //! Starting a process in a running container.
 //!
-//! Two forks: the first enters the container's cgroup and namespaces and gives away all power that the process
-//! is not to have, the second is born in the container's PID namespace as the shim's own child (CLONE_PARENT).
-//! Not vfork: a container that may trace would see the shim's memory.
+//! It forks twice. The first child enters the container's cgroup and namespaces and drops all privileges that
+//! the process must not have. The second is created in the container's PID namespace as a child of the shim
+//! (CLONE_PARENT). vfork is not used: a container with ptrace could see the shim's memory.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -15,9 +15,9 @@ use crate::failure::{failure, refusal};
 use crate::packet::{Reporter, read_plan};
 use crate::process::{self, Ready, Road};
 
-/// The container that is entered.
+/// The container to enter.
 pub(crate) struct Target<'a> {
-    /// Those it was created with: init may have made others for itself, with files of its choice in them.
+    /// The namespaces that it was created with: init may have created others, with files of its choice.
     pub(crate) namespaces: &'a Namespaces,
     pub(crate) cgroups: &'a [OwnedFd],
     pub(crate) unified: bool,
@@ -31,7 +31,7 @@ struct Prepared {
     single: sys::fork::SingleThreaded,
 }
 
-/// Runs in the worker. `fds`: the plan, then stdin, stdout and stderr unless a terminal is asked for.
+/// Runs in the worker. `fds`: the plan, then stdin, stdout and stderr unless it has a terminal.
 pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, target: &Target<'_>) -> i32 {
     let Prepared { ready, master, terminal, single } = match prepare(&reporter, fds, target) {
         Ok(prepared) => prepared,
@@ -74,14 +74,14 @@ fn prepare(
     let at = |stage: &'static str| move |error| failure(ErrorKind::Internal, stage, &error);
     let mut streams = fds.split_off(fds.len().min(1));
     let plan = fds.pop();
-    let plan = plan.ok_or_else(|| refusal(ErrorKind::Invalid, "plan", "no plan came with the request"))?;
+    let plan = plan.ok_or_else(|| refusal(ErrorKind::Invalid, "plan", "the request has no plan"))?;
     let plan: ExecPlan = read_plan(plan.as_fd())?;
     let single = sys::fork::single_threaded().map_err(at("threads"))?;
     sys::proc::set_dumpable(false).map_err(at("dumpable"))?;
     for folder in target.cgroups {
         sys::cgroup::join(folder.as_fd(), target.unified).map_err(at("cgroup"))?;
     }
-    // While /proc is the host's.
+    // Must be done while /proc is the host's.
     if let Some(warning) = process::before_namespaces(&plan.process).map_err(at("oom_score_adj"))? {
         reporter.warning(&warning);
     }
@@ -105,12 +105,12 @@ fn prepare(
     Ok(Prepared { ready, master, terminal: plan.process.terminal, single })
 }
 
-/// A copy of the socket above stdio, where it is not in the way.
+/// A copy of the socket above the numbers of stdio.
 fn reporter_of(report: &OwnedFd) -> Option<Reporter> {
     sys::proc::dup_above(report.as_fd(), 3).ok().map(Reporter)
 }
 
-/// Session and terminal of the new process; [`Ready::become_process`] does the rest.
+/// Sets up session and terminal of the new process; [`Ready::become_process`] does the rest.
 fn settle(terminal: bool, report: std::os::fd::BorrowedFd<'_>) -> Result<(), (&'static str, io::Error)> {
     let at = |stage: &'static str| move |error: io::Error| (stage, error);
     sys::proc::new_session();

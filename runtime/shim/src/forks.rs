@@ -1,4 +1,4 @@
-//! Forking a worker for each kind of work. What the worker needs is borrowed: its copies come with the fork.
+//! Forks a worker for each kind of work. The worker's input is borrowed, because the fork copies it.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -16,10 +16,10 @@ use crate::pause;
 /// The worker's pid and the shim's end of its socket.
 pub(crate) type Forked = (u32, OwnedFd);
 
-/// Forks the worker that makes pause.
+/// Forks the worker that starts pause.
 ///
 /// # Errors
-/// Those of socketpair and fork.
+/// The errors of socketpair and fork.
 pub(crate) fn pause(fds: &[OwnedFd], binary: BorrowedFd<'_>) -> io::Result<Forked> {
     let mut keep: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
     keep.push(binary);
@@ -29,11 +29,11 @@ pub(crate) fn pause(fds: &[OwnedFd], binary: BorrowedFd<'_>) -> io::Result<Forke
     })
 }
 
-/// Forks the worker that makes a container. `all`: all namespaces that are open; `of` knows those of the pod's
-/// containers. Which ones it needs stands in the plan, which only the worker reads.
+/// Forks the worker that creates a container. `all`: all open namespaces; `of` returns those of the pod's
+/// containers. The plan, which only the worker reads, says which ones it needs.
 ///
 /// # Errors
-/// Those of socketpair and fork.
+/// The errors of socketpair and fork.
 pub(crate) fn container<'a>(
     fds: &[OwnedFd],
     streams: Streams,
@@ -53,7 +53,7 @@ pub(crate) fn container<'a>(
 /// Forks the worker that starts a process in a container.
 ///
 /// # Errors
-/// Those of socketpair and fork.
+/// The errors of socketpair and fork.
 pub(crate) fn exec(fds: &[OwnedFd], target: &Target<'_>) -> io::Result<Forked> {
     let mut keep: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
     keep.extend(target.cgroups.iter().map(|fd| fd.as_fd()));

@@ -1,8 +1,8 @@
-//! Real containers, made by real libcontainer, as root. The code under test wants a process of one thread, which
-//! no test harness has: this program is its own, and runs itself again as a small shim for each test.
-//! `cargo test -p shim --test create -- NAME` runs those whose name holds NAME.
+//! Creates real containers with libcontainer, as root. The code under test needs a process with one thread,
+//! which no test harness provides: this program has its own harness and re-executes itself as a small shim
+//! for each test. `cargo test -p shim --test create -- NAME` runs the tests whose names contain NAME.
 
-// The sources are the binary's, of which this is another root: not everything is used here.
+// These are the sources of the binary, with another crate root: not everything is used here.
 #![allow(dead_code, unused_imports, missing_docs)]
 
 #[path = "../src/bundle.rs"]
@@ -34,7 +34,7 @@ use wire::{
 const SCENARIO: &str = "COPEPOD_TEST_SCENARIO";
 const ALL_CAPABILITIES: u64 = (1 << 41) - 1;
 
-/// A folder with a layer that is a busybox, and room for what a container writes.
+/// A folder with a busybox layer and a writable folder.
 struct Pod {
     dir: tempfile::TempDir,
 }
@@ -117,7 +117,7 @@ impl Pod {
     }
 
     fn run_all(&self, plan: ContainerPlan, stdin: &str, terminal: bool, churn: Vec<String>) -> Outcome {
-        // A volatile upper is good for one mount.
+        // A volatile upper folder can be mounted only once.
         sys::tree::remove_path(Path::new(&self.path("rw"))).unwrap();
         for folder in ["rw/upper", "rw/work"] {
             fs::create_dir_all(self.path(folder)).unwrap();
@@ -125,7 +125,7 @@ impl Pod {
         let (file, result) = (self.dir.path().join("scenario"), self.dir.path().join("result"));
         let scenario = Scenario { plan, stdin: stdin.to_owned(), terminal, churn, result: result.clone() };
         fs::write(&file, serde_json::to_vec(&scenario).unwrap()).unwrap();
-        // A namespace of its own, shared within itself: what a host with systemd looks like.
+        // A private namespace with a shared root, like a host with systemd.
         let ran = Command::new("unshare")
             .args(["--mount", "--propagation", "shared", "timeout", "60"])
             .arg(std::env::current_exe().unwrap())
@@ -156,10 +156,10 @@ fn bind(source: &str, target: &str, propagation: Propagation) -> MountPlan {
 /// Every test, by name.
 const TESTS: &[(&str, fn())] = &[
     ("privileged_runs_and_ends_with_its_code", runs_and_ends_with_its_code),
-    ("privileged_a_missing_program_is_told", a_missing_program_is_told),
+    ("privileged_a_missing_program_is_reported", a_missing_program_is_reported),
     ("privileged_credentials_and_filter_are_as_planned", credentials_and_filter_are_as_planned),
     ("privileged_mounts_are_as_planned", mounts_are_as_planned),
-    ("privileged_init_holds_nothing_of_the_worker", init_holds_nothing_of_the_worker),
+    ("privileged_init_has_no_descriptors_of_the_worker", init_has_no_descriptors_of_the_worker),
     ("privileged_cgroups_are_joined_and_shown", cgroups_are_joined_and_shown),
     ("privileged_a_unified_plan_shows_cgroup2", a_unified_plan_shows_cgroup2),
     ("privileged_a_terminal_is_the_containers_own", a_terminal_is_the_containers_own),
@@ -214,7 +214,7 @@ fn failed(outcome: &Outcome) -> &wire::Failure {
     }
 }
 
-fn a_missing_program_is_told() {
+fn a_missing_program_is_reported() {
     let pod = Pod::new();
     for (args, errno, code, stage) in [
         (["absent", "x"], 2, 127, "execve"),
@@ -233,7 +233,7 @@ fn a_missing_program_is_told() {
         );
         assert!(failure.message.contains(args[0]), "{failure:?}");
     }
-    // The working directory is made; a file in its place is not a folder.
+    // The working directory is created; a file with its name is an error.
     let mut plan = pod.plan("readlink /proc/self/cwd");
     plan.process.cwd = "/made/here".into();
     assert_eq!(pod.run(plan).output, "/made/here\n");
@@ -242,7 +242,7 @@ fn a_missing_program_is_told() {
     assert_eq!(failed(&pod.run(plan)).stage, "working directory");
 }
 
-/// Lets everything through but mkdir(2) and mkdirat(2), which give EPERM (x86-64).
+/// Allows everything except mkdir(2) and mkdirat(2), which fail with EPERM (x86-64).
 fn no_mkdir() -> SeccompProgram {
     let instruction = |code: u64, jt: u64, jf: u64, k: u64| code | jt << 16 | jf << 24 | k << 32;
     SeccompProgram {
@@ -286,7 +286,7 @@ fn credentials_and_filter_are_as_planned() {
         );
         assert_eq!(filter, out.output.contains("Operation not permitted"), "{}", out.output);
     }
-    // Root keeps what is in the bounding set, and only that; ambient capabilities survive for others.
+    // Root keeps exactly the bounding set; other users keep ambient capabilities.
     let mut plan = pod.plan("grep Cap /proc/self/status");
     plan.process.seccomp = Some(no_mkdir());
     let out = pod.run(plan).output;
@@ -332,7 +332,7 @@ fn mounts_are_as_planned() {
     }];
     plan.rootfs.readonly = true;
     plan.rootfs.folders = vec!["/data/deep".into()];
-    // busybox's wc and more are not linked: the shell finds applets by name all the same.
+    // wc and other applets have no links: the shell finds applets by name anyway.
     let out = pod.run(plan);
     let has = |text: &str| assert!(out.output.contains(text), "{text:?} not in {}", out.output);
     has("data\nnameserver\n");
@@ -351,7 +351,7 @@ fn mounts_are_as_planned() {
     assert_eq!(mode & 0o7777, 0o755);
 }
 
-fn init_holds_nothing_of_the_worker() {
+fn init_has_no_descriptors_of_the_worker() {
     let pod = Pod::new();
     let mut out = pod.run(pod.plan("true"));
     // libcontainer's sockets, and the procfs that pathrs keeps for it (0x9fa0).
@@ -458,7 +458,7 @@ fn a_failure_names_its_step_and_leaves_nothing() {
     let mut plan = pod.plan("");
     plan.namespaces.ipc = NamespaceSource::Container(plan.id.clone());
     assert_eq!(failed(&pod.run(plan)).stage, "namespaces");
-    // An image without layers is an empty folder: the program is missing, the container is made.
+    // An image without layers is an empty folder: the container is created, but the program is missing.
     let mut plan = pod.plan("");
     plan.rootfs.layers = Vec::new();
     assert!(pod.run(plan).report.contains("execve"));
@@ -487,7 +487,7 @@ fn mounts_made_meanwhile_are_not_lost() {
     for _ in 0..5 {
         let below: Vec<String> = (0..6).map(|n| pod.path(&format!("vol/{n}"))).collect();
         below.iter().for_each(|path| fs::create_dir_all(path).unwrap());
-        // Late ones (below /dev) wait in the scratch root.
+        // Late mounts (below /dev) are in the scratch root meanwhile.
         let mut plan = pod.plan(
             "i=0; until [ $(grep -c ' /s/' /proc/self/mountinfo) = 6 ] || [ $i = 1000 ]; do i=$((i+1)); sleep 0.02; done; \
              grep -c ' /s/' /proc/self/mountinfo; mount | grep -c ' /b/'; mount | grep -c ' /dev/s/'; mount | grep -c ' /dev/b/'",
@@ -502,7 +502,7 @@ fn mounts_made_meanwhile_are_not_lost() {
 }
 
 fn a_hostile_image_stays_inside() {
-    // What confines is mounted on ordinary folders alone.
+    // Confining file systems are mounted on ordinary folders only.
     for name in ["dev", "proc", "sys"] {
         for target in ["/etc", "/", ".", "bin/..", "/absent"] {
             let pod = Pod::new();
@@ -513,7 +513,7 @@ fn a_hostile_image_stays_inside() {
         }
     }
 
-    // Links on the way of a volume, of passwd and of a masked path mean what they mean inside.
+    // Symlinks on the path of a volume, of passwd and of a masked path are resolved within the root.
     let pod = Pod::new();
     let outside = tempfile::tempdir().unwrap();
     fs::create_dir(pod.path("vol")).unwrap();

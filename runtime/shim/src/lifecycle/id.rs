@@ -1,14 +1,14 @@
-//! What things and requests are named by.
+//! Identifiers of objects and requests.
 
-/// Names pause, a container or an exec for as long as the shim lives; never used twice.
+/// Identifies pause, a container or an exec; never reused while the shim runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Serial(pub(crate) u32);
 
-/// Who asked for something.
+/// The requester of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Requester {
-    /// The connection that the request came on.
+    /// The connection of the request.
     pub(crate) generation: u32,
-    /// Its number there.
+    /// The number of the request on that connection.
     pub(crate) id: u64,
 }

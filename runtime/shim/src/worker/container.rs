@@ -1,4 +1,4 @@
-//! A container by libcontainer: the least that it needs to be told, and its call.
+//! Creates a container with libcontainer, from a minimal configuration.
 
 use std::os::fd::AsRawFd as _;
 
@@ -14,8 +14,8 @@ use super::executor::Init;
 use crate::bundle::{bundle, rootfs};
 use crate::podns::STATE;
 
-/// What the plan's namespaces are taken from. By descriptor: the number of a process that ends meanwhile may be
-/// another's when libcontainer comes to it.
+/// The processes whose namespaces the plan joins, as descriptors: a pid could be reused before libcontainer
+/// uses it.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Holders<'a> {
     /// Pause.
@@ -24,7 +24,7 @@ pub(crate) struct Holders<'a> {
     pub(crate) target: Option<&'a Namespaces>,
 }
 
-/// Why no namespace could be named.
+/// Why a namespace could not be joined.
 #[derive(Debug, thiserror::Error)]
 #[error("the {kind} namespace is to be taken from {from}, which has no process")]
 pub(crate) struct NoHolder {
@@ -32,10 +32,10 @@ pub(crate) struct NoHolder {
     from: &'static str,
 }
 
-/// The least that libcontainer needs: all else is done by us, around it and in its Executor.
+/// The minimal configuration for libcontainer; everything else is done by us, before it and in its Executor.
 ///
 /// # Errors
-/// A namespace without a holder.
+/// A namespace without a process that has it.
 pub(crate) fn spec(plan: &ContainerPlan, holders: Holders<'_>) -> Result<Value, NoHolder> {
     let mut namespaces = vec![json!({"type": "mount"})];
     let of = &plan.namespaces;
@@ -54,7 +54,7 @@ pub(crate) fn spec(plan: &ContainerPlan, holders: Holders<'_>) -> Result<Value, 
             NamespaceSource::Pause => (holders.pause, "pause"),
             NamespaceSource::Container(_) => (holders.target, "another container"),
         };
-        // Where it has none of its own it shares the shim's, and so does the container.
+        // If pause has none of its own, it shares the shim's, and so does the container.
         if let Some(fd) = holder.ok_or(NoHolder { kind, from })?.get(file) {
             namespaces.push(json!({"type": kind, "path": format!("/proc/self/fd/{}", fd.as_raw_fd())}));
         }
@@ -74,11 +74,11 @@ pub(crate) fn spec(plan: &ContainerPlan, holders: Holders<'_>) -> Result<Value, 
     }))
 }
 
-/// Has libcontainer make init from the bundle. Returns its pid in the caller's PID namespace. Its parent is
+/// Has libcontainer create init from the bundle. Returns its pid in the caller's PID namespace. Its parent is
 /// the caller's parent.
 ///
 /// # Errors
-/// libcontainer's.
+/// The errors of libcontainer.
 pub(crate) fn build(id: &ContainerId, init: Init) -> Result<u32, LibcontainerError> {
     let container = ContainerBuilder::new(id.as_str().to_owned(), SyscallType::default())
         .with_root_path(STATE)?

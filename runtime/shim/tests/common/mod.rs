@@ -1,4 +1,4 @@
-//! A daemon's part of the protocol, in a few blocking calls, with cgroups and an image of busybox.
+//! A blocking client that acts as the daemon, with cgroups and a busybox image.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::collections::VecDeque;
@@ -19,10 +19,10 @@ use wire::{
     ShimInit, Snapshot, UserPlan,
 };
 
-/// No answer takes longer, even on a loaded machine.
+/// Time limit of a reply, even on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Folders of one test in every v1 hierarchy, removed in the end.
+/// A test's cgroups in every v1 hierarchy, removed at the end.
 pub(crate) struct Cgroups {
     name: String,
 }
@@ -138,12 +138,12 @@ pub(crate) struct Pod {
     decoder: Decoder,
     fds: VecDeque<OwnedFd>,
     requests: u64,
-    /// Came while something else was waited for.
+    /// Events that arrived while something else was awaited.
     pub(crate) events: VecDeque<Event>,
     pub(crate) snapshots: Vec<Snapshot>,
     pub(crate) pause: u32,
     pub(crate) netns: Option<OwnedFd>,
-    /// As the shim has resolved it for the last container; execs run as it.
+    /// The user of the last container, used for execs.
     user: User,
 }
 
@@ -204,7 +204,7 @@ impl Pod {
         pod
     }
 
-    /// With pause, in namespaces of its own.
+    /// Starts a shim and pause, which has its own namespaces.
     pub(crate) fn started(name: &str) -> Self {
         let mut pod = Self::new(name);
         let plan = PausePlan {
@@ -234,7 +234,7 @@ impl Pod {
         self.netns = fds.pop();
     }
 
-    /// Another daemon takes over.
+    /// Connects again, as another daemon.
     pub(crate) fn reconnect(&mut self) {
         self.stream = dial(&self.dir.path().join("sock"));
         self.decoder = Decoder::new();
@@ -305,7 +305,7 @@ impl Pod {
         self.ask_with(request, &[]).0
     }
 
-    /// The next event that is no warning of the start, nor says that a container has started.
+    /// The next event, except warnings of the shim's start and reports of started containers.
     pub(crate) fn event(&mut self) -> Event {
         loop {
             let event = match self.events.pop_front() {
@@ -426,7 +426,7 @@ impl Pod {
         text.lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect()
     }
 
-    /// Runs a command in a container: `(code, stdout, stderr)`, or the refusal.
+    /// Runs a command in a container; returns `(code, stdout, stderr)` or the failure.
     pub(crate) fn exec(
         &mut self,
         number: u64,
@@ -456,7 +456,7 @@ impl Pod {
         }
     }
 
-    /// Starts a command and does not wait: its pid and the end of its output.
+    /// Starts a command without waiting; returns its pid and the read end of its output.
     pub(crate) fn start_exec(
         &mut self,
         number: u64,
@@ -472,12 +472,12 @@ impl Pod {
         (pid, out)
     }
 
-    /// The daemon goes away.
+    /// Closes the connection.
     pub(crate) fn hang_up(&mut self) {
         self.stream.shutdown(std::net::Shutdown::Both).unwrap();
     }
 
-    /// Stops the pod, lets the shim go, and looks for leftovers.
+    /// Stops the pod, shuts the shim down, and checks for leftovers.
     pub(crate) fn end(mut self) {
         assert_eq!(self.ask(Request::StopPod), Reply::Done);
         assert_eq!(self.ask(Request::Shutdown), Reply::Done);
@@ -505,7 +505,7 @@ impl Pod {
 
 impl Drop for Pod {
     fn drop(&mut self) {
-        // After a failure: nothing may stay behind. After success it has ended already.
+        // Cleans up after a failure; after success the shim has exited already.
         drop(sys::pidfd::send_signal(self.shim.pidfd.as_fd(), 9));
         for leaf in fs::read_dir(self.cgroups.path("pids", "")).into_iter().flatten().flatten() {
             for pid in self.cgroups.pids(&leaf.file_name().into_string().unwrap()) {
@@ -518,11 +518,11 @@ impl Drop for Pod {
     }
 }
 
-/// Traces processes and never waits for them, until it is dropped.
+/// Traces processes without waiting for them, until it is dropped.
 pub(crate) struct Tracer(std::process::Child);
 
 impl Tracer {
-    /// By a process of its own: a thread that traces would have to wait here.
+    /// In a separate process, because a tracing thread would have to wait here.
     pub(crate) fn of(pids: &[u32], request: i64, options: i64) -> Self {
         use std::io::BufRead as _;
         let calls: String = pids

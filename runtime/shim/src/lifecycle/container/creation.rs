@@ -1,4 +1,4 @@
-//! A creation: its worker, its init, and what is undone when it fails.
+//! The creation of a container: its worker, its init, and the clean-up if it fails.
 
 use super::Container;
 use crate::failure::refusal;
@@ -20,7 +20,7 @@ impl Container {
                 cx.act(Action::Release(self.serial));
                 self.phase = Phase::Gone;
             }
-            // The container is made nevertheless, and undone when it is there.
+            // The worker continues; the container is undone once it exists.
             Happened::Prepared(Err(failure)) => worker.fail(failure),
             Happened::Created { reply, pid, ended } => {
                 let process = Process::new(pid, ended);
@@ -36,7 +36,7 @@ impl Container {
                 self.undo(None, cx);
             }
             Happened::WorkerReaped(code) => worker.was_reaped(self.serial, code, cx),
-            // Init may hold the worker's socket as well, so the end of the worker is what counts.
+            // Init may also hold the worker's socket, so only the worker's exit counts.
             Happened::PacketsRead => {
                 if let Some(code) = worker.reaped {
                     worker.fail(left(code, false));
@@ -71,12 +71,12 @@ impl Container {
         }
     }
 
-    /// Creation has failed, though init may have been made.
+    /// Creation has failed; init may exist.
     fn undo(&mut self, init: Option<u32>, cx: &mut Context) {
         let Phase::Creating(worker) = &mut self.phase else { return };
         let failure = worker.failure.take();
-        let failure = failure
-            .unwrap_or_else(|| refusal(ErrorKind::Internal, "worker", "it failed and did not say why"));
+        let failure =
+            failure.unwrap_or_else(|| refusal(ErrorKind::Internal, "worker", "it failed without a reason"));
         let (requester, worker) = (worker.requester, worker.pid);
         let look = Look::at(cx.time.ms);
         self.begin_undoing(Undoing { requester, failure, worker, init, look }, cx);

@@ -1,4 +1,4 @@
-//! The simulated kernel and daemon perform the machine's actions, and check each.
+//! Performs the lifecycle's actions on the simulated kernel and daemon, and checks each.
 
 use wire::{Event, Reply, Snapshot};
 
@@ -94,7 +94,7 @@ impl World {
         self.kernel.processes.get(&pid).map(|process| process.owner)
     }
 
-    /// The number must be that of a child that was not reaped.
+    /// The pid must be that of a child that is not reaped.
     fn child(&self, pid: u32, what: &str) -> Checked {
         if self.kernel.is_child(pid) {
             return Ok(());
@@ -179,7 +179,7 @@ impl World {
         Ok(())
     }
 
-    /// The container of this name that was made last.
+    /// The latest container with this name.
     pub(super) fn serial_of(&self, id: &model::ContainerId) -> Serial {
         let found = self.containers.iter().rev().find(|(_, (known, _))| known == id);
         Serial(found.map_or(0, |(serial, _)| *serial))
@@ -272,7 +272,7 @@ impl World {
                 return Err(Violation::WrongKill(format!("adopt {pid}: {:?}", self.owner(pid))));
             }
         }
-        // Out of descriptors, now and then.
+        // Sometimes no descriptor is free.
         if serial.0.is_multiple_of(7) {
             let failure = refusal(wire::ErrorKind::Internal, "namespaces", "out of descriptors");
             self.result(serial, Happened::Adopted(Err(failure)));
@@ -286,7 +286,7 @@ impl World {
         Ok(())
     }
 
-    // Looks.
+    // Checks.
 
     fn init_state(&self, pid: u32) -> Option<InitState> {
         let process = self.kernel.processes.get(&pid)?;
@@ -354,7 +354,7 @@ impl World {
             .filter(|(_, process)| process.code.is_none() && !process.killed)
             .filter(|(_, process)| match process.owner {
                 Owner::Bystander => false,
-                // One that has said its last word leaves by itself.
+                // A worker exits after its last packet.
                 Owner::Worker(serial) => self.workers.iter().any(|w| w.serial == serial && w.step <= 2),
                 Owner::Made(_) | Owner::Descendant(_) => true,
             })

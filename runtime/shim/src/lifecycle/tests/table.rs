@@ -1,5 +1,5 @@
-//! The table of all phases and inputs: docs/shim-states.md. The test prints it and fails when the committed file says
-//! something else, or when a phase or an input has no sample here. `UPDATE_DOCS=1` writes the file.
+//! The table of all phases and inputs: docs/shim-states.md. The test generates it and fails if the committed
+//! file differs, or if a phase or an input has no sample here. `UPDATE_DOCS=1` updates the file.
 
 use std::fmt::Write as _;
 
@@ -18,8 +18,8 @@ use super::super::phase::{Ending, Init, Phase, Undoing, Unstarted};
 use super::super::worker::{Process, Worker};
 use crate::failure::refusal;
 
-/// A function that names the variants of an enum, and the list of these names: the function does not compile when
-/// one is missing, the test fails when one of the list has no sample.
+/// A function that names the variants of an enum, and the list of these names: the build fails if a variant
+/// is missing, and the test fails if a name has no sample.
 macro_rules! names {
     ($function:ident, $list:ident, $kind:ident, $($variant:ident),+ $(,)?) => {
         fn $function(of: &$kind) -> &'static str {
@@ -105,7 +105,7 @@ names!(
 const SERIAL: Serial = Serial(1);
 const PID: u32 = 10;
 const WORKER: u32 = 9;
-/// When all inputs arrive; whatever has a deadline in the samples is due then.
+/// The time of all inputs; all deadlines in the samples have passed then.
 const NOW: u64 = 100_000;
 const REQUESTER: Requester = Requester { generation: 1, id: 1 };
 
@@ -113,7 +113,7 @@ fn failure() -> Failure {
     refusal(ErrorKind::Internal, "step", "it failed")
 }
 
-/// Each input, in each of its kinds, with the words that tell them apart.
+/// Each kind of each input, with its name.
 fn inputs() -> Vec<(&'static str, Happened)> {
     let other = Requester { generation: 1, id: 2 };
     let seen = |over, executed, held| Happened::InitSeen(Some(InitState { over, executed, held }));
@@ -320,7 +320,7 @@ fn context() -> Context {
     Context { time: Time { ms: NOW, wall: 7 }, connection: Some(1), ..Context::default() }
 }
 
-/// What came of it: the next phase if it is another one, then the actions.
+/// The result of an input: the next phase, if it changes, then the actions.
 fn outcome(changed: bool, to: &str, from: &str, cx: &Context) -> String {
     let actions: Vec<&str> = cx.actions.iter().map(action).collect();
     let next = match (to == from, changed) {
@@ -331,7 +331,7 @@ fn outcome(changed: bool, to: &str, from: &str, cx: &Context) -> String {
     format!("{next}{}", actions.join(", ")).trim_end_matches([' ', ':']).to_owned()
 }
 
-/// Prints what each of these phases does with each input.
+/// Prints the result of each input in each of these phases.
 fn section<T>(
     text: &mut String,
     title: &str,

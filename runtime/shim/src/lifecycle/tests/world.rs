@@ -1,4 +1,4 @@
-//! A pod: the machine, a simulated kernel, workers and a daemon.
+//! A simulated pod: the lifecycle, a kernel, workers and a daemon.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -31,9 +31,9 @@ pub(super) struct Worker {
     pub(super) pid: u32,
     pub(super) step: u8,
     pub(super) packets: VecDeque<Packet>,
-    /// What it has made.
+    /// The process that it has created.
     pub(super) made: Option<u32>,
-    /// The shim has its end of the socket open.
+    /// Whether the shim has its end of the socket open.
     pub(super) open: bool,
     pub(super) closed: bool,
     pub(super) deadline: u64,
@@ -54,7 +54,7 @@ pub(super) struct World {
     pub(super) workers: Vec<Worker>,
     /// Containers by serial: id, and the init that was adopted.
     pub(super) containers: BTreeMap<u32, (ContainerId, Option<(u32, bool)>)>,
-    /// Execs by serial: the daemon's number, and when its session is to be killed.
+    /// Execs by serial: the daemon's id, and when to kill its session.
     pub(super) execs: BTreeMap<u32, (u64, Option<u64>)>,
     /// What may be killed.
     pub(super) wanted_dead: Vec<Serial>,
@@ -187,7 +187,7 @@ impl World {
                 Ok(())
             }
             Op::Freeze(which) => {
-                // Only who runs in a container can freeze it.
+                // Only a running process of a container can freeze it.
                 let runs = |p: &Process| p.executed && p.code.is_none() && !p.killed;
                 let serials: Vec<u32> = self
                     .containers
@@ -240,7 +240,7 @@ impl World {
         self.input(Input::Request { requester, request, fds })
     }
 
-    /// What a request allows to be killed.
+    /// The objects that a request allows to be killed.
     fn note_wanted(&mut self, request: &Request) {
         match request {
             Request::Kill { container, signal, all } if *all || *signal == 9 => {
@@ -276,7 +276,7 @@ impl World {
         if worker.step > 0 && container.is_some_and(|serial| frozen.contains(&serial)) {
             return;
         }
-        // It joins the container's cgroup with its first step.
+        // It joins the container's cgroup in its first step.
         if let Some(process) = kernel.processes.get_mut(&worker.pid) {
             process.cgroup = container;
         }
@@ -291,7 +291,8 @@ impl World {
                 worker.packets.extend([Packet::Prepared(true), Packet::Warning]);
             }
             (Fork::Container { .. }, 0, _) => worker.packets.push_back(Packet::Prepared(true)),
-            // Pause and its packet come together: nobody but the daemon's kill of the pod's cgroup finds it else.
+            // Pause and its packet come together: otherwise only the daemon's kill of the pod's cgroup would
+            // find it.
             (Fork::Pause, 0, _) | (Fork::Container { .. } | Fork::Exec { .. }, 1 | 0, _) => {
                 if let Some(pid) = kernel.spawn(Owner::Made(worker.serial), container) {
                     worker.made = Some(pid);
@@ -320,7 +321,7 @@ impl World {
         worker.step += 1;
     }
 
-    /// A process that was made calls execve, or fails to.
+    /// A created process calls execve, or fails to.
     fn execve(&mut self, which: u8, works: bool) {
         let waiting = self.waiting();
         let Some(pid) = pick(&waiting, which).copied() else { return };
@@ -339,7 +340,7 @@ impl World {
         }
     }
 
-    /// Reads an init's error pipe, which its execve or its end closes.
+    /// Reads an init's error pipe, which its execve or its exit closes.
     fn pipe(&mut self, serial: Serial) -> Checked {
         let Some((_, Some((pid, executed)))) = self.containers.get(&serial.0) else { return Ok(()) };
         if !executed && self.kernel.runs(*pid) {
@@ -366,7 +367,7 @@ impl World {
             let executed = self.life.is_starting(pid).then_some(process.executed);
             let code = process.code.unwrap_or(0);
             if let Owner::Made(serial) | Owner::Worker(serial) = process.owner {
-                // The end of a process is a reason to kill what it leaves.
+                // The exit of a process allows to kill its remaining processes.
                 self.wanted_dead.push(serial);
             }
             self.kernel.processes.remove(&pid);
@@ -375,7 +376,7 @@ impl World {
         Ok(())
     }
 
-    // What is done about it.
+    // The actions.
 
     pub(super) fn input(&mut self, input: Input) -> Checked {
         self.inputs.push_back(input);
@@ -393,7 +394,7 @@ impl World {
                     self.perform(action)?;
                 }
             } else {
-                // Those of the turn before this one.
+                // Delayed signals of the previous input.
                 let (due, late) = (std::mem::take(&mut self.due), std::mem::take(&mut self.late));
                 self.due = late;
                 return due.into_iter().try_for_each(|action| self.perform(action));
@@ -417,7 +418,7 @@ impl World {
             },
             _ => None,
         };
-        // The end of a worker's packets is a reason only once the worker is gone.
+        // The end of a worker's packets allows a kill only once the worker has ended.
         let gone = |serial: Serial| {
             self.workers.iter().any(|worker| worker.serial == serial && !self.kernel.runs(worker.pid))
         };
@@ -453,7 +454,7 @@ fn pick<T>(list: &[T], which: u8) -> Option<&T> {
 
 // For the end of a sequence.
 impl World {
-    /// Places of workers that live.
+    /// Indices of running workers.
     pub(super) fn at_work(&self) -> Vec<usize> {
         let living = self.workers.iter().zip(0..).filter(|(worker, _)| self.kernel.runs(worker.pid));
         living.map(|(_, place)| place).collect()
@@ -477,7 +478,7 @@ impl World {
         u8::try_from(self.let_go.len()).unwrap_or(u8::MAX)
     }
 
-    /// What is in a table lives.
+    /// Objects in a table must have processes.
     pub(super) fn check_slots(&self) -> Checked {
         for container in &self.life.containers {
             let lives = !self.kernel.of(|process| process.cgroup == Some(container.serial)).is_empty()
@@ -495,7 +496,7 @@ impl World {
         Ok(())
     }
 
-    /// Every exit was told on the connection that there is.
+    /// Every exit must be reported on the current connection.
     pub(super) fn check_told(&self) -> Checked {
         let over = self
             .life
