@@ -8,6 +8,7 @@ mod model;
 mod op;
 mod perform;
 mod table;
+mod workers;
 mod world;
 
 use check::Violation;
