@@ -95,7 +95,7 @@ fn become_pause(plan: &PausePlan, folders: &[OwnedFd], binary: BorrowedFd<'_>) -
             sys::netns::loopback_up_here().map_err(at("loopback"))?;
         }
         for (name, value) in &plan.default_sysctls {
-            // A kernel may have none of that name, or may not take the value: nobody has asked for it.
+            // The kernel may have no such sysctl or refuse the value. It is a default, so that is no error.
             drop(sys::proc::write_sysctl(name, value));
         }
         for (name, value) in &plan.sysctls {

@@ -3,9 +3,9 @@
 //! ```text
 //!              Made                 Closed            Adopted
 //! None ──► Starting ──────────────────────► Adopting ─────────► Running ──► Exited
-//!   ▲         │ failed, late, pod stopped       │                 reaped, or over
+//!   ▲         │ failed, late, pod stopped       │                 reaped, or ended
 //!   └──── Undoing ◄─────────────────────────────┘
-//!     worker and process reaped: the failure is answered
+//!     worker and process reaped: the failure is reported
 //! ```
 
 use wire::{ErrorKind, Event, Failure, Reply, Snapshot};

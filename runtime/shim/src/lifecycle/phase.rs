@@ -5,11 +5,11 @@
 //! Creating ──────────► Adopting ──► Created ──────► Starting ──────► Running
 //!    │ failed, late,      │            │               │                │
 //!    │ killed             │            └───────┬───────┴────────────────┘
-//!    ▼                    │                    ▼ init reaped, or over
+//!    ▼                    │                    ▼ init reaped, or ended
 //! Undoing ◄───────────────┘                 Ending    its cgroup is killed until it is empty
-//!    │ nothing is left                         ▼
-//!    ▼ the failure is answered             Recording  the exit record is written
-//!  Gone ◄────── Forget ────── Exited ◄─────────┘ the exit is told
+//!    │ no process left                         ▼
+//!    ▼ the failure is reported             Recording  the exit file is written
+//!  Gone ◄────── Forget ────── Exited ◄─────────┘ the exit is reported
 //! ```
 
 use wire::{ContainerState, ErrorKind, ExitFacts, Failure, Reply};
@@ -113,7 +113,7 @@ pub(crate) struct Undoing {
     pub(crate) failure: Failure,
     /// The worker, until it is reaped.
     pub(crate) worker: Option<u32>,
-    /// Init, if one was made, until it is reaped.
+    /// Init, if it exists, until it is reaped.
     pub(crate) init: Option<u32>,
     pub(crate) look: Look,
 }

@@ -1,4 +1,4 @@
-//! The start of a container: init was told to call execve, and other processes may stop or trace it.
+//! The start of a container: init continues to its execve, and other processes may stop or trace it meanwhile.
 
 use wire::{Event, Reply};
 

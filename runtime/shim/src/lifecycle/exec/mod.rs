@@ -1,12 +1,11 @@
 //! A process started in a container.
 //!
 //! ```text
-//!             Closed            reaped           session gone, or nobody kills it
-//! Starting ───────────► Running ──────► Ended ───────────────────────────────────► Gone
-//!    │ failed                              │ the session does not end: a time-out    ▲
-//!    │ late, and not to be killed          ▼                                         │
-//!    └───────────────────────────────► Leftover ─────────────────────────────────────┘
-//!                                                  its processes are reaped, or over
+//!             Closed            reaped          session killed, or no kill requested
+//! Starting ───────────► Running ──────► Ended ──────────────────────────────────────► Gone
+//!    │ failed, late        │ the session cannot be killed                              ▲
+//!    └─────────────────────┴──────────► Leftover ──────────────────────────────────────┘
+//!                                                 processes reaped, or ended
 //! ```
 //! Its session is killed by [`Kill`], in any phase in which its pid is known.
 
