@@ -15,24 +15,24 @@ pub(crate) fn bundle(id: &ContainerId) -> PathBuf {
     Path::new(BUNDLES).join(id.as_str())
 }
 
-/// Its root file system, seen only in the worker's namespace.
+/// Its root file system, mounted only in the worker's namespace.
 pub(crate) fn rootfs(id: &ContainerId) -> PathBuf {
     bundle(id).join("rootfs")
 }
 
-/// Lets init go on to execve; whether that worked is told on its report pipe.
+/// Starts init; the result of its execve is reported on its error pipe.
 ///
 /// # Errors
-/// NotFound or ConnectionRefused when init is gone; WouldBlock never in practice (one connection is made).
+/// NotFound or ConnectionRefused if init has ended; WouldBlock never in practice (one connection is made).
 pub(crate) fn start(id: &ContainerId) -> io::Result<()> {
     let socket = Path::new(STATE).join(id.as_str()).join("notify.sock");
     UnixStream::connect(socket)?.write_all(b"start container")
 }
 
-/// Removes the container's files in the pod's namespace: for the resident shim alone, where the root's folder is
-/// empty. In a worker's namespace the root and its volumes are mounted there. So nothing is removed recursively
-/// either: with a mount in the way this fails instead of emptying a volume. What is gone already is no error,
-/// and nothing here can be other than gone or ours, so failures are not told.
+/// Removes the container's files. Only for the resident shim, in whose namespace the root's folder is empty:
+/// in a worker's namespace the root and the volumes are mounted there. Nothing is removed recursively either,
+/// so that a mount makes this fail instead of deleting a volume's content. Errors are ignored: a file is
+/// either already gone or ours to remove.
 pub(crate) fn forget(id: &ContainerId) {
     let state = Path::new(STATE).join(id.as_str());
     for file in fs::read_dir(&state).into_iter().flatten().flatten() {

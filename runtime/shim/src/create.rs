@@ -1,4 +1,4 @@
-//! The worker of one container: prepares its streams, tells the shim of them, and has it made.
+//! The worker of one container: prepares its streams, sends them to the shim, and creates the container.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -13,7 +13,7 @@ use crate::held::{Answer, Holders};
 use crate::packet::{Prepared, Reporter, read_plan};
 use crate::worker::{CreateInput, Stdio, create};
 
-/// What the resident half needs of the plan; the rest is for [`create`].
+/// The part of the request that the shim needs.
 #[derive(Deserialize)]
 struct Peek {
     cgroup: CgroupPlan,
@@ -21,7 +21,7 @@ struct Peek {
     privileged: bool,
 }
 
-/// What the request says of streams.
+/// The streams in the request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Streams {
     pub(crate) terminal: bool,
@@ -73,11 +73,7 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, given: Given) -> Result<C
         .map_err(at("namespaces"))?;
     let mut fds = fds.into_iter();
     let (Some(plan), Some(kubelet_mntns)) = (fds.next(), fds.next()) else {
-        return Err(refusal(
-            ErrorKind::Invalid,
-            "plan",
-            "plan or mount namespace did not come with the request",
-        ));
+        return Err(refusal(ErrorKind::Invalid, "plan", "the request has no plan or no mount namespace"));
     };
     let cgroups: Vec<OwnedFd> = fds.collect();
     let peek: Peek = read_plan(plan.as_fd())?;

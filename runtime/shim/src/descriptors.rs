@@ -1,5 +1,5 @@
-//! The descriptors that are open for pause, containers and execs, by the numbers that the lifecycle gives them.
-//! Lists, not maps: they are short, and give memory back.
+//! The open descriptors of pause, containers and execs, by the serials of the lifecycle. They are lists, not
+//! maps: they are short and return memory.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
@@ -8,27 +8,28 @@ use sys::namespace::Namespaces;
 use crate::lifecycle::Serial;
 use crate::streams::Streams;
 
-/// All of them.
+/// All open descriptors.
 #[derive(Debug, Default)]
 pub(crate) struct Descriptors {
     pub(crate) workers: Vec<Worker>,
-    /// Those that pause and each init were made in, while they live: a container's hold its mounts.
+    /// The namespaces that pause and each init were created in. They are closed at their end, because a
+    /// container's mount namespace holds its mounts.
     namespaces: Vec<(Serial, Namespaces)>,
     containers: Vec<Container>,
 }
 
-/// What is open for a worker.
+/// The descriptors of a worker.
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) serial: Serial,
     pub(crate) socket: OwnedFd,
-    /// What came with the process that it made.
+    /// Descriptors that it sent with the pid of its process.
     pub(crate) fd: Option<OwnedFd>,
-    /// Nothing more can come.
+    /// Its socket is closed.
     pub(crate) closed: bool,
 }
 
-/// What is open for a container that is not over.
+/// The descriptors of a container that has not exited.
 #[derive(Debug)]
 pub(crate) struct Container {
     pub(crate) serial: Serial,
@@ -86,21 +87,21 @@ impl Descriptors {
     }
 }
 
-/// The cgroup folders of a container, and which of them are for what.
+/// The cgroup folders of a container, and their uses.
 #[derive(Debug, Default)]
 pub(crate) struct Cgroups {
     pub(crate) folders: Vec<OwnedFd>,
     pub(crate) unified: bool,
-    /// Place of the memory hierarchy.
+    /// Index of the memory hierarchy.
     pub(crate) memory: Option<usize>,
-    /// Place of the freezer hierarchy.
+    /// Index of the freezer hierarchy.
     pub(crate) freezer: Option<usize>,
-    /// Its processes may change cgroups, so one may have left some hierarchies and stayed in others.
+    /// The container is privileged: its processes may have left some hierarchies and stayed in others.
     pub(crate) roams: bool,
 }
 
 impl Cgroups {
-    /// Where to look for its processes.
+    /// The folders in which to look for its processes.
     pub(crate) fn folders_with_processes(&self) -> Vec<BorrowedFd<'_>> {
         if self.roams {
             self.folders.iter().map(|fd| fd.as_fd()).collect()
@@ -114,7 +115,7 @@ impl Cgroups {
         self.freezer.and_then(|place| self.folders.get(place)).map(|fd| fd.as_fd())
     }
 
-    /// Where its processes are listed, frozen and killed.
+    /// The folder in which its processes are listed, frozen and killed.
     pub(crate) fn procs_folder(&self) -> Option<BorrowedFd<'_>> {
         let place = self.freezer.unwrap_or(0);
         self.folders.get(place).or(self.folders.first()).map(|fd| fd.as_fd())

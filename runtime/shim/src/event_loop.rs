@@ -1,5 +1,5 @@
-//! The loop: one thread, one epoll set, no allocation that stays. It turns what the kernel reports into inputs of the
-//! lifecycle and has its actions performed.
+//! The event loop: one thread, one epoll set, no permanent allocations. It turns kernel events into inputs of
+//! the lifecycle and has its actions performed.
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,24 +18,25 @@ use crate::link::Link;
 use crate::performer::{Given, Performer};
 use crate::tokens::Watched;
 
-/// After this long without anything to do, large buffers are given back.
+/// After being idle for this long, large buffers are returned.
 const IDLE_MS: u64 = 200;
-/// The most that is waited for, whatever the timers say.
+/// Longest wait, whatever the timers say.
 const LONGEST_WAIT_MS: u64 = 3_600_000;
-/// Children reaped in one turn: a container may end any number, and logs and requests are to be served in between.
+/// Most children reaped in one iteration: a container may end any number at once, and logs and requests must
+/// be served in between.
 const MOST_REAPED: usize = 256;
-/// What the queues may keep allocated, entries.
+/// Most entries that the queues keep allocated.
 const KEEP: usize = 16;
-/// By kernel number, the same on all architectures.
+/// Kernel numbers, the same on all architectures.
 const SIGTERM: u32 = 15;
 
-/// What the shim was started with.
+/// The initial data and descriptors of the shim.
 pub(crate) struct Start {
     pub(crate) pod: PodId,
     pub(crate) listener: OwnedFd,
     pub(crate) given: Given,
     pub(crate) signals: SignalFd,
-    /// For the first daemon that connects.
+    /// Warnings for the first daemon that connects.
     pub(crate) warnings: Vec<String>,
 }
 
@@ -44,9 +45,9 @@ pub(crate) struct Shim {
     lifecycle: Lifecycle,
     performer: Performer,
     signals: SignalFd,
-    /// More children may be reaped than one turn takes.
+    /// More children may be waiting than one iteration reaps.
     reap_again: bool,
-    /// Leave.
+    /// Exit.
     done: bool,
 }
 
@@ -68,7 +69,7 @@ impl Shim {
         Ok(Self { lifecycle: Lifecycle::default(), performer, signals, reap_again: false, done: false })
     }
 
-    /// Runs until the lifecycle says that it ends.
+    /// Runs until the lifecycle ends.
     pub(crate) fn run(&mut self) -> io::Result<()> {
         let mut ready: Vec<Ready> = Vec::with_capacity(32);
         while !self.done {
@@ -77,7 +78,7 @@ impl Shim {
             self.performer.epoll.wait(timeout, |event| ready.push(event))?;
             if ready.is_empty() && self.performer.buffers.are_used() && timeout == Some(IDLE_MS) {
                 self.performer.buffers.release();
-                // Requests of different sizes walk through all of the heap's first 132 KiB otherwise.
+                // Otherwise requests of different sizes would touch all of the heap's first 132 KiB.
                 sys::malloc::trim();
             }
             let mut reap = std::mem::take(&mut self.reap_again);
@@ -108,7 +109,7 @@ impl Shim {
         }
     }
 
-    /// Tells the lifecycle of something, and performs all that follows from it.
+    /// Passes an input to the lifecycle and performs all resulting actions.
     fn input(&mut self, input: Input) {
         self.performer.inputs.push_back(input);
         self.settle();
@@ -134,7 +135,7 @@ impl Shim {
         self.lifecycle.shrink(KEEP);
     }
 
-    /// Handles one event. True when children are to be reaped.
+    /// Handles one event. Returns true if children must be reaped.
     fn dispatch(&mut self, event: Ready) -> bool {
         match Watched::of(event.token) {
             Some(Watched::Signals) => {
@@ -170,7 +171,7 @@ impl Shim {
             conn.flush()?;
         }
         if interest.read && conn.fill()? {
-            // What has come whole; a request may end the connection that it came on.
+            // Handles complete frames; a request may end its own connection.
             while let Some(conn) = self.performer.link.conn(generation) {
                 let Some((frame, fds)) = conn.next()? else { break };
                 if let Message::Request(request) = frame.message {
@@ -208,10 +209,10 @@ impl Shim {
         }
     }
 
-    /// Reaps what has ended: all children, not only known ones. Orphans of containers that use the host's PID
-    /// namespace and libcontainer's intermediate processes come to the shim as subreaper.
+    /// Reaps all ended children, not only known ones: as subreaper the shim gets orphans of containers that
+    /// use the host's PID namespace, and libcontainer's intermediate processes.
     fn reap(&mut self) {
-        // First what workers have said, so that fewer processes end before they are known.
+        // Read workers' packets first, so that fewer processes are reaped before they are known.
         let workers: Vec<Serial> = self.performer.descriptors.workers.iter().map(|of| of.serial).collect();
         for serial in workers {
             self.read_packets(serial);

@@ -1,8 +1,8 @@
 //! Starting a process in a running container.
 //!
-//! Two forks: the first enters the container's cgroup and namespaces and gives away all power that the process
-//! is not to have, the second is born in the container's PID namespace as the shim's own child (CLONE_PARENT).
-//! Not vfork: a container that may trace would see the shim's memory.
+//! It forks twice. The first child enters the container's cgroup and namespaces and drops all privileges that
+//! the process must not have. The second is created in the container's PID namespace as a child of the shim
+//! (CLONE_PARENT). vfork is not used: a container with ptrace could see the shim's memory.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -79,14 +79,14 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, given: Given) -> Result<P
     let namespaces = Namespaces::from_fds(given.namespaces, &mut theirs).map_err(at("setns"))?;
     let mut streams = fds.split_off(fds.len().min(1));
     let plan = fds.pop();
-    let plan = plan.ok_or_else(|| refusal(ErrorKind::Invalid, "plan", "no plan came with the request"))?;
+    let plan = plan.ok_or_else(|| refusal(ErrorKind::Invalid, "plan", "the request has no plan"))?;
     let plan: ExecPlan = read_plan(plan.as_fd())?;
     let single = sys::fork::single_threaded().map_err(at("threads"))?;
     sys::proc::set_dumpable(false).map_err(at("dumpable"))?;
     for folder in cgroups {
         sys::cgroup::join(folder.as_fd(), given.unified).map_err(at("cgroup"))?;
     }
-    // While /proc is the host's.
+    // Must be done while /proc is the host's.
     if let Some(warning) = process::before_namespaces(&plan.process).map_err(at("oom_score_adj"))? {
         reporter.warning(&warning);
     }

@@ -14,10 +14,10 @@ use crate::{exec, packet, pause};
 /// The worker's pid and the shim's end of its socket.
 pub(crate) type Forked = (u32, OwnedFd);
 
-/// Forks the worker that makes pause.
+/// Forks the worker that starts pause.
 ///
 /// # Errors
-/// Those of socketpair and fork.
+/// The errors of socketpair and fork.
 pub(crate) fn pause(fds: &[OwnedFd], binary: BorrowedFd<'_>) -> io::Result<Forked> {
     let mut keep: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
     keep.push(binary);
@@ -31,7 +31,7 @@ pub(crate) fn pause(fds: &[OwnedFd], binary: BorrowedFd<'_>) -> io::Result<Forke
 /// namespace it needs stands in the plan, which only the worker reads.
 ///
 /// # Errors
-/// Those of socketpair and fork.
+/// The errors of socketpair and fork.
 pub(crate) fn container<'a>(
     fds: &[OwnedFd],
     streams: Streams,

@@ -1,4 +1,4 @@
-//! The daemon's side: who dials, what is sent to it.
+//! The connection to the daemon: accepting it and sending messages.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -11,26 +11,26 @@ use crate::conn::{Conn, Lost};
 use crate::lifecycle::Requester;
 use crate::tokens::Watched;
 
-/// Pause after a connection that could not be taken.
+/// Pause after a failed accept.
 const ACCEPT_AGAIN_MS: u64 = 1000;
 
-/// The socket that daemons dial, and the daemon that did so last.
+/// The listening socket and the current connection.
 pub(crate) struct Link {
     pod: PodId,
     listener: OwnedFd,
     conn: Option<Conn>,
     generation: u32,
-    /// When to take connections again (monotonic ms), after one could not be taken.
+    /// When to accept again (monotonic ms), after a failed accept.
     listen_again: Option<u64>,
-    /// For the first daemon that connects.
+    /// Warnings for the first daemon that connects.
     warnings: Vec<String>,
 }
 
 impl Link {
-    /// Listens. `warnings` are for the first daemon.
+    /// Starts listening. `warnings` are for the first daemon.
     ///
     /// # Errors
-    /// Those of epoll.
+    /// The errors of epoll.
     pub(crate) fn new(
         pod: PodId,
         listener: OwnedFd,
@@ -42,11 +42,12 @@ impl Link {
         Ok(Self { pod, listener, conn: None, generation: 0, listen_again: None, warnings })
     }
 
-    /// A daemon has dialled. It replaces the one before. Returns its connection's number.
+    /// Accepts a daemon, which replaces an earlier one. Returns the connection's number.
     pub(crate) fn accept(&mut self, epoll: &Epoll) -> Option<u32> {
         let fd = match sys::scm::accept(self.listener.as_fd()) {
             Ok(fd) => fd?,
-            // Out of descriptors or memory. Who waits stays in the queue and would wake the loop at once.
+            // Out of descriptors or memory. The connection stays in the queue and would wake the loop at
+            // once.
             Err(_) => {
                 if epoll.remove(self.listener.as_fd()).is_ok() {
                     self.listen_again = Some(sys::clock::monotonic_ms() + ACCEPT_AGAIN_MS);
@@ -67,12 +68,12 @@ impl Link {
         Some(self.generation)
     }
 
-    /// When [`Self::listen`] is wanted (monotonic ms).
+    /// When to call [`Self::listen`] (monotonic ms).
     pub(crate) fn timer(&self) -> Option<u64> {
         self.listen_again
     }
 
-    /// Takes connections again, after a pause.
+    /// Accepts connections again after a pause.
     pub(crate) fn listen(&mut self, now: u64, epoll: &Epoll) {
         if self.listen_again.is_some_and(|at| at <= now) {
             let added = epoll.add(self.listener.as_fd(), Watched::Listener.token(), Interest::READ);
@@ -80,19 +81,19 @@ impl Link {
         }
     }
 
-    /// The connection, if it is that one.
+    /// The connection, if it has this number.
     pub(crate) fn conn(&mut self, generation: u32) -> Option<&mut Conn> {
         self.conn.as_mut().filter(|conn| conn.generation == generation)
     }
 
-    /// Ends the connection. Work goes on; its answers have nobody to go to. Returns its number.
+    /// Closes the connection and returns its number. Work continues, and its replies are dropped.
     pub(crate) fn hang_up(&mut self, epoll: &Epoll) -> Option<u32> {
         let conn = self.conn.take()?;
         drop(epoll.remove(conn.fd()));
         Some(conn.generation)
     }
 
-    /// Asks for writability only while something waits to be written.
+    /// Waits for writability only while data is queued.
     pub(crate) fn watch(&self, epoll: &Epoll) {
         if let Some(conn) = &self.conn {
             let interest = if conn.wants_to_write() { Interest::BOTH } else { Interest::READ };
@@ -100,10 +101,10 @@ impl Link {
         }
     }
 
-    /// Says who this is and what it holds.
+    /// Sends hello and the snapshot.
     ///
     /// # Errors
-    /// The connection is of no use any more.
+    /// The connection must be closed.
     pub(crate) fn greet(
         &mut self,
         snapshot: impl Iterator<Item = Snapshot>,
@@ -132,10 +133,10 @@ impl Link {
         Ok(())
     }
 
-    /// Answers a request, if the connection it came on is still there.
+    /// Replies to a request, if its connection still exists.
     ///
     /// # Errors
-    /// The connection is of no use any more.
+    /// The connection must be closed.
     pub(crate) fn reply(
         &mut self,
         to: Requester,
@@ -149,24 +150,24 @@ impl Link {
         self.send(to.id, &Message::Reply(reply), fd.into_iter().collect(), epoll)
     }
 
-    /// Tells the daemon, if there is one.
+    /// Sends an event to the daemon, if one is connected.
     ///
     /// # Errors
-    /// The connection is of no use any more.
+    /// The connection must be closed.
     pub(crate) fn event(&mut self, event: Event, epoll: &Epoll) -> Result<(), Lost> {
         self.send(0, &Message::Event(event), Vec::new(), epoll)
     }
 
-    /// Warns the daemon, if there is one.
+    /// Sends a warning to the daemon, if one is connected.
     ///
     /// # Errors
-    /// The connection is of no use any more.
+    /// The connection must be closed.
     pub(crate) fn warn(&mut self, container: &ContainerId, text: String, epoll: &Epoll) -> Result<(), Lost> {
         self.event(Event::Warning { container: Some(container.clone()), message: text }, epoll)
     }
 
-    /// Before the shim leaves: one answer of a few bytes may wait. The socket takes it, or the daemon is stuck and
-    /// sees the end.
+    /// Before the shim exits: a reply of a few bytes may be queued. Either the socket accepts it, or the
+    /// daemon hangs and sees the closed connection.
     pub(crate) fn flush(&mut self) {
         if let Some(conn) = &mut self.conn {
             drop(conn.flush());

@@ -1,7 +1,7 @@
-//! Forked workers and what they say: each does one thing, reports on a socket, and leaves.
+//! Forked workers and their packets: each worker has a single task, reports on a socket, and exits.
 //!
-//! Plans are parsed in them, never in the resident shim, whose heap must not grow. A packet is a letter and
-//! its content; what begins with `{` is a [`Failure`] from code that knows nothing of letters.
+//! Workers parse plans; the resident shim does not, because its heap must not grow. A packet is a letter and
+//! its content; one that begins with `{` is a [`Failure`] from code that does not know packets.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -13,7 +13,7 @@ use crate::failure::{failure, refusal};
 
 /// Largest plan. A seccomp program is its longest part.
 const MAX_PLAN: usize = 4 << 20;
-/// Largest packet: what it says goes on to the daemon in one frame, with less than 1 KiB around it.
+/// Largest packet: its content is sent to the daemon in one frame with less than 1 KiB around it.
 pub(crate) const MAX_PACKET: usize = wire::MAX_FRAME - 1024;
 
 const MADE: u8 = b'P';
@@ -21,8 +21,8 @@ const PREPARED: u8 = b'L';
 const REPLY: u8 = b'R';
 const WARNING: u8 = b'W';
 
-/// What the worker of a container says before it makes it, with the descriptors `exec_error`, then either
-/// the socket that brings the terminal's master, or stdout and stderr; then stdin where it is kept open.
+/// The first packet of a container's worker, with the descriptors `exec_error`, then either the socket for
+/// the terminal's master, or stdout and stderr; then stdin if it is kept open.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Prepared {
     pub(crate) unified: bool,
@@ -35,24 +35,24 @@ pub(crate) struct Prepared {
 /// A packet.
 #[derive(Debug)]
 pub(crate) enum Packet {
-    /// The process that was asked for.
+    /// The pid of the created process.
     Made(u32),
     Prepared(Prepared),
-    /// What was not as asked for, but stops nothing.
+    /// A warning.
     Warning(String),
     Reply(Reply),
     Failed(Failure),
-    /// Every holder of the other end is gone, or has exec'd.
+    /// All processes with the other end have ended or called execve.
     End,
 }
 
-/// Reads and parses the plan in a memfd, in a worker.
+/// Reads and parses the plan in a memfd; in a worker only.
 pub(crate) fn read_plan<T: serde::de::DeserializeOwned>(plan: BorrowedFd<'_>) -> Result<T, Failure> {
     let json = sys::memfd::read_all(plan, MAX_PLAN);
     parse_plan(&json.map_err(|error| failure(ErrorKind::Internal, "plan", &error))?)
 }
 
-/// The worker's side.
+/// The worker's end.
 pub(crate) struct Reporter(pub(crate) OwnedFd);
 
 impl Reporter {
@@ -71,7 +71,7 @@ impl Reporter {
         self.packet(PREPARED, &serde_json::to_vec(prepared)?, fds)
     }
 
-    /// Tells of what was not as asked for. There is nobody to tell when that fails.
+    /// Sends a warning; errors are ignored.
     pub(crate) fn warning(&self, text: &str) {
         drop(self.packet(WARNING, text.as_bytes(), &[]));
     }
@@ -91,20 +91,20 @@ impl Reporter {
                     );
                     refusal(ErrorKind::Invalid, "user", message)
                 }
-                _ => refusal(ErrorKind::Internal, "worker", "its answer is too long"),
+                _ => refusal(ErrorKind::Internal, "worker", "its packet is too long"),
             };
             content = serde_json::to_vec(&Reply::Failed(short))?;
         }
         self.packet(REPLY, &content, &[])
     }
 
-    /// Says what failed. There is nobody to tell when that fails too; the shim sees the worker gone.
+    /// Sends a failure; errors are ignored, because the shim notices that the worker exited.
     pub(crate) fn failed(&self, failure: &Failure) {
         drop(self.reply(&Reply::Failed(failure.clone())));
     }
 }
 
-/// Reads one packet; `None` when there is none yet.
+/// Reads one packet; `None` if there is none yet.
 pub(crate) fn recv(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],

@@ -1,4 +1,4 @@
-//! Starting pause: clone3 into the pod's namespaces, then locked up and executed by descriptor.
+//! Starts pause: clone3 into the pod's namespaces, then a restricted environment and execve by descriptor.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -24,7 +24,7 @@ pub(crate) fn work(reporter: &Reporter, mut fds: Vec<OwnedFd>, binary: BorrowedF
         }
     };
     if plan.ipc {
-        // The worker shares the shim's mount namespace, so it is attached for all that follow.
+        // The worker shares the shim's mount namespace, so later workers have the mount too.
         if let Err(error) = podns::attach_shm(plan.shm_size) {
             return fail(reporter, "/dev/shm of the pod", &error);
         }
@@ -53,7 +53,7 @@ pub(crate) fn work(reporter: &Reporter, mut fds: Vec<OwnedFd>, binary: BorrowedF
         match sys::pidfd::network_namespace(child.pidfd.as_fd(), child.pid) {
             Ok(fd) => Some(fd),
             Err(error) => {
-                // The shim kills what it is told of.
+                // The shim kills processes that were reported to it.
                 drop(reporter.made(child.pid, None));
                 return fail(reporter, "network namespace", &error);
             }
@@ -72,7 +72,7 @@ fn fail(reporter: &Reporter, stage: &str, error: &io::Error) -> i32 {
     1
 }
 
-/// Runs in the child. Returns only what failed.
+/// Runs in the child. Returns only on an error.
 fn become_pause(plan: &PausePlan, folders: &[OwnedFd], binary: BorrowedFd<'_>) -> (String, io::Error) {
     let at = |stage: &str| {
         let stage = stage.to_owned();
@@ -86,7 +86,8 @@ fn become_pause(plan: &PausePlan, folders: &[OwnedFd], binary: BorrowedFd<'_>) -
                     .map_err(at(&format!("cgroup {} {}", member.hierarchy, member.path)))?;
             }
         }
-        // While /proc is still there. Clamped where the host forbids it, as the shim's own is, which says so.
+        // Must be done while /proc is available. Raised if the host does not allow the value; the shim warns
+        // for its own.
         sys::proc::set_oom_score_adj(plan.oom_score_adj).map_err(at("oom_score_adj"))?;
         if plan.uts && !plan.hostname.is_empty() {
             sys::jail::set_hostname(&plan.hostname).map_err(at("hostname"))?;
@@ -95,7 +96,7 @@ fn become_pause(plan: &PausePlan, folders: &[OwnedFd], binary: BorrowedFd<'_>) -
             sys::netns::loopback_up().map_err(at("loopback"))?;
         }
         for (name, value) in &plan.default_sysctls {
-            // A kernel may have none of that name, or may not take the value: nobody has asked for it.
+            // The kernel may have no such sysctl or refuse the value. It is a default, so that is no error.
             drop(sys::proc::write_sysctl(name, value));
         }
         for (name, value) in &plan.sysctls {

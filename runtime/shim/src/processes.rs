@@ -1,20 +1,18 @@
-//! Signals to processes, and looks at them and their cgroups.
+//! Sends signals to processes, and examines them and their cgroups.
 
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use crate::descriptors::Cgroups;
-use crate::lifecycle::{Held, InitState, Session};
+use crate::lifecycle::{Held, InitState, SIGKILL, Session};
 
-/// Longest wait of one kill for a v1 cgroup to freeze; output of other containers waits as well.
+/// How long one kill waits for a v1 cgroup to freeze; output of other containers waits meanwhile.
 const FREEZE: Duration = Duration::from_millis(20);
-/// By kernel number, the same on all architectures.
-const SIGKILL: i32 = 9;
 
-/// Signals a child that was not reaped, so its number is its own.
+/// Signals a child that is not reaped, so its pid cannot have been reused.
 ///
 /// # Errors
-/// EINVAL for a signal that there is not; out of descriptors. That it has ended meanwhile is as good.
+/// EINVAL for an invalid signal; no free descriptor. A child that has ended is not an error.
 pub(crate) fn signal(pid: u32, signal: i32) -> std::io::Result<()> {
     let sent = sys::pidfd::open(pid).and_then(|fd| sys::pidfd::send_signal(fd.as_fd(), signal));
     sys::proc::unless_gone(sent).map(drop)
@@ -25,12 +23,12 @@ pub(crate) fn is_child(pid: u32) -> bool {
     sys::proc::stat(pid).is_ok_and(|stat| stat.parent == std::process::id())
 }
 
-/// How a child that was not reaped has ended, if it is over ([`sys::proc::Stat::is_over`]).
+/// The exit code of a child that is not reaped, if it has ended ([`sys::proc::Stat::is_over`]).
 pub(crate) fn over(pid: u32) -> Option<i32> {
     sys::proc::stat(pid).ok().filter(sys::proc::Stat::is_over).map(|stat| stat.code())
 }
 
-/// An init that was not reaped; `None` when it cannot be looked at now.
+/// The state of an init that is not reaped; `None` if it cannot be examined now.
 pub(crate) fn init_state(pid: u32) -> Option<InitState> {
     let stat = sys::proc::stat(pid).ok()?;
     let held = match stat.state {
@@ -41,22 +39,23 @@ pub(crate) fn init_state(pid: u32) -> Option<InitState> {
     Some(InitState { over: stat.is_over().then(|| stat.code()), executed: stat.has_executed(), held })
 }
 
-/// SIGKILL to all in a container's cgroup. Errors show by its not getting empty.
+/// Kills all processes in a container's cgroup. Errors are ignored; they show in later checks.
 pub(crate) fn kill_cgroup(cgroups: &Cgroups) {
     let folders = cgroups.folders_with_processes();
     drop(sys::cgroup::kill_all(&folders, cgroups.freezer_folder(), cgroups.unified, FREEZE));
 }
 
-/// Whether nobody is in it. `patient`: those that a tracer holds on their way out count as gone.
+/// Whether it has no processes. `patient`: ended processes that a tracer keeps from being reaped do not
+/// count.
 pub(crate) fn is_empty(cgroups: &Cgroups, patient: bool) -> bool {
     cgroups.folders_with_processes().into_iter().all(|folder| {
-        // What cannot be read now (out of descriptors) is looked at again.
+        // If it cannot be read now (no free descriptor), it is checked again later.
         sys::cgroup::is_empty(folder).unwrap_or(false)
             || patient && sys::cgroup::only_held(folder).unwrap_or(false)
     })
 }
 
-/// Whether the kernel has killed a process of it for memory.
+/// Whether a process of it was OOM-killed.
 pub(crate) fn was_oom_killed(cgroups: &Cgroups) -> bool {
     let file = if cgroups.unified { "memory.events" } else { "memory.oom_control" };
     cgroups
@@ -64,18 +63,19 @@ pub(crate) fn was_oom_killed(cgroups: &Cgroups) -> bool {
         .is_some_and(|folder| sys::cgroup::flat_key(folder, file, "oom_kill").is_ok_and(|count| count > 0))
 }
 
-/// Kills what runs of sessions in a container, and their leaders. Says of each how many processes were found, and
-/// the code of a leader that is over. The container's processes are listed once, however many sessions there are.
+/// Kills the processes of sessions in a container, and their leaders. Returns for each the number of
+/// processes found, and the exit code of a leader that has ended. The container's processes are listed once
+/// for all sessions.
 pub(crate) fn kill_sessions(cgroups: Option<&Cgroups>, sessions: &[Session]) -> Vec<(u32, Option<i32>)> {
-    // Session, and its place.
+    // Session id, and its index.
     let mut places: Vec<(u32, usize)> = sessions.iter().zip(0..).map(|(of, place)| (of.pid, place)).collect();
     places.sort_unstable();
     let mut seen = vec![(0_u32, None); sessions.len()];
     if let Some(folder) = cgroups.and_then(Cgroups::procs_folder) {
-        // A folder that is gone has nobody in it.
+        // A folder that does not exist has no processes.
         drop(sys::cgroup::processes(folder, |pid| {
             let Ok(fd) = sys::pidfd::open(pid) else { return };
-            // After the descriptor was opened: what is read now is of that process, or it has ended.
+            // Read after the pidfd was opened: the data is of that process, or it has ended.
             let Ok(stat) = sys::proc::stat(pid) else { return };
             let Ok(found) = places.binary_search_by_key(&stat.session, |(session, _)| *session) else {
                 return;
@@ -94,15 +94,16 @@ pub(crate) fn kill_sessions(cgroups: Option<&Cgroups>, sessions: &[Session]) -> 
     seen
 }
 
-/// Kills children that nobody knows: what a worker left that was stopped half-way. Returns whether there are any,
-/// or it cannot be said now. Only for when no other worker is at work, whose children they might be.
+/// Kills unknown children, which an interrupted worker left. Returns whether there are any; true if that
+/// cannot be checked now. Call it only while no other worker is running, because they could be its children.
 ///
-/// Only those in the shim's own cgroup: what was made after the worker had joined the container's goes with
-/// that, and what is in another container's is an orphan of it, which lives on.
+/// Only children in the shim's own cgroup are killed: processes created after the worker joined the
+/// container's cgroup end with that cgroup, and those in another container's cgroup are its orphans, which
+/// must continue.
 pub(crate) fn kill_strays(known: impl Fn(u32) -> bool) -> bool {
     let children = match sys::proc::children() {
         Ok(children) => children,
-        // A kernel that has no such list.
+        // The kernel does not provide this list.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return false,
         Err(_) => return true,
     };

@@ -1,5 +1,5 @@
-//! A container's streams in the shim: its output on the way into its log, its input, and the pipe on which init says
-//! that it could not be started.
+//! A container's streams in the shim: its output, which is copied to its log, its input, and the pipe on
+//! which init reports a failed start.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -13,7 +13,7 @@ use crate::io::output::{After, Buffers, LogFile, Output};
 use crate::lifecycle::Serial;
 use crate::tokens::Watched;
 
-/// Most that is read of what init says: more than any failure takes.
+/// Most bytes that are read of init's error: more than any failure has.
 const LONGEST_ERROR: usize = 8192;
 
 /// The streams of a container.
@@ -22,30 +22,32 @@ pub(crate) struct Streams {
     log: LogFile,
     /// stdout and stderr, or the terminal.
     outputs: [Option<Output>; 2],
-    /// Kept open so that the container sees no end of its input. While a terminal is awaited: the socket that brings
-    /// its master.
+    /// Kept open so that the container's stdin does not end.
     stdin: Option<OwnedFd>,
     terminal: bool,
-    /// Ends when init has called execve; says why when it could not.
+    /// The socket on which the terminal's master arrives, until it is received.
+    console: Option<OwnedFd>,
+    /// The error pipe: it closes at init's execve, and carries the error if that fails.
     error_pipe: Option<OwnedFd>,
     error: Vec<u8>,
 }
 
-/// What init has said on its error pipe.
+/// The data on init's error pipe.
 #[derive(Debug)]
 pub(crate) struct Said {
     pub(crate) message: Option<String>,
-    /// Nothing more can come.
+    /// The pipe is closed.
     pub(crate) closed: bool,
 }
 
 impl Streams {
     pub(crate) fn new(log: LogFile, terminal: bool) -> Self {
-        Self { log, outputs: [None, None], stdin: None, terminal, error_pipe: None, error: Vec::new() }
+        let (outputs, error) = ([None, None], Vec::new());
+        Self { log, outputs, stdin: None, terminal, console: None, error_pipe: None, error }
     }
 
-    /// Takes what the worker has prepared: the error pipe, then either the socket that brings the terminal's master,
-    /// or stdout and stderr; then stdin where it is kept open.
+    /// Takes the descriptors of the worker: the error pipe, then either the socket for the terminal's master,
+    /// or stdout and stderr; then stdin if it is kept open.
     pub(crate) fn prepared(&mut self, fds: Vec<OwnedFd>) -> Result<(), Failure> {
         let mut fds = fds.into_iter();
         self.error_pipe = fds.next();
@@ -53,7 +55,7 @@ impl Streams {
             sys::fds::set_nonblocking(fd.as_fd()).map_err(at("streams"))?;
         }
         if self.terminal {
-            self.stdin = fds.next();
+            self.console = fds.next();
             return Ok(());
         }
         let (stdout, stderr) = (fds.next(), fds.next());
@@ -66,21 +68,21 @@ impl Streams {
         Ok(())
     }
 
-    /// Takes the terminal's master, which libcontainer has sent while it made the container.
+    /// Receives the terminal's master, which was sent during the creation of the container.
     pub(crate) fn take_terminal(&mut self) -> Result<(), Failure> {
-        let Some(socket) = self.stdin.take().filter(|_| self.terminal) else { return Ok(()) };
+        let Some(socket) = self.console.take() else { return Ok(()) };
         let mut master = None;
         sys::fds::set_nonblocking(socket.as_fd()).map_err(at("terminal"))?;
         // A name comes along, which says nothing.
         sys::scm::recv_with_fds(socket.as_fd(), &mut [0; 256], |fd| master = master.take().or(Some(fd)))
             .map_err(at("terminal"))?;
-        let none = || refusal(ErrorKind::Internal, "terminal", "no master came");
+        let none = || refusal(ErrorKind::Internal, "terminal", "no terminal master was sent");
         let output = Output::new(master.ok_or_else(none)?, Stream::Stdout, true).map_err(at("terminal"))?;
         self.outputs = [Some(output), None];
         Ok(())
     }
 
-    /// Has output awaited.
+    /// Watches the output.
     pub(crate) fn watch_outputs(&self, epoll: &Epoll, serial: Serial) -> io::Result<()> {
         for (output, watched) in self.outputs.iter().zip([Watched::Stdout(serial), Watched::Stderr(serial)]) {
             if let Some(output) = output {
@@ -90,7 +92,7 @@ impl Streams {
         Ok(())
     }
 
-    /// Copies output into the log: stdout or the terminal (0), or stderr (1). Returns what to warn of.
+    /// Copies output to the log: stdout or the terminal (0), or stderr (1). Returns a warning, if any.
     pub(crate) fn copy(&mut self, which: usize, epoll: &Epoll, buffers: &mut Buffers) -> Option<String> {
         let slot = self.outputs.get_mut(which)?;
         let output = slot.as_mut()?;
@@ -104,7 +106,7 @@ impl Streams {
         warning
     }
 
-    /// Writes out what is left of the output and closes the streams. Returns what to warn of.
+    /// Writes the remaining output and closes the streams. Returns a warning, if any.
     pub(crate) fn finish(&mut self, epoll: &Epoll, buffers: &mut Buffers) -> Option<String> {
         let mut warning = None;
         for slot in &mut self.outputs {
@@ -118,12 +120,12 @@ impl Streams {
         warning
     }
 
-    /// Opens the log anew by its path.
+    /// Reopens the log by its path.
     pub(crate) fn reopen_log(&mut self, dir: std::os::fd::BorrowedFd<'_>) -> io::Result<()> {
         self.log.reopen(dir)
     }
 
-    /// Has the error pipe awaited.
+    /// Watches the error pipe.
     pub(crate) fn watch_error_pipe(&self, epoll: &Epoll, serial: Serial) -> io::Result<()> {
         match &self.error_pipe {
             Some(fd) => epoll.add(fd.as_fd(), Watched::ErrorPipe(serial).token(), Interest::READ),
@@ -131,7 +133,7 @@ impl Streams {
         }
     }
 
-    /// Reads what has come on the error pipe, which is closed at its end. `last`: nothing more is awaited.
+    /// Reads the error pipe and closes it at its end. `last`: do not wait for more.
     pub(crate) fn read_error_pipe(&mut self, epoll: &Epoll, last: bool) -> Said {
         let mut closed = false;
         let mut buffer = [0; 1024];
@@ -142,7 +144,8 @@ impl Streams {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // Its end, or too much: that is not init, but whoever may look into it can write there too.
+                // The end, or too much data: that is not from init, but a process that may trace init can
+                // write there too.
                 Ok(_) | Err(_) => closed = true,
             }
         }
@@ -162,7 +165,7 @@ impl Streams {
         Some(said.map_or_else(|_| String::from_utf8_lossy(&bytes).into_owned(), |failure| failure.message))
     }
 
-    /// Nothing more is awaited there.
+    /// Stops watching the error pipe.
     pub(crate) fn drop_error_pipe(&mut self, epoll: &Epoll) {
         if let Some(pipe) = self.error_pipe.take() {
             drop(epoll.remove(pipe.as_fd()));

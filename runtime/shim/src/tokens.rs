@@ -1,11 +1,11 @@
-//! What is watched, as the epoll set names it: a kind and a number.
+//! Tokens of the epoll set: a kind and a number.
 
 use crate::lifecycle::Serial;
 
-/// Something watched.
+/// A watched descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Watched {
-    /// The socket that daemons dial.
+    /// The listening socket.
     Listener,
     /// Signals.
     Signals,
@@ -17,12 +17,12 @@ pub(crate) enum Watched {
     Stdout(Serial),
     /// Standard error of a container.
     Stderr(Serial),
-    /// The pipe that init's execve closes.
+    /// Init's error pipe.
     ErrorPipe(Serial),
 }
 
 impl Watched {
-    /// As the kernel keeps it.
+    /// Encodes the token for epoll.
     pub(crate) fn token(self) -> u64 {
         let (kind, number) = match self {
             Self::Listener => (0, 0),
@@ -36,7 +36,7 @@ impl Watched {
         kind << 32 | u64::from(number)
     }
 
-    /// Back from there.
+    /// Decodes a token.
     pub(crate) fn of(token: u64) -> Option<Self> {
         let number = u32::try_from(token & u64::from(u32::MAX)).ok()?;
         Some(match token >> 32 {

@@ -20,18 +20,15 @@ mod user;
 #[path = "../src/worker/mod.rs"]
 mod worker;
 
-use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::fs;
+use std::io;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::Command;
 
-use model::{ContainerId, Propagation, Text, UserRequest};
-use shim_side::{Outcome, Scenario, shim_side};
-use wire::{
-    CapSets, CgroupMember, CgroupPlan, ContainerPlan, ErrorKind, MountKind, MountPlan, NamespacePlan,
-    NamespaceSource, ProcessPlan, Reply, RootfsPlan, SeccompProgram, UserPlan,
-};
+use model::{Propagation, Text, UserRequest};
+use pod::{Pod, bind, mount};
+use shim_side::{Outcome, shim_side};
+use wire::{CapSets, CgroupMember, CgroupPlan, ErrorKind, MountKind, NamespaceSource, Reply, SeccompProgram};
 
 const SCENARIO: &str = "COPEPOD_TEST_SCENARIO";
 const ALL_CAPABILITIES: u64 = (1 << 41) - 1;

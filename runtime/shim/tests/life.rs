@@ -163,7 +163,7 @@ fn a_tracer_cannot_keep_a_container_or_exec_from_ending() {
         pod.run_plan(plan, false);
         let (exec, _out) = pod.start_exec(u64::from(byte), &id, &["sleep", "1001"]);
         let init = pod.init(&id);
-        let tracer = common::Tracer::of(&[init, exec], SEIZE, options);
+        let tracer = common::tracer::Tracer::of(&[init, exec], SEIZE, options);
         let start = std::time::Instant::now();
         assert_eq!(pod.ask(Request::KillExec { exec: model::ExecId(u64::from(byte)) }), Reply::Done);
         assert_eq!(pod.event(), Event::ExecExited { exec: model::ExecId(u64::from(byte)), code: 137 });
@@ -176,7 +176,7 @@ fn a_tracer_cannot_keep_a_container_or_exec_from_ending() {
     // The same for the whole pod.
     let id = pod.run(3, "sleep 1000");
     let init = pod.init(&id);
-    let tracer = common::Tracer::of(&[init, pod.pause], SEIZE, 0);
+    let tracer = common::tracer::Tracer::of(&[init, pod.pause], SEIZE, 0);
     assert_eq!(pod.ask(Request::StopPod), Reply::Done);
     drop(tracer);
     pod.hang_up();

@@ -1,107 +1,105 @@
-//! What the machine wants done. The event loop performs actions in order and decides nothing.
+//! The actions of the lifecycle.
 
 use model::ContainerId;
 use wire::{Event, ExitFacts, Reply};
 
-use super::context::Requester;
+use super::id::{Requester, Serial};
 
-/// Names pause, a container or an exec for as long as the shim lives; never used twice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Serial(pub(crate) u32);
-
-/// Something to do.
+/// An action.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Action {
     /// Send hello, the snapshot and its end mark to the daemon that has just connected.
     Greet,
-    /// Answer a request. `fd_of`: with the descriptor that the worker of that thing sent with its process's pid.
+    /// Reply to a request. `fd_of`: with the descriptor that the worker of that object sent with its
+    /// process's pid.
     Reply { to: Requester, reply: Reply, fd_of: Option<Serial> },
-    /// Tell the daemon.
+    /// Send an event to the daemon.
     Event(Event),
     /// Fork a worker; the descriptors of the request are for it. Result: `Forked`.
     Fork(Serial, Fork),
-    /// Read a worker's packets until there are none. Each is an input, then comes `PacketsRead`.
+    /// Read all packets of a worker. Each is an input; then follows `PacketsRead`.
     ReadPackets(Serial),
-    /// Close a worker's socket and what it sent.
+    /// Close a worker's socket and the descriptors that it sent.
     DropWorker(Serial),
-    /// Send a signal to a child that was not reaped, so that its number is its own. Errors show by its living on.
+    /// Send a signal to a child that is not reaped, so its pid cannot have been reused. Errors are ignored;
+    /// they show in later checks.
     Signal { pid: u32, signal: i32 },
-    /// The same for a daemon. Result: `Served`.
+    /// The same, requested by a daemon. Result: `Served`.
     SignalFor { requester: Requester, pid: u32, signal: i32 },
-    /// Open the namespaces of a process just made, a child that was not reaped (`None`: it has ended), and take the
-    /// terminal of a container. Result: `Adopted`.
+    /// Open the namespaces of a new process, a child that is not reaped (`None`: it has ended), and receive
+    /// the terminal of a container. Result: `Adopted`.
     Adopt(Serial, Option<u32>),
-    /// Close the namespaces of a process that has ended.
+    /// Close the namespaces of an ended process.
     DropNamespaces(Serial),
-    /// Let init go on to execve, and watch its error pipe. Result: `LetGo`.
+    /// Start init and watch its error pipe. Result: `LetGo`.
     LetGo(Serial, ContainerId),
-    /// Copy a container's output into its log from now on.
+    /// Start copying a container's output to its log.
     WatchOutputs(Serial),
-    /// Read what init has written to its error pipe so far, and close it. Result: `ErrorPipe`.
+    /// Read what init has written to its error pipe, and close it. Result: `ErrorPipe`.
     ReadErrorPipe(Serial),
     /// Close the error pipe.
     DropErrorPipe(Serial),
-    /// Look at an init that was not reaped. Result: `InitSeen`.
+    /// Examine an init that is not reaped. Result: `InitSeen`.
     LookAtInit(Serial, u32),
-    /// Look whether pause or the process of an exec, which was not reaped, is over. Result: `ProcessSeen`.
+    /// Check whether pause or the process of an exec, which is not reaped, has ended. Result: `ProcessSeen`.
     LookAtProcess(Serial, u32),
-    /// SIGKILL to all in a container's cgroup. Errors show by its not getting empty.
+    /// Kill all processes in a container's cgroup. Errors are ignored; they show in later checks.
     KillCgroup(Serial),
-    /// Look whether a container's cgroup is empty. Result: `CgroupSeen`.
+    /// Check whether a container's cgroup is empty. Result: `CgroupSeen`.
     LookAtCgroup(Serial, CgroupLook),
     /// Kill the processes of sessions in a container. Result: `SessionSeen` for each.
     KillSessions { container: Serial, sessions: Vec<Session> },
-    /// Look whether a container's cgroup has lost a process for memory; for the worker of this exec. Result:
+    /// Check whether a process in a container's cgroup was OOM-killed, for the worker of this exec. Result:
     /// `MemorySeen`.
     LookForOom { exec: Serial, container: Serial },
-    /// Write out what is left of a container's output and close its streams.
+    /// Write the remaining output of a container and close its streams.
     FinishOutputs(Serial),
     /// Remove libcontainer's files of a container.
     RemoveFiles(ContainerId),
-    /// Write a container's exit record. Result: `Recorded`.
+    /// Write a container's exit file. Result: `Recorded`.
     WriteRecord(Serial, ContainerId, ExitFacts),
-    /// Remove an exit record, if there is one. Result: `Served`.
+    /// Remove an exit file, if it exists. Result: `Served`.
     RemoveRecord { requester: Requester, container: ContainerId },
-    /// Open a container's log anew. Result: `Served`.
+    /// Reopen a container's log. Result: `Served`.
     ReopenLog { requester: Requester, serial: Serial },
-    /// Close all that is open for a thing.
+    /// Close all descriptors of an object.
     Release(Serial),
-    /// Leave.
+    /// Exit.
     End,
 }
 
-/// What a worker is to make.
+/// The work of a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Fork {
     /// Pause.
     Pause,
     /// A container.
     Container {
-        /// Below the pod's log folder; `None` discards output.
+        /// Log path below the pod's log folder; `None` discards the output.
         log: Option<String>,
-        /// Its stdio is a terminal.
+        /// Stdio is a terminal.
         terminal: bool,
-        /// Its stdin is kept open.
+        /// Stdin is kept open.
         stdin: bool,
-        /// Pause, whose namespaces it may share.
+        /// Serial of pause, whose namespaces it may share.
         pause: Serial,
     },
     /// A process in a container.
     Exec {
-        /// Which.
+        /// Its serial.
         container: Serial,
     },
 }
 
-/// How to look at a cgroup that is being emptied.
+/// How to check a cgroup whose processes are being killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CgroupLook {
-    /// Processes that a tracer holds on their way out count as gone.
+    /// Ended processes that a tracer keeps from being reaped count as gone.
     pub(crate) patient: bool,
-    /// An init that was not reaped: say whether it is over.
+    /// An init that is not reaped: also report whether it has ended.
     pub(crate) init: Option<u32>,
-    /// Kill and count children of the shim that nobody knows ([`super::Lifecycle::knows`]): a worker that was
-    /// killed may have left them.
+    /// Kill and count unknown children of the shim ([`super::Lifecycle::knows`]): an interrupted worker may
+    /// have left them.
     pub(crate) strays: bool,
 }
 
@@ -109,8 +107,8 @@ pub(crate) struct CgroupLook {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Session {
     pub(crate) exec: Serial,
-    /// Its leader's pid, which is the session's number for as long as a process of it lives.
+    /// Its leader's pid, which is the session id as long as a process of the session exists.
     pub(crate) pid: u32,
-    /// The leader was not reaped: kill it by its pid as well, and say whether it is over.
+    /// The leader is not reaped: kill it by its pid as well, and report whether it has ended.
     pub(crate) unreaped: bool,
 }

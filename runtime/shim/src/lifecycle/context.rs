@@ -1,40 +1,30 @@
-//! What every part of the machine needs: the time, who is connected, and where actions go.
+//! Shared data of the lifecycle's parts: the time, the connection, and the list of actions.
 
 use std::collections::VecDeque;
 
 use model::ContainerId;
 use wire::{ErrorKind, Event, Failure, Reply};
 
-use super::action::{Action, Serial};
+use super::action::Action;
+use super::id::{Requester, Serial};
 use crate::failure::refusal;
 
 /// When an input arrived.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Time {
-    /// Monotonic milliseconds, which all deadlines are in.
+    /// Monotonic time in milliseconds, used for all deadlines.
     pub(crate) ms: u64,
-    /// Nanoseconds since the epoch, for what the daemon is told.
+    /// Nanoseconds since the epoch, for messages to the daemon.
     pub(crate) wall: i64,
 }
 
-/// Who asked for something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Requester {
-    /// The connection that the request came on.
-    pub(crate) generation: u32,
-    /// Its number there.
-    pub(crate) id: u64,
-}
-
-/// The actions to perform, in order, and what decides about them beside the state of a thing.
+/// The actions to perform, in order, and data that all objects share.
 #[derive(Debug, Default)]
 pub(crate) struct Context {
     pub(crate) time: Time,
-    /// The connection, by its number.
+    /// Number of the current connection.
     pub(crate) connection: Option<u32>,
-    /// The pod is being stopped.
-    pub(crate) stopping: bool,
-    /// A worker is at work on a container or an exec, whose child an unknown process may be.
+    /// A worker for a container or an exec is running, so an unknown process may be its child.
     pub(crate) busy: bool,
     pub(crate) actions: VecDeque<Action>,
 }
@@ -45,41 +35,41 @@ impl Context {
         self.actions.push_back(action);
     }
 
-    /// Answers a request, if the connection that it came on is still there.
+    /// Replies to a request, if its connection still exists.
     pub(crate) fn reply(&mut self, to: Requester, reply: Reply) {
         self.reply_with(to, reply, None);
     }
 
-    /// The same, with the descriptor that came with the process of a worker.
+    /// The same, with the descriptor that a worker sent with its process.
     pub(crate) fn reply_with(&mut self, to: Requester, reply: Reply, fd_of: Option<Serial>) {
         if self.is_connected(to) {
             self.act(Action::Reply { to, reply, fd_of });
         }
     }
 
-    /// Answers that it failed.
+    /// Replies that it failed.
     pub(crate) fn fail(&mut self, to: Requester, failure: Failure) {
         self.reply(to, Reply::Failed(failure));
     }
 
-    /// Answers that it is not possible now.
+    /// Replies that it is refused.
     pub(crate) fn refuse(&mut self, to: Requester, kind: ErrorKind, stage: &str, message: impl Into<String>) {
         self.fail(to, refusal(kind, stage, message));
     }
 
-    /// Tells whoever is connected; a daemon that connects later learns it from the snapshot.
+    /// Sends an event to the connected daemon; a later one gets the information in the snapshot.
     pub(crate) fn event(&mut self, event: Event) {
         if self.connection.is_some() {
             self.act(Action::Event(event));
         }
     }
 
-    /// Warns whoever is connected.
+    /// Sends a warning to the connected daemon.
     pub(crate) fn warn(&mut self, container: Option<&ContainerId>, message: String) {
         self.event(Event::Warning { container: container.cloned(), message });
     }
 
-    /// Whether a requester can still be answered.
+    /// Whether a requester can still get a reply.
     pub(crate) fn is_connected(&self, requester: Requester) -> bool {
         self.connection == Some(requester.generation)
     }

@@ -1,54 +1,54 @@
-//! What happens to the shim.
+//! The inputs of the lifecycle.
 
 use wire::{Failure, Reply, Request};
 
-use super::action::Serial;
-use super::context::Requester;
+use super::id::{Requester, Serial};
 
-/// An input of the machine.
+/// An input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Input {
-    /// A daemon has connected; it replaces the one before.
+    /// A daemon has connected; it replaces an earlier one.
     Connected(u32),
-    /// The connection has ended, or was dropped.
+    /// The connection has ended or was closed.
     Disconnected(u32),
-    /// A daemon asks for something, with so many descriptors.
+    /// A request of a daemon, with this number of descriptors.
     Request { requester: Requester, request: Request, fds: usize },
     /// SIGTERM.
     Terminated,
-    /// A child was reaped; its number may be another's from now on. `executed`: whether it had called execve, where
-    /// that is known.
+    /// A child was reaped, so its pid may be reused from now on. `executed`: whether it had called execve, if
+    /// known.
     Reaped { pid: u32, code: i32, executed: Option<bool> },
     /// The time of [`super::Lifecycle::timer`] has come.
     TimerDue,
-    /// A request that needed only one action was served.
+    /// The result of a request that needed only one action.
     Served { requester: Requester, outcome: Result<(), Failure> },
-    /// A worker has made this process. `is_child`: it was a child of the shim, reaped or not, when this was read.
+    /// A worker has created this process. `is_child`: it was a child of the shim, reaped or not, when the
+    /// packet was read.
     Made { serial: Serial, pid: u32, is_child: bool },
-    /// A worker has made a container. As `Made`, with what the daemon is answered.
+    /// A worker has created a container. Like `Made`, with the data of the reply.
     Created { serial: Serial, reply: Reply, pid: u32, is_child: bool },
-    /// Something else that concerns one thing.
+    /// An input for one object.
     Of(Serial, Happened),
 }
 
-/// What happens to pause, a container or an exec.
+/// An input for pause, a container or an exec.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Happened {
     /// Its worker was forked.
     Forked(Result<u32, Failure>),
-    /// Its worker has made a process. `ended`: its code, if it was reaped before anybody knew of it.
+    /// Its worker has created a process. `ended`: its exit code, if it was reaped before.
     Made { pid: u32, ended: Option<i32> },
-    /// Its worker has made a container.
+    /// Its worker has created a container.
     Created { reply: Reply, pid: u32, ended: Option<i32> },
-    /// Its worker has sent the container's streams, which were taken or not.
+    /// Its worker has sent the container's streams, which were accepted or not.
     Prepared(Result<(), Failure>),
-    /// Its worker warns of something.
+    /// A warning of its worker.
     Warning(String),
-    /// Its worker, or the process that it made, says why it failed.
+    /// The failure of its worker or process.
     Failed(Failure),
-    /// All holders of the worker's socket are gone, or have called execve.
+    /// All processes with the worker's socket have ended or called execve.
     Closed,
-    /// No packet waits.
+    /// No packet is left.
     PacketsRead,
     /// Its worker was reaped.
     WorkerReaped(i32),
@@ -58,15 +58,16 @@ pub(crate) enum Happened {
     Adopted(Result<(), Failure>),
     /// Result of `LetGo`.
     LetGo(Result<(), Failure>),
-    /// What init has said on its error pipe; `closed`: nothing more can come.
+    /// Data on init's error pipe; `closed`: the pipe is closed.
     ErrorPipe { said: Option<String>, closed: bool },
-    /// Result of `LookAtInit`; `None` when it cannot be looked at now.
+    /// Result of `LookAtInit`; `None` if it cannot be examined now.
     InitSeen(Option<InitState>),
-    /// Result of `LookAtProcess` or of a session's kill: its code, if it is over though not reaped.
+    /// Result of `LookAtProcess` or of killing its session: its exit code, if it has ended but is not reaped.
     ProcessSeen(Option<i32>),
     /// Result of `LookAtCgroup`.
     CgroupSeen(CgroupState),
-    /// So many processes of its session were killed now; `over`: the leader's code, if it is over though not reaped.
+    /// Number of processes of its session that were killed now; `over`: the leader's exit code, if it has
+    /// ended but is not reaped.
     SessionSeen { count: u32, over: Option<i32> },
     /// Result of `LookForOom`.
     MemorySeen(bool),
@@ -76,50 +77,50 @@ pub(crate) enum Happened {
     Due,
     /// The pod is being stopped.
     Stop,
-    /// The init of the exec's container has ended.
+    /// Init of the exec's container has ended.
     ContainerEnded,
-    /// A daemon asks to start it.
+    /// A request to start it.
     Start(Requester),
-    /// A daemon asks for a signal, to all in its cgroup if `all`.
+    /// A request to send a signal, to all processes in its cgroup if `all`.
     Kill { requester: Requester, signal: i32, all: bool },
-    /// A daemon asks to open its log anew.
+    /// A request to reopen its log.
     ReopenLog(Requester),
-    /// A daemon asks to forget it.
+    /// A request to remove it.
     Forget(Requester),
-    /// A daemon asks to kill its session.
+    /// A request to kill its session.
     KillSession(Requester),
 }
 
-/// An init that was not reaped.
+/// The state of an init that is not reaped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct InitState {
-    /// Its code, if it is over ([`sys::proc::Stat::is_over`]).
+    /// Its exit code, if it has ended ([`sys::proc::Stat::is_over`]).
     pub(crate) over: Option<i32>,
     /// It has called execve.
     pub(crate) executed: bool,
     pub(crate) held: Held,
 }
 
-/// Whether somebody keeps a process from running.
+/// What keeps a process from running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Held {
-    /// Nobody.
+    /// Nothing.
     No,
-    /// By a signal; SIGCONT undoes it.
+    /// A stop signal; SIGCONT continues it.
     Stopped,
-    /// By tracing it.
+    /// A tracer.
     Traced,
 }
 
-/// What a look at a container's cgroup has found.
+/// The state of a container's cgroup.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct CgroupState {
-    /// Nobody is in it.
+    /// It has no processes.
     pub(crate) empty: bool,
-    /// The kernel has killed one of it for memory.
+    /// A process of it was OOM-killed.
     pub(crate) oom_killed: bool,
-    /// Children that nobody knows live, or it cannot be said.
+    /// There are unknown children, or it could not be checked.
     pub(crate) strays: bool,
-    /// The init that was asked for is over, though not reaped.
+    /// The given init has ended but is not reaped.
     pub(crate) init_over: bool,
 }

@@ -1,5 +1,5 @@
-//! The shim's life as data: inputs in, actions out. Nothing here makes a system call, reads a clock or holds a
-//! descriptor; the event loop performs the actions and decides nothing.
+//! The state machine of the shim: each input results in actions. It makes no system calls, reads no clock and
+//! holds no descriptors; the performer carries out the actions and decides nothing.
 //!
 //! ```text
 //!   daemon: requests     ┐                                    ┌ replies, events
@@ -8,24 +8,26 @@
 //!   timer()              │         └─────▲─────┘              │ descriptors to close
 //!   connection           ┘               └──── results ───────┘ end
 //! ```
-//! What the result of an action is stands beside it in [`action`]. A result is the next input, before any other
-//! action and any other input; so nothing can be reaped between the decision to send a signal and the signal.
+//! [`action`] lists the result of each action. A result is the next input, before any other action and any other
+//! input; so nothing can be reaped between the decision to send a signal and the signal.
 //!
-//! The drawings of the phases: [`pause`], [`phase`] (containers), [`exec`]. The table of what each phase does with
-//! each input is docs/shim-states.md; a test prints it. The pod's own phases are few:
+//! The phases are drawn in [`pause`], [`phase`] (containers) and [`exec`]. docs/shim-states.md, printed by a
+//! test, lists what each phase does with each input. The pod itself has few phases:
 //!
 //! ```text
 //!      StopPod            nothing lives
 //! No ──────────► Stopping ──────────────► Stopped ──► End, when the daemon shuts it down or leaves
 //! ```
 //!
-//! A number of a process is used only while it was not reaped. A process may end, and be reaped, before its worker's
-//! packet that names it is read: such ends are remembered while a worker is at work ([`worker::ReapedEarly`]).
+//! A pid is used only while its process is not reaped. A process may end and be reaped before the worker's
+//! packet with its pid is read: such exits are remembered while a worker is running
+//! ([`worker::ReapedEarly`]).
 
 mod action;
 mod container;
 mod context;
 mod exec;
+mod id;
 mod input;
 mod look;
 mod pause;
@@ -37,10 +39,12 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use action::{Action, CgroupLook, Fork, Serial, Session};
-pub(crate) use context::{Requester, Time};
+pub(crate) use action::{Action, CgroupLook, Fork, Session};
+pub(crate) use context::Time;
+pub(crate) use id::{Requester, Serial};
 pub(crate) use input::{CgroupState, Happened, Held, InitState, Input};
 pub(crate) use pod::Lifecycle;
+pub(crate) use worker::SIGKILL;
 
 #[cfg(test)]
 pub(crate) use {

@@ -3,37 +3,38 @@
 //! ```text
 //!              Made                 Closed            Adopted
 //! None ──► Starting ──────────────────────► Adopting ─────────► Running ──► Exited
-//!   ▲         │ failed, late, pod stopped       │                 reaped, or over
+//!   ▲         │ failed, late, pod stopped       │                 reaped, or ended
 //!   └──── Undoing ◄─────────────────────────────┘
-//!     worker and process reaped: the failure is answered
+//!     worker and process reaped: the failure is reported
 //! ```
 
 use wire::{ErrorKind, Event, Failure, Reply, Snapshot};
 
-use super::action::{Action, Fork, Serial};
-use super::context::{Context, Requester};
+use super::action::{Action, Fork};
+use super::context::Context;
+use super::id::{Requester, Serial};
 use super::input::Happened;
 use super::worker::{KILL_AGAIN_MS, Process, Worker, late, left};
 use crate::failure::refusal;
 
-/// How long starting pause may take.
+/// Time limit for starting pause.
 const DEADLINE_MS: u64 = 30_000;
 
-/// Pause and what is known of it.
+/// The state of pause.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) enum Pause {
-    /// Not asked for, or it failed.
+    /// Not requested, or it failed.
     #[default]
     None,
-    /// A worker makes it.
+    /// A worker starts it.
     Starting { serial: Serial, worker: Worker, process: Option<Process> },
-    /// It has called execve; its namespaces are being opened.
+    /// It has called execve; its namespaces are being opened. The result is the next input.
     Adopting { serial: Serial, requester: Requester, process: Process },
-    /// It runs.
+    /// It is running.
     Running { serial: Serial, pid: u32 },
-    /// It is gone.
+    /// It has ended.
     Exited { serial: Serial, pid: u32, code: i32 },
-    /// It failed. What was made is being reaped, then the failure is answered.
+    /// It failed. Its processes are being reaped, then the failure is reported.
     Undoing {
         serial: Serial,
         requester: Requester,
@@ -45,7 +46,7 @@ pub(crate) enum Pause {
 }
 
 impl Pause {
-    /// Begins to start it.
+    /// Starts it.
     pub(crate) fn start(&mut self, serial: Serial, requester: Requester, cx: &mut Context) {
         let worker = Worker::new(requester, cx.time.ms.saturating_add(DEADLINE_MS));
         *self = Self::Starting { serial, worker, process: None };
@@ -63,7 +64,7 @@ impl Pause {
         }
     }
 
-    /// Its serial, while containers can be made beside it.
+    /// Its serial, if containers can be created.
     pub(crate) fn running(&self) -> Option<Serial> {
         if let Self::Running { serial, .. } = self { Some(*serial) } else { None }
     }
@@ -92,42 +93,34 @@ impl Pause {
         }
     }
 
-    /// What a reaped child's number means here.
+    /// Whose process a reaped child is.
     pub(crate) fn reaped(&self, pid: u32, code: i32) -> Option<Happened> {
         let own = Happened::Reaped { code, executed: None };
         match self {
-            Self::Starting { worker, .. } if worker.unreaped() == Some(pid) => {
-                Some(Happened::WorkerReaped(code))
-            }
+            Self::Starting { worker, .. } if worker.pid == Some(pid) => Some(Happened::WorkerReaped(code)),
             Self::Starting { process, .. } => process.as_ref().is_some_and(|p| p.is(pid)).then_some(own),
-            Self::Adopting { process, .. } => process.is(pid).then_some(own),
             Self::Running { pid: running, .. } => (*running == pid).then_some(own),
             Self::Undoing { worker, .. } if *worker == Some(pid) => Some(Happened::WorkerReaped(code)),
             Self::Undoing { process, .. } => (*process == Some(pid)).then_some(own),
-            Self::None | Self::Exited { .. } => None,
+            Self::None | Self::Adopting { .. } | Self::Exited { .. } => None,
         }
     }
 
-    /// What happens to it.
+    /// Handles an input for it.
     pub(crate) fn on(&mut self, happened: Happened, cx: &mut Context) {
         match self {
             Self::Starting { .. } => self.while_starting(happened, cx),
             Self::Adopting { serial, requester, process } => {
-                if let Happened::Reaped { code, .. } = happened {
-                    process.was_reaped(code);
-                }
-                let (serial, requester, process) = (*serial, *requester, *process);
                 let Happened::Adopted(outcome) = happened else { return };
+                let (serial, requester, process) = (*serial, *requester, *process);
                 if let Err(failure) = outcome {
                     return self.undo(serial, requester, failure, None, process.unreaped(), cx);
                 }
                 cx.reply_with(requester, Reply::PauseStarted { pid: process.pid }, Some(serial));
                 cx.act(Action::DropWorker(serial));
                 *self = Self::Running { serial, pid: process.pid };
-                match process.code {
-                    Some(code) => self.end(serial, process.pid, code, cx),
-                    None if cx.stopping => process.kill(cx),
-                    None => {}
+                if let Some(code) = process.code {
+                    self.end(serial, process.pid, code, cx);
                 }
             }
             Self::Running { serial, pid } => {
@@ -149,19 +142,19 @@ impl Pause {
         let Self::Starting { serial, worker, process } = self else { return };
         let serial = *serial;
         match happened {
-            Happened::Forked(Ok(pid)) => worker.pid = pid,
+            Happened::Forked(Ok(pid)) => worker.pid = Some(pid),
             Happened::Forked(Err(failure)) => {
                 cx.fail(worker.requester, failure);
                 *self = Self::None;
             }
             Happened::Made { pid, ended } => *process = Some(Process::new(pid, ended)),
             Happened::Failed(failure) => worker.fail(failure),
-            // The worker has left without a word. Why is known once it is reaped.
+            // The worker exited without a report; the reason is known once it is reaped.
             Happened::Closed if process.is_none() && worker.is_silent() => {}
             Happened::Closed => self.made(cx),
             Happened::Warning(text) => cx.warn(None, text),
             Happened::WorkerReaped(code) => worker.was_reaped(serial, code, cx),
-            // The process it made holds the socket until its execve; without one there is nothing to wait for.
+            // If a process was created, wait for its execve to close the socket.
             Happened::PacketsRead => {
                 if let (Some(code), None) = (worker.reaped, &process) {
                     worker.fail(left(code, false));
@@ -189,7 +182,7 @@ impl Pause {
         }
     }
 
-    /// The worker and its process have said what they had to say.
+    /// The worker and its process will report nothing more.
     fn made(&mut self, cx: &mut Context) {
         let Self::Starting { serial, worker, process } = self else { return };
         let (serial, requester) = (*serial, worker.requester);
@@ -199,8 +192,8 @@ impl Pause {
                 *self = Self::Adopting { serial, requester, process };
             }
             (failure, process) => {
-                let nothing = || refusal(ErrorKind::Internal, "pause", "the worker made nothing");
-                let (failure, worker) = (failure.unwrap_or_else(nothing), worker.unreaped());
+                let nothing = || refusal(ErrorKind::Internal, "pause", "the worker created no process");
+                let (failure, worker) = (failure.unwrap_or_else(nothing), worker.pid);
                 self.undo(serial, requester, failure, worker, process.and_then(|p| p.unreaped()), cx);
             }
         }

@@ -1,63 +1,64 @@
-//! Where a container is, with what is needed only there.
+//! The phases of a container, each with the data that is needed only in it.
 //!
 //! ```text
 //!            Created       Adopted          Start           execve
 //! Creating ──────────► Adopting ──► Created ──────► Starting ──────► Running
 //!    │ failed, late,      │            │               │                │
 //!    │ killed             │            └───────┬───────┴────────────────┘
-//!    ▼                    │                    ▼ init reaped, or over
+//!    ▼                    │                    ▼ init reaped, or ended
 //! Undoing ◄───────────────┘                 Ending    its cgroup is killed until it is empty
-//!    │ nothing is left                         ▼
-//!    ▼ the failure is answered             Recording  the exit record is written
-//!  Gone ◄────── Forget ────── Exited ◄─────────┘ the exit is told
+//!    │ no process left                         ▼
+//!    ▼ the failure is reported             Recording  the exit file is written
+//!  Gone ◄────── Forget ────── Exited ◄─────────┘ the exit is reported
 //! ```
 
 use wire::{ContainerState, ErrorKind, ExitFacts, Failure, Reply};
 
-use super::action::CgroupLook;
-use super::context::{Context, Requester};
+use super::context::Context;
+use super::id::Requester;
 use super::look::Look;
 use super::worker::{Process, Worker};
 use crate::failure::refusal;
 
-/// Code of a container that could not be started.
+/// Exit code of a container that could not be started.
 const START_FAILED: i32 = 128;
-/// A memory limit under which any container can be made, bytes: what worker and init take, with room.
-const LEAST_MEMORY: u64 = 8 << 20;
-/// Longest start error that is kept, as JSON writes it. With it a snapshot of full tables fits what may wait for a
-/// daemon (`conn::MAX_QUEUED`).
+/// A memory limit that suffices to create any container, in bytes: the memory of worker and init, with a
+/// reserve.
+const MIN_MEMORY: u64 = 8 << 20;
+/// Longest start error that is kept, in bytes of its JSON form. With this limit a snapshot of full tables
+/// fits into the queue for a daemon (`conn::MAX_QUEUED`).
 pub(crate) const MAX_START_ERROR: usize = 1024;
 
-/// Where a container is.
+/// The phase of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// A worker makes it.
+    /// A worker creates it.
     Creating(Worker),
-    /// It is made; its namespaces and its terminal are being opened.
+    /// Init exists; its namespaces and its terminal are being opened. The result is the next input.
     Adopting { requester: Requester, worker: Option<u32>, process: Process, reply: Reply },
-    /// Init waits.
+    /// Init waits for the start request.
     Created(Init),
-    /// Init was told to go on; its execve is awaited.
+    /// Init was started; its execve is awaited.
     Starting { init: Init, requester: Requester, look: Look, said: Option<String>, pipe_closed: bool },
     /// Init has called execve.
     Running { init: Init, started_at: i64 },
-    /// Init is gone; what it left in its cgroup is being killed.
+    /// Init has ended; remaining processes in its cgroup are being killed.
     Ending(Ending),
-    /// Creation failed; what it left is being killed, then the failure is answered.
+    /// Creation failed; its processes are being killed, then the failure is reported.
     Undoing(Undoing),
-    /// Nothing is left; the exit record is being written.
+    /// No process is left; the exit file is being written.
     Recording { pid: u32, facts: ExitFacts, failed: Option<(Requester, Failure)> },
-    /// Over.
+    /// It has exited.
     Exited { pid: u32, facts: ExitFacts },
-    /// To be taken out of the table.
+    /// To be removed from the table.
     Gone,
 }
 
-/// Init, which was not reaped.
+/// Init, which is not reaped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Init {
     pub(crate) pid: u32,
-    /// SIGKILL was sent to it: when to look whether it is over but cannot be reaped.
+    /// It was killed: when to check whether it has ended but cannot be reaped.
     pub(crate) killed: Option<Look>,
 }
 
@@ -72,7 +73,7 @@ impl Init {
     }
 }
 
-/// An end that has begun.
+/// A container that is ending.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ending {
     pub(crate) pid: u32,
@@ -82,17 +83,17 @@ pub(crate) struct Ending {
     pub(crate) look: Look,
 }
 
-/// A start that its init did not live to see.
+/// A start request whose init ended before execve.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Unstarted {
     pub(crate) requester: Requester,
     pub(crate) executed: Option<bool>,
-    /// Why, in init's words.
+    /// Init's error.
     pub(crate) said: Option<String>,
 }
 
 impl Unstarted {
-    /// What is answered, and noted as the container's end.
+    /// The error for the reply and for the container's exit.
     pub(crate) fn failed(self, facts: &mut ExitFacts) -> Failure {
         let message = self.said.unwrap_or_else(|| {
             let memory = if facts.oom_killed { ": its memory limit is too small" } else { "" };
@@ -112,21 +113,21 @@ pub(crate) struct Undoing {
     pub(crate) failure: Failure,
     /// The worker, until it is reaped.
     pub(crate) worker: Option<u32>,
-    /// Init, if one was made, until it is reaped.
+    /// Init, if it exists, until it is reaped.
     pub(crate) init: Option<u32>,
     pub(crate) look: Look,
 }
 
 impl Undoing {
-    /// What is answered. The worker or init does not know when its memory was too small, and what it left unsaid
-    /// shows as something else.
+    /// The failure to report. Worker and init do not notice that their memory limit is too small; it shows as
+    /// other errors.
     pub(crate) fn failed(&self, oom_killed: bool) -> Failure {
         let failure = &self.failure;
         if failure.kind != ErrorKind::Internal || !oom_killed {
             return failure.clone();
         }
         let message = format!(
-            "too small for a container to be made in it, {LEAST_MEMORY} bytes are enough ({}: {})",
+            "too small to create a container, {MIN_MEMORY} bytes are enough ({}: {})",
             failure.stage, failure.message
         );
         refusal(ErrorKind::Invalid, "memory_limit_in_bytes", message)
@@ -134,7 +135,7 @@ impl Undoing {
 }
 
 impl Phase {
-    /// As the daemon is told.
+    /// The state as reported to the daemon.
     pub(crate) fn state(&self) -> ContainerState {
         let unless_started = |at: i64| {
             if at > 0 { ContainerState::Running { started_at: at } } else { ContainerState::Created }
@@ -145,7 +146,7 @@ impl Phase {
             }
             Self::Created(_) | Self::Starting { .. } => ContainerState::Created,
             Self::Running { started_at, .. } => ContainerState::Running { started_at: *started_at },
-            // Not over before its cgroup is empty and its record is written.
+            // It counts as exited when its cgroup is empty and its exit file is written.
             Self::Ending(Ending { facts, .. }) | Self::Recording { facts, .. } => {
                 unless_started(facts.started_at)
             }
@@ -153,7 +154,7 @@ impl Phase {
         }
     }
 
-    /// Init's pid, as the daemon was told; 0 until there is one.
+    /// Init's pid as reported to the daemon; 0 until there is one.
     pub(crate) fn pid(&self) -> u32 {
         match self {
             Self::Creating(_) | Self::Undoing(Undoing { init: None, .. }) | Self::Gone => 0,
@@ -164,7 +165,7 @@ impl Phase {
         }
     }
 
-    /// Init, while it was not seen to end.
+    /// Init, unless its end is known.
     pub(crate) fn init_mut(&mut self) -> Option<&mut Init> {
         match self {
             Self::Created(init) | Self::Starting { init, .. } | Self::Running { init, .. } => Some(init),
@@ -172,7 +173,7 @@ impl Phase {
         }
     }
 
-    /// Whether its init lives and was not killed.
+    /// Whether its init is running and was not killed.
     pub(crate) fn thrives(&self) -> bool {
         match self {
             Self::Created(init) | Self::Starting { init, .. } | Self::Running { init, .. } => {
@@ -182,7 +183,7 @@ impl Phase {
         }
     }
 
-    /// When to look at init, and its pid.
+    /// When to check init, and its pid.
     pub(crate) fn init_timer(&self) -> Option<(u32, u64)> {
         match self {
             Self::Created(Init { pid, killed: Some(look) })
@@ -193,7 +194,7 @@ impl Phase {
         }
     }
 
-    /// Init is being looked at: again later.
+    /// Init is being checked; sets the time of the next check.
     pub(crate) fn postpone(&mut self, now: u64) {
         if let Self::Starting { look, .. } = self {
             look.start_again(now);
@@ -203,7 +204,7 @@ impl Phase {
         }
     }
 
-    /// When something is to be done without being asked (monotonic ms).
+    /// When its next timer is due (monotonic ms).
     pub(crate) fn timer(&self) -> Option<u64> {
         match self {
             Self::Creating(worker) => Some(worker.deadline),
@@ -211,23 +212,9 @@ impl Phase {
             other => other.init_timer().map(|(_, at)| at),
         }
     }
-
-    /// How to look at the cgroup of one that is being killed, and the init to kill before. `busy`: an unknown
-    /// child may be that of a worker at work.
-    pub(crate) fn look_at_cgroup(&self, busy: bool) -> Option<(CgroupLook, Option<u32>)> {
-        match self {
-            Self::Ending(Ending { look, .. }) => {
-                Some((CgroupLook { patient: look.is_patient(), init: None, strays: false }, None))
-            }
-            Self::Undoing(Undoing { look, init, .. }) => {
-                Some((CgroupLook { patient: look.is_patient(), init: *init, strays: !busy }, *init))
-            }
-            _ => None,
-        }
-    }
 }
 
-/// The beginning of a text that takes at most [`MAX_START_ERROR`] bytes as a JSON string, quotes not counted.
+/// The beginning of a text, cut to at most [`MAX_START_ERROR`] bytes as a JSON string without quotes.
 pub(crate) fn cut_start_error(text: &str) -> String {
     let mut room = MAX_START_ERROR;
     let fits = text.chars().take_while(|c| {

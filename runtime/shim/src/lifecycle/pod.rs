@@ -1,24 +1,27 @@
-//! The pod: what it holds, and where each input goes.
+//! The pod: its objects, and the dispatch of inputs.
 
 use model::ContainerId;
 use wire::{Reply, Snapshot};
 
-use super::action::{Action, Serial, Session};
+use super::action::{Action, Session};
 use super::container::Container;
-use super::context::{Context, Requester, Time};
+use super::context::{Context, Time};
 use super::exec::Exec;
+use super::id::{Requester, Serial};
 use super::input::{Happened, Input};
 use super::look::KILLED_MS;
 use super::pause::Pause;
 use super::phase::Phase;
 use super::worker::ReapedEarly;
 
-/// Most execs at once.
+/// Most concurrent execs.
 pub(crate) const MAX_EXECS: usize = 1024;
-/// Most execs that were answered though a process of theirs cannot be killed: in a frozen cgroup, or in the kernel.
+/// Most finished execs with a process that cannot be killed: it is in a frozen cgroup, or hangs in the
+/// kernel.
 pub(crate) const MAX_LEFTOVERS: usize = 256;
 
-/// Everything the shim knows but descriptors. Lists, not maps: they are short, and give memory back.
+/// The whole state of the shim without descriptors. The tables are lists, not maps: they are short and return
+/// memory.
 #[derive(Debug, Default)]
 pub(crate) struct Lifecycle {
     pub(crate) pause: Pause,
@@ -27,30 +30,31 @@ pub(crate) struct Lifecycle {
     pub(crate) stop: Stop,
     early: ReapedEarly,
     pub(super) last_serial: u32,
-    /// SIGTERM came: leave as soon as nothing of the pod lives. A shutdown of the host sends it to all processes.
+    /// SIGTERM was received: exit when no process of the pod is left. A host shutdown sends it to all
+    /// processes.
     terminated: bool,
     ended: bool,
     pub(crate) cx: Context,
 }
 
-/// Whether the pod is being stopped.
+/// The state of stopping the pod.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stop {
-    /// No.
+    /// Not requested.
     #[default]
     No,
-    /// What a tracer keeps from being reaped is looked at now and then.
+    /// The pod is being stopped. Processes that a tracer keeps from being reaped are checked from time to
+    /// time.
     Stopping { requester: Requester, look_at: u64 },
-    /// Nothing lives: leave when the daemon does.
+    /// No process is left: exit when the daemon disconnects.
     Stopped,
 }
 
 impl Lifecycle {
-    /// Takes an input; what is to be done about it is added to the actions ([`Self::next_action`]).
+    /// Handles an input and adds the resulting actions ([`Self::next_action`]).
     pub(crate) fn input(&mut self, time: Time, input: Input) {
         self.cx.time = time;
-        self.cx.busy = self.containers.iter().any(|c| matches!(c.phase, Phase::Creating(_)))
-            || self.execs.iter().any(Exec::works);
+        self.cx.busy = self.is_busy();
         match input {
             Input::Connected(generation) => {
                 self.cx.connection = Some(generation);
@@ -85,7 +89,7 @@ impl Lifecycle {
         self.tidy();
     }
 
-    /// The next thing to do.
+    /// The next action.
     pub(crate) fn next_action(&mut self) -> Option<Action> {
         self.cx.actions.pop_front()
     }
@@ -95,24 +99,24 @@ impl Lifecycle {
         self.cx.actions.push_front(action);
     }
 
-    /// Gives back what the queue of actions has allocated beyond so many.
+    /// Frees the capacity of the action queue beyond this number of entries.
     pub(crate) fn shrink(&mut self, keep: usize) {
         if self.cx.actions.capacity() > keep {
             self.cx.actions.shrink_to(keep);
         }
     }
 
-    /// The id of a container that is held.
+    /// The id of the container with this serial.
     pub(crate) fn container_id(&self, serial: Serial) -> Option<&ContainerId> {
         self.containers.iter().find(|container| container.serial == serial).map(|container| &container.id)
     }
 
-    /// The serial of a container that is held.
+    /// The serial of the container with this id.
     pub(crate) fn container_serial(&self, id: &ContainerId) -> Option<Serial> {
         self.containers.iter().find(|container| container.id == *id).map(|container| container.serial)
     }
 
-    /// When [`Input::TimerDue`] is wanted (monotonic ms).
+    /// When [`Input::TimerDue`] is due (monotonic ms).
     pub(crate) fn timer(&self) -> Option<u64> {
         let containers = self.containers.iter().filter_map(|container| container.phase.timer());
         let stop = if let Stop::Stopping { look_at, .. } = self.stop { Some(look_at) } else { None };
@@ -120,28 +124,28 @@ impl Lifecycle {
         containers.chain(execs).chain(self.pause.timer()).chain(stop).min()
     }
 
-    /// What the shim holds, as a daemon that connects is told.
+    /// The snapshot for a daemon that connects.
     pub(crate) fn snapshot(&self) -> impl Iterator<Item = Snapshot> {
         let containers = self.containers.iter().map(Container::snapshot);
         let execs = self.execs.iter().filter(|exec| exec.is_listed()).map(Exec::snapshot);
         self.pause.snapshot().into_iter().chain(containers).chain(execs)
     }
 
-    /// Whether a process of the pod lives.
+    /// Whether a process of the pod is left.
     pub(crate) fn lives(&self) -> bool {
         self.pause.lives()
             || self.containers.iter().any(|c| !matches!(c.phase, Phase::Exited { .. }))
             || self.execs.iter().any(Exec::lives)
     }
 
-    /// Whether a child is one of those that are known; its number must be its own.
+    /// Whether a child that is not reaped is known.
     pub(crate) fn knows(&self, pid: u32) -> bool {
         self.pause.reaped(pid, 0).is_some()
             || self.containers.iter().any(|c| c.reaped(pid, 0, None).is_some())
             || self.execs.iter().any(|exec| exec.reaped(pid, 0).is_some())
     }
 
-    /// Whether it is of interest if a child that is about to be reaped has called execve.
+    /// Whether it matters if a child that is about to be reaped has called execve.
     pub(crate) fn is_starting(&self, pid: u32) -> bool {
         self.containers.iter().any(|c| matches!(&c.phase, Phase::Starting { init, .. } if init.pid == pid))
     }
@@ -154,7 +158,7 @@ impl Lifecycle {
             let earlier = self.cx.actions.len();
             container.on(happened, &mut self.cx);
             if ran && !matches!(container.phase, Phase::Running { .. }) {
-                // Before its cgroup is looked at: no worker may join that after it was found empty.
+                // Before the cgroup is checked: no worker may join it after it was found empty.
                 let end = self.cx.actions.split_off(earlier);
                 for exec in self.execs.iter_mut().filter(|exec| exec.container == serial) {
                     exec.on(Happened::ContainerEnded, false, &mut self.cx);
@@ -167,8 +171,8 @@ impl Lifecycle {
         }
     }
 
-    /// The code of a process that was reaped before its worker told of it. A number that somebody known has now is
-    /// not the new one's, whoever was its child meanwhile.
+    /// The exit code of a process that was reaped before its worker reported it. If a known process has the
+    /// pid now, the new process cannot be meant.
     fn ended_early(&mut self, pid: u32, is_child: bool) -> Option<i32> {
         (!is_child || self.knows(pid)).then(|| self.early.take(pid))
     }
@@ -181,14 +185,15 @@ impl Lifecycle {
         let exec = || self.execs.iter().find_map(|exec| Some((exec.serial, exec.reaped(pid, code)?)));
         match container.or_else(exec) {
             Some((serial, happened)) => self.of(serial, happened),
-            None if self.works() => self.early.remember(pid, code),
+            None if self.cx.busy || self.pause.works() => self.early.remember(pid, code),
             None => {}
         }
     }
 
-    /// Whether a worker may still tell of a process.
-    fn works(&self) -> bool {
-        self.cx.busy || self.pause.works()
+    /// Whether a worker of a container or an exec is running.
+    fn is_busy(&self) -> bool {
+        self.containers.iter().any(|c| matches!(c.phase, Phase::Creating(_)))
+            || self.execs.iter().any(Exec::works)
     }
 
     fn timer_due(&mut self) {
@@ -209,7 +214,7 @@ impl Lifecycle {
         self.look_at_stopped(now);
     }
 
-    /// The sessions of one container are killed together: however many there are, its processes are listed once.
+    /// The sessions of one container are killed together, so that its processes are listed once.
     fn kill_sessions(&mut self, now: u64) {
         let mut due: Vec<(Serial, Session)> =
             self.execs.iter().filter_map(|exec| Some((exec.container, exec.session_due(now)?))).collect();
@@ -221,7 +226,7 @@ impl Lifecycle {
         }
     }
 
-    /// Pause and execs of a stopped pod that a tracer keeps from being reaped are over all the same.
+    /// Pause and execs of a stopped pod that a tracer keeps from being reaped count as ended.
     fn look_at_stopped(&mut self, now: u64) {
         let Stop::Stopping { look_at, .. } = &mut self.stop else { return };
         if *look_at > now {
@@ -238,7 +243,8 @@ impl Lifecycle {
         }
     }
 
-    /// After each input: what is over leaves the tables, and who waits for the pod's end is answered.
+    /// After each input: removes ended objects from the tables, and replies to the request that stops the
+    /// pod.
     fn tidy(&mut self) {
         let held = self.containers.len();
         self.containers.retain(|container| container.phase != Phase::Gone);
@@ -256,17 +262,13 @@ impl Lifecycle {
         if self.execs.is_empty() && self.execs.capacity() > 16 {
             self.execs = Vec::new();
         }
-        if !self.early.is_empty() && !self.containers.iter().any(|c| matches!(c.phase, Phase::Creating(_))) {
-            let works = self.pause.works() || self.execs.iter().any(Exec::works);
-            if !works {
-                self.early.clear();
-            }
+        if !self.early.is_empty() && !self.is_busy() && !self.pause.works() {
+            self.early.clear();
         }
         if let Stop::Stopping { requester, .. } = self.stop
             && !self.lives()
         {
             self.stop = Stop::Stopped;
-            self.cx.stopping = false;
             self.cx.reply(requester, Reply::Done);
         }
         if self.terminated && !self.lives() {

@@ -1,12 +1,12 @@
-//! What the daemon asks, and whether it is allowed now.
+//! Requests of the daemon, and whether they are allowed now.
 
 use model::{ContainerId, ExecId};
 use wire::{ErrorKind, MAX_CONTAINERS, Reply, Request};
 
-use super::action::{Action, Fork, Serial};
+use super::action::{Action, Fork};
 use super::container::Container;
-use super::context::Requester;
 use super::exec::{Exec, Wanted};
+use super::id::{Requester, Serial};
 use super::input::Happened;
 use super::look::KILLED_MS;
 use super::pause::Pause;
@@ -14,7 +14,7 @@ use super::phase::Phase;
 use super::pod::{Lifecycle, MAX_EXECS, MAX_LEFTOVERS, Stop};
 
 impl Lifecycle {
-    /// Does what is asked, or refuses it.
+    /// Carries out or refuses a request.
     pub(super) fn request(&mut self, requester: Requester, request: Request, fds: usize) {
         match request {
             Request::StartPause => self.start_pause(requester),
@@ -48,7 +48,7 @@ impl Lifecycle {
             Request::KillExec { exec } => self.kill_exec(requester, exec),
             Request::StopPod => self.stop_pod(requester),
             Request::Shutdown if self.lives() => {
-                self.cx.refuse(requester, ErrorKind::Busy, "shutdown", "processes of the pod live");
+                self.cx.refuse(requester, ErrorKind::Busy, "shutdown", "processes of the pod are running");
             }
             Request::Shutdown => {
                 self.cx.reply(requester, Reply::Done);
@@ -58,7 +58,7 @@ impl Lifecycle {
                 requester,
                 ErrorKind::Unsupported,
                 "request",
-                "the request, or what comes with it, is not known to this shim: its pod must be made anew",
+                "this shim does not support the request or its descriptors: the pod must be recreated",
             ),
         }
     }
@@ -86,7 +86,7 @@ impl Lifecycle {
         self.pause.start(serial, requester, &mut self.cx);
     }
 
-    /// Pause's serial, when a container may be made.
+    /// Pause's serial, if a container may be created.
     fn may_create(&mut self, requester: Requester, id: &ContainerId) -> Option<Serial> {
         let (kind, message) = match self.pause.running() {
             Some(_) if self.container_serial(id).is_some() => {
@@ -94,10 +94,10 @@ impl Lifecycle {
             }
             Some(_) if self.containers.len() >= MAX_CONTAINERS => (
                 ErrorKind::Exhausted,
-                format!("the pod has {MAX_CONTAINERS} containers, dead ones included: remove some first"),
+                format!("the pod has {MAX_CONTAINERS} containers, exited ones included: remove some first"),
             ),
             Some(serial) if self.stop == Stop::No => return Some(serial),
-            _ => (ErrorKind::WrongState, "pause does not run, or the pod is being stopped".to_owned()),
+            _ => (ErrorKind::WrongState, "pause is not running, or the pod is being stopped".to_owned()),
         };
         self.cx.refuse(requester, kind, "create", message);
         None
@@ -116,11 +116,11 @@ impl Lifecycle {
             |exec: &&Exec| exec.is_listed() && exec.id == id && exec.generation == requester.generation;
         let container = self.containers.iter().find(|container| container.id == *container_id);
         let (kind, stage, message) = if fds != 1 && fds != 4 {
-            (ErrorKind::Invalid, "exec", "a plan, and three streams or none, are wanted".to_owned())
+            (ErrorKind::Invalid, "exec", "a plan, and three streams or none, are expected".to_owned())
         } else if self.execs.iter().any(|exec| same(&exec)) {
             (ErrorKind::WrongState, "exec", format!("exec {} exists", id.0))
         } else if listed >= MAX_EXECS {
-            let message = format!("{MAX_EXECS} execs run in the pod: some must end first");
+            let message = format!("{MAX_EXECS} execs are running in the pod: some must end first");
             (ErrorKind::Exhausted, "exec", message)
         } else if self.execs.len() - listed >= MAX_LEFTOVERS {
             let message = format!(
@@ -141,14 +141,16 @@ impl Lifecycle {
                     self.execs.push(Exec::start(serial, wanted, &mut self.cx));
                     return;
                 }
-                Some(_) => (ErrorKind::WrongState, "exec", format!("container {container_id} does not run")),
+                Some(_) => {
+                    (ErrorKind::WrongState, "exec", format!("container {container_id} is not running"))
+                }
             }
         };
         self.cx.refuse(requester, kind, stage, message);
     }
 
     fn kill_exec(&mut self, requester: Requester, id: ExecId) {
-        // Its own first; those of an earlier daemon are known to this one by the number in the snapshot.
+        // Execs of this connection first; the daemon knows those of an earlier one by the id in the snapshot.
         let find = |own: bool| {
             let mut listed = self.execs.iter().filter(|exec| exec.is_listed() && exec.id == id);
             listed.find(|exec| !own || exec.generation == requester.generation).map(|exec| exec.serial)
@@ -160,12 +162,16 @@ impl Lifecycle {
     }
 
     fn stop_pod(&mut self, requester: Requester) {
-        // A second one takes the place of the first, whose daemon is gone or has given up.
+        // A second request replaces the first, whose daemon has gone or timed out.
         if let Stop::Stopping { requester: first, .. } = self.stop {
-            self.cx.refuse(first, ErrorKind::Busy, "stop", "a later request to stop the pod took its place");
+            self.cx.refuse(
+                first,
+                ErrorKind::Busy,
+                "stop",
+                "a later request to stop the pod replaced this one",
+            );
         }
         self.stop = Stop::Stopping { requester, look_at: self.cx.time.ms + KILLED_MS };
-        self.cx.stopping = true;
         for container in &mut self.containers {
             container.on(Happened::Stop, &mut self.cx);
         }

@@ -1,4 +1,5 @@
-//! Performs the lifecycle's actions. It decides nothing: an action that can fail has a result, which is an input.
+//! Carries out the lifecycle's actions. It decides nothing: an action that can fail has a result, which is an
+//! input.
 
 mod workers;
 
@@ -19,28 +20,28 @@ use crate::lifecycle::{Action, CgroupLook, CgroupState, Happened, Input, Lifecyc
 use crate::link::Link;
 use crate::{bundle, processes};
 
-/// What the shim was started with, for its workers and files.
+/// The initial data of the shim, for workers and files.
 pub(crate) struct Given {
     pub(crate) pause_binary: OwnedFd,
     pub(crate) records: Records,
     pub(crate) log_dir: Option<OwnedFd>,
 }
 
-/// All that the shim holds of the kernel's.
+/// All kernel objects of the shim.
 pub(crate) struct Performer {
     pub(crate) epoll: Epoll,
     pub(crate) link: Link,
     pub(crate) descriptors: Descriptors,
     pub(crate) buffers: Buffers,
-    /// Descriptors of the request that is being served.
+    /// Descriptors of the current request.
     pub(crate) incoming: Vec<OwnedFd>,
     pub(crate) given: Given,
-    /// Results of actions, and what else has happened, to be told in this order.
+    /// Results of actions and other inputs, in order.
     pub(crate) inputs: VecDeque<Input>,
 }
 
 impl Performer {
-    /// Performs one action. Returns it when it is to be performed again after its result was told.
+    /// Performs one action. Returns it if it must be performed again after its result was handled.
     pub(crate) fn perform(&mut self, action: Action, lifecycle: &Lifecycle) -> Option<Action> {
         match action {
             Action::Greet => {
@@ -134,7 +135,7 @@ impl Performer {
     fn perform_on_container(&mut self, serial: Serial, action: Action, lifecycle: &Lifecycle) {
         let Self { epoll, descriptors, buffers, .. } = self;
         let Some(container) = descriptors.container_mut(serial) else {
-            // Its fork has failed, so that nothing of it is there.
+            // A container has descriptors as long as it is checked. If it had none, it must not wait forever.
             if let Action::LookAtCgroup(..) = action {
                 let state = CgroupState { empty: true, ..CgroupState::default() };
                 self.result(serial, Happened::CgroupSeen(state));
@@ -183,7 +184,7 @@ impl Performer {
         self.inputs.push_back(Input::Served { requester, outcome });
     }
 
-    /// A daemon that does not read, or that was lost otherwise, is dropped.
+    /// Closes the connection after an error, for example if the daemon does not read.
     pub(crate) fn unless_lost(&mut self, sent: Result<(), Lost>) {
         if let Err(_lost) = sent
             && let Some(generation) = self.link.hang_up(&self.epoll)
@@ -192,7 +193,7 @@ impl Performer {
         }
     }
 
-    /// Warns of a container's log.
+    /// Sends a warning about a container's log.
     pub(crate) fn warn(&mut self, serial: Serial, warning: Option<String>, lifecycle: &Lifecycle) {
         if let Some((text, id)) = warning.zip(lifecycle.container_id(serial)) {
             let sent = self.link.warn(id, text, &self.epoll);

@@ -1,4 +1,4 @@
-//! Workers: their forks, their packets, and the processes that they make.
+//! Workers: their forks, their packets, and the processes that they create.
 
 use std::os::fd::AsFd as _;
 
@@ -12,7 +12,7 @@ use crate::create::Streams as Wanted;
 use crate::descriptors::{Cgroups, Container};
 use crate::failure::{failure, refusal};
 use crate::io::output::LogFile;
-use crate::lifecycle::{Fork, Happened, Input, Lifecycle, Serial};
+use crate::lifecycle::{Fork, Happened, Input, Lifecycle, SIGKILL, Serial};
 use crate::packet::{self, Packet};
 use crate::streams::Streams;
 use crate::tokens::Watched;
@@ -42,7 +42,7 @@ impl Performer {
                 forks::exec(&fds, &container.cgroups, namespaces)
             }
             Fork::Container { log, terminal, stdin, pause } => {
-                // Before anything is made: a log that cannot be written is the most likely thing to fail.
+                // First, because a log that cannot be opened is the most likely failure.
                 let log = self.open_log(log.as_deref())?;
                 let Some(pause) = self.descriptors.namespaces(*pause) else {
                     return Err(refusal(ErrorKind::Internal, "create", "pause's namespaces are closed"));
@@ -61,7 +61,7 @@ impl Performer {
         };
         let (pid, socket) = forked.map_err(failed)?;
         if let Err(error) = self.epoll.add(socket.as_fd(), Watched::Worker(serial).token(), Interest::READ) {
-            drop(processes::signal(pid, 9));
+            drop(processes::signal(pid, SIGKILL));
             return Err(failure(ErrorKind::Internal, "epoll", &error));
         }
         self.descriptors.add_worker(serial, socket);
@@ -79,7 +79,7 @@ impl Performer {
         }
     }
 
-    /// Reads one packet of a worker. False when there is none.
+    /// Reads one packet of a worker. Returns false if there is none.
     pub(super) fn read_packet(&mut self, serial: Serial) -> bool {
         let Self { descriptors, buffers, epoll, .. } = self;
         let Some(worker) = descriptors.worker(serial).filter(|worker| !worker.closed) else { return false };
@@ -107,7 +107,7 @@ impl Performer {
                     Input::Created { serial, reply, pid, is_child: processes::is_child(pid) }
                 }
                 _ => {
-                    let wrong = refusal(ErrorKind::Internal, "worker", "an answer of a wrong kind");
+                    let wrong = refusal(ErrorKind::Internal, "worker", "a packet of the wrong kind");
                     Input::Of(serial, Happened::Failed(wrong))
                 }
             },
@@ -131,12 +131,12 @@ impl Performer {
 
     pub(super) fn drop_worker(&mut self, serial: Serial) {
         if let Some(worker) = self.descriptors.drop_worker(serial) {
-            // It may have been removed at its end.
+            // The entry may have been removed at the worker's end.
             drop(self.epoll.remove(worker.socket.as_fd()));
         }
     }
 
-    /// Opens the namespaces of a process that waits to be started, so that these are those it was made with.
+    /// Opens the namespaces of a process before it is started, so that they are those it was created with.
     pub(super) fn adopt(&mut self, serial: Serial, pid: Option<u32>) -> Result<(), Failure> {
         if let Some(pid) = pid {
             let failed = |error| failure(ErrorKind::Internal, &format!("namespaces of {pid}"), &error);

@@ -1,4 +1,4 @@
-//! A container by libcontainer: the least that it needs to be told, and its call.
+//! Creates a container with libcontainer, from a minimal configuration.
 
 use std::os::fd::AsRawFd as _;
 
@@ -65,11 +65,11 @@ pub(crate) fn spec(plan: &ContainerPlan, holders: &Holders) -> Result<Value, NoH
     }))
 }
 
-/// Has libcontainer make init from the bundle. Returns its pid in the caller's PID namespace. Its parent is
+/// Has libcontainer create init from the bundle. Returns its pid in the caller's PID namespace. Its parent is
 /// the caller's parent.
 ///
 /// # Errors
-/// libcontainer's.
+/// The errors of libcontainer.
 pub(crate) fn build(id: &ContainerId, init: Init) -> Result<u32, LibcontainerError> {
     let container = ContainerBuilder::new(id.as_str().to_owned(), SyscallType::default())
         .with_root_path(STATE)?

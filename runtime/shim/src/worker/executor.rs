@@ -1,6 +1,6 @@
-//! What libcontainer calls in init. `validate` runs after pivot_root and before init is reported ready: it
-//! finishes the root file system and gives all power away that the container's process is not to have. `exec`
-//! runs when the container is started, perhaps much later: it becomes the process.
+//! The functions that libcontainer calls in init. `validate` runs after pivot_root and before init is
+//! reported ready: it completes the root file system and drops all privileges that the container's process
+//! must not have. `exec` runs when the container is started, perhaps much later: it becomes the process.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -18,26 +18,26 @@ use super::stage;
 use crate::held::WorkerOnly;
 use crate::process::{self, Ready, Road};
 
-/// What `ps` in a shared PID namespace shows of an init that waits.
+/// The name of a waiting init in `ps`, in a shared PID namespace.
 pub(crate) const TITLE: &std::ffi::CStr = c"copepod-init";
 
-/// What init needs, moved out as it is used.
+/// The data of init, taken out when it is used.
 pub(crate) struct Parts {
     /// The rest of the create.
     pub(crate) late: Late,
-    /// Where a failure of that is told.
+    /// The descriptor for its errors.
     pub(crate) failed: OwnedFd,
-    /// What to become.
+    /// The process plan.
     pub(crate) process: ProcessPlan,
-    /// As whom.
+    /// The user.
     pub(crate) user: User,
-    /// Where a failure of that is told; closed by execve.
+    /// The descriptor for its errors; closed by execve.
     pub(crate) report: OwnedFd,
     /// What only the worker needs. Init drops its copies, the worker has its own back ([`Init::take_back`]).
     pub(crate) worker: WorkerOnly,
 }
 
-/// libcontainer clones executors; all clones are one.
+/// libcontainer clones executors; all clones share this.
 #[derive(Clone)]
 pub(crate) struct Init {
     parts: Rc<RefCell<Option<Parts>>>,
@@ -85,7 +85,7 @@ impl Executor for Init {
     }
 
     fn setup_envs(&self, _envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
-        // The environment is given to execve; this process needs none.
+        // The environment is passed to execve; this process does not need it.
         Ok(())
     }
 
@@ -97,7 +97,7 @@ impl Executor for Init {
     }
 }
 
-/// Makes it the controlling terminal of the caller, who leads a session, and its stdio.
+/// Makes it the controlling terminal and the stdio of the caller, which is a session leader.
 fn take_terminal(terminal: &OwnedFd) -> std::io::Result<()> {
     rustix::process::ioctl_tiocsctty(terminal)?;
     sys::fds::set_stdio(terminal.as_fd(), terminal.as_fd(), terminal.as_fd())

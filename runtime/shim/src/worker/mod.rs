@@ -1,4 +1,4 @@
-//! Creating a container, in a process forked for it: whatever hangs, leaks or panics ends with that process.
+//! Creates a container in a forked process: hangs, leaks and panics are limited to that process.
 
 mod container;
 mod dev;
@@ -28,7 +28,7 @@ use stage::{Step, internal, invalid};
 use crate::held::{Answer, Holders, WorkerOnly};
 use crate::{bundle, process, user};
 
-/// Largest plan, bytes: environments and filters are the long parts.
+/// Largest plan in bytes: environments and filters are its long parts.
 const LARGEST_PLAN: usize = 16 << 20;
 /// Names that libcgroups expects below a v1 /sys/fs/cgroup.
 const HIERARCHIES: [&str; 13] = [
@@ -47,10 +47,10 @@ const HIERARCHIES: [&str; 13] = [
     "perf_event",
 ];
 
-/// Where stdio comes from.
+/// The source of stdio.
 #[derive(Debug)]
 pub(crate) enum Stdio {
-    /// Pipes, or whatever they are.
+    /// Pipes or other descriptors.
     Pipes {
         /// Read end.
         stdin: OwnedFd,
@@ -71,13 +71,13 @@ pub(crate) enum Stdio {
 pub(crate) struct CreateInput {
     /// memfd of a [`ContainerPlan`].
     pub(crate) plan: OwnedFd,
-    /// The mount namespace that kubelet lives in.
+    /// Kubelet's mount namespace.
     pub(crate) kubelet_mntns: OwnedFd,
-    /// One folder a member of the plan's cgroups.
+    /// One folder per member of the plan's cgroups.
     pub(crate) cgroups: Vec<OwnedFd>,
     /// Stdio.
     pub(crate) stdio: Stdio,
-    /// Write end of the pipe that init closes by execve or says on why it could not. Close-on-exec.
+    /// Write end of the error pipe: execve closes it, or init writes its error to it. Close-on-exec.
     pub(crate) exec_error: OwnedFd,
     /// Whose namespaces the plan means.
     pub(crate) holders: Holders,
@@ -106,8 +106,9 @@ fn attempt(input: CreateInput, answer: &mut Option<Box<dyn Answer>>) -> Step<Rep
         holders: input.holders,
         answer,
     };
-    // Nothing is cleaned up here, where the container's mounts are in sight: its files are removed by the shim,
-    // in whose namespace the bundle is an empty folder. The mounts go with this process's namespace.
+    // Nothing is cleaned up here, where the container's mounts are visible: the shim removes its files,
+    // because the bundle is an empty folder in its namespace. The mounts are removed with this process's
+    // namespace.
     assemble(plan, rest)
 }
 
@@ -125,10 +126,10 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     let id = plan.id.clone();
     let spec = container::spec(&plan, &rest.holders).map_err(|e| invalid("namespaces", e))?;
     let split = mounts::split(&plan)?;
-    // Folders that are made for mounts are 0755 whatever the shim was given.
+    // Folders for mounts are created with mode 0755 whatever umask the shim inherited.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
 
-    // In kubelet's namespace: clones of everything that is the host's.
+    // In kubelet's namespace: clone everything that is taken from the host.
     let pod = sys::namespace::own_mount().map_err(internal("namespaces", "own mount namespace"))?;
     sys::namespace::enter_mount(rest.kubelet_mntns.as_fd())
         .map_err(internal("namespaces", "kubelet's mount namespace"))?;
@@ -137,7 +138,7 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     let mut late = mounts::clone_late(&split.init, &plan.cgroup, plan.namespaces.cgroup)?;
     let early = mounts::clone_early(&split.worker)?;
 
-    // In a copy of the pod's: attach them.
+    // In a copy of the pod's namespace: attach the clones.
     sys::namespace::enter_mount(pod.as_fd()).map_err(internal("namespaces", "pod's mount namespace"))?;
     drop(pod);
     sys::namespace::unshare_mount().map_err(internal("namespaces", "a mount namespace for the container"))?;
@@ -147,7 +148,7 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     rootfs::assemble(&plan.rootfs, &sources, &Scratch::root_below(&at))?;
     drop(sources);
     let root = scratch.root()?;
-    // Before there are volumes: both are the image's business alone.
+    // Before volumes are attached: both must depend on the image only.
     let found = user::resolve(root.as_fd(), &plan.user).map_err(|e| unknown_user(&e))?;
     rootfs::make_folders(&root, &plan.rootfs)?;
     let namespaces = mounts::Namespaces { kubelet: rest.kubelet_mntns.as_fd(), own: own.as_fd() };
@@ -168,7 +169,7 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     if let (Some(warning), Some(answer)) = (warning, rest.answer.as_deref()) {
         answer.warn(&warning);
     }
-    // Seen by the container while it waits: nothing of the node's.
+    // Visible to the container while init waits, so it must not contain the node's data.
     sys::proc::set_title(TITLE).map_err(internal("process", "title"))?;
     let console = match rest.stdio {
         Stdio::Console { sock } => Some(sock),
@@ -179,7 +180,7 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
         }
     };
     drop((rest.cgroups, rest.kubelet_mntns));
-    // libcontainer goes there by path, as root of the host.
+    // libcontainer accesses it by path, as root of the host.
     scratch.check(&at)?;
     drop(scratch);
     let (told, failed) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
@@ -207,7 +208,7 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     }
 }
 
-/// An error and its causes, in one line.
+/// An error with its causes, on one line.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -233,11 +234,11 @@ fn unknown_user(error: &user::UserError) -> Failure {
     }
 }
 
-/// libcontainer finds no cgroup to join or change: ours are made, limited and joined already.
+/// Hides cgroups from libcontainer: they are created, limited and joined already.
 fn hide_cgroups() -> Step<()> {
     let path = Path::new("/sys/fs/cgroup");
     let stage = "hiding cgroups";
-    // EINVAL: nothing is mounted there.
+    // EINVAL: it is not a mount point.
     match mount::detach(path) {
         Err(e) if e.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {}
         other => other.map_err(internal(stage, path.display()))?,

@@ -1,6 +1,9 @@
 //! A blocking client that acts as the daemon, with cgroups and a busybox image.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+mod cgroups;
+pub(crate) mod tracer;
+
 use std::collections::VecDeque;
 use std::ffi::CString;
 use std::fs;
@@ -14,9 +17,9 @@ use std::time::{Duration, Instant};
 use model::{ContainerId, ExecId, PodId, Text, User, UserRequest};
 use wire::codec::{Decoder, Frame, encode};
 use wire::{
-    CapSets, CgroupMember, CgroupPlan, ContainerPlan, Event, ExecPlan, LogPlan, Message, MountKind,
-    MountPlan, NamespacePlan, NamespaceSource, PROTOCOL, PausePlan, ProcessPlan, Reply, Request, RootfsPlan,
-    ShimInit, Snapshot, UserPlan,
+    CapSets, ContainerPlan, Event, ExecPlan, LogPlan, Message, MountKind, MountPlan, NamespacePlan,
+    NamespaceSource, PROTOCOL, PausePlan, ProcessPlan, Reply, Request, RootfsPlan, ShimInit, Snapshot,
+    UserPlan,
 };
 
 /// Time limit of a reply, even on a loaded machine.

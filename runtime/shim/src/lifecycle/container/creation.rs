@@ -1,4 +1,4 @@
-//! A creation: its worker, its init, and what is undone when it fails.
+//! The creation of a container: its worker, its init, and the clean-up if it fails.
 
 use super::Container;
 use crate::failure::refusal;
@@ -7,27 +7,27 @@ use crate::lifecycle::context::Context;
 use crate::lifecycle::input::Happened;
 use crate::lifecycle::look::Look;
 use crate::lifecycle::phase::{Init, Phase, Undoing};
-use crate::lifecycle::worker::{Process, SIGKILL, late, left};
+use crate::lifecycle::worker::{Process, late, left};
 use wire::ErrorKind;
 
 impl Container {
     pub(super) fn while_creating(&mut self, happened: Happened, cx: &mut Context) {
         let Phase::Creating(worker) = &mut self.phase else { return };
         match happened {
-            Happened::Forked(Ok(pid)) => worker.pid = pid,
+            Happened::Forked(Ok(pid)) => worker.pid = Some(pid),
             Happened::Forked(Err(failure)) => {
                 cx.fail(worker.requester, failure);
                 cx.act(Action::Release(self.serial));
                 self.phase = Phase::Gone;
             }
-            // The container is made nevertheless, and undone when it is there.
+            // The worker continues; the container is undone once it exists.
             Happened::Prepared(Err(failure)) => worker.fail(failure),
             Happened::Created { reply, pid, ended } => {
                 let process = Process::new(pid, ended);
                 if worker.failure.is_some() {
                     return self.undo(process.unreaped(), cx);
                 }
-                let (requester, unreaped) = (worker.requester, worker.unreaped());
+                let (requester, unreaped) = (worker.requester, worker.pid);
                 cx.act(Action::Adopt(self.serial, process.unreaped()));
                 self.phase = Phase::Adopting { requester, worker: unreaped, process, reply };
             }
@@ -36,7 +36,7 @@ impl Container {
                 self.undo(None, cx);
             }
             Happened::WorkerReaped(code) => worker.was_reaped(self.serial, code, cx),
-            // Init may hold the worker's socket as well, so the end of the worker is what counts.
+            // Init may also hold the worker's socket, so only the worker's exit counts.
             Happened::PacketsRead => {
                 if let Some(code) = worker.reaped {
                     worker.fail(left(code, false));
@@ -49,26 +49,20 @@ impl Container {
     }
 
     pub(super) fn while_adopting(&mut self, happened: Happened, cx: &mut Context) {
-        let Phase::Adopting { requester, worker, process, reply } = &mut self.phase else { return };
+        let Phase::Adopting { requester, worker, process, reply } = &self.phase else { return };
         match happened {
-            Happened::Reaped { code, .. } => process.was_reaped(code),
             Happened::Adopted(Err(failure)) => {
                 let look = Look::at(cx.time.ms);
                 let init = process.unreaped();
                 let undoing = Undoing { requester: *requester, failure, worker: *worker, init, look };
-                self.phase = Phase::Undoing(undoing);
-                self.begin_undoing(cx);
+                self.begin_undoing(undoing, cx);
             }
             Happened::Adopted(Ok(())) => {
                 cx.act(Action::WatchOutputs(self.serial));
                 let (requester, process) = (*requester, *process);
                 cx.reply(requester, reply.clone());
                 cx.act(Action::DropWorker(self.serial));
-                let mut init = Init { pid: process.pid, killed: None };
-                if process.code.is_none() && cx.stopping {
-                    init.kill(cx);
-                }
-                self.phase = Phase::Created(init);
+                self.phase = Phase::Created(Init { pid: process.pid, killed: None });
                 if let Some(code) = process.code {
                     self.end(code, None, cx);
                 }
@@ -77,23 +71,20 @@ impl Container {
         }
     }
 
-    /// Creation has failed, though init may have been made.
-    pub(super) fn undo(&mut self, init: Option<u32>, cx: &mut Context) {
+    /// Creation has failed; init may exist.
+    fn undo(&mut self, init: Option<u32>, cx: &mut Context) {
         let Phase::Creating(worker) = &mut self.phase else { return };
         let failure = worker.failure.take();
-        let failure = failure
-            .unwrap_or_else(|| refusal(ErrorKind::Internal, "worker", "it failed and did not say why"));
-        let (requester, worker) = (worker.requester, worker.unreaped());
-        self.phase = Phase::Undoing(Undoing { requester, failure, worker, init, look: Look::at(cx.time.ms) });
-        self.begin_undoing(cx);
+        let failure =
+            failure.unwrap_or_else(|| refusal(ErrorKind::Internal, "worker", "it failed without a reason"));
+        let (requester, worker) = (worker.requester, worker.pid);
+        let look = Look::at(cx.time.ms);
+        self.begin_undoing(Undoing { requester, failure, worker, init, look }, cx);
     }
 
-    pub(super) fn begin_undoing(&mut self, cx: &mut Context) {
-        let Phase::Undoing(undoing) = &self.phase else { return };
+    fn begin_undoing(&mut self, undoing: Undoing, cx: &mut Context) {
+        self.phase = Phase::Undoing(undoing);
         cx.act(Action::DropWorker(self.serial));
-        if let Some(pid) = undoing.worker {
-            cx.act(Action::Signal { pid, signal: SIGKILL });
-        }
         self.look(cx);
     }
 

@@ -1,9 +1,10 @@
-//! An end: what is left is killed, then log, record and event, in this order.
+//! The end of a container: remaining processes are killed, then follow log, exit file and event, in this
+//! order.
 
 use wire::{Event, ExitFacts};
 
 use super::Container;
-use crate::lifecycle::action::Action;
+use crate::lifecycle::action::{Action, CgroupLook};
 use crate::lifecycle::context::Context;
 use crate::lifecycle::input::Happened;
 use crate::lifecycle::look::Look;
@@ -11,7 +12,8 @@ use crate::lifecycle::phase::{Ending, Phase, Unstarted};
 use crate::lifecycle::worker::SIGKILL;
 
 impl Container {
-    /// Init was reaped, or is over and cannot be. `executed`: whether it had called execve, where that is known.
+    /// Init was reaped, or has ended and cannot be reaped. `executed`: whether it had called execve, if
+    /// known.
     pub(super) fn end(&mut self, code: i32, executed: Option<bool>, cx: &mut Context) {
         if executed == Some(true) {
             self.started(cx);
@@ -22,7 +24,7 @@ impl Container {
         match &mut self.phase {
             Phase::Running { started_at, .. } => facts.started_at = *started_at,
             Phase::Starting { requester, said, pipe_closed, .. } => {
-                // It said nothing before it closed the pipe, and had not called execve when it was looked at.
+                // It reported nothing before it closed the pipe, and had not called execve at the last check.
                 let executed = executed.or(pipe_closed.then_some(false));
                 start = Some(Unstarted { requester: *requester, executed, said: said.take() });
                 cx.act(Action::ReadErrorPipe(self.serial));
@@ -61,17 +63,25 @@ impl Container {
         }
     }
 
-    /// Looks whether anything of it is left.
-    pub(super) fn look(&mut self, cx: &mut Context) {
-        if let Some((look, init)) = self.phase.look_at_cgroup(cx.busy) {
-            if let Some(pid) = init {
-                cx.act(Action::Signal { pid, signal: SIGKILL });
+    /// Checks whether any process of it is left. If a creation failed, its worker and init are killed first, and
+    /// unknown children as well unless another worker is running, whose children they may be.
+    pub(super) fn look(&self, cx: &mut Context) {
+        let look = match &self.phase {
+            Phase::Ending(ending) => {
+                CgroupLook { patient: ending.look.is_patient(), init: None, strays: false }
             }
-            cx.act(Action::LookAtCgroup(self.serial, look));
-        }
+            Phase::Undoing(undoing) => {
+                for pid in [undoing.worker, undoing.init].into_iter().flatten() {
+                    cx.act(Action::Signal { pid, signal: SIGKILL });
+                }
+                CgroupLook { patient: undoing.look.is_patient(), init: undoing.init, strays: !cx.busy }
+            }
+            _ => return,
+        };
+        cx.act(Action::LookAtCgroup(self.serial, look));
     }
 
-    /// Nothing of it is left: log, record, then the event, in this order.
+    /// No process is left: log, exit file, then the event, in this order.
     pub(super) fn finish(&mut self, cx: &mut Context) {
         let Phase::Ending(ending) = &mut self.phase else { return };
         let failed = ending.start.take().map(|start| (start.requester, start.failed(&mut ending.facts)));

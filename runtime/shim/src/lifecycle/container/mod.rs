@@ -1,4 +1,4 @@
-//! A container, from the fork of its worker until it is forgotten.
+//! A container, from the fork of its worker until it is removed from the table.
 
 mod creation;
 mod ending;
@@ -7,15 +7,16 @@ mod start;
 use model::ContainerId;
 use wire::{ErrorKind, Reply, Snapshot};
 
-use super::action::{Action, Fork, Serial};
-use super::context::{Context, Requester};
+use super::action::{Action, Fork};
+use super::context::Context;
+use super::id::{Requester, Serial};
 use super::input::Happened;
 use super::look::Look;
 use super::phase::Phase;
 use super::worker::{SIGKILL, Worker};
 use crate::failure::refusal;
 
-/// Longest deadline of a create that is taken at its word.
+/// Longest accepted deadline of a create.
 const MAX_DEADLINE_MS: u64 = 3_600_000;
 
 /// A container.
@@ -27,7 +28,7 @@ pub(crate) struct Container {
 }
 
 impl Container {
-    /// Begins to make one.
+    /// Starts the creation of a container.
     pub(crate) fn create(
         id: ContainerId,
         serial: Serial,
@@ -46,12 +47,11 @@ impl Container {
         Snapshot::Container { container: self.id.clone(), state, pid }
     }
 
-    /// What a reaped child's number means here.
+    /// Whose process a reaped child is.
     pub(crate) fn reaped(&self, pid: u32, code: i32, executed: Option<bool>) -> Option<Happened> {
         let own = Happened::Reaped { code, executed };
         match &self.phase {
-            Phase::Creating(worker) if worker.unreaped() == Some(pid) => Some(Happened::WorkerReaped(code)),
-            Phase::Adopting { process, .. } => process.is(pid).then_some(own),
+            Phase::Creating(worker) if worker.pid == Some(pid) => Some(Happened::WorkerReaped(code)),
             Phase::Created(init) | Phase::Starting { init, .. } | Phase::Running { init, .. } => {
                 (init.pid == pid).then_some(own)
             }
@@ -61,7 +61,7 @@ impl Container {
         }
     }
 
-    /// What happens to it.
+    /// Handles an input for it.
     pub(crate) fn on(&mut self, happened: Happened, cx: &mut Context) {
         let happened = match happened {
             Happened::Warning(text) => return cx.warn(Some(&self.id), text),
@@ -103,7 +103,7 @@ impl Container {
             cx.act(Action::KillCgroup(self.serial));
         }
         match &mut self.phase {
-            // Its worker is at work, and would make it nevertheless.
+            // Its worker is running and would still create it.
             Phase::Creating(worker) if lethal => {
                 let message = "the container was killed while it was created";
                 worker.give_up(refusal(ErrorKind::WrongState, "worker", message), cx);
@@ -115,7 +115,7 @@ impl Container {
                 let (pid, signal) = (init.pid, if all { SIGKILL } else { signal });
                 return cx.act(Action::SignalFor { requester, pid, signal });
             }
-            // What is over, or being killed already, is no error.
+            // A container that has exited or is being killed is not an error.
             _ => {}
         }
         cx.reply(requester, Reply::Done);
@@ -125,7 +125,7 @@ impl Container {
         if matches!(self.phase, Phase::Running { .. }) {
             cx.act(Action::ReopenLog { requester, serial: self.serial });
         } else {
-            let message = format!("container {} does not run", self.id);
+            let message = format!("container {} is not running", self.id);
             cx.refuse(requester, ErrorKind::WrongState, "log", message);
         }
     }

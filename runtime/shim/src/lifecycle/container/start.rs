@@ -1,14 +1,15 @@
-//! A start: init was told to call execve, and somebody may be in its way.
+//! The start of a container: init continues to its execve, and other processes may stop or trace it meanwhile.
 
 use wire::{Event, Reply};
 
 use super::Container;
 use crate::lifecycle::action::Action;
-use crate::lifecycle::context::{Context, Requester};
+use crate::lifecycle::context::Context;
+use crate::lifecycle::id::Requester;
 use crate::lifecycle::input::{Happened, Held, InitState};
 use crate::lifecycle::phase::Phase;
 
-/// By kernel number, the same on all architectures.
+/// Kernel numbers, the same on all architectures.
 const SIGCONT: i32 = 18;
 
 impl Container {
@@ -24,10 +25,10 @@ impl Container {
                 let Phase::Starting { init, said, pipe_closed, .. } = &mut self.phase else { return };
                 *pipe_closed |= closed;
                 if text.is_some() {
-                    // Init leaves by itself; the answer waits until it is reaped.
+                    // Init exits by itself; the reply waits until it is reaped.
                     *said = text;
                 } else if closed {
-                    // The pipe also ends when init is killed before its execve.
+                    // The pipe also closes if init is killed before its execve.
                     cx.act(Action::LookAtInit(self.serial, init.pid));
                 }
             }
@@ -48,7 +49,7 @@ impl Container {
     pub(super) fn init_seen(&mut self, state: Option<InitState>, cx: &mut Context) {
         let killed = self.phase.init_mut().and_then(|init| init.killed.as_mut());
         if let (Some(look), Some(InitState { over: Some(code), executed, .. })) = (killed, state) {
-            // Who traces it can keep it from being reaped for ever; it is over all the same.
+            // A tracer can keep it from being reaped for ever; it still counts as ended.
             if look.was_over() {
                 self.end(code, Some(executed), cx);
             }
@@ -56,7 +57,7 @@ impl Container {
         }
         let Phase::Starting { init, look, said, pipe_closed, .. } = &mut self.phase else { return };
         let Some(state) = state else {
-            // It was not reaped and has closed the pipe without a word.
+            // It is not reaped and has closed the pipe without an error.
             if *pipe_closed && said.is_none() {
                 self.started(cx);
             }
@@ -78,7 +79,7 @@ impl Container {
         }
     }
 
-    /// Init has called execve. Whatever came by the pipe was not init's.
+    /// Init has called execve. Data on the pipe did not come from init.
     pub(super) fn started(&mut self, cx: &mut Context) {
         let Phase::Starting { init, requester, .. } = self.phase else { return };
         let started_at = cx.time.wall;
@@ -88,7 +89,7 @@ impl Container {
     }
 
     pub(super) fn tell_started(&self, requester: Requester, started_at: i64, cx: &mut Context) {
-        // Also to the daemon that asked: it may have given up waiting for the reply.
+        // Also sent to the daemon that requested the start, because it may have timed out.
         cx.event(Event::Started { container: self.id.clone(), started_at });
         cx.reply(requester, Reply::Started { started_at });
     }

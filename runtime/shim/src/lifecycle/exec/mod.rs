@@ -1,12 +1,11 @@
 //! A process started in a container.
 //!
 //! ```text
-//!             Closed            reaped           session gone, or nobody kills it
-//! Starting ───────────► Running ──────► Ended ───────────────────────────────────► Gone
-//!    │ failed                              │ the session does not end: a time-out    ▲
-//!    │ late, and not to be killed          ▼                                         │
-//!    └───────────────────────────────► Leftover ─────────────────────────────────────┘
-//!                                                  its processes are reaped, or over
+//!             Closed            reaped          session killed, or no kill requested
+//! Starting ───────────► Running ──────► Ended ──────────────────────────────────────► Gone
+//!    │ failed, late        │ the session cannot be killed                              ▲
+//!    └─────────────────────┴──────────► Leftover ──────────────────────────────────────┘
+//!                                                 processes reaped, or ended
 //! ```
 //! Its session is killed by [`Kill`], in any phase in which its pid is known.
 
@@ -15,19 +14,20 @@ mod session;
 use model::{ContainerId, ExecId};
 use wire::{ErrorKind, Failure, Reply, Snapshot};
 
-use super::action::{Action, Fork, Serial};
-use super::context::{Context, Requester};
+use super::action::{Action, Fork};
+use super::context::Context;
+use super::id::{Requester, Serial};
 use super::input::Happened;
 use super::look::Look;
 use super::worker::{KILL_AGAIN_MS, KILLED, Process, SIGKILL, Worker, late, left};
 use crate::failure::refusal;
 
-/// How long starting one may take.
+/// Time limit for a start.
 const DEADLINE_MS: u64 = 30_000;
-/// Kills of a worker that is late, [`KILL_AGAIN_MS`] apart, before its request is answered without its end. SIGKILL
-/// reaches nobody in a frozen cgroup of v1, and a container may freeze its own.
+/// Number of kills of a late worker, [`KILL_AGAIN_MS`] apart, before the reply is sent without waiting for
+/// its end. In a frozen v1 cgroup SIGKILL has no effect, and a container may freeze its own.
 const LATE_KILLS: u32 = 3;
-/// By kernel number, the same on all architectures: no such process.
+/// ESRCH, the same on all architectures.
 const ESRCH: i32 = 3;
 
 /// A process started in a container.
@@ -39,40 +39,39 @@ pub(crate) struct Exec {
     pub(crate) serial: Serial,
     pub(crate) container: Serial,
     pub(crate) container_id: ContainerId,
-    /// When its session is to be killed (monotonic ms).
+    /// When to kill its session (monotonic ms).
     pub(crate) deadline: Option<u64>,
     pub(crate) kill: Kill,
     pub(crate) phase: Phase,
 }
 
-/// Where it is.
+/// Its phase.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Phase {
-    /// A worker makes it.
+    /// A worker starts it.
     Starting { worker: Worker, process: Option<Process> },
-    /// Its start was answered.
+    /// It is running; the reply to its start was sent.
     Running(Process),
     /// It has ended; its session is being killed.
     Ended(Process, i32),
-    /// All was answered. What a kill has not ended yet; its place in the table is free.
+    /// All replies were sent; some processes are not ended yet. It does not count in the table any more.
     Leftover { worker: Option<u32>, process: Option<u32>, kill_at: u64 },
-    /// To be taken out of the table.
+    /// To be removed from the table.
     Gone,
 }
 
-/// Whether its session is being killed.
+/// The state of killing its session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kill {
-    /// No.
+    /// Not requested.
     No,
-    /// As soon as its pid is known. Its worker is not killed: the process that it has made and not told of would
-    /// be known to nobody.
+    /// When its pid is known. Do not kill the worker: it may have created a process that it has not reported.
     Wanted { requester: Option<Requester> },
-    /// Yes, since somebody asked or (`None`) because its deadline has passed.
+    /// Its session is being killed, by request or (`None`) because its deadline passed.
     Going { requester: Option<Requester>, look: Look, until: u64 },
 }
 
-/// What the daemon asks for with an exec.
+/// An exec request.
 pub(crate) struct Wanted {
     pub(crate) id: ExecId,
     pub(crate) requester: Requester,
@@ -82,7 +81,7 @@ pub(crate) struct Wanted {
 }
 
 impl Exec {
-    /// Begins to start one.
+    /// Starts an exec.
     pub(crate) fn start(serial: Serial, wanted: Wanted, cx: &mut Context) -> Self {
         let Wanted { id, requester, container, container_id, deadline_ms } = wanted;
         cx.act(Action::Fork(serial, Fork::Exec { container }));
@@ -99,7 +98,7 @@ impl Exec {
         }
     }
 
-    /// Whether it has a place in the table, and is listed.
+    /// Whether it counts in the table and is listed.
     pub(crate) fn is_listed(&self) -> bool {
         !matches!(self.phase, Phase::Leftover { .. } | Phase::Gone)
     }
@@ -116,7 +115,7 @@ impl Exec {
         Snapshot::Exec { exec: self.id, container: self.container_id.clone() }
     }
 
-    /// When something is to be done without being asked (monotonic ms).
+    /// When its next timer is due (monotonic ms).
     pub(crate) fn timer(&self) -> Option<u64> {
         let worker = match &self.phase {
             Phase::Starting { worker, .. } => Some(worker.deadline),
@@ -135,7 +134,7 @@ impl Exec {
         }
     }
 
-    /// Its process, to be looked at.
+    /// Its process, if it must be examined.
     pub(crate) fn unreaped(&self) -> Option<u32> {
         match &self.phase {
             Phase::Leftover { process, .. } => *process,
@@ -143,18 +142,16 @@ impl Exec {
         }
     }
 
-    /// What a reaped child's number means here.
+    /// Whose process a reaped child is.
     pub(crate) fn reaped(&self, pid: u32, code: i32) -> Option<Happened> {
         match &self.phase {
-            Phase::Starting { worker, .. } if worker.unreaped() == Some(pid) => {
-                Some(Happened::WorkerReaped(code))
-            }
+            Phase::Starting { worker, .. } if worker.pid == Some(pid) => Some(Happened::WorkerReaped(code)),
             Phase::Leftover { worker, .. } if *worker == Some(pid) => Some(Happened::WorkerReaped(code)),
             _ => (self.unreaped() == Some(pid)).then_some(Happened::Reaped { code, executed: None }),
         }
     }
 
-    /// What happens to it. `container_thrives`: the container's init lives and was not killed.
+    /// Handles an input for it. `container_thrives`: the container's init is running and was not killed.
     pub(crate) fn on(&mut self, happened: Happened, container_thrives: bool, cx: &mut Context) {
         match happened {
             Happened::KillSession(requester) => return self.kill_session(requester, cx),
@@ -191,7 +188,7 @@ impl Exec {
     fn while_starting(&mut self, happened: Happened, container_thrives: bool, cx: &mut Context) {
         let Phase::Starting { worker, process } = &mut self.phase else { return };
         match happened {
-            Happened::Forked(Ok(pid)) => worker.pid = pid,
+            Happened::Forked(Ok(pid)) => worker.pid = Some(pid),
             Happened::Forked(Err(failure)) => {
                 cx.fail(worker.requester, failure);
                 self.phase = Phase::Gone;
@@ -204,11 +201,11 @@ impl Exec {
             }
             Happened::Warning(text) => cx.warn(Some(&self.container_id), text),
             Happened::Failed(failure) => worker.fail(failure),
-            // The worker has left without a word. Why is known once it is reaped.
+            // The worker exited without a report; the reason is known once it is reaped.
             Happened::Closed if process.is_none() && worker.is_silent() => {}
             Happened::Closed => self.made(container_thrives, cx),
             Happened::WorkerReaped(code) => worker.was_reaped(self.serial, code, cx),
-            // The process it made holds the socket until its execve; without one there is nothing to wait for.
+            // If a process was created, wait for its execve to close the socket.
             Happened::PacketsRead => match (worker.reaped, &process, &worker.failure) {
                 (Some(KILLED), None, None) => {
                     cx.act(Action::LookForOom { exec: self.serial, container: self.container });
@@ -242,7 +239,7 @@ impl Exec {
                     self.made(container_thrives, cx);
                 }
             }
-            // What it has made is in the container's cgroup, which is being killed.
+            // If it has created a process, that is in the container's cgroup, which is being killed.
             Happened::ContainerEnded if process.is_none() => {
                 worker.give_up(refusal(ErrorKind::WrongState, "worker", "the exec had not started"), cx);
             }
@@ -256,7 +253,7 @@ impl Exec {
         }
     }
 
-    /// The worker and its process have said what they had to say, or will not do so.
+    /// The worker and its process will report nothing more.
     fn made(&mut self, container_thrives: bool, cx: &mut Context) {
         let Phase::Starting { worker, process } = &mut self.phase else { return };
         let requester = worker.requester;
@@ -268,9 +265,9 @@ impl Exec {
                 self.settle(cx);
             }
             (failure, process) => {
-                let nothing = || refusal(ErrorKind::Internal, "exec", "the worker made nothing");
+                let nothing = || refusal(ErrorKind::Internal, "exec", "the worker created no process");
                 let failure = failure.unwrap_or_else(nothing);
-                let (worker, process) = (worker.unreaped(), process.and_then(|process| process.unreaped()));
+                let (worker, process) = (worker.pid, process.and_then(|process| process.unreaped()));
                 cx.fail(requester, self.explain(failure, container_thrives));
                 cx.act(Action::DropWorker(self.serial));
                 self.answer_kill(Reply::Done, cx);
@@ -279,21 +276,21 @@ impl Exec {
         }
     }
 
-    /// A failure as the daemon is told.
+    /// The failure as reported to the daemon.
     fn explain(&self, mut failure: Failure, container_thrives: bool) -> Failure {
-        // Overtaken by the container's end, which its init may show before it is reaped (ESRCH).
+        // The container ended meanwhile; its init may not be reaped yet (ESRCH).
         if !container_thrives || failure.errno == ESRCH {
             let message = format!("container {} has ended ({})", self.container_id, failure.message);
             failure = refusal(ErrorKind::WrongState, "exec", message);
         }
-        // Init and exec become what they are by the same code, which knows of starting only.
+        // Init and execs share this code, whose errors are about a start.
         if failure.kind == ErrorKind::StartFailed {
             failure.kind = ErrorKind::ExecFailed;
         }
         failure
     }
 
-    /// Kills what is left of it and waits for that, without a place in the table.
+    /// Kills its remaining processes and waits for their end; it does not count in the table.
     fn leave(&mut self, worker: Option<u32>, process: Option<u32>, cx: &mut Context) {
         self.phase = Phase::Leftover { worker, process, kill_at: cx.time.ms };
         self.while_leftover(&Happened::Due, cx);

@@ -5,15 +5,16 @@ use wire::{ErrorKind, Event, Reply};
 use super::{Exec, Kill, Phase};
 use crate::failure::refusal;
 use crate::lifecycle::action::Session;
-use crate::lifecycle::context::{Context, Requester};
+use crate::lifecycle::context::Context;
+use crate::lifecycle::id::Requester;
 use crate::lifecycle::look::Look;
 use crate::lifecycle::worker::KILLED;
 
-/// How long a session may take to be killed.
+/// Time limit for killing a session.
 const KILL_SESSION_MS: u64 = 10_000;
 
 impl Exec {
-    /// The session to be killed now.
+    /// The session that must be killed now.
     pub(crate) fn session_due(&self, now: u64) -> Option<Session> {
         let (Kill::Going { look, .. }, Some(process)) = (&self.kill, self.process()) else { return None };
         let unreaped = process.unreaped().is_some() && process.code.is_none();
@@ -33,8 +34,8 @@ impl Exec {
         }
     }
 
-    /// For whoever asked or because its deadline has passed: at the end of this turn, together with others of its
-    /// container. One that is being killed already goes on so.
+    /// Kills its session, for a requester or because its deadline passed, at the end of this input together
+    /// with other sessions of its container. If it is being killed already, that continues.
     pub(super) fn begin_kill(&mut self, requester: Option<Requester>, cx: &Context) {
         self.deadline = None;
         if self.kill == Kill::No {
@@ -66,8 +67,8 @@ impl Exec {
             self.answer_kill(Reply::Done, cx);
             return self.settle(cx);
         }
-        // Its place is for others; what is left of it ends with the container.
-        let message = format!("{count} processes of the session do not end");
+        // It is removed from the table; its remaining processes end with the container.
+        let message = format!("{count} processes of the session could not be killed");
         self.answer_kill(Reply::Failed(refusal(ErrorKind::Timeout, "kill", message)), cx);
         if let Phase::Running(process) = &mut self.phase {
             process.code.get_or_insert(KILLED);
@@ -86,7 +87,7 @@ impl Exec {
         self.kill = Kill::No;
     }
 
-    /// Tells of its end, once its start was answered and nobody kills its session.
+    /// Reports its exit, once the reply to its start was sent and its session is not being killed.
     pub(super) fn settle(&mut self, cx: &mut Context) {
         if let Phase::Running(process) = &self.phase
             && let Some(code) = process.code

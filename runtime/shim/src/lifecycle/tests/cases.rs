@@ -1,4 +1,4 @@
-//! What went wrong once, each as a sequence of its own.
+//! Earlier faults, each as one sequence.
 
 use wire::{ContainerState, ErrorKind, Event, MAX_CONTAINERS, Reply, Request, Snapshot};
 
@@ -18,7 +18,7 @@ fn world(ops: &[Op]) -> World {
     world
 }
 
-/// The last answer.
+/// The last reply.
 fn last(world: &World) -> &Reply {
     &world.replies.last().unwrap().1
 }
@@ -38,7 +38,7 @@ fn state(world: &World, number: u8) -> ContainerState {
     found.unwrap()
 }
 
-/// Makes container 1, up to its init that waits.
+/// Creates container 1, with a waiting init.
 fn created(world: &mut World) {
     world.step(&Op::Create(1)).unwrap();
     for _ in 0..4 {
@@ -49,7 +49,7 @@ fn created(world: &mut World) {
 }
 
 #[test]
-fn a_start_that_is_done_without_its_daemon_is_told_to_the_next() {
+fn a_start_without_its_daemon_is_reported_to_the_next() {
     let mut world = world(&[]);
     created(&mut world);
     for op in [Op::Start(1), Op::Disconnect, Op::Execve(0, true), Op::Pipe(0), Op::Connect] {
@@ -66,7 +66,7 @@ fn an_init_that_is_killed_before_execve_was_not_started() {
     world.step(&Op::Start(1)).unwrap();
     let init = world.kernel.made(world.serial_of(&id(1))).unwrap();
     world.kernel.end(init, 137);
-    // Its end closes the pipe, which may be read before it is reaped.
+    // Its exit closes the pipe, which may be read before init is reaped.
     world.step(&Op::Pipe(0)).unwrap();
     assert!(matches!(state(&world, 1), ContainerState::Created));
     rest(&mut world).unwrap();
@@ -77,8 +77,8 @@ fn an_init_that_is_killed_before_execve_was_not_started() {
 }
 
 #[test]
-fn a_create_that_a_kill_overtakes_is_answered_with_the_kill() {
-    // The init may have been made and told of, or not; a kill is SIGKILL to init as well as to all.
+fn a_create_during_a_kill_fails_because_of_the_kill() {
+    // The init may have been created and reported, or not; a kill is SIGKILL to init or to all processes.
     for (steps, all) in [(1, true), (2, true), (3, true), (1, false), (3, false)] {
         let mut world = world(&[Op::Create(1)]);
         for _ in 0..steps {
@@ -90,14 +90,14 @@ fn a_create_that_a_kill_overtakes_is_answered_with_the_kill() {
         let (kind, message) = failed(&world);
         assert_eq!(kind, ErrorKind::WrongState, "{message}");
         assert!(message.contains("was killed while it was created"), "{message}");
-        // Its name is free.
+        // The name is free.
         created(&mut world);
         finish(&mut world).unwrap();
     }
 }
 
 #[test]
-fn sigterm_ends_a_shim_that_has_nothing_alive() {
+fn sigterm_ends_a_shim_without_processes() {
     let mut world = World::new(Sabotage::None, 100);
     world.step(&Op::Terminate).unwrap();
     assert!(world.ended);
@@ -116,7 +116,7 @@ fn an_exec_in_a_frozen_container_ends_at_its_deadline() {
 
 #[test]
 fn an_exec_that_a_containers_end_overtakes_makes_nothing() {
-    // Its worker has not joined the cgroup yet, which is found empty.
+    // Its worker has not joined the cgroup yet, so that is found empty.
     let mut world = world(&[Op::Exec(0, None)]);
     let init = world.kernel.made(world.serial_of(&id(0))).unwrap();
     world.kernel.end(init, 3);
@@ -155,17 +155,17 @@ fn full_tables_refuse_and_recover() {
     assert_eq!(world.replies.len(), running + 1);
     rest(&mut world).unwrap();
     assert!(matches!(last(&world), Reply::ExecStarted { .. }));
-    // A listing has all of them, and all can be killed.
+    // The snapshot has all of them, and all can be killed.
     world.step(&Op::Connect).unwrap();
     assert_eq!(world.life.snapshot().count(), 2 + MAX_EXECS);
     finish(&mut world).unwrap();
 }
 
 #[test]
-fn a_full_table_of_containers_is_told() {
+fn a_full_table_of_containers_is_reported() {
     let mut life = Lifecycle::default();
     let ask = |life: &mut Lifecycle, number: u64, request| {
-        let requester = super::super::context::Requester { generation: 1, id: number };
+        let requester = super::super::id::Requester { generation: 1, id: number };
         life.input(Time::default(), Input::Request { requester, request, fds: 2 });
         std::iter::from_fn(|| life.next_action()).collect::<Vec<_>>()
     };
@@ -195,10 +195,10 @@ fn a_full_table_of_containers_is_told() {
 }
 
 #[test]
-fn a_number_that_came_round_is_not_taken_for_an_end() {
+fn an_earlier_exit_with_a_reused_pid_is_ignored() {
     let mut world = world(&[Op::Exec(0, None)]);
-    // An orphan ends while a worker is at work; later its number is that of the worker's process.
-    let orphan = world.kernel.spawn(super::kernel::Owner::Descendant(super::super::action::Serial(99)), None);
+    // An orphan ends while a worker is running; later the worker's process gets the same pid.
+    let orphan = world.kernel.spawn(super::kernel::Owner::Descendant(super::super::id::Serial(99)), None);
     world.kernel.end(orphan.unwrap(), 0);
     world.step(&Op::Reap(9, false)).unwrap();
     let (serial, pid) = (world.open_sockets()[world.open_sockets().len() - 1], orphan.unwrap());
@@ -208,9 +208,9 @@ fn a_number_that_came_round_is_not_taken_for_an_end() {
 }
 
 #[test]
-fn an_end_before_its_answer_is_not_lost() {
+fn an_exit_before_the_reply_is_not_lost() {
     let mut world = world(&[Op::Exec(0, None), Op::Work(0, 11), Op::Work(0, 11)]);
-    // The process calls execve, ends and is reaped before its worker's packet is read.
+    // The process calls execve, exits and is reaped before its worker's packet is read.
     world.step(&Op::Execve(0, true)).unwrap();
     let serial = world.open_sockets().last().copied().unwrap();
     let pid = world.kernel.made(serial).unwrap();
@@ -223,8 +223,8 @@ fn an_end_before_its_answer_is_not_lost() {
 }
 
 #[test]
-fn a_worker_that_is_killed_for_memory_is_told_as_that() {
-    // Serial 4: the simulated kernel says of even ones that memory was the cause.
+fn an_oom_killed_worker_is_reported_as_such() {
+    // Serial 4: the simulated kernel reports an OOM kill for even serials.
     let mut world = world(&[Op::Exec(0, None), Op::Exec(0, None)]);
     for which in 0..2 {
         world.step(&Op::Work(which, 1)).unwrap();
@@ -239,7 +239,7 @@ fn a_worker_that_is_killed_for_memory_is_told_as_that() {
 }
 
 #[test]
-fn an_early_end_of_pause_is_told_once() {
+fn an_early_exit_of_pause_is_reported_once() {
     let mut world = World::new(Sabotage::None, 100);
     for op in [Op::Connect, Op::StartPause, Op::Work(0, 11), Op::Work(0, 11), Op::Work(0, 11)] {
         world.step(&op).unwrap();
@@ -255,7 +255,7 @@ fn an_early_end_of_pause_is_told_once() {
 }
 
 #[test]
-fn a_second_stop_takes_the_place_of_the_first() {
+fn a_second_stop_replaces_the_first() {
     let mut world = world(&[Op::StopPod, Op::StopPod]);
     assert_eq!(failed(&world).0, ErrorKind::Busy);
     rest(&mut world).unwrap();
@@ -264,7 +264,7 @@ fn a_second_stop_takes_the_place_of_the_first() {
 }
 
 #[test]
-fn a_tracer_keeps_nothing_from_ending() {
+fn a_tracer_does_not_prevent_exits() {
     let mut world = world(&[Op::Exec(0, None)]);
     rest(&mut world).unwrap();
     for which in 0..3 {

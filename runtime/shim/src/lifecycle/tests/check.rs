@@ -1,46 +1,45 @@
-//! What must hold, whatever happens.
+//! The invariants.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use model::ContainerId;
 use wire::{ContainerState, ExitFacts, Reply, Request, Snapshot};
 
-use super::super::action::Serial;
-use super::super::context::Requester;
+use super::super::id::{Requester, Serial};
 
-/// What did not hold.
+/// A violation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Violation {
-    /// A request was not answered though its connection lives and all has come to rest.
+    /// A request got no reply, although its connection exists and everything is at rest.
     LostAnswer(String),
-    /// An answer to nobody's request, or a second one.
+    /// A reply without a request, or a second reply.
     ExtraAnswer(String),
-    /// An exit was told twice on a connection, or never.
+    /// An exit was reported twice on a connection, or never.
     Exit(String),
-    /// An exit was told before its record was written, or with other facts.
+    /// An exit was reported before its file was written, or with other content.
     Unrecorded(String),
-    /// A signal to a number that is not that of an unreaped child.
+    /// A signal to a pid that is not that of an unreaped child.
     WrongKill(String),
-    /// SIGKILL to something that nobody wanted killed.
+    /// SIGKILL to a process without a reason.
     EarlyKill(String),
-    /// Something stays in a table though nothing of it lives, or leaves it while something does.
+    /// An object stays in a table without processes, or leaves it while it has some.
     Slot(String),
-    /// A listing that says what is not so.
+    /// A snapshot is wrong.
     Listing(String),
-    /// The shim ends while something of the pod lives.
+    /// The shim exits while a process of the pod is left.
     EarlyEnd(String),
     /// It does not come to rest.
     Restless(String),
 }
 
-/// The daemon's view: what it asked for and what it was told.
+/// The daemon's view: its requests, and the messages it got.
 #[derive(Debug, Default)]
 pub(super) struct Checker {
     asked: BTreeMap<(u32, u64), String>,
     answered: BTreeSet<(u32, u64)>,
-    /// Exit records as they lie in the folder, by the container's serial.
+    /// Exit files, by the container's serial.
     pub(super) records: BTreeMap<u32, ExitFacts>,
-    /// Exits told, by connection and serial.
+    /// Reported exits, by connection and serial.
     told: BTreeSet<(u32, u32)>,
     exec_told: BTreeSet<u64>,
 }
@@ -64,7 +63,7 @@ impl Checker {
         Ok(())
     }
 
-    /// All has come to rest.
+    /// Everything is at rest.
     pub(super) fn all_answered(&self, connection: Option<u32>) -> Result<(), Violation> {
         let lost = self
             .asked
@@ -100,7 +99,7 @@ impl Checker {
         Ok(())
     }
 
-    /// One entry of a listing, beside what is so. `init`: the number that the container's init was adopted with, and
+    /// Compares one entry of a snapshot with the facts. `init`: the adopted pid of the container's init, and
     /// whether that has called execve.
     pub(super) fn listed(
         &mut self,
@@ -131,7 +130,7 @@ impl Checker {
         }
     }
 
-    /// Whether every container that is over was told so on this connection.
+    /// Whether the exit of every ended container was reported on this connection.
     pub(super) fn all_told(
         &self,
         connection: Option<u32>,

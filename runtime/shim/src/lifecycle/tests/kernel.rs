@@ -1,37 +1,37 @@
-//! The simulated kernel: processes, their numbers, and cgroups.
+//! The simulated kernel: processes, pids and cgroups.
 
 use std::collections::BTreeMap;
 
-use super::super::action::Serial;
+use super::super::id::Serial;
 
-/// Whose a process is.
+/// The role of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Owner {
     /// Not a child of the shim.
     Bystander,
-    /// A worker of this thing.
+    /// A worker for this object.
     Worker(Serial),
-    /// What a worker was to make: pause, init or the process of an exec.
+    /// The process that a worker created: pause, init or that of an exec.
     Made(Serial),
-    /// A child of an exec's process, of its session.
+    /// A child of an exec's process, in its session.
     Descendant(Serial),
 }
 
 #[derive(Debug, Clone)]
 pub(super) struct Process {
     pub(super) owner: Owner,
-    /// Its code, once it has ended.
+    /// Its exit code, once it has ended.
     pub(super) code: Option<i32>,
     /// It has ended, but its tracer does not let it be reaped.
     pub(super) traced: bool,
-    /// SIGKILL waits: it is frozen.
+    /// SIGKILL is pending, because it is frozen.
     pub(super) killed: bool,
-    /// The container whose cgroup it is in.
+    /// Serial of the container whose cgroup it is in.
     pub(super) cgroup: Option<Serial>,
     pub(super) executed: bool,
 }
 
-/// Processes by number.
+/// Processes by pid.
 #[derive(Debug)]
 pub(super) struct Kernel {
     pub(super) processes: BTreeMap<u32, Process>,
@@ -42,12 +42,12 @@ pub(super) struct Kernel {
 }
 
 impl Kernel {
-    /// With so many numbers, which come round soon.
+    /// A kernel with this many pids, which are soon reused.
     pub(super) fn new(most: u32) -> Self {
         Self { processes: BTreeMap::new(), frozen: Vec::new(), reserved: Vec::new(), last: 1, most }
     }
 
-    /// Makes a process, if a number is left.
+    /// Creates a process, if a pid is free.
     pub(super) fn spawn(&mut self, owner: Owner, cgroup: Option<Serial>) -> Option<u32> {
         let numbers = (self.last + 1..=self.most).chain(2..=self.last);
         let free = |pid: &u32| !self.processes.contains_key(pid) && !self.reserved.contains(pid);
@@ -58,7 +58,7 @@ impl Kernel {
         Some(pid)
     }
 
-    /// A packet will name it.
+    /// A packet will report it.
     pub(super) fn reserve(&mut self, pid: u32) {
         self.reserved.push(pid);
     }
@@ -86,7 +86,7 @@ impl Kernel {
         }
     }
 
-    /// SIGKILL. In a frozen cgroup it waits.
+    /// SIGKILL; it is pending in a frozen cgroup.
     pub(super) fn kill(&mut self, pid: u32) {
         let Some(process) = self.processes.get_mut(&pid) else { return };
         if process.cgroup.is_some_and(|cgroup| self.frozen.contains(&cgroup)) {
@@ -96,7 +96,7 @@ impl Kernel {
         }
     }
 
-    /// SIGKILL to all in a cgroup, which is thawed.
+    /// SIGKILL to all processes in a cgroup, which is thawed.
     pub(super) fn kill_cgroup(&mut self, cgroup: Serial) {
         self.frozen.retain(|frozen| *frozen != cgroup);
         for pid in self.of(|process| process.cgroup == Some(cgroup)) {
@@ -104,12 +104,12 @@ impl Kernel {
         }
     }
 
-    /// Numbers of processes.
+    /// The pids of processes.
     pub(super) fn of(&self, which: impl Fn(&Process) -> bool) -> Vec<u32> {
         self.processes.iter().filter(|(_, process)| which(process)).map(|(pid, _)| *pid).collect()
     }
 
-    /// The process that a worker made for a thing.
+    /// The process that a worker created for an object.
     pub(super) fn made(&self, serial: Serial) -> Option<u32> {
         self.of(|process| process.owner == Owner::Made(serial)).first().copied()
     }
@@ -119,7 +119,7 @@ impl Kernel {
         self.of(|process| process.owner != Owner::Bystander && process.code.is_some() && !process.traced)
     }
 
-    /// Whether a cgroup lists nobody; `patient`: or only those that a tracer holds.
+    /// Whether a cgroup has no processes; `patient`: except ended ones that a tracer holds.
     pub(super) fn is_empty(&self, cgroup: Serial, patient: bool) -> bool {
         self.processes
             .values()

@@ -1,5 +1,5 @@
-//! Tests of the machine without root, processes or clocks: a simulated kernel and daemon ([`world`]) drive it, and
-//! what it does is checked after each step ([`check`]).
+//! Tests of the lifecycle without root, processes or clocks: a simulated kernel and daemon ([`world`]) drive
+//! it, and its actions are checked after each step ([`check`]).
 
 mod cases;
 mod check;
@@ -8,14 +8,15 @@ mod model;
 mod op;
 mod perform;
 mod table;
+mod workers;
 mod world;
 
 use check::Violation;
 
-/// What was done was right, or not.
+/// The result of a check.
 type Checked = Result<(), Violation>;
 
-/// Some user that a container may run as.
+/// A user for containers.
 fn user() -> ::model::User {
     ::model::User::default()
 }

@@ -1,5 +1,5 @@
-//! Random sequences of what may happen, and bugs that are planted to see whether they would be found.
-//! `COPEPOD_MODEL_CASES` sets how many sequences are run (`make model`).
+//! Random sequences of events, and planted bugs that must be found. `COPEPOD_MODEL_CASES` sets the number of
+//! sequences (`make model`).
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestError, TestRunner};
@@ -11,13 +11,13 @@ use super::op::{Op, Sabotage};
 use super::world::World;
 use super::{Checked, Violation};
 
-/// Sequences by default.
+/// Default number of sequences.
 const CASES: u32 = 2000;
-/// Numbers of processes, few enough to come round in one sequence.
+/// Number of pids, few enough to be reused within one sequence.
 const PIDS: u32 = 60;
-/// Turns in which all comes to rest: what is looked at most often is so each 100 ms.
+/// Number of steps until everything is at rest; the most frequent checks are 100 ms apart.
 const MOST_ROUNDS: u64 = HORIZON / 50;
-/// How long anything may take that is bounded, in simulated milliseconds.
+/// Upper limit of everything that has a limit, in simulated milliseconds.
 const HORIZON: u64 = 31_000 + 10 * KILL_AGAIN_MS;
 
 fn op() -> impl Strategy<Value = Op> {
@@ -48,7 +48,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Most sequences have a pod that runs: a daemon, pause, and a container.
+/// Most sequences have a running pod: a daemon, pause, and a container.
 fn sequence() -> impl Strategy<Value = Vec<Op>> {
     let ops = proptest::collection::vec(op(), 1..90);
     (prop::bool::weighted(0.9), ops).prop_map(|(ready, ops)| {
@@ -69,7 +69,7 @@ pub(super) fn running_pod() -> Vec<Op> {
     ops
 }
 
-/// Lets all that can go on do so, until it has come to rest: workers work, processes call execve, timers are due.
+/// Continues until everything is at rest: workers work, processes call execve, timers expire.
 pub(super) fn rest(world: &mut World) -> Checked {
     let until = world.now + HORIZON;
     for _ in 0..MOST_ROUNDS {
@@ -105,7 +105,7 @@ pub(super) fn rest(world: &mut World) -> Checked {
     Err(Violation::Restless(format!("{:?}", world.life)))
 }
 
-/// Everything comes to rest; then the pod is stopped by a daemon of its own, and all must go.
+/// Everything comes to rest; then a new daemon stops the pod, and nothing must be left.
 pub(super) fn finish(world: &mut World) -> Checked {
     rest(world)?;
     if world.ended {
@@ -167,10 +167,10 @@ fn model_sequences() {
     }
 }
 
-/// Sequences in which a planted bug must be found.
+/// Number of sequences in which a planted bug must be found.
 const ENOUGH: u32 = 500;
 
-/// The kinds of violations that a planted bug shows as.
+/// The violations by which a planted bug may be found.
 fn found(sabotage: Sabotage) -> Violation {
     let found = std::cell::RefCell::new(None);
     let outcome = runner(ENOUGH).run(&sequence(), |ops| {
@@ -188,12 +188,12 @@ fn found(sabotage: Sabotage) -> Violation {
 }
 
 #[test]
-fn model_finds_a_lost_answer() {
+fn model_finds_a_lost_reply() {
     assert!(matches!(found(Sabotage::LostAnswer), Violation::LostAnswer(_)));
 }
 
 #[test]
-fn model_finds_an_exit_told_twice() {
+fn model_finds_an_exit_reported_twice() {
     assert!(matches!(found(Sabotage::DoubleExit), Violation::Exit(_)));
 }
 
@@ -208,16 +208,16 @@ fn model_finds_an_early_kill() {
 }
 
 #[test]
-fn model_finds_a_half_made_listing() {
+fn model_finds_an_incomplete_listing() {
     assert!(matches!(found(Sabotage::HalfMade), Violation::Listing(_)));
 }
 
 #[test]
-fn model_finds_a_signal_to_a_number_that_came_round() {
+fn model_finds_a_signal_to_a_reused_pid() {
     assert!(matches!(found(Sabotage::LateKill), Violation::WrongKill(_)));
 }
 
 #[test]
-fn model_finds_an_exit_that_is_told_before_it_is_recorded() {
+fn model_finds_an_exit_reported_before_it_is_recorded() {
     assert!(matches!(found(Sabotage::Unrecorded), Violation::Unrecorded(_)));
 }

@@ -1,6 +1,6 @@
-//! What may happen, and what may be planted.
+//! Events of a sequence, and planted bugs.
 
-/// Something that happens; numbers choose among what there is.
+/// An event; numbers select among the existing objects.
 #[derive(Debug, Clone)]
 pub(super) enum Op {
     Connect,
@@ -16,47 +16,47 @@ pub(super) enum Op {
     StopPod,
     Shutdown,
     Unknown,
-    /// A worker does its next step, in a way that the second number chooses.
+    /// A worker does its next step; the second number selects how.
     Work(u8, u8),
     /// Packets of a worker are read.
     Read(u8),
-    /// A process that was made calls execve, or fails to.
+    /// A created process calls execve, or fails to.
     Execve(u8, bool),
     /// The error pipe of an init is read.
     Pipe(u8),
     /// A process ends by itself.
     Die(u8, u8),
-    /// Some children are reaped; packets are read first, or (late ones) not.
+    /// Some children are reaped; packets are read first, or not.
     Reap(u8, bool),
-    /// A tracer takes hold of a process.
+    /// A tracer attaches to a process.
     Trace(u8),
     /// A container freezes itself.
     Freeze(u8),
     /// An exec's process forks.
     Fork(u8),
-    /// Others than the shim make a process.
+    /// Another process than the shim forks.
     Bystander,
-    /// Time passes, milliseconds; timers are served, maybe late.
+    /// Time passes, in milliseconds; timers expire, possibly late.
     Pass(u16),
     Terminate,
 }
 
-/// A bug that is planted into what the machine does or says.
+/// A planted bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sabotage {
     None,
-    /// An answer is lost.
+    /// A reply is lost.
     LostAnswer,
-    /// An exit is told twice.
+    /// An exit is reported twice.
     DoubleExit,
-    /// The end of a container is never looked for: its name is never free again.
+    /// The end of a container is never checked, so its name stays reserved.
     StuckName,
     /// A worker is killed as soon as it was forked.
     EarlyKill,
-    /// Signals are sent after the next turn, when their number may be another's.
+    /// Signals are sent after the next input, when the pid may be reused.
     LateKill,
-    /// A listing shows a container that is being made as made.
+    /// A snapshot has an incomplete container as created.
     HalfMade,
-    /// An exit is told before it is recorded.
+    /// An exit is reported before it is recorded.
     Unrecorded,
 }

@@ -1,8 +1,9 @@
-//! The simulated kernel and daemon perform the machine's actions, and check each.
+//! Performs the lifecycle's actions on the simulated kernel and daemon, and checks each.
 
 use wire::{Event, Reply, Snapshot};
 
-use super::super::action::{Action, CgroupLook, Fork, Serial, Session};
+use super::super::action::{Action, CgroupLook, Fork, Session};
+use super::super::id::Serial;
 use super::super::input::{CgroupState, Happened, Held, InitState, Input};
 use super::check::Violation;
 use super::kernel::Owner;
@@ -41,7 +42,8 @@ impl World {
                 let executed = self.containers.get(&serial.0).and_then(|(_, init)| *init).map(|init| init.1);
                 let closed = self.let_go.contains(&serial);
                 self.let_go.retain(|known| *known != serial);
-                let said = (executed == Some(false) && serial.0 % 2 == 0).then(|| "it is missing".to_owned());
+                let said = (executed == Some(false) && serial.0.is_multiple_of(2))
+                    .then(|| "it is missing".to_owned());
                 self.result(serial, Happened::ErrorPipe { said, closed });
             }
             Action::LookAtInit(serial, pid) => {
@@ -59,7 +61,9 @@ impl World {
             }
             Action::LookAtCgroup(serial, look) => return self.look_at_cgroup(serial, look),
             Action::KillSessions { container, sessions } => return self.kill_sessions(container, &sessions),
-            Action::LookForOom { exec, .. } => self.result(exec, Happened::MemorySeen(exec.0 % 2 == 0)),
+            Action::LookForOom { exec, .. } => {
+                self.result(exec, Happened::MemorySeen(exec.0.is_multiple_of(2)))
+            }
             Action::WriteRecord(serial, _, facts) => {
                 let failed =
                     self.kernel.of(|process| process.cgroup == Some(serial) && process.code.is_none());
@@ -90,7 +94,7 @@ impl World {
         self.kernel.processes.get(&pid).map(|process| process.owner)
     }
 
-    /// The number must be that of a child that was not reaped.
+    /// The pid must be that of a child that is not reaped.
     fn child(&self, pid: u32, what: &str) -> Checked {
         if self.kernel.is_child(pid) {
             return Ok(());
@@ -175,7 +179,7 @@ impl World {
         Ok(())
     }
 
-    /// The container of this name that was made last.
+    /// The latest container with this name.
     pub(super) fn serial_of(&self, id: &model::ContainerId) -> Serial {
         let found = self.containers.iter().rev().find(|(_, (known, _))| known == id);
         Serial(found.map_or(0, |(serial, _)| *serial))
@@ -268,8 +272,8 @@ impl World {
                 return Err(Violation::WrongKill(format!("adopt {pid}: {:?}", self.owner(pid))));
             }
         }
-        // Out of descriptors, now and then.
-        if serial.0 % 7 == 0 {
+        // Sometimes no descriptor is free.
+        if serial.0.is_multiple_of(7) {
             let failure = refusal(wire::ErrorKind::Internal, "namespaces", "out of descriptors");
             self.result(serial, Happened::Adopted(Err(failure)));
             return Ok(());
@@ -282,7 +286,7 @@ impl World {
         Ok(())
     }
 
-    // Looks.
+    // Checks.
 
     fn init_state(&self, pid: u32) -> Option<InitState> {
         let process = self.kernel.processes.get(&pid)?;
@@ -310,7 +314,7 @@ impl World {
         }
         let state = CgroupState {
             empty: self.kernel.is_empty(serial, look.patient),
-            oom_killed: serial.0 % 5 == 0,
+            oom_killed: serial.0.is_multiple_of(5),
             strays,
             init_over: look.init.is_some_and(|pid| !self.kernel.runs(pid)),
         };
@@ -350,7 +354,7 @@ impl World {
             .filter(|(_, process)| process.code.is_none() && !process.killed)
             .filter(|(_, process)| match process.owner {
                 Owner::Bystander => false,
-                // One that has said its last word leaves by itself.
+                // A worker exits after its last packet.
                 Owner::Worker(serial) => self.workers.iter().any(|w| w.serial == serial && w.step <= 2),
                 Owner::Made(_) | Owner::Descendant(_) => true,
             })

@@ -1,15 +1,16 @@
-//! The table of all phases and inputs: docs/shim-states.md. The test prints it and fails when the committed file says
-//! something else, or when a phase or an input has no sample here. `UPDATE_DOCS=1` writes the file.
+//! The table of all phases and inputs: docs/shim-states.md. The test generates it and fails if the committed
+//! file differs, or if a phase or an input has no sample here. `UPDATE_DOCS=1` updates the file.
 
 use std::fmt::Write as _;
 
 use model::ContainerId;
 use wire::{ErrorKind, ExitFacts, Failure, Reply};
 
-use super::super::action::{Action, Serial};
+use super::super::action::Action;
 use super::super::container::Container;
-use super::super::context::{Context, Requester, Time};
+use super::super::context::{Context, Time};
 use super::super::exec::{Exec, Kill, Phase as ExecPhase};
+use super::super::id::{Requester, Serial};
 use super::super::input::{CgroupState, Happened, Held, InitState};
 use super::super::look::Look;
 use super::super::pause::Pause;
@@ -17,8 +18,8 @@ use super::super::phase::{Ending, Init, Phase, Undoing, Unstarted};
 use super::super::worker::{Process, Worker};
 use crate::failure::refusal;
 
-/// A function that names the variants of an enum, and the list of these names: the function does not compile when
-/// one is missing, the test fails when one of the list has no sample.
+/// A function that names the variants of an enum, and the list of these names: the build fails if a variant
+/// is missing, and the test fails if a name has no sample.
 macro_rules! names {
     ($function:ident, $list:ident, $kind:ident, $($variant:ident),+ $(,)?) => {
         fn $function(of: &$kind) -> &'static str {
@@ -104,7 +105,7 @@ names!(
 const SERIAL: Serial = Serial(1);
 const PID: u32 = 10;
 const WORKER: u32 = 9;
-/// When all inputs arrive; whatever has a deadline in the samples is due then.
+/// The time of all inputs; all deadlines in the samples have passed then.
 const NOW: u64 = 100_000;
 const REQUESTER: Requester = Requester { generation: 1, id: 1 };
 
@@ -112,7 +113,7 @@ fn failure() -> Failure {
     refusal(ErrorKind::Internal, "step", "it failed")
 }
 
-/// Each input, in each of its kinds, with the words that tell them apart.
+/// Each kind of each input, with its name.
 fn inputs() -> Vec<(&'static str, Happened)> {
     let other = Requester { generation: 1, id: 2 };
     let seen = |over, executed, held| Happened::InitSeen(Some(InitState { over, executed, held }));
@@ -173,8 +174,7 @@ fn inputs() -> Vec<(&'static str, Happened)> {
 
 fn worker(reaped: bool, failed: bool) -> Worker {
     let mut worker = Worker::new(REQUESTER, NOW);
-    worker.pid = WORKER;
-    worker.reaped = reaped.then_some(1);
+    (worker.pid, worker.reaped) = if reaped { (None, Some(1)) } else { (Some(WORKER), None) };
     worker.failure = failed.then(failure);
     worker
 }
@@ -320,69 +320,83 @@ fn context() -> Context {
     Context { time: Time { ms: NOW, wall: 7 }, connection: Some(1), ..Context::default() }
 }
 
-/// One line of what came of it; `None` when nothing did.
-fn outcome(changed: bool, to: &str, from: &str, cx: &Context) -> Option<String> {
+/// The result of an input: the next phase, if it changes, then the actions.
+fn outcome(changed: bool, to: &str, from: &str, cx: &Context) -> String {
     let actions: Vec<&str> = cx.actions.iter().map(action).collect();
-    let next = if to == from { if changed { "stays, changed" } else { "stays" } } else { to };
-    (changed || !actions.is_empty()).then(|| format!("{next} | {}", actions.join(", ")))
+    let next = match (to == from, changed) {
+        (false, _) => format!("**{to}**: "),
+        (true, true) => "note: ".to_owned(),
+        (true, false) => String::new(),
+    };
+    format!("{next}{}", actions.join(", ")).trim_end_matches([' ', ':']).to_owned()
 }
 
-/// Prints what a phase does with each input.
-fn section(text: &mut String, name: &str, detail: &str, mut on: impl FnMut(Happened) -> Option<String>) {
-    let detail = if detail.is_empty() { String::new() } else { format!(", {detail}") };
-    writeln!(text, "### {name}{detail}\n\n| input | next phase | actions |\n| --- | --- | --- |").unwrap();
+/// Prints the result of each input in each of these phases.
+fn section<T>(
+    text: &mut String,
+    title: &str,
+    phases: &[(&str, &str, T)],
+    on: impl Fn(&T, Happened) -> String,
+) {
+    write!(text, "## {title}\n\n|").unwrap();
+    for (name, detail, _) in phases {
+        let detail = if detail.is_empty() { String::new() } else { format!(", {detail}") };
+        write!(text, " | {name}{detail}").unwrap();
+    }
+    writeln!(text, " |\n|---{}|", "|---".repeat(phases.len())).unwrap();
     let mut without = Vec::new();
     for (kind, happened) in inputs() {
         let input = input(&happened);
-        let shown = if kind.is_empty() { input.to_owned() } else { format!("{input} ({kind})") };
-        match on(happened) {
-            Some(outcome) => writeln!(text, "| {shown} | {outcome} |").unwrap(),
-            None => without.push(shown),
+        let shown = if kind.is_empty() { input.to_owned() } else { format!("{input}: {kind}") };
+        let cells: Vec<String> = phases.iter().map(|(_, _, of)| on(of, happened.clone())).collect();
+        if cells.iter().all(String::is_empty) {
+            without.push(shown);
+        } else {
+            writeln!(text, "| {shown} | {} |", cells.join(" | ")).unwrap();
         }
     }
-    writeln!(text, "\nNo effect: {}.\n", without.join(", ")).unwrap();
+    writeln!(text, "\nIgnored in every phase: {}.\n", without.join("; ")).unwrap();
 }
 
 fn print() -> String {
     let mut text = String::from(
-        "# The shim's states\n\nPrinted by `lifecycle/tests/table.rs`, which fails when this file is not what it \
-         prints; `UPDATE_DOCS=1 cargo test -p shim table` writes it. Each pair of a phase and an input is here. The \
-         drawings and what the words mean: `runtime/shim/src/lifecycle/`.\n\n## Pause\n\n",
+        "# States of a shim\n\nA test (`runtime/shim/src/lifecycle/tests/table.rs`) generates this file from the state \
+         machine, with every input in every phase.\n`UPDATE_DOCS=1 cargo test -p shim table` updates it. A cell has \
+         the next phase, if it changes, and the actions; `note`: only\nwhat the phase holds changes; an empty cell \
+         means that nothing is done. `runtime/shim/src/lifecycle` explains phases, inputs and\nactions.\n\n",
     );
-    for (detail, sample) in pauses() {
-        section(&mut text, pause(&sample), detail, |happened| {
-            let (mut of, mut cx) = (sample.clone(), context());
-            of.on(happened, &mut cx);
-            outcome(of != sample, pause(&of), pause(&sample), &cx)
-        });
-    }
-    text.push_str("## Containers\n\n");
-    for (detail, sample) in containers() {
-        section(&mut text, phase(&sample), detail, |happened| {
-            let id = ContainerId::from_random([1; 32]);
-            let (mut of, mut cx) = (Container { id, serial: SERIAL, phase: sample.clone() }, context());
-            of.on(happened, &mut cx);
-            outcome(of.phase != sample, phase(&of.phase), phase(&sample), &cx)
-        });
-    }
-    text.push_str("## Execs\n\n");
-    for (detail, sample, kill) in execs() {
-        section(&mut text, exec_phase(&sample), detail, |happened| {
-            let before = Exec {
-                id: model::ExecId(1),
-                generation: 1,
-                serial: SERIAL,
-                container: Serial(2),
-                container_id: ContainerId::from_random([1; 32]),
-                deadline: None,
-                kill,
-                phase: sample.clone(),
-            };
-            let (mut of, mut cx) = (before.clone(), context());
-            of.on(happened, true, &mut cx);
-            outcome(of != before, exec_phase(&of.phase), exec_phase(&sample), &cx)
-        });
-    }
+    let phases: Vec<_> = pauses().into_iter().map(|(detail, of)| (pause(&of), detail, of)).collect();
+    section(&mut text, "Pause", &phases, |sample, happened| {
+        let (mut of, mut cx) = (sample.clone(), context());
+        of.on(happened, &mut cx);
+        outcome(of != *sample, pause(&of), pause(sample), &cx)
+    });
+    let phases: Vec<_> = containers().into_iter().map(|(detail, of)| (phase(&of), detail, of)).collect();
+    section(&mut text, "Containers", &phases, |sample, happened| {
+        let id = ContainerId::from_random([1; 32]);
+        let (mut of, mut cx) = (Container { id, serial: SERIAL, phase: sample.clone() }, context());
+        of.on(happened, &mut cx);
+        outcome(of.phase != *sample, phase(&of.phase), phase(sample), &cx)
+    });
+    let phases: Vec<_> =
+        execs().into_iter().map(|(detail, of, kill)| (exec_phase(&of), detail, (of, kill))).collect();
+    section(&mut text, "Execs", &phases, |(sample, kill), happened| {
+        let before = Exec {
+            id: model::ExecId(1),
+            generation: 1,
+            serial: SERIAL,
+            container: Serial(2),
+            container_id: ContainerId::from_random([1; 32]),
+            deadline: None,
+            kill: *kill,
+            phase: sample.clone(),
+        };
+        let (mut of, mut cx) = (before.clone(), context());
+        of.on(happened, true, &mut cx);
+        outcome(of != before, exec_phase(&of.phase), exec_phase(sample), &cx)
+    });
+    text.truncate(text.trim_end().len());
+    text.push('\n');
     text
 }
 

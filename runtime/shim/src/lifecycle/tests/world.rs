@@ -1,12 +1,13 @@
-//! A pod: the machine, a simulated kernel, workers and a daemon.
+//! A simulated pod: the lifecycle, a kernel, workers and a daemon.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use model::{ContainerId, ExecId};
 use wire::{Event, LogPlan, Reply, Request};
 
-use super::super::action::{Action, Fork, Serial};
-use super::super::context::{Requester, Time};
+use super::super::action::{Action, Fork};
+use super::super::context::Time;
+use super::super::id::{Requester, Serial};
 use super::super::input::{Happened, Held, Input};
 use super::super::pod::Lifecycle;
 use super::Checked;
@@ -30,12 +31,19 @@ pub(super) struct Worker {
     pub(super) pid: u32,
     pub(super) step: u8,
     pub(super) packets: VecDeque<Packet>,
-    /// What it has made.
+    /// The process that it has created.
     pub(super) made: Option<u32>,
-    /// The shim has its end of the socket open.
+    /// Whether the shim has its end of the socket open.
     pub(super) open: bool,
     pub(super) closed: bool,
     pub(super) deadline: u64,
+}
+
+impl Worker {
+    pub(super) fn new(serial: Serial, fork: Fork, pid: u32, deadline: u64) -> Self {
+        let packets = VecDeque::new();
+        Self { serial, fork, pid, step: 0, packets, made: None, open: true, closed: false, deadline }
+    }
 }
 
 pub(super) struct World {
@@ -53,7 +61,7 @@ pub(super) struct World {
     pub(super) workers: Vec<Worker>,
     /// Containers by serial: id, and the init that was adopted.
     pub(super) containers: BTreeMap<u32, (ContainerId, Option<(u32, bool)>)>,
-    /// Execs by serial: the daemon's number, and when its session is to be killed.
+    /// Execs by serial: the daemon's id, and when to kill its session.
     pub(super) execs: BTreeMap<u32, (u64, Option<u64>)>,
     /// What may be killed.
     pub(super) wanted_dead: Vec<Serial>,
@@ -62,13 +70,6 @@ pub(super) struct World {
     late: Vec<Action>,
     due: Vec<Action>,
     pub(super) inputs: VecDeque<Input>,
-}
-
-impl Worker {
-    pub(super) fn new(serial: Serial, fork: Fork, pid: u32, deadline: u64) -> Self {
-        let packets = VecDeque::new();
-        Self { serial, fork, pid, step: 0, packets, made: None, open: true, closed: false, deadline }
-    }
 }
 
 pub(super) fn id(number: u8) -> ContainerId {
@@ -186,7 +187,7 @@ impl World {
                 Ok(())
             }
             Op::Freeze(which) => {
-                // Only who runs in a container can freeze it.
+                // Only a running process of a container can freeze it.
                 let runs = |p: &Process| p.executed && p.code.is_none() && !p.killed;
                 let serials: Vec<u32> = self
                     .containers
@@ -239,7 +240,7 @@ impl World {
         self.input(Input::Request { requester, request, fds })
     }
 
-    /// What a request allows to be killed.
+    /// The objects that a request allows to be killed.
     fn note_wanted(&mut self, request: &Request) {
         match request {
             Request::Kill { container, signal, all } if *all || *signal == 9 => {
@@ -262,83 +263,7 @@ impl World {
         self.wanted_dead.extend(self.life.pause.serial());
     }
 
-    /// A worker's next step.
-    pub(super) fn work(&mut self, place: usize, how: u8) {
-        let frozen = self.kernel.frozen.clone();
-        let Self { workers, kernel, .. } = self;
-        let Some(worker) = workers.get_mut(place) else { return };
-        let container = match &worker.fork {
-            Fork::Pause => None,
-            Fork::Container { .. } => Some(worker.serial),
-            Fork::Exec { container } => Some(*container),
-        };
-        if worker.step > 0 && container.is_some_and(|serial| frozen.contains(&serial)) {
-            return;
-        }
-        // It joins the container's cgroup with its first step.
-        if let Some(process) = kernel.processes.get_mut(&worker.pid) {
-            process.cgroup = container;
-        }
-        match (&worker.fork, worker.step, how % 12) {
-            (_, 0, 0) | (Fork::Container { .. }, 1, 0) => {
-                worker.packets.push_back(Packet::Failed);
-                kernel.end(worker.pid, 1);
-            }
-            (_, 0, 1) => kernel.end(worker.pid, 137),
-            (Fork::Container { .. }, 0, 2) => worker.packets.push_back(Packet::Prepared(false)),
-            (Fork::Container { .. }, 0, 3) => {
-                worker.packets.extend([Packet::Prepared(true), Packet::Warning]);
-            }
-            (Fork::Container { .. }, 0, _) => worker.packets.push_back(Packet::Prepared(true)),
-            // Pause and its packet come together: nobody but the daemon's kill of the pod's cgroup finds it else.
-            (Fork::Pause, 0, _) | (Fork::Container { .. } | Fork::Exec { .. }, 1 | 0, _) => {
-                if let Some(pid) = kernel.spawn(Owner::Made(worker.serial), container) {
-                    worker.made = Some(pid);
-                    kernel.reserve(pid);
-                    if worker.fork == Fork::Pause {
-                        worker.packets.push_back(Packet::Made(pid));
-                    }
-                } else {
-                    worker.packets.push_back(Packet::Failed);
-                    kernel.end(worker.pid, 1);
-                }
-                worker.step = 1;
-            }
-            (fork, _, _) => {
-                if let (Some(pid), 2) = (worker.made, worker.step) {
-                    match fork {
-                        Fork::Container { .. } => worker.packets.push_back(Packet::Created(pid)),
-                        Fork::Exec { .. } => worker.packets.push_back(Packet::Made(pid)),
-                        Fork::Pause => {}
-                    }
-                } else if worker.step > 2 {
-                    kernel.end(worker.pid, 0);
-                }
-            }
-        }
-        worker.step += 1;
-    }
-
-    /// A process that was made calls execve, or fails to.
-    fn execve(&mut self, which: u8, works: bool) {
-        let waiting = self.waiting();
-        let Some(pid) = pick(&waiting, which).copied() else { return };
-        let Some(process) = self.kernel.processes.get_mut(&pid) else { return };
-        let Owner::Made(serial) = process.owner else { return };
-        if works {
-            process.executed = true;
-            if let Some((_, Some((known, executed)))) = self.containers.get_mut(&serial.0) {
-                *executed |= *known == pid;
-            }
-        } else {
-            if let Some(worker) = self.workers.iter_mut().find(|w| w.serial == serial && w.open) {
-                worker.packets.push_back(Packet::Failed);
-            }
-            self.kernel.end(pid, 126);
-        }
-    }
-
-    /// Reads an init's error pipe, which its execve or its end closes.
+    /// Reads an init's error pipe, which its execve or its exit closes.
     fn pipe(&mut self, serial: Serial) -> Checked {
         let Some((_, Some((pid, executed)))) = self.containers.get(&serial.0) else { return Ok(()) };
         if !executed && self.kernel.runs(*pid) {
@@ -365,7 +290,7 @@ impl World {
             let executed = self.life.is_starting(pid).then_some(process.executed);
             let code = process.code.unwrap_or(0);
             if let Owner::Made(serial) | Owner::Worker(serial) = process.owner {
-                // The end of a process is a reason to kill what it leaves.
+                // The exit of a process allows to kill its remaining processes.
                 self.wanted_dead.push(serial);
             }
             self.kernel.processes.remove(&pid);
@@ -374,7 +299,7 @@ impl World {
         Ok(())
     }
 
-    // What is done about it.
+    // The actions.
 
     pub(super) fn input(&mut self, input: Input) -> Checked {
         self.inputs.push_back(input);
@@ -392,7 +317,7 @@ impl World {
                     self.perform(action)?;
                 }
             } else {
-                // Those of the turn before this one.
+                // Delayed signals of the previous input.
                 let (due, late) = (std::mem::take(&mut self.due), std::mem::take(&mut self.late));
                 self.due = late;
                 return due.into_iter().try_for_each(|action| self.perform(action));
@@ -416,7 +341,7 @@ impl World {
             },
             _ => None,
         };
-        // The end of a worker's packets is a reason only once the worker is gone.
+        // The end of a worker's packets allows a kill only once the worker has ended.
         let gone = |serial: Serial| {
             self.workers.iter().any(|worker| worker.serial == serial && !self.kernel.runs(worker.pid))
         };
@@ -446,13 +371,13 @@ impl World {
     }
 }
 
-fn pick<T>(list: &[T], which: u8) -> Option<&T> {
+pub(super) fn pick<T>(list: &[T], which: u8) -> Option<&T> {
     list.get(usize::from(which) % list.len().max(1))
 }
 
 // For the end of a sequence.
 impl World {
-    /// Places of workers that live.
+    /// Indices of running workers.
     pub(super) fn at_work(&self) -> Vec<usize> {
         let living = self.workers.iter().zip(0..).filter(|(worker, _)| self.kernel.runs(worker.pid));
         living.map(|(_, place)| place).collect()
@@ -476,7 +401,7 @@ impl World {
         u8::try_from(self.let_go.len()).unwrap_or(u8::MAX)
     }
 
-    /// What is in a table lives.
+    /// Objects in a table must have processes.
     pub(super) fn check_slots(&self) -> Checked {
         for container in &self.life.containers {
             let lives = !self.kernel.of(|process| process.cgroup == Some(container.serial)).is_empty()
@@ -494,7 +419,7 @@ impl World {
         Ok(())
     }
 
-    /// Every exit was told on the connection that there is.
+    /// Every exit must be reported on the current connection.
     pub(super) fn check_told(&self) -> Checked {
         let over = self
             .life
