@@ -28,15 +28,15 @@ pub(crate) struct Streams {
     pub(crate) stdin: bool,
 }
 
-/// What the worker must know of the descriptors that it is given.
+/// Describes the descriptors that the worker gets.
 #[derive(Clone)]
 pub(crate) struct Given {
-    /// How many came with the request: the plan, kubelet's mount namespace, then the cgroup folders.
+    /// Number of descriptors of the request: the plan, kubelet's mount namespace, then the cgroup folders.
     pub(crate) requested: usize,
     pub(crate) streams: Streams,
-    /// After those: pause's namespaces of these kinds.
+    /// Kinds of pause's namespaces, which follow.
     pub(crate) pause: Kinds,
-    /// After those: the PID namespaces of the pod's other containers, where they have one of their own.
+    /// The pod's containers. The PID namespace of each that has its own follows.
     pub(crate) targets: Vec<(ContainerId, Kinds)>,
 }
 
@@ -50,7 +50,7 @@ impl Answer for Reporter {
     }
 }
 
-/// Runs in the worker, with the descriptors of `given`.
+/// Runs in the worker. `given` describes `fds`.
 pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, given: Given) -> i32 {
     match prepare(&reporter, fds, given) {
         Ok(input) => create(input, Box::new(reporter)),
@@ -80,7 +80,7 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, given: Given) -> Result<C
     let target = match &peek.namespaces.pid {
         NamespaceSource::Container(id) => {
             let place = targets.iter().position(|(target, _)| target == id).ok_or_else(|| {
-                let message = format!("container {id} does not run in this pod");
+                let message = format!("container {id} is not running in this pod");
                 refusal(ErrorKind::NotFound, "pid namespace", message)
             })?;
             Some(targets.swap_remove(place).1)

@@ -15,17 +15,17 @@ use crate::failure::{failure, refusal};
 use crate::packet::{Reporter, read_plan};
 use crate::process::{self, Ready, Road};
 
-/// What the worker must know of the descriptors that it is given.
+/// Describes the descriptors that the worker gets.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Given {
-    /// How many came with the request: the plan, then stdin, stdout and stderr unless a terminal is asked for.
+    /// Number of descriptors of the request: the plan, then stdin, stdout and stderr unless it has a terminal.
     pub(crate) requested: usize,
-    /// After those: so many of the container's cgroup folders.
+    /// Number of the container's cgroup folders, which follow.
     pub(crate) cgroups: usize,
-    /// After those: the namespaces that the container was created with. Init may have made others for itself, with
-    /// files of its choice in them.
+    /// Kinds of the namespaces that the container was created with, which follow. Init may have created others, with
+    /// files of its choice.
     pub(crate) namespaces: Kinds,
-    /// The cgroup folders are v2's.
+    /// Whether the cgroup folders are of v2.
     pub(crate) unified: bool,
 }
 
@@ -37,7 +37,7 @@ struct Prepared {
     single: sys::fork::SingleThreaded,
 }
 
-/// Runs in the worker, with the descriptors of `given`.
+/// Runs in the worker. `given` describes `fds`.
 pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, given: Given) -> i32 {
     let Prepared { ready, master, terminal, single } = match prepare(&reporter, fds, given) {
         Ok(prepared) => prepared,
@@ -46,7 +46,7 @@ pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, given: Given) -> i32 {
             return 1;
         }
     };
-    // The child takes its copies of both out of its copies of these variables.
+    // The child takes its copies out of its own copies of these variables.
     let (mut reporter, mut master) = (Some(reporter), master);
     let sibling = sys::clone::sibling(&single, || {
         drop(master.take());
@@ -111,7 +111,7 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, given: Given) -> Result<P
     Ok(Prepared { ready, master, terminal: plan.process.terminal, single })
 }
 
-/// Session and terminal of the new process; [`Ready::become_process`] does the rest.
+/// Sets up session and terminal of the new process; [`Ready::become_process`] does the rest.
 fn settle(terminal: bool) -> Result<(), (&'static str, io::Error)> {
     sys::proc::new_session();
     if terminal {

@@ -1,5 +1,5 @@
-//! Forking a worker for each kind of work. It gets copies of the descriptors that it needs, and numbers that say which
-//! is which.
+//! Forks a worker for each kind of work. The worker gets copies of the descriptors that it needs, and a description
+//! of them.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -27,8 +27,8 @@ pub(crate) fn pause(fds: &[OwnedFd], binary: BorrowedFd<'_>) -> io::Result<Forke
     })
 }
 
-/// Forks the worker that makes a container. `targets`: the pod's containers, with their namespaces. Whose PID
-/// namespace it needs stands in the plan, which only the worker reads.
+/// Forks the worker that creates a container. `targets`: the pod's containers and their namespaces. The plan, which
+/// only the worker reads, says whose PID namespace it needs.
 ///
 /// # Errors
 /// The errors of socketpair and fork.
@@ -52,7 +52,7 @@ pub(crate) fn container<'a>(
 /// Forks the worker that starts a process in a container.
 ///
 /// # Errors
-/// Those of socketpair and fork.
+/// The errors of socketpair and fork.
 pub(crate) fn exec(fds: &[OwnedFd], cgroups: &Cgroups, namespaces: &Namespaces) -> io::Result<Forked> {
     let Cgroups { folders, unified, .. } = cgroups;
     let given = exec::Given {

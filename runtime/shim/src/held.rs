@@ -1,23 +1,22 @@
-//! What the worker has open while init is made, and what it says afterwards.
+//! What the worker keeps open while libcontainer creates init.
 
 use std::os::fd::OwnedFd;
 
 use sys::namespace::Namespaces;
 use wire::Reply;
 
-/// Who is told of a create. Owned by the worker alone: it is not to live on in init.
+/// The receiver of a worker's messages. Only the worker owns it; init must not keep it open.
 pub(crate) trait Answer {
-    /// Something is not as asked for, but stops nothing.
+    /// Sends a warning: a setting could not be applied, which is not fatal.
     fn warn(&self, text: &str);
-    /// How it went.
+    /// Sends the result.
     ///
     /// # Errors
-    /// There is nobody to tell.
+    /// The receiver has closed its end.
     fn reply(&self, reply: &Reply) -> std::io::Result<()>;
 }
 
-/// What the plan's namespaces are taken from. By descriptor: the number of a process that ends meanwhile may be
-/// another's when libcontainer comes to it.
+/// The processes whose namespaces the plan joins, as descriptors: a pid could be reused before libcontainer uses it.
 #[derive(Debug, Default)]
 pub(crate) struct Holders {
     /// Pause.
@@ -26,12 +25,12 @@ pub(crate) struct Holders {
     pub(crate) target: Option<Namespaces>,
 }
 
-/// Descriptors that the worker needs while and after init is made, and that init must not hold.
+/// Descriptors that the worker needs during and after the creation of init, and that init must not keep.
 pub(crate) struct WorkerOnly {
-    /// Its answer.
+    /// For the result.
     pub(crate) answer: Box<dyn Answer>,
-    /// The other end of the pipe that init tells a failure on.
+    /// The reading end of the pipe to which init writes an error.
     pub(crate) told: OwnedFd,
-    /// Named in the spec by their numbers: kept open, never read.
+    /// The spec has their numbers, so they must stay open.
     pub(crate) _holders: Holders,
 }

@@ -55,7 +55,7 @@ impl Link {
                 return None;
             }
         };
-        // The socket's folder is root's alone; this is a second lock.
+        // Only root can enter the socket's folder; this is a second check.
         if !sys::peer::uid(fd.as_fd()).is_ok_and(|uid| uid == 0) {
             return None;
         }
@@ -125,8 +125,9 @@ impl Link {
         for message in std::mem::take(&mut self.warnings) {
             self.event(Event::Warning { container: None, message }, epoll)?;
         }
-        // The daemon's stderr was for words before this: from here on there is a connection, and what is forked
-        // later must not hold the daemon's log. Without a null device to put there it stays.
+        // The daemon's stderr was only for messages before this. From here on there is a connection, and
+        // processes that are forked later must not have the daemon's log. If /dev/null cannot be opened, it
+        // stays open.
         if let Ok(null) = sys::fds::null() {
             let _ = rustix::stdio::dup2_stderr(&null);
         }

@@ -88,7 +88,7 @@ fn run() -> Result<(), StartError> {
     let mut inherited = Inherited::claim().map_err(at("descriptors"))?;
     let listener = inherited.take(passed::LISTENER).map_err(at("descriptor 3 (socket)"))?;
     let prepared = start(inherited).inspect_err(|error| {
-        // In vain when the daemon is gone: then nobody asks.
+        // Fails if the daemon has gone, which does not matter.
         drop(farewell(listener.as_fd(), error));
     })?;
     let Prepared { pod, given, signals, warnings } = prepared;
@@ -125,7 +125,7 @@ fn at(step: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
 
 /// Everything before the loop. The order matters.
 fn start(mut inherited: Inherited) -> Result<Prepared, StartError> {
-    // 1. What this is about.
+    // 1. Read the initial data.
     let mut take = |number, step| inherited.take(number).map_err(at(step));
     let init = take(passed::INIT, "descriptor 5 (init)")?;
     let json = sys::memfd::read_all(init.as_fd(), MAX_INIT).map_err(at("init"))?;

@@ -137,8 +137,8 @@ pub(crate) fn recv(
     Ok(Some(packet))
 }
 
-/// Forks a worker for `work`, which gets its side of the socket and copies of `keep`. Every other descriptor but
-/// stdio is closed in it ([`sys::fork::worker`]).
+/// Forks a worker for `work`, which gets the worker's end of the socket and copies of `keep`. The child closes all
+/// other descriptors except stdio ([`sys::fork::worker`]).
 pub(crate) fn fork<F>(keep: &[BorrowedFd<'_>], work: F) -> io::Result<(u32, OwnedFd)>
 where
     F: FnOnce(Reporter, Vec<OwnedFd>) -> i32 + Clone + 'static,

@@ -104,12 +104,12 @@ fn become_pause(plan: &PausePlan, folders: &[OwnedFd], binary: BorrowedFd<'_>) -
         }
         sys::jail::empty_root().map_err(at("empty root"))?;
         sys::proc::new_session();
-        // Stdio too, the binary, the socket that failures go to: all end at execve. A container may run as
-        // pause's user in pause's PID namespace.
+        // Closes everything at execve, including stdio, the binary and the socket for failures, because a
+        // container may run as pause's user in pause's PID namespace.
         sys::fds::cloexec_from(0).map_err(at("descriptors"))?;
         let asked = plan.seccomp.as_ref().map(|filter| Filter::new(&filter.instructions, 0)).transpose();
         let asked = asked.map_err(at("seccomp"))?;
-        // No capability in any set, and none to be gained.
+        // No capabilities in any set, and no way to gain some.
         let wanted = Credentials {
             uid: plan.user.uid,
             gid: plan.user.gid,

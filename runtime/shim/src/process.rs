@@ -1,10 +1,11 @@
 //! Becoming a container's process: the last steps before execve, shared by init and exec.
 //!
-//! It has two parts. [`prepare`] does all that needs power, and gives the power away: signals, keyring, limits,
-//! stdio's owner, folder, credentials, folder again where only the user may enter it, filter. So a process that
-//! can be seen by others, waiting to be started or born in the container's PID namespace, has no more than the
-//! container gives it. [`Ready::become_process`] calls execve, which closes descriptors. Whatever fails then is told
-//! as one line of JSON on the report descriptor, which execve closes: end of file means it has exec'd.
+//! It has two parts. [`prepare`] does everything that needs privileges, and then drops them: signals,
+//! keyring, limits, owner of stdio, working directory, credentials, the working directory again if only the
+//! user may enter it, and the filter. So a process that others can see, while it waits or after it was
+//! created in the container's PID namespace, has no more privileges than the container.
+//! [`Ready::become_process`] calls execve, which closes descriptors. If that fails, it writes one line of JSON
+//! to the report descriptor, which execve closes: end of file means success.
 //!
 //! The filter is loaded in the first part if it allows what the second part needs. Otherwise it is loaded at
 //! the end, and without no_new_privs CAP_SYS_ADMIN is kept until then.
@@ -104,7 +105,7 @@ pub(crate) fn prepare(
 }
 
 impl Ready {
-    /// Calls execve, which closes all descriptors but 0, 1 and 2.
+    /// Calls execve, which closes all descriptors except 0, 1 and 2.
     pub(crate) fn become_process(self, report: OwnedFd) -> ! {
         let stop = self.finish();
         let status =

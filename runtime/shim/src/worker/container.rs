@@ -14,7 +14,7 @@ use crate::bundle::{bundle, rootfs};
 use crate::held::Holders;
 use crate::podns::STATE;
 
-/// Why no namespace could be named.
+/// Why a namespace could not be joined.
 #[derive(Debug, thiserror::Error)]
 #[error("the {kind} namespace is to be taken from {from}, which has no process")]
 pub(crate) struct NoHolder {
@@ -22,11 +22,11 @@ pub(crate) struct NoHolder {
     from: &'static str,
 }
 
-/// The least that libcontainer needs: all else is done by us, around it and in its Executor. It names namespaces by
-/// the descriptors of `holders`, which must live until init is made.
+/// The minimal configuration for libcontainer; everything else is done by us, before it and in its Executor. It has
+/// the descriptor numbers of `holders`, which must stay open until init exists.
 ///
 /// # Errors
-/// A namespace without a holder.
+/// A namespace without a process that has it.
 pub(crate) fn spec(plan: &ContainerPlan, holders: &Holders) -> Result<Value, NoHolder> {
     let mut namespaces = vec![json!({"type": "mount"})];
     let of = &plan.namespaces;
@@ -45,7 +45,7 @@ pub(crate) fn spec(plan: &ContainerPlan, holders: &Holders) -> Result<Value, NoH
             NamespaceSource::Pause => (&holders.pause, "pause"),
             NamespaceSource::Container(_) => (&holders.target, "another container"),
         };
-        // Where it has none of its own it shares the shim's, and so does the container.
+        // If pause has none of its own, it shares the shim's, and so does the container.
         if let Some(fd) = holder.as_ref().ok_or(NoHolder { kind, from })?.get(file) {
             namespaces.push(json!({"type": kind, "path": format!("/proc/self/fd/{}", fd.as_raw_fd())}));
         }

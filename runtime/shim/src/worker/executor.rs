@@ -33,7 +33,7 @@ pub(crate) struct Parts {
     pub(crate) user: User,
     /// The descriptor for its errors; closed by execve.
     pub(crate) report: OwnedFd,
-    /// What only the worker needs. Init drops its copies, the worker has its own back ([`Init::take_back`]).
+    /// What only the worker needs. Init drops its copies; the worker takes its own back ([`Init::take_back`]).
     pub(crate) worker: WorkerOnly,
 }
 
@@ -50,7 +50,7 @@ impl Init {
         Self { parts: Rc::new(RefCell::new(Some(parts))), ready: Rc::default() }
     }
 
-    /// What the worker gets back once libcontainer has made init, which used a copy. All else is dropped.
+    /// Returns what the worker needs after libcontainer has created init, which has its own copy, and drops the rest.
     pub(crate) fn take_back(self) -> Option<WorkerOnly> {
         self.parts.take().map(|parts| parts.worker)
     }
@@ -62,7 +62,7 @@ impl Executor for Init {
             return Err(ExecutorValidationError::ArgValidationError("init was prepared twice".to_owned()));
         };
         let Parts { late, failed, process, user, report, worker } = parts;
-        // libcontainer has given it one of its own.
+        // libcontainer has set another name.
         let _ = rustix::thread::set_name(TITLE);
         let done = late.finish().and_then(|console| {
             drop(worker);

@@ -66,7 +66,7 @@ pub(crate) enum Stdio {
     },
 }
 
-/// What a worker is given: all its descriptors but 0-2 and those of its [`Answer`].
+/// The input of a worker: all its descriptors except 0-2 and that of its [`Answer`].
 #[derive(Debug)]
 pub(crate) struct CreateInput {
     /// memfd of a [`ContainerPlan`].
@@ -79,17 +79,17 @@ pub(crate) struct CreateInput {
     pub(crate) stdio: Stdio,
     /// Write end of the error pipe: execve closes it, or init writes its error to it. Close-on-exec.
     pub(crate) exec_error: OwnedFd,
-    /// Whose namespaces the plan means.
+    /// The processes whose namespaces the plan joins.
     pub(crate) holders: Holders,
 }
 
-/// Creates the container and says how it went. Returns the exit status of the worker. Init is the caller's parent's
-/// child and waits for [`bundle::start`]. When it fails, the bundle is left to the shim: in the namespace of a
-/// worker the container's volumes are mounted in it.
+/// Creates the container, sends the result and returns the worker's exit status. Init is a child of the caller's
+/// parent and waits for [`bundle::start`]. On a failure the bundle is left to the shim: in the worker's namespace the
+/// container's volumes are mounted in it.
 pub(crate) fn create(input: CreateInput, answer: Box<dyn Answer>) -> i32 {
     let mut answer = Some(answer);
     let reply = attempt(input, &mut answer).unwrap_or_else(Reply::Failed);
-    // When it cannot be said, the shim sees a worker that left without a word.
+    // If that fails, the shim notices that the worker exited without a result.
     i32::from(answer.is_none_or(|answer| answer.reply(&reply).is_err()))
 }
 
@@ -118,7 +118,7 @@ struct Rest<'a> {
     stdio: Stdio,
     exec_error: OwnedFd,
     holders: Holders,
-    /// `None` while init may have it.
+    /// `None` while libcontainer creates init.
     answer: &'a mut Option<Box<dyn Answer>>,
 }
 
@@ -187,12 +187,14 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
         .map_err(|e| internal("process", "pipe")(e.into()))?;
 
     let late = Late { plan, mounts: late, nested, console };
-    let Some(answer) = rest.answer.take() else { return Err(invalid("process", "nobody is to be told")) };
+    let Some(answer) = rest.answer.take() else {
+        return Err(invalid("process", "there is no receiver of the result"));
+    };
     let worker = WorkerOnly { answer, told, _holders: rest.holders };
     let report = rest.exec_error;
     let init = Init::new(Parts { late, failed, process, user: found.user.clone(), report, worker });
     let built = container::build(&id, init.clone());
-    // With it go the worker's copies of what init needed; the failure's pipe among them.
+    // Closes the worker's copies of init's descriptors, including the error pipe.
     let told = init.take_back().map(|worker| {
         *rest.answer = Some(worker.answer);
         worker.told

@@ -302,7 +302,7 @@ fn create(plan: &MountPlan, cgroups: Cgroups) -> std::io::Result<OwnedFd> {
                 FsOption::Flag("newinstance"),
                 FsOption::Value("ptmxmode", "0666"),
                 FsOption::Value("mode", "0620"),
-                // The group tty in every distribution.
+                // The group tty in all distributions.
                 FsOption::Value("gid", "5"),
             ];
             mount::create("devpts", &options, attributes)
@@ -310,7 +310,7 @@ fn create(plan: &MountPlan, cgroups: Cgroups) -> std::io::Result<OwnedFd> {
         MountKind::Tmpfs { mode, size } => mount::tmpfs(*mode, *size, attributes),
         MountKind::Cgroup => match cgroups {
             Cgroups::Own => mount::create("cgroup2", &[FsOption::Value("source", "cgroup")], attributes),
-            // The leaves follow; read-only when they are in place.
+            // Leaves are bound below it; it is made read-only after that.
             Cgroups::Leaves => mount::tmpfs(0o755, 1 << 20, Attributes { readonly: false, ..attributes }),
             Cgroups::Host => Err(std::io::Error::other("nothing was cloned for it")),
         },

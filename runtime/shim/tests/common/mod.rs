@@ -22,77 +22,10 @@ use wire::{
     UserPlan,
 };
 
+use cgroups::Cgroups;
+
 /// Time limit of a reply, even on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// A test's cgroups in every v1 hierarchy, removed at the end.
-pub(crate) struct Cgroups {
-    name: String,
-}
-
-impl Cgroups {
-    fn hierarchies() -> Vec<String> {
-        let text = fs::read_to_string("/proc/self/cgroup").unwrap();
-        let names = text.lines().filter_map(|line| line.split(':').nth(1)).filter(|name| !name.is_empty());
-        names.map(|name| name.trim_start_matches("name=").to_owned()).collect()
-    }
-
-    pub(crate) fn new(name: &str) -> Self {
-        Self { name: format!("copepod-test-{}-{name}", std::process::id()) }
-    }
-
-    fn path(&self, hierarchy: &str, leaf: &str) -> PathBuf {
-        Path::new("/sys/fs/cgroup").join(hierarchy).join(&self.name).join(leaf)
-    }
-
-    /// Makes a leaf; returns its plan and open folders.
-    pub(crate) fn leaf(&self, leaf: &str) -> (CgroupPlan, Vec<OwnedFd>) {
-        let mut plan = CgroupPlan::default();
-        let mut folders = Vec::new();
-        for hierarchy in Self::hierarchies() {
-            let path = self.path(&hierarchy, leaf);
-            let parent = path.parent().unwrap();
-            for folder in [parent, &path] {
-                fs::create_dir_all(folder).unwrap();
-                if hierarchy == "cpuset" {
-                    for file in ["cpuset.cpus", "cpuset.mems"] {
-                        let above = fs::read_to_string(folder.parent().unwrap().join(file)).unwrap();
-                        fs::OpenOptions::new()
-                            .write(true)
-                            .open(folder.join(file))
-                            .map(|mut f| {
-                                use std::io::Write as _;
-                                f.write_all(above.trim().as_bytes()).unwrap();
-                            })
-                            .unwrap();
-                    }
-                }
-            }
-            folders.push(fs::File::open(&path).unwrap().into());
-            plan.members.push(CgroupMember { hierarchy, path: path.to_str().unwrap().to_owned() });
-        }
-        (plan, folders)
-    }
-
-    pub(crate) fn pids(&self, leaf: &str) -> Vec<u32> {
-        let text = fs::read_to_string(self.path("pids", leaf).join("cgroup.procs")).unwrap_or_default();
-        text.lines().filter_map(|line| line.parse().ok()).collect()
-    }
-}
-
-impl Drop for Cgroups {
-    fn drop(&mut self) {
-        for hierarchy in Self::hierarchies() {
-            let top = self.path(&hierarchy, "");
-            for entry in fs::read_dir(&top).into_iter().flatten().flatten() {
-                if entry.file_type().is_ok_and(|t| t.is_dir()) {
-                    drop(fs::remove_dir(entry.path()));
-                }
-            }
-            drop(fs::remove_dir(top));
-        }
-    }
-}
 
 fn pause_binary() -> PathBuf {
     let target = Path::new(env!("CARGO_BIN_EXE_copepod-shim")).parent().unwrap().parent().unwrap();
@@ -520,41 +453,6 @@ impl Drop for Pod {
         let shim = rustix::process::WaitId::PidFd(self.shim.pidfd.as_fd());
         let _ = rustix::process::waitid(shim, rustix::process::WaitIdOptions::EXITED);
     }
-}
-
-/// Traces processes without waiting for them, until it is dropped.
-pub(crate) struct Tracer(std::process::Child);
-
-impl Tracer {
-    /// In a separate process, because a tracing thread would have to wait here.
-    pub(crate) fn of(pids: &[u32], request: i64, options: i64) -> Self {
-        use std::io::BufRead as _;
-        let calls: String = pids
-            .iter()
-            .map(|pid| format!("syscall({}, {request}, {pid}, 0, {options}) == 0 or die $!;", trace_call()))
-            .collect();
-        let mut child = Command::new("/usr/bin/perl")
-            .args(["-e", &format!("$| = 1; {calls} print \"ready\\n\"; sleep 1000;")])
-            .stdout(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        std::io::BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert_eq!(line, "ready\n");
-        Self(child)
-    }
-}
-
-impl Drop for Tracer {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
-
-/// Number of ptrace(2).
-pub(crate) fn trace_call() -> u32 {
-    if cfg!(target_arch = "aarch64") { 117 } else { 101 }
 }
 
 pub(crate) fn process(args: &[&str]) -> ProcessPlan {
