@@ -124,6 +124,11 @@ impl ImageStore {
         self.puller.pull(Reference::parse(reference)?, auth).await
     }
 
+    /// The next pulls look for registry configuration in `certs_dir` ([`Options::certs_dir`]).
+    pub fn set_certs_dir(&self, certs_dir: PathBuf) {
+        self.puller.set_certs_dir(certs_dir);
+    }
+
     /// All images. Never waits for anything.
     pub fn list(&self) -> Vec<Arc<ImageRecord>> {
         self.store.published().images.clone()

@@ -5,13 +5,12 @@
 //! make no event (a file system mounted over the folder), it is looked at every [`LOOK`] as well.
 
 use crate::lanes;
-use inotify::{Inotify, WatchMask};
+use futures_util::StreamExt as _;
+use inotify::{EventStream, Inotify, WatchMask};
 use std::future::Future;
 use std::io;
-use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::net::unix::pipe;
 
 /// Longest time in which a change can go unseen.
 const LOOK: Duration = Duration::from_secs(10);
@@ -19,6 +18,8 @@ const LOOK: Duration = Duration::from_secs(10);
 const SETTLE: Duration = Duration::from_millis(100);
 /// But no longer than this, so that a folder in which something always happens is read too.
 const SETTLE_MOST: Duration = Duration::from_secs(1);
+/// Bytes of events that are read at once: an event takes up to 272.
+const BUFFER: usize = 4096;
 
 /// Runs until it is dropped: calls `reload` after every change in `conf_dir` and every [`LOOK`].
 pub(crate) async fn follow<F: Future<Output = ()>>(conf_dir: PathBuf, reload: impl Fn() -> F) {
@@ -52,21 +53,17 @@ async fn settle(watch: &mut Watch) {
     drop(tokio::time::timeout(SETTLE_MOST, quiet).await);
 }
 
-/// What happened is of no interest, only that something did: the events are drained as bytes, through the
-/// readiness that tokio has for pipes. (Its general type for descriptors takes `unsafe`, which has no place here.)
-struct Watch {
-    events: pipe::Receiver,
-    /// Its watches end with it.
-    _inotify: Inotify,
-}
+/// What happened is of no interest, only that something did.
+struct Watch(EventStream<[u8; BUFFER]>);
 
 impl Watch {
     /// Resolves the path away from the workers: the folder may lie on a disk that hangs.
     async fn new(conf_dir: PathBuf) -> io::Result<Self> {
-        lanes::foreign().run_for("CNI folder", move || Self::set(&conf_dir)).await?
+        let inotify = lanes::foreign().run_for("CNI folder", move || Self::set(&conf_dir)).await??;
+        Ok(Self(inotify.into_event_stream([0; BUFFER])?))
     }
 
-    fn set(conf_dir: &Path) -> io::Result<Self> {
+    fn set(conf_dir: &Path) -> io::Result<Inotify> {
         let inotify = Inotify::init()?;
         let changes = WatchMask::CREATE
             | WatchMask::CLOSE_WRITE
@@ -90,20 +87,14 @@ impl Watch {
             result = inotify.watches().add(ancestor, appearance);
         }
         result?;
-        let events = pipe::Receiver::from_file_unchecked(inotify.as_fd().try_clone_to_owned()?.into())?;
-        Ok(Self { events, _inotify: inotify })
+        Ok(inotify)
     }
 
     /// Resolves when something has happened.
     async fn changed(&mut self) -> io::Result<()> {
-        let mut buffer = [0; 4096];
-        loop {
-            self.events.readable().await?;
-            match self.events.try_read(&mut buffer) {
-                Ok(_) => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-            }
+        match self.0.next().await {
+            Some(event) => event.map(drop),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Start and stop of the daemon: the order in which its parts come up.
 
 use crate::cgroups::{self, Cgroups};
-use crate::config::{Config, MissingBinary};
+use crate::config::{Config, Given, MissingBinary};
 use crate::node::{Node, NodeOptions};
+use crate::reload::{Hangups, Live};
 use crate::root::Root;
 use crate::seccomp::Compiler;
 use crate::service::{self, Backend, Figures, Socket};
@@ -16,6 +17,7 @@ use state::lock::Lock;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// Threads that run calls. The work is waiting, not computing; what blocks goes to a lane ([`lanes`]).
 const WORKERS: usize = 2;
@@ -71,8 +73,8 @@ pub enum Error {
     Server(#[from] service::Error),
 }
 
-/// Runs the daemon until it is told to stop.
-pub fn run(config: Config) -> Result<(), Error> {
+/// Runs the daemon until it is told to stop. `given` is where `config` was read from, to read it again.
+pub fn run(config: Config, given: Given) -> Result<(), Error> {
     telemetry::init(config.log)?;
     sys::malloc::limit_arenas(ARENAS);
     let print = std::panic::take_hook();
@@ -95,7 +97,7 @@ pub fn run(config: Config) -> Result<(), Error> {
         .build()
         .map_err(|source| Error::Process { doing: "start threads", source })?;
     lanes::start(alone.is_some());
-    let result = runtime.block_on(daemon(config));
+    let result = runtime.block_on(daemon(config, given));
     runtime.shutdown_timeout(ABANDON);
     telemetry::flush(LAST_LINES);
     result
@@ -127,9 +129,10 @@ fn threads_to_spare() -> std::io::Result<()> {
 }
 
 /// Locks first, records next, the socket after them: whoever can connect gets true answers.
-async fn daemon(config: Config) -> Result<(), Error> {
-    let stopping =
-        Shutdown::on_signals().map_err(|source| Error::Process { doing: "catch signals", source })?;
+async fn daemon(config: Config, given: Given) -> Result<(), Error> {
+    let uncaught = |source| Error::Process { doing: "catch signals", source };
+    let (stopping, hangups) =
+        (Shutdown::on_signals().map_err(uncaught)?, Hangups::catch().map_err(uncaught)?);
     let config = Arc::new(config);
     let Found { layout, lock, boot_id, images, cgroups, shim_binary, pause_binary } = blocking({
         let config = Arc::clone(&config);
@@ -169,28 +172,35 @@ async fn daemon(config: Config) -> Result<(), Error> {
         create_timeout: CREATE_TIMEOUT,
     })
     .await?;
+    let (sender, receiver) = watch::channel(Arc::clone(&config));
+    let live = Live { given, config: sender, cni: cni.clone(), images: images.clone() };
     let backend = Backend {
         node: node.clone(),
         images,
         cni: cni.clone(),
         root: root.clone(),
         figures,
-        config: Arc::clone(&config),
+        config: receiver,
     };
-    let (socket, lock) = blocking(move || {
-        let socket = Socket::bind(&config.socket, &lock)?;
-        Ok((socket, lock))
+    let (socket, lock) = blocking({
+        let config = Arc::clone(&config);
+        move || {
+            let socket = Socket::bind(&config.socket, &lock)?;
+            Ok((socket, lock))
+        }
     })
     .await?;
-    let conf_dir = backend.config.network.conf_dir.clone();
+    let conf_dir = config.network.conf_dir.clone();
     let watching = tokio::spawn(cni_watch::follow(conf_dir, move || {
         let cni = cni.clone();
         async move { reload(&cni).await }
     }));
     let probing = tokio::spawn(root.follow());
     let trimming = tokio::spawn(memory::trim());
-    ready(&backend.config);
+    let reloading = tokio::spawn(live.follow(hangups));
+    ready(&config);
     let served = service::serve(socket, backend, stopping).await;
+    reloading.abort();
     watching.abort();
     trimming.abort();
     probing.abort();

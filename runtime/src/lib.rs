@@ -15,6 +15,7 @@ mod netns;
 pub mod node;
 mod pod;
 mod registry;
+mod reload;
 mod restore;
 mod root;
 pub mod seccomp;

@@ -11,10 +11,9 @@ use tokio::sync::watch;
 /// (systemd: 90 s); what does not end is finished or undone by the next start.
 pub const DRAIN: Duration = Duration::from_secs(10);
 
-/// Signals whose default would end the daemon, though who sends them means something else: a log rotation, a
-/// closed terminal, another daemon's "dump your state".
-const IGNORED: [(SignalKind, &str); 4] = [
-    (SignalKind::hangup(), "SIGHUP"),
+/// Signals whose default would end the daemon, though who sends them means something else: another daemon's "dump
+/// your state". SIGHUP is `reload`'s.
+const IGNORED: [(SignalKind, &str); 3] = [
     (SignalKind::user_defined1(), "SIGUSR1"),
     (SignalKind::user_defined2(), "SIGUSR2"),
     (SignalKind::alarm(), "SIGALRM"),
@@ -34,7 +33,7 @@ impl Shutdown {
             let mut ignored = signal(kind)?;
             tokio::spawn(async move {
                 while ignored.recv().await.is_some() {
-                    tracing::info!(signal = name, "ignored; the configuration is read at start only");
+                    tracing::info!(signal = name, "ignored");
                 }
             });
         }

@@ -8,15 +8,19 @@ mod lines;
 
 use crate::config::{Log, LogFormat, LogLevel};
 use lines::Lines;
+use std::sync::OnceLock;
 use std::time::Duration;
-use tracing_subscriber::Layer as _;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer as _, Registry, reload};
 
 /// Our own crates. Libraries say more at `debug` than anybody wants to read (every HTTP/2 frame), so they
 /// follow the level only at its ends.
 const OURS: [&str; 6] = ["runtime", "image", "network", "state", "spec", "sys"];
+
+/// The level of the process's subscriber.
+static LEVEL: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
 /// A second subscriber was set up.
 #[derive(Debug, thiserror::Error)]
@@ -30,10 +34,18 @@ pub fn init(log: Log) -> Result<(), AlreadySet> {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
-    tracing_subscriber::registry()
-        .with(lines.with_filter(filter(log.level)))
-        .try_init()
-        .map_err(|_| AlreadySet)
+    let (filter, handle) = reload::Layer::new(filter(log.level));
+    tracing_subscriber::registry().with(lines.with_filter(filter)).try_init().map_err(|_| AlreadySet)?;
+    LEVEL.set(handle).map_err(|_| AlreadySet)
+}
+
+/// Changes the level of the lines from here on.
+pub(crate) fn set_level(level: LogLevel) {
+    if let Some(handle) = LEVEL.get()
+        && let Err(error) = handle.reload(filter(level))
+    {
+        tracing::error!(%error, "the level of the log cannot be changed");
+    }
 }
 
 /// Waits until what was logged so far is written, at most `limit`: before the process ends.

@@ -2,6 +2,7 @@
 
 mod badimage;
 mod badinput;
+mod configuration;
 mod confinement;
 mod container;
 mod daemon;
@@ -84,6 +85,7 @@ pub(crate) fn all() -> Vec<Test> {
         podlife::tests(),
         records::tests(),
         start::tests(),
+        configuration::tests(),
         degraded::tests(),
         pss::tests(),
     ]

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use model::{Dns, PodId, PortMapping, Protocol};
 use pool::{Lane, Size};
@@ -52,12 +53,21 @@ pub struct Cni(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     config: CniConfig,
+    /// Changes while pods come and go; held for a copy only.
+    plugins: RwLock<Plugins>,
     /// Held for a copy only, never over I/O.
     loaded: RwLock<Loaded>,
     slots: Semaphore,
     leases: Leases,
     /// Leases, configurations, and starting plugins: any of their disks can hang.
     lane: Lane,
+}
+
+/// How plugins are run.
+#[derive(Debug, Clone)]
+struct Plugins {
+    bin_dirs: Vec<PathBuf>,
+    timeout: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -80,7 +90,23 @@ impl Cni {
         let slots = Semaphore::new(config.max_parallel.clamp(1, Semaphore::MAX_PERMITS));
         let leases = Leases::new(config.cache_dir.clone());
         let lane = Lane::new(Size { name: "cni", kept: 1, most: 64, each: 64, waiting: WAITING });
-        Self(Arc::new(Inner { config, loaded: RwLock::new(loaded), slots, leases, lane }))
+        let plugins = Plugins { bin_dirs: config.bin_dirs.clone(), timeout: config.timeout };
+        let (plugins, loaded) = (RwLock::new(plugins), RwLock::new(loaded));
+        Self(Arc::new(Inner { config, plugins, loaded, slots, leases, lane }))
+    }
+
+    /// From here on plugins are searched in `bin_dirs`, and each may take `timeout` (see [`CniConfig`]). Chains that
+    /// run go on as they began.
+    pub fn set_plugins(&self, bin_dirs: Vec<PathBuf>, timeout: Duration) {
+        *self.0.plugins.write().unwrap_or_else(PoisonError::into_inner) = Plugins { bin_dirs, timeout };
+    }
+
+    fn bin_dirs(&self) -> Vec<PathBuf> {
+        self.0.plugins.read().unwrap_or_else(PoisonError::into_inner).bin_dirs.clone()
+    }
+
+    fn timeout(&self) -> Duration {
+        self.0.plugins.read().unwrap_or_else(PoisonError::into_inner).timeout
     }
 
     /// The threads that this client's blocking work is done on.
@@ -100,7 +126,7 @@ impl Cni {
         let dir = self.0.config.conf_dir.clone();
         let name = dir.display().to_string();
         let work = self.0.lane.run(move || conf::load(&dir));
-        let found = match timeout(self.0.config.timeout, work).await {
+        let found = match timeout(self.timeout(), work).await {
             Ok(Ok(found)) => found,
             Ok(Err(error)) => Err(format!("{name}: {error}")),
             Err(_) => Err(format!("{name} does not answer")),
@@ -180,7 +206,7 @@ impl Cni {
         let network = Network::clone(&network);
         let lease = Lease::new(pod.pod.clone(), pod.netns.clone(), args, capabilities(pod), network);
         let lease = Arc::new(lease);
-        let (debt, dirs) = (Arc::clone(&lease), self.0.config.bin_dirs.clone());
+        let (debt, dirs) = (Arc::clone(&lease), self.bin_dirs());
         self.blocking(move |leases| {
             // A plugin that is not there could not be asked for its DEL either: nothing is begun.
             for plugin in &debt.network.plugins {
@@ -307,12 +333,12 @@ impl Cni {
     }
 
     fn deadline(&self) -> Instant {
-        Instant::now() + self.0.config.timeout
+        Instant::now() + self.timeout()
     }
 
     /// A place among the chains that may run at once.
     async fn slot(&self, pod: &PodId, verb: Verb) -> Result<SemaphorePermit<'_>, Error> {
-        let wait = self.0.config.timeout;
+        let wait = self.timeout();
         match timeout(wait, self.0.slots.acquire()).await {
             Ok(Ok(permit)) => Ok(permit),
             // The semaphore is never closed: the second case cannot be, and would mean the same.
@@ -358,7 +384,7 @@ impl Cni {
         let mut call = Call {
             verb,
             kind: plugin.kind().to_owned(),
-            bin_dirs: self.0.config.bin_dirs.clone(),
+            bin_dirs: self.bin_dirs(),
             container: String::new(),
             ifname: String::new(),
             args: String::new(),

@@ -66,7 +66,19 @@ pub(super) fn status(
 
 /// JSON by key, for `crictl info`.
 fn info(readiness: &Readiness, config: &Config) -> HashMap<String, String> {
-    let Config { root, state, socket, mount_namespace, log, binaries, network, image } = config;
+    // Tables by name are empty: nothing can be said in them yet.
+    let Config {
+        root,
+        state,
+        socket,
+        mount_namespace,
+        log,
+        binaries,
+        network,
+        image,
+        handlers: _,
+        registry: _,
+    } = config;
     let config = serde_json::json!({
         "rootDir": root,
         "stateDir": state,

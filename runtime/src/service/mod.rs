@@ -24,7 +24,9 @@ use ::image::ImageStore;
 use network::Cni;
 use status::Failure;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Instant;
+use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Response, Status};
 
@@ -44,9 +46,9 @@ pub(crate) struct Backend {
     /// The durable folder.
     pub(crate) root: Root,
     /// Stats.
-    pub(crate) figures: std::sync::Arc<Figures>,
-    /// For verbose status.
-    pub(crate) config: std::sync::Arc<Config>,
+    pub(crate) figures: Arc<Figures>,
+    /// The configuration that holds, for verbose status.
+    pub(crate) config: watch::Receiver<Arc<Config>>,
 }
 
 /// Runs the work of one call within its caller's deadline, and logs how it ended: the one place where an

@@ -28,7 +28,7 @@ impl Runtime {
     /// Absolute path at which nothing ever is, for containers that do not log (kubelet
     /// removes whatever matches `<log_path>*`).
     fn silent_log(&self, container: &ContainerView) -> String {
-        format!("{}/silent/{}", self.backend.config.state.display(), container.record.id)
+        format!("{}/silent/{}", self.backend.config.borrow().state.display(), container.record.id)
     }
 }
 
@@ -115,7 +115,7 @@ impl RuntimeService for Runtime {
         let cri::StatusRequest { verbose } = *request.get_ref();
         let Backend { cni, config, root, .. } = &self.backend;
         answer("Status", request.metadata(), STOPS, async {
-            Ok(health::status(&cni.readiness(), root.problem().as_ref(), config, verbose))
+            Ok(health::status(&cni.readiness(), root.problem().as_ref(), &config.borrow(), verbose))
         })
         .await
     }
