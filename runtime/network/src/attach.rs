@@ -14,16 +14,13 @@ use tokio::time::{Instant, timeout};
 
 use crate::conf::{self, Network, PluginConf, Version};
 use crate::error::{Error, Failure, Verb};
-use crate::lease::{Lease, LeaseWithResult, Leases};
+use crate::lease::{IFNAME, Lease, LeaseWithResult, Leases};
 use crate::plugin::{self, Call};
 use crate::result::AddResult;
 use crate::{CniConfig, Readiness};
 
 /// Most operations that wait for a thread: one per pod.
 const WAITING: usize = 4096;
-
-/// The pod's interface; Kubernetes uses no other name.
-pub(crate) const IFNAME: &str = "eth0";
 
 /// The data about a pod that plugins get.
 #[derive(Debug, Clone)]
