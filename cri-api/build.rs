@@ -1,5 +1,5 @@
-//! Compiles `proto/api.proto` in pure Rust: no system protoc is needed. The descriptor is kept beside the
-//! generated code, so that the test compares exactly what the code was made from.
+//! Compiles `proto/api.proto` in pure Rust: no system protoc is needed. The descriptor is stored beside the
+//! generated code, so that the test compares exactly what the code was generated from.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .build_server(true)
         .build_client(client)
-        // Connecting is the caller's business: it owns the unix socket.
+        // Transports are left out: the caller connects to the unix socket itself.
         .build_transport(false)
         .out_dir(&out)
         .compile_fds(descriptors)?;

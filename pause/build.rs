@@ -7,19 +7,19 @@ fn main() {
     let flags = [
         "-nostartfiles",
         "-static",
-        // No relocations to process: there is nobody who would.
+        // No relocations: nothing would process them.
         "-no-pie",
         "-Wl,--build-id=none",
         "-Wl,-z,norelro",
         "-Wl,-z,noexecstack",
-        // Code shares its segment with the headers instead of starting on a page of its own.
+        // Code shares a segment with the headers instead of starting on its own page.
         "-Wl,-z,noseparate-code",
         "-Wl,--no-eh-frame-hdr",
     ];
     for flag in flags {
         println!("cargo::rustc-link-arg-bins={flag}");
     }
-    // aarch64 keeps its 64 KiB: such kernels exist.
+    // aarch64 keeps its alignment of 64 KiB, because kernels with pages of that size exist.
     if env::var("CARGO_CFG_TARGET_ARCH").as_deref() == Ok("x86_64") {
         println!("cargo::rustc-link-arg-bins=-Wl,-z,max-page-size=4096");
     }

@@ -2,8 +2,8 @@
 //! `proto/api.proto`. No logic lives here. The server half is always built; the Cargo feature `client` adds
 //! the client half for tests and the bench.
 
-/// Everything of protobuf package `runtime.v1`.
-// Generated: our lints judge what people write.
+/// The protobuf package `runtime.v1`.
+// The code is generated, so our lints do not apply.
 #[allow(
     missing_docs,
     unreachable_pub,

@@ -1,5 +1,5 @@
-//! The descriptor our code is generated from equals the field table of CRI 1.37 (`fields.txt`): every service,
-//! message, enum, field, number and type, and nothing beyond it.
+//! Compares the descriptor that our code is generated from with the field table of CRI 1.37 (`fields.txt`):
+//! every service, message, enum, field, number and type must be equal, and there must be no others.
 
 use std::collections::BTreeMap;
 
@@ -7,11 +7,11 @@ use prost::Message;
 use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorSet};
 
-/// The sorted lines below each heading, written as `fields.txt` writes them.
+/// The sorted lines below each heading, in the format of `fields.txt`.
 type Table = BTreeMap<String, Vec<String>>;
 
-/// Reads the table. A heading is `kind Name`, two blanks deeper for each level; all other lines belong to the
-/// heading above them.
+/// Parses the table. A heading is `kind Name`, indented by two more blanks per level; all other lines belong
+/// to the heading above them.
 fn expected() -> Table {
     let mut table = Table::new();
     let mut path: Vec<(&str, &str)> = Vec::new();
@@ -28,7 +28,7 @@ fn expected() -> Table {
         match text.split_once(' ') {
             Some((kind @ ("service" | "message" | "enum"), name)) => {
                 path.push((kind, name));
-                assert!(table.insert(key(&path), Vec::new()).is_none(), "{text} stands twice");
+                assert!(table.insert(key(&path), Vec::new()).is_none(), "{text} is listed twice");
             }
             _ => table.get_mut(&key(&path)).expect("the heading is known").push(text.to_owned()),
         }
@@ -36,7 +36,7 @@ fn expected() -> Table {
     table
 }
 
-/// The same from the descriptor.
+/// The same table, made from the descriptor.
 fn actual() -> Table {
     let set = FileDescriptorSet::decode(cri_api::DESCRIPTORS).expect("our own descriptor decodes");
     assert_eq!(set.file.len(), 1, "api.proto imports nothing");
@@ -95,7 +95,7 @@ fn message(parent: &str, each: &DescriptorProto, table: &mut Table) {
         .for_each(|nested| message(&inner, nested, table));
 }
 
-/// The last part of a full type name: names are unique in the table.
+/// The last part of a full type name; names are unique in the table.
 fn short(full: &str) -> &str {
     full.rsplit('.').next().unwrap_or(full)
 }
@@ -120,7 +120,7 @@ fn type_name(field: &FieldDescriptorProto, maps: &BTreeMap<&str, String>) -> Str
 }
 
 #[test]
-fn the_descriptor_equals_the_field_table() {
+fn descriptor_equals_the_field_table() {
     let (mut expected, mut actual) = (expected(), actual());
     for table in [&mut expected, &mut actual] {
         table.values_mut().for_each(|lines| lines.sort());
@@ -133,7 +133,7 @@ fn the_descriptor_equals_the_field_table() {
 }
 
 #[test]
-fn the_table_is_whole() {
+fn the_table_is_complete() {
     let table = expected();
     let rpcs = |service: &str| table[&format!("service {service}")].len();
     assert_eq!((rpcs("RuntimeService"), rpcs("ImageService")), (37, 6), "43 RPCs in all");

@@ -1,4 +1,4 @@
-//! Pulls an image into a folder and says how long it took: `pull FOLDER REFERENCE [CERTS_DIR]`. Needs root.
+//! Pulls an image into a folder and prints how long it took: `pull FOLDER REFERENCE [CERTS_DIR]`. Needs root.
 
 use std::process::ExitCode;
 use std::time::Instant;

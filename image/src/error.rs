@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Why an image call failed. Cheap to clone, because one transfer may answer several callers.
+/// Why an image call failed. Cheap to clone, because one transfer may have several callers.
 ///
 /// The texts carry host names, status codes and digests, never credentials, tokens or query strings.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -18,12 +18,12 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// No registry, or not the local store, has such an image.
+    /// No registry has such an image, or the local store does not have it.
     #[error("image {reference} not found{}", tail(detail))]
     NotFound {
         /// The reference asked for.
         reference: String,
-        /// Which hosts answered what; empty for the local store.
+        /// The hosts that were asked and what each returned; empty for the local store.
         detail: String,
     },
     /// Credentials are missing or were refused.
@@ -31,18 +31,18 @@ pub enum Error {
     Unauthorized {
         /// The reference asked for.
         reference: String,
-        /// Which hosts answered what.
+        /// The hosts that were asked and what each returned.
         detail: String,
     },
-    /// No registry could be reached, or all gave up; trying again later may help.
+    /// No registry could be reached, or all of them failed; a retry may help.
     #[error("registry unavailable for {reference}{}", tail(detail))]
     Unavailable {
         /// The reference asked for.
         reference: String,
-        /// Which hosts answered what.
+        /// The hosts that were asked and what each returned.
         detail: String,
     },
-    /// What the registry served is broken or hostile: wrong digest, malformed document, illegal layer entry.
+    /// The content is broken or hostile: wrong digest, malformed document, illegal layer entry.
     #[error("{object} is corrupt: {reason}")]
     Corrupt {
         /// The manifest, config or layer, by digest or reference.
@@ -50,7 +50,7 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// A valid image that this node cannot run: other platform, unknown media type.
+    /// A valid image that this node cannot run: other platform or unknown media type.
     #[error("{object} is not supported: {reason}")]
     Unsupported {
         /// The manifest, config or layer, by digest or reference.
@@ -58,14 +58,14 @@ pub enum Error {
         /// What is not supported.
         reason: String,
     },
-    /// A stated size cap was reached.
+    /// A size limit was exceeded.
     #[error("{object} exceeds the limit of {limit} {unit}")]
     TooLarge {
         /// What is too large.
         object: String,
-        /// The cap.
+        /// The limit.
         limit: u64,
-        /// What the cap counts: bytes, entries, layers.
+        /// What the limit counts: bytes, entries or layers.
         unit: &'static str,
     },
     /// `certs.d/<host>/hosts.toml` or a certificate it names is unusable.
@@ -79,18 +79,18 @@ pub enum Error {
     /// The local store failed.
     #[error("image store: {action} {path:?}")]
     Storage {
-        /// What was tried.
+        /// The failed action.
         action: &'static str,
-        /// Where.
+        /// The path it was applied to.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the system call.
         #[source]
         source: Arc<io::Error>,
     },
-    /// No thread to work on: the node is out of processes, or too much hangs. Nothing was done.
+    /// No thread is free: the node is out of processes, or too many operations hang. Nothing was changed.
     #[error("image store: {source}")]
     Threads {
-        /// What is missing.
+        /// Which threads.
         source: Arc<io::Error>,
     },
     /// The caller went away, or the daemon is shutting down.
@@ -106,7 +106,7 @@ fn tail(detail: &str) -> String {
 pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// The file system has no space or no inodes left, or a quota is used up.
+    /// Whether the file system is out of space or inodes, or a quota is used up.
     pub(crate) fn is_full(&self) -> bool {
         use io::ErrorKind::{QuotaExceeded, StorageFull};
         matches!(self, Self::Storage { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
@@ -120,7 +120,7 @@ impl Error {
         Self::Unsupported { object: object.to_string(), reason: reason.to_string() }
     }
 
-    /// For `map_err`: names the action and the path of a failed system call.
+    /// For `map_err`: adds the action and the path to the error of a system call.
     pub(crate) fn storage<E: Into<io::Error>>(action: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
         let path = path.to_owned();
         move |source| Self::Storage { action, path, source: Arc::new(source.into()) }

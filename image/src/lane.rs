@@ -1,11 +1,11 @@
-//! Threads for what blocks here: the store's short work, and unpacking, which takes minutes and must not hold
-//! the other up.
+//! Threads for the blocking work of this crate: the store's short operations, and unpacking, which takes
+//! minutes and must not delay the others.
 
 use crate::error::{Error, Result};
 use pool::{Lane, Size};
 use std::sync::{Arc, LazyLock};
 
-/// Work that waits for a thread.
+/// Most operations that wait for a thread.
 const WAITING: usize = 4096;
 
 static STORE: LazyLock<Lane> = LazyLock::new(|| lane("images", 1, 16));
@@ -15,19 +15,19 @@ fn lane(name: &'static str, kept: usize, most: usize) -> Lane {
     Lane::new(Size { name, kept, most, each: most, waiting: WAITING })
 }
 
-/// For the store: index, leases, documents, removal.
+/// The lane for the store: index, leases, documents, removal.
 pub(crate) fn store() -> &'static Lane {
     &STORE
 }
 
-/// Runs what blocks where it may.
+/// Runs a blocking operation of the store.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     on(store(), work).await
 }
 
-/// Runs what unpacks a layer.
+/// Runs the unpacking of a layer.
 pub(crate) async fn unpacking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
@@ -38,6 +38,6 @@ async fn on<T: Send + 'static>(lane: &Lane, work: impl FnOnce() -> Result<T> + S
     match lane.run(work).await {
         Ok(outcome) => outcome,
         Err(error) if error.is_temporary() => Err(Error::Threads { source: Arc::new(error.into()) }),
-        Err(error) => Err(Error::corrupt("a step of the image store", error)),
+        Err(error) => Err(Error::corrupt("an operation of the image store", error)),
     }
 }

@@ -1,4 +1,5 @@
-//! Manifests, indexes and configs: read with caps, cross-checked, reduced to what a pull needs. Pure.
+//! Manifests, indexes and configs: read with size limits, checked against each other and reduced to what a
+//! pull needs. Pure.
 
 use crate::error::{Error, Result};
 use crate::record::ImageConfig;
@@ -8,9 +9,9 @@ use std::collections::BTreeMap;
 
 /// Registries refuse larger manifests themselves.
 pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
-/// Configs carry the build history; real ones stay under 100 KiB.
+/// Configs include the build history; real ones stay below 100 KiB.
 pub(crate) const MAX_CONFIG: u64 = 4 << 20;
-/// An index may lead to one more, never round in circles.
+/// An index may lead to one more index; longer chains, and circles, are refused.
 pub(crate) const MAX_INDEX_DEPTH: usize = 2;
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -21,11 +22,11 @@ const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+j
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const DOCKER_V1: &str = "application/vnd.docker.distribution.manifest.v1";
 
-/// What old docker clients and registries call an image's config (distribution/distribution#1621). They say nothing
-/// about the content, which is read as a config and must be one.
-const VAGUE: [&str; 4] = ["application/octet-stream", "application/json", "text/html", "text/plain"];
+/// Media types of configs from old docker clients and registries (distribution/distribution#1621). They say
+/// nothing about the content, which must then parse as a config.
+const GENERIC_TYPES: [&str; 4] = ["application/octet-stream", "application/json", "text/html", "text/plain"];
 
-/// What we tell registries that we read.
+/// The Accept header: the media types that we read.
 pub(crate) const ACCEPT: [&str; 4] = [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST];
 
 /// Something to fetch.
@@ -35,7 +36,7 @@ pub(crate) struct Descriptor {
     pub(crate) size: u64,
 }
 
-/// What a document under `manifests/` turned out to be.
+/// A parsed document from `manifests/`.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Document {
     /// Candidates for this platform, best first; never empty.
@@ -44,7 +45,7 @@ pub(crate) enum Document {
     Manifest { config: Descriptor, layers: Vec<Descriptor> },
 }
 
-/// What a config says.
+/// The parts of a config that are used.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Config {
     pub(crate) process: ImageConfig,
@@ -56,15 +57,15 @@ pub(crate) struct Config {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Platform {
     pub(crate) architecture: &'static str,
-    /// Variants that run here, best first; the empty one is "not stated".
+    /// Variants that run here, best first; the empty one means "not stated".
     pub(crate) variants: &'static [&'static str],
 }
 
 impl Platform {
-    /// This machine's.
+    /// The platform of this machine.
     pub(crate) fn host() -> Self {
         match std::env::consts::ARCH {
-            // v2 and above are only taken when nothing plainer is there.
+            // amd64 v2 and above are only chosen if there is no plainer one.
             "x86_64" => Self { architecture: "amd64", variants: &["", "v1", "v2"] },
             "aarch64" => Self { architecture: "arm64", variants: &["", "v8"] },
             other => Self { architecture: other, variants: &[""] },
@@ -102,7 +103,8 @@ struct RawPlatform {
     variant: String,
 }
 
-/// Reads a manifest or index. `content_type` is the HTTP header, which only counts where the document is silent.
+/// Parses a manifest or index. `content_type` is the HTTP header, which is used only if the document has no
+/// media type.
 pub(crate) fn document(
     digest: &Digest,
     content_type: &str,
@@ -117,7 +119,7 @@ pub(crate) fn document(
     if raw.schema_version != 2 || media_type.starts_with(DOCKER_V1) {
         return Err(Error::unsupported(format!("manifest {digest}"), "only schema version 2 is read"));
     }
-    // A document that is both would mean different images to different readers.
+    // Different readers could take a document with both for different images.
     if raw.manifests.is_some() && (raw.layers.is_some() || raw.config.is_some()) {
         return Err(corrupt("it has both layers and manifests"));
     }
@@ -132,9 +134,12 @@ pub(crate) fn document(
             if matches!(media_type, OCI_INDEX | DOCKER_LIST) {
                 return Err(corrupt("its media type is an index's, its content a manifest's"));
             }
-            // `text/html; charset=utf-8` is among them.
+            // The type may have parameters, such as `text/html; charset=utf-8`.
             let kind = config.media_type.split(';').next().unwrap_or_default().trim();
-            if !kind.is_empty() && ![OCI_CONFIG, DOCKER_CONFIG].contains(&kind) && !VAGUE.contains(&kind) {
+            if !kind.is_empty()
+                && ![OCI_CONFIG, DOCKER_CONFIG].contains(&kind)
+                && !GENERIC_TYPES.contains(&kind)
+            {
                 let reason = format!("config of type {:?} is not an image's", clip(&config.media_type));
                 return Err(Error::unsupported(format!("manifest {digest}"), reason));
             }
@@ -158,7 +163,7 @@ fn clip(text: &str) -> String {
     text.chars().take(100).collect()
 }
 
-/// tar, tar+gzip and tar+zstd of OCI and docker. Which compression it is, the content says.
+/// tar, tar+gzip and tar+zstd of OCI and docker. The compression is detected from the content.
 fn is_layer(media_type: &str) -> bool {
     let Some(kind) = media_type
         .strip_prefix("application/vnd.oci.image.layer.v1.")
@@ -183,7 +188,7 @@ fn choose(digest: &Digest, manifests: &[RawDescriptor], platform: Platform) -> R
     for raw in manifests {
         let is_image = raw.media_type.is_empty() || ACCEPT.contains(&raw.media_type.as_str());
         let rank = match &raw.platform {
-            // Nothing stated: may fit, its config tells.
+            // No platform stated: it may fit; its config tells.
             None => Some(platform.variants.len()),
             Some(stated) if stated.os == "linux" && stated.architecture == platform.architecture => {
                 platform.variants.iter().position(|variant| *variant == stated.variant)
@@ -218,7 +223,7 @@ struct RawRootfs {
     diff_ids: Option<Vec<String>>,
 }
 
-/// Builders write null for whatever is empty.
+/// Builders write null for empty fields.
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "PascalCase")]
 struct RawProcess {
@@ -268,8 +273,8 @@ pub(crate) fn config(digest: &Digest, bytes: &[u8]) -> Result<Config> {
     })
 }
 
-/// The user part of `USER`: a number, or else a name. No user is root, number 0. A number too large for an id
-/// stays a name, which no passwd file will have.
+/// Parses the user part of `USER`: a number or a name. No user means root, 0. A number that is too large for
+/// an id is treated as a name, which no passwd file has.
 pub(crate) fn user(text: &str) -> (Option<u32>, Option<String>) {
     let user = text.split(':').next().unwrap_or_default();
     if user.is_empty() {
@@ -333,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn configs_of_vague_types_are_images_and_artifacts_are_not() {
+    fn configs_with_generic_types_are_images_and_artifacts_are_not() {
         let of = |media_type: &str| {
             parse(
                 &serde_json::json!({"schemaVersion": 2, "config": {"mediaType": media_type, "digest": A, "size": 2}, "layers": []}),

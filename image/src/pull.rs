@@ -1,4 +1,5 @@
-//! One pull: resolve, choose, transfer what is missing, name it last. Equal pulls share one transfer.
+//! One pull: resolve the reference, choose the platform, transfer missing layers, name the image last. Equal
+//! pulls share one transfer.
 
 use crate::error::{Error, Result};
 use crate::lane::{blocking, unpacking};
@@ -19,20 +20,20 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use tokio::sync::mpsc;
 
-/// Parts of a download that may wait for the unpacker. hyper's parts are some 8 to 400 KiB.
+/// Received chunks that may wait for the unpacker. hyper's chunks have some 8 to 400 KiB.
 const WAITING: usize = 32;
 
-type Answer = Result<Arc<ImageRecord>>;
-type Flights = HashMap<(Reference, Option<Auth>), WeakShared<BoxFuture<'static, Answer>>>;
+type PullResult = Result<Arc<ImageRecord>>;
+type Flights = HashMap<(Reference, Option<Auth>), WeakShared<BoxFuture<'static, PullResult>>>;
 
 pub(crate) struct Puller {
     options: Arc<Options>,
-    /// Instead of the one in `options`, which never change.
+    /// Used instead of the one in `options`, which do not change.
     certs_dir: RwLock<PathBuf>,
     store: Arc<Store>,
     flights: Mutex<Flights>,
-    /// Layers under way, so that two images with a common layer transfer it once.
-    gates: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    /// One lock per layer in transfer, so that two images with a common layer transfer it once.
+    layer_locks: Mutex<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
     /// Bounds the threads and memory of all pulls together.
     transfers: Arc<Transfers>,
 }
@@ -48,10 +49,17 @@ impl Puller {
         let of_one = options.parallel_layers.max(1) * 2;
         let transfers = Arc::new(Transfers::new(of_one, options.idle_timeout / 2));
         let certs_dir = RwLock::new(options.certs_dir.clone());
-        Self { options, certs_dir, store, flights: Mutex::default(), gates: Mutex::default(), transfers }
+        Self {
+            options,
+            certs_dir,
+            store,
+            flights: Mutex::default(),
+            layer_locks: Mutex::default(),
+            transfers,
+        }
     }
 
-    /// The next pulls look for registry configuration in `certs_dir`.
+    /// Changes where the next pulls look for registry configuration.
     pub(crate) fn set_certs_dir(&self, certs_dir: PathBuf) {
         *self.certs_dir.write().unwrap_or_else(PoisonError::into_inner) = certs_dir;
     }
@@ -61,13 +69,14 @@ impl Puller {
         Options { certs_dir, ..Options::clone(&self.options) }
     }
 
-    /// Starts a pull or joins the one with the same reference and credentials. Whoever joins with others must
-    /// not profit from them, and gets a transfer of his own. The transfer runs while a future of it is held.
+    /// Starts a pull, or joins a running one with the same reference and credentials. Pulls are shared only
+    /// between callers with equal credentials, so that nobody gets an image by another's login. The transfer
+    /// runs while any of its futures is held.
     pub(crate) fn pull(
         self: &Arc<Self>,
         reference: Reference,
         auth: Option<Auth>,
-    ) -> Shared<BoxFuture<'static, Answer>> {
+    ) -> Shared<BoxFuture<'static, PullResult>> {
         let auth = auth.filter(|auth| *auth != Auth::default());
         let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
         flights.retain(|_, flight| flight.upgrade().is_some_and(|flight| flight.peek().is_none()));
@@ -83,7 +92,7 @@ impl Puller {
         flight
     }
 
-    async fn run(&self, reference: &Reference, auth: Option<Auth>) -> Answer {
+    async fn run(&self, reference: &Reference, auth: Option<Auth>) -> PullResult {
         let started = std::time::Instant::now();
         let (options, named) = (self.with_certs_dir(), reference.clone());
         let registry = blocking(move || Registry::new(&options, &named, auth.as_ref())).await?;
@@ -114,7 +123,7 @@ impl Puller {
                 size += bytes.len() as u64;
                 store.put_document(bytes)?;
             }
-            let (layers, folders) = store.complete(&config.diff_ids)?;
+            let (layers, folders) = store.overlay_layers(&config.diff_ids)?;
             let entry = Entry {
                 config: config_digest.to_string(),
                 tags: BTreeSet::new(),
@@ -124,8 +133,8 @@ impl Puller {
                 size: 0,
             };
             let record = store.commit(&reference, &found.top, entry, size)?;
-            pins.named();
-            folders.named();
+            pins.keep();
+            folders.keep();
             Ok(record)
         })
         .await?;
@@ -133,8 +142,9 @@ impl Puller {
         Ok(record)
     }
 
-    /// Layers with what they unpack to, each once, largest first so that no long one runs alone at the end.
-    fn pair(&self, found: &Found, diff_ids: &[Digest]) -> Result<Vec<(Descriptor, Digest)>> {
+    /// Pairs layers with their diff-ids, each once, largest first, so that no long transfer runs alone at the
+    /// end.
+    fn pair(&self, found: &Resolved, diff_ids: &[Digest]) -> Result<Vec<(Descriptor, Digest)>> {
         let object = || format!("image {}", found.config.digest);
         if found.layers.len() != diff_ids.len() {
             let reason =
@@ -159,8 +169,8 @@ impl Puller {
         layer: Descriptor,
         diff_id: Digest,
     ) -> Result<()> {
-        let gate = self.gate(diff_id);
-        let _alone = gate.lock().await;
+        let lock = self.layer_lock(diff_id);
+        let _alone = lock.lock().await;
         if self.store.has_layer(&diff_id)? {
             return Ok(());
         }
@@ -175,7 +185,7 @@ impl Puller {
         let store = self.store.clone();
         let start = move || {
             let (feed, input) = mpsc::channel::<Bytes>(WAITING);
-            // When the feed ends early the thread fails, and clears its folder. Begun now, beside the download.
+            // If the feed ends early, the unpacking thread fails and deletes its folder.
             let unpacked = tokio::spawn(unpacking(move || {
                 let ingest = store.ingest()?;
                 let made = unpack(input, &expected, ingest.path())?;
@@ -186,7 +196,7 @@ impl Puller {
             (feed, unpacked)
         };
         let mut blob = registry.blob(&layer);
-        // No thread waits for a host that has sent nothing yet.
+        // The unpacking thread starts only when the host has sent something.
         let mut part = place.next(blob.next(), part_length).await?;
         let (feed, unpacked) = start();
         let downloaded = async {
@@ -201,19 +211,19 @@ impl Puller {
         .await;
         drop(feed);
         let unpacked = unpacked.await.map_err(|_| Error::Cancelled)?;
-        // A broken transfer explains a broken layer.
+        // If both failed, the download's error is the cause.
         downloaded.and(unpacked)
     }
 
-    fn gate(&self, diff_id: Digest) -> Arc<tokio::sync::Mutex<()>> {
-        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
-        gates.retain(|_, gate| gate.strong_count() > 0);
-        if let Some(gate) = gates.get(&diff_id).and_then(Weak::upgrade) {
-            return gate;
+    fn layer_lock(&self, diff_id: Digest) -> Arc<tokio::sync::Mutex<()>> {
+        let mut layer_locks = self.layer_locks.lock().unwrap_or_else(PoisonError::into_inner);
+        layer_locks.retain(|_, lock| lock.strong_count() > 0);
+        if let Some(lock) = layer_locks.get(&diff_id).and_then(Weak::upgrade) {
+            return lock;
         }
-        let gate = Arc::default();
-        gates.insert(diff_id, Arc::downgrade(&gate));
-        gate
+        let lock = Arc::default();
+        layer_locks.insert(diff_id, Arc::downgrade(&lock));
+        lock
     }
 }
 
@@ -221,24 +231,24 @@ fn part_length(part: &Option<Bytes>) -> usize {
     part.as_ref().map_or(0, Bytes::len)
 }
 
-/// The manifest that a reference leads to on this platform.
-struct Found {
-    /// What the name itself leads to: the index, or the manifest.
+/// The manifest of a reference for this platform.
+struct Resolved {
+    /// The digest that the reference resolves to: that of an index or of the manifest.
     top: Digest,
     config: Descriptor,
     layers: Vec<Descriptor>,
-    /// All documents on the way.
+    /// All documents that were fetched on the way.
     documents: Vec<(Digest, Bytes)>,
 }
 
-async fn resolve(registry: &Registry) -> Result<Found> {
+async fn resolve(registry: &Registry) -> Result<Resolved> {
     let (top, content_type, bytes) = registry.resolve(manifest::MAX_MANIFEST).await?;
     let platform = Platform::host();
     let mut documents = vec![(top, bytes.clone())];
     let mut document = manifest::document(&top, &content_type, &bytes, platform)?;
     for _ in 0..=manifest::MAX_INDEX_DEPTH {
         match document {
-            Document::Manifest { config, layers } => return Ok(Found { top, config, layers, documents }),
+            Document::Manifest { config, layers } => return Ok(Resolved { top, config, layers, documents }),
             Document::Index(candidates) => {
                 let Some(best) = candidates.first() else { break };
                 let (digest, content_type, bytes) = registry.manifest(best, manifest::MAX_MANIFEST).await?;

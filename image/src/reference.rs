@@ -1,4 +1,4 @@
-//! Image names and digests: parsed once into types that cannot be wrong, normalised the way docker does it.
+//! Image references and digests: parsed once into types that are always valid, and normalised as docker does.
 
 use crate::error::{Error, Result};
 use sha2::{Digest as _, Sha256};
@@ -78,14 +78,14 @@ impl fmt::Debug for Digest {
 /// What follows the repository: a tag, or the digest of a manifest or index.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Selector {
-    /// A name that the registry may move.
+    /// A tag, which the registry may move to another manifest.
     Tag(String),
-    /// Fixed content.
+    /// A digest, whose content never changes.
     Digest(Digest),
 }
 
-/// A normalised image reference: `busybox` becomes `docker.io/library/busybox:latest`. Where a name has both
-/// tag and digest the digest counts and the tag is dropped.
+/// A normalised image reference: `busybox` becomes `docker.io/library/busybox:latest`. If a name has both a
+/// tag and a digest, the digest is used and the tag is dropped.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Reference {
     registry: String,
@@ -142,7 +142,7 @@ impl Reference {
         Ok(Self { registry: registry.to_owned(), repository, selector })
     }
 
-    /// Host and optional port as written; `docker.io` when none was.
+    /// Host and optional port as written, or `docker.io` if the name had none.
     pub fn registry(&self) -> &str {
         &self.registry
     }
@@ -152,7 +152,7 @@ impl Reference {
         &self.repository
     }
 
-    /// Registry and repository, as they start every name of the image.
+    /// Registry and repository: the part of the name before tag or digest.
     pub fn name(&self) -> String {
         format!("{}/{}", self.registry, self.repository)
     }
@@ -177,7 +177,7 @@ impl fmt::Display for Reference {
     }
 }
 
-/// The first part is a registry when it has a dot or a port, an upper-case letter, or is `localhost`.
+/// The first component is a registry if it has a dot, a port or an upper-case letter, or is `localhost`.
 fn split_registry(name: &str) -> (&str, &str) {
     match name.split_once('/') {
         Some((first, rest))
@@ -295,7 +295,7 @@ mod tests {
             "x.y/a#b",
             "a%2fb",
         ] {
-            assert!(Reference::parse(bad).is_err(), "{bad:?} was taken");
+            assert!(Reference::parse(bad).is_err(), "{bad:?} was accepted");
         }
         let upper = format!("a@sha256:{}", HEX.to_uppercase());
         assert!(Reference::parse(&upper).is_err());
@@ -304,7 +304,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_refused_or_stable(text in "\\PC{0,80}") {
+        fn any_text_is_refused_or_round_trips(text in "\\PC{0,80}") {
             if let Ok(reference) = Reference::parse(&text) {
                 let shown = reference.to_string();
                 prop_assert_eq!(Reference::parse(&shown).unwrap(), reference);
@@ -312,7 +312,7 @@ mod tests {
         }
 
         #[test]
-        fn well_formed_names_are_taken(
+        fn well_formed_names_are_accepted(
             host in "([a-z0-9]{1,8}\\.){1,2}[a-z]{2,4}(:[1-9][0-9]{1,3})?",
             path in "[a-z0-9]{1,8}((\\.|_|__|-{1,3})[a-z0-9]{1,5})?(/[a-z0-9]{1,8}){0,3}",
             tag in "[A-Za-z0-9_][A-Za-z0-9_.-]{0,20}",

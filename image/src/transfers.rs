@@ -1,9 +1,9 @@
-//! How many layers are in transfer: at most so many from one registry, and on the whole node.
+//! Limits the number of layers that are transferred at once, per registry and on the whole node.
 //!
-//! Each holds two threads and a decoder's memory from its first byte to its last, so the number is bounded. A
-//! registry that stalls uses up its own share and no other's. Where a share is used up, the transfer that has
-//! brought next to nothing for longest gives way to the one that waits; without anybody waiting it may take its
-//! time.
+//! A transfer holds two threads and a decoder's memory from its first byte to its last, so their number is
+//! bounded. A stalled registry can only use up its own share. When all places of a share are taken and
+//! another transfer waits, the transfer that has made no progress for longest is cancelled. If none waits, a
+//! slow transfer may take as long as it needs.
 
 use crate::error::{Error, Result};
 use std::collections::HashMap;
@@ -12,67 +12,68 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-/// Bytes that count as progress.
-const PROGRESS: u64 = 64 << 10;
+/// A transfer makes progress when this many bytes have arrived.
+const PROGRESS_BYTES: u64 = 64 << 10;
 
 #[derive(Debug)]
 pub(crate) struct Transfers {
-    of_one: usize,
+    per_registry: usize,
     all: Arc<Semaphore>,
     registries: Mutex<HashMap<String, Weak<Semaphore>>>,
     running: Mutex<Vec<Arc<Running>>>,
-    /// Time without progress after which a transfer gives way.
-    patience: Duration,
+    /// A transfer without progress for this long is cancelled if another one waits.
+    idle_limit: Duration,
 }
 
-/// A layer on its way.
+/// A running transfer of one layer.
 #[derive(Debug)]
 struct Running {
     registry: String,
-    moved: Mutex<Moved>,
-    give_way: Notify,
+    progress: Mutex<Progress>,
+    cancel: Notify,
 }
 
 #[derive(Debug)]
-struct Moved {
-    /// Of the last progress.
+struct Progress {
+    /// When progress was last made.
     at: Instant,
-    /// Bytes since then.
+    /// Bytes received since then.
     bytes: u64,
-    /// It is the network that is waited for.
-    waits: bool,
-    /// When it was not, last. What the disk takes is not the network's.
-    left: Instant,
+    /// Whether the transfer is waiting for the network now.
+    on_network: bool,
+    /// When it last stopped waiting for the network. Time that is spent writing to disk does not count as
+    /// idle.
+    off_network: Instant,
 }
 
-/// No value here is ever left half-changed.
+/// A poisoned lock is fine: no update can leave these values half-changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Transfers {
-    /// `of_one` layers of one registry, twice as many in all.
-    pub(crate) fn new(of_one: usize, patience: Duration) -> Self {
+    /// Allows `per_registry` transfers per registry and twice as many in all.
+    pub(crate) fn new(per_registry: usize, idle_limit: Duration) -> Self {
         Self {
-            of_one,
-            all: Arc::new(Semaphore::new(of_one * 2)),
+            per_registry,
+            all: Arc::new(Semaphore::new(per_registry * 2)),
             registries: Mutex::default(),
             running: Mutex::default(),
-            patience,
+            idle_limit,
         }
     }
 
-    /// Waits for a place among the transfers from `registry`.
+    /// Waits for a free place among the transfers from `registry`.
     pub(crate) async fn enter(self: &Arc<Self>, registry: &str) -> Result<Transfer> {
-        let of_one = self.registry(registry);
-        // In this order: who waits for a registry's share keeps nobody else from his.
-        let share = self.permit(&of_one, |running| running.registry == registry).await?;
+        let per_registry = self.registry(registry);
+        // The registry's permit first: while waiting for it, no node-wide place is held.
+        let share = self.permit(&per_registry, |running| running.registry == registry).await?;
         let place = self.permit(&self.all, |_| true).await?;
         let now = Instant::now();
         let running = Arc::new(Running {
             registry: registry.to_owned(),
-            moved: Mutex::new(Moved { at: now, bytes: 0, waits: false, left: now }),
-            give_way: Notify::new(),
+            progress: Mutex::new(Progress { at: now, bytes: 0, on_network: false, off_network: now }),
+            cancel: Notify::new(),
         });
         lock(&self.running).push(running.clone());
         Ok(Transfer { transfers: self.clone(), running, _permits: [share, place] })
@@ -84,7 +85,7 @@ impl Transfers {
         if let Some(semaphore) = registries.get(name).and_then(Weak::upgrade) {
             return semaphore;
         }
-        let semaphore = Arc::new(Semaphore::new(self.of_one));
+        let semaphore = Arc::new(Semaphore::new(self.per_registry));
         registries.insert(name.to_owned(), Arc::downgrade(&semaphore));
         semaphore
     }
@@ -94,33 +95,33 @@ impl Transfers {
         semaphore: &Arc<Semaphore>,
         rival: impl Fn(&Running) -> bool,
     ) -> Result<OwnedSemaphorePermit> {
-        // One future for the whole wait: whoever waits longest comes first.
+        // One future for the whole wait, so that waiters are served in order.
         let mut permit = std::pin::pin!(semaphore.clone().acquire_owned());
         loop {
-            if let Ok(permit) = timeout(self.patience / 10, &mut permit).await {
+            if let Ok(permit) = timeout(self.idle_limit / 10, &mut permit).await {
                 return permit.map_err(|_| Error::Cancelled);
             }
-            self.push_out(&rival);
+            self.cancel_idlest(&rival);
         }
     }
 
-    /// Tells the rival that has brought nothing for longest to give way.
-    fn push_out(&self, rival: impl Fn(&Running) -> bool) {
+    /// Cancels the rival that has been idle for longest.
+    fn cancel_idlest(&self, rival: impl Fn(&Running) -> bool) {
         let mut running = lock(&self.running);
         let idle = |one: &Running| {
-            let moved = lock(&one.moved);
-            moved.waits.then(|| moved.at.elapsed()).filter(|idle| *idle >= self.patience)
+            let progress = lock(&one.progress);
+            progress.on_network.then(|| progress.at.elapsed()).filter(|idle| *idle >= self.idle_limit)
         };
         let all = running.iter().enumerate().filter(|(_, one)| rival(one));
         let longest = all.filter_map(|(at, one)| Some((idle(one)?, at))).max();
         if let Some((_, at)) = longest {
-            // Out of the list: nobody is told twice.
-            running.swap_remove(at).give_way.notify_one();
+            // Removed from the list, so that it is cancelled only once.
+            running.swap_remove(at).cancel.notify_one();
         }
     }
 }
 
-/// A place among the transfers, given back when dropped.
+/// A place among the transfers, released on drop.
 #[derive(Debug)]
 pub(crate) struct Transfer {
     transfers: Arc<Transfers>,
@@ -129,37 +130,37 @@ pub(crate) struct Transfer {
 }
 
 impl Transfer {
-    /// Waits for the next bytes; `length` tells how many came. An error when the place is wanted by others and
-    /// next to nothing has come for long.
+    /// Waits for the next bytes; `length` returns their number. Fails if the transfer has made no progress
+    /// for too long and another transfer waits.
     pub(crate) async fn next<T>(
         &self,
         next: impl Future<Output = Result<T>>,
         length: impl FnOnce(&T) -> usize,
     ) -> Result<T> {
         {
-            let mut moved = lock(&self.running.moved);
-            moved.waits = true;
-            let elsewhere = moved.left.elapsed();
-            moved.at += elsewhere;
+            let mut progress = lock(&self.running.progress);
+            progress.on_network = true;
+            let elsewhere = progress.off_network.elapsed();
+            progress.at += elsewhere;
         }
         let result = tokio::select! {
             biased;
             result = next => result,
-            () = self.running.give_way.notified() => {
+            () = self.running.cancel.notified() => {
                 let detail = format!(
-                    "next to nothing has come for {} s, and other layers wait",
-                    self.transfers.patience.as_secs_f32()
+                    "almost no data received for {} s while other layers wait",
+                    self.transfers.idle_limit.as_secs_f32()
                 );
                 return Err(Error::Unavailable { reference: self.running.registry.clone(), detail });
             }
         };
-        let mut moved = lock(&self.running.moved);
-        (moved.waits, moved.left) = (false, Instant::now());
-        moved.bytes += result.as_ref().map_or(0, |value| length(value) as u64);
-        if moved.bytes >= PROGRESS {
-            (moved.at, moved.bytes) = (Instant::now(), 0);
+        let mut progress = lock(&self.running.progress);
+        (progress.on_network, progress.off_network) = (false, Instant::now());
+        progress.bytes += result.as_ref().map_or(0, |value| length(value) as u64);
+        if progress.bytes >= PROGRESS_BYTES {
+            (progress.at, progress.bytes) = (Instant::now(), 0);
         }
-        drop(moved);
+        drop(progress);
         result
     }
 }
@@ -174,7 +175,7 @@ impl Drop for Transfer {
 mod tests {
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_millis(200);
+    const IDLE_LIMIT: Duration = Duration::from_millis(200);
 
     fn runtime() -> tokio::runtime::Runtime {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
@@ -185,34 +186,38 @@ mod tests {
     }
 
     #[test]
-    fn a_registry_uses_up_its_own_share_alone() {
+    fn a_registry_uses_up_only_its_own_share() {
         runtime().block_on(async {
             let transfers = Arc::new(Transfers::new(2, Duration::from_secs(3600)));
             let _held = [transfers.enter("a").await.unwrap(), transfers.enter("a").await.unwrap()];
-            assert!(timeout(PATIENCE, transfers.enter("a")).await.is_err(), "a third");
-            timeout(Duration::from_secs(20), transfers.enter("b")).await.expect("waits for a's").unwrap();
+            assert!(timeout(IDLE_LIMIT, transfers.enter("a")).await.is_err(), "a third transfer started");
+            timeout(Duration::from_secs(20), transfers.enter("b"))
+                .await
+                .expect("registry b waits for registry a")
+                .unwrap();
         });
     }
 
     #[test]
-    fn who_brings_nothing_gives_way_to_who_waits() {
+    fn an_idle_transfer_is_cancelled_if_another_waits() {
         runtime().block_on(async {
-            let transfers = Arc::new(Transfers::new(2, PATIENCE));
+            let transfers = Arc::new(Transfers::new(2, IDLE_LIMIT));
             let (one, two) = (transfers.enter("a").await.unwrap(), transfers.enter("a").await.unwrap());
             let stalled = tokio::spawn(stalled(one));
-            // The other one moves.
+            // The other one makes progress.
             let moving = tokio::spawn(async move {
                 for _ in 0..100 {
                     let step = async {
-                        tokio::time::sleep(PATIENCE / 20).await;
+                        tokio::time::sleep(IDLE_LIMIT / 20).await;
                         Ok(())
                     };
                     two.next(step, |()| 1 << 20).await?;
                 }
                 Ok::<_, Error>(two)
             });
-            let third =
-                timeout(Duration::from_secs(20), transfers.enter("a")).await.expect("nobody gave way");
+            let third = timeout(Duration::from_secs(20), transfers.enter("a"))
+                .await
+                .expect("no transfer was cancelled");
             third.unwrap();
             assert!(matches!(stalled.await.unwrap(), Err(Error::Unavailable { .. })));
             moving.await.unwrap().unwrap();
@@ -220,11 +225,11 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_pushed_out_while_nobody_waits() {
+    fn an_idle_transfer_goes_on_if_none_waits() {
         runtime().block_on(async {
-            let transfers = Arc::new(Transfers::new(2, PATIENCE / 10));
+            let transfers = Arc::new(Transfers::new(2, IDLE_LIMIT / 10));
             let one = transfers.enter("a").await.unwrap();
-            let ended = timeout(PATIENCE, stalled(one)).await;
+            let ended = timeout(IDLE_LIMIT, stalled(one)).await;
             assert!(ended.is_err(), "{ended:?}");
         });
     }

@@ -27,7 +27,7 @@ impl Drop for Registry {
     }
 }
 
-/// Starts a registry on a port that was free a moment ago; `tls` holds `cert.pem` and `key.pem`.
+/// Starts a registry on a free port; `tls` holds `cert.pem` and `key.pem`.
 async fn start(tls: Option<&Path>) -> Registry {
     for _ in 0..10 {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -114,13 +114,13 @@ fn image() -> Built {
     build(&[(lower, Codec::Gzip), (middle, Codec::Zstd), (upper, Codec::Plain)], "")
 }
 
-/// The stacked files, seen through overlayfs.
+/// Checks the files as overlayfs shows them.
 fn check_through_overlay(record: &image::ImageRecord) {
     let mount = tempfile::tempdir().unwrap();
     let lower: Vec<_> =
         record.layers.iter().map(|l| record.layers_dir.join(l).display().to_string()).collect();
     let options = format!("lowerdir={}", lower.join(":"));
-    // A mount namespace of its own: nothing stays when it ends.
+    // A private mount namespace, so that no mount is left behind.
     let script = "set -e; mount -t overlay overlay -o \"$1\" \"$2\"; cd \"$2\"; \
         ! test -e etc/gone; ! test -e data/old; cat etc/kept data/new; stat -c %s bin/big; ls data etc";
     let output = Command::new("unshare")
@@ -148,7 +148,7 @@ async fn over_http() {
 }
 
 #[tokio::test]
-async fn over_https_with_an_own_authority() {
+async fn over_https_with_a_private_ca() {
     let certificates = tempfile::tempdir().unwrap();
     let status = Command::new("openssl")
         .args([
@@ -169,7 +169,7 @@ async fn over_https_with_an_own_authority() {
         .status()
         .unwrap();
     assert!(status.success());
-    // The same data behind a plain and a TLS registry.
+    // The same content by a plain and by a TLS registry.
     let (plain, node) = (start(None).await, Node::new());
     let image = image();
     push(&plain, "team/app", "1.0", &image).await;
@@ -181,7 +181,7 @@ async fn over_https_with_an_own_authority() {
     let server = format!("server = \"https://{}\"\n", secure.address);
     node.hosts(&secure.address, &server);
     let error = node.store.pull(&name, None).await.unwrap_err();
-    assert!(matches!(error, image::Error::Unavailable { .. }), "an unknown authority is refused: {error}");
+    assert!(matches!(error, image::Error::Unavailable { .. }), "an unknown CA must be refused: {error}");
     node.assert_empty().await;
     let ca = certificates.path().join("cert.pem");
     node.hosts(&secure.address, &format!("{server}ca = \"{}\"\n", ca.display()));

@@ -62,7 +62,7 @@ async fn names_tags_and_removal() {
     let both = node.store.pull(&other, None).await.unwrap();
     assert_eq!(first.id, both.id);
     assert_eq!((both.repo_tags.len(), both.repo_digests.len()), (2, 2));
-    // The tag moves; the image it leaves keeps its digest.
+    // The tag moves; the image that had it keeps its digest.
     registry.push("a/b", "latest", &two);
     let moved = node.store.pull(&tag, None).await.unwrap();
     assert_eq!(
@@ -72,13 +72,13 @@ async fn names_tags_and_removal() {
     let old = node.store.resolve(&one.config).unwrap();
     assert_eq!((old.repo_tags.as_slice(), old.repo_digests.len()), (&[other.clone()][..], 2));
     assert_eq!(node.store.resolve(&tag).unwrap().id, two.config);
-    // By digest there is no tag.
+    // A pull by digest sets no tag.
     let by_digest = format!("{}/a/b@{}", registry.address, one.digest());
     node.store.remove(&one.config).await.unwrap();
     let pulled = node.store.pull(&by_digest, None).await.unwrap();
     assert!(pulled.repo_tags.is_empty());
     assert_eq!(pulled.repo_digests, [by_digest]);
-    // Removing by one name removes all of them, by five at once too.
+    // Removing one name removes all of them; five removals may run at once.
     let again = node.store.pull(&other, None).await.unwrap();
     assert_eq!(again.repo_tags.len(), 1);
     let removals = (0..5).map(|_| node.store.remove(&again.repo_tags[0]));
@@ -134,7 +134,7 @@ async fn broken_content_is_refused_and_leaves_nothing() {
         assert!(node.store.list().is_empty());
         node.assert_empty().await;
     }
-    // A config that is not the one promised.
+    // A config with another digest than the manifest says.
     let registry = Faulty::start().await;
     let image = two_layers();
     let name = registry.push("a/b", "v", &image);
@@ -178,7 +178,7 @@ async fn hostile_layers_leave_nothing() {
     let (registry, node) = (Faulty::start().await, Node::new());
     let mut hostile = tar(&[("aaaescaped", b"x")]);
     hostile[..10].copy_from_slice(b"../escaped");
-    // No tar has such an entry.
+    // No layer in use has such an entry.
     hostile[156] = b'Z';
     let sum: u32 = hostile[..512]
         .iter()
@@ -221,7 +221,7 @@ async fn transfers_that_always_break_end() {
 }
 
 #[tokio::test]
-async fn silence_is_given_up() {
+async fn a_silent_registry_times_out() {
     let (registry, node) = (Faulty::start().await, Node::new());
     let name = registry.push("a/b", "v", &two_layers());
     registry.fault("/manifests/", 1000, Fault::Silence);
@@ -236,7 +236,7 @@ async fn silence_is_given_up() {
 }
 
 #[tokio::test]
-async fn overload_is_waited_out_but_not_for_ever() {
+async fn overload_is_retried_for_a_limited_time() {
     let (registry, node) = (Faulty::start().await, Node::new());
     let image = two_layers();
     let name = registry.push("a/b", "v", &image);
@@ -244,7 +244,7 @@ async fn overload_is_waited_out_but_not_for_ever() {
     registry.fault("/blobs/", 2, Fault::Status(503, None));
     let started = Instant::now();
     node.store.pull(&name, None).await.unwrap();
-    assert!(started.elapsed() >= Duration::from_secs(2), "Retry-After was not heeded");
+    assert!(started.elapsed() >= Duration::from_secs(2), "Retry-After was ignored");
     registry.fault("/manifests/", 100, Fault::Status(500, None));
     let before = registry.requests("/manifests/");
     assert!(matches!(node.store.pull(&name, None).await, Err(Error::Unavailable { .. })));
@@ -270,7 +270,7 @@ fn user() -> Auth {
 }
 
 #[tokio::test]
-async fn token_dance() {
+async fn bearer_token_authentication() {
     let (registry, node) = (Faulty::start().await, Node::new());
     let name = registry.push("a/b", "v", &two_layers());
     let realm = format!("http://{}/token", registry.address);
@@ -283,7 +283,7 @@ async fn token_dance() {
     node.store.pull(&name, Some(user())).await.unwrap();
     assert_eq!(registry.requests("/token"), before + 1, "one token serves all requests of a pull");
     node.store.remove(&name).await.unwrap();
-    // The combined field, a refresh token, a ready token.
+    // The combined field, a refresh token, and a registry token.
     for auth in [
         Auth { auth: "dXNlcjpzZWNyZXQ=".into(), ..Auth::default() },
         Auth { identity_token: "idtoken".into(), ..Auth::default() },
@@ -333,14 +333,14 @@ async fn redirects_do_not_carry_credentials() {
     let log = storage.shared.lock().unwrap().log.clone();
     assert_eq!(log.len(), 2);
     assert!(log.iter().all(|(_, _, authorization, _)| authorization.is_none()), "{log:?}");
-    // Storage that asks for credentials gets none.
+    // Storage hosts that ask for credentials get none.
     node.store.remove(&name).await.unwrap();
     storage.shared.lock().unwrap().basic = Some(BASIC.into());
     assert!(node.store.pull(&name, Some(user())).await.is_err());
     assert!(
         storage.shared.lock().unwrap().log.iter().all(|(_, _, authorization, _)| authorization.is_none())
     );
-    // A circle ends.
+    // A redirect loop ends.
     registry.fault("/manifests/", 1000, Fault::Redirect("/v2/a/b/manifests/v".to_owned()));
     assert!(node.store.pull(&name, Some(user())).await.is_err());
 }
@@ -355,7 +355,7 @@ async fn mirrors_come_first_and_the_server_last() {
         "registry.example",
         &format!("server = \"http://{}\"\n[host.\"http://{}\"]\n", upstream.address, mirror.address),
     );
-    // The mirror has nothing: the server helps out.
+    // The mirror has nothing, so the server is asked.
     let record = node.store.pull("registry.example/a/b:v", Some(user())).await.unwrap();
     assert_eq!(record.repo_tags, ["registry.example/a/b:v"]);
     assert!(mirror.requests("ns=registry.example") >= 1);
@@ -363,13 +363,13 @@ async fn mirrors_come_first_and_the_server_last() {
     mirror.push("a/b", "v", &image);
     let before = upstream.requests("");
     node.store.pull("registry.example/a/b:v", Some(user())).await.unwrap();
-    assert_eq!(upstream.requests(""), before, "the mirror had all");
+    assert_eq!(upstream.requests(""), before, "the mirror has everything");
     let log = mirror.shared.lock().unwrap().log.clone();
     assert!(
         log.iter().all(|(_, _, authorization, _)| authorization.is_none()),
         "credentials are not the mirror's"
     );
-    // A mirror that may not resolve is not asked for tags.
+    // A mirror without the capability `resolve` is not asked for tags.
     node.store.remove(&record.id).await.unwrap();
     node.hosts(
         "registry.example",
@@ -430,7 +430,7 @@ async fn equal_pulls_are_one_transfer() {
     assert!(records.iter().all(|record| record.as_ref().unwrap().id == image.config));
     assert_eq!(registry.requests("/manifests/"), 1);
     assert_eq!(registry.requests("/blobs/"), 3);
-    // Two names with the same layers transfer them once.
+    // Two images with the same layers transfer them once.
     node.store.remove(&image.config).await.unwrap();
     registry.fault(&image.layers[0], 1, Fault::Slow(20));
     let other = registry.push("c/d", "v", &image);
@@ -451,7 +451,7 @@ async fn cancelled_pulls_leave_nothing() {
         node.assert_empty().await;
         registry.shared.lock().unwrap().faults.clear();
     }
-    // One of two waiters leaving cancels nothing.
+    // The transfer goes on when one of two waiting callers leaves.
     let before = registry.requests("/manifests/");
     registry.fault(&image.layers[0], 1, Fault::Slow(15));
     let (short, long) = tokio::join!(
@@ -483,7 +483,7 @@ async fn crash_leftovers_and_torn_files() {
     for (folder, count) in
         [("ingest", 0), ("trash", 0), ("layers", 2), ("blobs", 2), ("leases", 0), ("facts", 2)]
     {
-        // The start does not wait for what is deleted.
+        // Opening does not wait for the deletion of leftovers.
         for _ in 0..500 {
             if node.count(folder) == count {
                 break;
@@ -492,7 +492,7 @@ async fn crash_leftovers_and_torn_files() {
         }
         assert_eq!(node.count(folder), count, "{folder}");
     }
-    // A damaged config costs its image only; a torn index costs the names, and layers in use stay.
+    // A damaged config affects only its image. A torn index loses all names, but layers in use stay.
     let blob = root.join("blobs").join(image.config.strip_prefix("sha256:").unwrap());
     std::fs::write(&blob, "{}").unwrap();
     node.reopen();
@@ -510,12 +510,13 @@ async fn crash_leftovers_and_torn_files() {
     node.assert_empty().await;
 }
 
-/// One registry that says nothing after the headers, with more layers than it has a share, beside one that works.
+/// One registry stalls after the headers and has more layers to serve than its share of transfers; another
+/// one works.
 #[tokio::test]
-async fn a_registry_that_stalls_holds_nobody_else_up() {
+async fn a_stalled_registry_does_not_delay_others() {
     let folder = tempfile::tempdir().unwrap();
     let mut options = Node::options(folder.path());
-    // Longer than this test waits: nothing ends of itself.
+    // Longer than this test runs, so that nothing times out by itself.
     options.idle_timeout = Duration::from_secs(600);
     let store = image::ImageStore::open(options).unwrap();
     let (stalled, healthy) = (Faulty::start().await, Faulty::start().await);
@@ -530,7 +531,7 @@ async fn a_registry_that_stalls_holds_nobody_else_up() {
         let store = store.clone();
         pulls.push(tokio::spawn(async move { store.pull(&name, None).await.map(drop) }));
     }
-    // Each pull has three layers at once, the registry six.
+    // A pull transfers three layers at once, and a registry has six transfers.
     let configs = pulls.len();
     let end = Instant::now() + Duration::from_secs(30);
     while stalled.requests("/blobs/") < configs + 6 {
@@ -539,14 +540,14 @@ async fn a_registry_that_stalls_holds_nobody_else_up() {
     }
     let name = healthy.push("a/b", "v", &two_layers());
     let pull = tokio::time::timeout(Duration::from_secs(30), store.pull(&name, None));
-    pull.await.expect("it waits for the registry that stalls").unwrap();
+    pull.await.expect("the pull waits for the stalled registry").unwrap();
     assert!(pulls.iter().all(|pull| !pull.is_finished()));
     pulls.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
-/// A layer that is gone from the disk: its image is not there, and a pull brings that layer alone.
+/// A layer was lost from the disk: its image is not listed, and a new pull fetches only that layer.
 #[tokio::test]
-async fn images_with_a_lost_layer_are_left_out_until_pulled() {
+async fn images_with_a_lost_layer_are_not_listed_until_pulled() {
     let (registry, mut node) = (Faulty::start().await, Node::new());
     let image = two_layers();
     let name = registry.push("a/b", "v", &image);
@@ -564,7 +565,7 @@ async fn images_with_a_lost_layer_are_left_out_until_pulled() {
     );
     node.store.lease_for(&record.id, "c").await.unwrap();
     node.store.release("c").await.unwrap();
-    // One that is left out can be removed, too.
+    // An image that is not listed can be removed, too.
     sys::tree::remove_path(&node.root().join("layers").join(&record.layers[0])).unwrap();
     node.reopen();
     node.store.remove(&name).await.unwrap();

@@ -1,7 +1,7 @@
-//! First figures: the same load on any number of runtimes, interleaved in one run, as medians and ratios.
+//! The benchmark: the same load on several runtimes, interleaved in one run; prints medians and ratios.
 //!
-//! Absolute times drift with the machine; what counts is the ratio between endpoints of one run. Peers are
-//! given by socket, and by their `certs.d` folder where they are to be told of the registry.
+//! Absolute times vary with the machine, so only ratios between endpoints of one run are meaningful. Other
+//! runtimes are given by socket, and by their `certs.d` folder if the registry must be added there.
 
 mod load;
 mod memory;
@@ -17,18 +17,18 @@ use crate::fixture::Fixture;
 use crate::node::{Node, Options, Peer};
 use table::{Measure, Table, Unit};
 
-/// Pods of the memory and statistics measures.
+/// Number of pods in the memory and stats measurements.
 pub(crate) const PODS: usize = 20;
-/// Rounds of the pod measures.
+/// Rounds of the pod measurements.
 const ROUNDS: usize = 21;
-/// Rounds of the exec measures.
+/// Rounds of the exec measurements.
 const EXECS: usize = 60;
 
-/// One runtime under load.
+/// A runtime under load.
 pub(crate) struct Endpoint {
-    /// Column head.
+    /// Column title.
     pub(crate) name: String,
-    /// How it is talked to.
+    /// Context for calls.
     pub(crate) ctx: Context,
 }
 
@@ -38,12 +38,12 @@ pub(crate) async fn run(bin: &Path, beside: &[String], endpoints: &[String]) -> 
     let mut builds = vec![(String::from("copepod"), bin.to_owned())];
     for given in beside {
         let (name, dir) =
-            given.split_once('=').with_context(|| format!("--beside {given}: name=directory is wanted"))?;
+            given.split_once('=').with_context(|| format!("--beside {given}: expected name=directory"))?;
         builds.push((name.to_owned(), PathBuf::from(dir)));
     }
     let (mut nodes, mut all) = (Vec::new(), Vec::new());
     for (name, bin) in builds {
-        // The daemon's configuration takes absolute paths alone.
+        // The daemon's configuration accepts absolute paths only.
         let bin = std::fs::canonicalize(&bin).with_context(|| bin.display().to_string())?;
         let options = Options { bin: Some(bin), ..Options::default() };
         let node = Arc::new(Node::start(&fixture, &options).await?);
@@ -53,7 +53,7 @@ pub(crate) async fn run(bin: &Path, beside: &[String], endpoints: &[String]) -> 
     for given in endpoints {
         let (name, rest) = given
             .split_once('=')
-            .with_context(|| format!("--endpoint {given}: name=socket[,certs.d] is wanted"))?;
+            .with_context(|| format!("--endpoint {given}: expected name=socket[,certs.d]"))?;
         let (socket, certs) =
             rest.split_once(',').map_or((rest, None), |(socket, certs)| (socket, Some(PathBuf::from(certs))));
         let peer = Arc::new(Node::foreign(&fixture, &Peer { socket: PathBuf::from(socket), certs })?);
@@ -84,7 +84,7 @@ pub(crate) async fn run(bin: &Path, beside: &[String], endpoints: &[String]) -> 
     Ok(true)
 }
 
-/// Every measure, each interleaved over the endpoints.
+/// Runs every measurement, interleaved over the endpoints.
 async fn measure(all: &[Endpoint]) -> Result<Table> {
     let mut table = Table::new(all.iter().map(|e| e.name.clone()).collect());
     let (mut ready, mut down) = (

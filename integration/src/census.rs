@@ -1,5 +1,6 @@
-//! The census: what exists before a test must be what exists after it. Processes, mounts, netns pins,
-//! cgroups, the daemon's files, host-port rules, interfaces and addresses; panics in its log.
+//! The census: whatever exists after a test must have existed before it. It covers processes, mounts, network
+//! namespace pins, cgroups, the daemon's files, host-port rules, interfaces, addresses, and panics in the
+//! daemon's log.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,15 +14,15 @@ use crate::node::{Node, SHIMS};
 use crate::shapes::CGROUP_PARENT;
 use crate::{cgroup, proc};
 
-/// How long leftovers may take to go: the kernel drops some things late.
+/// How long leftovers may take to disappear: the kernel removes some objects late.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Things by `kind: name`, counted: two equal mounts are two.
+/// Objects as `kind: name` with a count, so that two equal mounts are two.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Census(BTreeMap<String, usize>);
 
 impl Census {
-    /// Counts now. With a node, its files and leases too.
+    /// Takes a census. With a node, its files and leases are included.
     pub(crate) fn take(node: Option<&Node>) -> Self {
         let mut this = Self::default();
         this.processes();
@@ -35,7 +36,7 @@ impl Census {
         if let Some(node) = node.filter(|n| !n.is_foreign()) {
             this.tree("root", &node.paths.root, &node.paths.root);
             this.tree("run", &node.paths.run, &node.paths.run);
-            // In builds that unwind a panic costs one task only; where it aborts, the daemon.
+            // A panic ends one task in builds that unwind, and the daemon in those that abort.
             let log = fs::read_to_string(&node.paths.log).unwrap_or_default();
             for line in log.lines().filter(|line| line.contains("panicked at")) {
                 this.add("panic in the daemon's log", line);
@@ -47,7 +48,7 @@ impl Census {
         this
     }
 
-    /// Looks until nothing is there that was not before; an error lists what stays.
+    /// Waits until nothing is left that did not exist before; the error lists what is left.
     pub(crate) async fn settle(&self, node: Option<&Node>) -> Result<()> {
         let end = std::time::Instant::now() + PATIENCE;
         loop {
@@ -63,7 +64,7 @@ impl Census {
         }
     }
 
-    /// What is there now and was not before.
+    /// What exists now and did not before.
     fn leftovers(&self, now: &Self) -> Vec<String> {
         now.0
             .iter()
@@ -82,7 +83,7 @@ impl Census {
     fn processes(&mut self) {
         let me = std::process::id();
         for p in proc::all() {
-            // Kernel threads are the host's; tools that this process runs come and go.
+            // Kernel threads belong to the host, and tools that this process runs come and go.
             if p.pid == me || (p.parent == me && p.comm != "copepod") {
                 continue;
             }
@@ -98,8 +99,8 @@ impl Census {
             let dash = words.iter().position(|w| *w == "-").unwrap_or(words.len());
             let word = |n: usize| words.get(n).copied().unwrap_or_default();
             let kind = word(dash + 1);
-            // A netns pin's root names an inode number that changes with each pod; place and type tell enough.
-            // The options are compared too: a careless cgroup2 mount would change the host's.
+            // The root of a netns pin has an inode number that changes with each pod, so it is left out.
+            // Mount options are compared too: a wrong cgroup2 mount would change the host's.
             self.add("mount", &format!("{} {kind} {} {}", word(4), word(5), word(dash + 3)));
         }
     }
@@ -129,7 +130,7 @@ impl Census {
         }
     }
 
-    /// Files of the daemon. Image content may stay: it belongs to the image, not to the pods.
+    /// The daemon's files. Image content may stay: it belongs to images, not to pods.
     fn tree(&mut self, kind: &str, top: &Path, dir: &Path) {
         let Ok(entries) = fs::read_dir(dir) else { return };
         for entry in entries.flatten() {
@@ -139,7 +140,7 @@ impl Census {
                 continue;
             }
             if entry.file_type().is_ok_and(|t| t.is_dir()) {
-                // Folders that hold pods or containers are made once and stay.
+                // The folders that contain pods and containers are created once and stay.
                 if below.contains('/') {
                     self.add(kind, &below);
                 }
@@ -158,12 +159,12 @@ fn ours(path: &str) -> bool {
         && !is_pod_parent(path)
 }
 
-/// kubelet makes and removes the pod's level; tests leave it to the end of the run.
+/// kubelet creates and removes the pod's cgroup; tests leave that to the end of the run.
 fn is_pod_parent(path: &str) -> bool {
     path.strip_prefix(CGROUP_PARENT.as_str()).is_some_and(|rest| rest.matches('/').count() == 1)
 }
 
-/// Chains and jumps that portmap makes once and keeps.
+/// Chains and jumps that portmap creates once and keeps.
 fn permanent(rule: &str) -> bool {
     let chains = ["CNI-HOSTPORT-DNAT", "CNI-HOSTPORT-SETMARK", "CNI-HOSTPORT-MASQ"];
     let per_pod = rule.contains("CNI-DN-")

@@ -1,4 +1,4 @@
-//! Cgroups as the kernel shows them, whichever version and hierarchies the host has.
+//! Reads cgroups of any version and with any hierarchies.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-/// Where hierarchies are mounted.
+/// The mount point of the hierarchies.
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// Roots of all hierarchies: each controller's on v1 and hybrid hosts, the only one on v2.
+/// The roots of all hierarchies: one per controller on v1 and hybrid hosts, the only one on v2.
 pub(crate) fn hierarchies() -> Vec<PathBuf> {
     let Ok(mounts) = fs::read_to_string("/proc/self/mounts") else { return Vec::new() };
     let found: BTreeSet<PathBuf> = mounts
@@ -23,7 +23,7 @@ pub(crate) fn hierarchies() -> Vec<PathBuf> {
     found.into_iter().collect()
 }
 
-/// Every cgroup below a hierarchy's root whose path passes `keep`, as `controller:/path`.
+/// The paths of all cgroups that pass `keep`, as `controller:/path`.
 pub(crate) fn all(keep: impl Fn(&str) -> bool) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for root in hierarchies() {
@@ -68,7 +68,7 @@ pub(crate) fn find(controller: &str, leaf: &str) -> Option<PathBuf> {
     None
 }
 
-/// Processes of a cgroup folder and everything below, as numbers in the test's PID namespace.
+/// Processes of a cgroup and all below it, as pids in the tests' PID namespace.
 pub(crate) fn members(dir: &Path) -> BTreeSet<u32> {
     let mut found = BTreeSet::new();
     let mut todo = vec![dir.to_owned()];
@@ -84,7 +84,7 @@ pub(crate) fn members(dir: &Path) -> BTreeSet<u32> {
     found
 }
 
-/// Kills what is in `/path` of every hierarchy and removes it; for clean-up after a test that failed.
+/// Kills the processes in `/path` of every hierarchy and removes it; cleans up after a failed test.
 pub(crate) fn destroy(path: &str) {
     for root in hierarchies() {
         let top = root.join(path.trim_start_matches('/'));

@@ -10,12 +10,12 @@ use serde_json::json;
 /// Where Debian installs plugins.
 pub(crate) const PLUGINS: &str = "/usr/lib/cni";
 
-/// The network of one node, on a bridge and a subnet of its own.
+/// The network of one node: a bridge and a subnet.
 #[derive(Debug, Clone)]
 pub(crate) struct Network {
-    /// The configuration folder the daemon watches.
+    /// The configuration folder that the daemon watches.
     pub(crate) conf_dir: PathBuf,
-    /// The folder for plugins of our own making.
+    /// The folder for plugins written by tests.
     pub(crate) bin_dir: PathBuf,
     /// host-local's leases.
     pub(crate) leases: PathBuf,
@@ -26,7 +26,7 @@ pub(crate) struct Network {
 }
 
 impl Network {
-    /// Makes the folders; no configuration yet.
+    /// Creates the folders without a configuration.
     pub(crate) fn new(dir: &Path, number: u32) -> Result<Self> {
         let this = Self {
             conf_dir: dir.join("cni/net.d"),
@@ -62,7 +62,7 @@ impl Network {
         Ok(())
     }
 
-    /// Removes every configuration.
+    /// Removes all configurations.
     pub(crate) fn uninstall(&self) -> Result<()> {
         for entry in fs::read_dir(&self.conf_dir)? {
             fs::remove_file(entry?.path())?;
@@ -70,7 +70,7 @@ impl Network {
         Ok(())
     }
 
-    /// A plugin made of a shell script.
+    /// Installs a shell script as a plugin.
     pub(crate) fn script(&self, name: &str, body: &str) -> Result<()> {
         let path = self.bin_dir.join(name);
         fs::write(&path, format!("#!/bin/sh\n{body}\n"))?;
@@ -78,7 +78,7 @@ impl Network {
         Ok(())
     }
 
-    /// Addresses that host-local has given out.
+    /// The addresses that host-local has allocated.
     pub(crate) fn leased(&self) -> Vec<String> {
         let dir = self.leases.join(format!("net-{}", self.bridge));
         let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };

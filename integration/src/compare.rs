@@ -1,5 +1,5 @@
-//! The reference for what a process in a container sees: Debian's runc on the same host, same root, same
-//! configuration. A shell script reports facts as lines, [`parse`] makes them comparable.
+//! The reference for the environment of a process in a container: Debian's runc on the same host with the
+//! same root and configuration. A shell script prints facts as lines, and [`parse`] makes them comparable.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,10 +17,10 @@ use crate::shapes::unique;
 /// Last line of a report.
 pub(crate) const END: &str = "END-OF-REPORT";
 
-/// What varies.
+/// The parameters of a comparison.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Case {
-    /// uid, gid and supplementary groups; root without.
+    /// uid, gid and supplementary groups; root if `None`.
     pub(crate) user: Option<(u32, u32, Vec<u32>)>,
     /// `noNewPrivileges`.
     pub(crate) no_new_privs: bool,
@@ -30,7 +30,7 @@ pub(crate) struct Case {
     pub(crate) oom_score_adj: i64,
 }
 
-/// Both processes of the reference.
+/// The facts of both processes of the reference.
 #[derive(Debug)]
 pub(crate) struct Reference {
     /// The container's init.
@@ -39,7 +39,7 @@ pub(crate) struct Reference {
     pub(crate) exec: BTreeMap<String, String>,
 }
 
-/// The reporting script; init goes on sleeping.
+/// The script that prints the report; init then sleeps.
 pub(crate) fn script(init: bool) -> String {
     let report = r#"p=/proc/$$
 ls -l $p/fd
@@ -60,8 +60,9 @@ echo "affinity: $(taskset -p $$ 2>&1 | sed 's/.*: //')"
     if init { format!("{report}{end}exec sleep 100000\n") } else { format!("{report}{end}") }
 }
 
-/// Facts by name. `leaf` is the container's cgroup name, which differs by nature; so do numbers of
-/// processes, memory and namespaces. The unified hierarchy's line of a hybrid host is left out: DESIGN allows it.
+/// Facts by name. `leaf` is the name of the container's cgroup, which differs by nature, as do pids, memory
+/// and namespace numbers. The line of a hybrid host's unified hierarchy is skipped: copepod leaves it to the
+/// service manager.
 pub(crate) fn parse(text: &str, leaf: &str) -> BTreeMap<String, String> {
     let mut facts = BTreeMap::new();
     let volatile = [
@@ -115,7 +116,7 @@ pub(crate) fn parse(text: &str, leaf: &str) -> BTreeMap<String, String> {
                 );
             }
         } else if let Some((head, link)) = line.split_once(" -> ") {
-            // A line of `ls -l`, run without a pipe: the shell has nothing open but what it was given.
+            // A line of `ls -l`, run without a pipe, so that the shell has only the descriptors it was given.
             let number = head.rsplit(' ').next().unwrap_or(head);
             facts.insert(format!("fd {number}"), link.split(':').next().unwrap_or(link).to_owned());
         } else if let Some(rest) = line.strip_prefix("stat: ") {
@@ -128,7 +129,7 @@ pub(crate) fn parse(text: &str, leaf: &str) -> BTreeMap<String, String> {
             facts.insert(String::from("rt priority and policy"), format!("{} {}", word(37), word(38)));
             facts.insert(String::from("exit signal"), word(35).to_owned());
         } else if let Some((name, value)) = line.split_once(": ") {
-            // A container's host name differs between the two; everything else of the environment must not.
+            // The container's host name differs between the two; the rest of the environment must not.
             if name != "pid" && name != "env HOSTNAME" {
                 facts.insert(name.to_owned(), value.to_owned());
             }
@@ -137,7 +138,7 @@ pub(crate) fn parse(text: &str, leaf: &str) -> BTreeMap<String, String> {
     facts
 }
 
-/// A signal set without 32 and 33: libc keeps those to itself, `env` cannot reset them for the reference.
+/// A signal set without 32 and 33, which libc uses internally: `env` cannot reset them for the reference.
 fn without_internal(set: &str) -> String {
     u64::from_str_radix(set.trim(), 16)
         .map_or_else(|_| set.to_owned(), |bits| format!("{:016x}", bits & !(3 << 31)))
@@ -156,7 +157,7 @@ pub(crate) async fn runc(cx: &Context, case: &Case, cgroup_parent: &str) -> Resu
     let state = bundle.join("state").display().to_string();
     let folder = bundle.display().to_string();
     let work = tokio::task::spawn_blocking(move || -> Result<Reference> {
-        // Detached, so that it gets our descriptors and not copies; with the dispositions that a service has.
+        // Detached, so that it gets our descriptors and no copies, and the signal dispositions of a service.
         let mut child = Command::new("env")
             .args(["--default-signal", "runc", "--root", &state, "run", "--detach", "--bundle", &folder, &id])
             .stdin(Stdio::null())
@@ -211,7 +212,7 @@ fn report(child: &mut std::process::Child, state: &str, id: &str) -> Result<Refe
     Ok(Reference { init: parse(&text, id), exec: parse(&String::from_utf8_lossy(&exec.stdout), id) })
 }
 
-/// The same container as CRI describes it, in OCI's words.
+/// The same container as with CRI, as an OCI spec.
 fn spec(case: &Case, cgroup_parent: &str, id: &str) -> Result<serde_json::Value> {
     let default = [
         "CHOWN",
@@ -233,7 +234,7 @@ fn spec(case: &Case, cgroup_parent: &str, id: &str) -> Result<serde_json::Value>
         if case.privileged { host_caps()? } else { default.iter().map(|c| format!("CAP_{c}")).collect() };
     let user = case.user.as_ref().map_or_else(
         || json!({"uid": 0, "gid": 0, "additionalGids": [0]}),
-        // CRI adds the primary group and what /etc/group says of the user.
+        // CRI adds the primary group and the user's groups in /etc/group.
         |(uid, gid, groups)| {
             let all = [vec![*gid], groups.clone(), vec![50_000]].concat();
             json!({"uid": uid, "gid": gid, "additionalGids": all})

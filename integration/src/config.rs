@@ -11,7 +11,7 @@ use crate::registry::Registry;
 /// Folders and files of one node.
 #[derive(Debug, Clone)]
 pub(crate) struct Paths {
-    /// Everything of the node.
+    /// The node's folder.
     pub(crate) dir: PathBuf,
     /// Durable state and images.
     pub(crate) root: PathBuf,
@@ -32,7 +32,7 @@ pub(crate) struct Paths {
 impl Paths {
     /// Makes the folders below `dir`.
     pub(crate) fn new(dir: &Path) -> Result<Self> {
-        // Volatile state is on the tmpfs that the isolation put on /run.
+        // Volatile state is on the tmpfs that `isolation` mounted on /run.
         let run = Path::new("/run").join(dir.file_name().unwrap_or_default());
         let this = Self {
             dir: dir.to_owned(),
@@ -51,7 +51,7 @@ impl Paths {
     }
 }
 
-/// The text of the configuration file; `extra` goes to the end.
+/// The text of the configuration file; `extra` is appended.
 pub(crate) fn text(paths: &Paths, bin: &Path, network: &Network, extra: &str) -> String {
     let (root, run, socket, certs) =
         (paths.root.display(), paths.run.display(), paths.socket.display(), paths.certs.display());
@@ -67,8 +67,8 @@ pub(crate) fn text(paths: &Paths, bin: &Path, network: &Network, extra: &str) ->
     )
 }
 
-/// Writes `certs.d`: the plain registry under its address and as a mirror of `registry.test`, the TLS one
-/// as a mirror of `tls.test`, and `absent.test` whose mirror answers nothing.
+/// Writes `certs.d`: the HTTP registry at its address and as a mirror of `registry.test`, the TLS registry as
+/// a mirror of `tls.test`, and `absent.test`, whose mirror does not respond.
 pub(crate) fn hosts(certs: &Path, registry: &Registry) -> Result<()> {
     let plain = format!("http://127.0.0.1:{}", registry.port);
     let tls = format!("https://127.0.0.1:{}", registry.tls_port);

@@ -1,4 +1,4 @@
-//! What one test is given, with the short forms that most of them use.
+//! The context of one test, with shortcuts that most tests use.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,20 +12,20 @@ use crate::fixture::Fixture;
 use crate::node::Node;
 use crate::shapes::{self, ContainerExt as _};
 
-/// One test's view.
+/// The context of one test.
 #[derive(Debug, Clone)]
 pub(crate) struct Context {
-    /// Shared things.
+    /// The shared fixture.
     pub(crate) fixture: Arc<Fixture>,
     /// The node to test.
     pub(crate) node: Arc<Node>,
-    /// Its client.
+    /// A client of the node.
     pub(crate) cri: Cri,
-    /// Last part of the test's name: names pods.
+    /// Last component of the test's name; pods are named after it.
     pub(crate) name: String,
 }
 
-/// A pod with the configuration it was made from.
+/// A pod, with the configuration it was created from.
 #[derive(Debug, Clone)]
 pub(crate) struct Pod {
     /// Its id.
@@ -46,12 +46,12 @@ impl Context {
         shapes::pod(&self.name, &self.node.paths.logs)
     }
 
-    /// Runs a pod as [`Self::pod_config`] gives it.
+    /// Runs a pod with [`Self::pod_config`].
     pub(crate) async fn pod(&self) -> Result<Pod> {
         self.pod_of(self.pod_config()).await
     }
 
-    /// Runs a pod of a configuration.
+    /// Runs a pod with the given configuration.
     pub(crate) async fn pod_of(&self, config: api::PodSandboxConfig) -> Result<Pod> {
         let id = self.cri.run_pod(&config).await?;
         ensure!(
@@ -71,7 +71,7 @@ impl Context {
         shapes::container(name, &Fixture::image("busybox"), &["/bin/sleep", "100000"])
     }
 
-    /// Pulls what a container needs unless it is there.
+    /// Pulls an image unless it is present.
     pub(crate) async fn need(&self, image: &str) -> Result<()> {
         if self.cri.image(image).await?.is_none() {
             self.cri.pull(image).await?;
@@ -79,7 +79,7 @@ impl Context {
         Ok(())
     }
 
-    /// Creates a container; its namespaces follow the pod's.
+    /// Creates a container with the pod's namespaces.
     pub(crate) async fn create(&self, pod: &Pod, config: &api::ContainerConfig) -> Result<String> {
         let config = config.clone().like(&pod.config);
         self.create_as_is(pod, &config).await
@@ -100,13 +100,13 @@ impl Context {
         Ok(id)
     }
 
-    /// Creates, starts and waits for the end of a container; its status.
+    /// Creates and starts a container, waits for its exit, and returns its status.
     pub(crate) async fn run(&self, pod: &Pod, config: &api::ContainerConfig) -> Result<api::ContainerStatus> {
         let id = self.start(pod, config).await?;
         self.cri.wait_exit(&id, Duration::from_secs(30)).await
     }
 
-    /// Runs a container to its end and gives what it wrote to standard output.
+    /// Runs a container to its end and returns its standard output.
     pub(crate) async fn output(&self, pod: &Pod, config: &api::ContainerConfig) -> Result<String> {
         let status = self.run(pod, config).await?;
         let log = crate::logfile::Log::read(&status.log_path)?;
@@ -121,7 +121,7 @@ impl Context {
         Ok(log.text(Some("stdout")))
     }
 
-    /// Waits until a container's log has a text: what its program has done by then is known.
+    /// Waits until a container's log contains a text, which shows how far its program is.
     pub(crate) async fn said(&self, id: &str, text: &str) -> Result<()> {
         let path = self.cri.container(id).await?.log_path;
         crate::wait::until(&format!("container {id} to say {text:?}"), Duration::from_secs(30), || async {
@@ -130,7 +130,7 @@ impl Context {
         .await
     }
 
-    /// A container's init as the host numbers it, from verbose status.
+    /// The pid of a container's init on the host, from verbose status.
     pub(crate) async fn pid(&self, id: &str) -> Result<u32> {
         let info = self.cri.container_response(id).await?.info;
         let parsed: serde_json::Value = serde_json::from_str(info.get("info").context("no verbose info")?)?;
@@ -139,7 +139,7 @@ impl Context {
         )?)
     }
 
-    /// An empty folder of the node's for volumes.
+    /// An empty folder on the node, for volumes.
     pub(crate) fn volume(&self, name: &str) -> Result<PathBuf> {
         let dir = self.node.paths.dir.join("volumes").join(format!("{name}-{}", shapes::unique()));
         std::fs::create_dir_all(&dir)?;

@@ -1,4 +1,4 @@
-//! The CRI client: gRPC over a unix socket, every call bounded.
+//! The CRI client: gRPC over a unix socket, with a time limit on every call.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,20 +14,20 @@ use tonic::{Request, Status};
 
 use crate::wait;
 
-/// Bound of one call unless a test says otherwise; kubelet's own is 2 minutes.
+/// Time limit of a call unless a test sets another; kubelet's is 2 minutes.
 const LIMIT: Duration = Duration::from_secs(60);
 /// kubelet's receive limit.
 const MAX_MESSAGE: usize = 16 << 20;
 
-/// Answer of one call: the gRPC status is what many tests look at.
+/// Result of a call: many tests check the gRPC status.
 pub(crate) type Answer<T> = std::result::Result<T, Status>;
 
 /// A client; cloning shares the connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Cri {
-    /// Runtime service, for calls that have no short form here.
+    /// Runtime service, for calls without a shortcut.
     pub(crate) runtime: RuntimeServiceClient<Channel>,
-    /// Image service, likewise.
+    /// Image service, for calls without a shortcut.
     pub(crate) images: ImageServiceClient<Channel>,
 }
 
@@ -42,14 +42,14 @@ pub(crate) struct Output {
     pub(crate) code: i32,
 }
 
-/// A request with the usual deadline, sent to the server as well.
+/// A request with a deadline, which is also sent to the server.
 pub(crate) fn bounded<T>(message: T, limit: Duration) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(limit);
     request
 }
 
-/// One call of a client with the usual bound.
+/// Makes one call with the usual time limit.
 macro_rules! call {
     ($client:expr, $method:ident, $message:expr) => {
         call!($client, $method, $message, LIMIT)
@@ -72,7 +72,7 @@ macro_rules! call {
 }
 
 impl Cri {
-    /// Connects lazily, and again whenever the daemon was restarted.
+    /// Connects on first use, and again after the daemon was restarted.
     pub(crate) fn connect(socket: &Path) -> Result<Self> {
         let socket: PathBuf = socket.to_owned();
         let channel = Endpoint::try_from("http://localhost")?.connect_with_connector_lazy(tower::service_fn(
@@ -188,7 +188,7 @@ impl Cri {
         )
     }
 
-    /// The status inside ContainerStatus.
+    /// The status in ContainerStatus.
     pub(crate) async fn container(&self, id: &str) -> Result<api::ContainerStatus> {
         self.container_response(id).await?.status.context("ContainerStatus without a status")
     }
@@ -201,7 +201,7 @@ impl Cri {
         call!(self.runtime, list_containers, api::ListContainersRequest { filter }).map(|r| r.containers)
     }
 
-    /// ExecSync, raw.
+    /// ExecSync.
     pub(crate) async fn exec_sync(
         &self,
         id: &str,
@@ -216,7 +216,7 @@ impl Cri {
         call!(self.runtime, exec_sync, request)
     }
 
-    /// ExecSync without a time-out of its own, output as text.
+    /// ExecSync without a time-out, with output as text.
     pub(crate) async fn exec(&self, id: &str, cmd: &[&str]) -> Result<Output> {
         let r = self.exec_sync(id, cmd, 30).await.with_context(|| format!("exec {cmd:?}"))?;
         Ok(Output {
@@ -226,7 +226,7 @@ impl Cri {
         })
     }
 
-    /// Runs a shell line that must succeed; its standard output, trimmed.
+    /// Runs a shell command that must succeed; returns its standard output, trimmed.
     pub(crate) async fn sh(&self, id: &str, line: &str) -> Result<String> {
         let out = self.exec(id, &["/bin/sh", "-c", line]).await?;
         anyhow::ensure!(out.code == 0, "`{line}` ended with {}: {}{}", out.code, out.stdout, out.stderr);
@@ -287,7 +287,7 @@ impl Cri {
         call!(self.images, image_fs_info, api::ImageFsInfoRequest {})
     }
 
-    /// Waits until a container has exited; its status.
+    /// Waits until a container has exited; returns its status.
     pub(crate) async fn wait_exit(&self, id: &str, limit: Duration) -> Result<api::ContainerStatus> {
         wait::until(&format!("container {id} to exit"), limit, || async {
             let status = self.container(id).await?;

@@ -1,4 +1,4 @@
-//! `make run`: one pod from image to removal, each step shown.
+//! `make run`: shows one pod from image to removal, step by step.
 
 use std::path::Path;
 use std::time::Instant;
@@ -39,7 +39,7 @@ pub(crate) async fn run(bin: &Path) -> Result<bool> {
     drop(fixture);
     crate::cgroup::destroy(&shapes::CGROUP_PARENT);
     before.settle(None).await?;
-    step("all gone: no process, mount, network namespace, cgroup or address is left");
+    step("clean: no process, mount, network namespace, cgroup or address is left");
     Ok(true)
 }
 

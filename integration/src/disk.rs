@@ -1,4 +1,4 @@
-//! A small ext4 file system of its own for a node's root, which can be filled and broken.
+//! A small ext4 file system for a node's root, which tests can fill and break.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -9,7 +9,7 @@ use nix::mount::{MntFlags, umount2};
 
 use crate::isolation::command;
 
-/// Mounted at a folder; unmounted, and its image removed, when dropped.
+/// Mounted at a folder. On drop it is unmounted and its image removed.
 #[derive(Debug)]
 pub(crate) struct Disk {
     at: PathBuf,
@@ -22,14 +22,14 @@ impl Disk {
         let image = at.with_added_extension("ext4");
         File::create(&image)?.set_len(mib << 20)?;
         let (place, count) = (image.display().to_string(), inodes.to_string());
-        // Nothing kept for root: the daemon is root, and would use it.
+        // No reserved blocks: the daemon runs as root and could use them.
         command("mkfs.ext4", &["-q", "-m", "0", "-N", &count, &place]).context("make an ext4")?;
         let disk = Self { at: at.to_owned(), image };
         command("mount", &["-o", "loop", &place, &at.display().to_string()]).context("mount an ext4")?;
         Ok(disk)
     }
 
-    /// Fills it to the last block.
+    /// Fills all blocks.
     pub(crate) fn fill_bytes(&self) -> Result<()> {
         let mut file = File::create(self.at.join("fill"))?;
         let mut block = vec![1; 1 << 16];
@@ -43,11 +43,11 @@ impl Disk {
                 Err(e) => return Err(e.into()),
             }
         }
-        // Delayed allocation is over then: what was promised is taken.
+        // The sync ends delayed allocation, so that reserved blocks are really allocated.
         Ok(file.sync_all()?)
     }
 
-    /// Makes empty files until there is no inode left.
+    /// Creates empty files until no inode is left.
     pub(crate) fn fill_inodes(&self) -> Result<()> {
         let dir = self.at.join("fill.d");
         fs::create_dir_all(&dir)?;
@@ -58,19 +58,19 @@ impl Disk {
                 Err(e) => return Err(e.into()),
             }
         }
-        bail!("inodes do not run out")
+        bail!("the file system has too many inodes to fill")
     }
 
-    /// Gives back what was filled.
+    /// Removes the filling files.
     pub(crate) fn free(&self) -> Result<()> {
         drop(fs::remove_file(self.at.join("fill")));
         drop(fs::remove_dir_all(self.at.join("fill.d")));
         Ok(())
     }
 
-    /// Makes it what the kernel makes of a file system after an error of its disk: it reads, and writes nothing.
+    /// Puts the file system into the state after a disk error: it can be read but not written.
     pub(crate) fn abort(&self) -> Result<()> {
-        // mount(8) says that the remount failed, which is the point of it.
+        // mount(8) reports that the remount failed, which is expected.
         drop(command("mount", &["-o", "remount,abort", &self.at.display().to_string()]));
         let wrote = File::create(self.at.join("still-writable"));
         ensure!(wrote.is_err(), "the file system still takes files after `remount,abort`");

@@ -1,4 +1,4 @@
-//! What all tests of a run share: the work folder, the registry with its images, the binaries.
+//! The shared fixture of a run: work folder, registry with images, binaries.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,25 +11,26 @@ use crate::registry::Registry;
 /// Shared by all tests.
 #[derive(Debug)]
 pub(crate) struct Fixture {
-    /// Removed at the end.
+    /// The work folder, removed at the end.
     work: Option<tempfile::TempDir>,
     place: PathBuf,
-    /// copepod, copepod-shim, pause.
+    /// The folder of copepod, copepod-shim and pause.
     pub(crate) bin: PathBuf,
     /// The registry.
     pub(crate) registry: Registry,
-    /// Layers to build more images from.
+    /// Layers for building more images.
     pub(crate) layers: Layers,
-    /// What was pushed.
+    /// The pushed images.
     pub(crate) images: Vec<Entry>,
 }
 
 impl Fixture {
-    /// Starts the registry, builds and pushes all images.
+    /// Starts the registry, then builds and pushes all images.
     pub(crate) async fn new(bin: &Path) -> Result<Self> {
         let bin = fs::canonicalize(bin).with_context(|| bin.display().to_string())?;
         fs::create_dir_all("/var/lib/copepod-test")?;
-        // Not below /tmp: that is a tmpfs on many machines, and image layers want a real file system.
+        // Not below /tmp, which is a tmpfs on many machines: image layers need a file system with all
+        // features.
         let work = tempfile::Builder::new()
             .prefix("run-")
             .tempdir_in("/var/lib/copepod-test")
@@ -53,7 +54,7 @@ impl Fixture {
         &self.place
     }
 
-    /// What was pushed as `name:tag`.
+    /// The image pushed as `name:tag`.
     pub(crate) fn entry(&self, name: &str, tag: &str) -> Result<&Entry> {
         self.images
             .iter()
@@ -70,7 +71,7 @@ impl Fixture {
 impl Drop for Fixture {
     fn drop(&mut self) {
         drop(self.work.take());
-        // The folder above stays only while another run uses it.
+        // The parent folder is removed unless another run uses it.
         if let Some(parent) = self.place.parent() {
             drop(fs::remove_dir(parent));
         }

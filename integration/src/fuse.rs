@@ -1,6 +1,6 @@
-//! A file system that answers look-ups and then hangs: what a program on a dead NFS server or disk looks like.
-//! One folder with one executable file, served through /dev/fuse (linux/fuse.h, protocol 7.31); every read of
-//! the file waits until the file system is let go.
+//! A file system that responds to look-ups and then hangs, as a program on a dead NFS server or disk sees it.
+//! It has one folder with one executable file, served through /dev/fuse (linux/fuse.h, protocol 7.31). Reads
+//! of the file hang until the file system is unmounted.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-/// Larger than any request: the kernel wants room for a write of the size we never allow, and its header.
+/// Larger than any request: the kernel requires space for a write of the allowed size and its header.
 const BUFFER: usize = 1 << 18;
-/// Number of the file; the folder has 1.
+/// Inode number of the file; the folder has 1.
 const FILE: u64 = 2;
 
-/// A mounted one; dropping it wakes everybody who waits, with errors.
+/// A mounted instance. Dropping it ends all waiting requests with errors.
 #[derive(Debug)]
 pub(crate) struct Stuck(PathBuf);
 
@@ -26,7 +26,7 @@ impl Stuck {
         let data = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
         mount(Some("stuck"), dir, Some("fuse.stuck"), MsFlags::empty(), Some(data.as_str()))
             .with_context(|| format!("mount FUSE at {}", dir.display()))?;
-        // It ends with the mount: the next read says ENODEV.
+        // The thread ends with the mount: its next read fails with ENODEV.
         std::thread::spawn(move || serve(&device));
         Ok(Self(dir.to_owned()))
     }
@@ -34,7 +34,7 @@ impl Stuck {
 
 impl Drop for Stuck {
     fn drop(&mut self) {
-        // Forced: all waiting requests end first; the folder may still be somebody's.
+        // Forced, so that waiting requests end first; the folder may still be in use.
         umount2(&self.0, MntFlags::MNT_FORCE).unwrap_or_default();
         umount2(&self.0, MntFlags::MNT_DETACH).unwrap_or_default();
     }
@@ -47,7 +47,7 @@ fn serve(mut device: &File) {
         let (opcode, unique, node) =
             (number::<4>(request, 4), number::<8>(request, 8), number::<8>(request, 16));
         let answer = match opcode {
-            // FORGET, BATCH_FORGET and INTERRUPT have no answer; READ gets none.
+            // FORGET, BATCH_FORGET and INTERRUPT have no reply; READ gets none.
             2 | 42 | 36 | 15 => continue,
             // INIT: 7.31, small writes, no options.
             26 => Ok([le(7, 4), le(31, 4), le(0, 4), le(0, 4), le(0, 4), le(4096, 4), le(1, 4), le(0, 36)]
@@ -69,7 +69,7 @@ fn serve(mut device: &File) {
         let length = u64::try_from(16 + body.len()).unwrap_or_default();
         let error = error.to_le_bytes().to_vec();
         if device.write_all(&[le(length, 4), error, le(unique, 8), body].concat()).is_err() {
-            // A request that was interrupted meanwhile wants no answer.
+            // A request that was interrupted meanwhile expects no reply.
             continue;
         }
     }

@@ -1,4 +1,4 @@
-//! A file system that does not answer: FUSE without a server. Stands for a hung disk or NFS server.
+//! A file system that does not respond: FUSE without a server. It stands for a hung disk or NFS server.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd as _;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-/// Whoever looks at anything below hangs, until this is dropped; then he gets an error.
+/// Every access below the mount hangs until this is dropped, and then fails.
 #[derive(Debug)]
 pub(crate) struct Hang {
     place: PathBuf,
@@ -25,7 +25,7 @@ impl Hang {
         Ok(Self { place: place.to_owned(), device: Some(device) })
     }
 
-    /// A path below.
+    /// A path below the mount.
     pub(crate) fn path(&self, name: &str) -> String {
         self.place.join(name).display().to_string()
     }
@@ -33,7 +33,7 @@ impl Hang {
 
 impl Drop for Hang {
     fn drop(&mut self) {
-        // The last close of the device ends the connection, and wakes who waits.
+        // Closing the device ends the connection and all waiting accesses.
         drop(self.device.take());
         umount2(&self.place, MntFlags::MNT_DETACH).unwrap_or_default();
     }

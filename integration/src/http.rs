@@ -1,4 +1,4 @@
-//! A small HTTP/1.1 client over hyper-util: pushes images, reads kubelet's endpoints.
+//! A small HTTP/1.1 client based on hyper-util: pushes images and reads kubelet's endpoints.
 
 use std::time::Duration;
 
@@ -10,16 +10,16 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 
-/// Longest body that is read: test images and kubelet's answers are far smaller.
+/// Longest body that is read; test images and kubelet's responses are far smaller.
 const MAX_BODY: usize = 256 << 20;
-/// Bound of one request.
+/// Time limit of one request.
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// The client; cloning shares its connections.
 #[derive(Debug, Clone)]
 pub(crate) struct Http(Client<HttpConnector, Full<Bytes>>);
 
-/// What came back.
+/// A response.
 #[derive(Debug)]
 pub(crate) struct Answer {
     /// HTTP status.
@@ -31,7 +31,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// The body as text, or an error if the status is not a 2xx.
+    /// The body as text, or an error if the status is not 2xx.
     pub(crate) fn text(self) -> Result<String> {
         if !self.status.is_success() {
             bail!("HTTP {}: {}", self.status, String::from_utf8_lossy(&self.body));
@@ -46,7 +46,7 @@ impl Http {
         Self(Client::builder(TokioExecutor::new()).build(HttpConnector::new()))
     }
 
-    /// One request, bounded in time and size.
+    /// Sends one request, limited in time and size.
     pub(crate) async fn send(
         &self,
         method: Method,
@@ -77,7 +77,7 @@ impl Http {
             .with_context(|| format!("{method} {url}"))
     }
 
-    /// The body of a GET that must succeed.
+    /// The body of a GET request, which must succeed.
     pub(crate) async fn get(&self, url: &str) -> Result<String> {
         self.send(Method::GET, url, None, Bytes::new()).await?.text().with_context(|| format!("GET {url}"))
     }

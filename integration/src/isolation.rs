@@ -1,10 +1,10 @@
-//! The world that tests run in: mount, network, PID, UTS and IPC namespaces of their own, made by `unshare`.
+//! The tests' environment: private mount, network, PID, UTS and IPC namespaces, created with `unshare`.
 //!
-//! `/` becomes a shared mount there (the build machines' own is private, and volumes that propagate need a
-//! shared one), with a bpf file system at /sys/fs/bpf as systemd would mount it. The network has `lo` and one
-//! interface with a default route, because kubelet looks for a route to find the node's address. When the
-//! runner ends, PID 1 ends, and the kernel takes every process, mount, interface and firewall rule with it.
-//! Cgroups and files are the host's: the census looks after those.
+//! `/` becomes a shared mount (propagating volumes need one, and build machines have a private `/`), with a
+//! bpf file system at /sys/fs/bpf as systemd mounts it. The network has `lo` and one interface with a default
+//! route, because kubelet uses that route to find the node's address. When the runner ends, PID 1 ends, and
+//! the kernel removes all processes, mounts, interfaces and firewall rules with it. Cgroups and files belong
+//! to the host: the census checks those.
 
 use std::env;
 use std::fs;
@@ -16,17 +16,17 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-/// Set for everything that runs inside.
+/// Set for every process in the environment.
 const MARK: &str = "COPEPOD_TEST_ISOLATED";
-/// The node's address inside (TEST-NET-1, RFC 5737).
+/// The node's address in it (TEST-NET-1, RFC 5737).
 pub(crate) const NODE_IP: &str = "192.0.2.10";
 
-/// Does this process run inside already?
+/// Whether this process is already in the environment.
 pub(crate) fn inside() -> bool {
     env::var_os(MARK).is_some()
 }
 
-/// Runs this program again, with the same arguments, inside; `Ok(true)` if it succeeded there.
+/// Runs this program again in the environment with the same arguments; `Ok(true)` if it succeeded.
 pub(crate) fn enter() -> Result<bool> {
     ensure!(nix::unistd::geteuid().is_root(), "these tests need root");
     let me = env::current_exe().context("own path")?;
@@ -53,7 +53,7 @@ pub(crate) fn enter() -> Result<bool> {
     Ok(status.success())
 }
 
-/// PID 1 inside: prepares the world, runs the tests, reaps whatever is orphaned meanwhile.
+/// PID 1 of the environment: sets it up, runs the tests, and reaps orphans.
 pub(crate) fn init(args: &[String]) -> Result<bool> {
     ensure!(std::process::id() == 1, "`init` is internal");
     prepare()?;
@@ -73,10 +73,10 @@ pub(crate) fn init(args: &[String]) -> Result<bool> {
 }
 
 fn prepare() -> Result<()> {
-    // As on a real node: volatile, and netns pins stay in here.
+    // A tmpfs on /run, as on a real node, so that netns pins do not reach the host.
     command("mount", &["-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run"])?;
-    // sysfs shows the network namespace it was mounted in. One super block serves all mounts of a namespace:
-    // this first one, writable, decides what later ones can be.
+    // sysfs shows the network namespace it was mounted in. All mounts of a namespace share one superblock, so
+    // this first, writable mount decides the options of later ones.
     fs::create_dir("/run/cgroup")?;
     command("mount", &["--rbind", "/sys/fs/cgroup", "/run/cgroup"])?;
     command("mount", &["-t", "sysfs", "sysfs", "/sys"])?;
@@ -86,7 +86,7 @@ fn prepare() -> Result<()> {
     if Path::new("/sys/fs/bpf").is_dir() {
         command("mount", &["-t", "bpf", "bpf", "/sys/fs/bpf"])?;
     }
-    // Names that no test resolves must fail at once, and not after a resolver's patience.
+    // Unknown names must fail at once, not after a resolver's time-out.
     fs::write("/run/resolv.conf", "nameserver 127.0.0.1\n")?;
     if let Ok(real) = fs::canonicalize("/etc/resolv.conf") {
         command("mount", &["--bind", "/run/resolv.conf", &real.display().to_string()])?;
@@ -102,7 +102,7 @@ fn prepare() -> Result<()> {
     Ok(())
 }
 
-/// Runs a tool to its end; its standard output, or an error with everything it said.
+/// Runs a tool and returns its standard output, or an error with all its output.
 pub(crate) fn command(program: &str, args: &[&str]) -> Result<String> {
     let out = Command::new(program)
         .args(args)

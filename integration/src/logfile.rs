@@ -1,11 +1,11 @@
-//! CRI log files, read as strictly as kubelet reads them.
+//! Parses CRI log files as strictly as kubelet does.
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
-/// Longest content of one line: longer ones are cut and tagged P.
+/// Longest content of a line; longer ones are split and tagged P.
 const CUT: usize = 16 * 1024;
 
 /// One physical line.
@@ -15,7 +15,7 @@ pub(crate) struct Line {
     pub(crate) time: String,
     /// stdout or stderr.
     pub(crate) stream: String,
-    /// Tagged P: the line goes on in the next one of its stream.
+    /// Tagged P: the next line of its stream continues it.
     pub(crate) partial: bool,
     /// The bytes.
     pub(crate) content: Vec<u8>,
@@ -29,7 +29,7 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Reads and checks a file: every line must be well-formed.
+    /// Reads a file; every line must be well-formed.
     pub(crate) fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = fs::read(path).with_context(|| format!("log file {}", path.display()))?;
@@ -47,7 +47,7 @@ impl Log {
 
     fn parse(bytes: &[u8]) -> Result<Self> {
         let mut lines = Vec::new();
-        ensure!(bytes.is_empty() || bytes.ends_with(b"\n"), "the last line has no end");
+        ensure!(bytes.is_empty() || bytes.ends_with(b"\n"), "the last line is incomplete");
         for raw in bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
             let mut parts = raw.splitn(4, |b| *b == b' ');
             let mut word = || parts.next().map(String::from_utf8_lossy).map(std::borrow::Cow::into_owned);
@@ -73,7 +73,8 @@ impl Log {
         Ok(Self { lines })
     }
 
-    /// The bytes that were written to one stream, or to both: a full line ends with LF, a partial one does not.
+    /// The bytes that were written to one stream, or to both: a full line ends with LF, a partial one does
+    /// not.
     pub(crate) fn bytes(&self, stream: Option<&str>) -> Vec<u8> {
         let mut out = Vec::new();
         for line in self.lines.iter().filter(|l| stream.is_none_or(|s| s == l.stream)) {

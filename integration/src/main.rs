@@ -1,7 +1,7 @@
-//! Black-box tests of copepod: starts the built binaries, speaks CRI to them and judges from outside.
-//! `integration test` runs everything, `node-test` puts the real kubelet on top, `demo` is what `make run`
-//! shows, `bench` measures. All of it happens in namespaces of its own ([`isolation`]), so that neither a
-//! failed test nor an interrupted run can leave a process, a mount, an interface or a firewall rule behind.
+//! Black-box tests of copepod: they start the built binaries, call CRI, and check the results from outside.
+//! `integration test` runs the tests, `node-test` runs the real kubelet on copepod, `demo` is `make run`, and
+//! `bench` measures. Everything runs in private namespaces ([`isolation`]), so that neither a failed test nor
+//! an interrupted run leaves a process, mount, interface or firewall rule behind.
 
 mod bench;
 mod census;
@@ -43,7 +43,7 @@ struct Cli {
     command: Command,
 }
 
-/// What to do.
+/// The subcommand.
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the tests through CRI, each followed by the census.
@@ -57,7 +57,8 @@ enum Command {
         /// Print the names and stop.
         #[arg(long)]
         list: bool,
-        /// Judge another runtime's socket: checks the tests themselves. Tests of our own processes are left out.
+        /// Run against another runtime's socket, to validate the tests. Tests that need copepod's processes
+        /// are skipped.
         #[arg(long)]
         endpoint: Option<PathBuf>,
         /// With --endpoint: the `certs.d` folder of that runtime.
@@ -75,7 +76,7 @@ enum Command {
         /// Run only checks whose name contains this.
         #[arg(long)]
         filter: Option<String>,
-        /// Put kubelet on another runtime's socket: checks the checks themselves.
+        /// Run kubelet on another runtime's socket, to validate the checks.
         #[arg(long)]
         endpoint: Option<PathBuf>,
         /// With --endpoint: the `certs.d` folder of that runtime.
@@ -87,10 +88,10 @@ enum Command {
         /// Directory with copepod, copepod-shim and pause.
         #[arg(long)]
         bin_dir: PathBuf,
-        /// A peer to measure beside copepod, as name=socket.
+        /// Another runtime to measure, as name=socket.
         #[arg(long)]
         endpoint: Vec<String>,
-        /// Another build of copepod beside it, as name=directory of its three programs.
+        /// Another build of copepod to measure, as name=directory of its three programs.
         #[arg(long)]
         beside: Vec<String>,
     },
@@ -100,16 +101,16 @@ enum Command {
         #[arg(long)]
         bin_dir: PathBuf,
     },
-    /// Internal: answers datagrams on a port with their own content.
+    /// Internal: echoes datagrams on a port.
     #[command(hide = true)]
     UdpEcho {
         /// The port.
         port: u16,
     },
-    /// Internal: PID 1 of the test's own PID namespace.
+    /// Internal: PID 1 of the tests' PID namespace.
     #[command(hide = true)]
     Init {
-        /// The arguments to run this program with.
+        /// The arguments for this program.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
@@ -126,7 +127,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// `Ok(false)` means that tests failed, an error that they could not be run.
+/// `Ok(false)` means that tests failed; an error means that they could not be run.
 fn run() -> Result<bool> {
     let command = Cli::parse().command;
     if let Command::Init { args } = &command {
@@ -160,7 +161,7 @@ fn run() -> Result<bool> {
     })
 }
 
-/// Runs in a pod's network namespace, started by nsenter.
+/// Runs in a pod's network namespace, entered with nsenter.
 fn echo(port: u16) -> Result<bool> {
     let socket = std::net::UdpSocket::bind(("0.0.0.0", port))?;
     let mut buffer = [0_u8; 2048];

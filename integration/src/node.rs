@@ -1,4 +1,4 @@
-//! One node: a copepod daemon with root, run folder, socket, CNI network and log of its own.
+//! One node: a copepod daemon with its own root, run folder, socket, CNI network and log.
 
 use std::fs;
 use std::path::PathBuf;
@@ -16,26 +16,26 @@ use crate::fixture::Fixture;
 use crate::shapes::unique;
 use crate::{cgroup, proc, wait};
 
-/// Cgroup that the daemon puts its shims in (never below kubepods, whose limits are not theirs).
+/// The cgroup of the daemon's shims. It is never below kubepods, whose limits are for pods.
 pub(crate) const SHIMS: &str = "/copepod";
 
-/// What a test may want different.
+/// Options of a test's node.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Options {
     /// Start without any CNI configuration.
     pub(crate) without_cni: bool,
-    /// More lines for the configuration.
+    /// Additional lines of the configuration.
     pub(crate) extra: String,
-    /// Programs of another build; the fixture's where there are none.
+    /// Folder of another build's programs; the fixture's if `None`.
     pub(crate) bin: Option<PathBuf>,
 }
 
-/// Another runtime, to check the tests themselves with.
+/// Another runtime, used to validate the tests themselves.
 #[derive(Debug, Clone)]
 pub(crate) struct Peer {
     /// Its socket.
     pub(crate) socket: PathBuf,
-    /// Its `certs.d`, to be told about the test registries.
+    /// Its `certs.d`, where the test registries are added.
     pub(crate) certs: Option<PathBuf>,
 }
 
@@ -55,7 +55,7 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Makes the folders and starts the daemon; returns when it answers.
+    /// Creates the folders and starts the daemon; returns when it responds.
     pub(crate) async fn start(fixture: &Fixture, options: &Options) -> Result<Self> {
         let number = unique();
         let dir = fixture.work().join(format!("node{number}"));
@@ -74,7 +74,7 @@ impl Node {
         Ok(node)
     }
 
-    /// Uses a runtime that somebody else started.
+    /// Uses a runtime that is running already.
     pub(crate) fn foreign(fixture: &Fixture, peer: &Peer) -> Result<Self> {
         let dir = fixture.work().join("foreign");
         let mut paths = Paths::new(&dir)?;
@@ -88,12 +88,12 @@ impl Node {
         Ok(Self { paths, network, cri, bin: PathBuf::new(), daemon: Mutex::new(None), foreign: true })
     }
 
-    /// Is it another runtime, given by `--endpoint`?
+    /// Whether it is another runtime, given by `--endpoint`.
     pub(crate) fn is_foreign(&self) -> bool {
         self.foreign
     }
 
-    /// Starts the daemon of a node that has none, and waits for it to answer.
+    /// Starts the daemon if none is running, and waits until it responds.
     pub(crate) async fn launch(&self) -> Result<()> {
         let (program, args) = self.program();
         let mut command = Command::new(program);
@@ -106,14 +106,14 @@ impl Node {
         (self.bin.clone(), vec![PathBuf::from("--config"), self.paths.config.clone()])
     }
 
-    /// As [`Self::launch`], by a command of the test's own that executes [`Self::program`] in the end.
+    /// Like [`Self::launch`], with a command of the test that finally executes [`Self::program`].
     pub(crate) async fn launch_by(&self, mut command: Command) -> Result<()> {
         let log = fs::OpenOptions::new().create(true).append(true).open(&self.paths.log)?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         self.spawn(command).await
     }
 
-    /// As [`Self::launch`], with standard error somewhere else.
+    /// Like [`Self::launch`], with another standard error.
     pub(crate) async fn launch_with_stderr(&self, stderr: Stdio) -> Result<()> {
         let (program, args) = self.program();
         let mut command = Command::new(program);
@@ -123,7 +123,7 @@ impl Node {
 
     async fn spawn(&self, mut command: Command) -> Result<()> {
         let child = command.spawn().with_context(|| format!("start {}", self.bin.display()))?;
-        // It may hold descriptors of the test's.
+        // Keep the command alive: it may hold descriptors of the test.
         drop(command);
         self.put(child);
         wait::until("the daemon to answer", Duration::from_secs(15), || async {
@@ -151,13 +151,13 @@ impl Node {
         })
     }
 
-    /// The daemon's process number.
+    /// The daemon's pid.
     pub(crate) fn pid(&self) -> Result<u32> {
         let slot = self.daemon.lock().map_err(|_| anyhow::anyhow!("daemon slot poisoned"))?;
         Ok(slot.as_ref().context("no daemon is running")?.id())
     }
 
-    /// kill -9 of the daemon alone; returns when it is gone.
+    /// Kills the daemon with SIGKILL; returns when it has ended.
     pub(crate) fn kill9(&self) -> Result<()> {
         let child = self.daemon.lock().map_err(|_| anyhow::anyhow!("daemon slot poisoned"))?.take();
         if let Some(mut child) = child {
@@ -167,7 +167,7 @@ impl Node {
         Ok(())
     }
 
-    /// SIGTERM; the daemon must end with code 0 within 10 s.
+    /// Sends SIGTERM; the daemon must exit with code 0 within 10 s.
     pub(crate) async fn terminate(&self) -> Result<()> {
         proc::signal(self.pid()?, Signal::SIGTERM)?;
         let status =
@@ -184,13 +184,13 @@ impl Node {
         }
     }
 
-    /// SIGTERM and a new daemon.
+    /// Stops the daemon with SIGTERM and starts a new one.
     pub(crate) async fn restart(&self) -> Result<()> {
         self.terminate().await?;
         self.launch().await
     }
 
-    /// kill -9 and a new daemon.
+    /// Kills the daemon and starts a new one.
     pub(crate) async fn crash(&self) -> Result<()> {
         self.kill9()?;
         self.launch().await
@@ -203,7 +203,7 @@ impl Node {
         all.get(all.len().saturating_sub(lines)..).unwrap_or_default().join("\n")
     }
 
-    /// The shim of a pod, found by its arguments or by its cgroup.
+    /// The shim of a pod, found by its arguments or its cgroup.
     pub(crate) fn shim(&self, pod: &str) -> Result<proc::Process> {
         let named =
             proc::all().into_iter().find(|p| p.comm.starts_with("copepod-shim") && p.args.contains(pod));
@@ -218,7 +218,7 @@ impl Node {
             .with_context(|| format!("pod {pod} has no shim"))
     }
 
-    /// The pause process of a pod: the shim's child that runs nothing else.
+    /// The pause process of a pod: the child of its shim that runs pause.
     pub(crate) fn pause(&self, pod: &str) -> Result<proc::Process> {
         let shim = self.shim(pod)?;
         proc::children(shim.pid)
@@ -227,7 +227,7 @@ impl Node {
             .with_context(|| format!("pod {pod} has no pause"))
     }
 
-    /// Stops and removes every pod; an error names what could not be.
+    /// Stops and removes every pod; the error names those that could not be removed.
     pub(crate) async fn empty(&self) -> Result<()> {
         for pod in self.cri.pods(None).await.context("list pods to clean up")? {
             self.cri.drop_pod(&pod.id).await.with_context(|| format!("clean up pod {}", pod.id))?;
@@ -235,7 +235,7 @@ impl Node {
         Ok(())
     }
 
-    /// Takes everything away by force: after a failure that the daemon could not clean up.
+    /// Removes everything by force, after a failure that the daemon could not clean up.
     pub(crate) fn raze(&self) {
         if self.foreign {
             return;

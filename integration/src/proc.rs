@@ -1,4 +1,4 @@
-//! The process table, read from /proc of the test's own PID namespace.
+//! The process table, read from /proc of the tests' PID namespace.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,11 +8,11 @@ use anyhow::{Context as _, Result};
 /// One process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Process {
-    /// Its number in the test's PID namespace.
+    /// Its pid in the tests' PID namespace.
     pub(crate) pid: u32,
-    /// Its parent.
+    /// Its parent's pid.
     pub(crate) parent: u32,
-    /// Kernel's name of it, at most 15 bytes.
+    /// The kernel's name of it (comm), at most 15 bytes.
     pub(crate) comm: String,
     /// State letter: R, S, D, Z...
     pub(crate) state: char,
@@ -20,7 +20,7 @@ pub(crate) struct Process {
     pub(crate) args: String,
 }
 
-/// Every process there is; those that vanish while being read are left out.
+/// All processes; those that vanish while being read are skipped.
 pub(crate) fn all() -> Vec<Process> {
     let Ok(dir) = fs::read_dir("/proc") else { return Vec::new() };
     let mut found: Vec<Process> =
@@ -43,7 +43,7 @@ pub(crate) fn one(pid: u32) -> Option<Process> {
     Some(Process { pid, parent, comm, state, args })
 }
 
-/// Is the process there, and not a zombie?
+/// Whether the process exists and is not a zombie.
 pub(crate) fn alive(pid: u32) -> bool {
     one(pid).is_some_and(|p| p.state != 'Z')
 }
@@ -82,7 +82,7 @@ pub(crate) fn fds(pid: u32) -> Result<usize> {
     Ok(fs::read_dir(format!("/proc/{pid}/fd")).with_context(|| format!("fds of {pid}"))?.count())
 }
 
-/// Sends a signal; a process that is gone is no error.
+/// Sends a signal; a process that has ended is not an error.
 pub(crate) fn signal(pid: u32, signal: nix::sys::signal::Signal) -> Result<()> {
     match nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(pid)?), signal) {
         Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),

@@ -1,5 +1,5 @@
-//! Debian's docker-registry, twice over one storage folder: plain HTTP on 127.0.0.1, and TLS with a
-//! certificate of a CA made by openssl. Images are pushed over the plain one.
+//! Debian's docker-registry, twice with one storage folder: plain HTTP on 127.0.0.1, and TLS with a
+//! certificate of a CA made by openssl. Images are pushed to the plain one.
 
 use std::fs;
 use std::net::TcpListener;
@@ -21,16 +21,16 @@ use crate::wait;
 #[derive(Debug)]
 pub(crate) struct Registry {
     dir: PathBuf,
-    /// Port of the plain one.
+    /// Port of the HTTP registry.
     pub(crate) port: u16,
-    /// Port of the TLS one.
+    /// Port of the TLS registry.
     pub(crate) tls_port: u16,
     http: Http,
     children: Vec<Child>,
 }
 
 impl Registry {
-    /// Starts both below `dir` and waits until they answer.
+    /// Starts both in `dir` and waits until they respond.
     pub(crate) async fn start(dir: &Path) -> Result<Self> {
         let dir = dir.join("registry");
         fs::create_dir_all(dir.join("data"))?;
@@ -61,7 +61,7 @@ impl Registry {
         format!("127.0.0.1:{}/{name}", self.port)
     }
 
-    /// Where the registry keeps a blob's bytes: tests of hostile registries change them behind its back.
+    /// The file of a blob in the registry's storage; tests of hostile registries change it.
     pub(crate) fn blob_file(&self, digest: &str) -> PathBuf {
         let hex = digest.trim_start_matches("sha256:");
         self.dir
@@ -71,7 +71,7 @@ impl Registry {
             .join("data")
     }
 
-    /// Pushes an image with everything it refers to; its manifest's digest.
+    /// Pushes an image with everything it refers to; returns its manifest's digest.
     pub(crate) async fn push(&self, name: &str, tag: &str, image: &Image) -> Result<String> {
         for blob in &image.blobs {
             self.push_blob(name, blob).await?;
@@ -130,7 +130,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Returns when the log of the plain registry has all requests that were answered before.
+    /// Returns when all earlier requests are in the log of the HTTP registry.
     pub(crate) async fn settled(&self) -> Result<()> {
         let mark = format!("/v2/?mark={}", crate::shapes::unique());
         self.http.get(&format!("http://127.0.0.1:{}{mark}", self.port)).await?;
@@ -140,7 +140,7 @@ impl Registry {
         .await
     }
 
-    /// Requests seen by the plain registry whose line contains `text`: counts transfers.
+    /// Number of requests to the HTTP registry whose log line contains `text`; counts transfers.
     pub(crate) fn requests(&self, text: &str) -> usize {
         let log = fs::read_to_string(self.dir.join("plain.log")).unwrap_or_default();
         log.lines()
@@ -247,8 +247,8 @@ fn certificates(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A TCP port that nothing listens on, given once a run. The tests have a network namespace of their own, and
-/// connections take their ports from 32768 on: nobody takes it between this look and its use.
+/// An unused TCP port; each is returned once per run. The tests have their own network namespace, where
+/// outgoing connections use ports from 32768 on, so nothing else takes the port before it is used.
 pub(crate) fn free_port() -> Result<u16> {
     static NEXT: AtomicU16 = AtomicU16::new(20_000);
     loop {

@@ -1,4 +1,4 @@
-//! Runs the tests one after the other, each followed by the census, and prints one line for each.
+//! Runs the tests one after another with a census after each, and prints one line per test.
 
 use std::future::Future;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::context::Context;
 use crate::fixture::Fixture;
 use crate::node::{Node, Options, Peer};
 
-/// What a test returns.
+/// The future of a test.
 pub(crate) type Work = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
 /// One test.
@@ -21,42 +21,42 @@ pub(crate) type Work = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 pub(crate) struct Test {
     /// `theme::name`.
     pub(crate) name: String,
-    /// Its function.
+    /// The test's function.
     run: fn(Context) -> Work,
-    /// Gets a node of its own with these options, instead of the shared one.
+    /// Options of the test's own node; `None` uses the shared one.
     own: Option<Options>,
-    /// Longest time it may take.
+    /// Time limit of the test.
     limit: Duration,
-    /// Looks at copepod's own processes and files: left out for another runtime.
+    /// The test checks copepod's own processes and files, so it is skipped for other runtimes.
     ours: bool,
 }
 
 impl Test {
-    /// A test on the shared node, at most a minute long. `module` is its `module_path!()`.
+    /// A test on the shared node with a limit of one minute. `module` is its `module_path!()`.
     pub(crate) fn new(module: &str, name: &str, run: fn(Context) -> Work) -> Self {
         let theme = module.rsplit("::").next().unwrap_or(module);
         Self { name: format!("{theme}::{name}"), run, own: None, limit: Duration::from_secs(60), ours: false }
     }
 
-    /// On a node of its own.
+    /// Runs on its own node.
     pub(crate) fn own(self) -> Self {
         self.own_with(Options::default())
     }
 
-    /// On a node of its own with options.
+    /// Runs on its own node with options.
     pub(crate) fn own_with(mut self, options: Options) -> Self {
         self.own = Some(options);
         self.ours = true;
         self
     }
 
-    /// Only copepod can be asked this.
+    /// Runs against copepod only.
     pub(crate) fn ours(mut self) -> Self {
         self.ours = true;
         self
     }
 
-    /// May take up to this many seconds.
+    /// Sets the time limit in seconds.
     pub(crate) fn limit(mut self, seconds: u64) -> Self {
         self.limit = Duration::from_secs(seconds);
         self
@@ -128,8 +128,8 @@ pub(crate) async fn run(
     if let Some(node) = shared.take()
         && let Err(e) = finish(&node).await
     {
-        println!("FAIL  the shared node's end\n    {e:#}");
-        failed.push(String::from("the shared node's end"));
+        println!("FAIL  stopping the shared node\n    {e:#}");
+        failed.push(String::from("stopping the shared node"));
     }
     crate::cgroup::destroy(&crate::shapes::CGROUP_PARENT);
     for name in &failed {
@@ -137,7 +137,7 @@ pub(crate) async fn run(
     }
     if left_out > 0 {
         println!(
-            "{left_out} left out: they look at copepod's own processes, which another runtime does not have"
+            "{left_out} skipped: they check copepod's own processes, which another runtime does not have"
         );
     }
     println!("{passed} passed, {} failed, in {:.0} s", failed.len(), begun.elapsed().as_secs_f32());
@@ -145,7 +145,7 @@ pub(crate) async fn run(
 }
 
 async fn one(test: &Test, fixture: &Arc<Fixture>, shared: &mut Option<Arc<Node>>) -> Result<()> {
-    // Before the own node starts: everything of it, the daemon included, must be gone at the end.
+    // Taken before the test's own node starts: everything of that node must be gone at the end.
     let world = Census::take(None);
     let node = match (&test.own, shared.as_ref()) {
         (None, Some(node)) => Arc::clone(node),
@@ -159,7 +159,7 @@ async fn one(test: &Test, fixture: &Arc<Fixture>, shared: &mut Option<Arc<Node>>
     };
     let before = Census::take(Some(&node));
     let cx = Context::new(Arc::clone(fixture), Arc::clone(&node), &test.name);
-    // In a task of its own: a panic of the test is one failed test.
+    // In its own task, so that a panic fails only this test.
     let task = tokio::spawn((test.run)(cx));
     let abort = task.abort_handle();
     let outcome = match tokio::time::timeout(test.limit, task).await {
@@ -167,7 +167,7 @@ async fn one(test: &Test, fixture: &Arc<Fixture>, shared: &mut Option<Arc<Node>>
         Ok(Err(e)) => Err(anyhow!("the test panicked: {e}")),
         Err(_) => {
             abort.abort();
-            Err(anyhow!("not over after {:?}", test.limit))
+            Err(anyhow!("did not end within {:?}", test.limit))
         }
     };
     let outcome = outcome.map_err(|e| with_log(e, &node));
@@ -184,7 +184,7 @@ async fn one(test: &Test, fixture: &Arc<Fixture>, shared: &mut Option<Arc<Node>>
     .context("after the test");
     let own = test.own.is_some();
     let clean = match clean {
-        Ok(()) if own => finish(&node).await.context("end of the node"),
+        Ok(()) if own => finish(&node).await.context("stop the node"),
         other => other,
     };
     let clean = match clean {
@@ -200,7 +200,7 @@ async fn one(test: &Test, fixture: &Arc<Fixture>, shared: &mut Option<Arc<Node>>
     outcome.and(clean.map_err(|e| with_log(e, &node)))
 }
 
-/// Ends a node's daemon the ordinary way and removes its folders.
+/// Stops a node's daemon with SIGTERM and removes its folders.
 async fn finish(node: &Node) -> Result<()> {
     if node.is_foreign() {
         return Ok(());
@@ -212,5 +212,5 @@ async fn finish(node: &Node) -> Result<()> {
 
 fn with_log(error: anyhow::Error, node: &Node) -> anyhow::Error {
     let log = node.last_log(6);
-    if log.is_empty() { error } else { anyhow!("{error:#}\ncopepod's last words:\n{log}") }
+    if log.is_empty() { error } else { anyhow!("{error:#}\nend of copepod's log:\n{log}") }
 }

@@ -1,4 +1,4 @@
-//! Builders of pod and container configurations: what kubelet would send, with one thing changed a test.
+//! Builders of pod and container configurations: what kubelet would send, with changes for a test.
 
 use std::path::Path;
 use std::sync::LazyLock;
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use cri_api::v1::{self as api, MountPropagation, NamespaceMode};
 
-/// Every cgroup that tests ask for lies below this one, which no other run shares.
+/// The parent cgroup of all pods of this run; no other run uses it.
 pub(crate) static CGROUP_PARENT: LazyLock<String> = LazyLock::new(|| {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     format!("/copepod-it-{:x}", now.as_micros() & 0xffff_ffff)
@@ -14,12 +14,12 @@ pub(crate) static CGROUP_PARENT: LazyLock<String> = LazyLock::new(|| {
 
 static NEXT: AtomicU32 = AtomicU32::new(1);
 
-/// A number that no other object of this run has.
+/// A number that is unique in this run.
 pub(crate) fn unique() -> u32 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// A pod on the host's network, with a PID namespace for each container as kubelet asks for.
+/// A pod with the host network and a PID namespace per container, as kubelet requests it.
 pub(crate) fn pod(name: &str, logs: &Path) -> api::PodSandboxConfig {
     let uid = format!("uid{:06}", unique());
     let log_directory = logs.join(format!("it_{name}_{uid}")).display().to_string();
@@ -48,7 +48,7 @@ pub(crate) fn pod(name: &str, logs: &Path) -> api::PodSandboxConfig {
     }
 }
 
-/// A container with a log file, default security.
+/// A container with a log file and default security.
 pub(crate) fn container(name: &str, image: &str, command: &[&str]) -> api::ContainerConfig {
     api::ContainerConfig {
         metadata: Some(api::ContainerMetadata { name: name.to_owned(), attempt: 0 }),
@@ -72,19 +72,19 @@ pub(crate) fn container(name: &str, image: &str, command: &[&str]) -> api::Conta
 
 /// Changes to a pod, chained.
 pub(crate) trait PodExt: Sized {
-    /// The security context, made if absent.
+    /// The security context, created if missing.
     fn security(&mut self) -> &mut api::LinuxSandboxSecurityContext;
-    /// The namespace options, made if absent.
+    /// The namespace options, created if missing.
     fn namespaces(&mut self) -> &mut api::NamespaceOption;
-    /// The pod gets a network namespace and CNI.
+    /// The pod gets its own network namespace, set up by CNI.
     fn own_network(self) -> Self;
     /// Containers share one PID namespace.
     fn shared_pid(self) -> Self;
-    /// A host port by portmap.
+    /// A host port, mapped by portmap.
     fn port(self, protocol: api::Protocol, container: i32, host: i32) -> Self;
     /// A label.
     fn label(self, key: &str, value: &str) -> Self;
-    /// Privileged containers allowed.
+    /// Allows privileged containers.
     fn privileged(self) -> Self;
 }
 
@@ -127,11 +127,11 @@ impl PodExt for api::PodSandboxConfig {
 
 /// Changes to a container, chained.
 pub(crate) trait ContainerExt: Sized {
-    /// The security context, made if absent.
+    /// The security context, created if missing.
     fn security(&mut self) -> &mut api::LinuxContainerSecurityContext;
-    /// The resources, made if absent.
+    /// The resources, created if missing.
     fn resources(&mut self) -> &mut api::LinuxContainerResources;
-    /// The namespaces that a pod's containers must name too.
+    /// Uses the pod's namespace options, which its containers must repeat.
     fn like(self, pod: &api::PodSandboxConfig) -> Self;
     /// A bind mount.
     fn mount(self, host: &Path, container: &str, readonly: bool, propagation: MountPropagation) -> Self;
@@ -141,7 +141,7 @@ pub(crate) trait ContainerExt: Sized {
     fn privileged(self) -> Self;
     /// A terminal.
     fn terminal(self) -> Self;
-    /// One more change.
+    /// Any other change.
     fn with(self, change: impl FnOnce(&mut Self)) -> Self;
 }
 
@@ -189,7 +189,7 @@ impl ContainerExt for api::ContainerConfig {
     }
 }
 
-/// A seccomp profile of a kind.
+/// A seccomp profile of the given kind.
 pub(crate) fn seccomp(
     kind: api::security_profile::ProfileType,
     reference: &str,

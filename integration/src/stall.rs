@@ -1,5 +1,5 @@
-//! A registry that stalls: passes requests on to a real one, but of some blobs it sends the first bytes alone and
-//! keeps the connection open.
+//! A registry that stalls: a proxy that forwards requests to a real one, but for some blobs sends only the
+//! response headers and keeps the connection open.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,21 +10,21 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-/// Bytes of a request's head: a registry client's are below one KiB.
+/// Longest request head; a registry client's is below one KiB.
 const MAX_HEAD: usize = 16 << 10;
 
-/// The listener; it ends when dropped.
+/// The listener; it stops on drop.
 #[derive(Debug)]
 pub(crate) struct Stall {
-    /// Where it listens, on 127.0.0.1.
+    /// Its port on 127.0.0.1.
     pub(crate) port: u16,
     stalled: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
 impl Stall {
-    /// Stands before the registry at `behind`. Of a path that ends in one of `digests` come the head of the answer,
-    /// which promises `length` bytes, and no byte of it.
+    /// Starts a proxy for the registry on port `behind`. For a path that ends in one of `digests`, it sends
+    /// response headers that announce `length` bytes, and no body.
     pub(crate) async fn start(behind: u16, digests: Vec<String>, length: usize) -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let port = listener.local_addr()?.port();
@@ -42,7 +42,7 @@ impl Stall {
         Ok(Self { port, stalled, task })
     }
 
-    /// Answers that have stalled so far.
+    /// Number of responses that have stalled so far.
     pub(crate) fn stalled(&self) -> usize {
         self.stalled.load(Ordering::Relaxed)
     }
@@ -54,7 +54,7 @@ impl Drop for Stall {
     }
 }
 
-/// One request; connections are not used again.
+/// Handles one request; connections are not reused.
 async fn connection(
     mut client: TcpStream,
     behind: u16,
@@ -73,7 +73,7 @@ async fn connection(
     if digests.iter().any(|digest| path.ends_with(digest.as_str())) {
         stalled.fetch_add(1, Ordering::Relaxed);
         client.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n").as_bytes()).await?;
-        // Until the client goes.
+        // Until the client closes the connection.
         let mut rest = [0; 1];
         client.read_exact(&mut rest).await?;
         return Ok(());

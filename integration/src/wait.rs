@@ -1,15 +1,15 @@
-//! Bounded waiting.
+//! Waiting with a time limit.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// Pause between two looks.
+/// Pause between two checks.
 const STEP: Duration = Duration::from_millis(20);
 
-/// Looks until `check` gives a value; an error after `limit` that says what was waited for and what the last
-/// look found.
+/// Repeats `check` until it returns a value. After `limit` it fails with what was waited for and the result
+/// of the last check.
 pub(crate) async fn until<T, F, Fut>(what: &str, limit: Duration, mut check: F) -> Result<T>
 where
     F: FnMut() -> Fut,
@@ -29,12 +29,12 @@ where
     }
 }
 
-/// As [`until`], for a plain look that cannot fail.
+/// Like [`until`], for a check that returns a bool and cannot fail.
 pub(crate) async fn until_true(what: &str, limit: Duration, mut check: impl FnMut() -> bool) -> Result<()> {
     until(what, limit, || std::future::ready(Ok(check().then_some(())))).await
 }
 
-/// Whole seconds, for readable calls.
+/// Seconds, for readable calls.
 pub(crate) const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }

@@ -1,8 +1,8 @@
-//! Follows the CNI configuration folder: NetworkReady is what lies there.
+//! Watches the CNI configuration folder, which decides NetworkReady.
 //!
-//! The folder need not exist, may be made later, removed, or replaced: the watch is on it, or on its
-//! nearest ancestor that exists, and is set anew after every event. Because a watch can be lost in ways that
-//! make no event (a file system mounted over the folder), it is looked at every [`LOOK`] as well.
+//! The folder may be missing, and may be created, removed or replaced later. The watch is on the folder or
+//! its nearest existing ancestor and is renewed after every event. A watch can be lost without an event (a
+//! file system mounted over the folder), so the folder is also read every [`POLL_INTERVAL`].
 
 use crate::lanes;
 use futures_util::StreamExt as _;
@@ -12,36 +12,36 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Longest time in which a change can go unseen.
-const LOOK: Duration = Duration::from_secs(10);
-/// Files are written in pieces: a reload waits until nothing has happened for this long.
+/// Longest time until a change without an event is noticed.
+const POLL_INTERVAL: Duration = Duration::from_secs(10);
+/// Files are written in pieces, so a reload waits until there was no event for this long.
 const SETTLE: Duration = Duration::from_millis(100);
-/// But no longer than this, so that a folder in which something always happens is read too.
+/// Upper limit of that wait, for a folder with constant changes.
 const SETTLE_MOST: Duration = Duration::from_secs(1);
-/// Bytes of events that are read at once: an event takes up to 272.
+/// Size of the buffer for events in bytes; one event has at most 272.
 const BUFFER: usize = 4096;
 
-/// Runs until it is dropped: calls `reload` after every change in `conf_dir` and every [`LOOK`].
+/// Runs until dropped: calls `reload` after every change in `conf_dir`, and every [`POLL_INTERVAL`].
 pub(crate) async fn follow<F: Future<Output = ()>>(conf_dir: PathBuf, reload: impl Fn() -> F) {
     loop {
         match Watch::new(conf_dir.clone()).await {
             Ok(mut watch) => {
-                // Read after the watch is set: nothing falls between.
+                // Read after the watch is set, so that no change is missed.
                 reload().await;
-                match tokio::time::timeout(LOOK, watch.changed()).await {
+                match tokio::time::timeout(POLL_INTERVAL, watch.changed()).await {
                     Ok(Ok(())) => settle(&mut watch).await,
                     Ok(Err(error)) => {
-                        tracing::warn!(dir = %conf_dir.display(), %error, "watch on the CNI folder was lost");
+                        tracing::warn!(dir = %conf_dir.display(), %error, "lost the watch on the CNI folder");
                         tokio::time::sleep(SETTLE_MOST).await;
                     }
                     Err(_) => {}
                 }
             }
-            // Out of watches or instances (fs.inotify.*): polling is slower and as good.
+            // No inotify watch or instance is left (fs.inotify.*): polling works, only slower.
             Err(error) => {
                 tracing::debug!(dir = %conf_dir.display(), %error, "cannot watch the CNI folder, polling it");
                 reload().await;
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
         }
     }
@@ -49,15 +49,15 @@ pub(crate) async fn follow<F: Future<Output = ()>>(conf_dir: PathBuf, reload: im
 
 async fn settle(watch: &mut Watch) {
     let quiet = async { while let Ok(Ok(())) = tokio::time::timeout(SETTLE, watch.changed()).await {} };
-    // Too much going on is no reason to wait longer.
+    // If changes do not stop, the wait ends anyway.
     drop(tokio::time::timeout(SETTLE_MOST, quiet).await);
 }
 
-/// What happened is of no interest, only that something did.
+/// Only the fact that something changed matters, not what.
 struct Watch(EventStream<[u8; BUFFER]>);
 
 impl Watch {
-    /// Resolves the path away from the workers: the folder may lie on a disk that hangs.
+    /// Resolves the path on a lane, because the folder may be on a hung disk.
     async fn new(conf_dir: PathBuf) -> io::Result<Self> {
         let inotify = lanes::foreign().run_for("CNI folder", move || Self::set(&conf_dir)).await??;
         Ok(Self(inotify.into_event_stream([0; BUFFER])?))
@@ -90,7 +90,7 @@ impl Watch {
         Ok(inotify)
     }
 
-    /// Resolves when something has happened.
+    /// Resolves when something has changed.
     async fn changed(&mut self) -> io::Result<()> {
         match self.0.next().await {
             Some(event) => event.map(drop),
@@ -105,7 +105,7 @@ mod tests {
     use std::sync::Arc;
     use tokio::sync::mpsc;
 
-    /// Waits, bounded, until the folder was reported as `expected`.
+    /// Waits, with a limit, until the folder was reported as `expected`.
     async fn reported(seen: &mut mpsc::Receiver<bool>, expected: bool) {
         let wait = async { while seen.recv().await != Some(expected) {} };
         tokio::time::timeout(Duration::from_secs(5), wait).await.expect("not seen within 5 s");

@@ -1,4 +1,4 @@
-//! Start and stop of the daemon: the order in which its parts come up.
+//! Start and stop of the daemon, and the order in which its parts are created.
 
 use crate::cgroups::{self, Cgroups};
 use crate::config::{Config, Given, MissingBinary};
@@ -6,7 +6,7 @@ use crate::node::{Node, NodeOptions};
 use crate::reload::{Hangups, Live};
 use crate::root::Root;
 use crate::seccomp::Compiler;
-use crate::service::{self, Backend, Figures, Socket};
+use crate::service::{self, Backend, Socket, StatsCache};
 use crate::shutdown::Shutdown;
 use crate::stats::StatsReader;
 use crate::{cni_watch, lanes, memory, telemetry};
@@ -19,92 +19,92 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// Threads that run calls. The work is waiting, not computing; what blocks goes to a lane ([`lanes`]).
+/// Threads that run calls. They wait more than they compute; blocking work runs on a lane ([`lanes`]).
 const WORKERS: usize = 2;
-/// tokio's own threads for what blocks: not used ([`lanes`]), but 0 is not allowed.
+/// tokio's own blocking threads: not used ([`lanes`]), but 0 is not allowed.
 const BLOCKING: usize = 1;
-/// Arenas of the C library's allocator: one a worker thread.
+/// Arenas of the C library's allocator, one per worker thread.
 const ARENAS: i32 = 2;
-/// Bytes of a worker's stack. Futures live on the heap; glibc's 8 MiB would only be address space. (Frames of
-/// unoptimised builds are several times as large.)
+/// Stack size of a worker in bytes. Futures live on the heap, and glibc's 8 MiB would only use address space.
+/// (Frames of unoptimised builds are several times as large.)
 const STACK: usize = if cfg!(debug_assertions) { 4 << 20 } else { 512 * 1024 };
-/// Tasks still running after the stop are abandoned after this.
-const ABANDON: Duration = Duration::from_secs(1);
-/// The longest that the last log lines are waited for.
-const LAST_LINES: Duration = Duration::from_secs(1);
+/// Time limit for tasks that are still running after the stop; then they are abandoned.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(1);
+/// Time limit for writing the last log lines.
+const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
-/// Where network namespaces are pinned: CNI agents mount this folder from the host and look there.
+/// Network namespaces are pinned in this folder, because CNI agents mount it from the host and look there.
 const NETNS_DIR: &str = "/run/netns";
-/// The longest that one container's file systems and init may take. kubelet gives CreateContainer two
-/// minutes: a volume that hangs is reported, with the step it hangs in, before kubelet stops listening.
+/// Time limit for setting up one container's file systems and init. kubelet allows CreateContainer two
+/// minutes, so a hanging volume is reported, with the step that hangs, before kubelet gives up.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(100);
 
-/// Why the daemon could not start, or ended.
+/// Why the daemon could not start, or ended with an error.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Logging.
+    /// Logging could not be set up.
     #[error("cannot set up logging")]
     Telemetry(#[from] telemetry::AlreadySet),
-    /// Threads, signals, timers.
+    /// Threads, signals or timers failed.
     #[error("cannot {doing}")]
     Process {
         /// The failed step.
         doing: &'static str,
-        /// The kernel's word.
+        /// The error of the system call.
         source: std::io::Error,
     },
-    /// The host's cgroups.
+    /// The host's cgroups cannot be used.
     #[error("cannot run pods on this host")]
     Cgroups(#[from] cgroups::Error),
-    /// The shim or pause.
+    /// The shim or pause was not found.
     #[error(transparent)]
     Binary(#[from] MissingBinary),
-    /// State folders, or another daemon that has them.
+    /// The state folders cannot be used, or another daemon uses them.
     #[error("cannot use the state folders")]
     State(#[from] state::Error),
-    /// The image store.
+    /// The image store could not be opened.
     #[error("cannot open the image store")]
     Images(#[from] image::Error),
-    /// Pods and containers.
-    #[error("cannot take pods and containers over")]
+    /// Pods and containers could not be restored.
+    #[error("cannot restore pods and containers")]
     Node(#[from] crate::error::Error),
-    /// The socket, or the server.
+    /// The socket or the server failed.
     #[error(transparent)]
     Server(#[from] service::Error),
 }
 
-/// Runs the daemon until it is told to stop. `given` is where `config` was read from, to read it again.
+/// Runs the daemon until it is told to stop. `given` says where `config` was read from, for reloads.
 pub fn run(config: Config, given: Given) -> Result<(), Error> {
     telemetry::init(config.log)?;
     sys::malloc::limit_arenas(ARENAS);
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        // What led to it, first.
-        telemetry::flush(LAST_LINES);
+        // Write the log lines that led to the panic first.
+        telemetry::flush(FLUSH_LIMIT);
         print(panic);
     }));
     if let Err(error) = sys::rlimit::raise_open_files() {
-        tracing::warn!(%error, "limit of open files not raised");
+        tracing::warn!(%error, "cannot raise the limit of open files");
     }
-    let alone = threads_to_spare().err();
-    if let Some(error) = &alone {
-        tracing::error!(%error, "no threads can be started: the daemon works with one until it is restarted");
+    let single_threaded = can_start_workers().err();
+    if let Some(error) = &single_threaded {
+        tracing::error!(%error, "cannot start threads: the daemon works with a single one until it is restarted");
     }
-    let runtime = workers(alone.is_some())
+    let runtime = workers(single_threaded.is_some())
         .thread_stack_size(STACK)
         .thread_name("copepod")
         .enable_all()
         .build()
         .map_err(|source| Error::Process { doing: "start threads", source })?;
-    lanes::start(alone.is_some());
+    lanes::start(single_threaded.is_some());
     let result = runtime.block_on(daemon(config, given));
-    runtime.shutdown_timeout(ABANDON);
-    telemetry::flush(LAST_LINES);
+    runtime.shutdown_timeout(SHUTDOWN_LIMIT);
+    telemetry::flush(FLUSH_LIMIT);
     result
 }
 
-fn workers(alone: bool) -> tokio::runtime::Builder {
-    if alone {
+fn workers(single_threaded: bool) -> tokio::runtime::Builder {
+    if single_threaded {
         return tokio::runtime::Builder::new_current_thread();
     }
     let mut builder = tokio::runtime::Builder::new_multi_thread();
@@ -112,13 +112,13 @@ fn workers(alone: bool) -> tokio::runtime::Builder {
     builder
 }
 
-/// Whether the workers can be started. tokio starts them itself and panics when it cannot, so as many threads
-/// are started before it, all at once, and ended again.
-fn threads_to_spare() -> std::io::Result<()> {
+/// Whether the worker threads can be started. tokio panics if it cannot start them, so as many threads are
+/// started first, all at once, and ended again.
+fn can_start_workers() -> std::io::Result<()> {
     let (release, held) = std::sync::mpsc::channel::<()>();
     let held = std::sync::Mutex::new(held);
     std::thread::scope(|scope| {
-        // Dropped at the end, or with the first error: then all of them end.
+        // Dropped at the end or on the first error; then all of these threads end.
         let _release = release;
         for _ in 0..WORKERS {
             let wait = || drop(held.lock().map(|held| held.recv()));
@@ -128,15 +128,15 @@ fn threads_to_spare() -> std::io::Result<()> {
     })
 }
 
-/// Locks first, records next, the socket after them: whoever can connect gets true answers.
+/// Takes the lock, restores the records and then opens the socket, so that every client gets correct replies.
 async fn daemon(config: Config, given: Given) -> Result<(), Error> {
     let uncaught = |source| Error::Process { doing: "catch signals", source };
     let (stopping, hangups) =
         (Shutdown::on_signals().map_err(uncaught)?, Hangups::catch().map_err(uncaught)?);
     let config = Arc::new(config);
-    let Found { layout, lock, boot_id, images, cgroups, shim_binary, pause_binary } = blocking({
+    let Prerequisites { layout, lock, boot_id, images, cgroups, shim_binary, pause_binary } = blocking({
         let config = Arc::clone(&config);
-        move || find(&config)
+        move || check_prerequisites(&config)
     })
     .await?;
     let cni = Cni::new(CniConfig {
@@ -147,16 +147,16 @@ async fn daemon(config: Config, given: Given) -> Result<(), Error> {
         timeout: config.network.timeout,
     });
     if let Err(error) = cni.lane().start() {
-        tracing::warn!(%error, "no thread for CNI yet: it is started when it can be");
+        tracing::warn!(%error, "cannot start a thread for CNI; tried again when there is work");
     }
     let root = Root::new(layout.clone());
-    let looked = root.clone();
+    let checked = root.clone();
     blocking(move || {
-        looked.look();
+        checked.check();
         Ok(())
     })
     .await?;
-    let figures = Arc::new(Figures::new(StatsReader::new(cgroups.clone()), layout.clone()));
+    let stats = Arc::new(StatsCache::new(StatsReader::new(cgroups.clone()), layout.clone()));
     let node = Node::open(NodeOptions {
         layout,
         root: root.clone(),
@@ -174,14 +174,8 @@ async fn daemon(config: Config, given: Given) -> Result<(), Error> {
     .await?;
     let (sender, receiver) = watch::channel(Arc::clone(&config));
     let live = Live { given, config: sender, cni: cni.clone(), images: images.clone() };
-    let backend = Backend {
-        node: node.clone(),
-        images,
-        cni: cni.clone(),
-        root: root.clone(),
-        figures,
-        config: receiver,
-    };
+    let backend =
+        Backend { node: node.clone(), images, cni: cni.clone(), root: root.clone(), stats, config: receiver };
     let (socket, lock) = blocking({
         let config = Arc::clone(&config);
         move || {
@@ -210,8 +204,8 @@ async fn daemon(config: Config, given: Given) -> Result<(), Error> {
     Ok(served?)
 }
 
-/// What must be there before anything is done.
-struct Found {
+/// What must exist before the daemon starts working.
+struct Prerequisites {
     layout: Layout,
     lock: Lock,
     boot_id: String,
@@ -221,8 +215,8 @@ struct Found {
     pause_binary: PathBuf,
 }
 
-/// In the order in which a fault is cheapest to mend: the host, the programs, the folders, the store.
-fn find(config: &Config) -> Result<Found, Error> {
+/// Checked in the order in which a fault is easiest to fix: host, binaries, folders, image store.
+fn check_prerequisites(config: &Config) -> Result<Prerequisites, Error> {
     let cgroups = Cgroups::detect()?;
     let own = std::env::current_exe()
         .map_err(|source| Error::Process { doing: "find the daemon's own binary", source })?;
@@ -234,10 +228,10 @@ fn find(config: &Config) -> Result<Found, Error> {
     let mut options = image::Options::new(layout.images_dir(), &config.image.certs_dir);
     options.parallel_layers = config.image.max_parallel_downloads;
     let images = ImageStore::open(options)?;
-    Ok(Found { layout, lock, boot_id, images, cgroups, shim_binary, pause_binary })
+    Ok(Prerequisites { layout, lock, boot_id, images, cgroups, shim_binary, pause_binary })
 }
 
-/// Runs a step of the start that waits for the disk.
+/// Runs a blocking step of the start.
 async fn blocking<T: Send + 'static>(
     step: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
@@ -247,7 +241,7 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-/// Reads the CNI folder; a change of readiness is worth a line.
+/// Reads the CNI folder and logs a change of readiness.
 async fn reload(cni: &Cni) {
     let before = cni.readiness();
     let after = cni.reload().await;
@@ -259,7 +253,7 @@ async fn reload(cni: &Cni) {
     }
 }
 
-/// Tells the service manager, if there is one, that the socket answers.
+/// Tells the service manager, if there is one, that the daemon is ready.
 fn ready(config: &Config) {
     tracing::info!(socket = %config.socket.display(), version = env!("CARGO_PKG_VERSION"), "ready");
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {

@@ -1,11 +1,11 @@
-//! Named places where a test can end the daemon as kill -9 would: `COPEPOD_FAILPOINT=<name>`.
+//! Named points where a test can end the daemon as kill -9 would: `COPEPOD_FAILPOINT=<name>`.
 
 use std::sync::OnceLock;
 
-/// The variable that names the place.
+/// The variable that selects the point.
 const VARIABLE: &str = "COPEPOD_FAILPOINT";
 
-/// Ends the process here when the variable names this place. Costs one comparison otherwise.
+/// Ends the process if the variable selects this point; otherwise it costs one comparison.
 pub(crate) fn hit(name: &str) {
     static WANTED: OnceLock<Option<String>> = OnceLock::new();
     let wanted = WANTED.get_or_init(|| std::env::var(VARIABLE).ok().filter(|name| !name.is_empty()));

@@ -1,4 +1,4 @@
-//! Files of a pod that its containers see below /etc. Blocking.
+//! The pod's files that its containers see below /etc. Blocking.
 
 use crate::error::Error;
 use model::{NamespaceMode, PodRecord};
@@ -7,10 +7,10 @@ use state::{Layout, file};
 use std::io::Read as _;
 use std::path::Path;
 
-/// Largest host file that is copied, bytes.
-const MOST: u64 = 1 << 20;
+/// Largest host file that is copied, in bytes.
+const MAX_BYTES: u64 = 1 << 20;
 
-/// Writes hostname, resolv.conf and hosts of a pod. They are gone with the boot, like the pod: not synced.
+/// Writes hostname, resolv.conf and hosts of a pod. Not synced: the pod does not survive a power loss either.
 pub(crate) fn write(layout: &Layout, pod: &PodRecord, node_name: &str) -> Result<(), Error> {
     let name = hostname(pod, node_name);
     file::replace(&layout.pod_hostname(&pod.id), format!("{name}\n").as_bytes(), 0o644, false)?;
@@ -19,7 +19,7 @@ pub(crate) fn write(layout: &Layout, pod: &PodRecord, node_name: &str) -> Result
     Ok(())
 }
 
-/// Where [`write`] put them. kubelet mounts its own hosts over ours.
+/// Paths of the files that [`write`] creates. kubelet mounts its own hosts over ours.
 pub(crate) fn of(layout: &Layout, pod: &PodRecord) -> PodFiles {
     let text = |path: std::path::PathBuf| path.to_string_lossy().into_owned();
     PodFiles {
@@ -33,7 +33,7 @@ fn hostname<'a>(pod: &'a PodRecord, node_name: &'a str) -> &'a str {
     if pod.config.hostname.is_empty() { node_name } else { &pod.config.hostname }
 }
 
-/// From the request alone where it says anything; else the host's.
+/// From the request if it sets DNS, otherwise a copy of the host's.
 fn resolv_conf(pod: &PodRecord) -> Result<Vec<u8>, Error> {
     let Some(dns) = &pod.config.dns else { return copy(Path::new("/etc/resolv.conf")) };
     let mut text = String::new();
@@ -49,7 +49,7 @@ fn resolv_conf(pod: &PodRecord) -> Result<Vec<u8>, Error> {
     Ok(text.into_bytes())
 }
 
-/// The host's with its network; else what resolves the pod's own name.
+/// With the host network a copy of the host's; otherwise one that resolves the pod's own name.
 fn hosts(pod: &PodRecord, name: &str) -> Result<Vec<u8>, Error> {
     if pod.config.security.namespaces.network == NamespaceMode::Node {
         return copy(Path::new("/etc/hosts"));
@@ -61,10 +61,10 @@ fn hosts(pod: &PodRecord, name: &str) -> Result<Vec<u8>, Error> {
     Ok(text.into_bytes())
 }
 
-/// A host file; one that is not there is empty.
+/// Reads a host file; a missing one counts as empty.
 fn copy(path: &Path) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(MOST).read_to_end(&mut bytes));
+    let read = std::fs::File::open(path).and_then(|file| file.take(MAX_BYTES).read_to_end(&mut bytes));
     match read {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(Error::of(format!("copy {}", path.display()), &error))
@@ -79,7 +79,7 @@ mod tests {
     use model::{Dns, PodConfig, PodId, PodPhase};
 
     #[test]
-    fn files_say_what_was_asked_for() {
+    fn files_have_the_requested_content() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path().join("root"), dir.path().join("run")).unwrap();
         layout.create().unwrap();

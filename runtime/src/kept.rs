@@ -1,6 +1,6 @@
-//! Objects whose records this build cannot use: the disk does not give them, or a later version wrote them. What
-//! they describe may be alive, so they are shown as far as that can be done, every command on them is refused
-//! with the reason, and nothing of theirs is touched: no file, no process, no cgroup, no lease.
+//! Objects whose records this build cannot use, because of a read error or because a later version wrote
+//! them. The pods and containers may be running, so they are listed as far as possible, every command on them
+//! is refused with the reason, and nothing of them is changed: no file, process, cgroup or lease.
 
 use crate::error::{Error, ErrorKind};
 use crate::pod::now;
@@ -12,25 +12,25 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-/// A pod that is kept as it is.
+/// A pod that is kept unchanged.
 #[derive(Debug)]
 pub(crate) struct KeptPod {
-    /// What is shown; never written.
+    /// The record that is listed; never written.
     pub(crate) record: PodRecord,
-    /// What commands are answered.
+    /// The error that commands get.
     pub(crate) refusal: Error,
 }
 
-/// A container that is kept as it is.
+/// A container that is kept unchanged.
 #[derive(Debug)]
 pub(crate) struct KeptContainer {
-    /// What is shown; never written.
+    /// The record that is listed; never written.
     pub(crate) record: ContainerRecord,
-    /// What commands are answered.
+    /// The error that commands get.
     pub(crate) refusal: Error,
 }
 
-/// A pod whose record cannot be used because of `why`. Blocking.
+/// A pod whose record cannot be used for the reason `why`. Blocking.
 pub(crate) fn pod(id: &PodId, path: &Path, why: &state::Error) -> KeptPod {
     let seen = Seen::of(path, why);
     let refusal = refusal(&format!("pod {id}"), why);
@@ -55,7 +55,7 @@ pub(crate) fn pod(id: &PodId, path: &Path, why: &state::Error) -> KeptPod {
     KeptPod { record, refusal }
 }
 
-/// A container whose record cannot be used because of `why`. Blocking.
+/// A container whose record cannot be used for the reason `why`. Blocking.
 pub(crate) fn container(id: &ContainerId, path: &Path, why: &state::Error) -> KeptContainer {
     let seen = Seen::of(path, why);
     let record = ContainerRecord {
@@ -83,7 +83,7 @@ pub(crate) fn container(id: &ContainerId, path: &Path, why: &state::Error) -> Ke
     KeptContainer { record, refusal: refusal(&format!("container {id}"), why) }
 }
 
-/// A container that can be read, of a pod that cannot.
+/// A container whose own record is readable, but not that of its pod.
 pub(crate) fn container_of(pod: &KeptPod, record: ContainerRecord) -> KeptContainer {
     let refusal = pod.refusal.clone().context(format!("container {}", record.id));
     KeptContainer { record: ContainerRecord { phase: ContainerPhase::Unknown, ..record }, refusal }
@@ -93,19 +93,19 @@ fn refusal(object: &str, why: &state::Error) -> Error {
     let why_text = crate::error::with_causes(why);
     match why {
         state::Error::Newer { .. } | state::Error::TooLarge { .. } => Error::state(format!(
-            "{object} is left as it is, and may be running: {why_text}; start that version to manage it"
+            "{object} is not managed and may be running: {why_text}; start that version to manage it"
         )),
         _ => Error::new(
             ErrorKind::Unavailable,
             format!(
-                "{object} is left as it is, and may be running: its record cannot be read ({why_text}); \
+                "{object} is not managed and may be running: its record cannot be read ({why_text}); \
                  mend the disk, then restart copepod"
             ),
         ),
     }
 }
 
-/// What a record of another version shows of itself.
+/// The readable fields of a record that another version wrote.
 struct Seen {
     data: Value,
     path: PathBuf,
@@ -114,7 +114,7 @@ struct Seen {
 impl Seen {
     fn of(path: &Path, why: &state::Error) -> Self {
         let newer = matches!(why, state::Error::Newer { .. });
-        // A disk that gives errors is not asked twice.
+        // After a read error the file is not read again.
         let data = newer.then(|| state::file::look::<Value>(path)).flatten().unwrap_or_default();
         Self { data, path: path.to_owned() }
     }
@@ -127,7 +127,7 @@ impl Seen {
         self.value(pointer).unwrap_or_default()
     }
 
-    /// CRI wants one that is not 0; the folder of the record is as old as its object.
+    /// CRI requires a value other than 0; the record's folder is as old as the object.
     fn created_at(&self) -> i64 {
         let folder = || {
             let made = std::fs::symlink_metadata(self.path.parent()?).ok()?.modified().ok()?;
@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shows_what_a_later_version_wrote_and_refuses() {
+    fn a_later_versions_object_is_listed_and_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("record");
         let id = ContainerId::from_random([1; 32]);
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unreadable_one_has_an_age_and_a_reason() {
+    fn an_unreadable_object_has_an_age_and_a_reason() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("record");
         let why = state::Error::Io {

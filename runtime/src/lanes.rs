@@ -1,23 +1,23 @@
-//! The daemon's threads for blocking work, by what the work can hang on.
+//! The daemon's threads for blocking work, separated by what the work can hang on.
 //!
 //! | lane | work | can hang on |
 //! | --- | --- | --- |
 //! | exec | plan and pipes of an exec | nothing: memory only |
-//! | kill | ending processes, cgroups, shims, pins | processes in D state, for a bounded time |
+//! | kill | killing processes; removing cgroups, shims and network namespace pins | processes in D state, for a bounded time |
 //! | records | durable records and a pod's own files | the disk of `root` |
-//! | foreign | files that requests name: seccomp profiles, device nodes | any file system of the node |
+//! | foreign | paths in requests: seccomp profiles, device nodes | any file system of the node |
 //! | stats | cgroup files | nothing |
 //!
-//! Images and CNI have lanes of their own, in their crates. Who hangs takes his own share of one lane
-//! ([`pool::Size::each`]) and nothing of another: stop, kill and exec of every pod go on, and they need no
-//! thread that is not there already.
+//! Images and CNI have their own lanes, in their crates. A pod whose work hangs uses up its share of one lane
+//! ([`pool::Size::each`]) and nothing of the others: stop, kill and exec of every pod continue to work, and
+//! they need no new thread.
 
 use crate::error::{Error, ErrorKind};
 use pool::{Lane, Size};
 use std::sync::LazyLock;
 
-/// Work that waits for a thread. Calls are bounded by the server (`service::server`), and each has one piece
-/// of work at a time; teardown has a few.
+/// Most entries in a queue. The server limits the number of calls (`service::server`), and each has one entry
+/// at a time; teardown has a few.
 const WAITING: usize = 4096;
 
 static EXEC: LazyLock<Lane> = LazyLock::new(|| lane("exec", 1, 8, 4));
@@ -35,7 +35,7 @@ pub(crate) fn exec() -> &'static Lane {
     &EXEC
 }
 
-/// For ending things.
+/// For killing and removing.
 pub(crate) fn kill() -> &'static Lane {
     &KILL
 }
@@ -45,12 +45,12 @@ pub(crate) fn records() -> &'static Lane {
     &RECORDS
 }
 
-/// For paths that a request names.
+/// For paths in requests.
 pub(crate) fn foreign() -> &'static Lane {
     &FOREIGN
 }
 
-/// For figures.
+/// For stats.
 pub(crate) fn stats() -> &'static Lane {
     &STATS
 }
@@ -59,23 +59,23 @@ fn all() -> [&'static Lane; 6] {
     [exec(), kill(), records(), foreign(), stats(), image::ImageStore::lane()]
 }
 
-/// Starts the threads that stay. `alone` when the process came up without threads to spare: then work is done
-/// by whoever asks for it until there are some.
+/// Starts the kept threads. `alone` means that the process started without threads to spare: then a caller
+/// does its work itself until threads can be started.
 pub(crate) fn start(alone: bool) {
     for lane in all() {
         if alone {
             lane.allow_inline();
         }
         if let Err(error) = lane.start() {
-            tracing::warn!(?lane, %error, "threads missing: they are started when they can be");
+            tracing::warn!(?lane, %error, "cannot start threads; tried again when there is work");
         }
     }
 }
 
-/// Runs `work` on a lane for an owner, mostly a pod's id.
+/// Runs `work` on a lane for an owner, usually a pod's id.
 ///
 /// # Errors
-/// Unavailable when it could not be begun; those of `work`.
+/// Unavailable if it could not be started; the errors of `work`.
 pub(crate) async fn run<T: Send + 'static>(
     lane: &Lane,
     owner: &str,

@@ -1,4 +1,4 @@
-//! The daemon: wiring of CRI services, pods, shims, images and networks. See ARCHITECTURE.md.
+//! The daemon: connects the CRI services, pods, shims, images and networks. See ARCHITECTURE.md.
 
 pub mod cgroups;
 pub mod cli;

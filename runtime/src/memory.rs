@@ -1,28 +1,28 @@
-//! Memory that was needed for a moment goes back to the kernel. glibc keeps what is freed below its highest piece
-//! in use, so that one large answer or a pull would count for the daemon until its end.
+//! Returns freed memory to the kernel. glibc keeps freed memory that lies below its highest used block, so a
+//! single large reply or pull would count as the daemon's memory until it ends.
 
 use crate::lanes;
 use std::time::Duration;
 use tokio::sync::Notify;
 
-/// How long after the last large piece of work: its answer is still on its way, or the next one comes.
+/// Delay after the last large operation: its reply may still be in transfer, or another one may follow.
 const SETTLE: Duration = Duration::from_secs(2);
 
 static FREED: Notify = Notify::const_new();
 
-/// Something large was freed, or is about to be.
+/// Must be called when something large was or will soon be freed.
 pub(crate) fn freed() {
     FREED.notify_one();
 }
 
-/// Gives memory back once the daemon has become quiet. Runs until it is dropped; costs nothing while nothing
-/// large happens.
+/// Returns memory to the kernel once the daemon is idle. Runs until dropped; uses no time while nothing large
+/// happens.
 pub(crate) async fn trim() {
     loop {
         FREED.notified().await;
         while tokio::time::timeout(SETTLE, FREED.notified()).await.is_ok() {}
         if let Err(error) = lanes::stats().run(sys::malloc::trim).await {
-            tracing::debug!(%error, "memory is kept");
+            tracing::debug!(%error, "cannot return freed memory to the kernel");
         }
     }
 }

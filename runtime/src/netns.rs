@@ -1,5 +1,5 @@
-//! The pin of a pod's network namespace: a bind mount that CNI plugins and others open by path, and that keeps
-//! the namespace until its DEL has been paid. The only mount of ours that the host sees. Blocking.
+//! Pins of network namespaces: a bind mount that CNI plugins and others open by path, and that keeps the
+//! namespace until DEL is done. It is our only mount that the host sees. Blocking.
 
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use std::fs;
@@ -8,12 +8,12 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-/// Where a pod's namespace will be pinned, below `dir`: `cni-` and a UUID made of the pod's id, so that the name
-/// is known before the pin exists.
+/// Path of a pod's pin below `dir`: `cni-` and a UUID derived from the pod's id, so that the name is known
+/// before the pin exists.
 pub(crate) fn path(dir: &Path, pod: &model::PodId) -> PathBuf {
     let hex = pod.as_str();
     let part = |from: usize, to: usize| hex.get(from..to).unwrap_or_default();
-    // Version 4 and variant 1, as whoever parses such names expects.
+    // Version 4 and variant 1, as parsers of such names expect.
     let name =
         format!("cni-{}-{}-4{}-8{}-{}", part(0, 8), part(8, 12), part(13, 16), part(17, 20), part(20, 32));
     dir.join(name)
@@ -24,25 +24,25 @@ pub(crate) fn pin(netns: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     if let Some(dir) = path.parent() {
         fs::DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
     }
-    // What a crash left of the same pod.
+    // Remove what a crash left for the same pod.
     unpin(path)?;
     fs::OpenOptions::new().write(true).create_new(true).mode(0o444).open(path)?;
     let source = format!("/proc/self/fd/{}", netns.as_raw_fd());
     mount_bind(source.as_str(), path).map_err(|error| {
-        // The first error is the one that is told.
+        // The first error is reported.
         drop(fs::remove_file(path));
         io::Error::from(error)
     })
 }
 
-/// Removes a pin; one that is not there is removed. A namespace that somebody else still holds lives on.
+/// Removes a pin, if it exists. The namespace stays if something else holds it.
 pub(crate) fn unpin(path: &Path) -> io::Result<()> {
     use rustix::io::Errno;
     loop {
         match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-            // Mounted over more than once would be a bug of somebody; one loop clears it.
+            // There should be only one mount; the loop also removes others.
             Ok(()) => {}
-            // Not a mount point any more; or gone.
+            // Not a mount point any more, or gone.
             Err(Errno::INVAL | Errno::NOENT) => break,
             Err(error) => return Err(error.into()),
         }

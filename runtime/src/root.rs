@@ -1,8 +1,8 @@
-//! The watch over the durable folder: whether it takes writes, for RuntimeReady and for what would make a pod.
+//! Checks the durable folder: whether it accepts writes, for the condition RuntimeReady and for calls that
+//! create something.
 //!
-//! Everything that only ends or looks at pods works without it; nothing new can be made. A file system may
-//! become read-only at any time (the kernel does that after an error of the disk) without telling anybody, so
-//! the only way to know is to write.
+//! Listing and removing pods works without writes; creating does not. The kernel may make a file system
+//! read-only at any time (after a disk error) without notice, so the only way to know is to write.
 
 use crate::error::{Error, ErrorKind};
 use crate::lanes;
@@ -13,22 +13,22 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-/// Between two looks at a folder that takes writes.
-const CALM: Duration = Duration::from_secs(10);
-/// Between two looks at one that does not.
-const TENSE: Duration = Duration::from_secs(2);
-/// A disk that takes longer for one small file hangs.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Time between two checks while the folder accepts writes.
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
+/// Time between two checks while it does not.
+const RECHECK_INTERVAL: Duration = Duration::from_secs(2);
+/// A disk that takes longer for one small file is treated as hung.
+const HANG_LIMIT: Duration = Duration::from_secs(20);
 
-/// Why nothing can be made, as CRI's condition RuntimeReady says it.
+/// Why nothing can be created, as reported in CRI's condition RuntimeReady.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Problem {
-    /// One word for programs.
+    /// Reason, one word.
     pub(crate) reason: &'static str,
-    /// For people.
+    /// Message for users.
     pub(crate) message: String,
-    /// Whether space that is given back mends it. kubelet has DiskPressure for that. A node that is not ready
-    /// would make it skip its pods, and with them the deletions that give space back.
+    /// Whether the folder is only full. Then the runtime stays ready: kubelet has its own condition
+    /// DiskPressure, and on a node that is not ready it would skip the pod deletions that free space.
     pub(crate) full: bool,
 }
 
@@ -40,12 +40,14 @@ impl Problem {
             Refusal::Full => ("RootFull", format!("root {root} is full")),
             Refusal::Broken => ("RootBroken", format!("root {root} cannot be written")),
         };
-        let message = format!("{what} ({error}): pods go on and can be ended, no new ones can be made");
+        let message = format!(
+            "{what} ({error}): running pods continue and can be removed, but no new ones can be created"
+        );
         Self { reason, message, full: refusal == Refusal::Full }
     }
 }
 
-/// What is known of the durable folder. Clones share it.
+/// The last known state of the durable folder. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Root(Arc<Inner>);
 
@@ -53,79 +55,82 @@ pub(crate) struct Root(Arc<Inner>);
 struct Inner {
     layout: Layout,
     problem: Mutex<Option<Problem>>,
-    doubt: Notify,
+    check_soon: Notify,
 }
 
 impl Root {
-    /// Nothing is known yet: see [`Root::look`].
+    /// Starts without a known state; see [`Root::check`].
     pub(crate) fn new(layout: Layout) -> Self {
-        Self(Arc::new(Inner { layout, problem: Mutex::default(), doubt: Notify::new() }))
+        Self(Arc::new(Inner { layout, problem: Mutex::default(), check_soon: Notify::new() }))
     }
 
-    /// What the last look found. Never waits.
+    /// The result of the last check. Does not block.
     pub(crate) fn problem(&self) -> Option<Problem> {
         self.0.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// A write has failed: looks soon.
-    pub(crate) fn doubt(&self) {
-        self.0.doubt.notify_one();
+    /// Requests a check soon, after a write has failed.
+    pub(crate) fn check_soon(&self) {
+        self.0.check_soon.notify_one();
     }
 
-    /// Tries a write and keeps what comes of it. Blocking.
-    pub(crate) fn look(&self) {
+    /// Tries a write and stores the result. Blocking.
+    pub(crate) fn check(&self) {
         let layout = &self.0.layout;
         self.set(probe::root(layout).err().map(|(refusal, error)| Problem::of(layout, refusal, &error)));
     }
 
     fn set(&self, found: Option<Problem>) {
         let mut problem = self.0.problem.lock().unwrap_or_else(PoisonError::into_inner);
-        let news = problem.as_ref().map(|it| it.reason) != found.as_ref().map(|it| it.reason);
+        let changed = problem.as_ref().map(|it| it.reason) != found.as_ref().map(|it| it.reason);
         match &found {
-            Some(found) if news => tracing::error!(reason = found.reason, "{}", found.message),
-            None if news => tracing::info!(root = %self.0.layout.root().display(), "root takes writes again"),
+            Some(found) if changed => tracing::error!(reason = found.reason, "{}", found.message),
+            None if changed => {
+                tracing::info!(root = %self.0.layout.root().display(), "root accepts writes again")
+            }
             _ => {}
         }
         *problem = found;
     }
 
-    /// For what makes something new: an error while the folder is read-only. (On a full one the write itself
-    /// says so, and may succeed.) A look comes first, so that a folder that was mended serves at once.
+    /// Called before anything is created: fails while the folder is read-only, broken or hung. (On a full one
+    /// the write itself fails, or may succeed.) It checks again first, so that a repaired folder works at
+    /// once.
     ///
     /// # Errors
     /// Unavailable.
     pub(crate) async fn writable(&self) -> Result<(), Error> {
-        let hopeless = || self.problem().filter(|problem| !problem.full);
-        if hopeless().is_none() {
+        let blocking_problem = || self.problem().filter(|problem| !problem.full);
+        if blocking_problem().is_none() {
             return Ok(());
         }
         let root = self.clone();
-        // Without an answer in time what was known stands.
-        drop(timeout(TENSE, lanes::records().run(move || root.look())).await);
-        match hopeless() {
+        // If the check takes too long, the last known state is used.
+        drop(timeout(RECHECK_INTERVAL, lanes::records().run(move || root.check())).await);
+        match blocking_problem() {
             None => Ok(()),
             Some(problem) => Err(Error::new(ErrorKind::Unavailable, problem.message)),
         }
     }
 
-    /// Looks again and again, one look at a time.
+    /// Checks repeatedly, one check at a time.
     pub(crate) async fn follow(self) {
         loop {
-            let pause = if self.problem().is_some() { TENSE } else { CALM };
-            drop(timeout(pause, self.0.doubt.notified()).await);
+            let pause = if self.problem().is_some() { RECHECK_INTERVAL } else { CHECK_INTERVAL };
+            drop(timeout(pause, self.0.check_soon.notified()).await);
             let root = self.clone();
-            let look = lanes::records().run(move || root.look());
-            tokio::pin!(look);
-            if timeout(PATIENCE, &mut look).await.is_err() {
+            let check = lanes::records().run(move || root.check());
+            tokio::pin!(check);
+            if timeout(HANG_LIMIT, &mut check).await.is_err() {
                 self.set(Some(Problem {
                     reason: "RootHangs",
                     message: format!(
-                        "root {} has not answered a write for {PATIENCE:?}: pods go on, no new ones can be made",
+                        "root {} has not completed a write for {HANG_LIMIT:?}: running pods continue, but no new ones can be created",
                         self.0.layout.root().display()
                     ),
                     full: false,
                 }));
-                drop(look.await);
+                drop(check.await);
             }
         }
     }
@@ -136,13 +141,13 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_problem_is_told_until_a_look_finds_it_gone() {
+    async fn a_problem_is_reported_until_a_check_succeeds() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path().join("root"), dir.path().join("run")).unwrap();
         let root = Root::new(layout.clone());
         assert_eq!(root.problem(), None);
-        // There is no such folder: a disk that answers with errors.
-        root.look();
+        // The folder does not exist, which gives errors like a broken disk.
+        root.check();
         assert_eq!(root.problem().unwrap().reason, "RootBroken");
         assert_eq!(root.writable().await.unwrap_err().kind, ErrorKind::Unavailable);
         layout.create().unwrap();

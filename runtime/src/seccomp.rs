@@ -1,5 +1,6 @@
-//! Seccomp profiles compiled to BPF, once for each profile, set of capabilities and architecture. Blocking:
-//! a compilation takes some 20 ms, and a Localhost profile is read from disk; callers use a lane.
+//! Compiles seccomp profiles to BPF and caches the programs by profile, capabilities and architecture.
+//! Blocking: a compilation takes some 20 ms, and a Localhost profile is read from disk, so callers use a
+//! lane.
 
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use model::SeccompProfile;
@@ -13,109 +14,112 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sys::seccomp::{ARCHITECTURE, NUMBER, allow_each, jump_equal, load};
 use wire::SeccompProgram;
 
-/// Programs kept, of some 11 KiB each: the default with a handful of capability sets, and the Localhost
+/// Most cached programs, of some 11 KiB each: the default for a handful of capability sets, and the Localhost
 /// profiles of a node.
-const KEPT: usize = 32;
-/// Largest Localhost profile, bytes. Docker's own has 13 KB.
-const LARGEST_PROFILE: u64 = 1 << 20;
+const MAX_CACHED: usize = 32;
+/// Largest Localhost profile in bytes. Docker's own has 13 KB.
+const MAX_PROFILE: u64 = 1 << 20;
 /// Most instructions of a filter (BPF_MAXINSNS).
-const MOST_INSTRUCTIONS: usize = 4096;
+const MAX_INSTRUCTIONS: usize = 4096;
 /// Bytes of an instruction (`struct sock_filter`).
 const INSTRUCTION: usize = 8;
-/// System calls of x86-64 that are newer than libseccomp 2.5 and that a program dies without, by number: the
-/// kernel's own code for return probes makes them.
-const NEWER: [(&str, u32); 2] = [("uretprobe", 335), ("uprobe", 336)];
-/// libseccomp's optimisation by a binary tree: 1.2 ms a load becomes 0.45.
+/// x86-64 system calls, by number, that libseccomp 2.5 does not know and that must not fail: the kernel
+/// inserts them into programs with return probes.
+const UNKNOWN_TO_LIBSECCOMP: [(&str, u32); 2] = [("uretprobe", 335), ("uprobe", 336)];
+/// libseccomp's optimisation with a binary tree: loading takes 0.45 ms instead of 1.2 ms.
 const BINARY_TREE: u32 = 2;
 
 /// Why there is no program.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A Localhost profile that cannot be read.
+    /// A Localhost profile could not be read.
     #[error("seccomp profile {path}: {source}")]
     Read {
-        /// Its path.
+        /// The path of the profile.
         path: String,
-        /// Why.
+        /// The error.
         #[source]
         source: io::Error,
     },
-    /// A Localhost profile that is not right.
+    /// A Localhost profile is invalid.
     #[error("seccomp profile {path}: {source}")]
     Profile {
-        /// Its path.
+        /// The path of the profile.
         path: String,
         /// What is wrong with it.
         #[source]
         source: spec::Error,
     },
-    /// libseccomp refused.
+    /// libseccomp failed.
     #[error("compile seccomp filter: {what}: {source}")]
     Library {
-        /// Which step, with the system call where there is one.
+        /// The failed step, with the system call if there is one.
         what: String,
-        /// What it said.
+        /// libseccomp's error.
         #[source]
         source: libseccomp::error::SeccompError,
     },
-    /// The program could not be taken over.
+    /// The compiled program could not be read back.
     #[error("compile seccomp filter: {what}: {source}")]
     Export {
-        /// Which step.
+        /// The failed step.
         what: &'static str,
-        /// Why.
+        /// The error.
         #[source]
         source: io::Error,
     },
-    /// More than the kernel takes.
-    #[error("compiled seccomp filter has {instructions} instructions, the kernel takes {MOST_INSTRUCTIONS}")]
+    /// The program is too long for the kernel.
+    #[error(
+        "compiled seccomp filter has {instructions} instructions, the kernel's limit is {MAX_INSTRUCTIONS}"
+    )]
     TooLong {
-        /// How many.
+        /// Its number of instructions.
         instructions: usize,
     },
 }
 
-/// What a program was made from.
+/// The inputs of a compilation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Key {
-    /// Digest of a Localhost profile; None for RuntimeDefault.
+    /// Digest of a Localhost profile; `None` for RuntimeDefault.
     profile: Option<[u8; 32]>,
     caps: u64,
     arch: Arch,
 }
 
-/// A program, and the SECCOMP_FILTER_FLAG_* bits that its profile has it loaded with.
+/// A program, and the SECCOMP_FILTER_FLAG_* bits for loading it.
 #[derive(Debug)]
 pub struct Compiled {
-    /// What the kernel runs.
+    /// The BPF program.
     pub program: SeccompProgram,
-    /// seccomp(2).
+    /// Flags of seccomp(2).
     pub flags: u32,
 }
 
-/// Compiles and keeps programs.
+/// Compiles and caches programs.
 #[derive(Debug)]
 pub struct Compiler {
     arch: Arch,
-    /// Kernel version, for profiles that ask.
+    /// Kernel version, for profiles with conditions on it.
     kernel: (u32, u32),
-    /// Most recently used last.
-    kept: Mutex<Vec<(Key, Arc<Compiled>)>>,
-    /// One compilation at a time: an equal one then finds its result.
+    /// The cache; the most recently used program is last.
+    cached: Mutex<Vec<(Key, Arc<Compiled>)>>,
+    /// Held during a compilation, so that an equal request finds its result in the cache.
     compiling: Mutex<()>,
 }
 
 impl Compiler {
-    /// A compiler for this machine's architecture and kernel.
+    /// Creates a compiler for this machine's architecture and kernel.
     pub fn new() -> Self {
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|part| part.parse().ok());
         let kernel = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-        let (kept, compiling) = (Mutex::default(), Mutex::default());
-        Self { arch: Arch::NATIVE, kernel, kept, compiling }
+        let (cached, compiling) = (Mutex::default(), Mutex::default());
+        Self { arch: Arch::NATIVE, kernel, cached, compiling }
     }
 
-    /// The program of a profile for a process with these capabilities (bounding set). None: unconfined.
+    /// The program of a profile for a process with these capabilities (bounding set); `None` means
+    /// unconfined.
     pub fn program(&self, profile: &SeccompProfile, caps: u64) -> Result<Option<Arc<Compiled>>, Error> {
         let arch = self.arch;
         match profile {
@@ -123,7 +127,7 @@ impl Compiler {
             SeccompProfile::RuntimeDefault => {
                 let caps = caps & RELEVANT_CAPS;
                 let key = Key { profile: None, caps, arch };
-                self.kept_or(key, || Ok(runtime_default(arch, caps))).map(Some)
+                self.cached_or(key, || Ok(runtime_default(arch, caps))).map(Some)
             }
             SeccompProfile::Localhost(path) => {
                 let text = read(path).map_err(|source| Error::Read { path: path.clone(), source })?;
@@ -132,13 +136,13 @@ impl Compiler {
                     let parsed = parse_localhost(&text, arch, caps, self.kernel);
                     parsed.map_err(|source| Error::Profile { path: path.clone(), source })
                 };
-                self.kept_or(key, parse).map(Some)
+                self.cached_or(key, parse).map(Some)
             }
         }
     }
 
-    /// The kept program, else a new one, compiled without holding up those who find theirs.
-    fn kept_or(
+    /// The cached program, or a new one. A compilation does not delay requests whose program is cached.
+    fn cached_or(
         &self,
         key: Key,
         profile: impl FnOnce() -> Result<Profile, Error>,
@@ -152,20 +156,20 @@ impl Compiler {
         }
         let profile = profile()?;
         let program = Arc::new(Compiled { program: compile(&profile)?, flags: profile.flags });
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() >= KEPT {
-            kept.remove(0);
+        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        if cached.len() >= MAX_CACHED {
+            cached.remove(0);
         }
-        kept.push((key, Arc::clone(&program)));
+        cached.push((key, Arc::clone(&program)));
         Ok(program)
     }
 
     fn find(&self, key: &Key) -> Option<Arc<Compiled>> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = kept.iter().position(|(have, _)| have == key)?;
-        let entry = kept.remove(at);
+        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = cached.iter().position(|(have, _)| have == key)?;
+        let entry = cached.remove(at);
         let program = Arc::clone(&entry.1);
-        kept.push(entry);
+        cached.push(entry);
         Some(program)
     }
 }
@@ -176,12 +180,12 @@ impl Default for Compiler {
     }
 }
 
-/// A profile's bytes, capped. What is not a regular file gives an error, and does not hold anybody up.
+/// Reads a profile of limited size. A path that is not a regular file is an error and does not block.
 fn read(path: &str) -> io::Result<Vec<u8>> {
     let file = sys::beneath::regular(Path::new(path))?;
     let mut text = Vec::new();
-    let size = file.take(LARGEST_PROFILE + 1).read_to_end(&mut text)?;
-    if u64::try_from(size).unwrap_or(u64::MAX) > LARGEST_PROFILE {
+    let size = file.take(MAX_PROFILE + 1).read_to_end(&mut text)?;
+    if u64::try_from(size).unwrap_or(u64::MAX) > MAX_PROFILE {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "larger than 1 MiB"));
     }
     Ok(text)
@@ -193,7 +197,7 @@ fn compile(profile: &Profile) -> Result<SeccompProgram, Error> {
         move |source| Error::Library { what, source }
     };
     let mut filter = ScmpFilterContext::new(action(profile.default)).map_err(step("create"))?;
-    // no_new_privs is set by who loads the program, where it is asked for.
+    // The loader sets no_new_privs if it is requested.
     filter.set_ctl_nnp(false).map_err(step("attribute CTL_NNP"))?;
     filter.set_ctl_optimize(BINARY_TREE).map_err(step("attribute CTL_OPTIMIZE"))?;
     for arch in &profile.arches {
@@ -202,7 +206,7 @@ fn compile(profile: &Profile) -> Result<SeccompProgram, Error> {
     let mut unknown = Vec::new();
     let mut newer = Vec::new();
     for rule in &profile.rules {
-        // A rule that says what happens anyway is refused by libseccomp and not needed.
+        // libseccomp refuses a rule with the default action; such a rule is not needed.
         if rule.action == profile.default {
             continue;
         }
@@ -223,10 +227,10 @@ fn compile(profile: &Profile) -> Result<SeccompProgram, Error> {
             })
             .collect();
         for name in &rule.names {
-            // Unknown to this libseccomp: no architecture of ours has it, or it is newer than the library
-            // and stays with the default.
+            // libseccomp does not know the call: none of our architectures has it, or it is newer than the
+            // library and gets the default action.
             let Ok(call) = ScmpSyscall::from_name(name) else {
-                match NEWER.iter().find(|(known, _)| known == name) {
+                match UNKNOWN_TO_LIBSECCOMP.iter().find(|(known, _)| known == name) {
                     Some((_, number)) if rule.action == Action::Allow && tests.is_empty() => {
                         newer.push(*number);
                     }
@@ -240,23 +244,24 @@ fn compile(profile: &Profile) -> Result<SeccompProgram, Error> {
         }
     }
     if matches!(profile.default, Action::Allow | Action::Log) && !unknown.is_empty() {
-        // What such a profile refuses by name is allowed where the name is not known: say so.
-        tracing::warn!(calls = ?unknown, "seccomp profile names system calls that libseccomp does not know");
+        // A profile that refuses such a call by name cannot have it refused if the default is to allow, so
+        // warn.
+        tracing::warn!(calls = ?unknown, "seccomp profile names system calls that libseccomp does not know; they get the default action");
     }
     let mut program = export(&filter)?;
     if !newer.is_empty() && profile.arches.first() == Some(&Arch::X86_64) {
-        program.instructions.splice(0..0, allowing(&newer));
+        program.instructions.splice(0..0, allowing_prefix(&newer));
     }
     match program.instructions.len() {
-        instructions if instructions > MOST_INSTRUCTIONS => Err(Error::TooLong { instructions }),
+        instructions if instructions > MAX_INSTRUCTIONS => Err(Error::TooLong { instructions }),
         _ => Ok(program),
     }
 }
 
-/// What is put before a program so that these calls of x86-64 are allowed; all others go on to it.
-fn allowing(calls: &[u32]) -> Vec<u64> {
+/// A prefix for a program that allows these x86-64 calls; all others continue with the program.
+fn allowing_prefix(calls: &[u32]) -> Vec<u64> {
     const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
-    // Two instructions a call and the load are jumped over.
+    // The jump skips two instructions per call and the load.
     let rest = u8::try_from(1 + 2 * calls.len()).unwrap_or(u8::MAX);
     let mut program = vec![load(ARCHITECTURE), jump_equal(AUDIT_ARCH_X86_64, 0, rest), load(NUMBER)];
     program.extend(allow_each(calls.iter().copied()));
@@ -277,7 +282,7 @@ fn export(filter: &ScmpFilterContext) -> Result<SeccompProgram, Error> {
         let source = io::Error::new(io::ErrorKind::UnexpectedEof, "a cut instruction");
         return Err(Error::Export { what: "read", source });
     }
-    // Both architectures are little-endian, as is the wire's form.
+    // The wire format is little-endian, as both architectures are.
     let instructions = instructions.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect();
     Ok(SeccompProgram { instructions })
 }

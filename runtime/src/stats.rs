@@ -1,7 +1,7 @@
-//! Figures of containers, read from their cgroup files by the daemon itself; no shim is asked. Blocking, but
-//! only for reads of kernel files: writable layers are walked apart ([`StatsReader::refresh_stale`]).
+//! Stats of containers, read from their cgroup files by the daemon itself; no shim is asked. Blocking, but
+//! only for reads of kernel files: writable layers are walked separately ([`StatsReader::refresh_stale`]).
 //!
-//! Files stay open while a container lives and are read by pread(2), seven calls a container.
+//! Files stay open while a container exists and are read with pread(2), seven calls per container.
 
 use crate::cgroups::Cgroups;
 use model::ContainerId;
@@ -15,42 +15,43 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 mod parse;
 
-/// Shortest time between the two samples of a CPU rate: kubelet asks every ten seconds, people more often.
+/// Shortest time between the two samples of a CPU rate. kubelet asks every ten seconds; other clients may ask
+/// more often.
 const SAMPLE: Duration = Duration::from_secs(1);
-/// Age at which a writable layer is walked again: half of kubelet's ten seconds between two questions, or more
-/// where a walk takes long, so that walking never costs more than a hundredth of one core.
+/// Age at which a writable layer is walked again: half of kubelet's ten seconds between two requests. If
+/// walks take long it is more, so that walking uses at most a hundredth of one core.
 const USAGE_AGE: Duration = Duration::from_secs(5);
-/// Share of the time that walks of one layer may take: one part in this many.
+/// Walks of one layer may take one part in this many of the time.
 const WALK_SHARE: u32 = 100;
-/// Longest walk of one layer. One that is not through by then has figures that are a lower bound.
-const LONGEST_WALK: Duration = Duration::from_secs(30);
-/// Most containers: a bound against leaks, far above any node.
-const MOST: usize = 16_384;
-/// Largest cgroup file that is read, bytes. memory.stat has 2 KB.
-const LARGEST: usize = 16 << 10;
+/// Longest walk of one layer. If it is cut off, the values are a lower bound.
+const MAX_WALK: Duration = Duration::from_secs(30);
+/// Most containers: a guard against leaks, far above the size of any node.
+const MAX_CONTAINERS: usize = 16_384;
+/// Largest cgroup file that is read, in bytes. memory.stat has 2 KB.
+const MAX_FILE: usize = 16 << 10;
 
-/// Why there are no figures.
+/// Why there are no stats.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Not attached, or detached meanwhile.
-    #[error("container {container} has no statistics: it does not run")]
+    /// The container is not attached.
+    #[error("container {container} has no statistics: it is not running")]
     Unknown {
-        /// Which.
+        /// The container.
         container: ContainerId,
     },
-    /// A cgroup file.
+    /// A cgroup file could not be read.
     #[error("statistics of container {container}: {file}: {source}")]
     Read {
-        /// Which.
+        /// The container.
         container: ContainerId,
-        /// Which file.
+        /// The file.
         file: PathBuf,
-        /// Why.
+        /// The error.
         #[source]
         source: io::Error,
     },
-    /// Too many.
-    #[error("statistics of more than {MOST} containers")]
+    /// Too many containers are attached.
+    #[error("statistics of more than {MAX_CONTAINERS} containers")]
     Full,
 }
 
@@ -59,9 +60,9 @@ pub enum Error {
 pub struct Cpu {
     /// Nanoseconds since the epoch.
     pub timestamp: i64,
-    /// Nanoseconds of CPU, all cores together, since the container was made.
+    /// CPU time of all cores since the container was created, in nanoseconds.
     pub usage_core_nano_seconds: u64,
-    /// Nanoseconds of CPU a second, between the last two samples; None until there are two.
+    /// CPU time per second between the last two samples, in nanoseconds; `None` until there are two.
     pub usage_nano_cores: Option<u64>,
 }
 
@@ -70,9 +71,9 @@ pub struct Cpu {
 pub struct Memory {
     /// Nanoseconds since the epoch.
     pub timestamp: i64,
-    /// Bytes in use less those of inactive files, never below 0.
+    /// Working set: bytes in use without those of inactive files, never below 0.
     pub working_set_bytes: u64,
-    /// Bytes until the limit is met by the working set; None without a limit.
+    /// Bytes that the working set may still grow to the limit; `None` without a limit.
     pub available_bytes: Option<u64>,
     /// Bytes in use.
     pub usage_bytes: u64,
@@ -80,7 +81,7 @@ pub struct Memory {
     pub rss_bytes: u64,
     /// Page faults.
     pub page_faults: u64,
-    /// Page faults that waited for a disk.
+    /// Page faults that needed disk I/O.
     pub major_page_faults: u64,
 }
 
@@ -89,13 +90,13 @@ pub struct Memory {
 pub struct Swap {
     /// Nanoseconds since the epoch.
     pub timestamp: i64,
-    /// Bytes until the limit; None without one.
+    /// Bytes left to the limit; `None` without a limit.
     pub swap_available_bytes: Option<u64>,
     /// Bytes in use.
     pub swap_usage_bytes: u64,
 }
 
-/// A writable layer: the upper folder, volumes left out.
+/// A writable layer: the overlay's upper folder, without volumes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WritableLayer {
     /// When it was walked, nanoseconds since the epoch.
@@ -106,28 +107,28 @@ pub struct WritableLayer {
     pub inodes_used: u64,
 }
 
-/// Figures of a container. Its attributes (id, name, labels) are the record's: CRI wants them always, also
-/// where the figures are missing.
+/// Stats of a container. Its attributes (id, name, labels) come from the record: CRI needs them even without
+/// stats.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerStats {
     /// CPU.
     pub cpu: Cpu,
     /// Memory.
     pub memory: Memory,
-    /// Swap; None where the host does not account it.
+    /// Swap; `None` if the host does not account for it.
     pub swap: Option<Swap>,
-    /// Writable layer; None until it was walked for the first time.
+    /// Writable layer; `None` until it was walked for the first time.
     pub writable_layer: Option<WritableLayer>,
-    /// Tasks (threads too); None without the controller.
+    /// Tasks, threads included; `None` without the controller.
     pub pids: Option<u64>,
 }
 
-/// Reads figures.
+/// Reads stats.
 #[derive(Debug)]
 pub struct StatsReader {
     cgroups: Cgroups,
     entries: Mutex<HashMap<ContainerId, Arc<Entry>>>,
-    /// Told after each walk.
+    /// Notified after each walk.
     walked: (Mutex<()>, Condvar),
 }
 
@@ -159,15 +160,15 @@ struct Sample {
 
 #[derive(Debug, Default)]
 struct Layer {
-    /// The end of the last walk.
+    /// When the last walk ended.
     walked: Option<Instant>,
-    /// What it took.
+    /// How long it took.
     took: Duration,
     value: Option<WritableLayer>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No code can panic half-way through a change of these; their content is right in any case.
+    // A poisoned lock is fine: no panic can leave these values half-changed.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -178,12 +179,13 @@ fn now() -> i64 {
 }
 
 impl StatsReader {
-    /// A reader of these hierarchies.
+    /// Creates a reader for these hierarchies.
     pub fn new(cgroups: Cgroups) -> Self {
         Self { cgroups, entries: Mutex::default(), walked: Default::default() }
     }
 
-    /// Opens the files of a container's leaf; `upper` is its writable folder. Again: the old ones go.
+    /// Opens the files of a container's cgroup; `upper` is its writable folder. A repeated call replaces the
+    /// open files.
     pub fn attach(&self, container: &ContainerId, cgroup: &str, upper: PathBuf) -> Result<(), Error> {
         let open = |controller: &str, name: &str| {
             let path = self.cgroups.folder(controller, cgroup).unwrap_or_default().join(name);
@@ -205,7 +207,7 @@ impl StatsReader {
             layer: Mutex::default(),
         };
         let mut entries = lock(&self.entries);
-        if entries.len() >= MOST && !entries.contains_key(container) {
+        if entries.len() >= MAX_CONTAINERS && !entries.contains_key(container) {
             return Err(Error::Full);
         }
         entries.insert(container.clone(), Arc::new(entry));
@@ -217,19 +219,19 @@ impl StatsReader {
         lock(&self.entries).remove(container);
     }
 
-    /// Figures of now (the writable layer's are those of the last walk, see [`StatsReader::refresh_stale`]).
+    /// Current stats. The writable layer's are those of its last walk (see [`StatsReader::refresh_stale`]).
     pub fn read(&self, container: &ContainerId) -> Result<ContainerStats, Error> {
         let entry = lock(&self.entries).get(container).cloned();
         entry.ok_or_else(|| Error::Unknown { container: container.clone() })?.read()
     }
 
-    /// The newest figures of a writable layer, for containers that do not run too while they are attached.
+    /// The latest disk usage of a writable layer; also for an attached container that is not running.
     pub fn writable_layer(&self, container: &ContainerId) -> Option<WritableLayer> {
         let entry = lock(&self.entries).get(container).cloned();
         entry.and_then(|entry| lock(&entry.layer).value)
     }
 
-    /// Waits until the writable layers of `containers` were walked once, `limit` at most.
+    /// Waits until the writable layers of `containers` were each walked once, at most for `limit`.
     pub fn wait_for_walks(&self, containers: &[ContainerId], limit: Duration) {
         let end = Instant::now() + limit;
         let mut turn = lock(&self.walked.0);
@@ -246,9 +248,9 @@ impl StatsReader {
         }
     }
 
-    /// Walks the writable layers whose figures are old (five seconds, or a hundred times what the walk took),
-    /// oldest first, until `limit` is over and the walk that is under way then; true when none is left. Slow:
-    /// call it in the background, one call at a time.
+    /// Walks the outdated writable layers (older than five seconds, or than a hundred times the walk's
+    /// duration), oldest first, until `limit` has passed and the current walk has ended. Returns true if none
+    /// is left. Slow: call it in the background, one call at a time.
     pub fn refresh_stale(&self, limit: Duration) -> bool {
         let start = Instant::now();
         let mut stale: Vec<(Option<Instant>, Arc<Entry>)> = lock(&self.entries)
@@ -309,7 +311,7 @@ impl Entry {
     fn number(&self, open: &Open) -> Result<u64, Error> {
         let text = self.text(open)?;
         text.trim().parse().map_err(|_| {
-            let source = io::Error::new(io::ErrorKind::InvalidData, format!("{:.40} is no number", text));
+            let source = io::Error::new(io::ErrorKind::InvalidData, format!("{:.40} is not a number", text));
             self.failed(&open.path, source)
         })
     }
@@ -320,17 +322,19 @@ impl Entry {
 
     fn walk(&self) {
         let (timestamp, start) = (now(), Instant::now());
-        let walked = sys::tree::usage_path(&self.upper, start + LONGEST_WALK);
+        let walked = sys::tree::usage_path(&self.upper, start + MAX_WALK);
         let mut layer = lock(&self.layer);
         layer.walked = Some(Instant::now());
         layer.took = start.elapsed();
-        // What could not be walked keeps its old figures.
+        // A layer that could not be walked keeps its old values.
         match walked {
             Ok(usage) => {
                 let (used_bytes, inodes_used) = (usage.bytes, usage.inodes);
                 layer.value = Some(WritableLayer { timestamp, used_bytes, inodes_used });
             }
-            Err(error) => tracing::debug!(container = %self.container, %error, "writable layer not walked"),
+            Err(error) => {
+                tracing::debug!(container = %self.container, %error, "cannot walk a writable layer")
+            }
         }
     }
 }
@@ -343,7 +347,7 @@ impl Layer {
 }
 
 impl Sample {
-    /// The rate between the last two samples; a sample is taken when the last one is old enough.
+    /// The rate between the last two samples; takes a new sample if the last one is old enough.
     fn rate(&mut self, at: Instant, usage: u64) -> Option<u64> {
         let Some((before, used)) = self.last else {
             self.last = Some((at, usage));
@@ -359,7 +363,7 @@ impl Sample {
     }
 }
 
-/// A kernel file from its beginning, however often it was read before.
+/// Reads a kernel file from its beginning, even if it was read before.
 fn read_whole(file: &File) -> io::Result<String> {
     let mut bytes = vec![0; 4096];
     let mut length = 0;
@@ -371,14 +375,14 @@ fn read_whole(file: &File) -> io::Result<String> {
             count => length += count,
         }
         if length == bytes.len() {
-            if length >= LARGEST {
+            if length >= MAX_FILE {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "larger than 16 KiB"));
             }
-            bytes.resize(LARGEST.min(length * 2), 0);
+            bytes.resize(MAX_FILE.min(length * 2), 0);
         }
     }
     bytes.truncate(length);
-    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "no text"))
+    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not UTF-8"))
 }
 
 #[cfg(test)]

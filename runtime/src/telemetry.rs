@@ -1,8 +1,8 @@
-//! Logging: one subscriber, standard error, text or JSON.
+//! Logging: one subscriber that writes text or JSON to standard error.
 //!
-//! An error is logged once, where it is handled; what is returned to a caller is not logged on the way.
-//! A line never waits: a thread of its own writes to standard error, and what it is too slow for (a full pipe, a
-//! hung disk) is dropped and counted.
+//! An error is logged once, where it is handled; an error that is returned to a caller is not logged on the
+//! way. Logging never blocks: a separate thread writes to standard error, and lines it cannot write in time
+//! (a full pipe, a hung disk) are dropped and counted.
 
 mod lines;
 
@@ -15,19 +15,19 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, Registry, reload};
 
-/// Our own crates. Libraries say more at `debug` than anybody wants to read (every HTTP/2 frame), so they
-/// follow the level only at its ends.
+/// Our own crates. Libraries log too much at `debug` (every HTTP/2 frame), so they follow the level only at
+/// `trace` and at `warn` and above.
 const OURS: [&str; 6] = ["runtime", "image", "network", "state", "spec", "sys"];
 
-/// The level of the process's subscriber.
+/// The filter of the process's subscriber.
 static LEVEL: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
-/// A second subscriber was set up.
+/// The subscriber was already set up.
 #[derive(Debug, thiserror::Error)]
-#[error("logging was set up twice")]
+#[error("logging is already set up")]
 pub struct AlreadySet;
 
-/// Sets the process's subscriber up. Once.
+/// Sets up the process's subscriber. May be called once.
 pub fn init(log: Log) -> Result<(), AlreadySet> {
     let lines = tracing_subscriber::fmt::layer().with_writer(Lines::to_stderr()).with_ansi(false);
     let lines = match log.format {
@@ -39,16 +39,16 @@ pub fn init(log: Log) -> Result<(), AlreadySet> {
     LEVEL.set(handle).map_err(|_| AlreadySet)
 }
 
-/// Changes the level of the lines from here on.
+/// Changes the log level from now on.
 pub(crate) fn set_level(level: LogLevel) {
     if let Some(handle) = LEVEL.get()
         && let Err(error) = handle.reload(filter(level))
     {
-        tracing::error!(%error, "the level of the log cannot be changed");
+        tracing::error!(%error, "cannot change the log level");
     }
 }
 
-/// Waits until what was logged so far is written, at most `limit`: before the process ends.
+/// Waits until everything logged so far is written, at most for `limit`. Call it before the process ends.
 pub fn flush(limit: Duration) {
     lines::flush(limit);
 }
@@ -70,7 +70,7 @@ mod tests {
     use tracing::Level;
 
     #[test]
-    fn libraries_are_heard_only_when_they_warn_or_all_is_traced() {
+    fn libraries_log_only_warnings_unless_the_level_is_trace() {
         let debug = filter(LogLevel::Debug);
         assert!(debug.would_enable("runtime::service", &Level::DEBUG));
         assert!(

@@ -23,7 +23,7 @@ fn main() -> ExitCode {
     };
     match check(&known, &arguments.collect::<Vec<_>>()) {
         Ok(faults) if faults.is_empty() => {
-            println!("circles: no modules use each other");
+            println!("circles: none but those known");
             ExitCode::SUCCESS
         }
         Ok(faults) => {

@@ -1,4 +1,4 @@
-//! Credentials and challenges. Pure: what to send to whom; the client does the sending.
+//! Credentials and authentication challenges. Pure: decides what to send to which host; `client` sends it.
 
 use crate::Auth;
 use base64::Engine as _;
@@ -6,11 +6,11 @@ use base64::engine::general_purpose::STANDARD;
 use hyper::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use std::fmt::Write as _;
 
-/// What a 401 asks for.
+/// What a 401 response asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Challenge {
     Basic,
-    /// A token from `realm`.
+    /// A token from the server at `realm`.
     Bearer {
         realm: String,
         service: Option<String>,
@@ -18,7 +18,7 @@ pub(crate) enum Challenge {
     },
 }
 
-/// Reads `WWW-Authenticate`, preferring a token to a password.
+/// Parses `WWW-Authenticate`. If both are offered, a token is preferred to basic authentication.
 pub(crate) fn challenge(headers: &HeaderMap) -> Option<Challenge> {
     let mut basic = false;
     for value in headers.get_all(WWW_AUTHENTICATE) {
@@ -40,7 +40,7 @@ pub(crate) fn challenge(headers: &HeaderMap) -> Option<Challenge> {
     basic.then_some(Challenge::Basic)
 }
 
-/// `key=value` and `key="quoted \" value"`, between commas.
+/// Parses `key=value` and `key="quoted \" value"`, separated by commas.
 fn parameters(text: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut rest = text;
@@ -71,8 +71,8 @@ fn parameters(text: &str) -> Vec<(String, String)> {
     found
 }
 
-/// Whether these credentials may go to a host. Without an address of their own they are for the reference's
-/// registry, and for nobody else: a mirror must not learn them.
+/// Whether these credentials may be sent to a host. Credentials without a server address are for the
+/// reference's registry alone: a mirror must not learn them.
 pub(crate) fn entitled(auth: &Auth, authority: &str, registry: &str) -> bool {
     let wanted = auth.server_address.trim();
     if wanted.is_empty() {
@@ -87,7 +87,7 @@ pub(crate) fn entitled(auth: &Auth, authority: &str, registry: &str) -> bool {
     host.eq_ignore_ascii_case(authority)
 }
 
-/// User and password, also out of the combined field.
+/// User and password, from their own fields or from the combined one.
 pub(crate) fn user_and_password(auth: &Auth) -> Option<(String, String)> {
     if !auth.username.is_empty() {
         return Some((auth.username.clone(), auth.password.clone()));
@@ -95,7 +95,7 @@ pub(crate) fn user_and_password(auth: &Auth) -> Option<(String, String)> {
     let decoded = STANDARD.decode(auth.auth.trim()).ok()?;
     let text = String::from_utf8(decoded).ok()?;
     let (user, password) = text.split_once(':')?;
-    // Docker's own tool pads with NUL.
+    // Docker's own tool pads the field with NUL bytes.
     Some((user.to_owned(), password.trim_matches('\0').to_owned()))
 }
 
@@ -113,7 +113,7 @@ fn secret(text: &str) -> Option<HeaderValue> {
     Some(value)
 }
 
-/// `a=b&c=d`, escaped.
+/// Encodes pairs as `a=b&c=d`, percent-escaped.
 pub(crate) fn form(pairs: &[(&str, &str)]) -> String {
     let mut text = String::new();
     for (key, value) in pairs {

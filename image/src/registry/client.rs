@@ -10,7 +10,7 @@ use super::mirror::{self, Host};
 use crate::error::{Error, Result};
 use crate::manifest::{ACCEPT, Descriptor};
 use crate::reference::{Digest, Reference, Selector};
-use crate::registry::names::Names;
+use crate::registry::dns::Resolver;
 use crate::{Auth, Options};
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Full};
@@ -29,18 +29,18 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
-type Http = Client<HttpsConnector<HttpConnector<Names>>, Full<Bytes>>;
+type Http = Client<HttpsConnector<HttpConnector<Resolver>>, Full<Bytes>>;
 
-/// Waits before the second, third and fourth try of a host that is overloaded or faulty.
+/// Waits before the second, third and fourth attempt at a host that is overloaded or faulty.
 const BACKOFF: [Duration; 3] =
     [Duration::from_millis(200), Duration::from_millis(800), Duration::from_secs(2)];
-/// Longest `Retry-After` that is waited for; kubelet's own back-off takes over from there.
+/// A longer `Retry-After` is not waited for: kubelet's own back-off takes over.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(20);
 const MAX_REDIRECTS: usize = 10;
-/// Tokens are a few KiB.
+/// Token responses are a few KiB.
 const MAX_TOKEN: u64 = 1 << 20;
 
-/// The hosts that serve one repository, for the length of one pull.
+/// The hosts that serve one repository. Lives as long as one pull.
 #[derive(Debug)]
 pub(crate) struct Registry {
     reference: Reference,
@@ -53,30 +53,30 @@ pub(crate) struct Registry {
 struct Endpoint {
     host: Host,
     http: Http,
-    /// Only what this host may see.
+    /// Credentials that may be sent to this host.
     auth: Option<Arc<Auth>>,
-    /// The Authorization header that works.
+    /// The Authorization header that was accepted last.
     authorization: Mutex<Option<HeaderValue>>,
-    /// `?ns=` for mirrors: the registry they stand for.
+    /// The registry that a mirror stands for, sent as `?ns=`.
     namespace: Option<String>,
 }
 
 impl Registry {
-    /// Reads the configuration. Blocks.
+    /// Reads the registry configuration. Blocks.
     pub(crate) fn new(options: &Options, reference: &Reference, auth: Option<&Auth>) -> Result<Self> {
         let user_agent = HeaderValue::from_str(&options.user_agent)
             .map_err(|_| Error::unsupported("user agent", "it is not a header value"))?;
         let registry = reference.registry();
         let mut endpoints = Vec::new();
         for host in mirror::hosts(&options.certs_dir, registry)? {
-            let mut tcp = HttpConnector::new_with_resolver(Names);
+            let mut tcp = HttpConnector::new_with_resolver(Resolver);
             tcp.enforce_http(false);
             tcp.set_nodelay(true);
             tcp.set_connect_timeout(Some(options.connect_timeout));
             let tls = if host.scheme == "https" {
                 mirror::tls_config(&host.tls)?
             } else {
-                // For redirects away from a plain host.
+                // For redirects to https from a host that is configured with http.
                 mirror::tls_config(&mirror::Tls::default())?
             };
             let connector = hyper_rustls::HttpsConnectorBuilder::new()
@@ -97,12 +97,12 @@ impl Registry {
         Ok(Self { reference: reference.clone(), endpoints, user_agent, idle: options.idle_timeout })
     }
 
-    /// The registry that the reference names; mirrors that stand for it count as it.
+    /// The registry in the reference. Its mirrors count as this registry too.
     pub(crate) fn name(&self) -> &str {
         self.reference.registry()
     }
 
-    /// Fetches the manifest or index that the reference names; its digest, content type and bytes.
+    /// Fetches the manifest or index of the reference. Returns its digest, content type and bytes.
     pub(crate) async fn resolve(&self, limit: u64) -> Result<(Digest, String, Bytes)> {
         match self.reference.selector() {
             Selector::Tag(tag) => self.document("manifests", tag, None, limit).await,
@@ -117,7 +117,7 @@ impl Registry {
         self.document("manifests", &wanted.digest.to_string(), Some(&wanted.digest), limit).await
     }
 
-    /// Fetches a small blob whole.
+    /// Fetches a small blob completely.
     pub(crate) async fn small_blob(&self, wanted: &Descriptor, limit: u64) -> Result<Bytes> {
         if wanted.size > limit {
             return Err(Error::TooLarge { object: format!("blob {}", wanted.digest), limit, unit: "bytes" });
@@ -171,7 +171,7 @@ impl Registry {
         Err(failures.error(expected.map(|digest| format!("{kind}/{digest}"))))
     }
 
-    /// Tries again while a fault may pass.
+    /// Retries while the fault may be temporary.
     async fn retried<T, F: Future<Output = Result<T, Fault>>>(
         &self,
         endpoint: &Endpoint,
@@ -186,7 +186,7 @@ impl Registry {
             let Fault::Transient { what, after, quick } = &fault else { return Err(fault) };
             let Some(wait) = waits.next() else { return Err(fault) };
             if *quick {
-                // A host that is not there is asked once more, not four times.
+                // A host that cannot be reached is retried once, not three times.
                 waits = [].iter();
             }
             let wait = after.map_or(*wait, |after| after.clamp(*wait, MAX_RETRY_AFTER));
@@ -195,7 +195,7 @@ impl Registry {
         }
     }
 
-    /// One request with the Authorization that works, getting one when asked to.
+    /// Sends one request with the header that was accepted last; on a 401 it authenticates and tries again.
     async fn get(&self, endpoint: &Endpoint, get: &Get<'_>) -> Result<Response<Incoming>, Fault> {
         let mut refused = None;
         for _ in 0..3 {
@@ -213,13 +213,13 @@ impl Registry {
         Err(Fault::Unauthorized)
     }
 
-    /// The header to send; `refused` is what was sent last and what the host said to it.
+    /// The header to send. `refused` is the header that got a 401, and the challenge in that response.
     async fn authorization(
         &self,
         endpoint: &Endpoint,
         refused: Option<(Option<HeaderValue>, Challenge)>,
     ) -> Result<Option<HeaderValue>, Fault> {
-        // Held over the token request, so that parallel layers ask for one token.
+        // Held during the token request, so that parallel layers request one token.
         let mut current = endpoint.authorization.lock().await;
         let Some((sent, challenge)) = refused else { return Ok(current.clone()) };
         if *current != sent {
@@ -234,7 +234,7 @@ impl Registry {
                 _ => Some(self.token(endpoint, &realm, service.as_deref(), scope.as_deref()).await?),
             },
         };
-        // The same again would be refused again.
+        // Sending the same header again would fail again.
         if next.is_none() || (next == sent && sent.is_some()) {
             return Err(Fault::Unauthorized);
         }
@@ -242,7 +242,7 @@ impl Registry {
         Ok(next)
     }
 
-    /// Asks the realm for a token, as the user where we have one.
+    /// Requests a token from the realm, with the user's credentials if there are any.
     async fn token(
         &self,
         endpoint: &Endpoint,
@@ -265,7 +265,9 @@ impl Registry {
         let auth = endpoint.auth.as_deref();
         let password = auth.and_then(auth::user_and_password);
         if endpoint.host.scheme == "https" && uri.scheme_str() == Some("http") && auth.is_some() {
-            return Err(Fault::Final(format!("token realm {host} would take the credentials in the clear")));
+            return Err(Fault::Final(format!(
+                "token realm {host} would receive the credentials unencrypted"
+            )));
         }
         let mut pairs = vec![("scope", scope)];
         pairs.extend(service.map(|service| ("service", service)));
@@ -305,7 +307,8 @@ impl Registry {
         token.and_then(|token| auth::bearer(&token)).ok_or_else(unusable)
     }
 
-    /// Sends, following redirects. What identifies us stays with the host it belongs to.
+    /// Sends a request and follows redirects. Headers that carry credentials are sent only to the host they
+    /// belong to.
     async fn follow(
         &self,
         endpoint: &Endpoint,
@@ -323,11 +326,11 @@ impl Registry {
             query.unwrap_or_default()
         );
         let mut uri: Uri =
-            text.parse().map_err(|_| Fault::Final("no URL can be made of the name".to_owned()))?;
-        let mut at_home = true;
+            text.parse().map_err(|_| Fault::Final("image name cannot be part of a URL".to_owned()))?;
+        let mut same_host = true;
         for _ in 0..=MAX_REDIRECTS {
             let mut request = Request::builder().uri(uri.clone()).header(USER_AGENT, self.user_agent.clone());
-            if at_home {
+            if same_host {
                 request = request.header(ACCEPT_HEADER, get.accept);
                 for (name, value) in &host.headers.0 {
                     request = request.header(name, value);
@@ -344,8 +347,8 @@ impl Registry {
                 request.map_err(|error| Fault::Final(format!("request cannot be made: {error}")))?;
             let response = self.send(&endpoint.http, request).await?;
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-                // Elsewhere a 401 is no reason to show our credentials.
-                if response.status() == StatusCode::UNAUTHORIZED && !at_home {
+                // Credentials are not for other hosts, so a 401 after a redirect is final.
+                if response.status() == StatusCode::UNAUTHORIZED && !same_host {
                     return Err(Fault::Final(
                         "redirect leads to a host that wants other credentials".to_owned(),
                     ));
@@ -356,7 +359,7 @@ impl Registry {
             if uri.scheme_str() == Some("https") && next.scheme_str() == Some("http") && !get.verified {
                 return Err(Fault::Final("redirect from https to http for a name without digest".to_owned()));
             }
-            at_home &= next.scheme() == uri.scheme() && next.authority() == uri.authority();
+            same_host &= next.scheme() == uri.scheme() && next.authority() == uri.authority();
             uri = next;
         }
         Err(Fault::Final(format!("more than {MAX_REDIRECTS} redirects")))
@@ -376,7 +379,7 @@ impl Registry {
         }
     }
 
-    /// A body that fits in memory.
+    /// Reads a whole body of at most `limit` bytes.
     async fn whole(&self, response: Response<Incoming>, limit: u64) -> Result<Bytes, Fault> {
         let mut body = response.into_body();
         let mut bytes = BytesMut::new();
@@ -389,7 +392,7 @@ impl Registry {
         Ok(bytes.freeze())
     }
 
-    /// The next bytes of a body, within the idle time.
+    /// Reads the next bytes of a body, within the idle time limit.
     async fn part(&self, body: &mut Incoming) -> Result<Option<Bytes>, Fault> {
         loop {
             match timeout(self.idle, body.frame()).await {
@@ -410,12 +413,12 @@ impl Registry {
     }
 }
 
-/// What to ask a host for.
+/// One request to a host.
 struct Get<'a> {
     path: &'a str,
     accept: &'a str,
     range: Option<u64>,
-    /// The answer is checked against a digest we hold already.
+    /// The response is verified against a digest that is already known.
     verified: bool,
 }
 
@@ -427,7 +430,7 @@ fn location(from: &Uri, response: &Response<Incoming>) -> Result<Uri, Fault> {
         (Some(scheme), Some(authority)) if text.starts_with('/') => format!("{scheme}://{authority}{text}"),
         _ => text.to_owned(),
     };
-    // A fragment is the client's own business.
+    // A fragment is not sent to the server.
     let uri: Uri = full.split('#').next().unwrap_or_default().parse().map_err(|_| wrong())?;
     let plain_host = uri.authority().is_some_and(|authority| !authority.as_str().contains('@'));
     if !matches!(uri.scheme_str(), Some("http" | "https")) || !plain_host {

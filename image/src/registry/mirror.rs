@@ -1,8 +1,8 @@
 //! Which hosts serve a registry's images, in which order: containerd's `certs.d/<host>/hosts.toml`.
 //!
-//! Looked up are `<host>_<port>_`, `<host>:<port>` or `<host>`, then `_default`. Hosts are asked in the order
-//! of the file, the server last. A folder without `hosts.toml` may hold `*.crt` authorities and `*.cert` with
-//! `*.key` client certificates.
+//! The folders `<host>_<port>_`, `<host>:<port>` and `<host>` are tried, then `_default`. Hosts are asked in
+//! the order of the file, the `server` last. A folder without `hosts.toml` may hold CA certificates as
+//! `*.crt`, and client certificates as `*.cert` with `*.key`.
 
 use crate::error::{Error, Result};
 use hyper::Uri;
@@ -21,27 +21,27 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-/// A hosts.toml with a hundred mirrors stays far below.
+/// A hosts.toml with a hundred mirrors is far smaller.
 const MAX_CONFIG: u64 = 1 << 20;
 
-/// Where Docker Hub's API really is.
+/// The host of Docker Hub's API.
 const DOCKER_HUB: &str = "registry-1.docker.io";
 
 /// One host to ask.
 #[derive(Debug, Clone)]
 pub(crate) struct Host {
-    /// Scheme and authority, with the path that precedes `/<repository>/manifests/`.
+    /// Scheme and authority, with the path before `/<repository>/manifests/`.
     pub(crate) scheme: &'static str,
     pub(crate) authority: String,
     pub(crate) path: String,
     pub(crate) pull: bool,
     pub(crate) resolve: bool,
-    /// Sent to this host only; may hold credentials.
+    /// Headers for this host only; they may hold credentials.
     pub(crate) headers: Headers,
     pub(crate) tls: Tls,
 }
 
-/// Headers from the configuration, not to be printed.
+/// Headers from the configuration. Debug output hides their values.
 #[derive(Clone, Default)]
 pub(crate) struct Headers(pub(crate) Vec<(HeaderName, HeaderValue)>);
 
@@ -51,7 +51,7 @@ impl fmt::Debug for Headers {
     }
 }
 
-/// How a host proves itself, and we to it.
+/// How the host's certificate is verified, and the client certificates to present.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Tls {
     pub(crate) skip_verify: bool,
@@ -93,14 +93,14 @@ struct RawFile {
     own: RawHost,
 }
 
-/// Read apart: only without `flatten` do the keys tell where in the file they stand.
+/// Parsed separately: with `flatten`, errors would not tell the line in the file.
 #[derive(Deserialize, Default)]
 struct RawHosts {
     #[serde(default)]
     host: BTreeMap<toml::Spanned<String>, RawHost>,
 }
 
-/// The hosts for a registry, in the order to ask them. Blocks.
+/// The hosts of a registry, in the order to ask them. Blocks.
 pub(crate) fn hosts(certs_dir: &Path, registry: &str) -> Result<Vec<Host>> {
     let Some(folder) =
         candidates(registry).into_iter().map(|name| certs_dir.join(name)).find(|path| path.is_dir())
@@ -151,7 +151,7 @@ fn candidates(registry: &str) -> Vec<String> {
     names
 }
 
-/// The registry itself. This machine's own are asked in the clear unless their port is TLS's.
+/// The registry itself. One on a loopback address is accessed by http unless its port is 443.
 fn server(registry: &str) -> Host {
     let authority = if registry == "docker.io" { DOCKER_HUB } else { registry };
     let scheme = if is_loopback(authority) && !authority.ends_with(":443") { "http" } else { "https" };
@@ -166,7 +166,7 @@ fn server(registry: &str) -> Host {
     }
 }
 
-/// The host that a registry's own credentials belong to.
+/// The host that may receive the credentials of a registry.
 pub(crate) fn own_authority(registry: &str) -> &str {
     if registry == "docker.io" { DOCKER_HUB } else { registry }
 }
@@ -257,7 +257,7 @@ fn certificates_beside(folder: &Path) -> Result<Tls> {
     Ok(tls)
 }
 
-/// The TLS side of a connection. Blocks: reads the system's authorities, unless verification is off.
+/// The TLS client configuration. Blocks: reads the system's CA certificates, unless verification is off.
 pub(crate) fn tls_config(tls: &Tls) -> Result<ClientConfig> {
     let provider = Arc::new(ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
@@ -293,7 +293,7 @@ pub(crate) fn tls_config(tls: &Tls) -> Result<ClientConfig> {
     verified.with_client_auth_cert(chain, private).map_err(|error| wrong(key, error.to_string()))
 }
 
-/// Read once: a changed system store is seen after a restart, as for other daemons.
+/// Read once: changes to the system's store take effect at the next restart, as with other daemons.
 fn system_roots() -> RootCertStore {
     static ROOTS: OnceLock<RootCertStore> = OnceLock::new();
     let load = || {
@@ -309,7 +309,7 @@ fn system_roots() -> RootCertStore {
     ROOTS.get_or_init(load).clone()
 }
 
-/// For `skip_verify`: what comes is still checked against digests where there are any.
+/// For `skip_verify`. Content that is fetched by digest is still verified.
 #[derive(Debug)]
 struct TrustAnything(Arc<CryptoProvider>);
 

@@ -1,8 +1,8 @@
-//! Talking to registries: which hosts to ask (`mirror`), as whom (`auth`), and how (`client`).
+//! Access to registries: which hosts to ask (`mirror`), with which credentials (`auth`), and how (`client`).
 
 pub(crate) mod auth;
 mod client;
+mod dns;
 pub(crate) mod mirror;
-mod names;
 
 pub(crate) use client::Registry;

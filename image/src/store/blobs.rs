@@ -1,4 +1,4 @@
-//! Small files that must be whole or absent: documents by digest, and JSON state.
+//! Small files that are either complete or absent: documents by digest, and JSON state.
 
 use super::layout::Layout;
 use crate::error::{Error, Result};
@@ -7,14 +7,14 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-/// Whether a file must survive power loss.
+/// Whether a file must survive a power loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Durable {
     Yes,
     No,
 }
 
-/// Writes beside, syncs, renames and syncs the folder.
+/// Writes a temporary file, syncs it, renames it and syncs the folder.
 pub(crate) fn write(layout: &Layout, path: &Path, bytes: &[u8], durable: Durable) -> Result<()> {
     let beside = layout.ingest();
     let result = (|| {
@@ -32,7 +32,7 @@ pub(crate) fn write(layout: &Layout, path: &Path, bytes: &[u8], durable: Durable
         Ok(())
     })();
     if result.is_err() {
-        // The first error is the one to tell; what stays is swept at the next start.
+        // Reports the first error. A file that stays is deleted at the next start.
         fs::remove_file(&beside).ok();
     }
     result
@@ -43,7 +43,7 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::storage("sync", folder))
 }
 
-/// Reads at most `limit` bytes; `None` when there is no such file.
+/// Reads at most `limit` bytes; `None` if the file does not exist.
 pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -58,7 +58,7 @@ pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// Keeps a document, unless it is there already.
+/// Stores a document, unless it exists already.
 pub(crate) fn put(layout: &Layout, bytes: &[u8]) -> Result<Digest> {
     let digest = Digest::of(bytes);
     let path = layout.blob(&digest);
@@ -69,7 +69,7 @@ pub(crate) fn put(layout: &Layout, bytes: &[u8]) -> Result<Digest> {
     Ok(digest)
 }
 
-/// Reads a document back; `None` when it is absent or no longer what its name says.
+/// Reads a document; `None` if it is absent or does not match its digest.
 pub(crate) fn get(layout: &Layout, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>> {
     let bytes = read(&layout.blob(digest), limit)?;
     Ok(bytes.filter(|bytes| Digest::of(bytes) == *digest))

@@ -1,5 +1,5 @@
-//! What nothing leads to is deleted: taken out of sight by a rename first, so that no half-deleted layer is
-//! ever seen, then removed in the background.
+//! Garbage collection. What is unreachable is first renamed into the trash, so that a half-deleted layer is
+//! never seen, and then deleted in the background.
 
 use super::index::Entries;
 use super::layout::{Layout, layer_name};
@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
-/// Names that must stay.
+/// Layers and documents that must stay.
 #[derive(Debug, Default)]
 pub(crate) struct Reachable {
     layers: HashSet<String>,
@@ -18,7 +18,7 @@ pub(crate) struct Reachable {
 }
 
 impl Reachable {
-    /// From the roots: images, leases, and what running pulls hold.
+    /// Computed from the roots: images, leases and the pins of running pulls.
     pub(crate) fn new<'a>(
         entries: &Entries,
         leases: &Leases,
@@ -45,9 +45,9 @@ impl Reachable {
     }
 }
 
-/// Renames everything unreachable into the trash. Layers first: facts without a layer mean nothing, a layer
-/// without facts is garbage.
-pub(crate) fn set_aside(layout: &Layout, reachable: &Reachable) -> Result<()> {
+/// Renames everything unreachable into the trash. Layers go first: facts without a layer are ignored, and a
+/// layer without facts is garbage.
+pub(crate) fn trash_unreachable(layout: &Layout, reachable: &Reachable) -> Result<()> {
     for name in names(&layout.layers())? {
         if !reachable.layers.contains(&name) {
             discard(layout, &layout.layers().join(&name))?;
@@ -66,7 +66,7 @@ pub(crate) fn set_aside(layout: &Layout, reachable: &Reachable) -> Result<()> {
     Ok(())
 }
 
-/// Takes one file or folder out of sight. Needs no space on the file system.
+/// Renames one file or folder into the trash. Needs no space on the file system.
 pub(crate) fn discard(layout: &Layout, path: &Path) -> Result<()> {
     layout.trash().take(path).map_err(Error::storage("move to trash", path))
 }

@@ -1,4 +1,4 @@
-//! Which images there are and what they are called: the one file that makes an image visible.
+//! The index: all images and their names. An image is visible once this file names it.
 
 use super::blobs::{self, Durable};
 use super::layout::{Layout, layer_name};
@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 const VERSION: u32 = 1;
-/// Some 30,000 images: far above what a node holds.
+/// Some 30,000 images, far more than a node holds.
 const MAX_INDEX: u64 = 64 << 20;
 
 /// One image as stored. Its config is read from its blob.
@@ -24,9 +24,9 @@ pub(crate) struct Entry {
     pub(crate) tags: BTreeSet<String>,
     /// `name@digest`.
     pub(crate) digests: BTreeSet<String>,
-    /// Documents that led here: manifests and indexes.
+    /// Digests of the documents that led to the image: manifests and indexes.
     pub(crate) documents: BTreeSet<String>,
-    /// Diff-ids, lowest first, and perhaps the store's own layer of folders on top.
+    /// Diff-ids, lowest first; the last may be the store's own layer of folders.
     pub(crate) layers: Vec<String>,
     /// Bytes on disk.
     pub(crate) size: u64,
@@ -41,12 +41,12 @@ struct File {
 /// All images by id.
 pub(crate) type Entries = BTreeMap<Digest, Entry>;
 
-/// Reads the index. A torn or foreign one is an error for the caller to set aside.
+/// Reads the index. The caller sets a torn or foreign index aside.
 pub(crate) fn read(layout: &Layout) -> Result<Entries> {
     let path = layout.index();
     let Some(bytes) = blobs::read(&path, MAX_INDEX)? else { return Ok(Entries::new()) };
     let file: File = serde_json::from_slice(&bytes).map_err(|error| {
-        // Its images may have another shape.
+        // Images of another version may have other fields, so the version is read first.
         #[derive(Deserialize)]
         struct Head {
             version: u32,
@@ -74,8 +74,8 @@ fn newer(path: &std::path::Path, version: u32) -> Error {
     Error::unsupported(format!("image index {}", path.display()), reason)
 }
 
-/// What this version understands of an index that a later one wrote, for reading alone.
-pub(crate) fn glance(layout: &Layout) -> Entries {
+/// Reads what this version understands of an index that a later version wrote; for reading only.
+pub(crate) fn read_newer(layout: &Layout) -> Entries {
     #[derive(Deserialize)]
     struct Any {
         #[serde(default)]
@@ -87,14 +87,14 @@ pub(crate) fn glance(layout: &Layout) -> Entries {
     entries.filter_map(|entry| Some((Digest::parse(&entry.config)?, entry))).collect()
 }
 
-/// Makes this the index, durably.
+/// Replaces the index, durably.
 pub(crate) fn write(layout: &Layout, entries: &Entries) -> Result<()> {
     let file = File { version: VERSION, images: entries.values().cloned().collect() };
     let bytes = serde_json::to_vec(&file).map_err(|error| Error::corrupt("image index", error))?;
     blobs::write(layout, &layout.index(), &bytes, Durable::Yes)
 }
 
-/// Adds or extends an image and gives it the names of `reference`; a tag moves here from any other image.
+/// Adds or updates an image and gives it the names of `reference`; a tag is taken away from any other image.
 pub(crate) fn name(entries: &mut Entries, id: Digest, image: Entry, reference: &Reference, top: &Digest) {
     let tag = reference.to_string();
     if matches!(reference.selector(), Selector::Tag(_)) {
@@ -103,7 +103,7 @@ pub(crate) fn name(entries: &mut Entries, id: Digest, image: Entry, reference: &
         }
     }
     let entry = entries.entry(id).or_insert_with(|| image.clone());
-    // A layer that was unpacked anew may need another layer of folders.
+    // A layer that was unpacked again may need another layer of folders.
     entry.layers = image.layers;
     entry.size = image.size;
     entry.documents.extend(image.documents);
@@ -113,7 +113,7 @@ pub(crate) fn name(entries: &mut Entries, id: Digest, image: Entry, reference: &
     }
 }
 
-/// The image of this id or exact name.
+/// The image with this id or exact name.
 pub(crate) fn id_of(entries: &Entries, name: &str) -> Option<Digest> {
     let reference = Reference::parse(name).ok().map(|reference| reference.to_string());
     let named = |entry: &Entry, name: &str| {
@@ -124,20 +124,21 @@ pub(crate) fn id_of(entries: &Entries, name: &str) -> Option<Digest> {
     entries.iter().find(|(_, entry)| is_it(entry)).map(|(id, _)| *id)
 }
 
-/// What readers see: immutable, replaced as a whole.
+/// The images as readers see them: immutable, and replaced as a whole.
 #[derive(Debug, Default)]
 pub(crate) struct Published {
     pub(crate) images: Vec<Arc<ImageRecord>>,
     names: HashMap<String, usize>,
 }
 
-/// Shortest id prefix that is looked up: fewer digits are more likely a name.
+/// Shortest id prefix that is looked up: a shorter one is more likely a name.
 const MIN_PREFIX: usize = 3;
 
 impl Published {
-    /// Turns entries into records, taking unchanged configs from `before`. An image whose config is gone or
-    /// damaged, or that has a layer which is not in `present` (by folder name), is left out and reported: listed,
-    /// it would never be pulled again, and no container of it could be created.
+    /// Turns entries into records; unchanged configs are taken from `before`. An image whose config is
+    /// missing or damaged, or that has a layer which is not in `present` (by folder name), is left out with a
+    /// warning. If it were listed, kubelet would never pull it again, and no container could be created from
+    /// it.
     pub(super) fn new(
         layout: &Layout,
         entries: &Entries,
@@ -150,7 +151,7 @@ impl Published {
             let layers = distinct(entry.layers.iter().filter_map(|layer| Digest::parse(layer)));
             let layers: Vec<String> = layers.iter().rev().map(layer_name).collect();
             if let Some(layer) = layers.iter().find(|layer| !present.contains_key(*layer)) {
-                tracing::warn!(image = %id, layer, "image left out, as a layer is missing: pull it again");
+                tracing::warn!(image = %id, layer, "image not listed because a layer is missing: pull it again");
                 continue;
             }
             let known = before.find(&entry.config).map(|record| record.config.clone());
@@ -163,7 +164,7 @@ impl Published {
                 }) {
                     Ok(config) => config.process,
                     Err(error) => {
-                        tracing::warn!(image = %id, %error, "image left out: pull it again");
+                        tracing::warn!(image = %id, %error, "image not listed because it is damaged: pull it again");
                         continue;
                     }
                 },
@@ -193,7 +194,7 @@ impl Published {
         published
     }
 
-    /// By id or exact name, by name as users write it, then by a prefix of one id only.
+    /// By id or exact name, then by name as users write it, then by a prefix that matches one id only.
     pub(crate) fn find(&self, name: &str) -> Option<&Arc<ImageRecord>> {
         if let Some(at) = self.names.get(name) {
             return self.images.get(*at);

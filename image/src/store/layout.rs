@@ -7,11 +7,11 @@
 //!   layers/<24 hex>/      an unpacked layer, by diff-id; an overlay lower folder
 //!   facts/<24 hex>.json   full diff-id and size of that layer
 //!   leases/<owner>.json   layers in use
-//!   ingest/<name>         half-made layers and files; those of earlier runs are swept in the background
-//!   trash/<name>          taken out of sight, being deleted in the background, those of earlier runs too
+//!   ingest/<name>         unfinished layers and files; those of earlier runs are deleted in the background
+//!   trash/<name>          renamed to here to be deleted in the background; also holds those of earlier runs
 //! ```
-//! Layer folders have short names so that many fit the page of mount options that older kernels take. 96 bits
-//! cannot collide by accident, and the full diff-id in `facts` is compared before a layer is used again.
+//! Layer folders have short names so that many fit into the page of mount options of older kernels. 96 bits
+//! do not collide by accident, and the full diff-id in `facts` is compared before a layer is reused.
 
 use crate::error::{Error, Result};
 use crate::reference::Digest;
@@ -27,20 +27,20 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// Makes the folders that are missing.
+    /// Creates missing folders.
     pub(crate) fn make(root: &Path) -> Result<Self> {
         for name in ["blobs", "layers", "facts", "leases", "ingest", "trash"] {
             let path = root.join(name);
             fs::create_dir_all(&path).map_err(Error::storage("create", &path))?;
         }
-        // Layers hold setuid programs: no one but root walks in.
+        // Layers hold setuid programs: only root may enter.
         let have = fs::metadata(root).map_err(Error::storage("stat", root))?.permissions().mode();
         if have & 0o7777 != 0o700 {
             let private = fs::Permissions::from_mode(0o700);
             fs::set_permissions(root, private).map_err(Error::storage("chmod", root))?;
         }
         let trash = Trash::new(root.join("trash"), |error| {
-            tracing::warn!(%error, "left in the trash, tried again later and at the next start");
+            tracing::warn!(%error, "cannot delete a folder in the trash; it is retried later and at the next start");
         });
         trash.leftovers(root.join("ingest"));
         Ok(Self { root: root.to_owned(), trash })
@@ -86,12 +86,12 @@ impl Layout {
         self.leases().join(format!("{owner}.json"))
     }
 
-    /// A name that nothing has or had.
+    /// A new, unused path.
     pub(crate) fn ingest(&self) -> PathBuf {
         self.root.join("ingest").join(self.trash.unique_name())
     }
 
-    /// Deletes in the background.
+    /// The folder whose content is deleted in the background.
     pub(crate) fn trash(&self) -> &Trash {
         &self.trash
     }

@@ -1,4 +1,4 @@
-//! Who uses which layers. A lease outlives the image's names and the daemon.
+//! Leases: which owner uses which layers. A lease outlives the image's names and the daemon.
 
 use super::blobs::{self, Durable};
 use super::layout::Layout;
@@ -20,7 +20,7 @@ pub(crate) struct Stored {
 
 pub(crate) type Leases = BTreeMap<String, Stored>;
 
-/// Owners become file names.
+/// Checks an owner's name, which becomes a file name.
 pub(crate) fn check(owner: &str) -> Result<()> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
     if owner.is_empty() || owner.len() > 200 || !owner.bytes().all(plain) {
@@ -29,7 +29,7 @@ pub(crate) fn check(owner: &str) -> Result<()> {
     Ok(())
 }
 
-/// Not synced: what a lease protects is in use only until the machine stops.
+/// Not synced: nothing that a lease protects runs after a power loss.
 pub(crate) fn write(layout: &Layout, owner: &str, lease: &Stored) -> Result<()> {
     let bytes = serde_json::to_vec(lease).map_err(|error| Error::corrupt("lease", error))?;
     blobs::write(layout, &layout.lease(owner), &bytes, Durable::No)
@@ -43,8 +43,8 @@ pub(crate) fn remove(layout: &Layout, owner: &str) -> Result<()> {
     }
 }
 
-/// All leases, and whether they are all there are. A torn one, left by power loss, is deleted: its container ended
-/// with the machine. One that the disk does not give protects layers that nobody can name.
+/// All leases, and whether the list is complete. A torn lease, left by a power loss, is deleted: its
+/// container ended with the machine. A lease that cannot be read protects layers that are not known then.
 pub(crate) fn read_all(layout: &Layout) -> Result<(Leases, bool)> {
     let folder = layout.leases();
     let (mut leases, mut complete) = (Leases::new(), true);
@@ -54,7 +54,7 @@ pub(crate) fn read_all(layout: &Layout) -> Result<(Leases, bool)> {
         let bytes = match blobs::read(&path, MAX_LEASE) {
             Ok(bytes) => bytes,
             Err(error) => {
-                tracing::error!(?path, %error, "image lease not readable: no layer is deleted until it is");
+                tracing::error!(?path, %error, "cannot read an image lease: no layer is deleted until a restart can read it");
                 complete = false;
                 continue;
             }
@@ -64,9 +64,9 @@ pub(crate) fn read_all(layout: &Layout) -> Result<(Leases, bool)> {
                 leases.insert(owner, lease);
             }
             _ => {
-                tracing::warn!(?path, "torn lease deleted");
+                tracing::warn!(?path, "deleted a torn lease");
                 if let Err(error) = fs::remove_file(&path) {
-                    tracing::warn!(?path, %error, "torn lease not deleted");
+                    tracing::warn!(?path, %error, "cannot delete a torn lease");
                 }
             }
         }

@@ -1,7 +1,8 @@
-//! The content on disk and who may delete it. Everything here blocks but reading what is published.
+//! The content on disk and the rules for deleting it. All calls block, except reading what is published.
 //!
-//! Two locks. `disk` is held by whoever changes images or moves folders, over their I/O. `catalog` is held for
-//! memory only, so that leases and look-ups never wait for a disk. Order: `disk`, then `catalog`.
+//! There are two locks. `disk` is held during I/O by everything that changes images or moves folders.
+//! `catalog` is only held for memory accesses, so that leases and look-ups never wait for a disk. Lock order:
+//! `disk`, then `catalog`.
 
 pub(crate) mod blobs;
 mod gc;
@@ -13,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::lane::blocking;
 use crate::record::{ImageRecord, Lease, Usage};
 use crate::reference::{Digest, Reference};
-use crate::unpack::{self, Made};
+use crate::unpack::{self, LayerStats};
 use layout::{Layout, layer_name};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
@@ -24,24 +25,24 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 use sys::tree::Trash;
 
-/// A layer's facts file.
+/// Content of a layer's facts file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Facts {
     diff_id: String,
     #[serde(flatten)]
-    made: Made,
+    made: LayerStats,
 }
 
 const MAX_FACTS: u64 = 64 << 10;
-/// The longest that a removal waits for its space: kubelet waits for two minutes.
-const SPACE: Duration = Duration::from_secs(90);
+/// How long a removal waits for its space to be free. kubelet's time limit is two minutes.
+const MAX_SPACE_WAIT: Duration = Duration::from_secs(90);
 
 #[derive(Debug, Default)]
 struct Catalog {
     /// Layers on disk, by folder name.
     layers: HashMap<String, Facts>,
     leases: lease::Leases,
-    /// What running pulls need, counted.
+    /// Digests that running pulls need, with a count.
     pins: HashMap<Digest, usize>,
 }
 
@@ -52,13 +53,13 @@ pub(crate) struct Store {
     disk: Mutex<index::Entries>,
     catalog: Mutex<Catalog>,
     published: RwLock<Arc<index::Published>>,
-    /// Why nothing may be changed: the index is a later version's, or the disk does not give it.
-    frozen: Option<Error>,
-    /// Whether all that protects layers is known, so that others may be deleted.
+    /// Why the store is read-only: a later version wrote the index, or the index cannot be read.
+    read_only: Option<Error>,
+    /// Whether everything that protects layers is known, so that other layers may be deleted.
     collectable: bool,
 }
 
-/// A panic while a lock was held left whole values: they are replaced, never edited half.
+/// A poisoned lock is fine: values are replaced as a whole, never edited in place.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -68,28 +69,28 @@ impl Store {
     pub(crate) fn open(root: &Path, pinned: &[String]) -> Result<Self> {
         let layout = Layout::make(root)?;
         let mut damaged = false;
-        let mut frozen = None;
+        let mut read_only = None;
         let mut entries = match index::read(&layout) {
             Ok(entries) => entries,
-            // What it names is whole, and that version will want it back.
+            // The layers it names are complete, and the later version will need them.
             Err(error @ Error::Unsupported { .. }) => {
-                tracing::error!(%error, "images can be used where this version understands them, and not be changed");
-                frozen = Some(error);
-                index::glance(&layout)
+                tracing::error!(%error, "images are read-only: pulls and removals fail; images that this version does not understand are not listed");
+                read_only = Some(error);
+                index::read_newer(&layout)
             }
             Err(error @ (Error::Corrupt { .. } | Error::TooLarge { .. })) => {
                 let aside = layout.index().with_extension(format!("unreadable-{}", now()));
                 tracing::error!(%error, ?aside, "image index set aside: images must be pulled again");
                 match fs::rename(layout.index(), &aside) {
                     Ok(()) => damaged = true,
-                    Err(source) => frozen = Some(Error::storage("set aside", &aside)(source)),
+                    Err(source) => read_only = Some(Error::storage("set aside", &aside)(source)),
                 }
                 index::Entries::new()
             }
-            // The disk does not give it: pods go on without, and it may be given next time.
+            // A read error may be temporary: running pods go on, and the next start may succeed.
             Err(error) => {
-                tracing::error!(%error, "image index not readable: no images are known, and none can be changed");
-                frozen = Some(error);
+                tracing::error!(%error, "cannot read the image index: no images are listed, and pulls and removals fail until a restart can read it");
+                read_only = Some(error);
                 index::Entries::new()
             }
         };
@@ -97,11 +98,12 @@ impl Store {
         let (leases, complete) = lease::read_all(&layout)?;
         let mut catalog = Catalog { leases, ..Catalog::default() };
         let reachable = gc::Reachable::new(&entries, &catalog.leases, std::iter::empty());
-        // With the index lost nothing looks reachable; the next removal or pull collects.
-        if !damaged && complete && frozen.is_none() {
-            // Space that is not given back is no reason to leave pods alone.
-            if let Err(error) = gc::set_aside(&layout, &reachable) {
-                tracing::warn!(%error, "unused layers stay until something is removed");
+        // Without the index everything looks unreachable, so nothing is deleted now; the next removal or pull
+        // does it.
+        if !damaged && complete && read_only.is_none() {
+            // A failure here only costs disk space; it must not keep the daemon from starting.
+            if let Err(error) = gc::trash_unreachable(&layout, &reachable) {
+                tracing::warn!(%error, "cannot delete unused layers; the next image removal tries again");
             }
         }
         catalog.layers = read_layers(&layout, &entries, &catalog.leases)?;
@@ -115,26 +117,26 @@ impl Store {
             disk: Mutex::new(entries),
             catalog: Mutex::new(catalog),
             published: RwLock::new(Arc::new(published)),
-            collectable: complete && frozen.is_none(),
-            frozen,
+            collectable: complete && read_only.is_none(),
+            read_only,
         })
     }
 
-    /// An error where the index belongs to a later version: ask before work that ends in a change.
-    pub(crate) fn changeable(&self) -> Result<()> {
-        self.frozen.clone().map_or(Ok(()), Err)
+    /// Fails if the store is read-only. Check this before work that ends in a change.
+    pub(crate) fn ensure_writable(&self) -> Result<()> {
+        self.read_only.clone().map_or(Ok(()), Err)
     }
 
     pub(crate) fn root(&self) -> &Path {
         self.layout.root()
     }
 
-    /// What readers see. Does not block: the lock is held to copy a pointer.
+    /// The images as readers see them. Does not block: the lock is held to copy a pointer.
     pub(crate) fn published(&self) -> Arc<index::Published> {
         self.published.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Counted from memory.
+    /// Computed from memory.
     pub(crate) fn usage(&self) -> Usage {
         let catalog = lock(&self.catalog);
         catalog.layers.values().fold(Usage::default(), |usage, facts| Usage {
@@ -143,7 +145,7 @@ impl Store {
         })
     }
 
-    /// Holds layers and documents against collection until the guard goes.
+    /// Protects layers and documents from collection until the guard is dropped.
     pub(crate) fn pin(self: &Arc<Self>, digests: Vec<Digest>) -> Pins {
         let mut catalog = lock(&self.catalog);
         for digest in &digests {
@@ -152,7 +154,7 @@ impl Store {
         Pins { store: self.clone(), digests, named: AtomicBool::new(false) }
     }
 
-    /// Whether a whole, durable layer is here. Pin it first.
+    /// Whether the complete, durable layer is in the store. Pin it first.
     pub(crate) fn has_layer(&self, diff_id: &Digest) -> Result<bool> {
         match lock(&self.catalog).layers.get(&layer_name(diff_id)) {
             None => Ok(false),
@@ -164,7 +166,7 @@ impl Store {
         }
     }
 
-    /// A new folder to unpack into; gone with the guard unless published.
+    /// A new folder to unpack into; deleted when the guard is dropped, unless it is published.
     pub(crate) fn ingest(&self) -> Result<Ingest> {
         let path = self.layout.ingest();
         fs::create_dir(&path).map_err(Error::storage("create", &path))?;
@@ -172,8 +174,9 @@ impl Store {
     }
 
     /// Makes an unpacked layer durable, then visible.
-    pub(crate) fn publish_layer(&self, mut ingest: Ingest, diff_id: &Digest, made: Made) -> Result<()> {
-        // One flush for all files of the layer: a sync of each costs a journal commit of each.
+    pub(crate) fn publish_layer(&self, mut ingest: Ingest, diff_id: &Digest, made: LayerStats) -> Result<()> {
+        // One sync of the file system for all files of the layer: a sync per file costs a journal commit
+        // each.
         File::open(&ingest.path)
             .and_then(|folder| rustix::fs::syncfs(&folder).map_err(Into::into))
             .map_err(Error::storage("sync", &ingest.path))?;
@@ -195,10 +198,11 @@ impl Store {
         Ok(())
     }
 
-    /// The image's layers as overlayfs is to have them, lowest first: each once, with one more on top where folders
-    /// without an entry would hide how a layer below has them. All must be here and pinned. The pins hold the one
-    /// on top until the image is named.
-    pub(crate) fn complete(self: &Arc<Self>, diff_ids: &[Digest]) -> Result<(Vec<Digest>, Pins)> {
+    /// The image's layers as overlayfs must stack them, lowest first, each once. If folders without an entry
+    /// would hide the attributes of a lower layer's folder, a layer with the right ones is added on top. All
+    /// layers must be in the store and pinned. The returned pins protect the added layer until the image is
+    /// named.
+    pub(crate) fn overlay_layers(self: &Arc<Self>, diff_ids: &[Digest]) -> Result<(Vec<Digest>, Pins)> {
         let mut layers = distinct(diff_ids.iter().copied());
         let sources: Vec<unpack::Layer> = {
             let catalog = lock(&self.catalog);
@@ -224,17 +228,17 @@ impl Store {
         Ok((layers, pins))
     }
 
-    /// Keeps a manifest, index or config.
+    /// Stores a manifest, index or config.
     pub(crate) fn put_document(&self, bytes: &[u8]) -> Result<Digest> {
         blobs::put(&self.layout, bytes)
     }
 
-    /// Reads a kept document back.
+    /// Reads a stored document.
     pub(crate) fn document(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>> {
         blobs::get(&self.layout, digest, limit)
     }
 
-    /// Names an image whose content is all here: the moment it becomes visible.
+    /// Names an image whose content is complete. It becomes visible by this.
     pub(crate) fn commit(
         &self,
         reference: &Reference,
@@ -264,7 +268,7 @@ impl Store {
     }
 
     fn replace(&self, disk: &mut index::Entries, entries: index::Entries) -> Result<()> {
-        self.changeable()?;
+        self.ensure_writable()?;
         if *disk != entries {
             index::write(&self.layout, &entries)?;
         }
@@ -272,26 +276,26 @@ impl Store {
         Ok(())
     }
 
-    /// Even for equal entries: a config that was damaged may be whole again.
+    /// Rebuilds even if the entries are equal: a new pull may have repaired a damaged config.
     fn publish(&self, disk: &mut index::Entries, entries: index::Entries) {
-        // A copy: configs are read from the disk, and who waits for the catalog may be a worker that everything
-        // else needs. Who changes it holds `disk`, as we do.
+        // Works on a copy of the catalog: configs are read from disk here, and look-ups must not wait for
+        // that. The catalog cannot change meanwhile, because we hold `disk`.
         let (before, present) = (self.published(), lock(&self.catalog).layers.clone());
         let next = index::Published::new(&self.layout, &entries, &self.pinned, &before, &present);
         *disk = entries;
         *self.published.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
     }
 
-    /// Removes the image that the name leads to, with all names, and what nothing else needs.
+    /// Removes the image that `name` refers to, with all its names, and everything that nothing else needs.
     ///
-    /// Works on a full disk: where there is no space for the smaller index, the image's config is taken away first,
-    /// which removes the image as well (see [`is_removed`]), and the index is written once layers are deleted.
+    /// Works on a full disk: if there is no space for the smaller index, the image's config is deleted first,
+    /// which removes the image as well (see [`is_removed`]). The index is written once layers are deleted.
     pub(crate) fn remove(&self, name: &str) -> Result<()> {
         let mut full = None;
         {
             let mut disk = lock(&self.disk);
             let listed = self.published().find(name).and_then(|image| Digest::parse(&image.id));
-            // One that is left out takes space too.
+            // An image that is not listed takes space too.
             let Some(id) = listed.or_else(|| index::id_of(&disk, name)) else { return Ok(()) };
             let mut entries = disk.clone();
             entries.remove(&id);
@@ -306,22 +310,22 @@ impl Store {
             }
         }
         self.collect()?;
-        // kubelet removes images to get space, measures at once, and evicts pods when there is none.
-        self.layout.trash().wait(SPACE);
+        // kubelet removes images to free space, measures right after, and evicts pods if there is too little.
+        self.layout.trash().wait(MAX_SPACE_WAIT);
         if let Some(error) = full {
             self.layout.trash().empty();
             let disk = lock(&self.disk);
             match index::write(&self.layout, &disk) {
-                Ok(()) => tracing::info!("image removed on a full disk"),
+                Ok(()) => tracing::info!("image removed although the disk was full"),
                 Err(_) => {
-                    tracing::warn!(%error, "image removed, the index still names it: written with the next change")
+                    tracing::warn!(%error, "image removed, but the index still names it; the next change writes it")
                 }
             }
         }
         Ok(())
     }
 
-    /// Deletes what is unreachable.
+    /// Deletes unreachable layers and documents.
     pub(crate) fn collect(&self) -> Result<()> {
         if !self.collectable {
             return Ok(());
@@ -330,14 +334,14 @@ impl Store {
         let reachable = {
             let mut catalog = lock(&self.catalog);
             let reachable = gc::Reachable::new(&disk, &catalog.leases, catalog.pins.keys());
-            // From here on a pull finds these absent, and a lease cannot have them.
+            // From here on pulls do not find these layers, and no lease can be taken on them.
             catalog.layers.retain(|name, _| reachable.layer(name));
             reachable
         };
-        gc::set_aside(&self.layout, &reachable)
+        gc::trash_unreachable(&self.layout, &reachable)
     }
 
-    /// Takes a lease, or gives the one that the owner holds on this image.
+    /// Takes a lease, or returns the one that the owner holds on this image.
     pub(crate) fn lease(&self, image: &str, owner: &str) -> Result<Lease> {
         lease::check(owner)?;
         let (stored, before) = {
@@ -360,7 +364,8 @@ impl Store {
         Ok(self.as_lease(owner, &stored))
     }
 
-    /// The image's layers, all present; or another owner's lease on an image that was removed since.
+    /// The image's layers, which must all be present; or another owner's lease on an image that was removed
+    /// since.
     fn leasable(&self, catalog: &Catalog, image: &str) -> Result<lease::Stored> {
         let absent = || Error::NotFound { reference: image.to_owned(), detail: String::new() };
         let published = self.published();
@@ -383,7 +388,7 @@ impl Store {
         }
     }
 
-    /// Gives a lease back; layers of removed images go with the last one.
+    /// Releases a lease. The layers of a removed image are deleted with its last lease.
     pub(crate) fn release(&self, owner: &str) -> Result<()> {
         lease::check(owner)?;
         let published = self.published();
@@ -406,13 +411,13 @@ fn is_removed(layout: &Layout, id: &Digest) -> bool {
     let blob = layout.blob(id);
     let absent = blob.symlink_metadata().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
     if absent {
-        tracing::warn!(image = %id, "image without its config: removed");
+        tracing::warn!(image = %id, "image has no config: treated as removed");
     }
     absent
 }
 
-/// Layers, lowest first, each once. overlayfs refuses one that comes twice. The topmost of equal layers stays:
-/// it hides the other ones entirely, so the result is the same.
+/// Layers, lowest first, each once, because overlayfs refuses duplicates. The topmost of equal layers is
+/// kept: it hides the others completely, so the result is the same.
 pub(crate) fn distinct(layers: impl DoubleEndedIterator<Item = Digest>) -> Vec<Digest> {
     let mut seen = BTreeSet::new();
     let mut found: Vec<Digest> = layers.rev().filter(|layer| seen.insert(*layer)).collect();
@@ -424,7 +429,7 @@ fn now() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// Layers that images and leases name and that are on disk with their facts.
+/// The layers that images and leases name and that are on disk with their facts.
 fn read_layers(
     layout: &Layout,
     entries: &index::Entries,
@@ -436,7 +441,7 @@ fn read_layers(
     let mut layers = HashMap::new();
     for diff_id in wanted {
         let facts = blobs::read(&layout.fact(&diff_id), MAX_FACTS).unwrap_or_else(|error| {
-            tracing::warn!(%diff_id, %error, "facts of a layer not readable");
+            tracing::warn!(%diff_id, %error, "cannot read the facts of a layer");
             None
         });
         let facts = facts.and_then(|bytes| serde_json::from_slice::<Facts>(&bytes).ok());
@@ -445,14 +450,15 @@ fn read_layers(
                 layers.insert(layer_name(&diff_id), facts);
             }
             _ => {
-                tracing::warn!(%diff_id, "layer is missing: its images are left out until they are pulled again")
+                tracing::warn!(%diff_id, "layer is missing: its images are not listed until they are pulled again")
             }
         }
     }
     Ok(layers)
 }
 
-/// Holds digests against collection. When the last holder of a failed pull goes, what it left is deleted.
+/// Protects digests from collection. When the last holder of a failed pull is dropped, what it left is
+/// deleted.
 #[derive(Debug)]
 pub(crate) struct Pins {
     store: Arc<Store>,
@@ -461,8 +467,8 @@ pub(crate) struct Pins {
 }
 
 impl Pins {
-    /// The pull succeeded: an image names everything, there is nothing to delete.
-    pub(crate) fn named(&self) {
+    /// The pull succeeded: an image now names everything, so there is nothing to delete.
+    pub(crate) fn keep(&self) {
         self.named.store(true, Ordering::Relaxed);
     }
 }
@@ -484,18 +490,18 @@ impl Drop for Pins {
             return;
         }
         let store = self.store.clone();
-        // Without a runtime the process is ending: the next start sweeps.
+        // Without a runtime the process is ending: the next start deletes it.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
                 if let Err(error) = blocking(move || store.collect()).await {
-                    tracing::warn!(%error, "collecting unused layers");
+                    tracing::warn!(%error, "cannot delete unused layers");
                 }
             });
         }
     }
 }
 
-/// A folder being filled. Drop it on a blocking thread.
+/// A folder that is being filled. Drop it on a blocking thread.
 #[derive(Debug)]
 pub(crate) struct Ingest {
     path: PathBuf,
@@ -514,7 +520,7 @@ impl Drop for Ingest {
         if !self.published
             && let Err(error) = self.trash.take(&self.path)
         {
-            tracing::warn!(%error, "left behind, removed at the next start");
+            tracing::warn!(%error, "cannot remove an unfinished folder; the next start removes it");
         }
     }
 }

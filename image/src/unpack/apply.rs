@@ -1,13 +1,13 @@
-//! Writes entries beneath one opened folder. Blocking; needs root, as owners and devices are set.
+//! Writes entries below one opened folder. Blocking; needs root to set owners and create device nodes.
 //!
-//! A folder is entered one component at a time, by descriptor, and the kernel never follows a symlink for us: a
-//! parent that is a symlink of this layer is read, and its target is walked from the same root in the same way.
-//! `..` closes the innermost descriptor, and nothing where there is none. So nothing that a layer makes can lead a
-//! later entry outside. The descriptors of the current path are kept: most entries share their parent with the
-//! one before, and cost no look-up.
+//! Paths are walked one component at a time, by descriptor, and the kernel never follows a symlink. If a
+//! parent is a symlink of this layer, its target is read and walked from the same root in the same way. `..`
+//! closes the innermost descriptor and does nothing at the root. So no entry can lead a later one outside.
+//! The descriptors of the current path are kept open, because most entries share their parent with the
+//! previous one.
 
 use super::tar::{Entry, EntryPath, Kind, MAX_DEPTH, Reader, TarError};
-use super::whiteout::{IMPLICIT_XATTR, Mark, OPAQUE_XATTR, mark};
+use super::whiteout::{IMPLICIT_XATTR, NameKind, OPAQUE_XATTR, name_kind};
 use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -19,22 +19,23 @@ use std::os::unix::ffi::OsStrExt;
 
 const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-/// Symlinks followed for one path; containerd's number, the kernel stops at 40.
+/// Symlinks followed for one path. containerd allows as many; the kernel stops at 40.
 const MAX_LINKS: usize = 255;
 /// Components still to be walked for one path: a symlink's target may add 2048.
 const MAX_PENDING: usize = 4096;
-/// ext4's and xfs's block: what a file takes is rounded up to it.
+/// Block size of ext4 and xfs: file sizes are rounded up to it.
 const BLOCK: u64 = 4096;
 
-/// What unpacking a layer made.
+/// What unpacking a layer created.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Made {
+pub(crate) struct LayerStats {
     /// Bytes on disk.
     pub(crate) bytes: u64,
     /// Files, folders and other inodes.
     pub(crate) inodes: u64,
-    /// Folders that the layer has entries in but no entry for. They are root's, 0755, and marked, so that an
-    /// image can show them as a layer below has them. Some may be gone again: 0 is exact, others are a bound.
+    /// Folders that contain entries but have none themselves. They are created as root's with mode 0755 and
+    /// marked, so that the attributes of the same folder in a lower layer can be used. Some may have been
+    /// removed again: 0 is exact, other values are an upper bound.
     pub(crate) implicit: u64,
 }
 
@@ -51,20 +52,20 @@ pub(crate) enum ApplyError {
     TooMany(u64),
 }
 
-/// Attributes that are set when everything within a folder is done.
+/// Attributes that are set once everything inside the folder is written.
 #[derive(Debug, Clone, Copy)]
 struct Deferred {
     mode: u32,
     mtime: (i64, u32),
 }
 
-/// The folders that wait for attributes and those above them, each once however often an archive names it: the
-/// memory is that of folders on disk, not of entries times their depth.
+/// The folders that wait for attributes, and their parents, each stored once however often the archive names
+/// it: memory grows with the folders on disk, not with entries times depth.
 #[derive(Debug)]
 struct Folders {
-    /// By the place of the parent and the folder's name; no part of a path was a symlink.
+    /// Index by parent's index and folder name. No part of a path was a symlink.
     places: HashMap<(usize, Box<[u8]>), usize>,
-    /// Parent and attributes, by place. The root is the first, and its own parent.
+    /// Parent's index and attributes. The root comes first and is its own parent.
     all: Vec<(usize, Option<Deferred>)>,
 }
 
@@ -75,7 +76,7 @@ impl Folders {
         Self { places: HashMap::new(), all: vec![(Self::ROOT, None)] }
     }
 
-    /// The place of a folder.
+    /// The index of a folder.
     fn place(&mut self, parent: usize, name: &[u8]) -> usize {
         *self.places.entry((parent, name.into())).or_insert_with(|| {
             self.all.push((parent, None));
@@ -89,7 +90,7 @@ impl Folders {
         }
     }
 
-    /// Calls `set` with the path and the attributes of each folder that has some.
+    /// Calls `set` with the path and attributes of each folder that has some.
     fn each<E>(self, mut set: impl FnMut(&[&[u8]], Deferred) -> Result<(), E>) -> Result<(), E> {
         let mut names: Vec<&[u8]> = vec![&[]; self.all.len()];
         for ((_, name), place) in &self.places {
@@ -111,12 +112,12 @@ impl Folders {
     }
 }
 
-/// A folder of the current path.
+/// An open folder of the current path.
 #[derive(Debug)]
 struct Open {
     name: Vec<u8>,
     fd: OwnedFd,
-    /// In [`Folders`], once it was looked up.
+    /// Its index in [`Folders`], once that was looked up.
     place: Option<usize>,
 }
 
@@ -130,10 +131,10 @@ impl Open {
 #[derive(Debug)]
 pub(crate) struct Applier {
     root: OwnedFd,
-    /// The folders of the current path below the root.
+    /// The open folders of the current path below the root.
     open: Vec<Open>,
     folders: Folders,
-    made: Made,
+    stats: LayerStats,
 }
 
 type Step<T> = Result<T, (&'static str, Errno)>;
@@ -147,9 +148,9 @@ fn os(name: &[u8]) -> &OsStr {
 }
 
 impl Applier {
-    /// `root` is an empty folder that nothing else writes to.
+    /// `root` must be an empty folder that nothing else writes to.
     pub(crate) fn new(root: OwnedFd) -> Self {
-        Self { root, open: Vec::new(), folders: Folders::new(), made: Made::default() }
+        Self { root, open: Vec::new(), folders: Folders::new(), stats: LayerStats::default() }
     }
 
     /// Writes the whole archive.
@@ -157,12 +158,12 @@ impl Applier {
         mut self,
         archive: &mut Reader<R>,
         max_entries: u64,
-    ) -> Result<Made, ApplyError> {
+    ) -> Result<LayerStats, ApplyError> {
         let mut entries = 0;
         while let Some(entry) = archive.next()? {
             entries += 1;
-            // Folders without an entry cost the disk as much as those with one.
-            if entries > max_entries || self.made.inodes > max_entries {
+            // Folders without an entry take as much disk space as those with one.
+            if entries > max_entries || self.stats.inodes > max_entries {
                 return Err(ApplyError::TooMany(max_entries));
             }
             self.entry(&entry, archive)?;
@@ -189,35 +190,35 @@ impl Applier {
             _ => ApplyError::System { entry: shown(), action, source },
         };
         let Some((parents, name)) = entry.path.split() else {
-            // The root is a folder, whatever the entry says; containerd leaves such entries out altogether.
+            // The root stays a folder whatever the entry says; containerd skips such entries.
             if entry.kind == Kind::Directory {
                 self.open.clear();
                 self.folder_attributes(entry).map_err(system)?;
             }
             return Ok(());
         };
-        let hidden = mark(name).map_err(|reason| ApplyError::Entry { entry: shown(), reason })?;
-        // Before the entry's own parents: the walk leaves the current folder.
+        let hidden = name_kind(name).map_err(|reason| ApplyError::Entry { entry: shown(), reason })?;
+        // Resolved before the entry's own parents, because this walk changes the current folder.
         let target = match &entry.kind {
-            Kind::HardLink(target) if hidden == Mark::None && *target != entry.path => {
+            Kind::HardLink(target) if hidden == NameKind::Plain && *target != entry.path => {
                 Some(self.target(target).map_err(system)?)
             }
             _ => None,
         };
         self.enter(parents, Missing::Make).map_err(system)?;
         match hidden {
-            Mark::None => {}
-            Mark::Ignored => return Ok(()),
-            Mark::Opaque => return self.opaque(self.current()).map_err(system),
-            Mark::Hides(name) => return self.hide(name).map_err(system),
+            NameKind::Plain => {}
+            NameKind::Ignored => return Ok(()),
+            NameKind::Opaque => return self.opaque(self.current()).map_err(system),
+            NameKind::Whiteout(name) => return self.hide(name).map_err(system),
         }
-        self.made.inodes += 1;
+        self.stats.inodes += 1;
         match &entry.kind {
             Kind::File => return self.file(name, entry, archive, system),
             Kind::Directory => self.folder(name).and_then(|()| self.folder_attributes(entry)),
             Kind::Symlink(target) => self.symlink(name, target, entry),
             Kind::HardLink(_) => {
-                self.made.inodes -= 1;
+                self.stats.inodes -= 1;
                 target.map_or(Ok(()), |target| self.link(name, &target))
             }
             Kind::CharDevice(major, minor) => {
@@ -231,17 +232,17 @@ impl Applier {
         .map_err(system)
     }
 
-    /// The folder entered last.
+    /// The innermost folder of the current path.
     fn current(&self) -> BorrowedFd<'_> {
         self.open.last().map_or(self.root.as_fd(), |open| open.fd.as_fd())
     }
 
     /// Makes `path` the current folder. Symlinks in it are followed within the root.
     fn enter(&mut self, path: &[Vec<u8>], missing: Missing) -> Step<()> {
-        // What is open was walked without symlinks, and its folders stand until we leave them.
+        // The open folders were reached without symlinks and stay open until another path is entered.
         let shared = self.open.iter().zip(path).take_while(|(open, wanted)| open.name == **wanted).count();
         self.open.truncate(shared);
-        // Innermost last.
+        // Reversed: the next component is last.
         let mut pending: Vec<Vec<u8>> = path[shared..].iter().rev().cloned().collect();
         let mut links = 0;
         while let Some(name) = pending.pop() {
@@ -261,7 +262,8 @@ impl Applier {
                         self.follow(&name, &mut pending)?;
                         continue;
                     }
-                    // A whiteout of this same layer: the name below is gone, the new folder starts empty.
+                    // A whiteout of this same layer: the lower folder is deleted, so the new one starts
+                    // empty.
                     FileType::CharacterDevice if missing == Missing::Make && self.is_whiteout(&name)? => {
                         fs::unlinkat(self.current(), os(&name), AtFlags::empty()).map_err(step("unlink"))?;
                         let fd = self.implicit(&name)?;
@@ -280,7 +282,7 @@ impl Applier {
         Ok(())
     }
 
-    /// Puts a symlink's target in front of what is still to be walked, from the root if it is absolute.
+    /// Prepends a symlink's target to the components still to be walked; an absolute one starts at the root.
     fn follow(&mut self, name: &[u8], pending: &mut Vec<Vec<u8>>) -> Step<()> {
         let target = fs::readlinkat(self.current(), os(name), Vec::new()).map_err(step(ENTER))?;
         let target = target.as_bytes();
@@ -292,13 +294,13 @@ impl Applier {
         if pending.len() > MAX_PENDING { Err((ENTER, Errno::NAMETOOLONG)) } else { Ok(()) }
     }
 
-    /// A folder that the archive has no entry for, or not yet.
+    /// Creates a folder that has no entry in the archive, or none yet.
     fn implicit(&mut self, name: &[u8]) -> Step<OwnedFd> {
         fs::mkdirat(self.current(), os(name), Mode::RWXU).map_err(step("mkdir"))?;
-        self.made.inodes += 1;
-        self.made.implicit += 1;
+        self.stats.inodes += 1;
+        self.stats.implicit += 1;
         let fd = fs::openat(self.current(), os(name), DIRECTORY, Mode::empty()).map_err(step(ENTER))?;
-        // The umask does not count here.
+        // mkdir applies the umask, so the mode is set again.
         fs::fchmod(&fd, Mode::from_raw_mode(0o755)).map_err(step("chmod"))?;
         fs::fsetxattr(&fd, IMPLICIT_XATTR, b"y", XattrFlags::empty()).map_err(step("mark as implicit"))?;
         Ok(fd)
@@ -318,11 +320,11 @@ impl Applier {
         fs::fsetxattr(folder, OPAQUE_XATTR, b"y", XattrFlags::empty()).map_err(step("mark as opaque"))
     }
 
-    /// Whiteouts speak of lower layers only: what this layer itself has under that name stays.
+    /// A whiteout only concerns lower layers: what this layer itself has under that name stays.
     fn hide(&mut self, name: &[u8]) -> Step<()> {
         match fs::mknodat(self.current(), os(name), FileType::CharacterDevice, Mode::empty(), 0) {
             Ok(()) => {
-                self.made.inodes += 1;
+                self.stats.inodes += 1;
                 Ok(())
             }
             Err(Errno::EXIST) => match fs::openat(self.current(), os(name), DIRECTORY, Mode::empty()) {
@@ -333,7 +335,7 @@ impl Applier {
         }
     }
 
-    /// Takes away what an earlier entry made under this name.
+    /// Removes what an earlier entry created under this name.
     fn clear(&mut self, name: &[u8]) -> Step<()> {
         match fs::unlinkat(self.current(), os(name), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
@@ -348,7 +350,7 @@ impl Applier {
         }
     }
 
-    /// Runs `make`, once more after clearing the name if something is there.
+    /// Runs `make`. If the name is taken, removes what is there and runs it once more.
     fn replacing<T>(
         &mut self,
         name: &[u8],
@@ -384,7 +386,7 @@ impl Applier {
                 .map_err(|errno| system(("write", errno)))?;
             archive.consume(written);
         }
-        self.made.bytes += entry.size.div_ceil(BLOCK) * BLOCK;
+        self.stats.bytes += entry.size.div_ceil(BLOCK) * BLOCK;
         attributes(file.as_fd(), entry)
             .and_then(|()| fs::fchmod(&file, Mode::from_raw_mode(entry.mode)).map_err(step("chmod")))
             .and_then(|()| xattrs(file.as_fd(), entry))
@@ -392,11 +394,11 @@ impl Applier {
             .map_err(system)
     }
 
-    /// Makes and enters a folder; one that is there already stays with what it has.
+    /// Creates and enters a folder; an existing folder keeps its content.
     fn folder(&mut self, name: &[u8]) -> Step<()> {
         let mut opaque = false;
         match fs::mkdirat(self.current(), os(name), Mode::RWXU) {
-            Ok(()) => self.made.bytes += BLOCK,
+            Ok(()) => self.stats.bytes += BLOCK,
             Err(Errno::EXIST) => {
                 let stat =
                     fs::statat(self.current(), os(name), AtFlags::SYMLINK_NOFOLLOW).map_err(step("stat"))?;
@@ -416,13 +418,14 @@ impl Applier {
         Ok(())
     }
 
-    /// Of the current folder. Mode and time wait: a setgid folder would hand its group to what is made in it.
+    /// Sets the current folder's attributes. Mode and time are deferred: a setgid folder would pass its group
+    /// on to its content.
     fn folder_attributes(&mut self, entry: &Entry) -> Step<()> {
         fs::fchown(self.current(), Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))
             .map_err(step("chown"))?;
-        if self.made.implicit > 0 {
+        if self.stats.implicit > 0 {
             match fs::fremovexattr(self.current(), IMPLICIT_XATTR) {
-                Ok(()) => self.made.implicit -= 1,
+                Ok(()) => self.stats.implicit -= 1,
                 Err(Errno::NODATA) => {}
                 Err(errno) => return Err(("unmark", errno)),
             }
@@ -444,14 +447,14 @@ impl Applier {
     fn node(&mut self, name: &[u8], kind: FileType, device: u64, entry: &Entry) -> Step<()> {
         self.replacing(name, "mknod", |parent| fs::mknodat(parent, os(name), kind, Mode::RUSR, device))?;
         self.named_attributes(name, entry)?;
-        // Made by us a moment ago in a folder of ours: not a symlink.
+        // We just created it, in a folder of ours, so it is not a symlink.
         fs::chmodat(self.current(), os(name), Mode::from_raw_mode(entry.mode), AtFlags::empty())
             .map_err(step("chmod"))?;
         fs::utimensat(self.current(), os(name), &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(step("set time"))
     }
 
-    /// Owner and time of something that has no descriptor.
+    /// Sets owner and time of an entry that cannot be opened.
     fn named_attributes(&mut self, name: &[u8], entry: &Entry) -> Step<()> {
         let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
         fs::chownat(self.current(), os(name), Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
@@ -460,7 +463,7 @@ impl Applier {
             .map_err(step("set time"))
     }
 
-    /// What a hard link leads to: a folder, and the name in it. Its parents may be symlinks of this layer.
+    /// The target of a hard link: a folder and the name in it. Its parents may be symlinks of this layer.
     fn target(&mut self, path: &EntryPath) -> Step<(OwnedFd, Vec<u8>)> {
         let Some((parents, name)) = path.split() else { return Err((RESOLVE, Errno::PERM)) };
         self.enter(parents, Missing::Fail).map_err(|(_, errno)| (RESOLVE, errno))?;
@@ -475,20 +478,20 @@ impl Applier {
         if kind == FileType::Directory || (kind == FileType::CharacterDevice && stat.st_rdev == 0) {
             return Err((RESOLVE, Errno::PERM));
         }
-        // The same name reached by two paths. Clearing it for the link would lose it.
+        // Both paths are the same name. Removing it to make room for the link would lose the file.
         let here = fs::fstat(self.current()).map_err(step("stat"))?;
         let there = fs::fstat(folder).map_err(step("stat"))?;
         if name == target.as_slice() && (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino) {
             return Ok(());
         }
-        // Without AT_SYMLINK_FOLLOW a symlink is linked, not what it leads to.
+        // Without AT_SYMLINK_FOLLOW, a symlink itself is linked, not its target.
         self.replacing(name, RESOLVE, |parent| {
             fs::linkat(folder, os(target), parent, os(name), AtFlags::empty())
         })
     }
 
-    /// Sets what folders waited for.
-    fn finish(mut self) -> Result<Made, ApplyError> {
+    /// Sets the deferred attributes of folders.
+    fn finish(mut self) -> Result<LayerStats, ApplyError> {
         let folders = std::mem::replace(&mut self.folders, Folders::new());
         folders.each(|path, deferred| {
             let at = |action, source| ApplyError::System {
@@ -502,7 +505,7 @@ impl Applier {
             for name in &path[shared..] {
                 match fs::openat(self.current(), os(name), DIRECTORY, Mode::empty()) {
                     Ok(fd) => self.open.push(Open::new(name.to_vec(), fd)),
-                    // A later entry replaced it.
+                    // A later entry replaced the folder.
                     Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
                     Err(errno) => return Err(at(ENTER, errno)),
                 }
@@ -510,11 +513,11 @@ impl Applier {
             fs::fchmod(self.current(), Mode::from_raw_mode(deferred.mode)).map_err(|e| at("chmod", e))?;
             fs::futimens(self.current(), &times(deferred.mtime)).map_err(|e| at("set time", e))
         })?;
-        Ok(self.made)
+        Ok(self.stats)
     }
 }
 
-/// What to do about a parent folder that is not there.
+/// What to do if a parent folder does not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Missing {
     Make,
@@ -524,9 +527,9 @@ enum Missing {
 const ENTER: &str = "enter folder";
 const RESOLVE: &str = "hard link";
 
-/// Owner. Must come before mode and capabilities, which the kernel drops on chown.
+/// Sets the owner first, because chown clears setuid bits and capabilities.
 fn attributes(file: BorrowedFd<'_>, entry: &Entry) -> Step<()> {
-    // Made by root in folders without setgid: it is 0:0 already, and most entries are.
+    // Created by root in a folder without setgid, so it is 0:0 already, as most entries should be.
     if entry.uid == 0 && entry.gid == 0 {
         return Ok(());
     }
@@ -536,7 +539,7 @@ fn attributes(file: BorrowedFd<'_>, entry: &Entry) -> Step<()> {
 fn xattrs(file: BorrowedFd<'_>, entry: &Entry) -> Step<()> {
     for (name, value) in &entry.xattrs {
         match fs::fsetxattr(file, os(name), value, XattrFlags::empty()) {
-            // Not every file system has user attributes or access lists.
+            // Not every file system supports user attributes or ACLs.
             Ok(()) | Err(Errno::OPNOTSUPP) => {}
             Err(errno) => return Err(("set extended attribute", errno)),
         }

@@ -1,14 +1,16 @@
-//! Gives folders that a layer has no entry for the owner, mode, attributes and time of the layer below.
+//! Gives folders without an entry in their layer the owner, mode, extended attributes and time of the layer
+//! below.
 //!
-//! A tar may hold `tmp/x` without `tmp`. Whoever unpacks layers on top of each other finds `/tmp` already there.
-//! Layers here are unpacked apart and shared between images, so that such a folder is root's with mode 0755, and
-//! overlayfs would show that in place of the lower layer's 1777. The cure is one more layer on top of the image,
-//! made of folders alone, which shows the attributes that count.
+//! An archive may hold `tmp/x` without `tmp`. A tool that unpacks layers on top of each other finds `/tmp`
+//! already there. Here layers are unpacked separately and shared between images, so such a folder is created
+//! as root's with mode 0755, and overlayfs would show that instead of the lower layer's 1777. To correct
+//! this, the image gets one more layer on top that consists of folders with the right attributes.
 //!
-//! Only folders that two layers have can differ, so only those are walked: one descriptor a level, however many
-//! layers there are. Each is opened from its layer's root in one step that follows no symlink. Blocking.
+//! Only a folder that two layers have can differ, so only those are walked, with one descriptor per level
+//! however many layers there are. Each folder is opened from its layer's root in one step that follows no
+//! symlink. Blocking.
 
-use super::apply::Made;
+use super::apply::LayerStats;
 use super::tar::allowed_xattr;
 use super::whiteout::{IMPLICIT_XATTR, OPAQUE_XATTR};
 use crate::error::{Error, Result};
@@ -22,9 +24,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// How symlinks are met, each opening says by its `ResolveFlags`.
+/// Whether symlinks are followed is up to the `ResolveFlags` of each open.
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
-/// ext4's block: what a folder takes.
+/// ext4's block size: the space of one folder.
 const BLOCK: u64 = 4096;
 /// Linux's XATTR_SIZE_MAX and XATTR_LIST_MAX.
 const MAX_XATTR: usize = 64 << 10;
@@ -32,15 +34,16 @@ const MAX_XATTR: usize = 64 << 10;
 /// One layer of an image.
 #[derive(Debug)]
 pub(crate) struct Layer {
-    /// Where it was unpacked.
+    /// The folder it was unpacked into.
     pub(crate) folder: PathBuf,
-    /// It may have folders without an entry.
+    /// Whether it may have folders without an entry.
     pub(crate) implicit: bool,
 }
 
-/// Fills `into`, an empty folder, with the folders of `layers` (topmost first) that must look otherwise. What was
-/// made, and a digest that differs where the result differs; `None` when nothing must be made.
-pub(crate) fn folders(layers: &[Layer], into: &Path) -> Result<Option<(Digest, Made)>> {
+/// Fills `into`, an empty folder, with those folders of `layers` (topmost first) whose attributes must
+/// differ. Returns the new layer's size, and a digest that differs if the content differs; `None` if no layer
+/// is needed.
+pub(crate) fn folders(layers: &[Layer], into: &Path) -> Result<Option<(Digest, LayerStats)>> {
     let Some(topmost) = layers.iter().position(|layer| layer.implicit) else { return Ok(None) };
     if topmost + 1 == layers.len() {
         return Ok(None);
@@ -55,24 +58,25 @@ pub(crate) fn folders(layers: &[Layer], into: &Path) -> Result<Option<(Digest, M
         into,
         path: Vec::new(),
         out: Vec::new(),
-        made: Made { bytes: BLOCK, inodes: 1, implicit: 0 },
+        stats: LayerStats { bytes: BLOCK, inodes: 1, implicit: 0 },
         hasher: Sha256::new_with_prefix(b"copepod folders 1\0"),
     };
     fs::fchown(&walk.root, Some(Uid::ROOT), Some(Gid::ROOT)).map_err(Error::storage("chown", into))?;
     fs::fchmod(&walk.root, Mode::from_raw_mode(0o755)).map_err(Error::storage("chmod", into))?;
     let all: Vec<_> =
-        (0..layers.len()).map(|layer| Member { layer, through: false, implicit: false }).collect();
+        (0..layers.len()).map(|layer| Member { layer, via_symlink: false, implicit: false }).collect();
     walk.visit(&all)?;
-    let found = walk.made.inodes > 1;
-    Ok(found.then(|| (Digest::finish(walk.hasher), walk.made)))
+    let found = walk.stats.inodes > 1;
+    Ok(found.then(|| (Digest::finish(walk.hasher), walk.stats)))
 }
 
-/// A layer's part of the folder that is looked at.
+/// One layer that has the current folder.
 #[derive(Debug, Clone, Copy)]
 struct Member {
     layer: usize,
-    /// The path leads through symlinks of this layer. It only lends attributes then: overlayfs does not merge it.
-    through: bool,
+    /// The path leads through symlinks of this layer. Such a member only supplies attributes: overlayfs does
+    /// not merge it.
+    via_symlink: bool,
     implicit: bool,
 }
 
@@ -81,19 +85,20 @@ struct Walk<'a> {
     roots: Vec<OwnedFd>,
     root: OwnedFd,
     into: &'a Path,
-    /// The folder that is looked at.
+    /// Path of the current folder.
     path: Vec<Vec<u8>>,
-    /// The folders on that path that were made, from the root without a gap.
+    /// The created folders on that path, from the root down.
     out: Vec<OwnedFd>,
-    made: Made,
+    stats: LayerStats,
     hasher: Sha256,
 }
 
 impl Walk<'_> {
-    /// Looks at the folder that `members` (topmost first) make together, and at all below it. Not deeper than a
-    /// layer's folders are, 257.
+    /// Visits the folder that `members` (topmost first) make up, and everything below it. The depth is
+    /// limited to 257, like that of a layer's folders.
     fn visit(&mut self, members: &[Member]) -> Result<()> {
-        // An implicit folder shows what the topmost explicit one below says; without one it is as it should be.
+        // An implicit folder gets the attributes of the topmost explicit one below it. If there is none, it
+        // is right already.
         let source = match members.first() {
             Some(first) if first.implicit => members.iter().find(|member| !member.implicit).unwrap_or(first),
             Some(first) => first,
@@ -106,12 +111,12 @@ impl Walk<'_> {
             }
         }
         for (at, member) in members.iter().enumerate() {
-            // The lowest has nothing below to take attributes from.
+            // Nothing lies below the lowest member, so it has no attributes to take.
             if at + 1 < members.len() && self.layers[member.layer].implicit {
                 self.children(members, member.layer)?;
             }
         }
-        // All within is made: modes, default access lists and times do no harm any more.
+        // Everything inside is complete, so mode, default ACL and time can be set now.
         if !self.path.is_empty() && self.out.len() == self.path.len() {
             let (from, Some(to)) = (self.open(source)?, self.out.pop()) else { return Ok(()) };
             self.copy(from.as_fd(), to.as_fd())?;
@@ -119,9 +124,9 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Visits the folders that `layer` has here, unless a layer above it that is also walked has them too.
+    /// Visits the subfolders of `layer`, except those that a higher visited layer also has.
     fn children(&mut self, members: &[Member], layer: usize) -> Result<()> {
-        let member = Member { layer, through: false, implicit: false };
+        let member = Member { layer, via_symlink: false, implicit: false };
         let dir = self.open(&member)?;
         let mut entries = Dir::new(dir).map_err(|errno| self.failed("list", errno))?;
         while let Some(entry) = entries.read() {
@@ -144,16 +149,17 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Which of the parent's members have the folder at `self.path`, as overlayfs merges it. One more may lend
-    /// attributes: a layer that has a symlink there. containerd takes those of the folder that it leads to.
+    /// The parent's members that have the folder at `self.path`, as overlayfs merges them. Below them, a
+    /// layer that has a symlink there may supply attributes: containerd uses those of the folder that the
+    /// symlink leads to.
     fn members(&self, parents: &[Member]) -> Result<Vec<Member>> {
         let mut found: Vec<Member> = Vec::new();
         for parent in parents {
             let member = Member { implicit: false, ..*parent };
             let opened = match self.try_open(&member) {
                 Err(Errno::LOOP) if !found.is_empty() => {
-                    let through = Member { through: true, ..member };
-                    self.try_open(&through).map(|fd| (through, fd))
+                    let via_symlink = Member { via_symlink: true, ..member };
+                    self.try_open(&via_symlink).map(|fd| (via_symlink, fd))
                 }
                 other => other.map(|fd| (member, fd)),
             };
@@ -161,12 +167,12 @@ impl Walk<'_> {
                 Ok((member, fd)) => {
                     let implicit = self.has(fd.as_fd(), IMPLICIT_XATTR)?;
                     found.push(Member { implicit, ..member });
-                    if member.through || self.has(fd.as_fd(), OPAQUE_XATTR)? {
+                    if member.via_symlink || self.has(fd.as_fd(), OPAQUE_XATTR)? {
                         break;
                     }
                 }
                 Err(Errno::NOENT) => {}
-                // A file, a whiteout or a symlink hides all below.
+                // A file, a whiteout or a symlink hides everything below it.
                 Err(Errno::NOTDIR | Errno::LOOP) => break,
                 Err(errno) => return Err(self.failed("open", errno)),
             }
@@ -179,7 +185,7 @@ impl Walk<'_> {
     }
 
     fn try_open(&self, member: &Member) -> rustix::io::Result<OwnedFd> {
-        let how = if member.through {
+        let how = if member.via_symlink {
             ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS
         } else {
             ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS
@@ -198,14 +204,14 @@ impl Walk<'_> {
         }
     }
 
-    /// Whether it looks as a folder without an entry does.
+    /// Whether its attributes are those of a folder without an entry.
     fn is_plain(&self, folder: BorrowedFd<'_>) -> Result<bool> {
         let stat = fs::fstat(folder).map_err(|errno| self.failed("stat", errno))?;
         Ok((stat.st_uid, stat.st_gid, stat.st_mode & 0o7777) == (0, 0, 0o755)
             && self.xattrs(folder)?.is_empty())
     }
 
-    /// Those that an image may set, sorted.
+    /// The extended attributes that an image may set, sorted.
     fn xattrs(&self, folder: BorrowedFd<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let mut names = Vec::with_capacity(MAX_XATTR);
         match fs::flistxattr(folder, spare_capacity(&mut names)) {
@@ -224,7 +230,7 @@ impl Walk<'_> {
         Ok(found)
     }
 
-    /// Makes the folder at `self.path` and those above it.
+    /// Creates the folder at `self.path` and its missing parents.
     fn make(&mut self) -> Result<()> {
         while let Some(name) = self.path.get(self.out.len()) {
             let parent = self.out.last().unwrap_or(&self.root);
@@ -232,8 +238,8 @@ impl Walk<'_> {
             fs::mkdirat(parent, name, Mode::RWXU).map_err(|errno| self.failed("mkdir", errno))?;
             let made = fs::openat(parent, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty());
             self.out.push(made.map_err(|errno| self.failed("open", errno))?);
-            self.made.inodes += 1;
-            self.made.bytes += BLOCK;
+            self.stats.inodes += 1;
+            self.stats.bytes += BLOCK;
         }
         Ok(())
     }
@@ -257,7 +263,7 @@ impl Walk<'_> {
             fs::futimens(to, &times).map_err(failed("set time of"))
         })();
         done.map_err(|(action, errno)| self.failed(action, errno))?;
-        // Each text with its length, so that two results never read the same.
+        // Each value is hashed with its length, so that different results cannot hash equally.
         let mut text = |bytes: &[u8]| {
             self.hasher.update((bytes.len() as u64).to_le_bytes());
             self.hasher.update(bytes);

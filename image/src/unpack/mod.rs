@@ -1,16 +1,16 @@
-//! One layer from compressed bytes to a folder, in one pass over two threads.
+//! Unpacks one layer from compressed bytes into a folder, in one pass over two threads.
 //!
 //! ```text
 //! download --Bytes--> [hash, inflate] --256 KiB buffers--> [hash, read tar, write files]
 //! ```
-//! Both channels are short: a slow disk slows the download, memory stays the same for any layer.
+//! Both channels are short: a slow disk slows the download, and memory does not grow with the layer.
 
 mod apply;
 mod folders;
 mod tar;
 mod whiteout;
 
-pub(crate) use apply::Made;
+pub(crate) use apply::LayerStats;
 pub(crate) use folders::{Layer, folders};
 
 use crate::error::{Error, Result};
@@ -24,19 +24,19 @@ use std::sync::mpsc;
 use std::thread;
 use tokio::sync::mpsc as async_mpsc;
 
-/// Uncompressed bytes in one hand-over: large enough that waking the other thread costs nothing.
+/// Uncompressed bytes in one buffer: large enough that waking the other thread costs little.
 const BUFFER: usize = 256 << 10;
-/// Buffers that may wait for the writer.
+/// Buffers that may wait for the writing thread.
 const WAITING: usize = 3;
 
-/// What a layer must turn out to be.
+/// What the manifest and config say about a layer, and its limits.
 #[derive(Debug, Clone)]
 pub(crate) struct Expected {
-    /// Of the compressed bytes.
+    /// Digest of the compressed bytes.
     pub(crate) digest: Digest,
     /// Number of compressed bytes.
     pub(crate) size: u64,
-    /// Of the uncompressed archive.
+    /// Digest of the uncompressed archive.
     pub(crate) diff_id: Digest,
     /// Most uncompressed bytes.
     pub(crate) max_bytes: u64,
@@ -44,11 +44,15 @@ pub(crate) struct Expected {
     pub(crate) max_entries: u64,
 }
 
-/// Unpacks what arrives into `folder`, which must be empty. Blocks. Files are written but not synced.
-pub(crate) fn unpack(input: async_mpsc::Receiver<Bytes>, expected: &Expected, folder: &Path) -> Result<Made> {
+/// Unpacks `input` into `folder`, which must be empty. Blocks. Files are written but not synced.
+pub(crate) fn unpack(
+    input: async_mpsc::Receiver<Bytes>,
+    expected: &Expected,
+    folder: &Path,
+) -> Result<LayerStats> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let root = fs::open(folder, flags, Mode::empty()).map_err(Error::storage("open", folder))?;
-    // A store below a setgid folder must not give its group to layers.
+    // If a parent of the store is setgid, layers must not inherit its group.
     fs::fchown(&root, Some(fs::Uid::ROOT), Some(fs::Gid::ROOT)).map_err(Error::storage("chown", folder))?;
     fs::fchmod(&root, Mode::from_raw_mode(0o755)).map_err(Error::storage("chmod", folder))?;
     let (filled, buffers) = mpsc::sync_channel(WAITING);
@@ -63,22 +67,22 @@ pub(crate) fn unpack(input: async_mpsc::Receiver<Bytes>, expected: &Expected, fo
         let mut stream = archive.into_inner();
         let complete = written.is_ok() && stream.drain().is_ok();
         let overflow = stream.overflow;
-        // Consumes the stream, which ends the other thread if it still has something to say.
+        // Dropping the stream ends the other thread if that is still sending.
         let diff_id = Some(stream.digest()).filter(|_| complete);
         let inflated = inflate.join().unwrap_or(Inflated::Failed(Error::Cancelled));
         conclude(expected, written, diff_id, overflow, inflated, folder)
     })
 }
 
-/// The earliest cause wins: bytes that are not those promised explain a bad archive, not the reverse.
+/// Reports the earliest cause: a digest mismatch explains a malformed archive, not the reverse.
 fn conclude(
     expected: &Expected,
-    written: Result<Made, apply::ApplyError>,
+    written: Result<LayerStats, apply::ApplyError>,
     diff_id: Option<Digest>,
     overflow: bool,
     inflated: Inflated,
     folder: &Path,
-) -> Result<Made> {
+) -> Result<LayerStats> {
     if let Inflated::Failed(error) = inflated {
         return Err(error);
     }
@@ -112,12 +116,12 @@ fn layer_error(expected: &Expected, error: apply::ApplyError, folder: &Path) -> 
     }
 }
 
-/// How the first thread ended.
+/// Result of the decompressing thread.
 #[derive(Debug)]
 enum Inflated {
-    /// All bytes came and have the promised digest.
+    /// All bytes arrived and have the expected digest.
     Verified,
-    /// The writer stopped first: it knows why.
+    /// The writing thread stopped first; its error tells why.
     Unwanted,
     Failed(Error),
 }
@@ -132,7 +136,7 @@ fn inflate(
     let broken = |source: Option<&Download>, error: &io::Error| {
         let object = format!("layer {}", expected.digest);
         if source.is_some_and(|source| source.received < expected.size) {
-            // Whoever fed us gave up; its own error is the one that is shown.
+            // The sender stopped early. Its own error is the one that is reported.
             return Inflated::Failed(Error::corrupt(object, format!("it ends early: {error}")));
         }
         Inflated::Failed(Error::corrupt(object, error))
@@ -143,7 +147,7 @@ fn inflate(
         }
         Err(error) => return broken(None, &error),
     };
-    // The content decides, as media types are often wrong.
+    // Detected by content, as media types are often wrong.
     let result = match magic {
         [Some(0x1f), Some(0x8b), ..] => {
             pump(flate2::bufread::MultiGzDecoder::new(&mut source), filled, empty)
@@ -159,7 +163,7 @@ fn inflate(
         Ok(false) => return Inflated::Unwanted,
         Err(error) => return broken(Some(&source), &error),
     }
-    // What follows the compressed stream is part of the digest.
+    // Bytes after the compressed stream are part of the digest too.
     if let Err(error) = io::copy(&mut source, &mut io::sink()) {
         return broken(Some(&source), &error);
     }
@@ -178,7 +182,7 @@ fn inflate(
     Inflated::Verified
 }
 
-/// Moves everything into buffers; `false` when nobody wants them any more.
+/// Copies the stream into buffers; `false` if the receiver is gone.
 fn pump(
     mut decoder: impl Read,
     filled: &mpsc::SyncSender<Vec<u8>>,
@@ -206,7 +210,7 @@ fn pump(
     }
 }
 
-/// The compressed bytes as they come from the network.
+/// The compressed bytes as they arrive from the network.
 #[derive(Debug)]
 struct Download {
     input: async_mpsc::Receiver<Bytes>,
@@ -241,7 +245,7 @@ impl Read for Download {
     }
 }
 
-/// The uncompressed archive, hashed as it passes.
+/// The uncompressed archive, hashed while it is read.
 #[derive(Debug)]
 struct Buffers {
     input: mpsc::Receiver<Vec<u8>>,
@@ -259,7 +263,7 @@ impl Buffers {
         Self { input, returned, current: Vec::new(), position: 0, hasher, left: limit, overflow: false }
     }
 
-    /// Reads to the end.
+    /// Reads to the end of the stream.
     fn drain(&mut self) -> io::Result<()> {
         loop {
             let length = self.fill_buf()?.len();
@@ -270,7 +274,7 @@ impl Buffers {
         }
     }
 
-    /// Of all that was read.
+    /// The digest of everything that was read.
     fn digest(self) -> Digest {
         Digest::finish(self.hasher)
     }
@@ -283,7 +287,7 @@ impl BufRead for Buffers {
         {
             let used = std::mem::replace(&mut self.current, next);
             self.position = 0;
-            // A sender that has ended needs no buffers back.
+            // A sender that has ended needs no buffers back; ignore the error.
             self.returned.send(used).ok();
             self.hasher.update(&self.current);
             match self.left.checked_sub(self.current.len() as u64) {

@@ -1,19 +1,20 @@
-//! Reads a tar stream entry by entry: ustar, GNU long names and sparse-free PAX. Pure: no file is touched here.
+//! Reads a tar stream entry by entry: ustar, GNU long names, and PAX without sparse files. Pure: accesses no
+//! file.
 //!
-//! Every length that the archive states is capped before memory is taken for it, and every path is parsed into
+//! Every length in the archive is checked before memory is allocated for it, and every path is parsed into
 //! components that cannot leave the folder they are joined to.
 
 use std::io::{self, BufRead, Read};
 use tar::{EntryType, Header};
 
 const BLOCK: usize = 512;
-/// Linux's PATH_MAX: nothing longer could be opened again.
+/// Linux's PATH_MAX: a longer path could not be opened again.
 const MAX_PATH: usize = 4096;
 /// Linux's NAME_MAX.
 const MAX_COMPONENT: usize = 255;
-/// Each level of a path may hold a descriptor open while unpacking.
+/// Each level of a path may hold one descriptor open during unpacking.
 pub(super) const MAX_DEPTH: usize = 256;
-/// All PAX records of one entry. Extended attributes are at most 64 KiB each in the kernel.
+/// All PAX records of one entry together. The kernel limits one extended attribute to 64 KiB.
 const MAX_PAX: u64 = 1 << 20;
 /// Extended attributes of one entry.
 const MAX_XATTRS: usize = 64;
@@ -23,9 +24,9 @@ const MAX_XATTRS: usize = 64;
 pub(crate) struct EntryPath(Vec<Vec<u8>>);
 
 impl EntryPath {
-    /// Parses a name out of an archive. Every name is taken from the layer's root, with or without a slash in
-    /// front. `..` takes back the part before it, without a look at the disk; at the root it takes nothing
-    /// back. So does containerd.
+    /// Parses a name from an archive. Every name is relative to the layer's root, with or without a leading
+    /// slash. `..` removes the component before it without looking at the disk; at the root it removes
+    /// nothing. containerd does the same.
     pub(crate) fn parse(raw: &[u8]) -> Result<Self, &'static str> {
         if raw.len() > MAX_PATH {
             return Err("its path is longer than 4096 bytes");
@@ -58,21 +59,21 @@ impl EntryPath {
     }
 }
 
-/// What an entry makes.
+/// The type of an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Kind {
     File,
     Directory,
-    /// Target as it stands: it is written, never followed.
+    /// Target as written in the archive; stored, never followed.
     Symlink(Vec<u8>),
-    /// Another entry of the same layer.
+    /// Path of another entry of the same layer.
     HardLink(EntryPath),
     CharDevice(u32, u32),
     BlockDevice(u32, u32),
     Fifo,
 }
 
-/// One entry, checked.
+/// One validated entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) path: EntryPath,
@@ -88,7 +89,7 @@ pub(crate) struct Entry {
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// Why a stream is not a layer.
+/// Why a stream is not a valid layer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TarError {
     #[error("reading the archive")]
@@ -101,17 +102,17 @@ fn refuse(name: &[u8], reason: &'static str) -> TarError {
     TarError::Entry { entry: String::from_utf8_lossy(&name[..name.len().min(200)]).into_owned(), reason }
 }
 
-/// Entries of a stream. Read the content of a file with [`Reader::data`] before asking for the next entry;
-/// what is left unread is skipped.
+/// The entries of a stream. Read a file's content with [`Reader::data`] before calling `next`; unread content
+/// is skipped.
 #[derive(Debug)]
 pub(crate) struct Reader<R> {
     input: R,
-    /// Content of the current entry not read yet, and the padding after it.
+    /// Unread content of the current entry, and the padding after it.
     remaining: u64,
     padding: u64,
 }
 
-/// Extension records that belong to the entry after them.
+/// Extension records, which apply to the next entry.
 #[derive(Default)]
 struct Extensions {
     path: Option<Vec<u8>>,
@@ -129,12 +130,12 @@ impl<R: BufRead> Reader<R> {
         Self { input, remaining: 0, padding: 0 }
     }
 
-    /// The stream behind, for what follows the end of the archive.
+    /// Returns the underlying stream, to read what follows the end of the archive.
     pub(crate) fn into_inner(self) -> R {
         self.input
     }
 
-    /// Next entry, or `None` at the end mark or the end of the stream.
+    /// The next entry, or `None` at the end mark or the end of the stream.
     pub(crate) fn next(&mut self) -> Result<Option<Entry>, TarError> {
         self.skip()?;
         let mut extensions = Extensions::default();
@@ -174,7 +175,7 @@ impl<R: BufRead> Reader<R> {
         Ok(&buffer[..length])
     }
 
-    /// Marks bytes that [`Reader::data`] gave as used.
+    /// Marks bytes that [`Reader::data`] returned as consumed.
     pub(crate) fn consume(&mut self, length: usize) {
         self.input.consume(length);
         self.remaining = self.remaining.saturating_sub(length as u64);
@@ -209,7 +210,7 @@ impl<R: BufRead> Reader<R> {
             .iter()
             .enumerate()
             .map(|(at, b)| {
-                // The checksum counts its own eight bytes as blanks.
+                // The checksum is computed with its own eight bytes as blanks.
                 if (148..156).contains(&at) { u32::from(b' ') } else { u32::from(*b) }
             })
             .sum();
@@ -248,7 +249,7 @@ impl<R: BufRead> Reader<R> {
             _ => Err(wrong("its device number is unreadable")),
         };
         let kind = match header.entry_type() {
-            // Before POSIX a folder was a file with a slash at the end.
+            // Before POSIX, a folder was a file whose name ended in a slash.
             EntryType::Regular if name.ends_with(b"/") => Kind::Directory,
             EntryType::Regular | EntryType::Continuous => Kind::File,
             EntryType::Directory => Kind::Directory,
@@ -272,10 +273,10 @@ impl<R: BufRead> Reader<R> {
             _ => return Err(wrong("its type is unknown")),
         };
         let size = extensions.size.unwrap_or(size);
-        // Whatever the type, content that the header announces follows and must be skipped.
+        // Announced content follows any type of header and must be skipped.
         self.remaining = match header.entry_type() {
             EntryType::Regular | EntryType::Continuous => size,
-            // Old archives state the target's size for a link, without content.
+            // Old archives state the size of a link's target, but no content follows.
             EntryType::Link | EntryType::Symlink => 0,
             _ => size,
         };
@@ -306,7 +307,8 @@ impl<R: BufRead> Reader<R> {
     }
 }
 
-/// A header's number: octal, blank for none, or binary where the top bit is set. A negative one is none of ours.
+/// Parses a numeric header field: octal, 0 if blank, or binary if the top bit is set. Negative numbers are
+/// rejected.
 fn field(bytes: &[u8]) -> Option<u64> {
     if let Some((first @ 0x80.., rest)) = bytes.split_first() {
         let number = rest.iter().try_fold(u64::from(first & 0x7f), |number, byte| {
@@ -330,10 +332,11 @@ fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// Reads PAX records, `<length> <key>=<value>\n`, whose length counts itself. Values may be empty or binary.
+/// Parses PAX records, `<length> <key>=<value>\n`, where the length includes itself. Values may be empty or
+/// binary.
 fn pax(mut records: &[u8], into: &mut Extensions) -> Result<(), &'static str> {
     const BAD: &str = "its PAX records are malformed";
-    // Some writers pad the block they announce.
+    // Some writers pad the block to its announced size.
     while records.first().is_some_and(|b| *b != 0) {
         let space = records.iter().take(20).position(|b| *b == b' ').ok_or(BAD)?;
         let length: usize = number(&records[..space]).and_then(|n| usize::try_from(n).ok()).ok_or(BAD)?;
@@ -367,8 +370,9 @@ fn pax(mut records: &[u8], into: &mut Extensions) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Attributes that an image may set. Never overlayfs's own, which could point a layer into another, nor labels
-/// of the host's security modules; those are left out without an error, as the image runs without them.
+/// Whether an image may set this extended attribute. overlayfs's own are dropped, because they could point
+/// into another layer, and so are labels of the host's security modules. Neither is an error: the image runs
+/// without them.
 pub(super) fn allowed_xattr(name: &[u8]) -> bool {
     if name.len() > 255 || name.contains(&0) || name.starts_with(b"user.overlay.") {
         return false;
@@ -383,7 +387,7 @@ fn number(digits: &[u8]) -> Option<u64> {
     std::str::from_utf8(digits).ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()
 }
 
-/// `1234.5678`, or negative, as PAX times are written.
+/// Parses a PAX time, such as `1234.5678`; it may be negative.
 fn seconds(value: &[u8]) -> Option<(i64, u32)> {
     let text = std::str::from_utf8(value).ok()?;
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
@@ -393,6 +397,6 @@ fn seconds(value: &[u8]) -> Option<(i64, u32)> {
         let digit = fraction.as_bytes().get(at).copied().unwrap_or(b'0');
         nanoseconds = nanoseconds * 10 + u32::from(digit.is_ascii_digit().then(|| digit - b'0')?);
     }
-    // Before 1970 the fraction counts downwards; no file needs that precision.
+    // Before 1970 the fraction counts backwards; it is dropped, as no file needs that precision.
     Some(if whole < 0 { (whole, 0) } else { (whole, nanoseconds) })
 }

@@ -72,7 +72,7 @@ struct Target {
     folder: PathBuf,
 }
 
-/// The layer's folder within a folder that a layer must not touch.
+/// The layer's folder, inside a folder that the layer must not touch.
 fn target() -> Target {
     let outer = tempfile::tempdir().unwrap();
     std::fs::write(outer.path().join("victim"), "untouched").unwrap();
@@ -87,7 +87,7 @@ impl Target {
         let victim = std::fs::metadata(self.outer.path().join("victim")).unwrap();
         assert_eq!((victim.nlink(), victim.mode() & 0o7777 & 0o6000), (1, 0));
         let names = std::fs::read_dir(self.outer.path()).unwrap().count();
-        assert_eq!(names, 2, "something was made outside");
+        assert_eq!(names, 2, "something was created outside the layer's folder");
     }
     fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
@@ -104,7 +104,7 @@ fn expected(compressed: &[u8], plain: &[u8]) -> Expected {
     }
 }
 
-fn run_with(bytes: &[u8], expected: &Expected, folder: &Path) -> Result<Made> {
+fn run_with(bytes: &[u8], expected: &Expected, folder: &Path) -> Result<LayerStats> {
     let (sender, receiver) = async_mpsc::channel(4);
     let parts: Vec<Bytes> = bytes.chunks(1000).map(Bytes::copy_from_slice).collect();
     let feeder = thread::spawn(move || {
@@ -119,7 +119,7 @@ fn run_with(bytes: &[u8], expected: &Expected, folder: &Path) -> Result<Made> {
     result
 }
 
-fn run(plain: &[u8], folder: &Path) -> Result<Made> {
+fn run(plain: &[u8], folder: &Path) -> Result<LayerStats> {
     let compressed = gzip(plain);
     run_with(&compressed, &expected(&compressed, plain), folder)
 }
@@ -131,7 +131,7 @@ fn xattr(path: &Path, name: &str) -> Option<Vec<u8>> {
 }
 
 #[test]
-fn every_kind_of_entry_comes_out_right() {
+fn every_kind_of_entry_is_unpacked() {
     let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     let long = format!("{}/{}", "d".repeat(120), "f".repeat(200));
     let plain = Archive::default()
@@ -169,7 +169,7 @@ fn every_kind_of_entry_comes_out_right() {
 }
 
 #[test]
-fn whiteouts_become_overlay_marks() {
+fn whiteouts_become_overlayfs_whiteouts() {
     let plain = Archive::default()
         .dir("a")
         .file("a/.wh..wh..opq", "")
@@ -244,7 +244,7 @@ fn nothing_escapes() {
     }
 }
 
-/// The host's root and the folder around the layer's are as they were; the layer's own root has it all.
+/// The host's root and the folder around the layer's are unchanged; everything is in the layer's own root.
 #[test]
 fn names_and_symlinks_are_taken_from_the_layers_root() {
     let a = Archive::default;
@@ -325,7 +325,7 @@ fn names_and_symlinks_are_taken_from_the_layers_root() {
 }
 
 #[test]
-fn attributes_of_a_folder_reached_by_a_symlink_are_its_own() {
+fn a_folder_reached_by_a_symlink_keeps_its_own_attributes() {
     let plain = Archive::default()
         .symlink("l", "u")
         .raw(EntryType::Directory, b"l/d/", b"", 0o2750, b"")
@@ -337,7 +337,7 @@ fn attributes_of_a_folder_reached_by_a_symlink_are_its_own() {
     let mode = |name: &str| std::fs::symlink_metadata(target.path(name)).unwrap().mode() & 0o7777;
     assert_eq!((mode("u/d"), mode("u")), (0o2750, 0o700));
     assert_eq!(std::fs::metadata(target.path("u/d")).unwrap().mtime(), 1_000_000_000);
-    assert_eq!(made.implicit, 0, "it got its entry later");
+    assert_eq!(made.implicit, 0, "a later entry made it explicit");
     assert_eq!(xattr(&target.path("u"), super::whiteout::IMPLICIT_XATTR), None);
 }
 
@@ -384,9 +384,9 @@ fn overlay_attributes_of_the_image_are_dropped() {
 }
 
 #[test]
-fn caps_hold() {
+fn limits_are_enforced() {
     let many = (0..20).fold(Archive::default(), |archive, n| archive.file(&format!("f{n}"), "")).end();
-    // Three entries, and forty folders that have none.
+    // Three entries, and forty folders without an entry.
     let implied = ["a", "b", "c"].iter().fold(Archive::default(), |archive, name| {
         archive.file(&format!("{}f", format!("{name}/").repeat(20)), "")
     });
@@ -491,7 +491,7 @@ fn piece() -> impl Strategy<Value = String> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
-    /// Any sequence of entries over few names, so that they meet: the outside is the same afterwards.
+    /// Any sequence of entries over few names, so that they collide, leaves everything outside unchanged.
     #[test]
     fn no_sequence_of_entries_escapes(entries in proptest::collection::vec((0..6u8, piece(), piece()), 1..12)) {
         let archive = entries.iter().fold(Archive::default(), |archive, (kind, name, other)| match kind {

@@ -1,4 +1,4 @@
-//! Images made from nothing, and a registry that misbehaves on request.
+//! Images built from scratch, and a registry that misbehaves on request.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 use bytes::Bytes;
@@ -65,7 +65,7 @@ pub fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
-/// Content by digest, and the manifest that leads to it.
+/// Blobs by digest, and the manifest that refers to them.
 #[derive(Clone, Default)]
 pub struct Built {
     pub blobs: HashMap<String, Vec<u8>>,
@@ -80,7 +80,7 @@ impl Built {
     }
 }
 
-/// An image; `user` makes configs differ.
+/// Builds an image; `user` makes configs differ.
 pub fn build(layers: &[(Vec<u8>, Codec)], user: &str) -> Built {
     let mut built = Built::default();
     let mut descriptors = Vec::new();
@@ -109,7 +109,7 @@ pub fn build(layers: &[(Vec<u8>, Codec)], user: &str) -> Built {
     built
 }
 
-/// Bytes that do not compress, the same for the same seed.
+/// Incompressible bytes, the same for the same seed.
 pub fn noise(length: usize, mut seed: u64) -> Vec<u8> {
     let next = || {
         seed ^= seed << 13;
@@ -120,35 +120,35 @@ pub fn noise(length: usize, mut seed: u64) -> Vec<u8> {
     std::iter::repeat_with(next).take(length).collect()
 }
 
-/// What to do to the next requests whose path contains a text.
+/// What to do with the next requests whose path contains a given text.
 #[derive(Clone, Debug)]
 pub enum Fault {
     Status(u16, Option<&'static str>),
-    /// Half of the body, then the connection closes.
+    /// Half of the body, then the connection is closed.
     Truncate,
-    /// The body in 20 pieces, this many milliseconds apart.
+    /// The body in 20 pieces, with this many milliseconds between them.
     Slow(u64),
     /// Headers, then nothing.
     Hang,
-    /// No answer at all.
+    /// No response at all.
     Silence,
-    /// One bit differs.
+    /// One bit is flipped.
     Flip,
-    /// Twice the body.
+    /// The body twice.
     Longer,
-    /// To another host.
+    /// A redirect to another host.
     Redirect(String),
 }
 
 #[derive(Default)]
 pub struct Shared {
     pub blobs: HashMap<String, Vec<u8>>,
-    /// Path below `/v2/<repo>/manifests/` by repository and name.
+    /// Path below `/v2/<repo>/manifests/`, by repository and name.
     pub manifests: HashMap<String, (Vec<u8>, String)>,
     pub faults: Vec<(String, usize, Fault)>,
     /// Method, path with query, Authorization, Range.
     pub log: Vec<(String, String, Option<String>, Option<String>)>,
-    /// Wanted bearer token, its realm, and the Basic header the realm wants.
+    /// The required bearer token, its realm, and the Basic header that the realm requires.
     pub token: Option<(String, String, Option<String>)>,
     pub basic: Option<String>,
 }
@@ -253,7 +253,7 @@ async fn serve(shared: Arc<Mutex<Shared>>, request: Request<Incoming>) -> Result
                 if let Some(half) = half {
                     return Some((Ok(Frame::data(half)), None));
                 }
-                // What was sent reaches the client before the connection breaks.
+                // Let the sent bytes reach the client before the connection breaks.
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 Some((Err(io::Error::other("cut")), None))
             });
@@ -350,7 +350,7 @@ fn answer(
     }
 }
 
-/// A store in a folder of its own, with short time limits.
+/// A store in a temporary folder, with short time limits.
 pub struct Node {
     pub folder: TempDir,
     pub store: ImageStore,
@@ -388,7 +388,7 @@ impl Node {
         std::fs::read_dir(self.root().join(folder)).unwrap().count()
     }
 
-    /// Nothing but the empty folders; background cleaning gets a moment.
+    /// Asserts that only the empty folders are left; waits a moment for background deletion.
     pub async fn assert_empty(&self) {
         let folders = ["blobs", "layers", "facts", "leases", "ingest", "trash"];
         let mut left = Vec::new();

@@ -1,4 +1,4 @@
-//! The loads, each one round, measured from the client's side.
+//! The loads; each function is one round, measured at the client.
 
 use std::fs;
 use std::io::Write as _;
@@ -10,7 +10,7 @@ use cri_api::v1::MountPropagation;
 use crate::context::Context;
 use crate::shapes::{ContainerExt as _, PodExt as _};
 
-/// Bytes a log writer writes in one round.
+/// Bytes that a log writer writes in one round.
 const LOG_BYTES: usize = 64 << 20;
 
 /// Milliseconds since `from`.
@@ -18,7 +18,8 @@ fn ms(from: Instant) -> f64 {
     from.elapsed().as_secs_f64() * 1000.0
 }
 
-/// RunPodSandbox, CreateContainer, StartContainer; then stop and remove. Milliseconds of both halves.
+/// Runs RunPodSandbox, CreateContainer and StartContainer, then stops and removes; returns the milliseconds
+/// of both halves.
 pub(super) async fn pod(ctx: &Context, plugins: bool) -> Result<(f64, f64)> {
     let config = if plugins { ctx.pod_config().own_network() } else { ctx.pod_config() };
     let container = ctx.sleeper("main").like(&config);
@@ -32,7 +33,7 @@ pub(super) async fn pod(ctx: &Context, plugins: bool) -> Result<(f64, f64)> {
     Ok((ready, ms(began)))
 }
 
-/// Pods a second when `count` come up together on CNI plugins.
+/// Pods per second when `count` are started at once with CNI plugins.
 pub(super) async fn burst(ctx: &Context, count: usize) -> Result<f64> {
     let began = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
@@ -56,7 +57,7 @@ pub(super) async fn burst(ctx: &Context, count: usize) -> Result<f64> {
     Ok(count as f64 / seconds)
 }
 
-/// One ExecSync of `true`, milliseconds.
+/// One ExecSync of `true`, in milliseconds.
 pub(super) async fn exec(ctx: &Context, container: &str) -> Result<f64> {
     let began = Instant::now();
     let answer = ctx.cri.exec_sync(container, &["/bin/true"], 10).await?;
@@ -65,8 +66,8 @@ pub(super) async fn exec(ctx: &Context, container: &str) -> Result<f64> {
     Ok(took)
 }
 
-/// MiB/s of a container that writes lines of `length` bytes at full speed, by its own start and end times.
-/// Its input is a file in memory, so that it writes as fast as it is read.
+/// MiB/s of a container that writes lines of `length` bytes at full speed, computed from its start and end
+/// times. Its input is a file in memory, so that reading does not limit it.
 pub(super) async fn log(ctx: &Context, length: usize) -> Result<f64> {
     let dir = ctx.volume("log")?;
     let mut file = fs::File::create(dir.join("lines"))?;

@@ -1,5 +1,5 @@
-//! Memory and what grows with the number of pods. Only copepod's own processes can be seen from here: a
-//! peer's columns stay empty.
+//! Memory, and what grows with the number of pods. Only copepod's processes can be measured, so other
+//! runtimes' columns are empty.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use super::table::{Measure, Table, Unit};
 use super::{Endpoint, PODS};
 use crate::proc;
 
-/// KiB of kernel memory that grow with processes and namespaces: slab, stacks, page tables.
+/// Kernel memory that grows with processes and namespaces: slab, stacks and page tables, in KiB.
 fn kernel_kib() -> Result<f64> {
     let text = fs::read_to_string("/proc/meminfo").context("meminfo")?;
     let field = |name: &str| -> Option<f64> {
@@ -25,7 +25,7 @@ fn mib(kib: u64) -> f64 {
     kib / 1024.0
 }
 
-/// Idle and loaded memory, statistics of 20 pods, restart.
+/// Idle and loaded memory, stats of 20 pods, restart.
 pub(super) async fn measure(all: &[Endpoint], table: &mut Table) -> Result<()> {
     let mut idle = Measure::new("daemon PSS, idle", 15.0, Unit::Mib);
     let mut grown = Measure::new("daemon PSS, growth by 20 pods", 2.0, Unit::Mib);

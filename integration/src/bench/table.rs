@@ -1,17 +1,17 @@
-//! Medians and ratios, one row a measure, one column an endpoint.
+//! Medians and ratios: one row per measurement, one column per endpoint.
 
 use std::fmt;
 
-/// What a figure is counted in.
+/// The unit of a measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unit {
     /// Milliseconds; less is better.
     Ms,
     /// MiB; less is better.
     Mib,
-    /// MiB a second; more is better.
+    /// MiB per second; more is better.
     MibPerSecond,
-    /// Pods a second; more is better.
+    /// Pods per second; more is better.
     PerSecond,
 }
 
@@ -30,23 +30,23 @@ impl Unit {
     }
 }
 
-/// Samples of one measure.
+/// Samples of one measurement.
 #[derive(Debug)]
 pub(super) struct Measure {
     name: &'static str,
-    /// "Must reach" of the budgets (DESIGN 7); 0 where there is none.
+    /// The budget that must be met; 0 if there is none.
     budget: f64,
     unit: Unit,
     samples: Vec<(String, Vec<f64>)>,
 }
 
 impl Measure {
-    /// An empty measure.
+    /// A measurement without samples.
     pub(super) fn new(name: &'static str, budget: f64, unit: Unit) -> Self {
         Self { name, budget, unit, samples: Vec::new() }
     }
 
-    /// One more sample of an endpoint.
+    /// Adds a sample of an endpoint.
     pub(super) fn add(&mut self, endpoint: &str, value: f64) {
         match self.samples.iter_mut().find(|(name, _)| name == endpoint) {
             Some((_, values)) => values.push(value),
@@ -72,7 +72,7 @@ impl Measure {
     }
 }
 
-/// All measures of a run.
+/// All measurements of a run.
 #[derive(Debug)]
 pub(super) struct Table {
     endpoints: Vec<String>,
@@ -80,12 +80,12 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// An empty table; the first endpoint is what ratios are taken against.
+    /// An empty table; ratios are relative to the first endpoint.
     pub(super) fn new(endpoints: Vec<String>) -> Self {
         Self { endpoints, rows: Vec::new() }
     }
 
-    /// One more row.
+    /// Adds a row.
     pub(super) fn push(&mut self, measure: Measure) {
         self.rows.push(measure);
     }

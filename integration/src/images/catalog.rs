@@ -1,4 +1,4 @@
-//! The images that tests use, all made from files of Debian packages.
+//! The images of the tests, all built from files of Debian packages.
 
 use std::fs;
 
@@ -20,7 +20,7 @@ pub(crate) struct Layers {
     pub(crate) nginx: Layer,
 }
 
-/// One name in the registry.
+/// One image name in the registry.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     /// Repository.
@@ -31,12 +31,12 @@ pub(crate) struct Entry {
     pub(crate) image: Image,
 }
 
-/// Reads the host's packages and packs the shared layers.
+/// Reads files of the host's packages and packs the shared layers.
 pub(crate) fn layers() -> Result<Layers> {
     Ok(Layers { busybox: busybox(Packing::Gzip)?, tools: tools()?, nginx: nginx()? })
 }
 
-/// Everything that is pushed before the first test.
+/// The images that are pushed before the first test.
 pub(crate) fn all(layers: &Layers) -> Result<Vec<Entry>> {
     let shell = json!({"Cmd": ["/bin/sh"], "Env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]});
     let base = std::slice::from_ref(&layers.busybox);
@@ -66,7 +66,7 @@ pub(crate) fn all(layers: &Layers) -> Result<Vec<Entry>> {
             "Entrypoint": ["/bin/echo", "entry"], "Cmd": ["command"], "WorkingDir": "/work/dir",
             "Env": ["FROM_IMAGE=yes", "BOTH=image"], "StopSignal": "SIGUSR1", "Volumes": {"/data": {}},
         })).build()),
-        // What a runtime that takes its pause from an image uses, when the tests judge it.
+        // Used by other runtimes, which take pause from an image, when the tests run against them.
         entry("pause", "1", Recipe::new(base, json!({"Entrypoint": ["/bin/tail", "-f", "/dev/null"]})).build()),
         entry("no-command", "1", Recipe::new(base, json!({})).build()),
         entry("whiteouts", "1", whiteouts(&layers.busybox)?),
@@ -118,7 +118,7 @@ fn tools() -> Result<Layer> {
         "/usr/bin/bash",
     ];
     for program in programs {
-        // Merged /usr: the link may live in /bin only.
+        // With a merged /usr, the link may exist in /bin only.
         let path =
             if fs::metadata(program).is_ok() { program.to_owned() } else { program.replacen("/usr", "", 1) };
         w.program(&path)?;
@@ -183,7 +183,7 @@ fn many_layers(base: &Layer) -> Result<Image> {
     Ok(Recipe::new(&layers, json!({"Cmd": ["/bin/sh"]})).build())
 }
 
-/// amd64 among images that must not be chosen.
+/// An amd64 image among images for other platforms.
 fn multi(base: &Layer, form: Form) -> Image {
     let of = |architecture: &'static str| {
         let recipe = Recipe {

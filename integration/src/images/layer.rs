@@ -1,4 +1,5 @@
-//! One layer: a tar written entry by entry, hostile names included, then compressed.
+//! One layer: a tar archive written entry by entry, with hostile names where tests need them, and then
+//! compressed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,14 +14,14 @@ use tar::{Builder, EntryType, Header};
 use super::{Blob, Form, digest};
 use crate::isolation::command;
 
-/// How the tar is packed.
+/// The compression of the archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Packing {
     /// gzip.
     Gzip,
     /// zstd.
     Zstd,
-    /// Not at all.
+    /// No compression.
     Plain,
 }
 
@@ -60,7 +61,7 @@ impl Writer {
         Self { tar: Builder::new(Vec::new()), dirs: BTreeSet::new() }
     }
 
-    /// Writes one entry with the name exactly as given: `../x`, `/x` and worse are possible.
+    /// Writes one entry with the name exactly as given, such as `../x` or `/x`.
     pub(crate) fn raw(
         &mut self,
         kind: EntryType,
@@ -78,7 +79,7 @@ impl Writer {
         header.set_size(content.len() as u64);
         header.set_mtime(1_700_000_000);
         if matches!(kind, EntryType::Char | EntryType::Block) {
-            // Of no driver (devices.txt: for experiments): opening it fails.
+            // A device number without a driver (devices.txt: for experiments), so opening it fails.
             header.set_device_major(240)?;
             header.set_device_minor(5)?;
         }
@@ -90,18 +91,18 @@ impl Writer {
         Ok(())
     }
 
-    /// A regular file of root's, its parents made.
+    /// A regular file of root, with its parents.
     pub(crate) fn file(&mut self, name: &str, mode: u32, content: &[u8]) -> Result<()> {
         self.owned(name, mode, (0, 0), content)
     }
 
-    /// A regular file of somebody's.
+    /// A regular file with the given owner.
     pub(crate) fn owned(&mut self, name: &str, mode: u32, owner: (u64, u64), content: &[u8]) -> Result<()> {
         self.parents(name)?;
         self.raw(EntryType::Regular, name, "", mode, owner, content)
     }
 
-    /// A directory, its parents made.
+    /// A directory, with its parents.
     pub(crate) fn dir(&mut self, name: &str, mode: u32) -> Result<()> {
         self.parents(name)?;
         if self.dirs.insert(name.to_owned()) {
@@ -110,7 +111,7 @@ impl Writer {
         Ok(())
     }
 
-    /// A symbolic link, its parents made.
+    /// A symbolic link, with its parents.
     pub(crate) fn symlink(&mut self, name: &str, target: &str) -> Result<()> {
         self.parents(name)?;
         self.raw(EntryType::Symlink, name, target, 0o777, (0, 0), b"")
@@ -122,20 +123,20 @@ impl Writer {
         self.raw(EntryType::Link, name, target, 0o644, (0, 0), b"")
     }
 
-    /// PAX records of the entry that comes next.
+    /// PAX records for the next entry.
     pub(crate) fn pax(&mut self, records: &[(&str, &str)]) -> Result<()> {
         self.tar.append_pax_extensions(records.iter().map(|(key, value)| (*key, value.as_bytes())))?;
         Ok(())
     }
 
-    /// A file with an extended attribute, in PAX form.
+    /// A file with an extended attribute in a PAX record.
     pub(crate) fn with_xattr(&mut self, name: &str, key: &str, value: &str) -> Result<()> {
         let pax = format!("SCHILY.xattr.{key}");
         self.tar.append_pax_extensions([(pax.as_str(), value.as_bytes())])?;
         self.file(name, 0o644, b"with attribute\n")
     }
 
-    /// A file of this machine at the same place, with the shared libraries it needs.
+    /// A file of this machine at the same path, with the shared libraries it needs.
     pub(crate) fn program(&mut self, path: &str) -> Result<()> {
         self.host_file(Path::new(path))?;
         for line in command("ldd", &[path])?.lines() {
@@ -172,7 +173,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Packs it.
+    /// Finishes the archive and compresses it.
     pub(crate) fn finish(self, packing: Packing) -> Result<Layer> {
         let tar = self.tar.into_inner()?;
         let diff_id = digest(&tar);

@@ -1,4 +1,4 @@
-//! Test images, made here: tar, compression, configuration and manifest, OCI or docker form.
+//! Builds test images: archive, compression, config and manifest, in OCI or docker form.
 
 pub(crate) mod catalog;
 pub(crate) mod layer;
@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 
 use layer::Layer;
 
-/// Bytes by digest.
+/// A blob with its digest.
 #[derive(Debug, Clone)]
 pub(crate) struct Blob {
     /// `sha256:<hex>`.
@@ -29,16 +29,16 @@ pub(crate) struct Manifest {
     pub(crate) bytes: Bytes,
 }
 
-/// Everything to push for one name.
+/// Everything that is pushed for one name.
 #[derive(Debug, Clone)]
 pub(crate) struct Image {
-    /// Layers and configurations.
+    /// Layers and configs.
     pub(crate) blobs: Vec<Blob>,
     /// Manifests that an index refers to.
     pub(crate) children: Vec<Manifest>,
     /// What the tag points to.
     pub(crate) manifest: Manifest,
-    /// Digest of the configuration: the image's id.
+    /// Digest of the config, which is the image's id.
     pub(crate) id: String,
 }
 
@@ -56,12 +56,12 @@ pub(crate) fn digest(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().fold(String::from("sha256:"), |text, b| text + &format!("{b:02x}"))
 }
 
-/// What an image is made from.
+/// What an image is built from.
 #[derive(Debug, Clone)]
 pub(crate) struct Recipe {
     /// Media types to use.
     pub(crate) form: Form,
-    /// Lowest first.
+    /// Layers, lowest first.
     pub(crate) layers: Vec<Layer>,
     /// The `config` object: Entrypoint, Cmd, Env, User, WorkingDir, StopSignal, Volumes, Labels.
     pub(crate) config: Value,
@@ -116,7 +116,7 @@ impl Recipe {
     }
 }
 
-/// An index (OCI) or manifest list (docker) of images with their platforms; the first one gives the id.
+/// An index (OCI) or manifest list (docker) of images with their platforms; the id is that of the first one.
 pub(crate) fn index(form: Form, images: &[(Image, Value)]) -> Image {
     let media_type = match form {
         Form::Oci => "application/vnd.oci.image.index.v1+json",

@@ -1,4 +1,4 @@
-//! The pods that most checks look at, dropped together.
+//! The pods of most checks; their manifests are dropped together.
 
 use std::fs;
 

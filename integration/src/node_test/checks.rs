@@ -1,4 +1,4 @@
-//! Pods of every kind, dropped together and judged one by one.
+//! Checks of pods of every kind, whose manifests are dropped together.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::isolation::NODE_IP;
 use crate::wait::{self, secs};
 use crate::{cgroup, proc};
 
-/// In the order they run.
+/// The checks in the order they run.
 pub(crate) fn all() -> Vec<Check> {
     vec![
         check!(host_network_without_any_cni),
@@ -55,7 +55,7 @@ async fn host_network_without_any_cni(rig: &Rig) -> Result<()> {
     let id = seen.container_id("main")?;
     rig.kubelet.delete("early")?;
     gone(rig, "early", &id).await?;
-    // kubelet would remove the sandbox within a minute; here it has to go while there is no network yet.
+    // kubelet removes the sandbox within a minute; here it must be removed while there is no network yet.
     for sandbox in sandboxes(rig, "early").await? {
         rig.node.cri.remove_pod(&sandbox).await?;
     }
@@ -64,7 +64,7 @@ async fn host_network_without_any_cni(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-/// Ids of a pod's sandboxes that copepod lists, whatever their state.
+/// Ids of the pod's sandboxes that copepod lists, in any state.
 async fn sandboxes(rig: &Rig, name: &str) -> Result<Vec<String>> {
     let full = format!("{name}-node1");
     let all = rig.node.cri.pods(None).await?;
@@ -75,7 +75,7 @@ async fn sandboxes(rig: &Rig, name: &str) -> Result<Vec<String>> {
         .collect())
 }
 
-/// The pod is off kubelet's list, its container does not run and its sandbox is not ready.
+/// Waits until kubelet does not list the pod, its container is not running and its sandbox is not ready.
 async fn gone(rig: &Rig, name: &str, container: &str) -> Result<()> {
     wait::until(&format!("{name} to be gone"), secs(60), || async {
         ensure!(view::find(rig, name).await?.is_none(), "kubelet lists it");
@@ -99,7 +99,7 @@ async fn node_turns_ready_with_the_conflist(rig: &Rig) -> Result<()> {
     rig.kubelet.apply(&pod("waits", json!([sleeper("main")])))?;
     tokio::time::sleep(secs(3)).await;
     let before = view::find(rig, "waits").await?;
-    ensure!(before.is_none_or(|v| v.phase() == "Pending"), "a pod runs on a network that is not there");
+    ensure!(before.is_none_or(|v| v.phase() == "Pending"), "a pod runs without a network");
     rig.node.network.install()?;
     wait::until("NetworkReady", secs(10), || async { Ok(network_ready(rig).await?.then_some(())) }).await?;
     let seen = view::ready(rig, "waits").await?;
@@ -107,7 +107,7 @@ async fn node_turns_ready_with_the_conflist(rig: &Rig) -> Result<()> {
     rig.kubelet.delete("waits")
 }
 
-/// The container's cgroup and process, and the values Kubernetes defines for its class.
+/// Checks the container's cgroup and process against the values that Kubernetes defines for its QoS class.
 async fn class(
     rig: &Rig,
     name: &str,
@@ -137,7 +137,7 @@ async fn guaranteed_cgroup(rig: &Rig) -> Result<()> {
         ("cpu", "cpu.cfs_period_us", "100000"),
         ("memory", "memory.limit_in_bytes", "67108864"),
     ];
-    // -997 where the host allows it; without CAP_SYS_RESOURCE it stays at what the daemon has.
+    // -997 if the host allows it; without CAP_SYS_RESOURCE it stays at the daemon's value.
     class(rig, "guaranteed", "/kubepods", &values, |s| s <= 0).await
 }
 
@@ -293,7 +293,8 @@ async fn wrong_image_recovers_when_pushed(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-/// Every file of the container's log folder, rotated and compressed ones too, oldest first.
+/// The content of the container's log with all rotated and compressed files, oldest first, and the number of
+/// files.
 fn whole_log(folder: &Path) -> Result<(String, usize)> {
     let mut files: Vec<_> = fs::read_dir(folder)?.flatten().map(|e| e.path()).collect();
     // 0.log.<time>.gz, 0.log.<time>, then 0.log.
@@ -380,7 +381,7 @@ async fn removed_manifest_with_grace(rig: &Rig) -> Result<()> {
         fs::read_to_string(host.join("end")).unwrap_or_default() == "ended gracefully\n",
         "it was not given its grace"
     );
-    ensure!(!proc::alive(pid), "its process lives");
+    ensure!(!proc::alive(pid), "its process is still running");
     wait::until_true("its cgroups to be gone", Duration::from_secs(30), || {
         cgroup::all(|p| p.contains(&seen.uid())).is_empty()
     })

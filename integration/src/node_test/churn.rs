@@ -1,4 +1,4 @@
-//! copepod and kubelet are killed and come back under running pods; kubelet's log and metrics at the end.
+//! Kills and restarts copepod and kubelet while pods run, and then checks kubelet's log and metrics.
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
@@ -7,7 +7,7 @@ use super::view;
 use super::{Check, Rig, check};
 use crate::wait::{self, secs};
 
-/// In the order they run.
+/// The checks in the order they run.
 pub(crate) fn all() -> Vec<Check> {
     vec![
         check!(kubelet_logged_nothing_bad_so_far),
@@ -19,7 +19,7 @@ pub(crate) fn all() -> Vec<Check> {
     ]
 }
 
-/// What kubelet says when a runtime hurts it.
+/// kubelet's log messages when a runtime fails.
 const BAD: [&str; 20] = [
     "GenericPLEG: Unable to retrieve pods",
     "pleg was last seen active",
@@ -43,25 +43,25 @@ const BAD: [&str; 20] = [
     "Failed to remove container",
 ];
 
-/// Pods that provoke errors on purpose, and the image that is not there at first.
+/// Pods that cause errors on purpose, and the image that is missing at first.
 const PROVOKED: [&str; 4] = ["wrong-image-node1", "comes-later", "probe-fails-node1", "waits-node1"];
 
-/// Pods whose manifests were taken away before copepod was first killed.
+/// Pods whose manifests were removed before copepod was first killed.
 const GONE: [&str; 3] = ["waits-node1", "probe-fails-node1", "graceful-node1"];
 
-/// A pod's sync waits for kubelet's next relist. When the manifest goes meanwhile, kubelet cancels that sync and
-/// yet begins it, and its first call, Version, fails without being sent.
+/// A pod's sync waits for kubelet's next relist. If the manifest is removed meanwhile, kubelet cancels that
+/// sync and starts it anyway; its first call, Version, then fails without being sent.
 fn given_up(line: &str) -> bool {
     line.contains("Version from runtime service failed") && line.contains("desc = context canceled")
 }
 
-/// The bad lines of a part of kubelet's log.
+/// Fails on bad lines in a part of kubelet's log.
 fn judge(log: &str) -> Result<()> {
     let bad: Vec<&str> = log
         .lines()
         .filter(|l| BAD.iter().any(|b| l.contains(b)))
         .filter(|l| !PROVOKED.iter().any(|p| l.contains(p)))
-        // kubelet asks once more for what it has just removed; NotFound is the right answer.
+        // kubelet queries a container that it has just removed once more; NotFound is the right reply.
         .filter(|l| {
             !(l.contains("ContainerStatus from runtime service failed") && l.contains("code = NotFound"))
         })
@@ -80,7 +80,8 @@ async fn kubelet_logged_nothing_bad_so_far(rig: &Rig) -> Result<()> {
     let errors: Vec<&str> = metrics
         .lines()
         .filter(|l| l.starts_with("kubelet_runtime_operations_errors_total") && !l.ends_with(" 0"))
-        // The wrong image; probes whose container is being restarted; statuses of what is just being removed.
+        // Errors of the missing image, of probes while their container restarts, and of statuses of objects
+        // that are being removed.
         .filter(|l| {
             !["pull_image", "exec_sync", "run_podsandbox", "\"container_status\""]
                 .iter()
@@ -110,7 +111,7 @@ async fn same_afterwards(rig: &Rig, before: &[(String, Vec<view::Identity>)]) ->
     Ok(())
 }
 
-/// Everything that is to be Running is, before something is killed.
+/// Waits until every pod that should be running is, before something is killed.
 async fn settled(rig: &Rig) -> Result<Vec<(String, Vec<view::Identity>)>> {
     for name in [
         "guaranteed",
@@ -161,14 +162,14 @@ async fn both_killed(rig: &Rig) -> Result<()> {
     same_afterwards(rig, &before).await
 }
 
-/// After all that, in calm: two summary rounds, a collection of what is dead, and no bad word.
+/// Once everything has settled: two rounds of the summary, a garbage collection, and no bad message.
 async fn no_hazard_in_the_summary_loop(rig: &Rig) -> Result<()> {
     tokio::time::sleep(secs(3)).await;
     let start = rig.kubelet.log().len();
     tokio::time::sleep(secs(22)).await;
     rig.kubelet.summary()?;
-    // kubelet collects once a minute, and when it starts it does not know all pods yet.
-    wait::until("kubelet to remove the sandboxes of pods that are long gone", secs(90), || async {
+    // kubelet collects garbage once a minute, and right after its start it does not know all pods.
+    wait::until("kubelet to remove the sandboxes of deleted pods", secs(90), || async {
         let pods = rig.node.cri.pods(None).await?;
         let left = pods.iter().find(|p| p.metadata.as_ref().is_some_and(|m| GONE.contains(&m.name.as_str())));
         ensure!(left.is_none(), "{left:?} is listed");

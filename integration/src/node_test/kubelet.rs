@@ -1,4 +1,4 @@
-//! kubelet standalone: its configuration, process, manifests, and what has to be cleaned up after it.
+//! A standalone kubelet: its configuration, process and manifests, and the clean-up after it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,26 +22,26 @@ use crate::{cgroup, proc, wait};
 pub(crate) struct Kubelet {
     binary: PathBuf,
     dir: PathBuf,
-    /// Where manifests are dropped.
+    /// The folder of manifests.
     pub(crate) manifests: PathBuf,
-    /// Where pods' logs go.
+    /// The folder of pods' logs.
     pub(crate) logs: PathBuf,
     read_only: u16,
     secure: u16,
     http: Http,
     child: Mutex<Option<Child>>,
-    /// Kernel settings of the host that kubelet changes, as they were.
+    /// Kernel settings that kubelet changes, with the host's values.
     settings: Vec<(&'static str, String)>,
-    /// Those of [`COVERED`] that the host did not have.
+    /// The folders of [`COVERED`] that did not exist on the host.
     made: Vec<&'static str>,
 }
 
-/// Folders of the host that kubelet writes to whatever its configuration says: certificates and the device
-/// plugins' socket, links to containers' logs. They get a tmpfs, so that nothing stays, and so that kubelet does
-/// not find what an earlier one left.
+/// Folders of the host that kubelet writes to regardless of its configuration: certificates, the device
+/// plugins' socket, and links to container logs. A tmpfs is mounted over each, so that nothing is left and
+/// kubelet finds nothing of an earlier run.
 const COVERED: [&str; 2] = ["/var/lib/kubelet", "/var/log/containers"];
 
-/// Kernel settings that kubelet makes its own; no namespace keeps them from the host.
+/// Kernel settings that kubelet changes; they belong to no namespace.
 const SETTINGS: [&str; 6] = [
     "/proc/sys/vm/overcommit_memory",
     "/proc/sys/vm/panic_on_oom",
@@ -52,7 +52,7 @@ const SETTINGS: [&str; 6] = [
 ];
 
 impl Kubelet {
-    /// Writes the configuration and starts it; returns when it lists pods.
+    /// Writes the configuration and starts kubelet; returns when it lists pods.
     pub(crate) async fn start(binary: &Path, node: &Node) -> Result<Self> {
         let binary = fs::canonicalize(binary)
             .with_context(|| format!("{} (build it with `make kubelet`)", binary.display()))?;
@@ -88,7 +88,7 @@ impl Kubelet {
             "failCgroupV1": false, "failSwapOn": false, "cgroupDriver": "cgroupfs",
             "containerRuntimeEndpoint": format!("unix://{}", node.paths.socket.display()),
             "staticPodPath": self.manifests, "podLogsDir": self.logs, "fileCheckFrequency": "1s", "syncFrequency": "2s",
-            // How full the host's disk is must not matter: no image is collected, no pod evicted.
+            // The fill level of the host's disk must not matter: no image is collected and no pod evicted.
             "imageGCHighThresholdPercent": 100, "imageGCLowThresholdPercent": 99,
             "evictionHard": {"memory.available": "1Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
             "resolvConf": "/etc/resolv.conf", "authentication": {"anonymous": {"enabled": true}, "webhook": {"enabled": false}},
@@ -100,7 +100,7 @@ impl Kubelet {
         }))
     }
 
-    /// Starts the process of a kubelet that has none.
+    /// Starts the process if none is running.
     pub(crate) async fn launch(&self) -> Result<()> {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_file())?;
         let child = Command::new(&self.binary)
@@ -130,7 +130,7 @@ impl Kubelet {
         Ok(())
     }
 
-    /// kill -9 or SIGTERM of kubelet; returns when it is gone.
+    /// Sends SIGKILL or SIGTERM to kubelet; returns when it has ended.
     pub(crate) fn kill(&self, signal: Signal) -> Result<()> {
         let child = self.child.lock().map_err(|_| anyhow::anyhow!("poisoned"))?.take();
         if let Some(mut child) = child {
@@ -140,12 +140,12 @@ impl Kubelet {
         Ok(())
     }
 
-    /// Has it a process?
+    /// Whether a process is running.
     pub(crate) fn running(&self) -> bool {
         self.child.lock().is_ok_and(|c| c.is_some())
     }
 
-    /// Ends it, however.
+    /// Ends the process.
     pub(crate) fn stop(&self) {
         drop(self.kill(Signal::SIGKILL));
     }
@@ -154,7 +154,7 @@ impl Kubelet {
         self.dir.join("kubelet.log")
     }
 
-    /// Everything it has logged.
+    /// Everything that kubelet has logged.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.log_file()).unwrap_or_default()
     }
@@ -171,7 +171,7 @@ impl Kubelet {
         Ok(serde_json::from_str(&text)?)
     }
 
-    /// A container's log as `kubectl logs` would get it, through kubelet's TLS port.
+    /// A container's log, fetched from kubelet's TLS port as `kubectl logs` does.
     pub(crate) fn container_log(
         &self,
         namespace: &str,
@@ -184,7 +184,7 @@ impl Kubelet {
         command("curl", &["-sS", "--insecure", "--fail-with-body", "--max-time", "10", &url])
     }
 
-    /// kubelet's summary, which `kubectl top` and the eviction manager live on.
+    /// kubelet's summary, which `kubectl top` and the eviction manager use.
     pub(crate) fn summary(&self) -> Result<Value> {
         let url = format!("https://127.0.0.1:{}/stats/summary", self.secure);
         Ok(serde_json::from_str(&command(
@@ -203,20 +203,20 @@ impl Kubelet {
     pub(crate) fn apply(&self, pod: &Value) -> Result<()> {
         let name =
             pod.pointer("/metadata/name").and_then(Value::as_str).context("a manifest without a name")?;
-        // Not in the watched folder: kubelet would read half of it.
+        // Written elsewhere and renamed: in the watched folder, kubelet could read half of it.
         let new = self.dir.join("new-manifest");
         fs::write(&new, serde_json::to_vec_pretty(pod)?)?;
         fs::rename(new, self.manifests.join(format!("{name}.json")))?;
         Ok(())
     }
 
-    /// Takes a manifest away.
+    /// Removes a manifest.
     pub(crate) fn delete(&self, name: &str) -> Result<()> {
         fs::remove_file(self.manifests.join(format!("{name}.json")))
             .with_context(|| format!("manifest {name}"))
     }
 
-    /// Takes all away and waits until copepod has no pod left.
+    /// Removes all manifests and waits until copepod has no pod left.
     pub(crate) async fn remove_all(&self, rig: &Rig) -> Result<()> {
         for entry in fs::read_dir(&self.manifests)? {
             fs::remove_file(entry?.path())?;
@@ -231,8 +231,8 @@ impl Kubelet {
         .await
     }
 
-    /// Removes what kubelet leaves by design: its root folder's mounts, the kubepods cgroups, changed kernel
-    /// settings, and the cover of its folders. Nothing else.
+    /// Removes what kubelet leaves by design: mounts in its root folder, kubepods cgroups, changed kernel
+    /// settings and the tmpfs mounts over its folders. Nothing else.
     pub(crate) fn clean_up(&self) {
         for (file, value) in &self.settings {
             drop(fs::write(file, value));

@@ -1,4 +1,4 @@
-//! Manifests, as JSON.
+//! Pod manifests as JSON.
 
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ pub(crate) fn shell(name: &str, line: &str) -> Value {
     json!({"name": name, "image": "registry.test/busybox:1", "command": ["/bin/sh", "-c", line]})
 }
 
-/// A container that sleeps and leaves at once when asked.
+/// A container that sleeps and exits at once on SIGTERM.
 pub(crate) fn sleeper(name: &str) -> Value {
     shell(name, "trap 'exit 0' TERM; while :; do sleep 0.2; done")
 }

@@ -1,5 +1,5 @@
-//! The real kubelet, standalone, on copepod: manifests are dropped, and everything is judged from kubelet's
-//! own /pods and log endpoints, the process table and the cgroup tree.
+//! Runs the real kubelet, standalone, on copepod: manifests are dropped, and results are read from kubelet's
+//! /pods and log endpoints, the process table and the cgroup tree.
 
 mod bulk;
 mod checks;
@@ -21,7 +21,7 @@ use crate::fixture::Fixture;
 use crate::node::{Node, Options, Peer};
 use kubelet::Kubelet;
 
-/// What all checks share.
+/// The fixtures of all checks.
 #[derive(Debug)]
 pub(crate) struct Rig {
     /// Registry and images.
@@ -32,10 +32,10 @@ pub(crate) struct Rig {
     pub(crate) kubelet: Kubelet,
 }
 
-/// One check's future.
+/// The future of a check.
 pub(crate) type Work<'a> = Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
 
-/// One check: a name, and what it does. They run in order, and some build on what earlier ones left running.
+/// One check. Checks run in order, and some need pods that earlier ones left running.
 pub(crate) struct Check {
     name: &'static str,
     run: for<'a> fn(&'a Rig) -> Work<'a>,
@@ -48,7 +48,7 @@ impl Check {
     }
 }
 
-/// `check!(name)`: the [`Check`] for an async function taking the rig.
+/// `check!(name)`: the [`Check`] for an async function that takes the rig.
 macro_rules! check {
     ($name:ident) => {
         $crate::node_test::Check::new(stringify!($name), |rig| Box::pin($name(rig)))
@@ -56,7 +56,7 @@ macro_rules! check {
 }
 pub(crate) use check;
 
-/// Longest time of one check.
+/// Time limit of one check.
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(150);
 
 /// Runs all checks; `Ok(false)` if any failed.
@@ -69,7 +69,7 @@ pub(crate) async fn run(
     let begun = Instant::now();
     let world = Census::take(None);
     let fixture = Fixture::new(bin).await.context("prepare the fixtures")?;
-    // The node begins without any network, as a cluster's does before its CNI arrives.
+    // The node starts without a network, like a cluster's node before its CNI plugin is installed.
     let node = match peer {
         Some(peer) => Node::foreign(&fixture, &peer)?,
         None => Node::start(&fixture, &Options { without_cni: true, ..Options::default() })
@@ -87,7 +87,7 @@ pub(crate) async fn run(
         let start = Instant::now();
         let outcome = match tokio::time::timeout(LIMIT, (check.run)(&rig)).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(anyhow::anyhow!("not over after {LIMIT:?}")),
+            Err(_) => Err(anyhow::anyhow!("did not end within {LIMIT:?}")),
         };
         let seconds = start.elapsed().as_secs_f32();
         match outcome {
@@ -106,8 +106,8 @@ pub(crate) async fn run(
         }
     }
     if let Err(e) = end(&rig, &world).await {
-        println!("FAIL  the end of the node\n    {e:#}");
-        failed.push("the end of the node");
+        println!("FAIL  cleaning up the node\n    {e:#}");
+        failed.push("cleaning up the node");
     }
     for name in &failed {
         println!("failed: {name}");
@@ -116,7 +116,8 @@ pub(crate) async fn run(
     Ok(failed.is_empty())
 }
 
-/// Removes every pod through kubelet, ends kubelet and copepod, cleans up what kubelet is known to leave.
+/// Removes every pod through kubelet, stops kubelet and copepod, and cleans up what kubelet is known to
+/// leave.
 async fn end(rig: &Rig, world: &Census) -> Result<()> {
     if rig.node.pid().is_err() && !rig.node.is_foreign() {
         rig.node.launch().await?;

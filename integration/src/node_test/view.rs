@@ -27,9 +27,9 @@ impl View {
         self.text("/status/podIP")
     }
 
-    /// Its UID.
+    /// Its uid.
     pub(crate) fn uid(&self) -> String {
-        // A mirror pod's would be another one: static pods carry the file's hash.
+        // The uid of a mirror pod would differ: static pods carry the hash of their file.
         let hash = self
             .0
             .pointer("/metadata/annotations")
@@ -38,7 +38,7 @@ impl View {
         hash.map_or_else(|| self.text("/metadata/uid"), str::to_owned)
     }
 
-    /// Is a condition true?
+    /// Whether a condition is true.
     pub(crate) fn is(&self, condition: &str) -> bool {
         self.0.pointer("/status/conditions").and_then(Value::as_array).is_some_and(|all| {
             all.iter().any(|c| {
@@ -70,7 +70,7 @@ impl View {
         Ok(bare.to_owned())
     }
 
-    /// Reason why a container waits.
+    /// Why a container is waiting.
     pub(crate) fn waiting(&self, name: &str) -> String {
         self.container(name)
             .ok()
@@ -80,13 +80,13 @@ impl View {
             .to_owned()
     }
 
-    /// The terminated state of a container, or of its run before.
+    /// The terminated state of a container, or of its previous run.
     pub(crate) fn terminated(&self, name: &str) -> Option<Value> {
         let c = self.container(name).ok()?;
         c.pointer("/state/terminated").or_else(|| c.pointer("/lastState/terminated")).cloned()
     }
 
-    /// All containers' ids and restart counts: what must not change across restarts of the daemon.
+    /// The ids and restart counts of all containers, which restarts of the daemon must not change.
     pub(crate) fn identity(&self) -> Vec<Identity> {
         ["/status/containerStatuses", "/status/initContainerStatuses"]
             .iter()
@@ -114,7 +114,7 @@ pub(crate) async fn pod(rig: &Rig, name: &str) -> Result<View> {
     find(rig, name).await?.with_context(|| format!("kubelet has no pod {name}"))
 }
 
-/// As [`pod`], `None` when kubelet does not have it.
+/// Like [`pod`], but `None` if kubelet does not have it.
 pub(crate) async fn find(rig: &Rig, name: &str) -> Result<Option<View>> {
     let full = format!("{name}-node1");
     let list = rig.kubelet.pods().await?;
@@ -145,7 +145,7 @@ pub(crate) async fn identities(rig: &Rig) -> Result<Vec<(String, Vec<Identity>)>
     Ok(all)
 }
 
-/// Waits until a pod looks right.
+/// Waits until `right` holds for a pod.
 pub(crate) async fn until(
     rig: &Rig,
     name: &str,

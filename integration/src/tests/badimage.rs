@@ -1,4 +1,4 @@
-//! Hostile images and registries: a clear error, nothing left in the store or outside it.
+//! Hostile images and registries: they cause a clear error and leave nothing in the store or outside it.
 
 use std::fs;
 
@@ -59,7 +59,7 @@ async fn bad_references(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// A pull that must fail with some words, on a node where nothing may stay.
+/// Pulls an image, which must fail with the given text and leave nothing on the node.
 async fn refused(cx: &Context, name: &str, expected: &[&str]) -> Result<()> {
     let files = || -> Vec<String> {
         let out = std::process::Command::new("find").arg(cx.node.paths.root.join("images")).output();
@@ -75,7 +75,7 @@ async fn refused(cx: &Context, name: &str, expected: &[&str]) -> Result<()> {
     ensure!(cx.cri.images().await?.is_empty(), "an image of a refused pull is listed");
     crate::wait::until("the store to be as before", crate::wait::secs(10), || async {
         let left: Vec<String> = files().into_iter().filter(|f| !before.contains(f)).collect();
-        // Folders for a kind of content are made once.
+        // The store's top-level folders are created once.
         let left: Vec<String> =
             left.into_iter().filter(|f| std::path::Path::new(f).is_file() || f.contains("sha256")).collect();
         ensure!(left.is_empty(), "left {left:?}");
@@ -99,7 +99,7 @@ fn layer_of(content: &str) -> Result<crate::images::layer::Layer> {
 async fn digest_that_does_not_match(cx: Context) -> Result<()> {
     let name = format!("registry.test/busybox@sha256:{}", "0".repeat(64));
     refused(&cx, &name, &["not found", "unknown", "404"]).await?;
-    // The manifest's bytes change behind the registry's back.
+    // The manifest is changed in the registry's storage.
     let image = Recipe::new(&[layer_of("manifest")?], json!({"Cmd": ["x"]})).build();
     push(&cx, "bad-manifest", &image).await?;
     let file = cx.fixture.registry.blob_file(&image.manifest.digest);
@@ -143,8 +143,8 @@ async fn layer_with_another_diff_id(cx: Context) -> Result<()> {
     refused(&cx, &name, &["diff", "digest", "corrupt"]).await
 }
 
-/// Names and links that would leave the root are taken from the root, as containerd takes them: the container
-/// has what the entry makes, the host has nothing.
+/// Names and links that would leave the root are resolved within it, as containerd does: the container has the
+/// entry, and the host does not.
 async fn tar_that_climbs_out(cx: Context) -> Result<()> {
     for (n, (kind, entry, link, place)) in [
         (EntryType::Regular, "../climbed", "", "/climbed"),
@@ -176,7 +176,7 @@ async fn tar_that_climbs_out(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// A link in the layer, then a file through it: it ends up inside.
+/// A symlink in a layer and then a file through it: the file is created within the root.
 async fn tar_through_a_symlink(cx: Context) -> Result<()> {
     let victim = cx.volume("victim")?;
     fs::write(victim.join("victim"), "keep")?;
@@ -225,7 +225,7 @@ async fn truncated_and_foreign_bytes(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// No archive at all: an empty layer, as for containerd.
+/// An empty blob is an empty layer, as with containerd.
 async fn layer_without_a_byte(cx: Context) -> Result<()> {
     let mut layer = Writer::new().finish(Packing::Plain)?;
     layer.diff_id = crate::images::digest(b"");

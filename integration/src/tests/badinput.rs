@@ -1,4 +1,4 @@
-//! Bad input: a clear error, nothing made, nothing left.
+//! Invalid requests: they cause a clear error and create nothing.
 
 use std::fs;
 
@@ -51,7 +51,7 @@ async fn unknown_ids(cx: Context) -> Result<()> {
             cx.cri.pod_status(id).await.is_err() && cx.cri.container_response(id).await.is_err(),
             "`{id}` has a status"
         );
-        // Idempotent calls may say Ok or refuse, but must answer.
+        // Idempotent calls may succeed or fail, but must return.
         drop(runtime.stop_pod_sandbox(api::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() }).await);
     }
     cx.cri.version().await?;
@@ -167,7 +167,7 @@ async fn wrong_fields(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// Lets a tuple's configuration be changed in place.
+/// Changes a configuration in a tuple in place.
 trait IntoIterWith {
     fn into_iter_with(self, change: impl FnOnce(&mut api::PodSandboxConfig)) -> Self;
 }
@@ -247,7 +247,7 @@ async fn garbage_on_the_socket(cx: Context) -> Result<()> {
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff\xff".to_vec(),
     ] {
         let mut stream = tokio::net::UnixStream::connect(&cx.node.paths.socket).await?;
-        // The daemon may hang up in the middle.
+        // The daemon may close the connection before everything is sent.
         drop(stream.write_all(&bytes).await);
         drop(stream);
         cx.cri.version().await.context("after garbage")?;

@@ -1,4 +1,4 @@
-//! What a container cannot do: seccomp, masks, devices, what is refused.
+//! What a container must not be able to do: seccomp, masked paths, devices, refused requests.
 
 use anyhow::{Context as _, Result, ensure};
 use cri_api::v1::security_profile::ProfileType;
@@ -77,7 +77,7 @@ async fn seccomp_default_unconfined_nil(cx: Context) -> Result<()> {
         let nnp = cx.cri.sh(&c, "grep ^NoNewPrivs: /proc/1/status").await?;
         ensure!(nnp.ends_with('0'), "a filter must not need no_new_privs: {nnp}");
     }
-    // What the default blocks without CAP_SYS_ADMIN.
+    // Calls that the default profile blocks without CAP_SYS_ADMIN.
     let config = shapes::container("blocked", &Fixture::image("tools"), &["/bin/sleep", "1000"])
         .with(|c| c.security().seccomp = seccomp(ProfileType::RuntimeDefault, ""));
     let c = cx.start(&pod, &config).await?;
@@ -218,7 +218,7 @@ async fn proc_and_sys_are_protected(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// Announced as absent, so refused, never ignored.
+/// Features that are announced as missing must be refused, never ignored.
 async fn not_built_is_refused(cx: Context) -> Result<()> {
     let mut config = cx.pod_config();
     config.namespaces().userns_options = Some(api::UserNamespace {

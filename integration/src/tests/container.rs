@@ -1,4 +1,4 @@
-//! Containers: life, status, lists, configuration merged with the image's, resources, stop.
+//! Containers: life cycle, status, lists, configuration merged with the image's, resources, stop.
 
 use std::time::{Duration, Instant};
 
@@ -147,7 +147,8 @@ async fn exit_codes_and_reasons(cx: Context) -> Result<()> {
         ("high", "exit 255", 255, "Error"),
         ("segv", "kill -SEGV $$; sleep 1; exec sh -c 'kill -SEGV $$'", 139, "Error"),
     ] {
-        // Init of a PID namespace ignores its own fatal signals: a child passes the code on.
+        // PID 1 of a namespace ignores fatal signals without a handler, so a child is killed and its exit code
+        // passed on.
         let line = if name == "segv" { "sh -c 'kill -SEGV $$'; exit $?" } else { line };
         let s = cx.run(&pod, &cx.shell(name, line)).await?;
         ensure!(s.exit_code == code && s.reason == reason, "{name}: {} {}", s.exit_code, s.reason);
@@ -235,7 +236,7 @@ async fn stop_sends_term_then_kill(cx: Context) -> Result<()> {
     let polite = cx
         .start(&pod, &cx.shell("polite", "trap 'exit 3' TERM; echo ready; while :; do sleep 0.05; done"))
         .await?;
-    // Before its trap is set, TERM does nothing to a PID 1.
+    // Until its trap is set, a PID 1 ignores SIGTERM.
     cx.said(&polite, "ready").await?;
     let start = Instant::now();
     cx.cri.stop(&polite, 60).await?;
@@ -276,7 +277,7 @@ async fn stop_signal_of_image_and_request(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// kubelet's second call may have less patience: it must not wait for the first one's grace.
+/// kubelet's second call may have a shorter grace period: it must not wait for that of the first.
 async fn shorter_stop_wins(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let id = cx

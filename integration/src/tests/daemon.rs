@@ -1,4 +1,4 @@
-//! Requests and hosts that must cost one pod at most, never the daemon; and what a pod's bring-up tells plugins.
+//! Requests and host conditions that may fail one pod but never the daemon; and how pod creation calls plugins.
 
 use std::fs;
 
@@ -31,7 +31,7 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// Everybody is still served, by the same process.
+/// The same daemon process still serves all calls.
 async fn lives(cx: &Context, pid: u32) -> Result<()> {
     ensure!(cx.node.pid()? == pid && proc::alive(pid), "the daemon has ended");
     cx.cri.version().await.context("after the request")?;
@@ -72,7 +72,7 @@ async fn the_root_as_cgroup_parent_works(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// As a host whose cpuset is full, or read-only.
+/// Simulates a host whose cpuset hierarchy is full or read-only.
 async fn a_cgroup_that_cannot_be_made_costs_one_pod(cx: Context) -> Result<()> {
     let pid = cx.node.pid()?;
     let cpuset = cgroup::hierarchies().into_iter().find(|h| h.ends_with("cpuset"));
@@ -109,7 +109,7 @@ async fn a_sandbox_profile_that_is_absent_costs_one_pod(cx: Context) -> Result<(
     lives(&cx, pid).await
 }
 
-/// Opening a FIFO waits for a writer, opening a device can do anything.
+/// Opening a FIFO blocks until there is a writer, and opening a device can have any effect.
 async fn a_profile_that_is_no_file_is_refused_at_once(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let dir = cx.volume("profiles")?;
@@ -120,7 +120,7 @@ async fn a_profile_that_is_no_file_is_refused_at_once(cx: Context) -> Result<()>
         let config =
             cx.sleeper("one").with(|c| c.security().seccomp = seccomp(ProfileType::Localhost, &path));
         let made = tokio::time::timeout(secs(5), cx.create(&pod, &config)).await;
-        // Whoever still waits for a writer gets one.
+        // Opens the FIFO for writing, so that a blocked reader ends.
         drop(fs::OpenOptions::new().read(true).write(true).open(&fifo)?);
         let e = made.with_context(|| format!("{path} holds the call up"))?;
         let e = e.err().with_context(|| format!("a container with the profile {path}"))?;
@@ -129,7 +129,7 @@ async fn a_profile_that_is_no_file_is_refused_at_once(cx: Context) -> Result<()>
     Ok(())
 }
 
-/// What keeps the shim from coming up is in the answer, not in the daemon's log alone.
+/// The reason why a shim does not start is in the reply, not only in the daemon's log.
 async fn a_log_folder_that_cannot_be_made_is_named(cx: Context) -> Result<()> {
     let file = cx.volume("logs")?.join("file");
     fs::write(&file, "")?;
@@ -141,7 +141,7 @@ async fn a_log_folder_that_cannot_be_made_is_named(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// RLIMIT_NOFILE reached by pods that come up at once: some fail, nobody dies, and later all works.
+/// Pods that start at once reach RLIMIT_NOFILE: some fail, the daemon survives, and later everything works.
 async fn out_of_descriptors(cx: Context) -> Result<()> {
     let pid = cx.node.pid()?;
     let limit = |n: &str| command("prlimit", &["--pid", &pid.to_string(), &format!("--nofile={n}")]);
@@ -155,7 +155,7 @@ async fn out_of_descriptors(cx: Context) -> Result<()> {
             })
             .collect();
         for pod in pods {
-            // Which of them get through is chance.
+            // Which of them succeed is random.
             drop(tokio::time::timeout(secs(40), pod).await.context("a pod without an answer")?);
         }
         ensure!(cx.node.pid()? == pid && proc::alive(pid), "the daemon has ended with {spare} to spare");
@@ -171,7 +171,7 @@ async fn out_of_descriptors(cx: Context) -> Result<()> {
     lives(&cx, pid).await
 }
 
-/// Calico's ADD clears ip_forward; a pod that asks for it has it all the same, as with containerd.
+/// Calico's ADD clears ip_forward; a pod that requests it still has it set, as with containerd.
 async fn sysctls_hold_after_the_plugins(cx: Context) -> Result<()> {
     let body = "[ \"$CNI_COMMAND\" = ADD ] && nsenter --net=\"$CNI_NETNS\" sh -c 'echo 0 > /proc/sys/net/ipv4/ip_forward'\nexec /usr/lib/cni/bridge";
     cx.node.network.script("clears", body)?;
@@ -202,7 +202,7 @@ async fn sysctls_of_the_pods_interface(cx: Context) -> Result<()> {
     let wanted = [
         ("net.ipv4.conf.eth0.rp_filter", "2", "net/ipv4/conf/eth0/rp_filter"),
         ("net/ipv4/conf/eth0/log_martians", "1", "net/ipv4/conf/eth0/log_martians"),
-        // Not of an interface, and not of the network.
+        // Not a sysctl of an interface, nor of the network at all.
         ("net.ipv4.ip_local_port_range", "10000\t20000", "net/ipv4/ip_local_port_range"),
         ("kernel.shmmax", "1048576", "kernel/shmmax"),
     ];
@@ -215,7 +215,7 @@ async fn sysctls_of_the_pods_interface(cx: Context) -> Result<()> {
         let seen = cx.cri.sh(&id, &format!("cat /proc/sys/{path}")).await?;
         ensure!(seen == value, "{name} is {seen:?}");
     }
-    // One that does not exist fails the pod, which is gone then, its address included.
+    // A sysctl that does not exist fails the pod, which is then removed with its address.
     let before = cx.node.network.leased();
     let mut config = cx.pod_config().own_network();
     let sysctls = &mut config.linux.get_or_insert_default().sysctls;
@@ -226,7 +226,8 @@ async fn sysctls_of_the_pods_interface(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// STATUS is for the node's readiness, not for each pod: it would double the plugins' runs.
+/// STATUS determines the node's readiness. It must not run for each pod, which would double the number of plugin
+/// runs.
 async fn plugins_are_not_asked_for_their_status_by_every_pod(cx: Context) -> Result<()> {
     const PODS: usize = 8;
     let seen = cx.node.paths.dir.join("status");
@@ -238,7 +239,7 @@ async fn plugins_are_not_asked_for_their_status_by_every_pod(cx: Context) -> Res
     );
     cx.node.network.script("counts", &body)?;
     cx.node.network.uninstall()?;
-    // Else the old network's readiness is taken for the new one's.
+    // Otherwise the old network's readiness would be taken for the new one's.
     wait::until("NetworkReady to go", secs(10), || async { Ok((!network_ready(&cx).await?).then_some(())) })
         .await?;
     let list = json!({"cniVersion": "1.1.0", "name": "counted", "plugins": [{"type": "counts"}]});
@@ -250,7 +251,7 @@ async fn plugins_are_not_asked_for_their_status_by_every_pod(cx: Context) -> Res
         let pod = cx.pod_of(cx.pod_config().own_network()).await?;
         cx.cri.drop_pod(&pod.id).await?;
     }
-    // The folder is looked at every ten seconds, and once more when something happened.
+    // The folder is read every ten seconds, and after every change.
     let looks = start.elapsed().as_secs() / 10 + 2;
     let asked = count() - before;
     ensure!(u64::try_from(asked)? <= looks, "{asked} times STATUS for {PODS} pods in {:?}", start.elapsed());
@@ -258,7 +259,7 @@ async fn plugins_are_not_asked_for_their_status_by_every_pod(cx: Context) -> Res
     Ok(())
 }
 
-/// As a host of a storage network, where every path to every disk is a node.
+/// Simulates a host in a storage network, where each path to each disk is a device node.
 async fn privileged_on_a_host_with_thousands_of_devices(cx: Context) -> Result<()> {
     use nix::sys::stat::{Mode, SFlag, makedev, mknod};
     const NODES: usize = 4500;

@@ -1,5 +1,5 @@
-//! A root that takes no writes: full of bytes, out of inodes, read-only after an error of its disk. What runs goes on
-//! and can be looked at and ended; Status says what is wrong; a start serves what it can read.
+//! A root that accepts no writes: full, out of inodes, or read-only after a disk error. Running pods continue and
+//! can be listed and stopped; Status reports the problem; a restarted daemon serves what it can read.
 
 use std::fs;
 
@@ -21,7 +21,7 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// The node with its root on a file system of its own.
+/// The node with its root on a separate file system.
 async fn on(cx: &Context, inodes: u32) -> Result<Disk> {
     cx.node.terminate().await?;
     let disk = Disk::mount(&cx.node.paths.root, 64, inodes)?;
@@ -29,14 +29,14 @@ async fn on(cx: &Context, inodes: u32) -> Result<Disk> {
     Ok(disk)
 }
 
-/// Back to the root that was.
+/// Restores the original root.
 async fn off(cx: &Context, disk: Disk) -> Result<()> {
     cx.node.kill9()?;
     drop(disk);
     cx.node.launch().await
 }
 
-/// A pod with a network and a container that ends with 7 when it is asked to.
+/// A pod with a network, and a container that exits with code 7 on SIGTERM.
 async fn running(cx: &Context) -> Result<(Pod, String)> {
     let pod = cx.pod_of(cx.pod_config().own_network()).await?;
     let id = cx.start(&pod, &cx.shell("main", "trap 'exit 7' TERM; while :; do sleep 0.1; done")).await?;
@@ -53,7 +53,7 @@ async fn ready(cx: &Context) -> Result<(bool, String, String)> {
 async fn reason(cx: &Context, wanted: &str, word: &str) -> Result<()> {
     wait::until(&format!("RuntimeReady to say {wanted}"), secs(30), || async {
         let (ready, reason, message) = ready(cx).await?;
-        // kubelet skips its pods while it is false: a full disk would then never be freed.
+        // kubelet skips pod deletions while the condition is false, so a full disk would never be freed.
         ensure!(ready == (wanted == "RootFull"), "it is {ready}");
         ensure!(reason == wanted && message.contains(word), "it says {reason}: {message}");
         Ok(Some(()))
@@ -61,7 +61,7 @@ async fn reason(cx: &Context, wanted: &str, word: &str) -> Result<()> {
     .await
 }
 
-/// All that a pod is asked for while it runs.
+/// All calls for a running pod.
 async fn serves(cx: &Context, pod: &Pod, id: &str) -> Result<()> {
     wait::until("an exec", secs(10), || async {
         Ok((cx.cri.sh(id, "echo in").await? == "in").then_some(()))
@@ -117,7 +117,7 @@ async fn root_without_inodes(cx: Context) -> Result<()> {
     full(cx, true).await
 }
 
-/// The error comes while the daemon runs: nothing may be held back by what cannot be written.
+/// The error occurs while the daemon runs: no call may be blocked by a failed write.
 async fn root_that_becomes_read_only(cx: Context) -> Result<()> {
     let disk = on(&cx, 16384).await?;
     let outcome = async {
@@ -133,7 +133,7 @@ async fn root_that_becomes_read_only(cx: Context) -> Result<()> {
     outcome.and(off(&cx, disk).await)
 }
 
-/// The daemon ends too, and comes back to a root that it can read.
+/// The daemon also ends and starts again with a readable root.
 async fn start_on_a_read_only_root(cx: Context) -> Result<()> {
     let disk = on(&cx, 16384).await?;
     let outcome = async {
@@ -158,7 +158,7 @@ async fn start_on_a_read_only_root(cx: Context) -> Result<()> {
         fs::rename(&log, format!("{log}.old"))?;
         cx.cri.reopen_log(&id).await.context("ReopenContainerLog")?;
         ends(&cx, &pod, &id).await?;
-        // Once more, with a pod that has ended and could not be recorded so.
+        // Once more, with an ended pod whose exit could not be recorded.
         cx.node.crash().await?;
         wait::until("the exit to be known again", secs(10), || async {
             Ok((cx.cri.container(&id).await?.state() == ContainerState::ContainerExited).then_some(()))
@@ -171,7 +171,7 @@ async fn start_on_a_read_only_root(cx: Context) -> Result<()> {
     outcome.and(off(&cx, disk).await)
 }
 
-/// StopContainer and StopPodSandbox end everything of a pod, though nothing of it can be written.
+/// StopContainer and StopPodSandbox end all processes of a pod although nothing can be recorded.
 async fn ends(cx: &Context, pod: &Pod, id: &str) -> Result<()> {
     let pid = cx.pid(id).await?;
     cx.cri.stop(id, 10).await.context("StopContainer")?;
@@ -181,7 +181,7 @@ async fn ends(cx: &Context, pod: &Pod, id: &str) -> Result<()> {
     let state = cx.cri.pod_status(&pod.id).await?.status.context("status")?.state();
     ensure!(state == PodSandboxState::SandboxNotready, "{state:?}");
     ensure!(!crate::proc::alive(pid), "its container lives");
-    // What cannot be removed is said, and does not hang.
+    // A removal that is impossible fails with a reason and does not hang.
     let removed =
         cx.cri.remove_pod(&pod.id).await.err().context("a record was removed from a read-only disk")?;
     ensure!(removed.message().contains("ead-only"), "{removed}");

@@ -1,5 +1,5 @@
-//! Images and volumes that lead mounts elsewhere by symbolic links: nothing of the host is reached, and what
-//! confines a container lies where it looks.
+//! Images and volumes whose symlinks redirect mounts: nothing of the host is reached, and what confines a container
+//! is mounted at the paths that it sees.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -29,7 +29,7 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// Pushes busybox with one more layer; its reference.
+/// Pushes busybox with one more layer; returns its reference.
 pub(super) async fn image_with(
     cx: &Context,
     config: serde_json::Value,
@@ -43,12 +43,12 @@ pub(super) async fn image_with(
     Ok(format!("registry.test/{name}:1"))
 }
 
-/// A sleeper from an image.
+/// A sleeping container of an image.
 pub(super) fn sleeper(name: &str, image: &str) -> cri_api::v1::ContainerConfig {
     shapes::container(name, image, &["/bin/sleep", "100000"])
 }
 
-/// What kubelet masks and protects.
+/// The paths that kubelet masks and makes read-only.
 pub(super) fn as_kubelet(config: cri_api::v1::ContainerConfig) -> cri_api::v1::ContainerConfig {
     let list = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect();
     config.with(|c| {
@@ -69,7 +69,7 @@ pub(super) fn as_kubelet(config: cri_api::v1::ContainerConfig) -> cri_api::v1::C
     })
 }
 
-/// A folder of the host's that has what libcontainer would replace, and what it has.
+/// A folder of the host with entries that libcontainer would replace, and a list of them.
 pub(super) fn bait(cx: &Context) -> Result<(PathBuf, Vec<String>)> {
     let folder = cx.volume("bait")?;
     for name in ["ptmx", "console", "null", "kept"] {
@@ -97,7 +97,7 @@ pub(super) fn listing(folder: &Path) -> Result<Vec<String>> {
     Ok(all)
 }
 
-/// An image in which a folder of the runtime's is a link is refused, whatever the link says.
+/// An image in which one of the runtime's mount points is a symlink is refused, whatever its target.
 async fn refuses_link(cx: &Context, folder: &str) -> Result<()> {
     let pod = cx.pod().await?;
     for target in ["/", ".", "bin/..", "../../..", "/etc", "/proc/1/root/etc", "/sys", "absent"] {
@@ -140,7 +140,7 @@ async fn proc_through_a_shared_volume(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// A volume's folder that looks like a root to whoever works in it by path.
+/// A folder on a volume that looks like a root file system to code that uses paths.
 pub(super) fn like_a_root(cx: &Context, bait: &Path) -> Result<PathBuf> {
     let volume = cx.volume("root")?;
     for folder in ["bin", "etc", "proc", "sys"] {
@@ -150,7 +150,7 @@ pub(super) fn like_a_root(cx: &Context, bait: &Path) -> Result<PathBuf> {
     Ok(volume)
 }
 
-/// The container is refused, or it runs in its own root all the same; never is anything of the host touched.
+/// The container is refused, or it runs in its own root; in both cases nothing of the host is changed.
 async fn harmless(
     cx: &Context,
     pod: &Pod,
@@ -201,7 +201,7 @@ async fn volume_link_to_the_root_under_a_volume(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// A sidecar that owns a volume swaps a folder on it for links while mounts are made through it.
+/// A sidecar replaces a folder on its volume by symlinks while mounts are made through that folder.
 async fn volume_that_is_swapped_while_others_are_attached(cx: Context) -> Result<()> {
     let (bait, before) = bait(&cx)?;
     let (outer, inner) = (cx.volume("outer")?, like_a_root(&cx, &bait)?);
@@ -214,7 +214,7 @@ async fn volume_that_is_swapped_while_others_are_attached(cx: Context) -> Result
             let mut swaps = 0_u64;
             while !stop.load(Ordering::Relaxed) {
                 for target in ["/", "/proc", "/sys/fs", "/etc", "/proc/self/fd", "../dev"] {
-                    // Each fails when the other end is there still: the next turn finds it.
+                    // Each fails if the other name still exists; the next iteration tries again.
                     drop(fs::remove_file(outer.join("b")));
                     drop(symlink(target, outer.join("b")));
                     drop(fs::remove_file(outer.join("b")));

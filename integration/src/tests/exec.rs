@@ -81,7 +81,7 @@ async fn timeout_kills_the_tree(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// A grandchild that keeps the pipes open must not hold the answer back.
+/// A grandchild that keeps the pipes open must not delay the reply.
 async fn background_child_does_not_hang_it(cx: Context) -> Result<()> {
     if cx.node.is_foreign() {
         return Ok(());

@@ -1,4 +1,4 @@
-//! A full disk under the root: every removal works, gives the space back, and what runs goes on.
+//! The disk of the root is full: every removal works and frees its space, and running containers continue.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -26,14 +26,14 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// What runs out.
+/// The resource that runs out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scarce {
     Bytes,
     Inodes,
 }
 
-/// A file system of its own on the node's root. The daemon runs on it.
+/// A separate file system at the node's root, used by the daemon.
 struct Disk {
     root: PathBuf,
     /// Of the ext4.
@@ -72,10 +72,10 @@ impl Disk {
         Ok(Self { root, ext4, scarce })
     }
 
-    /// Takes all that is left.
+    /// Uses up everything that is left.
     fn fill(&self) -> Result<()> {
         let folder = self.root.join("filler");
-        // Made while there was space; without, it is there already.
+        // Created while there was space, or it exists already.
         fs::create_dir_all(&folder)?;
         for number in 0.. {
             match self.scarce {
@@ -110,7 +110,7 @@ impl Disk {
         Ok(())
     }
 
-    /// Bytes or inodes that are free.
+    /// Free bytes or inodes.
     fn free(&self) -> Result<u64> {
         let stat = nix::sys::statvfs::statvfs(&self.root)?;
         Ok(match self.scarce {
@@ -119,7 +119,7 @@ impl Disk {
         })
     }
 
-    /// Waits until a removal has given back `least`.
+    /// Waits until a removal has freed at least `least`.
     async fn gives_back(&self, what: &str, least: u64) -> Result<()> {
         wait::until(&format!("{what} to give back {least}"), secs(20), || async {
             let free = self.free()?;
@@ -141,7 +141,7 @@ impl Disk {
     }
 }
 
-/// What a container takes for itself, and what must be free once it is removed.
+/// The space that a container uses, which must be free once it is removed.
 fn greedy(cx: &Context, scarce: Scarce) -> (cri_api::v1::ContainerConfig, u64) {
     match scarce {
         Scarce::Bytes => (cx.shell("eater", "dd if=/dev/zero of=/fat bs=1M count=24"), 20 << 20),
@@ -228,7 +228,7 @@ fn layers(root: &Path) -> Result<usize> {
     Ok(fs::read_dir(root.join("images/layers"))?.count())
 }
 
-/// Without space for the index, not even after its layers are gone, since another image has them all.
+/// There is no space for the index even after the removal, because another image has the same layers.
 async fn image_removed_on_a_full_disk_stays_removed(cx: Context) -> Result<()> {
     let disk = Disk::tmpfs(&cx, Scarce::Bytes).await?;
     let (one, two) = (Fixture::image("number-1"), Fixture::image("number-2"));
@@ -251,7 +251,7 @@ async fn image_removed_on_a_full_disk_stays_removed(cx: Context) -> Result<()> {
     disk.unmount(&cx).await
 }
 
-/// A daemon that dies on a full disk comes back on it, with its pods, and removes.
+/// A daemon that is killed while the disk is full starts again with its pods and can remove them.
 async fn start_on_a_full_disk(cx: Context) -> Result<()> {
     let disk = Disk::ext4(&cx, Scarce::Bytes).await?;
     let (pod, running) = sleeping(&cx).await?;

@@ -1,4 +1,4 @@
-//! Five ways in which a runtime can hurt kubelet, and what keeps copepod from each.
+//! Five errors of a runtime that would disturb kubelet, and tests that copepod makes none of them.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -22,7 +22,7 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// kubelet removes `<log_path>*`: an empty one would match its working directory.
+/// kubelet removes `<log_path>*`; an empty path would match its working directory.
 async fn h1_log_path_is_absolute(cx: Context) -> Result<()> {
     for (directory, path) in [("", ""), ("", "x/0.log"), ("logs", "")] {
         let mut config = cx.pod_config();
@@ -47,7 +47,8 @@ async fn h1_log_path_is_absolute(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// kubelet kills what it finds directly below a QoS level with "pod" in its name, and "copepod" has it.
+/// kubelet kills the processes of any cgroup directly below a QoS level whose name contains "pod", as "copepod"
+/// does.
 async fn h2_no_cgroup_beside_the_pods(cx: Context) -> Result<()> {
     let qos = format!("{}/besteffort", *CGROUP_PARENT);
     let checked = async {
@@ -81,7 +82,7 @@ async fn h2_no_cgroup_beside_the_pods(cx: Context) -> Result<()> {
     checked
 }
 
-/// Messages that kubelet dereferences without looking.
+/// Messages that kubelet dereferences without a check.
 async fn h3_no_message_is_absent(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let created = cx.create(&pod, &cx.sleeper("created")).await?;
@@ -117,7 +118,7 @@ async fn h3_no_message_is_absent(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// A mount point that fails stat() fails kubelet's whole summary.
+/// If stat() of the mount point fails, kubelet's whole summary fails.
 async fn h4_mount_points_exist_and_stay(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let id = cx.start(&pod, &cx.sleeper("one")).await?;
@@ -143,7 +144,7 @@ async fn h4_mount_points_exist_and_stay(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// A status that fails for a listed container blocks its removal and all image garbage collection.
+/// If the status of a listed container fails, kubelet cannot remove it and stops collecting images.
 async fn h5_every_listed_container_has_a_status(cx: Context) -> Result<()> {
     let name = Fixture::image("busybox-docker");
     let pod = cx.pod().await?;

@@ -1,4 +1,4 @@
-//! What hangs in one place is not felt in another: calls of other pods take no longer than without it.
+//! A hang in one pod does not affect others: their calls take no longer than without it.
 
 use std::os::fd::OwnedFd;
 use std::process::Stdio;
@@ -23,13 +23,13 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// Calls of each kind; the median counts.
+/// Number of calls of each kind; the median is compared.
 const CALLS: usize = 15;
-/// Containers to stop, each once.
+/// Number of containers that are stopped, once each.
 const STOPS: usize = 5;
-/// A call that takes this long is stuck.
+/// A call that takes this long is treated as hung.
 const STUCK: Duration = Duration::from_secs(5);
-/// Medians below this are the machine's noise, not anybody's wait.
+/// Medians below this are noise.
 const FLOOR: Duration = Duration::from_millis(100);
 
 /// Medians.
@@ -45,7 +45,7 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times.get(times.len() / 2).copied().unwrap_or_default()
 }
 
-/// Times of calls that have nothing to do with what hangs.
+/// Times of calls that are independent of what hangs.
 async fn times(cx: &Context, pod: &Pod, round: &str) -> Result<Times> {
     let bounded = |what: &'static str| move |_| anyhow::anyhow!("{what} of another pod took over {STUCK:?}");
     let (mut list, mut exec, mut stop) = (Vec::new(), Vec::new(), Vec::new());
@@ -77,7 +77,7 @@ async fn times(cx: &Context, pod: &Pod, round: &str) -> Result<Times> {
     Ok(Times { list: median(list), exec: median(exec), stop: median(stop) })
 }
 
-/// Twice what it was, where that is more than noise.
+/// The allowed time: twice the reference, or the noise level if that is more.
 fn compare(what: &str, calm: &Times, loaded: &Times) -> Result<()> {
     for (call, before, after) in [
         ("List", calm.list, loaded.list),
@@ -152,7 +152,7 @@ async fn a_hung_log_disk(cx: Context) -> Result<()> {
     compare("a hung log disk", &calm, &loaded?)
 }
 
-/// As under a service manager whose journal is stuck.
+/// Simulates a service manager whose journal hangs.
 async fn a_full_stderr(cx: Context) -> Result<()> {
     let (unread, stderr): (OwnedFd, OwnedFd) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
     cx.node.terminate().await?;
@@ -160,7 +160,7 @@ async fn a_full_stderr(cx: Context) -> Result<()> {
     let healthy = cx.pod().await?;
     let calm = times(&cx, &healthy, "calm").await?;
     let loaded = async {
-        // Each is a line of more than 150 bytes: together more than a pipe holds, and than may wait.
+        // Each logs a line of more than 150 bytes: together more than the pipe and the queue can hold.
         let mut callers = tokio::task::JoinSet::new();
         for caller in 0..8 {
             let cx = cx.clone();
@@ -181,12 +181,12 @@ async fn a_full_stderr(cx: Context) -> Result<()> {
     }
     .await;
     if loaded.is_err() {
-        // So that it can be ended.
+        // So that the daemon can exit.
         drop(unread);
         return compare("a full stderr", &calm, &loaded?);
     }
     compare("a full stderr", &calm, &loaded?)?;
-    // What was kept is whole lines, and the log says that some are missing.
+    // The written lines are complete, and the log says that some are missing.
     let reading = tokio::task::spawn_blocking(move || {
         use std::io::Read as _;
         let mut text = Vec::new();
@@ -213,7 +213,7 @@ async fn output_of_many_execs_is_bounded(cx: Context) -> Result<()> {
     let execs: Vec<_> = (0..EXECS)
         .map(|_| {
             let (cx, id) = (cx.clone(), id.clone());
-            // 16 MiB, and then a while in which all are there at once.
+            // 16 MiB, and then time in which the output of all execs is held at once.
             let line = "dd if=/dev/zero bs=1M count=16 2>/dev/null; sleep 3";
             tokio::spawn(async move { cx.cri.exec_sync(&id, &["/bin/sh", "-c", line], 60).await })
         })
@@ -230,7 +230,7 @@ async fn output_of_many_execs_is_bounded(cx: Context) -> Result<()> {
     println!("      {EXECS} execs of 16 MiB: {} MiB kept, peak {} MiB", kept >> 20, peak >> 10);
     ensure!(peak < 300 << 10, "the daemon had {} MiB", peak >> 10);
     ensure!(least >= 16 << 10, "an exec kept {least} bytes");
-    // Alone it has all that it may have.
+    // A single exec can use its whole limit.
     let out =
         cx.cri.exec_sync(&id, &["/bin/sh", "-c", "dd if=/dev/zero bs=1M count=15 2>/dev/null"], 60).await?;
     ensure!(out.stdout.len() == 15 << 20, "{} bytes", out.stdout.len());

@@ -310,7 +310,7 @@ async fn cancelled_pull_leaves_nothing(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// Pulls an image of two layers, one of which does not come, until the other one is in the store.
+/// Pulls an image of two layers, one of which stalls, until the other one is in the store.
 async fn half_pulled(
     cx: &Context,
     name: &str,
@@ -333,8 +333,8 @@ async fn half_pulled(
     Ok((stall, pull))
 }
 
-/// kill -9 with half of an image here, and at growing moments of a pull: the image is there whole or not at all, and
-/// the next pull succeeds.
+/// Kills the daemon when half of an image was pulled, and at increasing times of a pull: the image is complete or
+/// absent, and the next pull succeeds.
 async fn crash_in_the_middle_of_a_pull(cx: Context) -> Result<()> {
     let (_stall, pull) = half_pulled(&cx, "crashed").await?;
     cx.node.kill9()?;

@@ -1,4 +1,5 @@
-//! Images as builders make them: every shape that peers run must run here, and look the same from inside.
+//! Images of different builders: every layout that other runtimes accept must work here, with the same files
+//! inside.
 
 use std::collections::BTreeSet;
 
@@ -87,12 +88,12 @@ fn layer(write: impl FnOnce(&mut Writer) -> Result<()>) -> Result<Layer> {
     w.finish(Packing::Gzip)
 }
 
-/// One file, without entries for its parents.
+/// A layer with one file, without entries for its parents.
 fn file(name: &str, content: &str) -> Result<Layer> {
     layer(|w| w.raw(Regular, name, "", 0o644, (0, 0), content.as_bytes()))
 }
 
-/// One folder of somebody's, without entries for its parents.
+/// A layer with one folder of the given owner, without entries for its parents.
 fn folder(name: &str, mode: u32, owner: (u64, u64)) -> Result<Layer> {
     layer(|w| w.raw(Directory, name, "", mode, owner, b""))
 }
@@ -227,7 +228,7 @@ async fn folder_without_entry_over_two_layers(cx: Context) -> Result<()> {
     same(&look(&cx, &layers, None, "stat -c '%a %u' /d; cat /d/x /d/y").await?, "711 3\nxy")
 }
 
-/// A folder that was taken away and comes again by its content alone is new.
+/// A folder that was deleted and is created again without an entry, by its content, starts empty.
 async fn folder_without_entry_after_removal(cx: Context) -> Result<()> {
     let layers = [folder("d/", 0o700, (3, 3))?, file(".wh.d", "")?, file("d/x", "x")?];
     same(&look(&cx, &layers, None, "stat -c '%a %u' /d").await?, "755 0")
@@ -258,7 +259,7 @@ async fn symlinked_parent_is_absolute(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// As pnpm lays out packages.
+/// The layout of packages by pnpm.
 async fn symlinked_parents_in_a_chain(cx: Context) -> Result<()> {
     let top = layer(|w| {
         w.raw(Directory, "store/pkg/", "", 0o755, (0, 0), b"")?;
@@ -316,8 +317,8 @@ async fn opaque_mark_through_a_symlink(cx: Context) -> Result<()> {
     same(&look(&cx, &[low, top], None, "ls /u").await?, "new")
 }
 
-/// Layers are unpacked apart, here and by containerd's overlay snapshotter: a folder of a layer takes the place of
-/// a symlink below it.
+/// Layers are unpacked separately, here and by containerd's overlay snapshotter: a folder in a layer replaces a
+/// symlink in a lower one.
 async fn symlink_of_a_lower_layer_is_replaced(cx: Context) -> Result<()> {
     let low = layer(|w| {
         w.raw(Directory, "u/", "", 0o1777, (0, 0), b"")?;
@@ -328,7 +329,7 @@ async fn symlink_of_a_lower_layer_is_replaced(cx: Context) -> Result<()> {
     same(&text, "/l:\nnew\n\n/u:\nold\ndirectory 1777")
 }
 
-/// A pull that must fail with this code and word; other pulls go on.
+/// Pulls an image, which must fail with this code and text; other pulls still work.
 async fn refused(cx: &Context, image: &Image, code: tonic::Code, word: &str) -> Result<()> {
     let listed = || async {
         Ok::<_, tonic::Status>(cx.cri.images().await?.into_iter().map(|i| i.id).collect::<BTreeSet<_>>())
@@ -360,7 +361,7 @@ async fn symlink_target_of_a_megabyte(cx: Context) -> Result<()> {
     refused(&cx, &Recipe::new(&[top], json!({})).build(), tonic::Code::DataLoss, "symlink").await
 }
 
-/// The image with another media type for its configuration.
+/// The image with another media type for its config.
 fn with_config_type(mut image: Image, media_type: &str) -> Result<Image> {
     let mut manifest: Value = serde_json::from_slice(&image.manifest.bytes)?;
     *manifest.pointer_mut("/config/mediaType").context("no config media type")? = json!(media_type);

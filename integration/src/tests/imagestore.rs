@@ -1,4 +1,4 @@
-//! The image store as an operator meets it: lost layers, registries that stall, what is counted.
+//! The image store seen by an operator: lost layers, stalled registries, disk usage.
 
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -34,7 +34,7 @@ fn layers(cx: &Context) -> Result<Vec<String>> {
     names.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
 }
 
-/// kill -9, a layer's folder is lost, start.
+/// Kills the daemon, deletes a layer's folder and starts the daemon.
 async fn lose(cx: &Context, layer: &str) -> Result<()> {
     cx.node.kill9()?;
     fs::remove_dir_all(cx.node.paths.root.join("images/layers").join(layer))?;
@@ -55,7 +55,7 @@ async fn lost_layer_is_pulled_again(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// kubelet removes images to get space, measures at once, and evicts pods when there is none.
+/// kubelet removes images to free space, measures right after, and evicts pods if there is too little.
 async fn a_removed_image_has_given_its_space_back(cx: Context) -> Result<()> {
     for _ in 0..10 {
         cx.cri.pull(&Fixture::image("tools")).await?;
@@ -68,7 +68,7 @@ async fn a_removed_image_has_given_its_space_back(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// A FIFO stands for a disk that hangs in the middle of a read.
+/// A FIFO simulates a disk that hangs during a read.
 async fn a_blob_that_cannot_be_read_to_its_end_stops_nothing_else(cx: Context) -> Result<()> {
     let id = cx.cri.pull(&Fixture::image("busybox")).await?;
     let blob = cx.node.paths.root.join("images/blobs").join(id.strip_prefix("sha256:").context("no digest")?);
@@ -82,13 +82,13 @@ async fn a_blob_that_cannot_be_read_to_its_end_stops_nothing_else(cx: Context) -
         let cri = cx.cri.clone();
         tokio::spawn(async move { cri.pull(&Fixture::image("tools")).await })
     };
-    // Can be opened once the daemon reads it, which then waits for what is never written.
+    // The open succeeds once the daemon reads the FIFO; the daemon then waits for data that is never written.
     let writer = wait::until("the daemon to read the blob", wait::secs(30), || async {
         let opened = fs::OpenOptions::new().write(true).custom_flags(nix::libc::O_NONBLOCK).open(&blob);
         Ok(opened.ok())
     })
     .await?;
-    // More than there are workers.
+    // More calls than worker threads.
     let asked: Vec<_> = (0..4)
         .map(|_| {
             let cri = cx.cri.clone();
@@ -120,7 +120,7 @@ async fn lost_layer_harms_no_other_image(cx: Context) -> Result<()> {
     lose(&cx, &own).await?;
     ensure!(cx.cri.image(&one).await?.is_some(), "the whole image is gone too");
     ensure!(cx.cri.image(&two).await?.is_none(), "the image without its layer is listed");
-    // What is left out can still be removed; what others need stays.
+    // An image that is not listed can be removed; layers of other images stay.
     cx.cri.remove_image(&two).await?;
     let pod = cx.pod().await?;
     cx.output(&pod, &shapes::container("look", &one, &["/bin/true"])).await?;
@@ -153,7 +153,7 @@ async fn stalling(cx: &Context, layers: &[Layer]) -> Result<Stall> {
     Stall::start(cx.fixture.registry.port, digests, length).await
 }
 
-/// Two images of five layers each at a registry that has stalled: another registry's image comes.
+/// Two pulls of five layers each hang at a stalled registry: a pull from another registry succeeds.
 async fn stalled_pulls_stop_no_other(cx: Context) -> Result<()> {
     let (names, all) = unlike(&cx, "stalled", 2, 5).await?;
     let stall = stalling(&cx, &all).await?;
@@ -164,7 +164,7 @@ async fn stalled_pulls_stop_no_other(cx: Context) -> Result<()> {
             tokio::spawn(async move { cri.pull(&name).await })
         })
         .collect();
-    // By default four layers of one pull are under way.
+    // By default, one pull transfers four layers at once.
     wait::until_true("eight layers to stall", wait::secs(20), || stall.stalled() >= 8).await?;
     let pull = tokio::time::timeout(wait::secs(20), cx.cri.pull(&Fixture::image("busybox"))).await;
     let ended = pulls.iter().filter(|pull| pull.is_finished()).count();

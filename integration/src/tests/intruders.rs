@@ -1,5 +1,5 @@
-//! Who shares something with a container, or made its image, and means harm: the runtime's own parts stay out of
-//! reach, and what they are given costs them a bounded amount.
+//! Hostile containers and images: the runtime's own processes stay out of their reach, and hostile input uses a
+//! bounded amount of resources.
 
 use std::time::Instant;
 
@@ -23,7 +23,7 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// Sets `p` to the pid of the init that waits.
+/// Sets the shell variable `p` to the pid of the waiting init.
 const FIND: &str =
     "p=$(grep -lx copepod-init /proc/[0-9]*/comm | head -n 1 | cut -d / -f 3); [ -n \"$p\" ] || exit 9";
 
@@ -31,12 +31,12 @@ async fn waiting_init_cannot_be_looked_into(cx: Context) -> Result<()> {
     let pod = cx.pod_of(cx.pod_config().shared_pid()).await?;
     let beside = cx.start(&pod, &cx.sleeper("beside")).await?;
     let waits = cx.create(&pod, &cx.sleeper("waits")).await?;
-    // Following one is what the kernel asks for: names alone can be listed by any root.
+    // Access is checked when a link is followed; any root user can list the names.
     let opens = "for f in /proc/$p/fd/*; do [ -e $f ] && echo open; done; echo done";
     let seen = cx.cri.sh(&beside, &format!("{FIND}; {opens}")).await?;
     ensure!(seen == "done", "its descriptors can be opened by its neighbour: {seen}");
     cx.cri.start(&waits).await?;
-    // What it has become is an ordinary process.
+    // After execve it is an ordinary process.
     let line = format!("p=$(grep -lx sleep /proc/[0-9]*/comm | tail -n 1 | cut -d / -f 3); {opens}");
     ensure!(cx.cri.sh(&beside, &line).await?.starts_with("open"), "it cannot be looked into once it runs");
     Ok(())
@@ -44,7 +44,7 @@ async fn waiting_init_cannot_be_looked_into(cx: Context) -> Result<()> {
 
 async fn flooded_report_holds_neither_start_nor_shim(cx: Context) -> Result<()> {
     let pod = cx.pod_of(cx.pod_config().shared_pid()).await?;
-    // Who may trace can open its descriptors whatever is done.
+    // A process that may trace it can open its descriptors in any case.
     let config = cx.sleeper("beside").with(|c| {
         c.security().capabilities =
             Some(api::Capability { add_capabilities: vec!["SYS_PTRACE".to_owned()], ..Default::default() });
@@ -94,7 +94,7 @@ async fn image_with_pull(cx: &Context, name: &str, entries: usize) -> Result<()>
     Ok(())
 }
 
-/// Most memory that a process ever had, KiB.
+/// Peak memory of a process, in KiB.
 fn resident(pid: u32) -> Result<u64> {
     let status = proc::status(pid)?;
     Ok(status.get("VmHWM").context("VmHWM")?.trim_end_matches(" kB").trim().parse()?)

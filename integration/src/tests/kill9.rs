@@ -1,4 +1,4 @@
-//! kill -9 of the daemon: under twenty log writers, and at a hundred random moments.
+//! The daemon is killed: while twenty containers write logs, and at a hundred random moments.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -27,7 +27,7 @@ pub(super) fn tests() -> Vec<Test> {
 /// The bytes of line N.
 type Line = fn(usize) -> Vec<u8>;
 
-/// What one writer does, and what its log must reassemble to.
+/// The output of one writer, and the expected content of its log.
 struct Writer {
     id: String,
     line: Line,
@@ -41,7 +41,7 @@ fn short_line(n: usize) -> Vec<u8> {
     format!("line {n}\n").into_bytes()
 }
 
-/// 20,013 bytes and more: cut twice.
+/// Lines of 20,013 bytes and more, which are split twice.
 fn long_line(n: usize) -> Vec<u8> {
     format!("{}line {n}\n", "x".repeat(20_000)).into_bytes()
 }
@@ -49,7 +49,7 @@ fn long_line(n: usize) -> Vec<u8> {
 async fn writer(cx: &Context, pod: &Pod, n: usize) -> Result<Writer> {
     let (name, count) = (format!("w{n}"), if n == 1 { 300 } else { 25_000 });
     let numbers = |count: usize| format!("i=0; while [ $i -lt {count} ]; do echo line $i; i=$((i+1)); done");
-    // A gate holds the last line back until the daemon is up again: everybody spans the crash.
+    // The writers wait with their last line until the daemon is up again, so that all of them span the crash.
     let (script, line, tail, code): (String, Line, &'static str, i32) = match n {
         1 => (
             format!(
@@ -96,7 +96,7 @@ async fn twenty_writers(cx: Context) -> Result<()> {
         listed.len()
     );
     ensure!(listed_pods.iter().all(|p| p.state() == PodSandboxState::SandboxReady), "a pod is not ready");
-    // Rotation right after the restart: what the shim had buffered must not be lost or doubled.
+    // Rotation right after the restart: output in the shim's buffers must be neither lost nor repeated.
     let mut rotated = Vec::new();
     for w in &writers {
         let path = cx.cri.container(&w.id).await?.log_path;
@@ -152,7 +152,7 @@ fn difference(found: &[u8], expected: &[u8]) -> String {
     format!("first difference at byte {at}: `{}` instead of `{}`", show(found), show(expected))
 }
 
-/// A small generator: the same moments in every run.
+/// A simple random generator, so that every run uses the same moments.
 struct Random(u64);
 
 impl Random {
@@ -164,7 +164,7 @@ impl Random {
     }
 }
 
-/// Bring-up and teardown of one pod with one container; what was got hold of stays in `ids`.
+/// Creates and removes one pod with one container; the ids that were returned stay in `ids`.
 async fn lifecycle(
     cx: &Context,
     config: &api::PodSandboxConfig,
@@ -182,7 +182,7 @@ async fn lifecycle(
     Ok(())
 }
 
-/// After a crash: everything listed can be asked for, and kubelet's retry brings the pod up and away.
+/// After a crash: every listed object has a status, and a retry creates and removes the pod.
 async fn consistent(cx: &Context, config: &api::PodSandboxConfig) -> Result<()> {
     let pods = cx.cri.pods(None).await?;
     for pod in &pods {
@@ -273,7 +273,7 @@ async fn random_moments(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// Right after each call has been sent: the moment that random times meet least.
+/// Right after each call was sent, a moment that random times rarely hit.
 async fn each_step_in_order(cx: Context) -> Result<()> {
     cx.need(&Fixture::image("busybox")).await?;
     for step in 0..6 {
@@ -290,7 +290,7 @@ async fn each_step_in_order(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// Does the steps before `step`, sends that one's call and kills the daemon a moment later.
+/// Runs the steps before `step`, sends the call of `step` and kills the daemon right after.
 async fn killed_in(
     cx: &Context,
     config: &api::PodSandboxConfig,

@@ -1,5 +1,5 @@
-//! One test for each known fault of libcontainer that containers could meet, beside those that other themes
-//! cover (exec's seccomp filter, noNewPrivileges with a filter, propagation, the caller's oom score).
+//! One test for each known bug of libcontainer that could affect containers, except those that other files cover
+//! (exec's seccomp filter, noNewPrivileges with a filter, propagation, the caller's oom score).
 
 use anyhow::{Context as _, Result, ensure};
 use cri_api::v1 as api;
@@ -110,7 +110,7 @@ async fn program_that_only_root_may_run(cx: Context) -> Result<()> {
         ensure!(s.exit_code != 0, "somebody else's start must fail: {s:?}");
         ensure!(log.text(Some("stdout")).is_empty(), "somebody else read it: {}", log.text(None));
     }
-    // Without that capability the kernel says no at once, and the start is an error.
+    // Without that capability execve fails, and so does the start.
     let mut powerless = denied.clone().with(|c| {
         c.security().capabilities =
             Some(api::Capability { drop_capabilities: vec![String::from("ALL")], ..Default::default() });
@@ -124,7 +124,7 @@ async fn program_that_only_root_may_run(cx: Context) -> Result<()> {
 
 async fn program_without_path_variable(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
-    // This image sets no PATH at all.
+    // This image sets no PATH.
     let config = shapes::container("one", &Fixture::image("number-1"), &["echo", "found"]);
     ensure!(cx.output(&pod, &config).await? == "found\n");
     Ok(())
@@ -167,7 +167,7 @@ async fn error_keeps_its_cause(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let file = cx.volume("v")?.join("file");
     std::fs::write(&file, "x")?;
-    // A file below a file: the mount cannot be made, and the error must say where and why.
+    // A path below a file: the mount is impossible, and the error must say where and why.
     let config =
         cx.sleeper("one").mount(&file, "/etc/marker/below", false, api::MountPropagation::PropagationPrivate);
     let e = match cx.create(&pod, &config).await {

@@ -1,4 +1,4 @@
-//! A container's life beside the ordinary: terminals that are closed for a moment, lost log lines, processes that are
+//! Unusual events in a container's life: terminals that are closed for a moment, lost log lines, processes that are
 //! stopped, traced or frozen by others, full tables.
 
 use std::fs;
@@ -49,7 +49,7 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// What it writes while its streams are elsewhere goes to /dev/console.
+/// Its streams are redirected, so it writes to /dev/console.
 const ELSEWHERE: &str = "exec </dev/null >/tmp/elsewhere 2>&1";
 
 async fn terminal_closed_for_a_moment_is_logged_on(cx: Context) -> Result<()> {
@@ -72,7 +72,7 @@ async fn terminal_may_be_closed_again_and_again(cx: Context) -> Result<()> {
 }
 
 async fn closing_the_terminal_hangs_up_nobody(cx: Context) -> Result<()> {
-    // Where init is PID 1 of its namespace a SIGHUP would not show.
+    // If init were PID 1 of its namespace, a SIGHUP would have no effect.
     let pod = cx.pod_of(cx.pod_config().shared_pid()).await?;
     let s = cx.run(&pod, &cx.shell("one", &format!("{ELSEWHERE}; sleep 0.5; exit 7")).terminal()).await?;
     ensure!(s.exit_code == 7, "ended with {} instead of 7", s.exit_code);
@@ -103,7 +103,7 @@ async fn closed_terminal_costs_no_time(cx: Context) -> Result<()> {
     cx.cri.sh(&id, "until [ -e /tmp/state ]; do sleep 0.01; done").await?;
     let shim = cx.node.shim(&pod.id)?.pid;
     let before = ticks(shim)?;
-    // What is measured is the time that passes; a loop without a pause would take all of it.
+    // CPU time is compared with elapsed time; a loop without a pause would use all of it.
     tokio::time::sleep(secs(1)).await;
     let took = ticks(shim)? - before;
     ensure!(took < 20, "the shim ran for {took} hundredths of a second of one second");
@@ -119,7 +119,7 @@ async fn terminal_is_read_to_its_end(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// A small file system at a pod's log folder, gone with this.
+/// A small file system mounted at a pod's log folder; unmounted on drop.
 struct SmallDisk(std::path::PathBuf);
 
 impl SmallDisk {
@@ -153,7 +153,7 @@ async fn lost_lines_leave_a_mark(cx: Context) -> Result<()> {
     let id = cx.start(&pod, &cx.shell("one", line)).await?;
     cx.cri.sh(&id, "until [ -e /tmp/full ]; do sleep 0.02; done").await?;
     let path = cx.cri.container(&id).await?.log_path;
-    // All of it was read once the container could write it: a pipe holds less than is missing.
+    // The shim read everything that the container wrote: a pipe holds less than the missing amount.
     fs::remove_file(&filler)?;
     cx.cri.sh(&id, "touch /tmp/go").await?;
     cx.cri.wait_exit(&id, secs(20)).await?;
@@ -192,7 +192,7 @@ fn state(pid: u32) -> Option<char> {
     stat.rsplit(')').next()?.trim_start().chars().next()
 }
 
-/// A created container whose waiting init is stopped, as one who shares its PID namespace can do.
+/// A created container whose waiting init is stopped, as a process in the same PID namespace can do.
 async fn stopped(cx: &Context, pod: &Pod) -> Result<(String, u32)> {
     let id = cx.create(pod, &cx.sleeper("waits")).await?;
     let pid = cx.pid(&id).await?;
@@ -218,7 +218,8 @@ async fn init_killed_before_execve_never_ran(cx: Context) -> Result<()> {
     let asking = cx.cri.clone();
     let asked = id.clone();
     let start = tokio::spawn(async move { asking.start(&asked).await });
-    // It has been told to go on when its socket is connected, which it will not read. Then it is killed.
+    // Once its socket is connected, the start request was sent, but a stopped init does not read it. Then it is
+    // killed.
     tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     proc::signal(pid, Signal::SIGKILL)?;
     let answer = start.await?;
@@ -228,7 +229,7 @@ async fn init_killed_before_execve_never_ran(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// busybox, and a program that traces every process called `busybox-victim` and never lets go of it.
+/// busybox, and a program that traces every process named `busybox-victim` for ever.
 fn tracer_image(cx: &Context) -> Result<Image> {
     let mut w = Writer::new();
     w.program("/usr/bin/perl")?;
@@ -269,7 +270,7 @@ fn trace_capability() -> api::Capability {
     api::Capability { add_capabilities: vec!["SYS_PTRACE".to_owned()], ..Default::default() }
 }
 
-/// Waits until a tracer container holds somebody.
+/// Waits until a tracer container has traced a process.
 async fn holds(cx: &Context, tracer: &str, count: usize) -> Result<()> {
     let line = format!("until [ $(ls /ptrace | wc -l) -ge {count} ]; do sleep 0.01; done");
     cx.cri.sh(tracer, &line).await.map(drop)
@@ -287,7 +288,7 @@ async fn traced_exec_times_out_in_time(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// Runs execs that a tracer takes, at once, each with a second to live; how they were answered.
+/// Runs execs that are traced, all at once and each with a time limit of one second; returns their results.
 async fn futures_of(cx: &Context, id: &str, count: usize) -> Vec<Code> {
     let mut tasks = Vec::new();
     for _ in 0..count {
@@ -313,15 +314,15 @@ async fn traced_execs_take_no_place_for_ever(cx: Context) -> Result<()> {
     let answers = futures_of(&cx, &id, 40).await;
     ensure!(answers.iter().all(|code| *code == Code::DeadlineExceeded), "{answers:?}");
     ensure!(start.elapsed() < secs(8), "execs of 1 s took {:?}", start.elapsed());
-    // And the container that holds them all is stopped like any other.
+    // The container with all of them is stopped like any other.
     let start = Instant::now();
     cx.cri.stop(&id, 0).await?;
     ensure!(start.elapsed() < secs(5), "its stop took {:?}", start.elapsed());
     Ok(())
 }
 
-/// A container whose init its neighbour in a shared PID namespace traces, and that was stopped in time
-/// nevertheless: (tracer, it).
+/// A container whose init is traced by another container in a shared PID namespace, and that was still stopped in
+/// time: (tracer, container).
 async fn stopped_though_traced(cx: &Context, options: u32) -> Result<(String, String)> {
     let image = with_tracer_image(cx).await?;
     let pod = cx.pod_of(cx.pod_config().shared_pid()).await?;
@@ -353,7 +354,7 @@ async fn traced_container_is_stopped(cx: Context) -> Result<()> {
 async fn container_held_at_its_exit_is_stopped(cx: Context) -> Result<()> {
     let (tracing, victim) =
         stopped_though_traced(&cx, TRACE_EXIT).await.context("stop of a held container")?;
-    // Its cgroup can go once the tracer has let go of it.
+    // Its cgroup can be removed once the tracer has detached.
     cx.cri.stop(&tracing, 0).await?;
     cx.cri.remove(&victim).await.context("removal after the tracer's end")
 }
@@ -404,7 +405,7 @@ async fn deep_cgroups_are_killed(cx: Context) -> Result<()> {
         "cd /sys/fs/cgroup/freezer; i=0; while [ $i -lt 50 ]; do mkdir d && cd d; i=$((i+1)); done; \
          setsid sleep {mark} & echo $! > cgroup.procs; touch /tmp/ready; exec sleep 1000"
     );
-    // In one PID namespace with pause nothing ends with init.
+    // In the PID namespace of pause, other processes do not end with init.
     let pod = cx.pod_of(cx.pod_config().privileged().shared_pid()).await?;
     let id = cx.start(&pod, &cx.shell("one", &line).privileged()).await?;
     cx.cri.sh(&id, "until [ -e /tmp/ready ]; do sleep 0.01; done").await?;
@@ -452,7 +453,7 @@ async fn who_left_the_freezer_is_killed(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// busybox with a user `many` of so many groups and such a home.
+/// busybox with a user `many` that has this many groups and this home.
 async fn user_image(cx: &Context, name: &str, groups: usize, home: usize) -> Result<String> {
     let mut w = Writer::new();
     let home = format!("/{}", "h".repeat(home));
@@ -516,7 +517,7 @@ async fn tiny_memory_limits_are_told(cx: Context) -> Result<()> {
         let error = match cx.create(&pod, &config).await {
             Ok(id) => match cx.cri.start(&id).await {
                 Ok(()) => {
-                    // It runs, or was killed later for lack of memory, which its status says.
+                    // It is running, or was OOM-killed later, which its status says.
                     seen.push((kib, "started"));
                     continue;
                 }

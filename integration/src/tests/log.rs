@@ -194,7 +194,7 @@ async fn log_folder_is_made(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// Lines `line N` from 0 on, each once and in order; how many there are.
+/// Checks that the lines `line N` start at 0 and are consecutive, and returns how many there are.
 fn check_numbers(log: &Log) -> Result<usize> {
     let text = log.text(None);
     for (n, line) in text.lines().enumerate() {

@@ -1,4 +1,4 @@
-//! The tests, one file a theme.
+//! The tests, one file per theme.
 
 mod badimage;
 mod badinput;
@@ -44,7 +44,7 @@ mod threads;
 
 use crate::runner::Test;
 
-/// Every test, in the order they run.
+/// All tests in the order they run.
 pub(crate) fn all() -> Vec<Test> {
     [
         pod::tests(),

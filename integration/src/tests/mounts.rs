@@ -1,4 +1,4 @@
-//! Volumes: propagation both ways under churn, busy devices, special targets, the host's own table.
+//! Volumes: propagation in both directions under load, busy devices, special targets, the host's mount table.
 
 use std::fs;
 use std::path::Path;
@@ -148,7 +148,7 @@ async fn nested_in_any_order(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// A link of the image's must not lead a mount out of the root.
+/// A symlink in the image must not lead a mount out of the root.
 async fn target_cannot_escape(cx: Context) -> Result<()> {
     let v = cx.volume("v")?;
     fs::write(v.join("file"), "volume")?;
@@ -172,7 +172,7 @@ async fn target_cannot_escape(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// An exited container that is not removed yet must not keep a device busy.
+/// An exited container must not keep a device busy, even if it is not removed yet.
 async fn dead_container_frees_the_volume(cx: Context) -> Result<()> {
     let image = cx.volume("disk")?.join("image");
     let place = cx.volume("disk")?;
@@ -278,7 +278,7 @@ async fn etc_hosts_and_friends(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// Containers' mounts never appear in the host's table; a pod adds its netns pin.
+/// Containers' mounts never appear in the host's mount table; a pod only adds its netns pin.
 async fn host_table_grows_by_the_pin_alone(cx: Context) -> Result<()> {
     let lines = || fs::read_to_string("/proc/self/mountinfo").map(|t| t.lines().count());
     let v = cx.volume("v")?;
@@ -296,7 +296,7 @@ async fn host_table_grows_by_the_pin_alone(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// A new cgroup2 mount by a careless runtime clears the host's nsdelegate.
+/// A new cgroup2 mount with other options would clear the host's nsdelegate.
 async fn cgroup_options_of_the_host_stay(cx: Context) -> Result<()> {
     let options = || -> Result<String> {
         let text = fs::read_to_string("/proc/self/mountinfo")?;

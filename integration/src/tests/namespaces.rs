@@ -1,4 +1,4 @@
-//! Namespaces of a pod, and the processes that hold them.
+//! A pod's namespaces and the processes in them.
 
 use std::time::Duration;
 
@@ -173,7 +173,7 @@ async fn shim_and_pause_are_protected(cx: Context) -> Result<()> {
         );
     }
     let exe = std::fs::read_link(format!("/proc/{}/exe", shim.pid))?;
-    // Sealed: nobody, root included, can write the running shim through /proc.
+    // Sealed: not even root can write to the running shim's binary through /proc.
     let opened = std::fs::OpenOptions::new().write(true).open(format!("/proc/{}/exe", shim.pid));
     ensure!(opened.is_err(), "the shim's binary {} can be opened for writing", exe.display());
     let root = std::fs::read_dir(format!("/proc/{}/root", pause.pid))?

@@ -1,4 +1,4 @@
-//! Pod networks through the real plugins, host ports, host network, and plugins that misbehave.
+//! Pod networks with real plugins, host ports, the host network, and faulty plugins.
 
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;

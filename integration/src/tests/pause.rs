@@ -1,4 +1,4 @@
-//! The pause binary by itself, under whatever signal state its parent leaves it.
+//! The pause binary alone, with any signal state that a parent can leave.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::context::Context;
 use crate::runner::{Test, test};
 use crate::{proc, wait};
 
-/// How long anything here may take.
+/// Time limit of each step.
 const SOON: Duration = Duration::from_secs(10);
 
 /// SigBlk of /proc/PID/status while it waits: everything but SIGKILL and SIGSTOP, which cannot be blocked, and
@@ -112,7 +112,7 @@ async fn leaves_as_pid_1(cx: Context) -> Result<()> {
         .await?;
         waiting(init).await?;
         proc::signal(init, Signal::SIGTERM)?;
-        // unshare leaves as its child did.
+        // unshare exits like its child.
         ended_well(&mut outer).await.context(inherited)?;
     }
     Ok(())

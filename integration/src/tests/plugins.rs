@@ -1,4 +1,4 @@
-//! CNI plugins that misbehave, and what is owed to those that do not.
+//! Faulty CNI plugins, and DELs that are due.
 
 use anyhow::{Context as _, Result, ensure};
 use cri_api::v1::Protocol;
@@ -24,7 +24,7 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// A pod must not come up with this plugin, and nothing may stay.
+/// Starting a pod with this plugin must fail and leave nothing.
 async fn refused(cx: &Context, plugin: &str, expected: &str) -> Result<()> {
     cx.node.network.uninstall()?;
     cx.node.network.conflist("10-bad.conflist", &json!([{"type": plugin}]))?;
@@ -45,7 +45,7 @@ async fn refused(cx: &Context, plugin: &str, expected: &str) -> Result<()> {
         ensure!(pod.state() == cri_api::v1::PodSandboxState::SandboxNotready, "a half-made pod is ready");
         cx.cri.drop_pod(&pod.id).await?;
     }
-    // The node goes on.
+    // The node still works.
     cx.node.network.uninstall()?;
     cx.node.network.install()?;
     wait::until("NetworkReady", secs(10), || async { Ok(network_ready(cx).await?.then_some(())) }).await?;
@@ -130,7 +130,7 @@ async fn deletion_without_configuration(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// A DEL that fails keeps the pod, so that kubelet asks again.
+/// A failed DEL keeps the pod, so that kubelet retries.
 async fn deletion_is_retried(cx: Context) -> Result<()> {
     let gate = cx.node.paths.dir.join("gate");
     let body = format!(

@@ -1,4 +1,4 @@
-//! Sandboxes: life, status, lists, namespaces, names.
+//! Sandboxes: life cycle, status, lists, namespaces, names.
 
 use anyhow::{Context as _, Result, ensure};
 use cri_api::v1::{self as api, PodSandboxState};
@@ -190,7 +190,7 @@ async fn prefix_finds_a_pod(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// A client whose call timed out asks again: the second call must not fail on the first one's name.
+/// A client whose call timed out retries: the second call must not fail because the first reserved the name.
 async fn equal_request_joins(cx: Context) -> Result<()> {
     let config = cx.pod_config().own_network();
     let (a, b, c) = tokio::join!(cx.cri.run_pod(&config), cx.cri.run_pod(&config), cx.cri.run_pod(&config));

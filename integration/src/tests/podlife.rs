@@ -1,5 +1,5 @@
-//! A pod's life where something comes between: the daemon's end, a power loss, a stop that overtakes, a removal
-//! that cannot be done yet.
+//! A pod's life cycle with interruptions: a killed daemon, a power loss, a stop during another call, a removal that
+//! cannot succeed yet.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -38,7 +38,7 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// Freezes a container, and thaws it when dropped. `None` where the host's cgroups cannot.
+/// Freezes a container and thaws it on drop. `None` if the host has no freezer.
 struct Frozen {
     file: PathBuf,
     thaw: &'static str,
@@ -67,7 +67,7 @@ impl Drop for Frozen {
     }
 }
 
-/// A file system over a folder that must go; taken away when dropped.
+/// A file system mounted over a folder that is to be removed; unmounted on drop.
 struct Mounted(PathBuf);
 
 impl Mounted {
@@ -89,9 +89,9 @@ impl Drop for Mounted {
     }
 }
 
-/// Traces a process without ever waiting for it, until dropped.
+/// Traces a process without ever waiting for it; ends on drop.
 struct Tracer {
-    /// Ends the thread when it goes.
+    /// Dropping it ends the thread.
     _end: mpsc::Sender<()>,
 }
 
@@ -100,7 +100,7 @@ impl Tracer {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(pid)?);
         let (end, ended) = mpsc::channel();
         let (told, outcome) = mpsc::channel();
-        // The thread is the tracer: with it the tracing ends.
+        // The thread is the tracer, so tracing ends with it.
         std::thread::spawn(move || {
             let seized = nix::sys::ptrace::seize(pid, nix::sys::ptrace::Options::empty());
             told.send(seized).unwrap_or_default();
@@ -111,7 +111,7 @@ impl Tracer {
     }
 }
 
-/// A plugin whose ADD, or DEL, waits for or fails without a file; what it gives is no real network.
+/// A plugin whose ADD or DEL waits for a file or fails without it. It sets up no real network.
 fn plugin(cx: &Context, name: &str, body: &str) -> Result<()> {
     let result = "echo '{\"cniVersion\":\"1.0.0\",\"ips\":[{\"address\":\"10.9.8.7/24\"}]}'";
     cx.node
@@ -188,7 +188,7 @@ async fn a_rollback_that_cannot_remove_says_so_and_goes_on(cx: Context) -> Resul
     let listed = cx.cri.pods(None).await?;
     ensure!(listed.len() == 1, "nobody can ask for its removal: {listed:?}");
     drop(held);
-    // By itself: nobody asks for the removal.
+    // Without another call: no client requests the removal.
     let id =
         wait::until("the name to be free", secs(40), || async { Ok(cx.cri.run_pod(&config).await.ok()) })
             .await?;
@@ -230,7 +230,7 @@ async fn execs_of_a_killed_daemon_end(cx: Context) -> Result<()> {
         let (cri, id, line) = (cx.cri.clone(), id.clone(), format!("sleep {mark}; true"));
         calls.push(tokio::spawn(async move { cri.exec_sync(&id, &["/bin/sh", "-c", &line], limit).await }));
     }
-    // A shell and its child each.
+    // Each is a shell and its child.
     let running = || proc::with_args(&format!("sleep {mark}")).len();
     wait::until_true("both commands to run", secs(10), || running() >= 4).await?;
     cx.node.crash().await?;
@@ -244,7 +244,7 @@ async fn execs_of_a_killed_daemon_end(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// Nobody starts a daemon again: the limit of the command is kept all the same.
+/// No daemon is started again: the command's time limit must still be enforced.
 async fn exec_limits_hold_without_a_daemon(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let id = cx.start(&pod, &cx.sleeper("one")).await?;
@@ -265,7 +265,7 @@ async fn exec_limits_hold_without_a_daemon(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// The daemon is killed between Start and execve: what is shown afterwards is what runs.
+/// The daemon is killed between Start and execve: the status afterwards must be correct.
 async fn start_whose_answer_finds_no_daemon(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let id = cx.create(&pod, &cx.sleeper("one")).await?;
@@ -274,7 +274,7 @@ async fn start_whose_answer_finds_no_daemon(cx: Context) -> Result<()> {
         let (cri, id) = (cx.cri.clone(), id.clone());
         tokio::spawn(async move { cri.start(&id).await })
     };
-    // The intent is on disk before the answer can come, and the request goes out with it.
+    // The intent is on disk before the reply, and the request is sent at the same time.
     let record = cx.node.paths.root.join("containers").join(&id).join("record");
     wait::until_true("the intent to start", secs(10), || {
         fs::read(&record).is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains("Running"))
@@ -326,7 +326,7 @@ async fn creates_cut_off_leave_no_lease(cx: Context) -> Result<()> {
     let count =
         |folder: &Path| fs::read_dir(folder).map(Iterator::count).context(folder.display().to_string());
     count(&leases)?;
-    // What was cut off last is being undone.
+    // The interrupted create is being undone.
     wait::until("folders of creates that were cut off to go", secs(20), || async {
         Ok((count(&containers)? == 0).then_some(()))
     })
@@ -336,7 +336,7 @@ async fn creates_cut_off_leave_no_lease(cx: Context) -> Result<()> {
         .with_context(|| format!("{:?}", fs::read_dir(&leases).map(|dir| dir.flatten().count())))?;
     let log = cx.node.last_log(100_000);
     ensure!(!log.contains("left by a create"), "something was left: {log}");
-    // The shim holds nothing of them either.
+    // The shim has none of them either.
     let one = cx.start(&pod, &cx.sleeper("one")).await?;
     ensure!(cx.cri.sh(&one, "echo in").await? == "in");
     cx.cri.drop_pod(&pod.id).await?;
@@ -366,7 +366,7 @@ async fn container_and_pod_removed_at_once(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// A command that cannot be killed at this moment is no reason to keep its caller.
+/// The caller of an exec must get a reply even if the command cannot be killed now.
 async fn exec_answers_at_its_limit(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let id = cx.start(&pod, &cx.sleeper("one")).await?;
@@ -407,7 +407,7 @@ async fn creates_overtaken_by_a_stop(cx: Context) -> Result<()> {
         if let Err(error) = create.await? {
             let fits = match error.code() {
                 Code::FailedPrecondition => error.message().contains("stopped"),
-                // The pod was gone before the call came.
+                // The pod was gone before the call arrived.
                 Code::NotFound => true,
                 _ => false,
             };
@@ -434,7 +434,7 @@ async fn execs_overtaken_by_the_end(cx: Context) -> Result<()> {
         cx.cri.stop(&id, 0).await?;
         for call in calls {
             match call.await? {
-                // It was killed with its container, or ended before.
+                // It was killed with its container, or had ended before.
                 Ok(done) => ensure!([0, 137].contains(&done.exit_code), "code {}", done.exit_code),
                 Err(error) => {
                     ensure!(error.code() == Code::FailedPrecondition, "round {round}: {error}");
@@ -448,8 +448,8 @@ async fn execs_overtaken_by_the_end(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// The kernel keeps a killed process for its tracer, and its parent cannot reap it: the container has ended
-/// all the same.
+/// The kernel keeps a killed process for its tracer, so its parent cannot reap it: the container still counts as
+/// exited.
 async fn a_traced_container_can_be_stopped(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let id = cx.start(&pod, &cx.sleeper("traced")).await?;
@@ -467,7 +467,7 @@ async fn a_traced_container_can_be_stopped(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// A command may have ended before anybody looks.
+/// A command may have ended before the check.
 async fn short_commands_start_and_complete(cx: Context) -> Result<()> {
     cx.need(&Fixture::image("busybox")).await?;
     let mut pods = Vec::new();

@@ -1,4 +1,5 @@
-//! Power is held by nobody who waits, enters or only holds namespaces: init before its start, exec, pause, shim.
+//! No process keeps privileges while it waits, enters or only holds namespaces: init before its start, exec, pause,
+//! shim.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -129,7 +130,7 @@ async fn waiting_init_shows_nothing_of_the_node(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// accept4(2) is what init waits in.
+/// init waits in accept4(2).
 async fn a_filter_that_forbids_waiting_is_loaded_at_the_end(cx: Context) -> Result<()> {
     let file = cx.node.paths.dir.join("no-accept.json");
     let rule = json!({"names": ["accept", "accept4"], "action": "SCMP_ACT_ERRNO", "errnoRet": 5});
@@ -138,7 +139,7 @@ async fn a_filter_that_forbids_waiting_is_loaded_at_the_end(cx: Context) -> Resu
     let profile = seccomp(ProfileType::Localhost, &file.display().to_string());
     let c = cx.create(&pod, &cx.sleeper("one").with(|c| c.security().seccomp = profile)).await?;
     let waiting = proc::status(cx.pid(&c).await?)?;
-    // Without no_new_privs the load needs CAP_SYS_ADMIN, and nothing else is kept.
+    // Without no_new_privs, loading the filter needs CAP_SYS_ADMIN; no other capability is kept.
     ensure!(of(&waiting, "CapPrm")? == "00000000a82425fb", "{waiting:?}");
     cx.cri.start(&c).await?;
     for whose in ["1", "self"] {
@@ -236,7 +237,7 @@ async fn pause_has_a_filter_of_its_own(cx: Context) -> Result<()> {
 
 async fn pause_can_neither_fork_nor_grow(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
-    // The shim has a cgroup of that name too.
+    // The shim's cgroup has the same name.
     let leaf = format!("{}/{}", pod.config.linux.as_ref().map_or("", |l| l.cgroup_parent.as_str()), pod.id);
     let read = |controller: &str, file: &str| -> Result<String> {
         let root = cgroup::hierarchies().into_iter().find(|h| h.ends_with(controller));
@@ -290,7 +291,7 @@ async fn keyring_is_joined_by_no_other_pod(cx: Context) -> Result<()> {
     let line = out.stdout.lines().find(|line| line.contains(" _ses.")).context("no session keyring")?;
     let name = line.split_whitespace().find(|word| word.starts_with("_ses.")).context("its name")?;
     let name = name.trim_end_matches(':');
-    // Seen again by the next exec of the same container.
+    // The next exec of the same container sees it.
     let find = "my ($t, $n) = ('user', 'secret'); exit(syscall(250, 10, -3, $t, $n, 0) > 0 ? 0 : 1)";
     ensure!(cx.cri.exec(&c, &["/usr/bin/perl", "-e", find]).await?.code == 0, "an exec has another keyring");
     let thief = cx.start(&other, &sleeper).await?;
@@ -314,7 +315,7 @@ async fn keyring_has_no_public_name(cx: Context) -> Result<()> {
 async fn a_full_key_quota_stops_no_start(cx: Context) -> Result<()> {
     let image = perl(&cx).await?;
     let pod = cx.pod().await?;
-    // Until root, which every container's root is, has no byte left; then the smallest.
+    // Until the quota of uid 0, which all containers' root shares, is used up; then with the smallest key.
     let fill = "$| = 1; my $t = 'user'; for my $size (32000, 4000, 400, 40, 1) { my $p = 'x' x $size; \
                 for my $n (1 .. 5000) { my $k = \"k$size-$n\"; last if syscall(248, $t, $k, $p, $size, -3) < 0 } } \
                 print \"full\\n\"; sleep 100000";

@@ -1,4 +1,4 @@
-//! What a container's process finds: environment, command, limits, scheduling, the pod's network settings.
+//! The environment of a container's process: variables, command, limits, scheduling, the pod's network settings.
 
 use std::process::Command;
 
@@ -135,7 +135,7 @@ async fn filter_flags_are_taken(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// The daemon under settings that an operator may give it, or that it got by accident.
+/// The daemon runs with settings of its service manager or its parent, intended or not.
 async fn scheduling_is_reset(cx: Context) -> Result<()> {
     let daemon = cx.node.pid()?;
     let change = format!(
@@ -169,7 +169,7 @@ fn open_files(pid: &str) -> Result<(u64, u64)> {
 }
 
 async fn open_files_are_the_daemons_given_limit(cx: Context) -> Result<()> {
-    // The harness started the daemon, which has this process's limits but for what it raised itself.
+    // The daemon was started by this process and has its limits, except those it raised itself.
     let (soft, hard) = open_files("self")?;
     let daemon = open_files(&cx.node.pid()?.to_string())?;
     let pod = cx.pod().await?;

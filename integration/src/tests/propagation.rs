@@ -1,4 +1,4 @@
-//! Mount propagation both ways, and what a careless runtime would unmount.
+//! Mount propagation in both directions, and mounts of the host that a runtime could unmount by mistake.
 
 use std::fs;
 use std::path::PathBuf;
@@ -24,7 +24,7 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// A shared mount of its own to play on; `close` unmounts it with all that is below.
+/// A shared mount for a test; `close` unmounts it with everything below.
 struct Playground(PathBuf);
 
 impl Playground {
@@ -94,7 +94,7 @@ async fn propagation_bidirectional(cx: Context) -> Result<()> {
     unmount(&ground.0.join("v/host"))
 }
 
-/// Mounts that the host makes while containers are being created must neither be lost nor stay.
+/// Mounts that the host makes during the creation of containers must neither be lost nor be left behind.
 async fn propagation_under_churn(cx: Context) -> Result<()> {
     let ground = Playground::new(&cx, "churn")?;
     let base = ground.path("v")?;
@@ -171,7 +171,7 @@ async fn source_that_is_not_shared(cx: Context) -> Result<()> {
     tried
 }
 
-/// The trap: detaching a copy of a shared tree unmounts the host's.
+/// Detaching a copy of a shared tree would unmount the host's tree.
 async fn detach_in_one_pod_leaves_the_host(cx: Context) -> Result<()> {
     let ground = Playground::new(&cx, "trap")?;
     let base = ground.path("v")?;

@@ -1,4 +1,4 @@
-//! Footprint and leaks: memory of shims and pauses, two hundred pods churned.
+//! Memory of shims and pauses, and leaks after two hundred pods.
 
 use std::time::Instant;
 
@@ -18,7 +18,7 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// Most that one shim and its pause may have together, in KiB (0.3 MiB).
+/// Memory limit of one shim and its pause together, in KiB (0.3 MiB).
 const LIMIT: u64 = 307;
 
 async fn measure(cx: &Context, pods: &[(Pod, String)], when: &str) -> Result<()> {
@@ -72,7 +72,7 @@ async fn twenty_pods_stay_small(cx: Context) -> Result<()> {
 
 async fn two_hundred_pods_leave_nothing(cx: Context) -> Result<()> {
     cx.need(&Fixture::image("busybox")).await?;
-    // The first pod makes what stays for good: the bridge, permanent chains, caches.
+    // The first pod creates permanent objects: the bridge, firewall chains, caches.
     let warm = cx.pod_of(cx.pod_config().own_network()).await?;
     cx.start(&warm, &cx.sleeper("one")).await?;
     cx.cri.drop_pod(&warm.id).await?;

@@ -31,7 +31,7 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// A pod with a sleeper; its container's id and process.
+/// Runs a pod with a sleeping container; returns the container's id and pid.
 async fn running(cx: &Context) -> Result<(Pod, String, u32)> {
     let pod = cx.pod().await?;
     let id = cx.start(&pod, &cx.sleeper("main")).await?;
@@ -47,7 +47,8 @@ fn container_record(cx: &Context, id: &str) -> PathBuf {
     cx.node.paths.root.join("containers").join(id).join("record")
 }
 
-/// The record as a later version might have written it: its data changed, its sum right (runtime/state/src/file.rs).
+/// Rewrites a record as a later version could have written it: changed data, correct checksum
+/// (runtime/state/src/file.rs).
 fn rewrite(path: &Path, change: impl FnOnce(&mut Value)) -> Result<()> {
     let mut record: Value = serde_json::from_slice(&fs::read(path)?)?;
     change(record.get_mut("data").context("no data")?);
@@ -114,7 +115,7 @@ async fn refuse(cx: &Context, container: &str) -> Result<()> {
     Ok(())
 }
 
-/// With its record back the pod is as it was.
+/// Once its record is readable again, the pod is managed as before.
 async fn pod_is_back(cx: &Context, pod: &Pod, container: &str, pid: u32) -> Result<()> {
     let status = cx.cri.pod_status(&pod.id).await?.status.context("status")?;
     ensure!(status.state() == PodSandboxState::SandboxReady, "{:?}", status.state());
@@ -164,7 +165,7 @@ async fn unreadable_container_record_costs_its_management_alone(cx: Context) -> 
 
 /// The shim holds it, and its pod is managed: it must not be taken for an orphan.
 async fn container_is_kept(cx: &Context, id: &str, pid: u32, sibling: &str) -> Result<()> {
-    // From here on the shim's word has been carried out.
+    // From here on the shim's snapshot has been applied.
     wait::until("the shim to be dialled", secs(10), || async {
         Ok((cx.cri.sh(sibling, "echo in").await? == "in").then_some(()))
     })
@@ -240,7 +241,7 @@ async fn container_record_of_a_later_version_keeps_its_container(cx: Context) ->
     cx.node.launch().await?;
     let outcome = async {
         container_is_kept(&cx, &id, pid, &sibling).await?;
-        // What can be read of it is shown: kubelet knows it by its labels and name.
+        // The readable fields are shown: kubelet recognises the container by its labels and name.
         let shown = cx.cri.container(&id).await?;
         ensure!(shown.metadata.as_ref().is_some_and(|meta| meta.name == "main"), "{:?}", shown.metadata);
         let listed = cx.cri.containers(None).await?;
@@ -252,7 +253,7 @@ async fn container_record_of_a_later_version_keeps_its_container(cx: Context) ->
     pod_is_back(&cx, &pod, &id, pid).await
 }
 
-/// Service links put seven variables a service into every container of a namespace.
+/// Service links set seven variables per service in every container of a namespace.
 async fn environment_of_two_thousand_services(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let mut config = cx.shell("main", "trap 'exit 7' TERM; while :; do sleep 0.1; done");
@@ -297,10 +298,10 @@ async fn too_large_a_container_is_refused_before_it_is_made(cx: Context) -> Resu
     Ok(())
 }
 
-/// The shim's file is the only copy of the exit until the record is written.
+/// The shim's exit file is the only copy of the exit code until the record is written.
 async fn exit_that_could_not_be_recorded_survives_stop_and_crash(cx: Context) -> Result<()> {
     let (pod, id, _) = running(&cx).await?;
-    // A folder where the new record is to be written: no write succeeds.
+    // A folder at the path of the temporary file, so that no write succeeds.
     let obstacle = container_record(&cx, &id).with_file_name(".record.new");
     fs::create_dir(&obstacle)?;
     cx.cri.stop_pod(&pod.id).await.context("a stop must not depend on the disk")?;

@@ -1,4 +1,5 @@
-//! Removal takes what it is meant to take and nothing else: volumes, mounts and the host are never touched.
+//! A removal deletes what belongs to the removed object and nothing else: never volumes, mounts or files of the
+//! host.
 
 use std::fs;
 
@@ -35,7 +36,7 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// The mount points come first in the root: overlay lists the lowest layer before the others.
+/// The mount points are listed first in the root, because overlayfs lists the lowest layer before the others.
 const PLACES: [&str; 3] = ["log", "data", "cache"];
 
 /// An image whose user does not exist, so that a create fails once all volumes are mounted.
@@ -104,7 +105,7 @@ fn upper(cx: &Context, container: &str) -> PathBuf {
     folder(cx, container).join("rw/upper")
 }
 
-/// Nothing is left of what was removed, also where it is deleted later.
+/// Nothing of the removed objects is left, including what is deleted in the background.
 async fn deleted(cx: &Context) -> Result<()> {
     for place in ["containers", "trash", "images/trash"] {
         let place = cx.node.paths.root.join(place);
@@ -114,9 +115,9 @@ async fn deleted(cx: &Context) -> Result<()> {
     Ok(())
 }
 
-/// A container that has made more levels of folders than recursion survives, and has exited.
+/// An exited container that created more levels of folders than a recursive removal could handle.
 async fn deep(cx: &Context, pod: &Pod) -> Result<String> {
-    // mkdir's and mv's paths are below 4096 bytes: long chains, each put at the end of the one before.
+    // Paths for mkdir and mv must be below 4096 bytes, so long chains are created and then appended to each other.
     let line = "d=$(printf 'd/%.0s' $(seq 700)); for t in 1 2 3 4 5 6; do mkdir -p /t$t/$d; done; \
                 for t in 6 5 4 3 2; do mv /t$t /t$((t-1))/$d; done";
     let status = cx.run(pod, &cx.shell("deep", line)).await?;
@@ -133,7 +134,7 @@ async fn thousands_of_levels(cx: Context) -> Result<()> {
     deleted(&cx).await?;
     cx.cri.version().await.context("the daemon answers")?;
     ensure!(cx.node.pid()? == daemon);
-    // With its pod, too.
+    // Also when its pod is removed.
     deep(&cx, &pod).await?;
     cx.cri.drop_pod(&pod.id).await?;
     deleted(&cx).await?;
@@ -141,7 +142,7 @@ async fn thousands_of_levels(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// Folders without a record are swept at the start, and the start outlives it.
+/// The start removes folders without a record, however deep, and does not crash on them.
 async fn thousands_of_levels_left_by_a_crash(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let id = deep(&cx, &pod).await?;
@@ -154,7 +155,7 @@ async fn thousands_of_levels_left_by_a_crash(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// chattr with a flag on a path; false where the file system has no such flag.
+/// Sets a flag on a path with chattr; false if the file system does not support the flag.
 fn set_flag(flag: &str, path: &Path) -> bool {
     command("chattr", &[flag, &path.display().to_string()]).is_ok()
 }
@@ -174,7 +175,7 @@ async fn frozen(cx: &Context, flag: &str, paths: &[&str]) -> Result<()> {
             && fs::read_dir(cx.node.paths.root.join("trash")).is_ok_and(|mut left| left.next().is_none())
     });
     let gone = gone.await;
-    // For the node's own end, should it be wrong.
+    // Needed to clean up the node if the test fails.
     let undo = format!("-{}", flag.trim_start_matches('+'));
     for path in paths {
         set_flag(&undo, &upper.join(path));
@@ -191,7 +192,7 @@ async fn append_only_folder_keeps_nothing(cx: Context) -> Result<()> {
     frozen(&cx, "+a", &["a/b/file", "a"]).await
 }
 
-/// Binds a folder with a file somewhere; gives the file.
+/// Bind-mounts a folder that contains a file at `at`, and returns the path of the file.
 fn bind(cx: &Context, target: &Path) -> Result<PathBuf> {
     let volume = cx.volume("bound")?;
     let file = volume.join("file");
@@ -201,7 +202,7 @@ fn bind(cx: &Context, target: &Path) -> Result<PathBuf> {
     Ok(file)
 }
 
-/// Unmounts all that lies below a folder.
+/// Unmounts everything below a folder.
 fn unmount_below(folder: &Path) -> Result<()> {
     for line in fs::read_to_string("/proc/self/mounts")?.lines() {
         let place = line.split(' ').nth(1).unwrap_or_default();
@@ -212,9 +213,10 @@ fn unmount_below(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// After a removal that met a mount: the file is there, and once the mount is gone a start deletes the rest.
+/// After a removal that found a mount: the mounted file is intact, and once it is unmounted the next start deletes
+/// the rest.
 async fn spared(cx: &Context, file: &Path) -> Result<()> {
-    // What could be emptied is emptied by then.
+    // Everything that can be deleted is deleted by then.
     let looked = cx.node.last_log(50);
     let told = wait::until_true("a word about the mount in the log", secs(10), || {
         !file.exists() || cx.node.last_log(50).contains("mounted on")
@@ -264,7 +266,7 @@ async fn mount_inside_a_layer_is_spared(cx: Context) -> Result<()> {
     spared(&cx, &file).await
 }
 
-/// The folder that holds a container's files is a link to somewhere: the link goes.
+/// The folder of a container's files is a symlink: only the link is removed.
 async fn link_for_a_writable_layer_is_not_followed(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let status = cx.run(&pod, &cx.shell("one", "true")).await?;
@@ -287,7 +289,7 @@ async fn deleted_in_trash(cx: &Context) -> Result<()> {
     .await
 }
 
-/// Whoever comes second finds nothing left to do, which is success.
+/// The second of two removals finds nothing to do and succeeds.
 async fn container_removed_beside_its_pod(cx: Context) -> Result<()> {
     for round in 0..25 {
         let pod = cx.pod().await?;
@@ -301,7 +303,7 @@ async fn container_removed_beside_its_pod(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// Links in a folder: as many entries as files, made much sooner.
+/// Hard links in a folder: as many entries as with files, but created much faster.
 fn many_names(folder: &Path, count: u32) -> Result<()> {
     let mut file = PathBuf::new();
     for number in 0..count {
@@ -325,7 +327,7 @@ async fn stats_do_not_wait_for_a_walk(cx: Context) -> Result<()> {
         move || many_names(&upper, 400_000)
     })
     .await??;
-    // The machine's own measure for one walk, cold caches and all.
+    // The time of one walk on this machine, with cold caches.
     let start = Instant::now();
     command("find", &[&upper.display().to_string(), "-size", "+1G"])?;
     let walk = start.elapsed();
@@ -334,7 +336,7 @@ async fn stats_do_not_wait_for_a_walk(cx: Context) -> Result<()> {
     let took = start.elapsed();
     ensure!(listed.len() == 1, "{listed:?}");
     ensure!(took < walk / 2 + Duration::from_millis(50), "the first call took {took:?}, find takes {walk:?}");
-    // The walk goes on beside it, and is in a later answer.
+    // The walk continues in the background; its result is in a later reply.
     wait::until("the walk's figures", secs(120), || async {
         let stats = cx.cri.stats(&id).await?.context("no stats")?;
         let inodes =

@@ -1,4 +1,4 @@
-//! Resources, OOM kills and statistics of containers.
+//! Resources, OOM kills and stats of containers.
 
 use anyhow::{Context as _, Result, ensure};
 use cri_api::v1::{self as api};
@@ -28,7 +28,7 @@ async fn oom_kill_is_reported(cx: Context) -> Result<()> {
     let config = cx
         .shell("oom", "dd if=/dev/zero of=/dev/null bs=64M count=1; exit $?")
         .with(|c| c.resources().memory_limit_in_bytes = 15 << 20);
-    // The shell survives dd's death in this form; the whole container must not be needed to die for the reason.
+    // The shell survives dd: the reason must be OOMKilled even if only a child was killed.
     let direct = shapes::container(
         "direct",
         &Fixture::image("busybox"),
@@ -93,7 +93,7 @@ async fn oom_score_is_set(cx: Context) -> Result<()> {
     let id = cx.start(&pod, &cx.sleeper("one").with(|c| c.resources().oom_score_adj = 900)).await?;
     let seen = cx.cri.sh(&id, "cat /proc/1/oom_score_adj; cat /proc/self/oom_score_adj").await?;
     ensure!(seen == "900\n900", "init and exec have {seen:?}");
-    // Below what the host allows it is clamped, not refused.
+    // A value below what the host allows is raised to the lowest allowed one, not refused.
     let low = cx.start(&pod, &cx.sleeper("two").with(|c| c.resources().oom_score_adj = -997)).await?;
     let seen: i32 = cx.cri.sh(&low, "cat /proc/1/oom_score_adj").await?.parse()?;
     ensure!(seen <= 0, "-997 became {seen}");

@@ -1,4 +1,4 @@
-//! The daemon goes and comes back; shims die or hang; records are torn.
+//! Restarts of the daemon, dead or hung shims, torn records.
 
 use std::fs;
 use std::time::Instant;
@@ -33,7 +33,7 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// A pod with a sleeping container; both ids and the container's process.
+/// Runs a pod with a sleeping container; returns both ids and the container's pid.
 async fn running(cx: &Context, config: api::PodSandboxConfig) -> Result<(Pod, String, u32)> {
     let pod = cx.pod_of(config).await?;
     let id = cx.start(&pod, &cx.sleeper("main")).await?;
@@ -59,7 +59,7 @@ async fn survives(cx: &Context, crash: bool) -> Result<()> {
     } else {
         cx.node.restart().await?
     }
-    // The first answer must be complete.
+    // The first reply must be complete.
     let after = snapshot(cx).await?;
     ensure!(after == before, "lists changed from {before:?} to {after:?}");
     ensure!(cx.cri.container(&id).await? == status, "status changed: {:?}", cx.cri.container(&id).await?);
@@ -90,7 +90,7 @@ async fn crash_leaves_pods_running(cx: Context) -> Result<()> {
 async fn exit_codes_of_those_that_ended_meanwhile(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let mut ids = Vec::new();
-    // They end when the daemon is gone, not before.
+    // They exit once the daemon has ended, not before.
     let gate = cx.volume("gate")?;
     let at_the_gate = |name: &str, then: &str| {
         let line = format!("while [ ! -e /gate/open ]; do sleep 0.05; done; {then}");
@@ -236,7 +236,7 @@ async fn killed_pause_ends_the_sandbox(cx: Context) -> Result<()> {
     .await
 }
 
-/// As after a reboot: no process, no pin, no volatile folder; addresses are still owed.
+/// The state after a reboot: no process, no pin, no volatile folder, but CNI leases whose DEL is due.
 async fn everything_lost_but_the_records(cx: Context) -> Result<()> {
     let (pod, id, pid) = running(&cx, cx.pod_config().own_network()).await?;
     let created = cx.create(&pod, &cx.sleeper("created")).await?;

@@ -1,5 +1,5 @@
-//! How a root file system is put together: links of the image on the way of mounts, files below /etc, image
-//! volumes, devices, users, and what volumes may and may not do to /proc, /dev and the host.
+//! Assembly of the root file system: symlinks of the image on the paths of mounts, files below /etc, image volumes,
+//! devices, users, and the effects that volumes may have on /proc, /dev and the host.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -74,7 +74,7 @@ async fn dangling_link_under_a_file(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// The place of every pod's service account, in an image whose /var/run leads to a folder that it lacks.
+/// The mount point of the service account, in an image whose /var/run is a symlink to a missing folder.
 async fn dangling_link_on_the_way_of_a_volume(cx: Context) -> Result<()> {
     let volume = cx.volume("token")?;
     fs::write(volume.join("token"), "secret")?;
@@ -151,7 +151,7 @@ async fn files_below_etc_on_a_volume(cx: Context) -> Result<()> {
         .await?;
     ensure!(text == "own127.0.0.1 kubelets", "{text}");
     ensure!(fs::read_to_string(etc.join("resolv.conf"))? == "the volume's\n");
-    // A file at the exact path takes ours' place.
+    // A volume at exactly that path replaces our file.
     let own = cx.volume("x")?.join("resolv");
     fs::write(&own, "nameserver 192.0.2.53\n")?;
     let c = cx.start(&pod, &cx.sleeper("two").mount(&own, "/etc/resolv.conf", false, PRIVATE)).await?;
@@ -159,7 +159,7 @@ async fn files_below_etc_on_a_volume(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// A mount point of the host's table that lies at or below a folder.
+/// A mount point in the host's mount table at or below a folder.
 fn mounted_below(folder: &Path) -> Result<Vec<String>> {
     let below = folder.display().to_string();
     let table = fs::read_to_string("/proc/self/mountinfo")?;
@@ -170,7 +170,7 @@ fn mounted_below(folder: &Path) -> Result<Vec<String>> {
         .collect())
 }
 
-/// A folder that is a mount of its own, so that what is mounted on it shows.
+/// A folder that is a separate mount, so that mounts on it are visible.
 fn mount_of_its_own(cx: &Context) -> Result<std::path::PathBuf> {
     let place = cx.volume("bidirectional")?;
     super::mounts::tmpfs(&place)?;
@@ -203,7 +203,7 @@ async fn files_below_etc_stay_off_the_host(cx: Context) -> Result<()> {
     looked
 }
 
-/// A link of the image's leads a volume onto another one, whose mounts pass to the host.
+/// A symlink of the image leads a volume onto another, Bidirectional one.
 async fn link_onto_a_bidirectional_volume(cx: Context) -> Result<()> {
     let place = mount_of_its_own(&cx)?;
     let looked = async {
@@ -220,7 +220,7 @@ async fn link_onto_a_bidirectional_volume(cx: Context) -> Result<()> {
         let mounts = mounted_below(&place)?;
         ensure!(mounts.len() == 1, "mounted on the host: {mounts:#?}");
         let c = made?;
-        // It is shared all the same.
+        // It is still a shared mount.
         cx.cri.sh(&c, "mkdir /shared/in && mount -t tmpfs none /shared/in").await?;
         ensure!(mounted_below(&place)?.len() == 2, "a mount of the container's does not reach the host");
         cx.cri.sh(&c, "umount /shared/in").await?;
@@ -258,7 +258,7 @@ async fn two_bidirectional_volumes_on_one_place(cx: Context) -> Result<()> {
     looked
 }
 
-/// A mask or a read-only mount on such a volume would stay on the host when the container is gone.
+/// A mask or read-only mount on such a volume would remain on the host after the container.
 async fn masks_stay_off_bidirectional_volumes(cx: Context) -> Result<()> {
     let place = mount_of_its_own(&cx)?;
     let looked = async {
@@ -278,7 +278,7 @@ async fn masks_stay_off_bidirectional_volumes(cx: Context) -> Result<()> {
             let error = format!("{:#}", made.err().context("a path of the host's was to be hidden")?);
             ensure!(error.contains("Bidirectional"), "{error}");
         }
-        // Those that lie elsewhere are in force.
+        // Masks at other paths are in effect.
         let config = as_kubelet(cx.sleeper("two")).mount(&place, "/shared", false, SHARED).with(|c| {
             c.security().readonly_paths.extend(["/proc", "/sys"].map(str::to_owned));
         });
@@ -322,7 +322,7 @@ async fn image_volume_is_writable_below_a_read_only_root(cx: Context) -> Result<
         let out = cx.cri.exec(&c, &["/bin/sh", "-c", &format!("echo x > {place}")]).await?;
         ensure!(out.code != 0 && out.stderr.contains("Read-only"), "{place}: {out:?}");
     }
-    // Another container of the image starts from the image's content.
+    // Another container starts with the image's content.
     let config = sleeper("two", &image).with(|c| c.security().readonly_rootfs = true);
     let c = cx.start(&pod, &config).await?;
     ensure!(cx.cri.sh(&c, "cat /data/from-image").await? == "image");
@@ -341,7 +341,7 @@ async fn image_volume_on_the_root_changes_nothing(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// As with containerd: a volume on /etc/passwd changes what programs see, not who the container runs as.
+/// As with containerd, a volume on /etc/passwd changes what programs see, but not the container's user.
 async fn users_are_the_images(cx: Context) -> Result<()> {
     let passwd = cx.volume("x")?.join("passwd");
     fs::write(&passwd, "root:x:0:0::/:/bin/sh\nalice:x:0:0::/:/bin/sh\nghost:x:7:7::/:/bin/sh\n")?;
@@ -362,7 +362,7 @@ async fn users_are_the_images(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// Opening a device sets it going (a watchdog reboots the node): it is looked at, never opened.
+/// Opening a device may have an effect (a watchdog reboots the node), so it is examined but never opened.
 async fn device_in_place_of_passwd(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     for (kind, name) in
@@ -404,7 +404,7 @@ async fn read_only_path_that_leads_to_the_root(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// Below /proc and /sys the kernel's own links are followed, and nothing else can lead a mask astray.
+/// Below /proc and /sys the kernel's own symlinks are followed, and nothing else can redirect a mask.
 async fn masks_lie_where_links_lead(cx: Context) -> Result<()> {
     let volume = cx.volume("v")?;
     fs::write(volume.join("secret"), "secret")?;
@@ -522,7 +522,7 @@ async fn magic_links_lead_nowhere(cx: Context) -> Result<()> {
         ensure!(made.is_err(), "a volume at {place}");
     }
     let image = image_with(&cx, json!({}), |w| w.symlink("p", "/proc/1/root")).await?;
-    // While volumes are attached there is no /proc: the names are the image's own folders.
+    // While volumes are attached, /proc is not mounted yet: the paths are folders of the image.
     let c = cx.start(&pod, &sleeper("two", &image).mount(&volume, "/p/volume", false, PRIVATE)).await?;
     cx.cri.sh(&c, "test ! -e /volume").await?;
     ensure!(!Path::new("/volume").exists(), "made on the host");
@@ -563,7 +563,7 @@ async fn exec_sees_the_same_root(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// A terminal comes from devpts alone: another device of that name would be opened as root.
+/// A terminal comes only from devpts: another device of that name would be opened as root.
 async fn console_of_a_volume_is_no_device(cx: Context) -> Result<()> {
     let dev = cx.volume("dev")?;
     fs::create_dir(dev.join("pts"))?;

@@ -1,4 +1,4 @@
-//! A container's init and an exec'd process equal those of Debian's runc in everything a program can see.
+//! A container's init and exec'd processes equal those of Debian's runc in everything that a program can see.
 
 use std::collections::BTreeMap;
 

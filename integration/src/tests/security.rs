@@ -29,7 +29,7 @@ pub(super) fn id(value: i64) -> Option<api::Int64Value> {
     Some(api::Int64Value { value })
 }
 
-/// A running sleeper with a changed security context.
+/// A running container with a changed security context.
 pub(super) async fn with(
     cx: &Context,
     pod: &Pod,
@@ -152,7 +152,7 @@ async fn read_only_root(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// The set that containers have had for ten years, in bits.
+/// Docker's default capability set as a bit mask.
 const DEFAULT_CAPS: u64 = 0x0000_0000_a804_25fb;
 
 async fn caps(cx: &Context, container: &str, set: &str, whose: &str) -> Result<u64> {
@@ -237,7 +237,7 @@ async fn privileged_container(cx: Context) -> Result<()> {
         "something masks /proc: {masked}"
     );
     ensure!(masked.lines().any(|l| l.contains(" /sys sysfs rw")), "/sys is not writable: {masked}");
-    // Devices come from the host, the device cgroup allows them all.
+    // The host's devices are there, and the device cgroup allows all of them.
     let node = cx.cri.sh(&c, "ls /dev | wc -l").await?;
     ensure!(node.parse::<usize>()? > 12, "only {node} entries in /dev");
     cx.cri.sh(&c, "head -c 16 /dev/urandom > /dev/null; mknod /tmp/zero c 1 5 && head -c 1 /tmp/zero | wc -c | grep 1").await?;

@@ -1,4 +1,5 @@
-//! Shims that live and do not answer: their pods go on, whatever the daemon does, until somebody stops them.
+//! Silent shims: they are alive but do not respond. Their pods keep running until StopPodSandbox, whatever the
+//! daemon does.
 
 use std::io::Read as _;
 use std::os::unix::net::UnixStream;
@@ -27,12 +28,12 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// How long the long test keeps its shim stopped. The daemon once took 35 s of silence for death.
+/// How long the long test keeps its shim stopped. An earlier version declared a shim dead after 35 s.
 const SILENCE: u64 = 42;
-/// Its variable for longer ones, in seconds.
+/// Environment variable for a longer time, in seconds.
 const VARIABLE: &str = "COPEPOD_TEST_SILENCE";
 
-/// Stops the shim of a pod, and lets it go on when dropped, however the test ends.
+/// Stops the shim of a pod with SIGSTOP, and continues it on drop.
 struct Stopped(u32);
 
 impl Stopped {
@@ -53,14 +54,14 @@ impl Drop for Stopped {
     }
 }
 
-/// Since when the pod's shim is silent, nanoseconds since the epoch, by verbose status.
+/// Time since which the pod's shim is silent, from verbose status, in nanoseconds since the epoch.
 async fn silent_since(cx: &Context, pod: &Pod) -> Result<i64> {
     let info = cx.cri.pod_status(&pod.id).await?.info;
     let parsed: serde_json::Value = serde_json::from_str(info.get("info").context("no verbose info")?)?;
     parsed.get("shimSilentSince").and_then(serde_json::Value::as_i64).context("no shimSilentSince")
 }
 
-/// A container that answers SIGTERM after a second, with code 7.
+/// A container that exits with code 7 one second after SIGTERM.
 async fn trapping(cx: &Context, pod: &Pod, name: &str) -> Result<String> {
     let line = "trap 'sleep 1; echo trapped; exit 7' TERM; echo ready; while :; do sleep 0.1; done";
     let id = cx.start(pod, &cx.shell(name, line)).await?;
@@ -81,7 +82,7 @@ async fn ready(cx: &Context, pod: &Pod, id: &str, pid: u32) -> Result<()> {
     Ok(())
 }
 
-/// Numbers, one a line, from 0 without a gap; how many.
+/// Checks that the log has consecutive numbers from 0, one per line, and returns how many.
 fn without_gap(log: &Log) -> Result<usize> {
     let text = log.text(None);
     for (expected, line) in text.lines().enumerate() {
@@ -144,7 +145,7 @@ async fn a_stopped_shim_across_a_restart(cx: Context) -> Result<()> {
         Ok((without_gap(&Log::read(&log)?)? > lines + 100).then_some(()))
     })
     .await?;
-    // What the trap wrote while nobody read it.
+    // The trap's output, which was written while the shim did not read it.
     wait::until_true("the last words of the stopped one", secs(10), || {
         Log::read(&status.log_path).is_ok_and(|log| log.text(None) == "ready\ntrapped\n")
     })
@@ -155,7 +156,7 @@ async fn a_stopped_shim_across_a_restart(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// The link is up, only nobody is there: the signal must not wait for the shim either.
+/// The daemon is connected, but the shim does not respond: the stop signal must not wait for it.
 async fn stop_ends_by_the_trap_though_the_shim_is_stopped(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let id = trapping(&cx, &pod, "trapper").await?;
@@ -197,8 +198,7 @@ async fn stop_keeps_its_grace_without_a_connection(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// Whoever dials takes the place of the daemon's connection; then the shim is stopped before the daemon has
-/// dialled again.
+/// A new connection replaces the daemon's; then the shim is stopped before the daemon connects again.
 async fn a_lost_link_to_a_stopped_shim(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let id = cx.start(&pod, &cx.sleeper("one")).await?;
@@ -224,7 +224,7 @@ async fn a_lost_link_to_a_stopped_shim(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// Somebody cleaned up below /run: the shim cannot be dialled any more, and lives.
+/// The shim's socket below /run was deleted: the shim cannot be reached any more, but is alive.
 async fn a_socket_that_was_removed(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let id = cx.start(&pod, &cx.sleeper("one")).await?;
@@ -265,7 +265,7 @@ async fn stop_and_removal_of_a_silent_pod(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// Silence is no death, but death is seen in the silence.
+/// A shim that dies while it is silent must be detected.
 async fn a_shim_that_dies_while_silent(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let id = cx.start(&pod, &cx.sleeper("one")).await?;

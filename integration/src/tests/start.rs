@@ -1,4 +1,4 @@
-//! What may keep a daemon from starting, and what must: locks, sockets, folders, signals.
+//! What must prevent a daemon from starting, and what must not: locks, sockets, folders, signals.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -42,7 +42,7 @@ fn flock(root: &Path) -> Result<Flock<File>> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e).context("the lock is taken")
 }
 
-/// A daemon that was told to end gives its lock back last, when the service manager starts the next.
+/// A stopping daemon releases its lock last, while the service manager may already start the next one.
 async fn daemon_that_is_still_ending_is_waited_for(cx: Context) -> Result<()> {
     cx.node.terminate().await?;
     let lock = flock(&cx.node.paths.root)?;
@@ -55,7 +55,7 @@ async fn daemon_that_is_still_ending_is_waited_for(cx: Context) -> Result<()> {
     outcome.context("the start gave up on a lock that was about to be free")
 }
 
-/// After an upgrade without a stop: the old one knows flock(2) alone.
+/// After an upgrade without a stop: the old daemon uses only flock(2).
 async fn living_daemon_of_the_first_version_is_seen(cx: Context) -> Result<()> {
     ensure!(flock(&cx.node.paths.root).is_err(), "an older daemon would not see this one");
     cx.node.terminate().await?;
@@ -68,7 +68,7 @@ async fn living_daemon_of_the_first_version_is_seen(cx: Context) -> Result<()> {
     cx.node.launch().await
 }
 
-/// Runs a daemon that is expected to end by itself.
+/// Runs a daemon that must exit by itself.
 pub(super) async fn attempt(cx: &Context, args: &[&str]) -> Result<Output> {
     let run = tokio::process::Command::new(cx.fixture.bin.join("copepod"))
         .args(args)
@@ -87,7 +87,7 @@ async fn plugin_stuck_in_execve_holds_no_lock(cx: Context) -> Result<()> {
     cx.node.network.uninstall()?;
     cx.node.network.conflist("10-stuck.conflist", &json!([{"type": "stuck"}]))?;
     let daemon = cx.node.pid()?;
-    // On a connection of its own: the child has a copy of the daemon's end, so it outlives the daemon.
+    // On a separate connection: the child has a copy of the daemon's end, so the connection outlives the daemon.
     let call = {
         let (cri, config) = (Cri::connect(&cx.node.paths.socket)?, cx.pod_config().own_network());
         tokio::spawn(async move { cri.run_pod(&config).await })
@@ -109,8 +109,8 @@ async fn plugin_stuck_in_execve_holds_no_lock(cx: Context) -> Result<()> {
         .kill_on_drop(true)
         .spawn()?;
     let started = daemon.id().context("the daemon has no number")?;
-    // Only then: before, a connection would wait in the queue of the old listening socket, which lives as long as
-    // the child.
+    // Not before: a connection would wait in the queue of the old listening socket, which exists as long as the
+    // child.
     let ready =
         wait::until("the daemon to be ready beside a child that hangs in execve", secs(15), || async {
             ensure!(proc::alive(started), "the daemon ended: {}", cx.node.last_log(3));
@@ -129,7 +129,7 @@ async fn plugin_stuck_in_execve_holds_no_lock(cx: Context) -> Result<()> {
     ready.and(served)?;
     ensure!(took < secs(5), "the start took {took:?}");
     wait::until_true("the child to go", secs(10), || !proc::alive(child.pid)).await?;
-    // With a plugin that works what is left can be given back.
+    // A working plugin allows the left-over lease to be released.
     cx.node.network.script("stuck", "cat > /dev/null; exit 0")?;
     cx.node.launch().await?;
     wait::until("everything to be removed", secs(30), || async {
@@ -139,10 +139,10 @@ async fn plugin_stuck_in_execve_holds_no_lock(cx: Context) -> Result<()> {
     .await
 }
 
-/// Children of the dead daemon are still about to execute something when the next one starts.
+/// The next daemon starts while children of the dead one have not called execve yet.
 async fn hundred_kills_hundred_starts(cx: Context) -> Result<()> {
     const ROUNDS: u64 = 100;
-    // One that keeps nothing: a kill in the middle of an ADD would leave the others' firewall rules.
+    // A plugin without state: with the others, a kill during ADD would leave firewall rules.
     cx.node.network.script(
         "brief",
         "cat > /dev/null; [ \"$CNI_COMMAND\" = ADD ] && echo '{\"cniVersion\":\"1.0.0\",\"ips\":[{\"address\":\"10.9.8.7/24\"}]}'; exit 0",
@@ -163,7 +163,7 @@ async fn hundred_kills_hundred_starts(cx: Context) -> Result<()> {
                 tokio::spawn(async move { cri.run_pod(&config).await })
             })
             .collect();
-        // Another moment in each round, over the whole of a launch.
+        // A different moment in each round, spread over the whole launch.
         tokio::time::sleep(Duration::from_millis(round * 37 % 80)).await;
         cx.node.kill9()?;
         let begun = Instant::now();
@@ -190,7 +190,7 @@ async fn hundred_kills_hundred_starts(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// Its own root and run folder, and a typing error in the socket.
+/// Separate root and run folders, but by mistake the same socket.
 async fn second_daemon_on_the_same_socket_is_refused(cx: Context) -> Result<()> {
     let dir = cx.volume("second")?;
     let path = |name: &str| dir.join(name).display().to_string();
@@ -211,7 +211,7 @@ async fn second_daemon_on_the_same_socket_is_refused(cx: Context) -> Result<()> 
     Ok(())
 }
 
-/// `--root /var/lib` by mistake must not lock everybody else out.
+/// `--root /var/lib` by mistake must not make that folder inaccessible to other services.
 async fn folders_of_others_are_left_alone(cx: Context) -> Result<()> {
     let dir = cx.volume("theirs")?;
     let theirs = dir.join("lib");
@@ -236,7 +236,7 @@ async fn signals_that_mean_something_else_are_survived(cx: Context) -> Result<()
     let pid = cx.node.pid()?;
     for signal in [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGALRM] {
         proc::signal(pid, signal)?;
-        // The daemon says what it made of it; dead, it says nothing.
+        // The daemon logs what it did with the signal, unless the signal killed it.
         wait::until("the signal to be heard", secs(10), || async {
             ensure!(proc::alive(pid), "{signal} ended the daemon");
             Ok(cx.node.last_log(100).contains(signal.as_str()).then_some(()))
@@ -247,7 +247,7 @@ async fn signals_that_mean_something_else_are_survived(cx: Context) -> Result<()
     Ok(())
 }
 
-/// Opening a FIFO waits for somebody to write.
+/// Opening a FIFO blocks until there is a writer.
 async fn configuration_that_is_no_file_is_refused(cx: Context) -> Result<()> {
     let dir = cx.volume("fifo")?;
     let fifo = dir.join("config.toml");

@@ -1,4 +1,5 @@
-//! A node, or a daemon's pids cgroup, that has no process to give: the daemon goes on, and ends what must end.
+//! The node or the daemon's pids cgroup has reached its limit of processes: the daemon continues and can still stop
+//! pods.
 
 use std::fs;
 use std::path::PathBuf;
@@ -18,7 +19,7 @@ pub(super) fn tests() -> Vec<Test> {
     vec![test!(stop_kill_and_exec_need_no_new_thread).own(), test!(a_start_without_threads_serves).own()]
 }
 
-/// A cgroup with a limit of processes; gone when dropped, with whoever is left in it back at the root.
+/// A cgroup with a limit of processes. On drop, processes left in it are moved to the root and it is removed.
 #[derive(Debug)]
 struct Pids {
     folder: PathBuf,
@@ -37,7 +38,7 @@ impl Pids {
         fs::write(self.folder.join("pids.max"), most).with_context(|| format!("pids.max {most}"))
     }
 
-    /// As many as there are.
+    /// Sets the limit to the current number of processes.
     fn close(&self) -> Result<()> {
         let current = fs::read_to_string(self.folder.join("pids.current"))?;
         self.limit(current.trim())
@@ -60,7 +61,7 @@ fn threads(pid: u32) -> Result<usize> {
     Ok(fs::read_dir(format!("/proc/{pid}/task"))?.count())
 }
 
-/// Until no thread has come or gone for a while: idle ones may leave after some seconds.
+/// Waits until the number of threads has been stable for a while: idle ones end after some seconds.
 async fn settled(pid: u32) -> Result<()> {
     let mut last = (threads(pid)?, Instant::now());
     loop {
@@ -96,7 +97,7 @@ async fn stop_kill_and_exec_need_no_new_thread(cx: Context) -> Result<()> {
     ensure!(e.code() == Code::Unavailable, "{e}");
     cx.cri.stop(&one, 0).await.context("stop of a container")?;
     cx.cri.remove(&one).await.context("removal of a container")?;
-    // A shim that does not answer: killed by its cgroups.
+    // A shim that does not respond is killed by its cgroups.
     proc::signal(cx.node.shim(&pod.id)?.pid, nix::sys::signal::Signal::SIGKILL)?;
     tokio::time::timeout(secs(20), cx.cri.drop_pod(&pod.id))
         .await
@@ -111,7 +112,7 @@ async fn stop_kill_and_exec_need_no_new_thread(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// The one program that can end what eats the processes must come up.
+/// The daemon must be able to start, because it can end the pod that uses up all processes.
 async fn a_start_without_threads_serves(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let id = cx.start(&pod, &cx.sleeper("one")).await?;

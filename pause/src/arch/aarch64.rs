@@ -11,21 +11,21 @@ pub(crate) mod nr {
     pub(crate) const WAIT4: usize = 260;
 }
 
-/// Where the kernel starts us: the stack is 16-byte aligned and there is no caller.
+/// The process's entry point: the stack is 16-byte aligned and there is no caller.
 #[unsafe(naked)]
 #[unsafe(no_mangle)]
 extern "C" fn _start() -> ! {
     naked_asm!("mov x29, xzr", "mov x30, xzr", "bl {run}", "brk #1", run = sym crate::run)
 }
 
-/// A system call of up to four arguments; the result is negative on errors.
+/// Makes a system call with up to four arguments; a negative result is an error.
 ///
 /// # Safety
-/// What call `nr` demands of its arguments.
+/// The arguments must meet the requirements of call `nr`.
 pub(crate) unsafe fn syscall4(nr: usize, args: [usize; 4]) -> isize {
     let result;
-    // SAFETY: the kernel changes x0 only; memory it may write is not assumed unchanged, because `nomem` is not
-    // given; what the arguments mean is the caller's promise.
+    // SAFETY: the kernel changes only x0. `nomem` is not given, so the compiler assumes that memory may be
+    // written. The caller guarantees that the arguments are valid for this call.
     unsafe {
         asm!(
             "svc #0",

@@ -1,4 +1,4 @@
-//! What differs between processors: the entry point, the system call instruction, the call numbers.
+//! The parts that differ between processors: entry point, system call instruction and call numbers.
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 /// CRI `ContainerMetadata`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ContainerMeta {
-    /// Container name, unique with the attempt in its sandbox.
+    /// Container name, unique in its sandbox together with the attempt.
     pub name: String,
-    /// Grows with every restart.
+    /// Number of the attempt: kubelet counts it up with every restart.
     pub attempt: u32,
 }
 
@@ -19,11 +19,11 @@ pub struct ContainerMeta {
 pub struct ImageSpec {
     /// Name, digest or id.
     pub image: String,
-    /// Echoed.
+    /// Annotations; returned in status.
     pub annotations: BTreeMap<String, String>,
-    /// What the user wrote; shown in status.
+    /// The image name as the user wrote it; returned in status.
     pub user_specified_image: String,
-    /// Handler the image was pulled for.
+    /// Runtime handler that the image was pulled for.
     pub runtime_handler: String,
 }
 
@@ -39,60 +39,60 @@ pub struct EnvVar {
 /// CRI `Device`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Device {
-    /// Where it appears.
+    /// Path in the container.
     pub container_path: String,
-    /// Node, or directory of nodes, on the host.
+    /// Device node on the host, or a folder of nodes.
     pub host_path: String,
-    /// Some of `rwm`.
+    /// Any of `r`, `w` and `m`.
     pub permissions: String,
 }
 
-/// A checked CRI `ContainerConfig`.
+/// A validated CRI `ContainerConfig`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ContainerConfig {
-    /// Identity.
+    /// Name and attempt.
     pub meta: ContainerMeta,
-    /// A local image.
+    /// The image.
     pub image: ImageSpec,
-    /// Replaces the image's entrypoint and drops its cmd.
+    /// Replaces the image's entrypoint and cmd.
     pub command: Vec<Text>,
     /// Replaces the image's cmd.
     pub args: Vec<Text>,
-    /// Over the image's; made when absent.
+    /// Replaces the image's working directory; created if missing.
     pub working_dir: String,
-    /// After the image's, last wins.
+    /// Applied after the image's environment; the last value of a name wins.
     pub envs: Vec<EnvVar>,
     /// Volumes.
     pub mounts: Vec<Mount>,
     /// Devices.
     pub devices: Vec<Device>,
-    /// Echoed, matched.
+    /// Labels: returned in status and matched by list filters.
     pub labels: BTreeMap<String, String>,
-    /// Echoed.
+    /// Annotations; returned in status.
     pub annotations: BTreeMap<String, String>,
-    /// Below the sandbox's log directory; empty discards the output.
+    /// Log path below the sandbox's log directory; empty discards the output.
     pub log_path: String,
-    /// Keep a pipe for attach.
+    /// Keep a pipe on stdin for attach.
     pub stdin: bool,
-    /// Close it after the first attach that had it.
+    /// Close stdin after the first attach that used it.
     pub stdin_once: bool,
     /// Allocate a terminal.
     pub tty: bool,
-    /// Limits.
+    /// Resource limits.
     pub resources: Resources,
     /// Users, capabilities, profiles.
     pub security: ContainerSecurity,
-    /// CRI `Signal` number as on the wire, 0 when unset. (Not the kernel's number.)
+    /// CRI `Signal` as on the wire, 0 if unset. This is not the kernel's number.
     pub stop_signal: i32,
 }
 
-/// The image a container was made from: all it takes to answer status after the image is gone.
+/// The image of a container: all that its status needs, even after the image is removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageOfContainer {
     /// CRI `Image.id` (config digest).
     pub id: String,
-    /// `repository@digest`, or the id where there is none.
+    /// `repository@digest`, or the id if there is none.
     pub digested: String,
 }
 
@@ -100,72 +100,72 @@ pub struct ImageOfContainer {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Exit {
-    /// 0..=255; 128+n for signal n; 128 when it never started; 255 when the exit was lost.
+    /// 0..=255; 128+n for signal n; 128 if it never started; 255 if the exit code was lost.
     pub code: i32,
     /// Nanoseconds since the epoch.
     pub finished_at: i64,
-    /// The kernel killed a process of its cgroup for lack of memory.
+    /// The kernel killed a process of its cgroup because of its memory limit.
     pub oom_killed: bool,
     /// CRI reason: Completed, Error, OOMKilled, StartError, Unknown.
     pub reason: String,
-    /// Short text for people.
+    /// Short message for users.
     pub message: String,
 }
 
-/// Where a container is in its life. `Creating` and `Removing` are never listed.
+/// The phase of a container. `Creating` and `Removing` are not listed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ContainerPhase {
-    /// Intent, not committed.
+    /// Creation has begun and is not committed.
     Creating,
-    /// Init waits for start.
+    /// Init exists and waits for the start request.
     Created,
-    /// Init has exec'd.
+    /// Init has called execve.
     Running,
-    /// Its cgroup is empty.
+    /// All its processes have ended.
     Exited,
     /// Removal has begun.
     Removing,
-    /// Its record cannot be used, so nobody knows. Shown, never written, and never a driver's.
+    /// Its record cannot be used, so the state is unknown. Only listed: never written, never managed by a
+    /// driver.
     #[serde(skip_deserializing)]
     Unknown,
 }
 
-/// The durable truth about a container.
+/// The durable record of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerRecord {
-    /// Its id.
+    /// The container's id.
     pub id: ContainerId,
-    /// Its sandbox.
+    /// The id of its sandbox.
     pub pod: PodId,
-    /// What was asked for.
+    /// The validated request.
     pub config: ContainerConfig,
-    /// What it was made from.
+    /// The image it was created from.
     pub image: ImageOfContainer,
     /// Nanoseconds since the epoch, never 0.
     pub created_at: i64,
-    /// 0 until started.
+    /// Nanoseconds since the epoch; 0 until started.
     #[serde(default)]
     pub started_at: i64,
-    /// Where it is.
+    /// The phase.
     pub phase: ContainerPhase,
-    /// Set when exited.
+    /// Set once it has exited.
     #[serde(default)]
     pub exit: Option<Exit>,
-    /// Pid of init in the host's PID namespace; 0 when there is none. Valid in this boot only.
+    /// Pid of init in the host's PID namespace; 0 if there is none. Valid only in the current boot.
     #[serde(default)]
     pub pid: u32,
-    /// Who init runs as, resolved in its rootfs.
+    /// User of init, looked up in the image.
     #[serde(default)]
     pub user: User,
-    /// Absolute path of its log; never empty for a container that logs (an empty one makes kubelet
-    /// remove files in its working directory).
+    /// Absolute path of its log; never empty for a container that logs, because an empty one makes kubelet
+    /// remove files in its own working directory.
     #[serde(default)]
     pub log_path: String,
-    /// Kernel signal number that stop sends first.
+    /// Kernel number of the signal that stop sends first.
     #[serde(default)]
     pub stop_signal: i32,
-    /// Absolute cgroupfs path of its leaf below each hierarchy, for example
-    /// `/kubepods/burstable/pod<uid>/<id>`.
+    /// Absolute path of its cgroup below each hierarchy, for example `/kubepods/burstable/pod<uid>/<id>`.
     #[serde(default)]
     pub cgroup: String,
     /// Environment, cwd and credentials an exec inherits, and init's arguments for status, as JSON of

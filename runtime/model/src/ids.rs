@@ -1,10 +1,10 @@
-//! Identifiers. Others parse them: 64 lower-case hex digits, no '-' (kubelet's log symlinks end in
-//! `-<id>.log`, cAdvisor and agents take a 64-hex leaf for a container).
+//! Identifiers. Other programs parse them, so they are 64 lower-case hex digits without '-': kubelet's log
+//! symlinks end in `-<id>.log`, and cAdvisor and agents recognise a container by a cgroup of 64 hex digits.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Why a string is no identifier.
+/// Why a string is not a valid identifier.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{kind} id must be 64 lower-case hex digits, got {given:?}")]
 pub struct IdError {
@@ -86,7 +86,7 @@ hex_id!(
     ContainerId, "container"
 );
 
-/// One exec of a daemon's life, counted by the daemon; unique per shim connection.
+/// An exec, numbered by the daemon; unique per shim connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ExecId(pub u64);
 

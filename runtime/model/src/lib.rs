@@ -1,4 +1,4 @@
-//! What a pod and a container are: identifiers, checked configurations, states and records.
+//! Data types of pods and containers: identifiers, validated requests, states and records.
 //!
 //! This crate is pure: no I/O, no clock, no async. CRI messages become these types in the daemon's
 //! `service/convert` (the only place that judges wire input); records of [`PodRecord`] and

@@ -1,4 +1,4 @@
-//! CRI `Mount`, as asked for: status echoes exactly these.
+//! CRI `Mount` as requested; returned unchanged in status.
 
 use crate::IdMapping;
 use serde::{Deserialize, Serialize};
@@ -6,12 +6,12 @@ use serde::{Deserialize, Serialize};
 /// CRI `MountPropagation`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Propagation {
-    /// Nothing passes after the container was made.
+    /// No mount is propagated after the container was created.
     #[default]
     Private,
     /// Mounts made by the host appear in the container.
     HostToContainer,
-    /// And those of the container on the host.
+    /// Mounts are propagated in both directions.
     Bidirectional,
 }
 
@@ -21,16 +21,16 @@ pub enum Propagation {
 pub struct Mount {
     /// Clean absolute path in the container.
     pub container_path: String,
-    /// Absolute path on the host; made as a directory (0755) when absent.
+    /// Absolute path on the host; created as a folder (0755) if missing.
     pub host_path: String,
-    /// Read-only, the top mount alone.
+    /// The mount itself is read-only; mounts below it are not.
     pub readonly: bool,
-    /// CRI `selinux_relabel`; without SELinux it has nothing to do.
+    /// CRI `selinux_relabel`; has no effect without SELinux.
     pub selinux_relabel: bool,
-    /// How mounts pass.
+    /// Mount propagation.
     pub propagation: Propagation,
-    /// Refused when not empty, until user namespaces are built.
+    /// Uid mappings; refused if not empty, until user namespaces are implemented.
     pub uid_mappings: Vec<IdMapping>,
-    /// Refused when not empty.
+    /// Gid mappings; refused if not empty.
     pub gid_mappings: Vec<IdMapping>,
 }

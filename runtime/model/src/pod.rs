@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-/// CRI `PodSandboxMetadata`: the name that must be unique while it is reserved.
+/// CRI `PodSandboxMetadata`. Together its fields are the sandbox's name, which is unique while it is
+/// reserved.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PodMeta {
     /// Pod name.
@@ -14,11 +15,11 @@ pub struct PodMeta {
     pub namespace: String,
     /// Pod uid.
     pub uid: String,
-    /// Grows with every sandbox kubelet makes for the same pod.
+    /// Number of the attempt: kubelet counts it up with every sandbox it makes for the same pod.
     pub attempt: u32,
 }
 
-/// CRI `DNSConfig`. Where the message is absent, the host's file is copied.
+/// CRI `DNSConfig`. Without the message, the host's resolv.conf is copied.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dns {
     /// `nameserver` lines.
@@ -41,90 +42,92 @@ pub enum Protocol {
     Sctp,
 }
 
-/// CRI `PortMapping`; `host_port` 0 programs nothing.
+/// CRI `PortMapping`; with `host_port` 0 no port is mapped.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortMapping {
     /// Transport.
     pub protocol: Protocol,
     /// Port in the pod.
     pub container_port: u16,
-    /// Port on the host; 0 is none.
+    /// Port on the host; 0 means none.
     pub host_port: u16,
-    /// Address to bind on the host; empty is all.
+    /// Address to bind on the host; empty means all.
     pub host_ip: String,
 }
 
-/// A checked CRI `PodSandboxConfig`.
+/// A validated CRI `PodSandboxConfig`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PodConfig {
     /// Identity.
     pub meta: PodMeta,
-    /// UTS name; with the host's network the node's.
+    /// UTS host name; the node's with the host network.
     pub hostname: String,
-    /// Absolute folder of the containers' logs; empty turns logging off.
+    /// Absolute folder of the containers' logs; empty disables logging.
     pub log_directory: String,
     /// Resolver set-up.
     pub dns: Option<Dns>,
     /// Host ports.
     pub ports: Vec<PortMapping>,
-    /// Echoed, matched.
+    /// Labels: returned in status and matched by list filters.
     pub labels: BTreeMap<String, String>,
-    /// Echoed, never acted on.
+    /// Annotations: returned in status, otherwise ignored.
     pub annotations: BTreeMap<String, String>,
-    /// cgroupfs path as kubelet gives it, for example `/kubepods/burstable/pod<uid>`; empty for our default.
+    /// Parent cgroup as kubelet names it, for example `/kubepods/burstable/pod<uid>`; empty means the default
+    /// parent.
     pub cgroup_parent: String,
     /// Namespaced kernel parameters, dotted names.
     pub sysctls: BTreeMap<String, String>,
-    /// CRI `overhead`, informational.
+    /// CRI `overhead`; informational.
     pub overhead: Option<Resources>,
-    /// CRI `resources` of the pod, informational.
+    /// CRI `resources` of the pod; informational.
     pub resources: Option<Resources>,
-    /// What pause gets.
+    /// Security context of pause.
     pub security: PodSecurity,
-    /// CRI `runtime_handler`; empty is the default handler.
+    /// CRI `runtime_handler`; empty means the default handler.
     pub runtime_handler: String,
 }
 
-/// Where a sandbox is in its life. Only `Ready` is SANDBOX_READY on the wire; `Launching` is never listed.
+/// The phase of a sandbox. `Ready` is CRI's SANDBOX_READY, all others are NOTREADY; `Launching` is not
+/// listed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PodPhase {
-    /// Intent: bring-up has begun and has not been committed. Rolled back when found at start.
+    /// Creation has begun and is not committed. A pod found in this phase at a start is rolled back.
     Launching,
-    /// Pause lives and the network is up.
+    /// Pause is running and the network is up.
     Ready,
-    /// Stop has begun or pause is gone; the network may still be owed a DEL.
+    /// Stop has begun or pause has ended; CNI DEL may still be due.
     Stopping,
-    /// Everything of it is down; only records and files are left.
+    /// Everything is torn down; only records and files are left.
     Stopped,
     /// Removal has begun; not listed.
     Removing,
 }
 
-/// The durable truth about a sandbox.
+/// The durable record of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodRecord {
-    /// Its id.
+    /// The pod's id.
     pub id: PodId,
-    /// What was asked for.
+    /// The validated request.
     pub config: PodConfig,
     /// Nanoseconds since the epoch, never 0.
     pub created_at: i64,
-    /// Where it is.
+    /// The phase.
     pub phase: PodPhase,
-    /// Addresses by family preference; empty with the host's network.
+    /// Addresses, those of the preferred family first; empty with the host network.
     #[serde(default)]
     pub ips: Vec<IpAddr>,
-    /// Path of the pinned network namespace; empty with the host's network.
+    /// Path of the pinned network namespace; empty with the host network.
     #[serde(default)]
     pub netns: String,
-    /// Pid of pause in the host's PID namespace, 0 before it exists. Valid in this boot only.
+    /// Pid of pause in the host's PID namespace; 0 before it exists. Valid only in the current boot.
     #[serde(default)]
     pub pause_pid: u32,
-    /// Pid of the shim, 0 before it exists. Valid in this boot only.
+    /// Pid of the shim; 0 before it exists. Valid only in the current boot.
     #[serde(default)]
     pub shim_pid: u32,
-    /// Why it is not ready, for verbose status and messages.
+    /// Why the pod is not ready; for verbose status and messages.
     #[serde(default)]
     pub message: String,
 }

@@ -69,7 +69,7 @@ fn shim() -> impl Strategy<Value = Shim> {
 
 proptest! {
     #[test]
-    fn nothing_is_left_out_invented_or_revived(
+    fn every_known_object_gets_exactly_one_action(
         phase in pod_phase(),
         phases in proptest::collection::vec(container_phase(), 0..5),
         shim in shim(),
@@ -91,23 +91,24 @@ proptest! {
             Shim::Answered { containers, .. } => containers.clone(),
             _ => BTreeMap::new(),
         };
-        // Everything known has exactly one action, and nothing else has one.
+        // Every known container has exactly one action, and no other container has one.
         for id in plan.containers.keys() {
             prop_assert!(held.contains_key(id) || records.iter().any(|record| record.id == *id));
         }
         prop_assert!(held.keys().chain(records.iter().map(|r| &r.id)).all(|id| plan.containers.contains_key(id)));
-        // Only a silent shim is asked again, and then nobody is judged.
+        // Only a silent shim is retried, and then nothing is decided about any of its containers.
         if plan.pod == PodAction::Retry {
             prop_assert_eq!(&shim, &Shim::Silent);
         }
-        // While its shim lives, nothing but a removal or a launch that was never committed touches a pod.
+        // While its shim is running, only a removal or an uncommitted launch ends a pod.
         if shim == Shim::Silent && matches!(phase, PodPhase::Ready | PodPhase::Stopping) {
             prop_assert_eq!(&plan.pod, &PodAction::Retry);
         }
-        // Hidden is what goes, and nothing else: whatever stays must be seen, or nobody can ask for its removal.
+        // Exactly the pods that are being removed are hidden: one that stays must be listed, or its removal
+        // cannot be requested.
         let leaves = matches!(plan.pod, PodAction::RollBack | PodAction::Remove);
         prop_assert_eq!(is_leaving(same_boot, &pod, &records), leaves);
-        // A pod goes on only when it was ready, in this boot, and pause lives.
+        // A pod is adopted only if it was ready in this boot and pause is running.
         if plan.pod == PodAction::Adopt {
             let pause_lives = matches!(shim, Shim::Answered { pause: true, .. });
             prop_assert!(same_boot && phase == PodPhase::Ready && pause_lives);
@@ -123,14 +124,14 @@ proptest! {
                     prop_assert!(lives && matches!(phase, ContainerPhase::Created | ContainerPhase::Running));
                     prop_assert!(matches!(record.phase, ContainerPhase::Created | ContainerPhase::Running));
                 }
-                // A known end is never overwritten by a guess.
+                // A recorded exit is never replaced by an assumed one.
                 ContainerAction::MarkExited { exit, .. } => {
                     prop_assert!(!lives && record.phase != ContainerPhase::Exited);
                     if matches!(held.get(&record.id), Some(Held::Exited { .. })) {
                         prop_assert_eq!(exit.code, 3);
                     }
                 }
-                // What lives is not simply left.
+                // A running container is never ignored.
                 ContainerAction::Keep => prop_assert!(!lives),
                 ContainerAction::Retry => prop_assert_eq!(&plan.pod, &PodAction::Retry),
                 ContainerAction::RollBack | ContainerAction::Remove | ContainerAction::KillOrphan => {}
@@ -157,13 +158,13 @@ fn another_boot_means_exited_and_not_ready() {
     assert_eq!(pod, PodAction::NotReady { reason: "the node was restarted".into() });
     let ContainerAction::MarkExited { exit, .. } = container else { panic!("{container:?}") };
     assert_eq!((exit.code, exit.reason.as_str(), exit.finished_at), (255, "Unknown", 100));
-    // A commit lost to the power failure does not lose the container that ran.
+    // The container ran, but its pod's commit was lost in a power failure: its exit must be reported.
     let (pod, _) = plan(PodPhase::Launching, ContainerPhase::Running, Shim::Gone, false);
     assert!(matches!(pod, PodAction::NotReady { .. }));
 }
 
 #[test]
-fn a_dead_shim_costs_its_pod() {
+fn a_dead_shim_ends_its_pod() {
     let (pod, container) = plan(PodPhase::Ready, ContainerPhase::Running, Shim::Gone, true);
     assert_eq!(pod, PodAction::NotReady { reason: "its shim is gone".into() });
     assert!(matches!(container, ContainerAction::MarkExited { .. }));

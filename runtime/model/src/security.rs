@@ -1,35 +1,36 @@
-//! Namespaces, users, capabilities and profiles, as asked for through CRI.
+//! Namespaces, users, capabilities and profiles as requested through CRI.
 
 use serde::{Deserialize, Serialize};
 
 /// CRI `NamespaceMode`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NamespaceMode {
-    /// Shared by the pod's containers. The wire's zero value: a message without namespace options
+    /// Shared by the pod's containers. This is the enum's zero value: a request without namespace options
     /// asks for a shared PID namespace.
     #[default]
     Pod,
-    /// The container's own.
+    /// The container has its own.
     Container,
-    /// The host's.
+    /// The host's is used.
     Node,
-    /// That of the container named by [`Namespaces::target`].
+    /// That of the container named by [`Namespaces::target`] is used.
     Target,
 }
 
-/// CRI `NamespaceOption`, echoed in status.
+/// CRI `NamespaceOption`; returned in status.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Namespaces {
-    /// Pod or Node. UTS follows it.
+    /// Network: Pod or Node. UTS follows it.
     pub network: NamespaceMode,
-    /// Any mode.
+    /// PID: any mode.
     pub pid: NamespaceMode,
-    /// Pod or Node. /dev/shm follows it.
+    /// IPC: Pod or Node. /dev/shm follows it.
     pub ipc: NamespaceMode,
-    /// Container id, only with [`NamespaceMode::Target`].
+    /// Container id; set only with [`NamespaceMode::Target`].
     pub target: String,
-    /// Echoed; any mode but Node is refused until user namespaces are built.
+    /// User namespace; returned in status. Any mode but Node is refused until user namespaces are
+    /// implemented.
     pub user: Option<UserNamespace>,
 }
 
@@ -51,23 +52,23 @@ pub struct IdMapping {
     pub host_id: u32,
     /// First id in the container.
     pub container_id: u32,
-    /// How many.
+    /// Number of ids.
     pub length: u32,
 }
 
-/// CRI `SecurityProfile` for seccomp, after the deprecated string field was folded in.
+/// CRI `SecurityProfile` for seccomp, with the deprecated string field converted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SeccompProfile {
-    /// Our own table (`spec::seccomp`).
+    /// RuntimeDefault: our own table (`spec::seccomp`).
     RuntimeDefault,
-    /// No filter; also what an absent message means.
+    /// No filter; also if the message is absent.
     #[default]
     Unconfined,
-    /// An absolute path of a profile in OCI JSON.
+    /// Localhost: absolute path of a profile in OCI JSON.
     Localhost(String),
 }
 
-/// CRI `SELinuxOption`, kept for echo; refused when set until SELinux is built.
+/// CRI `SELinuxOption`; returned in status, refused if set until SELinux is implemented.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SelinuxOptions {
     /// `user` part of the label.
@@ -80,55 +81,55 @@ pub struct SelinuxOptions {
     pub level: String,
 }
 
-/// What the sandbox's own process (pause) gets: CRI `LinuxSandboxSecurityContext`.
+/// Security context of the sandbox's own process (pause): CRI `LinuxSandboxSecurityContext`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PodSecurity {
-    /// Which namespaces pause holds.
+    /// Namespaces of pause.
     pub namespaces: Namespaces,
     /// Uid of pause.
     pub run_as_user: Option<u32>,
-    /// Gid of pause; needs a user.
+    /// Gid of pause; requires a uid.
     pub run_as_group: Option<u32>,
-    /// Extra groups of pause.
+    /// Supplementary groups of pause.
     pub supplemental_groups: Vec<u32>,
-    /// Precondition for privileged containers.
+    /// Required by privileged containers.
     pub privileged: bool,
-    /// Pause's root is always read-only; kept for echo.
+    /// Returned in status; pause's root is always read-only.
     pub readonly_rootfs: bool,
-    /// Filter of pause.
+    /// Seccomp profile of pause.
     pub seccomp: SeccompProfile,
 }
 
-/// CRI `Capability`: names without regard to a `CAP_` prefix; `ALL` allowed in add and drop.
+/// CRI `Capability`: names with or without `CAP_`; `ALL` is allowed in add and drop.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Capabilities {
     /// Added to the default set.
     pub add: Vec<String>,
-    /// Taken from it.
+    /// Removed from it.
     pub drop: Vec<String>,
-    /// Raised in the ambient set as well.
+    /// Also raised in the ambient set.
     pub ambient: Vec<String>,
 }
 
 /// CRI `SupplementalGroupsPolicy`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GroupsPolicy {
-    /// Groups of the image's /etc/group are added.
+    /// Groups in the image's /etc/group are added.
     #[default]
     Merge,
-    /// Only what was asked for. Refused until it is built.
+    /// Only the requested groups. Refused until it is implemented.
     Strict,
 }
 
-/// Who a container runs as, before the rootfs has been asked.
+/// The user of a container as requested, before it is looked up in the image.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UserRequest {
-    /// Neither CRI nor the image named one: root.
+    /// Neither CRI nor the image names one: root.
     #[default]
     Root,
-    /// CRI `run_as_user`; needs no passwd entry.
+    /// CRI `run_as_user`; requires no passwd entry.
     Uid(u32),
     /// CRI `run_as_username`; must be in the image's passwd.
     Name(String),
@@ -136,14 +137,14 @@ pub enum UserRequest {
     Image(String),
 }
 
-/// What a process runs as: CRI `LinuxContainerUser`.
+/// The user of a process: CRI `LinuxContainerUser`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct User {
     /// Uid in the container.
     pub uid: u32,
     /// Gid in the container.
     pub gid: u32,
-    /// Supplementary groups as given to setgroups, ascending, the primary gid among them.
+    /// Supplementary groups as given to setgroups, ascending, including the primary gid.
     pub groups: Vec<u32>,
 }
 
@@ -153,26 +154,26 @@ pub struct User {
 pub struct ContainerSecurity {
     /// Added and dropped capabilities.
     pub capabilities: Capabilities,
-    /// All capabilities, devices, no masks, no confinement.
+    /// All capabilities and devices, no masked paths, no seccomp filter.
     pub privileged: bool,
-    /// Network and IPC agree with the sandbox's.
+    /// Network and IPC must agree with the sandbox's.
     pub namespaces: Namespaces,
-    /// Who it runs as.
+    /// The requested user.
     pub user: UserRequest,
-    /// CRI `run_as_group`; only with a user.
+    /// CRI `run_as_group`; requires a user.
     pub run_as_group: Option<u32>,
-    /// Extra groups of init and every exec.
+    /// Supplementary groups of init and every exec.
     pub supplemental_groups: Vec<u32>,
     /// Merge or Strict.
     pub groups_policy: GroupsPolicy,
-    /// Root file system read-only; mounts stay as asked.
+    /// Root file system is read-only; mounts are not affected.
     pub readonly_rootfs: bool,
     /// PR_SET_NO_NEW_PRIVS for init and every exec.
     pub no_new_privs: bool,
-    /// Replaces our default list; empty masks nothing.
+    /// Masked paths; replace the default list. Empty masks nothing.
     pub masked_paths: Vec<String>,
-    /// Replaces our default list.
+    /// Read-only paths; replace the default list.
     pub readonly_paths: Vec<String>,
-    /// Seccomp; ignored when privileged.
+    /// Seccomp profile; ignored if privileged.
     pub seccomp: SeccompProfile,
 }

@@ -2,13 +2,13 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-/// An argument or environment value: any bytes but NUL (execve(2); CRI 1.37 made `KeyValue.value`
-/// bytes). Serialised as a JSON string where it is UTF-8, as an array of numbers where it is not.
+/// An argument or environment value: any bytes except NUL (execve(2); CRI 1.37 made `KeyValue.value` bytes).
+/// Serialised as a JSON string if it is UTF-8, otherwise as an array of numbers.
 #[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Text(Vec<u8>);
 
 impl Text {
-    /// Refuses a NUL byte, which execve would cut the string at.
+    /// Returns `None` for a NUL byte, where execve would cut the string.
     pub fn new(bytes: impl Into<Vec<u8>>) -> Option<Self> {
         let bytes = bytes.into();
         (!bytes.contains(&0)).then_some(Self(bytes))
@@ -19,7 +19,7 @@ impl Text {
         &self.0
     }
 
-    /// For messages and the OCI view; what is not UTF-8 is replaced.
+    /// For messages and the OCI view; invalid UTF-8 is replaced.
     pub fn to_string_lossy(&self) -> String {
         String::from_utf8_lossy(&self.0).into_owned()
     }

@@ -15,15 +15,15 @@ use tokio::time::{Instant, timeout};
 
 use crate::conf::{self, Network, PluginConf, Version};
 use crate::error::{Error, Failure, Verb};
-use crate::lease::{Debt, IFNAME, Lease, Leases};
+use crate::lease::{IFNAME, Lease, LeaseWithResult, Leases};
 use crate::plugin::{self, Call};
-use crate::result::Answer;
+use crate::result::AddResult;
 use crate::{CniConfig, Readiness};
 
-/// Work that waits for a thread: one piece a pod.
+/// Most operations that wait for a thread: one per pod.
 const WAITING: usize = 4096;
 
-/// What plugins are told about a pod.
+/// The data about a pod that plugins get.
 #[derive(Debug, Clone)]
 pub struct Attachment {
     /// The sandbox: CNI_CONTAINERID.
@@ -36,11 +36,11 @@ pub struct Attachment {
     pub uid: String,
     /// The pinned network namespace.
     pub netns: PathBuf,
-    /// Host ports, capability `portMappings`; those with host port 0 are left out.
+    /// Host ports, passed as capability `portMappings`; those with host port 0 are skipped.
     pub ports: Vec<PortMapping>,
     /// Capability `dns`.
     pub dns: Option<Dns>,
-    /// Capability `cgroupPath`; empty is none.
+    /// Capability `cgroupPath`; empty means none.
     pub cgroup_parent: String,
     /// Capability `io.kubernetes.cri.pod-annotations`.
     pub annotations: BTreeMap<String, String>,
@@ -53,13 +53,13 @@ pub struct Cni(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     config: CniConfig,
-    /// Changes while pods come and go; held for a copy only.
+    /// What a reload changes. Locked for a copy only.
     plugins: RwLock<Plugins>,
-    /// Held for a copy only, never over I/O.
+    /// Locked only to copy the value, never during I/O.
     loaded: RwLock<Loaded>,
     slots: Semaphore,
     leases: Leases,
-    /// Leases, configurations, and starting plugins: any of their disks can hang.
+    /// Threads for reading leases and configurations and for starting plugins: each of these disks can hang.
     lane: Lane,
 }
 
@@ -77,13 +77,13 @@ struct Loaded {
 }
 
 impl Loaded {
-    fn is(&self, file: &Path, network: &Network) -> bool {
+    fn is_same(&self, file: &Path, network: &Network) -> bool {
         self.readiness.file.as_deref() == Some(file) && self.network.as_deref() == Some(network)
     }
 }
 
 impl Cni {
-    /// A client that is not ready until [`Cni::reload`]. Touches nothing.
+    /// Creates a client, which is not ready until [`Cni::reload`] is called. Accesses nothing.
     pub fn new(config: CniConfig) -> Self {
         let problem = Some(format!("{} has not been read yet", config.conf_dir.display()));
         let loaded = Loaded { network: None, readiness: Readiness { network: None, file: None, problem } };
@@ -95,8 +95,7 @@ impl Cni {
         Self(Arc::new(Inner { config, plugins, loaded, slots, leases, lane }))
     }
 
-    /// From here on plugins are searched in `bin_dirs`, and each may take `timeout` (see [`CniConfig`]). Chains that
-    /// run go on as they began.
+    /// Changes `bin_dirs` and `timeout` of [`CniConfig`] for operations that start from now on.
     pub fn set_plugins(&self, bin_dirs: Vec<PathBuf>, timeout: Duration) {
         *self.0.plugins.write().unwrap_or_else(PoisonError::into_inner) = Plugins { bin_dirs, timeout };
     }
@@ -109,19 +108,19 @@ impl Cni {
         self.0.plugins.read().unwrap_or_else(PoisonError::into_inner).timeout
     }
 
-    /// The threads that this client's blocking work is done on.
+    /// The threads for this client's blocking work.
     pub fn lane(&self) -> &Lane {
         &self.0.lane
     }
 
-    /// Reads the folder of configurations again and asks the plugins as [`Cni::status`] does. Pods keep the
-    /// configuration they were added with.
+    /// Reads the configuration folder and then runs [`Cni::status`]. Existing pods keep the configuration
+    /// they were added with.
     pub async fn reload(&self) -> Readiness {
         self.load().await;
         self.status().await
     }
 
-    /// Reads the folder of configurations again, without asking any plugin.
+    /// Reads the configuration folder without running any plugin.
     pub async fn load(&self) {
         let dir = self.0.config.conf_dir.clone();
         let name = dir.display().to_string();
@@ -129,15 +128,15 @@ impl Cni {
         let found = match timeout(self.timeout(), work).await {
             Ok(Ok(found)) => found,
             Ok(Err(error)) => Err(format!("{name}: {error}")),
-            Err(_) => Err(format!("{name} does not answer")),
+            Err(_) => Err(format!("{name} could not be read in time")),
         };
         match found {
-            // Nothing new: what STATUS said stays until it says something else.
-            Ok((file, network)) if self.loaded().is(&file, &network) => {}
+            // Unchanged: the last result of STATUS remains valid.
+            Ok((file, network)) if self.loaded().is_same(&file, &network) => {}
             Ok((file, network)) => {
                 let asked = network.version < Version::V1_1_0;
-                let problem =
-                    (!asked).then(|| format!("plugins of {:?} have not answered STATUS", network.name));
+                let problem = (!asked)
+                    .then(|| format!("plugins of {:?} have not been asked for STATUS yet", network.name));
                 self.set(Loaded {
                     readiness: Readiness { network: Some(network.name.clone()), file: Some(file), problem },
                     network: Some(Arc::new(network)),
@@ -154,7 +153,7 @@ impl Cni {
         *self.0.loaded.write().unwrap_or_else(PoisonError::into_inner) = loaded;
     }
 
-    /// As the last [`Cni::reload`] or [`Cni::status`] found it; never waits.
+    /// The result of the last [`Cni::reload`] or [`Cni::status`]. Does not block.
     pub fn readiness(&self) -> Readiness {
         self.loaded().readiness
     }
@@ -163,8 +162,8 @@ impl Cni {
         self.0.loaded.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Asks the plugins whether they can serve an ADD (STATUS; only in networks of CNI 1.1.0) and keeps the
-    /// answer.
+    /// Asks the plugins whether they can serve an ADD, and stores the result. STATUS exists only in networks
+    /// of CNI 1.1.0.
     pub async fn status(&self) -> Readiness {
         let before = self.loaded();
         let Some(network) = before.network.clone().filter(|network| network.version >= Version::V1_1_0)
@@ -173,25 +172,25 @@ impl Cni {
         };
         let mut problem = None;
         for plugin in &network.plugins {
-            let stdin = execution(&network, plugin, None, None);
+            let stdin = plugin_input(&network, plugin, None, None);
             if let Err(failure) = self.call(Verb::Status, plugin, &stdin, None, self.deadline()).await {
-                problem = Some(format!("plugin {:?}: {}", plugin.kind(), whole(&failure)));
+                problem = Some(format!("plugin {:?}: {}", plugin.kind(), with_causes(&failure)));
                 break;
             }
         }
         let mut loaded = self.0.loaded.write().unwrap_or_else(PoisonError::into_inner);
-        // A reload meanwhile knows better.
+        // Keep the result of a reload that happened meanwhile.
         if loaded.network.as_ref().is_some_and(|now| Arc::ptr_eq(now, &network)) {
             loaded.readiness.problem = problem;
         }
         loaded.readiness.clone()
     }
 
-    /// Gives the pod a network and returns its addresses, at least one, in the plugins' order. A debt left from
-    /// an earlier try of the same pod is paid first.
+    /// Attaches the pod to the network and returns its addresses in the plugins' order; there is at least
+    /// one. A lease left by an earlier attempt for the same pod is released first.
     ///
     /// # Errors
-    /// After any error something may be owed: call [`Cni::del`].
+    /// After an error, plugins may have allocated something: call [`Cni::del`].
     pub async fn add(&self, pod: &Attachment) -> Result<Vec<IpAddr>, Error> {
         let args = cni_args(pod)?;
         let loaded = self.loaded();
@@ -206,35 +205,35 @@ impl Cni {
         let network = Network::clone(&network);
         let lease = Lease::new(pod.pod.clone(), pod.netns.clone(), args, capabilities(pod), network);
         let lease = Arc::new(lease);
-        let (debt, dirs) = (Arc::clone(&lease), self.bin_dirs());
+        let (stored, dirs) = (Arc::clone(&lease), self.bin_dirs());
         self.blocking(move |leases| {
-            // A plugin that is not there could not be asked for its DEL either: nothing is begun.
-            for plugin in &debt.network.plugins {
+            // DEL could not run a missing plugin either, so fail before anything is allocated.
+            for plugin in &stored.network.plugins {
                 plugin::find(plugin.kind(), &dirs)
-                    .map_err(|failure| plugin_error(Verb::Add, &debt, plugin, failure))?;
+                    .map_err(|failure| plugin_error(Verb::Add, &stored, plugin, failure))?;
             }
-            leases.open(&debt)
+            leases.write(&stored)
         })
         .await?;
 
         let netns = pod.netns.clone().into_os_string();
-        let mut answer: Option<Answer> = None;
+        let mut result: Option<AddResult> = None;
         for plugin in &lease.network.plugins {
-            let previous = answer.as_ref().map(|answer| &answer.raw);
-            let stdin = execution(&lease.network, plugin, Some(&lease.capabilities), previous);
+            let previous = result.as_ref().map(|result| &result.raw);
+            let stdin = plugin_input(&lease.network, plugin, Some(&lease.capabilities), previous);
             let target = Some((&*lease, netns.clone()));
             let printed = self.call(Verb::Add, plugin, &stdin, target, deadline).await;
-            let judged = printed.and_then(|bytes| {
-                Answer::parse(&bytes, lease.network.version)
+            let parsed = printed.and_then(|bytes| {
+                AddResult::parse(&bytes, lease.network.version)
                     .map_err(|reason| Failure::Garbage { reason, output: plugin::excerpt(&bytes) })
             });
-            answer = Some(judged.map_err(|failure| plugin_error(Verb::Add, &lease, plugin, failure))?);
+            result = Some(parsed.map_err(|failure| plugin_error(Verb::Add, &lease, plugin, failure))?);
         }
-        let answer = answer.unwrap_or(Answer { raw: Map::new() });
-        let result = answer.raw.clone();
+        let result = result.unwrap_or(AddResult { raw: Map::new() });
+        let raw = result.raw.clone();
         let id = pod.pod.clone();
-        self.blocking(move |leases| leases.keep_result(&id, &result)).await?;
-        let ips = answer.ips(IFNAME).unwrap_or_default();
+        self.blocking(move |leases| leases.write_result(&id, &raw)).await?;
+        let ips = result.ips(IFNAME).unwrap_or_default();
         if ips.is_empty() {
             let (pod, network) = (pod.pod.clone(), lease.network.name.clone());
             return Err(Error::NoAddress { pod, network, interface: IFNAME });
@@ -242,39 +241,40 @@ impl Cni {
         Ok(ips)
     }
 
-    /// Takes the pod's network back: all plugins in reverse order with what ADD was told, even when one fails,
-    /// the configuration has changed or the network namespace is gone (`None`, or a path that is none any
-    /// more). Nothing to do when nothing is owed.
+    /// Detaches the pod: runs DEL of all plugins in reverse order with ADD's arguments, even if one of them
+    /// fails, the configuration has changed, or the network namespace is gone (`None`, or a path that is not
+    /// a namespace any more). Does nothing without a lease.
     ///
     /// # Errors
-    /// Every failure; the debt stays and `del` can be called again.
+    /// All failures. The lease stays, and `del` can be called again.
     pub async fn del(&self, pod: &PodId, netns: Option<&Path>) -> Result<(), Error> {
         let Some((lease, result)) = self.get_or_set_aside(pod).await? else {
-            // Nothing is owed, but a daemon killed while it wrote the lease may have left half of one.
+            // There is no lease, but a daemon that was killed while writing one may have left an unfinished
+            // file.
             let id = pod.clone();
-            return self.blocking(move |leases| leases.close(&id)).await;
+            return self.blocking(move |leases| leases.remove(&id)).await;
         };
         let _slot = self.slot(pod, Verb::Del).await?;
-        let netns = living(&self.0.lane, netns).await;
+        let netns = existing_netns(&self.0.lane, netns).await;
         let previous = result.as_ref().filter(|_| lease.network.version >= Version::V0_4_0);
         let mut errors = Vec::new();
         for plugin in lease.network.plugins.iter().rev() {
-            let stdin = execution(&lease.network, plugin, Some(&lease.capabilities), previous);
+            let stdin = plugin_input(&lease.network, plugin, Some(&lease.capabilities), previous);
             let target = Some((&lease, netns.clone()));
             if let Err(failure) = self.call(Verb::Del, plugin, &stdin, target, self.deadline()).await {
                 errors.push(plugin_error(Verb::Del, &lease, plugin, failure));
             }
         }
-        Error::gathered(errors)?;
+        Error::from_all(errors)?;
         let id = pod.clone();
-        self.blocking(move |leases| leases.close(&id)).await
+        self.blocking(move |leases| leases.remove(&id)).await
     }
 
-    /// Asks the plugins whether the pod's network is still as ADD left it. Content where the network cannot be
-    /// asked: before CNI 0.4.0, with `disableCheck`, or without a lease.
+    /// Asks the plugins whether the attachment is unchanged. Returns Ok if CHECK does not apply: before CNI
+    /// 0.4.0, with `disableCheck`, or without a lease.
     ///
     /// # Errors
-    /// The first plugin's that is not content.
+    /// The failure of the first plugin that reports one.
     pub async fn check(&self, pod: &PodId, netns: &Path) -> Result<(), Error> {
         let Some((lease, result)) = self.get_or_set_aside(pod).await? else {
             return Ok(());
@@ -285,7 +285,7 @@ impl Cni {
         let _slot = self.slot(pod, Verb::Check).await?;
         let deadline = self.deadline();
         for plugin in &lease.network.plugins {
-            let stdin = execution(&lease.network, plugin, Some(&lease.capabilities), result.as_ref());
+            let stdin = plugin_input(&lease.network, plugin, Some(&lease.capabilities), result.as_ref());
             let target = Some((&lease, netns.as_os_str().to_owned()));
             self.call(Verb::Check, plugin, &stdin, target, deadline)
                 .await
@@ -294,11 +294,11 @@ impl Cni {
         Ok(())
     }
 
-    /// Lets the plugins drop whatever belongs to none of `keep` (GC; only in networks of CNI 1.1.0 that do not
-    /// refuse it).
+    /// Runs GC, so that the plugins remove whatever belongs to none of `keep`. Only in networks of CNI 1.1.0
+    /// that do not disable it.
     ///
     /// # Errors
-    /// Every failure; all plugins are asked.
+    /// All failures; every plugin is run.
     pub async fn gc(&self, keep: &[PodId]) -> Result<(), Error> {
         let network = self.loaded().network;
         let Some(network) = network.filter(|it| it.version >= Version::V1_1_0 && !it.disable_gc) else {
@@ -308,7 +308,7 @@ impl Cni {
             keep.iter().map(|pod| json!({"containerID": pod.as_str(), "ifname": IFNAME})).collect();
         let mut errors = Vec::new();
         for plugin in &network.plugins {
-            let mut stdin = execution(&network, plugin, None, None);
+            let mut stdin = plugin_input(&network, plugin, None, None);
             stdin.insert("cni.dev/valid-attachments".to_owned(), keep.clone().into());
             if let Err(failure) = self.call(Verb::Gc, plugin, &stdin, None, self.deadline()).await {
                 let (plugin, network) = (plugin.kind().to_owned(), network.name.clone());
@@ -321,13 +321,13 @@ impl Cni {
                 });
             }
         }
-        Error::gathered(errors)
+        Error::from_all(errors)
     }
 
-    /// Pods that a DEL is owed for, sorted. A pod that is added is among them.
+    /// Pods with a lease, sorted. This includes pods whose ADD is running.
     ///
     /// # Errors
-    /// When the folder of leases cannot be read.
+    /// If the folder of leases cannot be read.
     pub async fn leases(&self) -> Result<Vec<PodId>, Error> {
         self.blocking(Leases::list).await
     }
@@ -336,23 +336,24 @@ impl Cni {
         Instant::now() + self.timeout()
     }
 
-    /// A place among the chains that may run at once.
+    /// Waits until another chain of plugins may run.
     async fn slot(&self, pod: &PodId, verb: Verb) -> Result<SemaphorePermit<'_>, Error> {
         let wait = self.timeout();
         match timeout(wait, self.0.slots.acquire()).await {
             Ok(Ok(permit)) => Ok(permit),
-            // The semaphore is never closed: the second case cannot be, and would mean the same.
+            // The semaphore is never closed, so the second case cannot occur.
             Err(_) | Ok(Err(_)) => Err(Error::Busy { pod: pod.clone(), verb, waited_ms: wait.as_millis() }),
         }
     }
 
-    /// The lease of `pod` with its result. One that is torn costs its DEL, not the pod: it is set aside.
-    async fn get_or_set_aside(&self, pod: &PodId) -> Result<Option<Debt>, Error> {
+    /// The lease of `pod` with its result. A torn lease is set aside: its DEL cannot run, but the pod can go
+    /// on.
+    async fn get_or_set_aside(&self, pod: &PodId) -> Result<Option<LeaseWithResult>, Error> {
         let id = pod.clone();
         self.blocking(move |leases| match leases.get(&id) {
             Err(Error::Lease { source, .. }) if source.kind() == std::io::ErrorKind::InvalidData => {
                 let aside = leases.set_aside(&id)?;
-                tracing::error!(pod = %id, %source, file = %aside.display(), "a CNI lease is torn: its DEL is lost");
+                tracing::error!(pod = %id, %source, file = %aside.display(), "a CNI lease is torn and set aside: DEL cannot be run for this pod");
                 Ok(None)
             }
             other => other,
@@ -372,7 +373,7 @@ impl Cni {
         })?
     }
 
-    /// One plugin, one command. `target` is the lease and CNI_NETNS of the pod it concerns.
+    /// Runs one command of one plugin. `target` is the lease and CNI_NETNS of its pod.
     async fn call(
         &self,
         verb: Verb,
@@ -402,9 +403,9 @@ impl Cni {
     }
 }
 
-/// The configuration as one plugin gets it: its own, with the network's name and version, what it asked for of
-/// the capabilities, and the answer before it.
-fn execution(
+/// The standard input of one plugin: its configuration with the network's name and version, the capability
+/// arguments it asks for, and the previous result.
+fn plugin_input(
     network: &Network,
     plugin: &PluginConf,
     capabilities: Option<&Map<String, Value>>,
@@ -428,7 +429,7 @@ fn execution(
     body
 }
 
-/// Capability arguments, by the names that the other CRI runtimes use.
+/// Capability arguments, with the names that other CRI runtimes use.
 fn capabilities(pod: &Attachment) -> Map<String, Value> {
     let mut all = Map::new();
     let ports: Vec<Value> = pod
@@ -465,7 +466,7 @@ fn capabilities(pod: &Attachment) -> Map<String, Value> {
     all
 }
 
-/// CNI_ARGS. A value with a separator in it would add arguments of its own.
+/// The value of CNI_ARGS. A value that contains a separator is refused, because it would add arguments.
 fn cni_args(pod: &Attachment) -> Result<String, Error> {
     let mut args = "IgnoreUnknown=1".to_owned();
     for (key, field, value) in [
@@ -483,9 +484,9 @@ fn cni_args(pod: &Attachment) -> Result<String, Error> {
     Ok(args)
 }
 
-/// CNI_NETNS for a DEL: the path, or nothing when it is not a namespace any more.
-async fn living(lane: &Lane, netns: Option<&Path>) -> OsString {
-    /// `f_type` of namespaces' file system, from `<linux/magic.h>`.
+/// CNI_NETNS of a DEL: the path, or empty if it is not a namespace any more.
+async fn existing_netns(lane: &Lane, netns: Option<&Path>) -> OsString {
+    /// `f_type` of the namespaces' file system, from `<linux/magic.h>`.
     const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
     let Some(path) = netns.map(Path::to_path_buf) else {
         return OsString::new();
@@ -502,8 +503,8 @@ fn plugin_error(verb: Verb, lease: &Lease, plugin: &PluginConf, failure: Failure
     Error::Plugin { pod: Some(lease.pod.clone()), verb, plugin, network, failure: Box::new(failure) }
 }
 
-/// A failure with its causes, in one line.
-fn whole(failure: &Failure) -> String {
+/// A failure with its causes, on one line.
+fn with_causes(failure: &Failure) -> String {
     let mut text = failure.to_string();
     let mut cause = std::error::Error::source(failure);
     while let Some(error) = cause {

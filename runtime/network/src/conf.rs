@@ -1,4 +1,4 @@
-//! Network configurations: finding the one that counts, and judging it.
+//! Network configurations: selecting the file that applies, and validating it.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -10,12 +10,12 @@ use serde_json::{Map, Value};
 
 /// Largest configuration file in bytes.
 const MAX_FILE: u64 = 1 << 20;
-/// Plugins in one chain; real ones have a handful.
+/// Plugins in one chain; real chains have a handful.
 const MAX_PLUGINS: usize = 64;
-/// Entries of the folder that are looked at.
+/// Most entries of the folder that are read.
 const MAX_ENTRIES: usize = 10_000;
 
-/// Versions of the CNI specification whose results look alike.
+/// Versions of the CNI specification with compatible result formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Version {
     #[serde(rename = "0.3.0")]
@@ -57,17 +57,17 @@ pub(crate) struct PluginConf {
 }
 
 impl PluginConf {
-    /// The `type`: the program's name.
+    /// The `type`: the name of the plugin's program.
     pub(crate) fn kind(&self) -> &str {
         &self.kind
     }
 
-    /// All keys as configured.
+    /// All keys of the configuration.
     pub(crate) fn body(&self) -> &Map<String, Value> {
         &self.body
     }
 
-    /// Whether `capabilities` asks for `name`.
+    /// Whether the configuration asks for the capability `name`.
     pub(crate) fn wants(&self, name: &str) -> bool {
         self.body.get("capabilities").and_then(|wanted| wanted.get(name)) == Some(&Value::Bool(true))
     }
@@ -78,7 +78,7 @@ impl TryFrom<Map<String, Value>> for PluginConf {
 
     fn try_from(body: Map<String, Value>) -> Result<Self, String> {
         let kind = body.get("type").and_then(Value::as_str).ok_or("a plugin has no \"type\"")?.to_owned();
-        // It is joined to a folder and executed.
+        // The type is joined to a folder and executed.
         if kind.is_empty() || kind.starts_with('.') || kind.contains(['/', '\0']) || kind.len() > 255 {
             return Err(format!("plugin type {kind:?} is not a file name"));
         }
@@ -104,8 +104,8 @@ pub(crate) struct Network {
     pub(crate) plugins: Vec<PluginConf>,
 }
 
-/// The network of `dir` and its file. The first file by name decides: falling through to a later one would
-/// put pods on a network that nobody chose.
+/// Returns the network of `dir` and its file. The first file by name is used, even if it is invalid: falling
+/// back to a later one would put pods on a network that nobody chose.
 ///
 /// # Errors
 /// A sentence that names the folder or the file.
@@ -113,11 +113,11 @@ pub(crate) fn load(dir: &Path) -> Result<(PathBuf, Network), String> {
     let Some(path) = candidates(dir)?.into_iter().next() else {
         return Err(format!("no network configuration in {}", dir.display()));
     };
-    let network = read(&path).and_then(|bytes| parse(&bytes, |name| inserted(dir, name)));
+    let network = read(&path).and_then(|bytes| parse(&bytes, |name| added_plugins(dir, name)));
     network.map_err(|reason| format!("{}: {reason}", path.display())).map(|network| (path, network))
 }
 
-/// Configuration files below `dir`, by name.
+/// Configuration files in `dir`, sorted by name.
 fn candidates(dir: &Path) -> Result<BTreeSet<PathBuf>, String> {
     list(dir, &["conflist", "conf", "json"]).map_err(|error| format!("{}: {error}", dir.display()))
 }
@@ -145,8 +145,8 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     if bytes.len() as u64 > MAX_FILE { Err(format!("more than {MAX_FILE} bytes")) } else { Ok(bytes) }
 }
 
-/// Plugins that other packages add to the network `name` as files in a folder of that name (CNI 1.1).
-fn inserted(dir: &Path, name: &str) -> Result<Vec<PluginConf>, String> {
+/// Plugins that other packages add to network `name` as files in a folder of that name (CNI 1.1).
+fn added_plugins(dir: &Path, name: &str) -> Result<Vec<PluginConf>, String> {
     let dir = dir.join(name);
     let files = match list(&dir, &["conf"]) {
         Ok(files) => files,
@@ -167,10 +167,10 @@ fn inserted(dir: &Path, name: &str) -> Result<Vec<PluginConf>, String> {
         .collect()
 }
 
-/// Judges one file: a list where it has `plugins`, else a single plugin.
+/// Parses one file: a list if it has `plugins`, otherwise a single plugin.
 fn parse(
     bytes: &[u8],
-    inserted: impl FnOnce(&str) -> Result<Vec<PluginConf>, String>,
+    added_plugins: impl FnOnce(&str) -> Result<Vec<PluginConf>, String>,
 ) -> Result<Network, String> {
     let body: Map<String, Value> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     let name = body.get("name").and_then(Value::as_str).ok_or("it has no \"name\"")?.to_owned();
@@ -188,7 +188,7 @@ fn parse(
             let mut plugins: Vec<PluginConf> =
                 serde_json::from_value(list.clone()).map_err(|error| format!("plugins: {error}"))?;
             if !flag(&body, "loadOnlyInlinedPlugins")? {
-                plugins.extend(inserted(&name)?);
+                plugins.extend(added_plugins(&name)?);
             }
             plugins
         }
@@ -200,7 +200,7 @@ fn parse(
     Ok(Network { name, version, disable_check, disable_gc, plugins })
 }
 
-/// The newest of `cniVersions` and `cniVersion` that we speak.
+/// The newest supported version among `cniVersions` and `cniVersion`.
 fn version(body: &Map<String, Value>) -> Result<Version, String> {
     let named = body.get("cniVersion").and_then(Value::as_str);
     let listed =
@@ -213,7 +213,7 @@ fn version(body: &Map<String, Value>) -> Result<Version, String> {
         .ok_or_else(|| format!("cniVersion {given:?} is not one of 0.3.0, 0.3.1, 0.4.0, 1.0.0, 1.1.0"))
 }
 
-/// A switch; strings are accepted, because the reference library accepts them.
+/// Reads a boolean; strings are accepted because the reference library accepts them.
 fn flag(body: &Map<String, Value>, key: &str) -> Result<bool, String> {
     match body.get(key) {
         None | Some(Value::Null) => Ok(false),
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn errors_name_the_fault() {
         for (text, word) in [
             ("", "EOF"),
             ("[]", "map"),

@@ -1,4 +1,4 @@
-//! What can go wrong, by what a caller can do about it.
+//! Errors, sorted by what a caller can do about them.
 
 use std::fmt;
 use std::io;
@@ -9,20 +9,20 @@ use model::PodId;
 /// CNI's commands (`CNI_COMMAND`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verb {
-    /// Give the pod a network.
+    /// Attaches the pod to the network.
     Add,
-    /// Take it back.
+    /// Detaches it.
     Del,
-    /// See whether it is still there.
+    /// Checks that the attachment is unchanged.
     Check,
-    /// Can the plugin serve an ADD now (1.1.0)?
+    /// Asks whether the plugin can serve an ADD now (1.1.0).
     Status,
-    /// Drop what belongs to no known attachment (1.1.0).
+    /// Removes whatever belongs to no known attachment (1.1.0).
     Gc,
 }
 
 impl Verb {
-    /// As plugins read it.
+    /// The value of CNI_COMMAND.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Add => "ADD",
@@ -40,59 +40,59 @@ impl fmt::Display for Verb {
     }
 }
 
-/// How one run of a plugin failed.
+/// Why one run of a plugin failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// In none of the folders.
+    /// The program was not found.
     #[error("no such program in {}", dirs.iter().map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(", "))]
     Missing {
-        /// Where it was looked for.
+        /// The folders that were searched.
         dirs: Vec<PathBuf>,
     },
-    /// Could not be started or talked to.
+    /// The program could not be started, or its pipes failed.
     #[error("cannot run {}", path.display())]
     Run {
         /// The program.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the system call.
         source: io::Error,
     },
-    /// Said no, in CNI's own form.
+    /// The plugin reported an error in CNI's format.
     #[error("{message} (code {code}){}{details}", if details.is_empty() { "" } else { ": " })]
     Refused {
-        /// CNI's error code; 11 asks to try again later.
+        /// CNI's error code; 11 means: try again later.
         code: u64,
         /// The plugin's message, shortened.
         message: String,
         /// The plugin's details, shortened.
         details: String,
     },
-    /// Ended badly without saying why in CNI's form.
+    /// The plugin exited with an error, but not in CNI's format.
     #[error("{status}, and printed {output:?}")]
     Ended {
         /// Exit status or signal.
         status: String,
-        /// Standard error, or standard output where that is empty, shortened.
+        /// Standard error, or standard output if that is empty, shortened.
         output: String,
     },
-    /// Ended well, but what it printed is not a result.
+    /// The plugin exited successfully, but its output is not a result.
     #[error("not a CNI result: {reason}; it printed {output:?}")]
     Garbage {
-        /// What does not fit.
+        /// What is wrong with it.
         reason: String,
         /// Standard output, shortened.
         output: String,
     },
-    /// Printed more than a result can be; killed.
+    /// The output exceeded the limit; the plugin was killed.
     #[error("printed more than {limit} bytes")]
     TooMuch {
-        /// The cap in bytes.
+        /// The limit in bytes.
         limit: usize,
     },
-    /// Did not end in time; killed with its process group.
+    /// The plugin exceeded its deadline; it was killed with its process group.
     #[error("did not end within {after_ms} ms and was killed")]
     Hung {
-        /// The time it had, in milliseconds.
+        /// The time limit in milliseconds.
         after_ms: u128,
     },
 }
@@ -106,7 +106,7 @@ pub enum Error {
         /// Why.
         reason: String,
     },
-    /// A field of the pod cannot be told to plugins.
+    /// A field of the pod contains characters that cannot be passed to plugins.
     #[error("pod {pod}: {field} {value:?} cannot be passed to CNI plugins")]
     Attachment {
         /// The pod.
@@ -116,10 +116,10 @@ pub enum Error {
         /// Its value, shortened.
         value: String,
     },
-    /// A plugin failed. What it did is undone by DEL.
+    /// A plugin failed. DEL undoes what the plugins did.
     #[error("{}CNI {verb} of plugin {plugin:?} in network {network:?}", pod.as_ref().map(|pod| format!("pod {pod}: ")).unwrap_or_default())]
     Plugin {
-        /// The pod, where the command concerns one.
+        /// The pod, if the command is for one.
         pod: Option<PodId>,
         /// The command.
         verb: Verb,
@@ -127,11 +127,11 @@ pub enum Error {
         plugin: String,
         /// Name of the network.
         network: String,
-        /// How.
+        /// Why.
         #[source]
         failure: Box<Failure>,
     },
-    /// All plugins are content, but the pod has no address.
+    /// All plugins succeeded, but the pod has no address.
     #[error("pod {pod}: network {network:?} gave no address for {interface}")]
     NoAddress {
         /// The pod.
@@ -141,52 +141,52 @@ pub enum Error {
         /// The interface that should have one.
         interface: &'static str,
     },
-    /// Too many chains hang.
+    /// All places for running chains were taken for too long.
     #[error("pod {pod}: CNI {verb} waited {waited_ms} ms for its turn")]
     Busy {
         /// The pod.
         pod: PodId,
         /// The command.
         verb: Verb,
-        /// How long, in milliseconds.
+        /// The time waited, in milliseconds.
         waited_ms: u128,
     },
-    /// The lease cannot be kept or read.
+    /// The lease could not be read or written.
     #[error("{action} {}", path.display())]
     Lease {
-        /// What was tried.
+        /// The failed action.
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the kernel, or the parser, said.
+        /// The error of the system call or of the parser.
         source: io::Error,
     },
-    /// Several plugins of a teardown failed; every one was run.
+    /// Several plugins failed during DEL; every one was run.
     #[error("{} failures, the first: {}", .0.len(), .0.first().map(ToString::to_string).unwrap_or_default())]
     Several(Vec<Error>),
 }
 
 impl Error {
-    /// The plugin asked to try again later (CNI code 11), or others were in the way.
+    /// Whether a retry may help: the plugin asked for one (CNI code 11), or a limit was reached.
     pub fn is_temporary(&self) -> bool {
         match self {
             Self::Plugin { failure, .. } => match &**failure {
                 Failure::Refused { code: 11, .. } => true,
-                // No process, or no thread, to be had now.
+                // No process or thread could be created now.
                 Failure::Run { source, .. } => {
                     matches!(source.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ResourceBusy)
                 }
                 _ => false,
             },
             Self::Busy { .. } => true,
-            // No thread to do it on.
+            // No thread was free.
             Self::Lease { source, .. } => source.kind() == io::ErrorKind::ResourceBusy,
             Self::Several(errors) => !errors.is_empty() && errors.iter().all(Self::is_temporary),
             _ => false,
         }
     }
 
-    pub(crate) fn gathered(mut errors: Vec<Error>) -> Result<(), Error> {
+    pub(crate) fn from_all(mut errors: Vec<Error>) -> Result<(), Error> {
         match errors.len() {
             0 => Ok(()),
             1 => Err(errors.remove(0)),

@@ -1,7 +1,7 @@
-//! What is owed to plugins, on disk: one file a pod, written before its ADD, removed after its DEL.
+//! Leases on disk: one file per pod, written before its ADD and removed after its DEL.
 //!
-//! `<pod>` holds what ADD was called with and is synced. `<pod>.result` holds what ADD answered; it is not
-//! synced, because it is of use only while the pod's network still exists, which no reboot leaves.
+//! `<pod>` holds the arguments of ADD and is synced. `<pod>.result` holds the result of ADD. It is not
+//! synced: no network namespace survives a reboot, so the result may be lost with one.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -16,15 +16,15 @@ use serde_json::{Map, Value};
 use crate::conf::Network;
 use crate::error::Error;
 
-/// Largest lease in bytes: a configuration of at most 1 MiB and a pod's arguments.
+/// Largest lease in bytes: a configuration of at most 1 MiB, and a pod's arguments.
 const MAX_BYTES: u64 = 4 << 20;
-/// Version of the file's shape; grows only when additions no longer suffice.
+/// Format version of the file; fields are added without changing it.
 const VERSION: u32 = 1;
 
-/// The pod's interface; Kubernetes knows no other.
+/// The pod's interface; Kubernetes uses no other name.
 pub(crate) const IFNAME: &str = "eth0";
 
-/// Ending of a file that is still being written.
+/// Suffix of a file that is still being written.
 const UNFINISHED: &str = "new";
 
 /// Everything a DEL or CHECK needs.
@@ -36,13 +36,13 @@ pub(crate) struct Lease {
     pub(crate) netns: PathBuf,
     /// CNI_ARGS.
     pub(crate) args: String,
-    /// Capability arguments by name; each plugin gets those that it asks for.
+    /// Capability arguments by name; each plugin gets those it asks for.
     pub(crate) capabilities: Map<String, Value>,
     pub(crate) network: Network,
 }
 
-/// A lease and what ADD answered, if it did.
-pub(crate) type Debt = (Lease, Option<Map<String, Value>>);
+/// A lease, and the result of ADD if it succeeded.
+pub(crate) type LeaseWithResult = (Lease, Option<Map<String, Value>>);
 
 impl Lease {
     pub(crate) fn new(
@@ -57,7 +57,7 @@ impl Lease {
     }
 }
 
-/// The folder of leases; every call blocks.
+/// The folder of leases. All calls block.
 #[derive(Debug, Clone)]
 pub(crate) struct Leases {
     dir: PathBuf,
@@ -68,35 +68,35 @@ impl Leases {
         Self { dir }
     }
 
-    fn place(&self, pod: &PodId) -> PathBuf {
+    fn lease_path(&self, pod: &PodId) -> PathBuf {
         self.dir.join(pod.as_str())
     }
 
-    fn result_place(&self, pod: &PodId) -> PathBuf {
+    fn result_path(&self, pod: &PodId) -> PathBuf {
         self.dir.join(format!("{pod}.result"))
     }
 
-    /// Makes the debt durable. Returns once it survives power loss.
-    pub(crate) fn open(&self, lease: &Lease) -> Result<(), Error> {
-        let path = self.place(&lease.pod);
+    /// Writes a lease. Returns once it survives a power loss.
+    pub(crate) fn write(&self, lease: &Lease) -> Result<(), Error> {
+        let path = self.lease_path(&lease.pod);
         write(&self.dir, &path, lease, true).map_err(failed("write the CNI lease", &path))
     }
 
-    /// Keeps what ADD answered.
-    pub(crate) fn keep_result(&self, pod: &PodId, result: &Map<String, Value>) -> Result<(), Error> {
-        let path = self.result_place(pod);
+    /// Stores the result of ADD.
+    pub(crate) fn write_result(&self, pod: &PodId, result: &Map<String, Value>) -> Result<(), Error> {
+        let path = self.result_path(pod);
         write(&self.dir, &path, result, false).map_err(failed("write the CNI result", &path))
     }
 
-    /// The lease and its result. A lease that cannot be read is an error of kind InvalidData; a result that
-    /// cannot be read is as good as none.
-    pub(crate) fn get(&self, pod: &PodId) -> Result<Option<Debt>, Error> {
-        let path = self.place(pod);
+    /// The lease and its result. A lease that cannot be parsed is an error of kind InvalidData; a result that
+    /// cannot be parsed is treated as missing.
+    pub(crate) fn get(&self, pod: &PodId) -> Result<Option<LeaseWithResult>, Error> {
+        let path = self.lease_path(pod);
         let Some(lease) = read::<Lease>(&path).map_err(failed("read the CNI lease", &path))? else {
             return Ok(None);
         };
         if lease.version > VERSION {
-            // Not torn: that version can pay it.
+            // The lease is intact: the later version can use it for DEL.
             let reason = format!("version {}, known is {VERSION}: a later copepod wrote it", lease.version);
             return Err(failed("read the CNI lease", &path)(io::Error::new(
                 io::ErrorKind::Unsupported,
@@ -110,26 +110,26 @@ impl Leases {
                 reason,
             )));
         }
-        let result = read(&self.result_place(pod)).unwrap_or_else(|error| {
-            tracing::warn!(%pod, %error, "a CNI result is lost");
+        let result = read(&self.result_path(pod)).unwrap_or_else(|error| {
+            tracing::warn!(%pod, %error, "cannot read a CNI result; DEL runs without it");
             None
         });
         Ok(Some((lease, result)))
     }
 
-    /// Nothing is owed any more. Not synced: a DEL that is repeated after a power loss does no harm.
-    pub(crate) fn close(&self, pod: &PodId) -> Result<(), Error> {
-        let (result, lease) = (self.result_place(pod), self.place(pod));
+    /// Removes the lease. Not synced: a DEL that is repeated after a power loss does no harm.
+    pub(crate) fn remove(&self, pod: &PodId) -> Result<(), Error> {
+        let (result, lease) = (self.result_path(pod), self.lease_path(pod));
         for path in
             [result.with_added_extension(UNFINISHED), lease.with_added_extension(UNFINISHED), result, lease]
         {
             match fs::remove_file(&path) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                // The plugins have been asked. Asked again by a later start, they do no harm; a pod that never
-                // ends because its node cannot write does.
+                // The DEL is done, and repeating it at the next start does no harm. Failing here would keep
+                // the pod from being removed as long as the disk takes no writes.
                 Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
-                    tracing::warn!(%pod, path = %path.display(), %error, "a paid CNI lease stays until the disk takes writes");
+                    tracing::warn!(%pod, path = %path.display(), %error, "cannot remove the CNI lease of a detached pod; DEL is repeated at the next start");
                 }
                 Err(error) => return Err(failed("remove", &path)(error)),
             }
@@ -137,11 +137,11 @@ impl Leases {
         Ok(())
     }
 
-    /// Puts a lease that cannot be read out of the way, for somebody to look at.
+    /// Renames a lease that cannot be read, so that it can be inspected.
     pub(crate) fn set_aside(&self, pod: &PodId) -> Result<PathBuf, Error> {
-        let (path, aside) = (self.place(pod), self.dir.join(format!("{pod}.torn")));
+        let (path, aside) = (self.lease_path(pod), self.dir.join(format!("{pod}.torn")));
         fs::rename(&path, &aside).map_err(failed("set aside", &path))?;
-        self.close(pod)?;
+        self.remove(pod)?;
         Ok(aside)
     }
 
@@ -173,7 +173,7 @@ fn write<T: Serialize>(dir: &Path, path: &Path, data: &T, durable: bool) -> io::
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {MAX_BYTES} bytes")));
     }
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    // One writer a pod; a leftover of a crash is overwritten.
+    // There is one writer per pod; a leftover of a crash is overwritten.
     let temp = path.with_added_extension(UNFINISHED);
     let fill = || -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temp)?;
@@ -184,7 +184,7 @@ fn write<T: Serialize>(dir: &Path, path: &Path, data: &T, durable: bool) -> io::
         fs::rename(&temp, path)
     };
     if let Err(error) = fill() {
-        // Best effort: the next write overwrites what stays.
+        // Best effort: the next write overwrites a leftover.
         drop(fs::remove_file(&temp));
         return Err(error);
     }

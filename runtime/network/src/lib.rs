@@ -1,9 +1,9 @@
-//! The CNI client: which network pods get, running its plugins, and what is owed to them until DEL.
+//! The CNI client: selects the pods' network, runs its plugins, and records which pods need a DEL.
 //!
-//! Before the first plugin of an ADD runs, everything that its DEL will need is on disk (a lease): the
-//! configuration as it was, the arguments, the capabilities. So a crash, a changed configuration or a vanished
-//! network namespace never loses an address. Plugins are foreign programs: each has a deadline after which its
-//! whole process group is killed, and its output is capped and judged before it is believed.
+//! Before the first plugin of an ADD runs, everything that DEL needs is written to disk (a lease): the
+//! configuration in use, the arguments, the capabilities. So no address is lost by a crash, a changed
+//! configuration or a vanished network namespace. Plugins are foreign programs: each has a deadline after
+//! which its whole process group is killed, and its output is limited and validated.
 
 mod attach;
 mod conf;
@@ -18,35 +18,35 @@ use std::time::Duration;
 pub use attach::{Attachment, Cni};
 pub use error::{Error, Failure, Verb};
 
-/// Where things are and how much may run at once.
+/// Paths and limits of the client.
 #[derive(Debug, Clone)]
 pub struct CniConfig {
-    /// Folder with `.conflist`, `.conf` and `.json` files; the first by name is the network.
+    /// Folder with `.conflist`, `.conf` and `.json` files; the first by name is used.
     pub conf_dir: PathBuf,
     /// Folders searched for plugin programs, in this order.
     pub bin_dirs: Vec<PathBuf>,
-    /// Folder of the leases; survives a reboot.
+    /// Folder of the leases; must survive a reboot.
     pub cache_dir: PathBuf,
-    /// Chains of plugins that run at once; at least 1.
+    /// Number of plugin chains that may run at once; at least 1.
     pub max_parallel: usize,
-    /// Longest time for an ADD or CHECK of the whole chain, and for a DEL, STATUS or GC of one plugin; also the
-    /// longest wait for a place among `max_parallel`.
+    /// Time limit for an ADD or CHECK of the whole chain, and for a DEL, STATUS or GC of one plugin; also for
+    /// the wait until one of `max_parallel` chains has ended.
     pub timeout: Duration,
 }
 
-/// Whether pods can get a network, as the CRI condition `NetworkReady` says it.
+/// Whether pods can get a network; the CRI condition `NetworkReady`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Readiness {
-    /// Name of the network that is loaded.
+    /// Name of the loaded network.
     pub network: Option<String>,
-    /// File it came from.
+    /// The file it was loaded from.
     pub file: Option<PathBuf>,
-    /// Why pods cannot have a network; `None` means ready.
+    /// Why pods cannot get a network; `None` means ready.
     pub problem: Option<String>,
 }
 
 impl Readiness {
-    /// Ready to ADD.
+    /// Whether an ADD can be tried.
     pub fn is_ready(&self) -> bool {
         self.problem.is_none()
     }

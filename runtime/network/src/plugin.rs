@@ -1,4 +1,4 @@
-//! Running one plugin: a foreign program that may hang, crash, fork or print anything.
+//! Runs one plugin: a foreign program that may hang, crash, fork or print anything.
 
 use std::ffi::OsString;
 use std::io;
@@ -17,26 +17,26 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::error::{Failure, Verb};
 
-/// Longest answer in bytes: results have some hundred.
+/// Longest output in bytes; real results have some hundred.
 const MAX_STDOUT: usize = 1 << 20;
-/// What is kept of standard error in bytes; the rest is read and dropped.
+/// Bytes of standard error that are kept; the rest is read and dropped.
 const MAX_STDERR: usize = 16 << 10;
-/// Characters of foreign output in an error message.
+/// Longest excerpt of a plugin's output in an error message, in characters.
 const MAX_EXCERPT: usize = 400;
-/// How long pipes are read after the program has ended: a child of it may hold them for ever.
+/// How long pipes are read after the plugin has ended: a child of the plugin may hold them open for ever.
 const DRAIN: Duration = Duration::from_millis(500);
-/// Tries of a program that somebody is just writing (ETXTBSY), 20 ms apart.
+/// Attempts to execute a program that is being written (ETXTBSY), 20 ms apart.
 const BUSY_TRIES: u32 = 10;
 
-/// One command to one plugin.
+/// One command for one plugin.
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) verb: Verb,
     /// The plugin's `type`.
     pub(crate) kind: String,
-    /// Where programs are looked for; also CNI_PATH.
+    /// Folders that are searched for the program; also CNI_PATH.
     pub(crate) bin_dirs: Vec<PathBuf>,
-    /// CNI_CONTAINERID, CNI_IFNAME, CNI_ARGS, CNI_NETNS; what is empty is not passed, but for CNI_NETNS.
+    /// CNI_CONTAINERID, CNI_IFNAME, CNI_ARGS and CNI_NETNS; empty ones are not passed, except CNI_NETNS.
     pub(crate) container: String,
     pub(crate) ifname: String,
     pub(crate) args: String,
@@ -51,18 +51,19 @@ pub(crate) async fn run(lane: &Lane, call: Call) -> Result<Vec<u8>, Failure> {
     let deadline = call.deadline;
     let hung = || Failure::Hung { after_ms: (deadline - started).as_millis() };
     let stdin = call.stdin.clone();
-    // Looking for the program and executing it may wait for a disk.
+    // Finding and executing the program may wait for a disk.
     let spawning = lane.run(move || spawn(&call));
     let (path, child) = match timeout_at(deadline, spawning).await {
         Ok(spawned) => spawned.map_err(|error| run_error(Path::new("plugin"), error.into()))??,
-        // The guard kills what the thread still starts.
+        // If this future is dropped meanwhile, the dropped guard kills a process that the thread starts
+        // later.
         Err(_) => return Err(hung()),
     };
-    let mut group = child;
+    let mut process = child;
     let run_failed = |source| run_error(&path, source);
 
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-    let child = &mut group.child;
+    let child = &mut process.child;
     let (to, from, errors) = match (child.stdin.take(), child.stdout.take(), child.stderr.take()) {
         (Some(to), Some(from), Some(errors)) => (to, from, errors),
         _ => return Err(run_failed(io::Error::other("pipes are missing"))),
@@ -71,7 +72,7 @@ pub(crate) async fn run(lane: &Lane, call: Call) -> Result<Vec<u8>, Failure> {
         let mut pumps = Box::pin(async {
             let write = async {
                 let mut to = to;
-                // A plugin may end without reading: its own answer tells more than EPIPE.
+                // Ignore EPIPE: a plugin may exit without reading its input; its exit status is reported.
                 to.write_all(&stdin).await.unwrap_or_default();
             };
             let out = collect(from, &mut stdout, MAX_STDOUT + 1, false);
@@ -96,31 +97,31 @@ pub(crate) async fn run(lane: &Lane, call: Call) -> Result<Vec<u8>, Failure> {
     };
     let status = match status {
         Ok(status) => {
-            group.ended = true;
+            process.ended = true;
             status.map_err(run_failed)?
         }
-        // Dropping the group kills it.
+        // Dropping the process kills its process.
         Err(_) => return Err(hung()),
     };
     if stdout.len() > MAX_STDOUT {
         return Err(Failure::TooMuch { limit: MAX_STDOUT });
     }
-    if status.success() { Ok(stdout) } else { Err(refusal(status, &stdout, &stderr)) }
+    if status.success() { Ok(stdout) } else { Err(exit_failure(status, &stdout, &stderr)) }
 }
 
-/// A started plugin. Dropped before it has ended, its whole process group is killed.
+/// A running plugin. If it is dropped before it has ended, its process group is killed.
 #[derive(Debug)]
-struct Group {
+struct PluginProcess {
     child: Child,
     ended: bool,
 }
 
-impl Drop for Group {
+impl Drop for PluginProcess {
     fn drop(&mut self) {
         if self.ended {
             return;
         }
-        // Not reaped yet, so the number is still its own; the runtime reaps it in the background.
+        // Not reaped yet, so the pid cannot have been reused. The runtime reaps it in the background.
         let pid = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         if let Some(pid) = pid
             && let Err(error) = kill_process_group(pid, Signal::KILL)
@@ -134,7 +135,7 @@ fn run_error(path: &Path, source: io::Error) -> Failure {
     Failure::Run { path: path.to_path_buf(), source }
 }
 
-/// Blocking: the program of plugin `kind`.
+/// Finds the program of plugin `kind`. Blocking.
 pub(crate) fn find(kind: &str, dirs: &[PathBuf]) -> Result<PathBuf, Failure> {
     let runs =
         |path: &PathBuf| path.metadata().is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0);
@@ -142,8 +143,8 @@ pub(crate) fn find(kind: &str, dirs: &[PathBuf]) -> Result<PathBuf, Failure> {
     found.ok_or_else(|| Failure::Missing { dirs: dirs.to_vec() })
 }
 
-/// Blocking: finds the program and starts it in a process group of its own.
-fn spawn(call: &Call) -> Result<(PathBuf, Group), Failure> {
+/// Finds the program and starts it in its own process group. Blocking.
+fn spawn(call: &Call) -> Result<(PathBuf, PluginProcess), Failure> {
     let path = find(&call.kind, &call.bin_dirs)?;
     let search =
         std::env::join_paths(&call.bin_dirs).map_err(|error| run_error(&path, io::Error::other(error)))?;
@@ -175,7 +176,7 @@ fn spawn(call: &Call) -> Result<(PathBuf, Group), Failure> {
     let mut tries = 0;
     loop {
         match command.spawn() {
-            Ok(child) => return Ok((path, Group { child, ended: false })),
+            Ok(child) => return Ok((path, PluginProcess { child, ended: false })),
             Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && tries < BUSY_TRIES => {
                 tries += 1;
                 std::thread::sleep(Duration::from_millis(20));
@@ -185,12 +186,13 @@ fn spawn(call: &Call) -> Result<(PathBuf, Group), Failure> {
     }
 }
 
-/// Reads up to `limit` bytes; with `on` further ones are read and dropped, so that the writer never blocks.
+/// Reads up to `limit` bytes. With `on`, further bytes are read and dropped so that the writer does not
+/// block.
 async fn collect(mut from: impl AsyncRead + Unpin, into: &mut Vec<u8>, limit: usize, on: bool) {
     let mut chunk = [0; 4096];
     loop {
         match from.read(&mut chunk).await {
-            // An error here ends what can be learnt, like the end.
+            // A read error is treated like the end.
             Ok(0) | Err(_) => return,
             Ok(count) => {
                 let room = limit - into.len();
@@ -213,8 +215,8 @@ struct CniError {
     details: String,
 }
 
-/// What a plugin that ended badly wanted to say.
-fn refusal(status: ExitStatus, stdout: &[u8], stderr: &[u8]) -> Failure {
+/// The failure of a plugin that exited with an error.
+fn exit_failure(status: ExitStatus, stdout: &[u8], stderr: &[u8]) -> Failure {
     if let Ok(error) = serde_json::from_slice::<CniError>(stdout)
         && !error.msg.is_empty()
     {
@@ -230,7 +232,7 @@ fn refusal(status: ExitStatus, stdout: &[u8], stderr: &[u8]) -> Failure {
     Failure::Ended { status, output: excerpt(output) }
 }
 
-/// The beginning of foreign output, fit for a message and a log line.
+/// The beginning of a plugin's output, made safe for messages and log lines.
 pub(crate) fn excerpt(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(4 * MAX_EXCERPT)]);
     let mut short: String = text.trim().chars().take(MAX_EXCERPT).collect();

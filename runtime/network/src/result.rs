@@ -1,4 +1,4 @@
-//! What plugins answer: results of CNI 0.3.0 to 1.1.0, which differ in details only.
+//! Results of plugins, of CNI 0.3.0 to 1.1.0. These versions differ in details only.
 
 use std::net::IpAddr;
 
@@ -7,13 +7,13 @@ use serde_json::{Map, Value};
 
 use crate::conf::Version;
 
-/// Addresses that one pod may be given; two are usual.
+/// Most addresses of one pod; two are usual.
 const MAX_IPS: usize = 64;
 
-/// A checked result, kept as the plugin wrote it for the next in the chain.
+/// A validated result. `raw` is passed on to the next plugin in the chain.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Answer {
-    /// In the network's version.
+pub(crate) struct AddResult {
+    /// The result in the network's version.
     pub(crate) raw: Map<String, Value>,
 }
 
@@ -41,8 +41,8 @@ struct Ip {
     interface: Option<i64>,
 }
 
-impl Answer {
-    /// Judges standard output of an ADD. A result in another version than the network's is rewritten to it,
+impl AddResult {
+    /// Parses the output of an ADD. A result in another version is converted to the network's version,
     /// because the next plugin gets it as `prevResult`.
     pub(crate) fn parse(bytes: &[u8], version: Version) -> Result<Self, String> {
         let mut raw: Map<String, Value> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
@@ -67,7 +67,7 @@ impl Answer {
         Ok(Self { raw })
     }
 
-    /// Addresses of the pod's interface `ifname`, in the plugin's order, each once.
+    /// Addresses of the pod's interface `ifname`, in the plugin's order, without duplicates.
     pub(crate) fn ips(&self, ifname: &str) -> Result<Vec<IpAddr>, String> {
         let shape: Shape =
             serde_json::from_value(Value::Object(self.raw.clone())).map_err(|error| error.to_string())?;
@@ -75,7 +75,7 @@ impl Answer {
     }
 }
 
-/// Addresses of `ifname` in the pod, or all. One without an interface belongs to the pod's.
+/// Addresses of `ifname` in the pod, or all addresses. One without an interface is taken for the pod's.
 fn addresses(shape: &Shape, ifname: Option<&str>) -> Result<Vec<IpAddr>, String> {
     let interfaces = shape.interfaces.as_deref().unwrap_or_default();
     let ips = shape.ips.as_deref().unwrap_or_default();
@@ -84,7 +84,8 @@ fn addresses(shape: &Shape, ifname: Option<&str>) -> Result<Vec<IpAddr>, String>
     }
     let mut found = Vec::new();
     for ip in ips {
-        let parsed = address(&ip.address).ok_or_else(|| format!("address {:?} is no CIDR", ip.address))?;
+        let parsed = address(&ip.address)
+            .ok_or_else(|| format!("address {:?} is not in CIDR notation", ip.address))?;
         let ours = match ip.interface {
             None => true,
             Some(index) => {
@@ -124,22 +125,22 @@ mod tests {
 
     #[test]
     fn addresses_of_the_pods_interface_in_order() {
-        let answer = Answer::parse(BRIDGE.as_bytes(), Version::V0_4_0).unwrap();
+        let answer = AddResult::parse(BRIDGE.as_bytes(), Version::V0_4_0).unwrap();
         let expected: Vec<IpAddr> = vec!["10.1.0.5".parse().unwrap(), "fd00::5".parse().unwrap()];
         assert_eq!(answer.ips("eth0").unwrap(), expected);
         assert_eq!(answer.ips("net1").unwrap(), Vec::<IpAddr>::new());
         assert_eq!(answer.raw["later"], 1);
-        let bare = Answer::parse(br#"{"ips":[{"address":"10.0.0.9/8"}]}"#, Version::V1_0_0).unwrap();
+        let bare = AddResult::parse(br#"{"ips":[{"address":"10.0.0.9/8"}]}"#, Version::V1_0_0).unwrap();
         assert_eq!(bare.ips("eth0").unwrap(), ["10.0.0.9".parse::<IpAddr>().unwrap()]);
     }
 
     #[test]
-    fn the_result_is_passed_on_in_the_networks_version() {
-        let newer = Answer::parse(BRIDGE.as_bytes(), Version::V1_1_0).unwrap();
+    fn results_are_converted_to_the_networks_version() {
+        let newer = AddResult::parse(BRIDGE.as_bytes(), Version::V1_1_0).unwrap();
         assert_eq!(newer.raw["cniVersion"], "1.1.0");
         assert!(newer.raw["ips"][0].get("version").is_none());
         let text = serde_json::to_vec(&newer.raw).unwrap();
-        let older = Answer::parse(&text, Version::V0_3_1).unwrap();
+        let older = AddResult::parse(&text, Version::V0_3_1).unwrap();
         assert_eq!(
             (&older.raw["ips"][0]["version"], &older.raw["ips"][1]["version"]),
             (&"4".into(), &"6".into())
@@ -155,15 +156,15 @@ mod tests {
             for (at, byte) in changes {
                 bytes[at] = byte;
             }
-            if let Ok(answer) = Answer::parse(&bytes, Version::V1_0_0) {
-                // Three are given; one whose `interface` lost its name belongs to the pod.
+            if let Ok(answer) = AddResult::parse(&bytes, Version::V1_0_0) {
+                // Three are given; one whose `interface` lost its name is taken for the pod's.
                 proptest::prop_assert!(answer.ips("eth0").unwrap().len() <= 3);
             }
         }
     }
 
     #[test]
-    fn nonsense_is_refused() {
+    fn invalid_results_are_refused() {
         for text in [
             "",
             "null",
@@ -177,7 +178,7 @@ mod tests {
             r#"{"ips":[{"address":"10.0.0.1/8","interface":-1}]}"#,
             r#"{"cniVersion":"0.2.0","ip4":{"ip":"10.0.0.1/8"}}"#,
         ] {
-            assert!(Answer::parse(text.as_bytes(), Version::V1_0_0).is_err(), "{text}");
+            assert!(AddResult::parse(text.as_bytes(), Version::V1_0_0).is_err(), "{text}");
         }
     }
 }

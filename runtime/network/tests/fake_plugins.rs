@@ -1,4 +1,5 @@
-//! Plugins that refuse, hang, crash, print nonsense, or are not there; and what is owed afterwards. No root.
+//! Plugins that fail, hang, crash, print invalid output or are missing, and the leases that are left. No
+//! root.
 
 mod common;
 
@@ -23,9 +24,9 @@ fn failure(error: Error) -> Failure {
 }
 
 #[tokio::test]
-async fn what_plugins_are_told_and_del_gets_it_again() {
+async fn plugins_get_their_input_and_del_gets_that_of_add() {
     let bench = Bench::new();
-    // Keeps what each call was given: <command>-<plugin>.{env,in}, and the order.
+    // Records each call's input as <command>-<plugin>.{env,in}, and the order of calls.
     let record = |name: &str, result: &str| {
         bench.plugin(
             name,
@@ -94,7 +95,7 @@ async fn what_plugins_are_told_and_del_gets_it_again() {
     assert_eq!(second["runtimeConfig"], ports);
 
     cni.check(&pod(1), &attachment.netns).await.unwrap();
-    // Another network since: DEL goes to the one of ADD. The namespace is gone.
+    // The configuration has changed: DEL still uses that of ADD. The namespace is gone.
     fs::remove_file(bench.path("conf/10-net.conflist")).unwrap();
     let again = bench.cni();
     assert!(!again.reload().await.is_ready());
@@ -107,13 +108,13 @@ async fn what_plugins_are_told_and_del_gets_it_again() {
     }
     assert_eq!(json("DEL-second.in")["runtimeConfig"], ports);
     assert!(again.leases().await.unwrap().is_empty());
-    assert_eq!(fs::read_dir(bench.path("cache")).unwrap().count(), 0, "files of leases stay");
+    assert_eq!(fs::read_dir(bench.path("cache")).unwrap().count(), 0, "lease files are left");
     again.del(&pod(1), None).await.unwrap();
-    assert_eq!(read("order"), order, "nothing is owed twice");
+    assert_eq!(read("order"), order, "DEL runs once");
 }
 
 #[tokio::test]
-async fn each_way_to_fail_is_told_and_leaves_a_debt() {
+async fn each_failure_is_reported_and_leaves_a_lease() {
     let bench = Bench::new();
     bench.conf("n.conf", r#"{"cniVersion":"1.0.0","name":"n","type":"bad"}"#);
     let cni = bench.cni();
@@ -123,7 +124,7 @@ async fn each_way_to_fail_is_told_and_leaves_a_debt() {
         bench.plugin("bad", script);
         let error = cni.add(&attachment).await.unwrap_err();
         assert_eq!(cni.leases().await.unwrap(), [pod(2)], "{script}");
-        // Only DELs that go well end the debt.
+        // Only a successful DEL removes the lease.
         bench.plugin("bad", "exit 0");
         cni.del(&pod(2), None).await.unwrap();
         assert!(cni.leases().await.unwrap().is_empty());
@@ -149,7 +150,7 @@ async fn each_way_to_fail_is_told_and_leaves_a_debt() {
     assert!(matches!(failure(add("exec yes").await), Failure::TooMuch { limit: 1_048_576 }));
     let none = add("echo '{\"cniVersion\":\"1.0.0\",\"ips\":[]}'").await;
     assert!(matches!(none, Error::NoAddress { .. }), "{none:?}");
-    // Much on standard error harms nobody.
+    // Long output on standard error is not an error.
     bench.plugin("bad", &format!("head -c 3000000 /dev/zero >&2; {GOOD}"));
     cni.add(&attachment).await.unwrap();
     cni.del(&pod(2), None).await.unwrap();
@@ -157,7 +158,7 @@ async fn each_way_to_fail_is_told_and_leaves_a_debt() {
     fs::remove_file(bench.path("bin/bad")).unwrap();
     let missing = cni.add(&attachment).await.unwrap_err();
     assert!(matches!(failure(missing), Failure::Missing { dirs } if dirs == [bench.path("bin")]));
-    assert!(cni.leases().await.unwrap().is_empty(), "nothing was begun");
+    assert!(cni.leases().await.unwrap().is_empty(), "a lease was left although no plugin ran");
 }
 
 #[tokio::test]
@@ -165,7 +166,7 @@ async fn a_hung_plugin_is_killed_with_its_children() {
     let bench = Bench::new();
     bench.conf("n.conf", r#"{"cniVersion":"1.0.0","name":"n","type":"hang"}"#);
     let mut config = bench.config();
-    // Long enough for the plugin to begin on a busy machine.
+    // Long enough for the plugin to start on a busy machine.
     config.timeout = Duration::from_secs(3);
     let cni = network::Cni::new(config);
     cni.reload().await;
@@ -176,7 +177,7 @@ async fn a_hung_plugin_is_killed_with_its_children() {
     assert!(matches!(failure(error), Failure::Hung { .. }));
     let child = fs::read_to_string(bench.path("child")).unwrap();
     common::wait_gone(child.trim()).await;
-    // A grandchild that keeps the pipes does not keep us: the plugin itself has ended.
+    // A grandchild that keeps the pipes open does not delay the call: the plugin itself has ended.
     let script = format!("setsid sleep 300 & echo $! > {}; {GOOD}", bench.path("keeper").display());
     let mut config = bench.config();
     config.timeout = Duration::from_secs(60);
@@ -193,7 +194,7 @@ async fn a_hung_plugin_is_killed_with_its_children() {
 }
 
 #[tokio::test]
-async fn a_caller_that_goes_away_takes_its_plugin_along() {
+async fn a_dropped_call_kills_its_plugin() {
     let bench = Bench::new();
     bench.conf("n.conf", r#"{"cniVersion":"1.0.0","name":"n","type":"slow"}"#);
     bench.plugin("slow", &format!("echo $$ > {}; sleep 300", bench.path("pid").display()));
@@ -209,11 +210,11 @@ async fn a_caller_that_goes_away_takes_its_plugin_along() {
         }
     };
     common::wait_gone(&pid).await;
-    assert_eq!(cni.leases().await.unwrap(), [pod(4)], "what it did is owed");
+    assert_eq!(cni.leases().await.unwrap(), [pod(4)], "a DEL is needed");
 }
 
 #[tokio::test]
-async fn del_runs_every_plugin_and_gathers_what_fails() {
+async fn del_runs_every_plugin_and_reports_all_failures() {
     let bench = Bench::new();
     bench.conf(
         "n.conflist",
@@ -239,7 +240,7 @@ async fn del_runs_every_plugin_and_gathers_what_fails() {
     assert_eq!(cni.leases().await.unwrap(), [pod(5)]);
     bench.plugin("a", "exit 0");
     bench.plugin("c", "exit 0");
-    // An ADD pays the old debt first.
+    // An ADD releases the old lease first.
     bench.plugin("b", &format!("echo $CNI_COMMAND >> {log}; {GOOD}"));
     bench.plugin("a", GOOD);
     bench.plugin("c", GOOD);
@@ -248,7 +249,7 @@ async fn del_runs_every_plugin_and_gathers_what_fails() {
 }
 
 #[tokio::test]
-async fn only_so_many_chains_run_at_once_and_the_rest_does_not_wait_for_ever() {
+async fn chains_are_limited_and_waiting_chains_time_out() {
     let bench = Bench::new();
     bench.conf("n.conf", r#"{"cniVersion":"1.0.0","name":"n","type":"slow"}"#);
     let running = bench.path("running");
@@ -277,7 +278,8 @@ async fn only_so_many_chains_run_at_once_and_the_rest_does_not_wait_for_ever() {
     assert!(counts.lines().all(|count| count.trim().parse::<u32>().unwrap() <= 2), "{counts}");
     assert_eq!(counts.lines().count(), 6);
 
-    // The only place is held until the time is over: who waits begins no plugin meanwhile, and waits no longer.
+    // The first chain holds the only place until its time is over: the second runs no plugin before, and does
+    // not wait longer.
     let bench = Bench::new();
     let mut config = bench.config();
     (config.max_parallel, config.timeout) = (1, Duration::from_secs(3));
@@ -297,20 +299,21 @@ async fn only_so_many_chains_run_at_once_and_the_rest_does_not_wait_for_ever() {
     };
     while !first.is_finished() {
         let lines = fs::read_to_string(&begun).unwrap();
-        assert!(first.is_finished() || !lines.contains(pod(21).as_str()), "two at once:\n{lines}");
+        assert!(first.is_finished() || !lines.contains(pod(21).as_str()), "two chains ran at once:\n{lines}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(matches!(failure(first.await.unwrap().unwrap_err()), Failure::Hung { .. }));
-    let late = tokio::time::timeout(Duration::from_secs(30), second).await.expect("it waits for ever");
+    let late =
+        tokio::time::timeout(Duration::from_secs(30), second).await.expect("the second ADD never returned");
     let late = late.unwrap().unwrap_err();
-    // A moment of its time may be left when the place is free.
+    // The second may get the place shortly before its own time is over.
     if !matches!(late, Error::Busy { .. }) {
         assert!(matches!(failure(late), Failure::Hung { .. }));
     }
 }
 
 #[tokio::test]
-async fn a_torn_lease_costs_its_del_only() {
+async fn a_torn_lease_only_loses_its_del() {
     let bench = Bench::new();
     bench.conf("n.conf", r#"{"cniVersion":"1.0.0","name":"n","type":"good"}"#);
     bench.plugin("good", GOOD);
@@ -324,25 +327,25 @@ async fn a_torn_lease_costs_its_del_only() {
         cni.del(&pod(6), None).await.unwrap();
         assert!(cni.leases().await.unwrap().is_empty(), "{length}");
     }
-    assert_eq!(fs::read_dir(bench.path("cache")).unwrap().count(), 1, "the last torn one, set aside");
-    // A torn result is as good as none.
+    assert_eq!(fs::read_dir(bench.path("cache")).unwrap().count(), 1, "the torn lease was set aside");
+    // A torn result is treated as missing.
     cni.add(&bench.attachment(pod(6))).await.unwrap();
     fs::write(bench.path("cache").join(format!("{}.result", pod(6))), "{").unwrap();
     cni.del(&pod(6), None).await.unwrap();
 }
 
 #[tokio::test]
-async fn status_and_gc_are_for_1_1_0_only() {
+async fn status_and_gc_need_cni_1_1_0() {
     let bench = Bench::new();
     let log = bench.path("log").display().to_string();
     bench.plugin("p", &format!("(echo $CNI_COMMAND $CNI_CONTAINERID; cat) >> {log}; echo >> {log}"));
     bench.conf("n.conf", r#"{"cniVersion":"1.0.0","name":"n","type":"p"}"#);
     let cni = bench.cni();
-    assert!(!cni.readiness().is_ready(), "not before it was read");
+    assert!(!cni.readiness().is_ready(), "ready before the configuration was read");
     cni.reload().await;
     assert!(cni.status().await.is_ready());
     cni.gc(&[]).await.unwrap();
-    assert!(fs::metadata(&log).is_err(), "no plugin ran");
+    assert!(fs::metadata(&log).is_err(), "a plugin ran");
 
     bench.conf("n.conf", r#"{"cniVersion":"1.1.0","name":"n","type":"p"}"#);
     cni.reload().await;
@@ -364,7 +367,7 @@ async fn status_and_gc_are_for_1_1_0_only() {
 }
 
 #[tokio::test]
-async fn names_that_would_add_arguments_are_refused_and_nothing_is_owed() {
+async fn names_that_would_add_arguments_are_refused_without_a_lease() {
     let bench = Bench::new();
     bench.conf("n.conf", r#"{"cniVersion":"1.0.0","name":"n","type":"p"}"#);
     let cni = bench.cni();

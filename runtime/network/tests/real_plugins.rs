@@ -1,5 +1,5 @@
-//! Debian's plugins (`containernetworking-plugins`) in real network namespaces. Needs root; the test runs itself
-//! again in mount and network namespaces of its own, so that nothing of the host's network is touched.
+//! Debian's plugins (`containernetworking-plugins`) in real network namespaces. Needs root; the test
+//! re-executes itself in private mount and network namespaces, so that the host's network is not touched.
 
 mod common;
 
@@ -23,7 +23,7 @@ fn run(command: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Runs the test `name` of this program in namespaces of its own.
+/// Runs the test `name` of this program in private namespaces.
 fn isolated(name: &str) {
     let output = Command::new("unshare")
         .args(["--net", "--mount", "--propagation", "private", "--"])
@@ -48,7 +48,7 @@ struct Net {
     cni: Cni,
 }
 
-/// A network of bridge, host-local and portmap, and a private /run (netns, xtables.lock).
+/// A network of bridge, host-local and portmap, with a private /run (netns, xtables.lock).
 async fn net() -> Net {
     run("ip link set lo up; mount -t tmpfs none /run; mkdir /run/netns");
     let bench = Bench::new();
@@ -74,7 +74,7 @@ async fn net() -> Net {
 }
 
 impl Net {
-    /// Addresses that host-local still holds.
+    /// Addresses that host-local has allocated.
     fn held(&self) -> Vec<String> {
         let dir = self.bench.path("ipam/testnet");
         let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -88,9 +88,9 @@ fn netns(name: &str) -> PathBuf {
 }
 
 #[tokio::test]
-async fn a_pod_gets_addresses_and_host_ports_and_gives_them_back() {
+async fn addresses_and_host_ports_are_allocated_and_released() {
     if !is_inside() {
-        return isolated("a_pod_gets_addresses_and_host_ports_and_gives_them_back");
+        return isolated("addresses_and_host_ports_are_allocated_and_released");
     }
     let net = net().await;
     let mut attachment = net.bench.attachment(pod(1));
@@ -108,7 +108,7 @@ async fn a_pod_gets_addresses_and_host_ports_and_gives_them_back() {
     assert!(ips[0].is_ipv4() && ips[1].is_ipv6());
     assert_eq!(net.held().len(), 2);
 
-    // Inside: lo works, eth0 has the addresses.
+    // In the pod: lo is up, and eth0 has the addresses.
     let inside = run("ip -n cni-one -o addr");
     assert!(
         inside.contains("127.0.0.1/8") && inside.contains(&format!("eth0    inet {}/24", ips[0])),
@@ -121,7 +121,7 @@ async fn a_pod_gets_addresses_and_host_ports_and_gives_them_back() {
     })
     .unwrap();
     drop(local);
-    // Outside: the pod's own port, and the host's through portmap.
+    // On the host: the pod's port is reachable, and the host port through portmap.
     let serve = std::thread::spawn(move || {
         for _ in 0..2 {
             server.accept().unwrap().0.write_all(b"pod").unwrap();
@@ -139,27 +139,28 @@ async fn a_pod_gets_addresses_and_host_ports_and_gives_them_back() {
     net.cni.del(&pod(1), Some(&attachment.netns)).await.unwrap();
     assert!(net.held().is_empty() && net.cni.leases().await.unwrap().is_empty());
     assert!(!run("ip -n cni-one -o link").contains("eth0"));
-    assert!(!run("iptables-save").contains("8080"), "the host port stays");
+    assert!(!run("iptables-save").contains("8080"), "the host port is still mapped");
     run("ip netns del cni-one");
 }
 
 #[tokio::test]
-async fn addresses_come_back_without_netns_conflist_and_daemon() {
+async fn addresses_are_released_without_netns_conflist_and_daemon() {
     if !is_inside() {
-        return isolated("addresses_come_back_without_netns_conflist_and_daemon");
+        return isolated("addresses_are_released_without_netns_conflist_and_daemon");
     }
     let net = net().await;
     let mut attachment = net.bench.attachment(pod(2));
     attachment.netns = netns("cni-two");
     let ips = net.cni.add(&attachment).await.unwrap();
-    // No host ports here: portmap 1.1's CHECK of two families compares the one with the rules of the other.
+    // No host ports here: with two address families, CHECK of portmap 1.1 compares one family with the
+    // other's rules.
     net.cni.check(&pod(2), &attachment.netns).await.unwrap();
     run(&format!("ip -n cni-two addr del {}/24 dev eth0", ips[0]));
     match net.cni.check(&pod(2), &attachment.netns).await {
         Err(Error::Plugin { plugin, .. }) => assert_eq!(plugin, "bridge"),
         other => panic!("{other:?}"),
     }
-    // As after a reboot: no namespace, an empty file in its place, another configuration, a new process.
+    // As after a reboot: no namespace but an empty file in its place, another configuration, a new process.
     run("ip netns del cni-two; touch /run/netns/cni-two");
     net.bench.conf("10-net.conflist", "{}");
     let cni = Cni::new(CniConfig { bin_dirs: vec!["/usr/lib/cni".into()], ..net.bench.config() });
@@ -185,7 +186,7 @@ async fn an_add_that_fails_half_way_is_undone_by_del() {
     cni.reload().await;
     let error = cni.add(&attachment).await.unwrap_err();
     assert!(error.to_string().contains("refuses"), "{error}");
-    assert_eq!(net.held().len(), 2, "bridge has done its part");
+    assert_eq!(net.held().len(), 2, "bridge has allocated addresses");
     cni.del(&pod(3), Some(&attachment.netns)).await.unwrap();
     assert!(net.held().is_empty() && cni.leases().await.unwrap().is_empty());
     assert!(!run("ip -n cni-three -o link").contains("eth0"));
@@ -193,7 +194,7 @@ async fn an_add_that_fails_half_way_is_undone_by_del() {
 }
 
 #[test]
-fn loopback_of_what_is_no_namespace() {
+fn loopback_of_a_path_that_is_not_a_namespace() {
     let file = File::open("/dev/null").unwrap();
     let error = sys::netns::loopback_up(file.as_fd()).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(22), "{error}");

@@ -1,4 +1,4 @@
-//! One kind of blocking work and its threads.
+//! One kind of blocking work, with its threads.
 
 use crate::Error;
 use crate::owners::Owners;
@@ -10,27 +10,28 @@ use std::{io, thread};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-/// Bytes of a thread's stack. What blocks is shallow, and every touched page of a kept thread stays.
+/// Stack size of a thread in bytes. Blocking work has a shallow stack, and a kept thread holds every page it
+/// ever touched.
 const STACK: usize = 512 * 1024;
-/// A thread beyond the kept ones goes when it had nothing to do for this long.
+/// An extra thread ends after being idle for this long.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 
-/// How large a lane is.
+/// The limits of a lane.
 #[derive(Debug, Clone, Copy)]
 pub struct Size {
-    /// Kind of the work, for thread names (11 bytes are shown) and errors.
+    /// Kind of work; used in thread names, where 11 bytes are visible, and in errors.
     pub name: &'static str,
-    /// Threads that stay once they are started.
+    /// Threads that are kept once they are started.
     pub kept: usize,
     /// Most threads.
     pub most: usize,
-    /// Most threads at work for one owner.
+    /// Most threads that work for one owner.
     pub each: usize,
-    /// Most pieces of work that wait for a thread.
+    /// Most entries in the queue.
     pub waiting: usize,
 }
 
-/// One kind of blocking work. Clones share the threads.
+/// One kind of blocking work. Clones share its threads.
 #[derive(Debug, Clone)]
 pub struct Lane(Arc<Inner>);
 
@@ -53,23 +54,23 @@ type Job = Box<dyn FnOnce() + Send>;
 struct State {
     waiting: VecDeque<Job>,
     threads: usize,
-    /// Threads that wait for work, those included that were woken and have not taken any yet.
+    /// Waiting threads, including those that were woken and have not taken work yet.
     idle: usize,
-    /// Without threads, work is done by whoever asks for it.
+    /// If no thread can be started, the caller does the work itself.
     inline: bool,
 }
 
 impl Lane {
-    /// A lane without threads: they are started when there is work for them, or by [`Lane::start`].
+    /// A lane without threads: they are started when there is work, or by [`Lane::start`].
     pub fn new(size: Size) -> Self {
         let (state, more, owners) = (Mutex::default(), Condvar::new(), Owners::new(size.each));
         Self(Arc::new(Inner { size, state, more, owners }))
     }
 
-    /// Starts the kept threads, so that the lane works when the node has none to give later.
+    /// Starts the kept threads, so that the lane works even if the node has no process left later.
     ///
     /// # Errors
-    /// clone(2). Those that were started stay, and the others are tried again whenever there is work.
+    /// The error of clone(2). Threads that were started stay; the others are tried again when there is work.
     pub fn start(&self) -> io::Result<()> {
         loop {
             let mut state = self.0.lock();
@@ -82,17 +83,17 @@ impl Lane {
         }
     }
 
-    /// From here on work that no thread can be started for is done at once by whoever asks, and holds up what
-    /// else that thread does: for a process that came up without any thread to spare.
+    /// From now on, work for which no thread can be started is done by the caller, which blocks everything
+    /// else on that thread. For a process that started without any thread to spare.
     pub fn allow_inline(&self) {
         self.0.lock().inline = true;
     }
 
-    /// Runs `work` on a thread of this lane. It is done to its end even when nobody waits any more. It may use
-    /// the tokio runtime of the caller, if there is one.
+    /// Runs `work` on a thread of this lane. It runs to its end even if the caller has gone. It may use the
+    /// caller's tokio runtime, if there is one.
     ///
     /// # Errors
-    /// [`Error::NoThread`] and [`Error::Full`] when nothing was done; [`Error::Panicked`].
+    /// [`Error::NoThread`] and [`Error::Full`] if nothing was done; [`Error::Panicked`].
     pub async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -103,20 +104,20 @@ impl Lane {
         let job: Job = Box::new(move || {
             let _entered = runtime.as_ref().map(Handle::enter);
             let done = catch_unwind(AssertUnwindSafe(work)).map_err(|panic| text(&*panic));
-            // Whoever asked may be gone.
+            // The caller may have gone.
             drop(answer.send(done));
         });
         self.submit(job)?;
         match answered.await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(message)) => Err(Error::Panicked { lane: name, message }),
-            // The last thread could not be started while this waited for it.
+            // The job was dropped, because the last thread could not be started.
             Err(_) => Err(Error::NoThread { lane: name, source: io::ErrorKind::WouldBlock.into() }),
         }
     }
 
-    /// As [`Lane::run`], with no more than [`Size::each`] threads at work for `owner`: further work of the same
-    /// owner waits until some of it has ended.
+    /// Like [`Lane::run`], but with at most [`Size::each`] threads at work for `owner`: more work of the same
+    /// owner waits until some has ended.
     ///
     /// # Errors
     /// As [`Lane::run`].
@@ -127,14 +128,14 @@ impl Lane {
     ) -> Result<T, Error> {
         let turn = self.0.owners.turn(owner).await;
         self.run(move || {
-            // Given back when the work has ended, not when its caller has lost patience.
+            // Released when the work has ended, not when the caller gives up.
             let _turn = turn;
             work()
         })
         .await
     }
 
-    /// Queues a job and sees to it that there is a thread for it.
+    /// Queues a job and makes sure that a thread will run it.
     fn submit(&self, job: Job) -> Result<(), Error> {
         let lane = self.0.size.name;
         let mut state = self.0.lock();
@@ -156,10 +157,10 @@ impl Lane {
         let Err(source) = self.spawn() else { return Ok(()) };
         let mut state = self.0.lock();
         if state.threads > 0 {
-            // A thread that is at work takes it next.
+            // A busy thread takes it next.
             return Ok(());
         }
-        // Jobs that others have queued meanwhile have nobody either: dropping them tells those who wait.
+        // No thread will run the jobs that others queued meanwhile either: dropping them tells their callers.
         let left = std::mem::take(&mut state.waiting);
         let inline = state.inline;
         drop(state);
@@ -170,7 +171,7 @@ impl Lane {
         Err(Error::NoThread { lane, source })
     }
 
-    /// Starts a thread that is counted already; on an error the count is put right.
+    /// Starts a thread that is counted already; corrects the count on an error.
     fn spawn(&self) -> io::Result<()> {
         let inner = Arc::clone(&self.0);
         let name = format!("cpd-{}", self.0.size.name);
@@ -187,11 +188,11 @@ impl Lane {
 
 impl Inner {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing in a locked section can panic half-way.
+        // No critical section can panic half-way.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A thread's life.
+    /// The loop of a thread.
     fn work(&self) {
         let mut state = self.lock();
         loop {
@@ -210,7 +211,7 @@ impl Inner {
                 in_vain = waited.timed_out();
                 state
             } else {
-                // Not woken for nothing: an idle node costs no time.
+                // Idle kept threads wait without a time-out, so that an idle node uses no CPU time.
                 self.more.wait(state).unwrap_or_else(PoisonError::into_inner)
             };
             state.idle -= 1;
@@ -222,7 +223,7 @@ impl Inner {
     }
 }
 
-/// What a panic said.
+/// The message of a panic.
 fn text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("a panic").to_owned()

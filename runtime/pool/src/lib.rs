@@ -1,13 +1,13 @@
-//! Threads for work that blocks, one [`Lane`] for each kind of it.
+//! Thread pools for blocking work, one [`Lane`] for each kind of work.
 //!
-//! tokio has one such pool for everything. Work that hangs on one disk then holds up all other work, and a
-//! thread that cannot be started while no idle one is left is a panic. Here
+//! tokio has one blocking pool for everything. There, work that hangs on one disk delays all other work, and
+//! it panics when it has no idle thread and cannot start one. Here
 //!
-//! - each lane has threads of its own, so that one kind of work cannot take another's;
-//! - work is done for an owner (a pod), and an owner has only some of a lane's threads, until what it started
-//!   has ended, whether or not somebody still waits for it;
-//! - a lane keeps some threads for ever, so that it works on while the node is out of processes;
-//! - work that cannot be started is an error of that work alone.
+//! - each lane has its own threads, so that one kind of work cannot use up those of another;
+//! - work is done for an owner (a pod), and an owner may only use some of a lane's threads. A thread counts
+//!   until its work has ended, even if the caller has gone;
+//! - a lane keeps some threads running, so that it works while the node is out of processes;
+//! - work that cannot be started returns an error to its caller only.
 
 mod lane;
 mod owners;
@@ -18,41 +18,41 @@ pub use lane::{Lane, Size};
 
 use std::io;
 
-/// Why work was not done, or not to its end.
+/// Why work was not done or not completed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The lane has no thread, and none could be started (clone(2): EAGAIN, ENOMEM). Nothing was done.
+    /// The lane has no thread and could not start one (clone(2): EAGAIN, ENOMEM). Nothing was done.
     #[error(
-        "no thread can be started for {lane} work: {source}; the node, or its pids cgroup, is at a limit"
+        "cannot start a thread for {lane} work: {source}; the node or its pids cgroup has reached a limit"
     )]
     NoThread {
         /// Name of the lane.
         lane: &'static str,
-        /// What the kernel said.
+        /// The error of the system call.
         source: io::Error,
     },
-    /// Too much is waiting already. Nothing was done.
+    /// The queue is full. Nothing was done.
     #[error(
-        "{waiting} pieces of {lane} work are waiting already; what they wait for hangs, or the node is overloaded"
+        "the queue of {lane} work is full with {waiting} entries; running work hangs, or the node is overloaded"
     )]
     Full {
         /// Name of the lane.
         lane: &'static str,
-        /// How many.
+        /// Entries in the queue.
         waiting: usize,
     },
     /// The work panicked: a bug. (Release builds abort instead.)
-    #[error("a piece of {lane} work ended badly: {message}")]
+    #[error("{lane} work panicked: {message}")]
     Panicked {
         /// Name of the lane.
         lane: &'static str,
-        /// Text of the panic.
+        /// Message of the panic.
         message: String,
     },
 }
 
 impl Error {
-    /// Nothing was done, and the same may work later.
+    /// Nothing was done, and a retry may succeed.
     pub fn is_temporary(&self) -> bool {
         matches!(self, Self::NoThread { .. } | Self::Full { .. })
     }

@@ -1,10 +1,10 @@
-//! How many threads of a lane each owner has.
+//! Counts the threads of a lane that each owner uses.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Entries of owners without work are dropped when there are this many more than at the last look.
+/// Entries of owners without work are removed when there are this many more than after the last removal.
 const SWEEP: usize = 64;
 
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub(crate) struct Owners {
 #[derive(Debug, Default)]
 struct Table {
     turns: HashMap<String, Weak<Semaphore>>,
-    /// Entries after the last sweep.
+    /// Number of entries after the last removal.
     swept: usize,
 }
 
@@ -25,8 +25,8 @@ impl Owners {
         Self { each: each.clamp(1, Semaphore::MAX_PERMITS), table: Mutex::default() }
     }
 
-    /// Waits for one of the owner's threads. `None` cannot happen, since no semaphore here is ever closed, and
-    /// would only mean that the owner is not limited.
+    /// Waits for one of the owner's threads. `None` cannot occur, because no semaphore is ever closed; it
+    /// would mean that the owner is not limited.
     pub(crate) async fn turn(&self, owner: &str) -> Option<OwnedSemaphorePermit> {
         self.of(owner).acquire_owned().await.ok()
     }

@@ -15,7 +15,7 @@ fn stuck() -> (mpsc::Sender<()>, impl FnOnce() + Send + 'static) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn runs_at_once_and_no_more_than_most() {
+async fn runs_in_parallel_up_to_the_limit() {
     let lane = lane(1, 3, 10, 100);
     let (now, peak) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let jobs: Vec<_> = (0..20)
@@ -40,7 +40,7 @@ async fn runs_at_once_and_no_more_than_most() {
 }
 
 #[tokio::test]
-async fn an_owner_cannot_take_the_others_threads() {
+async fn an_owner_cannot_use_up_all_threads() {
     let lane = lane(0, 8, 2, 100);
     let mut held = Vec::new();
     for _ in 0..6 {
@@ -49,7 +49,7 @@ async fn an_owner_cannot_take_the_others_threads() {
         held.push((release, tokio::spawn(async move { lane.run_for("greedy", work).await })));
     }
     tokio::task::yield_now().await;
-    // Callers that go away do not free the threads that still hang.
+    // Callers that go away do not free threads that still hang.
     for (_, job) in &held[..3] {
         job.abort();
     }
@@ -58,7 +58,7 @@ async fn an_owner_cannot_take_the_others_threads() {
         assert_eq!(done.unwrap().unwrap(), 7);
     }
     let turn = tokio::time::timeout(Duration::from_millis(50), lane.run_for("greedy", || 7)).await;
-    assert!(turn.is_err(), "more than its share");
+    assert!(turn.is_err(), "the owner exceeded its share");
     for (release, _) in held {
         drop(release);
     }
@@ -67,14 +67,14 @@ async fn an_owner_cannot_take_the_others_threads() {
 }
 
 #[tokio::test]
-async fn what_waits_is_bounded() {
+async fn the_queue_is_bounded() {
     let lane = lane(0, 1, 10, 2);
     let (release, work) = stuck();
     let mut jobs = vec![tokio::spawn({
         let lane = lane.clone();
         async move { lane.run(work).await }
     })];
-    // Until the thread has taken it, it waits too.
+    // Until the thread has taken it, it counts as waiting.
     loop {
         let lane = lane.clone();
         let next = tokio::spawn(async move { lane.run(|| ()).await });
@@ -93,7 +93,7 @@ async fn what_waits_is_bounded() {
 }
 
 #[tokio::test]
-async fn a_panic_costs_its_caller_only() {
+async fn a_panic_only_affects_its_caller() {
     let lane = lane(1, 1, 1, 10);
     let error = lane
         .run(|| {
@@ -108,7 +108,7 @@ async fn a_panic_costs_its_caller_only() {
 }
 
 #[tokio::test]
-async fn extra_threads_go_and_kept_ones_stay() {
+async fn idle_extra_threads_end_and_kept_ones_stay() {
     let threads = || {
         let mut count = 0;
         for entry in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
@@ -144,7 +144,7 @@ async fn extra_threads_go_and_kept_ones_stay() {
 }
 
 #[tokio::test]
-async fn owners_without_work_are_forgotten() {
+async fn owners_without_work_are_removed() {
     let owners = Owners::new(1);
     for number in 0..1000 {
         drop(owners.turn(&number.to_string()).await);

@@ -280,8 +280,12 @@ fn a_failed_create_leaves_other_containers_orphans_alone() {
     // Orphans come to the shim.
     plan.namespaces.pid = wire::NamespaceSource::Host;
     pod.run_plan(plan, false);
-    let child_of_shim = |pid: &u32| sys::proc::stat(*pid).is_ok_and(|stat| stat.parent == pod.shim.pid);
-    // Those two alone: the worker that made the container leaves its cgroup a moment later.
+    let child_of_shim = |pid: &u32| {
+        let sleeps =
+            std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"sleep"));
+        sleeps && sys::proc::stat(*pid).is_ok_and(|stat| stat.parent == pod.shim.pid)
+    };
+    // The two sleeps alone: the worker that made the container, and the shells between, leave a moment later.
     let settled = || {
         let pids = pod.cgroups.pids(id.as_str());
         pids.len() == 2 && pids.iter().all(child_of_shim)

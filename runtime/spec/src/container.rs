@@ -1,4 +1,4 @@
-//! A container's plan from its record, its image and the node's facts.
+//! Computes a container's plan from its record, its image and facts about the node.
 
 use crate::devices::{self, HostDevice};
 use crate::{Error, PodFiles, exec, mounts, path, refuse, resources, security};
@@ -8,65 +8,67 @@ use wire::{
     SeccompProgram, UserPlan,
 };
 
-/// PATH where neither the image nor the request has one.
+/// PATH if neither the image nor the request has one.
 pub const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// What an image's configuration says about its processes.
+/// Process defaults from an image's config.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImageFacts {
-    /// First words of the command line.
+    /// First arguments of the command line.
     pub entrypoint: Vec<String>,
-    /// The rest, or all of it.
+    /// Default arguments, or the whole command line.
     pub cmd: Vec<String>,
     /// `KEY=value`.
     pub env: Vec<String>,
-    /// `user[:group]`, empty for root.
+    /// `user[:group]`; empty means root.
     pub user: String,
-    /// Empty for `/`.
+    /// Working directory; empty means `/`.
     pub working_dir: String,
-    /// Empty for SIGTERM.
+    /// Stop signal; empty means SIGTERM.
     pub stop_signal: String,
     /// Folders that the image declares as volumes.
     pub volumes: Vec<String>,
 }
 
-/// What the node has.
+/// Facts about the node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostFacts {
-    /// The daemon's bounding set: no container can have more.
+    /// The daemon's bounding set, which limits all containers.
     pub cap_bounding: u64,
-    /// Host name, for pods with the host's network and no name of their own.
+    /// Host name for pods that use the host's network and name none.
     pub hostname: String,
-    /// Nodes at and below the requested `host_path`s; for a privileged container also those below /dev.
+    /// Device nodes at and below the requested `host_path`s; for a privileged container also those below
+    /// /dev.
     pub devices: Vec<HostDevice>,
 }
 
-/// All that [`container`] looks at.
+/// The input of [`container`].
 #[derive(Debug, Clone)]
 pub struct ContainerInput<'a> {
-    /// Its sandbox.
+    /// The sandbox's record.
     pub pod: &'a PodRecord,
-    /// What was asked for.
+    /// The validated request.
     pub container: &'a ContainerRecord,
-    /// Its image's configuration.
+    /// The image's process defaults.
     pub image: &'a ImageFacts,
-    /// Root file system; `readonly` is set here.
+    /// Root file system; `readonly` is set by [`container`].
     pub rootfs: RootfsPlan,
-    /// Files bound below /etc.
+    /// Files that are bound below /etc.
     pub files: PodFiles,
-    /// The leaf that was made for it.
+    /// The container's cgroup.
     pub cgroup: CgroupPlan,
-    /// Its filter, compiled for the capabilities that [`security::caps`] gives; dropped when privileged.
+    /// Filter, compiled for the capabilities that [`security::caps`] returns; ignored if privileged.
     pub seccomp: Option<SeccompProgram>,
-    /// SECCOMP_FILTER_FLAG_* bits that the filter's profile asks for.
+    /// SECCOMP_FILTER_FLAG_* bits of the filter's profile.
     pub seccomp_flags: u32,
-    /// Name of its session keyring. Whoever knows it and has the right user can join: it must not be guessed.
+    /// Name of the session keyring. It must not be guessable: a process of the right user that knows the name
+    /// can join.
     pub keyring: String,
-    /// Facts.
+    /// Facts about the node.
     pub host: &'a HostFacts,
 }
 
-/// The plan of a container, or which field stands in its way.
+/// Computes the plan of a container; the error names the field that is refused.
 pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
     let ContainerInput {
         pod,
@@ -88,7 +90,7 @@ pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
         return Err(Error::invalid(field, "true", "the sandbox must be privileged too"));
     }
     rootfs.readonly = asked.readonly_rootfs;
-    // An image may declare anything; what is no path declares nothing.
+    // An image may declare anything; values that are not paths are ignored.
     rootfs.folders =
         image.volumes.iter().filter_map(|volume| path::clean("image volume", volume).ok()).collect();
     let namespaces = namespaces(config, pod, cgroup.unified)?;
@@ -128,7 +130,7 @@ pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
     })
 }
 
-/// The request's command replaces the image's entrypoint and drops its cmd; the request's args replace cmd.
+/// The request's command replaces the image's entrypoint and cmd; the request's args replace cmd.
 fn args(config: &ContainerConfig, image: &ImageFacts) -> Result<Vec<Text>, Error> {
     let own = |list: &[String], field: &str| -> Result<Vec<Text>, Error> {
         let text =
@@ -137,7 +139,7 @@ fn args(config: &ContainerConfig, image: &ImageFacts) -> Result<Vec<Text>, Error
     };
     let mut args = config.command.clone();
     if args.is_empty() {
-        // An Entrypoint of one empty word is how image builders write "none".
+        // Image builders write an Entrypoint of one empty string to mean "none".
         let none = matches!(image.entrypoint.as_slice(), [word] if word.is_empty());
         if !none {
             args = own(&image.entrypoint, "image config Entrypoint")?;
@@ -154,8 +156,8 @@ fn args(config: &ContainerConfig, image: &ImageFacts) -> Result<Vec<Text>, Error
     }
 }
 
-/// What every container has, then the image's, then the request's; the last of a key wins and stays where
-/// the first stood. An entry of the image without `=` sets nothing and is left out.
+/// The defaults of every container, then the image's variables, then the request's. The last value of a name
+/// wins and takes the position of the first. An entry of the image without `=` is ignored.
 fn env(
     config: &ContainerConfig,
     image: &ImageFacts,
@@ -175,7 +177,7 @@ fn env(
     if config.tty {
         split(exec::TERM, &mut set);
     }
-    // The image's wins: servers bind to it.
+    // The image's HOSTNAME wins, because servers bind to it.
     let hostname = if pod.config.hostname.is_empty() { &host.hostname } else { &pod.config.hostname };
     set(b"HOSTNAME", hostname.as_bytes());
     for entry in &image.env {
@@ -199,7 +201,7 @@ fn env(
 fn cwd(config: &ContainerConfig, image: &ImageFacts) -> Result<String, Error> {
     match (config.working_dir.as_str(), image.working_dir.as_str()) {
         ("", "") => Ok("/".to_owned()),
-        // Images may hold a relative one; it counts from the root.
+        // An image may have a relative path; it is relative to the root.
         ("", own) => path::fold("image config WorkingDir", &format!("/{own}")),
         (asked, _) => path::fold("working_dir", asked),
     }
@@ -208,7 +210,7 @@ fn cwd(config: &ContainerConfig, image: &ImageFacts) -> Result<String, Error> {
 fn user(config: &ContainerConfig, image: &ImageFacts) -> Result<UserPlan, Error> {
     let asked = &config.security;
     if let (UserRequest::Root, Some(group)) = (&asked.user, asked.run_as_group) {
-        let want = "run_as_user or run_as_username must be set with it";
+        let want = "run_as_user or run_as_username must be set too";
         return Err(Error::invalid("linux.security_context.run_as_group", group.to_string(), want));
     }
     let request = match &asked.user {
@@ -223,7 +225,7 @@ fn user(config: &ContainerConfig, image: &ImageFacts) -> Result<UserPlan, Error>
     })
 }
 
-/// Network, IPC and UTS are the sandbox's, whatever the container says; only what contradicts is refused.
+/// Network, IPC and UTS are those of the sandbox; a request that contradicts them is refused.
 pub(crate) fn namespaces(
     config: &ContainerConfig,
     pod: &PodRecord,
@@ -263,10 +265,10 @@ pub(crate) fn namespaces(
     })
 }
 
-/// Where its output goes, below the pod's log directory; `None` discards it.
+/// The container's log file, below the pod's log directory; `None` discards the output.
 ///
 /// # Errors
-/// A log path that leaves the directory.
+/// The log path leaves the directory.
 pub fn log(config: &ContainerConfig, log_directory: &str) -> Result<Option<LogPlan>, Error> {
     if config.log_path.is_empty() || log_directory.is_empty() {
         return Ok(None);

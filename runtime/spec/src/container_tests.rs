@@ -92,7 +92,7 @@ fn command_lines() {
 }
 
 #[test]
-fn the_images_host_name_wins_over_the_pods_and_the_requests_over_both() {
+fn hostname_variable_is_the_requests_then_the_images_then_the_pods() {
     let pod = pod(PodConfig { hostname: "web-0".into(), ..PodConfig::default() });
     let image = ImageFacts { env: vec!["HOSTNAME=0.0.0.0".into()], ..ImageFacts::default() };
     let host = HostFacts::default();
@@ -105,7 +105,7 @@ fn the_images_host_name_wins_over_the_pods_and_the_requests_over_both() {
 }
 
 #[test]
-fn environment_is_folded() {
+fn environment_is_merged() {
     let var = |key: &str, value: &str| EnvVar { key: key.into(), value: text(value) };
     let bytes = EnvVar { key: "RAW".into(), value: Text::new([0xff, b'=']).unwrap() };
     let config = ContainerConfig {
@@ -184,7 +184,7 @@ fn privileged_needs_a_privileged_sandbox() {
 }
 
 #[test]
-fn the_rest() {
+fn remaining_fields() {
     let config = ContainerConfig { log_path: "web/0.log".into(), ..ContainerConfig::default() };
     let mut sandbox = PodConfig { log_directory: "/var/log/pods/x".into(), ..PodConfig::default() };
     let made = plan_in(sandbox.clone(), config.clone()).unwrap();

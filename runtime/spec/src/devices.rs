@@ -1,4 +1,4 @@
-//! Device nodes of a container and what its device cgroup allows.
+//! Device nodes of a container, and the rules of its device cgroup.
 
 use crate::{Error, path};
 use model::Device;
@@ -6,18 +6,18 @@ use std::collections::BTreeSet;
 use std::fmt;
 use wire::DeviceNode;
 
-/// A node found on the host, at or below a path that a request names.
+/// A device node on the host, at or below a path in the request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostDevice {
-    /// Path as reached through the request's `host_path` (symlinks followed for the facts, not here).
+    /// Path as reached through the request's `host_path`. The caller has followed symlinks to read the facts.
     pub path: String,
-    /// 'c' or 'b'.
+    /// Type: 'c' or 'b'.
     pub kind: char,
     /// Major number.
     pub major: u32,
     /// Minor number.
     pub minor: u32,
-    /// Permission bits.
+    /// Permission bits of the mode.
     pub mode: u32,
     /// Owner.
     pub uid: u32,
@@ -25,18 +25,18 @@ pub struct HostDevice {
     pub gid: u32,
 }
 
-/// One rule of the device controller. Displayed in the syntax of v1's `devices.allow` and `devices.deny`.
+/// One rule of the device controller, displayed in the format of v1's `devices.allow` and `devices.deny`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceRule {
-    /// Allow, else deny.
+    /// Allows if true, otherwise denies.
     pub allow: bool,
-    /// 'a' (all), 'c' or 'b'.
+    /// Type: 'a' (all), 'c' or 'b'.
     pub kind: char,
-    /// None is any.
+    /// Major number; `None` means any.
     pub major: Option<u32>,
-    /// None is any.
+    /// Minor number; `None` means any.
     pub minor: Option<u32>,
-    /// Some of `r`, `w`, `m`.
+    /// Any of `r`, `w` and `m`.
     pub access: String,
 }
 
@@ -50,7 +50,7 @@ impl fmt::Display for DeviceRule {
     }
 }
 
-/// Character devices that every container has: null, zero, full, random, urandom, tty, ptmx, and all pts.
+/// Character devices of every container: null, zero, full, random, urandom, tty, ptmx, and all ptys.
 const STANDARD: [(u32, Option<u32>); 8] = [
     (1, Some(3)),
     (1, Some(5)),
@@ -61,7 +61,7 @@ const STANDARD: [(u32, Option<u32>); 8] = [
     (5, Some(2)),
     (136, None),
 ];
-/// Paths that the container's own /dev provides, never taken from the host.
+/// Paths that the container's own /dev provides; never taken from the host.
 const OWN: [&str; 16] = [
     "/dev/null",
     "/dev/zero",
@@ -80,14 +80,14 @@ const OWN: [&str; 16] = [
     "/dev/stderr",
     "/dev/core",
 ];
-/// Most nodes of a container: beyond it a directory was named by mistake. A host has some hundreds, one with a
-/// storage network some thousands (each path to each disk is a node); a plan with all of these has 2 MiB, of the 4
-/// that a worker reads.
-pub const MOST_NODES: usize = 16_384;
+/// Most nodes of a container: with more, the request probably names the wrong folder. A host has some
+/// hundreds, one with a storage network some thousands, because each path to each disk is a node. A plan with
+/// this many nodes has 2 MiB; the limit for plans is 4 MiB.
+pub const MAX_NODES: usize = 16_384;
 
-/// The rules of a container's leaf, in the order in which they are written: everything denied, then what
-/// is allowed. Making nodes is allowed (CAP_MKNOD decides), using them is not. A privileged container may
-/// use everything.
+/// The rules of a container's cgroup in the order of writing: first everything is denied, then devices are
+/// allowed. Creating nodes is always allowed (CAP_MKNOD decides), using them is not. A privileged container
+/// may use every device.
 pub fn rules(devices: &[Device], privileged: bool, found: &[HostDevice]) -> Result<Vec<DeviceRule>, Error> {
     let all = |allow| DeviceRule { allow, kind: 'a', major: None, minor: None, access: "rwm".to_owned() };
     if privileged {
@@ -108,8 +108,8 @@ pub fn rules(devices: &[Device], privileged: bool, found: &[HostDevice]) -> Resu
     Ok(rules)
 }
 
-/// The nodes to make beyond the standard ones: those of the request and, for a privileged container, all
-/// that were found on the host.
+/// The nodes to create in addition to the standard ones: those in the request, and for a privileged container
+/// all of the host's.
 pub fn nodes(devices: &[Device], privileged: bool, found: &[HostDevice]) -> Result<Vec<DeviceNode>, Error> {
     let mut nodes: Vec<DeviceNode> = Vec::new();
     let mut add = |path: String, host: &HostDevice| {
@@ -125,22 +125,18 @@ pub fn nodes(devices: &[Device], privileged: bool, found: &[HostDevice]) -> Resu
     for (_, path, host) in requested(devices, found)? {
         add(path, host);
     }
-    // Of several at one path the last counts: what the request names comes after what the host has.
+    // Of several nodes with the same path the last is used: those in the request come after the host's.
     let mut taken = BTreeSet::new();
     nodes.reverse();
     nodes.retain(|node| taken.insert(node.path.clone()));
     nodes.reverse();
-    if nodes.len() > MOST_NODES {
-        return Err(Error::invalid(
-            "devices",
-            nodes.len().to_string(),
-            format!("at most {MOST_NODES} nodes"),
-        ));
+    if nodes.len() > MAX_NODES {
+        return Err(Error::invalid("devices", nodes.len().to_string(), format!("at most {MAX_NODES} nodes")));
     }
     Ok(nodes)
 }
 
-/// Each requested device with the path in the container and the node found for it.
+/// Each requested device with its path in the container and the node found for it.
 fn requested<'a>(
     devices: &'a [Device],
     found: &'a [HostDevice],
@@ -165,7 +161,7 @@ fn requested<'a>(
             }
         }
         if nodes.len() == before {
-            let want = "a device node of the host, or a directory that holds some";
+            let want = "a device node on the host, or a folder that contains one";
             return Err(Error::invalid(field("host_path"), &device.host_path, want));
         }
     }
@@ -217,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn privileged_takes_the_hosts_but_not_its_own() {
+    fn privileged_gets_the_hosts_nodes_except_its_own_paths() {
         let found =
             [host("/dev/null", 'c', 1, 3), host("/dev/vda", 'b', 254, 0), host("/dev/pts/0", 'c', 136, 0)];
         let made = nodes(&[], true, &found).unwrap();

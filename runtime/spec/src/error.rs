@@ -1,35 +1,35 @@
-//! Why a request cannot become a plan.
+//! Errors of this crate: why a request is refused.
 
 /// What a caller can do about an [`Error`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// The value is wrong wherever it is sent (gRPC InvalidArgument).
+    /// The value is invalid (gRPC InvalidArgument).
     Invalid,
-    /// The value is right, but not built or not possible here (gRPC Unimplemented).
+    /// The value is valid, but not implemented or not possible on this node (gRPC Unimplemented).
     Unsupported,
 }
 
 /// A refused field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The value is wrong.
+    /// The value is invalid.
     #[error("{field}: {value:?} is not valid: {want}")]
     Invalid {
-        /// CRI name of the field, dotted from the message that holds it.
+        /// CRI name of the field, with the messages that contain it, separated by dots.
         field: String,
-        /// What was given, cut to 200 characters.
+        /// The value, cut to 200 characters.
         value: String,
-        /// What would be right.
+        /// What a valid value is.
         want: String,
     },
-    /// The value is right, but cannot be had.
+    /// The value is valid, but not supported.
     #[error("{field}: {value:?} is not supported: {want}")]
     Unsupported {
         /// CRI name of the field.
         field: String,
-        /// What was given, cut to 200 characters.
+        /// The value, cut to 200 characters.
         value: String,
-        /// What is missing, or what would do.
+        /// What is missing, or what is supported.
         want: String,
     },
 }
@@ -61,10 +61,10 @@ impl Error {
     }
 }
 
-/// Values come from outside and end up in messages and logs: keep them short.
+/// Values come from clients and appear in messages and logs, so they are kept short.
 fn cut(value: &str) -> String {
-    const LONGEST: usize = 200;
-    let mut short: String = value.chars().take(LONGEST).collect();
+    const MAX_VALUE: usize = 200;
+    let mut short: String = value.chars().take(MAX_VALUE).collect();
     if short.len() < value.len() {
         short.push('…');
     }

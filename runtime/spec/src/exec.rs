@@ -1,14 +1,15 @@
-//! What an exec runs as: the container's own process, with another command.
+//! The plan of an exec: the process of the container's init with another command.
 
 use model::{SeccompProfile, Text};
 use wire::{ProcessPlan, SeccompProgram};
 
-/// TERM of a process with a terminal that names none.
+/// TERM for a process with a terminal whose environment has none.
 pub(crate) const TERM: &str = "TERM=xterm";
 
-/// What of a container's process its record keeps for execs and for verbose status: all of it, but no
-/// filter that can be had again. One of a Localhost profile stays, since its file may change or go while
-/// the container lives; RuntimeDefault is our own table, and eleven KiB a container that nobody needs.
+/// The part of a container's process plan that its record keeps for execs and for verbose status. It leaves
+/// out a filter that can be compiled again: RuntimeDefault is our own table, and its program would take
+/// eleven KiB per container. The filter of a Localhost profile is kept, because the file may change or vanish
+/// while the container runs.
 pub fn template(process: &ProcessPlan, profile: &SeccompProfile) -> ProcessPlan {
     let mut kept = process.clone();
     if !matches!(profile, SeccompProfile::Localhost(_)) {
@@ -17,9 +18,9 @@ pub fn template(process: &ProcessPlan, profile: &SeccompProfile) -> ProcessPlan 
     kept
 }
 
-/// A process to start in a running container: environment, working directory, credentials and oom score of
-/// its init. `seccomp` is the program of the container's profile as the compiler has it now; one that the
-/// template kept wins. (For a Localhost profile that the template kept, pass None.)
+/// The plan of a process in a running container: it has the environment, working directory, credentials and
+/// oom score of the container's init. `seccomp` is the program of the container's profile as compiled now; if
+/// the template kept one, that is used instead. (For a Localhost profile kept in the template, pass None.)
 pub fn exec(
     template: &ProcessPlan,
     seccomp: Option<SeccompProgram>,
@@ -41,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keeps_all_but_the_command() {
+    fn template_keeps_everything_but_the_command() {
         let text = |s: &str| Text::new(s).unwrap();
         let filter = |number| Some(SeccompProgram { instructions: vec![number] });
         let init = ProcessPlan {

@@ -1,12 +1,12 @@
-//! From what was asked for to what is made: plans, resource files, capability masks, filters.
+//! Turns requests into plans: process plans, cgroup files, capability masks, seccomp filters.
 //!
-//! This crate is pure: no I/O, no clock, no async. The daemon gathers facts (image configuration, host
-//! devices, capabilities), this crate judges and computes, `cgroups` writes files and the shim makes the
-//! container. Refusals name the CRI field, the value and what would be right ([`Error`]).
+//! This crate is pure: no I/O, no clock, no async. The daemon collects facts (image config, host devices,
+//! capabilities), this crate validates and computes, `cgroups` writes the files, and the shim creates the
+//! container. An [`Error`] names the CRI field, the value and a valid value.
 //!
-//! The order of a create: [`security::caps`] -> seccomp program of those capabilities;
-//! [`resources::v1`] and [`devices::rules`] -> cgroup leaf; [`container`] -> the plan;
-//! [`exec::template`] -> what the record keeps for execs.
+//! The order of a create: [`security::caps`] -> seccomp program for these capabilities; [`resources::v1`] and
+//! [`devices::rules`] -> cgroup; [`container`] -> the plan; [`exec::template`] -> the part of the plan that
+//! the record keeps for execs.
 
 mod container;
 pub mod devices;

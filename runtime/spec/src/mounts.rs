@@ -1,4 +1,4 @@
-//! The mounts of a container: defaults and volumes in one list, shallow ones first.
+//! The mounts of a container: defaults and volumes in one list, ordered by depth.
 
 use crate::{Error, path};
 use model::{ContainerConfig, NamespaceMode, Namespaces};
@@ -7,26 +7,26 @@ use wire::{MountKind, MountPlan};
 /// Files of the pod that are bound into its containers; absolute host paths.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PodFiles {
-    /// For /etc/resolv.conf.
+    /// Bound at /etc/resolv.conf.
     pub resolv_conf: String,
-    /// For /etc/hostname.
+    /// Bound at /etc/hostname.
     pub hostname: String,
-    /// For /etc/hosts, where kubelet gives none.
+    /// Bound at /etc/hosts if kubelet does not mount one.
     pub hosts: Option<String>,
 }
 
-/// Size of the tmpfs on /dev, bytes: nodes and links only.
+/// Size of the tmpfs on /dev in bytes; it holds only nodes and links.
 const DEV_SIZE: u64 = 64 << 20;
 /// Most volumes of a container.
-const MOST: usize = 1024;
+const MAX_VOLUMES: usize = 1024;
 
-/// All mounts, by depth of target; of two on one target the later one hides the earlier.
+/// All mounts, ordered by depth of target. If two have the same target, the later one hides the earlier.
 pub(crate) fn plan(
     config: &ContainerConfig,
     pod: &Namespaces,
     files: &PodFiles,
 ) -> Result<Vec<MountPlan>, Error> {
-    if config.mounts.len() > MOST {
+    if config.mounts.len() > MAX_VOLUMES {
         return Err(Error::invalid("mounts", config.mounts.len().to_string(), "at most 1024"));
     }
     let mut volumes = Vec::with_capacity(config.mounts.len());
@@ -47,10 +47,10 @@ pub(crate) fn plan(
     Ok(mounts)
 }
 
-/// Whether a volume takes the place of a default: on its own path always. Below a volume on /dev or /sys what
-/// is asked for is what is seen, as with CRI-O. Our files below /etc are mounted onto a volume there, as with
-/// containerd and CRI-O, or a container with a volume on /etc would have no DNS; but not where that would mount
-/// them on the host as well.
+/// Whether a volume replaces a default mount. It does on the same target. A volume on /dev or /sys also
+/// replaces the defaults below it, as with CRI-O: the container sees what was requested. Our files below /etc
+/// are mounted onto a volume there, as with containerd and CRI-O; otherwise a container with a volume on /etc
+/// would have no DNS. They are left out if the mount would appear on the host as well.
 fn replaces(volume: &MountPlan, default: &MountPlan) -> bool {
     if volume.target == default.target {
         return true;
@@ -72,14 +72,14 @@ fn defaults(config: &ContainerConfig, pod: &Namespaces, files: &PodFiles) -> Vec
     let open = security.privileged;
     let mut mounts = vec![
         tight("/proc", MountKind::Proc),
-        // Not noexec: programs map /dev/zero executable.
+        // Not noexec, because programs map /dev/zero executable.
         MountPlan { nosuid: true, ..bare("/dev", MountKind::Tmpfs { mode: 0o755, size: DEV_SIZE }) },
         MountPlan { readonly: !open, ..tight("/sys", MountKind::Sysfs) },
         MountPlan { nosuid: true, noexec: true, ..bare("/dev/pts", MountKind::Devpts) },
         tight("/dev/mqueue", MountKind::Mqueue),
         MountPlan { readonly: !open, ..tight("/sys/fs/cgroup", MountKind::Cgroup) },
     ];
-    // With the host's IPC namespace goes the host's /dev/shm, with the flags that it has there.
+    // The host's IPC namespace implies the host's /dev/shm, with its flags there.
     mounts.push(match pod.ipc {
         NamespaceMode::Node => {
             let propagation = model::Propagation::Private;
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn files_below_etc_lie_on_a_volume_there() {
+    fn files_below_etc_are_mounted_on_a_volume_there() {
         let with = |volume| targets(&ContainerConfig { mounts: vec![volume], ..ContainerConfig::default() });
         let files = ["/etc/resolv.conf", "/etc/hostname", "/etc/hosts"];
         let all = with(volume("/etc"));
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_programs_map_is_not_noexec() {
+    fn dev_and_etc_files_are_not_noexec() {
         let files = PodFiles { resolv_conf: "/r".into(), ..PodFiles::default() };
         let all = plan(&ContainerConfig::default(), &Namespaces::default(), &files).unwrap();
         let noexec = |target: &str| all.iter().find(|mount| mount.target == target).unwrap().noexec;

@@ -1,5 +1,5 @@
-//! A container as an OCI runtime Spec, for the verbose `info` of ContainerStatus: tools look for
-//! `runtimeSpec` there. A view, computed from the records alone; nothing is made from it.
+//! Shows a container as an OCI runtime spec, for the verbose `info` of ContainerStatus: tools look for
+//! `runtimeSpec` there. It is computed from the records for display only; no container is created from it.
 
 use crate::mounts::{self, PodFiles};
 use crate::{Error, container, security};
@@ -8,8 +8,8 @@ use oci_spec::runtime::Spec;
 use serde_json::{Map, Value, json};
 use wire::{MountKind, MountPlan, NamespaceSource, ProcessPlan};
 
-/// The view. `files` are the pod's, `unified` says whether the host has cgroup v2 only. The filter itself and
-/// device nodes are left out: they are no part of the records.
+/// Computes the spec. `files` are the pod's, and `unified` tells whether the host has only cgroup v2. The
+/// filter and device nodes are left out, because the records do not hold them.
 pub fn view(
     pod: &PodRecord,
     record: &ContainerRecord,
@@ -105,7 +105,7 @@ fn mount(mount: &MountPlan) -> Value {
     json!({ "destination": mount.target, "type": kind, "source": source, "options": options })
 }
 
-/// Namespaces of its own or of another; the host's are not named, as OCI has it.
+/// The container's own namespaces and those it joins; the host's are left out, as OCI specifies.
 fn namespaces(pod: &PodRecord, record: &ContainerRecord, unified: bool) -> Result<Vec<Value>, Error> {
     let plan = container::namespaces(&record.config, pod, unified)?;
     let mut list = vec![json!({ "type": "mount" })];
@@ -170,7 +170,7 @@ mod tests {
     use wire::CapSets;
 
     #[test]
-    fn a_record_reads_as_a_spec() {
+    fn record_is_shown_as_a_spec() {
         let pod = PodRecord {
             id: PodId::from_random([1; 32]),
             config: PodConfig { hostname: "web-0".into(), ..PodConfig::default() },

@@ -1,12 +1,12 @@
-//! Paths given by clients: absolute, without `..`, cleaned. Nothing here touches a file system.
+//! Paths in requests: absolute, without `..`, cleaned. Accesses no file system.
 
 use crate::Error;
 
-/// PATH_MAX less the terminating NUL.
-const LONGEST: usize = 4095;
+/// PATH_MAX without the terminating NUL.
+const MAX_PATH: usize = 4095;
 
-/// An absolute path without empty and `.` components. `..` is refused rather than folded: with symlinks
-/// the two mean different things.
+/// An absolute path with empty and `.` components removed. `..` is refused rather than resolved, because with
+/// symlinks the result would differ.
 pub fn clean(field: &str, given: &str) -> Result<String, Error> {
     if !given.starts_with('/') {
         return Err(Error::invalid(field, given, "an absolute path is needed"));
@@ -15,8 +15,8 @@ pub fn clean(field: &str, given: &str) -> Result<String, Error> {
     Ok(format!("/{}", inner.join("/")))
 }
 
-/// [`clean`] for a path inside a container, where Kubernetes allows `..` and every runtime folds it away
-/// before it looks at the file system. The root's parent is the root.
+/// Like [`clean`], for a path inside a container. There Kubernetes allows `..`, and every runtime resolves it
+/// lexically. The root's parent is the root.
 pub fn fold(field: &str, given: &str) -> Result<String, Error> {
     if !given.starts_with('/') {
         return clean(field, given);
@@ -34,7 +34,7 @@ pub fn fold(field: &str, given: &str) -> Result<String, Error> {
     clean(field, &format!("/{}", inner.join("/")))
 }
 
-/// A relative path that stays below its start: no `..`, not absolute, not empty.
+/// A relative path that stays below its start: not empty, not absolute, no `..`.
 pub fn clean_relative(field: &str, given: &str) -> Result<String, Error> {
     if given.starts_with('/') {
         return Err(Error::invalid(field, given, "a relative path is needed"));
@@ -47,8 +47,8 @@ pub fn clean_relative(field: &str, given: &str) -> Result<String, Error> {
 }
 
 fn components<'a>(field: &str, given: &'a str) -> Result<Vec<&'a str>, Error> {
-    if given.len() > LONGEST {
-        return Err(Error::invalid(field, given, format!("at most {LONGEST} bytes")));
+    if given.len() > MAX_PATH {
+        return Err(Error::invalid(field, given, format!("at most {MAX_PATH} bytes")));
     }
     if given.contains('\0') {
         return Err(Error::invalid(field, given, "a path cannot hold NUL"));
@@ -67,7 +67,7 @@ fn components<'a>(field: &str, given: &'a str) -> Result<Vec<&'a str>, Error> {
     Ok(inner)
 }
 
-/// Whether `path` is `above` or lies below it; both clean and absolute.
+/// Whether `path` is `above` or below it; both must be clean and absolute.
 pub fn is_at_or_below(path: &str, above: &str) -> bool {
     above == "/" || path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }

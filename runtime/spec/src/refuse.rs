@@ -1,19 +1,19 @@
-//! Fields of CRI that are understood and not built: each has one refusal, so that no field is accepted
-//! and ignored. Those that the model cannot carry are refused where the wire is converted.
+//! CRI fields that are understood but not implemented. Each has one refusal, so that no field is accepted and
+//! then ignored. Fields that the model does not have are refused where CRI messages are converted.
 
 use crate::Error;
 use model::{ContainerConfig, GroupsPolicy, IdMapping, NamespaceMode, Namespaces, PodConfig};
 
-/// Something that is not built.
+/// A feature that is not implemented.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NotBuilt {
-    /// `userns_options` of mode POD, mappings of mounts.
+pub enum NotImplemented {
+    /// `userns_options` with mode POD; id mappings of mounts.
     UserNamespaces,
     /// `recursive_read_only` mounts.
     RecursiveReadOnly,
     /// `supplemental_groups_policy` Strict.
     StrictGroups,
-    /// AppArmor profiles other than RuntimeDefault on a host without AppArmor, and Unconfined.
+    /// AppArmor profiles, except RuntimeDefault on a host without AppArmor, and Unconfined.
     AppArmor,
     /// SELinux labels.
     Selinux,
@@ -29,18 +29,22 @@ pub enum NotBuilt {
     Windows,
 }
 
-impl NotBuilt {
-    /// The refusal of one field's value.
+impl NotImplemented {
+    /// The refusal of a field's value.
     pub fn refuse(self, field: &str, value: &str) -> Error {
         let want = match self {
-            Self::UserNamespaces => "user namespaces are not built yet: leave it out or use mode NODE",
-            Self::RecursiveReadOnly => "recursive read-only mounts are not built yet: use readonly alone",
-            Self::StrictGroups => "only the policy Merge is built",
-            Self::AppArmor => "AppArmor is not built yet: use RuntimeDefault or Unconfined",
-            Self::Selinux => "SELinux labels are not built yet: leave them out",
-            Self::ImageVolumes => "image volumes are not built yet",
-            Self::MountOptions => "mount options are not built yet (the feature is not announced)",
-            Self::Cdi => "CDI devices are not built yet",
+            Self::UserNamespaces => {
+                "user namespaces are not implemented yet: leave the field out or use mode NODE"
+            }
+            Self::RecursiveReadOnly => {
+                "recursive read-only mounts are not implemented yet: use readonly only"
+            }
+            Self::StrictGroups => "only the policy Merge is implemented",
+            Self::AppArmor => "AppArmor is not implemented yet: use RuntimeDefault or Unconfined",
+            Self::Selinux => "SELinux labels are not implemented yet: leave them out",
+            Self::ImageVolumes => "image volumes are not implemented yet",
+            Self::MountOptions => "mount options are not implemented yet (the feature is not announced)",
+            Self::Cdi => "CDI devices are not implemented yet",
             Self::RuntimeHandler => "only the default handler \"\" exists",
             Self::Windows => "this is a Linux runtime",
         };
@@ -48,20 +52,20 @@ impl NotBuilt {
     }
 }
 
-/// Refuses what a sandbox asks for and the model carries.
+/// Refuses unimplemented features in a sandbox's request.
 pub fn pod(config: &PodConfig) -> Result<(), Error> {
     if !config.runtime_handler.is_empty() {
-        return Err(NotBuilt::RuntimeHandler.refuse("runtime_handler", &config.runtime_handler));
+        return Err(NotImplemented::RuntimeHandler.refuse("runtime_handler", &config.runtime_handler));
     }
     namespaces("linux.security_context.namespace_options", &config.security.namespaces)
 }
 
-/// Refuses what a container asks for and the model carries.
+/// Refuses unimplemented features in a container's request.
 pub fn container(config: &ContainerConfig) -> Result<(), Error> {
     namespaces("linux.security_context.namespace_options", &config.security.namespaces)?;
     if config.security.groups_policy == GroupsPolicy::Strict {
         let field = "linux.security_context.supplemental_groups_policy";
-        return Err(NotBuilt::StrictGroups.refuse(field, "Strict"));
+        return Err(NotImplemented::StrictGroups.refuse(field, "Strict"));
     }
     for (index, mount) in config.mounts.iter().enumerate() {
         mappings(&format!("mounts[{index}].uidMappings"), &mount.uid_mappings)?;
@@ -79,17 +83,15 @@ fn namespaces(field: &str, options: &Namespaces) -> Result<(), Error> {
             "NODE with mappings",
             "mode NODE takes no mappings",
         )),
-        mode => {
-            Err(NotBuilt::UserNamespaces
-                .refuse(&format!("{field}.userns_options.mode"), &format!("{mode:?}")))
-        }
+        mode => Err(NotImplemented::UserNamespaces
+            .refuse(&format!("{field}.userns_options.mode"), &format!("{mode:?}"))),
     }
 }
 
 fn mappings(field: &str, mappings: &[IdMapping]) -> Result<(), Error> {
     match mappings.first() {
         None => Ok(()),
-        Some(first) => Err(NotBuilt::UserNamespaces.refuse(field, &format!("{first:?}"))),
+        Some(first) => Err(NotImplemented::UserNamespaces.refuse(field, &format!("{first:?}"))),
     }
 }
 

@@ -1,45 +1,46 @@
-//! From CRI resources to cgroup files and values, for v1 and v2, in the order in which they are written.
+//! Converts CRI resources to cgroup files and values, for v1 and v2, in the order of writing.
 
 use crate::Error;
 use model::Resources;
 
-/// One file of a cgroup folder to write.
+/// One cgroup file to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Write {
-    /// Controller, as /proc/cgroups calls it.
+    /// Controller, as named in /proc/cgroups.
     pub controller: String,
     /// File in the controller's folder.
     pub file: String,
-    /// What to write.
+    /// The value.
     pub value: String,
-    /// CRI field it comes from, for errors.
+    /// The CRI field it comes from, for errors.
     pub field: &'static str,
-    /// An absent controller or file is noted, not an error: the request asks for nothing that its absence
-    /// would give (no huge pages where they cannot be had, no swap where it is not accounted).
+    /// Whether the file may be missing. The request is then fulfilled without it: for example, no huge pages
+    /// on a node without huge pages.
     pub optional: bool,
 }
 
-/// What zero and empty mean.
+/// What zero and empty values mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// A new leaf: the kernel's defaults are in place.
+    /// A new cgroup, which has the kernel's defaults.
     Create,
-    /// UpdateContainerResources: leave unchanged. A negative quota or limit lifts it.
+    /// UpdateContainerResources: the value is unchanged. A negative quota or limit removes the limit.
     Update,
 }
 
-/// CFS period, µs: the kernel's bounds.
+/// CFS period, µs: the limits of the kernel.
 const PERIOD: std::ops::RangeInclusive<i64> = 1_000..=1_000_000;
 /// Least CFS quota, µs.
-const LEAST_QUOTA: i64 = 1_000;
-/// Least memory limit, bytes. What starts a process is charged to the container until its execve: some 400 KiB.
-const LEAST_MEMORY: i64 = 1 << 20;
+const MIN_QUOTA: i64 = 1_000;
+/// Least memory limit, bytes. The code that starts a process is charged to the container until its execve:
+/// some 400 KiB.
+const MIN_MEMORY: i64 = 1 << 20;
 /// Largest v1 share.
-const MOST_SHARES: i64 = 262_144;
-/// Most entries of `unified` and `hugepage_limits`: a kernel has fewer files.
-const MOST_ENTRIES: usize = 128;
+const MAX_SHARES: i64 = 262_144;
+/// Most entries of `unified` and `hugepage_limits`; a kernel has fewer files.
+const MAX_ENTRIES: usize = 128;
 
-/// Files of cgroup v1. `unified` means nothing there (CRI) and is left out.
+/// The files of cgroup v1. `unified` has no effect there (CRI) and is skipped.
 pub fn v1(resources: &Resources, mode: Mode) -> Result<Vec<Write>, Error> {
     let checked = check(resources, mode == Mode::Update)?;
     let mut writes = Vec::new();
@@ -47,7 +48,7 @@ pub fn v1(resources: &Resources, mode: Mode) -> Result<Vec<Write>, Error> {
         let (controller, file) = (controller.to_owned(), file.to_owned());
         writes.push(Write { controller, file, value, field, optional });
     };
-    // The cpuset first: a leaf with none cannot be joined at all.
+    // The cpuset first: a process cannot join a cgroup without one.
     if !resources.cpuset_cpus.is_empty() {
         put("cpuset", "cpuset.cpus", resources.cpuset_cpus.clone(), "cpuset_cpus", false);
     }
@@ -55,10 +56,10 @@ pub fn v1(resources: &Resources, mode: Mode) -> Result<Vec<Write>, Error> {
         put("cpuset", "cpuset.mems", resources.cpuset_mems.clone(), "cpuset_mems", false);
     }
     if resources.cpu_shares > 0 {
-        let shares = resources.cpu_shares.clamp(2, MOST_SHARES);
+        let shares = resources.cpu_shares.clamp(2, MAX_SHARES);
         put("cpu", "cpu.shares", shares.to_string(), "cpu_shares", false);
     }
-    // The period before the quota: a quota is judged against the period in force.
+    // The period before the quota, because the kernel checks a quota against the current period.
     if resources.cpu_period > 0 {
         put("cpu", "cpu.cfs_period_us", resources.cpu_period.to_string(), "cpu_period", false);
     }
@@ -69,8 +70,8 @@ pub fn v1(resources: &Resources, mode: Mode) -> Result<Vec<Write>, Error> {
         }
         _ => {}
     }
-    // Memory before memory+swap, which may never be below it. (An update that raises both is turned
-    // round by the writer, which knows what is in force.)
+    // Memory before memory+swap, which may never be lower. (For an update that raises both, the writer
+    // reverses the order, because it knows the current values.)
     if let Some(limit) = checked.memory {
         put("memory", "memory.limit_in_bytes", limit.to_string(), "memory_limit_in_bytes", false);
     }
@@ -80,7 +81,7 @@ pub fn v1(resources: &Resources, mode: Mode) -> Result<Vec<Write>, Error> {
     }
     for huge in &resources.hugepage_limits {
         for file in huge_files(huge, "limit_in_bytes", "rsvd.limit_in_bytes") {
-            // Kernels before 5.7 count no reservations.
+            // Kernels before 5.7 do not count reservations.
             let optional = huge.limit == 0 || file.contains(".rsvd.");
             put("hugetlb", &file, huge.limit.to_string(), "hugepage_limits", optional);
         }
@@ -88,9 +89,9 @@ pub fn v1(resources: &Resources, mode: Mode) -> Result<Vec<Write>, Error> {
     Ok(writes)
 }
 
-/// Files of cgroup v2; an entry of `unified` takes the place of a typed one of the same file.
+/// The files of cgroup v2; an entry of `unified` replaces a typed value for the same file.
 pub fn v2(resources: &Resources, mode: Mode) -> Result<Vec<Write>, Error> {
-    // Swap is written less memory there, so an update must name both.
+    // v2 limits swap without memory, so an update must give both.
     let checked = check(resources, false)?;
     let mut writes: Vec<Write> = Vec::new();
     let mut put = |file: &str, value: String, field, optional| {
@@ -109,7 +110,7 @@ pub fn v2(resources: &Resources, mode: Mode) -> Result<Vec<Write>, Error> {
     let quota = match (resources.cpu_quota, mode) {
         (quota, _) if quota > 0 => Some(quota.to_string()),
         (quota, Mode::Update) if quota < 0 => Some("max".to_owned()),
-        // A period alone: the kernel takes "max <period>".
+        // For a period alone the kernel accepts "max <period>".
         _ if resources.cpu_period > 0 && mode == Mode::Create => Some("max".to_owned()),
         _ => None,
     };
@@ -143,19 +144,19 @@ pub fn v2(resources: &Resources, mode: Mode) -> Result<Vec<Write>, Error> {
     Ok(writes)
 }
 
-/// Files that limit pages in use and pages reserved by mmap: without the second a container that may use none
-/// could reserve all that the node has.
+/// Files that limit huge pages in use and those reserved by mmap: without the second, a container with a
+/// limit of zero could reserve all pages of the node.
 fn huge_files(huge: &model::HugepageLimit, used: &str, reserved: &str) -> [String; 2] {
     [used, reserved].map(|kind| format!("hugetlb.{}.{kind}", huge.page_size))
 }
 
-/// v2 weight of v1 shares, by Kubernetes' formula (KEP-2254), so that a container weighs against its
-/// siblings as kubelet's pod level does.
+/// cgroup v2 weight of v1 shares, by Kubernetes' formula (KEP-2254): a container is weighted against its
+/// siblings by the same formula that kubelet uses for pods.
 pub fn weight(shares: i64) -> i64 {
-    1 + (shares.clamp(2, MOST_SHARES) - 2) * 9999 / 262_142
+    1 + (shares.clamp(2, MAX_SHARES) - 2) * 9999 / 262_142
 }
 
-/// oom_score_adj of a container's process, checked.
+/// The validated oom_score_adj of a container's processes.
 pub fn oom_score_adj(resources: &Resources) -> Result<i32, Error> {
     let given = resources.oom_score_adj;
     match i32::try_from(given) {
@@ -165,13 +166,13 @@ pub fn oom_score_adj(resources: &Resources) -> Result<i32, Error> {
 }
 
 struct Checked {
-    /// Bytes; negative lifts the limit.
+    /// Bytes; negative removes the limit.
     memory: Option<i64>,
-    /// Bytes of memory and swap together; negative lifts it.
+    /// Bytes of memory and swap together; negative removes the limit.
     memory_and_swap: Option<i64>,
 }
 
-/// `alone`: swap may be limited without memory, whose limit is in force already.
+/// `alone`: swap may be limited without memory, because the current memory limit is used.
 fn check(resources: &Resources, alone: bool) -> Result<Checked, Error> {
     let field = |name: &str| format!("linux.resources.{name}");
     let Resources {
@@ -189,11 +190,11 @@ fn check(resources: &Resources, alone: bool) -> Result<Checked, Error> {
     if *cpu_period != 0 && !PERIOD.contains(cpu_period) {
         return Err(Error::invalid(field("cpu_period"), cpu_period.to_string(), "0, or 1000 to 1000000 µs"));
     }
-    if (1..LEAST_QUOTA).contains(cpu_quota) {
+    if (1..MIN_QUOTA).contains(cpu_quota) {
         return Err(Error::invalid(field("cpu_quota"), cpu_quota.to_string(), "at least 1000 µs"));
     }
-    if (1..LEAST_MEMORY).contains(memory_limit) {
-        let want = format!("0, or at least {LEAST_MEMORY} bytes: with less no process can be started");
+    if (1..MIN_MEMORY).contains(memory_limit) {
+        let want = format!("0, or at least {MIN_MEMORY} bytes: no process can start with less");
         return Err(Error::invalid(field("memory_limit_in_bytes"), memory_limit.to_string(), want));
     }
     if *cpu_shares < 0 {
@@ -206,7 +207,7 @@ fn check(resources: &Resources, alone: bool) -> Result<Checked, Error> {
         }
     }
     let entries = hugepage_limits.len().max(unified.len());
-    if entries > MOST_ENTRIES {
+    if entries > MAX_ENTRIES {
         return Err(Error::invalid(field("unified"), entries.to_string(), "at most 128 entries"));
     }
     for huge in hugepage_limits {
@@ -214,13 +215,13 @@ fn check(resources: &Resources, alone: bool) -> Result<Checked, Error> {
         let right =
             digits.is_some_and(|d| !d.is_empty() && d.len() < 8 && d.bytes().all(|b| b.is_ascii_digit()));
         if !right {
-            let want = "a page size as the kernel spells it, such as 2MB";
+            let want = "a page size in the kernel's spelling, such as 2MB";
             return Err(Error::invalid(field("hugepage_limits.page_size"), &huge.page_size, want));
         }
     }
     for (file, value) in unified {
         let part = |c: char| c.is_ascii_alphanumeric() || c == '.' || c == '_' || c == '-';
-        // Files of the core (cgroup.procs, cgroup.subtree_control, cgroup.kill) are the runtime's own.
+        // The core's files (cgroup.procs, cgroup.subtree_control, cgroup.kill) belong to the runtime.
         let own = file.starts_with("cgroup.") && !file.starts_with("cgroup.max.");
         if file.len() > 255 || !file.contains('.') || !file.chars().all(part) || file.starts_with('.') || own
         {
@@ -232,7 +233,7 @@ fn check(resources: &Resources, alone: bool) -> Result<Checked, Error> {
     }
     let memory = (*memory_limit != 0).then_some((*memory_limit).max(-1));
     let memory_and_swap = match (*memory_limit, *memory_swap_limit) {
-        // Without a limit of its own swap follows memory: together no more than memory alone.
+        // Without its own limit, swap is limited by memory: both together may not exceed the memory limit.
         (0, 0) => None,
         (memory, 0) => Some(memory.max(-1)),
         (_, swap) if swap < 0 => Some(-1),
@@ -350,7 +351,7 @@ mod tests {
             let error = v1(&wrong, Mode::Create).unwrap_err();
             assert!(error.field().ends_with("memory_swap_limit_in_bytes"), "{error}");
         }
-        // An update may leave memory as it is.
+        // An update may leave memory unchanged.
         let swap = Resources { memory_swap_limit: 5 << 20, ..Resources::default() };
         assert_eq!(
             pairs(&v1(&swap, Mode::Update).unwrap()),
@@ -392,7 +393,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_numbers_are_judged_without_panic(
+        fn any_numbers_are_checked_without_panic(
             cpu_period in any::<i64>(), cpu_quota in any::<i64>(), cpu_shares in any::<i64>(),
             memory_limit in any::<i64>(), memory_swap_limit in any::<i64>(),
         ) {

@@ -1,43 +1,44 @@
-//! Pause's plan, and which kernel parameters a pod may set.
+//! Computes pause's plan, and checks which kernel parameters a pod may set.
 
 use crate::resources::Write;
 use crate::{Error, refuse};
 use model::{NamespaceMode, PodConfig, PodRecord, User};
 use wire::{CgroupPlan, PausePlan, SeccompProgram};
 
-/// Size of a pod's /dev/shm, bytes: what other runtimes give.
+/// Size of a pod's /dev/shm in bytes, the same as with other runtimes.
 pub const SHM_SIZE: u64 = 64 << 20;
-/// A pod outlives each of its containers: the kernel takes pause last but for the shim.
+/// A pod must outlive its containers: the kernel kills pause last, except for the shim.
 pub const PAUSE_OOM_SCORE_ADJ: i32 = -998;
-/// And the shim after pause, since it holds the logs and the exit codes.
+/// The shim comes after pause, because it holds the logs and the exit codes.
 pub const SHIM_OOM_SCORE_ADJ: i32 = -999;
-/// Whom pause runs as where nobody says: the user that Kubernetes' own pause image names. It has no
-/// capabilities either way.
+/// User of pause if the request names none: the one of Kubernetes' own pause image. Pause has no capabilities
+/// with any user.
 const PAUSE_ID: u32 = 65535;
-/// What a pod's own network allows to everybody in it, unless the request says otherwise, as with containerd: a
-/// server without capabilities on port 80, and ping without CAP_NET_RAW. The namespace is the pod's alone.
+/// Defaults for a pod with its own network namespace, unless the request sets them, as with containerd: a
+/// server without capabilities may use port 80, and ping needs no CAP_NET_RAW. The namespace belongs to the
+/// pod alone.
 const NETWORK_DEFAULTS: [(&str, &str); 2] =
     [("net/ipv4/ip_unprivileged_port_start", "0"), ("net/ipv4/ping_group_range", "0 2147483647")];
-/// Memory of pause, bytes. It has some 50 KiB; the rest is for what the kernel charges while it starts.
+/// Memory limit of pause in bytes. It uses some 50 KiB; the rest is for what the kernel charges at its start.
 const PAUSE_MEMORY: u64 = 8 << 20;
-/// Linux' HOST_NAME_MAX.
-const LONGEST_HOSTNAME: usize = 64;
-/// Most kernel parameters of a pod, and the longest value: /proc/sys takes one page.
-const MOST_SYSCTLS: usize = 256;
-const LONGEST_VALUE: usize = 4095;
+/// Linux's HOST_NAME_MAX.
+const MAX_HOSTNAME: usize = 64;
+/// Most kernel parameters of a pod, and the longest value: /proc/sys accepts one page.
+const MAX_SYSCTLS: usize = 256;
+const MAX_VALUE: usize = 4095;
 
-/// All that [`pause`] looks at.
+/// The input of [`pause`].
 #[derive(Debug, Clone)]
 pub struct PauseInput<'a> {
-    /// The sandbox.
+    /// The sandbox's record.
     pub pod: &'a PodRecord,
-    /// The leaf that was made for it.
+    /// The cgroup of pause.
     pub cgroup: CgroupPlan,
-    /// Its filter; dropped when the sandbox is privileged.
+    /// The seccomp filter; ignored if the sandbox is privileged.
     pub seccomp: Option<SeccompProgram>,
 }
 
-/// Pause's plan, or which field stands in its way.
+/// Computes pause's plan; the error names the field that is refused.
 pub fn pause(input: PauseInput<'_>) -> Result<PausePlan, Error> {
     let PauseInput { pod, cgroup, seccomp } = input;
     let config = &pod.config;
@@ -64,7 +65,7 @@ pub fn pause(input: PauseInput<'_>) -> Result<PausePlan, Error> {
     let user = match (asked.run_as_user, asked.run_as_group) {
         (None, Some(group)) => {
             let field = "linux.security_context.run_as_group";
-            return Err(Error::invalid(field, group.to_string(), "run_as_user must be set with it"));
+            return Err(Error::invalid(field, group.to_string(), "run_as_user must be set too"));
         }
         (None, None) => User { uid: PAUSE_ID, gid: PAUSE_ID, groups: asked.supplemental_groups.clone() },
         (Some(uid), group) => {
@@ -77,7 +78,7 @@ pub fn pause(input: PauseInput<'_>) -> Result<PausePlan, Error> {
         uts: network,
         pid,
         hostname: if network { hostname(config)? } else { String::new() },
-        // Those of the network that the request names wait for its interfaces: [`network_sysctls`].
+        // Network sysctls in the request are set once the interfaces exist: [`network_sysctls`].
         sysctls: {
             let own = sysctls(config)?.into_iter().filter(|(name, _)| !of_network(name));
             let defaults = NETWORK_DEFAULTS.into_iter().filter(|_| network);
@@ -91,7 +92,7 @@ pub fn pause(input: PauseInput<'_>) -> Result<PausePlan, Error> {
     })
 }
 
-/// Limits of pause's own leaf, for v1: it is one process of some KiB, and nobody may hide work behind it.
+/// v1 limits of pause's own cgroup: one process of some KiB, so that nothing else can run there.
 pub fn pause_limits() -> Vec<Write> {
     let write = |controller: &str, file: &str, value: u64| Write {
         controller: controller.to_owned(),
@@ -106,15 +107,15 @@ pub fn pause_limits() -> Vec<Write> {
 fn hostname(config: &PodConfig) -> Result<String, Error> {
     let name = &config.hostname;
     let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.' || c == '_';
-    if name.len() > LONGEST_HOSTNAME || !name.chars().all(fits) {
+    if name.len() > MAX_HOSTNAME || !name.chars().all(fits) {
         let want = "at most 64 letters, digits, '-', '_' and '.'";
         return Err(Error::invalid("hostname", name, want));
     }
-    // Empty leaves the new namespace with a copy of the node's name, as other runtimes do.
+    // An empty name leaves the new namespace with the node's name, as with other runtimes.
     Ok(name.clone())
 }
 
-/// The sysctls of a pod's network namespace, checked, to be set when its interfaces exist.
+/// The validated sysctls of a pod's network namespace, to be set once its interfaces exist.
 pub fn network_sysctls(config: &PodConfig) -> Result<Vec<(String, String)>, Error> {
     Ok(sysctls(config)?.into_iter().filter(|(name, _)| of_network(name)).collect())
 }
@@ -123,13 +124,13 @@ fn of_network(path: &str) -> bool {
     path.starts_with("net/")
 }
 
-/// `(path below /proc/sys, value)` of a pod's sysctls. Only what belongs to a namespace that the pod has
-/// to itself: `net.` with its own network, the System V and POSIX queues with its own IPC,
-/// `kernel.domainname` with its own UTS. Anything else would change the node.
+/// The pod's sysctls as `(path below /proc/sys, value)`. Allowed are those of namespaces that the pod does
+/// not share with the host: `net.` with its own network, System V and POSIX queues with its own IPC,
+/// `kernel.domainname` with its own UTS. All others would change the node.
 pub fn sysctls(config: &PodConfig) -> Result<Vec<(String, String)>, Error> {
     let namespaces = &config.security.namespaces;
     let (network, ipc) = (namespaces.network == NamespaceMode::Pod, namespaces.ipc == NamespaceMode::Pod);
-    if config.sysctls.len() > MOST_SYSCTLS {
+    if config.sysctls.len() > MAX_SYSCTLS {
         return Err(Error::invalid("linux.sysctls", config.sysctls.len().to_string(), "at most 256"));
     }
     let mut checked = Vec::with_capacity(config.sysctls.len());
@@ -145,15 +146,15 @@ pub fn sysctls(config: &PodConfig) -> Result<Vec<(String, String)>, Error> {
             ["kernel", "msgmax" | "msgmnb" | "msgmni"] | ["fs", "mqueue", _] => ipc,
             ["kernel", "domainname"] => network,
             _ => {
-                let want = "one of a namespace: net.*, kernel.shm*, kernel.msg*, kernel.sem, fs.mqueue.*";
+                let want = "a namespaced one: net.*, kernel.shm*, kernel.msg*, kernel.sem, fs.mqueue.*";
                 return Err(Error::invalid("linux.sysctls", name, want));
             }
         };
         if !allowed {
-            let want = "the pod shares this namespace with the host, so it cannot set it";
+            let want = "a sysctl of a namespace that the pod does not share with the host";
             return Err(Error::invalid("linux.sysctls", name, want));
         }
-        if value.len() > LONGEST_VALUE || value.contains(['\0', '\n']) {
+        if value.len() > MAX_VALUE || value.contains(['\0', '\n']) {
             return Err(Error::invalid(field, value, "one line of at most 4095 bytes"));
         }
         checked.push((parts.join("/"), value.clone()));
@@ -161,8 +162,9 @@ pub fn sysctls(config: &PodConfig) -> Result<Vec<(String, String)>, Error> {
     Ok(checked)
 }
 
-/// Components of a sysctl's name. As sysctl(8) has it: the separator that comes first separates, the other
-/// one is part of a name (`net/ipv4/conf/eth0.1/forwarding`, `net.ipv4.conf.eth0/1.forwarding`).
+/// Components of a sysctl's name, as in sysctl(8): whichever of '.' and '/' comes first is the separator, and
+/// the other one is part of a component (`net/ipv4/conf/eth0.1/forwarding`,
+/// `net.ipv4.conf.eth0/1.forwarding`).
 fn components(name: &str) -> Option<Vec<String>> {
     if name.len() > 255 {
         return None;
@@ -172,7 +174,7 @@ fn components(name: &str) -> Option<Vec<String>> {
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | ':' | '@');
     let mut parts = Vec::new();
     for part in name.split(separator) {
-        // A '/' inside a name stands for a '.', and a '.' stays.
+        // A '/' inside a component stands for a '.', and a '.' stays.
         let part = if other == '/' { part.replace('/', ".") } else { part.to_owned() };
         if part.is_empty() || part.chars().all(|c| c == '.') || !part.chars().all(fits) {
             return None;
@@ -217,7 +219,7 @@ mod tests {
         let made = plan(named()).unwrap();
         assert!(made.network && made.ipc && made.uts && made.pid && made.seccomp.is_some());
         assert_eq!((made.user.uid, made.user.gid, made.shm_size), (65535, 65535, 64 << 20));
-        // The defaults; what the request says comes later, and wins.
+        // The defaults; the request's values come later and win.
         assert_eq!(made.sysctls.len(), 2);
         let asked = with_sysctl("net.ipv4.ip_unprivileged_port_start", "80");
         assert_eq!(

@@ -49,7 +49,7 @@ pub const NAMES: [&str; 41] = [
     "CHECKPOINT_RESTORE",
 ];
 
-/// The fourteen that container runtimes give by default, and that Kubernetes' Baseline policy allows.
+/// The fourteen that other container runtimes add by default, and that Kubernetes' Baseline policy allows.
 pub const DEFAULT: u64 = mask_of(&[
     "CHOWN",
     "DAC_OVERRIDE",
@@ -67,11 +67,11 @@ pub const DEFAULT: u64 = mask_of(&[
     "SETFCAP",
 ]);
 
-/// Every capability this table knows.
+/// All capabilities in this table.
 pub const ALL: u64 = (1 << NAMES.len()) - 1;
 
-/// Made unreadable where a request leaves the choice to us (no security context at all). Kubelet always
-/// sends a list of its own; an empty one in a security context masks nothing (procMount Unmasked).
+/// Masked if the request has no security context. kubelet always sends its own list; an empty list in a
+/// security context masks nothing (procMount Unmasked).
 pub const DEFAULT_MASKED_PATHS: [&str; 11] = [
     "/proc/asound",
     "/proc/acpi",
@@ -86,11 +86,11 @@ pub const DEFAULT_MASKED_PATHS: [&str; 11] = [
     "/sys/firmware",
 ];
 
-/// Made read-only where a request leaves the choice to us.
+/// Made read-only if the request has no security context.
 pub const DEFAULT_READONLY_PATHS: [&str; 5] =
     ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// Mask of names known at compile time; an unknown one does not compile.
+/// Mask of names that are known at compile time; an unknown name does not compile.
 pub const fn mask_of(names: &[&str]) -> u64 {
     let mut mask = 0;
     let mut at = 0;
@@ -120,24 +120,26 @@ const fn same(a: &str, b: &str) -> bool {
     true
 }
 
-/// Mask of one name, with or without `CAP_`, in any case.
+/// Mask of one name, with or without `CAP_`, in upper or lower case.
 pub fn bit(name: &str) -> Option<u64> {
     let upper = name.to_ascii_uppercase();
     let bare = upper.strip_prefix("CAP_").unwrap_or(&upper);
     NAMES.iter().position(|known| *known == bare).map(|bit| 1 << bit)
 }
 
-/// `CAP_` names of a mask, by bit.
+/// `CAP_` names of a mask, in order of their bits.
 pub fn names(mask: u64) -> Vec<String> {
     let set = NAMES.iter().enumerate().filter(|(bit, _)| mask & (1 << bit) != 0);
     set.map(|(_, name)| format!("CAP_{name}")).collect()
 }
 
-/// The sets of a container. `host` is the daemon's bounding set: nothing beyond it can be given.
+/// Computes the capability sets of a container. `host` is the daemon's bounding set, which limits all of
+/// them.
 ///
-/// Start with the default set (all when privileged); `ALL` in add, then `ALL` in drop are applied first,
-/// then single additions, then single removals. Ambient ones are added to all sets. A capability asked
-/// for by name that the host does not have is an error; `ALL` and privileged mean all that it has.
+/// It starts with the default set (all capabilities if privileged). `ALL` in add is applied first, then `ALL`
+/// in drop, then single additions, then single removals. Ambient capabilities are added to all sets. A
+/// capability that is requested by name and missing on the host is an error; `ALL` and privileged mode mean
+/// all that the host has.
 pub fn caps(security: &ContainerSecurity, host: u64) -> Result<CapSets, Error> {
     let field = "linux.security_context.capabilities";
     if security.privileged {
@@ -162,7 +164,7 @@ pub fn caps(security: &ContainerSecurity, host: u64) -> Result<CapSets, Error> {
     Ok(CapSets { bounding: set, permitted: set, inheritable: ambient, ambient })
 }
 
-/// Whether `ALL` is among the names, and the mask of the others.
+/// Whether `ALL` is among the names, and the mask of the other names.
 fn parse(field: &str, names: &[String], host: Option<u64>) -> Result<(bool, u64), Error> {
     let mut all = false;
     let mut mask = 0;
@@ -174,7 +176,11 @@ fn parse(field: &str, names: &[String], host: Option<u64>) -> Result<(bool, u64)
         let want = "a capability of linux/capability.h, or ALL";
         let bit = bit(name).ok_or_else(|| Error::invalid(field, name, want))?;
         if host.is_some_and(|host| host & bit == 0) {
-            return Err(Error::unsupported(field, name, "this host's bounding set does not have it"));
+            return Err(Error::unsupported(
+                field,
+                name,
+                "the bounding set of the daemon does not include it",
+            ));
         }
         mask |= bit;
     }
@@ -193,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn default_set_is_dockers() {
+    fn default_set_equals_dockers() {
         assert_eq!(DEFAULT, 0x0000_0000_a804_25fb);
         assert_eq!(caps(&with(&[], &[], &[]), ALL).unwrap().bounding, DEFAULT);
     }
@@ -224,7 +230,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_beyond_the_host(host in any::<u64>(), add in 0usize..41, drop in 0usize..41) {
+        fn sets_never_exceed_the_host(host in any::<u64>(), add in 0usize..41, drop in 0usize..41) {
             let security = with(&[NAMES[add]], &[NAMES[drop]], &[]);
             if let Ok(sets) = caps(&security, host) {
                 prop_assert_eq!(sets.bounding & !host, 0);

@@ -1,16 +1,16 @@
-//! CRI `Signal` numbers and the kernel's, and an image's `StopSignal`.
+//! Converts between CRI `Signal` numbers, kernel numbers, and an image's `StopSignal`.
 //!
-//! CRI counts its signals by alphabet; 0 is "not set". Kernel numbers are those of x86 and arm, which
-//! agree. SIGRTMIN is the C library's 34, as container images and other runtimes count it.
+//! CRI numbers its signals alphabetically; 0 means "not set". Kernel numbers are those of x86 and arm, which
+//! agree. SIGRTMIN is 34, as in the C library: images and other runtimes use that number.
 
 use crate::Error;
 
-/// Sent first where neither the request nor the image names a signal.
+/// Stop signal if neither the request nor the image names one.
 pub const DEFAULT_STOP: i32 = 15;
 const RTMIN: i32 = 34;
 const RTMAX: i32 = 64;
 
-/// Kernel number and name by CRI number, from 1 on; the real-time range follows from 35.
+/// Kernel number and name by CRI number, starting at 1; real-time signals follow from 35.
 const NAMED: [(i32, &str); 34] = [
     (6, "ABRT"),
     (14, "ALRM"),
@@ -52,7 +52,7 @@ const CRI_RTMIN: i32 = 35;
 /// CRI number of SIGRTMAX.
 const CRI_RTMAX: i32 = 65;
 
-/// Kernel number of a CRI `Signal`; `None` when it is 0 (not set).
+/// Kernel number of a CRI `Signal`; `None` for 0 (not set).
 pub fn from_cri(signal: i32) -> Result<Option<i32>, Error> {
     if signal == 0 {
         return Ok(None);
@@ -63,12 +63,12 @@ pub fn from_cri(signal: i32) -> Result<Option<i32>, Error> {
     let at = usize::try_from(signal).ok().and_then(|number| number.checked_sub(1));
     match at.and_then(|at| NAMED.get(at)) {
         Some((kernel, _)) => Ok(Some(*kernel)),
-        None => Err(Error::invalid("stop_signal", signal.to_string(), "a Signal of CRI, 0 to 65")),
+        None => Err(Error::invalid("stop_signal", signal.to_string(), "a CRI Signal, 0 to 65")),
     }
 }
 
-/// CRI `Signal` of a kernel number, 0 for none of CRI's. Of two names for one number the usual one is
-/// taken (CHLD, not CLD; IO, not POLL; ABRT, not IOT).
+/// CRI `Signal` of a kernel number; 0 if CRI has none. If one number has two names, the usual one is chosen
+/// (CHLD, not CLD; IO, not POLL; ABRT, not IOT).
 pub fn to_cri(kernel: i32) -> i32 {
     if (RTMIN..=RTMAX).contains(&kernel) {
         return kernel - RTMIN + CRI_RTMIN;
@@ -77,10 +77,10 @@ pub fn to_cri(kernel: i32) -> i32 {
     at.and_then(|at| i32::try_from(at + 1).ok()).unwrap_or(0)
 }
 
-/// Kernel number of an image's `StopSignal`: a number, or a name with or without `SIG`, in any case;
-/// `RTMIN+n` and `RTMAX-n` too.
+/// Kernel number of an image's `StopSignal`: a number, or a name with or without `SIG`, in upper or lower
+/// case; also `RTMIN+n` and `RTMAX-n`.
 pub fn from_image(text: &str) -> Result<i32, Error> {
-    let bad = || Error::invalid("image config StopSignal", text, "a signal's name or number, 1 to 64");
+    let bad = || Error::invalid("image config StopSignal", text, "a signal name or number, 1 to 64");
     let upper = text.trim().to_ascii_uppercase();
     if let Ok(number) = upper.parse::<i32>() {
         return if (1..=RTMAX).contains(&number) { Ok(number) } else { Err(bad()) };
@@ -104,8 +104,8 @@ pub fn from_image(text: &str) -> Result<i32, Error> {
     number.ok_or_else(bad)
 }
 
-/// The signal that stop sends first: the request's, else the image's, else SIGTERM. A StopSignal of the
-/// image that cannot be read is an error, so that nobody waits for a signal that never comes.
+/// The signal that stop sends first: that of the request, else that of the image, else SIGTERM. An invalid
+/// StopSignal of the image is an error: another signal might not stop the container.
 pub fn stop_signal(requested: i32, image: &str) -> Result<i32, Error> {
     match from_cri(requested)? {
         Some(kernel) => Ok(kernel),

@@ -1,12 +1,12 @@
-//! Which hierarchies the host has, from mountinfo.
+//! Finds the host's hierarchies in mountinfo.
 
 use super::Error;
 use std::path::{Path, PathBuf};
 
-/// Without these a container would not be confined, or could not be killed whole.
+/// Required controllers: without them a container could not be confined or killed completely.
 const NEEDED: [&str; 5] = ["devices", "freezer", "memory", "cpu", "cpuacct"];
 
-/// One v1 hierarchy: one or several controllers mounted together, or a named one without any.
+/// One v1 hierarchy: one or more controllers mounted together, or a named one without controllers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hierarchy {
     name: String,
@@ -25,7 +25,7 @@ impl Hierarchy {
         self.controllers.iter().any(|own| own == controller)
     }
 
-    /// Whether it is a named one, without controllers.
+    /// Whether it is a named hierarchy without controllers.
     pub fn is_named(&self) -> bool {
         self.controllers.is_empty()
     }
@@ -41,10 +41,10 @@ impl Hierarchy {
     }
 }
 
-/// v1 hierarchies of a mountinfo text, by name. Of several mounts of one hierarchy the first whole one
-/// counts (field 4 is `/`; a bind of a part shows another root).
+/// The v1 hierarchies in a mountinfo text, by name. Of several mounts of one hierarchy the first complete one
+/// is used (field 4 is `/`; a bind mount of a part has another root).
 pub(super) fn hierarchies(mountinfo: &str) -> Result<Vec<Hierarchy>, Error> {
-    /// Mount options of a v1 superblock that are no controllers.
+    /// Mount options of a v1 superblock that are not controllers.
     const OPTIONS: [&str; 7] = ["rw", "ro", "none", "xattr", "clone_children", "noprefix", "cpuset_v2_mode"];
     let mut found: Vec<Hierarchy> = Vec::new();
     let mut unified = false;
@@ -82,7 +82,7 @@ pub(super) fn hierarchies(mountinfo: &str) -> Result<Vec<Hierarchy>, Error> {
         let list = missing.join(", ");
         let missing = match (found.is_empty(), unified) {
             (true, true) => format!(
-                "it has cgroup v2 only, which is not built yet (device program, joining by clone3); \
+                "it has cgroup v2 only, which is not implemented yet (device program, joining by clone3); \
                  boot with systemd.unified_cgroup_hierarchy=0, or mount the v1 controllers {list}"
             ),
             _ => format!("the v1 controllers {list} are not mounted (looked for in /proc/self/mountinfo)"),
@@ -93,7 +93,7 @@ pub(super) fn hierarchies(mountinfo: &str) -> Result<Vec<Hierarchy>, Error> {
     Ok(found)
 }
 
-/// mountinfo writes space, tab, newline and backslash as three octal digits.
+/// mountinfo escapes space, tab, newline and backslash as three octal digits.
 fn unescape(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn says_what_is_missing() {
+    fn errors_name_what_is_missing() {
         let v2 = "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n";
         let error = hierarchies(v2).unwrap_err().to_string();
         assert!(error.contains("v2 only") && error.contains("devices"), "{error}");

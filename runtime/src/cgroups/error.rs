@@ -1,61 +1,61 @@
-//! Errors of cgroup work, with the path and what was tried.
+//! Errors of cgroup operations, with the path and the failed action.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Why something about a cgroup failed.
+/// Why a cgroup operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The host cannot confine containers with what is built.
+    /// The host's cgroups cannot confine containers.
     #[error("cgroups of this host cannot be used: {missing}")]
     Host {
-        /// What is missing and what would do.
+        /// What is missing, and how to fix it.
         missing: String,
     },
-    /// A path that is not a clean absolute one.
+    /// The path is not a clean absolute path.
     #[error("cgroup path: {source}")]
     Path {
-        /// Which, and what would be right.
+        /// The path, and what a valid one is.
         #[from]
         source: spec::Error,
     },
-    /// A file or folder could not be made, read or written.
+    /// A file or folder could not be created, read or written.
     #[error("{what} {path}: {source}")]
     Io {
-        /// What was tried.
+        /// The failed action.
         what: &'static str,
-        /// Where.
+        /// The path.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the system call.
         #[source]
         source: io::Error,
     },
-    /// A limit that the kernel refuses, or has no file for.
+    /// The kernel refused a limit, or has no file for it.
     #[error("linux.resources.{field}: {value:?} cannot be set in {path}: {reason}")]
     Limit {
-        /// CRI field.
+        /// The CRI field.
         field: &'static str,
-        /// What was to be written.
+        /// The value.
         value: String,
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         reason: String,
     },
-    /// Processes that do not die.
+    /// Processes could not be killed.
     #[error("cgroup {path} still holds processes {pids:?} after {waited:?}")]
     Busy {
         /// Path of the cgroup.
         path: String,
-        /// Who is left, at most sixteen.
+        /// The remaining pids, at most sixteen.
         pids: Vec<i32>,
-        /// How long was tried.
+        /// How long it was tried.
         waited: std::time::Duration,
     },
-    /// Several of the above; every step was tried.
+    /// Several errors; every step was tried.
     #[error("{}", failures.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Several {
-        /// Each.
+        /// The errors.
         failures: Vec<Error>,
     },
 }
@@ -66,17 +66,17 @@ impl Error {
     }
 }
 
-/// Gathers failures of steps that are all tried.
+/// Collects the errors of steps that are all tried.
 #[derive(Debug, Default)]
 pub struct Failures(Vec<Error>);
 
 impl Failures {
-    /// Notes a step's outcome.
+    /// Adds the error of a step, if it failed.
     pub fn note<T>(&mut self, outcome: Result<T, Error>) {
         self.0.extend(outcome.err());
     }
 
-    /// Ok when every step was.
+    /// Ok if no step failed.
     pub fn into_result(mut self) -> Result<(), Error> {
         match self.0.len() {
             0 | 1 => self.0.pop().map_or(Ok(()), Err),

@@ -1,20 +1,20 @@
-//! Device nodes of the host, as facts for `spec`. Blocking.
+//! Finds device nodes of the host, as facts for `spec`. Blocking.
 
 use super::Error;
 use model::ContainerConfig;
-use spec::devices::{HostDevice, MOST_NODES};
+use spec::devices::{HostDevice, MAX_NODES};
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
-/// Deepest folder below a requested one.
-const DEEPEST: usize = 8;
-/// File systems of their own below /dev, or nodes of other containers.
+/// How many folders deep a requested folder is searched.
+const MAX_DEPTH: usize = 8;
+/// Skipped below /dev: other file systems, or nodes of other containers.
 const SKIPPED: [&str; 8] = ["pts", "shm", "mqueue", "fd", "hugepages", ".lxc", ".lxd-mounts", ".udev"];
 
-/// The nodes at and below the `host_path`s of a container's devices, and below /dev when it is privileged.
-/// A path without a node gives nothing here and an error of its field in `spec`. Those asked for by name come
-/// first; what is more than [`MOST_NODES`] is left out, with a warning.
+/// The nodes at and below the `host_path`s of a container's devices, and below /dev if it is privileged. A
+/// path without a node gives nothing here; `spec` then reports the field. Requested nodes come first; beyond
+/// [`MAX_NODES`] the rest is left out with a warning.
 pub fn find(config: &ContainerConfig) -> Result<Vec<HostDevice>, Error> {
     let mut found = Vec::new();
     for (index, device) in config.devices.iter().enumerate() {
@@ -24,11 +24,11 @@ pub fn find(config: &ContainerConfig) -> Result<Vec<HostDevice>, Error> {
     if config.security.privileged {
         walk(Path::new("/dev"), 0, &mut found)?;
     }
-    if found.len() == MOST_NODES {
+    if found.len() == MAX_NODES {
         tracing::warn!(
             container = config.meta.name,
-            most = MOST_NODES,
-            "the host has more device nodes than a container is given"
+            most = MAX_NODES,
+            "the host has more device nodes than a container can have; the rest is left out"
         );
     }
     found.sort_by(|a, b| a.path.cmp(&b.path));
@@ -37,15 +37,15 @@ pub fn find(config: &ContainerConfig) -> Result<Vec<HostDevice>, Error> {
 }
 
 fn walk(path: &Path, depth: usize, found: &mut Vec<HostDevice>) -> Result<(), Error> {
-    if found.len() == MOST_NODES {
+    if found.len() == MAX_NODES {
         return Ok(());
     }
-    // The requested path may be a symlink (/dev/disk/by-id); those below it may lead anywhere.
+    // The requested path may be a symlink (/dev/disk/by-id); symlinks below it are not followed.
     let facts = if depth == 0 { fs::metadata(path) } else { fs::symlink_metadata(path) };
     let Ok(facts) = facts else { return Ok(()) };
     let kind = facts.file_type();
     if kind.is_dir() {
-        if depth == DEEPEST {
+        if depth == MAX_DEPTH {
             return Ok(());
         }
         let entries = fs::read_dir(path).map_err(|source| Error::io("list", path, source))?;

@@ -1,4 +1,4 @@
-//! The end of a cgroup: rounds of [`sys::cgroup::kill_all`] until nobody is left; then its folders.
+//! Kills and removes cgroups: rounds of [`sys::cgroup::kill_all`] until no process is left, then the folders.
 
 use super::{Error, Failures, Hierarchy};
 use rustix::fs::{Mode, OFlags};
@@ -9,14 +9,14 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
-/// Longest that one round waits for a freeze: a process in D state freezes when it comes out of it.
+/// How long one round waits for the freezer: a process in D state freezes only when it leaves that state.
 const FREEZE_LIMIT: Duration = Duration::from_millis(100);
 /// Longest pause between two rounds.
-const LONGEST_PAUSE: Duration = Duration::from_millis(50);
-/// Pids named in an error.
-const NAMED: usize = 16;
+const MAX_PAUSE: Duration = Duration::from_millis(50);
+/// Most pids in an error message.
+const MAX_PIDS: usize = 16;
 
-/// Its folder in a hierarchy; none when it is absent.
+/// The cgroup's folder in a hierarchy; `None` if it does not exist.
 fn open(hierarchy: &Hierarchy, path: &str) -> Result<Option<OwnedFd>, Error> {
     let folder = hierarchy.folder(path);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -27,19 +27,19 @@ fn open(hierarchy: &Hierarchy, path: &str) -> Result<Option<OwnedFd>, Error> {
     }
 }
 
-/// Who is at or below the cgroup, in any hierarchy: a process with rights may have left some of them.
+/// The processes at or below the cgroup in any hierarchy: a privileged process may have left some of them.
 pub(super) fn pids(hierarchies: &[Hierarchy], path: &str) -> Result<BTreeSet<i32>, Error> {
     let mut pids = BTreeSet::new();
     for hierarchy in hierarchies {
         let Some(folder) = open(hierarchy, path)? else { continue };
         let mut note = |pid: u32| {
-            // 0 is a process of another PID namespace, out of our reach.
+            // 0 stands for a process of another PID namespace, which cannot be signalled.
             pids.extend(i32::try_from(pid).ok().filter(|pid| *pid > 0));
         };
         let listed =
             sys::cgroup::each_folder(folder.as_fd(), &mut |below| sys::cgroup::processes(below, &mut note));
         match listed {
-            Err(source) if !gone(&source) => {
+            Err(source) if !is_absent(&source) => {
                 return Err(Error::io("list the processes of", hierarchy.folder(path), source));
             }
             _ => {}
@@ -48,8 +48,8 @@ pub(super) fn pids(hierarchies: &[Hierarchy], path: &str) -> Result<BTreeSet<i32
     Ok(pids)
 }
 
-/// Also ENOTDIR for a path through a file, at which no cgroup can be.
-fn gone(error: &io::Error) -> bool {
+/// ENOENT, or ENOTDIR for a path through a file, where no cgroup can exist.
+fn is_absent(error: &io::Error) -> bool {
     sys::cgroup::is_gone(error) || error.kind() == io::ErrorKind::NotADirectory
 }
 
@@ -58,7 +58,7 @@ pub(super) fn all(hierarchies: &[Hierarchy], path: &str, limit: Duration) -> Res
     let mut pause = Duration::from_millis(1);
     loop {
         let left = match pids(hierarchies, path) {
-            // Too many folders: the round below makes them fewer.
+            // Too many folders: the round below removes empty ones.
             Err(Error::Io { source, .. }) if sys::cgroup::is_too_many(&source) && start.elapsed() < limit => {
                 BTreeSet::from([0])
             }
@@ -68,7 +68,7 @@ pub(super) fn all(hierarchies: &[Hierarchy], path: &str, limit: Duration) -> Res
             return Ok(());
         }
         if start.elapsed() > limit {
-            let pids = left.into_iter().take(NAMED).collect();
+            let pids = left.into_iter().take(MAX_PIDS).collect();
             return Err(Error::Busy { path: path.to_owned(), pids, waited: start.elapsed() });
         }
         let (mut folders, mut freezer) = (Vec::new(), None);
@@ -88,7 +88,7 @@ pub(super) fn all(hierarchies: &[Hierarchy], path: &str, limit: Duration) -> Res
             _ => {}
         }
         thread::sleep(pause);
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        pause = (pause * 2).min(MAX_PAUSE);
     }
 }
 
@@ -103,7 +103,7 @@ pub(super) fn remove(hierarchies: &[Hierarchy], path: &str, limit: Duration) -> 
 
 fn remove_one(hierarchy: &Hierarchy, path: &str, until: Instant) -> Result<(), Error> {
     let folder = hierarchy.folder(path);
-    // A dying process leaves its cgroups a moment after it is waited for: EBUSY is tried again until then.
+    // A dying process leaves its cgroups shortly after it was reaped: EBUSY is retried until then.
     let mut retry = || {
         let again = Instant::now() < until;
         if again {
@@ -118,14 +118,14 @@ fn remove_one(hierarchy: &Hierarchy, path: &str, until: Instant) -> Result<(), E
     loop {
         match fs::remove_dir(&folder) {
             Ok(()) => return Ok(()),
-            Err(source) if gone(&source) => return Ok(()),
+            Err(source) if is_absent(&source) => return Ok(()),
             Err(source) if source.kind() == io::ErrorKind::ResourceBusy && retry() => {}
             Err(source) => return Err(Error::io("remove cgroup", folder, source)),
         }
     }
 }
 
-/// Removes a root of ours where it is empty; another pod may be using it, or making itself at home.
+/// Removes an empty root cgroup of ours. A failure is ignored: another pod may be using or creating it.
 pub(super) fn remove_root(hierarchies: &[Hierarchy], root: &str) {
     for hierarchy in hierarchies {
         drop(fs::remove_dir(hierarchy.folder(root)));

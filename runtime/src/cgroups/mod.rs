@@ -1,9 +1,9 @@
-//! Cgroups: leaves of containers and shims, limits, killing, removal. Blocking; callers use `spawn_blocking`.
+//! Cgroups of containers and shims: creating, limiting, killing, removing. Blocking; callers use a lane.
 //!
-//! Version 1, alone or hybrid (a cgroup2 mount beside it, which nothing of ours joins: it has no `tasks`,
-//! and joining by `cgroup.procs` waits for an RCU grace period). A v2-only host is refused by [`Cgroups::detect`].
-//! Everything here is plain files; no D-Bus, no crate: libcontainer's own handling costs 15 ms a cold
-//! create, and cgroups-rs brings a D-Bus client and a second nix.
+//! Version 1, alone or hybrid. (Hybrid means that cgroup2 is mounted too. Nothing of ours joins it: it has no
+//! `tasks` file, and joining by `cgroup.procs` waits for an RCU grace period.) A host with cgroup v2 only is
+//! refused by [`Cgroups::detect`]. Everything here uses plain files, no D-Bus and no crate: libcontainer's
+//! own handling adds 15 ms to a cold create, and cgroups-rs brings a D-Bus client and a second nix.
 
 mod detect;
 mod error;
@@ -22,9 +22,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 use wire::CgroupPlan;
 
-/// Longest that [`Cgroups::kill_all`] tries before it reports who is left (D state, mostly).
+/// How long [`Cgroups::kill_all`] tries before it reports the remaining processes (usually in D state).
 const KILL_LIMIT: Duration = Duration::from_secs(10);
-/// Longest that [`Cgroups::remove`] waits for a folder whose last process is still on its way out.
+/// How long [`Cgroups::remove`] waits for the last process of a cgroup to leave it.
 const REMOVE_LIMIT: Duration = Duration::from_secs(2);
 
 /// The host's cgroup hierarchies.
@@ -34,27 +34,26 @@ pub struct Cgroups {
 }
 
 impl Cgroups {
-    /// Reads /proc/self/mountinfo. An error says what is missing for containers to be confined.
+    /// Reads /proc/self/mountinfo. The error names what is missing to confine containers.
     pub fn detect() -> Result<Self, Error> {
         let path = "/proc/self/mountinfo";
         let text = std::fs::read_to_string(path).map_err(|source| Error::io("read", path, source))?;
         Ok(Self { hierarchies: detect::hierarchies(&text)? })
     }
 
-    /// The v1 hierarchies, each a member of every leaf.
+    /// The v1 hierarchies. Every leaf exists in all of them.
     pub fn hierarchies(&self) -> &[Hierarchy] {
         &self.hierarchies
     }
 
-    /// Folder of a cgroup in the hierarchy of a controller, where there is one.
+    /// Folder of a cgroup in the hierarchy of a controller, if that is mounted.
     pub fn folder(&self, controller: &str, path: &str) -> Option<PathBuf> {
         let hierarchy = self.hierarchies.iter().find(|hierarchy| hierarchy.has(controller))?;
         Some(hierarchy.folder(path))
     }
 
-    /// Makes a leaf in every hierarchy, with parents where they are absent, and writes its limits and
-    /// device rules. On an error nothing of the leaf is left. An existing leaf is an error: ids are ours
-    /// alone.
+    /// Creates a leaf cgroup in every hierarchy, with missing parents, and writes its limits and device
+    /// rules. On an error nothing of the leaf is left. An existing leaf is an error, because ids are unique.
     pub fn create_leaf(&self, path: &str, limits: &Limits) -> Result<Leaf, Error> {
         names::check(path)?;
         v1::create(&self.hierarchies, path, limits)
@@ -66,14 +65,14 @@ impl Cgroups {
         v1::open(&self.hierarchies, path)
     }
 
-    /// The plan that names a leaf's folders, without touching them.
+    /// The paths of a leaf's folders; accesses no file.
     pub fn plan(&self, path: &str) -> CgroupPlan {
         v1::plan(&self.hierarchies, path)
     }
 
-    /// Makes `/copepod/<pod>` for a shim, away from kubelet's tree, and gives the folders to join: the
-    /// named hierarchies (so that the service manager leaves it alone), memory and pids. Existing ones
-    /// are kept.
+    /// Creates `/copepod/<pod>` for a shim, outside kubelet's tree, and returns the folders to join: the
+    /// named hierarchies (so that the service manager does not touch it), memory and pids. Existing ones are
+    /// kept.
     pub fn create_shim(&self, pod: &PodId) -> Result<Vec<PathBuf>, Error> {
         let wanted =
             |hierarchy: &&Hierarchy| hierarchy.is_named() || hierarchy.has("memory") || hierarchy.has("pids");
@@ -82,41 +81,40 @@ impl Cgroups {
         chosen.into_iter().map(|hierarchy| v1::ensure(hierarchy, &path)).collect()
     }
 
-    /// Changes limits of a living leaf, in the order that the kernel accepts. All or nothing: on an error
-    /// what was written before is put back.
+    /// Changes limits of an existing leaf in the order that the kernel accepts. On an error the previous
+    /// values are restored.
     pub fn update(&self, path: &str, writes: &[spec::resources::Write]) -> Result<(), Error> {
         names::check(path)?;
         v1::update(&self.hierarchies, path, writes)
     }
 
-    /// Kills all processes at and below a cgroup, and comes back when none is left; an absent cgroup has
-    /// none. After ten seconds it gives up with the pids that stayed.
+    /// Kills all processes at and below a cgroup and returns when none is left; a missing cgroup has none.
+    /// After ten seconds it fails with the remaining pids.
     pub fn kill_all(&self, path: &str) -> Result<(), Error> {
         names::check(path)?;
         kill::all(&self.hierarchies, path, KILL_LIMIT)
     }
 
-    /// Whether a process is at or below a cgroup, in any hierarchy.
+    /// Whether any process is at or below a cgroup, in any hierarchy.
     pub fn populated(&self, path: &str) -> Result<bool, Error> {
         names::check(path)?;
         Ok(!kill::pids(&self.hierarchies, path)?.is_empty())
     }
 
-    /// Processes at and below a cgroup, in any hierarchy, ascending.
+    /// The processes at and below a cgroup in any hierarchy, ascending.
     pub fn pids(&self, path: &str) -> Result<Vec<i32>, Error> {
         names::check(path)?;
         Ok(kill::pids(&self.hierarchies, path)?.into_iter().collect())
     }
 
-    /// Removes a cgroup and what a container made below it, in every hierarchy; absent ones are fine.
-    /// Processes in it are an error: [`Cgroups::kill_all`] comes first.
+    /// Removes a cgroup and everything below it in every hierarchy; a missing one is not an error. Processes
+    /// in it are an error: call [`Cgroups::kill_all`] first.
     pub fn remove(&self, path: &str) -> Result<(), Error> {
         names::check(path)?;
         kill::remove(&self.hierarchies, path, REMOVE_LIMIT)
     }
 
-    /// Removes what a pod has beyond its leaves: its shim's cgroup and, where kubelet gave no parent, the
-    /// one that was made in its place.
+    /// Removes a pod's cgroups other than leaves: its shim's, and the default parent if kubelet named none.
     pub fn remove_pod(&self, config: &model::PodConfig, pod: &PodId) -> Result<(), Error> {
         let mut failures = Failures::default();
         failures.note(self.remove(&shim_path(pod)));
@@ -129,7 +127,7 @@ impl Cgroups {
         failures.into_result()
     }
 
-    /// How often the kernel killed a process of this cgroup for lack of memory.
+    /// Number of processes of this cgroup that the kernel killed because of the memory limit.
     pub fn oom_kills(&self, path: &str) -> Result<u64, Error> {
         names::check(path)?;
         v1::oom_kills(&self.hierarchies, path)

@@ -1,20 +1,20 @@
-//! What cgroups are called. Others read these names: kubelet takes every folder directly below a QoS
-//! level (`kubepods`, `burstable`, `besteffort`) whose name holds "pod" for a pod's, kills what is in it
-//! and removes it, and "copepod" holds "pod". So nothing of ours is ever made there.
+//! Names of cgroups. kubelet treats every folder directly below a QoS level (`kubepods`, `burstable`,
+//! `besteffort`) whose name contains "pod" as a pod: it kills the processes in it and removes it. "copepod"
+//! contains "pod", so nothing of ours may be created there.
 
 use super::Error;
 use model::{PodConfig, PodId};
 
-/// Where shims live: `/copepod/<pod id>`.
+/// Parent of shims' cgroups: `/copepod/<pod id>`.
 pub const SHIM_ROOT: &str = "/copepod";
-/// Where pods without a `cgroup_parent` live: `/copepod-pods/<pod id>`. Apart from the shims, since what a
-/// pod may be limited to as a whole is not theirs.
+/// Parent of pods without a `cgroup_parent`: `/copepod-pods/<pod id>`. Separate from the shims, so that limits
+/// of a pod do not apply to its shim.
 pub const DEFAULT_PARENT: &str = "/copepod-pods";
 
-/// NAME_MAX of the cgroup file systems, bytes.
-const LONGEST_NAME: usize = 255;
+/// NAME_MAX of cgroup file systems.
+const MAX_NAME: usize = 255;
 
-/// Levels directly below which kubelet looks for pods.
+/// Levels below which kubelet looks for pods.
 const QOS: [&str; 3] = ["kubepods", "burstable", "besteffort"];
 
 /// Path of a shim's cgroup.
@@ -26,26 +26,26 @@ pub(super) fn default_parent(pod: &PodId) -> String {
     format!("{DEFAULT_PARENT}/{pod}")
 }
 
-/// The cgroup that a pod's leaves lie in: kubelet's as given, else ours. Empty for the root, so that a leaf's
-/// path is made by adding `/<id>` everywhere.
+/// The parent of a pod's leaf cgroups: kubelet's, or the default. Empty for the root, so that appending
+/// `/<id>` always gives a leaf's path.
 pub fn pod_parent(config: &PodConfig, pod: &PodId) -> Result<String, Error> {
     if config.cgroup_parent.is_empty() {
         return Ok(default_parent(pod));
     }
     let parent = spec::path::clean("linux.cgroup_parent", &config.cgroup_parent)?;
-    if let Some(long) = parent.split('/').find(|part| part.len() > LONGEST_NAME) {
+    if let Some(long) = parent.split('/').find(|part| part.len() > MAX_NAME) {
         let want = "names of at most 255 bytes";
         return Err(spec::Error::invalid("linux.cgroup_parent", long, want).into());
     }
     Ok(if parent == "/" { String::new() } else { parent })
 }
 
-/// Path of a leaf: its parent and the 64 digits of a container's id, or of the sandbox's for pause.
+/// Path of a leaf: its parent and the container's id, or the sandbox's id for pause.
 pub fn leaf_path(parent: &str, id: &impl std::fmt::Display) -> String {
     format!("{parent}/{id}")
 }
 
-/// Refuses what is not clean, the root, and a folder that kubelet would take for a pod's.
+/// Refuses paths that are not clean, the root, and folders that kubelet would treat as a pod.
 pub(super) fn check(path: &str) -> Result<(), Error> {
     if spec::path::clean("cgroup", path)? != path || path == "/" {
         return Err(spec::Error::invalid("cgroup", path, "a clean absolute path below the root").into());
@@ -53,7 +53,12 @@ pub(super) fn check(path: &str) -> Result<(), Error> {
     let mut parts = path.rsplit('/');
     let (last, above) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     if QOS.contains(&above) && last.contains("copepod") {
-        return Err(spec::Error::invalid("cgroup", path, "kubelet removes folders of this name there").into());
+        return Err(spec::Error::invalid(
+            "cgroup",
+            path,
+            "a name that kubelet does not treat as a pod's and remove",
+        )
+        .into());
     }
     Ok(())
 }
@@ -85,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn never_where_kubelet_looks_for_pods() {
+    fn paths_where_kubelet_looks_for_pods_are_refused() {
         let pod = PodId::from_random([0xab; 32]);
         for ours in [shim_path(&pod), default_parent(&pod)] {
             check(&ours).unwrap();

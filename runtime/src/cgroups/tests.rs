@@ -1,16 +1,16 @@
-//! Against the host's real hierarchies: needs root and cgroup v1, and fails without.
+//! Tests with the host's real hierarchies. They need root and cgroup v1, and fail without them.
 
 use super::*;
 use spec::resources::{Mode, v1};
 use std::process::{Child, Command};
 
-/// A cgroup of this test's own, removed at its end however it ends.
-struct Room {
+/// A cgroup of this test, removed in any case.
+struct TestCgroup {
     cgroups: Cgroups,
     root: String,
 }
 
-impl Room {
+impl TestCgroup {
     fn new(name: &str) -> Self {
         let cgroups = Cgroups::detect().expect("cgroup v1 with devices, freezer, memory, cpu, cpuacct");
         Self { cgroups, root: format!("/copepod-test-{}-{name}", std::process::id()) }
@@ -26,7 +26,7 @@ impl Room {
     }
 }
 
-impl Drop for Room {
+impl Drop for TestCgroup {
     fn drop(&mut self) {
         let ended = self.cgroups.kill_all(&self.root).and_then(|()| self.cgroups.remove(&self.root));
         if !std::thread::panicking() {
@@ -38,7 +38,7 @@ impl Drop for Room {
     }
 }
 
-/// A sleeper that joins every hierarchy by itself, as init does, and forks two more.
+/// A process that joins every hierarchy, as init does, and forks two more.
 fn sleepers(leaf: &Leaf) -> Child {
     let joins: String =
         leaf.plan.members.iter().map(|member| format!("echo 0 > '{}/tasks' && ", member.path)).collect();
@@ -63,8 +63,8 @@ fn limits(resources: &model::Resources) -> Limits {
 
 #[test]
 fn privileged_leaf_limits_kill_and_remove() {
-    let room = Room::new("leaf");
-    let path = room.leaf("c1");
+    let cgroup = TestCgroup::new("leaf");
+    let path = cgroup.leaf("c1");
     let resources = model::Resources {
         cpu_shares: 256,
         cpu_period: 50_000,
@@ -73,96 +73,103 @@ fn privileged_leaf_limits_kill_and_remove() {
         hugepage_limits: vec![model::HugepageLimit { page_size: "2MB".into(), limit: 0 }],
         ..model::Resources::default()
     };
-    let leaf = room.cgroups.create_leaf(&path, &limits(&resources)).unwrap();
+    let leaf = cgroup.cgroups.create_leaf(&path, &limits(&resources)).unwrap();
     assert_eq!(leaf.folders.len(), leaf.plan.members.len());
-    assert_eq!(leaf.plan.members.len(), room.cgroups.hierarchies().len());
-    assert_eq!(room.value("cpu", &path, "cpu.shares"), "256");
-    assert_eq!(room.value("cpu", &path, "cpu.cfs_period_us"), "50000");
-    assert_eq!(room.value("cpu", &path, "cpu.cfs_quota_us"), "25000");
-    assert_eq!(room.value("memory", &path, "memory.limit_in_bytes"), (32 << 20).to_string());
-    assert_eq!(room.value("memory", &path, "memory.memsw.limit_in_bytes"), (32 << 20).to_string());
-    let devices = room.value("devices", &path, "devices.list");
+    assert_eq!(leaf.plan.members.len(), cgroup.cgroups.hierarchies().len());
+    assert_eq!(cgroup.value("cpu", &path, "cpu.shares"), "256");
+    assert_eq!(cgroup.value("cpu", &path, "cpu.cfs_period_us"), "50000");
+    assert_eq!(cgroup.value("cpu", &path, "cpu.cfs_quota_us"), "25000");
+    assert_eq!(cgroup.value("memory", &path, "memory.limit_in_bytes"), (32 << 20).to_string());
+    assert_eq!(cgroup.value("memory", &path, "memory.memsw.limit_in_bytes"), (32 << 20).to_string());
+    let devices = cgroup.value("devices", &path, "devices.list");
     assert!(devices.contains("c 1:3 rwm") && !devices.contains("a *:* rwm"), "{devices}");
-    if room.cgroups.hierarchies().iter().any(|hierarchy| hierarchy.has("cpuset")) {
-        assert!(!room.value("cpuset", &path, "cpuset.cpus").is_empty());
-        assert!(!room.value("cpuset", &path, "cpuset.mems").is_empty());
+    if cgroup.cgroups.hierarchies().iter().any(|hierarchy| hierarchy.has("cpuset")) {
+        assert!(!cgroup.value("cpuset", &path, "cpuset.cpus").is_empty());
+        assert!(!cgroup.value("cpuset", &path, "cpuset.mems").is_empty());
     }
-    assert!(!room.cgroups.populated(&path).unwrap());
-    assert!(room.cgroups.create_leaf(&path, &limits(&resources)).is_err(), "an existing leaf");
-    assert_eq!(room.value("cpu", &path, "cpu.shares"), "256", "the refused create took nothing away");
+    assert!(!cgroup.cgroups.populated(&path).unwrap());
+    assert!(
+        cgroup.cgroups.create_leaf(&path, &limits(&resources)).is_err(),
+        "an existing leaf was created again"
+    );
+    assert_eq!(
+        cgroup.value("cpu", &path, "cpu.shares"),
+        "256",
+        "the refused create changed the existing leaf"
+    );
 
     let mut child = sleepers(&leaf);
-    wait_until("three processes", || room.cgroups.pids(&path).unwrap().len() == 3);
-    let error = room.cgroups.remove(&path).unwrap_err();
+    wait_until("three processes", || cgroup.cgroups.pids(&path).unwrap().len() == 3);
+    let error = cgroup.cgroups.remove(&path).unwrap_err();
     assert!(error.to_string().contains("remove cgroup"), "{error}");
     let killed = std::thread::spawn(move || child.wait().unwrap());
-    room.cgroups.kill_all(&path).unwrap();
+    cgroup.cgroups.kill_all(&path).unwrap();
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&killed.join().unwrap()), Some(9));
-    assert!(!room.cgroups.populated(&path).unwrap());
-    assert_eq!(room.cgroups.oom_kills(&path).unwrap(), 0);
-    room.cgroups.remove(&path).unwrap();
-    room.cgroups.remove(&path).unwrap();
-    room.cgroups.kill_all(&path).unwrap();
-    assert!(room.cgroups.open_leaf(&path).is_err());
+    assert!(!cgroup.cgroups.populated(&path).unwrap());
+    assert_eq!(cgroup.cgroups.oom_kills(&path).unwrap(), 0);
+    cgroup.cgroups.remove(&path).unwrap();
+    cgroup.cgroups.remove(&path).unwrap();
+    cgroup.cgroups.kill_all(&path).unwrap();
+    assert!(cgroup.cgroups.open_leaf(&path).is_err());
 }
 
 #[test]
 fn privileged_update_is_all_or_nothing() {
-    let room = Room::new("update");
-    let path = room.leaf("c1");
+    let cgroup = TestCgroup::new("update");
+    let path = cgroup.leaf("c1");
     let with = |memory_limit, cpu_shares| model::Resources { memory_limit, cpu_shares, ..Default::default() };
-    let _leaf = room.cgroups.create_leaf(&path, &limits(&with(32 << 20, 100))).unwrap();
+    let _leaf = cgroup.cgroups.create_leaf(&path, &limits(&with(32 << 20, 100))).unwrap();
     for memory in [64 << 20, 16 << 20, 48 << 20] {
-        room.cgroups.update(&path, &v1(&with(memory, 200), Mode::Update).unwrap()).unwrap();
-        assert_eq!(room.value("memory", &path, "memory.limit_in_bytes"), memory.to_string());
-        assert_eq!(room.value("memory", &path, "memory.memsw.limit_in_bytes"), memory.to_string());
+        cgroup.cgroups.update(&path, &v1(&with(memory, 200), Mode::Update).unwrap()).unwrap();
+        assert_eq!(cgroup.value("memory", &path, "memory.limit_in_bytes"), memory.to_string());
+        assert_eq!(cgroup.value("memory", &path, "memory.memsw.limit_in_bytes"), memory.to_string());
     }
     let wrong = model::Resources { cpuset_mems: "4095".into(), ..with(8 << 20, 300) };
     let mut writes = v1(&wrong, Mode::Update).unwrap();
     writes.rotate_left(1);
-    let error = room.cgroups.update(&path, &writes).unwrap_err();
+    let error = cgroup.cgroups.update(&path, &writes).unwrap_err();
     assert!(error.to_string().contains("cpuset_mems"), "{error}");
-    assert_eq!(room.value("cpu", &path, "cpu.shares"), "200");
-    assert_eq!(room.value("memory", &path, "memory.limit_in_bytes"), (48 << 20).to_string());
+    assert_eq!(cgroup.value("cpu", &path, "cpu.shares"), "200");
+    assert_eq!(cgroup.value("memory", &path, "memory.limit_in_bytes"), (48 << 20).to_string());
 }
 
 #[test]
 fn privileged_failed_create_leaves_nothing() {
-    let room = Room::new("fail");
-    let path = room.leaf("c1");
+    let cgroup = TestCgroup::new("fail");
+    let path = cgroup.leaf("c1");
     let wrong = model::Resources { cpuset_cpus: "4095".into(), ..model::Resources::default() };
-    let error = room.cgroups.create_leaf(&path, &limits(&wrong)).unwrap_err();
+    let error = cgroup.cgroups.create_leaf(&path, &limits(&wrong)).unwrap_err();
     assert!(error.to_string().contains("cpuset_cpus"), "{error}");
-    for hierarchy in room.cgroups.hierarchies() {
+    for hierarchy in cgroup.cgroups.hierarchies() {
         assert!(!hierarchy.folder(&path).exists());
     }
     let huge = model::HugepageLimit { page_size: "2MB".into(), limit: 2 << 20 };
     let asked = model::Resources { hugepage_limits: vec![huge], ..model::Resources::default() };
-    let outcome = room.cgroups.create_leaf(&path, &limits(&asked));
-    if !room.cgroups.hierarchies().iter().any(|hierarchy| hierarchy.has("hugetlb")) {
+    let outcome = cgroup.cgroups.create_leaf(&path, &limits(&asked));
+    if !cgroup.cgroups.hierarchies().iter().any(|hierarchy| hierarchy.has("hugetlb")) {
         let error = outcome.unwrap_err().to_string();
         assert!(error.contains("hugetlb"), "{error}");
     }
 }
 
 #[test]
-fn privileged_kills_below_and_what_froze_itself() {
-    let room = Room::new("kill");
-    let path = room.leaf("c1");
-    let _leaf = room.cgroups.create_leaf(&path, &Limits::default()).unwrap();
-    let below = room.cgroups.create_leaf(&format!("{path}/sub"), &Limits::default()).unwrap();
+fn privileged_kills_descendants_and_self_frozen_processes() {
+    let cgroup = TestCgroup::new("kill");
+    let path = cgroup.leaf("c1");
+    let _leaf = cgroup.cgroups.create_leaf(&path, &Limits::default()).unwrap();
+    let below = cgroup.cgroups.create_leaf(&format!("{path}/sub"), &Limits::default()).unwrap();
     let mut child = sleepers(&below);
-    wait_until("three processes", || room.cgroups.pids(&path).unwrap().len() == 3);
-    let freezer = room.cgroups.folder("freezer", &format!("{path}/sub")).unwrap();
+    wait_until("three processes", || cgroup.cgroups.pids(&path).unwrap().len() == 3);
+    let freezer = cgroup.cgroups.folder("freezer", &format!("{path}/sub")).unwrap();
     std::fs::write(freezer.join("freezer.state"), "FROZEN").unwrap();
     let reaper = std::thread::spawn(move || child.wait().unwrap());
-    room.cgroups.kill_all(&path).unwrap();
+    cgroup.cgroups.kill_all(&path).unwrap();
     let _ = reaper.join().unwrap();
-    room.cgroups.remove(&path).unwrap();
+    cgroup.cgroups.remove(&path).unwrap();
 }
 
 #[test]
-fn privileged_shims_live_apart() {
+fn privileged_shims_have_their_own_cgroups() {
     let cgroups = Cgroups::detect().unwrap();
     let mut bytes = [0; 32];
     bytes[..4].copy_from_slice(&std::process::id().to_le_bytes());
@@ -176,27 +183,30 @@ fn privileged_shims_live_apart() {
 
 #[test]
 fn privileged_container_may_use_every_device() {
-    let room = Room::new("devices");
-    let path = room.leaf("c1");
+    let cgroup = TestCgroup::new("devices");
+    let path = cgroup.leaf("c1");
     let devices = spec::devices::rules(&[], true, &[]).unwrap();
-    room.cgroups.create_leaf(&path, &Limits { writes: Vec::new(), devices }).unwrap();
-    assert_eq!(room.value("devices", &path, "devices.list"), "a *:* rwm");
+    cgroup.cgroups.create_leaf(&path, &Limits { writes: Vec::new(), devices }).unwrap();
+    assert_eq!(cgroup.value("devices", &path, "devices.list"), "a *:* rwm");
 }
 
 #[test]
 fn privileged_leaves_are_cheap_and_parallel() {
-    let room = Room::new("many");
+    let cgroup = TestCgroup::new("many");
     let resources = model::Resources { memory_limit: 32 << 20, cpu_shares: 100, ..Default::default() };
     let limits = limits(&resources);
     let start = std::time::Instant::now();
     std::thread::scope(|scope| {
         for thread in 0..4 {
-            let (room, limits) = (&room, &limits);
+            let (cgroup, limits) = (&cgroup, &limits);
             scope.spawn(move || {
                 for number in 0..10 {
-                    let path = format!("{}/pod{thread}/{number}", room.root);
-                    room.cgroups.create_leaf(&path, limits).unwrap();
-                    assert_eq!(room.value("memory", &path, "memory.limit_in_bytes"), (32 << 20).to_string());
+                    let path = format!("{}/pod{thread}/{number}", cgroup.root);
+                    cgroup.cgroups.create_leaf(&path, limits).unwrap();
+                    assert_eq!(
+                        cgroup.value("memory", &path, "memory.limit_in_bytes"),
+                        (32 << 20).to_string()
+                    );
                 }
             });
         }
@@ -207,27 +217,27 @@ fn privileged_leaves_are_cheap_and_parallel() {
 }
 
 #[test]
-fn privileged_kills_what_nests_deeper_than_any_path() {
-    let room = Room::new("deep");
-    let path = room.leaf("c1");
-    let _leaf = room.cgroups.create_leaf(&path, &Limits::default()).unwrap();
+fn privileged_kills_below_very_deep_cgroups() {
+    let cgroup = TestCgroup::new("deep");
+    let path = cgroup.leaf("c1");
+    let _leaf = cgroup.cgroups.create_leaf(&path, &Limits::default()).unwrap();
     let mut at = path.clone();
     for _ in 0..60 {
         at.push_str("/d");
     }
-    let deep = room.cgroups.create_leaf(&at, &Limits::default()).unwrap();
+    let deep = cgroup.cgroups.create_leaf(&at, &Limits::default()).unwrap();
     let mut child = sleepers(&deep);
-    wait_until("three processes", || room.cgroups.pids(&path).unwrap().len() == 3);
-    // Frozen from the top and from below.
+    wait_until("three processes", || cgroup.cgroups.pids(&path).unwrap().len() == 3);
+    // Frozen at the top and at the bottom.
     for folder in [&path, &at] {
-        let freezer = room.cgroups.folder("freezer", folder).unwrap();
+        let freezer = cgroup.cgroups.folder("freezer", folder).unwrap();
         std::fs::write(freezer.join("freezer.state"), "FROZEN").unwrap();
     }
     let reaper = std::thread::spawn(move || child.wait().unwrap());
-    room.cgroups.kill_all(&path).unwrap();
+    cgroup.cgroups.kill_all(&path).unwrap();
     let _ = reaper.join().unwrap();
-    room.cgroups.remove(&path).unwrap();
-    for hierarchy in room.cgroups.hierarchies() {
+    cgroup.cgroups.remove(&path).unwrap();
+    for hierarchy in cgroup.cgroups.hierarchies() {
         assert!(!hierarchy.folder(&path).exists());
     }
 }

@@ -1,4 +1,4 @@
-//! Leaves of cgroup v1: make, limit, open, update.
+//! Leaf cgroups of v1: creating, limiting, opening, updating.
 
 use super::{Error, Failures, Hierarchy};
 use spec::devices::DeviceRule;
@@ -9,23 +9,23 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use wire::{CgroupMember, CgroupPlan};
 
-/// What a leaf is limited to.
+/// The limits of a leaf.
 #[derive(Debug, Clone, Default)]
 pub struct Limits {
-    /// From [`spec::resources::v1`].
+    /// Values from [`spec::resources::v1`].
     pub writes: Vec<Write>,
-    /// From [`spec::devices::rules`].
+    /// Device rules from [`spec::devices::rules`].
     pub devices: Vec<DeviceRule>,
 }
 
-/// A leaf that exists, with its limits in force and nobody in it.
+/// An existing leaf with its limits set and no process in it.
 #[derive(Debug)]
 pub struct Leaf {
-    /// What to join, for plans.
+    /// The folders to join, for plans.
     pub plan: CgroupPlan,
-    /// One open folder a member, in the plan's order, close-on-exec.
+    /// One open folder per hierarchy, in the plan's order, close-on-exec.
     pub folders: Vec<OwnedFd>,
-    /// Limits that this host has no file for and that ask for nothing it could give, for the log.
+    /// Skipped limits that this host has no file for; for the log.
     pub skipped: Vec<String>,
 }
 
@@ -74,16 +74,17 @@ pub(super) fn create(hierarchies: &[Hierarchy], path: &str, limits: &Limits) -> 
     })();
     if outcome.is_err() {
         for folder in made.iter().rev() {
-            // Fresh and empty; the first error is the one that is told.
+            // The leaf is new and empty. The first error is reported.
             drop(fs::remove_dir(folder));
         }
     }
     outcome
 }
 
-/// Makes a cgroup and the levels above it where they are absent.
+/// Creates a cgroup and its missing parents.
 pub(super) fn ensure(hierarchy: &Hierarchy, path: &str) -> Result<PathBuf, Error> {
-    /// A root of ours may go, empty, while a level is made in it; then from the top again.
+    /// An empty root cgroup of ours may be removed while a level is created in it; then start again from the
+    /// top.
     const TRIES: usize = 16;
     let mut tries = 1;
     loop {
@@ -106,21 +107,22 @@ fn levels(hierarchy: &Hierarchy, path: &str) -> Result<PathBuf, Error> {
         folder.push(part);
         match fs::create_dir(&folder) {
             Ok(()) => {}
-            // One of the control files is as good a name as any to who asks, and no cgroup.
+            // The name of a control file is an ordinary name to the requester, but it cannot be a cgroup.
             Err(source) if source.kind() == io::ErrorKind::AlreadyExists => {
                 if fs::symlink_metadata(&folder).is_ok_and(|found| !found.is_dir()) {
                     return Err(no_cgroup(path, "it leads through one of the kernel's control files"));
                 }
             }
             Err(source) if source.kind() == io::ErrorKind::InvalidFilename => {
-                return Err(no_cgroup(path, "a name in it is longer than the kernel takes"));
+                return Err(no_cgroup(path, "a name in it is longer than the kernel accepts"));
             }
             Err(source) if source.kind() == io::ErrorKind::InvalidInput => {
-                return Err(no_cgroup(path, "a name in it is not one for a cgroup"));
+                return Err(no_cgroup(path, "a name in it is not valid for a cgroup"));
             }
             Err(source) => return Err(Error::io("make cgroup", folder, source)),
         }
-        // Existing levels too: who made them may have left the set empty, and then nobody can join.
+        // Also for existing levels: their creator may have left the cpuset empty, and then no process can
+        // join.
         if hierarchy.has("cpuset") {
             inherit_cpuset(&folder)?;
         }
@@ -128,7 +130,7 @@ fn levels(hierarchy: &Hierarchy, path: &str) -> Result<PathBuf, Error> {
     Ok(folder)
 }
 
-/// A fresh cpuset is empty, and joining an empty one fails with ENOSPC: take the parent's.
+/// A new cpuset is empty, and joining an empty one fails with ENOSPC, so copy the parent's.
 fn inherit_cpuset(folder: &Path) -> Result<(), Error> {
     for name in ["cpuset.cpus", "cpuset.mems"] {
         let file = folder.join(name);
@@ -153,7 +155,7 @@ fn devices(hierarchies: &[Hierarchy], path: &str, rules: &[DeviceRule]) -> Resul
     Ok(())
 }
 
-/// The file of a write. None: the host has none and the write asks for nothing it could give.
+/// The file of a write; `None` if the host has none and the write may be skipped.
 fn file(hierarchies: &[Hierarchy], path: &str, write: &Write) -> Result<Option<PathBuf>, Error> {
     let hierarchy = hierarchies.iter().find(|hierarchy| hierarchy.has(&write.controller));
     let file = hierarchy.map(|hierarchy| hierarchy.folder(path).join(&write.file));
@@ -202,13 +204,13 @@ struct Step<'a> {
     before: String,
 }
 
-/// A value as the kernel compares it: -1 is no limit.
+/// A value as the kernel compares it: -1 means no limit.
 fn bytes(value: &str) -> u64 {
     value.parse::<i128>().map_or(u64::MAX, |number| u64::try_from(number).unwrap_or(u64::MAX))
 }
 
-/// Memory+swap may never be below memory, and a quota over a shorter period may not pass the parent's:
-/// what loosens goes first.
+/// Memory+swap may not be lower than memory, and a quota over a shorter period may not exceed the parent's,
+/// so values that raise a limit are written first.
 fn order(steps: &mut [Step<'_>]) {
     let at = |steps: &[Step<'_>], file: &str| steps.iter().position(|step| step.write.file == file);
     let memory = at(steps, "memory.limit_in_bytes").zip(at(steps, "memory.memsw.limit_in_bytes"));
@@ -236,12 +238,12 @@ pub(super) fn oom_kills(hierarchies: &[Hierarchy], path: &str) -> Result<u64, Er
     Ok(count.unwrap_or(0))
 }
 
-/// One write(2) into an existing file: cgroup files take a value whole.
+/// One write(2) into an existing file: a cgroup file needs its value in one piece.
 pub(super) fn put(file: &Path, value: &str) -> io::Result<()> {
     OpenOptions::new().write(true).open(file)?.write_all(value.as_bytes())
 }
 
-/// A cgroup file's text without its newline.
+/// The text of a cgroup file without its newline.
 pub(super) fn read(file: &Path) -> Result<String, Error> {
     let text = fs::read_to_string(file).map_err(|source| Error::io("read", file, source))?;
     Ok(text.trim_end().to_owned())

@@ -1,4 +1,4 @@
-//! The command line: `copepod` runs the daemon, `copepod config …` looks at configurations.
+//! The command line: `copepod` runs the daemon, `copepod config …` prints or checks configurations.
 
 use crate::config::{self, Config, Given, Overrides};
 use clap::{Args, Parser, Subcommand};
@@ -49,16 +49,16 @@ enum ConfigCommand {
     },
 }
 
-/// Why a command failed. The text is for the operator's terminal.
+/// Why a command failed. The text is printed to the operator's terminal.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The configuration is wrong.
+    /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] config::Error),
     /// The daemon could not start or ended with an error.
     #[error(transparent)]
     Daemon(#[from] crate::Error),
-    /// Standard output is gone.
+    /// Standard output is closed.
     #[error("cannot write to standard output")]
     Output(#[source] std::io::Error),
 }
@@ -71,7 +71,7 @@ impl Error {
 }
 
 impl Cli {
-    /// Does what was asked.
+    /// Runs the command.
     pub fn run(self) -> Result<(), Error> {
         let Self { daemon: Daemon { config, socket, root, state }, command } = self;
         let given = Given { path: config, overrides: Overrides { root, state, socket } };
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn config_check_tells_all_faults() {
+    fn config_check_reports_all_faults() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("c.toml");
         std::fs::write(&path, "rot = \"/x\"\nstate = \"y\"\n").unwrap();

@@ -176,7 +176,7 @@ impl Context {
     ) -> Result<(), Error> {
         let written = state::file::write_within(limit, path, kind, &self.boot_id, record, durable);
         if matches!(written, Err(state::Error::Io { .. })) {
-            self.root.doubt();
+            self.root.check_soon();
         }
         Ok(written?)
     }

@@ -4,8 +4,8 @@ fn program(compiler: &Compiler, profile: &SeccompProfile, caps: u64) -> Arc<Comp
     compiler.program(profile, caps).unwrap().expect("a program")
 }
 
-/// Runs a filter on a system call as the kernel would: the subset of classic BPF that libseccomp emits.
-fn judge(compiled: &Compiled, arch: u32, call: u32, args: [u64; 6]) -> u32 {
+/// Evaluates a filter for a system call as the kernel would: the subset of classic BPF that libseccomp emits.
+fn run_filter(compiled: &Compiled, arch: u32, call: u32, args: [u64; 6]) -> u32 {
     let mut data = Vec::new();
     data.extend(call.to_le_bytes());
     data.extend(arch.to_le_bytes());
@@ -46,11 +46,11 @@ const fn errno(number: u32) -> u32 {
 
 #[test]
 #[cfg(target_arch = "x86_64")]
-fn default_filter_judges_as_the_table_says() {
+fn default_filter_follows_the_table() {
     let compiler = Compiler::new();
     let none = program(&compiler, &SeccompProfile::RuntimeDefault, spec::security::DEFAULT);
     assert!(none.program.instructions.len() < 2048, "{}", none.program.instructions.len());
-    let ask = |call, arg0: u64| judge(&none, X86_64, call, [arg0, 0, 0, 0, 0, 0]);
+    let ask = |call, arg0: u64| run_filter(&none, X86_64, call, [arg0, 0, 0, 0, 0, 0]);
     assert_eq!(ask(0, 0), ALLOW, "read");
     assert_eq!(ask(165, 0), errno(1), "mount");
     assert_eq!(ask(272, 0x1000_0000), errno(1), "unshare");
@@ -66,19 +66,19 @@ fn default_filter_judges_as_the_table_says() {
     assert_eq!(ask(335, 0), ALLOW, "uretprobe");
     assert_eq!((ask(135, 8), ask(135, 0x20_0000)), (ALLOW, errno(38)), "personality");
     assert_eq!(ask(425, 0), errno(38), "io_uring_setup");
-    assert_eq!(ask(100_000, 0), errno(38), "a call that no kernel has");
-    assert_eq!(judge(&none, 0x4000_0003, 21, [0; 6]), errno(1), "mount of a 32-bit program");
-    assert_eq!(judge(&none, 0xdead_beef, 0, [0; 6]), 0, "another architecture is killed");
+    assert_eq!(ask(100_000, 0), errno(38), "a call that no kernel knows");
+    assert_eq!(run_filter(&none, 0x4000_0003, 21, [0; 6]), errno(1), "mount of a 32-bit program");
+    assert_eq!(run_filter(&none, 0xdead_beef, 0, [0; 6]), 0, "another architecture is killed");
 
     let admin = spec::security::DEFAULT | spec::security::mask_of(&["SYS_ADMIN"]);
     let admin = program(&compiler, &SeccompProfile::RuntimeDefault, admin);
     for call in [165, 272, 435, 56] {
-        assert_eq!(judge(&admin, X86_64, call, [u64::MAX; 6]), ALLOW, "{call}");
+        assert_eq!(run_filter(&admin, X86_64, call, [u64::MAX; 6]), ALLOW, "{call}");
     }
 }
 
 #[test]
-fn kept_by_what_matters_and_bounded() {
+fn cache_is_keyed_by_relevant_inputs_and_bounded() {
     let compiler = Compiler::new();
     assert!(compiler.program(&SeccompProfile::Unconfined, 0).unwrap().is_none());
     let first = program(&compiler, &SeccompProfile::RuntimeDefault, 0);
@@ -95,14 +95,14 @@ fn kept_by_what_matters_and_bounded() {
         let made = program(&compiler, &profile, 0);
         assert!(Arc::ptr_eq(&made, &program(&compiler, &profile, 0)));
         if cfg!(target_arch = "x86_64") {
-            assert_eq!(judge(&made, X86_64, 39, [0; 6]), errno(number + 1));
-            assert_eq!(judge(&made, X86_64, 0, [0; 6]), ALLOW);
+            assert_eq!(run_filter(&made, X86_64, 39, [0; 6]), errno(number + 1));
+            assert_eq!(run_filter(&made, X86_64, 0, [0; 6]), ALLOW);
         }
-        // The content is the key: a changed file is another profile.
+        // The key includes the content: a changed file is another profile.
         std::fs::write(&path, r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#).unwrap();
         assert!(!Arc::ptr_eq(&made, &program(&compiler, &profile, 0)));
     }
-    assert_eq!(compiler.kept.lock().unwrap().len(), KEPT);
+    assert_eq!(compiler.cached.lock().unwrap().len(), MAX_CACHED);
 }
 
 #[test]

@@ -1,18 +1,18 @@
 //! The caller's deadline, from the `grpc-timeout` header.
 //!
-//! The gRPC library enforces it too, but answers with the code Cancelled, which kubelet does not take for a
-//! probe that timed out. So ours fires [`EARLY`] before it and answers DeadlineExceeded.
+//! The gRPC library enforces it too, but returns the code Cancelled, which kubelet does not treat as a probe
+//! time-out. So our timer fires [`EARLY`] before the library's and returns DeadlineExceeded.
 
 use std::time::Duration;
 use tonic::metadata::MetadataMap;
 
-/// How much earlier than the library's. Its timers have a resolution of 1 ms.
+/// How much earlier ours fires. The library's timers have a resolution of 1 ms.
 const EARLY: Duration = Duration::from_millis(2);
-/// A deadline further away is none (the timer wheel ends at about two years).
+/// A longer deadline is treated as none (the timer wheel ends at about two years).
 const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Time the call has left, `None` when it may take for ever.
-pub(super) fn of(metadata: &MetadataMap) -> Option<Duration> {
+/// Time that is left for the call; `None` means no limit.
+pub(super) fn time_left(metadata: &MetadataMap) -> Option<Duration> {
     let text = metadata.get("grpc-timeout")?.to_str().ok()?;
     parse(text).filter(|timeout| *timeout < FAR).map(|timeout| timeout.saturating_sub(EARLY))
 }
@@ -41,19 +41,19 @@ mod tests {
 
     #[test]
     fn reads_what_grpc_clients_send() {
-        let of = |text: &str| {
+        let time_left = |text: &str| {
             let mut metadata = MetadataMap::new();
             metadata.insert("grpc-timeout", text.parse().unwrap());
-            super::of(&metadata)
+            super::time_left(&metadata)
         };
-        assert_eq!(of("1m"), Some(Duration::ZERO));
-        assert_eq!(of("120000000u"), None, "nine digits are not allowed");
-        assert_eq!(of("2S"), Some(Duration::from_millis(1998)));
-        assert_eq!(of("3M"), Some(Duration::from_millis(179_998)));
-        assert_eq!(of("99999999H"), None, "too far away to be meant");
+        assert_eq!(time_left("1m"), Some(Duration::ZERO));
+        assert_eq!(time_left("120000000u"), None, "nine digits are not allowed");
+        assert_eq!(time_left("2S"), Some(Duration::from_millis(1998)));
+        assert_eq!(time_left("3M"), Some(Duration::from_millis(179_998)));
+        assert_eq!(time_left("99999999H"), None, "longer than any real deadline");
         for bad in ["", "S", "5", "5x", "-5S", "5 S", "ü"] {
             assert!(parse(bad).is_none(), "{bad}");
         }
-        assert_eq!(super::of(&MetadataMap::new()), None);
+        assert_eq!(super::time_left(&MetadataMap::new()), None);
     }
 }

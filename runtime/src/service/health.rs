@@ -1,4 +1,5 @@
-//! What Version, Status and RuntimeConfig answer: facts about this runtime, measured and never hoped for.
+//! Replies of Version, Status and RuntimeConfig. Features are announced only if they were detected on this
+//! host.
 
 use crate::config::Config;
 use crate::root::Problem;
@@ -6,14 +7,14 @@ use cri_api::v1 as cri;
 use network::Readiness;
 use std::collections::HashMap;
 
-/// Name under which Kubernetes shows this runtime: the prefix of container ids.
+/// Name of this runtime in Kubernetes: the prefix of container ids.
 const NAME: &str = "copepod";
-/// Version of kubelet's side of the interface; kubelet demands this one.
+/// Version of the kubelet runtime API; kubelet requires this one.
 const KUBELET_API: &str = "0.1.0";
 /// Version of the CRI package.
 const CRI_API: &str = "v1";
 
-/// The request's version is ignored: there is one.
+/// The request's version is ignored, because there is only one.
 pub(super) fn version() -> cri::VersionResponse {
     cri::VersionResponse {
         version: KUBELET_API.to_owned(),
@@ -23,14 +24,14 @@ pub(super) fn version() -> cri::VersionResponse {
     }
 }
 
-/// The driver must be named: zero on the wire means systemd.
+/// The driver is always set: zero on the wire means systemd.
 pub(super) fn runtime_config() -> cri::RuntimeConfigResponse {
     let linux = cri::LinuxRuntimeConfiguration { cgroup_driver: cri::CgroupDriver::Cgroupfs.into() };
     cri::RuntimeConfigResponse { linux: Some(linux) }
 }
 
-/// Conditions, handlers and features. Waits for nothing: a node's heartbeat hangs on it.
-/// `root` is what is wrong with the durable folder.
+/// Conditions, handlers and features. Does not block, because the node's heartbeat depends on it. `root` is
+/// the problem of the durable folder, if it has one.
 pub(super) fn status(
     readiness: &Readiness,
     root: Option<&Problem>,
@@ -44,13 +45,13 @@ pub(super) fn status(
         message: problem.map(|(_, message)| message.to_owned()).unwrap_or_default(),
     };
     let network = readiness.problem.as_deref().map(|problem| ("NetworkPluginNotReady", problem));
-    // Where it answers, the records have been read; what may be missing is a place for new ones. A full one
-    // is told and stays ready.
+    // The records were read at start, so RuntimeReady concerns only whether new ones can be written. A full
+    // disk is reported, but the runtime stays ready.
     let serves = root.is_none_or(|problem| problem.full);
     let root = root.map(|problem| (problem.reason, problem.message.as_str()));
     let conditions =
         vec![condition("RuntimeReady", serves, root), condition("NetworkReady", network.is_none(), network)];
-    // None of these is built; each is refused in `convert`.
+    // None of these is implemented; `convert` refuses each of them.
     let features = cri::RuntimeHandlerFeatures { recursive_read_only_mounts: false, user_namespaces: false };
     cri::StatusResponse {
         status: Some(cri::RuntimeStatus { conditions }),
@@ -64,7 +65,7 @@ pub(super) fn status(
     }
 }
 
-/// JSON by key, for `crictl info`.
+/// JSON values by key, for `crictl info`.
 fn info(readiness: &Readiness, config: &Config) -> HashMap<String, String> {
     // Tables by name are empty: nothing can be said in them yet.
     let Config {
@@ -115,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn kubelet_starts_only_with_these_words() {
+    fn status_has_the_conditions_that_kubelet_requires() {
         let version = version();
         assert_eq!(version.version, "0.1.0");
         assert_eq!((version.runtime_name.as_str(), version.runtime_api_version.as_str()), ("copepod", "v1"));
@@ -124,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn network_follows_and_what_is_not_built_is_announced_absent() {
+    fn network_condition_follows_and_missing_features_are_not_announced() {
         let config = Config::default();
         let reply = status(&readiness(Some("no conflist")), None, &config, false);
         let conditions = reply.status.unwrap().conditions;

@@ -1,7 +1,7 @@
-//! ImageService. Nothing is decided here: see `convert` and the image crate.
+//! ImageService. It decides nothing itself: see `convert` and the image crate.
 
 use super::status::Failure;
-use super::{Backend, STOPS, answer, convert};
+use super::{Backend, NOTHING_CONTINUES, convert, handle};
 use crate::{lanes, memory};
 use cri_api::v1 as cri;
 use cri_api::v1::image_service_server::ImageService;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
-/// The image half of CRI.
+/// Implements CRI's ImageService.
 #[derive(Debug)]
 pub(super) struct Images(pub(super) Backend);
 
@@ -20,7 +20,7 @@ impl ImageService for Images {
         request: Request<cri::ListImagesRequest>,
     ) -> Result<Response<cri::ListImagesResponse>, Status> {
         let (metadata, _, cri::ListImagesRequest { filter }) = request.into_parts();
-        answer("ListImages", &metadata, STOPS, async {
+        handle("ListImages", &metadata, NOTHING_CONTINUES, async {
             let images = match convert::image_filter(filter)? {
                 Some(name) => self.0.images.resolve(&name).into_iter().collect(),
                 None => self.0.images.list(),
@@ -35,8 +35,8 @@ impl ImageService for Images {
         request: Request<cri::ImageStatusRequest>,
     ) -> Result<Response<cri::ImageStatusResponse>, Status> {
         let (metadata, _, cri::ImageStatusRequest { image, verbose }) = request.into_parts();
-        answer("ImageStatus", &metadata, STOPS, async {
-            // An image that is not here is an empty answer, not an error.
+        handle("ImageStatus", &metadata, NOTHING_CONTINUES, async {
+            // CRI: an unknown image is an empty reply, not an error.
             let found = self.0.images.resolve(&convert::image_name(image)?);
             Ok(cri::ImageStatusResponse {
                 info: found.as_deref().filter(|_| verbose).map(convert::image_info).unwrap_or_default(),
@@ -51,7 +51,7 @@ impl ImageService for Images {
         request: Request<cri::PullImageRequest>,
     ) -> Result<Response<cri::PullImageResponse>, Status> {
         let (metadata, _, message) = request.into_parts();
-        answer("PullImage", &metadata, "the pull was given up", async {
+        handle("PullImage", &metadata, "the pull was cancelled", async {
             let (name, auth) = convert::pull_request(message)?;
             let pulled = self.0.images.pull(&name, auth).await;
             memory::freed();
@@ -66,7 +66,7 @@ impl ImageService for Images {
         request: Request<cri::RemoveImageRequest>,
     ) -> Result<Response<cri::RemoveImageResponse>, Status> {
         let (metadata, _, cri::RemoveImageRequest { image }) = request.into_parts();
-        answer("RemoveImage", &metadata, STOPS, async {
+        handle("RemoveImage", &metadata, NOTHING_CONTINUES, async {
             self.0.images.remove(&convert::image_name(image)?).await?;
             Ok(cri::RemoveImageResponse {})
         })
@@ -77,11 +77,11 @@ impl ImageService for Images {
         &self,
         request: Request<cri::ImageFsInfoRequest>,
     ) -> Result<Response<cri::ImageFsInfoResponse>, Status> {
-        answer("ImageFsInfo", request.metadata(), STOPS, async {
+        handle("ImageFsInfo", request.metadata(), NOTHING_CONTINUES, async {
             let images = self.0.images.usage().await;
-            let (figures, all) = (Arc::clone(&self.0.figures), self.0.node.containers());
+            let (stats, all) = (Arc::clone(&self.0.stats), self.0.node.containers());
             let written =
-                lanes::stats().run(move || figures.written(&all)).await.map_err(crate::error::Error::from)?;
+                lanes::stats().run(move || stats.written(&all)).await.map_err(crate::error::Error::from)?;
             Ok(convert::image_fs(&self.0.images.mountpoint(), &images, &written))
         })
         .await
@@ -92,8 +92,8 @@ impl ImageService for Images {
         &self,
         request: Request<cri::StreamImagesRequest>,
     ) -> Result<Response<BoxStream<cri::StreamImagesResponse>>, Status> {
-        answer("StreamImages", request.metadata(), STOPS, async {
-            Err(Failure::NotBuilt { call: "StreamImages", what: "streamed lists; use ListImages" })
+        handle("StreamImages", request.metadata(), NOTHING_CONTINUES, async {
+            Err(Failure::NotImplemented { call: "StreamImages", what: "streamed lists; use ListImages" })
         })
         .await
     }

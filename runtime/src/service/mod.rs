@@ -1,4 +1,5 @@
-//! The CRI services: each call converts, asks [`Node`] or the image store, and converts back.
+//! The CRI services: each call is converted, passed to [`Node`] or the image store, and the result converted
+//! back.
 //!
 //! ```text
 //! wire ── convert (judges) ──► model ──► Node / ImageStore ──► records ── convert ──► wire
@@ -8,11 +9,11 @@
 
 mod convert;
 mod deadline;
-mod figures;
 mod health;
 mod image;
 mod runtime;
 mod server;
+mod stats_cache;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -30,37 +31,37 @@ use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Response, Status};
 
-pub(crate) use figures::Figures;
 pub use server::Error;
 pub(crate) use server::{Socket, serve};
+pub(crate) use stats_cache::StatsCache;
 
-/// What the services answer from. Cheap to clone.
+/// The objects that the services use. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Backend {
     /// Pods and containers.
     pub(crate) node: Node,
     /// Images.
     pub(crate) images: ImageStore,
-    /// Networks.
+    /// The CNI client.
     pub(crate) cni: Cni,
-    /// The durable folder.
+    /// State of the durable folder.
     pub(crate) root: Root,
-    /// Stats.
-    pub(crate) figures: Arc<Figures>,
-    /// The configuration that holds, for verbose status.
+    /// Stats of containers.
+    pub(crate) stats: Arc<StatsCache>,
+    /// Configuration, for verbose status.
     pub(crate) config: watch::Receiver<Arc<Config>>,
 }
 
-/// Runs the work of one call within its caller's deadline, and logs how it ended: the one place where an
-/// error of a call is logged. `late` says what becomes of work that the deadline cut off.
-async fn answer<T>(
+/// Runs one call within its caller's deadline and logs its result; errors of calls are logged here and
+/// nowhere else. `late` says what happens to the work if the deadline passes.
+async fn handle<T>(
     call: &'static str,
     metadata: &MetadataMap,
     late: &'static str,
     work: impl Future<Output = Result<T, Failure>>,
 ) -> Result<Response<T>, Status> {
     let began = Instant::now();
-    let result = match deadline::of(metadata) {
+    let result = match deadline::time_left(metadata) {
         None => work.await,
         Some(left) => match tokio::time::timeout(left, work).await {
             Ok(result) => result,
@@ -70,17 +71,17 @@ async fn answer<T>(
     let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
     match result {
         Ok(reply) => {
-            tracing::debug!(call, took_us, "answered");
+            tracing::debug!(call, took_us, "call succeeded");
             Ok(Response::new(reply))
         }
         Err(failure) => {
-            let (ours, not_built) = (failure.is_our_fault(), failure.code() == Code::Unimplemented);
+            let (ours, not_implemented) = (failure.is_internal(), failure.code() == Code::Unimplemented);
             let status = Status::from(failure);
             let (code, error) = (status.code(), status.message());
             if ours {
                 tracing::error!(call, took_us, ?code, error, "failed");
-            } else if not_built {
-                // Clients probe for calls they can do without.
+            } else if not_implemented {
+                // Clients probe for optional calls.
                 tracing::debug!(call, took_us, ?code, error, "refused");
             } else {
                 tracing::info!(call, took_us, ?code, error, "refused");
@@ -90,7 +91,7 @@ async fn answer<T>(
     }
 }
 
-/// Nothing goes on after the deadline.
-const STOPS: &str = "nothing was left running";
-/// The work is the driver's own.
-const GOES_ON: &str = "the work goes on, and an equal request joins it";
+/// Nothing continues after the deadline.
+const NOTHING_CONTINUES: &str = "nothing was left running";
+/// The driver continues the work.
+const WORK_CONTINUES: &str = "the work continues, and an equal request joins it";

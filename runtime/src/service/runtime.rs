@@ -1,8 +1,8 @@
-//! RuntimeService. Nothing is decided here: see `convert` and [`crate::node`].
+//! RuntimeService. It decides nothing itself: see `convert` and [`crate::node`].
 
 use super::convert::{self, ContainerFilter, Host, PodFilter};
 use super::status::Failure;
-use super::{Backend, GOES_ON, STOPS, answer, health};
+use super::{Backend, NOTHING_CONTINUES, WORK_CONTINUES, handle, health};
 use crate::lanes;
 use crate::node::{ContainerView, PodView};
 use cri_api::v1 as cri;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
-/// The runtime half of CRI.
+/// Implements CRI's RuntimeService.
 #[derive(Debug)]
 pub(super) struct Runtime {
     backend: Backend,
@@ -20,30 +20,29 @@ pub(super) struct Runtime {
 }
 
 impl Runtime {
-    /// `host` was asked once, at start: what it enforces does not change in a boot.
+    /// `host` is detected once at start: which security modules are enforced does not change until the next
+    /// boot.
     pub(super) fn new(backend: Backend, host: Host) -> Self {
         Self { backend, host }
     }
 
-    /// Absolute path at which nothing ever is, for containers that do not log (kubelet
-    /// removes whatever matches `<log_path>*`).
+    /// An absolute path where no file ever exists, for containers that do not log: kubelet removes whatever
+    /// matches `<log_path>*`.
     fn silent_log(&self, container: &ContainerView) -> String {
         format!("{}/silent/{}", self.backend.config.borrow().state.display(), container.record.id)
     }
 }
 
 impl Runtime {
-    /// Stats of `wanted`, those that do not run included: without figures.
+    /// Stats of `wanted`. Containers that are not running are included without values.
     async fn stats(&self, wanted: Vec<Arc<ContainerView>>) -> Result<Vec<cri::ContainerStats>, Failure> {
-        let (figures, all) = (Arc::clone(&self.backend.figures), self.backend.node.containers());
+        let (stats, all) = (Arc::clone(&self.backend.stats), self.backend.node.containers());
         let store = self.backend.images.mountpoint();
         let stats = lanes::stats().run(move || {
-            let read = figures.collect(&wanted, &all);
+            let read = stats.collect(&wanted, &all);
             let pairs = wanted.iter().zip(&read);
             let stats: Vec<_> = pairs
-                .map(|(container, figures)| {
-                    convert::container_stats(&container.record, figures.as_ref(), &store)
-                })
+                .map(|(container, stats)| convert::container_stats(&container.record, stats.as_ref(), &store))
                 .collect();
             stats
         });
@@ -62,7 +61,7 @@ fn pod_info(pod: &PodView) -> HashMap<String, String> {
         "sandboxID": record.id,
         "pid": record.pause_pid,
         "shimPid": record.shim_pid,
-        // Nanoseconds since the epoch as all of CRI's times; 0 while it answers.
+        // Nanoseconds since the epoch, like all times in CRI; 0 while the shim responds.
         "shimSilentSince": pod.silent_since,
         "phase": record.phase,
         "message": record.message,
@@ -86,14 +85,14 @@ fn container_info(container: &ContainerView) -> HashMap<String, String> {
     }))
 }
 
-/// Stream calls that are not built end before they begin.
+/// The stream type of calls that are not implemented.
 type NoStream<T> = Result<Response<BoxStream<T>>, Status>;
 
-/// A call that CRI has and this version has not.
-macro_rules! not_built {
+/// A CRI call that is not implemented.
+macro_rules! not_implemented {
     ($request:ident, $call:literal, $what:literal) => {
-        answer($call, $request.metadata(), STOPS, async {
-            Err(Failure::NotBuilt { call: $call, what: $what })
+        handle($call, $request.metadata(), NOTHING_CONTINUES, async {
+            Err(Failure::NotImplemented { call: $call, what: $what })
         })
         .await
     };
@@ -105,7 +104,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::VersionRequest>,
     ) -> Result<Response<cri::VersionResponse>, Status> {
-        answer("Version", request.metadata(), STOPS, async { Ok(health::version()) }).await
+        handle("Version", request.metadata(), NOTHING_CONTINUES, async { Ok(health::version()) }).await
     }
 
     async fn status(
@@ -114,7 +113,7 @@ impl RuntimeService for Runtime {
     ) -> Result<Response<cri::StatusResponse>, Status> {
         let cri::StatusRequest { verbose } = *request.get_ref();
         let Backend { cni, config, root, .. } = &self.backend;
-        answer("Status", request.metadata(), STOPS, async {
+        handle("Status", request.metadata(), NOTHING_CONTINUES, async {
             Ok(health::status(&cni.readiness(), root.problem().as_ref(), &config.borrow(), verbose))
         })
         .await
@@ -124,7 +123,8 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::RuntimeConfigRequest>,
     ) -> Result<Response<cri::RuntimeConfigResponse>, Status> {
-        answer("RuntimeConfig", request.metadata(), STOPS, async { Ok(health::runtime_config()) }).await
+        handle("RuntimeConfig", request.metadata(), NOTHING_CONTINUES, async { Ok(health::runtime_config()) })
+            .await
     }
 
     async fn update_runtime_config(
@@ -132,11 +132,14 @@ impl RuntimeService for Runtime {
         request: Request<cri::UpdateRuntimeConfigRequest>,
     ) -> Result<Response<cri::UpdateRuntimeConfigResponse>, Status> {
         let (metadata, _, cri::UpdateRuntimeConfigRequest { runtime_config }) = request.into_parts();
-        // The pod CIDR belongs to whoever writes the CNI configuration; kubelet must be answered all the same.
+        // The pod CIDR is configured in the CNI configuration, but kubelet expects this call to succeed.
         let cidr = runtime_config.and_then(|cri::RuntimeConfig { network_config }| network_config);
-        answer("UpdateRuntimeConfig", &metadata, STOPS, async {
+        handle("UpdateRuntimeConfig", &metadata, NOTHING_CONTINUES, async {
             if let Some(cri::NetworkConfig { pod_cidr }) = cidr {
-                tracing::info!(pod_cidr, "kubelet's pod CIDR; the CNI configuration decides");
+                tracing::info!(
+                    pod_cidr,
+                    "kubelet sent a pod CIDR; it is ignored, as the CNI configuration assigns addresses"
+                );
             }
             Ok(cri::UpdateRuntimeConfigResponse {})
         })
@@ -148,7 +151,7 @@ impl RuntimeService for Runtime {
         request: Request<cri::RunPodSandboxRequest>,
     ) -> Result<Response<cri::RunPodSandboxResponse>, Status> {
         let (metadata, _, message) = request.into_parts();
-        answer("RunPodSandbox", &metadata, GOES_ON, async {
+        handle("RunPodSandbox", &metadata, WORK_CONTINUES, async {
             let config = convert::run_request(message, self.host)?;
             let id = self.backend.node.run_pod(config).await?;
             Ok(cri::RunPodSandboxResponse { pod_sandbox_id: id.to_string() })
@@ -161,7 +164,7 @@ impl RuntimeService for Runtime {
         request: Request<cri::StopPodSandboxRequest>,
     ) -> Result<Response<cri::StopPodSandboxResponse>, Status> {
         let (metadata, _, cri::StopPodSandboxRequest { pod_sandbox_id }) = request.into_parts();
-        answer("StopPodSandbox", &metadata, GOES_ON, async {
+        handle("StopPodSandbox", &metadata, WORK_CONTINUES, async {
             self.backend.node.stop_pod(&pod_sandbox_id).await?;
             Ok(cri::StopPodSandboxResponse {})
         })
@@ -173,7 +176,7 @@ impl RuntimeService for Runtime {
         request: Request<cri::RemovePodSandboxRequest>,
     ) -> Result<Response<cri::RemovePodSandboxResponse>, Status> {
         let (metadata, _, cri::RemovePodSandboxRequest { pod_sandbox_id }) = request.into_parts();
-        answer("RemovePodSandbox", &metadata, GOES_ON, async {
+        handle("RemovePodSandbox", &metadata, WORK_CONTINUES, async {
             self.backend.node.remove_pod(&pod_sandbox_id).await?;
             Ok(cri::RemovePodSandboxResponse {})
         })
@@ -185,12 +188,12 @@ impl RuntimeService for Runtime {
         request: Request<cri::PodSandboxStatusRequest>,
     ) -> Result<Response<cri::PodSandboxStatusResponse>, Status> {
         let (metadata, _, cri::PodSandboxStatusRequest { pod_sandbox_id, verbose }) = request.into_parts();
-        answer("PodSandboxStatus", &metadata, STOPS, async {
+        handle("PodSandboxStatus", &metadata, NOTHING_CONTINUES, async {
             let pod = self.backend.node.pod(&pod_sandbox_id)?;
             Ok(cri::PodSandboxStatusResponse {
                 status: Some(convert::pod_status(&pod.record)),
                 info: if verbose { pod_info(&pod) } else { HashMap::new() },
-                // Only evented PLEG reads these two, and only with a timestamp that is not 0.
+                // Only evented PLEG reads these two, and only if the timestamp is not 0.
                 containers_statuses: Vec::new(),
                 timestamp: 0,
             })
@@ -203,7 +206,7 @@ impl RuntimeService for Runtime {
         request: Request<cri::ListPodSandboxRequest>,
     ) -> Result<Response<cri::ListPodSandboxResponse>, Status> {
         let (metadata, _, cri::ListPodSandboxRequest { filter }) = request.into_parts();
-        answer("ListPodSandbox", &metadata, STOPS, async {
+        handle("ListPodSandbox", &metadata, NOTHING_CONTINUES, async {
             let filter = PodFilter::new(filter)?;
             let pods = self.backend.node.pods();
             let items = pods
@@ -220,7 +223,7 @@ impl RuntimeService for Runtime {
         request: Request<cri::CreateContainerRequest>,
     ) -> Result<Response<cri::CreateContainerResponse>, Status> {
         let (metadata, _, message) = request.into_parts();
-        answer("CreateContainer", &metadata, GOES_ON, async {
+        handle("CreateContainer", &metadata, WORK_CONTINUES, async {
             let (pod, config) = convert::container_config(message, self.host)?;
             let id = self.backend.node.create_container(&pod, config).await?;
             Ok(cri::CreateContainerResponse { container_id: id.to_string() })
@@ -233,7 +236,7 @@ impl RuntimeService for Runtime {
         request: Request<cri::StartContainerRequest>,
     ) -> Result<Response<cri::StartContainerResponse>, Status> {
         let (metadata, _, cri::StartContainerRequest { container_id }) = request.into_parts();
-        answer("StartContainer", &metadata, GOES_ON, async {
+        handle("StartContainer", &metadata, WORK_CONTINUES, async {
             self.backend.node.start_container(&container_id).await?;
             Ok(cri::StartContainerResponse {})
         })
@@ -245,8 +248,8 @@ impl RuntimeService for Runtime {
         request: Request<cri::StopContainerRequest>,
     ) -> Result<Response<cri::StopContainerResponse>, Status> {
         let (metadata, _, cri::StopContainerRequest { container_id, timeout }) = request.into_parts();
-        answer("StopContainer", &metadata, GOES_ON, async {
-            // A grace that is over before it began is none.
+        handle("StopContainer", &metadata, WORK_CONTINUES, async {
+            // A negative grace period means none.
             self.backend.node.stop_container(&container_id, timeout.max(0)).await?;
             Ok(cri::StopContainerResponse {})
         })
@@ -258,7 +261,7 @@ impl RuntimeService for Runtime {
         request: Request<cri::RemoveContainerRequest>,
     ) -> Result<Response<cri::RemoveContainerResponse>, Status> {
         let (metadata, _, cri::RemoveContainerRequest { container_id }) = request.into_parts();
-        answer("RemoveContainer", &metadata, GOES_ON, async {
+        handle("RemoveContainer", &metadata, WORK_CONTINUES, async {
             self.backend.node.remove_container(&container_id).await?;
             Ok(cri::RemoveContainerResponse {})
         })
@@ -270,7 +273,7 @@ impl RuntimeService for Runtime {
         request: Request<cri::ListContainersRequest>,
     ) -> Result<Response<cri::ListContainersResponse>, Status> {
         let (metadata, _, cri::ListContainersRequest { filter }) = request.into_parts();
-        answer("ListContainers", &metadata, STOPS, async {
+        handle("ListContainers", &metadata, NOTHING_CONTINUES, async {
             let filter = ContainerFilter::new(filter)?;
             let containers = self.backend.node.containers();
             let listed =
@@ -285,7 +288,7 @@ impl RuntimeService for Runtime {
         request: Request<cri::ContainerStatusRequest>,
     ) -> Result<Response<cri::ContainerStatusResponse>, Status> {
         let (metadata, _, cri::ContainerStatusRequest { container_id, verbose }) = request.into_parts();
-        answer("ContainerStatus", &metadata, STOPS, async {
+        handle("ContainerStatus", &metadata, NOTHING_CONTINUES, async {
             let container = self.backend.node.container(&container_id)?;
             Ok(cri::ContainerStatusResponse {
                 status: Some(convert::container_status(&container.record, &self.silent_log(&container))),
@@ -300,7 +303,7 @@ impl RuntimeService for Runtime {
         request: Request<cri::ReopenContainerLogRequest>,
     ) -> Result<Response<cri::ReopenContainerLogResponse>, Status> {
         let (metadata, _, cri::ReopenContainerLogRequest { container_id }) = request.into_parts();
-        answer("ReopenContainerLog", &metadata, STOPS, async {
+        handle("ReopenContainerLog", &metadata, NOTHING_CONTINUES, async {
             self.backend.node.reopen_log(&container_id).await?;
             Ok(cri::ReopenContainerLogResponse {})
         })
@@ -312,7 +315,7 @@ impl RuntimeService for Runtime {
         request: Request<cri::ExecSyncRequest>,
     ) -> Result<Response<cri::ExecSyncResponse>, Status> {
         let (metadata, _, message) = request.into_parts();
-        answer("ExecSync", &metadata, "the command is killed", async {
+        handle("ExecSync", &metadata, "the command is killed", async {
             let (container, cmd, timeout) = convert::exec_sync(message)?;
             let output = self.backend.node.exec_sync(&container, cmd, timeout).await?;
             Ok(cri::ExecSyncResponse {
@@ -329,7 +332,7 @@ impl RuntimeService for Runtime {
         request: Request<cri::ContainerStatsRequest>,
     ) -> Result<Response<cri::ContainerStatsResponse>, Status> {
         let (metadata, _, cri::ContainerStatsRequest { container_id }) = request.into_parts();
-        answer("ContainerStats", &metadata, STOPS, async {
+        handle("ContainerStats", &metadata, NOTHING_CONTINUES, async {
             let container = self.backend.node.container(&container_id)?;
             let stats = self.stats(vec![container]).await?;
             Ok(cri::ContainerStatsResponse { stats: stats.into_iter().next() })
@@ -342,7 +345,7 @@ impl RuntimeService for Runtime {
         request: Request<cri::ListContainerStatsRequest>,
     ) -> Result<Response<cri::ListContainerStatsResponse>, Status> {
         let (metadata, _, cri::ListContainerStatsRequest { filter }) = request.into_parts();
-        answer("ListContainerStats", &metadata, STOPS, async {
+        handle("ListContainerStats", &metadata, NOTHING_CONTINUES, async {
             let filter = ContainerFilter::for_stats(filter);
             let containers = self.backend.node.containers();
             let wanted = containers.iter().filter(|container| filter.matches(&container.record)).cloned();
@@ -351,14 +354,14 @@ impl RuntimeService for Runtime {
         .await
     }
 
-    // What follows is not built yet. kubelet can do without all of it: it falls back to the calls above.
+    // The calls below are not implemented yet. kubelet works without them: it falls back to the calls above.
 
     type StreamPodSandboxesStream = BoxStream<cri::StreamPodSandboxesResponse>;
     async fn stream_pod_sandboxes(
         &self,
         request: Request<cri::StreamPodSandboxesRequest>,
     ) -> NoStream<cri::StreamPodSandboxesResponse> {
-        not_built!(request, "StreamPodSandboxes", "streamed lists; use ListPodSandbox")
+        not_implemented!(request, "StreamPodSandboxes", "streamed lists; use ListPodSandbox")
     }
 
     type StreamContainersStream = BoxStream<cri::StreamContainersResponse>;
@@ -366,7 +369,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::StreamContainersRequest>,
     ) -> NoStream<cri::StreamContainersResponse> {
-        not_built!(request, "StreamContainers", "streamed lists; use ListContainers")
+        not_implemented!(request, "StreamContainers", "streamed lists; use ListContainers")
     }
 
     type StreamContainerStatsStream = BoxStream<cri::StreamContainerStatsResponse>;
@@ -374,46 +377,46 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::StreamContainerStatsRequest>,
     ) -> NoStream<cri::StreamContainerStatsResponse> {
-        not_built!(request, "StreamContainerStats", "streamed lists; use ListContainerStats")
+        not_implemented!(request, "StreamContainerStats", "streamed lists; use ListContainerStats")
     }
 
     async fn update_container_resources(
         &self,
         request: Request<cri::UpdateContainerResourcesRequest>,
     ) -> Result<Response<cri::UpdateContainerResourcesResponse>, Status> {
-        not_built!(request, "UpdateContainerResources", "changing limits of a container that exists")
+        not_implemented!(request, "UpdateContainerResources", "changing limits of a container that exists")
     }
 
     async fn exec(&self, request: Request<cri::ExecRequest>) -> Result<Response<cri::ExecResponse>, Status> {
-        not_built!(request, "Exec", "the streaming server; use ExecSync")
+        not_implemented!(request, "Exec", "the streaming server; use ExecSync")
     }
 
     async fn attach(
         &self,
         request: Request<cri::AttachRequest>,
     ) -> Result<Response<cri::AttachResponse>, Status> {
-        not_built!(request, "Attach", "the streaming server")
+        not_implemented!(request, "Attach", "the streaming server")
     }
 
     async fn port_forward(
         &self,
         request: Request<cri::PortForwardRequest>,
     ) -> Result<Response<cri::PortForwardResponse>, Status> {
-        not_built!(request, "PortForward", "the streaming server")
+        not_implemented!(request, "PortForward", "the streaming server")
     }
 
     async fn pod_sandbox_stats(
         &self,
         request: Request<cri::PodSandboxStatsRequest>,
     ) -> Result<Response<cri::PodSandboxStatsResponse>, Status> {
-        not_built!(request, "PodSandboxStats", "stats of pods; use ContainerStats")
+        not_implemented!(request, "PodSandboxStats", "stats of pods; use ContainerStats")
     }
 
     async fn list_pod_sandbox_stats(
         &self,
         request: Request<cri::ListPodSandboxStatsRequest>,
     ) -> Result<Response<cri::ListPodSandboxStatsResponse>, Status> {
-        not_built!(request, "ListPodSandboxStats", "stats of pods; use ListContainerStats")
+        not_implemented!(request, "ListPodSandboxStats", "stats of pods; use ListContainerStats")
     }
 
     type StreamPodSandboxStatsStream = BoxStream<cri::StreamPodSandboxStatsResponse>;
@@ -421,28 +424,28 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::StreamPodSandboxStatsRequest>,
     ) -> NoStream<cri::StreamPodSandboxStatsResponse> {
-        not_built!(request, "StreamPodSandboxStats", "stats of pods; use ListContainerStats")
+        not_implemented!(request, "StreamPodSandboxStats", "stats of pods; use ListContainerStats")
     }
 
     async fn checkpoint_container(
         &self,
         request: Request<cri::CheckpointContainerRequest>,
     ) -> Result<Response<cri::CheckpointContainerResponse>, Status> {
-        not_built!(request, "CheckpointContainer", "checkpoints")
+        not_implemented!(request, "CheckpointContainer", "checkpoints")
     }
 
     async fn checkpoint_pod(
         &self,
         request: Request<cri::CheckpointPodRequest>,
     ) -> Result<Response<cri::CheckpointPodResponse>, Status> {
-        not_built!(request, "CheckpointPod", "checkpoints")
+        not_implemented!(request, "CheckpointPod", "checkpoints")
     }
 
     async fn restore_pod(
         &self,
         request: Request<cri::RestorePodRequest>,
     ) -> Result<Response<cri::RestorePodResponse>, Status> {
-        not_built!(request, "RestorePod", "checkpoints")
+        not_implemented!(request, "RestorePod", "checkpoints")
     }
 
     type GetContainerEventsStream = BoxStream<cri::ContainerEventResponse>;
@@ -450,21 +453,21 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::GetEventsRequest>,
     ) -> NoStream<cri::ContainerEventResponse> {
-        not_built!(request, "GetContainerEvents", "the event stream; kubelet lists instead")
+        not_implemented!(request, "GetContainerEvents", "the event stream; kubelet lists instead")
     }
 
     async fn list_metric_descriptors(
         &self,
         request: Request<cri::ListMetricDescriptorsRequest>,
     ) -> Result<Response<cri::ListMetricDescriptorsResponse>, Status> {
-        not_built!(request, "ListMetricDescriptors", "CRI metrics; kubelet's cAdvisor has them")
+        not_implemented!(request, "ListMetricDescriptors", "CRI metrics; kubelet's cAdvisor has them")
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         request: Request<cri::ListPodSandboxMetricsRequest>,
     ) -> Result<Response<cri::ListPodSandboxMetricsResponse>, Status> {
-        not_built!(request, "ListPodSandboxMetrics", "CRI metrics; kubelet's cAdvisor has them")
+        not_implemented!(request, "ListPodSandboxMetrics", "CRI metrics; kubelet's cAdvisor has them")
     }
 
     type StreamPodSandboxMetricsStream = BoxStream<cri::StreamPodSandboxMetricsResponse>;
@@ -472,13 +475,13 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::StreamPodSandboxMetricsRequest>,
     ) -> NoStream<cri::StreamPodSandboxMetricsResponse> {
-        not_built!(request, "StreamPodSandboxMetrics", "CRI metrics; kubelet's cAdvisor has them")
+        not_implemented!(request, "StreamPodSandboxMetrics", "CRI metrics; kubelet's cAdvisor has them")
     }
 
     async fn update_pod_sandbox_resources(
         &self,
         request: Request<cri::UpdatePodSandboxResourcesRequest>,
     ) -> Result<Response<cri::UpdatePodSandboxResourcesResponse>, Status> {
-        not_built!(request, "UpdatePodSandboxResources", "changing limits of a pod that exists")
+        not_implemented!(request, "UpdatePodSandboxResources", "changing limits of a pod that exists")
     }
 }

@@ -16,49 +16,49 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 
-/// Largest message either way: what kubelet and crictl accept.
+/// Largest message in both directions: the limit of kubelet and crictl.
 const MAX_MESSAGE: usize = 16 * 1024 * 1024;
-/// Calls of one connection at once. kubelet uses one connection, on which StopContainer and PullImage may
-/// wait for minutes; the library's 200 would let them hold up List.
+/// Concurrent calls of one connection. kubelet uses one connection, on which StopContainer and PullImage may
+/// wait for minutes; with the library's default of 200 they could block List.
 const MAX_CALLS: u32 = 2048;
 
-/// Before an accept that failed is tried again.
+/// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Why there is no socket, or serving ended.
+/// Why the socket could not be created, or serving ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The socket's place.
+    /// The socket's path cannot be used.
     #[error("cannot {doing} {}", .path.display())]
     Socket {
         /// The failed step.
         doing: &'static str,
-        /// Which path.
+        /// The path.
         path: PathBuf,
-        /// The kernel's word.
+        /// The error of the system call.
         source: std::io::Error,
     },
-    /// Somebody serves there already.
+    /// Another process serves this socket.
     #[error(
-        "{} is served by {}: give this daemon a socket of its own, or end that one first",
+        "{} is served by {}: configure another socket for this daemon, or stop the other one first",
         .path.display(),
         .pid.map_or_else(|| "a process of another PID namespace".to_owned(), |pid| format!("process {pid}"))
     )]
     Served {
         /// The socket.
         path: PathBuf,
-        /// Who listens, as this PID namespace numbers it.
+        /// Pid of the listener in this PID namespace.
         pid: Option<u32>,
     },
-    /// Something else is where the socket belongs.
-    #[error("{} exists and is no socket: it is left alone", .0.display())]
+    /// The path is taken by something else.
+    #[error("{} exists and is not a socket; it is not replaced", .0.display())]
     NotASocket(PathBuf),
-    /// The server's own.
+    /// An error of the gRPC library.
     #[error("the gRPC server failed")]
     Serve(#[from] tonic::transport::Error),
 }
 
-/// A listening socket; its path is removed when it is dropped.
+/// A listening socket; its path is removed on drop.
 #[derive(Debug)]
 pub(crate) struct Socket {
     listener: std::os::unix::net::UnixListener,
@@ -68,12 +68,12 @@ pub(crate) struct Socket {
 #[derive(Debug)]
 struct SocketPath {
     path: PathBuf,
-    /// Device and number of the inode that was bound.
+    /// Device and inode number of the bound socket.
     inode: (u64, u64),
 }
 
 impl Drop for SocketPath {
-    /// Another daemon's socket may lie there by now.
+    /// Another daemon may have bound its socket there meanwhile.
     fn drop(&mut self) {
         match fs::symlink_metadata(&self.path) {
             Ok(found) if (found.dev(), found.ino()) == self.inode => {
@@ -82,17 +82,18 @@ impl Drop for SocketPath {
                 }
             }
             Ok(_) => {
-                tracing::warn!(path = %self.path.display(), "the socket was replaced by another: left alone")
+                tracing::warn!(path = %self.path.display(), "another process has replaced the socket; it is not removed")
             }
             Err(error) => {
-                tracing::debug!(path = %self.path.display(), %error, "the socket was gone already");
+                tracing::debug!(path = %self.path.display(), %error, "the socket was already removed");
             }
         }
     }
 }
 
-/// The living process that listens on the socket at `path`. A listening socket can outlive its daemon in a child
-/// that hangs before execve: whom the kernel names as listener decides, not whether a connection is queued.
+/// The running process that listens on the socket at `path`. A child that hangs before execve can keep a
+/// socket listening after its daemon has ended, so the kernel's listener pid is checked, not whether a
+/// connection is queued.
 fn listener(path: &Path) -> std::io::Result<Option<Listener>> {
     use rustix::io::Errno;
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
@@ -105,7 +106,7 @@ fn listener(path: &Path) -> std::io::Result<Option<Listener>> {
     match connect(&socket, &SocketAddrUnix::new(path)?) {
         Ok(()) => {}
         Err(Errno::CONNREFUSED | Errno::NOENT) => return Ok(None),
-        // Its queue is full: nobody takes connections, or too many come. Not ours to decide.
+        // The queue is full: the listener is hung or overloaded. It is treated as in use.
         Err(error) => return Err(error.into()),
     }
     let pid = sys::scm::peer_pid(socket.as_fd())?;
@@ -113,14 +114,14 @@ fn listener(path: &Path) -> std::io::Result<Option<Listener>> {
     Ok(lives.then_some(Listener { pid }))
 }
 
-/// A process that lives.
+/// A running process.
 struct Listener {
     pid: Option<u32>,
 }
 
 impl Socket {
-    /// Binds `path`, over what a killed daemon has left there. `_proof` shows that no other daemon has this
-    /// state; one with another may have been given the same socket. Blocking.
+    /// Binds `path` and replaces a socket that a killed daemon left. `_proof` shows that no other daemon uses
+    /// this state; a daemon with other state may be configured with the same socket. Blocking.
     pub(crate) fn bind(path: &Path, _proof: &state::lock::Lock) -> Result<Self, Error> {
         let at = |doing, source| Error::Socket { doing, path: path.to_owned(), source };
         if let Some(parent) = path.parent() {
@@ -140,7 +141,7 @@ impl Socket {
         let listener = std::os::unix::net::UnixListener::bind(path).map_err(|error| at("bind", error))?;
         let bound = fs::symlink_metadata(path).map_err(|error| at("look at", error))?;
         let path_guard = SocketPath { path: path.to_owned(), inode: (bound.dev(), bound.ino()) };
-        // Until here nobody but root could connect: that takes write permission, which umask took away.
+        // Until now only root could connect: connecting needs write permission, which the umask removed.
         fs::set_permissions(path, fs::Permissions::from_mode(0o660))
             .map_err(|error| at("set the mode of", error))?;
         listener.set_nonblocking(true).map_err(|error| at("set up", error))?;
@@ -148,8 +149,8 @@ impl Socket {
     }
 }
 
-/// Connections as they come. An accept that fails (out of descriptors, most likely) is tried again after a
-/// pause; the library would try again at once and for ever.
+/// Incoming connections. A failed accept (most likely no descriptor is free) is retried after a pause; the
+/// library would retry at once, for ever.
 fn connections(listener: UnixListener) -> impl Stream<Item = std::io::Result<UnixStream>> {
     futures_util::stream::unfold(listener, |listener| async move {
         loop {
@@ -164,7 +165,7 @@ fn connections(listener: UnixListener) -> impl Stream<Item = std::io::Result<Uni
     })
 }
 
-/// Serves until `stopping`, then lets the calls in flight end within [`shutdown::DRAIN`].
+/// Serves until `stopping`, then waits up to [`shutdown::DRAIN`] for running calls.
 pub(crate) async fn serve(socket: Socket, backend: Backend, stopping: Shutdown) -> Result<(), Error> {
     let Socket { listener, path } = socket;
     let listener = UnixListener::from_std(listener).map_err(|source| Error::Socket {
@@ -186,7 +187,7 @@ pub(crate) async fn serve(socket: Socket, backend: Backend, stopping: Shutdown) 
         .serve_with_incoming_shutdown(connections(listener), stopping.clone().wait());
     match shutdown::bounded(serving, stopping, shutdown::DRAIN).await {
         Some(result) => result?,
-        None => tracing::warn!(after = ?shutdown::DRAIN, "calls in flight were cut off"),
+        None => tracing::warn!(after = ?shutdown::DRAIN, "running calls were cancelled"),
     }
     drop(path);
     Ok(())
@@ -202,11 +203,11 @@ mod tests {
     }
 
     #[test]
-    fn binds_over_what_a_killed_daemon_left_and_cleans_up() {
+    fn replaces_a_stale_socket_and_cleans_up() {
         let folder = tempfile::tempdir().unwrap();
         let (lock, path) = (lock(folder.path()), folder.path().join("deep/er/copepod.sock"));
         let first = Socket::bind(&path, &lock).unwrap();
-        // What kill -9 leaves: the path without a listener.
+        // A killed daemon leaves the path without a listener.
         std::mem::forget(first.path);
         drop(first.listener);
         assert!(std::os::unix::net::UnixStream::connect(&path).is_err());
@@ -218,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_is_served_is_left_alone() {
+    fn a_served_socket_is_not_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let (lock, path) = (lock(folder.path()), folder.path().join("copepod.sock"));
         let first = Socket::bind(&path, &lock).unwrap();
@@ -228,7 +229,7 @@ mod tests {
             "{refused}"
         );
         assert!(std::os::unix::net::UnixStream::connect(&path).is_ok());
-        // One that has taken its place is not removed with it.
+        // A socket that has replaced ours is not removed with it.
         fs::remove_file(&path).unwrap();
         let other = std::os::unix::net::UnixListener::bind(&path).unwrap();
         drop(first);
@@ -237,14 +238,14 @@ mod tests {
     }
 
     #[test]
-    fn leaves_other_files_alone() {
+    fn other_files_are_not_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let (lock, path) = (lock(folder.path()), folder.path().join("file"));
         fs::write(&path, "precious").unwrap();
         let error = Socket::bind(&path, &lock).unwrap_err();
         assert!(matches!(error, Error::NotASocket(_)), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
-        // Nor is a link followed.
+        // Symlinks are not followed either.
         let link = folder.path().join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
         assert!(matches!(Socket::bind(&link, &lock), Err(Error::NotASocket(_))));

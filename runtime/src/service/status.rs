@@ -1,8 +1,8 @@
-//! The one mapping of every error to what a client sees: a gRPC code and a text.
+//! Maps every error to what a client sees: a gRPC code and a text.
 //!
 //! Clients branch on codes (NotFound, Unimplemented, DeadlineExceeded, Unavailable, InvalidArgument,
-//! ResourceExhausted) and kubelet on two beginnings of texts with the code Unknown. Nothing else in the
-//! daemon makes a [`Status`].
+//! ResourceExhausted), and kubelet on two prefixes of texts with code Unknown. No other module creates a
+//! [`Status`].
 
 use super::convert::Refusal;
 use crate::error::with_causes;
@@ -11,29 +11,29 @@ use tonic::{Code, Status};
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
-    /// The request is wrong or asks for what is not built.
+    /// The request is invalid or needs a feature that is not implemented.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// Pods and containers.
+    /// An error of a pod or container operation.
     #[error(transparent)]
     Node(#[from] crate::error::Error),
-    /// Images.
+    /// An error of the image store.
     #[error(transparent)]
     Image(#[from] image::Error),
-    /// The caller's deadline has passed.
+    /// The caller's deadline passed.
     #[error("the caller's deadline of {0:?} has passed; {1}")]
     Deadline(std::time::Duration, &'static str),
-    /// A call of CRI that this version does not answer.
-    #[error("{call} is not built yet: {what}")]
-    NotBuilt {
+    /// A CRI call that is not implemented.
+    #[error("{call} is not implemented yet: {what}")]
+    NotImplemented {
         /// Name of the call.
         call: &'static str,
-        /// What is missing, for people.
+        /// What is missing, for users.
         what: &'static str,
     },
 }
 
-/// Longest text of an error. HTTP/2 carries it in a header, of which clients take 16 KiB at most.
+/// Longest error text. HTTP/2 carries it in a header, and clients accept at most 16 KiB of headers.
 const MAX_TEXT: usize = 4096;
 
 impl Failure {
@@ -44,12 +44,12 @@ impl Failure {
             Self::Node(error) => of_node(error.kind),
             Self::Image(error) => of_image(error).0,
             Self::Deadline(..) => Code::DeadlineExceeded,
-            Self::NotBuilt { .. } => Code::Unimplemented,
+            Self::NotImplemented { .. } => Code::Unimplemented,
         }
     }
 
-    /// Something of ours or of this host broke, rather than the caller, or a registry, being at fault.
-    pub(crate) fn is_our_fault(&self) -> bool {
+    /// Whether copepod or this host failed, rather than the caller or a registry.
+    pub(crate) fn is_internal(&self) -> bool {
         self.code() == Code::Internal
     }
 }
@@ -57,9 +57,9 @@ impl Failure {
 fn of_refusal(refusal: &Refusal) -> Code {
     match refusal {
         Refusal::Invalid { .. } => Code::InvalidArgument,
-        // The kinds kubelet recognises come with this code.
-        Refusal::NotBuilt { class: Some(_), .. } => Code::Unknown,
-        Refusal::NotBuilt { class: None, .. } => Code::Unimplemented,
+        // kubelet recognises these reasons only with this code.
+        Refusal::NotImplemented { class: Some(_), .. } => Code::Unknown,
+        Refusal::NotImplemented { class: None, .. } => Code::Unimplemented,
     }
 }
 
@@ -79,7 +79,7 @@ fn of_node(kind: crate::error::ErrorKind) -> Code {
     }
 }
 
-/// Code, and the word with which kubelet wants the text to begin.
+/// The code, and the prefix that kubelet expects in the text.
 fn of_image(error: &image::Error) -> (Code, &'static str) {
     use image::Error;
     match error {
@@ -94,7 +94,7 @@ fn of_image(error: &image::Error) -> (Code, &'static str) {
         Error::Storage { .. } => (Code::Internal, ""),
         Error::Threads { .. } => (Code::Unavailable, ""),
         Error::Cancelled => (Code::Aborted, ""),
-        // The crate may grow kinds; until they are sorted here they are faults of ours.
+        // New error kinds of the image crate count as internal errors until they are mapped here.
         _ => (Code::Internal, ""),
     }
 }
@@ -145,7 +145,7 @@ mod tests {
         };
         let (reference, detail) = (|| "r.local/x:1".to_owned(), || "r.local: 503".to_owned());
         let (code, text) = told(image::Error::Unavailable { reference: reference(), detail: detail() });
-        assert_eq!(code, Code::Unknown, "kubelet recognises the kind only with this code");
+        assert_eq!(code, Code::Unknown, "kubelet recognises the reason only with this code");
         assert!(text.starts_with("RegistryUnavailable: ") && text.contains("503"), "{text}");
         assert_eq!(
             told(image::Error::NotFound { reference: reference(), detail: detail() }).0,
@@ -175,21 +175,25 @@ mod tests {
         };
         let status = Status::from(Failure::from(invalid));
         assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "pod a/b: f: 1: must be 2"));
-        let refused =
-            |class| Refusal::NotBuilt { class, object: "o: ".into(), field: "f".into(), what: "w".into() };
+        let refused = |class| Refusal::NotImplemented {
+            class,
+            object: "o: ".into(),
+            field: "f".into(),
+            what: "w".into(),
+        };
         let status = Status::from(Failure::from(refused(None)));
         assert_eq!((status.code(), status.message()), (Code::Unimplemented, "o: f: w"));
-        // kubelet looks at the code and at the beginning.
+        // kubelet checks the code and the beginning of the text.
         let status = Status::from(Failure::from(refused(Some("RROUnsupported"))));
         assert_eq!((status.code(), status.message()), (Code::Unknown, "RROUnsupported: o: f: w"));
     }
 
     #[test]
-    fn calls_that_are_not_built_say_what_is_missing() {
-        let status = Status::from(Failure::NotBuilt { call: "Attach", what: "streaming" });
+    fn calls_that_are_not_implemented_name_what_is_missing() {
+        let status = Status::from(Failure::NotImplemented { call: "Attach", what: "streaming" });
         assert_eq!(
             (status.code(), status.message()),
-            (Code::Unimplemented, "Attach is not built yet: streaming")
+            (Code::Unimplemented, "Attach is not implemented yet: streaming")
         );
     }
 

@@ -1,4 +1,4 @@
-//! The services through their socket, with a real client.
+//! Tests of the services through their socket, with a real client.
 
 use super::*;
 use crate::cgroups::Cgroups;
@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
 
-/// A daemon's services over an empty state folder.
+/// A daemon's services with an empty state folder.
 struct Fixture {
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
@@ -35,7 +35,7 @@ impl Fixture {
             state: Some(path("run").display().to_string()),
             socket: None,
         };
-        // PID 1 may be another machine's, where the tests run in a container.
+        // In a test container, PID 1's mount namespace may not be the host's, so the test uses its own.
         let text =
             format!("mount_namespace = \"self\"\n[network]\nconf_dir = \"{}\"\n", path("net.d").display());
         let config = Arc::new(Config::parse(&text, &overrides).unwrap());
@@ -54,7 +54,7 @@ impl Fixture {
         for binary in ["copepod-shim", "pause"] {
             std::fs::write(path(binary), "#!/bin/false").unwrap();
         }
-        let figures = Arc::new(Figures::new(StatsReader::new(cgroups.clone()), layout.clone()));
+        let stats = Arc::new(StatsCache::new(StatsReader::new(cgroups.clone()), layout.clone()));
         let root = crate::root::Root::new(layout.clone());
         let node = Node::open(NodeOptions {
             layout,
@@ -75,7 +75,7 @@ impl Fixture {
         let socket = Socket::bind(&config.socket, &lock).unwrap();
         let (stop, stopping) = watch::channel(false);
         let address = format!("unix://{}", config.socket.display());
-        let backend = Backend { node, images, cni, root, figures, config: watch::channel(config).1 };
+        let backend = Backend { node, images, cni, root, stats, config: watch::channel(config).1 };
         let serving = tokio::spawn(serve(socket, backend, Shutdown::of(stopping)));
         let channel = Endpoint::from_shared(address).unwrap().connect().await.unwrap();
         Self {
@@ -90,7 +90,7 @@ impl Fixture {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_empty_node_answers_what_kubelet_asks_at_its_start() {
+async fn an_empty_node_answers_kubelets_first_calls() {
     let Fixture { mut runtime, mut images, stop, serving, folder, .. } = Fixture::new().await;
     let version = runtime.version(cri::VersionRequest { version: String::new() }).await.unwrap().into_inner();
     assert_eq!((version.version.as_str(), version.runtime_name.as_str()), ("0.1.0", "copepod"));
@@ -120,7 +120,7 @@ async fn an_empty_node_answers_what_kubelet_asks_at_its_start() {
     assert!(
         images.list_images(cri::ListImagesRequest::default()).await.unwrap().into_inner().images.is_empty()
     );
-    // kubelet calls stat on it: the mount point is there before anything was pulled.
+    // kubelet calls stat on the mount point, so it must exist before anything was pulled.
     let fs = images.image_fs_info(cri::ImageFsInfoRequest {}).await.unwrap().into_inner();
     let mountpoint = &fs.image_filesystems[0].fs_id.as_ref().unwrap().mountpoint;
     assert!(std::path::Path::new(mountpoint).is_dir(), "{mountpoint}");
@@ -135,11 +135,11 @@ async fn an_empty_node_answers_what_kubelet_asks_at_its_start() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn codes_that_clients_branch_on() {
-    // The rest must live as long as the clients.
+async fn clients_get_the_codes_they_branch_on() {
+    // The other parts of the fixture must live as long as the clients.
     let Fixture { mut runtime, mut images, stop: _stop, _lock, folder: _folder, .. } = Fixture::new().await;
     let id = "ab".repeat(32);
-    // Unknown objects: NotFound where something is asked, success where something is to go away.
+    // Unknown objects: NotFound for queries and changes, success for removals.
     let status = cri::PodSandboxStatusRequest { pod_sandbox_id: id.clone(), verbose: false };
     assert_eq!(runtime.pod_sandbox_status(status).await.unwrap_err().code(), Code::NotFound);
     let status = cri::ContainerStatusRequest { container_id: id.clone(), verbose: false };
@@ -152,7 +152,7 @@ async fn codes_that_clients_branch_on() {
     runtime.remove_pod_sandbox(cri::RemovePodSandboxRequest { pod_sandbox_id: id.clone() }).await.unwrap();
     runtime.stop_container(cri::StopContainerRequest { container_id: id.clone(), timeout: 1 }).await.unwrap();
     runtime.remove_container(cri::RemoveContainerRequest { container_id: id.clone() }).await.unwrap();
-    // Wrong requests.
+    // Invalid requests.
     let empty = runtime.run_pod_sandbox(cri::RunPodSandboxRequest::default()).await.unwrap_err();
     assert_eq!((empty.code(), empty.message()), (Code::InvalidArgument, "config: absent: must be set"));
     let bad = cri::ImageSpec { image: "UPPER/case:::".into(), ..Default::default() };
@@ -161,15 +161,15 @@ async fn codes_that_clients_branch_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_that_are_not_built_answer_unimplemented() {
-    // The rest must live as long as the clients.
+async fn calls_that_are_not_implemented_return_unimplemented() {
+    // The other parts of the fixture must live as long as the clients.
     let Fixture { mut runtime, mut images, stop: _stop, _lock, folder: _folder, .. } = Fixture::new().await;
     macro_rules! unimplemented_are {
         ($client:ident: $($call:ident($message:ident)),* $(,)?) => {
             $(
                 let status = $client.$call(cri::$message::default()).await.map(drop).unwrap_err();
                 assert_eq!(status.code(), Code::Unimplemented, stringify!($call));
-                assert!(status.message().contains("not built yet: "), "{}", status.message());
+                assert!(status.message().contains("not implemented yet:  "), "{}", status.message());
             )*
         };
     }
@@ -197,12 +197,14 @@ async fn calls_that_are_not_built_answer_unimplemented() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_callers_deadline_answers_deadline_exceeded() {
+async fn the_callers_deadline_returns_deadline_exceeded() {
     let mut request = Request::new(());
     request.set_timeout(Duration::from_secs(3));
     let began = tokio::time::Instant::now();
-    let late = answer::<()>("Test", request.metadata(), STOPS, std::future::pending()).await.unwrap_err();
+    let late = handle::<()>("Test", request.metadata(), NOTHING_CONTINUES, std::future::pending())
+        .await
+        .unwrap_err();
     assert_eq!(late.code(), Code::DeadlineExceeded);
-    assert!(began.elapsed() < Duration::from_secs(3), "before the library's own timer");
-    assert!(late.message().contains(STOPS), "{}", late.message());
+    assert!(began.elapsed() < Duration::from_secs(3), "the library's own timer fired first");
+    assert!(late.message().contains(NOTHING_CONTINUES), "{}", late.message());
 }

@@ -1,22 +1,22 @@
-//! The texts of cgroup files, v1's and v2's, as figures. Pure.
+//! Parses cgroup files of v1 and v2. Pure.
 
 use super::Memory;
 
-/// Limits above this are no limits: v1 shows "none" as the largest multiple of a page in an i64.
+/// A higher limit means no limit: v1 shows "none" as the largest multiple of a page in an i64.
 const NO_LIMIT: u64 = 1 << 62;
 
-/// What is needed of memory.stat.
+/// The fields of memory.stat that are used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct MemoryStat {
     pub(super) inactive_file: u64,
     pub(super) anonymous: u64,
     pub(super) faults: u64,
     pub(super) major_faults: u64,
-    /// None where swap is not accounted.
+    /// `None` if swap is not accounted.
     pub(super) swap: Option<u64>,
 }
 
-/// v1's file has each figure twice, `total_` counting what is below too; v2's has it once, counting all.
+/// v1's file has each value twice, `total_` including descendants; v2's has it once, including descendants.
 pub(super) fn memory_stat(text: &str) -> MemoryStat {
     let mut stat = MemoryStat::default();
     let v1 = text.lines().any(|line| line.starts_with("total_"));
@@ -52,15 +52,15 @@ pub(super) fn memory(timestamp: i64, usage: u64, limit: Option<u64>, stat: &Memo
     }
 }
 
-/// Nanoseconds of CPU in v2's cpu.stat, which counts microseconds.
-#[cfg_attr(not(test), expect(dead_code, reason = "v2 leaves are refused at start until they are built"))]
+/// CPU time in nanoseconds from v2's cpu.stat, which has microseconds.
+#[cfg_attr(not(test), expect(dead_code, reason = "hosts with cgroup v2 only are refused at start"))]
 pub(super) fn cpu_stat_v2(text: &str) -> Option<u64> {
     let value = text.lines().find_map(|line| line.strip_prefix("usage_usec "))?;
     value.trim().parse::<u64>().ok()?.checked_mul(1000)
 }
 
-/// A limit of v2 (`max`, or bytes).
-#[cfg_attr(not(test), expect(dead_code, reason = "v2 leaves are refused at start until they are built"))]
+/// A limit of v2: `max`, or bytes.
+#[cfg_attr(not(test), expect(dead_code, reason = "hosts with cgroup v2 only are refused at start"))]
 pub(super) fn limit_v2(text: &str) -> Option<u64> {
     text.trim().parse().ok().and_then(limit)
 }

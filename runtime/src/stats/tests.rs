@@ -12,39 +12,39 @@ fn rates_need_two_samples() {
     assert_eq!(sample.rate(at(2000), 2_000_000_000), Some(500_000_000));
     assert_eq!(sample.rate(at(2500), 9_000_000_000), Some(500_000_000), "kept until the next is due");
     assert_eq!(sample.rate(at(4000), 2_000_000_000), Some(0));
-    assert_eq!(sample.rate(at(6000), 0), Some(0), "a counter that fell");
+    assert_eq!(sample.rate(at(6000), 0), Some(0), "a counter that was reset");
 }
 
 #[test]
 fn long_walks_are_rare() {
     let start = Instant::now();
     let layer = |millis| Layer { walked: Some(start), took: Duration::from_millis(millis), value: None };
-    assert!(Layer::default().is_stale(start), "never walked");
+    assert!(Layer::default().is_stale(start), "was never walked");
     assert!(!layer(1).is_stale(start + Duration::from_secs(4)));
     assert!(layer(1).is_stale(start + Duration::from_secs(5)));
     assert!(!layer(1000).is_stale(start + Duration::from_secs(99)), "a walk of a second");
     assert!(layer(1000).is_stale(start + Duration::from_secs(100)));
 }
 
-/// Removes the test's cgroup however it ends.
-struct Room(Cgroups, String);
+/// Removes the test's cgroup in any case.
+struct TestCgroup(Cgroups, String);
 
-impl Drop for Room {
+impl Drop for TestCgroup {
     fn drop(&mut self) {
         drop(self.0.kill_all(&self.1).and_then(|()| self.0.remove(&self.1)));
     }
 }
 
-/// Needs root and cgroup v1, and fails without.
+/// Needs root and cgroup v1; fails without them.
 #[test]
-fn privileged_reads_a_living_leaf() {
+fn privileged_reads_a_running_leaf() {
     let cgroups = Cgroups::detect().unwrap();
     let mut bytes = [7; 32];
     bytes[..4].copy_from_slice(&std::process::id().to_le_bytes());
     let id = ContainerId::from_random(bytes);
     let root = format!("/copepod-test-{}-stats", std::process::id());
     let path = format!("{root}/{id}");
-    let _room = Room(cgroups.clone(), root.clone());
+    let _room = TestCgroup(cgroups.clone(), root.clone());
     let resources = model::Resources { memory_limit: 64 << 20, ..model::Resources::default() };
     let writes = spec::resources::v1(&resources, spec::resources::Mode::Create).unwrap();
     let leaf = cgroups.create_leaf(&path, &Limits { writes, devices: Vec::new() }).unwrap();
@@ -59,7 +59,7 @@ fn privileged_reads_a_living_leaf() {
     let spin = "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; dd if=/dev/zero of=/dev/null bs=20M count=1 status=none";
     assert!(Command::new("sh").args(["-ec", &format!("{joins} {spin}")]).status().unwrap().success());
 
-    // The kernel sums memory.stat up every two seconds at the latest.
+    // The kernel updates memory.stat every two seconds at the latest.
     let faults = || reader.read(&id).unwrap().memory.page_faults;
     let deadline = Instant::now() + Duration::from_secs(10);
     while faults() < 1000 && Instant::now() < deadline {
@@ -78,7 +78,7 @@ fn privileged_reads_a_living_leaf() {
     assert!(layer.inodes_used == 2 && layer.used_bytes >= 50_000, "{layer:?}");
     std::fs::write(upper.path().join("more"), "x").unwrap();
     assert!(reader.refresh_stale(Duration::from_secs(5)));
-    assert_eq!(reader.writable_layer(&id), Some(layer), "fresh figures are kept");
+    assert_eq!(reader.writable_layer(&id), Some(layer), "recent values are kept");
 
     let start = Instant::now();
     for _ in 0..100 {
@@ -86,7 +86,7 @@ fn privileged_reads_a_living_leaf() {
     }
     println!("a read takes {:?}", start.elapsed() / 100);
     cgroups.remove(&root).unwrap();
-    assert!(matches!(reader.read(&id), Err(Error::Read { .. })), "the leaf is gone");
+    assert!(matches!(reader.read(&id), Err(Error::Read { .. })), "the cgroup is gone");
     reader.detach(&id);
     assert!(matches!(reader.read(&id), Err(Error::Unknown { .. })));
 }

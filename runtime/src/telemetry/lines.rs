@@ -1,4 +1,4 @@
-//! Log lines on their way to standard error.
+//! Queues log lines and writes them to standard error.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, Write};
@@ -8,19 +8,19 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Most lines that wait to be written.
+/// Most lines in the queue.
 const LINES: usize = 4096;
-/// Most bytes of them.
+/// Most bytes in the queue.
 const BYTES: usize = 1 << 20;
-/// Bytes of the writer's stack.
+/// Stack size of the writer thread in bytes.
 const STACK: usize = 128 * 1024;
-/// A pipe that is ready for writing takes this many bytes without blocking (PIPE_BUF).
+/// A pipe that is ready for writing accepts this many bytes without blocking (PIPE_BUF).
 const AT_ONCE: usize = 4096;
 
 #[derive(Debug)]
 enum Entry {
     Line(Vec<u8>),
-    /// Everything before it is written: say so.
+    /// A flush: acknowledged once everything before it is written.
     Flush(SyncSender<()>),
 }
 
@@ -30,19 +30,19 @@ struct Counts {
     dropped: AtomicU64,
 }
 
-/// The writer's queue, for [`flush`].
+/// The queue, for [`flush`].
 static QUEUE: OnceLock<SyncSender<Entry>> = OnceLock::new();
 
-/// Makes a [`Line`] for each event.
+/// Creates a [`Line`] for each event.
 #[derive(Debug, Clone)]
 pub(super) struct Lines {
-    /// None: no thread could be started, and lines are written where they are made, if that does not block.
+    /// `None`: no thread could be started, so lines are written by the caller if that does not block.
     queue: Option<SyncSender<Entry>>,
     counts: Arc<Counts>,
 }
 
 impl Lines {
-    /// Starts the writer.
+    /// Starts the writer thread.
     pub(super) fn to_stderr() -> Self {
         let counts = Arc::new(Counts::default());
         let (queue, entries) = sync_channel(LINES);
@@ -53,7 +53,7 @@ impl Lines {
             .spawn(move || write_all(&entries, &theirs, io::stderr()));
         let queue = writer.ok().map(|_| queue);
         if let Some(queue) = &queue {
-            // Found set by a second call only, whose subscriber is refused.
+            // Already set only on a second call, whose subscriber is refused.
             drop(QUEUE.set(queue.clone()));
         }
         Self { queue, counts }
@@ -83,7 +83,7 @@ impl<'a> MakeWriter<'a> for Lines {
     }
 }
 
-/// One event's text; sent when it is dropped.
+/// The text of one event; queued when it is dropped.
 #[derive(Debug)]
 pub(super) struct Line {
     text: Vec<u8>,
@@ -109,20 +109,17 @@ impl Drop for Line {
     }
 }
 
-/// The writer's life: until the last sender is gone.
+/// The loop of the writer thread; ends when the last sender is gone.
 fn write_all(entries: &Receiver<Entry>, counts: &Counts, mut to: impl Write) {
     for entry in entries {
         match entry {
             Entry::Line(line) => {
-                // Nobody can be told that standard error is gone.
+                // If standard error fails, there is nowhere to report it.
                 drop(to.write_all(&line));
                 counts.bytes.fetch_sub(line.len(), Ordering::AcqRel);
                 let dropped = counts.dropped.swap(0, Ordering::Relaxed);
                 if dropped > 0 {
-                    tracing::warn!(
-                        dropped,
-                        "log lines were dropped: standard error did not take them in time"
-                    );
+                    tracing::warn!(dropped, "log lines were dropped because standard error was too slow");
                 }
             }
             Entry::Flush(done) => drop(done.try_send(())),
@@ -130,7 +127,7 @@ fn write_all(entries: &Receiver<Entry>, counts: &Counts, mut to: impl Write) {
     }
 }
 
-/// Without a thread: writes to standard error what it takes at once. False when something was left out.
+/// Without a thread: writes what standard error accepts at once. Returns false if something was left out.
 fn write_unless_full(line: &[u8]) -> bool {
     let stderr = io::stderr();
     line.chunks(AT_ONCE).all(|part| {
@@ -140,12 +137,12 @@ fn write_unless_full(line: &[u8]) -> bool {
     })
 }
 
-/// Waits until everything that was logged is written, at most `limit`.
+/// Waits until everything that was logged is written, at most for `limit`.
 pub(super) fn flush(limit: Duration) {
     let Some(queue) = QUEUE.get() else { return };
     let (done, written) = sync_channel(1);
     if queue.try_send(Entry::Flush(done)).is_ok() {
-        // In vain when standard error hangs.
+        // Times out if standard error hangs.
         written.recv_timeout(limit).unwrap_or_default();
     }
 }
@@ -156,7 +153,7 @@ mod tests {
     use std::sync::Mutex;
     use std::sync::mpsc;
 
-    /// Writes once it is let.
+    /// Blocks until it is opened.
     struct Gate {
         open: mpsc::Receiver<()>,
         written: Arc<Mutex<Vec<u8>>>,
@@ -174,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_writer_that_hangs_costs_lines_and_no_time() {
+    fn a_hung_writer_loses_lines_but_does_not_block() {
         let counts = Arc::new(Counts::default());
         let (queue, entries) = sync_channel(LINES);
         let (open, gate) = mpsc::channel();

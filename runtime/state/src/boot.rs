@@ -1,4 +1,4 @@
-//! Which boot of the machine this is: no process of a record with another boot id can still live.
+//! The id of the current boot: no process of a record with another boot id can be running.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// The id of this boot: 36 characters, hex digits and dashes.
 ///
 /// # Errors
-/// When /proc cannot be read or holds something else.
+/// /proc cannot be read or has other content.
 pub fn id() -> Result<String, Error> {
     let path = Path::new(BOOT_ID);
     let text = fs::read_to_string(path).map_err(Error::io("read", path))?;

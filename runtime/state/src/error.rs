@@ -1,54 +1,54 @@
-//! What can go wrong with a record, by what the caller can do about it.
+//! Errors of records, sorted by what the caller can do about them.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// A failure of this crate. Each names the file.
+/// An error of this crate. Each names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The disk said no.
+    /// A file operation failed.
     #[error("{action} {}", path.display())]
     Io {
-        /// What was tried, for example `open`.
+        /// The failed action, for example `open`.
         action: &'static str,
-        /// On which file.
+        /// The path.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the system call.
         source: io::Error,
     },
-    /// Cut short, overwritten or otherwise not what was once written. Set it aside.
+    /// Cut off, overwritten or damaged. Set it aside.
     #[error("{} is torn: {reason}", path.display())]
     Torn {
         /// The file.
         path: PathBuf,
-        /// What does not fit.
+        /// What is wrong with it.
         reason: String,
     },
-    /// Whole, and written by a later version of copepod: another format, or a value that this build does not
-    /// know. What it describes may be alive and well. Leave it where it is.
+    /// Complete, but written by a later version of copepod, with another format or an unknown value. Its
+    /// object may be running. Leave the file unchanged.
     #[error("{} was written by a later version of copepod: {reason}", path.display())]
     Newer {
         /// The file.
         path: PathBuf,
-        /// What this build does not know.
+        /// What is unknown.
         reason: String,
     },
-    /// Whole, but not one of ours, or of another kind. Set it aside.
+    /// Complete, but not a record of ours, or of another kind. Set it aside.
     #[error("{} is foreign: {reason}", path.display())]
     Foreign {
         /// The file.
         path: PathBuf,
-        /// What does not fit.
+        /// What is wrong with it.
         reason: String,
     },
-    /// Larger than a record may be, read or to be written.
+    /// Larger than a record may be.
     #[error("{} has {size} bytes, and may have at most {limit}", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
         /// Its size in bytes.
         size: u64,
-        /// What it may have.
+        /// The limit in bytes.
         limit: u64,
     },
     /// The value cannot be written as JSON.
@@ -56,10 +56,10 @@ pub enum Error {
     Encode {
         /// The file.
         path: PathBuf,
-        /// What serde said.
+        /// The error of the serializer.
         source: serde_json::Error,
     },
-    /// Another daemon works on this folder.
+    /// Another daemon uses this folder.
     #[error("{} is locked by another copepod (pid {holder}): two cannot share a folder", path.display())]
     Locked {
         /// The lock file.
@@ -67,7 +67,7 @@ pub enum Error {
         /// What the lock file says about its holder.
         holder: String,
     },
-    /// A folder of the layout holds what is not copepod's.
+    /// A folder of the layout contains files of other software.
     #[error(
         "{} holds {found:?}, which is not copepod's: choose a folder that is new, empty or copepod's own",
         path.display()
@@ -104,14 +104,14 @@ impl Error {
         Self::Foreign { path: path.to_path_buf(), reason: reason.to_string() }
     }
 
-    /// Whether the file itself is at fault, so that it belongs into [`crate::file::set_aside`]. Not so one
-    /// that the disk does not give, or that another version may be able to read.
+    /// Whether the file itself is bad and should be passed to [`crate::file::set_aside`]. A read error, or a
+    /// file that another version may be able to read, is not.
     pub fn is_bad_file(&self) -> bool {
         matches!(self, Self::Torn { .. } | Self::Foreign { .. })
     }
 }
 
-/// Whether an error of the kernel says that a file system takes no more: ENOSPC, EDQUOT or EROFS.
+/// Whether the error means that a file system accepts no more writes: ENOSPC, EDQUOT or EROFS.
 pub(crate) fn refuses_writes(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT | libc::EROFS))
 }

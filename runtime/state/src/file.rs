@@ -1,13 +1,13 @@
-//! One record, one file.
+//! Record files: one record per file.
 //!
 //! The file is a single JSON object, so that `jq` can read it: `magic`, `version` of the envelope, `kind`,
-//! `boot_id` of the boot it was written in, `sum` over kind, boot id and data, and `data`. It is written
-//! beside its place and renamed, so a reader sees the old record or the new one; what a crash or a disk makes
-//! of it besides is [`Error::Torn`], never a wrong value.
+//! `boot_id` of the boot in which it was written, `sum` (a checksum of kind, boot id and data), and `data`.
+//! It is written to a temporary file and renamed, so that a reader sees the old record or the new one. A file
+//! that a crash or a disk error has damaged is [`Error::Torn`], never a wrong value.
 //!
-//! Records grow by addition: fields that a build does not know are skipped, and `version` changes only when
-//! that no longer suffices. A whole record with a value that a build does not know is [`Error::Newer`]; so is
-//! one of a higher `version`. `tests/fixtures` holds records of every format; they are never changed.
+//! Records are extended by adding fields: a build skips unknown fields, and `version` only changes if that
+//! does not suffice. A record with a right checksum and an unknown value is [`Error::Newer`], and so is one
+//! with a higher `version`. `tests/fixtures` holds records of every format; they are never changed.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -22,27 +22,27 @@ use sys::tree::Trash;
 
 use crate::{Error, Layout};
 
-/// Largest record, read or written. Kubernetes puts seven variables a service into each container of a
-/// namespace: 5000 services, its own limit, are about 4 MiB of environment.
+/// Largest record that is read or written. Kubernetes sets seven variables per service in each container of a
+/// namespace: 5000 services, its limit, are about 4 MiB of environment.
 pub const MAX_BYTES: u64 = 8 << 20;
-/// Largest record of an object that is being made: what comes later (addresses, the exit with its message)
-/// must always find room, or an end could not be recorded.
+/// Largest record of a new object: later additions (addresses, the exit with its message) must always fit, or
+/// an exit could not be recorded.
 pub const MAX_NEW_BYTES: u64 = MAX_BYTES - (256 << 10);
 /// Version of the envelope.
 pub const VERSION: u32 = 1;
-/// Tells our files from others'.
+/// Identifies our files.
 const MAGIC: &str = "copepod-record";
-/// More files than this in the aside folder help nobody: further bad files are deleted.
+/// Most files in the aside folder; further bad files are deleted.
 const MAX_ASIDE: usize = 1000;
 
-/// A record as read.
+/// A record that was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored<T> {
-    /// The boot it was written in; compare with [`crate::boot::id`].
+    /// The boot in which it was written; compare with [`crate::boot::id`].
     pub boot_id: String,
-    /// Version of the envelope it was written with.
+    /// Version of its envelope.
     pub version: u32,
-    /// The record.
+    /// The record itself.
     pub data: T,
 }
 
@@ -57,11 +57,11 @@ struct Envelope<'a> {
     data: &'a RawValue,
 }
 
-/// Writes a record in place of the one at `path`. The folder must exist. With `durable` it survives power
-/// loss once this returns; without, only the daemon's death. One writer per path.
+/// Replaces the record at `path`. The folder must exist. With `durable` it survives a power loss once this
+/// returns, otherwise only the death of the daemon. One writer per path.
 ///
 /// # Errors
-/// The old record is untouched by every error but one of the last folder sync.
+/// After any error except one of the last folder sync, the old record is unchanged.
 pub fn write<T: Serialize>(
     path: &Path,
     kind: &str,
@@ -72,7 +72,7 @@ pub fn write<T: Serialize>(
     write_within(MAX_BYTES, path, kind, boot_id, data, durable)
 }
 
-/// As [`write`], with a limit of the record's size in bytes: [`MAX_NEW_BYTES`] for what is being made.
+/// Like [`write`], with a size limit in bytes: [`MAX_NEW_BYTES`] for new objects.
 ///
 /// # Errors
 /// As [`write`].
@@ -110,7 +110,7 @@ pub fn write_within<T: Serialize>(
 pub fn replace(path: &Path, bytes: &[u8], mode: u32, durable: bool) -> Result<(), Error> {
     let (dir, temp) = beside(path)?;
     let fill = || -> io::Result<()> {
-        // A leftover of a crash may be there: it is ours to overwrite. Never through a link.
+        // Overwrites a leftover of a crash, but never through a symlink.
         let mut file = OpenOptions::new()
             .write(true)
             .create(true)
@@ -125,18 +125,18 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32, durable: bool) -> Result<()
         fs::rename(&temp, path)
     };
     if let Err(source) = fill() {
-        // Best effort: the next write overwrites what stays.
+        // Best effort: the next write overwrites a leftover.
         drop(fs::remove_file(&temp));
         return Err(Error::io("write", path)(source));
     }
     if durable { sync_dir(&dir) } else { Ok(()) }
 }
 
-/// Reads the record at `path`; `None` when there is no file.
+/// Reads the record at `path`; `None` if there is no file.
 ///
 /// # Errors
-/// [`Error::Torn`] and [`Error::Foreign`] are the file's own fault ([`set_aside`]). [`Error::Newer`] and
-/// [`Error::TooLarge`] are of a version that knows or allows more than this one: what they describe may live.
+/// [`Error::Torn`] and [`Error::Foreign`] mean that the file is bad ([`set_aside`]). [`Error::Newer`] and
+/// [`Error::TooLarge`] mean that a version which knows or allows more wrote it: its object may be running.
 pub fn read<T: DeserializeOwned>(path: &Path, kind: &str) -> Result<Option<Stored<T>>, Error> {
     match bytes(path)? {
         Some(bytes) => decode(path, kind, &bytes).map(Some),
@@ -144,8 +144,8 @@ pub fn read<T: DeserializeOwned>(path: &Path, kind: &str) -> Result<Option<Store
     }
 }
 
-/// What can be had of a record that [`read`] calls newer, for showing it: `T` names only what it needs. Nothing
-/// is known of the rest, so nothing may be done on the strength of this.
+/// Reads the known fields of a record that [`read`] reports as newer, for display: `T` has only the fields it
+/// needs. The other fields are unknown, so no action may be based on the result.
 pub fn look<T: DeserializeOwned>(path: &Path) -> Option<T> {
     #[derive(Deserialize)]
     struct Data<T> {
@@ -155,7 +155,7 @@ pub fn look<T: DeserializeOwned>(path: &Path) -> Option<T> {
     serde_json::from_slice::<Data<T>>(&bytes).ok().map(|envelope| envelope.data)
 }
 
-/// The whole file, capped; `None` when there is none.
+/// The whole file, up to the size limit; `None` if there is none.
 fn bytes(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     let file =
         match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path) {
@@ -184,7 +184,7 @@ fn decode<T: DeserializeOwned>(path: &Path, kind: &str, bytes: &[u8]) -> Result<
     if envelope.magic != MAGIC {
         return Err(Error::foreign(path, format!("magic is {:?}", envelope.magic)));
     }
-    // Its sum may be another one: what it says of itself is all there is.
+    // Another version may compute the checksum differently, so only the version counts.
     if envelope.version > VERSION {
         return Err(Error::newer(path, format!("format {}, known is {VERSION}", envelope.version)));
     }
@@ -197,16 +197,16 @@ fn decode<T: DeserializeOwned>(path: &Path, kind: &str, bytes: &[u8]) -> Result<
     if envelope.kind != kind {
         return Err(Error::foreign(path, format!("a {:?} record, not {kind:?}", envelope.kind)));
     }
-    // Written whole (its sum says so) and yet not understood: it knows more than this build.
+    // The checksum shows that it is complete, and yet it has unknown content: a later version wrote it.
     let data = serde_json::from_str(envelope.data.get())
         .map_err(|error| Error::newer(path, format!("a {kind} record of another shape: {error}")))?;
     Ok(Stored { boot_id: envelope.boot_id, version: envelope.version, data })
 }
 
-/// Removes the file at `path`, durably; one that is not there is removed.
+/// Removes the file at `path` durably, if it exists.
 ///
 /// # Errors
-/// When it is still there, or may be after a power loss.
+/// The file still exists, or may exist again after a power loss.
 pub fn remove(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
         Ok(()) => sync_dir(path.parent().unwrap_or(Path::new("/"))),
@@ -215,10 +215,10 @@ pub fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Makes a folder (mode 0700) whose existence survives power loss; one that is there is fine.
+/// Creates a folder (mode 0700) durably, if it does not exist.
 ///
 /// # Errors
-/// When it cannot be made; its parent must exist.
+/// It could not be created; its parent must exist.
 pub fn create_dir(path: &Path) -> Result<(), Error> {
     match fs::DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => sync_dir(path.parent().unwrap_or(Path::new("/"))),
@@ -227,10 +227,10 @@ pub fn create_dir(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Removes a folder with all it holds, durably; one that is not there is removed.
+/// Removes a folder with its content durably, if it exists.
 ///
 /// # Errors
-/// When something of it stays.
+/// Something of it is left.
 pub fn remove_dir(path: &Path) -> Result<(), Error> {
     if fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
         return Ok(());
@@ -239,11 +239,11 @@ pub fn remove_dir(path: &Path) -> Result<(), Error> {
     sync_dir(path.parent().unwrap_or(Path::new("/")))
 }
 
-/// As [`remove_dir`], for folders that containers filled: at its path it is gone at once and durably, the rest is
-/// removed in the background. Needs no space on the file system.
+/// Like [`remove_dir`], for folders that containers filled: it is removed from its path at once and durably,
+/// and the rest is deleted in the background. Needs no space on the file system.
 ///
 /// # Errors
-/// When it is still at its path.
+/// It is still at its path.
 pub fn discard_dir(path: &Path, trash: &Trash) -> Result<(), Error> {
     if fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
         return Ok(());
@@ -252,12 +252,12 @@ pub fn discard_dir(path: &Path, trash: &Trash) -> Result<(), Error> {
     sync_dir(path.parent().unwrap_or(Path::new("/")))
 }
 
-/// Moves a bad file out of the way into [`Layout::aside_dir`], so that it costs one object at most and can be
-/// looked at. Returns where it went; `None` when it was deleted because that folder is full or on another
-/// file system and the file too large to copy.
+/// Moves a bad file to [`Layout::aside_dir`], so that it affects only its object and can be inspected.
+/// Returns its new path; `None` if it was deleted, because that folder is full, or is on another file system
+/// and the file is too large to copy.
 ///
 /// # Errors
-/// When the bad file is still in its place.
+/// The bad file is still at its path.
 pub fn set_aside(path: &Path, layout: &Layout) -> Result<Option<PathBuf>, Error> {
     let aside = layout.aside_dir();
     let inside =
@@ -308,7 +308,8 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<(), Error> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", dir))
 }
 
-/// The folder of `path` and the name a new version is written under: fixed, so that crashes leave at most one.
+/// The folder of `path`, and the name of the temporary file. The name is fixed, so that crashes leave at most
+/// one.
 fn beside(path: &Path) -> Result<(PathBuf, PathBuf), Error> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(Error::foreign(path, "not the path of a file"));
@@ -319,7 +320,7 @@ fn beside(path: &Path) -> Result<(PathBuf, PathBuf), Error> {
     Ok((dir.to_path_buf(), dir.join(temp)))
 }
 
-/// FNV-1a, 64 bits, over the parts with a separator: finds accidents, which is all it is for.
+/// A 64-bit FNV-1a checksum of the parts with a separator. It only has to detect accidental damage.
 fn sum(kind: &str, boot_id: &str, data: &str) -> String {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     for part in [kind, boot_id, data] {

@@ -13,15 +13,15 @@
 //! ├── network/<pod>                    CNI lease (network crate)
 //! ├── images/                          image crate
 //! └── aside/                           files that were torn or not ours
-//! /run/copepod                         run: gone with the boot
+//! /run/copepod                         run: gone after a reboot
 //! ├── lock                             one daemon
 //! ├── copepod.sock                     CRI
 //! ├── shims/<pod>/
-//! │   ├── sock                         the shim's
+//! │   ├── sock                         the shim's socket
 //! │   └── exits/<container>            wire::ExitFacts, written by the shim before it reports
 //! └── spool/
 //! ```
-//! All folders are mode 0700: what containers may see reaches them through descriptors, not through paths.
+//! All folders have mode 0700: containers get access to files by descriptors, not by paths.
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
@@ -31,7 +31,7 @@ use model::{ContainerId, PodId};
 
 use crate::{Error, file};
 
-/// The two folders of a daemon, and every path below them.
+/// The two folders of a daemon, with every path below them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     root: PathBuf,
@@ -57,10 +57,10 @@ macro_rules! below_id {
 }
 
 impl Layout {
-    /// A layout below `root` (durable) and `run` (this boot's).
+    /// A layout with the folders `root` (durable) and `run` (volatile).
     ///
     /// # Errors
-    /// [`Error::Relative`]: the daemon's working folder must not matter.
+    /// [`Error::Relative`]: paths must not depend on the daemon's working folder.
     pub fn new(root: impl Into<PathBuf>, run: impl Into<PathBuf>) -> Result<Self, Error> {
         let layout = Self { root: root.into(), run: run.into() };
         for path in [&layout.root, &layout.run] {
@@ -76,31 +76,31 @@ impl Layout {
         &self.root
     }
 
-    /// The folder of this boot.
+    /// The volatile folder.
     pub fn run(&self) -> &Path {
         &self.run
     }
 
     below! {
-        /// Held by the one daemon of this root.
+        /// Locked by the daemon that uses this root.
         root_lock = root / "lock";
-        /// One folder a pod.
+        /// One folder per pod.
         pods_dir = root / "pods";
-        /// One folder a container.
+        /// One folder per container.
         containers_dir = root / "containers";
-        /// What is being deleted (`sys::tree::Trash`).
+        /// Folders that are being deleted (`sys::tree::Trash`).
         trash_dir = root / "trash";
-        /// CNI leases, one file a pod.
+        /// CNI leases, one file per pod.
         network_dir = root / "network";
-        /// The image store's.
+        /// The folder of the image store.
         images_dir = root / "images";
-        /// Where torn and foreign files go.
+        /// Torn and foreign files are moved here.
         aside_dir = root / "aside";
-        /// Held by the one daemon of this run folder.
+        /// Locked by the daemon that uses this run folder.
         run_lock = run / "lock";
         /// The CRI socket.
         socket = run / "copepod.sock";
-        /// One folder a shim.
+        /// One folder per shim.
         shims_dir = run / "shims";
         /// Short-lived files.
         spool_dir = run / "spool";
@@ -111,26 +111,26 @@ impl Layout {
         pod_record(pod: PodId) = pod_dir / "record";
         /// `/etc/hostname` of its containers.
         pod_hostname(pod: PodId) = pod_dir / "hostname";
-        /// `/etc/hosts` of its containers, where kubelet mounts none.
+        /// `/etc/hosts` of its containers, if kubelet mounts none.
         pod_hosts(pod: PodId) = pod_dir / "hosts";
         /// `/etc/resolv.conf` of its containers.
         pod_resolv_conf(pod: PodId) = pod_dir / "resolv.conf";
         /// The container's record.
         container_record(container: ContainerId) = container_dir / "record";
-        /// Its writable layer: holds `upper` and `work`.
+        /// Its writable layer, which contains `upper` and `work`.
         container_rw(container: ContainerId) = container_dir / "rw";
         /// The socket of the pod's shim.
         shim_socket(pod: PodId) = shim_dir / "sock";
-        /// Exit records of the pod's containers, one file each, named by container id.
+        /// Exit files of the pod's containers, named by container id.
         exits_dir(pod: PodId) = shim_dir / "exits";
     }
 
-    /// Everything durable about a pod.
+    /// The durable folder of a pod.
     pub fn pod_dir(&self, pod: &PodId) -> PathBuf {
         self.pods_dir().join(pod.as_str())
     }
 
-    /// Everything durable about a container.
+    /// The durable folder of a container.
     pub fn container_dir(&self, container: &ContainerId) -> PathBuf {
         self.containers_dir().join(container.as_str())
     }
@@ -140,17 +140,17 @@ impl Layout {
         self.shims_dir().join(pod.as_str())
     }
 
-    /// The exit record of a container.
+    /// The exit file of a container.
     pub fn exit(&self, pod: &PodId, container: &ContainerId) -> PathBuf {
         self.exits_dir(pod).join(container.as_str())
     }
 
-    /// Makes every folder that does not belong to one object, mode 0700, durably. A folder of ours with wider
-    /// rights is narrowed. Where the file system is read-only, what is there has to do.
+    /// Creates every folder that does not belong to one object, with mode 0700, durably. If a folder of ours
+    /// has wider permissions, they are reduced. On a read-only file system the existing folders are used.
     ///
     /// # Errors
-    /// [`Error::NotOurs`] when the root or the run folder is somebody else's: it is left as it is. Otherwise the
-    /// first folder that cannot be made.
+    /// [`Error::NotOurs`] if the root or the run folder is used by other software: it is not changed.
+    /// Otherwise the first folder that cannot be created.
     pub fn create(&self) -> Result<(), Error> {
         own(&self.root, &ROOT_NAMES)?;
         own(&self.run, &RUN_NAMES)?;
@@ -161,7 +161,8 @@ impl Layout {
         for dir in durable.iter().chain(&volatile) {
             made |= private(dir)?;
         }
-        // Needed by nothing but removals, which make it or do without: a full root of an older version has none.
+        // Only removals use it, and they create it or work without it: the full root of an older version has
+        // none.
         made |= private(&self.trash_dir()).unwrap_or(false);
         if made {
             file::sync_dir(&self.root)?;
@@ -172,47 +173,48 @@ impl Layout {
         Ok(())
     }
 
-    /// Ids of all pods with a folder, in no order. Names that are no ids are left out.
+    /// Ids of all pods with a folder, in no order. Names that are not ids are skipped.
     ///
     /// # Errors
-    /// When the folder cannot be read.
+    /// The folder cannot be read.
     pub fn pods(&self) -> Result<Vec<PodId>, Error> {
         ids(&self.pods_dir())
     }
 
-    /// Ids of all containers with a folder, in no order. Names that are no ids are left out.
+    /// Ids of all containers with a folder, in no order. Names that are not ids are skipped.
     ///
     /// # Errors
-    /// When the folder cannot be read.
+    /// The folder cannot be read.
     pub fn containers(&self) -> Result<Vec<ContainerId>, Error> {
         ids(&self.containers_dir())
     }
 
-    /// Ids of all pods with a shim folder, in no order: what may still have a process in this boot.
+    /// Ids of all pods with a shim folder, in no order: only these can have processes in this boot.
     ///
     /// # Errors
-    /// When the folder cannot be read.
+    /// The folder cannot be read.
     pub fn shims(&self) -> Result<Vec<PodId>, Error> {
         ids(&self.shims_dir())
     }
 
-    /// Ids of the containers of `pod` with an exit record; none when the shim folder is gone.
+    /// Ids of the containers of `pod` with an exit file; none if the shim folder does not exist.
     ///
     /// # Errors
-    /// When the folder cannot be read.
+    /// The folder cannot be read.
     pub fn exits(&self, pod: &PodId) -> Result<Vec<ContainerId>, Error> {
         ids(&self.exits_dir(pod))
     }
 }
 
-/// What copepod makes in its root, and what a new file system may hold.
+/// The names that copepod creates in its root, and those that a new file system may contain.
 const ROOT_NAMES: [&str; 8] =
     ["lock", "pods", "containers", "trash", "network", "images", "aside", "lost+found"];
-/// What copepod makes in its run folder.
+/// The names that copepod creates in its run folder.
 const RUN_NAMES: [&str; 4] = ["lock", "copepod.sock", "shims", "spool"];
 
-/// Makes one of the two top folders, or takes it when it is ours: it has our lock file, or nothing but our names.
-/// A typing error (`--root /var/lib`) must not change the rights of a folder that others live in.
+/// Creates one of the two top folders, or takes an existing one if it is ours: it has our lock file, or no
+/// other names than ours. A mistake (`--root /var/lib`) must not change the permissions of a folder that
+/// other software uses.
 fn own(dir: &Path, names: &[&str]) -> Result<(), Error> {
     match fs::read_dir(dir) {
         Ok(entries) if !fs::symlink_metadata(dir.join("lock")).is_ok_and(|lock| lock.is_file()) => {
@@ -226,7 +228,7 @@ fn own(dir: &Path, names: &[&str]) -> Result<(), Error> {
         }
         Ok(_) => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            // Folders on the way are not ours to close.
+            // The permissions of parent folders are not changed.
             if let Some(parent) = dir.parent() {
                 fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
             }
@@ -236,13 +238,13 @@ fn own(dir: &Path, names: &[&str]) -> Result<(), Error> {
     private(dir).map(drop)
 }
 
-/// Makes a folder of mode 0700, or narrows one. True when it is new.
+/// Creates a folder with mode 0700, or reduces its permissions. Returns true if it is new.
 fn private(dir: &Path) -> Result<bool, Error> {
     let read_only = |error: &std::io::Error| error.raw_os_error() == Some(libc::EROFS);
     let made = match fs::DirBuilder::new().mode(0o700).create(dir) {
         Ok(()) => true,
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => false,
-        // Absent and not to be had: readers take it for an empty one.
+        // It does not exist and cannot be created: readers treat it as empty.
         Err(error) if read_only(&error) => return Ok(false),
         Err(error) => return Err(Error::io("create", dir)(error)),
     };
@@ -294,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_are_private_and_lists_skip_what_is_no_id() {
+    fn folders_are_private_and_lists_skip_names_that_are_not_ids() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path().join("root"), dir.path().join("run")).unwrap();
         layout.create().unwrap();
@@ -309,12 +311,12 @@ mod tests {
     }
 
     #[test]
-    fn folders_of_others_are_refused_untouched() {
+    fn folders_of_other_software_are_refused_unchanged() {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         let dir = tempfile::tempdir().unwrap();
         let (theirs, ours) = (dir.path().join("theirs"), dir.path().join("way/ours"));
         fs::create_dir_all(theirs.join("dpkg")).unwrap();
-        // A name of ours that is no file, as in /run.
+        // One of our names, but not a file, as in /run.
         fs::create_dir(theirs.join("lock")).unwrap();
         fs::set_permissions(&theirs, fs::Permissions::from_mode(0o755)).unwrap();
         for (root, run) in [(&theirs, &ours), (&ours, &theirs)] {
@@ -323,7 +325,7 @@ mod tests {
         }
         assert_eq!(mode(&theirs), 0o755);
         assert_eq!((mode(&ours), mode(ours.parent().unwrap())), (0o700, 0o755), "parents stay open");
-        // One that is ours, whatever an operator has put beside, is narrowed.
+        // The permissions of a folder that is ours are reduced, even if an operator has added files.
         let run = dir.path().join("run");
         fs::write(ours.join("lock"), "").unwrap();
         fs::write(ours.join("notes.txt"), "").unwrap();

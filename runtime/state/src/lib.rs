@@ -1,6 +1,6 @@
-//! Durable truth: records as files, where they lie, who may write them and which boot they belong to.
+//! Durable state: records as files, their paths, the lock on them, and the boot they belong to.
 //!
-//! Blocking and small, because the shim links it too; the daemon calls it on blocking threads.
+//! Blocking and small, because the shim links it too; the daemon calls it on a lane.
 
 pub mod boot;
 mod error;
@@ -13,7 +13,7 @@ pub use error::Error;
 pub use file::Stored;
 pub use layout::Layout;
 
-/// Kinds of record, written into each file so that one cannot be taken for another.
+/// Kinds of records. The kind is stored in each file, so that one cannot be mistaken for another.
 pub mod kind {
     /// `model::PodRecord`.
     pub const POD: &str = "pod";

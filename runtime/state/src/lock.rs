@@ -1,9 +1,9 @@
-//! One daemon for each pair of folders.
+//! The lock that allows one daemon per pair of folders.
 //!
-//! Two locks lie on each file. The one that counts is fcntl(2)'s: it belongs to the process, so a child that
-//! hangs between fork and execve (a CNI plugin on a stuck file system) does not hold it, and the kernel drops it
-//! with the daemon. flock(2)'s lies beside it for versions that know no other; children do share that one, so
-//! where it is taken it counts only while a living daemon has the file open.
+//! Each file has two locks. The fcntl(2) lock is the one that counts: it belongs to the process, so a child
+//! that hangs between fork and execve (a CNI plugin on a hung file system) does not hold it, and the kernel
+//! releases it with the daemon. The flock(2) lock is for versions that know no other. Children do share that
+//! one, so a held flock counts only while a running daemon has the file open.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -17,41 +17,41 @@ use rustix::fs::{FlockOperation, fcntl_lock};
 
 use crate::{Error, Layout};
 
-/// How long to wait for a daemon that is still ending: its last step is to give the lock back.
+/// How long to wait for a daemon that is stopping: it releases the lock last.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long to wait for the flock of a dead daemon's children: they are about to execute something, which
-/// closes it. One that is stuck costs the flock, which is of use to older versions only.
+/// How long to wait for the flock of a dead daemon's children, which will call execve soon and so close it.
+/// If one hangs, the daemon runs without the flock, which only older versions need.
 const CHILDREN: Duration = Duration::from_millis(100);
-/// Between two tries.
+/// Time between two attempts.
 const STEP: Duration = Duration::from_millis(10);
 
-/// Proof that no other daemon works on the layout; released when dropped.
+/// Proof that no other daemon uses the layout; released on drop.
 #[derive(Debug)]
 pub struct Lock {
     held: [Held; 2],
 }
 
-/// One file with its locks. It must not be opened a second time by this process: closing any descriptor of a
-/// file drops the process's fcntl locks of it.
+/// One file with its locks. This process must not open the file again: closing any descriptor of a file
+/// releases the process's fcntl locks on it.
 #[derive(Debug)]
 struct Held(File);
 
 impl Drop for Lock {
-    /// Closing would leave the flock to children that share it.
+    /// Closing the file is not enough: children that share the flock would keep it.
     fn drop(&mut self) {
         for Held(file) in &self.held {
-            // An error changes nothing: the descriptor is closed next.
+            // An error does not matter: the descriptor is closed next.
             file.unlock().ok();
             fcntl_lock(file, FlockOperation::NonBlockingUnlock).ok();
         }
     }
 }
 
-/// Takes the locks of both folders of `layout`, making the folders when they are absent ([`Layout::create`]).
-/// Waits two seconds for a daemon that is ending. Blocking.
+/// Takes the locks of both folders of `layout` and creates missing folders ([`Layout::create`]). Waits two
+/// seconds for a daemon that is stopping. Blocking.
 ///
 /// # Errors
-/// [`Error::Locked`] when another daemon holds one; those of [`Layout::create`].
+/// [`Error::Locked`] if another daemon holds one; the errors of [`Layout::create`].
 pub fn acquire(layout: &Layout) -> Result<Lock, Error> {
     layout.create()?;
     let until = Instant::now() + PATIENCE;
@@ -75,13 +75,14 @@ fn take(path: &Path, until: Instant) -> Result<Held, Error> {
         }
     }
     if writable {
-        // For people, and for the message of whoever comes second. In place, so that a full disk has room.
+        // The pid is for users and for the error of a second daemon. It is written in place, which needs no
+        // space on a full disk.
         drop(file.write_all_at(format!("{:<19}\n", std::process::id()).as_bytes(), 0));
     }
     Ok(Held(file))
 }
 
-/// On a read-only file system the file is opened for reading, which flock(2) is content with.
+/// On a read-only file system the file is opened for reading, which suffices for flock(2).
 fn open(path: &Path) -> Result<(File, bool), Error> {
     let with = |writable: bool| {
         OpenOptions::new()
@@ -105,9 +106,9 @@ fn open(path: &Path) -> Result<(File, bool), Error> {
 
 enum Taken {
     Yes,
-    /// By a living daemon.
+    /// Held by a running daemon.
     By(Option<u32>),
-    /// The flock alone, by children that a dead daemon has left.
+    /// Only the flock is held, by children of a dead daemon.
     ByChildren,
 }
 
@@ -128,8 +129,8 @@ fn try_take(path: &Path, file: &File, writable: bool) -> Result<Taken, Error> {
         None => Ok(Taken::ByChildren),
         Some(pid) => {
             if writable {
-                // Not while waiting: an older version looks at the flock alone, and two that wait for each
-                // other would both be refused.
+                // Only taken once the other lock is held: an older version checks only the flock, and two
+                // daemons that wait for each other would both fail.
                 fcntl_lock(file, FlockOperation::NonBlockingUnlock)
                     .map_err(|error| Error::io("unlock", path)(error.into()))?;
             }
@@ -138,15 +139,15 @@ fn try_take(path: &Path, file: &File, writable: bool) -> Result<Taken, Error> {
     }
 }
 
-/// The pid that a holder has left in the file.
+/// The pid that a holder wrote to the file.
 fn noted(file: &File) -> Option<u32> {
     let mut bytes = [0; 20];
     let length = file.read_at(&mut bytes, 0).ok()?;
     std::str::from_utf8(bytes.get(..length)?).ok()?.trim().parse().ok()
 }
 
-/// Who took the flock, if it lives and still has the file open: the pid noted in the file, or one that
-/// /proc/locks names for a file of this number. Children of a dead daemon are neither.
+/// The process that took the flock, if it is running and has the file open: the pid in the file, or one that
+/// /proc/locks has for this inode number. Children of a dead daemon are neither.
 fn living_holder(file: &File) -> io::Result<Option<u32>> {
     let facts = file.metadata()?;
     let mut suspects: BTreeSet<u32> = noted(file).into_iter().collect();
@@ -176,7 +177,7 @@ mod tests {
         Layout::new(dir.join("root"), dir.join("run")).unwrap()
     }
 
-    /// Another process with the file open; `bash -c` so that the test needs no helper binary.
+    /// Another process with the file open. It is `bash -c`, so that the test needs no helper binary.
     fn other(script: &str, file: &Path) -> std::process::Child {
         Command::new("sh")
             .args(["-c", script, "sh"])
@@ -211,7 +212,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let layout = layout(dir.path());
         layout.create().unwrap();
-        // The descriptor with the flock lives on in a child, as between fork and execve.
+        // A child keeps the descriptor with the flock, as between fork and execve.
         let file = File::create(layout.root_lock()).unwrap();
         file.lock().unwrap();
         let mut child = Command::new("sleep").arg("100").stdin(Stdio::from(file)).spawn().unwrap();

@@ -1,4 +1,5 @@
-//! Does the durable folder take writes? A node whose root is full or read-only has no use for new pods.
+//! Checks whether the durable folder accepts writes. A node with a full or read-only root cannot run new
+//! pods.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
@@ -7,23 +8,23 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use crate::Layout;
 use crate::error::refuses_writes;
 
-/// What is tried: more than the record of an ordinary pod.
+/// Size of the test file: more than the record of an ordinary pod.
 const BYTES: usize = 64 << 10;
-/// Name of the file that is written and removed.
+/// Name of the test file.
 const NAME: &str = ".probe";
 
-/// Why the durable folder takes no writes.
+/// Why the durable folder accepts no writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// The file system is read-only: mounted so, or made so by the kernel after an error of the disk.
+    /// The file system is read-only: it was mounted so, or the kernel made it so after a disk error.
     ReadOnly,
-    /// No space, no inodes, or the end of a quota.
+    /// No space, no inodes, or a quota is used up.
     Full,
-    /// The disk answers with errors.
+    /// Writes fail with an I/O error.
     Broken,
 }
 
-/// Writes a small file into the root of `layout` and removes it. Blocking, for as long as the disk likes.
+/// Writes a small file to the root of `layout` and removes it. Blocks for as long as the disk takes.
 pub fn root(layout: &Layout) -> Result<(), (Refusal, io::Error)> {
     let path = layout.root().join(NAME);
     let written = OpenOptions::new()

@@ -1,11 +1,11 @@
-//! Records of released versions, and of versions to come.
+//! Records of released and of later versions.
 
 use std::path::{Path, PathBuf};
 
 use model::*;
 use state::{Error, file, kind};
 
-/// What `pod.1.json` holds: every field set, so that none can change its shape unnoticed.
+/// The content of `pod.1.json`: every field is set, so that no change of its format goes unnoticed.
 fn full_pod() -> PodRecord {
     let s = |t: &str| t.to_owned();
     PodRecord {
@@ -78,7 +78,7 @@ fn resources() -> Resources {
         unified: [("memory.high".to_owned(), "1".to_owned())].into(),
     }
 }
-/// What `container.1.json` holds.
+/// The content of `container.1.json`.
 fn full_container() -> ContainerRecord {
     let s = |t: &str| t.to_owned();
     let t = |t: &str| Text::new(t).unwrap();
@@ -165,20 +165,22 @@ fn full_container() -> ContainerRecord {
         ),
     }
 }
-/// One file of `tests/fixtures`, which are never changed: a release's records must be readable by all later ones.
+/// A file in `tests/fixtures`. These are never changed: all later versions must be able to read a release's
+/// records.
 fn frozen(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
 #[test]
-fn records_of_the_first_format_still_read() {
+fn records_of_the_first_format_are_readable() {
     let pod = file::read::<PodRecord>(&frozen("pod.1.json"), kind::POD).unwrap().unwrap();
     assert_eq!((pod.data, pod.version), (full_pod(), 1));
     let container = file::read::<ContainerRecord>(&frozen("container.1.json"), kind::CONTAINER);
     assert_eq!(container.unwrap().unwrap().data, full_container());
 }
 
-/// A later version's record: the frozen one with `from` replaced by `to` in its data, its sum made right.
+/// Makes a record of a later version: the fixture with `from` replaced by `to` in its data and a right
+/// checksum.
 fn later(dir: &Path, name: &str, kind: &str, from: &str, to: &str) -> PathBuf {
     let frozen: serde_json::Value = serde_json::from_slice(&std::fs::read(frozen(name)).unwrap()).unwrap();
     let text = frozen["data"].to_string();
@@ -198,14 +200,14 @@ fn a_field_of_a_later_version_is_skipped() {
 }
 
 #[test]
-fn a_variant_of_a_later_version_is_newer_and_not_torn() {
+fn an_unknown_variant_is_newer_and_not_torn() {
     let dir = tempfile::tempdir().unwrap();
     let pods = [("\"Sctp\"", "\"Dccp\""), ("\"Stopping\"", "\"Paused\""), ("{\"Localhost\"", "{\"Notify\"")];
     for (from, to) in pods {
         let path = later(dir.path(), "pod.1.json", kind::POD, from, to);
         let error = file::read::<PodRecord>(&path, kind::POD).unwrap_err();
         assert!(matches!(error, Error::Newer { .. }) && !error.is_bad_file(), "{to}: {error}");
-        // What is needed to show it can still be had.
+        // The fields needed for display can still be read.
         let looked: serde_json::Value = file::look(&path).unwrap();
         assert_eq!(looked["config"]["meta"]["uid"], "3d4f");
     }

@@ -1,13 +1,13 @@
-//! Frame <-> message, with size limits.
+//! Converts between frames and messages, with size limits.
 //!
 //! ```text
 //! 0      2         3        4          8         16
 //! | "cp" | version | nfds:u8 | len:u32 | id:u64  | JSON, len bytes |     little-endian
 //! ```
-//! Descriptors travel with the frame's first byte; the header says how many, so that a reader that keeps
-//! them in order of arrival hands each frame its own.
+//! Descriptors are sent with the frame's first byte. The header has their number, so that a reader which
+//! keeps them in order of arrival can assign them to frames.
 //!
-//! What a peer of a later build sends and this one does not know is no error: see [`decode`].
+//! Unknown content from a peer of a later version is not an error: see [`decode`].
 
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
@@ -18,45 +18,45 @@ use crate::message::{ErrorKind, Event, Failure, MAX_FDS, MAX_FRAME, Message, Rep
 pub const HEADER: usize = 16;
 /// First two bytes of each frame.
 const MAGIC: [u8; 2] = *b"cp";
-/// Version of the framing, not of the messages.
+/// Version of the frame format, not of the messages.
 const VERSION: u8 = 1;
-/// What an idle decoder may keep allocated: the shim's heap must not grow by one large frame.
+/// Most bytes that an idle decoder keeps allocated: the shim's heap must not grow because of one large frame.
 const KEEP: usize = 1024;
 
-/// Why bytes are no frame, or a message cannot become one. The connection is of no use after it.
+/// Why bytes are not a frame, or a payload not a message. The connection must be closed.
 #[derive(Debug, thiserror::Error)]
 pub enum CodecError {
-    /// The header is not ours.
+    /// The header is invalid.
     #[error("no frame header: starts with {0:02x?}")]
     Header([u8; 4]),
-    /// Above [`MAX_FRAME`].
+    /// Larger than [`MAX_FRAME`].
     #[error("payload of {0} bytes, at most {MAX_FRAME} are allowed")]
     TooLarge(usize),
-    /// Above [`MAX_FDS`].
+    /// More than [`MAX_FDS`].
     #[error("{0} descriptors on a frame, at most {MAX_FDS} are allowed")]
     TooManyFds(u8),
-    /// Not JSON, or a known message of another shape.
+    /// Not JSON, or a known message with other fields.
     #[error("frame {id}: {source}")]
     Payload {
-        /// Number in its header.
+        /// The id in its header.
         id: u64,
-        /// What JSON says.
+        /// The error of the JSON parser.
         source: serde_json::Error,
     },
 }
 
-/// A frame as it came.
+/// A received frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
-    /// Number of the request, also on its reply; 0 on everything unasked.
+    /// Id of the request, also on its reply; 0 for other messages.
     pub id: u64,
-    /// Descriptors that belong to it.
+    /// Number of its descriptors.
     pub nfds: u8,
     /// Its payload.
     pub message: Message,
 }
 
-/// Appends one frame to `out`, which is left as it was on an error.
+/// Appends one frame to `out`, which is unchanged on an error.
 ///
 /// # Errors
 /// [`CodecError::TooLarge`] and [`CodecError::TooManyFds`].
@@ -87,8 +87,8 @@ pub fn encode(id: u64, nfds: u8, message: &Message, out: &mut Vec<u8>) -> Result
     }
 }
 
-/// Cuts a byte stream into frames. Holds one unfinished frame at most, when [`Decoder::next`] is called
-/// until it says `None` after each [`Decoder::feed`].
+/// Splits a byte stream into frames. It holds at most one incomplete frame if [`Decoder::next`] is called
+/// until it returns `None` after each [`Decoder::feed`].
 #[derive(Debug, Default)]
 pub struct Decoder {
     buffer: Vec<u8>,
@@ -96,20 +96,20 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// An empty one.
+    /// An empty decoder.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes bytes as they were read.
+    /// Takes received bytes.
     pub fn feed(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// The next whole frame; `None` until more is fed.
+    /// The next complete frame; `None` if more bytes are needed.
     ///
     /// # Errors
-    /// [`CodecError`]; the same again on each further call.
+    /// [`CodecError`]; every further call returns the same.
     #[expect(clippy::should_implement_trait, reason = "an iterator would end at the first None")]
     pub fn next(&mut self) -> Result<Option<Frame>, CodecError> {
         let rest = self.buffer.get(self.used..).unwrap_or_default();
@@ -141,7 +141,7 @@ impl Decoder {
         Ok(Some(Frame { id, nfds, message }))
     }
 
-    /// Drops what was handed out.
+    /// Discards the bytes of returned frames.
     fn compact(&mut self) {
         self.buffer.drain(..self.used.min(self.buffer.len()));
         self.used = 0;
@@ -157,13 +157,13 @@ fn first_four(bytes: &[u8]) -> [u8; 4] {
     four
 }
 
-/// A payload as message. What is not known becomes something each side can act on: a request
-/// [`Request::Unknown`] (answered with [`ErrorKind::Unsupported`]), an event [`Event::Unknown`] (skipped), a reply
-/// [`Reply::Failed`] with `Unsupported`, and a snapshot entry or a message of an unknown class
-/// [`Event::Unknown`] too. A known one with missing or wrong fields stays an error.
+/// Decodes a payload. Unknown variants become messages that each side can handle: a request
+/// [`Request::Unknown`] (replied to with [`ErrorKind::Unsupported`]), an event [`Event::Unknown`] (skipped),
+/// a reply [`Reply::Failed`] with `Unsupported`, and a snapshot entry or a message of an unknown class
+/// [`Event::Unknown`]. A known variant with missing or invalid fields is an error.
 ///
 /// # Errors
-/// Not JSON, or a known message of another shape.
+/// Not JSON, or a known message with other fields.
 pub fn decode(payload: &[u8]) -> Result<Message, serde_json::Error> {
     let error = match serde_json::from_slice(payload) {
         Ok(message) => return Ok(message),
@@ -187,7 +187,8 @@ pub fn decode(payload: &[u8]) -> Result<Message, serde_json::Error> {
     }
 }
 
-// serde's `other` takes no variant with content, so the names are listed; a test compares them with the fixtures.
+// serde's `other` accepts no variant with content, so the names are listed here; a test compares them with
+// the fixtures.
 const REQUESTS: &[&str] = &[
     "StartPause",
     "Create",
@@ -205,7 +206,7 @@ const EVENTS: &[&str] = &["Exited", "Started", "ExecExited", "PauseExited", "War
 const SNAPSHOTS: &[&str] = &["Pause", "Container", "Exec"];
 const REPLIES: &[&str] = &["Done", "PauseStarted", "Created", "Started", "ExecStarted", "Failed"];
 
-/// The two outermost names of a message: `{"Request":{"Create":..}}` or `{"Request":"StopPod"}`.
+/// The two outer names of a message: `{"Request":{"Create":..}}` or `{"Request":"StopPod"}`.
 struct Tags {
     class: String,
     variant: Option<String>,
@@ -234,7 +235,7 @@ impl<'de> Deserialize<'de> for Tags {
     }
 }
 
-/// The name of an externally tagged enum's variant; its content is skipped.
+/// The name of a variant of an externally tagged enum; its content is skipped.
 struct Tag(Option<String>);
 
 impl<'de> Deserialize<'de> for Tag {

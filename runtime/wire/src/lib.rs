@@ -1,15 +1,15 @@
 //! The protocol between daemon and shim, without I/O.
 //!
-//! A unix stream socket; the daemon dials, the shim accepts one daemon at a time (a new one replaces
-//! the old). A frame is a 16-byte header (`codec`) and a JSON payload; file descriptors ride on the
-//! frame's first byte (SCM_RIGHTS) and are counted in the header. On accept the shim sends
-//! [`Message::Hello`], one [`Message::Snapshot`] for each thing it holds, [`Message::SnapshotEnd`];
-//! then events as they come, and replies to requests, matched by the header's number.
+//! It uses a unix stream socket. The daemon connects; the shim accepts one daemon at a time, and a new one
+//! replaces the old. A frame is a 16-byte header (`codec`) and a JSON payload; file descriptors are sent with
+//! the frame's first byte (SCM_RIGHTS), and the header has their number. After accepting, the shim sends
+//! [`Message::Hello`], one [`Message::Snapshot`] for each object it holds, and [`Message::SnapshotEnd`];
+//! after that it sends events, and replies that have the id of their request.
 //!
-//! The resident shim must not grow its heap, so whatever is large (plans) travels in a memfd that only
-//! the forked worker reads. The protocol grows only by addition: unknown fields of messages are ignored,
-//! unknown requests answered with [`ErrorKind::Unsupported`], and so are plans with anything unknown in
-//! them. What a shim can do beyond protocol 1 stands in [`Hello::features`].
+//! The heap of the resident shim must not grow, so large data (plans) is sent in memfds that only forked
+//! workers read. The protocol is extended by additions only: unknown fields of messages are ignored, unknown
+//! requests are replied to with [`ErrorKind::Unsupported`], and so are plans with unknown content.
+//! [`Hello::features`] lists what a shim supports beyond protocol 1.
 
 pub mod codec;
 mod message;

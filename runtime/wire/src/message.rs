@@ -4,53 +4,55 @@ use crate::LogPlan;
 use model::{ContainerId, ExecId, PodId, User};
 use serde::{Deserialize, Serialize};
 
-/// Version of the protocol. Raised when something is added that a peer must know of.
+/// Version of the protocol. Increased when something is added that a peer must know.
 pub const PROTOCOL: u32 = 1;
-/// Largest payload, bytes. Plans travel in memfds, so messages are small; a list of groups is the longest part.
+/// Largest payload in bytes. Messages are small, because plans travel in memfds; a list of groups is the
+/// longest part.
 pub const MAX_FRAME: usize = 64 * 1024;
 /// Most descriptors on one frame: plan, namespace, stdio and one cgroup folder per v1 hierarchy.
 /// (The kernel's own limit is 253.)
 pub const MAX_FDS: usize = 32;
-/// Most containers that a shim holds, dead ones that were not forgotten included: kubelet keeps few.
+/// Most containers that a shim holds, including ended ones that were not removed; kubelet keeps few.
 pub const MAX_CONTAINERS: usize = 256;
 /// `kind` of the exit record files (`state::file`).
 pub const EXIT_RECORD_KIND: &str = "exit";
 
-/// What a shim is told at exec, as JSON in a memfd. Descriptors by number: 3 listening socket,
-/// 4 folder of exit records (`shims/<pod>/exits`), 5 this memfd, 6 the sealed pause binary.
+/// The initial data of a shim, as JSON in a memfd. Its descriptors by number: 3 listening socket, 4 folder of
+/// exit files (`shims/<pod>/exits`), 5 this memfd, 6 the sealed pause binary.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShimInit {
-    /// Protocol version of the daemon that started it.
+    /// Protocol version of the daemon that started the shim.
     pub protocol: u32,
-    /// Its pod.
+    /// The shim's pod.
     pub pod: PodId,
-    /// Folder below which log paths are opened; made (0755) when absent; empty for none. The shim
-    /// opens it before it leaves the host's mount namespace.
+    /// Folder below which log paths are opened; created (0755) if missing, empty if there are no logs. The
+    /// shim opens it before it leaves the host's mount namespace.
     pub log_directory: String,
-    /// Folders whose `tasks` (v1) or `cgroup.procs` (v2) the shim joins with "0" before anything else.
+    /// Folders whose `tasks` (v1) or `cgroup.procs` (v2) file the shim joins by writing "0", before anything
+    /// else.
     pub cgroups: Vec<String>,
-    /// Wanted oom_score_adj; clamped when the host forbids it.
+    /// oom_score_adj of the shim; raised if the host does not allow this value.
     pub oom_score_adj: i32,
 }
 
-/// One frame's payload.
+/// The payload of one frame.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Message {
     /// First frame of a connection, from the shim.
     Hello(Hello),
-    /// What the shim holds, one entry a frame.
+    /// One object that the shim holds; one frame each.
     Snapshot(Snapshot),
-    /// The snapshot is complete; from here on events follow.
+    /// The snapshot is complete; events follow.
     SnapshotEnd,
     /// Daemon to shim.
     Request(Request),
-    /// Shim to daemon; the header's number is the request's.
+    /// Shim to daemon; has the id of the request in its header.
     Reply(Reply),
-    /// Shim to daemon, unasked.
+    /// Shim to daemon, without a request.
     Event(Event),
 }
 
-/// Who the shim is.
+/// Describes the shim.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// [`PROTOCOL`] of the shim.
@@ -61,80 +63,81 @@ pub struct Hello {
     pub pod: PodId,
     /// Its pid in the host's PID namespace.
     pub pid: u32,
-    /// What it can do beyond protocol 1, by the names in [`feature`]. A daemon asks for nothing else.
+    /// The features it has beyond protocol 1, by their names in [`feature`]. A daemon uses no others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub features: Vec<String>,
 }
 
 impl Hello {
-    /// Whether the shim can do this; `name` is one of [`feature`].
+    /// Whether the shim has a feature; `name` is one of [`feature`].
     pub fn has(&self, name: &str) -> bool {
         self.features.iter().any(|feature| feature == name)
     }
 }
 
-/// Names of what was added to protocol 1. Each is listed in [`Hello::features`] by a shim that has it.
+/// Names of additions to protocol 1. A shim lists those that it has in [`Hello::features`].
 pub mod feature {
     /// [`super::Event::Started`] is sent.
     pub const STARTED_EVENT: &str = "started-event";
-    /// Plans with unknown fields or variants are refused. A shim without it skips them, so it must be given
-    /// plans of its own time only.
+    /// Plans with unknown fields or variants are refused. A shim without this feature skips them, so it must
+    /// only get plans of its own version.
     pub const STRICT_PLANS: &str = "strict-plans";
-    /// [`super::Request::Exec::deadline_ms`] is kept. A shim without it skips the field, and the daemon alone
-    /// ends the exec.
+    /// [`super::Request::Exec::deadline_ms`] is enforced. A shim without this feature skips the field, and
+    /// only the daemon kills the exec.
     pub const EXEC_DEADLINE: &str = "exec-deadline";
-    /// All that this build has.
+    /// All features of this build.
     pub const ALL: [&str; 3] = [STARTED_EVENT, STRICT_PLANS, EXEC_DEADLINE];
 }
 
-/// One thing a shim holds.
+/// An object that a shim holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Snapshot {
-    /// Pause was started; `exited` once it is gone.
+    /// Pause was started; `exited` is set once it has ended.
     Pause {
         /// Pid in the host's PID namespace.
         pid: u32,
-        /// Wait status as code (128+n for signals), when gone.
+        /// Exit code (128+n for signal n), if it has ended.
         exited: Option<i32>,
     },
-    /// A container that was created and not forgotten.
+    /// A container that was created and not removed.
     Container {
-        /// Which.
+        /// The container.
         container: ContainerId,
-        /// Where it is.
+        /// Its state.
         state: ContainerState,
         /// Pid of init.
         pid: u32,
     },
-    /// An exec whose process lives. Its streams are gone with the old connection; it can be killed.
+    /// An exec whose process is running. Its streams were closed with the old connection; it can only be
+    /// killed.
     Exec {
-        /// As given by the daemon that started it.
+        /// The id from the daemon that started it.
         exec: ExecId,
-        /// In which container.
+        /// Its container.
         container: ContainerId,
     },
 }
 
-/// A container as the shim sees it.
+/// The state of a container in the shim.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub enum ContainerState {
-    /// The worker is at work.
+    /// The worker is creating it.
     Creating,
-    /// Init waits for start.
+    /// Init waits for the start request.
     Created,
-    /// Init has exec'd.
+    /// Init has called execve.
     Running {
         /// Nanoseconds since the epoch.
         started_at: i64,
     },
     /// Init was reaped and the cgroup is empty.
     Exited(ExitFacts),
-    /// A state of a later version, as a daemon reads it that was downgraded. Init lives.
+    /// A state of a later version, seen by a daemon that was downgraded. Init is running.
     Unknown,
 }
 
-// A derived one refuses unknown variants (`serde(other)` takes no content), and the daemon would lose the whole
-// pod for one container of it.
+// A derived implementation refuses unknown variants (`serde(other)` allows no content), and the daemon would
+// lose the whole pod because of one container.
 impl<'de> Deserialize<'de> for ContainerState {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct State;
@@ -176,93 +179,94 @@ impl<'de> Deserialize<'de> for ContainerState {
     }
 }
 
-/// How a container ended: content of its exit record, written before the event is sent.
+/// How a container exited: the content of its exit file, which is written before the event is sent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ExitFacts {
     /// 0..=255, 128+n for signal n.
     pub code: i32,
-    /// Nanoseconds since the epoch; 0 when it never ran.
+    /// Nanoseconds since the epoch; 0 if it never ran.
     pub started_at: i64,
     /// Nanoseconds since the epoch.
     pub finished_at: i64,
-    /// oom_kill of its leaf cgroup was not 0 at the end.
+    /// The oom_kill counter of its leaf cgroup was not 0 at the end.
     pub oom_killed: bool,
-    /// Set when start failed: what execve said.
+    /// Set if the start failed: the error of execve.
     pub start_error: Option<String>,
 }
 
 /// Daemon to shim.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// Starts pause. Descriptors: memfd of a [`crate::PausePlan`], then the cgroup folders its plan
-    /// names, in that order. Answer: [`Reply::PauseStarted`], with the network namespace when it is new.
+    /// Starts pause. Descriptors: memfd of a [`crate::PausePlan`], then the cgroup folders of its plan in
+    /// order. Reply: [`Reply::PauseStarted`], with the network namespace if it is new.
     StartPause,
-    /// Creates a container. Descriptors: memfd of a [`crate::ContainerPlan`], the mount namespace that
-    /// kubelet lives in, then the cgroup folders. Answer: [`Reply::Created`].
+    /// Creates a container. Descriptors: memfd of a [`crate::ContainerPlan`], kubelet's mount namespace, then
+    /// the cgroup folders. Reply: [`Reply::Created`].
     Create {
         /// Its id.
         container: ContainerId,
-        /// The worker is killed after this many milliseconds.
+        /// The worker is killed after this time in milliseconds.
         deadline_ms: u64,
-        /// Output; none discards it. (Here and not in the plan, because the resident shim parses no plans.)
+        /// Log file; `None` discards the output. It is not in the plan, because the resident shim parses no
+        /// plans.
         log: Option<LogPlan>,
-        /// Its stdio is a terminal of its own.
+        /// Stdio is a terminal.
         terminal: bool,
-        /// Keep stdin open for attach; else it is /dev/null.
+        /// Keeps stdin open for attach; otherwise it is /dev/null.
         stdin: bool,
     },
-    /// Lets init go on to execve; answered when it has exec'd or failed ([`ErrorKind::StartFailed`]; the
-    /// container is then exited with code 128).
+    /// Starts init. The reply is sent when init has called execve or failed to ([`ErrorKind::StartFailed`];
+    /// the container has then exited with code 128).
     Start {
-        /// Which.
+        /// The container.
         container: ContainerId,
     },
-    /// Sends a signal to init (or, with `all`, kills everything in the cgroup with SIGKILL). Done when
-    /// sent; an exited container is no error.
+    /// Sends a signal to init, or with `all` kills every process in the cgroup with SIGKILL. The reply is
+    /// sent when the signal is sent; an exited container is not an error.
     Kill {
-        /// Which.
+        /// The container.
         container: ContainerId,
-        /// Kernel number.
+        /// Kernel number of the signal.
         signal: i32,
-        /// Everything in its cgroup.
+        /// Every process in its cgroup.
         all: bool,
     },
-    /// Starts a process. Descriptors: memfd of an [`crate::ExecPlan`]; without terminal stdin, stdout and
-    /// stderr, with one none (the answer carries the pty master). Answered when it has exec'd or failed
-    /// ([`ErrorKind::ExecFailed`]); [`Event::ExecExited`] follows.
+    /// Starts a process. Descriptors: memfd of an [`crate::ExecPlan`], then stdin, stdout and stderr unless
+    /// it has a terminal (then the reply carries the pty master). The reply is sent when the process has
+    /// called execve or failed to ([`ErrorKind::ExecFailed`]); [`Event::ExecExited`] follows.
     Exec {
         /// Unique on this connection.
         exec: ExecId,
-        /// Which container; must be running.
+        /// The container, which must be running.
         container: ContainerId,
-        /// Its session is killed after this many milliseconds, as by [`Request::KillExec`], whether or not a
-        /// daemon is there then. None: never. ([`feature::EXEC_DEADLINE`].)
+        /// The session is killed after this time in milliseconds, as by [`Request::KillExec`], even without a
+        /// daemon. `None` means no limit. ([`feature::EXEC_DEADLINE`].)
         #[serde(default, skip_serializing_if = "Option::is_none")]
         deadline_ms: Option<u64>,
     },
-    /// Kills the whole session of an exec with SIGKILL until none of it is left. Gone already is no error.
+    /// Kills all processes of an exec's session with SIGKILL. An exec that has ended is not an error.
     KillExec {
-        /// Which.
+        /// The exec.
         exec: ExecId,
     },
-    /// Opens the log file anew by its path; answered when the new file exists. On error no file was made
-    /// and the old one stays in use.
+    /// Reopens the log file by its path; the reply is sent when the new file exists. On an error no file was
+    /// created and the old one stays in use.
     ReopenLog {
-        /// Which.
+        /// The container.
         container: ContainerId,
     },
-    /// The container is removed: an exited one is dropped from the table and its exit record deleted.
+    /// The container was removed: deletes an exited one from the table, with its exit file.
     Forget {
-        /// Which.
+        /// The container.
         container: ContainerId,
     },
-    /// Kills every container, exec and pause, reaps them, answers, and leaves when the daemon closes or
-    /// sends [`Request::Shutdown`].
+    /// Kills and reaps every container, exec and pause, and replies. The shim then exits when the daemon
+    /// closes the connection or sends [`Request::Shutdown`].
     StopPod,
-    /// Leave. Refused ([`ErrorKind::Busy`]) while a process of the pod lives.
+    /// Exit. Refused ([`ErrorKind::Busy`]) while a process of the pod is running.
     Shutdown,
-    /// Something of a later version.
+    /// A request of a later version.
     #[serde(other)]
     Unknown,
 }
@@ -270,115 +274,115 @@ pub enum Request {
 /// Shim to daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
-    /// Nothing to say but that it is done.
+    /// The request is done; there is no other result.
     Done,
-    /// Answer to [`Request::StartPause`].
+    /// Reply to [`Request::StartPause`].
     PauseStarted {
         /// Pid in the host's PID namespace.
         pid: u32,
     },
-    /// Answer to [`Request::Create`].
+    /// Reply to [`Request::Create`].
     Created {
         /// Pid of init in the host's PID namespace.
         pid: u32,
-        /// Who it will run as, resolved in its rootfs.
+        /// The user of init, looked up in the image.
         user: User,
-        /// Home of that user in the image's passwd, `/` when unknown; becomes HOME where none was set.
+        /// Home of that user in the image's passwd, `/` if unknown; used as HOME if that is not set.
         home: String,
     },
-    /// Answer to [`Request::Start`].
+    /// Reply to [`Request::Start`].
     Started {
         /// Nanoseconds since the epoch.
         started_at: i64,
     },
-    /// Answer to [`Request::Exec`].
+    /// Reply to [`Request::Exec`].
     ExecStarted {
         /// Pid in the host's PID namespace.
         pid: u32,
     },
-    /// It failed and left nothing behind.
+    /// The request failed and left nothing behind.
     Failed(Failure),
 }
 
 /// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// What the daemon branches on.
+    /// The class of the error, for the daemon.
     pub kind: ErrorKind,
-    /// Named step, for example `rootfs` or `volume /var/run/x`.
+    /// The failed step, for example `rootfs` or `volume /var/run/x`.
     pub stage: String,
-    /// For people: what, where, and the kernel's word.
+    /// Message for users: the step, the object, and the kernel's error.
     pub message: String,
-    /// errno where there is one, else 0.
+    /// errno, or 0 if there is none.
     pub errno: i32,
 }
 
-/// Classes of failure that the daemon tells apart.
+/// Classes of errors that the daemon distinguishes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ErrorKind {
     /// No such container, exec or pause.
     NotFound,
-    /// The object's state forbids it.
+    /// The object's state does not allow the request.
     WrongState,
-    /// The plan asks for something that cannot be: unknown user, a source that is not shared, a target
-    /// outside the rootfs.
+    /// The plan cannot be carried out: unknown user, a source that is not shared, a target outside the root
+    /// file system.
     Invalid,
     /// execve of init failed.
     StartFailed,
     /// execve of an exec failed.
     ExecFailed,
-    /// Deadline passed; the worker was killed.
+    /// The deadline passed; the worker was killed.
     Timeout,
-    /// Processes live.
+    /// Processes are still running.
     Busy,
-    /// Not known to this shim: the request, or something that its plan asks for.
+    /// This shim does not support the request or part of its plan.
     Unsupported,
-    /// A table is full: there are as many containers or execs as one shim holds. Some must end first.
+    /// A table is full: the shim holds as many containers or execs as it can. Some must end first.
     Exhausted,
-    /// The kernel or libcontainer said no; also what a class of a later version is read as.
+    /// The kernel or libcontainer failed; also stands for classes of a later version.
     #[serde(other)]
     Internal,
 }
 
-/// Shim to daemon, unasked.
+/// Shim to daemon, without a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
-    /// A container ended; its exit record is written.
+    /// A container has exited; its exit file is written.
     Exited {
-        /// Which.
+        /// The container.
         container: ContainerId,
-        /// How.
+        /// How it exited.
         facts: ExitFacts,
     },
-    /// Init of a container has exec'd. Sent to whichever daemon is connected then, before the reply to
-    /// [`Request::Start`] if that one asked for it; a snapshot taken before says [`ContainerState::Created`].
+    /// Init of a container has called execve. Sent to the daemon that is connected, before the reply to its
+    /// [`Request::Start`] if it sent one; an earlier snapshot has [`ContainerState::Created`].
     /// ([`feature::STARTED_EVENT`].)
     Started {
-        /// Which.
+        /// The container.
         container: ContainerId,
         /// Nanoseconds since the epoch.
         started_at: i64,
     },
-    /// An exec's process was reaped.
+    /// The process of an exec was reaped.
     ExecExited {
-        /// Which.
+        /// The exec.
         exec: ExecId,
         /// 0..=255, 128+n for signal n.
         code: i32,
     },
-    /// Pause is gone: the sandbox is not ready any more.
+    /// Pause has ended: the sandbox is not ready any more.
     PauseExited {
         /// 0..=255, 128+n for signal n.
         code: i32,
     },
-    /// Something an operator should know, for example a log file that cannot be written.
+    /// A message for operators, for example that a log file cannot be written.
     Warning {
-        /// Which container, if one.
+        /// The container, if it concerns one.
         container: Option<ContainerId>,
-        /// What.
+        /// The message.
         message: String,
     },
-    /// Something of a later version.
+    /// An event of a later version.
     #[serde(other)]
     Unknown,
 }

@@ -1,24 +1,25 @@
-//! What a worker is told to make. Built by `spec` from checked requests, parsed only in forked workers.
+//! Plans: what a worker has to create. `spec` computes them from validated requests; only forked workers
+//! parse them.
 //!
-//! A shim outlives an upgrade of the daemon, so a plan may name what its shim does not know. Skipping that
-//! would start a container without a part of its confinement; a plan is therefore refused as a whole
-//! ([`crate::ErrorKind::Unsupported`]) when it has an unknown field or variant. A field that is added later
-//! must not be serialized while it has its default value (`skip_serializing_if`): then shims of before still
-//! take plans that do not use it.
+//! A shim outlives upgrades of the daemon, so a plan may contain something that its shim does not know. If
+//! the shim skipped that, a container could start without part of its confinement. A plan with an unknown
+//! field or variant is therefore refused as a whole ([`crate::ErrorKind::Unsupported`]). A field that is
+//! added later must not be serialized with its default value (`skip_serializing_if`), so that older shims
+//! accept plans that do not use it.
 
 use model::{ContainerId, PodId, Propagation, Text, User, UserRequest};
 use serde::{Deserialize, Serialize};
 
 use crate::message::{ErrorKind, Failure};
 
-/// Parses a plan, as the worker does that carries it out.
+/// Parses a plan, in the worker that carries it out.
 ///
 /// # Errors
-/// [`ErrorKind::Unsupported`] for anything that this build does not know: a container that has less than a
-/// later daemon asked for must not start. [`ErrorKind::Invalid`] when it ends in the middle.
+/// [`ErrorKind::Unsupported`] for unknown content: a container must not start with less confinement than the
+/// daemon requested. [`ErrorKind::Invalid`] if the plan is incomplete.
 pub fn parse_plan<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, Failure> {
     serde_json::from_slice(json).map_err(|error| {
-        // serde_json calls a variant with more than one name a syntax error.
+        // serde_json reports a variant with more than one name as a syntax error.
         let (kind, message) = if error.is_data() || error.is_syntax() {
             let message = format!("{error}; this shim cannot carry it out, its pod must be made anew");
             (ErrorKind::Unsupported, message)
@@ -29,11 +30,11 @@ pub fn parse_plan<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, Failure> 
     })
 }
 
-/// A compiled BPF filter: the bytes of an array of `struct sock_filter`, loaded as they are.
+/// A compiled BPF filter: the bytes of an array of `struct sock_filter`, loaded unchanged.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SeccompProgram {
-    /// One instruction each, little-endian: code | jt << 16 | jf << 24 | k << 32.
+    /// One instruction per entry, little-endian: code | jt << 16 | jf << 24 | k << 32.
     pub instructions: Vec<u64>,
 }
 
@@ -45,13 +46,13 @@ pub struct CapSets {
     pub bounding: u64,
     /// Effective and permitted of a root process; others lose them at execve.
     pub permitted: u64,
-    /// Empty unless ambient is asked for.
+    /// Inheritable set; empty unless ambient capabilities are requested.
     pub inheritable: u64,
-    /// Ambient.
+    /// Ambient set.
     pub ambient: u64,
 }
 
-/// `setrlimit` by kernel resource number; above the hard limit without CAP_SYS_RESOURCE it is clamped.
+/// A `setrlimit` by kernel resource number; limited to the hard limit without CAP_SYS_RESOURCE.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rlimit {
@@ -63,17 +64,17 @@ pub struct Rlimit {
     pub hard: u64,
 }
 
-/// A process to become: init's or an exec's.
+/// The process to become: init or an exec.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ProcessPlan {
-    /// argv; args[0] is looked up in PATH of `env` when it has no slash.
+    /// argv; args[0] is looked up in the PATH of `env` if it has no slash.
     pub args: Vec<Text>,
-    /// `KEY=value`, in order, later ones of a key already folded.
+    /// `KEY=value` in order, without duplicate keys.
     pub env: Vec<Text>,
-    /// Absolute; init's is made when absent.
+    /// Absolute working directory; init's is created if missing.
     pub cwd: String,
-    /// With a pty as stdio.
+    /// Stdio is a pty.
     pub terminal: bool,
     /// Capabilities.
     pub caps: CapSets,
@@ -81,21 +82,21 @@ pub struct ProcessPlan {
     pub no_new_privs: bool,
     /// Filter.
     pub seccomp: Option<SeccompProgram>,
-    /// SECCOMP_FILTER_FLAG_* bits that it is loaded with (seccomp(2)). Left out when none is asked for.
+    /// SECCOMP_FILTER_FLAG_* bits for loading it (seccomp(2)); not serialized if 0.
     #[serde(skip_serializing_if = "is_zero")]
     pub seccomp_flags: u32,
     /// umask(2) of the process.
     pub umask: u32,
-    /// oom_score_adj, clamped when the host forbids it. None leaves the default, 0.
+    /// oom_score_adj, raised if the host does not allow this value; `None` leaves the default, 0.
     pub oom_score_adj: Option<i32>,
-    /// Limits; those not named are the daemon's own, which it gave to the shim.
+    /// Resource limits; the others are those of the daemon, which the shim inherited.
     pub rlimits: Vec<Rlimit>,
-    /// Name of the session keyring that is joined, or made by the first; empty for one of its own.
+    /// Name of the session keyring, which is joined or created; empty for an anonymous one.
     pub keyring: String,
 }
 
 impl ProcessPlan {
-    /// Sets HOME where the environment has none, or an empty one. Init and the template of execs get it by this.
+    /// Sets HOME if the environment has none or an empty one; used for init and for the template of execs.
     pub fn set_home(&mut self, home: &str) {
         self.env.retain(|entry| entry.as_bytes() != b"HOME=");
         if !self.env.iter().any(|entry| entry.as_bytes().starts_with(b"HOME=")) {
@@ -108,102 +109,102 @@ fn is_zero(flags: &u32) -> bool {
     *flags == 0
 }
 
-/// Who init runs as, to be resolved in the rootfs.
+/// The user of init, to be looked up in the image.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct UserPlan {
-    /// Uid, name or the image's string.
+    /// Uid, name, or the image's string.
     pub request: UserRequest,
-    /// Wins over passwd's gid.
+    /// Gid; overrides the one in passwd.
     pub gid: Option<u32>,
-    /// Added groups.
+    /// Additional groups.
     pub supplemental: Vec<u32>,
-    /// Add the groups that /etc/group gives the user (policy Merge).
+    /// Also add the user's groups in /etc/group (policy Merge).
     pub merge_image_groups: bool,
 }
 
-/// One folder to join.
+/// One cgroup folder to join.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CgroupMember {
-    /// v1 controller name or names as the hierarchy is called below /sys/fs/cgroup (`memory`, `cpu,cpuacct`,
-    /// `systemd`); empty on v2.
+    /// Name of the v1 hierarchy below /sys/fs/cgroup (`memory`, `cpu,cpuacct`, `systemd`); empty on v2.
     pub hierarchy: String,
     /// Absolute host path of the folder.
     pub path: String,
 }
 
-/// Cgroups of a process. The frame carries one open folder descriptor a member, in this order; the
-/// daemon has made them and written all limits.
+/// Cgroups of a process. The frame carries one open folder descriptor per member, in this order. The daemon
+/// has created them and written all limits.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CgroupPlan {
-    /// True on a v2-only host: one member, joined by CLONE_INTO_CGROUP.
+    /// The host has v2 only: there is one member, joined with CLONE_INTO_CGROUP.
     pub unified: bool,
-    /// What to join.
+    /// The folders to join.
     pub members: Vec<CgroupMember>,
 }
 
-/// Where a namespace comes from.
+/// The source of a namespace.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NamespaceSource {
-    /// The shim's, which is the host's (but for mounts).
+    /// The shim's, which is the host's (except for mounts).
     #[default]
     Host,
     /// A new one.
     New,
-    /// The one pause holds.
+    /// The one of pause.
     Pause,
-    /// That of another container's init.
+    /// The one of another container's init.
     Container(ContainerId),
 }
 
-/// Namespaces of a container; mount is always new, cgroup new on v2 unless privileged.
+/// Namespaces of a container. The mount namespace is always new; the cgroup namespace is new on v2 unless
+/// privileged.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NamespacePlan {
-    /// Host or Pause.
+    /// Network: Host or Pause.
     pub network: NamespaceSource,
-    /// Host or Pause.
+    /// IPC: Host or Pause.
     pub ipc: NamespaceSource,
-    /// Host or Pause.
+    /// UTS: Host or Pause.
     pub uts: NamespaceSource,
-    /// Any.
+    /// PID: any.
     pub pid: NamespaceSource,
     /// A new cgroup namespace (v2).
     pub cgroup: bool,
 }
 
-/// The root file system: overlay of layers below a store, with a read-write folder.
+/// The root file system: an overlay of image layers with a writable folder.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RootfsPlan {
-    /// Absolute host path of the layer store.
+    /// Absolute host path of the folder of layers.
     pub store: String,
-    /// Names below it, topmost first. May be empty (an image without layers).
+    /// Names below it, topmost first; empty for an image without layers.
     pub layers: Vec<String>,
-    /// Absolute host path of a folder that holds `upper` and `work`.
+    /// Absolute host path of the folder that contains `upper` and `work`.
     pub rw: String,
-    /// Mount it read-only in the end.
+    /// Make the root read-only.
     pub readonly: bool,
-    /// Folders made (0755) when absent: the image's VOLUMEs, clean absolute paths.
+    /// Folders that are created (0755) if missing: the image's VOLUMEs, clean absolute paths.
     pub folders: Vec<String>,
-    /// Overlay option `volatile`: no sync, so the upper folder is worthless after a crash of the host.
+    /// Overlay option `volatile`: no sync, so the upper folder is unusable after a crash of the host.
     pub volatile: bool,
 }
 
-/// What is mounted.
+/// The type of a mount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub enum MountKind {
-    /// A host path, cloned in kubelet's mount namespace. Made as a directory (0755) when absent.
+    /// A host path, cloned in kubelet's mount namespace; created as a folder (0755) if missing.
     Bind {
-        /// Absolute path; symlinks are followed on the host.
+        /// Absolute path; symlinks on the host are followed.
         source: String,
-        /// How mounts pass.
+        /// Mount propagation.
         propagation: Propagation,
     },
-    /// A file of ours (resolv.conf, hostname, hosts), bound like a private volume, but never made.
+    /// A file of ours (resolv.conf, hostname, hosts), bound like a private volume but never created.
     File {
         /// Absolute host path.
         source: String,
@@ -214,7 +215,8 @@ pub enum MountKind {
     Proc,
     /// sysfs of its network namespace.
     Sysfs,
-    /// Its own cgroup: v1 a tmpfs with the leaf of each hierarchy bound in it, v2 a cgroup2 mount.
+    /// The container's own cgroup: on v1 a tmpfs with the leaf of each hierarchy bound in it, on v2 a cgroup2
+    /// mount.
     Cgroup,
     /// tmpfs.
     Tmpfs {
@@ -223,20 +225,20 @@ pub enum MountKind {
         /// Bytes; 0 for the kernel's default.
         size: u64,
     },
-    /// A devpts instance of its own.
+    /// A new devpts instance.
     Devpts,
     /// mqueue of its IPC namespace.
     Mqueue,
 }
 
-/// A mount of the container. The plan lists them in the order they are made: defaults and volumes
-/// together, by depth of target, so nothing hides what was attached below it before.
+/// A mount of the container. The plan lists mounts in the order of mounting: defaults and volumes together,
+/// by depth of target, so that no mount hides an earlier one below it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MountPlan {
     /// Clean absolute path in the container.
     pub target: String,
-    /// What.
+    /// Type.
     pub kind: MountKind,
     /// Mount flags.
     pub readonly: bool,
@@ -248,7 +250,7 @@ pub struct MountPlan {
     pub noexec: bool,
 }
 
-/// A device node to make (or, where mknod is refused, to bind) in the container's /dev.
+/// A device node to create in the container's /dev, or to bind if mknod is not permitted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeviceNode {
@@ -268,10 +270,10 @@ pub struct DeviceNode {
     pub gid: u32,
 }
 
-/// Where output goes.
+/// The log file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogPlan {
-    /// Below the pod's log directory; components are checked by the shim (RESOLVE_BENEATH, no symlinks).
+    /// Path below the pod's log directory; the shim opens it with RESOLVE_BENEATH and without symlinks.
     pub path: String,
 }
 
@@ -289,19 +291,19 @@ pub struct ContainerPlan {
     pub rootfs: RootfsPlan,
     /// Mounts, in order.
     pub mounts: Vec<MountPlan>,
-    /// Device nodes beyond the standard six.
+    /// Device nodes in addition to the six standard ones.
     pub devices: Vec<DeviceNode>,
-    /// Made unreadable: files by /dev/null, directories by an empty read-only tmpfs. Absent ones are skipped.
+    /// Masked: files by /dev/null, folders by an empty read-only tmpfs. Missing paths are skipped.
     pub masked_paths: Vec<String>,
     /// Made read-only.
     pub readonly_paths: Vec<String>,
-    /// Who.
+    /// User of init.
     pub user: UserPlan,
-    /// What.
+    /// The process.
     pub process: ProcessPlan,
     /// Cgroups.
     pub cgroup: CgroupPlan,
-    /// The container may see and change everything: /sys and cgroups writable, host devices.
+    /// The container is privileged: /sys and cgroups are writable, and it has the host's devices.
     pub privileged: bool,
 }
 
@@ -309,33 +311,33 @@ pub struct ContainerPlan {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExecPlan {
-    /// What.
+    /// The process.
     pub process: ProcessPlan,
-    /// As which user: that of init.
+    /// User, which is that of init.
     pub user: User,
 }
 
-/// The sandbox's process.
+/// The plan of pause.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PausePlan {
-    /// A new network namespace (else the host's).
+    /// Create a network namespace (otherwise the host's is used).
     pub network: bool,
-    /// A new IPC namespace, with a /dev/shm of its own.
+    /// Create an IPC namespace, with its own /dev/shm.
     pub ipc: bool,
-    /// A new UTS namespace.
+    /// Create a UTS namespace.
     pub uts: bool,
-    /// A new PID namespace (for NamespaceMode Pod and Container; not for Node).
+    /// Create a PID namespace (for NamespaceMode Pod and Container, not for Node).
     pub pid: bool,
-    /// Host name to set; empty leaves it.
+    /// Host name; empty leaves it unchanged.
     pub hostname: String,
-    /// `(path below /proc/sys, value)`, checked to be namespaced.
+    /// `(path below /proc/sys, value)`; validated to be namespaced.
     pub sysctls: Vec<(String, String)>,
     /// Uid, gid and groups.
     pub user: User,
     /// Filter.
     pub seccomp: Option<SeccompProgram>,
-    /// oom_score_adj, clamped.
+    /// oom_score_adj, raised if the host does not allow this value.
     pub oom_score_adj: i32,
     /// Cgroups.
     pub cgroup: CgroupPlan,
@@ -392,7 +394,7 @@ mod tests {
         }
     }
 
-    /// Every object inside a value, by its path.
+    /// Every object inside a value, with its path.
     fn objects(value: &Value, at: String, found: &mut Vec<String>) {
         match value {
             Value::Object(fields) => {

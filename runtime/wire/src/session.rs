@@ -1,53 +1,53 @@
-//! Legal order of messages, as data.
+//! The legal order of messages, as data.
 //!
-//! The shim speaks first: Hello, then one Snapshot for each thing it holds, SnapshotEnd, and only then
-//! replies and events. The daemon may write requests from the start; they are answered after SnapshotEnd.
+//! The shim starts with Hello, one Snapshot for each object it holds, and SnapshotEnd, and only then sends
+//! replies and events. The daemon may send requests from the start; they are processed after SnapshotEnd.
 
 use std::ops::RangeInclusive;
 
 use crate::message::{MAX_FDS, Message, Reply, Request};
 
-/// Who sent a message.
+/// The sender of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// The shim, which accepted the connection.
     Shim,
-    /// The daemon, which dialled.
+    /// The daemon, which connected.
     Daemon,
 }
 
-/// How far a connection is.
+/// The state of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Phase {
-    /// Nothing was said yet.
+    /// No message was sent.
     #[default]
     Opened,
-    /// Hello was said; snapshots are on the way.
+    /// Hello was sent; snapshots follow.
     Snapshots,
     /// The snapshot is complete.
     Live,
 }
 
-/// A message that its sender may not send now.
+/// A message that its sender may not send in this phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{class} from the {from:?} in phase {phase:?}")]
 pub struct OutOfOrder {
-    /// When.
+    /// The phase.
     pub phase: Phase,
-    /// Who.
+    /// The sender.
     pub from: Side,
-    /// What.
+    /// The class of the message.
     pub class: &'static str,
 }
 
-/// `(phase, sender, class, phase after it)`: everything that is legal.
+/// Everything that is legal: `(phase, sender, class, next phase)`.
 const LEGAL: &[(Phase, Side, &str, Phase)] = &[
     (Phase::Opened, Side::Shim, "Hello", Phase::Snapshots),
     (Phase::Snapshots, Side::Shim, "Snapshot", Phase::Snapshots),
     (Phase::Snapshots, Side::Shim, "SnapshotEnd", Phase::Live),
     (Phase::Live, Side::Shim, "Reply", Phase::Live),
     (Phase::Live, Side::Shim, "Event", Phase::Live),
-    // An unknown snapshot entry decodes to an unknown event.
+    // An unknown snapshot entry is decoded as an unknown event.
     (Phase::Snapshots, Side::Shim, "UnknownEvent", Phase::Snapshots),
     (Phase::Live, Side::Shim, "UnknownEvent", Phase::Live),
     (Phase::Opened, Side::Daemon, "Request", Phase::Opened),
@@ -67,27 +67,27 @@ fn class(message: &Message) -> &'static str {
     }
 }
 
-/// One connection, as either side follows it.
+/// The state of one connection, tracked by either side.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Session {
     phase: Phase,
 }
 
 impl Session {
-    /// A connection on which nothing was said.
+    /// A new connection.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// How far it is.
+    /// The current phase.
     pub fn phase(&self) -> Phase {
         self.phase
     }
 
-    /// Notes a message, sent or received.
+    /// Records a sent or received message.
     ///
     /// # Errors
-    /// When it is not legal now; the phase stays.
+    /// The message is not legal now; the phase is unchanged.
     pub fn note(&mut self, from: Side, message: &Message) -> Result<Phase, OutOfOrder> {
         let class = class(message);
         let next = LEGAL
@@ -106,13 +106,13 @@ impl Session {
 /// How many descriptors a message may carry.
 pub fn descriptors(message: &Message) -> RangeInclusive<usize> {
     match message {
-        // Plan, and the cgroup folders.
+        // The plan and the cgroup folders.
         Message::Request(Request::StartPause) => 1..=MAX_FDS,
-        // Plan, kubelet's mount namespace, and the cgroup folders.
+        // The plan, kubelet's mount namespace and the cgroup folders.
         Message::Request(Request::Create { .. }) => 2..=MAX_FDS,
-        // Plan, and three streams unless there is a terminal.
+        // The plan, and three streams unless it has a terminal.
         Message::Request(Request::Exec { .. }) => 1..=4,
-        // Later versions: whatever it is, it is closed.
+        // Messages of later versions: their descriptors are closed.
         Message::Request(Request::Unknown) => 0..=MAX_FDS,
         // The network namespace; the pty master.
         Message::Reply(Reply::PauseStarted { .. } | Reply::ExecStarted { .. }) => 0..=1,

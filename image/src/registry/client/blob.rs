@@ -10,17 +10,17 @@ use hyper::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderValue};
 use hyper::{Response, StatusCode};
 use tokio::time::sleep;
 
-/// Times that one blob's transfer may break and be resumed.
+/// Number of times that the transfer of one blob may break and be resumed.
 const MAX_RESUMES: usize = 6;
 
-/// A transfer that survives broken connections.
+/// A transfer that resumes after broken connections.
 #[derive(Debug)]
 pub(crate) struct Blob<'a> {
     registry: &'a Registry,
     wanted: Descriptor,
-    /// Bytes handed out.
+    /// Bytes returned to the caller so far.
     offset: u64,
-    /// Bytes of this connection that were handed out before.
+    /// Bytes of this connection to skip, because they were returned before it was opened.
     skip: u64,
     body: Option<Incoming>,
     breaks: usize,
@@ -31,8 +31,8 @@ impl<'a> Blob<'a> {
         Self { registry, wanted, offset: 0, skip: 0, body: None, breaks: 0 }
     }
 
-    /// The next bytes, in order, each once; `None` when all that the manifest promises have come. Their digest
-    /// is the reader's to check.
+    /// Returns the next bytes in order, each once; `None` after as many bytes as the manifest promises. The
+    /// caller must verify the digest.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>> {
         while self.offset < self.wanted.size {
             let mut body = match self.body.take() {
@@ -91,7 +91,7 @@ impl<'a> Blob<'a> {
         Err(failures.error(Some(format!("blobs/{}", self.wanted.digest))))
     }
 
-    /// How many bytes of this answer we have already.
+    /// Number of bytes of this response that were already returned.
     fn continues(&self, response: &Response<Incoming>) -> Result<u64, Fault> {
         let header = |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         let skip = if response.status() == StatusCode::PARTIAL_CONTENT {

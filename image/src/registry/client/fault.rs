@@ -1,4 +1,4 @@
-//! What goes wrong with a host, and what a pull says when no host serves it.
+//! Errors of a single host, and the error of a pull when no host could serve it.
 
 use super::Endpoint;
 use crate::error::Error;
@@ -8,12 +8,12 @@ use hyper::header::RETRY_AFTER;
 use hyper::{Response, StatusCode};
 use std::time::Duration;
 
-/// One answer or failure of one host.
+/// Why a request to one host failed.
 #[derive(Debug)]
 pub(super) enum Fault {
     NotFound,
     Unauthorized,
-    /// May pass: tried again after a wait.
+    /// Temporary: retried after a wait.
     Transient {
         what: String,
         after: Option<Duration>,
@@ -22,7 +22,7 @@ pub(super) enum Fault {
     Final(String),
 }
 
-/// Which hosts failed how.
+/// The fault of each host that was tried.
 pub(super) struct Failures<'a> {
     reference: &'a Reference,
     text: Vec<String>,
@@ -79,7 +79,7 @@ impl<'a> Failures<'a> {
     }
 }
 
-/// What a refusal means.
+/// Classifies an error response.
 pub(super) fn fault_of(response: &Response<Incoming>, status: StatusCode) -> Fault {
     let after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
     match status.as_u16() {
@@ -94,7 +94,7 @@ pub(super) fn fault_of(response: &Response<Incoming>, status: StatusCode) -> Fau
     }
 }
 
-/// An error with its causes. hyper's texts name hosts and system errors, no paths or queries.
+/// An error with its causes. hyper's messages contain host names and system errors, but no paths or queries.
 pub(super) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -1,8 +1,9 @@
-//! The layer of folders that shows how layers below have those without an entry.
+//! The added layer, which gives folders without an entry the attributes that lower layers have.
 
 use super::*;
 
-/// Layers as archives, lowest first; the folders that must look otherwise, as `path mode uid`, sorted.
+/// Takes layers as archives, lowest first, and returns the folders of the added layer as `path mode uid`,
+/// sorted.
 fn differing(layers: Vec<Archive>) -> Vec<String> {
     let outer = tempfile::tempdir().unwrap();
     let mut found = Vec::new();
@@ -40,7 +41,7 @@ fn folder(archive: Archive, name: &str, mode: u32) -> Archive {
 }
 
 #[test]
-fn folders_without_an_entry_look_as_below() {
+fn folders_without_an_entry_get_the_attributes_of_lower_layers() {
     let a = Archive::default;
     let none: Vec<String> = Vec::new();
     let base = || folder(folder(folder(a(), "tmp", 0o1777), "home", 0o755), "home/owned", 0o700);
@@ -49,18 +50,19 @@ fn folders_without_an_entry_look_as_below() {
         ["home 755 0", "home/owned 700 1000", "tmp 1777 0"]
     );
     assert_eq!(differing(vec![base(), a().file("tmp/x", ""), a().file("tmp/y", "")]), ["tmp 1777 0"]);
-    // Nothing to do: an entry above, nothing below, the same below, or one layer alone.
+    // No layer is needed: the upper folder has an entry, nothing lies below, the attributes are equal, or
+    // there is one layer.
     assert_eq!(differing(vec![base(), a().file("tmp/x", ""), folder(a(), "tmp", 0o700)]), none);
     assert_eq!(differing(vec![a().file("tmp/x", ""), a().file("tmp/y", "")]), none);
     assert_eq!(differing(vec![a().dir("tmp"), a().file("tmp/y", "")]), none);
     assert_eq!(differing(vec![a().file("tmp/y", "")]), none);
     assert_eq!(differing(vec![a().file("tmp/y", ""), base()]), none);
-    // The topmost entry counts.
+    // The topmost explicit entry wins.
     assert_eq!(
         differing(vec![folder(a(), "d", 0o700), folder(a(), "d", 0o711), a().file("d/x", "")]),
         ["d 711 0"]
     );
-    // What is hidden has nothing to say.
+    // Hidden folders supply no attributes.
     assert_eq!(differing(vec![base(), a().file(".wh.tmp", ""), a().file("tmp/x", "")]), none);
     assert_eq!(differing(vec![base(), a().file(".wh.tmp", "").file("tmp/x", "")]), none);
     assert_eq!(differing(vec![base(), a().file("tmp", ""), a().file("tmp/x", "")]), none);
@@ -69,11 +71,11 @@ fn folders_without_an_entry_look_as_below() {
         none
     );
     assert_eq!(differing(vec![base(), a().file(".wh.home", ""), a().file("home/owned/x", "")]), none);
-    // A folder that replaces a symlink takes from what the symlink leads to.
+    // A folder that replaces a symlink gets the attributes of the symlink's target.
     let link = || folder(a().symlink("var/lock", "/run/lock"), "run/lock", 0o1777);
     assert_eq!(differing(vec![link(), a().file("var/lock/x", "")]), ["var 755 0", "var/lock 1777 0"]);
     assert_eq!(differing(vec![a().symlink("l", "nowhere"), a().file("l/x", "")]), none);
-    // Below an implicit folder that is as it should be, in a layer that is not the topmost.
+    // Below an implicit folder that is right already, in a layer that is not the topmost.
     assert_eq!(
         differing(vec![folder(a(), "a/b/c", 0o700), a().file("a/b/c/x", ""), a().dir("a/z")]),
         ["a 755 0", "a/b 755 0", "a/b/c 700 0"]

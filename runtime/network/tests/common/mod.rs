@@ -1,5 +1,5 @@
-//! A folder with configurations, plugins and leases of its own.
-#![allow(dead_code)] // each test program uses a part
+//! A temporary folder with configurations, plugins and leases.
+#![allow(dead_code)] // each test program uses only some of it
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -36,7 +36,8 @@ impl Bench {
         fs::write(self.path("conf").join(name), text).unwrap();
     }
 
-    /// A shell script as plugin, put in place by rename: a running one may be held open.
+    /// A shell script as a plugin. It is put in place by rename, because a running script cannot be
+    /// overwritten.
     pub(crate) fn plugin(&self, name: &str, script: &str) {
         let (path, temp) = (self.path("bin").join(name), self.path("plugin.new"));
         let mut file =
@@ -75,7 +76,7 @@ impl Bench {
     }
 }
 
-/// Waits until a plugin has written a line to a file; the line.
+/// Waits until a plugin has written a line to a file, and returns it.
 pub(crate) async fn wait_text(path: PathBuf) -> String {
     for _ in 0..2400 {
         match fs::read_to_string(&path) {
@@ -88,7 +89,7 @@ pub(crate) async fn wait_text(path: PathBuf) -> String {
 
 /// Waits until process `pid` is gone or a zombie.
 pub(crate) async fn wait_gone(pid: &str) {
-    assert!(pid.parse::<u32>().is_ok(), "{pid:?} is no pid");
+    assert!(pid.parse::<u32>().is_ok(), "{pid:?} is not a pid");
     for _ in 0..200 {
         let alive = fs::read_to_string(Path::new("/proc").join(pid).join("stat"))
             .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").trim_start().starts_with('Z'));
@@ -97,5 +98,5 @@ pub(crate) async fn wait_gone(pid: &str) {
         }
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
-    panic!("process {pid} still lives");
+    panic!("process {pid} is still alive");
 }

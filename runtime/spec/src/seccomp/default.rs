@@ -1,9 +1,8 @@
-//! RuntimeDefault: our own table.
+//! RuntimeDefault: our own table of system calls.
 //!
-//! What is not named here fails with ENOSYS, as on a kernel that does not have it: libraries then use
-//! what they used before. What is named as refused fails with EPERM, as it does for a process without
-//! the capability. A test compares the table with containers-common's; each difference has its reason
-//! there.
+//! A call that is not listed fails with ENOSYS, as on a kernel without it, so that libraries use what they
+//! used before. A call that is listed as refused fails with EPERM, as for a process without the capability. A
+//! test compares the table with that of containers-common and gives the reason of each difference.
 
 use super::{Action, Arch, ArgTest, Op, Profile, Rule};
 use crate::security::mask_of;
@@ -11,9 +10,9 @@ use crate::security::mask_of;
 const EPERM: Action = Action::Errno(1);
 const ENOSYS: Action = Action::Errno(38);
 const EAFNOSUPPORT: Action = Action::Errno(97);
-/// The kernel's crypto interface: nothing in a container needs it, and kernel faults are reached through it.
+/// The kernel's crypto interface. Containers do not need it, and it has made kernel bugs exploitable.
 const AF_ALG: u64 = 38;
-/// Reaches the hypervisor past every network policy.
+/// Reaches the hypervisor and so bypasses network policies.
 const AF_VSOCK: u64 = 40;
 /// Every CLONE_NEW* flag that clone(2) takes: mount, cgroup, UTS, IPC, user, PID, network.
 const NAMESPACE_FLAGS: [u64; 7] =
@@ -21,8 +20,8 @@ const NAMESPACE_FLAGS: [u64; 7] =
 /// PER_LINUX, PER_LINUX32, both with UNAME26, and the query.
 const PERSONALITIES: [u64; 5] = [0, 8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 
-/// Allowed to everybody: needs no privilege, or the kernel's own capability checks and namespaces are
-/// enough.
+/// Allowed without capabilities: these calls need no privilege, or the kernel's own capability checks and
+/// namespaces are sufficient.
 const ALLOWED: &[&[&str]] =
     &[FILES, ATTRIBUTES, MEMORY, PROCESSES, SIGNALS, TIME, EVENTS, SOCKETS, IPC, IDENTITY, SYSTEM];
 
@@ -412,13 +411,12 @@ const IDENTITY: &[&str] = &[
 const SYSTEM: &[&str] =
     &["getrandom", "lsm_get_self_attr", "lsm_list_modules", "lsm_set_self_attr", "sysinfo", "uname"];
 
-/// `uprobe` and `uretprobe` are called by code that the kernel itself puts into a traced program: refused, the
-/// program dies.
+/// The kernel inserts calls of `uprobe` and `uretprobe` into traced programs, which die if the call fails.
 const X86_ONLY: &[&str] = &["arch_prctl", "modify_ldt", "uprobe", "uretprobe"];
 const ARM_ONLY: &[&str] =
     &["arm_fadvise64_64", "arm_sync_file_range", "breakpoint", "cacheflush", "set_tls", "sync_file_range2"];
 
-/// Allowed with any of these capabilities, EPERM without.
+/// Allowed with any of these capabilities; otherwise they fail with EPERM.
 const BY_CAPABILITY: &[(u64, &[&str])] = &[
     (
         mask_of(&["SYS_ADMIN"]),
@@ -464,8 +462,8 @@ const BY_CAPABILITY: &[(u64, &[&str])] = &[
     (mask_of(&["SYS_TTY_CONFIG"]), &["vhangup"]),
 ];
 
-/// Refused whatever the capabilities: keyrings have no namespace, the rest is for the node alone, opens
-/// the kernel wide, or is long gone.
+/// Refused with any capabilities: keyrings have no namespace, and the others are for the node only, expose
+/// much of the kernel, or are obsolete.
 const REFUSED: &[&str] = &[
     "add_key",
     "bdflush",
@@ -499,7 +497,7 @@ const REFUSED: &[&str] = &[
     "vmsplice",
 ];
 
-/// The capabilities that change the table; others need no filter of their own.
+/// The capabilities that change the table. Profiles that differ in others only are equal.
 pub const RELEVANT_CAPS: u64 = {
     let mut mask = 0;
     let mut at = 0;
@@ -510,8 +508,8 @@ pub const RELEVANT_CAPS: u64 = {
     mask
 };
 
-/// The filter of a process with these capabilities (bounding set), for an architecture and those whose
-/// programs its kernel runs too.
+/// The filter for a process with these capabilities (bounding set), for an architecture and those whose
+/// programs its kernel also runs.
 pub fn runtime_default(arch: Arch, caps: u64) -> Profile {
     let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
     let rule = |names: &[&str], action| Rule { names: owned(names), action, args: Vec::new() };
@@ -531,7 +529,7 @@ pub fn runtime_default(arch: Arch, caps: u64) -> Profile {
     }
     rules.push(rule(REFUSED, EPERM));
     rules.extend(PERSONALITIES.map(|value| test("personality", Action::Allow, 0, Op::Eq, value)));
-    // Allowed ranges: two "not equal" rules would each allow what the other refuses.
+    // Written as ranges: two "not equal" rules would each allow what the other refuses.
     rules.push(test("socket", Action::Allow, 0, Op::Lt, AF_ALG));
     rules.push(test("socket", Action::Allow, 0, Op::Eq, AF_ALG + 1));
     rules.push(test("socket", Action::Allow, 0, Op::Gt, AF_VSOCK));
@@ -542,7 +540,7 @@ pub fn runtime_default(arch: Arch, caps: u64) -> Profile {
         let all = NAMESPACE_FLAGS.iter().fold(0, |all, flag| all | flag);
         rules.push(test("clone", Action::Allow, 0, Op::Masked(all), 0));
         rules.extend(NAMESPACE_FLAGS.map(|flag| test("clone", EPERM, 0, Op::Masked(flag), flag)));
-        // Its flags lie in memory where a filter cannot see them; with ENOSYS the C library uses clone.
+        // A filter cannot read its flags, which are in memory; after ENOSYS the C library uses clone.
         rules.push(rule(&["clone3"], ENOSYS));
     }
     Profile { default: ENOSYS, arches: arch.family().to_vec(), rules, flags: 0 }

@@ -4,7 +4,7 @@ use crate::security;
 use std::collections::{BTreeMap, BTreeSet};
 
 #[test]
-fn no_name_has_two_plain_rules() {
+fn no_name_has_two_unconditional_rules() {
     for caps in [0, u64::MAX] {
         let mut seen = BTreeSet::new();
         for rule in runtime_default(Arch::X86_64, caps).rules.iter().filter(|rule| rule.args.is_empty()) {
@@ -36,10 +36,11 @@ fn capabilities_open_calls() {
     assert_eq!(all, 0x7e02_0000);
 }
 
-/// Where our table differs from containers-common's, and why. Any other difference fails.
+/// The differences between our table and that of containers-common, with their reasons. Any other difference
+/// fails the test.
 const DIFFERENCES: &[(&str, &[&str])] = &[
     (
-        "theirs is for engines that nest: mounting, namespaces and what goes with them are open to all. In a \
+        "theirs allows nested containers: mounting, namespaces and related calls are open to all. In a \
          pod they are the kernel's largest surface, so they need CAP_SYS_ADMIN, as in Docker's profile",
         &[
             "clone",
@@ -58,13 +59,13 @@ const DIFFERENCES: &[(&str, &[&str])] = &[
             "unshare",
         ],
     ),
-    ("its flags are in memory, out of a filter's sight: ENOSYS makes libraries use clone", &["clone3"]),
+    ("a filter cannot read its flags, which are in memory: ENOSYS makes libraries use clone", &["clone3"]),
     (
         "other processes' memory and descriptors need CAP_SYS_PTRACE",
         &["pidfd_getfd", "process_vm_readv", "process_vm_writev"],
     ),
     (
-        "the kernel's log and the machine's power need their capability, in the filter too",
+        "reading the kernel's log and rebooting need their capability, also in the filter",
         &["reboot", "syslog"],
     ),
     ("keyrings have no namespace: refused", &["add_key", "keyctl", "request_key"]),
@@ -75,10 +76,10 @@ const DIFFERENCES: &[(&str, &[&str])] = &[
          away once and gave it back). Their rule about audit sockets is for sudo in a user namespace",
         &["socket"],
     ),
-    ("the capability that was split off CAP_SYS_ADMIN is enough", &["bpf", "perf_event_open"]),
+    ("the capability that was split from CAP_SYS_ADMIN is enough", &["bpf", "perf_event_open"]),
     ("a plain variant of io_getevents, used by databases", &["io_pgetevents", "io_pgetevents_time64"]),
     (
-        "newer than their table; as harmless as the calls they complete",
+        "newer than their table; as harmless as the calls that they extend",
         &[
             "cachestat",
             "fchmodat2",
@@ -99,17 +100,17 @@ const DIFFERENCES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "called by code that the kernel puts into a program with a return probe, which dies when refused",
+        "called by code that the kernel inserts into a program with a return probe; the program dies if it fails",
         &["uprobe", "uretprobe"],
     ),
     (
-        "newer than their table; with CAP_SYS_ADMIN as the calls they complete",
+        "newer than their table; need CAP_SYS_ADMIN like the calls that they extend",
         &["listmount", "open_tree_attr", "quotactl_fd", "statmount"],
     ),
-    ("no system calls of our architectures", &["syscall", "timerfd"]),
+    ("not system calls of our architectures", &["syscall", "timerfd"]),
 ];
 
-/// What happens to a call: each action with the number of its argument tests, in no order.
+/// The actions for each call with the number of their conditions, unordered.
 fn verdicts(profile: &Profile) -> BTreeMap<String, BTreeSet<String>> {
     let mut verdicts: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for rule in &profile.rules {

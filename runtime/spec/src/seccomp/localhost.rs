@@ -1,17 +1,18 @@
-//! Localhost profiles: OCI's JSON and Docker's superset of it (`archMap`, `includes`, `excludes`, `name`).
+//! Parses Localhost profiles: OCI's JSON, and Docker's superset of it (`archMap`, `includes`, `excludes`,
+//! `name`).
 
 use super::{Action, Arch, ArgTest, Op, Profile, Rule};
 use crate::{Error, security};
 use serde::Deserialize;
 
-const MOST_RULES: usize = 4096;
-const MOST_NAMES: usize = 16_384;
+const MAX_RULES: usize = 4096;
+const MAX_NAMES: usize = 16_384;
 const EPERM: u16 = 1;
 /// SECCOMP_FILTER_FLAG_LOG and _SPEC_ALLOW (linux/seccomp.h).
 const FLAG_LOG: u32 = 2;
 const FLAG_SPEC_ALLOW: u32 = 4;
-/// The kernel cuts larger ones (MAX_ERRNO).
-const MOST_ERRNO: u16 = 4095;
+/// The kernel truncates larger error numbers (MAX_ERRNO).
+const MAX_ERRNO: u16 = 4095;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -71,7 +72,7 @@ struct RawFilter {
     min_kernel: Option<String>,
 }
 
-/// Go writes an empty list as null.
+/// Go encodes an empty list as null.
 fn null_is_empty<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: serde::Deserializer<'de>,
@@ -80,15 +81,15 @@ where
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// What the conditions of a profile are judged by.
+/// The facts that `includes` and `excludes` are compared with.
 struct Facts {
     arch: Arch,
     caps: u64,
     kernel: (u32, u32),
 }
 
-/// A profile for a process with these capabilities (bounding set) on this architecture and kernel.
-/// The caller has capped the text's size.
+/// Parses a profile for a process with these capabilities (bounding set) on this architecture and kernel. The
+/// caller limits the size of the text.
 pub fn parse_localhost(text: &[u8], arch: Arch, caps: u64, kernel: (u32, u32)) -> Result<Profile, Error> {
     let raw: RawProfile = serde_json::from_slice(text)
         .map_err(|error| Error::invalid("seccomp profile", error.to_string(), "a profile in OCI JSON"))?;
@@ -96,17 +97,23 @@ pub fn parse_localhost(text: &[u8], arch: Arch, caps: u64, kernel: (u32, u32)) -
     let mut flags = 0;
     for flag in &raw.flags {
         flags |= match flag.as_str() {
-            // About threads, and a filter is loaded before there are any.
+            // TSYNC synchronises threads; a filter is loaded before there are any, so it has no effect.
             "SECCOMP_FILTER_FLAG_TSYNC" => 0,
             "SECCOMP_FILTER_FLAG_LOG" => FLAG_LOG,
             "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => FLAG_SPEC_ALLOW,
-            other => return Err(Error::unsupported("flags", other, "TSYNC, LOG and SPEC_ALLOW are built")),
+            other => {
+                return Err(Error::unsupported(
+                    "flags",
+                    other,
+                    "only TSYNC, LOG and SPEC_ALLOW are implemented",
+                ));
+            }
         };
     }
     if let Some(path) = raw.listener_path.filter(|path| !path.is_empty()) {
-        return Err(Error::unsupported("listenerPath", path, "notification is not built"));
+        return Err(Error::unsupported("listenerPath", path, "seccomp notification is not implemented"));
     }
-    if raw.syscalls.len() > MOST_RULES {
+    if raw.syscalls.len() > MAX_RULES {
         return Err(Error::invalid("syscalls", raw.syscalls.len().to_string(), "at most 4096 rules"));
     }
     let mut rules = Vec::new();
@@ -114,7 +121,7 @@ pub fn parse_localhost(text: &[u8], arch: Arch, caps: u64, kernel: (u32, u32)) -
     for (at, raw) in raw.syscalls.into_iter().enumerate() {
         let field = format!("syscalls[{at}]");
         count += raw.names.len() + 1;
-        if count > MOST_NAMES {
+        if count > MAX_NAMES {
             return Err(Error::invalid(field, count.to_string(), "at most 16384 names"));
         }
         rule(&field, raw, &facts, &mut rules)?;
@@ -145,7 +152,8 @@ fn rule(field: &str, raw: RawRule, facts: &Facts, rules: &mut Vec<Rule>) -> Resu
     for (at, arg) in raw.args.iter().enumerate() {
         args.push(test(&format!("{field}.args[{at}]"), arg)?);
     }
-    // All are judged before any is left out, so that a profile is right or wrong on every node alike.
+    // Every rule is validated before any is skipped, so that a profile is valid or invalid on every node
+    // alike.
     let include = match &raw.includes {
         None => true,
         Some(filter) => {
@@ -169,7 +177,7 @@ fn rule(field: &str, raw: RawRule, facts: &Facts, rules: &mut Vec<Rule>) -> Resu
     }
     let repeats = args.iter().enumerate().any(|(at, test)| args[..at].iter().any(|b| b.index == test.index));
     if repeats {
-        // Several tests of one argument are alternatives: runc has always read them so.
+        // Several conditions on the same argument are alternatives, as in runc.
         rules.extend(args.into_iter().map(|test| Rule { names: names.clone(), action, args: vec![test] }));
     } else {
         rules.push(Rule { names, action, args });
@@ -232,7 +240,7 @@ fn action(field: &str, name: &str, errno: Option<u32>) -> Result<Action, Error> 
         None => Ok(EPERM),
         Some(given) => u16::try_from(given)
             .ok()
-            .filter(|number| *number <= MOST_ERRNO)
+            .filter(|number| *number <= MAX_ERRNO)
             .ok_or_else(|| Error::invalid(format!("{field} errnoRet"), given.to_string(), "0 to 4095")),
     };
     match name {
@@ -243,12 +251,13 @@ fn action(field: &str, name: &str, errno: Option<u32>) -> Result<Action, Error> 
         "SCMP_ACT_KILL_PROCESS" => Ok(Action::KillProcess),
         "SCMP_ACT_TRAP" => Ok(Action::Trap),
         "SCMP_ACT_TRACE" => number().map(Action::Trace),
-        "SCMP_ACT_NOTIFY" => Err(Error::unsupported(field, name, "notification is not built")),
+        "SCMP_ACT_NOTIFY" => Err(Error::unsupported(field, name, "seccomp notification is not implemented")),
         other => Err(Error::invalid(field, other, "an action such as SCMP_ACT_ERRNO")),
     }
 }
 
-/// The native architecture, and what the profile adds of its family. Those of others cannot occur.
+/// The native architecture, and those of its family that the profile lists. Others cannot occur on this
+/// machine.
 fn arches(listed: Vec<String>, map: Vec<RawArch>, native: Arch) -> Result<Vec<Arch>, Error> {
     if !listed.is_empty() && !map.is_empty() {
         return Err(Error::invalid("archMap", "", "either architectures or archMap, not both"));
@@ -372,7 +381,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_judged_without_panic(text in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn any_bytes_are_parsed_without_panic(text in proptest::collection::vec(any::<u8>(), 0..200)) {
             drop(parse_localhost(&text, Arch::Aarch64, 0, (6, 1)));
         }
     }

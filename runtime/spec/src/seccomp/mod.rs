@@ -1,5 +1,5 @@
-//! Seccomp profiles as data: our own RuntimeDefault and Localhost files, one shape for both. The daemon
-//! compiles them (`runtime/src/seccomp.rs`).
+//! Seccomp profiles as data: our own RuntimeDefault, and Localhost files. `runtime/src/seccomp.rs` compiles
+//! both.
 
 mod default;
 mod localhost;

@@ -1,6 +1,6 @@
-//! What a filter is made of.
+//! The parts of a seccomp profile.
 
-/// An architecture whose system calls a filter judges.
+/// An architecture whose system calls a filter checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Arch {
     /// x86-64.
@@ -16,10 +16,10 @@ pub enum Arch {
 }
 
 impl Arch {
-    /// What this program was built for. Others than these two are refused at build time elsewhere.
+    /// The architecture of this build. The workspace builds for no other than these two.
     pub const NATIVE: Self = if cfg!(target_arch = "aarch64") { Self::Aarch64 } else { Self::X86_64 };
 
-    /// The native one first, then those whose programs its kernel runs too.
+    /// The native architecture first, then those whose programs its kernel also runs.
     pub fn family(self) -> &'static [Self] {
         match self {
             Self::X86_64 | Self::X86 | Self::X32 => &[Self::X86_64, Self::X86, Self::X32],
@@ -28,22 +28,22 @@ impl Arch {
     }
 }
 
-/// What happens to a system call.
+/// What the kernel does with a system call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// Goes on.
+    /// Allows it.
     Allow,
-    /// Goes on, and is logged.
+    /// Allows and logs it.
     Log,
-    /// Fails with this error number.
+    /// Fails it with this error number.
     Errno(u16),
     /// Kills the thread.
     KillThread,
     /// Kills the process.
     KillProcess,
-    /// SIGSYS.
+    /// Sends SIGSYS.
     Trap,
-    /// Tells a tracer, or fails with ENOSYS without one.
+    /// Notifies a tracer; fails with ENOSYS if there is none.
     Trace(u16),
 }
 
@@ -66,37 +66,37 @@ pub enum Op {
     Masked(u64),
 }
 
-/// A test of one argument.
+/// A condition on one argument.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ArgTest {
-    /// 0 to 5.
+    /// Argument index, 0 to 5.
     pub index: u8,
-    /// How.
+    /// The comparison.
     pub op: Op,
-    /// With what.
+    /// The value.
     pub value: u64,
 }
 
-/// What happens to some system calls when all tests hold.
+/// The action for some system calls if all conditions hold.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Rule {
-    /// Names as the kernel has them; those unknown to an architecture are passed over there.
+    /// Names in the kernel's spelling; names that an architecture does not have are skipped for it.
     pub names: Vec<String>,
-    /// What happens.
+    /// The action.
     pub action: Action,
-    /// All must hold; none always holds.
+    /// Conditions, all of which must hold; an empty list always holds.
     pub args: Vec<ArgTest>,
 }
 
-/// A filter before it is compiled.
+/// A filter before compilation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Profile {
-    /// For what no rule names.
+    /// Action for system calls that no rule names.
     pub default: Action,
-    /// Which architectures it judges; programs of others are killed.
+    /// Architectures that the filter checks; programs of other architectures are killed.
     pub arches: Vec<Arch>,
-    /// In order; of several rules for one call each that holds counts as libseccomp orders them.
+    /// Rules in order. If several rules for one call hold, libseccomp's priority decides.
     pub rules: Vec<Rule>,
-    /// SECCOMP_FILTER_FLAG_* bits that the program is loaded with (seccomp(2)).
+    /// SECCOMP_FILTER_FLAG_* bits for loading the program (seccomp(2)).
     pub flags: u32,
 }

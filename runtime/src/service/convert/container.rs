@@ -1,10 +1,11 @@
-//! Containers.
+//! Converts containers.
 
 use super::{Field, Host, MAX_ARGUMENT, Refusal, Result};
 use cri_api::v1 as cri;
 use model::{ContainerConfig, ContainerMeta, ContainerPhase, ContainerRecord, EnvVar, Exit, ImageSpec, Text};
 
-/// Judges a whole CreateContainer request; answers the sandbox's id (as typed) and the configuration.
+/// Converts and validates a CreateContainer request. Returns the sandbox's id as given, and the
+/// configuration.
 pub(crate) fn container_config(
     given: cri::CreateContainerRequest,
     host: Host,
@@ -12,8 +13,8 @@ pub(crate) fn container_config(
     let cri::CreateContainerRequest {
         pod_sandbox_id,
         config,
-        // What RunPodSandbox was told already; the sandbox's record holds it, and a caller that says
-        // something else now cannot change a running sandbox.
+        // The sandbox's configuration was sent with RunPodSandbox already and is in its record; another one
+        // now cannot change a running sandbox.
         sandbox_config: _,
     } = given;
     let field = Field::root("config");
@@ -44,7 +45,7 @@ fn config_in(field: &Field<'_>, given: cri::ContainerConfig, host: Host) -> Resu
         stdin_once,
         tty,
         linux,
-        // Of another operating system.
+        // Other operating systems only.
         windows: _,
         cdi_devices,
         stop_signal,
@@ -56,7 +57,7 @@ fn config_in(field: &Field<'_>, given: cri::ContainerConfig, host: Host) -> Resu
     if let Some(cri::CdiDevice { name }) = cdi_devices.first() {
         return Err(field
             .entry("CDI_devices", 0)
-            .not_built(format!("CDI is not built yet (asked for {name:?})")));
+            .not_implemented(format!("CDI is not implemented yet (asked for {name:?})")));
     }
     let signal = super::choice::<cri::Signal>(
         &field.at("stop_signal"),
@@ -84,7 +85,7 @@ fn config_in(field: &Field<'_>, given: cri::ContainerConfig, host: Host) -> Resu
     })
 }
 
-/// An argument: any bytes execve takes.
+/// An argument: any bytes that execve accepts.
 fn text(field: &Field<'_>, given: impl Into<Vec<u8>>) -> Result<Text> {
     let bytes = given.into();
     if bytes.len() > MAX_ARGUMENT {
@@ -110,7 +111,7 @@ fn image_spec(field: &Field<'_>, given: Option<cri::ImageSpec>) -> Result<ImageS
         annotations,
         user_specified_image,
         runtime_handler,
-        // Filled in by runtimes, for image volumes.
+        // Set by runtimes, for image volumes.
         image_ref: _,
     } = given.ok_or_else(|| field.missing())?;
     if image.is_empty() {
@@ -125,7 +126,7 @@ fn image_spec(field: &Field<'_>, given: Option<cri::ImageSpec>) -> Result<ImageS
     })
 }
 
-/// Below the sandbox's log directory, whatever it says.
+/// A path below the sandbox's log directory.
 fn log_path_in(field: &Field<'_>, path: String) -> Result<String> {
     let climbs = path.split('/').any(|part| part == "..");
     if path.starts_with('/')
@@ -140,7 +141,7 @@ fn log_path_in(field: &Field<'_>, path: String) -> Result<String> {
     Ok(path)
 }
 
-/// Container id, command and time-out (seconds, 0 for none) of an ExecSync request.
+/// Container id, command and time-out (in seconds, 0 means none) of an ExecSync request.
 pub(crate) fn exec_sync(given: cri::ExecSyncRequest) -> Result<(String, Vec<Text>, i64)> {
     let cri::ExecSyncRequest { container_id, cmd, timeout } = given;
     if cmd.is_empty() {
@@ -158,7 +159,7 @@ fn metadata_out(meta: &ContainerMeta) -> cri::ContainerMetadata {
     cri::ContainerMetadata { name: name.clone(), attempt: *attempt }
 }
 
-/// Identity, as stats need it, also where there are no numbers.
+/// Identity of a container; stats need it even without values.
 pub(super) fn attributes(container: &ContainerRecord) -> cri::ContainerAttributes {
     cri::ContainerAttributes {
         id: container.id.to_string(),
@@ -168,7 +169,7 @@ pub(super) fn attributes(container: &ContainerRecord) -> cri::ContainerAttribute
     }
 }
 
-/// The image as asked for. Where kubelet asked by id, people are shown what they wrote.
+/// The image as requested. If kubelet requested it by id, the name that the user wrote is shown.
 fn image_out(container: &ContainerRecord) -> cri::ImageSpec {
     let ImageSpec { image, annotations, user_specified_image, runtime_handler } = &container.config.image;
     let by_id = *image == container.image.id || container.image.id.strip_prefix("sha256:") == Some(image);
@@ -191,7 +192,7 @@ pub(super) fn state(phase: ContainerPhase) -> cri::ContainerState {
     }
 }
 
-/// `repository@digest`, or the id where the image has none. Clients take an empty one for a fault.
+/// `repository@digest`, or the id if the image has no digest. Clients treat an empty value as an error.
 fn image_ref(container: &ContainerRecord) -> String {
     let model::ImageOfContainer { id, digested } = &container.image;
     if digested.is_empty() { id.clone() } else { digested.clone() }
@@ -213,8 +214,9 @@ pub(crate) fn container_item(container: &ContainerRecord) -> cri::Container {
     }
 }
 
-/// The status, from the record alone. `silent_log` is an absolute path at which nothing ever is: kubelet
-/// removes what matches `<log_path>*`, so a container that does not log must not answer an empty path.
+/// The status, computed from the record alone. `silent_log` is an absolute path where no file ever exists:
+/// kubelet removes what matches `<log_path>*`, so a container that does not log must not return an empty
+/// path.
 pub(crate) fn container_status(container: &ContainerRecord, silent_log: &str) -> cri::ContainerStatus {
     let log_path = if container.log_path.starts_with('/') { &container.log_path } else { silent_log };
     let Exit { code, finished_at, oom_killed: _, reason, message } =

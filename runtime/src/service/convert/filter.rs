@@ -1,4 +1,4 @@
-//! Filters of the list calls: all conditions must hold, an absent one holds always.
+//! Filters of the list calls: all conditions must hold, and an absent condition always holds.
 
 use super::{Field, Result};
 use cri_api::v1 as cri;

@@ -1,4 +1,4 @@
-//! Images.
+//! Converts images.
 
 use super::{Field, Result};
 use cri_api::v1 as cri;
@@ -6,12 +6,12 @@ use image::{Auth, ImageRecord, Usage};
 use std::collections::HashMap;
 use std::path::Path;
 
-/// The name in an image request: name, digest or id.
+/// The image of a request: name, digest or id.
 pub(crate) fn image_name(given: Option<cri::ImageSpec>) -> Result<String> {
     let field = Field::root("image");
     let cri::ImageSpec {
         image,
-        // Nothing of ours acts on annotations, and the name as the user wrote it is for containers' status.
+        // Annotations are not used here, and the name that the user wrote is for the status of containers.
         annotations: _,
         user_specified_image: _,
         runtime_handler,
@@ -24,7 +24,7 @@ pub(crate) fn image_name(given: Option<cri::ImageSpec>) -> Result<String> {
     super::plain(&field.at("image"), image)
 }
 
-/// There is one handler.
+/// Only the default handler exists.
 pub(super) fn handler(field: &Field<'_>, name: &str) -> Result<()> {
     if name.is_empty() {
         return Ok(());
@@ -32,10 +32,10 @@ pub(super) fn handler(field: &Field<'_>, name: &str) -> Result<()> {
     Err(field.invalid(name, "unknown handler; only the default one, \"\", exists"))
 }
 
-/// The name to look up; `None` lists all.
+/// The name to look up; `None` lists all images.
 pub(crate) fn image_filter(given: Option<cri::ImageFilter>) -> Result<Option<String>> {
     let spec = given.and_then(|cri::ImageFilter { image }| image);
-    // crictl sends a filter without a name for "all".
+    // crictl sends a filter without a name for "all images".
     spec.filter(|spec| !spec.image.is_empty()).map(|spec| image_name(Some(spec))).transpose()
 }
 
@@ -44,7 +44,7 @@ pub(crate) fn pull_request(given: cri::PullImageRequest) -> Result<(String, Opti
     let cri::PullImageRequest {
         image,
         auth,
-        // Would choose policies and credentials by namespace; there are none to choose from.
+        // The sandbox could select policies and credentials by namespace; there are none.
         sandbox_config: _,
     } = given;
     let auth = auth.map(|auth| {
@@ -55,13 +55,13 @@ pub(crate) fn pull_request(given: cri::PullImageRequest) -> Result<(String, Opti
     Ok((image_name(image)?, auth))
 }
 
-/// An image, as kubelet's garbage collector knows it: by its id.
+/// An image as kubelet's garbage collector sees it: identified by its id.
 pub(crate) fn image(record: &ImageRecord) -> cri::Image {
     cri::Image {
         id: record.id.clone(),
         repo_tags: record.repo_tags.clone(),
         repo_digests: record.repo_digests.clone(),
-        // Zero is an error to clients.
+        // Clients treat zero as an error.
         size: record.size.max(1),
         uid: record.uid.map(|uid| cri::Int64Value { value: uid.into() }),
         username: record.username.clone().unwrap_or_default(),
@@ -70,9 +70,10 @@ pub(crate) fn image(record: &ImageRecord) -> cri::Image {
     }
 }
 
-/// The file system of images and of containers' writable layers, with what `images` and `written` take on it. It is
-/// one: kubelet takes two mount points for two file systems. kubelet dereferences `used_bytes` without looking and calls stat on the
-/// mount point, which must therefore be a folder that never goes away: the image store.
+/// The file system of images and of containers' writable layers, with what `images` and `written` use on it.
+/// It must be reported as one, because kubelet takes two mount points for two file systems. kubelet
+/// dereferences `used_bytes` without a check and calls stat on the mount point, so that must be a folder
+/// which always exists: the image store.
 pub(crate) fn image_fs(mountpoint: &Path, images: &Usage, written: &Usage) -> cri::ImageFsInfoResponse {
     let filesystem = |usage: &Usage| cri::FilesystemUsage {
         timestamp: super::now(),

@@ -1,9 +1,9 @@
 //! CRI messages into `model` types and back.
 //!
-//! This is the only place where wire input is judged. Every request message is destructured without `..`:
-//! a field that CRI adds breaks the build until somebody has decided what it means. What cannot be honoured
-//! is refused here with the field's full name, the value and what would be right; nothing is accepted and
-//! ignored but what the comments beside it say.
+//! Requests are validated here and nowhere else. Every request message is destructured without `..`, so that
+//! a new CRI field breaks the build until its meaning is decided. What cannot be honoured is refused with the
+//! field's full name, the value and a valid value; no field is accepted and then ignored, except as a comment
+//! beside it says.
 
 mod container;
 mod filter;
@@ -25,17 +25,20 @@ pub(super) use stats::container_stats;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
-/// Most bytes of labels, or of annotations, of one object. Kubernetes stops at 256 KiB of annotations; a
-/// record (1 MiB at most) holds both.
+/// Most bytes of labels, or of annotations, of one object. Kubernetes allows 256 KiB of annotations; a record
+/// of at most 8 MiB holds both.
 const MAX_MAP: usize = 320 * 1024;
-/// Longest path the kernel takes, with its NUL (PATH_MAX).
+/// Longest path that the kernel accepts, without its NUL (PATH_MAX).
 const MAX_PATH: usize = 4095;
-/// Longest single argument or environment string the kernel takes (MAX_ARG_STRLEN on 4 KiB pages), with NUL.
+/// Longest argument or environment string that the kernel accepts, without its NUL (MAX_ARG_STRLEN with 4 KiB
+/// pages).
 const MAX_ARGUMENT: usize = 128 * 1024 - 1;
-/// Most entries of one repeated field: a namespace of thousands of services gives seven variables for each.
+/// Most entries of one repeated field. Kubernetes sets seven variables per service, and a namespace can have
+/// thousands.
 const MAX_ENTRIES: usize = 64 * 1024;
 
-/// What the host has that is not built yet: asking for it there must be refused, not ignored.
+/// Security modules that the host enforces and copepod does not implement. There, a profile in a request must
+/// be refused, not ignored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Host {
     /// The kernel enforces AppArmor.
@@ -45,7 +48,7 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Asks the kernel. Blocking.
+    /// Reads this from the kernel. Blocking.
     pub(crate) fn detect() -> Self {
         let apparmor = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
         Self {
@@ -55,31 +58,31 @@ impl Host {
     }
 }
 
-/// Why a request is refused before anything is done.
+/// Why a request is refused before anything was done.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
-    /// A value that is wrong on every host.
+    /// The value is invalid on every host.
     #[error("{object}{field}: {value}: {want}")]
     Invalid {
-        /// `pod namespace/name: ` or the like, or empty.
+        /// The object, such as `pod namespace/name: `, or empty.
         object: String,
         /// Full name of the field.
         field: String,
-        /// As given, shortened and escaped.
+        /// The value, shortened and escaped.
         value: String,
-        /// What would be right.
+        /// What a valid value is.
         want: String,
     },
-    /// A wish that this version cannot fulfil; Status announces it as absent.
+    /// A feature that is not implemented; Status does not announce it.
     #[error("{}{object}{field}: {what}", prefix(.class))]
-    NotBuilt {
-        /// Word that kubelet looks for at the start of the message.
+    NotImplemented {
+        /// Reason code that kubelet looks for at the start of the message.
         class: Option<&'static str>,
-        /// As above.
+        /// The object, as above.
         object: String,
         /// Full name of the field.
         field: String,
-        /// What is not built.
+        /// What is not implemented.
         what: String,
     },
 }
@@ -89,9 +92,9 @@ fn prefix(class: &Option<&'static str>) -> String {
 }
 
 impl Refusal {
-    /// Names the object the message was about.
+    /// Adds the name of the object that the request is about.
     fn about(mut self, name: impl fmt::Display) -> Self {
-        let (Self::Invalid { object, .. } | Self::NotBuilt { object, .. }) = &mut self;
+        let (Self::Invalid { object, .. } | Self::NotImplemented { object, .. }) = &mut self;
         *object = format!("{name}: ");
         self
     }
@@ -99,7 +102,7 @@ impl Refusal {
 
 type Result<T> = std::result::Result<T, Refusal>;
 
-/// The name of a field, made of its parents' only when an error needs it.
+/// The name of a field. The full name with its parents is only built for errors.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Field<'a> {
     parent: Option<&'a Field<'a>>,
@@ -130,14 +133,19 @@ impl<'a> Field<'a> {
         Refusal::Invalid { object: String::new(), field, value: "absent".to_owned(), want }
     }
 
-    fn not_built(&self, what: impl Into<String>) -> Refusal {
-        Refusal::NotBuilt { class: None, object: String::new(), field: self.to_string(), what: what.into() }
+    fn not_implemented(&self, what: impl Into<String>) -> Refusal {
+        Refusal::NotImplemented {
+            class: None,
+            object: String::new(),
+            field: self.to_string(),
+            what: what.into(),
+        }
     }
 
-    /// Like [`Field::not_built`], with the word that kubelet recognises.
-    fn not_built_as(&self, class: &'static str, what: impl Into<String>) -> Refusal {
+    /// Like [`Field::not_implemented`], with a reason code that kubelet looks for.
+    fn not_implemented_as(&self, class: &'static str, what: impl Into<String>) -> Refusal {
         let (field, what) = (self.to_string(), what.into());
-        Refusal::NotBuilt { class: Some(class), object: String::new(), field, what }
+        Refusal::NotImplemented { class: Some(class), object: String::new(), field, what }
     }
 }
 
@@ -151,17 +159,17 @@ impl fmt::Display for Field<'_> {
     }
 }
 
-/// Values are repeated in messages, hostile ones too: not more than this of them.
+/// Messages repeat values, which may be hostile; they are cut to this length.
 fn shorten(mut value: String) -> String {
-    const MOST: usize = 160;
-    if let Some((cut, _)) = value.char_indices().nth(MOST) {
+    const MAX_VALUE: usize = 160;
+    if let Some((cut, _)) = value.char_indices().nth(MAX_VALUE) {
         value.truncate(cut);
         value.push('…');
     }
     value
 }
 
-/// A string without control characters (a newline could forge a line of a file or a log).
+/// A string without control characters: a newline could forge a line in a file or a log.
 fn plain(field: &Field<'_>, text: String) -> Result<String> {
     if text.chars().any(char::is_control) {
         return Err(field.invalid(text, "must not contain control characters"));
@@ -169,7 +177,7 @@ fn plain(field: &Field<'_>, text: String) -> Result<String> {
     Ok(text)
 }
 
-/// Part of an object's identity: names files nowhere, but goes into CNI_ARGS (`K=V;K=V`) and messages.
+/// Part of an object's name. It is not used in file names, but in CNI_ARGS (`K=V;K=V`) and messages.
 fn name(field: &Field<'_>, text: String) -> Result<String> {
     let forbidden = |c: char| c.is_control() || c.is_whitespace() || matches!(c, ';' | '=' | '/');
     if text.is_empty() || text.len() > 253 || text.chars().any(forbidden) {
@@ -181,7 +189,7 @@ fn name(field: &Field<'_>, text: String) -> Result<String> {
     Ok(text)
 }
 
-/// An absolute path without `..`, as written otherwise: status must echo it byte for byte.
+/// An absolute path without `..`, otherwise as written: status must return it unchanged.
 fn absolute(field: &Field<'_>, path: String) -> Result<String> {
     let climbs = path.split('/').any(|part| part == "..");
     if !path.starts_with('/') || climbs || path.contains('\0') || path.len() > MAX_PATH {
@@ -196,7 +204,7 @@ fn absolute_or_empty(field: &Field<'_>, path: String) -> Result<String> {
     if path.is_empty() { Ok(path) } else { absolute(field, path) }
 }
 
-/// Labels or annotations: kept byte for byte.
+/// Labels or annotations; kept unchanged.
 fn map(field: &Field<'_>, map: HashMap<String, String>) -> Result<BTreeMap<String, String>> {
     let size: usize = map.iter().map(|(key, value)| key.len() + value.len()).sum();
     if size > MAX_MAP {
@@ -215,7 +223,7 @@ fn unmap(map: &BTreeMap<String, String>) -> HashMap<String, String> {
     map.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
-/// At most [`MAX_ENTRIES`] entries, each converted with its own field name.
+/// Converts at most [`MAX_ENTRIES`] entries, each with its own field name.
 fn each<T, U>(
     parent: &Field<'_>,
     list_name: &str,
@@ -232,7 +240,7 @@ fn each<T, U>(
     list.into_iter().enumerate().map(|(i, item)| convert(&parent.entry(list_name, i), item)).collect()
 }
 
-/// A protobuf enum, which arrives as any number.
+/// A protobuf enum; the wire allows any number.
 fn choice<E: TryFrom<i32>>(field: &Field<'_>, value: i32, want: &str) -> Result<E> {
     E::try_from(value).map_err(|_| field.invalid(value, format!("must be one of {want}")))
 }

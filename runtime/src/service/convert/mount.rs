@@ -1,10 +1,10 @@
-//! `Mount` and `Device`.
+//! Converts `Mount` and `Device`.
 
 use super::{Field, Host, Result};
 use cri_api::v1 as cri;
 use model::{Device, Mount, Propagation};
 
-/// One volume. Paths stay as written: kubelet finds its volumes in status by comparing strings.
+/// One volume. Paths are kept as written: kubelet finds its volumes in status by comparing strings.
 pub(super) fn mount(field: &Field<'_>, given: cri::Mount, host: Host) -> Result<Mount> {
     let cri::Mount {
         container_path,
@@ -28,7 +28,7 @@ pub(super) fn mount(field: &Field<'_>, given: cri::Mount, host: Host) -> Result<
     if image.is_some_and(|image| image != cri::ImageSpec::default()) {
         return Err(field
             .at("image")
-            .not_built_as("ImageVolumeMountFailed", "image volumes are not built yet"));
+            .not_implemented_as("ImageVolumeMountFailed", "image volumes are not implemented yet"));
     }
     if !image_sub_path.is_empty() {
         return Err(field.at("image_sub_path").invalid(image_sub_path, "must be empty without an image"));
@@ -36,14 +36,16 @@ pub(super) fn mount(field: &Field<'_>, given: cri::Mount, host: Host) -> Result<
     let host_path = super::absolute(&field.at("host_path"), host_path)?;
     for (name, mappings) in [("uidMappings", &uid_mappings), ("gidMappings", &gid_mappings)] {
         if !mappings.is_empty() {
-            return Err(field.at(name).not_built("idmapped mounts are not built yet (no user namespaces)"));
+            return Err(field
+                .at(name)
+                .not_implemented("idmapped mounts are not implemented yet (no user namespaces)"));
         }
     }
     if let Some(option) = mount_options.into_iter().next() {
         let field = field.entry("mount_options", 0);
         return Err(match option.as_str() {
             "noexec" | "nosuid" | "nodev" => {
-                field.not_built(format!("mount options are not built yet (asked for {option:?})"))
+                field.not_implemented(format!("mount options are not implemented yet (asked for {option:?})"))
             }
             _ => field.invalid(option, "must be noexec, nosuid or nodev"),
         });
@@ -70,12 +72,12 @@ pub(super) fn mount(field: &Field<'_>, given: cri::Mount, host: Host) -> Result<
         }
         return Err(field
             .at("recursive_read_only")
-            .not_built_as("RROUnsupported", "recursive read-only mounts are not built yet"));
+            .not_implemented_as("RROUnsupported", "recursive read-only mounts are not implemented yet"));
     }
     if selinux_relabel && host.selinux {
         return Err(field
             .at("selinux_relabel")
-            .not_built("SELinux is not built yet, and this host enforces it"));
+            .not_implemented("SELinux is not implemented yet, and this host enforces it"));
     }
     Ok(Mount {
         container_path,
@@ -88,7 +90,7 @@ pub(super) fn mount(field: &Field<'_>, given: cri::Mount, host: Host) -> Result<
     })
 }
 
-/// Exactly what was asked for.
+/// The mount as requested.
 pub(super) fn mount_out(mount: &Mount) -> cri::Mount {
     let Mount {
         container_path,
@@ -123,13 +125,13 @@ pub(super) fn mount_out(mount: &Mount) -> cri::Mount {
     }
 }
 
-/// One device, or a folder of them.
+/// One device, or a folder of devices.
 pub(super) fn device(field: &Field<'_>, given: cri::Device) -> Result<Device> {
     let cri::Device { container_path, host_path, permissions } = given;
     let rwm =
         !permissions.is_empty() && permissions.len() <= 3 && permissions.bytes().all(|b| b"rwm".contains(&b));
     if !rwm {
-        return Err(field.at("permissions").invalid(permissions, "must be some of r, w and m"));
+        return Err(field.at("permissions").invalid(permissions, "must be any of r, w and m"));
     }
     Ok(Device {
         container_path: super::absolute(&field.at("container_path"), container_path)?,

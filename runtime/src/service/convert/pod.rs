@@ -1,4 +1,4 @@
-//! Pod sandboxes.
+//! Converts pod sandboxes.
 
 use super::{Field, Host, Refusal, Result};
 use cri_api::v1 as cri;
@@ -6,12 +6,13 @@ use model::{Dns, NamespaceMode, PodConfig, PodMeta, PodPhase, PodRecord, PortMap
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
-/// Most lines of one kind in a resolv.conf. The resolver reads 3 servers and 6 domains, kubelet warns there.
+/// Most lines of one kind in a resolv.conf. The resolver reads 3 servers and 6 domains; kubelet warns above
+/// that.
 const MAX_DNS: usize = 64;
-/// Longest host name (HOST_NAME_MAX of Linux).
+/// Longest host name (Linux's HOST_NAME_MAX).
 const MAX_HOSTNAME: usize = 64;
 
-/// Judges a whole RunPodSandbox request.
+/// Converts and validates a RunPodSandbox request.
 pub(crate) fn run_request(given: cri::RunPodSandboxRequest, host: Host) -> Result<PodConfig> {
     let cri::RunPodSandboxRequest { config, runtime_handler } = given;
     let field = Field::root("config");
@@ -40,7 +41,7 @@ fn pod_config(field: &Field<'_>, given: cri::PodSandboxConfig, host: Host) -> Re
         labels,
         annotations,
         linux,
-        // Of another operating system.
+        // Other operating systems only.
         windows: _,
     } = given;
     let cri::LinuxPodSandboxConfig { cgroup_parent, security_context, sysctls, overhead, resources } =
@@ -80,13 +81,13 @@ fn hostname_in(field: &Field<'_>, name: String) -> Result<String> {
     if name.len() > MAX_HOSTNAME || !name.bytes().all(plain) {
         return Err(field.invalid(
             name,
-            format!("must be at most {MAX_HOSTNAME} letters, digits, '-', '_' and '.'; empty takes the node's name"),
+            format!("must be at most {MAX_HOSTNAME} letters, digits, '-', '_' and '.'; empty means the node's name"),
         ));
     }
     Ok(name)
 }
 
-/// Each entry becomes a part of a line in resolv.conf.
+/// Each entry becomes part of a line in resolv.conf.
 fn dns_in(field: &Field<'_>, given: cri::DnsConfig) -> Result<Dns> {
     let cri::DnsConfig { servers, searches, options } = given;
     for (name, list) in [("servers", &servers), ("searches", &searches), ("options", &options)] {
@@ -102,7 +103,7 @@ fn dns_in(field: &Field<'_>, given: cri::DnsConfig) -> Result<Dns> {
         Ok(text)
     };
     let server = |field: &Field<'_>, text: String| {
-        // A link-local address carries its interface: fe80::1%eth0.
+        // A link-local address has a scope: fe80::1%eth0.
         let address = text.split('%').next().unwrap_or_default();
         if address.parse::<IpAddr>().is_err() {
             return Err(field.invalid(text, "must be an IP address"));
@@ -150,7 +151,7 @@ fn cgroup_parent_in(field: &Field<'_>, path: String) -> Result<String> {
     super::absolute_or_empty(field, path)
 }
 
-/// Only what the pod's own namespaces hold: anything else would change the host.
+/// Only sysctls of the pod's own namespaces: all others would change the host.
 fn sysctls_in(
     field: &Field<'_>,
     given: HashMap<String, String>,
@@ -168,7 +169,8 @@ fn sysctls_in(
     ];
     let mut checked = BTreeMap::new();
     for (key, value) in given {
-        // Both spellings of sysctl(8): the first separator decides, the other one is then a plain character.
+        // Both spellings of sysctl(8): the first separator counts, and the other character is an ordinary
+        // one.
         let slashes = key.find(['.', '/']).is_some_and(|at| key[at..].starts_with('/'));
         let dotted = if slashes {
             key.chars()
@@ -200,7 +202,7 @@ fn sysctls_in(
         } else {
             return Err(field.invalid(
                 key,
-                "belongs to the host: only net.*, fs.mqueue.* and System V IPC parameters are a pod's own",
+                "belongs to the host: only net.*, fs.mqueue.* and System V IPC parameters can be set per pod",
             ));
         };
         if let Some(namespace) = host_of {
@@ -244,7 +246,8 @@ pub(crate) fn pod_item(pod: &PodRecord) -> cri::PodSandbox {
     }
 }
 
-/// The status kubelet compares with its wish: namespaces echo the request, or it makes the pod anew.
+/// kubelet compares this status with what it requested: the namespaces must equal the request, or it
+/// recreates the pod.
 pub(crate) fn pod_status(pod: &PodRecord) -> cri::PodSandboxStatus {
     let mut ips =
         if pod.phase == PodPhase::Ready { pod.ips.as_slice() } else { &[] }.iter().map(IpAddr::to_string);

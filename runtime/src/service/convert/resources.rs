@@ -1,10 +1,10 @@
-//! `LinuxContainerResources`.
+//! Converts `LinuxContainerResources`.
 
 use super::{Field, Result};
 use cri_api::v1 as cri;
 use model::{HugepageLimit, Resources};
 
-/// Absent means that nothing is limited.
+/// Absent means no limits.
 pub(super) fn resources(
     field: &Field<'_>,
     given: Option<cri::LinuxContainerResources>,
@@ -24,7 +24,7 @@ pub(super) fn resources(
         unified,
         memory_swap_limit_in_bytes,
     } = given;
-    // The kernel's bounds of cpu.cfs_period_us.
+    // The kernel's limits of cpu.cfs_period_us.
     if cpu_period != 0 && !(1_000..=1_000_000).contains(&cpu_period) {
         return Err(field
             .at("cpu_period")
@@ -46,7 +46,7 @@ pub(super) fn resources(
     let swap = memory_swap_limit_in_bytes;
     if swap < -1 || (swap > 0 && swap < memory_limit_in_bytes) {
         let want = format!(
-            "counts memory and swap: must be -1 (no limit), 0 (as memory) or at least memory_limit_in_bytes ({memory_limit_in_bytes})"
+            "counts memory and swap: must be -1 (no limit), 0 (same as memory) or at least memory_limit_in_bytes ({memory_limit_in_bytes})"
         );
         return Err(field.at("memory_swap_limit_in_bytes").invalid(swap, want));
     }
@@ -92,7 +92,7 @@ pub(super) fn resources(
     }))
 }
 
-/// The kernel's list format; whether those processors exist is the kernel's to say.
+/// The kernel's list format. Whether these processors exist is checked by the kernel.
 fn cpu_list(field: &Field<'_>, list: String) -> Result<String> {
     let number = |text: &str| !text.is_empty() && text.len() < 6 && text.bytes().all(|b| b.is_ascii_digit());
     let range = |part: &str| match part.split_once('-') {
@@ -106,7 +106,7 @@ fn cpu_list(field: &Field<'_>, list: String) -> Result<String> {
     }
 }
 
-/// Back on the wire, as asked for.
+/// The resources as requested.
 pub(super) fn resources_out(resources: &Resources) -> cri::LinuxContainerResources {
     let Resources {
         cpu_period,

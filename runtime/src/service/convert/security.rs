@@ -1,4 +1,4 @@
-//! Security contexts: namespaces, users, capabilities, profiles.
+//! Converts security contexts: namespaces, users, capabilities, profiles.
 
 use super::{Field, Host, Result};
 use cri_api::v1 as cri;
@@ -8,8 +8,9 @@ use model::{
     SeccompProfile, UserNamespace, UserRequest,
 };
 
-/// What pause gets. Absent means defaults, and the wire's zeros: a shared PID namespace.
-#[expect(deprecated, reason = "deprecated fields are still sent, and judged")]
+/// The security context of pause. If it is absent, defaults apply, and the wire's zeros: a shared PID
+/// namespace.
+#[expect(deprecated, reason = "deprecated fields are still sent, and validated")]
 pub(super) fn pod_security(
     field: &Field<'_>,
     given: Option<cri::LinuxSandboxSecurityContext>,
@@ -53,8 +54,8 @@ pub(super) fn pod_security(
     })
 }
 
-/// What a container gets.
-#[expect(deprecated, reason = "deprecated fields are still sent, and judged")]
+/// The security context of a container.
+#[expect(deprecated, reason = "deprecated fields are still sent, and validated")]
 pub(super) fn container_security(
     field: &Field<'_>,
     given: Option<cri::LinuxContainerSecurityContext>,
@@ -88,7 +89,7 @@ pub(super) fn container_security(
     let user = match (run_as_user, run_as_username) {
         (None, name) if name.is_empty() => UserRequest::Root,
         (None, name) => {
-            // It is looked up in the image's passwd, whose fields end at colons and lines.
+            // The name is looked up in the image's passwd, whose fields end at colons and newlines.
             if name.contains([':', '\n', '\0', ',']) || name.len() > 256 {
                 return Err(field.at("run_as_username").invalid(name, "must be a user name"));
             }
@@ -118,7 +119,7 @@ pub(super) fn container_security(
     })
 }
 
-/// A uid or gid: 32 bits, without the all-ones value that means "unchanged" to the kernel.
+/// A uid or gid: 32 bits, except the all-ones value, which means "unchanged" to the kernel.
 fn id(field: &Field<'_>, value: i64) -> Result<u32> {
     match u32::try_from(value) {
         Ok(id) if id != u32::MAX => Ok(id),
@@ -134,7 +135,7 @@ fn groups_policy(field: &Field<'_>, value: i32) -> Result<GroupsPolicy> {
     match super::choice(field, value, "Merge, Strict")? {
         cri::SupplementalGroupsPolicy::Merge => Ok(GroupsPolicy::Merge),
         cri::SupplementalGroupsPolicy::Strict => {
-            Err(field.not_built("the policy Strict is not built yet; use Merge"))
+            Err(field.not_implemented("the policy Strict is not implemented yet; use Merge"))
         }
     }
 }
@@ -143,16 +144,16 @@ fn selinux(field: &Field<'_>, given: Option<cri::SeLinuxOption>) -> Result<()> {
     let cri::SeLinuxOption { user, role, r#type, level } = given.unwrap_or_default();
     for (name, value) in [("user", user), ("role", role), ("type", r#type), ("level", level)] {
         if !value.is_empty() {
-            return Err(field
-                .at(name)
-                .not_built(format!("SELinux is not built yet (asked for {value:?}); leave it empty")));
+            return Err(field.at(name).not_implemented(format!(
+                "SELinux is not implemented yet (asked for {value:?}); leave it empty"
+            )));
         }
     }
     Ok(())
 }
 
-/// Nothing is loaded, so only what asks for nothing passes. RuntimeDefault means no profile on a host
-/// without AppArmor, and must not be taken for confinement on one that has it.
+/// No profile can be loaded, so only requests for no profile pass. RuntimeDefault means no profile on a host
+/// without AppArmor; on a host with AppArmor it is refused, because it would promise confinement.
 fn apparmor_profile(
     field: &Field<'_>,
     given: Option<cri::SecurityProfile>,
@@ -167,10 +168,10 @@ fn apparmor_profile(
         ProfileType::RuntimeDefault if privileged || !host.apparmor => Ok(()),
         ProfileType::RuntimeDefault => Err(field
             .at("profile_type")
-            .not_built("AppArmor is not built yet, and this host enforces it; use Unconfined")),
-        ProfileType::Localhost => Err(field
-            .at("localhost_ref")
-            .not_built(format!("AppArmor is not built yet: profile {localhost_ref:?} is not loaded"))),
+            .not_implemented("AppArmor is not implemented yet, and this host enforces it; use Unconfined")),
+        ProfileType::Localhost => Err(field.at("localhost_ref").not_implemented(format!(
+            "AppArmor is not implemented yet: profile {localhost_ref:?} is not loaded"
+        ))),
     }
 }
 
@@ -196,7 +197,7 @@ fn seccomp_profile(
     }
 }
 
-/// The deprecated spelling of a profile, used only when the message is absent.
+/// The deprecated string form of a profile, used only if the message is absent.
 fn profile_of_string(field: &Field<'_>, text: String) -> Result<Option<cri::SecurityProfile>> {
     let profile = |kind: ProfileType, localhost_ref: &str| {
         Some(cri::SecurityProfile { profile_type: kind.into(), localhost_ref: localhost_ref.to_owned() })
@@ -252,9 +253,9 @@ fn user_namespace(field: &Field<'_>, given: Option<cri::UserNamespace>) -> Resul
     };
     let mode = mode(&field.at("mode"), wanted, &[NamespaceMode::Pod, NamespaceMode::Node], "POD, NODE")?;
     if mode != NamespaceMode::Node {
-        return Err(field.at("mode").not_built("user namespaces are not built yet; use NODE"));
+        return Err(field.at("mode").not_implemented("user namespaces are not implemented yet; use NODE"));
     }
-    // The host's ids are mapped by nothing.
+    // The host's ids are not mapped.
     for (name, list) in [("uids", &uids), ("gids", &gids)] {
         if let Some(mapping) = list.first() {
             return Err(field.at(name).invalid(mapping, "must be empty with the mode NODE"));
@@ -284,7 +285,7 @@ fn capability_sets(field: &Field<'_>, given: Option<cri::Capability>) -> Result<
     })
 }
 
-/// capabilities(7) of Linux 5.9 and newer; no later kernel has added one.
+/// capabilities(7) since Linux 5.9; no later kernel has added one.
 const CAPABILITIES: [&str; 41] = [
     "CHOWN",
     "DAC_OVERRIDE",
@@ -339,7 +340,7 @@ fn mode_out(mode: NamespaceMode) -> i32 {
     .into()
 }
 
-/// The request's namespaces, which status must echo.
+/// The namespaces as requested, which status must return.
 pub(super) fn namespaces_out(namespaces: &Namespaces) -> cri::NamespaceOption {
     let Namespaces { network, pid, ipc, target, user } = namespaces;
     let mapping = |mapping: &IdMapping| {

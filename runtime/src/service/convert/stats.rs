@@ -1,4 +1,4 @@
-//! Figures of containers.
+//! Converts container stats.
 
 use crate::stats::{ContainerStats, Cpu, Memory, Swap, WritableLayer};
 use cri_api::v1 as cri;
@@ -9,19 +9,19 @@ fn value(value: u64) -> Option<cri::UInt64Value> {
     Some(cri::UInt64Value { value })
 }
 
-/// Attributes are always there: kubelet dereferences them without looking. Without figures (`None`, a
-/// container that does not run) the rest is absent. `store` is a folder that never goes away: kubelet calls
-/// stat on it, and one failure costs the whole summary.
+/// Attributes are always set, because kubelet dereferences them without a check. Without values (`None`: the
+/// container is not running) everything else is absent. `store` is a folder that always exists: kubelet calls
+/// stat on it, and a failure makes it drop the node's whole summary.
 pub(crate) fn container_stats(
     container: &ContainerRecord,
-    figures: Option<&ContainerStats>,
+    stats: Option<&ContainerStats>,
     store: &Path,
 ) -> cri::ContainerStats {
     cri::ContainerStats {
         attributes: Some(super::container::attributes(container)),
-        cpu: figures.map(|figures| cpu(&figures.cpu)),
-        memory: figures.map(|figures| memory(&figures.memory)),
-        writable_layer: figures.and_then(|figures| figures.writable_layer).map(|layer| {
+        cpu: stats.map(|stats| cpu(&stats.cpu)),
+        memory: stats.map(|stats| memory(&stats.memory)),
+        writable_layer: stats.and_then(|stats| stats.writable_layer).map(|layer| {
             let WritableLayer { timestamp, used_bytes, inodes_used } = layer;
             cri::FilesystemUsage {
                 timestamp,
@@ -30,14 +30,14 @@ pub(crate) fn container_stats(
                 inodes_used: value(inodes_used),
             }
         }),
-        swap: figures.and_then(|figures| figures.swap.as_ref()).map(swap),
-        // Pressure is a figure of cgroup v2.
+        swap: stats.and_then(|stats| stats.swap.as_ref()).map(swap),
+        // Pressure stall information exists only on cgroup v2.
         io: None,
     }
 }
 
-fn cpu(figures: &Cpu) -> cri::CpuUsage {
-    let Cpu { timestamp, usage_core_nano_seconds, usage_nano_cores } = *figures;
+fn cpu(stats: &Cpu) -> cri::CpuUsage {
+    let Cpu { timestamp, usage_core_nano_seconds, usage_nano_cores } = *stats;
     cri::CpuUsage {
         timestamp,
         usage_core_nano_seconds: value(usage_core_nano_seconds),
@@ -46,7 +46,7 @@ fn cpu(figures: &Cpu) -> cri::CpuUsage {
     }
 }
 
-fn memory(figures: &Memory) -> cri::MemoryUsage {
+fn memory(stats: &Memory) -> cri::MemoryUsage {
     let Memory {
         timestamp,
         working_set_bytes,
@@ -55,7 +55,7 @@ fn memory(figures: &Memory) -> cri::MemoryUsage {
         rss_bytes,
         page_faults,
         major_page_faults,
-    } = *figures;
+    } = *stats;
     cri::MemoryUsage {
         timestamp,
         working_set_bytes: value(working_set_bytes),
@@ -68,8 +68,8 @@ fn memory(figures: &Memory) -> cri::MemoryUsage {
     }
 }
 
-fn swap(figures: &Swap) -> cri::SwapUsage {
-    let Swap { timestamp, swap_available_bytes, swap_usage_bytes } = *figures;
+fn swap(stats: &Swap) -> cri::SwapUsage {
+    let Swap { timestamp, swap_available_bytes, swap_usage_bytes } = *stats;
     cri::SwapUsage {
         timestamp,
         swap_available_bytes: swap_available_bytes.and_then(value),

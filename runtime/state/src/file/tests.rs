@@ -59,7 +59,7 @@ fn cut_at_each_byte_it_is_torn_or_whole() {
 
 #[test]
 fn zeroed_from_each_byte_it_is_torn() {
-    // What ext4 and xfs show of a file whose size was written before its data.
+    // The content that ext4 and xfs show if a file's size was written before its data.
     let whole = bytes();
     for length in 0..whole.len() - 1 {
         let mut zeroed = whole.clone();
@@ -98,7 +98,7 @@ fn a_crash_before_the_rename_leaves_the_old_record() {
         fs::write(dir.path().join(".record.new"), &new[..length]).unwrap();
         assert_eq!(read::<Record>(&path, "pod").unwrap().unwrap().data, record());
     }
-    // And the next write clears it away.
+    // The next write removes it.
     write(&path, "pod", "boot", &Record { count: 1, ..record() }, true).unwrap();
     assert_eq!(read::<Record>(&path, "pod").unwrap().unwrap().data.count, 1);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
@@ -152,7 +152,7 @@ fn what_is_made_leaves_room_for_its_end() {
     assert!(matches!(write_new(&"x".repeat(most)), Err(Error::TooLarge { .. })));
     let data = "x".repeat(most - 1024);
     write_new(&data).unwrap();
-    // The longest message of an exit: 32 KiB, each byte escaped.
+    // The longest message of an exit: 32 KiB, with each byte escaped.
     write(&path, "pod", "b", &(data + &"\n".repeat(32 << 10)), false).unwrap();
 }
 

@@ -3,7 +3,7 @@ use crate::{ContainerState, ExitFacts, Hello, Snapshot};
 use model::{ContainerId, ExecId, PodId, User};
 use proptest::prelude::*;
 
-/// Every message of protocol 1. Frozen: a line may be added, none may change or go.
+/// Every message of protocol 1. Frozen: lines may be added, but never changed or removed.
 const FIXTURES: &str = include_str!("../../fixtures/protocol-1.jsonl");
 
 fn every_message() -> Vec<Message> {
@@ -159,7 +159,7 @@ fn what_is_not_known_can_be_answered_or_skipped() {
     assert!(
         matches!(&reply, Message::Reply(Reply::Failed(f)) if f.kind == ErrorKind::Internal && f.message == "m")
     );
-    // A state of a later version costs neither the container nor the pod.
+    // An unknown state of a later version affects neither the container nor the pod.
     for state in [r#""Paused""#, r#"{"Paused":{"since":5}}"#, r#"{"Checkpointed":[1,{"a":[]}]}"#] {
         let json = format!(
             r#"{{"Snapshot":{{"Container":{{"container":"{}","state":{state},"pid":7}}}}}}"#,
@@ -171,7 +171,7 @@ fn what_is_not_known_can_be_answered_or_skipped() {
         };
         assert_eq!((state, pid), (ContainerState::Unknown, 7));
     }
-    // A field more is fine, a field less is not.
+    // An additional field is accepted, a missing one is not.
     let more = format!(r#"{{"Request":{{"Start":{{"container":"{}","x":1}}}}}}"#, "c0".repeat(32));
     assert!(matches!(decode(more.as_bytes()).unwrap(), Message::Request(Request::Start { .. })));
     for bad in [

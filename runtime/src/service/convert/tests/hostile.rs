@@ -1,4 +1,4 @@
-//! Bytes that no client of ours sends.
+//! Requests that no real client sends.
 
 use super::*;
 use proptest::prelude::*;
@@ -22,9 +22,9 @@ fn mangled(bytes: &[u8], edits: &[(prop::sample::Index, u8)]) -> Vec<u8> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
 
-    /// Whatever decodes is converted or refused in a bounded, printable text; nothing panics.
+    /// Whatever decodes is converted, or refused with a bounded, printable text; nothing panics.
     #[test]
-    fn mangled_requests_are_refused_politely(
+    fn mangled_requests_are_refused_without_panic(
         edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..12),
     ) {
         let pod = cri::RunPodSandboxRequest { config: Some(full_pod()), runtime_handler: String::new() };

@@ -1,4 +1,4 @@
-//! Fixtures: requests with every field set to something that is accepted, and one field made wrong.
+//! Fixtures: requests with every field set to a valid value; tests make one field invalid.
 
 use super::*;
 use cri_api::v1 as cri;
@@ -10,7 +10,7 @@ use model::{
 const PLAIN: Host = Host { apparmor: false, selinux: false };
 const GUARDED: Host = Host { apparmor: true, selinux: true };
 
-/// Every field set to something that is accepted.
+/// Every field is set to a valid value.
 fn full_pod() -> cri::PodSandboxConfig {
     let resources = || cri::LinuxContainerResources {
         cpu_period: 100_000,
@@ -172,7 +172,7 @@ fn profile(kind: security_profile::ProfileType) -> Option<cri::SecurityProfile> 
 use cri::security_profile;
 use security_profile::ProfileType;
 
-/// The refusal's text must hold all of `parts`: the field's name, the value, what would be right.
+/// The refusal's text must contain all of `parts`: the field's name, the value, a valid value.
 #[track_caller]
 fn refused<T: std::fmt::Debug>(result: Result<T>, parts: &[&str]) {
     let text = result.expect_err("must be refused").to_string();

@@ -1,4 +1,4 @@
-//! Every refusal names the field, the value and what would be right.
+//! Every refusal names the field, the value and a valid value.
 
 use super::*;
 
@@ -51,7 +51,7 @@ fn refuses_wrong_pods() {
 }
 
 #[test]
-fn sysctls_are_the_pods_own() {
+fn only_sysctls_of_the_pods_namespaces_are_accepted() {
     let set = |key: &str, node: bool| {
         sandbox(|l| {
             l.sysctls = [(key.to_owned(), "1".to_owned())].into();
@@ -100,7 +100,7 @@ fn refuses_wrong_sandbox_security() {
     );
     refused(
         sandbox_security(|s| s.supplemental_groups_policy = 1),
-        &["supplemental_groups_policy", "not built"],
+        &["supplemental_groups_policy", "not implemented"],
     );
     refused(
         sandbox_security(|s| s.supplemental_groups_policy = 7),
@@ -130,40 +130,40 @@ fn refuses_wrong_sandbox_security() {
 }
 
 #[test]
-fn refuses_what_is_not_built() {
+fn refuses_what_is_not_implemented() {
     refused(
         sandbox_security(|s| {
             let options = s.namespace_options.as_mut().unwrap();
             options.userns_options.as_mut().unwrap().mode = cri::NamespaceMode::Pod.into();
         }),
-        &["userns_options.mode", "user namespaces are not built yet"],
+        &["userns_options.mode", "user namespaces are not implemented yet"],
     );
     refused(security(|s| s.supplemental_groups_policy = 1), &["supplemental_groups_policy", "Strict"]);
     let label = cri::SeLinuxOption { level: "s0:c1,c2".into(), ..Default::default() };
     refused(
         security(|s| s.selinux_options = Some(label.clone())),
-        &["selinux_options.level", "SELinux is not built"],
+        &["selinux_options.level", "SELinux is not implemented"],
     );
     refused(sandbox_security(|s| s.selinux_options = Some(label)), &["selinux_options.level"]);
     assert!(security(|s| s.selinux_options = Some(cri::SeLinuxOption::default())).is_ok());
     refused(
         container(|c| c.cdi_devices = vec![cri::CdiDevice { name: "v/c=1".into() }]),
-        &["CDI_devices[0]", "not built"],
+        &["CDI_devices[0]", "not implemented"],
     );
     refused(
         mounted(|m| m.uid_mappings = vec![cri::IdMapping::default()]),
-        &["mounts[0].uidMappings", "not built"],
+        &["mounts[0].uidMappings", "not implemented"],
     );
     refused(
         mounted(|m| m.gid_mappings = vec![cri::IdMapping::default()]),
-        &["mounts[0].gidMappings", "not built"],
+        &["mounts[0].gidMappings", "not implemented"],
     );
-    refused(mounted(|m| m.mount_options = vec!["noexec".into()]), &["mount_options[0]", "not built"]);
+    refused(mounted(|m| m.mount_options = vec!["noexec".into()]), &["mount_options[0]", "not implemented"]);
     refused(
         mounted(|m| m.mount_options = vec!["suid".into()]),
         &["mount_options[0]: \"suid\"", "noexec, nosuid or nodev"],
     );
-    // The words that kubelet looks for stand first, before the object's name.
+    // The reason codes that kubelet looks for come first, before the object's name.
     let image = Some(cri::ImageSpec { image: "sha256:cc".into(), ..Default::default() });
     let text = mounted(|m| m.image = image).unwrap_err().to_string();
     assert!(text.starts_with("ImageVolumeMountFailed: container \"nginx\""), "{text}");
@@ -181,14 +181,14 @@ fn apparmor_is_refused_only_where_it_would_be_ignored() {
     for host in [PLAIN, GUARDED] {
         assert!(with(host, None).is_ok());
         assert!(with(host, profile(ProfileType::Unconfined)).is_ok());
-        refused(with(host, profile(ProfileType::Localhost)), &["apparmor.localhost_ref", "not built"]);
+        refused(with(host, profile(ProfileType::Localhost)), &["apparmor.localhost_ref", "not implemented"]);
     }
     assert!(with(PLAIN, profile(ProfileType::RuntimeDefault)).is_ok());
     refused(
         with(GUARDED, profile(ProfileType::RuntimeDefault)),
         &["apparmor.profile_type", "this host enforces it"],
     );
-    #[expect(deprecated, reason = "the old spelling is judged too")]
+    #[expect(deprecated, reason = "the deprecated form is validated too")]
     let old = |text: &str| security(|s| s.apparmor_profile = text.into());
     assert!(old("runtime/default").is_ok() && old("unconfined").is_ok());
     refused(old("localhost/mine"), &["apparmor", "mine"]);
@@ -199,8 +199,8 @@ fn apparmor_is_refused_only_where_it_would_be_ignored() {
 }
 
 #[test]
-#[expect(deprecated, reason = "the old spelling is judged too")]
-fn the_old_seccomp_string_counts_only_without_the_message() {
+#[expect(deprecated, reason = "the deprecated form is validated too")]
+fn the_deprecated_seccomp_string_is_used_only_without_the_message() {
     let old = |text: &str, message: bool| {
         security(|s| {
             s.seccomp_profile_path = text.into();
@@ -300,7 +300,7 @@ fn refuses_wrong_limits() {
 }
 
 #[test]
-fn exec_requests_are_judged() {
+fn exec_requests_are_validated() {
     let request = |cmd: &[&str], timeout| cri::ExecSyncRequest {
         container_id: "c".into(),
         cmd: cmd.iter().map(|s| (*s).to_owned()).collect(),

@@ -1,4 +1,4 @@
-//! What was asked for comes back as it was asked; what kubelet dereferences is there.
+//! Status returns what was requested, and every field that kubelet dereferences is set.
 
 use super::*;
 
@@ -52,7 +52,7 @@ fn container_round_trip() {
     assert_eq!((status.labels, status.annotations), (asked.labels, asked.annotations));
     assert_eq!(status.stop_signal, asked.stop_signal);
     assert_eq!((status.exit_code, status.reason.as_str(), status.finished_at), (137, "OOMKilled", 45));
-    assert_eq!(status.image.unwrap().image, "registry.local/nginx", "asked by id: people see the name");
+    assert_eq!(status.image.unwrap().image, "registry.local/nginx", "requested by id: status shows the name");
     assert_eq!(
         (status.image_id.as_str(), status.image_ref.as_str()),
         ("sha256:aa", "registry.local/nginx@sha256:bb")
@@ -79,7 +79,7 @@ fn log_path_in_status_is_always_absolute() {
     assert!(container_status(&record, "/run/copepod/silent/log").log_path.starts_with('/'));
 }
 
-/// Status must not fail for anything that is listed.
+/// Status must not fail for any listed container.
 #[test]
 fn status_needs_nothing_but_the_record() {
     let mut record = container_record(model::ContainerConfig::default());
@@ -94,7 +94,7 @@ fn status_needs_nothing_but_the_record() {
 }
 
 #[test]
-fn filters_are_joined_with_and() {
+fn all_conditions_of_a_filter_must_hold() {
     let pod_record = pod_record(pod(|_| {}).unwrap());
     let filter = |id: &str, state: Option<i32>, label: &str| {
         PodFilter::new(Some(cri::PodSandboxFilter {
@@ -128,7 +128,7 @@ fn filters_are_joined_with_and() {
     assert!(ContainerFilter::for_stats(None).matches(&record));
 }
 
-/// kubelet dereferences these without looking.
+/// kubelet dereferences these without a check.
 #[test]
 fn stats_always_carry_attributes() {
     let record = container_record(container(|_| {}).unwrap());
@@ -140,10 +140,10 @@ fn stats_always_carry_attributes() {
 }
 
 #[test]
-fn stats_arrive() {
+fn stats_are_converted() {
     use crate::stats::{ContainerStats, Cpu, Memory, Swap, WritableLayer};
     let record = container_record(container(|_| {}).unwrap());
-    let figures = ContainerStats {
+    let stats = ContainerStats {
         cpu: Cpu { timestamp: 1, usage_core_nano_seconds: 2, usage_nano_cores: None },
         memory: Memory {
             timestamp: 3,
@@ -158,7 +158,7 @@ fn stats_arrive() {
         writable_layer: Some(WritableLayer { timestamp: 12, used_bytes: 13, inodes_used: 14 }),
         pids: None,
     };
-    let stats = container_stats(&record, Some(&figures), std::path::Path::new("/store"));
+    let stats = container_stats(&record, Some(&stats), std::path::Path::new("/store"));
     let (cpu, memory) = (stats.cpu.unwrap(), stats.memory.unwrap());
     assert_eq!(
         (cpu.timestamp, cpu.usage_core_nano_seconds.unwrap().value, cpu.usage_nano_cores),
@@ -170,14 +170,14 @@ fn stats_arrive() {
     let swap = stats.swap.unwrap();
     assert_eq!((swap.swap_available_bytes.unwrap().value, swap.swap_usage_bytes.unwrap().value), (10, 11));
     let layer = stats.writable_layer.unwrap();
-    // kubelet calls stat on it: never a folder of the container.
+    // kubelet calls stat on it, so it must not be a folder of the container.
     assert_eq!(layer.fs_id.unwrap().mountpoint, "/store");
     assert_eq!((layer.used_bytes.unwrap().value, layer.inodes_used.unwrap().value), (13, 14));
 }
 
-/// kubelet calls stat on the folder and dereferences the figures without looking.
+/// kubelet calls stat on the folder and dereferences the values without a check.
 #[test]
-fn image_file_system_is_a_folder_that_is_there_with_figures() {
+fn image_file_system_is_an_existing_folder_with_values() {
     let folder = tempfile::tempdir().unwrap();
     let none = ::image::Usage { bytes: 0, inodes: 0 };
     let reply = image_fs(folder.path(), &none, &none);

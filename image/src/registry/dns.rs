@@ -1,5 +1,5 @@
-//! Host names of registries, resolved on threads of ours: the HTTP library's own resolver asks tokio for one, which
-//! panics when the node is out of processes.
+//! Resolves host names of registries on our own threads. The HTTP library's default resolver uses tokio's
+//! blocking pool, which panics when the node has no processes left.
 
 use hyper_util::client::legacy::connect::dns::Name;
 use pool::{Lane, Size};
@@ -10,15 +10,15 @@ use std::pin::Pin;
 use std::sync::LazyLock;
 use std::task::{Context, Poll};
 
-/// A resolver that hangs holds up other names, and nothing else.
+/// A hanging name server delays other look-ups, and nothing else.
 static LANE: LazyLock<Lane> =
     LazyLock::new(|| Lane::new(Size { name: "names", kept: 0, most: 8, each: 8, waiting: 256 }));
 
-/// getaddrinfo(3).
+/// Resolves names with getaddrinfo(3).
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Names;
+pub(crate) struct Resolver;
 
-impl tower_service::Service<Name> for Names {
+impl tower_service::Service<Name> for Resolver {
     type Response = std::vec::IntoIter<SocketAddr>;
     type Error = io::Error;
     type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
@@ -29,7 +29,7 @@ impl tower_service::Service<Name> for Names {
 
     fn call(&mut self, name: Name) -> Self::Future {
         Box::pin(async move {
-            // The port is the connector's business.
+            // The connector sets the port.
             LANE.run(move || (name.as_str(), 0).to_socket_addrs()).await.map_err(io::Error::from)?
         })
     }

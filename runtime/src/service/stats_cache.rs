@@ -1,7 +1,8 @@
-//! Figures of running containers, for the stats calls.
+//! Stats of running containers, for the stats calls.
 //!
-//! Cgroup files are opened when somebody first asks for a container's figures and closed at the first list
-//! after it has ended, so that a node nobody asks costs nothing. Blocking: called on the blocking pool.
+//! A container's cgroup files are opened when its stats are first requested and closed at the first list
+//! after it has ended, so that a node without stats calls pays nothing. Blocking: called on the blocking
+//! pool.
 
 use crate::node::ContainerView;
 use crate::stats::{ContainerStats, Error, StatsReader};
@@ -13,33 +14,34 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How long a call waits for the first walk through the writable layers of containers that are new: most have few
-/// files. Figures that come later are in the next answer.
+/// How long a call waits for the first walk of new containers' writable layers, most of which have few files.
+/// Values that arrive later are in the next reply.
 const FIRST_WALK: Duration = Duration::from_millis(20);
-/// Time for walking in the background, a round. What is not reached comes first in the next one.
+/// Time limit of one round of walking in the background. Layers that were not reached come first in the next
+/// round.
 const ROUND: Duration = Duration::from_secs(2);
 
-/// Reads figures, opening and closing files as containers come and go.
+/// Reads stats; opens and closes files as containers come and go.
 #[derive(Debug)]
-pub(crate) struct Figures {
+pub(crate) struct StatsCache {
     reader: StatsReader,
     layout: Layout,
     attached: Mutex<HashSet<ContainerId>>,
     walking: AtomicBool,
 }
 
-impl Figures {
+impl StatsCache {
     pub(crate) fn new(reader: StatsReader, layout: Layout) -> Self {
         Self { reader, layout, attached: Mutex::default(), walking: AtomicBool::new(false) }
     }
 
     fn attached(&self) -> MutexGuard<'_, HashSet<ContainerId>> {
-        // Nothing can panic half-way through a change of a set of names.
+        // No panic can leave a set of names half-changed.
         self.attached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Figures of each of `wanted`, `None` for those that do not run, in their order. `all` is every
-    /// container there is: files of others are closed.
+    /// The stats of each of `wanted` in order; `None` for containers that are not running. `all` are all
+    /// containers that exist: files of any others are closed.
     pub(super) fn collect(
         self: &Arc<Self>,
         wanted: &[Arc<ContainerView>],
@@ -50,7 +52,7 @@ impl Figures {
         wanted.iter().map(|container| self.read(&container.record)).collect()
     }
 
-    /// What the running containers of `all` have in their writable layers, by the newest walk of each.
+    /// Disk usage of the writable layers of the running containers in `all`, by the latest walk of each.
     pub(super) fn written(self: &Arc<Self>, all: &[Arc<ContainerView>]) -> Usage {
         self.attach_and_walk(all);
         let layers = all.iter().filter_map(|container| self.reader.writable_layer(&container.record.id));
@@ -60,7 +62,7 @@ impl Figures {
         })
     }
 
-    /// Opens the files of those that run, and begins a walk; waits a moment for that of new ones.
+    /// Opens the files of running containers and starts a walk; waits briefly for the first walk of new ones.
     fn attach_and_walk(self: &Arc<Self>, wanted: &[Arc<ContainerView>]) {
         let attached = wanted.iter().filter(|container| self.attach(&container.record));
         let new: Vec<ContainerId> = attached.map(|container| container.record.id.clone()).collect();
@@ -70,24 +72,24 @@ impl Figures {
         }
     }
 
-    /// Begins one round of walking what is stale, on a thread of its own: a walk may take half a minute. Does
-    /// nothing while one is under way.
+    /// Starts one round of walking outdated layers on its own thread, because a walk may take half a minute.
+    /// Does nothing while a round is running.
     fn walk(self: &Arc<Self>) {
         if self.walking.swap(true, Ordering::AcqRel) {
             return;
         }
-        let figures = Arc::clone(self);
+        let stats = Arc::clone(self);
         let spawned = std::thread::Builder::new().name("disk-usage".to_owned()).spawn(move || {
-            figures.reader.refresh_stale(ROUND);
-            figures.walking.store(false, Ordering::Release);
+            stats.reader.refresh_stale(ROUND);
+            stats.walking.store(false, Ordering::Release);
         });
         if let Err(error) = spawned {
-            tracing::warn!(%error, "no thread to walk writable layers: their figures grow old");
+            tracing::warn!(%error, "cannot start a thread to walk writable layers: their disk usage is outdated");
             self.walking.store(false, Ordering::Release);
         }
     }
 
-    /// True for one that was not attached before.
+    /// Returns true if the container was not attached before.
     fn attach(&self, container: &ContainerRecord) -> bool {
         if container.phase != ContainerPhase::Running || self.attached().contains(&container.id) {
             return false;
@@ -95,9 +97,9 @@ impl Figures {
         let upper = self.layout.container_rw(&container.id).join("upper");
         match self.reader.attach(&container.id, &container.cgroup, upper) {
             Ok(()) => self.attached().insert(container.id.clone()),
-            // It has just ended, and its leaf is gone; or there are too many.
+            // The container has just ended and its cgroup is gone, or too many are attached.
             Err(error) => {
-                tracing::debug!(container = %container.id, %error, "no figures");
+                tracing::debug!(container = %container.id, %error, "no stats for this container");
                 false
             }
         }
@@ -108,11 +110,11 @@ impl Figures {
             return None;
         }
         match self.reader.read(&container.id) {
-            Ok(figures) => Some(figures),
+            Ok(stats) => Some(stats),
             Err(Error::Unknown { .. }) => None,
-            // The leaf went away under the open files.
+            // The cgroup was removed while its files were open.
             Err(error) => {
-                tracing::debug!(container = %container.id, %error, "no figures");
+                tracing::debug!(container = %container.id, %error, "no stats for this container");
                 None
             }
         }
