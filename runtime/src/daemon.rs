@@ -75,8 +75,9 @@ pub enum Error {
 
 /// Runs the daemon until it is told to stop. `given` says where `config` was read from, for reloads.
 pub fn run(config: Config, given: Given) -> Result<(), Error> {
-    telemetry::init(config.log)?;
+    // Before the first thread, which is that of the log.
     sys::malloc::limit_arenas(ARENAS);
+    telemetry::init(config.log)?;
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         // Write the log lines that led to the panic first.

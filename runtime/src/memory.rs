@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 /// Delay after the last large operation: its reply may still be in transfer, or another one may follow.
-const SETTLE: Duration = Duration::from_secs(2);
+const SETTLE: Duration = Duration::from_secs(1);
 
 static FREED: Notify = Notify::const_new();
 
@@ -15,9 +15,10 @@ pub(crate) fn freed() {
     FREED.notify_one();
 }
 
-/// Returns memory to the kernel once the daemon is idle. Runs until dropped; uses no time while nothing large
-/// happens.
+/// Returns memory to the kernel once the daemon is idle, for the first time after its start. Runs until dropped; uses
+/// no time while nothing large happens.
 pub(crate) async fn trim() {
+    freed();
     loop {
         FREED.notified().await;
         while tokio::time::timeout(SETTLE, FREED.notified()).await.is_ok() {}

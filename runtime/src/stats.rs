@@ -248,6 +248,12 @@ impl StatsReader {
         }
     }
 
+    /// Whether a writable layer is outdated ([`StatsReader::refresh_stale`]).
+    pub fn is_stale(&self) -> bool {
+        let at = Instant::now();
+        lock(&self.entries).values().any(|entry| lock(&entry.layer).is_stale(at))
+    }
+
     /// Walks the outdated writable layers (older than five seconds, or than a hundred times the walk's
     /// duration), oldest first, until `limit` has passed and the current walk has ended. Returns true if none
     /// is left. Slow: call it in the background, one call at a time.

@@ -169,7 +169,7 @@ async fn calls_that_are_not_implemented_return_unimplemented() {
             $(
                 let status = $client.$call(cri::$message::default()).await.map(drop).unwrap_err();
                 assert_eq!(status.code(), Code::Unimplemented, stringify!($call));
-                assert!(status.message().contains("not implemented yet:  "), "{}", status.message());
+                assert!(status.message().contains("not implemented yet: "), "{}", status.message());
             )*
         };
     }

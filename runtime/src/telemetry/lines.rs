@@ -3,7 +3,7 @@
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tracing_subscriber::fmt::MakeWriter;
@@ -24,20 +24,23 @@ enum Entry {
     Flush(SyncSender<()>),
 }
 
+/// What the queue contains. These counters bound it: a `sync_channel` would allocate and touch all its slots when it is
+/// created, 128 KiB for [`LINES`].
 #[derive(Debug, Default)]
 struct Counts {
+    lines: AtomicUsize,
     bytes: AtomicUsize,
     dropped: AtomicU64,
 }
 
 /// The queue, for [`flush`].
-static QUEUE: OnceLock<SyncSender<Entry>> = OnceLock::new();
+static QUEUE: OnceLock<Sender<Entry>> = OnceLock::new();
 
 /// Creates a [`Line`] for each event.
 #[derive(Debug, Clone)]
 pub(super) struct Lines {
     /// `None`: no thread could be started, so lines are written by the caller if that does not block.
-    queue: Option<SyncSender<Entry>>,
+    queue: Option<Sender<Entry>>,
     counts: Arc<Counts>,
 }
 
@@ -45,7 +48,7 @@ impl Lines {
     /// Starts the writer thread.
     pub(super) fn to_stderr() -> Self {
         let counts = Arc::new(Counts::default());
-        let (queue, entries) = sync_channel(LINES);
+        let (queue, entries) = channel();
         let theirs = Arc::clone(&counts);
         let writer = std::thread::Builder::new()
             .name("cpd-log".to_owned())
@@ -67,11 +70,30 @@ impl Lines {
             return;
         };
         let size = line.len();
-        let before = self.counts.bytes.fetch_add(size, Ordering::AcqRel);
-        if before + size > BYTES || queue.try_send(Entry::Line(line)).is_err() {
-            self.counts.bytes.fetch_sub(size, Ordering::AcqRel);
+        if !self.counts.enter(size) {
+            self.counts.dropped.fetch_add(1, Ordering::Relaxed);
+        } else if queue.send(Entry::Line(line)).is_err() {
+            self.counts.leave(size);
             self.counts.dropped.fetch_add(1, Ordering::Relaxed);
         }
+    }
+}
+
+impl Counts {
+    /// Counts a line of `size` bytes. Returns false, without counting it, if there is no room.
+    fn enter(&self, size: usize) -> bool {
+        let lines = self.lines.fetch_add(1, Ordering::AcqRel);
+        let bytes = self.bytes.fetch_add(size, Ordering::AcqRel);
+        let fits = lines < LINES && bytes + size <= BYTES;
+        if !fits {
+            self.leave(size);
+        }
+        fits
+    }
+
+    fn leave(&self, size: usize) {
+        self.bytes.fetch_sub(size, Ordering::AcqRel);
+        self.lines.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -116,7 +138,7 @@ fn write_all(entries: &Receiver<Entry>, counts: &Counts, mut to: impl Write) {
             Entry::Line(line) => {
                 // If standard error fails, there is nowhere to report it.
                 drop(to.write_all(&line));
-                counts.bytes.fetch_sub(line.len(), Ordering::AcqRel);
+                counts.leave(line.len());
                 let dropped = counts.dropped.swap(0, Ordering::Relaxed);
                 if dropped > 0 {
                     tracing::warn!(dropped, "log lines were dropped because standard error was too slow");
@@ -141,7 +163,7 @@ fn write_unless_full(line: &[u8]) -> bool {
 pub(super) fn flush(limit: Duration) {
     let Some(queue) = QUEUE.get() else { return };
     let (done, written) = sync_channel(1);
-    if queue.try_send(Entry::Flush(done)).is_ok() {
+    if queue.send(Entry::Flush(done)).is_ok() {
         // Times out if standard error hangs.
         written.recv_timeout(limit).unwrap_or_default();
     }
@@ -173,7 +195,7 @@ mod tests {
     #[test]
     fn a_hung_writer_loses_lines_but_does_not_block() {
         let counts = Arc::new(Counts::default());
-        let (queue, entries) = sync_channel(LINES);
+        let (queue, entries) = channel();
         let (open, gate) = mpsc::channel();
         let written = Arc::new(Mutex::new(Vec::new()));
         let to = Gate { open: gate, written: Arc::clone(&written) };
@@ -193,6 +215,14 @@ mod tests {
         // Whole lines, the oldest first.
         assert!(text.lines().all(|line| line.len() == 600));
         assert!(text.starts_with(&format!("{:0>600}\n{:0>600}\n", 0, 1)));
-        assert_eq!(counts.bytes.load(Ordering::Relaxed), 0);
+        assert_eq!((counts.lines.load(Ordering::Relaxed), counts.bytes.load(Ordering::Relaxed)), (0, 0));
+    }
+    #[test]
+    fn short_lines_are_bounded_by_their_number() {
+        let counts = Counts::default();
+        assert_eq!((0..2 * LINES).filter(|_| counts.enter(1)).count(), LINES);
+        counts.leave(1);
+        assert!(!counts.enter(BYTES));
+        assert!(counts.enter(1) && !counts.enter(1));
     }
 }

@@ -6,6 +6,8 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
+use crate::pidfd;
+
 /// Descriptor of the caller's own mount namespace.
 ///
 /// # Errors
@@ -54,24 +56,18 @@ impl Namespaces {
     /// # Errors
     /// The process is gone; CAP_SYS_PTRACE is missing.
     pub fn of(pid: u32) -> io::Result<Self> {
+        let caller = std::process::id();
+        let (process, own_process) = (pidfd::open(pid)?, pidfd::open(caller)?);
+        let identity = |fd: &OwnedFd| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
         let mut all = Vec::new();
         for (name, _) in KINDS {
-            let open = |process: &str| {
-                openat(
-                    CWD,
-                    format!("/proc/{process}/ns/{name}"),
-                    OFlags::RDONLY | OFlags::CLOEXEC,
-                    Mode::empty(),
-                )
-            };
-            let own = match rustix::fs::stat(format!("/proc/self/ns/{name}")) {
+            let own = match pidfd::namespace(own_process.as_fd(), caller, name) {
                 // A kernel without this kind.
-                Err(rustix::io::Errno::NOENT) => continue,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 own => own?,
             };
-            let theirs = open(&pid.to_string())?;
-            let stat = rustix::fs::fstat(&theirs)?;
-            if (stat.st_dev, stat.st_ino) != (own.st_dev, own.st_ino) {
+            let theirs = pidfd::namespace(process.as_fd(), pid, name)?;
+            if identity(&theirs)? != identity(&own)? {
                 all.push((name, theirs));
             }
         }

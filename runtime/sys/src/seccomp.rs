@@ -113,7 +113,8 @@ impl Filter {
         calls.iter().all(|call| self.allows_one(*call))
     }
 
-    /// Follows every path that the call can take: where a jump hangs on what is not known, both.
+    /// Follows every path that the call can take: where a jump hangs on what is not known, both. Jumps lead forward
+    /// alone, so each path ends; what two of them come to is followed once.
     fn allows_one(&self, call: Call) -> bool {
         // Offsets in struct seccomp_data.
         let known = |offset: u32| match (offset, call.first) {
@@ -125,36 +126,44 @@ impl Filter {
         };
         let mut seen = HashSet::new();
         let mut open = vec![(0usize, None::<u32>)];
-        while let Some((at, acc)) = open.pop() {
-            if !seen.insert((at, acc)) {
-                continue;
-            }
-            let Some(instruction) = self.program.get(at) else { return false };
-            let k = instruction.k;
-            let mut jump = |holds: Option<bool>| {
-                for (way, offset) in [(true, instruction.jt), (false, instruction.jf)] {
-                    if holds.is_none_or(|holds| holds == way) {
-                        open.push((at + 1 + usize::from(offset), acc));
+        while let Some((mut at, mut acc)) = open.pop() {
+            loop {
+                let Some(instruction) = self.program.get(at) else { return false };
+                let k = instruction.k;
+                at += 1;
+                match instruction.code {
+                    // ld [k], ld #k, and #k
+                    0x20 => acc = known(k),
+                    0x00 => acc = Some(k),
+                    0x54 => acc = acc.map(|acc| acc & k),
+                    // ja
+                    0x05 => match usize::try_from(k) {
+                        Ok(offset) => at += offset,
+                        Err(_) => return false,
+                    },
+                    // jeq, jgt, jge, jset
+                    code @ (0x15 | 0x25 | 0x35 | 0x45) => {
+                        let holds = acc.map(|acc| match code {
+                            0x15 => acc == k,
+                            0x25 => acc > k,
+                            0x35 => acc >= k,
+                            _ => acc & k != 0,
+                        });
+                        let [holding, failing] =
+                            [instruction.jt, instruction.jf].map(|offset| at + usize::from(offset));
+                        match holds {
+                            Some(holds) => at = if holds { holding } else { failing },
+                            None => {
+                                let ways = [(holding, acc), (failing, acc)];
+                                open.extend(ways.into_iter().filter(|way| seen.insert(*way)));
+                                break;
+                            }
+                        }
                     }
+                    // ret #k
+                    0x06 if ALLOWING.contains(&k) => break,
+                    _ => return false,
                 }
-            };
-            match instruction.code {
-                // ld [k], ld #k, and #k
-                0x20 => open.push((at + 1, known(k))),
-                0x00 => open.push((at + 1, Some(k))),
-                0x54 => open.push((at + 1, acc.map(|acc| acc & k))),
-                // ja, jeq, jgt, jge, jset
-                0x05 => match usize::try_from(k) {
-                    Ok(offset) => open.push((at + 1 + offset, acc)),
-                    Err(_) => return false,
-                },
-                0x15 => jump(acc.map(|acc| acc == k)),
-                0x25 => jump(acc.map(|acc| acc > k)),
-                0x35 => jump(acc.map(|acc| acc >= k)),
-                0x45 => jump(acc.map(|acc| acc & k != 0)),
-                // ret #k
-                0x06 if ALLOWING.contains(&k) => {}
-                _ => return false,
             }
         }
         true
