@@ -14,7 +14,7 @@ PACKAGES := build-essential pkg-config libseccomp-dev libseccomp2 busybox-static
 	containernetworking-plugins runc iproute2 iptables procps util-linux nginx-light openssl \
 	golang-github-containers-common curl jq mount e2fsprogs
 
-.PHONY: help deps build daemon shim pause harness test unit integration test-node kubelet bench run lint fmt deny doc clean
+.PHONY: help deps build daemon shim pause harness test unit model integration test-node kubelet bench run lint fmt deny doc clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ test: deps ## Unit, property and integration tests (root; real daemon, shim, pau
 
 unit: ## Unit and property tests of all crates, and the shim's and network's own root tests
 	cargo test --locked
+
+model: ## The state machines' property tests, 100,000 sequences each (make test runs 2,000)
+	COPEPOD_MODEL_CASES=100000 cargo test --locked -p runtime --lib pod::life::tests::sequences
 
 integration: build harness ## Black-box tests through CRI, each ending with the census (root); FILTER=substring
 	$(BIN)/integration test --bin-dir $(BIN) $(if $(FILTER),--filter $(FILTER))

@@ -117,22 +117,18 @@ impl Puller {
             .await?;
         let (store, reference) = (self.store.clone(), reference.clone());
         let record = blocking(move || {
-            let mut size = config_bytes.len() as u64;
-            store.put_document(&config_bytes)?;
-            for (_, bytes) in &found.documents {
-                size += bytes.len() as u64;
-                store.put_document(bytes)?;
-            }
             let (layers, folders) = store.overlay_layers(&config.diff_ids)?;
+            let documents = found.documents.iter().map(|(_, bytes)| bytes).chain([&config_bytes]);
+            let documents: Vec<&[u8]> = documents.map(AsRef::as_ref).collect();
             let entry = Entry {
                 config: config_digest.to_string(),
                 tags: BTreeSet::new(),
                 digests: BTreeSet::new(),
-                documents: found.documents.iter().map(|(digest, _)| digest.to_string()).collect(),
+                documents: BTreeSet::new(),
                 layers: layers.iter().map(ToString::to_string).collect(),
                 size: 0,
             };
-            let record = store.commit(&reference, &found.top, entry, size)?;
+            let record = store.commit(&reference, &found.top, entry, &documents)?;
             pins.keep();
             folders.keep();
             Ok(record)

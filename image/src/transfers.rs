@@ -8,9 +8,9 @@
 use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// A transfer makes progress when this many bytes have arrived.
 const PROGRESS_BYTES: u64 = 64 << 10;
@@ -177,8 +177,9 @@ mod tests {
 
     const IDLE_LIMIT: Duration = Duration::from_millis(200);
 
+    /// Its clock goes on when everybody waits: how busy the machine is changes nothing.
     fn runtime() -> tokio::runtime::Runtime {
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap()
     }
 
     async fn stalled(transfer: Transfer) -> Result<()> {

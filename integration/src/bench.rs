@@ -32,6 +32,17 @@ pub(crate) struct Endpoint {
     pub(crate) ctx: Context,
 }
 
+/// Copies the programs of a build to `to`. How the page cache holds a file changes the PSS of what runs from it by a
+/// tenth, so every build is measured from files that were written just now.
+fn fresh(bin: &Path, to: &Path) -> Result<PathBuf> {
+    std::fs::create_dir_all(to).with_context(|| to.display().to_string())?;
+    for name in ["copepod", "copepod-shim", "pause"] {
+        let from = bin.join(name);
+        std::fs::copy(&from, to.join(name)).with_context(|| from.display().to_string())?;
+    }
+    Ok(to.to_owned())
+}
+
 /// Measures copepod, other builds of it (`beside`) and the peers, and prints one table.
 pub(crate) async fn run(bin: &Path, beside: &[String], endpoints: &[String]) -> Result<bool> {
     let fixture = Arc::new(Fixture::new(bin).await?);
@@ -43,8 +54,7 @@ pub(crate) async fn run(bin: &Path, beside: &[String], endpoints: &[String]) -> 
     }
     let (mut nodes, mut all) = (Vec::new(), Vec::new());
     for (name, bin) in builds {
-        // The daemon's configuration accepts absolute paths only.
-        let bin = std::fs::canonicalize(&bin).with_context(|| bin.display().to_string())?;
+        let bin = fresh(&bin, &fixture.work().join(format!("bin-{name}")))?;
         let options = Options { bin: Some(bin), ..Options::default() };
         let node = Arc::new(Node::start(&fixture, &options).await?);
         all.push(Endpoint { name, ctx: Context::new(fixture.clone(), node.clone(), "bench") });

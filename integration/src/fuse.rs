@@ -6,6 +6,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context as _, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -15,9 +17,15 @@ const BUFFER: usize = 1 << 18;
 /// Inode number of the file; the folder has 1.
 const FILE: u64 = 2;
 
+/// FUSE_READ.
+const READ: u64 = 15;
+
 /// A mounted instance. Dropping it ends all waiting requests with errors.
 #[derive(Debug)]
-pub(crate) struct Stuck(PathBuf);
+pub(crate) struct Stuck {
+    dir: PathBuf,
+    reads: Arc<AtomicUsize>,
+}
 
 impl Stuck {
     /// Mounts it over a folder.
@@ -27,28 +35,39 @@ impl Stuck {
         mount(Some("stuck"), dir, Some("fuse.stuck"), MsFlags::empty(), Some(data.as_str()))
             .with_context(|| format!("mount FUSE at {}", dir.display()))?;
         // The thread ends with the mount: its next read fails with ENODEV.
-        std::thread::spawn(move || serve(&device));
-        Ok(Self(dir.to_owned()))
+        let reads = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&reads);
+        std::thread::spawn(move || serve(&device, &counted));
+        Ok(Self { dir: dir.to_owned(), reads })
+    }
+
+    /// Whether a process waits for the content of the file. (One that waits for a reply to a look-up is in the same
+    /// state for a moment.)
+    pub(crate) fn is_read(&self) -> bool {
+        self.reads.load(Ordering::Relaxed) > 0
     }
 }
 
 impl Drop for Stuck {
     fn drop(&mut self) {
         // Forced, so that waiting requests end first; the folder may still be in use.
-        umount2(&self.0, MntFlags::MNT_FORCE).unwrap_or_default();
-        umount2(&self.0, MntFlags::MNT_DETACH).unwrap_or_default();
+        umount2(&self.dir, MntFlags::MNT_FORCE).unwrap_or_default();
+        umount2(&self.dir, MntFlags::MNT_DETACH).unwrap_or_default();
     }
 }
 
-fn serve(mut device: &File) {
+fn serve(mut device: &File, reads: &AtomicUsize) {
     let mut buffer = vec![0; BUFFER];
     while let Ok(length) = device.read(&mut buffer) {
         let request = buffer.get(..length).unwrap_or_default();
         let (opcode, unique, node) =
             (number::<4>(request, 4), number::<8>(request, 8), number::<8>(request, 16));
+        if opcode == READ {
+            reads.fetch_add(1, Ordering::Relaxed);
+        }
         let answer = match opcode {
             // FORGET, BATCH_FORGET and INTERRUPT have no reply; READ gets none.
-            2 | 42 | 36 | 15 => continue,
+            2 | 42 | 36 | READ => continue,
             // INIT: 7.31, small writes, no options.
             26 => Ok([le(7, 4), le(31, 4), le(0, 4), le(0, 4), le(0, 4), le(4096, 4), le(1, 4), le(0, 36)]
                 .concat()),

@@ -4,7 +4,7 @@
 //! bpf file system at /sys/fs/bpf as systemd mounts it. The network has `lo` and one interface with a default
 //! route, because kubelet uses that route to find the node's address. When the runner ends, PID 1 ends, and
 //! the kernel removes all processes, mounts, interfaces and firewall rules with it. Cgroups and files belong
-//! to the host: the census checks those.
+//! to the host: the census checks those, and [`enter`] removes the cgroups of a run that failed.
 
 use std::env;
 use std::fs;
@@ -15,6 +15,10 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cgroup;
+use crate::shapes::{CGROUP_PARENT, CGROUP_VARIABLE};
 
 /// Set for every process in the environment.
 const MARK: &str = "COPEPOD_TEST_ISOLATED";
@@ -26,11 +30,22 @@ pub(crate) fn inside() -> bool {
     env::var_os(MARK).is_some()
 }
 
-/// Runs this program again in the environment with the same arguments; `Ok(true)` if it succeeded.
+/// Runs this program again in the environment with the same arguments; `Ok(true)` if it succeeded. Removes the
+/// run's cgroups afterwards, however it ended.
 pub(crate) fn enter() -> Result<bool> {
     ensure!(nix::unistd::geteuid().is_root(), "these tests need root");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(run_inside());
+    cgroup::destroy(&CGROUP_PARENT);
+    outcome
+}
+
+async fn run_inside() -> Result<bool> {
     let me = env::current_exe().context("own path")?;
-    let status = Command::new("unshare")
+    // Ctrl-C is sent to all processes of the terminal; this one must not exit before the others have ended.
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut child = tokio::process::Command::new("unshare")
         .args([
             "--mount",
             "--net",
@@ -48,9 +63,16 @@ pub(crate) fn enter() -> Result<bool> {
         .args(["init", "--"])
         .args(env::args_os().skip(1))
         .env(MARK, "1")
-        .status()
+        .env(CGROUP_VARIABLE, &*CGROUP_PARENT)
+        .spawn()
         .context("run unshare (package util-linux)")?;
-    Ok(status.success())
+    loop {
+        tokio::select! {
+            status = child.wait() => return Ok(status.context("wait for unshare")?.success()),
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => child.start_kill().context("kill unshare")?,
+        }
+    }
 }
 
 /// PID 1 of the environment: sets it up, runs the tests, and reaps orphans.

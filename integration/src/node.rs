@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -52,7 +53,12 @@ pub(crate) struct Node {
     daemon: Mutex<Option<Child>>,
     /// Another runtime, whose processes are not ours.
     foreign: bool,
+    /// Whether its folders were removed, after everything that ran on it.
+    over: AtomicBool,
 }
+
+/// Number of our nodes that are not dropped yet.
+static LIVING: AtomicUsize = AtomicUsize::new(0);
 
 impl Node {
     /// Creates the folders and starts the daemon; returns when it responds.
@@ -68,8 +74,9 @@ impl Node {
         let bin = options.bin.as_ref().unwrap_or(&fixture.bin);
         fs::write(&paths.config, config::text(&paths, bin, &network, &options.extra))?;
         let cri = Cri::connect(&paths.socket)?;
-        let node =
-            Self { paths, network, cri, bin: bin.join("copepod"), daemon: Mutex::new(None), foreign: false };
+        let (bin, daemon, over) = (bin.join("copepod"), Mutex::new(None), AtomicBool::new(false));
+        LIVING.fetch_add(1, Ordering::Relaxed);
+        let node = Self { paths, network, cri, bin, daemon, foreign: false, over };
         node.launch().await?;
         Ok(node)
     }
@@ -85,7 +92,8 @@ impl Node {
         let cri = Cri::connect(&socket)?;
         paths.socket = socket;
         let network = Network::new(&dir, unique())?;
-        Ok(Self { paths, network, cri, bin: PathBuf::new(), daemon: Mutex::new(None), foreign: true })
+        let (bin, daemon, over) = (PathBuf::new(), Mutex::new(None), AtomicBool::new(false));
+        Ok(Self { paths, network, cri, bin, daemon, foreign: true, over })
     }
 
     /// Whether it is another runtime, given by `--endpoint`.
@@ -260,11 +268,21 @@ impl Node {
         drop(crate::isolation::command("ip", &["link", "del", &self.network.bridge]));
         drop(fs::remove_dir_all(&self.paths.run));
         drop(fs::remove_dir_all(&self.paths.dir));
+        self.over.store(true, Ordering::Relaxed);
     }
 }
 
+/// A node that failed to start or was not stopped also leaves nothing. Its pods are not known, so the last
+/// node removes everything.
 impl Drop for Node {
     fn drop(&mut self) {
         drop(self.kill9());
+        if self.foreign {
+            return;
+        }
+        let last = LIVING.fetch_sub(1, Ordering::Relaxed) == 1;
+        if !self.over.load(Ordering::Relaxed) {
+            if last { self.raze() } else { self.wipe() }
+        }
     }
 }

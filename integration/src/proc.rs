@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
@@ -80,6 +81,22 @@ pub(crate) fn pss_kib(pid: u32) -> Result<u64> {
 /// Number of open file descriptors.
 pub(crate) fn fds(pid: u32) -> Result<usize> {
     Ok(fs::read_dir(format!("/proc/{pid}/fd")).with_context(|| format!("fds of {pid}"))?.count())
+}
+
+/// Whether the process has this file open.
+pub(crate) fn has_open(pid: u32, path: &Path) -> bool {
+    let Ok(dir) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    dir.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target == path))
+}
+
+/// Number of containers whose init was sent the start request and has not accepted it: connections in the queue of
+/// the socket on which it listens (/proc/net/unix, state SS_CONNECTING).
+pub(crate) fn told_to_start() -> usize {
+    let sockets = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let words = sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    words
+        .filter(|w| w.get(5) == Some(&"02") && w.last().is_some_and(|it| it.ends_with("notify.sock")))
+        .count()
 }
 
 /// Sends a signal; a process that has ended is not an error.

@@ -6,8 +6,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use cri_api::v1::{self as api, MountPropagation, NamespaceMode};
 
+/// Environment variable by which the outer process of a run, which removes its cgroups, names them.
+pub(crate) const CGROUP_VARIABLE: &str = "COPEPOD_TEST_CGROUPS";
+
 /// The parent cgroup of all pods of this run; no other run uses it.
 pub(crate) static CGROUP_PARENT: LazyLock<String> = LazyLock::new(|| {
+    if let Ok(given) = std::env::var(CGROUP_VARIABLE) {
+        return given;
+    }
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     format!("/copepod-it-{:x}", now.as_micros() & 0xffff_ffff)
 });

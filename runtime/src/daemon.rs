@@ -177,12 +177,9 @@ async fn daemon(config: Config, given: Given) -> Result<(), Error> {
     let live = Live { given, config: sender, cni: cni.clone(), images: images.clone() };
     let backend =
         Backend { node: node.clone(), images, cni: cni.clone(), root: root.clone(), stats, config: receiver };
-    let (socket, lock) = blocking({
+    let socket = blocking({
         let config = Arc::clone(&config);
-        move || {
-            let socket = Socket::bind(&config.socket, &lock)?;
-            Ok((socket, lock))
-        }
+        move || Ok(Socket::bind(&config.socket, lock)?)
     })
     .await?;
     let conf_dir = config.network.conf_dir.clone();
@@ -200,7 +197,6 @@ async fn daemon(config: Config, given: Given) -> Result<(), Error> {
     trimming.abort();
     probing.abort();
     node.shutdown().await;
-    drop(lock);
     tracing::info!("stopped");
     Ok(served?)
 }
@@ -208,7 +204,7 @@ async fn daemon(config: Config, given: Given) -> Result<(), Error> {
 /// What must exist before the daemon starts working.
 struct Prerequisites {
     layout: Layout,
-    lock: Lock,
+    lock: &'static Lock,
     boot_id: String,
     images: ImageStore,
     cgroups: Cgroups,
@@ -224,7 +220,9 @@ fn check_prerequisites(config: &Config) -> Result<Prerequisites, Error> {
     let shim_binary = config.binaries.shim(&own)?;
     let pause_binary = config.binaries.pause(&own)?;
     let layout = Layout::new(&config.root, &config.state)?;
-    let lock = state::lock::acquire(&layout)?;
+    // Never given back but by the kernel, with the process: threads of the lanes may be writing until then, and
+    // whoever takes the folders next must not meet them.
+    let lock = Box::leak(Box::new(state::lock::acquire(&layout)?));
     let boot_id = state::boot::id()?;
     let mut options = image::Options::new(layout.images_dir(), &config.image.certs_dir);
     options.parallel_layers = config.image.max_parallel_downloads;

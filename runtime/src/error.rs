@@ -1,44 +1,44 @@
-//! Why a call of the node failed, and the one place where the errors of the parts become that.
+//! The error of calls to the node. All errors of other modules and crates are converted here.
 
 use std::fmt;
 
-/// What a client can do about an [`Error`]; each is one gRPC code (`service/status.rs`).
+/// Kinds of [`Error`], by what a client can do; each has a gRPC code (`service/status.rs`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
     /// No such pod, container or image.
     NotFound,
-    /// A field is wrong.
+    /// A field is invalid.
     InvalidArgument,
-    /// The object's state forbids it.
+    /// The object's state does not allow it.
     FailedPrecondition,
-    /// The name is taken by something else.
+    /// Another object has the name.
     AlreadyExists,
-    /// Not now: try again.
+    /// Temporarily impossible: retry.
     Unavailable,
-    /// It took too long.
+    /// A time limit passed.
     DeadlineExceeded,
-    /// Not built, or not possible on this host.
+    /// Not implemented, or not possible on this host.
     Unimplemented,
-    /// A bound was reached.
+    /// A limit was reached.
     ResourceExhausted,
-    /// Overtaken by another call on the same object.
+    /// Interrupted by another call on the same object.
     Aborted,
-    /// Something of ours, or of the kernel, failed.
+    /// copepod or the kernel failed.
     Internal,
 }
 
-/// Why a call failed. Cheap enough to clone: one piece of work may answer several callers.
+/// Why a call failed. Cheap to clone, because one job may have several callers.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
-    /// What a client can do about it.
+    /// The kind.
     pub kind: ErrorKind,
-    /// For people: object, stage, and what was said, causes included.
+    /// The message: object, stage and error, with its causes.
     pub message: String,
 }
 
 impl Error {
-    /// An error of `kind`.
+    /// Creates an error of a kind.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into() }
     }
@@ -51,17 +51,17 @@ impl Error {
         Self::new(ErrorKind::FailedPrecondition, message)
     }
 
-    /// The same kind, told in a wider context.
+    /// Adds context to the message.
     pub(crate) fn context(self, what: impl fmt::Display) -> Self {
         Self { kind: self.kind, message: format!("{what}: {}", self.message) }
     }
 
-    /// An internal error of another error and its causes.
+    /// An internal error with another error and its causes.
     pub(crate) fn of(what: impl fmt::Display, error: &(dyn std::error::Error + 'static)) -> Self {
         Self::internal(format!("{what}: {}", with_causes(error)))
     }
 
-    /// One error of many; the first decides the kind.
+    /// Combines several errors; the kind is that of the first.
     pub(crate) fn gathered(errors: Vec<Error>) -> Result<(), Error> {
         let Some(first) = errors.first() else { return Ok(()) };
         let kind = first.kind;
@@ -75,7 +75,7 @@ pub(crate) fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
     let mut source = error.source();
     while let Some(cause) = source {
         let cause_text = cause.to_string();
-        // Some crates print their source too.
+        // Some crates' messages include their source.
         if !text.contains(&cause_text) {
             text.push_str(": ");
             text.push_str(&cause_text);

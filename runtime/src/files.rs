@@ -89,15 +89,13 @@ mod tests {
             options: vec!["ndots:5".into()],
         };
         let pod = PodRecord {
-            id: PodId::from_random([1; 32]),
-            config: PodConfig { dns: Some(dns), hostname: "web-0".into(), ..PodConfig::default() },
-            created_at: 1,
             phase: PodPhase::Ready,
             ips: vec!["10.1.0.7".parse().unwrap()],
-            netns: String::new(),
-            pause_pid: 0,
-            shim_pid: 0,
-            message: String::new(),
+            ..PodRecord::new(
+                PodId::from_random([1; 32]),
+                PodConfig { dns: Some(dns), hostname: "web-0".into(), ..PodConfig::default() },
+                1,
+            )
         };
         file::create_dir(&layout.pod_dir(&pod.id)).unwrap();
         write(&layout, &pod, "node").unwrap();

@@ -2,11 +2,11 @@
 //! them. The pods and containers may be running, so they are listed as far as possible, every command on them
 //! is refused with the reason, and nothing of them is changed: no file, process, cgroup or lease.
 
+use crate::clock::now;
 use crate::error::{Error, ErrorKind};
-use crate::pod::now;
 use model::{
     ContainerConfig, ContainerId, ContainerMeta, ContainerPhase, ContainerRecord, ImageOfContainer,
-    PodConfig, PodId, PodMeta, PodPhase, PodRecord, User,
+    PodConfig, PodId, PodMeta, PodPhase, PodRecord,
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -35,22 +35,20 @@ pub(crate) fn pod(id: &PodId, path: &Path, why: &state::Error) -> KeptPod {
     let seen = Seen::of(path, why);
     let refusal = refusal(&format!("pod {id}"), why);
     let record = PodRecord {
-        id: id.clone(),
-        config: PodConfig {
-            meta: seen.get::<PodMeta>("/config/meta"),
-            log_directory: seen.get("/config/log_directory"),
-            labels: seen.get("/config/labels"),
-            annotations: seen.get("/config/annotations"),
-            cgroup_parent: seen.get("/config/cgroup_parent"),
-            ..PodConfig::default()
-        },
-        created_at: seen.created_at(),
         phase: PodPhase::Stopping,
-        ips: Vec::new(),
-        netns: String::new(),
-        pause_pid: 0,
-        shim_pid: 0,
         message: refusal.message.clone(),
+        ..PodRecord::new(
+            id.clone(),
+            PodConfig {
+                meta: seen.get::<PodMeta>("/config/meta"),
+                log_directory: seen.get("/config/log_directory"),
+                labels: seen.get("/config/labels"),
+                annotations: seen.get("/config/annotations"),
+                cgroup_parent: seen.get("/config/cgroup_parent"),
+                ..PodConfig::default()
+            },
+            seen.created_at(),
+        )
     };
     KeptPod { record, refusal }
 }
@@ -59,26 +57,22 @@ pub(crate) fn pod(id: &PodId, path: &Path, why: &state::Error) -> KeptPod {
 pub(crate) fn container(id: &ContainerId, path: &Path, why: &state::Error) -> KeptContainer {
     let seen = Seen::of(path, why);
     let record = ContainerRecord {
-        id: id.clone(),
-        pod: seen.value("/pod").unwrap_or_else(|| PodId::from_random([0; 32])),
-        config: ContainerConfig {
-            meta: seen.get::<ContainerMeta>("/config/meta"),
-            image: seen.get("/config/image"),
-            labels: seen.get("/config/labels"),
-            annotations: seen.get("/config/annotations"),
-            ..ContainerConfig::default()
-        },
         image: seen.get::<ImageOfContainer>("/image"),
-        created_at: seen.created_at(),
         started_at: seen.get("/started_at"),
         phase: ContainerPhase::Unknown,
-        exit: None,
-        pid: 0,
-        user: User::default(),
         log_path: seen.get("/log_path"),
-        stop_signal: 0,
-        cgroup: String::new(),
-        exec_template: None,
+        ..ContainerRecord::new(
+            id.clone(),
+            seen.value("/pod").unwrap_or_else(|| PodId::from_random([0; 32])),
+            ContainerConfig {
+                meta: seen.get::<ContainerMeta>("/config/meta"),
+                image: seen.get("/config/image"),
+                labels: seen.get("/config/labels"),
+                annotations: seen.get("/config/annotations"),
+                ..ContainerConfig::default()
+            },
+            seen.created_at(),
+        )
     };
     KeptContainer { record, refusal: refusal(&format!("container {id}"), why) }
 }

@@ -2,6 +2,7 @@
 
 pub mod cgroups;
 pub mod cli;
+mod clock;
 mod cni_watch;
 pub mod config;
 mod daemon;
@@ -14,7 +15,6 @@ mod memory;
 mod netns;
 pub mod node;
 mod pod;
-mod registry;
 mod reload;
 mod restore;
 mod root;

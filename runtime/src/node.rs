@@ -1,96 +1,18 @@
-//! The node: the daemon's one answer to "which pods are there, and do this to one of them".
+//! The node: all operations on pods and containers.
 //!
-//! Lists and look-ups copy a published snapshot and never wait. Everything else is sent to the pod's driver
-//! (`pod::driver`), which does the work on its own account: a caller that goes away stops waiting, nothing more.
+//! Lists and look-ups copy a published snapshot and do not block. All other calls are sent to the pod's
+//! driver (`pod::driver`), which owns the work: a caller that goes away only stops waiting.
 
-use crate::cgroups::Cgroups;
 use crate::error::{Error, ErrorKind};
-use crate::pod::Context;
-use crate::registry::Registry;
-use crate::root::Root;
-use crate::seccomp::Compiler;
+use crate::pod::{Context, Registry};
 use crate::{pod, restore};
-use image::ImageStore;
-use model::{ContainerConfig, ContainerId, ContainerRecord, PodConfig, PodId, PodPhase, PodRecord, Text};
-use network::Cni;
-use state::Layout;
-use std::path::PathBuf;
+use model::{ContainerConfig, ContainerId, PodConfig, PodId, Text};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Most bytes of standard output and error of one ExecSync together: kubelet takes messages of 16 MiB, and
-/// the rest of the message needs room too. What is more is read and dropped.
-pub const EXEC_OUTPUT_LIMIT: usize = 16 * 1024 * 1024 - 64 * 1024;
+pub use crate::pod::{ContainerView, ExecOutput, NodeOptions, PodView};
 
-/// A pod as published: immutable.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PodView {
-    /// All that List and Status say.
-    pub record: PodRecord,
-    /// Since when its shim does not answer, nanoseconds since the epoch; 0 when it does, or is gone. All else
-    /// is as it was before.
-    pub silent_since: i64,
-    /// Grows with every change on this node.
-    pub generation: u64,
-}
-
-impl PodView {
-    /// SANDBOX_READY.
-    pub fn is_ready(&self) -> bool {
-        self.record.phase == PodPhase::Ready
-    }
-}
-
-/// A container as published: immutable.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ContainerView {
-    /// All that List and Status say.
-    pub record: ContainerRecord,
-    /// Grows with every change on this node.
-    pub generation: u64,
-}
-
-/// What ExecSync answers.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ExecOutput {
-    /// Standard output, capped.
-    pub stdout: Vec<u8>,
-    /// Standard error, capped.
-    pub stderr: Vec<u8>,
-    /// 0..=255, 128+n for signal n.
-    pub exit_code: i32,
-}
-
-/// What a node is made of.
-#[derive(Debug)]
-pub struct NodeOptions {
-    /// Where things are; its folders exist and are locked by this daemon.
-    pub layout: Layout,
-    /// Whether it takes writes.
-    pub(crate) root: Root,
-    /// This boot ([`state::boot::id`]).
-    pub boot_id: String,
-    /// Images.
-    pub images: ImageStore,
-    /// Networks.
-    pub cni: Cni,
-    /// Cgroups.
-    pub cgroups: Cgroups,
-    /// Seccomp.
-    pub compiler: Arc<Compiler>,
-    /// `copepod-shim`.
-    pub shim_binary: PathBuf,
-    /// `pause`.
-    pub pause_binary: PathBuf,
-    /// Mount namespace that volumes are looked up in, for example `/proc/1/ns/mnt`.
-    pub mount_namespace: PathBuf,
-    /// Folder of the pinned network namespaces: `/run/netns`.
-    pub netns_dir: PathBuf,
-    /// The longest that bringing up one container's file systems and init may take.
-    pub create_timeout: Duration,
-}
-
-/// Pods and containers of this machine. Clones share one node.
+/// The pods and containers of this machine. Clones share one node.
 #[derive(Debug, Clone)]
 pub struct Node(Arc<Inner>);
 
@@ -101,11 +23,11 @@ struct Inner {
 }
 
 impl Node {
-    /// Reads all records, publishes what they say and starts a driver for each pod; shims are dialled
-    /// afterwards, so that this waits for the disk alone.
+    /// Reads all records, publishes them and starts a driver for each pod. Connecting to the shims follows
+    /// later, so that this waits only for the disk.
     ///
     /// # Errors
-    /// What keeps the whole node from working: binaries, folders. A bad record costs its object only.
+    /// What prevents the whole node from working: binaries, folders. A bad record affects only its object.
     pub async fn open(options: NodeOptions) -> Result<Self, Error> {
         let registry = Arc::new(Registry::new());
         let context = Arc::new(Context::new(options).await?);
@@ -113,69 +35,69 @@ impl Node {
         Ok(Self(Arc::new(Inner { context, registry })))
     }
 
-    /// All pods, by creation. Never waits.
+    /// All pods by creation time. Does not block.
     pub fn pods(&self) -> Arc<[Arc<PodView>]> {
         self.0.registry.published().pods()
     }
 
-    /// The pod of an id or a unique prefix of one. Never waits.
+    /// The pod with this id or unique prefix. Does not block.
     ///
     /// # Errors
-    /// NotFound; InvalidArgument when the prefix is that of several.
+    /// NotFound; InvalidArgument if several ids have the prefix.
     pub fn pod(&self, id: &str) -> Result<Arc<PodView>, Error> {
         self.0.registry.published().pod(id)
     }
 
-    /// All containers, by creation. Never waits.
+    /// All containers by creation time. Does not block.
     pub fn containers(&self) -> Arc<[Arc<ContainerView>]> {
         self.0.registry.published().containers()
     }
 
-    /// The container of an id or a unique prefix of one. Never waits.
+    /// The container with this id or unique prefix. Does not block.
     ///
     /// # Errors
-    /// NotFound; InvalidArgument when the prefix is that of several.
+    /// NotFound; InvalidArgument if several ids have the prefix.
     pub fn container(&self, id: &str) -> Result<Arc<ContainerView>, Error> {
         self.0.registry.published().container(id)
     }
 
-    /// As [`Self::container`], for commands: one that is left as it is refuses them.
+    /// Like [`Self::container`], for commands: fails if the container is not managed.
     fn managed(&self, id: &str) -> Result<Arc<ContainerView>, Error> {
         let view = self.container(id)?;
         self.0.registry.managed(view.record.id.as_str())?;
         Ok(view)
     }
 
-    /// Brings a pod up, or joins an equal request under way, or finds that an equal one has been served.
+    /// Starts a pod, joins an equal request that is running, or returns the pod of an equal earlier request.
     ///
     /// # Errors
-    /// AlreadyExists when the name belongs to another configuration or a pod that is not ready any more.
+    /// AlreadyExists if the name belongs to another configuration, or to a pod that is not ready any more.
     pub async fn run_pod(&self, config: PodConfig) -> Result<PodId, Error> {
         pod::run(&self.0.context, &self.0.registry, config).await
     }
 
-    /// Ends everything of a pod but its records. Unknown and stopped ones are fine.
+    /// Tears down everything of a pod except its records. An unknown or stopped pod is not an error.
     ///
     /// # Errors
-    /// What could not be ended or given back; calling again goes on.
+    /// What could not be stopped or released; a repeated call continues.
     pub async fn stop_pod(&self, id: &str) -> Result<(), Error> {
-        let Some(pod) = gone_is_fine(self.pod(id))? else { return Ok(()) };
-        self.0.registry.call(&pod.record.id, pod::Command::StopPod).await.or_else(vanished_is_fine)
+        let Some(pod) = not_found_is_ok(self.pod(id))? else { return Ok(()) };
+        self.0.registry.call(&pod.record.id, pod::Command::StopPod).await.or_else(removed_meanwhile_is_ok)
     }
 
-    /// Stops a pod and removes it with all its containers. Unknown ones are fine.
+    /// Stops a pod and removes it with all its containers. An unknown pod is not an error.
     ///
     /// # Errors
-    /// What could not be ended or removed; calling again goes on.
+    /// What could not be stopped or removed; a repeated call continues.
     pub async fn remove_pod(&self, id: &str) -> Result<(), Error> {
-        let Some(pod) = gone_is_fine(self.pod(id))? else { return Ok(()) };
-        self.0.registry.call(&pod.record.id, pod::Command::RemovePod).await.or_else(vanished_is_fine)
+        let Some(pod) = not_found_is_ok(self.pod(id))? else { return Ok(()) };
+        self.0.registry.call(&pod.record.id, pod::Command::RemovePod).await.or_else(removed_meanwhile_is_ok)
     }
 
-    /// Makes a container, its init waiting for start; joins an equal request under way.
+    /// Creates a container whose init waits for the start request; joins an equal request that is running.
     ///
     /// # Errors
-    /// NotFound (pod, image), FailedPrecondition (pod not ready), and all that its configuration can be wrong in.
+    /// NotFound (pod, image), FailedPrecondition (pod not ready), and all errors of its configuration.
     pub async fn create_container(&self, pod: &str, config: ContainerConfig) -> Result<ContainerId, Error> {
         let pod = self.pod(pod)?;
         self.0.context.root.writable().await?;
@@ -186,52 +108,52 @@ impl Node {
     /// Starts a created container.
     ///
     /// # Errors
-    /// FailedPrecondition unless it is created; when it cannot be executed it is exited with code 128.
+    /// FailedPrecondition unless it is created. If execve fails, it has exited with code 128.
     pub async fn start_container(&self, id: &str) -> Result<(), Error> {
         let view = self.managed(id)?;
         let id = view.record.id.clone();
         self.0.registry.call(&view.record.pod, |reply| pod::Command::Start { id, reply }).await
     }
 
-    /// Sends the stop signal, waits `grace_s` seconds, kills. A second call with less patience shortens the
-    /// first. Unknown and exited ones are fine.
+    /// Sends the stop signal, waits `grace_s` seconds, and kills. A second call with a shorter grace period
+    /// shortens the first. An unknown or exited container is not an error.
     ///
     /// # Errors
-    /// When processes survive SIGKILL.
+    /// Processes survive SIGKILL.
     pub async fn stop_container(&self, id: &str, grace_s: i64) -> Result<(), Error> {
-        let Some(view) = gone_is_fine(self.managed(id))? else { return Ok(()) };
+        let Some(view) = not_found_is_ok(self.managed(id))? else { return Ok(()) };
         let id = view.record.id.clone();
         let grace = Duration::from_secs(u64::try_from(grace_s).unwrap_or(0));
         let stop = |reply| pod::Command::Stop { id, grace, reply };
-        self.0.registry.call(&view.record.pod, stop).await.or_else(vanished_is_fine)
+        self.0.registry.call(&view.record.pod, stop).await.or_else(removed_meanwhile_is_ok)
     }
 
-    /// Removes a container, by force when it runs. Unknown ones are fine.
+    /// Removes a container, and kills it first if it is running. An unknown one is not an error.
     ///
     /// # Errors
-    /// What could not be killed or removed; calling again goes on.
+    /// What could not be killed or removed; a repeated call continues.
     pub async fn remove_container(&self, id: &str) -> Result<(), Error> {
-        let Some(view) = gone_is_fine(self.managed(id))? else { return Ok(()) };
+        let Some(view) = not_found_is_ok(self.managed(id))? else { return Ok(()) };
         let id = view.record.id.clone();
         let remove = |reply| pod::Command::Remove { id, reply };
-        self.0.registry.call(&view.record.pod, remove).await.or_else(vanished_is_fine)
+        self.0.registry.call(&view.record.pod, remove).await.or_else(removed_meanwhile_is_ok)
     }
 
-    /// Opens a running container's log anew, after its file was moved away.
+    /// Reopens a running container's log after its file was renamed.
     ///
     /// # Errors
-    /// FailedPrecondition unless it runs.
+    /// FailedPrecondition unless it is running.
     pub async fn reopen_log(&self, id: &str) -> Result<(), Error> {
         let view = self.managed(id)?;
         let id = view.record.id.clone();
         self.0.registry.call(&view.record.pod, |reply| pod::Command::ReopenLog { id, reply }).await
     }
 
-    /// Runs a command in a running container to its end; 0 seconds is no limit. The command is killed when
-    /// the time is over or the caller goes away.
+    /// Runs a command in a running container to its end; 0 seconds means no limit. It is killed when its time
+    /// is over or the caller goes away.
     ///
     /// # Errors
-    /// DeadlineExceeded; FailedPrecondition unless the container runs; Internal when it cannot be executed.
+    /// DeadlineExceeded; FailedPrecondition unless the container is running; Internal if execve fails.
     pub async fn exec_sync(&self, id: &str, cmd: Vec<Text>, timeout_s: i64) -> Result<ExecOutput, Error> {
         let view = self.managed(id)?;
         let (id, pod) = (view.record.id.clone(), &view.record.pod);
@@ -240,14 +162,14 @@ impl Node {
         pod::exec::sync(&self.0.context, ticket, cmd, limit).await
     }
 
-    /// Lets the drivers end what they are writing; pods keep running.
+    /// Lets the drivers finish their writes; pods keep running.
     pub async fn shutdown(&self) {
         self.0.registry.close().await;
     }
 }
 
-/// NotFound is an answer, not an error, for calls that make things go away.
-fn gone_is_fine<T>(found: Result<T, Error>) -> Result<Option<T>, Error> {
+/// For removals NotFound is not an error.
+fn not_found_is_ok<T>(found: Result<T, Error>) -> Result<Option<T>, Error> {
     match found {
         Ok(found) => Ok(Some(found)),
         Err(error) if error.kind == ErrorKind::NotFound => Ok(None),
@@ -255,6 +177,6 @@ fn gone_is_fine<T>(found: Result<T, Error>) -> Result<Option<T>, Error> {
     }
 }
 
-fn vanished_is_fine(error: Error) -> Result<(), Error> {
+fn removed_meanwhile_is_ok(error: Error) -> Result<(), Error> {
     if error.kind == ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }

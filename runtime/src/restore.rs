@@ -1,13 +1,12 @@
-//! After a restart: records first, so that lists answer at once; then every pod's driver asks its shim and
-//! carries out its part of the plan (`model::reconcile`). What belongs to no record is swept meanwhile.
+//! Restores pods after a restart: first the records, so that lists work at once; then each pod's driver
+//! connects to its shim and applies its part of the plan (`model::reconcile`). What belongs to no record is
+//! removed meanwhile.
 
 use crate::error::Error;
 use crate::kept::{self, KeptContainer, KeptPod};
 use crate::netns;
-use crate::pod::driver::link::{self, Answer, Link};
-use crate::pod::driver::{self, Driver};
-use crate::pod::{CONTAINER_RECORD, Context, POD_RECORD, blocking, containers};
-use crate::registry::{Registry, Seat};
+use crate::pod::context::blocking;
+use crate::pod::{Context, Registry, containers, driver};
 use crate::shims::dial::{Dialled, dial};
 use crate::shims::spawn;
 use model::{ContainerId, ContainerRecord, PodId, PodRecord};
@@ -18,27 +17,29 @@ use std::sync::Arc;
 use std::time::Duration;
 use wire::{Request, Snapshot};
 
-/// For an orphan's processes.
+/// Time limit for the hello of a shim without a record.
+const GREETING: Duration = Duration::from_secs(3);
+/// Time limit for stopping its processes.
 const STOP: Duration = Duration::from_secs(10);
 
-/// All records.
+/// The records that were read.
 #[derive(Debug, Default)]
 struct Records {
     pods: Vec<(PodRecord, bool)>,
     containers: BTreeMap<PodId, Vec<ContainerRecord>>,
-    /// Whose records cannot be used: left as they are.
+    /// Objects whose records cannot be used; they are not touched.
     kept_pods: BTreeMap<PodId, KeptPod>,
     kept_containers: Vec<KeptContainer>,
-    /// Of pods that have no record.
+    /// Containers of pods that have no record.
     strays: Vec<ContainerRecord>,
     /// Folders without a record.
     bare_pods: Vec<PodId>,
     bare_containers: Vec<ContainerId>,
-    /// Shims' folders without a pod.
+    /// Shim folders without a pod.
     shims: Vec<PodId>,
 }
 
-/// Reads, publishes, starts drivers and the sweep.
+/// Reads and publishes the records, and starts the drivers and the removal of what has no record.
 pub(crate) async fn restore(context: &Arc<Context>, registry: &Arc<Registry>) -> Result<(), Error> {
     let theirs = Arc::clone(context);
     let mut records = blocking("read the records", move || read(&theirs)).await?;
@@ -48,7 +49,7 @@ pub(crate) async fn restore(context: &Arc<Context>, registry: &Arc<Registry>) ->
     let owners: BTreeSet<String> =
         records.containers.values().flatten().chain(kept).map(|record| record.id.to_string()).collect();
     tracing::info!(pods = known.len(), containers = owners.len(), "records read");
-    // Before any driver: what a shim holds of these is not an orphan.
+    // Before any driver starts: these are not orphans if a shim has them.
     for kept in records.kept_pods.values() {
         tracing::error!("{}", kept.refusal.message);
         registry.keep_pod(kept);
@@ -60,12 +61,11 @@ pub(crate) async fn restore(context: &Arc<Context>, registry: &Arc<Registry>) ->
     for (record, same_boot) in std::mem::take(&mut records.pods) {
         let containers = records.containers.remove(&record.id).unwrap_or_default();
         let leaving = model::reconcile::is_leaving(same_boot, &record, &containers);
-        let seat = registry.restore(&record.id, &Arc::new(record.config.clone()), leaving);
-        adopt(context, registry, seat, record, containers, Origin { same_boot, leaving });
+        driver::adopt(context, registry, record, containers, same_boot, leaving);
     }
     let leases = context.images.leases();
     let context = Arc::clone(context);
-    // What is new from here on is in none of these lists.
+    // New objects from here on are in none of these lists.
     let network = context.cni.leases().await;
     let held = registry.hold();
     tokio::spawn(async move {
@@ -73,7 +73,7 @@ pub(crate) async fn restore(context: &Arc<Context>, registry: &Arc<Registry>) ->
         sweep(&context, records, &known).await;
         for owner in leases.into_iter().filter(|owner| !owners.contains(owner)) {
             if let Err(error) = context.images.release(&owner).await {
-                tracing::warn!(owner, %error, "image lease of nobody not released");
+                tracing::warn!(owner, %error, "cannot release an image lease without an owner");
             }
         }
         match network {
@@ -83,7 +83,9 @@ pub(crate) async fn restore(context: &Arc<Context>, registry: &Arc<Registry>) ->
                     let pin = netns::path(&context.netns_dir, &pod);
                     match context.cni.del(&pod, Some(&pin)).await {
                         Ok(()) => unpin(&pin).await,
-                        Err(error) => tracing::warn!(%pod, %error, "network of no pod not given back"),
+                        Err(error) => {
+                            tracing::warn!(%pod, %error, "cannot release the network of an unknown pod")
+                        }
                     }
                 }
             }
@@ -92,60 +94,19 @@ pub(crate) async fn restore(context: &Arc<Context>, registry: &Arc<Registry>) ->
     Ok(())
 }
 
-/// What a pod's record says beside the pod.
-#[derive(Debug, Clone, Copy)]
-struct Origin {
-    /// What it names may live.
-    same_boot: bool,
-    /// It is rolled back or removed: not shown, and whoever wants its name waits.
-    leaving: bool,
-}
-
-/// Starts the driver of a recorded pod.
-fn adopt(
-    context: &Arc<Context>,
-    registry: &Arc<Registry>,
-    seat: Seat,
-    record: PodRecord,
-    containers: Vec<ContainerRecord>,
-    origin: Origin,
-) {
-    let mut driver = Driver::new(Arc::clone(context), Arc::clone(registry), record);
-    driver.hidden = origin.leaving;
-    driver.link = Link::down("it has not been asked since the daemon's start");
-    driver.publish();
-    for container in containers {
-        let id = container.id.clone();
-        driver.containers.insert(id.clone(), driver::Container::new(context, container));
-        driver.publish_container(&id);
-    }
-    let context = Arc::clone(context);
-    tokio::spawn(async move {
-        // Dropped with the driver: whoever waits for the name of a pod that leaves then tries again.
-        let Seat { id, mut commands, launched, mut closing } = seat;
-        let answer = match origin.same_boot {
-            true => link::ask(&context, &id, driver.record.shim_pid, link::GREETING).await,
-            false => Answer::of_another_boot(),
-        };
-        driver.dialled(answer);
-        driver.launched = Some(launched);
-        driver.run(&mut commands, &mut closing).await;
-    });
-}
-
-/// Reads every record. A torn one is set aside and costs its object; one that cannot be used is kept as it is.
+/// Reads every record. A torn one is set aside, and its object is lost; one that cannot be used is kept.
 /// Blocking.
 ///
 /// # Errors
-/// When the folders of the records cannot be listed: nothing is known then of what runs, and kubelet, told of an
-/// empty node, would start everything a second time.
+/// The folders of records cannot be listed. Then nothing is known about running pods, and if kubelet saw an
+/// empty node, it would start all of them again.
 fn read(context: &Context) -> Result<Records, Error> {
     let layout = &context.layout;
     let mut records = Records::default();
     let mut known = BTreeSet::new();
     for id in layout.pods()? {
         let path = layout.pod_record(&id);
-        match load::<PodRecord>(context, &path, POD_RECORD) {
+        match load::<PodRecord>(context, &path, state::kind::POD) {
             Ok(Some((record, boot_id))) if record.id == id => {
                 known.insert(id);
                 let same_boot = boot_id == context.boot_id;
@@ -159,7 +120,7 @@ fn read(context: &Context) -> Result<Records, Error> {
     }
     for id in layout.containers()? {
         let path = layout.container_record(&id);
-        match load::<ContainerRecord>(context, &path, CONTAINER_RECORD) {
+        match load::<ContainerRecord>(context, &path, state::kind::CONTAINER) {
             Ok(Some((record, _))) if record.id == id => match records.kept_pods.get(&record.pod) {
                 Some(pod) => records.kept_containers.push(kept::container_of(pod, record)),
                 None if known.contains(&record.pod) => {
@@ -176,9 +137,8 @@ fn read(context: &Context) -> Result<Records, Error> {
     Ok(records)
 }
 
-/// `None` for a record that is not there, or is torn: that is set aside. An error for one that the disk does not
-/// give, that a later version wrote, or that cannot be set aside: taken for a missing one it would cost a
-/// running pod.
+/// `None` if the record does not exist or is torn, which is then set aside. An error if it cannot be read,
+/// was written by a later version, or cannot be set aside: treating it as missing would end a running pod.
 fn load<T: DeserializeOwned>(
     context: &Context,
     path: &Path,
@@ -187,19 +147,19 @@ fn load<T: DeserializeOwned>(
     match state::file::read::<T>(path, kind) {
         Ok(stored) => Ok(stored.map(|stored| (stored.data, stored.boot_id))),
         Err(error) if error.is_bad_file() => {
-            tracing::error!(path = %path.display(), %error, "record not readable: set aside");
+            tracing::error!(path = %path.display(), %error, "a record is damaged and was set aside");
             state::file::set_aside(path, &context.layout).map(|_| None)
         }
         Err(error) => Err(error),
     }
 }
 
-/// Ends and removes what has no record. Errors are told and cost nothing else; the next start tries again.
+/// Stops and removes what has no record. Errors are logged; the next start tries again.
 async fn sweep(context: &Arc<Context>, records: Records, known: &BTreeSet<PodId>) {
     for pod in &records.shims {
-        tracing::warn!(%pod, "shim without a record: ending it");
+        tracing::warn!(%pod, "stopping a shim without a record");
         let mut pids = Vec::new();
-        let connection = match dial(&context.layout, pod, 0, link::GREETING).await {
+        let connection = match dial(&context.layout, pod, 0, GREETING).await {
             Dialled::Here(connection) => Some(connection),
             Dialled::Gone | Dialled::Silent(_) => None,
         };
@@ -212,7 +172,7 @@ async fn sweep(context: &Arc<Context>, records: Records, known: &BTreeSet<PodId>
         if let Some(connection) = connection
             && let Err(error) = connection.client.done("the pod's stop", Request::StopPod, STOP).await
         {
-            tracing::warn!(%pod, %error, "shim without a record did not stop its pod");
+            tracing::warn!(%pod, %error, "a shim without a record did not stop its pod");
         }
         let (theirs, id) = (Arc::clone(context), pod.clone());
         let removed = blocking("remove a shim", move || {
@@ -229,15 +189,15 @@ async fn sweep(context: &Arc<Context>, records: Records, known: &BTreeSet<PodId>
             Error::gathered(errors)
         });
         if let Err(error) = removed.await {
-            tracing::warn!(%pod, %error, "shim without a record not removed");
+            tracing::warn!(%pod, %error, "cannot remove a shim without a record");
         }
     }
     for record in &records.strays {
-        tracing::warn!(container = %record.id, pod = %record.pod, "container of no pod: removing it");
+        tracing::warn!(container = %record.id, pod = %record.pod, "removing a container without a pod");
         for error in containers::unmake(context, None, record).await {
-            tracing::warn!(container = %record.id, %error, "container of no pod not removed");
+            tracing::warn!(container = %record.id, %error, "cannot remove a container without a pod");
         }
-        // Pause lay beside it, and may have had no shim to tell where.
+        // Pause's cgroup is next to it; without the shim its path is not known otherwise.
         if let Some((parent, _)) = record.cgroup.rsplit_once('/') {
             let (cgroups, leaf) = (context.cgroups.clone(), crate::cgroups::leaf_path(parent, &record.pod));
             let removed = blocking("remove pause's cgroup", move || {
@@ -245,7 +205,7 @@ async fn sweep(context: &Arc<Context>, records: Records, known: &BTreeSet<PodId>
                 Ok(cgroups.remove(&leaf)?)
             });
             if let Err(error) = removed.await {
-                tracing::warn!(pod = %record.pod, %error, "cgroup of a lost pod not removed");
+                tracing::warn!(pod = %record.pod, %error, "cannot remove the cgroup of a lost pod");
             }
         }
     }
@@ -255,14 +215,15 @@ async fn sweep(context: &Arc<Context>, records: Records, known: &BTreeSet<PodId>
         let removed = dir.clone();
         let trash = context.trash.clone();
         if let Err(error) =
-            blocking("remove a folder", move || Ok(state::file::discard_dir(&removed, &trash)?)).await
+            blocking("remove a folder", move || Ok(state::file::discard_dir(&removed, &trash, ())?)).await
         {
-            tracing::warn!(dir = %dir.display(), %error, "folder without a record not removed");
+            tracing::warn!(dir = %dir.display(), %error, "cannot remove a folder without a record");
         }
     }
 }
 
-/// Leaves of ours that these processes are in: those named by an id, as nobody else names any. Blocking.
+/// The leaf cgroups of these processes. Cgroups named by an id are ours, because no other software uses such
+/// names. Blocking.
 fn leaves(pids: &[u32]) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for pid in pids.iter().filter(|pid| **pid != 0) {
@@ -281,6 +242,6 @@ async fn unpin(pin: &Path) {
     let path = pin.to_owned();
     let removed = blocking("unpin", move || netns::unpin(&path).map_err(|error| Error::of("unpin", &error)));
     if let Err(error) = removed.await {
-        tracing::warn!(pin = %pin.display(), %error, "pin of no pod not removed");
+        tracing::warn!(pin = %pin.display(), %error, "cannot remove a network namespace pin without a pod");
     }
 }

@@ -1,5 +1,5 @@
 //! Checks the durable folder: whether it accepts writes, for the condition RuntimeReady and for calls that
-//! create something.
+//! create something. Folders below it that are file systems of their own (images, for example) are checked as well.
 //!
 //! Listing and removing pods works without writes; creating does not. The kernel may make a file system
 //! read-only at any time (after a disk error) without notice, so the only way to know is to write.
@@ -8,7 +8,8 @@ use crate::error::{Error, ErrorKind};
 use crate::lanes;
 use state::Layout;
 use state::probe::{self, Refusal};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -23,8 +24,8 @@ const HANG_LIMIT: Duration = Duration::from_secs(20);
 /// Why nothing can be created, as reported in CRI's condition RuntimeReady.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Problem {
-    /// Reason, one word.
-    pub(crate) reason: &'static str,
+    /// Reason, one word: the folder and its problem, as in `RootFull` and `ImagesReadOnly`.
+    pub(crate) reason: String,
     /// Message for users.
     pub(crate) message: String,
     /// Whether the folder is only full. Then the runtime stays ready: kubelet has its own condition
@@ -33,17 +34,18 @@ pub(crate) struct Problem {
 }
 
 impl Problem {
-    fn of(layout: &Layout, refusal: Refusal, error: &std::io::Error) -> Self {
-        let root = layout.root().display();
-        let (reason, what) = match refusal {
-            Refusal::ReadOnly => ("RootReadOnly", format!("root {root} is read-only")),
-            Refusal::Full => ("RootFull", format!("root {root} is full")),
-            Refusal::Broken => ("RootBroken", format!("root {root} cannot be written")),
+    fn of(name: &str, folder: &Path, refusal: Refusal, error: &std::io::Error) -> Self {
+        let (word, what) = match refusal {
+            Refusal::ReadOnly => ("ReadOnly", "is read-only"),
+            Refusal::Full => ("Full", "is full"),
+            Refusal::Broken => ("Broken", "cannot be written"),
         };
         let message = format!(
-            "{what} ({error}): running pods continue and can be removed, but no new ones can be created"
+            "{} {} {what} ({error}): running pods continue and can be removed, but no new ones can be created",
+            name.to_lowercase(),
+            folder.display()
         );
-        Self { reason, message, full: refusal == Refusal::Full }
+        Self { reason: format!("{name}{word}"), message, full: refusal == Refusal::Full }
     }
 }
 
@@ -55,18 +57,25 @@ pub(crate) struct Root(Arc<Inner>);
 struct Inner {
     layout: Layout,
     problem: Mutex<Option<Problem>>,
+    /// The folder that is being checked.
+    at: Mutex<(&'static str, PathBuf)>,
     check_soon: Notify,
 }
 
 impl Root {
     /// Starts without a known state; see [`Root::check`].
     pub(crate) fn new(layout: Layout) -> Self {
-        Self(Arc::new(Inner { layout, problem: Mutex::default(), check_soon: Notify::new() }))
+        Self(Arc::new(Inner {
+            layout,
+            problem: Mutex::default(),
+            at: Mutex::default(),
+            check_soon: Notify::new(),
+        }))
     }
 
     /// The result of the last check. Does not block.
     pub(crate) fn problem(&self) -> Option<Problem> {
-        self.0.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.0.problem).clone()
     }
 
     /// Requests a check soon, after a write has failed.
@@ -74,15 +83,27 @@ impl Root {
         self.0.check_soon.notify_one();
     }
 
-    /// Tries a write and stores the result. Blocking.
+    /// Tries a write and stores the result. Of several problems, one that free space does not solve is reported
+    /// first. Blocking.
     pub(crate) fn check(&self) {
-        let layout = &self.0.layout;
-        self.set(probe::root(layout).err().map(|(refusal, error)| Problem::of(layout, refusal, &error)));
+        let mut found: Option<Problem> = None;
+        for (name, folder) in probe::parts(&self.0.layout) {
+            *lock(&self.0.at) = (name, folder.clone());
+            if name != "Root" && !probe::is_mount(&folder).unwrap_or(false) {
+                continue;
+            }
+            let Err((refusal, error)) = probe::folder(&folder) else { continue };
+            let problem = Problem::of(name, &folder, refusal, &error);
+            if found.as_ref().is_none_or(|found| found.full && !problem.full) {
+                found = Some(problem);
+            }
+        }
+        self.set(found);
     }
 
     fn set(&self, found: Option<Problem>) {
-        let mut problem = self.0.problem.lock().unwrap_or_else(PoisonError::into_inner);
-        let changed = problem.as_ref().map(|it| it.reason) != found.as_ref().map(|it| it.reason);
+        let mut problem = lock(&self.0.problem);
+        let changed = problem.as_ref().map(|it| &it.reason) != found.as_ref().map(|it| &it.reason);
         match &found {
             Some(found) if changed => tracing::error!(reason = found.reason, "{}", found.message),
             None if changed => {
@@ -122,11 +143,13 @@ impl Root {
             let check = lanes::records().run(move || root.check());
             tokio::pin!(check);
             if timeout(HANG_LIMIT, &mut check).await.is_err() {
+                let (name, folder) = lock(&self.0.at).clone();
                 self.set(Some(Problem {
-                    reason: "RootHangs",
+                    reason: format!("{name}Hangs"),
                     message: format!(
-                        "root {} has not completed a write for {HANG_LIMIT:?}: running pods continue, but no new ones can be created",
-                        self.0.layout.root().display()
+                        "{} {} has not completed a write for {HANG_LIMIT:?}: running pods continue, but no new ones can be created",
+                        name.to_lowercase(),
+                        folder.display()
                     ),
                     full: false,
                 }));
@@ -134,6 +157,11 @@ impl Root {
             }
         }
     }
+}
+
+/// Nothing is done under these locks that could leave a half.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

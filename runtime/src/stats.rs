@@ -1,9 +1,10 @@
 //! Stats of containers, read from their cgroup files by the daemon itself; no shim is asked. Blocking, but
 //! only for reads of kernel files: writable layers are walked separately ([`StatsReader::refresh_stale`]).
 //!
-//! Files stay open while a container exists and are read with pread(2), seven calls per container.
+//! Files stay open while a container exists and are read with pread(2), six or seven calls per container.
 
 use crate::cgroups::Cgroups;
+use crate::clock::now;
 use model::ContainerId;
 use std::collections::HashMap;
 use std::fs::File;
@@ -11,7 +12,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 mod parse;
 
@@ -170,12 +171,6 @@ struct Layer {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A poisoned lock is fine: no panic can leave these values half-changed.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Nanoseconds since the epoch.
-fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
 impl StatsReader {
@@ -369,25 +364,22 @@ impl Sample {
     }
 }
 
-/// Reads a kernel file from its beginning, even if it was read before.
+/// Reads a kernel file from its beginning, even if it was read before. A cgroup file is one record of a seq_file: a
+/// read with room to spare got all of it. A second read would have the kernel write the whole text again to find
+/// its end.
 fn read_whole(file: &File) -> io::Result<String> {
     let mut bytes = vec![0; 4096];
-    let mut length = 0;
     loop {
-        let offset = u64::try_from(length).unwrap_or(u64::MAX);
-        let Some(room) = bytes.get_mut(length..) else { break };
-        match file.read_at(room, offset)? {
-            0 => break,
-            count => length += count,
+        let length = file.read_at(&mut bytes, 0)?;
+        if length < bytes.len() {
+            bytes.truncate(length);
+            break;
         }
-        if length == bytes.len() {
-            if length >= MAX_FILE {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "larger than 16 KiB"));
-            }
-            bytes.resize(MAX_FILE.min(length * 2), 0);
+        if length >= MAX_FILE {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "larger than 16 KiB"));
         }
+        bytes.resize(MAX_FILE, 0);
     }
-    bytes.truncate(length);
     String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not UTF-8"))
 }
 

@@ -4,7 +4,7 @@ use crate::Auth;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hyper::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
-use std::fmt::Write as _;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 /// What a 401 response asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,55 +20,60 @@ pub(crate) enum Challenge {
 
 /// Parses `WWW-Authenticate`. If both are offered, a token is preferred to basic authentication.
 pub(crate) fn challenge(headers: &HeaderMap) -> Option<Challenge> {
+    let texts = headers.get_all(WWW_AUTHENTICATE).into_iter().filter_map(|value| value.to_str().ok());
     let mut basic = false;
-    for value in headers.get_all(WWW_AUTHENTICATE) {
-        let Ok(text) = value.to_str() else { continue };
-        let (scheme, rest) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
+    for (scheme, mut parameters) in texts.flat_map(challenges) {
+        let mut take = |name: &str| {
+            let at = parameters.iter().position(|(key, _)| key.eq_ignore_ascii_case(name))?;
+            Some(parameters.swap_remove(at).1)
+        };
         if scheme.eq_ignore_ascii_case("basic") {
             basic = true;
-        } else if scheme.eq_ignore_ascii_case("bearer") {
-            let mut parameters = parameters(rest);
-            let mut take = |name: &str| {
-                let at = parameters.iter().position(|(key, _)| key.eq_ignore_ascii_case(name))?;
-                Some(parameters.swap_remove(at).1)
-            };
-            if let Some(realm) = take("realm") {
-                return Some(Challenge::Bearer { realm, service: take("service"), scope: take("scope") });
-            }
+        } else if scheme.eq_ignore_ascii_case("bearer")
+            && let Some(realm) = take("realm")
+        {
+            return Some(Challenge::Bearer { realm, service: take("service"), scope: take("scope") });
         }
     }
     basic.then_some(Challenge::Basic)
 }
 
-/// Parses `key=value` and `key="quoted \" value"`, separated by commas.
-fn parameters(text: &str) -> Vec<(String, String)> {
-    let mut found = Vec::new();
+/// Parses schemes with parameters, `key=value` and `key="quoted \" value"`, of which one header may contain several, all
+/// separated by commas (RFC 9110, 11.6.1). Unquoted values may contain any character but a comma: registries send them.
+fn challenges(text: &str) -> Vec<(&str, Vec<(&str, String)>)> {
+    let mut found: Vec<(&str, Vec<(&str, String)>)> = Vec::new();
     let mut rest = text;
-    while let Some((key, after)) = rest.split_once('=') {
-        let key = key.trim_matches([' ', ',', '\t']).to_owned();
-        let mut value = String::new();
-        if let Some(quoted) = after.trim_start().strip_prefix('"') {
-            let mut chars = quoted.char_indices();
-            let mut end = quoted.len();
-            while let Some((at, c)) = chars.next() {
-                match c {
-                    '"' => {
-                        end = at + 1;
-                        break;
-                    }
-                    '\\' => value.extend(chars.next().map(|(_, escaped)| escaped)),
-                    _ => value.push(c),
-                }
-            }
-            rest = &quoted[end..];
-        } else {
-            let end = after.find(',').unwrap_or(after.len());
-            value.push_str(after[..end].trim());
-            rest = &after[end..];
+    loop {
+        let (before, after) =
+            rest.split_once('=').map_or((rest, None), |(before, after)| (before, Some(after)));
+        let mut words: Vec<&str> = before.split([' ', ',', '\t']).filter(|word| !word.is_empty()).collect();
+        let key = after.and_then(|_| words.pop());
+        found.extend(words.into_iter().map(|scheme| (scheme, Vec::new())));
+        let Some(after) = after else { return found };
+        let (value, left) = value(after);
+        if let (Some(key), Some((_, parameters))) = (key, found.last_mut()) {
+            parameters.push((key, value));
         }
-        found.push((key, value));
+        rest = left;
     }
-    found
+}
+
+/// A parameter's value, and what comes after it.
+fn value(text: &str) -> (String, &str) {
+    let Some(quoted) = text.trim_start().strip_prefix('"') else {
+        let end = text.find(',').unwrap_or(text.len());
+        return (text[..end].trim().to_owned(), &text[end..]);
+    };
+    let mut value = String::new();
+    let mut chars = quoted.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '"' => return (value, &quoted[at + 1..]),
+            '\\' => value.extend(chars.next().map(|(_, escaped)| escaped)),
+            _ => value.push(c),
+        }
+    }
+    (value, "")
 }
 
 /// Whether these credentials may be sent to a host. Credentials without a server address are for the
@@ -113,25 +118,13 @@ fn secret(text: &str) -> Option<HeaderValue> {
     Some(value)
 }
 
+/// Everything except the unreserved characters of RFC 3986, 2.3.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
 /// Encodes pairs as `a=b&c=d`, percent-escaped.
 pub(crate) fn form(pairs: &[(&str, &str)]) -> String {
-    let mut text = String::new();
-    for (key, value) in pairs {
-        if !text.is_empty() {
-            text.push('&');
-        }
-        text.push_str(key);
-        text.push('=');
-        for byte in value.bytes() {
-            if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
-                text.push(char::from(byte));
-            } else {
-                // Writing to a string cannot fail.
-                write!(text, "%{byte:02X}").ok();
-            }
-        }
-    }
-    text
+    let pairs = pairs.iter().map(|(key, value)| format!("{key}={}", utf8_percent_encode(value, ESCAPED)));
+    pairs.collect::<Vec<_>>().join("&")
 }
 
 #[cfg(test)]
@@ -155,6 +148,20 @@ mod tests {
         };
         assert_eq!(found, Some(want));
         assert_eq!(challenge(&headers(&["basic"])), Some(Challenge::Basic));
+        // Several in one header, in any order, with parameters and without.
+        let token =
+            Some(Challenge::Bearer { realm: "https://a/t".into(), service: Some("s".into()), scope: None });
+        for one in [
+            "Basic realm=\"x, y=z\", Bearer realm=\"https://a/t\",service=s",
+            "Negotiate, Bearer realm=\"https://a/t\" , service=\"s\", Basic realm=x",
+            "Basic,bearer\trealm = https://a/t, service = s",
+        ] {
+            assert_eq!(challenge(&headers(&[one])), token, "{one}");
+        }
+        assert_eq!(
+            challenge(&headers(&["Negotiate abc==, Basic realm=Our Registry"])),
+            Some(Challenge::Basic)
+        );
         assert_eq!(challenge(&headers(&["Negotiate", "Bearer service=\"x\""])), None);
         assert_eq!(challenge(&headers(&["Bearer realm=\"open"])).map(|c| c != Challenge::Basic), Some(true));
     }

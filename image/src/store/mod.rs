@@ -228,30 +228,35 @@ impl Store {
         Ok((layers, pins))
     }
 
-    /// Stores a manifest, index or config.
-    pub(crate) fn put_document(&self, bytes: &[u8]) -> Result<Digest> {
-        blobs::put(&self.layout, bytes)
-    }
-
     /// Reads a stored document.
     pub(crate) fn document(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>> {
         blobs::get(&self.layout, digest, limit)
     }
 
-    /// Names an image whose content is complete. It becomes visible by this.
+    /// Stores an image's documents, including its config, and names the image. It becomes visible by this. Its layers
+    /// must be present and pinned. Sets `image.size` and `image.documents`.
+    ///
+    /// The lock is held for all of it, so that a removal of the same image, which deletes its documents, comes before
+    /// or after it.
     pub(crate) fn commit(
         &self,
         reference: &Reference,
         top: &Digest,
         mut image: index::Entry,
-        documents_size: u64,
+        documents: &[&[u8]],
     ) -> Result<Arc<ImageRecord>> {
         let id =
             Digest::parse(&image.config).ok_or_else(|| Error::corrupt(&image.config, "not an image id"))?;
         let mut disk = lock(&self.disk);
+        for bytes in documents {
+            let digest = blobs::put(&self.layout, bytes)?;
+            if digest != id {
+                image.documents.insert(digest.to_string());
+            }
+        }
         {
             let catalog = lock(&self.catalog);
-            image.size = documents_size;
+            image.size = documents.iter().map(|bytes| bytes.len() as u64).sum();
             for layer in &image.layers {
                 let facts = Digest::parse(layer).and_then(|layer| catalog.layers.get(&layer_name(&layer)));
                 let facts = facts.ok_or_else(|| Error::corrupt(layer, "the layer is not in the store"))?;
@@ -388,16 +393,23 @@ impl Store {
         }
     }
 
-    /// Releases a lease. The layers of a removed image are deleted with its last lease.
+    /// Releases a lease. The layers of a removed image are deleted with its last lease. If the disk keeps the lease's
+    /// file, that is logged and no error: the next start finds the owner gone and releases it again.
     pub(crate) fn release(&self, owner: &str) -> Result<()> {
         lease::check(owner)?;
         let published = self.published();
         let needed = |image: &str| published.find(image).is_some_and(|record| record.id == image);
         let held = lock(&self.catalog).leases.remove(owner);
-        lease::remove(&self.layout, owner)?;
-        match held {
+        let released = lease::remove(&self.layout, owner).and_then(|()| match held {
             Some(held) if !needed(&held.image) => self.collect(),
             _ => Ok(()),
+        });
+        match released {
+            Err(error @ Error::Storage { .. }) => {
+                tracing::warn!(owner, %error, "image lease given back, its file or layers stay until the next start");
+                Ok(())
+            }
+            released => released,
         }
     }
 

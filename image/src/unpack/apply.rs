@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::io::BufRead;
+use std::io::{self, BufRead};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
@@ -377,14 +377,24 @@ impl Applier {
         let file = self
             .replacing(name, "create", |parent| fs::openat(parent, os(name), flags, Mode::RUSR | Mode::WUSR))
             .map_err(&system)?;
-        loop {
-            let data = archive.data().map_err(TarError::Io)?;
-            if data.is_empty() {
-                break;
+        let whole = [(0, entry.size)];
+        for (offset, length) in entry.sparse.as_ref().map_or(&whole[..], |map| &map.pieces) {
+            let mut done = 0;
+            while done < *length {
+                let data = archive.data().map_err(TarError::Io)?;
+                if data.is_empty() {
+                    return Err(TarError::Io(io::ErrorKind::UnexpectedEof.into()).into());
+                }
+                let left = usize::try_from(length - done).unwrap_or(usize::MAX);
+                let data = data.get(..left).unwrap_or(data);
+                let written = rustix::io::retry_on_intr(|| rustix::io::pwrite(&file, data, offset + done))
+                    .map_err(|errno| system(("write", errno)))?;
+                archive.consume(written);
+                done += written as u64;
             }
-            let written = rustix::io::retry_on_intr(|| rustix::io::write(&file, data))
-                .map_err(|errno| system(("write", errno)))?;
-            archive.consume(written);
+        }
+        if let Some(map) = &entry.sparse {
+            fs::ftruncate(&file, map.real).map_err(|errno| system(("set size of", errno)))?;
         }
         self.stats.bytes += entry.size.div_ceil(BLOCK) * BLOCK;
         attributes(file.as_fd(), entry)

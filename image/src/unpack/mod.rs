@@ -7,6 +7,8 @@
 
 mod apply;
 mod folders;
+mod numbers;
+mod sparse;
 mod tar;
 mod whiteout;
 

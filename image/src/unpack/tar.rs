@@ -1,9 +1,10 @@
-//! Reads a tar stream entry by entry: ustar, GNU long names, and PAX without sparse files. Pure: accesses no
-//! file.
+//! Reads a tar stream entry by entry: ustar, GNU long names, PAX and sparse files. Pure: accesses no file.
 //!
 //! Every length in the archive is checked before memory is allocated for it, and every path is parsed into
 //! components that cannot leave the folder they are joined to.
 
+use super::numbers::{field, number, until_nul};
+use super::sparse::{self, Bad, Map};
 use std::io::{self, BufRead, Read};
 use tar::{EntryType, Header};
 
@@ -86,6 +87,8 @@ pub(crate) struct Entry {
     pub(crate) mtime: (i64, u32),
     /// Bytes of content that follow; 0 for all but files.
     pub(crate) size: u64,
+    /// The positions of the content, for a file with holes.
+    pub(crate) sparse: Option<Map>,
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
@@ -122,7 +125,7 @@ struct Extensions {
     gid: Option<u64>,
     mtime: Option<(i64, u32)>,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    sparse: bool,
+    sparse: Option<sparse::Records>,
 }
 
 impl<R: BufRead> Reader<R> {
@@ -235,13 +238,13 @@ impl<R: BufRead> Reader<R> {
         Ok(contents)
     }
 
-    fn entry(&mut self, header: &Header, size: u64, extensions: Extensions) -> Result<Entry, TarError> {
-        let name = extensions.path.unwrap_or_else(|| header.path_bytes().into_owned());
+    fn entry(&mut self, header: &Header, size: u64, mut extensions: Extensions) -> Result<Entry, TarError> {
+        let mut records = extensions.sparse.take();
+        // The header has another name, for readers without support for sparse files.
+        let name = records.as_mut().and_then(|records| records.name.take()).or(extensions.path);
+        let name = name.unwrap_or_else(|| header.path_bytes().into_owned());
         let old = header.as_old();
         let wrong = |reason| refuse(&name, reason);
-        if extensions.sparse {
-            return Err(wrong("sparse files are not supported"));
-        }
         let link =
             || extensions.link.clone().or_else(|| header.link_name_bytes().map(|link| link.into_owned()));
         let device = || match (header.device_major(), header.device_minor()) {
@@ -251,7 +254,7 @@ impl<R: BufRead> Reader<R> {
         let kind = match header.entry_type() {
             // Before POSIX, a folder was a file whose name ended in a slash.
             EntryType::Regular if name.ends_with(b"/") => Kind::Directory,
-            EntryType::Regular | EntryType::Continuous => Kind::File,
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Kind::File,
             EntryType::Directory => Kind::Directory,
             EntryType::Symlink => {
                 let target = link().unwrap_or_default();
@@ -269,7 +272,6 @@ impl<R: BufRead> Reader<R> {
             EntryType::Char => device().map(|(major, minor)| Kind::CharDevice(major, minor))?,
             EntryType::Block => device().map(|(major, minor)| Kind::BlockDevice(major, minor))?,
             EntryType::Fifo => Kind::Fifo,
-            EntryType::GNUSparse => return Err(wrong("sparse files are not supported")),
             _ => return Err(wrong("its type is unknown")),
         };
         let size = extensions.size.unwrap_or(size);
@@ -281,6 +283,11 @@ impl<R: BufRead> Reader<R> {
             _ => size,
         };
         self.padding = pad(self.remaining);
+        let sparse = self.sparse(header, &kind, records).map_err(|bad| match bad {
+            Bad::Io(error) => error.into(),
+            Bad::Map(reason) => wrong(reason),
+        })?;
+        let size = self.remaining;
         let id = |extended: Option<u64>, own: &[u8]| {
             extended
                 .or_else(|| field(own))
@@ -295,6 +302,7 @@ impl<R: BufRead> Reader<R> {
         Ok(Entry {
             path: EntryPath::parse(&name).map_err(wrong)?,
             size: if kind == Kind::File { size } else { 0 },
+            sparse,
             kind,
             mode: field(&old.mode)
                 .and_then(|mode| u32::try_from(mode & 0o7777).ok())
@@ -305,31 +313,33 @@ impl<R: BufRead> Reader<R> {
             xattrs: extensions.xattrs,
         })
     }
-}
 
-/// Parses a numeric header field: octal, 0 if blank, or binary if the top bit is set. Negative numbers are
-/// rejected.
-fn field(bytes: &[u8]) -> Option<u64> {
-    if let Some((first @ 0x80.., rest)) = bytes.split_first() {
-        let number = rest.iter().try_fold(u64::from(first & 0x7f), |number, byte| {
-            number.checked_mul(256).map(|number| number | u64::from(*byte))
-        });
-        return number.filter(|_| first & 0x40 == 0);
+    /// The map of a sparse file, which may be at the beginning of its content.
+    fn sparse(
+        &mut self,
+        header: &Header,
+        kind: &Kind,
+        records: Option<sparse::Records>,
+    ) -> Result<Option<Map>, Bad> {
+        match (header.entry_type(), records) {
+            (EntryType::GNUSparse, None) => {
+                let header = header.as_gnu().ok_or("it is sparse, and no GNU header")?;
+                sparse::old(header, &mut self.input, self.remaining).map(Some)
+            }
+            (EntryType::Regular | EntryType::Continuous, Some(records)) if *kind == Kind::File => {
+                let (map, read) = records.map(&mut self.input, self.remaining)?;
+                self.remaining -= read;
+                Ok(Some(map))
+            }
+            (_, Some(_)) => Err("it is sparse, and no file".into()),
+            (_, None) => Ok(None),
+        }
     }
-    let text = until_nul(bytes.to_vec());
-    let text = std::str::from_utf8(&text).ok()?.trim();
-    if text.is_empty() { Some(0) } else { u64::from_str_radix(text, 8).ok() }
 }
 
 fn pad(size: u64) -> u64 {
     let block = BLOCK as u64;
     (block - size % block) % block
-}
-
-fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
-    let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
-    bytes.truncate(end);
-    bytes
 }
 
 /// Parses PAX records, `<length> <key>=<value>\n`, where the length includes itself. Values may be empty or
@@ -354,9 +364,10 @@ fn pax(mut records: &[u8], into: &mut Extensions) -> Result<(), &'static str> {
             b"uid" if !value.is_empty() => into.uid = Some(number(value).ok_or(BAD)?),
             b"gid" if !value.is_empty() => into.gid = Some(number(value).ok_or(BAD)?),
             b"mtime" if !value.is_empty() => into.mtime = Some(seconds(value).ok_or(BAD)?),
-            _ if key.starts_with(b"GNU.sparse.") => into.sparse = true,
             _ => {
-                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+                if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
+                    into.sparse.get_or_insert_default().take(key, value)?;
+                } else if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                     if into.xattrs.len() == MAX_XATTRS {
                         return Err("it has too many extended attributes");
                     }
@@ -381,10 +392,6 @@ pub(super) fn allowed_xattr(name: &[u8]) -> bool {
         name,
         b"security.capability" | b"security.ima" | b"system.posix_acl_access" | b"system.posix_acl_default"
     ) || name.strip_prefix(b"user.").is_some_and(|rest| !rest.is_empty())
-}
-
-fn number(digits: &[u8]) -> Option<u64> {
-    std::str::from_utf8(digits).ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()
 }
 
 /// Parses a PAX time, such as `1234.5678`; it may be negative.

@@ -392,7 +392,7 @@ impl Node {
     pub async fn assert_empty(&self) {
         let folders = ["blobs", "layers", "facts", "leases", "ingest", "trash"];
         let mut left = Vec::new();
-        for _ in 0..250 {
+        for _ in 0..1500 {
             left = folders.iter().filter(|folder| self.count(folder) > 0).copied().collect();
             if left.is_empty() {
                 return;

@@ -97,6 +97,7 @@ async fn gone(rig: &Rig, name: &str, container: &str) -> Result<()> {
 
 async fn node_turns_ready_with_the_conflist(rig: &Rig) -> Result<()> {
     rig.kubelet.apply(&pod("waits", json!([sleeper("main")])))?;
+    // Nothing happens for a while.
     tokio::time::sleep(secs(3)).await;
     let before = view::find(rig, "waits").await?;
     ensure!(before.is_none_or(|v| v.phase() == "Pending"), "a pod runs without a network");
@@ -195,6 +196,7 @@ async fn native_sidecar(rig: &Rig) -> Result<()> {
 
 async fn probes_that_succeed(rig: &Rig) -> Result<()> {
     let first = view::ready(rig, "probes").await?;
+    // Nothing happens for a while but probes.
     tokio::time::sleep(secs(5)).await;
     let later = view::ready(rig, "probes").await?;
     ensure!(first.identity() == later.identity(), "a container was restarted: {}", later.status());

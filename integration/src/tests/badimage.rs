@@ -24,6 +24,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(truncated_and_foreign_bytes).own(),
         test!(layer_without_a_byte).own(),
         test!(manifest_that_lies).own(),
+        test!(more_volumes_than_anybody_needs),
     ]
 }
 
@@ -260,4 +261,21 @@ async fn manifest_that_lies(cx: Context) -> Result<()> {
     );
     let name = push(&cx, "only-arm", &list).await?;
     refused(&cx, &name, &["platform", "amd64", "architecture"]).await
+}
+
+/// Each declared volume costs folders, and below a read-only root a mount.
+async fn more_volumes_than_anybody_needs(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let many: serde_json::Map<_, _> = (0..20_000).map(|n| (format!("/v/{n}"), json!({}))).collect();
+    let deep = "/d".repeat(2_000);
+    let long: serde_json::Map<_, _> = (0..100).map(|n| (format!("/{n}{deep}"), json!({}))).collect();
+    for volumes in [many, long] {
+        let count = volumes.len();
+        let image = super::escape::image_with(&cx, json!({"Volumes": volumes}), |_| Ok(())).await?;
+        let config = super::escape::sleeper("one", &image).with(|c| c.security().readonly_rootfs = true);
+        let refused = cx.create(&pod, &config).await.err().context("a container of such an image")?;
+        let text = format!("{refused:#}");
+        ensure!(text.contains("Volumes") && text.contains(&count.to_string()), "{text}");
+    }
+    Ok(())
 }

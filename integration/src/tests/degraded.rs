@@ -39,7 +39,9 @@ async fn off(cx: &Context, disk: Disk) -> Result<()> {
 /// A pod with a network, and a container that exits with code 7 on SIGTERM.
 async fn running(cx: &Context) -> Result<(Pod, String)> {
     let pod = cx.pod_of(cx.pod_config().own_network()).await?;
-    let id = cx.start(&pod, &cx.shell("main", "trap 'exit 7' TERM; while :; do sleep 0.1; done")).await?;
+    let line = "trap 'exit 7' TERM; echo ready; while :; do sleep 0.1; done";
+    let id = cx.start(&pod, &cx.shell("main", line)).await?;
+    cx.said(&id, "ready").await?;
     Ok((pod, id))
 }
 

@@ -70,7 +70,7 @@ async fn timeout_kills_the_tree(cx: Context) -> Result<()> {
     let refused = cx.cri.exec_sync(&id, &["/bin/sh", "-c", &line], 1).await.err().context("no time-out")?;
     let took = start.elapsed();
     ensure!(refused.code() == Code::DeadlineExceeded, "kubelet's probes need DeadlineExceeded: {refused}");
-    ensure!(took >= Duration::from_millis(900) && took < secs(5), "took {took:?}");
+    ensure!(took >= Duration::from_millis(900) && took < secs(20), "took {took:?}");
     if !cx.node.is_foreign() {
         wait::until_true("the whole tree to be dead", secs(3), || {
             proc::with_args(&format!("sleep {mark}")).is_empty()

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
+use cri_api::v1::ContainerState;
 
 use crate::context::Context;
 use crate::fixture::Fixture;
@@ -155,13 +157,19 @@ async fn h5_every_listed_container_has_a_status(cx: Context) -> Result<()> {
     cx.cri.wait_exit(&dead, secs(10)).await?;
     cx.cri.remove_image(&name).await?;
     proc::signal(cx.node.shim(&pod.id)?.pid, nix::sys::signal::Signal::SIGKILL)?;
-    for round in 0..20 {
+    // Until the shim's death is shown, and at every step on the way.
+    let end = Instant::now() + secs(20);
+    loop {
         for listed in cx.cri.containers(None).await? {
             let answer = cx.cri.container(&listed.id).await;
             let still = cx.cri.containers(None).await?.iter().any(|c| c.id == listed.id);
-            ensure!(answer.is_ok() || !still, "round {round}: {:#}", answer.err().context("error")?);
+            ensure!(answer.is_ok() || !still, "{}: {:#}", listed.id, answer.err().context("error")?);
         }
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        if cx.cri.container(&running).await?.state() == ContainerState::ContainerExited {
+            break;
+        }
+        ensure!(Instant::now() < end, "the container of a dead shim is shown as running");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     cx.cri.container(&running).await.context("with image and shim gone")?;
     // While containers come and go.

@@ -1,6 +1,6 @@
 //! Images: references, forms, consistency, users, content on disk.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use cri_api::v1 as api;
@@ -297,15 +297,12 @@ async fn cancelled_pull_leaves_nothing(cx: Context) -> Result<()> {
             cx.cri.remove_image(&Fixture::image("tools")).await?;
         }
     }
-    let start = Instant::now();
-    loop {
+    crate::wait::until("what cancelled pulls left to go", Duration::from_secs(30), || async {
         let left: Vec<String> = files().into_iter().filter(|f| !before.contains(f)).collect();
-        if left.is_empty() {
-            break;
-        }
-        ensure!(start.elapsed() < Duration::from_secs(10), "cancelled pulls left {left:?}");
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+        ensure!(left.is_empty(), "{left:?} is left");
+        Ok(Some(()))
+    })
+    .await?;
     cx.cri.pull(&Fixture::image("tools")).await.context("a full pull afterwards")?;
     Ok(())
 }

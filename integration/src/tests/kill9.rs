@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use cri_api::v1::{self as api, ContainerState, PodSandboxState};
+use cri_api::v1::{self as api, ContainerState, MountPropagation, PodSandboxState};
 
 use crate::context::{Context, Pod};
 use crate::fixture::Fixture;
@@ -14,7 +14,7 @@ use crate::images::digest;
 use crate::logfile::Log;
 use crate::runner::{Test, test};
 use crate::shapes::{ContainerExt as _, PodExt as _};
-use crate::wait::secs;
+use crate::wait::{self, secs};
 
 pub(super) fn tests() -> Vec<Test> {
     vec![
@@ -46,14 +46,27 @@ fn long_line(n: usize) -> Vec<u8> {
     format!("{}line {n}\n", "x".repeat(20_000)).into_bytes()
 }
 
-async fn writer(cx: &Context, pod: &Pod, n: usize) -> Result<Writer> {
+impl Writer {
+    /// Everything but its last line, which the gate holds back, is in the log.
+    fn is_at_the_gate(&self, log: &Path) -> bool {
+        let wanted: usize = (0..self.count - 1).map(|n| (self.line)(n).len()).sum();
+        Log::read(log).is_ok_and(|log| log.bytes(None).len() == wanted)
+    }
+}
+
+async fn writer(cx: &Context, pod: &Pod, n: usize, gate: &Path) -> Result<Writer> {
     let (name, count) = (format!("w{n}"), if n == 1 { 300 } else { 25_000 });
-    let numbers = |count: usize| format!("i=0; while [ $i -lt {count} ]; do echo line $i; i=$((i+1)); done");
     // The writers wait with their last line until the daemon is up again, so that all of them span the crash.
+    let held = "until [ -e /gate/open ]; do sleep 0.05; done";
+    let numbers = |count: usize| {
+        let last = count - 1;
+        format!("i=0; while [ $i -lt {last} ]; do echo line $i; i=$((i+1)); done; {held}; echo line $i")
+    };
     let (script, line, tail, code): (String, Line, &'static str, i32) = match n {
         1 => (
             format!(
-                "x=$(head -c 20000 /dev/zero | tr '\\0' x); i=0; while [ $i -lt {count} ]; do echo ${{x}}line $i; i=$((i+1)); sleep 0.005; done; exit 21"
+                "x=$(head -c 20000 /dev/zero | tr '\\0' x); i=0; while [ $i -lt {} ]; do echo ${{x}}line $i; i=$((i+1)); sleep 0.005; done; {held}; echo ${{x}}line $i; exit 21",
+                count - 1
             ),
             long_line,
             "",
@@ -63,7 +76,8 @@ async fn writer(cx: &Context, pod: &Pod, n: usize) -> Result<Writer> {
         3 => (format!("{}; printf 'no end'; exit 23", numbers(count)), short_line, "no end", 23),
         _ => (format!("{}; exit 0", numbers(count)), short_line, "", 0),
     };
-    let mut config = cx.shell(&name, &script);
+    let mut config =
+        cx.shell(&name, &script).mount(gate, "/gate", true, MountPropagation::PropagationPrivate);
     config.tty = n == 2;
     let id = cx.start(pod, &config).await?;
     Ok(Writer { id, line, count, tail, code })
@@ -78,13 +92,26 @@ async fn twenty_writers(cx: Context) -> Result<()> {
         let keep = cx.start(&pod, &cx.sleeper("keep")).await?;
         pods.push((pod, keep));
     }
+    let gate = cx.volume("gate")?;
     let mut writers = Vec::new();
     for (n, (pod, _)) in pods.iter().enumerate() {
-        writers.push(writer(&cx, pod, n).await?);
+        writers.push(writer(&cx, pod, n, &gate).await?);
     }
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut logs = Vec::new();
+    for w in &writers {
+        logs.push(PathBuf::from(cx.cri.container(&w.id).await?.log_path));
+    }
+    let size = |log: &PathBuf| fs::metadata(log).map_or(0, |file| file.len());
+    wait::until_true("everybody to write", secs(60), || logs.iter().all(|log| size(log) > 0)).await?;
     cx.node.kill9()?;
-    tokio::time::sleep(secs(1)).await;
+    // The shims go on without it.
+    let before: Vec<u64> = logs.iter().map(size).collect();
+    for ((w, log), before) in writers.iter().zip(&logs).zip(before) {
+        wait::until_true("a log to grow without the daemon", secs(60), || {
+            size(log) > before || w.is_at_the_gate(log)
+        })
+        .await?;
+    }
     let start = Instant::now();
     cx.node.launch().await?;
     let (listed_pods, listed) = (cx.cri.pods(None).await?, cx.cri.containers(None).await?);
@@ -102,16 +129,11 @@ async fn twenty_writers(cx: Context) -> Result<()> {
         let path = cx.cri.container(&w.id).await?.log_path;
         let old = format!("{path}.old");
         fs::rename(&path, &old)?;
-        match cx.cri.reopen_log(&w.id).await {
-            Ok(()) => ensure!(Path::new(&path).exists(), "no new file"),
-            // It ended meanwhile: kubelet would rename back.
-            Err(_) => {
-                ensure!(!Path::new(&path).exists(), "a refused reopen made a file");
-                fs::rename(&old, &path)?;
-            }
-        }
+        cx.cri.reopen_log(&w.id).await?;
+        ensure!(Path::new(&path).exists(), "no new file");
         rotated.push((old, path));
     }
+    fs::write(gate.join("open"), "")?;
     for (w, (old, path)) in writers.iter().zip(&rotated) {
         let s = cx.cri.wait_exit(&w.id, secs(90)).await?;
         ensure!(s.exit_code == w.code, "exit code {} instead of {}", s.exit_code, w.code);
@@ -247,7 +269,8 @@ async fn random_moments(cx: Context) -> Result<()> {
         let ids = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
         let life = {
             let (cx, config, ids) = (cx.clone(), config.clone(), std::sync::Arc::clone(&ids));
-            tokio::spawn(async move { lifecycle(&cx, &config, &ids).await })
+            let start = Instant::now();
+            tokio::spawn(async move { lifecycle(&cx, &config, &ids).await.map(|()| start.elapsed()) })
         };
         tokio::time::sleep(delay).await;
         cx.node.kill9()?;
@@ -255,6 +278,10 @@ async fn random_moments(cx: Context) -> Result<()> {
             .await
             .context("a call hangs although the daemon is dead")??;
         unfinished += u32::from(ended.is_err());
+        // The machine was busier when it was measured than it is now.
+        if let (Ok(took), Some(slot)) = (ended, whole.get_mut(own)) {
+            *slot = took.min(*slot);
+        }
         cx.node.launch().await.with_context(|| format!("round {round}: start after a kill at {delay:?}"))?;
         let moment = || {
             format!(

@@ -22,7 +22,9 @@ mod life;
 mod log;
 mod mounts;
 mod namespaces;
+mod nested;
 mod network;
+mod overtaken;
 mod pause;
 mod plugins;
 mod pod;
@@ -39,6 +41,7 @@ mod rootfs;
 mod same_as_runc;
 mod security;
 mod silent;
+mod splitdisk;
 mod start;
 mod threads;
 
@@ -68,6 +71,7 @@ pub(crate) fn all() -> Vec<Test> {
         mounts::tests(),
         escape::tests(),
         rootfs::tests(),
+        nested::tests(),
         propagation::tests(),
         removal::tests(),
         full_disk::tests(),
@@ -83,10 +87,12 @@ pub(crate) fn all() -> Vec<Test> {
         kill9::tests(),
         silent::tests(),
         podlife::tests(),
+        overtaken::tests(),
         records::tests(),
         start::tests(),
         configuration::tests(),
         degraded::tests(),
+        splitdisk::tests(),
         pss::tests(),
     ]
     .concat()

@@ -4,7 +4,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use cri_api::v1::{NamespaceMode, Protocol};
+use cri_api::v1::{NamespaceMode, Protocol, RuntimeCondition};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::context::{Context, Pod};
@@ -231,9 +231,13 @@ async fn address_is_given_back(cx: Context) -> Result<()> {
     Ok(())
 }
 
-pub(super) async fn network_ready(cx: &Context) -> Result<bool> {
+async fn network_condition(cx: &Context) -> Result<RuntimeCondition> {
     let status = cx.cri.status(false).await?.status.context("status")?;
-    let c = status.conditions.into_iter().find(|c| c.r#type == "NetworkReady").context("no NetworkReady")?;
+    status.conditions.into_iter().find(|c| c.r#type == "NetworkReady").context("no NetworkReady")
+}
+
+pub(super) async fn network_ready(cx: &Context) -> Result<bool> {
+    let c = network_condition(cx).await?;
     ensure!(c.status || (!c.reason.is_empty() && !c.message.is_empty()), "false without reason and message");
     Ok(c.status)
 }
@@ -267,8 +271,12 @@ async fn ready_follows_the_directory(cx: Context) -> Result<()> {
     })
     .await?;
     std::fs::write(cx.node.network.conf_dir.join("05-broken.conflist"), "{not json")?;
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    ensure!(!network_ready(&cx).await?, "ready with a broken configuration");
+    let status = wait::until("the broken configuration to be named", secs(20), || async {
+        let status = network_condition(&cx).await?;
+        Ok(status.message.contains("05-broken").then_some(status))
+    })
+    .await?;
+    ensure!(!status.status, "ready with a broken configuration");
     cx.cri.version().await?;
     Ok(())
 }

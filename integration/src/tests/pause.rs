@@ -73,10 +73,18 @@ async fn leaves_with_status_0_whatever_it_inherits(cx: Context) -> Result<()> {
         for signal in [Signal::SIGTERM, Signal::SIGINT] {
             let (mut child, pid) = start("env", &[inherited, &pause])?;
             waiting(pid).await?;
-            for other in [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGPIPE, Signal::SIGQUIT] {
+            let others = [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGPIPE, Signal::SIGQUIT];
+            for other in others {
                 proc::signal(pid, other)?;
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            // kill(2) has put them there before it returns, and what is blocked stays there for good.
+            let status = proc::status(pid)?;
+            let pending = status.get("ShdPnd").context("no ShdPnd: another signal ended it")?;
+            let pending = u64::from_str_radix(pending, 16)?;
+            for other in others {
+                let bit = 1 << (other as i32 - 1);
+                ensure!(pending & bit != 0, "{inherited}: {other} was not blocked: {pending:x}");
+            }
             ensure!(child.try_wait()?.is_none(), "{inherited}: another signal ended it");
             proc::signal(pid, signal)?;
             ended_well(&mut child).await.with_context(|| format!("{inherited}, {signal}"))?;

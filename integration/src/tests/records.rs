@@ -24,6 +24,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(record_of_a_later_format_keeps_its_pod).own(),
         test!(oversized_record_keeps_its_pod).own(),
         test!(environment_of_two_thousand_services).own(),
+        test!(environment_is_kept_once).own(),
         test!(too_large_a_container_is_refused_before_it_is_made),
         test!(exit_that_could_not_be_recorded_survives_stop_and_crash).own(),
         test!(image_index_of_a_later_version_is_kept).own(),
@@ -95,7 +96,7 @@ async fn pod_is_kept(cx: &Context, pod: &Pod, container: &str, pid: u32, other: 
         ),
     ] {
         let error = answer.err().with_context(|| format!("{what} was answered with success"))?;
-        ensure!(error.message().contains("left as it is"), "{what}: {error}");
+        ensure!(error.message().contains("is not managed"), "{what}: {error}");
     }
     ensure!(proc::alive(pid), "its container was killed");
     Ok(())
@@ -110,7 +111,7 @@ async fn refuse(cx: &Context, container: &str) -> Result<()> {
         ("ExecSync", cx.cri.exec_sync(container, &["/bin/true"], 5).await.map(drop)),
     ] {
         let error = answer.err().with_context(|| format!("{what} was answered with success"))?;
-        ensure!(error.message().contains("left as it is"), "{what}: {error}");
+        ensure!(error.message().contains("is not managed"), "{what}: {error}");
     }
     Ok(())
 }
@@ -256,7 +257,7 @@ async fn container_record_of_a_later_version_keeps_its_container(cx: Context) ->
 /// Service links set seven variables per service in every container of a namespace.
 async fn environment_of_two_thousand_services(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
-    let mut config = cx.shell("main", "trap 'exit 7' TERM; while :; do sleep 0.1; done");
+    let mut config = cx.shell("main", "trap 'exit 7' TERM; echo ready; while :; do sleep 0.1; done");
     for service in 0..2000 {
         for name in [
             "SERVICE_HOST",
@@ -271,6 +272,7 @@ async fn environment_of_two_thousand_services(cx: Context) -> Result<()> {
         }
     }
     let id = cx.start(&pod, &config).await.context("a container in a namespace of 2000 services")?;
+    cx.said(&id, "ready").await?;
     let count = "env | grep -c '^SVC_'";
     ensure!(cx.cri.sh(&id, count).await? == "14000", "variables of an exec");
     cx.node.crash().await?;
@@ -282,6 +284,42 @@ async fn environment_of_two_thousand_services(cx: Context) -> Result<()> {
     ensure!(cx.cri.container(&id).await?.exit_code == 7);
     cx.node.crash().await?;
     ensure!(cx.cri.container(&id).await?.exit_code == 7, "the exit was not recorded");
+    Ok(())
+}
+
+/// The variables of `config.envs` that verbose status shows.
+async fn shown_env(cx: &Context, id: &str) -> Result<Vec<(String, String)>> {
+    let info = cx.cri.container_response(id).await?.info;
+    let info: Value = serde_json::from_str(info.get("info").context("no verbose status")?)?;
+    let envs = info.pointer("/config/envs").and_then(Value::as_array).context("no envs in the status")?;
+    let text = |var: &Value, key: &str| var.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    Ok(envs.iter().map(|var| (text(var, "key"), text(var, "value"))).collect())
+}
+
+/// It can be megabytes. Earlier versions kept it in the configuration too: such a record serves as before.
+async fn environment_is_kept_once(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let config = cx.sleeper("main").env("ONCE", "marked value").env("PATH", "/bin:/own");
+    let id = cx.start(&pod, &config).await?;
+    let want: Vec<(String, String)> =
+        [("ONCE", "marked value"), ("PATH", "/bin:/own")].map(|(k, v)| (k.into(), v.into())).into();
+    let record = container_record(&cx, &id);
+    let text = fs::read_to_string(&record)?;
+    ensure!(text.matches("marked value").count() == 1, "the record: {text}");
+    ensure!(shown_env(&cx, &id).await? == want, "{:?}", shown_env(&cx, &id).await?);
+    cx.node.kill9()?;
+    rewrite(&record, |data| {
+        let envs: Vec<Value> =
+            want.iter().map(|(key, value)| serde_json::json!({ "key": key, "value": value })).collect();
+        data["config"]["envs"] = envs.into();
+        data.as_object_mut().map(|data| data.remove("asked_env"));
+    })?;
+    cx.node.launch().await?;
+    wait::until("an exec with the environment of an older record", secs(10), || async {
+        Ok((cx.cri.sh(&id, "echo $ONCE, $PATH").await? == "marked value, /bin:/own").then_some(()))
+    })
+    .await?;
+    ensure!(shown_env(&cx, &id).await? == want, "{:?}", shown_env(&cx, &id).await?);
     Ok(())
 }
 

@@ -103,7 +103,10 @@ async fn oom_score_is_set(cx: Context) -> Result<()> {
 async fn whole_cgroup_dies_with_init(cx: Context) -> Result<()> {
     let mark = format!("3{:05}", shapes::unique());
     let pod = cx.pod_of(cx.pod_config().shared_pid()).await?;
-    let id = cx.start(&pod, &cx.shell("one", &format!("(setsid sleep {mark} &); sleep 0.3; exit 5"))).await?;
+    let line = format!(
+        "(setsid sh -c 'touch /tmp/runs; exec sleep {mark}' &); until [ -e /tmp/runs ]; do sleep 0.02; done; exit 5"
+    );
+    let id = cx.start(&pod, &cx.shell("one", &line)).await?;
     let s = cx.cri.wait_exit(&id, secs(10)).await?;
     ensure!(s.exit_code == 5, "exit code {}", s.exit_code);
     ensure!(

@@ -169,8 +169,36 @@ pub struct ContainerRecord {
     #[serde(default)]
     pub cgroup: String,
     /// Environment, cwd and credentials an exec inherits, and init's arguments for status, as JSON of
-    /// `wire::ProcessPlan` (`spec::exec::template`); kept opaque here so that records do not depend on
+    /// `wire::ProcessPlan` (`spec::exec::keep`); kept opaque here so that records do not depend on
     /// the protocol.
     #[serde(default)]
     pub exec_template: Option<serde_json::Value>,
+    /// Where in the template's environment the variables of `config.envs` stand, which is empty then: an
+    /// environment can be megabytes, and is kept once. Empty until the container is made, and in records of
+    /// versions that kept both.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub asked_env: Vec<u32>,
+}
+
+impl ContainerRecord {
+    /// The record of a container that is about to be made; `created_at` in nanoseconds since the epoch.
+    pub fn new(id: ContainerId, pod: PodId, config: ContainerConfig, created_at: i64) -> Self {
+        Self {
+            id,
+            pod,
+            config,
+            image: ImageOfContainer::default(),
+            created_at,
+            started_at: 0,
+            phase: ContainerPhase::Creating,
+            exit: None,
+            pid: 0,
+            user: User::default(),
+            log_path: String::new(),
+            stop_signal: 0,
+            cgroup: String::new(),
+            exec_template: None,
+            asked_env: Vec::new(),
+        }
+    }
 }

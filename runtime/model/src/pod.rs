@@ -131,3 +131,20 @@ pub struct PodRecord {
     #[serde(default)]
     pub message: String,
 }
+
+impl PodRecord {
+    /// The record of a pod that is about to be launched; `created_at` in nanoseconds since the epoch.
+    pub fn new(id: PodId, config: PodConfig, created_at: i64) -> Self {
+        Self {
+            id,
+            config,
+            created_at,
+            phase: PodPhase::Launching,
+            ips: Vec::new(),
+            netns: String::new(),
+            pause_pid: 0,
+            shim_pid: 0,
+            message: String::new(),
+        }
+    }
+}

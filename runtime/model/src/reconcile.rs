@@ -1,130 +1,131 @@
-//! After a restart: what becomes of a pod and its containers, from the records, the shim's word and the exit
-//! records that it left. Pure: the daemon gathers the facts and carries the plan out.
+//! Decides after a restart what happens to a pod and its containers, from the records, the shim's snapshot
+//! and its exit files. Pure: the daemon collects the facts and carries out the plan.
 
 use crate::{ContainerId, ContainerPhase, ContainerRecord, Exit, PodPhase, PodRecord};
 use std::collections::BTreeMap;
 
-/// Exit code of a container whose end nobody saw.
+/// Exit code of a container whose exit was not seen.
 pub const LOST_CODE: i32 = 255;
 
-/// A container as its shim knows it.
+/// The state of a container in its shim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Held {
-    /// Its worker is at work.
+    /// Its worker is creating it.
     Creating,
-    /// Init waits for start.
+    /// Init waits for the start request.
     Created {
-        /// Of init.
+        /// Pid of init.
         pid: u32,
     },
-    /// Init has exec'd.
+    /// Init has called execve.
     Running {
-        /// Of init.
+        /// Pid of init.
         pid: u32,
         /// Nanoseconds since the epoch.
         started_at: i64,
     },
-    /// It has ended.
+    /// It has exited.
     Exited {
-        /// How.
+        /// Its exit.
         exit: Exit,
         /// Nanoseconds since the epoch, 0 when it never ran.
         started_at: i64,
     },
 }
 
-/// What the shim said.
+/// The result of connecting to the shim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Shim {
-    /// It answered with its snapshot.
+    /// It sent its snapshot.
     Answered {
-        /// Pause lives.
+        /// Whether pause is running.
         pause: bool,
-        /// Every container it holds.
+        /// All containers that it has.
         containers: BTreeMap<ContainerId, Held>,
     },
     /// Its process does not exist.
     Gone,
-    /// It exists, or may, and does not answer.
+    /// It exists, or may exist, and does not respond.
     Silent,
 }
 
-/// All that is known of a pod.
+/// The facts about a pod.
 #[derive(Debug, Clone)]
 pub struct Facts<'a> {
-    /// The records are of this boot: what they name may live.
+    /// Whether the records are of this boot, so that their processes may be running.
     pub same_boot: bool,
     /// The pod's record.
     pub pod: &'a PodRecord,
     /// Its containers' records.
     pub containers: &'a [ContainerRecord],
-    /// The shim's word; not asked after another boot.
+    /// The state of the shim; not used for another boot.
     pub shim: Shim,
-    /// Exit records the shim left, with the time of the start.
+    /// Exit files of the shim, with the start times.
     pub exits: BTreeMap<ContainerId, (Exit, i64)>,
 }
 
-/// What becomes of the pod.
+/// What to do with the pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PodAction {
-    /// It goes on.
+    /// Adopt it: it is managed again.
     Adopt,
-    /// It is over; network, cgroups and files may still be owed their end, which StopPodSandbox pays.
+    /// It has exited.
     NotReady {
-        /// Why, for people.
+        /// The reason, for users.
         reason: String,
     },
-    /// It was never committed: everything of it is undone.
+    /// It was never committed: undo everything of it.
     RollBack,
-    /// Its removal had begun and goes on.
+    /// Its removal had begun: continue it.
     Remove,
-    /// It was stopped, and stays so.
+    /// It was stopped and stays so.
     Keep,
-    /// Ask the shim again; until then nothing is changed.
+    /// Connect to the shim again; change nothing until then.
     Retry,
 }
 
-/// What becomes of a container.
+/// What to do with a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ContainerAction {
-    /// It goes on, in this phase.
+    /// Adopt it in this phase.
     Adopt {
         /// Created or Running.
         phase: ContainerPhase,
-        /// Of init.
+        /// Pid of init.
         pid: u32,
         /// Nanoseconds since the epoch, 0 before start.
         started_at: i64,
     },
-    /// It has ended, or its end was missed.
+    /// It has exited, or its exit was not seen.
     MarkExited {
-        /// How.
+        /// Its exit.
         exit: Exit,
         /// Nanoseconds since the epoch, 0 when it never ran.
         started_at: i64,
     },
-    /// It was never committed: killed if it lives, and undone.
+    /// It was never committed: kill it if it is running, and undo it.
     RollBack,
-    /// Its removal had begun and goes on.
+    /// Its removal had begun: continue it.
     Remove,
-    /// It has no record, or one that says it is over, and lives: killed.
+    /// It is running, but has no record or one that says it has exited: kill it.
     KillOrphan,
-    /// The record is right.
+    /// The record is correct.
     Keep,
-    /// As the pod.
+    /// Retry with the pod.
     Retry,
 }
 
-/// The plan for one pod: one action for it, one for each container that has a record or is held.
+/// The plan for one pod: an action for the pod, and one for each container that has a record or is in the
+/// shim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// The pod's.
+    /// The pod's action.
     pub pod: PodAction,
-    /// The containers'.
+    /// The containers' actions.
     pub containers: BTreeMap<ContainerId, ContainerAction>,
 }
 
-/// An end that nobody saw.
+/// An exit that was not seen.
 pub fn lost(message: impl Into<String>, finished_at: i64) -> Exit {
     Exit {
         code: LOST_CODE,
@@ -135,17 +136,18 @@ pub fn lost(message: impl Into<String>, finished_at: i64) -> Exit {
     }
 }
 
-/// Whether a pod is rolled back or its removal goes on, whatever its shim says: then it is not shown.
+/// Whether a pod is rolled back or its removal continued, regardless of its shim: then it is not listed.
 pub fn is_leaving(same_boot: bool, pod: &PodRecord, containers: &[ContainerRecord]) -> bool {
     match pod.phase {
         PodPhase::Removing => true,
-        // After a power loss the commit may be lost while a container had run already: its exit must be seen.
+        // After a power loss the pod's commit may be lost although a container ran: its exit must be
+        // reported.
         PodPhase::Launching => same_boot || containers.is_empty(),
         PodPhase::Ready | PodPhase::Stopping | PodPhase::Stopped => false,
     }
 }
 
-/// Decides. `now` is the time given to ends that nobody saw, nanoseconds since the epoch.
+/// Computes the plan. `now`, in nanoseconds since the epoch, is used as the time of exits that were not seen.
 pub fn reconcile(facts: &Facts<'_>, now: i64) -> Plan {
     let pod = pod(facts);
     let mut containers = BTreeMap::new();
@@ -199,11 +201,11 @@ fn container(
         (PodAction::RollBack, _) => return ContainerAction::RollBack,
         (PodAction::Remove, _) | (_, ContainerPhase::Removing) => return ContainerAction::Remove,
         (PodAction::Retry, _) => return ContainerAction::Retry,
-        // What was never committed is nobody's, whatever became of it.
+        // A container that was never committed is undone, whatever its state.
         (_, ContainerPhase::Creating) => return ContainerAction::RollBack,
         (_, ContainerPhase::Exited) if lives => return ContainerAction::KillOrphan,
         (_, ContainerPhase::Exited) => return ContainerAction::Keep,
-        // Never written, so never read.
+        // This phase is never written, so it cannot be read.
         (_, ContainerPhase::Unknown) => return ContainerAction::Keep,
         (_, ContainerPhase::Created | ContainerPhase::Running) => {}
     }
@@ -217,7 +219,7 @@ fn container(
         Some(Held::Exited { exit, started_at }) => {
             ContainerAction::MarkExited { exit: exit.clone(), started_at: *started_at }
         }
-        // Committed, and yet being created: not the one that was committed.
+        // Committed, but being created in the shim: this is not the committed one.
         Some(Held::Creating) => ContainerAction::RollBack,
         None => match facts.exits.get(&record.id).filter(|_| facts.same_boot) {
             Some((exit, started_at)) => {
@@ -225,7 +227,7 @@ fn container(
             }
             None => {
                 let why = if facts.same_boot { "its shim is gone" } else { "the node was restarted" };
-                let exit = lost(format!("its end was not seen: {why}"), now);
+                let exit = lost(format!("its exit was not seen: {why}"), now);
                 ContainerAction::MarkExited { exit, started_at: record.started_at }
             }
         },

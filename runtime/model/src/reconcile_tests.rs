@@ -1,37 +1,21 @@
 use super::*;
-use crate::{ContainerConfig, ImageOfContainer, PodConfig, PodId, User};
+use crate::{ContainerConfig, PodConfig, PodId};
 use proptest::prelude::*;
 
 fn pod_record(phase: PodPhase) -> PodRecord {
-    PodRecord {
-        id: PodId::from_random([9; 32]),
-        config: PodConfig::default(),
-        created_at: 1,
-        phase,
-        ips: Vec::new(),
-        netns: String::new(),
-        pause_pid: 0,
-        shim_pid: 0,
-        message: String::new(),
-    }
+    PodRecord { phase, ..PodRecord::new(PodId::from_random([9; 32]), PodConfig::default(), 1) }
 }
 
 fn record(byte: u8, phase: ContainerPhase) -> ContainerRecord {
     ContainerRecord {
-        id: ContainerId::from_random([byte; 32]),
-        pod: PodId::from_random([9; 32]),
-        config: ContainerConfig::default(),
-        image: ImageOfContainer::default(),
-        created_at: 1,
-        started_at: 0,
         phase,
-        exit: None,
-        pid: 0,
-        user: User::default(),
-        log_path: String::new(),
         stop_signal: 15,
-        cgroup: String::new(),
-        exec_template: None,
+        ..ContainerRecord::new(
+            ContainerId::from_random([byte; 32]),
+            PodId::from_random([9; 32]),
+            ContainerConfig::default(),
+            1,
+        )
     }
 }
 

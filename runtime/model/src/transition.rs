@@ -1,34 +1,38 @@
-//! Which phase may follow which, as tables.
+//! The legal transitions between phases, as tables.
 
 use crate::{ContainerPhase, PodPhase};
 
-/// What happens to a pod.
+/// An event of a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PodEvent {
-    /// Bring-up is complete and recorded.
+    /// The launch is complete and recorded.
     Launched,
-    /// Stop was asked for, or pause or the shim is gone.
+    /// A stop was requested, or pause or the shim has ended.
     Ending,
-    /// Everything of it is down.
+    /// It was torn down.
     Ended,
     /// Its removal begins.
     Remove,
+    /// Its removal failed: it is there to be asked for again.
+    NotRemoved,
 }
 
-/// What happens to a container.
+/// An event of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ContainerEvent {
-    /// Init waits for start.
+    /// Init waits for the start request.
     Created,
-    /// Init has exec'd.
+    /// Init has called execve.
     Started,
-    /// Nothing of it runs any more.
+    /// Its start was recorded, and never came to its shim: init still waits.
+    NeverStarted,
+    /// All its processes have ended.
     Exited,
     /// Its removal begins.
     Remove,
 }
 
-/// An event that a phase does not have.
+/// An event that is not legal in a phase.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{event} is not possible while {phase}")]
 pub struct Refusal {
@@ -38,29 +42,32 @@ pub struct Refusal {
     pub event: String,
 }
 
-/// All that may happen to pods.
-const PODS: [(PodPhase, PodEvent, PodPhase); 9] = [
+/// The legal transitions of pods.
+const PODS: [(PodPhase, PodEvent, PodPhase); 10] = [
     (PodPhase::Launching, PodEvent::Launched, PodPhase::Ready),
     // A launch that could not be undone at once.
     (PodPhase::Launching, PodEvent::Ending, PodPhase::Stopping),
     (PodPhase::Ready, PodEvent::Ending, PodPhase::Stopping),
-    // Stop is asked for again and goes on.
+    // A repeated stop.
     (PodPhase::Stopping, PodEvent::Ending, PodPhase::Stopping),
     (PodPhase::Stopping, PodEvent::Ended, PodPhase::Stopped),
     (PodPhase::Stopped, PodEvent::Ending, PodPhase::Stopped),
     (PodPhase::Stopped, PodEvent::Ended, PodPhase::Stopped),
     (PodPhase::Stopped, PodEvent::Remove, PodPhase::Removing),
     (PodPhase::Removing, PodEvent::Remove, PodPhase::Removing),
+    (PodPhase::Removing, PodEvent::NotRemoved, PodPhase::Stopped),
 ];
 
-/// All that may happen to containers.
-const CONTAINERS: [(ContainerPhase, ContainerEvent, ContainerPhase); 8] = [
+/// The legal transitions of containers.
+const CONTAINERS: [(ContainerPhase, ContainerEvent, ContainerPhase); 9] = [
     (ContainerPhase::Creating, ContainerEvent::Created, ContainerPhase::Created),
     (ContainerPhase::Created, ContainerEvent::Started, ContainerPhase::Running),
-    // A start that failed; a stop of the sandbox.
+    // The record of a start is written before its shim hears of it.
+    (ContainerPhase::Running, ContainerEvent::NeverStarted, ContainerPhase::Created),
+    // A failed start, or a stop of the sandbox.
     (ContainerPhase::Created, ContainerEvent::Exited, ContainerPhase::Exited),
     (ContainerPhase::Running, ContainerEvent::Exited, ContainerPhase::Exited),
-    // Told twice: by an event and by a snapshot.
+    // Reported twice: by an event and by a snapshot.
     (ContainerPhase::Exited, ContainerEvent::Exited, ContainerPhase::Exited),
     (ContainerPhase::Exited, ContainerEvent::Remove, ContainerPhase::Removing),
     (ContainerPhase::Removing, ContainerEvent::Exited, ContainerPhase::Removing),
@@ -70,7 +77,7 @@ const CONTAINERS: [(ContainerPhase, ContainerEvent, ContainerPhase); 8] = [
 /// The phase of a pod after an event.
 ///
 /// # Errors
-/// When the table has no such step.
+/// The table has no such transition.
 pub fn pod(phase: PodPhase, event: PodEvent) -> Result<PodPhase, Refusal> {
     let step = PODS.iter().find(|(from, by, _)| (*from, *by) == (phase, event));
     step.map(|(_, _, to)| *to)
@@ -80,7 +87,7 @@ pub fn pod(phase: PodPhase, event: PodEvent) -> Result<PodPhase, Refusal> {
 /// The phase of a container after an event.
 ///
 /// # Errors
-/// When the table has no such step.
+/// The table has no such transition.
 pub fn container(phase: ContainerPhase, event: ContainerEvent) -> Result<ContainerPhase, Refusal> {
     let step = CONTAINERS.iter().find(|(from, by, _)| (*from, *by) == (phase, event));
     step.map(|(_, _, to)| *to)
@@ -104,9 +111,10 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens in whatever order, a container never becomes younger and never runs twice.
+        /// Whatever happens in whatever order, a container never becomes younger and never runs twice, but for
+        /// starts that are recorded and never were.
         #[test]
-        fn containers_only_grow_older(events in proptest::collection::vec(0usize..4, 0..20)) {
+        fn containers_never_return_to_an_earlier_phase(events in proptest::collection::vec(0usize..4, 0..20)) {
             let all =
                 [ContainerEvent::Created, ContainerEvent::Started, ContainerEvent::Exited, ContainerEvent::Remove];
             let (mut phase, mut starts) = (ContainerPhase::Creating, 0);

@@ -1,18 +1,23 @@
 //! Runs one plugin: a foreign program that may hang, crash, fork or print anything.
 
-use std::ffi::OsString;
+use std::collections::BTreeMap;
+use std::ffi::{CString, OsStr, OsString};
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use pool::Lane;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use serde::Deserialize;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::process::{Child, Command};
+use sys::spawn::{Binary, Program};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, Interest};
+use tokio::net::unix::pipe;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::error::{Failure, Verb};
@@ -59,15 +64,10 @@ pub(crate) async fn run(lane: &Lane, call: Call) -> Result<Vec<u8>, Failure> {
         // later.
         Err(_) => return Err(hung()),
     };
-    let mut process = child;
     let run_failed = |source| run_error(&path, source);
+    let Started { mut group, stdin: to, stdout: from, stderr: errors } = child;
 
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-    let child = &mut process.child;
-    let (to, from, errors) = match (child.stdin.take(), child.stdout.take(), child.stderr.take()) {
-        (Some(to), Some(from), Some(errors)) => (to, from, errors),
-        _ => return Err(run_failed(io::Error::other("pipes are missing"))),
-    };
     let status = {
         let mut pumps = Box::pin(async {
             let write = async {
@@ -83,7 +83,7 @@ pub(crate) async fn run(lane: &Lane, call: Call) -> Result<Vec<u8>, Failure> {
             let mut pumped = false;
             loop {
                 tokio::select! {
-                    status = child.wait() => {
+                    status = group.wait() => {
                         if !pumped {
                             drop(timeout(DRAIN, &mut pumps).await);
                         }
@@ -96,11 +96,8 @@ pub(crate) async fn run(lane: &Lane, call: Call) -> Result<Vec<u8>, Failure> {
         timeout_at(deadline, both).await
     };
     let status = match status {
-        Ok(status) => {
-            process.ended = true;
-            status.map_err(run_failed)?
-        }
-        // Dropping the process kills its process.
+        Ok(status) => status.map_err(run_failed)?,
+        // Dropping it kills the process group.
         Err(_) => return Err(hung()),
     };
     if stdout.len() > MAX_STDOUT {
@@ -109,25 +106,72 @@ pub(crate) async fn run(lane: &Lane, call: Call) -> Result<Vec<u8>, Failure> {
     if status.success() { Ok(stdout) } else { Err(exit_failure(status, &stdout, &stderr)) }
 }
 
+/// A running plugin with our ends of its pipes.
+#[derive(Debug)]
+struct Started {
+    group: PluginProcess,
+    stdin: pipe::Sender,
+    stdout: pipe::Receiver,
+    stderr: pipe::Receiver,
+}
+
 /// A running plugin. If it is dropped before it has ended, its process group is killed.
 #[derive(Debug)]
 struct PluginProcess {
-    child: Child,
-    ended: bool,
+    pid: u32,
+    /// `None` once it is reaped.
+    process: Option<AsyncFd<OwnedFd>>,
+}
+
+impl PluginProcess {
+    /// Waits for the end of the plugin and reaps it.
+    async fn wait(&mut self) -> io::Result<ExitStatus> {
+        let Some(process) = &self.process else { return Err(io::Error::other("it was waited for twice")) };
+        let status = reap(process).await;
+        self.process = None;
+        status
+    }
+}
+
+/// Registers a pidfd with the runtime; on an error it is returned.
+#[expect(
+    deprecated,
+    reason = "sound here, as an OwnedFd keeps its number, and the sound one is unsafe to call"
+)]
+fn watched(process: OwnedFd) -> Result<AsyncFd<OwnedFd>, (OwnedFd, io::Error)> {
+    AsyncFd::try_with_interest(process, Interest::READABLE).map_err(|error| error.into_parts())
+}
+
+/// Waits for the end of a child and reaps it.
+async fn reap(process: &AsyncFd<OwnedFd>) -> io::Result<ExitStatus> {
+    drop(process.readable().await?);
+    let ended = waitid(WaitId::PidFd(process.get_ref().as_fd()), WaitIdOptions::EXITED)?;
+    let ended = ended.ok_or_else(|| io::Error::other("it has not ended"))?;
+    // The status word of wait(2).
+    Ok(ExitStatus::from_raw(match (ended.exit_status(), ended.terminating_signal()) {
+        (Some(code), _) => code << 8,
+        (None, signal) => signal.unwrap_or(Signal::KILL.as_raw()),
+    }))
 }
 
 impl Drop for PluginProcess {
     fn drop(&mut self) {
-        if self.ended {
-            return;
+        let Some(process) = self.process.take() else { return };
+        kill(self.pid);
+        // Without a runtime the daemon is exiting, and init reaps its children.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { reap(&process).await });
         }
-        // Not reaped yet, so the pid cannot have been reused. The runtime reaps it in the background.
-        let pid = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-        if let Some(pid) = pid
-            && let Err(error) = kill_process_group(pid, Signal::KILL)
-        {
-            tracing::warn!(%error, pid = pid.as_raw_nonzero().get(), "cannot kill a CNI plugin");
-        }
+    }
+}
+
+/// Kills the process group of a child that is not reaped yet, so that the number is still its own.
+fn kill(pid: u32) {
+    let group = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    if let Some(group) = group
+        && let Err(error) = kill_process_group(group, Signal::KILL)
+    {
+        tracing::warn!(%error, pid, "cannot kill a CNI plugin");
     }
 }
 
@@ -143,47 +187,85 @@ pub(crate) fn find(kind: &str, dirs: &[PathBuf]) -> Result<PathBuf, Failure> {
     found.ok_or_else(|| Failure::Missing { dirs: dirs.to_vec() })
 }
 
-/// Finds the program and starts it in its own process group. Blocking.
-fn spawn(call: &Call) -> Result<(PathBuf, PluginProcess), Failure> {
+/// Finds the program and starts it in its own session, and so in its own process group. Blocking; must be called
+/// within the runtime, which the pipes need.
+fn spawn(call: &Call) -> Result<(PathBuf, Started), Failure> {
     let path = find(&call.kind, &call.bin_dirs)?;
-    let search =
-        std::env::join_paths(&call.bin_dirs).map_err(|error| run_error(&path, io::Error::other(error)))?;
-    let mut command = Command::new(&path);
-    command
-        .env("CNI_COMMAND", call.verb.as_str())
-        .env("CNI_PATH", search)
-        .env_remove("NOTIFY_SOCKET")
-        .current_dir("/")
-        .process_group(0)
-        .kill_on_drop(true)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    for (name, value) in
-        [("CNI_CONTAINERID", &call.container), ("CNI_IFNAME", &call.ifname), ("CNI_ARGS", &call.args)]
-    {
-        if value.is_empty() {
-            command.env_remove(name)
-        } else {
-            command.env(name, value)
-        };
+    let failed = |source| run_error(&path, source);
+    let text = |text: OsString| CString::new(text.into_vec()).map_err(|error| failed(error.into()));
+    let program = text(path.clone().into_os_string())?;
+    let mut env = Vec::new();
+    for (name, value) in environment(call).map_err(failed)? {
+        let mut line = name;
+        line.push("=");
+        line.push(value);
+        env.push(text(line)?);
     }
-    if call.container.is_empty() {
-        command.env_remove("CNI_NETNS");
-    } else {
-        command.env("CNI_NETNS", &call.netns);
-    }
+    let pipes = || -> io::Result<_> { Ok((io::pipe()?, io::pipe()?, io::pipe()?)) };
+    let ((stdin, to), (from, stdout), (errors, stderr)) = pipes().map_err(failed)?;
+    let program = Program {
+        binary: Binary::Path(&program),
+        args: std::slice::from_ref(&program),
+        env: &env,
+        stdio: [Some(stdin.as_fd()), Some(stdout.as_fd()), Some(stderr.as_fd())],
+        fds: &[],
+    };
     let mut tries = 0;
-    loop {
-        match command.spawn() {
-            Ok(child) => return Ok((path, PluginProcess { child, ended: false })),
+    let child = loop {
+        match sys::spawn::spawn(&program) {
+            Ok(child) => break child,
             Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && tries < BUSY_TRIES => {
                 tries += 1;
                 std::thread::sleep(Duration::from_millis(20));
             }
-            Err(error) => return Err(run_error(&path, error)),
+            Err(error) => return Err(failed(error)),
+        }
+    };
+    let process = match watched(child.pidfd) {
+        Ok(process) => process,
+        Err((process, error)) => {
+            kill(child.pid);
+            // It has been killed, so this does not wait long.
+            waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED)
+                .map_err(|error| failed(error.into()))?;
+            return Err(failed(error));
+        }
+    };
+    // From here on it is killed if something fails.
+    let group = PluginProcess { pid: child.pid, process: Some(process) };
+    let ends = || -> io::Result<Started> {
+        Ok(Started {
+            group,
+            stdin: pipe::Sender::from_owned_fd(to.into())?,
+            stdout: pipe::Receiver::from_owned_fd(from.into())?,
+            stderr: pipe::Receiver::from_owned_fd(errors.into())?,
+        })
+    };
+    let started = ends().map_err(failed)?;
+    Ok((path, started))
+}
+
+/// The daemon's environment, and the variables of the CNI specification.
+fn environment(call: &Call) -> io::Result<BTreeMap<OsString, OsString>> {
+    let search = std::env::join_paths(&call.bin_dirs).map_err(io::Error::other)?;
+    let mut env: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
+    for name in ["NOTIFY_SOCKET", "CNI_CONTAINERID", "CNI_IFNAME", "CNI_ARGS", "CNI_NETNS"] {
+        env.remove(OsStr::new(name));
+    }
+    let mut set = |name: &str, value: &OsStr| env.insert(name.into(), value.to_owned());
+    set("CNI_COMMAND", OsStr::new(call.verb.as_str()));
+    set("CNI_PATH", &search);
+    for (name, value) in
+        [("CNI_CONTAINERID", &call.container), ("CNI_IFNAME", &call.ifname), ("CNI_ARGS", &call.args)]
+    {
+        if !value.is_empty() {
+            set(name, OsStr::new(value));
         }
     }
+    if !call.container.is_empty() {
+        set("CNI_NETNS", &call.netns);
+    }
+    Ok(env)
 }
 
 /// Reads up to `limit` bytes. With `on`, further bytes are read and dropped so that the writer does not

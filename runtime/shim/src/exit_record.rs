@@ -4,7 +4,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 
 use model::ContainerId;
-use wire::{EXIT_RECORD_KIND, ExitFacts};
+use wire::ExitFacts;
 
 /// The folder, by descriptor: its path belongs to a mount namespace that the shim has left.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ impl Records {
 
     /// Writes one. It is on a tmpfs: no disk can hold it up, and power loss ends what it tells of anyway.
     pub(crate) fn write(&self, container: &ContainerId, facts: &ExitFacts) -> Result<(), state::Error> {
-        state::file::write(&self.path(container), EXIT_RECORD_KIND, &self.boot, facts, false)
+        state::file::write(&self.path(container), state::kind::EXIT, &self.boot, facts, false)
     }
 
     /// Removes one, if there is.

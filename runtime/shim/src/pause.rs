@@ -92,6 +92,10 @@ fn become_pause(plan: &PausePlan, folders: &[OwnedFd], binary: BorrowedFd<'_>) -
         if plan.network {
             sys::netns::loopback_up_here().map_err(at("loopback"))?;
         }
+        for (name, value) in &plan.default_sysctls {
+            // A kernel may have none of that name, or may not take the value: nobody has asked for it.
+            drop(sys::proc::write_sysctl(name, value));
+        }
         for (name, value) in &plan.sysctls {
             sys::proc::write_sysctl(name, value).map_err(at(&format!("sysctl {name}={value}")))?;
         }

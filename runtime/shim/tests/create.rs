@@ -163,6 +163,7 @@ const TESTS: &[(&str, fn())] = &[
     ("privileged_mounts_are_as_planned", mounts_are_as_planned),
     ("privileged_init_holds_nothing_of_the_worker", init_holds_nothing_of_the_worker),
     ("privileged_cgroups_are_joined_and_shown", cgroups_are_joined_and_shown),
+    ("privileged_a_unified_plan_shows_cgroup2", a_unified_plan_shows_cgroup2),
     ("privileged_a_terminal_is_the_containers_own", a_terminal_is_the_containers_own),
     ("privileged_a_failure_names_its_step_and_leaves_nothing", a_failure_names_its_step_and_leaves_nothing),
     ("privileged_propagation_is_as_planned", propagation_is_as_planned),
@@ -389,6 +390,41 @@ fn cgroups_are_joined_and_shown() {
     assert_eq!(out.output.matches("Read-only file system").count(), 2, "{}", out.output);
 }
 
+/// On a v2 host, or on the v2 hierarchy that a hybrid one has beside the others.
+fn a_unified_plan_shows_cgroup2() {
+    let v2 = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
+        .into_iter()
+        .find(|root| Path::new(root).join("cgroup.controllers").exists());
+    let Some(v2) = v2 else {
+        println!("skipped: this host has no cgroup2 mounted below /sys/fs/cgroup");
+        return;
+    };
+    let pod = Pod::new();
+    let path = format!("{v2}/copepod-test-v2-{}", std::process::id());
+    fs::create_dir(&path).unwrap();
+    let mut plan = pod.plan(
+        "grep ^0: /proc/self/cgroup; grep ' /sys/fs/cgroup ' /proc/self/mountinfo; \
+         cat /sys/fs/cgroup/cgroup.procs; mkdir /sys/fs/cgroup/x",
+    );
+    plan.cgroup = CgroupPlan {
+        unified: true,
+        members: vec![CgroupMember { hierarchy: String::new(), path: path.clone() }],
+    };
+    plan.namespaces.cgroup = true;
+    let mut shown = mount("/sys/fs/cgroup", MountKind::Cgroup);
+    shown.readonly = true;
+    plan.mounts.push(shown);
+    let out = pod.run(plan);
+    fs::remove_dir(&path).unwrap();
+    let has = |text: &str| assert!(out.output.contains(text), "{text:?} not in {}", out.output);
+    has("0::/\n");
+    has(" / /sys/fs/cgroup ");
+    has(" - cgroup2 cgroup ");
+    // Init, and what it runs.
+    has("\n1\n");
+    has("Read-only file system");
+}
+
 fn a_terminal_is_the_containers_own() {
     let pod = Pod::new();
     let mut plan = pod.plan("tty; stat -c %u /dev/pts/0; echo hi > /dev/console; exit 4");
@@ -455,7 +491,8 @@ fn mounts_made_meanwhile_are_not_lost() {
         below.iter().for_each(|path| fs::create_dir_all(path).unwrap());
         // Late ones (below /dev) wait in the scratch root.
         let mut plan = pod.plan(
-            "sleep 0.1; grep -c ' /s/' /proc/self/mountinfo; mount | grep -c ' /b/'; mount | grep -c ' /dev/s/'; mount | grep -c ' /dev/b/'",
+            "i=0; until [ $(grep -c ' /s/' /proc/self/mountinfo) = 6 ] || [ $i = 1000 ]; do i=$((i+1)); sleep 0.02; done; \
+             grep -c ' /s/' /proc/self/mountinfo; mount | grep -c ' /b/'; mount | grep -c ' /dev/s/'; mount | grep -c ' /dev/b/'",
         );
         plan.mounts.push(bind(&pod.path("vol"), "/dev/b", Propagation::Bidirectional));
         plan.mounts.push(bind(&pod.path("vol"), "/dev/s", Propagation::HostToContainer));

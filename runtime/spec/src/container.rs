@@ -2,6 +2,8 @@
 
 use crate::devices::{self, HostDevice};
 use crate::{Error, PodFiles, exec, mounts, path, refuse, resources, security};
+use std::collections::HashMap;
+
 use model::{ContainerConfig, ContainerRecord, GroupsPolicy, NamespaceMode, PodRecord, Text, UserRequest};
 use wire::{
     CgroupPlan, ContainerPlan, LogPlan, NamespacePlan, NamespaceSource, ProcessPlan, RootfsPlan,
@@ -10,6 +12,11 @@ use wire::{
 
 /// PATH if neither the image nor the request has one.
 pub const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Most VOLUMEs of an image, and bytes of all their paths: each costs a folder for every name in its path, and with a
+/// read-only root a mount. Real images have about ten.
+const MAX_VOLUMES: usize = 1024;
+const MAX_VOLUME_BYTES: usize = 64 << 10;
 
 /// Process defaults from an image's config.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -90,9 +97,7 @@ pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
         return Err(Error::invalid(field, "true", "the sandbox must be privileged too"));
     }
     rootfs.readonly = asked.readonly_rootfs;
-    // An image may declare anything; values that are not paths are ignored.
-    rootfs.folders =
-        image.volumes.iter().filter_map(|volume| path::clean("image volume", volume).ok()).collect();
+    rootfs.folders = folders(&image.volumes)?;
     let namespaces = namespaces(config, pod, cgroup.unified)?;
     let process = ProcessPlan {
         args: args(config, image)?,
@@ -130,6 +135,17 @@ pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
     })
 }
 
+/// The folders of an image's VOLUMEs. Values that are not paths are ignored, as with other runtimes.
+fn folders(volumes: &[String]) -> Result<Vec<String>, Error> {
+    let (count, bytes) = (volumes.len(), volumes.iter().map(String::len).sum::<usize>());
+    if count > MAX_VOLUMES || bytes > MAX_VOLUME_BYTES {
+        let want = format!("at most {MAX_VOLUMES} volumes, and {MAX_VOLUME_BYTES} bytes for all of them");
+        let have = format!("{count} volumes, {bytes} bytes");
+        return Err(Error::invalid("image config Volumes", have, want));
+    }
+    Ok(volumes.iter().filter_map(|volume| path::clean("image volume", volume).ok()).collect())
+}
+
 /// The request's command replaces the image's entrypoint and cmd; the request's args replace cmd.
 fn args(config: &ContainerConfig, image: &ImageFacts) -> Result<Vec<Text>, Error> {
     let own = |list: &[String], field: &str| -> Result<Vec<Text>, Error> {
@@ -165,9 +181,14 @@ fn env(
     host: &HostFacts,
 ) -> Result<Vec<Text>, Error> {
     let mut env: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
-    let mut set = |key: &[u8], value: &[u8]| match env.iter_mut().find(|(have, _)| have == key) {
+    // Service links make tens of thousands of them.
+    let mut places: HashMap<Vec<u8>, usize> = HashMap::new();
+    let mut set = |key: &[u8], value: &[u8]| match places.get(key).and_then(|at| env.get_mut(*at)) {
         Some((_, have)) => *have = value.to_vec(),
-        None => env.push((key.to_vec(), value.to_vec())),
+        None => {
+            places.insert(key.to_vec(), env.len());
+            env.push((key.to_vec(), value.to_vec()));
+        }
     };
     let split = |entry: &str, set: &mut dyn FnMut(&[u8], &[u8])| match entry.split_once('=') {
         Some((key, value)) if !key.is_empty() => set(key.as_bytes(), value.as_bytes()),

@@ -1,40 +1,18 @@
 use super::*;
-use model::{ContainerId, ContainerPhase, EnvVar, ImageOfContainer, PodConfig, PodId, PodPhase, User};
+use model::{ContainerId, EnvVar, PodConfig, PodId, PodPhase};
 
 fn text(s: &str) -> Text {
     Text::new(s).unwrap()
 }
 
 fn pod(config: PodConfig) -> PodRecord {
-    PodRecord {
-        id: PodId::from_random([1; 32]),
-        config,
-        created_at: 1,
-        phase: PodPhase::Ready,
-        ips: Vec::new(),
-        netns: String::new(),
-        pause_pid: 0,
-        shim_pid: 0,
-        message: String::new(),
-    }
+    PodRecord { phase: PodPhase::Ready, ..PodRecord::new(PodId::from_random([1; 32]), config, 1) }
 }
 
 fn record(config: ContainerConfig) -> ContainerRecord {
     ContainerRecord {
-        id: ContainerId::from_random([2; 32]),
-        pod: PodId::from_random([1; 32]),
-        config,
-        image: ImageOfContainer::default(),
-        created_at: 1,
-        started_at: 0,
-        phase: ContainerPhase::Creating,
-        exit: None,
-        pid: 0,
-        user: User::default(),
-        log_path: String::new(),
         stop_signal: 15,
-        cgroup: String::new(),
-        exec_template: None,
+        ..ContainerRecord::new(ContainerId::from_random([2; 32]), PodId::from_random([1; 32]), config, 1)
     }
 }
 

@@ -5,8 +5,8 @@
 //! container. An [`Error`] names the CRI field, the value and a valid value.
 //!
 //! The order of a create: [`security::caps`] -> seccomp program for these capabilities; [`resources::v1`] and
-//! [`devices::rules`] -> cgroup; [`container`] -> the plan; [`exec::template`] -> the part of the plan that
-//! the record keeps for execs.
+//! [`devices::rules`] -> cgroup; [`container`] -> the plan; [`exec::keep`] -> the part of the plan that the
+//! record keeps for execs.
 
 mod container;
 pub mod devices;

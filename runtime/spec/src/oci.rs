@@ -164,23 +164,21 @@ fn resources(resources: &Resources) -> Value {
 mod tests {
     use super::*;
     use model::{
-        ContainerConfig, ContainerId, ContainerPhase, HugepageLimit, ImageOfContainer, Mount, PodConfig,
-        PodId, PodPhase, Text, User,
+        ContainerConfig, ContainerId, ContainerPhase, HugepageLimit, Mount, PodConfig, PodId, PodPhase, Text,
+        User,
     };
     use wire::CapSets;
 
     #[test]
     fn record_is_shown_as_a_spec() {
         let pod = PodRecord {
-            id: PodId::from_random([1; 32]),
-            config: PodConfig { hostname: "web-0".into(), ..PodConfig::default() },
-            created_at: 1,
             phase: PodPhase::Ready,
-            ips: Vec::new(),
-            netns: String::new(),
             pause_pid: 77,
-            shim_pid: 0,
-            message: String::new(),
+            ..PodRecord::new(
+                PodId::from_random([1; 32]),
+                PodConfig { hostname: "web-0".into(), ..PodConfig::default() },
+                1,
+            )
         };
         let mut config = ContainerConfig::default();
         config.security.masked_paths = vec!["/proc/kcore".into()];
@@ -200,20 +198,13 @@ mod tests {
             ..ProcessPlan::default()
         };
         let record = ContainerRecord {
-            id: ContainerId::from_random([2; 32]),
-            pod: pod.id.clone(),
-            config,
-            image: ImageOfContainer::default(),
-            created_at: 1,
-            started_at: 0,
             phase: ContainerPhase::Running,
-            exit: None,
             pid: 99,
             user: User { uid: 1000, gid: 1000, groups: vec![2000] },
-            log_path: String::new(),
             stop_signal: 15,
             cgroup: "/kubepods/pod1/x".into(),
             exec_template: serde_json::to_value(&process).ok(),
+            ..ContainerRecord::new(ContainerId::from_random([2; 32]), pod.id.clone(), config, 1)
         };
         let spec = serde_json::to_value(view(&pod, &record, &PodFiles::default(), false).unwrap()).unwrap();
         assert_eq!(spec["process"]["args"], json!(["sleep"]));

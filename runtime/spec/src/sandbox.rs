@@ -16,7 +16,7 @@ pub const SHIM_OOM_SCORE_ADJ: i32 = -999;
 const PAUSE_ID: u32 = 65535;
 /// Defaults for a pod with its own network namespace, unless the request sets them, as with containerd: a
 /// server without capabilities may use port 80, and ping needs no CAP_NET_RAW. The namespace belongs to the
-/// pod alone.
+/// pod alone. A kernel without such a parameter (no IPv4, too old) runs pods all the same.
 const NETWORK_DEFAULTS: [(&str, &str); 2] =
     [("net/ipv4/ip_unprivileged_port_start", "0"), ("net/ipv4/ping_group_range", "0 2147483647")];
 /// Memory limit of pause in bytes. It uses some 50 KiB; the rest is for what the kernel charges at its start.
@@ -79,10 +79,10 @@ pub fn pause(input: PauseInput<'_>) -> Result<PausePlan, Error> {
         pid,
         hostname: if network { hostname(config)? } else { String::new() },
         // Network sysctls in the request are set once the interfaces exist: [`network_sysctls`].
-        sysctls: {
-            let own = sysctls(config)?.into_iter().filter(|(name, _)| !of_network(name));
+        sysctls: sysctls(config)?.into_iter().filter(|(name, _)| !of_network(name)).collect(),
+        default_sysctls: {
             let defaults = NETWORK_DEFAULTS.into_iter().filter(|_| network);
-            own.chain(defaults.map(|(name, value)| (name.to_owned(), value.to_owned()))).collect()
+            defaults.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
         },
         user,
         seccomp: if asked.privileged { None } else { seccomp },
@@ -187,21 +187,11 @@ fn components(name: &str) -> Option<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::{PodId, PodPhase};
+    use model::PodId;
     use proptest::prelude::*;
 
     fn plan(config: PodConfig) -> Result<PausePlan, Error> {
-        let pod = PodRecord {
-            id: PodId::from_random([3; 32]),
-            config,
-            created_at: 1,
-            phase: PodPhase::Launching,
-            ips: Vec::new(),
-            netns: String::new(),
-            pause_pid: 0,
-            shim_pid: 0,
-            message: String::new(),
-        };
+        let pod = PodRecord::new(PodId::from_random([3; 32]), config, 1);
         let seccomp = Some(SeccompProgram { instructions: vec![1] });
         pause(PauseInput { pod: &pod, cgroup: CgroupPlan::default(), seccomp })
     }
@@ -220,13 +210,18 @@ mod tests {
         assert!(made.network && made.ipc && made.uts && made.pid && made.seccomp.is_some());
         assert_eq!((made.user.uid, made.user.gid, made.shm_size), (65535, 65535, 64 << 20));
         // The defaults; the request's values come later and win.
-        assert_eq!(made.sysctls.len(), 2);
+        assert_eq!((made.sysctls.len(), made.default_sysctls.len()), (0, 2));
         let asked = with_sysctl("net.ipv4.ip_unprivileged_port_start", "80");
         assert_eq!(
             network_sysctls(&asked).unwrap(),
             [("net/ipv4/ip_unprivileged_port_start".into(), "80".into())]
         );
-        assert_eq!(plan(asked).unwrap().sysctls, made.sysctls);
+        let defaults = made.default_sysctls;
+        let made = plan(asked).unwrap();
+        assert_eq!((made.sysctls.len(), &made.default_sysctls), (0, &defaults));
+        // What is asked for is no default, whatever it is.
+        let made = plan(with_sysctl("kernel.shm_rmid_forced", "1")).unwrap();
+        assert_eq!((made.sysctls.len(), &made.default_sysctls), (1, &defaults));
         let mut host = PodConfig::default();
         host.security.namespaces.network = NamespaceMode::Node;
         host.security.namespaces.pid = NamespaceMode::Node;
@@ -235,6 +230,7 @@ mod tests {
         assert!(
             !made.network && !made.uts && !made.pid && made.hostname.is_empty() && made.seccomp.is_none()
         );
+        assert!(made.default_sysctls.is_empty(), "the host's");
         let mut grouped = named();
         grouped.security.run_as_group = Some(4);
         assert!(plan(grouped.clone()).unwrap_err().field().ends_with("run_as_group"));

@@ -47,13 +47,11 @@ fn sleepers(leaf: &Leaf) -> Child {
 }
 
 fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    for _ in 0..500 {
-        if holds() {
-            return;
-        }
+    let end = std::time::Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(std::time::Instant::now() < end, "not within 20 s: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
-    panic!("not within 5 s: {what}");
 }
 
 fn limits(resources: &model::Resources) -> Limits {
@@ -213,7 +211,8 @@ fn privileged_leaves_are_cheap_and_parallel() {
     });
     let took = start.elapsed() / 40;
     println!("a leaf takes {took:?}");
-    assert!(took < Duration::from_millis(100), "{took:?}");
+    // A few milliseconds; a wait of the kernel's for every file would show on a busy machine too.
+    assert!(took < Duration::from_secs(1), "{took:?}");
 }
 
 #[test]

@@ -1,9 +1,9 @@
-//! Which command is allowed in which state, and why not.
+//! Checks whether a command is allowed in a state.
 
 use crate::error::{Error, ErrorKind};
 use model::{ContainerId, ContainerPhase, ContainerRecord, NamespaceMode, PodPhase, PodRecord};
 
-/// New containers and starts need a pod that is up.
+/// Containers are created and started only in a ready pod.
 pub(crate) fn ready(pod: &PodRecord) -> Result<(), Error> {
     if pod.phase == PodPhase::Ready {
         return Ok(());
@@ -12,7 +12,7 @@ pub(crate) fn ready(pod: &PodRecord) -> Result<(), Error> {
     Err(Error::state(format!("pod {} is not ready{why}", pod.id)))
 }
 
-/// Start is for created containers.
+/// Only a created container can be started.
 pub(crate) fn start(record: &ContainerRecord) -> Result<(), Error> {
     match record.phase {
         ContainerPhase::Created => Ok(()),
@@ -20,7 +20,7 @@ pub(crate) fn start(record: &ContainerRecord) -> Result<(), Error> {
     }
 }
 
-/// Execs and log rotation are for running containers.
+/// Execs and log rotation need a running container.
 pub(crate) fn running(record: &ContainerRecord) -> Result<(), Error> {
     match record.phase {
         ContainerPhase::Running => Ok(()),
@@ -28,7 +28,7 @@ pub(crate) fn running(record: &ContainerRecord) -> Result<(), Error> {
     }
 }
 
-/// The container whose PID namespace is to be joined must run in the same pod.
+/// A container whose PID namespace is joined must be running in the same pod.
 pub(crate) fn target<'a>(
     record: &ContainerRecord,
     find: impl FnOnce(&str) -> Option<&'a ContainerRecord>,
@@ -40,9 +40,9 @@ pub(crate) fn target<'a>(
     let field = "linux.security_context.namespace_options.target_id";
     match find(&namespaces.target) {
         Some(target) if target.phase == ContainerPhase::Running => Ok(()),
-        Some(_) => Err(Error::state(format!("{field}: container {} does not run", namespaces.target))),
+        Some(_) => Err(Error::state(format!("{field}: container {} is not running", namespaces.target))),
         None => {
-            let text = format!("{field}: {:?} is no container of this pod", namespaces.target);
+            let text = format!("{field}: {:?} is not a container of this pod", namespaces.target);
             Err(Error::new(ErrorKind::InvalidArgument, text))
         }
     }

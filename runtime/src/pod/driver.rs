@@ -1,414 +1,377 @@
-//! The task that owns one pod. It never waits for work: commands, shim events and outcomes of jobs come in
-//! turn, each changes the state, publishes it, and maybe starts the next job.
+//! The task that owns one pod. It passes calls, shim events, results of jobs and timers to the pod's state
+//! machine (`pod::life`) and performs the resulting actions. It decides nothing itself and never waits for
+//! work.
 
-mod container;
-mod end;
-pub(crate) mod link;
-mod reconcile;
+mod jobs;
+mod shim;
 
-use super::containers::{self, Recorder, StartError};
-use super::launch::{self, Up};
-use super::teardown::Ended;
-use super::{Command, Context, POD_RECORD, admission, exec, now};
+use super::command::{Command, Reply};
+use super::context::{Context, random};
+use super::exec::Ticket;
+use super::life::{Action, Answer, Ask, Heard, Input, Job, Life, Moment, Outcome, Timer, Waiter};
+use super::recorder::{self, Recorder};
+use super::registry::{Launched, Registry, Seat};
+use crate::clock::now;
 use crate::error::{Error, ErrorKind};
-use crate::registry::{Launched, Registry, Reply, Seat};
-use link::{Answer, Link};
-use model::{ContainerId, ContainerPhase, ContainerRecord, Exit, PodConfig, PodPhase, PodRecord};
-use std::collections::BTreeMap;
+use crate::shims::{Client, Connection};
+use jobs::{StopHandle, Tools};
+use model::{ContainerId, ContainerRecord, PodConfig, PodRecord};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::Instant;
 use wire::Event;
 
-/// Longest grace of a stop: kubelet takes any i64 from the pod; a year is for ever.
-const LONGEST_GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
-/// Pauses before a stop or a removal that failed is tried again without being asked for.
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-const LONGEST_RETRY: Duration = Duration::from_secs(60);
-
-/// What a job has done.
+/// Receives the reply to a call.
 #[derive(Debug)]
-enum Outcome {
-    Created(ContainerId, Result<Box<ContainerRecord>, Error>),
-    Started(ContainerId, Result<i64, StartError>),
-    /// The stop job ended; the exit is told by the shim, or seen by the job where the shim is silent.
-    StopEnded(ContainerId, Result<Option<Exit>, Error>),
-    /// The exit is durable; or false: it cannot be made so, which the log tells.
-    ExitRecorded(ContainerId, bool),
-    ContainerRemoved(ContainerId, Vec<Error>),
-    /// Everything but the records is gone, or the errors say what is not.
-    Ended(Ended),
-    /// The record says so too, or the log says why not.
-    Stopped,
-    /// The shim's folder is gone.
-    ShimForgotten(Vec<Error>),
-    Removed(Vec<Error>),
-    /// The shim was dialled again.
-    Dialled(Box<Answer>),
-    /// A dead shim's pod was killed.
-    Buried(Ended),
-    /// It is time to try a stop or a removal again that failed.
-    StopAgain,
-    /// The same for the removal of one container.
-    RemoveAgain(ContainerId),
-    Nothing,
+enum Caller {
+    Unit(Reply<()>),
+    Create(Reply<ContainerId>),
+    Exec(Reply<Ticket>),
 }
 
-/// One container and who waits for it.
+/// The result of waiting for something other than a job.
 #[derive(Debug)]
-pub(crate) struct Container {
-    pub(crate) record: ContainerRecord,
-    recorder: Arc<Recorder<ContainerRecord>>,
-    /// Never empty while the job that creates it is at work.
-    creating: Vec<Reply<ContainerId>>,
-    starting: Option<Vec<Reply<()>>>,
-    /// A start is answered when its outcome can be seen: here, when the exit that it ended in is.
-    started: Vec<(Reply<()>, Result<(), Error>)>,
-    stopping: Option<Stopping>,
-    removing: Vec<Reply<()>>,
-    /// The removal job is at work.
-    being_removed: bool,
-    /// True once it has exited, for the stop job.
-    exited: watch::Sender<bool>,
-    /// The exit is recorded and published.
-    settled: bool,
-    /// The exit is nowhere but in the shim's folder: the record could not be written.
-    unrecorded: bool,
-    /// The end of one that is still being created, with the time of its start: applied when it is created.
-    early_exit: Option<(Exit, i64)>,
-    /// A start ended without the shim's word on it: it may run, though it is shown as created.
-    may_run: bool,
+enum Waited {
+    Due(Timer),
+    Dialled(Box<Heard>, Option<Box<Connection>>),
 }
 
-#[derive(Debug)]
-struct Stopping {
-    deadline: watch::Sender<Instant>,
-    waiters: Vec<Reply<()>>,
-}
-
-impl Container {
-    pub(crate) fn new(context: &Context, record: ContainerRecord) -> Self {
-        Self::with(containers::recorder(context, &record), record)
-    }
-
-    fn with(recorder: Arc<Recorder<ContainerRecord>>, record: ContainerRecord) -> Self {
-        let over = record.phase == ContainerPhase::Exited;
-        Self {
-            record,
-            recorder,
-            creating: Vec::new(),
-            starting: None,
-            started: Vec::new(),
-            stopping: None,
-            removing: Vec::new(),
-            being_removed: false,
-            exited: watch::Sender::new(over),
-            settled: over,
-            unrecorded: false,
-            early_exit: None,
-            may_run: false,
-        }
-    }
-
-    /// Whether the job that creates it is at work.
-    fn is_being_created(&self) -> bool {
-        !self.creating.is_empty()
-    }
-
-    /// Whether the end of a pod has to wait for it.
-    fn keeps_pod(&self) -> bool {
-        self.is_being_created() || (self.record.phase == ContainerPhase::Exited && !self.settled)
-    }
-
-    /// Whether nothing of it runs that a stop would have to end.
-    fn idle(&self) -> bool {
-        self.record.phase == ContainerPhase::Created
-            && self.starting.is_none()
-            && self.removing.is_empty()
-            && !self.may_run
-    }
-
-    /// Notes its end; true when that is new and to be recorded. The first word counts.
-    fn end(&mut self, exit: Exit, started_at: i64) -> bool {
-        match self.record.phase {
-            ContainerPhase::Exited | ContainerPhase::Removing | ContainerPhase::Unknown => return false,
-            // The job that creates it still writes its record.
-            ContainerPhase::Creating => {
-                self.early_exit.get_or_insert((exit, started_at));
-                return false;
-            }
-            ContainerPhase::Created | ContainerPhase::Running => {}
-        }
-        self.record.phase = ContainerPhase::Exited;
-        self.record.exit = Some(exit);
-        self.record.pid = 0;
-        if started_at != 0 {
-            self.record.started_at = started_at;
-        }
-        true
-    }
-}
+/// The result of a job: its outcome, if it has one, and the connection of a launch.
+type Ended = (Option<Outcome>, Option<Box<Connection>>);
 
 /// The driver of one pod.
 #[derive(Debug)]
-pub(crate) struct Driver {
+struct Driver {
     context: Arc<Context>,
-    pub(crate) registry: Arc<Registry>,
-    pub(crate) record: PodRecord,
+    registry: Arc<Registry>,
+    life: Life,
+    /// The connection to the shim, if there is one.
+    client: Option<Client>,
+    events: Option<mpsc::Receiver<Event>>,
+    /// The connection that came with the current input; it is used or dropped.
+    offered: Option<Box<Connection>>,
     recorder: Arc<Recorder<PodRecord>>,
-    pub(crate) containers: BTreeMap<ContainerId, Container>,
-    pub(crate) link: Link,
-    /// Work that is finished before the daemon ends.
-    jobs: JoinSet<Outcome>,
-    /// Dialling and pauses: dropped when the daemon ends.
-    waits: JoinSet<Outcome>,
-    stop_waiters: Vec<Reply<()>>,
-    remove_waiters: Vec<Reply<()>>,
-    /// A stop is at work; commands that change containers are refused meanwhile.
-    ending: bool,
-    removing: bool,
-    finished: bool,
-    /// The stop is done but for exits that are being recorded.
-    stopped_with: Option<Vec<Error>>,
-    /// Not shown: not committed, or going.
-    pub(crate) hidden: bool,
-    /// The removal was begun, or never asked for because nobody knows of it.
-    pub(crate) remove_when_stopped: bool,
-    /// Stops and removals that failed in a row, and the pause before the next.
-    failures: u32,
+    recorders: BTreeMap<ContainerId, Arc<Recorder<ContainerRecord>>>,
+    /// Running stops.
+    stops: BTreeMap<ContainerId, StopHandle>,
+    /// Jobs that must finish before the daemon exits.
+    jobs: JoinSet<Ended>,
+    /// Connection attempts and pauses; dropped when the daemon exits.
+    waits: JoinSet<Waited>,
+    /// The pause before a stop or removal is retried.
     retry: Option<AbortHandle>,
-    /// Those who want the name of a pod that is being rolled back wait for this.
-    pub(crate) launched: Option<watch::Sender<Launched>>,
+    callers: HashMap<Waiter, Caller>,
+    next_caller: u64,
+    /// Callers that want the pod's name wait for this.
+    launched: watch::Sender<Launched>,
+    began: Instant,
+    closing: bool,
+    finished: bool,
 }
 
-/// Starts the driver of a new pod: it launches first.
-pub(crate) fn launch(context: Arc<Context>, registry: Arc<Registry>, seat: Seat, config: &PodConfig) {
-    let record = PodRecord {
-        id: seat.id.clone(),
-        config: config.clone(),
-        created_at: now(),
-        phase: PodPhase::Launching,
-        ips: Vec::new(),
-        netns: String::new(),
-        pause_pid: 0,
-        shim_pid: 0,
-        message: String::new(),
-    };
+/// Starts the driver of a new pod, which begins with the launch.
+pub(super) fn launch(context: Arc<Context>, registry: Arc<Registry>, seat: Seat, config: PodConfig) {
+    let began = Instant::now();
+    let (life, actions) = Life::launch(seat.id.clone(), config, moment(began));
+    let Seat { id: _, commands, launched, closing } = seat;
     tokio::spawn(async move {
-        let Seat { id, mut commands, launched, mut closing } = seat;
-        let tell = |outcome: Launched| launched.send_replace(outcome);
-        match launch::launch(Arc::clone(&context), record.clone()).await {
-            Ok(Up { record, connection }) => {
-                let mut driver = Driver::new(context, registry, record);
-                driver.attach(connection);
-                driver.publish();
-                tell(Some(Ok(id)));
-                driver.run(&mut commands, &mut closing).await;
-            }
-            Err(launch::Failed { error, left }) if left.is_empty() => {
-                // Free before anybody is told, so that a retry begins anew.
-                registry.release(&id);
-                tell(Some(Err(error)));
-            }
-            Err(launch::Failed { error, left }) => {
-                for left in &left {
-                    tracing::error!(pod = %id, error = %left, "left by a launch that failed");
-                }
-                let mut driver = Driver::new(context, registry, record);
-                driver.record.phase = PodPhase::Stopping;
-                driver.record.message = format!("launch failed: {}", error.message);
-                driver.publish();
-                driver.persist_pod();
-                driver.try_again();
-                tell(Some(Err(error)));
-                driver.run(&mut commands, &mut closing).await;
-            }
-        }
+        let mut driver = Driver::new(context, registry, life, launched, began);
+        driver.perform(actions);
+        driver.run(commands, closing).await;
     });
 }
 
+/// Starts the driver of a pod with records, of this boot (`same_boot`) or an earlier one. When this returns,
+/// the pod is listed. `leaving`: it is rolled back or removed.
+pub(crate) fn adopt(
+    context: &Arc<Context>,
+    registry: &Arc<Registry>,
+    record: PodRecord,
+    containers: Vec<ContainerRecord>,
+    same_boot: bool,
+    leaving: bool,
+) {
+    let seat = registry.restore(&record.id, &Arc::new(record.config.clone()), leaving);
+    let began = Instant::now();
+    let (life, actions) = Life::restore(record, containers, leaving, moment(began));
+    // Dropped with the driver: a caller that waits for the name of a leaving pod then retries.
+    let Seat { id, commands, launched, closing } = seat;
+    let mut driver = Driver::new(Arc::clone(context), Arc::clone(registry), life, launched, began);
+    driver.perform(actions);
+    let (context, registry) = (Arc::clone(context), Arc::clone(registry));
+    tokio::spawn(async move {
+        // Before any call is processed; calls that arrive meanwhile wait for it, with a limit.
+        let pid = driver.life.record().shim_pid;
+        let (heard, connection) = match same_boot {
+            true => shim::ask(&context, &registry, &id, pid, super::life::GREETING).await,
+            false => (Heard::of_another_boot(), None),
+        };
+        driver.offered = connection;
+        driver.input(Input::Heard(Box::new(heard)));
+        driver.run(commands, closing).await;
+    });
+}
+
+fn moment(began: Instant) -> Moment {
+    Moment { wall: now(), steady: began.elapsed() }
+}
+
 impl Driver {
-    pub(crate) fn new(context: Arc<Context>, registry: Arc<Registry>, record: PodRecord) -> Self {
-        let recorder = Recorder::new(context.layout.pod_record(&record.id), POD_RECORD, record.clone());
+    fn new(
+        context: Arc<Context>,
+        registry: Arc<Registry>,
+        life: Life,
+        launched: watch::Sender<Launched>,
+        began: Instant,
+    ) -> Self {
+        let recorder = recorder::of_pod(&context, Arc::new(life.record().clone()));
         Self {
             context,
             registry,
-            record,
+            life,
+            client: None,
+            events: None,
+            offered: None,
             recorder,
-            containers: BTreeMap::new(),
-            link: Link::None,
+            recorders: BTreeMap::new(),
+            stops: BTreeMap::new(),
             jobs: JoinSet::new(),
             waits: JoinSet::new(),
-            stop_waiters: Vec::new(),
-            remove_waiters: Vec::new(),
-            ending: false,
-            removing: false,
-            finished: false,
-            stopped_with: None,
-            hidden: false,
-            remove_when_stopped: false,
-            failures: 0,
             retry: None,
-            launched: None,
+            callers: HashMap::new(),
+            next_caller: 0,
+            launched,
+            began,
+            closing: false,
+            finished: false,
         }
     }
 
-    /// Until the pod is removed or the daemon stops.
-    pub(crate) async fn run(
-        mut self,
-        commands: &mut mpsc::Receiver<Command>,
-        closing: &mut watch::Receiver<bool>,
-    ) {
+    /// Runs until the pod is removed or the daemon stops.
+    async fn run(mut self, mut commands: mpsc::Receiver<Command>, mut closing: watch::Receiver<bool>) {
         while !self.finished {
             tokio::select! {
                 command = commands.recv() => match command {
                     Some(command) => self.command(command),
-                    None => break,
+                    None => return,
                 },
-                event = self.link.event() => match event {
+                event = next_event(&mut self.events) => match event {
                     Some(event) => self.event(event),
-                    None => self.link_lost(),
+                    None => self.input(Input::LinkLost),
                 },
-                Some(outcome) = self.jobs.join_next() => self.joined(outcome),
-                Some(outcome) = self.waits.join_next() => self.joined(outcome),
+                Some(ended) = self.jobs.join_next() => self.joined(ended),
+                Some(waited) = self.waits.join_next() => self.waited(waited),
                 _ = closing.changed() => {
-                    // Records in flight are written; what waits for processes is left to the next start.
-                    while self.jobs.join_next().await.is_some() {}
-                    break;
+                    // Records are still written, and their waiters get replies; work that waits for processes
+                    // is left to the next start.
+                    self.closing = true;
+                    while let Some(ended) = self.jobs.join_next().await {
+                        self.joined(ended);
+                    }
+                    return;
                 }
             }
         }
-    }
-
-    fn joined(&mut self, outcome: Result<Outcome, JoinError>) {
-        match outcome {
-            Ok(outcome) => self.outcome(outcome),
-            // A pause that another took the place of.
-            Err(error) if error.is_cancelled() => {}
-            Err(error) => tracing::error!(pod = %self.record.id, %error, "a job ended badly"),
+        // Late calls find that the pod is gone.
+        commands.close();
+        while let Some(command) = commands.recv().await {
+            self.command(command);
         }
-    }
-
-    /// Shows the pod as it is now, once it may be seen.
-    pub(crate) fn publish(&self) {
-        if self.hidden {
-            return;
-        }
-        self.registry.published().put_pod(&self.record, self.link.silent_since());
-    }
-
-    /// Shows a container, once it may be seen.
-    pub(crate) fn publish_container(&self, id: &ContainerId) {
-        if let Some(container) = self.containers.get(id)
-            && !self.hidden
-            && !matches!(container.record.phase, ContainerPhase::Creating | ContainerPhase::Removing)
-        {
-            self.registry.published().put_container(&container.record);
-        }
-    }
-
-    /// Writes the pod's record in the background: an operator's fact, needed by the next start at best.
-    fn persist_pod(&mut self) {
-        self.recorder.set(self.record.clone());
-        let (context, recorder) = (Arc::clone(&self.context), Arc::clone(&self.recorder));
-        self.jobs.spawn(async move {
-            if let Err(error) = recorder.persist(&context, false).await {
-                tracing::error!(%error, "pod record not written");
-            }
-            Outcome::Nothing
-        });
     }
 
     fn command(&mut self, command: Command) {
-        match command {
-            Command::StopPod(reply) => {
-                self.stop_waiters.push(reply);
-                self.begin_stop();
-            }
-            Command::RemovePod(reply) => {
-                self.remove_waiters.push(reply);
-                self.begin_stop();
-            }
-            Command::Create { config, reply } => self.create(*config, reply),
-            Command::Start { id, reply } => self.start(&id, reply),
-            Command::Stop { id, grace, reply } => self.stop(&id, grace, Some(reply)),
-            Command::Remove { id, reply } => self.remove(&id, reply),
-            Command::ReopenLog { id, reply } => self.reopen_log(&id, reply),
-            Command::Exec { id, reply } => {
-                let found = self.find(&id).and_then(|container| {
-                    admission::running(&container.record)?;
-                    Ok(exec::Ticket { client: self.shim()?, record: container.record.clone() })
-                });
-                answer(reply, found);
-            }
-        }
-    }
-
-    fn find(&self, id: &ContainerId) -> Result<&Container, Error> {
-        self.containers
-            .get(id)
-            .filter(|container| container.record.phase != ContainerPhase::Creating)
-            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no container {id}")))
-    }
-
-    /// Not while the pod is being stopped or removed.
-    fn quiet(&self) -> Result<(), Error> {
-        if self.ending || self.removing {
-            return Err(Error::state(format!("pod {} is being stopped", self.record.id)));
-        }
-        Ok(())
+        let (ask, caller) = match command {
+            Command::StopPod(reply) => (Ask::StopPod, Caller::Unit(reply)),
+            Command::RemovePod(reply) => (Ask::RemovePod, Caller::Unit(reply)),
+            Command::Create { config, reply } => match random() {
+                Ok(bytes) => {
+                    let id = ContainerId::from_random(bytes);
+                    (Ask::Create { id, config }, Caller::Create(reply))
+                }
+                Err(error) => return drop(reply.send(Err(error))),
+            },
+            Command::Start { id, reply } => (Ask::Start(id), Caller::Unit(reply)),
+            Command::Stop { id, grace, reply } => (Ask::Stop(id, grace), Caller::Unit(reply)),
+            Command::Remove { id, reply } => (Ask::Remove(id), Caller::Unit(reply)),
+            Command::ReopenLog { id, reply } => (Ask::ReopenLog(id), Caller::Unit(reply)),
+            Command::Exec { id, reply } => (Ask::Exec(id), Caller::Exec(reply)),
+        };
+        let waiter = Waiter(self.next_caller);
+        self.next_caller += 1;
+        self.callers.insert(waiter, caller);
+        self.input(Input::Ask(waiter, ask));
     }
 
     fn event(&mut self, event: Event) {
-        match event {
-            Event::Exited { container, facts } => {
-                self.exited(&container, containers::exit_of(&facts), facts.started_at);
-            }
-            Event::PauseExited { code } => {
-                self.not_ready(&format!("pause ended with code {code}"));
-            }
-            Event::Warning { container, message } => {
-                tracing::warn!(pod = %self.record.id, container = container.map(|id| id.to_string()), message, "shim");
-            }
-            Event::Started { container, started_at } => self.running(&container, started_at),
-            Event::ExecExited { .. } | Event::Unknown => {}
+        if let Some(event) = shim::event(self.life.record(), event) {
+            self.input(Input::Shim(event));
         }
     }
 
-    fn outcome(&mut self, outcome: Outcome) {
-        match outcome {
-            Outcome::Created(id, created) => self.created(&id, created),
-            Outcome::Started(id, started) => self.started(&id, started),
-            Outcome::StopEnded(id, outcome) => self.stop_ended(&id, outcome),
-            Outcome::ExitRecorded(id, durable) => self.exit_recorded(&id, durable),
-            Outcome::ContainerRemoved(id, errors) => self.container_removed(&id, errors),
-            Outcome::Ended(ended) => self.ended(ended),
-            Outcome::Stopped => {
-                self.stopped_with = Some(Vec::new());
-                self.maybe_stopped();
+    fn joined(&mut self, ended: Result<Ended, JoinError>) {
+        match ended {
+            Ok((None, _)) => {}
+            Ok((Some(outcome), connection)) => {
+                // Events that the shim sent earlier are processed first.
+                while let Some(event) = self.events.as_mut().and_then(|events| events.try_recv().ok()) {
+                    self.event(event);
+                }
+                self.offered = connection;
+                self.input(Input::Done(outcome));
             }
-            Outcome::ShimForgotten(errors) => self.stopped(errors),
-            Outcome::Removed(errors) => self.removed(errors),
-            Outcome::Dialled(answer) => self.dialled(*answer),
-            Outcome::Buried(ended) => self.buried(ended),
-            Outcome::StopAgain => self.stop_again(),
-            Outcome::RemoveAgain(id) => self.remove_again(&id),
-            Outcome::Nothing => {}
+            Err(error) => tracing::error!(pod = %self.life.record().id, %error, "a job panicked"),
+        }
+    }
+
+    fn waited(&mut self, waited: Result<Waited, JoinError>) {
+        match waited {
+            Ok(Waited::Due(timer)) => self.input(Input::Due(timer)),
+            Ok(Waited::Dialled(heard, connection)) => {
+                self.offered = connection;
+                self.input(Input::Heard(heard));
+            }
+            // The pause was replaced by another one.
+            Err(error) if error.is_cancelled() => {}
+            Err(error) => tracing::error!(pod = %self.life.record().id, %error, "a wait panicked"),
+        }
+    }
+
+    fn input(&mut self, input: Input) {
+        let actions = self.life.handle(moment(self.began), input);
+        self.perform(actions);
+        self.offered = None;
+    }
+
+    fn perform(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            self.perform_one(action);
+        }
+    }
+
+    fn perform_one(&mut self, action: Action) {
+        let published = self.registry.published();
+        match action {
+            Action::Answer(waiter, answer) => self.answer(waiter, answer),
+            Action::TellName(outcome) => drop(self.launched.send_replace(Some(outcome))),
+            Action::ReleaseName => self.registry.release(&self.life.record().id),
+            Action::ShowPod(record, silent_since) => published.put_pod(record, silent_since),
+            Action::ShowContainer(record) => published.put_container(record),
+            Action::HidePod => published.remove_pod(&self.life.record().id),
+            Action::HideContainer(id) => {
+                published.remove_container(&id);
+                self.recorders.remove(&id);
+                self.stops.remove(&id);
+            }
+            Action::NotePod(record) => self.recorder.set(record),
+            Action::NoteContainer(record) => self.note(record),
+            Action::Connect => {
+                if let Some(connection) = self.offered.take() {
+                    self.client = Some(connection.client);
+                    self.events = Some(connection.events);
+                }
+            }
+            Action::HangUp => (self.client, self.events) = (None, None),
+            Action::Dial { pause, limit } => {
+                let (context, registry) = (Arc::clone(&self.context), Arc::clone(&self.registry));
+                let (pod, pid) = (self.life.record().id.clone(), self.life.record().shim_pid);
+                self.waits.spawn(async move {
+                    tokio::time::sleep(pause).await;
+                    let (heard, connection) = shim::ask(&context, &registry, &pod, pid, limit).await;
+                    Waited::Dialled(Box::new(heard), connection)
+                });
+            }
+            Action::Hasten(id, deadline) => {
+                if let Some(stop) = self.stops.get(&id) {
+                    stop.deadline.send_replace(self.began + deadline);
+                }
+            }
+            Action::ExitSettled(id) => {
+                if let Some(stop) = self.stops.remove(&id) {
+                    stop.exited.send_replace(true);
+                }
+            }
+            Action::Begin(job) => self.begin(job),
+            Action::Wake(timer, pause) => {
+                let due = timer.clone();
+                let wait = self.waits.spawn(async move {
+                    tokio::time::sleep(pause).await;
+                    Waited::Due(due)
+                });
+                if timer == Timer::Pod
+                    && let Some(earlier) = self.retry.replace(wait)
+                {
+                    earlier.abort();
+                }
+            }
+            Action::Finish => self.finished = true,
+        }
+    }
+
+    /// Starts a job, unless the daemon is stopping: then no new job is started.
+    fn begin(&mut self, job: Job) {
+        if self.closing {
+            return;
+        }
+        if let Job::Stop { record, deadline, .. } = &job {
+            let handle = StopHandle {
+                deadline: watch::Sender::new(self.began + *deadline),
+                exited: watch::Sender::new(false),
+            };
+            self.stops.insert(record.id.clone(), handle);
+        }
+        let tools = Tools {
+            context: Arc::clone(&self.context),
+            client: self.client.clone(),
+            pod: self.life.record().id.clone(),
+            recorder: Arc::clone(&self.recorder),
+        };
+        let work = jobs::work(tools, job, &self.recorders, &self.stops);
+        self.jobs.spawn(work);
+    }
+
+    fn note(&mut self, record: Arc<ContainerRecord>) {
+        let context = &self.context;
+        let recorder = self.recorders.entry(record.id.clone());
+        recorder.or_insert_with(|| recorder::of_container(context, Arc::clone(&record))).set(record);
+    }
+
+    /// A caller that has gone needs no reply.
+    fn answer(&mut self, waiter: Waiter, answer: Result<Answer, Error>) {
+        let odd = |answer| Error::internal(format!("the pod's driver answered {answer:?}"));
+        match (self.callers.remove(&waiter), answer) {
+            (None, answer) => tracing::error!(?waiter, ?answer, "a call was replied to twice"),
+            (Some(Caller::Unit(reply)), answer) => {
+                drop(reply.send(answer.and_then(|answer| match answer {
+                    Answer::Done => Ok(()),
+                    answer => Err(odd(answer)),
+                })));
+            }
+            (Some(Caller::Create(reply)), answer) => {
+                drop(reply.send(answer.and_then(|answer| match answer {
+                    Answer::Created(id) => Ok(id),
+                    answer => Err(odd(answer)),
+                })));
+            }
+            (Some(Caller::Exec(reply)), answer) => {
+                let client = self.client.clone();
+                drop(reply.send(answer.and_then(|answer| match (answer, client) {
+                    (Answer::MayExec(record), Some(client)) => Ok(Ticket { client, record }),
+                    (Answer::MayExec(_), None) => {
+                        Err(Error::new(ErrorKind::Unavailable, "the connection to the shim was lost"))
+                    }
+                    (answer, _) => Err(odd(answer)),
+                })));
+            }
         }
     }
 }
 
-/// The pause after `times` attempts in vain: `first`, doubled each time up to `longest`.
-pub(super) fn later(first: Duration, times: u32, longest: Duration) -> Duration {
-    first.saturating_mul(2_u32.saturating_pow(times.min(16))).min(longest)
+/// The shim's next event; `None` when the connection has ended. Never resolves without a connection.
+async fn next_event(events: &mut Option<mpsc::Receiver<Event>>) -> Option<Event> {
+    match events {
+        Some(events) => events.recv().await,
+        None => std::future::pending().await,
+    }
 }
-
-/// A caller that is gone needs no answer.
-fn answer<T>(reply: Reply<T>, outcome: Result<T, Error>) {
-    drop(reply.send(outcome));
-}
-
-#[cfg(test)]
-mod tests;

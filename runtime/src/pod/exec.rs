@@ -1,11 +1,10 @@
 //! ExecSync: a command with its output in pipes that the daemon reads, while the shim only starts and reaps.
 
-use super::Context;
-use super::launch::memfd;
+use super::context::Context;
 use super::output::Output;
+use super::plan::memfd;
 use crate::error::{Error, ErrorKind};
 use crate::lanes;
-use crate::node::{EXEC_OUTPUT_LIMIT, ExecOutput};
 use crate::shims::Client;
 use crate::shims::client::{ClientError, next_exec};
 use model::{ContainerRecord, ExecId, Text};
@@ -19,36 +18,51 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::task::JoinHandle;
 use wire::{ExecPlan, ProcessPlan, Request};
 
-/// From request to execve.
+/// Time limit from the request to execve.
 const START: Duration = Duration::from_secs(30);
-/// For the shim to kill a whole session, which takes 10 s of it at most.
+/// Time limit for the shim to kill a whole session, which takes it at most 10 s.
 const KILL: Duration = Duration::from_secs(15);
-/// What of that the caller of a command that ran out of time waits for.
+/// How much of that time the caller of a timed-out command waits.
 const KILLED: Duration = Duration::from_millis(250);
-/// How long after its limit the shim kills a command by itself.
+/// The shim itself kills a command this long after its time limit.
 const SLACK: Duration = Duration::from_secs(2);
 /// Bytes of one read.
 const CHUNK: usize = 8192;
-/// How long output may still come after the exit: a grandchild may hold the pipes for ever.
+/// How long output is read after the exit: a grandchild may hold the pipes open for ever.
 const DRAIN: Duration = Duration::from_millis(100);
 
-/// Leave to start processes in a container, given by its driver.
-#[derive(Debug)]
-pub(crate) struct Ticket {
-    /// To the shim.
-    pub(crate) client: Client,
-    /// What the process inherits.
-    pub(crate) record: ContainerRecord,
+/// Limit of standard output and error of one ExecSync together: kubelet accepts messages of 16 MiB, which
+/// include other fields. The rest is read and dropped.
+const EXEC_OUTPUT_LIMIT: usize = 16 * 1024 * 1024 - 64 * 1024;
+
+/// The result of ExecSync.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ExecOutput {
+    /// Standard output, capped.
+    pub stdout: Vec<u8>,
+    /// Standard error, capped.
+    pub stderr: Vec<u8>,
+    /// 0..=255, 128+n for signal n.
+    pub exit_code: i32,
 }
 
-/// The shim's half of the pipes, and ours.
+/// Permission to start processes in a container, issued by its driver.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    /// The connection to the shim.
+    pub(crate) client: Client,
+    /// The container's record, from which the process's plan is made.
+    pub(crate) record: Arc<ContainerRecord>,
+}
+
+/// Both ends of the pipes.
 struct Prepared {
     fds: Vec<OwnedFd>,
     stdout: OwnedFd,
     stderr: OwnedFd,
 }
 
-/// Runs `cmd` to its end, at most `limit`.
+/// Runs `cmd` to its end or for `limit`.
 pub(crate) async fn sync(
     context: &Arc<Context>,
     ticket: Ticket,
@@ -64,16 +78,16 @@ pub(crate) async fn sync(
         |fd| Receiver::from_owned_fd(fd).map_err(|error| Error::of("watch the output of the exec", &error));
     let (mut stdout, mut stderr) = (receive(stdout)?, receive(stderr)?);
     let exec = next_exec();
-    // Later than ours: for a daemon that ends before the command does.
+    // Later than the daemon's own limit; it is for the case that the daemon ends before the command.
     let deadline = limit.map(|limit| limit.saturating_add(SLACK).as_millis());
     let deadline_ms = deadline.map(|ms| u64::try_from(ms).unwrap_or(u64::MAX));
     let request = Request::Exec { exec, container: container.clone(), deadline_ms };
-    // From here on a caller that goes away takes the command with it.
+    // From here on, dropping the call kills the command.
     let mut guard = Guard { client: Some(client.clone()), exec };
     let room = AtomicUsize::new(EXEC_OUTPUT_LIMIT);
     let (mut out, mut err) = (Output::default(), Output::default());
     let ended = {
-        // The limit is for all of it: in a cgroup short of time the start may take most.
+        // The limit includes the start, which may take most of it in a cgroup with little CPU time.
         let whole = async {
             let exit = client.exec(exec, request, fds, START).await?;
             let reading = async {
@@ -83,7 +97,7 @@ pub(crate) async fn sync(
             tokio::pin!(exit);
             let code = tokio::select! {
                 code = &mut exit => code,
-                // Both pipes are closed; the command may still run.
+                // Both pipes are closed; the command may still be running.
                 _ = &mut reading => return Ok(exit.await.ok()),
             };
             drop(tokio::time::timeout(DRAIN, &mut reading).await);
@@ -95,7 +109,7 @@ pub(crate) async fn sync(
         }
     };
     let ended = ended.transpose().inspect_err(|error| {
-        // It said so itself: there is nothing to kill.
+        // The command has exited: there is nothing to kill.
         if matches!(error, ClientError::Failed(_)) {
             guard.client = None;
         }
@@ -112,7 +126,8 @@ pub(crate) async fn sync(
         None => {
             let limit = limit.unwrap_or_default();
             let ended = match guard.kill() {
-                // Killed at once, as nearly all are; what hangs in the kernel keeps nobody waiting.
+                // Usually the kill takes effect at once; the caller does not wait for a process that hangs in
+                // the kernel.
                 Some(killed) => matches!(tokio::time::timeout(KILLED, killed).await, Ok(Ok(true))),
                 None => false,
             };
@@ -123,7 +138,7 @@ pub(crate) async fn sync(
     }
 }
 
-/// Plan, /dev/null and the far ends of two pipes. Blocking.
+/// Creates the plan and the pipes. Blocking.
 fn prepare(context: &Context, record: &ContainerRecord, cmd: Vec<Text>) -> Result<Prepared, Error> {
     let broken = |error: &(dyn std::error::Error + 'static)| {
         Error::of(format!("container {}: its record for execs", record.id), error)
@@ -132,7 +147,7 @@ fn prepare(context: &Context, record: &ContainerRecord, cmd: Vec<Text>) -> Resul
     let template: ProcessPlan = serde_json::from_value(template).map_err(|error| broken(&error))?;
     let security = &record.config.security;
     let seccomp = match &security.seccomp {
-        // The template keeps it: the file may have changed.
+        // The template holds this filter, because the file may have changed.
         model::SeccompProfile::Localhost(_) => None,
         _ if security.privileged => None,
         profile => context.compiler.program(profile, template.caps.bounding)?,
@@ -148,9 +163,9 @@ fn prepare(context: &Context, record: &ContainerRecord, cmd: Vec<Text>) -> Resul
     Ok(Prepared { fds: vec![plan, null, out, err], stdout, stderr })
 }
 
-/// Reads to the end; what does not fit is dropped, so that the command can go on.
+/// Reads to the end; output beyond the limit is dropped, so that the command does not block.
 async fn read(pipe: &mut Receiver, into: &mut Output, room: &AtomicUsize) {
-    // On the heap: futures are moved, and one with buffers in it costs its size on the stack at every level.
+    // On the heap: a buffer inside a future would use its size on the stack at every level of nesting.
     let mut buffer = vec![0; CHUNK];
     loop {
         match pipe.read(&mut buffer).await {
@@ -168,20 +183,20 @@ async fn read(pipe: &mut Receiver, into: &mut Output, room: &AtomicUsize) {
     }
 }
 
-/// Kills the exec when its caller is gone, or has waited long enough.
+/// Kills the exec when its caller has gone or its time is over.
 struct Guard {
     client: Option<Client>,
     exec: ExecId,
 }
 
 impl Guard {
-    /// Kills the session, whoever waits for that; true when none of it is left.
+    /// Kills the session in a separate task; the result is true if no process is left.
     fn kill(&mut self) -> Option<JoinHandle<bool>> {
         let (client, exec) = (self.client.take()?, self.exec);
         Some(tokio::spawn(async move {
             let killed = client.done("the kill of an exec", Request::KillExec { exec }, KILL).await;
             if let Err(error) = &killed {
-                tracing::warn!(exec = exec.0, %error, "command that nobody waits for is not killed");
+                tracing::warn!(exec = exec.0, %error, "cannot kill a command whose caller has gone");
             }
             killed.is_ok()
         }))

@@ -1,4 +1,4 @@
-//! Bring-up of a pod: a chain of steps, each a type that knows how to be undone.
+//! Starts a pod in a chain of steps. Each step is a type that can be undone.
 //!
 //! ```text
 //! Recorded ──► Supervised ──► Isolated ──► Networked ──► committed
@@ -7,13 +7,17 @@
 //! The intent is on disk before anything else exists, and is synced while the shim starts. An error undoes
 //! backwards and names its stage.
 
-use super::{Context, POD_RECORD, teardown};
+use super::context::Context;
+use super::life::LaunchFailed;
+use super::plan::memfd;
+use super::{foreign, teardown};
 use crate::cgroups::{Limits, leaf_path, pod_parent};
 use crate::error::Error;
 use crate::seccomp::Compiled;
 use crate::shims::{Connection, client, spawn};
 use crate::{failpoint, files, lanes, netns};
-use model::{NamespaceMode, PodPhase, PodRecord};
+use model::transition::{self, PodEvent};
+use model::{NamespaceMode, PodRecord};
 use network::Attachment;
 use std::future::Future;
 use std::io;
@@ -24,31 +28,24 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use wire::{Reply, Request};
 
-/// From exec to the greeting of a shim: milliseconds, seconds on a machine that swaps.
+/// Time limit from the shim's execve to its hello: it takes milliseconds, or seconds on a machine that swaps.
 const GREETING: Duration = Duration::from_secs(10);
-/// Namespaces and one exec.
+/// From the end of its connection to that of the process.
+const LAST: Duration = Duration::from_secs(1);
+/// Time limit for creating the namespaces and executing pause.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// A pod that is up and recorded.
+/// A pod that was started and recorded.
 #[derive(Debug)]
 pub(crate) struct Up {
-    /// As committed.
+    /// The committed record.
     pub(crate) record: PodRecord,
-    /// To its shim.
+    /// The connection to its shim.
     pub(crate) connection: Connection,
 }
 
-/// A launch that failed.
-#[derive(Debug)]
-pub(crate) struct Failed {
-    /// The first cause, with its stage.
-    pub(crate) error: Error,
-    /// What could not be undone; empty when nothing is left.
-    pub(crate) left: Vec<Error>,
-}
-
-/// Brings the pod of `record` up.
-pub(crate) async fn launch(context: Arc<Context>, record: PodRecord) -> Result<Up, Failed> {
+/// Starts the pod of `record`.
+pub(crate) async fn launch(context: Arc<Context>, record: PodRecord) -> Result<Up, LaunchFailed> {
     let recorded = Recorded::begin(context, record).await?;
     failpoint::hit("pod.recorded");
     let supervised = match recorded.supervise().await {
@@ -75,13 +72,13 @@ pub(crate) async fn launch(context: Arc<Context>, record: PodRecord) -> Result<U
 struct Recorded {
     context: Arc<Context>,
     record: PodRecord,
-    /// Makes the intent durable meanwhile.
+    /// Syncs the intent in parallel.
     synced: Aside<()>,
-    /// Makes pause's cgroup and plan meanwhile.
+    /// Creates pause's cgroup and plan in parallel.
     pause: Aside<Vec<OwnedFd>>,
 }
 
-/// A step that runs beside the chain until its outcome is wanted.
+/// A step that runs in parallel to the chain.
 struct Aside<T>(Option<JoinHandle<Result<T, Error>>>);
 
 impl<T: Send + 'static> Aside<T> {
@@ -89,7 +86,7 @@ impl<T: Send + 'static> Aside<T> {
         Self(Some(tokio::spawn(step)))
     }
 
-    /// Its outcome. There is one; asked again, it is an error.
+    /// Its result; may be taken once.
     async fn outcome(&mut self, what: &'static str) -> Result<T, Error> {
         match self.0.take() {
             None => Err(Error::internal(format!("{what}: its outcome was taken already"))),
@@ -100,8 +97,7 @@ impl<T: Send + 'static> Aside<T> {
         }
     }
 
-    /// Waits until it has ended, if its outcome was not taken: it ends by itself, and what it made is undone
-    /// after it.
+    /// Waits until it has ended, unless its result was taken. What it created is undone after that.
     async fn ended(mut self) {
         if let Some(step) = self.0.take() {
             drop(step.await);
@@ -110,7 +106,7 @@ impl<T: Send + 'static> Aside<T> {
 }
 
 impl Recorded {
-    async fn begin(context: Arc<Context>, record: PodRecord) -> Result<Self, Failed> {
+    async fn begin(context: Arc<Context>, record: PodRecord) -> Result<Self, LaunchFailed> {
         let (theirs, intent) = (Arc::clone(&context), record.clone());
         let id = record.id.as_str();
         let written = lanes::run(lanes::records(), id, "record the pod", move || {
@@ -120,17 +116,17 @@ impl Recorded {
                 .create(&dir)
                 .map_err(|error| Error::of(format!("make {}", dir.display()), &error))?;
             let path = theirs.layout.pod_record(&intent.id);
-            theirs.write_within(state::file::MAX_NEW_BYTES, &path, POD_RECORD, &intent, false)
+            theirs.write_within(state::file::MAX_NEW_BYTES, &path, state::kind::POD, &intent, false)
         });
         if let Err(error) = written.await {
             let left = remove_records(&context, &record).await;
-            return Err(Failed { error: named(&record, "record the pod", error), left });
+            return Err(LaunchFailed { error: named(&record, "record the pod", error), left });
         }
         let (theirs, intent) = (Arc::clone(&context), record.clone());
         let synced = Aside::begin(async move {
             let id = intent.id.clone();
             lanes::run(lanes::records(), id.as_str(), "sync the pod's record", move || {
-                theirs.write(&theirs.layout.pod_record(&intent.id), POD_RECORD, &intent, true)?;
+                theirs.write(&theirs.layout.pod_record(&intent.id), state::kind::POD, &intent, true)?;
                 let pods = theirs.layout.pods_dir();
                 std::fs::File::open(&pods)
                     .and_then(|dir| dir.sync_all())
@@ -152,7 +148,7 @@ impl Recorded {
         }
     }
 
-    async fn failed(self, stage: &'static str, error: Error) -> Failed {
+    async fn failed(self, stage: &'static str, error: Error) -> LaunchFailed {
         let Self { context, record, synced, pause } = self;
         tokio::join!(synced.ended(), pause.ended());
         let mut left = teardown::remove_shim(&context, &record).await;
@@ -160,49 +156,52 @@ impl Recorded {
         if left.is_empty() {
             left.extend(remove_records(&context, &record).await);
         }
-        Failed { error: named(&record, stage, error), left }
+        LaunchFailed { error: named(&record, stage, error), left }
     }
 }
 
-/// Starts the shim and takes its greeting.
+/// Starts the shim and receives its hello.
 async fn connect(context: &Arc<Context>, record: &PodRecord) -> Result<Connection, Error> {
     let (theirs, intent) = (Arc::clone(context), record.clone());
-    let (pidfd, socket) = lanes::run(lanes::kill(), record.id.as_str(), "start the shim", move || {
+    let (mut dead, socket) = lanes::run(lanes::kill(), record.id.as_str(), "start the shim", move || {
         let child = spawn::spawn(&theirs.layout, &theirs.cgroups, &theirs.binaries, &intent)?;
-        let pidfd = child.pidfd.try_clone();
-        // Whatever fails from here on, it is reaped.
-        spawn::reap_later(child);
-        let pidfd = pidfd.map_err(|error| Error::of("watch the shim", &error))?;
-        Ok((pidfd, spawn::reachable(&theirs.layout.shim_socket(&intent.id))?))
+        // From here on the shim is reaped whatever fails.
+        let dead = spawn::reap_later(child);
+        Ok((dead, spawn::reachable(&theirs.layout.shim_socket(&intent.id))?))
     })
     .await?;
-    // A shim that dies at once is not waited for. Its last words come first.
-    let dead = async {
-        match crate::shims::watched(pidfd, tokio::io::Interest::READABLE) {
-            Ok(watched) => drop(watched.readable().await),
-            Err(_) => std::future::pending().await,
-        }
-    };
-    tokio::select! {
+    // If the shim dies early, do not wait for the time limit. A message that it sent before is read first.
+    let dialled = tokio::select! {
         biased;
-        connection = client::dial(&socket.path, &record.id, GREETING) => Ok(connection?),
-        () = dead => Err(Error::internal("the shim ended before it said anything; see the log for its last words")),
+        dialled = client::dial(&socket.path, &record.id, GREETING) => dialled,
+        ended = &mut dead => return Err(spawn::ended_early(ended.ok().flatten())),
+    };
+    match dialled {
+        Ok(connection) => Ok(connection),
+        // What it could say itself is the reason. Of a connection that ended, or was never made, its end is.
+        Err(error @ (client::ClientError::Lost | client::ClientError::Socket { .. })) => {
+            match tokio::time::timeout(LAST, &mut dead).await {
+                Ok(ended) => Err(spawn::ended_early(ended.ok().flatten())),
+                Err(_) => Err(error.into()),
+            }
+        }
+        Err(error) => Err(error.into()),
     }
 }
 
-/// Pause's leaf, and its plan and folders as the descriptors of StartPause.
+/// Creates pause's cgroup, and returns its plan and cgroup folders as the descriptors of StartPause.
 async fn prepare_pause(context: Arc<Context>, record: PodRecord) -> Result<Vec<OwnedFd>, Error> {
     let seccomp = if record.config.security.privileged {
         None
     } else {
-        super::seccomp(&context, record.id.as_str(), &record.config.security.seccomp, 0).await?
+        foreign::seccomp(&context, record.id.as_str(), &record.config.security.seccomp, 0).await?
     };
     let id = record.id.clone();
     let work = move || make_leaf(&context, &record, seccomp);
     lanes::run(lanes::kill(), id.as_str(), "prepare pause", work).await
 }
 
-/// Blocking: cgroup files and memory.
+/// Blocking: accesses cgroup files and memory.
 fn make_leaf(
     context: &Context,
     record: &PodRecord,
@@ -218,20 +217,13 @@ fn make_leaf(
     Ok(fds)
 }
 
-/// A plan as its worker reads it. Blocking (memory only).
-pub(crate) fn memfd<T: serde::Serialize>(name: &str, plan: &T) -> Result<OwnedFd, Error> {
-    let bytes = serde_json::to_vec(plan).map_err(|error| Error::of(format!("encode {name}"), &error))?;
-    sys::memfd::create_sealed(name, &bytes)
-        .map_err(|error| Error::of(format!("make a memfd for {name}"), &error))
-}
-
-/// The shim answers.
+/// The shim is running and connected.
 struct Supervised {
     below: Recorded,
     connection: Connection,
 }
 
-/// Pause holds the namespaces.
+/// Pause is running in its namespaces.
 struct Isolated {
     below: Supervised,
     netns: Option<OwnedFd>,
@@ -254,8 +246,8 @@ impl Supervised {
         }
     }
 
-    /// Undoes from here down, network included: nothing is owed where nothing was begun.
-    async fn failed(self, stage: &'static str, error: Error) -> Failed {
+    /// Undoes all steps so far, and the network: CNI DEL does nothing if ADD never ran.
+    async fn failed(self, stage: &'static str, error: Error) -> LaunchFailed {
         let Recorded { context, record, synced, pause } = self.below;
         tokio::join!(synced.ended(), pause.ended());
         let mut left =
@@ -264,7 +256,7 @@ impl Supervised {
         if left.is_empty() {
             left.extend(remove_records(&context, &record).await);
         }
-        Failed { error: named(&record, stage, error), left }
+        LaunchFailed { error: named(&record, stage, error), left }
     }
 }
 
@@ -276,7 +268,7 @@ impl Isolated {
             return Ok(Networked { below });
         }
         let Some(netns) = netns else {
-            return Err((below, Error::internal("the shim gave no network namespace")));
+            return Err((below, Error::internal("the shim sent no network namespace")));
         };
         match attach(&below.below.context, record, netns).await {
             Ok(()) => Ok(Networked { below }),
@@ -294,8 +286,8 @@ async fn attach(context: &Arc<Context>, record: &mut PodRecord, netns: OwnedFd) 
         netns::pin(netns.as_fd(), &pin).map_err(|error| Error::of(format!("pin {}", pin.display()), &error))
     });
     let netns = copy.map_err(|error| Error::of("copy the network namespace", &error))?;
-    // The configuration that counts is the one on disk now, not what was there when it was last looked at. Its
-    // plugins are asked for their STATUS where it is watched (`cni_watch`), not for every pod.
+    // Use the current configuration, not the one that was read last. STATUS of its plugins runs where it is
+    // watched (`cni_watch`), not for every pod.
     let load = async {
         context.cni.load().await;
         Ok(())
@@ -318,8 +310,8 @@ async fn attach(context: &Arc<Context>, record: &mut PodRecord, netns: OwnedFd) 
     set_sysctls(record, netns).await
 }
 
-/// Writes the pod's network parameters: once its interfaces are there, and after plugins that set some of their
-/// own (Calico clears ip_forward), so that what the pod asks for holds.
+/// Writes the pod's network sysctls. The interfaces exist now, and plugins that change some (Calico clears
+/// ip_forward) have run, so the requested values are in effect.
 async fn set_sysctls(record: &PodRecord, netns: OwnedFd) -> Result<(), Error> {
     let wanted = spec::network_sysctls(&record.config)?;
     if wanted.is_empty() {
@@ -345,19 +337,21 @@ struct Networked {
 }
 
 impl Networked {
-    async fn commit(mut self) -> Result<Up, Failed> {
+    async fn commit(mut self) -> Result<Up, LaunchFailed> {
         if let Err(error) = self.below.below.synced.outcome("sync the pod's record").await {
             return Err(self.below.failed("record the pod", error).await);
         }
         let context = Arc::clone(&self.below.below.context);
         let record = &mut self.below.below.record;
-        record.phase = PodPhase::Ready;
+        if let Ok(phase) = transition::pod(record.phase, PodEvent::Launched) {
+            record.phase = phase;
+        }
         let committed = record.clone();
         let id = record.id.clone();
         let written = lanes::run(lanes::records(), id.as_str(), "commit the pod", move || {
             files::write(&context.layout, &committed, &context.node_name)?;
-            // The intent is durable; what this adds holds for this boot only.
-            context.write(&context.layout.pod_record(&committed.id), POD_RECORD, &committed, false)
+            // The intent is durable; what this write adds matters only until the next boot.
+            context.write(&context.layout.pod_record(&committed.id), state::kind::POD, &committed, false)
         });
         match written.await {
             Ok(()) => Ok(Up { record: self.below.below.record, connection: self.below.connection }),
@@ -370,8 +364,8 @@ async fn remove_records(context: &Arc<Context>, record: &PodRecord) -> Vec<Error
     let dir = context.layout.pod_dir(&record.id);
     lanes::run(lanes::records(), record.id.as_str(), "remove the pod's record", move || {
         match state::file::remove_dir(&dir) {
-            // It may have failed after the removal, or never had anything to remove. An intent that a power loss
-            // brings back is rolled back.
+            // The folder may have been removed before the error, or may not exist. If a power loss restores
+            // an intent, it is rolled back.
             Err(_) if matches!(dir.try_exists(), Ok(false)) => Ok(()),
             removed => Ok(removed?),
         }

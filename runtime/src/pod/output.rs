@@ -1,28 +1,27 @@
-//! Output of execs in memory: 16 MiB each at most, and for all of them together a budget of the node's, so that
-//! one container's execs cannot take the daemon's memory.
+//! Output of execs in memory: at most 16 MiB per exec, with a common limit for the node, so that the execs of
+//! one container cannot use up the daemon's memory.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes of all execs together, beyond each one's [`SHARE`].
+/// Limit of all execs together, in addition to the [`SHARE`] of each.
 const BUDGET: usize = 64 << 20;
-/// Bytes that an exec has in any case: more than kubelet keeps of a probe's output (10 KiB).
+/// Bytes that each exec may always use: more than kubelet keeps of a probe's output (10 KiB).
 const SHARE: usize = 16 << 10;
-/// What was larger than this leaves holes in the heap that are worth giving back.
+/// After an output larger than this, free heap memory is returned to the kernel.
 const LARGE: usize = 1 << 20;
 
 static LEFT: AtomicUsize = AtomicUsize::new(BUDGET);
 
-/// What one stream of one exec wrote, as far as there was room.
+/// The output of one stream of one exec, up to the limits.
 #[derive(Debug, Default)]
 pub(super) struct Output {
     bytes: Vec<u8>,
-    /// Of the budget; given back when this is dropped.
+    /// Bytes taken from the common limit; returned on drop.
     held: usize,
 }
 
 impl Output {
-    /// Keeps what there is room for, and says how much that was. The rest is to be dropped, as beyond the limit
-    /// of a single exec.
+    /// Keeps as much as the limits allow and returns how much. The caller drops the rest.
     pub(super) fn take(&mut self, new: &[u8]) -> usize {
         let wanted = self.bytes.len() + new.len();
         if wanted > self.bytes.capacity() {
@@ -33,7 +32,7 @@ impl Output {
         fits.len()
     }
 
-    /// Doubles, as a vector does, but asks the budget first, and takes less where it has less.
+    /// Doubles the capacity as a vector does, but within the common limit.
     fn grow(&mut self, wanted: usize) {
         let capacity = self.bytes.capacity();
         let (most, least) = (wanted.max(capacity * 2), wanted.max(SHARE));
@@ -52,7 +51,7 @@ impl Output {
         }
     }
 
-    /// What was kept. From here on it belongs to the answer, which is sent at once.
+    /// The kept output. It now belongs to the reply, which is sent at once.
     pub(super) fn into_bytes(mut self) -> Vec<u8> {
         std::mem::take(&mut self.bytes)
     }
@@ -74,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_together_have_a_budget_and_each_a_share() {
+    fn all_execs_have_a_limit_and_each_has_a_share() {
         let part = vec![7; 8192];
         let mut outputs: Vec<Output> = (0..10).map(|_| Output::default()).collect();
         for output in &mut outputs {

@@ -1,13 +1,41 @@
-//! What List and Status read: immutable views of all pods and containers, replaced one by one by drivers.
+//! The data that List and Status read: immutable views of all pods and containers, which drivers replace one
+//! by one.
 //!
-//! The lock is held to swap or copy pointers, never over I/O, so no pod can hold up a list.
+//! The lock is held to swap or copy pointers, never during I/O, so that no pod can delay a list.
 
 use crate::error::{Error, ErrorKind};
-use crate::node::{ContainerView, PodView};
-use model::{ContainerId, ContainerRecord, PodId, PodRecord};
+use model::{ContainerId, ContainerRecord, PodId, PodPhase, PodRecord};
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// A published pod; immutable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodView {
+    /// The record, which has everything that List and Status return.
+    pub record: Arc<PodRecord>,
+    /// Time since which its shim is silent, in nanoseconds since the epoch; 0 if it responds or is dead. The
+    /// other fields keep their last known state.
+    pub silent_since: i64,
+    /// Increases with every change on this node.
+    pub generation: u64,
+}
+
+impl PodView {
+    /// Whether its state is SANDBOX_READY.
+    pub fn is_ready(&self) -> bool {
+        self.record.phase == PodPhase::Ready
+    }
+}
+
+/// A published container; immutable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerView {
+    /// The record, which has everything that List and Status return.
+    pub record: Arc<ContainerRecord>,
+    /// Increases with every change on this node.
+    pub generation: u64,
+}
 
 /// The published state of the node.
 #[derive(Debug, Default)]
@@ -20,7 +48,7 @@ struct Tables {
     containers: Table<ContainerView>,
 }
 
-/// Views by id, and the list of them as it was last asked for.
+/// Views by id, and the last list made of them.
 #[derive(Debug)]
 struct Table<T> {
     by_id: BTreeMap<Box<str>, Arc<T>>,
@@ -55,7 +83,7 @@ impl<T> Table<T> {
         Arc::clone(list)
     }
 
-    /// By id or by a prefix that only one has.
+    /// Finds a view by id or by a unique prefix of one.
     fn find(&self, kind: &str, asked: &str) -> Result<Arc<T>, Error> {
         if let Some(view) = self.by_id.get(asked) {
             return Ok(Arc::clone(view));
@@ -74,7 +102,7 @@ impl<T> Table<T> {
             (Some(view), None) => Ok(Arc::clone(view)),
             (None, _) => Err(not_found()),
             (Some(_), Some(_)) => {
-                let text = format!("{kind} id {shown:?} is the beginning of several: give more digits");
+                let text = format!("{kind} id {shown:?} is a prefix of several: give more digits");
                 Err(Error::new(ErrorKind::InvalidArgument, text))
             }
         }
@@ -83,36 +111,35 @@ impl<T> Table<T> {
 
 impl Published {
     fn tables(&self) -> std::sync::MutexGuard<'_, Tables> {
-        // Every change is one insert or remove: there is no half-made state behind a poisoned lock.
+        // Every change is one insert or remove, so a poisoned lock protects no inconsistent state.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Shows a pod as it is now. `silent_since`: [`PodView::silent_since`].
-    pub(crate) fn put_pod(&self, record: &PodRecord, silent_since: i64) {
-        // Copied before the lock is taken.
-        let (id, record) = (record.id.clone(), record.clone());
+    /// Publishes the current state of a pod. `silent_since`: [`PodView::silent_since`].
+    pub(crate) fn put_pod(&self, record: Arc<PodRecord>, silent_since: i64) {
+        let id = record.id.clone();
         let mut tables = self.tables();
         tables.generation += 1;
         let generation = tables.generation;
         tables.pods.put(id.as_str(), PodView { record, silent_since, generation });
     }
 
-    /// Shows a container as it is now.
-    pub(crate) fn put_container(&self, record: &ContainerRecord) {
-        let (id, record) = (record.id.clone(), record.clone());
+    /// Publishes the current state of a container.
+    pub(crate) fn put_container(&self, record: Arc<ContainerRecord>) {
+        let id = record.id.clone();
         let mut tables = self.tables();
         tables.generation += 1;
         let generation = tables.generation;
         tables.containers.put(id.as_str(), ContainerView { record, generation });
     }
 
-    /// The pod is gone.
-    pub(crate) fn take_pod(&self, id: &PodId) {
+    /// Removes a pod.
+    pub(crate) fn remove_pod(&self, id: &PodId) {
         self.tables().pods.take(id.as_str());
     }
 
-    /// The container is gone.
-    pub(crate) fn take_container(&self, id: &ContainerId) {
+    /// Removes a container.
+    pub(crate) fn remove_container(&self, id: &ContainerId) {
         self.tables().containers.take(id.as_str());
     }
 
@@ -126,12 +153,12 @@ impl Published {
         self.tables().containers.list(|view| (view.record.created_at, view.record.id.clone()))
     }
 
-    /// By id or prefix.
+    /// Finds it by id or by a unique prefix.
     pub(crate) fn pod(&self, id: &str) -> Result<Arc<PodView>, Error> {
         self.tables().pods.find("pod sandbox", id)
     }
 
-    /// By id or prefix.
+    /// Finds it by id or by a unique prefix.
     pub(crate) fn container(&self, id: &str) -> Result<Arc<ContainerView>, Error> {
         self.tables().containers.find("container", id)
     }
@@ -140,28 +167,21 @@ impl Published {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::{PodConfig, PodPhase};
+    use model::PodConfig;
 
     fn pod(byte: u8, created_at: i64) -> PodRecord {
         PodRecord {
-            id: PodId::from_random([byte; 32]),
-            config: PodConfig::default(),
-            created_at,
             phase: PodPhase::Ready,
-            ips: Vec::new(),
-            netns: String::new(),
-            pause_pid: 0,
-            shim_pid: 0,
-            message: String::new(),
+            ..PodRecord::new(PodId::from_random([byte; 32]), PodConfig::default(), created_at)
         }
     }
 
     #[test]
     fn finds_by_unique_prefix_and_lists_by_age() {
         let published = Published::default();
-        let (young, old) = (pod(0xab, 9), pod(0xac, 3));
-        published.put_pod(&young, 0);
-        published.put_pod(&old, 0);
+        let (young, old) = (Arc::new(pod(0xab, 9)), Arc::new(pod(0xac, 3)));
+        published.put_pod(Arc::clone(&young), 0);
+        published.put_pod(Arc::clone(&old), 0);
         let ids: Vec<PodId> = published.pods().iter().map(|view| view.record.id.clone()).collect();
         assert_eq!(ids, [old.id.clone(), young.id.clone()]);
         assert_eq!(published.pod("ac").unwrap().record.id, old.id);
@@ -171,9 +191,9 @@ mod tests {
             assert_eq!(published.pod(absent).unwrap_err().kind, ErrorKind::NotFound, "{absent}");
         }
         let before = published.pod("ac").unwrap().generation;
-        published.put_pod(&old, 0);
+        published.put_pod(Arc::clone(&old), 0);
         assert!(published.pod("ac").unwrap().generation > before);
-        published.take_pod(&old.id);
+        published.remove_pod(&old.id);
         assert_eq!(published.pods().len(), 1);
     }
 }

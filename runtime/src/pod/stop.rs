@@ -1,9 +1,11 @@
-//! StopContainer's work: the stop signal, the grace, the kill. All of it works without the shim as well, which
-//! may be stopped, hang on a disk, or be dialled at this moment: signals go to init by a descriptor of its
-//! process, and its end can be seen on that.
+//! The work of StopContainer: stop signal, grace period, kill. It also works without the shim, which may be
+//! stopped, hang on a disk, or be disconnected: init is signalled by pidfd, and the pidfd also shows its
+//! exit.
 
-use super::driver::later;
-use super::{Context, containers, now};
+use super::backoff::later;
+use super::context::Context;
+use super::exit;
+use crate::clock::now;
 use crate::error::{Error, ErrorKind};
 use crate::lanes;
 use crate::shims::{Client, watched};
@@ -16,42 +18,43 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
-use wire::{EXIT_RECORD_KIND, ExitFacts, Request};
+use wire::{ExitFacts, Request};
 
-/// For the shim to answer a request that only tells the kernel something. A silent one is not waited for longer:
-/// the daemon can do the same.
+/// Time limit for a request that only makes a system call. The daemon does not wait longer for a silent shim,
+/// because it can make the call itself.
 const TOLD: Duration = Duration::from_secs(2);
-/// For the shim to reap what it has killed, unless a process hangs in the kernel.
+/// Time limit for the shim to reap what it has killed, unless a process hangs in the kernel.
 const KILL: Duration = Duration::from_secs(10);
-/// How often, and how far apart, one looks for the end of a process that was killed.
+/// Number and interval of the checks whether a killed process has ended.
 const LOOKS: u32 = 20;
 const LOOK: Duration = Duration::from_millis(5);
-/// For the shim to report an end that can be seen already.
+/// Time limit for the shim to report an exit that has happened.
 const REPORT: Duration = Duration::from_secs(2);
-/// Pauses between looks for the exit of a container none of whose processes lives.
+/// Pauses between checks for the exit status of a container that has no process left.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// One stop of one container.
 #[derive(Debug)]
 pub(crate) struct Stop {
-    /// To the shim, while it answers.
+    /// The connection to the shim, if there is one.
     pub(crate) client: Option<Client>,
-    /// The shim's process, 0 where it is not known.
+    /// The shim's pid, or 0 if it is not known.
     pub(crate) shim_pid: u32,
-    /// As it was when the stop began.
-    pub(crate) record: ContainerRecord,
-    /// When to kill; may come nearer.
+    /// The container's record at the beginning of the stop.
+    pub(crate) record: Arc<ContainerRecord>,
+    /// When to kill; may be moved to an earlier time.
     pub(crate) deadline: watch::Receiver<Instant>,
-    /// True once its exit is recorded.
+    /// Becomes true when its exit is recorded.
     pub(crate) exited: watch::Receiver<bool>,
 }
 
 impl Stop {
-    /// Sends the stop signal, waits until the deadline, kills. Gives the exit where the shim has not told it.
+    /// Sends the stop signal, waits until the deadline, and kills. Returns the exit if the shim has not
+    /// reported it.
     ///
     /// # Errors
-    /// Processes that survive SIGKILL.
+    /// Processes survive SIGKILL.
     pub(crate) async fn run(mut self, context: &Arc<Context>) -> Result<Option<Exit>, Error> {
         let init = self.find_init().await;
         if *self.deadline.borrow() > Instant::now() {
@@ -66,11 +69,11 @@ impl Stop {
         let (cgroups, leaf) = (context.cgroups.clone(), self.record.cgroup.clone());
         let kill = move || Ok(cgroups.kill_all(&leaf)?);
         lanes::run(lanes::kill(), self.record.pod.as_str(), "kill the container", kill).await?;
-        // Nothing lives; what is missing is the shim's word.
+        // No process is left; only the shim's report is missing.
         self.seen(context).await
     }
 
-    /// Init by descriptor, while its number is surely its own.
+    /// Opens a pidfd of init, if its pid is certainly not reused.
     async fn find_init(&self) -> Option<AsyncFd<OwnedFd>> {
         let (record, shim_pid) = (self.record.clone(), self.shim_pid);
         let pod = self.record.pod.as_str();
@@ -80,13 +83,14 @@ impl Stop {
         match found.await {
             Ok(init) => init.and_then(|init| watched(init, Interest::READABLE).ok()),
             Err(error) => {
-                tracing::warn!(container = %self.record.id, %error, "init not found");
+                tracing::warn!(container = %self.record.id, %error, "cannot find init");
                 None
             }
         }
     }
 
-    /// Sends the stop signal. A failure is told and costs the grace nothing: SIGKILL follows at its end.
+    /// Sends the stop signal. A failure is logged, and the grace period is still waited: SIGKILL follows at
+    /// its end.
     async fn signal(&self, init: Option<&AsyncFd<OwnedFd>>) {
         let (id, signal) = (&self.record.id, self.record.stop_signal);
         if let Some(init) = init {
@@ -118,7 +122,7 @@ impl Stop {
                 changed = self.deadline.changed() => if changed.is_err() { return Grace::Over },
             }
         }
-        // Its shim kills what init left, and reports, at once unless something is wrong.
+        // The shim now kills the remaining processes and reports, normally at once.
         if self.client.is_some() && timeout(REPORT, self.exited.wait_for(|exited| *exited)).await.is_ok() {
             return Grace::Exited;
         }
@@ -126,16 +130,16 @@ impl Stop {
         Grace::Over
     }
 
-    /// Has the shim kill everything of it; true when it has told the exit. One that does not is not relied on
-    /// any more.
+    /// Has the shim kill all processes; returns true if it has reported the exit. A shim that fails to do so
+    /// is not used any more.
     async fn kill_by_shim(&mut self, init: Option<&AsyncFd<OwnedFd>>) -> bool {
         let Some(client) = self.client.take() else { return false };
         let kill = Request::Kill { container: self.record.id.clone(), signal: 9, all: true };
         if let Err(error) = client.done("the kill", kill, TOLD).await {
-            tracing::warn!(container = %self.record.id, %error, "the shim did not kill: killing by cgroup");
+            tracing::warn!(container = %self.record.id, %error, "the shim did not kill the container: killing by cgroup");
             return *self.exited.borrow();
         }
-        // An init that has ended and is not reported may be kept by a tracer, which the shim cannot reap.
+        // If init has ended without a report, a tracer may keep the shim from reaping it.
         let held = async {
             ended(init).await;
             tokio::time::sleep(REPORT).await;
@@ -147,8 +151,8 @@ impl Stop {
         }
     }
 
-    /// The exit of a container none of whose processes lives: by the shim's word, by the record it leaves, or by
-    /// the kernel. A shim that cannot be reached, but works, reaps init a moment before it has written the record.
+    /// The exit of a container that has no process left: from the shim's report, from its exit file, or from
+    /// the kernel. A shim that works but cannot be reached reaps init shortly before it writes the file.
     async fn seen(mut self, context: &Arc<Context>) -> Result<Option<Exit>, Error> {
         let until = Instant::now() + KILL;
         for looks in 0.. {
@@ -168,44 +172,44 @@ impl Stop {
         Err(Error::new(ErrorKind::DeadlineExceeded, text))
     }
 
-    /// The exit by the record that the shim has left, or by the kernel while init waits to be reaped.
+    /// The exit from the shim's exit file, or from the kernel as long as init is not reaped.
     async fn look(&self, context: &Arc<Context>) -> Result<Option<Exit>, Error> {
         let (theirs, record, shim_pid) = (Arc::clone(context), self.record.clone(), self.shim_pid);
         let pod = self.record.pod.as_str();
         let look = move || {
             let path = theirs.layout.exit(&record.pod, &record.id);
-            if let Ok(Some(stored)) = state::file::read::<ExitFacts>(&path, EXIT_RECORD_KIND) {
-                return Ok(Some(containers::exit_of(&stored.data)));
+            if let Ok(Some(stored)) = state::file::read::<ExitFacts>(&path, state::kind::EXIT) {
+                return Ok(Some(exit::exit_of(&stored.data, now())));
             }
             let Some(code) = code(record.pid, shim_pid) else { return Ok(None) };
             let oom_killed = theirs.cgroups.oom_kills(&record.cgroup).is_ok_and(|kills| kills > 0);
             let facts = ExitFacts { code, finished_at: now(), oom_killed, ..ExitFacts::default() };
-            Ok(Some(containers::exit_of(&facts)))
+            Ok(Some(exit::exit_of(&facts, now())))
         };
         lanes::run(lanes::kill(), pod, "look how the container ended", look).await
     }
 }
 
-/// How the grace ended.
+/// How the grace period ended.
 #[derive(Debug, PartialEq, Eq)]
 enum Grace {
-    /// The shim has told the exit.
+    /// The shim has reported the exit.
     Exited,
-    /// It is time to kill what is left.
+    /// The remaining processes must be killed.
     Over,
 }
 
-/// When init has ended, reaped or not.
+/// Resolves when init has ended, reaped or not.
 async fn ended(init: Option<&AsyncFd<OwnedFd>>) {
     match init {
-        // A pidfd stays readable; an error means that the runtime ends.
+        // A pidfd stays readable; an error means that the runtime is ending.
         Some(init) => drop(init.readable().await),
         None => std::future::pending().await,
     }
 }
 
-/// Opens init's process. The number may be a stranger's by now: it must be of a process in the container's
-/// cgroup, or of one that waits to be reaped by the shim. Blocking.
+/// Opens a pidfd of init. The pid may have been reused, so the process must be in the container's cgroup, or
+/// be a zombie of the shim. Blocking.
 fn find(record: &ContainerRecord, shim_pid: u32) -> io::Result<Option<OwnedFd>> {
     if record.pid == 0 {
         return Ok(None);
@@ -215,13 +219,13 @@ fn find(record: &ContainerRecord, shim_pid: u32) -> io::Result<Option<OwnedFd>> 
         return Ok(Some(process));
     }
     let Some(cgroups) = sys::proc::unless_gone(sys::proc::cgroups(record.pid))? else { return Ok(None) };
-    // It may have made cgroups below its own.
+    // Init may be in a cgroup that it created below its own.
     let cgroups = String::from_utf8_lossy(&cgroups);
     let mut parts = cgroups.lines().flat_map(|line| line.split('/'));
     Ok(parts.any(|part| part == record.id.as_str()).then_some(process))
 }
 
-/// How init ended, by the kernel's word, while it waits to be reaped. Blocking.
+/// The exit code of init from the kernel, as long as init is not reaped. Blocking.
 pub(super) fn code(pid: u32, shim_pid: u32) -> Option<i32> {
     if pid == 0 || shim_pid == 0 {
         return None;
@@ -229,7 +233,7 @@ pub(super) fn code(pid: u32, shim_pid: u32) -> Option<i32> {
     for _ in 0..LOOKS {
         match sys::proc::stat(pid) {
             Ok(stat) if stat.parent == shim_pid && stat.is_over() => return Some(stat.code()),
-            // It leaves its cgroup a moment before it can be reaped.
+            // It leaves its cgroup shortly before it can be reaped.
             Ok(stat) if stat.parent == shim_pid => std::thread::sleep(LOOK),
             _ => return None,
         }
@@ -246,30 +250,26 @@ fn zombie_of(pid: u32, parent: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::{ContainerConfig, ContainerId, ContainerPhase, ImageOfContainer, PodId, User};
+    use model::{ContainerConfig, ContainerId, ContainerPhase, PodId};
     use std::process::Command;
 
     fn record(pid: u32) -> ContainerRecord {
         ContainerRecord {
-            id: ContainerId::from_random([7; 32]),
-            pod: PodId::from_random([9; 32]),
-            config: ContainerConfig::default(),
-            image: ImageOfContainer::default(),
-            created_at: 1,
             started_at: 2,
             phase: ContainerPhase::Running,
-            exit: None,
             pid,
-            user: User::default(),
-            log_path: String::new(),
             stop_signal: 15,
-            cgroup: String::new(),
-            exec_template: None,
+            ..ContainerRecord::new(
+                ContainerId::from_random([7; 32]),
+                PodId::from_random([9; 32]),
+                ContainerConfig::default(),
+                1,
+            )
         }
     }
 
     #[test]
-    fn a_stranger_with_the_number_is_not_signalled() {
+    fn a_process_with_a_reused_pid_is_not_signalled() {
         let own = std::process::id();
         assert!(find(&record(own), 0).unwrap().is_none());
         assert!(find(&record(0), own).unwrap().is_none());
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_tells_how_an_unreaped_init_ended() {
+    fn exit_code_of_an_unreaped_init_is_read_from_the_kernel() {
         let own = std::process::id();
         for (line, expected) in [("exit 7", 7), ("kill -9 $$", 137)] {
             let mut child = Command::new("/bin/sh").args(["-c", line]).spawn().unwrap();
@@ -288,7 +288,7 @@ mod tests {
             let record = record(child.id());
             assert!(find(&record, own).unwrap().is_some(), "{line}");
             assert_eq!(code(record.pid, own), Some(expected), "{line}");
-            // Another's zombie says nothing.
+            // A zombie of another parent is ignored.
             assert_eq!(code(record.pid, own + 1), None);
             child.wait().unwrap();
             assert_eq!(code(record.pid, own), None);

@@ -1,7 +1,10 @@
-//! Ending a pod: every step runs, whatever became of the others; each is idempotent; errors are gathered.
+//! Tears a pod down: every step runs even if others fail, each is idempotent, and all errors are returned.
 
-use super::{Context, now, stop};
+use super::context::Context;
+use super::life::{Ended, Ending, Leaf};
+use super::{exit, stop};
 use crate::cgroups::{leaf_path, pod_parent};
+use crate::clock::now;
 use crate::error::Error;
 use crate::shims::{Client, spawn};
 use crate::{failpoint, lanes, netns};
@@ -10,35 +13,15 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use wire::{EXIT_RECORD_KIND, ExitFacts, Request};
+use wire::{ExitFacts, Request};
 
-/// How long the shim may take to kill and reap everything, before its cgroups are killed instead.
+/// Time limit for the shim to kill and reap everything; then its cgroups are killed instead.
 const STOP: Duration = Duration::from_secs(8);
-/// How long an empty shim may take to leave.
+/// Time limit for a shim without processes to exit.
 const LEAVE: Duration = Duration::from_secs(2);
 
-/// What ending left to say.
-#[derive(Debug, Default)]
-pub(crate) struct Ended {
-    /// Exit records that the shim had written.
-    pub(crate) exits: BTreeMap<ContainerId, ExitFacts>,
-    /// What could not be ended or given back.
-    pub(crate) errors: Vec<Error>,
-}
-
-/// What of a container has to be ended.
-#[derive(Debug, Clone)]
-pub(crate) struct Leaf {
-    /// Which.
-    pub(crate) id: ContainerId,
-    /// Its cgroup.
-    pub(crate) cgroup: String,
-    /// Of init; 0 once it is over.
-    pub(crate) pid: u32,
-}
-
-/// Ends everything of a pod but its records and its shim's folder, where exits stay until they are durable
-/// elsewhere ([`forget_shim`]).
+/// Tears everything of a pod down except its records and its shim's folder, where exit files stay until the
+/// exits are durable elsewhere ([`forget_shim`]).
 pub(crate) async fn end(
     context: &Arc<Context>,
     record: &PodRecord,
@@ -54,12 +37,12 @@ pub(crate) async fn end(
         leave(&client).await;
     }
     ended.errors.extend(kill_shim(context, record).await);
-    // Last, for what is still in them is killed with the shim.
+    // Last, because remaining processes in them are killed with the shim.
     ended.errors.extend(remove_cgroups(context, record, cgroups).await);
     ended
 }
 
-/// Kills all processes of the pod's containers and pause: by the shim, or without it by their cgroups.
+/// Kills all processes of the pod's containers and pause: by the shim, or by their cgroups if that fails.
 pub(crate) async fn kill(
     context: &Arc<Context>,
     record: &PodRecord,
@@ -77,58 +60,68 @@ pub(crate) async fn kill(
     }
     let (context, record) = (Arc::clone(context), record.clone());
     let id = record.id.clone();
+    let all = leaves.iter().map(|leaf| leaf.id.clone()).collect();
     let killed = lanes::run(lanes::kill(), id.as_str(), "kill the pod", move || {
         let mut ended = Ended::default();
         if !by_shim {
-            for cgroup in leaves.iter().map(|leaf| leaf.cgroup.clone()).chain(pause_leaf(&record)) {
-                ended.errors.extend(context.cgroups.kill_all(&cgroup).err().map(Error::from));
+            for leaf in &leaves {
+                // A process that survives SIGKILL hangs in the kernel and still counts as running.
+                if let Err(error) = context.cgroups.kill_all(&leaf.cgroup) {
+                    ended.alive.insert(leaf.id.clone());
+                    ended.errors.push(error.into());
+                }
             }
-            // A shim that is silent has not reaped them, and is killed next.
+            if let Some(pause) = pause_leaf(&record) {
+                ended.errors.extend(context.cgroups.kill_all(&pause).err().map(Error::from));
+            }
+            // A silent shim has not reaped them; it is killed next.
             for leaf in leaves {
                 let Some(code) = stop::code(leaf.pid, record.shim_pid) else { continue };
                 let facts = ExitFacts { code, finished_at: now(), ..ExitFacts::default() };
-                ended.exits.insert(leaf.id, facts);
+                ended.exits.insert(leaf.id, (exit::exit_of(&facts, now()), 0));
             }
         }
         ended.exits.extend(exits(&context, &record.id));
         Ok(ended)
     });
-    killed.await.unwrap_or_else(|error| Ended { errors: vec![error], ..Ended::default() })
+    // If the check itself failed, no process is known to have ended.
+    killed.await.unwrap_or_else(|error| Ended { errors: vec![error], alive: all, ..Ended::default() })
 }
 
-/// The cgroup that pause is in.
+/// The cgroup of pause.
 pub(crate) fn pause_leaf(record: &PodRecord) -> Option<String> {
-    // A parent that cannot be read was refused before anything was made in it.
+    // An invalid parent was refused before anything was created in it.
     let parent = pod_parent(&record.config, &record.id).ok()?;
     Some(leaf_path(&parent, &record.id))
 }
 
-/// Exit records of a pod's containers. A torn one is as good as none. Blocking.
-pub(crate) fn exits(context: &Context, pod: &PodId) -> BTreeMap<ContainerId, ExitFacts> {
+/// The exit files of a pod's containers. A torn file is treated as missing. Blocking.
+pub(crate) fn exits(context: &Context, pod: &PodId) -> BTreeMap<ContainerId, Ending> {
     let mut found = BTreeMap::new();
     let ids = context.layout.exits(pod).unwrap_or_else(|error| {
-        tracing::warn!(%pod, %error, "cannot list exit records");
+        tracing::warn!(%pod, %error, "cannot list exit files");
         Vec::new()
     });
     for id in ids {
-        match state::file::read::<ExitFacts>(&context.layout.exit(pod, &id), EXIT_RECORD_KIND) {
+        match state::file::read::<ExitFacts>(&context.layout.exit(pod, &id), state::kind::EXIT) {
             Ok(Some(stored)) => {
-                found.insert(id, stored.data);
+                let facts = stored.data;
+                found.insert(id, (exit::exit_of(&facts, now()), facts.started_at));
             }
             Ok(None) => {}
-            Err(error) => tracing::warn!(%pod, container = %id, %error, "exit record not readable"),
+            Err(error) => tracing::warn!(%pod, container = %id, %error, "cannot read an exit file"),
         }
     }
     found
 }
 
-/// CNI DEL, then the pin. Nothing is owed for a pod with the host's network.
+/// Runs CNI DEL and removes the pin. Does nothing for a pod with the host network.
 pub(crate) async fn release_network(context: &Arc<Context>, record: &PodRecord) -> Vec<Error> {
     if record.config.security.namespaces.network == NamespaceMode::Node {
         return Vec::new();
     }
     let pin = pin_path(context, record);
-    // A DEL that failed is tried again with the namespace still there.
+    // A failed DEL is retried, so the namespace must stay.
     if let Err(error) = context.cni.del(&record.id, Some(&pin)).await {
         return vec![Error::from(error).context(format!("pod {}: give the network back", record.id))];
     }
@@ -138,7 +131,7 @@ pub(crate) async fn release_network(context: &Arc<Context>, record: &PodRecord) 
     removed.await.err().into_iter().collect()
 }
 
-/// Where the pod's network namespace is pinned, now or soon.
+/// The path of the pod's network namespace pin.
 pub(crate) fn pin_path(context: &Context, record: &PodRecord) -> PathBuf {
     if record.netns.is_empty() {
         netns::path(&context.netns_dir, &record.id)
@@ -147,18 +140,18 @@ pub(crate) fn pin_path(context: &Context, record: &PodRecord) -> PathBuf {
     }
 }
 
-/// Lets an empty shim go. Whatever it does, `remove_shim` comes after.
+/// Tells a shim without processes to exit. Errors are ignored, because `remove_shim` follows.
 async fn leave(client: &Client) {
     if let Err(error) = client.done("shutdown", Request::Shutdown, LEAVE).await {
-        // It may close the connection before its answer is read.
-        tracing::debug!(pid = client.pid(), %error, "shim's good-bye");
+        // It may close the connection before its reply is read.
+        tracing::debug!(pid = client.pid(), %error, "no reply to the shutdown request");
     }
     if tokio::time::timeout(LEAVE, client.ended()).await.is_err() {
-        tracing::warn!(pid = client.pid(), "shim does not leave: killing it");
+        tracing::warn!(pid = client.pid(), "the shim did not exit: killing it");
     }
 }
 
-/// Kills what is left of the shim.
+/// Kills the shim if it is still running.
 async fn kill_shim(context: &Arc<Context>, record: &PodRecord) -> Vec<Error> {
     let (context, id) = (Arc::clone(context), record.id.clone());
     let (owner, work) = (record.id.as_str(), move || spawn::kill(&context.cgroups, &id));
@@ -166,22 +159,22 @@ async fn kill_shim(context: &Arc<Context>, record: &PodRecord) -> Vec<Error> {
     killed.await.err().into_iter().collect()
 }
 
-/// Removes the folder of a shim that is gone, exit records included.
+/// Removes the folder of an exited shim, including exit files.
 pub(crate) async fn forget_shim(context: &Arc<Context>, pod: &PodId) -> Vec<Error> {
     let (context, id) = (Arc::clone(context), pod.clone());
-    // In memory: the run folder is a tmpfs.
+    // Does not wait for a disk: the run folder is a tmpfs.
     let work = move || spawn::forget(&context.layout, &id);
     let removed = lanes::run(lanes::kill(), pod.as_str(), "remove the shim's folder", work);
     removed.await.err().into_iter().collect()
 }
 
-/// Kills what is left of the shim and removes its folder, which stays with a shim that lives.
+/// Kills the shim and removes its folder, unless the shim is still running.
 pub(crate) async fn remove_shim(context: &Arc<Context>, record: &PodRecord) -> Vec<Error> {
     let errors = kill_shim(context, record).await;
     if errors.is_empty() { forget_shim(context, &record.id).await } else { errors }
 }
 
-/// Removes the cgroups of containers, pause, shim and, where it is ours, the pod.
+/// Removes the cgroups of containers, pause, shim, and of the pod if it is ours.
 pub(crate) async fn remove_cgroups(
     context: &Arc<Context>,
     record: &PodRecord,

@@ -48,7 +48,7 @@ pub(super) fn status(
     // The records were read at start, so RuntimeReady concerns only whether new ones can be written. A full
     // disk is reported, but the runtime stays ready.
     let serves = root.is_none_or(|problem| problem.full);
-    let root = root.map(|problem| (problem.reason, problem.message.as_str()));
+    let root = root.map(|problem| (problem.reason.as_str(), problem.message.as_str()));
     let conditions =
         vec![condition("RuntimeReady", serves, root), condition("NetworkReady", network.is_none(), network)];
     // None of these is implemented; `convert` refuses each of them.

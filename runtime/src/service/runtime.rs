@@ -7,6 +7,7 @@ use crate::lanes;
 use crate::node::{ContainerView, PodView};
 use cri_api::v1 as cri;
 use cri_api::v1::runtime_service_server::RuntimeService;
+use model::ContainerConfig;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tonic::codegen::BoxStream;
@@ -73,6 +74,7 @@ fn pod_info(pod: &PodView) -> HashMap<String, String> {
 
 fn container_info(container: &ContainerView) -> HashMap<String, String> {
     let record = &container.record;
+    let config = ContainerConfig { envs: spec::exec::requested_env(record), ..record.config.clone() };
     info(&serde_json::json!({
         "sandboxID": record.pod,
         "pid": record.pid,
@@ -80,7 +82,7 @@ fn container_info(container: &ContainerView) -> HashMap<String, String> {
         "cgroup": record.cgroup,
         "stopSignal": record.stop_signal,
         "exit": record.exit,
-        "config": record.config,
+        "config": config,
         "process": record.exec_template,
     }))
 }
@@ -278,7 +280,9 @@ impl RuntimeService for Runtime {
             let containers = self.backend.node.containers();
             let listed =
                 containers.iter().map(|container| &container.record).filter(|record| filter.matches(record));
-            Ok(cri::ListContainersResponse { containers: listed.map(convert::container_item).collect() })
+            Ok(cri::ListContainersResponse {
+                containers: listed.map(|record| convert::container_item(record)).collect(),
+            })
         })
         .await
     }

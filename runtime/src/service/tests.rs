@@ -130,7 +130,7 @@ async fn an_empty_node_answers_kubelets_first_calls() {
     images.remove_image(cri::RemoveImageRequest { image: Some(absent) }).await.unwrap();
 
     stop.send_replace(true);
-    tokio::time::timeout(Duration::from_secs(5), serving).await.expect("stops").unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(20), serving).await.expect("stops").unwrap().unwrap();
     assert!(!folder.path().join("run/copepod.sock").exists());
 }
 

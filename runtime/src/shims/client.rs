@@ -1,4 +1,5 @@
-//! The daemon's half of the protocol: one task a connection writes requests, matches replies, passes events on.
+//! The daemon's half of the protocol: one task per connection writes requests, matches replies to them, and
+//! forwards events.
 //!
 //! ```text
 //!  Client ──request──► outgoing (bounded) ──► task ──► socket
@@ -24,50 +25,50 @@ use tokio::time::timeout;
 use wire::codec::{self, CodecError, Decoder};
 use wire::{ErrorKind as ShimErrorKind, Event, Failure, Message, Reply, Request, Snapshot};
 
-/// Requests on their way to the socket.
-const MOST_OUTGOING: usize = 32;
-/// Requests that wait for a reply; further ones wait to be sent.
-const MOST_PENDING: usize = 256;
-/// Events that the driver has not taken yet; then reading pauses.
-const MOST_EVENTS: usize = 128;
-/// Entries of a snapshot: containers and execs of one pod.
-const MOST_SNAPSHOT: usize = 65_536;
+/// Most requests that wait to be written.
+const MAX_OUTGOING: usize = 32;
+/// Most requests without a reply; further ones are not sent until there are fewer.
+const MAX_PENDING: usize = 256;
+/// Most events that the driver has not received; then reading pauses.
+const MAX_EVENTS: usize = 128;
+/// Most entries of a snapshot: containers and execs of one pod.
+const MAX_SNAPSHOT: usize = 65_536;
 /// Bytes of one read.
 const READ: usize = 16 * 1024;
 
-/// Why a request has no good answer.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClientError {
-    /// The shim said no.
+    /// The shim refused it.
     #[error("{}{}", if .0.stage.is_empty() { String::new() } else { format!("{}: ", .0.stage) }, .0.message)]
     Failed(Failure),
-    /// The connection ended first.
+    /// The connection was lost.
     #[error("the connection to the shim was lost")]
     Lost,
-    /// It took too long.
-    #[error("the shim did not answer {what} within {after:?}")]
+    /// The time limit passed.
+    #[error("the shim did not reply to {what} within {after:?}")]
     Silent {
-        /// Which request.
+        /// The request.
         what: &'static str,
-        /// How long it had.
+        /// The time limit.
         after: Duration,
     },
-    /// Something else was answered.
-    #[error("the shim's answer to {0} is none")]
+    /// The reply has another type.
+    #[error("unexpected reply of the shim to {0}")]
     Odd(&'static str),
-    /// The socket.
+    /// The socket failed.
     #[error("{what}: {source}")]
     Socket {
-        /// The step.
+        /// The failed step.
         what: &'static str,
-        /// The kernel's word.
+        /// The error of the system call.
         source: io::Error,
     },
-    /// What came over it.
-    #[error("the shim does not speak our protocol: {0}")]
+    /// The shim sent invalid data.
+    #[error("the shim sent an invalid message: {0}")]
     Codec(#[from] CodecError),
-    /// The wrong one, or out of order.
-    #[error("the shim's greeting is wrong: {0}")]
+    /// The messages after connecting are invalid or in the wrong order.
+    #[error("invalid handshake of the shim: {0}")]
     Greeting(String),
 }
 
@@ -100,11 +101,11 @@ struct Outgoing {
     request: Request,
     fds: Vec<OwnedFd>,
     reply: oneshot::Sender<Answer>,
-    /// Told when this exec ends; noted before the request is sent.
+    /// Notified when this exec ends; registered before the request is sent.
     exec: Option<(ExecId, oneshot::Sender<i32>)>,
 }
 
-/// Sends requests to one shim. Clones share the connection.
+/// A client of one shim. Clones share the connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     outgoing: mpsc::Sender<Outgoing>,
@@ -112,18 +113,18 @@ pub(crate) struct Client {
     pid: u32,
 }
 
-/// A fresh connection.
+/// A new connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    /// For requests.
+    /// Client for requests.
     pub(crate) client: Client,
-    /// What it holds.
+    /// The shim's snapshot.
     pub(crate) snapshot: Vec<Snapshot>,
-    /// What happens from here on; ends with the connection. Ends of execs are not among it.
+    /// Events from now on; ends with the connection. Exits of execs are not included.
     pub(crate) events: mpsc::Receiver<Event>,
 }
 
-/// Connects to the socket and takes the greeting, within `limit`.
+/// Connects to the socket and receives hello and snapshot, within `limit`.
 pub(crate) async fn dial(path: &Path, pod: &PodId, limit: Duration) -> Result<Connection, ClientError> {
     match timeout(limit, greet(path, pod)).await {
         Ok(connection) => connection,
@@ -141,25 +142,25 @@ async fn greet(path: &Path, pod: &PodId) -> Result<Connection, ClientError> {
     let hello = match link.next().await? {
         Message::Hello(hello) if hello.pod == *pod => hello,
         Message::Hello(hello) => return Err(ClientError::Greeting(format!("it is of pod {}", hello.pod))),
-        // It could not come up, and says why.
+        // The shim failed to start and reports why.
         Message::Reply(Reply::Failed(failure)) => return Err(ClientError::Failed(failure)),
         _ => return Err(ClientError::Greeting("no hello".to_owned())),
     };
     let mut snapshot = Vec::new();
     loop {
         match link.next().await? {
-            Message::Snapshot(entry) if snapshot.len() < MOST_SNAPSHOT => snapshot.push(entry),
+            Message::Snapshot(entry) if snapshot.len() < MAX_SNAPSHOT => snapshot.push(entry),
             Message::SnapshotEnd => break,
-            // An entry of a later version.
+            // A snapshot entry of a later version.
             Message::Event(Event::Unknown) => {}
-            Message::Snapshot(_) => return Err(ClientError::Greeting("it holds too much".to_owned())),
-            _ => return Err(ClientError::Greeting("something else in the snapshot".to_owned())),
+            Message::Snapshot(_) => return Err(ClientError::Greeting("its snapshot is too long".to_owned())),
+            _ => return Err(ClientError::Greeting("another message in the snapshot".to_owned())),
         }
     }
     let process = sys::pidfd::open(hello.pid).map_err(socket("open the shim's process"))?;
     let process = super::watched(process, Interest::READABLE).map_err(socket("watch the shim's process"))?;
-    let (outgoing, requests) = mpsc::channel(MOST_OUTGOING);
-    let (event_sender, events) = mpsc::channel(MOST_EVENTS);
+    let (outgoing, requests) = mpsc::channel(MAX_OUTGOING);
+    let (event_sender, events) = mpsc::channel(MAX_EVENTS);
     let task = Task { link, requests, events: event_sender, pending: HashMap::new(), execs: HashMap::new() };
     let id = pod.clone();
     tokio::spawn(async move {
@@ -172,7 +173,7 @@ async fn greet(path: &Path, pod: &PodId) -> Result<Connection, ClientError> {
     if !hello.has(wire::feature::STRICT_PLANS) {
         tracing::warn!(
             pod = %pod, build = hello.build,
-            "this shim is of an earlier build: it skips what it does not know in the plan of a container; make the pod anew"
+            "this shim is of an earlier build, which ignores unknown fields in the plan of a container; recreate the pod"
         );
     }
     tracing::debug!(pod = %pod, pid = hello.pid, build = hello.build, protocol = hello.protocol, features = ?hello.features, "shim");
@@ -191,8 +192,8 @@ impl Client {
         drop(self.process.readable().await);
     }
 
-    /// Sends a request and waits for its reply, at most `limit`. Without an answer in time the shim may still
-    /// do it: the caller decides what then.
+    /// Sends a request and waits for its reply, at most `limit`. After a time-out the shim may still carry it
+    /// out; the caller decides what to do.
     pub(crate) async fn request(
         &self,
         what: &'static str,
@@ -205,7 +206,7 @@ impl Client {
         self.exchange(what, outgoing, answer, limit).await
     }
 
-    /// As `request` where nothing but "done" can be answered.
+    /// Like `request`, for requests whose only reply is "done".
     pub(crate) async fn done(
         &self,
         what: &'static str,
@@ -218,7 +219,7 @@ impl Client {
         }
     }
 
-    /// Starts an exec; the receiver gets its exit code, or an error when the connection ends first.
+    /// Starts an exec; the receiver gets its exit code, or an error if the connection ends first.
     pub(crate) async fn exec(
         &self,
         exec: ExecId,
@@ -253,13 +254,13 @@ impl Client {
     }
 }
 
-/// A number that no exec of this shim had, from this daemon or one before.
+/// An id that no exec of this shim has had, of this daemon or an earlier one.
 pub(crate) fn next_exec() -> ExecId {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     if NEXT.load(Ordering::Relaxed) == 0 {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let start = u64::try_from(since.as_micros()).unwrap_or(1).max(1);
-        // Whoever comes second finds it started.
+        // A second caller finds it initialised.
         let _ = NEXT.compare_exchange(0, start, Ordering::Relaxed, Ordering::Relaxed);
     }
     ExecId(NEXT.fetch_add(1, Ordering::Relaxed))
@@ -276,11 +277,11 @@ struct Link {
 }
 
 impl Link {
-    /// Reads what is there, without waiting; an error for the end of the stream.
+    /// Reads available bytes without waiting; the end of the stream is an error.
     fn read(&mut self) -> Result<(), ClientError> {
         let mut buffer = [0; READ];
         let fds = &mut self.fds;
-        // try_io forgets readiness when there is nothing, so that the next wait is one.
+        // try_io clears readiness if nothing is available, so that the next wait really waits.
         let receive = |stream: &UnixStream| {
             sys::scm::recv_with_fds(stream.as_fd(), &mut buffer, |fd| fds.push_back(fd))
         };
@@ -297,7 +298,7 @@ impl Link {
         }
     }
 
-    /// The next message of the greeting, whose frames carry no descriptors.
+    /// The next message of the handshake; its frames carry no descriptors.
     async fn next(&mut self) -> Result<Message, ClientError> {
         loop {
             if let Some(frame) = self.decoder.next()? {
@@ -328,7 +329,7 @@ impl Task {
         let mut next_id: u64 = 1;
         let mut writing: Option<Writing> = None;
         loop {
-            // Frames may be left from the greeting's last read.
+            // The handshake's last read may have received more frames.
             while let Some(frame) = self.link.decoder.next()? {
                 let count = usize::from(frame.nfds);
                 if count > self.link.fds.len() {
@@ -338,7 +339,7 @@ impl Task {
                 self.take(frame.id, frame.message, fds).await?;
             }
             let idle = writing.is_none();
-            let may_send = idle && self.pending.len() < MOST_PENDING;
+            let may_send = idle && self.pending.len() < MAX_PENDING;
             let write = async {
                 match &writing {
                     Some(_) => self.link.stream.writable().await.map(drop),
@@ -358,7 +359,7 @@ impl Task {
                     let mut bytes = Vec::with_capacity(256);
                     let count = u8::try_from(fds.len()).unwrap_or(u8::MAX);
                     match codec::encode(id, count, &Message::Request(request), &mut bytes) {
-                        // A caller that is gone needs no answer.
+                        // A caller that has gone needs no reply.
                         Err(error) => drop(reply.send(Err(error.into()))),
                         Ok(()) => {
                             self.pending.insert(id, (reply, exec.as_ref().map(|(exec, _)| *exec)));
@@ -375,7 +376,7 @@ impl Task {
         }
     }
 
-    /// Sends what the socket takes; gives back what is left.
+    /// Writes as much as the socket accepts; returns the rest.
     fn write(&self, writing: Option<Writing>) -> Result<Option<Writing>, ClientError> {
         let Some(mut writing) = writing else { return Ok(None) };
         loop {
@@ -388,7 +389,7 @@ impl Task {
             } else {
                 Vec::new()
             };
-            // try_io clears readiness when the socket is full, so that the next wait is one.
+            // try_io clears readiness if the socket is full, so that the next wait really waits.
             let sent = self
                 .link
                 .stream
@@ -409,7 +410,7 @@ impl Task {
                     if let (Some(exec), Reply::Failed(_)) = (exec, &reply) {
                         self.execs.remove(&exec);
                     }
-                    // A caller that ran out of time is gone.
+                    // A caller whose time limit passed has gone.
                     drop(waiting.send(Ok((reply, fds))));
                 }
             }
@@ -424,7 +425,7 @@ impl Task {
                 }
             }
             Message::Hello(_) | Message::Snapshot(_) | Message::SnapshotEnd | Message::Request(_) => {
-                return Err(ClientError::Greeting("something else than replies and events".to_owned()));
+                return Err(ClientError::Greeting("a message other than replies and events".to_owned()));
             }
         }
         Ok(())

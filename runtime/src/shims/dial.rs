@@ -1,7 +1,7 @@
-//! Finding a pod's shim: by its socket, and by its process where the socket does not answer.
+//! Connects to a pod's shim by its socket, or finds its process if the socket does not respond.
 //!
-//! A shim that is silent is not a dead one: it may be stopped, or hang on a disk that its logs are on. Only the
-//! end of its process is its death.
+//! A silent shim is not dead: it may be stopped, or hang on the disk of its logs. It is dead only when its
+//! process has ended.
 
 use super::client::{self, ClientError, Connection};
 use super::{spawn, watched};
@@ -15,19 +15,19 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 use tokio::io::Interest;
 
-/// What dialling has brought.
+/// The result of connecting.
 #[derive(Debug)]
 pub(crate) enum Dialled {
-    /// It has greeted.
+    /// It sent its hello.
     Here(Box<Connection>),
     /// Its process does not exist.
     Gone,
-    /// Its process lives, or may: why it could not be asked, for people.
+    /// Its process exists, or may exist; why connecting failed, for users.
     Silent(String),
 }
 
-/// Dials the shim of a pod and takes its greeting, within `limit`. `pid` is the shim's by the pod's record, 0
-/// where that is not known.
+/// Connects to the shim of a pod and receives its hello, within `limit`. `pid` is the shim's in the pod's
+/// record, 0 if unknown.
 pub(crate) async fn dial(layout: &Layout, pod: &PodId, pid: u32, limit: Duration) -> Dialled {
     let (socket, id) = (layout.shim_socket(pod), pod.clone());
     let found = lanes::run(lanes::kill(), pod.as_str(), "find the shim", move || {
@@ -40,7 +40,7 @@ pub(crate) async fn dial(layout: &Layout, pod: &PodId, pid: u32, limit: Duration
     });
     let (process, socket) = match found.await {
         Ok(found) => found,
-        // Our own trouble (no descriptors, no memory) says nothing about the shim.
+        // An error of the daemon itself (no descriptors, no memory) says nothing about the shim.
         Err(error) => return Dialled::Silent(error.message),
     };
     let lives = process.is_some();

@@ -3,7 +3,7 @@
 use crate::cgroups::{Cgroups, shim_path};
 use crate::error::{Error, ErrorKind};
 use model::{PodId, PodRecord};
-use rustix::process::{WaitId, WaitIdOptions, waitid};
+use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 use state::{Layout, file};
 use std::ffi::CString;
 use std::io;
@@ -11,8 +11,9 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use sys::spawn::{Child, Program};
+use sys::spawn::{Binary, Child, Program};
 use tokio::io::Interest;
+use tokio::task::JoinHandle;
 use wire::ShimInit;
 
 /// The two programs, opened once and sealed against writing.
@@ -64,11 +65,11 @@ pub(crate) fn spawn(
     // Its last words, before it has a connection, belong into our log.
     let stderr = std::io::stderr();
     let program = Program {
-        binary: binaries.shim.as_fd(),
+        binary: Binary::Fd(binaries.shim.as_fd()),
         args: &args,
         env: &[],
+        stdio: [None, None, Some(stderr.as_fd())],
         fds: &fds,
-        stderr: Some(stderr.as_fd()),
     };
     sys::spawn::spawn(&program).map_err(|error| match error.kind() {
         // EAGAIN: the pids limit of the daemon's own cgroup, or of the node.
@@ -100,8 +101,9 @@ pub(crate) fn reachable(socket: &Path) -> Result<Reachable, Error> {
     Ok(Reachable { path, _folder: folder })
 }
 
-/// Reaps the child once it has ended. Without it a dead shim stays as a zombie until the daemon goes.
-pub(crate) fn reap_later(child: Child) {
+/// Reaps the child once it has ended, and tells how; `None` where that is not known. Without it a dead shim stays
+/// as a zombie until the daemon goes.
+pub(crate) fn reap_later(child: Child) -> JoinHandle<Option<WaitIdStatus>> {
     tokio::spawn(async move {
         let Child { pid, pidfd } = child;
         let outcome = async {
@@ -110,10 +112,28 @@ pub(crate) fn reap_later(child: Child) {
             waitid(WaitId::PidFd(watched.get_ref().as_fd()), WaitIdOptions::EXITED).map_err(io::Error::from)
         };
         match outcome.await {
-            Ok(_) => tracing::debug!(pid, "shim reaped"),
-            Err(error) => tracing::warn!(pid, %error, "cannot reap a shim"),
+            Ok(ended) => {
+                tracing::debug!(pid, "shim reaped");
+                ended
+            }
+            Err(error) => {
+                tracing::warn!(pid, %error, "cannot reap a shim");
+                None
+            }
         }
-    });
+    })
+}
+
+/// Why a shim that has ended did not come up. One that somebody killed, the kernel for want of memory or an
+/// operator, may come up the next time.
+pub(crate) fn ended_early(ended: Option<WaitIdStatus>) -> Error {
+    let text =
+        |how: String| format!("the shim ended {how} before it said anything; see the log for its last words");
+    match ended.map(|ended| (ended.exit_status(), ended.terminating_signal())) {
+        Some((Some(code), _)) if code != 0 => Error::internal(text(format!("with code {code}"))),
+        Some((_, Some(signal))) => Error::new(ErrorKind::Unavailable, text(format!("by signal {signal}"))),
+        _ => Error::new(ErrorKind::Unavailable, text("without a reason".to_owned())),
+    }
 }
 
 /// Kills a shim and all that is in its cgroup, removes its folder. Idempotent, blocking.

@@ -240,15 +240,15 @@ pub fn remove_dir(path: &Path) -> Result<(), Error> {
 }
 
 /// Like [`remove_dir`], for folders that containers filled: it is removed from its path at once and durably,
-/// and the rest is deleted in the background. Needs no space on the file system.
+/// and the rest is deleted in the background; then `held` is dropped. Needs no space on the file system.
 ///
 /// # Errors
 /// It is still at its path.
-pub fn discard_dir(path: &Path, trash: &Trash) -> Result<(), Error> {
+pub fn discard_dir(path: &Path, trash: &Trash, held: impl Send + 'static) -> Result<(), Error> {
     if fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
         return Ok(());
     }
-    trash.take(path).map_err(|error| Error::io("remove", path)(error.into()))?;
+    trash.take_holding(path, held).map_err(|error| Error::io("remove", path)(error.into()))?;
     sync_dir(path.parent().unwrap_or(Path::new("/")))
 }
 

@@ -209,8 +209,8 @@ impl Layout {
 /// The names that copepod creates in its root, and those that a new file system may contain.
 const ROOT_NAMES: [&str; 8] =
     ["lock", "pods", "containers", "trash", "network", "images", "aside", "lost+found"];
-/// The names that copepod creates in its run folder.
-const RUN_NAMES: [&str; 4] = ["lock", "copepod.sock", "shims", "spool"];
+/// The names that copepod creates in its run folder, and those that a new file system may contain.
+const RUN_NAMES: [&str; 5] = ["lock", "copepod.sock", "shims", "spool", "lost+found"];
 
 /// Creates one of the two top folders, or takes an existing one if it is ours: it has our lock file, or no
 /// other names than ours. A mistake (`--root /var/lib`) must not change the permissions of a folder that
@@ -308,6 +308,19 @@ mod tests {
         assert_eq!(layout.pods().unwrap(), std::slice::from_ref(&pod));
         assert_eq!(layout.exits(&pod).unwrap(), []);
         assert!(matches!(Layout::new("var", "/run"), Err(Error::Relative { .. })));
+    }
+
+    /// mkfs.ext4 leaves a folder in the file system that it makes.
+    #[test]
+    fn both_folders_may_be_new_file_systems() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, run) = (dir.path().join("root"), dir.path().join("run"));
+        for folder in [&root, &run] {
+            fs::create_dir_all(folder.join("lost+found")).unwrap();
+        }
+        let layout = Layout::new(&root, &run).unwrap();
+        layout.create().unwrap();
+        assert!(root.join("lost+found").exists() && run.join("lost+found").exists());
     }
 
     #[test]

@@ -1,9 +1,13 @@
-//! Checks whether the durable folder accepts writes. A node with a full or read-only root cannot run new
+//! Checks whether the durable folders accept writes. A node on which one is full or read-only cannot run new
 //! pods.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use sys::mount;
 
 use crate::Layout;
 use crate::error::refuses_writes;
@@ -24,9 +28,33 @@ pub enum Refusal {
     Broken,
 }
 
-/// Writes a small file to the root of `layout` and removes it. Blocks for as long as the disk takes.
-pub fn root(layout: &Layout) -> Result<(), (Refusal, io::Error)> {
-    let path = layout.root().join(NAME);
+/// The durable folders that may be file systems of their own, the root first, each with the first word of the reason
+/// that is reported for it.
+pub fn parts(layout: &Layout) -> [(&'static str, PathBuf); 5] {
+    [
+        ("Root", layout.root().to_owned()),
+        ("Images", layout.images_dir()),
+        ("Containers", layout.containers_dir()),
+        ("Pods", layout.pods_dir()),
+        ("Network", layout.network_dir()),
+    ]
+}
+
+/// Whether a folder is a mount point, so that it can fail while the folder above it does not. Blocks for as long as
+/// the disk takes.
+///
+/// # Errors
+/// It cannot be opened.
+pub fn is_mount(folder: &Path) -> io::Result<bool> {
+    Ok(mount::identity(mount::open_path(folder)?.as_fd())?.is_mount_root)
+}
+
+/// Writes a small file to a folder and removes it. Blocks for as long as the disk takes.
+///
+/// # Errors
+/// Why it failed, and the kernel's error.
+pub fn folder(folder: &Path) -> Result<(), (Refusal, io::Error)> {
+    let path = folder.join(NAME);
     let written = OpenOptions::new()
         .write(true)
         .create(true)
@@ -59,7 +87,9 @@ mod tests {
         let layout = Layout::new(dir.path().join("root"), dir.path().join("run")).unwrap();
         layout.create().unwrap();
         let before = fs::read_dir(layout.root()).unwrap().count();
-        root(&layout).unwrap();
+        folder(layout.root()).unwrap();
         assert_eq!(fs::read_dir(layout.root()).unwrap().count(), before);
+        assert!(parts(&layout).iter().all(|(_, path)| path.is_dir() && !is_mount(path).unwrap()));
+        assert!(is_mount(Path::new("/proc")).unwrap());
     }
 }

@@ -163,7 +163,14 @@ fn full_container() -> ContainerRecord {
         exec_template: Some(
             serde_json::json!({"args": ["/bin/web"], "env": ["A=1", "HOME=/"], "cwd": "/srv"}),
         ),
+        asked_env: Vec::new(),
     }
+}
+/// The record in `container.2.json`: the environment is in the template only.
+fn second_container() -> ContainerRecord {
+    let mut record = full_container();
+    record.config.envs = Vec::new();
+    ContainerRecord { asked_env: vec![0], ..record }
 }
 /// A file in `tests/fixtures`. These are never changed: all later versions must be able to read a release's
 /// records.
@@ -177,6 +184,12 @@ fn records_of_the_first_format_are_readable() {
     assert_eq!((pod.data, pod.version), (full_pod(), 1));
     let container = file::read::<ContainerRecord>(&frozen("container.1.json"), kind::CONTAINER);
     assert_eq!(container.unwrap().unwrap().data, full_container());
+}
+
+#[test]
+fn records_with_the_environment_stored_once_are_readable() {
+    let container = file::read::<ContainerRecord>(&frozen("container.2.json"), kind::CONTAINER);
+    assert_eq!(container.unwrap().unwrap().data, second_container());
 }
 
 /// Makes a record of a later version: the fixture with `from` replaced by `to` in its data and a right

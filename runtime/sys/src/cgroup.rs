@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
+use std::ops::ControlFlow;
 use std::os::fd::BorrowedFd;
 
 use rustix::fs::{Mode, OFlags, openat};
@@ -64,11 +65,8 @@ pub fn processes(dir: BorrowedFd<'_>, mut each: impl FnMut(u32)) -> io::Result<(
 /// As [`each_folder`]; a folder that is gone is empty.
 pub fn is_empty(dir: BorrowedFd<'_>) -> io::Result<bool> {
     let mut empty = true;
-    let walked = each_folder(dir, &mut |folder| {
+    let walked = walk::visit(dir, walk::MOST_FOLDERS, &mut |folder| {
         let mut byte = [0; 1];
-        if !empty {
-            return Ok(());
-        }
         let read = match open(folder, "cgroup.procs", OFlags::RDONLY)?.read(&mut byte) {
             // A threaded one of v2 lists threads only.
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
@@ -77,7 +75,7 @@ pub fn is_empty(dir: BorrowedFd<'_>) -> io::Result<bool> {
             read => read?,
         };
         empty = read == 0;
-        Ok(())
+        Ok(if empty { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     });
     match walked {
         Ok(()) => Ok(empty),

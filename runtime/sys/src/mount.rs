@@ -134,6 +134,18 @@ pub fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
     Ok(move_mount(tree, "", target, "", flags)?)
 }
 
+/// Lets a private mount take part in the mount events that another one takes part in. Linux 5.15.
+///
+/// # Errors
+/// EINVAL where `to` is not private, where one of them is no mount's root, not of the same file system or not
+/// attached in the caller's namespace, and before Linux 5.15.
+pub fn join_group(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH
+        | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH
+        | MoveMountFlags::MOVE_MOUNT_SET_GROUP;
+    Ok(move_mount(from, "", to, "", flags)?)
+}
+
 /// One option of a new file system.
 #[derive(Debug, Clone, Copy)]
 pub enum Option_<'a> {

@@ -166,6 +166,10 @@ pub fn set_oom_score_adj(wanted: i32) -> io::Result<i32> {
     // The kernel does not show the lowest value: it lies above `wanted`, and not above what is in force.
     let mut in_force = fs::read_to_string(FILE)?.trim().parse().map_err(io::Error::other)?;
     let mut refused = wanted;
+    // Mostly what is in force is the lowest already, and one write tells.
+    if in_force - refused > 1 {
+        *(if set(in_force - 1)? { &mut in_force } else { &mut refused }) = in_force - 1;
+    }
     while in_force - refused > 1 {
         let middle = refused + (in_force - refused) / 2;
         *(if set(middle)? { &mut in_force } else { &mut refused }) = middle;

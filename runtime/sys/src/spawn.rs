@@ -1,11 +1,12 @@
-//! Starting a program from a process with threads, by descriptor.
+//! Starting a program from a process with threads.
 //!
 //! The child shares memory with its parent until execve (CLONE_VM and CLONE_VFORK, as posix_spawn does),
 //! runs on a stack of its own and makes system calls only, all of whose arguments were made before. So no
 //! lock of another thread matters and no page table is copied. Its descriptor table is a copy: nothing it
-//! does to it is seen by the parent.
+//! does to it is seen by the parent. All that is not the program's is closed in it before execve, which may
+//! wait for a disk for ever: close-on-exec would keep connections and locks of the parent open until then.
 
-use std::ffi::{CString, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
@@ -18,30 +19,41 @@ const STACK: usize = 64 * 1024;
 /// Copies of all descriptors are made from here on, above the numbers they are to get.
 const ABOVE: RawFd = 64;
 
+/// What is executed.
+#[derive(Debug, Clone, Copy)]
+pub enum Binary<'a> {
+    /// What is open ([`crate::seal`]). Not a script: its interpreter could not open it.
+    Fd(BorrowedFd<'a>),
+    /// An absolute path.
+    Path(&'a CStr),
+}
+
 /// What to start.
 #[derive(Debug)]
 pub struct Program<'a> {
-    /// Executed by this descriptor ([`crate::seal`]).
-    pub binary: BorrowedFd<'a>,
+    /// Which program.
+    pub binary: Binary<'a>,
     /// argv.
     pub args: &'a [CString],
     /// The whole environment.
     pub env: &'a [CString],
-    /// Become descriptors 3, 4 and so on (at most 32); all others are closed by execve.
+    /// stdin, stdout and stderr; /dev/null where there is none.
+    pub stdio: [Option<BorrowedFd<'a>>; 3],
+    /// Become descriptors 3, 4 and so on (at most 32); all others are closed.
     pub fds: &'a [BorrowedFd<'a>],
-    /// Becomes stderr; /dev/null without. stdin and stdout are /dev/null.
-    pub stderr: Option<BorrowedFd<'a>>,
 }
 
 /// What the child reads, all made by the parent.
 struct Plan {
+    /// What is executed where `path` is null: it gets the number `rest`, and is closed by execve.
     binary: RawFd,
+    path: *const c_char,
     args: Vec<*const c_char>,
     env: Vec<*const c_char>,
     /// `(copy, number it gets)`.
     places: Vec<(RawFd, RawFd)>,
-    /// First number that execve closes.
-    rest: u32,
+    /// First number that is not the program's.
+    rest: RawFd,
     /// Limit of open files that this process was given, where it has raised its own.
     files: Option<libc::rlimit64>,
     /// Set by the child when a call failed; the memory is shared.
@@ -59,21 +71,24 @@ pub fn spawn(program: &Program<'_>) -> io::Result<Child> {
     }
     let above = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, ABOVE);
     let null = File::options().read(true).write(true).open("/dev/null")?;
-    let null = above(std::os::fd::AsFd::as_fd(&null))?;
-    let stderr = program.stderr.map(above).transpose()?;
-    let binary = above(program.binary)?;
-    let copies = program.fds.iter().map(|fd| above(*fd)).collect::<Result<Vec<OwnedFd>, _>>()?;
-
-    let stdio = [&null, &null, stderr.as_ref().unwrap_or(&null)];
-    let places: Vec<_> = stdio.into_iter().chain(&copies).map(|fd| fd.as_raw_fd()).zip(0..).collect();
+    let null = std::os::fd::AsFd::as_fd(&null);
+    let stdio = program.stdio.iter().map(|fd| fd.unwrap_or(null));
+    let copies = stdio.chain(program.fds.iter().copied()).map(above);
+    let copies = copies.collect::<Result<Vec<OwnedFd>, _>>()?;
+    let binary = match program.binary {
+        Binary::Fd(fd) => Some(above(fd)?),
+        Binary::Path(_) => None,
+    };
+    let places: Vec<_> = copies.iter().map(|fd| fd.as_raw_fd()).zip(0..).collect();
     let pointers = |strings: &[CString]| -> Vec<*const c_char> {
         strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
     };
     let mut plan = Plan {
-        binary: binary.as_raw_fd(),
+        binary: binary.as_ref().map_or(-1, |fd| fd.as_raw_fd()),
+        path: if let Binary::Path(path) = program.binary { path.as_ptr() } else { ptr::null() },
         args: pointers(program.args),
         env: pointers(program.env),
-        rest: u32::try_from(places.len()).unwrap_or(3),
+        rest: RawFd::try_from(places.len()).unwrap_or(3),
         files: crate::rlimit::given(),
         places,
         errno: 0,
@@ -155,20 +170,23 @@ extern "C" fn child(plan: *mut c_void) -> libc::c_int {
         for (copy, number) in &plan.places {
             failed = failed || libc::dup2(*copy, *number) < 0;
         }
-        const CLOEXEC: u32 = 4;
-        failed = failed || libc::syscall(libc::SYS_close_range, plan.rest, u32::MAX, CLOEXEC) < 0;
+        let by_fd = plan.path.is_null();
+        if by_fd {
+            failed = failed || libc::dup3(plan.binary, plan.rest, libc::O_CLOEXEC) < 0;
+        }
+        let first = plan.rest + libc::c_int::from(by_fd);
+        failed = failed || libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) < 0;
         if !failed {
             let mask = 0u64;
             let (set, none) = (libc::SIG_SETMASK, 0usize);
             libc::syscall(libc::SYS_rt_sigprocmask, set, &raw const mask, none, 8usize);
-            libc::syscall(
-                libc::SYS_execveat,
-                plan.binary,
-                c"".as_ptr(),
-                plan.args.as_ptr(),
-                plan.env.as_ptr(),
-                libc::AT_EMPTY_PATH,
-            );
+            let (args, env) = (plan.args.as_ptr(), plan.env.as_ptr());
+            if by_fd {
+                let (empty, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
+                libc::syscall(libc::SYS_execveat, plan.rest, empty, args, env, flags);
+            } else {
+                libc::execve(plan.path, args, env);
+            }
         }
         ptr::write_volatile(&raw mut plan.errno, *libc::__errno_location());
         libc::_exit(127)

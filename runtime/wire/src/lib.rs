@@ -17,8 +17,8 @@ mod plan;
 pub mod session;
 
 pub use message::{
-    ContainerState, EXIT_RECORD_KIND, ErrorKind, Event, ExitFacts, Failure, Hello, MAX_CONTAINERS, MAX_FDS,
-    MAX_FRAME, Message, PROTOCOL, Reply, Request, ShimInit, Snapshot, feature,
+    ContainerState, ErrorKind, Event, ExitFacts, Failure, Hello, MAX_CONTAINERS, MAX_FDS, MAX_FRAME, Message,
+    PROTOCOL, Reply, Request, ShimInit, Snapshot, feature,
 };
 pub use plan::{
     CapSets, CgroupMember, CgroupPlan, ContainerPlan, DeviceNode, ExecPlan, LogPlan, MountKind, MountPlan,

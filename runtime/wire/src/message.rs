@@ -14,8 +14,6 @@ pub const MAX_FRAME: usize = 64 * 1024;
 pub const MAX_FDS: usize = 32;
 /// Most containers that a shim holds, including ended ones that were not removed; kubelet keeps few.
 pub const MAX_CONTAINERS: usize = 256;
-/// `kind` of the exit record files (`state::file`).
-pub const EXIT_RECORD_KIND: &str = "exit";
 
 /// The initial data of a shim, as JSON in a memfd. Its descriptors by number: 3 listening socket, 4 folder of
 /// exit files (`shims/<pod>/exits`), 5 this memfd, 6 the sealed pause binary.

@@ -331,8 +331,10 @@ pub struct PausePlan {
     pub pid: bool,
     /// Host name; empty leaves it unchanged.
     pub hostname: String,
-    /// `(path below /proc/sys, value)`; validated to be namespaced.
+    /// `(path below /proc/sys, value)`; validated to be namespaced. If one cannot be set, the pod fails.
     pub sysctls: Vec<(String, String)>,
+    /// The same, set before `sysctls`; errors are ignored, because the request does not ask for them.
+    pub default_sysctls: Vec<(String, String)>,
     /// Uid, gid and groups.
     pub user: User,
     /// Filter.

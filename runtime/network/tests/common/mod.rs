@@ -90,7 +90,8 @@ pub(crate) async fn wait_text(path: PathBuf) -> String {
 /// Waits until process `pid` is gone or a zombie.
 pub(crate) async fn wait_gone(pid: &str) {
     assert!(pid.parse::<u32>().is_ok(), "{pid:?} is not a pid");
-    for _ in 0..200 {
+    // At least thirty seconds.
+    for _ in 0..1200 {
         let alive = fs::read_to_string(Path::new("/proc").join(pid).join("stat"))
             .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").trim_start().starts_with('Z'));
         if !alive {

@@ -10,6 +10,7 @@ use wire::{ContainerPlan, MountKind};
 use super::dev;
 use super::hide::{self, Own};
 use super::mounts::{self, Prepared};
+use super::nested::Nested;
 use super::scratch::Scratch;
 use super::stage::{Step, internal};
 use super::tree::Root;
@@ -18,6 +19,8 @@ use super::tree::Root;
 pub(crate) struct Late {
     pub(super) plan: ContainerPlan,
     pub(super) mounts: Vec<Prepared>,
+    /// Staged volumes that lie on Bidirectional ones.
+    pub(super) nested: Vec<Nested>,
     /// Where the terminal's master is sent.
     pub(super) console: Option<OwnedFd>,
 }
@@ -53,7 +56,7 @@ impl Late {
         hide::protect(&root, &own, &self.plan.readonly_paths)?;
         let hidden = [&self.plan.masked_paths, &self.plan.readonly_paths];
         let places = if shares { hide::places(&root, &own, hidden)? } else { Vec::new() };
-        mounts::attach_shared(&root, &scratch, last)?;
+        mounts::attach_shared(&root, &scratch, last, &self.nested)?;
         if shares && hide::places(&root, &own, hidden)? != places {
             return Err(hide::on_the_host());
         }

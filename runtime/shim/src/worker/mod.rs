@@ -4,6 +4,7 @@ mod dev;
 mod hide;
 pub(crate) mod late;
 mod mounts;
+mod nested;
 mod rootfs;
 mod scratch;
 pub(crate) mod stage;
@@ -146,7 +147,7 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     let found = user::resolve(root.as_fd(), &plan.user).map_err(|e| unknown_user(&e))?;
     rootfs::make_folders(&root, &plan.rootfs)?;
     let namespaces = mounts::Namespaces { kubelet: rest.kubelet_mntns.as_fd(), own: own.as_fd() };
-    mounts::attach_early(&root, &scratch, &split.worker, early, &table, &namespaces)?;
+    let nested = mounts::attach_early(&root, &scratch, &split.worker, early, &table, &namespaces)?;
     mounts::clone_from_pod(&mut late)?;
     drop((table, own, root));
 
@@ -186,7 +187,7 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     let mut foreign = sys::execute::open_numbers().map_err(internal("process", "/proc/self/fd"))?;
     let keep = number(&rest.exec_error);
     foreign.retain(|fd| *fd != keep);
-    let late = Late { plan, mounts: late, console };
+    let late = Late { plan, mounts: late, nested, console };
     let parts = Parts { late, failed, process, user: found.user.clone(), report: rest.exec_error, foreign };
     let init = Init::new(parts);
     let built = container::build(&id, init.clone());

@@ -3,16 +3,18 @@
 //! the right namespaces. All other mounts are attached by the worker ("early"), where the host's mount table
 //! can be watched. A late mount that receives mounts from the host is attached by the worker as well, in the
 //! scratch root, and moved by init. Bidirectional volumes come last: what is mounted on one shows up on the
-//! host, so their places are all opened before the first of them is attached, and nothing is mounted after.
+//! host, so their places are all opened before the first of them is attached, and nothing is mounted after but the
+//! volumes that lie on one ([`super::nested`]).
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use model::Propagation;
 use rustix::fs::symlinkat;
 use sys::mount::{self, Attributes, Option_, Pass};
 use wire::{CgroupPlan, ContainerPlan, MountKind, MountPlan};
 
+use super::nested::{self, Nested};
 use super::scratch::Scratch;
 use super::stage::{Step, internal, invalid};
 use super::tree::{self, Kind, Links, Root};
@@ -24,6 +26,8 @@ use crate::podns::SHM;
 const ATTEMPTS: usize = 40;
 /// Trees that init puts together.
 const LATE: [&str; 3] = ["/dev", "/proc", "/sys"];
+/// From here on numbers in the scratch root are nobody's: a plan has fewer mounts.
+const SPARE: usize = 100_000;
 /// Names below /proc that are a process's own, beside numbers.
 const OF_PROCESSES: [&str; 2] = ["self", "thread-self"];
 
@@ -43,13 +47,37 @@ pub(super) struct Prepared {
     pub(super) plan: MountPlan,
     place: Place,
     tree: Option<OwnedFd>,
+    /// Of a [`MountKind::Cgroup`].
+    cgroups: Cgroups,
     /// Cgroup folders to bind below it, by hierarchy.
     leaves: Vec<(String, OwnedFd)>,
 }
 
+/// What a container is shown at /sys/fs/cgroup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cgroups {
+    /// v1: a tmpfs with the container's folder of each hierarchy.
+    Leaves,
+    /// v2, with a cgroup namespace of its own: a file system that begins at the container's cgroup.
+    Own,
+    /// v2 without one: the host's, bound. A mount made anew would change the host's options.
+    Host,
+}
+
+impl Cgroups {
+    /// By the daemon's word: where init could look there is the container's /sys, not the host's.
+    fn of(cgroup: &CgroupPlan, own_namespace: bool) -> Self {
+        match (cgroup.unified, own_namespace) {
+            (false, _) => Self::Leaves,
+            (true, true) => Self::Own,
+            (true, false) => Self::Host,
+        }
+    }
+}
+
 impl Prepared {
     fn new(plan: MountPlan, place: Place) -> Self {
-        Self { plan, place, tree: None, leaves: Vec::new() }
+        Self { plan, place, tree: None, cgroups: Cgroups::Leaves, leaves: Vec::new() }
     }
 }
 
@@ -59,6 +87,11 @@ pub(super) struct Split {
     pub(super) worker: Vec<(Place, MountPlan)>,
     /// By init: late and staged ones, the Bidirectional last.
     pub(super) init: Vec<(Place, MountPlan)>,
+}
+
+/// Does it lie in a tree that init puts together?
+fn is_late(target: &str) -> bool {
+    LATE.into_iter().any(|top| tree::is_at_or_below(target, top))
 }
 
 /// Does what is mounted on it appear on the host?
@@ -78,21 +111,19 @@ pub(super) fn split(plan: &ContainerPlan) -> Step<Split> {
         if !target.starts_with('/') || tree::is_at_or_below("/", target) {
             return Err(invalid(&stage, "a mount's target must be absolute and below /"));
         }
-        if let Some(above) = shared.iter().find(|above| tree::is_at_or_below(target, above)) {
-            return Err(invalid(
-                &stage,
-                format!("it lies on the Bidirectional volume {above} and would appear on the host"),
-            ));
-        }
         refuse_processes(mount)?;
         let of_namespace = matches!(
             mount.kind,
             MountKind::Proc | MountKind::Sysfs | MountKind::Cgroup | MountKind::Devpts | MountKind::Mqueue
         );
         let below = |top: &str| tree::is_at_or_below(target, top);
-        let late =
-            of_namespace || LATE.into_iter().any(below) || split.init.iter().any(|(_, m)| below(&m.target));
+        let late = of_namespace || is_late(target) || split.init.iter().any(|(_, m)| below(&m.target));
         let bidirectional = is_shared(mount);
+        if let Some(above) = shared.iter().find(|above| tree::is_at_or_below(target, above))
+            && (late || bidirectional)
+        {
+            return Err(nested::on_shared(&stage, above));
+        }
         if bidirectional {
             shared.push(target);
         }
@@ -149,15 +180,19 @@ pub(super) fn clone_late(
                     mount::set_propagation(tree.as_fd(), Pass::Private, false)?;
                     Ok(tree)
                 };
-                if !cgroup.unified {
-                    for member in &cgroup.members {
-                        let leaf = clone(&member.path).map_err(internal("cgroup mount", &member.path))?;
-                        prepared.leaves.push((member.hierarchy.clone(), leaf));
+                prepared.cgroups = Cgroups::of(cgroup, own_cgroup_namespace);
+                match prepared.cgroups {
+                    Cgroups::Leaves => {
+                        for member in &cgroup.members {
+                            let leaf = clone(&member.path).map_err(internal("cgroup mount", &member.path))?;
+                            prepared.leaves.push((member.hierarchy.clone(), leaf));
+                        }
                     }
-                } else if !own_cgroup_namespace {
-                    // A new cgroup2 mount without a namespace of its own would change the host's options.
-                    prepared.tree =
-                        Some(clone("/sys/fs/cgroup").map_err(internal("cgroup mount", "/sys/fs/cgroup"))?);
+                    Cgroups::Own => {}
+                    Cgroups::Host => {
+                        let host = clone("/sys/fs/cgroup");
+                        prepared.tree = Some(host.map_err(internal("cgroup mount", "/sys/fs/cgroup"))?);
+                    }
                 }
             }
             Ok(prepared)
@@ -193,9 +228,15 @@ pub(super) fn attach(root: &Root, scratch: &Scratch, mount: &mut Prepared) -> St
     Ok(tree)
 }
 
-/// Attaches Bidirectional volumes, when all else is in its place.
-pub(super) fn attach_shared(root: &Root, scratch: &Scratch, mounts: Vec<Prepared>) -> Step<()> {
+/// Attaches Bidirectional volumes, when all else is in its place, with the volumes that lie on them.
+pub(super) fn attach_shared(
+    root: &Root,
+    scratch: &Scratch,
+    mounts: Vec<Prepared>,
+    nested: &[Nested],
+) -> Step<()> {
     let mut opened: Vec<(OwnedFd, OwnedFd, mount::Identity)> = Vec::with_capacity(mounts.len());
+    let mut targets = Vec::with_capacity(mounts.len());
     for mut mount in mounts {
         let stage = format!("mount {}", mount.plan.target);
         let tree = tree_of(scratch, &mut mount)?;
@@ -206,9 +247,16 @@ pub(super) fn attach_shared(root: &Root, scratch: &Scratch, mounts: Vec<Prepared
             return Err(invalid(&stage, "it leads to the place of another Bidirectional volume"));
         }
         opened.push((tree, target, identity));
+        targets.push(mount.plan.target);
     }
-    for (tree, target, _) in &opened {
-        mount::attach(tree.as_fd(), target.as_fd()).map_err(internal("volumes", "attaching"))?;
+    for (number, ((tree, place, _), target)) in opened.iter().zip(&targets).enumerate() {
+        let on_it: Vec<&Nested> = nested.iter().filter(|it| it.onto == *target).collect();
+        if on_it.is_empty() {
+            mount::attach(tree.as_fd(), place.as_fd()).map_err(internal("volumes", "attaching"))?;
+        } else {
+            let spare = SPARE + number * nested::ATTEMPTS;
+            nested::attach(root, scratch, tree, place.as_fd(), &on_it, spare)?;
+        }
     }
     Ok(())
 }
@@ -224,7 +272,7 @@ fn tree_of(scratch: &Scratch, mount: &mut Prepared) -> Step<OwnedFd> {
     match (mount.tree.take(), mount.place) {
         (Some(tree), _) => Ok(tree),
         (None, Place::Staged(index)) => scratch.staged(index).map_err(internal(&stage, "staged volume")),
-        (None, _) => create(&mount.plan).map_err(internal(&stage, "new file system")),
+        (None, _) => create(&mount.plan, mount.cgroups).map_err(internal(&stage, "new file system")),
     }
 }
 
@@ -244,7 +292,7 @@ fn place_for(root: &Root, tree: &OwnedFd, plan: &MountPlan) -> Step<OwnedFd> {
     })
 }
 
-fn create(plan: &MountPlan) -> std::io::Result<OwnedFd> {
+fn create(plan: &MountPlan, cgroups: Cgroups) -> std::io::Result<OwnedFd> {
     let attributes = attributes(plan);
     match &plan.kind {
         MountKind::Proc => mount::create("proc", &[Option_::Value("source", "proc")], attributes),
@@ -262,11 +310,12 @@ fn create(plan: &MountPlan) -> std::io::Result<OwnedFd> {
             mount::create("devpts", &options, attributes)
         }
         MountKind::Tmpfs { mode, size } => mount::tmpfs(*mode, *size, attributes),
-        // v1 (the leaves follow; read-only when they are in place), or v2 with a namespace of its own.
-        MountKind::Cgroup if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() => {
-            mount::create("cgroup2", &[Option_::Value("source", "cgroup")], attributes)
-        }
-        MountKind::Cgroup => mount::tmpfs(0o755, 1 << 20, Attributes { readonly: false, ..attributes }),
+        MountKind::Cgroup => match cgroups {
+            Cgroups::Own => mount::create("cgroup2", &[Option_::Value("source", "cgroup")], attributes),
+            // The leaves follow; read-only when they are in place.
+            Cgroups::Leaves => mount::tmpfs(0o755, 1 << 20, Attributes { readonly: false, ..attributes }),
+            Cgroups::Host => Err(std::io::Error::other("nothing was cloned for it")),
+        },
         MountKind::PodShm | MountKind::Bind { .. } | MountKind::File { .. } => {
             Err(std::io::Error::other("nothing was cloned for it"))
         }
@@ -305,7 +354,8 @@ pub(super) fn clone_early(worker: &[(Place, MountPlan)]) -> Step<Vec<Prepared>> 
     worker.iter().map(prepare).collect()
 }
 
-/// Attaches the worker's mounts, anew as long as the host's table changes meanwhile and any of them minds.
+/// Attaches the worker's mounts, anew as long as the host's table changes meanwhile and any of them minds. Returns
+/// those that lie on Bidirectional volumes: init attaches them.
 pub(super) fn attach_early(
     root: &Root,
     scratch: &Scratch,
@@ -313,20 +363,40 @@ pub(super) fn attach_early(
     mut prepared: Vec<Prepared>,
     table: &volumes::Table,
     namespaces: &Namespaces<'_>,
-) -> Step<()> {
+) -> Step<Vec<Nested>> {
+    let staged = worker.iter().filter(|(place, _)| matches!(place, Place::Staged(_))).count();
     let minds: Vec<&str> =
         worker.iter().filter(|(_, p)| volumes::propagates(p)).map(|(_, p)| p.target.as_str()).collect();
     for _ in 0..ATTEMPTS {
         clone_from_pod(&mut prepared)?;
         let mut attached = Vec::with_capacity(prepared.len());
+        let mut shared = nested::Shared::default();
+        let mut nested: Vec<Nested> = Vec::new();
         for mount in &mut prepared {
             attached.push(match mount.place {
-                Place::Staged(index) => attach_staged(scratch, mount, index)?,
-                Place::Early | Place::Late => attach(root, scratch, mount)?,
+                Place::Staged(index) => {
+                    // What lies on one below /dev, /proc or /sys is attached by init too, or refused.
+                    if is_shared(&mount.plan)
+                        && !is_late(&mount.plan.target)
+                        && let Some(place) = resolved(root, mount)?
+                    {
+                        shared.add(&mount.plan.target, place)?;
+                    }
+                    attach_staged(scratch, mount, index)?
+                }
+                Place::Early | Place::Late => match below_shared(&shared, root, mount)? {
+                    None => attach(root, scratch, mount)?,
+                    Some((onto, below)) => {
+                        let index = staged + nested.len() + 1;
+                        let tree = attach_staged(scratch, mount, index)?;
+                        nested.push(Nested { target: mount.plan.target.clone(), index, onto, below });
+                        tree
+                    }
+                },
             });
         }
         if minds.is_empty() || !table.changed()? {
-            return Ok(());
+            return Ok(nested);
         }
         for tree in attached.iter().rev() {
             // Private first: detaching a shared tree takes the submounts of its peers along, the host's.
@@ -347,6 +417,22 @@ pub(super) fn attach_early(
     )(std::io::ErrorKind::ResourceBusy.into()))
 }
 
+/// Where in the root a volume's links lead now.
+fn resolved(root: &Root, mount: &Prepared) -> Step<Option<PathBuf>> {
+    let Some(tree) = &mount.tree else { return Ok(None) };
+    let place = place_for(root, tree, &mount.plan)?;
+    let stage = format!("mount {}", mount.plan.target);
+    nested::resolved(root, place.as_fd()).map_err(internal(&stage, "its place"))
+}
+
+/// On which Bidirectional volume a volume lies, and where on it. Our own files below /etc are hidden by such a volume.
+fn below_shared(shared: &nested::Shared, root: &Root, mount: &Prepared) -> Step<Option<(String, PathBuf)>> {
+    if shared.is_empty() || !matches!(mount.plan.kind, MountKind::Bind { .. }) {
+        return Ok(None);
+    }
+    Ok(resolved(root, mount)?.and_then(|place| shared.below(&place)))
+}
+
 /// Attaches a volume in the scratch root, where it receives the host's mounts until init moves it.
 fn attach_staged(scratch: &Scratch, mount: &mut Prepared, index: usize) -> Step<OwnedFd> {
     let stage = format!("mount {}", mount.plan.target);
@@ -357,4 +443,18 @@ fn attach_staged(scratch: &Scratch, mount: &mut Prepared, index: usize) -> Step<
     };
     attach().map_err(internal(&stage, "staging"))?;
     Ok(tree)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_mounted_for_cgroups_follows_the_plan() {
+        let plan = |unified| CgroupPlan { unified, ..CgroupPlan::default() };
+        assert_eq!(Cgroups::of(&plan(false), true), Cgroups::Leaves);
+        assert_eq!(Cgroups::of(&plan(false), false), Cgroups::Leaves);
+        assert_eq!(Cgroups::of(&plan(true), true), Cgroups::Own);
+        assert_eq!(Cgroups::of(&plan(true), false), Cgroups::Host);
+    }
 }

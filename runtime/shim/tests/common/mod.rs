@@ -179,11 +179,11 @@ impl Pod {
             std::env::var("COPEPOD_SHIM").unwrap_or_else(|_| env!("CARGO_BIN_EXE_copepod-shim").to_owned());
         let binary = sys::seal::sealed_binary(Path::new(&binary)).unwrap();
         let shim = sys::spawn::spawn(&sys::spawn::Program {
-            binary: binary.as_fd(),
+            binary: sys::spawn::Binary::Fd(binary.as_fd()),
             args: &[CString::new("copepod-shim").unwrap()],
             env: &[],
+            stdio: [None, None, Some(std::io::stderr().as_fd())],
             fds: &[listener.as_fd(), exits.as_fd(), init.as_fd(), pause.as_fd()],
-            stderr: Some(std::io::stderr().as_fd()),
         })
         .unwrap();
         let mut pod = Self {
@@ -265,8 +265,12 @@ impl Pod {
             }
             let mut buffer = [0; 4096];
             let fds = &mut self.fds;
-            let got =
-                sys::scm::recv_with_fds(self.stream.as_fd(), &mut buffer, |fd| fds.push_back(fd)).unwrap();
+            let got = match sys::scm::recv_with_fds(self.stream.as_fd(), &mut buffer, |fd| fds.push_back(fd))
+            {
+                // The kernel restarts no call that has a time limit.
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                got => got.unwrap(),
+            };
             assert!(got > 0, "the shim has closed the connection");
             self.decoder.feed(&buffer[..got]);
         }
@@ -511,7 +515,6 @@ impl Drop for Pod {
             }
         }
         drop(sys::proc::wait(self.shim.pidfd.as_fd()));
-        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -76,7 +76,7 @@ pub(crate) fn image(record: &ImageRecord) -> cri::Image {
 /// which always exists: the image store.
 pub(crate) fn image_fs(mountpoint: &Path, images: &Usage, written: &Usage) -> cri::ImageFsInfoResponse {
     let filesystem = |usage: &Usage| cri::FilesystemUsage {
-        timestamp: super::now(),
+        timestamp: crate::clock::now(),
         fs_id: Some(cri::FilesystemIdentifier { mountpoint: mountpoint.display().to_string() }),
         used_bytes: Some(cri::UInt64Value { value: usage.bytes }),
         inodes_used: Some(cri::UInt64Value { value: usage.inodes }),

@@ -213,12 +213,6 @@ fn map(field: &Field<'_>, map: HashMap<String, String>) -> Result<BTreeMap<Strin
     Ok(map.into_iter().collect())
 }
 
-/// Nanoseconds since the epoch.
-fn now() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
-}
-
 fn unmap(map: &BTreeMap<String, String>) -> HashMap<String, String> {
     map.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
 }

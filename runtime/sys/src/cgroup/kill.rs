@@ -21,8 +21,8 @@ const HELD: usize = 64;
 /// Processes are signalled by descriptor, after they were seen to be members still.
 ///
 /// # Errors
-/// As the kernel says; a folder that is gone has nothing to kill. Of more folders than
-/// ten thousand the empty ones are removed, the next call sees fewer.
+/// As the kernel says; a folder that is gone has nothing to kill. Of more folders than [`each_folder`] visits
+/// those are killed that it does, and the empty ones removed: the next call sees others.
 pub fn kill_all(
     folders: &[BorrowedFd<'_>],
     freezer: Option<BorrowedFd<'_>>,
@@ -123,4 +123,45 @@ fn kill_members(dir: BorrowedFd<'_>, frozen: bool) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{File, create_dir, write};
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::process::Command;
+
+    /// Folders that look like cgroups, more than names are kept of, each with what would be a process: all are
+    /// killed in one round.
+    #[test]
+    fn who_is_in_the_last_of_very_many_folders_is_killed() {
+        const FOLDERS: usize = 12_000;
+        let temp = tempfile::tempdir().unwrap();
+        let mut children: Vec<_> =
+            (0..4).map(|_| Command::new("sleep").arg("1000").spawn().unwrap()).collect();
+        let places = [0, 1, FOLDERS / 2, FOLDERS - 1];
+        for n in 0..FOLDERS {
+            let folder = temp.path().join(format!("c{n}"));
+            create_dir(&folder).unwrap();
+            let child = places.iter().position(|place| *place == n).map(|at| children[at].id());
+            // Pid 0 stands for one that cannot be seen from here.
+            write(folder.join("cgroup.procs"), format!("{}\n", child.unwrap_or(0))).unwrap();
+        }
+        write(temp.path().join("cgroup.procs"), "").unwrap();
+        let dir = File::open(temp.path()).unwrap();
+        assert!(!crate::cgroup::is_empty(dir.as_fd()).unwrap());
+        let killed = kill_all(&[dir.as_fd()], None, false, Duration::ZERO);
+        let ends: Vec<_> = children
+            .iter_mut()
+            .map(|child| {
+                if killed.is_err() {
+                    child.kill().unwrap();
+                }
+                child.wait().unwrap().signal()
+            })
+            .collect();
+        killed.unwrap();
+        assert_eq!(ends, [Some(libc::SIGKILL); 4]);
+    }
 }

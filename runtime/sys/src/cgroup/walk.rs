@@ -1,17 +1,21 @@
 //! A cgroup and those below it, which a container with a writable hierarchy fills as it likes: walked with two
-//! descriptors however deep they nest, without recursion, and with a bound on their number.
+//! descriptors however deep they nest, without recursion, and with few of their names in memory.
 
 use std::ffi::{CStr, CString};
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, openat2, unlinkat};
 use rustix::io::Errno;
 
-/// Most folders of one walk. Beyond it [`each_folder`] gives up with E2BIG, and [`prune`] makes it fewer.
-pub(super) const MOST_FOLDERS: usize = 10_000;
-/// Names read ahead in one folder by [`prune`].
+/// Most folders of one walk, which takes a second or two for so many. Beyond it [`each_folder`] gives up with
+/// E2BIG, and [`prune`] makes it fewer.
+pub(super) const MOST_FOLDERS: usize = 1 << 18;
+/// Names read ahead in one folder.
 const NAMES: usize = 1_024;
+/// Names read ahead on all levels of a walk, one more for each level.
+const MOST_NAMES: usize = 10_000;
 
 /// Whether a cgroup is gone: ENOENT, and ENODEV for a file that was opened before its folder was removed.
 pub fn is_gone(error: &io::Error) -> bool {
@@ -29,10 +33,18 @@ fn enter(at: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     openat2(at, name, flags, Mode::empty(), ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS)
 }
 
-/// Names of up to `most` folders in a folder.
-fn folders_in(at: BorrowedFd<'_>, most: usize) -> io::Result<Vec<CString>> {
+/// Names of the next folders in a folder, `most` at most, and where to go on: none when these are the last.
+fn next_folders(
+    at: BorrowedFd<'_>,
+    from: Option<i64>,
+    most: usize,
+) -> io::Result<(Vec<CString>, Option<i64>)> {
     let mut names = Vec::new();
-    for entry in Dir::read_from(at)? {
+    let mut dir = Dir::read_from(at)?;
+    if let Some(offset) = from {
+        dir.seek(offset)?;
+    }
+    while let Some(entry) = dir.read() {
         let entry = match entry {
             Ok(entry) => entry,
             // Removed while it was read.
@@ -44,56 +56,84 @@ fn folders_in(at: BorrowedFd<'_>, most: usize) -> io::Result<Vec<CString>> {
         if entry.file_type() == FileType::Directory && name != c"." && name != c".." {
             names.push(name.to_owned());
             if names.len() >= most {
-                break;
+                return Ok((names, Some(entry.offset())));
             }
         }
     }
-    Ok(names)
+    Ok((names, None))
 }
 
 /// Calls `each` with the folder and all below it, parents first. What is removed meanwhile is left out.
 ///
 /// # Errors
-/// E2BIG for more than [`MOST_FOLDERS`], EXDEV for something mounted on one, those of `each`, and as the kernel
-/// says.
+/// E2BIG for more than [`MOST_FOLDERS`], of which so many were visited, EXDEV for something mounted on one, those
+/// of `each`, and as the kernel says.
 pub fn each_folder(
     dir: BorrowedFd<'_>,
     each: &mut impl FnMut(BorrowedFd<'_>) -> io::Result<()>,
 ) -> io::Result<()> {
-    each(dir)?;
-    let first = folders_in(dir, MOST_FOLDERS + 1)?;
-    if first.is_empty() {
+    visit(dir, MOST_FOLDERS, &mut |folder| each(folder).map(ControlFlow::Continue))
+}
+
+/// [`each_folder`], until `each` has seen enough or `most` folders were visited.
+pub(super) fn visit(
+    dir: BorrowedFd<'_>,
+    most: usize,
+    each: &mut impl FnMut(BorrowedFd<'_>) -> io::Result<ControlFlow<()>>,
+) -> io::Result<()> {
+    struct Level {
+        /// Still to visit, last first.
+        names: Vec<CString>,
+        /// Where the names go on.
+        more: Option<i64>,
+    }
+    if each(dir)?.is_break() {
         return Ok(());
     }
-    let mut count = 1 + first.len();
-    let mut pending = vec![first];
+    let (names, more) = next_folders(dir, None, NAMES)?;
+    let (mut visited, mut kept) = (1, names.len());
+    let mut levels = vec![Level { names, more }];
     let mut at = enter(dir, c".")?;
-    while let Some(names) = pending.last_mut() {
-        if count > MOST_FOLDERS {
-            return Err(io::Error::from_raw_os_error(libc::E2BIG));
-        }
-        let Some(name) = names.pop() else {
-            pending.pop();
-            if !pending.is_empty() {
+    while let Some(level) = levels.last_mut() {
+        let Some(name) = level.names.pop() else {
+            if let Some(offset) = level.more.take() {
+                let (names, more) = next_folders(at.as_fd(), Some(offset), room(kept))?;
+                kept += names.len();
+                *level = Level { names, more };
+                continue;
+            }
+            levels.pop();
+            if !levels.is_empty() {
                 at = enter(at.as_fd(), c"..")?;
             }
             continue;
         };
+        kept = kept.saturating_sub(1);
+        if visited >= most {
+            return Err(io::Error::from_raw_os_error(libc::E2BIG));
+        }
         let below = match enter(at.as_fd(), &name) {
             Ok(below) => below,
             Err(Errno::NOENT) => continue,
             Err(error) => return Err(error.into()),
         };
+        visited += 1;
         match each(below.as_fd()) {
+            Ok(ControlFlow::Break(())) => return Ok(()),
             Err(error) if !is_gone(&error) => return Err(error),
             _ => {}
         }
-        let names = folders_in(below.as_fd(), MOST_FOLDERS + 1)?;
-        count += names.len();
-        pending.push(names);
+        let (names, more) = next_folders(below.as_fd(), None, room(kept))?;
+        kept += names.len();
+        levels.push(Level { names, more });
         at = below;
     }
     Ok(())
+}
+
+/// Names that may be read ahead while so many are kept: few, where a tree is wide on many levels.
+fn room(kept: usize) -> usize {
+    MOST_NAMES.saturating_sub(kept).clamp(1, NAMES)
 }
 
 /// Removes the folders below `dir`, not itself, children first. `retry` is asked about one that is busy: true
@@ -113,9 +153,8 @@ pub fn prune(dir: BorrowedFd<'_>, retry: &mut impl FnMut() -> bool) -> io::Resul
         more: bool,
     }
     let level = |at: BorrowedFd<'_>, name: CString| -> io::Result<Level> {
-        let names = folders_in(at, NAMES)?;
-        let more = names.len() >= NAMES;
-        Ok(Level { name, names, stayed: false, more })
+        let (names, more) = next_folders(at, None, NAMES)?;
+        Ok(Level { name, names, stayed: false, more: more.is_some() })
     };
     let mut at = enter(dir, c".")?;
     let mut levels = vec![level(at.as_fd(), CString::default())?];
@@ -143,9 +182,9 @@ pub fn prune(dir: BorrowedFd<'_>, retry: &mut impl FnMut() -> bool) -> io::Resul
             continue;
         }
         if top.more && !top.stayed {
-            let names = folders_in(at.as_fd(), NAMES)?;
-            top.more = names.len() >= NAMES;
-            top.names = names;
+            // From the start again: those that were read are removed.
+            let (names, more) = next_folders(at.as_fd(), None, NAMES)?;
+            (top.names, top.more) = (names, more.is_some());
             continue;
         }
         let Some(done) = levels.pop() else { break };
@@ -174,7 +213,7 @@ fn remove_one(at: BorrowedFd<'_>, name: &CStr, retry: &mut impl FnMut() -> bool)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::{File, create_dir, create_dir_all};
+    use std::fs::{File, create_dir_all};
     use std::os::fd::OwnedFd;
 
     fn open(path: &std::path::Path) -> OwnedFd {
@@ -219,15 +258,31 @@ mod tests {
     }
 
     #[test]
-    fn too_many_are_told_and_can_be_made_fewer() {
+    fn wide_trees_are_walked_in_pieces() {
         let temp = tempfile::tempdir().unwrap();
-        for n in 0..=MOST_FOLDERS {
-            create_dir(temp.path().join(format!("c{n}"))).unwrap();
+        for n in 0..3 * NAMES {
+            create_dir_all(temp.path().join(format!("c{n}/below"))).unwrap();
         }
         let dir = open(temp.path());
-        assert!(is_too_many(&count(&dir).unwrap_err()));
+        assert_eq!(count(&dir).unwrap(), 1 + 6 * NAMES);
+        let mut seen = 0;
+        let mut some = |most| {
+            visit(dir.as_fd(), most, &mut |_| {
+                seen += 1;
+                Ok(if seen == 5_000 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            })
+        };
+        // As many as are allowed, then a word on the rest; or until enough were seen.
+        assert!(is_too_many(&some(4_000).unwrap_err()));
+        some(4_000).unwrap();
+        assert_eq!(seen, 5_000);
         prune(dir.as_fd(), &mut || false).unwrap();
         assert_eq!(count(&dir).unwrap(), 1);
+    }
+
+    #[test]
+    fn names_in_memory_are_bounded() {
+        assert_eq!((room(0), room(MOST_NAMES - 7), room(MOST_NAMES), room(usize::MAX)), (NAMES, 7, 1, 1));
     }
 
     #[test]

@@ -22,11 +22,11 @@ fn places_descriptors_and_closes_the_rest() {
                   grep -E 'SigBlk|SigIgn' /proc/self/status >&3; exit 7";
     let busybox = crate::seal::sealed_binary(Path::new("/bin/busybox")).unwrap();
     let child = spawn(&Program {
-        binary: busybox.as_fd(),
+        binary: Binary::Fd(busybox.as_fd()),
         args: &strings(&["sh", "-c", script]),
         env: &strings(&["A=b", "PATH=/bin:/usr/bin"]),
+        stdio: [None; 3],
         fds: &[write.as_fd(), write.as_fd()],
-        stderr: None,
     })
     .unwrap();
     drop(write);
@@ -41,12 +41,44 @@ fn places_descriptors_and_closes_the_rest() {
     assert_eq!(lines[3], "SigIgn:\t0000000000000000");
 }
 
+/// A script by its path, with all of its stdio.
+#[test]
+fn scripts_are_executed_by_path() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("script");
+    std::fs::write(&path, "#!/bin/sh\ncat; echo to stderr >&2; ls /proc/self/fd | tr '\\n' ' '\n").unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&path, mode).unwrap();
+    let (given, mut give) = std::io::pipe().unwrap();
+    let (mut out, stdout) = std::io::pipe().unwrap();
+    let (mut err, stderr) = std::io::pipe().unwrap();
+    let path = CString::new(path.into_os_string().into_encoded_bytes()).unwrap();
+    let child = spawn(&Program {
+        binary: Binary::Path(&path),
+        args: std::slice::from_ref(&path),
+        env: &strings(&["PATH=/bin:/usr/bin"]),
+        stdio: [Some(given.as_fd()), Some(stdout.as_fd()), Some(stderr.as_fd())],
+        fds: &[],
+    })
+    .unwrap();
+    drop((given, stdout, stderr));
+    std::io::Write::write_all(&mut give, b"in\n").unwrap();
+    drop(give);
+    let (mut said, mut told) = (String::new(), String::new());
+    out.read_to_string(&mut said).unwrap();
+    err.read_to_string(&mut told).unwrap();
+    assert_eq!(reap(&child), Some(0));
+    assert_eq!((said.as_str(), told.as_str()), ("in\n0 1 2 3 ", "to stderr\n"));
+}
+
 #[test]
 fn says_why_and_leaves_no_child() {
     let text = std::fs::File::open("/etc/passwd").unwrap();
-    let error =
-        spawn(&Program { binary: text.as_fd(), args: &[], env: &[], fds: &[], stderr: None }).unwrap_err();
+    let of = |binary| spawn(&Program { binary, args: &[], env: &[], stdio: [None; 3], fds: &[] });
+    let error = of(Binary::Fd(text.as_fd())).unwrap_err();
     assert!(matches!(error.raw_os_error(), Some(libc::EACCES | libc::ENOEXEC)), "{error}");
+    let error = of(Binary::Path(c"/nowhere/at/all")).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::NotFound);
 }
 
 #[test]
@@ -57,8 +89,8 @@ fn many_threads_at_once() {
                 for _ in 0..20 {
                     let binary = crate::seal::sealed_binary(Path::new("/bin/busybox")).unwrap();
                     let args = strings(&["true"]);
-                    let program =
-                        Program { binary: binary.as_fd(), args: &args, env: &[], fds: &[], stderr: None };
+                    let binary = Binary::Fd(binary.as_fd());
+                    let program = Program { binary, args: &args, env: &[], stdio: [None; 3], fds: &[] };
                     assert_eq!(reap(&spawn(&program).unwrap()), Some(0));
                 }
             })

@@ -168,3 +168,27 @@ fn who_waits_for_the_trash_finds_its_space_free() {
     // With nothing to do it does not wait.
     trash.wait(Duration::from_secs(3600));
 }
+
+#[test]
+fn who_holds_on_to_one_entry_hears_of_its_end() {
+    use std::sync::mpsc::{RecvTimeoutError, channel};
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let trash = Trash::new(path("trash"), |error| panic!("{error}"));
+    let mut ends = Vec::new();
+    for number in 0..20 {
+        let tree = path(&number.to_string());
+        bushy(&tree);
+        let (held, end) = channel::<()>();
+        trash.take_holding(&tree, held).unwrap();
+        ends.push(end);
+    }
+    for end in ends {
+        assert_eq!(end.recv_timeout(Duration::from_secs(20)), Err(RecvTimeoutError::Disconnected));
+    }
+    assert_eq!(fs::read_dir(path("trash")).unwrap().count(), 0);
+    // What is not there is taken.
+    let (held, end) = channel::<()>();
+    trash.take_holding(&path("absent"), held).unwrap();
+    assert_eq!(end.recv_timeout(Duration::from_secs(20)), Err(RecvTimeoutError::Disconnected));
+}

@@ -49,6 +49,8 @@ struct State {
     /// Other folders whose entries go, but those whose names begin with this process' word.
     leftovers: Vec<PathBuf>,
     stuck: HashMap<OsString, Instant>,
+    /// Dropped when the entry is removed or cannot be.
+    held: HashMap<OsString, Box<dyn Send>>,
 }
 
 impl fmt::Debug for Trash {
@@ -88,11 +90,24 @@ impl Trash {
     /// # Errors
     /// When it is still at its place, or a part of it.
     pub fn take(&self, path: &Path) -> Result<(), Error> {
+        self.take_holding(path, ())
+    }
+
+    /// As [`Trash::take`]; `held` is dropped once all of it is removed, or could not be: for who was promised space.
+    ///
+    /// # Errors
+    /// As [`Trash::take`].
+    pub fn take_holding(&self, path: &Path, held: impl Send + 'static) -> Result<(), Error> {
         let mut made = false;
         loop {
-            match rustix::fs::rename(path, self.shared.folder.join(self.unique_name())) {
+            let name = self.unique_name();
+            match rustix::fs::rename(path, self.shared.folder.join(&name)) {
                 Ok(()) => {
-                    self.start(|_| {});
+                    self.start(|state| {
+                        // A thread that is at work may have met it already: then it is noted for the next turn,
+                        // which drops it.
+                        state.held.insert(name.into(), Box::new(held));
+                    });
                     return Ok(());
                 }
                 Err(Errno::NOENT) => match fs::symlink_metadata(path) {
@@ -140,7 +155,9 @@ impl Trash {
             Ok(_) => state.running = true,
             // The next occasion tries again.
             Err(source) => {
+                let left = std::mem::take(&mut state.held);
                 drop(state);
+                drop(left);
                 let path = self.shared.folder.clone();
                 (self.shared.report)(&Error::Io { action: "start a thread to empty", path, source });
             }
@@ -159,7 +176,11 @@ impl Shared {
                 let mut state = self.state();
                 if !std::mem::take(&mut state.pending) {
                     state.running = false;
+                    // Of entries that were met before they were noted, or could not be listed.
+                    let left = std::mem::take(&mut state.held);
                     self.idle.notify_all();
+                    drop(state);
+                    drop(left);
                     return;
                 }
                 std::mem::take(&mut state.leftovers)
@@ -196,6 +217,7 @@ impl Shared {
             }
             let removed = remove(dir.as_fd(), name);
             let mut state = self.state();
+            let held = state.held.remove(name);
             match removed {
                 Ok(()) => {
                     state.stuck.remove(name);
@@ -209,6 +231,7 @@ impl Shared {
                     (self.report)(&error.below(folder));
                 }
             }
+            drop(held);
         }
     }
 }

@@ -220,6 +220,7 @@ fn container_record(config: model::ContainerConfig) -> ContainerRecord {
         stop_signal: 3,
         cgroup: String::new(),
         exec_template: None,
+        asked_env: Vec::new(),
     }
 }
 

@@ -1,28 +1,26 @@
-//! From ids and names to the drivers of pods. An equal request for a name under way joins it.
+//! Maps ids and names to the drivers of pods. A request that equals a running one joins it.
 
+use super::command::{Command, Reply};
+use super::publish::Published;
 use crate::error::{Error, ErrorKind};
 use crate::kept::{KeptContainer, KeptPod};
-use crate::pod::Command;
-use crate::pod::publish::Published;
 use model::{PodConfig, PodId, PodMeta};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
-/// Where the answer of a command goes.
-pub(crate) type Reply<T> = oneshot::Sender<Result<T, Error>>;
-/// How a launch ended; `None` while it goes on.
+/// The result of a launch; `None` while it is running.
 pub(crate) type Launched = Option<Result<PodId, Error>>;
 
-/// Commands that may wait for one driver. Drivers never block, so this fills up only under a flood.
-const MOST_COMMANDS: usize = 64;
-/// Most pods of a node; kubelet's own limit is 110 by default and some hundreds in practice.
-const MOST_PODS: usize = 4096;
-/// How long drivers may take to end what they are writing when the daemon stops.
+/// Queue length of one driver. Drivers never block, so it fills only with very many calls.
+const MAX_COMMANDS: usize = 64;
+/// Most pods of a node; kubelet's default limit is 110, and a few hundred are used in practice.
+const MAX_PODS: usize = 4096;
+/// How long drivers may finish their writes when the daemon stops.
 const CLOSE: Duration = Duration::from_secs(5);
 
-/// Drivers by pod, and what they have published.
+/// The drivers of all pods, and what they have published.
 #[derive(Debug)]
 pub(crate) struct Registry {
     tables: Mutex<Tables>,
@@ -34,7 +32,7 @@ pub(crate) struct Registry {
 struct Tables {
     pods: HashMap<PodId, Handle>,
     names: HashMap<PodMeta, PodId>,
-    /// Pods and containers without a driver, by id: what commands on them are answered.
+    /// Errors for commands on pods and containers without a driver, by id.
     kept: HashMap<Box<str>, Error>,
 }
 
@@ -45,25 +43,25 @@ struct Handle {
     launched: watch::Receiver<Launched>,
 }
 
-/// What a driver is born with.
+/// The channels of a new driver.
 #[derive(Debug)]
 pub(crate) struct Seat {
-    /// Its pod.
+    /// The pod's id.
     pub(crate) id: PodId,
-    /// Its commands.
+    /// Receives commands.
     pub(crate) commands: mpsc::Receiver<Command>,
-    /// Tells those who wait for the launch.
+    /// Tells the callers that wait for the launch.
     pub(crate) launched: watch::Sender<Launched>,
-    /// True once the daemon stops.
+    /// Becomes true when the daemon stops.
     pub(crate) closing: watch::Receiver<bool>,
 }
 
 /// The outcome of [`Registry::reserve`].
 #[derive(Debug)]
 pub(crate) enum Reservation {
-    /// Nobody had the name: start a driver on this seat, then wait.
+    /// The name was free: start a driver with these channels, then wait.
     New(Seat, watch::Receiver<Launched>),
-    /// An equal request came first: wait with it.
+    /// An equal request is running: wait for its result.
     Join(watch::Receiver<Launched>),
 }
 
@@ -72,7 +70,7 @@ impl Registry {
         Self { tables: Mutex::default(), published: Published::default(), closing: watch::Sender::new(false) }
     }
 
-    /// What lists and look-ups read.
+    /// The published views, for lists and look-ups.
     pub(crate) fn published(&self) -> &Published {
         &self.published
     }
@@ -81,7 +79,7 @@ impl Registry {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the pod's name for `id`, or finds who has it.
+    /// Reserves the pod's name for `id`, or returns the pod that has it.
     pub(crate) fn reserve(&self, id: PodId, config: &Arc<PodConfig>) -> Result<Reservation, Error> {
         let mut tables = self.tables();
         if let Some(owner) = tables.names.get(&config.meta) {
@@ -106,17 +104,17 @@ impl Registry {
             }
             return Ok(Reservation::Join(handle.launched.clone()));
         }
-        if tables.pods.len() >= MOST_PODS {
-            let text = format!("this node has {MOST_PODS} pods, its limit");
+        if tables.pods.len() >= MAX_PODS {
+            let text = format!("this node has {MAX_PODS} pods, its limit");
             return Err(Error::new(ErrorKind::ResourceExhausted, text));
         }
         let (seat, launched) = self.seat(&mut tables, id, config, None);
         Ok(Reservation::New(seat, launched))
     }
 
-    /// Seats a driver for a pod that has a record.
+    /// Registers a driver for a pod that has a record.
     ///
-    /// With `leaving` it is rolled back or removed: whoever wants its name waits until it is gone.
+    /// With `leaving` the pod is rolled back or removed: a caller that wants its name waits until it is gone.
     pub(crate) fn restore(&self, id: &PodId, config: &Arc<PodConfig>, leaving: bool) -> Seat {
         let launched = if leaving { None } else { Some(Ok(id.clone())) };
         self.seat(&mut self.tables(), id.clone(), config, launched).0
@@ -129,7 +127,7 @@ impl Registry {
         config: &Arc<PodConfig>,
         launched: Launched,
     ) -> (Seat, watch::Receiver<Launched>) {
-        let (sender, commands) = mpsc::channel(MOST_COMMANDS);
+        let (sender, commands) = mpsc::channel(MAX_COMMANDS);
         let (tell, launched) = watch::channel(launched);
         let handle = Handle { commands: sender, config: Arc::clone(config), launched: launched.clone() };
         tables.names.insert(config.meta.clone(), id.clone());
@@ -137,10 +135,10 @@ impl Registry {
         (Seat { id, commands, launched: tell, closing: self.closing.subscribe() }, launched)
     }
 
-    /// Shows a pod that has no driver because its record cannot be used, and keeps its name.
+    /// Publishes a pod that has no driver because its record cannot be used; its name stays reserved.
     pub(crate) fn keep_pod(&self, kept: &KeptPod) {
         let KeptPod { record, refusal } = kept;
-        self.published.put_pod(record, 0);
+        self.published.put_pod(Arc::new(record.clone()), 0);
         let mut tables = self.tables();
         tables.kept.insert(record.id.as_str().into(), refusal.clone());
         if record.config.meta != PodMeta::default() {
@@ -148,19 +146,19 @@ impl Registry {
         }
     }
 
-    /// Shows a container whose record, or whose pod's record, cannot be used.
+    /// Publishes a container whose record or whose pod's record cannot be used.
     pub(crate) fn keep_container(&self, kept: &KeptContainer) {
         let KeptContainer { record, refusal } = kept;
-        self.published.put_container(record);
+        self.published.put_container(Arc::new(record.clone()));
         self.tables().kept.insert(record.id.as_str().into(), refusal.clone());
     }
 
-    /// An error for the id of a pod or container that is left as it is.
+    /// Fails for a pod or container that is not managed because its record cannot be used.
     pub(crate) fn managed(&self, id: &str) -> Result<(), Error> {
         self.tables().kept.get(id).map_or(Ok(()), |refusal| Err(refusal.clone()))
     }
 
-    /// The pod is gone: its name is free again.
+    /// Releases the name of a removed pod.
     pub(crate) fn release(&self, id: &PodId) {
         let mut tables = self.tables();
         if let Some(handle) = tables.pods.remove(id)
@@ -170,7 +168,8 @@ impl Registry {
         }
     }
 
-    /// Sends a command to a pod's driver and waits for the answer. The work does not end with the wait.
+    /// Sends a command to a pod's driver and waits for the reply. If the caller goes away, the work
+    /// continues.
     pub(crate) async fn call<T>(
         &self,
         pod: &PodId,
@@ -187,17 +186,17 @@ impl Registry {
         })
     }
 
-    /// Work that is no driver's and is waited for when the daemon stops: until this is dropped.
+    /// For work outside of drivers that must finish before the daemon exits: it holds this until it is done.
     pub(crate) fn hold(&self) -> watch::Receiver<bool> {
         self.closing.subscribe()
     }
 
-    /// Tells all drivers to end, and waits for them, bounded.
+    /// Tells all drivers to stop, and waits for them with a limit.
     pub(crate) async fn close(&self) {
         self.closing.send_replace(true);
-        // Every driver holds a receiver.
+        // Every driver holds a receiver, so the channel closes when all have ended.
         if tokio::time::timeout(CLOSE, self.closing.closed()).await.is_err() {
-            tracing::warn!(after = ?CLOSE, "some pods' work was cut off; the next start finishes or undoes it");
+            tracing::warn!(after = ?CLOSE, "work on some pods was interrupted; the next start finishes or undoes it");
         }
     }
 }
@@ -226,7 +225,7 @@ mod tests {
         assert_eq!(refused.kind, ErrorKind::AlreadyExists);
         seat.launched.send_replace(Some(Ok(id.clone())));
         assert_eq!(*launched.wait_for(Option::is_some).await.unwrap(), Some(Ok(id.clone())));
-        // Launched and not published as ready: over.
+        // Launched, but not published as ready: the pod has ended.
         let over = registry.reserve(other.clone(), &config("a", "h")).unwrap_err();
         assert_eq!(over.kind, ErrorKind::AlreadyExists);
         registry.release(&id);
@@ -234,7 +233,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_driver_that_is_gone_answers_not_found() {
+    async fn calls_to_an_ended_driver_return_not_found() {
         let registry = Registry::new();
         let id = PodId::from_random([1; 32]);
         let seat = registry.restore(&id, &config("a", ""), false);

@@ -1,0 +1,212 @@
+//! Calls that are interrupted by another call or by the end of a process: the error says so, and that a retry
+//! may succeed.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc;
+use nix::sys::signal::Signal;
+use tonic::Code;
+
+use crate::context::Context;
+use crate::fixture::Fixture;
+use crate::images::Recipe;
+use crate::proc;
+use crate::runner::{Test, test};
+use crate::shapes;
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        test!(start_by_stop_or_removal).limit(120),
+        test!(pod_by_the_end_of_its_shim).own().limit(120),
+        test!(pull_by_a_removal).own().limit(120),
+        test!(the_lock_is_held_until_the_daemon_is_gone).own(),
+        test!(removal_gives_the_space_back),
+    ]
+}
+
+/// Starts that are tried until one is overtaken.
+const MOST_ROUNDS: u32 = 1_000;
+
+/// How often each code was returned.
+type Codes = BTreeMap<String, u32>;
+
+async fn start_by_stop_or_removal(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let mut codes = Codes::new();
+    // Sixty rounds with delays up to what a start takes on this machine. Where none was overtaken, more stops at
+    // once with the start: those hit it most.
+    let mut took = Duration::from_millis(3);
+    for round in 0..MOST_ROUNDS {
+        if round >= 60 && codes.contains_key("Aborted") {
+            break;
+        }
+        let id = cx.create(&pod, &cx.sleeper(&format!("c{round}"))).await?;
+        let start = async {
+            let began = Instant::now();
+            let started = cx.cri.start(&id).await;
+            (started, began.elapsed())
+        };
+        let at_once = round >= 60;
+        let end = async {
+            if !at_once {
+                tokio::time::sleep(took * (round % 20) / 20).await;
+            }
+            if at_once || round % 2 == 0 { cx.cri.stop(&id, 0).await } else { cx.cri.remove(&id).await }
+        };
+        let ((started, time), ended) = tokio::join!(start, end);
+        ended.with_context(|| format!("the end of {id}"))?;
+        let code = started.as_ref().err().map_or(Code::Ok, tonic::Status::code);
+        *codes.entry(format!("{code:?}")).or_default() += 1;
+        // NotFound and FailedPrecondition: it had exited or was removed when the start arrived.
+        let fits = matches!(code, Code::Ok | Code::Aborted | Code::NotFound | Code::FailedPrecondition);
+        ensure!(fits, "round {round}: {started:?}");
+        if code == Code::Ok {
+            took = time;
+        }
+        cx.cri.remove(&id).await?;
+    }
+    println!("      ({codes:?})");
+    ensure!(codes.contains_key("Aborted"), "no start was overtaken: {codes:?}");
+    Ok(())
+}
+
+/// For example by the OOM killer.
+async fn pod_by_the_end_of_its_shim(cx: Context) -> Result<()> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let daemon = cx.node.pid()?;
+    let killer = std::thread::spawn({
+        let stop = Arc::clone(&stop);
+        move || {
+            while !stop.load(Ordering::Relaxed) {
+                for shim in proc::children(daemon) {
+                    drop(proc::signal(shim.pid, Signal::SIGKILL));
+                }
+            }
+        }
+    });
+    let mut codes = Codes::new();
+    let mut outcome = Ok(());
+    for round in 0..20 {
+        let made = cx.cri.run_pod(&cx.pod_config()).await;
+        let code = made.as_ref().err().map_or(Code::Ok, tonic::Status::code);
+        *codes.entry(format!("{code:?}")).or_default() += 1;
+        if !matches!(code, Code::Ok | Code::Unavailable | Code::Aborted) {
+            outcome = Err(anyhow::anyhow!("round {round}: {made:?}"));
+            break;
+        }
+        if let Ok(id) = made {
+            cx.cri.drop_pod(&id).await?;
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    killer.join().map_err(|_| anyhow::anyhow!("the thread that kills panicked"))?;
+    println!("      ({codes:?})");
+    outcome?;
+    ensure!(codes.contains_key("Unavailable"), "no shim was killed in time: {codes:?}");
+    // Nothing of them is left, and the next pod starts.
+    let pod = cx.pod().await?;
+    Ok(cx.cri.drop_pod(&pod.id).await?)
+}
+
+async fn pull_by_a_removal(cx: Context) -> Result<()> {
+    const PULLS: usize = 150;
+    let name = format!("registry.test/{}:1", cx.name);
+    // Without a layer, so that only the documents take time.
+    let image = Recipe::new(&[], serde_json::json!({"Env": ["PULLED=1"]}));
+    cx.fixture.registry.push(&cx.name, "1", &image.build()).await?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let removing = tokio::spawn({
+        let (cri, name, stop) = (cx.cri.clone(), name.clone(), Arc::clone(&stop));
+        async move {
+            while !stop.load(Ordering::Relaxed) {
+                cri.remove_image(&name).await?;
+            }
+            Ok::<_, anyhow::Error>(())
+        }
+    });
+    let mut failed = Vec::new();
+    for _ in 0..PULLS {
+        failed.extend(cx.cri.pull(&name).await.err());
+    }
+    stop.store(true, Ordering::Relaxed);
+    removing.await??;
+    ensure!(failed.is_empty(), "{} of {PULLS} pulls failed: {:?}", failed.len(), failed.first());
+    Ok(())
+}
+
+/// The process that has an fcntl(2) write lock on a file.
+fn holder(file: &File) -> Result<Option<libc::pid_t>> {
+    let mut lock = libc::flock {
+        l_type: i16::try_from(libc::F_WRLCK)?,
+        l_whence: i16::try_from(libc::SEEK_SET)?,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    fcntl(file, FcntlArg::F_GETLK(&mut lock))?;
+    Ok((i32::from(lock.l_type) != libc::F_UNLCK).then_some(lock.l_pid))
+}
+
+/// Threads of a stopping daemon may still be writing, so the next daemon must not start. Its standard error
+/// accepts nothing, so that it waits a while for its last log lines.
+async fn the_lock_is_held_until_the_daemon_is_gone(cx: Context) -> Result<()> {
+    let (unread, stderr): (OwnedFd, OwnedFd) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    cx.node.terminate().await?;
+    fcntl(&stderr, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    while nix::unistd::write(&stderr, &[b'x'; 4096]).is_ok() {}
+    fcntl(&stderr, FcntlArg::F_SETFL(OFlag::empty()))?;
+    cx.node.launch_with_stderr(Stdio::from(stderr)).await?;
+    let (pid, path) = (cx.node.pid()?, cx.node.paths.root.join("lock"));
+    let watching = tokio::task::spawn_blocking(move || -> Result<(u32, bool)> {
+        let file = File::open(path)?;
+        // Closed with its process, after its last thread has ended.
+        let lives = || fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|mut fds| fds.next().is_some());
+        let (begun, mut looks) = (Instant::now(), 0);
+        while lives() {
+            if holder(&file)?.is_none() && lives() {
+                return Ok((looks, true));
+            }
+            looks += 1;
+            ensure!(begun.elapsed() < Duration::from_secs(15), "it does not end");
+        }
+        Ok((looks, false))
+    });
+    let ended = cx.node.terminate().await;
+    let watched = watching.await?;
+    drop(unread);
+    let (looks, early) = watched?;
+    ended?;
+    cx.node.launch().await?;
+    ensure!(!early, "the lock was given back while the daemon lived");
+    ensure!(looks > 0, "nothing was looked at");
+    Ok(())
+}
+
+/// kubelet removes dead containers to free space, measures right after, and evicts a pod if there is too
+/// little.
+async fn removal_gives_the_space_back(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let line = "mkdir /many && cd /many && for n in $(seq 4000); do echo $n > $n; done";
+    let id = cx
+        .run(&pod, &shapes::container("many", &Fixture::image("busybox"), &["/bin/sh", "-c", line]))
+        .await?
+        .id;
+    let trash = cx.node.paths.root.join("trash");
+    let list = || -> Result<Vec<_>> {
+        let entries = fs::read_dir(&trash)?.map(|entry| Ok(entry?.file_name()));
+        entries.collect()
+    };
+    let before = list()?;
+    cx.cri.remove(&id).await?;
+    let after: Vec<_> = list()?.into_iter().filter(|name| !before.contains(name)).collect();
+    ensure!(after.is_empty(), "not deleted when the call was answered: {after:?}");
+    Ok(())
+}

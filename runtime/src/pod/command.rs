@@ -1,0 +1,63 @@
+//! Commands to a pod's driver.
+
+use super::exec::Ticket;
+use crate::error::Error;
+use model::{ContainerConfig, ContainerId};
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// Receives the reply to a command.
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, Error>>;
+
+/// A command to a pod's driver.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// StopPodSandbox.
+    StopPod(Reply<()>),
+    /// RemovePodSandbox.
+    RemovePod(Reply<()>),
+    /// CreateContainer.
+    Create {
+        /// Boxed, because it is the only large command.
+        config: Box<ContainerConfig>,
+        /// Receives the id.
+        reply: Reply<ContainerId>,
+    },
+    /// StartContainer.
+    Start {
+        /// The container.
+        id: ContainerId,
+        /// Sent when init has called execve.
+        reply: Reply<()>,
+    },
+    /// StopContainer.
+    Stop {
+        /// The container.
+        id: ContainerId,
+        /// Time between the stop signal and SIGKILL.
+        grace: Duration,
+        /// Sent when it has exited.
+        reply: Reply<()>,
+    },
+    /// RemoveContainer.
+    Remove {
+        /// The container.
+        id: ContainerId,
+        /// Sent when nothing is left.
+        reply: Reply<()>,
+    },
+    /// ReopenContainerLog.
+    ReopenLog {
+        /// The container.
+        id: ContainerId,
+        /// Sent when the new file exists.
+        reply: Reply<()>,
+    },
+    /// Asks whether a process may be started in a container.
+    Exec {
+        /// The container.
+        id: ContainerId,
+        /// Receives what the exec needs.
+        reply: Reply<Ticket>,
+    },
+}

@@ -1,0 +1,271 @@
+//! Jobs. Each does one piece of work and returns its outcome; none decides what happens next.
+
+use super::Ended;
+use crate::error::{Error, ErrorKind};
+use crate::lanes;
+use crate::pod::context::{Context, blocking};
+use crate::pod::life::{Job, Outcome, StartError};
+use crate::pod::recorder::Recorder;
+use crate::pod::stop::Stop;
+use crate::pod::{containers, launch, teardown};
+use crate::shims::Client;
+use futures_util::future::BoxFuture;
+use model::{ContainerId, ContainerRecord, ExecId, PodId, PodRecord};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use wire::Request;
+
+/// Time limit for the shim to open a log file.
+const REOPEN: Duration = Duration::from_secs(20);
+/// How many execs of an earlier connection are killed in parallel.
+const KILLS: usize = 16;
+/// Time limit for the shim to kill one session.
+const KILL: Duration = Duration::from_secs(15);
+
+/// The tools of jobs.
+#[derive(Debug)]
+pub(super) struct Tools {
+    pub(super) context: Arc<Context>,
+    /// The connection to the shim, if there is one when the job starts.
+    pub(super) client: Option<Client>,
+    pub(super) pod: PodId,
+    pub(super) recorder: Arc<Recorder<PodRecord>>,
+}
+
+/// The driver's handle of a running stop.
+#[derive(Debug)]
+pub(super) struct StopHandle {
+    /// Sets when to kill.
+    pub(super) deadline: watch::Sender<Instant>,
+    /// Set to true when the exit is recorded.
+    pub(super) exited: watch::Sender<bool>,
+}
+
+type Recorders = BTreeMap<ContainerId, Arc<Recorder<ContainerRecord>>>;
+type Work = BoxFuture<'static, Ended>;
+
+/// The work of a job.
+pub(super) fn work(
+    tools: Tools,
+    job: Job,
+    recorders: &Recorders,
+    stops: &BTreeMap<ContainerId, StopHandle>,
+) -> Work {
+    let Tools { context, client, pod, recorder } = tools;
+    match job {
+        Job::Launch(record) => Box::pin(launched(context, record)),
+        Job::Create(pod, record) => with(create(context, client, pod, record)),
+        Job::Start(id) => match recorders.get(&id).cloned() {
+            Some(recorder) => with(start(context, client, id, recorder)),
+            None => with(async { Outcome::Started(id, Err(StartError::Other(unrecorded()))) }),
+        },
+        Job::Stop { record, shim_pid, .. } => match stops.get(&record.id) {
+            Some(handle) => {
+                let (deadline, exited) = (handle.deadline.subscribe(), handle.exited.subscribe());
+                let stop = Stop { client, shim_pid, record, deadline, exited };
+                with(async move {
+                    let id = stop.record.id.clone();
+                    Outcome::StopEnded(id, stop.run(&context).await)
+                })
+            }
+            None => with(async move { Outcome::StopEnded(record.id.clone(), Err(unrecorded())) }),
+        },
+        Job::RecordExit(id) => {
+            let recorder = recorders.get(&id).cloned();
+            with(async move { Outcome::ExitRecorded(id.clone(), record_exit(&context, &id, recorder).await) })
+        }
+        Job::RemoveContainer(record) => {
+            let recorder = recorders.get(&record.id).cloned();
+            with(remove_container(context, client, record, recorder))
+        }
+        Job::Unmake(record) => without(async move {
+            for error in containers::unmake(&context, client.as_ref(), &record).await {
+                tracing::error!(container = %record.id, %error, "not cleaned up after an interrupted create");
+            }
+        }),
+        Job::KillOrphan(id) => without(async move {
+            if let Some(client) = client
+                && let Err(error) = containers::kill_and_forget(&client, &id).await
+            {
+                tracing::warn!(container = %id, %error, "the shim still has a container that should have been killed");
+            }
+        }),
+        Job::RemoveCgroup(record) => without(remove_cgroup(context, pod, record)),
+        Job::ReopenLog(waiter, container) => {
+            with(async move { Outcome::LogReopened(waiter, reopen_log(client, container).await) })
+        }
+        Job::KillExecs(execs) => without(kill_execs(client, pod, execs)),
+        Job::EndPod(record, leaves) => {
+            with(async move { Outcome::PodEnded(teardown::end(&context, &record, client, leaves).await) })
+        }
+        Job::KillRemains(record, leaves) => {
+            with(async move { Outcome::PodKilled(teardown::kill(&context, &record, None, leaves).await) })
+        }
+        Job::RecordPod => without(async move {
+            if let Err(error) = recorder.persist(&context, false).await {
+                tracing::error!(%pod, %error, "cannot write the pod's record");
+            }
+        }),
+        Job::RecordStop => with(async move {
+            // No process is left, whatever the disk says: a node that cannot write must still be able to stop
+            // its pods.
+            if let Err(error) = recorder.persist(&context, true).await {
+                tracing::error!(%pod, %error, "cannot record the stop: the next start of the daemon stops the pod again");
+            }
+            Outcome::PodRecorded
+        }),
+        Job::ForgetShim => {
+            with(async move { Outcome::ShimForgotten(teardown::forget_shim(&context, &pod).await) })
+        }
+        Job::RemovePod(record, containers) => with(remove_pod(context, recorder, record, containers)),
+    }
+}
+
+fn with(work: impl Future<Output = Outcome> + Send + 'static) -> Work {
+    Box::pin(async { (Some(work.await), None) })
+}
+
+fn without(work: impl Future<Output = ()> + Send + 'static) -> Work {
+    Box::pin(async {
+        work.await;
+        (None, None)
+    })
+}
+
+fn unrecorded() -> Error {
+    Error::internal("the pod's driver has nothing of this container")
+}
+
+fn lost() -> Error {
+    Error::new(ErrorKind::Unavailable, "the connection to the shim was lost")
+}
+
+async fn launched(context: Arc<Context>, record: Arc<PodRecord>) -> Ended {
+    match launch::launch(context, Arc::unwrap_or_clone(record)).await {
+        Ok(launch::Up { record, connection }) => {
+            (Some(Outcome::Launched(Ok(Box::new(record)))), Some(Box::new(connection)))
+        }
+        Err(failed) => (Some(Outcome::Launched(Err(failed))), None),
+    }
+}
+
+async fn create(
+    context: Arc<Context>,
+    client: Option<Client>,
+    pod: Arc<PodRecord>,
+    record: Arc<ContainerRecord>,
+) -> Outcome {
+    let id = record.id.clone();
+    let created = match client {
+        Some(client) => containers::create(context, &pod, client, ContainerRecord::clone(&record)).await,
+        None => Err(lost()),
+    };
+    Outcome::Created(id, created.map(Box::new))
+}
+
+async fn start(
+    context: Arc<Context>,
+    client: Option<Client>,
+    id: ContainerId,
+    recorder: Arc<Recorder<ContainerRecord>>,
+) -> Outcome {
+    let started = match client {
+        Some(client) => containers::start(context, client, id.clone(), recorder).await,
+        None => Err(StartError::Other(lost())),
+    };
+    Outcome::Started(id, started)
+}
+
+async fn record_exit(
+    context: &Arc<Context>,
+    id: &ContainerId,
+    recorder: Option<Arc<Recorder<ContainerRecord>>>,
+) -> bool {
+    let recorded = match recorder {
+        Some(recorder) => recorder.persist(context, true).await,
+        None => Err(unrecorded()),
+    };
+    if let Err(error) = &recorded {
+        tracing::error!(container = %id, %error, "cannot record the exit: a power loss now would lose it");
+    }
+    recorded.is_ok()
+}
+
+async fn remove_container(
+    context: Arc<Context>,
+    client: Option<Client>,
+    record: Arc<ContainerRecord>,
+    recorder: Option<Arc<Recorder<ContainerRecord>>>,
+) -> Outcome {
+    // Recorded so that the removal is continued after a crash. A full disk must not prevent a removal:
+    // without the record, the client must repeat its call after a crash.
+    if let Some(recorder) = recorder
+        && let Err(error) = recorder.persist(&context, false).await
+    {
+        tracing::debug!(container = %record.id, %error, "removal continues without being recorded");
+    }
+    let errors = containers::remove(&context, client.as_ref(), &record).await;
+    Outcome::ContainerRemoved(record.id.clone(), errors)
+}
+
+async fn remove_cgroup(context: Arc<Context>, pod: PodId, record: Arc<ContainerRecord>) {
+    let work = move || Ok(context.cgroups.remove(&record.cgroup)?);
+    if let Err(error) = lanes::run(lanes::kill(), pod.as_str(), "remove the cgroup", work).await {
+        tracing::debug!(%error, "cannot remove the cgroup of an exited container yet");
+    }
+}
+
+async fn reopen_log(client: Option<Client>, container: ContainerId) -> Result<(), Error> {
+    let client = client.ok_or_else(lost)?;
+    Ok(client.done("the log's reopening", Request::ReopenLog { container }, REOPEN).await?)
+}
+
+/// Kills the execs that an earlier connection started: their callers got a reply, or have gone with the
+/// earlier daemon.
+async fn kill_execs(client: Option<Client>, pod: PodId, execs: Vec<ExecId>) {
+    let Some(client) = client else { return };
+    let mut kills = JoinSet::new();
+    for exec in execs {
+        if kills.len() >= KILLS {
+            kills.join_next().await;
+        }
+        let (client, pod) = (client.clone(), pod.clone());
+        kills.spawn(async move {
+            let kill = client.done("the kill of an exec", Request::KillExec { exec }, KILL).await;
+            if let Err(error) = kill {
+                tracing::warn!(%pod, exec = exec.0, %error, "cannot kill an exec of an earlier connection");
+            }
+        });
+    }
+    while kills.join_next().await.is_some() {}
+}
+
+async fn remove_pod(
+    context: Arc<Context>,
+    recorder: Arc<Recorder<PodRecord>>,
+    record: Arc<PodRecord>,
+    containers: Vec<Arc<ContainerRecord>>,
+) -> Outcome {
+    // As with containers, a full disk must not prevent this.
+    if let Err(error) = recorder.persist(&context, false).await {
+        tracing::debug!(pod = %record.id, %error, "removal continues without being recorded");
+    }
+    let mut errors = Vec::new();
+    for container in containers {
+        errors.extend(containers::remove(&context, None, &container).await);
+    }
+    // The folder stays if exits could not be recorded.
+    errors.extend(teardown::forget_shim(&context, &record.id).await);
+    // A create that was running when the pod was stopped may have created them again.
+    errors.extend(teardown::remove_cgroups(&context, &record, Vec::new()).await);
+    if errors.is_empty() {
+        let dir = context.layout.pod_dir(&record.id);
+        let removed = blocking("remove the pod", move || Ok(state::file::remove_dir(&dir)?)).await;
+        errors.extend(removed.err());
+    }
+    Outcome::PodRemoved(errors)
+}

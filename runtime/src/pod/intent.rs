@@ -1,0 +1,22 @@
+//! Intents: records that are written before anything is created.
+
+use crate::cgroups::{leaf_path, pod_parent};
+use crate::error::Error;
+use model::{ContainerConfig, ContainerId, ContainerRecord, PodRecord};
+
+/// The first record of a container, created at a time in nanoseconds since the epoch.
+pub(crate) fn container(
+    id: ContainerId,
+    pod: &PodRecord,
+    config: ContainerConfig,
+    now: i64,
+) -> Result<ContainerRecord, Error> {
+    let cgroup = leaf_path(&pod_parent(&pod.config, &pod.id)?, &id);
+    let directory = pod.config.log_directory.trim_end_matches('/');
+    let log_path = if directory.is_empty() || config.log_path.is_empty() {
+        String::new()
+    } else {
+        format!("{directory}/{}", config.log_path)
+    };
+    Ok(ContainerRecord { log_path, cgroup, ..ContainerRecord::new(id, pod.id.clone(), config, now) })
+}

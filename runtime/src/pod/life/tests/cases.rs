@@ -1,0 +1,323 @@
+//! Earlier faults of the daemon, one test each.
+
+use super::super::stage::{Fate, Link, PodStage, Stage, Start};
+use super::super::{
+    Action, Answer, Ask, Ended, Heard, Input, Job, Life, Outcome, ShimEvent, StartError, Timer, Waiter,
+};
+use super::samples::{NOW, id, pod_record, record};
+use crate::error::Error;
+use model::reconcile::{Held, Shim};
+use model::{ContainerConfig, ContainerId, ContainerPhase, EnvVar, ExecId, Exit, PodPhase, Text};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A pod with one container, as left by an earlier daemon.
+fn restored(pod: PodPhase, container: ContainerPhase, leaving: bool) -> Life {
+    Life::restore(pod_record(pod), vec![record(container)], leaving, NOW).0
+}
+
+fn heard(shim: Shim) -> Input {
+    Input::Heard(Box::new(Heard { pid: 5, ..Heard::of(shim) }))
+}
+
+fn answered(held: Held) -> Input {
+    heard(Shim::Answered { pause: true, containers: BTreeMap::from([(id(), held)]) })
+}
+
+/// A ready pod with a running container.
+fn running() -> Life {
+    let mut life = restored(PodPhase::Ready, ContainerPhase::Running, false);
+    life.handle(NOW, answered(Held::Running { pid: 7, started_at: 4 }));
+    life
+}
+
+/// A ready pod with a created container.
+fn created() -> Life {
+    let mut life = restored(PodPhase::Ready, ContainerPhase::Created, false);
+    life.handle(NOW, answered(Held::Created { pid: 7 }));
+    life
+}
+
+fn jobs(actions: &[Action]) -> Vec<&Job> {
+    let jobs = actions.iter().filter_map(|action| match action {
+        Action::Begin(job) => Some(job),
+        _ => None,
+    });
+    jobs.collect()
+}
+
+fn stage(life: &Life) -> &Stage {
+    &life.containers.get(&id()).expect("the container").stage
+}
+
+fn phase_shown(actions: &[Action]) -> Option<ContainerPhase> {
+    actions.iter().rev().find_map(|action| match action {
+        Action::ShowContainer(record) => Some(record.phase),
+        _ => None,
+    })
+}
+
+fn answer_of(actions: &[Action], waiter: Waiter) -> Option<Result<Answer, Error>> {
+    actions.iter().find_map(|action| match action {
+        Action::Answer(to, answer) if *to == waiter => Some(answer.clone()),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_silent_shim_is_dialled_for_ever_and_its_pod_continues() {
+    let mut life = running();
+    life.handle(NOW, Input::LinkLost);
+    for _ in 0..200 {
+        let actions = life.handle(NOW, heard(Shim::Silent));
+        assert!(jobs(&actions).is_empty(), "{actions:?}");
+        assert!(actions.iter().any(|action| matches!(action, Action::Dial { .. })), "{actions:?}");
+    }
+    assert!(matches!(life.stage, PodStage::Up));
+    assert!(life.link.silent_since() > 0);
+}
+
+#[test]
+fn a_container_is_stopped_with_its_grace_while_the_shim_is_silent() {
+    let mut life = running();
+    life.handle(NOW, Input::LinkLost);
+    let grace = Duration::from_secs(30);
+    let actions = life.handle(NOW, Input::Ask(Waiter(1), Ask::Stop(id(), grace)));
+    let [Job::Stop { deadline, .. }] = jobs(&actions)[..] else { panic!("{actions:?}") };
+    assert_eq!(*deadline, NOW.steady + grace);
+    // A second stop with a shorter grace period shortens the first.
+    let actions = life.handle(NOW, Input::Ask(Waiter(2), Ask::Stop(id(), Duration::ZERO)));
+    assert!(matches!(&actions[..], [Action::Hasten(_, deadline)] if *deadline == NOW.steady), "{actions:?}");
+}
+
+#[test]
+fn after_a_power_loss_a_pod_whose_containers_ran_is_listed() {
+    let containers = [record(ContainerPhase::Running)];
+    let pod = pod_record(PodPhase::Launching);
+    let leaving = model::reconcile::is_leaving(false, &pod, &containers);
+    let (mut life, actions) = Life::restore(pod, containers.to_vec(), leaving, NOW);
+    assert!(actions.iter().any(|action| matches!(action, Action::ShowPod(..))), "{actions:?}");
+    let actions = life.handle(NOW, Input::Heard(Box::new(Heard::of_another_boot())));
+    assert!(
+        matches!(jobs(&actions)[..], [Job::RecordExit(_), Job::RecordPod, Job::EndPod(..)]),
+        "{actions:?}"
+    );
+    // Its exit is published, and it stays until it is removed.
+    let actions = life.handle(NOW, Input::Done(Outcome::ExitRecorded(id(), true)));
+    assert_eq!(phase_shown(&actions), Some(ContainerPhase::Exited));
+    assert_eq!(life.fate, Fate::Stays);
+}
+
+#[test]
+fn a_failed_rollback_is_reported_listed_and_retried() {
+    let (mut life, actions) = Life::restore(pod_record(PodPhase::Launching), Vec::new(), true, NOW);
+    assert!(actions.is_empty(), "{actions:?}");
+    life.handle(NOW, heard(Shim::Gone));
+    for outcome in
+        [Outcome::PodEnded(Ended::default()), Outcome::PodRecorded, Outcome::ShimForgotten(Vec::new())]
+    {
+        life.handle(NOW, Input::Done(outcome));
+    }
+    let failed = Outcome::PodRemoved(vec![Error::internal("the disk")]);
+    let actions = life.handle(NOW, Input::Done(failed));
+    assert!(actions.iter().any(|action| matches!(action, Action::TellName(Err(_)))), "{actions:?}");
+    assert!(actions.iter().any(|action| matches!(action, Action::ShowPod(..))), "{actions:?}");
+    assert!(actions.iter().any(|action| matches!(action, Action::Wake(Timer::Pod, _))), "{actions:?}");
+    let actions = life.handle(NOW, Input::Due(Timer::Pod));
+    assert!(matches!(jobs(&actions)[..], [Job::RemovePod(..)]), "{actions:?}");
+}
+
+#[test]
+fn a_failed_removal_without_a_caller_is_retried() {
+    let mut life = restored(PodPhase::Ready, ContainerPhase::Removing, false);
+    let actions = life.handle(NOW, heard(Shim::Answered { pause: true, containers: BTreeMap::new() }));
+    assert!(matches!(jobs(&actions)[..], [Job::RemoveContainer(_)]), "{actions:?}");
+    let failed = Outcome::ContainerRemoved(id(), vec![Error::internal("the disk")]);
+    let actions = life.handle(NOW, Input::Done(failed));
+    assert!(matches!(&actions[..], [Action::Wake(Timer::Container(_), _)]), "{actions:?}");
+    let actions = life.handle(NOW, Input::Due(Timer::Container(id())));
+    assert!(matches!(jobs(&actions)[..], [Job::RemoveContainer(_)]), "{actions:?}");
+}
+
+#[test]
+fn execs_of_an_earlier_daemon_are_killed() {
+    let mut life = restored(PodPhase::Ready, ContainerPhase::Running, false);
+    let containers = BTreeMap::from([(id(), Held::Running { pid: 7, started_at: 4 })]);
+    let shim = Shim::Answered { pause: true, containers };
+    let word = Heard { pid: 5, execs: vec![ExecId(3)], ..Heard::of(shim) };
+    let actions = life.handle(NOW, Input::Heard(Box::new(word)));
+    assert!(matches!(jobs(&actions)[..], [Job::KillExecs(execs)] if *execs == [ExecId(3)]), "{actions:?}");
+}
+
+#[test]
+fn exits_are_durable_before_the_shims_folder_is_removed() {
+    let mut life = running();
+    life.handle(NOW, Input::Ask(Waiter(1), Ask::StopPod));
+    let exits = BTreeMap::from([(id(), (Exit { code: 3, ..Exit::default() }, 4))]);
+    let ended = Ended { exits, ..Ended::default() };
+    let actions = life.handle(NOW, Input::Done(Outcome::PodEnded(ended)));
+    assert!(matches!(jobs(&actions)[..], [Job::RecordExit(_), Job::RecordStop]), "{actions:?}");
+    assert!(jobs(&life.handle(NOW, Input::Done(Outcome::PodRecorded))).is_empty());
+    let actions = life.handle(NOW, Input::Done(Outcome::ExitRecorded(id(), true)));
+    assert!(matches!(jobs(&actions)[..], [Job::ForgetShim]), "{actions:?}");
+    assert!(answer_of(&actions, Waiter(1)).is_none());
+    let actions = life.handle(NOW, Input::Done(Outcome::ShimForgotten(Vec::new())));
+    assert_eq!(answer_of(&actions, Waiter(1)), Some(Ok(Answer::Done)));
+}
+
+#[test]
+fn an_exit_that_cannot_be_recorded_keeps_the_shims_folder() {
+    let mut life = running();
+    life.handle(NOW, Input::Ask(Waiter(1), Ask::StopPod));
+    life.handle(NOW, Input::Done(Outcome::PodEnded(Ended::default())));
+    life.handle(NOW, Input::Done(Outcome::PodRecorded));
+    let actions = life.handle(NOW, Input::Done(Outcome::ExitRecorded(id(), false)));
+    assert!(jobs(&actions).is_empty(), "{actions:?}");
+    assert_eq!(answer_of(&actions, Waiter(1)), Some(Ok(Answer::Done)));
+}
+
+#[test]
+fn a_late_start_is_published() {
+    let mut life = created();
+    life.handle(NOW, Input::Ask(Waiter(1), Ask::Start(id())));
+    let lost = StartError::Other(Error::internal("no answer within 60s"));
+    let actions = life.handle(NOW, Input::Done(Outcome::Started(id(), Err(lost))));
+    assert!(matches!(answer_of(&actions, Waiter(1)), Some(Err(_))));
+    assert!(matches!(stage(&life), Stage::Created { start: Start::Doubtful, .. }));
+    let actions = life.handle(NOW, Input::Shim(ShimEvent::Started(id(), 44)));
+    assert_eq!(phase_shown(&actions), Some(ContainerPhase::Running));
+}
+
+#[test]
+fn a_start_without_a_reply_may_be_running_and_is_stopped() {
+    let mut life = created();
+    let actions = life.handle(NOW, Input::Ask(Waiter(1), Ask::Stop(id(), Duration::ZERO)));
+    assert!(jobs(&actions).is_empty(), "one that was never started has nothing to stop");
+    life.handle(NOW, Input::Ask(Waiter(2), Ask::Start(id())));
+    let lost = StartError::Other(Error::internal("no answer"));
+    life.handle(NOW, Input::Done(Outcome::Started(id(), Err(lost))));
+    let actions = life.handle(NOW, Input::Ask(Waiter(3), Ask::Stop(id(), Duration::ZERO)));
+    assert!(matches!(jobs(&actions)[..], [Job::Stop { .. }]), "{actions:?}");
+}
+
+#[test]
+fn a_failed_stop_is_retried_with_growing_pauses() {
+    let mut life = running();
+    let mut pauses = Vec::new();
+    life.handle(NOW, Input::Ask(Waiter(1), Ask::StopPod));
+    for _ in 0..10 {
+        let failed = Ended { errors: vec![Error::internal("CNI DEL")], ..Ended::default() };
+        let mut actions = life.handle(NOW, Input::Done(Outcome::PodEnded(failed)));
+        actions.extend(life.handle(NOW, Input::Done(Outcome::ExitRecorded(id(), true))));
+        pauses.extend(actions.iter().find_map(|action| match action {
+            Action::Wake(Timer::Pod, pause) => Some(*pause),
+            _ => None,
+        }));
+        assert!(matches!(jobs(&life.handle(NOW, Input::Due(Timer::Pod)))[..], [Job::EndPod(..)]));
+    }
+    assert!(pauses.len() == 10 && pauses.is_sorted() && pauses.first() < pauses.last(), "{pauses:?}");
+}
+
+#[test]
+fn a_create_is_not_undone_by_a_reconnect() {
+    let mut life = created();
+    let other = ContainerId::from_random([8; 32]);
+    let config = Box::new(super::world::container_config(1, false));
+    life.handle(NOW, Input::Ask(Waiter(1), Ask::Create { id: other.clone(), config }));
+    life.handle(NOW, Input::LinkLost);
+    let containers = BTreeMap::from([(id(), Held::Created { pid: 7 }), (other.clone(), Held::Creating)]);
+    let actions = life.handle(NOW, heard(Shim::Answered { pause: true, containers }));
+    assert!(jobs(&actions).is_empty(), "{actions:?}");
+    assert!(life.containers.contains_key(&other));
+}
+
+#[test]
+fn an_exit_during_the_create_is_recorded_after_it() {
+    let mut life = created();
+    let other = ContainerId::from_random([8; 32]);
+    let config = Box::new(super::world::container_config(1, false));
+    life.handle(NOW, Input::Ask(Waiter(1), Ask::Create { id: other.clone(), config }));
+    for code in [137, 255] {
+        let exit = Exit { code, ..Exit::default() };
+        let actions = life.handle(NOW, Input::Shim(ShimEvent::Exited(other.clone(), (exit, 0))));
+        assert!(actions.is_empty(), "{actions:?}");
+    }
+    let made = model::ContainerRecord { id: other.clone(), ..record(ContainerPhase::Created) };
+    life.handle(NOW, Input::Done(Outcome::Created(other.clone(), Ok(Box::new(made)))));
+    let ended = life.containers.get(&other).expect("it was created");
+    assert_eq!(ended.record.exit.as_ref().map(|exit| exit.code), Some(137));
+    assert_eq!((ended.record.phase, ended.record.pid), (ContainerPhase::Exited, 0));
+}
+
+#[test]
+fn a_container_that_survives_the_kill_has_not_exited() {
+    for kill_remains in [false, true] {
+        let mut life = running();
+        life.handle(NOW, Input::LinkLost);
+        let ended =
+            Ended { alive: [id()].into(), errors: vec![Error::internal("in D state")], ..Ended::default() };
+        if kill_remains {
+            life.handle(NOW, heard(Shim::Gone));
+            life.handle(NOW, Input::Done(Outcome::PodKilled(ended)));
+        } else {
+            life.handle(NOW, Input::Ask(Waiter(1), Ask::StopPod));
+            life.handle(NOW, Input::Done(Outcome::PodEnded(ended)));
+        }
+        assert!(matches!(stage(&life), Stage::Running { .. }), "{:?}", stage(&life));
+    }
+}
+
+#[test]
+fn a_stop_waits_for_running_creates() {
+    let mut life = created();
+    let other = ContainerId::from_random([8; 32]);
+    let config = Box::new(super::world::container_config(1, false));
+    life.handle(NOW, Input::Ask(Waiter(1), Ask::Create { id: other.clone(), config }));
+    life.handle(NOW, Input::Ask(Waiter(2), Ask::StopPod));
+    for outcome in
+        [Outcome::PodEnded(Ended::default()), Outcome::PodRecorded, Outcome::ExitRecorded(id(), true)]
+    {
+        let actions = life.handle(NOW, Input::Done(outcome));
+        assert!(
+            !actions.iter().any(|action| matches!(action, Action::Begin(Job::ForgetShim))),
+            "{actions:?}"
+        );
+    }
+    let failed = Outcome::Created(other, Err(Error::internal("killed")));
+    let actions = life.handle(NOW, Input::Done(failed));
+    assert!(matches!(jobs(&actions)[..], [Job::ForgetShim]), "{actions:?}");
+    // The error names the stop of the pod, not the error of the killed process.
+    let Some(Err(error)) = answer_of(&actions, Waiter(1)) else { panic!("{actions:?}") };
+    assert!(error.message.contains("being stopped"), "{}", error.message);
+}
+
+#[test]
+fn a_pod_is_removed_after_the_removals_of_its_containers() {
+    let mut life = restored(PodPhase::Stopped, ContainerPhase::Exited, false);
+    life.link = Link::None;
+    life.handle(NOW, Input::Ask(Waiter(1), Ask::Remove(id())));
+    assert!(life.handle(NOW, Input::Ask(Waiter(2), Ask::RemovePod)).is_empty());
+    let actions = life.handle(NOW, Input::Done(Outcome::ContainerRemoved(id(), Vec::new())));
+    assert!(matches!(jobs(&actions)[..], [Job::RemovePod(..)]), "{actions:?}");
+    assert_eq!(answer_of(&actions, Waiter(1)), Some(Ok(Answer::Done)));
+}
+
+#[test]
+fn a_retried_create_with_an_environment_finds_its_container() {
+    let config = || {
+        let envs = [("A", "1"), ("B", "2"), ("A", "3")];
+        let envs = envs.map(|(key, value)| EnvVar { key: key.into(), value: Text::new(value).unwrap() });
+        ContainerConfig { envs: envs.to_vec(), ..super::world::container_config(1, false) }
+    };
+    let mut life = created();
+    let other = ContainerId::from_random([8; 32]);
+    let ask = |id: u8| Ask::Create { id: ContainerId::from_random([id; 32]), config: Box::new(config()) };
+    life.handle(NOW, Input::Ask(Waiter(1), ask(8)));
+    let env = ["A=3", "B=2"].map(|entry| Text::new(entry).unwrap()).to_vec();
+    let mut made = life.containers.get(&other).expect("it is being created").record.as_ref().clone();
+    made.phase = ContainerPhase::Created;
+    spec::exec::keep(&mut made, &wire::ProcessPlan { env, ..Default::default() }).unwrap();
+    life.handle(NOW, Input::Done(Outcome::Created(other.clone(), Ok(Box::new(made)))));
+    let actions = life.handle(NOW, Input::Ask(Waiter(2), ask(9)));
+    assert_eq!(answer_of(&actions, Waiter(2)), Some(Ok(Answer::Created(other))));
+}

@@ -1,0 +1,235 @@
+//! A state machine in each stage, and one of each input, for the table.
+
+use super::super::stage::{Asks, Container, End, Fate, Link, PodStage, Stage, Start};
+use super::super::{
+    Ask, Ended, Heard, Input, LaunchFailed, Life, Moment, Outcome, ShimEvent, StartError, Timer, Waiter,
+};
+use super::world::{container_config, pod_config};
+use crate::error::Error;
+use crate::pod::intent;
+use model::reconcile::{Held, Shim};
+use model::{ContainerId, ContainerPhase, ContainerRecord, Exit, PodId, PodPhase, PodRecord};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub(super) const NOW: Moment = Moment { wall: 1_000_000, steady: Duration::from_secs(9) };
+
+pub(super) fn pod_record(phase: PodPhase) -> PodRecord {
+    PodRecord {
+        phase,
+        pause_pid: 6,
+        shim_pid: 5,
+        ..PodRecord::new(PodId::from_random([1; 32]), pod_config(), 1)
+    }
+}
+
+pub(super) fn id() -> ContainerId {
+    ContainerId::from_random([2; 32])
+}
+
+pub(super) fn record(phase: ContainerPhase) -> ContainerRecord {
+    let made = intent::container(id(), &pod_record(PodPhase::Ready), container_config(0, false), 1);
+    ContainerRecord { phase, pid: 7, ..made.expect("a record") }
+}
+
+fn error() -> Error {
+    Error::internal("broken")
+}
+
+/// Every stage of a pod; a new stage breaks the build until it is added here.
+pub(super) fn pod_stages() -> Vec<Life> {
+    let asks = || Asks { stoppers: vec![Waiter(90)], removers: Vec::new() };
+    let stages = [
+        (PodStage::Launching, PodPhase::Launching, Link::None),
+        (PodStage::Leftover, PodPhase::Launching, Link::down(1, "not asked")),
+        (PodStage::Up, PodPhase::Ready, Link::Up),
+        (PodStage::Up, PodPhase::Ready, Link::down(1, "lost")),
+        (PodStage::Over, PodPhase::Stopping, Link::Up),
+        (PodStage::Over, PodPhase::Stopping, Link::down(1, "lost")),
+        (PodStage::Killing(asks()), PodPhase::Stopping, Link::None),
+        (PodStage::Ending(asks()), PodPhase::Stopping, Link::Up),
+        (PodStage::Recording(asks()), PodPhase::Stopped, Link::None),
+        (PodStage::Settling(asks(), Vec::new()), PodPhase::Stopped, Link::None),
+        (PodStage::Forgetting(asks()), PodPhase::Stopped, Link::None),
+        (PodStage::Stopped { removers: Vec::new() }, PodPhase::Stopped, Link::None),
+        (PodStage::Removing { removers: vec![Waiter(90)] }, PodPhase::Removing, Link::None),
+        (PodStage::Gone, PodPhase::Removing, Link::None),
+    ];
+    stages.into_iter().map(|(stage, phase, link)| life(pod_record(phase), stage, link)).collect()
+}
+
+fn life(record: PodRecord, stage: PodStage, link: Link) -> Life {
+    let fate = if matches!(stage, PodStage::Leftover) { Fate::Leaves } else { Fate::Stays };
+    Life { fate, ..Life::new(record, stage, Fate::Stays, link, NOW) }
+}
+
+pub(super) fn pod_stage_name(life: &Life) -> String {
+    let name = match life.stage {
+        PodStage::Launching => "Launching",
+        PodStage::Leftover => "Leftover",
+        PodStage::Up => "Up",
+        PodStage::Over => "Over",
+        PodStage::Killing(_) => "Killing",
+        PodStage::Ending(_) => "Ending",
+        PodStage::Recording(_) => "Recording",
+        PodStage::Settling(..) => "Settling",
+        PodStage::Forgetting(_) => "Forgetting",
+        PodStage::Stopped { .. } => "Stopped",
+        PodStage::Removing { .. } => "Removing",
+        PodStage::Gone => "Gone",
+    };
+    match (&life.stage, &life.link) {
+        (PodStage::Up | PodStage::Over, Link::Down { .. }) => format!("{name}, silent"),
+        _ => name.to_owned(),
+    }
+}
+
+/// Number of names in `pod_stage_name`, without those for connections.
+pub(super) const POD_STAGES: usize = 12;
+
+/// A pod with one container in each stage of containers.
+pub(super) fn container_stages() -> Vec<Life> {
+    let end =
+        || Some(End { deadline: Duration::from_secs(60), stoppers: vec![Waiter(91)], removers: Vec::new() });
+    let askers = || vec![Waiter(90)];
+    let stages = [
+        (Stage::Creating { askers: askers(), exit: None }, ContainerPhase::Creating),
+        (Stage::CutOff, ContainerPhase::Creating),
+        (Stage::Created { start: Start::Not, end: None }, ContainerPhase::Created),
+        (Stage::Created { start: Start::Asked(askers()), end: None }, ContainerPhase::Created),
+        (Stage::Created { start: Start::Doubtful, end: None }, ContainerPhase::Created),
+        (Stage::Created { start: Start::Doubtful, end: end() }, ContainerPhase::Created),
+        (Stage::Running { start: Some(askers()), end: None }, ContainerPhase::Running),
+        (Stage::Running { start: None, end: None }, ContainerPhase::Running),
+        (Stage::Running { start: None, end: end() }, ContainerPhase::Running),
+        (
+            Stage::Exiting { start: None, told: Vec::new(), stoppers: askers(), removers: Vec::new() },
+            ContainerPhase::Exited,
+        ),
+        (Stage::Exited { durable: true, start: None }, ContainerPhase::Exited),
+        (Stage::Removing { durable: true, at_work: true, askers: askers() }, ContainerPhase::Exited),
+        (Stage::Removing { durable: true, at_work: false, askers: Vec::new() }, ContainerPhase::Removing),
+    ];
+    let with = |(stage, phase)| {
+        let mut life = life(pod_record(PodPhase::Ready), PodStage::Up, Link::Up);
+        life.reopening.insert(Waiter(7));
+        life.containers.insert(id(), Container { record: Arc::new(record(phase)), stage });
+        life
+    };
+    stages.into_iter().map(with).collect()
+}
+
+pub(super) fn container_stage_name(life: &Life) -> String {
+    let Some(container) = life.containers.get(&id()) else { return "–".into() };
+    match &container.stage {
+        Stage::Creating { .. } => "Creating",
+        Stage::CutOff => "CutOff",
+        Stage::Created { start: Start::Not, end: None } => "Created",
+        Stage::Created { start: Start::Asked(_), end: None } => "Created, starting",
+        Stage::Created { start: Start::Doubtful, end: None } => "Created, may run",
+        Stage::Created { end: Some(_), .. } => "Created, stopping",
+        Stage::Running { start: Some(_), end: None } => "Running, starting",
+        Stage::Running { start: None, end: None } => "Running",
+        Stage::Running { end: Some(_), .. } => "Running, stopping",
+        Stage::Exiting { .. } => "Exiting",
+        Stage::Exited { .. } => "Exited",
+        Stage::Removing { at_work: true, .. } => "Removing",
+        Stage::Removing { at_work: false, .. } => "Removing, paused",
+    }
+    .into()
+}
+
+/// Number of names in `container_stage_name`.
+pub(super) const CONTAINER_STAGES: usize = 13;
+
+fn heard(pause: bool, held: Option<Held>) -> Input {
+    let containers: BTreeMap<ContainerId, Held> = held.map(|held| (id(), held)).into_iter().collect();
+    Input::Heard(Box::new(Heard { pid: 5, ..Heard::of(Shim::Answered { pause, containers }) }))
+}
+
+/// Every input that concerns a pod as a whole.
+pub(super) fn pod_inputs() -> Vec<(&'static str, Input)> {
+    let ask = |ask| Input::Ask(Waiter(1), ask);
+    let done = Input::Done;
+    let create = || Ask::Create { id: id(), config: Box::new(container_config(1, false)) };
+    let failed = |left: Vec<Error>| Outcome::Launched(Err(LaunchFailed { error: error(), left }));
+    let ended = |errors: Vec<Error>| Ended { errors, ..Ended::default() };
+    vec![
+        ("StopPodSandbox", ask(Ask::StopPod)),
+        ("RemovePodSandbox", ask(Ask::RemovePod)),
+        ("CreateContainer", ask(create())),
+        ("pause exited", Input::Shim(ShimEvent::PauseExited { code: 0 })),
+        ("link lost", Input::LinkLost),
+        ("dialled: answers", heard(true, None)),
+        ("dialled: pause is gone", heard(false, None)),
+        ("dialled: silent", Input::Heard(Box::new(Heard::of(Shim::Silent)))),
+        ("dialled: shim is gone", Input::Heard(Box::new(Heard::of(Shim::Gone)))),
+        ("another boot", Input::Heard(Box::new(Heard::of_another_boot()))),
+        ("launched", done(Outcome::Launched(Ok(Box::new(pod_record(PodPhase::Ready)))))),
+        ("launch failed, undone", done(failed(Vec::new()))),
+        ("launch failed, something left", done(failed(vec![error()]))),
+        ("ended", done(Outcome::PodEnded(ended(Vec::new())))),
+        ("not ended", done(Outcome::PodEnded(ended(vec![error()])))),
+        ("killed", done(Outcome::PodKilled(ended(Vec::new())))),
+        ("stop recorded", done(Outcome::PodRecorded)),
+        ("shim forgotten", done(Outcome::ShimForgotten(Vec::new()))),
+        ("shim not forgotten", done(Outcome::ShimForgotten(vec![error()]))),
+        ("removed", done(Outcome::PodRemoved(Vec::new()))),
+        ("not removed", done(Outcome::PodRemoved(vec![error()]))),
+        ("retry is due", Input::Due(Timer::Pod)),
+    ]
+}
+
+/// Every input that concerns one container.
+pub(super) fn container_inputs() -> Vec<(&'static str, Input)> {
+    let ask = |ask| Input::Ask(Waiter(1), ask);
+    let create = |other| {
+        ask(Ask::Create {
+            id: ContainerId::from_random([3; 32]),
+            config: Box::new(container_config(0, other)),
+        })
+    };
+    let exit = || Exit { code: 3, finished_at: 5, ..Exit::default() };
+    let done = Input::Done;
+    let created = Box::new(record(ContainerPhase::Created));
+    vec![
+        ("CreateContainer, equal", create(false)),
+        ("CreateContainer, other", create(true)),
+        ("StartContainer", ask(Ask::Start(id()))),
+        ("StopContainer", ask(Ask::Stop(id(), Duration::from_secs(30)))),
+        ("RemoveContainer", ask(Ask::Remove(id()))),
+        ("ReopenContainerLog", ask(Ask::ReopenLog(id()))),
+        ("log reopened", done(Outcome::LogReopened(Waiter(7), Ok(())))),
+        ("Exec", ask(Ask::Exec(id()))),
+        ("shim: exited", Input::Shim(ShimEvent::Exited(id(), (exit(), 4)))),
+        ("shim: started", Input::Shim(ShimEvent::Started(id(), 4))),
+        ("created", done(Outcome::Created(id(), Ok(created)))),
+        ("not created", done(Outcome::Created(id(), Err(error())))),
+        ("started", done(Outcome::Started(id(), Ok(4)))),
+        ("execve failed", done(Outcome::Started(id(), Err(StartError::Never("no such file".into()))))),
+        ("start not answered", done(Outcome::Started(id(), Err(StartError::Other(error()))))),
+        ("stopped, exit told", done(Outcome::StopEnded(id(), Ok(None)))),
+        ("stopped, exit seen", done(Outcome::StopEnded(id(), Ok(Some(exit()))))),
+        ("not stopped", done(Outcome::StopEnded(id(), Err(error())))),
+        ("exit recorded", done(Outcome::ExitRecorded(id(), true))),
+        ("exit not recorded", done(Outcome::ExitRecorded(id(), false))),
+        ("removed", done(Outcome::ContainerRemoved(id(), Vec::new()))),
+        ("not removed", done(Outcome::ContainerRemoved(id(), vec![error()]))),
+        ("retry is due", Input::Due(Timer::Container(id()))),
+    ]
+}
+
+/// The container in a shim's snapshot.
+pub(super) fn container_words() -> Vec<(&'static str, Input)> {
+    vec![
+        ("dialled: creating", heard(true, Some(Held::Creating))),
+        ("dialled: created", heard(true, Some(Held::Created { pid: 7 }))),
+        ("dialled: running", heard(true, Some(Held::Running { pid: 7, started_at: 4 }))),
+        (
+            "dialled: exited",
+            heard(true, Some(Held::Exited { exit: Exit { code: 3, ..Exit::default() }, started_at: 4 })),
+        ),
+        ("dialled: not held", heard(true, None)),
+    ]
+}

@@ -1,0 +1,197 @@
+//! Generates the table of every input in every stage from the state machine, and compares it with
+//! docs/pod-states.md.
+
+use super::super::stage::{Link, PodStage};
+use super::super::{Action, Input, Job, Life};
+use super::samples::{
+    CONTAINER_STAGES, NOW, POD_STAGES, container_inputs, container_stage_name, container_stages,
+    container_words, pod_inputs, pod_stage_name, pod_stages,
+};
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/pod-states.md");
+/// If this variable is set, the file is updated.
+const VARIABLE: &str = "UPDATE_DOCS";
+
+const HEAD: &str = "\
+# States of a pod and its containers
+
+A test (`runtime/src/pod/life/tests/table.rs`) generates this file from the state machine, with every input in every
+stage. `UPDATE_DOCS=1 cargo test -p runtime pod::life` updates it. A cell has the next stage, if it changes, and the
+actions, with jobs in capitals; `wait`: the call waits for running work; an empty cell means that nothing is done.
+";
+
+/// A cell: the reaction of a state machine.
+fn cell(before: &str, after: &str, actions: &[Action]) -> String {
+    let mut parts = Vec::new();
+    if before != after {
+        parts.push(format!("**{after}**"));
+    }
+    let mut done: Vec<String> = actions.iter().filter_map(word).collect();
+    done.dedup();
+    if !done.is_empty() {
+        parts.push(done.join(", "));
+    }
+    parts.join(": ")
+}
+
+fn word(action: &Action) -> Option<String> {
+    Some(match action {
+        Action::Answer(_, Ok(_)) => "answer".into(),
+        Action::Answer(_, Err(error)) => format!("answer {:?}", error.kind),
+        Action::TellName(Ok(_)) => "tell the name's askers".into(),
+        Action::TellName(Err(_)) => "tell the name's askers why not".into(),
+        Action::ReleaseName => "free the name".into(),
+        Action::ShowPod(..) | Action::ShowContainer(_) => "show".into(),
+        Action::HidePod | Action::HideContainer(_) => "hide".into(),
+        Action::Connect => "connect".into(),
+        Action::HangUp => "hang up".into(),
+        Action::Dial { .. } => "dial".into(),
+        Action::Hasten(..) => "hasten".into(),
+        Action::ExitSettled(_) => "tell the stop".into(),
+        Action::Begin(job) => job_word(job).into(),
+        Action::Wake(..) => "again later".into(),
+        Action::Finish => "end".into(),
+        // Part of the next write, which has its own entry.
+        Action::NotePod(_) | Action::NoteContainer(_) => return None,
+    })
+}
+
+fn job_word(job: &Job) -> &'static str {
+    match job {
+        Job::Launch(_) => "LAUNCH",
+        Job::Create(..) => "CREATE",
+        Job::Start(_) => "START",
+        Job::Stop { .. } => "STOP",
+        Job::RecordExit(_) => "RECORD THE EXIT",
+        Job::RemoveContainer(_) => "REMOVE",
+        Job::Unmake(_) => "UNDO",
+        Job::KillOrphan(_) => "KILL THE ORPHAN",
+        Job::RemoveCgroup(_) => "REMOVE THE CGROUP",
+        Job::ReopenLog(..) => "REOPEN THE LOG",
+        Job::KillExecs(_) => "KILL EXECS",
+        Job::EndPod(..) => "END THE POD",
+        Job::KillRemains(..) => "KILL WHAT IS LEFT",
+        Job::RecordPod => "RECORD",
+        Job::RecordStop => "RECORD THE STOP",
+        Job::ForgetShim => "FORGET THE SHIM",
+        Job::RemovePod(..) => "REMOVE THE POD",
+    }
+}
+
+type Inputs = Vec<(&'static str, Input)>;
+
+/// One table: a row per input, a column per stage.
+fn table(text: &mut String, stages: fn() -> Vec<Life>, name: fn(&Life) -> String, inputs: fn() -> Inputs) {
+    let names: Vec<String> = stages().iter().map(name).collect();
+    let _ = writeln!(text, "| | {} |", names.join(" | "));
+    let _ = writeln!(text, "|---|{}", "---|".repeat(names.len()));
+    for (at, (label, _)) in inputs().iter().enumerate() {
+        let mut cells = Vec::new();
+        for mut life in stages() {
+            let before = name(&life);
+            let (_, input) = inputs().swap_remove(at);
+            let is_ask = matches!(input, Input::Ask(..));
+            let actions = life.handle(NOW, input);
+            let cell = cell(&before, &name(&life), &actions);
+            cells.push(if is_ask && cell.is_empty() { "wait".into() } else { cell });
+        }
+        let _ = writeln!(text, "| {label} | {} |", cells.join(" | "));
+    }
+}
+
+/// The containers of a pod whose shim is being connected.
+fn silent_container_stages() -> Vec<Life> {
+    let mut lives = container_stages();
+    lives.iter_mut().for_each(|life| life.link = Link::down(1, "lost"));
+    lives
+}
+
+fn written() -> String {
+    let mut text = HEAD.to_owned();
+    text.push_str("\n## Pods\n\n");
+    table(&mut text, pod_stages, pod_stage_name, pod_inputs);
+    text.push_str("\n## Containers of a pod that is up\n\n");
+    table(&mut text, container_stages, container_stage_name, container_inputs);
+    text.push_str("\n## Containers, as their shim holds them when it is dialled again\n\n");
+    table(&mut text, silent_container_stages, container_stage_name, container_words);
+    text
+}
+
+#[test]
+fn every_stage_and_every_input_has_its_row_and_column() {
+    let names: BTreeSet<String> = pod_stages().iter().map(pod_stage_name).collect();
+    let plain = names.iter().filter(|name| !name.contains(',')).count();
+    assert_eq!(plain, POD_STAGES, "{names:?}");
+    let names: BTreeSet<String> = container_stages().iter().map(container_stage_name).collect();
+    assert_eq!(names.len(), CONTAINER_STAGES, "{names:?}");
+    let inputs: BTreeSet<String> = [pod_inputs(), container_inputs(), container_words()]
+        .into_iter()
+        .flatten()
+        .map(|(_, input)| input_name(&input).to_owned())
+        .collect();
+    assert_eq!(inputs.len(), INPUTS, "{inputs:?}");
+}
+
+/// Number of names in `input_name`.
+const INPUTS: usize = 27;
+
+/// A new input breaks the build until it is added here, and the test until it is in the table.
+fn input_name(input: &Input) -> &'static str {
+    use super::super::{Ask, Outcome, ShimEvent, Timer};
+    match input {
+        Input::Ask(_, Ask::StopPod) => "stop pod",
+        Input::Ask(_, Ask::RemovePod) => "remove pod",
+        Input::Ask(_, Ask::Create { .. }) => "create",
+        Input::Ask(_, Ask::Start(_)) => "start",
+        Input::Ask(_, Ask::Stop(..)) => "stop",
+        Input::Ask(_, Ask::Remove(_)) => "remove",
+        Input::Ask(_, Ask::ReopenLog(_)) => "reopen log",
+        Input::Ask(_, Ask::Exec(_)) => "exec",
+        Input::Shim(ShimEvent::Exited(..)) => "exited",
+        Input::Shim(ShimEvent::Started(..)) => "started",
+        Input::Shim(ShimEvent::PauseExited { .. }) => "pause exited",
+        Input::LinkLost => "link lost",
+        Input::Heard(_) => "heard",
+        Input::Done(Outcome::Launched(_)) => "launch done",
+        Input::Done(Outcome::Created(..)) => "create done",
+        Input::Done(Outcome::Started(..)) => "start done",
+        Input::Done(Outcome::StopEnded(..)) => "stop done",
+        Input::Done(Outcome::ExitRecorded(..)) => "exit recorded",
+        Input::Done(Outcome::ContainerRemoved(..)) => "remove done",
+        // Only the caller is concerned; it gets a reply.
+        Input::Done(Outcome::LogReopened(..)) => "log reopened",
+        Input::Done(Outcome::PodEnded(_)) => "ended",
+        Input::Done(Outcome::PodKilled(_)) => "killed",
+        Input::Done(Outcome::PodRecorded) => "stop recorded",
+        Input::Done(Outcome::ShimForgotten(_)) => "forgotten",
+        Input::Done(Outcome::PodRemoved(_)) => "pod removed",
+        Input::Due(Timer::Pod) => "pod's timer",
+        Input::Due(Timer::Container(_)) => "container's timer",
+    }
+}
+
+#[test]
+fn table_in_docs_is_up_to_date() {
+    let text = written();
+    if std::env::var_os(VARIABLE).is_some() {
+        std::fs::write(PATH, &text).expect("docs can be written");
+    }
+    let kept = std::fs::read_to_string(PATH).unwrap_or_default();
+    assert!(
+        kept == text,
+        "docs/pod-states.md differs from what the machine does: {VARIABLE}=1 writes it anew"
+    );
+}
+
+#[test]
+fn removed_objects_ignore_inputs() {
+    for (label, input) in pod_inputs() {
+        let mut life = pod_stages().pop().expect("stages");
+        assert!(matches!(life.stage, PodStage::Gone));
+        let actions = life.handle(NOW, input);
+        let all_answers = actions.iter().all(|action| matches!(action, Action::Answer(_, Err(_))));
+        assert!(all_answers, "{label}: {actions:?}");
+    }
+}

@@ -1,0 +1,258 @@
+//! A simulated node with one pod: disk, shim, processes, lists, callers. It performs the actions of the state
+//! machine as the driver would, with the faults that a test selects, and checks the invariants after each
+//! step.
+
+mod checks;
+mod nature;
+mod work;
+
+use super::super::{
+    Action, Answer, Ask, Ended, Ending, Heard, Input, Job, LaunchFailed, Life, Moment, Outcome, ShimEvent,
+    StartError, Timer, Waiter,
+};
+use crate::error::{Error, ErrorKind};
+use model::reconcile::{Held, Shim};
+use model::{
+    ContainerConfig, ContainerId, ContainerMeta, ContainerPhase, ContainerRecord, Exit, PodConfig, PodId,
+    PodMeta, PodPhase, PodRecord,
+};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The violations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A call gets no reply, or a reply has no call.
+    LostWaiter,
+    /// A call gets a second reply.
+    AnsweredTwice,
+    /// A reply is wrong.
+    Untrue,
+    /// An exit is reported again with other content.
+    DoubleExit,
+    /// The exit of a running process is reported.
+    FalseExit,
+    /// An incomplete object is listed, or a committed one is not.
+    HalfMade,
+    /// A pod whose shim is alive is killed without a stop or removal.
+    EarlyKill,
+    /// The name is reserved without an owner, or free with one.
+    StuckName,
+    /// Something is left behind, or an exit is lost with the shim's folder.
+    Leak,
+}
+
+/// A description for users.
+#[derive(Debug, Clone)]
+pub(super) struct Violation {
+    pub(super) kind: Kind,
+    pub(super) text: String,
+}
+
+/// Bugs that are planted in the state machine's decisions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sabotage {
+    /// Every fifth reply is dropped.
+    LostWaiter,
+    /// An exit is reported again with another code.
+    DoubleExit,
+    /// The name is not released.
+    StuckName,
+    /// A silent shim is treated as dead.
+    EarlyKill,
+    /// A container is listed when its create begins.
+    HalfMade,
+}
+
+/// The result of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Luck {
+    /// It succeeds.
+    Good,
+    /// It fails without an effect.
+    Fails,
+    /// It is done, but its result is lost; or it is done partly.
+    Lost,
+}
+
+/// The kernel's state of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Process {
+    Waiting,
+    Running(i64),
+    Over(Ending),
+}
+
+impl Process {
+    fn lives(&self) -> bool {
+        !matches!(self, Self::Over(_))
+    }
+}
+
+/// A message on the connection, in order.
+#[derive(Debug, Clone)]
+enum Said {
+    Event(ShimEvent),
+    Lost,
+}
+
+#[derive(Debug, Clone)]
+struct Begun {
+    job: Job,
+    /// The connection at its start, if there was one.
+    connection: Option<u32>,
+    /// A stop has killed the processes and waits until the exit is recorded.
+    killed: bool,
+}
+
+/// The simulated node.
+#[derive(Debug, Default)]
+pub(super) struct World {
+    pub(super) life: Option<Life>,
+    sabotage: Option<Sabotage>,
+    clock: u32,
+    pods: u8,
+    made: u8,
+    callers: u64,
+    // Lists and callers.
+    waiting: BTreeMap<Waiter, Ask>,
+    answered: BTreeSet<Waiter>,
+    pub(super) answers: Vec<(Waiter, Result<Answer, Error>)>,
+    name: bool,
+    pub(super) shown_pod: Option<Arc<PodRecord>>,
+    pub(super) shown: BTreeMap<ContainerId, Arc<ContainerRecord>>,
+    told: BTreeMap<ContainerId, Exit>,
+    /// Ids that a caller knows.
+    pub(super) known: Vec<ContainerId>,
+    stop_asked: bool,
+    /// Whether its launch has succeeded.
+    committed: bool,
+    asked: BTreeSet<ContainerId>,
+    // Disk.
+    pub(super) disk_pod: Option<PodRecord>,
+    pub(super) disk: BTreeMap<ContainerId, ContainerRecord>,
+    newest_pod: Option<Arc<PodRecord>>,
+    newest: BTreeMap<ContainerId, Arc<ContainerRecord>>,
+    other_boot: bool,
+    // Shim and kernel.
+    shim: bool,
+    pause: bool,
+    mute: bool,
+    connection: Option<u32>,
+    /// The connection that came with the current input.
+    offered: Option<u32>,
+    connections: u32,
+    holds: BTreeMap<ContainerId, Process>,
+    files: BTreeMap<ContainerId, Ending>,
+    said: VecDeque<Said>,
+    // Work.
+    jobs: Vec<Begun>,
+    settled: BTreeSet<ContainerId>,
+    pub(super) dials: usize,
+    pub(super) timers: Vec<Timer>,
+    /// A log of the steps, for a failing sequence that is run again.
+    pub(super) log: Option<Vec<String>>,
+}
+
+type Checked = Result<(), Violation>;
+
+fn violation(kind: Kind, text: impl Into<String>) -> Checked {
+    Err(Violation { kind, text: text.into() })
+}
+
+fn broken(what: &str) -> Error {
+    Error::new(ErrorKind::Internal, what)
+}
+
+fn lost() -> Error {
+    Error::new(ErrorKind::Unavailable, "the connection to the shim was lost")
+}
+
+pub(super) fn pod_config() -> PodConfig {
+    let meta = PodMeta { name: "pod".into(), namespace: "ns".into(), uid: "u".into(), attempt: 0 };
+    PodConfig { meta, ..PodConfig::default() }
+}
+
+/// One of a few containers; `other` has the same name and another configuration.
+pub(super) fn container_config(name: u8, other: bool) -> ContainerConfig {
+    let meta = ContainerMeta { name: format!("c{}", name % 3), attempt: u32::from(name / 3 % 2) };
+    ContainerConfig {
+        meta,
+        working_dir: if other { "/other".into() } else { String::new() },
+        ..ContainerConfig::default()
+    }
+}
+
+impl World {
+    pub(super) fn new(sabotage: Option<Sabotage>) -> Self {
+        Self { sabotage, ..Self::default() }
+    }
+
+    pub(super) fn now(&mut self) -> Moment {
+        self.clock += 1;
+        Moment { wall: i64::from(self.clock) * 1000, steady: Duration::from_millis(self.clock.into()) }
+    }
+
+    /// RunPodSandbox with a free name.
+    pub(super) fn run_pod(&mut self) -> Checked {
+        if self.life.is_some() {
+            return Ok(());
+        }
+        if self.name || self.disk_pod.is_some() {
+            return violation(Kind::StuckName, "the pod is gone and its name is not free");
+        }
+        self.pods += 1;
+        let id = PodId::from_random([self.pods; 32]);
+        let now = self.now();
+        let (life, actions) = Life::launch(id, pod_config(), now);
+        self.life = Some(life);
+        self.name = true;
+        (self.stop_asked, self.other_boot, self.committed) = (false, false, false);
+        self.asked.clear();
+        self.known.clear();
+        self.told.clear();
+        self.perform(actions)
+    }
+
+    pub(super) fn input(&mut self, input: Input) -> Checked {
+        let now = self.now();
+        let Some(life) = &mut self.life else { return Ok(()) };
+        if let Some(log) = &mut self.log {
+            log.push(format!("{input:?}"));
+        }
+        let actions = life.handle(now, input);
+        self.perform(actions)?;
+        self.offered = None;
+        Ok(())
+    }
+
+    /// A CRI call; returns its waiter.
+    pub(super) fn ask(&mut self, ask: Ask) -> Result<Waiter, Violation> {
+        let waiter = Waiter(self.callers);
+        self.callers += 1;
+        match &ask {
+            Ask::StopPod | Ask::RemovePod => self.stop_asked = true,
+            Ask::Stop(id, _) | Ask::Remove(id) => {
+                self.asked.insert(id.clone());
+            }
+            Ask::Create { .. } | Ask::Start(_) | Ask::ReopenLog(_) | Ask::Exec(_) => {}
+        }
+        if self.life.is_some() {
+            self.waiting.insert(waiter, ask.clone());
+            self.input(Input::Ask(waiter, ask))?;
+        }
+        Ok(waiter)
+    }
+
+    /// CreateContainer.
+    pub(super) fn create(&mut self, name: u8, other: bool) -> Result<Waiter, Violation> {
+        self.made = self.made.wrapping_add(1);
+        let id = ContainerId::from_random([self.made; 32]);
+        self.ask(Ask::Create { id, config: Box::new(container_config(name, other)) })
+    }
+}
+
+pub(super) fn choose<T>(all: &[T], pick: u8) -> Option<&T> {
+    all.get(usize::from(pick).checked_rem(all.len())?)
+}
