@@ -126,7 +126,7 @@ impl ImageStore {
         self.puller.pull(Reference::parse(reference)?, auth).await
     }
 
-    /// Changes [`Options::certs_dir`] for the next pulls.
+    /// Changes [`Options::certs_dir`] for pulls that start from now on.
     pub fn set_certs_dir(&self, certs_dir: PathBuf) {
         self.puller.set_certs_dir(certs_dir);
     }

@@ -28,7 +28,7 @@ type Flights = HashMap<(Reference, Option<Auth>), WeakShared<BoxFuture<'static, 
 
 pub(crate) struct Puller {
     options: Arc<Options>,
-    /// Used instead of the one in `options`, which do not change.
+    /// Used instead of `options.certs_dir`, because it can change.
     certs_dir: RwLock<PathBuf>,
     store: Arc<Store>,
     flights: Mutex<Flights>,
@@ -64,7 +64,8 @@ impl Puller {
         *self.certs_dir.write().unwrap_or_else(PoisonError::into_inner) = certs_dir;
     }
 
-    fn with_certs_dir(&self) -> Options {
+    /// The options with the current `certs_dir`.
+    fn options(&self) -> Options {
         let certs_dir = self.certs_dir.read().unwrap_or_else(PoisonError::into_inner).clone();
         Options { certs_dir, ..Options::clone(&self.options) }
     }
@@ -94,7 +95,7 @@ impl Puller {
 
     async fn run(&self, reference: &Reference, auth: Option<Auth>) -> PullResult {
         let started = std::time::Instant::now();
-        let (options, named) = (self.with_certs_dir(), reference.clone());
+        let (options, named) = (self.options(), reference.clone());
         let registry = blocking(move || Registry::new(&options, &named, auth.as_ref())).await?;
         let found = resolve(&registry).await?;
         let config_digest = found.config.digest;

@@ -1,9 +1,9 @@
 //! Start and stop of the daemon, and the order in which its parts are created.
 
 use crate::cgroups::{self, Cgroups};
-use crate::config::{Config, Given, MissingBinary};
+use crate::config::{Arguments, Config, MissingBinary};
 use crate::node::{Node, NodeOptions};
-use crate::reload::{Hangups, Live};
+use crate::reload::{Hangups, Reloader};
 use crate::root::Root;
 use crate::seccomp::Compiler;
 use crate::service::{self, Backend, Socket, StatsCache};
@@ -73,8 +73,8 @@ pub enum Error {
     Server(#[from] service::Error),
 }
 
-/// Runs the daemon until it is told to stop. `given` says where `config` was read from, for reloads.
-pub fn run(config: Config, given: Given) -> Result<(), Error> {
+/// Runs the daemon until it is told to stop. A reload reads `config` again from where `arguments` say.
+pub fn run(config: Config, arguments: Arguments) -> Result<(), Error> {
     // Before the first thread, which is that of the log.
     sys::malloc::limit_arenas(ARENAS);
     telemetry::init(config.log)?;
@@ -98,7 +98,7 @@ pub fn run(config: Config, given: Given) -> Result<(), Error> {
         .build()
         .map_err(|source| Error::Process { doing: "start threads", source })?;
     lanes::start(single_threaded.is_some());
-    let result = runtime.block_on(daemon(config, given));
+    let result = runtime.block_on(daemon(config, arguments));
     runtime.shutdown_timeout(SHUTDOWN_LIMIT);
     telemetry::flush(FLUSH_LIMIT);
     result
@@ -130,10 +130,10 @@ fn can_start_workers() -> std::io::Result<()> {
 }
 
 /// Takes the lock, restores the records and then opens the socket, so that every client gets correct replies.
-async fn daemon(config: Config, given: Given) -> Result<(), Error> {
+async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     let uncaught = |source| Error::Process { doing: "catch signals", source };
-    let (stopping, hangups) =
-        (Shutdown::on_signals().map_err(uncaught)?, Hangups::catch().map_err(uncaught)?);
+    let hangups = Hangups::catch().map_err(uncaught)?;
+    let stopping = Shutdown::on_signals().map_err(uncaught)?;
     let config = Arc::new(config);
     let Prerequisites { layout, lock, boot_id, images, cgroups, shim_binary, pause_binary } = blocking({
         let config = Arc::clone(&config);
@@ -174,7 +174,7 @@ async fn daemon(config: Config, given: Given) -> Result<(), Error> {
     })
     .await?;
     let (sender, receiver) = watch::channel(Arc::clone(&config));
-    let live = Live { given, config: sender, cni: cni.clone(), images: images.clone() };
+    let reloader = Reloader { arguments, config: sender, cni: cni.clone(), images: images.clone() };
     let backend =
         Backend { node: node.clone(), images, cni: cni.clone(), root: root.clone(), stats, config: receiver };
     let socket = blocking({
@@ -189,7 +189,7 @@ async fn daemon(config: Config, given: Given) -> Result<(), Error> {
     }));
     let probing = tokio::spawn(root.follow());
     let trimming = tokio::spawn(memory::trim());
-    let reloading = tokio::spawn(live.follow(hangups));
+    let reloading = tokio::spawn(reloader.run(hangups));
     ready(&config);
     let served = service::serve(socket, backend, stopping).await;
     reloading.abort();

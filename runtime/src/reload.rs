@@ -1,78 +1,95 @@
-//! SIGHUP: the configuration is read again, and what can change without a restart changes.
+//! Reload on SIGHUP: reads the configuration again and applies those changes that need no restart.
 //!
-//! All or nothing: with a fault anywhere the old settings stay, and the log has every fault.
+//! A reload applies everything or nothing: after any error the daemon keeps the old configuration and logs the reasons.
 
-use crate::config::{Config, Error, Given, Reloaded};
+use crate::config::{Arguments, Config, Error, Reloaded};
 use crate::error::with_causes;
 use crate::{lanes, telemetry};
 use image::ImageStore;
 use network::Cni;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
-/// SIGHUP, caught from the moment this is made: uncaught it would end the daemon.
+/// Time limit for reading the files, which may be on a disk that hangs.
+const READ_LIMIT: Duration = Duration::from_secs(10);
+
+/// Receives SIGHUP, which without this would end the daemon.
 #[derive(Debug)]
 pub(crate) struct Hangups(Signal);
 
 impl Hangups {
-    /// Must be called inside the runtime.
+    /// Must be called inside the runtime. Signals that arrive before [`Reloader::run`] are not lost.
     pub(crate) fn catch() -> std::io::Result<Self> {
         signal(SignalKind::hangup()).map(Self)
     }
 }
 
-/// What a reload changes.
+/// What a reload reads and what it changes.
 #[derive(Debug)]
-pub(crate) struct Live {
-    /// Where the configuration is read from.
-    pub(crate) given: Given,
-    /// The one that holds.
+pub(crate) struct Reloader {
+    /// Where to read the configuration.
+    pub(crate) arguments: Arguments,
+    /// The effective configuration.
     pub(crate) config: watch::Sender<Arc<Config>>,
-    /// Networks.
+    /// Runs plugins.
     pub(crate) cni: Cni,
-    /// Images.
+    /// Pulls images.
     pub(crate) images: ImageStore,
 }
 
-impl Live {
-    /// Runs until it is dropped: reloads once for each SIGHUP, or once for several that come together.
-    pub(crate) async fn follow(self, mut hangups: Hangups) {
+impl Reloader {
+    /// Reloads after each SIGHUP, once for several that arrive together. Runs until it is dropped.
+    pub(crate) async fn run(self, mut hangups: Hangups) {
         while hangups.0.recv().await.is_some() {
-            self.reload().await;
+            match self.read().await {
+                Ok(new) => self.apply(&new),
+                Err(error) => {
+                    tracing::error!(error, "configuration not reloaded, the old one stays in effect");
+                }
+            }
         }
     }
 
-    async fn reload(&self) {
-        let given = self.given.clone();
-        // The files may lie on a disk that hangs.
-        let error = match lanes::foreign().run_for("configuration", move || given.load()).await {
-            Ok(Ok(new)) => return self.take_on(&new),
-            Ok(Err(Error::Faulty(faults))) => {
-                faults.iter().for_each(|fault| tracing::error!(%fault, "configuration"));
-                format!("{} faults", faults.len())
+    /// Logs each fault; the error summarises them.
+    async fn read(&self) -> Result<Config, String> {
+        let arguments = self.arguments.clone();
+        let read = lanes::foreign().run_for("configuration", move || arguments.load());
+        match timeout(READ_LIMIT, read).await {
+            Ok(Ok(Ok(config))) => Ok(config),
+            Ok(Ok(Err(Error::Invalid(faults)))) => {
+                for fault in &faults {
+                    tracing::error!(%fault, "fault in the configuration");
+                }
+                Err(format!("{} faults", faults.len()))
             }
-            Ok(Err(error)) => with_causes(&error),
-            Err(error) => with_causes(&error),
-        };
-        tracing::error!(signal = "SIGHUP", error, "configuration not reloaded: the old settings stay");
+            Ok(Ok(Err(error))) => Err(with_causes(&error)),
+            Ok(Err(error)) => Err(with_causes(&error)),
+            Err(_) => Err(format!("reading the files took longer than {} s", READ_LIMIT.as_secs())),
+        }
     }
 
-    fn take_on(&self, new: &Config) {
+    fn apply(&self, new: &Config) {
         let old = Arc::clone(&self.config.borrow());
-        let Reloaded { config, changed, waiting } = old.reloaded(new);
-        telemetry::set_level(config.log.level);
+        let Reloaded { config, changed, need_restart } = old.reload(new);
+        let (level, config) = (config.log.level, Arc::new(config));
         self.cni.set_plugins(config.network.bin_dirs.clone(), config.network.timeout);
         self.images.set_certs_dir(config.image.certs_dir.clone());
-        self.config.send_replace(Arc::new(config));
-        // A warning, so that whoever reloads to have fewer lines sees that it was done.
-        tracing::warn!(signal = "SIGHUP", changed = changed.join(", "), "configuration reloaded");
-        if !waiting.is_empty() {
-            tracing::warn!(
-                signal = "SIGHUP",
-                keys = waiting.join(", "),
-                "these changes need a restart of the daemon"
-            );
+        self.config.send_replace(config);
+        // Logged at the more verbose of the two levels.
+        if level > old.log.level {
+            telemetry::set_level(level);
         }
+        if changed.is_empty() {
+            tracing::info!("configuration reloaded, nothing to apply");
+        } else {
+            tracing::info!(changed = changed.join(", "), "configuration reloaded");
+        }
+        if !need_restart.is_empty() {
+            tracing::warn!(keys = need_restart.join(", "), "changes of these keys need a restart of the daemon");
+        }
+        telemetry::set_level(level);
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 /// what does not end in time is finished or undone by the next start.
 pub const DRAIN: Duration = Duration::from_secs(10);
 
-/// Signals whose default would end the daemon, although their senders mean something else: another daemon's
+/// Signals that would end the daemon by default, although their senders mean something else, such as another daemon's
 /// "dump your state". SIGHUP reloads the configuration (`reload`).
 const IGNORED: [(SignalKind, &str); 3] = [
     (SignalKind::user_defined1(), "SIGUSR1"),

@@ -19,7 +19,7 @@ use tracing_subscriber::{Layer as _, Registry, reload};
 /// `trace` and at `warn` and above.
 const OURS: [&str; 6] = ["runtime", "image", "network", "state", "spec", "sys"];
 
-/// The filter of the process's subscriber.
+/// The filter that [`init`] installed, for [`set_level`].
 static LEVEL: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
 /// The subscriber was already set up.

@@ -153,7 +153,7 @@ async fn reload_with_a_fault_changes_nothing(cx: Context) -> Result<()> {
     let before = effective(&cx).await?;
     drop_in(&cx, "10-good.toml", "[log]\nlevel = \"debug\"\n[network]\ntimeout_seconds = 7\n")?;
     let bad = drop_in(&cx, "20-bad.toml", "[log]\nfromat = \"json\"\n[image]\ncerts_dir = 5\n")?;
-    hang_up(&cx, "the old settings stay").await?;
+    hang_up(&cx, "the old one stays in effect").await?;
     let log = cx.node.last_log(20);
     for wanted in
         ["line 2: log.fromat: unknown key; the nearest name is log.format", "line 4: image.certs_dir"]
@@ -161,6 +161,25 @@ async fn reload_with_a_fault_changes_nothing(cx: Context) -> Result<()> {
         ensure!(log.contains(wanted) && log.contains("20-bad.toml"), "{wanted:?} is not in:\n{log}");
     }
     ensure!(effective(&cx).await? == before, "{}", effective(&cx).await?);
+    // Nor does what cannot be read.
+    let deep = format!("x.y = {}1{}", "{ a.b = ".repeat(70), " }".repeat(70));
+    let unreadable: [(&str, &dyn Fn(&Path) -> Result<()>); 5] = [
+        ("nested", &|path| Ok(fs::write(path, &deep)?)),
+        ("UTF-8", &|path| Ok(fs::write(path, b"# \xff")?)),
+        ("larger than", &|path| Ok(fs::write(path, "#".repeat((1 << 20) + 1))?)),
+        ("regular file", &|path| Ok(nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRUSR)?)),
+        ("No such file", &|path| Ok(std::os::unix::fs::symlink("/nowhere", path)?)),
+    ];
+    for (words, make) in unreadable {
+        fs::remove_file(&bad)?;
+        make(&bad)?;
+        hang_up(&cx, words).await?;
+        wait::until_true("the reload to be refused", secs(10), || {
+            cx.node.last_log(1).contains("the old one stays in effect")
+        })
+        .await?;
+        ensure!(effective(&cx).await? == before, "{words}: {}", effective(&cx).await?);
+    }
     fs::remove_file(bad)?;
     hang_up(&cx, "configuration reloaded").await?;
     let now = effective(&cx).await?;

@@ -53,7 +53,7 @@ pub struct Cni(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     config: CniConfig,
-    /// What a reload changes. Locked for a copy only.
+    /// Used instead of the same fields of `config`, because they can change. Locked only to copy a value.
     plugins: RwLock<Plugins>,
     /// Locked only to copy the value, never during I/O.
     loaded: RwLock<Loaded>,

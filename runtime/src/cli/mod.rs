@@ -1,6 +1,6 @@
 //! The command line: `copepod` runs the daemon, `copepod config …` prints or checks configurations.
 
-use crate::config::{self, Config, Given, Overrides};
+use crate::config::{self, Arguments, Config, Overrides};
 use clap::{Args, Parser, Subcommand};
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ pub struct Cli {
 
 #[derive(Debug, Args)]
 struct Daemon {
-    /// Configuration file, beside which conf.d/*.toml are read [default: /etc/copepod/config.toml, which may be absent]
+    /// Configuration file; conf.d/*.toml beside it are read too [default: /etc/copepod/config.toml, which may be absent]
     #[arg(long, value_name = "PATH", global = true)]
     config: Option<PathBuf>,
     /// CRI socket, instead of `socket` in the configuration
@@ -74,14 +74,14 @@ impl Cli {
     /// Runs the command.
     pub fn run(self) -> Result<(), Error> {
         let Self { daemon: Daemon { config, socket, root, state }, command } = self;
-        let given = Given { path: config, overrides: Overrides { root, state, socket } };
+        let arguments = Arguments { path: config, overrides: Overrides { root, state, socket } };
         match command {
-            None => Ok(crate::run(given.load()?, given)?),
+            None => Ok(crate::run(arguments.load()?, arguments)?),
             Some(Command::Config(ConfigCommand::Default)) => print(&Config::default_text()),
             Some(Command::Config(ConfigCommand::Check { path })) => {
-                let given = Given { path: path.or(given.path), ..given };
-                given.load()?;
-                let name = given.path.unwrap_or_else(|| config::DEFAULT_PATH.into());
+                let arguments = Arguments { path: path.or(arguments.path), ..arguments };
+                arguments.load()?;
+                let name = arguments.path.unwrap_or_else(|| config::DEFAULT_PATH.into());
                 print(&format!("{} and its drop-in files: no faults\n", name.display()))
             }
         }

@@ -1,10 +1,10 @@
-//! Where the daemon's companions are.
+//! Finds the programs that the daemon starts.
 
 use super::Binaries;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-/// Why one of the daemon's companions is not there.
+/// A program that the daemon starts was not found.
 #[derive(Debug, thiserror::Error)]
 #[error("no executable {name} at {}", .looked.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "))]
 pub struct MissingBinary {

@@ -6,14 +6,21 @@ use std::path::PathBuf;
 /// One thing that is wrong with a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// File that says it; `None` for a value from the command line or a default.
+    /// The file; `None` for the command line and for defaults.
     pub file: Option<PathBuf>,
-    /// Line in the file, from 1; `None` for a value from the command line or a default.
+    /// Line in the file, from 1; `None` for the command line and for defaults.
     pub line: Option<usize>,
-    /// Full name of the key, for example `log.level`; empty when the text is no TOML.
+    /// Full name of the key, for example `log.level`; empty for an error of TOML's syntax.
     pub key: String,
-    /// What is wrong, with the value and what would be right.
+    /// What is wrong, with the value and what is expected.
     pub problem: String,
+}
+
+impl Fault {
+    /// A fault of no file.
+    pub(super) fn unplaced(key: &str, problem: &str) -> Self {
+        Self { file: None, line: None, key: key.to_owned(), problem: problem.to_owned() }
+    }
 }
 
 impl fmt::Display for Fault {
@@ -37,22 +44,22 @@ pub enum Error {
     /// A file, or the folder of drop-in files, cannot be read.
     #[error("cannot read {}", .path.display())]
     Read {
-        /// Which.
+        /// The file or folder.
         path: PathBuf,
-        /// The kernel's word.
+        /// The error of the system call.
         source: std::io::Error,
     },
-    /// More drop-in files than anybody writes: a wrong folder.
-    #[error("{} holds more than {most} .toml files", .folder.display())]
+    /// The folder of drop-in files contains too many of them.
+    #[error("{} contains more than {most} .toml files", .folder.display())]
     TooMany {
-        /// The folder of drop-in files.
+        /// The folder.
         folder: PathBuf,
         /// The limit.
         most: usize,
     },
-    /// It is read and wrong.
+    /// The files were read, and are invalid.
     #[error("the configuration has {}:\n{}", count(.0.len()), list(.0))]
-    Faulty(Vec<Fault>),
+    Invalid(Vec<Fault>),
 }
 
 fn count(faults: usize) -> String {

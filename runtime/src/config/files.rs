@@ -1,13 +1,13 @@
 //! The main file and its drop-in files.
 //!
-//! Drop-in files lie in the folder `conf.d` beside the main file, wherever that is: `/etc/copepod/conf.d/*.toml`.
-//! They are read in the order of their names' bytes; hidden ones and those with another ending are not read.
+//! Drop-in files are the `*.toml` files of the folder `conf.d` beside the main file, wherever that is. They are read in
+//! the byte order of their names. Hidden files and other endings are skipped.
 
 use super::error::{Error, Fault};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-/// Largest file, bytes: a wrong path (a disk, a log) must not fill memory.
+/// Most bytes of all files together: a wrong path (a disk, a log) must not fill the memory.
 pub(super) const MAX_SIZE: u64 = 1024 * 1024;
 /// Most drop-in files.
 const MAX_FILES: usize = 256;
@@ -17,13 +17,13 @@ const MAX_FILES: usize = 256;
 pub(super) enum Origin {
     /// A file.
     File(PathBuf),
-    /// A text that is no file.
+    /// A text without a file.
     Text,
     /// Options of the command line, written as TOML.
     CommandLine,
 }
 
-/// A text that was read.
+/// A text and its origin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Source {
     pub(super) origin: Origin,
@@ -31,7 +31,7 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// A fault at `offset` in this text.
+    /// A fault at the byte `offset` of this text.
     pub(super) fn fault(&self, offset: Option<usize>, key: String, problem: String) -> Fault {
         let line =
             |offset| 1 + self.text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count();
@@ -44,16 +44,19 @@ impl Source {
     }
 }
 
-/// Reads the file at `main`, which may be absent unless `required`, and its drop-in files. Blocking.
+/// Reads the file at `main`, which may be missing unless `required`, and its drop-in files. Blocking.
+///
+/// # Errors
+/// The first file that cannot be read; too many files; more than [`MAX_SIZE`] bytes.
 pub(super) fn read(main: &Path, required: bool) -> Result<Vec<Source>, Error> {
-    let mut sources = Vec::new();
-    match capped(main) {
+    let (mut sources, mut left) = (Vec::new(), MAX_SIZE);
+    match capped(main, &mut left) {
         Ok(text) => sources.push(Source { origin: Origin::File(main.to_owned()), text }),
         Err(error) if !required && error.kind() == io::ErrorKind::NotFound => {}
         Err(source) => return Err(Error::Read { path: main.to_owned(), source }),
     }
     for path in drop_ins(&main.with_file_name("conf.d"))? {
-        let text = capped(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
+        let text = capped(&path, &mut left).map_err(|source| Error::Read { path: path.clone(), source })?;
         sources.push(Source { origin: Origin::File(path), text });
     }
     Ok(sources)
@@ -81,12 +84,14 @@ fn drop_ins(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(paths)
 }
 
-fn capped(path: &Path) -> io::Result<String> {
+/// Reads at most `left` bytes, and subtracts what was read.
+fn capped(path: &Path, left: &mut u64) -> io::Result<String> {
     let mut text = String::new();
     let file = sys::beneath::regular(path)?;
-    let read = file.take(MAX_SIZE + 1).read_to_string(&mut text)?;
-    if u64::try_from(read).unwrap_or(u64::MAX) > MAX_SIZE {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("larger than {MAX_SIZE} bytes")));
-    }
+    let read = file.take(*left + 1).read_to_string(&mut text)?;
+    *left = left.checked_sub(u64::try_from(read).unwrap_or(u64::MAX)).ok_or_else(|| {
+        let problem = format!("the configuration is larger than {MAX_SIZE} bytes");
+        io::Error::new(io::ErrorKind::FileTooLarge, problem)
+    })?;
     Ok(text)
 }

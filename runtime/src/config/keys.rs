@@ -1,6 +1,5 @@
-//! Every key with its documentation, in one list: `copepod config default`, docs/configuration.md, the defaults
-//! themselves and the names that a misspelt key is compared with are made from it. A key of the list that the
-//! structs of [`super`] do not have, or the other way round, fails the first reading of the defaults.
+//! The list of all keys with their documentation and defaults. A key that is only in this list, or only in the structs
+//! of [`super`], makes the defaults invalid, which every test notices.
 
 use std::fmt::Write as _;
 
@@ -9,11 +8,12 @@ use std::fmt::Write as _;
 pub(super) struct Key {
     /// Full name.
     pub(super) name: &'static str,
-    /// What may stand there.
+    /// Kind of value.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for docs/configuration.md, which a test writes"))]
     kind: &'static str,
-    /// In TOML.
+    /// Default in TOML's syntax.
     default: &'static str,
-    /// A change takes effect with SIGHUP; otherwise with the next start.
+    /// A change takes effect on SIGHUP; otherwise at the next start.
     pub(super) reloads: bool,
     /// Meaning, units and limits, in Markdown.
     doc: &'static str,
@@ -21,12 +21,14 @@ pub(super) struct Key {
 
 /// A table whose entries are named by the operator.
 #[derive(Debug)]
-pub(super) struct Named {
+pub(super) struct NamedTable {
     /// Full name.
     pub(super) name: &'static str,
-    /// How an entry is written.
+    /// Example of an entry's header.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for docs/configuration.md, which a test writes"))]
     entry: &'static str,
     /// Meaning, in Markdown.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for docs/configuration.md, which a test writes"))]
     doc: &'static str,
 }
 
@@ -38,9 +40,9 @@ const fn live(key: Key) -> Key {
     Key { reloads: true, ..key }
 }
 
-/// Keys of one table stand together, those without a table first.
+/// All keys. Those without a table come first, those of one table are together.
 pub(super) const KEYS: [Key; 14] = [
-    key("root", "path", "\"/var/lib/copepod\"", "Durable state and images. One daemon per folder."),
+    key("root", "path", "\"/var/lib/copepod\"", "Durable state and images. Only one daemon can use the folder."),
     key(
         "state",
         "path",
@@ -106,14 +108,14 @@ pub(super) const KEYS: [Key; 14] = [
     ),
 ];
 
-/// Tables by name.
-pub(super) const NAMED: [Named; 2] = [
-    Named {
+/// All tables with entries named by the operator.
+pub(super) const NAMED: [NamedTable; 2] = [
+    NamedTable {
         name: "handlers",
         entry: "[handlers.runc]",
         doc: "Runtime handlers beside the built-in one. Not supported yet: an entry is refused.",
     },
-    Named {
+    NamedTable {
         name: "registry",
         entry: "[registry.\"registry.example:5000\"]",
         doc: "Settings of one registry. Not supported yet: an entry is refused; `image.certs_dir` has them.",
@@ -126,25 +128,27 @@ pub(super) fn is_table(name: &str) -> bool {
         || NAMED.iter().any(|named| named.name == name)
 }
 
-/// Whether `name` is a key, or an entry of a table by name.
+/// Whether `name` is a key, or an entry of a table with named entries.
 pub(super) fn is_key(name: &str) -> bool {
     KEYS.iter().any(|key| key.name == name)
         || NAMED.iter().any(|named| name.strip_prefix(named.name).is_some_and(|rest| rest.starts_with('.')))
 }
 
-/// Names further away than this are no help.
+/// Most edits (strsim's optimal string alignment) between a misspelt name and the name that is suggested.
 const MAX_DISTANCE: usize = 3;
 
-/// What is wrong with a key that is not in the list: with the name that was meant, if one is near.
+/// The report for a key that is not in the list, with the name that was probably meant.
 pub(super) fn unknown(given: &str) -> String {
     let keys = || KEYS.iter().map(|key| key.name);
     let tables =
         keys().filter_map(|name| Some(name.split_once('.')?.0)).chain(NAMED.iter().map(|named| named.name));
     let near = |name: &'static str| {
-        let distance = strsim::osa_distance(given, name);
-        (distance <= MAX_DISTANCE.min(name.len() / 2)).then_some((distance, name))
+        let most = MAX_DISTANCE.min(name.len() / 2);
+        // No long name is compared: it may have a megabyte.
+        let distance = (given.len().abs_diff(name.len()) <= 4 * most).then(|| strsim::osa_distance(given, name))?;
+        (distance <= most).then_some((distance, name))
     };
-    // Or the right name in the wrong table.
+    // The right name in the wrong table.
     let misplaced = || keys().find(|name| name.rsplit('.').next() == given.rsplit('.').next());
     match keys().chain(tables).filter_map(near).min().map(|(_, name)| name).or_else(misplaced) {
         Some(name) => format!("unknown key; the nearest name is {name}"),
@@ -152,7 +156,7 @@ pub(super) fn unknown(given: &str) -> String {
     }
 }
 
-/// The commented file of defaults.
+/// A commented file with every key and its default.
 pub(super) fn default_text() -> String {
     let mut text = String::from("# Configuration of copepod. Every key is shown with its default.\n");
     let mut table = "";
@@ -166,14 +170,14 @@ pub(super) fn default_text() -> String {
         }
         comment(&mut text, doc);
         if *reloads {
-            comment(&mut text, "Reloaded with SIGHUP.");
+            comment(&mut text, "SIGHUP applies a change.");
         }
         let _ = writeln!(text, "{short} = {default}");
     }
     text
 }
 
-/// The list as a table, for docs/configuration.md.
+/// The list as a Markdown table, for docs/configuration.md.
 #[cfg(test)]
 pub(super) fn reference() -> String {
     let mut text =
@@ -182,13 +186,13 @@ pub(super) fn reference() -> String {
         let change = if *reloads { "SIGHUP" } else { "restart" };
         let _ = writeln!(text, "| `{name}` | {kind} | `{default}` | {change} | {doc} |");
     }
-    for Named { entry, doc, .. } in &NAMED {
+    for NamedTable { entry, doc, .. } in &NAMED {
         let _ = writeln!(text, "| `{entry}` | table | none | restart | {doc} |");
     }
     text
 }
 
-/// `text` as comments of at most 100 columns, Markdown's backquotes as quotes.
+/// Appends `words` to `text` as a comment of at most 100 columns, with quotes in place of Markdown's backquotes.
 fn comment(text: &mut String, words: &str) {
     let mut line = String::from("#");
     for word in words.replace('`', "\"").split_whitespace() {

@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! keys (defaults) ─┐
-//! files ───────────┼─ read: each text through serde ──► merged ──► Config ── settle (keys against each other)
+//! files ───────────┼─ read: each text through serde ──► merged ──► Config ── complete (checks across keys)
 //! command line ────┘        └─ unknown keys, wrong types, wrong values ─┬────────────┘
 //!                                                                       ▼
-//!                                                     all faults, with file and line, in one answer
+//!                                                        all faults at once, with file and line
 //! ```
 //!
-//! Reading has no side effects: no folder is made, no binary looked for. `keys` is the one list of keys; the defaults,
-//! the text of `copepod config default` and docs/configuration.md are made from it.
+//! Reading has no side effects: it creates no folder and looks for no binary. `keys` is the only list of keys; the
+//! defaults, the output of `copepod config default` and docs/configuration.md are generated from it.
 
 mod binaries;
 mod error;
@@ -23,7 +23,7 @@ mod values;
 
 pub use binaries::MissingBinary;
 pub use error::{Error, Fault};
-pub use reload::Given;
+pub use reload::Arguments;
 pub(crate) use reload::Reloaded;
 
 use files::{Origin, Source};
@@ -33,14 +33,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use values::Word;
 
-/// Where the configuration is read from when nobody says otherwise.
+/// The main file without `--config`.
 pub const DEFAULT_PATH: &str = "/etc/copepod/config.toml";
 /// `sun_path` of a unix socket holds 108 bytes with its terminating NUL (unix(7)).
 const MAX_SOCKET: usize = 107;
 
 /// A checked configuration. All paths are absolute.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table")]
+#[serde(deny_unknown_fields)]
 pub struct Config {
     /// Durable state and images.
     #[serde(deserialize_with = "values::path")]
@@ -62,11 +62,11 @@ pub struct Config {
     pub network: Network,
     /// Images and registries.
     pub image: Image,
-    /// Runtime handlers by name: none can be configured yet.
-    #[serde(default, deserialize_with = "values::table")]
+    /// Runtime handlers by name. No entry is accepted yet.
+    #[serde(default)]
     pub handlers: BTreeMap<String, Handler>,
-    /// Registries by host: none can be configured here yet.
-    #[serde(default, deserialize_with = "values::table")]
+    /// Registries by host. No entry is accepted yet.
+    #[serde(default)]
     pub registry: BTreeMap<String, Registry>,
 }
 
@@ -95,7 +95,7 @@ impl MountNamespace {
 
 /// What is logged and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table")]
+#[serde(deny_unknown_fields)]
 pub struct Log {
     /// Least severe level that is written.
     #[serde(deserialize_with = "values::word")]
@@ -145,7 +145,7 @@ impl Word for LogFormat {
 
 /// The programs the daemon starts; `None` is found by [`Binaries::shim`] and [`Binaries::pause`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table")]
+#[serde(deny_unknown_fields)]
 pub struct Binaries {
     /// `copepod-shim`.
     #[serde(deserialize_with = "values::optional_path")]
@@ -157,7 +157,7 @@ pub struct Binaries {
 
 /// CNI.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table")]
+#[serde(deny_unknown_fields)]
 pub struct Network {
     /// Folder watched for configurations; the first by name is used.
     #[serde(deserialize_with = "values::path")]
@@ -175,18 +175,18 @@ pub struct Network {
 
 /// Images and registries.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, expecting = "a table")]
+#[serde(deny_unknown_fields)]
 pub struct Image {
     /// Folder of `<host>/hosts.toml` files.
     #[serde(deserialize_with = "values::path")]
     pub certs_dir: PathBuf,
     /// Layers of one pull that are downloaded at once.
-    // Each takes a blocking thread, of which the daemon has 64, while it waits for its registry.
+    // Each keeps one of the 64 threads that unpack layers while it waits for its registry.
     #[serde(deserialize_with = "values::number::<_, 1, 16>")]
     pub max_parallel_downloads: usize,
 }
 
-/// A runtime handler beside the built-in one. There is none yet, so that an entry is refused, not ignored.
+/// A runtime handler beside the built-in one. There are none yet: an entry is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Handler {}
 
@@ -197,7 +197,7 @@ impl<'de> Deserialize<'de> for Handler {
     }
 }
 
-/// Settings of one registry. There is none yet, so that an entry is refused, not ignored.
+/// Settings of a registry. There are none yet: an entry is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Registry {}
 
@@ -229,29 +229,37 @@ impl Overrides {
 }
 
 impl Config {
-    /// Parses and checks `text`, then lets `overrides` win. Answers with every fault there is.
+    /// Parses and checks `text`; `overrides` win over it.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
     pub fn parse(text: &str, overrides: &Overrides) -> Result<Self, Vec<Fault>> {
         read::read(vec![Source { origin: Origin::Text, text: text.to_owned() }], overrides)
     }
 
-    /// Reads the file at `path` and its drop-in files; with `None` the default path, where a missing file means
-    /// defaults. Blocking.
+    /// Reads the file at `path` and its drop-in files. With `None`, the path is [`DEFAULT_PATH`] and the file may be
+    /// missing. Blocking.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or everything that is wrong with all of them.
     pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Self, Error> {
         let sources = files::read(path.unwrap_or(Path::new(DEFAULT_PATH)), path.is_some())?;
-        read::read(sources, overrides).map_err(Error::Faulty)
+        read::read(sources, overrides).map_err(Error::Invalid)
     }
 
-    /// The commented file of defaults; parsing it gives [`Config::default`].
+    /// A commented file with every key and its default; parsing it gives [`Config::default`].
     pub fn default_text() -> String {
         keys::default_text()
     }
 
-    /// Fills in what follows from other keys, and says which keys do not go together and why.
-    fn settle(&mut self) -> Vec<(&'static str, String)> {
+    /// Derives values that depend on other keys. Returns what is wrong between keys, with these keys: the first one that
+    /// is set is to blame.
+    fn complete(&mut self) -> Vec<([&'static str; 2], String)> {
         let mut problems = Vec::new();
         if self.root.starts_with(&self.state) || self.state.starts_with(&self.root) {
-            let root = self.root.display();
-            problems.push(("state", format!("must lie outside root ({root}), and root outside state")));
+            let (root, state) = (self.root.display(), self.state.display());
+            let problem = format!("root ({root}) and state ({state}) must not contain each other");
+            problems.push((["state", "root"], problem));
         }
         if self.socket.as_os_str().is_empty() {
             self.socket = self.state.join("copepod.sock");
@@ -259,7 +267,7 @@ impl Config {
         if self.socket.as_os_str().len() > MAX_SOCKET {
             let problem =
                 format!("{:?} is longer than the {MAX_SOCKET} bytes of a unix socket's address", self.socket);
-            problems.push(("socket", problem));
+            problems.push((["socket", "state"], problem));
         }
         problems
     }

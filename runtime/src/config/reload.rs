@@ -1,18 +1,18 @@
-//! What a second reading of the configuration changes in a daemon that runs.
+//! What a reload changes in a running daemon.
 
 use super::{Binaries, Config, Error, Image, Log, Network, Overrides};
 use std::path::PathBuf;
 
-/// What the command line says about the configuration: enough to read it again.
+/// The arguments of the command line that say where the configuration is.
 #[derive(Debug, Clone, Default)]
-pub struct Given {
-    /// `--config`; `None` is [`super::DEFAULT_PATH`], which may be absent.
+pub struct Arguments {
+    /// `--config`; `None` is [`super::DEFAULT_PATH`], which may be missing.
     pub path: Option<PathBuf>,
     /// Options that win over the files.
     pub overrides: Overrides,
 }
 
-impl Given {
+impl Arguments {
     /// Reads the configuration. Blocking.
     ///
     /// # Errors
@@ -22,29 +22,29 @@ impl Given {
     }
 }
 
-/// A configuration that is taken on, and what of it.
+/// The result of [`Config::reload`].
 #[derive(Debug)]
 pub(crate) struct Reloaded {
-    /// The old one with the new values of `changed`.
+    /// The old configuration with the new values of `changed`.
     pub(crate) config: Config,
-    /// Keys whose new values hold from now on.
+    /// Keys whose new values take effect now.
     pub(crate) changed: Vec<&'static str>,
-    /// Keys whose new values wait for the next start.
-    pub(crate) waiting: Vec<&'static str>,
+    /// Keys whose new values take effect with the next start of the daemon.
+    pub(crate) need_restart: Vec<&'static str>,
 }
 
 impl Config {
-    /// This configuration, with the values of `new` that can be taken on without a restart.
-    pub(crate) fn reloaded(&self, new: &Self) -> Reloaded {
+    /// This configuration with those values of `new` that need no restart.
+    pub(crate) fn reload(&self, new: &Self) -> Reloaded {
         let mut config = self.clone();
         config.log.level = new.log.level;
         config.network.bin_dirs.clone_from(&new.network.bin_dirs);
         config.network.timeout = new.network.timeout;
         config.image.certs_dir.clone_from(&new.image.certs_dir);
-        Reloaded { changed: self.differences(&config), waiting: config.differences(new), config }
+        Reloaded { changed: self.differences(&config), need_restart: config.differences(new), config }
     }
 
-    /// Keys in which the two differ, in the order of the list of keys.
+    /// Keys whose values differ, in the order of the list of keys.
     fn differences(&self, other: &Self) -> Vec<&'static str> {
         let Self {
             root,

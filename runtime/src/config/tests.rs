@@ -55,13 +55,13 @@ fn every_key_has_an_effect_and_is_told_when_it_changes() {
     );
     for (key, text) in changes {
         let (old, new) = (Config::default(), parse(&text).unwrap());
-        let told = old.reloaded(&new);
+        let told = old.reload(&new);
         let listed = keys::KEYS.iter().find(|listed| listed.name == key).unwrap();
         // The socket follows the state folder.
         let mut expected = vec![listed.name];
         expected.extend((key == "state").then_some("socket"));
         let (taken, left) =
-            if listed.reloads { (told.changed, told.waiting) } else { (told.waiting, told.changed) };
+            if listed.reloads { (told.changed, told.need_restart) } else { (told.need_restart, told.changed) };
         assert_eq!((taken, left), (expected, vec![]), "{key}");
         assert_eq!(told.config == new, listed.reloads, "{key}");
     }
@@ -117,7 +117,7 @@ fn all_faults_are_told_at_once_with_their_lines() {
             "line 11: network.timeout_seconds: invalid type: floating point `1.5`, expected a whole number",
             "line 13: image.max_parallel_downloads: invalid type: string \"4\", expected a whole number",
             "line 14: handlers.runc: runtime handlers are not supported yet: all pods run under the built-in one",
-            "line 15: registry.docker.io: registries are not configured here yet: write <host>/hosts.toml in image.certs_dir",
+            "line 15: registry.\"docker.io\": registries are not configured here yet: write <host>/hosts.toml in image.certs_dir",
         ]
     );
 }
@@ -128,18 +128,23 @@ fn refuses_what_cannot_be_honoured() {
         ("level = \"info\"", "unknown key; the nearest name is log.level"),
         ("[netwrok]\nconf_dir = \"/x\"", "line 1: netwrok: unknown key; the nearest name is network"),
         ("[handler.runc]", "line 1: handler: unknown key; the nearest name is handlers"),
-        ("log = 3", "line 1: log: invalid type: integer `3`, expected a table"),
-        ("handlers = 3", "line 1: handlers: invalid type: integer `3`, expected a table"),
+        ("log = 3", "line 1: log: invalid type: integer, expected a table"),
+        ("log = [\"info\", \"text\"]", "line 1: log: invalid type: array, expected a table"),
+        ("[[log]]\nlevel = \"info\"", "line 1: log: invalid type: array, expected a table"),
+        ("[log.level]\nx = 1", "line 1: log.level: invalid type: map, expected a string"),
+        ("\"log.level\" = \"info\"", "line 1: \"log.level\": unknown key; the nearest name is log.level"),
+        ("[handlers]\n\"a.b\" = {}", "line 2: handlers.\"a.b\": runtime handlers are not supported yet"),
+        ("handlers = 3", "line 1: handlers: invalid type: integer, expected a table"),
         ("handlers.runc.path = \"/x\"", "line 1: handlers.runc: runtime handlers are not supported yet"),
         ("handlers = { runc = {} }", "line 1: handlers.runc: runtime handlers are not supported yet"),
         ("root = 3", "line 1: root: invalid type: integer `3`, expected a string"),
         ("[log]\nlevel = true", "line 2: log.level: invalid type: boolean `true`, expected a string"),
         ("log.level = {}", "line 1: log.level: invalid type: map, expected a string"),
         ("something_else_entirely = 1", "`copepod config default` lists all"),
-        ("[image]\nmax_parallel_downloads = 99999999999999999999", "expected a whole number"),
+        ("[image]\nmax_parallel_downloads = 99999999999999999999", "99999999999999999999 must be from 1 to 16"),
         ("[image]\nmax_parallel_downloads = -1", "must be from 1 to 16"),
-        ("root = \"/run/copepod/inside\"", "line 1: state: must lie outside root"),
-        ("\nstate = \"/var/lib/copepod/run\"", "line 2: state: must lie outside root"),
+        ("root = \"/run/copepod/inside\"", "line 1: root: root (/run/copepod/inside) and state (/run/copepod) must not contain each other"),
+        ("\nstate = \"/var/lib/copepod/run\"", "line 2: state: root (/var/lib/copepod) and state (/var/lib/copepod/run) must not contain each other"),
         ("root = \"/\"", "must not be the root"),
         ("root = \"/a/../b\"", "must not contain"),
         ("root = \"/a\\u0000b\"", "absolute path"),
@@ -218,7 +223,7 @@ fn drop_in_files_win_key_by_key_in_the_order_of_their_names() {
     std::fs::write(&path, "\n[log]\nlevel = 3\n").unwrap();
     std::fs::write(drop_ins.join("20-bad.toml"), "\n\nlog.formt = \"text\"").unwrap();
     std::fs::write(drop_ins.join("30-state.toml"), "\n\n\nstate = \"/early/run\"").unwrap();
-    let Error::Faulty(faults) = Config::load(Some(&path), &Overrides::default()).unwrap_err() else {
+    let Error::Invalid(faults) = Config::load(Some(&path), &Overrides::default()).unwrap_err() else {
         panic!("read and wrong")
     };
     let told: Vec<String> = faults.iter().map(ToString::to_string).collect();
@@ -231,7 +236,7 @@ fn drop_in_files_win_key_by_key_in_the_order_of_their_names() {
                 "{here}/conf.d/20-bad.toml, line 3: log.formt: unknown key; the nearest name is log.format"
             ),
             format!(
-                "{here}/conf.d/30-state.toml, line 4: state: must lie outside root (/early), and root outside state"
+                "{here}/conf.d/30-state.toml, line 4: state: root (/early) and state (/early/run) must not contain each other"
             ),
         ]
     );
@@ -257,4 +262,21 @@ fn companions_are_found_beside_the_daemon() {
     assert_eq!(Binaries::default().shim(&own).unwrap(), beside);
     let elsewhere = Binaries { shim: Some("/nowhere/shim".into()), pause: None };
     assert!(elsewhere.shim(&own).is_err());
+}
+
+/// The deepest text that the parser accepts. A reload reads it on a lane, whose threads have a stack of 512 KiB.
+#[test]
+fn a_deep_text_is_refused_on_a_small_stack() {
+    let dotted = vec!["a"; 79].join(".");
+    for depth in [1, 10, 70] {
+        for table in ["x", "handlers", "handlers.runc", "log", "network.bin_dirs"] {
+            let value = format!("{{ {dotted} = ").repeat(depth) + "1" + &" }".repeat(depth);
+            let array = "[".repeat(depth) + &value + &"]".repeat(depth);
+            for value in [value, array] {
+                let text = format!("{table}.y = {value}\n");
+                let read = move || assert!(!faults(&text).is_empty());
+                std::thread::Builder::new().stack_size(512 << 10).spawn(read).unwrap().join().unwrap();
+            }
+        }
+    }
 }

@@ -1,10 +1,8 @@
-//! Values that cannot be wrong: what serde calls for one key. An error says what was given and what would be right;
-//! which key and line it was is added by who reads (`super::read`).
+//! Functions with which serde deserializes and checks the value of a key. Errors contain the value and what is expected;
+//! `super::read` adds the key and the line.
 
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-use std::collections::BTreeMap;
+use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 use std::fmt;
-use std::marker::PhantomData;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -13,18 +11,18 @@ pub(super) fn path<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Err
     absolute(&String::deserialize(from)?).map_err(D::Error::custom)
 }
 
-/// As [`path`]; empty is none.
+/// As [`path`]; an empty string is `None`.
 pub(super) fn optional_path<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {
     let given = String::deserialize(from)?;
     if given.is_empty() { Ok(None) } else { absolute(&given).map(Some).map_err(D::Error::custom) }
 }
 
-/// As [`path`]; empty stays empty.
+/// As [`path`]; an empty string is an empty path.
 pub(super) fn path_or_empty<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
     optional_path(from).map(Option::unwrap_or_default)
 }
 
-/// At least one path.
+/// A list of at least one path.
 pub(super) fn paths<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<PathBuf>, D::Error> {
     let given = from.deserialize_seq(List)?;
     if given.is_empty() {
@@ -68,13 +66,13 @@ fn bounded(given: i128, least: u16, most: u16) -> Result<u16, String> {
     }
 }
 
-/// One of a type's words.
+/// A type whose values are written as words.
 pub(super) trait Word: Copy + 'static {
-    /// Each word with its value.
+    /// Every word with its value.
     const WORDS: &'static [(&'static str, Self)];
 }
 
-/// As [`Word`] lists them.
+/// One of [`Word::WORDS`].
 pub(super) fn word<'de, D: Deserializer<'de>, T: Word>(from: D) -> Result<T, D::Error> {
     let given = String::deserialize(from)?;
     match T::WORDS.iter().find(|(word, _)| *word == given) {
@@ -86,14 +84,7 @@ pub(super) fn word<'de, D: Deserializer<'de>, T: Word>(from: D) -> Result<T, D::
     }
 }
 
-/// A table by name.
-pub(super) fn table<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
-    from: D,
-) -> Result<BTreeMap<String, T>, D::Error> {
-    from.deserialize_map(Named(PhantomData))
-}
-
-// serde's own visitors name Rust's types in their errors: "expected i64".
+// Visitors of our own, because serde's name Rust's types in their errors: "expected i64".
 
 struct Whole;
 
@@ -132,23 +123,5 @@ impl<'de> Visitor<'de> for List {
             list.push(item);
         }
         Ok(list)
-    }
-}
-
-struct Named<T>(PhantomData<T>);
-
-impl<'de, T: Deserialize<'de>> Visitor<'de> for Named<T> {
-    type Value = BTreeMap<String, T>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a table")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<BTreeMap<String, T>, A::Error> {
-        let mut table = BTreeMap::new();
-        while let Some((name, value)) = entries.next_entry()? {
-            table.insert(name, value);
-        }
-        Ok(table)
     }
 }

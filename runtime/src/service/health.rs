@@ -67,7 +67,7 @@ pub(super) fn status(
 
 /// JSON values by key, for `crictl info`.
 fn info(readiness: &Readiness, config: &Config) -> HashMap<String, String> {
-    // Tables by name are empty: nothing can be said in them yet.
+    // `handlers` and `registry` are always empty.
     let Config {
         root,
         state,
