@@ -47,7 +47,8 @@ impl Reloader {
             match self.read().await {
                 Ok(new) => self.apply(&new),
                 Err(error) => {
-                    tracing::error!(error, "configuration not reloaded, the old one stays in effect");
+                    let problem = "configuration not reloaded, the old one stays in effect";
+                    tracing::error!(signal = "SIGHUP", error, "{problem}");
                 }
             }
         }
@@ -83,12 +84,15 @@ impl Reloader {
             telemetry::set_level(level);
         }
         if changed.is_empty() {
-            tracing::info!("configuration reloaded, nothing to apply");
+            tracing::info!(signal = "SIGHUP", "configuration reloaded, nothing to apply");
         } else {
-            tracing::info!(changed = changed.join(", "), "configuration reloaded");
+            tracing::info!(signal = "SIGHUP", changed = changed.join(", "), "configuration reloaded");
         }
         if !need_restart.is_empty() {
-            tracing::warn!(keys = need_restart.join(", "), "changes of these keys need a restart of the daemon");
+            tracing::warn!(
+                keys = need_restart.join(", "),
+                "changes of these keys need a restart of the daemon"
+            );
         }
         telemetry::set_level(level);
     }

@@ -1,4 +1,4 @@
-//! The configuration: what is refused and how that is told, drop-in files, reload.
+//! The configuration: reports of faults, drop-in files, reload.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,14 +16,14 @@ use crate::wait::{self, secs};
 
 pub(super) fn tests() -> Vec<Test> {
     vec![
-        test!(every_fault_is_told_with_its_file_and_line).ours(),
+        test!(every_fault_is_reported_with_its_file_and_line).ours(),
         test!(drop_in_files_are_laid_over_the_main_file).own(),
         test!(reload_changes_what_can_change).own(),
         test!(reload_with_a_fault_changes_nothing).own(),
     ]
 }
 
-/// What `copepod config check` says of the file at `path`.
+/// Runs `copepod config check` on the file at `path`: whether it succeeded, and its output.
 async fn check(cx: &Context, path: &Path) -> Result<(bool, String)> {
     let out = attempt(cx, &["config", "check", &path.display().to_string()]).await?;
     Ok((
@@ -32,7 +32,7 @@ async fn check(cx: &Context, path: &Path) -> Result<(bool, String)> {
     ))
 }
 
-async fn every_fault_is_told_with_its_file_and_line(cx: Context) -> Result<()> {
+async fn every_fault_is_reported_with_its_file_and_line(cx: Context) -> Result<()> {
     let dir = cx.volume("faults")?;
     let (main, drop_in) = (dir.join("config.toml"), dir.join("conf.d/10-more.toml"));
     fs::create_dir(dir.join("conf.d"))?;
@@ -58,7 +58,7 @@ async fn every_fault_is_told_with_its_file_and_line(cx: Context) -> Result<()> {
     Ok(fs::remove_dir_all(dir)?)
 }
 
-/// A drop-in file of the node's daemon.
+/// Writes a drop-in file for the node's daemon.
 fn drop_in(cx: &Context, name: &str, text: &str) -> Result<PathBuf> {
     let folder = cx.node.paths.config.with_file_name("conf.d");
     fs::create_dir_all(&folder)?;
@@ -67,13 +67,13 @@ fn drop_in(cx: &Context, name: &str, text: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The configuration that holds, as verbose Status shows it.
+/// The effective configuration, as verbose Status shows it.
 async fn effective(cx: &Context) -> Result<Value> {
     let status = cx.cri.status(true).await?;
     Ok(serde_json::from_str(status.info.get("config").context("Status shows no configuration")?)?)
 }
 
-/// Sends SIGHUP and waits for a line of the log that says `words` and was not there before.
+/// Sends SIGHUP and waits for a new log line with `words`.
 async fn hang_up(cx: &Context, words: &str) -> Result<()> {
     let count = || cx.node.last_log(10_000).lines().filter(|line| line.contains(words)).count();
     let before = count();
@@ -100,7 +100,7 @@ async fn reload_changes_what_can_change(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let id = cx.start(&pod, &cx.sleeper("main")).await?;
     let pid = cx.pid(&id).await?;
-    // The log's level.
+    // The log level.
     let answered = || cx.node.last_log(10_000).contains("call=\"Version\"");
     cx.cri.version().await?;
     ensure!(!answered(), "calls are logged at info");
@@ -108,7 +108,7 @@ async fn reload_changes_what_can_change(cx: Context) -> Result<()> {
     hang_up(&cx, "configuration reloaded").await?;
     cx.cri.version().await?;
     wait::until_true("a call to be logged", secs(10), answered).await?;
-    // Where registries are configured.
+    // The folder with the configuration of registries.
     let name = "moved.test/busybox:1";
     ensure!(cx.cri.pull(name).await.is_err(), "{name} can be pulled without a configuration");
     let certs = cx.node.paths.dir.join("moved.d");
@@ -118,7 +118,7 @@ async fn reload_changes_what_can_change(cx: Context) -> Result<()> {
     let other = drop_in(&cx, "20-certs.toml", &format!("[image]\ncerts_dir = \"{}\"\n", certs.display()))?;
     hang_up(&cx, "configuration reloaded").await?;
     cx.cri.pull(name).await.context("from a registry that a reload made known")?;
-    // The patience with CNI plugins.
+    // The time limit of CNI plugins.
     cx.node.network.script("slow", "exec sleep 100")?;
     cx.node.network.uninstall()?;
     cx.node.network.conflist("10-slow.conflist", &serde_json::json!([{"type": "slow"}]))?;
@@ -127,20 +127,20 @@ async fn reload_changes_what_can_change(cx: Context) -> Result<()> {
     let begun = std::time::Instant::now();
     let refused = cx.cri.run_pod(&cx.pod_config().own_network()).await;
     ensure!(refused.is_err() && begun.elapsed() < secs(5), "{refused:?} after {:?}", begun.elapsed());
-    // What cannot change is told and stays.
+    // A key that needs a restart is logged and not applied.
     drop_in(&cx, "40-restart.toml", "[network]\nmax_parallel = 3\n")?;
     hang_up(&cx, "need a restart").await?;
     ensure!(cx.node.last_log(3).contains("network.max_parallel"), "{}", cx.node.last_log(3));
     let now = effective(&cx).await?;
     ensure!(now["network"]["maxParallel"] == 16 && now["network"]["timeoutSeconds"] == 1, "{now}");
     ensure!(now["image"]["certsDir"] == certs.display().to_string(), "{now}");
-    // And back.
+    // And undone.
     fs::remove_file(other)?;
     hang_up(&cx, "configuration reloaded").await?;
     let now = effective(&cx).await?;
     ensure!(now["image"]["certsDir"] == cx.node.paths.certs.display().to_string(), "{now}");
     ensure!(cx.pid(&id).await? == pid && proc::alive(pid), "a pod was hurt");
-    // With a plugin that works what is left can be given back.
+    // A plugin that works releases what is left.
     cx.node.network.script("slow", "cat > /dev/null; exit 0")?;
     wait::until("everything to be removed", secs(30), || async {
         cx.node.empty().await?;
@@ -161,9 +161,9 @@ async fn reload_with_a_fault_changes_nothing(cx: Context) -> Result<()> {
         ensure!(log.contains(wanted) && log.contains("20-bad.toml"), "{wanted:?} is not in:\n{log}");
     }
     ensure!(effective(&cx).await? == before, "{}", effective(&cx).await?);
-    // Nor does what cannot be read.
+    // Neither does a file that cannot be read.
     let deep = format!("x.y = {}1{}", "{ a.b = ".repeat(70), " }".repeat(70));
-    let unreadable: [(&str, &dyn Fn(&Path) -> Result<()>); 5] = [
+    let unreadable: [(&str, &(dyn Fn(&Path) -> Result<()> + Sync)); 5] = [
         ("nested", &|path| Ok(fs::write(path, &deep)?)),
         ("UTF-8", &|path| Ok(fs::write(path, b"# \xff")?)),
         ("larger than", &|path| Ok(fs::write(path, "#".repeat((1 << 20) + 1))?)),

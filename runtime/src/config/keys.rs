@@ -42,7 +42,12 @@ const fn live(key: Key) -> Key {
 
 /// All keys. Those without a table come first, those of one table are together.
 pub(super) const KEYS: [Key; 14] = [
-    key("root", "path", "\"/var/lib/copepod\"", "Durable state and images. Only one daemon can use the folder."),
+    key(
+        "root",
+        "path",
+        "\"/var/lib/copepod\"",
+        "Durable state and images. Only one daemon can use the folder.",
+    ),
     key(
         "state",
         "path",
@@ -136,6 +141,8 @@ pub(super) fn is_key(name: &str) -> bool {
 
 /// Most edits (strsim's optimal string alignment) between a misspelt name and the name that is suggested.
 const MAX_DISTANCE: usize = 3;
+/// Longest name in bytes that is compared with the names of the list.
+const MAX_COMPARED: usize = 64;
 
 /// The report for a key that is not in the list, with the name that was probably meant.
 pub(super) fn unknown(given: &str) -> String {
@@ -143,10 +150,9 @@ pub(super) fn unknown(given: &str) -> String {
     let tables =
         keys().filter_map(|name| Some(name.split_once('.')?.0)).chain(NAMED.iter().map(|named| named.name));
     let near = |name: &'static str| {
-        let most = MAX_DISTANCE.min(name.len() / 2);
-        // No long name is compared: it may have a megabyte.
-        let distance = (given.len().abs_diff(name.len()) <= 4 * most).then(|| strsim::osa_distance(given, name))?;
-        (distance <= most).then_some((distance, name))
+        // A long name is not compared, because it can have a megabyte.
+        let distance = (given.len() <= MAX_COMPARED).then(|| strsim::osa_distance(given, name))?;
+        (distance <= MAX_DISTANCE.min(name.len() / 2)).then_some((distance, name))
     };
     // The right name in the wrong table.
     let misplaced = || keys().find(|name| name.rsplit('.').next() == given.rsplit('.').next());

@@ -101,7 +101,9 @@ fn is_within(levels: usize, value: &DeValue<'_>) -> bool {
         DeValue::Table(table) => {
             levels > 0 && table.values().all(|value| is_within(levels - 1, value.get_ref()))
         }
-        DeValue::Array(array) => levels > 0 && array.iter().all(|value| is_within(levels - 1, value.get_ref())),
+        DeValue::Array(array) => {
+            levels > 0 && array.iter().all(|value| is_within(levels - 1, value.get_ref()))
+        }
         _ => true,
     }
 }

@@ -60,8 +60,11 @@ fn every_key_has_an_effect_and_is_told_when_it_changes() {
         // The socket follows the state folder.
         let mut expected = vec![listed.name];
         expected.extend((key == "state").then_some("socket"));
-        let (taken, left) =
-            if listed.reloads { (told.changed, told.need_restart) } else { (told.need_restart, told.changed) };
+        let (taken, left) = if listed.reloads {
+            (told.changed, told.need_restart)
+        } else {
+            (told.need_restart, told.changed)
+        };
         assert_eq!((taken, left), (expected, vec![]), "{key}");
         assert_eq!(told.config == new, listed.reloads, "{key}");
     }
@@ -141,10 +144,19 @@ fn refuses_what_cannot_be_honoured() {
         ("[log]\nlevel = true", "line 2: log.level: invalid type: boolean `true`, expected a string"),
         ("log.level = {}", "line 1: log.level: invalid type: map, expected a string"),
         ("something_else_entirely = 1", "`copepod config default` lists all"),
-        ("[image]\nmax_parallel_downloads = 99999999999999999999", "99999999999999999999 must be from 1 to 16"),
+        (
+            "[image]\nmax_parallel_downloads = 99999999999999999999",
+            "99999999999999999999 must be from 1 to 16",
+        ),
         ("[image]\nmax_parallel_downloads = -1", "must be from 1 to 16"),
-        ("root = \"/run/copepod/inside\"", "line 1: root: root (/run/copepod/inside) and state (/run/copepod) must not contain each other"),
-        ("\nstate = \"/var/lib/copepod/run\"", "line 2: state: root (/var/lib/copepod) and state (/var/lib/copepod/run) must not contain each other"),
+        (
+            "root = \"/run/copepod/inside\"",
+            "line 1: root: root (/run/copepod/inside) and state (/run/copepod) must not contain each other",
+        ),
+        (
+            "\nstate = \"/var/lib/copepod/run\"",
+            "line 2: state: root (/var/lib/copepod) and state (/var/lib/copepod/run) must not contain each other",
+        ),
         ("root = \"/\"", "must not be the root"),
         ("root = \"/a/../b\"", "must not contain"),
         ("root = \"/a\\u0000b\"", "absolute path"),
