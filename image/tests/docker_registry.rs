@@ -27,40 +27,45 @@ impl Drop for Registry {
     }
 }
 
-/// Starts a registry on a free port; `tls` holds `cert.pem` and `key.pem`.
+/// Starts a registry; `tls` holds `cert.pem` and `key.pem`. The kernel chooses the port, and the registry's log
+/// tells it: a port that the test chose could be taken by another test in between.
 async fn start(tls: Option<&Path>) -> Registry {
-    for _ in 0..10 {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let folder = tempfile::tempdir().unwrap();
-        let tls = tls.map_or(String::new(), |tls| {
-            let (cert, key) = (tls.join("cert.pem"), tls.join("key.pem"));
-            format!("  tls:\n    certificate: {}\n    key: {}\n", cert.display(), key.display())
-        });
-        let config = format!(
-            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n{tls}",
-            folder.path().join("data").display()
-        );
-        std::fs::write(folder.path().join("config.yml"), config).unwrap();
-        let child = Command::new("/usr/bin/docker-registry")
-            .arg("serve")
-            .arg(folder.path().join("config.yml"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("docker-registry must be installed: make deps");
-        let address = format!("127.0.0.1:{port}");
-        let mut registry = Registry { child, address, _folder: folder };
-        for _ in 0..1200 {
-            if TcpStream::connect(&registry.address).await.is_ok() {
-                return registry;
-            }
-            if registry.child.try_wait().unwrap().is_some() {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(25)).await;
+    let folder = tempfile::tempdir().unwrap();
+    let tls = tls.map_or(String::new(), |tls| {
+        let (cert, key) = (tls.join("cert.pem"), tls.join("key.pem"));
+        format!("  tls:\n    certificate: {}\n    key: {}\n", cert.display(), key.display())
+    });
+    let config = format!(
+        "version: 0.1\nlog:\n  level: info\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:0\n{tls}",
+        folder.path().join("data").display()
+    );
+    std::fs::write(folder.path().join("config.yml"), config).unwrap();
+    let log = folder.path().join("log");
+    let child = Command::new("/usr/bin/docker-registry")
+        .arg("serve")
+        .arg(folder.path().join("config.yml"))
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(&log).unwrap())
+        .spawn()
+        .expect("docker-registry must be installed: make deps");
+    let mut registry = Registry { child, address: String::new(), _folder: folder };
+    for _ in 0..1200 {
+        let text = std::fs::read_to_string(&log).unwrap();
+        if let Some(address) = listening(&text) {
+            registry.address = address;
+            return registry;
         }
+        assert!(registry.child.try_wait().unwrap().is_none(), "docker-registry ended: {text}");
+        tokio::time::sleep(Duration::from_millis(25)).await;
     }
-    panic!("docker-registry does not start");
+    panic!("docker-registry does not start: {}", std::fs::read_to_string(&log).unwrap());
+}
+
+/// The address in the log's line `listening on 127.0.0.1:PORT`; the TLS registry adds `, tls`.
+fn listening(log: &str) -> Option<String> {
+    let rest = log.split_once("listening on ")?.1;
+    let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.' && c != ':')?;
+    Some(rest[..end].to_owned())
 }
 
 async fn put(

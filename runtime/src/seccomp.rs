@@ -118,6 +118,20 @@ impl Compiler {
         Self { arch: Arch::NATIVE, kernel, cached, compiling }
     }
 
+    /// What [`Self::program`] returns, if that needs neither a file nor a compilation. Does not block.
+    pub fn ready(&self, profile: &SeccompProfile, caps: u64) -> Option<Option<Arc<Compiled>>> {
+        match profile {
+            SeccompProfile::Unconfined => Some(None),
+            SeccompProfile::RuntimeDefault => self.find(&self.default_key(caps)).map(Some),
+            SeccompProfile::Localhost(_) => None,
+        }
+    }
+
+    /// The key of RuntimeDefault, whose program depends on some capabilities only.
+    fn default_key(&self, caps: u64) -> Key {
+        Key { profile: None, caps: caps & RELEVANT_CAPS, arch: self.arch }
+    }
+
     /// The program of a profile for a process with these capabilities (bounding set); `None` means
     /// unconfined.
     pub fn program(&self, profile: &SeccompProfile, caps: u64) -> Result<Option<Arc<Compiled>>, Error> {
@@ -125,8 +139,8 @@ impl Compiler {
         match profile {
             SeccompProfile::Unconfined => Ok(None),
             SeccompProfile::RuntimeDefault => {
-                let caps = caps & RELEVANT_CAPS;
-                let key = Key { profile: None, caps, arch };
+                let key = self.default_key(caps);
+                let caps = key.caps;
                 self.cached_or(key, || Ok(runtime_default(arch, caps))).map(Some)
             }
             SeccompProfile::Localhost(path) => {

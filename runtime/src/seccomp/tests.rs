@@ -106,6 +106,22 @@ fn cache_is_keyed_by_relevant_inputs_and_bounded() {
 }
 
 #[test]
+fn ready_is_what_was_compiled_before() {
+    let compiler = Compiler::new();
+    let (default, caps) = (SeccompProfile::RuntimeDefault, spec::security::DEFAULT);
+    assert!(compiler.ready(&SeccompProfile::Unconfined, caps).is_some_and(|program| program.is_none()));
+    assert!(compiler.ready(&default, caps).is_none(), "not compiled yet");
+    let compiled = program(&compiler, &default, caps);
+    let ready = compiler.ready(&default, caps).flatten().expect("compiled");
+    assert!(Arc::ptr_eq(&compiled, &ready));
+    assert!(compiler.ready(&default, u64::MAX).is_none(), "other capabilities have another program");
+    assert!(
+        compiler.ready(&SeccompProfile::Localhost("/no/such".to_owned()), caps).is_none(),
+        "a file must be read"
+    );
+}
+
+#[test]
 fn localhost_errors_name_the_file() {
     let compiler = Compiler::new();
     let folder = tempfile::tempdir().unwrap();
