@@ -149,6 +149,18 @@ async fn reload_changes_what_can_change(cx: Context) -> Result<()> {
     .await
 }
 
+/// Creates at `path` what is refused with `words`.
+fn unreadable(path: &Path, words: &str) -> Result<()> {
+    match words {
+        "nested" => fs::write(path, format!("x.y = {}1{}", "{ a.b = ".repeat(70), " }".repeat(70)))?,
+        "UTF-8" => fs::write(path, b"# \xff")?,
+        "larger than" => fs::write(path, "#".repeat((1 << 20) + 1))?,
+        "regular file" => nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRUSR)?,
+        _ => std::os::unix::fs::symlink("/nowhere", path)?,
+    }
+    Ok(())
+}
+
 async fn reload_with_a_fault_changes_nothing(cx: Context) -> Result<()> {
     let before = effective(&cx).await?;
     drop_in(&cx, "10-good.toml", "[log]\nlevel = \"debug\"\n[network]\ntimeout_seconds = 7\n")?;
@@ -162,17 +174,9 @@ async fn reload_with_a_fault_changes_nothing(cx: Context) -> Result<()> {
     }
     ensure!(effective(&cx).await? == before, "{}", effective(&cx).await?);
     // Neither does a file that cannot be read.
-    let deep = format!("x.y = {}1{}", "{ a.b = ".repeat(70), " }".repeat(70));
-    let unreadable: [(&str, &(dyn Fn(&Path) -> Result<()> + Sync)); 5] = [
-        ("nested", &|path| Ok(fs::write(path, &deep)?)),
-        ("UTF-8", &|path| Ok(fs::write(path, b"# \xff")?)),
-        ("larger than", &|path| Ok(fs::write(path, "#".repeat((1 << 20) + 1))?)),
-        ("regular file", &|path| Ok(nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRUSR)?)),
-        ("No such file", &|path| Ok(std::os::unix::fs::symlink("/nowhere", path)?)),
-    ];
-    for (words, make) in unreadable {
+    for words in ["nested", "UTF-8", "larger than", "regular file", "No such file"] {
         fs::remove_file(&bad)?;
-        make(&bad)?;
+        unreadable(&bad, words)?;
         hang_up(&cx, words).await?;
         wait::until_true("the reload to be refused", secs(10), || {
             cx.node.last_log(1).contains("the old one stays in effect")
