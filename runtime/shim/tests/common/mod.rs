@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 use model::{ContainerId, ExecId, PodId, Text, User, UserRequest};
 use wire::codec::{Decoder, Frame, encode};
 use wire::{
-    CapSets, ContainerPlan, Event, ExecPlan, LogPlan, Message, MountKind, MountPlan, NamespacePlan,
-    NamespaceSource, PROTOCOL, PausePlan, ProcessPlan, Reply, Request, RootfsPlan, ShimInit, Snapshot,
-    UserPlan,
+    CapSets, CgroupPlan, ContainerPlan, Event, ExecPlan, LogPlan, Message, MountKind, MountPlan,
+    NamespacePlan, NamespaceSource, PROTOCOL, PausePlan, ProcessPlan, Reply, Request, RootfsPlan, ShimInit,
+    Snapshot, UserPlan,
 };
 
 use cgroups::Cgroups;
