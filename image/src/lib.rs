@@ -126,6 +126,11 @@ impl ImageStore {
         self.puller.pull(Reference::parse(reference)?, auth).await
     }
 
+    /// Changes [`Options::certs_dir`] for pulls that start from now on.
+    pub fn set_certs_dir(&self, certs_dir: PathBuf) {
+        self.puller.set_certs_dir(certs_dir);
+    }
+
     /// All images. Does not block.
     pub fn list(&self) -> Vec<Arc<ImageRecord>> {
         self.store.published().images.clone()

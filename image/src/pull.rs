@@ -16,7 +16,8 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt as _, Shared, WeakShared};
 use futures_util::stream::{self, TryStreamExt as _};
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use tokio::sync::mpsc;
 
 /// Received chunks that may wait for the unpacker. hyper's chunks have some 8 to 400 KiB.
@@ -27,6 +28,8 @@ type Flights = HashMap<(Reference, Option<Auth>), WeakShared<BoxFuture<'static, 
 
 pub(crate) struct Puller {
     options: Arc<Options>,
+    /// Used instead of `options.certs_dir`, because it can change.
+    certs_dir: RwLock<PathBuf>,
     store: Arc<Store>,
     flights: Mutex<Flights>,
     /// One lock per layer in transfer, so that two images with a common layer transfer it once.
@@ -45,7 +48,26 @@ impl Puller {
     pub(crate) fn new(options: Arc<Options>, store: Arc<Store>) -> Self {
         let of_one = options.parallel_layers.max(1) * 2;
         let transfers = Arc::new(Transfers::new(of_one, options.idle_timeout / 2));
-        Self { options, store, flights: Mutex::default(), layer_locks: Mutex::default(), transfers }
+        let certs_dir = RwLock::new(options.certs_dir.clone());
+        Self {
+            options,
+            certs_dir,
+            store,
+            flights: Mutex::default(),
+            layer_locks: Mutex::default(),
+            transfers,
+        }
+    }
+
+    /// Changes where the next pulls look for registry configuration.
+    pub(crate) fn set_certs_dir(&self, certs_dir: PathBuf) {
+        *self.certs_dir.write().unwrap_or_else(PoisonError::into_inner) = certs_dir;
+    }
+
+    /// The options with the current `certs_dir`.
+    fn options(&self) -> Options {
+        let certs_dir = self.certs_dir.read().unwrap_or_else(PoisonError::into_inner).clone();
+        Options { certs_dir, ..Options::clone(&self.options) }
     }
 
     /// Starts a pull, or joins a running one with the same reference and credentials. Pulls are shared only
@@ -73,7 +95,7 @@ impl Puller {
 
     async fn run(&self, reference: &Reference, auth: Option<Auth>) -> PullResult {
         let started = std::time::Instant::now();
-        let (options, named) = (self.options.clone(), reference.clone());
+        let (options, named) = (self.options(), reference.clone());
         let registry = blocking(move || Registry::new(&options, &named, auth.as_ref())).await?;
         let found = resolve(&registry).await?;
         let config_digest = found.config.digest;

@@ -5,13 +5,12 @@
 //! file system mounted over the folder), so the folder is also read every [`POLL_INTERVAL`].
 
 use crate::lanes;
-use inotify::{Inotify, WatchMask};
+use futures_util::StreamExt as _;
+use inotify::{EventStream, Inotify, WatchMask};
 use std::future::Future;
 use std::io;
-use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::net::unix::pipe;
 
 /// Longest time until a change without an event is noticed.
 const POLL_INTERVAL: Duration = Duration::from_secs(10);
@@ -19,6 +18,8 @@ const POLL_INTERVAL: Duration = Duration::from_secs(10);
 const SETTLE: Duration = Duration::from_millis(100);
 /// Upper limit of that wait, for a folder with constant changes.
 const SETTLE_MOST: Duration = Duration::from_secs(1);
+/// Size of the buffer for events in bytes; one event has at most 272.
+const BUFFER: usize = 4096;
 
 /// Runs until dropped: calls `reload` after every change in `conf_dir`, and every [`POLL_INTERVAL`].
 pub(crate) async fn follow<F: Future<Output = ()>>(conf_dir: PathBuf, reload: impl Fn() -> F) {
@@ -52,21 +53,17 @@ async fn settle(watch: &mut Watch) {
     drop(tokio::time::timeout(SETTLE_MOST, quiet).await);
 }
 
-/// Only the fact that something changed matters, so events are drained as bytes with tokio's type for pipes.
-/// (Its general type for descriptors needs `unsafe`, which is not allowed in this crate.)
-struct Watch {
-    events: pipe::Receiver,
-    /// Closing this instance ends its watches.
-    _inotify: Inotify,
-}
+/// Only the fact that something changed matters, not what.
+struct Watch(EventStream<[u8; BUFFER]>);
 
 impl Watch {
     /// Resolves the path on a lane, because the folder may be on a hung disk.
     async fn new(conf_dir: PathBuf) -> io::Result<Self> {
-        lanes::foreign().run_for("CNI folder", move || Self::set(&conf_dir)).await?
+        let inotify = lanes::foreign().run_for("CNI folder", move || Self::set(&conf_dir)).await??;
+        Ok(Self(inotify.into_event_stream([0; BUFFER])?))
     }
 
-    fn set(conf_dir: &Path) -> io::Result<Self> {
+    fn set(conf_dir: &Path) -> io::Result<Inotify> {
         let inotify = Inotify::init()?;
         let changes = WatchMask::CREATE
             | WatchMask::CLOSE_WRITE
@@ -90,20 +87,14 @@ impl Watch {
             result = inotify.watches().add(ancestor, appearance);
         }
         result?;
-        let events = pipe::Receiver::from_file_unchecked(inotify.as_fd().try_clone_to_owned()?.into())?;
-        Ok(Self { events, _inotify: inotify })
+        Ok(inotify)
     }
 
     /// Resolves when something has changed.
     async fn changed(&mut self) -> io::Result<()> {
-        let mut buffer = [0; 4096];
-        loop {
-            self.events.readable().await?;
-            match self.events.try_read(&mut buffer) {
-                Ok(_) => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-            }
+        match self.0.next().await {
+            Some(event) => event.map(drop),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
         }
     }
 }

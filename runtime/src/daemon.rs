@@ -1,8 +1,9 @@
 //! Start and stop of the daemon, and the order in which its parts are created.
 
 use crate::cgroups::{self, Cgroups};
-use crate::config::{Config, MissingBinary};
+use crate::config::{Arguments, Config, MissingBinary};
 use crate::node::{Node, NodeOptions};
+use crate::reload::{Hangups, Reloader};
 use crate::root::Root;
 use crate::seccomp::Compiler;
 use crate::service::{self, Backend, Socket, StatsCache};
@@ -16,6 +17,7 @@ use state::lock::Lock;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// Threads that run calls. They wait more than they compute; blocking work runs on a lane ([`lanes`]).
 const WORKERS: usize = 2;
@@ -71,8 +73,8 @@ pub enum Error {
     Server(#[from] service::Error),
 }
 
-/// Runs the daemon until it is told to stop.
-pub fn run(config: Config) -> Result<(), Error> {
+/// Runs the daemon until it is told to stop. A reload reads `config` again from where `arguments` say.
+pub fn run(config: Config, arguments: Arguments) -> Result<(), Error> {
     // Before the first thread, which is that of the log.
     sys::malloc::limit_arenas(ARENAS);
     telemetry::init(config.log)?;
@@ -96,7 +98,7 @@ pub fn run(config: Config) -> Result<(), Error> {
         .build()
         .map_err(|source| Error::Process { doing: "start threads", source })?;
     lanes::start(single_threaded.is_some());
-    let result = runtime.block_on(daemon(config));
+    let result = runtime.block_on(daemon(config, arguments));
     runtime.shutdown_timeout(SHUTDOWN_LIMIT);
     telemetry::flush(FLUSH_LIMIT);
     result
@@ -128,9 +130,10 @@ fn can_start_workers() -> std::io::Result<()> {
 }
 
 /// Takes the lock, restores the records and then opens the socket, so that every client gets correct replies.
-async fn daemon(config: Config) -> Result<(), Error> {
-    let stopping =
-        Shutdown::on_signals().map_err(|source| Error::Process { doing: "catch signals", source })?;
+async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
+    let uncaught = |source| Error::Process { doing: "catch signals", source };
+    let hangups = Hangups::catch().map_err(uncaught)?;
+    let stopping = Shutdown::on_signals().map_err(uncaught)?;
     let config = Arc::new(config);
     let Prerequisites { layout, lock, boot_id, images, cgroups, shim_binary, pause_binary } = blocking({
         let config = Arc::clone(&config);
@@ -170,24 +173,26 @@ async fn daemon(config: Config) -> Result<(), Error> {
         create_timeout: CREATE_TIMEOUT,
     })
     .await?;
-    let backend = Backend {
-        node: node.clone(),
-        images,
-        cni: cni.clone(),
-        root: root.clone(),
-        stats,
-        config: Arc::clone(&config),
-    };
-    let socket = blocking(move || Ok(Socket::bind(&config.socket, lock)?)).await?;
-    let conf_dir = backend.config.network.conf_dir.clone();
+    let (sender, receiver) = watch::channel(Arc::clone(&config));
+    let reloader = Reloader { arguments, config: sender, cni: cni.clone(), images: images.clone() };
+    let backend =
+        Backend { node: node.clone(), images, cni: cni.clone(), root: root.clone(), stats, config: receiver };
+    let socket = blocking({
+        let config = Arc::clone(&config);
+        move || Ok(Socket::bind(&config.socket, lock)?)
+    })
+    .await?;
+    let conf_dir = config.network.conf_dir.clone();
     let watching = tokio::spawn(cni_watch::follow(conf_dir, move || {
         let cni = cni.clone();
         async move { reload(&cni).await }
     }));
     let probing = tokio::spawn(root.follow());
     let trimming = tokio::spawn(memory::trim());
-    ready(&backend.config);
+    let reloading = tokio::spawn(reloader.run(hangups));
+    ready(&config);
     let served = service::serve(socket, backend, stopping).await;
+    reloading.abort();
     watching.abort();
     trimming.abort();
     probing.abort();

@@ -5,7 +5,7 @@
 //! | exec | plan and pipes of an exec | nothing: memory only |
 //! | kill | killing processes; removing cgroups, shims and network namespace pins | processes in D state, for a bounded time |
 //! | records | durable records and a pod's own files | the disk of `root` |
-//! | foreign | paths in requests: seccomp profiles, device nodes | any file system of the node |
+//! | foreign | paths in requests: seccomp profiles, device nodes; the configuration | any file system of the node |
 //! | stats | cgroup files | nothing |
 //!
 //! Images and CNI have their own lanes, in their crates. A pod whose work hangs uses up its share of one lane
@@ -45,7 +45,7 @@ pub(crate) fn records() -> &'static Lane {
     &RECORDS
 }
 
-/// For paths in requests.
+/// For paths in requests and the configuration.
 pub(crate) fn foreign() -> &'static Lane {
     &FOREIGN
 }

@@ -15,6 +15,7 @@ mod memory;
 mod netns;
 pub mod node;
 mod pod;
+mod reload;
 mod restore;
 mod root;
 pub mod seccomp;

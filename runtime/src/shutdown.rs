@@ -10,10 +10,9 @@ use tokio::sync::watch;
 /// what does not end in time is finished or undone by the next start.
 pub const DRAIN: Duration = Duration::from_secs(10);
 
-/// Signals whose default would end the daemon, although their senders mean something else: log rotation, a
-/// closed terminal, another daemon's "dump your state".
-const IGNORED: [(SignalKind, &str); 4] = [
-    (SignalKind::hangup(), "SIGHUP"),
+/// Signals that would end the daemon by default, although their senders mean something else, such as another daemon's
+/// "dump your state". SIGHUP reloads the configuration (`reload`).
+const IGNORED: [(SignalKind, &str); 3] = [
     (SignalKind::user_defined1(), "SIGUSR1"),
     (SignalKind::user_defined2(), "SIGUSR2"),
     (SignalKind::alarm(), "SIGALRM"),
@@ -34,7 +33,7 @@ impl Shutdown {
             let mut ignored = signal(kind)?;
             tokio::spawn(async move {
                 while ignored.recv().await.is_some() {
-                    tracing::info!(signal = name, "signal ignored: the configuration is only read at start");
+                    tracing::info!(signal = name, "signal ignored");
                 }
             });
         }

@@ -8,15 +8,19 @@ mod lines;
 
 use crate::config::{Log, LogFormat, LogLevel};
 use lines::Lines;
+use std::sync::OnceLock;
 use std::time::Duration;
-use tracing_subscriber::Layer as _;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Layer as _, Registry, reload};
 
 /// Our own crates. Libraries log too much at `debug` (every HTTP/2 frame), so they follow the level only at
 /// `trace` and at `warn` and above.
 const OURS: [&str; 6] = ["runtime", "image", "network", "state", "spec", "sys"];
+
+/// The filter that [`init`] installed, for [`set_level`].
+static LEVEL: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
 /// The subscriber was already set up.
 #[derive(Debug, thiserror::Error)]
@@ -30,10 +34,18 @@ pub fn init(log: Log) -> Result<(), AlreadySet> {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
-    tracing_subscriber::registry()
-        .with(lines.with_filter(filter(log.level)))
-        .try_init()
-        .map_err(|_| AlreadySet)
+    let (filter, handle) = reload::Layer::new(filter(log.level));
+    tracing_subscriber::registry().with(lines.with_filter(filter)).try_init().map_err(|_| AlreadySet)?;
+    LEVEL.set(handle).map_err(|_| AlreadySet)
+}
+
+/// Changes the log level from now on.
+pub(crate) fn set_level(level: LogLevel) {
+    if let Some(handle) = LEVEL.get()
+        && let Err(error) = handle.reload(filter(level))
+    {
+        tracing::error!(%error, "cannot change the log level");
+    }
 }
 
 /// Waits until everything logged so far is written, at most for `limit`. Call it before the process ends.

@@ -2,6 +2,7 @@
 
 mod badimage;
 mod badinput;
+mod configuration;
 mod confinement;
 mod container;
 mod daemon;
@@ -89,6 +90,7 @@ pub(crate) fn all() -> Vec<Test> {
         overtaken::tests(),
         records::tests(),
         start::tests(),
+        configuration::tests(),
         degraded::tests(),
         splitdisk::tests(),
         pss::tests(),

@@ -84,7 +84,7 @@ async fn living_daemon_of_the_first_version_is_seen(cx: Context) -> Result<()> {
 }
 
 /// Runs a daemon that must exit by itself.
-async fn attempt(cx: &Context, args: &[&str]) -> Result<Output> {
+pub(super) async fn attempt(cx: &Context, args: &[&str]) -> Result<Output> {
     let run = tokio::process::Command::new(cx.fixture.bin.join("copepod"))
         .args(args)
         .stdin(Stdio::null())

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use model::{Dns, PodId, PortMapping, Protocol};
 use pool::{Lane, Size};
@@ -14,16 +15,13 @@ use tokio::time::{Instant, timeout};
 
 use crate::conf::{self, Network, PluginConf, Version};
 use crate::error::{Error, Failure, Verb};
-use crate::lease::{Lease, LeaseWithResult, Leases};
+use crate::lease::{IFNAME, Lease, LeaseWithResult, Leases};
 use crate::plugin::{self, Call};
 use crate::result::AddResult;
 use crate::{CniConfig, Readiness};
 
 /// Most operations that wait for a thread: one per pod.
 const WAITING: usize = 4096;
-
-/// The pod's interface; Kubernetes uses no other name.
-pub(crate) const IFNAME: &str = "eth0";
 
 /// The data about a pod that plugins get.
 #[derive(Debug, Clone)]
@@ -55,12 +53,21 @@ pub struct Cni(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     config: CniConfig,
+    /// Used instead of the same fields of `config`, because they can change. Locked only to copy a value.
+    plugins: RwLock<Plugins>,
     /// Locked only to copy the value, never during I/O.
     loaded: RwLock<Loaded>,
     slots: Semaphore,
     leases: Leases,
     /// Threads for reading leases and configurations and for starting plugins: each of these disks can hang.
     lane: Lane,
+}
+
+/// How plugins are run.
+#[derive(Debug, Clone)]
+struct Plugins {
+    bin_dirs: Vec<PathBuf>,
+    timeout: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -83,7 +90,22 @@ impl Cni {
         let slots = Semaphore::new(config.max_parallel.clamp(1, Semaphore::MAX_PERMITS));
         let leases = Leases::new(config.cache_dir.clone());
         let lane = Lane::new(Size { name: "cni", kept: 1, most: 64, each: 64, waiting: WAITING });
-        Self(Arc::new(Inner { config, loaded: RwLock::new(loaded), slots, leases, lane }))
+        let plugins = Plugins { bin_dirs: config.bin_dirs.clone(), timeout: config.timeout };
+        let (plugins, loaded) = (RwLock::new(plugins), RwLock::new(loaded));
+        Self(Arc::new(Inner { config, plugins, loaded, slots, leases, lane }))
+    }
+
+    /// Changes `bin_dirs` and `timeout` of [`CniConfig`] for operations that start from now on.
+    pub fn set_plugins(&self, bin_dirs: Vec<PathBuf>, timeout: Duration) {
+        *self.0.plugins.write().unwrap_or_else(PoisonError::into_inner) = Plugins { bin_dirs, timeout };
+    }
+
+    fn bin_dirs(&self) -> Vec<PathBuf> {
+        self.0.plugins.read().unwrap_or_else(PoisonError::into_inner).bin_dirs.clone()
+    }
+
+    fn timeout(&self) -> Duration {
+        self.0.plugins.read().unwrap_or_else(PoisonError::into_inner).timeout
     }
 
     /// The threads for this client's blocking work.
@@ -103,7 +125,7 @@ impl Cni {
         let dir = self.0.config.conf_dir.clone();
         let name = dir.display().to_string();
         let work = self.0.lane.run(move || conf::load(&dir));
-        let found = match timeout(self.0.config.timeout, work).await {
+        let found = match timeout(self.timeout(), work).await {
             Ok(Ok(found)) => found,
             Ok(Err(error)) => Err(format!("{name}: {error}")),
             Err(_) => Err(format!("{name} could not be read in time")),
@@ -183,7 +205,7 @@ impl Cni {
         let network = Network::clone(&network);
         let lease = Lease::new(pod.pod.clone(), pod.netns.clone(), args, capabilities(pod), network);
         let lease = Arc::new(lease);
-        let (stored, dirs) = (Arc::clone(&lease), self.0.config.bin_dirs.clone());
+        let (stored, dirs) = (Arc::clone(&lease), self.bin_dirs());
         self.blocking(move |leases| {
             // DEL could not run a missing plugin either, so fail before anything is allocated.
             for plugin in &stored.network.plugins {
@@ -311,12 +333,12 @@ impl Cni {
     }
 
     fn deadline(&self) -> Instant {
-        Instant::now() + self.0.config.timeout
+        Instant::now() + self.timeout()
     }
 
     /// Waits until another chain of plugins may run.
     async fn slot(&self, pod: &PodId, verb: Verb) -> Result<SemaphorePermit<'_>, Error> {
-        let wait = self.0.config.timeout;
+        let wait = self.timeout();
         match timeout(wait, self.0.slots.acquire()).await {
             Ok(Ok(permit)) => Ok(permit),
             // The semaphore is never closed, so the second case cannot occur.
@@ -363,7 +385,7 @@ impl Cni {
         let mut call = Call {
             verb,
             kind: plugin.kind().to_owned(),
-            bin_dirs: self.0.config.bin_dirs.clone(),
+            bin_dirs: self.bin_dirs(),
             container: String::new(),
             ifname: String::new(),
             args: String::new(),

@@ -1,6 +1,6 @@
 //! The command line: `copepod` runs the daemon, `copepod config …` prints or checks configurations.
 
-use crate::config::{self, Config, Overrides};
+use crate::config::{self, Arguments, Config, Overrides};
 use clap::{Args, Parser, Subcommand};
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ pub struct Cli {
 
 #[derive(Debug, Args)]
 struct Daemon {
-    /// Configuration file [default: /etc/copepod/config.toml, which may be absent]
+    /// Configuration file; conf.d/*.toml beside it are read too [default: /etc/copepod/config.toml, which may be absent]
     #[arg(long, value_name = "PATH", global = true)]
     config: Option<PathBuf>,
     /// CRI socket, instead of `socket` in the configuration
@@ -74,15 +74,15 @@ impl Cli {
     /// Runs the command.
     pub fn run(self) -> Result<(), Error> {
         let Self { daemon: Daemon { config, socket, root, state }, command } = self;
-        let overrides = Overrides { root, state, socket };
+        let arguments = Arguments { path: config, overrides: Overrides { root, state, socket } };
         match command {
-            None => Ok(crate::run(Config::load(config.as_deref(), &overrides)?)?),
+            None => Ok(crate::run(arguments.load()?, arguments)?),
             Some(Command::Config(ConfigCommand::Default)) => print(&Config::default_text()),
             Some(Command::Config(ConfigCommand::Check { path })) => {
-                let path = path.or(config);
-                Config::load(path.as_deref(), &overrides)?;
-                let name = path.unwrap_or_else(|| config::DEFAULT_PATH.into());
-                print(&format!("{}: no faults\n", name.display()))
+                let arguments = Arguments { path: path.or(arguments.path), ..arguments };
+                arguments.load()?;
+                let name = arguments.path.unwrap_or_else(|| config::DEFAULT_PATH.into());
+                print(&format!("{} and its drop-in files: no faults\n", name.display()))
             }
         }
     }
@@ -117,7 +117,7 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(
-            told.contains("2 fault(s)") && told.contains("root") && told.contains("line 2: state"),
+            told.contains("2 faults") && told.contains("root") && told.contains("line 2: state"),
             "{told}"
         );
     }

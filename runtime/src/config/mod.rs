@@ -1,41 +1,58 @@
-//! The operator's configuration: `/etc/copepod/config.toml`.
+//! The operator's configuration: `/etc/copepod/config.toml` and the drop-in files of `/etc/copepod/conf.d`.
 //!
 //! ```text
-//! text ── raw::read ──► Raw (every key, as written) ── check ──► Config (values that cannot be wrong)
-//!              └─ unknown keys, wrong types ─┬─ wrong values ─┘
-//!                                            ▼
-//!                                   all faults, in one answer
+//! keys (defaults) ─┐
+//! files ───────────┼─ read: each text through serde ──► merged ──► Config ── complete (checks across keys)
+//! command line ────┘        └─ unknown keys, wrong types, wrong values ─┬────────────┘
+//!                                                                       ▼
+//!                                                        all faults at once, with file and line
 //! ```
 //!
-//! Reading has no side effects: no folder is made, no binary looked for. `raw` is the one list of keys;
-//! the text of `copepod config default` is made from it, so a key cannot be without documentation.
+//! Reading has no side effects: it creates no folder and looks for no binary. `keys` is the only list of keys; the
+//! defaults, the output of `copepod config default` and docs/configuration.md are generated from it.
 
-mod check;
-mod nearest;
-mod raw;
+mod binaries;
+mod error;
+mod files;
+mod keys;
+mod read;
+mod reload;
 #[cfg(test)]
 mod tests;
+mod values;
 
-use std::fmt;
-use std::os::unix::fs::PermissionsExt as _;
+pub use binaries::MissingBinary;
+pub use error::{Error, Fault};
+pub use reload::Arguments;
+pub(crate) use reload::Reloaded;
+
+use files::{Origin, Source};
+use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use values::Word;
 
-/// Where the configuration is read from when nobody says otherwise.
+/// The main file without `--config`.
 pub const DEFAULT_PATH: &str = "/etc/copepod/config.toml";
-/// Largest configuration file, bytes: a wrong path (a disk, a log) must not fill memory.
-const MAX_SIZE: u64 = 1024 * 1024;
+/// `sun_path` of a unix socket holds 108 bytes with its terminating NUL (unix(7)).
+const MAX_SOCKET: usize = 107;
 
 /// A checked configuration. All paths are absolute.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Config {
     /// Durable state and images.
+    #[serde(deserialize_with = "values::path")]
     pub root: PathBuf,
     /// Volatile state: lock, shim sockets, exit records.
+    #[serde(deserialize_with = "values::path")]
     pub state: PathBuf,
     /// The CRI socket.
+    #[serde(deserialize_with = "values::path_or_empty")]
     pub socket: PathBuf,
     /// Where volumes are looked up.
+    #[serde(deserialize_with = "values::word")]
     pub mount_namespace: MountNamespace,
     /// What is logged and how.
     pub log: Log,
@@ -45,6 +62,12 @@ pub struct Config {
     pub network: Network,
     /// Images and registries.
     pub image: Image,
+    /// Runtime handlers by name. No entry is accepted yet.
+    #[serde(default)]
+    pub handlers: BTreeMap<String, Handler>,
+    /// Registries by host. No entry is accepted yet.
+    #[serde(default)]
+    pub registry: BTreeMap<String, Registry>,
 }
 
 /// Mount namespace in which host paths of volumes are resolved.
@@ -54,6 +77,10 @@ pub enum MountNamespace {
     Own,
     /// That of process 1: for a daemon that a service manager started in a namespace of its own.
     Pid1,
+}
+
+impl Word for MountNamespace {
+    const WORDS: &'static [(&'static str, Self)] = &[("self", Self::Own), ("pid1", Self::Pid1)];
 }
 
 impl MountNamespace {
@@ -67,11 +94,14 @@ impl MountNamespace {
 }
 
 /// What is logged and how.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Log {
     /// Least severe level that is written.
+    #[serde(deserialize_with = "values::word")]
     pub level: LogLevel,
     /// Shape of a line.
+    #[serde(deserialize_with = "values::word")]
     pub format: LogFormat,
 }
 
@@ -90,6 +120,16 @@ pub enum LogLevel {
     Trace,
 }
 
+impl Word for LogLevel {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("error", Self::Error),
+        ("warn", Self::Warn),
+        ("info", Self::Info),
+        ("debug", Self::Debug),
+        ("trace", Self::Trace),
+    ];
+}
+
 /// Shape of a log line on standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
@@ -99,86 +139,76 @@ pub enum LogFormat {
     Json,
 }
 
+impl Word for LogFormat {
+    const WORDS: &'static [(&'static str, Self)] = &[("text", Self::Text), ("json", Self::Json)];
+}
+
 /// The programs the daemon starts; `None` is found by [`Binaries::shim`] and [`Binaries::pause`].
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Binaries {
     /// `copepod-shim`.
+    #[serde(deserialize_with = "values::optional_path")]
     pub shim: Option<PathBuf>,
     /// `pause`.
+    #[serde(deserialize_with = "values::optional_path")]
     pub pause: Option<PathBuf>,
 }
 
 /// CNI.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Network {
     /// Folder watched for configurations; the first by name is used.
+    #[serde(deserialize_with = "values::path")]
     pub conf_dir: PathBuf,
     /// Folders searched for plugins, in order.
+    #[serde(deserialize_with = "values::paths")]
     pub bin_dirs: Vec<PathBuf>,
     /// A plugin that runs longer is killed.
+    #[serde(rename = "timeout_seconds", deserialize_with = "values::seconds::<_, 1, 3600>")]
     pub timeout: Duration,
     /// Pods whose plugins may run at once.
+    #[serde(deserialize_with = "values::number::<_, 1, 1024>")]
     pub max_parallel: usize,
 }
 
 /// Images and registries.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Image {
     /// Folder of `<host>/hosts.toml` files.
+    #[serde(deserialize_with = "values::path")]
     pub certs_dir: PathBuf,
     /// Layers of one pull that are downloaded at once.
+    // Each keeps one of the 64 threads that unpack layers while it waits for its registry.
+    #[serde(deserialize_with = "values::number::<_, 1, 16>")]
     pub max_parallel_downloads: usize,
 }
 
-/// One thing that is wrong with a configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
-    /// Line in the file, from 1; `None` for a value from the command line or a default.
-    pub line: Option<usize>,
-    /// Full name of the key, for example `log.level`; empty when the text is no TOML.
-    pub key: String,
-    /// What is wrong, with the value and what would be right.
-    pub problem: String,
-}
+/// A runtime handler beside the built-in one. There are none yet: an entry is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handler {}
 
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(line) = self.line {
-            write!(f, "line {line}: ")?;
-        }
-        if !self.key.is_empty() {
-            write!(f, "{}: ", self.key)?;
-        }
-        f.write_str(&self.problem)
+impl<'de> Deserialize<'de> for Handler {
+    fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        let problem = "runtime handlers are not supported yet: all pods run under the built-in one";
+        Err(serde::de::Error::custom(problem))
     }
 }
 
-/// Why there is no configuration.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The file cannot be read.
-    #[error("cannot read {}", .path.display())]
-    Read {
-        /// Which file.
-        path: PathBuf,
-        /// The kernel's word.
-        source: std::io::Error,
-    },
-    /// It is read and wrong.
-    #[error("{source_name}: {} fault(s)\n{}", .faults.len(), list(.faults))]
-    Faulty {
-        /// File name, or `command line`.
-        source_name: String,
-        /// All that is wrong.
-        faults: Vec<Fault>,
-    },
+/// Settings of a registry. There are none yet: an entry is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Registry {}
+
+impl<'de> Deserialize<'de> for Registry {
+    fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        let problem = "registries are not configured here yet: write <host>/hosts.toml in image.certs_dir";
+        Err(serde::de::Error::custom(problem))
+    }
 }
 
-fn list(faults: &[Fault]) -> String {
-    faults.iter().map(|fault| format!("  {fault}")).collect::<Vec<_>>().join("\n")
-}
-
-/// Values of the command line; they win over the file.
+/// Values of the command line; they win over the files.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Overrides {
     /// `--root`.
@@ -189,30 +219,57 @@ pub struct Overrides {
     pub socket: Option<String>,
 }
 
+impl Overrides {
+    /// Each key that is given, with its value.
+    fn given(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let Self { root, state, socket } = self;
+        let all = [("root", root), ("state", state), ("socket", socket)];
+        all.into_iter().filter_map(|(key, value)| Some((key, value.as_deref()?)))
+    }
+}
+
 impl Config {
-    /// Parses and checks `text`, then lets `overrides` win. Answers with every fault there is.
+    /// Parses and checks `text`; `overrides` win over it.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
     pub fn parse(text: &str, overrides: &Overrides) -> Result<Self, Vec<Fault>> {
-        let mut reading = raw::read(text)?;
-        reading.override_with(overrides);
-        check::check(reading)
+        read::read(vec![Source { origin: Origin::Text, text: text.to_owned() }], overrides)
     }
 
-    /// Reads the file at `path`; with `None` the default path, where a missing file means defaults.
-    /// Blocking.
+    /// Reads the file at `path` and its drop-in files. With `None`, the path is [`DEFAULT_PATH`] and the file may be
+    /// missing. Blocking.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or everything that is wrong with all of them.
     pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Self, Error> {
-        let file = path.unwrap_or(Path::new(DEFAULT_PATH));
-        let text = match read_capped(file) {
-            Ok(text) => text,
-            Err(error) if path.is_none() && error.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(source) => return Err(Error::Read { path: file.to_owned(), source }),
-        };
-        Self::parse(&text, overrides)
-            .map_err(|faults| Error::Faulty { source_name: file.display().to_string(), faults })
+        let sources = files::read(path.unwrap_or(Path::new(DEFAULT_PATH)), path.is_some())?;
+        read::read(sources, overrides).map_err(Error::Invalid)
     }
 
-    /// The commented file of defaults; parsing it gives [`Config::default`].
+    /// A commented file with every key and its default; parsing it gives [`Config::default`].
     pub fn default_text() -> String {
-        raw::default_text()
+        keys::default_text()
+    }
+
+    /// Derives values that depend on other keys. Returns what is wrong between keys, with these keys: the first one that
+    /// is set is to blame.
+    fn complete(&mut self) -> Vec<([&'static str; 2], String)> {
+        let mut problems = Vec::new();
+        if self.root.starts_with(&self.state) || self.state.starts_with(&self.root) {
+            let (root, state) = (self.root.display(), self.state.display());
+            let problem = format!("root ({root}) and state ({state}) must not contain each other");
+            problems.push((["state", "root"], problem));
+        }
+        if self.socket.as_os_str().is_empty() {
+            self.socket = self.state.join("copepod.sock");
+        }
+        if self.socket.as_os_str().len() > MAX_SOCKET {
+            let problem =
+                format!("{:?} is longer than the {MAX_SOCKET} bytes of a unix socket's address", self.socket);
+            problems.push((["socket", "state"], problem));
+        }
+        problems
     }
 }
 
@@ -220,56 +277,5 @@ impl Default for Config {
     #[expect(clippy::expect_used, reason = "defaults are constants; a test parses them")]
     fn default() -> Self {
         Self::parse("", &Overrides::default()).expect("defaults are valid")
-    }
-}
-
-fn read_capped(path: &Path) -> std::io::Result<String> {
-    use std::io::{Error, ErrorKind, Read as _};
-    let mut text = String::new();
-    let file = sys::beneath::regular(path)?;
-    let read = file.take(MAX_SIZE + 1).read_to_string(&mut text)?;
-    if u64::try_from(read).unwrap_or(u64::MAX) > MAX_SIZE {
-        return Err(Error::new(ErrorKind::FileTooLarge, format!("larger than {MAX_SIZE} bytes")));
-    }
-    Ok(text)
-}
-
-/// Why one of the daemon's companions is not there.
-#[derive(Debug, thiserror::Error)]
-#[error("no executable {name} at {}", .looked.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "))]
-pub struct MissingBinary {
-    name: &'static str,
-    looked: Vec<PathBuf>,
-}
-
-impl Binaries {
-    /// Folder searched after the daemon's own.
-    const LIBEXEC: &str = "/usr/libexec/copepod";
-
-    /// Path of the shim: as configured, else beside `own` (the daemon's binary), else in libexec. Blocking.
-    pub fn shim(&self, own: &Path) -> Result<PathBuf, MissingBinary> {
-        Self::find("copepod-shim", self.shim.as_deref(), own)
-    }
-
-    /// Path of pause, found the same way. Blocking.
-    pub fn pause(&self, own: &Path) -> Result<PathBuf, MissingBinary> {
-        Self::find("pause", self.pause.as_deref(), own)
-    }
-
-    fn find(name: &'static str, configured: Option<&Path>, own: &Path) -> Result<PathBuf, MissingBinary> {
-        let looked: Vec<PathBuf> = match configured {
-            Some(path) => vec![path.to_owned()],
-            None => {
-                own.parent().into_iter().chain([Path::new(Self::LIBEXEC)]).map(|dir| dir.join(name)).collect()
-            }
-        };
-        let executable = |path: &&PathBuf| {
-            std::fs::metadata(path)
-                .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
-        };
-        match looked.iter().find(executable) {
-            Some(found) => Ok(found.clone()),
-            None => Err(MissingBinary { name, looked }),
-        }
     }
 }

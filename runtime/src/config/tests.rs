@@ -1,4 +1,5 @@
 use super::*;
+use std::os::unix::fs::PermissionsExt as _;
 
 fn parse(text: &str) -> Result<Config, Vec<Fault>> {
     Config::parse(text, &Overrides::default())
@@ -8,9 +9,32 @@ fn faults(text: &str) -> Vec<String> {
     parse(text).expect_err("must be refused").iter().map(ToString::to_string).collect()
 }
 
+/// A value other than the default for each line of the default text that sets a key.
+fn changes() -> Vec<(String, String)> {
+    let text = Config::default_text();
+    let (mut table, mut changes) = (String::new(), Vec::new());
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            table = format!("{name}.");
+        } else if let Some((key, value)) = line.split_once(" = ").filter(|_| !line.starts_with('#')) {
+            let other = match value.chars().next().unwrap() {
+                '"' if key == "mount_namespace" => "\"self\"",
+                '"' if key == "level" => "\"trace\"",
+                '"' if key == "format" => "\"json\"",
+                '"' => "\"/somewhere/else\"",
+                '[' => "[\"/somewhere/else\"]",
+                _ => "7",
+            };
+            changes.push((format!("{table}{key}"), text.replacen(line, &format!("{key} = {other}"), 1)));
+        }
+    }
+    changes
+}
+
 #[test]
 fn default_text_is_the_defaults_and_documents_every_key() {
     let text = Config::default_text();
+    assert!(!toml::from_str::<toml::Table>(&text).unwrap().is_empty());
     assert_eq!(parse(&text).unwrap(), Config::default());
     let mut documented = false;
     for line in text.lines() {
@@ -18,20 +42,47 @@ fn default_text_is_the_defaults_and_documents_every_key() {
             assert!(documented, "no comment above {line:?}");
         }
         documented = line.starts_with('#');
+        assert!(line.len() <= 100, "{line}");
     }
-    // Each default is really in the text: with another value there, the configuration differs.
-    for line in text.lines().filter(|line| line.contains(" = ") && !line.starts_with('#')) {
-        let (key, value) = line.split_once(" = ").unwrap();
-        let other = match value.chars().next().unwrap() {
-            '"' if key == "mount_namespace" => "\"self\"",
-            '"' if key == "level" => "\"trace\"",
-            '"' if key == "format" => "\"json\"",
-            '"' => "\"/somewhere/else\"",
-            '[' => "[\"/somewhere/else\"]",
-            _ => "7",
+}
+
+#[test]
+fn every_key_has_an_effect_and_is_told_when_it_changes() {
+    let changes = changes();
+    assert_eq!(
+        changes.iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>(),
+        keys::KEYS.map(|key| key.name)
+    );
+    for (key, text) in changes {
+        let (old, new) = (Config::default(), parse(&text).unwrap());
+        let told = old.reload(&new);
+        let listed = keys::KEYS.iter().find(|listed| listed.name == key).unwrap();
+        // The socket follows the state folder.
+        let mut expected = vec![listed.name];
+        expected.extend((key == "state").then_some("socket"));
+        let (taken, left) = if listed.reloads {
+            (told.changed, told.need_restart)
+        } else {
+            (told.need_restart, told.changed)
         };
-        let changed = text.replacen(line, &format!("{key} = {other}"), 1);
-        assert_ne!(parse(&changed).unwrap(), Config::default(), "{key} has no effect");
+        assert_eq!((taken, left), (expected, vec![]), "{key}");
+        assert_eq!(told.config == new, listed.reloads, "{key}");
+    }
+}
+
+/// `UPDATE_DOCS=1 cargo test -p runtime config` writes the table.
+#[test]
+fn the_document_has_every_key() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let (begin, end) = ("<!-- keys: begin -->\n", "<!-- keys: end -->");
+    let (before, rest) = text.split_once(begin).expect("the table's begin is marked");
+    let (_, after) = rest.split_once(end).expect("the table's end is marked");
+    let right = format!("{before}{begin}{}{end}{after}", keys::reference());
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(path, &right).unwrap();
+    } else {
+        assert!(text == right, "docs/configuration.md is out of date: run this test with UPDATE_DOCS=1");
     }
 }
 
@@ -54,7 +105,8 @@ fn values_arrive() {
 #[test]
 fn all_faults_are_told_at_once_with_their_lines() {
     let told = faults(
-        "root = \"relative\"\nsokcet = \"/x\"\n\n[log]\nlevle = \"info\"\nformat = \"xml\"\n[network]\nmax_parallel = 0\nbin_dirs = \"/x\"\n",
+        "root = \"relative\"\nsokcet = \"/x\"\n\n[log]\nlevle = \"info\"\nformat = \"xml\"\n[network]\nmax_parallel = 0\nbin_dirs = \"/x\"\nconf_dir = \"/ok\"\n\
+         timeout_seconds = 1.5\n[image]\nmax_parallel_downloads = \"4\"\n[handlers.runc]\n[registry.\"docker.io\"]\nmirror = \"x\"\n",
     );
     assert_eq!(
         told,
@@ -64,7 +116,11 @@ fn all_faults_are_told_at_once_with_their_lines() {
             "line 5: log.levle: unknown key; the nearest name is log.level",
             "line 6: log.format: \"xml\" must be one of text, json",
             "line 8: network.max_parallel: 0 must be from 1 to 1024",
-            "line 9: network.bin_dirs: must be a list of strings, is of type string",
+            "line 9: network.bin_dirs: invalid type: string \"/x\", expected a list of strings",
+            "line 11: network.timeout_seconds: invalid type: floating point `1.5`, expected a whole number",
+            "line 13: image.max_parallel_downloads: invalid type: string \"4\", expected a whole number",
+            "line 14: handlers.runc: runtime handlers are not supported yet: all pods run under the built-in one",
+            "line 15: registry.\"docker.io\": registries are not configured here yet: write <host>/hosts.toml in image.certs_dir",
         ]
     );
 }
@@ -73,26 +129,61 @@ fn all_faults_are_told_at_once_with_their_lines() {
 fn refuses_what_cannot_be_honoured() {
     for (text, expected) in [
         ("level = \"info\"", "unknown key; the nearest name is log.level"),
-        ("[netwrok]\nconf_dir = \"/x\"", "unknown key; the nearest name is network"),
-        ("log = 3", "must be a table"),
-        ("root = 3", "must be a string"),
+        ("[netwrok]\nconf_dir = \"/x\"", "line 1: netwrok: unknown key; the nearest name is network"),
+        ("[handler.runc]", "line 1: handler: unknown key; the nearest name is handlers"),
+        ("log = 3", "line 1: log: invalid type: integer, expected a table"),
+        ("log = [\"info\", \"text\"]", "line 1: log: invalid type: array, expected a table"),
+        ("[[log]]\nlevel = \"info\"", "line 1: log: invalid type: array, expected a table"),
+        ("[log.level]\nx = 1", "line 1: log.level: invalid type: map, expected a string"),
+        ("\"log.level\" = \"info\"", "line 1: \"log.level\": unknown key; the nearest name is log.level"),
+        ("[handlers]\n\"a.b\" = {}", "line 2: handlers.\"a.b\": runtime handlers are not supported yet"),
+        ("handlers = 3", "line 1: handlers: invalid type: integer, expected a table"),
+        ("handlers.runc.path = \"/x\"", "line 1: handlers.runc: runtime handlers are not supported yet"),
+        ("handlers = { runc = {} }", "line 1: handlers.runc: runtime handlers are not supported yet"),
+        ("root = 3", "line 1: root: invalid type: integer `3`, expected a string"),
+        ("[log]\nlevel = true", "line 2: log.level: invalid type: boolean `true`, expected a string"),
+        ("log.level = {}", "line 1: log.level: invalid type: map, expected a string"),
         ("something_else_entirely = 1", "`copepod config default` lists all"),
-        ("[image]\nmax_parallel_downloads = 99999999999999999999", "must be a whole number"),
+        (
+            "[image]\nmax_parallel_downloads = 99999999999999999999",
+            "99999999999999999999 must be from 1 to 16",
+        ),
         ("[image]\nmax_parallel_downloads = -1", "must be from 1 to 16"),
-        ("root = \"/run/copepod/inside\"", "must lie outside root"),
+        (
+            "root = \"/run/copepod/inside\"",
+            "line 1: root: root (/run/copepod/inside) and state (/run/copepod) must not contain each other",
+        ),
+        (
+            "\nstate = \"/var/lib/copepod/run\"",
+            "line 2: state: root (/var/lib/copepod) and state (/var/lib/copepod/run) must not contain each other",
+        ),
         ("root = \"/\"", "must not be the root"),
         ("root = \"/a/../b\"", "must not contain"),
         ("root = \"/a\\u0000b\"", "absolute path"),
         ("[network]\nbin_dirs = []", "at least one"),
-        ("[network]\nbin_dirs = [\"x\"]", "absolute"),
+        ("[network]\nbin_dirs = [\"x\"]", "line 2: network.bin_dirs: \"x\" must be an absolute path"),
+        (
+            "[network]\nbin_dirs = [\"/x\",\n 3]",
+            "network.bin_dirs: invalid type: integer `3`, expected a string",
+        ),
         ("not toml", "line 1: "),
         ("root = \"/a\"\nroot = \"/b\"", "line 2: "),
     ] {
         let told = faults(text).join("\n");
         assert!(told.contains(expected), "{text:?} said {told:?}");
+        assert!(told.lines().all(|line| line.starts_with("line ")), "{text:?} said {told:?}");
     }
     let long = format!("socket = \"/{}\"", "x".repeat(200));
     assert!(faults(&long)[0].contains("107 bytes"));
+}
+
+/// A wrong file, for example someone else's: the first faults of it are enough.
+#[test]
+fn a_file_of_faults_is_told_in_part() {
+    let unknown: String = (0..10_000).map(|n| format!("key{n} = {n}\n")).collect();
+    assert_eq!(faults(&unknown).len(), 64);
+    let invalid: String = (0..10_000).map(|n| format!("[handlers.h{n}]\n")).collect();
+    assert_eq!(faults(&invalid).len(), 64);
 }
 
 #[test]
@@ -106,18 +197,68 @@ fn command_line_wins_and_is_judged() {
     let overrides = Overrides { socket: Some("here".into()), ..Overrides::default() };
     let told = Config::parse("", &overrides).unwrap_err();
     assert_eq!(told[0].to_string(), "socket: \"here\" must be an absolute path");
+    let overrides = Overrides { root: Some("/a\"\nstate = \"/b".into()), ..Overrides::default() };
+    assert_eq!(Config::parse("", &overrides).unwrap().root, Path::new("/a\"\nstate = \"/b"));
 }
 
 #[test]
 fn a_missing_file_is_an_error_only_when_it_was_asked_for() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.toml");
-    let error = Config::load(Some(&path), &Overrides::default()).unwrap_err();
-    assert!(matches!(error, Error::Read { .. }), "{error}");
+    let load = || Config::load(Some(&path), &Overrides::default());
+    assert!(matches!(load().unwrap_err(), Error::Read { .. }));
     std::fs::write(&path, "[log]\nlevel = \"warn\"\n").unwrap();
-    assert_eq!(Config::load(Some(&path), &Overrides::default()).unwrap().log.level, LogLevel::Warn);
-    std::fs::write(&path, "#".repeat(usize::try_from(MAX_SIZE).unwrap() + 1)).unwrap();
-    assert!(matches!(Config::load(Some(&path), &Overrides::default()), Err(Error::Read { .. })));
+    assert_eq!(load().unwrap().log.level, LogLevel::Warn);
+    std::fs::write(&path, "#".repeat(usize::try_from(files::MAX_SIZE).unwrap() + 1)).unwrap();
+    assert!(matches!(load().unwrap_err(), Error::Read { .. }));
+}
+
+#[test]
+fn drop_in_files_win_key_by_key_in_the_order_of_their_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.toml");
+    let drop_ins = folder.path().join("conf.d");
+    std::fs::create_dir(&drop_ins).unwrap();
+    std::fs::write(&path, "[log]\nlevel = \"warn\"\nformat = \"json\"\n").unwrap();
+    for (name, text) in [
+        ("90-late.toml", "[log]\nlevel = \"debug\"\n"),
+        ("10-early.toml", "root = \"/early\"\n[log]\nlevel = \"error\"\n[network]\nmax_parallel = 7\n"),
+        ("99-hidden.toml~", "nonsense"),
+        (".99-hidden.toml", "nonsense"),
+    ] {
+        std::fs::write(drop_ins.join(name), text).unwrap();
+    }
+    let config = Config::load(Some(&path), &Overrides::default()).unwrap();
+    assert_eq!(config.log, Log { level: LogLevel::Debug, format: LogFormat::Json });
+    assert_eq!((config.root.as_path(), config.network.max_parallel), (Path::new("/early"), 7));
+    // Each fault names its file, also one of a value that a later file replaces.
+    std::fs::write(&path, "\n[log]\nlevel = 3\n").unwrap();
+    std::fs::write(drop_ins.join("20-bad.toml"), "\n\nlog.formt = \"text\"").unwrap();
+    std::fs::write(drop_ins.join("30-state.toml"), "\n\n\nstate = \"/early/run\"").unwrap();
+    let Error::Invalid(faults) = Config::load(Some(&path), &Overrides::default()).unwrap_err() else {
+        panic!("read and wrong")
+    };
+    let told: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    let here = folder.path().display();
+    assert_eq!(
+        told,
+        [
+            format!("{here}/config.toml, line 3: log.level: invalid type: integer `3`, expected a string"),
+            format!(
+                "{here}/conf.d/20-bad.toml, line 3: log.formt: unknown key; the nearest name is log.format"
+            ),
+            format!(
+                "{here}/conf.d/30-state.toml, line 4: state: root (/early) and state (/early/run) must not contain each other"
+            ),
+        ]
+    );
+    std::fs::create_dir(drop_ins.join("40-folder.toml")).unwrap();
+    let error = Config::load(Some(&path), &Overrides::default()).unwrap_err();
+    assert!(error.to_string().contains("40-folder.toml"), "{error}");
+    for n in 0..300 {
+        std::fs::write(drop_ins.join(format!("{n}.toml")), "").unwrap();
+    }
+    assert!(matches!(Config::load(Some(&path), &Overrides::default()).unwrap_err(), Error::TooMany { .. }));
 }
 
 #[test]
@@ -133,4 +274,21 @@ fn companions_are_found_beside_the_daemon() {
     assert_eq!(Binaries::default().shim(&own).unwrap(), beside);
     let elsewhere = Binaries { shim: Some("/nowhere/shim".into()), pause: None };
     assert!(elsewhere.shim(&own).is_err());
+}
+
+/// The deepest text that the parser accepts. A reload reads it on a lane, whose threads have a stack of 512 KiB.
+#[test]
+fn a_deep_text_is_refused_on_a_small_stack() {
+    let dotted = vec!["a"; 79].join(".");
+    for depth in [1, 10, 70] {
+        for table in ["x", "handlers", "handlers.runc", "log", "network.bin_dirs"] {
+            let value = format!("{{ {dotted} = ").repeat(depth) + "1" + &" }".repeat(depth);
+            let array = "[".repeat(depth) + &value + &"]".repeat(depth);
+            for value in [value, array] {
+                let text = format!("{table}.y = {value}\n");
+                let read = move || assert!(!faults(&text).is_empty());
+                std::thread::Builder::new().stack_size(512 << 10).spawn(read).unwrap().join().unwrap();
+            }
+        }
+    }
 }

@@ -67,7 +67,19 @@ pub(super) fn status(
 
 /// JSON values by key, for `crictl info`.
 fn info(readiness: &Readiness, config: &Config) -> HashMap<String, String> {
-    let Config { root, state, socket, mount_namespace, log, binaries, network, image } = config;
+    // `handlers` and `registry` are always empty.
+    let Config {
+        root,
+        state,
+        socket,
+        mount_namespace,
+        log,
+        binaries,
+        network,
+        image,
+        handlers: _,
+        registry: _,
+    } = config;
     let config = serde_json::json!({
         "rootDir": root,
         "stateDir": state,

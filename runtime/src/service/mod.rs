@@ -25,7 +25,9 @@ use ::image::ImageStore;
 use network::Cni;
 use status::Failure;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Instant;
+use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Response, Status};
 
@@ -45,9 +47,9 @@ pub(crate) struct Backend {
     /// State of the durable folder.
     pub(crate) root: Root,
     /// Stats of containers.
-    pub(crate) stats: std::sync::Arc<StatsCache>,
+    pub(crate) stats: Arc<StatsCache>,
     /// Configuration, for verbose status.
-    pub(crate) config: std::sync::Arc<Config>,
+    pub(crate) config: watch::Receiver<Arc<Config>>,
 }
 
 /// Runs one call within its caller's deadline and logs its result; errors of calls are logged here and

@@ -30,7 +30,7 @@ impl Runtime {
     /// An absolute path where no file ever exists, for containers that do not log: kubelet removes whatever
     /// matches `<log_path>*`.
     fn silent_log(&self, container: &ContainerView) -> String {
-        format!("{}/silent/{}", self.backend.config.state.display(), container.record.id)
+        format!("{}/silent/{}", self.backend.config.borrow().state.display(), container.record.id)
     }
 }
 
@@ -116,7 +116,7 @@ impl RuntimeService for Runtime {
         let cri::StatusRequest { verbose } = *request.get_ref();
         let Backend { cni, config, root, .. } = &self.backend;
         handle("Status", request.metadata(), NOTHING_CONTINUES, async {
-            Ok(health::status(&cni.readiness(), root.problem().as_ref(), config, verbose))
+            Ok(health::status(&cni.readiness(), root.problem().as_ref(), &config.borrow(), verbose))
         })
         .await
     }

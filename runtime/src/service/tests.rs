@@ -75,7 +75,7 @@ impl Fixture {
         let socket = Socket::bind(&config.socket, &lock).unwrap();
         let (stop, stopping) = watch::channel(false);
         let address = format!("unix://{}", config.socket.display());
-        let backend = Backend { node, images, cni, root, stats, config };
+        let backend = Backend { node, images, cni, root, stats, config: watch::channel(config).1 };
         let serving = tokio::spawn(serve(socket, backend, Shutdown::of(stopping)));
         let channel = Endpoint::from_shared(address).unwrap().connect().await.unwrap();
         Self {

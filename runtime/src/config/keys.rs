@@ -1,0 +1,213 @@
+//! The list of all keys with their documentation and defaults. A key that is only in this list, or only in the structs
+//! of [`super`], makes the defaults invalid, which every test notices.
+
+use std::fmt::Write as _;
+
+/// A key.
+#[derive(Debug)]
+pub(super) struct Key {
+    /// Full name.
+    pub(super) name: &'static str,
+    /// Kind of value.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for docs/configuration.md, which a test writes"))]
+    kind: &'static str,
+    /// Default in TOML's syntax.
+    default: &'static str,
+    /// A change takes effect on SIGHUP; otherwise at the next start.
+    pub(super) reloads: bool,
+    /// Meaning, units and limits, in Markdown.
+    doc: &'static str,
+}
+
+/// A table whose entries are named by the operator.
+#[derive(Debug)]
+pub(super) struct NamedTable {
+    /// Full name.
+    pub(super) name: &'static str,
+    /// Example of an entry's header.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for docs/configuration.md, which a test writes"))]
+    entry: &'static str,
+    /// Meaning, in Markdown.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for docs/configuration.md, which a test writes"))]
+    doc: &'static str,
+}
+
+const fn key(name: &'static str, kind: &'static str, default: &'static str, doc: &'static str) -> Key {
+    Key { name, kind, default, reloads: false, doc }
+}
+
+const fn live(key: Key) -> Key {
+    Key { reloads: true, ..key }
+}
+
+/// All keys. Those without a table come first, those of one table are together.
+pub(super) const KEYS: [Key; 14] = [
+    key(
+        "root",
+        "path",
+        "\"/var/lib/copepod\"",
+        "Durable state and images. Only one daemon can use the folder.",
+    ),
+    key(
+        "state",
+        "path",
+        "\"/run/copepod\"",
+        "Volatile state: lock, shim sockets, exit records. Must be gone after a reboot (a tmpfs), and lie outside `root`.",
+    ),
+    key(
+        "socket",
+        "path",
+        "\"\"",
+        "CRI socket, mode 0660, owned by the daemon's user and group. At most 107 bytes. Empty: `copepod.sock` in `state`.",
+    ),
+    key(
+        "mount_namespace",
+        "word",
+        "\"pid1\"",
+        "Mount namespace in which volumes are looked up, which must be kubelet's: `pid1` (the host's, also for a daemon \
+         whose service manager gave it one of its own; where that may not be opened, `self` with a warning) or `self`.",
+    ),
+    live(key("log.level", "word", "\"info\"", "`error`, `warn`, `info`, `debug` (every call) or `trace`.")),
+    key("log.format", "word", "\"text\"", "`text` or `json`, on standard error."),
+    key(
+        "binaries.shim",
+        "path",
+        "\"\"",
+        "Path of `copepod-shim`. Empty: beside the daemon's own binary, else in `/usr/libexec/copepod`.",
+    ),
+    key("binaries.pause", "path", "\"\"", "Path of `pause`. Empty: found the same way."),
+    key(
+        "network.conf_dir",
+        "path",
+        "\"/etc/cni/net.d\"",
+        "Watched for `.conflist`, `.conf` and `.json` files; the first by name is used. While there is none, NetworkReady \
+         is false and only host-network pods run.",
+    ),
+    live(key(
+        "network.bin_dirs",
+        "list of paths",
+        "[\"/opt/cni/bin\", \"/usr/lib/cni\"]",
+        "Searched for CNI plugins, in this order. At least one.",
+    )),
+    live(key(
+        "network.timeout_seconds",
+        "whole number",
+        // Half of the four minutes that kubelet gives RunPodSandbox.
+        "120",
+        "Seconds, 1 to 3600. A CNI plugin that runs longer is killed.",
+    )),
+    key("network.max_parallel", "whole number", "16", "1 to 1024. Pods whose CNI plugins may run at once."),
+    live(key(
+        "image.certs_dir",
+        "path",
+        "\"/etc/copepod/certs.d\"",
+        "Registry hosts, as containerd has them: `<host>/hosts.toml` (mirrors, CA files, plain HTTP). Read at every pull.",
+    )),
+    key(
+        "image.max_parallel_downloads",
+        "whole number",
+        "4",
+        "1 to 16. Layers of one pull that are downloaded at once. All pulls from one registry together download twice, \
+         all pulls of the node four times as many; a layer that brings less than 64 KiB in 30 s gives way when another \
+         one waits for a place, and its pull fails as unavailable.",
+    ),
+];
+
+/// All tables with entries named by the operator.
+pub(super) const NAMED: [NamedTable; 2] = [
+    NamedTable {
+        name: "handlers",
+        entry: "[handlers.runc]",
+        doc: "Runtime handlers beside the built-in one. Not supported yet: an entry is refused.",
+    },
+    NamedTable {
+        name: "registry",
+        entry: "[registry.\"registry.example:5000\"]",
+        doc: "Settings of one registry. Not supported yet: an entry is refused; `image.certs_dir` has them.",
+    },
+];
+
+/// Whether `name` is a table that holds keys.
+pub(super) fn is_table(name: &str) -> bool {
+    KEYS.iter().any(|key| key.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')))
+        || NAMED.iter().any(|named| named.name == name)
+}
+
+/// Whether `name` is a key, or an entry of a table with named entries.
+pub(super) fn is_key(name: &str) -> bool {
+    KEYS.iter().any(|key| key.name == name)
+        || NAMED.iter().any(|named| name.strip_prefix(named.name).is_some_and(|rest| rest.starts_with('.')))
+}
+
+/// Most edits (strsim's optimal string alignment) between a misspelt name and the name that is suggested.
+const MAX_DISTANCE: usize = 3;
+/// Longest name in bytes that is compared with the names of the list.
+const MAX_COMPARED: usize = 64;
+
+/// The report for a key that is not in the list, with the name that was probably meant.
+pub(super) fn unknown(given: &str) -> String {
+    let keys = || KEYS.iter().map(|key| key.name);
+    let tables =
+        keys().filter_map(|name| Some(name.split_once('.')?.0)).chain(NAMED.iter().map(|named| named.name));
+    let near = |name: &'static str| {
+        // A long name is not compared, because it can have a megabyte.
+        let distance = (given.len() <= MAX_COMPARED).then(|| strsim::osa_distance(given, name))?;
+        (distance <= MAX_DISTANCE.min(name.len() / 2)).then_some((distance, name))
+    };
+    // The right name in the wrong table.
+    let misplaced = || keys().find(|name| name.rsplit('.').next() == given.rsplit('.').next());
+    match keys().chain(tables).filter_map(near).min().map(|(_, name)| name).or_else(misplaced) {
+        Some(name) => format!("unknown key; the nearest name is {name}"),
+        None => "unknown key; `copepod config default` lists all".to_owned(),
+    }
+}
+
+/// A commented file with every key and its default.
+pub(super) fn default_text() -> String {
+    let mut text = String::from("# Configuration of copepod. Every key is shown with its default.\n");
+    let mut table = "";
+    for Key { name, default, reloads, doc, .. } in &KEYS {
+        let (of, short) = name.split_once('.').unwrap_or(("", name));
+        text.push('\n');
+        if of != table {
+            table = of;
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "[{table}]");
+        }
+        comment(&mut text, doc);
+        if *reloads {
+            comment(&mut text, "SIGHUP applies a change.");
+        }
+        let _ = writeln!(text, "{short} = {default}");
+    }
+    text
+}
+
+/// The list as a Markdown table, for docs/configuration.md.
+#[cfg(test)]
+pub(super) fn reference() -> String {
+    let mut text =
+        String::from("| key | value | default | change | meaning |\n| --- | --- | --- | --- | --- |\n");
+    for Key { name, kind, default, reloads, doc } in &KEYS {
+        let change = if *reloads { "SIGHUP" } else { "restart" };
+        let _ = writeln!(text, "| `{name}` | {kind} | `{default}` | {change} | {doc} |");
+    }
+    for NamedTable { entry, doc, .. } in &NAMED {
+        let _ = writeln!(text, "| `{entry}` | table | none | restart | {doc} |");
+    }
+    text
+}
+
+/// Appends `words` to `text` as a comment of at most 100 columns, with quotes in place of Markdown's backquotes.
+fn comment(text: &mut String, words: &str) {
+    let mut line = String::from("#");
+    for word in words.replace('`', "\"").split_whitespace() {
+        if line.len() + 1 + word.len() > 100 {
+            let _ = writeln!(text, "{line}");
+            line = String::from("#");
+        }
+        line.push(' ');
+        line.push_str(word);
+    }
+    let _ = writeln!(text, "{line}");
+}

@@ -1,0 +1,127 @@
+//! Functions with which serde deserializes and checks the value of a key. Errors contain the value and what is expected;
+//! `super::read` adds the key and the line.
+
+use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
+use std::fmt;
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+/// An absolute path without `..`.
+pub(super) fn path<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
+    absolute(&String::deserialize(from)?).map_err(D::Error::custom)
+}
+
+/// As [`path`]; an empty string is `None`.
+pub(super) fn optional_path<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {
+    let given = String::deserialize(from)?;
+    if given.is_empty() { Ok(None) } else { absolute(&given).map(Some).map_err(D::Error::custom) }
+}
+
+/// As [`path`]; an empty string is an empty path.
+pub(super) fn path_or_empty<'de, D: Deserializer<'de>>(from: D) -> Result<PathBuf, D::Error> {
+    optional_path(from).map(Option::unwrap_or_default)
+}
+
+/// A list of at least one path.
+pub(super) fn paths<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<PathBuf>, D::Error> {
+    let given = from.deserialize_seq(List)?;
+    if given.is_empty() {
+        return Err(D::Error::custom("must name at least one folder"));
+    }
+    given.iter().map(|path| absolute(path)).collect::<Result<_, _>>().map_err(D::Error::custom)
+}
+
+fn absolute(given: &str) -> Result<PathBuf, String> {
+    let path = Path::new(given);
+    if !path.is_absolute() || given.contains('\0') {
+        Err(format!("{given:?} must be an absolute path"))
+    } else if path.components().any(|part| part == Component::ParentDir) {
+        Err(format!("{given:?} must not contain \"..\""))
+    } else if path.parent().is_none() {
+        Err(format!("{given:?} must not be the root of the file system"))
+    } else {
+        Ok(path.components().collect())
+    }
+}
+
+/// A whole number from `LEAST` to `MOST`.
+pub(super) fn number<'de, D: Deserializer<'de>, const LEAST: u16, const MOST: u16>(
+    from: D,
+) -> Result<usize, D::Error> {
+    bounded(from.deserialize_i64(Whole)?, LEAST, MOST).map(usize::from).map_err(D::Error::custom)
+}
+
+/// From `LEAST` to `MOST` whole seconds.
+pub(super) fn seconds<'de, D: Deserializer<'de>, const LEAST: u16, const MOST: u16>(
+    from: D,
+) -> Result<Duration, D::Error> {
+    let seconds = bounded(from.deserialize_i64(Whole)?, LEAST, MOST).map_err(D::Error::custom)?;
+    Ok(Duration::from_secs(seconds.into()))
+}
+
+fn bounded(given: i128, least: u16, most: u16) -> Result<u16, String> {
+    match u16::try_from(given) {
+        Ok(number) if (least..=most).contains(&number) => Ok(number),
+        _ => Err(format!("{given} must be from {least} to {most}")),
+    }
+}
+
+/// A type whose values are written as words.
+pub(super) trait Word: Copy + 'static {
+    /// Every word with its value.
+    const WORDS: &'static [(&'static str, Self)];
+}
+
+/// One of [`Word::WORDS`].
+pub(super) fn word<'de, D: Deserializer<'de>, T: Word>(from: D) -> Result<T, D::Error> {
+    let given = String::deserialize(from)?;
+    match T::WORDS.iter().find(|(word, _)| *word == given) {
+        Some((_, value)) => Ok(*value),
+        None => {
+            let words: Vec<&str> = T::WORDS.iter().map(|(word, _)| *word).collect();
+            Err(D::Error::custom(format_args!("{given:?} must be one of {}", words.join(", "))))
+        }
+    }
+}
+
+// Visitors of our own, because serde's name Rust's types in their errors: "expected i64".
+
+struct Whole;
+
+impl Visitor<'_> for Whole {
+    type Value = i128;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a whole number")
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<i128, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<i128, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i128<E: Error>(self, value: i128) -> Result<i128, E> {
+        Ok(value)
+    }
+}
+
+struct List;
+
+impl<'de> Visitor<'de> for List {
+    type Value = Vec<String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of strings")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Vec<String>, A::Error> {
+        let mut list = Vec::new();
+        while let Some(item) = items.next_element()? {
+            list.push(item);
+        }
+        Ok(list)
+    }
+}

@@ -1,0 +1,99 @@
+//! Reload on SIGHUP: reads the configuration again and applies those changes that need no restart.
+//!
+//! A reload applies everything or nothing: after any error the daemon keeps the old configuration and logs the reasons.
+
+use crate::config::{Arguments, Config, Error, Reloaded};
+use crate::error::with_causes;
+use crate::{lanes, telemetry};
+use image::ImageStore;
+use network::Cni;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// Time limit for reading the files, which may be on a disk that hangs.
+const READ_LIMIT: Duration = Duration::from_secs(10);
+
+/// Receives SIGHUP, which without this would end the daemon.
+#[derive(Debug)]
+pub(crate) struct Hangups(Signal);
+
+impl Hangups {
+    /// Must be called inside the runtime. Signals that arrive before [`Reloader::run`] are not lost.
+    pub(crate) fn catch() -> std::io::Result<Self> {
+        signal(SignalKind::hangup()).map(Self)
+    }
+}
+
+/// What a reload reads and what it changes.
+#[derive(Debug)]
+pub(crate) struct Reloader {
+    /// Where to read the configuration.
+    pub(crate) arguments: Arguments,
+    /// The effective configuration.
+    pub(crate) config: watch::Sender<Arc<Config>>,
+    /// Runs plugins.
+    pub(crate) cni: Cni,
+    /// Pulls images.
+    pub(crate) images: ImageStore,
+}
+
+impl Reloader {
+    /// Reloads after each SIGHUP, once for several that arrive together. Runs until it is dropped.
+    pub(crate) async fn run(self, mut hangups: Hangups) {
+        while hangups.0.recv().await.is_some() {
+            match self.read().await {
+                Ok(new) => self.apply(&new),
+                Err(error) => {
+                    let problem = "configuration not reloaded, the old one stays in effect";
+                    tracing::error!(signal = "SIGHUP", error, "{problem}");
+                }
+            }
+        }
+    }
+
+    /// Logs each fault; the error summarises them.
+    async fn read(&self) -> Result<Config, String> {
+        let arguments = self.arguments.clone();
+        let read = lanes::foreign().run_for("configuration", move || arguments.load());
+        match timeout(READ_LIMIT, read).await {
+            Ok(Ok(Ok(config))) => Ok(config),
+            Ok(Ok(Err(Error::Invalid(faults)))) => {
+                for fault in &faults {
+                    tracing::error!(%fault, "fault in the configuration");
+                }
+                Err(format!("{} faults", faults.len()))
+            }
+            Ok(Ok(Err(error))) => Err(with_causes(&error)),
+            Ok(Err(error)) => Err(with_causes(&error)),
+            Err(_) => Err(format!("reading the files took longer than {} s", READ_LIMIT.as_secs())),
+        }
+    }
+
+    fn apply(&self, new: &Config) {
+        let old = Arc::clone(&self.config.borrow());
+        let Reloaded { config, changed, need_restart } = old.reload(new);
+        let (level, config) = (config.log.level, Arc::new(config));
+        self.cni.set_plugins(config.network.bin_dirs.clone(), config.network.timeout);
+        self.images.set_certs_dir(config.image.certs_dir.clone());
+        self.config.send_replace(config);
+        // Logged at the more verbose of the two levels.
+        if level > old.log.level {
+            telemetry::set_level(level);
+        }
+        if changed.is_empty() {
+            tracing::info!(signal = "SIGHUP", "configuration reloaded, nothing to apply");
+        } else {
+            tracing::info!(signal = "SIGHUP", changed = changed.join(", "), "configuration reloaded");
+        }
+        if !need_restart.is_empty() {
+            tracing::warn!(
+                keys = need_restart.join(", "),
+                "changes of these keys need a restart of the daemon"
+            );
+        }
+        telemetry::set_level(level);
+    }
+}
