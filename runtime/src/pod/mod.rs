@@ -1,10 +1,12 @@
 //! Pods: each has one driver task that owns its state, and jobs that do the work.
 //!
 //! ```text
-//! Node ──Command──► driver ──jobs──► launch, containers, teardown ──► shim, CNI, cgroups, files
-//!                     │  ▲─────outcomes, shim events─────┘
-//!                     └──► publish (List, Status)
+//! Node ──Command──► driver ──Supervisor──► jobs ──► launch, containers, teardown ──► shim, CNI, cgroups, files
+//!                   │ │ ▲──────outcomes, shim events──────┘
+//!                   │ └──► publish (List, Status)
+//!                   └──► life: what is legal, and what is next
 //! ```
+//! `supervisor` is the line between what decides and what works: `jobs` is the node's, `fakes` one in memory for tests.
 
 mod admission;
 mod backoff;

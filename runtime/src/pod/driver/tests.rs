@@ -6,7 +6,7 @@ use crate::pod::fakes::{self, Fake, Order, Running};
 use crate::pod::life::{Ended as PodEnded, LaunchFailed, Outcome, StartError};
 use crate::pod::registry::Reservation;
 use model::reconcile::{Held, Shim};
-use model::{ContainerConfig, ContainerMeta, ContainerPhase, PodId, PodMeta, PodPhase};
+use model::{ContainerConfig, ContainerMeta, ContainerPhase, Exit, PodId, PodMeta, PodPhase};
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use wire::ExitFacts;
@@ -190,7 +190,8 @@ async fn starts_of_one_container_share_one_job() {
     tokio::time::sleep(Duration::from_millis(1)).await;
     running.end(Outcome::Started(id, Err(StartError::Other(broken()))));
     for call in calls {
-        assert_eq!(reply(call).await, Err(broken()));
+        let error = reply(call).await.expect_err("the job failed");
+        assert!(error.kind == ErrorKind::Internal && error.message.ends_with("broken"), "{error}");
     }
     assert!(rig.orders.try_recv().is_err(), "one job");
 }
@@ -205,9 +206,17 @@ async fn events_are_processed_before_later_outcomes() {
         let asked = id.clone();
         let stopped = rig.call(|reply| Command::Stop { id: asked, grace: Duration::from_secs(30), reply });
         let stop = rig.job().await;
+        // The stop saw that no process is left, and knows no more than that it killed.
+        let guess = Exit {
+            code: 137,
+            finished_at: 4,
+            oom_killed: false,
+            reason: "Error".to_owned(),
+            message: String::new(),
+        };
+        stop.end(Outcome::StopEnded(id.clone(), Ok(Some(guess))));
+        // In this order the job's task runs before the driver's, which then has both in front of it.
         events.try_send(exited(&id, 9)).expect("room");
-        // The stop saw it too, and found no exit of its own.
-        stop.end(Outcome::StopEnded(id.clone(), Ok(None)));
         let record = rig.job().await;
         assert!(matches!(record.job, Job::RecordExit(_)), "{:?}", record.job);
         record.end(Outcome::ExitRecorded(id.clone(), true));
@@ -274,7 +283,7 @@ async fn a_lost_connection_is_dialled_again_and_the_silence_is_listed() {
         |rig: &Rig| rig.registry.published().pod(pod_id().as_str()).expect("listed").silent_since != 0;
     drop(events);
     let said = rig.dial().await;
-    assert!(silent(&rig));
+    assert!(!silent(&rig), "a connection may end without reason: the shim is asked first");
     let before = Instant::now();
     drop(said.send((Heard::of(Shim::Silent), None)));
     let said = rig.dial().await;
