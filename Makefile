@@ -61,6 +61,7 @@ unit: ## Unit and property tests of all crates, and the shim's and network's own
 
 model: ## The state machines' property tests, 100,000 sequences each (make test runs 2,000)
 	COPEPOD_MODEL_CASES=100000 cargo test --locked -p runtime --lib pod::life::tests::sequences
+	COPEPOD_MODEL_CASES=100000 cargo test --locked -p shim --bin copepod-shim model_
 
 integration: build harness ## Black-box tests through CRI, each ending with the census (root); FILTER=substring
 	$(BIN)/integration test --bin-dir $(BIN) $(if $(FILTER),--filter $(FILTER))

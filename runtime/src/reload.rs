@@ -4,7 +4,7 @@
 
 use crate::config::{Arguments, Config, Error, Reloaded};
 use crate::error::with_causes;
-use crate::{lanes, telemetry};
+use crate::{lanes, memory, telemetry};
 use image::ImageStore;
 use network::Cni;
 use std::sync::Arc;
@@ -51,6 +51,7 @@ impl Reloader {
                     tracing::error!(signal = "SIGHUP", error, "{problem}");
                 }
             }
+            memory::freed();
         }
     }
 

@@ -1,4 +1,4 @@
-//! The daemon's connection: frames in, frames out, nothing queued without bound.
+//! The connection to the daemon: reads and writes frames; its queues are bounded.
 
 use std::collections::VecDeque;
 use std::io;
@@ -8,31 +8,31 @@ use wire::codec::{self, Decoder, Frame};
 use wire::session::{Session, Side, descriptors};
 use wire::{MAX_FDS, Message, Request};
 
-/// What may wait for a daemon that does not read: a snapshot of a full table fits. Beyond it the connection
-/// is dropped; the next one starts with a snapshot, so nothing is lost.
+/// Most bytes that are queued for a daemon that does not read: a snapshot of a full table fits. With more,
+/// the connection is closed; the next one starts with a snapshot, so nothing is lost.
 const MAX_QUEUED: usize = 512 * 1024;
-/// Bytes read at once. Requests are short.
+/// Bytes of one read. Requests are short.
 const READ: usize = 4096;
 
-/// Why a connection is of no use any more.
+/// Why a connection must be closed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Lost {
     /// The daemon closed it.
     #[error("closed")]
     Closed,
-    /// It does not read.
+    /// The daemon does not read.
     #[error("{0} bytes are not read")]
     Stuck(usize),
-    /// The kernel.
+    /// A system call failed.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// Not our protocol.
+    /// Invalid data.
     #[error(transparent)]
     Codec(#[from] codec::CodecError),
-    /// Not in its order.
+    /// A message in the wrong order.
     #[error(transparent)]
     Order(#[from] wire::session::OutOfOrder),
-    /// Descriptors that the header counts did not come.
+    /// Fewer descriptors arrived than the header has.
     #[error("descriptors of frame {0} are missing")]
     Descriptors(u64),
 }
@@ -46,10 +46,10 @@ struct Outgoing {
 /// A connection.
 pub(crate) struct Conn {
     fd: OwnedFd,
-    /// Counts connections: a reply goes only to the one that asked.
+    /// Number of the connection: a reply is only sent on the connection of its request.
     pub(crate) generation: u32,
     decoder: Decoder,
-    /// Received and not yet claimed by a frame, in order.
+    /// Received descriptors that do not belong to a frame yet, in order.
     fds: VecDeque<OwnedFd>,
     out: VecDeque<Outgoing>,
     queued: usize,
@@ -73,12 +73,12 @@ impl Conn {
         self.fd.as_fd()
     }
 
-    /// Whether it waits for the socket to take more.
+    /// Whether data waits until the socket is writable.
     pub(crate) fn wants_to_write(&self) -> bool {
         !self.out.is_empty()
     }
 
-    /// Sends, or queues what the socket does not take.
+    /// Sends a message; queues what the socket does not accept.
     pub(crate) fn send(&mut self, id: u64, message: &Message, fds: Vec<OwnedFd>) -> Result<(), Lost> {
         self.session.note(Side::Shim, message)?;
         let mut bytes = Vec::new();
@@ -89,7 +89,7 @@ impl Conn {
         if self.queued > MAX_QUEUED { Err(Lost::Stuck(self.queued)) } else { Ok(()) }
     }
 
-    /// Writes what waits, as far as the socket takes it.
+    /// Writes queued data as far as the socket accepts it.
     pub(crate) fn flush(&mut self) -> Result<(), Lost> {
         while let Some(first) = self.out.front_mut() {
             let fds: Vec<_> = first.fds.iter().map(|fd| fd.as_fd()).collect();
@@ -97,7 +97,7 @@ impl Conn {
             match sys::scm::send_with_fds(self.fd.as_fd(), rest, &fds) {
                 Ok(sent) => {
                     first.sent += sent;
-                    // They went with the first byte.
+                    // The descriptors were sent with the first byte.
                     first.fds = Vec::new();
                     self.queued = self.queued.saturating_sub(sent);
                     if first.sent == first.bytes.len() {
@@ -113,7 +113,7 @@ impl Conn {
         Ok(())
     }
 
-    /// Reads once. False when there was nothing.
+    /// Reads once. Returns false if nothing was available.
     pub(crate) fn fill(&mut self) -> Result<bool, Lost> {
         let mut buffer = [0; READ];
         let fds = &mut self.fds;
@@ -129,10 +129,11 @@ impl Conn {
         Ok(true)
     }
 
-    /// The next whole frame with its descriptors.
+    /// The next complete frame with its descriptors.
     pub(crate) fn next(&mut self) -> Result<Option<(Frame, Vec<OwnedFd>)>, Lost> {
         let Some(mut frame) = self.decoder.next()? else {
-            // Each frame has at most MAX_FDS, and one read ends at the first frame that has any.
+            // recvmsg stops after the first message with descriptors, so at most two frames' worth can be
+            // pending.
             if self.fds.len() > 2 * MAX_FDS {
                 return Err(Lost::Descriptors(0));
             }
@@ -145,7 +146,7 @@ impl Conn {
         }
         let mut fds: Vec<OwnedFd> = self.fds.drain(..count).collect();
         if !descriptors(&frame.message).contains(&count) {
-            // A later version's way to say something: refused like a request that is not known.
+            // A later version's number of descriptors: refused like an unknown request.
             fds = Vec::new();
             frame.message = Message::Request(Request::Unknown);
         }
@@ -159,7 +160,7 @@ impl Conn {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::{MAX_EXECS, MAX_START_ERROR, cut_start_error};
+    use crate::lifecycle::{MAX_EXECS, MAX_START_ERROR, cut_start_error};
     use model::{ContainerId, ExecId};
     use proptest::prelude::*;
     use wire::MAX_CONTAINERS;
@@ -203,7 +204,7 @@ mod tests {
             prop_assert!(long.starts_with(&cut));
             let json = serde_json::to_string(&cut).unwrap().len() - 2;
             prop_assert!(json <= MAX_START_ERROR);
-            // No more is cut than must be.
+            // Errors are not cut more than necessary.
             prop_assert!(cut == long || json + 6 > MAX_START_ERROR);
         }
     }

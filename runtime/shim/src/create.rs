@@ -1,4 +1,4 @@
-//! The worker of one container: prepares its streams, tells the shim of them, and has it made.
+//! The worker of one container: prepares its streams, sends them to the shim, and creates the container.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -8,11 +8,12 @@ use serde::Deserialize;
 use sys::namespace::Namespaces;
 use wire::{CgroupPlan, ErrorKind, NamespacePlan, NamespaceSource};
 
-use crate::container::Holders;
-use crate::job::{Prepared, Teller, failure, read_plan, refusal};
+use crate::failure::{failure, refusal};
+use crate::packet::{Prepared, Reporter, read_plan};
+use crate::worker::container::Holders;
 use crate::worker::{CreateInput, Stdio, create};
 
-/// What the resident half needs of the plan; the rest is for [`create`].
+/// The part of the request that the shim needs.
 #[derive(Deserialize)]
 struct Peek {
     cgroup: CgroupPlan,
@@ -20,33 +21,33 @@ struct Peek {
     privileged: bool,
 }
 
-/// What the request says of streams.
+/// The streams in the request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Streams {
     pub(crate) terminal: bool,
     pub(crate) stdin: bool,
 }
 
-/// Runs in the worker. `fds`: the plan, kubelet's mount namespace, then the cgroup folders. `of` knows the
+/// Runs in the worker. `fds`: the plan, kubelet's mount namespace, then the cgroup folders. `of` returns the
 /// namespaces of the pod's other containers.
 pub(crate) fn work<'a>(
-    teller: &Teller,
+    reporter: &Reporter,
     fds: Vec<OwnedFd>,
     streams: Streams,
     pause: &'a Namespaces,
     of: impl Fn(&ContainerId) -> Option<&'a Namespaces>,
 ) -> i32 {
-    let prepared = prepare(teller, fds, streams, pause, of);
+    let prepared = prepare(reporter, fds, streams, pause, of);
     let reply = match prepared {
-        Ok(input) => create(input, &|warning: &str| teller.warning(warning)),
+        Ok(input) => create(input, &|warning: &str| reporter.warning(warning)),
         Err(failure) => wire::Reply::Failed(failure),
     };
-    // When it cannot be said, the shim sees a worker that left without a word.
-    i32::from(teller.reply(&reply).is_err())
+    // If the report fails, the shim notices that the worker exited without one.
+    i32::from(reporter.reply(&reply).is_err())
 }
 
 fn prepare<'a>(
-    teller: &Teller,
+    reporter: &Reporter,
     fds: Vec<OwnedFd>,
     streams: Streams,
     pause: &'a Namespaces,
@@ -55,17 +56,17 @@ fn prepare<'a>(
     let at = |stage: &'static str| move |error: io::Error| failure(ErrorKind::Internal, stage, &error);
     let mut fds = fds.into_iter();
     let (Some(plan), Some(kubelet_mntns)) = (fds.next(), fds.next()) else {
-        return Err(refusal(
-            ErrorKind::Invalid,
-            "plan",
-            "plan or mount namespace did not come with the request",
-        ));
+        return Err(refusal(ErrorKind::Invalid, "plan", "the request has no plan or no mount namespace"));
     };
     let cgroups: Vec<OwnedFd> = fds.collect();
     let peek: Peek = read_plan(plan.as_fd())?;
     let target = match &peek.namespaces.pid {
         NamespaceSource::Container(id) => Some(of(id).ok_or_else(|| {
-            refusal(ErrorKind::NotFound, "pid namespace", format!("container {id} does not run in this pod"))
+            refusal(
+                ErrorKind::NotFound,
+                "pid namespace",
+                format!("container {id} is not running in this pod"),
+            )
         })?),
         _ => None,
     };
@@ -82,7 +83,7 @@ fn prepare<'a>(
     let (error_end, exec_error) = pipe()?;
     let stdio = if streams.terminal {
         let (ours, sock) = sys::scm::stream_pair().map_err(at("console socket"))?;
-        tell(teller, &prepared, &[error_end.as_fd(), ours.as_fd()])?;
+        report(reporter, &prepared, &[error_end.as_fd(), ours.as_fd()])?;
         Stdio::Console { sock }
     } else {
         let ((out_end, stdout), (err_end, stderr)) = (pipe()?, pipe()?);
@@ -94,7 +95,7 @@ fn prepare<'a>(
             (sys::proc::null().map_err(at("/dev/null"))?, None)
         };
         ends.extend(stdin_end.as_ref().map(|end| end.as_fd()));
-        tell(teller, &prepared, &ends)?;
+        report(reporter, &prepared, &ends)?;
         Stdio::Pipes { stdin, stdout, stderr }
     };
     Ok(CreateInput {
@@ -107,6 +108,6 @@ fn prepare<'a>(
     })
 }
 
-fn tell(teller: &Teller, prepared: &Prepared, fds: &[BorrowedFd<'_>]) -> Result<(), wire::Failure> {
-    teller.prepared(prepared, fds).map_err(|error| failure(ErrorKind::Internal, "streams", &error))
+fn report(reporter: &Reporter, prepared: &Prepared, fds: &[BorrowedFd<'_>]) -> Result<(), wire::Failure> {
+    reporter.prepared(prepared, fds).map_err(|error| failure(ErrorKind::Internal, "streams", &error))
 }

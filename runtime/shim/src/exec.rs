@@ -1,8 +1,8 @@
 //! Starting a process in a running container.
 //!
-//! Two forks: the first enters the container's cgroup and namespaces and gives away all power that the process
-//! is not to have, the second is born in the container's PID namespace as the shim's own child (CLONE_PARENT).
-//! Not vfork: a container that may trace would see the shim's memory.
+//! It forks twice. The first child enters the container's cgroup and namespaces and drops all privileges that
+//! the process must not have. The second is created in the container's PID namespace as a child of the shim
+//! (CLONE_PARENT). vfork is not used: a container with ptrace could see the shim's memory.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -11,12 +11,13 @@ use std::path::Path;
 use sys::namespace::Namespaces;
 use wire::{ErrorKind, ExecPlan};
 
-use crate::job::{Teller, failure, read_plan, refusal};
+use crate::failure::{failure, refusal};
+use crate::packet::{Reporter, read_plan};
 use crate::process::{self, Ready, Road};
 
-/// The container that is entered.
+/// The container to enter.
 pub(crate) struct Target<'a> {
-    /// Those it was created with: init may have made others for itself, with files of its choice in them.
+    /// The namespaces that it was created with: init may have created others, with files of its choice.
     pub(crate) namespaces: &'a Namespaces,
     pub(crate) cgroups: &'a [OwnedFd],
     pub(crate) unified: bool,
@@ -30,55 +31,59 @@ struct Prepared {
     single: sys::fork::SingleThreaded,
 }
 
-/// Runs in the worker. `fds`: the plan, then stdin, stdout and stderr unless a terminal is asked for.
-pub(crate) fn work(teller: Teller, fds: Vec<OwnedFd>, target: &Target<'_>) -> i32 {
-    let Prepared { ready, master, terminal, single } = match prepare(&teller, fds, target) {
+/// Runs in the worker. `fds`: the plan, then stdin, stdout and stderr unless it has a terminal.
+pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, target: &Target<'_>) -> i32 {
+    let Prepared { ready, master, terminal, single } = match prepare(&reporter, fds, target) {
         Ok(prepared) => prepared,
         Err(failure) => {
-            teller.failed(&failure);
+            reporter.failed(&failure);
             return 1;
         }
     };
-    let report = match teller.0.try_clone() {
+    let report = match reporter.0.try_clone() {
         Ok(fd) => fd,
         Err(_) => return 1,
     };
     let sibling = sys::clone::sibling(&single, || {
-        let Some(Teller(own)) = teller_of(&report) else { return 1 };
+        let Some(Reporter(own)) = reporter_of(&report) else { return 1 };
         match settle(terminal, own.as_fd()) {
             Ok(()) => ready.become_process(own),
             Err((stage, error)) => {
-                Teller(own).failed(&failure(ErrorKind::ExecFailed, stage, &error));
+                Reporter(own).failed(&failure(ErrorKind::ExecFailed, stage, &error));
                 1
             }
         }
     });
     match sibling {
-        Ok(pid) => match teller.made(pid, master.as_ref().map(|fd| fd.as_fd())) {
+        Ok(pid) => match reporter.made(pid, master.as_ref().map(|fd| fd.as_fd())) {
             Ok(()) => 0,
             Err(_) => 1,
         },
         Err(error) => {
-            teller.failed(&failure(ErrorKind::Internal, "clone", &error));
+            reporter.failed(&failure(ErrorKind::Internal, "clone", &error));
             1
         }
     }
 }
 
-fn prepare(teller: &Teller, mut fds: Vec<OwnedFd>, target: &Target<'_>) -> Result<Prepared, wire::Failure> {
+fn prepare(
+    reporter: &Reporter,
+    mut fds: Vec<OwnedFd>,
+    target: &Target<'_>,
+) -> Result<Prepared, wire::Failure> {
     let at = |stage: &'static str| move |error| failure(ErrorKind::Internal, stage, &error);
     let mut streams = fds.split_off(fds.len().min(1));
     let plan = fds.pop();
-    let plan = plan.ok_or_else(|| refusal(ErrorKind::Invalid, "plan", "no plan came with the request"))?;
+    let plan = plan.ok_or_else(|| refusal(ErrorKind::Invalid, "plan", "the request has no plan"))?;
     let plan: ExecPlan = read_plan(plan.as_fd())?;
     let single = sys::fork::single_threaded().map_err(at("threads"))?;
     sys::proc::set_dumpable(false).map_err(at("dumpable"))?;
     for folder in target.cgroups {
         sys::cgroup::join(folder.as_fd(), target.unified).map_err(at("cgroup"))?;
     }
-    // While /proc is the host's.
+    // Must be done while /proc is the host's.
     if let Some(warning) = process::before_namespaces(&plan.process).map_err(at("oom_score_adj"))? {
-        teller.warning(&warning);
+        reporter.warning(&warning);
     }
     target.namespaces.enter().map_err(at("setns"))?;
     let mut master = None;
@@ -100,12 +105,12 @@ fn prepare(teller: &Teller, mut fds: Vec<OwnedFd>, target: &Target<'_>) -> Resul
     Ok(Prepared { ready, master, terminal: plan.process.terminal, single })
 }
 
-/// A copy of the socket above stdio, where it is not in the way.
-fn teller_of(report: &OwnedFd) -> Option<Teller> {
-    sys::proc::dup_above(report.as_fd(), 3).ok().map(Teller)
+/// A copy of the socket above the numbers of stdio.
+fn reporter_of(report: &OwnedFd) -> Option<Reporter> {
+    sys::proc::dup_above(report.as_fd(), 3).ok().map(Reporter)
 }
 
-/// Session and terminal of the new process; [`Ready::become_process`] does the rest.
+/// Sets up session and terminal of the new process; [`Ready::become_process`] does the rest.
 fn settle(terminal: bool, report: std::os::fd::BorrowedFd<'_>) -> Result<(), (&'static str, io::Error)> {
     let at = |stage: &'static str| move |error: io::Error| (stage, error);
     sys::proc::new_session();

@@ -1,4 +1,5 @@
-//! Exit records: one small file a container in the folder that the daemon made, written before anybody is told.
+//! Exit files: one small file per container in the folder that the daemon created, written before the exit is
+//! reported.
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
@@ -6,7 +7,7 @@ use std::path::PathBuf;
 use model::ContainerId;
 use wire::ExitFacts;
 
-/// The folder, by descriptor: its path belongs to a mount namespace that the shim has left.
+/// The folder, as a descriptor: its path is in a mount namespace that the shim has left.
 #[derive(Debug)]
 pub(crate) struct Records {
     dir: OwnedFd,
@@ -23,12 +24,13 @@ impl Records {
         format!("/proc/self/fd/{}/{container}", self.dir.as_raw_fd()).into()
     }
 
-    /// Writes one. It is on a tmpfs: no disk can hold it up, and power loss ends what it tells of anyway.
+    /// Writes an exit file. It is on a tmpfs, so no disk can delay it, and nothing of it is needed after a
+    /// power loss.
     pub(crate) fn write(&self, container: &ContainerId, facts: &ExitFacts) -> Result<(), state::Error> {
         state::file::write(&self.path(container), state::kind::EXIT, &self.boot, facts, false)
     }
 
-    /// Removes one, if there is.
+    /// Removes an exit file, if it exists.
     pub(crate) fn remove(&self, container: &ContainerId) -> Result<(), state::Error> {
         state::file::remove(&self.path(container))
     }

@@ -1,35 +1,39 @@
 //! `copepod-shim`: parent of one pod's processes, for as long as the pod lives.
 //!
-//! One thread, one epoll loop, about 64 KiB of memory. Whatever can hang, crash, grow or change its caller is
-//! done in forked workers that do one thing and leave ([`job`]); what stays here is reaping, logs, exit
-//! records and the daemon's connection. The daemon may come and go: losing it changes nothing.
+//! One thread, one epoll loop, about 64 KiB of memory. Whatever can hang, crash, use much memory or change
+//! the process is done in forked workers with a single task ([`packet`]). The resident part reaps children,
+//! writes logs and exit files, and serves the daemon. It does not need the daemon: losing it changes nothing.
 //!
-//! A panic here would orphan a pod, so code that could is refused by lints.
+//! A panic here would orphan a pod, so lints refuse code that could panic.
 #![cfg_attr(
     not(test),
     deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)
 )]
 
-mod answers;
+mod bundle;
 mod conn;
-mod container;
 mod create;
+mod descriptors;
 mod event_loop;
 mod exec;
-mod executor;
 mod exit_record;
+mod failure;
+mod forks;
 mod io;
-mod job;
+mod lifecycle;
+mod link;
+mod packet;
 mod pause;
+mod performer;
 mod podns;
 mod process;
-mod reaper;
-mod server;
-mod table;
+mod processes;
+mod streams;
+mod tokens;
 mod user;
 mod worker;
 
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::process::ExitCode;
 
 use sys::epoll::{Epoll, Interest};
@@ -38,8 +42,9 @@ use wire::ShimInit;
 
 use crate::event_loop::{Shim, Start};
 use crate::exit_record::Records;
+use crate::performer::Given;
 
-/// Descriptors as the daemon passes them; see [`ShimInit`].
+/// Descriptor numbers of the daemon; see [`ShimInit`].
 mod passed {
     pub(super) const LISTENER: i32 = 3;
     pub(super) const RECORDS: i32 = 4;
@@ -47,18 +52,18 @@ mod passed {
     pub(super) const PAUSE: i32 = 6;
 }
 
-/// SIGCHLD, SIGTERM, SIGINT and SIGHUP by number, the same on all architectures. The last three are blocked and
-/// read away: a shim leaves when its pod is gone, not before.
+/// SIGCHLD, SIGTERM, SIGINT and SIGHUP by number, the same on all architectures. The last three are blocked
+/// and consumed: a shim exits when its pod is gone, not before.
 const SIGNALS: [i32; 4] = [17, 15, 2, 1];
 /// The kernel's own default (core(5)): private and shared anonymous memory, ELF headers, private huge pages.
 const COREDUMP_FILTER: u32 = 0x33;
 /// Largest [`ShimInit`].
 const MAX_INIT: usize = 64 * 1024;
 
-/// How long the daemon, which has just started this, may take to connect and be told what went wrong.
+/// How long to wait for the daemon, which has just started this shim, to connect and receive the error.
 const FAREWELL_MS: u64 = 5000;
 
-/// What went wrong before the loop: told to the daemon in place of a greeting, and printed.
+/// An error before the loop: sent to the daemon instead of the hello, and printed.
 #[derive(Debug, thiserror::Error)]
 #[error("{step}: {source}")]
 struct StartError {
@@ -80,22 +85,22 @@ fn main() -> ExitCode {
 fn run() -> Result<(), StartError> {
     let listener = sys::proc::take_inherited(passed::LISTENER).map_err(at("descriptor 3 (socket)"))?;
     let prepared = start(listener.as_fd()).inspect_err(|error| {
-        // In vain when the daemon is gone: then nobody asks.
+        // Fails if the daemon has gone, which does not matter.
         drop(farewell(listener.as_fd(), error));
     })?;
-    let Prepared { pod, pause_binary, records, log_dir, signals, warnings } = prepared;
-    let start = Start { pod, listener, pause_binary, records, log_dir, signals, warnings };
+    let Prepared { pod, given, signals, warnings } = prepared;
+    let start = Start { pod, listener, given, signals, warnings };
     let mut shim = Shim::new(start).map_err(at("epoll"))?;
     shim.run().map_err(at("event loop"))
 }
 
-/// Answers the daemon's first connection with what went wrong.
+/// Sends the error to the first daemon that connects.
 fn farewell(listener: BorrowedFd<'_>, error: &StartError) -> std::io::Result<()> {
     let epoll = Epoll::new()?;
     epoll.add(listener, 0, Interest::READ)?;
     epoll.wait(Some(FAREWELL_MS), |_| {})?;
     let Some(daemon) = sys::scm::accept(listener)? else { return Ok(()) };
-    let failure = job::failure(wire::ErrorKind::Internal, error.step, &error.source);
+    let failure = failure::failure(wire::ErrorKind::Internal, error.step, &error.source);
     let mut bytes = Vec::new();
     wire::codec::encode(0, 0, &wire::Message::Reply(wire::Reply::Failed(failure)), &mut bytes)
         .map_err(std::io::Error::other)?;
@@ -103,12 +108,10 @@ fn farewell(listener: BorrowedFd<'_>, error: &StartError) -> std::io::Result<()>
     Ok(())
 }
 
-/// All that the loop needs beside its socket.
+/// The data that the loop needs in addition to its socket.
 struct Prepared {
     pod: model::PodId,
-    pause_binary: OwnedFd,
-    records: Records,
-    log_dir: Option<OwnedFd>,
+    given: Given,
     signals: SignalFd,
     warnings: Vec<String>,
 }
@@ -119,7 +122,7 @@ fn at(step: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
 
 /// Everything before the loop. The order matters.
 fn start(listener: BorrowedFd<'_>) -> Result<Prepared, StartError> {
-    // 1. What this is about.
+    // 1. Read the initial data.
     let take = |number, step| sys::proc::take_inherited(number).map_err(at(step));
     let init = take(passed::INIT, "descriptor 5 (init)")?;
     let json = sys::memfd::read_all(init.as_fd(), MAX_INIT).map_err(at("init"))?;
@@ -129,21 +132,21 @@ fn start(listener: BorrowedFd<'_>) -> Result<Prepared, StartError> {
     drop(json);
     let mut warnings = Vec::new();
 
-    // 2. Into its own cgroups, before anything is charged to the daemon's.
+    // 2. Join the shim's cgroups, before memory is charged to the daemon's.
     for path in &init.cgroups {
         if let Err(error) = join(path) {
             warnings.push(format!("cgroup {path}: {error}"));
         }
     }
 
-    // 3. What lies in the host's mount namespace, while it is there.
+    // 3. Open what is in the host's mount namespace.
     let log_dir = match init.log_directory.as_str() {
         "" => None,
         path => Some(sys::beneath::folder(path).map_err(at("log folder"))?),
     };
     let boot = state::boot::id().map_err(|error| at("boot id")(std::io::Error::other(error)))?;
 
-    // 4. Only what was passed: nothing else may leak into a pod.
+    // 4. Keep only the passed descriptors: nothing else may leak into a pod.
     let records = take(passed::RECORDS, "descriptor 4 (exit records)")?;
     let pause_binary = take(passed::PAUSE, "descriptor 6 (pause)")?;
     let mut keep = Vec::from([listener, records.as_fd(), pause_binary.as_fd()]);
@@ -151,7 +154,7 @@ fn start(listener: BorrowedFd<'_>) -> Result<Prepared, StartError> {
     sys::proc::close_all_but(passed::LISTENER.unsigned_abs(), &keep).map_err(at("descriptors"))?;
     drop(keep);
 
-    // 5. Of no terminal and no session of the daemon's, and parent of every orphan of the pod.
+    // 5. Leave the daemon's terminal and session, and become the subreaper of the pod's orphans.
     sys::proc::new_session();
     sys::proc::become_subreaper().map_err(at("subreaper"))?;
     match sys::proc::set_oom_score_adj(init.oom_score_adj) {
@@ -162,7 +165,7 @@ fn start(listener: BorrowedFd<'_>) -> Result<Prepared, StartError> {
         Err(error) => warnings.push(format!("oom_score_adj {}: {error}", init.oom_score_adj)),
     }
 
-    // What a container's process inherits and cannot be told apart later.
+    // Settings that a container's process inherits.
     if let Err(error) = sys::proc::set_coredump_filter(COREDUMP_FILTER) {
         warnings.push(format!("coredump_filter: {error}"));
     }
@@ -170,22 +173,16 @@ fn start(listener: BorrowedFd<'_>) -> Result<Prepared, StartError> {
         warnings.push(format!("limit of open files: {error}"));
     }
 
-    // 6. Out of the host's mount table.
+    // 6. Leave the host's mount namespace.
     podns::enter().map_err(at("mount namespace"))?;
 
-    // 7. Signals become readable; children reset the mask.
+    // 7. Read signals by signalfd; children reset the mask.
     let signals = SignalFd::new(&SIGNALS).map_err(at("signalfd"))?;
-    Ok(Prepared {
-        pod: init.pod,
-        pause_binary,
-        records: Records::new(records, boot),
-        log_dir,
-        signals,
-        warnings,
-    })
+    let given = Given { pause_binary, records: Records::new(records, boot), log_dir };
+    Ok(Prepared { pod: init.pod, given, signals, warnings })
 }
 
-/// v1 folders have `tasks`, which is joined without waiting for a grace period.
+/// v1 folders have `tasks`; joining by it does not wait for an RCU grace period.
 fn join(path: &str) -> std::io::Result<()> {
     let folder = std::fs::File::open(path)?;
     match sys::cgroup::join(folder.as_fd(), false) {

@@ -1,4 +1,4 @@
-//! Starting pause: clone3 into the pod's namespaces, then locked up and executed by descriptor.
+//! Starts pause: clone3 into the pod's namespaces, then a restricted environment and execve by descriptor.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -7,24 +7,25 @@ use sys::clone::flags;
 use sys::seccomp::Filter;
 use wire::{ErrorKind, PausePlan};
 
-use crate::job::{Teller, failure, read_plan};
+use crate::failure::failure;
+use crate::packet::{Reporter, read_plan};
 use crate::podns;
 
 /// Runs in the worker. `fds`: the plan, then the cgroup folders.
-pub(crate) fn work(teller: &Teller, mut fds: Vec<OwnedFd>, binary: BorrowedFd<'_>) -> i32 {
+pub(crate) fn work(reporter: &Reporter, mut fds: Vec<OwnedFd>, binary: BorrowedFd<'_>) -> i32 {
     let folders = fds.split_off(fds.len().min(1));
     let Some(plan) = fds.pop() else { return 1 };
     let plan: PausePlan = match read_plan(plan.as_fd()) {
         Ok(plan) => plan,
         Err(failure) => {
-            teller.failed(&failure);
+            reporter.failed(&failure);
             return 1;
         }
     };
     if plan.ipc {
-        // The worker shares the shim's mount namespace, so it is attached for all that follow.
+        // The worker shares the shim's mount namespace, so later workers have the mount too.
         if let Err(error) = podns::attach_shm(plan.shm_size) {
-            return fail(teller, "/dev/shm of the pod", &error);
+            return fail(reporter, "/dev/shm of the pod", &error);
         }
     }
     let mut wanted = flags::PARENT | flags::NEWNS;
@@ -41,36 +42,36 @@ pub(crate) fn work(teller: &Teller, mut fds: Vec<OwnedFd>, binary: BorrowedFd<'_
     let into = folders.first().filter(|_| plan.cgroup.unified).map(|fd| fd.as_fd());
     let child = sys::clone::clone3_pidfd(wanted, into, || {
         let (stage, error) = become_pause(&plan, &folders, binary);
-        fail(teller, &stage, &error)
+        fail(reporter, &stage, &error)
     });
     let child = match child {
         Ok(child) => child,
-        Err(error) => return fail(teller, "clone3", &error),
+        Err(error) => return fail(reporter, "clone3", &error),
     };
     let network = if plan.network {
         match sys::pidfd::network_namespace(child.pidfd.as_fd(), child.pid) {
             Ok(fd) => Some(fd),
             Err(error) => {
-                // The shim kills what it is told of.
-                drop(teller.made(child.pid, None));
-                return fail(teller, "network namespace", &error);
+                // The shim kills processes that were reported to it.
+                drop(reporter.made(child.pid, None));
+                return fail(reporter, "network namespace", &error);
             }
         }
     } else {
         None
     };
-    match teller.made(child.pid, network.as_ref().map(|fd| fd.as_fd())) {
+    match reporter.made(child.pid, network.as_ref().map(|fd| fd.as_fd())) {
         Ok(()) => 0,
         Err(_) => 1,
     }
 }
 
-fn fail(teller: &Teller, stage: &str, error: &io::Error) -> i32 {
-    teller.failed(&failure(ErrorKind::Internal, stage, error));
+fn fail(reporter: &Reporter, stage: &str, error: &io::Error) -> i32 {
+    reporter.failed(&failure(ErrorKind::Internal, stage, error));
     1
 }
 
-/// Runs in the child. Returns only what failed.
+/// Runs in the child. Returns only on an error.
 fn become_pause(plan: &PausePlan, folders: &[OwnedFd], binary: BorrowedFd<'_>) -> (String, io::Error) {
     let at = |stage: &str| {
         let stage = stage.to_owned();
@@ -84,7 +85,8 @@ fn become_pause(plan: &PausePlan, folders: &[OwnedFd], binary: BorrowedFd<'_>) -
                     .map_err(at(&format!("cgroup {} {}", member.hierarchy, member.path)))?;
             }
         }
-        // While /proc is still there. Clamped where the host forbids it, as the shim's own is, which says so.
+        // Must be done while /proc is available. Raised if the host does not allow the value; the shim warns
+        // for its own.
         sys::proc::set_oom_score_adj(plan.oom_score_adj).map_err(at("oom_score_adj"))?;
         if plan.uts && !plan.hostname.is_empty() {
             sys::jail::set_hostname(&plan.hostname).map_err(at("hostname"))?;
@@ -93,7 +95,7 @@ fn become_pause(plan: &PausePlan, folders: &[OwnedFd], binary: BorrowedFd<'_>) -
             sys::netns::loopback_up_here().map_err(at("loopback"))?;
         }
         for (name, value) in &plan.default_sysctls {
-            // A kernel may have none of that name, or may not take the value: nobody has asked for it.
+            // The kernel may have no such sysctl or refuse the value. It is a default, so that is no error.
             drop(sys::proc::write_sysctl(name, value));
         }
         for (name, value) in &plan.sysctls {
@@ -101,8 +103,8 @@ fn become_pause(plan: &PausePlan, folders: &[OwnedFd], binary: BorrowedFd<'_>) -
         }
         sys::jail::empty_root().map_err(at("empty root"))?;
         sys::proc::new_session();
-        // Stdio too, the binary, the socket that failures go to: all end at execve. A container may run as
-        // pause's user in pause's PID namespace.
+        // Closes everything at execve, including stdio, the binary and the socket for failures, because a
+        // container may run as pause's user in pause's PID namespace.
         sys::proc::cloexec_from(0).map_err(at("descriptors"))?;
         let asked = plan.seccomp.as_ref().map(|filter| Filter::new(&filter.instructions, 0)).transpose();
         let asked = asked.map_err(at("seccomp"))?;

@@ -1,4 +1,4 @@
-//! The pod's mount namespace: small whatever the host has mounted, private, and gone with the shim.
+//! The pod's mount namespace: small, independent of the host's mounts, private, and removed with the shim.
 //!
 //! ```text
 //! /              tmpfs
@@ -31,19 +31,19 @@ pub(crate) const WRITABLE: &str = "/run/rw";
 /// An empty folder.
 pub(crate) const EMPTY: &str = "/run/empty";
 
-/// Bytes that state and bundles of a pod may take: some KiB a container.
+/// Size limit of state and bundles of a pod in bytes: some KiB per container.
 const SIZE: u64 = 16 << 20;
-/// Any folder that every host has, to hold the new root for a moment.
+/// A folder that every host has; the new root is mounted there temporarily.
 const SPRINGBOARD: &str = "/proc";
 
-/// Leaves the host's mount namespace for the pod's. Once, at the shim's start, with one thread. The working
-/// directory becomes `/`.
+/// Moves from the host's mount namespace to the pod's. Called once at the shim's start, with one thread. The
+/// working directory becomes `/`.
 ///
 /// # Errors
-/// Those of the mount calls.
+/// The errors of the mount calls.
 pub(crate) fn enter() -> io::Result<()> {
     sys::namespace::unshare_mount()?;
-    // Slave, not private: the host's unmounts still arrive until the old root is gone.
+    // Slave, not private: the host's unmounts are still propagated until the old root is detached.
     mount::change(Path::new("/"), Pass::Slave, true)?;
     let root = mount::tmpfs(0o755, SIZE, Attributes { nosuid: true, nodev: true, ..Attributes::default() })?;
     let host = |path: &str, recursive| mount::clone(mount::open_path(Path::new(path))?.as_fd(), recursive);
@@ -64,10 +64,10 @@ pub(crate) fn enter() -> io::Result<()> {
     Ok(())
 }
 
-/// Gives the pod a /dev/shm of `size` bytes (0: half of memory). Once, before the first container.
+/// Mounts the pod's /dev/shm of `size` bytes (0: half of memory). Called once, before the first container.
 ///
 /// # Errors
-/// Those of the mount calls.
+/// The errors of the mount calls.
 pub(crate) fn attach_shm(size: u64) -> io::Result<()> {
     let all = Attributes { nosuid: true, nodev: true, noexec: true, readonly: false };
     let shm = mount::tmpfs(0o1777, size, all)?;

@@ -1,13 +1,14 @@
-//! Becoming a container's process: the one road to execve, shared by init and exec.
+//! Becoming a container's process: the last steps before execve, shared by init and exec.
 //!
-//! It has two parts. [`prepare`] does all that needs power, and gives the power away: signals, keyring, limits,
-//! stdio's owner, folder, credentials, folder again where only the user may enter it, filter. So a process that
-//! can be seen by others, waiting to be started or born in the container's PID namespace, has no more than the
-//! container gives it. [`Ready::become_process`] closes descriptors and calls execve. Whatever fails then is told
-//! as one line of JSON on the report descriptor, which execve closes: end of file means it has exec'd.
+//! It has two parts. [`prepare`] does everything that needs privileges, and then drops them: signals,
+//! keyring, limits, owner of stdio, working directory, credentials, the working directory again if only the
+//! user may enter it, and the filter. So a process that others can see, while it waits or after it was
+//! created in the container's PID namespace, has no more privileges than the container.
+//! [`Ready::become_process`] closes descriptors and calls execve. If that fails, it writes one line of JSON
+//! to the report descriptor, which execve closes: end of file means success.
 //!
-//! A filter is loaded in the first part when it allows what the second needs. Else it has to wait for the end,
-//! and without no_new_privs CAP_SYS_ADMIN waits with it.
+//! The filter is loaded in the first part if it allows what the second part needs. Otherwise it is loaded at
+//! the end, and without no_new_privs CAP_SYS_ADMIN is kept until then.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -22,7 +23,7 @@ use sys::mount::Attributes;
 use sys::seccomp::Filter;
 use wire::{ErrorKind, Failure, ProcessPlan};
 
-/// Where programs are looked up when the environment names no PATH.
+/// The search path if the environment has no PATH.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Exit codes of shells: found but not executable, not found.
 const CANNOT_EXECUTE: i32 = 126;
@@ -46,11 +47,11 @@ impl Stop {
     }
 }
 
-/// What must be set where the host's /proc is still in sight, before the container's namespaces are entered.
-/// Says what the host did not allow.
+/// Makes the settings that need the host's /proc, before the container's namespaces are entered. Returns what
+/// the host did not allow.
 ///
 /// # Errors
-/// Those of writing to /proc.
+/// The errors of writing to /proc.
 pub(crate) fn before_namespaces(plan: &ProcessPlan) -> io::Result<Option<String>> {
     execute::reset_scheduling();
     let wanted = plan.oom_score_adj.unwrap_or(0);
@@ -58,12 +59,12 @@ pub(crate) fn before_namespaces(plan: &ProcessPlan) -> io::Result<Option<String>
     Ok((set != wanted).then(|| format!("oom_score_adj {wanted} is not allowed here, it is {set}")))
 }
 
-/// What a process may call from the end of [`prepare`] to its execve.
+/// The system calls that a process makes between [`prepare`] and its execve.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Road {
-    /// Init: libcontainer reports it, and waits on a socket to be started.
+    /// Init: libcontainer reports it, and it waits on a socket for the start request.
     Init,
-    /// Exec: a sibling is cloned, which leads a session.
+    /// Exec: a sibling is cloned, which becomes a session leader.
     Exec,
 }
 
@@ -80,20 +81,20 @@ impl Road {
     }
 }
 
-/// A process that needs no power any more.
+/// A process that needs no more privileges.
 pub(crate) struct Ready {
     image: Image,
     candidates: Vec<CString>,
     shown: String,
-    /// Still to be loaded.
+    /// The filter that must still be loaded.
     filter: Option<Filter>,
 }
 
-/// Takes on all that the plan says. 0, 1 and 2 are its stdio already. Descriptors may be had afterwards, power
-/// not. Memory that is needed to the end is taken here, where no filter forbids it yet.
+/// Applies the plan. Descriptors 0, 1 and 2 are its stdio already. After this it may keep descriptors, but no
+/// privileges. Memory that is needed later is allocated here, before a filter can forbid it.
 ///
 /// # Errors
-/// The step that failed, as `kind`.
+/// The failed step, as `kind`.
 pub(crate) fn prepare(
     plan: &ProcessPlan,
     user: &User,
@@ -126,7 +127,7 @@ impl Ready {
     }
 }
 
-/// One line of JSON. A reader that is gone needs none.
+/// One line of JSON; errors are ignored, as the reader may have gone.
 pub(crate) fn tell(into: &mut File, failure: &Failure) {
     let mut line = serde_json::to_vec(failure).unwrap_or_else(|_| b"{}".to_vec());
     line.push(b'\n');
@@ -144,7 +145,8 @@ fn attempt(plan: &ProcessPlan, user: &User, road: Road) -> Result<Ready, Stop> {
     }
     own_null().map_err(stop("stdio", "/dev/null"))?;
     give_stdio(user).map_err(stop("stdio", "owner of stdin, stdout and stderr"))?;
-    // Root may be kept out where the user is not (a home on NFS): then it is tried once more as the user.
+    // Root may not be allowed to enter a folder that the user may (a home on NFS), so this is tried again as
+    // the user.
     let cwd = if plan.cwd.is_empty() { "/" } else { plan.cwd.as_str() };
     let again = match rustix::process::chdir(cwd) {
         Ok(()) => false,
@@ -166,7 +168,7 @@ fn attempt(plan: &ProcessPlan, user: &User, road: Road) -> Result<Ready, Stop> {
         Some(filter) if filter.allows(&calls) => (Some(filter), None),
         filter => (None, filter),
     };
-    // With no_new_privs no power is needed for it, and without a filter to come none is kept.
+    // With no_new_privs loading needs no privileges, and without a filter no capability is kept.
     let credentials = Credentials {
         uid: user.uid,
         gid: user.gid,
@@ -180,13 +182,13 @@ fn attempt(plan: &ProcessPlan, user: &User, road: Road) -> Result<Ready, Stop> {
     };
     let refused = |(step, e)| stop("credentials", step)(e);
     let rest = sys::creds::assume(&credentials).map_err(refused)?;
-    // Its memory is a copy of the shim's, and its descriptors are not the container's: nobody of the same user may
-    // look into it until execve, which ends this.
+    // Its memory is a copy of the shim's and its descriptors are not the container's, so no process of the
+    // same user may access it until execve, which resets this.
     sys::proc::set_dumpable(false).map_err(stop("credentials", "dumpable"))?;
     if again {
         rustix::process::chdir(cwd).map_err(|e| stop("chdir", cwd)(e.into()))?;
     }
-    // A folder outside the root (reached through a leaked descriptor) shows as "(unreachable)".
+    // A folder outside the root (reached through a leaked descriptor) is shown as "(unreachable)".
     let here = rustix::process::getcwd(Vec::new()).map_err(|e| stop("chdir", cwd)(e.into()))?;
     if here.to_bytes().first() != Some(&b'/') {
         let message = format!("{cwd} is outside the container");
@@ -199,7 +201,7 @@ fn attempt(plan: &ProcessPlan, user: &User, road: Road) -> Result<Ready, Stop> {
     Ok(ready)
 }
 
-/// Tries each; only what is not there or may not be executed lets the next one have its turn.
+/// Tries each in turn; the next one only if a program does not exist or is not executable.
 fn execute_first(image: &Image, candidates: &[CString], shown: &str) -> Stop {
     let mut refused = None;
     for path in candidates {
@@ -240,14 +242,15 @@ fn is_null(fd: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(device && stat.st_rdev == rustix::fs::makedev(1, 3))
 }
 
-/// The null device of the container, or, where it has put something else or nothing in its place, one that
-/// nobody else has: its node lies on a file system that is attached nowhere.
+/// The null device of the container. If that is missing or something else, a private one, whose file system
+/// is not attached anywhere.
 fn null_of_container() -> io::Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
     let own =
         match rustix::fs::open("/dev/null", OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
         {
-            // Seen to be the null device before it is opened: opening any other device does something.
+            // Checked to be the null device before it is opened, because opening another device may have an
+            // effect.
             Ok(seen) if is_null(seen.as_fd())? => rustix::fs::open("/dev/null", flags, Mode::empty()).ok(),
             _ => None,
         };
@@ -272,8 +275,8 @@ fn null_of_container() -> io::Result<OwnedFd> {
     Ok(own)
 }
 
-/// Standard streams on a null device are opened anew as the container's own, as runc does: the one they came
-/// from lies in another mount namespace, and a process that opens /proc/self/fd/0 would reach into it.
+/// Standard streams on a null device are replaced by the container's own, as runc does: the original is in
+/// another mount namespace, and a process that opens /proc/self/fd/0 would reach it.
 fn own_null() -> io::Result<()> {
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     for (number, fd) in [(0, stdin.as_fd()), (1, stdout.as_fd()), (2, stderr.as_fd())] {
@@ -284,8 +287,8 @@ fn own_null() -> io::Result<()> {
     Ok(())
 }
 
-/// Pipes and terminals of stdio become the user's, or /dev/stdout could not be opened anew. Files and
-/// /dev/null stay as they are.
+/// The user becomes the owner of pipes and terminals of stdio; otherwise it could not open /dev/stdout. Files
+/// and /dev/null are not changed.
 fn give_stdio(user: &User) -> io::Result<()> {
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     let all: [BorrowedFd<'_>; 3] = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
@@ -298,7 +301,7 @@ fn give_stdio(user: &User) -> io::Result<()> {
             continue;
         }
         match rustix::fs::fchown(fd, Some(rustix::fs::Uid::from_raw(user.uid)), None) {
-            // A pipe of a user namespace without that user, or a read-only devpts.
+            // A pipe in a user namespace without that user, or a read-only devpts.
             Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::PERM | rustix::io::Errno::ROFS) => {}
             Err(e) => return Err(e.into()),
         }

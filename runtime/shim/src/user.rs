@@ -1,5 +1,5 @@
-//! Who a container runs as, by its own /etc/passwd and /etc/group. Both are the image's and hostile: opened
-//! beneath the root, only as plain files, read to a limit.
+//! Looks up a container's user in the image's /etc/passwd and /etc/group. Both files are untrusted: they are
+//! opened beneath the root, must be regular files, and are read up to a size limit.
 
 use std::io::{self, Read as _};
 use std::os::fd::BorrowedFd;
@@ -8,45 +8,45 @@ use std::path::Path;
 use model::{User, UserRequest};
 use wire::UserPlan;
 
-/// Largest passwd or group file that is read, bytes.
+/// Largest passwd or group file that is read, in bytes.
 const LARGEST: u64 = 8 << 20;
 
 /// A user and its home folder.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Resolved {
-    /// What the process gets.
+    /// The ids of the process.
     pub(crate) user: User,
-    /// From passwd, `/` when it says nothing.
+    /// Home from passwd, `/` if it has none.
     pub(crate) home: String,
 }
 
-/// Why there is no such user.
+/// Why a user could not be looked up.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UserError {
-    /// Not in the image's file.
+    /// The name is not in the image's file.
     #[error("no {kind} {name:?} in the image's {file}")]
     Unknown {
         /// `user` or `group`.
         kind: &'static str,
-        /// As asked for.
+        /// The requested name.
         name: String,
-        /// Where it was looked for.
+        /// The file.
         file: &'static str,
     },
-    /// 4294967295 stands for "no user": setresuid(2) would leave the caller's.
+    /// 4294967295 means "unchanged" to setresuid(2), which would keep the caller's user.
     #[error("{kind} {id} cannot be used: it means no {kind} to the kernel")]
     Nobody {
         /// `user` or `group`.
         kind: &'static str,
-        /// The number.
+        /// The id.
         id: u32,
     },
     /// The file could not be read.
     #[error("the image's {file}: {source}")]
     File {
-        /// Which.
+        /// The file.
         file: &'static str,
-        /// Why.
+        /// The error.
         source: io::Error,
     },
 }
@@ -54,10 +54,10 @@ pub(crate) enum UserError {
 const PASSWD: &str = "/etc/passwd";
 const GROUP: &str = "/etc/group";
 
-/// Resolves a request in the root file system `root`.
+/// Looks up a request in the root file system `root`.
 ///
 /// # Errors
-/// An unknown name; a file that is there but cannot be read.
+/// An unknown name; a file that exists but cannot be read.
 pub(crate) fn resolve(root: BorrowedFd<'_>, plan: &UserPlan) -> Result<Resolved, UserError> {
     let passwd = read(root, PASSWD)?;
     let group = read(root, GROUP)?;
@@ -107,7 +107,7 @@ fn group_entries(text: &str) -> impl Iterator<Item = (&str, u32, &str)> {
 }
 
 fn group_id(name: &str, group: &str) -> Result<u32, UserError> {
-    // A group that is called "1000" beats the number 1000, as in Docker.
+    // A group with the name "1000" wins over the id 1000, as in Docker.
     match group_entries(group).find(|(known, ..)| *known == name) {
         Some((_, gid, _)) => Ok(gid),
         None => {
@@ -156,7 +156,8 @@ fn decide(plan: &UserPlan, passwd: &str, group: &str) -> Result<Resolved, UserEr
             return Err(UserError::Nobody { kind, id });
         }
     }
-    // The primary group is one of them (CVE-2022-36109: a file kept from a group could be had by lacking it).
+    // The primary group must be included (CVE-2022-36109: otherwise a process could access a file that denies
+    // its group).
     groups.push(gid);
     groups.sort_unstable();
     groups.dedup();

@@ -1,14 +1,14 @@
-//! Real containers, made by real libcontainer, as root. The code under test wants a process of one thread, which
-//! no test harness has: this program is its own, and runs itself again as a small shim for each test.
-//! `cargo test -p shim --test create -- NAME` runs those whose name holds NAME.
+//! Creates real containers with libcontainer, as root. The code under test needs a process with one thread,
+//! which no test harness provides: this program has its own harness and re-executes itself as a small shim
+//! for each test. `cargo test -p shim --test create -- NAME` runs the tests whose names contain NAME.
 
-// The sources are the binary's, of which this is another root: not everything is used here.
+// These are the sources of the binary, with another crate root: not everything is used here.
 #![allow(dead_code, unused_imports, missing_docs)]
 
-#[path = "../src/container.rs"]
-mod container;
-#[path = "../src/executor.rs"]
-mod executor;
+#[path = "../src/bundle.rs"]
+mod bundle;
+#[path = "create/pod.rs"]
+mod pod;
 #[path = "../src/podns.rs"]
 mod podns;
 #[path = "../src/process.rs"]
@@ -20,148 +20,26 @@ mod user;
 #[path = "../src/worker/mod.rs"]
 mod worker;
 
-use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::fs;
+use std::io;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::Command;
 
-use model::{ContainerId, Propagation, Text, UserRequest};
-use shim_side::{Outcome, Scenario, shim_side};
-use wire::{
-    CapSets, CgroupMember, CgroupPlan, ContainerPlan, ErrorKind, MountKind, MountPlan, NamespacePlan,
-    NamespaceSource, ProcessPlan, Reply, RootfsPlan, SeccompProgram, UserPlan,
-};
+use model::{Propagation, Text, UserRequest};
+use pod::{Pod, bind, mount};
+use shim_side::{Outcome, shim_side};
+use wire::{CapSets, CgroupMember, CgroupPlan, ErrorKind, MountKind, NamespaceSource, Reply, SeccompProgram};
 
 const SCENARIO: &str = "COPEPOD_TEST_SCENARIO";
 const ALL_CAPABILITIES: u64 = (1 << 41) - 1;
 
-/// A folder with a layer that is a busybox, and room for what a container writes.
-struct Pod {
-    dir: tempfile::TempDir,
-}
-
-impl Pod {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let layer = dir.path().join("layers/one");
-        for folder in ["bin", "etc", "tmp", "root"] {
-            fs::create_dir_all(layer.join(folder)).unwrap();
-        }
-        fs::copy("/bin/busybox", layer.join("bin/busybox")).expect("busybox-static is installed");
-        for name in [
-            "sh", "cat", "id", "ls", "true", "mount", "sleep", "touch", "stat", "tty", "grep", "readlink",
-            "umask", "mkdir",
-        ] {
-            symlink("busybox", layer.join("bin").join(name)).unwrap();
-        }
-        fs::write(layer.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nweb:x:33:34::/srv:/bin/sh\n")
-            .unwrap();
-        fs::write(layer.join("etc/group"), "root:x:0:\nextra:x:77:web\n").unwrap();
-        Self { dir }
-    }
-
-    fn path(&self, below: &str) -> String {
-        self.dir.path().join(below).to_str().unwrap().to_owned()
-    }
-
-    fn plan(&self, script: &str) -> ContainerPlan {
-        let text = |s: &str| Text::new(s).unwrap();
-        ContainerPlan {
-            id: ContainerId::from_random(random()),
-            pod: model::PodId::from_random(random()),
-            namespaces: NamespacePlan {
-                network: NamespaceSource::Pause,
-                ipc: NamespaceSource::New,
-                uts: NamespaceSource::New,
-                pid: NamespaceSource::New,
-                cgroup: false,
-            },
-            rootfs: RootfsPlan {
-                store: self.path("layers"),
-                layers: vec!["one".into()],
-                folders: Vec::new(),
-                rw: self.path("rw"),
-                readonly: false,
-                volatile: true,
-            },
-            mounts: vec![
-                mount("/dev", MountKind::Tmpfs { mode: 0o755, size: 65536 }),
-                mount("/proc", MountKind::Proc),
-                mount("/sys", MountKind::Sysfs),
-                mount("/dev/mqueue", MountKind::Mqueue),
-                mount("/dev/pts", MountKind::Devpts),
-                mount("/dev/shm", MountKind::PodShm),
-            ],
-            devices: Vec::new(),
-            masked_paths: vec!["/proc/kcore".into(), "/proc/acpi".into(), "/proc/absent".into()],
-            readonly_paths: vec!["/proc/sys".into()],
-            user: UserPlan { request: UserRequest::Root, merge_image_groups: true, ..UserPlan::default() },
-            process: ProcessPlan {
-                args: ["sh", "-c", script].map(text).to_vec(),
-                env: vec![text("PATH=/bin")],
-                cwd: "/".into(),
-                caps: CapSets { bounding: 0xa804_25fb, permitted: 0xa804_25fb, inheritable: 0, ambient: 0 },
-                umask: 0o022,
-                ..ProcessPlan::default()
-            },
-            cgroup: CgroupPlan::default(),
-            privileged: false,
-        }
-    }
-
-    fn run(&self, plan: ContainerPlan) -> Outcome {
-        self.run_with(plan, "", false)
-    }
-
-    fn run_with(&self, plan: ContainerPlan, stdin: &str, terminal: bool) -> Outcome {
-        self.run_all(plan, stdin, terminal, Vec::new())
-    }
-
-    fn run_all(&self, plan: ContainerPlan, stdin: &str, terminal: bool, churn: Vec<String>) -> Outcome {
-        // A volatile upper is good for one mount.
-        sys::tree::remove_path(Path::new(&self.path("rw"))).unwrap();
-        for folder in ["rw/upper", "rw/work"] {
-            fs::create_dir_all(self.path(folder)).unwrap();
-        }
-        let (file, result) = (self.dir.path().join("scenario"), self.dir.path().join("result"));
-        let scenario = Scenario { plan, stdin: stdin.to_owned(), terminal, churn, result: result.clone() };
-        fs::write(&file, serde_json::to_vec(&scenario).unwrap()).unwrap();
-        // A namespace of its own, shared within itself: what a host with systemd looks like.
-        let ran = Command::new("unshare")
-            .args(["--mount", "--propagation", "shared", "timeout", "60"])
-            .arg(std::env::current_exe().unwrap())
-            .env(SCENARIO, &file)
-            .output()
-            .unwrap();
-        let said =
-            format!("{}{}", String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
-        assert!(ran.status.success(), "{said}");
-        serde_json::from_slice(&fs::read(&result).unwrap()).unwrap()
-    }
-}
-
-fn random() -> [u8; 32] {
-    let mut bytes = [0; 32];
-    File::open("/dev/urandom").unwrap().read_exact(&mut bytes).unwrap();
-    bytes
-}
-
-fn mount(target: &str, kind: MountKind) -> MountPlan {
-    MountPlan { target: target.to_owned(), kind, readonly: false, nosuid: false, nodev: false, noexec: false }
-}
-
-fn bind(source: &str, target: &str, propagation: Propagation) -> MountPlan {
-    mount(target, MountKind::Bind { source: source.to_owned(), propagation })
-}
-
 /// Every test, by name.
 const TESTS: &[(&str, fn())] = &[
     ("privileged_runs_and_ends_with_its_code", runs_and_ends_with_its_code),
-    ("privileged_a_missing_program_is_told", a_missing_program_is_told),
+    ("privileged_a_missing_program_is_reported", a_missing_program_is_reported),
     ("privileged_credentials_and_filter_are_as_planned", credentials_and_filter_are_as_planned),
     ("privileged_mounts_are_as_planned", mounts_are_as_planned),
-    ("privileged_init_holds_nothing_of_the_worker", init_holds_nothing_of_the_worker),
+    ("privileged_init_has_no_descriptors_of_the_worker", init_has_no_descriptors_of_the_worker),
     ("privileged_cgroups_are_joined_and_shown", cgroups_are_joined_and_shown),
     ("privileged_a_unified_plan_shows_cgroup2", a_unified_plan_shows_cgroup2),
     ("privileged_a_terminal_is_the_containers_own", a_terminal_is_the_containers_own),
@@ -216,7 +94,7 @@ fn failed(outcome: &Outcome) -> &wire::Failure {
     }
 }
 
-fn a_missing_program_is_told() {
+fn a_missing_program_is_reported() {
     let pod = Pod::new();
     for (args, errno, code, stage) in [
         (["absent", "x"], 2, 127, "execve"),
@@ -235,7 +113,7 @@ fn a_missing_program_is_told() {
         );
         assert!(failure.message.contains(args[0]), "{failure:?}");
     }
-    // The working directory is made; a file in its place is not a folder.
+    // The working directory is created; a file with its name is an error.
     let mut plan = pod.plan("readlink /proc/self/cwd");
     plan.process.cwd = "/made/here".into();
     assert_eq!(pod.run(plan).output, "/made/here\n");
@@ -244,7 +122,7 @@ fn a_missing_program_is_told() {
     assert_eq!(failed(&pod.run(plan)).stage, "working directory");
 }
 
-/// Lets everything through but mkdir(2) and mkdirat(2), which give EPERM (x86-64).
+/// Allows everything except mkdir(2) and mkdirat(2), which fail with EPERM (x86-64).
 fn no_mkdir() -> SeccompProgram {
     let instruction = |code: u64, jt: u64, jf: u64, k: u64| code | jt << 16 | jf << 24 | k << 32;
     SeccompProgram {
@@ -288,7 +166,7 @@ fn credentials_and_filter_are_as_planned() {
         );
         assert_eq!(filter, out.output.contains("Operation not permitted"), "{}", out.output);
     }
-    // Root keeps what is in the bounding set, and only that; ambient capabilities survive for others.
+    // Root keeps exactly the bounding set; other users keep ambient capabilities.
     let mut plan = pod.plan("grep Cap /proc/self/status");
     plan.process.seccomp = Some(no_mkdir());
     let out = pod.run(plan).output;
@@ -334,7 +212,7 @@ fn mounts_are_as_planned() {
     }];
     plan.rootfs.readonly = true;
     plan.rootfs.folders = vec!["/data/deep".into()];
-    // busybox's wc and more are not linked: the shell finds applets by name all the same.
+    // wc and other applets have no links: the shell finds applets by name anyway.
     let out = pod.run(plan);
     let has = |text: &str| assert!(out.output.contains(text), "{text:?} not in {}", out.output);
     has("data\nnameserver\n");
@@ -353,7 +231,7 @@ fn mounts_are_as_planned() {
     assert_eq!(mode & 0o7777, 0o755);
 }
 
-fn init_holds_nothing_of_the_worker() {
+fn init_has_no_descriptors_of_the_worker() {
     let pod = Pod::new();
     let mut out = pod.run(pod.plan("true"));
     // libcontainer's sockets, and the procfs that pathrs keeps for it (0x9fa0).
@@ -460,7 +338,7 @@ fn a_failure_names_its_step_and_leaves_nothing() {
     let mut plan = pod.plan("");
     plan.namespaces.ipc = NamespaceSource::Container(plan.id.clone());
     assert_eq!(failed(&pod.run(plan)).stage, "namespaces");
-    // An image without layers is an empty folder: the program is missing, the container is made.
+    // An image without layers is an empty folder: the container is created, but the program is missing.
     let mut plan = pod.plan("");
     plan.rootfs.layers = Vec::new();
     assert!(pod.run(plan).report.contains("execve"));
@@ -489,7 +367,7 @@ fn mounts_made_meanwhile_are_not_lost() {
     for _ in 0..5 {
         let below: Vec<String> = (0..6).map(|n| pod.path(&format!("vol/{n}"))).collect();
         below.iter().for_each(|path| fs::create_dir_all(path).unwrap());
-        // Late ones (below /dev) wait in the scratch root.
+        // Late mounts (below /dev) are in the scratch root meanwhile.
         let mut plan = pod.plan(
             "i=0; until [ $(grep -c ' /s/' /proc/self/mountinfo) = 6 ] || [ $i = 1000 ]; do i=$((i+1)); sleep 0.02; done; \
              grep -c ' /s/' /proc/self/mountinfo; mount | grep -c ' /b/'; mount | grep -c ' /dev/s/'; mount | grep -c ' /dev/b/'",
@@ -504,7 +382,7 @@ fn mounts_made_meanwhile_are_not_lost() {
 }
 
 fn a_hostile_image_stays_inside() {
-    // What confines is mounted on ordinary folders alone.
+    // Confining file systems are mounted on ordinary folders only.
     for name in ["dev", "proc", "sys"] {
         for target in ["/etc", "/", ".", "bin/..", "/absent"] {
             let pod = Pod::new();
@@ -515,7 +393,7 @@ fn a_hostile_image_stays_inside() {
         }
     }
 
-    // Links on the way of a volume, of passwd and of a masked path mean what they mean inside.
+    // Symlinks on the path of a volume, of passwd and of a masked path are resolved within the root.
     let pod = Pod::new();
     let outside = tempfile::tempdir().unwrap();
     fs::create_dir(pod.path("vol")).unwrap();

@@ -1,4 +1,4 @@
-//! What a shim does over its pod's life beside the ordinary: other versions of the daemon, full tables, tracers. Root.
+//! Unusual events in a shim's life: other versions of the daemon, full tables, tracers. Needs root.
 
 mod common;
 
@@ -20,7 +20,7 @@ fn stopped_init(pod: &mut Pod, byte: u8) -> (ContainerId, u32, OwnedFd) {
 }
 
 #[test]
-fn what_a_later_daemon_asks_for_is_refused_and_never_trimmed() {
+fn plans_of_a_later_daemon_are_refused_as_a_whole() {
     let mut pod = Pod::started("later");
     let id = container_id(1);
     let mntns = std::fs::File::open("/proc/self/ns/mnt").unwrap();
@@ -55,7 +55,7 @@ fn what_a_later_daemon_asks_for_is_refused_and_never_trimmed() {
     );
     assert!(matches!(&reply, Reply::Failed(f) if f.kind == ErrorKind::Unsupported), "{reply:?}");
 
-    // One descriptor more, or less, than this version takes: refused, and the connection is kept.
+    // One descriptor more or less than this version expects: refused, and the connection is kept.
     let five = [null.as_fd(); 5];
     for (request, fds) in [
         (Request::Exec { exec: model::ExecId(2), container: running, deadline_ms: None }, five.as_slice()),
@@ -69,9 +69,9 @@ fn what_a_later_daemon_asks_for_is_refused_and_never_trimmed() {
 }
 
 #[test]
-fn a_start_is_told_to_the_daemon_that_is_there_when_it_happens() {
+fn a_start_is_reported_to_the_connected_daemon() {
     let mut pod = Pod::started("started");
-    // Its init is held, so that the start is still on its way when the daemon is replaced.
+    // Its init is stopped, so that the start is still running when the daemon is replaced.
     let (id, _, init) = stopped_init(&mut pod, 1);
     pod.send(Request::Start { container: id.clone() }, &[]);
     pod.reconnect();
@@ -100,7 +100,7 @@ fn an_init_that_is_killed_before_execve_was_never_started() {
     let mut pod = Pod::started("never");
     let mut told = 0;
     for byte in 1..=10 {
-        // Stopped first, so that it does not get to execve before it is killed.
+        // Stopped first, so that it does not call execve before it is killed.
         let (id, pid, init) = stopped_init(&mut pod, byte);
         while sys::proc::stat(pid).unwrap().state != 'T' {
             std::thread::yield_now();
@@ -116,7 +116,7 @@ fn an_init_that_is_killed_before_execve_was_never_started() {
         };
         let Event::Exited { facts, .. } = pod.event() else { panic!("no end") };
         assert_eq!(facts.started_at, 0);
-        // The kill may overtake the request: nobody listens for the start any more.
+        // The kill may come before the request: then init does not listen for the start any more.
         if failure.errno == 111 {
             continue;
         }
@@ -130,7 +130,7 @@ fn an_init_that_is_killed_before_execve_was_never_started() {
 }
 
 #[test]
-fn an_init_that_somebody_stops_goes_on() {
+fn a_stopped_init_is_continued() {
     let mut pod = Pod::started("stopped");
     let (id, ..) = stopped_init(&mut pod, 1);
     assert!(matches!(pod.ask(Request::Start { container: id }), Reply::Started { .. }));
@@ -138,11 +138,11 @@ fn an_init_that_somebody_stops_goes_on() {
 }
 
 #[test]
-fn a_terminated_shim_leaves_with_the_last_of_its_processes() {
+fn a_terminated_shim_exits_with_its_last_process() {
     let mut pod = Pod::started("terminated");
     let id = pod.run(1, "trap 'exit 0' TERM; while :; do sleep 0.05; done");
     sys::pidfd::send_signal(pod.shim.pidfd.as_fd(), 15).unwrap();
-    // It stays for those that live, and still serves.
+    // It stays as long as processes are running, and still handles requests.
     assert_eq!(pod.exec(1, &id, &["true"]).unwrap().0, 0);
     assert_eq!(pod.ask(Request::Kill { container: id, signal: 9, all: true }), Reply::Done);
     assert!(matches!(pod.event(), Event::Exited { .. }));
@@ -151,7 +151,7 @@ fn a_terminated_shim_leaves_with_the_last_of_its_processes() {
     pod.gone();
 }
 
-/// Builds nothing: the test itself traces, as a process of the pod with the right capability could.
+/// The test itself is the tracer, as a process of the pod with the right capability could be.
 #[test]
 fn a_tracer_cannot_keep_a_container_or_exec_from_ending() {
     const SEIZE: i64 = 0x4206;
@@ -163,7 +163,7 @@ fn a_tracer_cannot_keep_a_container_or_exec_from_ending() {
         pod.run_plan(plan, false);
         let (exec, _out) = pod.start_exec(u64::from(byte), &id, &["sleep", "1001"]);
         let init = pod.init(&id);
-        let tracer = common::Tracer::of(&[init, exec], SEIZE, options);
+        let tracer = common::tracer::Tracer::of(&[init, exec], SEIZE, options);
         let start = std::time::Instant::now();
         assert_eq!(pod.ask(Request::KillExec { exec: model::ExecId(u64::from(byte)) }), Reply::Done);
         assert_eq!(pod.event(), Event::ExecExited { exec: model::ExecId(u64::from(byte)), code: 137 });
@@ -173,10 +173,10 @@ fn a_tracer_cannot_keep_a_container_or_exec_from_ending() {
         assert!(start.elapsed() < std::time::Duration::from_secs(5), "{:?}", start.elapsed());
         drop(tracer);
     }
-    // The whole pod likewise.
+    // The same for the whole pod.
     let id = pod.run(3, "sleep 1000");
     let init = pod.init(&id);
-    let tracer = common::Tracer::of(&[init, pod.pause], SEIZE, 0);
+    let tracer = common::tracer::Tracer::of(&[init, pod.pause], SEIZE, 0);
     assert_eq!(pod.ask(Request::StopPod), Reply::Done);
     drop(tracer);
     pod.hang_up();
@@ -184,7 +184,7 @@ fn a_tracer_cannot_keep_a_container_or_exec_from_ending() {
 }
 
 #[test]
-fn a_full_table_of_execs_is_told_and_recovers() {
+fn a_full_table_of_execs_is_reported_and_recovers() {
     const MOST: u64 = 1024;
     let mut pod = Pod::started("full");
     let id = pod.run(1, "sleep 1000");
@@ -199,7 +199,7 @@ fn a_full_table_of_execs_is_told_and_recovers() {
     let one_more = || Request::Exec { exec: model::ExecId(MOST), container: id.clone(), deadline_ms: None };
     let (reply, _) = pod.ask_with(one_more(), &fds);
     assert!(matches!(&reply, Reply::Failed(f) if f.kind == ErrorKind::Exhausted), "{reply:?}");
-    // A new daemon is greeted with all of them.
+    // A new daemon gets all of them in the snapshot.
     pod.reconnect();
     assert!(pod.snapshots.len() > 1024, "{}", pod.snapshots.len());
     // All are killed at once: each listing of the container's processes serves all sessions.

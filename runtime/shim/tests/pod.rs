@@ -1,4 +1,4 @@
-//! The shim as the daemon drives it: real namespaces, cgroups and processes. Root.
+//! Drives the shim as the daemon does, with real namespaces, cgroups and processes. Needs root.
 
 mod common;
 
@@ -15,7 +15,7 @@ fn status(pid: u32, key: &str) -> String {
 }
 
 #[test]
-fn pause_is_locked_up() {
+fn pause_is_restricted() {
     let mut pod = Pod::started("pause");
     let pid = pod.pause;
     assert_eq!(status(pid, "Name"), "pause");
@@ -26,10 +26,11 @@ fn pause_is_locked_up() {
     assert_eq!(status(pid, "NoNewPrivs"), "1");
     assert_eq!(status(pid, "Uid").split_whitespace().next(), Some("65535"));
     assert_eq!(fs::read_dir(format!("/proc/{pid}/root")).unwrap().count(), 0);
-    // Not even stdio: a container may have pause's user, and the daemon's log is there.
+    // No descriptors, not even stdio: a container may run as pause's user, and stdio would be the daemon's
+    // log.
     assert_eq!(fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count(), 0);
     assert_eq!((status(pid, "Seccomp").as_str(), status(pid, "Seccomp_filters").as_str()), ("2", "1"));
-    // Owned by root: it cannot be traced, whoever has its user.
+    // /proc/PID is owned by root: processes of the same user cannot trace it.
     use std::os::unix::fs::MetadataExt as _;
     assert_eq!(fs::metadata(format!("/proc/{pid}/mem")).unwrap().uid(), 0);
     assert_eq!(fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap().lines().count(), 1);
@@ -39,7 +40,7 @@ fn pause_is_locked_up() {
     use std::os::fd::AsRawFd as _;
     let given = fs::read_link(format!("/proc/self/fd/{}", netns.as_raw_fd())).unwrap();
     assert_eq!(given, fs::read_link(format!("/proc/{pid}/ns/net")).unwrap());
-    // A second one is refused, a request without a plan ends the connection, the pod lives on.
+    // A second start is refused, a request without a plan ends the connection, and the pod continues.
     pod.reconnect();
     assert_eq!(pod.snapshots, [Snapshot::Pause { pid, exited: None }]);
     assert!(matches!(pod.ask(Request::Shutdown), Reply::Failed(f) if f.kind == ErrorKind::Busy));
@@ -78,7 +79,7 @@ fn sysctls_that_the_kernel_lacks() {
 }
 
 #[test]
-fn pause_that_dies_is_told_of() {
+fn death_of_pause_is_reported() {
     let mut pod = Pod::started("dies");
     let fd = sys::pidfd::open(pod.pause).unwrap();
     sys::pidfd::send_signal(std::os::fd::AsFd::as_fd(&fd), 9).unwrap();
@@ -89,7 +90,7 @@ fn pause_that_dies_is_told_of() {
 }
 
 #[test]
-fn what_cannot_be_is_refused() {
+fn impossible_requests_are_refused() {
     let mut pod = Pod::started("refuse");
     let unknown = || container_id(0xee);
     for request in [
@@ -101,21 +102,21 @@ fn what_cannot_be_is_refused() {
         assert!(matches!(&reply, Reply::Failed(f) if f.kind == ErrorKind::NotFound), "{reply:?}");
     }
     assert!(matches!(pod.ask(Request::Unknown), Reply::Failed(f) if f.kind == ErrorKind::Unsupported));
-    // Gone already is no error.
+    // An unknown container is not an error.
     assert_eq!(pod.ask(Request::Forget { container: unknown() }), Reply::Done);
     assert_eq!(pod.ask(Request::KillExec { exec: model::ExecId(4) }), Reply::Done);
     pod.end();
 }
 
 #[test]
-fn the_shim_leaves_with_the_daemon_once_the_pod_is_stopped() {
+fn shim_of_a_stopped_pod_exits_with_the_daemon() {
     let mut pod = Pod::started("leaves");
     assert_eq!(pod.ask(Request::StopPod), Reply::Done);
     pod.hang_up();
     pod.gone();
 }
 
-/// Waits for something that comes without being told of.
+/// Waits for a change that is not reported by an event.
 fn eventually(happened: impl Fn() -> bool) {
     within(20, happened, || "it does not happen".to_owned());
 }
@@ -129,7 +130,7 @@ fn within(seconds: u64, happened: impl Fn() -> bool, otherwise: impl Fn() -> Str
     }
 }
 
-/// The only process of a container, once the worker that made it (in the same cgroup) has left.
+/// The only process of a container, once the worker, which was in the same cgroup, has exited.
 fn alone(pod: &Pod, id: &model::ContainerId) -> Vec<u32> {
     eventually(|| pod.cgroups.pids(id.as_str()).len() == 1);
     pod.cgroups.pids(id.as_str())
@@ -146,7 +147,7 @@ fn exited(pod: &mut Pod, id: &model::ContainerId) -> wire::ExitFacts {
 }
 
 #[test]
-fn a_container_from_create_to_forget() {
+fn a_container_from_create_to_remove() {
     let mut pod = Pod::started("life");
     let id = container_id(1);
     let script = "echo out; echo err >&2; printf tail; exit 3";
@@ -154,7 +155,7 @@ fn a_container_from_create_to_forget() {
     let reply = pod.create(plan, false);
     let Reply::Created { pid, user, home } = reply else { panic!("{reply:?}") };
     assert_eq!((user.uid, home.as_str()), (0, "/root"));
-    // The worker leaves as soon as it has answered.
+    // The worker exits after its report.
     eventually(|| pod.cgroups.pids(id.as_str()) == [pid]);
     assert!(
         matches!(pod.ask(Request::ReopenLog { container: id.clone() }), Reply::Failed(f) if f.kind == ErrorKind::WrongState)
@@ -183,14 +184,14 @@ fn a_container_from_create_to_forget() {
 fn exec_in_a_running_container() {
     let mut pod = Pod::started("exec");
     let id = container_id(1);
-    // No shell, which would ignore signals of its own.
+    // Not a shell, which would ignore some signals.
     let plan = pod.plan(&id, &["sleep", "1000"]);
     pod.run_plan(plan, false);
     let (code, out, err) =
         pod.exec(1, &id, &["sh", "-c", "echo $A; pwd; echo e >&2; hostname; exit 5"]).unwrap();
     assert_eq!((code, out.as_str(), err.as_str()), (5, "b\n/tmp\nweb-0\n", "e\n"));
-    // It is like init: same namespaces, cgroup and credentials, nothing open but its stdio (listed without a pipe,
-    // which would be open in the shell for a moment).
+    // It is like init: same namespaces, cgroup and credentials, and only stdio is open (listed without a
+    // pipe, which would be open in the shell for a moment).
     let look = "for n in mnt pid net ipc uts cgroup user; do [ $(readlink /proc/1/ns/$n) = $(readlink /proc/self/ns/$n) ] \
                 || echo $n; done; diff /proc/1/cgroup /proc/self/cgroup; \
                 for f in CapEff CapPrm CapInh CapBnd CapAmb SigIgn SigBlk Groups Uid Gid Seccomp NoNewPrivs Umask; do \
@@ -211,7 +212,7 @@ fn an_exec_is_killed_with_its_whole_session() {
     let before = alone(&pod, &id).len();
     let number = pod.start_exec(7, &id, &["sh", "-c", "(sleep 900 & sleep 901) & sleep 902"]);
     let (pid, _out) = number;
-    // The shell becomes the last sleep.
+    // The shell executes the last sleep in its own process.
     eventually(|| pod.cgroups.pids(id.as_str()).len() == before + 3);
     assert_eq!(pod.ask(Request::KillExec { exec: model::ExecId(7) }), Reply::Done);
     assert_eq!(pod.event(), Event::ExecExited { exec: model::ExecId(7), code: 137 });
@@ -248,18 +249,18 @@ fn an_exec_that_is_starting_is_killed() {
                 other => panic!("{other:?}"),
             }
         }
-        // The worker may take a moment to leave.
+        // The worker may take a moment to exit.
         eventually(|| pod.cgroups.pids(id.as_str()) == before);
     }
     pod.end();
 }
 
 #[test]
-fn what_outlives_init_is_killed() {
+fn processes_that_outlive_init_are_killed() {
     let mut pod = Pod::started("orphans");
     let id = container_id(1);
     let mut plan = pod.plan(&id, &["sh", "-c", "sleep 1000 & (setsid sleep 1001 &) ; exit 4"]);
-    // In pause's PID namespace nothing ends with init.
+    // In pause's PID namespace other processes do not end with init.
     plan.namespaces.pid = wire::NamespaceSource::Pause;
     pod.run_plan(plan, false);
     assert_eq!(exited(&mut pod, &id).code, 4);
@@ -271,7 +272,7 @@ fn what_outlives_init_is_killed() {
 fn signals_and_start_failures() {
     let mut pod = Pod::started("signals");
     let id = pod.run(1, "trap 'exit 9' TERM; echo ready; while :; do sleep 0.05; done");
-    // PID 1 without a handler would not even see the signal.
+    // PID 1 without a handler would ignore the signal.
     eventually(|| !pod.log(&id).is_empty());
     assert_eq!(pod.ask(Request::Kill { container: id.clone(), signal: 15, all: false }), Reply::Done);
     assert_eq!(exited(&mut pod, &id).code, 9);
@@ -294,7 +295,7 @@ fn signals_and_start_failures() {
     assert_eq!((facts.code, facts.started_at), (128, 0));
     assert!(facts.start_error.unwrap().contains("nosuch"));
 
-    // Creation that fails leaves nothing.
+    // A failed creation leaves nothing.
     let id = container_id(4);
     let mut plan = pod.plan(&id, &["sh"]);
     plan.rootfs.layers = vec!["nosuch".into()];
@@ -309,11 +310,11 @@ fn signals_and_start_failures() {
 }
 
 #[test]
-fn a_failed_create_leaves_other_containers_orphans_alone() {
+fn a_failed_create_does_not_kill_other_containers_orphans() {
     let mut pod = Pod::started("strays");
     let id = container_id(1);
     let mut plan = pod.plan(&id, &["sh", "-c", "(setsid sleep 1001 &); exec sleep 1000"]);
-    // Orphans come to the shim.
+    // Orphans become children of the shim.
     plan.namespaces.pid = wire::NamespaceSource::Host;
     pod.run_plan(plan, false);
     let child_of_shim = |pid: &u32| {
@@ -321,7 +322,7 @@ fn a_failed_create_leaves_other_containers_orphans_alone() {
             std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.starts_with(b"sleep"));
         sleeps && sys::proc::stat(*pid).is_ok_and(|stat| stat.parent == pod.shim.pid)
     };
-    // The two sleeps alone: the worker that made the container, and the shells between, leave a moment later.
+    // Only the two sleeps: the worker and the intermediate shells exit a moment later.
     let settled = || {
         let pids = pod.cgroups.pids(id.as_str());
         pids.len() == 2 && pids.iter().all(child_of_shim)
@@ -388,8 +389,8 @@ fn rollup(pid: u32, key: &str) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// Growth is asserted with any build; the size itself only means something with the real one (make shim), whose
-/// path COPEPOD_SHIM gives.
+/// Growth is checked with any build; the size is only meaningful with the release build (make shim), whose
+/// path is in COPEPOD_SHIM.
 #[test]
 fn memory_does_not_grow_with_execs() {
     let mut pod = Pod::started("memory");

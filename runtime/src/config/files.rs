@@ -19,7 +19,7 @@ pub(super) enum Origin {
     File(PathBuf),
     /// A text without a file.
     Text,
-    /// Options of the command line, written as TOML.
+    /// Options of the command line, which have no text.
     CommandLine,
 }
 

@@ -8,6 +8,7 @@ use super::error::Fault;
 use super::files::{Origin, Source};
 use super::{Config, Overrides, keys};
 use serde::Deserialize as _;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use toml::Spanned;
@@ -27,28 +28,31 @@ type Places<'a> = BTreeMap<String, (&'a Source, usize)>;
 /// # Errors
 /// Everything that is wrong with any of them, at most [`MAX_FAULTS`] faults.
 pub(super) fn read(mut sources: Vec<Source>, overrides: &Overrides) -> Result<Config, Vec<Fault>> {
-    let text =
-        overrides.given().map(|(key, value)| format!("{key} = {}\n", toml::Value::from(value))).collect();
-    sources.push(Source { origin: Origin::CommandLine, text });
+    sources.push(Source { origin: Origin::CommandLine, text: String::new() });
     let defaults = keys::default_text();
     let defaults = DeTable::parse_recoverable(&defaults).0.into_inner();
     let (mut merged, mut places, mut faults) = (defaults.clone(), Places::new(), Vec::new());
     for source in &sources {
-        let mut table = match parse(source) {
-            Ok(table) => table,
-            Err(wrong) => {
-                faults.extend(wrong);
-                continue;
-            }
+        let mut table = match source.origin {
+            Origin::CommandLine => command_line(overrides),
+            Origin::File(_) | Origin::Text => match parse(source) {
+                Ok(mut table) => {
+                    for (key, _) in overrides.given() {
+                        table.remove(key);
+                    }
+                    table
+                }
+                Err(wrong) => {
+                    faults.extend(wrong);
+                    continue;
+                }
+            },
         };
-        if !matches!(source.origin, Origin::CommandLine) {
-            for (key, _) in overrides.given() {
-                table.remove(key);
-            }
-        }
         let mut wrong = Vec::new();
         take_unknown("", &mut table, &mut wrong);
-        take_invalid(&defaults, &mut table, &mut wrong);
+        if !table.is_empty() {
+            take_invalid(&defaults, &mut table, &mut wrong);
+        }
         wrong.sort_by_key(|wrong| wrong.offset);
         faults.extend(wrong.into_iter().map(|it| source.fault(Some(it.offset), it.key, it.problem)));
         note_places("", &table, source, &mut places);
@@ -72,6 +76,16 @@ pub(super) fn read(mut sources: Vec<Source>, overrides: &Overrides) -> Result<Co
     }
     faults.truncate(MAX_FAULTS);
     if faults.is_empty() { Ok(config) } else { Err(faults) }
+}
+
+/// The options of the command line as a table. Offsets are their numbers.
+fn command_line(overrides: &Overrides) -> DeTable<'_> {
+    let entry = |(number, (key, value))| {
+        let place = number..number + 1;
+        let value = DeValue::String(Cow::Borrowed(value));
+        (Spanned::new(place.clone(), Cow::Borrowed(key)), Spanned::new(place, value))
+    };
+    overrides.given().enumerate().map(entry).collect()
 }
 
 /// # Errors

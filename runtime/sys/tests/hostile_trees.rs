@@ -1,5 +1,5 @@
-//! Trees made to hurt whoever removes them. Needs root, for mounts. One test after the other in one process, so
-//! that its memory and descriptors can be limited: 16 MiB more than at rest, 64 descriptors.
+//! Removal of hostile trees. Needs root, for mounts. The tests run one after another in one process, so that
+//! its memory and descriptors can be limited: 16 MiB more than at rest, 64 descriptors.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -40,7 +40,7 @@ fn hostile_trees_are_removed_and_nothing_else() {
     }
 }
 
-/// Runs and checks the memory that it took at its worst.
+/// Runs `work` and checks its peak memory.
 fn measured<T>(work: impl FnOnce() -> T) -> T {
     // "5" sets the peak to what is in use (proc_pid_clear_refs(5)).
     fs::write("/proc/self/clear_refs", "5").unwrap();
@@ -65,7 +65,7 @@ fn folder(path: &Path) -> OwnedFd {
     openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap()
 }
 
-/// `levels` folders, each in the one before, below `top`.
+/// Creates `levels` nested folders below `top`.
 fn chain(top: &Path, name: &str, levels: u32) {
     fs::create_dir(top).unwrap();
     let mut at = folder(top);
@@ -92,7 +92,7 @@ fn ten_thousand_levels(room: &Path) {
 fn deeper_than_what_is_remembered(room: &Path) {
     let tree = room.join("tree");
     chain(&tree, "d", 20_000);
-    // It may end early, as it cannot find its way back: but it ends.
+    // It may stop early because it cannot find the way back, but it must end.
     let usage = measured(|| tree::usage_path(&tree, far()).unwrap());
     assert!(usage.inodes >= 20_000, "{usage:?}");
     measured(|| tree::remove_path(&tree).unwrap());
@@ -106,7 +106,7 @@ fn long_names(room: &Path) {
     gone(&tree);
 }
 
-/// A million names in one folder. Links, because that is quicker than files, and for a folder the same.
+/// A million names in one folder: hard links, which are faster to create than files and equal for a folder.
 fn a_million_names(room: &Path) {
     let tree = room.join("tree");
     fs::create_dir(&tree).unwrap();
@@ -114,7 +114,7 @@ fn a_million_names(room: &Path) {
     let mut file = String::new();
     for number in 0..1_000_000_u32 {
         let name = format!("file-{number}");
-        // ext4 has at most 65,000 names a file.
+        // ext4 allows at most 65,000 links per file.
         if number % 50_000 == 0 {
             fs::write(tree.join(&name), "x").unwrap();
             file = name;
@@ -139,7 +139,7 @@ fn mounts_are_spared(room: &Path) {
     let tmpfs = mount::tmpfs(0o755, 1 << 20, Attributes::default()).unwrap();
     mount::attach_at(tmpfs.as_fd(), &tree.join("a/tmpfs")).unwrap();
     fs::write(tree.join("a/tmpfs/file"), "kept").unwrap();
-    // A mount of the same file system: its device tells nothing.
+    // A mount of the same file system: the device number does not differ.
     let bind = |from: &Path, to: &Path| {
         let clone = mount::clone(mount::open_path(from).unwrap().as_fd(), true).unwrap();
         mount::attach_at(clone.as_fd(), to).unwrap();
@@ -154,10 +154,10 @@ fn mounts_are_spared(room: &Path) {
     for path in ["host/file", "host/deep/er/file", "tree/a/tmpfs/file", "tree/b/bind/file", "tree/d/file"] {
         assert_eq!(fs::read(room.join(path)).unwrap(), b"kept", "{path}");
     }
-    // What is free of mounts went.
+    // Parts without mounts were removed.
     gone(&tree.join("c"));
     gone(&tree.join("d/e"));
-    // The tree's own top.
+    // The top folder of the tree.
     assert!(matches!(tree::remove_path(&tree.join("b/bind")), Err(Error::Mounted { .. })));
     assert!(matches!(tree::remove_path(&tree.join("d/file")), Err(Error::Mounted { .. })));
     for path in ["a/tmpfs", "b/bind", "d/file"] {
@@ -184,7 +184,7 @@ fn a_link_is_swapped_in(room: &Path) {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
-                    // Fails once either is gone.
+                    // Fails once either is removed.
                     let name = round.to_string();
                     if renameat_with(&at, "x", &held, &name, RenameFlags::EXCHANGE).is_err() {
                         break;
@@ -200,7 +200,7 @@ fn a_link_is_swapped_in(room: &Path) {
     }
 }
 
-/// Deep folders move out of the tree while they are emptied: what lies beside them there stays.
+/// Deep folders are moved out of the tree while they are emptied; other entries there must stay.
 fn folders_move_out(room: &Path) {
     let outside = room.join("outside");
     fs::create_dir(&outside).unwrap();
@@ -256,7 +256,7 @@ fn few_descriptors(room: &Path) {
     while let Ok(fd) = dir.try_clone() {
         taken.push(fd);
     }
-    // Some for what the test harness does meanwhile, and six for the walk.
+    // Some for the test harness, and six for the walk.
     taken.truncate(taken.len() - 6);
     let removed = tree::remove(dir.as_fd(), OsStr::new("tree"));
     drop(taken);

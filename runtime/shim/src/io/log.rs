@@ -1,23 +1,23 @@
 //! CRI log lines: `<RFC3339Nano> <stdout|stderr> <P|F> <content>\n`.
 //!
-//! The budget is 500 MiB/s of 100-byte lines, so: one time stamp for all that one read(2) brought, lines
-//! found by memchr, headers and content copied into one buffer and written at once, nothing allocated but the
-//! start of a line that is not complete yet (16 KiB a stream at most, given back when it is).
+//! The budget is 500 MiB/s of 100-byte lines. So there is one time stamp for all lines of one read(2), lines
+//! are found with memchr, and headers and content are copied into one buffer and written at once. The only
+//! allocation is for the beginning of an incomplete line (at most 16 KiB per stream, freed at its end).
 //!
-//! How the output was cut into reads never shows in the file, but for the time stamps.
+//! The boundaries of reads affect only the time stamps in the file.
 
 use std::io::{BufRead as _, Write as _};
 
 use crate::io::stamp::Stamp;
 
-/// Longest content of one log line, bytes, as containerd cuts it: longer lines become pieces tagged P.
+/// Longest content of one log line in bytes, as in containerd: longer lines are split into pieces tagged P.
 pub(crate) const MAX_CONTENT: usize = 16 * 1024;
 /// Time stamp, stream, tag and the spaces after each.
 const HEADER: usize = Stamp::LEN + 1 + 6 + 1 + 1 + 1;
-/// Least size of a [`Batch`]'s buffer: any piece fits an empty one.
+/// Smallest buffer of a [`Batch`]: an empty one has space for any piece.
 pub(crate) const MIN_BUFFER: usize = HEADER + MAX_CONTENT + 1;
 
-/// Which stream a line came on. A terminal has only stdout.
+/// The stream of a line. A terminal has only stdout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stream {
     /// Descriptor 1.
@@ -26,7 +26,7 @@ pub(crate) enum Stream {
     Stderr,
 }
 
-/// Gathers log lines and hands them on in large pieces.
+/// Collects log lines and writes them in large blocks.
 pub(crate) struct Batch<'a, W: FnMut(&[u8])> {
     buffer: &'a mut [u8],
     used: usize,
@@ -39,7 +39,7 @@ impl<'a, W: FnMut(&[u8])> Batch<'a, W> {
         Self { buffer, used: 0, write }
     }
 
-    /// Hands on what is gathered.
+    /// Writes the collected lines.
     pub(crate) fn flush(&mut self) {
         if let Some(lines) = self.buffer.get(..self.used).filter(|lines| !lines.is_empty()) {
             (self.write)(lines);
@@ -54,7 +54,7 @@ impl<'a, W: FnMut(&[u8])> Batch<'a, W> {
             self.flush();
         }
         if let Some(mut place) = self.buffer.get_mut(self.used..self.used + len) {
-            // Writing to a slice that is long enough cannot fail.
+            // Writing to a slice of sufficient length cannot fail.
             for part in [header.as_slice(), first, second, b"\n"] {
                 drop(place.write_all(part));
             }
@@ -63,13 +63,13 @@ impl<'a, W: FnMut(&[u8])> Batch<'a, W> {
     }
 }
 
-/// One stream's lines.
+/// The lines of one stream.
 #[derive(Debug)]
 pub(crate) struct Lines {
     stream: Stream,
-    /// A terminal ends lines by CR LF; that CR is not the program's.
+    /// A terminal ends lines with CR LF; this CR is not from the program.
     terminal: bool,
-    /// Start of a line whose end was not read yet, at most [`MAX_CONTENT`] bytes.
+    /// The beginning of an incomplete line, at most [`MAX_CONTENT`] bytes.
     carry: Vec<u8>,
 }
 
@@ -88,7 +88,7 @@ impl Lines {
         header
     }
 
-    /// Takes what one read brought.
+    /// Takes the bytes of one read.
     pub(crate) fn push<W: FnMut(&[u8])>(
         &mut self,
         mut chunk: &[u8],
@@ -105,7 +105,7 @@ impl Lines {
                 Some((b'\n', content)) => (content, true),
                 _ => (line, false),
             };
-            // Pieces of the longest size go out once it is known that more follows them.
+            // A piece of the longest size is written once it is known that more follows.
             while self.carry.len() + content.len() > MAX_CONTENT {
                 let room = MAX_CONTENT - self.carry.len().min(MAX_CONTENT);
                 let (piece, more) = content.split_at(room.min(content.len()));
@@ -139,8 +139,8 @@ impl Lines {
         self.carry.clear();
     }
 
-    /// The stream has ended: a last line without newline is written, tagged P (as containerd does), so that
-    /// readers add no newline that was not there.
+    /// Ends the stream: a last line without a newline is written with tag P (as containerd does), so that
+    /// readers do not add a newline.
     pub(crate) fn finish<W: FnMut(&[u8])>(&mut self, stamp: &Stamp, batch: &mut Batch<'_, W>) {
         if !self.carry.is_empty() {
             batch.line(&self.header(stamp, b'P'), &self.carry, &[]);

@@ -1,6 +1,6 @@
-//! A container's output: from its pipes or terminal into its log file.
+//! Copies a container's output from its pipes or terminal to its log file.
 //!
-//! Reading never stops, whatever becomes of the file: a container must not block because a disk is full.
+//! Reading continues even if writing fails: a container must not block because a disk is full.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -11,11 +11,11 @@ use sys::scratch::Scratch;
 use crate::io::log::{Batch, Lines, MIN_BUFFER, Stream};
 use crate::io::stamp::Stamp;
 
-/// Bytes taken by one read: a pipe's capacity.
+/// Bytes of one read: a pipe's capacity.
 const READ: usize = 64 * 1024;
-/// Reads of one stream in a row before others get their turn.
+/// Most reads of one stream before others are read.
 const TURNS: usize = 8;
-/// Bytes gathered before a write; 64 KiB of short lines with their headers.
+/// Size of the write buffer: 64 KiB of short lines with their headers.
 const WRITE: usize = 256 * 1024;
 
 /// Buffers that all streams of the shim share.
@@ -32,19 +32,19 @@ impl Buffers {
         Ok(Self { read: Scratch::new(READ)?, write: Scratch::new(WRITE)?, used: false })
     }
 
-    /// Whether [`Buffers::release`] would give anything back.
+    /// Whether [`Buffers::release`] would free anything.
     pub(crate) fn are_used(&self) -> bool {
         self.used
     }
 
-    /// Gives their memory back, once things are quiet.
+    /// Returns their memory when the shim is idle.
     pub(crate) fn release(&mut self) {
         self.read.release();
         self.write.release();
         self.used = false;
     }
 
-    /// The one for reading, for whoever has nothing in it.
+    /// The read buffer; it holds no data between reads.
     pub(crate) fn reading(&mut self) -> &mut [u8] {
         self.used = true;
         self.read.bytes()
@@ -55,27 +55,27 @@ impl Buffers {
 #[derive(Debug)]
 pub(crate) struct LogFile {
     path: Box<str>,
-    /// None discards.
+    /// `None` discards the output.
     file: Option<File>,
-    /// A write has failed, and was told of; until one succeeds again.
+    /// A write has failed and was reported; reset by the next successful write.
     failing: bool,
-    /// Lines that could not be written since one could.
+    /// Number of lines lost since the last successful write.
     lost: u64,
 }
 
 impl LogFile {
-    /// No log at all.
+    /// No log.
     pub(crate) fn none() -> Self {
         Self { path: Box::default(), file: None, failing: false, lost: 0 }
     }
 
-    /// Opens it below the pod's log folder.
+    /// Opens the log file below the pod's log folder.
     pub(crate) fn open(dir: BorrowedFd<'_>, path: &str) -> io::Result<Self> {
         let file = Some(sys::beneath::append(dir, path)?);
         Ok(Self { file, path: path.into(), failing: false, lost: 0 })
     }
 
-    /// Opens it anew by its path, after it was renamed. On error the old file stays in use.
+    /// Reopens the file by its path after it was renamed. On an error the old file stays in use.
     pub(crate) fn reopen(&mut self, dir: BorrowedFd<'_>) -> io::Result<()> {
         if self.file.is_some() {
             self.file = Some(sys::beneath::append(dir, &self.path)?);
@@ -84,15 +84,15 @@ impl LogFile {
         Ok(())
     }
 
-    /// Writes whole lines, or none of those that do not fit. The first error of a row is handed to `warn`. Where
-    /// lines are missing, a line says so once it can be written.
+    /// Writes complete lines; lines that do not fit are dropped as a whole. The first of several errors is
+    /// passed to `warn`. A marker line is written in place of lost lines once that is possible.
     fn write(&mut self, lines: &[u8], warn: &mut dyn FnMut(String)) {
         let whole = |bytes: &[u8]| bytes.iter().filter(|byte| **byte == b'\n').count() as u64;
         if self.lost > 0 {
             let mark = self.mark();
             match self.append(mark.as_bytes()) {
                 Ok(()) => self.lost = 0,
-                // Said already.
+                // Already reported.
                 Err(_) => {
                     self.lost = self.lost.saturating_add(whole(lines));
                     return;
@@ -113,14 +113,14 @@ impl LogFile {
         }
     }
 
-    /// The line that stands for those that were lost.
+    /// The marker for lost lines.
     fn mark(&self) -> String {
         let stamp = Stamp::new(sys::proc::now());
         let stamp = String::from_utf8_lossy(stamp.as_bytes());
         format!("{stamp} stderr F [copepod: {} lines could not be written to this log]\n", self.lost)
     }
 
-    /// Appends whole lines. On an error says how many bytes of whole lines were written before it.
+    /// Appends complete lines. An error includes the bytes of complete lines that were written before it.
     fn append(&mut self, lines: &[u8]) -> Result<(), (usize, io::Error)> {
         let Some(file) = &mut self.file else { return Ok(()) };
         let mut rest = lines;
@@ -135,7 +135,7 @@ impl LogFile {
                 Err(error) => break error,
             }
         };
-        // The part of a line at the end would join with the next one.
+        // An incomplete line at the end would be joined with the next line.
         let written = lines.get(..lines.len() - rest.len()).unwrap_or_default();
         let torn = written.rsplit(|byte| *byte == b'\n').next().unwrap_or_default().len();
         let error = match sys::beneath::take_back(file, torn as u64) {
@@ -145,7 +145,7 @@ impl LogFile {
         Err((written.len() - torn, error))
     }
 
-    /// Says that lines were lost, if the file can be written again now. For the end of the output.
+    /// Writes the marker for lost lines, if the file can be written now. For the end of the output.
     pub(crate) fn finish(&mut self) {
         if self.lost > 0 {
             self.write(&[], &mut drop);
@@ -153,7 +153,7 @@ impl LogFile {
     }
 }
 
-/// What is left of a stream after reading.
+/// The state of a stream after reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum After {
     /// More may come.
@@ -167,13 +167,14 @@ pub(crate) enum After {
 pub(crate) struct Output {
     fd: OwnedFd,
     lines: Lines,
-    /// The other side of a terminal. While it is open here, the container may close all of its own and open
-    /// /dev/console again later: without one the master says EIO, and closing that would hang up the session.
+    /// The slave side of a terminal. While it is open here, the container may close all of its own
+    /// descriptors and open /dev/console again later. Without an open slave the master returns EIO, and
+    /// closing the master would hang up the session.
     _peer: Option<OwnedFd>,
 }
 
 impl Output {
-    /// Takes the reading end of a pipe, or a terminal's master. It becomes non-blocking.
+    /// Takes the read end of a pipe, or a terminal's master, and makes it non-blocking.
     pub(crate) fn new(fd: OwnedFd, stream: Stream, terminal: bool) -> io::Result<Self> {
         sys::proc::set_nonblocking(fd.as_fd())?;
         let peer = if terminal { Some(sys::pty::peer(fd.as_fd())?) } else { None };
@@ -184,7 +185,7 @@ impl Output {
         self.fd.as_fd()
     }
 
-    /// Reads what is there, within a turn.
+    /// Reads available data, within the limit of one iteration.
     pub(crate) fn read(
         &mut self,
         log: &mut LogFile,
@@ -202,7 +203,7 @@ impl Output {
                 Ok(bytes) => Ok(bytes),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(After::Open),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                // Nothing is expected here: of a terminal one side is ours.
+                // Not expected, because the shim has a slave side of the terminal open.
                 Err(_) => Err(After::Ended),
             };
             match got {
@@ -210,7 +211,7 @@ impl Output {
                     let chunk = read.bytes().get(..bytes).unwrap_or_default();
                     self.lines.push(chunk, &Stamp::new(sys::proc::now()), &mut batch);
                     if bytes < size {
-                        // A pipe that gave less than asked for is empty; asking again would cost a call.
+                        // A short read means that the pipe is empty, so another call is not needed.
                         break;
                     }
                 }
@@ -225,8 +226,8 @@ impl Output {
         After::Open
     }
 
-    /// Reads what is left and writes the unfinished line. For when no writer is left, or none that counts:
-    /// bounded, so that one who writes for ever cannot hold it.
+    /// Reads remaining data and writes an incomplete line, once no relevant writer is left. Bounded: a
+    /// process that keeps writing must not block the shim.
     pub(crate) fn finish(mut self, log: &mut LogFile, buffers: &mut Buffers, warn: &mut dyn FnMut(String)) {
         /// A pipe holds 1 MiB at most (`/proc/sys/fs/pipe-max-size` for the unprivileged).
         const ROUNDS: usize = 64;

@@ -8,7 +8,7 @@ impl Stamp {
     /// `2026-01-02T03:04:05.123456789Z`.
     pub(crate) const LEN: usize = 30;
 
-    /// From nanoseconds since the epoch; what does not fit four digits of year is taken modulo.
+    /// Formats nanoseconds since the epoch; years are taken modulo 10000.
     pub(crate) fn new(nanoseconds: i64) -> Self {
         let (seconds, fraction) =
             (nanoseconds.div_euclid(1_000_000_000), nanoseconds.rem_euclid(1_000_000_000));

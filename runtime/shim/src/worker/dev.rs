@@ -14,7 +14,7 @@ use wire::DeviceNode;
 use super::stage::{Step, internal, invalid};
 use super::tree::{self, Kind, Root};
 
-/// What every container has (OCI runtime spec, default devices).
+/// The devices of every container (OCI runtime spec, default devices).
 const STANDARD: [(&str, u32, u32); 6] = [
     ("/dev/null", 1, 3),
     ("/dev/zero", 1, 5),
@@ -33,9 +33,9 @@ const LINKS: [(&str, &str); 6] = [
     ("core", "/proc/kcore"),
 ];
 
-/// Fills a new, empty /dev, which `dev` is the top of.
+/// Fills a new, empty /dev, whose top folder is `dev`.
 pub(super) fn populate(root: &Root, dev: BorrowedFd<'_>, extra: &[DeviceNode]) -> Step<()> {
-    // Modes are given exactly.
+    // Modes must not be changed by the umask.
     let before = rustix::process::umask(Mode::empty());
     let done = nodes_and_links(root, dev, extra);
     rustix::process::umask(before);
@@ -79,7 +79,7 @@ fn make(root: &Root, dev: &Root, node: &DeviceNode) -> Step<()> {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(e) => return Err(e.into()),
         }
-        // Outside /dev the name may be the image's or a volume's: only what was asked for is changed.
+        // Outside /dev the name may exist in the image or a volume: only the requested node is changed.
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let there = openat(&folder, name, flags, Mode::empty())?;
         let stat = fstat(&there)?;
@@ -98,8 +98,8 @@ fn make(root: &Root, dev: &Root, node: &DeviceNode) -> Step<()> {
     }
 }
 
-/// A new terminal in the container's devpts: (master, the container's side). The latter is also bound to
-/// /dev/console where /dev is the container's own.
+/// A new terminal in the container's devpts: (master, slave). The slave is also bound to /dev/console if /dev
+/// is the container's own.
 pub(super) fn console(root: &Root, own_dev: Option<OwnedFd>) -> Step<(OwnedFd, OwnedFd)> {
     let open = || -> io::Result<Pty> {
         let devpts = root.existing("/dev/pts")?.ok_or(io::ErrorKind::NotFound)?;

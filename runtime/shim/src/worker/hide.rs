@@ -1,5 +1,5 @@
-//! Masked and read-only paths. They confine, so they fail closed: what lies in a file system of ours is looked
-//! up from the descriptor of that file system, and that file system must be what the container sees.
+//! Masked and read-only paths. They are confinement, so they fail closed: a path in one of our file systems
+//! is looked up from the descriptor of that file system, which must be what the container sees.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -15,20 +15,20 @@ const MASKED: &str = "masked paths";
 const READ_ONLY: &str = "read-only paths";
 const BOTH: &str = "masked and read-only paths";
 
-/// The kernel's file systems that were attached for the container, by their places.
+/// The attached file systems of the kernel, by their paths.
 #[derive(Debug, Default)]
 pub(super) struct Own(Vec<(String, OwnedFd)>);
 
 impl Own {
-    /// Keeps what was attached at `target`, if paths in it are hidden.
+    /// Keeps the file system attached at `target`, if paths in it are hidden.
     pub(super) fn add(&mut self, target: &str, kind: &MountKind, tree: OwnedFd) {
         if matches!(kind, MountKind::Proc | MountKind::Sysfs) {
             self.0.push((target.to_owned(), tree));
         }
     }
 
-    /// Refuses when one of them is not what the container will find at its path: whatever is hidden in it
-    /// would be hidden where nobody looks.
+    /// Fails if one of them is not what the container will see at its path, because the hidden paths would
+    /// not be hidden for the container.
     pub(super) fn check(&self, root: &Root) -> Step<()> {
         for (target, tree) in &self.0 {
             let stage = format!("mount {target}");
@@ -51,7 +51,7 @@ impl Own {
         Ok(())
     }
 
-    /// What lies at `path`; `None` for nothing.
+    /// Opens `path`; `None` if it does not exist.
     fn find(&self, root: &Root, path: &str) -> io::Result<Option<OwnedFd>> {
         let holder = self.0.iter().find(|(target, _)| tree::is_at_or_below(path, target));
         match holder {
@@ -69,8 +69,8 @@ impl Own {
     }
 }
 
-/// Hides paths: a file behind the null device, a directory behind an empty read-only one. What is not there
-/// needs no hiding (OCI, `maskedPaths`).
+/// Hides paths: a file with the null device, a folder with an empty read-only one. A missing path needs no
+/// hiding (OCI, `maskedPaths`).
 pub(super) fn mask(root: &Root, own: &Own, scratch: &mut Scratch, paths: &[String]) -> Step<()> {
     for path in paths {
         let mut hide = || -> io::Result<()> {
@@ -97,7 +97,7 @@ pub(super) fn protect(root: &Root, own: &Own, paths: &[String]) -> Step<()> {
     Ok(())
 }
 
-/// What is seen at /proc and /sys, and at masked and read-only paths.
+/// The objects at /proc, /sys, and the masked and read-only paths.
 pub(super) fn places(root: &Root, own: &Own, paths: [&Vec<String>; 2]) -> Step<Vec<Option<Identity>>> {
     let identity = |found: Option<OwnedFd>| found.map(|fd| mount::identity(fd.as_fd())).transpose();
     let seen = own.0.iter().map(|(target, _)| (target, root.existing(target).and_then(identity)));
@@ -106,7 +106,7 @@ pub(super) fn places(root: &Root, own: &Own, paths: [&Vec<String>; 2]) -> Step<V
     all.map(|(path, place)| place.map_err(internal(BOTH, path))).collect()
 }
 
-/// The failure of a container in which one of these is something else once its Bidirectional volumes are attached.
+/// The failure if one of these has changed after the Bidirectional volumes were attached.
 pub(super) fn on_the_host() -> Failure {
     invalid(
         BOTH,

@@ -1,5 +1,5 @@
-//! The part of a create that init does itself: in its namespaces, with the scratch root as its root, but still
-//! with every capability and before it says that it is ready. It ends with the container's root as its root.
+//! The part of a create that init does: it is in its namespaces, with the scratch root as its root, and still
+//! has every capability and is not reported ready. At its end the container's root is its root.
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -15,21 +15,21 @@ use super::scratch::Scratch;
 use super::stage::{Step, internal};
 use super::tree::Root;
 
-/// All it needs.
+/// The data for it.
 pub(crate) struct Late {
     pub(super) plan: ContainerPlan,
     pub(super) mounts: Vec<Prepared>,
     /// Staged volumes that lie on Bidirectional ones.
     pub(super) nested: Vec<Nested>,
-    /// Where the terminal's master is sent.
+    /// The socket to which the terminal's master is sent.
     pub(super) console: Option<OwnedFd>,
 }
 
 impl Late {
-    /// Does it. Returns the container's side of its terminal, if it has one.
+    /// Runs this part. Returns the terminal's slave, if there is one.
     ///
     /// # Errors
-    /// The step that failed.
+    /// The failed step.
     pub(crate) fn finish(mut self) -> Step<Option<OwnedFd>> {
         let mut scratch = Scratch::inherited()?;
         let root = scratch.root()?;
@@ -51,7 +51,7 @@ impl Late {
             }
         }
         own.check(&root)?;
-        // Before there are Bidirectional volumes: a mount on one of those would be the host's as well.
+        // Before Bidirectional volumes are attached: a mount on one of those would appear on the host too.
         hide::mask(&root, &own, &mut scratch, &self.plan.masked_paths)?;
         hide::protect(&root, &own, &self.plan.readonly_paths)?;
         let hidden = [&self.plan.masked_paths, &self.plan.readonly_paths];
@@ -69,7 +69,7 @@ impl Late {
         }
         scratch.leave(root.as_fd())?;
         if shares {
-            // As with runc: what the container mounts outside its volumes passes on as far as it says.
+            // As with runc, mounts that the container makes outside its volumes are propagated as configured.
             mount::set_propagation(root.as_fd(), Pass::Shared, false)
                 .map_err(internal("rootfs", "propagation"))?;
         }
@@ -85,11 +85,11 @@ impl Late {
     }
 }
 
-/// What init wrote before it gave up; `None` when it wrote nothing.
+/// The error that init wrote; `None` if there is none.
 pub(super) fn told(pipe: OwnedFd) -> Option<wire::Failure> {
     use std::io::Read as _;
     let mut text = String::new();
-    // The writer is gone or has written: it tells libcontainer only afterwards.
+    // Init has ended or has written its error, because it reports to libcontainer after that.
     rustix::io::ioctl_fionbio(&pipe, true).ok()?;
     let read = File::from(pipe).take(64 << 10).read_to_string(&mut text);
     match (text.lines().next(), read) {

@@ -1,13 +1,15 @@
-//! Creating a container, in a process forked for it: whatever hangs, leaks or panics ends with that process.
+//! Creates a container in a forked process: hangs, leaks and panics are limited to that process.
 
+pub(crate) mod container;
 mod dev;
+mod executor;
 mod hide;
-pub(crate) mod late;
+mod late;
 mod mounts;
 mod nested;
 mod rootfs;
 mod scratch;
-pub(crate) mod stage;
+mod stage;
 mod tree;
 mod volumes;
 
@@ -18,14 +20,15 @@ use std::path::Path;
 use sys::mount::{self, Attributes};
 use wire::{ContainerPlan, ErrorKind, Failure, Reply, parse_plan};
 
-use crate::container::{self, Holders};
-use crate::executor::{Init, Parts, TITLE, number};
-use crate::{process, user};
+use container::Holders;
+use executor::{Init, Parts, TITLE, number};
 use late::Late;
 use scratch::Scratch;
 use stage::{Step, internal, invalid};
 
-/// Largest plan, bytes: environments and filters are the long parts.
+use crate::{bundle, process, user};
+
+/// Largest plan in bytes: environments and filters are its long parts.
 const LARGEST_PLAN: usize = 16 << 20;
 /// Names that libcgroups expects below a v1 /sys/fs/cgroup.
 const HIERARCHIES: [&str; 13] = [
@@ -44,10 +47,10 @@ const HIERARCHIES: [&str; 13] = [
     "perf_event",
 ];
 
-/// Where stdio comes from.
+/// The source of stdio.
 #[derive(Debug)]
 pub(crate) enum Stdio {
-    /// Pipes, or whatever they are.
+    /// Pipes or other descriptors.
     Pipes {
         /// Read end.
         stdin: OwnedFd,
@@ -63,26 +66,26 @@ pub(crate) enum Stdio {
     },
 }
 
-/// What a worker is given. Every other descriptor but 0-2 and the caller's result pipe is closed before.
+/// The input of a worker. All other descriptors except 0-2 and the caller's result pipe are closed before.
 #[derive(Debug)]
 pub(crate) struct CreateInput<'a> {
     /// memfd of a [`ContainerPlan`].
     pub(crate) plan: OwnedFd,
-    /// The mount namespace that kubelet lives in.
+    /// Kubelet's mount namespace.
     pub(crate) kubelet_mntns: OwnedFd,
-    /// One folder a member of the plan's cgroups.
+    /// One folder per member of the plan's cgroups.
     pub(crate) cgroups: Vec<OwnedFd>,
     /// Stdio.
     pub(crate) stdio: Stdio,
-    /// Write end of the pipe that init closes by execve or says on why it could not. Close-on-exec.
+    /// Write end of the error pipe: execve closes it, or init writes its error to it. Close-on-exec.
     pub(crate) exec_error: OwnedFd,
-    /// Whose namespaces the plan means.
+    /// The processes whose namespaces the plan joins.
     pub(crate) holders: Holders<'a>,
 }
 
-/// Creates the container and says how it went. Init is the caller's parent's child and waits for
-/// [`container::start`]. When it fails, the bundle is left to the shim: in the namespace of a worker the
-/// container's volumes are mounted in it.
+/// Creates the container and returns the result. Init is a child of the caller's parent and waits for
+/// [`bundle::start`]. On a failure the bundle is left to the shim: in the worker's namespace the container's
+/// volumes are mounted in it.
 pub(crate) fn create(input: CreateInput<'_>, warn: &dyn Fn(&str)) -> Reply {
     match attempt(input, warn) {
         Ok(reply) => reply,
@@ -102,8 +105,9 @@ fn attempt(input: CreateInput<'_>, warn: &dyn Fn(&str)) -> Step<Reply> {
         holders: input.holders,
         warn,
     };
-    // Nothing is cleaned up here, where the container's mounts are in sight: its files are removed by the shim,
-    // in whose namespace the bundle is an empty folder. The mounts go with this process's namespace.
+    // Nothing is cleaned up here, where the container's mounts are visible: the shim removes its files,
+    // because the bundle is an empty folder in its namespace. The mounts are removed with this process's
+    // namespace.
     assemble(plan, rest)
 }
 
@@ -113,7 +117,7 @@ struct Rest<'a> {
     stdio: Stdio,
     exec_error: OwnedFd,
     holders: Holders<'a>,
-    /// Tells of what was not as asked for.
+    /// Sends a warning.
     warn: &'a dyn Fn(&str),
 }
 
@@ -121,10 +125,10 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     let id = plan.id.clone();
     let spec = container::spec(&plan, rest.holders).map_err(|e| invalid("namespaces", e))?;
     let split = mounts::split(&plan)?;
-    // Folders that are made for mounts are 0755 whatever the shim was given.
+    // Folders for mounts are created with mode 0755 whatever umask the shim inherited.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
 
-    // In kubelet's namespace: clones of everything that is the host's.
+    // In kubelet's namespace: clone everything that is taken from the host.
     let pod = sys::namespace::own_mount().map_err(internal("namespaces", "own mount namespace"))?;
     sys::namespace::enter_mount(rest.kubelet_mntns.as_fd())
         .map_err(internal("namespaces", "kubelet's mount namespace"))?;
@@ -133,17 +137,17 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     let mut late = mounts::clone_late(&split.init, &plan.cgroup, plan.namespaces.cgroup)?;
     let early = mounts::clone_early(&split.worker)?;
 
-    // In a copy of the pod's: attach them.
+    // In a copy of the pod's namespace: attach the clones.
     sys::namespace::enter_mount(pod.as_fd()).map_err(internal("namespaces", "pod's mount namespace"))?;
     drop(pod);
     sys::namespace::unshare_mount().map_err(internal("namespaces", "a mount namespace for the container"))?;
     let own = sys::namespace::own_mount().map_err(internal("namespaces", "own mount namespace"))?;
-    let at = container::rootfs(&id);
+    let at = bundle::rootfs(&id);
     let scratch = Scratch::attach(&at)?;
     rootfs::assemble(&plan.rootfs, &sources, &Scratch::root_below(&at))?;
     drop(sources);
     let root = scratch.root()?;
-    // Before there are volumes: both are the image's business alone.
+    // Before volumes are attached: both must depend on the image only.
     let found = user::resolve(root.as_fd(), &plan.user).map_err(|e| unknown_user(&e))?;
     rootfs::make_folders(&root, &plan.rootfs)?;
     let namespaces = mounts::Namespaces { kubelet: rest.kubelet_mntns.as_fd(), own: own.as_fd() };
@@ -154,7 +158,7 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     let mut process = plan.process.clone();
     process.set_home(&found.home);
     hide_cgroups()?;
-    let config = container::bundle(&id).join("config.json");
+    let config = bundle::bundle(&id).join("config.json");
     fs::write(&config, spec.to_string()).map_err(internal("bundle", config.display()))?;
 
     for (folder, member) in rest.cgroups.iter().zip(&plan.cgroup.members) {
@@ -165,7 +169,7 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     {
         (rest.warn)(&warning);
     }
-    // Seen by the container while it waits: nothing of the node's.
+    // Visible to the container while init waits, so it must not contain the node's data.
     sys::proc::set_title(TITLE).map_err(internal("process", "title"))?;
     let console = match rest.stdio {
         Stdio::Console { sock } => Some(sock),
@@ -178,7 +182,7 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
         }
     };
     drop((rest.cgroups, rest.kubelet_mntns));
-    // libcontainer goes there by path, as root of the host.
+    // libcontainer accesses it by path, as root of the host.
     scratch.check(&at)?;
     drop(scratch);
     let (told, failed) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
@@ -191,7 +195,7 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     let parts = Parts { late, failed, process, user: found.user.clone(), report: rest.exec_error, foreign };
     let init = Init::new(parts);
     let built = container::build(&id, init.clone());
-    // The worker's copies of what init needed; the failure's pipe among them.
+    // Closes the worker's copies of init's descriptors, including the error pipe.
     drop(init);
     match built {
         Ok(pid) => Ok(Reply::Created { pid, user: found.user, home: found.home }),
@@ -204,7 +208,7 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     }
 }
 
-/// An error and its causes, in one line.
+/// An error with its causes, on one line.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -230,11 +234,11 @@ fn unknown_user(error: &user::UserError) -> Failure {
     }
 }
 
-/// libcontainer finds no cgroup to join or change: ours are made, limited and joined already.
+/// Hides cgroups from libcontainer: they are created, limited and joined already.
 fn hide_cgroups() -> Step<()> {
     let path = Path::new("/sys/fs/cgroup");
     let stage = "hiding cgroups";
-    // EINVAL: nothing is mounted there.
+    // EINVAL: it is not a mount point.
     match mount::detach(path) {
         Err(e) if e.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {}
         other => other.map_err(internal(stage, path.display()))?,

@@ -1,10 +1,9 @@
-//! Attaching what the plan lists. /dev, /proc, /sys and whatever depends on the container's namespaces are
-//! put together by init, after libcontainer has done its part ("late"): that way proc, sysfs and mqueue show
-//! the right namespaces. All other mounts are attached by the worker ("early"), where the host's mount table
-//! can be watched. A late mount that receives mounts from the host is attached by the worker as well, in the
-//! scratch root, and moved by init. Bidirectional volumes come last: what is mounted on one shows up on the
-//! host, so their places are all opened before the first of them is attached, and nothing is mounted after but the
-//! volumes that lie on one ([`super::nested`]).
+//! Attaches the mounts of the plan. /dev, /proc, /sys and whatever depends on the container's namespaces are
+//! attached by init, after libcontainer has done its part ("late"), so that proc, sysfs and mqueue show the
+//! right namespaces. All other mounts are attached by the worker ("early"), where the host's mount table can
+//! be watched. A late mount that receives mounts from the host is attached by the worker as well, in the
+//! scratch root, and moved by init. Bidirectional volumes come last: a mount on one appears on the host, so
+//! all their targets are opened before the first is attached, and nothing is mounted after them.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -21,28 +20,28 @@ use super::tree::{self, Kind, Links, Root};
 use super::volumes::{self, attributes};
 use crate::podns::SHM;
 
-/// Times that early mounts are made anew because the host's table changed. Each takes about a millisecond; a node that
-/// starts many pods at once changes its table as often.
+/// How often early mounts are repeated because the host's mount table changed. Each attempt takes about a
+/// millisecond; a node that starts many pods at once changes its table as often.
 const ATTEMPTS: usize = 40;
-/// Trees that init puts together.
+/// Paths whose mounts init attaches.
 const LATE: [&str; 3] = ["/dev", "/proc", "/sys"];
 /// From here on numbers in the scratch root are nobody's: a plan has fewer mounts.
 const SPARE: usize = 100_000;
-/// Names below /proc that are a process's own, beside numbers.
+/// Names below /proc that refer to a process, in addition to pids.
 const OF_PROCESSES: [&str; 2] = ["self", "thread-self"];
 
 /// Who attaches a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
-    /// The worker, where it belongs.
+    /// The worker, at its target.
     Early,
-    /// The worker, in the scratch root under this number; init moves it.
+    /// The worker, in the scratch root under this index; init moves it.
     Staged(usize),
     /// Init.
     Late,
 }
 
-/// A mount to make, with the tree that was cloned for it.
+/// A mount, with the tree that was cloned for it.
 pub(super) struct Prepared {
     pub(super) plan: MountPlan,
     place: Place,
@@ -81,11 +80,11 @@ impl Prepared {
     }
 }
 
-/// The plan's mounts, in order, by who attaches them.
+/// The plan's mounts in order, by who attaches them.
 pub(super) struct Split {
-    /// By the worker: early and staged ones.
+    /// Attached by the worker: early and staged ones.
     pub(super) worker: Vec<(Place, MountPlan)>,
-    /// By init: late and staged ones, the Bidirectional last.
+    /// Attached by init: late and staged ones, the Bidirectional last.
     pub(super) init: Vec<(Place, MountPlan)>,
 }
 
@@ -94,12 +93,12 @@ fn is_late(target: &str) -> bool {
     LATE.into_iter().any(|top| tree::is_at_or_below(target, top))
 }
 
-/// Does what is mounted on it appear on the host?
+/// Whether mounts on it appear on the host.
 pub(super) fn is_shared(plan: &MountPlan) -> bool {
     matches!(&plan.kind, MountKind::Bind { propagation: Propagation::Bidirectional, .. })
 }
 
-/// Sorts mounts and refuses what cannot be attached.
+/// Sorts mounts and refuses those that cannot be attached.
 pub(super) fn split(plan: &ContainerPlan) -> Step<Split> {
     let mut split = Split { worker: Vec::new(), init: Vec::new() };
     let mut shared: Vec<&str> = Vec::new();
@@ -148,7 +147,7 @@ pub(super) fn split(plan: &ContainerPlan) -> Step<Split> {
     Ok(split)
 }
 
-/// A volume on a process's own folder of /proc would lie to whoever writes there to confine that process
+/// A volume on a process's folder in /proc would deceive code that writes there to confine the process
 /// (CVE-2019-16884, CVE-2019-19921).
 fn refuse_processes(mount: &MountPlan) -> Step<()> {
     let Some(below) = mount.target.strip_prefix("/proc/") else { return Ok(()) };
@@ -160,8 +159,7 @@ fn refuse_processes(mount: &MountPlan) -> Step<()> {
     Ok(())
 }
 
-/// Clones what init's mounts need; staged ones are found where the worker attaches them. In the namespace that
-/// kubelet lives in.
+/// Clones the sources of init's mounts, in kubelet's mount namespace; staged ones are attached by the worker.
 pub(super) fn clone_late(
     init: &[(Place, MountPlan)],
     cgroup: &CgroupPlan,
@@ -200,7 +198,7 @@ pub(super) fn clone_late(
         .collect()
 }
 
-/// Clones what is taken from the pod's namespace. In the worker's copy of it.
+/// Clones sources from the worker's copy of the pod's namespace.
 pub(super) fn clone_from_pod(mounts: &mut [Prepared]) -> Step<()> {
     for mount in mounts.iter_mut().filter(|m| m.plan.kind == MountKind::PodShm) {
         let stage = format!("mount {}", mount.plan.target);
@@ -213,7 +211,7 @@ pub(super) fn clone_from_pod(mounts: &mut [Prepared]) -> Step<()> {
     Ok(())
 }
 
-/// Attaches one mount at its place in the root and returns it.
+/// Attaches one mount at its target in the root and returns it.
 pub(super) fn attach(root: &Root, scratch: &Scratch, mount: &mut Prepared) -> Step<OwnedFd> {
     let stage = format!("mount {}", mount.plan.target);
     let tree = tree_of(scratch, mount)?;
@@ -228,7 +226,7 @@ pub(super) fn attach(root: &Root, scratch: &Scratch, mount: &mut Prepared) -> St
     Ok(tree)
 }
 
-/// Attaches Bidirectional volumes, when all else is in its place, with the volumes that lie on them.
+/// Attaches Bidirectional volumes, after everything else, with the volumes that are nested in them.
 pub(super) fn attach_shared(
     root: &Root,
     scratch: &Scratch,
@@ -242,7 +240,7 @@ pub(super) fn attach_shared(
         let tree = tree_of(scratch, &mut mount)?;
         let target = place_for(root, &tree, &mount.plan)?;
         let identity = mount::identity(target.as_fd()).map_err(internal(&stage, "mount point"))?;
-        // The kernel would put the second one on the first, and so on the host.
+        // The kernel would mount the second one on the first, and so on the host.
         if opened.iter().any(|(.., other)| *other == identity) {
             return Err(invalid(&stage, "it leads to the place of another Bidirectional volume"));
         }
@@ -261,12 +259,12 @@ pub(super) fn attach_shared(
     Ok(())
 }
 
-/// Programs and everything that confines them rely on what /proc says.
+/// Programs, and the code that confines them, rely on /proc.
 fn is_procfs(tree: &OwnedFd) -> std::io::Result<bool> {
     Ok(rustix::fs::fstatfs(tree)?.f_type == rustix::fs::PROC_SUPER_MAGIC)
 }
 
-/// What is to be attached: made before, found in the scratch root, or made now.
+/// The tree to attach: cloned before, found in the scratch root, or created now.
 fn tree_of(scratch: &Scratch, mount: &mut Prepared) -> Step<OwnedFd> {
     let stage = format!("mount {}", mount.plan.target);
     match (mount.tree.take(), mount.place) {
@@ -276,12 +274,12 @@ fn tree_of(scratch: &Scratch, mount: &mut Prepared) -> Step<OwnedFd> {
     }
 }
 
-/// The place for a mount in the container's root, opened; made where it is missing.
+/// Opens the target of a mount in the container's root; it is created if missing.
 fn place_for(root: &Root, tree: &OwnedFd, plan: &MountPlan) -> Step<OwnedFd> {
     let stage = format!("mount {}", plan.target);
     let kind = tree::kind(tree.as_fd()).map_err(internal(&stage, "its root"))?;
-    // A volume and the files below /etc go where the image's links lead, as with every runtime. File systems
-    // of ours confine: a link would let the image say what they hide and what they do not.
+    // Volumes and files below /etc follow the image's symlinks, as with every runtime. Our own file systems
+    // confine the container: with a symlink the image could decide what they hide.
     let links = match plan.kind {
         MountKind::Bind { .. } | MountKind::File { .. } => Links::Follow,
         _ => Links::Refuse,
@@ -304,7 +302,7 @@ fn create(plan: &MountPlan, cgroups: Cgroups) -> std::io::Result<OwnedFd> {
                 Option_::Flag("newinstance"),
                 Option_::Value("ptmxmode", "0666"),
                 Option_::Value("mode", "0620"),
-                // The group tty in every distribution.
+                // The group tty in all distributions.
                 Option_::Value("gid", "5"),
             ];
             mount::create("devpts", &options, attributes)
@@ -312,7 +310,7 @@ fn create(plan: &MountPlan, cgroups: Cgroups) -> std::io::Result<OwnedFd> {
         MountKind::Tmpfs { mode, size } => mount::tmpfs(*mode, *size, attributes),
         MountKind::Cgroup => match cgroups {
             Cgroups::Own => mount::create("cgroup2", &[Option_::Value("source", "cgroup")], attributes),
-            // The leaves follow; read-only when they are in place.
+            // Leaves are bound below it; it is made read-only after that.
             Cgroups::Leaves => mount::tmpfs(0o755, 1 << 20, Attributes { readonly: false, ..attributes }),
             Cgroups::Host => Err(std::io::Error::other("nothing was cloned for it")),
         },
@@ -322,7 +320,7 @@ fn create(plan: &MountPlan, cgroups: Cgroups) -> std::io::Result<OwnedFd> {
     }
 }
 
-/// Binds the container's folder of each v1 hierarchy, with the short names of those that share one.
+/// Binds the container's folder of each v1 hierarchy, and adds the short names of co-mounted controllers.
 fn attach_leaves(tmpfs: &OwnedFd, mount: &mut Prepared) -> std::io::Result<()> {
     for (hierarchy, leaf) in mount.leaves.drain(..) {
         let target = tree::make(tmpfs.as_fd(), &format!("/{hierarchy}"), Kind::Directory)?;
@@ -340,13 +338,13 @@ fn attach_leaves(tmpfs: &OwnedFd, mount: &mut Prepared) -> std::io::Result<()> {
     )
 }
 
-/// The two namespaces the worker goes back and forth between.
+/// The two mount namespaces between which the worker switches.
 pub(super) struct Namespaces<'a> {
     pub(super) kubelet: BorrowedFd<'a>,
     pub(super) own: BorrowedFd<'a>,
 }
 
-/// Clones the sources of what the worker attaches. In the namespace that kubelet lives in.
+/// Clones the sources of the worker's mounts, in kubelet's mount namespace.
 pub(super) fn clone_early(worker: &[(Place, MountPlan)]) -> Step<Vec<Prepared>> {
     let prepare = |(place, plan): &(Place, MountPlan)| {
         Ok(Prepared { tree: volumes::clone(plan)?, ..Prepared::new(plan.clone(), *place) })
@@ -354,8 +352,8 @@ pub(super) fn clone_early(worker: &[(Place, MountPlan)]) -> Step<Vec<Prepared>> 
     worker.iter().map(prepare).collect()
 }
 
-/// Attaches the worker's mounts, anew as long as the host's table changes meanwhile and any of them minds. Returns
-/// those that lie on Bidirectional volumes: init attaches them.
+/// Attaches the worker's mounts; repeats it if the host's mount table changed meanwhile and any of them is
+/// affected.
 pub(super) fn attach_early(
     root: &Root,
     scratch: &Scratch,
@@ -399,7 +397,8 @@ pub(super) fn attach_early(
             return Ok(nested);
         }
         for tree in attached.iter().rev() {
-            // Private first: detaching a shared tree takes the submounts of its peers along, the host's.
+            // Make it private first: detaching a shared tree unmounts the submounts of its peers, including
+            // the host's.
             mount::set_propagation(tree.as_fd(), Pass::Private, true)
                 .map_err(internal("volumes", "making private"))?;
             mount::detach_fd(tree.as_fd()).map_err(internal("volumes", "detaching"))?;

@@ -1,4 +1,4 @@
-//! The root file system: an overlay of the image's layers and the container's writable folder (MOUNTS 4).
+//! The root file system: an overlay of the image's layers and the container's writable folder.
 
 use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -12,16 +12,16 @@ use super::tree::Root;
 use crate::podns::{EMPTY, LAYERS, WRITABLE};
 
 const STAGE: &str = "rootfs";
-/// Layers the kernel takes in one overlay.
+/// Most layers of one overlay in the kernel.
 const MOST_LAYERS: usize = 500;
 
-/// What was cloned in the host's namespace.
+/// The clones from the host's namespace.
 pub(super) struct Sources {
     store: OwnedFd,
     writable: OwnedFd,
 }
 
-/// Clones layer store and writable folder. In the namespace that has them.
+/// Clones the layer store and the writable folder, in the mount namespace that has them.
 pub(super) fn clone_sources(plan: &RootfsPlan) -> Step<Sources> {
     let clone = |path: &str| {
         let fd = mount::open_path(Path::new(path)).map_err(internal(STAGE, path))?;
@@ -32,8 +32,8 @@ pub(super) fn clone_sources(plan: &RootfsPlan) -> Step<Sources> {
     Ok(Sources { store: clone(&plan.store)?, writable: clone(&plan.rw)? })
 }
 
-/// Builds the overlay and attaches it at `at`. In the worker's own namespace: the sources are attached there
-/// while it is built, because kernels before 6.13 take no layer that is attached nowhere.
+/// Creates the overlay and attaches it at `at`, in the worker's mount namespace. The sources are attached
+/// there meanwhile, because kernels before 6.13 refuse layers that are not attached.
 pub(super) fn assemble(plan: &RootfsPlan, sources: &Sources, at: &Path) -> Step<()> {
     let attach =
         |tree: &OwnedFd, path| mount::attach_at(tree.as_fd(), Path::new(path)).map_err(internal(STAGE, path));
@@ -70,7 +70,7 @@ pub(super) fn assemble(plan: &RootfsPlan, sources: &Sources, at: &Path) -> Step<
         Ok(overlay) => Some(overlay),
         Err(error) if mount::errno(&error) == rustix::io::Errno::INVAL.raw_os_error() => {
             fs::create_dir_all(at).map_err(internal(STAGE, at.display()))?;
-            // The first error says more when both ways fail.
+            // If both fail, the first error is more useful.
             by_names(Path::new(LAYERS), &names, &upper, &work, plan.volatile, at)
                 .map_err(|second| internal(STAGE, format!("{} (by mount(2): {second})", what()))(error))?;
             None
@@ -85,9 +85,9 @@ pub(super) fn assemble(plan: &RootfsPlan, sources: &Sources, at: &Path) -> Step<
     mount::attach_at(overlay.as_fd(), at).map_err(internal(STAGE, at.display()))
 }
 
-/// Makes the folders that the image declares as volumes, before there are any mounts: nothing of them can land
-/// on a volume. Below a read-only root they stay writable, as they are with containerd, by a mount of the same
-/// overlay: what is written there is the container's writable layer's.
+/// Creates the folders that the image declares as volumes, before any mounts, so that none is created on a
+/// volume. Below a read-only root they stay writable, as with containerd, by a bind mount of the same
+/// overlay; their content is in the container's writable layer.
 pub(super) fn make_folders(root: &Root, plan: &RootfsPlan) -> Step<()> {
     for path in &plan.folders {
         let make = || -> std::io::Result<()> {
@@ -102,8 +102,8 @@ pub(super) fn make_folders(root: &Root, plan: &RootfsPlan) -> Step<()> {
     Ok(())
 }
 
-/// The same for kernels before 6.7, which know no `lowerdir+`: all in one page of options, so layers go by
-/// their names in the store, which becomes the working directory meanwhile.
+/// The same for kernels before 6.7, which have no `lowerdir+`: all options must fit one page, so layers are
+/// named relative to the store, which is the working directory meanwhile.
 #[expect(
     clippy::disallowed_methods,
     reason = "the worker is a process of one thread, and only this shortens names"

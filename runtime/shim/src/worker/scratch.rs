@@ -1,9 +1,9 @@
-//! The root that libcontainer is given: a small tmpfs of ours, with nothing in it that an image or a volume
-//! could have put there.
+//! The scratch root, which libcontainer gets as its root: a small tmpfs of ours without anything from an
+//! image or a volume.
 //!
-//! libcontainer works by path on the root it is given (nodes and links in /dev, pivot_root), and as real root.
-//! So the container's root file system lies one level below, at a name that libcontainer never uses, and init
-//! moves into it when libcontainer has done its part.
+//! libcontainer works with paths in the root that it gets (nodes and links in /dev, pivot_root), as real
+//! root. So the container's root file system is one level below, at a name that libcontainer never uses, and
+//! init enters it after libcontainer has done its part.
 //!
 //! ```text
 //! /              tmpfs
@@ -27,19 +27,19 @@ use super::stage::{Step, internal};
 use super::tree::{self, Kind, Root};
 
 const STAGE: &str = "scratch root";
-/// Bytes; it holds nodes, links and mount points alone.
+/// Size in bytes; it holds only nodes, links and mount points.
 const SIZE: u64 = 1 << 20;
 
-/// The scratch root, of the worker or, after libcontainer's pivot_root, of init.
+/// The scratch root in the worker, or in init after libcontainer's pivot_root.
 #[derive(Debug)]
 pub(super) struct Scratch {
     fd: OwnedFd,
-    /// What folders are masked with, attached somewhere already.
+    /// The empty folder for masks, if it is attached already.
     cover: Option<OwnedFd>,
 }
 
 impl Scratch {
-    /// Makes one and attaches it at `at`. In the worker, in a mount namespace of its own.
+    /// Creates a scratch root and attaches it at `at`. In the worker, in its own mount namespace.
     pub(super) fn attach(at: &Path) -> Step<Self> {
         // No nodev: libcontainer opens the null device in it.
         let attributes = Attributes { nosuid: true, noexec: true, ..Attributes::default() };
@@ -62,12 +62,12 @@ impl Scratch {
         Ok(Self { fd, cover: None })
     }
 
-    /// Where the container's root file system is attached, seen from where the scratch root is attached.
+    /// The path of the container's root file system, relative to the scratch root's mount point.
     pub(super) fn root_below(at: &Path) -> PathBuf {
         at.join("root")
     }
 
-    /// Opens (O_PATH) something of its own.
+    /// Opens (O_PATH) one of its own entries.
     fn open(&self, name: &str) -> io::Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(openat(&self.fd, name, flags, Mode::empty())?)
@@ -85,7 +85,7 @@ impl Scratch {
         open().map_err(internal("rootfs", "the container's root"))
     }
 
-    /// Refuses when something else has come to lie at `at` since this was attached there.
+    /// Fails if something else was mounted at `at` since.
     pub(super) fn check(&self, at: &Path) -> Step<()> {
         let same = || -> io::Result<bool> {
             Ok(mount::identity(mount::open_path(at)?.as_fd())? == mount::identity(self.fd.as_fd())?)
@@ -99,33 +99,34 @@ impl Scratch {
         }
     }
 
-    /// The mount point of staged volume `index`, made anew. In the worker.
+    /// Creates the mount point of staged volume `index`. In the worker.
     pub(super) fn stage(&self, index: usize, kind: Kind) -> io::Result<OwnedFd> {
         let name = format!("stage/{index}");
         let unlink = |flags| match unlinkat(&self.fd, &name, flags) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(e) => Err(e),
         };
-        // A second attempt may meet a file where a folder was.
+        // In a second attempt a folder may have become a file.
         unlink(AtFlags::empty()).or_else(|_| unlink(AtFlags::REMOVEDIR))?;
         tree::make(self.fd.as_fd(), &format!("/{name}"), kind)
     }
 
-    /// Staged volume `index`, to be moved to its place. In init.
+    /// Opens staged volume `index`, to move it to its target. In init.
     pub(super) fn staged(&self, index: usize) -> io::Result<OwnedFd> {
         self.open(&format!("stage/{index}"))
     }
 
-    /// Undoes what libcontainer's rootfsPropagation "shared" did to mounts that are not to be shared: each gets
-    /// a peer group of its own by that. Staged volumes stay as they are.
+    /// Reverts the effect of libcontainer's rootfsPropagation "shared" on mounts that must not be shared,
+    /// each of which got its own peer group. Staged volumes are not changed.
     pub(super) fn unshare(&self, root: &Root) -> Step<()> {
         mount::set_propagation(self.fd.as_fd(), Pass::Private, false)
-            // What has a master on the host goes on receiving from it; all else becomes private.
+            // A mount with a master on the host remains its slave; all others become private.
             .and_then(|()| mount::set_propagation(root.as_fd(), Pass::Slave, true))
             .map_err(internal("rootfs", "propagation"))
     }
 
-    /// A mount that hides what is of this kind, not attached yet: the null device, or an empty read-only folder.
+    /// A mount that hides an object of this kind, not attached yet: the null device, or an empty read-only
+    /// folder.
     pub(super) fn mask(&mut self, kind: Kind) -> io::Result<OwnedFd> {
         match (kind, &self.cover) {
             (Kind::File, _) => mount::clone(self.open("null")?.as_fd(), false),
@@ -140,7 +141,8 @@ impl Scratch {
         }
     }
 
-    /// Makes the container's root file system the caller's root and drops the scratch root. In init, last.
+    /// Makes the container's root file system the caller's root and detaches the scratch root. In init, as
+    /// the last step.
     pub(super) fn leave(self, root: BorrowedFd<'_>) -> Step<()> {
         mount::pivot_into(root).map_err(internal("rootfs", "pivot_root"))
     }

@@ -1,4 +1,4 @@
-//! Failures of a create: which step, on what, and the kernel's word.
+//! Failures of a create: the step, the object, and the kernel's error.
 
 use std::fmt::Display;
 use std::io;
@@ -8,7 +8,7 @@ use wire::{ErrorKind, Failure};
 /// The result of a step.
 pub(crate) type Step<T> = Result<T, Failure>;
 
-/// A failure of the kernel's.
+/// A failed system call.
 pub(crate) fn internal(stage: &str, what: impl Display) -> impl FnOnce(io::Error) -> Failure {
     let (stage, what) = (stage.to_owned(), what.to_string());
     move |e| Failure {
@@ -19,7 +19,7 @@ pub(crate) fn internal(stage: &str, what: impl Display) -> impl FnOnce(io::Error
     }
 }
 
-/// A plan that asks for what cannot be.
+/// A plan that cannot be carried out.
 pub(crate) fn invalid(stage: &str, message: impl Display) -> Failure {
     Failure { kind: ErrorKind::Invalid, stage: stage.to_owned(), message: message.to_string(), errno: 0 }
 }

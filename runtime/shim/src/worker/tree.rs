@@ -1,8 +1,8 @@
-//! Paths in a root file system that is the image's and hostile: each is resolved as if its root were `/`, and
-//! what is found is held by descriptor from then on.
+//! Paths in the container's root file system, which is untrusted: each is resolved with that root as `/`, and
+//! the result is kept as a descriptor.
 //!
-//! Volumes are hostile too: who owns one may swap what lies on it while we work. So a path is resolved once,
-//! and what is mounted, made or hidden is hung on the descriptor that this gave.
+//! Volumes are untrusted too: their owner may change them at any time. So a path is resolved once, and
+//! mounts, new files and masks use the resulting descriptor.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -15,12 +15,12 @@ use rustix::io::Errno;
 use sys::beneath::resolve;
 use sys::mount::{self, Identity, open_in_root};
 
-/// Symbolic links that a path may lead through, as in the kernel.
-const MOST_LINKS: usize = 40;
-/// Names that are looked up for a path, its links' included.
-const MOST_NAMES: usize = 4096;
+/// Most symlinks in a path, as in the kernel.
+const MAX_LINKS: usize = 40;
+/// Most components that are looked up for a path, including those of its symlinks.
+const MAX_NAMES: usize = 4096;
 
-/// What a mount needs to be attached to.
+/// The kind of a mount's target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// A directory.
@@ -29,10 +29,10 @@ pub(crate) enum Kind {
     File,
 }
 
-/// Directory, or not.
+/// The kind of an object: a folder or not.
 ///
 /// # Errors
-/// Those of fstat(2).
+/// The errors of fstat(2).
 pub(crate) fn kind(file: BorrowedFd<'_>) -> io::Result<Kind> {
     Ok(if file_type(file)? == FileType::Directory { Kind::Directory } else { Kind::File })
 }
@@ -41,12 +41,12 @@ fn file_type(file: BorrowedFd<'_>) -> io::Result<FileType> {
     Ok(FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode))
 }
 
-/// Which symbolic links a mount point may be reached through.
+/// Whether symlinks are followed on the path of a mount point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Links {
-    /// Those of the image and of volumes, within the root; what they lead to is made when it is missing.
+    /// They are followed within the root; a missing target is created.
     Follow,
-    /// None at all: for file systems of ours that confine, such as /proc.
+    /// They are refused: for our own file systems that confine, such as /proc.
     Refuse,
 }
 
@@ -58,10 +58,10 @@ pub(crate) struct Root {
 }
 
 impl Root {
-    /// By an open descriptor (O_PATH) of its top folder.
+    /// Takes a descriptor (O_PATH) of its top folder.
     ///
     /// # Errors
-    /// Those of statx(2).
+    /// The errors of statx(2).
     pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
         let identity = mount::identity(fd.as_fd())?;
         Ok(Self { fd, identity })
@@ -71,24 +71,24 @@ impl Root {
         self.fd.as_fd()
     }
 
-    /// Is this the top folder itself?
+    /// Whether this is the top folder itself.
     ///
     /// # Errors
-    /// Those of statx(2).
+    /// The errors of statx(2).
     pub(crate) fn is(&self, file: BorrowedFd<'_>) -> io::Result<bool> {
         Ok(mount::identity(file)? == self.identity)
     }
 
-    /// Opens (O_PATH) the place for a mount, making what is missing.
+    /// Opens (O_PATH) the target of a mount; creates missing parts.
     ///
     /// # Errors
-    /// InvalidInput when it is the root itself, or lies behind a link that may not be followed; as [`make`].
+    /// InvalidInput if it is the root itself, or behind a symlink that must not be followed; as for [`make`].
     pub(crate) fn mount_point(&self, path: &str, kind: Kind, links: Links) -> io::Result<OwnedFd> {
         let found = match links {
             Links::Follow => make(self.as_fd(), path, kind)?,
             Links::Refuse => make_plain(self.as_fd(), path)?,
         };
-        // Everything of the container would come to lie below that mount, and every later path with it.
+        // The mount would hide the whole container, and all later paths would be in it.
         if self.is(found.as_fd())? {
             return Err(refused(format!(
                 "{path} leads to the container's root, which cannot be mounted over"
@@ -97,26 +97,26 @@ impl Root {
         Ok(found)
     }
 
-    /// Opens a folder (O_PATH), making what is missing. It may be the root.
+    /// Opens a folder (O_PATH); creates missing parts. It may be the root.
     ///
     /// # Errors
-    /// As [`make`].
+    /// As for [`make`].
     pub(crate) fn folder(&self, path: &str) -> io::Result<OwnedFd> {
         make(self.as_fd(), path, Kind::Directory)
     }
 
-    /// Opens what is there (O_PATH); `None` for nothing.
+    /// Opens an existing path (O_PATH); `None` if it does not exist.
     ///
     /// # Errors
-    /// Those of openat2(2).
+    /// The errors of openat2(2).
     pub(crate) fn existing(&self, path: &str) -> io::Result<Option<OwnedFd>> {
         present(open(self.as_fd(), path, OFlags::empty()))
     }
 
-    /// The folder that holds `path`'s last name, and that name; the folder is made where missing.
+    /// The parent folder of `path`, and the last name; the folder is created if missing.
     ///
     /// # Errors
-    /// As [`make`]; InvalidInput for `/`.
+    /// As for [`make`]; InvalidInput for `/`.
     pub(crate) fn parent<'p>(&self, path: &'p str) -> io::Result<(OwnedFd, &'p OsStr)> {
         let path = Path::new(path);
         let (Some(folder), Some(name)) = (path.parent().and_then(Path::to_str), path.file_name()) else {
@@ -126,7 +126,7 @@ impl Root {
     }
 }
 
-/// `None` where nothing is.
+/// `None` if it does not exist.
 fn present(found: io::Result<OwnedFd>) -> io::Result<Option<OwnedFd>> {
     match found {
         Ok(fd) => Ok(Some(fd)),
@@ -135,11 +135,11 @@ fn present(found: io::Result<OwnedFd>) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// Opens (O_PATH) what lies at the relative `path` in a file system of ours: through no link that leads out
-/// of it. `None` for nothing.
+/// Opens (O_PATH) the relative `path` in one of our file systems; symlinks must not lead out of it. `None` if
+/// it does not exist.
 ///
 /// # Errors
-/// Those of openat2(2); EXDEV for a link that leads out.
+/// The errors of openat2(2); EXDEV for a symlink that leads out.
 pub(crate) fn beneath(top: BorrowedFd<'_>, path: &str) -> io::Result<Option<OwnedFd>> {
     if path.is_empty() {
         return Ok(Some(top.try_clone_to_owned()?));
@@ -148,11 +148,11 @@ pub(crate) fn beneath(top: BorrowedFd<'_>, path: &str) -> io::Result<Option<Owne
     present(resolve(top, path, OFlags::PATH, Mode::empty(), how).map_err(Into::into))
 }
 
-/// Opens `path` in `root` (O_PATH), making what is missing: directories 0755, a file 0644 and empty. Links are
-/// followed within the root, and what a dangling one names is made there, as runc does.
+/// Opens `path` in `root` (O_PATH); creates missing parts: folders with mode 0755, an empty file with 0644.
+/// Symlinks are followed within the root, and the target of a dangling one is created there, as runc does.
 ///
 /// # Errors
-/// Those of openat2(2) and mkdirat(2); ENOTDIR where a file stands in the way; ELOOP for a magic link.
+/// The errors of openat2(2) and mkdirat(2); ENOTDIR if a component is a file; ELOOP for a magic link.
 pub(crate) fn make(root: BorrowedFd<'_>, path: &str, kind: Kind) -> io::Result<OwnedFd> {
     let names = names(path)?;
     let flags = if kind == Kind::Directory { OFlags::DIRECTORY } else { OFlags::empty() };
@@ -162,14 +162,14 @@ pub(crate) fn make(root: BorrowedFd<'_>, path: &str, kind: Kind) -> io::Result<O
     }
 }
 
-/// [`make`] for a folder that must be reached through no link.
+/// Like [`make`], for a folder whose path must have no symlinks.
 fn make_plain(root: BorrowedFd<'_>, path: &str) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
     if let Ok(found) = resolve(root, path, flags, Mode::empty(), how) {
         return Ok(found);
     }
-    // Something is missing or in the way: name by name, to make it or to say what it is.
+    // Something is missing or is not a folder: walk name by name, to create it or to report it.
     let mut folder = open(root, "/", OFlags::DIRECTORY)?;
     for name in names(path)? {
         folder = match openat(&folder, name, flags, Mode::empty()) {
@@ -194,12 +194,12 @@ fn refused(message: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, message)
 }
 
-/// A path of which something is missing, walked name by name.
+/// A walk along a path with missing parts, name by name.
 struct Walk<'r> {
     root: BorrowedFd<'r>,
-    /// Names still to be looked up, the next one last.
+    /// Names that are still to be looked up; the next one is last.
     rest: Vec<OsString>,
-    /// Where it is: through folders alone, all of them there.
+    /// The current folder, reached through existing folders only.
     at: PathBuf,
     links: usize,
 }
@@ -212,7 +212,7 @@ impl<'r> Walk<'r> {
 
     fn run(mut self, kind: Kind) -> io::Result<OwnedFd> {
         let mut folder = self.here()?;
-        for _ in 0..MOST_NAMES {
+        for _ in 0..MAX_NAMES {
             let Some(name) = self.rest.pop() else { return Ok(folder) };
             if name == ".." {
                 // The root's parent is the root.
@@ -248,10 +248,11 @@ impl<'r> Walk<'r> {
         Err(Errno::LOOP.into())
     }
 
-    /// Puts a link's text before what is still to be walked. True when the walk starts again at the root.
+    /// Prepends a symlink's target to the remaining names. Returns true if it is absolute, so that the walk
+    /// restarts at the root.
     fn turn(&mut self, link: &OwnedFd) -> io::Result<bool> {
         self.links += 1;
-        if self.links > MOST_LINKS {
+        if self.links > MAX_LINKS {
             return Err(Errno::LOOP.into());
         }
         let text = readlinkat(link, "", Vec::new())?.into_bytes();
@@ -265,14 +266,15 @@ impl<'r> Walk<'r> {
         Ok(absolute)
     }
 
-    /// The folder it is at, by its path: nothing of that was a link, but a volume's owner may have put one
-    /// there since, which leads nowhere outside the root.
+    /// The path of the current folder. It had no symlinks; if a volume's owner has added one since, it leads
+    /// nowhere outside the root.
     fn here(&self) -> io::Result<OwnedFd> {
         open_in_root(self.root, &self.at, OFlags::PATH | OFlags::DIRECTORY, 0)
     }
 }
 
-/// Makes a folder or an empty file. One that is there by now is no error: the caller looks again.
+/// Creates a folder or an empty file. If it exists meanwhile, that is not an error: the caller looks it up
+/// again.
 fn make_one(folder: &OwnedFd, name: &OsStr, kind: Kind) -> io::Result<()> {
     let made = match kind {
         Kind::Directory => mkdirat(folder, name, Mode::from_raw_mode(0o755)),
@@ -287,7 +289,7 @@ fn make_one(folder: &OwnedFd, name: &OsStr, kind: Kind) -> io::Result<()> {
     }
 }
 
-/// Opens what is there (O_PATH).
+/// Opens an existing path (O_PATH).
 fn open(root: BorrowedFd<'_>, path: &str, flags: OFlags) -> io::Result<OwnedFd> {
     open_in_root(root, Path::new(path), OFlags::PATH | flags, 0)
 }
@@ -298,14 +300,14 @@ fn names(path: &str) -> io::Result<Vec<&OsStr>> {
         match component {
             Component::Normal(name) => names.push(name),
             Component::RootDir | Component::CurDir => {}
-            // Plans hold clean paths.
+            // Paths in plans are clean.
             Component::ParentDir | Component::Prefix(_) => return Err(io::ErrorKind::InvalidInput.into()),
         }
     }
     Ok(names)
 }
 
-/// Is `path` `top` or below it?
+/// Whether `path` is `top` or below it.
 pub(crate) fn is_at_or_below(path: &str, top: &str) -> bool {
     Path::new(path).starts_with(top)
 }
@@ -330,7 +332,7 @@ mod tests {
         assert!(dir.path().join("a/b").is_dir());
         root.mount_point("/x/y/file", Kind::File, Links::Follow).unwrap();
         assert!(dir.path().join("x/y/file").is_file());
-        // An absolute symlink is absolute in the root: what it names is made there.
+        // An absolute symlink is relative to the root: its target is created there.
         root.folder("/abs/inside").unwrap();
         let inside = dir.path().join(outside.path().strip_prefix("/").unwrap());
         assert!(inside.join("inside").is_dir());
@@ -367,7 +369,7 @@ mod tests {
     #[test]
     fn the_root_is_never_a_mount_point_and_own_folders_are_no_links() {
         let dir = tempfile::tempdir().unwrap();
-        // In its own mount the folder would be a mount's root; here the comparison rests on the inode.
+        // As a separate mount the folder would be a mount's root; here the inode is compared.
         let root = root(&dir);
         let at = |name: &str| dir.path().join(name);
         std::fs::create_dir(at("bin")).unwrap();

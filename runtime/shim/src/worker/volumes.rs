@@ -1,7 +1,7 @@
-//! Sources of mounts, cloned in kubelet's mount namespace and attached in the worker's (MOUNTS 1, steps 3-5).
+//! Sources of mounts: cloned in kubelet's mount namespace and attached in the worker's.
 //!
-//! A mount that the host makes while a tree is detached is lost to it. So the host's mount table is watched
-//! from before the first clone until after the last attach, and all is done again when it changed.
+//! A tree does not receive mounts that the host makes while it is detached. So the host's mount table is
+//! watched from before the first clone until after the last attach, and everything is repeated if it changed.
 
 use std::fs::{DirBuilder, File};
 use std::io::Read as _;
@@ -17,19 +17,19 @@ use wire::{MountKind, MountPlan};
 use super::stage::{Step, internal, invalid};
 use super::tree;
 
-/// Largest mount table that is looked through for a propagating volume, bytes.
+/// Largest mount table that is searched for a propagating volume, in bytes.
 const LARGEST: u64 = 64 << 20;
 
-/// The host's mount table, and whether it has changed since it was opened.
+/// Watches the host's mount table for changes.
 pub(super) struct Table(File);
 
 impl Table {
-    /// Opens that of the namespace the caller is in.
+    /// Opens the mount table of the caller's namespace.
     pub(super) fn open() -> Step<Self> {
         File::open("/proc/self/mountinfo").map(Self).map_err(internal("volumes", "/proc/self/mountinfo"))
     }
 
-    /// Has it changed since the last call, or since it was opened?
+    /// Whether it has changed since the last call, or since it was opened.
     pub(super) fn changed(&self) -> Step<bool> {
         let mut fds = [PollFd::new(&self.0, PollFlags::PRI)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -39,7 +39,7 @@ impl Table {
     }
 }
 
-/// How the mount that holds `source` passes mounts on, from a fresh read of the table.
+/// The propagation of the mount that contains `source`, from the current mount table.
 fn passes(source: BorrowedFd<'_>, stage: &str) -> Step<(bool, bool)> {
     let id = mount::mount_id(source).map_err(internal(stage, "mount id"))?.to_string();
     let mut text = String::new();
@@ -52,11 +52,11 @@ fn passes(source: BorrowedFd<'_>, stage: &str) -> Step<(bool, bool)> {
     Ok((optional(line, "shared:"), optional(line, "master:")))
 }
 
-/// What a bind's source is cloned from, and how.
+/// The source of a bind mount, and how to clone it.
 struct Source<'p> {
     path: &'p str,
     propagation: Propagation,
-    /// Made as a directory when absent.
+    /// Created as a folder if missing.
     make: bool,
 }
 
@@ -72,17 +72,17 @@ fn source(kind: &MountKind) -> Option<Source<'_>> {
     }
 }
 
-/// Does the mount take part in the host's mount events?
+/// Whether the mount propagates mounts from or to the host.
 pub(super) fn propagates(plan: &MountPlan) -> bool {
     source(&plan.kind).is_some_and(|s| s.propagation != Propagation::Private)
 }
 
-/// The attributes a plan asks for.
+/// The mount attributes of a plan.
 pub(super) fn attributes(plan: &MountPlan) -> Attributes {
     Attributes { readonly: plan.readonly, nosuid: plan.nosuid, nodev: plan.nodev, noexec: plan.noexec }
 }
 
-/// Clones the source of a bind in the namespace the caller is in; `None` for other kinds.
+/// Clones the source of a bind mount in the caller's namespace; `None` for other kinds.
 pub(super) fn clone(plan: &MountPlan) -> Step<Option<OwnedFd>> {
     let Some(source) = source(&plan.kind) else { return Ok(None) };
     let stage = format!("volume {}", plan.target);

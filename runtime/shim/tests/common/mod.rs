@@ -1,5 +1,8 @@
-//! A daemon's part of the protocol, in a few blocking calls, with cgroups and an image of busybox.
+//! A blocking client that acts as the daemon, with cgroups and a busybox image.
 #![allow(dead_code, reason = "each test binary uses its part")]
+
+mod cgroups;
+pub(crate) mod tracer;
 
 use std::collections::VecDeque;
 use std::ffi::CString;
@@ -14,82 +17,15 @@ use std::time::{Duration, Instant};
 use model::{ContainerId, ExecId, PodId, Text, User, UserRequest};
 use wire::codec::{Decoder, Frame, encode};
 use wire::{
-    CapSets, CgroupMember, CgroupPlan, ContainerPlan, Event, ExecPlan, LogPlan, Message, MountKind,
-    MountPlan, NamespacePlan, NamespaceSource, PROTOCOL, PausePlan, ProcessPlan, Reply, Request, RootfsPlan,
-    ShimInit, Snapshot, UserPlan,
+    CapSets, CgroupPlan, ContainerPlan, Event, ExecPlan, LogPlan, Message, MountKind, MountPlan,
+    NamespacePlan, NamespaceSource, PROTOCOL, PausePlan, ProcessPlan, Reply, Request, RootfsPlan, ShimInit,
+    Snapshot, UserPlan,
 };
 
-/// No answer takes longer, even on a loaded machine.
+use cgroups::Cgroups;
+
+/// Time limit of a reply, even on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Folders of one test in every v1 hierarchy, removed in the end.
-pub(crate) struct Cgroups {
-    name: String,
-}
-
-impl Cgroups {
-    fn hierarchies() -> Vec<String> {
-        let text = fs::read_to_string("/proc/self/cgroup").unwrap();
-        let names = text.lines().filter_map(|line| line.split(':').nth(1)).filter(|name| !name.is_empty());
-        names.map(|name| name.trim_start_matches("name=").to_owned()).collect()
-    }
-
-    pub(crate) fn new(name: &str) -> Self {
-        Self { name: format!("copepod-test-{}-{name}", std::process::id()) }
-    }
-
-    fn path(&self, hierarchy: &str, leaf: &str) -> PathBuf {
-        Path::new("/sys/fs/cgroup").join(hierarchy).join(&self.name).join(leaf)
-    }
-
-    /// Makes a leaf; returns its plan and open folders.
-    pub(crate) fn leaf(&self, leaf: &str) -> (CgroupPlan, Vec<OwnedFd>) {
-        let mut plan = CgroupPlan::default();
-        let mut folders = Vec::new();
-        for hierarchy in Self::hierarchies() {
-            let path = self.path(&hierarchy, leaf);
-            let parent = path.parent().unwrap();
-            for folder in [parent, &path] {
-                fs::create_dir_all(folder).unwrap();
-                if hierarchy == "cpuset" {
-                    for file in ["cpuset.cpus", "cpuset.mems"] {
-                        let above = fs::read_to_string(folder.parent().unwrap().join(file)).unwrap();
-                        fs::OpenOptions::new()
-                            .write(true)
-                            .open(folder.join(file))
-                            .map(|mut f| {
-                                use std::io::Write as _;
-                                f.write_all(above.trim().as_bytes()).unwrap();
-                            })
-                            .unwrap();
-                    }
-                }
-            }
-            folders.push(fs::File::open(&path).unwrap().into());
-            plan.members.push(CgroupMember { hierarchy, path: path.to_str().unwrap().to_owned() });
-        }
-        (plan, folders)
-    }
-
-    pub(crate) fn pids(&self, leaf: &str) -> Vec<u32> {
-        let text = fs::read_to_string(self.path("pids", leaf).join("cgroup.procs")).unwrap_or_default();
-        text.lines().filter_map(|line| line.parse().ok()).collect()
-    }
-}
-
-impl Drop for Cgroups {
-    fn drop(&mut self) {
-        for hierarchy in Self::hierarchies() {
-            let top = self.path(&hierarchy, "");
-            for entry in fs::read_dir(&top).into_iter().flatten().flatten() {
-                if entry.file_type().is_ok_and(|t| t.is_dir()) {
-                    drop(fs::remove_dir(entry.path()));
-                }
-            }
-            drop(fs::remove_dir(top));
-        }
-    }
-}
 
 fn pause_binary() -> PathBuf {
     let target = Path::new(env!("CARGO_BIN_EXE_copepod-shim")).parent().unwrap().parent().unwrap();
@@ -138,12 +74,12 @@ pub(crate) struct Pod {
     decoder: Decoder,
     fds: VecDeque<OwnedFd>,
     requests: u64,
-    /// Came while something else was waited for.
+    /// Events that arrived while something else was awaited.
     pub(crate) events: VecDeque<Event>,
     pub(crate) snapshots: Vec<Snapshot>,
     pub(crate) pause: u32,
     pub(crate) netns: Option<OwnedFd>,
-    /// As the shim has resolved it for the last container; execs run as it.
+    /// The user of the last container, used for execs.
     user: User,
 }
 
@@ -204,7 +140,7 @@ impl Pod {
         pod
     }
 
-    /// With pause, in namespaces of its own.
+    /// Starts a shim and pause, which has its own namespaces.
     pub(crate) fn started(name: &str) -> Self {
         let mut pod = Self::new(name);
         let plan = PausePlan {
@@ -234,7 +170,7 @@ impl Pod {
         self.netns = fds.pop();
     }
 
-    /// Another daemon takes over.
+    /// Connects again, as another daemon.
     pub(crate) fn reconnect(&mut self) {
         self.stream = dial(&self.dir.path().join("sock"));
         self.decoder = Decoder::new();
@@ -305,7 +241,7 @@ impl Pod {
         self.ask_with(request, &[]).0
     }
 
-    /// The next event that is no warning of the start, nor says that a container has started.
+    /// The next event, except warnings of the shim's start and reports of started containers.
     pub(crate) fn event(&mut self) -> Event {
         loop {
             let event = match self.events.pop_front() {
@@ -426,7 +362,7 @@ impl Pod {
         text.lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect()
     }
 
-    /// Runs a command in a container: `(code, stdout, stderr)`, or the refusal.
+    /// Runs a command in a container; returns `(code, stdout, stderr)` or the failure.
     pub(crate) fn exec(
         &mut self,
         number: u64,
@@ -456,7 +392,7 @@ impl Pod {
         }
     }
 
-    /// Starts a command and does not wait: its pid and the end of its output.
+    /// Starts a command without waiting; returns its pid and the read end of its output.
     pub(crate) fn start_exec(
         &mut self,
         number: u64,
@@ -472,12 +408,12 @@ impl Pod {
         (pid, out)
     }
 
-    /// The daemon goes away.
+    /// Closes the connection.
     pub(crate) fn hang_up(&mut self) {
         self.stream.shutdown(std::net::Shutdown::Both).unwrap();
     }
 
-    /// Stops the pod, lets the shim go, and looks for leftovers.
+    /// Stops the pod, shuts the shim down, and checks for leftovers.
     pub(crate) fn end(mut self) {
         assert_eq!(self.ask(Request::StopPod), Reply::Done);
         assert_eq!(self.ask(Request::Shutdown), Reply::Done);
@@ -505,7 +441,7 @@ impl Pod {
 
 impl Drop for Pod {
     fn drop(&mut self) {
-        // After a failure: nothing may stay behind. After success it has ended already.
+        // Cleans up after a failure; after success the shim has exited already.
         drop(sys::pidfd::send_signal(self.shim.pidfd.as_fd(), 9));
         for leaf in fs::read_dir(self.cgroups.path("pids", "")).into_iter().flatten().flatten() {
             for pid in self.cgroups.pids(&leaf.file_name().into_string().unwrap()) {
@@ -516,41 +452,6 @@ impl Drop for Pod {
         }
         drop(sys::proc::wait(self.shim.pidfd.as_fd()));
     }
-}
-
-/// Traces processes and never waits for them, until it is dropped.
-pub(crate) struct Tracer(std::process::Child);
-
-impl Tracer {
-    /// By a process of its own: a thread that traces would have to wait here.
-    pub(crate) fn of(pids: &[u32], request: i64, options: i64) -> Self {
-        use std::io::BufRead as _;
-        let calls: String = pids
-            .iter()
-            .map(|pid| format!("syscall({}, {request}, {pid}, 0, {options}) == 0 or die $!;", trace_call()))
-            .collect();
-        let mut child = Command::new("/usr/bin/perl")
-            .args(["-e", &format!("$| = 1; {calls} print \"ready\\n\"; sleep 1000;")])
-            .stdout(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        std::io::BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert_eq!(line, "ready\n");
-        Self(child)
-    }
-}
-
-impl Drop for Tracer {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
-}
-
-/// Number of ptrace(2).
-pub(crate) fn trace_call() -> u32 {
-    if cfg!(target_arch = "aarch64") { 117 } else { 101 }
 }
 
 pub(crate) fn process(args: &[&str]) -> ProcessPlan {

@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize};
 use wire::{ContainerPlan, Reply};
 
 use crate::worker::{CreateInput, Stdio, create};
-use crate::{container, podns};
+use crate::{bundle, podns, worker};
 
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Scenario {
     pub(crate) plan: ContainerPlan,
     pub(crate) stdin: String,
     pub(crate) terminal: bool,
-    /// Folders that are mounted on, one a millisecond, while the container is created.
+    /// Folders on which something is mounted, one per millisecond, while the container is created.
     pub(crate) churn: Vec<String>,
     pub(crate) result: PathBuf,
 }
@@ -24,19 +24,19 @@ pub(crate) struct Scenario {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Outcome {
     pub(crate) reply: Reply,
-    /// What init wrote on its report pipe, empty when it exec'd.
+    /// The data on init's error pipe; empty if execve succeeded.
     pub(crate) report: String,
     pub(crate) output: String,
-    /// Exit code, or 128 and the signal.
+    /// Exit code, or 128 + signal number.
     pub(crate) code: i32,
-    /// Descriptors that init held while it waited.
+    /// Descriptors that init had while it waited.
     pub(crate) held: Vec<String>,
 }
 
 /// The shim's part: enters a pod's namespace, forks a worker, starts init, reads and reaps it.
 pub(crate) fn shim_side(path: &Path) {
     let scenario: Scenario = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
-    // Opened here: out of sight once the pod's namespace is entered.
+    // Opened here, because it is not visible in the pod's namespace.
     let mut result = File::create(&scenario.result).unwrap();
     let kubelet_mntns = sys::namespace::own_mount().unwrap();
     let cgroups = scenario.plan.cgroup.members.iter().map(|m| File::open(&m.path).unwrap().into()).collect();
@@ -80,7 +80,7 @@ fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Ou
         cgroups,
         stdio,
         exec_error: report.into(),
-        holders: container::Holders { pause: Some(&own), target: None },
+        holders: worker::container::Holders { pause: Some(&own), target: None },
     };
     let mut input = Some(input);
     let worker = sys::fork::worker(|| {
@@ -101,7 +101,7 @@ fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Ou
     let pid = *pid;
     let held = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
     let held = held.map(|e| held_file(&e.unwrap().path())).collect();
-    container::start(&scenario.plan.id).unwrap();
+    bundle::start(&scenario.plan.id).unwrap();
     let mut report = String::new();
     File::from(OwnedFd::from(report_read)).read_to_string(&mut report).unwrap();
     let mut output = String::new();
@@ -110,7 +110,7 @@ fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Ou
         sys::scm::recv_with_fds(console_here.as_fd(), &mut [0; 8], |fd| fds.push(fd)).unwrap();
         let mut master = File::from(fds.pop().unwrap());
         let mut buffer = [0; 4096];
-        // EIO: the last one who had the terminal is gone.
+        // EIO: no process has the terminal open any more.
         while let Ok(length @ 1..) = master.read(&mut buffer) {
             output.push_str(&String::from_utf8_lossy(&buffer[..length]));
         }
@@ -120,13 +120,13 @@ fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Ou
         from_stdout.read_to_string(&mut output).unwrap();
     }
     let code = wait(pid);
-    container::forget(&scenario.plan.id);
+    bundle::forget(&scenario.plan.id);
     assert_eq!(fs::read_dir(podns::STATE).unwrap().count(), 0);
     assert_eq!(fs::read_dir(podns::BUNDLES).unwrap().count(), 0);
     Outcome { reply, report, output, code, held }
 }
 
-/// What a descriptor is, with the file system of what lies in no mount of ours.
+/// Describes a descriptor; files outside of our mounts include their file system.
 fn held_file(path: &Path) -> String {
     let name = fs::read_link(path).unwrap().display().to_string();
     let kind = rustix::fs::statfs(path).map_or(0, |s| s.f_type);

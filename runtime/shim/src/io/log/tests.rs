@@ -7,7 +7,7 @@ fn stamp() -> Stamp {
     Stamp::new(1_700_000_000_000_000_000)
 }
 
-/// The file that `chunks` make, and the sizes of the writes.
+/// The log file for input in `chunks`, and the sizes of the writes.
 fn log(chunks: &[&[u8]], terminal: bool) -> (Vec<u8>, Vec<usize>) {
     let (mut file, mut sizes) = (Vec::new(), Vec::new());
     let mut buffer = vec![0; MIN_BUFFER];
@@ -25,7 +25,7 @@ fn log(chunks: &[&[u8]], terminal: bool) -> (Vec<u8>, Vec<usize>) {
     (file, sizes)
 }
 
-/// What a reader of the log makes of it: P adds no newline, F does.
+/// Reads the log as a reader would: P adds no newline, F does.
 fn reassemble(file: &[u8]) -> Vec<u8> {
     let mut text = Vec::new();
     for line in file.split_inclusive(|byte| *byte == b'\n') {
@@ -45,7 +45,7 @@ fn reassemble(file: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn lines_and_an_unfinished_one() {
+fn complete_and_incomplete_lines() {
     let (file, sizes) = log(&[b"a\n\nbc", b"d\ne"], false);
     let want = ["F a", "F ", "F bcd", "P e"].map(|rest| format!("{STAMP} stdout {rest}\n")).concat();
     assert_eq!(String::from_utf8(file).unwrap(), want);
@@ -68,7 +68,7 @@ fn cut_at_16_kib_and_not_before() {
 }
 
 #[test]
-fn terminals_lose_the_carriage_return_that_they_added() {
+fn carriage_returns_added_by_terminals_are_removed() {
     let (file, _) = log(&[b"a\r", b"\nb\r\rc\r\n\r\n"], true);
     assert_eq!(reassemble(&file), b"a\nb\r\rc\n\n");
     assert_eq!(reassemble(&log(&[b"a\r\n"], false).0), b"a\r\n");

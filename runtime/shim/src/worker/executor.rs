@@ -1,6 +1,6 @@
-//! What libcontainer calls in init. `validate` runs after pivot_root and before init is reported ready: it
-//! finishes the root file system and gives all power away that the container's process is not to have. `exec`
-//! runs when the container is started, perhaps much later: it becomes the process.
+//! The functions that libcontainer calls in init. `validate` runs after pivot_root and before init is
+//! reported ready: it completes the root file system and drops all privileges that the container's process
+//! must not have. `exec` runs when the container is started, perhaps much later: it becomes the process.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -13,30 +13,30 @@ use model::User;
 use oci_spec::runtime::Spec;
 use wire::{ErrorKind, ProcessPlan};
 
+use super::late::Late;
+use super::stage;
 use crate::process::{self, Ready, Road};
-use crate::worker::late::Late;
-use crate::worker::stage;
 
-/// What `ps` in a shared PID namespace shows of an init that waits.
+/// The name of a waiting init in `ps`, in a shared PID namespace.
 pub(crate) const TITLE: &std::ffi::CStr = c"copepod-init";
 
-/// What init needs, moved out as it is used.
+/// The data of init, taken out when it is used.
 pub(crate) struct Parts {
     /// The rest of the create.
     pub(crate) late: Late,
-    /// Where a failure of that is told.
+    /// The descriptor for its errors.
     pub(crate) failed: OwnedFd,
-    /// What to become.
+    /// The process plan.
     pub(crate) process: ProcessPlan,
-    /// As whom.
+    /// The user.
     pub(crate) user: User,
-    /// Where a failure of that is told; closed by execve.
+    /// The descriptor for its errors; closed by execve.
     pub(crate) report: OwnedFd,
-    /// Descriptors that are the worker's, not init's.
+    /// Descriptors of the worker that init must close.
     pub(crate) foreign: Vec<u32>,
 }
 
-/// libcontainer clones executors; all clones are one.
+/// libcontainer clones executors; all clones share this.
 #[derive(Clone)]
 pub(crate) struct Init {
     parts: Rc<RefCell<Option<Parts>>>,
@@ -61,10 +61,10 @@ impl Executor for Init {
             return Err(ExecutorValidationError::ArgValidationError("init was prepared twice".to_owned()));
         };
         let Parts { late, failed, process, user, report, foreign } = parts;
-        // libcontainer has given it one of its own.
+        // libcontainer has set another name.
         let _ = rustix::thread::set_name(TITLE);
         let done = late.finish().and_then(|console| {
-            // A closed descriptor's number may have been given out again: to the console.
+            // A closed descriptor's number may have been reused for the console; skip it.
             let kept = [console.as_ref().map(number), Some(number(&failed)), Some(number(&report))];
             let foreign: Vec<u32> = foreign.into_iter().filter(|fd| !kept.contains(&Some(*fd))).collect();
             sys::execute::close_numbers(&foreign);
@@ -87,7 +87,7 @@ impl Executor for Init {
     }
 
     fn setup_envs(&self, _envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
-        // The environment is given to execve; this process needs none.
+        // The environment is passed to execve; this process does not need it.
         Ok(())
     }
 
@@ -99,7 +99,7 @@ impl Executor for Init {
     }
 }
 
-/// Makes it the controlling terminal of the caller, who leads a session, and its stdio.
+/// Makes it the controlling terminal and the stdio of the caller, which is a session leader.
 fn take_terminal(terminal: &OwnedFd) -> std::io::Result<()> {
     rustix::process::ioctl_tiocsctty(terminal)?;
     (0..3).try_for_each(|number| sys::proc::place(terminal.as_fd(), number))

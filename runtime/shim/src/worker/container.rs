@@ -1,10 +1,6 @@
-//! A container by libcontainer: created in a worker, started through its socket, forgotten as files.
+//! Creates a container with libcontainer, from a minimal configuration.
 
-use std::fs;
-use std::io::{self, Write as _};
 use std::os::fd::AsRawFd as _;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::error::LibcontainerError;
@@ -14,45 +10,12 @@ use serde_json::{Value, json};
 use sys::namespace::Namespaces;
 use wire::{ContainerPlan, MountKind, NamespaceSource};
 
-use crate::executor::Init;
-use crate::podns::{BUNDLES, STATE};
+use super::executor::Init;
+use crate::bundle::{bundle, rootfs};
+use crate::podns::STATE;
 
-/// A container's bundle.
-pub(crate) fn bundle(id: &ContainerId) -> PathBuf {
-    Path::new(BUNDLES).join(id.as_str())
-}
-
-/// Its root file system, seen only in the worker's namespace.
-pub(crate) fn rootfs(id: &ContainerId) -> PathBuf {
-    bundle(id).join("rootfs")
-}
-
-/// Lets init go on to execve; whether that worked is told on its report pipe.
-///
-/// # Errors
-/// NotFound or ConnectionRefused when init is gone; WouldBlock never in practice (one connection is made).
-pub(crate) fn start(id: &ContainerId) -> io::Result<()> {
-    let socket = Path::new(STATE).join(id.as_str()).join("notify.sock");
-    UnixStream::connect(socket)?.write_all(b"start container")
-}
-
-/// Removes the container's files in the pod's namespace: for the resident shim alone, where the root's folder is
-/// empty. In a worker's namespace the root and its volumes are mounted there. So nothing is removed recursively
-/// either: with a mount in the way this fails instead of emptying a volume. What is gone already is no error,
-/// and nothing here can be other than gone or ours, so failures are not told.
-pub(crate) fn forget(id: &ContainerId) {
-    let state = Path::new(STATE).join(id.as_str());
-    for file in fs::read_dir(&state).into_iter().flatten().flatten() {
-        drop(fs::remove_file(file.path()));
-    }
-    drop(fs::remove_dir(state));
-    drop(fs::remove_file(bundle(id).join("config.json")));
-    drop(fs::remove_dir(rootfs(id)));
-    drop(fs::remove_dir(bundle(id)));
-}
-
-/// What the plan's namespaces are taken from. By descriptor: the number of a process that ends meanwhile may be
-/// another's when libcontainer comes to it.
+/// The processes whose namespaces the plan joins, as descriptors: a pid could be reused before libcontainer
+/// uses it.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Holders<'a> {
     /// Pause.
@@ -61,7 +24,7 @@ pub(crate) struct Holders<'a> {
     pub(crate) target: Option<&'a Namespaces>,
 }
 
-/// Why no namespace could be named.
+/// Why a namespace could not be joined.
 #[derive(Debug, thiserror::Error)]
 #[error("the {kind} namespace is to be taken from {from}, which has no process")]
 pub(crate) struct NoHolder {
@@ -69,10 +32,10 @@ pub(crate) struct NoHolder {
     from: &'static str,
 }
 
-/// The least that libcontainer needs: all else is done by us, around it and in its Executor.
+/// The minimal configuration for libcontainer; everything else is done by us, before it and in its Executor.
 ///
 /// # Errors
-/// A namespace without a holder.
+/// A namespace without a process that has it.
 pub(crate) fn spec(plan: &ContainerPlan, holders: Holders<'_>) -> Result<Value, NoHolder> {
     let mut namespaces = vec![json!({"type": "mount"})];
     let of = &plan.namespaces;
@@ -91,7 +54,7 @@ pub(crate) fn spec(plan: &ContainerPlan, holders: Holders<'_>) -> Result<Value, 
             NamespaceSource::Pause => (holders.pause, "pause"),
             NamespaceSource::Container(_) => (holders.target, "another container"),
         };
-        // Where it has none of its own it shares the shim's, and so does the container.
+        // If pause has none of its own, it shares the shim's, and so does the container.
         if let Some(fd) = holder.ok_or(NoHolder { kind, from })?.get(file) {
             namespaces.push(json!({"type": kind, "path": format!("/proc/self/fd/{}", fd.as_raw_fd())}));
         }
@@ -111,11 +74,11 @@ pub(crate) fn spec(plan: &ContainerPlan, holders: Holders<'_>) -> Result<Value, 
     }))
 }
 
-/// Has libcontainer make init from the bundle. Returns its pid in the caller's PID namespace. Its parent is
+/// Has libcontainer create init from the bundle. Returns its pid in the caller's PID namespace. Its parent is
 /// the caller's parent.
 ///
 /// # Errors
-/// libcontainer's.
+/// The errors of libcontainer.
 pub(crate) fn build(id: &ContainerId, init: Init) -> Result<u32, LibcontainerError> {
     let container = ContainerBuilder::new(id.as_str().to_owned(), SyscallType::default())
         .with_root_path(STATE)?

@@ -1,56 +1,28 @@
-//! Forked workers: each does one thing, says what came of it on a socket, and leaves.
+//! Forked workers and their packets: each worker has a single task, reports on a socket, and exits.
 //!
-//! Plans are parsed in them, never in the resident shim, whose heap must not grow. A packet is a letter and
-//! its content; what begins with `{` is a [`Failure`] from code that knows nothing of letters.
+//! Workers parse plans; the resident shim does not, because its heap must not grow. A packet is a letter and
+//! its content; one that begins with `{` is a [`Failure`] from code that does not know packets.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use model::{ContainerId, ExecId};
 use serde::{Deserialize, Serialize};
 use wire::{ErrorKind, Failure, Reply, parse_plan};
 
-use crate::table::Asker;
+use crate::failure::{failure, refusal};
 
 /// Largest plan. A seccomp program is its longest part.
 const MAX_PLAN: usize = 4 << 20;
-/// Largest packet: what it says goes on to the daemon in one frame, with less than 1 KiB around it.
+/// Largest packet: its content is sent to the daemon in one frame with less than 1 KiB around it.
 pub(crate) const MAX_PACKET: usize = wire::MAX_FRAME - 1024;
-/// For starting pause or an exec; creating has the daemon's deadline.
-pub(crate) const DEADLINE_MS: u64 = 30_000;
 
 const MADE: u8 = b'P';
 const PREPARED: u8 = b'L';
 const REPLY: u8 = b'R';
 const WARNING: u8 = b'W';
 
-/// What is made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Pause,
-    Create(ContainerId),
-    Exec(ExecId),
-}
-
-/// A worker at work.
-#[derive(Debug)]
-pub(crate) struct Job {
-    pub(crate) serial: u32,
-    pub(crate) kind: Kind,
-    pub(crate) asker: Asker,
-    /// The worker's pid; 0 once it was reaped.
-    pub(crate) worker: u32,
-    pub(crate) socket: OwnedFd,
-    /// Monotonic ms.
-    pub(crate) deadline: u64,
-    /// What it made: pid, and the descriptor that came with it.
-    pub(crate) made: Option<(u32, Option<OwnedFd>)>,
-    /// What was said so far against it.
-    pub(crate) failure: Option<Failure>,
-}
-
-/// What the worker of a container says before it makes it, with the descriptors `exec_error`, then either
-/// the socket that brings the terminal's master, or stdout and stderr; then stdin where it is kept open.
+/// The first packet of a container's worker, with the descriptors `exec_error`, then either the socket for
+/// the terminal's master, or stdout and stderr; then stdin if it is kept open.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Prepared {
     pub(crate) unified: bool,
@@ -62,39 +34,28 @@ pub(crate) struct Prepared {
 
 /// A packet.
 #[derive(Debug)]
-pub(crate) enum Word {
-    /// The process that was asked for.
+pub(crate) enum Packet {
+    /// The pid of the created process.
     Made(u32),
     Prepared(Prepared),
-    /// What was not as asked for, but stops nothing.
+    /// A warning.
     Warning(String),
     Reply(Reply),
     Failed(Failure),
-    /// Every holder of the other end is gone, or has exec'd.
+    /// All processes with the other end have ended or called execve.
     End,
 }
 
-/// A failure in our own words.
-pub(crate) fn failure(kind: ErrorKind, stage: &str, error: &io::Error) -> Failure {
-    let errno = error.raw_os_error().unwrap_or(0);
-    Failure { kind, stage: stage.to_owned(), message: error.to_string(), errno }
-}
-
-/// A failure that is no error of the kernel's.
-pub(crate) fn refusal(kind: ErrorKind, stage: &str, message: impl Into<String>) -> Failure {
-    Failure { kind, stage: stage.to_owned(), message: message.into(), errno: 0 }
-}
-
-/// Reads and parses the plan in a memfd, in a worker.
+/// Reads and parses the plan in a memfd; in a worker only.
 pub(crate) fn read_plan<T: serde::de::DeserializeOwned>(plan: BorrowedFd<'_>) -> Result<T, Failure> {
     let json = sys::memfd::read_all(plan, MAX_PLAN);
     parse_plan(&json.map_err(|error| failure(ErrorKind::Internal, "plan", &error))?)
 }
 
-/// The worker's side.
-pub(crate) struct Teller(pub(crate) OwnedFd);
+/// The worker's end.
+pub(crate) struct Reporter(pub(crate) OwnedFd);
 
-impl Teller {
+impl Reporter {
     fn packet(&self, letter: u8, content: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let mut bytes = Vec::with_capacity(content.len() + 1);
         bytes.push(letter);
@@ -110,7 +71,7 @@ impl Teller {
         self.packet(PREPARED, &serde_json::to_vec(prepared)?, fds)
     }
 
-    /// Tells of what was not as asked for. There is nobody to tell when that fails.
+    /// Sends a warning; errors are ignored.
     pub(crate) fn warning(&self, text: &str) {
         drop(self.packet(WARNING, text.as_bytes(), &[]));
     }
@@ -130,25 +91,25 @@ impl Teller {
                     );
                     refusal(ErrorKind::Invalid, "user", message)
                 }
-                _ => refusal(ErrorKind::Internal, "worker", "its answer is too long"),
+                _ => refusal(ErrorKind::Internal, "worker", "its packet is too long"),
             };
             content = serde_json::to_vec(&Reply::Failed(short))?;
         }
         self.packet(REPLY, &content, &[])
     }
 
-    /// Says what failed. There is nobody to tell when that fails too; the shim sees the worker gone.
+    /// Sends a failure; errors are ignored, because the shim notices that the worker exited.
     pub(crate) fn failed(&self, failure: &Failure) {
         drop(self.reply(&Reply::Failed(failure.clone())));
     }
 }
 
-/// Reads one packet; `None` when there is none yet.
-pub(crate) fn hear(
+/// Reads one packet; `None` if there is none yet.
+pub(crate) fn recv(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
     fds: &mut Vec<OwnedFd>,
-) -> io::Result<Option<Word>> {
+) -> io::Result<Option<Packet>> {
     let bytes = match sys::scm::recv_with_fds(socket, buffer, |fd| fds.push(fd)) {
         Ok(bytes) => buffer.get(..bytes).unwrap_or_default(),
         Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
@@ -156,29 +117,32 @@ pub(crate) fn hear(
         }
         Err(error) => return Err(error),
     };
-    let word = match bytes.split_first() {
-        None => Word::End,
+    let packet = match bytes.split_first() {
+        None => Packet::End,
         Some((&MADE, pid)) => match pid.first_chunk::<4>() {
-            Some(pid) => Word::Made(u32::from_le_bytes(*pid)),
+            Some(pid) => Packet::Made(u32::from_le_bytes(*pid)),
             None => return Err(io::Error::other("a pid is cut")),
         },
-        Some((&PREPARED, json)) => Word::Prepared(serde_json::from_slice(json)?),
-        Some((&WARNING, text)) => Word::Warning(String::from_utf8_lossy(text).into_owned()),
+        Some((&PREPARED, json)) => Packet::Prepared(serde_json::from_slice(json)?),
+        Some((&WARNING, text)) => Packet::Warning(String::from_utf8_lossy(text).into_owned()),
         Some((&REPLY, json)) => match serde_json::from_slice(json)? {
-            Reply::Failed(failure) => Word::Failed(failure),
-            reply => Word::Reply(reply),
+            Reply::Failed(failure) => Packet::Failed(failure),
+            reply => Packet::Reply(reply),
         },
-        Some(_) => Word::Failed(
+        Some(_) => Packet::Failed(
             serde_json::from_slice(bytes)
                 .unwrap_or_else(|_| refusal(ErrorKind::Internal, "worker", String::from_utf8_lossy(bytes))),
         ),
     };
-    Ok(Some(word))
+    Ok(Some(packet))
 }
 
-/// Forks a worker for `work`, which gets its side of the socket. The child keeps `keep`, that socket and
-/// stdio; everything else is closed in it, so that no pipe's end or connection outlives its owner there.
-pub(crate) fn fork(keep: &[BorrowedFd<'_>], work: impl FnOnce(Teller) -> i32) -> io::Result<(u32, OwnedFd)> {
+/// Forks a worker for `work`, which gets the worker's end of the socket. The child keeps `keep`, that socket
+/// and stdio, and closes everything else, so that no pipe or connection is kept open by it.
+pub(crate) fn fork(
+    keep: &[BorrowedFd<'_>],
+    work: impl FnOnce(Reporter) -> i32,
+) -> io::Result<(u32, OwnedFd)> {
     let (ours, theirs) = sys::scm::packet_pair()?;
     let pid = {
         let theirs = &theirs;
@@ -189,7 +153,7 @@ pub(crate) fn fork(keep: &[BorrowedFd<'_>], work: impl FnOnce(Teller) -> i32) ->
                 return 1;
             }
             match theirs.try_clone() {
-                Ok(fd) => work(Teller(fd)),
+                Ok(fd) => work(Reporter(fd)),
                 Err(_) => 1,
             }
         })?

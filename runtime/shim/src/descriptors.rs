@@ -1,0 +1,127 @@
+//! The open descriptors of pause, containers and execs, by the serials of the lifecycle. They are lists, not
+//! maps: they are short and return memory.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use sys::namespace::Namespaces;
+
+use crate::lifecycle::Serial;
+use crate::streams::Streams;
+
+/// All open descriptors.
+#[derive(Debug, Default)]
+pub(crate) struct Descriptors {
+    pub(crate) workers: Vec<Worker>,
+    /// The namespaces that pause and each init were created in. They are closed at their end, because a
+    /// container's mount namespace holds its mounts.
+    namespaces: Vec<(Serial, Namespaces)>,
+    containers: Vec<Container>,
+}
+
+/// The descriptors of a worker.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) serial: Serial,
+    pub(crate) socket: OwnedFd,
+    /// Descriptors that it sent with the pid of its process.
+    pub(crate) fd: Option<OwnedFd>,
+    /// Its socket is closed.
+    pub(crate) closed: bool,
+}
+
+/// The descriptors of a container that has not exited.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) serial: Serial,
+    pub(crate) cgroups: Cgroups,
+    pub(crate) streams: Streams,
+}
+
+impl Descriptors {
+    pub(crate) fn worker(&mut self, serial: Serial) -> Option<&mut Worker> {
+        self.workers.iter_mut().find(|worker| worker.serial == serial)
+    }
+
+    pub(crate) fn add_worker(&mut self, serial: Serial, socket: OwnedFd) {
+        self.workers.push(Worker { serial, socket, fd: None, closed: false });
+    }
+
+    pub(crate) fn drop_worker(&mut self, serial: Serial) -> Option<Worker> {
+        let place = self.workers.iter().position(|worker| worker.serial == serial)?;
+        Some(self.workers.swap_remove(place))
+    }
+
+    pub(crate) fn namespaces(&self, serial: Serial) -> Option<&Namespaces> {
+        self.namespaces.iter().find(|(of, _)| *of == serial).map(|(_, namespaces)| namespaces)
+    }
+
+    pub(crate) fn all_namespaces(&self) -> impl Iterator<Item = &Namespaces> {
+        self.namespaces.iter().map(|(_, namespaces)| namespaces)
+    }
+
+    pub(crate) fn add_namespaces(&mut self, serial: Serial, namespaces: Namespaces) {
+        self.namespaces.push((serial, namespaces));
+    }
+
+    pub(crate) fn drop_namespaces(&mut self, serial: Serial) {
+        self.namespaces.retain(|(of, _)| *of != serial);
+    }
+
+    pub(crate) fn container(&self, serial: Serial) -> Option<&Container> {
+        self.containers.iter().find(|container| container.serial == serial)
+    }
+
+    pub(crate) fn container_mut(&mut self, serial: Serial) -> Option<&mut Container> {
+        self.containers.iter_mut().find(|container| container.serial == serial)
+    }
+
+    pub(crate) fn add_container(&mut self, container: Container) {
+        self.containers.push(container);
+    }
+
+    pub(crate) fn drop_container(&mut self, serial: Serial) -> Option<Container> {
+        let place = self.containers.iter().position(|container| container.serial == serial)?;
+        let dropped = self.containers.swap_remove(place);
+        self.containers.shrink_to_fit();
+        Some(dropped)
+    }
+}
+
+/// The cgroup folders of a container, and their uses.
+#[derive(Debug, Default)]
+pub(crate) struct Cgroups {
+    pub(crate) folders: Vec<OwnedFd>,
+    pub(crate) unified: bool,
+    /// Index of the memory hierarchy.
+    pub(crate) memory: Option<usize>,
+    /// Index of the freezer hierarchy.
+    pub(crate) freezer: Option<usize>,
+    /// The container is privileged: its processes may have left some hierarchies and stayed in others.
+    pub(crate) roams: bool,
+}
+
+impl Cgroups {
+    /// The folders in which to look for its processes.
+    pub(crate) fn folders_with_processes(&self) -> Vec<BorrowedFd<'_>> {
+        if self.roams {
+            self.folders.iter().map(|fd| fd.as_fd()).collect()
+        } else {
+            self.procs_folder().into_iter().collect()
+        }
+    }
+
+    /// Its folder in v1's freezer hierarchy.
+    pub(crate) fn freezer_folder(&self) -> Option<BorrowedFd<'_>> {
+        self.freezer.and_then(|place| self.folders.get(place)).map(|fd| fd.as_fd())
+    }
+
+    /// The folder in which its processes are listed, frozen and killed.
+    pub(crate) fn procs_folder(&self) -> Option<BorrowedFd<'_>> {
+        let place = self.freezer.unwrap_or(0);
+        self.folders.get(place).or(self.folders.first()).map(|fd| fd.as_fd())
+    }
+
+    pub(crate) fn memory_folder(&self) -> Option<BorrowedFd<'_>> {
+        self.memory.and_then(|place| self.folders.get(place)).map(|fd| fd.as_fd())
+    }
+}

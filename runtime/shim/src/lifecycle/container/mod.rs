@@ -1,0 +1,158 @@
+//! A container, from the fork of its worker until it is removed from the table.
+
+mod creation;
+mod ending;
+mod start;
+
+use model::ContainerId;
+use wire::{ErrorKind, Reply, Snapshot};
+
+use super::action::{Action, Fork};
+use super::context::Context;
+use super::id::{Requester, Serial};
+use super::input::Happened;
+use super::look::Look;
+use super::phase::Phase;
+use super::worker::{SIGKILL, Worker};
+use crate::failure::refusal;
+
+/// Longest accepted deadline of a create.
+const MAX_DEADLINE_MS: u64 = 3_600_000;
+
+/// A container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Container {
+    pub(crate) id: ContainerId,
+    pub(crate) serial: Serial,
+    pub(crate) phase: Phase,
+}
+
+impl Container {
+    /// Starts the creation of a container.
+    pub(crate) fn create(
+        id: ContainerId,
+        serial: Serial,
+        requester: Requester,
+        deadline_ms: u64,
+        fork: Fork,
+        cx: &mut Context,
+    ) -> Self {
+        let deadline = cx.time.ms.saturating_add(deadline_ms.min(MAX_DEADLINE_MS));
+        cx.act(Action::Fork(serial, fork));
+        Self { id, serial, phase: Phase::Creating(Worker::new(requester, deadline)) }
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let (state, pid) = (self.phase.state(), self.phase.pid());
+        Snapshot::Container { container: self.id.clone(), state, pid }
+    }
+
+    /// Whose process a reaped child is.
+    pub(crate) fn reaped(&self, pid: u32, code: i32, executed: Option<bool>) -> Option<Happened> {
+        let own = Happened::Reaped { code, executed };
+        match &self.phase {
+            Phase::Creating(worker) if worker.pid == Some(pid) => Some(Happened::WorkerReaped(code)),
+            Phase::Created(init) | Phase::Starting { init, .. } | Phase::Running { init, .. } => {
+                (init.pid == pid).then_some(own)
+            }
+            Phase::Undoing(undoing) if undoing.worker == Some(pid) => Some(Happened::WorkerReaped(code)),
+            Phase::Undoing(undoing) => (undoing.init == Some(pid)).then_some(own),
+            _ => None,
+        }
+    }
+
+    /// Handles an input for it.
+    pub(crate) fn on(&mut self, happened: Happened, cx: &mut Context) {
+        let happened = match happened {
+            Happened::Warning(text) => return cx.warn(Some(&self.id), text),
+            Happened::Start(requester) => return self.start(requester, cx),
+            Happened::Kill { requester, signal, all } => return self.kill(requester, signal, all, cx),
+            Happened::ReopenLog(requester) => return self.reopen_log(requester, cx),
+            Happened::Forget(requester) => return self.forget(requester, cx),
+            Happened::Stop => return self.stop(cx),
+            other => other,
+        };
+        match &self.phase {
+            Phase::Creating(_) => self.while_creating(happened, cx),
+            Phase::Adopting { .. } => self.while_adopting(happened, cx),
+            Phase::Created(_) | Phase::Starting { .. } | Phase::Running { .. } => {
+                self.while_init_lives(happened, cx);
+            }
+            Phase::Ending(_) => self.while_ending(happened, cx),
+            Phase::Undoing(_) => self.while_undoing(&happened, cx),
+            Phase::Recording { .. } => self.while_recording(happened, cx),
+            Phase::Exited { .. } | Phase::Gone => {}
+        }
+    }
+
+    // Requests.
+
+    fn start(&mut self, requester: Requester, cx: &mut Context) {
+        let Phase::Created(init) = self.phase else {
+            let message = format!("container {} is not waiting to start", self.id);
+            return cx.refuse(requester, ErrorKind::WrongState, "start", message);
+        };
+        let look = Look::at_start(cx.time.ms);
+        self.phase = Phase::Starting { init, requester, look, said: None, pipe_closed: false };
+        cx.act(Action::LetGo(self.serial, self.id.clone()));
+    }
+
+    fn kill(&mut self, requester: Requester, signal: i32, all: bool, cx: &mut Context) {
+        let lethal = all || signal == SIGKILL;
+        if all && !matches!(self.phase, Phase::Exited { .. }) {
+            cx.act(Action::KillCgroup(self.serial));
+        }
+        match &mut self.phase {
+            // Its worker is running and would still create it.
+            Phase::Creating(worker) if lethal => {
+                let message = "the container was killed while it was created";
+                worker.give_up(refusal(ErrorKind::WrongState, "worker", message), cx);
+            }
+            Phase::Created(init) | Phase::Starting { init, .. } | Phase::Running { init, .. } => {
+                if lethal {
+                    init.note_killed(cx.time.ms);
+                }
+                let (pid, signal) = (init.pid, if all { SIGKILL } else { signal });
+                return cx.act(Action::SignalFor { requester, pid, signal });
+            }
+            // A container that has exited or is being killed is not an error.
+            _ => {}
+        }
+        cx.reply(requester, Reply::Done);
+    }
+
+    fn reopen_log(&mut self, requester: Requester, cx: &mut Context) {
+        if matches!(self.phase, Phase::Running { .. }) {
+            cx.act(Action::ReopenLog { requester, serial: self.serial });
+        } else {
+            let message = format!("container {} is not running", self.id);
+            cx.refuse(requester, ErrorKind::WrongState, "log", message);
+        }
+    }
+
+    fn forget(&mut self, requester: Requester, cx: &mut Context) {
+        if matches!(self.phase, Phase::Exited { .. }) {
+            self.phase = Phase::Gone;
+            cx.act(Action::RemoveRecord { requester, container: self.id.clone() });
+        } else {
+            let message = format!("container {} has not exited", self.id);
+            cx.refuse(requester, ErrorKind::WrongState, "forget", message);
+        }
+    }
+
+    fn stop(&mut self, cx: &mut Context) {
+        if matches!(self.phase, Phase::Exited { .. } | Phase::Recording { .. } | Phase::Gone) {
+            return;
+        }
+        cx.act(Action::KillCgroup(self.serial));
+        match &mut self.phase {
+            Phase::Creating(worker) => {
+                worker.give_up(refusal(ErrorKind::WrongState, "worker", "the pod is being stopped"), cx);
+            }
+            Phase::Created(init) | Phase::Starting { init, .. } | Phase::Running { init, .. } => {
+                init.kill(cx);
+            }
+            _ => {}
+        }
+    }
+}

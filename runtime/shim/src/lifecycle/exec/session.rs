@@ -1,0 +1,108 @@
+//! Killing the session of an exec.
+
+use wire::{ErrorKind, Event, Reply};
+
+use super::{Exec, Kill, Phase};
+use crate::failure::refusal;
+use crate::lifecycle::action::Session;
+use crate::lifecycle::context::Context;
+use crate::lifecycle::id::Requester;
+use crate::lifecycle::look::Look;
+use crate::lifecycle::worker::KILLED;
+
+/// Time limit for killing a session.
+const KILL_SESSION_MS: u64 = 10_000;
+
+impl Exec {
+    /// The session that must be killed now.
+    pub(crate) fn session_due(&self, now: u64) -> Option<Session> {
+        let (Kill::Going { look, .. }, Some(process)) = (&self.kill, self.process()) else { return None };
+        let unreaped = process.unreaped().is_some() && process.code.is_none();
+        (look.at <= now).then_some(Session { exec: self.serial, pid: process.pid, unreaped })
+    }
+
+    pub(super) fn kill_session(&mut self, requester: Requester, cx: &mut Context) {
+        match &mut self.kill {
+            Kill::No => self.begin_kill(Some(requester), cx),
+            Kill::Wanted { requester: slot } | Kill::Going { requester: slot, .. } => match slot {
+                Some(other) if cx.is_connected(*other) => {
+                    let message = format!("exec {} is being killed", self.id.0);
+                    cx.refuse(requester, ErrorKind::Busy, "kill", message);
+                }
+                slot => *slot = Some(requester),
+            },
+        }
+    }
+
+    /// Kills its session, for a requester or because its deadline passed, at the end of this input together
+    /// with other sessions of its container. If it is being killed already, that continues.
+    pub(super) fn begin_kill(&mut self, requester: Option<Requester>, cx: &Context) {
+        self.deadline = None;
+        if self.kill == Kill::No {
+            self.kill = match self.process() {
+                None => Kill::Wanted { requester },
+                Some(_) => Kill::going(requester, cx.time.ms),
+            };
+        }
+    }
+
+    pub(super) fn session_seen(&mut self, mut count: u32, over: Option<i32>, cx: &mut Context) {
+        let Kill::Going { look, until, .. } = &mut self.kill else { return };
+        let process = match &mut self.phase {
+            Phase::Starting { process: Some(process), .. } | Phase::Running(process) => Some(process),
+            _ => None,
+        };
+        if let Some(process) = process
+            && process.code.is_none()
+        {
+            process.code = over.filter(|_| look.is_patient());
+            if process.code.is_none() {
+                count = count.max(1);
+            }
+        }
+        if count > 0 && cx.time.ms < *until {
+            return look.again(cx.time.ms);
+        }
+        if count == 0 {
+            self.answer_kill(Reply::Done, cx);
+            return self.settle(cx);
+        }
+        // It is removed from the table; its remaining processes end with the container.
+        let message = format!("{count} processes of the session could not be killed");
+        self.answer_kill(Reply::Failed(refusal(ErrorKind::Timeout, "kill", message)), cx);
+        if let Phase::Running(process) = &mut self.phase {
+            process.code.get_or_insert(KILLED);
+            let left = process.unreaped();
+            self.settle(cx);
+            self.leave(None, left, cx);
+        } else {
+            self.settle(cx);
+        }
+    }
+
+    pub(super) fn answer_kill(&mut self, reply: Reply, cx: &mut Context) {
+        if let Kill::Wanted { requester: Some(to) } | Kill::Going { requester: Some(to), .. } = self.kill {
+            cx.reply(to, reply);
+        }
+        self.kill = Kill::No;
+    }
+
+    /// Reports its exit, once the reply to its start was sent and its session is not being killed.
+    pub(super) fn settle(&mut self, cx: &mut Context) {
+        if let Phase::Running(process) = &self.phase
+            && let Some(code) = process.code
+        {
+            self.phase = Phase::Ended(*process, code);
+        }
+        if let (Phase::Ended(_, code), Kill::No) = (&self.phase, self.kill) {
+            cx.event(Event::ExecExited { exec: self.id, code: *code });
+            self.phase = Phase::Gone;
+        }
+    }
+}
+
+impl Kill {
+    pub(super) fn going(requester: Option<Requester>, now: u64) -> Self {
+        Self::Going { requester, look: Look::at(now), until: now.saturating_add(KILL_SESSION_MS) }
+    }
+}

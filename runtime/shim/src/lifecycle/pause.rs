@@ -1,0 +1,245 @@
+//! Pause, whose namespaces are the pod's.
+//!
+//! ```text
+//!              Made                 Closed            Adopted
+//! None ──► Starting ──────────────────────► Adopting ─────────► Running ──► Exited
+//!   ▲         │ failed, late, pod stopped       │                 reaped, or ended
+//!   └──── Undoing ◄─────────────────────────────┘
+//!     worker and process reaped: the failure is reported
+//! ```
+
+use wire::{ErrorKind, Event, Failure, Reply, Snapshot};
+
+use super::action::{Action, Fork};
+use super::context::Context;
+use super::id::{Requester, Serial};
+use super::input::Happened;
+use super::worker::{KILL_AGAIN_MS, Process, Worker, late, left};
+use crate::failure::refusal;
+
+/// Time limit for starting pause.
+const DEADLINE_MS: u64 = 30_000;
+
+/// The state of pause.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) enum Pause {
+    /// Not requested, or it failed.
+    #[default]
+    None,
+    /// A worker starts it.
+    Starting { serial: Serial, worker: Worker, process: Option<Process> },
+    /// It has called execve; its namespaces are being opened. The result is the next input.
+    Adopting { serial: Serial, requester: Requester, process: Process },
+    /// It is running.
+    Running { serial: Serial, pid: u32 },
+    /// It has ended.
+    Exited { serial: Serial, pid: u32, code: i32 },
+    /// It failed. Its processes are being reaped, then the failure is reported.
+    Undoing {
+        serial: Serial,
+        requester: Requester,
+        failure: Failure,
+        worker: Option<u32>,
+        process: Option<u32>,
+        kill_at: u64,
+    },
+}
+
+impl Pause {
+    /// Starts it.
+    pub(crate) fn start(&mut self, serial: Serial, requester: Requester, cx: &mut Context) {
+        let worker = Worker::new(requester, cx.time.ms.saturating_add(DEADLINE_MS));
+        *self = Self::Starting { serial, worker, process: None };
+        cx.act(Action::Fork(serial, Fork::Pause));
+    }
+
+    pub(crate) fn serial(&self) -> Option<Serial> {
+        match self {
+            Self::None => None,
+            Self::Starting { serial, .. }
+            | Self::Adopting { serial, .. }
+            | Self::Running { serial, .. }
+            | Self::Exited { serial, .. }
+            | Self::Undoing { serial, .. } => Some(*serial),
+        }
+    }
+
+    /// Its serial, if containers can be created.
+    pub(crate) fn running(&self) -> Option<Serial> {
+        if let Self::Running { serial, .. } = self { Some(*serial) } else { None }
+    }
+
+    pub(crate) fn lives(&self) -> bool {
+        !matches!(self, Self::None | Self::Exited { .. })
+    }
+
+    pub(crate) fn works(&self) -> bool {
+        matches!(self, Self::Starting { .. })
+    }
+
+    pub(crate) fn timer(&self) -> Option<u64> {
+        match self {
+            Self::Starting { worker, .. } => Some(worker.deadline),
+            Self::Undoing { kill_at, .. } => Some(*kill_at),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn snapshot(&self) -> Option<Snapshot> {
+        match self {
+            Self::Running { pid, .. } => Some(Snapshot::Pause { pid: *pid, exited: None }),
+            Self::Exited { pid, code, .. } => Some(Snapshot::Pause { pid: *pid, exited: Some(*code) }),
+            _ => None,
+        }
+    }
+
+    /// Whose process a reaped child is.
+    pub(crate) fn reaped(&self, pid: u32, code: i32) -> Option<Happened> {
+        let own = Happened::Reaped { code, executed: None };
+        match self {
+            Self::Starting { worker, .. } if worker.pid == Some(pid) => Some(Happened::WorkerReaped(code)),
+            Self::Starting { process, .. } => process.as_ref().is_some_and(|p| p.is(pid)).then_some(own),
+            Self::Running { pid: running, .. } => (*running == pid).then_some(own),
+            Self::Undoing { worker, .. } if *worker == Some(pid) => Some(Happened::WorkerReaped(code)),
+            Self::Undoing { process, .. } => (*process == Some(pid)).then_some(own),
+            Self::None | Self::Adopting { .. } | Self::Exited { .. } => None,
+        }
+    }
+
+    /// Handles an input for it.
+    pub(crate) fn on(&mut self, happened: Happened, cx: &mut Context) {
+        match self {
+            Self::Starting { .. } => self.while_starting(happened, cx),
+            Self::Adopting { serial, requester, process } => {
+                let Happened::Adopted(outcome) = happened else { return };
+                let (serial, requester, process) = (*serial, *requester, *process);
+                if let Err(failure) = outcome {
+                    return self.undo(serial, requester, failure, None, process.unreaped(), cx);
+                }
+                cx.reply_with(requester, Reply::PauseStarted { pid: process.pid }, Some(serial));
+                cx.act(Action::DropWorker(serial));
+                *self = Self::Running { serial, pid: process.pid };
+                if let Some(code) = process.code {
+                    self.end(serial, process.pid, code, cx);
+                }
+            }
+            Self::Running { serial, pid } => {
+                let (serial, pid) = (*serial, *pid);
+                match happened {
+                    Happened::Reaped { code, .. } | Happened::ProcessSeen(Some(code)) => {
+                        self.end(serial, pid, code, cx);
+                    }
+                    Happened::Stop => Process::new(pid, None).kill(cx),
+                    _ => {}
+                }
+            }
+            Self::Undoing { .. } => self.while_undoing(&happened, cx),
+            Self::None | Self::Exited { .. } => {}
+        }
+    }
+
+    fn while_starting(&mut self, happened: Happened, cx: &mut Context) {
+        let Self::Starting { serial, worker, process } = self else { return };
+        let serial = *serial;
+        match happened {
+            Happened::Forked(Ok(pid)) => worker.pid = Some(pid),
+            Happened::Forked(Err(failure)) => {
+                cx.fail(worker.requester, failure);
+                *self = Self::None;
+            }
+            Happened::Made { pid, ended } => *process = Some(Process::new(pid, ended)),
+            Happened::Failed(failure) => worker.fail(failure),
+            // The worker exited without a report; the reason is known once it is reaped.
+            Happened::Closed if process.is_none() && worker.is_silent() => {}
+            Happened::Closed => self.made(cx),
+            Happened::Warning(text) => cx.warn(None, text),
+            Happened::WorkerReaped(code) => worker.was_reaped(serial, code, cx),
+            // If a process was created, wait for its execve to close the socket.
+            Happened::PacketsRead => {
+                if let (Some(code), None) = (worker.reaped, &process) {
+                    worker.fail(left(code, false));
+                    self.made(cx);
+                }
+            }
+            Happened::Reaped { code, .. } => {
+                if let Some(process) = process {
+                    process.was_reaped(code);
+                }
+            }
+            Happened::Due if worker.deadline <= cx.time.ms => {
+                worker.give_up(late(), cx);
+                if let Some(process) = process {
+                    process.kill(cx);
+                }
+            }
+            Happened::Stop => {
+                worker.give_up(refusal(ErrorKind::WrongState, "worker", "the pod is being stopped"), cx);
+                if let Some(process) = process {
+                    process.kill(cx);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The worker and its process will report nothing more.
+    fn made(&mut self, cx: &mut Context) {
+        let Self::Starting { serial, worker, process } = self else { return };
+        let (serial, requester) = (*serial, worker.requester);
+        match (worker.failure.take(), process.take()) {
+            (None, Some(process)) => {
+                cx.act(Action::Adopt(serial, process.unreaped()));
+                *self = Self::Adopting { serial, requester, process };
+            }
+            (failure, process) => {
+                let nothing = || refusal(ErrorKind::Internal, "pause", "the worker created no process");
+                let (failure, worker) = (failure.unwrap_or_else(nothing), worker.pid);
+                self.undo(serial, requester, failure, worker, process.and_then(|p| p.unreaped()), cx);
+            }
+        }
+    }
+
+    fn undo(
+        &mut self,
+        serial: Serial,
+        requester: Requester,
+        failure: Failure,
+        worker: Option<u32>,
+        process: Option<u32>,
+        cx: &mut Context,
+    ) {
+        cx.act(Action::DropWorker(serial));
+        *self = Self::Undoing { serial, requester, failure, worker, process, kill_at: cx.time.ms };
+        self.while_undoing(&Happened::Due, cx);
+    }
+
+    fn while_undoing(&mut self, happened: &Happened, cx: &mut Context) {
+        let Self::Undoing { serial, requester, failure, worker, process, kill_at } = self else { return };
+        match happened {
+            Happened::WorkerReaped(_) => *worker = None,
+            Happened::Reaped { .. } | Happened::ProcessSeen(Some(_)) => *process = None,
+            Happened::Due | Happened::Stop => {
+                *kill_at = cx.time.ms.saturating_add(KILL_AGAIN_MS);
+                for pid in [*worker, *process].into_iter().flatten() {
+                    Process::new(pid, None).kill(cx);
+                }
+                // A tracer may keep it from being reaped for ever.
+                if let Some(pid) = *process {
+                    cx.act(Action::LookAtProcess(*serial, pid));
+                }
+            }
+            _ => {}
+        }
+        if worker.is_none() && process.is_none() {
+            cx.fail(*requester, failure.clone());
+            cx.act(Action::Release(*serial));
+            *self = Self::None;
+        }
+    }
+
+    fn end(&mut self, serial: Serial, pid: u32, code: i32, cx: &mut Context) {
+        *self = Self::Exited { serial, pid, code };
+        cx.act(Action::Release(serial));
+        cx.event(Event::PauseExited { code });
+    }
+}

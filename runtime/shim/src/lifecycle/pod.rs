@@ -1,0 +1,288 @@
+//! The pod: its objects, and the dispatch of inputs.
+
+use model::ContainerId;
+use wire::{Reply, Snapshot};
+
+use super::action::{Action, Session};
+use super::container::Container;
+use super::context::{Context, Time};
+use super::exec::Exec;
+use super::id::{Requester, Serial};
+use super::input::{Happened, Input};
+use super::look::KILLED_MS;
+use super::pause::Pause;
+use super::phase::Phase;
+use super::worker::ReapedEarly;
+
+/// Most concurrent execs.
+pub(crate) const MAX_EXECS: usize = 1024;
+/// Most finished execs with a process that cannot be killed: it is in a frozen cgroup, or hangs in the
+/// kernel.
+pub(crate) const MAX_LEFTOVERS: usize = 256;
+
+/// The whole state of the shim without descriptors. The tables are lists, not maps: they are short and return
+/// memory.
+#[derive(Debug, Default)]
+pub(crate) struct Lifecycle {
+    pub(crate) pause: Pause,
+    pub(crate) containers: Vec<Container>,
+    pub(crate) execs: Vec<Exec>,
+    pub(crate) stop: Stop,
+    early: ReapedEarly,
+    pub(super) last_serial: u32,
+    /// SIGTERM was received: exit when no process of the pod is left. A host shutdown sends it to all
+    /// processes.
+    terminated: bool,
+    ended: bool,
+    pub(crate) cx: Context,
+}
+
+/// The state of stopping the pod.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// Not requested.
+    #[default]
+    No,
+    /// The pod is being stopped. Processes that a tracer keeps from being reaped are checked from time to
+    /// time.
+    Stopping { requester: Requester, look_at: u64 },
+    /// No process is left: exit when the daemon disconnects.
+    Stopped,
+}
+
+impl Lifecycle {
+    /// Handles an input and adds the resulting actions ([`Self::next_action`]).
+    pub(crate) fn input(&mut self, time: Time, input: Input) {
+        self.cx.time = time;
+        self.cx.busy = self.is_busy();
+        match input {
+            Input::Connected(generation) => {
+                self.cx.connection = Some(generation);
+                self.cx.act(Action::Greet);
+            }
+            Input::Disconnected(generation) => {
+                if self.cx.connection == Some(generation) {
+                    self.cx.connection = None;
+                    if self.stop == Stop::Stopped {
+                        self.end();
+                    }
+                }
+            }
+            Input::Request { requester, request, fds } => self.request(requester, request, fds),
+            Input::Terminated => self.terminated = true,
+            Input::Reaped { pid, code, executed } => self.reaped(pid, code, executed),
+            Input::TimerDue => self.timer_due(),
+            Input::Served { requester, outcome } => match outcome {
+                Ok(()) => self.cx.reply(requester, Reply::Done),
+                Err(failure) => self.cx.fail(requester, failure),
+            },
+            Input::Made { serial, pid, is_child } => {
+                let ended = self.ended_early(pid, is_child);
+                self.of(serial, Happened::Made { pid, ended });
+            }
+            Input::Created { serial, reply, pid, is_child } => {
+                let ended = self.ended_early(pid, is_child);
+                self.of(serial, Happened::Created { reply, pid, ended });
+            }
+            Input::Of(serial, happened) => self.of(serial, happened),
+        }
+        self.tidy();
+    }
+
+    /// The next action.
+    pub(crate) fn next_action(&mut self) -> Option<Action> {
+        self.cx.actions.pop_front()
+    }
+
+    /// Has an action performed before all others.
+    pub(crate) fn act_first(&mut self, action: Action) {
+        self.cx.actions.push_front(action);
+    }
+
+    /// Frees the capacity of the action queue beyond this number of entries.
+    pub(crate) fn shrink(&mut self, keep: usize) {
+        if self.cx.actions.capacity() > keep {
+            self.cx.actions.shrink_to(keep);
+        }
+    }
+
+    /// The id of the container with this serial.
+    pub(crate) fn container_id(&self, serial: Serial) -> Option<&ContainerId> {
+        self.containers.iter().find(|container| container.serial == serial).map(|container| &container.id)
+    }
+
+    /// The serial of the container with this id.
+    pub(crate) fn container_serial(&self, id: &ContainerId) -> Option<Serial> {
+        self.containers.iter().find(|container| container.id == *id).map(|container| container.serial)
+    }
+
+    /// When [`Input::TimerDue`] is due (monotonic ms).
+    pub(crate) fn timer(&self) -> Option<u64> {
+        let containers = self.containers.iter().filter_map(|container| container.phase.timer());
+        let stop = if let Stop::Stopping { look_at, .. } = self.stop { Some(look_at) } else { None };
+        let execs = self.execs.iter().filter_map(Exec::timer);
+        containers.chain(execs).chain(self.pause.timer()).chain(stop).min()
+    }
+
+    /// The snapshot for a daemon that connects.
+    pub(crate) fn snapshot(&self) -> impl Iterator<Item = Snapshot> {
+        let containers = self.containers.iter().map(Container::snapshot);
+        let execs = self.execs.iter().filter(|exec| exec.is_listed()).map(Exec::snapshot);
+        self.pause.snapshot().into_iter().chain(containers).chain(execs)
+    }
+
+    /// Whether a process of the pod is left.
+    pub(crate) fn lives(&self) -> bool {
+        self.pause.lives()
+            || self.containers.iter().any(|c| !matches!(c.phase, Phase::Exited { .. }))
+            || self.execs.iter().any(Exec::lives)
+    }
+
+    /// Whether a child that is not reaped is known.
+    pub(crate) fn knows(&self, pid: u32) -> bool {
+        self.pause.reaped(pid, 0).is_some()
+            || self.containers.iter().any(|c| c.reaped(pid, 0, None).is_some())
+            || self.execs.iter().any(|exec| exec.reaped(pid, 0).is_some())
+    }
+
+    /// Whether it matters if a child that is about to be reaped has called execve.
+    pub(crate) fn is_starting(&self, pid: u32) -> bool {
+        self.containers.iter().any(|c| matches!(&c.phase, Phase::Starting { init, .. } if init.pid == pid))
+    }
+
+    pub(super) fn of(&mut self, serial: Serial, happened: Happened) {
+        if self.pause.serial() == Some(serial) {
+            self.pause.on(happened, &mut self.cx);
+        } else if let Some(container) = self.containers.iter_mut().find(|c| c.serial == serial) {
+            let ran = matches!(container.phase, Phase::Running { .. });
+            let earlier = self.cx.actions.len();
+            container.on(happened, &mut self.cx);
+            if ran && !matches!(container.phase, Phase::Running { .. }) {
+                // Before the cgroup is checked: no worker may join it after it was found empty.
+                let end = self.cx.actions.split_off(earlier);
+                for exec in self.execs.iter_mut().filter(|exec| exec.container == serial) {
+                    exec.on(Happened::ContainerEnded, false, &mut self.cx);
+                }
+                self.cx.actions.extend(end);
+            }
+        } else if let Some(exec) = self.execs.iter_mut().find(|exec| exec.serial == serial) {
+            let thrives = self.containers.iter().any(|c| c.serial == exec.container && c.phase.thrives());
+            exec.on(happened, thrives, &mut self.cx);
+        }
+    }
+
+    /// The exit code of a process that was reaped before its worker reported it. If a known process has the
+    /// pid now, the new process cannot be meant.
+    fn ended_early(&mut self, pid: u32, is_child: bool) -> Option<i32> {
+        (!is_child || self.knows(pid)).then(|| self.early.take(pid))
+    }
+
+    fn reaped(&mut self, pid: u32, code: i32, executed: Option<bool>) {
+        if let (Some(serial), Some(happened)) = (self.pause.serial(), self.pause.reaped(pid, code)) {
+            return self.of(serial, happened);
+        }
+        let container = self.containers.iter().find_map(|c| Some((c.serial, c.reaped(pid, code, executed)?)));
+        let exec = || self.execs.iter().find_map(|exec| Some((exec.serial, exec.reaped(pid, code)?)));
+        match container.or_else(exec) {
+            Some((serial, happened)) => self.of(serial, happened),
+            None if self.cx.busy || self.pause.works() => self.early.remember(pid, code),
+            None => {}
+        }
+    }
+
+    /// Whether a worker of a container or an exec is running.
+    fn is_busy(&self) -> bool {
+        self.containers.iter().any(|c| matches!(c.phase, Phase::Creating(_)))
+            || self.execs.iter().any(Exec::works)
+    }
+
+    fn timer_due(&mut self) {
+        let now = self.cx.time.ms;
+        if self.pause.timer().is_some_and(|at| at <= now) {
+            self.pause.on(Happened::Due, &mut self.cx);
+        }
+        for container in &mut self.containers {
+            if container.phase.timer().is_some_and(|at| at <= now) {
+                container.on(Happened::Due, &mut self.cx);
+            }
+        }
+        let due: Vec<Serial> = self.execs.iter().filter(|e| is_due(e, now)).map(|e| e.serial).collect();
+        for serial in due {
+            self.of(serial, Happened::Due);
+        }
+        self.kill_sessions(now);
+        self.look_at_stopped(now);
+    }
+
+    /// The sessions of one container are killed together, so that its processes are listed once.
+    fn kill_sessions(&mut self, now: u64) {
+        let mut due: Vec<(Serial, Session)> =
+            self.execs.iter().filter_map(|exec| Some((exec.container, exec.session_due(now)?))).collect();
+        due.sort_unstable_by_key(|(container, _)| *container);
+        for group in due.chunk_by(|(one, _), (other, _)| one == other) {
+            let Some((container, _)) = group.first() else { continue };
+            let sessions = group.iter().map(|(_, session)| *session).collect();
+            self.cx.act(Action::KillSessions { container: *container, sessions });
+        }
+    }
+
+    /// Pause and execs of a stopped pod that a tracer keeps from being reaped count as ended.
+    fn look_at_stopped(&mut self, now: u64) {
+        let Stop::Stopping { look_at, .. } = &mut self.stop else { return };
+        if *look_at > now {
+            return;
+        }
+        *look_at = now + KILLED_MS;
+        if let Pause::Running { serial, pid } = self.pause {
+            self.cx.act(Action::LookAtProcess(serial, pid));
+        }
+        for exec in &self.execs {
+            if let Some(pid) = exec.unreaped() {
+                self.cx.act(Action::LookAtProcess(exec.serial, pid));
+            }
+        }
+    }
+
+    /// After each input: removes ended objects from the tables, and replies to the request that stops the
+    /// pod.
+    fn tidy(&mut self) {
+        let held = self.containers.len();
+        self.containers.retain(|container| container.phase != Phase::Gone);
+        if self.containers.len() < held {
+            self.containers.shrink_to_fit();
+        }
+        let cx = &mut self.cx;
+        self.execs.retain(|exec| {
+            let stays = exec.phase != super::exec::Phase::Gone;
+            if !stays {
+                cx.act(Action::Release(exec.serial));
+            }
+            stays
+        });
+        if self.execs.is_empty() && self.execs.capacity() > 16 {
+            self.execs = Vec::new();
+        }
+        if !self.early.is_empty() && !self.is_busy() && !self.pause.works() {
+            self.early.clear();
+        }
+        if let Stop::Stopping { requester, .. } = self.stop
+            && !self.lives()
+        {
+            self.stop = Stop::Stopped;
+            self.cx.reply(requester, Reply::Done);
+        }
+        if self.terminated && !self.lives() {
+            self.end();
+        }
+    }
+
+    pub(super) fn end(&mut self) {
+        if !std::mem::replace(&mut self.ended, true) {
+            self.cx.act(Action::End);
+        }
+    }
+}
+
+fn is_due(exec: &Exec, now: u64) -> bool {
+    exec.timer().is_some_and(|at| at <= now)
+}

@@ -1,0 +1,278 @@
+//! Earlier faults, each as one sequence.
+
+use wire::{ContainerState, ErrorKind, Event, MAX_CONTAINERS, Reply, Request, Snapshot};
+
+use super::super::action::Action;
+use super::super::context::Time;
+use super::super::input::{Happened, Input};
+use super::super::pod::{Lifecycle, MAX_EXECS, MAX_LEFTOVERS};
+use super::model::{finish, rest, running_pod};
+use super::op::{Op, Sabotage};
+use super::world::{World, id};
+
+fn world(ops: &[Op]) -> World {
+    let mut world = World::new(Sabotage::None, 5000);
+    for op in running_pod().iter().chain(ops) {
+        world.step(op).unwrap();
+    }
+    world
+}
+
+/// The last reply.
+fn last(world: &World) -> &Reply {
+    &world.replies.last().unwrap().1
+}
+
+fn failed(world: &World) -> (ErrorKind, &str) {
+    match last(world) {
+        Reply::Failed(failure) => (failure.kind, failure.message.as_str()),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn state(world: &World, number: u8) -> ContainerState {
+    let found = world.life.snapshot().find_map(|entry| match entry {
+        Snapshot::Container { container, state, .. } if container == id(number) => Some(state),
+        _ => None,
+    });
+    found.unwrap()
+}
+
+/// Creates container 1, with a waiting init.
+fn created(world: &mut World) {
+    world.step(&Op::Create(1)).unwrap();
+    for _ in 0..4 {
+        world.step(&Op::Work(0, 11)).unwrap();
+    }
+    world.step(&Op::Reap(9, true)).unwrap();
+    assert!(matches!(last(world), Reply::Created { .. }), "{:?}", world.replies);
+}
+
+#[test]
+fn a_start_without_its_daemon_is_reported_to_the_next() {
+    let mut world = world(&[]);
+    created(&mut world);
+    for op in [Op::Start(1), Op::Disconnect, Op::Execve(0, true), Op::Pipe(0), Op::Connect] {
+        world.step(&op).unwrap();
+    }
+    assert!(matches!(state(&world, 1), ContainerState::Running { .. }));
+    finish(&mut world).unwrap();
+}
+
+#[test]
+fn an_init_that_is_killed_before_execve_was_not_started() {
+    let mut world = world(&[]);
+    created(&mut world);
+    world.step(&Op::Start(1)).unwrap();
+    let init = world.kernel.made(world.serial_of(&id(1))).unwrap();
+    world.kernel.end(init, 137);
+    // Its exit closes the pipe, which may be read before init is reaped.
+    world.step(&Op::Pipe(0)).unwrap();
+    assert!(matches!(state(&world, 1), ContainerState::Created));
+    rest(&mut world).unwrap();
+    assert_eq!(failed(&world).0, ErrorKind::StartFailed);
+    let ContainerState::Exited(facts) = state(&world, 1) else { panic!() };
+    assert_eq!((facts.code, facts.started_at), (128, 0));
+    finish(&mut world).unwrap();
+}
+
+#[test]
+fn a_create_during_a_kill_fails_because_of_the_kill() {
+    // The init may have been created and reported, or not; a kill is SIGKILL to init or to all processes.
+    for (steps, all) in [(1, true), (2, true), (3, true), (1, false), (3, false)] {
+        let mut world = world(&[Op::Create(1)]);
+        for _ in 0..steps {
+            world.step(&Op::Work(0, 11)).unwrap();
+        }
+        world.step(&Op::Kill(1, true, all)).unwrap();
+        assert_eq!(*last(&world), Reply::Done);
+        rest(&mut world).unwrap();
+        let (kind, message) = failed(&world);
+        assert_eq!(kind, ErrorKind::WrongState, "{message}");
+        assert!(message.contains("was killed while it was created"), "{message}");
+        // The name is free.
+        created(&mut world);
+        finish(&mut world).unwrap();
+    }
+}
+
+#[test]
+fn sigterm_ends_a_shim_without_processes() {
+    let mut world = World::new(Sabotage::None, 100);
+    world.step(&Op::Terminate).unwrap();
+    assert!(world.ended);
+}
+
+#[test]
+fn an_exec_in_a_frozen_container_ends_at_its_deadline() {
+    let mut world = world(&[Op::Exec(0, None)]);
+    world.step(&Op::Work(0, 11)).unwrap();
+    world.step(&Op::Freeze(0)).unwrap();
+    rest(&mut world).unwrap();
+    assert_eq!(failed(&world).0, ErrorKind::Timeout);
+    assert!(!world.life.snapshot().any(|entry| matches!(entry, Snapshot::Exec { .. })));
+    finish(&mut world).unwrap();
+}
+
+#[test]
+fn an_exec_that_a_containers_end_overtakes_makes_nothing() {
+    // Its worker has not joined the cgroup yet, so that is found empty.
+    let mut world = world(&[Op::Exec(0, None)]);
+    let init = world.kernel.made(world.serial_of(&id(0))).unwrap();
+    world.kernel.end(init, 3);
+    world.step(&Op::Reap(1, false)).unwrap();
+    assert!(matches!(state(&world, 0), ContainerState::Exited(_)));
+    assert!(world.at_work().is_empty());
+    rest(&mut world).unwrap();
+    let (kind, message) = failed(&world);
+    assert_eq!(kind, ErrorKind::WrongState, "{message}");
+    assert!(message.contains("has ended"), "{message}");
+    finish(&mut world).unwrap();
+}
+
+#[test]
+fn execs_that_cannot_be_killed_are_bounded() {
+    let mut world = world(&[Op::Freeze(0)]);
+    for number in 0..MAX_LEFTOVERS {
+        world.step(&Op::Exec(0, None)).unwrap();
+        world.step(&Op::Work(u8::try_from(number).unwrap(), 11)).unwrap();
+    }
+    rest(&mut world).unwrap();
+    world.step(&Op::Exec(0, None)).unwrap();
+    assert_eq!(failed(&world).0, ErrorKind::Exhausted);
+    finish(&mut world).unwrap();
+}
+
+#[test]
+fn full_tables_refuse_and_recover() {
+    let mut world = world(&[]);
+    for _ in 0..MAX_EXECS {
+        world.step(&Op::Exec(0, None)).unwrap();
+    }
+    let running = world.replies.len();
+    world.step(&Op::Exec(0, None)).unwrap();
+    assert_eq!(failed(&world).0, ErrorKind::Exhausted);
+    assert_eq!(world.replies.len(), running + 1);
+    rest(&mut world).unwrap();
+    assert!(matches!(last(&world), Reply::ExecStarted { .. }));
+    // The snapshot has all of them, and all can be killed.
+    world.step(&Op::Connect).unwrap();
+    assert_eq!(world.life.snapshot().count(), 2 + MAX_EXECS);
+    finish(&mut world).unwrap();
+}
+
+#[test]
+fn a_full_table_of_containers_is_reported() {
+    let mut life = Lifecycle::default();
+    let ask = |life: &mut Lifecycle, number: u64, request| {
+        let requester = super::super::id::Requester { generation: 1, id: number };
+        life.input(Time::default(), Input::Request { requester, request, fds: 2 });
+        std::iter::from_fn(|| life.next_action()).collect::<Vec<_>>()
+    };
+    life.input(Time::default(), Input::Connected(1));
+    let actions = ask(&mut life, 1, Request::StartPause);
+    let Some(Action::Fork(pause, _)) = actions.last() else { panic!("{actions:?}") };
+    for happened in [Happened::Forked(Ok(5)), Happened::Made { pid: 6, ended: None }, Happened::Closed] {
+        life.input(Time::default(), Input::Of(*pause, happened));
+    }
+    life.input(Time::default(), Input::Of(*pause, Happened::Adopted(Ok(()))));
+    while life.next_action().is_some() {}
+    for number in 0..=u16::try_from(MAX_CONTAINERS).unwrap() {
+        let mut bytes = [0; 32];
+        bytes[..2].copy_from_slice(&number.to_le_bytes());
+        let (container, deadline_ms) = (model::ContainerId::from_random(bytes), 1);
+        let request = Request::Create { container, deadline_ms, log: None, terminal: false, stdin: false };
+        let actions = ask(&mut life, 2, request);
+        let full = usize::from(number) == MAX_CONTAINERS;
+        match actions.as_slice() {
+            [Action::Fork(..)] if !full => {}
+            [Action::Reply { reply: Reply::Failed(failure), .. }] if full => {
+                assert_eq!(failure.kind, ErrorKind::Exhausted);
+            }
+            other => panic!("{number}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn an_earlier_exit_with_a_reused_pid_is_ignored() {
+    let mut world = world(&[Op::Exec(0, None)]);
+    // An orphan ends while a worker is running; later the worker's process gets the same pid.
+    let orphan = world.kernel.spawn(super::kernel::Owner::Descendant(super::super::id::Serial(99)), None);
+    world.kernel.end(orphan.unwrap(), 0);
+    world.step(&Op::Reap(9, false)).unwrap();
+    let (serial, pid) = (world.open_sockets()[world.open_sockets().len() - 1], orphan.unwrap());
+    world.input(Input::Made { serial, pid, is_child: true }).unwrap();
+    let exec = world.life.execs.iter().find(|exec| exec.serial == serial).unwrap();
+    assert_eq!(exec.unreaped(), Some(pid));
+}
+
+#[test]
+fn an_exit_before_the_reply_is_not_lost() {
+    let mut world = world(&[Op::Exec(0, None), Op::Work(0, 11), Op::Work(0, 11)]);
+    // The process calls execve, exits and is reaped before its worker's packet is read.
+    world.step(&Op::Execve(0, true)).unwrap();
+    let serial = world.open_sockets().last().copied().unwrap();
+    let pid = world.kernel.made(serial).unwrap();
+    world.kernel.end(pid, 4);
+    world.step(&Op::Reap(9, false)).unwrap();
+    rest(&mut world).unwrap();
+    assert!(matches!(last(&world), Reply::ExecStarted { .. }), "{:?}", world.replies);
+    assert!(world.life.execs.is_empty());
+    finish(&mut world).unwrap();
+}
+
+#[test]
+fn an_oom_killed_worker_is_reported_as_such() {
+    // Serial 4: the simulated kernel reports an OOM kill for even serials.
+    let mut world = world(&[Op::Exec(0, None), Op::Exec(0, None)]);
+    for which in 0..2 {
+        world.step(&Op::Work(which, 1)).unwrap();
+        world.step(&Op::Work(0, 1)).unwrap();
+    }
+    rest(&mut world).unwrap();
+    let told = world.replies.iter().any(|(_, reply)| {
+        matches!(reply, Reply::Failed(failure) if failure.message.contains("killed the worker for memory"))
+    });
+    assert!(told, "{:?}", world.replies);
+    finish(&mut world).unwrap();
+}
+
+#[test]
+fn an_early_exit_of_pause_is_reported_once() {
+    let mut world = World::new(Sabotage::None, 100);
+    for op in [Op::Connect, Op::StartPause, Op::Work(0, 11), Op::Work(0, 11), Op::Work(0, 11)] {
+        world.step(&op).unwrap();
+    }
+    let serial = world.open_sockets()[0];
+    let pid = world.kernel.made(serial).unwrap();
+    world.kernel.end(pid, 1);
+    world.step(&Op::Reap(9, false)).unwrap();
+    rest(&mut world).unwrap();
+    assert!(matches!(last(&world), Reply::PauseStarted { .. }), "{:?}", world.replies);
+    let told = world.events.iter().filter(|event| matches!(event, Event::PauseExited { code: 1 })).count();
+    assert_eq!(told, 1);
+}
+
+#[test]
+fn a_second_stop_replaces_the_first() {
+    let mut world = world(&[Op::StopPod, Op::StopPod]);
+    assert_eq!(failed(&world).0, ErrorKind::Busy);
+    rest(&mut world).unwrap();
+    assert_eq!(*last(&world), Reply::Done);
+    finish(&mut world).unwrap();
+}
+
+#[test]
+fn a_tracer_does_not_prevent_exits() {
+    let mut world = world(&[Op::Exec(0, None)]);
+    rest(&mut world).unwrap();
+    for which in 0..3 {
+        world.step(&Op::Trace(which)).unwrap();
+    }
+    world.step(&Op::KillExec(0)).unwrap();
+    world.step(&Op::Kill(0, true, true)).unwrap();
+    rest(&mut world).unwrap();
+    assert!(matches!(state(&world, 0), ContainerState::Exited(_)));
+    finish(&mut world).unwrap();
+}

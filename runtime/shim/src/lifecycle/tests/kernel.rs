@@ -1,0 +1,129 @@
+//! The simulated kernel: processes, pids and cgroups.
+
+use std::collections::BTreeMap;
+
+use super::super::id::Serial;
+
+/// The role of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// Not a child of the shim.
+    Bystander,
+    /// A worker for this object.
+    Worker(Serial),
+    /// The process that a worker created: pause, init or that of an exec.
+    Made(Serial),
+    /// A child of an exec's process, in its session.
+    Descendant(Serial),
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Process {
+    pub(super) owner: Owner,
+    /// Its exit code, once it has ended.
+    pub(super) code: Option<i32>,
+    /// It has ended, but its tracer does not let it be reaped.
+    pub(super) traced: bool,
+    /// SIGKILL is pending, because it is frozen.
+    pub(super) killed: bool,
+    /// Serial of the container whose cgroup it is in.
+    pub(super) cgroup: Option<Serial>,
+    pub(super) executed: bool,
+}
+
+/// Processes by pid.
+#[derive(Debug)]
+pub(super) struct Kernel {
+    pub(super) processes: BTreeMap<u32, Process>,
+    pub(super) frozen: Vec<Serial>,
+    reserved: Vec<u32>,
+    last: u32,
+    most: u32,
+}
+
+impl Kernel {
+    /// A kernel with this many pids, which are soon reused.
+    pub(super) fn new(most: u32) -> Self {
+        Self { processes: BTreeMap::new(), frozen: Vec::new(), reserved: Vec::new(), last: 1, most }
+    }
+
+    /// Creates a process, if a pid is free.
+    pub(super) fn spawn(&mut self, owner: Owner, cgroup: Option<Serial>) -> Option<u32> {
+        let numbers = (self.last + 1..=self.most).chain(2..=self.last);
+        let free = |pid: &u32| !self.processes.contains_key(pid) && !self.reserved.contains(pid);
+        let pid = numbers.into_iter().find(free)?;
+        self.last = pid;
+        let process = Process { owner, code: None, traced: false, killed: false, cgroup, executed: false };
+        self.processes.insert(pid, process);
+        Some(pid)
+    }
+
+    /// A packet will report it.
+    pub(super) fn reserve(&mut self, pid: u32) {
+        self.reserved.push(pid);
+    }
+
+    /// The packet was read, or will never be.
+    pub(super) fn release(&mut self, pid: u32) {
+        self.reserved.retain(|known| *known != pid);
+    }
+
+    pub(super) fn is_child(&self, pid: u32) -> bool {
+        self.processes.get(&pid).is_some_and(|process| process.owner != Owner::Bystander)
+    }
+
+    pub(super) fn runs(&self, pid: u32) -> bool {
+        self.processes.get(&pid).is_some_and(|process| process.code.is_none())
+    }
+
+    /// It ends by itself or by a signal.
+    pub(super) fn end(&mut self, pid: u32, code: i32) {
+        if let Some(process) = self.processes.get_mut(&pid)
+            && process.code.is_none()
+        {
+            process.code = Some(code);
+            process.killed = false;
+        }
+    }
+
+    /// SIGKILL; it is pending in a frozen cgroup.
+    pub(super) fn kill(&mut self, pid: u32) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        if process.cgroup.is_some_and(|cgroup| self.frozen.contains(&cgroup)) {
+            process.killed = true;
+        } else {
+            self.end(pid, 137);
+        }
+    }
+
+    /// SIGKILL to all processes in a cgroup, which is thawed.
+    pub(super) fn kill_cgroup(&mut self, cgroup: Serial) {
+        self.frozen.retain(|frozen| *frozen != cgroup);
+        for pid in self.of(|process| process.cgroup == Some(cgroup)) {
+            self.end(pid, 137);
+        }
+    }
+
+    /// The pids of processes.
+    pub(super) fn of(&self, which: impl Fn(&Process) -> bool) -> Vec<u32> {
+        self.processes.iter().filter(|(_, process)| which(process)).map(|(pid, _)| *pid).collect()
+    }
+
+    /// The process that a worker created for an object.
+    pub(super) fn made(&self, serial: Serial) -> Option<u32> {
+        self.of(|process| process.owner == Owner::Made(serial)).first().copied()
+    }
+
+    /// Children that can be reaped.
+    pub(super) fn zombies(&self) -> Vec<u32> {
+        self.of(|process| process.owner != Owner::Bystander && process.code.is_some() && !process.traced)
+    }
+
+    /// Whether a cgroup has no processes; `patient`: except ended ones that a tracer holds.
+    pub(super) fn is_empty(&self, cgroup: Serial, patient: bool) -> bool {
+        self.processes
+            .values()
+            .filter(|process| process.cgroup == Some(cgroup))
+            .all(|process| process.code.is_some() && (patient || !process.traced))
+    }
+}

@@ -1,0 +1,131 @@
+//! Sends signals to processes, and examines them and their cgroups.
+
+use std::os::fd::AsFd as _;
+use std::time::Duration;
+
+use crate::descriptors::Cgroups;
+use crate::lifecycle::{Held, InitState, SIGKILL, Session};
+
+/// How long one kill waits for a v1 cgroup to freeze; output of other containers waits meanwhile.
+const FREEZE: Duration = Duration::from_millis(20);
+
+/// Signals a child that is not reaped, so its pid cannot have been reused.
+///
+/// # Errors
+/// EINVAL for an invalid signal; no free descriptor. A child that has ended is not an error.
+pub(crate) fn signal(pid: u32, signal: i32) -> std::io::Result<()> {
+    let sent = sys::pidfd::open(pid).and_then(|fd| sys::pidfd::send_signal(fd.as_fd(), signal));
+    sys::proc::unless_gone(sent).map(drop)
+}
+
+/// Whether it is a child of the shim, reaped or not.
+pub(crate) fn is_child(pid: u32) -> bool {
+    sys::proc::stat(pid).is_ok_and(|stat| stat.parent == std::process::id())
+}
+
+/// The exit code of a child that is not reaped, if it has ended ([`sys::proc::Stat::is_over`]).
+pub(crate) fn over(pid: u32) -> Option<i32> {
+    sys::proc::stat(pid).ok().filter(sys::proc::Stat::is_over).map(|stat| stat.code())
+}
+
+/// The state of an init that is not reaped; `None` if it cannot be examined now.
+pub(crate) fn init_state(pid: u32) -> Option<InitState> {
+    let stat = sys::proc::stat(pid).ok()?;
+    let held = match stat.state {
+        'T' => Held::Stopped,
+        't' => Held::Traced,
+        _ => Held::No,
+    };
+    Some(InitState { over: stat.is_over().then(|| stat.code()), executed: stat.has_executed(), held })
+}
+
+/// Kills all processes in a container's cgroup. Errors are ignored; they show in later checks.
+pub(crate) fn kill_cgroup(cgroups: &Cgroups) {
+    let folders = cgroups.folders_with_processes();
+    drop(sys::cgroup::kill_all(&folders, cgroups.freezer_folder(), cgroups.unified, FREEZE));
+}
+
+/// Whether it has no processes. `patient`: ended processes that a tracer keeps from being reaped do not
+/// count.
+pub(crate) fn is_empty(cgroups: &Cgroups, patient: bool) -> bool {
+    cgroups.folders_with_processes().into_iter().all(|folder| {
+        // If it cannot be read now (no free descriptor), it is checked again later.
+        sys::cgroup::is_empty(folder).unwrap_or(false)
+            || patient && sys::cgroup::only_held(folder).unwrap_or(false)
+    })
+}
+
+/// Whether a process of it was OOM-killed.
+pub(crate) fn was_oom_killed(cgroups: &Cgroups) -> bool {
+    let file = if cgroups.unified { "memory.events" } else { "memory.oom_control" };
+    cgroups
+        .memory_folder()
+        .is_some_and(|folder| sys::cgroup::flat_key(folder, file, "oom_kill").is_ok_and(|count| count > 0))
+}
+
+/// Kills the processes of sessions in a container, and their leaders. Returns for each the number of
+/// processes found, and the exit code of a leader that has ended. The container's processes are listed once
+/// for all sessions.
+pub(crate) fn kill_sessions(cgroups: Option<&Cgroups>, sessions: &[Session]) -> Vec<(u32, Option<i32>)> {
+    // Session id, and its index.
+    let mut places: Vec<(u32, usize)> = sessions.iter().zip(0..).map(|(of, place)| (of.pid, place)).collect();
+    places.sort_unstable();
+    let mut seen = vec![(0_u32, None); sessions.len()];
+    if let Some(folder) = cgroups.and_then(Cgroups::procs_folder) {
+        // A folder that does not exist has no processes.
+        drop(sys::cgroup::processes(folder, |pid| {
+            let Ok(fd) = sys::pidfd::open(pid) else { return };
+            // Read after the pidfd was opened: the data is of that process, or it has ended.
+            let Ok(stat) = sys::proc::stat(pid) else { return };
+            let Ok(found) = places.binary_search_by_key(&stat.session, |(session, _)| *session) else {
+                return;
+            };
+            let place = places.get(found).map_or(usize::MAX, |(_, place)| *place);
+            if let Some((count, _)) = seen.get_mut(place).filter(|_| !stat.is_over()) {
+                *count += 1;
+                drop(sys::pidfd::send_signal(fd.as_fd(), SIGKILL));
+            }
+        }));
+    }
+    for (session, (_, code)) in sessions.iter().zip(&mut seen).filter(|(session, _)| session.unreaped) {
+        drop(signal(session.pid, SIGKILL));
+        *code = over(session.pid);
+    }
+    seen
+}
+
+/// Kills unknown children, which an interrupted worker left. Returns whether there are any; true if that
+/// cannot be checked now. Call it only while no other worker is running, because they could be its children.
+///
+/// Only children in the shim's own cgroup are killed: processes created after the worker joined the
+/// container's cgroup end with that cgroup, and those in another container's cgroup are its orphans, which
+/// must continue.
+pub(crate) fn kill_strays(known: impl Fn(u32) -> bool) -> bool {
+    let children = match sys::proc::children() {
+        Ok(children) => children,
+        // The kernel does not provide this list.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return false,
+        Err(_) => return true,
+    };
+    let strange: Vec<u32> = children.into_iter().filter(|pid| !known(*pid)).collect();
+    if strange.is_empty() {
+        return false;
+    }
+    let Ok(own) = sys::proc::cgroups(std::process::id()) else { return true };
+    let mut found = false;
+    for pid in strange {
+        if sys::proc::stat(pid).is_ok_and(|stat| stat.state == 'Z') {
+            continue;
+        }
+        match sys::proc::cgroups(pid) {
+            Ok(of_it) if of_it == own => {
+                found = true;
+                drop(signal(pid, SIGKILL));
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(_) => found = true,
+        }
+    }
+    found
+}

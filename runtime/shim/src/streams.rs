@@ -1,0 +1,179 @@
+//! A container's streams in the shim: its output, which is copied to its log, its input, and the pipe on
+//! which init reports a failed start.
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use sys::epoll::{Epoll, Interest};
+use wire::{ErrorKind, Failure};
+
+use crate::failure::{failure, refusal};
+use crate::io::log::Stream;
+use crate::io::output::{After, Buffers, LogFile, Output};
+use crate::lifecycle::Serial;
+use crate::tokens::Watched;
+
+/// Most bytes that are read of init's error: more than any failure has.
+const LONGEST_ERROR: usize = 8192;
+
+/// The streams of a container.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    log: LogFile,
+    /// stdout and stderr, or the terminal.
+    outputs: [Option<Output>; 2],
+    /// Kept open so that the container's stdin does not end.
+    stdin: Option<OwnedFd>,
+    terminal: bool,
+    /// The socket on which the terminal's master arrives, until it is received.
+    console: Option<OwnedFd>,
+    /// The error pipe: it closes at init's execve, and carries the error if that fails.
+    error_pipe: Option<OwnedFd>,
+    error: Vec<u8>,
+}
+
+/// The data on init's error pipe.
+#[derive(Debug)]
+pub(crate) struct Said {
+    pub(crate) message: Option<String>,
+    /// The pipe is closed.
+    pub(crate) closed: bool,
+}
+
+impl Streams {
+    pub(crate) fn new(log: LogFile, terminal: bool) -> Self {
+        let (outputs, error) = ([None, None], Vec::new());
+        Self { log, outputs, stdin: None, terminal, console: None, error_pipe: None, error }
+    }
+
+    /// Takes the descriptors of the worker: the error pipe, then either the socket for the terminal's master,
+    /// or stdout and stderr; then stdin if it is kept open.
+    pub(crate) fn prepared(&mut self, fds: Vec<OwnedFd>) -> Result<(), Failure> {
+        let mut fds = fds.into_iter();
+        self.error_pipe = fds.next();
+        if let Some(fd) = &self.error_pipe {
+            sys::proc::set_nonblocking(fd.as_fd()).map_err(at("streams"))?;
+        }
+        if self.terminal {
+            self.console = fds.next();
+            return Ok(());
+        }
+        let (stdout, stderr) = (fds.next(), fds.next());
+        self.stdin = fds.next();
+        for ((slot, fd), stream) in
+            self.outputs.iter_mut().zip([stdout, stderr]).zip([Stream::Stdout, Stream::Stderr])
+        {
+            *slot = fd.map(|fd| Output::new(fd, stream, false)).transpose().map_err(at("streams"))?;
+        }
+        Ok(())
+    }
+
+    /// Receives the terminal's master, which was sent during the creation of the container.
+    pub(crate) fn take_terminal(&mut self) -> Result<(), Failure> {
+        let Some(socket) = self.console.take() else { return Ok(()) };
+        let mut master = None;
+        sys::proc::set_nonblocking(socket.as_fd()).map_err(at("terminal"))?;
+        // The message contains a name, which is not used.
+        sys::scm::recv_with_fds(socket.as_fd(), &mut [0; 256], |fd| master = master.take().or(Some(fd)))
+            .map_err(at("terminal"))?;
+        let none = || refusal(ErrorKind::Internal, "terminal", "no terminal master was sent");
+        let output = Output::new(master.ok_or_else(none)?, Stream::Stdout, true).map_err(at("terminal"))?;
+        self.outputs = [Some(output), None];
+        Ok(())
+    }
+
+    /// Watches the output.
+    pub(crate) fn watch_outputs(&self, epoll: &Epoll, serial: Serial) -> io::Result<()> {
+        for (output, watched) in self.outputs.iter().zip([Watched::Stdout(serial), Watched::Stderr(serial)]) {
+            if let Some(output) = output {
+                epoll.add(output.fd(), watched.token(), Interest::READ)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies output to the log: stdout or the terminal (0), or stderr (1). Returns a warning, if any.
+    pub(crate) fn copy(&mut self, which: usize, epoll: &Epoll, buffers: &mut Buffers) -> Option<String> {
+        let slot = self.outputs.get_mut(which)?;
+        let output = slot.as_mut()?;
+        let mut warning = None;
+        if output.read(&mut self.log, buffers, &mut |text| warning = Some(text)) == After::Ended {
+            drop(epoll.remove(output.fd()));
+            if let Some(output) = slot.take() {
+                output.finish(&mut self.log, buffers, &mut |text| warning = Some(text));
+            }
+        }
+        warning
+    }
+
+    /// Writes the remaining output and closes the streams. Returns a warning, if any.
+    pub(crate) fn finish(&mut self, epoll: &Epoll, buffers: &mut Buffers) -> Option<String> {
+        let mut warning = None;
+        for slot in &mut self.outputs {
+            if let Some(output) = slot.take() {
+                drop(epoll.remove(output.fd()));
+                output.finish(&mut self.log, buffers, &mut |text| warning = Some(text));
+            }
+        }
+        self.stdin = None;
+        self.log.finish();
+        warning
+    }
+
+    /// Reopens the log by its path.
+    pub(crate) fn reopen_log(&mut self, dir: std::os::fd::BorrowedFd<'_>) -> io::Result<()> {
+        self.log.reopen(dir)
+    }
+
+    /// Watches the error pipe.
+    pub(crate) fn watch_error_pipe(&self, epoll: &Epoll, serial: Serial) -> io::Result<()> {
+        match &self.error_pipe {
+            Some(fd) => epoll.add(fd.as_fd(), Watched::ErrorPipe(serial).token(), Interest::READ),
+            None => Ok(()),
+        }
+    }
+
+    /// Reads the error pipe and closes it at its end. `last`: do not wait for more.
+    pub(crate) fn read_error_pipe(&mut self, epoll: &Epoll, last: bool) -> Said {
+        let mut closed = false;
+        let mut buffer = [0; 1024];
+        while let (Some(fd), false) = (&self.error_pipe, closed) {
+            match sys::proc::read(fd.as_fd(), &mut buffer) {
+                Ok(bytes) if bytes > 0 && self.error.len() < LONGEST_ERROR => {
+                    self.error.extend_from_slice(buffer.get(..bytes).unwrap_or_default());
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // The end, or too much data: that is not from init, but a process that may trace init can
+                // write there too.
+                Ok(_) | Err(_) => closed = true,
+            }
+        }
+        let message = if closed || last { self.said() } else { None };
+        if closed || last {
+            self.drop_error_pipe(epoll);
+        }
+        Said { message, closed }
+    }
+
+    fn said(&mut self) -> Option<String> {
+        let bytes = std::mem::take(&mut self.error);
+        if bytes.is_empty() {
+            return None;
+        }
+        let said: Result<Failure, _> = serde_json::from_slice(&bytes);
+        Some(said.map_or_else(|_| String::from_utf8_lossy(&bytes).into_owned(), |failure| failure.message))
+    }
+
+    /// Stops watching the error pipe.
+    pub(crate) fn drop_error_pipe(&mut self, epoll: &Epoll) {
+        if let Some(pipe) = self.error_pipe.take() {
+            drop(epoll.remove(pipe.as_fd()));
+        }
+        self.error = Vec::new();
+    }
+}
+
+fn at(stage: &'static str) -> impl FnOnce(io::Error) -> Failure {
+    move |error| failure(ErrorKind::Internal, stage, &error)
+}
