@@ -12,7 +12,6 @@ mod pull;
 mod record;
 mod reference;
 mod registry;
-mod snapshot;
 mod store;
 mod transfers;
 mod unpack;

@@ -23,7 +23,7 @@ impl Digest {
     }
 
     /// Reads the 64 lower-case hex digits alone.
-    pub fn from_hex(hex: &str) -> Option<Self> {
+    fn from_hex(hex: &str) -> Option<Self> {
         let digits = hex.as_bytes();
         if digits.len() != 64 {
             return None;

@@ -2,7 +2,7 @@
 
 /// Nanoseconds since the epoch, never 0.
 pub(crate) fn now() -> i64 {
-    sys::proc::now().max(1)
+    sys::clock::now().max(1)
 }
 
 /// The time between two times in nanoseconds since the epoch; zero if the clock was set back.

@@ -196,13 +196,7 @@ impl Default for Compiler {
 
 /// Reads a profile of limited size. A path that is not a regular file is an error and does not block.
 fn read(path: &str) -> io::Result<Vec<u8>> {
-    let file = sys::beneath::regular(Path::new(path))?;
-    let mut text = Vec::new();
-    let size = file.take(MAX_PROFILE + 1).read_to_end(&mut text)?;
-    if u64::try_from(size).unwrap_or(u64::MAX) > MAX_PROFILE {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "larger than 1 MiB"));
-    }
-    Ok(text)
+    sys::file::read_capped(sys::beneath::regular(Path::new(path))?, MAX_PROFILE)
 }
 
 fn compile(profile: &Profile) -> Result<SeccompProgram, Error> {

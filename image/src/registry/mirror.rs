@@ -17,7 +17,6 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -109,12 +108,9 @@ pub(crate) fn hosts(certs_dir: &Path, registry: &str) -> Result<Vec<Host>> {
     };
     let path = folder.join("hosts.toml");
     let wrong = |reason: String| Error::Configuration { path: path.clone(), reason };
-    let mut text = String::new();
-    match fs::File::open(&path) {
-        Ok(file) => {
-            let read = file.take(MAX_CONFIG).read_to_string(&mut text);
-            read.map_err(|error| wrong(error.to_string()))?;
-        }
+    let read = sys::beneath::regular(&path).and_then(|file| sys::file::read_capped(file, MAX_CONFIG));
+    let text = match read {
+        Ok(bytes) => String::from_utf8(bytes).map_err(|_| wrong("it is not UTF-8".to_owned()))?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let mut server = server(registry);
             server.tls = certificates_beside(&folder)?;
@@ -124,7 +120,7 @@ pub(crate) fn hosts(certs_dir: &Path, registry: &str) -> Result<Vec<Host>> {
             return Ok(vec![server]);
         }
         Err(error) => return Err(wrong(error.to_string())),
-    }
+    };
     let file: RawFile = toml::from_str(&text).map_err(|error| wrong(error.message().to_owned()))?;
     let mirrors: RawHosts = toml::from_str(&text).map_err(|error| wrong(error.message().to_owned()))?;
     let mut in_order: Vec<_> = mirrors.host.into_iter().collect();

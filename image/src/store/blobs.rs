@@ -3,8 +3,7 @@
 use super::layout::Layout;
 use crate::error::{Error, Result};
 use crate::reference::Digest;
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io;
 use std::path::Path;
 
 /// Whether a file must survive a power loss.
@@ -16,46 +15,24 @@ pub(crate) enum Durable {
 
 /// Writes a temporary file, syncs it, renames it and syncs the folder.
 pub(crate) fn write(layout: &Layout, path: &Path, bytes: &[u8], durable: Durable) -> Result<()> {
-    let beside = layout.ingest();
-    let result = (|| {
-        let mut file = File::create_new(&beside).map_err(Error::storage("create", &beside))?;
-        file.write_all(bytes).map_err(Error::storage("write", &beside))?;
-        if durable == Durable::Yes {
-            file.sync_all().map_err(Error::storage("sync", &beside))?;
-        }
-        fs::rename(&beside, path).map_err(Error::storage("rename to", path))?;
-        if durable == Durable::Yes
-            && let Some(folder) = path.parent()
-        {
-            sync_folder(folder)?;
-        }
-        Ok(())
-    })();
-    if result.is_err() {
-        // Reports the first error. A file that stays is deleted at the next start.
-        fs::remove_file(&beside).ok();
-    }
-    result
+    // What stays after a failure is swept at the next start.
+    sys::file::replace(path, &layout.ingest(), bytes, 0o644, durable == Durable::Yes)
+        .map_err(Error::storage("write", path))
 }
 
 /// Makes renames within a folder durable.
 pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::storage("sync", folder))
+    sys::file::sync_folder(folder).map_err(Error::storage("sync", folder))
 }
 
 /// Reads at most `limit` bytes; `None` if the file does not exist.
 pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::storage("open", path)(error)),
-    };
-    let mut bytes = Vec::new();
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(Error::storage("read", path))?;
-    if bytes.len() as u64 > limit {
-        return Err(Error::TooLarge { object: path.display().to_string(), limit, unit: "bytes" });
-    }
-    Ok(Some(bytes))
+    sys::file::read_own(path, limit).map_err(|error| match error.kind() {
+        io::ErrorKind::FileTooLarge => {
+            Error::TooLarge { object: path.display().to_string(), limit, unit: "bytes" }
+        }
+        _ => Error::storage("read", path)(error),
+    })
 }
 
 /// Stores a document, unless it exists already.

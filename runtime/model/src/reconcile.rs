@@ -5,7 +5,7 @@ use crate::{ContainerId, ContainerPhase, ContainerRecord, Exit, PodPhase, PodRec
 use std::collections::BTreeMap;
 
 /// Exit code of a container whose exit was not seen.
-pub const LOST_CODE: i32 = 255;
+const LOST_CODE: i32 = 255;
 
 /// The state of a container in its shim.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,8 +1,7 @@
 //! Network configurations: selecting the file that applies, and validating it.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::Read as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -136,13 +135,8 @@ fn list(dir: &Path, endings: &[&str]) -> std::io::Result<BTreeSet<PathBuf>> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(|error| error.to_string())?;
-    if !file.metadata().is_ok_and(|facts| facts.is_file()) {
-        return Err("not a regular file".to_owned());
-    }
-    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
-    if bytes.len() as u64 > MAX_FILE { Err(format!("more than {MAX_FILE} bytes")) } else { Ok(bytes) }
+    let read = sys::beneath::regular(path).and_then(|file| sys::file::read_capped(file, MAX_FILE));
+    read.map_err(|error| error.to_string())
 }
 
 /// Plugins that other packages add to network `name` as files in a folder of that name (CNI 1.1).

@@ -3,9 +3,9 @@
 //! `<pod>` holds the arguments of ADD and is synced. `<pod>.result` holds the result of ADD. It is not
 //! synced: no network namespace survives a reboot, so the result may be lost with one.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use model::PodId;
@@ -173,35 +173,18 @@ fn write<T: Serialize>(dir: &Path, path: &Path, data: &T, durable: bool) -> io::
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {MAX_BYTES} bytes")));
     }
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    // There is one writer per pod; a leftover of a crash is overwritten.
-    let temp = path.with_added_extension(UNFINISHED);
-    let fill = || -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temp)?;
-        file.write_all(&bytes)?;
-        if durable {
-            file.sync_all()?;
-        }
-        fs::rename(&temp, path)
-    };
-    if let Err(error) = fill() {
-        // Best effort: the next write overwrites a leftover.
-        drop(fs::remove_file(&temp));
-        return Err(error);
-    }
-    if durable { File::open(dir)?.sync_all() } else { Ok(()) }
+    // One writer a pod.
+    sys::file::replace(path, &path.with_added_extension(UNFINISHED), &bytes, 0o600, durable)
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let mut bytes = Vec::new();
-    file.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
     let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
-    if bytes.len() as u64 > MAX_BYTES {
-        return Err(invalid(format!("more than {MAX_BYTES} bytes")));
+    match sys::file::read_own(path, MAX_BYTES) {
+        Ok(None) => Ok(None),
+        Ok(Some(bytes)) => {
+            serde_json::from_slice(&bytes).map(Some).map_err(|error| invalid(error.to_string()))
+        }
+        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => Err(invalid(error.to_string())),
+        Err(error) => Err(error),
     }
-    serde_json::from_slice(&bytes).map(Some).map_err(|error| invalid(error.to_string()))
 }

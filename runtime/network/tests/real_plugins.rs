@@ -102,7 +102,7 @@ async fn addresses_and_host_ports_are_allocated_and_released() {
         host_ip: String::new(),
     }];
     let file = File::open(&attachment.netns).unwrap();
-    sys::netns::loopback_up(file.as_fd()).unwrap();
+    sys::netns::inside(file.as_fd(), sys::netns::loopback_up).unwrap();
     let ips = net.cni.add(&attachment).await.unwrap();
     assert_eq!(ips.len(), 2, "{ips:?}");
     assert!(ips[0].is_ipv4() && ips[1].is_ipv6());
@@ -196,6 +196,6 @@ async fn an_add_that_fails_half_way_is_undone_by_del() {
 #[test]
 fn loopback_of_a_path_that_is_not_a_namespace() {
     let file = File::open("/dev/null").unwrap();
-    let error = sys::netns::loopback_up(file.as_fd()).unwrap_err();
+    let error = sys::netns::inside(file.as_fd(), sys::netns::loopback_up).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(22), "{error}");
 }

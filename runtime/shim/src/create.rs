@@ -5,12 +5,12 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use model::ContainerId;
 use serde::Deserialize;
-use sys::namespace::Namespaces;
+use sys::namespace::{Kinds, Namespaces};
 use wire::{CgroupPlan, ErrorKind, NamespacePlan, NamespaceSource};
 
 use crate::failure::{failure, refusal};
+use crate::held::{Answer, Holders};
 use crate::packet::{Prepared, Reporter, read_plan};
-use crate::worker::container::Holders;
 use crate::worker::{CreateInput, Stdio, create};
 
 /// The part of the request that the shim needs.
@@ -28,32 +28,49 @@ pub(crate) struct Streams {
     pub(crate) stdin: bool,
 }
 
-/// Runs in the worker. `fds`: the plan, kubelet's mount namespace, then the cgroup folders. `of` returns the
-/// namespaces of the pod's other containers.
-pub(crate) fn work<'a>(
-    reporter: &Reporter,
-    fds: Vec<OwnedFd>,
-    streams: Streams,
-    pause: &'a Namespaces,
-    of: impl Fn(&ContainerId) -> Option<&'a Namespaces>,
-) -> i32 {
-    let prepared = prepare(reporter, fds, streams, pause, of);
-    let reply = match prepared {
-        Ok(input) => create(input, &|warning: &str| reporter.warning(warning)),
-        Err(failure) => wire::Reply::Failed(failure),
-    };
-    // If the report fails, the shim notices that the worker exited without one.
-    i32::from(reporter.reply(&reply).is_err())
+/// Describes the descriptors that the worker gets.
+#[derive(Clone)]
+pub(crate) struct Given {
+    /// Number of descriptors of the request: the plan, kubelet's mount namespace, then the cgroup folders.
+    pub(crate) requested: usize,
+    pub(crate) streams: Streams,
+    /// Kinds of pause's namespaces, which follow.
+    pub(crate) pause: Kinds,
+    /// The pod's containers. The PID namespace of each that has its own follows.
+    pub(crate) targets: Vec<(ContainerId, Kinds)>,
 }
 
-fn prepare<'a>(
-    reporter: &Reporter,
-    fds: Vec<OwnedFd>,
-    streams: Streams,
-    pause: &'a Namespaces,
-    of: impl Fn(&ContainerId) -> Option<&'a Namespaces>,
-) -> Result<CreateInput<'a>, wire::Failure> {
+impl Answer for Reporter {
+    fn warn(&self, text: &str) {
+        self.warning(text);
+    }
+
+    fn reply(&self, reply: &wire::Reply) -> io::Result<()> {
+        self.reply(reply)
+    }
+}
+
+/// Runs in the worker. `given` describes `fds`.
+pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, given: Given) -> i32 {
+    match prepare(&reporter, fds, given) {
+        Ok(input) => create(input, Box::new(reporter)),
+        Err(failure) => {
+            reporter.failed(&failure);
+            1
+        }
+    }
+}
+
+fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, given: Given) -> Result<CreateInput, wire::Failure> {
+    let Given { requested, streams, pause, targets } = given;
+    let mut theirs = fds.split_off(requested.min(fds.len())).into_iter();
     let at = |stage: &'static str| move |error: io::Error| failure(ErrorKind::Internal, stage, &error);
+    let pause = Namespaces::from_fds(pause, &mut theirs).map_err(at("namespaces"))?;
+    let mut targets = targets
+        .into_iter()
+        .map(|(id, kinds)| Ok((id, Namespaces::from_fds(kinds, &mut theirs)?)))
+        .collect::<io::Result<Vec<(ContainerId, Namespaces)>>>()
+        .map_err(at("namespaces"))?;
     let mut fds = fds.into_iter();
     let (Some(plan), Some(kubelet_mntns)) = (fds.next(), fds.next()) else {
         return Err(refusal(ErrorKind::Invalid, "plan", "the request has no plan or no mount namespace"));
@@ -61,15 +78,16 @@ fn prepare<'a>(
     let cgroups: Vec<OwnedFd> = fds.collect();
     let peek: Peek = read_plan(plan.as_fd())?;
     let target = match &peek.namespaces.pid {
-        NamespaceSource::Container(id) => Some(of(id).ok_or_else(|| {
-            refusal(
-                ErrorKind::NotFound,
-                "pid namespace",
-                format!("container {id} is not running in this pod"),
-            )
-        })?),
+        NamespaceSource::Container(id) => {
+            let place = targets.iter().position(|(target, _)| target == id).ok_or_else(|| {
+                let message = format!("container {id} is not running in this pod");
+                refusal(ErrorKind::NotFound, "pid namespace", message)
+            })?;
+            Some(targets.swap_remove(place).1)
+        }
         _ => None,
     };
+    drop(targets);
     let place = |name: &str| {
         peek.cgroup.members.iter().position(|member| member.hierarchy.split(',').any(|part| part == name))
     };
@@ -92,7 +110,7 @@ fn prepare<'a>(
             let (stdin, end) = pipe()?;
             (stdin, Some(end))
         } else {
-            (sys::proc::null().map_err(at("/dev/null"))?, None)
+            (sys::fds::null().map_err(at("/dev/null"))?, None)
         };
         ends.extend(stdin_end.as_ref().map(|end| end.as_fd()));
         report(reporter, &prepared, &ends)?;

@@ -55,8 +55,8 @@ impl Descriptors {
         self.namespaces.iter().find(|(of, _)| *of == serial).map(|(_, namespaces)| namespaces)
     }
 
-    pub(crate) fn all_namespaces(&self) -> impl Iterator<Item = &Namespaces> {
-        self.namespaces.iter().map(|(_, namespaces)| namespaces)
+    pub(crate) fn all_namespaces(&self) -> impl Iterator<Item = (Serial, &Namespaces)> {
+        self.namespaces.iter().map(|(serial, namespaces)| (*serial, namespaces))
     }
 
     pub(crate) fn add_namespaces(&mut self, serial: Serial, namespaces: Namespaces) {

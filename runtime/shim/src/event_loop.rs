@@ -7,7 +7,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use model::PodId;
 use sys::epoll::{Epoll, Interest, Ready};
-use sys::signalfd::SignalFd;
+use sys::signal::SignalFd;
 use wire::Message;
 
 use crate::conn::Lost;
@@ -88,7 +88,7 @@ impl Shim {
             if reap {
                 self.reap();
             }
-            let now = sys::proc::monotonic_ms();
+            let now = sys::clock::monotonic_ms();
             self.performer.link.listen(now, &self.performer.epoll);
             if self.lifecycle.timer().is_some_and(|at| at <= now) {
                 self.input(Input::TimerDue);
@@ -105,7 +105,7 @@ impl Shim {
         match next {
             None if self.performer.buffers.are_used() => Some(IDLE_MS),
             None => None,
-            Some(at) => Some(at.saturating_sub(sys::proc::monotonic_ms()).min(LONGEST_WAIT_MS)),
+            Some(at) => Some(at.saturating_sub(sys::clock::monotonic_ms()).min(LONGEST_WAIT_MS)),
         }
     }
 
@@ -118,7 +118,7 @@ impl Shim {
     fn settle(&mut self) {
         loop {
             if let Some(input) = self.performer.inputs.pop_front() {
-                let time = Time { ms: sys::proc::monotonic_ms(), wall: sys::proc::now() };
+                let time = Time { ms: sys::clock::monotonic_ms(), wall: sys::clock::now() };
                 self.lifecycle.input(time, input);
             } else if let Some(action) = self.lifecycle.next_action() {
                 self.done |= action == Action::End;
@@ -220,7 +220,7 @@ impl Shim {
         for _ in 0..MOST_REAPED {
             let mut executed = None;
             let lifecycle = &self.lifecycle;
-            let ended = sys::proc::reap(|pid| {
+            let ended = sys::wait::reap(|pid| {
                 if lifecycle.is_starting(pid) {
                     executed = sys::proc::stat(pid).ok().map(|stat| stat.has_executed());
                 }

@@ -8,18 +8,24 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
-use sys::namespace::Namespaces;
+use sys::namespace::{Kinds, Namespaces};
 use wire::{ErrorKind, ExecPlan};
 
 use crate::failure::{failure, refusal};
 use crate::packet::{Reporter, read_plan};
 use crate::process::{self, Ready, Road};
 
-/// The container to enter.
-pub(crate) struct Target<'a> {
-    /// The namespaces that it was created with: init may have created others, with files of its choice.
-    pub(crate) namespaces: &'a Namespaces,
-    pub(crate) cgroups: &'a [OwnedFd],
+/// Describes the descriptors that the worker gets.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Given {
+    /// Number of descriptors of the request: the plan, then stdin, stdout and stderr unless it has a terminal.
+    pub(crate) requested: usize,
+    /// Number of the container's cgroup folders, which follow.
+    pub(crate) cgroups: usize,
+    /// Kinds of the namespaces that the container was created with, which follow. Init may have created others, with
+    /// files of its choice.
+    pub(crate) namespaces: Kinds,
+    /// Whether the cgroup folders are of v2.
     pub(crate) unified: bool,
 }
 
@@ -31,29 +37,29 @@ struct Prepared {
     single: sys::fork::SingleThreaded,
 }
 
-/// Runs in the worker. `fds`: the plan, then stdin, stdout and stderr unless it has a terminal.
-pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, target: &Target<'_>) -> i32 {
-    let Prepared { ready, master, terminal, single } = match prepare(&reporter, fds, target) {
+/// Runs in the worker. `given` describes `fds`.
+pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, given: Given) -> i32 {
+    let Prepared { ready, master, terminal, single } = match prepare(&reporter, fds, given) {
         Ok(prepared) => prepared,
         Err(failure) => {
             reporter.failed(&failure);
             return 1;
         }
     };
-    let report = match reporter.0.try_clone() {
-        Ok(fd) => fd,
-        Err(_) => return 1,
-    };
+    // The child takes its copies out of its own copies of these variables.
+    let (mut reporter, mut master) = (Some(reporter), master);
     let sibling = sys::clone::sibling(&single, || {
-        let Some(Reporter(own)) = reporter_of(&report) else { return 1 };
-        match settle(terminal, own.as_fd()) {
-            Ok(()) => ready.become_process(own),
+        drop(master.take());
+        let Some(reporter) = reporter.take() else { return 1 };
+        match settle(terminal) {
+            Ok(()) => ready.become_process(reporter.0),
             Err((stage, error)) => {
-                Reporter(own).failed(&failure(ErrorKind::ExecFailed, stage, &error));
+                reporter.failed(&failure(ErrorKind::ExecFailed, stage, &error));
                 1
             }
         }
     });
+    let Some(reporter) = reporter else { return 1 };
     match sibling {
         Ok(pid) => match reporter.made(pid, master.as_ref().map(|fd| fd.as_fd())) {
             Ok(()) => 0,
@@ -66,26 +72,26 @@ pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, target: &Target<'_>) -
     }
 }
 
-fn prepare(
-    reporter: &Reporter,
-    mut fds: Vec<OwnedFd>,
-    target: &Target<'_>,
-) -> Result<Prepared, wire::Failure> {
+fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, given: Given) -> Result<Prepared, wire::Failure> {
     let at = |stage: &'static str| move |error| failure(ErrorKind::Internal, stage, &error);
+    let mut theirs = fds.split_off(given.requested.min(fds.len())).into_iter();
+    let cgroups: Vec<OwnedFd> = theirs.by_ref().take(given.cgroups).collect();
+    let namespaces = Namespaces::from_fds(given.namespaces, &mut theirs).map_err(at("setns"))?;
     let mut streams = fds.split_off(fds.len().min(1));
     let plan = fds.pop();
     let plan = plan.ok_or_else(|| refusal(ErrorKind::Invalid, "plan", "the request has no plan"))?;
     let plan: ExecPlan = read_plan(plan.as_fd())?;
     let single = sys::fork::single_threaded().map_err(at("threads"))?;
     sys::proc::set_dumpable(false).map_err(at("dumpable"))?;
-    for folder in target.cgroups {
-        sys::cgroup::join(folder.as_fd(), target.unified).map_err(at("cgroup"))?;
+    for folder in cgroups {
+        sys::cgroup::join(folder.as_fd(), given.unified).map_err(at("cgroup"))?;
     }
     // Must be done while /proc is the host's.
     if let Some(warning) = process::before_namespaces(&plan.process).map_err(at("oom_score_adj"))? {
         reporter.warning(&warning);
     }
-    target.namespaces.enter().map_err(at("setns"))?;
+    namespaces.enter().map_err(at("setns"))?;
+    drop(namespaces);
     let mut master = None;
     if plan.process.terminal {
         let devpts = sys::mount::open_path(Path::new("/dev/pts")).map_err(at("pty"))?;
@@ -97,25 +103,19 @@ fn prepare(
             .collect::<io::Result<_>>()
             .map_err(at("pty"))?;
     }
-    for (fd, number) in streams.iter().zip(0..3) {
-        sys::proc::place(fd.as_fd(), number).map_err(at("stdio"))?;
+    if let [stdin, stdout, stderr] = streams.as_slice() {
+        sys::fds::set_stdio(stdin.as_fd(), stdout.as_fd(), stderr.as_fd()).map_err(at("stdio"))?;
     }
     drop(streams);
     let ready = process::prepare(&plan.process, &plan.user, Road::Exec, ErrorKind::ExecFailed)?;
     Ok(Prepared { ready, master, terminal: plan.process.terminal, single })
 }
 
-/// A copy of the socket above the numbers of stdio.
-fn reporter_of(report: &OwnedFd) -> Option<Reporter> {
-    sys::proc::dup_above(report.as_fd(), 3).ok().map(Reporter)
-}
-
 /// Sets up session and terminal of the new process; [`Ready::become_process`] does the rest.
-fn settle(terminal: bool, report: std::os::fd::BorrowedFd<'_>) -> Result<(), (&'static str, io::Error)> {
-    let at = |stage: &'static str| move |error: io::Error| (stage, error);
+fn settle(terminal: bool) -> Result<(), (&'static str, io::Error)> {
     sys::proc::new_session();
     if terminal {
-        sys::pty::make_controlling(io::stdin().as_fd()).map_err(at("controlling terminal"))?;
+        rustix::process::ioctl_tiocsctty(io::stdin()).map_err(|e| ("controlling terminal", e.into()))?;
     }
-    sys::proc::close_all_but(3, &[report]).map_err(at("descriptors"))
+    Ok(())
 }

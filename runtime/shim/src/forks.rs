@@ -1,17 +1,15 @@
-//! Forks a worker for each kind of work. The worker's input is borrowed, because the fork copies it.
+//! Forks a worker for each kind of work. The worker gets copies of the descriptors that it needs, and a description
+//! of them.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use model::ContainerId;
 use sys::namespace::Namespaces;
-use wire::ErrorKind;
 
 use crate::create::{self, Streams};
-use crate::exec::{self, Target};
-use crate::failure::failure;
-use crate::packet::{self, Reporter};
-use crate::pause;
+use crate::descriptors::Cgroups;
+use crate::{exec, packet, pause};
 
 /// The worker's pid and the shim's end of its socket.
 pub(crate) type Forked = (u32, OwnedFd);
@@ -23,52 +21,48 @@ pub(crate) type Forked = (u32, OwnedFd);
 pub(crate) fn pause(fds: &[OwnedFd], binary: BorrowedFd<'_>) -> io::Result<Forked> {
     let mut keep: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
     keep.push(binary);
-    packet::fork(&keep, |reporter| match copies(fds) {
-        Ok(fds) => pause::work(&reporter, fds, binary),
-        Err(error) => fail(&reporter, &error),
+    packet::fork(&keep, |reporter, mut fds| match fds.pop() {
+        Some(binary) => pause::work(&reporter, fds, binary.as_fd()),
+        None => 1,
     })
 }
 
-/// Forks the worker that creates a container. `all`: all open namespaces; `of` returns those of the pod's
-/// containers. The plan, which only the worker reads, says which ones it needs.
+/// Forks the worker that creates a container. `targets`: the pod's containers and their namespaces. The plan, which
+/// only the worker reads, says whose PID namespace it needs.
 ///
 /// # Errors
 /// The errors of socketpair and fork.
 pub(crate) fn container<'a>(
     fds: &[OwnedFd],
     streams: Streams,
-    pause: &'a Namespaces,
-    all: impl Iterator<Item = &'a Namespaces>,
-    of: impl Fn(&ContainerId) -> Option<&'a Namespaces>,
+    pause: &Namespaces,
+    targets: impl Iterator<Item = (&'a ContainerId, &'a Namespaces)>,
 ) -> io::Result<Forked> {
     let mut keep: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
     keep.extend(pause.fds());
-    keep.extend(all.filter_map(|namespaces| namespaces.get("pid")));
-    packet::fork(&keep, |reporter| match copies(fds) {
-        Ok(fds) => create::work(&reporter, fds, streams, pause, of),
-        Err(error) => fail(&reporter, &error),
-    })
+    let mut given =
+        create::Given { requested: fds.len(), streams, pause: pause.kinds(), targets: Vec::new() };
+    for (id, namespaces) in targets {
+        given.targets.push((id.clone(), namespaces.kinds().only("pid")));
+        keep.extend(namespaces.get("pid"));
+    }
+    packet::fork(&keep, move |reporter, fds| create::work(reporter, fds, given))
 }
 
 /// Forks the worker that starts a process in a container.
 ///
 /// # Errors
 /// The errors of socketpair and fork.
-pub(crate) fn exec(fds: &[OwnedFd], target: &Target<'_>) -> io::Result<Forked> {
+pub(crate) fn exec(fds: &[OwnedFd], cgroups: &Cgroups, namespaces: &Namespaces) -> io::Result<Forked> {
+    let Cgroups { folders, unified, .. } = cgroups;
+    let given = exec::Given {
+        requested: fds.len(),
+        cgroups: folders.len(),
+        namespaces: namespaces.kinds(),
+        unified: *unified,
+    };
     let mut keep: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
-    keep.extend(target.cgroups.iter().map(|fd| fd.as_fd()));
-    keep.extend(target.namespaces.fds());
-    packet::fork(&keep, |reporter| match copies(fds) {
-        Ok(fds) => exec::work(reporter, fds, target),
-        Err(error) => fail(&reporter, &error),
-    })
-}
-
-fn copies(fds: &[OwnedFd]) -> io::Result<Vec<OwnedFd>> {
-    fds.iter().map(OwnedFd::try_clone).collect()
-}
-
-fn fail(reporter: &Reporter, error: &io::Error) -> i32 {
-    reporter.failed(&failure(ErrorKind::Internal, "descriptors", error));
-    1
+    keep.extend(folders.iter().map(|fd| fd.as_fd()));
+    keep.extend(namespaces.fds());
+    packet::fork(&keep, move |reporter, fds| exec::work(reporter, fds, given))
 }

@@ -37,7 +37,7 @@ impl Link {
         warnings: Vec<String>,
         epoll: &Epoll,
     ) -> io::Result<Self> {
-        sys::proc::set_nonblocking(listener.as_fd())?;
+        sys::fds::set_nonblocking(listener.as_fd())?;
         epoll.add(listener.as_fd(), Watched::Listener.token(), Interest::READ)?;
         Ok(Self { pod, listener, conn: None, generation: 0, listen_again: None, warnings })
     }
@@ -50,13 +50,13 @@ impl Link {
             // once.
             Err(_) => {
                 if epoll.remove(self.listener.as_fd()).is_ok() {
-                    self.listen_again = Some(sys::proc::monotonic_ms() + ACCEPT_AGAIN_MS);
+                    self.listen_again = Some(sys::clock::monotonic_ms() + ACCEPT_AGAIN_MS);
                 }
                 return None;
             }
         };
         // Only root can enter the socket's folder; this is a second check.
-        if !sys::scm::peer_uid(fd.as_fd()).is_ok_and(|uid| uid == 0) {
+        if !sys::peer::uid(fd.as_fd()).is_ok_and(|uid| uid == 0) {
             return None;
         }
         let conn = Conn::new(fd, self.generation.wrapping_add(1));
@@ -128,8 +128,8 @@ impl Link {
         // The daemon's stderr was only for messages before this. From here on there is a connection, and
         // processes that are forked later must not have the daemon's log. If /dev/null cannot be opened, it
         // stays open.
-        if let Ok(null) = sys::proc::null() {
-            drop(sys::proc::place(null.as_fd(), 2));
+        if let Ok(null) = sys::fds::null() {
+            let _ = rustix::stdio::dup2_stderr(&null);
         }
         Ok(())
     }

@@ -19,6 +19,7 @@ mod exec;
 mod exit_record;
 mod failure;
 mod forks;
+mod held;
 mod io;
 mod lifecycle;
 mod link;
@@ -37,7 +38,8 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::process::ExitCode;
 
 use sys::epoll::{Epoll, Interest};
-use sys::signalfd::SignalFd;
+use sys::fds::Inherited;
+use sys::signal::SignalFd;
 use wire::ShimInit;
 
 use crate::event_loop::{Shim, Start};
@@ -83,8 +85,9 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), StartError> {
-    let listener = sys::proc::take_inherited(passed::LISTENER).map_err(at("descriptor 3 (socket)"))?;
-    let prepared = start(listener.as_fd()).inspect_err(|error| {
+    let mut inherited = Inherited::claim().map_err(at("descriptors"))?;
+    let listener = inherited.take(passed::LISTENER).map_err(at("descriptor 3 (socket)"))?;
+    let prepared = start(inherited).inspect_err(|error| {
         // Fails if the daemon has gone, which does not matter.
         drop(farewell(listener.as_fd(), error));
     })?;
@@ -121,9 +124,9 @@ fn at(step: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
 }
 
 /// Everything before the loop. The order matters.
-fn start(listener: BorrowedFd<'_>) -> Result<Prepared, StartError> {
+fn start(mut inherited: Inherited) -> Result<Prepared, StartError> {
     // 1. Read the initial data.
-    let take = |number, step| sys::proc::take_inherited(number).map_err(at(step));
+    let mut take = |number, step| inherited.take(number).map_err(at(step));
     let init = take(passed::INIT, "descriptor 5 (init)")?;
     let json = sys::memfd::read_all(init.as_fd(), MAX_INIT).map_err(at("init"))?;
     drop(init);
@@ -149,10 +152,7 @@ fn start(listener: BorrowedFd<'_>) -> Result<Prepared, StartError> {
     // 4. Keep only the passed descriptors: nothing else may leak into a pod.
     let records = take(passed::RECORDS, "descriptor 4 (exit records)")?;
     let pause_binary = take(passed::PAUSE, "descriptor 6 (pause)")?;
-    let mut keep = Vec::from([listener, records.as_fd(), pause_binary.as_fd()]);
-    keep.extend(log_dir.as_ref().map(|dir| dir.as_fd()));
-    sys::proc::close_all_but(passed::LISTENER.unsigned_abs(), &keep).map_err(at("descriptors"))?;
-    drop(keep);
+    drop(inherited);
 
     // 5. Leave the daemon's terminal and session, and become the subreaper of the pod's orphans.
     sys::proc::new_session();

@@ -137,27 +137,19 @@ pub(crate) fn recv(
     Ok(Some(packet))
 }
 
-/// Forks a worker for `work`, which gets the worker's end of the socket. The child keeps `keep`, that socket
-/// and stdio, and closes everything else, so that no pipe or connection is kept open by it.
-pub(crate) fn fork(
-    keep: &[BorrowedFd<'_>],
-    work: impl FnOnce(Reporter) -> i32,
-) -> io::Result<(u32, OwnedFd)> {
+/// Forks a worker for `work`, which gets the worker's end of the socket and copies of `keep`. The child closes all
+/// other descriptors except stdio ([`sys::fork::worker`]).
+pub(crate) fn fork<F>(keep: &[BorrowedFd<'_>], work: F) -> io::Result<(u32, OwnedFd)>
+where
+    F: FnOnce(Reporter, Vec<OwnedFd>) -> i32 + Clone + 'static,
+{
     let (ours, theirs) = sys::scm::packet_pair()?;
-    let pid = {
-        let theirs = &theirs;
-        sys::fork::worker(move || {
-            let mut kept = keep.to_vec();
-            kept.push(theirs.as_fd());
-            if sys::proc::close_all_but(3, &kept).is_err() {
-                return 1;
-            }
-            match theirs.try_clone() {
-                Ok(fd) => work(Reporter(fd)),
-                Err(_) => 1,
-            }
-        })?
-    };
-    sys::proc::set_nonblocking(ours.as_fd())?;
+    let mut kept = keep.to_vec();
+    kept.push(theirs.as_fd());
+    let pid = sys::fork::worker(&kept, move |mut fds| match fds.pop() {
+        Some(socket) => work(Reporter(socket), fds),
+        None => 1,
+    })?;
+    sys::fds::set_nonblocking(ours.as_fd())?;
     Ok((pid, ours))
 }

@@ -3,7 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use sys::clone::flags;
+use sys::clone::Flags;
+use sys::creds::Credentials;
 use sys::seccomp::Filter;
 use wire::{ErrorKind, PausePlan};
 
@@ -28,15 +29,15 @@ pub(crate) fn work(reporter: &Reporter, mut fds: Vec<OwnedFd>, binary: BorrowedF
             return fail(reporter, "/dev/shm of the pod", &error);
         }
     }
-    let mut wanted = flags::PARENT | flags::NEWNS;
+    let mut wanted = Flags::PARENT.and(Flags::NEWNS);
     for (asked, flag) in [
-        (plan.network, flags::NEWNET),
-        (plan.ipc, flags::NEWIPC),
-        (plan.uts, flags::NEWUTS),
-        (plan.pid, flags::NEWPID),
+        (plan.network, Flags::NEWNET),
+        (plan.ipc, Flags::NEWIPC),
+        (plan.uts, Flags::NEWUTS),
+        (plan.pid, Flags::NEWPID),
     ] {
         if asked {
-            wanted |= flag;
+            wanted = wanted.and(flag);
         }
     }
     let into = folders.first().filter(|_| plan.cgroup.unified).map(|fd| fd.as_fd());
@@ -92,7 +93,7 @@ fn become_pause(plan: &PausePlan, folders: &[OwnedFd], binary: BorrowedFd<'_>) -
             sys::jail::set_hostname(&plan.hostname).map_err(at("hostname"))?;
         }
         if plan.network {
-            sys::netns::loopback_up_here().map_err(at("loopback"))?;
+            sys::netns::loopback_up().map_err(at("loopback"))?;
         }
         for (name, value) in &plan.default_sysctls {
             // The kernel may have no such sysctl or refuse the value. It is a default, so that is no error.
@@ -105,11 +106,18 @@ fn become_pause(plan: &PausePlan, folders: &[OwnedFd], binary: BorrowedFd<'_>) -
         sys::proc::new_session();
         // Closes everything at execve, including stdio, the binary and the socket for failures, because a
         // container may run as pause's user in pause's PID namespace.
-        sys::proc::cloexec_from(0).map_err(at("descriptors"))?;
+        sys::fds::cloexec_from(0).map_err(at("descriptors"))?;
         let asked = plan.seccomp.as_ref().map(|filter| Filter::new(&filter.instructions, 0)).transpose();
         let asked = asked.map_err(at("seccomp"))?;
-        sys::jail::drop_everything(plan.user.uid, plan.user.gid, &plan.user.groups)
-            .map_err(at("credentials"))?;
+        // No capabilities in any set, and no way to gain some.
+        let wanted = Credentials {
+            uid: plan.user.uid,
+            gid: plan.user.gid,
+            groups: plan.user.groups.clone(),
+            no_new_privs: true,
+            ..Credentials::default()
+        };
+        sys::creds::assume(&wanted).map_err(|(step, error)| at(&format!("credentials, {step}"))(error))?;
         let own = sys::jail::pause_filter().and_then(Filter::load);
         own.map_err(at("seccomp"))?;
         if let Some(filter) = asked {

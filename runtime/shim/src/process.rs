@@ -4,7 +4,7 @@
 //! keyring, limits, owner of stdio, working directory, credentials, the working directory again if only the
 //! user may enter it, and the filter. So a process that others can see, while it waits or after it was
 //! created in the container's PID namespace, has no more privileges than the container.
-//! [`Ready::become_process`] closes descriptors and calls execve. If that fails, it writes one line of JSON
+//! [`Ready::become_process`] calls execve, which closes descriptors. If that fails, it writes one line of JSON
 //! to the report descriptor, which execve closes: end of file means success.
 //!
 //! The filter is loaded in the first part if it allows what the second part needs. Otherwise it is loaded at
@@ -13,7 +13,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use model::User;
 use rustix::fs::{FileType, Mode, OFlags};
@@ -105,20 +105,19 @@ pub(crate) fn prepare(
 }
 
 impl Ready {
-    /// Calls execve. `report` must be close-on-exec.
+    /// Calls execve, which closes all descriptors except 0, 1 and 2.
     pub(crate) fn become_process(self, report: OwnedFd) -> ! {
-        let stop = self.finish(&report);
+        let stop = self.finish();
         let status =
             if stop.errno == rustix::io::Errno::NOENT.raw_os_error() { NOT_FOUND } else { CANNOT_EXECUTE };
         tell(&mut File::from(report), &stop.failure(ErrorKind::StartFailed));
         sys::fork::exit_now(status)
     }
 
-    fn finish(self, report: &OwnedFd) -> Stop {
+    fn finish(self) -> Stop {
         let Self { image, candidates, shown, filter } = self;
-        let keep = u32::try_from(report.as_raw_fd()).unwrap_or(u32::MAX);
-        if let Err(error) = execute::close_from(3, keep) {
-            return stop("descriptors", "closing")(error);
+        if let Err(error) = sys::fds::cloexec_from(3) {
+            return stop("descriptors", "close-on-exec")(error);
         }
         if let Some(Err(error)) = filter.map(Filter::load) {
             return stop("seccomp", "loading the filter")(error);
@@ -135,8 +134,8 @@ pub(crate) fn tell(into: &mut File, failure: &Failure) {
 }
 
 fn attempt(plan: &ProcessPlan, user: &User, road: Road) -> Result<Ready, Stop> {
-    execute::reset_signals();
-    execute::join_session_keyring(&plan.keyring).map_err(stop("keyring", "session keyring"))?;
+    sys::signal::reset();
+    sys::keyring::join_session(&plan.keyring).map_err(stop("keyring", "session keyring"))?;
     rustix::process::umask(Mode::from_raw_mode(plan.umask & 0o777));
     sys::rlimit::restore_open_files().map_err(stop("rlimit", "open files"))?;
     for limit in &plan.rlimits {
@@ -278,11 +277,14 @@ fn null_of_container() -> io::Result<OwnedFd> {
 /// Standard streams on a null device are replaced by the container's own, as runc does: the original is in
 /// another mount namespace, and a process that opens /proc/self/fd/0 would reach it.
 fn own_null() -> io::Result<()> {
-    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
-    for (number, fd) in [(0, stdin.as_fd()), (1, stdout.as_fd()), (2, stderr.as_fd())] {
-        if is_null(fd)? {
-            sys::proc::place(null_of_container()?.as_fd(), number)?;
-        }
+    if is_null(io::stdin().as_fd())? {
+        rustix::stdio::dup2_stdin(null_of_container()?)?;
+    }
+    if is_null(io::stdout().as_fd())? {
+        rustix::stdio::dup2_stdout(null_of_container()?)?;
+    }
+    if is_null(io::stderr().as_fd())? {
+        rustix::stdio::dup2_stderr(null_of_container()?)?;
     }
     Ok(())
 }

@@ -52,7 +52,7 @@ impl Streams {
         let mut fds = fds.into_iter();
         self.error_pipe = fds.next();
         if let Some(fd) = &self.error_pipe {
-            sys::proc::set_nonblocking(fd.as_fd()).map_err(at("streams"))?;
+            sys::fds::set_nonblocking(fd.as_fd()).map_err(at("streams"))?;
         }
         if self.terminal {
             self.console = fds.next();
@@ -72,7 +72,7 @@ impl Streams {
     pub(crate) fn take_terminal(&mut self) -> Result<(), Failure> {
         let Some(socket) = self.console.take() else { return Ok(()) };
         let mut master = None;
-        sys::proc::set_nonblocking(socket.as_fd()).map_err(at("terminal"))?;
+        sys::fds::set_nonblocking(socket.as_fd()).map_err(at("terminal"))?;
         // The message contains a name, which is not used.
         sys::scm::recv_with_fds(socket.as_fd(), &mut [0; 256], |fd| master = master.take().or(Some(fd)))
             .map_err(at("terminal"))?;
@@ -138,7 +138,7 @@ impl Streams {
         let mut closed = false;
         let mut buffer = [0; 1024];
         while let (Some(fd), false) = (&self.error_pipe, closed) {
-            match sys::proc::read(fd.as_fd(), &mut buffer) {
+            match sys::fds::read(fd.as_fd(), &mut buffer) {
                 Ok(bytes) if bytes > 0 && self.error.len() < LONGEST_ERROR => {
                     self.error.extend_from_slice(buffer.get(..bytes).unwrap_or_default());
                 }

@@ -1,7 +1,7 @@
 //! Looks up a container's user in the image's /etc/passwd and /etc/group. Both files are untrusted: they are
 //! opened beneath the root, must be regular files, and are read up to a size limit.
 
-use std::io::{self, Read as _};
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
@@ -73,11 +73,7 @@ fn read(root: BorrowedFd<'_>, file: &'static str) -> Result<String, UserError> {
         }
         Err(e) => return Err(at(e)),
     };
-    let mut bytes = Vec::new();
-    let length = opened.take(LARGEST + 1).read_to_end(&mut bytes).map_err(at)?;
-    if length as u64 > LARGEST {
-        return Err(at(io::Error::other(format!("longer than {LARGEST} bytes"))));
-    }
+    let bytes = sys::file::read_capped(opened, LARGEST).map_err(at)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 

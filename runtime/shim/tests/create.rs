@@ -7,6 +7,8 @@
 
 #[path = "../src/bundle.rs"]
 mod bundle;
+#[path = "../src/held.rs"]
+mod held;
 #[path = "create/pod.rs"]
 mod pod;
 #[path = "../src/podns.rs"]

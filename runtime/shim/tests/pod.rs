@@ -30,9 +30,13 @@ fn pause_is_restricted() {
     // log.
     assert_eq!(fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count(), 0);
     assert_eq!((status(pid, "Seccomp").as_str(), status(pid, "Seccomp_filters").as_str()), ("2", "1"));
-    // /proc/PID is owned by root: processes of the same user cannot trace it.
+    // /proc/PID is owned by root after pause's first system call: processes of the same user cannot trace it.
     use std::os::unix::fs::MetadataExt as _;
-    assert_eq!(fs::metadata(format!("/proc/{pid}/mem")).unwrap().uid(), 0);
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while fs::metadata(format!("/proc/{pid}/mem")).unwrap().uid() != 0 {
+        assert!(std::time::Instant::now() < limit, "pause can be traced");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
     assert_eq!(fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap().lines().count(), 1);
     assert_eq!(pod.cgroups.pids("pause"), [pid]);
     assert_eq!(pod.cgroups.pids("shim"), [pod.shim.pid]);

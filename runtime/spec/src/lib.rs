@@ -27,7 +27,4 @@ pub use container::{ContainerInput, DEFAULT_PATH, HostFacts, ImageFacts, contain
 pub use error::{Error, ErrorKind};
 pub use exec::exec;
 pub use mounts::PodFiles;
-pub use sandbox::{
-    PAUSE_OOM_SCORE_ADJ, PauseInput, SHIM_OOM_SCORE_ADJ, SHM_SIZE, network_sysctls, pause, pause_limits,
-    sysctls,
-};
+pub use sandbox::{PauseInput, SHIM_OOM_SCORE_ADJ, network_sysctls, pause, pause_limits, sysctls};

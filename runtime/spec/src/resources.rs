@@ -152,7 +152,7 @@ fn huge_files(huge: &model::HugepageLimit, used: &str, reserved: &str) -> [Strin
 
 /// cgroup v2 weight of v1 shares, by Kubernetes' formula (KEP-2254): a container is weighted against its
 /// siblings by the same formula that kubelet uses for pods.
-pub fn weight(shares: i64) -> i64 {
+fn weight(shares: i64) -> i64 {
     1 + (shares.clamp(2, MAX_SHARES) - 2) * 9999 / 262_142
 }
 

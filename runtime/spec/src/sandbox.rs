@@ -6,9 +6,9 @@ use model::{NamespaceMode, PodConfig, PodRecord, User};
 use wire::{CgroupPlan, PausePlan, SeccompProgram};
 
 /// Size of a pod's /dev/shm in bytes, the same as with other runtimes.
-pub const SHM_SIZE: u64 = 64 << 20;
+const SHM_SIZE: u64 = 64 << 20;
 /// A pod must outlive its containers: the kernel kills pause last, except for the shim.
-pub const PAUSE_OOM_SCORE_ADJ: i32 = -998;
+const PAUSE_OOM_SCORE_ADJ: i32 = -998;
 /// The shim comes after pause, because it holds the logs and the exit codes.
 pub const SHIM_OOM_SCORE_ADJ: i32 = -999;
 /// User of pause if the request names none: the one of Kubernetes' own pause image. Pause has no capabilities

@@ -70,26 +70,6 @@ pub const DEFAULT: u64 = mask_of(&[
 /// All capabilities in this table.
 pub const ALL: u64 = (1 << NAMES.len()) - 1;
 
-/// Masked if the request has no security context. kubelet always sends its own list; an empty list in a
-/// security context masks nothing (procMount Unmasked).
-pub const DEFAULT_MASKED_PATHS: [&str; 11] = [
-    "/proc/asound",
-    "/proc/acpi",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/proc/sched_debug",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-];
-
-/// Made read-only if the request has no security context.
-pub const DEFAULT_READONLY_PATHS: [&str; 5] =
-    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
-
 /// Mask of names that are known at compile time; an unknown name does not compile.
 pub const fn mask_of(names: &[&str]) -> u64 {
     let mut mask = 0;

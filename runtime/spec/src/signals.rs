@@ -6,7 +6,7 @@
 use crate::Error;
 
 /// Stop signal if neither the request nor the image names one.
-pub const DEFAULT_STOP: i32 = 15;
+const DEFAULT_STOP: i32 = 15;
 const RTMIN: i32 = 34;
 const RTMAX: i32 = 64;
 
@@ -53,7 +53,7 @@ const CRI_RTMIN: i32 = 35;
 const CRI_RTMAX: i32 = 65;
 
 /// Kernel number of a CRI `Signal`; `None` for 0 (not set).
-pub fn from_cri(signal: i32) -> Result<Option<i32>, Error> {
+fn from_cri(signal: i32) -> Result<Option<i32>, Error> {
     if signal == 0 {
         return Ok(None);
     }
@@ -79,7 +79,7 @@ pub fn to_cri(kernel: i32) -> i32 {
 
 /// Kernel number of an image's `StopSignal`: a number, or a name with or without `SIG`, in upper or lower
 /// case; also `RTMIN+n` and `RTMAX-n`.
-pub fn from_image(text: &str) -> Result<i32, Error> {
+fn from_image(text: &str) -> Result<i32, Error> {
     let bad = || Error::invalid("image config StopSignal", text, "a signal name or number, 1 to 64");
     let upper = text.trim().to_ascii_uppercase();
     if let Ok(number) = upper.parse::<i32>() {

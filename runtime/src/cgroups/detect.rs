@@ -48,16 +48,12 @@ pub(super) fn hierarchies(mountinfo: &str) -> Result<Vec<Hierarchy>, Error> {
     const OPTIONS: [&str; 7] = ["rw", "ro", "none", "xattr", "clone_children", "noprefix", "cpuset_v2_mode"];
     let mut found: Vec<Hierarchy> = Vec::new();
     let mut unified = false;
-    for line in mountinfo.lines() {
-        let Some((left, right)) = line.split_once(" - ") else { continue };
-        let mut left = left.split(' ').skip(3);
-        let (Some(root), Some(point)) = (left.next(), left.next()) else { continue };
-        let mut right = right.split(' ');
-        let (kind, options) = (right.next().unwrap_or_default(), right.nth(1).unwrap_or_default());
-        unified |= kind == "cgroup2";
-        if kind != "cgroup" || root != "/" {
+    for mount in sys::mountinfo::mounts(mountinfo) {
+        unified |= mount.kind == "cgroup2";
+        if mount.kind != "cgroup" || mount.root != "/" {
             continue;
         }
+        let options = mount.options;
         let mut controllers = Vec::new();
         for option in options.split(',') {
             let own = OPTIONS.contains(&option) || option.contains('=');
@@ -65,7 +61,7 @@ pub(super) fn hierarchies(mountinfo: &str) -> Result<Vec<Hierarchy>, Error> {
                 controllers.push(option.to_owned());
             }
         }
-        let mount = PathBuf::from(unescape(point));
+        let mount = mount.point();
         let name = mount.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let named = options.split(',').find_map(|option| option.strip_prefix("name="));
         let again = found.iter().any(|have| match named {
@@ -91,27 +87,6 @@ pub(super) fn hierarchies(mountinfo: &str) -> Result<Vec<Hierarchy>, Error> {
     }
     found.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(found)
-}
-
-/// mountinfo escapes space, tab, newline and backslash as three octal digits.
-fn unescape(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let digits = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        let octal = digits.and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match (first, octal) {
-            (b'\\', Some(byte)) => {
-                bytes.push(byte);
-                rest = after.get(3..).unwrap_or_default();
-            }
-            _ => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 #[cfg(test)]
@@ -151,10 +126,5 @@ mod tests {
         assert!(error.contains("devices") && !error.contains("memory"), "{error}");
         assert!(hierarchies("").is_err());
         assert!(hierarchies("nonsense\n - \n a b c - cgroup").is_err());
-    }
-
-    #[test]
-    fn unescapes() {
-        assert_eq!(unescape("/a\\040b\\134c\\0"), "/a b\\c\\0");
     }
 }

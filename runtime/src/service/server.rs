@@ -109,7 +109,7 @@ fn listener(path: &Path) -> std::io::Result<Option<Listener>> {
         // The queue is full: the listener is hung or overloaded. It is treated as in use.
         Err(error) => return Err(error.into()),
     }
-    let pid = sys::scm::peer_pid(socket.as_fd())?;
+    let pid = sys::peer::pid(socket.as_fd())?;
     let lives = pid.is_none_or(|pid| Path::new(&format!("/proc/{pid}")).exists());
     Ok(lives.then_some(Listener { pid }))
 }

@@ -10,9 +10,9 @@
 //! with a higher `version`. `tests/fixtures` holds records of every format; they are never changed.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -108,28 +108,7 @@ pub fn write_within<T: Serialize>(
 /// # Errors
 /// As `write`.
 pub fn replace(path: &Path, bytes: &[u8], mode: u32, durable: bool) -> Result<(), Error> {
-    let (dir, temp) = beside(path)?;
-    let fill = || -> io::Result<()> {
-        // Overwrites a leftover of a crash, but never through a symlink.
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(mode)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(&temp)?;
-        file.write_all(bytes)?;
-        if durable {
-            file.sync_all()?;
-        }
-        fs::rename(&temp, path)
-    };
-    if let Err(source) = fill() {
-        // Best effort: the next write overwrites a leftover.
-        drop(fs::remove_file(&temp));
-        return Err(Error::io("write", path)(source));
-    }
-    if durable { sync_dir(&dir) } else { Ok(()) }
+    sys::file::replace(path, &beside(path)?, bytes, mode, durable).map_err(Error::io("write", path))
 }
 
 /// Reads the record at `path`; `None` if there is no file.
@@ -157,26 +136,15 @@ pub fn look<T: DeserializeOwned>(path: &Path) -> Option<T> {
 
 /// The whole file, up to the size limit; `None` if there is none.
 fn bytes(path: &Path) -> Result<Option<Vec<u8>>, Error> {
-    let file =
-        match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
-                return Err(Error::foreign(path, "a symbolic link"));
-            }
-            Err(error) => return Err(Error::io("open", path)(error)),
-        };
-    let facts = file.metadata().map_err(Error::io("stat", path))?;
-    if !facts.is_file() {
-        return Err(Error::foreign(path, "not a regular file"));
-    }
-    let mut bytes = Vec::with_capacity(usize::try_from(facts.len().min(MAX_BYTES)).unwrap_or(0));
-    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
-    if bytes.len() as u64 > MAX_BYTES {
-        let size = facts.len().max(MAX_BYTES + 1);
-        return Err(Error::TooLarge { path: path.to_path_buf(), size, limit: MAX_BYTES });
-    }
-    Ok(Some(bytes))
+    sys::file::read_own(path, MAX_BYTES).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidInput => Error::foreign(path, "not a regular file"),
+        io::ErrorKind::FileTooLarge => {
+            let size = fs::symlink_metadata(path).map_or(0, |facts| facts.len()).max(MAX_BYTES + 1);
+            Error::TooLarge { path: path.to_path_buf(), size, limit: MAX_BYTES }
+        }
+        _ if error.raw_os_error() == Some(libc::ELOOP) => Error::foreign(path, "a symbolic link"),
+        _ => Error::io("read", path)(error),
+    })
 }
 
 fn decode<T: DeserializeOwned>(path: &Path, kind: &str, bytes: &[u8]) -> Result<Stored<T>, Error> {
@@ -305,19 +273,18 @@ pub fn set_aside(path: &Path, layout: &Layout) -> Result<Option<PathBuf>, Error>
 
 /// Makes the entries of a folder durable.
 pub(crate) fn sync_dir(dir: &Path) -> Result<(), Error> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("sync", dir))
+    sys::file::sync_folder(dir).map_err(Error::io("sync", dir))
 }
 
-/// The folder of `path`, and the name of the temporary file. The name is fixed, so that crashes leave at most
-/// one.
-fn beside(path: &Path) -> Result<(PathBuf, PathBuf), Error> {
+/// The name that a new version is written under: fixed, so that crashes leave at most one.
+fn beside(path: &Path) -> Result<PathBuf, Error> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(Error::foreign(path, "not the path of a file"));
     };
     let mut temp = OsString::from(".");
     temp.push(name);
     temp.push(".new");
-    Ok((dir.to_path_buf(), dir.join(temp)))
+    Ok(dir.join(temp))
 }
 
 /// A 64-bit FNV-1a checksum of the parts with a separator. It only has to detect accidental damage.

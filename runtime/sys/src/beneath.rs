@@ -1,4 +1,4 @@
-//! Files below a folder that others may write to: opened by descriptor, through no symbolic link.
+//! Opens files below folders that others may write to: by descriptor, and without following symlinks.
 
 use std::fs::File;
 use std::io;
@@ -10,14 +10,14 @@ use rustix::io::Errno;
 use rustix::path::Arg;
 
 const RESOLVE: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS);
-/// Tries when the kernel cannot tell whether a `..` stayed inside.
+/// Attempts if the kernel cannot tell whether a `..` stayed inside.
 const TRIES: usize = 100;
 
-/// openat2(2), close-on-exec. Tried again where something was renamed or mounted anywhere while the kernel looked
+/// openat2(2), close-on-exec. It is retried if something was renamed or mounted while the kernel checked
 /// whether a `..` leads out of `dir`.
 ///
 /// # Errors
-/// Those of openat2(2); EAGAIN where that happened a hundred times in a row.
+/// The errors of openat2(2); EAGAIN if that happened a hundred times in a row.
 pub fn resolve(
     dir: BorrowedFd<'_>,
     path: impl Arg,
@@ -33,26 +33,27 @@ pub fn resolve(
     })
 }
 
-/// Opens a regular file for reading by a path that the administrator named, symbolic links followed. Anything else
-/// is an error and holds nobody up: a FIFO would block the open, and opening a device can do anything.
+/// Opens a regular file for reading by a path from an administrator; symlinks are followed. Anything else is
+/// an error and does not block: a FIFO would block the open, and opening a device can have any effect.
 ///
 /// # Errors
-/// InvalidInput for what is no regular file; those of open(2).
+/// InvalidInput if it is not a regular file; the errors of open(2).
 pub fn regular(path: &Path) -> io::Result<File> {
     let refused = || io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file");
     if !std::fs::metadata(path)?.is_file() {
         return Err(refused());
     }
-    // Should it be another thing by now.
+    // It may have been replaced meanwhile.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = File::from(open(path, flags, Mode::empty())?);
     if file.metadata()?.is_file() { Ok(file) } else { Err(refused()) }
 }
 
-/// Opens a folder by its absolute path, symbolic links followed; made (0755, with its parents) when absent.
+/// Opens a folder by its absolute path; symlinks are followed. It is created with its parents (0755) if
+/// missing.
 ///
 /// # Errors
-/// As the kernel says.
+/// The errors of the system calls.
 pub fn folder(path: &str) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     match open(path, flags, Mode::empty()) {
@@ -65,11 +66,11 @@ pub fn folder(path: &str) -> io::Result<OwnedFd> {
     }
 }
 
-/// Opens a regular file below `dir` for appending; it (mode 0640) and its parents (0755) are made when
-/// absent. What is no regular file is refused, and never waited for.
+/// Opens a regular file below `dir` for appending; it (mode 0640) and its parents (0755) are created if
+/// missing. Anything but a regular file is refused without blocking.
 ///
 /// # Errors
-/// ELOOP for a symbolic link anywhere, EXDEV for `..` that leads out, and as the kernel says.
+/// ELOOP for a symlink anywhere, EXDEV if `..` leads out; the errors of the system calls.
 pub fn append(dir: BorrowedFd<'_>, path: &str) -> io::Result<File> {
     let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let mode = Mode::from_raw_mode(0o640);
@@ -81,7 +82,7 @@ pub fn append(dir: BorrowedFd<'_>, path: &str) -> io::Result<File> {
         opened => opened?,
     };
     if FileType::from_raw_mode(fstat(&file)?.st_mode) != FileType::RegularFile {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{path} is no regular file")));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{path} is not a regular file")));
     }
     Ok(file.into())
 }
@@ -103,10 +104,10 @@ fn make_parents(dir: BorrowedFd<'_>, path: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Cuts the last `bytes` off a file, which nobody else appends to: those of a write that was cut short.
+/// Truncates the last `bytes` of a file that has no other writer, after an incomplete write.
 ///
 /// # Errors
-/// As the kernel says.
+/// The errors of the system calls.
 pub fn take_back(file: &File, bytes: u64) -> io::Result<()> {
     let size = file.metadata()?.len();
     Ok(ftruncate(file, size.saturating_sub(bytes))?)

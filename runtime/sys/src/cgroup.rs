@@ -13,7 +13,7 @@ mod walk;
 pub use kill::kill_all;
 pub use walk::{each_folder, is_gone, is_too_many, prune};
 
-/// A list of pids above this is cut: more processes than any pids limit in use.
+/// Longer lists of pids are cut: more processes than any pids limit in use.
 const MAX_LIST: u64 = 4 << 20;
 
 fn open(dir: BorrowedFd<'_>, name: &str, flags: OFlags) -> io::Result<File> {
@@ -23,7 +23,7 @@ fn open(dir: BorrowedFd<'_>, name: &str, flags: OFlags) -> io::Result<File> {
 /// Writes a value to a file of the folder.
 ///
 /// # Errors
-/// As the kernel says.
+/// The errors of the system calls.
 pub fn write(dir: BorrowedFd<'_>, name: &str, value: &str) -> io::Result<()> {
     open(dir, name, OFlags::WRONLY)?.write_all(value.as_bytes())
 }
@@ -31,24 +31,24 @@ pub fn write(dir: BorrowedFd<'_>, name: &str, value: &str) -> io::Result<()> {
 /// Reads a file of the folder.
 ///
 /// # Errors
-/// As the kernel says.
+/// The errors of the system calls.
 pub fn read(dir: BorrowedFd<'_>, name: &str) -> io::Result<String> {
     let mut text = String::new();
     open(dir, name, OFlags::RDONLY)?.take(MAX_LIST).read_to_string(&mut text)?;
     Ok(text)
 }
 
-/// The calling process (of one thread) joins. v1: by `tasks`, which waits for no grace period as
-/// `cgroup.procs` does; v2: by `cgroup.procs`.
+/// Joins the calling process, which must have one thread. v1: by `tasks`, which does not wait for a grace
+/// period as `cgroup.procs` does; v2: by `cgroup.procs`.
 ///
 /// # Errors
-/// As the kernel says; ENOSPC for a v1 cpuset without cpus or mems.
+/// The errors of the system calls; ENOSPC for a v1 cpuset without cpus or mems.
 pub fn join(dir: BorrowedFd<'_>, unified: bool) -> io::Result<()> {
     write(dir, if unified { "cgroup.procs" } else { "tasks" }, "0")
 }
 
-/// Calls `each` with the pid of each process in it, as the caller's PID namespace numbers them; 0 for
-/// those it cannot see.
+/// Calls `each` with the pid of each process in it, in the caller's PID namespace; 0 for processes of other
+/// namespaces.
 ///
 /// # Errors
 /// ENODEV once it was removed.
@@ -59,16 +59,16 @@ pub fn processes(dir: BorrowedFd<'_>, mut each: impl FnMut(u32)) -> io::Result<(
     Ok(())
 }
 
-/// Whether no process is in it, nor in a folder below it.
+/// Whether it and all cgroups below it have no process.
 ///
 /// # Errors
-/// As [`each_folder`]; a folder that is gone is empty.
+/// As for [`each_folder`]; a removed folder counts as empty.
 pub fn is_empty(dir: BorrowedFd<'_>) -> io::Result<bool> {
     let mut empty = true;
     let walked = walk::visit(dir, walk::MOST_FOLDERS, &mut |folder| {
         let mut byte = [0; 1];
         let read = match open(folder, "cgroup.procs", OFlags::RDONLY)?.read(&mut byte) {
-            // A threaded one of v2 lists threads only.
+            // A threaded cgroup of v2 lists only threads.
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
                 open(folder, "cgroup.threads", OFlags::RDONLY)?.read(&mut byte)?
             }
@@ -84,11 +84,11 @@ pub fn is_empty(dir: BorrowedFd<'_>) -> io::Result<bool> {
     }
 }
 
-/// Whether every process in it and below it has been killed and cannot run again, but is kept from leaving by
-/// one that traces it (PTRACE_O_TRACEEXIT). False for an empty one.
+/// Whether every process in it and below it was killed and cannot run any more, but is kept from ending by a
+/// tracer (PTRACE_O_TRACEEXIT). False for an empty cgroup.
 ///
 /// # Errors
-/// As [`each_folder`].
+/// As for [`each_folder`].
 pub fn only_held(dir: BorrowedFd<'_>) -> io::Result<bool> {
     let (mut held, mut all) = (false, true);
     each_folder(dir, &mut |folder| {
@@ -101,10 +101,10 @@ pub fn only_held(dir: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(held && all)
 }
 
-/// Value of a `key value` line of a flat-keyed file; 0 when it is not there.
+/// Value of a `key value` line of a flat-keyed file; 0 if it is missing.
 ///
 /// # Errors
-/// As the kernel says.
+/// The errors of the system calls.
 pub fn flat_key(dir: BorrowedFd<'_>, name: &str, key: &str) -> io::Result<u64> {
     let text = read(dir, name)?;
     let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok());

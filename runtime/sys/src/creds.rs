@@ -1,4 +1,4 @@
-//! What a process may do: user, groups, capabilities, no_new_privs (capabilities(7), credentials(7)).
+//! Privileges of a process: user, groups, capabilities, no_new_privs (capabilities(7), credentials(7)).
 
 use std::io;
 
@@ -10,18 +10,18 @@ use rustix::thread::{
     set_keep_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
-/// Credentials to take on. Capability sets are masks, bit n for capability n of linux/capability.h.
+/// New credentials. Capability sets are masks, bit n for capability n of linux/capability.h.
 #[derive(Debug, Clone, Default)]
 pub struct Credentials {
     /// Real, effective and saved.
     pub uid: u32,
     /// Real, effective and saved.
     pub gid: u32,
-    /// Supplementary groups; set even when empty, or the caller's would stay.
+    /// Supplementary groups; set even if empty, so that the caller's are removed.
     pub groups: Vec<u32>,
-    /// What stays in the bounding set.
+    /// The bounding set.
     pub bounding: u64,
-    /// Permitted and effective until execve; what the caller has not is left out.
+    /// Permitted and effective until execve; capabilities that the caller does not have are skipped.
     pub permitted: u64,
     /// Inheritable.
     pub inheritable: u64,
@@ -29,19 +29,19 @@ pub struct Credentials {
     pub ambient: u64,
     /// PR_SET_NO_NEW_PRIVS.
     pub no_new_privs: bool,
-    /// A filter follows: CAP_SYS_ADMIN is kept for it where `no_new_privs` is off. execve drops it.
+    /// A filter follows: CAP_SYS_ADMIN is kept for it if `no_new_privs` is off. execve drops it.
     pub filter: bool,
 }
 
-/// The number that no user and no group has: setresuid(2) takes it for "leave it as it is".
+/// The id that no user and no group has: setresuid(2) takes it for "unchanged".
 pub const NOBODY: u32 = u32::MAX;
 
-/// What is kept for the filter alone.
+/// A capability that is kept only for the filter.
 #[derive(Debug, Clone, Copy)]
 pub struct ForFilter(Option<CapabilitySets>);
 
 impl ForFilter {
-    /// Gives it up, once the filter is loaded. Without it nothing is called.
+    /// Drops it, once the filter is loaded. Makes no call if there is none.
     ///
     /// # Errors
     /// As the filter has capset(2) answered.
@@ -50,23 +50,23 @@ impl ForFilter {
     }
 }
 
-/// Takes them on, in the one order that works. Afterwards only a filter and execve may follow.
+/// Sets the credentials in the only order that works. After this, only a filter and execve may follow.
 ///
 /// # Errors
-/// The step that failed, and the kernel's reason; EINVAL for [`NOBODY`].
+/// The failed step with the kernel's error; EINVAL for [`NOBODY`].
 pub fn assume(wanted: &Credentials) -> Result<ForFilter, (&'static str, io::Error)> {
     let at = |step: &'static str| move |e: Errno| (step, io::Error::from(e));
     if wanted.uid == NOBODY || wanted.gid == NOBODY || wanted.groups.contains(&NOBODY) {
         return Err(at("uid or gid 4294967295, which nobody has")(Errno::INVAL));
     }
     let held = capabilities(None).map_err(at("capget"))?.permitted;
-    // Everything that is permitted takes effect, whatever the caller had lowered.
+    // Make all permitted capabilities effective, in case the caller has lowered some.
     let all = CapabilitySets { effective: held, permitted: held, inheritable: CapabilitySet::empty() };
     set_capabilities(None, all).map_err(at("capset"))?;
     clear_ambient_capability_set().map_err(at("ambient set"))?;
     for bit in each(!wanted.bounding) {
         match remove_capability_from_bounding_set(bit) {
-            // Above the last one that this kernel has.
+            // Above the last capability of this kernel.
             Err(Errno::INVAL) => break,
             other => other.map_err(at("bounding set"))?,
         }

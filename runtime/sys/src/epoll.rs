@@ -47,7 +47,7 @@ impl Epoll {
     /// An empty one, close-on-exec.
     ///
     /// # Errors
-    /// Out of descriptors.
+    /// No free descriptor.
     pub fn new() -> io::Result<Self> {
         Ok(Self(epoll::create(CreateFlags::CLOEXEC)?))
     }

@@ -1,24 +1,37 @@
-//! fork, only where it is sound: in a process with one thread.
+//! fork(2), only where it is sound: in a process with one thread.
+//!
+//! The child is a copy of this process. Its only thread runs the given closure and ends with _exit(2): no exit
+//! handlers run, and the parent's buffered output is not written twice. Since there was no other thread, every lock
+//! is free in the child, so any code may run, including code that allocates.
 
 use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::AssertUnwindSafe;
+
+use nix::unistd::ForkResult;
 
 /// Exit status of a child whose closure panicked.
 const PANICKED: i32 = 101;
+/// Exit status of a child whose descriptors could not be copied.
+const NO_DESCRIPTORS: i32 = 102;
 
-/// Proof that a process had one thread. Whoever holds it starts none.
+/// Proof that this process has one thread. Its holder must not start another one. It is for forks where /proc is
+/// not available any more.
 #[derive(Debug)]
-pub struct SingleThreaded(());
+pub struct SingleThreaded {
+    // Neither Send nor Sync: it must stay with the only thread.
+    _this_thread: std::marker::PhantomData<*const ()>,
+}
 
-/// Refuses when this process has more than one thread: locks that others hold would stay locked in the child.
+/// Fails if this process has more than one thread: locks that others hold would stay locked in a child.
 ///
 /// # Errors
-/// More than one thread, or no /proc to tell.
+/// More than one thread; /proc is not mounted.
 pub fn single_threaded() -> io::Result<SingleThreaded> {
     // A folder's link count is two more than its subfolders, which here are the threads.
-    let threads = rustix::fs::stat("/proc/self/task")?.st_nlink.saturating_sub(2);
+    let threads = nix::sys::stat::stat("/proc/self/task")?.st_nlink.saturating_sub(2);
     if threads == 1 {
-        Ok(SingleThreaded(()))
+        Ok(SingleThreaded { _this_thread: std::marker::PhantomData })
     } else {
         Err(io::Error::other(format!("fork in a process with {threads} threads")))
     }
@@ -26,19 +39,40 @@ pub fn single_threaded() -> io::Result<SingleThreaded> {
 
 /// Runs `work` in a child, which leaves with its result. Returns the child's pid; the caller reaps it.
 ///
+/// `work` gets copies of `keep`, in their order. The child closes every other descriptor from 3 on, so that it holds
+/// no end of a pipe and no connection. The bounds of `work` keep it from owning a closed descriptor: `OwnedFd` and
+/// `File` are not `Clone`, and a closure that borrows one is not `'static`. (It is never cloned.) They cannot
+/// exclude descriptors in an `Rc` or in a static: do not use such ones in `work`, they are closed.
+///
 /// # Errors
 /// [`single_threaded`] and fork(2).
-pub fn worker(work: impl FnOnce() -> i32) -> io::Result<u32> {
+pub fn worker<F>(keep: &[BorrowedFd<'_>], work: F) -> io::Result<u32>
+where
+    F: FnOnce(Vec<OwnedFd>) -> i32 + Clone + 'static,
+{
     single_threaded()?;
-    // SAFETY: one thread, so the child's copy of every lock is free and any code may run in it.
-    match unsafe { libc::fork() } {
-        -1 => Err(io::Error::last_os_error()),
-        0 => leave(work),
-        pid => Ok(pid.unsigned_abs()),
+    // SAFETY: this process has one thread, as was just seen, so the child may run any code.
+    #[expect(clippy::disallowed_methods, reason = "this is the function that is to be used instead")]
+    let forked = unsafe { nix::unistd::fork() }?;
+    match forked {
+        ForkResult::Parent { child } => Ok(child.as_raw().unsigned_abs()),
+        ForkResult::Child => leave(|| match take_along(keep) {
+            Ok(fds) => work(fds),
+            Err(_) => NO_DESCRIPTORS,
+        }),
     }
 }
 
-/// Runs `work` and leaves without exit handlers, which are the parent's.
+/// In a child of [`worker`]: copies `keep` and closes all other descriptors.
+fn take_along(keep: &[BorrowedFd<'_>]) -> io::Result<Vec<OwnedFd>> {
+    let copies = keep.iter().map(|fd| fd.try_clone_to_owned()).collect::<io::Result<Vec<OwnedFd>>>()?;
+    // SAFETY: the owners of all others are copies of the parent's. The child's closure cannot reach them (see
+    // `worker`), and it leaves by _exit(2), which drops none.
+    unsafe { crate::fds::close_all_but(&copies) }?;
+    Ok(copies)
+}
+
+/// Runs `work` and exits without exit handlers, which are the parent's.
 pub(crate) fn leave(work: impl FnOnce() -> i32) -> ! {
     let status = std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or(PANICKED);
     exit_now(status)
@@ -46,7 +80,8 @@ pub(crate) fn leave(work: impl FnOnce() -> i32) -> ! {
 
 /// _exit(2): no exit handlers, no flushing of what the parent buffered.
 pub fn exit_now(status: i32) -> ! {
-    // SAFETY: never returns, touches no memory.
+    // Neither rustix nor nix has it.
+    // SAFETY: it takes a number and does not return.
     unsafe { libc::_exit(status) }
 }
 
@@ -57,7 +92,7 @@ mod tests {
         // The test harness runs tests on threads of its own.
         let (send, wait) = std::sync::mpsc::channel::<()>();
         let other = std::thread::spawn(move || wait.recv());
-        assert!(super::worker(|| 0).is_err());
+        assert!(super::worker(&[], |_| 0).is_err());
         drop(send);
         other.join().unwrap().unwrap_err();
     }

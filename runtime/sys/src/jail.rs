@@ -1,82 +1,30 @@
-//! What pause is locked into: an empty read-only root, no capabilities, a binary executed by descriptor.
+//! The restricted environment of pause: an empty read-only root, a filter, and a binary that is executed by
+//! descriptor.
 
 use std::ffi::{CStr, c_char};
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::path::Path;
 
+use crate::mount::{self, Attributes, FsOption, Pass};
 use crate::seccomp::{ARCH, ARCHITECTURE, Filter, NUMBER, allow_each, give, jump_equal, load};
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags,
-    fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, unmount,
-};
 
-/// Gives the calling process, which must have a mount namespace of its own, an empty read-only root and
-/// nothing else mounted. `/sys` of the present root is the place it is attached to in between.
+/// Gives the calling process, which must have its own mount namespace, an empty read-only root and no other
+/// mount. The new root is attached to `/sys` of the old one before pivot_root.
 ///
 /// # Errors
-/// As the kernel says.
+/// The errors of the system calls.
 pub fn empty_root() -> io::Result<()> {
-    mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    let tmpfs = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for (key, value) in [("size", "4k"), ("nr_inodes", "2"), ("mode", "0555")] {
-        fsconfig_set_string(&tmpfs, key, value)?;
-    }
-    fsconfig_create(&tmpfs)?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
-        | MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let root = fsmount(&tmpfs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
-    move_mount(&root, c"", rustix::fs::CWD, c"/sys", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
-    rustix::process::chdir(c"/sys")?;
-    rustix::process::pivot_root(c".", c".")?;
-    unmount(c".", UnmountFlags::DETACH)?;
-    Ok(rustix::process::chdir(c"/")?)
+    mount::change(Path::new("/"), Pass::Private, true)?;
+    let options = [("size", "4k"), ("nr_inodes", "2"), ("mode", "0555")];
+    let attributes = Attributes { readonly: true, nosuid: true, nodev: true, noexec: true };
+    let root = mount::create("tmpfs", &options.map(|(key, value)| FsOption::Value(key, value)), attributes)?;
+    mount::attach_at(root.as_fd(), Path::new("/sys"))?;
+    mount::pivot_into(root.as_fd())
 }
 
-/// struct __user_cap_header_struct.
-#[repr(C)]
-struct CapHeader {
-    version: u32,
-    pid: i32,
-}
-
-/// Becomes the given user with no capability in any set, and can never gain one (no_new_privs).
-///
-/// # Errors
-/// As the kernel says.
-pub fn drop_everything(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
-    let check = |done: libc::c_long| if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
-    // SAFETY: numbers only.
-    unsafe {
-        check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0).into())?;
-        check(libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0).into())?;
-        // Ends at the first number that is no capability of this kernel.
-        for capability in 0..64 {
-            if libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) < 0 {
-                let error = io::Error::last_os_error();
-                if error.raw_os_error() == Some(libc::EINVAL) {
-                    break;
-                }
-                return Err(error);
-            }
-        }
-    }
-    // The raw calls: libc's would look for other threads.
-    // SAFETY: a list of the given length, then numbers.
-    unsafe {
-        check(libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()))?;
-        check(libc::syscall(libc::SYS_setresgid, gid, gid, gid))?;
-        check(libc::syscall(libc::SYS_setresuid, uid, uid, uid))?;
-    }
-    let header = CapHeader { version: 0x2008_0522, pid: 0 };
-    let none = [0u32; 6];
-    // SAFETY: a header of version 3 and its two data structs, which live across the call.
-    check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) })
-}
-
-/// The filter of pause: what its few lines and the last steps before it call, no memory, no process, no socket
-/// of its own. Whoever could make it call something by tracing it gains nothing. All else fails with EPERM.
+/// Pause's filter: it allows the calls of pause itself and of the last steps before its execve, but no memory,
+/// processes or new sockets, so that a tracer of pause gains nothing. All other calls fail with EPERM.
 ///
 /// # Errors
 /// There is none: the program is fixed.
@@ -104,7 +52,9 @@ pub fn pause_filter() -> io::Result<Filter> {
 pub fn exec_fd(binary: BorrowedFd<'_>, name: &CStr) -> io::Error {
     let args: [*const c_char; 2] = [name.as_ptr(), std::ptr::null()];
     let env: [*const c_char; 1] = [std::ptr::null()];
-    // SAFETY: lists that end in null, of C strings that live across the call.
+    // nix' call allocates, which a filter may forbid by now.
+    // SAFETY: `args` and `env` end in null and hold C strings; they, the strings and the empty path live across the
+    // call. `binary` is open because it is borrowed. When the call succeeds nothing of this program is left.
     unsafe {
         libc::syscall(
             libc::SYS_execveat,
@@ -113,8 +63,8 @@ pub fn exec_fd(binary: BorrowedFd<'_>, name: &CStr) -> io::Error {
             args.as_ptr(),
             env.as_ptr(),
             libc::AT_EMPTY_PATH,
-        );
-    }
+        )
+    };
     io::Error::last_os_error()
 }
 
@@ -123,5 +73,5 @@ pub fn exec_fd(binary: BorrowedFd<'_>, name: &CStr) -> io::Error {
 /// # Errors
 /// Longer than 64 bytes; EPERM.
 pub fn set_hostname(name: &str) -> io::Result<()> {
-    Ok(nix::unistd::sethostname(name)?)
+    Ok(rustix::system::sethostname(name.as_bytes())?)
 }

@@ -1,21 +1,27 @@
 //! Kernel facilities behind safe functions: the only `unsafe` of the project outside pause.
 //!
-//! Descriptors are owned when returned and borrowed when taken; errors are the kernel's. Nothing here knows
-//! what a pod is.
+//! Returned descriptors are owned, and those in arguments are borrowed; errors are the kernel's. This crate
+//! does not know pods.
 
 pub mod beneath;
 pub mod cgroup;
+pub mod clock;
 pub mod clone;
 pub mod creds;
 pub mod epoll;
 pub mod execute;
+pub mod fds;
+pub mod file;
 pub mod fork;
 pub mod jail;
+pub mod keyring;
 pub mod malloc;
 pub mod memfd;
 pub mod mount;
+pub mod mountinfo;
 pub mod namespace;
 pub mod netns;
+pub mod peer;
 pub mod pidfd;
 pub mod proc;
 pub mod pty;
@@ -24,6 +30,7 @@ pub mod scm;
 pub mod scratch;
 pub mod seal;
 pub mod seccomp;
-pub mod signalfd;
+pub mod signal;
 pub mod spawn;
 pub mod tree;
+pub mod wait;

@@ -1,4 +1,4 @@
-//! Bytes handed over as a descriptor that nobody can change any more.
+//! Sealed memfds: data that cannot be changed any more.
 
 use std::fs::File;
 use std::io::{self, Write as _};
@@ -15,8 +15,16 @@ pub fn create_sealed(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
     let fd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     let mut file = File::from(fd);
     file.write_all(bytes)?;
-    fcntl_add_seals(&file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+    seal(&file)?;
     Ok(file.into())
+}
+
+/// Forbids every change of a memfd's content permanently.
+///
+/// # Errors
+/// fcntl(2), F_ADD_SEALS.
+pub(crate) fn seal(file: &File) -> io::Result<()> {
+    Ok(fcntl_add_seals(file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?)
 }
 
 /// All of a file from its start, whatever its offset is (which a memfd's receivers share).

@@ -22,11 +22,11 @@ use crate::beneath;
 pub struct Attributes {
     /// Read-only.
     pub readonly: bool,
-    /// Set-user-id bits mean nothing.
+    /// Set-user-id bits are ignored.
     pub nosuid: bool,
-    /// Device nodes mean nothing.
+    /// Device nodes cannot be opened.
     pub nodev: bool,
-    /// Nothing can be executed.
+    /// Programs cannot be executed.
     pub noexec: bool,
 }
 
@@ -40,14 +40,14 @@ impl Attributes {
     }
 }
 
-/// How mounts pass between a mount and its peers.
+/// Mount propagation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pass {
-    /// Not at all.
+    /// Private.
     Private,
-    /// In, not out.
+    /// Slave: mounts are received.
     Slave,
-    /// Both ways, with whoever is in the mount's peer group.
+    /// Shared: in both directions, within the mount's peer group.
     Shared,
 }
 
@@ -74,6 +74,7 @@ fn set(mount: BorrowedFd<'_>, recursive: bool, attr: &MountAttr) -> io::Result<(
     const AT_RECURSIVE: u32 = 0x8000;
     let flags = AtFlags::EMPTY_PATH.bits() | if recursive { AT_RECURSIVE } else { 0 };
     let path: &CStr = c"";
+    // Neither rustix nor nix has this call.
     // SAFETY: mount_setattr(2) reads the path, a C string, and `attr`, a `struct mount_attr` of the size told;
     // both live across the call. The descriptor is open because it is borrowed.
     let done = unsafe {
@@ -100,7 +101,7 @@ pub fn add_attributes(mount: BorrowedFd<'_>, attributes: Attributes) -> io::Resu
     }
 }
 
-/// Sets how mounts pass, of one mount or of the whole tree.
+/// Sets the propagation of one mount or of the whole tree.
 ///
 /// # Errors
 /// As [`add_attributes`].
@@ -148,7 +149,7 @@ pub fn join_group(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
 
 /// One option of a new file system.
 #[derive(Debug, Clone, Copy)]
-pub enum Option_<'a> {
+pub enum FsOption<'a> {
     /// `key`.
     Flag(&'a str),
     /// `key=value`.
@@ -160,13 +161,13 @@ pub enum Option_<'a> {
 ///
 /// # Errors
 /// ENODEV for an unknown kind; EINVAL for an unknown option; those of the file system.
-pub fn create(kind: &str, options: &[Option_<'_>], attributes: Attributes) -> io::Result<OwnedFd> {
+pub fn create(kind: &str, options: &[FsOption<'_>], attributes: Attributes) -> io::Result<OwnedFd> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     let build = || {
         for option in options {
             match option {
-                Option_::Flag(key) => fsconfig_set_flag(&context, *key)?,
-                Option_::Value(key, value) => fsconfig_set_string(&context, *key, *value)?,
+                FsOption::Flag(key) => fsconfig_set_flag(&context, *key)?,
+                FsOption::Value(key, value) => fsconfig_set_string(&context, *key, *value)?,
             }
         }
         fsconfig_create(&context)?;
@@ -227,7 +228,7 @@ pub fn errno(error: &io::Error) -> i32 {
 pub fn tmpfs(mode: u32, size: u64, attributes: Attributes) -> io::Result<OwnedFd> {
     let (mode, size) = (format!("{mode:o}"), size.to_string());
     let options =
-        [Option_::Value("source", "tmpfs"), Option_::Value("mode", &mode), Option_::Value("size", &size)];
+        [FsOption::Value("source", "tmpfs"), FsOption::Value("mode", &mode), FsOption::Value("size", &size)];
     let used = if size == "0" { 2 } else { 3 };
     create("tmpfs", options.get(..used).unwrap_or(&options), attributes)
 }
@@ -318,7 +319,7 @@ pub fn detach_fd(mount: BorrowedFd<'_>) -> io::Result<()> {
     detach(Path::new(&format!("/proc/self/fd/{}", mount.as_raw_fd())))
 }
 
-/// Changes how mounts pass for the mount at `path`, by mount(2).
+/// Sets the propagation of the mount at `path`, by mount(2).
 ///
 /// # Errors
 /// EINVAL when `path` is no mount's root.

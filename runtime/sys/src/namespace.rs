@@ -1,7 +1,7 @@
 //! Entering and making namespaces (setns(2), unshare(2)). The caller has one thread: others would stay.
 
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
@@ -34,24 +34,24 @@ pub fn unshare_mount() -> io::Result<()> {
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.map_err(Into::into)
 }
 
-/// Kinds of namespaces that a process is entered by: all but those of users and time. The mount namespace is
-/// the last: with it goes the view of /proc.
-const KINDS: [(&str, libc::c_int); 6] = [
-    ("pid", libc::CLONE_NEWPID),
-    ("net", libc::CLONE_NEWNET),
-    ("ipc", libc::CLONE_NEWIPC),
-    ("uts", libc::CLONE_NEWUTS),
-    ("cgroup", libc::CLONE_NEWCGROUP),
-    ("mnt", libc::CLONE_NEWNS),
+/// Kinds of namespaces that are entered: all except user and time namespaces. The mount namespace is last, because
+/// /proc is not visible any more after it.
+const KINDS: [(&str, LinkNameSpaceType); 6] = [
+    ("pid", LinkNameSpaceType::ProcessID),
+    ("net", LinkNameSpaceType::Network),
+    ("ipc", LinkNameSpaceType::InterProcessCommunication),
+    ("uts", LinkNameSpaceType::HostNameAndNISDomainName),
+    ("cgroup", LinkNameSpaceType::ControlGroup),
+    ("mnt", LinkNameSpaceType::Mount),
 ];
 
-/// The namespaces that a process had when this was made, as far as they are not the caller's own. They hold
-/// whatever becomes of the process and of its number, and whatever namespaces it makes for itself.
+/// The namespaces that a process had when this was created, without those that it shares with the caller. They stay
+/// valid when the process ends, its pid is reused, or it creates other namespaces for itself.
 #[derive(Debug, Default)]
 pub struct Namespaces(Vec<(&'static str, OwnedFd)>);
 
 impl Namespaces {
-    /// Those of the process `pid`, which the caller must know to be the one it means: a child not waited for.
+    /// The namespaces of the process `pid`. It must be a child that was not reaped, so that the pid is not reused.
     ///
     /// # Errors
     /// The process is gone; CAP_SYS_PTRACE is missing.
@@ -75,7 +75,24 @@ impl Namespaces {
         Ok(Self(all))
     }
 
-    /// The one of a kind, as /proc/PID/ns names it; `None` where it is the caller's.
+    /// Their kinds, for [`Namespaces::from_fds`].
+    pub fn kinds(&self) -> Kinds {
+        let bits = KINDS.iter().zip(0..).filter(|((name, _), _)| self.get(name).is_some());
+        Kinds(bits.fold(0, |all, (_, bit)| all | 1 << bit))
+    }
+
+    /// The inverse of [`Namespaces::kinds`] and [`Namespaces::fds`]: takes one descriptor per kind from `fds`.
+    ///
+    /// # Errors
+    /// InvalidInput if there are too few: a process would stay in the caller's namespace of a missing kind.
+    pub fn from_fds(kinds: Kinds, fds: &mut impl Iterator<Item = OwnedFd>) -> io::Result<Self> {
+        let few = || io::Error::new(io::ErrorKind::InvalidInput, "the descriptor of a namespace is missing");
+        let names =
+            KINDS.iter().zip(0..).filter(|(_, bit)| kinds.0 & 1 << bit != 0).map(|((name, _), _)| *name);
+        Ok(Self(names.map(|name| Ok((name, fds.next().ok_or_else(few)?))).collect::<io::Result<_>>()?))
+    }
+
+    /// The namespace of a kind (its name in /proc/PID/ns); `None` if it is the caller's.
     pub fn get(&self, kind: &str) -> Option<BorrowedFd<'_>> {
         self.0.iter().find(|(name, _)| *name == kind).map(|(_, fd)| fd.as_fd())
     }
@@ -85,22 +102,32 @@ impl Namespaces {
         self.0.iter().map(|(_, fd)| fd.as_fd())
     }
 
-    /// Enters them all; of the PID namespace only children will be. Root and working directory become those of
-    /// the mount namespace. The user namespace stays the caller's: capabilities count in no other.
+    /// Enters all of them; the PID namespace applies only to children. Root and working directory become those of the
+    /// mount namespace. The user namespace stays the caller's: its capabilities are valid in no other.
     ///
     /// # Errors
-    /// EPERM where one belongs to a user namespace that the caller has no power in; EINVAL with more than one
+    /// EPERM if one belongs to a user namespace in which the caller has no capabilities; EINVAL with more than one
     /// thread.
     pub fn enter(&self) -> io::Result<()> {
-        for (kind, flag) in KINDS {
-            if let Some(fd) = self.get(kind) {
-                // SAFETY: takes a descriptor, which is open because it is borrowed, and a number.
-                if unsafe { libc::setns(fd.as_raw_fd(), flag) } != 0 {
-                    return Err(io::Error::last_os_error());
-                }
+        for (name, kind) in KINDS {
+            if let Some(fd) = self.get(name) {
+                move_into_link_name_space(fd, Some(kind))?;
             }
         }
         Ok(())
+    }
+}
+
+/// Kinds of namespaces, without any descriptor: [`Namespaces::kinds`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Kinds(u8);
+
+impl Kinds {
+    /// Only `kind` (its name in /proc/PID/ns), if it is among these.
+    #[must_use]
+    pub fn only(self, kind: &str) -> Self {
+        let bit = KINDS.iter().position(|(name, _)| *name == kind).map_or(0, |bit| 1 << bit);
+        Self(self.0 & bit)
     }
 }
 
@@ -114,5 +141,21 @@ mod tests {
         assert_eq!(own.fds().count(), 0);
         own.enter().unwrap();
         assert!(Namespaces::of(u32::MAX >> 1).is_err());
+    }
+
+    #[test]
+    fn descriptors_find_their_kinds_again() {
+        let open = || OwnedFd::from(std::fs::File::open("/proc/self/ns/net").unwrap());
+        let all = Namespaces(vec![("pid", open()), ("net", open()), ("mnt", open())]);
+        let copies = || all.fds().map(|fd| fd.try_clone_to_owned().unwrap()).collect::<Vec<_>>().into_iter();
+        let mut fds = copies();
+        let again = Namespaces::from_fds(all.kinds(), &mut fds).unwrap();
+        assert_eq!((again.kinds(), fds.len()), (all.kinds(), 0));
+        let mut fds = copies();
+        let pid = Namespaces::from_fds(all.kinds().only("pid"), &mut fds).unwrap();
+        assert!(pid.get("pid").is_some() && pid.get("net").is_none());
+        assert_eq!(fds.len(), 2);
+        assert!(Namespaces::from_fds(all.kinds(), &mut fds).is_err(), "one is missing");
+        assert_eq!(all.kinds().only("uts"), Kinds::default());
     }
 }

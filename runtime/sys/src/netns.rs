@@ -1,5 +1,5 @@
-//! Network namespaces, entered by threads of their own only: a thread that lives on in a foreign namespace
-//! would make its next socket there.
+//! Network namespaces, entered only by separate threads: a thread that continues in a foreign namespace would
+//! create its next socket there.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
@@ -22,28 +22,19 @@ pub fn inside<T: Send>(netns: BorrowedFd<'_>, work: impl FnOnce() -> io::Result<
     })
 }
 
-/// Brings the loopback interface of `netns` up; its addresses come with that. Blocks for microseconds.
+/// Sets the loopback interface of the calling thread's network namespace up, which also assigns its
+/// addresses.
 ///
 /// # Errors
 /// What the kernel said, for example EPERM without CAP_NET_ADMIN in the namespace's owner.
-pub fn loopback_up(netns: BorrowedFd<'_>) -> io::Result<()> {
-    inside(netns, || {
-        let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-        set_up(socket.as_fd(), b"lo")
-    })
-}
-
-/// Brings the loopback interface of the calling process's own network namespace up.
-///
-/// # Errors
-/// As [`loopback_up`].
-pub fn loopback_up_here() -> io::Result<()> {
+pub fn loopback_up() -> io::Result<()> {
     let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     set_up(socket.as_fd(), b"lo")
 }
 
 /// Sets IFF_UP of the interface `name` of the namespace that `socket` was made in.
 fn set_up(socket: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+    // Neither rustix nor nix has these ioctls.
     // SAFETY: ifreq holds an array and a union of plain integers and a pointer: all zeroes are a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if name.len() >= request.ifr_name.len() {
@@ -59,8 +50,9 @@ fn set_up(socket: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
     }
     // SAFETY: the call above has filled this member of the union; it is an integer, so any bits are valid.
     let flags = unsafe { request.ifr_ifru.ifru_flags };
-    // IFF_UP is 1: it fits.
-    request.ifr_ifru.ifru_flags = flags | libc::IFF_UP as libc::c_short;
+    #[expect(clippy::cast_possible_truncation, reason = "IFF_UP is 1")]
+    let up = libc::IFF_UP as libc::c_short;
+    request.ifr_ifru.ifru_flags = flags | up;
     // SAFETY: SIOCSIFFLAGS reads name and flags inside `request`, which lives across the call; `socket` is open.
     if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) } < 0 {
         return Err(io::Error::last_os_error());

@@ -1,4 +1,4 @@
-//! Processes by descriptor: a signal never hits a stranger that got the number.
+//! Processes by pidfd: a signal never hits another process with a reused pid.
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
@@ -24,21 +24,22 @@ pub fn open(number: u32) -> io::Result<OwnedFd> {
     Ok(rustix::process::pidfd_open(pid(number)?, PidfdFlags::empty())?)
 }
 
-/// As [`open`]; `None` when there is no such process any more. The number may be another's by now: what is read of
-/// it after this is of the process that was opened, or that one has ended.
+/// Like [`open`], but `None` if the process does not exist. The pid may be reused meanwhile: data that is
+/// read by pid after this belongs to the opened process, or that process has ended.
 ///
 /// # Errors
-/// Out of descriptors; a number that none has.
+/// No free descriptor; an invalid pid.
 pub fn find(number: u32) -> io::Result<Option<OwnedFd>> {
     crate::proc::unless_gone(open(number))
 }
 
-/// Sends a signal by kernel number; 0 only asks whether the process is there.
+/// Sends a signal by kernel number; 0 only checks whether the process exists.
 ///
 /// # Errors
-/// ESRCH when it was reaped, EINVAL for a number that is none.
+/// ESRCH if it was reaped, EINVAL for an invalid number.
 pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
-    // SAFETY: no pointers but a null siginfo.
+    // rustix takes named signals only: neither 0 nor those real-time ones that images ask for (STOPSIGNAL).
+    // SAFETY: the null siginfo is the call's default, and it reads no other memory.
     let done = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, 0usize, 0u32) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
@@ -51,22 +52,23 @@ pub fn network_namespace(pidfd: BorrowedFd<'_>, number: u32) -> io::Result<Owned
     namespace(pidfd, number, "net")
 }
 
-/// As [`network_namespace`], of the kind that /proc/PID/ns calls `name`. Not by way of /proc where that can be avoided: each path that is opened
-/// there stays as an inode of 700 bytes and a dentry of 200 as long as the process lives.
+/// As [`network_namespace`], of the kind that /proc/PID/ns calls `name`. Not by way of /proc where that can be avoided:
+/// each path that is opened there stays as an inode of 700 bytes and a dentry of 200 as long as the process lives.
 ///
 /// # Errors
 /// The process is gone, or may not be looked at; NotFound for a kind that the kernel does not know.
 pub(crate) fn namespace(pidfd: BorrowedFd<'_>, number: u32, name: &str) -> io::Result<OwnedFd> {
     if let Some((_, request)) = GET_NAMESPACE.iter().find(|(kind, _)| *kind == name) {
-        // SAFETY: takes no pointer; the third argument must be 0.
+        // Neither rustix nor nix has these.
+        // SAFETY: this ioctl(2) takes no pointer; its argument must be 0.
         let fd = unsafe { libc::ioctl(pidfd.as_raw_fd(), *request, 0usize) };
         if fd >= 0 {
-            // SAFETY: the kernel has just opened it for us, close-on-exec.
+            // SAFETY: the kernel has just opened it for us, close-on-exec, and nobody else owns it.
             return Ok(unsafe { OwnedFd::from_raw_fd(fd) });
         }
     }
     let file = std::fs::File::open(format!("/proc/{number}/ns/{name}"))?;
-    // The number may have been given to another process meanwhile, unless this one is still there.
+    // The pid may have been reused meanwhile, unless this process still exists.
     send_signal(pidfd, 0)?;
     Ok(file.into())
 }
@@ -77,5 +79,6 @@ pub(crate) fn namespace(pidfd: BorrowedFd<'_>, number: u32, name: &str) -> io::R
 /// poll(2).
 pub fn has_ended(pidfd: BorrowedFd<'_>) -> io::Result<bool> {
     let mut fds = [rustix::event::PollFd::from_borrowed_fd(pidfd.as_fd(), rustix::event::PollFlags::IN)];
-    Ok(rustix::event::poll(&mut fds, Some(&rustix::event::Timespec::default()))? > 0)
+    let poll = || rustix::event::poll(&mut fds, Some(&rustix::event::Timespec::default()));
+    Ok(rustix::io::retry_on_intr(poll)? > 0)
 }

@@ -1,10 +1,9 @@
-//! Facts about processes, and settings of this one.
+//! Data about processes, and settings of this one.
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
 
-/// What `/proc/<pid>/stat` says.
+/// The content of `/proc/<pid>/stat`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {
     /// R, S, D, Z and so on.
@@ -17,7 +16,8 @@ pub struct Stat {
     pub flags: u32,
     /// Threads that are not reaped, its leading one among them.
     pub threads: u32,
-    /// How it ended, as wait(2) would say, once it has ended or was killed; only for who may trace it.
+    /// Its status as of wait(2), once it has ended or was killed; visible only to processes that may trace
+    /// it.
     pub status: i32,
 }
 
@@ -32,10 +32,11 @@ impl Stat {
         self.flags & Self::FORKED == 0
     }
 
-    /// Whether it has ended and will run no more, though it may still be there. A tracer can put that off at will:
-    /// it does not let the process be reaped, or holds one that was killed on its way out (PTRACE_EVENT_EXIT; since
-    /// Linux 5.17 the status then is SIGKILL), or does so with another of its PID namespace, whose PID 1 waits for
-    /// that. One that hangs in the kernel (D) is not over, nor is one of which only the leading thread has ended.
+    /// Whether it has ended and will not run any more, although it may still exist. A tracer can delay that:
+    /// it does not let the process be reaped, or holds a killed process at PTRACE_EVENT_EXIT (since Linux
+    /// 5.17 its status is SIGKILL then), or holds another process of its PID namespace, for which PID 1
+    /// waits. A process that hangs in the kernel (D) has not ended, nor has one of which only the leading
+    /// thread has ended.
     pub fn is_over(&self) -> bool {
         let killed = self.status & 0x7f == libc::SIGKILL;
         match self.state {
@@ -46,7 +47,7 @@ impl Stat {
         }
     }
 
-    /// Its exit code, 128+n for signal n, once it is over.
+    /// Its exit code, 128+n for signal n, once it has ended.
     pub fn code(&self) -> i32 {
         match self.status & 0x7f {
             0 => self.status >> 8 & 0xff,
@@ -112,34 +113,22 @@ pub fn cgroups(pid: u32) -> io::Result<Vec<u8>> {
     fs::read(format!("/proc/{pid}/cgroup"))
 }
 
-/// `/proc/<pid>/comm`, without the newline.
-///
-/// # Errors
-/// NotFound when it is gone.
-pub fn comm(pid: u32) -> io::Result<String> {
-    Ok(String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/comm"))?).trim_end().to_owned())
-}
-
-/// Orphans of this process's descendants become its children.
+/// Makes this process the subreaper of its descendants.
 ///
 /// # Errors
 /// prctl(2).
 pub fn become_subreaper() -> io::Result<()> {
-    prctl(libc::PR_SET_CHILD_SUBREAPER, 1)
+    // Any pid means yes.
+    Ok(rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?)
 }
 
-/// Whether others with the same user may trace this process and look into its memory.
+/// Sets whether others of the same user may trace this process and read its memory.
 ///
 /// # Errors
 /// prctl(2).
 pub fn set_dumpable(dumpable: bool) -> io::Result<()> {
-    prctl(libc::PR_SET_DUMPABLE, dumpable.into())
-}
-
-fn prctl(option: i32, value: libc::c_ulong) -> io::Result<()> {
-    // SAFETY: the options used here take a number.
-    let done = unsafe { libc::prctl(option, value, 0, 0, 0) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    use rustix::process::DumpableBehavior::{Dumpable, NotDumpable};
+    Ok(rustix::process::set_dumpable_behavior(if dumpable { Dumpable } else { NotDumpable })?)
 }
 
 /// setsid(2); a process that leads its session already is left so.
@@ -148,8 +137,8 @@ pub fn new_session() {
     let _ = rustix::process::setsid();
 }
 
-/// Sets this process's oom_score_adj, or the nearest value the host allows (without CAP_SYS_RESOURCE it cannot
-/// go below the lowest that a process with it set last). Returns what is in force.
+/// Sets this process's oom_score_adj, or the nearest allowed value (without CAP_SYS_RESOURCE it cannot be
+/// lower than the lowest value that a process with it set last). Returns the value in effect.
 ///
 /// # Errors
 /// No /proc; a value outside -1000..=1000.
@@ -221,7 +210,7 @@ pub fn write_sysctl(name: &str, value: &str) -> io::Result<()> {
     // Of names with slashes the dots belong to interface names.
     let name = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
     if name.split('/').any(|part| part.is_empty() || part == "..") {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name} is no sysctl")));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name} is not a sysctl")));
     }
     write_in_place(&format!("/proc/sys/{name}"), value.as_bytes())
 }
@@ -229,185 +218,6 @@ pub fn write_sysctl(name: &str, value: &str) -> io::Result<()> {
 fn write_in_place(path: &str, bytes: &[u8]) -> io::Result<()> {
     use io::Write as _;
     fs::OpenOptions::new().write(true).open(path)?.write_all(bytes)
-}
-
-/// Closes every descriptor from `first` on.
-///
-/// # Errors
-/// close_range(2), Linux 5.9.
-pub fn close_from(first: u32) -> io::Result<()> {
-    close_range(first, u32::MAX, 0)
-}
-
-/// Closes every descriptor from `first` on but those in `keep`. For forked children only: what the rest
-/// of the program believes to own is closed under it.
-///
-/// # Errors
-/// close_range(2).
-pub fn close_all_but(first: u32, keep: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut kept: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd().unsigned_abs()).collect();
-    kept.sort_unstable();
-    let mut from = first;
-    for fd in kept {
-        if fd > from {
-            close_range(from, fd - 1, 0)?;
-        }
-        from = from.max(fd.saturating_add(1));
-    }
-    close_range(from, u32::MAX, 0)
-}
-
-/// Marks every descriptor from `first` on close-on-exec.
-///
-/// # Errors
-/// close_range(2) with CLOSE_RANGE_CLOEXEC, Linux 5.11.
-pub fn cloexec_from(first: u32) -> io::Result<()> {
-    const CLOEXEC: u32 = 4;
-    close_range(first, u32::MAX, CLOEXEC)
-}
-
-fn close_range(first: u32, last: u32, flags: u32) -> io::Result<()> {
-    // SAFETY: takes numbers. Closing is what callers of the functions above ask for; owners of a closed
-    // descriptor get EBADF, or, when it was reopened, act on another file: see there.
-    let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// Reads and writes return instead of waiting. Other descriptors of the same open file change too.
-///
-/// # Errors
-/// fcntl(2).
-pub fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
-    Ok(rustix::fs::fcntl_setfl(fd, rustix::fs::fcntl_getfl(fd)? | rustix::fs::OFlags::NONBLOCK)?)
-}
-
-/// /dev/null for reading and writing.
-///
-/// # Errors
-/// There is none.
-pub fn null() -> io::Result<std::os::fd::OwnedFd> {
-    Ok(fs::OpenOptions::new().read(true).write(true).open("/dev/null")?.into())
-}
-
-/// read(2).
-///
-/// # Errors
-/// As the kernel says.
-pub fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
-    Ok(rustix::io::read(fd, buffer)?)
-}
-
-/// Whether reading would give bytes, without waiting. An end alone is none.
-pub fn is_readable(fd: BorrowedFd<'_>) -> bool {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
-    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|_| {
-        let [fd] = fds;
-        fd.revents().contains(PollFlags::IN)
-    })
-}
-
-/// Takes a descriptor that execve left open under a number agreed on with the parent, and marks it
-/// close-on-exec.
-///
-/// # Errors
-/// EBADF when nothing is open there.
-pub fn take_inherited(number: i32) -> io::Result<std::os::fd::OwnedFd> {
-    use std::os::fd::FromRawFd as _;
-    // SAFETY: F_SETFD takes a number; it fails where nothing is open.
-    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: open, as was just seen; the caller takes each number once, at its start.
-    Ok(unsafe { std::os::fd::OwnedFd::from_raw_fd(number) })
-}
-
-/// A copy of a descriptor, close-on-exec, with a number of at least `least`.
-///
-/// # Errors
-/// Out of descriptors.
-pub fn dup_above(fd: BorrowedFd<'_>, least: i32) -> io::Result<std::os::fd::OwnedFd> {
-    Ok(rustix::io::fcntl_dupfd_cloexec(fd, least)?)
-}
-
-/// Makes `fd` stdin, stdout or stderr (0, 1, 2) of this process.
-///
-/// # Errors
-/// dup2(2); any other number.
-pub fn place(fd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
-    match number {
-        0 => rustix::stdio::dup2_stdin(fd)?,
-        1 => rustix::stdio::dup2_stdout(fd)?,
-        2 => rustix::stdio::dup2_stderr(fd)?,
-        _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("descriptor {number}"))),
-    }
-    Ok(())
-}
-
-/// How a child of this process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ended {
-    /// Which.
-    pub pid: u32,
-    /// 0..=255, or 128+n for signal n.
-    pub code: i32,
-}
-
-/// Reaps one child that has ended, whichever (also those that came as orphans); `None` when there is none.
-/// `before` is called with its pid while it is still there: /proc shows it, and the number is its own.
-///
-/// # Errors
-/// waitid(2), but for having no children.
-pub fn reap(before: impl FnOnce(u32)) -> io::Result<Option<Ended>> {
-    let Some(ended) = wait_any(libc::P_ALL, 0, libc::WNOWAIT)? else { return Ok(None) };
-    before(ended.pid);
-    wait_any(libc::P_PID, ended.pid, 0)
-}
-
-fn wait_any(which: libc::idtype_t, id: libc::id_t, flags: i32) -> io::Result<Option<Ended>> {
-    // SAFETY: siginfo_t is plain data, all zeroes is a value of it, and what waitid leaves when nothing ended.
-    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-    // SAFETY: `info` lives across the call.
-    if unsafe { libc::waitid(which, id, &raw mut info, libc::WEXITED | libc::WNOHANG | flags) } != 0 {
-        let error = io::Error::last_os_error();
-        return if error.raw_os_error() == Some(libc::ECHILD) { Ok(None) } else { Err(error) };
-    }
-    // SAFETY: waitid filled the fields of a SIGCHLD, or left the zeroes.
-    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
-    if pid == 0 {
-        return Ok(None);
-    }
-    let code = if info.si_code == libc::CLD_EXITED { status & 0xff } else { 128 + status };
-    Ok(Some(Ended { pid: pid.unsigned_abs(), code }))
-}
-
-/// Waits for a child and reaps it.
-///
-/// # Errors
-/// ECHILD when it is none, or was reaped.
-pub fn wait(pidfd: BorrowedFd<'_>) -> io::Result<()> {
-    use rustix::process::{WaitId, WaitIdOptions, waitid};
-    waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED)?;
-    Ok(())
-}
-
-/// Nanoseconds since the epoch, by the wall clock.
-pub fn now() -> i64 {
-    let (seconds, nanoseconds) = clock(libc::CLOCK_REALTIME);
-    seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
-}
-
-/// Milliseconds of the monotonic clock.
-pub fn monotonic_ms() -> u64 {
-    let (seconds, nanoseconds) = clock(libc::CLOCK_MONOTONIC);
-    u64::try_from(seconds.saturating_mul(1000).saturating_add(nanoseconds / 1_000_000)).unwrap_or(0)
-}
-
-fn clock(which: libc::clockid_t) -> (i64, i64) {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` lives across the call, which cannot fail for these clocks.
-    unsafe { libc::clock_gettime(which, &raw mut time) };
-    (time.tv_sec, time.tv_nsec)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
-//! Pseudo-terminals, opened without ever trusting a path below /dev/pts.
+//! Pseudo-terminals, opened without trusting paths below /dev/pts.
 
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
@@ -17,16 +17,16 @@ pub struct Pty {
     pub slave: OwnedFd,
 }
 
-/// Opens a pair in a devpts instance, by its folder (`/dev/pts` in a container). A container or a volume may have
-/// put anything in its place, and opening any other device can do anything: so the folder is judged first, and
-/// `ptmx` is opened in it through no link and no mount. The slave is had from the master (TIOCGPTPEER), not by
-/// its name.
+/// Opens a pair in a devpts instance, by its folder (`/dev/pts` in a container). A container or a volume may
+/// have replaced it, and opening another device can have any effect. So the folder's file system is checked
+/// first, and `ptmx` is opened in it without following links or mounts. The slave is opened from the master
+/// (TIOCGPTPEER), not by its name.
 ///
 /// # Errors
 /// No devpts (by file system type), or no more ptys.
 pub fn open_in(devpts: BorrowedFd<'_>) -> io::Result<Pty> {
     if rustix::fs::fstatfs(devpts)?.f_type != DEVPTS {
-        return Err(io::Error::other("/dev/pts is no devpts"));
+        return Err(io::Error::other("/dev/pts is not a devpts"));
     }
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
     let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
@@ -39,24 +39,9 @@ pub fn open_in(devpts: BorrowedFd<'_>) -> io::Result<Pty> {
 /// The other side of a master, whatever its path is and in whichever mount namespace (TIOCGPTPEER).
 ///
 /// # Errors
-/// Out of descriptors; no master.
+/// No free descriptor; no master.
 pub fn peer(master: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let wanted = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
-    // SAFETY: takes no pointer.
-    let slave = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, wanted) };
-    if slave < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just opened it for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(slave) })
-}
-
-/// Makes a terminal the controlling one of the calling session leader.
-///
-/// # Errors
-/// EPERM for anybody else.
-pub fn make_controlling(terminal: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: takes no pointer; 0 does not steal it from another session.
-    let done = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, 0) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    use rustix::pty::OpenptFlags;
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    Ok(rustix::pty::ioctl_tiocgptpeer(master, flags)?)
 }

@@ -1,31 +1,53 @@
-//! Resource limits by kernel number (setrlimit(2)).
+//! Resource limits by kernel number (setrlimit(2)), and the nice value.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-fn get(resource: u32) -> io::Result<libc::rlimit64> {
-    let mut now = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: prlimit64(2) of the caller itself (pid 0), no new limit given; it writes `now`, which lives across the call.
-    let done = unsafe {
-        libc::syscall(libc::SYS_prlimit64, 0, resource, std::ptr::null::<libc::rlimit64>(), &raw mut now)
-    };
-    if done == 0 { Ok(now) } else { Err(io::Error::last_os_error()) }
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// The kernel's resource numbers are indices of this list (asm-generic/resource.h).
+const RESOURCES: [Resource; 16] = [
+    Resource::Cpu,
+    Resource::Fsize,
+    Resource::Data,
+    Resource::Stack,
+    Resource::Core,
+    Resource::Rss,
+    Resource::Nproc,
+    Resource::Nofile,
+    Resource::Memlock,
+    Resource::As,
+    Resource::Locks,
+    Resource::Sigpending,
+    Resource::Msgqueue,
+    Resource::Nice,
+    Resource::Rtprio,
+    Resource::Rttime,
+];
+
+/// A soft and a hard limit; `u64::MAX` is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limit {
+    soft: u64,
+    hard: u64,
 }
 
-fn put(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
-    let new = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
-    // SAFETY: prlimit64(2) of the caller itself (pid 0); it reads `new`, which lives across the call, and is
-    // asked for no old limit.
-    let done = unsafe {
-        libc::syscall(
-            libc::SYS_prlimit64,
-            0,
-            resource,
-            &raw const new,
-            std::ptr::null_mut::<libc::rlimit64>(),
-        )
-    };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+impl Limit {
+    fn of(resource: Resource) -> Self {
+        let now = getrlimit(resource);
+        Self { soft: now.current.unwrap_or(u64::MAX), hard: now.maximum.unwrap_or(u64::MAX) }
+    }
+
+    /// Sets it as the calling process's limit of open files. Makes one system call and allocates nothing.
+    pub(crate) fn put_open_files(self) -> Result<(), Errno> {
+        self.put(Resource::Nofile)
+    }
+
+    fn put(self, resource: Resource) -> Result<(), Errno> {
+        let some = |limit| Some(limit).filter(|limit| *limit != u64::MAX);
+        setrlimit(resource, Rlimit { current: some(self.soft), maximum: some(self.hard) })
+    }
 }
 
 /// Sets a limit of the calling process. Where the hard limit cannot be raised (no CAP_SYS_RESOURCE, or above
@@ -34,13 +56,20 @@ fn put(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
 /// # Errors
 /// EINVAL for an unknown resource or a soft limit above the hard one.
 pub fn set(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
-    match put(resource, soft, hard) {
-        Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
-            let now = get(resource)?;
-            put(resource, soft.min(now.rlim_max), hard.min(now.rlim_max))
+    let place = usize::try_from(resource).ok();
+    let resource = *place.and_then(|place| RESOURCES.get(place)).ok_or(Errno::INVAL)?;
+    match (Limit { soft, hard }).put(resource) {
+        Err(Errno::PERM) => {
+            let most = Limit::of(resource).hard;
+            Ok(Limit { soft: soft.min(most), hard: hard.min(most) }.put(resource)?)
         }
-        other => other,
+        other => Ok(other?),
     }
+}
+
+/// Sets the calling process's nice value to 0; errors are ignored.
+pub(crate) fn reset_nice() {
+    let _ = rustix::process::setpriority_process(None, 0);
 }
 
 /// Soft limit of open files that this process was started with; [`KEPT`] until it was raised.
@@ -49,34 +78,34 @@ const KEPT: u64 = u64::MAX;
 /// Open files that the daemon or a shim may need: pipes, sockets and cgroup folders of every container.
 const NEEDED: u64 = 65_536;
 
-/// Raises the soft limit of open files as far as the hard one and the need go. What is started later is to
-/// have the limit that this process was given: [`restore_open_files`].
+/// Raises the soft limit of open files as far as needed and allowed by the hard limit. Programs that are
+/// started later must get the original limit: [`restore_open_files`].
 ///
 /// # Errors
 /// prlimit(2).
 pub fn raise_open_files() -> io::Result<()> {
-    let now = get(libc::RLIMIT_NOFILE)?;
-    let soft = now.rlim_max.min(NEEDED);
-    if soft > now.rlim_cur {
-        put(libc::RLIMIT_NOFILE, soft, now.rlim_max)?;
-        GIVEN.store(now.rlim_cur, Ordering::Relaxed);
+    let now = Limit::of(Resource::Nofile);
+    let soft = now.hard.min(NEEDED);
+    if soft > now.soft {
+        Limit { soft, ..now }.put_open_files()?;
+        GIVEN.store(now.soft, Ordering::Relaxed);
     }
     Ok(())
 }
 
-/// The limit of open files that what this process starts is to have, where it has another.
-pub(crate) fn given() -> Option<libc::rlimit64> {
+/// The limit of open files for programs that this process starts, if its own differs.
+pub(crate) fn given() -> Option<Limit> {
     let soft = Some(GIVEN.load(Ordering::Relaxed)).filter(|soft| *soft != KEPT)?;
-    let hard = get(libc::RLIMIT_NOFILE).ok()?.rlim_max;
-    Some(libc::rlimit64 { rlim_cur: soft.min(hard), rlim_max: hard })
+    let hard = Limit::of(Resource::Nofile).hard;
+    Some(Limit { soft: soft.min(hard), hard })
 }
 
-/// In a child: puts the soft limit of open files back to what its parent was started with.
+/// In a child: restores the soft limit of open files that its parent was started with.
 ///
 /// # Errors
 /// prlimit(2).
 pub fn restore_open_files() -> io::Result<()> {
-    given().map_or(Ok(()), |limit| put(libc::RLIMIT_NOFILE, limit.rlim_cur, limit.rlim_max))
+    Ok(given().map_or(Ok(()), Limit::put_open_files)?)
 }
 
 #[cfg(test)]
@@ -85,10 +114,18 @@ mod tests {
 
     #[test]
     fn lowers_and_refuses_nonsense() {
-        let core = libc::RLIMIT_CORE;
-        let hard = get(core).unwrap().rlim_max;
-        set(core, 0, hard).unwrap();
-        assert_eq!(get(core).unwrap().rlim_cur, 0);
-        assert_eq!(set(999, 0, 0).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+        let core = Resource::Core;
+        let hard = Limit::of(core).hard;
+        set(libc::RLIMIT_CORE, 0, hard).unwrap();
+        assert_eq!(Limit::of(core), Limit { soft: 0, hard });
+        assert_eq!(set(16, 0, 0).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+        assert_eq!(set(libc::RLIMIT_CORE, 2, 1).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+    }
+
+    #[test]
+    fn resources_stand_at_their_numbers() {
+        for (resource, place) in RESOURCES.into_iter().zip(0u32..) {
+            assert_eq!(resource as u32, place, "{resource:?}");
+        }
     }
 }

@@ -12,8 +12,8 @@ use rustix::net::{
 /// Most descriptors sent or taken by one call.
 pub const MAX: usize = 32;
 
-/// Sends `bytes` with descriptors on the first of them. Returns how many bytes went; when it is at least
-/// one, all descriptors went too. Does not raise SIGPIPE.
+/// Sends `bytes`, and descriptors with the first byte. Returns how many bytes were sent; if at least one was,
+/// all descriptors were too. Does not raise SIGPIPE.
 ///
 /// # Errors
 /// WouldBlock on a full non-blocking socket; sendmsg(2); more than [`MAX`] descriptors.
@@ -26,7 +26,7 @@ pub fn send_with_fds(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>
     Ok(sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?)
 }
 
-/// Receives bytes, and descriptors (close-on-exec) as `take` is given them in order. 0 is the end.
+/// Receives bytes, and descriptors (close-on-exec), which are given to `take` in order. 0 means end of file.
 ///
 /// # Errors
 /// WouldBlock on an empty non-blocking socket; recvmsg(2); more than [`MAX`] descriptors at once (those that
@@ -53,7 +53,7 @@ pub fn recv_with_fds(
 /// Two connected sockets that keep packets apart, close-on-exec.
 ///
 /// # Errors
-/// Out of descriptors.
+/// No free descriptor.
 pub fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
     Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
@@ -62,7 +62,7 @@ pub fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
 /// Two connected stream sockets, close-on-exec.
 ///
 /// # Errors
-/// Out of descriptors.
+/// No free descriptor.
 pub fn stream_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
     Ok(socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
@@ -71,7 +71,7 @@ pub fn stream_pair() -> io::Result<(OwnedFd, OwnedFd)> {
 /// A pipe, `(reading end, writing end)`, close-on-exec.
 ///
 /// # Errors
-/// Out of descriptors.
+/// No free descriptor.
 pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?)
 }
@@ -88,25 +88,6 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
         Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Ok(None),
         Err(error) => Err(error.into()),
     }
-}
-
-/// User of the process at the other end, as it was when it connected.
-///
-/// # Errors
-/// getsockopt(2).
-pub fn peer_uid(socket: BorrowedFd<'_>) -> io::Result<u32> {
-    Ok(rustix::net::sockopt::socket_peercred(socket)?.uid.as_raw())
-}
-
-/// Pid of the other side's process, as the calling process's PID namespace numbers it: who called connect(2), or
-/// of a connected client's socket who called listen(2). It may have ended. `None` for one of another namespace.
-///
-/// # Errors
-/// getsockopt(2), SO_PEERCRED.
-pub fn peer_pid(socket: BorrowedFd<'_>) -> io::Result<Option<u32>> {
-    // rustix takes a pid for non-zero, which this one need not be.
-    let peer = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials)?;
-    Ok(u32::try_from(peer.pid()).ok().filter(|pid| *pid != 0))
 }
 
 #[cfg(test)]

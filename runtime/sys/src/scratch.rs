@@ -1,7 +1,9 @@
-//! A large buffer whose pages can be given back to the kernel between uses.
+//! A large buffer whose pages can be returned to the kernel between uses.
 
 use std::io;
 use std::ptr::NonNull;
+
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 /// Zeroed anonymous memory; pages cost nothing until they are touched.
 #[derive(Debug)]
@@ -16,13 +18,9 @@ impl Scratch {
     /// # Errors
     /// Out of address space.
     pub fn new(len: usize) -> io::Result<Self> {
-        let (protection, flags) =
-            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-        // SAFETY: a new mapping at a place the kernel chooses.
-        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, -1, 0) };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
+        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+        // SAFETY: without MAP_FIXED the kernel chooses a place that nothing uses.
+        let start = unsafe { mmap_anonymous(std::ptr::null_mut(), len, protection, flags) }?;
         let start = NonNull::new(start.cast::<u8>()).ok_or_else(|| io::Error::other("mmap gave null"))?;
         Ok(Self { start, len })
     }
@@ -34,21 +32,20 @@ impl Scratch {
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
 
-    /// Gives the pages back; the content becomes zeroes.
+    /// Returns the pages; the content becomes zeroes.
     pub fn release(&mut self) {
-        // SAFETY: our own anonymous mapping; nothing borrows it while `self` is borrowed mutably.
-        unsafe {
-            libc::madvise(self.start.as_ptr().cast(), self.len, libc::MADV_DONTNEED);
-        }
+        // SAFETY: `start` and `len` are our own private anonymous mapping, whose pages become zeroes; nothing borrows
+        // them while `self` is borrowed mutably.
+        let released = unsafe { madvise(self.start.as_ptr().cast(), self.len, Advice::LinuxDontNeed) };
+        debug_assert!(released.is_ok());
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // SAFETY: mapped by `new`, and nothing borrows it any more.
-        unsafe {
-            libc::munmap(self.start.as_ptr().cast(), self.len);
-        }
+        // SAFETY: mapped by `new` with this length, unmapped only here, and nothing borrows it any more.
+        let unmapped = unsafe { munmap(self.start.as_ptr().cast(), self.len) };
+        debug_assert!(unmapped.is_ok());
     }
 }
 

@@ -1,4 +1,4 @@
-//! Seccomp filters (seccomp(2)): loading one, and asking one what it will say.
+//! Seccomp filters (seccomp(2)): loading a filter, and evaluating one.
 
 use std::collections::HashSet;
 use std::io;
@@ -43,7 +43,7 @@ pub fn allow_each(calls: impl IntoIterator<Item = u32>) -> impl Iterator<Item = 
     calls.into_iter().flat_map(|call| [jump_equal(call, 0, 1), give(libc::SECCOMP_RET_ALLOW)])
 }
 
-/// A program in the kernel's form. It is never freed once loaded: it may forbid that.
+/// A program in the kernel's format. It is never freed once loaded, because the filter may forbid that.
 pub struct Filter {
     program: Vec<libc::sock_filter>,
     flags: u32,
@@ -99,7 +99,8 @@ impl Filter {
             libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, self.flags, &raw const filter)
         };
         if done == 0 {
-            // Freeing calls munmap or brk, which the filter may answer with a kill. The memory ends with execve.
+            // Freeing calls munmap or brk, for which the filter may kill the process. execve frees the
+            // memory.
             std::mem::forget(program);
             Ok(())
         } else {
@@ -107,14 +108,14 @@ impl Filter {
         }
     }
 
-    /// Whether it lets all these calls go on, whatever those of their arguments are that are not known. False
-    /// also where that cannot be said.
+    /// Whether it allows all these calls, whatever their unknown arguments are. Also false if that cannot be
+    /// determined.
     pub fn allows(&self, calls: &[Call]) -> bool {
         calls.iter().all(|call| self.allows_one(*call))
     }
 
-    /// Follows every path that the call can take: where a jump hangs on what is not known, both. Jumps lead forward
-    /// alone, so each path ends; what two of them come to is followed once.
+    /// Follows every path that the call can take: both branches of a jump that depends on unknown data. Jumps
+    /// lead only forward, so each path ends; where two paths meet in the same state, one is followed.
     fn allows_one(&self, call: Call) -> bool {
         // Offsets in struct seccomp_data.
         let known = |offset: u32| match (offset, call.first) {

@@ -1,18 +1,23 @@
 //! Starting a program from a process with threads.
 //!
-//! The child shares memory with its parent until execve (CLONE_VM and CLONE_VFORK, as posix_spawn does),
-//! runs on a stack of its own and makes system calls only, all of whose arguments were made before. So no
-//! lock of another thread matters and no page table is copied. Its descriptor table is a copy: nothing it
-//! does to it is seen by the parent. All that is not the program's is closed in it before execve, which may
-//! wait for a disk for ever: close-on-exec would keep connections and locks of the parent open until then.
+//! The child shares memory with its parent until execve (CLONE_VM and CLONE_VFORK, as posix_spawn does), has
+//! its own stack and only makes system calls, whose arguments were prepared before. So no lock of another
+//! thread matters and no page table is copied. Its descriptor table is a copy, so the parent does not see its
+//! changes. Descriptors that are not the program's are closed before execve, which may wait for a disk for ever:
+//! with close-on-exec, connections and locks of the parent would stay open until then.
 
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use rustix::io::Errno;
 
 pub use crate::clone::Child;
+use crate::rlimit::Limit;
+use crate::signal::Blocked;
 
 /// Bytes of the child's stack: it calls a few functions without large frames.
 const STACK: usize = 64 * 1024;
@@ -43,7 +48,7 @@ pub struct Program<'a> {
     pub fds: &'a [BorrowedFd<'a>],
 }
 
-/// What the child reads, all made by the parent.
+/// The child's input, prepared by the parent.
 struct Plan {
     /// What is executed where `path` is null: it gets the number `rest`, and is closed by execve.
     binary: RawFd,
@@ -55,9 +60,9 @@ struct Plan {
     /// First number that is not the program's.
     rest: RawFd,
     /// Limit of open files that this process was given, where it has raised its own.
-    files: Option<libc::rlimit64>,
+    files: Option<Limit>,
     /// Set by the child when a call failed; the memory is shared.
-    errno: i32,
+    errno: AtomicI32,
 }
 
 /// Starts it: leader of a new session, in `/`, all signals at their defaults and none blocked. Returns once
@@ -83,7 +88,7 @@ pub fn spawn(program: &Program<'_>) -> io::Result<Child> {
     let pointers = |strings: &[CString]| -> Vec<*const c_char> {
         strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect()
     };
-    let mut plan = Plan {
+    let plan = Plan {
         binary: binary.as_ref().map_or(-1, |fd| fd.as_raw_fd()),
         path: if let Binary::Path(path) = program.binary { path.as_ptr() } else { ptr::null() },
         args: pointers(program.args),
@@ -91,106 +96,105 @@ pub fn spawn(program: &Program<'_>) -> io::Result<Child> {
         rest: RawFd::try_from(places.len()).unwrap_or(3),
         files: crate::rlimit::given(),
         places,
-        errno: 0,
+        errno: AtomicI32::new(0),
     };
     let mut stack = vec![0u128; STACK / size_of::<u128>()];
     let top = stack.as_mut_ptr_range().end;
     let mut pidfd: RawFd = -1;
 
-    let masked = BlockedSignals::new();
+    let blocked = Blocked::new()?;
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
-    // SAFETY: `top` is the aligned end of a stack that, like `plan` and `pidfd`, outlives the child's use:
-    // CLONE_VFORK holds this thread until the child has exec'd or left. `child` makes system calls only, and
-    // with every signal blocked no handler runs in it.
+    // nix' clone has no place for the pidfd.
+    // SAFETY: `top` is the aligned end of a stack that, like `plan`, `pidfd` and all that `plan` points to, outlives
+    // the child's use: CLONE_VFORK holds this thread until the child has exec'd or left. `child` makes system calls
+    // only, and no signal handler runs in it: every signal is blocked until it has taken the handlers away.
     let pid = unsafe {
-        libc::clone(child, top.cast::<c_void>(), flags, (&raw mut plan).cast::<c_void>(), &raw mut pidfd)
+        libc::clone(
+            child,
+            top.cast::<c_void>(),
+            flags,
+            (&raw const plan).cast_mut().cast::<c_void>(),
+            &raw mut pidfd,
+        )
     };
     let failed = io::Error::last_os_error();
-    drop(masked);
+    drop(blocked);
     if pid < 0 {
         return Err(failed);
     }
-    // SAFETY: the kernel has just opened it for us.
+    // SAFETY: CLONE_PIDFD: the kernel has just opened it for us, and nobody else owns it.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    // SAFETY: a place in a local; the child that wrote it has left or exec'd.
-    let errno = unsafe { ptr::read_volatile(&raw const plan.errno) };
+    let errno = plan.errno.load(Ordering::Relaxed);
     if errno != 0 {
-        // It leaves at once, so this does not wait long; its status says nothing more.
-        let _ = rustix::process::waitid(
-            rustix::process::WaitId::PidFd(std::os::fd::AsFd::as_fd(&pidfd)),
-            rustix::process::WaitIdOptions::EXITED,
-        );
+        // It exits at once, so this does not wait long; its status has no further information.
+        let id = rustix::process::WaitId::PidFd(std::os::fd::AsFd::as_fd(&pidfd));
+        let reaped = || rustix::process::waitid(id.clone(), rustix::process::WaitIdOptions::EXITED);
+        let _ = rustix::io::retry_on_intr(reaped);
         return Err(io::Error::from_raw_os_error(errno));
     }
     Ok(Child { pid: pid.unsigned_abs(), pidfd })
 }
 
-/// All signals are blocked in this thread while it lives.
-struct BlockedSignals(libc::sigset_t);
-
-impl BlockedSignals {
-    fn new() -> Self {
-        // SAFETY: sigset_t is plain data that sigfillset and pthread_sigmask fill.
-        unsafe {
-            let mut all: libc::sigset_t = std::mem::zeroed();
-            let mut before: libc::sigset_t = std::mem::zeroed();
-            libc::sigfillset(&raw mut all);
-            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
-            Self(before)
-        }
-    }
-}
-
-impl Drop for BlockedSignals {
-    fn drop(&mut self) {
-        // SAFETY: restores the set that pthread_sigmask gave.
-        unsafe {
-            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, ptr::null_mut());
-        }
-    }
-}
-
 /// Runs in the child, which shares the parent's memory: system calls only, no allocation, no locks.
 extern "C" fn child(plan: *mut c_void) -> libc::c_int {
-    // SAFETY: the pointer is `spawn`'s plan, which nobody else touches while its thread is held.
-    let plan = unsafe { &mut *plan.cast::<Plan>() };
-    // SAFETY: numbers, and pointers into the plan that live until execve; see each call's manual page.
-    unsafe {
-        libc::setsid();
-        // Signal handlers are not shared (no CLONE_SIGHAND). SIGKILL and SIGSTOP fail, which is fine.
-        let default = [0u64; 4];
-        for signal in 1..=64 {
-            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), 0usize, 8usize);
-        }
-        let mut failed = libc::chdir(c"/".as_ptr()) < 0;
-        if let Some(files) = &plan.files {
-            // Limits are the process's own: CLONE_VM shares none.
-            libc::syscall(libc::SYS_prlimit64, 0, libc::RLIMIT_NOFILE, ptr::from_ref(files), 0usize);
-        }
-        for (copy, number) in &plan.places {
-            failed = failed || libc::dup2(*copy, *number) < 0;
-        }
-        let by_fd = plan.path.is_null();
-        if by_fd {
-            failed = failed || libc::dup3(plan.binary, plan.rest, libc::O_CLOEXEC) < 0;
-        }
-        let first = plan.rest + libc::c_int::from(by_fd);
-        failed = failed || libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) < 0;
-        if !failed {
-            let mask = 0u64;
-            let (set, none) = (libc::SIG_SETMASK, 0usize);
-            libc::syscall(libc::SYS_rt_sigprocmask, set, &raw const mask, none, 8usize);
-            let (args, env) = (plan.args.as_ptr(), plan.env.as_ptr());
-            if by_fd {
-                let (empty, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
-                libc::syscall(libc::SYS_execveat, plan.rest, empty, args, env, flags);
-            } else {
-                libc::execve(plan.path, args, env);
-            }
-        }
-        ptr::write_volatile(&raw mut plan.errno, *libc::__errno_location());
-        libc::_exit(127)
+    // SAFETY: the pointer is `spawn`'s plan, which lives while its thread is held, and is only read but for an atomic.
+    let plan = unsafe { &*plan.cast::<Plan>() };
+    let errno = become_program(plan);
+    plan.errno.store(errno.raw_os_error(), Ordering::Relaxed);
+    crate::fork::exit_now(127)
+}
+
+/// Returns only what failed. rustix' functions used here are one system call each.
+fn become_program(plan: &Plan) -> Errno {
+    // It fails for the leader of a process group, which a new process is not.
+    let _ = rustix::process::setsid();
+    if let Err(errno) = rustix::process::chdir(c"/") {
+        return errno;
     }
+    if let Some(files) = plan.files {
+        // Limits are the process's own: CLONE_VM shares none. It was in force before, so it can be set.
+        let _ = files.put_open_files();
+    }
+    for (copy, number) in &plan.places {
+        // rustix' dup2 wants an owner of the number, and nobody owns one in a descriptor table that ends with execve.
+        // SAFETY: takes numbers and no memory. The table is the child's own copy (no CLONE_FILES): what it closes
+        // there the parent keeps.
+        if unsafe { libc::dup2(*copy, *number) } < 0 {
+            return last();
+        }
+    }
+    let by_fd = plan.path.is_null();
+    if by_fd {
+        // SAFETY: as for dup2 above.
+        if unsafe { libc::dup3(plan.binary, plan.rest, libc::O_CLOEXEC) } < 0 {
+            return last();
+        }
+    }
+    let first = plan.rest.unsigned_abs() + u32::from(by_fd);
+    // SAFETY: the table is the child's own copy, so the parent's owners keep theirs. The child uses no descriptor any
+    // more but its program, which lies below `first`.
+    if unsafe { crate::fds::close_range(first, u32::MAX) }.is_err() {
+        return last();
+    }
+    // Last, so that signals wait until here. Handlers and the mask are the child's own (no CLONE_SIGHAND).
+    crate::signal::reset();
+    let (args, env) = (plan.args.as_ptr(), plan.env.as_ptr());
+    // nix' calls allocate.
+    if by_fd {
+        let (empty, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
+        // SAFETY: `args` and `env` end in null and hold C strings of `spawn`'s caller, which live across the call, as
+        // does the empty path. When it succeeds nothing of this program is left.
+        unsafe { libc::syscall(libc::SYS_execveat, plan.rest, empty, args, env, flags) };
+    } else {
+        // SAFETY: as above; `path` is a C string of `spawn`'s caller.
+        unsafe { libc::execve(plan.path, args, env) };
+    }
+    last()
+}
+
+/// The C library's errno, which is the parent thread's own: that one is held.
+fn last() -> Errno {
+    Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Trees of files that containers and images filled: removed and measured without trust in what they hold.
+//! Removes and measures trees of files of containers and images, without trusting their content.
 //!
 //! This is the only place of the project that removes recursively. Every step goes by one name beneath an open
 //! folder, with `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV`: no symbolic link is followed, and what

@@ -76,13 +76,13 @@ impl Hello {
 /// Names of additions to protocol 1. A shim lists those that it has in [`Hello::features`].
 pub mod feature {
     /// [`super::Event::Started`] is sent.
-    pub const STARTED_EVENT: &str = "started-event";
+    pub(super) const STARTED_EVENT: &str = "started-event";
     /// Plans with unknown fields or variants are refused. A shim without this feature skips them, so it must
     /// only get plans of its own version.
     pub const STRICT_PLANS: &str = "strict-plans";
     /// [`super::Request::Exec::deadline_ms`] is enforced. A shim without this feature skips the field, and
     /// only the daemon kills the exec.
-    pub const EXEC_DEADLINE: &str = "exec-deadline";
+    pub(super) const EXEC_DEADLINE: &str = "exec-deadline";
     /// All features of this build.
     pub const ALL: [&str; 3] = [STARTED_EVENT, STRICT_PLANS, EXEC_DEADLINE];
 }
@@ -239,7 +239,7 @@ pub enum Request {
         /// The container, which must be running.
         container: ContainerId,
         /// The session is killed after this time in milliseconds, as by [`Request::KillExec`], even without a
-        /// daemon. `None` means no limit. ([`feature::EXEC_DEADLINE`].)
+        /// daemon. `None` means no limit. (Feature `exec-deadline`.)
         #[serde(default, skip_serializing_if = "Option::is_none")]
         deadline_ms: Option<u64>,
     },
@@ -354,7 +354,7 @@ pub enum Event {
     },
     /// Init of a container has called execve. Sent to the daemon that is connected, before the reply to its
     /// [`Request::Start`] if it sent one; an earlier snapshot has [`ContainerState::Created`].
-    /// ([`feature::STARTED_EVENT`].)
+    /// (Feature `started-event`.)
     Started {
         /// The container.
         container: ContainerId,

@@ -115,7 +115,7 @@ impl LogFile {
 
     /// The marker for lost lines.
     fn mark(&self) -> String {
-        let stamp = Stamp::new(sys::proc::now());
+        let stamp = Stamp::new(sys::clock::now());
         let stamp = String::from_utf8_lossy(stamp.as_bytes());
         format!("{stamp} stderr F [copepod: {} lines could not be written to this log]\n", self.lost)
     }
@@ -176,7 +176,7 @@ pub(crate) struct Output {
 impl Output {
     /// Takes the read end of a pipe, or a terminal's master, and makes it non-blocking.
     pub(crate) fn new(fd: OwnedFd, stream: Stream, terminal: bool) -> io::Result<Self> {
-        sys::proc::set_nonblocking(fd.as_fd())?;
+        sys::fds::set_nonblocking(fd.as_fd())?;
         let peer = if terminal { Some(sys::pty::peer(fd.as_fd())?) } else { None };
         Ok(Self { fd, lines: Lines::new(stream, terminal), _peer: peer })
     }
@@ -198,7 +198,7 @@ impl Output {
         for _ in 0..TURNS {
             let buffer = read.bytes();
             let size = buffer.len();
-            let got = match sys::proc::read(self.fd.as_fd(), buffer) {
+            let got = match sys::fds::read(self.fd.as_fd(), buffer) {
                 Ok(0) => Err(After::Ended),
                 Ok(bytes) => Ok(bytes),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(After::Open),
@@ -209,7 +209,7 @@ impl Output {
             match got {
                 Ok(bytes) => {
                     let chunk = read.bytes().get(..bytes).unwrap_or_default();
-                    self.lines.push(chunk, &Stamp::new(sys::proc::now()), &mut batch);
+                    self.lines.push(chunk, &Stamp::new(sys::clock::now()), &mut batch);
                     if bytes < size {
                         // A short read means that the pipe is empty, so another call is not needed.
                         break;
@@ -232,12 +232,12 @@ impl Output {
         /// A pipe holds 1 MiB at most (`/proc/sys/fs/pipe-max-size` for the unprivileged).
         const ROUNDS: usize = 64;
         for _ in 0..ROUNDS {
-            if self.read(log, buffers, warn) == After::Ended || !sys::proc::is_readable(self.fd.as_fd()) {
+            if self.read(log, buffers, warn) == After::Ended || !sys::fds::is_readable(self.fd.as_fd()) {
                 break;
             }
         }
         let mut batch = Batch::new(buffers.write.bytes(), |lines: &[u8]| log.write(lines, warn));
-        self.lines.finish(&Stamp::new(sys::proc::now()), &mut batch);
+        self.lines.finish(&Stamp::new(sys::clock::now()), &mut batch);
         batch.flush();
     }
 }

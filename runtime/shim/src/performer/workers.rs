@@ -10,7 +10,6 @@ use wire::{ErrorKind, Failure, Reply};
 use super::Performer;
 use crate::create::Streams as Wanted;
 use crate::descriptors::{Cgroups, Container};
-use crate::exec::Target;
 use crate::failure::{failure, refusal};
 use crate::io::output::LogFile;
 use crate::lifecycle::{Fork, Happened, Input, Lifecycle, SIGKILL, Serial};
@@ -40,8 +39,7 @@ impl Performer {
                         "the container's namespaces are closed",
                     ));
                 };
-                let Cgroups { folders, unified, .. } = &container.cgroups;
-                forks::exec(&fds, &Target { namespaces, cgroups: folders, unified: *unified })
+                forks::exec(&fds, &container.cgroups, namespaces)
             }
             Fork::Container { log, terminal, stdin, pause } => {
                 // First, because a log that cannot be opened is the most likely failure.
@@ -49,9 +47,11 @@ impl Performer {
                 let Some(pause) = self.descriptors.namespaces(*pause) else {
                     return Err(refusal(ErrorKind::Internal, "create", "pause's namespaces are closed"));
                 };
-                let of = |id: &ContainerId| self.descriptors.namespaces(lifecycle.container_serial(id)?);
+                let targets = self.descriptors.all_namespaces();
+                let targets =
+                    targets.filter_map(|(serial, theirs)| Some((lifecycle.container_id(serial)?, theirs)));
                 let wanted = Wanted { terminal: *terminal, stdin: *stdin };
-                let forked = forks::container(&fds, wanted, pause, self.descriptors.all_namespaces(), of);
+                let forked = forks::container(&fds, wanted, pause, targets);
                 let folders = fds.into_iter().skip(2).collect();
                 let cgroups = Cgroups { folders, ..Cgroups::default() };
                 let streams = Streams::new(log, *terminal);

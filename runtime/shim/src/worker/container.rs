@@ -7,22 +7,12 @@ use libcontainer::error::LibcontainerError;
 use libcontainer::syscall::syscall::SyscallType;
 use model::{ContainerId, Propagation};
 use serde_json::{Value, json};
-use sys::namespace::Namespaces;
 use wire::{ContainerPlan, MountKind, NamespaceSource};
 
 use super::executor::Init;
 use crate::bundle::{bundle, rootfs};
+use crate::held::Holders;
 use crate::podns::STATE;
-
-/// The processes whose namespaces the plan joins, as descriptors: a pid could be reused before libcontainer
-/// uses it.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Holders<'a> {
-    /// Pause.
-    pub(crate) pause: Option<&'a Namespaces>,
-    /// The container of [`NamespaceSource::Container`].
-    pub(crate) target: Option<&'a Namespaces>,
-}
 
 /// Why a namespace could not be joined.
 #[derive(Debug, thiserror::Error)]
@@ -32,11 +22,12 @@ pub(crate) struct NoHolder {
     from: &'static str,
 }
 
-/// The minimal configuration for libcontainer; everything else is done by us, before it and in its Executor.
+/// The minimal configuration for libcontainer; everything else is done by us, before it and in its Executor. It has
+/// the descriptor numbers of `holders`, which must stay open until init exists.
 ///
 /// # Errors
 /// A namespace without a process that has it.
-pub(crate) fn spec(plan: &ContainerPlan, holders: Holders<'_>) -> Result<Value, NoHolder> {
+pub(crate) fn spec(plan: &ContainerPlan, holders: &Holders) -> Result<Value, NoHolder> {
     let mut namespaces = vec![json!({"type": "mount"})];
     let of = &plan.namespaces;
     for (kind, file, source) in [
@@ -51,11 +42,11 @@ pub(crate) fn spec(plan: &ContainerPlan, holders: Holders<'_>) -> Result<Value, 
                 namespaces.push(json!({"type": kind}));
                 continue;
             }
-            NamespaceSource::Pause => (holders.pause, "pause"),
-            NamespaceSource::Container(_) => (holders.target, "another container"),
+            NamespaceSource::Pause => (&holders.pause, "pause"),
+            NamespaceSource::Container(_) => (&holders.target, "another container"),
         };
         // If pause has none of its own, it shares the shim's, and so does the container.
-        if let Some(fd) = holder.ok_or(NoHolder { kind, from })?.get(file) {
+        if let Some(fd) = holder.as_ref().ok_or(NoHolder { kind, from })?.get(file) {
             namespaces.push(json!({"type": kind, "path": format!("/proc/self/fd/{}", fd.as_raw_fd())}));
         }
     }
@@ -100,6 +91,7 @@ fn nix_pid(pid: impl Into<i32>) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sys::namespace::Namespaces;
 
     fn plan(namespaces: wire::NamespacePlan) -> ContainerPlan {
         serde_json::from_value(json!({
@@ -119,8 +111,8 @@ mod tests {
         };
         // This process's namespaces are the caller's own: the network is not named.
         let own = Namespaces::of(std::process::id()).unwrap();
-        let spec = spec(&plan(wanted.clone()), Holders { pause: Some(&own), target: None }).unwrap();
+        let spec = spec(&plan(wanted.clone()), &Holders { pause: Some(own), target: None }).unwrap();
         assert_eq!(spec["linux"]["namespaces"], json!([{"type": "mount"}, {"type": "pid"}]));
-        assert!(super::spec(&plan(wanted), Holders::default()).is_err());
+        assert!(super::spec(&plan(wanted), &Holders::default()).is_err());
     }
 }

@@ -5,7 +5,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
 
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
@@ -15,6 +15,7 @@ use wire::{ErrorKind, ProcessPlan};
 
 use super::late::Late;
 use super::stage;
+use crate::held::WorkerOnly;
 use crate::process::{self, Ready, Road};
 
 /// The name of a waiting init in `ps`, in a shared PID namespace.
@@ -32,8 +33,8 @@ pub(crate) struct Parts {
     pub(crate) user: User,
     /// The descriptor for its errors; closed by execve.
     pub(crate) report: OwnedFd,
-    /// Descriptors of the worker that init must close.
-    pub(crate) foreign: Vec<u32>,
+    /// What only the worker needs. Init drops its copies; the worker takes its own back ([`Init::take_back`]).
+    pub(crate) worker: WorkerOnly,
 }
 
 /// libcontainer clones executors; all clones share this.
@@ -48,11 +49,11 @@ impl Init {
     pub(crate) fn new(parts: Parts) -> Self {
         Self { parts: Rc::new(RefCell::new(Some(parts))), ready: Rc::default() }
     }
-}
 
-/// As the kernel counts it.
-pub(crate) fn number(fd: &OwnedFd) -> u32 {
-    fd.as_raw_fd().unsigned_abs()
+    /// Returns what the worker needs after libcontainer has created init, which has its own copy, and drops the rest.
+    pub(crate) fn take_back(self) -> Option<WorkerOnly> {
+        self.parts.take().map(|parts| parts.worker)
+    }
 }
 
 impl Executor for Init {
@@ -60,14 +61,11 @@ impl Executor for Init {
         let Some(parts) = self.parts.take() else {
             return Err(ExecutorValidationError::ArgValidationError("init was prepared twice".to_owned()));
         };
-        let Parts { late, failed, process, user, report, foreign } = parts;
+        let Parts { late, failed, process, user, report, worker } = parts;
         // libcontainer has set another name.
         let _ = rustix::thread::set_name(TITLE);
         let done = late.finish().and_then(|console| {
-            // A closed descriptor's number may have been reused for the console; skip it.
-            let kept = [console.as_ref().map(number), Some(number(&failed)), Some(number(&report))];
-            let foreign: Vec<u32> = foreign.into_iter().filter(|fd| !kept.contains(&Some(*fd))).collect();
-            sys::execute::close_numbers(&foreign);
+            drop(worker);
             if let Some(terminal) = console {
                 take_terminal(&terminal).map_err(stage::internal("console", "taking the terminal"))?;
             }
@@ -102,5 +100,5 @@ impl Executor for Init {
 /// Makes it the controlling terminal and the stdio of the caller, which is a session leader.
 fn take_terminal(terminal: &OwnedFd) -> std::io::Result<()> {
     rustix::process::ioctl_tiocsctty(terminal)?;
-    (0..3).try_for_each(|number| sys::proc::place(terminal.as_fd(), number))
+    sys::fds::set_stdio(terminal.as_fd(), terminal.as_fd(), terminal.as_fd())
 }

@@ -1,6 +1,6 @@
 //! Creates a container in a forked process: hangs, leaks and panics are limited to that process.
 
-pub(crate) mod container;
+mod container;
 mod dev;
 mod executor;
 mod hide;
@@ -20,12 +20,12 @@ use std::path::Path;
 use sys::mount::{self, Attributes};
 use wire::{ContainerPlan, ErrorKind, Failure, Reply, parse_plan};
 
-use container::Holders;
-use executor::{Init, Parts, TITLE, number};
+use executor::{Init, Parts, TITLE};
 use late::Late;
 use scratch::Scratch;
 use stage::{Step, internal, invalid};
 
+use crate::held::{Answer, Holders, WorkerOnly};
 use crate::{bundle, process, user};
 
 /// Largest plan in bytes: environments and filters are its long parts.
@@ -66,9 +66,9 @@ pub(crate) enum Stdio {
     },
 }
 
-/// The input of a worker. All other descriptors except 0-2 and the caller's result pipe are closed before.
+/// The input of a worker: all its descriptors except 0-2 and that of its [`Answer`].
 #[derive(Debug)]
-pub(crate) struct CreateInput<'a> {
+pub(crate) struct CreateInput {
     /// memfd of a [`ContainerPlan`].
     pub(crate) plan: OwnedFd,
     /// Kubelet's mount namespace.
@@ -80,30 +80,31 @@ pub(crate) struct CreateInput<'a> {
     /// Write end of the error pipe: execve closes it, or init writes its error to it. Close-on-exec.
     pub(crate) exec_error: OwnedFd,
     /// The processes whose namespaces the plan joins.
-    pub(crate) holders: Holders<'a>,
+    pub(crate) holders: Holders,
 }
 
-/// Creates the container and returns the result. Init is a child of the caller's parent and waits for
-/// [`bundle::start`]. On a failure the bundle is left to the shim: in the worker's namespace the container's
-/// volumes are mounted in it.
-pub(crate) fn create(input: CreateInput<'_>, warn: &dyn Fn(&str)) -> Reply {
-    match attempt(input, warn) {
-        Ok(reply) => reply,
-        Err(failure) => Reply::Failed(failure),
-    }
+/// Creates the container, sends the result and returns the worker's exit status. Init is a child of the caller's
+/// parent and waits for [`bundle::start`]. On a failure the bundle is left to the shim: in the worker's namespace the
+/// container's volumes are mounted in it.
+pub(crate) fn create(input: CreateInput, answer: Box<dyn Answer>) -> i32 {
+    let mut answer = Some(answer);
+    let reply = attempt(input, &mut answer).unwrap_or_else(Reply::Failed);
+    // If that fails, the shim notices that the worker exited without a result.
+    i32::from(answer.is_none_or(|answer| answer.reply(&reply).is_err()))
 }
 
-fn attempt(input: CreateInput<'_>, warn: &dyn Fn(&str)) -> Step<Reply> {
+fn attempt(input: CreateInput, answer: &mut Option<Box<dyn Answer>>) -> Step<Reply> {
     let bytes =
         sys::memfd::read_all(input.plan.as_fd(), LARGEST_PLAN).map_err(internal("plan", "reading"))?;
     let plan: ContainerPlan = parse_plan(&bytes)?;
+    drop((input.plan, bytes));
     let rest = Rest {
         kubelet_mntns: input.kubelet_mntns,
         cgroups: input.cgroups,
         stdio: input.stdio,
         exec_error: input.exec_error,
         holders: input.holders,
-        warn,
+        answer,
     };
     // Nothing is cleaned up here, where the container's mounts are visible: the shim removes its files,
     // because the bundle is an empty folder in its namespace. The mounts are removed with this process's
@@ -116,14 +117,14 @@ struct Rest<'a> {
     cgroups: Vec<OwnedFd>,
     stdio: Stdio,
     exec_error: OwnedFd,
-    holders: Holders<'a>,
-    /// Sends a warning.
-    warn: &'a dyn Fn(&str),
+    holders: Holders,
+    /// `None` while libcontainer creates init.
+    answer: &'a mut Option<Box<dyn Answer>>,
 }
 
 fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     let id = plan.id.clone();
-    let spec = container::spec(&plan, rest.holders).map_err(|e| invalid("namespaces", e))?;
+    let spec = container::spec(&plan, &rest.holders).map_err(|e| invalid("namespaces", e))?;
     let split = mounts::split(&plan)?;
     // Folders for mounts are created with mode 0755 whatever umask the shim inherited.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
@@ -164,19 +165,16 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     for (folder, member) in rest.cgroups.iter().zip(&plan.cgroup.members) {
         sys::cgroup::join(folder.as_fd(), plan.cgroup.unified).map_err(internal("cgroup", &member.path))?;
     }
-    if let Some(warning) =
-        process::before_namespaces(&plan.process).map_err(internal("process", "oom_score_adj"))?
-    {
-        (rest.warn)(&warning);
+    let warning = process::before_namespaces(&plan.process).map_err(internal("process", "oom_score_adj"))?;
+    if let (Some(warning), Some(answer)) = (warning, rest.answer.as_deref()) {
+        answer.warn(&warning);
     }
     // Visible to the container while init waits, so it must not contain the node's data.
     sys::proc::set_title(TITLE).map_err(internal("process", "title"))?;
     let console = match rest.stdio {
         Stdio::Console { sock } => Some(sock),
         Stdio::Pipes { stdin, stdout, stderr } => {
-            [(stdin, 0), (stdout, 1), (stderr, 2)]
-                .into_iter()
-                .try_for_each(|(fd, number)| sys::proc::place(fd.as_fd(), number))
+            sys::fds::set_stdio(stdin.as_fd(), stdout.as_fd(), stderr.as_fd())
                 .map_err(internal("stdio", "dup2"))?;
             None
         }
@@ -188,18 +186,22 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     let (told, failed) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|e| internal("process", "pipe")(e.into()))?;
 
-    let mut foreign = sys::execute::open_numbers().map_err(internal("process", "/proc/self/fd"))?;
-    let keep = number(&rest.exec_error);
-    foreign.retain(|fd| *fd != keep);
     let late = Late { plan, mounts: late, nested, console };
-    let parts = Parts { late, failed, process, user: found.user.clone(), report: rest.exec_error, foreign };
-    let init = Init::new(parts);
+    let Some(answer) = rest.answer.take() else {
+        return Err(invalid("process", "there is no receiver of the result"));
+    };
+    let worker = WorkerOnly { answer, told, _holders: rest.holders };
+    let report = rest.exec_error;
+    let init = Init::new(Parts { late, failed, process, user: found.user.clone(), report, worker });
     let built = container::build(&id, init.clone());
     // Closes the worker's copies of init's descriptors, including the error pipe.
-    drop(init);
+    let told = init.take_back().map(|worker| {
+        *rest.answer = Some(worker.answer);
+        worker.told
+    });
     match built {
         Ok(pid) => Ok(Reply::Created { pid, user: found.user, home: found.home }),
-        Err(e) => Err(late::told(told).unwrap_or_else(|| Failure {
+        Err(e) => Err(told.and_then(late::told).unwrap_or_else(|| Failure {
             kind: ErrorKind::Internal,
             stage: "libcontainer".to_owned(),
             message: chain(&e),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use model::Propagation;
 use rustix::fs::symlinkat;
-use sys::mount::{self, Attributes, Option_, Pass};
+use sys::mount::{self, Attributes, FsOption, Pass};
 use wire::{CgroupPlan, ContainerPlan, MountKind, MountPlan};
 
 use super::nested::{self, Nested};
@@ -293,23 +293,23 @@ fn place_for(root: &Root, tree: &OwnedFd, plan: &MountPlan) -> Step<OwnedFd> {
 fn create(plan: &MountPlan, cgroups: Cgroups) -> std::io::Result<OwnedFd> {
     let attributes = attributes(plan);
     match &plan.kind {
-        MountKind::Proc => mount::create("proc", &[Option_::Value("source", "proc")], attributes),
-        MountKind::Sysfs => mount::create("sysfs", &[Option_::Value("source", "sysfs")], attributes),
-        MountKind::Mqueue => mount::create("mqueue", &[Option_::Value("source", "mqueue")], attributes),
+        MountKind::Proc => mount::create("proc", &[FsOption::Value("source", "proc")], attributes),
+        MountKind::Sysfs => mount::create("sysfs", &[FsOption::Value("source", "sysfs")], attributes),
+        MountKind::Mqueue => mount::create("mqueue", &[FsOption::Value("source", "mqueue")], attributes),
         MountKind::Devpts => {
             let options = [
-                Option_::Value("source", "devpts"),
-                Option_::Flag("newinstance"),
-                Option_::Value("ptmxmode", "0666"),
-                Option_::Value("mode", "0620"),
+                FsOption::Value("source", "devpts"),
+                FsOption::Flag("newinstance"),
+                FsOption::Value("ptmxmode", "0666"),
+                FsOption::Value("mode", "0620"),
                 // The group tty in all distributions.
-                Option_::Value("gid", "5"),
+                FsOption::Value("gid", "5"),
             ];
             mount::create("devpts", &options, attributes)
         }
         MountKind::Tmpfs { mode, size } => mount::tmpfs(*mode, *size, attributes),
         MountKind::Cgroup => match cgroups {
-            Cgroups::Own => mount::create("cgroup2", &[Option_::Value("source", "cgroup")], attributes),
+            Cgroups::Own => mount::create("cgroup2", &[FsOption::Value("source", "cgroup")], attributes),
             // Leaves are bound below it; it is made read-only after that.
             Cgroups::Leaves => mount::tmpfs(0o755, 1 << 20, Attributes { readonly: false, ..attributes }),
             Cgroups::Host => Err(std::io::Error::other("nothing was cloned for it")),

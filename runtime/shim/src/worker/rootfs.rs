@@ -4,7 +4,7 @@ use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
-use sys::mount::{self, Attributes, Option_, Pass};
+use sys::mount::{self, Attributes, FsOption, Pass};
 use wire::RootfsPlan;
 
 use super::stage::{Step, internal, invalid};
@@ -58,12 +58,12 @@ pub(super) fn assemble(plan: &RootfsPlan, sources: &Sources, at: &Path) -> Step<
         names.push(EMPTY.to_owned());
     }
     let (upper, work) = (format!("{WRITABLE}/upper"), format!("{WRITABLE}/work"));
-    let mut options = vec![Option_::Value("source", "overlay")];
-    options.extend(lower.iter().map(|layer| Option_::Value("lowerdir+", layer)));
-    options.push(Option_::Value("upperdir", &upper));
-    options.push(Option_::Value("workdir", &work));
+    let mut options = vec![FsOption::Value("source", "overlay")];
+    options.extend(lower.iter().map(|layer| FsOption::Value("lowerdir+", layer)));
+    options.push(FsOption::Value("upperdir", &upper));
+    options.push(FsOption::Value("workdir", &work));
     if plan.volatile {
-        options.push(Option_::Flag("volatile"));
+        options.push(FsOption::Flag("volatile"));
     }
     let what = || format!("overlay of {} layers on {}", lower.len(), plan.rw);
     let overlay = match mount::create("overlay", &options, Attributes::default()) {

@@ -41,15 +41,13 @@ impl Table {
 
 /// The propagation of the mount that contains `source`, from the current mount table.
 fn passes(source: BorrowedFd<'_>, stage: &str) -> Step<(bool, bool)> {
-    let id = mount::mount_id(source).map_err(internal(stage, "mount id"))?.to_string();
+    let id = mount::mount_id(source).map_err(internal(stage, "mount id"))?;
     let mut text = String::new();
     let file = File::open("/proc/self/mountinfo").map_err(internal(stage, "/proc/self/mountinfo"))?;
     file.take(LARGEST).read_to_string(&mut text).map_err(internal(stage, "/proc/self/mountinfo"))?;
-    let line = text.lines().find(|line| line.split(' ').next() == Some(&id));
-    let optional =
-        |line: &str, tag: &str| line.split(' ').skip(6).take_while(|f| *f != "-").any(|f| f.starts_with(tag));
-    let line = line.ok_or_else(|| invalid(stage, format!("its mount {id} is not in the mount table")))?;
-    Ok((optional(line, "shared:"), optional(line, "master:")))
+    let found = sys::mountinfo::mounts(&text).find(|mount| mount.id == id);
+    let found = found.ok_or_else(|| invalid(stage, format!("its mount {id} is not in the mount table")))?;
+    Ok((found.has_tag("shared:"), found.has_tag("master:")))
 }
 
 /// The source of a bind mount, and how to clone it.

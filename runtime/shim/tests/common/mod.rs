@@ -450,7 +450,8 @@ impl Drop for Pod {
                 }
             }
         }
-        drop(sys::proc::wait(self.shim.pidfd.as_fd()));
+        let shim = rustix::process::WaitId::PidFd(self.shim.pidfd.as_fd());
+        let _ = rustix::process::waitid(shim, rustix::process::WaitIdOptions::EXITED);
     }
 }
 

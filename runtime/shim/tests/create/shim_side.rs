@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use wire::{ContainerPlan, Reply};
 
+use crate::held::{Answer, Holders};
 use crate::worker::{CreateInput, Stdio, create};
-use crate::{bundle, podns, worker};
+use crate::{bundle, podns};
 
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Scenario {
@@ -41,7 +42,7 @@ pub(crate) fn shim_side(path: &Path) {
     let kubelet_mntns = sys::namespace::own_mount().unwrap();
     let cgroups = scenario.plan.cgroup.members.iter().map(|m| File::open(&m.path).unwrap().into()).collect();
     let churn = scenario.churn.clone();
-    let churning = sys::fork::worker(move || {
+    let churning = sys::fork::worker(&[], move |_| {
         for path in &churn {
             let tmpfs = sys::mount::tmpfs(0o755, 4096, sys::mount::Attributes::default()).unwrap();
             sys::mount::attach_at(tmpfs.as_fd(), Path::new(path)).unwrap();
@@ -64,33 +65,33 @@ fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Ou
     let (report_read, report) = io::pipe().unwrap();
     let (answer_read, answer) = io::pipe().unwrap();
     let (console_here, console_there) = std::os::unix::net::UnixStream::pair().unwrap();
-    let stdio = if scenario.terminal {
-        Stdio::Console { sock: console_there.into() }
+    let terminal = scenario.terminal;
+    let mut given: Vec<OwnedFd> = if terminal {
+        vec![console_there.into()]
     } else {
-        Stdio::Pipes {
-            stdin: stdin.into(),
-            stderr: stdout.try_clone().unwrap().into(),
-            stdout: stdout.into(),
-        }
+        vec![stdin.into(), stdout.try_clone().unwrap().into(), stdout.into()]
     };
-    let own = sys::namespace::Namespaces::of(std::process::id()).unwrap();
-    let input = CreateInput {
-        plan,
-        kubelet_mntns,
-        cgroups,
-        stdio,
-        exec_error: report.into(),
-        holders: worker::container::Holders { pause: Some(&own), target: None },
-    };
-    let mut input = Some(input);
-    let worker = sys::fork::worker(|| {
-        let reply = create(input.take().unwrap(), &|_| ());
-        let mut line = serde_json::to_vec(&reply).unwrap();
-        line.push(b'\n');
-        i32::from(File::from(OwnedFd::from(answer.try_clone().unwrap())).write_all(&line).is_err())
+    given.extend([plan, kubelet_mntns, report.into(), answer.into()]);
+    given.extend(cgroups);
+    let keep: Vec<_> = given.iter().map(|fd| fd.as_fd()).collect();
+    let worker = sys::fork::worker(&keep, move |fds| {
+        let mut fds = fds.into_iter();
+        let mut next = || fds.next().unwrap();
+        let stdio = if terminal {
+            Stdio::Console { sock: next() }
+        } else {
+            Stdio::Pipes { stdin: next(), stdout: next(), stderr: next() }
+        };
+        let (plan, kubelet_mntns, exec_error) = (next(), next(), next());
+        let answer = Box::new(File::from(next()));
+        // None of its own: this process's namespaces are the caller's.
+        let pause = Some(sys::namespace::Namespaces::default());
+        let holders = Holders { pause, target: None };
+        let cgroups = fds.collect();
+        create(CreateInput { plan, kubelet_mntns, cgroups, stdio, exec_error, holders }, answer)
     })
     .unwrap();
-    drop((answer, input));
+    drop(given);
     let mut line = String::new();
     BufReader::new(answer_read).read_line(&mut line).unwrap();
     assert_eq!(wait(worker), 0, "the worker ended badly: {line}");
@@ -124,6 +125,17 @@ fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Ou
     assert_eq!(fs::read_dir(podns::STATE).unwrap().count(), 0);
     assert_eq!(fs::read_dir(podns::BUNDLES).unwrap().count(), 0);
     Outcome { reply, report, output, code, held }
+}
+
+impl Answer for File {
+    fn warn(&self, _: &str) {}
+
+    fn reply(&self, reply: &Reply) -> io::Result<()> {
+        let mut line = serde_json::to_vec(reply)?;
+        line.push(b'\n');
+        let mut this = self;
+        this.write_all(&line)
+    }
 }
 
 /// Describes a descriptor; files outside of our mounts include their file system.

@@ -20,7 +20,7 @@ impl Arch {
     pub const NATIVE: Self = if cfg!(target_arch = "aarch64") { Self::Aarch64 } else { Self::X86_64 };
 
     /// The native architecture first, then those whose programs its kernel also runs.
-    pub fn family(self) -> &'static [Self] {
+    pub(crate) fn family(self) -> &'static [Self] {
         match self {
             Self::X86_64 | Self::X86 | Self::X32 => &[Self::X86_64, Self::X86, Self::X32],
             Self::Aarch64 | Self::Arm => &[Self::Aarch64, Self::Arm],

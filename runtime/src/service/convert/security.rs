@@ -271,7 +271,7 @@ fn capability_sets(field: &Field<'_>, given: Option<cri::Capability>) -> Result<
         super::each(field, name, list, |field, text: String| {
             let upper = text.to_ascii_uppercase();
             let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
-            if CAPABILITIES.contains(&short) || (all && short == "ALL") {
+            if spec::security::NAMES.contains(&short) || (all && short == "ALL") {
                 Ok(short.to_owned())
             } else {
                 Err(field.invalid(text, "must be the name of a Linux capability, for example NET_ADMIN"))
@@ -284,51 +284,6 @@ fn capability_sets(field: &Field<'_>, given: Option<cri::Capability>) -> Result<
         ambient: list("add_ambient_capabilities", add_ambient_capabilities, false)?,
     })
 }
-
-/// capabilities(7) since Linux 5.9; no later kernel has added one.
-const CAPABILITIES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
 
 fn mode_out(mode: NamespaceMode) -> i32 {
     match mode {

@@ -173,7 +173,7 @@ fn too_large_is_refused_both_ways() {
     let large = "x".repeat(usize::try_from(MAX_BYTES).unwrap());
     assert!(matches!(write(&path, "pod", "b", &large, true), Err(Error::TooLarge { .. })));
     assert!(!path.exists());
-    File::create(&path).unwrap().set_len(1 << 40).unwrap();
+    std::fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
     match read::<Record>(&path, "pod") {
         Err(error @ Error::TooLarge { size, .. }) => {
             assert_eq!(size, 1 << 40);

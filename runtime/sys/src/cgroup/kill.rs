@@ -1,4 +1,4 @@
-//! The end of a cgroup's processes: freeze, signal all, thaw. Repeated by the caller until none is left.
+//! Kills a cgroup's processes: freeze, signal all, thaw. The caller repeats it until none is left.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -8,17 +8,19 @@ use std::time::{Duration, Instant};
 use super::walk::{each_folder, is_gone, is_too_many, prune};
 use super::{processes, read, write};
 
-/// Processes held by descriptor at once, whatever their number: a limit on descriptors must not let the rest fork on.
+/// Most pidfds that are open at once, so that a limit on descriptors does not leave some processes forking
+/// on.
 const HELD: usize = 64;
 
-/// Sends SIGKILL to every process in a cgroup and below it, once. What they made meanwhile may live: call it again
-/// until [`super::is_empty`].
+/// Sends SIGKILL to every process in a cgroup and below it, once. Processes that were forked meanwhile may
+/// survive: repeat it until [`super::is_empty`].
 ///
-/// `folders` are the cgroup's folders in the hierarchies to look in, `freezer` the one in v1's freezer hierarchy. On
-/// v2 (`unified`) there is one folder, and cgroup.kill does it. On v1 all are frozen meanwhile, so that none forks
-/// away; the freeze is awaited for `patience` at most (a process in D state freezes when it comes out of it), and
-/// in the end every level is thawed: one that the container froze by itself would keep its processes from dying.
-/// Processes are signalled by descriptor, after they were seen to be members still.
+/// `folders` are the cgroup's folders in the hierarchies to search, `freezer` the one in v1's freezer
+/// hierarchy. On v2 (`unified`) there is one folder, and cgroup.kill is used. On v1 all processes are frozen
+/// meanwhile, so that none can fork. The freeze is awaited for at most `patience` (a process in D state
+/// freezes only when it leaves that state). At the end every level is thawed, because processes of a level
+/// that the container itself froze could not die. Processes are signalled by pidfd, after it was checked that
+/// they are still members.
 ///
 /// # Errors
 /// As the kernel says; a folder that is gone has nothing to kill. Of more folders than [`each_folder`] visits
@@ -46,12 +48,12 @@ pub fn kill_all(
     outcome
 }
 
-/// Makes a tree that is too large smaller, for the next time.
+/// Removes empty folders of a tree that is too large, for the next call.
 fn except_gone(outcome: io::Result<()>, dir: BorrowedFd<'_>) -> io::Result<()> {
     match outcome {
         Err(error) if is_gone(&error) => Ok(()),
         Err(error) if is_too_many(&error) => {
-            // Those with processes stay.
+            // Folders with processes stay.
             drop(prune(dir, &mut || false));
             Err(error)
         }
@@ -59,7 +61,7 @@ fn except_gone(outcome: io::Result<()>, dir: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// Whether all are frozen now. Best effort: who is not is killed all the same, only with more rounds.
+/// Whether all are frozen now. Best effort: other processes are killed too, only in more rounds.
 fn freeze(dir: BorrowedFd<'_>, unified: bool, patience: Duration) -> bool {
     let (file, value) = if unified { ("cgroup.freeze", "1") } else { ("freezer.state", "FROZEN") };
     if write(dir, file, value).is_err() {
@@ -85,12 +87,12 @@ fn freeze(dir: BorrowedFd<'_>, unified: bool, patience: Duration) -> bool {
     }
 }
 
-/// Thaws every level. A folder that is gone needs it no more.
+/// Thaws every level. A removed folder is skipped.
 fn thaw(dir: BorrowedFd<'_>, unified: bool) -> io::Result<()> {
     let (file, value) = if unified { ("cgroup.freeze", "0") } else { ("freezer.state", "THAWED") };
     let own = write(dir, file, value);
     each_folder(dir, &mut |folder| {
-        // The first has said already what is wrong.
+        // The first error is reported.
         drop(write(folder, file, value));
         Ok(())
     })
@@ -100,7 +102,8 @@ fn thaw(dir: BorrowedFd<'_>, unified: bool) -> io::Result<()> {
 fn kill_members(dir: BorrowedFd<'_>, frozen: bool) -> io::Result<()> {
     let list = || -> io::Result<Vec<u32>> {
         let mut pids = Vec::new();
-        // 0 is a process of another PID namespace, out of reach; init and the caller are never a container's.
+        // 0 is a process of another PID namespace, which cannot be signalled; PID 1 and the caller never
+        // belong to a container.
         processes(dir, |pid| {
             if pid > 1 && pid != std::process::id() {
                 pids.push(pid);
@@ -112,12 +115,12 @@ fn kill_members(dir: BorrowedFd<'_>, frozen: bool) -> io::Result<()> {
     for some in list()?.chunks(HELD) {
         let held: Vec<_> =
             some.iter().filter_map(|pid| Some((*pid, crate::pidfd::open(*pid).ok()?))).collect();
-        // Who is frozen cannot end, so its number is its own. Of others only those that are members still after
-        // the descriptor was opened: it is theirs then.
+        // A frozen process cannot end, so its pid is not reused. Other processes are signalled only if they
+        // are still members after the pidfd was opened, so that it is theirs.
         let members = if frozen { None } else { Some(list()?) };
         for (pid, fd) in &held {
             if members.as_ref().is_none_or(|members| members.binary_search(pid).is_ok()) {
-                // It may have ended, which is as good; root is refused nothing.
+                // It may have ended; root gets no permission errors.
                 drop(crate::pidfd::send_signal(fd.as_fd(), libc::SIGKILL));
             }
         }

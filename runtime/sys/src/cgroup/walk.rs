@@ -1,5 +1,5 @@
-//! A cgroup and those below it, which a container with a writable hierarchy fills as it likes: walked with two
-//! descriptors however deep they nest, without recursion, and with few of their names in memory.
+//! Walks a cgroup and those below it. A container with a writable hierarchy controls their number and depth,
+//! so the walk uses two descriptors at any depth, no recursion, and a bound on the number.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -17,7 +17,7 @@ const NAMES: usize = 1_024;
 /// Names read ahead on all levels of a walk, one more for each level.
 const MOST_NAMES: usize = 10_000;
 
-/// Whether a cgroup is gone: ENOENT, and ENODEV for a file that was opened before its folder was removed.
+/// Whether the error means that a cgroup was removed: ENOENT, or ENODEV for a file that was opened before.
 pub fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }
@@ -27,7 +27,7 @@ pub fn is_too_many(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::E2BIG)
 }
 
-/// A folder of the same mount: something mounted over a cgroup is not entered.
+/// Opens a folder of the same mount; a mount on a cgroup is not entered.
 fn enter(at: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     openat2(at, name, flags, Mode::empty(), ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS)
@@ -47,12 +47,12 @@ fn next_folders(
     while let Some(entry) = dir.read() {
         let entry = match entry {
             Ok(entry) => entry,
-            // Removed while it was read.
+            // Removed while it was being read.
             Err(Errno::NOENT) => break,
             Err(error) => return Err(error.into()),
         };
         let name = entry.file_name();
-        // A link count of two would say that there are none, but no cgroup file system promises that.
+        // A link count of two would mean that there are none, but no cgroup file system guarantees that.
         if entry.file_type() == FileType::Directory && name != c"." && name != c".." {
             names.push(name.to_owned());
             if names.len() >= most {
@@ -63,7 +63,8 @@ fn next_folders(
     Ok((names, None))
 }
 
-/// Calls `each` with the folder and all below it, parents first. What is removed meanwhile is left out.
+/// Calls `each` with the folder and all below it, parents first. Folders that are removed meanwhile are
+/// skipped.
 ///
 /// # Errors
 /// E2BIG for more than [`MOST_FOLDERS`], of which so many were visited, EXDEV for something mounted on one, those
@@ -143,13 +144,13 @@ fn room(kept: usize) -> usize {
 /// EBUSY when one was left, and as the kernel says.
 pub fn prune(dir: BorrowedFd<'_>, retry: &mut impl FnMut() -> bool) -> io::Result<()> {
     struct Level {
-        /// Its own name in the folder above.
+        /// Its name in the parent folder.
         name: CString,
         /// Still to remove in it.
         names: Vec<CString>,
-        /// Some in it stayed, so it cannot go either.
+        /// Some in it could not be removed, so it cannot be removed either.
         stayed: bool,
-        /// The names above are only the first of more.
+        /// There are more names than those above.
         more: bool,
     }
     let level = |at: BorrowedFd<'_>, name: CString| -> io::Result<Level> {
@@ -162,12 +163,12 @@ pub fn prune(dir: BorrowedFd<'_>, retry: &mut impl FnMut() -> bool) -> io::Resul
         if let Some(name) = top.names.pop() {
             match unlinkat(&at, &name, AtFlags::REMOVEDIR) {
                 Ok(()) | Err(Errno::NOENT) => {}
-                // ENOTEMPTY is what others than the kernel's own cgroup file systems say.
+                // Emulated cgroup file systems return ENOTEMPTY.
                 Err(Errno::BUSY | Errno::NOTEMPTY) => match enter(at.as_fd(), &name) {
                     Ok(below) => {
                         let inner = level(below.as_fd(), name)?;
                         if inner.names.is_empty() {
-                            // Nothing below it: it has processes, or they are on their way out.
+                            // No folder below it: it has processes, or they are ending.
                             top.stayed |= !remove_one(at.as_fd(), &inner.name, retry)?;
                         } else {
                             levels.push(inner);
@@ -229,7 +230,7 @@ mod tests {
         .map(|()| count)
     }
 
-    /// Deeper than a path can name, and than a stack or a table of descriptors would bear.
+    /// Deeper than the limits of paths, stacks and descriptor tables.
     fn deep(root: &std::path::Path, levels: usize) {
         let mut at = open(root);
         for _ in 0..levels {

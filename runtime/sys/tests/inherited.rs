@@ -1,0 +1,33 @@
+//! Descriptors that execve leaves open. Alone in its process: they are claimed once.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd as _;
+
+use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
+use sys::fds::Inherited;
+
+#[test]
+fn only_what_nobody_owns_is_claimed_and_once() {
+    let owned = File::open("/dev/null").unwrap();
+    // As execve leaves them: open, without the flag, owned by nobody.
+    let [taken, left] = [(); 2].map(|()| {
+        let file = File::open("/dev/null").unwrap();
+        fcntl_setfd(&file, FdFlags::empty()).unwrap();
+        let number = file.as_raw_fd();
+        std::mem::forget(file);
+        number
+    });
+    let mut inherited = Inherited::claim().unwrap();
+    let fd = inherited.take(taken).unwrap();
+    assert_eq!(fd.as_raw_fd(), taken);
+    assert!(fcntl_getfd(&fd).unwrap().contains(FdFlags::CLOEXEC));
+    for number in [taken, owned.as_raw_fd(), 1, -1] {
+        let refused = inherited.take(number).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(9), "{number}");
+    }
+    drop(inherited);
+    let open = |number: i32| std::fs::symlink_metadata(format!("/proc/self/fd/{number}")).is_ok();
+    assert!(!open(left) && open(taken) && open(1));
+    assert_eq!(Inherited::claim().unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+}
