@@ -49,7 +49,7 @@ pub const NAMES: [&str; 41] = [
     "CHECKPOINT_RESTORE",
 ];
 
-/// The fourteen that other container runtimes add by default, and that Kubernetes' Baseline policy allows.
+/// The default set, which other runtimes have too: the fourteen that Kubernetes' Baseline policy allows.
 pub const DEFAULT: u64 = mask_of(&[
     "CHOWN",
     "DAC_OVERRIDE",
@@ -105,12 +105,6 @@ pub fn bit(name: &str) -> Option<u64> {
     let upper = name.to_ascii_uppercase();
     let bare = upper.strip_prefix("CAP_").unwrap_or(&upper);
     NAMES.iter().position(|known| *known == bare).map(|bit| 1 << bit)
-}
-
-/// `CAP_` names of a mask, in order of their bits.
-pub fn names(mask: u64) -> Vec<String> {
-    let set = NAMES.iter().enumerate().filter(|(bit, _)| mask & (1 << bit) != 0);
-    set.map(|(_, name)| format!("CAP_{name}")).collect()
 }
 
 /// Computes the capability sets of a container. `host` is the daemon's bounding set, which limits all of
