@@ -31,8 +31,8 @@ pub(crate) enum Action {
     Adopt(Serial, Option<u32>),
     /// Close the namespaces of an ended process.
     DropNamespaces(Serial),
-    /// Start init and watch its error pipe. Result: `LetGo`.
-    LetGo(Serial, ContainerId),
+    /// Watch the error pipe of an init that waits, and tell it to start. Result: `StartSent`.
+    StartInit(Serial, ContainerId),
     /// Start copying a container's output to its log.
     WatchOutputs(Serial),
     /// Read what init has written to its error pipe, and close it. Result: `ErrorPipe`.
