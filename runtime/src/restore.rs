@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::kept::{self, KeptContainer, KeptPod};
 use crate::netns;
 use crate::pod::context::blocking;
-use crate::pod::{Context, Registry, containers, driver};
+use crate::pod::{Context, Registry, adopt, containers};
 use crate::shims::dial::{Dialled, dial};
 use crate::shims::spawn;
 use model::{ContainerId, ContainerRecord, PodId, PodRecord};
@@ -61,7 +61,7 @@ pub(crate) async fn restore(context: &Arc<Context>, registry: &Arc<Registry>) ->
     for (record, same_boot) in std::mem::take(&mut records.pods) {
         let containers = records.containers.remove(&record.id).unwrap_or_default();
         let leaving = model::reconcile::is_leaving(same_boot, &record, &containers);
-        driver::adopt(context, registry, record, containers, same_boot, leaving);
+        adopt(context, registry, record, containers, same_boot, leaving);
     }
     let leases = context.images.leases();
     let context = Arc::clone(context);

@@ -194,7 +194,7 @@ async fn the_lock_is_held_until_the_daemon_is_gone(cx: Context) -> Result<()> {
 /// little.
 async fn removal_gives_the_space_back(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
-    let line = "mkdir /many && cd /many && for n in $(seq 4000); do echo $n > $n; done";
+    let line = "mkdir /many && cd /many && for n in $(seq 1000); do echo $n > $n; done";
     let id = cx
         .run(&pod, &shapes::container("many", &Fixture::image("busybox"), &["/bin/sh", "-c", line]))
         .await?

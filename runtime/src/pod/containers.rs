@@ -113,7 +113,7 @@ async fn make(
     }
     // A created container does not survive a reboot, so the record is not synced; start syncs it.
     let record = Arc::new(record);
-    recorder::of_container(context, Arc::clone(&record))
+    recorder::of_container(&context.layout, Arc::clone(&record))
         .persist_within(MAX_NEW_BYTES, context, false)
         .await?;
     failpoint::hit("container.committed");

@@ -2,19 +2,20 @@
 //! machine (`pod::life`) and performs the resulting actions. It decides nothing itself and never waits for
 //! work.
 
-mod jobs;
-mod shim;
+mod event;
+#[cfg(test)]
+mod tests;
 
 use super::command::{Command, Reply};
-use super::context::{Context, random};
+use super::context::random;
 use super::exec::Ticket;
-use super::life::{Action, Answer, Ask, Heard, Input, Job, Life, Moment, Outcome, Timer, Waiter};
+use super::life::{Action, Answer, Ask, Heard, Input, Job, Life, Moment, Timer, Waiter};
 use super::recorder::{self, Recorder};
 use super::registry::{Launched, Registry, Seat};
+use super::supervisor::{Ended, StopHandle, Supervisor, Tools};
 use crate::clock::now;
 use crate::error::{Error, ErrorKind};
 use crate::shims::{Client, Connection};
-use jobs::{StopHandle, Tools};
 use model::{ContainerId, ContainerRecord, PodConfig, PodRecord};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -38,13 +39,10 @@ enum Waited {
     Dialled(Box<Heard>, Option<Box<Connection>>),
 }
 
-/// The result of a job: its outcome, if it has one, and the connection of a launch.
-type Ended = (Option<Outcome>, Option<Box<Connection>>);
-
 /// The driver of one pod.
 #[derive(Debug)]
 struct Driver {
-    context: Arc<Context>,
+    supervisor: Arc<dyn Supervisor>,
     registry: Arc<Registry>,
     life: Life,
     /// The connection to the shim, if there is one.
@@ -72,12 +70,17 @@ struct Driver {
 }
 
 /// Starts the driver of a new pod, which begins with the launch.
-pub(super) fn launch(context: Arc<Context>, registry: Arc<Registry>, seat: Seat, config: PodConfig) {
+pub(super) fn launch(
+    supervisor: Arc<dyn Supervisor>,
+    registry: Arc<Registry>,
+    seat: Seat,
+    config: PodConfig,
+) {
     let began = Instant::now();
     let (life, actions) = Life::launch(seat.id.clone(), config, moment(began));
     let Seat { id: _, commands, launched, closing } = seat;
     tokio::spawn(async move {
-        let mut driver = Driver::new(context, registry, life, launched, began);
+        let mut driver = Driver::new(supervisor, registry, life, launched, began);
         driver.perform(actions);
         driver.run(commands, closing).await;
     });
@@ -85,8 +88,8 @@ pub(super) fn launch(context: Arc<Context>, registry: Arc<Registry>, seat: Seat,
 
 /// Starts the driver of a pod with records, of this boot (`same_boot`) or an earlier one. When this returns,
 /// the pod is listed. `leaving`: it is rolled back or removed.
-pub(crate) fn adopt(
-    context: &Arc<Context>,
+pub(super) fn adopt(
+    supervisor: Arc<dyn Supervisor>,
     registry: &Arc<Registry>,
     record: PodRecord,
     containers: Vec<ContainerRecord>,
@@ -98,14 +101,13 @@ pub(crate) fn adopt(
     let (life, actions) = Life::restore(record, containers, leaving, moment(began));
     // Dropped with the driver: a caller that waits for the name of a leaving pod then retries.
     let Seat { id, commands, launched, closing } = seat;
-    let mut driver = Driver::new(Arc::clone(context), Arc::clone(registry), life, launched, began);
+    let mut driver = Driver::new(supervisor, Arc::clone(registry), life, launched, began);
     driver.perform(actions);
-    let (context, registry) = (Arc::clone(context), Arc::clone(registry));
     tokio::spawn(async move {
         // Before any call is processed; calls that arrive meanwhile wait for it, with a limit.
         let pid = driver.life.record().shim_pid;
         let (heard, connection) = match same_boot {
-            true => shim::ask(&context, &registry, &id, pid, super::life::GREETING).await,
+            true => driver.supervisor.dial(id, pid, super::life::GREETING).await,
             false => (Heard::of_another_boot(), None),
         };
         driver.offered = connection;
@@ -120,15 +122,15 @@ fn moment(began: Instant) -> Moment {
 
 impl Driver {
     fn new(
-        context: Arc<Context>,
+        supervisor: Arc<dyn Supervisor>,
         registry: Arc<Registry>,
         life: Life,
         launched: watch::Sender<Launched>,
         began: Instant,
     ) -> Self {
-        let recorder = recorder::of_pod(&context, Arc::new(life.record().clone()));
+        let recorder = recorder::of_pod(supervisor.layout(), Arc::new(life.record().clone()));
         Self {
-            context,
+            supervisor,
             registry,
             life,
             client: None,
@@ -205,7 +207,7 @@ impl Driver {
     }
 
     fn event(&mut self, event: Event) {
-        if let Some(event) = shim::event(self.life.record(), event) {
+        if let Some(event) = event::of(self.life.record(), event) {
             self.input(Input::Shim(event));
         }
     }
@@ -274,11 +276,11 @@ impl Driver {
             }
             Action::HangUp => (self.client, self.events) = (None, None),
             Action::Dial { pause, limit } => {
-                let (context, registry) = (Arc::clone(&self.context), Arc::clone(&self.registry));
+                let supervisor = Arc::clone(&self.supervisor);
                 let (pod, pid) = (self.life.record().id.clone(), self.life.record().shim_pid);
                 self.waits.spawn(async move {
                     tokio::time::sleep(pause).await;
-                    let (heard, connection) = shim::ask(&context, &registry, &pod, pid, limit).await;
+                    let (heard, connection) = supervisor.dial(pod, pid, limit).await;
                     Waited::Dialled(Box::new(heard), connection)
                 });
             }
@@ -314,27 +316,30 @@ impl Driver {
         if self.closing {
             return;
         }
-        if let Job::Stop { record, deadline, .. } = &job {
-            let handle = StopHandle {
-                deadline: watch::Sender::new(self.began + *deadline),
-                exited: watch::Sender::new(false),
-            };
-            self.stops.insert(record.id.clone(), handle);
-        }
-        let tools = Tools {
-            context: Arc::clone(&self.context),
-            client: self.client.clone(),
-            pod: self.life.record().id.clone(),
-            recorder: Arc::clone(&self.recorder),
+        let stop = match &job {
+            Job::Stop { record, deadline, .. } => {
+                let handle = StopHandle::new(self.began + *deadline);
+                let watch = handle.watch();
+                self.stops.insert(record.id.clone(), handle);
+                Some(watch)
+            }
+            _ => None,
         };
-        let work = jobs::work(tools, job, &self.recorders, &self.stops);
+        let tools = Tools {
+            pod: self.life.record().id.clone(),
+            client: self.client.clone(),
+            recorder: Arc::clone(&self.recorder),
+            container: job.container().and_then(|id| self.recorders.get(id)).cloned(),
+            stop,
+        };
+        let work = self.supervisor.work(job, tools);
         self.jobs.spawn(work);
     }
 
     fn note(&mut self, record: Arc<ContainerRecord>) {
-        let context = &self.context;
+        let layout = self.supervisor.layout();
         let recorder = self.recorders.entry(record.id.clone());
-        recorder.or_insert_with(|| recorder::of_container(context, Arc::clone(&record))).set(record);
+        recorder.or_insert_with(|| recorder::of_container(layout, Arc::clone(&record))).set(record);
     }
 
     /// A caller that has gone needs no reply.

@@ -1,21 +1,26 @@
 //! Pods: each has one driver task that owns its state, and jobs that do the work.
 //!
 //! ```text
-//! Node ──Command──► driver ──jobs──► launch, containers, teardown ──► shim, CNI, cgroups, files
-//!                     │  ▲─────outcomes, shim events─────┘
-//!                     └──► publish (List, Status)
+//! Node ──Command──► driver ──Supervisor──► jobs ──► launch, containers, teardown ──► shim, CNI, cgroups, files
+//!                   │ │ ▲──────outcomes, shim events──────┘
+//!                   │ └──► publish (List, Status)
+//!                   └──► life: what is legal, and what is next
 //! ```
+//! `supervisor` is the line between what decides and what works: `jobs` is the node's, `fakes` one in memory for tests.
 
 mod admission;
 mod backoff;
 pub(crate) mod command;
 pub(crate) mod containers;
 pub(crate) mod context;
-pub(crate) mod driver;
+mod driver;
 pub(crate) mod exec;
 mod exit;
+#[cfg(test)]
+mod fakes;
 mod foreign;
 mod intent;
+mod jobs;
 mod launch;
 mod life;
 mod output;
@@ -25,6 +30,7 @@ mod recorder;
 mod registry;
 mod run;
 mod stop;
+mod supervisor;
 mod teardown;
 
 pub(crate) use command::Command;
@@ -33,4 +39,4 @@ pub use context::NodeOptions;
 pub use exec::ExecOutput;
 pub use publish::{ContainerView, PodView};
 pub(crate) use registry::Registry;
-pub(crate) use run::run;
+pub(crate) use run::{adopt, run};

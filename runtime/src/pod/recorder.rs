@@ -4,6 +4,7 @@ use super::context::{Context, blocking};
 use crate::error::Error;
 use model::{ContainerRecord, PodRecord};
 use serde::Serialize;
+use state::Layout;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -46,14 +47,11 @@ impl<T: Serialize + Send + Sync + 'static> Recorder<T> {
 }
 
 /// A recorder for a container's record.
-pub(crate) fn of_container(
-    context: &Context,
-    record: Arc<ContainerRecord>,
-) -> Arc<Recorder<ContainerRecord>> {
-    Recorder::new(context.layout.container_record(&record.id), state::kind::CONTAINER, record)
+pub(crate) fn of_container(layout: &Layout, record: Arc<ContainerRecord>) -> Arc<Recorder<ContainerRecord>> {
+    Recorder::new(layout.container_record(&record.id), state::kind::CONTAINER, record)
 }
 
 /// A recorder for a pod's record.
-pub(crate) fn of_pod(context: &Context, record: Arc<PodRecord>) -> Arc<Recorder<PodRecord>> {
-    Recorder::new(context.layout.pod_record(&record.id), state::kind::POD, record)
+pub(crate) fn of_pod(layout: &Layout, record: Arc<PodRecord>) -> Arc<Recorder<PodRecord>> {
+    Recorder::new(layout.pod_record(&record.id), state::kind::POD, record)
 }

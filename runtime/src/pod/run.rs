@@ -1,10 +1,11 @@
-//! RunPodSandbox: finds or starts the driver of a pod name.
+//! Starts drivers: of new pods, for RunPodSandbox, and of pods with records, for the start of the daemon.
 
 use super::context::{Context, random};
 use super::driver;
+use super::jobs::Host;
 use super::registry::{Registry, Reservation};
 use crate::error::{Error, ErrorKind};
-use model::{PodConfig, PodId};
+use model::{ContainerRecord, PodConfig, PodId, PodRecord};
 use std::sync::Arc;
 
 /// Number of attempts to get a name that is released while waiting for it.
@@ -25,7 +26,7 @@ pub(crate) async fn run(
             Reservation::Join(launched) => launched,
             Reservation::New(seat, launched) => {
                 let config = PodConfig::clone(&config);
-                driver::launch(Arc::clone(context), Arc::clone(registry), seat, config);
+                driver::launch(Host::new(context, registry), Arc::clone(registry), seat, config);
                 launched
             }
         };
@@ -37,4 +38,17 @@ pub(crate) async fn run(
         }
     }
     Err(Error::new(ErrorKind::Aborted, "the daemon is stopping"))
+}
+
+/// Starts the driver of a pod with records, of this boot (`same_boot`) or an earlier one. When this returns, the pod is
+/// listed. `leaving`: it is rolled back or removed.
+pub(crate) fn adopt(
+    context: &Arc<Context>,
+    registry: &Arc<Registry>,
+    record: PodRecord,
+    containers: Vec<ContainerRecord>,
+    same_boot: bool,
+    leaving: bool,
+) {
+    driver::adopt(Host::new(context, registry), registry, record, containers, same_boot, leaving);
 }

@@ -181,6 +181,14 @@ async fn greet(path: &Path, pod: &PodId) -> Result<Connection, ClientError> {
 }
 
 impl Client {
+    /// A client whose connection has ended, and whose shim is this process.
+    #[cfg(test)]
+    pub(crate) fn unconnected() -> io::Result<Self> {
+        let pid = std::process::id();
+        let process = super::watched(sys::pidfd::open(pid)?, Interest::READABLE)?;
+        Ok(Self { outgoing: mpsc::channel(1).0, process: Arc::new(process), pid })
+    }
+
     /// The shim's pid.
     pub(crate) fn pid(&self) -> u32 {
         self.pid

@@ -7,6 +7,7 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use model::Propagation;
 use rustix::fs::symlinkat;
@@ -20,9 +21,10 @@ use super::tree::{self, Kind, Links, Root};
 use super::volumes::{self, attributes};
 use crate::podns::SHM;
 
-/// How often early mounts are repeated because the host's mount table changed. Each attempt takes about a
-/// millisecond; a node that starts many pods at once changes its table as often.
-const ATTEMPTS: usize = 40;
+/// How long early mounts are repeated because the host's mount table changed. Each attempt takes about a
+/// millisecond, but on a busy node it is interrupted, and a node that starts many pods at once changes its table as
+/// often. The limit is a time, because a number of attempts passes in no time on a fast node.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Paths whose mounts init attaches.
 const LATE: [&str; 3] = ["/dev", "/proc", "/sys"];
 /// From here on numbers in the scratch root are nobody's: a plan has fewer mounts.
@@ -365,7 +367,10 @@ pub(super) fn attach_early(
     let staged = worker.iter().filter(|(place, _)| matches!(place, Place::Staged(_))).count();
     let minds: Vec<&str> =
         worker.iter().filter(|(_, p)| volumes::propagates(p)).map(|(_, p)| p.target.as_str()).collect();
-    for _ in 0..ATTEMPTS {
+    let begun = Instant::now();
+    let mut attempts: u32 = 0;
+    while attempts == 0 || begun.elapsed() < PATIENCE {
+        attempts += 1;
         clone_from_pod(&mut prepared)?;
         let mut attached = Vec::with_capacity(prepared.len());
         let mut shared = nested::Shared::default();
@@ -412,7 +417,10 @@ pub(super) fn attach_early(
     }
     Err(internal(
         "volumes",
-        format!("the host's mounts changed {ATTEMPTS} times while these were attached: {}", minds.join(", ")),
+        format!(
+            "the host's mounts changed in each of {attempts} attempts, for {PATIENCE:?}, while these were attached: {}",
+            minds.join(", ")
+        ),
     )(std::io::ErrorKind::ResourceBusy.into()))
 }
 

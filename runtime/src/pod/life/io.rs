@@ -291,6 +291,30 @@ pub(crate) enum Job {
     RemovePod(Arc<PodRecord>, Vec<Arc<ContainerRecord>>),
 }
 
+impl Job {
+    /// The container whose record the job writes.
+    pub(crate) fn container(&self) -> Option<&ContainerId> {
+        match self {
+            Self::Start(id) | Self::RecordExit(id) => Some(id),
+            Self::RemoveContainer(record) => Some(&record.id),
+            Self::Launch(_)
+            | Self::Create(..)
+            | Self::Stop { .. }
+            | Self::Unmake(_)
+            | Self::KillOrphan(_)
+            | Self::RemoveCgroup(_)
+            | Self::ReopenLog(..)
+            | Self::KillExecs(_)
+            | Self::EndPod(..)
+            | Self::KillRemains(..)
+            | Self::RecordPod
+            | Self::RecordStop
+            | Self::ForgetShim
+            | Self::RemovePod(..) => None,
+        }
+    }
+}
+
 /// A container to be torn down.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Leaf {

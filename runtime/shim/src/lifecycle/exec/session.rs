@@ -55,7 +55,7 @@ impl Exec {
         if let Some(process) = process
             && process.code.is_none()
         {
-            process.code = over.filter(|_| look.is_patient());
+            process.code = over.filter(|_| look.is_patient() || cx.time.ms >= *until);
             if process.code.is_none() {
                 count = count.max(1);
             }

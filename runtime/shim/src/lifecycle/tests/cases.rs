@@ -255,6 +255,27 @@ fn an_early_exit_of_pause_is_reported_once() {
 }
 
 #[test]
+fn a_late_kill_reports_the_exit_code_of_a_process_that_has_ended() {
+    let mut world = world(&[Op::Exec(0, Some(10))]);
+    for op in [Op::Work(0, 11), Op::Work(0, 11), Op::Work(0, 11), Op::Execve(0, true)] {
+        world.step(&op).unwrap();
+    }
+    let serial = world.open_sockets().last().copied().unwrap();
+    world.read(serial).unwrap();
+    let pid = world.kernel.made(serial).unwrap();
+    world.kernel.end(pid, 3);
+    world.kernel.processes.get_mut(&pid).unwrap().traced = true;
+    world.step(&Op::Pass(10)).unwrap();
+    // The shim was stopped meanwhile, so that its next check is after the time limit.
+    world.step(&Op::Pass(11_000)).unwrap();
+    let codes = world.events.iter().filter_map(|event| match event {
+        Event::ExecExited { code, .. } => Some(*code),
+        _ => None,
+    });
+    assert_eq!(codes.collect::<Vec<_>>(), [3]);
+}
+
+#[test]
 fn a_second_stop_replaces_the_first() {
     let mut world = world(&[Op::StopPod, Op::StopPod]);
     assert_eq!(failed(&world).0, ErrorKind::Busy);

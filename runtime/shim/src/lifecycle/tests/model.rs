@@ -81,7 +81,7 @@ pub(super) fn rest(world: &mut World) -> Checked {
         for _ in 0..world.waiting().len() {
             world.step(&Op::Execve(0, true))?;
         }
-        for serial in world.open_sockets() {
+        for serial in world.readable() {
             world.read(serial)?;
         }
         for which in 0..world.open_pipes() {

@@ -5,6 +5,7 @@ use wire::{Event, Reply, Snapshot};
 use super::super::action::{Action, CgroupLook, Fork, Session};
 use super::super::id::Serial;
 use super::super::input::{CgroupState, Happened, Held, InitState, Input};
+use super::super::worker::KILLED;
 use super::check::Violation;
 use super::kernel::Owner;
 use super::op::Sabotage;
@@ -137,9 +138,26 @@ impl World {
         match event {
             Event::Exited { container, facts } => {
                 let serial = self.serial_of(container);
+                if facts.start_error.is_none() && self.code_of(serial) != Some(facts.code) {
+                    let code = self.code_of(serial);
+                    return Err(Violation::Exit(format!("{facts:?}, but init's exit code is {code:?}")));
+                }
                 self.check.exited(self.connection, serial, facts)
             }
-            Event::ExecExited { exec, .. } => self.check.exec_exited(exec.0),
+            Event::ExecExited { exec, code } => {
+                let own = self.execs.iter().find(|(_, (id, _))| *id == exec.0).map(|(serial, _)| *serial);
+                // One that cannot be killed is reported as killed before it ends.
+                match own.and_then(|serial| self.code_of(Serial(serial))).unwrap_or(KILLED) {
+                    ended if ended == *code => self.check.exec_exited(exec.0),
+                    ended => Err(Violation::Exit(format!("{event:?}, but its exit code is {ended}"))),
+                }
+            }
+            Event::PauseExited { code } => {
+                match self.life.pause.serial().and_then(|serial| self.code_of(serial)) {
+                    Some(ended) if ended == *code => Ok(()),
+                    ended => Err(Violation::Exit(format!("{event:?}, but its exit code is {ended:?}"))),
+                }
+            }
             Event::Started { container, .. } => {
                 let serial = self.serial_of(container);
                 match self.containers.get(&serial.0) {
@@ -242,10 +260,7 @@ impl World {
                 Input::Created { serial, reply, pid, is_child: kernel.is_child(pid) }
             }
             None => {
-                let holds = worker.made.and_then(|pid| kernel.processes.get(&pid));
-                let held = holds
-                    .is_some_and(|of| of.owner == Owner::Made(serial) && of.code.is_none() && !of.executed);
-                if held || kernel.runs(worker.pid) || worker.closed {
+                if worker.closed || !worker.is_at_eof(kernel) {
                     return self.result(serial, Happened::PacketsRead);
                 }
                 worker.closed = true;

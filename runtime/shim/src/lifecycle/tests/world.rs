@@ -44,6 +44,14 @@ impl Worker {
         let packets = VecDeque::new();
         Self { serial, fork, pid, step: 0, packets, made: None, open: true, closed: false, deadline }
     }
+
+    /// Whether every process with its socket has ended or called execve.
+    pub(super) fn is_at_eof(&self, kernel: &Kernel) -> bool {
+        let holds = self.made.and_then(|pid| kernel.processes.get(&pid)).is_some_and(|process| {
+            process.owner == Owner::Made(self.serial) && process.code.is_none() && !process.executed
+        });
+        !holds && !kernel.runs(self.pid)
+    }
 }
 
 pub(super) struct World {
@@ -66,6 +74,8 @@ pub(super) struct World {
     /// What may be killed.
     pub(super) wanted_dead: Vec<Serial>,
     pub(super) told_to_start: Vec<Serial>,
+    /// Exit codes of reaped processes, by the serial of pause, the container or the exec.
+    codes: BTreeMap<u32, i32>,
     pub(super) sabotage: Sabotage,
     late: Vec<Action>,
     due: Vec<Action>,
@@ -95,6 +105,7 @@ impl World {
             execs: BTreeMap::new(),
             wanted_dead: Vec::new(),
             told_to_start: Vec::new(),
+            codes: BTreeMap::new(),
             sabotage,
             late: Vec::new(),
             due: Vec::new(),
@@ -280,7 +291,7 @@ impl World {
     }
 
     pub(super) fn reap(&mut self, most: usize, orderly: bool) -> Checked {
-        if orderly {
+        if orderly && !self.kernel.zombies().is_empty() {
             for serial in self.workers.iter().map(|worker| worker.serial).collect::<Vec<_>>() {
                 self.read(serial)?;
             }
@@ -292,6 +303,9 @@ impl World {
             if let Owner::Made(serial) | Owner::Worker(serial) = process.owner {
                 // The exit of a process allows to kill its remaining processes.
                 self.wanted_dead.push(serial);
+            }
+            if let Owner::Made(serial) = process.owner {
+                self.codes.insert(serial.0, code);
             }
             self.kernel.processes.remove(&pid);
             self.input(Input::Reaped { pid, code, executed })?;
@@ -393,6 +407,21 @@ impl World {
         })
     }
 
+    /// The exit code of the process that a worker created for an object.
+    pub(super) fn code_of(&self, serial: Serial) -> Option<i32> {
+        let unreaped = self.kernel.made(serial).and_then(|pid| self.kernel.processes.get(&pid)?.code);
+        self.codes.get(&serial.0).copied().or(unreaped)
+    }
+
+    /// Workers whose sockets are readable.
+    pub(super) fn readable(&self) -> Vec<Serial> {
+        let readable = |worker: &&Worker| {
+            let eof = !worker.closed && worker.is_at_eof(&self.kernel);
+            worker.open && (!worker.packets.is_empty() || eof)
+        };
+        self.workers.iter().filter(readable).map(|worker| worker.serial).collect()
+    }
+
     pub(super) fn open_sockets(&self) -> Vec<Serial> {
         self.workers.iter().filter(|worker| worker.open).map(|worker| worker.serial).collect()
     }
@@ -416,7 +445,14 @@ impl World {
                 return Err(Violation::Slot(format!("nothing lives of {exec:?}")));
             }
         }
-        Ok(())
+        let lost = self.containers.iter().find(|(serial, (_, init))| {
+            let is_held = self.life.containers.iter().any(|container| container.serial.0 == **serial);
+            init.is_some() && !is_held && !self.check.records.contains_key(serial)
+        });
+        match lost {
+            Some(lost) => Err(Violation::Slot(format!("{lost:?} was forgotten before its exit"))),
+            None => Ok(()),
+        }
     }
 
     /// Every exit must be reported on the current connection.

@@ -1,19 +1,19 @@
-//! Converts the shim's messages to inputs of the pod's state machine.
+//! Asks a shim for the state of its pod.
 
 use crate::clock::now;
 use crate::lanes;
 use crate::pod::context::Context;
-use crate::pod::life::{Heard, ShimEvent};
+use crate::pod::life::Heard;
 use crate::pod::registry::Registry;
 use crate::pod::{exit, teardown};
 use crate::shims::Connection;
 use crate::shims::dial::{self, Dialled};
+use model::PodId;
 use model::reconcile::{Held, Shim};
-use model::{PodId, PodRecord};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use wire::{ContainerState, Event, Snapshot};
+use wire::{ContainerState, Snapshot};
 
 /// Connects to a pod's shim, whose pid is in the record, and reads its exit files.
 pub(super) async fn ask(
@@ -60,21 +60,4 @@ fn of_snapshot(registry: &Registry, connection: &Connection) -> Heard {
     let kept = containers.keys().filter(|id| registry.managed(id.as_str()).is_err()).cloned().collect();
     let shim = Shim::Answered { pause, containers };
     Heard { pid: connection.client.pid(), execs, kept, ..Heard::of(shim) }
-}
-
-/// Converts an event for the pod's state machine; other events are logged.
-pub(super) fn event(pod: &PodRecord, event: Event) -> Option<ShimEvent> {
-    match event {
-        Event::Exited { container, facts } => {
-            let ending = (exit::exit_of(&facts, now()), facts.started_at);
-            Some(ShimEvent::Exited(container, ending))
-        }
-        Event::Started { container, started_at } => Some(ShimEvent::Started(container, started_at)),
-        Event::PauseExited { code } => Some(ShimEvent::PauseExited { code }),
-        Event::Warning { container, message } => {
-            tracing::warn!(pod = %pod.id, container = container.map(|id| id.to_string()), message, "shim");
-            None
-        }
-        Event::ExecExited { .. } | Event::Unknown => None,
-    }
 }

@@ -1,22 +1,23 @@
-//! Jobs. Each does one piece of work and returns its outcome; none decides what happens next.
+//! The supervisor of this node. Each job does one piece of work and returns its outcome; none decides what happens
+//! next.
 
-use super::Ended;
+mod ask;
+
+use super::context::{Context, blocking};
+use super::life::{Job, Outcome, StartError};
+use super::recorder::Recorder;
+use super::registry::Registry;
+use super::stop::Stop;
+use super::supervisor::{Dial, Ended, StopWatch, Supervisor, Tools, Work};
+use super::{containers, launch, teardown};
 use crate::error::{Error, ErrorKind};
 use crate::lanes;
-use crate::pod::context::{Context, blocking};
-use crate::pod::life::{Job, Outcome, StartError};
-use crate::pod::recorder::Recorder;
-use crate::pod::stop::Stop;
-use crate::pod::{containers, launch, teardown};
 use crate::shims::Client;
-use futures_util::future::BoxFuture;
 use model::{ContainerId, ContainerRecord, ExecId, PodId, PodRecord};
-use std::collections::BTreeMap;
+use state::Layout;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 use wire::Request;
 
 /// Time limit for the shim to open a log file.
@@ -26,102 +27,83 @@ const KILLS: usize = 16;
 /// Time limit for the shim to kill one session.
 const KILL: Duration = Duration::from_secs(15);
 
-/// The tools of jobs.
+/// This node, as the drivers of its pods use it.
 #[derive(Debug)]
-pub(super) struct Tools {
-    pub(super) context: Arc<Context>,
-    /// The connection to the shim, if there is one when the job starts.
-    pub(super) client: Option<Client>,
-    pub(super) pod: PodId,
-    pub(super) recorder: Arc<Recorder<PodRecord>>,
+pub(crate) struct Host {
+    context: Arc<Context>,
+    registry: Arc<Registry>,
 }
 
-/// The driver's handle of a running stop.
-#[derive(Debug)]
-pub(super) struct StopHandle {
-    /// Sets when to kill.
-    pub(super) deadline: watch::Sender<Instant>,
-    /// Set to true when the exit is recorded.
-    pub(super) exited: watch::Sender<bool>,
+impl Host {
+    pub(crate) fn new(context: &Arc<Context>, registry: &Arc<Registry>) -> Arc<Self> {
+        Arc::new(Self { context: Arc::clone(context), registry: Arc::clone(registry) })
+    }
 }
 
-type Recorders = BTreeMap<ContainerId, Arc<Recorder<ContainerRecord>>>;
-type Work = BoxFuture<'static, Ended>;
+impl Supervisor for Host {
+    fn layout(&self) -> &Layout {
+        &self.context.layout
+    }
 
-/// The work of a job.
-pub(super) fn work(
-    tools: Tools,
-    job: Job,
-    recorders: &Recorders,
-    stops: &BTreeMap<ContainerId, StopHandle>,
-) -> Work {
-    let Tools { context, client, pod, recorder } = tools;
-    match job {
-        Job::Launch(record) => Box::pin(launched(context, record)),
-        Job::Create(pod, record) => with(create(context, client, pod, record)),
-        Job::Start(id) => match recorders.get(&id).cloned() {
-            Some(recorder) => with(start(context, client, id, recorder)),
-            None => with(async { Outcome::Started(id, Err(StartError::Other(unrecorded()))) }),
-        },
-        Job::Stop { record, shim_pid, .. } => match stops.get(&record.id) {
-            Some(handle) => {
-                let (deadline, exited) = (handle.deadline.subscribe(), handle.exited.subscribe());
-                let stop = Stop { client, shim_pid, record, deadline, exited };
-                with(async move {
-                    let id = stop.record.id.clone();
-                    Outcome::StopEnded(id, stop.run(&context).await)
-                })
+    fn dial(&self, pod: PodId, pid: u32, limit: Duration) -> Dial {
+        let (context, registry) = (Arc::clone(&self.context), Arc::clone(&self.registry));
+        Box::pin(async move { ask::ask(&context, &registry, &pod, pid, limit).await })
+    }
+
+    fn work(&self, job: Job, tools: Tools) -> Work {
+        let context = Arc::clone(&self.context);
+        let Tools { pod, client, recorder, container, stop } = tools;
+        match job {
+            Job::Launch(record) => Box::pin(launched(context, record)),
+            Job::Create(pod, record) => with(create(context, client, pod, record)),
+            Job::Start(id) => with(start(context, client, id, container)),
+            Job::Stop { record, shim_pid, .. } => with(stopped(context, client, record, shim_pid, stop)),
+            Job::RecordExit(id) => with(async move {
+                let recorded = record_exit(&context, &id, container).await;
+                Outcome::ExitRecorded(id, recorded)
+            }),
+            Job::RemoveContainer(record) => with(remove_container(context, client, record, container)),
+            Job::Unmake(record) => without(async move {
+                for error in containers::unmake(&context, client.as_ref(), &record).await {
+                    tracing::error!(container = %record.id, %error, "not cleaned up after an interrupted create");
+                }
+            }),
+            Job::KillOrphan(id) => without(async move {
+                if let Some(client) = client
+                    && let Err(error) = containers::kill_and_forget(&client, &id).await
+                {
+                    tracing::warn!(container = %id, %error, "the shim still has a container that should have been killed");
+                }
+            }),
+            Job::RemoveCgroup(record) => without(remove_cgroup(context, pod, record)),
+            Job::ReopenLog(waiter, container) => {
+                with(async move { Outcome::LogReopened(waiter, reopen_log(client, container).await) })
             }
-            None => with(async move { Outcome::StopEnded(record.id.clone(), Err(unrecorded())) }),
-        },
-        Job::RecordExit(id) => {
-            let recorder = recorders.get(&id).cloned();
-            with(async move { Outcome::ExitRecorded(id.clone(), record_exit(&context, &id, recorder).await) })
-        }
-        Job::RemoveContainer(record) => {
-            let recorder = recorders.get(&record.id).cloned();
-            with(remove_container(context, client, record, recorder))
-        }
-        Job::Unmake(record) => without(async move {
-            for error in containers::unmake(&context, client.as_ref(), &record).await {
-                tracing::error!(container = %record.id, %error, "not cleaned up after an interrupted create");
+            Job::KillExecs(execs) => without(kill_execs(client, pod, execs)),
+            Job::EndPod(record, leaves) => {
+                with(async move { Outcome::PodEnded(teardown::end(&context, &record, client, leaves).await) })
             }
-        }),
-        Job::KillOrphan(id) => without(async move {
-            if let Some(client) = client
-                && let Err(error) = containers::kill_and_forget(&client, &id).await
-            {
-                tracing::warn!(container = %id, %error, "the shim still has a container that should have been killed");
+            Job::KillRemains(record, leaves) => {
+                with(async move { Outcome::PodKilled(teardown::kill(&context, &record, None, leaves).await) })
             }
-        }),
-        Job::RemoveCgroup(record) => without(remove_cgroup(context, pod, record)),
-        Job::ReopenLog(waiter, container) => {
-            with(async move { Outcome::LogReopened(waiter, reopen_log(client, container).await) })
-        }
-        Job::KillExecs(execs) => without(kill_execs(client, pod, execs)),
-        Job::EndPod(record, leaves) => {
-            with(async move { Outcome::PodEnded(teardown::end(&context, &record, client, leaves).await) })
-        }
-        Job::KillRemains(record, leaves) => {
-            with(async move { Outcome::PodKilled(teardown::kill(&context, &record, None, leaves).await) })
-        }
-        Job::RecordPod => without(async move {
-            if let Err(error) = recorder.persist(&context, false).await {
-                tracing::error!(%pod, %error, "cannot write the pod's record");
+            Job::RecordPod => without(async move {
+                if let Err(error) = recorder.persist(&context, false).await {
+                    tracing::error!(%pod, %error, "cannot write the pod's record");
+                }
+            }),
+            Job::RecordStop => with(async move {
+                // No process is left, whatever the disk says: a node that cannot write must still be able to stop
+                // its pods.
+                if let Err(error) = recorder.persist(&context, true).await {
+                    tracing::error!(%pod, %error, "cannot record the stop: the next start of the daemon stops the pod again");
+                }
+                Outcome::PodRecorded
+            }),
+            Job::ForgetShim => {
+                with(async move { Outcome::ShimForgotten(teardown::forget_shim(&context, &pod).await) })
             }
-        }),
-        Job::RecordStop => with(async move {
-            // No process is left, whatever the disk says: a node that cannot write must still be able to stop
-            // its pods.
-            if let Err(error) = recorder.persist(&context, true).await {
-                tracing::error!(%pod, %error, "cannot record the stop: the next start of the daemon stops the pod again");
-            }
-            Outcome::PodRecorded
-        }),
-        Job::ForgetShim => {
-            with(async move { Outcome::ShimForgotten(teardown::forget_shim(&context, &pod).await) })
+            Job::RemovePod(record, containers) => with(remove_pod(context, recorder, record, containers)),
         }
-        Job::RemovePod(record, containers) => with(remove_pod(context, recorder, record, containers)),
     }
 }
 
@@ -171,13 +153,31 @@ async fn start(
     context: Arc<Context>,
     client: Option<Client>,
     id: ContainerId,
-    recorder: Arc<Recorder<ContainerRecord>>,
+    recorder: Option<Arc<Recorder<ContainerRecord>>>,
 ) -> Outcome {
-    let started = match client {
-        Some(client) => containers::start(context, client, id.clone(), recorder).await,
-        None => Err(StartError::Other(lost())),
+    let started = match (client, recorder) {
+        (Some(client), Some(recorder)) => containers::start(context, client, id.clone(), recorder).await,
+        (None, _) => Err(StartError::Other(lost())),
+        (_, None) => Err(StartError::Other(unrecorded())),
     };
     Outcome::Started(id, started)
+}
+
+async fn stopped(
+    context: Arc<Context>,
+    client: Option<Client>,
+    record: Arc<ContainerRecord>,
+    shim_pid: u32,
+    watch: Option<StopWatch>,
+) -> Outcome {
+    let id = record.id.clone();
+    let ended = match watch {
+        Some(StopWatch { deadline, exited }) => {
+            Stop { client, shim_pid, record, deadline, exited }.run(&context).await
+        }
+        None => Err(unrecorded()),
+    };
+    Outcome::StopEnded(id, ended)
 }
 
 async fn record_exit(
