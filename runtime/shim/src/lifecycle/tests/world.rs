@@ -350,7 +350,9 @@ impl World {
                 | Happened::Reaped { .. }
                 | Happened::Closed
                 | Happened::PacketsRead => Some(*serial),
-                Happened::InitSeen(Some(state)) if state.held != Held::No => Some(*serial),
+                Happened::InitSeen(Some(state)) if state.held != Held::No || state.over.is_some() => {
+                    Some(*serial)
+                }
                 _ => None,
             },
             _ => None,
