@@ -5,6 +5,9 @@ use wire::{Event, ExitFacts, Reply};
 
 use super::id::{Requester, Serial};
 
+/// The same number on all architectures.
+pub(crate) const SIGKILL: i32 = 9;
+
 /// An action.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Action {

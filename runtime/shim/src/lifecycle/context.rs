@@ -5,9 +5,8 @@ use std::collections::VecDeque;
 use model::ContainerId;
 use wire::{ErrorKind, Event, Failure, Reply};
 
-use super::action::Action;
+use super::action::{Action, SIGKILL};
 use super::id::{Requester, Serial};
-use super::worker::SIGKILL;
 use crate::failure::refusal;
 
 /// When an input arrived.

@@ -2,13 +2,11 @@
 
 use wire::{ErrorKind, Failure};
 
-use super::action::Action;
+use super::action::{Action, SIGKILL};
 use super::context::Context;
 use super::id::{Requester, Serial};
 use crate::failure::refusal;
 
-/// Kernel numbers, the same on all architectures.
-pub(crate) const SIGKILL: i32 = 9;
 /// Exit code of a killed process.
 pub(crate) const KILLED: i32 = 128 + SIGKILL;
 /// Exit code of a process that could not be reaped.

@@ -7,13 +7,13 @@ mod start;
 use model::ContainerId;
 use wire::{ErrorKind, Reply, Snapshot};
 
-use super::action::{Action, Fork};
+use super::action::{Action, Fork, SIGKILL};
 use super::context::Context;
 use super::id::{Requester, Serial};
 use super::input::Happened;
 use super::look::Look;
 use super::phase::Phase;
-use super::worker::{SIGKILL, Worker};
+use super::worker::Worker;
 use crate::failure::refusal;
 
 /// Longest accepted deadline of a create.
