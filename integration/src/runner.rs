@@ -32,9 +32,10 @@ pub(crate) struct Test {
 }
 
 impl Test {
-    /// A test on the shared node with a limit of one minute. `module` is its `module_path!()`.
+    /// A test on the shared node with a limit of one minute. `module` is its `module_path!()`; the theme is the module
+    /// below `tests`, also if its file is one of several in the theme's folder.
     pub(crate) fn new(module: &str, name: &str, run: fn(Context) -> Work) -> Self {
-        let theme = module.rsplit("::").next().unwrap_or(module);
+        let theme = module.split("::").skip_while(|part| *part != "tests").nth(1).unwrap_or(module);
         Self { name: format!("{theme}::{name}"), run, own: None, limit: Duration::from_secs(60), ours: false }
     }
 

@@ -6,24 +6,26 @@
 
 pub(crate) mod blobs;
 mod gc;
+mod guards;
 pub(crate) mod index;
 mod layout;
 mod lease;
+mod open;
+
+pub(crate) use guards::{Ingest, Pins};
 
 use crate::error::{Error, Result};
-use crate::lane::blocking;
-use crate::record::{ImageRecord, Lease, Usage};
+use crate::record::{ImageRecord, Usage};
 use crate::reference::{Digest, Reference};
 use crate::unpack::{self, LayerStats};
 use layout::{Layout, layer_name};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
-use sys::tree::Trash;
 
 /// Content of a layer's facts file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -65,63 +67,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Store {
-    /// Reads the store and cleans up after a crash.
-    pub(crate) fn open(root: &Path, pinned: &[String]) -> Result<Self> {
-        let layout = Layout::make(root)?;
-        let mut damaged = false;
-        let mut read_only = None;
-        let mut entries = match index::read(&layout) {
-            Ok(entries) => entries,
-            // The layers it names are complete, and the later version will need them.
-            Err(error @ Error::Unsupported { .. }) => {
-                tracing::error!(%error, "images are read-only: pulls and removals fail; images that this version does not understand are not listed");
-                read_only = Some(error);
-                index::read_newer(&layout)
-            }
-            Err(error @ (Error::Corrupt { .. } | Error::TooLarge { .. })) => {
-                let aside = layout.index().with_extension(format!("unreadable-{}", now()));
-                tracing::error!(%error, ?aside, "image index set aside: images must be pulled again");
-                match fs::rename(layout.index(), &aside) {
-                    Ok(()) => damaged = true,
-                    Err(source) => read_only = Some(Error::storage("set aside", &aside)(source)),
-                }
-                index::Entries::new()
-            }
-            // A read error may be temporary: running pods go on, and the next start may succeed.
-            Err(error) => {
-                tracing::error!(%error, "cannot read the image index: no images are listed, and pulls and removals fail until a restart can read it");
-                read_only = Some(error);
-                index::Entries::new()
-            }
-        };
-        entries.retain(|id, _| !is_removed(&layout, id));
-        let (leases, complete) = lease::read_all(&layout)?;
-        let mut catalog = Catalog { leases, ..Catalog::default() };
-        let reachable = gc::Reachable::new(&entries, &catalog.leases, std::iter::empty());
-        // Without the index everything looks unreachable, so nothing is deleted now; the next removal or pull
-        // does it.
-        if !damaged && complete && read_only.is_none() {
-            // A failure here only costs disk space; it must not keep the daemon from starting.
-            if let Err(error) = gc::trash_unreachable(&layout, &reachable) {
-                tracing::warn!(%error, "cannot delete unused layers; the next image removal tries again");
-            }
-        }
-        catalog.layers = read_layers(&layout, &entries, &catalog.leases)?;
-        let pinned =
-            pinned.iter().filter_map(|name| Some(Reference::parse(name).ok()?.to_string())).collect();
-        let before = index::Published::default();
-        let published = index::Published::new(&layout, &entries, &pinned, &before, &catalog.layers);
-        Ok(Self {
-            layout,
-            pinned,
-            disk: Mutex::new(entries),
-            catalog: Mutex::new(catalog),
-            published: RwLock::new(Arc::new(published)),
-            collectable: complete && read_only.is_none(),
-            read_only,
-        })
-    }
-
     /// Fails if the store is read-only. Check this before work that ends in a change.
     pub(crate) fn ensure_writable(&self) -> Result<()> {
         self.read_only.clone().map_or(Ok(()), Err)
@@ -345,87 +290,6 @@ impl Store {
         };
         gc::trash_unreachable(&self.layout, &reachable)
     }
-
-    /// Takes a lease, or returns the one that the owner holds on this image.
-    pub(crate) fn lease(&self, image: &str, owner: &str) -> Result<Lease> {
-        lease::check(owner)?;
-        let (stored, before) = {
-            let mut catalog = lock(&self.catalog);
-            if let Some(held) = catalog.leases.get(owner).filter(|held| held.image == image) {
-                return Ok(self.as_lease(owner, held));
-            }
-            let stored = self.leasable(&catalog, image)?;
-            let before = catalog.leases.insert(owner.to_owned(), stored.clone());
-            (stored, before)
-        };
-        if let Err(error) = lease::write(&self.layout, owner, &stored) {
-            let mut catalog = lock(&self.catalog);
-            match before {
-                Some(before) => catalog.leases.insert(owner.to_owned(), before),
-                None => catalog.leases.remove(owner),
-            };
-            return Err(error);
-        }
-        Ok(self.as_lease(owner, &stored))
-    }
-
-    /// The image's layers, which must all be present; or another owner's lease on an image that was removed
-    /// since.
-    fn leasable(&self, catalog: &Catalog, image: &str) -> Result<lease::Stored> {
-        let absent = || Error::NotFound { reference: image.to_owned(), detail: String::new() };
-        let published = self.published();
-        if let Some(record) = published.find(image).filter(|record| record.id == image) {
-            let layers = record.layers.iter().rev();
-            let full: Option<Vec<_>> =
-                layers.map(|name| catalog.layers.get(name).map(|facts| facts.diff_id.clone())).collect();
-            return Ok(lease::Stored { image: image.to_owned(), layers: full.ok_or_else(absent)? });
-        }
-        catalog.leases.values().find(|held| held.image == image).cloned().ok_or_else(absent)
-    }
-
-    fn as_lease(&self, owner: &str, stored: &lease::Stored) -> Lease {
-        let layers = distinct(stored.layers.iter().filter_map(|layer| Digest::parse(layer)));
-        Lease {
-            owner: owner.to_owned(),
-            image_id: stored.image.clone(),
-            layers: layers.iter().rev().map(layer_name).collect(),
-            layers_dir: self.layout.layers(),
-        }
-    }
-
-    /// Releases a lease. The layers of a removed image are deleted with its last lease. If the disk keeps the lease's
-    /// file, that is logged and no error: the next start finds the owner gone and releases it again.
-    pub(crate) fn release(&self, owner: &str) -> Result<()> {
-        lease::check(owner)?;
-        let published = self.published();
-        let needed = |image: &str| published.find(image).is_some_and(|record| record.id == image);
-        let held = lock(&self.catalog).leases.remove(owner);
-        let released = lease::remove(&self.layout, owner).and_then(|()| match held {
-            Some(held) if !needed(&held.image) => self.collect(),
-            _ => Ok(()),
-        });
-        match released {
-            Err(error @ Error::Storage { .. }) => {
-                tracing::warn!(owner, %error, "image lease given back, its file or layers stay until the next start");
-                Ok(())
-            }
-            released => released,
-        }
-    }
-
-    pub(crate) fn owners(&self) -> Vec<String> {
-        lock(&self.catalog).leases.keys().cloned().collect()
-    }
-}
-
-/// An image without its config was removed when there was no space to write the index.
-fn is_removed(layout: &Layout, id: &Digest) -> bool {
-    let blob = layout.blob(id);
-    let absent = blob.symlink_metadata().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
-    if absent {
-        tracing::warn!(image = %id, "image has no config: treated as removed");
-    }
-    absent
 }
 
 /// Layers, lowest first, each once, because overlayfs refuses duplicates. The topmost of equal layers is
@@ -435,104 +299,4 @@ pub(crate) fn distinct(layers: impl DoubleEndedIterator<Item = Digest>) -> Vec<D
     let mut found: Vec<Digest> = layers.rev().filter(|layer| seen.insert(*layer)).collect();
     found.reverse();
     found
-}
-
-fn now() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// The layers that images and leases name and that are on disk with their facts.
-fn read_layers(
-    layout: &Layout,
-    entries: &index::Entries,
-    leases: &lease::Leases,
-) -> Result<HashMap<String, Facts>> {
-    let named = entries.values().flat_map(|entry| &entry.layers);
-    let leased = leases.values().flat_map(|lease| &lease.layers);
-    let wanted: BTreeSet<Digest> = named.chain(leased).filter_map(|layer| Digest::parse(layer)).collect();
-    let mut layers = HashMap::new();
-    for diff_id in wanted {
-        let facts = blobs::read(&layout.fact(&diff_id), MAX_FACTS).unwrap_or_else(|error| {
-            tracing::warn!(%diff_id, %error, "cannot read the facts of a layer");
-            None
-        });
-        let facts = facts.and_then(|bytes| serde_json::from_slice::<Facts>(&bytes).ok());
-        match facts {
-            Some(facts) if layout.layer(&diff_id).is_dir() => {
-                layers.insert(layer_name(&diff_id), facts);
-            }
-            _ => {
-                tracing::warn!(%diff_id, "layer is missing: its images are not listed until they are pulled again")
-            }
-        }
-    }
-    Ok(layers)
-}
-
-/// Protects digests from collection. When the last holder of a failed pull is dropped, what it left is
-/// deleted.
-#[derive(Debug)]
-pub(crate) struct Pins {
-    store: Arc<Store>,
-    digests: Vec<Digest>,
-    named: AtomicBool,
-}
-
-impl Pins {
-    /// The pull succeeded: an image now names everything, so there is nothing to delete.
-    pub(crate) fn keep(&self) {
-        self.named.store(true, Ordering::Relaxed);
-    }
-}
-
-impl Drop for Pins {
-    fn drop(&mut self) {
-        {
-            let mut catalog = lock(&self.store.catalog);
-            for digest in &self.digests {
-                if let Some(count) = catalog.pins.get_mut(digest) {
-                    *count -= 1;
-                    if *count == 0 {
-                        catalog.pins.remove(digest);
-                    }
-                }
-            }
-        }
-        if *self.named.get_mut() {
-            return;
-        }
-        let store = self.store.clone();
-        // Without a runtime the process is ending: the next start deletes it.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move {
-                if let Err(error) = blocking(move || store.collect()).await {
-                    tracing::warn!(%error, "cannot delete unused layers");
-                }
-            });
-        }
-    }
-}
-
-/// A folder that is being filled. Drop it on a blocking thread.
-#[derive(Debug)]
-pub(crate) struct Ingest {
-    path: PathBuf,
-    trash: Trash,
-    published: bool,
-}
-
-impl Ingest {
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Drop for Ingest {
-    fn drop(&mut self) {
-        if !self.published
-            && let Err(error) = self.trash.take(&self.path)
-        {
-            tracing::warn!(%error, "cannot remove an unfinished folder; the next start removes it");
-        }
-    }
 }

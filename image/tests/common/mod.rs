@@ -402,3 +402,10 @@ impl Node {
         panic!("left behind in {left:?}");
     }
 }
+
+/// An image whose upper layer removes and adds files.
+pub fn two_layers() -> Built {
+    let lower = tar(&[("etc/name", b"lower"), ("big", &noise(200_000, 1))]);
+    let upper = tar(&[("etc/.wh.name", b""), ("etc/other", b"upper")]);
+    build(&[(lower, Codec::Gzip), (upper, Codec::Zstd)], "1000:1000")
+}

@@ -8,6 +8,7 @@
 mod attach;
 mod conf;
 mod error;
+mod input;
 mod lease;
 mod plugin;
 mod result;
@@ -15,8 +16,9 @@ mod result;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use attach::{Attachment, Cni};
+pub use attach::Cni;
 pub use error::{Error, Failure, Verb};
+pub use input::Attachment;
 
 /// Paths and limits of the client.
 #[derive(Debug, Clone)]

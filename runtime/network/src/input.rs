@@ -1,0 +1,115 @@
+//! What plugins get: the data of a pod, CNI_ARGS, capability arguments, and the standard input.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use model::{Dns, PodId, PortMapping, Protocol};
+use serde_json::{Map, Value, json};
+
+use crate::conf::{Network, PluginConf};
+use crate::error::Error;
+use crate::plugin::{self};
+
+/// The data about a pod that plugins get.
+#[derive(Debug, Clone)]
+pub struct Attachment {
+    /// The sandbox: CNI_CONTAINERID.
+    pub pod: PodId,
+    /// Pod name.
+    pub name: String,
+    /// Pod namespace.
+    pub namespace: String,
+    /// Pod uid.
+    pub uid: String,
+    /// The pinned network namespace.
+    pub netns: PathBuf,
+    /// Host ports, passed as capability `portMappings`; those with host port 0 are skipped.
+    pub ports: Vec<PortMapping>,
+    /// Capability `dns`.
+    pub dns: Option<Dns>,
+    /// Capability `cgroupPath`; empty means none.
+    pub cgroup_parent: String,
+    /// Capability `io.kubernetes.cri.pod-annotations`.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// The standard input of one plugin: its configuration with the network's name and version, the capability
+/// arguments it asks for, and the previous result.
+pub(crate) fn plugin_input(
+    network: &Network,
+    plugin: &PluginConf,
+    capabilities: Option<&Map<String, Value>>,
+    previous: Option<&Map<String, Value>>,
+) -> Map<String, Value> {
+    let mut body = plugin.body().clone();
+    body.insert("name".to_owned(), network.name.clone().into());
+    body.insert("cniVersion".to_owned(), network.version.as_str().into());
+    let wanted: Map<String, Value> = capabilities
+        .into_iter()
+        .flatten()
+        .filter(|(name, _)| plugin.wants(name))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
+    if !wanted.is_empty() {
+        body.insert("runtimeConfig".to_owned(), wanted.into());
+    }
+    if let Some(previous) = previous {
+        body.insert("prevResult".to_owned(), previous.clone().into());
+    }
+    body
+}
+
+/// Capability arguments, with the names that other CRI runtimes use.
+pub(crate) fn capabilities(pod: &Attachment) -> Map<String, Value> {
+    let mut all = Map::new();
+    let ports: Vec<Value> = pod
+        .ports
+        .iter()
+        .filter(|port| port.host_port != 0)
+        .map(|port| {
+            let protocol = match port.protocol {
+                Protocol::Tcp => "tcp",
+                Protocol::Udp => "udp",
+                Protocol::Sctp => "sctp",
+            };
+            json!({
+                "hostPort": port.host_port,
+                "containerPort": port.container_port,
+                "protocol": protocol,
+                "hostIP": port.host_ip,
+            })
+        })
+        .collect();
+    if !ports.is_empty() {
+        all.insert("portMappings".to_owned(), ports.into());
+    }
+    if let Some(dns) = &pod.dns {
+        let dns = json!({"servers": dns.servers, "searches": dns.searches, "options": dns.options});
+        all.insert("dns".to_owned(), dns);
+    }
+    if !pod.cgroup_parent.is_empty() {
+        all.insert("cgroupPath".to_owned(), pod.cgroup_parent.clone().into());
+    }
+    if !pod.annotations.is_empty() {
+        all.insert("io.kubernetes.cri.pod-annotations".to_owned(), json!(pod.annotations));
+    }
+    all
+}
+
+/// The value of CNI_ARGS. A value that contains a separator is refused, because it would add arguments.
+pub(crate) fn cni_args(pod: &Attachment) -> Result<String, Error> {
+    let mut args = "IgnoreUnknown=1".to_owned();
+    for (key, field, value) in [
+        ("K8S_POD_NAMESPACE", "metadata.namespace", pod.namespace.as_str()),
+        ("K8S_POD_NAME", "metadata.name", pod.name.as_str()),
+        ("K8S_POD_INFRA_CONTAINER_ID", "id", pod.pod.as_str()),
+        ("K8S_POD_UID", "metadata.uid", pod.uid.as_str()),
+    ] {
+        if value.contains([';', '=', '\0']) {
+            let value = plugin::excerpt(value.as_bytes());
+            return Err(Error::Attachment { pod: pod.pod.clone(), field, value });
+        }
+        args.extend([";", key, "=", value]);
+    }
+    Ok(args)
+}
