@@ -79,19 +79,23 @@ pub(crate) async fn restore(context: &Arc<Context>, registry: &Arc<Registry>) ->
         match network {
             Err(error) => tracing::warn!(%error, "cannot list CNI leases"),
             Ok(owed) => {
-                for pod in owed.into_iter().filter(|pod| !known.contains(pod)) {
-                    let pin = netns::path(&context.netns_dir, &pod);
-                    match context.cni.del(&pod, Some(&pin)).await {
-                        Ok(()) => unpin(&pin).await,
-                        Err(error) => {
-                            tracing::warn!(%pod, %error, "cannot release the network of an unknown pod")
-                        }
-                    }
-                }
+                let unknown = owed.into_iter().filter(|pod| !known.contains(pod));
+                release_networks(&context, unknown).await;
             }
         }
     });
     Ok(())
+}
+
+/// Runs DEL for pods without a record.
+async fn release_networks(context: &Context, pods: impl Iterator<Item = PodId>) {
+    for pod in pods {
+        let pin = netns::path(&context.netns_dir, &pod);
+        match context.cni.del(&pod, Some(&pin)).await {
+            Ok(()) => unpin(&pin).await,
+            Err(error) => tracing::warn!(%pod, %error, "cannot release the network of an unknown pod"),
+        }
+    }
 }
 
 /// Reads every record. A torn one is set aside, and its object is lost; one that cannot be used is kept.
@@ -157,57 +161,10 @@ fn load<T: DeserializeOwned>(
 /// Stops and removes what has no record. Errors are logged; the next start tries again.
 async fn sweep(context: &Arc<Context>, records: Records, known: &BTreeSet<PodId>) {
     for pod in &records.shims {
-        tracing::warn!(%pod, "stopping a shim without a record");
-        let mut pids = Vec::new();
-        let connection = match dial(&context.layout, pod, 0, GREETING).await {
-            Dialled::Here(connection) => Some(connection),
-            Dialled::Gone | Dialled::Silent(_) => None,
-        };
-        for entry in connection.iter().flat_map(|connection| &connection.snapshot) {
-            if let Snapshot::Pause { pid, .. } | Snapshot::Container { pid, .. } = entry {
-                pids.push(*pid);
-            }
-        }
-        let leaves = blocking("find its cgroups", move || Ok(leaves(&pids))).await.unwrap_or_default();
-        if let Some(connection) = connection
-            && let Err(error) = connection.client.done("the pod's stop", Request::StopPod, STOP).await
-        {
-            tracing::warn!(%pod, %error, "a shim without a record did not stop its pod");
-        }
-        let (theirs, id) = (Arc::clone(context), pod.clone());
-        let removed = blocking("remove a shim", move || {
-            let mut errors = Vec::new();
-            for leaf in &leaves {
-                errors.extend(theirs.cgroups.kill_all(leaf).err().map(Error::from));
-            }
-            errors.extend(spawn::remove(&theirs.layout, &theirs.cgroups, &id).err());
-            for leaf in &leaves {
-                errors.extend(theirs.cgroups.remove(leaf).err().map(Error::from));
-            }
-            let gone = theirs.cgroups.remove_pod(&model::PodConfig::default(), &id);
-            errors.extend(gone.err().map(Error::from));
-            Error::gathered(errors)
-        });
-        if let Err(error) = removed.await {
-            tracing::warn!(%pod, %error, "cannot remove a shim without a record");
-        }
+        sweep_shim(context, pod).await;
     }
     for record in &records.strays {
-        tracing::warn!(container = %record.id, pod = %record.pod, "removing a container without a pod");
-        for error in containers::unmake(context, None, record).await {
-            tracing::warn!(container = %record.id, %error, "cannot remove a container without a pod");
-        }
-        // Pause's cgroup is next to it; without the shim its path is not known otherwise.
-        if let Some((parent, _)) = record.cgroup.rsplit_once('/') {
-            let (cgroups, leaf) = (context.cgroups.clone(), crate::cgroups::leaf_path(parent, &record.pod));
-            let removed = blocking("remove pause's cgroup", move || {
-                cgroups.kill_all(&leaf)?;
-                Ok(cgroups.remove(&leaf)?)
-            });
-            if let Err(error) = removed.await {
-                tracing::warn!(pod = %record.pod, %error, "cannot remove the cgroup of a lost pod");
-            }
-        }
+        sweep_container(context, record).await;
     }
     let pods = records.bare_pods.iter().filter(|id| !known.contains(id)).map(|id| context.layout.pod_dir(id));
     let containers = records.bare_containers.iter().map(|id| context.layout.container_dir(id));
@@ -218,6 +175,63 @@ async fn sweep(context: &Arc<Context>, records: Records, known: &BTreeSet<PodId>
             blocking("remove a folder", move || Ok(state::file::discard_dir(&removed, &trash, ())?)).await
         {
             tracing::warn!(dir = %dir.display(), %error, "cannot remove a folder without a record");
+        }
+    }
+}
+
+/// Stops a shim that has no record, and removes what it has.
+async fn sweep_shim(context: &Arc<Context>, pod: &PodId) {
+    tracing::warn!(%pod, "stopping a shim without a record");
+    let mut pids = Vec::new();
+    let connection = match dial(&context.layout, pod, 0, GREETING).await {
+        Dialled::Here(connection) => Some(connection),
+        Dialled::Gone | Dialled::Silent(_) => None,
+    };
+    for entry in connection.iter().flat_map(|connection| &connection.snapshot) {
+        if let Snapshot::Pause { pid, .. } | Snapshot::Container { pid, .. } = entry {
+            pids.push(*pid);
+        }
+    }
+    let leaves = blocking("find its cgroups", move || Ok(leaves(&pids))).await.unwrap_or_default();
+    if let Some(connection) = connection
+        && let Err(error) = connection.client.done("the pod's stop", Request::StopPod, STOP).await
+    {
+        tracing::warn!(%pod, %error, "a shim without a record did not stop its pod");
+    }
+    let (theirs, id) = (Arc::clone(context), pod.clone());
+    let removed = blocking("remove a shim", move || {
+        let mut errors = Vec::new();
+        for leaf in &leaves {
+            errors.extend(theirs.cgroups.kill_all(leaf).err().map(Error::from));
+        }
+        errors.extend(spawn::remove(&theirs.layout, &theirs.cgroups, &id).err());
+        for leaf in &leaves {
+            errors.extend(theirs.cgroups.remove(leaf).err().map(Error::from));
+        }
+        let gone = theirs.cgroups.remove_pod(&model::PodConfig::default(), &id);
+        errors.extend(gone.err().map(Error::from));
+        Error::gathered(errors)
+    });
+    if let Err(error) = removed.await {
+        tracing::warn!(%pod, %error, "cannot remove a shim without a record");
+    }
+}
+
+/// Removes a container that has a record but no pod.
+async fn sweep_container(context: &Arc<Context>, record: &ContainerRecord) {
+    tracing::warn!(container = %record.id, pod = %record.pod, "removing a container without a pod");
+    for error in containers::unmake(context, None, record).await {
+        tracing::warn!(container = %record.id, %error, "cannot remove a container without a pod");
+    }
+    // Pause's cgroup is next to it; without the shim its path is not known otherwise.
+    if let Some((parent, _)) = record.cgroup.rsplit_once('/') {
+        let (cgroups, leaf) = (context.cgroups.clone(), crate::cgroups::leaf_path(parent, &record.pod));
+        let removed = blocking("remove pause's cgroup", move || {
+            cgroups.kill_all(&leaf)?;
+            Ok(cgroups.remove(&leaf)?)
+        });
+        if let Err(error) = removed.await {
+            tracing::warn!(pod = %record.pod, %error, "cannot remove the cgroup of a lost pod");
         }
     }
 }

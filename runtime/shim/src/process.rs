@@ -133,6 +133,7 @@ pub(crate) fn tell(into: &mut File, failure: &Failure) {
     drop(into.write_all(&line));
 }
 
+#[expect(clippy::too_many_lines, reason = "the order of the steps matters, and it is read here")]
 fn attempt(plan: &ProcessPlan, user: &User, road: Road) -> Result<Ready, Stop> {
     sys::signal::reset();
     sys::keyring::join_session(&plan.keyring).map_err(stop("keyring", "session keyring"))?;

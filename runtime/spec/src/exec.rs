@@ -12,7 +12,7 @@ pub(crate) const TERM: &str = "TERM=xterm";
 /// out a filter that can be compiled again: RuntimeDefault is our own table, and its program would take
 /// eleven KiB per container. The filter of a Localhost profile is kept, because the file may change or vanish
 /// while the container runs.
-pub fn template(process: &ProcessPlan, profile: &SeccompProfile) -> ProcessPlan {
+fn template(process: &ProcessPlan, profile: &SeccompProfile) -> ProcessPlan {
     let mut kept = process.clone();
     if !matches!(profile, SeccompProfile::Localhost(_)) {
         kept.seccomp = None;

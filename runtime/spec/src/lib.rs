@@ -13,7 +13,6 @@ pub mod devices;
 mod error;
 pub mod exec;
 mod mounts;
-pub mod oci;
 
 pub mod path;
 pub mod refuse;
@@ -27,4 +26,4 @@ pub use container::{ContainerInput, DEFAULT_PATH, HostFacts, ImageFacts, contain
 pub use error::{Error, ErrorKind};
 pub use exec::exec;
 pub use mounts::PodFiles;
-pub use sandbox::{PauseInput, SHIM_OOM_SCORE_ADJ, network_sysctls, pause, pause_limits, sysctls};
+pub use sandbox::{PauseInput, SHIM_OOM_SCORE_ADJ, network_sysctls, pause, pause_limits};

@@ -127,7 +127,7 @@ fn of_network(path: &str) -> bool {
 /// The pod's sysctls as `(path below /proc/sys, value)`. Allowed are those of namespaces that the pod does
 /// not share with the host: `net.` with its own network, System V and POSIX queues with its own IPC,
 /// `kernel.domainname` with its own UTS. All others would change the node.
-pub fn sysctls(config: &PodConfig) -> Result<Vec<(String, String)>, Error> {
+fn sysctls(config: &PodConfig) -> Result<Vec<(String, String)>, Error> {
     let namespaces = &config.security.namespaces;
     let (network, ipc) = (namespaces.network == NamespaceMode::Pod, namespaces.ipc == NamespaceMode::Pod);
     if config.sysctls.len() > MAX_SYSCTLS {

@@ -29,7 +29,7 @@ pub const MAX_BYTES: u64 = 8 << 20;
 /// an exit could not be recorded.
 pub const MAX_NEW_BYTES: u64 = MAX_BYTES - (256 << 10);
 /// Version of the envelope.
-pub const VERSION: u32 = 1;
+const VERSION: u32 = 1;
 /// Identifies our files.
 const MAGIC: &str = "copepod-record";
 /// Most files in the aside folder; further bad files are deleted.
