@@ -152,7 +152,7 @@ fn load<T: DeserializeOwned>(
         Ok(stored) => Ok(stored.map(|stored| (stored.data, stored.boot_id))),
         Err(error) if error.is_bad_file() => {
             tracing::error!(path = %path.display(), %error, "a record is damaged and was set aside");
-            state::file::set_aside(path, &context.layout).map(|_| None)
+            state::set_aside(path, &context.layout).map(|_| None)
         }
         Err(error) => Err(error),
     }

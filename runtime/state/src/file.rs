@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sys::tree::Trash;
 
-use crate::{Error, Layout};
+use crate::Error;
 
 /// Largest record that is read or written. Kubernetes sets seven variables per service in each container of a
 /// namespace: 5000 services, its limit, are about 4 MiB of environment.
@@ -32,8 +32,6 @@ pub const MAX_NEW_BYTES: u64 = MAX_BYTES - (256 << 10);
 const VERSION: u32 = 1;
 /// Identifies our files.
 const MAGIC: &str = "copepod-record";
-/// Most files in the aside folder; further bad files are deleted.
-const MAX_ASIDE: usize = 1000;
 
 /// A record that was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,7 +112,7 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32, durable: bool) -> Result<()
 /// Reads the record at `path`; `None` if there is no file.
 ///
 /// # Errors
-/// [`Error::Torn`] and [`Error::Foreign`] mean that the file is bad ([`set_aside`]). [`Error::Newer`] and
+/// [`Error::Torn`] and [`Error::Foreign`] mean that the file is bad ([`crate::set_aside`]). [`Error::Newer`] and
 /// [`Error::TooLarge`] mean that a version which knows or allows more wrote it: its object may be running.
 pub fn read<T: DeserializeOwned>(path: &Path, kind: &str) -> Result<Option<Stored<T>>, Error> {
     match bytes(path)? {
@@ -218,57 +216,6 @@ pub fn discard_dir(path: &Path, trash: &Trash, held: impl Send + 'static) -> Res
     }
     trash.take_holding(path, held).map_err(|error| Error::io("remove", path)(error.into()))?;
     sync_dir(path.parent().unwrap_or(Path::new("/")))
-}
-
-/// Moves a bad file to [`Layout::aside_dir`], so that it affects only its object and can be inspected.
-/// Returns its new path; `None` if it was deleted, because that folder is full, or is on another file system
-/// and the file is too large to copy.
-///
-/// # Errors
-/// The bad file is still at its path.
-pub fn set_aside(path: &Path, layout: &Layout) -> Result<Option<PathBuf>, Error> {
-    let aside = layout.aside_dir();
-    let inside =
-        path.strip_prefix(layout.root()).or_else(|_| path.strip_prefix(layout.run())).unwrap_or(path);
-    let mut flat = OsString::new();
-    for part in inside.components().filter_map(|part| match part {
-        std::path::Component::Normal(name) => Some(name),
-        _ => None,
-    }) {
-        if !flat.is_empty() {
-            flat.push("_");
-        }
-        flat.push(part);
-    }
-    let taken = fs::read_dir(&aside).map_err(Error::io("list", &aside))?.count();
-    let free = (0..MAX_ASIDE)
-        .map(|number| {
-            let mut name = flat.clone();
-            name.push(format!(".{number}"));
-            aside.join(name)
-        })
-        .find(|place| {
-            fs::symlink_metadata(place).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
-        });
-    let Some(place) = free.filter(|_| taken < MAX_ASIDE) else {
-        remove(path)?;
-        return Ok(None);
-    };
-    match fs::rename(path, &place) {
-        Ok(()) => {
-            sync_dir(&aside)?;
-            sync_dir(path.parent().unwrap_or(Path::new("/")))?;
-            Ok(Some(place))
-        }
-        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
-            let small =
-                fs::symlink_metadata(path).is_ok_and(|facts| facts.is_file() && facts.len() <= MAX_BYTES);
-            let kept = small && fs::copy(path, &place).is_ok();
-            remove(path)?;
-            Ok(kept.then_some(place))
-        }
-        Err(error) => Err(Error::io("set aside", path)(error)),
-    }
 }
 
 /// Makes the entries of a folder durable.

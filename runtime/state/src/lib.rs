@@ -2,6 +2,7 @@
 //!
 //! Blocking and small, because the shim links it too; the daemon calls it on a lane.
 
+mod aside;
 pub mod boot;
 mod error;
 pub mod file;
@@ -9,6 +10,7 @@ mod layout;
 pub mod lock;
 pub mod probe;
 
+pub use aside::set_aside;
 pub use error::Error;
 pub use file::Stored;
 pub use layout::Layout;

@@ -12,7 +12,8 @@
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 
-use crate::message::{ErrorKind, Event, Failure, MAX_FDS, MAX_FRAME, Message, Reply, Request};
+use crate::failure::{ErrorKind, Failure};
+use crate::message::{Event, MAX_FDS, MAX_FRAME, Message, Reply, Request};
 
 /// Bytes of a header.
 const HEADER: usize = 16;

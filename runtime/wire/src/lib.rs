@@ -12,13 +12,15 @@
 //! [`Hello::features`] lists what a shim supports beyond protocol 1.
 
 pub mod codec;
+mod failure;
 mod message;
 mod plan;
 pub mod session;
 
+pub use failure::{ErrorKind, Failure};
 pub use message::{
-    ContainerState, ErrorKind, Event, ExitFacts, Failure, Hello, MAX_CONTAINERS, MAX_FDS, MAX_FRAME, Message,
-    PROTOCOL, Reply, Request, ShimInit, Snapshot, feature,
+    ContainerState, Event, ExitFacts, Hello, MAX_CONTAINERS, MAX_FDS, MAX_FRAME, Message, PROTOCOL, Reply,
+    Request, ShimInit, Snapshot, feature,
 };
 pub use plan::{
     CapSets, CgroupMember, CgroupPlan, ContainerPlan, DeviceNode, ExecPlan, LogPlan, MountKind, MountPlan,

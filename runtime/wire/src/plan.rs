@@ -10,7 +10,7 @@
 use model::{ContainerId, PodId, Propagation, Text, User, UserRequest};
 use serde::{Deserialize, Serialize};
 
-use crate::message::{ErrorKind, Failure};
+use crate::failure::{ErrorKind, Failure};
 
 /// Parses a plan, in the worker that carries it out.
 ///

@@ -182,26 +182,3 @@ fn too_large_is_refused_both_ways() {
         other => panic!("{other:?}"),
     }
 }
-
-#[test]
-fn bad_files_are_set_aside_under_names_of_their_own() {
-    let dir = tempfile::tempdir().unwrap();
-    let layout = Layout::new(dir.path().join("root"), dir.path().join("run")).unwrap();
-    layout.create().unwrap();
-    let pod = model::PodId::from_random([3; 32]);
-    create_dir(&layout.pod_dir(&pod)).unwrap();
-    create_dir(&layout.pod_dir(&pod)).unwrap();
-    let path = layout.pod_record(&pod);
-    let mut places = Vec::new();
-    for content in ["torn 1", "torn 2"] {
-        fs::write(&path, content).unwrap();
-        let place = set_aside(&path, &layout).unwrap().unwrap();
-        assert_eq!(fs::read_to_string(&place).unwrap(), content);
-        assert!(place.starts_with(layout.aside_dir()) && !path.exists());
-        places.push(place);
-    }
-    assert_ne!(places[0], places[1]);
-    assert!(places[0].to_string_lossy().ends_with(&format!("pods_{pod}_record.0")));
-    remove_dir(&layout.pod_dir(&pod)).unwrap();
-    remove_dir(&layout.pod_dir(&pod)).unwrap();
-}

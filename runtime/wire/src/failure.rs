@@ -1,0 +1,43 @@
+//! Why a request failed.
+
+use serde::{Deserialize, Serialize};
+
+/// Why a request failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The class of the error, for the daemon.
+    pub kind: ErrorKind,
+    /// The failed step, for example `rootfs` or `volume /var/run/x`.
+    pub stage: String,
+    /// Message for users: the step, the object, and the kernel's error.
+    pub message: String,
+    /// errno, or 0 if there is none.
+    pub errno: i32,
+}
+
+/// Classes of errors that the daemon distinguishes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ErrorKind {
+    /// No such container, exec or pause.
+    NotFound,
+    /// The object's state does not allow the request.
+    WrongState,
+    /// The plan cannot be carried out: unknown user, a source that is not shared, a target outside the root
+    /// file system.
+    Invalid,
+    /// execve of init failed.
+    StartFailed,
+    /// execve of an exec failed.
+    ExecFailed,
+    /// The deadline passed; the worker was killed.
+    Timeout,
+    /// Processes are still running.
+    Busy,
+    /// This shim does not support the request or part of its plan.
+    Unsupported,
+    /// A table is full: the shim holds as many containers or execs as it can. Some must end first.
+    Exhausted,
+    /// The kernel or libcontainer failed; also stands for classes of a later version.
+    #[serde(other)]
+    Internal,
+}
