@@ -63,6 +63,10 @@ struct Prepared {
 }
 
 /// Runs `cmd` to its end or for `limit`.
+#[expect(
+    clippy::too_many_lines,
+    reason = "the command's end, its output and the limit are waited for together"
+)]
 pub(crate) async fn sync(
     context: &Arc<Context>,
     ticket: Ticket,

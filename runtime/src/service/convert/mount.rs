@@ -5,6 +5,7 @@ use cri_api::v1 as cri;
 use model::{Device, Mount, Propagation};
 
 /// One volume. Paths are kept as written: kubelet finds its volumes in status by comparing strings.
+#[expect(clippy::too_many_lines, reason = "one check for each field of the message")]
 pub(super) fn mount(field: &Field<'_>, given: cri::Mount, host: Host) -> Result<Mount> {
     let cri::Mount {
         container_path,

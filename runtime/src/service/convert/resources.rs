@@ -6,6 +6,7 @@ use model::{HugepageLimit, Resources};
 use std::collections::HashMap;
 
 /// Absent means no limits.
+#[expect(clippy::too_many_lines, reason = "one check for each field of the message")]
 pub(super) fn resources(
     field: &Field<'_>,
     given: Option<cri::LinuxContainerResources>,
