@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// Threads that run calls. They wait more than they compute; blocking work runs on a lane ([`lanes`]).
+/// Threads that run calls. Calls wait more than they compute; blocking work runs on a lane ([`lanes`]).
 const WORKERS: usize = 2;
 /// tokio's own blocking threads: not used ([`lanes`]), but 0 is not allowed.
 const BLOCKING: usize = 1;
@@ -74,7 +74,7 @@ pub enum Error {
 }
 
 /// Runs the daemon until it is told to stop. A reload reads `config` again from where `arguments` say.
-pub fn run(config: Config, arguments: Arguments) -> Result<(), Error> {
+pub(crate) fn run(config: Config, arguments: Arguments) -> Result<(), Error> {
     // Before the first thread, which is that of the log.
     sys::malloc::limit_arenas(ARENAS);
     telemetry::init(config.log)?;
@@ -119,7 +119,7 @@ fn can_start_workers() -> std::io::Result<()> {
     let (release, held) = std::sync::mpsc::channel::<()>();
     let held = std::sync::Mutex::new(held);
     std::thread::scope(|scope| {
-        // Dropped at the end or on the first error; then all of these threads end.
+        // Dropped at the end or on the first error; then `recv` fails and all of these threads end.
         let _release = release;
         for _ in 0..WORKERS {
             let wait = || drop(held.lock().map(|held| held.recv()));
@@ -186,7 +186,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     let conf_dir = config.network.conf_dir.clone();
     let watching = tokio::spawn(cni_watch::follow(conf_dir, move || {
         let cni = cni.clone();
-        async move { reload(&cni).await }
+        async move { reload_cni(&cni).await }
     }));
     let probing = tokio::spawn(root.follow());
     let trimming = tokio::spawn(memory::trim());
@@ -221,8 +221,8 @@ fn check_prerequisites(config: &Config) -> Result<Prerequisites, Error> {
     let shim_binary = config.binaries.shim(&own)?;
     let pause_binary = config.binaries.pause(&own)?;
     let layout = Layout::new(&config.root, &config.state)?;
-    // Never given back but by the kernel, with the process: threads of the lanes may be writing until then, and
-    // whoever takes the folders next must not meet them.
+    // Leaked on purpose: threads of the lanes may write until the process ends, and only then may another daemon
+    // use the folders. The kernel releases the lock with the process.
     let lock = Box::leak(Box::new(state::lock::acquire(&layout)?));
     let boot_id = state::boot::id()?;
     let mut options = image::Options::new(layout.images_dir(), &config.image.certs_dir);
@@ -242,7 +242,7 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Reads the CNI folder and logs a change of readiness.
-async fn reload(cni: &Cni) {
+async fn reload_cni(cni: &Cni) {
     let before = cni.readiness();
     let after = cni.reload().await;
     if before != after {

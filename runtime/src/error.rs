@@ -1,4 +1,5 @@
-//! The error of calls to the node. All errors of other modules and crates are converted here.
+//! The error of calls to the node. Errors of other modules and crates are converted here (those of shims in
+//! `shims::client`).
 
 use std::fmt;
 
@@ -33,7 +34,7 @@ pub enum ErrorKind {
 pub struct Error {
     /// The kind.
     pub kind: ErrorKind,
-    /// The message: object, stage and error, with its causes.
+    /// The message: object, step and error, with its causes.
     pub message: String,
 }
 
@@ -61,7 +62,8 @@ impl Error {
         Self::internal(format!("{what}: {}", with_causes(error)))
     }
 
-    /// Combines several errors; the kind is that of the first.
+    /// Combines the errors of steps that were all tried: Ok if there is none, otherwise one error of the first's
+    /// kind with all messages.
     pub(crate) fn gathered(errors: Vec<Error>) -> Result<(), Error> {
         let Some(first) = errors.first() else { return Ok(()) };
         let kind = first.kind;
@@ -70,6 +72,7 @@ impl Error {
     }
 }
 
+/// The message of an error with those of its causes.
 pub(crate) fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -83,6 +86,13 @@ pub(crate) fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
         source = cause.source();
     }
     text
+}
+
+impl From<pool::Error> for Error {
+    fn from(error: pool::Error) -> Self {
+        let kind = if error.is_temporary() { ErrorKind::Unavailable } else { ErrorKind::Internal };
+        Self::new(kind, error.to_string())
+    }
 }
 
 impl From<spec::Error> for Error {

@@ -32,7 +32,7 @@ pub(crate) struct KeptContainer {
 
 /// A pod whose record cannot be used for the reason `why`. Blocking.
 pub(crate) fn pod(id: &PodId, path: &Path, why: &state::Error) -> KeptPod {
-    let seen = Seen::of(path, why);
+    let fields = Fields::of(path, why);
     let refusal = refusal(&format!("pod {id}"), why);
     let record = PodRecord {
         phase: PodPhase::Stopping,
@@ -40,14 +40,14 @@ pub(crate) fn pod(id: &PodId, path: &Path, why: &state::Error) -> KeptPod {
         ..PodRecord::new(
             id.clone(),
             PodConfig {
-                meta: seen.get::<PodMeta>("/config/meta"),
-                log_directory: seen.get("/config/log_directory"),
-                labels: seen.get("/config/labels"),
-                annotations: seen.get("/config/annotations"),
-                cgroup_parent: seen.get("/config/cgroup_parent"),
+                meta: fields.get::<PodMeta>("/config/meta"),
+                log_directory: fields.get("/config/log_directory"),
+                labels: fields.get("/config/labels"),
+                annotations: fields.get("/config/annotations"),
+                cgroup_parent: fields.get("/config/cgroup_parent"),
                 ..PodConfig::default()
             },
-            seen.created_at(),
+            fields.created_at(),
         )
     };
     KeptPod { record, refusal }
@@ -55,23 +55,23 @@ pub(crate) fn pod(id: &PodId, path: &Path, why: &state::Error) -> KeptPod {
 
 /// A container whose record cannot be used for the reason `why`. Blocking.
 pub(crate) fn container(id: &ContainerId, path: &Path, why: &state::Error) -> KeptContainer {
-    let seen = Seen::of(path, why);
+    let fields = Fields::of(path, why);
     let record = ContainerRecord {
-        image: seen.get::<ImageOfContainer>("/image"),
-        started_at: seen.get("/started_at"),
+        image: fields.get::<ImageOfContainer>("/image"),
+        started_at: fields.get("/started_at"),
         phase: ContainerPhase::Unknown,
-        log_path: seen.get("/log_path"),
+        log_path: fields.get("/log_path"),
         ..ContainerRecord::new(
             id.clone(),
-            seen.value("/pod").unwrap_or_else(|| PodId::from_random([0; 32])),
+            fields.value("/pod").unwrap_or_else(|| PodId::from_random([0; 32])),
             ContainerConfig {
-                meta: seen.get::<ContainerMeta>("/config/meta"),
-                image: seen.get("/config/image"),
-                labels: seen.get("/config/labels"),
-                annotations: seen.get("/config/annotations"),
+                meta: fields.get::<ContainerMeta>("/config/meta"),
+                image: fields.get("/config/image"),
+                labels: fields.get("/config/labels"),
+                annotations: fields.get("/config/annotations"),
                 ..ContainerConfig::default()
             },
-            seen.created_at(),
+            fields.created_at(),
         )
     };
     KeptContainer { record, refusal: refusal(&format!("container {id}"), why) }
@@ -87,25 +87,25 @@ fn refusal(object: &str, why: &state::Error) -> Error {
     let why_text = crate::error::with_causes(why);
     match why {
         state::Error::Newer { .. } | state::Error::TooLarge { .. } => Error::state(format!(
-            "{object} is not managed and may be running: {why_text}; start that version to manage it"
+            "{object} is not managed and may be running: {why_text}; to manage it, start the version that wrote it"
         )),
         _ => Error::new(
             ErrorKind::Unavailable,
             format!(
                 "{object} is not managed and may be running: its record cannot be read ({why_text}); \
-                 mend the disk, then restart copepod"
+                 repair the disk, then restart copepod"
             ),
         ),
     }
 }
 
 /// The readable fields of a record that another version wrote.
-struct Seen {
+struct Fields {
     data: Value,
     path: PathBuf,
 }
 
-impl Seen {
+impl Fields {
     fn of(path: &Path, why: &state::Error) -> Self {
         let newer = matches!(why, state::Error::Newer { .. });
         // After a read error the file is not read again.

@@ -12,7 +12,7 @@
 //! ([`pool::Size::each`]) and nothing of the others: stop, kill and exec of every pod continue to work, and
 //! they need no new thread.
 
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use pool::{Lane, Size};
 use std::sync::LazyLock;
 
@@ -85,12 +85,5 @@ pub(crate) async fn run<T: Send + 'static>(
     match lane.run_for(owner, work).await {
         Ok(outcome) => outcome,
         Err(error) => Err(Error::from(error).context(what)),
-    }
-}
-
-impl From<pool::Error> for Error {
-    fn from(error: pool::Error) -> Self {
-        let kind = if error.is_temporary() { ErrorKind::Unavailable } else { ErrorKind::Internal };
-        Self::new(kind, error.to_string())
     }
 }

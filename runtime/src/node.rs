@@ -10,11 +10,11 @@ use model::{ContainerConfig, ContainerId, PodConfig, PodId, Text};
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use crate::pod::{ContainerView, ExecOutput, NodeOptions, PodView};
+pub(crate) use crate::pod::{ContainerView, ExecOutput, NodeOptions, PodView};
 
 /// The pods and containers of this machine. Clones share one node.
 #[derive(Debug, Clone)]
-pub struct Node(Arc<Inner>);
+pub(crate) struct Node(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -28,7 +28,7 @@ impl Node {
     ///
     /// # Errors
     /// What prevents the whole node from working: binaries, folders. A bad record affects only its object.
-    pub async fn open(options: NodeOptions) -> Result<Self, Error> {
+    pub(crate) async fn open(options: NodeOptions) -> Result<Self, Error> {
         let registry = Arc::new(Registry::new());
         let context = Arc::new(Context::new(options).await?);
         restore::restore(&context, &registry).await?;
@@ -36,7 +36,7 @@ impl Node {
     }
 
     /// All pods by creation time. Does not block.
-    pub fn pods(&self) -> Arc<[Arc<PodView>]> {
+    pub(crate) fn pods(&self) -> Arc<[Arc<PodView>]> {
         self.0.registry.published().pods()
     }
 
@@ -44,12 +44,12 @@ impl Node {
     ///
     /// # Errors
     /// NotFound; InvalidArgument if several ids have the prefix.
-    pub fn pod(&self, id: &str) -> Result<Arc<PodView>, Error> {
+    pub(crate) fn pod(&self, id: &str) -> Result<Arc<PodView>, Error> {
         self.0.registry.published().pod(id)
     }
 
     /// All containers by creation time. Does not block.
-    pub fn containers(&self) -> Arc<[Arc<ContainerView>]> {
+    pub(crate) fn containers(&self) -> Arc<[Arc<ContainerView>]> {
         self.0.registry.published().containers()
     }
 
@@ -57,7 +57,7 @@ impl Node {
     ///
     /// # Errors
     /// NotFound; InvalidArgument if several ids have the prefix.
-    pub fn container(&self, id: &str) -> Result<Arc<ContainerView>, Error> {
+    pub(crate) fn container(&self, id: &str) -> Result<Arc<ContainerView>, Error> {
         self.0.registry.published().container(id)
     }
 
@@ -72,7 +72,7 @@ impl Node {
     ///
     /// # Errors
     /// AlreadyExists if the name belongs to another configuration, or to a pod that is not ready any more.
-    pub async fn run_pod(&self, config: PodConfig) -> Result<PodId, Error> {
+    pub(crate) async fn run_pod(&self, config: PodConfig) -> Result<PodId, Error> {
         pod::run(&self.0.context, &self.0.registry, config).await
     }
 
@@ -80,7 +80,7 @@ impl Node {
     ///
     /// # Errors
     /// What could not be stopped or released; a repeated call continues.
-    pub async fn stop_pod(&self, id: &str) -> Result<(), Error> {
+    pub(crate) async fn stop_pod(&self, id: &str) -> Result<(), Error> {
         let Some(pod) = not_found_is_ok(self.pod(id))? else { return Ok(()) };
         self.0.registry.call(&pod.record.id, pod::Command::StopPod).await.or_else(removed_meanwhile_is_ok)
     }
@@ -89,7 +89,7 @@ impl Node {
     ///
     /// # Errors
     /// What could not be stopped or removed; a repeated call continues.
-    pub async fn remove_pod(&self, id: &str) -> Result<(), Error> {
+    pub(crate) async fn remove_pod(&self, id: &str) -> Result<(), Error> {
         let Some(pod) = not_found_is_ok(self.pod(id))? else { return Ok(()) };
         self.0.registry.call(&pod.record.id, pod::Command::RemovePod).await.or_else(removed_meanwhile_is_ok)
     }
@@ -98,7 +98,11 @@ impl Node {
     ///
     /// # Errors
     /// NotFound (pod, image), FailedPrecondition (pod not ready), and all errors of its configuration.
-    pub async fn create_container(&self, pod: &str, config: ContainerConfig) -> Result<ContainerId, Error> {
+    pub(crate) async fn create_container(
+        &self,
+        pod: &str,
+        config: ContainerConfig,
+    ) -> Result<ContainerId, Error> {
         let pod = self.pod(pod)?;
         self.0.context.root.writable().await?;
         let config = Box::new(config);
@@ -109,7 +113,7 @@ impl Node {
     ///
     /// # Errors
     /// FailedPrecondition unless it is created. If execve fails, it has exited with code 128.
-    pub async fn start_container(&self, id: &str) -> Result<(), Error> {
+    pub(crate) async fn start_container(&self, id: &str) -> Result<(), Error> {
         let view = self.managed(id)?;
         let id = view.record.id.clone();
         self.0.registry.call(&view.record.pod, |reply| pod::Command::Start { id, reply }).await
@@ -120,7 +124,7 @@ impl Node {
     ///
     /// # Errors
     /// Processes survive SIGKILL.
-    pub async fn stop_container(&self, id: &str, grace_s: i64) -> Result<(), Error> {
+    pub(crate) async fn stop_container(&self, id: &str, grace_s: i64) -> Result<(), Error> {
         let Some(view) = not_found_is_ok(self.managed(id))? else { return Ok(()) };
         let id = view.record.id.clone();
         let grace = Duration::from_secs(u64::try_from(grace_s).unwrap_or(0));
@@ -132,7 +136,7 @@ impl Node {
     ///
     /// # Errors
     /// What could not be killed or removed; a repeated call continues.
-    pub async fn remove_container(&self, id: &str) -> Result<(), Error> {
+    pub(crate) async fn remove_container(&self, id: &str) -> Result<(), Error> {
         let Some(view) = not_found_is_ok(self.managed(id))? else { return Ok(()) };
         let id = view.record.id.clone();
         let remove = |reply| pod::Command::Remove { id, reply };
@@ -143,7 +147,7 @@ impl Node {
     ///
     /// # Errors
     /// FailedPrecondition unless it is running.
-    pub async fn reopen_log(&self, id: &str) -> Result<(), Error> {
+    pub(crate) async fn reopen_log(&self, id: &str) -> Result<(), Error> {
         let view = self.managed(id)?;
         let id = view.record.id.clone();
         self.0.registry.call(&view.record.pod, |reply| pod::Command::ReopenLog { id, reply }).await
@@ -154,7 +158,12 @@ impl Node {
     ///
     /// # Errors
     /// DeadlineExceeded; FailedPrecondition unless the container is running; Internal if execve fails.
-    pub async fn exec_sync(&self, id: &str, cmd: Vec<Text>, timeout_s: i64) -> Result<ExecOutput, Error> {
+    pub(crate) async fn exec_sync(
+        &self,
+        id: &str,
+        cmd: Vec<Text>,
+        timeout_s: i64,
+    ) -> Result<ExecOutput, Error> {
         let view = self.managed(id)?;
         let (id, pod) = (view.record.id.clone(), &view.record.pod);
         let ticket = self.0.registry.call(pod, |reply| pod::Command::Exec { id, reply }).await?;
@@ -163,7 +172,7 @@ impl Node {
     }
 
     /// Lets the drivers finish their writes; pods keep running.
-    pub async fn shutdown(&self) {
+    pub(crate) async fn shutdown(&self) {
         self.0.registry.close().await;
     }
 }

@@ -25,80 +25,80 @@ const STOP: Duration = Duration::from_secs(10);
 /// The records that were read.
 #[derive(Debug, Default)]
 struct Records {
+    /// Pods, with true if the record is of this boot.
     pods: Vec<(PodRecord, bool)>,
     containers: BTreeMap<PodId, Vec<ContainerRecord>>,
     /// Objects whose records cannot be used; they are not touched.
     kept_pods: BTreeMap<PodId, KeptPod>,
     kept_containers: Vec<KeptContainer>,
-    /// Containers of pods that have no record.
-    strays: Vec<ContainerRecord>,
-    /// Folders without a record.
-    bare_pods: Vec<PodId>,
-    bare_containers: Vec<ContainerId>,
+    /// What has no record.
+    strays: Strays,
+}
+
+/// What has no record and is removed.
+#[derive(Debug, Default)]
+struct Strays {
     /// Shim folders without a pod.
     shims: Vec<PodId>,
+    /// Containers of pods that have no record.
+    containers: Vec<ContainerRecord>,
+    /// Folders without a record.
+    pod_dirs: Vec<PodId>,
+    container_dirs: Vec<ContainerId>,
+}
+
+/// The ids of all objects that have a record, usable or not.
+struct Known {
+    pods: BTreeSet<PodId>,
+    containers: BTreeSet<ContainerId>,
+}
+
+impl Known {
+    fn of(records: &Records) -> Self {
+        let pods = records.pods.iter().map(|(record, _)| &record.id).chain(records.kept_pods.keys());
+        let kept = records.kept_containers.iter().map(|container| &container.record);
+        let containers = records.containers.values().flatten().chain(kept).map(|record| &record.id);
+        Self { pods: pods.cloned().collect(), containers: containers.cloned().collect() }
+    }
 }
 
 /// Reads and publishes the records, and starts the drivers and the removal of what has no record.
 pub(crate) async fn restore(context: &Arc<Context>, registry: &Arc<Registry>) -> Result<(), Error> {
     let theirs = Arc::clone(context);
     let mut records = blocking("read the records", move || read(&theirs)).await?;
-    let known: BTreeSet<PodId> = records.pods.iter().map(|(record, _)| record.id.clone()).collect();
-    let known: BTreeSet<PodId> = known.into_iter().chain(records.kept_pods.keys().cloned()).collect();
-    let kept = records.kept_containers.iter().map(|kept| &kept.record);
-    let owners: BTreeSet<String> =
-        records.containers.values().flatten().chain(kept).map(|record| record.id.to_string()).collect();
-    tracing::info!(pods = known.len(), containers = owners.len(), "records read");
-    // Before any driver starts: these are not orphans if a shim has them.
-    for kept in records.kept_pods.values() {
-        tracing::error!("{}", kept.refusal.message);
-        registry.keep_pod(kept);
+    let known = Known::of(&records);
+    tracing::info!(pods = known.pods.len(), containers = known.containers.len(), "records read");
+    // Before any driver starts: a driver kills containers of its shim that are not known.
+    for pod in records.kept_pods.values() {
+        tracing::error!("{}", pod.refusal.message);
+        registry.keep_pod(pod);
     }
-    for kept in &records.kept_containers {
-        tracing::error!("{}", kept.refusal.message);
-        registry.keep_container(kept);
+    for container in &records.kept_containers {
+        tracing::error!("{}", container.refusal.message);
+        registry.keep_container(container);
     }
-    for (record, same_boot) in std::mem::take(&mut records.pods) {
+    for (record, same_boot) in records.pods {
         let containers = records.containers.remove(&record.id).unwrap_or_default();
         let leaving = model::reconcile::is_leaving(same_boot, &record, &containers);
         adopt(context, registry, record, containers, same_boot, leaving);
     }
-    let leases = context.images.leases();
-    let context = Arc::clone(context);
-    // New objects from here on are in none of these lists.
-    let network = context.cni.leases().await;
-    let held = registry.hold();
+    // Listed before the first call is served, so that no lease of a new object is among them.
+    let image_leases = context.images.leases();
+    let network_leases = context.cni.leases().await;
+    let (context, held) = (Arc::clone(context), registry.hold());
     tokio::spawn(async move {
         let _held = held;
-        sweep(&context, records, &known).await;
-        for owner in leases.into_iter().filter(|owner| !owners.contains(owner)) {
-            if let Err(error) = context.images.release(&owner).await {
-                tracing::warn!(owner, %error, "cannot release an image lease without an owner");
-            }
-        }
-        match network {
+        remove_strays(&context, &records.strays).await;
+        release_images(&context, image_leases, &known).await;
+        match network_leases {
+            Ok(pods) => release_networks(&context, pods, &known).await,
             Err(error) => tracing::warn!(%error, "cannot list CNI leases"),
-            Ok(owed) => {
-                let unknown = owed.into_iter().filter(|pod| !known.contains(pod));
-                release_networks(&context, unknown).await;
-            }
         }
     });
     Ok(())
 }
 
-/// Runs DEL for pods without a record.
-async fn release_networks(context: &Context, pods: impl Iterator<Item = PodId>) {
-    for pod in pods {
-        let pin = netns::path(&context.netns_dir, &pod);
-        match context.cni.del(&pod, Some(&pin)).await {
-            Ok(()) => unpin(&pin).await,
-            Err(error) => tracing::warn!(%pod, %error, "cannot release the network of an unknown pod"),
-        }
-    }
-}
-
-/// Reads every record. A torn one is set aside, and its object is lost; one that cannot be used is kept.
+/// Reads every record. A damaged one is set aside, and its object is lost; one that cannot be used is kept.
 /// Blocking.
 ///
 /// # Errors
@@ -116,7 +116,7 @@ fn read(context: &Context) -> Result<Records, Error> {
                 let same_boot = boot_id == context.boot_id;
                 records.pods.push((record, same_boot));
             }
-            Ok(_) => records.bare_pods.push(id),
+            Ok(_) => records.strays.pod_dirs.push(id),
             Err(why) => {
                 records.kept_pods.insert(id.clone(), kept::pod(&id, &path, &why));
             }
@@ -130,18 +130,19 @@ fn read(context: &Context) -> Result<Records, Error> {
                 None if known.contains(&record.pod) => {
                     records.containers.entry(record.pod.clone()).or_default().push(record);
                 }
-                None => records.strays.push(record),
+                None => records.strays.containers.push(record),
             },
-            Ok(_) => records.bare_containers.push(id),
+            Ok(_) => records.strays.container_dirs.push(id),
             Err(why) => records.kept_containers.push(kept::container(&id, &path, &why)),
         }
     }
     let kept = |id: &PodId| records.kept_pods.contains_key(id);
-    records.shims = layout.shims()?.into_iter().filter(|id| !known.contains(id) && !kept(id)).collect();
+    records.strays.shims =
+        layout.shims()?.into_iter().filter(|id| !known.contains(id) && !kept(id)).collect();
     Ok(records)
 }
 
-/// `None` if the record does not exist or is torn, which is then set aside. An error if it cannot be read,
+/// `None` if the record does not exist or is damaged; a damaged one is set aside. An error if it cannot be read,
 /// was written by a later version, or cannot be set aside: treating it as missing would end a running pod.
 fn load<T: DeserializeOwned>(
     context: &Context,
@@ -151,7 +152,7 @@ fn load<T: DeserializeOwned>(
     match state::file::read::<T>(path, kind) {
         Ok(stored) => Ok(stored.map(|stored| (stored.data, stored.boot_id))),
         Err(error) if error.is_bad_file() => {
-            tracing::error!(path = %path.display(), %error, "a record is damaged and was set aside");
+            tracing::error!(path = %path.display(), %error, "a record is damaged: it is set aside");
             state::set_aside(path, &context.layout).map(|_| None)
         }
         Err(error) => Err(error),
@@ -159,39 +160,38 @@ fn load<T: DeserializeOwned>(
 }
 
 /// Stops and removes what has no record. Errors are logged; the next start tries again.
-async fn sweep(context: &Arc<Context>, records: Records, known: &BTreeSet<PodId>) {
-    for pod in &records.shims {
-        sweep_shim(context, pod).await;
+async fn remove_strays(context: &Arc<Context>, strays: &Strays) {
+    for pod in &strays.shims {
+        remove_shim(context, pod).await;
     }
-    for record in &records.strays {
-        sweep_container(context, record).await;
+    for record in &strays.containers {
+        remove_container(context, record).await;
     }
-    let pods = records.bare_pods.iter().filter(|id| !known.contains(id)).map(|id| context.layout.pod_dir(id));
-    let containers = records.bare_containers.iter().map(|id| context.layout.container_dir(id));
+    let pods = strays.pod_dirs.iter().map(|id| context.layout.pod_dir(id));
+    let containers = strays.container_dirs.iter().map(|id| context.layout.container_dir(id));
     for dir in pods.chain(containers) {
-        let removed = dir.clone();
-        let trash = context.trash.clone();
-        if let Err(error) =
-            blocking("remove a folder", move || Ok(state::file::discard_dir(&removed, &trash, ())?)).await
-        {
+        let (removed, trash) = (dir.clone(), context.trash.clone());
+        let remove = move || Ok(state::file::discard_dir(&removed, &trash, ())?);
+        if let Err(error) = blocking("remove a folder", remove).await {
             tracing::warn!(dir = %dir.display(), %error, "cannot remove a folder without a record");
         }
     }
 }
 
-/// Stops a shim that has no record, and removes what it has.
-async fn sweep_shim(context: &Arc<Context>, pod: &PodId) {
+/// Stops a shim without a record, kills its processes and removes its cgroups.
+async fn remove_shim(context: &Arc<Context>, pod: &PodId) {
     tracing::warn!(%pod, "stopping a shim without a record");
-    let mut pids = Vec::new();
     let connection = match dial(&context.layout, pod, 0, GREETING).await {
         Dialled::Here(connection) => Some(connection),
         Dialled::Gone | Dialled::Silent(_) => None,
     };
+    let mut pids = Vec::new();
     for entry in connection.iter().flat_map(|connection| &connection.snapshot) {
         if let Snapshot::Pause { pid, .. } | Snapshot::Container { pid, .. } = entry {
             pids.push(*pid);
         }
     }
+    // Before the stop: afterwards no process shows the path of its cgroup.
     let leaves = blocking("find its cgroups", move || Ok(leaves(&pids))).await.unwrap_or_default();
     if let Some(connection) = connection
         && let Err(error) = connection.client.done("the pod's stop", Request::StopPod, STOP).await
@@ -217,13 +217,13 @@ async fn sweep_shim(context: &Arc<Context>, pod: &PodId) {
     }
 }
 
-/// Removes a container that has a record but no pod.
-async fn sweep_container(context: &Arc<Context>, record: &ContainerRecord) {
+/// Removes a container whose pod has no record, and the cgroup of that pod's pause.
+async fn remove_container(context: &Arc<Context>, record: &ContainerRecord) {
     tracing::warn!(container = %record.id, pod = %record.pod, "removing a container without a pod");
     for error in containers::unmake(context, None, record).await {
         tracing::warn!(container = %record.id, %error, "cannot remove a container without a pod");
     }
-    // Pause's cgroup is next to it; without the shim its path is not known otherwise.
+    // Pause's cgroup is next to the container's; no record and no shim has its path.
     if let Some((parent, _)) = record.cgroup.rsplit_once('/') {
         let (cgroups, leaf) = (context.cgroups.clone(), crate::cgroups::leaf_path(parent, &record.pod));
         let removed = blocking("remove pause's cgroup", move || {
@@ -232,6 +232,27 @@ async fn sweep_container(context: &Arc<Context>, record: &ContainerRecord) {
         });
         if let Err(error) = removed.await {
             tracing::warn!(pod = %record.pod, %error, "cannot remove the cgroup of a lost pod");
+        }
+    }
+}
+
+/// Releases the image leases of containers that do not exist.
+async fn release_images(context: &Context, leases: Vec<String>, known: &Known) {
+    let is_known = |owner: &str| owner.parse().is_ok_and(|id| known.containers.contains(&id));
+    for owner in leases.into_iter().filter(|owner| !is_known(owner)) {
+        if let Err(error) = context.images.release(&owner).await {
+            tracing::warn!(owner, %error, "cannot release an image lease without an owner");
+        }
+    }
+}
+
+/// Runs CNI DEL for pods that have a lease but no record, and removes their pins.
+async fn release_networks(context: &Context, pods: Vec<PodId>, known: &Known) {
+    for pod in pods.into_iter().filter(|pod| !known.pods.contains(pod)) {
+        let pin = netns::path(&context.netns_dir, &pod);
+        match context.cni.del(&pod, Some(&pin)).await {
+            Ok(()) => unpin(&pin).await,
+            Err(error) => tracing::warn!(%pod, %error, "cannot release the network of an unknown pod"),
         }
     }
 }

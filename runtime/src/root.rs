@@ -159,7 +159,7 @@ impl Root {
     }
 }
 
-/// Nothing is done under these locks that could leave a half.
+/// These locks are only held to read or replace one value, so a poisoned one protects no inconsistent state.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -89,7 +89,7 @@ struct Key {
 
 /// A program, and the SECCOMP_FILTER_FLAG_* bits for loading it.
 #[derive(Debug)]
-pub struct Compiled {
+pub(crate) struct Compiled {
     /// The BPF program.
     pub program: SeccompProgram,
     /// Flags of seccomp(2).
@@ -98,7 +98,7 @@ pub struct Compiled {
 
 /// Compiles and caches programs.
 #[derive(Debug)]
-pub struct Compiler {
+pub(crate) struct Compiler {
     arch: Arch,
     /// Kernel version, for profiles with conditions on it.
     kernel: (u32, u32),
@@ -110,7 +110,7 @@ pub struct Compiler {
 
 impl Compiler {
     /// Creates a compiler for this machine's architecture and kernel.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
         let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|part| part.parse().ok());
         let kernel = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
@@ -119,7 +119,7 @@ impl Compiler {
     }
 
     /// What [`Self::program`] returns, if that needs neither a file nor a compilation. Does not block.
-    pub fn ready(&self, profile: &SeccompProfile, caps: u64) -> Option<Option<Arc<Compiled>>> {
+    pub(crate) fn ready(&self, profile: &SeccompProfile, caps: u64) -> Option<Option<Arc<Compiled>>> {
         match profile {
             SeccompProfile::Unconfined => Some(None),
             SeccompProfile::RuntimeDefault => self.find(&self.default_key(caps)).map(Some),
@@ -134,7 +134,11 @@ impl Compiler {
 
     /// The program of a profile for a process with these capabilities (bounding set); `None` means
     /// unconfined.
-    pub fn program(&self, profile: &SeccompProfile, caps: u64) -> Result<Option<Arc<Compiled>>, Error> {
+    pub(crate) fn program(
+        &self,
+        profile: &SeccompProfile,
+        caps: u64,
+    ) -> Result<Option<Arc<Compiled>>, Error> {
         let arch = self.arch;
         match profile {
             SeccompProfile::Unconfined => Ok(None),

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 /// Time limit for running calls after the signal. It is shorter than any service manager's (systemd: 90 s);
 /// what does not end in time is finished or undone by the next start.
-pub const DRAIN: Duration = Duration::from_secs(10);
+pub(crate) const DRAIN: Duration = Duration::from_secs(10);
 
 /// Signals that would end the daemon by default, although their senders mean something else, such as another daemon's
 /// "dump your state". SIGHUP reloads the configuration (`reload`).
@@ -20,11 +20,11 @@ const IGNORED: [(SignalKind, &str); 3] = [
 
 /// A signal to all parts that the daemon is stopping.
 #[derive(Debug, Clone)]
-pub struct Shutdown(watch::Receiver<bool>);
+pub(crate) struct Shutdown(watch::Receiver<bool>);
 
 impl Shutdown {
     /// Catches the signals from now on. Must be called inside the runtime.
-    pub fn on_signals() -> std::io::Result<Self> {
+    pub(crate) fn on_signals() -> std::io::Result<Self> {
         let mut term = signal(SignalKind::terminate())?;
         let mut int = signal(SignalKind::interrupt())?;
         for (kind, name) in IGNORED {
@@ -58,15 +58,19 @@ impl Shutdown {
     }
 
     /// Resolves when the daemon must stop.
-    pub async fn wait(mut self) {
+    pub(crate) async fn wait(mut self) {
         // An error means that the sender is gone, which only happens when the runtime ends.
         drop(self.0.wait_for(|stopping| *stopping).await);
     }
 }
 
-/// Runs `serving` until it ends, or until [`DRAIN`] after `stopping` has resolved. Returns `None` if it was
+/// Runs `serving` until it ends, but at most for `drain` after `stopping` has resolved. Returns `None` if it was
 /// cut off.
-pub async fn bounded<T>(serving: impl Future<Output = T>, stopping: Shutdown, drain: Duration) -> Option<T> {
+pub(crate) async fn bounded<T>(
+    serving: impl Future<Output = T>,
+    stopping: Shutdown,
+    drain: Duration,
+) -> Option<T> {
     tokio::pin!(serving);
     tokio::select! {
         done = &mut serving => return Some(done),

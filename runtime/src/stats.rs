@@ -33,7 +33,7 @@ const MAX_FILE: usize = 16 << 10;
 
 /// Why there are no stats.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     /// The container is not attached.
     #[error("container {container} has no statistics: it is not running")]
     Unknown {
@@ -58,7 +58,7 @@ pub enum Error {
 
 /// CPU time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cpu {
+pub(crate) struct Cpu {
     /// Nanoseconds since the epoch.
     pub timestamp: i64,
     /// CPU time of all cores since the container was created, in nanoseconds.
@@ -69,7 +69,7 @@ pub struct Cpu {
 
 /// Memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Memory {
+pub(crate) struct Memory {
     /// Nanoseconds since the epoch.
     pub timestamp: i64,
     /// Working set: bytes in use without those of inactive files, never below 0.
@@ -88,7 +88,7 @@ pub struct Memory {
 
 /// Swap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Swap {
+pub(crate) struct Swap {
     /// Nanoseconds since the epoch.
     pub timestamp: i64,
     /// Bytes left to the limit; `None` without a limit.
@@ -99,7 +99,7 @@ pub struct Swap {
 
 /// A writable layer: the overlay's upper folder, without volumes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WritableLayer {
+pub(crate) struct WritableLayer {
     /// When it was walked, nanoseconds since the epoch.
     pub timestamp: i64,
     /// Bytes on disk.
@@ -111,7 +111,7 @@ pub struct WritableLayer {
 /// Stats of a container. Its attributes (id, name, labels) come from the record: CRI needs them even without
 /// stats.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ContainerStats {
+pub(crate) struct ContainerStats {
     /// CPU.
     pub cpu: Cpu,
     /// Memory.
@@ -126,7 +126,7 @@ pub struct ContainerStats {
 
 /// Reads stats.
 #[derive(Debug)]
-pub struct StatsReader {
+pub(crate) struct StatsReader {
     cgroups: Cgroups,
     entries: Mutex<HashMap<ContainerId, Arc<Entry>>>,
     /// Notified after each walk.
@@ -175,13 +175,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl StatsReader {
     /// Creates a reader for these hierarchies.
-    pub fn new(cgroups: Cgroups) -> Self {
+    pub(crate) fn new(cgroups: Cgroups) -> Self {
         Self { cgroups, entries: Mutex::default(), walked: Default::default() }
     }
 
     /// Opens the files of a container's cgroup; `upper` is its writable folder. A repeated call replaces the
     /// open files.
-    pub fn attach(&self, container: &ContainerId, cgroup: &str, upper: PathBuf) -> Result<(), Error> {
+    pub(crate) fn attach(&self, container: &ContainerId, cgroup: &str, upper: PathBuf) -> Result<(), Error> {
         let open = |controller: &str, name: &str| {
             let path = self.cgroups.folder(controller, cgroup).unwrap_or_default().join(name);
             match File::open(&path) {
@@ -210,24 +210,24 @@ impl StatsReader {
     }
 
     /// Closes a container's files.
-    pub fn detach(&self, container: &ContainerId) {
+    pub(crate) fn detach(&self, container: &ContainerId) {
         lock(&self.entries).remove(container);
     }
 
     /// Current stats. The writable layer's are those of its last walk (see [`StatsReader::refresh_stale`]).
-    pub fn read(&self, container: &ContainerId) -> Result<ContainerStats, Error> {
+    pub(crate) fn read(&self, container: &ContainerId) -> Result<ContainerStats, Error> {
         let entry = lock(&self.entries).get(container).cloned();
         entry.ok_or_else(|| Error::Unknown { container: container.clone() })?.read()
     }
 
     /// The latest disk usage of a writable layer; also for an attached container that is not running.
-    pub fn writable_layer(&self, container: &ContainerId) -> Option<WritableLayer> {
+    pub(crate) fn writable_layer(&self, container: &ContainerId) -> Option<WritableLayer> {
         let entry = lock(&self.entries).get(container).cloned();
         entry.and_then(|entry| lock(&entry.layer).value)
     }
 
     /// Waits until the writable layers of `containers` were each walked once, at most for `limit`.
-    pub fn wait_for_walks(&self, containers: &[ContainerId], limit: Duration) {
+    pub(crate) fn wait_for_walks(&self, containers: &[ContainerId], limit: Duration) {
         let end = Instant::now() + limit;
         let mut turn = lock(&self.walked.0);
         loop {
@@ -244,7 +244,7 @@ impl StatsReader {
     }
 
     /// Whether a writable layer is outdated ([`StatsReader::refresh_stale`]).
-    pub fn is_stale(&self) -> bool {
+    pub(crate) fn is_stale(&self) -> bool {
         let at = Instant::now();
         lock(&self.entries).values().any(|entry| lock(&entry.layer).is_stale(at))
     }
@@ -252,7 +252,7 @@ impl StatsReader {
     /// Walks the outdated writable layers (older than five seconds, or than a hundred times the walk's
     /// duration), oldest first, until `limit` has passed and the current walk has ended. Returns true if none
     /// is left. Slow: call it in the background, one call at a time.
-    pub fn refresh_stale(&self, limit: Duration) -> bool {
+    pub(crate) fn refresh_stale(&self, limit: Duration) -> bool {
         let start = Instant::now();
         let mut stale: Vec<(Option<Instant>, Arc<Entry>)> = lock(&self.entries)
             .values()

@@ -28,7 +28,7 @@ static LEVEL: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 pub struct AlreadySet;
 
 /// Sets up the process's subscriber. May be called once.
-pub fn init(log: Log) -> Result<(), AlreadySet> {
+pub(crate) fn init(log: Log) -> Result<(), AlreadySet> {
     let lines = tracing_subscriber::fmt::layer().with_writer(Lines::to_stderr()).with_ansi(false);
     let lines = match log.format {
         LogFormat::Text => lines.boxed(),
@@ -49,7 +49,7 @@ pub(crate) fn set_level(level: LogLevel) {
 }
 
 /// Waits until everything logged so far is written, at most for `limit`. Call it before the process ends.
-pub fn flush(limit: Duration) {
+pub(crate) fn flush(limit: Duration) {
     lines::flush(limit);
 }
 

@@ -1,13 +1,14 @@
 //! The image store seen by an operator: lost layers, stalled registries, disk usage.
 
 use std::fs;
-use std::os::unix::fs::OpenOptionsExt as _;
 
 use anyhow::{Context as _, Result, ensure};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::json;
 
 use crate::context::Context;
 use crate::fixture::Fixture;
+use crate::fuse::Stuck;
 use crate::images::layer::{Layer, Packing, Writer};
 use crate::images::{Image, Recipe};
 use crate::runner::{Test, test};
@@ -76,18 +77,16 @@ async fn a_blob_that_cannot_be_read_to_its_end_stops_nothing_else(cx: Context) -
     fs::write(&blob, "damaged")?;
     cx.node.launch().await?;
     ensure!(cx.cri.images().await?.is_empty(), "an image without a config is listed");
-    fs::remove_file(&blob)?;
-    nix::unistd::mkfifo(&blob, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR)?;
+    // In place of the blob a file whose content never arrives.
+    let place = cx.node.paths.root.with_file_name("stuck");
+    fs::create_dir(&place)?;
+    let stuck = Stuck::mount(&place)?;
+    mount(Some(&place.join("blob")), &blob, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
     let pulling = {
         let cri = cx.cri.clone();
         tokio::spawn(async move { cri.pull(&Fixture::image("tools")).await })
     };
-    // The open succeeds once the daemon reads the FIFO; the daemon then waits for data that is never written.
-    let writer = wait::until("the daemon to read the blob", wait::secs(30), || async {
-        let opened = fs::OpenOptions::new().write(true).custom_flags(nix::libc::O_NONBLOCK).open(&blob);
-        Ok(opened.ok())
-    })
-    .await?;
+    wait::until_true("the daemon to read the blob", wait::secs(30), || stuck.is_read()).await?;
     // More calls than worker threads.
     let asked: Vec<_> = (0..4)
         .map(|_| {
@@ -102,8 +101,10 @@ async fn a_blob_that_cannot_be_read_to_its_end_stops_nothing_else(cx: Context) -
         answers.push(tokio::time::timeout(wait::secs(5), one).await.is_ok());
     }
     // Nobody else finds it.
+    umount2(&blob, MntFlags::MNT_DETACH)?;
     fs::remove_file(&blob)?;
-    drop(writer);
+    drop(stuck);
+    fs::remove_dir(&place)?;
     ensure!(listed?, "ListContainers");
     ensure!(answers == [true; 4], "ImageFsInfo hangs with the image disk: {answers:?}");
     pulling.await??;

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 pub struct ContainerMeta {
     /// Container name, unique in its sandbox together with the attempt.
     pub name: String,
-    /// Number of the attempt: kubelet counts it up with every restart.
+    /// Number of the attempt: kubelet increases it with every restart.
     pub attempt: u32,
 }
 
@@ -173,15 +173,15 @@ pub struct ContainerRecord {
     /// the protocol.
     #[serde(default)]
     pub exec_template: Option<serde_json::Value>,
-    /// Where in the template's environment the variables of `config.envs` stand, which is empty then: an
-    /// environment can be megabytes, and is kept once. Empty until the container is made, and in records of
-    /// versions that kept both.
+    /// The requested variables, as indices into the environment of `exec_template`. An environment can have
+    /// megabytes, so it is stored once: `config.envs` is empty while this is not. This is empty until the
+    /// container is created, and in records of earlier versions, which stored both.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub asked_env: Vec<u32>,
 }
 
 impl ContainerRecord {
-    /// The record of a container that is about to be made; `created_at` in nanoseconds since the epoch.
+    /// The record of a container that is about to be created; `created_at` in nanoseconds since the epoch.
     pub fn new(id: ContainerId, pod: PodId, config: ContainerConfig, created_at: i64) -> Self {
         Self {
             id,

@@ -1,8 +1,8 @@
 //! Data types of pods and containers: identifiers, validated requests, states and records.
 //!
 //! This crate is pure: no I/O, no clock, no async. CRI messages become these types in the daemon's
-//! `service/convert` (the only place that judges wire input); records of [`PodRecord`] and
-//! [`ContainerRecord`] are written by `state` and carry enough to answer List and Status alone.
+//! `service/convert` (the only place that validates requests); records of [`PodRecord`] and
+//! [`ContainerRecord`] are written by `state` and hold enough to answer List and Status without other sources.
 
 mod container;
 mod ids;
@@ -24,6 +24,6 @@ pub use pod::{Dns, PodConfig, PodMeta, PodPhase, PodRecord, PortMapping, Protoco
 pub use resources::{HugepageLimit, Resources};
 pub use security::{
     Capabilities, ContainerSecurity, GroupsPolicy, IdMapping, NamespaceMode, Namespaces, PodSecurity,
-    SeccompProfile, SelinuxOptions, User, UserNamespace, UserRequest,
+    SeccompProfile, User, UserNamespace, UserRequest,
 };
 pub use text::Text;

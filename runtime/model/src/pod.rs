@@ -15,7 +15,7 @@ pub struct PodMeta {
     pub namespace: String,
     /// Pod uid.
     pub uid: String,
-    /// Number of the attempt: kubelet counts it up with every sandbox it makes for the same pod.
+    /// Number of the attempt: kubelet increases it with every sandbox that it creates for the same pod.
     pub attempt: u32,
 }
 

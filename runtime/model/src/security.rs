@@ -68,19 +68,6 @@ pub enum SeccompProfile {
     Localhost(String),
 }
 
-/// CRI `SELinuxOption`; returned in status, refused if set until SELinux is implemented.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SelinuxOptions {
-    /// `user` part of the label.
-    pub user: String,
-    /// `role` part.
-    pub role: String,
-    /// `type` part.
-    pub kind: String,
-    /// `level` part.
-    pub level: String,
-}
-
 /// Security context of the sandbox's own process (pause): CRI `LinuxSandboxSecurityContext`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

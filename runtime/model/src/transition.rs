@@ -13,7 +13,7 @@ pub enum PodEvent {
     Ended,
     /// Its removal begins.
     Remove,
-    /// Its removal failed: it is there to be asked for again.
+    /// Its removal failed; a client can request it again.
     NotRemoved,
 }
 
@@ -24,7 +24,7 @@ pub enum ContainerEvent {
     Created,
     /// Init has called execve.
     Started,
-    /// Its start was recorded, and never came to its shim: init still waits.
+    /// Its start was recorded, but the shim never received the request: init still waits.
     NeverStarted,
     /// All its processes have ended.
     Exited,
@@ -62,7 +62,7 @@ const PODS: [(PodPhase, PodEvent, PodPhase); 10] = [
 const CONTAINERS: [(ContainerPhase, ContainerEvent, ContainerPhase); 9] = [
     (ContainerPhase::Creating, ContainerEvent::Created, ContainerPhase::Created),
     (ContainerPhase::Created, ContainerEvent::Started, ContainerPhase::Running),
-    // The record of a start is written before its shim hears of it.
+    // The record of a start is written before the request is sent to the shim.
     (ContainerPhase::Running, ContainerEvent::NeverStarted, ContainerPhase::Created),
     // A failed start, or a stop of the sandbox.
     (ContainerPhase::Created, ContainerEvent::Exited, ContainerPhase::Exited),
@@ -111,8 +111,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens in whatever order, a container never becomes younger and never runs twice, but for
-        /// starts that are recorded and never were.
+        /// Whatever the order of events, a container never returns to an earlier phase and never runs twice.
+        /// (NeverStarted is not among the events: it corrects a record, not the container.)
         #[test]
         fn containers_never_return_to_an_earlier_phase(events in proptest::collection::vec(0usize..4, 0..20)) {
             let all =

@@ -23,7 +23,7 @@ pub(crate) fn rootfs(id: &ContainerId) -> PathBuf {
 /// Starts init; the result of its execve is reported on its error pipe.
 ///
 /// # Errors
-/// NotFound or ConnectionRefused if init has ended; WouldBlock never in practice (one connection is made).
+/// NotFound or ConnectionRefused if init has ended.
 pub(crate) fn start(id: &ContainerId) -> io::Result<()> {
     let socket = Path::new(STATE).join(id.as_str()).join("notify.sock");
     UnixStream::connect(socket)?.write_all(b"start container")
@@ -33,7 +33,7 @@ pub(crate) fn start(id: &ContainerId) -> io::Result<()> {
 /// in a worker's namespace the root and the volumes are mounted there. Nothing is removed recursively either,
 /// so that a mount makes this fail instead of deleting a volume's content. Errors are ignored: a file is
 /// either already gone or ours to remove.
-pub(crate) fn forget(id: &ContainerId) {
+pub(crate) fn remove(id: &ContainerId) {
     let state = Path::new(STATE).join(id.as_str());
     for file in fs::read_dir(&state).into_iter().flatten().flatten() {
         drop(fs::remove_file(file.path()));

@@ -13,7 +13,7 @@ use crate::held::{Answer, Holders};
 use crate::packet::{Prepared, Reporter, read_plan};
 use crate::worker::{CreateInput, Stdio, create};
 
-/// The part of the request that the shim needs.
+/// The part of the plan that this module needs; the rest is parsed in [`create`].
 #[derive(Deserialize)]
 struct Peek {
     cgroup: CgroupPlan,

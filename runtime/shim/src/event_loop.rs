@@ -1,5 +1,5 @@
-//! The event loop: one thread, one epoll set, no permanent allocations. It turns kernel events into inputs of
-//! the lifecycle and has its actions performed.
+//! The event loop: one thread and one epoll set. It turns kernel events into inputs of the lifecycle and has its
+//! actions performed. Memory that it allocates is freed when the shim is idle.
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,13 +18,13 @@ use crate::link::Link;
 use crate::performer::{Given, Performer};
 use crate::tokens::Watched;
 
-/// After being idle for this long, large buffers are returned.
+/// Large buffers are returned to the kernel after this long without an event.
 const IDLE_MS: u64 = 200;
 /// Longest wait, whatever the timers say.
-const LONGEST_WAIT_MS: u64 = 3_600_000;
+const MAX_WAIT_MS: u64 = 3_600_000;
 /// Most children reaped in one iteration: a container may end any number at once, and logs and requests must
 /// be served in between.
-const MOST_REAPED: usize = 256;
+const MAX_REAPED: usize = 256;
 /// Most entries that the queues keep allocated.
 const KEEP: usize = 16;
 /// Kernel numbers, the same on all architectures.
@@ -102,11 +102,9 @@ impl Shim {
             return Some(0);
         }
         let next = self.lifecycle.timer().into_iter().chain(self.performer.link.timer()).min();
-        match next {
-            None if self.performer.buffers.are_used() => Some(IDLE_MS),
-            None => None,
-            Some(at) => Some(at.saturating_sub(sys::clock::monotonic_ms()).min(LONGEST_WAIT_MS)),
-        }
+        let timer = next.map(|at| at.saturating_sub(sys::clock::monotonic_ms()).min(MAX_WAIT_MS));
+        let idle = self.performer.buffers.are_used().then_some(IDLE_MS);
+        timer.into_iter().chain(idle).min()
     }
 
     /// Passes an input to the lifecycle and performs all resulting actions.
@@ -217,7 +215,7 @@ impl Shim {
         for serial in workers {
             self.read_packets(serial);
         }
-        for _ in 0..MOST_REAPED {
+        for _ in 0..MAX_REAPED {
             let mut executed = None;
             let lifecycle = &self.lifecycle;
             let ended = sys::wait::reap(|pid| {

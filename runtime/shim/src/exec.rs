@@ -13,7 +13,7 @@ use wire::{ErrorKind, ExecPlan};
 
 use crate::failure::{failure, refusal};
 use crate::packet::{Reporter, read_plan};
-use crate::process::{self, Ready, Road};
+use crate::process::{self, ProcessKind, Ready};
 
 /// Describes the descriptors that the worker gets.
 #[derive(Debug, Clone, Copy)]
@@ -107,7 +107,7 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, given: Given) -> Result<P
         sys::fds::set_stdio(stdin.as_fd(), stdout.as_fd(), stderr.as_fd()).map_err(at("stdio"))?;
     }
     drop(streams);
-    let ready = process::prepare(&plan.process, &plan.user, Road::Exec, ErrorKind::ExecFailed)?;
+    let ready = process::prepare(&plan.process, &plan.user, ProcessKind::Exec, ErrorKind::ExecFailed)?;
     Ok(Prepared { ready, master, terminal: plan.process.terminal, single })
 }
 

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use sys::namespace::Namespaces;
 use wire::Reply;
 
-/// The receiver of a worker's messages. Only the worker owns it; init must not keep it open.
+/// The receiver of a worker's messages: the shim, or a test. Only the worker owns it; init must not keep it open.
 pub(crate) trait Answer {
     /// Sends a warning: a setting could not be applied, which is not fatal.
     fn warn(&self, text: &str);

@@ -125,9 +125,9 @@ impl Link {
         for message in std::mem::take(&mut self.warnings) {
             self.event(Event::Warning { container: None, message }, epoll)?;
         }
-        // The daemon's stderr was only for messages before this. From here on there is a connection, and
-        // processes that are forked later must not have the daemon's log. If /dev/null cannot be opened, it
-        // stays open.
+        // Until now the shim's stderr was the daemon's, for errors before there was a connection. Processes that are
+        // forked from here on must not be able to write to the daemon's log. If /dev/null cannot be opened, stderr
+        // stays as it is.
         if let Ok(null) = sys::fds::null() {
             let _ = rustix::stdio::dup2_stderr(&null);
         }

@@ -62,8 +62,8 @@ const COREDUMP_FILTER: u32 = 0x33;
 /// Largest [`ShimInit`].
 const MAX_INIT: usize = 64 * 1024;
 
-/// How long to wait for the daemon, which has just started this shim, to connect and receive the error.
-const FAREWELL_MS: u64 = 5000;
+/// How long to wait for the daemon, which has just started this shim, to connect and receive a [`StartError`].
+const REPORT_MS: u64 = 5000;
 
 /// An error before the loop: sent to the daemon instead of the hello, and printed.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +89,7 @@ fn run() -> Result<(), StartError> {
     let listener = inherited.take(passed::LISTENER).map_err(at("descriptor 3 (socket)"))?;
     let prepared = start(inherited).inspect_err(|error| {
         // Fails if the daemon has gone, which does not matter.
-        drop(farewell(listener.as_fd(), error));
+        drop(report(listener.as_fd(), error));
     })?;
     let Prepared { pod, given, signals, warnings } = prepared;
     let start = Start { pod, listener, given, signals, warnings };
@@ -98,10 +98,10 @@ fn run() -> Result<(), StartError> {
 }
 
 /// Sends the error to the first daemon that connects.
-fn farewell(listener: BorrowedFd<'_>, error: &StartError) -> std::io::Result<()> {
+fn report(listener: BorrowedFd<'_>, error: &StartError) -> std::io::Result<()> {
     let epoll = Epoll::new()?;
     epoll.add(listener, 0, Interest::READ)?;
-    epoll.wait(Some(FAREWELL_MS), |_| {})?;
+    epoll.wait(Some(REPORT_MS), |_| {})?;
     let Some(daemon) = sys::scm::accept(listener)? else { return Ok(()) };
     let failure = failure::failure(wire::ErrorKind::Internal, error.step, &error.source);
     let mut bytes = Vec::new();

@@ -144,12 +144,12 @@ where
     F: FnOnce(Reporter, Vec<OwnedFd>) -> i32 + Clone + 'static,
 {
     let (ours, theirs) = sys::scm::packet_pair()?;
+    sys::fds::set_nonblocking(ours.as_fd())?;
     let mut kept = keep.to_vec();
     kept.push(theirs.as_fd());
     let pid = sys::fork::worker(&kept, move |mut fds| match fds.pop() {
         Some(socket) => work(Reporter(socket), fds),
         None => 1,
     })?;
-    sys::fds::set_nonblocking(ours.as_fd())?;
     Ok((pid, ours))
 }

@@ -86,8 +86,8 @@ fn become_pause(plan: &PausePlan, folders: &[OwnedFd], binary: BorrowedFd<'_>) -
                     .map_err(at(&format!("cgroup {} {}", member.hierarchy, member.path)))?;
             }
         }
-        // Must be done while /proc is available. Raised if the host does not allow the value; the shim warns
-        // for its own.
+        // Must be done while /proc is available. If the host does not allow the value, the lowest allowed one is set,
+        // without a warning: the shim has sent one for its own value.
         sys::proc::set_oom_score_adj(plan.oom_score_adj).map_err(at("oom_score_adj"))?;
         if plan.uts && !plan.hostname.is_empty() {
             sys::jail::set_hostname(&plan.hostname).map_err(at("hostname"))?;

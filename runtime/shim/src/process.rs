@@ -29,19 +29,19 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 const CANNOT_EXECUTE: i32 = 126;
 const NOT_FOUND: i32 = 127;
 
-/// A step that failed.
-struct Stop {
+/// Which step failed, and why.
+struct StepError {
     stage: &'static str,
     message: String,
     errno: i32,
 }
 
-fn stop(stage: &'static str, what: impl Into<String>) -> impl FnOnce(io::Error) -> Stop {
+fn failed_at(stage: &'static str, what: impl Into<String>) -> impl FnOnce(io::Error) -> StepError {
     let what = what.into();
-    move |e| Stop { stage, message: format!("{what}: {e}"), errno: sys::mount::errno(&e) }
+    move |e| StepError { stage, message: format!("{what}: {e}"), errno: sys::mount::errno(&e) }
 }
 
-impl Stop {
+impl StepError {
     fn failure(self, kind: ErrorKind) -> Failure {
         Failure { kind, stage: self.stage.to_owned(), message: self.message, errno: self.errno }
     }
@@ -59,16 +59,17 @@ pub(crate) fn before_namespaces(plan: &ProcessPlan) -> io::Result<Option<String>
     Ok((set != wanted).then(|| format!("oom_score_adj {wanted} is not allowed here, it is {set}")))
 }
 
-/// The system calls that a process makes between [`prepare`] and its execve.
+/// Which process it is. That decides the system calls between [`prepare`] and execve.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Road {
+pub(crate) enum ProcessKind {
     /// Init: libcontainer reports it, and it waits on a socket for the start request.
     Init,
     /// Exec: a sibling is cloned, which becomes a session leader.
     Exec,
 }
 
-impl Road {
+impl ProcessKind {
+    /// The system calls between [`prepare`] and execve.
     fn calls(self) -> Vec<sys::seccomp::Call> {
         let (own, first) = match self {
             Self::Init => (sys::execute::calls::INIT, None),
@@ -94,33 +95,33 @@ pub(crate) struct Ready {
 /// privileges. Memory that is needed later is allocated here, before a filter can forbid it.
 ///
 /// # Errors
-/// The failed step, as `kind`.
+/// The failed step, of this kind of error.
 pub(crate) fn prepare(
     plan: &ProcessPlan,
     user: &User,
-    road: Road,
-    kind: ErrorKind,
+    process: ProcessKind,
+    error_kind: ErrorKind,
 ) -> Result<Ready, Failure> {
-    attempt(plan, user, road).map_err(|stop| stop.failure(kind))
+    attempt(plan, user, process).map_err(|error| error.failure(error_kind))
 }
 
 impl Ready {
     /// Calls execve, which closes all descriptors except 0, 1 and 2.
     pub(crate) fn become_process(self, report: OwnedFd) -> ! {
-        let stop = self.finish();
+        let error = self.finish();
         let status =
-            if stop.errno == rustix::io::Errno::NOENT.raw_os_error() { NOT_FOUND } else { CANNOT_EXECUTE };
-        tell(&mut File::from(report), &stop.failure(ErrorKind::StartFailed));
+            if error.errno == rustix::io::Errno::NOENT.raw_os_error() { NOT_FOUND } else { CANNOT_EXECUTE };
+        tell(&mut File::from(report), &error.failure(ErrorKind::StartFailed));
         sys::fork::exit_now(status)
     }
 
-    fn finish(self) -> Stop {
+    fn finish(self) -> StepError {
         let Self { image, candidates, shown, filter } = self;
         if let Err(error) = sys::fds::cloexec_from(3) {
-            return stop("descriptors", "close-on-exec")(error);
+            return failed_at("descriptors", "close-on-exec")(error);
         }
         if let Some(Err(error)) = filter.map(Filter::load) {
-            return stop("seccomp", "loading the filter")(error);
+            return failed_at("seccomp", "loading the filter")(error);
         }
         execute_first(&image, &candidates, &shown)
     }
@@ -134,36 +135,36 @@ pub(crate) fn tell(into: &mut File, failure: &Failure) {
 }
 
 #[expect(clippy::too_many_lines, reason = "the order of the steps matters, and it is read here")]
-fn attempt(plan: &ProcessPlan, user: &User, road: Road) -> Result<Ready, Stop> {
+fn attempt(plan: &ProcessPlan, user: &User, process: ProcessKind) -> Result<Ready, StepError> {
     sys::signal::reset();
-    sys::keyring::join_session(&plan.keyring).map_err(stop("keyring", "session keyring"))?;
+    sys::keyring::join_session(&plan.keyring).map_err(failed_at("keyring", "session keyring"))?;
     rustix::process::umask(Mode::from_raw_mode(plan.umask & 0o777));
-    sys::rlimit::restore_open_files().map_err(stop("rlimit", "open files"))?;
+    sys::rlimit::restore_open_files().map_err(failed_at("rlimit", "open files"))?;
     for limit in &plan.rlimits {
         sys::rlimit::set(limit.resource, limit.soft, limit.hard)
-            .map_err(stop("rlimit", format!("limit {}", limit.resource)))?;
+            .map_err(failed_at("rlimit", format!("limit {}", limit.resource)))?;
     }
-    own_null().map_err(stop("stdio", "/dev/null"))?;
-    give_stdio(user).map_err(stop("stdio", "owner of stdin, stdout and stderr"))?;
+    own_null().map_err(failed_at("stdio", "/dev/null"))?;
+    give_stdio(user).map_err(failed_at("stdio", "owner of stdin, stdout and stderr"))?;
     // Root may not be allowed to enter a folder that the user may (a home on NFS), so this is tried again as
     // the user.
     let cwd = if plan.cwd.is_empty() { "/" } else { plan.cwd.as_str() };
     let again = match rustix::process::chdir(cwd) {
         Ok(()) => false,
         Err(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM) => true,
-        Err(e) => return Err(stop("chdir", cwd)(e.into())),
+        Err(e) => return Err(failed_at("chdir", cwd)(e.into())),
     };
 
     let name = plan.args.first().map(model::Text::as_bytes).unwrap_or_default();
     let shown = String::from_utf8_lossy(name).into_owned();
-    let candidates = candidates(name, plan).map_err(stop("execve", shown.clone()))?;
+    let candidates = candidates(name, plan).map_err(failed_at("execve", shown.clone()))?;
     let image =
         Image::new(plan.args.iter().map(model::Text::as_bytes), plan.env.iter().map(model::Text::as_bytes))
-            .map_err(stop("execve", shown.clone()))?;
+            .map_err(failed_at("execve", shown.clone()))?;
     let program = plan.seccomp.as_ref().map(|s| s.instructions.as_slice()).filter(|i| !i.is_empty());
     let filter = program.map(|program| Filter::new(program, plan.seccomp_flags)).transpose();
-    let filter = filter.map_err(stop("seccomp", "the filter"))?;
-    let calls = road.calls();
+    let filter = filter.map_err(failed_at("seccomp", "the filter"))?;
+    let calls = process.calls();
     let (early, late) = match filter {
         Some(filter) if filter.allows(&calls) => (Some(filter), None),
         filter => (None, filter),
@@ -180,42 +181,42 @@ fn attempt(plan: &ProcessPlan, user: &User, road: Road) -> Result<Ready, Stop> {
         no_new_privs: plan.no_new_privs,
         filter: early.is_some() || late.is_some(),
     };
-    let refused = |(step, e)| stop("credentials", step)(e);
+    let refused = |(step, e)| failed_at("credentials", step)(e);
     let rest = sys::creds::assume(&credentials).map_err(refused)?;
     // Its memory is a copy of the shim's and its descriptors are not the container's, so no process of the
     // same user may access it until execve, which resets this.
-    sys::proc::set_dumpable(false).map_err(stop("credentials", "dumpable"))?;
+    sys::proc::set_dumpable(false).map_err(failed_at("credentials", "dumpable"))?;
     if again {
-        rustix::process::chdir(cwd).map_err(|e| stop("chdir", cwd)(e.into()))?;
+        rustix::process::chdir(cwd).map_err(|e| failed_at("chdir", cwd)(e.into()))?;
     }
     // A folder outside the root (reached through a leaked descriptor) is shown as "(unreachable)".
-    let here = rustix::process::getcwd(Vec::new()).map_err(|e| stop("chdir", cwd)(e.into()))?;
+    let here = rustix::process::getcwd(Vec::new()).map_err(|e| failed_at("chdir", cwd)(e.into()))?;
     if here.to_bytes().first() != Some(&b'/') {
         let message = format!("{cwd} is outside the container");
-        return Err(Stop { stage: "chdir", message, errno: rustix::io::Errno::PERM.raw_os_error() });
+        return Err(StepError { stage: "chdir", message, errno: rustix::io::Errno::PERM.raw_os_error() });
     }
     let ready = Ready { image, candidates, shown, filter: late };
     let Some(filter) = early else { return Ok(ready) };
-    filter.load().map_err(stop("seccomp", "loading the filter"))?;
-    rest.drop().map_err(stop("credentials", "capset"))?;
+    filter.load().map_err(failed_at("seccomp", "loading the filter"))?;
+    rest.drop().map_err(failed_at("credentials", "capset"))?;
     Ok(ready)
 }
 
 /// Tries each in turn; the next one only if a program does not exist or is not executable.
-fn execute_first(image: &Image, candidates: &[CString], shown: &str) -> Stop {
+fn execute_first(image: &Image, candidates: &[CString], shown: &str) -> StepError {
     let mut refused = None;
     for path in candidates {
         let error = image.execute(path);
         match rustix::io::Errno::from_io_error(&error) {
             Some(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {}
             Some(rustix::io::Errno::ACCESS) => refused = Some(error),
-            _ => return stop("execve", format!("exec {shown:?}"))(error),
+            _ => return failed_at("execve", format!("exec {shown:?}"))(error),
         }
     }
     let found = if shown.contains('/') { "" } else { " (looked up in PATH)" };
     let error =
         refused.unwrap_or_else(|| io::Error::from_raw_os_error(rustix::io::Errno::NOENT.raw_os_error()));
-    stop("execve", format!("exec {shown:?}{found}"))(error)
+    failed_at("execve", format!("exec {shown:?}{found}"))(error)
 }
 
 fn candidates(name: &[u8], plan: &ProcessPlan) -> io::Result<Vec<CString>> {

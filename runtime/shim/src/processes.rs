@@ -18,9 +18,11 @@ pub(crate) fn signal(pid: u32, signal: i32) -> std::io::Result<()> {
     sys::proc::unless_gone(sent).map(drop)
 }
 
-/// Whether it is a child of the shim, reaped or not.
+/// Whether it is a child of the shim that is not reaped. True if it cannot be examined now (no free descriptor): a
+/// child that was reaped has no entry in /proc, and one that runs must not count as reaped.
 pub(crate) fn is_child(pid: u32) -> bool {
-    sys::proc::stat(pid).is_ok_and(|stat| stat.parent == std::process::id())
+    let parent = sys::proc::unless_gone(sys::proc::stat(pid).map(|stat| stat.parent));
+    parent.map_or(true, |parent| parent == Some(std::process::id()))
 }
 
 /// The exit code of a child that is not reaped, if it has ended ([`sys::proc::Stat::is_over`]).
@@ -64,19 +66,27 @@ pub(crate) fn was_oom_killed(cgroups: &Cgroups) -> bool {
 }
 
 /// Kills the processes of sessions in a container, and their leaders. Returns for each the number of
-/// processes found, and the exit code of a leader that has ended. The container's processes are listed once
-/// for all sessions.
+/// processes found, at least 1 if they could not all be examined (no free descriptor), and the exit code of a leader
+/// that has ended. The container's processes are listed once for all sessions.
 pub(crate) fn kill_sessions(cgroups: Option<&Cgroups>, sessions: &[Session]) -> Vec<(u32, Option<i32>)> {
     // Session id, and its index.
     let mut places: Vec<(u32, usize)> = sessions.iter().zip(0..).map(|(of, place)| (of.pid, place)).collect();
     places.sort_unstable();
     let mut seen = vec![(0_u32, None); sessions.len()];
     if let Some(folder) = cgroups.and_then(Cgroups::procs_folder) {
-        // A folder that does not exist has no processes.
-        drop(sys::cgroup::processes(folder, |pid| {
-            let Ok(fd) = sys::pidfd::open(pid) else { return };
+        let mut incomplete = false;
+        let listed = sys::cgroup::processes(folder, |pid| {
+            let opened = sys::pidfd::open(pid);
             // Read after the pidfd was opened: the data is of that process, or it has ended.
-            let Ok(stat) = sys::proc::stat(pid) else { return };
+            let examined = opened.and_then(|fd| Ok((fd, sys::proc::stat(pid)?)));
+            let (fd, stat) = match sys::proc::unless_gone(examined) {
+                Ok(Some(examined)) => examined,
+                Ok(None) => return,
+                Err(_) => {
+                    incomplete = true;
+                    return;
+                }
+            };
             let Ok(found) = places.binary_search_by_key(&stat.session, |(session, _)| *session) else {
                 return;
             };
@@ -85,7 +95,13 @@ pub(crate) fn kill_sessions(cgroups: Option<&Cgroups>, sessions: &[Session]) -> 
                 *count += 1;
                 drop(sys::pidfd::send_signal(fd.as_fd(), SIGKILL));
             }
-        }));
+        });
+        // A folder that does not exist has no processes.
+        if incomplete || sys::proc::unless_gone(listed).is_err() {
+            for (count, _) in &mut seen {
+                *count = (*count).max(1);
+            }
+        }
     }
     for (session, (_, code)) in sessions.iter().zip(&mut seen).filter(|(session, _)| session.unreaped) {
         drop(signal(session.pid, SIGKILL));

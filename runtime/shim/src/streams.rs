@@ -14,7 +14,7 @@ use crate::lifecycle::Serial;
 use crate::tokens::Watched;
 
 /// Most bytes that are read of init's error: more than any failure has.
-const LONGEST_ERROR: usize = 8192;
+const MAX_ERROR: usize = 8192;
 
 /// The streams of a container.
 #[derive(Debug)]
@@ -133,13 +133,20 @@ impl Streams {
         }
     }
 
+    /// Stops watching the error pipe, which stays open.
+    pub(crate) fn unwatch_error_pipe(&self, epoll: &Epoll) {
+        if let Some(fd) = &self.error_pipe {
+            drop(epoll.remove(fd.as_fd()));
+        }
+    }
+
     /// Reads the error pipe and closes it at its end. `last`: do not wait for more.
     pub(crate) fn read_error_pipe(&mut self, epoll: &Epoll, last: bool) -> Said {
         let mut closed = false;
         let mut buffer = [0; 1024];
         while let (Some(fd), false) = (&self.error_pipe, closed) {
             match sys::fds::read(fd.as_fd(), &mut buffer) {
-                Ok(bytes) if bytes > 0 && self.error.len() < LONGEST_ERROR => {
+                Ok(bytes) if bytes > 0 && self.error.len() < MAX_ERROR => {
                     self.error.extend_from_slice(buffer.get(..bytes).unwrap_or_default());
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -165,7 +172,7 @@ impl Streams {
         Some(said.map_or_else(|_| String::from_utf8_lossy(&bytes).into_owned(), |failure| failure.message))
     }
 
-    /// Stops watching the error pipe.
+    /// Closes the error pipe.
     pub(crate) fn drop_error_pipe(&mut self, epoll: &Epoll) {
         if let Some(pipe) = self.error_pipe.take() {
             drop(epoll.remove(pipe.as_fd()));

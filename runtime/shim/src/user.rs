@@ -9,7 +9,7 @@ use model::{User, UserRequest};
 use wire::UserPlan;
 
 /// Largest passwd or group file that is read, in bytes.
-const LARGEST: u64 = 8 << 20;
+const MAX_FILE: u64 = 8 << 20;
 
 /// A user and its home folder.
 #[derive(Debug, PartialEq, Eq)]
@@ -73,7 +73,7 @@ fn read(root: BorrowedFd<'_>, file: &'static str) -> Result<String, UserError> {
         }
         Err(e) => return Err(at(e)),
     };
-    let bytes = sys::file::read_capped(opened, LARGEST).map_err(at)?;
+    let bytes = sys::file::read_capped(opened, MAX_FILE).map_err(at)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 

@@ -11,7 +11,7 @@ use wire::{
 };
 
 /// PATH if neither the image nor the request has one.
-pub const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Most VOLUMEs of an image, and bytes of all their paths: each costs a folder for every name in its path, and with a
 /// read-only root a mount. Real images have about ten.
@@ -182,7 +182,7 @@ fn env(
     host: &HostFacts,
 ) -> Result<Vec<Text>, Error> {
     let mut env: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
-    // Service links make tens of thousands of them.
+    // Position of each name. With service links there can be tens of thousands.
     let mut places: HashMap<Vec<u8>, usize> = HashMap::new();
     let mut set = |key: &[u8], value: &[u8]| match places.get(key).and_then(|at| env.get_mut(*at)) {
         Some((_, have)) => *have = value.to_vec(),
@@ -248,11 +248,7 @@ fn user(config: &ContainerConfig, image: &ImageFacts) -> Result<UserPlan, Error>
 }
 
 /// Network, IPC and UTS are those of the sandbox; a request that contradicts them is refused.
-pub(crate) fn namespaces(
-    config: &ContainerConfig,
-    pod: &PodRecord,
-    unified: bool,
-) -> Result<NamespacePlan, Error> {
+fn namespaces(config: &ContainerConfig, pod: &PodRecord, unified: bool) -> Result<NamespacePlan, Error> {
     let (own, sandbox) = (&config.security.namespaces, &pod.config.security.namespaces);
     let field = "linux.security_context.namespace_options";
     let shared = |name: &str, own: NamespaceMode, sandbox: NamespaceMode| match (own, sandbox) {

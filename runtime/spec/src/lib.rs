@@ -13,7 +13,6 @@ pub mod devices;
 mod error;
 pub mod exec;
 mod mounts;
-
 pub mod path;
 pub mod refuse;
 pub mod resources;
@@ -22,7 +21,7 @@ pub mod seccomp;
 pub mod security;
 pub mod signals;
 
-pub use container::{ContainerInput, DEFAULT_PATH, HostFacts, ImageFacts, container, log as log_plan};
+pub use container::{ContainerInput, HostFacts, ImageFacts, container, log as log_plan};
 pub use error::{Error, ErrorKind};
 pub use exec::exec;
 pub use mounts::PodFiles;

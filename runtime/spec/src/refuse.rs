@@ -1,61 +1,17 @@
-//! CRI fields that are understood but not implemented. Each has one refusal, so that no field is accepted and
-//! then ignored. Fields that the model does not have are refused where CRI messages are converted.
+//! Refuses requests that use features which are in the model but not implemented, so that no field is accepted
+//! and then ignored. Fields that the model does not have are refused where CRI messages are converted
+//! (`service/convert` of the daemon).
 
 use crate::Error;
 use model::{ContainerConfig, GroupsPolicy, IdMapping, NamespaceMode, Namespaces, PodConfig};
 
-/// A feature that is not implemented.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NotImplemented {
-    /// `userns_options` with mode POD; id mappings of mounts.
-    UserNamespaces,
-    /// `recursive_read_only` mounts.
-    RecursiveReadOnly,
-    /// `supplemental_groups_policy` Strict.
-    StrictGroups,
-    /// AppArmor profiles, except RuntimeDefault on a host without AppArmor, and Unconfined.
-    AppArmor,
-    /// SELinux labels.
-    Selinux,
-    /// Mounts of images.
-    ImageVolumes,
-    /// `mount_options`.
-    MountOptions,
-    /// `CDI_devices`.
-    Cdi,
-    /// Runtime handlers other than the default.
-    RuntimeHandler,
-    /// Windows messages.
-    Windows,
-}
-
-impl NotImplemented {
-    /// The refusal of a field's value.
-    pub fn refuse(self, field: &str, value: &str) -> Error {
-        let want = match self {
-            Self::UserNamespaces => {
-                "user namespaces are not implemented yet: leave the field out or use mode NODE"
-            }
-            Self::RecursiveReadOnly => {
-                "recursive read-only mounts are not implemented yet: use readonly only"
-            }
-            Self::StrictGroups => "only the policy Merge is implemented",
-            Self::AppArmor => "AppArmor is not implemented yet: use RuntimeDefault or Unconfined",
-            Self::Selinux => "SELinux labels are not implemented yet: leave them out",
-            Self::ImageVolumes => "image volumes are not implemented yet",
-            Self::MountOptions => "mount options are not implemented yet (the feature is not announced)",
-            Self::Cdi => "CDI devices are not implemented yet",
-            Self::RuntimeHandler => "only the default handler \"\" exists",
-            Self::Windows => "this is a Linux runtime",
-        };
-        Error::unsupported(field, value, want)
-    }
-}
+const USER_NAMESPACES: &str = "user namespaces are not implemented yet: leave the field out or use mode NODE";
 
 /// Refuses unimplemented features in a sandbox's request.
 pub fn pod(config: &PodConfig) -> Result<(), Error> {
     if !config.runtime_handler.is_empty() {
-        return Err(NotImplemented::RuntimeHandler.refuse("runtime_handler", &config.runtime_handler));
+        let want = "only the default handler \"\" exists";
+        return Err(Error::unsupported("runtime_handler", &config.runtime_handler, want));
     }
     namespaces("linux.security_context.namespace_options", &config.security.namespaces)
 }
@@ -65,7 +21,7 @@ pub fn container(config: &ContainerConfig) -> Result<(), Error> {
     namespaces("linux.security_context.namespace_options", &config.security.namespaces)?;
     if config.security.groups_policy == GroupsPolicy::Strict {
         let field = "linux.security_context.supplemental_groups_policy";
-        return Err(NotImplemented::StrictGroups.refuse(field, "Strict"));
+        return Err(Error::unsupported(field, "Strict", "only the policy Merge is implemented"));
     }
     for (index, mount) in config.mounts.iter().enumerate() {
         mappings(&format!("mounts[{index}].uidMappings"), &mount.uid_mappings)?;
@@ -83,15 +39,17 @@ fn namespaces(field: &str, options: &Namespaces) -> Result<(), Error> {
             "NODE with mappings",
             "mode NODE takes no mappings",
         )),
-        mode => Err(NotImplemented::UserNamespaces
-            .refuse(&format!("{field}.userns_options.mode"), &format!("{mode:?}"))),
+        mode => {
+            let field = format!("{field}.userns_options.mode");
+            Err(Error::unsupported(field, format!("{mode:?}"), USER_NAMESPACES))
+        }
     }
 }
 
 fn mappings(field: &str, mappings: &[IdMapping]) -> Result<(), Error> {
     match mappings.first() {
         None => Ok(()),
-        Some(first) => Err(NotImplemented::UserNamespaces.refuse(field, &format!("{first:?}"))),
+        Some(first) => Err(Error::unsupported(field, format!("{first:?}"), USER_NAMESPACES)),
     }
 }
 

@@ -9,7 +9,7 @@ use wire::{CgroupPlan, PausePlan, SeccompProgram};
 const SHM_SIZE: u64 = 64 << 20;
 /// A pod must outlive its containers: the kernel kills pause last, except for the shim.
 const PAUSE_OOM_SCORE_ADJ: i32 = -998;
-/// The shim comes after pause, because it holds the logs and the exit codes.
+/// The kernel kills the shim after pause, because the shim holds the logs and the exit codes.
 pub const SHIM_OOM_SCORE_ADJ: i32 = -999;
 /// User of pause if the request names none: the one of Kubernetes' own pause image. Pause has no capabilities
 /// with any user.
@@ -219,7 +219,7 @@ mod tests {
         let defaults = made.default_sysctls;
         let made = plan(asked).unwrap();
         assert_eq!((made.sysctls.len(), &made.default_sysctls), (0, &defaults));
-        // What is asked for is no default, whatever it is.
+        // A requested sysctl does not change the defaults.
         let made = plan(with_sysctl("kernel.shm_rmid_forced", "1")).unwrap();
         assert_eq!((made.sysctls.len(), &made.default_sysctls), (1, &defaults));
         let mut host = PodConfig::default();

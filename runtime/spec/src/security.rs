@@ -49,7 +49,7 @@ pub const NAMES: [&str; 41] = [
     "CHECKPOINT_RESTORE",
 ];
 
-/// The fourteen that other container runtimes add by default, and that Kubernetes' Baseline policy allows.
+/// The default set, which other runtimes have too: the fourteen that Kubernetes' Baseline policy allows.
 pub const DEFAULT: u64 = mask_of(&[
     "CHOWN",
     "DAC_OVERRIDE",

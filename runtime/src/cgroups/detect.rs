@@ -8,7 +8,7 @@ const NEEDED: [&str; 5] = ["devices", "freezer", "memory", "cpu", "cpuacct"];
 
 /// One v1 hierarchy: one or more controllers mounted together, or a named one without controllers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hierarchy {
+pub(crate) struct Hierarchy {
     name: String,
     controllers: Vec<String>,
     mount: PathBuf,
@@ -16,27 +16,27 @@ pub struct Hierarchy {
 
 impl Hierarchy {
     /// Last part of its mount point: `memory`, `cpu,cpuacct`, `systemd`.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// Whether this controller is in it.
-    pub fn has(&self, controller: &str) -> bool {
+    pub(crate) fn has(&self, controller: &str) -> bool {
         self.controllers.iter().any(|own| own == controller)
     }
 
     /// Whether it is a named hierarchy without controllers.
-    pub fn is_named(&self) -> bool {
+    pub(crate) fn is_named(&self) -> bool {
         self.controllers.is_empty()
     }
 
     /// Where it is mounted.
-    pub fn mount(&self) -> &Path {
+    pub(crate) fn mount(&self) -> &Path {
         &self.mount
     }
 
     /// Folder of a cgroup, by clean absolute path.
-    pub fn folder(&self, path: &str) -> PathBuf {
+    pub(crate) fn folder(&self, path: &str) -> PathBuf {
         self.mount.join(path.trim_start_matches('/'))
     }
 }

@@ -68,16 +68,16 @@ impl Error {
 
 /// Collects the errors of steps that are all tried.
 #[derive(Debug, Default)]
-pub struct Failures(Vec<Error>);
+pub(crate) struct Failures(Vec<Error>);
 
 impl Failures {
     /// Adds the error of a step, if it failed.
-    pub fn note<T>(&mut self, outcome: Result<T, Error>) {
+    pub(crate) fn note<T>(&mut self, outcome: Result<T, Error>) {
         self.0.extend(outcome.err());
     }
 
     /// Ok if no step failed.
-    pub fn into_result(mut self) -> Result<(), Error> {
+    pub(crate) fn into_result(mut self) -> Result<(), Error> {
         match self.0.len() {
             0 | 1 => self.0.pop().map_or(Ok(()), Err),
             _ => Err(Error::Several { failures: self.0 }),

@@ -15,7 +15,7 @@ const SKIPPED: [&str; 8] = ["pts", "shm", "mqueue", "fd", "hugepages", ".lxc", "
 /// The nodes at and below the `host_path`s of a container's devices, and below /dev if it is privileged. A
 /// path without a node gives nothing here; `spec` then reports the field. Requested nodes come first; beyond
 /// [`MAX_NODES`] the rest is left out with a warning.
-pub fn find(config: &ContainerConfig) -> Result<Vec<HostDevice>, Error> {
+pub(crate) fn find(config: &ContainerConfig) -> Result<Vec<HostDevice>, Error> {
     let mut found = Vec::new();
     for (index, device) in config.devices.iter().enumerate() {
         let path = spec::path::clean(&format!("devices[{index}].host_path"), &device.host_path)?;

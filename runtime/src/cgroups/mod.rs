@@ -7,20 +7,19 @@
 
 mod detect;
 mod error;
-pub mod host_devices;
+pub(crate) mod host_devices;
 mod kill;
 mod names;
 mod v1;
 
-pub use detect::Hierarchy;
-pub use error::{Error, Failures};
-pub use names::{DEFAULT_PARENT, SHIM_ROOT, leaf_path, pod_parent, shim_path};
-pub use v1::{Leaf, Limits};
+pub(crate) use detect::Hierarchy;
+pub(crate) use error::{Error, Failures};
+pub(crate) use names::{DEFAULT_PARENT, SHIM_ROOT, leaf_path, pod_parent, shim_path};
+pub(crate) use v1::{Leaf, Limits};
 
 use model::PodId;
 use std::path::PathBuf;
 use std::time::Duration;
-use wire::CgroupPlan;
 
 /// How long [`Cgroups::kill_all`] tries before it reports the remaining processes (usually in D state).
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -29,51 +28,35 @@ const REMOVE_LIMIT: Duration = Duration::from_secs(2);
 
 /// The host's cgroup hierarchies.
 #[derive(Debug, Clone)]
-pub struct Cgroups {
+pub(crate) struct Cgroups {
     hierarchies: Vec<Hierarchy>,
 }
 
 impl Cgroups {
     /// Reads /proc/self/mountinfo. The error names what is missing to confine containers.
-    pub fn detect() -> Result<Self, Error> {
+    pub(crate) fn detect() -> Result<Self, Error> {
         let path = "/proc/self/mountinfo";
         let text = std::fs::read_to_string(path).map_err(|source| Error::io("read", path, source))?;
         Ok(Self { hierarchies: detect::hierarchies(&text)? })
     }
 
-    /// The v1 hierarchies. Every leaf exists in all of them.
-    pub fn hierarchies(&self) -> &[Hierarchy] {
-        &self.hierarchies
-    }
-
     /// Folder of a cgroup in the hierarchy of a controller, if that is mounted.
-    pub fn folder(&self, controller: &str, path: &str) -> Option<PathBuf> {
+    pub(crate) fn folder(&self, controller: &str, path: &str) -> Option<PathBuf> {
         let hierarchy = self.hierarchies.iter().find(|hierarchy| hierarchy.has(controller))?;
         Some(hierarchy.folder(path))
     }
 
     /// Creates a leaf cgroup in every hierarchy, with missing parents, and writes its limits and device
     /// rules. On an error nothing of the leaf is left. An existing leaf is an error, because ids are unique.
-    pub fn create_leaf(&self, path: &str, limits: &Limits) -> Result<Leaf, Error> {
+    pub(crate) fn create_leaf(&self, path: &str, limits: &Limits) -> Result<Leaf, Error> {
         names::check(path)?;
         v1::create(&self.hierarchies, path, limits)
-    }
-
-    /// Opens an existing leaf, after a restart.
-    pub fn open_leaf(&self, path: &str) -> Result<Leaf, Error> {
-        names::check(path)?;
-        v1::open(&self.hierarchies, path)
-    }
-
-    /// The paths of a leaf's folders; accesses no file.
-    pub fn plan(&self, path: &str) -> CgroupPlan {
-        v1::plan(&self.hierarchies, path)
     }
 
     /// Creates `/copepod/<pod>` for a shim, outside kubelet's tree, and returns the folders to join: the
     /// named hierarchies (so that the service manager does not touch it), memory and pids. Existing ones are
     /// kept.
-    pub fn create_shim(&self, pod: &PodId) -> Result<Vec<PathBuf>, Error> {
+    pub(crate) fn create_shim(&self, pod: &PodId) -> Result<Vec<PathBuf>, Error> {
         let wanted =
             |hierarchy: &&Hierarchy| hierarchy.is_named() || hierarchy.has("memory") || hierarchy.has("pids");
         let path = shim_path(pod);
@@ -83,39 +66,28 @@ impl Cgroups {
 
     /// Changes limits of an existing leaf in the order that the kernel accepts. On an error the previous
     /// values are restored.
-    pub fn update(&self, path: &str, writes: &[spec::resources::Write]) -> Result<(), Error> {
+    #[cfg_attr(not(test), expect(dead_code, reason = "UpdateContainerResources is not implemented yet"))]
+    pub(crate) fn update(&self, path: &str, writes: &[spec::resources::Write]) -> Result<(), Error> {
         names::check(path)?;
         v1::update(&self.hierarchies, path, writes)
     }
 
     /// Kills all processes at and below a cgroup and returns when none is left; a missing cgroup has none.
     /// After ten seconds it fails with the remaining pids.
-    pub fn kill_all(&self, path: &str) -> Result<(), Error> {
+    pub(crate) fn kill_all(&self, path: &str) -> Result<(), Error> {
         names::check(path)?;
         kill::all(&self.hierarchies, path, KILL_LIMIT)
     }
 
-    /// Whether any process is at or below a cgroup, in any hierarchy.
-    pub fn populated(&self, path: &str) -> Result<bool, Error> {
-        names::check(path)?;
-        Ok(!kill::pids(&self.hierarchies, path)?.is_empty())
-    }
-
-    /// The processes at and below a cgroup in any hierarchy, ascending.
-    pub fn pids(&self, path: &str) -> Result<Vec<i32>, Error> {
-        names::check(path)?;
-        Ok(kill::pids(&self.hierarchies, path)?.into_iter().collect())
-    }
-
     /// Removes a cgroup and everything below it in every hierarchy; a missing one is not an error. Processes
     /// in it are an error: call [`Cgroups::kill_all`] first.
-    pub fn remove(&self, path: &str) -> Result<(), Error> {
+    pub(crate) fn remove(&self, path: &str) -> Result<(), Error> {
         names::check(path)?;
         kill::remove(&self.hierarchies, path, REMOVE_LIMIT)
     }
 
     /// Removes a pod's cgroups other than leaves: its shim's, and the default parent if kubelet named none.
-    pub fn remove_pod(&self, config: &model::PodConfig, pod: &PodId) -> Result<(), Error> {
+    pub(crate) fn remove_pod(&self, config: &model::PodConfig, pod: &PodId) -> Result<(), Error> {
         let mut failures = Failures::default();
         failures.note(self.remove(&shim_path(pod)));
         if config.cgroup_parent.is_empty() {
@@ -128,7 +100,7 @@ impl Cgroups {
     }
 
     /// Number of processes of this cgroup that the kernel killed because of the memory limit.
-    pub fn oom_kills(&self, path: &str) -> Result<u64, Error> {
+    pub(crate) fn oom_kills(&self, path: &str) -> Result<u64, Error> {
         names::check(path)?;
         v1::oom_kills(&self.hierarchies, path)
     }

@@ -6,10 +6,10 @@ use super::Error;
 use model::{PodConfig, PodId};
 
 /// Parent of shims' cgroups: `/copepod/<pod id>`.
-pub const SHIM_ROOT: &str = "/copepod";
+pub(crate) const SHIM_ROOT: &str = "/copepod";
 /// Parent of pods without a `cgroup_parent`: `/copepod-pods/<pod id>`. Separate from the shims, so that limits
 /// of a pod do not apply to its shim.
-pub const DEFAULT_PARENT: &str = "/copepod-pods";
+pub(crate) const DEFAULT_PARENT: &str = "/copepod-pods";
 
 /// NAME_MAX of cgroup file systems.
 const MAX_NAME: usize = 255;
@@ -18,7 +18,7 @@ const MAX_NAME: usize = 255;
 const QOS: [&str; 3] = ["kubepods", "burstable", "besteffort"];
 
 /// Path of a shim's cgroup.
-pub fn shim_path(pod: &PodId) -> String {
+pub(crate) fn shim_path(pod: &PodId) -> String {
     format!("{SHIM_ROOT}/{pod}")
 }
 
@@ -28,7 +28,7 @@ pub(super) fn default_parent(pod: &PodId) -> String {
 
 /// The parent of a pod's leaf cgroups: kubelet's, or the default. Empty for the root, so that appending
 /// `/<id>` always gives a leaf's path.
-pub fn pod_parent(config: &PodConfig, pod: &PodId) -> Result<String, Error> {
+pub(crate) fn pod_parent(config: &PodConfig, pod: &PodId) -> Result<String, Error> {
     if config.cgroup_parent.is_empty() {
         return Ok(default_parent(pod));
     }
@@ -41,7 +41,7 @@ pub fn pod_parent(config: &PodConfig, pod: &PodId) -> Result<String, Error> {
 }
 
 /// Path of a leaf: its parent and the container's id, or the sandbox's id for pause.
-pub fn leaf_path(parent: &str, id: &impl std::fmt::Display) -> String {
+pub(crate) fn leaf_path(parent: &str, id: &impl std::fmt::Display) -> String {
     format!("{parent}/{id}")
 }
 

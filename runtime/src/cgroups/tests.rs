@@ -24,6 +24,10 @@ impl TestCgroup {
         let file = self.cgroups.folder(controller, path).unwrap().join(file);
         std::fs::read_to_string(file).unwrap().trim().to_owned()
     }
+
+    fn pids(&self, path: &str) -> std::collections::BTreeSet<i32> {
+        kill::pids(&self.cgroups.hierarchies, path).unwrap()
+    }
 }
 
 impl Drop for TestCgroup {
@@ -31,7 +35,7 @@ impl Drop for TestCgroup {
         let ended = self.cgroups.kill_all(&self.root).and_then(|()| self.cgroups.remove(&self.root));
         if !std::thread::panicking() {
             ended.unwrap();
-            for hierarchy in self.cgroups.hierarchies() {
+            for hierarchy in &self.cgroups.hierarchies {
                 assert!(!hierarchy.folder(&self.root).exists());
             }
         }
@@ -73,7 +77,7 @@ fn privileged_leaf_limits_kill_and_remove() {
     };
     let leaf = cgroup.cgroups.create_leaf(&path, &limits(&resources)).unwrap();
     assert_eq!(leaf.folders.len(), leaf.plan.members.len());
-    assert_eq!(leaf.plan.members.len(), cgroup.cgroups.hierarchies().len());
+    assert_eq!(leaf.plan.members.len(), cgroup.cgroups.hierarchies.len());
     assert_eq!(cgroup.value("cpu", &path, "cpu.shares"), "256");
     assert_eq!(cgroup.value("cpu", &path, "cpu.cfs_period_us"), "50000");
     assert_eq!(cgroup.value("cpu", &path, "cpu.cfs_quota_us"), "25000");
@@ -81,11 +85,11 @@ fn privileged_leaf_limits_kill_and_remove() {
     assert_eq!(cgroup.value("memory", &path, "memory.memsw.limit_in_bytes"), (32 << 20).to_string());
     let devices = cgroup.value("devices", &path, "devices.list");
     assert!(devices.contains("c 1:3 rwm") && !devices.contains("a *:* rwm"), "{devices}");
-    if cgroup.cgroups.hierarchies().iter().any(|hierarchy| hierarchy.has("cpuset")) {
+    if cgroup.cgroups.hierarchies.iter().any(|hierarchy| hierarchy.has("cpuset")) {
         assert!(!cgroup.value("cpuset", &path, "cpuset.cpus").is_empty());
         assert!(!cgroup.value("cpuset", &path, "cpuset.mems").is_empty());
     }
-    assert!(!cgroup.cgroups.populated(&path).unwrap());
+    assert!(cgroup.pids(&path).is_empty());
     assert!(
         cgroup.cgroups.create_leaf(&path, &limits(&resources)).is_err(),
         "an existing leaf was created again"
@@ -97,18 +101,18 @@ fn privileged_leaf_limits_kill_and_remove() {
     );
 
     let mut child = sleepers(&leaf);
-    wait_until("three processes", || cgroup.cgroups.pids(&path).unwrap().len() == 3);
+    wait_until("three processes", || cgroup.pids(&path).len() == 3);
     let error = cgroup.cgroups.remove(&path).unwrap_err();
     assert!(error.to_string().contains("remove cgroup"), "{error}");
     let killed = std::thread::spawn(move || child.wait().unwrap());
     cgroup.cgroups.kill_all(&path).unwrap();
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&killed.join().unwrap()), Some(9));
-    assert!(!cgroup.cgroups.populated(&path).unwrap());
+    assert!(cgroup.pids(&path).is_empty());
     assert_eq!(cgroup.cgroups.oom_kills(&path).unwrap(), 0);
     cgroup.cgroups.remove(&path).unwrap();
     cgroup.cgroups.remove(&path).unwrap();
     cgroup.cgroups.kill_all(&path).unwrap();
-    assert!(cgroup.cgroups.open_leaf(&path).is_err());
+    assert!(super::v1::open(&cgroup.cgroups.hierarchies, &path).is_err());
 }
 
 #[test]
@@ -138,13 +142,13 @@ fn privileged_failed_create_leaves_nothing() {
     let wrong = model::Resources { cpuset_cpus: "4095".into(), ..model::Resources::default() };
     let error = cgroup.cgroups.create_leaf(&path, &limits(&wrong)).unwrap_err();
     assert!(error.to_string().contains("cpuset_cpus"), "{error}");
-    for hierarchy in cgroup.cgroups.hierarchies() {
+    for hierarchy in &cgroup.cgroups.hierarchies {
         assert!(!hierarchy.folder(&path).exists());
     }
     let huge = model::HugepageLimit { page_size: "2MB".into(), limit: 2 << 20 };
     let asked = model::Resources { hugepage_limits: vec![huge], ..model::Resources::default() };
     let outcome = cgroup.cgroups.create_leaf(&path, &limits(&asked));
-    if !cgroup.cgroups.hierarchies().iter().any(|hierarchy| hierarchy.has("hugetlb")) {
+    if !cgroup.cgroups.hierarchies.iter().any(|hierarchy| hierarchy.has("hugetlb")) {
         let error = outcome.unwrap_err().to_string();
         assert!(error.contains("hugetlb"), "{error}");
     }
@@ -157,7 +161,7 @@ fn privileged_kills_descendants_and_self_frozen_processes() {
     let _leaf = cgroup.cgroups.create_leaf(&path, &Limits::default()).unwrap();
     let below = cgroup.cgroups.create_leaf(&format!("{path}/sub"), &Limits::default()).unwrap();
     let mut child = sleepers(&below);
-    wait_until("three processes", || cgroup.cgroups.pids(&path).unwrap().len() == 3);
+    wait_until("three processes", || cgroup.pids(&path).len() == 3);
     let freezer = cgroup.cgroups.folder("freezer", &format!("{path}/sub")).unwrap();
     std::fs::write(freezer.join("freezer.state"), "FROZEN").unwrap();
     let reaper = std::thread::spawn(move || child.wait().unwrap());
@@ -226,7 +230,7 @@ fn privileged_kills_below_very_deep_cgroups() {
     }
     let deep = cgroup.cgroups.create_leaf(&at, &Limits::default()).unwrap();
     let mut child = sleepers(&deep);
-    wait_until("three processes", || cgroup.cgroups.pids(&path).unwrap().len() == 3);
+    wait_until("three processes", || cgroup.pids(&path).len() == 3);
     // Frozen at the top and at the bottom.
     for folder in [&path, &at] {
         let freezer = cgroup.cgroups.folder("freezer", folder).unwrap();
@@ -236,7 +240,7 @@ fn privileged_kills_below_very_deep_cgroups() {
     cgroup.cgroups.kill_all(&path).unwrap();
     let _ = reaper.join().unwrap();
     cgroup.cgroups.remove(&path).unwrap();
-    for hierarchy in cgroup.cgroups.hierarchies() {
+    for hierarchy in &cgroup.cgroups.hierarchies {
         assert!(!hierarchy.folder(&path).exists());
     }
 }

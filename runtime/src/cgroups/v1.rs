@@ -11,7 +11,7 @@ use wire::{CgroupMember, CgroupPlan};
 
 /// The limits of a leaf.
 #[derive(Debug, Clone, Default)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Values from [`spec::resources::v1`].
     pub writes: Vec<Write>,
     /// Device rules from [`spec::devices::rules`].
@@ -20,7 +20,7 @@ pub struct Limits {
 
 /// An existing leaf with its limits set and no process in it.
 #[derive(Debug)]
-pub struct Leaf {
+pub(crate) struct Leaf {
     /// The folders to join, for plans.
     pub plan: CgroupPlan,
     /// One open folder per hierarchy, in the plan's order, close-on-exec.

@@ -17,12 +17,12 @@ impl Binaries {
     const LIBEXEC: &str = "/usr/libexec/copepod";
 
     /// Path of the shim: as configured, else beside `own` (the daemon's binary), else in libexec. Blocking.
-    pub fn shim(&self, own: &Path) -> Result<PathBuf, MissingBinary> {
+    pub(crate) fn shim(&self, own: &Path) -> Result<PathBuf, MissingBinary> {
         Self::find("copepod-shim", self.shim.as_deref(), own)
     }
 
     /// Path of pause, found the same way. Blocking.
-    pub fn pause(&self, own: &Path) -> Result<PathBuf, MissingBinary> {
+    pub(crate) fn pause(&self, own: &Path) -> Result<PathBuf, MissingBinary> {
         Self::find("pause", self.pause.as_deref(), own)
     }
 

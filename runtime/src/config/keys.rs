@@ -64,8 +64,8 @@ pub(super) const KEYS: [Key; 14] = [
         "mount_namespace",
         "word",
         "\"pid1\"",
-        "Mount namespace in which volumes are looked up, which must be kubelet's: `pid1` (the host's, also for a daemon \
-         whose service manager gave it one of its own; where that may not be opened, `self` with a warning) or `self`.",
+        "Mount namespace in which volumes are looked up, which must be kubelet's: `pid1` (that of process 1, the host's) \
+         or `self` (the daemon's own). If that of process 1 cannot be opened, `self` is used, with a warning.",
     ),
     live(key("log.level", "word", "\"info\"", "`error`, `warn`, `info`, `debug` (every call) or `trace`.")),
     key("log.format", "word", "\"text\"", "`text` or `json`, on standard error."),
@@ -107,9 +107,9 @@ pub(super) const KEYS: [Key; 14] = [
         "image.max_parallel_downloads",
         "whole number",
         "4",
-        "1 to 16. Layers of one pull that are downloaded at once. All pulls from one registry together download twice, \
-         all pulls of the node four times as many; a layer that brings less than 64 KiB in 30 s gives way when another \
-         one waits for a place, and its pull fails as unavailable.",
+        "1 to 16. Layers of one pull that are downloaded at once. All pulls from one registry together download at most \
+         twice as many, all pulls of the node four times as many. If a layer receives less than 64 KiB in 30 s while \
+         another one waits for its place, its pull fails as unavailable.",
     ),
 ];
 

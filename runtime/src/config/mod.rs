@@ -21,9 +21,9 @@ mod reload;
 mod tests;
 mod values;
 
-pub use binaries::MissingBinary;
-pub use error::{Error, Fault};
-pub use reload::Arguments;
+pub(crate) use binaries::MissingBinary;
+pub(crate) use error::{Error, Fault};
+pub(crate) use reload::Arguments;
 pub(crate) use reload::Reloaded;
 
 use files::{Origin, Source};
@@ -34,14 +34,14 @@ use std::time::Duration;
 use values::Word;
 
 /// The main file without `--config`.
-pub const DEFAULT_PATH: &str = "/etc/copepod/config.toml";
+pub(crate) const DEFAULT_PATH: &str = "/etc/copepod/config.toml";
 /// `sun_path` of a unix socket holds 108 bytes with its terminating NUL (unix(7)).
 const MAX_SOCKET: usize = 107;
 
 /// A checked configuration. All paths are absolute.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Config {
+pub(crate) struct Config {
     /// Durable state and images.
     #[serde(deserialize_with = "values::path")]
     pub root: PathBuf,
@@ -72,7 +72,7 @@ pub struct Config {
 
 /// Mount namespace in which host paths of volumes are resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MountNamespace {
+pub(crate) enum MountNamespace {
     /// The daemon's own: right when the daemon runs beside kubelet in the same namespace.
     Own,
     /// That of process 1: for a daemon that a service manager started in a namespace of its own.
@@ -85,7 +85,7 @@ impl Word for MountNamespace {
 
 impl MountNamespace {
     /// The namespace's file below /proc.
-    pub fn path(self) -> &'static str {
+    pub(crate) fn path(self) -> &'static str {
         match self {
             Self::Own => "/proc/self/ns/mnt",
             Self::Pid1 => "/proc/1/ns/mnt",
@@ -96,7 +96,7 @@ impl MountNamespace {
 /// What is logged and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Log {
+pub(crate) struct Log {
     /// Least severe level that is written.
     #[serde(deserialize_with = "values::word")]
     pub level: LogLevel,
@@ -107,12 +107,12 @@ pub struct Log {
 
 /// Levels, most severe first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum LogLevel {
-    /// Something failed that the daemon cannot mend.
+pub(crate) enum LogLevel {
+    /// Something failed, and an operator has to act.
     Error,
-    /// Something is wrong and was worked round.
+    /// Something is wrong, and the daemon has worked around it.
     Warn,
-    /// Lives of pods, containers and images.
+    /// Starts and ends of pods, containers and pulls.
     Info,
     /// Every call.
     Debug,
@@ -132,7 +132,7 @@ impl Word for LogLevel {
 
 /// Shape of a log line on standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
+pub(crate) enum LogFormat {
     /// For people.
     Text,
     /// One JSON object a line.
@@ -146,7 +146,7 @@ impl Word for LogFormat {
 /// The programs the daemon starts; `None` is found by [`Binaries::shim`] and [`Binaries::pause`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Binaries {
+pub(crate) struct Binaries {
     /// `copepod-shim`.
     #[serde(deserialize_with = "values::optional_path")]
     pub shim: Option<PathBuf>,
@@ -158,7 +158,7 @@ pub struct Binaries {
 /// CNI.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Network {
+pub(crate) struct Network {
     /// Folder watched for configurations; the first by name is used.
     #[serde(deserialize_with = "values::path")]
     pub conf_dir: PathBuf,
@@ -176,7 +176,7 @@ pub struct Network {
 /// Images and registries.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Image {
+pub(crate) struct Image {
     /// Folder of `<host>/hosts.toml` files.
     #[serde(deserialize_with = "values::path")]
     pub certs_dir: PathBuf,
@@ -188,7 +188,7 @@ pub struct Image {
 
 /// A runtime handler beside the built-in one. There are none yet: an entry is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Handler {}
+pub(crate) enum Handler {}
 
 impl<'de> Deserialize<'de> for Handler {
     fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
@@ -199,7 +199,7 @@ impl<'de> Deserialize<'de> for Handler {
 
 /// Settings of a registry. There are none yet: an entry is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Registry {}
+pub(crate) enum Registry {}
 
 impl<'de> Deserialize<'de> for Registry {
     fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
@@ -210,7 +210,7 @@ impl<'de> Deserialize<'de> for Registry {
 
 /// Values of the command line; they win over the files.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Overrides {
+pub(crate) struct Overrides {
     /// `--root`.
     pub root: Option<String>,
     /// `--state`.
@@ -233,7 +233,7 @@ impl Config {
     ///
     /// # Errors
     /// Everything that is wrong with it.
-    pub fn parse(text: &str, overrides: &Overrides) -> Result<Self, Vec<Fault>> {
+    pub(crate) fn parse(text: &str, overrides: &Overrides) -> Result<Self, Vec<Fault>> {
         read::read(vec![Source { origin: Origin::Text, text: text.to_owned() }], overrides)
     }
 
@@ -242,18 +242,18 @@ impl Config {
     ///
     /// # Errors
     /// A file that cannot be read, or everything that is wrong with all of them.
-    pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Self, Error> {
+    pub(crate) fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Self, Error> {
         let sources = files::read(path.unwrap_or(Path::new(DEFAULT_PATH)), path.is_some())?;
         read::read(sources, overrides).map_err(Error::Invalid)
     }
 
     /// A commented file with every key and its default; parsing it gives [`Config::default`].
-    pub fn default_text() -> String {
+    pub(crate) fn default_text() -> String {
         keys::default_text()
     }
 
-    /// Derives values that depend on other keys. Returns what is wrong between keys, with these keys: the first one that
-    /// is set is to blame.
+    /// Derives values that depend on other keys. Returns contradictions between keys, each with its keys; the first of
+    /// them that is set is reported.
     fn complete(&mut self) -> Vec<([&'static str; 2], String)> {
         let mut problems = Vec::new();
         if self.root.starts_with(&self.state) || self.state.starts_with(&self.root) {

@@ -64,7 +64,7 @@ pub(super) fn read(mut sources: Vec<Source>, overrides: &Overrides) -> Result<Co
         Err(error) if faults.is_empty() => return Err(vec![Fault::unplaced("", error.message())]),
         Err(_) => return Err(faults),
     };
-    // Where a path was refused, `config` has the default in its place, which is not worth a report.
+    // A refused path was replaced by its default; a contradiction with that would only confuse.
     if !faults.iter().any(|fault| ["root", "state", "socket"].contains(&fault.key.as_str())) {
         faults.extend(config.complete().into_iter().map(|(keys, problem)| {
             let set = keys.iter().find_map(|key| Some((key, places.get(*key)?)));
@@ -78,7 +78,7 @@ pub(super) fn read(mut sources: Vec<Source>, overrides: &Overrides) -> Result<Co
     if faults.is_empty() { Ok(config) } else { Err(faults) }
 }
 
-/// The options of the command line as a table. Offsets are their numbers.
+/// The options of the command line as a table. They have no text; their numbers stand in for offsets.
 fn command_line(overrides: &Overrides) -> DeTable<'_> {
     let entry = |(number, (key, value))| {
         let place = number..number + 1;
@@ -166,7 +166,7 @@ fn take_unknown(prefix: &str, table: &mut DeTable<'_>, wrong: &mut Vec<Wrong>) {
             }
             other if keys::is_table(&key) => format!("invalid type: {}, expected a table", other.type_str()),
             _ if keys::is_key(&key) => continue,
-            // Many faults are not reported: no work for them.
+            // Not reported, so its text is not needed.
             _ if taken.len() >= MAX_FAULTS => String::new(),
             _ => keys::unknown(&key),
         };

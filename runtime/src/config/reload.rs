@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 /// The arguments of the command line that say where the configuration is.
 #[derive(Debug, Clone, Default)]
-pub struct Arguments {
+pub(crate) struct Arguments {
     /// `--config`; `None` is [`super::DEFAULT_PATH`], which may be missing.
     pub path: Option<PathBuf>,
     /// Options that win over the files.
@@ -17,7 +17,7 @@ impl Arguments {
     ///
     /// # Errors
     /// A file that cannot be read, or everything that is wrong with all of them.
-    pub fn load(&self) -> Result<Config, Error> {
+    pub(crate) fn load(&self) -> Result<Config, Error> {
         Config::load(self.path.as_deref(), &self.overrides)
     }
 }

@@ -33,8 +33,9 @@ const SHORT: Duration = Duration::from_secs(10);
 const START: Duration = Duration::from_secs(60);
 /// Time limit for the shim to reap killed processes, unless one hangs in the kernel.
 const REAP: Duration = Duration::from_secs(5);
-/// For the space of a removed container: kubelet removes dead containers when a disk runs low, measures at once
-/// (`reclaimNodeLevelResources` of its eviction manager), and evicts a pod when there is none.
+/// How long RemoveContainer waits for the deletion of the container's files. When a disk runs low, kubelet removes
+/// dead containers, measures the free space right after (`reclaimNodeLevelResources` of its eviction manager), and
+/// evicts a pod if there is too little.
 const SPACE: Duration = Duration::from_secs(10);
 
 /// Creates a container whose init waits for the start request. On an error nothing is left, or the log says
@@ -90,9 +91,9 @@ async fn make(
         digested: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.clone()),
     };
     let rootfs = rootfs(context, &record.id, lease);
-    let outside = outside(context, &record).await?;
+    let host_files = host_files(context, &record).await?;
     let (theirs, pod) = (Arc::clone(context), pod.clone());
-    let work = move || prepare(&theirs, &pod, &image, rootfs, outside, record);
+    let work = move || prepare(&theirs, &pod, &image, rootfs, host_files, record);
     let prepared = lanes::run(lanes::records(), pod_id.as_str(), "prepare the container", work).await?;
     failpoint::hit("container.prepared");
     let Prepared { mut record, mut process, log, fds } = prepared;
@@ -106,7 +107,7 @@ async fn make(
     let (pid, user, home) =
         match client.request("create", request, fds, context.create_timeout + SLACK).await? {
             (Reply::Created { pid, user, home }, _) => (pid, user, home),
-            _ => return Err(ClientError::Odd("create").into()),
+            _ => return Err(ClientError::UnexpectedReply("create").into()),
         };
     failpoint::hit("container.created");
     process.set_home(&home);
@@ -133,14 +134,14 @@ struct Prepared {
     fds: Vec<OwnedFd>,
 }
 
-/// Files outside of our own folders.
-struct Outside {
+/// What was read from the paths of a request, which can be on any file system of the node.
+struct HostFiles {
     seccomp: Option<Arc<Compiled>>,
     devices: Vec<HostDevice>,
 }
 
-/// Reads the files in the request before anything is created: they can be on any file system of the node.
-async fn outside(context: &Arc<Context>, record: &ContainerRecord) -> Result<Outside, Error> {
+/// Reads the seccomp profile and the device nodes that a request names, before anything is created.
+async fn host_files(context: &Arc<Context>, record: &ContainerRecord) -> Result<HostFiles, Error> {
     let (security, pod) = (&record.config.security, record.pod.as_str());
     let seccomp = if security.privileged {
         None
@@ -149,13 +150,13 @@ async fn outside(context: &Arc<Context>, record: &ContainerRecord) -> Result<Out
         foreign::seccomp(context, pod, &security.seccomp, caps.bounding).await?
     };
     if record.config.devices.is_empty() && !security.privileged {
-        return Ok(Outside { seccomp, devices: Vec::new() });
+        return Ok(HostFiles { seccomp, devices: Vec::new() });
     }
     let config = record.config.clone();
     let find = lanes::run(lanes::foreign(), pod, "devices", move || Ok(host_devices::find(&config)?));
     let devices =
         foreign::answered(find, |limit| format!("devices: their host_path did not answer within {limit:?}"));
-    Ok(Outside { seccomp, devices: devices.await? })
+    Ok(HostFiles { seccomp, devices: devices.await? })
 }
 
 /// Creates the folders, the intent and the leaf cgroup, and computes the plan. Blocking.
@@ -164,10 +165,10 @@ fn prepare(
     pod: &PodRecord,
     image: &ImageRecord,
     rootfs: RootfsPlan,
-    outside: Outside,
+    host_files: HostFiles,
     mut record: ContainerRecord,
 ) -> Result<Prepared, Error> {
-    let Outside { seccomp, devices } = outside;
+    let HostFiles { seccomp, devices } = host_files;
     let config = &record.config;
     let limits = Limits {
         writes: spec::resources::v1(&config.resources, spec::resources::Mode::Create)?,
@@ -208,7 +209,12 @@ fn prepare(
     let mounts = mounts.map_err(|error| Error::of("copy the mount namespace", &error))?;
     let mut fds = vec![memfd("container-plan", &plan)?, mounts];
     fds.extend(leaf.folders);
-    Ok(Prepared { log: plan_log(&record, pod)?, process: plan.process, record, fds })
+    Ok(Prepared {
+        log: spec::log_plan(config, &pod.config.log_directory)?,
+        process: plan.process,
+        record,
+        fds,
+    })
 }
 
 /// A random name for a container's session keyring: a guessable one, such as the id, could be joined. runc's
@@ -217,15 +223,7 @@ fn keyring() -> Result<String, Error> {
     Ok(format!("_ses.{}", ContainerId::from_random(random()?)))
 }
 
-/// The log file, which the resident shim needs without reading the plan.
-fn plan_log(record: &ContainerRecord, pod: &PodRecord) -> Result<Option<LogPlan>, Error> {
-    if record.log_path.is_empty() || pod.config.log_directory.is_empty() {
-        return Ok(None);
-    }
-    Ok(Some(LogPlan { path: spec::path::clean_relative("log_path", &record.config.log_path)? }))
-}
-
-/// Creates the container's folder with its writable layer. Like a container before its start, they need not
+/// Creates the container's folder with its writable layer. Not synced: a container that was not started need not
 /// survive a power loss.
 fn folders(dir: &Path, rw: &Path) -> Result<(), Error> {
     let make = |path: &Path, mode: u32| {
@@ -249,7 +247,7 @@ pub(crate) async fn start(
     let started = async {
         match client.request("start", Request::Start { container: id.clone() }, Vec::new(), START).await {
             Ok((Reply::Started { started_at }, _)) => Ok(started_at),
-            Ok(_) => Err(StartError::Other(ClientError::Odd("start").into())),
+            Ok(_) => Err(StartError::Other(ClientError::UnexpectedReply("start").into())),
             Err(ClientError::Failed(failure)) if failure.kind == ShimErrorKind::StartFailed => {
                 Err(StartError::Never(failure.message))
             }
@@ -299,7 +297,7 @@ pub(crate) async fn remove(
     {
         errors.push(Error::from(error));
     }
-    // Nothing is sent: it ends when the other side is dropped. No thread waits meanwhile.
+    // Nothing is sent: the receiver resolves when the thread that deletes the files drops `held`.
     drop(tokio::time::timeout(SPACE, deleted).await);
     errors
 }

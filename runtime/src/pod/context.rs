@@ -19,7 +19,7 @@ use sys::tree::Trash;
 
 /// The parts of a node.
 #[derive(Debug)]
-pub struct NodeOptions {
+pub(crate) struct NodeOptions {
     /// All paths; the folders exist and are locked by this daemon.
     pub layout: Layout,
     /// Whether the durable folder accepts writes.

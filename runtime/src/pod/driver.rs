@@ -12,7 +12,7 @@ use super::exec::Ticket;
 use super::life::{Action, Answer, Ask, Heard, Input, Job, Life, Moment, Timer, Waiter};
 use super::recorder::{self, Recorder};
 use super::registry::{Launched, Registry, Seat};
-use super::supervisor::{Ended, StopHandle, Supervisor, Tools};
+use super::supervisor::{JobEnd, StopHandle, Supervisor, Tools};
 use crate::clock::now;
 use crate::error::{Error, ErrorKind};
 use crate::shims::{Client, Connection};
@@ -55,7 +55,7 @@ struct Driver {
     /// Running stops.
     stops: BTreeMap<ContainerId, StopHandle>,
     /// Jobs that must finish before the daemon exits.
-    jobs: JoinSet<Ended>,
+    jobs: JoinSet<JobEnd>,
     /// Connection attempts and pauses; dropped when the daemon exits.
     waits: JoinSet<Waited>,
     /// The pause before a stop or removal is retried.
@@ -212,7 +212,7 @@ impl Driver {
         }
     }
 
-    fn joined(&mut self, ended: Result<Ended, JoinError>) {
+    fn joined(&mut self, ended: Result<JobEnd, JoinError>) {
         match ended {
             Ok((None, _)) => {}
             Ok((Some(outcome), connection)) => {

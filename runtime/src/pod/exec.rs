@@ -22,7 +22,7 @@ use wire::{ExecPlan, ProcessPlan, Request};
 const START: Duration = Duration::from_secs(30);
 /// Time limit for the shim to kill a whole session, which takes it at most 10 s.
 const KILL: Duration = Duration::from_secs(15);
-/// How much of that time the caller of a timed-out command waits.
+/// How long the caller of a timed-out command waits for the kill.
 const KILLED: Duration = Duration::from_millis(250);
 /// The shim itself kills a command this long after its time limit.
 const SLACK: Duration = Duration::from_secs(2);
@@ -37,7 +37,7 @@ const EXEC_OUTPUT_LIMIT: usize = 16 * 1024 * 1024 - 64 * 1024;
 
 /// The result of ExecSync.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ExecOutput {
+pub(crate) struct ExecOutput {
     /// Standard output, capped.
     pub stdout: Vec<u8>,
     /// Standard error, capped.
@@ -110,7 +110,7 @@ pub(crate) async fn sync(
         }
     };
     let ended = ended.transpose().inspect_err(|error| {
-        // The command has exited: there is nothing to kill.
+        // The shim has refused or undone the exec: there is nothing to kill.
         if matches!(error, ClientError::Failed(_)) {
             guard.client = None;
         }

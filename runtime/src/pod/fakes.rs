@@ -2,7 +2,7 @@
 //! It needs no root, no disk and no shim.
 
 use super::life::{Heard, Job, Outcome};
-use super::supervisor::{Dial, Ended, Supervisor, Tools, Work};
+use super::supervisor::{Dial, JobEnd, Supervisor, Tools, Work};
 use crate::shims::{Client, Connection};
 use model::PodId;
 use state::Layout;
@@ -30,7 +30,7 @@ pub(super) struct Running {
     pub(super) job: Job,
     /// What it was given.
     pub(super) tools: Tools,
-    done: oneshot::Sender<Ended>,
+    done: oneshot::Sender<JobEnd>,
 }
 
 impl Running {

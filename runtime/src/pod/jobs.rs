@@ -8,7 +8,7 @@ use super::life::{Job, Outcome, StartError};
 use super::recorder::Recorder;
 use super::registry::Registry;
 use super::stop::Stop;
-use super::supervisor::{Dial, Ended, StopWatch, Supervisor, Tools, Work};
+use super::supervisor::{Dial, JobEnd, StopWatch, Supervisor, Tools, Work};
 use super::{containers, launch, teardown};
 use crate::error::{Error, ErrorKind};
 use crate::lanes;
@@ -29,18 +29,18 @@ const KILL: Duration = Duration::from_secs(15);
 
 /// This node, as the drivers of its pods use it.
 #[derive(Debug)]
-pub(crate) struct Host {
+pub(crate) struct NodeSupervisor {
     context: Arc<Context>,
     registry: Arc<Registry>,
 }
 
-impl Host {
+impl NodeSupervisor {
     pub(crate) fn new(context: &Arc<Context>, registry: &Arc<Registry>) -> Arc<Self> {
         Arc::new(Self { context: Arc::clone(context), registry: Arc::clone(registry) })
     }
 }
 
-impl Supervisor for Host {
+impl Supervisor for NodeSupervisor {
     fn layout(&self) -> &Layout {
         &self.context.layout
     }
@@ -108,10 +108,12 @@ impl Supervisor for Host {
     }
 }
 
+/// Work with an outcome.
 fn with(work: impl Future<Output = Outcome> + Send + 'static) -> Work {
     Box::pin(async { (Some(work.await), None) })
 }
 
+/// Work without an outcome.
 fn without(work: impl Future<Output = ()> + Send + 'static) -> Work {
     Box::pin(async {
         work.await;
@@ -120,14 +122,14 @@ fn without(work: impl Future<Output = ()> + Send + 'static) -> Work {
 }
 
 fn unrecorded() -> Error {
-    Error::internal("the pod's driver has nothing of this container")
+    Error::internal("the pod's driver does not know this container")
 }
 
 fn lost() -> Error {
     Error::new(ErrorKind::Unavailable, "the connection to the shim was lost")
 }
 
-async fn launched(context: Arc<Context>, record: Arc<PodRecord>) -> Ended {
+async fn launched(context: Arc<Context>, record: Arc<PodRecord>) -> JobEnd {
     match launch::launch(context, Arc::unwrap_or_clone(record)).await {
         Ok(launch::Up { record, connection }) => {
             (Some(Outcome::Launched(Ok(Box::new(record)))), Some(Box::new(connection)))

@@ -4,8 +4,8 @@
 //! Recorded ──► Supervised ──► Isolated ──► Networked ──► committed
 //!  intent       shim, hello    pause, netns   pin, lo, ADD    record Ready
 //! ```
-//! The intent is on disk before anything else exists, and is synced while the shim starts. An error undoes
-//! backwards and names its stage.
+//! The intent is on disk before anything else exists, and is synced while the shim starts. If a step fails, the
+//! earlier ones are undone in reverse order, and the error names the step.
 
 use super::context::Context;
 use super::life::LaunchFailed;
@@ -30,7 +30,7 @@ use wire::{Reply, Request};
 
 /// Time limit from the shim's execve to its hello: it takes milliseconds, or seconds on a machine that swaps.
 const GREETING: Duration = Duration::from_secs(10);
-/// From the end of its connection to that of the process.
+/// Time limit from the end of the shim's connection to the end of its process.
 const LAST: Duration = Duration::from_secs(1);
 /// Time limit for creating the namespaces and executing pause.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -86,7 +86,7 @@ impl<T: Send + 'static> Aside<T> {
         Self(Some(tokio::spawn(step)))
     }
 
-    /// Its result; may be taken once.
+    /// Waits for the result; may be called once.
     async fn outcome(&mut self, what: &'static str) -> Result<T, Error> {
         match self.0.take() {
             None => Err(Error::internal(format!("{what}: its outcome was taken already"))),
@@ -167,10 +167,10 @@ async fn connect(context: &Arc<Context>, record: &PodRecord) -> Result<Connectio
         let child = spawn::spawn(&theirs.layout, &theirs.cgroups, &theirs.binaries, &intent)?;
         // From here on the shim is reaped whatever fails.
         let dead = spawn::reap_later(child);
-        Ok((dead, spawn::reachable(&theirs.layout.shim_socket(&intent.id))?))
+        Ok((dead, spawn::short_path(&theirs.layout.shim_socket(&intent.id))?))
     })
     .await?;
-    // If the shim dies early, do not wait for the time limit. A message that it sent before is read first.
+    // If the shim dies, do not wait for the time limit; but read first what it has sent.
     let dialled = tokio::select! {
         biased;
         dialled = client::dial(&socket.path, &record.id, GREETING) => dialled,
@@ -178,7 +178,8 @@ async fn connect(context: &Arc<Context>, record: &PodRecord) -> Result<Connectio
     };
     match dialled {
         Ok(connection) => Ok(connection),
-        // What it could say itself is the reason. Of a connection that ended, or was never made, its end is.
+        // The connection ended or was never made: how the process ended tells more than that. (An error that the
+        // shim sent is returned as it is.)
         Err(error @ (client::ClientError::Lost | client::ClientError::Socket { .. })) => {
             match tokio::time::timeout(LAST, &mut dead).await {
                 Ok(ended) => Err(spawn::ended_early(ended.ok().flatten())),
@@ -241,7 +242,7 @@ impl Supervised {
                 self.below.record.pause_pid = pid;
                 Ok(Isolated { below: self, netns: fds.pop() })
             }
-            Ok(_) => Err((self, client::ClientError::Odd("pause's start").into())),
+            Ok(_) => Err((self, client::ClientError::UnexpectedReply("pause's start").into())),
             Err(error) => Err((self, error.into())),
         }
     }

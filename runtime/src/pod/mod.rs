@@ -35,8 +35,8 @@ mod teardown;
 
 pub(crate) use command::Command;
 pub(crate) use context::Context;
-pub use context::NodeOptions;
-pub use exec::ExecOutput;
-pub use publish::{ContainerView, PodView};
+pub(crate) use context::NodeOptions;
+pub(crate) use exec::ExecOutput;
+pub(crate) use publish::{ContainerView, PodView};
 pub(crate) use registry::Registry;
 pub(crate) use run::{adopt, run};

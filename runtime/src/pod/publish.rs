@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// A published pod; immutable.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PodView {
+pub(crate) struct PodView {
     /// The record, which has everything that List and Status return.
     pub record: Arc<PodRecord>,
     /// Time since which its shim is silent, in nanoseconds since the epoch; 0 if it responds or is dead. The
@@ -23,14 +23,14 @@ pub struct PodView {
 
 impl PodView {
     /// Whether its state is SANDBOX_READY.
-    pub fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         self.record.phase == PodPhase::Ready
     }
 }
 
 /// A published container; immutable.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ContainerView {
+pub(crate) struct ContainerView {
     /// The record, which has everything that List and Status return.
     pub record: Arc<ContainerRecord>,
     /// Increases with every change on this node.

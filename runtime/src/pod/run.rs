@@ -2,7 +2,7 @@
 
 use super::context::{Context, random};
 use super::driver;
-use super::jobs::Host;
+use super::jobs::NodeSupervisor;
 use super::registry::{Registry, Reservation};
 use crate::error::{Error, ErrorKind};
 use model::{ContainerRecord, PodConfig, PodId, PodRecord};
@@ -26,7 +26,7 @@ pub(crate) async fn run(
             Reservation::Join(launched) => launched,
             Reservation::New(seat, launched) => {
                 let config = PodConfig::clone(&config);
-                driver::launch(Host::new(context, registry), Arc::clone(registry), seat, config);
+                driver::launch(NodeSupervisor::new(context, registry), Arc::clone(registry), seat, config);
                 launched
             }
         };
@@ -50,5 +50,5 @@ pub(crate) fn adopt(
     same_boot: bool,
     leaving: bool,
 ) {
-    driver::adopt(Host::new(context, registry), registry, record, containers, same_boot, leaving);
+    driver::adopt(NodeSupervisor::new(context, registry), registry, record, containers, same_boot, leaving);
 }

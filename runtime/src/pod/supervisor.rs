@@ -13,10 +13,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// The result of a job: its outcome, if it has one, and the connection of a launch.
-pub(super) type Ended = (Option<Outcome>, Option<Box<Connection>>);
+/// The end of a job: its outcome, if it has one, and the connection of a launch.
+pub(super) type JobEnd = (Option<Outcome>, Option<Box<Connection>>);
 /// A running job.
-pub(super) type Work = BoxFuture<'static, Ended>;
+pub(super) type Work = BoxFuture<'static, JobEnd>;
 /// A running attempt to connect to a shim: what it said, and the connection if it answered.
 pub(super) type Dial = BoxFuture<'static, (Heard, Option<Box<Connection>>)>;
 

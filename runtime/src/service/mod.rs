@@ -2,7 +2,7 @@
 //! back.
 //!
 //! ```text
-//! wire ── convert (judges) ──► model ──► Node / ImageStore ──► records ── convert ──► wire
+//! wire ── convert (checks) ──► model ──► Node / ImageStore ──► records ── convert ──► wire
 //!              │ Refusal                     │ their errors
 //!              └────────────► status (code and text, logged once) ◄──┘
 //! ```
@@ -31,7 +31,7 @@ use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Response, Status};
 
-pub use server::Error;
+pub(crate) use server::Error;
 pub(crate) use server::{Socket, serve};
 pub(crate) use stats_cache::StatsCache;
 

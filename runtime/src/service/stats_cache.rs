@@ -1,8 +1,8 @@
 //! Stats of running containers, for the stats calls.
 //!
 //! A container's cgroup files are opened when its stats are first requested and closed at the first list
-//! after it has ended, so that a node without stats calls pays nothing. Blocking: called on the blocking
-//! pool.
+//! after it has ended, so that a node without stats calls pays nothing. Blocking: called on the lane for
+//! stats.
 
 use crate::node::ContainerView;
 use crate::stats::{ContainerStats, Error, StatsReader};

@@ -55,7 +55,7 @@ pub(crate) enum ClientError {
     },
     /// The reply has another type.
     #[error("unexpected reply of the shim to {0}")]
-    Odd(&'static str),
+    UnexpectedReply(&'static str),
     /// The socket failed.
     #[error("{what}: {source}")]
     Socket {
@@ -67,9 +67,9 @@ pub(crate) enum ClientError {
     /// The shim sent invalid data.
     #[error("the shim sent an invalid message: {0}")]
     Codec(#[from] CodecError),
-    /// The messages after connecting are invalid or in the wrong order.
-    #[error("invalid handshake of the shim: {0}")]
-    Greeting(String),
+    /// The shim sent a message that is not allowed at this point.
+    #[error("the shim violated the protocol: {0}")]
+    Protocol(String),
 }
 
 impl From<ClientError> for Error {
@@ -141,10 +141,12 @@ async fn greet(path: &Path, pod: &PodId) -> Result<Connection, ClientError> {
     let mut link = Link { stream, decoder: Decoder::default(), fds: VecDeque::new() };
     let hello = match link.next().await? {
         Message::Hello(hello) if hello.pod == *pod => hello,
-        Message::Hello(hello) => return Err(ClientError::Greeting(format!("it is of pod {}", hello.pod))),
+        Message::Hello(hello) => {
+            return Err(ClientError::Protocol(format!("its hello is of pod {}", hello.pod)));
+        }
         // The shim failed to start and reports why.
         Message::Reply(Reply::Failed(failure)) => return Err(ClientError::Failed(failure)),
-        _ => return Err(ClientError::Greeting("no hello".to_owned())),
+        _ => return Err(ClientError::Protocol("its first message is not a hello".to_owned())),
     };
     let mut snapshot = Vec::new();
     loop {
@@ -153,8 +155,8 @@ async fn greet(path: &Path, pod: &PodId) -> Result<Connection, ClientError> {
             Message::SnapshotEnd => break,
             // A snapshot entry of a later version.
             Message::Event(Event::Unknown) => {}
-            Message::Snapshot(_) => return Err(ClientError::Greeting("its snapshot is too long".to_owned())),
-            _ => return Err(ClientError::Greeting("another message in the snapshot".to_owned())),
+            Message::Snapshot(_) => return Err(ClientError::Protocol("its snapshot is too long".to_owned())),
+            _ => return Err(ClientError::Protocol("its snapshot contains another message".to_owned())),
         }
     }
     let process = sys::pidfd::open(hello.pid).map_err(socket("open the shim's process"))?;
@@ -223,7 +225,7 @@ impl Client {
     ) -> Result<(), ClientError> {
         match self.request(what, request, Vec::new(), limit).await? {
             (Reply::Done, _) => Ok(()),
-            _ => Err(ClientError::Odd(what)),
+            _ => Err(ClientError::UnexpectedReply(what)),
         }
     }
 
@@ -240,7 +242,7 @@ impl Client {
         let outgoing = Outgoing { request, fds, reply, exec: Some((exec, told)) };
         match self.exchange("exec", outgoing, answer, limit).await? {
             (Reply::ExecStarted { .. }, _) => Ok(exit),
-            _ => Err(ClientError::Odd("exec")),
+            _ => Err(ClientError::UnexpectedReply("exec")),
         }
     }
 
@@ -278,6 +280,7 @@ fn waiting(source: io::Error) -> ClientError {
     ClientError::Socket { what: "wait for the shim", source }
 }
 
+/// The socket, and what was received but not handled.
 struct Link {
     stream: AsyncFd<UnixStream>,
     decoder: Decoder,
@@ -318,14 +321,18 @@ impl Link {
     }
 }
 
+/// Owns the connection: writes requests one by one, and reads all the time.
 struct Task {
     link: Link,
     requests: mpsc::Receiver<Outgoing>,
     events: mpsc::Sender<Event>,
+    /// Callers by request id; for the start of an exec with its id.
     pending: HashMap<u64, (oneshot::Sender<Answer>, Option<ExecId>)>,
+    /// Who waits for the exit of an exec.
     execs: HashMap<ExecId, oneshot::Sender<i32>>,
 }
 
+/// A frame that is being written; its descriptors are sent with the first byte.
 struct Writing {
     bytes: Vec<u8>,
     sent: usize,
@@ -341,10 +348,10 @@ impl Task {
             while let Some(frame) = self.link.decoder.next()? {
                 let count = usize::from(frame.nfds);
                 if count > self.link.fds.len() {
-                    return Err(ClientError::Greeting("descriptors are missing".to_owned()));
+                    return Err(ClientError::Protocol("a message came without its descriptors".to_owned()));
                 }
                 let fds = self.link.fds.drain(..count).collect();
-                self.take(frame.id, frame.message, fds).await?;
+                self.dispatch(frame.id, frame.message, fds).await?;
             }
             let idle = writing.is_none();
             let may_send = idle && self.pending.len() < MAX_PENDING;
@@ -411,7 +418,8 @@ impl Task {
         }
     }
 
-    async fn take(&mut self, id: u64, message: Message, fds: Vec<OwnedFd>) -> Result<(), ClientError> {
+    /// Passes a message to whom it is for.
+    async fn dispatch(&mut self, id: u64, message: Message, fds: Vec<OwnedFd>) -> Result<(), ClientError> {
         match message {
             Message::Reply(reply) => {
                 if let Some((waiting, exec)) = self.pending.remove(&id) {
@@ -433,7 +441,7 @@ impl Task {
                 }
             }
             Message::Hello(_) | Message::Snapshot(_) | Message::SnapshotEnd | Message::Request(_) => {
-                return Err(ClientError::Greeting("a message other than replies and events".to_owned()));
+                return Err(ClientError::Protocol("neither a reply nor an event".to_owned()));
             }
         }
         Ok(())

@@ -36,7 +36,7 @@ pub(crate) async fn dial(layout: &Layout, pod: &PodId, pid: u32, limit: Duration
         let exists = socket
             .try_exists()
             .map_err(|error| Error::of(format!("look for {}", socket.display()), &error))?;
-        Ok((process, if exists { Some(spawn::reachable(&socket)?) } else { None }))
+        Ok((process, if exists { Some(spawn::short_path(&socket)?) } else { None }))
     });
     let (process, socket) = match found.await {
         Ok(found) => found,
@@ -49,7 +49,7 @@ pub(crate) async fn dial(layout: &Layout, pod: &PodId, pid: u32, limit: Duration
         false => Dialled::Gone,
     };
     let Some(socket) = socket else { return without_socket() };
-    // One that ends meanwhile is not waited for.
+    // If the process ends meanwhile, do not wait for the time limit.
     let ended = async {
         match process.map(|process| watched(process, Interest::READABLE)) {
             Some(Ok(process)) => drop(process.readable().await),
@@ -59,7 +59,7 @@ pub(crate) async fn dial(layout: &Layout, pod: &PodId, pid: u32, limit: Duration
     tokio::select! {
         dialled = client::dial(&socket.path, pod, limit) => match dialled {
             Ok(connection) => Dialled::Here(Box::new(connection)),
-            // The shim holds the listening socket: refused means that nobody does.
+            // Refused: no process holds the listening socket any more.
             Err(ClientError::Socket { source, .. })
                 if matches!(source.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) =>
             {
@@ -71,8 +71,8 @@ pub(crate) async fn dial(layout: &Layout, pod: &PodId, pid: u32, limit: Duration
     }
 }
 
-/// The process of a shim, unless it has ended. The number may be a stranger's by now, so it must be of a process
-/// in the shim's own cgroup. Blocking.
+/// The process of a shim, unless it has ended. The pid may have been reused, so its process must be in the shim's
+/// own cgroup. Blocking.
 fn process(pod: &PodId, pid: u32) -> io::Result<Option<OwnedFd>> {
     if pid == 0 {
         return Ok(None);
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn silence_is_no_death() {
+    async fn a_silent_shim_is_not_dead() {
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path(), dir.path()).unwrap();
         let pod = PodId::from_random([3; 32]);
@@ -101,20 +101,20 @@ mod tests {
         assert!(matches!(dial(&layout, &pod, 0, short).await, Dialled::Gone));
         std::fs::create_dir_all(layout.shim_dir(&pod)).unwrap();
         let listener = std::os::unix::net::UnixListener::bind(
-            &spawn::reachable(&layout.shim_socket(&pod)).unwrap().path,
+            &spawn::short_path(&layout.shim_socket(&pod)).unwrap().path,
         )
         .unwrap();
-        // Somebody holds the socket, and never greets.
+        // The socket accepts connections, but no hello arrives.
         assert!(matches!(dial(&layout, &pod, 0, short).await, Dialled::Silent(_)));
         drop(listener);
         assert!(matches!(dial(&layout, &pod, 0, short).await, Dialled::Gone));
     }
 
     #[test]
-    fn a_number_of_a_stranger_is_no_shim() {
+    fn a_reused_pid_is_not_a_shim() {
         let pod = PodId::from_random([3; 32]);
         assert!(process(&pod, 0).unwrap().is_none());
-        // This test lives and is in no shim's cgroup.
+        // This process lives, but is in no shim's cgroup.
         assert!(process(&pod, std::process::id()).unwrap().is_none());
         // Above the kernel's largest.
         assert!(process(&pod, 4_194_305).unwrap().is_none());

@@ -14,7 +14,7 @@ use tokio::io::unix::AsyncFd;
 /// Registers a descriptor that its owner keeps open and never swaps: sockets and pidfds.
 #[expect(
     deprecated,
-    reason = "the new call is unsafe for types whose number may change; `unsafe` is for `sys` alone, and those used here own theirs"
+    reason = "its replacement is an unsafe function, because a type may close or change its descriptor meanwhile; the types used here do not"
 )]
 pub(crate) fn watched<T: AsFd + AsRawFd>(owner: T, interest: Interest) -> io::Result<AsyncFd<T>> {
     AsyncFd::with_interest(owner, interest)

@@ -16,7 +16,7 @@ use tokio::io::Interest;
 use tokio::task::JoinHandle;
 use wire::ShimInit;
 
-/// The two programs, opened once and sealed against writing.
+/// The two programs that a pod runs, opened once, as read-only clones that nobody can write to.
 #[derive(Debug, Clone)]
 pub(crate) struct Binaries {
     shim: Arc<OwnedFd>,
@@ -34,7 +34,7 @@ impl Binaries {
     }
 }
 
-/// Starts the shim of a pod. Blocking; an error leaves what [`remove`] removes.
+/// Starts the shim of a pod. After an error, [`remove`] removes what was created. Blocking.
 pub(crate) fn spawn(
     layout: &Layout,
     cgroups: &Cgroups,
@@ -47,7 +47,7 @@ pub(crate) fn spawn(
     file::create_dir(&layout.shim_dir(id))?;
     file::create_dir(&layout.exits_dir(id))?;
     let folders = cgroups.create_shim(id)?;
-    let socket = reachable(&layout.shim_socket(id))?;
+    let socket = short_path(&layout.shim_socket(id))?;
     let listener = UnixListener::bind(&socket.path).map_err(at("bind the shim's socket"))?;
     let exits = std::fs::File::open(layout.exits_dir(id)).map_err(at("open the folder of exit records"))?;
     let init = ShimInit {
@@ -60,9 +60,9 @@ pub(crate) fn spawn(
     let init = serde_json::to_vec(&init).map_err(|error| Error::of("encode the shim's start", &error))?;
     let init = sys::memfd::create_sealed("copepod-shim", &init).map_err(at("make the shim's memfd"))?;
     let fds = [listener.as_fd(), exits.as_fd(), init.as_fd(), binaries.pause.as_fd()];
-    // Neither holds a NUL.
+    // Neither contains a NUL byte.
     let args = [c"copepod-shim".to_owned(), CString::new(id.as_str()).unwrap_or_default()];
-    // Its last words, before it has a connection, belong into our log.
+    // Until it is connected, the shim writes errors to its standard error, which is that of the daemon.
     let stderr = std::io::stderr();
     let program = Program {
         binary: Binary::Fd(binaries.shim.as_fd()),
@@ -82,27 +82,27 @@ pub(crate) fn spawn(
     })
 }
 
-/// A path that sun_path of unix(7), 108 bytes, has room for, however long the real one is.
+/// A short path of a socket, through its open folder: the real one may be longer than sun_path (108 bytes, unix(7)).
 #[derive(Debug)]
-pub(crate) struct Reachable {
-    /// Through the open folder.
+pub(crate) struct ShortPath {
+    /// Valid while this exists.
     pub(crate) path: PathBuf,
     _folder: std::fs::File,
 }
 
-/// Opens the folder of a socket. Blocking.
-pub(crate) fn reachable(socket: &Path) -> Result<Reachable, Error> {
+/// Opens the folder of a socket and returns the socket's path through it. Blocking.
+pub(crate) fn short_path(socket: &Path) -> Result<ShortPath, Error> {
     let (Some(dir), Some(name)) = (socket.parent(), socket.file_name()) else {
         return Err(Error::internal(format!("{} is no path of a socket", socket.display())));
     };
     let folder =
         std::fs::File::open(dir).map_err(|error| Error::of(format!("open {}", dir.display()), &error))?;
     let path = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name);
-    Ok(Reachable { path, _folder: folder })
+    Ok(ShortPath { path, _folder: folder })
 }
 
-/// Reaps the child once it has ended, and tells how; `None` where that is not known. Without it a dead shim stays
-/// as a zombie until the daemon goes.
+/// Reaps the child in the background, so that a dead shim does not stay as a zombie. The task returns how the child
+/// ended, or `None` if that is unknown.
 pub(crate) fn reap_later(child: Child) -> JoinHandle<Option<WaitIdStatus>> {
     tokio::spawn(async move {
         let Child { pid, pidfd } = child;
@@ -124,11 +124,12 @@ pub(crate) fn reap_later(child: Child) -> JoinHandle<Option<WaitIdStatus>> {
     })
 }
 
-/// Why a shim that has ended did not come up. One that somebody killed, the kernel for want of memory or an
-/// operator, may come up the next time.
+/// The error for a shim that ended before it was connected. After a signal (the OOM killer, an operator) a retry may
+/// succeed: Unavailable.
 pub(crate) fn ended_early(ended: Option<WaitIdStatus>) -> Error {
-    let text =
-        |how: String| format!("the shim ended {how} before it said anything; see the log for its last words");
+    let text = |how: String| {
+        format!("the shim ended {how} before it was connected; its errors are in the daemon's log")
+    };
     match ended.map(|ended| (ended.exit_status(), ended.terminating_signal())) {
         Some((Some(code), _)) if code != 0 => Error::internal(text(format!("with code {code}"))),
         Some((_, Some(signal))) => Error::new(ErrorKind::Unavailable, text(format!("by signal {signal}"))),

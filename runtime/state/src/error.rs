@@ -17,7 +17,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Cut off, overwritten or damaged. Set it aside.
-    #[error("{} is torn: {reason}", path.display())]
+    #[error("{} is damaged: {reason}", path.display())]
     Torn {
         /// The file.
         path: PathBuf,
@@ -34,7 +34,7 @@ pub enum Error {
         reason: String,
     },
     /// Complete, but not a record of ours, or of another kind. Set it aside.
-    #[error("{} is foreign: {reason}", path.display())]
+    #[error("{} has unexpected content: {reason}", path.display())]
     Foreign {
         /// The file.
         path: PathBuf,

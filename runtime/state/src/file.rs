@@ -25,8 +25,8 @@ use crate::Error;
 /// Largest record that is read or written. Kubernetes sets seven variables per service in each container of a
 /// namespace: 5000 services, its limit, are about 4 MiB of environment.
 pub const MAX_BYTES: u64 = 8 << 20;
-/// Largest record of a new object: later additions (addresses, the exit with its message) must always fit, or
-/// an exit could not be recorded.
+/// Largest record of a new object. What is added later (addresses, the exit with its message) must always fit;
+/// otherwise an exit could not be recorded.
 pub const MAX_NEW_BYTES: u64 = MAX_BYTES - (256 << 10);
 /// Version of the envelope.
 const VERSION: u32 = 1;
@@ -38,8 +38,6 @@ const MAGIC: &str = "copepod-record";
 pub struct Stored<T> {
     /// The boot in which it was written; compare with [`crate::boot::id`].
     pub boot_id: String,
-    /// Version of its envelope.
-    pub version: u32,
     /// The record itself.
     pub data: T,
 }
@@ -166,7 +164,7 @@ fn decode<T: DeserializeOwned>(path: &Path, kind: &str, bytes: &[u8]) -> Result<
     // The checksum shows that it is complete, and yet it has unknown content: a later version wrote it.
     let data = serde_json::from_str(envelope.data.get())
         .map_err(|error| Error::newer(path, format!("a {kind} record of another shape: {error}")))?;
-    Ok(Stored { boot_id: envelope.boot_id, version: envelope.version, data })
+    Ok(Stored { boot_id: envelope.boot_id, data })
 }
 
 /// Removes the file at `path` durably, if it exists.

@@ -12,14 +12,13 @@
 //! ├── trash/                           folders of removed containers, being deleted
 //! ├── network/<pod>                    CNI lease (network crate)
 //! ├── images/                          image crate
-//! └── aside/                           files that were torn or not ours
+//! └── aside/                           damaged records, and files that are not records
 //! /run/copepod                         run: gone after a reboot
 //! ├── lock                             one daemon
 //! ├── copepod.sock                     CRI
-//! ├── shims/<pod>/
-//! │   ├── sock                         the shim's socket
-//! │   └── exits/<container>            wire::ExitFacts, written by the shim before it reports
-//! └── spool/
+//! └── shims/<pod>/
+//!     ├── sock                         the shim's socket
+//!     └── exits/<container>            wire::ExitFacts, written by the shim before it reports
 //! ```
 //! All folders have mode 0700: containers get access to files by descriptors, not by paths.
 
@@ -36,12 +35,6 @@ use crate::{Error, file};
 pub struct Layout {
     root: PathBuf,
     run: PathBuf,
-}
-
-impl Default for Layout {
-    fn default() -> Self {
-        Self { root: "/var/lib/copepod".into(), run: "/run/copepod".into() }
-    }
 }
 
 macro_rules! below {
@@ -94,16 +87,12 @@ impl Layout {
         network_dir = root / "network";
         /// The folder of the image store.
         images_dir = root / "images";
-        /// Torn and foreign files are moved here.
+        /// Damaged records, and files that are not records, are moved here.
         aside_dir = root / "aside";
         /// Locked by the daemon that uses this run folder.
         run_lock = run / "lock";
-        /// The CRI socket.
-        socket = run / "copepod.sock";
         /// One folder per shim.
         shims_dir = run / "shims";
-        /// Short-lived files.
-        spool_dir = run / "spool";
     }
 
     below_id! {
@@ -156,9 +145,8 @@ impl Layout {
         own(&self.run, &RUN_NAMES)?;
         let durable =
             [self.pods_dir(), self.containers_dir(), self.network_dir(), self.images_dir(), self.aside_dir()];
-        let volatile = [self.shims_dir(), self.spool_dir()];
         let mut made = false;
-        for dir in durable.iter().chain(&volatile) {
+        for dir in durable.iter().chain([&self.shims_dir()]) {
             made |= private(dir)?;
         }
         // Only removals use it, and they create it or work without it: the full root of an older version has
@@ -209,7 +197,8 @@ impl Layout {
 /// The names that copepod creates in its root, and those that a new file system may contain.
 const ROOT_NAMES: [&str; 8] =
     ["lock", "pods", "containers", "trash", "network", "images", "aside", "lost+found"];
-/// The names that copepod creates in its run folder, and those that a new file system may contain.
+/// The names that this or an earlier version (`spool`) creates in its run folder, and those that a new file
+/// system may contain.
 const RUN_NAMES: [&str; 5] = ["lock", "copepod.sock", "shims", "spool", "lost+found"];
 
 /// Creates one of the two top folders, or takes an existing one if it is ours: it has our lock file, or no
@@ -281,7 +270,7 @@ mod tests {
 
     #[test]
     fn paths_are_where_the_drawing_says() {
-        let layout = Layout::default();
+        let layout = Layout::new("/var/lib/copepod", "/run/copepod").unwrap();
         let (pod, container) = (PodId::from_random([1; 32]), ContainerId::from_random([2; 32]));
         let (p, c) = ("01".repeat(32), "02".repeat(32));
         assert_eq!(layout.pod_record(&pod), PathBuf::from(format!("/var/lib/copepod/pods/{p}/record")));

@@ -19,8 +19,8 @@ use crate::{Error, Layout};
 
 /// How long to wait for a daemon that is stopping: it releases the lock last.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long to wait for the flock of a dead daemon's children, which will call execve soon and so close it.
-/// If one hangs, the daemon runs without the flock, which only older versions need.
+/// How long to wait for children of a dead daemon that hold the flock: they are about to call execve, which
+/// closes it. If one hangs, the daemon runs without the flock, which only older versions need.
 const CHILDREN: Duration = Duration::from_millis(100);
 /// Time between two attempts.
 const STEP: Duration = Duration::from_millis(10);
@@ -177,7 +177,7 @@ mod tests {
         Layout::new(dir.join("root"), dir.join("run")).unwrap()
     }
 
-    /// Another process with the file open. It is `bash -c`, so that the test needs no helper binary.
+    /// A shell with the path of the file as its argument.
     fn other(script: &str, file: &Path) -> std::process::Child {
         Command::new("sh")
             .args(["-c", script, "sh"])
@@ -193,7 +193,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let layout = layout(dir.path());
         drop(acquire(&layout).unwrap());
-        // Takes it as version aa95355 did: flock(2) and its pid in the file.
+        // Takes the lock as early builds of version 0.1.0 do: flock(2), and its pid in the file.
         let script = "exec 9<>\"$1\"; flock -x 9 && echo $$ >&9 && echo taken && read end";
         let mut daemon = other(script, &layout.run_lock());
         let mut word = [0; 6];

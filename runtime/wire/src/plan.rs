@@ -21,7 +21,7 @@ pub fn parse_plan<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, Failure> 
     serde_json::from_slice(json).map_err(|error| {
         // serde_json reports a variant with more than one name as a syntax error.
         let (kind, message) = if error.is_data() || error.is_syntax() {
-            let message = format!("{error}; this shim cannot carry it out, its pod must be made anew");
+            let message = format!("{error}; this pod's shim is too old for it: recreate the pod");
             (ErrorKind::Unsupported, message)
         } else {
             (ErrorKind::Invalid, error.to_string())

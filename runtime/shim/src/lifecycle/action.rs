@@ -5,6 +5,9 @@ use wire::{Event, ExitFacts, Reply};
 
 use super::id::{Requester, Serial};
 
+/// The same number on all architectures.
+pub(crate) const SIGKILL: i32 = 9;
+
 /// An action.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Action {
@@ -31,8 +34,8 @@ pub(crate) enum Action {
     Adopt(Serial, Option<u32>),
     /// Close the namespaces of an ended process.
     DropNamespaces(Serial),
-    /// Start init and watch its error pipe. Result: `LetGo`.
-    LetGo(Serial, ContainerId),
+    /// Watch the error pipe of an init that waits, and tell it to start. Result: `StartSent`.
+    StartInit(Serial, ContainerId),
     /// Start copying a container's output to its log.
     WatchOutputs(Serial),
     /// Read what init has written to its error pipe, and close it. Result: `ErrorPipe`.

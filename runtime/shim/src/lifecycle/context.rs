@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use model::ContainerId;
 use wire::{ErrorKind, Event, Failure, Reply};
 
-use super::action::Action;
+use super::action::{Action, SIGKILL};
 use super::id::{Requester, Serial};
 use crate::failure::refusal;
 
@@ -24,8 +24,8 @@ pub(crate) struct Context {
     pub(crate) time: Time,
     /// Number of the current connection.
     pub(crate) connection: Option<u32>,
-    /// A worker for a container or an exec is running, so an unknown process may be its child.
-    pub(crate) busy: bool,
+    /// A worker of another container, or of an exec, is running, so an unknown process may be its child.
+    pub(crate) others_work: bool,
     pub(crate) actions: VecDeque<Action>,
 }
 
@@ -33,6 +33,11 @@ impl Context {
     /// Adds an action.
     pub(crate) fn act(&mut self, action: Action) {
         self.actions.push_back(action);
+    }
+
+    /// Kills a child that is not reaped.
+    pub(crate) fn kill(&mut self, pid: u32) {
+        self.act(Action::Signal { pid, signal: SIGKILL });
     }
 
     /// Replies to a request, if its connection still exists.

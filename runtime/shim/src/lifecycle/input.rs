@@ -22,8 +22,8 @@ pub(crate) enum Input {
     TimerDue,
     /// The result of a request that needed only one action.
     Served { requester: Requester, outcome: Result<(), Failure> },
-    /// A worker has created this process. `is_child`: it was a child of the shim, reaped or not, when the
-    /// packet was read.
+    /// A worker has created this process. `is_child`: its pid was that of a child of the shim, running or
+    /// not reaped, when the packet was read.
     Made { serial: Serial, pid: u32, is_child: bool },
     /// A worker has created a container. Like `Made`, with the data of the reply.
     Created { serial: Serial, reply: Reply, pid: u32, is_child: bool },
@@ -56,8 +56,8 @@ pub(crate) enum Happened {
     Reaped { code: i32, executed: Option<bool> },
     /// Result of `Adopt`.
     Adopted(Result<(), Failure>),
-    /// Result of `LetGo`.
-    LetGo(Result<(), Failure>),
+    /// Result of `StartInit`.
+    StartSent(Result<(), Failure>),
     /// Data on init's error pipe; `closed`: the pipe is closed.
     ErrorPipe { said: Option<String>, closed: bool },
     /// Result of `LookAtInit`; `None` if it cannot be examined now.

@@ -1,19 +1,20 @@
 //! Repeated checks, with pauses between them.
 
 /// First and longest pause between two checks of a cgroup or session that is being killed.
-const FIRST_MS: u64 = 1;
-const LAST_MS: u64 = 256;
+const MIN_PAUSE_MS: u64 = 1;
+const MAX_PAUSE_MS: u64 = 256;
 /// Number of checks in which killed processes must be reaped, before it is checked whether a tracer holds
 /// them.
 const REAPING: u32 = 7;
 /// Pause between two checks of an init that should call execve.
 const START_MS: u64 = 250;
 /// After this many checks (10 s) in which it was stopped or traced despite SIGCONT, it is killed.
-const MOST_HELD: u32 = 40;
+const MAX_HELD: u32 = 40;
 /// Pause between two checks of a killed process that is not reaped.
 pub(crate) const KILLED_MS: u64 = 100;
 
-/// The time of the next check, and the number of checks so far.
+/// The time of the next check, and the number of checks so far that count: all of something that is being killed,
+/// those in which a starting init was held, or those in which an init had ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Look {
     /// Monotonic ms.
@@ -39,7 +40,7 @@ impl Look {
 
     /// The next check of something that is being killed; the pauses grow.
     pub(crate) fn again(&mut self, now: u64) {
-        self.at = now + (FIRST_MS << self.count.min(16)).min(LAST_MS);
+        self.at = now + (MIN_PAUSE_MS << self.count.min(16)).min(MAX_PAUSE_MS);
         self.count = self.count.saturating_add(1);
     }
 
@@ -56,7 +57,7 @@ impl Look {
     /// It was stopped or traced. Returns true if that has lasted too long.
     pub(crate) fn was_held(&mut self) -> bool {
         self.count = self.count.saturating_add(1);
-        self.count > MOST_HELD
+        self.count > MAX_HELD
     }
 
     /// It had ended. Returns true the second time: if it could be reaped, that would have happened before.

@@ -39,12 +39,11 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use action::{Action, CgroupLook, Fork, Session};
+pub(crate) use action::{Action, CgroupLook, Fork, SIGKILL, Session};
 pub(crate) use context::Time;
 pub(crate) use id::{Requester, Serial};
 pub(crate) use input::{CgroupState, Happened, Held, InitState, Input};
 pub(crate) use pod::Lifecycle;
-pub(crate) use worker::SIGKILL;
 
 #[cfg(test)]
 pub(crate) use {

@@ -14,7 +14,7 @@ use super::action::{Action, Fork};
 use super::context::Context;
 use super::id::{Requester, Serial};
 use super::input::Happened;
-use super::worker::{KILL_AGAIN_MS, Process, Worker, late, left};
+use super::worker::{KILL_AGAIN_MS, Process, Worker, late, no_report};
 use crate::failure::refusal;
 
 /// Time limit for starting pause.
@@ -28,7 +28,8 @@ pub(crate) enum Pause {
     None,
     /// A worker starts it.
     Starting { serial: Serial, worker: Worker, process: Option<Process> },
-    /// It has called execve; its namespaces are being opened. The result is the next input.
+    /// It has called execve; its namespaces are being opened. Before the result, nothing else can follow than the
+    /// end of its worker's packets.
     Adopting { serial: Serial, requester: Requester, process: Process },
     /// It is running.
     Running { serial: Serial, pid: u32 },
@@ -129,7 +130,7 @@ impl Pause {
                     Happened::Reaped { code, .. } | Happened::ProcessSeen(Some(code)) => {
                         self.end(serial, pid, code, cx);
                     }
-                    Happened::Stop => Process::new(pid, None).kill(cx),
+                    Happened::Stop => cx.kill(pid),
                     _ => {}
                 }
             }
@@ -151,14 +152,14 @@ impl Pause {
             Happened::Failed(failure) => worker.fail(failure),
             // The worker exited without a report; the reason is known once it is reaped.
             Happened::Closed if process.is_none() && worker.is_silent() => {}
-            Happened::Closed => self.made(cx),
+            Happened::Closed => self.worker_done(cx),
             Happened::Warning(text) => cx.warn(None, text),
             Happened::WorkerReaped(code) => worker.was_reaped(serial, code, cx),
             // If a process was created, wait for its execve to close the socket.
             Happened::PacketsRead => {
                 if let (Some(code), None) = (worker.reaped, &process) {
-                    worker.fail(left(code, false));
-                    self.made(cx);
+                    worker.fail(no_report(code, false));
+                    self.worker_done(cx);
                 }
             }
             Happened::Reaped { code, .. } => {
@@ -183,7 +184,7 @@ impl Pause {
     }
 
     /// The worker and its process will report nothing more.
-    fn made(&mut self, cx: &mut Context) {
+    fn worker_done(&mut self, cx: &mut Context) {
         let Self::Starting { serial, worker, process } = self else { return };
         let (serial, requester) = (*serial, worker.requester);
         match (worker.failure.take(), process.take()) {
@@ -221,7 +222,7 @@ impl Pause {
             Happened::Due | Happened::Stop => {
                 *kill_at = cx.time.ms.saturating_add(KILL_AGAIN_MS);
                 for pid in [*worker, *process].into_iter().flatten() {
-                    Process::new(pid, None).kill(cx);
+                    cx.kill(pid);
                 }
                 // A tracer may keep it from being reaped for ever.
                 if let Some(pid) = *process {

@@ -34,7 +34,8 @@ pub(crate) const MAX_START_ERROR: usize = 1024;
 pub(crate) enum Phase {
     /// A worker creates it.
     Creating(Worker),
-    /// Init exists; its namespaces and its terminal are being opened. The result is the next input.
+    /// Init exists; its namespaces and its terminal are being opened. Before the result, only packets of its
+    /// worker can follow that were sent earlier.
     Adopting { requester: Requester, worker: Option<u32>, process: Process, reply: Reply },
     /// Init waits for the start request.
     Created(Init),
@@ -58,18 +59,20 @@ pub(crate) enum Phase {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Init {
     pub(crate) pid: u32,
-    /// It was killed: when to check whether it has ended but cannot be reaped.
-    pub(crate) killed: Option<Look>,
+    /// It was killed, or was seen to have ended: when to check whether it has ended but cannot be reaped.
+    pub(crate) ending: Option<Look>,
 }
 
 impl Init {
-    pub(crate) fn note_killed(&mut self, now: u64) {
-        self.killed.get_or_insert(Look::at_killed(now));
+    /// Has it checked from now on whether it has ended but cannot be reaped.
+    pub(crate) fn check_end(&mut self, now: u64) -> &mut Look {
+        self.ending.get_or_insert(Look::at_killed(now))
     }
 
+    /// Kills it.
     pub(crate) fn kill(&mut self, cx: &mut Context) {
-        Process::new(self.pid, None).kill(cx);
-        self.note_killed(cx.time.ms);
+        cx.kill(self.pid);
+        self.check_end(cx.time.ms);
     }
 }
 
@@ -173,11 +176,11 @@ impl Phase {
         }
     }
 
-    /// Whether its init is running and was not killed.
+    /// Whether its init is running, as far as is known, and was not killed.
     pub(crate) fn thrives(&self) -> bool {
         match self {
             Self::Created(init) | Self::Starting { init, .. } | Self::Running { init, .. } => {
-                init.killed.is_none()
+                init.ending.is_none()
             }
             _ => false,
         }
@@ -186,9 +189,9 @@ impl Phase {
     /// When to check init, and its pid.
     pub(crate) fn init_timer(&self) -> Option<(u32, u64)> {
         match self {
-            Self::Created(Init { pid, killed: Some(look) })
-            | Self::Starting { init: Init { pid, killed: Some(look) }, .. }
-            | Self::Running { init: Init { pid, killed: Some(look) }, .. } => Some((*pid, look.at)),
+            Self::Created(Init { pid, ending: Some(look) })
+            | Self::Starting { init: Init { pid, ending: Some(look) }, .. }
+            | Self::Running { init: Init { pid, ending: Some(look) }, .. } => Some((*pid, look.at)),
             Self::Starting { init, look, .. } => Some((init.pid, look.at)),
             _ => None,
         }
@@ -199,7 +202,7 @@ impl Phase {
         if let Self::Starting { look, .. } = self {
             look.start_again(now);
         }
-        if let Some(look) = self.init_mut().and_then(|init| init.killed.as_mut()) {
+        if let Some(look) = self.init_mut().and_then(|init| init.ending.as_mut()) {
             look.killed_again(now);
         }
     }

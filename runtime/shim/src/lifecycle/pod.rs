@@ -53,8 +53,12 @@ pub(crate) enum Stop {
 impl Lifecycle {
     /// Handles an input and adds the resulting actions ([`Self::next_action`]).
     pub(crate) fn input(&mut self, time: Time, input: Input) {
+        if self.ended {
+            // The shim exits: a request or signal that arrived meanwhile must not start anything.
+            return;
+        }
         self.cx.time = time;
-        self.cx.busy = self.is_busy();
+        self.cx.others_work = self.is_busy(None);
         match input {
             Input::Connected(generation) => {
                 self.cx.connection = Some(generation);
@@ -153,7 +157,10 @@ impl Lifecycle {
     pub(super) fn of(&mut self, serial: Serial, happened: Happened) {
         if self.pause.serial() == Some(serial) {
             self.pause.on(happened, &mut self.cx);
-        } else if let Some(container) = self.containers.iter_mut().find(|c| c.serial == serial) {
+            return;
+        }
+        self.cx.others_work = self.is_busy(Some(serial));
+        if let Some(container) = self.containers.iter_mut().find(|c| c.serial == serial) {
             let ran = matches!(container.phase, Phase::Running { .. });
             let earlier = self.cx.actions.len();
             container.on(happened, &mut self.cx);
@@ -185,15 +192,16 @@ impl Lifecycle {
         let exec = || self.execs.iter().find_map(|exec| Some((exec.serial, exec.reaped(pid, code)?)));
         match container.or_else(exec) {
             Some((serial, happened)) => self.of(serial, happened),
-            None if self.cx.busy || self.pause.works() => self.early.remember(pid, code),
+            None if self.is_busy(None) || self.pause.works() => self.early.remember(pid, code),
             None => {}
         }
     }
 
-    /// Whether a worker of a container or an exec is running.
-    fn is_busy(&self) -> bool {
-        self.containers.iter().any(|c| matches!(c.phase, Phase::Creating(_)))
-            || self.execs.iter().any(Exec::works)
+    /// Whether a worker of a container or an exec is running, except that of `besides`.
+    fn is_busy(&self, besides: Option<Serial>) -> bool {
+        let other = |serial| besides != Some(serial);
+        self.containers.iter().any(|c| matches!(c.phase, Phase::Creating(_)) && other(c.serial))
+            || self.execs.iter().any(|exec| exec.works() && other(exec.serial))
     }
 
     fn timer_due(&mut self) {
@@ -262,7 +270,7 @@ impl Lifecycle {
         if self.execs.is_empty() && self.execs.capacity() > 16 {
             self.execs = Vec::new();
         }
-        if !self.early.is_empty() && !self.is_busy() && !self.pause.works() {
+        if !self.early.is_empty() && !self.is_busy(None) && !self.pause.works() {
             self.early.clear();
         }
         if let Stop::Stopping { requester, .. } = self.stop

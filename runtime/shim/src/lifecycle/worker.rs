@@ -2,13 +2,11 @@
 
 use wire::{ErrorKind, Failure};
 
-use super::action::Action;
+use super::action::{Action, SIGKILL};
 use super::context::Context;
 use super::id::{Requester, Serial};
 use crate::failure::refusal;
 
-/// Kernel numbers, the same on all architectures.
-pub(crate) const SIGKILL: i32 = 9;
 /// Exit code of a killed process.
 pub(crate) const KILLED: i32 = 128 + SIGKILL;
 /// Exit code of a process that could not be reaped.
@@ -60,7 +58,7 @@ impl Worker {
         self.kills = self.kills.saturating_add(1);
         self.deadline = cx.time.ms.saturating_add(KILL_AGAIN_MS);
         if let Some(pid) = self.pid {
-            cx.act(Action::Signal { pid, signal: SIGKILL });
+            cx.kill(pid);
         }
     }
 }
@@ -72,7 +70,7 @@ pub(crate) fn late() -> Failure {
 
 /// The failure of a worker that exited without a report. `oom_killed`: a process of the container, in whose
 /// cgroup it works, was OOM-killed.
-pub(crate) fn left(code: i32, oom_killed: bool) -> Failure {
+pub(crate) fn no_report(code: i32, oom_killed: bool) -> Failure {
     let message = if oom_killed {
         "the kernel killed the worker for memory: the limit of the container, or of its pod, leaves too little to \
          start a process in it"
@@ -116,7 +114,7 @@ impl Process {
     /// Kills it, if it has not ended.
     pub(crate) fn kill(&self, cx: &mut Context) {
         if let (Some(pid), None) = (self.unreaped(), self.code) {
-            cx.act(Action::Signal { pid, signal: SIGKILL });
+            cx.kill(pid);
         }
     }
 }

@@ -102,7 +102,7 @@ impl Performer {
                 let killed = container.is_some_and(|of| processes::was_oom_killed(&of.cgroups));
                 self.result(exec, Happened::MemorySeen(killed));
             }
-            Action::RemoveFiles(id) => bundle::forget(&id),
+            Action::RemoveFiles(id) => bundle::remove(&id),
             Action::RemoveRecord { requester, container } => {
                 let removed = self.given.records.remove(&container);
                 let failed =
@@ -118,9 +118,9 @@ impl Performer {
                 }
             }
             Action::End => self.link.flush(),
-            Action::LetGo(serial, id) => {
-                let outcome = self.let_go(serial, &id);
-                self.result(serial, Happened::LetGo(outcome));
+            Action::StartInit(serial, id) => {
+                let outcome = self.start_init(serial, &id);
+                self.result(serial, Happened::StartSent(outcome));
             }
             Action::WatchOutputs(serial)
             | Action::ReadErrorPipe(serial)

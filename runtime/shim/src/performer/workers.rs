@@ -148,10 +148,16 @@ impl Performer {
         }
     }
 
-    pub(super) fn let_go(&mut self, serial: Serial, id: &ContainerId) -> Result<(), Failure> {
-        bundle::start(id).map_err(|error| failure(ErrorKind::Internal, "start", &error))?;
+    /// Starts init, which waits. If that fails, it can be tried again.
+    pub(super) fn start_init(&mut self, serial: Serial, id: &ContainerId) -> Result<(), Failure> {
+        let failed = |stage| move |error| failure(ErrorKind::Internal, stage, &error);
         let Some(container) = self.descriptors.container(serial) else { return Ok(()) };
-        let watched = container.streams.watch_error_pipe(&self.epoll, serial);
-        watched.map_err(|error| failure(ErrorKind::Internal, "epoll", &error))
+        // First, because a failure after init was told to start would be reported for a container that runs.
+        container.streams.watch_error_pipe(&self.epoll, serial).map_err(failed("epoll"))?;
+        let started = bundle::start(id).map_err(failed("start"));
+        if started.is_err() {
+            container.streams.unwatch_error_pipe(&self.epoll);
+        }
+        started
     }
 }

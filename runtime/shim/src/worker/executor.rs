@@ -16,7 +16,7 @@ use wire::{ErrorKind, ProcessPlan};
 use super::late::Late;
 use super::stage;
 use crate::held::WorkerOnly;
-use crate::process::{self, Ready, Road};
+use crate::process::{self, ProcessKind, Ready};
 
 /// The name of a waiting init in `ps`, in a shared PID namespace.
 pub(crate) const TITLE: &std::ffi::CStr = c"copepod-init";
@@ -69,7 +69,7 @@ impl Executor for Init {
             if let Some(terminal) = console {
                 take_terminal(&terminal).map_err(stage::internal("console", "taking the terminal"))?;
             }
-            process::prepare(&process, &user, Road::Init, ErrorKind::Internal)
+            process::prepare(&process, &user, ProcessKind::Init, ErrorKind::Internal)
         });
         match done {
             Ok(ready) => {

@@ -28,8 +28,8 @@ use stage::{Step, internal, invalid};
 use crate::held::{Answer, Holders, WorkerOnly};
 use crate::{bundle, process, user};
 
-/// Largest plan in bytes: environments and filters are its long parts.
-const LARGEST_PLAN: usize = 16 << 20;
+/// Largest plan in bytes; the shim's own limit is smaller (`packet::MAX_PLAN`).
+const MAX_PLAN: usize = 16 << 20;
 /// Names that libcgroups expects below a v1 /sys/fs/cgroup.
 const HIERARCHIES: [&str; 13] = [
     "systemd",
@@ -94,8 +94,7 @@ pub(crate) fn create(input: CreateInput, answer: Box<dyn Answer>) -> i32 {
 }
 
 fn attempt(input: CreateInput, answer: &mut Option<Box<dyn Answer>>) -> Step<Reply> {
-    let bytes =
-        sys::memfd::read_all(input.plan.as_fd(), LARGEST_PLAN).map_err(internal("plan", "reading"))?;
+    let bytes = sys::memfd::read_all(input.plan.as_fd(), MAX_PLAN).map_err(internal("plan", "reading"))?;
     let plan: ContainerPlan = parse_plan(&bytes)?;
     drop((input.plan, bytes));
     let rest = Rest {

@@ -122,7 +122,7 @@ fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Ou
         from_stdout.read_to_string(&mut output).unwrap();
     }
     let code = wait(pid);
-    bundle::forget(&scenario.plan.id);
+    bundle::remove(&scenario.plan.id);
     assert_eq!(fs::read_dir(podns::STATE).unwrap().count(), 0);
     assert_eq!(fs::read_dir(podns::BUNDLES).unwrap().count(), 0);
     Outcome { reply, report, output, code, held }

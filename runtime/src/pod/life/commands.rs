@@ -76,7 +76,7 @@ impl Life {
                 _ if !is_equal(&container.record, &config) => {
                     Err(exists("exists with another configuration"))
                 }
-                Stage::Creating { askers, .. } => return askers.push(waiter),
+                Stage::Creating { callers, .. } => return callers.push(waiter),
                 Stage::CutOff => {
                     let text = format!(
                         "{name}: an earlier create of it was interrupted and is being undone, as {id}"
@@ -91,11 +91,11 @@ impl Life {
             };
             return self.actions.push(Action::Answer(waiter, answer));
         }
-        match self.intend(id, config) {
+        match self.new_record(id, config) {
             Err(error) => self.answer(waiter, Err(error)),
             Ok(record) => {
                 let record = Arc::new(record);
-                let stage = Stage::Creating { askers: vec![waiter], exit: None };
+                let stage = Stage::Creating { callers: vec![waiter], exit: None };
                 self.begin(Job::Create(Arc::clone(&self.record), Arc::clone(&record)));
                 self.containers.insert(record.id.clone(), Container { record, stage });
             }
@@ -103,7 +103,7 @@ impl Life {
     }
 
     /// The first record of a container, if it may be created.
-    fn intend(&self, id: ContainerId, config: ContainerConfig) -> Result<ContainerRecord, Error> {
+    fn new_record(&self, id: ContainerId, config: ContainerConfig) -> Result<ContainerRecord, Error> {
         self.admit()?;
         if self.containers.len() >= MAX_CONTAINERS {
             let text = format!(
@@ -137,10 +137,10 @@ impl Life {
             Stage::Exiting { removers, .. } if !removers.is_empty() => {
                 self.answer(waiter, Err(being_removed()));
             }
-            Stage::Created { start: Start::Asked(askers), .. }
-            | Stage::Running { start: Some(askers), .. }
-            | Stage::Exiting { start: Some(askers), .. }
-            | Stage::Exited { start: Some(askers), .. } => askers.push(waiter),
+            Stage::Created { start: Start::Asked(callers), .. }
+            | Stage::Running { start: Some(callers), .. }
+            | Stage::Exiting { start: Some(callers), .. }
+            | Stage::Exited { start: Some(callers), .. } => callers.push(waiter),
             Stage::Created { start, .. } => {
                 *start = Start::Asked(vec![waiter]);
                 // The record on disk says "may have run"; the published state changes only with the shim's
@@ -212,8 +212,8 @@ impl Life {
     }
 }
 
-/// Whether a container was requested with this configuration. Its environment is not in its own any more once it is
-/// created; of a name that was requested twice the last value counts.
+/// Whether a container was requested with this configuration. The environment is compared separately, because a created
+/// container's configuration does not hold it (`spec::exec::keep`). If a name is requested twice, the last value counts.
 fn is_equal(record: &ContainerRecord, config: &ContainerConfig) -> bool {
     let by_name = |envs: Vec<EnvVar>| -> BTreeMap<String, Text> {
         envs.into_iter().map(|var| (var.key, var.value)).collect()

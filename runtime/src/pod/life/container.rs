@@ -15,8 +15,8 @@ const REMOVE_AGAIN: Duration = Duration::from_secs(60);
 impl Life {
     pub(super) fn created(&mut self, id: &ContainerId, created: Result<Box<ContainerRecord>, Error>) {
         let Some(container) = self.containers.get_mut(id) else { return };
-        let Stage::Creating { askers, exit } = &mut container.stage else { return };
-        let (askers, exit) = (std::mem::take(askers), exit.take());
+        let Stage::Creating { callers, exit } = &mut container.stage else { return };
+        let (callers, exit) = (std::mem::take(callers), exit.take());
         let outcome = match created {
             Ok(record) => {
                 container.record = Arc::new(*record);
@@ -38,7 +38,7 @@ impl Life {
                 Err(self.overtaken(&format!("container {name} was not created"), error))
             }
         };
-        self.actions.extend(askers.into_iter().map(|waiter| Action::Answer(waiter, outcome.clone())));
+        self.actions.extend(callers.into_iter().map(|waiter| Action::Answer(waiter, outcome.clone())));
         self.maybe_settled();
     }
 
@@ -61,10 +61,10 @@ impl Life {
     pub(super) fn started(&mut self, id: &ContainerId, outcome: Result<i64, StartError>) {
         let outcome = outcome.map_err(|error| self.not_started(id, error));
         let Some(container) = self.containers.get_mut(id) else { return };
-        let (askers, answer) = match &mut container.stage {
+        let (callers, answer) = match &mut container.stage {
             Stage::Created { start, end } => {
-                let Start::Asked(askers) = start else { return };
-                let askers = std::mem::take(askers);
+                let Start::Asked(callers) = start else { return };
+                let callers = std::mem::take(callers);
                 if let Ok(started_at) = outcome {
                     container.stage = Stage::Running { start: None, end: end.take() };
                     step(container, ContainerEvent::Started);
@@ -72,20 +72,20 @@ impl Life {
                 } else {
                     *start = Start::Doubtful;
                 }
-                (askers, outcome.map(drop))
+                (callers, outcome.map(drop))
             }
             Stage::Running { start, .. } => {
-                let Some(askers) = start.take() else { return };
+                let Some(callers) = start.take() else { return };
                 if let Ok(started_at) = outcome {
                     container.change(|record| record.started_at = started_at);
                 }
                 // The reply was lost, but an event has already told the result.
-                (askers, Ok(()))
+                (callers, Ok(()))
             }
             Stage::Exiting { start, told, .. } => {
-                let Some(askers) = start.take() else { return };
+                let Some(callers) = start.take() else { return };
                 let answer = outcome.clone().map(drop);
-                told.extend(askers.into_iter().map(|waiter| (waiter, answer.clone())));
+                told.extend(callers.into_iter().map(|waiter| (waiter, answer.clone())));
                 if let Ok(started_at) = outcome {
                     container.change(|record| record.started_at = started_at);
                     self.note(id);
@@ -93,23 +93,23 @@ impl Life {
                 return;
             }
             Stage::Exited { start, .. } => {
-                let Some(askers) = start.take() else { return };
-                (askers, outcome.map(drop))
+                let Some(callers) = start.take() else { return };
+                (callers, outcome.map(drop))
             }
-            // It has no caller, or the caller got a reply when the removal began.
+            // There is no caller, or the caller got a reply when the removal began.
             Stage::Creating { .. } | Stage::CutOff | Stage::Removing { .. } => return,
         };
         self.note(id);
         if self.containers.get(id).is_some_and(|it| it.record.phase == ContainerPhase::Running) {
             self.show(id);
         }
-        self.answer_all(askers, &answer);
+        self.answer_all(callers, &answer);
     }
 
     /// The error that callers of a failed start get. Records the exit of a container that never ran.
     fn not_started(&mut self, id: &ContainerId, error: StartError) -> Error {
         let stopped = self.containers.get(id).is_some_and(|it| it.is_being_stopped());
-        // What a process that was killed in between had to say is not the reason.
+        // If the container was stopped meanwhile, the error comes from its killed process and is not the reason.
         let aborted = |error: Error| match error.kind {
             ErrorKind::Internal if stopped => {
                 Error::new(ErrorKind::Aborted, format!("stopped while it was started: {}", error.message))
@@ -140,7 +140,7 @@ impl Life {
         let Stage::Created { start, end } = &mut container.stage else { return };
         let (start, end) = (std::mem::replace(start, Start::Not), end.take());
         let start = match start {
-            Start::Asked(askers) => Some(askers),
+            Start::Asked(callers) => Some(callers),
             Start::Not | Start::Doubtful => None,
         };
         let shown = start.is_none();
@@ -188,7 +188,7 @@ impl Life {
             Stage::CutOff | Stage::Exiting { .. } | Stage::Exited { .. } | Stage::Removing { .. } => return,
             Stage::Created { start, end } => {
                 let start = match std::mem::replace(start, Start::Not) {
-                    Start::Asked(askers) => Some(askers),
+                    Start::Asked(callers) => Some(callers),
                     Start::Not | Start::Doubtful => None,
                 };
                 (start, end.take())
@@ -226,7 +226,7 @@ impl Life {
         if !removers.is_empty() {
             self.begin_remove(id, removers);
         } else if !self.stage.is_ending() {
-            // It is not read any more, and kubelet wants to remove the pod's cgroup.
+            // The cgroup is not needed any more, and kubelet wants to remove the pod's cgroup above it.
             self.begin(Job::RemoveCgroup(record));
         }
         self.maybe_settled();
@@ -241,7 +241,7 @@ impl Life {
         }
         let Some(container) = self.containers.get_mut(id) else { return self.answer_all(new, &Ok(())) };
         let (start, durable) = match &mut container.stage {
-            Stage::Removing { at_work: true, askers, .. } => return askers.extend(new),
+            Stage::Removing { at_work: true, callers, .. } => return callers.extend(new),
             Stage::Removing { at_work: false, durable, .. } => (None, *durable),
             Stage::Exited { start, durable } => (start.take(), *durable),
             Stage::Creating { .. }
@@ -253,7 +253,7 @@ impl Life {
                 return self.answer_all(new, &Err(error));
             }
         };
-        container.stage = Stage::Removing { durable, at_work: true, askers: new };
+        container.stage = Stage::Removing { durable, at_work: true, callers: new };
         // In memory its phase stays Exited, so that it is still that after a failed removal.
         let mut record = ContainerRecord::clone(&container.record);
         if let Ok(phase) = model::transition::container(record.phase, ContainerEvent::Remove) {
@@ -270,10 +270,10 @@ impl Life {
 
     pub(super) fn container_removed(&mut self, id: &ContainerId, errors: Vec<Error>) {
         let Some(container) = self.containers.get_mut(id) else { return };
-        let Stage::Removing { durable, at_work: at_work @ true, askers } = &mut container.stage else {
+        let Stage::Removing { durable, at_work: at_work @ true, callers } = &mut container.stage else {
             return;
         };
-        let (durable, askers) = (*durable, std::mem::take(askers));
+        let (durable, callers) = (*durable, std::mem::take(callers));
         let outcome =
             Error::gathered(errors).map_err(|error| error.context(format!("remove container {id}")));
         match &outcome {
@@ -291,7 +291,7 @@ impl Life {
                 }
             }
         }
-        self.answer_all(askers, &outcome);
+        self.answer_all(callers, &outcome);
         self.maybe_remove_pod();
     }
 
@@ -325,7 +325,7 @@ impl Life {
         };
         if phase == ContainerPhase::Running {
             let start = match start {
-                Start::Asked(askers) => Some(askers),
+                Start::Asked(callers) => Some(callers),
                 Start::Not | Start::Doubtful => None,
             };
             container.stage = Stage::Running { start, end };

@@ -123,7 +123,7 @@ pub(super) enum Stage {
     /// The create job is running; not listed.
     Creating {
         /// Callers of CreateContainer, one or more.
-        askers: Vec<Waiter>,
+        callers: Vec<Waiter>,
         /// Its exit, if that was reported first; it is used once the container is created.
         exit: Option<Ending>,
     },
@@ -168,7 +168,7 @@ pub(super) enum Stage {
         /// Whether the job is running; otherwise it failed and will be retried.
         at_work: bool,
         /// RemoveContainer.
-        askers: Vec<Waiter>,
+        callers: Vec<Waiter>,
     },
 }
 
@@ -203,7 +203,9 @@ impl Container {
             ContainerPhase::Running => Stage::Running { start: None, end: None },
             // Unknown is never written.
             ContainerPhase::Exited | ContainerPhase::Unknown => Stage::Exited { durable: true, start: None },
-            ContainerPhase::Removing => Stage::Removing { durable: true, at_work: false, askers: Vec::new() },
+            ContainerPhase::Removing => {
+                Stage::Removing { durable: true, at_work: false, callers: Vec::new() }
+            }
         };
         Self { record: Arc::new(record), stage }
     }
@@ -246,9 +248,9 @@ impl Container {
     pub(super) fn into_waiters(self) -> Vec<Waiter> {
         let of = |end: Option<End>| end.map(|end| [end.stoppers, end.removers].concat()).unwrap_or_default();
         match self.stage {
-            Stage::Creating { askers, exit: _ } | Stage::Removing { askers, .. } => askers,
+            Stage::Creating { callers, exit: _ } | Stage::Removing { callers, .. } => callers,
             Stage::CutOff => Vec::new(),
-            Stage::Created { start: Start::Asked(askers), end } => [askers, of(end)].concat(),
+            Stage::Created { start: Start::Asked(callers), end } => [callers, of(end)].concat(),
             Stage::Created { start: Start::Not | Start::Doubtful, end } => of(end),
             Stage::Running { start, end } => [start.unwrap_or_default(), of(end)].concat(),
             Stage::Exiting { start, told, stoppers, removers } => {

@@ -36,7 +36,7 @@ fn a_record_comes_back_and_leaves_no_temporary_file() {
     for durable in [false, true] {
         write(&path, "pod", "boot", &record(), durable).unwrap();
         let stored = read::<Record>(&path, "pod").unwrap().unwrap();
-        assert_eq!(stored, Stored { boot_id: "boot".into(), version: VERSION, data: record() });
+        assert_eq!(stored, Stored { boot_id: "boot".into(), data: record() });
     }
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     remove(&path).unwrap();

@@ -7,7 +7,7 @@ use crate::lifecycle::context::Context;
 use crate::lifecycle::input::Happened;
 use crate::lifecycle::look::Look;
 use crate::lifecycle::phase::{Init, Phase, Undoing};
-use crate::lifecycle::worker::{Process, late, left};
+use crate::lifecycle::worker::{Process, late, no_report};
 use wire::ErrorKind;
 
 impl Container {
@@ -39,7 +39,7 @@ impl Container {
             // Init may also hold the worker's socket, so only the worker's exit counts.
             Happened::PacketsRead => {
                 if let Some(code) = worker.reaped {
-                    worker.fail(left(code, false));
+                    worker.fail(no_report(code, false));
                     self.undo(None, cx);
                 }
             }
@@ -62,7 +62,7 @@ impl Container {
                 let (requester, process) = (*requester, *process);
                 cx.reply(requester, reply.clone());
                 cx.act(Action::DropWorker(self.serial));
-                self.phase = Phase::Created(Init { pid: process.pid, killed: None });
+                self.phase = Phase::Created(Init { pid: process.pid, ending: None });
                 if let Some(code) = process.code {
                     self.end(code, None, cx);
                 }

@@ -9,7 +9,6 @@ use crate::lifecycle::context::Context;
 use crate::lifecycle::input::Happened;
 use crate::lifecycle::look::Look;
 use crate::lifecycle::phase::{Ending, Phase, Unstarted};
-use crate::lifecycle::worker::SIGKILL;
 
 impl Container {
     /// Init was reaped, or has ended and cannot be reaped. `executed`: whether it had called execve, if
@@ -72,9 +71,9 @@ impl Container {
             }
             Phase::Undoing(undoing) => {
                 for pid in [undoing.worker, undoing.init].into_iter().flatten() {
-                    cx.act(Action::Signal { pid, signal: SIGKILL });
+                    cx.kill(pid);
                 }
-                CgroupLook { patient: undoing.look.is_patient(), init: undoing.init, strays: !cx.busy }
+                CgroupLook { patient: undoing.look.is_patient(), init: undoing.init, strays: !cx.others_work }
             }
             _ => return,
         };

@@ -7,13 +7,13 @@ mod start;
 use model::ContainerId;
 use wire::{ErrorKind, Reply, Snapshot};
 
-use super::action::{Action, Fork};
+use super::action::{Action, Fork, SIGKILL};
 use super::context::Context;
 use super::id::{Requester, Serial};
 use super::input::Happened;
 use super::look::Look;
 use super::phase::Phase;
-use super::worker::{SIGKILL, Worker};
+use super::worker::Worker;
 use crate::failure::refusal;
 
 /// Longest accepted deadline of a create.
@@ -94,7 +94,7 @@ impl Container {
         };
         let look = Look::at_start(cx.time.ms);
         self.phase = Phase::Starting { init, requester, look, said: None, pipe_closed: false };
-        cx.act(Action::LetGo(self.serial, self.id.clone()));
+        cx.act(Action::StartInit(self.serial, self.id.clone()));
     }
 
     fn kill(&mut self, requester: Requester, signal: i32, all: bool, cx: &mut Context) {
@@ -110,7 +110,7 @@ impl Container {
             }
             Phase::Created(init) | Phase::Starting { init, .. } | Phase::Running { init, .. } => {
                 if lethal {
-                    init.note_killed(cx.time.ms);
+                    init.check_end(cx.time.ms);
                 }
                 let (pid, signal) = (init.pid, if all { SIGKILL } else { signal });
                 return cx.act(Action::SignalFor { requester, pid, signal });

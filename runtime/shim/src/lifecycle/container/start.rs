@@ -15,7 +15,7 @@ const SIGCONT: i32 = 18;
 impl Container {
     pub(super) fn while_init_lives(&mut self, happened: Happened, cx: &mut Context) {
         match happened {
-            Happened::LetGo(Err(failure)) => {
+            Happened::StartSent(Err(failure)) => {
                 if let Phase::Starting { init, requester, .. } = self.phase {
                     self.phase = Phase::Created(init);
                     cx.fail(requester, failure);
@@ -47,10 +47,14 @@ impl Container {
     }
 
     pub(super) fn init_seen(&mut self, state: Option<InitState>, cx: &mut Context) {
-        let killed = self.phase.init_mut().and_then(|init| init.killed.as_mut());
-        if let (Some(look), Some(InitState { over: Some(code), executed, .. })) = (killed, state) {
+        if let Some(InitState { executed: true, .. }) = state {
+            self.started(cx);
+        }
+        if let (Some(init), Some(InitState { over: Some(code), executed, .. })) =
+            (self.phase.init_mut(), state)
+        {
             // A tracer can keep it from being reaped for ever; it still counts as ended.
-            if look.was_over() {
+            if init.check_end(cx.time.ms).was_over() {
                 self.end(code, Some(executed), cx);
             }
             return;
@@ -63,15 +67,12 @@ impl Container {
             }
             return;
         };
-        if state.executed {
-            return self.started(cx);
-        }
         match state.held {
             Held::No => return,
             Held::Stopped => cx.act(Action::Signal { pid: init.pid, signal: SIGCONT }),
             Held::Traced => {}
         }
-        if init.killed.is_none() && look.was_held() {
+        if init.ending.is_none() && look.was_held() {
             let message = "init was stopped or traced by another process before execve, and was killed";
             *said = Some(message.to_owned());
             cx.act(Action::KillCgroup(self.serial));

@@ -19,7 +19,7 @@ use super::context::Context;
 use super::id::{Requester, Serial};
 use super::input::Happened;
 use super::look::Look;
-use super::worker::{KILL_AGAIN_MS, KILLED, Process, SIGKILL, Worker, late, left};
+use super::worker::{KILL_AGAIN_MS, KILLED, Process, Worker, late, no_report};
 use crate::failure::refusal;
 
 /// Time limit for a start.
@@ -204,7 +204,7 @@ impl Exec {
             Happened::Failed(failure) => worker.fail(failure),
             // The worker exited without a report; the reason is known once it is reaped.
             Happened::Closed if process.is_none() && worker.is_silent() => {}
-            Happened::Closed => self.made(container_thrives, cx),
+            Happened::Closed => self.worker_done(container_thrives, cx),
             Happened::WorkerReaped(code) => worker.was_reaped(self.serial, code, cx),
             // If a process was created, wait for its execve to close the socket.
             Happened::PacketsRead => match (worker.reaped, &process, &worker.failure) {
@@ -212,14 +212,14 @@ impl Exec {
                     cx.act(Action::LookForOom { exec: self.serial, container: self.container });
                 }
                 (Some(code), None, _) => {
-                    worker.fail(left(code, false));
-                    self.made(container_thrives, cx);
+                    worker.fail(no_report(code, false));
+                    self.worker_done(container_thrives, cx);
                 }
                 _ => {}
             },
             Happened::MemorySeen(oom_killed) => {
-                worker.fail(left(KILLED, oom_killed));
-                self.made(container_thrives, cx);
+                worker.fail(no_report(KILLED, oom_killed));
+                self.worker_done(container_thrives, cx);
             }
             Happened::Reaped { code, .. } => {
                 if let Some(process) = process {
@@ -237,7 +237,7 @@ impl Exec {
                     process.kill(cx);
                 }
                 if worker.kills > LATE_KILLS {
-                    self.made(container_thrives, cx);
+                    self.worker_done(container_thrives, cx);
                 }
             }
             // If it has created a process, that is in the container's cgroup, which is being killed.
@@ -255,7 +255,7 @@ impl Exec {
     }
 
     /// The worker and its process will report nothing more.
-    fn made(&mut self, container_thrives: bool, cx: &mut Context) {
+    fn worker_done(&mut self, container_thrives: bool, cx: &mut Context) {
         let Phase::Starting { worker, process } = &mut self.phase else { return };
         let requester = worker.requester;
         match (worker.failure.take(), process.take()) {
@@ -306,7 +306,7 @@ impl Exec {
             Happened::Due | Happened::Stop => {
                 *kill_at = cx.time.ms.saturating_add(KILL_AGAIN_MS);
                 for pid in [*worker, *process].into_iter().flatten() {
-                    cx.act(Action::Signal { pid, signal: SIGKILL });
+                    cx.kill(pid);
                 }
                 // A tracer may keep it from being reaped for ever.
                 if let Some(pid) = *process {

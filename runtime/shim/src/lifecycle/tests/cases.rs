@@ -285,6 +285,49 @@ fn a_second_stop_replaces_the_first() {
 }
 
 #[test]
+fn a_shim_that_exits_starts_nothing() {
+    // A request that arrived together with SIGTERM.
+    let mut world = World::new(Sabotage::None, 100);
+    world.step(&Op::Connect).unwrap();
+    world.step(&Op::Terminate).unwrap();
+    assert!(world.ended);
+    world.ask(Request::StartPause, 1).unwrap();
+    assert!(world.workers.is_empty());
+}
+
+#[test]
+fn a_child_of_an_interrupted_worker_is_killed_before_the_create_fails() {
+    let mut world = world(&[Op::Create(1)]);
+    // It is not in the container's cgroup, and its worker ends without a report.
+    let serial = world.serial_of(&id(1));
+    let child = world.kernel.spawn(super::kernel::Owner::Made(serial), None).unwrap();
+    let worker = world.workers.last().unwrap().pid;
+    world.kernel.end(worker, 137);
+    rest(&mut world).unwrap();
+    assert!(!world.kernel.runs(child));
+    assert_eq!(failed(&world).0, ErrorKind::Internal);
+    created(&mut world);
+    finish(&mut world).unwrap();
+}
+
+#[test]
+fn a_failed_start_is_reported_although_a_tracer_holds_the_zombie() {
+    // What the simulated kernel shows of it depends on the pid: a zombie, or stopped at PTRACE_EVENT_EXIT.
+    for pids_before in 0..3 {
+        let mut world = world(&vec![Op::Bystander; pids_before]);
+        created(&mut world);
+        let init = world.kernel.made(world.serial_of(&id(1))).unwrap();
+        world.step(&Op::Start(1)).unwrap();
+        world.kernel.processes.get_mut(&init).unwrap().traced = true;
+        world.kernel.end(init, 126);
+        rest(&mut world).unwrap();
+        assert_eq!(failed(&world).0, ErrorKind::StartFailed);
+        assert!(matches!(state(&world, 1), ContainerState::Exited(_)));
+        finish(&mut world).unwrap();
+    }
+}
+
+#[test]
 fn a_tracer_does_not_prevent_exits() {
     let mut world = world(&[Op::Exec(0, None)]);
     rest(&mut world).unwrap();

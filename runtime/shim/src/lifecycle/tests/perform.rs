@@ -36,14 +36,14 @@ impl World {
                 self.inputs.push_back(Input::Served { requester, outcome: Ok(()) });
             }
             Action::Adopt(serial, pid) => return self.adopt(serial, pid),
-            Action::LetGo(serial, _) => {
-                self.let_go.push(serial);
-                self.result(serial, Happened::LetGo(Ok(())));
+            Action::StartInit(serial, _) => {
+                self.told_to_start.push(serial);
+                self.result(serial, Happened::StartSent(Ok(())));
             }
             Action::ReadErrorPipe(serial) => {
                 let executed = self.containers.get(&serial.0).and_then(|(_, init)| *init).map(|init| init.1);
-                let closed = self.let_go.contains(&serial);
-                self.let_go.retain(|known| *known != serial);
+                let closed = self.told_to_start.contains(&serial);
+                self.told_to_start.retain(|known| *known != serial);
                 let said = (executed == Some(false) && serial.0.is_multiple_of(2))
                     .then(|| "it is missing".to_owned());
                 self.result(serial, Happened::ErrorPipe { said, closed });
@@ -78,7 +78,7 @@ impl World {
             Action::RemoveRecord { requester, .. } | Action::ReopenLog { requester, .. } => {
                 self.inputs.push_back(Input::Served { requester, outcome: Ok(()) });
             }
-            Action::DropErrorPipe(serial) => self.let_go.retain(|known| *known != serial),
+            Action::DropErrorPipe(serial) => self.told_to_start.retain(|known| *known != serial),
             Action::DropNamespaces(_)
             | Action::WatchOutputs(_)
             | Action::FinishOutputs(_)
@@ -306,10 +306,13 @@ impl World {
 
     fn init_state(&self, pid: u32) -> Option<InitState> {
         let process = self.kernel.processes.get(&pid)?;
-        let held = match (process.traced, pid % 2) {
+        let held = match (process.traced, pid % 3) {
             (false, _) => Held::No,
-            (true, 0) => Held::Stopped,
-            (true, _) => Held::Traced,
+            (true, 0) if process.code.is_none() => Held::Stopped,
+            (true, 0 | 1) => Held::Traced,
+            (true, _) if process.code.is_none() => Held::Traced,
+            // It has ended, and is a zombie instead of stopped at PTRACE_EVENT_EXIT.
+            (true, _) => Held::No,
         };
         Some(InitState { over: process.code, executed: process.executed, held })
     }

@@ -46,7 +46,7 @@ names!(
     WorkerReaped,
     Reaped,
     Adopted,
-    LetGo,
+    StartSent,
     ErrorPipe,
     InitSeen,
     ProcessSeen,
@@ -83,7 +83,7 @@ names!(
     SignalFor,
     Adopt,
     DropNamespaces,
-    LetGo,
+    StartInit,
     WatchOutputs,
     ReadErrorPipe,
     DropErrorPipe,
@@ -139,8 +139,8 @@ fn inputs() -> Vec<(&'static str, Happened)> {
         ("not known", Happened::Reaped { code: 3, executed: None }),
         ("", Happened::Adopted(Ok(()))),
         ("failed", Happened::Adopted(Err(failure()))),
-        ("", Happened::LetGo(Ok(()))),
-        ("failed", Happened::LetGo(Err(failure()))),
+        ("", Happened::StartSent(Ok(()))),
+        ("failed", Happened::StartSent(Err(failure()))),
         ("closed", Happened::ErrorPipe { said: None, closed: true }),
         ("open", Happened::ErrorPipe { said: None, closed: false }),
         ("a failure", Happened::ErrorPipe { said: Some("no such program".to_owned()), closed: true }),
@@ -182,8 +182,8 @@ fn worker(reaped: bool, failed: bool) -> Worker {
 
 #[expect(clippy::too_many_lines, reason = "a list of all phases")]
 fn containers() -> Vec<(&'static str, Phase)> {
-    let init = Init { pid: PID, killed: None };
-    let killed = Init { pid: PID, killed: Some(over_once()) };
+    let init = Init { pid: PID, ending: None };
+    let killed = Init { pid: PID, ending: Some(over_once()) };
     let starting = |init, pipe_closed| Phase::Starting {
         init,
         requester: REQUESTER,

@@ -73,7 +73,7 @@ pub(super) struct World {
     pub(super) execs: BTreeMap<u32, (u64, Option<u64>)>,
     /// What may be killed.
     pub(super) wanted_dead: Vec<Serial>,
-    pub(super) let_go: Vec<Serial>,
+    pub(super) told_to_start: Vec<Serial>,
     /// Exit codes of reaped processes, by the serial of pause, the container or the exec.
     codes: BTreeMap<u32, i32>,
     pub(super) sabotage: Sabotage,
@@ -104,7 +104,7 @@ impl World {
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
             wanted_dead: Vec::new(),
-            let_go: Vec::new(),
+            told_to_start: Vec::new(),
             codes: BTreeMap::new(),
             sabotage,
             late: Vec::new(),
@@ -172,7 +172,7 @@ impl World {
                 Ok(())
             }
             Op::Pipe(which) => {
-                let serials = self.let_go.clone();
+                let serials = self.told_to_start.clone();
                 pick(&serials, *which).map_or(Ok(()), |serial| self.pipe(*serial))
             }
             Op::Die(which, code) => {
@@ -282,7 +282,7 @@ impl World {
             return Ok(());
         }
         let said = (!executed && pid % 3 == 0).then(|| "no such program".to_owned());
-        self.let_go.retain(|known| *known != serial);
+        self.told_to_start.retain(|known| *known != serial);
         self.input(Input::Of(serial, Happened::ErrorPipe { said, closed: true }))
     }
 
@@ -351,7 +351,9 @@ impl World {
                 | Happened::Reaped { .. }
                 | Happened::Closed
                 | Happened::PacketsRead => Some(*serial),
-                Happened::InitSeen(Some(state)) if state.held != Held::No => Some(*serial),
+                Happened::InitSeen(Some(state)) if state.held != Held::No || state.over.is_some() => {
+                    Some(*serial)
+                }
                 _ => None,
             },
             _ => None,
@@ -403,7 +405,7 @@ impl World {
         self.kernel.of(|process| {
             let Owner::Made(serial) = process.owner else { return false };
             let frozen = process.cgroup.is_some_and(|cgroup| self.kernel.frozen.contains(&cgroup));
-            let may = !self.containers.contains_key(&serial.0) || self.let_go.contains(&serial);
+            let may = !self.containers.contains_key(&serial.0) || self.told_to_start.contains(&serial);
             may && !process.executed && process.code.is_none() && !process.traced && !frozen
         })
     }
@@ -428,7 +430,7 @@ impl World {
     }
 
     pub(super) fn open_pipes(&self) -> u8 {
-        u8::try_from(self.let_go.len()).unwrap_or(u8::MAX)
+        u8::try_from(self.told_to_start.len()).unwrap_or(u8::MAX)
     }
 
     /// Objects in a table must have processes.

@@ -92,24 +92,24 @@ pub(super) const POD_STAGES: usize = 12;
 pub(super) fn container_stages() -> Vec<Life> {
     let end =
         || Some(End { deadline: Duration::from_secs(60), stoppers: vec![Waiter(91)], removers: Vec::new() });
-    let askers = || vec![Waiter(90)];
+    let callers = || vec![Waiter(90)];
     let stages = [
-        (Stage::Creating { askers: askers(), exit: None }, ContainerPhase::Creating),
+        (Stage::Creating { callers: callers(), exit: None }, ContainerPhase::Creating),
         (Stage::CutOff, ContainerPhase::Creating),
         (Stage::Created { start: Start::Not, end: None }, ContainerPhase::Created),
-        (Stage::Created { start: Start::Asked(askers()), end: None }, ContainerPhase::Created),
+        (Stage::Created { start: Start::Asked(callers()), end: None }, ContainerPhase::Created),
         (Stage::Created { start: Start::Doubtful, end: None }, ContainerPhase::Created),
         (Stage::Created { start: Start::Doubtful, end: end() }, ContainerPhase::Created),
-        (Stage::Running { start: Some(askers()), end: None }, ContainerPhase::Running),
+        (Stage::Running { start: Some(callers()), end: None }, ContainerPhase::Running),
         (Stage::Running { start: None, end: None }, ContainerPhase::Running),
         (Stage::Running { start: None, end: end() }, ContainerPhase::Running),
         (
-            Stage::Exiting { start: None, told: Vec::new(), stoppers: askers(), removers: Vec::new() },
+            Stage::Exiting { start: None, told: Vec::new(), stoppers: callers(), removers: Vec::new() },
             ContainerPhase::Exited,
         ),
         (Stage::Exited { durable: true, start: None }, ContainerPhase::Exited),
-        (Stage::Removing { durable: true, at_work: true, askers: askers() }, ContainerPhase::Exited),
-        (Stage::Removing { durable: true, at_work: false, askers: Vec::new() }, ContainerPhase::Removing),
+        (Stage::Removing { durable: true, at_work: true, callers: callers() }, ContainerPhase::Exited),
+        (Stage::Removing { durable: true, at_work: false, callers: Vec::new() }, ContainerPhase::Removing),
     ];
     let with = |(stage, phase)| {
         let mut life = life(pod_record(PodPhase::Ready), PodStage::Up, Link::Up);

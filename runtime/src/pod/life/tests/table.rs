@@ -40,18 +40,18 @@ fn word(action: &Action) -> Option<String> {
     Some(match action {
         Action::Answer(_, Ok(_)) => "answer".into(),
         Action::Answer(_, Err(error)) => format!("answer {:?}", error.kind),
-        Action::TellName(Ok(_)) => "tell the name's askers".into(),
-        Action::TellName(Err(_)) => "tell the name's askers why not".into(),
-        Action::ReleaseName => "free the name".into(),
+        Action::TellName(Ok(_)) => "reply to RunPodSandbox".into(),
+        Action::TellName(Err(_)) => "reply to RunPodSandbox with the error".into(),
+        Action::ReleaseName => "release the name".into(),
         Action::ShowPod(..) | Action::ShowContainer(_) => "show".into(),
         Action::HidePod | Action::HideContainer(_) => "hide".into(),
         Action::Connect => "connect".into(),
-        Action::HangUp => "hang up".into(),
+        Action::HangUp => "drop the connection".into(),
         Action::Dial { .. } => "dial".into(),
-        Action::Hasten(..) => "hasten".into(),
-        Action::ExitSettled(_) => "tell the stop".into(),
+        Action::Hasten(..) => "shorten the grace period".into(),
+        Action::ExitSettled(_) => "end the running stop".into(),
         Action::Begin(job) => job_word(job).into(),
-        Action::Wake(..) => "again later".into(),
+        Action::Wake(..) => "retry later".into(),
         Action::Finish => "end".into(),
         // Part of the next write, which has its own entry.
         Action::NotePod(_) | Action::NoteContainer(_) => return None,
@@ -114,7 +114,7 @@ fn written() -> String {
     table(&mut text, pod_stages, pod_stage_name, pod_inputs);
     text.push_str("\n## Containers of a pod that is up\n\n");
     table(&mut text, container_stages, container_stage_name, container_inputs);
-    text.push_str("\n## Containers, as their shim holds them when it is dialled again\n\n");
+    text.push_str("\n## Containers, by their state in the shim when the daemon has reconnected\n\n");
     table(&mut text, silent_container_stages, container_stage_name, container_words);
     text
 }
@@ -160,7 +160,7 @@ fn input_name(input: &Input) -> &'static str {
         Input::Done(Outcome::StopEnded(..)) => "stop done",
         Input::Done(Outcome::ExitRecorded(..)) => "exit recorded",
         Input::Done(Outcome::ContainerRemoved(..)) => "remove done",
-        // Only the caller is concerned; it gets a reply.
+        // Concerns only the caller, which gets a reply.
         Input::Done(Outcome::LogReopened(..)) => "log reopened",
         Input::Done(Outcome::PodEnded(_)) => "ended",
         Input::Done(Outcome::PodKilled(_)) => "killed",
@@ -179,10 +179,7 @@ fn table_in_docs_is_up_to_date() {
         std::fs::write(PATH, &text).expect("docs can be written");
     }
     let kept = std::fs::read_to_string(PATH).unwrap_or_default();
-    assert!(
-        kept == text,
-        "docs/pod-states.md differs from what the machine does: {VARIABLE}=1 writes it anew"
-    );
+    assert!(kept == text, "docs/pod-states.md differs from the state machine; {VARIABLE}=1 updates it");
 }
 
 #[test]
