@@ -210,7 +210,7 @@ fn explain(context: &OwnedFd, errno: rustix::io::Errno) -> io::Error {
 /// An errno with the kernel's own words; [`errno`] finds the number again.
 #[derive(Debug, thiserror::Error)]
 #[error("{}{text}", io::Error::from_raw_os_error(*.errno))]
-pub struct Explained {
+struct Explained {
     errno: i32,
     text: String,
 }

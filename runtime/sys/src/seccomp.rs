@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::io;
 
 /// Instructions the kernel takes at most (BPF_MAXINSNS).
-pub const LONGEST: usize = 4096;
+const LONGEST: usize = 4096;
 /// SECCOMP_RET_ALLOW and SECCOMP_RET_LOG: the call goes on.
 const ALLOWING: [u32; 2] = [libc::SECCOMP_RET_ALLOW, libc::SECCOMP_RET_LOG];
 /// AUDIT_ARCH_* of this program's own calls.
@@ -14,7 +14,7 @@ pub(crate) const ARCH: u32 = 0xc000_003e;
 pub(crate) const ARCH: u32 = 0xc000_00b7;
 
 /// An instruction as [`Filter::new`] takes it: code, distances of the jump when it holds and when not, operand.
-pub const fn instruction(code: u16, holds: u8, else_: u8, k: u32) -> u64 {
+pub(crate) const fn instruction(code: u16, holds: u8, else_: u8, k: u32) -> u64 {
     code as u64 | (holds as u64) << 16 | (else_ as u64) << 24 | (k as u64) << 32
 }
 
@@ -29,7 +29,7 @@ pub const fn jump_equal(k: u32, holds: u8, else_: u8) -> u64 {
 }
 
 /// Ends the program with one of SECCOMP_RET_*.
-pub const fn give(verdict: u32) -> u64 {
+pub(crate) const fn give(verdict: u32) -> u64 {
     instruction(0x06, 0, 0, verdict)
 }
 
@@ -68,7 +68,7 @@ pub struct Call {
 }
 
 impl Filter {
-    /// From one number an [`instruction`], and SECCOMP_FILTER_FLAG_* bits.
+    /// From one number an instruction, and SECCOMP_FILTER_FLAG_* bits.
     ///
     /// # Errors
     /// InvalidInput for none or too many instructions.
