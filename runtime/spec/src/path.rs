@@ -35,7 +35,7 @@ pub(crate) fn fold(field: &str, given: &str) -> Result<String, Error> {
 }
 
 /// A relative path that stays below its start: not empty, not absolute, no `..`.
-pub fn clean_relative(field: &str, given: &str) -> Result<String, Error> {
+pub(crate) fn clean_relative(field: &str, given: &str) -> Result<String, Error> {
     if given.starts_with('/') {
         return Err(Error::invalid(field, given, "a relative path is needed"));
     }
