@@ -259,7 +259,7 @@ pub fn open_in_root(root: BorrowedFd<'_>, path: &Path, flags: OFlags, mode: u32)
 pub fn open_regular_in_root(root: BorrowedFd<'_>, path: &Path) -> io::Result<std::fs::File> {
     let found = open_in_root(root, path, OFlags::PATH, 0)?;
     if FileType::from_raw_mode(fstat(&found)?.st_mode) != FileType::RegularFile {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not a regular file"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a plain file"));
     }
     // Opens the same object that was checked.
     let again = format!("/proc/self/fd/{}", found.as_raw_fd());
