@@ -129,7 +129,7 @@ pub(crate) struct ContainerStats {
 pub(crate) struct StatsReader {
     cgroups: Cgroups,
     entries: Mutex<HashMap<ContainerId, Arc<Entry>>>,
-    /// Notified after each walk.
+    /// Notified after each walk. The mutex holds no data: a condition variable needs one.
     walked: (Mutex<()>, Condvar),
 }
 
@@ -267,6 +267,7 @@ impl StatsReader {
                 return false;
             }
             entry.walk();
+            // A waiter holds this while it checks, so it is either waiting now or will see the walk.
             drop(lock(&self.walked.0));
             self.walked.1.notify_all();
         }

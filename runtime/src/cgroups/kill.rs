@@ -58,7 +58,7 @@ pub(super) fn all(hierarchies: &[Hierarchy], path: &str, limit: Duration) -> Res
     let mut pause = Duration::from_millis(1);
     loop {
         let left = match pids(hierarchies, path) {
-            // Too many folders: the round below removes empty ones.
+            // Too many cgroups to list: the round below kills and removes as many as it can. 0 stands for any process.
             Err(Error::Io { source, .. }) if sys::cgroup::is_too_many(&source) && start.elapsed() < limit => {
                 BTreeSet::from([0])
             }

@@ -26,8 +26,8 @@ const TOLD: Duration = Duration::from_secs(2);
 /// Time limit for the shim to reap what it has killed, unless a process hangs in the kernel.
 const KILL: Duration = Duration::from_secs(10);
 /// Number and interval of the checks whether a killed process has ended.
-const LOOKS: u32 = 20;
-const LOOK: Duration = Duration::from_millis(5);
+const CHECKS: u32 = 20;
+const CHECK_INTERVAL: Duration = Duration::from_millis(5);
 /// Time limit for the shim to report an exit that has happened.
 const REPORT: Duration = Duration::from_secs(2);
 /// Pauses between checks for the exit status of a container that has no process left.
@@ -70,7 +70,7 @@ impl Stop {
         let kill = move || Ok(cgroups.kill_all(&leaf)?);
         lanes::run(lanes::kill(), self.record.pod.as_str(), "kill the container", kill).await?;
         // No process is left; only the shim's report is missing.
-        self.seen(context).await
+        self.find_exit(context).await
     }
 
     /// Opens a pidfd of init, if its pid is certainly not reused.
@@ -153,13 +153,13 @@ impl Stop {
 
     /// The exit of a container that has no process left: from the shim's report, from its exit file, or from
     /// the kernel. A shim that works but cannot be reached reaps init shortly before it writes the file.
-    async fn seen(mut self, context: &Arc<Context>) -> Result<Option<Exit>, Error> {
+    async fn find_exit(mut self, context: &Arc<Context>) -> Result<Option<Exit>, Error> {
         let until = Instant::now() + KILL;
-        for looks in 0.. {
-            if let Some(exit) = self.look(context).await? {
+        for attempt in 0.. {
+            if let Some(exit) = self.read_exit(context).await? {
                 return Ok(Some(exit));
             }
-            let pause = later(FIRST_PAUSE, looks, LONGEST_PAUSE);
+            let pause = later(FIRST_PAUSE, attempt, LONGEST_PAUSE);
             if timeout(pause, self.exited.wait_for(|exited| *exited)).await.is_ok() {
                 return Ok(None);
             }
@@ -173,10 +173,10 @@ impl Stop {
     }
 
     /// The exit from the shim's exit file, or from the kernel as long as init is not reaped.
-    async fn look(&self, context: &Arc<Context>) -> Result<Option<Exit>, Error> {
+    async fn read_exit(&self, context: &Arc<Context>) -> Result<Option<Exit>, Error> {
         let (theirs, record, shim_pid) = (Arc::clone(context), self.record.clone(), self.shim_pid);
         let pod = self.record.pod.as_str();
-        let look = move || {
+        let read = move || {
             let path = theirs.layout.exit(&record.pod, &record.id);
             if let Ok(Some(stored)) = state::file::read::<ExitFacts>(&path, state::kind::EXIT) {
                 return Ok(Some(exit::exit_of(&stored.data, now())));
@@ -186,7 +186,7 @@ impl Stop {
             let facts = ExitFacts { code, finished_at: now(), oom_killed, ..ExitFacts::default() };
             Ok(Some(exit::exit_of(&facts, now())))
         };
-        lanes::run(lanes::kill(), pod, "look how the container ended", look).await
+        lanes::run(lanes::kill(), pod, "read how the container ended", read).await
     }
 }
 
@@ -230,11 +230,11 @@ pub(super) fn code(pid: u32, shim_pid: u32) -> Option<i32> {
     if pid == 0 || shim_pid == 0 {
         return None;
     }
-    for _ in 0..LOOKS {
+    for _ in 0..CHECKS {
         match sys::proc::stat(pid) {
             Ok(stat) if stat.parent == shim_pid && stat.is_over() => return Some(stat.code()),
             // It leaves its cgroup shortly before it can be reaped.
-            Ok(stat) if stat.parent == shim_pid => std::thread::sleep(LOOK),
+            Ok(stat) if stat.parent == shim_pid => std::thread::sleep(CHECK_INTERVAL),
             _ => return None,
         }
     }
