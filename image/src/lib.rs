@@ -18,7 +18,7 @@ mod unpack;
 
 pub use error::Error;
 pub use record::{ImageConfig, ImageRecord, Lease, Usage};
-pub use reference::{Digest, Reference, Selector};
+use reference::Reference;
 
 use lane::blocking;
 use pull::Puller;

@@ -14,11 +14,11 @@ const MAX_REFERENCE: usize = MAX_NAME + 1 + MAX_TAG + 1 + 71;
 
 /// A sha256 digest, shown as `sha256:<64 hex digits>`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Digest([u8; 32]);
+pub(crate) struct Digest([u8; 32]);
 
 impl Digest {
     /// Reads `sha256:<64 lower-case hex digits>`; other algorithms are refused.
-    pub fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         Self::from_hex(text.strip_prefix("sha256:")?)
     }
 
@@ -36,7 +36,7 @@ impl Digest {
     }
 
     /// The digest of these bytes.
-    pub fn of(bytes: &[u8]) -> Self {
+    pub(crate) fn of(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
     }
 
@@ -45,7 +45,7 @@ impl Digest {
     }
 
     /// The 64 hex digits without the algorithm.
-    pub fn hex(&self) -> String {
+    pub(crate) fn hex(&self) -> String {
         use fmt::Write as _;
         self.0.iter().fold(String::with_capacity(64), |mut text, byte| {
             // Writing to a string cannot fail.
@@ -77,7 +77,7 @@ impl fmt::Debug for Digest {
 
 /// What follows the repository: a tag, or the digest of a manifest or index.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Selector {
+pub(crate) enum Selector {
     /// A tag, which the registry may move to another manifest.
     Tag(String),
     /// A digest, whose content never changes.
@@ -87,7 +87,7 @@ pub enum Selector {
 /// A normalised image reference: `busybox` becomes `docker.io/library/busybox:latest`. If a name has both a
 /// tag and a digest, the digest is used and the tag is dropped.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Reference {
+pub(crate) struct Reference {
     registry: String,
     repository: String,
     selector: Selector,
@@ -95,7 +95,7 @@ pub struct Reference {
 
 impl Reference {
     /// Parses and normalises a name as users write it.
-    pub fn parse(text: &str) -> Result<Self> {
+    pub(crate) fn parse(text: &str) -> Result<Self> {
         let wrong = |reason| Error::InvalidReference { reference: text.chars().take(300).collect(), reason };
         if text.is_empty() {
             return Err(wrong("it is empty"));
@@ -143,22 +143,22 @@ impl Reference {
     }
 
     /// Host and optional port as written, or `docker.io` if the name had none.
-    pub fn registry(&self) -> &str {
+    pub(crate) fn registry(&self) -> &str {
         &self.registry
     }
 
     /// The path within the registry.
-    pub fn repository(&self) -> &str {
+    pub(crate) fn repository(&self) -> &str {
         &self.repository
     }
 
     /// Registry and repository: the part of the name before tag or digest.
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         format!("{}/{}", self.registry, self.repository)
     }
 
     /// Tag or digest.
-    pub fn selector(&self) -> &Selector {
+    pub(crate) fn selector(&self) -> &Selector {
         &self.selector
     }
 

@@ -4,8 +4,8 @@
 
 mod common;
 
-use common::{Codec, Fault, Faulty, INDEX, Node, build, tar, two_layers};
-use image::{Digest, Error};
+use common::{Codec, Fault, Faulty, INDEX, Node, build, digest_of, tar, two_layers};
+use image::Error;
 use std::time::{Duration, Instant};
 
 #[tokio::test]
@@ -48,7 +48,7 @@ async fn wrong_diff_id_and_layer_count() {
             String::from_utf8(bytes).unwrap()
         },
     ] {
-        let digest = Digest::of(changed.as_bytes()).to_string();
+        let digest = digest_of(changed.as_bytes());
         let manifest = String::from_utf8(image.manifest.clone()).unwrap().replace(&image.config, &digest);
         let mut manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
         manifest["config"]["size"] = changed.len().into();
@@ -163,11 +163,11 @@ async fn indexes_lead_to_this_platform() {
         serde_json::json!({"mediaType": common::MANIFEST, "digest": digest, "size": image.manifest.len(),
             "platform": {"os": "linux", "architecture": arch}})
     };
-    let other = Digest::of(b"x").to_string();
+    let other = digest_of(b"x");
     let index = serde_json::to_vec(&serde_json::json!({"schemaVersion": 2, "mediaType": INDEX,
         "manifests": [entry(&other, "s390x"), entry(&image.digest(), "amd64")]}))
     .unwrap();
-    let top = Digest::of(&index).to_string();
+    let top = digest_of(&index);
     let content = (index, INDEX.to_owned());
     registry.shared.lock().unwrap().manifests.insert("a/b/manifests/multi".into(), content);
     let record = node.store.pull(&format!("{}/a/b:multi", registry.address), None).await.unwrap();

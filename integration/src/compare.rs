@@ -63,6 +63,7 @@ echo "affinity: $(taskset -p $$ 2>&1 | sed 's/.*: //')"
 /// Facts by name. `leaf` is the name of the container's cgroup, which differs by nature, as do pids, memory
 /// and namespace numbers. The line of a hybrid host's unified hierarchy is skipped: copepod leaves it to the
 /// service manager.
+#[expect(clippy::too_many_lines, reason = "a list of names, and one branch for each kind of line")]
 pub(crate) fn parse(text: &str, leaf: &str) -> BTreeMap<String, String> {
     let mut facts = BTreeMap::new();
     let volatile = [
@@ -213,6 +214,7 @@ fn report(child: &mut std::process::Child, state: &str, id: &str) -> Result<Refe
 }
 
 /// The same container as with CRI, as an OCI spec.
+#[expect(clippy::too_many_lines, reason = "one document")]
 fn spec(case: &Case, cgroup_parent: &str, id: &str) -> Result<serde_json::Value> {
     let default = [
         "CHOWN",
@@ -270,6 +272,7 @@ fn spec(case: &Case, cgroup_parent: &str, id: &str) -> Result<serde_json::Value>
 }
 
 /// Names of all capabilities that this host's processes can have.
+#[expect(clippy::too_many_lines, reason = "a table of names")]
 fn host_caps() -> Result<Vec<String>> {
     let mask =
         u64::from_str_radix(crate::proc::status(std::process::id())?.get("CapBnd").context("CapBnd")?, 16)?;

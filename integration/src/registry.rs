@@ -183,6 +183,7 @@ fn config(dir: &Path, port: u16, tls: Option<(&Path, &Path)>) -> String {
     )
 }
 
+#[expect(clippy::too_many_lines, reason = "the arguments of openssl, one in each line")]
 fn certificates(dir: &Path) -> Result<()> {
     let path = |name: &str| dir.join(name).display().to_string();
     command(

@@ -84,6 +84,7 @@ fn selected(all: Vec<Test>, filter: Option<&str>) -> Vec<Test> {
 }
 
 /// Runs all that match; `Ok(false)` if any failed.
+#[expect(clippy::too_many_lines, reason = "the run from its first test to its summary")]
 pub(crate) async fn run(
     all: Vec<Test>,
     bin: &Path,
@@ -145,6 +146,7 @@ pub(crate) async fn run(
     Ok(failed.is_empty())
 }
 
+#[expect(clippy::too_many_lines, reason = "a test from its node to its census")]
 async fn one(test: &Test, fixture: &Arc<Fixture>, shared: &mut Option<Arc<Node>>) -> Result<()> {
     // Taken before the test's own node starts: everything of that node must be gone at the end.
     let world = Census::take(None);

@@ -6,7 +6,7 @@ use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilter
 use model::SeccompProfile;
 use rustix::fs::{MemfdFlags, memfd_create};
 use sha2::{Digest as _, Sha256};
-use spec::seccomp::{Action, Arch, Op, Profile, RELEVANT_CAPS, parse_localhost, runtime_default};
+use spec::seccomp::{Action, Arch, ArgTest, Op, Profile, RELEVANT_CAPS, parse_localhost, runtime_default};
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _};
 use std::path::Path;
@@ -203,6 +203,19 @@ fn read(path: &str) -> io::Result<Vec<u8>> {
     sys::file::read_capped(sys::beneath::regular(Path::new(path))?, MAX_PROFILE)
 }
 
+fn comparison(test: &ArgTest) -> ScmpArgCompare {
+    let op = match test.op {
+        Op::Ne => ScmpCompareOp::NotEqual,
+        Op::Lt => ScmpCompareOp::Less,
+        Op::Le => ScmpCompareOp::LessOrEqual,
+        Op::Eq => ScmpCompareOp::Equal,
+        Op::Ge => ScmpCompareOp::GreaterEqual,
+        Op::Gt => ScmpCompareOp::Greater,
+        Op::Masked(mask) => ScmpCompareOp::MaskedEqual(mask),
+    };
+    ScmpArgCompare::new(u32::from(test.index), op, test.value)
+}
+
 fn compile(profile: &Profile) -> Result<SeccompProgram, Error> {
     let step = |what: &str| {
         let what = what.to_owned();
@@ -222,22 +235,7 @@ fn compile(profile: &Profile) -> Result<SeccompProgram, Error> {
         if rule.action == profile.default {
             continue;
         }
-        let tests: Vec<ScmpArgCompare> = rule
-            .args
-            .iter()
-            .map(|test| {
-                let op = match test.op {
-                    Op::Ne => ScmpCompareOp::NotEqual,
-                    Op::Lt => ScmpCompareOp::Less,
-                    Op::Le => ScmpCompareOp::LessOrEqual,
-                    Op::Eq => ScmpCompareOp::Equal,
-                    Op::Ge => ScmpCompareOp::GreaterEqual,
-                    Op::Gt => ScmpCompareOp::Greater,
-                    Op::Masked(mask) => ScmpCompareOp::MaskedEqual(mask),
-                };
-                ScmpArgCompare::new(u32::from(test.index), op, test.value)
-            })
-            .collect();
+        let tests: Vec<ScmpArgCompare> = rule.args.iter().map(comparison).collect();
         for name in &rule.names {
             // libseccomp does not know the call: none of our architectures has it, or it is newer than the
             // library and gets the default action.

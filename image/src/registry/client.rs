@@ -263,35 +263,12 @@ impl Registry {
         let own_scope = format!("repository:{}:pull", self.reference.repository());
         let scope = scope.unwrap_or(&own_scope);
         let auth = endpoint.auth.as_deref();
-        let password = auth.and_then(auth::user_and_password);
         if endpoint.host.scheme == "https" && uri.scheme_str() == Some("http") && auth.is_some() {
             return Err(Fault::Final(format!(
                 "token realm {host} would receive the credentials unencrypted"
             )));
         }
-        let mut pairs = vec![("scope", scope)];
-        pairs.extend(service.map(|service| ("service", service)));
-        let identity = auth.map(|auth| auth.identity_token.as_str()).filter(|token| !token.is_empty());
-        let request = if let Some(identity) = identity {
-            pairs.extend([
-                ("grant_type", "refresh_token"),
-                ("refresh_token", identity),
-                ("client_id", "copepod"),
-            ]);
-            Request::builder()
-                .method(Method::POST)
-                .uri(uri)
-                .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
-                .body(Full::new(auth::form(&pairs).into()))
-        } else {
-            pairs.extend(password.iter().map(|(user, _)| ("account", user.as_str())));
-            let joint = if uri.query().is_some() { '&' } else { '?' };
-            let mut request = Request::builder().uri(format!("{realm}{joint}{}", auth::form(&pairs)));
-            if let Some(basic) = password.as_ref().and_then(|(user, password)| auth::basic(user, password)) {
-                request = request.header(AUTHORIZATION, basic);
-            }
-            request.body(Full::default())
-        };
+        let request = token_request(realm, uri, service, scope, auth);
         let mut request = request.map_err(|_| Fault::Final("token realm is not a URL".to_owned()))?;
         request.headers_mut().insert(USER_AGENT, self.user_agent.clone());
         let response = self.send(&endpoint.http, request).await?;
@@ -410,6 +387,40 @@ impl Registry {
                 }
             }
         }
+    }
+}
+
+/// Asks for a token: a refresh token is exchanged by POST, a password is sent with GET.
+fn token_request(
+    realm: &str,
+    uri: Uri,
+    service: Option<&str>,
+    scope: &str,
+    auth: Option<&Auth>,
+) -> Result<Request<Full<Bytes>>, hyper::http::Error> {
+    let password = auth.and_then(auth::user_and_password);
+    let mut pairs = vec![("scope", scope)];
+    pairs.extend(service.map(|service| ("service", service)));
+    let identity = auth.map(|auth| auth.identity_token.as_str()).filter(|token| !token.is_empty());
+    if let Some(identity) = identity {
+        pairs.extend([
+            ("grant_type", "refresh_token"),
+            ("refresh_token", identity),
+            ("client_id", "copepod"),
+        ]);
+        Request::builder()
+            .method(Method::POST)
+            .uri(uri)
+            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(Full::new(auth::form(&pairs).into()))
+    } else {
+        pairs.extend(password.iter().map(|(user, _)| ("account", user.as_str())));
+        let joint = if uri.query().is_some() { '&' } else { '?' };
+        let mut request = Request::builder().uri(format!("{realm}{joint}{}", auth::form(&pairs)));
+        if let Some(basic) = password.as_ref().and_then(|(user, password)| auth::basic(user, password)) {
+            request = request.header(AUTHORIZATION, basic);
+        }
+        request.body(Full::default())
     }
 }
 

@@ -56,6 +56,26 @@ pub(crate) enum ApplyError {
     TooMany(u64),
 }
 
+impl ApplyError {
+    /// A failed system call. Some errors mean that the archive is wrong.
+    fn of(entry: &Entry, (action, source): (&'static str, Errno)) -> Self {
+        let reason = match (action, source) {
+            (ENTER, Errno::NOTDIR) => "a parent of it is neither a folder nor a symlink to one",
+            (ENTER | RESOLVE, Errno::LOOP) => "its path has too many symlinks",
+            (ENTER | RESOLVE, Errno::NAMETOOLONG) => "its path leads deeper than 256 folders",
+            (RESOLVE, Errno::NOTDIR | Errno::NOENT | Errno::PERM) => {
+                "its hard link leads to nothing in this layer"
+            }
+            _ => return Self::System { entry: shown(entry), action, source },
+        };
+        Self::Entry { entry: shown(entry), reason }
+    }
+}
+
+fn shown(entry: &Entry) -> String {
+    String::from_utf8_lossy(&entry.path.components().join(&b'/')).into_owned()
+}
+
 /// An open folder of the current path.
 #[derive(Debug)]
 struct Open {
@@ -116,23 +136,7 @@ impl Applier {
     }
 
     fn entry<R: BufRead>(&mut self, entry: &Entry, archive: &mut Reader<R>) -> Result<(), ApplyError> {
-        let shown = || String::from_utf8_lossy(&entry.path.components().join(&b'/')).into_owned();
-        let system = |(action, source)| match (action, source) {
-            (ENTER, Errno::NOTDIR) => ApplyError::Entry {
-                entry: shown(),
-                reason: "a parent of it is neither a folder nor a symlink to one",
-            },
-            (ENTER | RESOLVE, Errno::LOOP) => {
-                ApplyError::Entry { entry: shown(), reason: "its path has too many symlinks" }
-            }
-            (ENTER | RESOLVE, Errno::NAMETOOLONG) => {
-                ApplyError::Entry { entry: shown(), reason: "its path leads deeper than 256 folders" }
-            }
-            (RESOLVE, Errno::NOTDIR | Errno::NOENT | Errno::PERM) => {
-                ApplyError::Entry { entry: shown(), reason: "its hard link leads to nothing in this layer" }
-            }
-            _ => ApplyError::System { entry: shown(), action, source },
-        };
+        let system = |failed| ApplyError::of(entry, failed);
         let Some((parents, name)) = entry.path.split() else {
             // The root stays a folder whatever the entry says; containerd skips such entries.
             if entry.kind == Kind::Directory {
@@ -141,7 +145,7 @@ impl Applier {
             }
             return Ok(());
         };
-        let hidden = name_kind(name).map_err(|reason| ApplyError::Entry { entry: shown(), reason })?;
+        let hidden = name_kind(name).map_err(|reason| ApplyError::Entry { entry: shown(entry), reason })?;
         // Resolved before the entry's own parents, because this walk changes the current folder.
         let target = match &entry.kind {
             Kind::HardLink(target) if hidden == NameKind::Plain && *target != entry.path => {

@@ -245,35 +245,8 @@ impl<R: BufRead> Reader<R> {
         let name = name.unwrap_or_else(|| header.path_bytes().into_owned());
         let old = header.as_old();
         let wrong = |reason| refuse(&name, reason);
-        let link =
-            || extensions.link.clone().or_else(|| header.link_name_bytes().map(|link| link.into_owned()));
-        let device = || match (header.device_major(), header.device_minor()) {
-            (Ok(major), Ok(minor)) => Ok((major.unwrap_or(0), minor.unwrap_or(0))),
-            _ => Err(wrong("its device number is unreadable")),
-        };
-        let kind = match header.entry_type() {
-            // Before POSIX, a folder was a file whose name ended in a slash.
-            EntryType::Regular if name.ends_with(b"/") => Kind::Directory,
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Kind::File,
-            EntryType::Directory => Kind::Directory,
-            EntryType::Symlink => {
-                let target = link().unwrap_or_default();
-                if target.is_empty() || target.len() >= MAX_PATH || target.contains(&0) {
-                    return Err(wrong("its symlink target is empty, too long or has a NUL"));
-                }
-                Kind::Symlink(target)
-            }
-            EntryType::Link => {
-                let target = link().unwrap_or_default();
-                Kind::HardLink(
-                    EntryPath::parse(&target).map_err(|_| wrong("its hard link's target is not a path"))?,
-                )
-            }
-            EntryType::Char => device().map(|(major, minor)| Kind::CharDevice(major, minor))?,
-            EntryType::Block => device().map(|(major, minor)| Kind::BlockDevice(major, minor))?,
-            EntryType::Fifo => Kind::Fifo,
-            _ => return Err(wrong("its type is unknown")),
-        };
+        let link = || extensions.link.or_else(|| header.link_name_bytes().map(|link| link.into_owned()));
+        let kind = kind_of(header, &name, link).map_err(wrong)?;
         let size = extensions.size.unwrap_or(size);
         // Announced content follows any type of header and must be skipped.
         self.remaining = match header.entry_type() {
@@ -335,6 +308,39 @@ impl<R: BufRead> Reader<R> {
             (_, None) => Ok(None),
         }
     }
+}
+
+/// What an entry is, or why it is refused. `link` gives its link's target.
+fn kind_of(
+    header: &Header,
+    name: &[u8],
+    link: impl FnOnce() -> Option<Vec<u8>>,
+) -> Result<Kind, &'static str> {
+    let device = || match (header.device_major(), header.device_minor()) {
+        (Ok(major), Ok(minor)) => Ok((major.unwrap_or(0), minor.unwrap_or(0))),
+        _ => Err("its device number is unreadable"),
+    };
+    Ok(match header.entry_type() {
+        // Before POSIX, a folder was a file whose name ended in a slash.
+        EntryType::Regular if name.ends_with(b"/") => Kind::Directory,
+        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Kind::File,
+        EntryType::Directory => Kind::Directory,
+        EntryType::Symlink => {
+            let target = link().unwrap_or_default();
+            if target.is_empty() || target.len() >= MAX_PATH || target.contains(&0) {
+                return Err("its symlink target is empty, too long or has a NUL");
+            }
+            Kind::Symlink(target)
+        }
+        EntryType::Link => {
+            let target = link().unwrap_or_default();
+            Kind::HardLink(EntryPath::parse(&target).map_err(|_| "its hard link's target is not a path")?)
+        }
+        EntryType::Char => device().map(|(major, minor)| Kind::CharDevice(major, minor))?,
+        EntryType::Block => device().map(|(major, minor)| Kind::BlockDevice(major, minor))?,
+        EntryType::Fifo => Kind::Fifo,
+        _ => return Err("its type is unknown"),
+    })
 }
 
 fn pad(size: u64) -> u64 {

@@ -27,6 +27,7 @@ fn mib(kib: u64) -> f64 {
 }
 
 /// Idle and loaded memory, stats of 20 pods, restart.
+#[expect(clippy::too_many_lines, reason = "one measurement in its order")]
 pub(super) async fn measure(all: &[Endpoint], table: &mut Table) -> Result<()> {
     let mut idle = Measure::new("daemon PSS, idle", 15.0, Unit::Mib);
     let mut grown = Measure::new("daemon PSS, growth by 20 pods", 2.0, Unit::Mib);

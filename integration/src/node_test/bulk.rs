@@ -9,6 +9,7 @@ use super::Rig;
 use super::manifests::{pod, shell, sleeper, with, with_spec};
 
 /// One pod of each kind.
+#[expect(clippy::too_many_lines, reason = "one scenario in its order")]
 pub(super) async fn manifests_are_dropped(rig: &Rig) -> Result<()> {
     let resources =
         |requests: Value, limits: Value| json!({"resources": {"requests": requests, "limits": limits}});

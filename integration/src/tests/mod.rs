@@ -1,4 +1,6 @@
-//! The tests, one file per theme.
+//! The tests, one file or folder per theme.
+
+#![allow(clippy::too_many_lines, reason = "a test is one scenario, read in the order in which it happens")]
 
 mod badimage;
 mod badinput;

@@ -1,4 +1,4 @@
-//! ADD, CHECK and DEL of a pod; STATUS and GC of the network.
+//! ADD, CHECK and DEL of a pod; STATUS of the network.
 
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use model::PodId;
 use pool::{Lane, Size};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 
@@ -269,36 +269,6 @@ impl Cni {
                 .map_err(|failure| plugin_error(Verb::Check, &lease, plugin, failure))?;
         }
         Ok(())
-    }
-
-    /// Runs GC, so that the plugins remove whatever belongs to none of `keep`. Only in networks of CNI 1.1.0
-    /// that do not disable it.
-    ///
-    /// # Errors
-    /// All failures; every plugin is run.
-    pub async fn gc(&self, keep: &[PodId]) -> Result<(), Error> {
-        let network = self.loaded().network;
-        let Some(network) = network.filter(|it| it.version >= Version::V1_1_0 && !it.disable_gc) else {
-            return Ok(());
-        };
-        let keep: Vec<Value> =
-            keep.iter().map(|pod| json!({"containerID": pod.as_str(), "ifname": IFNAME})).collect();
-        let mut errors = Vec::new();
-        for plugin in &network.plugins {
-            let mut stdin = plugin_input(&network, plugin, None, None);
-            stdin.insert("cni.dev/valid-attachments".to_owned(), keep.clone().into());
-            if let Err(failure) = self.call(Verb::Gc, plugin, &stdin, None, self.deadline()).await {
-                let (plugin, network) = (plugin.kind().to_owned(), network.name.clone());
-                errors.push(Error::Plugin {
-                    pod: None,
-                    verb: Verb::Gc,
-                    plugin,
-                    network,
-                    failure: Box::new(failure),
-                });
-            }
-        }
-        Error::from_all(errors)
     }
 
     /// Pods with a lease, sorted. This includes pods whose ADD is running.

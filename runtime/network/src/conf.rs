@@ -98,8 +98,6 @@ pub(crate) struct Network {
     pub(crate) version: Version,
     #[serde(default)]
     pub(crate) disable_check: bool,
-    #[serde(default)]
-    pub(crate) disable_gc: bool,
     pub(crate) plugins: Vec<PluginConf>,
 }
 
@@ -176,7 +174,9 @@ fn parse(
         return Err(format!("name {name:?} must be letters, digits, '_', '.' and '-'"));
     }
     let version = version(&body)?;
-    let (disable_check, disable_gc) = (flag(&body, "disableCheck")?, flag(&body, "disableGC")?);
+    let disable_check = flag(&body, "disableCheck")?;
+    // GC is never run, so this flag is only validated.
+    flag(&body, "disableGC")?;
     let plugins = match body.get("plugins") {
         Some(list) => {
             let mut plugins: Vec<PluginConf> =
@@ -191,7 +191,7 @@ fn parse(
     if plugins.is_empty() || plugins.len() > MAX_PLUGINS {
         return Err(format!("{} plugins; 1 to {MAX_PLUGINS} can be run", plugins.len()));
     }
-    Ok(Network { name, version, disable_check, disable_gc, plugins })
+    Ok(Network { name, version, disable_check, plugins })
 }
 
 /// The newest supported version among `cniVersions` and `cniVersion`.

@@ -17,8 +17,6 @@ pub enum Verb {
     Check,
     /// Asks whether the plugin can serve an ADD now (1.1.0).
     Status,
-    /// Removes whatever belongs to no known attachment (1.1.0).
-    Gc,
 }
 
 impl Verb {
@@ -29,7 +27,6 @@ impl Verb {
             Self::Del => "DEL",
             Self::Check => "CHECK",
             Self::Status => "STATUS",
-            Self::Gc => "GC",
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -192,15 +192,8 @@ pub(crate) fn find(kind: &str, dirs: &[PathBuf]) -> Result<PathBuf, Failure> {
 fn spawn(call: &Call) -> Result<(PathBuf, Started), Failure> {
     let path = find(&call.kind, &call.bin_dirs)?;
     let failed = |source| run_error(&path, source);
-    let text = |text: OsString| CString::new(text.into_vec()).map_err(|error| failed(error.into()));
-    let program = text(path.clone().into_os_string())?;
-    let mut env = Vec::new();
-    for (name, value) in environment(call).map_err(failed)? {
-        let mut line = name;
-        line.push("=");
-        line.push(value);
-        env.push(text(line)?);
-    }
+    let program = CString::new(path.as_os_str().as_bytes()).map_err(|error| failed(error.into()))?;
+    let env = environment(call).map_err(failed)?;
     let pipes = || -> io::Result<_> { Ok((io::pipe()?, io::pipe()?, io::pipe()?)) };
     let ((stdin, to), (from, stdout), (errors, stderr)) = pipes().map_err(failed)?;
     let program = Program {
@@ -246,7 +239,7 @@ fn spawn(call: &Call) -> Result<(PathBuf, Started), Failure> {
 }
 
 /// The daemon's environment, and the variables of the CNI specification.
-fn environment(call: &Call) -> io::Result<BTreeMap<OsString, OsString>> {
+fn environment(call: &Call) -> io::Result<Vec<CString>> {
     let search = std::env::join_paths(&call.bin_dirs).map_err(io::Error::other)?;
     let mut env: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
     for name in ["NOTIFY_SOCKET", "CNI_CONTAINERID", "CNI_IFNAME", "CNI_ARGS", "CNI_NETNS"] {
@@ -265,7 +258,12 @@ fn environment(call: &Call) -> io::Result<BTreeMap<OsString, OsString>> {
     if !call.container.is_empty() {
         set("CNI_NETNS", &call.netns);
     }
-    Ok(env)
+    let line = |(mut name, value): (OsString, OsString)| {
+        name.push("=");
+        name.push(value);
+        CString::new(name.into_vec()).map_err(io::Error::from)
+    };
+    env.into_iter().map(line).collect()
 }
 
 /// Reads up to `limit` bytes. With `drain`, further bytes are read and dropped, so that the writer does not block;

@@ -97,11 +97,29 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, given: Given) -> Result<C
         freezer: if peek.cgroup.unified { Some(0) } else { place("freezer") },
         roams: peek.privileged && !peek.cgroup.unified,
     };
+    let (stdio, exec_error) = open_streams(reporter, &prepared, streams)?;
+    Ok(CreateInput {
+        plan,
+        kubelet_mntns,
+        cgroups,
+        stdio,
+        exec_error,
+        holders: Holders { pause: Some(pause), target },
+    })
+}
+
+/// Creates the container's streams and the pipe for an error of execve, and reports the shim's ends.
+fn open_streams(
+    reporter: &Reporter,
+    prepared: &Prepared,
+    streams: Streams,
+) -> Result<(Stdio, OwnedFd), wire::Failure> {
+    let at = |stage: &'static str| move |error: io::Error| failure(ErrorKind::Internal, stage, &error);
     let pipe = || sys::scm::pipe().map_err(at("pipe"));
     let (error_end, exec_error) = pipe()?;
     let stdio = if streams.terminal {
         let (ours, sock) = sys::scm::stream_pair().map_err(at("console socket"))?;
-        report(reporter, &prepared, &[error_end.as_fd(), ours.as_fd()])?;
+        report(reporter, prepared, &[error_end.as_fd(), ours.as_fd()])?;
         Stdio::Console { sock }
     } else {
         let ((out_end, stdout), (err_end, stderr)) = (pipe()?, pipe()?);
@@ -113,17 +131,10 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, given: Given) -> Result<C
             (sys::fds::null().map_err(at("/dev/null"))?, None)
         };
         ends.extend(stdin_end.as_ref().map(|end| end.as_fd()));
-        report(reporter, &prepared, &ends)?;
+        report(reporter, prepared, &ends)?;
         Stdio::Pipes { stdin, stdout, stderr }
     };
-    Ok(CreateInput {
-        plan,
-        kubelet_mntns,
-        cgroups,
-        stdio,
-        exec_error,
-        holders: Holders { pause: Some(pause), target },
-    })
+    Ok((stdio, exec_error))
 }
 
 fn report(reporter: &Reporter, prepared: &Prepared, fds: &[BorrowedFd<'_>]) -> Result<(), wire::Failure> {

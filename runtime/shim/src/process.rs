@@ -134,6 +134,7 @@ pub(crate) fn tell(into: &mut File, failure: &Failure) {
     drop(into.write_all(&line));
 }
 
+#[expect(clippy::too_many_lines, reason = "the order of the steps matters, and it is read here")]
 fn attempt(plan: &ProcessPlan, user: &User, process: ProcessKind) -> Result<Ready, StepError> {
     sys::signal::reset();
     sys::keyring::join_session(&plan.keyring).map_err(failed_at("keyring", "session keyring"))?;

@@ -76,6 +76,7 @@ pub struct ContainerInput<'a> {
 }
 
 /// Computes the plan of a container; the error names the field that is refused.
+#[expect(clippy::too_many_lines, reason = "one line for each field of the plan")]
 pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
     let ContainerInput {
         pod,

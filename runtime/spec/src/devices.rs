@@ -110,7 +110,11 @@ pub fn rules(devices: &[Device], privileged: bool, found: &[HostDevice]) -> Resu
 
 /// The nodes to create in addition to the standard ones: those in the request, and for a privileged container
 /// all of the host's.
-pub fn nodes(devices: &[Device], privileged: bool, found: &[HostDevice]) -> Result<Vec<DeviceNode>, Error> {
+pub(crate) fn nodes(
+    devices: &[Device],
+    privileged: bool,
+    found: &[HostDevice],
+) -> Result<Vec<DeviceNode>, Error> {
     let mut nodes: Vec<DeviceNode> = Vec::new();
     let mut add = |path: String, host: &HostDevice| {
         let HostDevice { path: _, kind, major, minor, mode, uid, gid } = *host;

@@ -17,7 +17,7 @@ pub fn clean(field: &str, given: &str) -> Result<String, Error> {
 
 /// Like [`clean`], for a path inside a container. There Kubernetes allows `..`, and every runtime resolves it
 /// lexically. The root's parent is the root.
-pub fn fold(field: &str, given: &str) -> Result<String, Error> {
+pub(crate) fn fold(field: &str, given: &str) -> Result<String, Error> {
     if !given.starts_with('/') {
         return clean(field, given);
     }
@@ -68,12 +68,12 @@ fn components<'a>(field: &str, given: &'a str) -> Result<Vec<&'a str>, Error> {
 }
 
 /// Whether `path` is `above` or below it; both must be clean and absolute.
-pub fn is_at_or_below(path: &str, above: &str) -> bool {
+pub(crate) fn is_at_or_below(path: &str, above: &str) -> bool {
     above == "/" || path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Number of components of a clean absolute path.
-pub fn depth(path: &str) -> usize {
+pub(crate) fn depth(path: &str) -> usize {
     path.split('/').filter(|part| !part.is_empty()).count()
 }
 

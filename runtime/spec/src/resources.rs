@@ -1,7 +1,8 @@
 //! Converts CRI resources to cgroup files and values, for v1 and v2, in the order of writing.
 
 use crate::Error;
-use model::Resources;
+use model::{HugepageLimit, Resources};
+use std::collections::BTreeMap;
 
 /// One cgroup file to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,7 +158,7 @@ fn weight(shares: i64) -> i64 {
 }
 
 /// The validated oom_score_adj of a container's processes.
-pub fn oom_score_adj(resources: &Resources) -> Result<i32, Error> {
+pub(crate) fn oom_score_adj(resources: &Resources) -> Result<i32, Error> {
     let given = resources.oom_score_adj;
     match i32::try_from(given) {
         Ok(value) if (-1000..=1000).contains(&value) => Ok(value),
@@ -172,9 +173,12 @@ struct Checked {
     memory_and_swap: Option<i64>,
 }
 
-/// `alone`: swap may be limited without memory, because the current memory limit is used.
+fn field(name: &str) -> String {
+    format!("linux.resources.{name}")
+}
+
+/// `alone`: as for [`memory_and_swap`].
 fn check(resources: &Resources, alone: bool) -> Result<Checked, Error> {
-    let field = |name: &str| format!("linux.resources.{name}");
     let Resources {
         cpu_period,
         cpu_quota,
@@ -210,6 +214,30 @@ fn check(resources: &Resources, alone: bool) -> Result<Checked, Error> {
     if entries > MAX_ENTRIES {
         return Err(Error::invalid(field("unified"), entries.to_string(), "at most 128 entries"));
     }
+    check_names(hugepage_limits, unified)?;
+    let memory = (*memory_limit != 0).then_some((*memory_limit).max(-1));
+    let memory_and_swap = memory_and_swap(*memory_limit, *memory_swap_limit, alone)?;
+    Ok(Checked { memory, memory_and_swap })
+}
+
+/// `alone`: swap may be limited without memory, because the current memory limit is used.
+fn memory_and_swap(memory: i64, swap: i64, alone: bool) -> Result<Option<i64>, Error> {
+    Ok(match (memory, swap) {
+        // Without its own limit, swap is limited by memory: both together may not exceed the memory limit.
+        (0, 0) => None,
+        (memory, 0) => Some(memory.max(-1)),
+        (_, swap) if swap < 0 => Some(-1),
+        (memory, swap) if memory > 0 && swap >= memory => Some(swap),
+        (0, swap) if alone => Some(swap),
+        (_, swap) => {
+            let want = "at least memory_limit_in_bytes, which must be set too";
+            return Err(Error::invalid(field("memory_swap_limit_in_bytes"), swap.to_string(), want));
+        }
+    })
+}
+
+/// Page sizes and names of cgroup files, which become parts of paths.
+fn check_names(hugepage_limits: &[HugepageLimit], unified: &BTreeMap<String, String>) -> Result<(), Error> {
     for huge in hugepage_limits {
         let digits = ["KB", "MB", "GB"].iter().find_map(|unit| huge.page_size.strip_suffix(unit));
         let right =
@@ -231,20 +259,7 @@ fn check(resources: &Resources, alone: bool) -> Result<Checked, Error> {
             return Err(Error::invalid(field("unified"), format!("{file}={value}"), "at most 4096 bytes"));
         }
     }
-    let memory = (*memory_limit != 0).then_some((*memory_limit).max(-1));
-    let memory_and_swap = match (*memory_limit, *memory_swap_limit) {
-        // Without its own limit, swap is limited by memory: both together may not exceed the memory limit.
-        (0, 0) => None,
-        (memory, 0) => Some(memory.max(-1)),
-        (_, swap) if swap < 0 => Some(-1),
-        (memory, swap) if memory > 0 && swap >= memory => Some(swap),
-        (0, swap) if alone => Some(swap),
-        (_, swap) => {
-            let want = "at least memory_limit_in_bytes, which must be set too";
-            return Err(Error::invalid(field("memory_swap_limit_in_bytes"), swap.to_string(), want));
-        }
-    };
-    Ok(Checked { memory, memory_and_swap })
+    Ok(())
 }
 
 #[cfg(test)]

@@ -68,7 +68,7 @@ pub const DEFAULT: u64 = mask_of(&[
 ]);
 
 /// All capabilities in this table.
-pub const ALL: u64 = (1 << NAMES.len()) - 1;
+pub(crate) const ALL: u64 = (1 << NAMES.len()) - 1;
 
 /// Mask of names that are known at compile time; an unknown name does not compile.
 pub const fn mask_of(names: &[&str]) -> u64 {
@@ -101,7 +101,7 @@ const fn same(a: &str, b: &str) -> bool {
 }
 
 /// Mask of one name, with or without `CAP_`, in upper or lower case.
-pub fn bit(name: &str) -> Option<u64> {
+pub(crate) fn bit(name: &str) -> Option<u64> {
     let upper = name.to_ascii_uppercase();
     let bare = upper.strip_prefix("CAP_").unwrap_or(&upper);
     NAMES.iter().position(|known| *known == bare).map(|bit| 1 << bit)

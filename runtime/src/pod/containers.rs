@@ -63,6 +63,18 @@ pub(crate) async fn create(
     }
 }
 
+/// The container's root as far as its image decides; [`spec::container`] fills in the rest.
+fn rootfs(context: &Context, id: &ContainerId, lease: image::Lease) -> RootfsPlan {
+    RootfsPlan {
+        store: lease.layers_dir.to_string_lossy().into_owned(),
+        layers: lease.layers,
+        rw: context.layout.container_rw(id).to_string_lossy().into_owned(),
+        readonly: false,
+        folders: Vec::new(),
+        volatile: true,
+    }
+}
+
 async fn make(
     context: &Arc<Context>,
     pod: &PodRecord,
@@ -78,14 +90,7 @@ async fn make(
         id: image.id.clone(),
         digested: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.clone()),
     };
-    let rootfs = RootfsPlan {
-        store: lease.layers_dir.to_string_lossy().into_owned(),
-        layers: lease.layers,
-        rw: context.layout.container_rw(&record.id).to_string_lossy().into_owned(),
-        readonly: false,
-        folders: Vec::new(),
-        volatile: true,
-    };
+    let rootfs = rootfs(context, &record.id, lease);
     let host_files = host_files(context, &record).await?;
     let (theirs, pod) = (Arc::clone(context), pod.clone());
     let work = move || prepare(&theirs, &pod, &image, rootfs, host_files, record);

@@ -252,6 +252,7 @@ impl Driver {
         }
     }
 
+    #[expect(clippy::too_many_lines, reason = "one match over all actions")]
     fn perform_one(&mut self, action: Action) {
         let published = self.registry.published();
         match action {

@@ -63,6 +63,10 @@ struct Prepared {
 }
 
 /// Runs `cmd` to its end or for `limit`.
+#[expect(
+    clippy::too_many_lines,
+    reason = "the command's end, its output and the limit are waited for together"
+)]
 pub(crate) async fn sync(
     context: &Arc<Context>,
     ticket: Ticket,
@@ -78,10 +82,7 @@ pub(crate) async fn sync(
         |fd| Receiver::from_owned_fd(fd).map_err(|error| Error::of("watch the output of the exec", &error));
     let (mut stdout, mut stderr) = (receive(stdout)?, receive(stderr)?);
     let exec = next_exec();
-    // Later than the daemon's own limit; it is for the case that the daemon ends before the command.
-    let deadline = limit.map(|limit| limit.saturating_add(SLACK).as_millis());
-    let deadline_ms = deadline.map(|ms| u64::try_from(ms).unwrap_or(u64::MAX));
-    let request = Request::Exec { exec, container: container.clone(), deadline_ms };
+    let request = Request::Exec { exec, container: container.clone(), deadline_ms: limit.map(shims_limit) };
     // From here on, dropping the call kills the command.
     let mut guard = Guard { client: Some(client.clone()), exec };
     let room = AtomicUsize::new(EXEC_OUTPUT_LIMIT);
@@ -124,18 +125,27 @@ pub(crate) async fn sync(
             Err(Error::new(ErrorKind::Unavailable, text))
         }
         None => {
-            let limit = limit.unwrap_or_default();
-            let ended = match guard.kill() {
-                // Usually the kill takes effect at once; the caller does not wait for a process that hangs in
-                // the kernel.
-                Some(killed) => matches!(tokio::time::timeout(KILLED, killed).await, Ok(Ok(true))),
-                None => false,
-            };
-            let end = if ended { "was killed" } else { "is being killed" };
+            let (limit, end) = (limit.unwrap_or_default(), killed(&mut guard).await);
             let text = format!("container {container}: the command did not end within {limit:?} and {end}");
             Err(Error::new(ErrorKind::DeadlineExceeded, text))
         }
     }
+}
+
+/// The limit that the shim enforces, in ms. It is later than the daemon's own, for the case that the daemon ends before
+/// the command.
+fn shims_limit(limit: Duration) -> u64 {
+    u64::try_from(limit.saturating_add(SLACK).as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Kills the command, and says what became of it.
+async fn killed(guard: &mut Guard) -> &'static str {
+    let ended = match guard.kill() {
+        // Usually the kill takes effect at once; the caller does not wait for a process that hangs in the kernel.
+        Some(killed) => matches!(tokio::time::timeout(KILLED, killed).await, Ok(Ok(true))),
+        None => false,
+    };
+    if ended { "was killed" } else { "is being killed" }
 }
 
 /// Creates the plan and the pipes. Blocking.

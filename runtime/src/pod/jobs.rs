@@ -50,6 +50,7 @@ impl Supervisor for NodeSupervisor {
         Box::pin(async move { ask::ask(&context, &registry, &pod, pid, limit).await })
     }
 
+    #[expect(clippy::too_many_lines, reason = "one match over all jobs")]
     fn work(&self, job: Job, tools: Tools) -> Work {
         let context = Arc::clone(&self.context);
         let Tools { pod, client, recorder, container, stop } = tools;

@@ -27,6 +27,7 @@ struct Fixture {
 }
 
 impl Fixture {
+    #[expect(clippy::too_many_lines, reason = "a backend with all its parts")]
     async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);

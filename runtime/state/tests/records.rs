@@ -6,6 +6,7 @@ use model::*;
 use state::{Error, file, kind};
 
 /// The content of `pod.1.json`: every field is set, so that no change of its format goes unnoticed.
+#[expect(clippy::too_many_lines, reason = "a record with every field")]
 fn full_pod() -> PodRecord {
     let s = |t: &str| t.to_owned();
     PodRecord {
@@ -79,6 +80,7 @@ fn resources() -> Resources {
     }
 }
 /// The content of `container.1.json`.
+#[expect(clippy::too_many_lines, reason = "a record with every field")]
 fn full_container() -> ContainerRecord {
     let s = |t: &str| t.to_owned();
     let t = |t: &str| Text::new(t).unwrap();

@@ -24,7 +24,7 @@ fn open(dir: BorrowedFd<'_>, name: &str, flags: OFlags) -> io::Result<File> {
 ///
 /// # Errors
 /// The errors of the system calls.
-pub fn write(dir: BorrowedFd<'_>, name: &str, value: &str) -> io::Result<()> {
+fn write(dir: BorrowedFd<'_>, name: &str, value: &str) -> io::Result<()> {
     open(dir, name, OFlags::WRONLY)?.write_all(value.as_bytes())
 }
 

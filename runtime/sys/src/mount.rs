@@ -211,7 +211,7 @@ fn explain(context: &OwnedFd, errno: rustix::io::Errno) -> io::Error {
 /// An errno with the kernel's messages; [`errno`] returns the number.
 #[derive(Debug, thiserror::Error)]
 #[error("{}{text}", io::Error::from_raw_os_error(*.errno))]
-pub struct Explained {
+struct Explained {
     errno: i32,
     text: String,
 }

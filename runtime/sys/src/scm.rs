@@ -10,13 +10,13 @@ use rustix::net::{
 };
 
 /// Most descriptors sent or taken by one call.
-pub const MAX: usize = 32;
+const MAX: usize = 32;
 
 /// Sends `bytes`, and descriptors with the first byte. Returns how many bytes were sent; if at least one was,
 /// all descriptors were too. Does not raise SIGPIPE.
 ///
 /// # Errors
-/// WouldBlock on a full non-blocking socket; sendmsg(2); more than [`MAX`] descriptors.
+/// WouldBlock on a full non-blocking socket; sendmsg(2); more than 32 descriptors.
 pub fn send_with_fds(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -29,7 +29,7 @@ pub fn send_with_fds(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>
 /// Receives bytes, and descriptors (close-on-exec), which are given to `take` in order. 0 means end of file.
 ///
 /// # Errors
-/// WouldBlock on an empty non-blocking socket; recvmsg(2); more than [`MAX`] descriptors at once (those that
+/// WouldBlock on an empty non-blocking socket; recvmsg(2); more than 32 descriptors at once (those that
 /// came are given to `take` all the same).
 pub fn recv_with_fds(
     socket: BorrowedFd<'_>,

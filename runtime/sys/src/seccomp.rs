@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::io;
 
 /// Most instructions that the kernel accepts (BPF_MAXINSNS).
-pub const MAX_INSTRUCTIONS: usize = 4096;
+const MAX_INSTRUCTIONS: usize = 4096;
 /// SECCOMP_RET_ALLOW and SECCOMP_RET_LOG: the call goes on.
 const ALLOWING: [u32; 2] = [libc::SECCOMP_RET_ALLOW, libc::SECCOMP_RET_LOG];
 /// AUDIT_ARCH_* of this program's own calls.
@@ -15,7 +15,7 @@ pub(crate) const ARCH: u32 = 0xc000_00b7;
 
 /// An instruction in the format of [`Filter::new`]: code, jump distances if the condition is true and if it is false,
 /// operand.
-pub const fn instruction(code: u16, holds: u8, else_: u8, k: u32) -> u64 {
+pub(crate) const fn instruction(code: u16, holds: u8, else_: u8, k: u32) -> u64 {
     code as u64 | (holds as u64) << 16 | (else_ as u64) << 24 | (k as u64) << 32
 }
 
@@ -30,7 +30,7 @@ pub const fn jump_equal(k: u32, holds: u8, else_: u8) -> u64 {
 }
 
 /// Ends the program with one of SECCOMP_RET_*.
-pub const fn give(verdict: u32) -> u64 {
+pub(crate) const fn give(verdict: u32) -> u64 {
     instruction(0x06, 0, 0, verdict)
 }
 
@@ -69,7 +69,7 @@ pub struct Call {
 }
 
 impl Filter {
-    /// Creates a filter from instructions, each as one number ([`instruction`]), and SECCOMP_FILTER_FLAG_* bits.
+    /// Creates a filter from instructions, each as one number, and SECCOMP_FILTER_FLAG_* bits.
     ///
     /// # Errors
     /// InvalidInput for none or too many instructions.

@@ -70,6 +70,7 @@ struct Plan {
 ///
 /// # Errors
 /// The errors of clone(2) and of the child's system calls. There is no child then.
+#[expect(clippy::too_many_lines, reason = "the order of the calls around clone(2) is what makes it sound")]
 pub fn spawn(program: &Program<'_>) -> io::Result<Child> {
     if program.fds.len() > 32 {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "more than 32 descriptors"));

@@ -24,7 +24,8 @@ use rustix::io::Errno;
 
 pub use remove::remove;
 pub use trash::Trash;
-pub use usage::{Usage, usage};
+pub use usage::Usage;
+use usage::usage;
 
 /// Why a tree is still there, or could not be measured. Paths begin at the name that was given.
 #[derive(Debug, thiserror::Error)]

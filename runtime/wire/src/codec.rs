@@ -16,7 +16,7 @@ use crate::failure::{ErrorKind, Failure};
 use crate::message::{Event, MAX_FDS, MAX_FRAME, Message, Reply, Request};
 
 /// Bytes of a header.
-pub const HEADER: usize = 16;
+const HEADER: usize = 16;
 /// First two bytes of each frame.
 const MAGIC: [u8; 2] = *b"cp";
 /// Version of the frame format, not of the messages.

@@ -181,6 +181,7 @@ fn a_file_of_one_hole_has_no_content() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn maps_that_lie_are_refused() {
     let a = Archive::default;
     let with = |records: &[(&str, &[u8])]| a().pax(records).file("x", "x");

@@ -42,6 +42,7 @@ pub(crate) struct Performer {
 
 impl Performer {
     /// Performs one action. Returns it if it must be performed again after its result was handled.
+    #[expect(clippy::too_many_lines, reason = "one match over all actions")]
     pub(crate) fn perform(&mut self, action: Action, lifecycle: &Lifecycle) -> Option<Action> {
         match action {
             Action::Greet => {

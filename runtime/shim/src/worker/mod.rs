@@ -121,6 +121,7 @@ struct Rest<'a> {
     answer: &'a mut Option<Box<dyn Answer>>,
 }
 
+#[expect(clippy::too_many_lines, reason = "the order of namespaces and mounts matters, and it is read here")]
 fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     let id = plan.id.clone();
     let spec = container::spec(&plan, &rest.holders).map_err(|e| invalid("namespaces", e))?;

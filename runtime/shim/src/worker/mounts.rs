@@ -354,6 +354,16 @@ pub(super) fn clone_early(worker: &[(Place, MountPlan)]) -> Step<Vec<Prepared>> 
     worker.iter().map(prepare).collect()
 }
 
+fn detach(attached: Vec<OwnedFd>) -> Step<()> {
+    for tree in attached.iter().rev() {
+        // Make it private first: detaching a shared tree unmounts the submounts of its peers, including the host's.
+        mount::set_propagation(tree.as_fd(), Pass::Private, true)
+            .map_err(internal("volumes", "making private"))?;
+        mount::detach_fd(tree.as_fd()).map_err(internal("volumes", "detaching"))?;
+    }
+    Ok(())
+}
+
 /// Attaches the worker's mounts; repeats it if the host's mount table changed meanwhile and any of them is
 /// affected.
 pub(super) fn attach_early(
@@ -401,14 +411,7 @@ pub(super) fn attach_early(
         if minds.is_empty() || !table.changed()? {
             return Ok(nested);
         }
-        for tree in attached.iter().rev() {
-            // Make it private first: detaching a shared tree unmounts the submounts of its peers, including
-            // the host's.
-            mount::set_propagation(tree.as_fd(), Pass::Private, true)
-                .map_err(internal("volumes", "making private"))?;
-            mount::detach_fd(tree.as_fd()).map_err(internal("volumes", "detaching"))?;
-        }
-        drop(attached);
+        detach(attached)?;
         sys::namespace::enter_mount(namespaces.kubelet)
             .map_err(internal("volumes", "kubelet's mount namespace"))?;
         let again = clone_early(worker);

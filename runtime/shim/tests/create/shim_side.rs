@@ -58,6 +58,7 @@ pub(crate) fn shim_side(path: &Path) {
     result.write_all(&serde_json::to_vec(&outcome).unwrap()).unwrap();
 }
 
+#[expect(clippy::too_many_lines, reason = "the steps of a shim in their order")]
 fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Outcome {
     let plan = sys::memfd::create_sealed("plan", &serde_json::to_vec(&scenario.plan).unwrap()).unwrap();
     let (stdin, mut to_stdin) = io::pipe().unwrap();

@@ -59,30 +59,7 @@ impl Life {
     }
 
     pub(super) fn started(&mut self, id: &ContainerId, outcome: Result<i64, StartError>) {
-        let stopped = self.containers.get(id).is_some_and(|it| it.is_being_stopped());
-        // If the container was stopped meanwhile, the error comes from its killed process and is not the reason.
-        let aborted = |error: Error| match error.kind {
-            ErrorKind::Internal if stopped => {
-                Error::new(ErrorKind::Aborted, format!("stopped while it was started: {}", error.message))
-            }
-            _ => error,
-        };
-        let outcome = match outcome {
-            Ok(started_at) => Ok(started_at),
-            Err(StartError::Never(message)) => {
-                // First, because the caller gets a reply when this exit is published.
-                self.exited(id, exit::never_ran(message.clone(), self.now.wall), 0);
-                let name = self.containers.get(id).map(|it| it.record.config.meta.name.clone());
-                let name = name.unwrap_or_default();
-                let error =
-                    aborted(Error::internal(format!("container {name} cannot be started: {message}")));
-                Err(self.overtaken(&format!("container {name} was not started"), error))
-            }
-            Err(StartError::Other(error)) => {
-                let error = aborted(error.context(format!("start container {id}")));
-                Err(self.overtaken(&format!("container {id} was not started"), error))
-            }
-        };
+        let outcome = outcome.map_err(|error| self.not_started(id, error));
         let Some(container) = self.containers.get_mut(id) else { return };
         let (callers, answer) = match &mut container.stage {
             Stage::Created { start, end } => {
@@ -127,6 +104,33 @@ impl Life {
             self.show(id);
         }
         self.answer_all(callers, &answer);
+    }
+
+    /// The error that callers of a failed start get. Records the exit of a container that never ran.
+    fn not_started(&mut self, id: &ContainerId, error: StartError) -> Error {
+        let stopped = self.containers.get(id).is_some_and(|it| it.is_being_stopped());
+        // If the container was stopped meanwhile, the error comes from its killed process and is not the reason.
+        let aborted = |error: Error| match error.kind {
+            ErrorKind::Internal if stopped => {
+                Error::new(ErrorKind::Aborted, format!("stopped while it was started: {}", error.message))
+            }
+            _ => error,
+        };
+        match error {
+            StartError::Never(message) => {
+                // First, because the caller gets a reply when this exit is published.
+                self.exited(id, exit::never_ran(message.clone(), self.now.wall), 0);
+                let name = self.containers.get(id).map(|it| it.record.config.meta.name.clone());
+                let name = name.unwrap_or_default();
+                let error =
+                    aborted(Error::internal(format!("container {name} cannot be started: {message}")));
+                self.overtaken(&format!("container {name} was not started"), error)
+            }
+            StartError::Other(error) => {
+                let error = aborted(error.context(format!("start container {id}")));
+                self.overtaken(&format!("container {id} was not started"), error)
+            }
+        }
     }
 
     /// The shim reports that init has called execve. The reply to the start request may have been lost with a

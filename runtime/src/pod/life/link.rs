@@ -149,7 +149,12 @@ impl Life {
                 action => self.apply_to(&id, action),
             }
         }
-        match plan.pod {
+        self.apply_to_pod(plan.pod, gone, kill_remains);
+    }
+
+    /// `gone`: the shim is dead. `kill_remains`: its processes may be alive.
+    fn apply_to_pod(&mut self, action: PodAction, gone: bool, kill_remains: bool) {
+        match action {
             PodAction::Adopt => self.show_pod(),
             PodAction::Keep => {
                 if self.link != Link::Up {

@@ -28,6 +28,7 @@ pub(crate) fn container_config(
     Ok((pod_sandbox_id, checked))
 }
 
+#[expect(clippy::too_many_lines, reason = "one line for each field of the message")]
 fn config_in(field: &Field<'_>, given: cri::ContainerConfig, host: Host) -> Result<ContainerConfig> {
     let cri::ContainerConfig {
         metadata,

@@ -1,10 +1,11 @@
 //! Converts `Mount` and `Device`.
 
-use super::{Field, Host, Result};
+use super::{Field, Host, Refusal, Result};
 use cri_api::v1 as cri;
 use model::{Device, Mount, Propagation};
 
 /// One volume. Paths are kept as written: kubelet finds its volumes in status by comparing strings.
+#[expect(clippy::too_many_lines, reason = "one check for each field of the message")]
 pub(super) fn mount(field: &Field<'_>, given: cri::Mount, host: Host) -> Result<Mount> {
     let cri::Mount {
         container_path,
@@ -42,37 +43,11 @@ pub(super) fn mount(field: &Field<'_>, given: cri::Mount, host: Host) -> Result<
         }
     }
     if let Some(option) = mount_options.into_iter().next() {
-        let field = field.entry("mount_options", 0);
-        return Err(match option.as_str() {
-            "noexec" | "nosuid" | "nodev" => {
-                field.not_implemented(format!("mount options are not implemented yet (asked for {option:?})"))
-            }
-            _ => field.invalid(option, "must be noexec, nosuid or nodev"),
-        });
+        return Err(refused_option(&field.entry("mount_options", 0), option));
     }
-    let propagation_field = field.at("propagation");
-    let propagation = match super::choice(
-        &propagation_field,
-        propagation,
-        "PROPAGATION_PRIVATE, PROPAGATION_HOST_TO_CONTAINER, PROPAGATION_BIDIRECTIONAL",
-    )? {
-        cri::MountPropagation::PropagationPrivate => Propagation::Private,
-        cri::MountPropagation::PropagationHostToContainer => Propagation::HostToContainer,
-        cri::MountPropagation::PropagationBidirectional => Propagation::Bidirectional,
-    };
+    let propagation = propagation_in(&field.at("propagation"), propagation)?;
     if recursive_read_only {
-        if !readonly {
-            return Err(field.at("readonly").invalid(readonly, "must be true with recursive_read_only"));
-        }
-        if propagation != Propagation::Private {
-            return Err(propagation_field.invalid(
-                format_args!("{propagation:?}"),
-                "must be PROPAGATION_PRIVATE with recursive_read_only",
-            ));
-        }
-        return Err(field
-            .at("recursive_read_only")
-            .not_implemented_as("RROUnsupported", "recursive read-only mounts are not implemented yet"));
+        return Err(refused_recursion(field, readonly, propagation));
     }
     if selinux_relabel && host.selinux {
         return Err(field
@@ -88,6 +63,38 @@ pub(super) fn mount(field: &Field<'_>, given: cri::Mount, host: Host) -> Result<
         uid_mappings: Vec::new(),
         gid_mappings: Vec::new(),
     })
+}
+
+fn propagation_in(field: &Field<'_>, given: i32) -> Result<Propagation> {
+    let names = "PROPAGATION_PRIVATE, PROPAGATION_HOST_TO_CONTAINER, PROPAGATION_BIDIRECTIONAL";
+    Ok(match super::choice(field, given, names)? {
+        cri::MountPropagation::PropagationPrivate => Propagation::Private,
+        cri::MountPropagation::PropagationHostToContainer => Propagation::HostToContainer,
+        cri::MountPropagation::PropagationBidirectional => Propagation::Bidirectional,
+    })
+}
+
+fn refused_option(field: &Field<'_>, option: String) -> Refusal {
+    match option.as_str() {
+        "noexec" | "nosuid" | "nodev" => {
+            field.not_implemented(format!("mount options are not implemented yet (asked for {option:?})"))
+        }
+        _ => field.invalid(option, "must be noexec, nosuid or nodev"),
+    }
+}
+
+/// Why `recursive_read_only` is refused: the rules of CRI come first.
+fn refused_recursion(field: &Field<'_>, readonly: bool, propagation: Propagation) -> Refusal {
+    if !readonly {
+        return field.at("readonly").invalid(readonly, "must be true with recursive_read_only");
+    }
+    if propagation != Propagation::Private {
+        let want = "must be PROPAGATION_PRIVATE with recursive_read_only";
+        return field.at("propagation").invalid(format_args!("{propagation:?}"), want);
+    }
+    field
+        .at("recursive_read_only")
+        .not_implemented_as("RROUnsupported", "recursive read-only mounts are not implemented yet")
 }
 
 /// The mount as requested.

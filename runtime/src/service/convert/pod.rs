@@ -151,38 +151,43 @@ fn cgroup_parent_in(field: &Field<'_>, path: String) -> Result<String> {
     super::absolute_or_empty(field, path)
 }
 
+/// The System V IPC parameters: the only ones of `kernel.` that an IPC namespace has.
+const IPC_SYSCTLS: [&str; 8] = [
+    "kernel.msgmax",
+    "kernel.msgmnb",
+    "kernel.msgmni",
+    "kernel.sem",
+    "kernel.shmall",
+    "kernel.shmmax",
+    "kernel.shmmni",
+    "kernel.shm_rmid_forced",
+];
+
+/// A parameter's name with dots. sysctl(8) knows two spellings: the first separator counts, and the other character
+/// is an ordinary one.
+fn dotted(key: &str) -> String {
+    let slashes = key.find(['.', '/']).is_some_and(|at| key[at..].starts_with('/'));
+    if !slashes {
+        return key.to_owned();
+    }
+    key.chars()
+        .map(|c| match c {
+            '/' => '.',
+            '.' => '/',
+            c => c,
+        })
+        .collect()
+}
+
 /// Only sysctls of the pod's own namespaces: all others would change the host.
 fn sysctls_in(
     field: &Field<'_>,
     given: HashMap<String, String>,
     namespaces: &model::Namespaces,
 ) -> Result<BTreeMap<String, String>> {
-    const IPC: [&str; 8] = [
-        "kernel.msgmax",
-        "kernel.msgmnb",
-        "kernel.msgmni",
-        "kernel.sem",
-        "kernel.shmall",
-        "kernel.shmmax",
-        "kernel.shmmni",
-        "kernel.shm_rmid_forced",
-    ];
     let mut checked = BTreeMap::new();
     for (key, value) in given {
-        // Both spellings of sysctl(8): the first separator counts, and the other character is an ordinary
-        // one.
-        let slashes = key.find(['.', '/']).is_some_and(|at| key[at..].starts_with('/'));
-        let dotted = if slashes {
-            key.chars()
-                .map(|c| match c {
-                    '/' => '.',
-                    '.' => '/',
-                    c => c,
-                })
-                .collect()
-        } else {
-            key.clone()
-        };
+        let dotted = dotted(&key);
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'/' | b'@' | b':');
         let sound = |part: &str| {
             !part.is_empty() && part.bytes().all(plain) && part.split('/').all(|piece| !piece.is_empty())
@@ -197,7 +202,7 @@ fn sysctls_in(
         }
         let host_of = if dotted.starts_with("net.") {
             (namespaces.network == NamespaceMode::Node).then_some("network")
-        } else if dotted.starts_with("fs.mqueue.") || IPC.contains(&dotted.as_str()) {
+        } else if dotted.starts_with("fs.mqueue.") || IPC_SYSCTLS.contains(&dotted.as_str()) {
             (namespaces.ipc == NamespaceMode::Node).then_some("ipc")
         } else {
             return Err(field.invalid(

@@ -3,8 +3,10 @@
 use super::{Field, Result};
 use cri_api::v1 as cri;
 use model::{HugepageLimit, Resources};
+use std::collections::HashMap;
 
 /// Absent means no limits.
+#[expect(clippy::too_many_lines, reason = "one check for each field of the message")]
 pub(super) fn resources(
     field: &Field<'_>,
     given: Option<cri::LinuxContainerResources>,
@@ -53,31 +55,8 @@ pub(super) fn resources(
     if !(-1000..=1000).contains(&oom_score_adj) {
         return Err(field.at("oom_score_adj").invalid(oom_score_adj, "must be -1000 to 1000"));
     }
-    let hugepage_limits = super::each(field, "hugepage_limits", hugepage_limits, |field, limit| {
-        let cri::HugepageLimit { page_size, limit } = limit;
-        let digits = page_size.trim_end_matches(['K', 'M', 'G', 'B']);
-        let unit = &page_size[digits.len()..];
-        if digits.is_empty()
-            || !digits.bytes().all(|b| b.is_ascii_digit())
-            || !["KB", "MB", "GB"].contains(&unit)
-        {
-            return Err(field
-                .at("page_size")
-                .invalid(page_size, "must be a size as the kernel names it, for example 2MB"));
-        }
-        Ok(HugepageLimit { page_size, limit })
-    })?;
-    for (file, value) in &unified {
-        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-');
-        if !file.contains('.') || file.starts_with('.') || !file.bytes().all(plain) {
-            return Err(field
-                .at("unified")
-                .invalid(file, "must be the name of a cgroup v2 file, for example memory.high"));
-        }
-        if value.contains(['\0', '\n']) {
-            return Err(field.at("unified").invalid((file, value), "must be one line"));
-        }
-    }
+    let hugepage_limits = super::each(field, "hugepage_limits", hugepage_limits, hugepage_limit)?;
+    check_unified(field, &unified)?;
     Ok(Some(Resources {
         cpu_period,
         cpu_quota,
@@ -90,6 +69,35 @@ pub(super) fn resources(
         hugepage_limits,
         unified: super::map(&field.at("unified"), unified)?,
     }))
+}
+
+fn hugepage_limit(field: &Field<'_>, limit: cri::HugepageLimit) -> Result<HugepageLimit> {
+    let cri::HugepageLimit { page_size, limit } = limit;
+    let digits = page_size.trim_end_matches(['K', 'M', 'G', 'B']);
+    let unit = &page_size[digits.len()..];
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) || !["KB", "MB", "GB"].contains(&unit)
+    {
+        return Err(field
+            .at("page_size")
+            .invalid(page_size, "must be a size as the kernel names it, for example 2MB"));
+    }
+    Ok(HugepageLimit { page_size, limit })
+}
+
+/// Names of cgroup v2 files and their values; which of them exist is checked by the kernel.
+fn check_unified(field: &Field<'_>, unified: &HashMap<String, String>) -> Result<()> {
+    for (file, value) in unified {
+        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-');
+        if !file.contains('.') || file.starts_with('.') || !file.bytes().all(plain) {
+            return Err(field
+                .at("unified")
+                .invalid(file, "must be the name of a cgroup v2 file, for example memory.high"));
+        }
+        if value.contains(['\0', '\n']) {
+            return Err(field.at("unified").invalid((file, value), "must be one line"));
+        }
+    }
+    Ok(())
 }
 
 /// The kernel's list format. Whether these processors exist is checked by the kernel.

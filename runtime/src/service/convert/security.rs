@@ -54,6 +54,23 @@ pub(super) fn pod_security(
     })
 }
 
+fn user(field: &Field<'_>, uid: Option<cri::Int64Value>, name: String) -> Result<UserRequest> {
+    match (uid, name) {
+        (None, name) if name.is_empty() => Ok(UserRequest::Root),
+        // The name is looked up in the image's passwd, whose fields end at colons and newlines.
+        (None, name) if name.contains([':', '\n', '\0', ',']) || name.len() > 256 => {
+            Err(field.at("run_as_username").invalid(name, "must be a user name"))
+        }
+        (None, name) => Ok(UserRequest::Name(name)),
+        (Some(uid), name) if name.is_empty() => {
+            Ok(UserRequest::Uid(id(&field.at("run_as_user"), uid.value)?))
+        }
+        (Some(_), name) => {
+            Err(field.at("run_as_username").invalid(name, "must be empty when run_as_user is set"))
+        }
+    }
+}
+
 /// The security context of a container.
 #[expect(deprecated, reason = "deprecated fields are still sent, and validated")]
 pub(super) fn container_security(
@@ -86,20 +103,7 @@ pub(super) fn container_security(
         None => profile_of_string(&field.at("apparmor_profile"), apparmor_string)?,
     };
     apparmor_profile(&field.at("apparmor"), apparmor, privileged, host)?;
-    let user = match (run_as_user, run_as_username) {
-        (None, name) if name.is_empty() => UserRequest::Root,
-        (None, name) => {
-            // The name is looked up in the image's passwd, whose fields end at colons and newlines.
-            if name.contains([':', '\n', '\0', ',']) || name.len() > 256 {
-                return Err(field.at("run_as_username").invalid(name, "must be a user name"));
-            }
-            UserRequest::Name(name)
-        }
-        (Some(uid), name) if name.is_empty() => UserRequest::Uid(id(&field.at("run_as_user"), uid.value)?),
-        (Some(_), name) => {
-            return Err(field.at("run_as_username").invalid(name, "must be empty when run_as_user is set"));
-        }
-    };
+    let user = user(field, run_as_user, run_as_username)?;
     if user == UserRequest::Root && run_as_group.is_some() {
         return Err(field.at("run_as_group").invalid(run_as_group, "needs run_as_user or run_as_username"));
     }

@@ -35,7 +35,7 @@ pub struct Usage {
 ///
 /// # Errors
 /// When the entry itself cannot be looked at.
-pub fn usage(dir: BorrowedFd<'_>, name: &OsStr, until: Instant) -> Result<Usage, Error> {
+pub(super) fn usage(dir: BorrowedFd<'_>, name: &OsStr, until: Instant) -> Result<Usage, Error> {
     let entry = entry_name(name)?;
     let failed = |action| move |errno| Error::io(action, name.as_ref(), errno);
     let top = statat(dir, &*entry, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("look at"))?;

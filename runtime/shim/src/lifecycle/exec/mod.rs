@@ -185,6 +185,7 @@ impl Exec {
         }
     }
 
+    #[expect(clippy::too_many_lines, reason = "one match over all inputs of the phase")]
     fn while_starting(&mut self, happened: Happened, container_thrives: bool, cx: &mut Context) {
         let Phase::Starting { worker, process } = &mut self.phase else { return };
         match happened {

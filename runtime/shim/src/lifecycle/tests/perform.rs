@@ -14,6 +14,7 @@ use super::{Checked, user};
 use crate::failure::refusal;
 
 impl World {
+    #[expect(clippy::too_many_lines, reason = "one match over all actions")]
     pub(super) fn perform(&mut self, action: Action) -> Checked {
         match action {
             Action::Greet => return self.greet(),

@@ -114,6 +114,7 @@ fn failure() -> Failure {
 }
 
 /// Each kind of each input, with its name.
+#[expect(clippy::too_many_lines, reason = "a list of all inputs")]
 fn inputs() -> Vec<(&'static str, Happened)> {
     let other = Requester { generation: 1, id: 2 };
     let seen = |over, executed, held| Happened::InitSeen(Some(InitState { over, executed, held }));
@@ -179,6 +180,7 @@ fn worker(reaped: bool, failed: bool) -> Worker {
     worker
 }
 
+#[expect(clippy::too_many_lines, reason = "a list of all phases")]
 fn containers() -> Vec<(&'static str, Phase)> {
     let init = Init { pid: PID, ending: None };
     let killed = Init { pid: PID, ending: Some(over_once()) };

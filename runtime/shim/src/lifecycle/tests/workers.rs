@@ -6,6 +6,7 @@ use super::world::{Packet, World, pick};
 
 impl World {
     /// A worker's next step.
+    #[expect(clippy::too_many_lines, reason = "one match over all ways a worker may go")]
     pub(super) fn work(&mut self, place: usize, how: u8) {
         let frozen = self.kernel.frozen.clone();
         let Self { workers, kernel, .. } = self;

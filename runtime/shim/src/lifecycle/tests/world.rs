@@ -115,6 +115,7 @@ impl World {
 
     // What happens.
 
+    #[expect(clippy::too_many_lines, reason = "one match over all operations")]
     pub(super) fn step(&mut self, op: &Op) -> Checked {
         if self.ended {
             return Ok(());

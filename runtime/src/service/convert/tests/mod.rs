@@ -11,6 +11,7 @@ const PLAIN: Host = Host { apparmor: false, selinux: false };
 const GUARDED: Host = Host { apparmor: true, selinux: true };
 
 /// Every field is set to a valid value.
+#[expect(clippy::too_many_lines, reason = "a message with every field")]
 fn full_pod() -> cri::PodSandboxConfig {
     let resources = || cri::LinuxContainerResources {
         cpu_period: 100_000,

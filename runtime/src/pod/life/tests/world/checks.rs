@@ -11,6 +11,7 @@ impl World {
         Ok(())
     }
 
+    #[expect(clippy::too_many_lines, reason = "one match over all actions")]
     pub(super) fn perform_one(&mut self, action: Action) -> Checked {
         match action {
             Action::Answer(waiter, answer) => self.answer(waiter, answer),

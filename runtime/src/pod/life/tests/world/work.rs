@@ -37,6 +37,7 @@ impl World {
     }
 
     /// Does the work of a job; `crash`: only part of it, and the result is lost.
+    #[expect(clippy::too_many_lines, reason = "one match over all jobs")]
     pub(super) fn work(
         &mut self,
         job: &Job,
