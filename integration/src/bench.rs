@@ -36,15 +36,15 @@ pub(crate) struct Endpoint {
     pub(crate) ctx: Context,
 }
 
-/// All in the order of a round: each stands first in its turn, as the first of a round pays for what the kernel does
-/// late, such as freeing the objects of the round before.
+/// The endpoints in the order of a round. Each is first in turn, because the kernel's delayed work, such as freeing the
+/// objects of the previous round, slows down the first of a round.
 fn turn<T>(all: &[T], round: usize) -> impl Iterator<Item = &T> {
     let (late, early) = all.split_at(round.checked_rem(all.len()).unwrap_or(0));
     early.iter().chain(late)
 }
 
 /// Copies the programs of a build to `to`. How the page cache holds a file changes the PSS of what runs from it by a
-/// tenth, so every build is measured from files that were written just now.
+/// tenth, so every build is measured from fresh copies.
 fn fresh(bin: &Path, to: &Path) -> Result<PathBuf> {
     std::fs::create_dir_all(to).with_context(|| to.display().to_string())?;
     for name in ["copepod", "copepod-shim", "pause"] {

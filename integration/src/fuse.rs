@@ -1,4 +1,4 @@
-//! A file system that responds to look-ups and then hangs, as a program on a dead NFS server or disk sees it.
+//! A file system that responds to look-ups but never to reads, like a disk or NFS server that has failed.
 //! It has one folder with one executable file, served through /dev/fuse (linux/fuse.h, protocol 7.31). Reads
 //! of the file hang until the file system is unmounted.
 

@@ -53,11 +53,11 @@ pub(crate) struct Node {
     daemon: Mutex<Option<Child>>,
     /// Another runtime, whose processes are not ours.
     foreign: bool,
-    /// Whether its folders were removed, after everything that ran on it.
-    over: AtomicBool,
+    /// Whether its folders were removed, which is the last step of its clean-up.
+    wiped: AtomicBool,
 }
 
-/// Number of our nodes that are not dropped yet.
+/// Number of nodes of copepod that are not dropped yet.
 static LIVING: AtomicUsize = AtomicUsize::new(0);
 
 impl Node {
@@ -74,9 +74,9 @@ impl Node {
         let bin = options.bin.as_ref().unwrap_or(&fixture.bin);
         fs::write(&paths.config, config::text(&paths, bin, &network, &options.extra))?;
         let cri = Cri::connect(&paths.socket)?;
-        let (bin, daemon, over) = (bin.join("copepod"), Mutex::new(None), AtomicBool::new(false));
+        let (bin, daemon, wiped) = (bin.join("copepod"), Mutex::new(None), AtomicBool::new(false));
         LIVING.fetch_add(1, Ordering::Relaxed);
-        let node = Self { paths, network, cri, bin, daemon, foreign: false, over };
+        let node = Self { paths, network, cri, bin, daemon, foreign: false, wiped };
         node.launch().await?;
         Ok(node)
     }
@@ -92,8 +92,8 @@ impl Node {
         let cri = Cri::connect(&socket)?;
         paths.socket = socket;
         let network = Network::new(&dir, unique())?;
-        let (bin, daemon, over) = (PathBuf::new(), Mutex::new(None), AtomicBool::new(false));
-        Ok(Self { paths, network, cri, bin, daemon, foreign: true, over })
+        let (bin, daemon, wiped) = (PathBuf::new(), Mutex::new(None), AtomicBool::new(false));
+        Ok(Self { paths, network, cri, bin, daemon, foreign: true, wiped })
     }
 
     /// Whether it is another runtime, given by `--endpoint`.
@@ -268,12 +268,12 @@ impl Node {
         drop(crate::isolation::command("ip", &["link", "del", &self.network.bridge]));
         drop(fs::remove_dir_all(&self.paths.run));
         drop(fs::remove_dir_all(&self.paths.dir));
-        self.over.store(true, Ordering::Relaxed);
+        self.wiped.store(true, Ordering::Relaxed);
     }
 }
 
-/// A node that failed to start or was not stopped also leaves nothing. Its pods are not known, so the last
-/// node removes everything.
+/// Cleans up after a node that failed to start or was not stopped. Shims are not known by node, so all are killed
+/// only when the last node is dropped.
 impl Drop for Node {
     fn drop(&mut self) {
         drop(self.kill9());
@@ -281,7 +281,7 @@ impl Drop for Node {
             return;
         }
         let last = LIVING.fetch_sub(1, Ordering::Relaxed) == 1;
-        if !self.over.load(Ordering::Relaxed) {
+        if !self.wiped.load(Ordering::Relaxed) {
             if last { self.raze() } else { self.wipe() }
         }
     }

@@ -35,8 +35,8 @@ pub(super) async fn measure(all: &[Endpoint], table: &mut Table) -> Result<()> {
     let mut kernel = Measure::new("kernel memory per pod (meminfo)", 0.0, Unit::Mib);
     let mut stats = Measure::new("ListContainerStats, 20 pods", 4.0, Unit::Ms);
     let mut restart = Measure::new("daemon restart to List complete, 20 pods", 0.0, Unit::Ms);
-    // Some of the kernel's tables grow with the most file systems that there ever were, in every memory cgroup:
-    // whoever came first would pay for it.
+    // In every memory cgroup the kernel has tables that grow with the largest number of file systems so far. This
+    // round makes them grow, so that they do not count for the endpoint that is measured first.
     for e in all {
         down(e, up(e).await?).await?;
     }

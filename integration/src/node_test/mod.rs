@@ -1,4 +1,4 @@
-//! Runs the real kubelet, standalone, on copepod: manifests are dropped, and results are read from kubelet's
+//! Runs the real kubelet, standalone, on copepod: manifests are written into its folder, and results are read from kubelet's
 //! /pods and log endpoints, the process table and the cgroup tree.
 
 mod bulk;

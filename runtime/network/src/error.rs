@@ -138,8 +138,10 @@ pub enum Error {
         /// The interface that should have one.
         interface: &'static str,
     },
-    /// All places for running chains were taken for too long.
-    #[error("pod {pod}: CNI {verb} waited {waited_ms} ms for its turn")]
+    /// No plugin chain could be started within the time limit, because `max_parallel` chains were running.
+    #[error(
+        "pod {pod}: CNI {verb} was not started within {waited_ms} ms: too many plugin chains are running"
+    )]
     Busy {
         /// The pod.
         pod: PodId,

@@ -25,7 +25,7 @@ const VERSION: u32 = 1;
 pub(crate) const IFNAME: &str = "eth0";
 
 /// Suffix of a file that is still being written.
-const UNFINISHED: &str = "new";
+const TEMPORARY: &str = "new";
 
 /// Everything a DEL or CHECK needs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -121,7 +121,7 @@ impl Leases {
     pub(crate) fn remove(&self, pod: &PodId) -> Result<(), Error> {
         let (result, lease) = (self.result_path(pod), self.lease_path(pod));
         for path in
-            [result.with_added_extension(UNFINISHED), lease.with_added_extension(UNFINISHED), result, lease]
+            [result.with_added_extension(TEMPORARY), lease.with_added_extension(TEMPORARY), result, lease]
         {
             match fs::remove_file(&path) {
                 Ok(()) => {}
@@ -173,8 +173,8 @@ fn write<T: Serialize>(dir: &Path, path: &Path, data: &T, durable: bool) -> io::
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {MAX_BYTES} bytes")));
     }
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    // One writer a pod.
-    sys::file::replace(path, &path.with_added_extension(UNFINISHED), &bytes, 0o600, durable)
+    // The only writer of this pod's files, so the temporary name is not shared.
+    sys::file::replace(path, &path.with_added_extension(TEMPORARY), &bytes, 0o600, durable)
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {

@@ -266,9 +266,9 @@ fn environment(call: &Call) -> io::Result<Vec<CString>> {
     env.into_iter().map(line).collect()
 }
 
-/// Reads up to `limit` bytes. With `on`, further bytes are read and dropped so that the writer does not
-/// block.
-async fn collect(mut from: impl AsyncRead + Unpin, into: &mut Vec<u8>, limit: usize, on: bool) {
+/// Reads up to `limit` bytes. With `drain`, further bytes are read and dropped, so that the writer does not block;
+/// without it, the pipe is closed then.
+async fn collect(mut from: impl AsyncRead + Unpin, into: &mut Vec<u8>, limit: usize, drain: bool) {
     let mut chunk = [0; 4096];
     loop {
         match from.read(&mut chunk).await {
@@ -277,7 +277,7 @@ async fn collect(mut from: impl AsyncRead + Unpin, into: &mut Vec<u8>, limit: us
             Ok(count) => {
                 let room = limit - into.len();
                 into.extend_from_slice(&chunk[..count.min(room)]);
-                if count >= room && !on {
+                if count >= room && !drain {
                     return;
                 }
             }

@@ -1,5 +1,5 @@
 //! clone3(2) with a pidfd, into new namespaces and (cgroup v2) into a cgroup; clone(2) for a sibling. rustix has
-//! neither; nix' clone runs the child on another stack, where a copy of the caller's is wanted.
+//! neither; nix's clone runs the child on another stack, while the child here continues on its copy of the caller's.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
@@ -25,7 +25,7 @@ impl Flags {
     /// The child becomes a sibling: its parent is the caller's.
     pub const PARENT: Self = Self(libc::CLONE_PARENT as u64);
 
-    /// Both.
+    /// Combines two sets of flags.
     #[must_use]
     pub const fn and(self, other: Self) -> Self {
         Self(self.0 | other.0)
@@ -39,7 +39,7 @@ impl Flags {
 /// CLONE_INTO_CGROUP, Linux 5.7.
 const INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// A child.
+/// A child process.
 #[derive(Debug)]
 pub struct Child {
     /// In the caller's PID namespace.
@@ -87,8 +87,8 @@ pub fn clone3_pidfd(
         cgroup: cgroup.map_or(0, |fd| u64::from(fd.as_raw_fd().unsigned_abs())),
         ..Args::default()
     };
-    // SAFETY: the kernel reads `args`, of the size told, and writes a number into `pidfd`; both live across the
-    // call. Without CLONE_VM, which `Flags` cannot say, this is a fork, of a process with one thread.
+    // SAFETY: the kernel reads `args`, of the size that is passed, and writes a number into `pidfd`; both live across the
+    // call. Without CLONE_VM, which `Flags` cannot contain, this is a fork, of a process with one thread.
     match unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<Args>()) } {
         -1 => Err(io::Error::last_os_error()),
         0 => fork::leave(work),
@@ -112,7 +112,7 @@ pub const SIBLING: (i64, u64) = (libc::SYS_clone, (libc::CLONE_PARENT | libc::SI
 pub fn sibling(_: &fork::SingleThreaded, work: impl FnOnce() -> i32) -> io::Result<u32> {
     let flags = libc::CLONE_PARENT | libc::SIGCHLD;
     // SAFETY: without CLONE_VM this is a fork, of a process that had one thread and, by the proof's contract, has.
-    // Null pointers: the child goes on on its copy of this stack, and no memory is written.
+    // The pointers are null: the child continues on its copy of this stack, and the kernel writes no memory.
     match unsafe { libc::syscall(libc::SYS_clone, flags, 0usize, 0usize, 0usize, 0usize) } {
         -1 => Err(io::Error::last_os_error()),
         0 => fork::leave(work),

@@ -33,7 +33,7 @@ pub struct Credentials {
     pub filter: bool,
 }
 
-/// The id that no user and no group has: setresuid(2) takes it for "unchanged".
+/// An id that no user and no group has: to setresuid(2) it means "unchanged".
 pub const NOBODY: u32 = u32::MAX;
 
 /// A capability that is kept only for the filter.
@@ -44,7 +44,7 @@ impl ForFilter {
     /// Drops it, once the filter is loaded. Makes no call if there is none.
     ///
     /// # Errors
-    /// As the filter has capset(2) answered.
+    /// The errno that the filter returns for capset(2).
     pub fn drop(self) -> io::Result<()> {
         self.0.map_or(Ok(()), |sets| Ok(set_capabilities(None, sets)?))
     }

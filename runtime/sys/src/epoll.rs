@@ -7,7 +7,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 
-/// What is asked for, or has happened.
+/// Kinds of events: those that are watched for, or those that have occurred.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Interest {
     /// Readable, or hung up.
@@ -30,21 +30,21 @@ impl Interest {
     }
 }
 
-/// Something that happened.
+/// An event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ready {
-    /// As given to [`Epoll::add`].
+    /// The token that was passed to [`Epoll::add`].
     pub token: u64,
-    /// Read is also set by errors and hang-ups, which reading reports.
+    /// `read` is also set for errors and hang-ups, which reading then reports.
     pub interest: Interest,
 }
 
-/// The set.
+/// An epoll set.
 #[derive(Debug)]
 pub struct Epoll(OwnedFd);
 
 impl Epoll {
-    /// An empty one, close-on-exec.
+    /// Creates an empty set, close-on-exec.
     ///
     /// # Errors
     /// No free descriptor.
@@ -60,7 +60,7 @@ impl Epoll {
         Ok(epoll::add(&self.0, fd, EventData::new_u64(token), interest.flags())?)
     }
 
-    /// Watches for something else.
+    /// Changes the events that a descriptor is watched for.
     ///
     /// # Errors
     /// ENOENT.
@@ -68,7 +68,7 @@ impl Epoll {
         Ok(epoll::modify(&self.0, fd, EventData::new_u64(token), interest.flags())?)
     }
 
-    /// Watches no longer. Call it before closing: a copy of the descriptor in a child keeps it in the set.
+    /// Stops watching a descriptor. Call it before closing: a copy of the descriptor in a child keeps it in the set.
     ///
     /// # Errors
     /// ENOENT.
@@ -76,10 +76,10 @@ impl Epoll {
         Ok(epoll::delete(&self.0, fd)?)
     }
 
-    /// Waits for at most `timeout_ms` (for ever without) and hands each event to `each`.
+    /// Waits for at most `timeout_ms` (without a limit if `None`) and calls `each` with each event.
     ///
     /// # Errors
-    /// epoll_wait(2); an interrupted wait is no error.
+    /// epoll_wait(2); an interrupted wait is not an error.
     pub fn wait(&self, timeout_ms: Option<u64>, mut each: impl FnMut(Ready)) -> io::Result<()> {
         let timeout = timeout_ms.map(|ms| Timespec {
             tv_sec: i64::try_from(ms / 1000).unwrap_or(i64::MAX),

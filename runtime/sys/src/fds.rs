@@ -4,9 +4,9 @@ use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// CLOSE_RANGE_CLOEXEC: mark them instead of closing them.
+/// CLOSE_RANGE_CLOEXEC: marks descriptors close-on-exec instead of closing them.
 const CLOEXEC: libc::c_uint = 4;
-/// First number that is not a standard stream's.
+/// The first number after the standard streams.
 const FIRST: u32 = 3;
 
 /// Marks every descriptor from `first` on close-on-exec; none is closed before execve.
@@ -19,7 +19,7 @@ pub fn cloexec_from(first: u32) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Closes every descriptor from 3 on but those in `keep`.
+/// Closes every descriptor from 3 on, except those in `keep`.
 ///
 /// # Safety
 /// Owners of other descriptors of this process must not use or drop them afterwards.
@@ -98,7 +98,7 @@ impl Inherited {
 /// The open descriptor with this number; `None` if it has an owner ([`Inherited::claim`]).
 fn take(number: RawFd) -> io::Result<Option<OwnedFd>> {
     // SAFETY: F_GETFD takes a number, which need not be open, and changes nothing. (The calls of rustix and nix
-    // want an open descriptor.)
+    // require an open descriptor.)
     let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
     if flags < 0 {
         return Err(io::Error::last_os_error());
@@ -122,7 +122,7 @@ pub fn set_stdio(stdin: BorrowedFd<'_>, stdout: BorrowedFd<'_>, stderr: Borrowed
     Ok(rustix::stdio::dup2_stderr(stderr)?)
 }
 
-/// Reads and writes return instead of waiting. Other descriptors of the same open file change too.
+/// Sets O_NONBLOCK, also for other descriptors of the same open file description.
 ///
 /// # Errors
 /// The errors of fcntl(2).
@@ -138,7 +138,7 @@ pub fn null() -> io::Result<OwnedFd> {
     Ok(std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?.into())
 }
 
-/// read(2), begun again when a signal interrupts it.
+/// read(2), repeated if a signal interrupts it.
 ///
 /// # Errors
 /// The errors of read(2).

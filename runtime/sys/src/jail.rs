@@ -37,7 +37,7 @@ pub fn pause_filter() -> io::Result<Filter> {
         libc::SYS_restart_syscall,
         libc::SYS_prctl,
         libc::SYS_execveat,
-        // The sandbox's own filter comes after this one; a failure is told by message.
+        // The sandbox's own filter comes after this one; a failure is reported with sendmsg.
         libc::SYS_seccomp,
         libc::SYS_sendmsg,
     ];
@@ -52,7 +52,7 @@ pub fn pause_filter() -> io::Result<Filter> {
 pub fn exec_fd(binary: BorrowedFd<'_>, name: &CStr) -> io::Error {
     let args: [*const c_char; 2] = [name.as_ptr(), std::ptr::null()];
     let env: [*const c_char; 1] = [std::ptr::null()];
-    // nix' call allocates, which a filter may forbid by now.
+    // nix's call allocates, which a filter may forbid by now.
     // SAFETY: `args` and `env` end in null and hold C strings; they, the strings and the empty path live across the
     // call. `binary` is open because it is borrowed. When the call succeeds nothing of this program is left.
     unsafe {

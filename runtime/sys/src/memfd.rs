@@ -27,10 +27,10 @@ pub(crate) fn seal(file: &File) -> io::Result<()> {
     Ok(fcntl_add_seals(file, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?)
 }
 
-/// All of a file from its start, whatever its offset is (which a memfd's receivers share).
+/// Reads a whole file. Its offset, which the receivers of a memfd share, is neither used nor changed.
 ///
 /// # Errors
-/// InvalidData above `cap` bytes; read(2).
+/// InvalidData if it has more than `cap` bytes; read(2).
 pub fn read_all(fd: BorrowedFd<'_>, cap: usize) -> io::Result<Vec<u8>> {
     let file = File::from(fd.try_clone_to_owned()?);
     let size = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);

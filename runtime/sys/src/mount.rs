@@ -1,5 +1,5 @@
 //! The mount interface by descriptors (fsopen(2), open_tree(2), move_mount(2), mount_setattr(2), openat2(2)):
-//! nothing here walks a path twice.
+//! a path is resolved only once.
 
 use std::ffi::CStr;
 use std::io;
@@ -75,7 +75,7 @@ fn set(mount: BorrowedFd<'_>, recursive: bool, attr: &MountAttr) -> io::Result<(
     let flags = AtFlags::EMPTY_PATH.bits() | if recursive { AT_RECURSIVE } else { 0 };
     let path: &CStr = c"";
     // Neither rustix nor nix has this call.
-    // SAFETY: mount_setattr(2) reads the path, a C string, and `attr`, a `struct mount_attr` of the size told;
+    // SAFETY: mount_setattr(2) reads the path, a C string, and `attr`, a `struct mount_attr` of the size that is passed;
     // both live across the call. The descriptor is open because it is borrowed.
     let done = unsafe {
         libc::syscall(
@@ -90,10 +90,10 @@ fn set(mount: BorrowedFd<'_>, recursive: bool, attr: &MountAttr) -> io::Result<(
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Adds attributes to one mount, attached or not; none is taken away.
+/// Adds attributes to one mount, attached or not; no attribute is removed.
 ///
 /// # Errors
-/// EPERM; EINVAL when `mount` is no mount's root.
+/// EPERM; EINVAL if `mount` is not the root of a mount.
 pub fn add_attributes(mount: BorrowedFd<'_>, attributes: Attributes) -> io::Result<()> {
     match attributes.bits() {
         0 => Ok(()),
@@ -110,7 +110,7 @@ pub fn set_propagation(mount: BorrowedFd<'_>, pass: Pass, recursive: bool) -> io
     set(mount, recursive, &MountAttr { propagation, ..MountAttr::default() })
 }
 
-/// A detached copy of the mount that `source` is in, beginning at `source`. It is gone when the last
+/// A detached copy of the mount that `source` is in, beginning at `source`. It is dissolved when the last
 /// descriptor is closed, unless it is attached. The source must be in the caller's mount namespace.
 ///
 /// # Errors
@@ -125,7 +125,7 @@ pub fn clone(source: BorrowedFd<'_>, recursive: bool) -> io::Result<OwnedFd> {
 }
 
 /// Attaches a tree at `target`, a directory or, for a tree that is one file, a file. A tree that is attached
-/// elsewhere is moved: it misses no mount event on the way.
+/// elsewhere is moved, and receives propagated mounts all the time.
 ///
 /// # Errors
 /// ENOTDIR when one is a directory and the other is not; ELOOP; EINVAL for a tree that is attached below a
@@ -135,11 +135,12 @@ pub fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
     Ok(move_mount(tree, "", target, "", flags)?)
 }
 
-/// Lets a private mount take part in the mount events that another one takes part in. Linux 5.15.
+/// Adds the private mount `to` to the peer group of `from` and makes it a slave where `from` is one
+/// (MOVE_MOUNT_SET_GROUP, Linux 5.15).
 ///
 /// # Errors
-/// EINVAL where `to` is not private, where one of them is no mount's root, not of the same file system or not
-/// attached in the caller's namespace, and before Linux 5.15.
+/// EINVAL if `to` is not private, if one of them is not the root of a mount or not attached in the caller's namespace,
+/// if they are of different file systems, and before Linux 5.15.
 pub fn join_group(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH
         | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH
@@ -156,8 +157,8 @@ pub enum FsOption<'a> {
     Value(&'a str, &'a str),
 }
 
-/// A new file system of `kind`, mounted nowhere yet. Where the kernel gives reasons beside the errno they are
-/// in the error's text.
+/// Creates a file system of `kind`, which is not attached yet. If the kernel gives reasons in addition to the errno,
+/// the error contains them.
 ///
 /// # Errors
 /// ENODEV for an unknown kind; EINVAL for an unknown option; those of the file system.
@@ -186,7 +187,7 @@ pub fn create_at(kind: &str, target: &Path, options: &str) -> io::Result<()> {
     Ok(rustix::mount::mount(kind, target, kind, rustix::mount::MountFlags::empty(), options.as_c_str())?)
 }
 
-/// Adds what the kernel wrote into the context's log (one message a read).
+/// Adds the messages in the context's log (each read returns one).
 fn explain(context: &OwnedFd, errno: rustix::io::Errno) -> io::Error {
     let mut text = String::new();
     let mut buffer = [0u8; 512];
@@ -207,7 +208,7 @@ fn explain(context: &OwnedFd, errno: rustix::io::Errno) -> io::Error {
     }
 }
 
-/// An errno with the kernel's own words; [`errno`] finds the number again.
+/// An errno with the kernel's messages; [`errno`] returns the number.
 #[derive(Debug, thiserror::Error)]
 #[error("{}{text}", io::Error::from_raw_os_error(*.errno))]
 struct Explained {
@@ -215,7 +216,7 @@ struct Explained {
     text: String,
 }
 
-/// The errno of an error of this module, 0 when there is none.
+/// The errno of an error of this module; 0 if it has none.
 pub fn errno(error: &io::Error) -> i32 {
     let inner = error.get_ref().and_then(|e| e.downcast_ref::<Explained>()).map(|e| e.errno);
     error.raw_os_error().or(inner).unwrap_or(0)
@@ -233,7 +234,7 @@ pub fn tmpfs(mode: u32, size: u64, attributes: Attributes) -> io::Result<OwnedFd
     create("tmpfs", options.get(..used).unwrap_or(&options), attributes)
 }
 
-/// Opens a path as it stands for the caller, symlinks followed, without touching what it names (O_PATH).
+/// Opens a path of the caller (O_PATH). Symlinks are followed; the object itself is not opened.
 ///
 /// # Errors
 /// Those of open(2).
@@ -250,8 +251,8 @@ pub fn open_in_root(root: BorrowedFd<'_>, path: &Path, flags: OFlags, mode: u32)
     Ok(beneath::resolve(root, path, flags, Mode::from_raw_mode(mode), how)?)
 }
 
-/// Opens a regular file for reading, `path` as in [`open_in_root`]. Nothing else is ever opened: a device would
-/// be set going by that alone, a FIFO would wait.
+/// Opens a regular file for reading, `path` as in [`open_in_root`]. Other objects are not opened: opening a device can
+/// have any effect, and opening a FIFO would block.
 ///
 /// # Errors
 /// As [`open_in_root`]; InvalidData for anything but a regular file; /proc must be mounted.
@@ -260,12 +261,12 @@ pub fn open_regular_in_root(root: BorrowedFd<'_>, path: &Path) -> io::Result<std
     if FileType::from_raw_mode(fstat(&found)?.st_mode) != FileType::RegularFile {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "not a plain file"));
     }
-    // What was looked at is what is opened.
+    // Opens the same object that was checked.
     let again = format!("/proc/self/fd/{}", found.as_raw_fd());
     Ok(openat(CWD, again, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?.into())
 }
 
-/// The number of the mount that an open file is in, as mountinfo counts them.
+/// The id of the mount that an open file is in, as in mountinfo.
 ///
 /// # Errors
 /// Those of statx(2); Unsupported before Linux 5.8.
@@ -277,14 +278,14 @@ pub fn mount_id(file: BorrowedFd<'_>) -> io::Result<u64> {
     Ok(stat.stx_mnt_id)
 }
 
-/// What an open file is: two descriptors with equal identities are the same place in the mount tree.
+/// The identity of an open file: two descriptors with equal identities are the same place in the mount tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
-    /// The mount, as mountinfo numbers it.
+    /// The id of the mount, as in mountinfo.
     pub mount: u64,
     /// The file, within the mount's file system.
     pub inode: u64,
-    /// Whether the file is the mount's root: inode numbers alone repeat on some file systems (btrfs).
+    /// Whether the file is the mount's root: some file systems (btrfs) use an inode number more than once.
     pub is_mount_root: bool,
 }
 
@@ -302,11 +303,11 @@ pub fn identity(file: BorrowedFd<'_>) -> io::Result<Identity> {
     Ok(Identity { mount: stat.stx_mnt_id, inode: stat.stx_ino, is_mount_root })
 }
 
-/// Detaches what is mounted at `path`. Make a copy of a shared tree private before, or its peers lose their
-/// submounts too.
+/// Detaches the mount at `path`. Make a copy of a shared tree private first; otherwise its peers lose their submounts
+/// too.
 ///
 /// # Errors
-/// EINVAL when nothing is mounted there.
+/// EINVAL if nothing is mounted there.
 pub fn detach(path: &Path) -> io::Result<()> {
     Ok(unmount(path, UnmountFlags::DETACH)?)
 }
@@ -322,7 +323,7 @@ pub fn detach_fd(mount: BorrowedFd<'_>) -> io::Result<()> {
 /// Sets the propagation of the mount at `path`, by mount(2).
 ///
 /// # Errors
-/// EINVAL when `path` is no mount's root.
+/// EINVAL if `path` is not the root of a mount.
 pub fn change(path: &Path, pass: Pass, recursive: bool) -> io::Result<()> {
     let mut flags = pass.flags();
     if recursive {
@@ -331,20 +332,20 @@ pub fn change(path: &Path, pass: Pass, recursive: bool) -> io::Result<()> {
     Ok(mount_change(path, flags)?)
 }
 
-/// Makes the mount at the working directory the root of the namespace and drops the old one.
+/// Makes the mount at the working directory the root of the namespace and detaches the old one.
 ///
 /// # Errors
-/// EINVAL when the old root is shared, or the working directory no mount's root.
+/// EINVAL if the old root is shared, or if the working directory is not the root of a mount.
 pub fn pivot_here() -> io::Result<()> {
     rustix::process::pivot_root(".", ".")?;
     detach(Path::new("."))
 }
 
-/// Makes the mount whose root `root` is the root of the namespace and of the caller, and drops the old one with
-/// everything in it. The working directory becomes the new root.
+/// Makes the mount whose root `root` is the root of the namespace and of the caller, and detaches the old one
+/// with everything in it. The working directory becomes the new root.
 ///
 /// # Errors
-/// EINVAL when `root` is no mount's root, or when it, its parent or the old root's parent is shared.
+/// EINVAL if `root` is not the root of a mount, or if it, its parent or the old root's parent is shared.
 pub fn pivot_into(root: BorrowedFd<'_>) -> io::Result<()> {
     rustix::process::fchdir(root)?;
     pivot_here()?;

@@ -11,7 +11,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 /// Runs `work` inside the network namespace `netns`, in a thread that ends with it. Blocks until then.
 ///
 /// # Errors
-/// Those of `work`; of setns(2), for example EINVAL when `netns` is something else; of starting a thread.
+/// The errors of `work`, of setns(2) (EINVAL if `netns` is not a network namespace), and of starting a thread.
 pub fn inside<T: Send>(netns: BorrowedFd<'_>, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     thread::scope(|scope| {
         let thread = thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, || {
@@ -26,13 +26,13 @@ pub fn inside<T: Send>(netns: BorrowedFd<'_>, work: impl FnOnce() -> io::Result<
 /// addresses.
 ///
 /// # Errors
-/// What the kernel said, for example EPERM without CAP_NET_ADMIN in the namespace's owner.
+/// The errors of the system calls, for example EPERM without CAP_NET_ADMIN in the namespace's owner.
 pub fn loopback_up() -> io::Result<()> {
     let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     set_up(socket.as_fd(), b"lo")
 }
 
-/// Sets IFF_UP of the interface `name` of the namespace that `socket` was made in.
+/// Sets IFF_UP of the interface `name` in the namespace in which `socket` was created.
 fn set_up(socket: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
     // Neither rustix nor nix has these ioctls.
     // SAFETY: ifreq holds an array and a union of plain integers and a pointer: all zeroes are a valid value.

@@ -47,16 +47,17 @@ pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
 /// The network namespace of a process; `number` is for kernels without the ioctl.
 ///
 /// # Errors
-/// The process is gone, or may not be looked at.
+/// The process is gone, or access is denied.
 pub fn network_namespace(pidfd: BorrowedFd<'_>, number: u32) -> io::Result<OwnedFd> {
     namespace(pidfd, number, "net")
 }
 
-/// As [`network_namespace`], of the kind that /proc/PID/ns calls `name`. Not by way of /proc where that can be avoided:
-/// each path that is opened there stays as an inode of 700 bytes and a dentry of 200 as long as the process lives.
+/// Like [`network_namespace`], for the kind `name` (its name in /proc/PID/ns). Uses an ioctl instead of /proc if the
+/// kernel has it: each path that is opened in /proc costs an inode of 700 bytes and a dentry of 200 as long as the
+/// process lives.
 ///
 /// # Errors
-/// The process is gone, or may not be looked at; NotFound for a kind that the kernel does not know.
+/// The process is gone, or access is denied; NotFound for a kind that the kernel does not know.
 pub(crate) fn namespace(pidfd: BorrowedFd<'_>, number: u32, name: &str) -> io::Result<OwnedFd> {
     if let Some((_, request)) = GET_NAMESPACE.iter().find(|(kind, _)| *kind == name) {
         // Neither rustix nor nix has these.

@@ -24,7 +24,7 @@ pub struct Stat {
 impl Stat {
     /// PF_EXITING.
     const EXITING: u32 = 0x4;
-    /// PF_FORKNOEXEC, which execve takes away before it closes descriptors.
+    /// PF_FORKNOEXEC, which execve clears before it closes descriptors.
     const FORKED: u32 = 0x40;
 
     /// Whether it has called execve since it was forked.
@@ -65,7 +65,7 @@ pub fn stat(pid: u32) -> io::Result<Stat> {
     parse_stat(&text).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat")))
 }
 
-/// The name in parentheses may hold anything, parentheses too: the last one ends it.
+/// The name is in parentheses and may contain any character; the last closing parenthesis ends it.
 fn parse_stat(text: &[u8]) -> Option<Stat> {
     let end = text.iter().rposition(|byte| *byte == b')')?;
     let mut fields = std::str::from_utf8(text.get(end + 1..)?).ok()?.split_ascii_whitespace();
@@ -79,8 +79,7 @@ fn parse_stat(text: &[u8]) -> Option<Stat> {
     Some(Stat { state, parent, session, flags, threads, status })
 }
 
-/// Pids of this process's children, as far as /proc lists them (CONFIG_PROC_CHILDREN). Of one thread's, so
-/// for processes with one thread.
+/// Pids of the calling thread's children (CONFIG_PROC_CHILDREN), so of all children of a process with one thread.
 ///
 /// # Errors
 /// No such file.
@@ -89,10 +88,10 @@ pub fn children() -> io::Result<Vec<u32>> {
     Ok(text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect())
 }
 
-/// `None` in place of the error that a process which is gone gives: NotFound, ESRCH.
+/// `None` for an error that means that the process does not exist any more (NotFound, ESRCH).
 ///
 /// # Errors
-/// All others.
+/// All other errors.
 pub fn unless_gone<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
     match outcome {
         Ok(value) => Ok(Some(value)),
@@ -105,7 +104,7 @@ pub fn unless_gone<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// `/proc/<pid>/cgroup`: a line a hierarchy.
+/// The content of `/proc/<pid>/cgroup`: one line per hierarchy.
 ///
 /// # Errors
 /// NotFound when it is gone.
@@ -118,7 +117,7 @@ pub fn cgroups(pid: u32) -> io::Result<Vec<u8>> {
 /// # Errors
 /// prctl(2).
 pub fn become_subreaper() -> io::Result<()> {
-    // Any pid means yes.
+    // Any pid sets the attribute; `None` clears it.
     Ok(rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?)
 }
 
@@ -131,9 +130,9 @@ pub fn set_dumpable(dumpable: bool) -> io::Result<()> {
     Ok(rustix::process::set_dumpable_behavior(if dumpable { Dumpable } else { NotDumpable })?)
 }
 
-/// setsid(2); a process that leads its session already is left so.
+/// setsid(2). No effect if the process leads its session already.
 pub fn new_session() {
-    // It fails only for the leader of a process group, which then leads its own session or was made to.
+    // It fails only for the leader of a process group; the callers lead either none or their own session.
     let _ = rustix::process::setsid();
 }
 
@@ -152,18 +151,18 @@ pub fn set_oom_score_adj(wanted: i32) -> io::Result<i32> {
     if set(wanted)? {
         return Ok(wanted);
     }
-    // The kernel does not show the lowest value: it lies above `wanted`, and not above what is in force.
-    let mut in_force = fs::read_to_string(FILE)?.trim().parse().map_err(io::Error::other)?;
+    // The kernel does not show the lowest allowed value: it is above `wanted`, and at most the current value.
+    let mut current = fs::read_to_string(FILE)?.trim().parse().map_err(io::Error::other)?;
     let mut refused = wanted;
-    // Mostly what is in force is the lowest already, and one write tells.
-    if in_force - refused > 1 {
-        *(if set(in_force - 1)? { &mut in_force } else { &mut refused }) = in_force - 1;
+    // Usually the current value is the lowest already, and one write shows it.
+    if current - refused > 1 {
+        *(if set(current - 1)? { &mut current } else { &mut refused }) = current - 1;
     }
-    while in_force - refused > 1 {
-        let middle = refused + (in_force - refused) / 2;
-        *(if set(middle)? { &mut in_force } else { &mut refused }) = middle;
+    while current - refused > 1 {
+        let middle = refused + (current - refused) / 2;
+        *(if set(middle)? { &mut current } else { &mut refused }) = middle;
     }
-    Ok(in_force)
+    Ok(current)
 }
 
 /// Sets what a core dump of this process and its children leaves out, as a mask (core(5)).
@@ -182,7 +181,7 @@ pub fn set_coredump_filter(mask: u32) -> io::Result<()> {
 pub fn set_title(name: &std::ffi::CStr) -> io::Result<()> {
     use std::os::unix::fs::FileExt as _;
     rustix::thread::set_name(name)?;
-    // The arguments' place: fields 48 and 49 of stat(5), counted from after the name.
+    // Where the arguments are: fields 48 and 49 of /proc/PID/stat (proc_pid_stat(5)).
     let stat = fs::read("/proc/self/stat")?;
     let numbers = || io::Error::new(io::ErrorKind::InvalidData, "/proc/self/stat");
     let end = stat.iter().rposition(|byte| *byte == b')').ok_or_else(numbers)?;
@@ -195,7 +194,7 @@ pub fn set_title(name: &std::ffi::CStr) -> io::Result<()> {
     }
     let mut line = vec![0; length];
     line.iter_mut().zip(name.to_bytes()).for_each(|(to, from)| *to = *from);
-    // By way of the kernel, which knows what is mapped: nothing of this program points there but argv.
+    // Written through /proc/self/mem, which fails for an address that is not mapped. Only argv points there.
     if let Some(last) = line.last_mut() {
         *last = 0;
     }
@@ -205,9 +204,9 @@ pub fn set_title(name: &std::ffi::CStr) -> io::Result<()> {
 /// Writes a setting below /proc/sys; `name` with dots or slashes, as sysctl(8) takes both.
 ///
 /// # Errors
-/// A name that leads out of /proc/sys; as the kernel says.
+/// InvalidInput for a name that leads out of /proc/sys; the errors of the system calls.
 pub fn write_sysctl(name: &str, value: &str) -> io::Result<()> {
-    // Of names with slashes the dots belong to interface names.
+    // If a name has slashes, its dots belong to interface names.
     let name = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
     if name.split('/').any(|part| part.is_empty() || part == "..") {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name} is not a sysctl")));

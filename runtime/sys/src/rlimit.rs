@@ -26,7 +26,7 @@ const RESOURCES: [Resource; 16] = [
     Resource::Rttime,
 ];
 
-/// A soft and a hard limit; `u64::MAX` is none.
+/// A soft and a hard limit; `u64::MAX` means no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limit {
     soft: u64,
@@ -50,8 +50,8 @@ impl Limit {
     }
 }
 
-/// Sets a limit of the calling process. Where the hard limit cannot be raised (no CAP_SYS_RESOURCE, or above
-/// fs.nr_open) both are cut to it.
+/// Sets a limit of the calling process. If the hard limit cannot be raised (no CAP_SYS_RESOURCE, or above
+/// fs.nr_open), both values are reduced to it.
 ///
 /// # Errors
 /// EINVAL for an unknown resource or a soft limit above the hard one.
@@ -72,9 +72,9 @@ pub(crate) fn reset_nice() {
     let _ = rustix::process::setpriority_process(None, 0);
 }
 
-/// Soft limit of open files that this process was started with; [`KEPT`] until it was raised.
-static GIVEN: AtomicU64 = AtomicU64::new(KEPT);
-const KEPT: u64 = u64::MAX;
+/// Soft limit of open files that this process was started with; [`UNCHANGED`] until it was raised.
+static GIVEN: AtomicU64 = AtomicU64::new(UNCHANGED);
+const UNCHANGED: u64 = u64::MAX;
 /// Open files that the daemon or a shim may need: pipes, sockets and cgroup folders of every container.
 const NEEDED: u64 = 65_536;
 
@@ -95,7 +95,7 @@ pub fn raise_open_files() -> io::Result<()> {
 
 /// The limit of open files for programs that this process starts, if its own differs.
 pub(crate) fn given() -> Option<Limit> {
-    let soft = Some(GIVEN.load(Ordering::Relaxed)).filter(|soft| *soft != KEPT)?;
+    let soft = Some(GIVEN.load(Ordering::Relaxed)).filter(|soft| *soft != UNCHANGED)?;
     let hard = Limit::of(Resource::Nofile).hard;
     Some(Limit { soft: soft.min(hard), hard })
 }

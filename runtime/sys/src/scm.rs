@@ -76,7 +76,7 @@ pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?)
 }
 
-/// Accepts a connection, non-blocking and close-on-exec; `None` when none waits (on a non-blocking listener).
+/// Accepts a connection, non-blocking and close-on-exec; `None` if none is waiting (on a non-blocking listener).
 ///
 /// # Errors
 /// accept4(2).

@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::io;
 
-/// Instructions the kernel takes at most (BPF_MAXINSNS).
-const LONGEST: usize = 4096;
+/// Most instructions that the kernel accepts (BPF_MAXINSNS).
+const MAX_INSTRUCTIONS: usize = 4096;
 /// SECCOMP_RET_ALLOW and SECCOMP_RET_LOG: the call goes on.
 const ALLOWING: [u32; 2] = [libc::SECCOMP_RET_ALLOW, libc::SECCOMP_RET_LOG];
 /// AUDIT_ARCH_* of this program's own calls.
@@ -13,7 +13,8 @@ pub(crate) const ARCH: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
 pub(crate) const ARCH: u32 = 0xc000_00b7;
 
-/// An instruction as [`Filter::new`] takes it: code, distances of the jump when it holds and when not, operand.
+/// An instruction in the format of [`Filter::new`]: code, jump distances if the condition is true and if it is false,
+/// operand.
 pub(crate) const fn instruction(code: u16, holds: u8, else_: u8, k: u32) -> u64 {
     code as u64 | (holds as u64) << 16 | (else_ as u64) << 24 | (k as u64) << 32
 }
@@ -23,7 +24,7 @@ pub const fn load(offset: u32) -> u64 {
     instruction(0x20, 0, 0, offset)
 }
 
-/// Jumps by whether what was loaded equals `k`.
+/// Jumps depending on whether the loaded word equals `k`.
 pub const fn jump_equal(k: u32, holds: u8, else_: u8) -> u64 {
     instruction(0x15, holds, else_, k)
 }
@@ -38,7 +39,7 @@ pub const NUMBER: u32 = 0;
 /// Offset of the architecture (AUDIT_ARCH_*) in `struct seccomp_data`.
 pub const ARCHITECTURE: u32 = 4;
 
-/// Instructions that allow these calls and let all others go on to what follows.
+/// Instructions that allow these calls; for all others the next instruction after them is executed.
 pub fn allow_each(calls: impl IntoIterator<Item = u32>) -> impl Iterator<Item = u64> {
     calls.into_iter().flat_map(|call| [jump_equal(call, 0, 1), give(libc::SECCOMP_RET_ALLOW)])
 }
@@ -68,12 +69,12 @@ pub struct Call {
 }
 
 impl Filter {
-    /// From one number an instruction, and SECCOMP_FILTER_FLAG_* bits.
+    /// Creates a filter from instructions, each as one number, and SECCOMP_FILTER_FLAG_* bits.
     ///
     /// # Errors
     /// InvalidInput for none or too many instructions.
     pub fn new(instructions: &[u64], flags: u32) -> io::Result<Self> {
-        if instructions.is_empty() || instructions.len() > LONGEST {
+        if instructions.is_empty() || instructions.len() > MAX_INSTRUCTIONS {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let decode = |i: &u64| {
@@ -84,7 +85,7 @@ impl Filter {
         Ok(Self { program: instructions.iter().map(decode).collect(), flags })
     }
 
-    /// Loads it for the calling thread, for good.
+    /// Loads it for the calling thread. It cannot be removed.
     ///
     /// # Errors
     /// EINVAL for a program or flags that the kernel refuses; EACCES with neither CAP_SYS_ADMIN nor
@@ -179,7 +180,7 @@ mod tests {
     fn refuses_what_is_no_program() {
         assert_eq!(Filter::new(&[], 0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
         assert_eq!(
-            Filter::new(&vec![0x0006; LONGEST + 1], 0).unwrap_err().kind(),
+            Filter::new(&vec![0x0006; MAX_INSTRUCTIONS + 1], 0).unwrap_err().kind(),
             io::ErrorKind::InvalidInput
         );
     }

@@ -29,7 +29,7 @@ impl SignalFd {
         Ok(Self(Inner::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?))
     }
 
-    /// The next pending signal's number; `None` when there is none. One may stand for many of its kind.
+    /// The number of the next pending signal; `None` if there is none. One may stand for several of the same number.
     ///
     /// # Errors
     /// read(2).
@@ -65,13 +65,13 @@ impl Drop for Blocked {
 /// Default actions for every signal, none blocked. Handlers are lost at execve in any case; ignored signals and the
 /// mask would stay. Makes system calls only: it may be called between vfork and execve.
 pub fn reset() {
-    // SIG_DFL, no flags, no restorer, empty mask: the kernel's own struct sigaction is at most 32 bytes.
+    // SIG_DFL, no flags, no restorer, an empty mask. The kernel's struct sigaction has at most 32 bytes.
     let default = [0u64; 4];
     for signal in 1..=LAST {
         // nix knows no real-time signals, and the C library refuses two of them. For SIGKILL and SIGSTOP the call
         // fails; they always have their default actions.
-        // SAFETY: rt_sigaction(2) reads `default`, of the size told or more, and writes nothing back. It takes a
-        // handler away, if any, and installs no code.
+        // SAFETY: rt_sigaction(2) reads `default`, of the size that is passed or more, and writes nothing. It removes
+        // a handler, if there is one, and installs none.
         unsafe {
             libc::syscall(
                 libc::SYS_rt_sigaction,
@@ -90,7 +90,7 @@ pub fn reset() {
 /// C library's calls leave out the two signals that the C library keeps for itself.
 fn set_mask(mask: u64) -> io::Result<u64> {
     let mut before = 0u64;
-    // SAFETY: rt_sigprocmask(2) reads one set of the size told and writes one; both live across the call.
+    // SAFETY: rt_sigprocmask(2) reads one set of the size that is passed and writes one; both live across the call.
     let done = unsafe {
         libc::syscall(
             libc::SYS_rt_sigprocmask,

@@ -24,16 +24,16 @@ const STACK: usize = 64 * 1024;
 /// Copies of all descriptors are made from here on, above the numbers they are to get.
 const ABOVE: RawFd = 64;
 
-/// What is executed.
+/// The executable.
 #[derive(Debug, Clone, Copy)]
 pub enum Binary<'a> {
-    /// What is open ([`crate::seal`]). Not a script: its interpreter could not open it.
+    /// An open executable ([`crate::seal`]). It must not be a script: the interpreter could not open it.
     Fd(BorrowedFd<'a>),
     /// An absolute path.
     Path(&'a CStr),
 }
 
-/// What to start.
+/// A program to start.
 #[derive(Debug)]
 pub struct Program<'a> {
     /// Which program.
@@ -42,7 +42,7 @@ pub struct Program<'a> {
     pub args: &'a [CString],
     /// The whole environment.
     pub env: &'a [CString],
-    /// stdin, stdout and stderr; /dev/null where there is none.
+    /// stdin, stdout and stderr; /dev/null for `None`.
     pub stdio: [Option<BorrowedFd<'a>>; 3],
     /// Become descriptors 3, 4 and so on (at most 32); all others are closed.
     pub fds: &'a [BorrowedFd<'a>],
@@ -50,7 +50,7 @@ pub struct Program<'a> {
 
 /// The child's input, prepared by the parent.
 struct Plan {
-    /// What is executed where `path` is null: it gets the number `rest`, and is closed by execve.
+    /// The executable if `path` is null: it gets the number `rest`, and is closed by execve.
     binary: RawFd,
     path: *const c_char,
     args: Vec<*const c_char>,
@@ -66,10 +66,10 @@ struct Plan {
 }
 
 /// Starts it: leader of a new session, in `/`, all signals at their defaults and none blocked. Returns once
-/// it was exec'd. The caller reaps it.
+/// its execve has succeeded. The caller reaps it.
 ///
 /// # Errors
-/// clone(2), or what the child's calls failed with; then there is no child.
+/// The errors of clone(2) and of the child's system calls. There is no child then.
 #[expect(clippy::too_many_lines, reason = "the order of the calls around clone(2) is what makes it sound")]
 pub fn spawn(program: &Program<'_>) -> io::Result<Child> {
     if program.fds.len() > 32 {
@@ -105,9 +105,9 @@ pub fn spawn(program: &Program<'_>) -> io::Result<Child> {
 
     let blocked = Blocked::new()?;
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
-    // nix' clone has no place for the pidfd.
+    // nix's clone cannot return a pidfd.
     // SAFETY: `top` is the aligned end of a stack that, like `plan`, `pidfd` and all that `plan` points to, outlives
-    // the child's use: CLONE_VFORK holds this thread until the child has exec'd or left. `child` makes system calls
+    // the child's use: CLONE_VFORK stops this thread until the child has called execve or exited. `child` makes system calls
     // only, and no signal handler runs in it: every signal is blocked until it has taken the handlers away.
     let pid = unsafe {
         libc::clone(
@@ -145,7 +145,7 @@ extern "C" fn child(plan: *mut c_void) -> libc::c_int {
     crate::fork::exit_now(127)
 }
 
-/// Returns only what failed. rustix' functions used here are one system call each.
+/// Returns only on an error. The functions of rustix that are used here make one system call each.
 fn become_program(plan: &Plan) -> Errno {
     // It fails for the leader of a process group, which a new process is not.
     let _ = rustix::process::setsid();
@@ -193,7 +193,7 @@ fn become_program(plan: &Plan) -> Errno {
     last()
 }
 
-/// The C library's errno, which is the parent thread's own: that one is held.
+/// The C library's errno. The child shares it with the parent's thread, which is stopped meanwhile.
 fn last() -> Errno {
     Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL)
 }

@@ -24,8 +24,8 @@ pub fn reap(before: impl FnOnce(u32)) -> io::Result<Option<Ended>> {
 
 fn wait_any(which: libc::idtype_t, id: libc::id_t, flags: i32) -> io::Result<Option<Ended>> {
     // rustix does not return the pid, and nix fails for a process that a real-time signal has killed.
-    // SAFETY: siginfo_t is plain data of integers and pointers that are never followed: all zeroes are a value of
-    // it, and what waitid(2) leaves when nothing has ended.
+    // SAFETY: siginfo_t is plain data of integers and pointers that are never followed, so all zeroes
+    // are a valid value. waitid(2) leaves it so if no child has ended.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     let flags = libc::WEXITED | libc::WNOHANG | flags;
     // SAFETY: the call writes one siginfo_t to `info`, which lives across it.
@@ -33,7 +33,7 @@ fn wait_any(which: libc::idtype_t, id: libc::id_t, flags: i32) -> io::Result<Opt
         let error = io::Error::last_os_error();
         return if error.raw_os_error() == Some(libc::ECHILD) { Ok(None) } else { Err(error) };
     }
-    // SAFETY: of the union's members waitid(2) has filled those of a SIGCHLD, or all are zeroes; an integer.
+    // SAFETY: waitid(2) has filled the union's members for SIGCHLD, or all bytes are zero; the member is an integer.
     let pid = unsafe { info.si_pid() };
     // SAFETY: as above.
     let status = unsafe { info.si_status() };

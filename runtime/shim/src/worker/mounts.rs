@@ -27,7 +27,7 @@ use crate::podns::SHM;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Paths whose mounts init attaches.
 const LATE: [&str; 3] = ["/dev", "/proc", "/sys"];
-/// From here on numbers in the scratch root are nobody's: a plan has fewer mounts.
+/// First index in the scratch root that no mount of a plan has.
 const SPARE: usize = 100_000;
 /// Names below /proc that refer to a process, in addition to pids.
 const OF_PROCESSES: [&str; 2] = ["self", "thread-self"];
@@ -48,25 +48,25 @@ pub(super) struct Prepared {
     pub(super) plan: MountPlan,
     place: Place,
     tree: Option<OwnedFd>,
-    /// Of a [`MountKind::Cgroup`].
+    /// Used only for a [`MountKind::Cgroup`].
     cgroups: Cgroups,
     /// Cgroup folders to bind below it, by hierarchy.
     leaves: Vec<(String, OwnedFd)>,
 }
 
-/// What a container is shown at /sys/fs/cgroup.
+/// The content of a container's /sys/fs/cgroup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cgroups {
     /// v1: a tmpfs with the container's folder of each hierarchy.
     Leaves,
-    /// v2, with a cgroup namespace of its own: a file system that begins at the container's cgroup.
+    /// v2 with its own cgroup namespace: a cgroup2 whose root is the container's cgroup.
     Own,
-    /// v2 without one: the host's, bound. A mount made anew would change the host's options.
+    /// v2 without its own namespace: a bind mount of the host's. A new mount would change the host's options.
     Host,
 }
 
 impl Cgroups {
-    /// By the daemon's word: where init could look there is the container's /sys, not the host's.
+    /// As the plan says. Init cannot examine the host's /sys, because it has the container's.
     fn of(cgroup: &CgroupPlan, own_namespace: bool) -> Self {
         match (cgroup.unified, own_namespace) {
             (false, _) => Self::Leaves,
@@ -90,7 +90,7 @@ pub(super) struct Split {
     pub(super) init: Vec<(Place, MountPlan)>,
 }
 
-/// Does it lie in a tree that init puts together?
+/// Whether it is at or below a path of [`LATE`].
 fn is_late(target: &str) -> bool {
     LATE.into_iter().any(|top| tree::is_at_or_below(target, top))
 }
@@ -427,7 +427,7 @@ pub(super) fn attach_early(
     )(std::io::ErrorKind::ResourceBusy.into()))
 }
 
-/// Where in the root a volume's links lead now.
+/// The path to which a volume's target resolves now.
 fn resolved(root: &Root, mount: &Prepared) -> Step<Option<PathBuf>> {
     let Some(tree) = &mount.tree else { return Ok(None) };
     let place = place_for(root, tree, &mount.plan)?;
@@ -435,7 +435,8 @@ fn resolved(root: &Root, mount: &Prepared) -> Step<Option<PathBuf>> {
     nested::resolved(root, place.as_fd()).map_err(internal(&stage, "its place"))
 }
 
-/// On which Bidirectional volume a volume lies, and where on it. Our own files below /etc are hidden by such a volume.
+/// The Bidirectional volume that contains the target of a volume, and the path in it. `None` for our own files below
+/// /etc, which such a volume hides.
 fn below_shared(shared: &nested::Shared, root: &Root, mount: &Prepared) -> Step<Option<(String, PathBuf)>> {
     if shared.is_empty() || !matches!(mount.plan.kind, MountKind::Bind { .. }) {
         return Ok(None);

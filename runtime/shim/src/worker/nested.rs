@@ -1,13 +1,13 @@
 //! Volumes on Bidirectional volumes: a service account's token at /var/run/secrets where /run is the host's, for
-//! example. What is mounted on such a volume shows up on the host. So it is attached as a private copy first, the
+//! example. A mount on such a volume appears on the host. So the volume is attached as a private copy first, the
 //! other volumes are mounted on that, and only then the copy joins the peer group of the host's mount
 //! (MOVE_MOUNT_SET_GROUP, Linux 5.15): the host sees what the container mounts from then on, and nothing of ours.
 //!
-//! The worker finds out which volumes these are, since links decide: each volume is opened where it belongs, in the
-//! plan's order, and where that lies below the place of a Bidirectional one it is staged for init instead.
+//! The worker determines which volumes these are, because symlinks decide it: it opens the target of each volume, in the
+//! plan's order. A volume whose target is below that of a Bidirectional one is staged for init.
 //!
-//! What the host mounts on the volume until the copy has joined would be lost to it. The staged volume receives it
-//! all the while: where the two differ in the end, all is done anew.
+//! The copy does not receive mounts that the host makes on the volume before the copy has joined. The staged volume
+//! receives them: if the two differ at the end, everything is repeated.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -27,19 +27,19 @@ use super::tree::{self, Root};
 /// millisecond.
 pub(super) const ATTEMPTS: usize = 20;
 const STAGE: &str = "volumes on a Bidirectional one";
-/// Largest mount table of a container that is looked through, bytes.
-const LARGEST: u64 = 64 << 20;
+/// Largest mount table of a container that is searched, in bytes.
+const MAX_TABLE: u64 = 64 << 20;
 
 /// A volume that lies on a Bidirectional one.
 #[derive(Debug)]
 pub(super) struct Nested {
-    /// As the plan has it.
+    /// Its target in the plan.
     pub(super) target: String,
-    /// Where it is staged in the scratch root.
+    /// Its index in the scratch root.
     pub(super) index: usize,
     /// The plan's target of the Bidirectional volume.
     pub(super) onto: String,
-    /// Its place on that, without links when it was looked at.
+    /// The path in that volume, without symlinks when it was resolved.
     pub(super) below: PathBuf,
 }
 
@@ -49,7 +49,7 @@ pub(super) struct Nested {
 pub(super) struct Shared(Vec<(PathBuf, String)>);
 
 impl Shared {
-    /// Notes where one will be.
+    /// Adds the place of a Bidirectional volume.
     pub(super) fn add(&mut self, target: &str, place: PathBuf) -> Step<()> {
         let above = self.0.iter().find(|(above, _)| place.starts_with(above) && place != *above);
         if let Some((_, above)) = above {
@@ -59,12 +59,12 @@ impl Shared {
         Ok(())
     }
 
-    /// Is there none?
+    /// Whether there is none.
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// On which of them a place lies, and where on it.
+    /// The target of the volume that contains `place`, and the path in it.
     pub(super) fn below(&self, place: &Path) -> Option<(String, PathBuf)> {
         self.0.iter().find_map(|(above, target)| {
             let below = place.strip_prefix(above).ok()?;
@@ -78,16 +78,16 @@ pub(super) fn on_shared(stage: &str, above: &str) -> Failure {
     invalid(stage, format!("it lies on the Bidirectional volume {above} and would appear on the host"))
 }
 
-/// The path in the root of a place that was opened, without links. It decides who attaches a volume, and nothing
-/// else: what is attached to is opened then.
+/// The path in the root of an opened object, without symlinks. It only decides who attaches a volume; the mount point
+/// is opened again when it is attached.
 pub(super) fn resolved(root: &Root, place: BorrowedFd<'_>) -> io::Result<Option<PathBuf>> {
     let path = |fd: BorrowedFd<'_>| std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
     let (top, place) = (path(root.as_fd())?, path(place)?);
     Ok(place.strip_prefix(top).ok().map(Path::to_owned))
 }
 
-/// Attaches the staged Bidirectional volume `source` at `place`, and `nested` on it. In init. What had to be done
-/// anew stays in the scratch root from number `spare` on, and goes with it.
+/// Attaches the staged Bidirectional volume `source` at `place`, and `nested` on it. In init. Copies of
+/// earlier attempts stay in the scratch root, from number `spare` on, and are detached with it.
 pub(super) fn attach(
     root: &Root,
     scratch: &Scratch,
@@ -110,7 +110,7 @@ pub(super) fn attach(
         mount::join_group(source.as_fd(), copy.as_fd())
             .map_err(internal(STAGE, "joining the host's mount, for which Linux 5.15 is needed"))?;
         if is_whole(root, source, &copy, &on_it).map_err(internal(STAGE, "the mount table"))? {
-            // Dropped with the scratch root as it is, its peers would lose their submounts, the host among them.
+            // Otherwise detaching the scratch root would also unmount the submounts of its peers, including the host's.
             return mount::set_propagation(source.as_fd(), Pass::Private, true)
                 .map_err(internal(STAGE, "staging"));
         }
@@ -122,13 +122,13 @@ pub(super) fn attach(
             let aside = scratch.stage(spare + attempt, tree::kind(copy.as_fd())?)?;
             mount::attach(copy.as_fd(), aside.as_fd())
         };
-        undo().map_err(internal(STAGE, "doing it anew"))?;
+        undo().map_err(internal(STAGE, "repeating it"))?;
     }
     let what = format!("the host's mounts changed {ATTEMPTS} times while these were attached");
     Err(internal(STAGE, what)(io::ErrorKind::ResourceBusy.into()))
 }
 
-/// Moves one from the scratch root to its place on the copy.
+/// Moves a staged volume to its place on the copy.
 fn attach_one(scratch: &Scratch, copy: &OwnedFd, volume: &Nested) -> Step<OwnedFd> {
     let stage = format!("mount {}", volume.target);
     let below = volume.below.to_str().map(|below| format!("/{below}"));
@@ -143,7 +143,7 @@ fn attach_one(scratch: &Scratch, copy: &OwnedFd, volume: &Nested) -> Step<OwnedF
     };
     let (tree, place, private) = open().map_err(internal(&stage, "mount point"))?;
     if !private {
-        // Of the copy the top mount alone is private.
+        // Only the top mount of the copy is private.
         return Err(invalid(
             &stage,
             format!(
@@ -156,12 +156,12 @@ fn attach_one(scratch: &Scratch, copy: &OwnedFd, volume: &Nested) -> Step<OwnedF
     Ok(tree)
 }
 
-/// Whether the copy has the same mounts below it as its source, beside what we have put there.
+/// Whether the same mounts are below the copy as below its source, except those of `on_it`.
 fn is_whole(root: &Root, source: &OwnedFd, copy: &OwnedFd, on_it: &[(usize, OwnedFd)]) -> io::Result<bool> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let table = mount::open_in_root(root.as_fd(), Path::new("/proc/self/mountinfo"), flags, 0)?;
     let mut text = String::new();
-    File::from(table).take(LARGEST).read_to_string(&mut text)?;
+    File::from(table).take(MAX_TABLE).read_to_string(&mut text)?;
     let table = Table::parse(&text);
     let ours =
         on_it.iter().map(|(_, tree)| mount::mount_id(tree.as_fd())).collect::<io::Result<BTreeSet<_>>>()?;
@@ -169,7 +169,7 @@ fn is_whole(root: &Root, source: &OwnedFd, copy: &OwnedFd, on_it: &[(usize, Owne
     Ok(below(source)? == below(copy)?)
 }
 
-/// Mounts by that which they lie on, as mountinfo numbers them.
+/// A mount table: mounts by the id of their parent.
 #[derive(Debug, Default)]
 struct Table<'t> {
     on: BTreeMap<u64, Vec<Entry<'t>>>,
@@ -185,7 +185,7 @@ struct Entry<'t> {
 }
 
 impl<'t> Table<'t> {
-    /// Of mountinfo's text (proc(5)).
+    /// Parses the text of mountinfo (proc_pid_mountinfo(5)).
     fn parse(text: &'t str) -> Self {
         let mut table = Self::default();
         for line in text.lines() {
@@ -201,14 +201,14 @@ impl<'t> Table<'t> {
         table
     }
 
-    /// What lies below a mount, with its place on it, but for some and what is on those.
+    /// The mounts below `top`, with their paths in it, except those in `but` and the mounts below those.
     fn below(&self, top: u64, but: &BTreeSet<u64>) -> BTreeSet<(String, [&'t str; 2])> {
         let start = self.places.get(&top).copied().unwrap_or_default();
         let (mut found, mut pending) = (BTreeSet::new(), vec![top]);
         while let Some(id) = pending.pop() {
             for entry in self.on.get(&id).into_iter().flatten().filter(|entry| !but.contains(&entry.id)) {
                 let place = entry.place.strip_prefix(start).unwrap_or(entry.place);
-                // A mount cannot lie on itself, so this ends.
+                // This ends, because no mount is below itself.
                 found.insert((place.to_owned(), entry.what));
                 pending.push(entry.id);
             }

@@ -13,7 +13,7 @@ use crate::podns::{EMPTY, LAYERS, WRITABLE};
 
 const STAGE: &str = "rootfs";
 /// Most layers of one overlay in the kernel.
-const MOST_LAYERS: usize = 500;
+const MAX_LAYERS: usize = 500;
 
 /// The clones from the host's namespace.
 pub(super) struct Sources {
@@ -39,16 +39,16 @@ pub(super) fn assemble(plan: &RootfsPlan, sources: &Sources, at: &Path) -> Step<
         |tree: &OwnedFd, path| mount::attach_at(tree.as_fd(), Path::new(path)).map_err(internal(STAGE, path));
     attach(&sources.store, LAYERS)?;
     attach(&sources.writable, WRITABLE)?;
-    if plan.layers.len() > MOST_LAYERS {
+    if plan.layers.len() > MAX_LAYERS {
         return Err(invalid(
             STAGE,
-            format!("{} layers, at most {MOST_LAYERS} can be mounted", plan.layers.len()),
+            format!("{} layers, at most {MAX_LAYERS} can be mounted", plan.layers.len()),
         ));
     }
     let mut lower: Vec<String> = Vec::with_capacity(plan.layers.len());
     for layer in &plan.layers {
         if layer.is_empty() || layer.split('/').any(|name| name == "..") {
-            return Err(invalid(STAGE, format!("{layer:?} is no layer's name")));
+            return Err(invalid(STAGE, format!("{layer:?} is not the name of a layer")));
         }
         lower.push(format!("{LAYERS}/{layer}"));
     }

@@ -18,7 +18,7 @@ use super::stage::{Step, internal, invalid};
 use super::tree;
 
 /// Largest mount table that is searched for a propagating volume, in bytes.
-const LARGEST: u64 = 64 << 20;
+const MAX_TABLE: u64 = 64 << 20;
 
 /// Watches the host's mount table for changes.
 pub(super) struct Table(File);
@@ -44,7 +44,7 @@ fn passes(source: BorrowedFd<'_>, stage: &str) -> Step<(bool, bool)> {
     let id = mount::mount_id(source).map_err(internal(stage, "mount id"))?;
     let mut text = String::new();
     let file = File::open("/proc/self/mountinfo").map_err(internal(stage, "/proc/self/mountinfo"))?;
-    file.take(LARGEST).read_to_string(&mut text).map_err(internal(stage, "/proc/self/mountinfo"))?;
+    file.take(MAX_TABLE).read_to_string(&mut text).map_err(internal(stage, "/proc/self/mountinfo"))?;
     let found = sys::mountinfo::mounts(&text).find(|mount| mount.id == id);
     let found = found.ok_or_else(|| invalid(stage, format!("its mount {id} is not in the mount table")))?;
     Ok((found.has_tag("shared:"), found.has_tag("master:")))

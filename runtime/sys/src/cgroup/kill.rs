@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use super::walk::{each_folder, is_gone, is_too_many, prune};
 use super::{processes, read, write};
 
-/// Most pidfds that are open at once, so that a limit on descriptors does not leave some processes forking
-/// on.
+/// Most pidfds that are open at once, so that a limit on descriptors does not keep processes from being killed.
 const HELD: usize = 64;
 
 /// Sends SIGKILL to every process in a cgroup and below it, once. Processes that were forked meanwhile may
@@ -23,8 +22,8 @@ const HELD: usize = 64;
 /// they are still members.
 ///
 /// # Errors
-/// As the kernel says; a folder that is gone has nothing to kill. Of more folders than [`each_folder`] visits
-/// those are killed that it does, and the empty ones removed: the next call sees others.
+/// The errors of the system calls; a removed folder is not an error. If there are more folders than [`each_folder`]
+/// visits, the processes in the visited ones are killed and empty ones are removed, so the next call visits others.
 pub fn kill_all(
     folders: &[BorrowedFd<'_>],
     freezer: Option<BorrowedFd<'_>>,
@@ -135,10 +134,9 @@ mod tests {
     use std::os::unix::process::ExitStatusExt as _;
     use std::process::Command;
 
-    /// Folders that look like cgroups, more than names are kept of, each with what would be a process: all are
-    /// killed in one round.
+    /// More folders than the walk keeps names of, each like a cgroup with a process: all are killed in one round.
     #[test]
-    fn who_is_in_the_last_of_very_many_folders_is_killed() {
+    fn processes_in_the_last_of_many_folders_are_killed() {
         const FOLDERS: usize = 12_000;
         let temp = tempfile::tempdir().unwrap();
         let mut children: Vec<_> =
