@@ -321,3 +321,15 @@ fn a_retried_create_with_an_environment_finds_its_container() {
     let actions = life.handle(NOW, Input::Ask(Waiter(2), ask(9)));
     assert_eq!(answer_of(&actions, Waiter(2)), Some(Ok(Answer::Created(other))));
 }
+
+/// When the removal of a pod has failed halfway, the record of its container may be gone already.
+#[test]
+fn a_create_in_a_pod_that_is_removed_does_not_find_its_container() {
+    let mut life = restored(PodPhase::Removing, ContainerPhase::Created, true);
+    life.handle(NOW, heard(Shim::Gone));
+    let config = Box::new(record(ContainerPhase::Created).config);
+    let again = ContainerId::from_random([9; 32]);
+    let actions = life.handle(NOW, Input::Ask(Waiter(1), Ask::Create { id: again, config }));
+    assert!(answer_of(&actions, Waiter(1)).expect("an answer").is_err());
+    assert!(jobs(&actions).iter().all(|job| !matches!(job, Job::Create(..))));
+}
