@@ -74,35 +74,13 @@ fn origin<'a>(
     path
 }
 
-/// What is wrong: circles that no arrow of `known` closes, and lines of `known` that are out of date.
-pub(crate) fn judge(levels: &[Level], known: &str) -> Vec<String> {
-    let mut faults = Vec::new();
-    let mut listed: BTreeMap<&str, BTreeSet<Arrow>> = BTreeMap::new();
-    for line in known.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
-        let parts = line.split_once(": ").and_then(|(level, arrow)| Some((level, arrow.split_once(" -> ")?)));
-        let Some((name, (from, to))) = parts else {
-            faults.push(format!("known circles: {line:?} is not \"folder: module -> module\""));
-            continue;
-        };
-        let arrow = (from.to_owned(), to.to_owned());
-        let level = levels.iter().find(|level| level.name == name);
-        if level.is_some_and(|level| way(&level.arrows.keys().collect(), to, from).is_some())
-            && level.is_some_and(|level| level.arrows.contains_key(&arrow))
-        {
-            listed.entry(name).or_default().insert(arrow);
-        } else {
-            faults.push(format!(
-                "known circles: \"{line}\" closes no circle any more: take it out of the list"
-            ));
-        }
-    }
-    for level in levels {
-        let allowed = listed.get(level.name.as_str());
-        let arrows = level.arrows.keys().filter(|arrow| !allowed.is_some_and(|known| known.contains(*arrow)));
-        faults
-            .extend(circles(&arrows.collect()).into_iter().map(|circle| Told { level, circle }.to_string()));
-    }
-    faults
+/// Every circle, as it is told.
+pub(crate) fn told(levels: &[Level]) -> Vec<String> {
+    let tell = |level: &Level| {
+        let circles = circles(&level.arrows.keys().collect()).into_iter();
+        circles.map(|circle| Told { level, circle }.to_string()).collect::<Vec<_>>()
+    };
+    levels.iter().flat_map(tell).collect()
 }
 
 /// For every arrow on a circle the shortest circle through it; each is told once.
