@@ -7,9 +7,8 @@
 //! with close-on-exec, connections and locks of the parent would stay open until then.
 
 use std::ffi::{CStr, CString, c_char, c_void};
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -76,9 +75,8 @@ pub fn spawn(program: &Program<'_>) -> io::Result<Child> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "more than 32 descriptors"));
     }
     let above = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, ABOVE);
-    let null = File::options().read(true).write(true).open("/dev/null")?;
-    let null = std::os::fd::AsFd::as_fd(&null);
-    let stdio = program.stdio.iter().map(|fd| fd.unwrap_or(null));
+    let null = crate::fds::null()?;
+    let stdio = program.stdio.iter().map(|fd| fd.unwrap_or(null.as_fd()));
     let copies = stdio.chain(program.fds.iter().copied()).map(above);
     let copies = copies.collect::<Result<Vec<OwnedFd>, _>>()?;
     let binary = match program.binary {
@@ -128,7 +126,7 @@ pub fn spawn(program: &Program<'_>) -> io::Result<Child> {
     let errno = plan.errno.load(Ordering::Relaxed);
     if errno != 0 {
         // It exits at once, so this does not wait long; its status has no further information.
-        let id = rustix::process::WaitId::PidFd(std::os::fd::AsFd::as_fd(&pidfd));
+        let id = rustix::process::WaitId::PidFd(pidfd.as_fd());
         let reaped = || rustix::process::waitid(id.clone(), rustix::process::WaitIdOptions::EXITED);
         let _ = rustix::io::retry_on_intr(reaped);
         return Err(io::Error::from_raw_os_error(errno));

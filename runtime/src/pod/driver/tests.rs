@@ -81,9 +81,7 @@ impl Rig {
         let mut rig = Self::new();
         let launched = rig.reserve(pod_id());
         let running = rig.job().await;
-        let (connection, events) = fakes::connection();
-        let outcome = Outcome::Launched(Ok(Box::new(ready(&running))));
-        running.end_with(outcome, Some(connection));
+        let events = end_launch(running);
         assert_eq!(ended(launched).await, Ok(pod_id()));
         (rig, events)
     }
@@ -94,8 +92,8 @@ impl Rig {
         tokio::spawn(async move { registry.call(&pod_id(), command).await })
     }
 
-    /// A container that runs.
-    async fn running(&mut self) -> ContainerId {
+    /// A created container.
+    async fn created(&mut self) -> ContainerId {
         let meta = ContainerMeta { name: "main".into(), attempt: 0 };
         let config = Box::new(ContainerConfig { meta, ..ContainerConfig::default() });
         let created = self.call(|reply| Command::Create { config, reply });
@@ -104,7 +102,12 @@ impl Rig {
         let mut record = Box::new(ContainerRecord::clone(record));
         (record.phase, record.pid) = (ContainerPhase::Created, 7);
         running.end(Outcome::Created(record.id.clone(), Ok(record)));
-        let id = reply(created).await.expect("a container");
+        reply(created).await.expect("a container")
+    }
+
+    /// A container that runs.
+    async fn running(&mut self) -> ContainerId {
+        let id = self.created().await;
         let asked = id.clone();
         let started = self.call(|reply| Command::Start { id: asked, reply });
         let running = self.job().await;
@@ -120,10 +123,13 @@ impl Rig {
     }
 }
 
-/// The committed record of a launch.
-fn ready(launch: &Running) -> PodRecord {
-    let Job::Launch(record) = &launch.job else { panic!("{:?}", launch.job) };
-    PodRecord { phase: PodPhase::Ready, shim_pid: 5, pause_pid: 6, ..PodRecord::clone(record) }
+/// Ends a launch that has brought the pod up; returns the sender of its shim's events.
+fn end_launch(running: Running) -> mpsc::Sender<Event> {
+    let Job::Launch(record) = &running.job else { panic!("{:?}", running.job) };
+    let record = PodRecord { phase: PodPhase::Ready, shim_pid: 5, pause_pid: 6, ..PodRecord::clone(record) };
+    let (connection, events) = fakes::connection();
+    running.end_with(Outcome::Launched(Ok(Box::new(record))), Some(connection));
+    events
 }
 
 async fn ended(mut launched: watch::Receiver<Launched>) -> Result<PodId, Error> {
@@ -146,9 +152,7 @@ async fn equal_requests_share_one_launch() {
     let first = rig.reserve(pod_id());
     let second = rig.reserve(PodId::from_random([2; 32]));
     let running = rig.job().await;
-    let (connection, _events) = fakes::connection();
-    let outcome = Outcome::Launched(Ok(Box::new(ready(&running))));
-    running.end_with(outcome, Some(connection));
+    let _events = end_launch(running);
     assert_eq!(ended(first).await, Ok(pod_id()));
     assert_eq!(ended(second).await, Ok(pod_id()));
     assert!(rig.registry.published().pod(pod_id().as_str()).expect("listed").is_ready());
@@ -170,15 +174,7 @@ async fn a_failed_launch_frees_the_name_before_it_is_told() {
 #[tokio::test(start_paused = true)]
 async fn starts_of_one_container_share_one_job() {
     let (mut rig, _events) = Rig::up().await;
-    let meta = ContainerMeta { name: "main".into(), attempt: 0 };
-    let config = Box::new(ContainerConfig { meta, ..ContainerConfig::default() });
-    let created = rig.call(|reply| Command::Create { config, reply });
-    let running = rig.job().await;
-    let Job::Create(_, record) = &running.job else { panic!("{:?}", running.job) };
-    let mut record = Box::new(ContainerRecord::clone(record));
-    record.phase = ContainerPhase::Created;
-    running.end(Outcome::Created(record.id.clone(), Ok(record)));
-    let id = reply(created).await.expect("a container");
+    let id = rig.created().await;
     let calls: Vec<_> = (0..3)
         .map(|_| {
             let id = id.clone();

@@ -67,7 +67,6 @@ impl Life {
     }
 
     fn create(&mut self, waiter: Waiter, id: ContainerId, config: ContainerConfig) {
-        let admitted = self.admit();
         let same = self.containers.values_mut().find(|it| it.record.config.meta == config.meta);
         if let Some(container) = same {
             let (id, meta) = (container.record.id.clone(), &config.meta);
@@ -85,7 +84,7 @@ impl Life {
                     Err(Error::new(ErrorKind::Unavailable, text))
                 }
                 // A pod that is being removed may have lost its record already.
-                Stage::Created { .. } => admitted.map(|()| Answer::Created(id)),
+                Stage::Created { .. } => self.admit().map(|()| Answer::Created(id)),
                 Stage::Running { .. }
                 | Stage::Exiting { .. }
                 | Stage::Exited { .. }

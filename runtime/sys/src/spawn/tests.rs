@@ -1,6 +1,5 @@
 use super::*;
 use std::io::Read as _;
-use std::os::fd::AsFd as _;
 use std::path::Path;
 
 fn strings(list: &[&str]) -> Vec<CString> {
