@@ -111,18 +111,30 @@ fn remove_one(hierarchy: &Hierarchy, path: &str, until: Instant) -> Result<(), E
         }
         again
     };
-    if let Some(fd) = open(hierarchy, path)? {
-        sys::cgroup::prune(fd.as_fd(), &mut retry)
-            .map_err(|source| Error::io("remove cgroups below", &folder, source))?;
-    }
+    let mut pruned = false;
     loop {
+        // First without a look at what is below it, which most cgroups have nothing of: reading ten folders takes
+        // longer than removing them.
         match fs::remove_dir(&folder) {
             Ok(()) => return Ok(()),
             Err(source) if is_absent(&source) => return Ok(()),
-            Err(source) if source.kind() == io::ErrorKind::ResourceBusy && retry() => {}
+            // The kernel says EBUSY also for cgroups below it, emulated cgroup file systems ENOTEMPTY.
+            Err(source) if is_busy(&source) && !pruned => {
+                if let Some(fd) = open(hierarchy, path)? {
+                    sys::cgroup::prune(fd.as_fd(), &mut retry)
+                        .map_err(|source| Error::io("remove cgroups below", &folder, source))?;
+                }
+                pruned = true;
+            }
+            Err(source) if is_busy(&source) && retry() => {}
             Err(source) => return Err(Error::io("remove cgroup", folder, source)),
         }
     }
+}
+
+/// Whether a cgroup has processes, or cgroups below it.
+fn is_busy(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ResourceBusy | io::ErrorKind::DirectoryNotEmpty)
 }
 
 /// Removes an empty root cgroup of ours. A failure is ignored: another pod may be using or creating it.

@@ -261,10 +261,9 @@ async fn remove_pod(
     for container in containers {
         errors.extend(containers::remove(&context, None, &container).await);
     }
-    // The folder stays if exits could not be recorded.
-    errors.extend(teardown::forget_shim(&context, &record.id).await);
-    // A create that was running when the pod was stopped may have created them again.
-    errors.extend(teardown::remove_cgroups(&context, &record, Vec::new()).await);
+    // The shim's folder may still be there because exits could not be recorded, and a create that was running when
+    // the pod was stopped may have made cgroups again.
+    errors.extend(teardown::forget(&context, &record).await);
     if errors.is_empty() {
         let dir = context.layout.pod_dir(&record.id);
         let removed = blocking("remove the pod", move || Ok(state::file::remove_dir(&dir)?)).await;

@@ -152,7 +152,6 @@ impl Recorded {
         let Self { context, record, synced, pause } = self;
         tokio::join!(synced.ended(), pause.ended());
         let mut left = teardown::remove_shim(&context, &record).await;
-        left.extend(teardown::remove_cgroups(&context, &record, Vec::new()).await);
         if left.is_empty() {
             left.extend(remove_records(&context, &record).await);
         }

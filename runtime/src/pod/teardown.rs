@@ -36,9 +36,8 @@ pub(crate) async fn end(
     if let Some(client) = client {
         leave(&client).await;
     }
-    ended.errors.extend(kill_shim(context, record).await);
-    // Last, because remaining processes in them are killed with the shim.
-    ended.errors.extend(remove_cgroups(context, record, cgroups).await);
+    let kill_first = |context: &Context, id: &PodId| spawn::kill(&context.cgroups, id);
+    ended.errors.extend(remove_cgroups(context, record, cgroups, kill_first).await);
     ended
 }
 
@@ -151,14 +150,6 @@ async fn leave(client: &Client) {
     }
 }
 
-/// Kills the shim if it is still running.
-async fn kill_shim(context: &Arc<Context>, record: &PodRecord) -> Vec<Error> {
-    let (context, id) = (Arc::clone(context), record.id.clone());
-    let (owner, work) = (record.id.as_str(), move || spawn::kill(&context.cgroups, &id));
-    let killed = lanes::run(lanes::kill(), owner, "kill the shim", work);
-    killed.await.err().into_iter().collect()
-}
-
 /// Removes the folder of an exited shim, including exit files.
 pub(crate) async fn forget_shim(context: &Arc<Context>, pod: &PodId) -> Vec<Error> {
     let (context, id) = (Arc::clone(context), pod.clone());
@@ -168,22 +159,31 @@ pub(crate) async fn forget_shim(context: &Arc<Context>, pod: &PodId) -> Vec<Erro
     removed.await.err().into_iter().collect()
 }
 
-/// Kills the shim and removes its folder, unless the shim is still running.
-pub(crate) async fn remove_shim(context: &Arc<Context>, record: &PodRecord) -> Vec<Error> {
-    let errors = kill_shim(context, record).await;
-    if errors.is_empty() { forget_shim(context, &record.id).await } else { errors }
+/// Removes the folder of an exited shim, and cgroups that a late create has made again.
+pub(crate) async fn forget(context: &Arc<Context>, record: &PodRecord) -> Vec<Error> {
+    remove_cgroups(context, record, Vec::new(), |context, id| spawn::forget(&context.layout, id)).await
 }
 
-/// Removes the cgroups of containers, pause, shim, and of the pod if it is ours.
-pub(crate) async fn remove_cgroups(
+/// Kills the shim if it is still running, removes its folder, and removes the pod's cgroups. The folder stays while the
+/// shim runs.
+pub(crate) async fn remove_shim(context: &Arc<Context>, record: &PodRecord) -> Vec<Error> {
+    let first = |context: &Context, id: &PodId| spawn::remove(&context.layout, &context.cgroups, id);
+    remove_cgroups(context, record, Vec::new(), first).await
+}
+
+/// Does `first`, and then removes the cgroups of containers, pause, shim, and of the pod if it is ours. Both are one
+/// job, because each job costs two changes of thread.
+async fn remove_cgroups(
     context: &Arc<Context>,
     record: &PodRecord,
     leaves: Vec<String>,
+    first: impl FnOnce(&Context, &PodId) -> Result<(), Error> + Send + 'static,
 ) -> Vec<Error> {
     let (context, record) = (Arc::clone(context), record.clone());
     let id = record.id.clone();
-    let removed = lanes::run(lanes::kill(), id.as_str(), "remove cgroups", move || {
-        let mut errors = Vec::new();
+    let removed = lanes::run(lanes::kill(), id.as_str(), "remove the shim and the cgroups", move || {
+        // Processes that remain in the cgroups are killed with the shim.
+        let mut errors: Vec<_> = first(&context, &record.id).err().into_iter().collect();
         for leaf in leaves.into_iter().chain(pause_leaf(&record)) {
             errors.extend(context.cgroups.remove(&leaf).err().map(Error::from));
         }
