@@ -29,7 +29,7 @@ deps: ## Install the Debian packages that building and testing need (root)
 
 build: daemon shim pause ## Build copepod, copepod-shim and pause into target/bin
 
-# Both packages are named for daemon and harness, so that cargo unites their features and compiles what both use once.
+# Both packages in one command, so that cargo unites their features and compiles what both use once.
 BOTH := cargo build --locked --release -p runtime -p integration
 
 daemon: | $(BIN) ## Build the daemon
@@ -40,7 +40,7 @@ shim: | $(BIN) ## Build the static, size-optimised shim
 	RUSTFLAGS="$(SHIM_RUSTFLAGS)" cargo build --locked --profile shim -p shim --target $(HOST)
 	install -m 0755 $(TARGET)/$(HOST)/shim/copepod-shim $(BIN)/copepod-shim
 
-pause: | $(BIN) ## Build pause (no std, static) and check that it stays under 4 KB
+pause: | $(BIN) ## Build pause (no std, static) and check that it has less than 4 KiB
 	cargo build --locked --profile tiny -p pause
 	install -m 0755 $(TARGET)/tiny/pause $(BIN)/pause
 	@size=$$(stat -c %s $(BIN)/pause); [ $$size -lt 4096 ] || { echo "pause has $$size bytes, the limit is 4095"; exit 1; }
@@ -56,7 +56,7 @@ test: deps ## Unit, property and integration tests (root; real daemon, shim, pau
 	$(MAKE) --no-print-directory unit
 	$(MAKE) --no-print-directory integration
 
-unit: ## Unit and property tests of all crates, and the shim's and network's own root tests
+unit: ## Unit and property tests of all crates; some of the shim's, the network's and the cgroups' need root
 	cargo test --locked
 
 model: ## The state machines' property tests, 100,000 sequences each (make test runs 2,000)
@@ -72,10 +72,10 @@ kubelet: ## Build kubelet 1.37 from its Go module
 test-node: deps build harness kubelet ## The real kubelet, standalone, on copepod (root)
 	$(BIN)/integration node-test --bin-dir $(BIN) --kubelet $(KUBELET)
 
-bench: deps build harness ## Figures: one table with medians and ratios; BESIDE="name=bin-dir" adds another build, ENDPOINTS="name=socket" peers
+bench: deps build harness ## Measure, in one table (root); BESIDE="name=bin-dir" adds a build, ENDPOINTS="name=socket[,certs.d]" a runtime
 	$(BIN)/integration bench --bin-dir $(BIN) $(foreach e,$(BESIDE),--beside $(e)) $(foreach e,$(ENDPOINTS),--endpoint $(e))
 
-run: deps build harness ## See it work: registry, image, pod on a CNI network, its log, an exec, clean-up (root)
+run: deps build harness ## Show it: registry, image, pod on a CNI network, its log, an exec, clean-up (root)
 	$(BIN)/integration demo --bin-dir $(BIN)
 
 lint: ## rustfmt and clippy, warnings are errors
@@ -86,7 +86,7 @@ lint: ## rustfmt and clippy, warnings are errors
 fmt: ## Format everything
 	cargo fmt --all
 
-deny: ## Check dependency arrows, circles of modules, the rooms of unsafe code, and every dependency's licence and origin
+deny: ## Check dependencies between crates and modules, where unsafe code is, lengths of files, licences and origins
 	@.ci/arrows
 	@.ci/licences
 

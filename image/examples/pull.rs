@@ -16,7 +16,10 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("pull: {error}");
+            eprint!("pull: {error}");
+            let causes = std::iter::successors(error.source(), |cause| cause.source());
+            causes.for_each(|cause| eprint!(": {cause}"));
+            eprintln!();
             ExitCode::FAILURE
         }
     }

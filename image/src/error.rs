@@ -1,10 +1,10 @@
-//! Public errors, sorted by what the caller can do about them.
+//! The crate's error. Its variants differ in what the caller can do.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Why an image call failed. Cheap to clone, because one transfer may have several callers.
+/// Why a call of the image store failed. Cheap to clone, because one pull may have several callers.
 ///
 /// The texts carry host names, status codes and digests, never credentials, tokens or query strings.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -19,41 +19,42 @@ pub enum Error {
         reason: &'static str,
     },
     /// No registry has such an image, or the local store does not have it.
-    #[error("image {reference} not found{}", tail(detail))]
+    #[error("image {reference} not found{}", after_colon(detail))]
     NotFound {
-        /// The reference asked for.
+        /// The image that was requested.
         reference: String,
-        /// The hosts that were asked and what each returned; empty for the local store.
+        /// The hosts that were asked, with the reason of each; empty for the local store.
         detail: String,
     },
     /// Credentials are missing or were refused.
-    #[error("registry refuses access to {reference}{}", tail(detail))]
+    #[error("registry refuses access to {reference}{}", after_colon(detail))]
     Unauthorized {
-        /// The reference asked for.
+        /// The image that was requested.
         reference: String,
-        /// The hosts that were asked and what each returned.
+        /// The hosts that were asked, with the reason of each.
         detail: String,
     },
     /// No registry could be reached, or all of them failed; a retry may help.
-    #[error("registry unavailable for {reference}{}", tail(detail))]
+    #[error("registry unavailable for {reference}{}", after_colon(detail))]
     Unavailable {
-        /// The reference asked for.
+        /// The image that was requested.
         reference: String,
-        /// The hosts that were asked and what each returned.
+        /// The hosts that were asked, with the reason of each.
         detail: String,
     },
-    /// The content is broken or hostile: wrong digest, malformed document, illegal layer entry.
+    /// The content is damaged or hostile: wrong digest, malformed document, invalid layer entry.
     #[error("{object} is corrupt: {reason}")]
     Corrupt {
-        /// The manifest, config or layer, by digest or reference.
+        /// The manifest, config or layer, with its digest or reference.
         object: String,
         /// What is wrong with it.
         reason: String,
     },
-    /// A valid image that this node cannot run: other platform or unknown media type.
+    /// This version cannot use the object: an image for another platform, an unknown media type, an index that a later
+    /// version wrote.
     #[error("{object} is not supported: {reason}")]
     Unsupported {
-        /// The manifest, config or layer, by digest or reference.
+        /// The manifest, config or layer, with its digest or reference.
         object: String,
         /// What is not supported.
         reason: String,
@@ -68,13 +69,14 @@ pub enum Error {
         /// What the limit counts: bytes, entries or layers.
         unit: &'static str,
     },
-    /// `certs.d/<host>/hosts.toml` or a certificate it names is unusable.
-    #[error("registry configuration {path:?}: {reason}")]
+    /// `certs.d/<host>/hosts.toml`, or a certificate that it names, cannot be read or is invalid.
+    #[error("registry configuration {path:?} cannot be used")]
     Configuration {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        reason: String,
+        #[source]
+        source: Arc<dyn std::error::Error + Send + Sync>,
     },
     /// The local store failed.
     #[error("image store: {action} {path:?}")]
@@ -88,21 +90,29 @@ pub enum Error {
         source: Arc<io::Error>,
     },
     /// No thread is free: the node is out of processes, or too many operations hang. Nothing was changed.
-    #[error("image store: {source}")]
+    #[error("image store is busy")]
     Threads {
-        /// Which threads.
-        source: Arc<io::Error>,
+        /// The error of the lane.
+        #[source]
+        source: Arc<pool::Error>,
     },
-    /// The caller went away, or the daemon is shutting down.
+    /// An operation panicked: a bug. (Release builds abort instead.)
+    #[error("image store failed")]
+    Panicked {
+        /// The error of the lane.
+        #[source]
+        source: Arc<pool::Error>,
+    },
+    /// The daemon is shutting down.
     #[error("image operation was cancelled")]
     Cancelled,
 }
 
-fn tail(detail: &str) -> String {
+fn after_colon(detail: &str) -> String {
     if detail.is_empty() { String::new() } else { format!(": {detail}") }
 }
 
-/// Short form used throughout the crate.
+/// A result with the crate's error.
 pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
@@ -120,9 +130,33 @@ impl Error {
         Self::Unsupported { object: object.to_string(), reason: reason.to_string() }
     }
 
+    /// For `map_err`: adds the file to what is wrong with the registry configuration.
+    pub(crate) fn configuration<E>(path: &Path) -> impl FnOnce(E) -> Self
+    where
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        let path = path.to_owned();
+        move |source| Self::Configuration { path, source: Arc::new(source) }
+    }
+
     /// For `map_err`: adds the action and the path to the error of a system call.
     pub(crate) fn storage<E: Into<io::Error>>(action: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
         let path = path.to_owned();
         move |source| Self::Storage { action, path, source: Arc::new(source.into()) }
     }
+}
+
+/// The text of an error with its causes, for logs and for errors that have a text instead of a source.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Some crates' messages include their source.
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
 }

@@ -1,33 +1,33 @@
-//! Threads for the blocking work of this crate: the store's short operations, and unpacking, which takes
-//! minutes and must not delay the others.
+//! Threads for the blocking work of this crate: one lane for the store's short operations, and one for the work on the
+//! content of layers, which may take minutes.
 
 use crate::error::{Error, Result};
 use pool::{Lane, Size};
 use std::sync::{Arc, LazyLock};
 
-/// Most operations that wait for a thread.
+/// Maximum number of operations that wait for a thread.
 const WAITING: usize = 4096;
 
 static STORE: LazyLock<Lane> = LazyLock::new(|| lane("images", 1, 16));
 static UNPACK: LazyLock<Lane> = LazyLock::new(|| lane("unpack", 0, 64));
 
-fn lane(name: &'static str, kept: usize, most: usize) -> Lane {
-    Lane::new(Size { name, kept, most, each: most, waiting: WAITING })
+fn lane(name: &'static str, kept_threads: usize, max_threads: usize) -> Lane {
+    Lane::new(Size { name, kept_threads, max_threads, max_per_owner: max_threads, max_queued: WAITING })
 }
 
-/// The lane for the store: index, leases, documents, removal.
+/// The lane for short operations: index, leases, documents, removal.
 pub(crate) fn store() -> &'static Lane {
     &STORE
 }
 
-/// Runs a blocking operation of the store.
+/// Runs a short operation of the store.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     on(store(), work).await
 }
 
-/// Runs the unpacking of a layer.
+/// Runs work on the content of layers.
 pub(crate) async fn unpacking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
@@ -36,8 +36,8 @@ pub(crate) async fn unpacking<T: Send + 'static>(
 
 async fn on<T: Send + 'static>(lane: &Lane, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     match lane.run(work).await {
-        Ok(outcome) => outcome,
-        Err(error) if error.is_temporary() => Err(Error::Threads { source: Arc::new(error.into()) }),
-        Err(error) => Err(Error::corrupt("an operation of the image store", error)),
+        Ok(result) => result,
+        Err(error) if error.is_temporary() => Err(Error::Threads { source: Arc::new(error) }),
+        Err(error) => Err(Error::Panicked { source: Arc::new(error) }),
     }
 }

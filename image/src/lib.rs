@@ -1,9 +1,16 @@
-//! Images: from a name through a registry to layers that overlayfs can stack. Knows no CRI and no pods.
+//! The image store: pulls images from registries and unpacks their layers into folders that overlayfs can stack. It
+//! knows neither CRI nor pods.
 //!
-//! A pull streams: each layer is downloaded, hashed, decompressed, hashed again and unpacked in one pass,
-//! several layers at once. Nothing becomes visible before it is verified and durable, and the name is written
-//! last, so a crash leaves only garbage, which the next start deletes. All content from registries is treated
-//! as hostile.
+//! ```text
+//! pull ──► reference            the image's name
+//!      ──► registry             manifests, config and layers from a mirror or the registry
+//!      ──► manifest             this node's platform, the layers, the config
+//!      ──► transfers, unpack    each layer in one pass: download, hash, decompress, hash, write files
+//!      ──► store                makes layers durable and visible, then names the image
+//! ```
+//!
+//! Nothing becomes visible before it is verified and durable, and the name is written last, so a crash leaves only
+//! garbage, which the next start deletes. All content from registries is treated as hostile.
 
 mod error;
 mod lane;
@@ -35,24 +42,16 @@ pub struct Options {
     pub root: PathBuf,
     /// containerd-style registry configuration: `<certs_dir>/<host>/hosts.toml`. Read at every pull.
     pub certs_dir: PathBuf,
-    /// Most layers in an image. overlayfs supports 500; registries and builders allow 127.
-    pub max_layers: usize,
-    /// Most bytes a single layer may unpack to.
-    pub max_layer_bytes: u64,
-    /// Most entries in a single layer.
-    pub max_layer_entries: u64,
-    /// Layers of one pull that are transferred and unpacked at once. All pulls from one registry together may
-    /// have twice as many, all pulls on the node four times as many.
+    /// Maximum number of layers of one pull that are transferred and unpacked at once. All pulls from one registry
+    /// together may have twice as many, all pulls on the node four times as many.
     pub parallel_layers: usize,
-    /// User-Agent header of requests to registries.
-    pub user_agent: String,
-    /// References of images that are reported as pinned.
+    /// References of images that are reported as pinned ([`ImageRecord::pinned`]).
     pub pinned: Vec<String>,
-    /// Time limit for making a connection, TLS included.
+    /// Time limit for the TCP connection to a host. Name resolution and the TLS handshake count towards
+    /// `idle_timeout`.
     pub connect_timeout: Duration,
-    /// Time limit for response headers and for the next bytes of a body. A transfer that makes no progress
-    /// for half of this time is cancelled if another one waits for its place. A transfer that makes progress
-    /// is never cancelled.
+    /// Time limit for response headers, and for the next bytes of a body. A layer's transfer that receives less than
+    /// 64 KiB in half of this time is cancelled if another one waits for its place.
     pub idle_timeout: Duration,
 }
 
@@ -62,11 +61,7 @@ impl Options {
         Self {
             root: root.into(),
             certs_dir: certs_dir.into(),
-            max_layers: 128,
-            max_layer_bytes: 64 << 30,
-            max_layer_entries: 4_000_000,
             parallel_layers: 3,
-            user_agent: concat!("copepod/", env!("CARGO_PKG_VERSION")).to_owned(),
             pinned: Vec::new(),
             connect_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),
@@ -74,7 +69,7 @@ impl Options {
     }
 }
 
-/// Credentials as in CRI's AuthConfig; an empty field is absent. Debug output hides them.
+/// Credentials as in CRI's AuthConfig; an empty field counts as absent. Debug output hides them.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Auth {
     /// User for basic authentication.
@@ -105,27 +100,33 @@ pub struct ImageStore {
 }
 
 impl ImageStore {
-    /// Opens the store: creates its folders, deletes what a crash left and deletes unreachable layers.
-    /// Blocks: call it before the runtime starts or on a blocking thread.
+    /// Opens the store: creates its folders, and deletes unreachable layers and what a crash left. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Storage`] if the folders cannot be created or listed. Damaged content is no error: what is left is
+    /// served, and the rest is logged.
     pub fn open(options: Options) -> Result<Self, Error> {
         let store = Arc::new(Store::open(&options.root, &options.pinned)?);
         let puller = Arc::new(Puller::new(Arc::new(options), store.clone()));
         Ok(Self { store, puller })
     }
 
-    /// The threads for the store's short blocking work.
+    /// The threads for the store's short blocking work, so that the daemon can start them in advance.
     pub fn lane() -> &'static pool::Lane {
         lane::store()
     }
 
-    /// Pulls an image, or joins an equal pull that is running. When the last caller drops its future, the
-    /// transfer is cancelled and undone.
+    /// Pulls an image, or joins a running pull of the same reference with the same credentials. When the last caller
+    /// drops its future, the pull is cancelled and undone.
+    ///
+    /// # Errors
+    /// Any [`Error`].
     pub async fn pull(&self, reference: &str, auth: Option<Auth>) -> Result<Arc<ImageRecord>, Error> {
         self.store.ensure_writable()?;
         self.puller.pull(Reference::parse(reference)?, auth).await
     }
 
-    /// Changes [`Options::certs_dir`] for pulls that start from now on.
+    /// Changes [`Options::certs_dir`]. Running pulls keep the old one.
     pub fn set_certs_dir(&self, certs_dir: PathBuf) {
         self.puller.set_certs_dir(certs_dir);
     }
@@ -135,43 +136,56 @@ impl ImageStore {
         self.store.published().images.clone()
     }
 
-    /// Finds an image by id, id prefix, tag, digest or short name. Does not block.
+    /// Finds an image by its id, by a prefix of at least three digits that only this id has, or by a tag or digest,
+    /// normalised or as users write it. Does not block.
     pub fn resolve(&self, name: &str) -> Option<Arc<ImageRecord>> {
         self.store.published().find(name).cloned()
     }
 
-    /// Removes the image that `name` refers to, with all its names, as CRI requires, and returns when its
-    /// space is free. An unknown name is not an error. Leased layers stay until they are released.
+    /// Removes the image that `name` refers to, with all its names, as CRI requires, and waits up to 90 s for its disk
+    /// space. An unknown name is not an error. Leased layers stay until they are released.
+    ///
+    /// # Errors
+    /// [`Error::Storage`], [`Error::Threads`]; [`Error::Unsupported`] if a later version wrote the index.
     pub async fn remove(&self, name: &str) -> Result<(), Error> {
         let (store, name) = (self.store.clone(), name.to_owned());
         blocking(move || store.remove(&name)).await
     }
 
-    /// Keeps the image's layers for `owner` until `release`. A repeated call returns the same lease, even
-    /// after the image was removed. An owner has one lease: a call for another image moves it.
+    /// Leases the layers of the image with this id to `owner`: they stay on disk until `release`, even if the image is
+    /// removed or the daemon restarts. A repeated call returns the same lease. An owner has at most one lease: a call
+    /// for another image replaces it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if neither the image nor another lease on it exists, [`Error::Unsupported`] if `owner` is
+    /// not 1 to 200 of `[A-Za-z0-9_-]`, [`Error::Storage`], [`Error::Threads`].
     pub async fn lease_for(&self, image_id: &str, owner: &str) -> Result<Lease, Error> {
         let (store, image, owner) = (self.store.clone(), image_id.to_owned(), owner.to_owned());
         blocking(move || store.lease(&image, &owner)).await
     }
 
-    /// Releases `owner`'s lease, if there is one.
+    /// Releases `owner`'s lease, if it has one, and deletes layers that nothing else needs. If the disk refuses, that
+    /// is only logged, and the next start releases the lease.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if `owner` is not a valid name, [`Error::Threads`].
     pub async fn release(&self, owner: &str) -> Result<(), Error> {
         let (store, owner) = (self.store.clone(), owner.to_owned());
         blocking(move || store.release(&owner)).await
     }
 
-    /// All owners that hold a lease, so that the caller can release those of owners that no longer exist.
-    pub fn leases(&self) -> Vec<String> {
-        self.store.owners()
+    /// The owners of all leases, so that the caller can release those of owners that no longer exist.
+    pub fn lease_owners(&self) -> Vec<String> {
+        self.store.lease_owners()
     }
 
-    /// Disk usage of the store. Kept up to date as layers come and go; never counted by walking.
-    pub async fn usage(&self) -> Usage {
+    /// Disk usage of the store, computed from the sizes of its layers. Does not block.
+    pub fn usage(&self) -> Usage {
         self.store.usage()
     }
 
-    /// A folder on the images' file system that exists as long as the store does.
-    pub fn mountpoint(&self) -> PathBuf {
+    /// The store's own folder ([`Options::root`]).
+    pub fn root(&self) -> PathBuf {
         self.store.root().to_owned()
     }
 }

@@ -1,5 +1,4 @@
-//! Manifests, indexes and configs: read with size limits, checked against each other and reduced to what a
-//! pull needs. Pure.
+//! Manifests, indexes and configs: parsed, and reduced to what a pull needs. Pure.
 
 use crate::error::{Error, Result};
 use crate::record::ImageConfig;
@@ -7,12 +6,12 @@ use crate::reference::Digest;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
-/// Registries refuse larger manifests themselves.
+/// Maximum size of a manifest or index, in bytes. Registries refuse larger ones.
 pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
-/// Configs include the build history; real ones stay below 100 KiB.
+/// Maximum size of a config, in bytes. A config contains the build history, but real ones have less than 100 KiB.
 pub(crate) const MAX_CONFIG: u64 = 4 << 20;
-/// An index may lead to one more index; longer chains, and circles, are refused.
-pub(crate) const MAX_INDEX_DEPTH: usize = 2;
+/// Maximum number of indexes from a reference to a manifest: an index may contain another one.
+pub(crate) const MAX_INDEXES: usize = 2;
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -22,30 +21,31 @@ const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+j
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const DOCKER_V1: &str = "application/vnd.docker.distribution.manifest.v1";
 
-/// Media types of configs from old docker clients and registries (distribution/distribution#1621). They say
-/// nothing about the content, which must then parse as a config.
+/// Media types that old docker clients and registries give to configs (distribution/distribution#1621). They say
+/// nothing about the content: whether it is a config shows when it is parsed.
 const GENERIC_TYPES: [&str; 4] = ["application/octet-stream", "application/json", "text/html", "text/plain"];
 
-/// The Accept header: the media types that we read.
+/// The Accept header: the media types of manifests and indexes.
 pub(crate) const ACCEPT: [&str; 4] = [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST];
 
-/// Something to fetch.
+/// Refers to a blob, manifest or index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Descriptor {
     pub(crate) digest: Digest,
+    /// In bytes, as stated by who refers to it.
     pub(crate) size: u64,
 }
 
-/// A parsed document from `manifests/`.
+/// A parsed manifest or index.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Document {
-    /// Candidates for this platform, best first; never empty.
-    Index(Vec<Descriptor>),
+    /// The entry of an index that fits this platform best.
+    Index(Descriptor),
     /// Config, and layers lowest first.
     Manifest { config: Descriptor, layers: Vec<Descriptor> },
 }
 
-/// The parts of a config that are used.
+/// A parsed config.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Config {
     pub(crate) process: ImageConfig,
@@ -53,11 +53,11 @@ pub(crate) struct Config {
     pub(crate) diff_ids: Vec<Digest>,
 }
 
-/// The platform images are chosen for.
+/// The platform that images are chosen for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Platform {
     pub(crate) architecture: &'static str,
-    /// Variants that run here, best first; the empty one means "not stated".
+    /// Variants that run here, best first; an empty one stands for images that state none.
     pub(crate) variants: &'static [&'static str],
 }
 
@@ -65,7 +65,7 @@ impl Platform {
     /// The platform of this machine.
     pub(crate) fn host() -> Self {
         match std::env::consts::ARCH {
-            // amd64 v2 and above are only chosen if there is no plainer one.
+            // v3 and above are not known to run here.
             "x86_64" => Self { architecture: "amd64", variants: &["", "v1", "v2"] },
             "aarch64" => Self { architecture: "arm64", variants: &["", "v8"] },
             other => Self { architecture: other, variants: &[""] },
@@ -103,8 +103,7 @@ struct RawPlatform {
     variant: String,
 }
 
-/// Parses a manifest or index. `content_type` is the HTTP header, which is used only if the document has no
-/// media type.
+/// Parses a manifest or index. The HTTP header `content_type` is used only if the document itself has no media type.
 pub(crate) fn document(
     digest: &Digest,
     content_type: &str,
@@ -117,22 +116,22 @@ pub(crate) fn document(
     let media_type =
         if own.is_empty() { content_type.split(';').next().unwrap_or_default().trim() } else { own };
     if raw.schema_version != 2 || media_type.starts_with(DOCKER_V1) {
-        return Err(Error::unsupported(format!("manifest {digest}"), "only schema version 2 is read"));
+        return Err(Error::unsupported(format!("manifest {digest}"), "its schema version is not 2"));
     }
-    // Different readers could take a document with both for different images.
+    // A document with both would be a manifest to some readers and an index to others.
     if raw.manifests.is_some() && (raw.layers.is_some() || raw.config.is_some()) {
-        return Err(corrupt("it has both layers and manifests"));
+        return Err(corrupt("it has both config or layers and manifests"));
     }
     match (raw.manifests, raw.config, raw.layers) {
         (Some(manifests), ..) => {
             if matches!(media_type, OCI_MANIFEST | DOCKER_MANIFEST) {
-                return Err(corrupt("its media type is a manifest's, its content an index's"));
+                return Err(corrupt("its media type is that of a manifest, its content that of an index"));
             }
             choose(digest, &manifests, platform).map(Document::Index)
         }
         (None, Some(config), Some(layers)) => {
             if matches!(media_type, OCI_INDEX | DOCKER_LIST) {
-                return Err(corrupt("its media type is an index's, its content a manifest's"));
+                return Err(corrupt("its media type is that of an index, its content that of a manifest"));
             }
             // The type may have parameters, such as `text/html; charset=utf-8`.
             let kind = config.media_type.split(';').next().unwrap_or_default().trim();
@@ -140,12 +139,13 @@ pub(crate) fn document(
                 && ![OCI_CONFIG, DOCKER_CONFIG].contains(&kind)
                 && !GENERIC_TYPES.contains(&kind)
             {
-                let reason = format!("config of type {:?} is not an image's", clip(&config.media_type));
+                let reason =
+                    format!("its config has type {:?}: it is no container image", clip(&config.media_type));
                 return Err(Error::unsupported(format!("manifest {digest}"), reason));
             }
             let layers = layers.iter().map(|layer| {
                 if !is_layer(&layer.media_type) {
-                    let reason = format!("layer of type {:?}", clip(&layer.media_type));
+                    let reason = format!("a layer has type {:?}", clip(&layer.media_type));
                     return Err(Error::unsupported(format!("manifest {digest}"), reason));
                 }
                 descriptor(digest, layer)
@@ -159,6 +159,7 @@ pub(crate) fn document(
     }
 }
 
+/// Cuts foreign text for an error.
 fn clip(text: &str) -> String {
     text.chars().take(100).collect()
 }
@@ -178,17 +179,21 @@ fn is_layer(media_type: &str) -> bool {
 
 fn descriptor(document: &Digest, raw: &RawDescriptor) -> Result<Descriptor> {
     let digest = Digest::parse(&raw.digest).ok_or_else(|| {
-        Error::unsupported(format!("manifest {document}"), format!("digest {:?}", clip(&raw.digest)))
+        Error::unsupported(
+            format!("manifest {document}"),
+            format!("{:?} is not a sha256 digest", clip(&raw.digest)),
+        )
     })?;
     Ok(Descriptor { digest, size: raw.size })
 }
 
-fn choose(digest: &Digest, manifests: &[RawDescriptor], platform: Platform) -> Result<Vec<Descriptor>> {
-    let mut ranked = Vec::new();
+/// The entry of an index that fits the platform best. Of equal ones it is the first.
+fn choose(digest: &Digest, manifests: &[RawDescriptor], platform: Platform) -> Result<Descriptor> {
+    let mut best: Option<(usize, Descriptor)> = None;
     for raw in manifests {
         let is_image = raw.media_type.is_empty() || ACCEPT.contains(&raw.media_type.as_str());
         let rank = match &raw.platform {
-            // No platform stated: it may fit; its config tells.
+            // It states no platform, so it may fit: its config tells.
             None => Some(platform.variants.len()),
             Some(stated) if stated.os == "linux" && stated.architecture == platform.architecture => {
                 platform.variants.iter().position(|variant| *variant == stated.variant)
@@ -196,15 +201,13 @@ fn choose(digest: &Digest, manifests: &[RawDescriptor], platform: Platform) -> R
             Some(_) => None,
         };
         if let (true, Some(rank)) = (is_image, rank) {
-            ranked.push((rank, descriptor(digest, raw)?));
+            let candidate = (rank, descriptor(digest, raw)?);
+            best = best.filter(|(best, _)| *best <= rank).or(Some(candidate));
         }
     }
-    ranked.sort_by_key(|(rank, _)| *rank);
-    if ranked.is_empty() {
-        let reason = format!("it has nothing for linux/{}", platform.architecture);
-        return Err(Error::unsupported(format!("index {digest}"), reason));
-    }
-    Ok(ranked.into_iter().map(|(_, descriptor)| descriptor).collect())
+    let reason = || format!("it has no image for linux/{}", platform.architecture);
+    let (_, best) = best.ok_or_else(|| Error::unsupported(format!("index {digest}"), reason()))?;
+    Ok(best)
 }
 
 #[derive(Deserialize)]
@@ -223,7 +226,7 @@ struct RawRootfs {
     diff_ids: Option<Vec<String>>,
 }
 
-/// Builders write null for empty fields.
+/// All fields are optional, as builders write null for empty ones.
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "PascalCase")]
 struct RawProcess {
@@ -237,7 +240,7 @@ struct RawProcess {
     labels: Option<BTreeMap<String, String>>,
 }
 
-/// Reads a config.
+/// Parses a config. It must be for this node's platform.
 pub(crate) fn config(digest: &Digest, bytes: &[u8]) -> Result<Config> {
     let object = || format!("config {digest}");
     let raw: RawConfig = serde_json::from_slice(bytes).map_err(|error| Error::corrupt(object(), error))?;
@@ -255,7 +258,9 @@ pub(crate) fn config(digest: &Digest, bytes: &[u8]) -> Result<Config> {
     }
     let diff_ids = raw.rootfs.diff_ids.unwrap_or_default();
     let diff_ids = diff_ids.iter().map(|text| {
-        Digest::parse(text).ok_or_else(|| Error::corrupt(object(), format!("bad diff-id {:?}", clip(text))))
+        Digest::parse(text).ok_or_else(|| {
+            Error::corrupt(object(), format!("diff id {:?} is not a sha256 digest", clip(text)))
+        })
     });
     let process = raw.config.unwrap_or_default();
     Ok(Config {
@@ -273,8 +278,8 @@ pub(crate) fn config(digest: &Digest, bytes: &[u8]) -> Result<Config> {
     })
 }
 
-/// Parses the user part of `USER`: a number or a name. No user means root, 0. A number that is too large for
-/// an id is treated as a name, which no passwd file has.
+/// Parses the user part of `USER`: a numeric id, or a name. None means root, 0. A number that is too large for an id
+/// counts as a name, which no passwd file has.
 pub(crate) fn user(text: &str) -> (Option<u32>, Option<String>) {
     let user = text.split(':').next().unwrap_or_default();
     if user.is_empty() {
@@ -309,9 +314,12 @@ mod tests {
         let index = serde_json::json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [
             entry(A, "unknown", "unknown", ""), entry(A, "linux", "arm64", "v8"),
             entry(A, "linux", "amd64", "v2"), entry(B, "linux", "amd64", ""), entry(A, "linux", "amd64", "v4")]});
-        let Document::Index(found) = parse(&index).unwrap() else { panic!("not an index") };
-        let digests: Vec<_> = found.iter().map(|descriptor| descriptor.digest.to_string()).collect();
-        assert_eq!(digests, [B, A]);
+        let Document::Index(best) = parse(&index).unwrap() else { panic!("not an index") };
+        assert_eq!(best.digest.to_string(), B);
+        let second_best = serde_json::json!({"schemaVersion": 2, "manifests": [
+            entry(B, "linux", "amd64", "v2"), entry(A, "linux", "amd64", "v1"), entry(B, "linux", "amd64", "v1")]});
+        let Document::Index(best) = parse(&second_best).unwrap() else { panic!("not an index") };
+        assert_eq!(best.digest.to_string(), A);
         let foreign =
             serde_json::json!({"schemaVersion": 2, "manifests": [entry(A, "windows", "amd64", "")]});
         assert!(matches!(parse(&foreign), Err(Error::Unsupported { .. })));

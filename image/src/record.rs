@@ -1,4 +1,4 @@
-//! The image data that callers of the store see.
+//! The images and leases that callers of the store see.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ pub struct ImageRecord {
     /// `registry/repository@sha256:<hex>`, with the digest of the manifest or index that was pulled by that
     /// name; sorted.
     pub repo_digests: Vec<String>,
-    /// Bytes that the image's layers and documents take on disk.
+    /// Disk space of the image's layers and documents, in bytes.
     pub size: u64,
     /// The numeric user of the image's `USER`; 0 (root) if it has none. `None` if `username` is set.
     pub uid: Option<u32>,
@@ -27,28 +27,28 @@ pub struct ImageRecord {
     pub layers: Vec<String>,
     /// The folder that holds the layers of all images.
     pub layers_dir: PathBuf,
-    /// kubelet must not garbage-collect this image.
+    /// Whether kubelet must not remove this image to free space.
     pub pinned: bool,
 }
 
 /// The process defaults of an image's config. All values come from the image and are untrusted.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageConfig {
-    /// Program and first arguments.
+    /// `ENTRYPOINT`: program and first arguments.
     pub entrypoint: Vec<String>,
-    /// Default arguments, or the whole command without an entrypoint.
+    /// `CMD`: default arguments, or the whole command if there is no entrypoint.
     pub cmd: Vec<String>,
-    /// `NAME=value` lines.
+    /// `ENV`: `NAME=value` each.
     pub env: Vec<String>,
-    /// `user`, `user:group`, `uid` or `uid:gid`; empty means root.
+    /// `USER`: `user`, `user:group`, `uid` or `uid:gid`; empty means root.
     pub user: String,
-    /// Working directory; empty means `/`.
+    /// `WORKDIR`; empty means `/`.
     pub working_dir: String,
     /// `STOPSIGNAL`, by name or number; empty means SIGTERM.
     pub stop_signal: String,
-    /// Paths the image declares as volumes.
+    /// `VOLUME`: paths in the container.
     pub volumes: Vec<String>,
-    /// Free-form labels.
+    /// `LABEL`: names and values.
     pub labels: BTreeMap<String, String>,
 }
 
@@ -61,8 +61,8 @@ pub struct Usage {
     pub inodes: u64,
 }
 
-/// Keeps an image's layers on disk while its owner uses them, even if the image is removed or the daemon
-/// restarts. Dropping the value does not release the lease: call `ImageStore::release`.
+/// A lease on an image's layers: they stay on disk until `ImageStore::release`, even if the image is removed or the
+/// daemon restarts. Dropping this value does not release the lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
     /// The owner: a container or pod id.

@@ -1,6 +1,7 @@
-//! Image references and digests: parsed once into types that are always valid, and normalised as docker does.
+//! Image references and digests, as types that are always valid. References are normalised as docker does.
 
 use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::fmt;
 
@@ -10,10 +11,12 @@ const DEFAULT_TAG: &str = "latest";
 /// The distribution specification's limit on registry and repository together.
 const MAX_NAME: usize = 255;
 const MAX_TAG: usize = 128;
+/// Name, `:`, tag, `@` and a digest of 71 characters.
 const MAX_REFERENCE: usize = MAX_NAME + 1 + MAX_TAG + 1 + 71;
 
-/// A sha256 digest, shown as `sha256:<64 hex digits>`.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// A sha256 digest, written as `sha256:<64 hex digits>`, also in files.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub(crate) struct Digest([u8; 32]);
 
 impl Digest {
@@ -40,6 +43,7 @@ impl Digest {
         Self(Sha256::digest(bytes).into())
     }
 
+    /// The digest of the bytes that `hasher` has read.
     pub(crate) fn finish(hasher: Sha256) -> Self {
         Self(hasher.finalize().into())
     }
@@ -69,13 +73,27 @@ impl fmt::Display for Digest {
     }
 }
 
+impl TryFrom<String> for Digest {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::parse(&text).ok_or("a digest must be sha256: and 64 lower-case hex digits")
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        digest.to_string()
+    }
+}
+
 impl fmt::Debug for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
 }
 
-/// What follows the repository: a tag, or the digest of a manifest or index.
+/// The part of a reference after the repository: a tag, or the digest of a manifest or index.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Selector {
     /// A tag, which the registry may move to another manifest.
@@ -147,7 +165,7 @@ impl Reference {
         &self.registry
     }
 
-    /// The path within the registry.
+    /// The path of the repository in the registry.
     pub(crate) fn repository(&self) -> &str {
         &self.repository
     }
@@ -162,7 +180,7 @@ impl Reference {
         &self.selector
     }
 
-    /// The `name@digest` form.
+    /// `name@digest`, with this digest instead of the reference's own tag or digest.
     pub(crate) fn with_digest(&self, digest: &Digest) -> String {
         format!("{}@{digest}", self.name())
     }
@@ -177,7 +195,8 @@ impl fmt::Display for Reference {
     }
 }
 
-/// The first component is a registry if it has a dot, a port or an upper-case letter, or is `localhost`.
+/// Registry and path. The first component is a registry if it has a dot, a port or an upper-case letter, or is
+/// `localhost`.
 fn split_registry(name: &str) -> (&str, &str) {
     match name.split_once('/') {
         Some((first, rest))
@@ -220,7 +239,7 @@ fn valid_host(host: &str) -> bool {
         })
 }
 
-/// `[a-z0-9]+` runs joined by one of `.`, `_`, `__` or any number of `-`.
+/// Runs of `[a-z0-9]`, joined by `.`, `_`, `__` or any number of `-`.
 fn valid_component(part: &str) -> bool {
     let alphanumeric = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let bytes = part.as_bytes();

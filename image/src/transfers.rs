@@ -1,9 +1,9 @@
 //! Limits the number of layers that are transferred at once, per registry and on the whole node.
 //!
-//! A transfer holds two threads and a decoder's memory from its first byte to its last, so their number is
-//! bounded. A stalled registry can only use up its own share. When all places of a share are taken and
-//! another transfer waits, the transfer that has made no progress for longest is cancelled. If none waits, a
-//! slow transfer may take as long as it needs.
+//! A transfer uses two threads and a decoder's memory from its first byte to its last, so the number of transfers is
+//! limited. A stalled registry can only use up its own share. If a transfer waits because all places are taken, the one
+//! among those in its way that has made no progress for longest is cancelled. If none waits, a slow transfer may take
+//! as long as it needs.
 
 use crate::error::{Error, Result};
 use std::collections::HashMap;
@@ -15,13 +15,16 @@ use tokio::time::{Instant, timeout};
 /// A transfer makes progress when this many bytes have arrived.
 const PROGRESS_BYTES: u64 = 64 << 10;
 
+/// The running transfers of a node.
 #[derive(Debug)]
 pub(crate) struct Transfers {
     per_registry: usize,
+    /// The places of the whole node.
     all: Arc<Semaphore>,
+    /// The places of each registry that has transfers.
     registries: Mutex<HashMap<String, Weak<Semaphore>>>,
     running: Mutex<Vec<Arc<Running>>>,
-    /// A transfer without progress for this long is cancelled if another one waits.
+    /// A transfer that has made no progress for this long is cancelled if another one waits.
     idle_limit: Duration,
 }
 
@@ -35,18 +38,18 @@ struct Running {
 
 #[derive(Debug)]
 struct Progress {
-    /// When progress was last made.
+    /// When the transfer last made progress, moved on by the time that it did not wait for the network: writing to disk
+    /// does not count as idle.
     at: Instant,
     /// Bytes received since then.
     bytes: u64,
-    /// Whether the transfer is waiting for the network now.
-    on_network: bool,
-    /// When it last stopped waiting for the network. Time that is spent writing to disk does not count as
-    /// idle.
-    off_network: Instant,
+    /// Whether the transfer waits for the network now.
+    waits: bool,
+    /// When it last stopped to wait for the network.
+    stopped_waiting: Instant,
 }
 
-/// A poisoned lock is fine: no update can leave these values half-changed.
+/// Locks. Poison is ignored: no code panics while it leaves one of the values half-changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -63,22 +66,23 @@ impl Transfers {
         }
     }
 
-    /// Waits for a free place among the transfers from `registry`.
+    /// Waits for a place for a transfer from `registry`.
     pub(crate) async fn enter(self: &Arc<Self>, registry: &str) -> Result<Transfer> {
         let per_registry = self.registry(registry);
-        // The registry's permit first: while waiting for it, no node-wide place is held.
-        let share = self.permit(&per_registry, |running| running.registry == registry).await?;
-        let place = self.permit(&self.all, |_| true).await?;
+        // The registry's place first, so that a transfer that waits for it takes no place of the node.
+        let of_registry = self.permit(&per_registry, |running| running.registry == registry).await?;
+        let of_node = self.permit(&self.all, |_| true).await?;
         let now = Instant::now();
         let running = Arc::new(Running {
             registry: registry.to_owned(),
-            progress: Mutex::new(Progress { at: now, bytes: 0, on_network: false, off_network: now }),
+            progress: Mutex::new(Progress { at: now, bytes: 0, waits: false, stopped_waiting: now }),
             cancel: Notify::new(),
         });
         lock(&self.running).push(running.clone());
-        Ok(Transfer { transfers: self.clone(), running, _permits: [share, place] })
+        Ok(Transfer { transfers: self.clone(), running, _permits: [of_registry, of_node] })
     }
 
+    /// The places of a registry.
     fn registry(&self, name: &str) -> Arc<Semaphore> {
         let mut registries = lock(&self.registries);
         registries.retain(|_, semaphore| semaphore.strong_count() > 0);
@@ -90,10 +94,11 @@ impl Transfers {
         semaphore
     }
 
+    /// Waits for a place. Meanwhile idle transfers are cancelled, as long as `in_the_way` tells that they have one.
     async fn permit(
         &self,
         semaphore: &Arc<Semaphore>,
-        rival: impl Fn(&Running) -> bool,
+        in_the_way: impl Fn(&Running) -> bool,
     ) -> Result<OwnedSemaphorePermit> {
         // One future for the whole wait, so that waiters are served in order.
         let mut permit = std::pin::pin!(semaphore.clone().acquire_owned());
@@ -101,18 +106,18 @@ impl Transfers {
             if let Ok(permit) = timeout(self.idle_limit / 10, &mut permit).await {
                 return permit.map_err(|_| Error::Cancelled);
             }
-            self.cancel_idlest(&rival);
+            self.cancel_idlest(&in_the_way);
         }
     }
 
-    /// Cancels the rival that has been idle for longest.
-    fn cancel_idlest(&self, rival: impl Fn(&Running) -> bool) {
+    /// Cancels the transfer in the way that has been idle for longest, if any has reached the limit.
+    fn cancel_idlest(&self, in_the_way: impl Fn(&Running) -> bool) {
         let mut running = lock(&self.running);
         let idle = |one: &Running| {
             let progress = lock(&one.progress);
-            progress.on_network.then(|| progress.at.elapsed()).filter(|idle| *idle >= self.idle_limit)
+            progress.waits.then(|| progress.at.elapsed()).filter(|idle| *idle >= self.idle_limit)
         };
-        let all = running.iter().enumerate().filter(|(_, one)| rival(one));
+        let all = running.iter().enumerate().filter(|(_, one)| in_the_way(one));
         let longest = all.filter_map(|(at, one)| Some((idle(one)?, at))).max();
         if let Some((_, at)) = longest {
             // Removed from the list, so that it is cancelled only once.
@@ -130,8 +135,8 @@ pub(crate) struct Transfer {
 }
 
 impl Transfer {
-    /// Waits for the next bytes; `length` returns their number. Fails if the transfer has made no progress
-    /// for too long and another transfer waits.
+    /// Waits for `next`, the next bytes from the network; `length` tells their number. Fails if the transfer is
+    /// cancelled because it is idle and another one waits.
     pub(crate) async fn next<T>(
         &self,
         next: impl Future<Output = Result<T>>,
@@ -139,9 +144,9 @@ impl Transfer {
     ) -> Result<T> {
         {
             let mut progress = lock(&self.running.progress);
-            progress.on_network = true;
-            let elsewhere = progress.off_network.elapsed();
-            progress.at += elsewhere;
+            progress.waits = true;
+            let not_waited = progress.stopped_waiting.elapsed();
+            progress.at += not_waited;
         }
         let result = tokio::select! {
             biased;
@@ -155,7 +160,7 @@ impl Transfer {
             }
         };
         let mut progress = lock(&self.running.progress);
-        (progress.on_network, progress.off_network) = (false, Instant::now());
+        (progress.waits, progress.stopped_waiting) = (false, Instant::now());
         progress.bytes += result.as_ref().map_or(0, |value| length(value) as u64);
         if progress.bytes >= PROGRESS_BYTES {
             (progress.at, progress.bytes) = (Instant::now(), 0);
@@ -177,7 +182,7 @@ mod tests {
 
     const IDLE_LIMIT: Duration = Duration::from_millis(200);
 
-    /// Its clock goes on when everybody waits: how busy the machine is changes nothing.
+    /// With a paused clock, which jumps to the next timer when all tasks wait: the load of the machine does not matter.
     fn runtime() -> tokio::runtime::Runtime {
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap()
     }

@@ -1,4 +1,4 @@
-//! Pulls from a registry that serves wrong bytes, hangs, has several platforms, or is overloaded; equal and cancelled
+//! Pulls from a registry that serves wrong content, hangs, is overloaded or has several platforms; shared and cancelled
 //! pulls.
 #![allow(missing_docs)]
 
@@ -36,31 +36,23 @@ async fn broken_content_is_refused_and_leaves_nothing() {
 #[tokio::test]
 async fn wrong_diff_id_and_layer_count() {
     let (registry, node) = (Faulty::start().await, Node::new());
-    let mut image = two_layers();
-    let config = String::from_utf8(image.blobs[&image.config].clone()).unwrap();
-    for changed in [
-        config.replacen("diff_ids\":[\"sha256:", "diff_ids\":[\"sha256:0", 1).replacen("0\",\"", "\",\"", 1),
-        config.replace(&config[config.find(",\"sha256:").unwrap()..config.rfind(']').unwrap()], ""),
-        {
-            let at = config.find("diff_ids\":[\"sha256:").unwrap() + 19;
-            let mut bytes = config.clone().into_bytes();
-            bytes[at] = if bytes[at] == b'0' { b'1' } else { b'0' };
-            String::from_utf8(bytes).unwrap()
-        },
-    ] {
-        let digest = digest_of(changed.as_bytes());
-        let manifest = String::from_utf8(image.manifest.clone()).unwrap().replace(&image.config, &digest);
-        let mut manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
-        manifest["config"]["size"] = changed.len().into();
+    let image = two_layers();
+    let (one, other) = (digest_of(b"one"), digest_of(b"other"));
+    for diff_ids in [vec![one.clone(), "sha256:0".to_owned()], vec![one.clone()], vec![one, other]] {
+        let mut config: serde_json::Value = serde_json::from_slice(&image.blobs[&image.config]).unwrap();
+        config["rootfs"]["diff_ids"] = diff_ids.into();
+        let config = serde_json::to_vec(&config).unwrap();
+        let mut manifest: serde_json::Value = serde_json::from_slice(&image.manifest).unwrap();
+        manifest["config"]["size"] = config.len().into();
+        manifest["config"]["digest"] = digest_of(&config).into();
         let mut built = image.clone();
         built.manifest = serde_json::to_vec(&manifest).unwrap();
-        built.blobs.insert(digest, changed.into_bytes());
+        built.blobs.insert(digest_of(&config), config);
         let name = registry.push("a/b", "v", &built);
         let error = node.store.pull(&name, None).await;
         assert!(matches!(error, Err(Error::Corrupt { .. })), "{error:?}");
         node.assert_empty().await;
     }
-    image.blobs.clear();
 }
 
 #[tokio::test]
@@ -68,7 +60,7 @@ async fn hostile_layers_leave_nothing() {
     let (registry, node) = (Faulty::start().await, Node::new());
     let mut hostile = tar(&[("aaaescaped", b"x")]);
     hostile[..10].copy_from_slice(b"../escaped");
-    // No layer in use has such an entry.
+    // A type that does not exist.
     hostile[156] = b'Z';
     let sum: u32 = hostile[..512]
         .iter()
@@ -117,7 +109,7 @@ async fn a_silent_registry_times_out() {
     registry.fault("/manifests/", 1000, Fault::Silence);
     let started = Instant::now();
     assert!(matches!(node.store.pull(&name, None).await, Err(Error::Unavailable { .. })));
-    // Far below any limit but the node's own of half a second.
+    // `Node` has set limits below one second; the default ones are a minute.
     assert!(started.elapsed() < Duration::from_secs(30));
     let nobody = node.store.pull("127.0.0.1:1/a/b:v", None).await.unwrap_err();
     assert!(
@@ -188,7 +180,7 @@ async fn indexes_lead_to_this_platform() {
 }
 
 #[tokio::test]
-async fn equal_pulls_are_one_transfer() {
+async fn equal_pulls_are_shared() {
     let (registry, node) = (Faulty::start().await, Node::new());
     let image = two_layers();
     let name = registry.push("a/b", "v", &image);
@@ -198,7 +190,7 @@ async fn equal_pulls_are_one_transfer() {
     assert!(records.iter().all(|record| record.as_ref().unwrap().id == image.config));
     assert_eq!(registry.requests("/manifests/"), 1);
     assert_eq!(registry.requests("/blobs/"), 3);
-    // Two images with the same layers transfer them once.
+    // Pulls of two images with the same layers transfer them once.
     node.store.remove(&image.config).await.unwrap();
     registry.fault(&image.layers[0], 1, Fault::Slow(20));
     let other = registry.push("c/d", "v", &image);
@@ -219,7 +211,7 @@ async fn cancelled_pulls_leave_nothing() {
         node.assert_empty().await;
         registry.shared.lock().unwrap().faults.clear();
     }
-    // The transfer goes on when one of two waiting callers leaves.
+    // A pull goes on when one of its two callers leaves.
     let before = registry.requests("/manifests/");
     registry.fault(&image.layers[0], 1, Fault::Slow(15));
     let (short, long) = tokio::join!(
@@ -233,8 +225,34 @@ async fn cancelled_pulls_leave_nothing() {
     assert_eq!(node.store.list().len(), 1);
 }
 
-/// One registry stalls after the headers and has more layers to serve than its share of transfers; another
-/// one works.
+/// A stalled registry has an image with the same layer as a registry that works.
+#[tokio::test]
+async fn a_stalled_transfer_does_not_delay_the_same_layer_of_another_registry() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = Node::options(folder.path());
+    // Longer than this test runs, so that nothing times out by itself.
+    options.idle_timeout = Duration::from_secs(600);
+    let store = image::ImageStore::open(options).unwrap();
+    let (stalled, healthy) = (Faulty::start().await, Faulty::start().await);
+    let image = two_layers();
+    let (slow, name) = (stalled.push("a/b", "v", &image), healthy.push("c/d", "v", &image));
+    for layer in &image.layers {
+        stalled.fault(layer, 1000, Fault::Hang);
+    }
+    let other = store.clone();
+    let pull = tokio::spawn(async move { other.pull(&slow, None).await.map(drop) });
+    let end = Instant::now() + Duration::from_secs(30);
+    while image.layers.iter().any(|layer| stalled.requests(layer) == 0) {
+        assert!(Instant::now() < end, "the layers are not requested");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let healthy = tokio::time::timeout(Duration::from_secs(30), store.pull(&name, None));
+    healthy.await.expect("the pull waits for the stalled registry").unwrap();
+    assert!(!pull.is_finished());
+    pull.abort();
+}
+
+/// One registry stalls after the headers and has more layers than places for its transfers; another one works.
 #[tokio::test]
 async fn a_stalled_registry_does_not_delay_others() {
     let folder = tempfile::tempdir().unwrap();

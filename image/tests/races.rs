@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// A pull finds the config of the image on disk while a removal is about to delete it.
+/// A pull may find the image's config on disk just before a removal deletes it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn pull_beside_removal() {
     const PULLS: usize = 400;
-    /// So many removals must meet an image. On a busy machine it takes more pulls.
+    /// As many removals must find an image. On a busy machine this takes more pulls.
     const REMOVALS: usize = 40;
     const LIMIT: Duration = Duration::from_secs(120);
     let (registry, node) = (Faulty::start().await, Node::new());

@@ -1,4 +1,4 @@
-//! Images in the store: names, tags, leases, removal, and what a crash or a lost file leaves.
+//! The store: names, tags, leases, removal, and damage by a crash or a lost file.
 #![allow(missing_docs)]
 
 mod common;
@@ -27,10 +27,10 @@ async fn pull_list_resolve_remove() {
         assert_eq!(node.store.resolve(key).unwrap(), record, "{key}");
     }
     assert!(node.store.resolve("nothing").is_none());
-    assert!(node.store.usage().await.bytes > 200_000);
+    assert!(node.store.usage().bytes > 200_000);
     node.reopen();
     assert_eq!(node.store.list(), std::slice::from_ref(&record));
-    assert_eq!(node.store.usage().await.bytes, record.size - sizes(&image));
+    assert_eq!(node.store.usage().bytes, record.size - sizes(&image));
     // Known layers and config are not transferred again.
     let before = registry.requests("/blobs/");
     node.store.pull(&name, None).await.unwrap();
@@ -38,7 +38,7 @@ async fn pull_list_resolve_remove() {
     node.store.remove(&name).await.unwrap();
     node.store.remove(&name).await.unwrap();
     assert!(node.store.list().is_empty());
-    assert_eq!(node.store.usage().await.inodes, 0);
+    assert_eq!(node.store.usage().inodes, 0);
     node.assert_empty().await;
 }
 
@@ -76,7 +76,7 @@ async fn names_tags_and_removal() {
     let pulled = node.store.pull(&by_digest, None).await.unwrap();
     assert!(pulled.repo_tags.is_empty());
     assert_eq!(pulled.repo_digests, [by_digest]);
-    // Removing one name removes all of them; five removals may run at once.
+    // Removing one name removes all of them. Several removals may run at once.
     let again = node.store.pull(&other, None).await.unwrap();
     assert_eq!(again.repo_tags.len(), 1);
     let removals = (0..5).map(|_| node.store.remove(&again.repo_tags[0]));
@@ -98,14 +98,14 @@ async fn leases_outlive_images_and_restarts() {
     node.store.remove(&name).await.unwrap();
     node.reopen();
     assert!(node.store.list().is_empty());
-    assert_eq!(node.store.leases(), ["pod-1"]);
+    assert_eq!(node.store.lease_owners(), ["pod-1"]);
     assert_eq!(node.store.lease_for(&record.id, "pod-1").await.unwrap(), lease);
     let second = node.store.lease_for(&record.id, "pod-2").await.unwrap();
     assert!(layers_are_there(&second));
     node.store.release("pod-1").await.unwrap();
     node.store.release("pod-1").await.unwrap();
     assert!(layers_are_there(&lease));
-    // Pulling finds the leased layers.
+    // A pull uses the leased layers.
     let before = registry.requests("/blobs/");
     node.store.pull(&name, None).await.unwrap();
     assert_eq!(registry.requests("/blobs/"), before + 1, "only the config is fetched");
@@ -143,7 +143,7 @@ async fn crash_leftovers_and_torn_files() {
         }
         assert_eq!(node.count(folder), count, "{folder}");
     }
-    // A damaged config affects only its image. A torn index loses all names, but layers in use stay.
+    // A damaged config affects only its image. A torn index loses all images, but leased layers stay.
     let blob = root.join("blobs").join(image.config.strip_prefix("sha256:").unwrap());
     std::fs::write(&blob, "{}").unwrap();
     node.reopen();
@@ -161,7 +161,7 @@ async fn crash_leftovers_and_torn_files() {
     node.assert_empty().await;
 }
 
-/// A layer was lost from the disk: its image is not listed, and a new pull fetches only that layer.
+/// The image of a lost layer is not listed, and a new pull transfers only that layer.
 #[tokio::test]
 async fn images_with_a_lost_layer_are_not_listed_until_pulled() {
     let (registry, mut node) = (Faulty::start().await, Node::new());
@@ -186,6 +186,38 @@ async fn images_with_a_lost_layer_are_not_listed_until_pulled() {
     node.reopen();
     node.store.remove(&name).await.unwrap();
     node.assert_empty().await;
+}
+
+/// The facts of a layer that a container has mounted are lost, and its image is pulled again: the folder must stay.
+#[tokio::test]
+async fn a_leased_layer_is_not_replaced() {
+    use std::os::unix::fs::MetadataExt as _;
+    let (registry, mut node) = (Faulty::start().await, Node::new());
+    let name = registry.push("a/b", "v", &two_layers());
+    let record = node.store.pull(&name, None).await.unwrap();
+    let lease = node.store.lease_for(&record.id, "c").await.unwrap();
+    let inode = |layer: &String| std::fs::metadata(lease.layers_dir.join(layer)).unwrap().ino();
+    let before: Vec<_> = lease.layers.iter().map(inode).collect();
+    std::fs::remove_file(node.root().join("facts").join(format!("{}.json", lease.layers[0]))).unwrap();
+    node.reopen();
+    assert!(node.store.list().is_empty());
+    assert_eq!(node.store.pull(&name, None).await.unwrap(), record);
+    assert_eq!(lease.layers.iter().map(inode).collect::<Vec<_>>(), before);
+    node.reopen();
+    assert_eq!(node.store.list(), [record]);
+}
+
+/// `sha256:<hex>` is an image's id, also if there is an image with the name `docker.io/library/sha256:<hex>`.
+#[tokio::test]
+async fn an_id_is_not_a_name() {
+    let (registry, node) = (Faulty::start().await, Node::new());
+    let id = common::digest_of(b"another image");
+    registry.push("library/sha256", id.strip_prefix("sha256:").unwrap(), &two_layers());
+    node.hosts("docker.io", &format!("server = \"http://{}\"\n", registry.address));
+    node.store.pull(&id, None).await.unwrap();
+    assert!(node.store.resolve(&id).is_none());
+    node.store.remove(&id).await.unwrap();
+    assert!(node.store.resolve(&format!("docker.io/library/{id}")).is_some());
 }
 
 /// An index and a lease that name a layer twice, as older versions wrote them.

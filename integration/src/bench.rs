@@ -1,7 +1,8 @@
 //! The benchmark: the same load on several runtimes, interleaved in one run; prints medians and ratios.
 //!
-//! Absolute times vary with the machine, so only ratios between endpoints of one run are meaningful. Other
-//! runtimes are given by socket, and by their `certs.d` folder if the registry must be added there.
+//! Absolute times vary with the machine, so only ratios between endpoints of one run can be compared; a budget that is
+//! missed is marked as a hint. Other runtimes are given by socket, and by their `certs.d` folder if the registry must be
+//! added there.
 
 mod load;
 mod memory;
@@ -21,9 +22,9 @@ use table::{Measure, Table, Unit};
 pub(crate) const PODS: usize = 20;
 /// Rounds of the pod measurements.
 const ROUNDS: usize = 40;
-/// Rounds of the pods that start at once.
+/// Rounds with several pods that start at once.
 const BURSTS: usize = 6;
-/// Rounds of the log writers.
+/// Rounds of the log measurements.
 const LOGS: usize = 6;
 /// Rounds of the exec measurements.
 const EXECS: usize = 60;
@@ -43,8 +44,8 @@ fn turn<T>(all: &[T], round: usize) -> impl Iterator<Item = &T> {
     early.iter().chain(late)
 }
 
-/// Copies the programs of a build to `to`. How the page cache holds a file changes the PSS of what runs from it by a
-/// tenth, so every build is measured from fresh copies.
+/// Copies the programs of a build to `to`. The state of a file in the page cache changes the PSS of processes that run
+/// from it by a tenth, so every build is measured from fresh copies.
 fn fresh(bin: &Path, to: &Path) -> Result<PathBuf> {
     std::fs::create_dir_all(to).with_context(|| to.display().to_string())?;
     for name in ["copepod", "copepod-shim", "pause"] {

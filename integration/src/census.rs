@@ -3,6 +3,7 @@
 //! daemon's log.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -16,6 +17,10 @@ use crate::{cgroup, proc};
 
 /// How long leftovers may take to disappear: the kernel removes some objects late.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Kind of what a census could not read. It counts as left behind, because a census that sees nothing would find
+/// nothing.
+const UNREADABLE: &str = "cannot be read";
 
 /// Objects as `kind: name` with a count, so that two equal mounts are two.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -37,7 +42,8 @@ impl Census {
             this.tree("root", &node.paths.root, &node.paths.root);
             this.tree("run", &node.paths.run, &node.paths.run);
             // A panic ends one task in builds that unwind, and the daemon in those that abort.
-            let log = fs::read_to_string(&node.paths.log).unwrap_or_default();
+            let log = fs::read(&node.paths.log).map(|log| String::from_utf8_lossy(&log).into_owned());
+            let log = this.readable("the daemon's log", log);
             for line in log.lines().filter(|line| line.contains("panicked at")) {
                 this.add("panic in the daemon's log", line);
             }
@@ -69,7 +75,8 @@ impl Census {
         now.0
             .iter()
             .filter_map(|(k, n)| {
-                let before = self.0.get(k).copied().unwrap_or(0);
+                let unreadable = k.starts_with(UNREADABLE);
+                let before = if unreadable { 0 } else { self.0.get(k).copied().unwrap_or(0) };
                 (*n > before)
                     .then(|| if *n - before == 1 { k.clone() } else { format!("{k} ({} times)", n - before) })
             })
@@ -80,10 +87,18 @@ impl Census {
         *self.0.entry(format!("{kind}: {name}")).or_default() += 1;
     }
 
+    /// The text, or an empty one and an entry for the error.
+    fn readable<E: Display>(&mut self, source: &str, text: std::result::Result<String, E>) -> String {
+        text.unwrap_or_else(|e| {
+            self.add(UNREADABLE, &format!("{source}: {e:#}"));
+            String::new()
+        })
+    }
+
     fn processes(&mut self) {
         let me = std::process::id();
         for p in proc::all() {
-            // Kernel threads belong to the host, and tools that this process runs come and go.
+            // The tools and registries that this process runs come and go; its daemons must be gone.
             if p.pid == me || (p.parent == me && p.comm != "copepod") {
                 continue;
             }
@@ -93,7 +108,7 @@ impl Census {
     }
 
     fn mounts(&mut self) {
-        let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let text = self.readable("mountinfo", fs::read_to_string("/proc/self/mountinfo"));
         for line in text.lines() {
             let words: Vec<&str> = line.split(' ').collect();
             let dash = words.iter().position(|w| *w == "-").unwrap_or(words.len());
@@ -114,8 +129,12 @@ impl Census {
     }
 
     fn firewall(&mut self) {
+        let without_ipv6 = !Path::new("/proc/net/if_inet6").exists();
         for program in ["iptables-save", "ip6tables-save"] {
-            let text = command(program, &["-t", "nat"]).unwrap_or_default();
+            if program == "ip6tables-save" && without_ipv6 {
+                continue;
+            }
+            let text = self.readable(program, command(program, &["-t", "nat"]));
             for line in text.lines().filter(|l| l.contains("CNI-") && !permanent(l)) {
                 self.add(program, line.split(" [").next().unwrap_or(line));
             }
@@ -123,7 +142,7 @@ impl Census {
     }
 
     fn links(&mut self) {
-        let text = command("ip", &["-o", "link", "show", "type", "veth"]).unwrap_or_default();
+        let text = self.readable("ip link", command("ip", &["-o", "link", "show", "type", "veth"]));
         for line in text.lines() {
             let name = line.split(": ").nth(1).unwrap_or(line);
             self.add("interface", name.split('@').next().unwrap_or(name));

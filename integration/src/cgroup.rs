@@ -3,9 +3,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
+/// How long [`destroy`] waits in each hierarchy for killed processes to leave.
+const RELEASE: Duration = Duration::from_secs(2);
 /// The mount point of the hierarchies.
 const ROOT: &str = "/sys/fs/cgroup";
 
@@ -58,7 +61,9 @@ pub(crate) fn find(controller: &str, leaf: &str) -> Option<PathBuf> {
     let root = hierarchies().into_iter().find(|h| h.file_name().is_some_and(|n| n == controller))?;
     let mut todo = vec![root];
     while let Some(dir) = todo.pop() {
-        for entry in fs::read_dir(&dir).ok()?.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
+        // A cgroup that is removed meanwhile is not the one that is looked for.
+        let Ok(entries) = fs::read_dir(&dir) else { continue };
+        for entry in entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
             if entry.file_name().to_str() == Some(leaf) {
                 return Some(entry.path());
             }
@@ -94,12 +99,14 @@ pub(crate) fn destroy(path: &str) {
         for pid in members(&top) {
             drop(crate::proc::signal(pid, nix::sys::signal::Signal::SIGKILL));
         }
-        for _ in 0..100 {
+        // A cgroup can be removed once the kernel has released its last process.
+        let end = Instant::now() + RELEASE;
+        loop {
             remove_tree(&top);
-            if !top.exists() {
+            if !top.exists() || Instant::now() > end {
                 break;
             }
-            std::thread::sleep(std::time::Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 }

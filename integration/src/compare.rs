@@ -1,5 +1,5 @@
-//! The reference for the environment of a process in a container: Debian's runc on the same host with the
-//! same root and configuration. A shell script prints facts as lines, and [`parse`] makes them comparable.
+//! The reference for what a process in a container sees: Debian's runc on the same host with the same root and
+//! configuration. A shell script prints facts as lines, and [`parse`] makes them comparable.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::json;
 
 use crate::context::Context;
+use crate::expect::ensure;
 use crate::isolation::command;
 use crate::shapes::unique;
 
@@ -30,7 +31,7 @@ pub(crate) struct Case {
     pub(crate) oom_score_adj: i64,
 }
 
-/// The facts of both processes of the reference.
+/// What the two processes of the reference report.
 #[derive(Debug)]
 pub(crate) struct Reference {
     /// The container's init.
@@ -191,7 +192,7 @@ fn report(child: &mut std::process::Child, state: &str, id: &str) -> Result<Refe
         if let Some(mut e) = child.stderr.take() {
             std::io::Read::read_to_string(&mut e, &mut said)?;
         }
-        bail!("runc's container said `{text}` and {said}");
+        bail!("runc's container printed no whole report, but {text:?}, and to stderr {said:?}");
     }
     let exec = Command::new("env")
         .args([
@@ -209,7 +210,7 @@ fn report(child: &mut std::process::Child, state: &str, id: &str) -> Result<Refe
         .stdin(Stdio::null())
         .output()
         .context("runc exec")?;
-    anyhow::ensure!(exec.status.success(), "runc exec: {}", String::from_utf8_lossy(&exec.stderr));
+    ensure!(exec.status.success(), "runc exec failed: {}", String::from_utf8_lossy(&exec.stderr));
     Ok(Reference { init: parse(&text, id), exec: parse(&String::from_utf8_lossy(&exec.stdout), id) })
 }
 
@@ -271,7 +272,7 @@ fn spec(case: &Case, cgroup_parent: &str, id: &str) -> Result<serde_json::Value>
     }))
 }
 
-/// Names of all capabilities that this host's processes can have.
+/// Names of all capabilities that this host's processes can have; the order of `names` is that of their numbers.
 #[expect(clippy::too_many_lines, reason = "a table of names")]
 fn host_caps() -> Result<Vec<String>> {
     let mask =

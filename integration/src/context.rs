@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use cri_api::v1 as api;
 
 use crate::cri::Cri;
+use crate::expect::ensure;
 use crate::fixture::Fixture;
 use crate::node::Node;
 use crate::shapes::{self, ContainerExt as _};
@@ -119,6 +120,62 @@ impl Context {
             log.text(None)
         );
         Ok(log.text(Some("stdout")))
+    }
+
+    /// Runs a pod and, in it, a container that sleeps; returns the container's id and the pid of its init.
+    pub(crate) async fn sleeping(&self, config: api::PodSandboxConfig) -> Result<(Pod, String, u32)> {
+        let pod = self.pod_of(config).await?;
+        let id = self.start(&pod, &self.sleeper("main")).await?;
+        let pid = self.pid(&id).await?;
+        Ok((pod, id, pid))
+    }
+
+    /// Runs a container, which must end with code 0 and have written exactly this to standard output.
+    pub(crate) async fn outputs(&self, pod: &Pod, config: &api::ContainerConfig, wanted: &str) -> Result<()> {
+        let found = self.output(pod, config).await?;
+        ensure!(found == wanted, "{:?} wrote {found:?} instead of {wanted:?}", config.command);
+        Ok(())
+    }
+
+    /// Runs a shell line in a container by ExecSync; it must end with code 0 and print this, apart from white space at
+    /// both ends.
+    pub(crate) async fn prints(&self, id: &str, line: &str, wanted: &str) -> Result<()> {
+        let found = self.cri.sh(id, line).await?;
+        ensure!(found == wanted, "`{line}` printed {found:?} instead of {wanted:?} in container {id}");
+        Ok(())
+    }
+
+    /// Runs one command in a container by ExecSync, which shows that the container and its shim work.
+    pub(crate) async fn exec_works(&self, id: &str) -> Result<()> {
+        self.prints(id, "echo in", "in").await
+    }
+
+    /// The container must be shown in this state.
+    pub(crate) async fn is_shown(&self, id: &str, state: api::ContainerState) -> Result<()> {
+        let found = self.cri.container(id).await?.state();
+        ensure!(found == state, "container {id} is shown as {found:?} instead of {state:?}");
+        Ok(())
+    }
+
+    /// The container must be shown as exited with this code.
+    pub(crate) async fn exited_with(&self, id: &str, code: i32) -> Result<()> {
+        let status = self.cri.container(id).await?;
+        ensure!(
+            status.state() == api::ContainerState::ContainerExited && status.exit_code == code,
+            "container {id} is {:?} with code {} ({}: {}) instead of exited with {code}",
+            status.state(),
+            status.exit_code,
+            status.reason,
+            status.message
+        );
+        Ok(())
+    }
+
+    /// The pod must be shown in this state.
+    pub(crate) async fn pod_is_shown(&self, id: &str, state: api::PodSandboxState) -> Result<()> {
+        let status = self.cri.pod_status(id).await?.status.context("PodSandboxStatus without a status")?;
+        ensure!(status.state() == state, "pod {id} is shown as {:?} instead of {state:?}", status.state());
+        Ok(())
     }
 
     /// Waits until a container's log contains a text, which shows how far its program is.

@@ -12,6 +12,7 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
+use crate::expect::ensure;
 use crate::wait;
 
 /// Time limit of a call unless a test sets another; kubelet's is 2 minutes.
@@ -95,6 +96,13 @@ impl Cri {
     /// Status.
     pub(crate) async fn status(&self, verbose: bool) -> Answer<api::StatusResponse> {
         call!(self.runtime, status, api::StatusRequest { verbose }, Duration::from_secs(5))
+    }
+
+    /// A condition in Status, such as `RuntimeReady`.
+    pub(crate) async fn condition(&self, kind: &str) -> Result<api::RuntimeCondition> {
+        let status = self.status(false).await?.status.context("Status has no status")?;
+        let found = status.conditions.into_iter().find(|c| c.r#type == kind);
+        found.with_context(|| format!("Status has no condition {kind}"))
     }
 
     /// RunPodSandbox; the id.
@@ -216,7 +224,7 @@ impl Cri {
         call!(self.runtime, exec_sync, request)
     }
 
-    /// ExecSync without a time-out, with output as text.
+    /// ExecSync with a time-out of 30 s and output as text; fails if the call fails, not if the command does.
     pub(crate) async fn exec(&self, id: &str, cmd: &[&str]) -> Result<Output> {
         let r = self.exec_sync(id, cmd, 30).await.with_context(|| format!("exec {cmd:?}"))?;
         Ok(Output {
@@ -229,7 +237,7 @@ impl Cri {
     /// Runs a shell command that must succeed; returns its standard output, trimmed.
     pub(crate) async fn sh(&self, id: &str, line: &str) -> Result<String> {
         let out = self.exec(id, &["/bin/sh", "-c", line]).await?;
-        anyhow::ensure!(out.code == 0, "`{line}` ended with {}: {}{}", out.code, out.stdout, out.stderr);
+        ensure!(out.code == 0, "`{line}` ended with {}: {}{}", out.code, out.stdout, out.stderr);
         Ok(out.stdout.trim().to_owned())
     }
 

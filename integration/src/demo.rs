@@ -1,6 +1,7 @@
 //! `make run`: shows one pod from image to removal, step by step.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
@@ -10,7 +11,6 @@ use crate::context::{Context, Pod};
 use crate::fixture::Fixture;
 use crate::node::{Node, Options};
 use crate::shapes::{self, PodExt as _};
-use std::sync::Arc;
 
 /// Runs the demonstration.
 pub(crate) async fn run(bin: &Path) -> Result<bool> {
@@ -55,7 +55,7 @@ async fn show(cx: &Context, step: &impl Fn(&str)) -> Result<()> {
     let container = cx.start(&pod, &shapes::container("hello", &image, &["/bin/sh", "-c", line])).await?;
     step(&format!("container {} runs", short(&container)));
     let path = cx.cri.container(&container).await?.log_path;
-    crate::wait::until_true("the log", crate::wait::secs(10), || {
+    crate::wait::until_true("the container's address in its log", crate::wait::secs(10), || {
         std::fs::read_to_string(&path).is_ok_and(|t| t.contains("inet"))
     })
     .await?;

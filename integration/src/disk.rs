@@ -1,12 +1,14 @@
-//! A small ext4 file system for a node's root, which tests can fill and break.
+//! File systems that tests mount: a small ext4 for a node's root, which can be filled and broken, and others that
+//! lie over a folder for a while.
 
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail, ensure};
-use nix::mount::{MntFlags, umount2};
+use anyhow::{Context as _, Result, bail};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use crate::expect::ensure;
 use crate::isolation::command;
 
 /// Mounted at a folder. On drop it is unmounted and its image removed.
@@ -75,6 +77,33 @@ impl Disk {
         let wrote = File::create(self.at.join("still-writable"));
         ensure!(wrote.is_err(), "the file system still takes files after `remount,abort`");
         Ok(())
+    }
+}
+
+/// A file system over a folder; unmounted on drop.
+#[derive(Debug)]
+pub(crate) struct Mounted(PathBuf);
+
+impl Mounted {
+    /// A tmpfs over a folder, which is created if it is missing. `options` are those of tmpfs(5).
+    pub(crate) fn tmpfs(at: &Path, options: &str) -> Result<Self> {
+        fs::create_dir_all(at)?;
+        mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), Some(options))
+            .with_context(|| format!("mount a tmpfs at {}", at.display()))?;
+        Ok(Self(at.to_owned()))
+    }
+
+    /// A bind mount of a file or folder.
+    pub(crate) fn bind(from: &Path, at: &Path) -> Result<Self> {
+        mount(Some(from), at, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .with_context(|| format!("bind-mount {} at {}", from.display(), at.display()))?;
+        Ok(Self(at.to_owned()))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        umount2(&self.0, MntFlags::MNT_DETACH).unwrap_or_default();
     }
 }
 

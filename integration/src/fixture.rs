@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
+use crate::expect::ensure;
 use crate::images::catalog::{self, Entry, Layers};
 use crate::registry::Registry;
 

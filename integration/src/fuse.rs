@@ -1,6 +1,6 @@
-//! A file system that responds to look-ups but never to reads, like a disk or NFS server that has failed.
-//! It has one folder with one executable file, served through /dev/fuse (linux/fuse.h, protocol 7.31). Reads
-//! of the file hang until the file system is unmounted.
+//! FUSE file systems that hang, like a disk or an NFS server that has failed. [`Hang`] has no server: every access
+//! hangs. [`Stuck`] responds to look-ups but never to reads: it has one folder with one executable file, served
+//! through /dev/fuse (linux/fuse.h, protocol 7.31), and reads of the file hang until it is unmounted.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -20,7 +20,44 @@ const FILE: u64 = 2;
 /// FUSE_READ.
 const READ: u64 = 15;
 
-/// A mounted instance. Dropping it ends all waiting requests with errors.
+/// Mounts a FUSE file system at a folder; returns the device by which it is served.
+fn mounted(dir: &Path, kind: &str) -> Result<File> {
+    let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").context("open /dev/fuse")?;
+    let data = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
+    mount(Some("copepod-test"), dir, Some(kind), MsFlags::empty(), Some(data.as_str()))
+        .with_context(|| format!("mount FUSE at {}", dir.display()))?;
+    Ok(device)
+}
+
+/// A file system without a server. Every access below it hangs until this is dropped, and then fails.
+#[derive(Debug)]
+pub(crate) struct Hang {
+    dir: PathBuf,
+    device: Option<File>,
+}
+
+impl Hang {
+    /// Mounts it over a folder, which is created if it is missing.
+    pub(crate) fn mount(dir: &Path) -> Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        Ok(Self { dir: dir.to_owned(), device: Some(mounted(dir, "fuse")?) })
+    }
+
+    /// A path below the mount.
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.dir.join(name).display().to_string()
+    }
+}
+
+impl Drop for Hang {
+    fn drop(&mut self) {
+        // Closing the device ends the connection and all waiting accesses.
+        drop(self.device.take());
+        umount2(&self.dir, MntFlags::MNT_DETACH).unwrap_or_default();
+    }
+}
+
+/// A file system whose reads hang. Dropping it ends all waiting requests with errors.
 #[derive(Debug)]
 pub(crate) struct Stuck {
     dir: PathBuf,
@@ -30,10 +67,7 @@ pub(crate) struct Stuck {
 impl Stuck {
     /// Mounts it over a folder.
     pub(crate) fn mount(dir: &Path) -> Result<Self> {
-        let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").context("open /dev/fuse")?;
-        let data = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
-        mount(Some("stuck"), dir, Some("fuse.stuck"), MsFlags::empty(), Some(data.as_str()))
-            .with_context(|| format!("mount FUSE at {}", dir.display()))?;
+        let device = mounted(dir, "fuse.stuck")?;
         // The thread ends with the mount: its next read fails with ENODEV.
         let reads = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&reads);
@@ -41,8 +75,8 @@ impl Stuck {
         Ok(Self { dir: dir.to_owned(), reads })
     }
 
-    /// Whether a process waits for the content of the file. (One that waits for a reply to a look-up is in the same
-    /// state for a moment.)
+    /// Whether a process has asked for the content of the file. The process's state alone does not show it: a process
+    /// that waits for a look-up is in state D too.
     pub(crate) fn is_read(&self) -> bool {
         self.reads.load(Ordering::Relaxed) > 0
     }

@@ -1,4 +1,4 @@
-//! The tests' environment: private mount, network, PID, UTS and IPC namespaces, created with `unshare`.
+//! The tests' environment: private mount, network, PID, UTS and IPC namespaces, created with unshare(1).
 //!
 //! `/` becomes a shared mount (propagating volumes need one, and build machines have a private `/`), with a
 //! bpf file system at /sys/fs/bpf as systemd mounts it. The network has `lo` and one interface with a default
@@ -12,12 +12,13 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cgroup;
+use crate::expect::ensure;
 use crate::shapes::{CGROUP_PARENT, CGROUP_VARIABLE};
 
 /// Set for every process in the environment.
@@ -77,7 +78,7 @@ async fn run_inside() -> Result<bool> {
 
 /// PID 1 of the environment: sets it up, runs the tests, and reaps orphans.
 pub(crate) fn init(args: &[String]) -> Result<bool> {
-    ensure!(std::process::id() == 1, "`init` is internal");
+    ensure!(std::process::id() == 1, "`init` is internal: it must run as PID 1");
     prepare()?;
     let me = env::current_exe().context("own path")?;
     let child = Command::new(me).args(args).spawn().context("start the runner")?;

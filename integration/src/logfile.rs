@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
+
+use crate::expect::ensure;
 
 /// Longest content of a line; longer ones are split and tagged P.
 const CUT: usize = 16 * 1024;
@@ -62,11 +64,15 @@ impl Log {
             let (Some(time), Some(stream), Some(tag), Some(content)) = (time, stream, tag, content) else {
                 anyhow::bail!(bad())
             };
-            ensure!(time.len() >= 20 && time.as_bytes().get(10) == Some(&b'T'), bad());
-            ensure!(time.ends_with('Z') || time.get(19..).is_some_and(|z| z.contains(['+', '-'])), bad());
-            ensure!(stream == "stdout" || stream == "stderr", bad());
+            ensure!(time.len() >= 20 && time.as_bytes().get(10) == Some(&b'T'), "{}", bad());
+            ensure!(
+                time.ends_with('Z') || time.get(19..).is_some_and(|z| z.contains(['+', '-'])),
+                "{}",
+                bad()
+            );
+            ensure!(stream == "stdout" || stream == "stderr", "{}", bad());
             let tag = tag.split(':').next().unwrap_or_default();
-            ensure!(tag == "P" || tag == "F", bad());
+            ensure!(tag == "P" || tag == "F", "{}", bad());
             ensure!(content.len() <= CUT, "a line of {} bytes was not cut", content.len());
             lines.push(Line { time, stream, partial: tag == "P", content: content.to_vec() });
         }

@@ -13,9 +13,9 @@ mod context;
 mod cri;
 mod demo;
 mod disk;
+mod expect;
 mod fixture;
 mod fuse;
-mod hang;
 mod http;
 mod images;
 mod isolation;
@@ -24,6 +24,7 @@ mod node;
 mod node_test;
 mod proc;
 mod registry;
+mod repeat;
 mod runner;
 mod shapes;
 mod stall;
@@ -88,7 +89,8 @@ enum Command {
         /// Directory with copepod, copepod-shim and pause.
         #[arg(long)]
         bin_dir: PathBuf,
-        /// Another runtime to measure, as name=socket.
+        /// Another runtime to measure, as name=socket or name=socket,certs.d: the folder in which its registries are
+        /// configured.
         #[arg(long)]
         endpoint: Vec<String>,
         /// Another build of copepod to measure, as name=directory of its three programs.
@@ -101,7 +103,7 @@ enum Command {
         #[arg(long)]
         bin_dir: PathBuf,
     },
-    /// Internal: echoes datagrams on a port.
+    /// Internal: sends every UDP datagram that it receives on a port back.
     #[command(hide = true)]
     UdpEcho {
         /// The port.
@@ -144,7 +146,7 @@ fn run() -> Result<bool> {
         return isolation::enter();
     }
     let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("tokio runtime")?;
-    tokio.block_on(async {
+    let outcome = tokio.block_on(async {
         match command {
             Command::Test { bin_dir, filter, endpoint, certs, .. } => {
                 let peer = endpoint.map(|socket| node::Peer { socket, certs });
@@ -158,7 +160,10 @@ fn run() -> Result<bool> {
             Command::Demo { bin_dir } => demo::run(&bin_dir).await,
             Command::Init { .. } | Command::UdpEcho { .. } => Ok(true),
         }
-    })
+    });
+    // A failed test may leave a thread in a blocking call; it must not keep the run from ending.
+    tokio.shutdown_timeout(wait::secs(10));
+    outcome
 }
 
 /// Runs in a pod's network namespace, entered with nsenter.

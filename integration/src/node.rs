@@ -7,12 +7,13 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 
 use crate::cni::Network;
 use crate::config::{self, Paths};
 use crate::cri::Cri;
+use crate::expect::ensure;
 use crate::fixture::Fixture;
 use crate::shapes::unique;
 use crate::{cgroup, proc, wait};
@@ -53,7 +54,7 @@ pub(crate) struct Node {
     daemon: Mutex<Option<Child>>,
     /// Another runtime, whose processes are not ours.
     foreign: bool,
-    /// Whether its folders were removed, which is the last step of its clean-up.
+    /// Whether its folders were removed, the last step of its clean-up.
     wiped: AtomicBool,
 }
 
@@ -133,7 +134,7 @@ impl Node {
         let child = command.spawn().with_context(|| format!("start {}", self.bin.display()))?;
         // Keep the command alive: it may hold descriptors of the test.
         drop(command);
-        self.put(child);
+        self.put(Some(child));
         wait::until("the daemon to answer", Duration::from_secs(15), || async {
             if let Some(code) = self.ended()? {
                 bail!("copepod ended at once with {code}: {}", self.last_log(15));
@@ -145,9 +146,9 @@ impl Node {
         Ok(())
     }
 
-    fn put(&self, child: Child) {
+    fn put(&self, child: Option<Child>) {
         if let Ok(mut slot) = self.daemon.lock() {
-            *slot = Some(child);
+            *slot = child;
         }
     }
 
@@ -170,7 +171,7 @@ impl Node {
         let child = self.daemon.lock().map_err(|_| anyhow::anyhow!("daemon slot poisoned"))?.take();
         if let Some(mut child) = child {
             child.kill()?;
-            child.wait()?;
+            wait::ended(&mut child, Duration::from_secs(10)).context("copepod after SIGKILL")?;
         }
         Ok(())
     }
@@ -181,15 +182,9 @@ impl Node {
         let status =
             wait::until("copepod to end after SIGTERM", Duration::from_secs(10), || async { self.ended() })
                 .await?;
-        self.put_none();
+        self.put(None);
         ensure!(status.success(), "copepod ended with {status} after SIGTERM: {}", self.last_log(10));
         Ok(())
-    }
-
-    fn put_none(&self) {
-        if let Ok(mut slot) = self.daemon.lock() {
-            *slot = None;
-        }
     }
 
     /// Stops the daemon with SIGTERM and starts a new one.
@@ -241,6 +236,14 @@ impl Node {
             self.cri.drop_pod(&pod.id).await.with_context(|| format!("clean up pod {}", pod.id))?;
         }
         Ok(())
+    }
+
+    /// Repeats [`Self::empty`] until it succeeds, because a plugin or the daemon needs a while.
+    pub(crate) async fn emptied(&self) -> Result<()> {
+        wait::until("every pod to be removed", Duration::from_secs(30), || async {
+            self.empty().await.map(Some)
+        })
+        .await
     }
 
     /// Removes everything by force, after a failure that the daemon could not clean up.

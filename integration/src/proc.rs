@@ -78,6 +78,23 @@ pub(crate) fn pss_kib(pid: u32) -> Result<u64> {
     Ok(line.trim().trim_end_matches(" kB").trim().parse()?)
 }
 
+/// Largest resident set that a process has had, in KiB (VmHWM).
+pub(crate) fn peak_kib(pid: u32) -> Result<u64> {
+    let status = status(pid)?;
+    Ok(status.get("VmHWM").context("no VmHWM")?.trim_end_matches(" kB").trim().parse()?)
+}
+
+/// Number of threads of a process.
+pub(crate) fn threads(pid: u32) -> Result<usize> {
+    Ok(fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("threads of {pid}"))?.count())
+}
+
+/// Whether this process has CAP_SYS_RESOURCE, without which nobody can lower an oom_score_adj.
+pub(crate) fn may_lower_oom_score() -> Result<bool> {
+    let effective = status(std::process::id())?.get("CapEff").context("no CapEff")?.clone();
+    Ok(u64::from_str_radix(&effective, 16)? >> 24 & 1 == 1)
+}
+
 /// Number of open file descriptors.
 pub(crate) fn fds(pid: u32) -> Result<usize> {
     Ok(fs::read_dir(format!("/proc/{pid}/fd")).with_context(|| format!("fds of {pid}"))?.count())
@@ -89,9 +106,9 @@ pub(crate) fn has_open(pid: u32, path: &Path) -> bool {
     dir.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|target| target == path))
 }
 
-/// Number of containers whose init was sent the start request and has not accepted it: connections in the queue of
-/// the socket on which it listens (/proc/net/unix, state SS_CONNECTING).
-pub(crate) fn told_to_start() -> usize {
+/// Number of containers whose init was sent the start request and has not accepted it yet: connections in the queue
+/// of the socket on which it listens (/proc/net/unix, state SS_CONNECTING).
+pub(crate) fn unanswered_starts() -> usize {
     let sockets = fs::read_to_string("/proc/net/unix").unwrap_or_default();
     let words = sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
     words

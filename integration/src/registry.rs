@@ -8,10 +8,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use hyper::Method;
 
+use crate::expect::ensure;
 use crate::http::Http;
 use crate::images::{Blob, Image};
 use crate::isolation::command;
@@ -126,7 +127,11 @@ impl Registry {
     ) -> Result<()> {
         let url = format!("http://127.0.0.1:{}/v2/{name}/manifests/{reference}", self.port);
         let put = self.http.send(Method::PUT, &url, Some(media_type), bytes.clone()).await?;
-        ensure!(put.status.is_success(), "push {name}:{reference}: {}", String::from_utf8_lossy(&put.body));
+        ensure!(
+            put.status.is_success(),
+            "the registry refused {name}:{reference}: {}",
+            String::from_utf8_lossy(&put.body)
+        );
         Ok(())
     }
 
@@ -134,13 +139,15 @@ impl Registry {
     pub(crate) async fn settled(&self) -> Result<()> {
         let mark = format!("/v2/?mark={}", crate::shapes::unique());
         self.http.get(&format!("http://127.0.0.1:{}{mark}", self.port)).await?;
-        wait::until_true("the registry's log", Duration::from_secs(20), || {
-            self.requests(&format!("{mark} ")) > 0
-        })
+        wait::until_true(
+            &format!("the registry to log the request of {mark}"),
+            Duration::from_secs(20),
+            || self.requests(&format!("{mark} ")) > 0,
+        )
         .await
     }
 
-    /// Number of requests to the HTTP registry whose log line contains `text`; counts transfers.
+    /// Number of successful requests to the HTTP registry whose log line contains `text`.
     pub(crate) fn requests(&self, text: &str) -> usize {
         let log = fs::read_to_string(self.dir.join("plain.log")).unwrap_or_default();
         log.lines()

@@ -27,7 +27,7 @@ pub(crate) struct Test {
     own: Option<Options>,
     /// Time limit of the test.
     limit: Duration,
-    /// The test checks copepod's own processes and files, so it is skipped for other runtimes.
+    /// The test checks copepod's own processes or behaviour, so it is skipped for other runtimes.
     ours: bool,
 }
 
@@ -92,6 +92,8 @@ pub(crate) async fn run(
     peer: Option<Peer>,
 ) -> Result<bool> {
     let begun = Instant::now();
+    let tests = selected(all, filter);
+    anyhow::ensure!(!tests.is_empty(), "no test's name contains {:?}", filter.unwrap_or_default());
     let fixture = Arc::new(Fixture::new(bin).await.context("prepare the fixtures")?);
     println!(
         "fixtures ready in {:.1} s: {} images pushed",
@@ -104,7 +106,7 @@ pub(crate) async fn run(
     };
     let foreign = shared.is_some();
     let (mut passed, mut failed, mut left_out) = (0_u32, Vec::new(), 0_u32);
-    for test in selected(all, filter) {
+    for test in tests {
         if foreign && test.ours {
             left_out += 1;
             continue;

@@ -10,6 +10,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
+use crate::expect::ensure;
+
 /// Longest request head; a registry client's is below one KiB.
 const MAX_HEAD: usize = 16 << 10;
 
@@ -64,7 +66,7 @@ async fn connection(
 ) -> Result<()> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
-        anyhow::ensure!(head.len() < MAX_HEAD, "no end of the head");
+        ensure!(head.len() < MAX_HEAD, "a request head is longer than {MAX_HEAD} bytes");
         head.push(client.read_u8().await?);
     }
     let text = String::from_utf8(head)?;

@@ -1,9 +1,12 @@
 //! Waiting with a time limit.
 
 use std::future::Future;
+use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+
+use crate::expect::ensure;
 
 /// Pause between two checks.
 const STEP: Duration = Duration::from_millis(20);
@@ -32,6 +35,18 @@ where
 /// Like [`until`], for a check that returns a bool and cannot fail.
 pub(crate) async fn until_true(what: &str, limit: Duration, mut check: impl FnMut() -> bool) -> Result<()> {
     until(what, limit, || std::future::ready(Ok(check().then_some(())))).await
+}
+
+/// Waits until a child process has ended. Blocks the calling thread, but not longer than `limit`.
+pub(crate) fn ended(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
+    let end = Instant::now() + limit;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        ensure!(Instant::now() < end, "process {} has not ended within {limit:?}", child.id());
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// Seconds, for readable calls.

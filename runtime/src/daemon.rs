@@ -132,9 +132,9 @@ fn can_start_workers() -> std::io::Result<()> {
 /// Takes the lock, restores the records and then opens the socket, so that every client gets correct replies.
 #[expect(clippy::too_many_lines, reason = "the order of the start, and that of the stop, are read here")]
 async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
-    let uncaught = |source| Error::Process { doing: "catch signals", source };
-    let hangups = Hangups::catch().map_err(uncaught)?;
-    let stopping = Shutdown::on_signals().map_err(uncaught)?;
+    let failed = |source| Error::Process { doing: "catch signals", source };
+    let hangups = Hangups::catch().map_err(failed)?;
+    let stopping = Shutdown::on_signals().map_err(failed)?;
     let config = Arc::new(config);
     let Prerequisites { layout, lock, boot_id, images, cgroups, shim_binary, pause_binary } = blocking({
         let config = Arc::clone(&config);

@@ -95,6 +95,12 @@ impl From<pool::Error> for Error {
     }
 }
 
+impl From<model::transition::Refusal> for Error {
+    fn from(refusal: model::transition::Refusal) -> Self {
+        Self::internal(format!("bug of copepod: {refusal}"))
+    }
+}
+
 impl From<spec::Error> for Error {
     fn from(error: spec::Error) -> Self {
         let kind = match error.kind() {

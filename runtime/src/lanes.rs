@@ -9,7 +9,7 @@
 //! | stats | cgroup files | nothing |
 //!
 //! Images and CNI have their own lanes, in their crates. A pod whose work hangs uses up its share of one lane
-//! ([`pool::Size::each`]) and nothing of the others: stop, kill and exec of every pod continue to work, and
+//! ([`pool::Size::max_per_owner`]) and nothing of the others: stop, kill and exec of every pod continue to work, and
 //! they need no new thread.
 
 use crate::error::Error;
@@ -26,8 +26,8 @@ static RECORDS: LazyLock<Lane> = LazyLock::new(|| lane("records", 2, 64, 8));
 static FOREIGN: LazyLock<Lane> = LazyLock::new(|| lane("foreign", 1, 32, 4));
 static STATS: LazyLock<Lane> = LazyLock::new(|| lane("stats", 1, 4, 4));
 
-fn lane(name: &'static str, kept: usize, most: usize, each: usize) -> Lane {
-    Lane::new(Size { name, kept, most, each, waiting: WAITING })
+fn lane(name: &'static str, kept_threads: usize, max_threads: usize, max_per_owner: usize) -> Lane {
+    Lane::new(Size { name, kept_threads, max_threads, max_per_owner, max_queued: WAITING })
 }
 
 /// For execs.
@@ -59,11 +59,11 @@ fn all() -> [&'static Lane; 6] {
     [exec(), kill(), records(), foreign(), stats(), image::ImageStore::lane()]
 }
 
-/// Starts the kept threads. `alone` means that the process started without threads to spare: then a caller
-/// does its work itself until threads can be started.
-pub(crate) fn start(alone: bool) {
+/// Starts the kept threads. `single_threaded` means that the process could not start any: then a caller does
+/// its work itself until threads can be started.
+pub(crate) fn start(single_threaded: bool) {
     for lane in all() {
-        if alone {
+        if single_threaded {
             lane.allow_inline();
         }
         if let Err(error) = lane.start() {

@@ -1,7 +1,7 @@
-//! The node: all operations on pods and containers.
+//! The operations on the pods and containers of this node, as `service` calls them.
 //!
-//! Lists and look-ups copy a published snapshot and do not block. All other calls are sent to the pod's
-//! driver (`pod::driver`), which owns the work: a caller that goes away only stops waiting.
+//! Lists and look-ups read published views and do not block. All other calls are sent to the pod's driver
+//! (`pod::driver`). The work belongs to the driver: if a caller goes away, it continues.
 
 use crate::error::{Error, ErrorKind};
 use crate::pod::{Context, Registry};
@@ -23,11 +23,11 @@ struct Inner {
 }
 
 impl Node {
-    /// Reads all records, publishes them and starts a driver for each pod. Connecting to the shims follows
-    /// later, so that this waits only for the disk.
+    /// Reads all records, publishes them and starts a driver for each pod. The drivers connect to the shims after this
+    /// has returned, so that it waits for the disk only.
     ///
     /// # Errors
-    /// What prevents the whole node from working: binaries, folders. A bad record affects only its object.
+    /// The programs or the folders of records cannot be used. A bad record affects its object only.
     pub(crate) async fn open(options: NodeOptions) -> Result<Self, Error> {
         let registry = Arc::new(Registry::new());
         let context = Arc::new(Context::new(options).await?);
@@ -76,10 +76,10 @@ impl Node {
         pod::run(&self.0.context, &self.0.registry, config).await
     }
 
-    /// Tears down everything of a pod except its records. An unknown or stopped pod is not an error.
+    /// Tears down a pod; its records stay. An unknown or stopped pod is not an error.
     ///
     /// # Errors
-    /// What could not be stopped or released; a repeated call continues.
+    /// What could not be stopped or released. The daemon retries it, and so does a repeated call.
     pub(crate) async fn stop_pod(&self, id: &str) -> Result<(), Error> {
         let Some(pod) = not_found_is_ok(self.pod(id))? else { return Ok(()) };
         self.0.registry.call(&pod.record.id, pod::Command::StopPod).await.or_else(removed_meanwhile_is_ok)
@@ -88,7 +88,7 @@ impl Node {
     /// Stops a pod and removes it with all its containers. An unknown pod is not an error.
     ///
     /// # Errors
-    /// What could not be stopped or removed; a repeated call continues.
+    /// What could not be stopped or removed. A repeated call continues.
     pub(crate) async fn remove_pod(&self, id: &str) -> Result<(), Error> {
         let Some(pod) = not_found_is_ok(self.pod(id))? else { return Ok(()) };
         self.0.registry.call(&pod.record.id, pod::Command::RemovePod).await.or_else(removed_meanwhile_is_ok)
@@ -112,7 +112,7 @@ impl Node {
     /// Starts a created container.
     ///
     /// # Errors
-    /// FailedPrecondition unless it is created. If execve fails, it has exited with code 128.
+    /// FailedPrecondition unless it is created. Internal if execve fails: then it has exited with code 128.
     pub(crate) async fn start_container(&self, id: &str) -> Result<(), Error> {
         let view = self.managed(id)?;
         let id = view.record.id.clone();
@@ -135,7 +135,7 @@ impl Node {
     /// Removes a container, and kills it first if it is running. An unknown one is not an error.
     ///
     /// # Errors
-    /// What could not be killed or removed; a repeated call continues.
+    /// What could not be killed or removed. A repeated call continues.
     pub(crate) async fn remove_container(&self, id: &str) -> Result<(), Error> {
         let Some(view) = not_found_is_ok(self.managed(id))? else { return Ok(()) };
         let id = view.record.id.clone();
@@ -153,8 +153,8 @@ impl Node {
         self.0.registry.call(&view.record.pod, |reply| pod::Command::ReopenLog { id, reply }).await
     }
 
-    /// Runs a command in a running container to its end; 0 seconds means no limit. It is killed when its time
-    /// is over or the caller goes away.
+    /// Runs a command in a running container to its end, at most `timeout_s` seconds; 0 means no limit. It is killed when
+    /// its time is over or the caller goes away.
     ///
     /// # Errors
     /// DeadlineExceeded; FailedPrecondition unless the container is running; Internal if execve fails.
@@ -177,7 +177,7 @@ impl Node {
     }
 }
 
-/// For removals NotFound is not an error.
+/// For calls on something that is gone: NotFound is not an error.
 fn not_found_is_ok<T>(found: Result<T, Error>) -> Result<Option<T>, Error> {
     match found {
         Ok(found) => Ok(Some(found)),
@@ -186,6 +186,7 @@ fn not_found_is_ok<T>(found: Result<T, Error>) -> Result<Option<T>, Error> {
     }
 }
 
+/// The same for what is removed while the call waits.
 fn removed_meanwhile_is_ok(error: Error) -> Result<(), Error> {
     if error.kind == ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }

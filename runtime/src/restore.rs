@@ -1,6 +1,6 @@
-//! Restores pods after a restart: first the records, so that lists work at once; then each pod's driver
-//! connects to its shim and applies its part of the plan (`model::reconcile`). What belongs to no record is
-//! removed meanwhile.
+//! Restores the node after a restart of the daemon. The records are read and published first, so that lists work at
+//! once. Then each pod's driver connects to its shim and applies its part of the plan (`model::reconcile`). What belongs
+//! to no record is removed meanwhile.
 
 use crate::error::Error;
 use crate::kept::{self, KeptContainer, KeptPod};
@@ -11,6 +11,7 @@ use crate::shims::dial::{Dialled, dial};
 use crate::shims::spawn;
 use model::{ContainerId, ContainerRecord, PodId, PodRecord};
 use serde::de::DeserializeOwned;
+use state::Layout;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use wire::{Request, Snapshot};
 
 /// Time limit for the hello of a shim without a record.
 const GREETING: Duration = Duration::from_secs(3);
-/// Time limit for stopping its processes.
+/// Time limit for such a shim to stop its processes.
 const STOP: Duration = Duration::from_secs(10);
 
 /// The records that were read.
@@ -31,19 +32,19 @@ struct Records {
     /// Objects whose records cannot be used; they are not touched.
     kept_pods: BTreeMap<PodId, KeptPod>,
     kept_containers: Vec<KeptContainer>,
-    /// What has no record.
     strays: Strays,
 }
 
-/// What has no record and is removed.
+/// What has no record, and is removed.
 #[derive(Debug, Default)]
 struct Strays {
-    /// Shim folders without a pod.
+    /// Shims whose pods have no record.
     shims: Vec<PodId>,
-    /// Containers of pods that have no record.
+    /// Containers whose pods have no record.
     containers: Vec<ContainerRecord>,
-    /// Folders without a record.
+    /// Pods whose folders have no record.
     pod_dirs: Vec<PodId>,
+    /// Containers whose folders have no record.
     container_dirs: Vec<ContainerId>,
 }
 
@@ -64,11 +65,11 @@ impl Known {
 
 /// Reads and publishes the records, and starts the drivers and the removal of what has no record.
 pub(crate) async fn restore(context: &Arc<Context>, registry: &Arc<Registry>) -> Result<(), Error> {
-    let theirs = Arc::clone(context);
-    let mut records = blocking("read the records", move || read(&theirs)).await?;
+    let (layout, boot_id) = (context.layout.clone(), context.boot_id.clone());
+    let mut records = blocking("read the records", move || read(&layout, &boot_id)).await?;
     let known = Known::of(&records);
     tracing::info!(pods = known.pods.len(), containers = known.containers.len(), "records read");
-    // Before any driver starts: a driver kills containers of its shim that are not known.
+    // Before any driver starts, because a driver kills the containers of its shim that are not known.
     for pod in records.kept_pods.values() {
         tracing::error!("{}", pod.refusal.message);
         registry.keep_pod(pod);
@@ -83,7 +84,7 @@ pub(crate) async fn restore(context: &Arc<Context>, registry: &Arc<Registry>) ->
         adopt(context, registry, record, containers, same_boot, leaving);
     }
     // Listed before the first call is served, so that no lease of a new object is among them.
-    let image_leases = context.images.leases();
+    let image_leases = context.images.lease_owners();
     let network_leases = context.cni.leases().await;
     let (context, held) = (Arc::clone(context), registry.hold());
     tokio::spawn(async move {
@@ -98,23 +99,21 @@ pub(crate) async fn restore(context: &Arc<Context>, registry: &Arc<Registry>) ->
     Ok(())
 }
 
-/// Reads every record. A damaged one is set aside, and its object is lost; one that cannot be used is kept.
+/// Reads every record. A damaged one is set aside, and its object is lost; the object of one that cannot be used is kept.
 /// Blocking.
 ///
 /// # Errors
-/// The folders of records cannot be listed. Then nothing is known about running pods, and if kubelet saw an
-/// empty node, it would start all of them again.
-fn read(context: &Context) -> Result<Records, Error> {
-    let layout = &context.layout;
+/// The folders of records cannot be listed. The daemon must not start then: kubelet would see an empty node, and start
+/// all pods again beside those that run.
+fn read(layout: &Layout, boot_id: &str) -> Result<Records, Error> {
     let mut records = Records::default();
     let mut known = BTreeSet::new();
     for id in layout.pods()? {
         let path = layout.pod_record(&id);
-        match load::<PodRecord>(context, &path, state::kind::POD) {
-            Ok(Some((record, boot_id))) if record.id == id => {
+        match load::<PodRecord>(layout, &path, state::kind::POD) {
+            Ok(Some((record, written_in))) if record.id == id => {
                 known.insert(id);
-                let same_boot = boot_id == context.boot_id;
-                records.pods.push((record, same_boot));
+                records.pods.push((record, written_in == boot_id));
             }
             Ok(_) => records.strays.pod_dirs.push(id),
             Err(why) => {
@@ -124,7 +123,7 @@ fn read(context: &Context) -> Result<Records, Error> {
     }
     for id in layout.containers()? {
         let path = layout.container_record(&id);
-        match load::<ContainerRecord>(context, &path, state::kind::CONTAINER) {
+        match load::<ContainerRecord>(layout, &path, state::kind::CONTAINER) {
             Ok(Some((record, _))) if record.id == id => match records.kept_pods.get(&record.pod) {
                 Some(pod) => records.kept_containers.push(kept::container_of(pod, record)),
                 None if known.contains(&record.pod) => {
@@ -142,10 +141,14 @@ fn read(context: &Context) -> Result<Records, Error> {
     Ok(records)
 }
 
-/// `None` if the record does not exist or is damaged; a damaged one is set aside. An error if it cannot be read,
-/// was written by a later version, or cannot be set aside: treating it as missing would end a running pod.
+/// Reads a record, and the id of the boot in which it was written. `None` if it does not exist or is damaged; a damaged
+/// one is set aside.
+///
+/// # Errors
+/// It cannot be read, was written by a later version, or cannot be set aside. It must not be treated as missing: its
+/// object may be running.
 fn load<T: DeserializeOwned>(
-    context: &Context,
+    layout: &Layout,
     path: &Path,
     kind: &str,
 ) -> Result<Option<(T, String)>, state::Error> {
@@ -153,13 +156,13 @@ fn load<T: DeserializeOwned>(
         Ok(stored) => Ok(stored.map(|stored| (stored.data, stored.boot_id))),
         Err(error) if error.is_bad_file() => {
             tracing::error!(path = %path.display(), %error, "a record is damaged: it is set aside");
-            state::set_aside(path, &context.layout).map(|_| None)
+            state::set_aside(path, layout).map(|_| None)
         }
         Err(error) => Err(error),
     }
 }
 
-/// Stops and removes what has no record. Errors are logged; the next start tries again.
+/// Stops and removes what has no record. Errors are logged, and the next start tries again.
 async fn remove_strays(context: &Arc<Context>, strays: &Strays) {
     for pod in &strays.shims {
         remove_shim(context, pod).await;
@@ -182,7 +185,7 @@ async fn remove_strays(context: &Arc<Context>, strays: &Strays) {
 async fn remove_shim(context: &Arc<Context>, pod: &PodId) {
     tracing::warn!(%pod, "stopping a shim without a record");
     let connection = match dial(&context.layout, pod, 0, GREETING).await {
-        Dialled::Here(connection) => Some(connection),
+        Dialled::Connected(connection) => Some(connection),
         Dialled::Gone | Dialled::Silent(_) => None,
     };
     let mut pids = Vec::new();
@@ -191,24 +194,24 @@ async fn remove_shim(context: &Arc<Context>, pod: &PodId) {
             pids.push(*pid);
         }
     }
-    // Before the stop: afterwards no process shows the path of its cgroup.
-    let leaves = blocking("find its cgroups", move || Ok(leaves(&pids))).await.unwrap_or_default();
+    // Before the stop, because only living processes show the paths of their cgroups.
+    let leaves = blocking("find the cgroups of a shim", move || Ok(leaves(&pids))).await.unwrap_or_default();
     if let Some(connection) = connection
         && let Err(error) = connection.client.done("the pod's stop", Request::StopPod, STOP).await
     {
         tracing::warn!(%pod, %error, "a shim without a record did not stop its pod");
     }
-    let (theirs, id) = (Arc::clone(context), pod.clone());
+    let (shared, id) = (Arc::clone(context), pod.clone());
     let removed = blocking("remove a shim", move || {
         let mut errors = Vec::new();
         for leaf in &leaves {
-            errors.extend(theirs.cgroups.kill_all(leaf).err().map(Error::from));
+            errors.extend(shared.cgroups.kill_all(leaf).err().map(Error::from));
         }
-        errors.extend(spawn::remove(&theirs.layout, &theirs.cgroups, &id).err());
+        errors.extend(spawn::remove(&shared.layout, &shared.cgroups, &id).err());
         for leaf in &leaves {
-            errors.extend(theirs.cgroups.remove(leaf).err().map(Error::from));
+            errors.extend(shared.cgroups.remove(leaf).err().map(Error::from));
         }
-        let gone = theirs.cgroups.remove_pod(&model::PodConfig::default(), &id);
+        let gone = shared.cgroups.remove_pod(&model::PodConfig::default(), &id);
         errors.extend(gone.err().map(Error::from));
         Error::gathered(errors)
     });
@@ -220,10 +223,10 @@ async fn remove_shim(context: &Arc<Context>, pod: &PodId) {
 /// Removes a container whose pod has no record, and the cgroup of that pod's pause.
 async fn remove_container(context: &Arc<Context>, record: &ContainerRecord) {
     tracing::warn!(container = %record.id, pod = %record.pod, "removing a container without a pod");
-    for error in containers::unmake(context, None, record).await {
+    for error in containers::undo_create(context, None, record).await {
         tracing::warn!(container = %record.id, %error, "cannot remove a container without a pod");
     }
-    // Pause's cgroup is next to the container's; no record and no shim has its path.
+    // No record and no shim has the path of pause's cgroup, but it is beside the container's.
     if let Some((parent, _)) = record.cgroup.rsplit_once('/') {
         let (cgroups, leaf) = (context.cgroups.clone(), crate::cgroups::leaf_path(parent, &record.pod));
         let removed = blocking("remove pause's cgroup", move || {
@@ -236,12 +239,13 @@ async fn remove_container(context: &Arc<Context>, record: &ContainerRecord) {
     }
 }
 
-/// Releases the image leases of containers that do not exist.
+/// Releases the image leases of containers that have no record.
 async fn release_images(context: &Context, leases: Vec<String>, known: &Known) {
     let is_known = |owner: &str| owner.parse().is_ok_and(|id| known.containers.contains(&id));
     for owner in leases.into_iter().filter(|owner| !is_known(owner)) {
         if let Err(error) = context.images.release(&owner).await {
-            tracing::warn!(owner, %error, "cannot release an image lease without an owner");
+            let error = crate::error::with_causes(&error);
+            tracing::warn!(owner, error, "cannot release an image lease without an owner");
         }
     }
 }
@@ -257,8 +261,7 @@ async fn release_networks(context: &Context, pods: Vec<PodId>, known: &Known) {
     }
 }
 
-/// The leaf cgroups of these processes. Cgroups named by an id are ours, because no other software uses such
-/// names. Blocking.
+/// The leaf cgroups of these processes. A process may be in any cgroup, but only ours are named by an id. Blocking.
 fn leaves(pids: &[u32]) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for pid in pids.iter().filter(|pid| **pid != 0) {
@@ -280,3 +283,6 @@ async fn unpin(pin: &Path) {
         tracing::warn!(pin = %pin.display(), %error, "cannot remove a network namespace pin without a pod");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -57,8 +57,8 @@ pub(crate) struct Root(Arc<Inner>);
 struct Inner {
     layout: Layout,
     problem: Mutex<Option<Problem>>,
-    /// The folder that is being checked.
-    at: Mutex<(&'static str, PathBuf)>,
+    /// The folder that is being checked, for the report if the check hangs.
+    checking: Mutex<(&'static str, PathBuf)>,
     check_soon: Notify,
 }
 
@@ -68,7 +68,7 @@ impl Root {
         Self(Arc::new(Inner {
             layout,
             problem: Mutex::default(),
-            at: Mutex::default(),
+            checking: Mutex::default(),
             check_soon: Notify::new(),
         }))
     }
@@ -88,7 +88,7 @@ impl Root {
     pub(crate) fn check(&self) {
         let mut found: Option<Problem> = None;
         for (name, folder) in probe::parts(&self.0.layout) {
-            *lock(&self.0.at) = (name, folder.clone());
+            *lock(&self.0.checking) = (name, folder.clone());
             if name != "Root" && !probe::is_mount(&folder).unwrap_or(false) {
                 continue;
             }
@@ -143,7 +143,7 @@ impl Root {
             let check = lanes::records().run(move || root.check());
             tokio::pin!(check);
             if timeout(HANG_LIMIT, &mut check).await.is_err() {
-                let (name, folder) = lock(&self.0.at).clone();
+                let (name, folder) = lock(&self.0.checking).clone();
                 self.set(Some(Problem {
                     reason: format!("{name}Hangs"),
                     message: format!(

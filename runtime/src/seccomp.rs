@@ -51,7 +51,7 @@ pub enum Error {
         source: spec::Error,
     },
     /// libseccomp failed.
-    #[error("compile seccomp filter: {what}: {source}")]
+    #[error("cannot compile the seccomp filter: {what}: {source}")]
     Library {
         /// The failed step, with the system call if there is one.
         what: String,
@@ -60,7 +60,7 @@ pub enum Error {
         source: libseccomp::error::SeccompError,
     },
     /// The compiled program could not be read back.
-    #[error("compile seccomp filter: {what}: {source}")]
+    #[error("cannot compile the seccomp filter: {what}: {source}")]
     Export {
         /// The failed step.
         what: &'static str,
@@ -118,7 +118,7 @@ impl Compiler {
         Self { arch: Arch::NATIVE, kernel, cached, compiling }
     }
 
-    /// What [`Self::program`] returns, if that needs neither a file nor a compilation. Does not block.
+    /// What [`Self::program`] returns; `None` if it would have to read a file or to compile. Does not block.
     pub(crate) fn ready(&self, profile: &SeccompProfile, caps: u64) -> Option<Option<Arc<Compiled>>> {
         match profile {
             SeccompProfile::Unconfined => Some(None),
@@ -229,6 +229,7 @@ fn compile(profile: &Profile) -> Result<SeccompProgram, Error> {
         filter.add_arch(scmp_arch(*arch)).map_err(step("architecture"))?;
     }
     let mut unknown = Vec::new();
+    // Numbers of allowed calls that are newer than libseccomp.
     let mut newer = Vec::new();
     for rule in &profile.rules {
         // libseccomp refuses a rule with the default action; such a rule is not needed.
@@ -254,8 +255,7 @@ fn compile(profile: &Profile) -> Result<SeccompProgram, Error> {
         }
     }
     if matches!(profile.default, Action::Allow | Action::Log) && !unknown.is_empty() {
-        // A profile that refuses such a call by name cannot have it refused if the default is to allow, so
-        // warn.
+        // A call that the profile refuses by such a name stays allowed.
         tracing::warn!(calls = ?unknown, "seccomp profile names system calls that libseccomp does not know; they get the default action");
     }
     let mut program = export(&filter)?;

@@ -19,11 +19,11 @@ mod parse;
 /// Shortest time between the two samples of a CPU rate. kubelet asks every ten seconds; other clients may ask
 /// more often.
 const SAMPLE: Duration = Duration::from_secs(1);
-/// Age at which a writable layer is walked again: half of kubelet's ten seconds between two requests. If
-/// walks take long it is more, so that walking uses at most a hundredth of one core.
+/// Age at which a writable layer is walked again: half of kubelet's ten seconds between two requests.
 const USAGE_AGE: Duration = Duration::from_secs(5);
-/// Walks of one layer may take one part in this many of the time.
-const WALK_SHARE: u32 = 100;
+/// After a walk, a layer is not walked again for this many times the walk's duration: so the walks of one layer use
+/// at most a hundredth of one core.
+const WALK_PAUSE: u32 = 100;
 /// Longest walk of one layer. If it is cut off, the values are a lower bound.
 const MAX_WALK: Duration = Duration::from_secs(30);
 /// Most containers: a guard against leaks, far above the size of any node.
@@ -52,7 +52,7 @@ pub(crate) enum Error {
         source: io::Error,
     },
     /// Too many containers are attached.
-    #[error("statistics of more than {MAX_CONTAINERS} containers")]
+    #[error("statistics of {MAX_CONTAINERS} containers are open already, which is the limit")]
     Full,
 }
 
@@ -133,32 +133,36 @@ pub(crate) struct StatsReader {
     walked: (Mutex<()>, Condvar),
 }
 
+/// An attached container.
 #[derive(Debug)]
 struct Entry {
     container: ContainerId,
-    cpu: Open,
-    memory_usage: Open,
-    memory_stat: Open,
-    memory_limit: Open,
-    swap_limit: Option<Open>,
-    pids: Option<Open>,
+    cpu: OpenFile,
+    memory_usage: OpenFile,
+    memory_stat: OpenFile,
+    memory_limit: OpenFile,
+    swap_limit: Option<OpenFile>,
+    pids: Option<OpenFile>,
     upper: PathBuf,
     sample: Mutex<Sample>,
     layer: Mutex<Layer>,
 }
 
+/// An open cgroup file, with its path for errors.
 #[derive(Debug)]
-struct Open {
+struct OpenFile {
     path: PathBuf,
     file: File,
 }
 
+/// CPU time at the last sample, and the rate between the last two.
 #[derive(Debug, Default)]
 struct Sample {
     last: Option<(Instant, u64)>,
     rate: Option<u64>,
 }
 
+/// The last walk of a writable layer.
 #[derive(Debug, Default)]
 struct Layer {
     /// When the last walk ended.
@@ -185,7 +189,7 @@ impl StatsReader {
         let open = |controller: &str, name: &str| {
             let path = self.cgroups.folder(controller, cgroup).unwrap_or_default().join(name);
             match File::open(&path) {
-                Ok(file) => Ok(Open { path, file }),
+                Ok(file) => Ok(OpenFile { path, file }),
                 Err(source) => Err(Error::Read { container: container.clone(), file: path, source }),
             }
         };
@@ -229,7 +233,7 @@ impl StatsReader {
     /// Waits until the writable layers of `containers` were each walked once, at most for `limit`.
     pub(crate) fn wait_for_walks(&self, containers: &[ContainerId], limit: Duration) {
         let end = Instant::now() + limit;
-        let mut turn = lock(&self.walked.0);
+        let mut guard = lock(&self.walked.0);
         loop {
             let missing = |id: &ContainerId| {
                 let entry = lock(&self.entries).get(id).cloned();
@@ -239,7 +243,7 @@ impl StatsReader {
             if left.is_zero() || !containers.iter().any(missing) {
                 return;
             }
-            turn = self.walked.1.wait_timeout(turn, left).unwrap_or_else(PoisonError::into_inner).0;
+            guard = self.walked.1.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -306,11 +310,11 @@ impl Entry {
         })
     }
 
-    fn text(&self, open: &Open) -> Result<String, Error> {
+    fn text(&self, open: &OpenFile) -> Result<String, Error> {
         read_whole(&open.file).map_err(|source| self.failed(&open.path, source))
     }
 
-    fn number(&self, open: &Open) -> Result<u64, Error> {
+    fn number(&self, open: &OpenFile) -> Result<u64, Error> {
         let text = self.text(open)?;
         text.trim().parse().map_err(|_| {
             let source = io::Error::new(io::ErrorKind::InvalidData, format!("{:.40} is not a number", text));
@@ -343,7 +347,7 @@ impl Entry {
 
 impl Layer {
     fn is_stale(&self, at: Instant) -> bool {
-        let age = USAGE_AGE.max(self.took.saturating_mul(WALK_SHARE));
+        let age = USAGE_AGE.max(self.took.saturating_mul(WALK_PAUSE));
         self.walked.is_none_or(|walked| at.saturating_duration_since(walked) >= age)
     }
 }

@@ -15,8 +15,8 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, Registry, reload};
 
-/// Our own crates. Libraries log too much at `debug` (every HTTP/2 frame), so they follow the level only at
-/// `trace` and at `warn` and above.
+/// Our own crates. Libraries log too much at `debug` (every HTTP/2 frame): unless the level is `trace`, only their
+/// warnings and errors are logged.
 const OURS: [&str; 6] = ["runtime", "image", "network", "state", "spec", "sys"];
 
 /// The filter that [`init`] installed, for [`set_level`].

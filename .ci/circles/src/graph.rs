@@ -1,8 +1,7 @@
 //! Arrows between the modules of one folder, and the circles that they make.
 //!
-//! A module and the modules inside it may use each other: they are one room, as are a crate's root file and its modules.
-//! Modules side by side may not, at any depth. A name that a module re-exports from inside it is traced to where it
-//! comes from.
+//! A module and the modules inside it may use each other, and so may a crate's root file and its modules. Modules side
+//! by side may not, at any depth. A name that a module re-exports from inside it counts as a use of its origin.
 
 use crate::scan::{Scan, Use};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -11,9 +10,9 @@ use std::fmt;
 /// Modules side by side.
 #[derive(Debug)]
 pub(crate) struct Level {
-    /// Folder of the crate's root file, then the modules that they lie in, for example `runtime/src/pod`.
+    /// Folder of the crate's root file, then the modules that contain them, for example `runtime/src/pod`.
     pub(crate) name: String,
-    /// From which module to which; the first place that makes it.
+    /// Which module uses which, with the first place in the source.
     pub(crate) arrows: BTreeMap<Arrow, Use>,
 }
 
@@ -49,7 +48,7 @@ fn depth(scan: &Scan, path: &[String]) -> usize {
     (0..=path.len()).rev().find(|end| scan.modules.contains(&path[..*end])).unwrap_or(0)
 }
 
-/// By module and name, where an item that a module takes from inside it comes from.
+/// Items that a module takes from inside it: by module and name, the path of their origin.
 fn exports(scan: &Scan) -> BTreeMap<Vec<String>, &[String]> {
     let mut exports = BTreeMap::new();
     for Use { from, path, .. } in &scan.uses {
@@ -74,20 +73,20 @@ fn origin<'a>(
     path
 }
 
-/// Every circle, as it is told.
-pub(crate) fn told(levels: &[Level]) -> Vec<String> {
-    let tell = |level: &Level| {
+/// Every circle, as a text for users.
+pub(crate) fn described(levels: &[Level]) -> Vec<String> {
+    let describe = |level: &Level| {
         let circles = circles(&level.arrows.keys().collect()).into_iter();
-        circles.map(|circle| Told { level, circle }.to_string()).collect::<Vec<_>>()
+        circles.map(|circle| Circle { level, modules: circle }.to_string()).collect::<Vec<_>>()
     };
-    levels.iter().flat_map(tell).collect()
+    levels.iter().flat_map(describe).collect()
 }
 
-/// For every arrow on a circle the shortest circle through it; each is told once.
+/// For every arrow on a circle the shortest circle through it, each once.
 fn circles(arrows: &BTreeSet<&Arrow>) -> BTreeSet<Vec<String>> {
     let mut circles = BTreeSet::new();
     for (from, to) in arrows {
-        if let Some(mut circle) = way(arrows, to, from) {
+        if let Some(mut circle) = shortest_path(arrows, to, from) {
             let first = circle.iter().enumerate().min_by_key(|(_, name)| *name).map_or(0, |(at, _)| at);
             circle.rotate_left(first);
             circles.insert(circle);
@@ -96,20 +95,20 @@ fn circles(arrows: &BTreeSet<&Arrow>) -> BTreeSet<Vec<String>> {
     circles
 }
 
-/// The shortest way along the arrows, both ends included.
-fn way(arrows: &BTreeSet<&Arrow>, from: &str, to: &str) -> Option<Vec<String>> {
+/// The shortest path along the arrows, both ends included.
+fn shortest_path(arrows: &BTreeSet<&Arrow>, from: &str, to: &str) -> Option<Vec<String>> {
     let mut came: BTreeMap<&str, &str> = BTreeMap::new();
     let mut next = VecDeque::from([from]);
     while let Some(at) = next.pop_front() {
         if at == to {
-            let mut way = vec![at.to_owned()];
+            let mut path = vec![at.to_owned()];
             let mut at = at;
             while at != from {
                 at = came[at];
-                way.push(at.to_owned());
+                path.push(at.to_owned());
             }
-            way.reverse();
-            return Some(way);
+            path.reverse();
+            return Some(path);
         }
         for (_, end) in arrows.iter().filter(|(start, _)| start == at) {
             if end != from && !came.contains_key(end.as_str()) {
@@ -121,17 +120,17 @@ fn way(arrows: &BTreeSet<&Arrow>, from: &str, to: &str) -> Option<Vec<String>> {
     None
 }
 
-struct Told<'a> {
+struct Circle<'a> {
     level: &'a Level,
-    circle: Vec<String>,
+    modules: Vec<String>,
 }
 
-impl fmt::Display for Told<'_> {
+impl fmt::Display for Circle<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { level, circle } = self;
-        write!(f, "{}: {} use each other:", level.name, circle.join(", "))?;
-        for (at, from) in circle.iter().enumerate() {
-            let to = &circle[(at + 1) % circle.len()];
+        let Self { level, modules } = self;
+        write!(f, "{}: {} use each other:", level.name, modules.join(", "))?;
+        for (at, from) in modules.iter().enumerate() {
+            let to = &modules[(at + 1) % modules.len()];
             if let Some(used) = level.arrows.get(&(from.clone(), to.clone())) {
                 let place = used.file.display();
                 write!(f, "\n  {place}:{}: {from} -> {to} (crate::{})", used.line, used.path.join("::"))?;

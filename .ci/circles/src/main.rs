@@ -1,4 +1,4 @@
-//! Fails where modules of one crate use each other, directly or round a longer circle.
+//! Fails where modules of one crate use each other, directly or in a longer circle.
 //!
 //! ```text
 //! crate's root file ── scan ──► arrows (who names whom, in which line) ── graph ──► circles
@@ -42,5 +42,5 @@ fn check(roots: &[PathBuf]) -> Result<Vec<String>, scan::Error> {
     for root in roots {
         levels.extend(graph::levels(&scan::scan(root)?));
     }
-    Ok(graph::told(&levels))
+    Ok(graph::described(&levels))
 }

@@ -1,8 +1,8 @@
 //! Reads a crate's modules from its root file on, and which of them each names.
 //!
-//! Modules are followed by their declarations, so that what only tests compile (`#[cfg(test)]`) is left out. Names are
-//! taken from tokens, not from items: the arguments of macros count too. What counts are paths that begin with `crate`,
-//! `super` or `self`, and those that begin with a child of the module they stand in.
+//! Modules are found by their declarations, so that code that only tests compile (`#[cfg(test)]`) is left out. Names are
+//! taken from tokens, not from items, so that the arguments of macros count too. Paths count that begin with `crate`,
+//! `super` or `self`, or with a child of the module in which they are written.
 
 use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
 use std::collections::BTreeSet;
@@ -18,48 +18,48 @@ pub(crate) struct Scan {
     pub(crate) folder: PathBuf,
     /// Every module, the root included.
     pub(crate) modules: BTreeSet<Module>,
-    /// Every path that names something of this crate, in order of reading.
+    /// Every path that names something of this crate, in the order of the source.
     pub(crate) uses: Vec<Use>,
 }
 
 /// One path in the source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Use {
-    /// Module it stands in.
+    /// The module in which it is written.
     pub(crate) from: Module,
     /// What it names: modules, then an item.
     pub(crate) path: Vec<String>,
-    /// Where.
+    /// The file in which it is written.
     pub(crate) file: PathBuf,
-    /// Where, from 1.
+    /// Its line, counted from 1.
     pub(crate) line: usize,
 }
 
 /// Why a crate cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// A file is not there or not readable.
+    /// A file does not exist or cannot be read.
     #[error("cannot read {}: {source}", .path.display())]
     Read {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// The kernel's word.
+        /// The kernel's error.
         source: std::io::Error,
     },
-    /// A file is no Rust.
-    #[error("{} is no Rust source: {source}", .path.display())]
+    /// A file is not Rust source.
+    #[error("{} is not Rust source: {source}", .path.display())]
     Lex {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Where and why.
+        /// The place and the reason.
         source: proc_macro2::LexError,
     },
-    /// A module is kept in a file of another name, which is not followed.
+    /// A module has a #[path] attribute, which is not supported.
     #[error("{}:{line}: modules with #[path] are not followed", .path.display())]
     Path {
-        /// Where.
+        /// The file with the attribute.
         path: PathBuf,
-        /// Where, from 1.
+        /// Its line, counted from 1.
         line: usize,
     },
 }

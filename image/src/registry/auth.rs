@@ -1,4 +1,4 @@
-//! Credentials and authentication challenges. Pure: decides what to send to which host; `client` sends it.
+//! Credentials and authentication challenges: what to send to which host. Pure; `client` sends it.
 
 use crate::Auth;
 use base64::Engine as _;
@@ -6,11 +6,11 @@ use base64::engine::general_purpose::STANDARD;
 use hyper::header::{HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-/// What a 401 response asks for.
+/// The authentication that a 401 response asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Challenge {
     Basic,
-    /// A token from the server at `realm`.
+    /// A bearer token, which the server at `realm` issues.
     Bearer {
         realm: String,
         service: Option<String>,
@@ -38,8 +38,9 @@ pub(crate) fn challenge(headers: &HeaderMap) -> Option<Challenge> {
     basic.then_some(Challenge::Basic)
 }
 
-/// Parses schemes with parameters, `key=value` and `key="quoted \" value"`, of which one header may contain several, all
-/// separated by commas (RFC 9110, 11.6.1). Unquoted values may contain any character but a comma: registries send them.
+/// Splits a header into challenges: each scheme with its parameters. One header may have several challenges, and commas
+/// separate both challenges and parameters (RFC 9110, 11.6.1). A value is quoted, with `\` before `"`, or not; an
+/// unquoted one may contain any character but a comma, because registries send such values.
 fn challenges(text: &str) -> Vec<(&str, Vec<(&str, String)>)> {
     let mut found: Vec<(&str, Vec<(&str, String)>)> = Vec::new();
     let mut rest = text;
@@ -58,7 +59,7 @@ fn challenges(text: &str) -> Vec<(&str, Vec<(&str, String)>)> {
     }
 }
 
-/// A parameter's value, and what comes after it.
+/// The value at the start of `text`, and the rest of the text.
 fn value(text: &str) -> (String, &str) {
     let Some(quoted) = text.trim_start().strip_prefix('"') else {
         let end = text.find(',').unwrap_or(text.len());
@@ -76,9 +77,9 @@ fn value(text: &str) -> (String, &str) {
     (value, "")
 }
 
-/// Whether these credentials may be sent to a host. Credentials without a server address are for the
-/// reference's registry alone: a mirror must not learn them.
-pub(crate) fn entitled(auth: &Auth, authority: &str, registry: &str) -> bool {
+/// Whether the host `authority` may receive these credentials. Credentials without a server address are for the
+/// reference's registry alone: its mirrors must not see them.
+pub(crate) fn may_receive(auth: &Auth, authority: &str, registry: &str) -> bool {
     let wanted = auth.server_address.trim();
     if wanted.is_empty() {
         return authority.eq_ignore_ascii_case(super::mirror::own_authority(registry));
@@ -92,7 +93,7 @@ pub(crate) fn entitled(auth: &Auth, authority: &str, registry: &str) -> bool {
     host.eq_ignore_ascii_case(authority)
 }
 
-/// User and password, from their own fields or from the combined one.
+/// User and password: from their own fields, or from the combined `auth` field.
 pub(crate) fn user_and_password(auth: &Auth) -> Option<(String, String)> {
     if !auth.username.is_empty() {
         return Some((auth.username.clone(), auth.password.clone()));
@@ -104,14 +105,17 @@ pub(crate) fn user_and_password(auth: &Auth) -> Option<(String, String)> {
     Some((user.to_owned(), password.trim_matches('\0').to_owned()))
 }
 
+/// An Authorization header for basic authentication; `None` if it would not be a valid header.
 pub(crate) fn basic(user: &str, password: &str) -> Option<HeaderValue> {
     secret(&format!("Basic {}", STANDARD.encode(format!("{user}:{password}"))))
 }
 
+/// An Authorization header with a token; `None` if it would not be a valid header.
 pub(crate) fn bearer(token: &str) -> Option<HeaderValue> {
     secret(&format!("Bearer {token}"))
 }
 
+/// Marked as sensitive, so that debug output hides it.
 fn secret(text: &str) -> Option<HeaderValue> {
     let mut value = HeaderValue::from_str(text).ok()?;
     value.set_sensitive(true);
@@ -121,7 +125,7 @@ fn secret(text: &str) -> Option<HeaderValue> {
 /// Everything except the unreserved characters of RFC 3986, 2.3.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// Encodes pairs as `a=b&c=d`, percent-escaped.
+/// Encodes pairs as `a=b&c=d`, for a query or a form. Values are percent-encoded.
 pub(crate) fn form(pairs: &[(&str, &str)]) -> String {
     let pairs = pairs.iter().map(|(key, value)| format!("{key}={}", utf8_percent_encode(value, ESCAPED)));
     pairs.collect::<Vec<_>>().join("&")
@@ -169,15 +173,15 @@ mod tests {
     #[test]
     fn credentials_go_to_their_host_only() {
         let open = Auth { username: "u".into(), ..Auth::default() };
-        assert!(entitled(&open, "registry-1.docker.io", "docker.io"));
-        assert!(entitled(&open, "r.example:5000", "r.example:5000"));
-        assert!(!entitled(&open, "mirror.example", "r.example:5000"));
-        assert!(!entitled(&open, "r.example", "r.example:5000"));
+        assert!(may_receive(&open, "registry-1.docker.io", "docker.io"));
+        assert!(may_receive(&open, "r.example:5000", "r.example:5000"));
+        assert!(!may_receive(&open, "mirror.example", "r.example:5000"));
+        assert!(!may_receive(&open, "r.example", "r.example:5000"));
         let bound = Auth { server_address: "https://mirror.example/v1/".into(), ..open };
-        assert!(entitled(&bound, "mirror.example", "docker.io"));
-        assert!(!entitled(&bound, "registry-1.docker.io", "docker.io"));
+        assert!(may_receive(&bound, "mirror.example", "docker.io"));
+        assert!(!may_receive(&bound, "registry-1.docker.io", "docker.io"));
         let hub = Auth { server_address: "https://index.docker.io/v1/".into(), ..Auth::default() };
-        assert!(entitled(&hub, "registry-1.docker.io", "docker.io"));
+        assert!(may_receive(&hub, "registry-1.docker.io", "docker.io"));
     }
 
     #[test]

@@ -1,29 +1,37 @@
-//! The HTTP side of a pull: mirrors in order, tokens, redirects, retries, and a time limit on every wait.
+//! The HTTP client of one pull: asks the hosts in order, fetches tokens, follows redirects and retries. Every wait has
+//! a time limit.
+//!
+//! ```text
+//! document, Blob::open    for each host in order
+//!   retried               again while the fault may be temporary
+//!     get                 again with credentials after a 401
+//!       follow            again at the target of a redirect
+//!         send            one request
+//! ```
 
 mod blob;
 mod fault;
+mod token;
 
 use self::blob::Blob;
-use self::fault::{Failures, Fault, causes, fault_of};
+use self::fault::{Fault, HostFaults, fault_of};
 use super::auth::{self, Challenge};
+use super::dns::Resolver;
 use super::mirror::{self, Host};
-use crate::error::{Error, Result};
+use super::tls::Tls;
+use crate::error::{Error, Result, with_causes};
 use crate::manifest::{ACCEPT, Descriptor};
 use crate::reference::{Digest, Reference, Selector};
-use crate::registry::dns::Resolver;
 use crate::{Auth, Options};
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper::header::{
-    ACCEPT as ACCEPT_HEADER, AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION, RANGE, USER_AGENT,
-};
-use hyper::{Method, Request, Response, StatusCode, Uri};
+use hyper::header::{ACCEPT as ACCEPT_HEADER, AUTHORIZATION, HeaderValue, LOCATION, RANGE, USER_AGENT};
+use hyper::{Request, Response, StatusCode, Uri};
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use serde::Deserialize;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
@@ -34,38 +42,47 @@ type Http = Client<HttpsConnector<HttpConnector<Resolver>>, Full<Bytes>>;
 /// Waits before the second, third and fourth attempt at a host that is overloaded or faulty.
 const BACKOFF: [Duration; 3] =
     [Duration::from_millis(200), Duration::from_millis(800), Duration::from_secs(2)];
-/// A longer `Retry-After` is not waited for: kubelet's own back-off takes over.
+/// Maximum wait for `Retry-After`. After that, kubelet's own back-off applies.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(20);
 const MAX_REDIRECTS: usize = 10;
-/// Token responses are a few KiB.
-const MAX_TOKEN: u64 = 1 << 20;
+/// The User-Agent of all requests.
+const PRODUCT: &str = concat!("copepod/", env!("CARGO_PKG_VERSION"));
+/// Attempts of one request: each 401 may bring another challenge, such as one for a token that has expired.
+const MAX_ATTEMPTS: usize = 3;
+
+/// A manifest, index or config.
+#[derive(Debug)]
+pub(crate) struct Fetched {
+    pub(crate) digest: Digest,
+    /// The header; empty if there is none.
+    pub(crate) content_type: String,
+    pub(crate) bytes: Bytes,
+}
 
 /// The hosts that serve one repository. Lives as long as one pull.
 #[derive(Debug)]
 pub(crate) struct Registry {
     reference: Reference,
     endpoints: Vec<Endpoint>,
-    user_agent: HeaderValue,
-    idle: Duration,
+    idle_timeout: Duration,
 }
 
+/// A host, with the connections and credentials for it.
 #[derive(Debug)]
 struct Endpoint {
     host: Host,
     http: Http,
     /// Credentials that may be sent to this host.
     auth: Option<Arc<Auth>>,
-    /// The Authorization header that was accepted last.
+    /// The Authorization header to send: `None` until a host asks for one.
     authorization: Mutex<Option<HeaderValue>>,
-    /// The registry that a mirror stands for, sent as `?ns=`.
+    /// For a mirror: the registry of the reference, sent as `?ns=`, because one mirror may serve several registries.
     namespace: Option<String>,
 }
 
 impl Registry {
     /// Reads the registry configuration. Blocks.
     pub(crate) fn new(options: &Options, reference: &Reference, auth: Option<&Auth>) -> Result<Self> {
-        let user_agent = HeaderValue::from_str(&options.user_agent)
-            .map_err(|_| Error::unsupported("user agent", "it is not a header value"))?;
         let registry = reference.registry();
         let mut endpoints = Vec::new();
         for host in mirror::hosts(&options.certs_dir, registry)? {
@@ -74,57 +91,55 @@ impl Registry {
             tcp.set_nodelay(true);
             tcp.set_connect_timeout(Some(options.connect_timeout));
             let tls = if host.scheme == "https" {
-                mirror::tls_config(&host.tls)?
+                host.tls.client_config()?
             } else {
                 // For redirects to https from a host that is configured with http.
-                mirror::tls_config(&mirror::Tls::default())?
+                Tls::default().client_config()?
             };
             let connector = hyper_rustls::HttpsConnectorBuilder::new()
                 .with_tls_config(tls)
                 .https_or_http()
                 .enable_http1();
             let http = Client::builder(TokioExecutor::new()).build(connector.wrap_connector(tcp));
-            let own = host.authority == mirror::own_authority(registry);
-            let auth = auth.filter(|auth| auth::entitled(auth, &host.authority, registry));
+            let is_mirror = host.authority != mirror::own_authority(registry);
+            let auth = auth.filter(|auth| auth::may_receive(auth, &host.authority, registry));
             endpoints.push(Endpoint {
                 http,
                 auth: auth.cloned().map(Arc::new),
                 authorization: Mutex::new(None),
-                namespace: (!own).then(|| registry.to_owned()),
+                namespace: is_mirror.then(|| registry.to_owned()),
                 host,
             });
         }
-        Ok(Self { reference: reference.clone(), endpoints, user_agent, idle: options.idle_timeout })
+        let (reference, idle_timeout) = (reference.clone(), options.idle_timeout);
+        Ok(Self { reference, endpoints, idle_timeout })
     }
 
-    /// The registry in the reference. Its mirrors count as this registry too.
+    /// The registry in the reference. Transfers from its mirrors are counted for it too.
     pub(crate) fn name(&self) -> &str {
         self.reference.registry()
     }
 
-    /// Fetches the manifest or index of the reference. Returns its digest, content type and bytes.
-    pub(crate) async fn resolve(&self, limit: u64) -> Result<(Digest, String, Bytes)> {
+    /// Fetches the manifest or index of the reference, of at most `limit` bytes.
+    pub(crate) async fn resolve(&self, limit: u64) -> Result<Fetched> {
         match self.reference.selector() {
-            Selector::Tag(tag) => self.document("manifests", tag, None, limit).await,
-            Selector::Digest(digest) => {
-                self.document("manifests", &digest.to_string(), Some(digest), limit).await
-            }
+            Selector::Tag(tag) => self.document(Kind::Manifests, tag, None, limit).await,
+            Selector::Digest(digest) => self.manifest(digest, limit).await,
         }
     }
 
-    /// Fetches a manifest by digest.
-    pub(crate) async fn manifest(&self, wanted: &Descriptor, limit: u64) -> Result<(Digest, String, Bytes)> {
-        self.document("manifests", &wanted.digest.to_string(), Some(&wanted.digest), limit).await
+    /// Fetches a manifest or index by digest, of at most `limit` bytes.
+    pub(crate) async fn manifest(&self, digest: &Digest, limit: u64) -> Result<Fetched> {
+        self.document(Kind::Manifests, &digest.to_string(), Some(digest), limit).await
     }
 
-    /// Fetches a small blob completely.
+    /// Fetches a blob of at most `limit` bytes into memory.
     pub(crate) async fn small_blob(&self, wanted: &Descriptor, limit: u64) -> Result<Bytes> {
         if wanted.size > limit {
             return Err(Error::TooLarge { object: format!("blob {}", wanted.digest), limit, unit: "bytes" });
         }
-        let (_, _, bytes) =
-            self.document("blobs", &wanted.digest.to_string(), Some(&wanted.digest), limit).await?;
-        Ok(bytes)
+        let name = wanted.digest.to_string();
+        Ok(self.document(Kind::Blobs, &name, Some(&wanted.digest), limit).await?.bytes)
     }
 
     /// Starts the transfer of a layer.
@@ -132,20 +147,24 @@ impl Registry {
         Blob::new(self, wanted.clone())
     }
 
+    /// Fetches `<kind>/<name>` from the first host that serves it, and verifies its digest if one is expected.
     async fn document(
         &self,
-        kind: &str,
+        kind: Kind,
         name: &str,
         expected: Option<&Digest>,
         limit: u64,
-    ) -> Result<(Digest, String, Bytes)> {
-        let mut failures = Failures::new(&self.reference);
+    ) -> Result<Fetched> {
+        let mut faults = HostFaults::new(&self.reference);
         for endpoint in &self.endpoints {
             if !endpoint.host.pull || (expected.is_none() && !endpoint.host.resolve) {
                 continue;
             }
-            let path = format!("{}/{kind}/{name}", self.reference.repository());
-            let accept = if kind == "manifests" { ACCEPT.join(", ") } else { "*/*".to_owned() };
+            let path = format!("{}/{}/{name}", self.reference.repository(), kind.segment());
+            let accept = match kind {
+                Kind::Manifests => ACCEPT.join(", "),
+                Kind::Blobs => "*/*".to_owned(),
+            };
             let get = Get { path: &path, accept: &accept, range: None, verified: expected.is_some() };
             let result = self.retried(endpoint, || async {
                 let response = self.get(endpoint, &get).await?;
@@ -154,24 +173,26 @@ impl Registry {
                     value.unwrap_or_default().to_owned()
                 };
                 let (content_type, claimed) = (header("content-type"), header("docker-content-digest"));
-                let bytes = self.whole(response, limit).await?;
-                let found = Digest::of(&bytes);
+                let bytes = self.read_all(response, limit).await?;
+                let digest = Digest::of(&bytes);
                 if let Some(wanted) = expected.copied().or_else(|| Digest::parse(&claimed))
-                    && wanted != found
+                    && wanted != digest
                 {
-                    return Err(Fault::Final(format!("served {found} for {wanted}")));
+                    return Err(Fault::Final(format!(
+                        "the digest of the content is {digest} instead of {wanted}"
+                    )));
                 }
-                Ok((found, content_type, bytes))
+                Ok(Fetched { digest, content_type, bytes })
             });
             match result.await {
-                Ok(found) => return Ok(found),
-                Err(fault) => failures.add(endpoint, fault),
+                Ok(fetched) => return Ok(fetched),
+                Err(fault) => faults.add(endpoint, fault),
             }
         }
-        Err(failures.error(expected.map(|digest| format!("{kind}/{digest}"))))
+        Err(faults.into_error(expected.map(|digest| format!("{}/{digest}", kind.segment()))))
     }
 
-    /// Retries while the fault may be temporary.
+    /// Retries a request to one host while its fault may be temporary.
     async fn retried<T, F: Future<Output = Result<T, Fault>>>(
         &self,
         endpoint: &Endpoint,
@@ -183,22 +204,21 @@ impl Registry {
                 Err(fault @ Fault::Transient { .. }) => fault,
                 other => return other,
             };
-            let Fault::Transient { what, after, quick } = &fault else { return Err(fault) };
+            let Fault::Transient { reason, retry_after, retry_once } = &fault else { return Err(fault) };
             let Some(wait) = waits.next() else { return Err(fault) };
-            if *quick {
-                // A host that cannot be reached is retried once, not three times.
+            if *retry_once {
                 waits = [].iter();
             }
-            let wait = after.map_or(*wait, |after| after.clamp(*wait, MAX_RETRY_AFTER));
-            tracing::debug!(host = endpoint.host.authority, fault = what, ?wait, "registry asked again");
+            let wait = retry_after.map_or(*wait, |after| after.clamp(*wait, MAX_RETRY_AFTER));
+            tracing::debug!(host = endpoint.host.authority, reason, ?wait, "request to registry is retried");
             sleep(wait).await;
         }
     }
 
-    /// Sends one request with the header that was accepted last; on a 401 it authenticates and tries again.
+    /// Requests something of a host. After a 401 it authenticates as the host's challenge says and tries again.
     async fn get(&self, endpoint: &Endpoint, get: &Get<'_>) -> Result<Response<Incoming>, Fault> {
         let mut refused = None;
-        for _ in 0..3 {
+        for _ in 0..MAX_ATTEMPTS {
             let authorization = self.authorization(endpoint, refused.take()).await?;
             let response = self.follow(endpoint, get, authorization.as_ref()).await?;
             match response.status() {
@@ -213,7 +233,8 @@ impl Registry {
         Err(Fault::Unauthorized)
     }
 
-    /// The header to send. `refused` is the header that got a 401, and the challenge in that response.
+    /// The Authorization header to send. `refused` is the header that was answered with a 401, and the challenge of
+    /// that response.
     async fn authorization(
         &self,
         endpoint: &Endpoint,
@@ -222,6 +243,7 @@ impl Registry {
         // Held during the token request, so that parallel layers request one token.
         let mut current = endpoint.authorization.lock().await;
         let Some((sent, challenge)) = refused else { return Ok(current.clone()) };
+        // A parallel request has authenticated since.
         if *current != sent {
             return Ok(current.clone());
         }
@@ -242,50 +264,8 @@ impl Registry {
         Ok(next)
     }
 
-    /// Requests a token from the realm, with the user's credentials if there are any.
-    async fn token(
-        &self,
-        endpoint: &Endpoint,
-        realm: &str,
-        service: Option<&str>,
-        scope: Option<&str>,
-    ) -> Result<HeaderValue, Fault> {
-        #[derive(Deserialize)]
-        struct Answer {
-            token: Option<String>,
-            access_token: Option<String>,
-        }
-        let uri: Uri = realm.parse().map_err(|_| Fault::Final("token realm is not a URL".to_owned()))?;
-        let host = uri.authority().map(|authority| authority.as_str().to_owned()).unwrap_or_default();
-        if !matches!(uri.scheme_str(), Some("http" | "https")) || host.is_empty() || host.contains('@') {
-            return Err(Fault::Final("token realm is not a URL".to_owned()));
-        }
-        let own_scope = format!("repository:{}:pull", self.reference.repository());
-        let scope = scope.unwrap_or(&own_scope);
-        let auth = endpoint.auth.as_deref();
-        if endpoint.host.scheme == "https" && uri.scheme_str() == Some("http") && auth.is_some() {
-            return Err(Fault::Final(format!(
-                "token realm {host} would receive the credentials unencrypted"
-            )));
-        }
-        let request = token_request(realm, uri, service, scope, auth);
-        let mut request = request.map_err(|_| Fault::Final("token realm is not a URL".to_owned()))?;
-        request.headers_mut().insert(USER_AGENT, self.user_agent.clone());
-        let response = self.send(&endpoint.http, request).await?;
-        match response.status() {
-            StatusCode::OK => {}
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(Fault::Unauthorized),
-            status => return Err(fault_of(&response, status)),
-        }
-        let bytes = self.whole(response, MAX_TOKEN).await?;
-        let unusable = || Fault::Final(format!("{host} gave no usable token"));
-        let answer: Answer = serde_json::from_slice(&bytes).map_err(|_| unusable())?;
-        let token = answer.token.or(answer.access_token).filter(|token| !token.is_empty());
-        token.and_then(|token| auth::bearer(&token)).ok_or_else(unusable)
-    }
-
-    /// Sends a request and follows redirects. Headers that carry credentials are sent only to the host they
-    /// belong to.
+    /// Sends a request and follows redirects. Credentials, and the headers of `hosts.toml`, are sent only to the host
+    /// itself: once a redirect has left it, they are not sent again.
     async fn follow(
         &self,
         endpoint: &Endpoint,
@@ -303,10 +283,10 @@ impl Registry {
             query.unwrap_or_default()
         );
         let mut uri: Uri =
-            text.parse().map_err(|_| Fault::Final("image name cannot be part of a URL".to_owned()))?;
+            text.parse().map_err(|_| Fault::Final("the image name does not make a valid URL".to_owned()))?;
         let mut same_host = true;
         for _ in 0..=MAX_REDIRECTS {
-            let mut request = Request::builder().uri(uri.clone()).header(USER_AGENT, self.user_agent.clone());
+            let mut request = Request::builder().uri(uri.clone()).header(USER_AGENT, PRODUCT);
             if same_host {
                 request = request.header(ACCEPT_HEADER, get.accept);
                 for (name, value) in &host.headers.0 {
@@ -321,20 +301,19 @@ impl Registry {
             }
             let request = request.body(Full::default());
             let request =
-                request.map_err(|error| Fault::Final(format!("request cannot be made: {error}")))?;
+                request.map_err(|error| Fault::Final(format!("the request is not valid: {error}")))?;
             let response = self.send(&endpoint.http, request).await?;
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
                 // Credentials are not for other hosts, so a 401 after a redirect is final.
                 if response.status() == StatusCode::UNAUTHORIZED && !same_host {
-                    return Err(Fault::Final(
-                        "redirect leads to a host that wants other credentials".to_owned(),
-                    ));
+                    return Err(Fault::Final("the target of the redirect asks for credentials".to_owned()));
                 }
                 return Ok(response);
             }
             let next = location(&uri, &response)?;
             if uri.scheme_str() == Some("https") && next.scheme_str() == Some("http") && !get.verified {
-                return Err(Fault::Final("redirect from https to http for a name without digest".to_owned()));
+                let reason = "redirect from https to http, where content without a known digest is not safe";
+                return Err(Fault::Final(reason.to_owned()));
             }
             same_host &= next.scheme() == uri.scheme() && next.authority() == uri.authority();
             uri = next;
@@ -342,99 +321,88 @@ impl Registry {
         Err(Fault::Final(format!("more than {MAX_REDIRECTS} redirects")))
     }
 
+    /// Sends one request and waits for the headers of the response.
     async fn send(&self, http: &Http, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Fault> {
-        match timeout(self.idle, http.request(request)).await {
+        match timeout(self.idle_timeout, http.request(request)).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => {
-                let quick = error.is_connect();
-                Err(Fault::Transient { what: causes(&error), after: None, quick })
+                let retry_once = error.is_connect();
+                // hyper's messages contain host names and system errors, but no paths or queries, which may be secret.
+                Err(Fault::Transient { reason: with_causes(&error), retry_after: None, retry_once })
             }
             Err(_) => {
-                let what = format!("no answer within {} s", self.idle.as_secs_f32());
-                Err(Fault::Transient { what, after: None, quick: true })
+                let reason = format!("no response within {} s", self.idle_timeout.as_secs_f32());
+                Err(Fault::Transient { reason, retry_after: None, retry_once: true })
             }
         }
     }
 
-    /// Reads a whole body of at most `limit` bytes.
-    async fn whole(&self, response: Response<Incoming>, limit: u64) -> Result<Bytes, Fault> {
+    /// Reads a body of at most `limit` bytes to its end.
+    async fn read_all(&self, response: Response<Incoming>, limit: u64) -> Result<Bytes, Fault> {
         let mut body = response.into_body();
         let mut bytes = BytesMut::new();
-        while let Some(part) = self.part(&mut body).await? {
+        while let Some(part) = self.next_part(&mut body).await? {
             if bytes.len() as u64 + part.len() as u64 > limit {
-                return Err(Fault::Final(format!("answer exceeds {limit} bytes")));
+                return Err(Fault::Final(format!("the response exceeds {limit} bytes")));
             }
             bytes.extend_from_slice(&part);
         }
         Ok(bytes.freeze())
     }
 
-    /// Reads the next bytes of a body, within the idle time limit.
-    async fn part(&self, body: &mut Incoming) -> Result<Option<Bytes>, Fault> {
+    /// Waits for the next bytes of a body, never empty; `None` at its end.
+    async fn next_part(&self, body: &mut Incoming) -> Result<Option<Bytes>, Fault> {
         loop {
-            match timeout(self.idle, body.frame()).await {
+            match timeout(self.idle_timeout, body.frame()).await {
                 Ok(None) => return Ok(None),
                 Ok(Some(Ok(frame))) => match frame.into_data() {
                     Ok(data) if !data.is_empty() => return Ok(Some(data)),
                     _ => {}
                 },
                 Ok(Some(Err(error))) => {
-                    return Err(Fault::Transient { what: causes(&error), after: None, quick: false });
+                    let reason = with_causes(&error);
+                    return Err(Fault::Transient { reason, retry_after: None, retry_once: false });
                 }
                 Err(_) => {
-                    let what = format!("no bytes for {} s", self.idle.as_secs_f32());
-                    return Err(Fault::Transient { what, after: None, quick: true });
+                    let reason = format!("no bytes for {} s", self.idle_timeout.as_secs_f32());
+                    return Err(Fault::Transient { reason, retry_after: None, retry_once: true });
                 }
             }
         }
     }
 }
 
-/// Asks for a token: a refresh token is exchanged by POST, a password is sent with GET.
-fn token_request(
-    realm: &str,
-    uri: Uri,
-    service: Option<&str>,
-    scope: &str,
-    auth: Option<&Auth>,
-) -> Result<Request<Full<Bytes>>, hyper::http::Error> {
-    let password = auth.and_then(auth::user_and_password);
-    let mut pairs = vec![("scope", scope)];
-    pairs.extend(service.map(|service| ("service", service)));
-    let identity = auth.map(|auth| auth.identity_token.as_str()).filter(|token| !token.is_empty());
-    if let Some(identity) = identity {
-        pairs.extend([
-            ("grant_type", "refresh_token"),
-            ("refresh_token", identity),
-            ("client_id", "copepod"),
-        ]);
-        Request::builder()
-            .method(Method::POST)
-            .uri(uri)
-            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
-            .body(Full::new(auth::form(&pairs).into()))
-    } else {
-        pairs.extend(password.iter().map(|(user, _)| ("account", user.as_str())));
-        let joint = if uri.query().is_some() { '&' } else { '?' };
-        let mut request = Request::builder().uri(format!("{realm}{joint}{}", auth::form(&pairs)));
-        if let Some(basic) = password.as_ref().and_then(|(user, password)| auth::basic(user, password)) {
-            request = request.header(AUTHORIZATION, basic);
+/// What a pull may fetch of a repository.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Manifests,
+    Blobs,
+}
+
+impl Kind {
+    /// Its part of the URL's path.
+    fn segment(self) -> &'static str {
+        match self {
+            Self::Manifests => "manifests",
+            Self::Blobs => "blobs",
         }
-        request.body(Full::default())
     }
 }
 
-/// One request to a host.
+/// A request to a host.
 struct Get<'a> {
+    /// Path below the host's own: repository, kind and name.
     path: &'a str,
     accept: &'a str,
+    /// Offset of the first byte to send; `None` for all bytes.
     range: Option<u64>,
-    /// The response is verified against a digest that is already known.
+    /// The content will be verified by a digest that did not come from this host.
     verified: bool,
 }
 
+/// The target of a redirect.
 fn location(from: &Uri, response: &Response<Incoming>) -> Result<Uri, Fault> {
-    let wrong = || Fault::Final("redirect leads nowhere".to_owned());
+    let wrong = || Fault::Final("redirect without a valid Location".to_owned());
     let text = response.headers().get(LOCATION).and_then(|value| value.to_str().ok()).ok_or_else(wrong)?;
     let full = match (from.scheme_str(), from.authority()) {
         (Some(scheme), _) if text.starts_with("//") => format!("{scheme}:{text}"),
@@ -443,8 +411,8 @@ fn location(from: &Uri, response: &Response<Incoming>) -> Result<Uri, Fault> {
     };
     // A fragment is not sent to the server.
     let uri: Uri = full.split('#').next().unwrap_or_default().parse().map_err(|_| wrong())?;
-    let plain_host = uri.authority().is_some_and(|authority| !authority.as_str().contains('@'));
-    if !matches!(uri.scheme_str(), Some("http" | "https")) || !plain_host {
+    let has_user = uri.authority().is_none_or(|authority| authority.as_str().contains('@'));
+    if !matches!(uri.scheme_str(), Some("http" | "https")) || has_user {
         return Err(wrong());
     }
     Ok(uri)

@@ -1,4 +1,4 @@
-//! Resolves host names of registries on our own threads. The HTTP library's default resolver uses tokio's
+//! Resolves the host names of registries on threads of our own. The default resolver of hyper-util uses tokio's
 //! blocking pool, which panics when the node has no processes left.
 
 use hyper_util::client::legacy::connect::dns::Name;
@@ -10,9 +10,10 @@ use std::pin::Pin;
 use std::sync::LazyLock;
 use std::task::{Context, Poll};
 
-/// A hanging name server delays other look-ups, and nothing else.
-static LANE: LazyLock<Lane> =
-    LazyLock::new(|| Lane::new(Size { name: "names", kept: 0, most: 8, each: 8, waiting: 256 }));
+/// A name server that does not respond delays other look-ups, but no other work.
+static LANE: LazyLock<Lane> = LazyLock::new(|| {
+    Lane::new(Size { name: "names", kept_threads: 0, max_threads: 8, max_per_owner: 8, max_queued: 256 })
+});
 
 /// Resolves names with getaddrinfo(3).
 #[derive(Debug, Clone, Copy)]

@@ -1,8 +1,11 @@
-//! Access to registries: which hosts to ask (`mirror`), with which credentials (`auth`), and how (`client`).
+//! Access to registries: which hosts to ask (`mirror`, from `hosts_file`), how to reach them (`dns`, `tls`), with which
+//! credentials (`auth`), and what to request (`client`).
 
-pub(crate) mod auth;
+mod auth;
 mod client;
 mod dns;
-pub(crate) mod mirror;
+mod hosts_file;
+mod mirror;
+mod tls;
 
-pub(crate) use client::Registry;
+pub(crate) use client::{Fetched, Registry};

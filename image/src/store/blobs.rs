@@ -1,4 +1,4 @@
-//! Small files that are either complete or absent: documents by digest, and JSON state.
+//! Small files: documents by digest, and the store's own JSON files. A file is either complete or absent.
 
 use super::layout::Layout;
 use crate::error::{Error, Result};
@@ -6,17 +6,17 @@ use crate::reference::Digest;
 use std::io;
 use std::path::Path;
 
-/// Whether a file must survive a power loss.
+/// Whether a file must survive a power loss once it is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Durable {
     Yes,
     No,
 }
 
-/// Writes a temporary file, syncs it, renames it and syncs the folder.
+/// Writes a temporary file and renames it to `path`. If durable, syncs the file before and the folder after.
 pub(crate) fn write(layout: &Layout, path: &Path, bytes: &[u8], durable: Durable) -> Result<()> {
-    // What stays after a failure is swept at the next start.
-    sys::file::replace(path, &layout.ingest(), bytes, 0o644, durable == Durable::Yes)
+    // A temporary file that stays after a crash is deleted at the next start.
+    sys::file::replace(path, &layout.new_ingest(), bytes, 0o644, durable == Durable::Yes)
         .map_err(Error::storage("write", path))
 }
 
@@ -35,7 +35,7 @@ pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     })
 }
 
-/// Stores a document, unless it exists already.
+/// Stores a document under its digest, unless it is there and undamaged.
 pub(crate) fn put(layout: &Layout, bytes: &[u8]) -> Result<Digest> {
     let digest = Digest::of(bytes);
     let path = layout.blob(&digest);
@@ -46,7 +46,7 @@ pub(crate) fn put(layout: &Layout, bytes: &[u8]) -> Result<Digest> {
     Ok(digest)
 }
 
-/// Reads a document; `None` if it is absent or does not match its digest.
+/// Reads a document; `None` if it is absent or damaged: it does not match its digest.
 pub(crate) fn get(layout: &Layout, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>> {
     let bytes = read(&layout.blob(digest), limit)?;
     Ok(bytes.filter(|bytes| Digest::of(bytes) == *digest))

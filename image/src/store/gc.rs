@@ -1,5 +1,5 @@
-//! Garbage collection. What is unreachable is first renamed into the trash, so that a half-deleted layer is
-//! never seen, and then deleted in the background.
+//! Garbage collection. Unreachable layers and documents are renamed into the trash, so that nobody sees a half-deleted
+//! layer, and deleted there in the background.
 
 use super::index::Entries;
 use super::layout::{Layout, layer_name};
@@ -10,43 +10,44 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
-/// Layers and documents that must stay.
+/// The layers and documents that must stay.
 #[derive(Debug, Default)]
 pub(crate) struct Reachable {
+    /// Folder names.
     layers: HashSet<String>,
+    /// File names.
     blobs: HashSet<String>,
 }
 
 impl Reachable {
-    /// Computed from the roots: images, leases and the pins of running pulls.
+    /// What is reachable from images, leases and the pins of running pulls.
     pub(crate) fn new<'a>(
         entries: &Entries,
         leases: &Leases,
         pinned: impl Iterator<Item = &'a Digest>,
     ) -> Self {
         let mut reachable = Self::default();
-        let stored = entries.values().flat_map(|entry| &entry.layers);
+        let of_images = entries.values().flat_map(|entry| &entry.layers);
         let leased = leases.values().flat_map(|lease| &lease.layers);
-        let layers = stored.chain(leased).filter_map(|layer| Digest::parse(layer));
-        for digest in layers.chain(pinned.copied()) {
+        // A pin does not tell whether its digest is that of a layer or of a document.
+        for digest in of_images.chain(leased).copied().chain(pinned.copied()) {
             reachable.layers.insert(layer_name(&digest));
             reachable.blobs.insert(digest.hex());
         }
         for (id, entry) in entries {
             reachable.blobs.insert(id.hex());
-            let documents = entry.documents.iter().filter_map(|text| Digest::parse(text));
-            reachable.blobs.extend(documents.map(|digest| digest.hex()));
+            reachable.blobs.extend(entry.documents.iter().map(Digest::hex));
         }
         reachable
     }
 
-    pub(crate) fn layer(&self, name: &str) -> bool {
+    /// Whether a layer must stay, by folder name.
+    pub(crate) fn has_layer(&self, name: &str) -> bool {
         self.layers.contains(name)
     }
 }
 
-/// Renames everything unreachable into the trash. Layers go first: facts without a layer are ignored, and a
-/// layer without facts is garbage.
+/// Renames everything unreachable into the trash. Layers go before their facts, as facts without a layer are harmless.
 pub(crate) fn trash_unreachable(layout: &Layout, reachable: &Reachable) -> Result<()> {
     for name in names(&layout.layers())? {
         if !reachable.layers.contains(&name) {
@@ -71,6 +72,7 @@ pub(crate) fn discard(layout: &Layout, path: &Path) -> Result<()> {
     layout.trash().take(path).map_err(Error::storage("move to trash", path))
 }
 
+/// The names of a folder's entries.
 fn names(folder: &Path) -> Result<Vec<String>> {
     let entries = fs::read_dir(folder).map_err(Error::storage("list", folder))?;
     let names = entries.map(|entry| {

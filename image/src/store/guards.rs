@@ -1,6 +1,7 @@
-//! What a running pull holds: digests that are protected from collection, and a folder that is being filled.
+//! Guards of a running pull: digests that must not be deleted, and a folder that is being filled.
 
 use super::{Store, lock};
+use crate::error::with_causes;
 use crate::lane::blocking;
 use crate::reference::Digest;
 use std::path::{Path, PathBuf};
@@ -8,19 +9,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use sys::tree::Trash;
 
-/// Protects digests from collection. When the last holder of a failed pull is dropped, what it left is
+/// Protects digests from deletion. If it is dropped without [`Pins::keep`], the pull has failed, and what it left is
 /// deleted.
 #[derive(Debug)]
 pub(crate) struct Pins {
     pub(super) store: Arc<Store>,
     pub(super) digests: Vec<Digest>,
-    pub(super) named: AtomicBool,
+    pub(super) kept: AtomicBool,
 }
 
 impl Pins {
-    /// The pull succeeded: an image now names everything, so there is nothing to delete.
+    /// To be called once an image has the digests, so that nothing needs to be deleted.
     pub(crate) fn keep(&self) {
-        self.named.store(true, Ordering::Relaxed);
+        self.kept.store(true, Ordering::Relaxed);
     }
 }
 
@@ -37,22 +38,22 @@ impl Drop for Pins {
                 }
             }
         }
-        if *self.named.get_mut() {
+        if *self.kept.get_mut() {
             return;
         }
         let store = self.store.clone();
-        // Without a runtime the process is ending: the next start deletes it.
+        // Without a runtime the daemon is ending, and the next start deletes what the pull left.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
                 if let Err(error) = blocking(move || store.collect()).await {
-                    tracing::warn!(%error, "cannot delete unused layers");
+                    tracing::warn!(error = with_causes(&error), "cannot delete unused layers");
                 }
             });
         }
     }
 }
 
-/// A folder that is being filled. Drop it on a blocking thread.
+/// A folder that is being filled with a layer. To be dropped on a thread that may block.
 #[derive(Debug)]
 pub(crate) struct Ingest {
     pub(super) path: PathBuf,
@@ -71,7 +72,7 @@ impl Drop for Ingest {
         if !self.published
             && let Err(error) = self.trash.take(&self.path)
         {
-            tracing::warn!(%error, "cannot remove an unfinished folder; the next start removes it");
+            tracing::warn!(%error, "cannot remove the folder of an unfinished layer: the next start removes it");
         }
     }
 }

@@ -1,9 +1,9 @@
-//! The index: all images and their names. An image is visible once this file names it.
+//! The index: the file of all images and their names, and the view of it that readers see.
 
 use super::blobs::{self, Durable};
 use super::layout::{Layout, layer_name};
-use super::{Facts, distinct};
-use crate::error::{Error, Result};
+use super::{Facts, without_duplicates};
+use crate::error::{Error, Result, with_causes};
 use crate::manifest;
 use crate::record::ImageRecord;
 use crate::reference::{Digest, Reference, Selector};
@@ -11,24 +11,25 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+/// Version of the file's format.
 const VERSION: u32 = 1;
-/// Some 30,000 images, far more than a node holds.
+/// Maximum size of the file, in bytes: some 30,000 images, far more than a node has.
 const MAX_INDEX: u64 = 64 << 20;
 
-/// One image as stored. Its config is read from its blob.
+/// One image as stored. Its config is a blob.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Entry {
     /// Digest of the config, which is the image's id.
-    pub(crate) config: String,
+    pub(crate) config: Digest,
     /// `name:tag`.
     pub(crate) tags: BTreeSet<String>,
     /// `name@digest`.
     pub(crate) digests: BTreeSet<String>,
-    /// Digests of the documents that led to the image: manifests and indexes.
-    pub(crate) documents: BTreeSet<String>,
-    /// Diff-ids, lowest first; the last may be the store's own layer of folders.
-    pub(crate) layers: Vec<String>,
-    /// Bytes on disk.
+    /// Digests of the manifests and indexes that pulls of the image have resolved.
+    pub(crate) documents: BTreeSet<Digest>,
+    /// Diff ids, lowest first. The last may be the id of a layer that the store has added (`unpack::corrections`).
+    pub(crate) layers: Vec<Digest>,
+    /// Disk space of layers and documents, in bytes.
     pub(crate) size: u64,
 }
 
@@ -41,50 +42,45 @@ struct File {
 /// All images by id.
 pub(crate) type Entries = BTreeMap<Digest, Entry>;
 
-/// Reads the index. The caller sets a torn or foreign index aside.
+/// Reads the index. `Unsupported` if a later version wrote it, `Corrupt` or `TooLarge` if it is damaged.
 pub(crate) fn read(layout: &Layout) -> Result<Entries> {
     let path = layout.index();
     let Some(bytes) = blobs::read(&path, MAX_INDEX)? else { return Ok(Entries::new()) };
     let file: File = serde_json::from_slice(&bytes).map_err(|error| {
-        // Images of another version may have other fields, so the version is read first.
+        // The images of a later version may have other fields: its version is no reason to call the file damaged.
         #[derive(Deserialize)]
-        struct Head {
+        struct VersionOnly {
             version: u32,
         }
-        match serde_json::from_slice::<Head>(&bytes) {
-            Ok(head) if head.version > VERSION => newer(&path, head.version),
+        match serde_json::from_slice::<VersionOnly>(&bytes) {
+            Ok(found) if found.version > VERSION => newer(&path, found.version),
             _ => Error::corrupt(path.display(), error),
         }
     })?;
     if file.version > VERSION {
         return Err(newer(&path, file.version));
     }
-    let keyed = file.images.into_iter().map(|entry| {
-        let id =
-            Digest::parse(&entry.config).ok_or_else(|| Error::corrupt(path.display(), "bad image id"))?;
-        Ok((id, entry))
-    });
-    keyed.collect()
+    Ok(file.images.into_iter().map(|entry| (entry.config, entry)).collect())
 }
 
 fn newer(path: &std::path::Path, version: u32) -> Error {
     let reason = format!(
-        "a later version of copepod wrote it (format {version}, known is {VERSION}); run that version to pull or remove images"
+        "a later version of copepod wrote it (format {version}, this version knows {VERSION}); run that version to pull or remove images"
     );
     Error::unsupported(format!("image index {}", path.display()), reason)
 }
 
-/// Reads what this version understands of an index that a later version wrote; for reading only.
+/// Reads the images of a later version's index as far as this version understands them. They must not be written back.
 pub(crate) fn read_newer(layout: &Layout) -> Entries {
     #[derive(Deserialize)]
-    struct Any {
+    struct AnyVersion {
         #[serde(default)]
         images: Vec<serde_json::Value>,
     }
     let bytes = blobs::read(&layout.index(), MAX_INDEX).ok().flatten().unwrap_or_default();
-    let images = serde_json::from_slice::<Any>(&bytes).map(|any| any.images).unwrap_or_default();
+    let images = serde_json::from_slice::<AnyVersion>(&bytes).map(|file| file.images).unwrap_or_default();
     let entries = images.into_iter().filter_map(|image| serde_json::from_value::<Entry>(image).ok());
-    entries.filter_map(|entry| Some((Digest::parse(&entry.config)?, entry))).collect()
+    entries.map(|entry| (entry.config, entry)).collect()
 }
 
 /// Replaces the index, durably.
@@ -94,16 +90,17 @@ pub(crate) fn write(layout: &Layout, entries: &Entries) -> Result<()> {
     blobs::write(layout, &layout.index(), &bytes, Durable::Yes)
 }
 
-/// Adds or updates an image and gives it the names of `reference`; a tag is taken away from any other image.
-pub(crate) fn name(entries: &mut Entries, id: Digest, image: Entry, reference: &Reference, top: &Digest) {
+/// Adds or updates an image and gives it the names of `reference`, which resolved to the digest `top`. A tag moves to
+/// this image from any other.
+pub(crate) fn add(entries: &mut Entries, image: Entry, reference: &Reference, top: &Digest) {
     let tag = reference.to_string();
     if matches!(reference.selector(), Selector::Tag(_)) {
         for other in entries.values_mut() {
             other.tags.remove(&tag);
         }
     }
-    let entry = entries.entry(id).or_insert_with(|| image.clone());
-    // A layer that was unpacked again may need another layer of folders.
+    let entry = entries.entry(image.config).or_insert_with(|| image.clone());
+    // A layer may have been unpacked again, by a version that marks implicit folders.
     entry.layers = image.layers;
     entry.size = image.size;
     entry.documents.extend(image.documents);
@@ -113,32 +110,32 @@ pub(crate) fn name(entries: &mut Entries, id: Digest, image: Entry, reference: &
     }
 }
 
-/// The image with this id or exact name.
+/// The image with this id, tag or digest, as given or normalised. Finds images that are not listed too.
 pub(crate) fn id_of(entries: &Entries, name: &str) -> Option<Digest> {
-    let reference = Reference::parse(name).ok().map(|reference| reference.to_string());
-    let named = |entry: &Entry, name: &str| {
-        entry.config == name || entry.tags.contains(name) || entry.digests.contains(name)
-    };
-    let is_it =
-        |entry: &Entry| named(entry, name) || reference.as_ref().is_some_and(|name| named(entry, name));
-    entries.iter().find(|(_, entry)| is_it(entry)).map(|(id, _)| *id)
+    if let Some(id) = Digest::parse(name) {
+        return entries.contains_key(&id).then_some(id);
+    }
+    let normalised = Reference::parse(name).ok().map(|reference| reference.to_string());
+    let has = |entry: &Entry, name: &str| entry.tags.contains(name) || entry.digests.contains(name);
+    let found = |entry: &Entry| has(entry, name) || normalised.as_ref().is_some_and(|name| has(entry, name));
+    entries.iter().find(|(_, entry)| found(entry)).map(|(id, _)| *id)
 }
 
 /// The images as readers see them: immutable, and replaced as a whole.
 #[derive(Debug, Default)]
 pub(crate) struct Published {
     pub(crate) images: Vec<Arc<ImageRecord>>,
+    /// Position in `images` by id, tag, digest, and digest of a document.
     names: HashMap<String, usize>,
 }
 
-/// Shortest id prefix that is looked up: a shorter one is more likely a name.
+/// Minimum digits of an id prefix: a shorter text is more likely a name.
 const MIN_PREFIX: usize = 3;
 
 impl Published {
-    /// Turns entries into records; unchanged configs are taken from `before`. An image whose config is
-    /// missing or damaged, or that has a layer which is not in `present` (by folder name), is left out with a
-    /// warning. If it were listed, kubelet would never pull it again, and no container could be created from
-    /// it.
+    /// Turns entries into records. Configs that are in `before` are not read again. An image whose config is missing or
+    /// damaged, or that has a layer which is not in `present` (by folder name), is left out with a warning: if it were
+    /// listed, kubelet would never pull it again, and containers could not be created from it.
     pub(super) fn new(
         layout: &Layout,
         entries: &Entries,
@@ -148,13 +145,13 @@ impl Published {
     ) -> Self {
         let mut published = Self::default();
         for (id, entry) in entries {
-            let layers = distinct(entry.layers.iter().filter_map(|layer| Digest::parse(layer)));
+            let layers = without_duplicates(entry.layers.iter().copied());
             let layers: Vec<String> = layers.iter().rev().map(layer_name).collect();
             if let Some(layer) = layers.iter().find(|layer| !present.contains_key(*layer)) {
-                tracing::warn!(image = %id, layer, "image not listed because a layer is missing: pull it again");
+                tracing::warn!(image = %id, layer, "image is not listed, because a layer is missing: pull it again");
                 continue;
             }
-            let known = before.find(&entry.config).map(|record| record.config.clone());
+            let known = before.by_id(id).map(|record| record.config.clone());
             let config = match known {
                 Some(config) => config,
                 None => match blobs::get(layout, id, manifest::MAX_CONFIG).and_then(|bytes| {
@@ -164,7 +161,7 @@ impl Published {
                 }) {
                     Ok(config) => config.process,
                     Err(error) => {
-                        tracing::warn!(image = %id, %error, "image not listed because it is damaged: pull it again");
+                        tracing::warn!(image = %id, error = with_causes(&error), "image is not listed, because it is damaged: pull it again");
                         continue;
                     }
                 },
@@ -175,11 +172,11 @@ impl Published {
                 published.names.insert(name.clone(), at);
             }
             for document in &entry.documents {
-                published.names.entry(document.clone()).or_insert(at);
+                published.names.entry(document.to_string()).or_insert(at);
             }
-            published.names.insert(entry.config.clone(), at);
+            published.names.insert(id.to_string(), at);
             published.images.push(Arc::new(ImageRecord {
-                id: entry.config.clone(),
+                id: id.to_string(),
                 repo_tags: entry.tags.iter().cloned().collect(),
                 repo_digests: entry.digests.iter().cloned().collect(),
                 size: entry.size,
@@ -194,12 +191,20 @@ impl Published {
         published
     }
 
-    /// By id or exact name, then by name as users write it, then by a prefix that matches one id only.
+    /// The image with this id.
+    pub(crate) fn by_id(&self, id: &Digest) -> Option<&Arc<ImageRecord>> {
+        let id = id.to_string();
+        self.images.get(*self.names.get(&id)?).filter(|record| record.id == id)
+    }
+
+    /// Finds an image by id, tag or digest as given, then normalised, then by a prefix that only this id has.
     pub(crate) fn find(&self, name: &str) -> Option<&Arc<ImageRecord>> {
         if let Some(at) = self.names.get(name) {
             return self.images.get(*at);
         }
-        let normalised = Reference::parse(name).ok().map(|reference| reference.to_string());
+        // A digest could be read as the repository `sha256` with a tag.
+        let normalised = if Digest::parse(name).is_some() { None } else { Reference::parse(name).ok() };
+        let normalised = normalised.map(|reference| reference.to_string());
         if let Some(at) = normalised.and_then(|name| self.names.get(&name)) {
             return self.images.get(*at);
         }

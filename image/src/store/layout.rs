@@ -1,17 +1,17 @@
-//! Every path of the store:
+//! The paths of the store's files:
 //!
 //! ```text
 //! <root>/
-//!   index.json            images and their names; written last, by temp + sync + rename
-//!   blobs/<hex>           manifests, indexes and configs, by sha256
-//!   layers/<24 hex>/      an unpacked layer, by diff-id; an overlay lower folder
-//!   facts/<24 hex>.json   full diff-id and size of that layer
-//!   leases/<owner>.json   layers in use
-//!   ingest/<name>         unfinished layers and files; those of earlier runs are deleted in the background
-//!   trash/<name>          renamed to here to be deleted in the background; also holds those of earlier runs
+//!   index.json            images and their names; a pull writes it last
+//!   blobs/<hex>           manifests, indexes and configs, by digest
+//!   layers/<24 hex>/      an unpacked layer, by the first 24 digits of its diff id; an overlayfs lower folder
+//!   facts/<24 hex>.json   full diff id and size of that layer
+//!   leases/<owner>.json   image and layers that the owner uses
+//!   ingest/<name>         unfinished layers and files; a start deletes those of earlier runs in the background
+//!   trash/<name>          what is being deleted in the background
 //! ```
 //! Layer folders have short names so that many fit into the page of mount options of older kernels. 96 bits
-//! do not collide by accident, and the full diff-id in `facts` is compared before a layer is reused.
+//! do not collide by accident, and the full diff id in `facts` is compared before a layer is used.
 
 use crate::error::{Error, Result};
 use crate::reference::Digest;
@@ -20,6 +20,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use sys::tree::Trash;
 
+/// The store's folders.
 #[derive(Debug)]
 pub(crate) struct Layout {
     root: PathBuf,
@@ -27,20 +28,20 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// Creates missing folders.
-    pub(crate) fn make(root: &Path) -> Result<Self> {
+    /// Creates missing folders and starts to delete what earlier runs left in `ingest` and `trash`.
+    pub(crate) fn create(root: &Path) -> Result<Self> {
         for name in ["blobs", "layers", "facts", "leases", "ingest", "trash"] {
             let path = root.join(name);
             fs::create_dir_all(&path).map_err(Error::storage("create", &path))?;
         }
-        // Layers hold setuid programs: only root may enter.
+        // Layers have setuid programs, which users of the node must not reach.
         let have = fs::metadata(root).map_err(Error::storage("stat", root))?.permissions().mode();
         if have & 0o7777 != 0o700 {
             let private = fs::Permissions::from_mode(0o700);
             fs::set_permissions(root, private).map_err(Error::storage("chmod", root))?;
         }
         let trash = Trash::new(root.join("trash"), |error| {
-            tracing::warn!(%error, "cannot delete a folder in the trash; it is retried later and at the next start");
+            tracing::warn!(%error, "cannot delete from the trash of the image store: tried again later and at the next start");
         });
         trash.leftovers(root.join("ingest"));
         Ok(Self { root: root.to_owned(), trash })
@@ -74,7 +75,7 @@ impl Layout {
         self.root.join("facts")
     }
 
-    pub(crate) fn fact(&self, diff_id: &Digest) -> PathBuf {
+    pub(crate) fn facts_of(&self, diff_id: &Digest) -> PathBuf {
         self.facts().join(format!("{}.json", layer_name(diff_id)))
     }
 
@@ -86,18 +87,18 @@ impl Layout {
         self.leases().join(format!("{owner}.json"))
     }
 
-    /// A new, unused path.
-    pub(crate) fn ingest(&self) -> PathBuf {
+    /// An unused path in `ingest`.
+    pub(crate) fn new_ingest(&self) -> PathBuf {
         self.root.join("ingest").join(self.trash.unique_name())
     }
 
-    /// The folder whose content is deleted in the background.
+    /// Deletes files and folders in the background.
     pub(crate) fn trash(&self) -> &Trash {
         &self.trash
     }
 }
 
-/// The folder name of a layer.
+/// The folder name of a layer: the first 24 hex digits of its diff id.
 pub(crate) fn layer_name(diff_id: &Digest) -> String {
     let mut hex = diff_id.hex();
     hex.truncate(24);

@@ -1,9 +1,9 @@
-//! Leases: which owner uses which layers. A lease outlives the image's names and the daemon.
+//! Leases: which owner uses which layers. A lease stays when its image is removed and when the daemon ends.
 
 use super::blobs::{self, Durable};
 use super::layout::{Layout, layer_name};
-use super::{Catalog, Store, distinct, lock};
-use crate::error::{Error, Result};
+use super::{Catalog, Store, lock, without_duplicates};
+use crate::error::{Error, Result, with_causes};
 use crate::record::Lease;
 use crate::reference::Digest;
 use serde::{Deserialize, Serialize};
@@ -11,31 +11,37 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 
+/// Maximum size of a lease's file, in bytes.
 const MAX_LEASE: u64 = 1 << 20;
 
+/// A lease as stored; the file is named by its owner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Stored {
     /// The image's id.
-    pub(crate) image: String,
-    /// Diff-ids, lowest first.
-    pub(crate) layers: Vec<String>,
+    pub(crate) image: Digest,
+    /// Diff ids, lowest first.
+    pub(crate) layers: Vec<Digest>,
 }
 
+/// All leases, by owner.
 pub(crate) type Leases = BTreeMap<String, Stored>;
 
 impl Store {
-    /// Takes a lease, or returns the one that the owner holds on this image.
+    /// Takes a lease on the image with this id, or returns the one that the owner has. Replaces the owner's lease on
+    /// another image.
     pub(crate) fn lease(&self, image: &str, owner: &str) -> Result<Lease> {
-        check(owner)?;
+        check_owner(owner)?;
+        let image = Digest::parse(image).ok_or_else(|| absent(image))?;
         let (stored, before) = {
             let mut catalog = lock(&self.catalog);
             if let Some(held) = catalog.leases.get(owner).filter(|held| held.image == image) {
                 return Ok(self.as_lease(owner, held));
             }
-            let stored = self.leasable(&catalog, image)?;
+            let stored = self.new_lease(&catalog, &image)?;
             let before = catalog.leases.insert(owner.to_owned(), stored.clone());
             (stored, before)
         };
+        // Written without the lock, which must not wait for the disk. The lease protects the layers already.
         if let Err(error) = write(&self.layout, owner, &stored) {
             let mut catalog = lock(&self.catalog);
             match before {
@@ -47,57 +53,62 @@ impl Store {
         Ok(self.as_lease(owner, &stored))
     }
 
-    /// The image's layers, which must all be present; or another owner's lease on an image that was removed
-    /// since.
-    fn leasable(&self, catalog: &Catalog, image: &str) -> Result<Stored> {
-        let absent = || Error::NotFound { reference: image.to_owned(), detail: String::new() };
-        let published = self.published();
-        if let Some(record) = published.find(image).filter(|record| record.id == image) {
+    /// A lease on the layers of a listed image, or, if the image was removed, a copy of another owner's lease on it.
+    fn new_lease(&self, catalog: &Catalog, image: &Digest) -> Result<Stored> {
+        let absent = || absent(&image.to_string());
+        if let Some(record) = self.published().by_id(image) {
             let layers = record.layers.iter().rev();
-            let full: Option<Vec<_>> =
-                layers.map(|name| catalog.layers.get(name).map(|facts| facts.diff_id.clone())).collect();
-            return Ok(Stored { image: image.to_owned(), layers: full.ok_or_else(absent)? });
+            let diff_ids: Option<Vec<_>> =
+                layers.map(|name| catalog.layers.get(name).map(|facts| facts.diff_id)).collect();
+            return Ok(Stored { image: *image, layers: diff_ids.ok_or_else(absent)? });
         }
-        catalog.leases.values().find(|held| held.image == image).cloned().ok_or_else(absent)
+        catalog.leases.values().find(|held| held.image == *image).cloned().ok_or_else(absent)
     }
 
     fn as_lease(&self, owner: &str, stored: &Stored) -> Lease {
-        let layers = distinct(stored.layers.iter().filter_map(|layer| Digest::parse(layer)));
+        let layers = without_duplicates(stored.layers.iter().copied());
         Lease {
             owner: owner.to_owned(),
-            image_id: stored.image.clone(),
+            image_id: stored.image.to_string(),
             layers: layers.iter().rev().map(layer_name).collect(),
             layers_dir: self.layout.layers(),
         }
     }
 
-    /// Releases a lease. The layers of a removed image are deleted with its last lease. If the disk keeps the lease's
-    /// file, that is logged and no error: the next start finds the owner gone and releases it again.
+    /// Releases a lease. If its image was removed, the layers that nothing else needs are deleted. An error of the disk
+    /// is only logged, because the owner is gone: the next start finds the lease without its owner and releases it
+    /// again.
     pub(crate) fn release(&self, owner: &str) -> Result<()> {
-        check(owner)?;
-        let published = self.published();
-        let needed = |image: &str| published.find(image).is_some_and(|record| record.id == image);
+        check_owner(owner)?;
         let held = lock(&self.catalog).leases.remove(owner);
         let released = remove(&self.layout, owner).and_then(|()| match held {
-            Some(held) if !needed(&held.image) => self.collect(),
+            Some(held) if self.published().by_id(&held.image).is_none() => self.collect(),
             _ => Ok(()),
         });
         match released {
             Err(error @ Error::Storage { .. }) => {
-                tracing::warn!(owner, %error, "image lease given back, its file or layers stay until the next start");
+                tracing::warn!(
+                    owner,
+                    error = with_causes(&error),
+                    "image lease released, but its file or layers could not be deleted: the next start tries again"
+                );
                 Ok(())
             }
             released => released,
         }
     }
 
-    pub(crate) fn owners(&self) -> Vec<String> {
+    pub(crate) fn lease_owners(&self) -> Vec<String> {
         lock(&self.catalog).leases.keys().cloned().collect()
     }
 }
 
+fn absent(image: &str) -> Error {
+    Error::NotFound { reference: image.to_owned(), detail: String::new() }
+}
+
 /// Checks an owner's name, which becomes a file name.
-fn check(owner: &str) -> Result<()> {
+fn check_owner(owner: &str) -> Result<()> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
     if owner.is_empty() || owner.len() > 200 || !owner.bytes().all(plain) {
         return Err(Error::unsupported(format!("lease owner {owner:?}"), "not 1 to 200 of [A-Za-z0-9_-]"));
@@ -105,7 +116,7 @@ fn check(owner: &str) -> Result<()> {
     Ok(())
 }
 
-/// Not synced: nothing that a lease protects runs after a power loss.
+/// Not durable: after a power loss no container runs that would need the lease.
 fn write(layout: &Layout, owner: &str, lease: &Stored) -> Result<()> {
     let bytes = serde_json::to_vec(lease).map_err(|error| Error::corrupt("lease", error))?;
     blobs::write(layout, &layout.lease(owner), &bytes, Durable::No)
@@ -119,8 +130,8 @@ fn remove(layout: &Layout, owner: &str) -> Result<()> {
     }
 }
 
-/// All leases, and whether the list is complete. A torn lease, left by a power loss, is deleted: its
-/// container ended with the machine. A lease that cannot be read protects layers that are not known then.
+/// All leases, and whether the list is complete. A torn lease was left by a power loss, which its container did not
+/// survive either: it is deleted. If a lease cannot be read, the layers that it protects are not known.
 pub(crate) fn read_all(layout: &Layout) -> Result<(Leases, bool)> {
     let folder = layout.leases();
     let (mut leases, mut complete) = (Leases::new(), true);
@@ -130,19 +141,23 @@ pub(crate) fn read_all(layout: &Layout) -> Result<(Leases, bool)> {
         let bytes = match blobs::read(&path, MAX_LEASE) {
             Ok(bytes) => bytes,
             Err(error) => {
-                tracing::error!(?path, %error, "cannot read an image lease: no layer is deleted until a restart can read it");
+                tracing::error!(
+                    ?path,
+                    error = with_causes(&error),
+                    "cannot read an image lease: no layer is deleted until a restart can read it"
+                );
                 complete = false;
                 continue;
             }
         };
         match bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
-            Some(lease) if check(&owner).is_ok() => {
+            Some(lease) if check_owner(&owner).is_ok() => {
                 leases.insert(owner, lease);
             }
             _ => {
-                tracing::warn!(?path, "deleted a torn lease");
+                tracing::warn!(?path, "image lease is torn, which a power loss explains: deleted");
                 if let Err(error) = fs::remove_file(&path) {
-                    tracing::warn!(?path, %error, "cannot delete a torn lease");
+                    tracing::warn!(?path, %error, "cannot delete a torn image lease");
                 }
             }
         }

@@ -1,54 +1,33 @@
-//! Opening the store: what a crash, a later version or a damaged disk left.
+//! Opening the store after a crash, a later version or disk damage.
 
 use super::layout::{Layout, layer_name};
 use super::{Catalog, Facts, MAX_FACTS, Store, blobs, gc, index, lease};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, with_causes};
 use crate::reference::{Digest, Reference};
 use std::collections::{BTreeSet, HashMap};
-use std::fs::{self};
+use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex, RwLock};
 
 impl Store {
-    /// Reads the store and cleans up after a crash.
+    /// Reads the index, the leases and the facts of layers, and moves what a crash left to the trash. Damaged files are
+    /// logged and cost as little as possible.
     pub(crate) fn open(root: &Path, pinned: &[String]) -> Result<Self> {
-        let layout = Layout::make(root)?;
-        let mut damaged = false;
-        let mut read_only = None;
-        let mut entries = match index::read(&layout) {
-            Ok(entries) => entries,
-            // The layers it names are complete, and the later version will need them.
-            Err(error @ Error::Unsupported { .. }) => {
-                tracing::error!(%error, "images are read-only: pulls and removals fail; images that this version does not understand are not listed");
-                read_only = Some(error);
-                index::read_newer(&layout)
-            }
-            Err(error @ (Error::Corrupt { .. } | Error::TooLarge { .. })) => {
-                let aside = layout.index().with_extension(format!("unreadable-{}", now()));
-                tracing::error!(%error, ?aside, "image index set aside: images must be pulled again");
-                match fs::rename(layout.index(), &aside) {
-                    Ok(()) => damaged = true,
-                    Err(source) => read_only = Some(Error::storage("set aside", &aside)(source)),
-                }
-                index::Entries::new()
-            }
-            // A read error may be temporary: running pods go on, and the next start may succeed.
-            Err(error) => {
-                tracing::error!(%error, "cannot read the image index: no images are listed, and pulls and removals fail until a restart can read it");
-                read_only = Some(error);
-                index::Entries::new()
-            }
-        };
+        let layout = Layout::create(root)?;
+        let (mut entries, index) = load_index(&layout);
         entries.retain(|id, _| !is_removed(&layout, id));
         let (leases, complete) = lease::read_all(&layout)?;
         let mut catalog = Catalog { leases, ..Catalog::default() };
         let reachable = gc::Reachable::new(&entries, &catalog.leases, std::iter::empty());
-        // Without the index everything looks unreachable, so nothing is deleted now; the next removal or pull
-        // does it.
-        if !damaged && complete && read_only.is_none() {
-            // A failure here only costs disk space; it must not keep the daemon from starting.
+        // Without the index, all layers without a lease are unreachable. They stay until the next removal or failed
+        // pull, so that the index can be repaired.
+        if complete && matches!(index, Index::Complete) {
+            // A failure only costs disk space, so the daemon must start nevertheless.
             if let Err(error) = gc::trash_unreachable(&layout, &reachable) {
-                tracing::warn!(%error, "cannot delete unused layers; the next image removal tries again");
+                tracing::warn!(
+                    error = with_causes(&error),
+                    "cannot delete unused layers: the next image removal tries again"
+                );
             }
         }
         catalog.layers = read_layers(&layout, &entries, &catalog.leases)?;
@@ -59,21 +38,75 @@ impl Store {
         Ok(Self {
             layout,
             pinned,
-            disk: Mutex::new(entries),
+            images: Mutex::new(entries),
             catalog: Mutex::new(catalog),
             published: RwLock::new(Arc::new(published)),
-            collectable: complete && read_only.is_none(),
-            read_only,
+            may_collect: complete && !matches!(index, Index::ReadOnly(_)),
+            read_only: index.into_reason(),
         })
     }
 }
 
-/// An image without its config was removed when there was no space to write the index.
+/// What became of the index file.
+enum Index {
+    Complete,
+    /// It was damaged and is renamed.
+    Lost,
+    /// It must not be written, for this reason.
+    ReadOnly(Error),
+}
+
+impl Index {
+    fn into_reason(self) -> Option<Error> {
+        match self {
+            Self::ReadOnly(error) => Some(error),
+            Self::Complete | Self::Lost => None,
+        }
+    }
+}
+
+/// The images of the index file, as far as it can be read.
+fn load_index(layout: &Layout) -> (index::Entries, Index) {
+    match index::read(layout) {
+        Ok(entries) => (entries, Index::Complete),
+        // Its layers are complete, and the later version will need them.
+        Err(error @ Error::Unsupported { .. }) => {
+            tracing::error!(
+                error = with_causes(&error),
+                "image index is of a later version: pulls and removals fail, and images that this version cannot read are not listed"
+            );
+            (index::read_newer(layout), Index::ReadOnly(error))
+        }
+        Err(error @ (Error::Corrupt { .. } | Error::TooLarge { .. })) => {
+            let aside = layout.index().with_extension(format!("unreadable-{}", now()));
+            tracing::error!(
+                error = with_causes(&error),
+                ?aside,
+                "image index is damaged and renamed: all images must be pulled again"
+            );
+            let index = match fs::rename(layout.index(), &aside) {
+                Ok(()) => Index::Lost,
+                Err(source) => Index::ReadOnly(Error::storage("rename image index to", &aside)(source)),
+            };
+            (index::Entries::new(), index)
+        }
+        // It may be temporary: running pods continue, and the next start may succeed.
+        Err(error) => {
+            tracing::error!(
+                error = with_causes(&error),
+                "cannot read the image index: no images are listed, and pulls and removals fail until a restart can read it"
+            );
+            (index::Entries::new(), Index::ReadOnly(error))
+        }
+    }
+}
+
+/// Whether the image was removed while there was no space to write the index: then it has no config.
 fn is_removed(layout: &Layout, id: &Digest) -> bool {
     let blob = layout.blob(id);
     let absent = blob.symlink_metadata().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
     if absent {
-        tracing::warn!(image = %id, "image has no config: treated as removed");
+        tracing::warn!(image = %id, "image has no config and counts as removed");
     }
     absent
 }
@@ -82,19 +115,19 @@ fn now() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// The layers that images and leases name and that are on disk with their facts.
+/// The facts of all layers that images and leases have and that are on disk, by folder name.
 fn read_layers(
     layout: &Layout,
     entries: &index::Entries,
     leases: &lease::Leases,
 ) -> Result<HashMap<String, Facts>> {
-    let named = entries.values().flat_map(|entry| &entry.layers);
+    let of_images = entries.values().flat_map(|entry| &entry.layers);
     let leased = leases.values().flat_map(|lease| &lease.layers);
-    let wanted: BTreeSet<Digest> = named.chain(leased).filter_map(|layer| Digest::parse(layer)).collect();
+    let wanted: BTreeSet<Digest> = of_images.chain(leased).copied().collect();
     let mut layers = HashMap::new();
     for diff_id in wanted {
-        let facts = blobs::read(&layout.fact(&diff_id), MAX_FACTS).unwrap_or_else(|error| {
-            tracing::warn!(%diff_id, %error, "cannot read the facts of a layer");
+        let facts = blobs::read(&layout.facts_of(&diff_id), MAX_FACTS).unwrap_or_else(|error| {
+            tracing::warn!(%diff_id, error = with_causes(&error), "cannot read the facts of a layer");
             None
         });
         let facts = facts.and_then(|bytes| serde_json::from_slice::<Facts>(&bytes).ok());

@@ -1,10 +1,9 @@
-//! Writes entries below one opened folder. Blocking; needs root to set owners and create device nodes.
+//! Writes the entries of a layer below its root folder. Blocks; needs root to set owners and create device nodes.
 //!
-//! Paths are walked one component at a time, by descriptor, and the kernel never follows a symlink. If a
-//! parent is a symlink of this layer, its target is read and walked from the same root in the same way. `..`
-//! closes the innermost descriptor and does nothing at the root. So no entry can lead a later one outside.
-//! The descriptors of the current path are kept open, because most entries share their parent with the
-//! previous one.
+//! A path is walked one component at a time, by descriptor, and the kernel follows no symlink. If a parent is a symlink
+//! of this layer, its target is read and walked in the same way, from the same root; `..` in a target returns to the
+//! parent's descriptor, and is ignored at the root. So no entry can make a later one leave the root. The descriptors of
+//! the last path stay open, because most entries are in the same folder as the entry before.
 
 mod deferred;
 mod write;
@@ -23,23 +22,23 @@ use std::os::unix::ffi::OsStrExt;
 
 const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-/// Symlinks followed for one path. containerd allows as many; the kernel stops at 40.
+/// Maximum number of symlinks that are followed for one path, as in containerd. (The kernel's limit is 40.)
 const MAX_LINKS: usize = 255;
-/// Components still to be walked for one path: a symlink's target may add 2048.
+/// Maximum number of components of one path that are still to be walked. A symlink's target may add 2048.
 const MAX_PENDING: usize = 4096;
-/// Block size of ext4 and xfs: file sizes are rounded up to it.
+/// Block size of ext4 and xfs, in bytes, for the estimate of disk space.
 const BLOCK: u64 = 4096;
 
-/// What unpacking a layer created.
+/// What unpacking a layer has created. Entries that a later entry replaced are included.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LayerStats {
-    /// Bytes on disk.
+    /// Estimated disk space, in bytes: each file in whole blocks.
     pub(crate) bytes: u64,
     /// Files, folders and other inodes.
     pub(crate) inodes: u64,
-    /// Folders that contain entries but have none themselves. They are created as root's with mode 0755 and
-    /// marked, so that the attributes of the same folder in a lower layer can be used. Some may have been
-    /// removed again: 0 is exact, other values are an upper bound.
+    /// Implicit folders: folders that contain entries but have no entry of their own. They are created with owner root
+    /// and mode 0755, and marked by [`IMPLICIT_XATTR`]. 0 is exact; other values are an upper bound, because later
+    /// entries may have removed some.
     pub(crate) implicit: u64,
 }
 
@@ -57,14 +56,14 @@ pub(crate) enum ApplyError {
 }
 
 impl ApplyError {
-    /// A failed system call. Some errors mean that the archive is wrong.
+    /// A failed system call for an entry. Some errors show that the archive is invalid.
     fn of(entry: &Entry, (action, source): (&'static str, Errno)) -> Self {
         let reason = match (action, source) {
-            (ENTER, Errno::NOTDIR) => "a parent of it is neither a folder nor a symlink to one",
-            (ENTER | RESOLVE, Errno::LOOP) => "its path has too many symlinks",
-            (ENTER | RESOLVE, Errno::NAMETOOLONG) => "its path leads deeper than 256 folders",
+            (ENTER, Errno::NOTDIR) => "one of its parents is neither a folder nor a symlink to one",
+            (ENTER | RESOLVE, Errno::LOOP) => "its path leads through too many symlinks",
+            (ENTER | RESOLVE, Errno::NAMETOOLONG) => "its path is deeper than 256 folders",
             (RESOLVE, Errno::NOTDIR | Errno::NOENT | Errno::PERM) => {
-                "its hard link leads to nothing in this layer"
+                "its hard link's target is not a file of this layer"
             }
             _ => return Self::System { entry: shown(entry), action, source },
         };
@@ -72,6 +71,7 @@ impl ApplyError {
     }
 }
 
+/// The path of an entry, for errors.
 fn shown(entry: &Entry) -> String {
     String::from_utf8_lossy(&entry.path.components().join(&b'/')).into_owned()
 }
@@ -81,13 +81,13 @@ fn shown(entry: &Entry) -> String {
 struct Open {
     name: Vec<u8>,
     fd: OwnedFd,
-    /// Its index in [`Folders`], once that was looked up.
-    place: Option<usize>,
+    /// Its index in [`Folders`], once it was needed.
+    index: Option<usize>,
 }
 
 impl Open {
     fn new(name: Vec<u8>, fd: OwnedFd) -> Self {
-        Self { name, fd, place: None }
+        Self { name, fd, index: None }
     }
 }
 
@@ -95,14 +95,16 @@ impl Open {
 #[derive(Debug)]
 pub(crate) struct Applier {
     root: OwnedFd,
-    /// The open folders of the current path below the root.
+    /// The current path: its folders below the root, from the outermost to the innermost.
     open: Vec<Open>,
     folders: Folders,
     stats: LayerStats,
 }
 
+/// The result of system calls; an error has the action, for [`ApplyError::System`].
 type Step<T> = Result<T, (&'static str, Errno)>;
 
+/// For `map_err`: adds the action to the error of a system call.
 fn step(action: &'static str) -> impl Fn(Errno) -> (&'static str, Errno) {
     move |errno| (action, errno)
 }
@@ -126,7 +128,7 @@ impl Applier {
         let mut entries = 0;
         while let Some(entry) = archive.next()? {
             entries += 1;
-            // Folders without an entry take as much disk space as those with one.
+            // Implicit folders count too: one entry may create many.
             if entries > max_entries || self.stats.inodes > max_entries {
                 return Err(ApplyError::TooMany(max_entries));
             }
@@ -135,30 +137,32 @@ impl Applier {
         self.finish()
     }
 
+    /// Writes one entry.
     fn entry<R: BufRead>(&mut self, entry: &Entry, archive: &mut Reader<R>) -> Result<(), ApplyError> {
         let system = |failed| ApplyError::of(entry, failed);
         let Some((parents, name)) = entry.path.split() else {
-            // The root stays a folder whatever the entry says; containerd skips such entries.
+            // The root is always a folder. Entries of another type for it are skipped, as in containerd.
             if entry.kind == Kind::Directory {
                 self.open.clear();
                 self.folder_attributes(entry).map_err(system)?;
             }
             return Ok(());
         };
-        let hidden = name_kind(name).map_err(|reason| ApplyError::Entry { entry: shown(entry), reason })?;
-        // Resolved before the entry's own parents, because this walk changes the current folder.
+        let name_kind =
+            name_kind(name).map_err(|reason| ApplyError::Entry { entry: shown(entry), reason })?;
+        // Resolved before the entry's own parents are entered, because this changes the current folder.
         let target = match &entry.kind {
-            Kind::HardLink(target) if hidden == NameKind::Plain && *target != entry.path => {
-                Some(self.target(target).map_err(system)?)
+            Kind::HardLink(target) if name_kind == NameKind::Plain && *target != entry.path => {
+                Some(self.link_target(target).map_err(system)?)
             }
             _ => None,
         };
-        self.enter(parents, Missing::Make).map_err(system)?;
-        match hidden {
+        self.enter(parents, Missing::Create).map_err(system)?;
+        match name_kind {
             NameKind::Plain => {}
             NameKind::Ignored => return Ok(()),
-            NameKind::Opaque => return self.opaque(self.current()).map_err(system),
-            NameKind::Whiteout(name) => return self.hide(name).map_err(system),
+            NameKind::Opaque => return self.make_opaque(self.current()).map_err(system),
+            NameKind::Whiteout(name) => return self.whiteout(name).map_err(system),
         }
         self.stats.inodes += 1;
         match &entry.kind {
@@ -166,6 +170,7 @@ impl Applier {
             Kind::Directory => self.folder(name).and_then(|()| self.folder_attributes(entry)),
             Kind::Symlink(target) => self.symlink(name, target, entry),
             Kind::HardLink(_) => {
+                // It has the inode of its target.
                 self.stats.inodes -= 1;
                 target.map_or(Ok(()), |target| self.link(name, &target))
             }
@@ -185,12 +190,12 @@ impl Applier {
         self.open.last().map_or(self.root.as_fd(), |open| open.fd.as_fd())
     }
 
-    /// Makes `path` the current folder. Symlinks in it are followed within the root.
+    /// Makes `path` the current path. Symlinks in it are followed within the root.
     fn enter(&mut self, path: &[Vec<u8>], missing: Missing) -> Step<()> {
-        // The open folders were reached without symlinks and stay open until another path is entered.
+        // The open folders have the names of the path on disk, without symlinks. Those that both paths share stay open.
         let shared = self.open.iter().zip(path).take_while(|(open, wanted)| open.name == **wanted).count();
         self.open.truncate(shared);
-        // Reversed: the next component is last.
+        // In reverse order: the next component is the last one.
         let mut pending: Vec<Vec<u8>> = path[shared..].iter().rev().cloned().collect();
         let mut links = 0;
         while let Some(name) = pending.pop() {
@@ -200,8 +205,8 @@ impl Applier {
             }
             let fd = match fs::openat(self.current(), os(&name), DIRECTORY, Mode::empty()) {
                 Ok(fd) => fd,
-                Err(Errno::NOENT) if missing == Missing::Make => self.implicit(&name)?,
-                Err(Errno::NOTDIR | Errno::LOOP) => match self.kind(&name)? {
+                Err(Errno::NOENT) if missing == Missing::Create => self.create_implicit(&name)?,
+                Err(Errno::NOTDIR | Errno::LOOP) => match self.file_type(&name)? {
                     FileType::Symlink => {
                         links += 1;
                         if links > MAX_LINKS {
@@ -210,12 +215,12 @@ impl Applier {
                         self.follow(&name, &mut pending)?;
                         continue;
                     }
-                    // A whiteout of this same layer: the lower folder is deleted, so the new one starts
-                    // empty.
-                    FileType::CharacterDevice if missing == Missing::Make && self.is_whiteout(&name)? => {
+                    // A whiteout of this layer deletes the folder of lower layers, so the new one must not show their
+                    // content.
+                    FileType::CharacterDevice if missing == Missing::Create && self.is_whiteout(&name)? => {
                         fs::unlinkat(self.current(), os(&name), AtFlags::empty()).map_err(step("unlink"))?;
-                        let fd = self.implicit(&name)?;
-                        self.opaque(fd.as_fd())?;
+                        let fd = self.create_implicit(&name)?;
+                        self.make_opaque(fd.as_fd())?;
                         fd
                     }
                     _ => return Err((ENTER, Errno::NOTDIR)),
@@ -230,7 +235,7 @@ impl Applier {
         Ok(())
     }
 
-    /// Prepends a symlink's target to the components still to be walked; an absolute one starts at the root.
+    /// Adds a symlink's target to the components that are still to be walked. An absolute target starts at the root.
     fn follow(&mut self, name: &[u8], pending: &mut Vec<Vec<u8>>) -> Step<()> {
         let target = fs::readlinkat(self.current(), os(name), Vec::new()).map_err(step(ENTER))?;
         let target = target.as_bytes();
@@ -242,49 +247,51 @@ impl Applier {
         if pending.len() > MAX_PENDING { Err((ENTER, Errno::NAMETOOLONG)) } else { Ok(()) }
     }
 
-    /// Creates a folder that has no entry in the archive, or none yet.
-    fn implicit(&mut self, name: &[u8]) -> Step<OwnedFd> {
+    /// Creates a folder that has no entry in the archive so far.
+    fn create_implicit(&mut self, name: &[u8]) -> Step<OwnedFd> {
         fs::mkdirat(self.current(), os(name), Mode::RWXU).map_err(step("mkdir"))?;
         self.stats.inodes += 1;
         self.stats.implicit += 1;
         let fd = fs::openat(self.current(), os(name), DIRECTORY, Mode::empty()).map_err(step(ENTER))?;
-        // mkdir applies the umask, so the mode is set again.
+        // mkdir(2) applies the umask, chmod(2) does not.
         fs::fchmod(&fd, Mode::from_raw_mode(0o755)).map_err(step("chmod"))?;
-        fs::fsetxattr(&fd, IMPLICIT_XATTR, b"y", XattrFlags::empty()).map_err(step("mark as implicit"))?;
+        fs::fsetxattr(&fd, IMPLICIT_XATTR, b"y", XattrFlags::empty()).map_err(step("set attribute of"))?;
         Ok(fd)
     }
 
-    fn kind(&self, name: &[u8]) -> Step<FileType> {
+    fn file_type(&self, name: &[u8]) -> Step<FileType> {
         let stat = fs::statat(self.current(), os(name), AtFlags::SYMLINK_NOFOLLOW).map_err(step(ENTER))?;
         Ok(FileType::from_raw_mode(stat.st_mode))
     }
 
+    /// Whether this name of the current folder is a whiteout of overlayfs: a character device 0:0.
     fn is_whiteout(&self, name: &[u8]) -> Step<bool> {
         let stat = fs::statat(self.current(), os(name), AtFlags::SYMLINK_NOFOLLOW).map_err(step("stat"))?;
         Ok(FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0)
     }
 
-    fn opaque(&self, folder: BorrowedFd<'_>) -> Step<()> {
-        fs::fsetxattr(folder, OPAQUE_XATTR, b"y", XattrFlags::empty()).map_err(step("mark as opaque"))
+    /// Makes a folder hide its content in lower layers.
+    fn make_opaque(&self, folder: BorrowedFd<'_>) -> Step<()> {
+        fs::fsetxattr(folder, OPAQUE_XATTR, b"y", XattrFlags::empty()).map_err(step("set attribute of"))
     }
 
-    /// A whiteout only concerns lower layers: what this layer itself has under that name stays.
-    fn hide(&mut self, name: &[u8]) -> Step<()> {
+    /// Deletes a name of lower layers. What this layer itself has under that name stays, and a folder becomes opaque.
+    fn whiteout(&mut self, name: &[u8]) -> Step<()> {
         match fs::mknodat(self.current(), os(name), FileType::CharacterDevice, Mode::empty(), 0) {
             Ok(()) => {
                 self.stats.inodes += 1;
                 Ok(())
             }
             Err(Errno::EXIST) => match fs::openat(self.current(), os(name), DIRECTORY, Mode::empty()) {
-                Ok(folder) => self.opaque(folder.as_fd()),
+                Ok(folder) => self.make_opaque(folder.as_fd()),
                 Err(_) => Ok(()),
             },
-            Err(errno) => Err(("make whiteout", errno)),
+            Err(errno) => Err(("create whiteout", errno)),
         }
     }
 
-    /// The target of a hard link: a folder and the name in it. Its parents may be symlinks of this layer.
-    fn target(&mut self, path: &EntryPath) -> Step<(OwnedFd, Vec<u8>)> {
+    /// The target of a hard link: a folder, and the name in it. Its parents may be symlinks of this layer.
+    fn link_target(&mut self, path: &EntryPath) -> Step<(OwnedFd, Vec<u8>)> {
         let Some((parents, name)) = path.split() else { return Err((RESOLVE, Errno::PERM)) };
         self.enter(parents, Missing::Fail).map_err(|(_, errno)| (RESOLVE, errno))?;
         let folder =
@@ -292,7 +299,7 @@ impl Applier {
         Ok((folder, name.to_vec()))
     }
 
-    /// Sets the deferred attributes of folders.
+    /// Sets the attributes of folders that were deferred.
     fn finish(mut self) -> Result<LayerStats, ApplyError> {
         let folders = std::mem::replace(&mut self.folders, Folders::new());
         folders.each(|path, deferred| {
@@ -307,7 +314,7 @@ impl Applier {
             for name in &path[shared..] {
                 match fs::openat(self.current(), os(name), DIRECTORY, Mode::empty()) {
                     Ok(fd) => self.open.push(Open::new(name.to_vec(), fd)),
-                    // A later entry replaced the folder.
+                    // A later entry has replaced the folder.
                     Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
                     Err(errno) => return Err(at(ENTER, errno)),
                 }
@@ -322,9 +329,11 @@ impl Applier {
 /// What to do if a parent folder does not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Missing {
-    Make,
+    Create,
     Fail,
 }
 
-const ENTER: &str = "enter folder";
-const RESOLVE: &str = "hard link";
+/// The action of opening a parent folder.
+const ENTER: &str = "open parent of";
+/// The action of finding and linking a hard link's target.
+const RESOLVE: &str = "create hard link";

@@ -1,19 +1,23 @@
-//! Unpacks one layer from compressed bytes into a folder, in one pass over two threads.
+//! Unpacks one layer from compressed bytes into a folder, in one pass, with two threads.
 //!
 //! ```text
-//! download --Bytes--> [hash, inflate] --256 KiB buffers--> [hash, read tar, write files]
+//! download ──Bytes──► [hash, inflate] ──256 KiB buffers──► [hash, read tar, write files]
 //! ```
-//! Both channels are short: a slow disk slows the download, and memory does not grow with the layer.
+//! Both channels are bounded: a slow disk slows the download, and memory does not grow with the layer.
+//!
+//! Layers are unpacked separately and shared between images. So a folder that an archive has entries in, but no entry
+//! of its own, is an *implicit* folder: its attributes depend on the layers below. [`corrections`] gives it the right
+//! ones.
 
 mod apply;
-mod folders;
+mod corrections;
 mod numbers;
 mod sparse;
 mod tar;
 mod whiteout;
 
 pub(crate) use apply::LayerStats;
-pub(crate) use folders::{Layer, folders};
+pub(crate) use corrections::{Layer, corrections};
 
 use crate::error::{Error, Result};
 use crate::reference::Digest;
@@ -26,12 +30,12 @@ use std::sync::mpsc;
 use std::thread;
 use tokio::sync::mpsc as async_mpsc;
 
-/// Uncompressed bytes in one buffer: large enough that waking the other thread costs little.
+/// Size of a buffer of uncompressed bytes: large enough that waking the other thread costs little.
 const BUFFER: usize = 256 << 10;
-/// Buffers that may wait for the writing thread.
+/// Maximum number of full buffers that wait for the writing thread.
 const WAITING: usize = 3;
 
-/// What the manifest and config say about a layer, and its limits.
+/// What the manifest and config state about a layer, and its limits.
 #[derive(Debug, Clone)]
 pub(crate) struct Expected {
     /// Digest of the compressed bytes.
@@ -40,9 +44,9 @@ pub(crate) struct Expected {
     pub(crate) size: u64,
     /// Digest of the uncompressed archive.
     pub(crate) diff_id: Digest,
-    /// Most uncompressed bytes.
+    /// Maximum size of the uncompressed archive, in bytes.
     pub(crate) max_bytes: u64,
-    /// Most entries.
+    /// Maximum number of entries, and of files and folders that are created.
     pub(crate) max_entries: u64,
 }
 
@@ -54,55 +58,47 @@ pub(crate) fn unpack(
 ) -> Result<LayerStats> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let root = fs::open(folder, flags, Mode::empty()).map_err(Error::storage("open", folder))?;
-    // If a parent of the store is setgid, layers must not inherit its group.
+    // If a parent folder of the store is setgid, the layer has inherited its group.
     fs::fchown(&root, Some(fs::Uid::ROOT), Some(fs::Gid::ROOT)).map_err(Error::storage("chown", folder))?;
     fs::fchmod(&root, Mode::from_raw_mode(0o755)).map_err(Error::storage("chmod", folder))?;
-    let (filled, buffers) = mpsc::sync_channel(WAITING);
-    let (returned, empty) = mpsc::channel();
+    let (filled, full_buffers) = mpsc::sync_channel(WAITING);
+    let (emptied, empty_buffers) = mpsc::channel();
     thread::scope(|scope| {
         let inflate = thread::Builder::new()
             .name("inflate".to_owned())
-            .spawn_scoped(scope, move || inflate(input, expected, &filled, &empty))
+            .spawn_scoped(scope, move || inflate(input, expected, &filled, &empty_buffers))
             .map_err(Error::storage("start thread for", folder))?;
-        let mut archive = tar::Reader::new(Buffers::new(buffers, returned, expected.max_bytes));
+        let mut archive = tar::Reader::new(ArchiveStream::new(full_buffers, emptied, expected.max_bytes));
         let written = apply::Applier::new(root).run(&mut archive, expected.max_entries);
         let mut stream = archive.into_inner();
+        // The diff id covers the bytes after the archive's end mark too.
         let complete = written.is_ok() && stream.drain().is_ok();
-        let overflow = stream.overflow;
-        // Dropping the stream ends the other thread if that is still sending.
+        let too_large = stream.too_large;
+        // `digest` drops the stream, so that the other thread ends if it still has buffers to send.
         let diff_id = Some(stream.digest()).filter(|_| complete);
-        let inflated = inflate.join().unwrap_or(Inflated::Failed(Error::Cancelled));
-        conclude(expected, written, diff_id, overflow, inflated, folder)
+        let inflated = inflate.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        // The earliest cause is reported: a wrong digest explains a malformed archive, not the reverse.
+        let object = || format!("layer {}", expected.digest);
+        if let Inflated::Failed(error) = inflated {
+            return Err(error);
+        }
+        if too_large {
+            let (limit, unit) = (expected.max_bytes, "unpacked bytes");
+            return Err(Error::TooLarge { object: object(), limit, unit });
+        }
+        let stats = written.map_err(|error| layer_error(expected, error, folder))?;
+        match diff_id {
+            Some(found) if found == expected.diff_id => Ok(stats),
+            Some(found) => {
+                let reason = format!("its diff id is {found}, but {} in the config", expected.diff_id);
+                Err(Error::corrupt(object(), reason))
+            }
+            None => Err(Error::corrupt(object(), "its end is missing")),
+        }
     })
 }
 
-/// Reports the earliest cause: a digest mismatch explains a malformed archive, not the reverse.
-fn conclude(
-    expected: &Expected,
-    written: Result<LayerStats, apply::ApplyError>,
-    diff_id: Option<Digest>,
-    overflow: bool,
-    inflated: Inflated,
-    folder: &Path,
-) -> Result<LayerStats> {
-    if let Inflated::Failed(error) = inflated {
-        return Err(error);
-    }
-    if overflow {
-        let object = format!("layer {}", expected.digest);
-        return Err(Error::TooLarge { object, limit: expected.max_bytes, unit: "unpacked bytes" });
-    }
-    let made = written.map_err(|error| layer_error(expected, error, folder))?;
-    match diff_id {
-        Some(found) if found == expected.diff_id => Ok(made),
-        Some(found) => Err(Error::corrupt(
-            format!("layer {}", expected.digest),
-            format!("it unpacks to {found}, the config says {}", expected.diff_id),
-        )),
-        None => Err(Error::corrupt(format!("layer {}", expected.digest), "its end is missing")),
-    }
-}
-
+/// The crate's error for an entry that could not be written.
 fn layer_error(expected: &Expected, error: apply::ApplyError, folder: &Path) -> Error {
     let object = format!("layer {}", expected.digest);
     match error {
@@ -118,28 +114,30 @@ fn layer_error(expected: &Expected, error: apply::ApplyError, folder: &Path) -> 
     }
 }
 
-/// Result of the decompressing thread.
+/// Result of the inflating thread.
 #[derive(Debug)]
 enum Inflated {
     /// All bytes arrived and have the expected digest.
     Verified,
-    /// The writing thread stopped first; its error tells why.
-    Unwanted,
+    /// The writing thread has stopped before the end; its error tells why.
+    Stopped,
     Failed(Error),
 }
 
+/// Hashes and decompresses the download. The compression is detected from the content, as media types are often wrong.
 fn inflate(
     input: async_mpsc::Receiver<Bytes>,
     expected: &Expected,
     filled: &mpsc::SyncSender<Vec<u8>>,
-    empty: &mpsc::Receiver<Vec<u8>>,
+    empty_buffers: &mpsc::Receiver<Vec<u8>>,
 ) -> Inflated {
     let mut source = Download { input, current: Bytes::new(), hasher: Sha256::new(), received: 0 };
     let broken = |source: Option<&Download>, error: &io::Error| {
         let object = format!("layer {}", expected.digest);
-        if source.is_some_and(|source| source.received < expected.size) {
-            // The sender stopped early. Its own error is the one that is reported.
-            return Inflated::Failed(Error::corrupt(object, format!("it ends early: {error}")));
+        if let Some(source) = source.filter(|source| source.received < expected.size) {
+            // If the download has failed, the caller of `unpack` reports its error instead of this one.
+            let reason = format!("it ends after {} of {} bytes: {error}", source.received, expected.size);
+            return Inflated::Failed(Error::corrupt(object, reason));
         }
         Inflated::Failed(Error::corrupt(object, error))
     };
@@ -149,55 +147,51 @@ fn inflate(
         }
         Err(error) => return broken(None, &error),
     };
-    // Detected by content, as media types are often wrong.
     let result = match magic {
         [Some(0x1f), Some(0x8b), ..] => {
-            pump(flate2::bufread::MultiGzDecoder::new(&mut source), filled, empty)
+            fill_buffers(flate2::bufread::MultiGzDecoder::new(&mut source), filled, empty_buffers)
         }
         [Some(0x28), Some(0xb5), Some(0x2f), Some(0xfd)] => {
             zstd::stream::read::Decoder::with_buffer(&mut source)
-                .and_then(|decoder| pump(decoder, filled, empty))
+                .and_then(|decoder| fill_buffers(decoder, filled, empty_buffers))
         }
-        _ => pump(&mut source, filled, empty),
+        _ => fill_buffers(&mut source, filled, empty_buffers),
     };
     match result {
         Ok(true) => {}
-        Ok(false) => return Inflated::Unwanted,
+        Ok(false) => return Inflated::Stopped,
         Err(error) => return broken(Some(&source), &error),
     }
-    // Bytes after the compressed stream are part of the digest too.
+    // The digest covers the bytes after the compressed stream too.
     if let Err(error) = io::copy(&mut source, &mut io::sink()) {
         return broken(Some(&source), &error);
     }
     let object = || format!("layer {}", expected.digest);
     if source.received != expected.size {
-        let reason = format!("{} bytes instead of {}", source.received, expected.size);
+        let reason = format!("it has {} bytes instead of {}", source.received, expected.size);
         return Inflated::Failed(Error::corrupt(object(), reason));
     }
     let found = Digest::finish(source.hasher);
     if found != expected.digest {
-        return Inflated::Failed(Error::corrupt(
-            object(),
-            format!("the bytes served have the digest {found}"),
-        ));
+        return Inflated::Failed(Error::corrupt(object(), format!("the digest of its content is {found}")));
     }
     Inflated::Verified
 }
 
-/// Copies the stream into buffers; `false` if the receiver is gone.
-fn pump(
+/// Sends the decompressed stream in buffers; `false` if the writing thread has stopped.
+fn fill_buffers(
     mut decoder: impl Read,
     filled: &mpsc::SyncSender<Vec<u8>>,
-    empty: &mpsc::Receiver<Vec<u8>>,
+    empty_buffers: &mpsc::Receiver<Vec<u8>>,
 ) -> io::Result<bool> {
     loop {
-        let mut buffer = empty.try_recv().unwrap_or_default();
+        let mut buffer = empty_buffers.try_recv().unwrap_or_default();
         buffer.resize(BUFFER, 0);
         let mut length = 0;
         while length < buffer.len() {
             match decoder.read(&mut buffer[length..]) {
                 Ok(0) => break,
-                Ok(more) => length += more,
+                Ok(read) => length += read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
@@ -212,7 +206,7 @@ fn pump(
     }
 }
 
-/// The compressed bytes as they arrive from the network.
+/// The compressed bytes as they arrive from the network. Hashes what it reads.
 #[derive(Debug)]
 struct Download {
     input: async_mpsc::Receiver<Bytes>,
@@ -243,22 +237,24 @@ impl Read for Download {
     }
 }
 
-/// The uncompressed archive, hashed while it is read.
+/// The uncompressed archive. Hashes what it reads.
 #[derive(Debug)]
-struct Buffers {
+struct ArchiveStream {
     input: mpsc::Receiver<Vec<u8>>,
-    returned: mpsc::Sender<Vec<u8>>,
+    /// Takes buffers back for reuse.
+    emptied: mpsc::Sender<Vec<u8>>,
     current: Vec<u8>,
     position: usize,
     hasher: Sha256,
+    /// Bytes that may still come.
     left: u64,
-    overflow: bool,
+    too_large: bool,
 }
 
-impl Buffers {
-    fn new(input: mpsc::Receiver<Vec<u8>>, returned: mpsc::Sender<Vec<u8>>, limit: u64) -> Self {
+impl ArchiveStream {
+    fn new(input: mpsc::Receiver<Vec<u8>>, emptied: mpsc::Sender<Vec<u8>>, limit: u64) -> Self {
         let hasher = Sha256::new();
-        Self { input, returned, current: Vec::new(), position: 0, hasher, left: limit, overflow: false }
+        Self { input, emptied, current: Vec::new(), position: 0, hasher, left: limit, too_large: false }
     }
 
     /// Reads to the end of the stream.
@@ -272,26 +268,26 @@ impl Buffers {
         }
     }
 
-    /// The digest of everything that was read.
+    /// The digest of what was read.
     fn digest(self) -> Digest {
         Digest::finish(self.hasher)
     }
 }
 
-impl BufRead for Buffers {
+impl BufRead for ArchiveStream {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.position == self.current.len()
             && let Ok(next) = self.input.recv()
         {
             let used = std::mem::replace(&mut self.current, next);
             self.position = 0;
-            // A sender that has ended needs no buffers back; ignore the error.
-            self.returned.send(used).ok();
+            // An error means that the other thread has ended and needs no more buffers.
+            self.emptied.send(used).ok();
             self.hasher.update(&self.current);
             match self.left.checked_sub(self.current.len() as u64) {
                 Some(left) => self.left = left,
                 None => {
-                    self.overflow = true;
+                    self.too_large = true;
                     self.current.clear();
                     return Err(io::Error::other("too many unpacked bytes"));
                 }
@@ -305,13 +301,13 @@ impl BufRead for Buffers {
     }
 }
 
-impl Read for Buffers {
+impl Read for ArchiveStream {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         read_buffered(self, into)
     }
 }
 
-/// `Read::read` by what is buffered.
+/// `Read::read` in terms of `BufRead`.
 fn read_buffered(from: &mut impl BufRead, into: &mut [u8]) -> io::Result<usize> {
     let available = from.fill_buf()?;
     let length = available.len().min(into.len());

@@ -1,7 +1,7 @@
-//! Parses numbers and strings of tar headers and PAX records.
+//! Numbers and strings in tar headers and PAX records.
 
-/// Parses a numeric header field: octal, 0 if blank, or binary if the top bit is set. Negative numbers are
-/// rejected.
+/// Parses a number in a header: octal digits, nothing (0), or binary if the first bit is set. Negative numbers are
+/// refused.
 pub(super) fn field(bytes: &[u8]) -> Option<u64> {
     if let Some((first @ 0x80.., rest)) = bytes.split_first() {
         let number = rest.iter().try_fold(u64::from(first & 0x7f), |number, byte| {

@@ -1,7 +1,7 @@
 //! Reads a tar stream entry by entry: ustar, GNU long names, PAX and sparse files. Pure: accesses no file.
 //!
-//! Every length in the archive is checked before memory is allocated for it, and every path is parsed into
-//! components that cannot leave the folder they are joined to.
+//! Every length in the archive is checked before memory is allocated for it. Every path is parsed into components none
+//! of which leads upwards.
 
 use super::numbers::{field, number, until_nul};
 use super::sparse::{self, Bad, Map};
@@ -13,21 +13,20 @@ const BLOCK: usize = 512;
 const MAX_PATH: usize = 4096;
 /// Linux's NAME_MAX.
 const MAX_COMPONENT: usize = 255;
-/// Each level of a path may hold one descriptor open during unpacking.
+/// Maximum number of components. Unpacking may keep a descriptor open for each.
 pub(super) const MAX_DEPTH: usize = 256;
-/// All PAX records of one entry together. The kernel limits one extended attribute to 64 KiB.
+/// Maximum size of an entry's PAX records, in bytes. The kernel limits one extended attribute to 64 KiB.
 const MAX_PAX: u64 = 1 << 20;
-/// Extended attributes of one entry.
+/// Maximum number of extended attributes of an entry.
 const MAX_XATTRS: usize = 64;
 
-/// A path from the layer's root without `.`, `..`, empty parts or NUL; the empty list is the root itself.
+/// A path from the layer's root: components without `.`, `..`, empty ones and NUL. The root itself has none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct EntryPath(Vec<Vec<u8>>);
 
 impl EntryPath {
-    /// Parses a name from an archive. Every name is relative to the layer's root, with or without a leading
-    /// slash. `..` removes the component before it without looking at the disk; at the root it removes
-    /// nothing. containerd does the same.
+    /// Parses a name from an archive. It is relative to the layer's root, also with a leading slash. `..` removes the
+    /// component before it, whatever that is on disk; at the root it is ignored. containerd does the same.
     pub(crate) fn parse(raw: &[u8]) -> Result<Self, &'static str> {
         if raw.len() > MAX_PATH {
             return Err("its path is longer than 4096 bytes");
@@ -50,7 +49,7 @@ impl EntryPath {
         Ok(Self(parts))
     }
 
-    /// Parent components and last name; `None` for the root.
+    /// The components of the parent folder, and the last one; `None` for the root.
     pub(crate) fn split(&self) -> Option<(&[Vec<u8>], &[u8])> {
         self.0.split_last().map(|(name, parents)| (parents, name.as_slice()))
     }
@@ -65,11 +64,13 @@ impl EntryPath {
 pub(crate) enum Kind {
     File,
     Directory,
-    /// Target as written in the archive; stored, never followed.
+    /// Target as in the archive.
     Symlink(Vec<u8>),
     /// Path of another entry of the same layer.
     HardLink(EntryPath),
+    /// Major and minor number.
     CharDevice(u32, u32),
+    /// Major and minor number.
     BlockDevice(u32, u32),
     Fifo,
 }
@@ -85,10 +86,11 @@ pub(crate) struct Entry {
     pub(crate) gid: u32,
     /// Seconds since 1970 and nanoseconds.
     pub(crate) mtime: (i64, u32),
-    /// Bytes of content that follow; 0 for all but files.
+    /// Bytes of content in the archive; 0 for all but files.
     pub(crate) size: u64,
-    /// The positions of the content, for a file with holes.
+    /// For a sparse file: where its content belongs.
     pub(crate) sparse: Option<Map>,
+    /// Names and values; only those of [`allowed_xattr`].
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
@@ -101,21 +103,23 @@ pub(crate) enum TarError {
     Entry { entry: String, reason: &'static str },
 }
 
+/// The error for an entry, with its name cut to a printable length.
 fn refuse(name: &[u8], reason: &'static str) -> TarError {
     TarError::Entry { entry: String::from_utf8_lossy(&name[..name.len().min(200)]).into_owned(), reason }
 }
 
-/// The entries of a stream. Read a file's content with [`Reader::data`] before calling `next`; unread content
-/// is skipped.
+/// Reads the entries of a stream. [`Reader::next`] returns an entry, then [`Reader::data`] returns its content. Content
+/// that was not read is skipped.
 #[derive(Debug)]
 pub(crate) struct Reader<R> {
     input: R,
-    /// Unread content of the current entry, and the padding after it.
+    /// Bytes of the current entry's content that were not read yet.
     remaining: u64,
+    /// Bytes after it, up to the next block.
     padding: u64,
 }
 
-/// Extension records, which apply to the next entry.
+/// Values of PAX records and GNU long names. They apply to the next entry and override its header.
 #[derive(Default)]
 struct Extensions {
     path: Option<Vec<u8>>,
@@ -138,14 +142,14 @@ impl<R: BufRead> Reader<R> {
         self.input
     }
 
-    /// The next entry, or `None` at the end mark or the end of the stream.
+    /// Reads the next entry; `None` at the end mark or at the end of the stream.
     pub(crate) fn next(&mut self) -> Result<Option<Entry>, TarError> {
         self.skip()?;
         let mut extensions = Extensions::default();
         loop {
             let Some(header) = self.header()? else { return Ok(None) };
             let size = field(&header.as_old().size)
-                .ok_or_else(|| refuse(&header.path_bytes(), "its size is unreadable"))?;
+                .ok_or_else(|| refuse(&header.path_bytes(), "its size is not a number"))?;
             match header.entry_type() {
                 EntryType::XHeader => {
                     let records = self.contents(&header, size, MAX_PAX)?;
@@ -165,7 +169,7 @@ impl<R: BufRead> Reader<R> {
         }
     }
 
-    /// The next part of the current file's content; empty at its end.
+    /// Reads the next part of the current entry's content; empty at its end.
     pub(crate) fn data(&mut self) -> io::Result<&[u8]> {
         if self.remaining == 0 {
             return Ok(&[]);
@@ -178,12 +182,13 @@ impl<R: BufRead> Reader<R> {
         Ok(&buffer[..length])
     }
 
-    /// Marks bytes that [`Reader::data`] returned as consumed.
+    /// Marks bytes that [`Reader::data`] has returned as read.
     pub(crate) fn consume(&mut self, length: usize) {
         self.input.consume(length);
         self.remaining = self.remaining.saturating_sub(length as u64);
     }
 
+    /// Skips the rest of the current entry.
     fn skip(&mut self) -> io::Result<()> {
         let mut left = self.remaining.saturating_add(self.padding);
         (self.remaining, self.padding) = (0, 0);
@@ -199,6 +204,7 @@ impl<R: BufRead> Reader<R> {
         Ok(())
     }
 
+    /// Reads a header; `None` at the end mark or at the end of the stream.
     fn header(&mut self) -> Result<Option<Header>, TarError> {
         let mut header = Header::new_old();
         if self.input.fill_buf()?.is_empty() {
@@ -213,7 +219,7 @@ impl<R: BufRead> Reader<R> {
             .iter()
             .enumerate()
             .map(|(at, b)| {
-                // The checksum is computed with its own eight bytes as blanks.
+                // The checksum's own eight bytes count as blanks.
                 if (148..156).contains(&at) { u32::from(b' ') } else { u32::from(*b) }
             })
             .sum();
@@ -223,7 +229,7 @@ impl<R: BufRead> Reader<R> {
         Ok(Some(header))
     }
 
-    /// The whole content of an extension entry.
+    /// Reads the content of an extension, at most `limit` bytes.
     fn contents(&mut self, header: &Header, size: u64, limit: u64) -> Result<Vec<u8>, TarError> {
         if size > limit {
             return Err(refuse(&header.path_bytes(), "its extended header is too large"));
@@ -238,29 +244,24 @@ impl<R: BufRead> Reader<R> {
         Ok(contents)
     }
 
+    /// The entry of a header and the extensions before it.
     fn entry(&mut self, header: &Header, size: u64, mut extensions: Extensions) -> Result<Entry, TarError> {
         let mut records = extensions.sparse.take();
-        // The header has another name, for readers without support for sparse files.
+        // A sparse file has its name here. Its header has a substitute, for readers without support for sparse files.
         let name = records.as_mut().and_then(|records| records.name.take()).or(extensions.path);
         let name = name.unwrap_or_else(|| header.path_bytes().into_owned());
         let old = header.as_old();
         let wrong = |reason| refuse(&name, reason);
         let link = || extensions.link.or_else(|| header.link_name_bytes().map(|link| link.into_owned()));
         let kind = kind_of(header, &name, link).map_err(wrong)?;
-        let size = extensions.size.unwrap_or(size);
-        // Announced content follows any type of header and must be skipped.
-        self.remaining = match header.entry_type() {
-            EntryType::Regular | EntryType::Continuous => size,
-            // Old archives state the size of a link's target, but no content follows.
-            EntryType::Link | EntryType::Symlink => 0,
-            _ => size,
-        };
+        // Only files have content. Other headers may state a size, such as that of a link's target, but no content
+        // follows: containerd (Go's archive/tar) and libarchive read them in this way.
+        self.remaining = if kind == Kind::File { extensions.size.unwrap_or(size) } else { 0 };
         self.padding = pad(self.remaining);
         let sparse = self.sparse(header, &kind, records).map_err(|bad| match bad {
             Bad::Io(error) => error.into(),
             Bad::Map(reason) => wrong(reason),
         })?;
-        let size = self.remaining;
         let id = |extended: Option<u64>, own: &[u8]| {
             extended
                 .or_else(|| field(own))
@@ -274,12 +275,12 @@ impl<R: BufRead> Reader<R> {
         };
         Ok(Entry {
             path: EntryPath::parse(&name).map_err(wrong)?,
-            size: if kind == Kind::File { size } else { 0 },
+            size: self.remaining,
             sparse,
             kind,
             mode: field(&old.mode)
                 .and_then(|mode| u32::try_from(mode & 0o7777).ok())
-                .ok_or_else(|| wrong("its mode is unreadable"))?,
+                .ok_or_else(|| wrong("its mode is not a number"))?,
             uid: id(extensions.uid, &old.uid)?,
             gid: id(extensions.gid, &old.gid)?,
             mtime,
@@ -287,7 +288,7 @@ impl<R: BufRead> Reader<R> {
         })
     }
 
-    /// The map of a sparse file, which may be at the beginning of its content.
+    /// The map of a sparse file, `None` for other entries. It may be at the beginning of the content.
     fn sparse(
         &mut self,
         header: &Header,
@@ -296,7 +297,7 @@ impl<R: BufRead> Reader<R> {
     ) -> Result<Option<Map>, Bad> {
         match (header.entry_type(), records) {
             (EntryType::GNUSparse, None) => {
-                let header = header.as_gnu().ok_or("it is sparse, and no GNU header")?;
+                let header = header.as_gnu().ok_or("it is a sparse file without a GNU header")?;
                 sparse::old(header, &mut self.input, self.remaining).map(Some)
             }
             (EntryType::Regular | EntryType::Continuous, Some(records)) if *kind == Kind::File => {
@@ -304,13 +305,13 @@ impl<R: BufRead> Reader<R> {
                 self.remaining -= read;
                 Ok(Some(map))
             }
-            (_, Some(_)) => Err("it is sparse, and no file".into()),
+            (_, Some(_)) => Err("it has a sparse map, but is not a file".into()),
             (_, None) => Ok(None),
         }
     }
 }
 
-/// What an entry is, or why it is refused. `link` gives its link's target.
+/// The type of an entry, or why it is refused. `link` returns the target of a link.
 fn kind_of(
     header: &Header,
     name: &[u8],
@@ -318,7 +319,7 @@ fn kind_of(
 ) -> Result<Kind, &'static str> {
     let device = || match (header.device_major(), header.device_minor()) {
         (Ok(major), Ok(minor)) => Ok((major.unwrap_or(0), minor.unwrap_or(0))),
-        _ => Err("its device number is unreadable"),
+        _ => Err("its device number is not a number"),
     };
     Ok(match header.entry_type() {
         // Before POSIX, a folder was a file whose name ended in a slash.
@@ -343,16 +344,17 @@ fn kind_of(
     })
 }
 
+/// Bytes from the end of the content to the next block.
 fn pad(size: u64) -> u64 {
     let block = BLOCK as u64;
     (block - size % block) % block
 }
 
-/// Parses PAX records, `<length> <key>=<value>\n`, where the length includes itself. Values may be empty or
-/// binary.
+/// Parses PAX records, `<length> <key>=<value>\n`. The length is that of the whole record, its own digits included.
+/// Values may be empty or binary.
 fn pax(mut records: &[u8], into: &mut Extensions) -> Result<(), &'static str> {
     const BAD: &str = "its PAX records are malformed";
-    // Some writers pad the block to its announced size.
+    // Some writers fill the rest of the block with NUL.
     while records.first().is_some_and(|b| *b != 0) {
         let space = records.iter().take(20).position(|b| *b == b' ').ok_or(BAD)?;
         let length: usize = number(&records[..space]).and_then(|n| usize::try_from(n).ok()).ok_or(BAD)?;
@@ -372,7 +374,7 @@ fn pax(mut records: &[u8], into: &mut Extensions) -> Result<(), &'static str> {
             b"mtime" if !value.is_empty() => into.mtime = Some(seconds(value).ok_or(BAD)?),
             _ => {
                 if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
-                    into.sparse.get_or_insert_default().take(key, value)?;
+                    into.sparse.get_or_insert_default().add(key, value)?;
                 } else if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                     if into.xattrs.len() == MAX_XATTRS {
                         return Err("it has too many extended attributes");
@@ -387,9 +389,8 @@ fn pax(mut records: &[u8], into: &mut Extensions) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Whether an image may set this extended attribute. overlayfs's own are dropped, because they could point
-/// into another layer, and so are labels of the host's security modules. Neither is an error: the image runs
-/// without them.
+/// Whether an image may set this extended attribute. Others are dropped without an error, because the image runs
+/// without them: overlayfs's own could refer to another layer, and labels of security modules are the host's.
 pub(super) fn allowed_xattr(name: &[u8]) -> bool {
     if name.len() > 255 || name.contains(&0) || name.starts_with(b"user.overlay.") {
         return false;
@@ -410,6 +411,6 @@ fn seconds(value: &[u8]) -> Option<(i64, u32)> {
         let digit = fraction.as_bytes().get(at).copied().unwrap_or(b'0');
         nanoseconds = nanoseconds * 10 + u32::from(digit.is_ascii_digit().then(|| digit - b'0')?);
     }
-    // Before 1970 the fraction counts backwards; it is dropped, as no file needs that precision.
+    // Before 1970 the fraction would have to be subtracted; it is dropped, as nobody needs that precision.
     Some(if whole < 0 { (whole, 0) } else { (whole, nanoseconds) })
 }

@@ -6,11 +6,11 @@ use std::io::Write as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::PathBuf;
 
+mod corrections;
 mod escape;
-mod folders;
 mod sparse;
 
-/// Archives are written by hand here: the tar crate refuses to write the hostile ones.
+/// A tar archive, built entry by entry. The tar crate refuses to write hostile ones.
 #[derive(Default)]
 struct Archive(Vec<u8>);
 
@@ -69,12 +69,13 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
+/// Where a layer is unpacked.
 struct Target {
     outer: tempfile::TempDir,
     folder: PathBuf,
 }
 
-/// The layer's folder, inside a folder that the layer must not touch.
+/// The layer's folder, in a folder that the layer must not touch.
 fn target() -> Target {
     let outer = tempfile::tempdir().unwrap();
     std::fs::write(outer.path().join("victim"), "untouched").unwrap();
@@ -84,6 +85,7 @@ fn target() -> Target {
 }
 
 impl Target {
+    /// Asserts that nothing outside the layer's folder has changed.
     fn untouched(&self) {
         assert_eq!(std::fs::read_to_string(self.outer.path().join("victim")).unwrap(), "untouched");
         let victim = std::fs::metadata(self.outer.path().join("victim")).unwrap();
@@ -152,7 +154,7 @@ fn every_kind_of_entry_is_unpacked() {
         .file("short", "long content")
         .end();
     let target = target();
-    let made = run(&plain, &target.folder).unwrap();
+    let stats = run(&plain, &target.folder).unwrap();
     let meta = |name: &str| std::fs::symlink_metadata(target.path(name)).unwrap();
     assert_eq!(meta("tmp").mode() & 0o7777, 0o1777);
     assert_eq!(meta("shared").mode() & 0o7777, 0o2775);
@@ -166,8 +168,31 @@ fn every_kind_of_entry_is_unpacked() {
     assert_eq!(meta("null").permissions().mode() & 0o7777, 0o666);
     assert!(meta("fifo").file_type().is_fifo());
     assert_eq!(std::fs::read_to_string(target.path(&long)).unwrap(), "long content");
-    assert_eq!(made.implicit, 1);
+    assert_eq!(stats.implicit, 1);
     target.untouched();
+}
+
+/// Headers of entries without content may state a size; the next header follows at once all the same.
+#[test]
+fn only_files_have_content() {
+    for kind in [
+        EntryType::Directory,
+        EntryType::Char,
+        EntryType::Block,
+        EntryType::Fifo,
+        EntryType::Symlink,
+        EntryType::Link,
+    ] {
+        let mut archive =
+            Archive::default().file("target", "x").raw(kind, b"entry", b"target", 0o644, &[0; 512]);
+        // Without the content that `raw` has added.
+        archive.0.truncate(archive.0.len() - 512);
+        let target = target();
+        let result = run(&archive.file("after", "y").end(), &target.folder);
+        assert!(result.is_ok(), "{kind:?}: {result:?}");
+        assert_eq!(std::fs::read_to_string(target.path("after")).unwrap(), "y", "{kind:?}");
+        assert!(std::fs::symlink_metadata(target.path("entry")).is_ok(), "{kind:?}");
+    }
 }
 
 #[test]
@@ -228,11 +253,11 @@ fn overlay_attributes_of_the_image_are_dropped() {
 #[test]
 fn limits_are_enforced() {
     let many = (0..20).fold(Archive::default(), |archive, n| archive.file(&format!("f{n}"), "")).end();
-    // Three entries, and forty folders without an entry.
-    let implied = ["a", "b", "c"].iter().fold(Archive::default(), |archive, name| {
+    // Three entries, and sixty implicit folders.
+    let implicit = ["a", "b", "c"].iter().fold(Archive::default(), |archive, name| {
         archive.file(&format!("{}f", format!("{name}/").repeat(20)), "")
     });
-    let implied = implied.end();
+    let implicit = implicit.end();
     let bomb = Archive::default().file("zeros", &"\0".repeat(1 << 20)).end();
     let long = vec![b'a'; 2 << 20];
     let pax = Archive::default().raw(EntryType::XHeader, b"pax", b"", 0o644, &long).end();
@@ -245,7 +270,7 @@ fn limits_are_enforced() {
         run_with(&compressed, &expected, &target.folder)
     };
     assert!(matches!(small(&many), Err(Error::TooLarge { unit: "entries", .. })));
-    assert!(matches!(small(&implied), Err(Error::TooLarge { unit: "entries", .. })));
+    assert!(matches!(small(&implicit), Err(Error::TooLarge { unit: "entries", .. })));
     assert!(matches!(small(&bomb), Err(Error::TooLarge { unit: "unpacked bytes", .. })));
     for plain in [pax, name, deep] {
         assert!(matches!(run(&plain, &target.folder), Err(Error::Corrupt { .. })));

@@ -1,26 +1,27 @@
-//! Whiteouts: how a layer archive says that a lower entry is deleted, and how overlayfs stores that.
+//! Whiteouts and opaque folders, in archives and in overlayfs.
 //!
-//! An archive has a file `.wh.<name>` next to what it deletes, and `.wh..wh..opq` in a folder that hides the
-//! same folder of all lower layers. overlayfs uses a character device 0:0 named `<name>`, and an extended
-//! attribute on the folder.
+//! | meaning | in an archive (OCI image-spec, layer) | in overlayfs |
+//! | --- | --- | --- |
+//! | lower layers' `<name>` is deleted | a file `.wh.<name>` | a character device 0:0 `<name>` |
+//! | the folder's content in lower layers is hidden | a file `.wh..wh..opq` in it | an extended attribute of the folder |
 
-/// Set to `y` on a folder that hides its content in lower layers.
+/// Marks an opaque folder, with the value `y`.
 pub(crate) const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
 
-/// Set on a folder that has no entry in the layer's archive. overlayfs hides attributes with this prefix from
-/// containers.
+/// Marks an implicit folder: one without an entry of its own in the layer's archive. overlayfs hides attributes with
+/// this prefix from containers.
 pub(crate) const IMPLICIT_XATTR: &str = "trusted.overlay.copepod.implicit";
 
-/// What a file name in an archive means.
+/// The meaning of a file name in an archive.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum NameKind<'a> {
     /// An ordinary name.
     Plain,
     /// `.wh..wh..opq`: the parent folder is opaque.
     Opaque,
-    /// `.wh.<name>`: this name is deleted from lower layers.
+    /// `.wh.<name>`: lower layers' `<name>` is deleted.
     Whiteout(&'a [u8]),
-    /// Bookkeeping of the old aufs driver; skipped.
+    /// `.wh..wh.<anything else>`: metadata of aufs, which is skipped.
     Ignored,
 }
 
@@ -30,7 +31,7 @@ pub(crate) fn name_kind(name: &[u8]) -> Result<NameKind<'_>, &'static str> {
     match rest {
         b".wh..opq" => Ok(NameKind::Opaque),
         _ if rest.starts_with(b".wh.") => Ok(NameKind::Ignored),
-        b"" | b"." | b".." => Err("its whiteout names no file"),
+        b"" | b"." | b".." => Err("it is a whiteout without a valid name"),
         _ => Ok(NameKind::Whiteout(rest)),
     }
 }

@@ -81,7 +81,7 @@ impl Built {
     }
 }
 
-/// Builds an image; `user` makes configs differ.
+/// Builds an image. Images with the same layers differ by `user`.
 pub fn build(layers: &[(Vec<u8>, Codec)], user: &str) -> Built {
     let mut built = Built::default();
     let mut descriptors = Vec::new();
@@ -121,9 +121,10 @@ pub fn noise(length: usize, mut seed: u64) -> Vec<u8> {
     std::iter::repeat_with(next).take(length).collect()
 }
 
-/// What to do with the next requests whose path contains a given text.
+/// What the registry does wrong.
 #[derive(Clone, Debug)]
 pub enum Fault {
+    /// This status, with a `Retry-After`.
     Status(u16, Option<&'static str>),
     /// Half of the body, then the connection is closed.
     Truncate,
@@ -141,19 +142,24 @@ pub enum Fault {
     Redirect(String),
 }
 
+/// The registry's content and behaviour, and its log of requests.
 #[derive(Default)]
 pub struct Shared {
+    /// By digest.
     pub blobs: HashMap<String, Vec<u8>>,
-    /// Path below `/v2/<repo>/manifests/`, by repository and name.
+    /// Content and media type, by `<repository>/manifests/<tag or digest>`.
     pub manifests: HashMap<String, (Vec<u8>, String)>,
+    /// The next so many requests whose path contains the text have the fault.
     pub faults: Vec<(String, usize, Fault)>,
     /// Method, path with query, Authorization, Range.
     pub log: Vec<(String, String, Option<String>, Option<String>)>,
     /// The required bearer token, its realm, and the Basic header that the realm requires.
     pub token: Option<(String, String, Option<String>)>,
+    /// The required Authorization header.
     pub basic: Option<String>,
 }
 
+/// A registry that misbehaves on request.
 pub struct Faulty {
     pub address: String,
     pub shared: Arc<Mutex<Shared>>,
@@ -390,7 +396,7 @@ impl Node {
         std::fs::read_dir(self.root().join(folder)).unwrap().count()
     }
 
-    /// Asserts that only the empty folders are left; waits a moment for background deletion.
+    /// Asserts that the store is empty; waits for deletion in the background.
     pub async fn assert_empty(&self) {
         let folders = ["blobs", "layers", "facts", "leases", "ingest", "trash"];
         let mut left = Vec::new();

@@ -4,10 +4,11 @@ use std::fs;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use cri_api::v1::MountPropagation;
 
 use crate::context::Context;
+use crate::expect::ensure;
 use crate::shapes::{ContainerExt as _, PodExt as _};
 
 /// Bytes that a log writer writes in one round.
@@ -67,7 +68,7 @@ pub(super) async fn exec(ctx: &Context, container: &str) -> Result<f64> {
 }
 
 /// MiB/s of a container that writes lines of `length` bytes at full speed, computed from its start and end
-/// times. Its input is a file in memory, so that reading does not limit it.
+/// times. Its input is in the page cache, so that reading does not limit it.
 pub(super) async fn log(ctx: &Context, length: usize) -> Result<f64> {
     let dir = ctx.volume("log")?;
     let mut file = fs::File::create(dir.join("lines"))?;

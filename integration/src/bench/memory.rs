@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use super::table::{Measure, Table, Unit};
 use super::{Endpoint, PODS, turn};
 use crate::context::Pod;
+use crate::expect::ensure;
 use crate::proc;
 
 /// Kernel memory that grows with processes and namespaces: slab, stacks and page tables, in KiB.
@@ -26,10 +27,13 @@ fn mib(kib: u64) -> f64 {
     kib / 1024.0
 }
 
-/// Rounds. How much the kernel frees late differs by more than the figures do, so each endpoint is first in turn.
+/// Rounds. The kernel frees memory late, and how much differs by more than the builds do, so each endpoint is first in
+/// turn.
 const ROUNDS: usize = 4;
+/// Time after which the daemon has returned freed memory to the kernel (one second after large operations).
+const CALM: Duration = Duration::from_secs(2);
 
-/// Idle and loaded memory, stats of 20 pods, restart.
+/// Measures memory without and with pods, the stats of all pods, and a restart of the daemon.
 #[expect(clippy::too_many_lines, reason = "one measurement in its order")]
 pub(super) async fn measure(all: &[Endpoint], table: &mut Table) -> Result<()> {
     let mut idle = Measure::new("daemon PSS, idle", 15.0, Unit::Mib);
@@ -47,7 +51,7 @@ pub(super) async fn measure(all: &[Endpoint], table: &mut Table) -> Result<()> {
         let ours = !e.ctx.node.is_foreign();
         let before = if ours {
             e.ctx.node.restart().await?;
-            tokio::time::sleep(Duration::from_secs(2)).await;
+            tokio::time::sleep(CALM).await;
             Some((proc::pss_kib(e.ctx.node.pid()?)?, kernel_kib()?))
         } else {
             None
@@ -59,7 +63,7 @@ pub(super) async fn measure(all: &[Endpoint], table: &mut Table) -> Result<()> {
             stats.add(&e.name, began.elapsed().as_secs_f64() * 1000.0);
         }
         if let Some((daemon, slab)) = before {
-            tokio::time::sleep(Duration::from_secs(2)).await;
+            tokio::time::sleep(CALM).await;
             let mut total = 0;
             for pod in &pods {
                 total += proc::pss_kib(e.ctx.node.shim(&pod.id)?.pid)?
@@ -76,7 +80,7 @@ pub(super) async fn measure(all: &[Endpoint], table: &mut Table) -> Result<()> {
                 let began = Instant::now();
                 e.ctx.node.launch().await?;
                 let listed = e.ctx.cri.pods(None).await?.len();
-                anyhow::ensure!(listed == PODS, "{listed} of {PODS} pods after the restart");
+                ensure!(listed == PODS, "{listed} of {PODS} pods after the restart");
                 restart.add(&e.name, began.elapsed().as_secs_f64() * 1000.0);
             }
         }
@@ -88,7 +92,7 @@ pub(super) async fn measure(all: &[Endpoint], table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-/// The pods that are measured, each with a container.
+/// Starts the pods that are measured, each with a container.
 async fn up(e: &Endpoint) -> Result<Vec<Pod>> {
     let mut pods = Vec::with_capacity(PODS);
     for _ in 0..PODS {

@@ -34,7 +34,7 @@ impl Unit {
 #[derive(Debug)]
 pub(super) struct Measure {
     name: &'static str,
-    /// The budget that must be met; 0 if there is none.
+    /// The budget, in `unit`; 0 if there is none.
     budget: f64,
     unit: Unit,
     samples: Vec<(String, Vec<f64>)>,
@@ -93,7 +93,7 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:<44}{:>12}{:>7}", "median [p10-p90]", "must reach", "")?;
+        write!(f, "{:<44}{:>12}{:>7}", "median [p10-p90]", "budget", "")?;
         for name in &self.endpoints {
             write!(f, "{name:>28}")?;
         }

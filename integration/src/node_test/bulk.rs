@@ -1,4 +1,4 @@
-//! The pods of most checks; their manifests are dropped together.
+//! The pods of most checks; their manifests are written together.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ use super::manifests::{pod, shell, sleeper, with, with_spec};
 
 /// One pod of each kind.
 #[expect(clippy::too_many_lines, reason = "one scenario in its order")]
-pub(super) async fn manifests_are_dropped(rig: &Rig) -> Result<()> {
+pub(super) async fn manifests_are_written(rig: &Rig) -> Result<()> {
     let resources =
         |requests: Value, limits: Value| json!({"resources": {"requests": requests, "limits": limits}});
     let host = rig.node.paths.dir.join("host-volume");

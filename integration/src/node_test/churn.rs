@@ -1,10 +1,11 @@
 //! Kills and restarts copepod and kubelet while pods run, and then checks kubelet's log and metrics.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 
 use super::view;
 use super::{Check, Rig, check};
+use crate::expect::ensure;
 use crate::wait::{self, secs};
 
 /// The checks in the order they run.
@@ -19,7 +20,7 @@ pub(crate) fn all() -> Vec<Check> {
     ]
 }
 
-/// kubelet's log messages when a runtime fails.
+/// Parts of the lines that kubelet logs when a runtime fails.
 const BAD: [&str; 20] = [
     "GenericPLEG: Unable to retrieve pods",
     "pleg was last seen active",
@@ -43,20 +44,21 @@ const BAD: [&str; 20] = [
     "Failed to remove container",
 ];
 
-/// Pods that cause errors on purpose, and the image that is missing at first.
+/// Pods that cause errors on purpose, and the image that is missing at first. Lines that name them are not counted.
 const PROVOKED: [&str; 4] = ["wrong-image-node1", "comes-later", "probe-fails-node1", "waits-node1"];
 
 /// Pods whose manifests were removed before copepod was first killed.
 const GONE: [&str; 3] = ["waits-node1", "probe-fails-node1", "graceful-node1"];
 
-/// A pod's sync waits for kubelet's next relist. If the manifest is removed meanwhile, kubelet cancels that
-/// sync and starts it anyway; its first call, Version, then fails without being sent.
-fn given_up(line: &str) -> bool {
+/// kubelet's line about a call that it cancelled itself. A pod's sync waits for kubelet's next relist. If the manifest
+/// is removed meanwhile, kubelet cancels that sync and starts it anyway; its first call, Version, then fails without
+/// being sent.
+fn cancelled_by_kubelet(line: &str) -> bool {
     line.contains("Version from runtime service failed") && line.contains("desc = context canceled")
 }
 
-/// Fails on bad lines in a part of kubelet's log.
-fn judge(log: &str) -> Result<()> {
+/// Fails if a part of kubelet's log has lines of [`BAD`].
+fn has_no_bad_lines(log: &str) -> Result<()> {
     let bad: Vec<&str> = log
         .lines()
         .filter(|l| BAD.iter().any(|b| l.contains(b)))
@@ -65,7 +67,7 @@ fn judge(log: &str) -> Result<()> {
         .filter(|l| {
             !(l.contains("ContainerStatus from runtime service failed") && l.contains("code = NotFound"))
         })
-        .filter(|l| !given_up(l))
+        .filter(|l| !cancelled_by_kubelet(l))
         .take(10)
         .collect();
     ensure!(bad.is_empty(), "kubelet's log says\n{}", bad.join("\n"));
@@ -74,8 +76,8 @@ fn judge(log: &str) -> Result<()> {
 
 async fn kubelet_logged_nothing_bad_so_far(rig: &Rig) -> Result<()> {
     let log = rig.kubelet.log();
-    judge(&log)?;
-    let canceled = log.lines().filter(|l| given_up(l)).count();
+    has_no_bad_lines(&log)?;
+    let cancelled = log.lines().filter(|l| cancelled_by_kubelet(l)).count();
     let metrics = rig.kubelet.metrics()?;
     let errors: Vec<&str> = metrics
         .lines()
@@ -87,7 +89,7 @@ async fn kubelet_logged_nothing_bad_so_far(rig: &Rig) -> Result<()> {
                 .iter()
                 .any(|o| l.contains(o))
         })
-        .filter(|l| !(l.contains("\"version\"") && l.ends_with(&format!(" {canceled}"))))
+        .filter(|l| !(l.contains("\"version\"") && l.ends_with(&format!(" {cancelled}"))))
         .collect();
     ensure!(errors.is_empty(), "runtime operations failed: {errors:?}");
     Ok(())
@@ -95,20 +97,21 @@ async fn kubelet_logged_nothing_bad_so_far(rig: &Rig) -> Result<()> {
 
 /// No container was restarted, and kubelet still works.
 async fn same_afterwards(rig: &Rig, before: &[(String, Vec<view::Identity>)]) -> Result<()> {
-    // Nothing happens for a while, long enough for several relists, probes and a housekeeping round; on a busy machine
-    // for fewer of them.
+    // Time for several relists, probes and a housekeeping round, after which kubelet would restart a container. On a
+    // busy machine there are fewer of them, which makes the check weaker but cannot fail it.
     tokio::time::sleep(secs(12)).await;
     let after = wait::until("kubelet to list all pods again", secs(60), || async {
         let now = view::identities(rig).await?;
         ensure!(
             now.len() == before.len() && now.iter().all(|(_, c)| c.iter().all(|c| !c.1.is_empty())),
-            "{now:?}"
+            "of {} pods kubelet lists {now:?}",
+            before.len()
         );
         Ok(Some(now))
     })
     .await?;
     ensure!(after == before, "containers changed from\n{before:?}\nto\n{after:?}");
-    view::ready(rig, "probes").await.context("probes work on")?;
+    view::ready(rig, "probes").await.context("probes afterwards")?;
     Ok(())
 }
 
@@ -136,7 +139,7 @@ async fn settled(rig: &Rig) -> Result<Vec<(String, Vec<view::Identity>)>> {
 async fn copepod_killed_under_kubelet(rig: &Rig) -> Result<()> {
     let before = settled(rig).await?;
     rig.node.kill9()?;
-    // kubelet calls and fails meanwhile, however often.
+    // Meanwhile kubelet's calls fail; how many there are does not matter.
     tokio::time::sleep(secs(4)).await;
     rig.node.launch().await?;
     same_afterwards(rig, &before).await
@@ -164,17 +167,17 @@ async fn both_killed(rig: &Rig) -> Result<()> {
     same_afterwards(rig, &before).await
 }
 
-/// Once everything has settled: two rounds of the summary, a garbage collection, and no bad message.
+/// Once the errors of the kills have ceased: two rounds of the summary, a garbage collection, and no bad line.
 async fn no_hazard_in_the_summary_loop(rig: &Rig) -> Result<()> {
-    // What was killed before may echo for a while.
-    let start = wait::until("kubelet to say nothing bad for three seconds", secs(90), || async {
+    // kubelet may log errors for a while after the kills of earlier checks.
+    let start = wait::until("three seconds without a bad line in kubelet's log", secs(90), || async {
         let start = rig.kubelet.log().len();
         tokio::time::sleep(secs(3)).await;
-        judge(rig.kubelet.log().get(start..).unwrap_or_default())?;
+        has_no_bad_lines(rig.kubelet.log().get(start..).unwrap_or_default())?;
         Ok(Some(start))
     })
     .await?;
-    // Nothing bad happens for a while.
+    // Two rounds of the summary, which kubelet gets every ten seconds; nothing bad may be logged.
     tokio::time::sleep(secs(22)).await;
     rig.kubelet.summary()?;
     // kubelet collects garbage once a minute, and right after its start it does not know all pods.
@@ -187,7 +190,7 @@ async fn no_hazard_in_the_summary_loop(rig: &Rig) -> Result<()> {
     .await?;
     let log = rig.kubelet.log();
     let fresh = log.get(start..).unwrap_or_default();
-    judge(fresh)?;
+    has_no_bad_lines(fresh)?;
     let skipped: Vec<&str> = fresh.lines().filter(|l| l.contains("Skipping pod synchronization")).collect();
     ensure!(skipped.is_empty(), "kubelet waits for the runtime: {skipped:?}");
     Ok(())

@@ -6,11 +6,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::Rig;
+use crate::expect::ensure;
 use crate::http::Http;
 use crate::isolation::{self, command};
 use crate::node::Node;
@@ -132,10 +133,11 @@ impl Kubelet {
 
     /// Sends SIGKILL or SIGTERM to kubelet; returns when it has ended.
     pub(crate) fn kill(&self, signal: Signal) -> Result<()> {
-        let child = self.child.lock().map_err(|_| anyhow::anyhow!("poisoned"))?.take();
+        let child = self.child.lock().map_err(|_| anyhow::anyhow!("kubelet slot poisoned"))?.take();
         if let Some(mut child) = child {
             proc::signal(child.id(), signal)?;
-            child.wait()?;
+            wait::ended(&mut child, Duration::from_secs(30))
+                .with_context(|| format!("kubelet after {signal}"))?;
         }
         Ok(())
     }
@@ -145,7 +147,7 @@ impl Kubelet {
         self.child.lock().is_ok_and(|c| c.is_some())
     }
 
-    /// Ends the process.
+    /// Kills the process.
     pub(crate) fn stop(&self) {
         drop(self.kill(Signal::SIGKILL));
     }
@@ -179,27 +181,26 @@ impl Kubelet {
         container: &str,
         query: &str,
     ) -> Result<String> {
-        let url =
-            format!("https://127.0.0.1:{}/containerLogs/{namespace}/{pod}/{container}{query}", self.secure);
-        command("curl", &["-sS", "--insecure", "--fail-with-body", "--max-time", "10", &url])
+        self.get(&format!("containerLogs/{namespace}/{pod}/{container}{query}"))
     }
 
     /// kubelet's summary, which `kubectl top` and the eviction manager use.
     pub(crate) fn summary(&self) -> Result<Value> {
-        let url = format!("https://127.0.0.1:{}/stats/summary", self.secure);
-        Ok(serde_json::from_str(&command(
-            "curl",
-            &["-sS", "--insecure", "--fail-with-body", "--max-time", "20", &url],
-        )?)?)
+        Ok(serde_json::from_str(&self.get("stats/summary")?)?)
     }
 
     /// kubelet's own metrics.
     pub(crate) fn metrics(&self) -> Result<String> {
-        let url = format!("https://127.0.0.1:{}/metrics", self.secure);
+        self.get("metrics")
+    }
+
+    /// What kubelet's TLS port answers. Its certificate is self-signed.
+    fn get(&self, path: &str) -> Result<String> {
+        let url = format!("https://127.0.0.1:{}/{path}", self.secure);
         command("curl", &["-sS", "--insecure", "--fail-with-body", "--max-time", "20", &url])
     }
 
-    /// Drops a manifest.
+    /// Writes a manifest into kubelet's folder.
     pub(crate) fn apply(&self, pod: &Value) -> Result<()> {
         let name =
             pod.pointer("/metadata/name").and_then(Value::as_str).context("a manifest without a name")?;
@@ -216,12 +217,12 @@ impl Kubelet {
             .with_context(|| format!("manifest {name}"))
     }
 
-    /// Removes all manifests and waits until copepod has no pod left.
+    /// Removes all manifests and waits until no pod is ready any more.
     pub(crate) async fn remove_all(&self, rig: &Rig) -> Result<()> {
         for entry in fs::read_dir(&self.manifests)? {
             fs::remove_file(entry?.path())?;
         }
-        wait::until("kubelet to remove every pod", Duration::from_secs(90), || async {
+        wait::until("kubelet to stop every pod", Duration::from_secs(90), || async {
             let left = rig.node.cri.pods(None).await?;
             let running =
                 left.iter().filter(|p| p.state() == cri_api::v1::PodSandboxState::SandboxReady).count();

@@ -35,7 +35,7 @@ pub(crate) struct Rig {
 /// The future of a check.
 pub(crate) type Work<'a> = Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
 
-/// One check. Checks run in order, and some need pods that earlier ones left running.
+/// One check. Checks run in order, and most need the pods that `manifests_are_written` starts.
 pub(crate) struct Check {
     name: &'static str,
     run: for<'a> fn(&'a Rig) -> Work<'a>,
@@ -59,7 +59,15 @@ pub(crate) use check;
 /// Time limit of one check.
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(150);
 
-/// Runs all checks; `Ok(false)` if any failed.
+/// The checks whose name contains the filter; there must be one.
+fn selected(filter: Option<&str>) -> Result<Vec<Check>> {
+    let all = checks::all().into_iter().chain(churn::all());
+    let selected: Vec<Check> = all.filter(|check| filter.is_none_or(|f| check.name.contains(f))).collect();
+    anyhow::ensure!(!selected.is_empty(), "no check's name contains {:?}", filter.unwrap_or_default());
+    Ok(selected)
+}
+
+/// Runs the checks; `Ok(false)` if any failed.
 pub(crate) async fn run(
     bin: &Path,
     kubelet: &Path,
@@ -67,6 +75,7 @@ pub(crate) async fn run(
     peer: Option<Peer>,
 ) -> Result<bool> {
     let begun = Instant::now();
+    let checks = selected(filter)?;
     let world = Census::take(None);
     let fixture = Fixture::new(bin).await.context("prepare the fixtures")?;
     // The node starts without a network, like a cluster's node before its CNI plugin is installed.
@@ -80,10 +89,7 @@ pub(crate) async fn run(
     println!("copepod and kubelet run after {:.1} s", begun.elapsed().as_secs_f32());
     let rig = Arc::new(Rig { fixture, node, kubelet });
     let (mut passed, mut failed) = (0, Vec::new());
-    for check in [checks::all(), churn::all()].concat() {
-        if filter.is_some_and(|f| !check.name.contains(f)) {
-            continue;
-        }
+    for check in checks {
         let start = Instant::now();
         let outcome = match tokio::time::timeout(LIMIT, (check.run)(&rig)).await {
             Ok(outcome) => outcome,
@@ -116,8 +122,7 @@ pub(crate) async fn run(
     Ok(failed.is_empty())
 }
 
-/// Removes every pod through kubelet, stops kubelet and copepod, and cleans up what kubelet is known to
-/// leave.
+/// Removes every pod through kubelet, stops kubelet and copepod, and removes what kubelet leaves by design.
 async fn end(rig: &Rig, world: &Census) -> Result<()> {
     if rig.node.pid().is_err() && !rig.node.is_foreign() {
         rig.node.launch().await?;
@@ -138,10 +143,4 @@ async fn end(rig: &Rig, world: &Census) -> Result<()> {
     rest?;
     terminated?;
     world.settle(None).await
-}
-
-impl Clone for Check {
-    fn clone(&self) -> Self {
-        Self { name: self.name, run: self.run }
-    }
 }

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use super::Rig;
+use crate::expect::ensure;
 use crate::wait;
 
 /// One pod as kubelet sees it.

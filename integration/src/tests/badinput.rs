@@ -2,11 +2,13 @@
 
 use std::fs;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use cri_api::v1 as api;
 use tonic::Code;
 
+use super::start::outcome;
 use crate::context::Context;
+use crate::expect::ensure;
 use crate::runner::{Test, test};
 use crate::shapes::{ContainerExt as _, PodExt as _};
 
@@ -15,8 +17,8 @@ pub(super) fn tests() -> Vec<Test> {
         test!(unknown_ids),
         test!(pod_without_metadata),
         test!(container_without_metadata),
-        test!(wrong_fields),
-        test!(container_in_another_pods_config),
+        test!(wrong_fields).ours(),
+        test!(target_container_that_does_not_exist).ours(),
         test!(config_typos).ours(),
         test!(config_check_and_default).ours(),
         test!(garbage_on_the_socket).ours(),
@@ -35,7 +37,7 @@ async fn unknown_ids(cx: Context) -> Result<()> {
         ("ContainerStats", cx.cri.stats(&absent).await.err()),
     ] {
         let status = code.with_context(|| format!("{name} of an unknown id succeeded"))?;
-        ensure!(status.code() == Code::NotFound || cx.node.is_foreign(), "{name}: {status}");
+        ensure!(status.code() == Code::NotFound || cx.node.is_foreign(), "{name} of an unknown id: {status}");
         ensure!(
             status.message().contains(absent.get(..12).unwrap_or_default()),
             "{name} does not name the id: {status}"
@@ -69,7 +71,7 @@ async fn pod_without_metadata(cx: Context) -> Result<()> {
     let e = cx.cri.run_pod(&config).await.err().context("a pod without metadata")?;
     ensure!(
         cx.node.is_foreign() || (e.code() == Code::InvalidArgument && e.message().contains("metadata")),
-        "{e}"
+        "a pod without metadata: {e}"
     );
     ensure!(cx.cri.pods(None).await?.is_empty() || cx.node.is_foreign(), "it is listed");
     Ok(())
@@ -88,19 +90,17 @@ async fn container_without_metadata(cx: Context) -> Result<()> {
     let mut runtime = cx.cri.runtime.clone();
     let empty = api::CreateContainerRequest { pod_sandbox_id: pod.id.clone(), ..Default::default() };
     ensure!(runtime.create_container(empty).await.is_err(), "a container without a configuration");
-    ensure!(cx.cri.containers(None).await?.iter().all(|c| c.pod_sandbox_id != pod.id));
+    let listed = cx.cri.containers(None).await?;
+    ensure!(listed.iter().all(|c| c.pod_sandbox_id != pod.id), "a refused container is listed: {listed:?}");
     Ok(())
 }
 
 async fn wrong_fields(cx: Context) -> Result<()> {
-    if cx.node.is_foreign() {
-        return Ok(());
-    }
     let bad_pods: Vec<(&str, api::PodSandboxConfig)> = vec![
-        ("protocol", cx.pod_config().own_network().port(api::Protocol::Tcp, 80, 8080)).into_iter_with(|c| {
-            if let Some(p) = c.port_mappings.first_mut() {
-                p.protocol = 77;
-            }
+        ("protocol", {
+            let mut c = cx.pod_config().own_network().port(api::Protocol::Tcp, 80, 8080);
+            c.port_mappings.first_mut().context("no port")?.protocol = 77;
+            c
         }),
         ("port", cx.pod_config().own_network().port(api::Protocol::Tcp, 80, 70_000)),
         ("namespace", {
@@ -163,26 +163,14 @@ async fn wrong_fields(cx: Context) -> Result<()> {
         let refused = cx.create(&pod, &config).await;
         ensure!(refused.is_err(), "a container with a wrong {what} was accepted");
     }
-    ensure!(!std::path::Path::new("/tmp/escaped.log").exists());
+    ensure!(
+        !std::path::Path::new("/tmp/escaped.log").exists(),
+        "a log was created outside of the pod's folder"
+    );
     Ok(())
 }
 
-/// Changes a configuration in a tuple in place.
-trait IntoIterWith {
-    fn into_iter_with(self, change: impl FnOnce(&mut api::PodSandboxConfig)) -> Self;
-}
-
-impl IntoIterWith for (&'static str, api::PodSandboxConfig) {
-    fn into_iter_with(mut self, change: impl FnOnce(&mut api::PodSandboxConfig)) -> Self {
-        change(&mut self.1);
-        self
-    }
-}
-
-async fn container_in_another_pods_config(cx: Context) -> Result<()> {
-    if cx.node.is_foreign() {
-        return Ok(());
-    }
+async fn target_container_that_does_not_exist(cx: Context) -> Result<()> {
     let shared = cx.pod_of(cx.pod_config().shared_pid()).await?;
     let mut target = cx.sleeper("target");
     let options = target.security().namespace_options.get_or_insert_default();
@@ -190,14 +178,6 @@ async fn container_in_another_pods_config(cx: Context) -> Result<()> {
     options.target_id = "f".repeat(64);
     ensure!(cx.create_as_is(&shared, &target).await.is_err(), "TARGET of a container that does not exist");
     Ok(())
-}
-
-fn copepod(cx: &Context, args: &[&str]) -> Result<(bool, String)> {
-    let out = std::process::Command::new(cx.fixture.bin.join("copepod")).args(args).output()?;
-    Ok((
-        out.status.success(),
-        format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr)),
-    ))
 }
 
 async fn config_typos(cx: Context) -> Result<()> {
@@ -216,25 +196,31 @@ async fn config_typos(cx: Context) -> Result<()> {
             let path = file.display().to_string();
             let mut args: Vec<&str> = args;
             args.extend(["--config", &path]);
-            let (good, said) = copepod(&cx, &args)?;
-            ensure!(!good && said.contains(expected), "`{text}` with {args:?}: {said}");
+            let (good, said) = outcome(&cx, &args).await?;
+            ensure!(
+                !good && said.contains(expected),
+                "`{text}` with {args:?} succeeded: {good}, and `{expected}` is not in: {said}"
+            );
         }
     }
-    let absent = copepod(&cx, &["--config", "/no/such/file.toml"])?;
-    ensure!(!absent.0 && absent.1.contains("/no/such/file.toml"), "{}", absent.1);
+    let (good, said) = outcome(&cx, &["--config", "/no/such/file.toml"]).await?;
+    ensure!(
+        !good && said.contains("/no/such/file.toml"),
+        "with a missing file it succeeded: {good}, and said: {said}"
+    );
     Ok(())
 }
 
 async fn config_check_and_default(cx: Context) -> Result<()> {
-    let (good, text) = copepod(&cx, &["config", "default"])?;
-    ensure!(good && text.contains("root = "), "{text}");
+    let (good, text) = outcome(&cx, &["config", "default"]).await?;
+    ensure!(good && text.contains("root = "), "`config default` succeeded: {good}, and wrote: {text}");
     let file = cx.node.paths.dir.join("default.toml");
     fs::write(&file, &text)?;
-    let (good, said) = copepod(&cx, &["config", "check", "--config", &file.display().to_string()])?;
+    let (good, said) = outcome(&cx, &["config", "check", "--config", &file.display().to_string()]).await?;
     ensure!(good, "its own default is refused: {said}");
-    let (good, said) =
-        copepod(&cx, &["config", "check", "--config", &cx.node.paths.config.display().to_string()])?;
-    ensure!(good, "{said}");
+    let running = cx.node.paths.config.display().to_string();
+    let (good, said) = outcome(&cx, &["config", "check", "--config", &running]).await?;
+    ensure!(good, "the configuration of the running daemon is refused: {said}");
     Ok(())
 }
 

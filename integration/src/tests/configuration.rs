@@ -3,12 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::start::attempt;
+use super::start::outcome;
 use crate::context::Context;
+use crate::expect::ensure;
 use crate::proc;
 use crate::runner::{Test, test};
 use crate::shapes::PodExt as _;
@@ -25,11 +26,7 @@ pub(super) fn tests() -> Vec<Test> {
 
 /// Runs `copepod config check` on the file at `path`: whether it succeeded, and its output.
 async fn check(cx: &Context, path: &Path) -> Result<(bool, String)> {
-    let out = attempt(cx, &["config", "check", &path.display().to_string()]).await?;
-    Ok((
-        out.status.success(),
-        String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr),
-    ))
+    outcome(cx, &["config", "check", &path.display().to_string()]).await
 }
 
 async fn every_fault_is_reported_with_its_file_and_line(cx: Context) -> Result<()> {
@@ -50,11 +47,11 @@ async fn every_fault_is_reported_with_its_file_and_line(cx: Context) -> Result<(
     ] {
         ensure!(said.contains(&wanted), "{wanted:?} is not in:\n{said}");
     }
-    ensure!(!good && said.contains("4 faults"), "{said}");
+    ensure!(!good && said.contains("4 faults"), "`config check` succeeded: {good}, and said: {said}");
     fs::write(dir.join("config.toml"), "[network]\nmax_parallel = 3\n")?;
     fs::write(dir.join("conf.d/10-more.toml"), "")?;
     let (good, said) = check(&cx, &dir.join("config.toml")).await?;
-    ensure!(good && said.contains("no faults"), "{said}");
+    ensure!(good && said.contains("no faults"), "`config check` succeeded: {good}, and said: {said}");
     Ok(fs::remove_dir_all(dir)?)
 }
 
@@ -74,7 +71,7 @@ async fn effective(cx: &Context) -> Result<Value> {
 }
 
 /// Sends SIGHUP and waits for a new log line with `words`.
-async fn hang_up(cx: &Context, words: &str) -> Result<()> {
+async fn reload(cx: &Context, words: &str) -> Result<()> {
     let count = || cx.node.last_log(10_000).lines().filter(|line| line.contains(words)).count();
     let before = count();
     proc::signal(cx.node.pid()?, Signal::SIGHUP)?;
@@ -91,8 +88,14 @@ async fn drop_in_files_are_laid_over_the_main_file(cx: Context) -> Result<()> {
     drop_in(&cx, "30-other-ending.toml.bak", "nonsense")?;
     cx.node.restart().await?;
     let after = effective(&cx).await?;
-    ensure!(after["network"]["maxParallel"] == 5 && after["image"]["maxParallelDownloads"] == 2, "{after}");
-    ensure!(after["network"]["confDir"] == before["network"]["confDir"], "the main file is gone: {after}");
+    ensure!(
+        after["network"]["maxParallel"] == 5 && after["image"]["maxParallelDownloads"] == 2,
+        "the effective configuration is {after}"
+    );
+    ensure!(
+        after["network"]["confDir"] == before["network"]["confDir"],
+        "a key of the main file alone is lost: {after}"
+    );
     Ok(())
 }
 
@@ -105,7 +108,7 @@ async fn reload_changes_what_can_change(cx: Context) -> Result<()> {
     cx.cri.version().await?;
     ensure!(!answered(), "calls are logged at info");
     drop_in(&cx, "10-log.toml", "[log]\nlevel = \"debug\"\n")?;
-    hang_up(&cx, "configuration reloaded").await?;
+    reload(&cx, "configuration reloaded").await?;
     cx.cri.version().await?;
     wait::until_true("a call to be logged", secs(10), answered).await?;
     // The folder with the configuration of registries.
@@ -116,40 +119,48 @@ async fn reload_changes_what_can_change(cx: Context) -> Result<()> {
     let server = format!("server = \"http://127.0.0.1:{}\"\n", cx.fixture.registry.port);
     fs::write(certs.join("moved.test/hosts.toml"), server)?;
     let other = drop_in(&cx, "20-certs.toml", &format!("[image]\ncerts_dir = \"{}\"\n", certs.display()))?;
-    hang_up(&cx, "configuration reloaded").await?;
+    reload(&cx, "configuration reloaded").await?;
     cx.cri.pull(name).await.context("from a registry that a reload made known")?;
     // The time limit of CNI plugins.
     cx.node.network.script("slow", "exec sleep 100")?;
     cx.node.network.uninstall()?;
     cx.node.network.conflist("10-slow.conflist", &serde_json::json!([{"type": "slow"}]))?;
     drop_in(&cx, "30-network.toml", "[network]\ntimeout_seconds = 1\n")?;
-    hang_up(&cx, "configuration reloaded").await?;
+    reload(&cx, "configuration reloaded").await?;
     let begun = std::time::Instant::now();
     let refused = cx.cri.run_pod(&cx.pod_config().own_network()).await;
-    ensure!(refused.is_err() && begun.elapsed() < secs(5), "{refused:?} after {:?}", begun.elapsed());
+    ensure!(
+        refused.is_err() && begun.elapsed() < secs(5),
+        "with a plugin that hangs and a limit of 1 s: {refused:?} after {:?}",
+        begun.elapsed()
+    );
     // A key that needs a restart is logged and not applied.
     drop_in(&cx, "40-restart.toml", "[network]\nmax_parallel = 3\n")?;
-    hang_up(&cx, "need a restart").await?;
-    ensure!(cx.node.last_log(3).contains("network.max_parallel"), "{}", cx.node.last_log(3));
+    reload(&cx, "need a restart").await?;
+    let log = cx.node.last_log(3);
+    ensure!(
+        log.contains("network.max_parallel"),
+        "the log does not name the key that needs a restart: {log}"
+    );
     let now = effective(&cx).await?;
-    ensure!(now["network"]["maxParallel"] == 16 && now["network"]["timeoutSeconds"] == 1, "{now}");
-    ensure!(now["image"]["certsDir"] == certs.display().to_string(), "{now}");
-    // And undone.
+    ensure!(
+        now["network"]["maxParallel"] == 16 && now["network"]["timeoutSeconds"] == 1,
+        "the effective configuration is {now}"
+    );
+    ensure!(now["image"]["certsDir"] == certs.display().to_string(), "the effective configuration is {now}");
+    // Without its file, a key has the main file's value again.
     fs::remove_file(other)?;
-    hang_up(&cx, "configuration reloaded").await?;
+    reload(&cx, "configuration reloaded").await?;
     let now = effective(&cx).await?;
-    ensure!(now["image"]["certsDir"] == cx.node.paths.certs.display().to_string(), "{now}");
-    ensure!(cx.pid(&id).await? == pid && proc::alive(pid), "a pod was hurt");
+    let wanted = cx.node.paths.certs.display().to_string();
+    ensure!(now["image"]["certsDir"] == wanted, "the effective configuration is {now}");
+    ensure!(cx.pid(&id).await? == pid && proc::alive(pid), "the container's process is not {pid} any more");
     // A plugin that works releases what is left.
     cx.node.network.script("slow", "cat > /dev/null; exit 0")?;
-    wait::until("everything to be removed", secs(30), || async {
-        cx.node.empty().await?;
-        Ok(Some(()))
-    })
-    .await
+    cx.node.emptied().await
 }
 
-/// Creates at `path` what is refused with `words`.
+/// Creates at `path` something whose refusal contains `words`.
 fn unreadable(path: &Path, words: &str) -> Result<()> {
     match words {
         "nested" => fs::write(path, format!("x.y = {}1{}", "{ a.b = ".repeat(70), " }".repeat(70)))?,
@@ -165,28 +176,33 @@ async fn reload_with_a_fault_changes_nothing(cx: Context) -> Result<()> {
     let before = effective(&cx).await?;
     drop_in(&cx, "10-good.toml", "[log]\nlevel = \"debug\"\n[network]\ntimeout_seconds = 7\n")?;
     let bad = drop_in(&cx, "20-bad.toml", "[log]\nfromat = \"json\"\n[image]\ncerts_dir = 5\n")?;
-    hang_up(&cx, "the old one stays in effect").await?;
+    reload(&cx, "the old one stays in effect").await?;
     let log = cx.node.last_log(20);
     for wanted in
         ["line 2: log.fromat: unknown key; the nearest name is log.format", "line 4: image.certs_dir"]
     {
         ensure!(log.contains(wanted) && log.contains("20-bad.toml"), "{wanted:?} is not in:\n{log}");
     }
-    ensure!(effective(&cx).await? == before, "{}", effective(&cx).await?);
-    // Neither does a file that cannot be read.
+    let now = effective(&cx).await?;
+    ensure!(now == before, "the effective configuration was {before} and is {now}");
+    // A file that cannot be read changes nothing either.
     for words in ["nested", "UTF-8", "larger than", "regular file", "No such file"] {
         fs::remove_file(&bad)?;
         unreadable(&bad, words)?;
-        hang_up(&cx, words).await?;
+        reload(&cx, words).await?;
         wait::until_true("the reload to be refused", secs(10), || {
             cx.node.last_log(1).contains("the old one stays in effect")
         })
         .await?;
-        ensure!(effective(&cx).await? == before, "{words}: {}", effective(&cx).await?);
+        let now = effective(&cx).await?;
+        ensure!(now == before, "{words}: the effective configuration was {before} and is {now}");
     }
     fs::remove_file(bad)?;
-    hang_up(&cx, "configuration reloaded").await?;
+    reload(&cx, "configuration reloaded").await?;
     let now = effective(&cx).await?;
-    ensure!(now["log"]["level"] == "Debug" && now["network"]["timeoutSeconds"] == 7, "{now}");
+    ensure!(
+        now["log"]["level"] == "Debug" && now["network"]["timeoutSeconds"] == 7,
+        "the effective configuration is {now}"
+    );
     Ok(())
 }

@@ -2,17 +2,18 @@
 
 use std::fs;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use cri_api::v1::security_profile::ProfileType;
 use serde_json::json;
 use tonic::Code;
 
-use super::network::network_ready;
+use super::network::network_becomes;
 use crate::context::Context;
+use crate::expect::ensure;
 use crate::isolation::command;
 use crate::runner::{Test, test};
 use crate::shapes::{ContainerExt as _, PodExt as _, seccomp};
-use crate::wait::{self, secs};
+use crate::wait::secs;
 use crate::{cgroup, proc};
 
 pub(super) fn tests() -> Vec<Test> {
@@ -31,8 +32,8 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// The same daemon process still serves all calls.
-async fn lives(cx: &Context, pid: u32) -> Result<()> {
+/// Checks that the daemon is the same process and still creates pods, containers and execs.
+async fn still_serves(cx: &Context, pid: u32) -> Result<()> {
     ensure!(cx.node.pid()? == pid && proc::alive(pid), "the daemon has ended");
     cx.cri.version().await.context("after the request")?;
     let pod = cx.pod().await.context("a pod after the request")?;
@@ -50,12 +51,15 @@ async fn a_cgroup_parent_that_is_none_costs_one_pod(cx: Context) -> Result<()> {
         let refused = tokio::time::timeout(secs(20), cx.cri.run_pod(&config)).await;
         let e = refused.with_context(|| format!("no answer for {parent}"))?;
         let e = e.err().with_context(|| format!("a pod came up in {parent}"))?;
-        ensure!(e.code() == Code::InvalidArgument && e.message().contains("cgroup_parent"), "{parent}: {e}");
+        ensure!(
+            e.code() == Code::InvalidArgument && e.message().contains("cgroup_parent"),
+            "a pod with the cgroup_parent {parent:?}: {e}"
+        );
         for left in cx.cri.pods(None).await? {
             cx.cri.drop_pod(&left.id).await.with_context(|| format!("what {parent} left"))?;
         }
     }
-    lives(&cx, pid).await
+    still_serves(&cx, pid).await
 }
 
 async fn the_root_as_cgroup_parent_works(cx: Context) -> Result<()> {
@@ -64,7 +68,11 @@ async fn the_root_as_cgroup_parent_works(cx: Context) -> Result<()> {
     let pod = cx.pod_of(config).await?;
     let id = cx.start(&pod, &cx.sleeper("one")).await?;
     let memory = cgroup::find("memory", &id).context("the container has no cgroup")?;
-    ensure!(memory.parent().is_some_and(|above| above.ends_with("memory")), "{}", memory.display());
+    ensure!(
+        memory.parent().is_some_and(|above| above.ends_with("memory")),
+        "the container's cgroup is {}, not below the root",
+        memory.display()
+    );
     ensure!(cgroup::members(&memory).contains(&cx.pid(&id).await?), "init is not in {}", memory.display());
     cx.cri.sh(&id, "true").await?;
     cx.cri.drop_pod(&pod.id).await?;
@@ -86,9 +94,9 @@ async fn a_cgroup_that_cannot_be_made_costs_one_pod(cx: Context) -> Result<()> {
     .await;
     command("umount", &[&cpuset])?;
     let e = refused?.context("a pod came up without its cgroup")?;
-    ensure!(e.message().contains("Read-only file system"), "{e}");
-    ensure!(cx.cri.pods(None).await?.is_empty(), "something is left");
-    lives(&cx, pid).await
+    ensure!(e.message().contains("Read-only file system"), "the error does not name the cause: {e}");
+    ensure!(cx.cri.pods(None).await?.is_empty(), "the refused pod is listed");
+    still_serves(&cx, pid).await
 }
 
 async fn a_sandbox_profile_that_is_absent_costs_one_pod(cx: Context) -> Result<()> {
@@ -103,10 +111,13 @@ async fn a_sandbox_profile_that_is_absent_costs_one_pod(cx: Context) -> Result<(
         let refused = tokio::time::timeout(secs(20), cx.cri.run_pod(&config)).await;
         let e = refused.with_context(|| format!("no answer for {name}"))?;
         let e = e.err().with_context(|| format!("a pod came up with {name}"))?;
-        ensure!(e.code() == Code::InvalidArgument && e.message().contains(&path), "{name}: {e}");
+        ensure!(
+            e.code() == Code::InvalidArgument && e.message().contains(&path),
+            "a pod with the seccomp profile {path}: {e}"
+        );
     }
-    ensure!(cx.cri.pods(None).await?.is_empty(), "something is left");
-    lives(&cx, pid).await
+    ensure!(cx.cri.pods(None).await?.is_empty(), "a refused pod is listed");
+    still_serves(&cx, pid).await
 }
 
 /// Opening a FIFO blocks until there is a writer, and opening a device can have any effect.
@@ -122,9 +133,9 @@ async fn a_profile_that_is_no_file_is_refused_at_once(cx: Context) -> Result<()>
         let made = tokio::time::timeout(secs(5), cx.create(&pod, &config)).await;
         // Opens the FIFO for writing, so that a blocked reader ends.
         drop(fs::OpenOptions::new().read(true).write(true).open(&fifo)?);
-        let e = made.with_context(|| format!("{path} holds the call up"))?;
-        let e = e.err().with_context(|| format!("a container with the profile {path}"))?;
-        ensure!(format!("{e:#}").contains("regular file"), "{path}: {e:#}");
+        let e = made.with_context(|| format!("no answer to a create with the profile {path}"))?;
+        let e = e.err().with_context(|| format!("a container was created with the profile {path}"))?;
+        ensure!(format!("{e:#}").contains("regular file"), "the profile {path}: {e:#}");
     }
     Ok(())
 }
@@ -135,12 +146,15 @@ async fn a_log_folder_that_cannot_be_made_is_named(cx: Context) -> Result<()> {
     fs::write(&file, "")?;
     let mut config = cx.pod_config();
     config.log_directory = file.join("pod").display().to_string();
-    // The shim reports it and ends at once; which of the two the daemon notices first is random.
-    for _ in 0..40 {
+    // The shim reports the error and ends at once; which of the two the daemon notices first is random.
+    for round in 0..40 {
         let e = cx.cri.run_pod(&config).await.err().context("a pod came up below a file")?;
-        ensure!(e.message().contains("log folder") && e.message().contains("Not a directory"), "{e}");
+        ensure!(
+            e.message().contains("log folder") && e.message().contains("Not a directory"),
+            "round {round}: the error does not name the folder and the cause: {e}"
+        );
     }
-    ensure!(cx.cri.pods(None).await?.is_empty(), "something is left");
+    ensure!(cx.cri.pods(None).await?.is_empty(), "a refused pod is listed");
     Ok(())
 }
 
@@ -159,22 +173,20 @@ async fn out_of_descriptors(cx: Context) -> Result<()> {
             .collect();
         for pod in pods {
             // Which of them succeed is random.
-            drop(tokio::time::timeout(secs(40), pod).await.context("a pod without an answer")?);
+            drop(tokio::time::timeout(secs(40), pod).await.context("no answer to RunPodSandbox")?);
         }
-        ensure!(cx.node.pid()? == pid && proc::alive(pid), "the daemon has ended with {spare} to spare");
+        ensure!(
+            cx.node.pid()? == pid && proc::alive(pid),
+            "the daemon has ended when it could open {spare} more descriptors"
+        );
         limit("4096:")?;
-        wait::until("all pods to go", secs(30), || async {
-            for pod in cx.cri.pods(None).await? {
-                cx.cri.drop_pod(&pod.id).await?;
-            }
-            Ok(cx.cri.pods(None).await?.is_empty().then_some(()))
-        })
-        .await?;
+        cx.node.emptied().await?;
+        ensure!(cx.cri.pods(None).await?.is_empty(), "a removed pod is listed");
     }
-    lives(&cx, pid).await
+    still_serves(&cx, pid).await
 }
 
-/// Calico's ADD clears ip_forward; a pod that requests it still has it set, as with containerd.
+/// Calico's ADD clears ip_forward. In a pod that requests ip_forward it is set nevertheless, as with containerd.
 async fn sysctls_hold_after_the_plugins(cx: Context) -> Result<()> {
     let body = "[ \"$CNI_COMMAND\" = ADD ] && nsenter --net=\"$CNI_NETNS\" sh -c 'echo 0 > /proc/sys/net/ipv4/ip_forward'\nexec /usr/lib/cni/bridge";
     cx.node.network.script("clears", body)?;
@@ -184,10 +196,9 @@ async fn sysctls_hold_after_the_plugins(cx: Context) -> Result<()> {
         "ipam": {"type": "host-local", "dataDir": cx.node.network.leases,
                  "ranges": [[{"subnet": format!("{}.0/24", cx.node.network.prefix)}]]},
     }]);
-    wait::until("NetworkReady to go", secs(10), || async { Ok((!network_ready(&cx).await?).then_some(())) })
-        .await?;
+    network_becomes(&cx, false).await?;
     cx.node.network.conflist("10-clears.conflist", &plugins)?;
-    wait::until("NetworkReady", secs(10), || async { Ok(network_ready(&cx).await?.then_some(())) }).await?;
+    network_becomes(&cx, true).await?;
     for (asked, want) in [(Some("1"), "1"), (None, "0")] {
         let mut config = cx.pod_config().own_network();
         let sysctls = &mut config.linux.get_or_insert_default().sysctls;
@@ -195,7 +206,7 @@ async fn sysctls_hold_after_the_plugins(cx: Context) -> Result<()> {
         let pod = cx.pod_of(config).await?;
         let id = cx.start(&pod, &cx.sleeper("one")).await?;
         let seen = cx.cri.sh(&id, "cat /proc/sys/net/ipv4/ip_forward").await?;
-        ensure!(seen == want, "ip_forward is {seen}, asked for {asked:?}");
+        ensure!(seen == want, "ip_forward is {seen} instead of {want} in a pod that asks for {asked:?}");
         cx.cri.drop_pod(&pod.id).await?;
     }
     Ok(())
@@ -216,7 +227,7 @@ async fn sysctls_of_the_pods_interface(cx: Context) -> Result<()> {
     let id = cx.start(&pod, &cx.sleeper("one")).await?;
     for (name, value, path) in wanted {
         let seen = cx.cri.sh(&id, &format!("cat /proc/sys/{path}")).await?;
-        ensure!(seen == value, "{name} is {seen:?}");
+        ensure!(seen == value, "{name} is {seen:?} instead of {value:?}");
     }
     // A sysctl that does not exist fails the pod, which is then removed with its address.
     let before = cx.node.network.leased();
@@ -224,7 +235,7 @@ async fn sysctls_of_the_pods_interface(cx: Context) -> Result<()> {
     let sysctls = &mut config.linux.get_or_insert_default().sysctls;
     sysctls.insert(String::from("net.ipv4.conf.nosuch.rp_filter"), String::from("2"));
     let e = cx.cri.run_pod(&config).await.err().context("a pod with an unknown sysctl")?;
-    ensure!(e.message().contains("nosuch"), "{e}");
+    ensure!(e.message().contains("nosuch"), "the error does not name the sysctl: {e}");
     ensure!(cx.node.network.leased() == before, "its address is still leased");
     Ok(())
 }
@@ -243,11 +254,10 @@ async fn plugins_are_not_asked_for_their_status_by_every_pod(cx: Context) -> Res
     cx.node.network.script("counts", &body)?;
     cx.node.network.uninstall()?;
     // Otherwise the old network's readiness would be taken for the new one's.
-    wait::until("NetworkReady to go", secs(10), || async { Ok((!network_ready(&cx).await?).then_some(())) })
-        .await?;
+    network_becomes(&cx, false).await?;
     let list = json!({"cniVersion": "1.1.0", "name": "counted", "plugins": [{"type": "counts"}]});
     fs::write(cx.node.network.conf_dir.join("10-counts.conflist"), list.to_string())?;
-    wait::until("NetworkReady", secs(10), || async { Ok(network_ready(&cx).await?.then_some(())) }).await?;
+    network_becomes(&cx, true).await?;
     let count = || fs::read_to_string(&seen).unwrap_or_default().lines().count();
     let (before, start) = (count(), std::time::Instant::now());
     for _ in 0..PODS {
@@ -257,8 +267,12 @@ async fn plugins_are_not_asked_for_their_status_by_every_pod(cx: Context) -> Res
     // The folder is read every ten seconds, and after every change.
     let looks = start.elapsed().as_secs() / 10 + 2;
     let asked = count() - before;
-    ensure!(u64::try_from(asked)? <= looks, "{asked} times STATUS for {PODS} pods in {:?}", start.elapsed());
-    ensure!(before > 0, "STATUS is never asked");
+    ensure!(
+        u64::try_from(asked)? <= looks,
+        "STATUS ran {asked} times, not at most {looks}, for {PODS} pods in {:?}",
+        start.elapsed()
+    );
+    ensure!(before > 0, "STATUS never ran");
     Ok(())
 }
 
@@ -281,7 +295,7 @@ async fn privileged_on_a_host_with_thousands_of_devices(cx: Context) -> Result<(
         let pod = cx.pod_of(cx.pod_config().privileged()).await?;
         let id = cx.start(&pod, &cx.sleeper("one").privileged()).await.context("a privileged container")?;
         let seen = cx.cri.sh(&id, "ls /dev/cpt-many | wc -l; echo x > /dev/cpt-many/null4499").await?;
-        ensure!(seen == NODES.to_string(), "{seen} of {NODES} nodes");
+        ensure!(seen == NODES.to_string(), "{seen} of {NODES} device nodes are in the container");
         Ok::<_, anyhow::Error>(cx.cri.drop_pod(&pod.id).await?)
     }
     .await;

@@ -3,11 +3,12 @@
 
 use std::fs;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use cri_api::v1::{ContainerState, PodSandboxState};
 
 use crate::context::{Context, Pod};
 use crate::disk::Disk;
+use crate::expect::ensure;
 use crate::runner::{Test, test};
 use crate::shapes::PodExt as _;
 use crate::wait::{self, secs};
@@ -45,19 +46,13 @@ async fn running(cx: &Context) -> Result<(Pod, String)> {
     Ok((pod, id))
 }
 
-/// RuntimeReady: whether it is true, the reason and the message.
-async fn ready(cx: &Context) -> Result<(bool, String, String)> {
-    let conditions = cx.cri.status(false).await?.status.context("status")?.conditions;
-    let found = conditions.into_iter().find(|it| it.r#type == "RuntimeReady").context("no RuntimeReady")?;
-    Ok((found.status, found.reason, found.message))
-}
-
+/// Waits until RuntimeReady has this reason, and a message with this word.
 async fn reason(cx: &Context, wanted: &str, word: &str) -> Result<()> {
-    wait::until(&format!("RuntimeReady to say {wanted}"), secs(30), || async {
-        let (ready, reason, message) = ready(cx).await?;
+    wait::until(&format!("RuntimeReady to have the reason {wanted}"), secs(30), || async {
+        let found = cx.cri.condition("RuntimeReady").await?;
         // kubelet skips pod deletions while the condition is false, so a full disk would never be freed.
-        ensure!(ready == (wanted == "RootFull"), "it is {ready}");
-        ensure!(reason == wanted && message.contains(word), "it says {reason}: {message}");
+        ensure!(found.status == (wanted == "RootFull"), "it is {found:?}");
+        ensure!(found.reason == wanted && found.message.contains(word), "it is {found:?}");
         Ok(Some(()))
     })
     .await
@@ -65,15 +60,13 @@ async fn reason(cx: &Context, wanted: &str, word: &str) -> Result<()> {
 
 /// All calls for a running pod.
 async fn serves(cx: &Context, pod: &Pod, id: &str) -> Result<()> {
-    wait::until("an exec", secs(10), || async {
-        Ok((cx.cri.sh(id, "echo in").await? == "in").then_some(()))
-    })
-    .await?;
-    let state = cx.cri.pod_status(&pod.id).await?.status.context("status")?.state();
-    ensure!(state == PodSandboxState::SandboxReady, "{state:?}");
-    ensure!(cx.cri.container(id).await?.state() == ContainerState::ContainerRunning);
+    wait::until("an exec to work", secs(10), || async { cx.exec_works(id).await.map(Some) }).await?;
+    cx.pod_is_shown(&pod.id, PodSandboxState::SandboxReady).await?;
+    cx.is_shown(id, ContainerState::ContainerRunning).await?;
+    let stats = cx.cri.list_stats(None).await?;
     ensure!(
-        cx.cri.list_stats(None).await?.iter().any(|it| it.attributes.as_ref().is_some_and(|a| a.id == id))
+        stats.iter().any(|it| it.attributes.as_ref().is_some_and(|a| a.id == id)),
+        "ListContainerStats has no stats of container {id}: {stats:?}"
     );
     Ok(())
 }
@@ -82,7 +75,8 @@ async fn full(cx: Context, inodes: bool) -> Result<()> {
     let disk = on(&cx, if inodes { 2048 } else { 16384 }).await?;
     let outcome = async {
         let (pod, id) = running(&cx).await?;
-        ensure!(ready(&cx).await?.0, "not ready on a good disk");
+        let condition = cx.cri.condition("RuntimeReady").await?;
+        ensure!(condition.status, "on a disk with space: {condition:?}");
         if inodes {
             disk.fill_inodes()?;
         } else {
@@ -91,15 +85,15 @@ async fn full(cx: Context, inodes: bool) -> Result<()> {
         reason(&cx, "RootFull", "full").await?;
         serves(&cx, &pod, &id).await.context("on a full root")?;
         cx.node.crash().await.context("start on a full root")?;
-        reason(&cx, "RootFull", "full").await.context("of a fresh daemon")?;
+        reason(&cx, "RootFull", "full").await.context("of a daemon that started on a full root")?;
         serves(&cx, &pod, &id).await.context("after a start on a full root")?;
         cx.cri.stop(&id, 10).await.context("StopContainer on a full root")?;
-        ensure!(cx.cri.container(&id).await?.exit_code == 7);
+        cx.exited_with(&id, 7).await?;
         cx.cri.stop_pod(&pod.id).await.context("StopPodSandbox on a full root")?;
         disk.free()?;
-        wait::until("RuntimeReady to say nothing more once there is space", secs(30), || async {
-            let (ready, reason, _) = ready(&cx).await?;
-            Ok((ready && reason.is_empty()).then_some(()))
+        wait::until("RuntimeReady to be true without a reason once there is space", secs(30), || async {
+            let condition = cx.cri.condition("RuntimeReady").await?;
+            Ok((condition.status && condition.reason.is_empty()).then_some(()))
         })
         .await?;
         cx.cri.drop_pod(&pod.id).await?;
@@ -128,7 +122,7 @@ async fn root_that_becomes_read_only(cx: Context) -> Result<()> {
         reason(&cx, "RootReadOnly", "read-only").await?;
         serves(&cx, &pod, &id).await?;
         let refused = cx.cri.run_pod(&cx.pod_config()).await.err().context("a pod on a read-only root")?;
-        ensure!(refused.message().contains("read-only"), "{refused}");
+        ensure!(refused.message().contains("read-only"), "the refusal does not give the reason: {refused}");
         ends(&cx, &pod, &id).await
     }
     .await;
@@ -144,8 +138,11 @@ async fn start_on_a_read_only_root(cx: Context) -> Result<()> {
         cx.node.kill9()?;
         disk.abort()?;
         cx.node.launch().await.context("start on a read-only root")?;
-        let (ready, reason, message) = ready(&cx).await?;
-        ensure!(!ready && reason == "RootReadOnly", "{ready} {reason}: {message}");
+        let condition = cx.cri.condition("RuntimeReady").await?;
+        ensure!(
+            !condition.status && condition.reason == "RootReadOnly",
+            "right after a start on a read-only root: {condition:?}"
+        );
         for (pod, id) in [(&pod, &id), (&other, &kept)] {
             serves(&cx, pod, id).await?;
         }
@@ -154,13 +151,16 @@ async fn start_on_a_read_only_root(cx: Context) -> Result<()> {
             cx.cri.create(&pod.id, &cx.sleeper("new"), &pod.config).await,
         ] {
             let refused = answer.err().context("something new on a read-only root")?;
-            ensure!(refused.message().contains("read-only"), "{refused}");
+            ensure!(
+                refused.message().contains("read-only"),
+                "the refusal does not give the reason: {refused}"
+            );
         }
         let log = cx.cri.container(&id).await?.log_path;
         fs::rename(&log, format!("{log}.old"))?;
         cx.cri.reopen_log(&id).await.context("ReopenContainerLog")?;
         ends(&cx, &pod, &id).await?;
-        // Once more, with an ended pod whose exit could not be recorded.
+        // A further start, with a pod that has ended and whose exit could not be recorded.
         cx.node.crash().await?;
         wait::until("the exit to be known again", secs(10), || async {
             Ok((cx.cri.container(&id).await?.state() == ContainerState::ContainerExited).then_some(()))
@@ -177,15 +177,13 @@ async fn start_on_a_read_only_root(cx: Context) -> Result<()> {
 async fn ends(cx: &Context, pod: &Pod, id: &str) -> Result<()> {
     let pid = cx.pid(id).await?;
     cx.cri.stop(id, 10).await.context("StopContainer")?;
-    let status = cx.cri.container(id).await?;
-    ensure!(status.exit_code == 7, "exit code {}", status.exit_code);
+    cx.exited_with(id, 7).await?;
     cx.cri.stop_pod(&pod.id).await.context("StopPodSandbox")?;
-    let state = cx.cri.pod_status(&pod.id).await?.status.context("status")?.state();
-    ensure!(state == PodSandboxState::SandboxNotready, "{state:?}");
-    ensure!(!crate::proc::alive(pid), "its container lives");
+    cx.pod_is_shown(&pod.id, PodSandboxState::SandboxNotready).await?;
+    ensure!(!crate::proc::alive(pid), "the container's process {pid} is alive after StopPodSandbox");
     // A removal that is impossible fails with a reason and does not hang.
     let removed =
         cx.cri.remove_pod(&pod.id).await.err().context("a record was removed from a read-only disk")?;
-    ensure!(removed.message().contains("ead-only"), "{removed}");
+    ensure!(removed.message().contains("ead-only"), "the refusal does not give the reason: {removed}");
     Ok(())
 }

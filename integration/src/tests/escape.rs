@@ -4,16 +4,16 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use serde_json::json;
 
 use super::mounts::PRIVATE;
 use crate::context::{Context, Pod};
+use crate::expect::ensure;
 use crate::images::Recipe;
 use crate::images::layer::{Packing, Writer};
+use crate::repeat::Repeat;
 use crate::runner::{Test, test};
 use crate::shapes::{self, ContainerExt as _};
 
@@ -110,7 +110,10 @@ async fn refuses_link(cx: &Context, folder: &str) -> Result<()> {
                 anyhow::bail!("an image with /{folder} -> {target} runs; it sees {seen:?}");
             }
         };
-        ensure!(error.contains(&format!("/{folder}")), "/{folder} -> {target}: {error}");
+        ensure!(
+            error.contains(&format!("/{folder}")),
+            "of /{folder} -> {target} the error does not name it: {error}"
+        );
     }
     Ok(())
 }
@@ -135,8 +138,9 @@ async fn proc_through_a_shared_volume(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let made =
         cx.start(&pod, &as_kubelet(sleeper("one", &image).mount(&shared, "/shared", false, PRIVATE))).await;
-    ensure!(made.is_err(), "/proc lies on a volume");
-    ensure!(fs::read_dir(shared.join("p"))?.next().is_none());
+    ensure!(made.is_err(), "/proc was mounted on a volume");
+    let inside = listing(&shared.join("p"))?;
+    ensure!(inside.is_empty(), "created on the volume: {inside:?}");
     Ok(())
 }
 
@@ -150,7 +154,8 @@ pub(super) fn like_a_root(cx: &Context, bait: &Path) -> Result<PathBuf> {
     Ok(volume)
 }
 
-/// The container is refused, or it runs in its own root; in both cases nothing of the host is changed.
+/// Checks that the container is refused, or that it runs in its own root, and that nothing of the host is changed.
+/// Returns whether it ran.
 async fn harmless(
     cx: &Context,
     pod: &Pod,
@@ -160,7 +165,7 @@ async fn harmless(
     let made = cx.start(pod, &as_kubelet(config.clone())).await;
     for (folder, before) in hosts {
         let now = listing(folder)?;
-        ensure!(now == *before, "{} was {before:#?} and is {now:#?}", folder.display());
+        ensure!(now == *before, "{} of the host had {before:#?} and has {now:#?}", folder.display());
     }
     let Ok(id) = made else { return Ok(false) };
     let root = cx.cri.sh(&id, "ls /bin/busybox; wc -c < /proc/keys; cat /proc/1/comm").await?;
@@ -207,23 +212,18 @@ async fn volume_that_is_swapped_while_others_are_attached(cx: Context) -> Result
     let (outer, inner) = (cx.volume("outer")?, like_a_root(&cx, &bait)?);
     fs::create_dir(inner.join("c"))?;
     let as_it_was = listing(&inner)?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let swapper = std::thread::spawn({
-        let (stop, outer) = (Arc::clone(&stop), outer.clone());
-        move || {
-            let mut swaps = 0_u64;
-            while !stop.load(Ordering::Relaxed) {
-                for target in ["/", "/proc", "/sys/fs", "/etc", "/proc/self/fd", "../dev"] {
-                    // Each fails if the other name still exists; the next iteration tries again.
-                    drop(fs::remove_file(outer.join("b")));
-                    drop(symlink(target, outer.join("b")));
-                    drop(fs::remove_file(outer.join("b")));
-                    drop(fs::create_dir(outer.join("b")));
-                    drop(fs::remove_dir(outer.join("b")));
-                    swaps += 1;
-                }
+    let swapper = Repeat::start({
+        let swapped = outer.join("b");
+        move |_| {
+            for target in ["/", "/proc", "/sys/fs", "/etc", "/proc/self/fd", "../dev"] {
+                // Steps fail while something is mounted there; the next round tries again.
+                drop(fs::remove_file(&swapped));
+                drop(symlink(target, &swapped));
+                drop(fs::remove_file(&swapped));
+                drop(fs::create_dir(&swapped));
+                drop(fs::remove_dir(&swapped));
             }
-            swaps
+            Ok(())
         }
     });
     let pod = cx.pod().await?;
@@ -243,12 +243,11 @@ async fn volume_that_is_swapped_while_others_are_attached(cx: Context) -> Result
             }
         }
     }
-    stop.store(true, Ordering::Relaxed);
-    let swaps = swapper.join().map_err(|_| anyhow::anyhow!("the swapper panicked"))?;
-    println!("      ({runs} of 30 ran, {swaps} swaps)");
+    let rounds = swapper.stop()?;
+    println!("      ({runs} of 30 ran, {rounds} rounds of swaps)");
     result?;
-    // Otherwise nothing was tried.
-    ensure!(swaps > 0, "the folder was never swapped");
-    ensure!(runs > 0, "no container came up: nothing was seen from inside of one");
+    // Otherwise the test shows nothing.
+    ensure!(rounds > 0, "the folder was never swapped");
+    ensure!(runs > 0, "no container ran, so nothing was checked from inside");
     Ok(())
 }

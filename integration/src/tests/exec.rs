@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use tonic::Code;
 
 use crate::context::Context;
+use crate::expect::ensure;
 use crate::proc;
 use crate::runner::{Test, test};
 use crate::shapes::{self, ContainerExt as _, PodExt as _};
@@ -16,7 +17,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(streams_and_code),
         test!(environment_user_and_directory),
         test!(timeout_kills_the_tree),
-        test!(background_child_does_not_hang_it),
+        test!(background_child_does_not_hang_it).ours(),
         test!(output_is_capped).ours(),
         test!(only_in_running_containers),
         test!(missing_program_fails),
@@ -34,11 +35,11 @@ async fn streams_and_code(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let id = cx.start(&pod, &cx.sleeper("one")).await?;
     let out = cx.cri.exec(&id, &["/bin/sh", "-c", "echo out; echo err >&2; exit 9"]).await?;
-    ensure!(out.stdout == "out\n" && out.stderr == "err\n" && out.code == 9, "{out:?}");
+    ensure!(out.stdout == "out\n" && out.stderr == "err\n" && out.code == 9, "the exec gave {out:?}");
     let out = cx.cri.exec(&id, &["echo", "found by PATH"]).await?;
-    ensure!(out.stdout == "found by PATH\n" && out.code == 0, "{out:?}");
+    ensure!(out.stdout == "found by PATH\n" && out.code == 0, "the exec gave {out:?}");
     let binary = cx.cri.exec_sync(&id, &["/bin/sh", "-c", "printf '\\000\\377\\n'"], 5).await?;
-    ensure!(binary.stdout == [0, 255, 10], "{:?}", binary.stdout);
+    ensure!(binary.stdout == [0, 255, 10], "of bytes that are no UTF-8 came back {:?}", binary.stdout);
     Ok(())
 }
 
@@ -52,7 +53,7 @@ async fn environment_user_and_directory(cx: Context) -> Result<()> {
         s.supplemental_groups = vec![4242];
     });
     let id = cx.start(&pod, &config).await?;
-    ensure!(cx.cri.sh(&id, "echo $MINE; pwd; id -u; id -g").await? == "a b\n/tmp\n1000\n1000");
+    cx.prints(&id, "echo $MINE; pwd; id -u; id -g", "a b\n/tmp\n1000\n1000").await?;
     let groups = cx.cri.sh(&id, "id -G").await?;
     let groups: Vec<&str> = groups.split(' ').collect();
     for group in ["1000", "4242", "50000"] {
@@ -70,28 +71,25 @@ async fn timeout_kills_the_tree(cx: Context) -> Result<()> {
     let refused = cx.cri.exec_sync(&id, &["/bin/sh", "-c", &line], 1).await.err().context("no time-out")?;
     let took = start.elapsed();
     ensure!(refused.code() == Code::DeadlineExceeded, "kubelet's probes need DeadlineExceeded: {refused}");
-    ensure!(took >= Duration::from_millis(900) && took < secs(20), "took {took:?}");
+    ensure!(took >= Duration::from_millis(900) && took < secs(20), "with a time-out of 1 s it took {took:?}");
     if !cx.node.is_foreign() {
-        wait::until_true("the whole tree to be dead", secs(3), || {
+        wait::until_true("both processes of the command to be dead", secs(3), || {
             proc::with_args(&format!("sleep {mark}")).is_empty()
         })
         .await?;
     }
-    ensure!(cx.cri.sh(&id, "echo alive").await? == "alive", "the container goes on");
+    cx.exec_works(&id).await.context("the container after it")?;
     Ok(())
 }
 
 /// A grandchild that keeps the pipes open must not delay the reply.
 async fn background_child_does_not_hang_it(cx: Context) -> Result<()> {
-    if cx.node.is_foreign() {
-        return Ok(());
-    }
     let pod = cx.pod().await?;
     let id = cx.start(&pod, &cx.sleeper("one")).await?;
     let start = Instant::now();
     let out = cx.cri.exec(&id, &["/bin/sh", "-c", "echo first; sleep 30 & exit 0"]).await?;
-    ensure!(out.stdout == "first\n" && out.code == 0, "{out:?}");
-    ensure!(start.elapsed() < secs(10), "took {:?}", start.elapsed());
+    ensure!(out.stdout == "first\n" && out.code == 0, "the exec gave {out:?}");
+    ensure!(start.elapsed() < secs(10), "with a child in the background it took {:?}", start.elapsed());
     Ok(())
 }
 
@@ -109,7 +107,7 @@ async fn output_is_capped(cx: Context) -> Result<()> {
     let size = r.stdout.len() + r.stderr.len();
     ensure!(size <= (16 << 20) - (64 << 10), "{size} bytes do not fit kubelet's message");
     ensure!(size > 12 << 20, "only {size} bytes were kept");
-    ensure!(r.exit_code == 6, "the command must go on to its own end: {}", r.exit_code);
+    ensure!(r.exit_code == 6, "the command ended with {}, not by its own `exit 6`", r.exit_code);
     Ok(())
 }
 
@@ -121,7 +119,7 @@ async fn only_in_running_containers(cx: Context) -> Result<()> {
     cx.cri.wait_exit(&exited, secs(10)).await?;
     ensure!(cx.cri.exec_sync(&exited, &["true"], 5).await.is_err(), "exec in an exited container");
     let unknown = cx.cri.exec_sync(&"a".repeat(64), &["true"], 5).await.err().context("exec in nothing")?;
-    ensure!(unknown.code() == Code::NotFound, "{unknown}");
+    ensure!(unknown.code() == Code::NotFound, "an exec in an unknown container: {unknown}");
     let running = cx.start(&pod, &cx.sleeper("running")).await?;
     ensure!(cx.cri.exec_sync(&running, &[], 5).await.is_err(), "an empty command");
     Ok(())
@@ -132,7 +130,7 @@ async fn missing_program_fails(cx: Context) -> Result<()> {
     let id = cx.start(&pod, &cx.sleeper("one")).await?;
     let e = cx.cri.exec_sync(&id, &["/no/such/program"], 5).await.err().context("a missing program ran")?;
     ensure!(e.message().contains("/no/such/program"), "the error does not name it: {e}");
-    ensure!(cx.cri.sh(&id, "echo alive").await? == "alive");
+    cx.exec_works(&id).await?;
     Ok(())
 }
 
@@ -160,9 +158,10 @@ async fn hundred_in_a_row(cx: Context) -> Result<()> {
     let id = cx.start(&pod, &cx.sleeper("one")).await?;
     for n in 0..100 {
         let out = cx.cri.exec(&id, &["/bin/echo", &n.to_string()]).await?;
-        ensure!(out.stdout == format!("{n}\n") && out.code == 0, "{n}: {out:?}");
+        ensure!(out.stdout == format!("{n}\n") && out.code == 0, "`echo {n}` gave {out:?}");
     }
-    ensure!(cx.cri.sh(&id, "ls /proc | grep -c '^[0-9]'").await?.parse::<u32>()? < 6, "processes pile up");
+    let left: u32 = cx.cri.sh(&id, "ls /proc | grep -c '^[0-9]'").await?.parse()?;
+    ensure!(left < 6, "{left} processes are in the container after the execs");
     Ok(())
 }
 
@@ -181,7 +180,7 @@ async fn parallel(cx: Context) -> Result<()> {
         .collect();
     for one in work {
         let (n, out) = one.await??;
-        ensure!(out.stdout == format!("{n}\n") && out.code == n, "{n}: {out:?}");
+        ensure!(out.stdout == format!("{n}\n") && out.code == n, "`echo {n}; exit {n}` gave {out:?}");
     }
     Ok(())
 }
@@ -190,7 +189,7 @@ async fn signal_gives_128_plus(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let id = cx.start(&pod, &cx.sleeper("one")).await?;
     let out = cx.cri.exec(&id, &["/bin/sh", "-c", "kill -9 $$"]).await?;
-    ensure!(out.code == 137, "{out:?}");
+    ensure!(out.code == 137, "a command that was killed by SIGKILL gave {out:?}");
     Ok(())
 }
 
@@ -210,7 +209,7 @@ async fn dies_with_the_container(cx: Context) -> Result<()> {
     ensure!(ended.is_err() || ended.is_ok_and(|r| r.exit_code != 0), "the exec claims success");
     ensure!(
         cx.node.is_foreign() || proc::with_args(&format!("sleep {mark}")).is_empty(),
-        "its process lives on"
+        "the command of the exec is alive after its container's stop"
     );
     Ok(())
 }
@@ -224,10 +223,10 @@ async fn several_containers_of_a_pod(cx: Context) -> Result<()> {
         );
     }
     for (n, id) in ids.iter().enumerate() {
-        let text =
-            wait::until("the file", secs(5), || async { Ok(Some(cx.cri.sh(id, "cat /tmp/me").await?)) })
-                .await?;
-        ensure!(text == n.to_string(), "container {n} says {text}");
+        wait::until(&format!("the file of container {n}"), secs(5), || async {
+            cx.prints(id, "cat /tmp/me", &n.to_string()).await.map(Some)
+        })
+        .await?;
     }
     Ok(())
 }

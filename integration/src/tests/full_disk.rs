@@ -4,11 +4,12 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use cri_api::v1::PodSandboxState;
 
-use crate::context::{Context, Pod};
+use crate::context::Context;
 use crate::disk;
+use crate::expect::ensure;
 use crate::fixture::Fixture;
 use crate::isolation::command;
 use crate::runner::{Test, test};
@@ -36,7 +37,7 @@ enum Scarce {
 /// A separate file system at the node's root, used by the daemon.
 struct Disk {
     root: PathBuf,
-    /// Of the ext4.
+    /// The mounted ext4; `None` for a tmpfs.
     ext4: Option<disk::Disk>,
     scarce: Scarce,
 }
@@ -72,10 +73,9 @@ impl Disk {
         Ok(Self { root, ext4, scarce })
     }
 
-    /// Uses up everything that is left.
+    /// Uses up everything that is left. The first call needs space for a folder.
     fn fill(&self) -> Result<()> {
         let folder = self.root.join("filler");
-        // Created while there was space, or it exists already.
         fs::create_dir_all(&folder)?;
         for number in 0.. {
             match self.scarce {
@@ -123,7 +123,7 @@ impl Disk {
     async fn gives_back(&self, what: &str, least: u64) -> Result<()> {
         wait::until(&format!("{what} to give back {least}"), secs(20), || async {
             let free = self.free()?;
-            ensure!(free >= least, "{free} free");
+            ensure!(free >= least, "{free} is free");
             Ok(Some(()))
         })
         .await
@@ -131,17 +131,17 @@ impl Disk {
 
     async fn unmount(self, cx: &Context) -> Result<()> {
         cx.node.terminate().await?;
-        wait::until("the disk to be free", secs(10), || async {
+        wait::until("the disk to be unmounted", secs(10), || async {
             command("umount", &[&self.root.display().to_string()]).map(Some)
         })
         .await?;
-        // With its image.
+        // Removes the file with the ext4.
         drop(self.ext4);
         cx.node.launch().await
     }
 }
 
-/// The space that a container uses, which must be free once it is removed.
+/// A container that uses much of what is scarce, and how much of it must be free once the container is removed.
 fn greedy(cx: &Context, scarce: Scarce) -> (cri_api::v1::ContainerConfig, u64) {
     match scarce {
         Scarce::Bytes => (cx.shell("eater", "dd if=/dev/zero of=/fat bs=1M count=24"), 20 << 20),
@@ -151,26 +151,36 @@ fn greedy(cx: &Context, scarce: Scarce) -> (cri_api::v1::ContainerConfig, u64) {
     }
 }
 
+/// The lists must have this many pods and containers.
+async fn listed(cx: &Context, pods: usize, containers: usize) -> Result<()> {
+    let found = (cx.cri.pods(None).await?, cx.cri.containers(None).await?);
+    ensure!(
+        (found.0.len(), found.1.len()) == (pods, containers),
+        "instead of {pods} pods and {containers} containers the lists have {found:?}"
+    );
+    Ok(())
+}
+
 async fn every_removal_works(cx: &Context, disk: Disk) -> Result<()> {
     let unused = Fixture::image("tools");
     cx.cri.pull(&unused).await?;
-    let (pod, running) = sleeping(cx).await?;
+    let (pod, running, _) = cx.sleeping(cx.pod_config()).await?;
     let (config, least) = greedy(cx, disk.scarce);
     let eater = cx.run(&pod, &config).await?;
-    ensure!(eater.exit_code == 0, "{eater:?}");
+    ensure!(eater.exit_code == 0, "the container that uses space ended with {eater:?}");
     let stopped = cx.pod().await?;
     cx.cri.stop_pod(&stopped.id).await?;
     let ready = cx.pod().await?;
 
     disk.fill()?;
-    ensure!(cx.cri.pods(None).await?.len() == 3 && cx.cri.containers(None).await?.len() == 2);
-    ensure!(cx.cri.sh(&running, "echo on").await? == "on");
+    listed(cx, 3, 2).await?;
+    cx.exec_works(&running).await?;
     cx.cri.remove_pod(&stopped.id).await.context("RemovePodSandbox of a stopped pod on a full disk")?;
 
     disk.fill()?;
     cx.cri.stop_pod(&ready.id).await.context("StopPodSandbox on a full disk")?;
     let status = cx.cri.pod_status(&ready.id).await?.status.context("no status")?;
-    ensure!(status.state() == PodSandboxState::SandboxNotready, "{status:?}");
+    ensure!(status.state() == PodSandboxState::SandboxNotready, "the stopped pod is shown as {status:?}");
     cx.cri.remove_pod(&ready.id).await.context("RemovePodSandbox on a full disk")?;
 
     disk.fill()?;
@@ -181,27 +191,21 @@ async fn every_removal_works(cx: &Context, disk: Disk) -> Result<()> {
     disk.fill()?;
     cx.cri.remove(&eater.id).await.context("RemoveContainer on a full disk")?;
     disk.gives_back("the container", least).await?;
-    ensure!(cx.cri.sh(&running, "echo on").await? == "on");
+    cx.exec_works(&running).await?;
 
     disk.fill()?;
-    cx.cri.remove(&running).await.context("RemoveContainer of a running one on a full disk")?;
+    cx.cri.remove(&running).await.context("RemoveContainer of a running container on a full disk")?;
     cx.cri.drop_pod(&pod.id).await.context("stop and remove of the last pod on a full disk")?;
-    ensure!(cx.cri.pods(None).await?.is_empty() && cx.cri.containers(None).await?.is_empty());
+    listed(cx, 0, 0).await?;
     // What was removed stays removed.
     cx.node.crash().await?;
-    ensure!(cx.cri.pods(None).await?.is_empty() && cx.cri.containers(None).await?.is_empty());
+    listed(cx, 0, 0).await.context("after a start on a full disk")?;
     ensure!(cx.cri.image(&unused).await?.is_none(), "the image came back");
 
     disk.unfill()?;
-    let (pod, _) = sleeping(cx).await.context("a pod once there is space again")?;
+    let (pod, ..) = cx.sleeping(cx.pod_config()).await.context("a pod once there is space again")?;
     cx.cri.drop_pod(&pod.id).await?;
     disk.unmount(cx).await
-}
-
-async fn sleeping(cx: &Context) -> Result<(Pod, String)> {
-    let pod = cx.pod().await?;
-    let id = cx.start(&pod, &cx.sleeper("main")).await?;
-    Ok((pod, id))
 }
 
 async fn full_tmpfs(cx: Context) -> Result<()> {
@@ -228,7 +232,7 @@ fn layers(root: &Path) -> Result<usize> {
     Ok(fs::read_dir(root.join("images/layers"))?.count())
 }
 
-/// There is no space for the index even after the removal, because another image has the same layers.
+/// Another image has the same layers, so the removal frees no space for the index.
 async fn image_removed_on_a_full_disk_stays_removed(cx: Context) -> Result<()> {
     let disk = Disk::tmpfs(&cx, Scarce::Bytes).await?;
     let (one, two) = (Fixture::image("number-1"), Fixture::image("number-2"));
@@ -236,12 +240,17 @@ async fn image_removed_on_a_full_disk_stays_removed(cx: Context) -> Result<()> {
     cx.cri.pull(&two).await?;
     disk.fill()?;
     cx.cri.remove_image(&one).await.context("RemoveImage on a full disk")?;
-    ensure!(cx.cri.image(&one).await?.is_none() && cx.cri.images().await?.len() == 1);
+    let images = cx.cri.images().await?;
+    ensure!(
+        cx.cri.image(&one).await?.is_none() && images.len() == 1,
+        "after the removal of {one}: {images:?}"
+    );
     disk.fill()?;
     cx.node.crash().await?;
     ensure!(cx.cri.image(&one).await?.is_none(), "the image came back");
     ensure!(cx.cri.image(&two).await?.is_some(), "the other image is lost");
-    ensure!(layers(&disk.root)? == 1);
+    let left = layers(&disk.root)?;
+    ensure!(left == 1, "{left} layers are in the store instead of the one of the other image");
     disk.fill()?;
     cx.cri.remove_image(&two).await.context("RemoveImage of the last one on a full disk")?;
     wait::until_true("its layer to go", secs(10), || layers(&disk.root).is_ok_and(|left| left == 0)).await?;
@@ -254,13 +263,13 @@ async fn image_removed_on_a_full_disk_stays_removed(cx: Context) -> Result<()> {
 /// A daemon that is killed while the disk is full starts again with its pods and can remove them.
 async fn start_on_a_full_disk(cx: Context) -> Result<()> {
     let disk = Disk::ext4(&cx, Scarce::Bytes).await?;
-    let (pod, running) = sleeping(&cx).await?;
+    let (pod, running, _) = cx.sleeping(cx.pod_config()).await?;
     let (config, least) = greedy(&cx, disk.scarce);
     let eater = cx.run(&pod, &config).await?;
     disk.fill()?;
     cx.node.crash().await?;
     disk.fill()?;
-    ensure!(cx.cri.sh(&running, "echo on").await? == "on");
+    cx.exec_works(&running).await?;
     cx.cri.remove(&eater.id).await.context("RemoveContainer after a start on a full disk")?;
     disk.gives_back("the container", least).await?;
     cx.cri.drop_pod(&pod.id).await?;

@@ -1,13 +1,14 @@
-//! Five errors of a runtime that would disturb kubelet, and tests that copepod makes none of them.
+//! Five mistakes of a runtime that make kubelet fail or destroy something; copepod must make none of them.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use cri_api::v1::ContainerState;
 
 use crate::context::Context;
+use crate::expect::ensure;
 use crate::fixture::Fixture;
 use crate::runner::{Test, test};
 use crate::shapes::{self, CGROUP_PARENT, ContainerExt as _, PodExt as _};
@@ -16,16 +17,16 @@ use crate::{cgroup, proc};
 
 pub(super) fn tests() -> Vec<Test> {
     vec![
-        test!(h1_log_path_is_absolute).ours(),
-        test!(h2_no_cgroup_beside_the_pods).ours(),
-        test!(h3_no_message_is_absent),
-        test!(h4_mount_points_exist_and_stay),
-        test!(h5_every_listed_container_has_a_status).ours(),
+        test!(log_path_is_absolute).ours(),
+        test!(no_cgroup_beside_the_pods).ours(),
+        test!(no_message_is_absent),
+        test!(mount_points_exist_and_stay),
+        test!(every_listed_container_has_a_status).ours(),
     ]
 }
 
 /// kubelet removes `<log_path>*`; an empty path would match its working directory.
-async fn h1_log_path_is_absolute(cx: Context) -> Result<()> {
+async fn log_path_is_absolute(cx: Context) -> Result<()> {
     for (directory, path) in [("", ""), ("", "x/0.log"), ("logs", "")] {
         let mut config = cx.pod_config();
         config.log_directory = if directory.is_empty() {
@@ -51,11 +52,11 @@ async fn h1_log_path_is_absolute(cx: Context) -> Result<()> {
 
 /// kubelet kills the processes of any cgroup directly below a QoS level whose name contains "pod", as "copepod"
 /// does.
-async fn h2_no_cgroup_beside_the_pods(cx: Context) -> Result<()> {
+async fn no_cgroup_beside_the_pods(cx: Context) -> Result<()> {
     let qos = format!("{}/besteffort", *CGROUP_PARENT);
     let checked = async {
         let mut config = cx.pod_config().own_network();
-        let parent = format!("{qos}/podhazard2");
+        let parent = format!("{qos}/podhazard");
         config.linux.get_or_insert_default().cgroup_parent.clone_from(&parent);
         let pod = cx.pod_of(config).await?;
         let id = cx.start(&pod, &cx.sleeper("one")).await?;
@@ -66,16 +67,14 @@ async fn h2_no_cgroup_beside_the_pods(cx: Context) -> Result<()> {
                 || path == parent
                 || path == format!("{parent}/{id}")
                 || path.starts_with(&format!("{parent}/{}", pod.id));
-            ensure!(fits, "a cgroup of kubelet's levels that is not the container's: {path}");
-        }
-        let shim = cx.node.shim(&pod.id)?;
-        for process in [shim.pid, cx.node.pause(&pod.id)?.pid] {
-            let text = std::fs::read_to_string(format!("/proc/{process}/cgroup"))?;
             ensure!(
-                !text.contains(&parent) || process != shim.pid,
-                "the shim lives below the pod's cgroup, which kubelet destroys: {text}"
+                fits,
+                "a cgroup below kubelet's QoS level belongs neither to the pod nor to its container: {path}"
             );
         }
+        let shim = cx.node.shim(&pod.id)?.pid;
+        let text = std::fs::read_to_string(format!("/proc/{shim}/cgroup"))?;
+        ensure!(!text.contains(&qos), "the shim is below a QoS level, where kubelet kills it: {text}");
         cx.cri.drop_pod(&pod.id).await?;
         Ok(())
     }
@@ -85,7 +84,7 @@ async fn h2_no_cgroup_beside_the_pods(cx: Context) -> Result<()> {
 }
 
 /// Messages that kubelet dereferences without a check.
-async fn h3_no_message_is_absent(cx: Context) -> Result<()> {
+async fn no_message_is_absent(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let created = cx.create(&pod, &cx.sleeper("created")).await?;
     let running = cx.start(&pod, &cx.sleeper("running")).await?;
@@ -98,30 +97,45 @@ async fn h3_no_message_is_absent(cx: Context) -> Result<()> {
     );
     for stats in &list {
         let attributes = stats.attributes.as_ref().context("stats without attributes")?;
-        ensure!(attributes.metadata.is_some() && !attributes.id.is_empty(), "{attributes:?}");
+        ensure!(
+            attributes.metadata.is_some() && !attributes.id.is_empty(),
+            "listed stats have {attributes:?}"
+        );
     }
     for id in [&created, &running, &exited] {
-        if let Ok(Some(stats)) = cx.cri.stats(id).await {
-            ensure!(stats.attributes.is_some_and(|a| a.metadata.is_some()), "ContainerStats of {id}");
+        let answer = cx.cri.stats(id).await;
+        ensure!(
+            id != &running || matches!(answer, Ok(Some(_))),
+            "of a running container the stats are {answer:?}"
+        );
+        if let Ok(Some(stats)) = answer {
+            ensure!(
+                stats.attributes.as_ref().is_some_and(|a| a.metadata.is_some()),
+                "ContainerStats of {id} have no metadata: {stats:?}"
+            );
         }
         let s = cx.cri.container(id).await?;
         ensure!(
             s.metadata.is_some() && s.image.is_some() && !s.image_ref.is_empty() && s.created_at > 0,
-            "{s:?}"
+            "a field is missing in the status {s:?}"
         );
     }
     let info = cx.cri.image_fs().await?;
+    ensure!(!info.image_filesystems.is_empty(), "no image file system: {info:?}");
     for fs in info.image_filesystems.iter().chain(&info.container_filesystems) {
-        ensure!(fs.used_bytes.is_some() && fs.inodes_used.is_some() && fs.fs_id.is_some(), "{fs:?}");
+        ensure!(
+            fs.used_bytes.is_some() && fs.inodes_used.is_some() && fs.fs_id.is_some(),
+            "a field is missing in the file system {fs:?}"
+        );
     }
     for pod in cx.cri.pods(None).await? {
-        ensure!(pod.metadata.is_some() && pod.created_at > 0, "{pod:?}");
+        ensure!(pod.metadata.is_some() && pod.created_at > 0, "a field is missing in the listed pod {pod:?}");
     }
     Ok(())
 }
 
 /// If stat() of the mount point fails, kubelet's whole summary fails.
-async fn h4_mount_points_exist_and_stay(cx: Context) -> Result<()> {
+async fn mount_points_exist_and_stay(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let id = cx.start(&pod, &cx.sleeper("one")).await?;
     let place = cx
@@ -141,13 +155,13 @@ async fn h4_mount_points_exist_and_stay(cx: Context) -> Result<()> {
         .mountpoint;
     ensure!(Path::new(&place).exists() && Path::new(&image).exists(), "{place} or {image} does not exist");
     cx.cri.drop_pod(&pod.id).await?;
-    ensure!(Path::new(&place).exists(), "{place} went with its container");
+    ensure!(Path::new(&place).exists(), "{place} was removed with its container");
     ensure!(cx.node.is_foreign() || !place.contains(&id), "{place} belongs to one container");
     Ok(())
 }
 
 /// If the status of a listed container fails, kubelet cannot remove it and stops collecting images.
-async fn h5_every_listed_container_has_a_status(cx: Context) -> Result<()> {
+async fn every_listed_container_has_a_status(cx: Context) -> Result<()> {
     let name = Fixture::image("busybox-docker");
     let pod = cx.pod().await?;
     let sleeping = |n: &str| shapes::container(n, &name, &["/bin/sleep", "10000"]);
@@ -157,21 +171,17 @@ async fn h5_every_listed_container_has_a_status(cx: Context) -> Result<()> {
     cx.cri.wait_exit(&dead, secs(10)).await?;
     cx.cri.remove_image(&name).await?;
     proc::signal(cx.node.shim(&pod.id)?.pid, nix::sys::signal::Signal::SIGKILL)?;
-    // Until the shim's death is shown, and at every step on the way.
+    // At any moment until the daemon has noticed the shim's death.
     let end = Instant::now() + secs(20);
     loop {
-        for listed in cx.cri.containers(None).await? {
-            let answer = cx.cri.container(&listed.id).await;
-            let still = cx.cri.containers(None).await?.iter().any(|c| c.id == listed.id);
-            ensure!(answer.is_ok() || !still, "{}: {:#}", listed.id, answer.err().context("error")?);
-        }
+        all_listed_have_a_status(&cx).await?;
         if cx.cri.container(&running).await?.state() == ContainerState::ContainerExited {
             break;
         }
-        ensure!(Instant::now() < end, "the container of a dead shim is shown as running");
+        ensure!(Instant::now() < end, "the container of a dead shim is shown as running for 20 s");
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
-    cx.cri.container(&running).await.context("with image and shim gone")?;
+    cx.cri.container(&running).await.context("the status of a container without its image and shim")?;
     // While containers come and go.
     let other = cx.pod_of(cx.pod_config().label("second", "pod")).await?;
     let churn = {
@@ -185,12 +195,18 @@ async fn h5_every_listed_container_has_a_status(cx: Context) -> Result<()> {
         })
     };
     while !churn.is_finished() {
-        for listed in cx.cri.containers(None).await? {
-            if let Err(e) = cx.cri.container(&listed.id).await {
-                let still = cx.cri.containers(None).await?.iter().any(|c| c.id == listed.id);
-                ensure!(!still, "{} is listed but has no status: {e:#}", listed.id);
-            }
-        }
+        all_listed_have_a_status(&cx).await?;
     }
     churn.await?
+}
+
+/// Every container in the list has a status, unless it was removed in between.
+async fn all_listed_have_a_status(cx: &Context) -> Result<()> {
+    for listed in cx.cri.containers(None).await? {
+        if let Err(e) = cx.cri.container(&listed.id).await {
+            let still = cx.cri.containers(None).await?.iter().any(|c| c.id == listed.id);
+            ensure!(!still, "container {} is listed but has no status: {e:#}", listed.id);
+        }
+    }
+    Ok(())
 }

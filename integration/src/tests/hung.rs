@@ -4,11 +4,12 @@ use std::os::fd::OwnedFd;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use cri_api::v1::security_profile::ProfileType;
 
 use crate::context::{Context, Pod};
-use crate::hang::Hang;
+use crate::expect::ensure;
+use crate::fuse::Hang;
 use crate::proc;
 use crate::runner::{Test, test};
 use crate::shapes::{ContainerExt as _, seccomp};
@@ -32,7 +33,7 @@ const STUCK: Duration = Duration::from_secs(5);
 /// Medians below this are noise.
 const FLOOR: Duration = Duration::from_millis(100);
 
-/// Medians.
+/// Medians of the durations of calls.
 #[derive(Debug)]
 struct Times {
     list: Duration,
@@ -45,7 +46,7 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times.get(times.len() / 2).copied().unwrap_or_default()
 }
 
-/// Times of calls that are independent of what hangs.
+/// Durations of calls for a pod that does not depend on what hangs.
 async fn times(cx: &Context, pod: &Pod, round: &str) -> Result<Times> {
     let bounded = |what: &'static str| move |_| anyhow::anyhow!("{what} of another pod took over {STUCK:?}");
     let (mut list, mut exec, mut stop) = (Vec::new(), Vec::new(), Vec::new());
@@ -62,11 +63,12 @@ async fn times(cx: &Context, pod: &Pod, round: &str) -> Result<Times> {
     for _ in 0..CALLS {
         let start = Instant::now();
         let listed = tokio::time::timeout(STUCK, cx.cri.containers(None)).await;
-        ensure!(!listed.map_err(bounded("List"))??.is_empty());
+        ensure!(!listed.map_err(bounded("List"))??.is_empty(), "ListContainers returned an empty list");
         list.push(start.elapsed());
         let start = Instant::now();
         let ran = tokio::time::timeout(STUCK, cx.cri.exec(&first, &["/bin/true"])).await;
-        ensure!(ran.map_err(bounded("ExecSync"))??.code == 0);
+        let ran = ran.map_err(bounded("ExecSync"))??;
+        ensure!(ran.code == 0, "`true` ended with {ran:?}");
         exec.push(start.elapsed());
     }
     for id in ids {
@@ -77,7 +79,7 @@ async fn times(cx: &Context, pod: &Pod, round: &str) -> Result<Times> {
     Ok(Times { list: median(list), exec: median(exec), stop: median(stop) })
 }
 
-/// The allowed time: twice the reference, or the noise level if that is more.
+/// Calls may take at most twice as long as before, or [`FLOOR`] if that is more.
 fn compare(what: &str, calm: &Times, loaded: &Times) -> Result<()> {
     for (call, before, after) in [
         ("List", calm.list, loaded.list),
@@ -89,15 +91,12 @@ fn compare(what: &str, calm: &Times, loaded: &Times) -> Result<()> {
     Ok(())
 }
 
-fn threads(cx: &Context) -> Result<usize> {
-    Ok(std::fs::read_dir(format!("/proc/{}/task", cx.node.pid()?))?.count())
-}
-
 async fn sixty_four_stuck_calls_in_one_pod(cx: Context) -> Result<()> {
     let (healthy, stuck) = (cx.pod().await?, cx.pod().await?);
     let calm = times(&cx, &healthy, "calm").await?;
-    let before = threads(&cx)?;
-    let hang = Hang::new(&cx.volume("hung")?)?;
+    let daemon = cx.node.pid()?;
+    let before = proc::threads(daemon)?;
+    let hang = Hang::mount(&cx.volume("hung")?)?;
     let calls: Vec<_> = (0..64)
         .map(|n| {
             let profile = seccomp(ProfileType::Localhost, &hang.path("profile.json"));
@@ -106,18 +105,18 @@ async fn sixty_four_stuck_calls_in_one_pod(cx: Context) -> Result<()> {
             tokio::spawn(async move { cx.create(&pod, &config).await })
         })
         .collect();
-    let work = async {
+    let loaded = async {
         wait::until("the calls to hang", secs(10), || async {
-            Ok((threads(&cx)? >= before + 2).then_some(()))
+            Ok((proc::threads(daemon)? >= before + 2).then_some(()))
         })
         .await?;
         times(&cx, &healthy, "loaded").await
-    };
-    let loaded = work.await;
+    }
+    .await;
     drop(hang);
     for call in calls {
-        let made = tokio::time::timeout(secs(40), call).await.context("a call that never ends")?;
-        ensure!(made?.is_err(), "a container whose profile could not be read");
+        let made = tokio::time::timeout(secs(40), call).await.context("no answer to CreateContainer")?;
+        ensure!(made?.is_err(), "a container was created although its profile could not be read");
     }
     compare("64 stuck calls in one pod", &calm, &loaded?)
 }
@@ -126,7 +125,7 @@ async fn a_hung_log_disk(cx: Context) -> Result<()> {
     const PODS: usize = 6;
     let healthy = cx.pod().await?;
     let calm = times(&cx, &healthy, "calm").await?;
-    let hang = Hang::new(&cx.volume("hung")?)?;
+    let hang = Hang::mount(&cx.volume("hung")?)?;
     let pods: Vec<_> = (0..PODS)
         .map(|n| {
             let mut config = cx.pod_config();
@@ -136,7 +135,7 @@ async fn a_hung_log_disk(cx: Context) -> Result<()> {
         })
         .collect();
     let loaded = async {
-        wait::until_true("shims on the hung disk", secs(10), || {
+        wait::until_true("the shims of the pods on the hung disk to start", secs(10), || {
             let shims = proc::all().into_iter().filter(|p| p.comm.starts_with("copepod-shim"));
             shims.count() > PODS
         })
@@ -146,7 +145,7 @@ async fn a_hung_log_disk(cx: Context) -> Result<()> {
     .await;
     drop(hang);
     for pod in pods {
-        let up = tokio::time::timeout(secs(40), pod).await.context("a pod that never ends")?;
+        let up = tokio::time::timeout(secs(40), pod).await.context("no answer to RunPodSandbox")?;
         ensure!(up?.is_err(), "a pod whose log folder hangs came up");
     }
     compare("a hung log disk", &calm, &loaded?)
@@ -160,7 +159,7 @@ async fn a_full_stderr(cx: Context) -> Result<()> {
     let healthy = cx.pod().await?;
     let calm = times(&cx, &healthy, "calm").await?;
     let loaded = async {
-        // Each logs a line of more than 150 bytes: together more than the pipe and the queue can hold.
+        // Each call logs a line of more than 150 bytes: together more than the pipe and the queue can hold.
         let mut callers = tokio::task::JoinSet::new();
         for caller in 0..8 {
             let cx = cx.clone();
@@ -169,7 +168,7 @@ async fn a_full_stderr(cx: Context) -> Result<()> {
                     let id = format!("{:064x}", caller * 1000 + n);
                     let refused = tokio::time::timeout(STUCK, cx.cri.start(&id)).await;
                     let refused = refused.with_context(|| format!("call {n} took over {STUCK:?}"))?;
-                    ensure!(refused.is_err(), "a container {id}");
+                    ensure!(refused.is_err(), "the unknown container {id} was started");
                 }
                 Ok(())
             });
@@ -186,7 +185,7 @@ async fn a_full_stderr(cx: Context) -> Result<()> {
         return compare("a full stderr", &calm, &loaded?);
     }
     compare("a full stderr", &calm, &loaded?)?;
-    // The written lines are complete, and the log says that some are missing.
+    // What is read now has many lines, and says that some were dropped.
     let reading = tokio::task::spawn_blocking(move || {
         use std::io::Read as _;
         let mut text = Vec::new();
@@ -197,8 +196,13 @@ async fn a_full_stderr(cx: Context) -> Result<()> {
     cx.cri.drop_pod(&healthy.id).await?;
     cx.node.terminate().await?;
     let text = tokio::time::timeout(secs(20), reading).await.context("stderr stays open")???;
-    ensure!(text.contains("ready") && text.lines().count() > 300, "{} lines", text.lines().count());
-    ensure!(text.contains("log lines were dropped"), "it does not say that lines are missing");
+    ensure!(
+        text.contains("ready") && text.lines().count() > 300,
+        "the log has {} lines, and `ready` is among them: {}",
+        text.lines().count(),
+        text.contains("ready")
+    );
+    ensure!(text.contains("log lines were dropped"), "the log does not say that lines were dropped");
     Ok(())
 }
 
@@ -221,18 +225,17 @@ async fn output_of_many_execs_is_bounded(cx: Context) -> Result<()> {
     let (mut kept, mut least) = (0, usize::MAX);
     for exec in execs {
         let out = exec.await??;
-        ensure!(out.exit_code == 0, "{}", out.exit_code);
+        ensure!(out.exit_code == 0, "an exec ended with {}", out.exit_code);
         kept += out.stdout.len();
         least = least.min(out.stdout.len());
     }
-    let peak =
-        proc::status(pid)?.get("VmHWM").context("VmHWM")?.trim_end_matches(" kB").trim().parse::<u64>()?;
+    let peak = proc::peak_kib(pid)?;
     println!("      {EXECS} execs of 16 MiB: {} MiB kept, peak {} MiB", kept >> 20, peak >> 10);
-    ensure!(peak < 300 << 10, "the daemon had {} MiB", peak >> 10);
-    ensure!(least >= 16 << 10, "an exec kept {least} bytes");
-    // A single exec can use its whole limit.
+    ensure!(peak < 300 << 10, "the daemon had up to {} MiB", peak >> 10);
+    ensure!(least >= 16 << 10, "of one exec only {least} bytes were kept");
+    // A single exec can use the whole limit of one.
     let out =
         cx.cri.exec_sync(&id, &["/bin/sh", "-c", "dd if=/dev/zero bs=1M count=15 2>/dev/null"], 60).await?;
-    ensure!(out.stdout.len() == 15 << 20, "{} bytes", out.stdout.len());
+    ensure!(out.stdout.len() == 15 << 20, "of 15 MiB {} bytes were kept", out.stdout.len());
     Ok(())
 }

@@ -1,13 +1,16 @@
 //! Images: references, forms, consistency, users, content on disk.
 
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use cri_api::v1 as api;
 use serde_json::json;
 use tonic::Code;
 
 use crate::context::Context;
+use crate::expect::ensure;
 use crate::fixture::Fixture;
 use crate::images::Recipe;
 use crate::images::layer::{Packing, Writer};
@@ -40,6 +43,29 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
+/// Everything in the image store but its own folders, which are created once.
+pub(super) fn stored(cx: &Context) -> Result<BTreeSet<PathBuf>> {
+    let root = cx.node.paths.root.join("images");
+    let (mut found, mut open) = (BTreeSet::new(), vec![root.clone()]);
+    while let Some(folder) = open.pop() {
+        let entries = match std::fs::read_dir(&folder) {
+            // Deleted meanwhile.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound && folder != root => continue,
+            entries => entries.with_context(|| folder.display().to_string())?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            if folder != root || entry.file_type()?.is_file() {
+                found.insert(entry.path());
+            }
+            if entry.file_type()?.is_dir() {
+                open.push(entry.path());
+            }
+        }
+    }
+    Ok(found)
+}
+
 async fn fs_info_on_an_empty_node(cx: Context) -> Result<()> {
     let info = cx.cri.image_fs().await?;
     let fs = info.image_filesystems.first().context("no image file system")?;
@@ -62,11 +88,11 @@ async fn pull_status_list_remove(cx: Context) -> Result<()> {
         "the id is not the configuration's digest: {id}"
     );
     let image = cx.cri.image(&name).await?.context("no status right after the pull")?;
-    ensure!(image.id == id && image.size > 0, "{image:?}");
-    ensure!(image.repo_tags == [name.clone()], "{:?}", image.repo_tags);
+    ensure!(image.id == id && image.size > 0, "of the image {id} the status is {image:?}");
+    ensure!(image.repo_tags == [name.clone()], "{name} has the tags {:?}", image.repo_tags);
     ensure!(
         image.repo_digests.len() == 1 && image.repo_digests.iter().all(|d| d.contains("@sha256:")),
-        "{:?}",
+        "{name} has the digests {:?}",
         image.repo_digests
     );
     ensure!(cx.cri.images().await?.iter().any(|i| i.id == id), "not listed");
@@ -91,7 +117,10 @@ async fn every_reference_gives_the_same(cx: Context) -> Result<()> {
         let found = cx.cri.image(name).await?.with_context(|| format!("not found by {name}"))?;
         ensure!(found == reference, "by {name}: {found:?} instead of {reference:?}");
     }
-    ensure!(cx.cri.image("registry.test/busybox:none").await?.is_none());
+    ensure!(
+        cx.cri.image("registry.test/busybox:none").await?.is_none(),
+        "a tag that was not pulled is found"
+    );
     Ok(())
 }
 
@@ -100,7 +129,7 @@ async fn digest_pull_has_no_tag(cx: Context) -> Result<()> {
     let name = format!("registry.test/number-2@{digest}");
     let id = cx.cri.pull(&name).await?;
     let image = cx.cri.image(&name).await?.context("no status")?;
-    ensure!(image.repo_tags.is_empty() && image.repo_digests == [name], "{image:?}");
+    ensure!(image.repo_tags.is_empty() && image.repo_digests == [name], "pulled by digest: {image:?}");
     cx.cri.remove_image(&id).await?;
     Ok(())
 }
@@ -109,11 +138,8 @@ async fn forms_and_packings(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     for name in ["busybox-zstd", "busybox-plain", "busybox-docker", "busybox"] {
         let image = Fixture::image(name);
-        let text = cx
-            .output(&pod, &shapes::container(name, &image, &["/bin/cat", "/etc/marker"]))
-            .await
-            .with_context(|| name.to_owned())?;
-        ensure!(text == "from the image\n", "{name}: {text}");
+        let config = shapes::container(name, &image, &["/bin/cat", "/etc/marker"]);
+        cx.outputs(&pod, &config, "from the image\n").await.context(name)?;
     }
     Ok(())
 }
@@ -126,7 +152,7 @@ async fn manifest_lists_choose_the_platform(cx: Context) -> Result<()> {
         let image = cx.cri.image(&id).await?.context("status")?;
         ensure!(
             image.repo_digests == [format!("registry.test/{name}@{}", entry.image.manifest.digest)],
-            "{name}: {:?}",
+            "{name} has the digests {:?}, not that of the index",
             image.repo_digests
         );
         cx.cri.remove_image(&id).await?;
@@ -136,7 +162,8 @@ async fn manifest_lists_choose_the_platform(cx: Context) -> Result<()> {
 
 async fn tls_with_a_private_ca(cx: Context) -> Result<()> {
     let id = cx.cri.pull("tls.test/number-3:1").await?;
-    ensure!(id == cx.fixture.entry("number-3", "1")?.image.id);
+    let pushed = &cx.fixture.entry("number-3", "1")?.image.id;
+    ensure!(id == *pushed, "image {id} came instead of {pushed}");
     cx.cri.remove_image(&id).await?;
     // Without the CA the same server is refused.
     let hosts = cx.node.paths.certs.join("untrusted.test");
@@ -146,14 +173,15 @@ async fn tls_with_a_private_ca(cx: Context) -> Result<()> {
         format!("server = \"https://127.0.0.1:{}\"\n", cx.fixture.registry.tls_port),
     )?;
     let e = cx.cri.pull("untrusted.test/number-3:1").await.err().context("an unknown CA was trusted")?;
-    ensure!(e.message().to_lowercase().contains("certificate"), "{e}");
+    ensure!(e.message().to_lowercase().contains("certificate"), "the error does not name the cause: {e}");
     Ok(())
 }
 
 async fn mirror_falls_back(cx: Context) -> Result<()> {
     let id = cx.cri.pull("fallback.test/number-3:1").await.context("the server behind a dead mirror")?;
     cx.cri.remove_image(&id).await?;
-    let e = cx.cri.pull("absent.test/number-3:1").await.err().context("nobody answers there")?;
+    let e =
+        cx.cri.pull("absent.test/number-3:1").await.err().context("pulled from a port without a listener")?;
     ensure!(e.message().contains("absent.test"), "the error does not name the image: {e}");
     Ok(())
 }
@@ -169,7 +197,7 @@ async fn user_is_uid_or_name(cx: Context) -> Result<()> {
         let image = cx.cri.image(&id).await?.context("status")?;
         ensure!(
             image.uid.map(|v| v.value) == uid && image.username == user,
-            "{name}: {:?} `{}`",
+            "{name}: uid {:?} and username `{}` instead of {uid:?} and `{user}`",
             image.uid,
             image.username
         );
@@ -184,14 +212,14 @@ async fn three_tags_one_image(cx: Context) -> Result<()> {
         ids.push(cx.cri.pull(&format!("registry.test/tags:{tag}")).await?);
     }
     ids.dedup();
-    ensure!(ids.len() == 1, "{ids:?}");
+    ensure!(ids.len() == 1, "three tags of one manifest are the images {ids:?}");
     let id = ids.pop().context("id")?;
     let listed: Vec<_> = cx.cri.images().await?.into_iter().filter(|i| i.id == id).collect();
     let mut tags = listed.first().map(|i| i.repo_tags.clone()).unwrap_or_default();
     tags.sort();
     ensure!(
         listed.len() == 1 && tags == ["registry.test/tags:1", "registry.test/tags:2", "registry.test/tags:3"],
-        "{listed:?}"
+        "one image with three tags is listed as {listed:?}"
     );
     cx.cri.remove_image("registry.test/tags:2").await?;
     for tag in ["1", "2", "3"] {
@@ -206,9 +234,12 @@ async fn three_tags_one_image(cx: Context) -> Result<()> {
 async fn two_registries_one_image(cx: Context) -> Result<()> {
     let one = cx.cri.pull("registry.test/number-1:1").await?;
     let two = cx.cri.pull("other.test/number-1:1").await?;
-    ensure!(one == two, "{one} and {two}");
+    ensure!(one == two, "one image of two registries is {one} and {two}");
     let image = cx.cri.image(&one).await?.context("status")?;
-    ensure!(image.repo_tags.len() == 2 && image.repo_digests.len() == 2, "{image:?}");
+    ensure!(
+        image.repo_tags.len() == 2 && image.repo_digests.len() == 2,
+        "an image of two registries: {image:?}"
+    );
     cx.cri.remove_image("other.test/number-1:1").await?;
     ensure!(
         cx.cri.image("registry.test/number-1:1").await?.is_none(),
@@ -232,7 +263,7 @@ async fn simultaneous_pulls_are_one(cx: Context) -> Result<()> {
         ids.push(one.await??);
     }
     ids.dedup();
-    ensure!(ids.len() == 1, "{ids:?}");
+    ensure!(ids.len() == 1, "pulls of one name gave the images {ids:?}");
     cx.fixture.registry.settled().await?;
     let transfers = cx.fixture.registry.requests(&format!("GET /v2/tools/blobs/{layer}")) - before;
     ensure!(transfers == 1, "the layer was transferred {transfers} times");
@@ -252,7 +283,7 @@ async fn simultaneous_removals(cx: Context) -> Result<()> {
         for one in work {
             one.await?.context("one of five removals")?;
         }
-        ensure!(cx.cri.image(&name).await?.is_none());
+        ensure!(cx.cri.image(&name).await?.is_none(), "{name} is there after its removal");
     }
     Ok(())
 }
@@ -270,22 +301,17 @@ async fn deadline_of_a_millisecond(cx: Context) -> Result<()> {
         .await
         .err()
         .context("pulled in 1 ms")?;
-    ensure!(matches!(e.code(), Code::DeadlineExceeded | Code::Cancelled), "{e}");
+    ensure!(
+        matches!(e.code(), Code::DeadlineExceeded | Code::Cancelled),
+        "a pull with a deadline of 1 ms: {e}"
+    );
     ensure!(cx.cri.image(&name).await?.is_none(), "the image of a cancelled pull is there");
     cx.cri.pull(&name).await.context("the next pull")?;
     Ok(())
 }
 
 async fn cancelled_pull_leaves_nothing(cx: Context) -> Result<()> {
-    let files = || -> Vec<String> {
-        let out = std::process::Command::new("find")
-            .arg(cx.node.paths.root.join("images"))
-            .args(["-type", "f"])
-            .output();
-        out.map(|o| String::from_utf8_lossy(&o.stdout).lines().map(str::to_owned).collect())
-            .unwrap_or_default()
-    };
-    let before = files();
+    let before = stored(&cx)?;
     let (_stall, pull) = half_pulled(&cx, "cancelled").await?;
     pull.abort();
     for wait in [1, 3, 8, 15, 25, 40] {
@@ -298,8 +324,8 @@ async fn cancelled_pull_leaves_nothing(cx: Context) -> Result<()> {
         }
     }
     crate::wait::until("what cancelled pulls left to go", Duration::from_secs(30), || async {
-        let left: Vec<String> = files().into_iter().filter(|f| !before.contains(f)).collect();
-        ensure!(left.is_empty(), "{left:?} is left");
+        let left: BTreeSet<_> = &stored(&cx)? - &before;
+        ensure!(left.is_empty(), "{left:?} are left");
         Ok(Some(()))
     })
     .await?;
@@ -326,12 +352,12 @@ async fn half_pulled(
         stall.stalled() == 1 && std::fs::read_dir(&layers).is_ok_and(|mut found| found.next().is_some())
     })
     .await?;
-    ensure!(!pull.is_finished(), "the pull is over, without a layer");
+    ensure!(!pull.is_finished(), "the pull ended although one layer stalls");
     Ok((stall, pull))
 }
 
-/// Kills the daemon when half of an image was pulled, and at increasing times of a pull: the image is complete or
-/// absent, and the next pull succeeds.
+/// Kills the daemon when half of an image was pulled, and at increasing times after the start of a pull: the image is
+/// complete or absent, and the next pull succeeds.
 async fn crash_in_the_middle_of_a_pull(cx: Context) -> Result<()> {
     let (_stall, pull) = half_pulled(&cx, "crashed").await?;
     cx.node.kill9()?;
@@ -357,8 +383,7 @@ async fn crash_in_the_middle_of_a_pull(cx: Context) -> Result<()> {
         }
         cx.cri.pull(&name).await.with_context(|| format!("the pull after a kill at {wait} ms"))?;
         let pod = cx.pod().await?;
-        let text = cx.output(&pod, &shapes::container("one", &name, &["/usr/bin/id", "-u"])).await?;
-        ensure!(text == "0\n", "{text}");
+        cx.outputs(&pod, &shapes::container("one", &name, &["/usr/bin/id", "-u"]), "0\n").await?;
         cx.cri.drop_pod(&pod.id).await?;
         cx.cri.remove_image(&name).await?;
     }
@@ -388,7 +413,7 @@ async fn sixty_layers(cx: Context) -> Result<()> {
         &["/bin/sh", "-c", "ls /layers | wc -l; cat /layers/last"],
     );
     let text = cx.output(&pod, &config).await?;
-    ensure!(text.trim() == "61\n59", "{text}");
+    ensure!(text.trim() == "61\n59", "number of files, and content of the topmost `last`: {text:?}");
     Ok(())
 }
 
@@ -400,10 +425,10 @@ async fn removal_while_in_use(cx: Context) -> Result<()> {
     cx.cri.remove_image(&name).await?;
     ensure!(
         cx.cri.sh(&id, "cat /etc/marker && ls /bin | wc -l").await?.starts_with("from the image"),
-        "its files are gone"
+        "the files of a container whose image was removed are gone"
     );
     let status = cx.cri.container(&id).await.context("status must go on working")?;
-    ensure!(status.image_id == image);
+    ensure!(status.image_id == image, "its image_id was {image} and is {}", status.image_id);
     Ok(())
 }
 

@@ -3,12 +3,13 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use cri_api::v1 as api;
 use serde_json::{Value, json};
 use tar::EntryType::{Directory, Link, Regular, Symlink};
 
 use crate::context::Context;
+use crate::expect::ensure;
 use crate::images::layer::{Layer, Packing, Writer};
 use crate::images::{Image, Recipe, digest};
 use crate::runner::{Test, test};
@@ -153,7 +154,7 @@ async fn dot_dot_within_a_name(cx: Context) -> Result<()> {
 async fn dot_dot_above_the_root(cx: Context) -> Result<()> {
     let text = look(&cx, &[file("a/../../../climbed", "x")?], None, "cat /climbed").await?;
     same(&text, "x")?;
-    ensure!(!std::path::Path::new("/climbed").exists(), "the host's root has it");
+    ensure!(!std::path::Path::new("/climbed").exists(), "the file was created in the host's root");
     Ok(())
 }
 
@@ -284,7 +285,7 @@ async fn symlinked_parent_climbs(cx: Context) -> Result<()> {
         w.raw(Regular, "l/f", "", 0o644, (0, 0), b"f")
     })?;
     same(&look(&cx, &[top], None, "cat /climbed/f").await?, "f")?;
-    ensure!(!std::path::Path::new("/climbed").exists(), "the host's root has it");
+    ensure!(!std::path::Path::new("/climbed").exists(), "the file was created in the host's root");
     Ok(())
 }
 
@@ -329,7 +330,7 @@ async fn symlink_of_a_lower_layer_is_replaced(cx: Context) -> Result<()> {
     same(&text, "/l:\nnew\n\n/u:\nold\ndirectory 1777")
 }
 
-/// Pulls an image, which must fail with this code and text; other pulls still work.
+/// Pulls an image, which must fail with this code and text; afterwards another image must work.
 async fn refused(cx: &Context, image: &Image, code: tonic::Code, word: &str) -> Result<()> {
     let listed = || async {
         Ok::<_, tonic::Status>(cx.cri.images().await?.into_iter().map(|i| i.id).collect::<BTreeSet<_>>())
@@ -337,7 +338,10 @@ async fn refused(cx: &Context, image: &Image, code: tonic::Code, word: &str) -> 
     let before = listed().await?;
     let name = pushed(cx, image).await?;
     let error = cx.cri.pull(&name).await.err().with_context(|| format!("{name} was pulled"))?;
-    ensure!(error.code() == code && error.message().contains(word), "{error}");
+    ensure!(
+        error.code() == code && error.message().contains(word),
+        "not {code:?} with `{word}`, but {error}"
+    );
     ensure!(listed().await? == before, "an image of a refused pull is listed");
     let fine = look(cx, &[file("fine", "fine")?], None, "cat /fine").await?;
     same(&fine, "fine")

@@ -2,11 +2,12 @@
 
 use std::fs;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::json;
 
 use crate::context::Context;
+use crate::expect::ensure;
 use crate::fixture::Fixture;
 use crate::fuse::Stuck;
 use crate::images::layer::{Layer, Packing, Writer};
@@ -47,13 +48,16 @@ async fn lost_layer_is_pulled_again(cx: Context) -> Result<()> {
     let id = cx.cri.pull(&name).await?;
     let all = layers(&cx)?;
     lose(&cx, all.first().context("no layer")?).await?;
-    ensure!(cx.cri.image(&name).await?.is_none(), "kubelet would not pull it again");
-    ensure!(cx.cri.images().await?.is_empty(), "it is listed");
-    ensure!(cx.cri.pull(&name).await? == id, "another image came");
+    ensure!(
+        cx.cri.image(&name).await?.is_none(),
+        "an image with a lost layer has a status, so kubelet would not pull it again"
+    );
+    ensure!(cx.cri.images().await?.is_empty(), "an image with a lost layer is listed");
+    let again = cx.cri.pull(&name).await?;
+    ensure!(again == id, "the second pull gave image {again} instead of {id}");
     let pod = cx.pod().await?;
-    let text = cx.output(&pod, &shapes::container("look", &name, &["/bin/cat", "/etc/marker"])).await?;
-    ensure!(text == "from the image\n", "{text:?}");
-    Ok(())
+    cx.outputs(&pod, &shapes::container("look", &name, &["/bin/cat", "/etc/marker"]), "from the image\n")
+        .await
 }
 
 /// kubelet removes images to free space, measures right after, and evicts pods if there is too little.
@@ -64,12 +68,15 @@ async fn a_removed_image_has_given_its_space_back(cx: Context) -> Result<()> {
         ensure!(!kept.is_empty(), "no layers");
         cx.cri.remove_image(&Fixture::image("tools")).await?;
         let trash = fs::read_dir(cx.node.paths.root.join("images/trash"))?.count();
-        ensure!(trash == 0 && layers(&cx)?.is_empty(), "{trash} of {kept:?} are still being deleted");
+        ensure!(
+            trash == 0 && layers(&cx)?.is_empty(),
+            "after RemoveImage {trash} folders are in the trash; the image had the layers {kept:?}"
+        );
     }
     Ok(())
 }
 
-/// A FIFO simulates a disk that hangs during a read.
+/// A FUSE file system simulates a disk that hangs during a read.
 async fn a_blob_that_cannot_be_read_to_its_end_stops_nothing_else(cx: Context) -> Result<()> {
     let id = cx.cri.pull(&Fixture::image("busybox")).await?;
     let blob = cx.node.paths.root.join("images/blobs").join(id.strip_prefix("sha256:").context("no digest")?);
@@ -77,7 +84,7 @@ async fn a_blob_that_cannot_be_read_to_its_end_stops_nothing_else(cx: Context) -
     fs::write(&blob, "damaged")?;
     cx.node.launch().await?;
     ensure!(cx.cri.images().await?.is_empty(), "an image without a config is listed");
-    // In place of the blob a file whose content never arrives.
+    // A file whose content never arrives, in place of the blob.
     let place = cx.node.paths.root.with_file_name("stuck");
     fs::create_dir(&place)?;
     let stuck = Stuck::mount(&place)?;
@@ -95,17 +102,17 @@ async fn a_blob_that_cannot_be_read_to_its_end_stops_nothing_else(cx: Context) -
         })
         .collect();
     let listed = tokio::time::timeout(wait::secs(5), cx.cri.containers(None)).await;
-    let listed = listed.context("ListContainers hangs with the image disk").map(|listed| listed.is_ok());
+    let listed = listed.context("ListContainers hangs with the image disk");
     let mut answers = Vec::new();
     for one in asked {
         answers.push(tokio::time::timeout(wait::secs(5), one).await.is_ok());
     }
-    // Nobody else finds it.
+    // Before a check can end the test: the clean-up does not know this mount.
     umount2(&blob, MntFlags::MNT_DETACH)?;
     fs::remove_file(&blob)?;
     drop(stuck);
     fs::remove_dir(&place)?;
-    ensure!(listed?, "ListContainers");
+    listed?.context("ListContainers")?;
     ensure!(answers == [true; 4], "ImageFsInfo hangs with the image disk: {answers:?}");
     pulling.await??;
     Ok(())
@@ -119,8 +126,8 @@ async fn lost_layer_harms_no_other_image(cx: Context) -> Result<()> {
     let own =
         layers(&cx)?.into_iter().find(|layer| !shared.contains(layer)).context("no layer of its own")?;
     lose(&cx, &own).await?;
-    ensure!(cx.cri.image(&one).await?.is_some(), "the whole image is gone too");
-    ensure!(cx.cri.image(&two).await?.is_none(), "the image without its layer is listed");
+    ensure!(cx.cri.image(&one).await?.is_some(), "the image that has all its layers is lost too");
+    ensure!(cx.cri.image(&two).await?.is_none(), "an image with a lost layer has a status");
     // An image that is not listed can be removed; layers of other images stay.
     cx.cri.remove_image(&two).await?;
     let pod = cx.pod().await?;
@@ -128,8 +135,13 @@ async fn lost_layer_harms_no_other_image(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// Images of layers that exist nowhere else, and all those layers.
-async fn unlike(cx: &Context, name: &str, images: usize, layers: usize) -> Result<(Vec<String>, Vec<Layer>)> {
+/// Pushes images of layers that no other image has; returns their names and all those layers.
+async fn push_unlike_others(
+    cx: &Context,
+    name: &str,
+    images: usize,
+    layers: usize,
+) -> Result<(Vec<String>, Vec<Layer>)> {
     let (mut names, mut all) = (Vec::new(), Vec::new());
     for image in 0..images {
         let mut own = Vec::new();
@@ -147,6 +159,7 @@ async fn unlike(cx: &Context, name: &str, images: usize, layers: usize) -> Resul
     Ok((names, all))
 }
 
+/// A proxy for the registry at which these layers stall.
 async fn stalling(cx: &Context, layers: &[Layer]) -> Result<Stall> {
     let length = layers.first().context("no layer")?.blob.bytes.len();
     ensure!(layers.iter().all(|layer| layer.blob.bytes.len() == length), "layers of different sizes");
@@ -156,7 +169,7 @@ async fn stalling(cx: &Context, layers: &[Layer]) -> Result<Stall> {
 
 /// Two pulls of five layers each hang at a stalled registry: a pull from another registry succeeds.
 async fn stalled_pulls_stop_no_other(cx: Context) -> Result<()> {
-    let (names, all) = unlike(&cx, "stalled", 2, 5).await?;
+    let (names, all) = push_unlike_others(&cx, "stalled", 2, 5).await?;
     let stall = stalling(&cx, &all).await?;
     let pulls: Vec<_> = names
         .iter()
@@ -171,12 +184,12 @@ async fn stalled_pulls_stop_no_other(cx: Context) -> Result<()> {
     let ended = pulls.iter().filter(|pull| pull.is_finished()).count();
     pulls.iter().for_each(tokio::task::JoinHandle::abort);
     pull.context("a pull from a healthy registry waits for the one that stalls")??;
-    ensure!(ended == 0, "{ended} of the stalled pulls ended: nothing was tried");
+    ensure!(ended == 0, "{ended} of the stalled pulls ended, so this test shows nothing");
     Ok(())
 }
 
 async fn stalled_pull_is_given_up_with_its_caller(cx: Context) -> Result<()> {
-    let (names, all) = unlike(&cx, "given-up", 1, 1).await?;
+    let (names, all) = push_unlike_others(&cx, "given-up", 1, 1).await?;
     let stall = stalling(&cx, &all).await?;
     let name = format!("127.0.0.1:{}/{}", stall.port, names.first().context("no name")?);
     let pull = {
@@ -186,12 +199,12 @@ async fn stalled_pull_is_given_up_with_its_caller(cx: Context) -> Result<()> {
     wait::until_true("the layer to stall", wait::secs(20), || stall.stalled() == 1).await?;
     pull.abort();
     let folder = cx.node.paths.root.join("images");
-    wait::until("nothing of the pull to be left", wait::secs(20), || async {
+    wait::until("everything of the pull to be deleted", wait::secs(20), || async {
         let mut left = Vec::new();
         for kind in ["ingest", "layers", "facts", "blobs", "trash"] {
             left.extend(fs::read_dir(folder.join(kind))?.flatten().map(|entry| entry.path()));
         }
-        ensure!(left.is_empty(), "{left:?}");
+        ensure!(left.is_empty(), "{left:?} are left");
         Ok(Some(()))
     })
     .await
@@ -205,7 +218,10 @@ async fn what_containers_wrote_is_counted_apart(cx: Context) -> Result<()> {
         let (images, containers) =
             (images.context("no image file system")?, containers.context("no container file system")?);
         // kubelet takes two mount points for two file systems.
-        ensure!(images.fs_id == containers.fs_id, "{images:?} and {containers:?}");
+        ensure!(
+            images.fs_id == containers.fs_id,
+            "images and containers are on different file systems: {images:?} and {containers:?}"
+        );
         let bytes =
             |value: Option<cri_api::v1::UInt64Value>| value.context("no bytes").map(|value| value.value);
         Ok::<_, anyhow::Error>((bytes(images.used_bytes)?, bytes(containers.used_bytes)?))
@@ -217,8 +233,17 @@ async fn what_containers_wrote_is_counted_apart(cx: Context) -> Result<()> {
     let id = cx.start(&pod, &cx.shell("writer", line)).await?;
     wait::until("what the container wrote to be counted", wait::secs(30), || async {
         let now = used().await?;
-        ensure!(now.0 == before.0, "it is counted as an image's: {before:?}, then {now:?}");
-        Ok((now.1 >= WRITTEN && now.1 < before.1 + WRITTEN * 2).then_some(()))
+        ensure!(
+            now.0 == before.0,
+            "the use by images changed: (images, containers) was {before:?}, now {now:?}"
+        );
+        ensure!(
+            now.1 >= WRITTEN && now.1 < before.1 + WRITTEN * 2,
+            "of {WRITTEN} bytes the use by containers shows {} now, and {} before",
+            now.1,
+            before.1
+        );
+        Ok(Some(()))
     })
     .await?;
     cx.cri.stop(&id, 0).await?;

@@ -3,13 +3,14 @@
 
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use cri_api::v1::{self as api, ContainerState};
 use serde_json::json;
 use tar::EntryType::Directory;
 
 use super::escape::image_with;
 use crate::context::Context;
+use crate::expect::ensure;
 use crate::proc;
 use crate::runner::{Test, test};
 use crate::shapes::{ContainerExt as _, PodExt as _};
@@ -34,11 +35,15 @@ async fn waiting_init_cannot_be_looked_into(cx: Context) -> Result<()> {
     // Access is checked when a link is followed; any root user can list the names.
     let opens = "for f in /proc/$p/fd/*; do [ -e $f ] && echo open; done; echo done";
     let seen = cx.cri.sh(&beside, &format!("{FIND}; {opens}")).await?;
-    ensure!(seen == "done", "its descriptors can be opened by its neighbour: {seen}");
+    ensure!(seen == "done", "another container can open descriptors of the waiting init: {seen}");
     cx.cri.start(&waits).await?;
     // After execve it is an ordinary process.
     let line = format!("p=$(grep -lx sleep /proc/[0-9]*/comm | tail -n 1 | cut -d / -f 3); {opens}");
-    ensure!(cx.cri.sh(&beside, &line).await?.starts_with("open"), "it cannot be looked into once it runs");
+    let seen = cx.cri.sh(&beside, &line).await?;
+    ensure!(
+        seen.starts_with("open"),
+        "the same check finds nothing open after execve, so it shows nothing: {seen}"
+    );
     Ok(())
 }
 
@@ -56,13 +61,12 @@ async fn flooded_report_holds_neither_start_nor_shim(cx: Context) -> Result<()> 
          (trap '' PIPE; exec 7>$f; yes >&7 2>/dev/null; sleep 100000 7>&7) >/dev/null 2>&1 & echo $n; done"
     );
     let taken = cx.cri.sh(&beside, &line).await?;
-    ensure!(!taken.is_empty(), "no pipe of the waiting init could be opened: this test tries nothing");
+    ensure!(!taken.is_empty(), "no pipe of the waiting init could be opened, so this test shows nothing");
     let start = Instant::now();
     cx.cri.start(&waits).await.context("start of a container whose report others hold")?;
     ensure!(start.elapsed() < secs(10), "the start took {:?}", start.elapsed());
-    let shown = cx.cri.container(&waits).await?.state();
-    ensure!(shown == ContainerState::ContainerRunning, "it is shown as {shown:?}");
-    ensure!(cx.cri.sh(&waits, "echo lives").await? == "lives");
+    cx.is_shown(&waits, ContainerState::ContainerRunning).await?;
+    cx.exec_works(&waits).await?;
     let start = Instant::now();
     cx.cri.stop_pod(&pod.id).await?;
     ensure!(start.elapsed() < secs(10), "the stop took {:?}", start.elapsed());
@@ -73,29 +77,18 @@ async fn folders_named_again_and_again_cost_no_memory(cx: Context) -> Result<()>
     const ENTRIES: usize = 40_000;
     let pid = cx.node.pid()?;
     let name = "a/".repeat(250);
-    let before = resident(pid)?;
-    image_with_pull(&cx, &name, ENTRIES).await?;
-    let peak = resident(pid)?;
-    println!("      {ENTRIES} entries of 250 levels: {} MiB, before {} MiB", peak >> 10, before >> 10);
-    ensure!(peak - before < 128 << 10, "{ENTRIES} entries of one folder took {} MiB", (peak - before) >> 10);
-    Ok(())
-}
-
-async fn image_with_pull(cx: &Context, name: &str, entries: usize) -> Result<()> {
-    let image = image_with(cx, json!({"Cmd": ["/bin/sh"]}), |w| {
-        for _ in 0..entries {
-            w.pax(&[("path", name)])?;
+    let before = proc::peak_kib(pid)?;
+    let image = image_with(&cx, json!({"Cmd": ["/bin/sh"]}), |w| {
+        for _ in 0..ENTRIES {
+            w.pax(&[("path", &name)])?;
             w.raw(Directory, "a/", "", 0o755, (0, 0), b"")?;
         }
         Ok(())
     })
     .await?;
     cx.cri.pull(&image).await?;
+    let peak = proc::peak_kib(pid)?;
+    println!("      {ENTRIES} entries of 250 levels: peak {} MiB, before {} MiB", peak >> 10, before >> 10);
+    ensure!(peak - before < 128 << 10, "{ENTRIES} entries of one folder took {} MiB", (peak - before) >> 10);
     Ok(())
-}
-
-/// Peak memory of a process, in KiB.
-fn resident(pid: u32) -> Result<u64> {
-    let status = proc::status(pid)?;
-    Ok(status.get("VmHWM").context("VmHWM")?.trim_end_matches(" kB").trim().parse()?)
 }

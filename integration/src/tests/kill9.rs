@@ -5,11 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use cri_api::v1::{self as api, ContainerState, MountPropagation, PodSandboxState};
 use tonic::Code;
 
 use crate::context::{Context, Pod};
+use crate::expect::ensure;
 use crate::fixture::Fixture;
 use crate::images::digest;
 use crate::logfile::Log;
@@ -33,7 +34,7 @@ struct Writer {
     id: String,
     line: Line,
     count: usize,
-    /// Bytes after the last line.
+    /// Bytes after the last line, which have no line feed.
     tail: &'static str,
     code: i32,
 }
@@ -42,19 +43,21 @@ fn short_line(n: usize) -> Vec<u8> {
     format!("line {n}\n").into_bytes()
 }
 
-/// Lines of 20,013 bytes and more, which are split twice.
+/// Lines of more than 20,000 bytes, which are longer than one line of a CRI log (16 KiB).
 fn long_line(n: usize) -> Vec<u8> {
     format!("{}line {n}\n", "x".repeat(20_000)).into_bytes()
 }
 
 impl Writer {
-    /// Everything but its last line, which the gate holds back, is in the log.
+    /// Whether the log has everything but the last line, with which the writer waits for the gate.
     fn is_at_the_gate(&self, log: &Path) -> bool {
         let wanted: usize = (0..self.count - 1).map(|n| (self.line)(n).len()).sum();
         Log::read(log).is_ok_and(|log| log.bytes(None).len() == wanted)
     }
 }
 
+/// Starts writer number `n`: 1 writes long lines, 2 has a terminal, 3 ends without a line feed, others write short
+/// lines.
 async fn writer(cx: &Context, pod: &Pod, n: usize, gate: &Path) -> Result<Writer> {
     let (name, count) = (format!("w{n}"), if n == 1 { 300 } else { 25_000 });
     // The writers wait with their last line until the daemon is up again, so that all of them span the crash.
@@ -103,9 +106,9 @@ async fn twenty_writers(cx: Context) -> Result<()> {
         logs.push(PathBuf::from(cx.cri.container(&w.id).await?.log_path));
     }
     let size = |log: &PathBuf| fs::metadata(log).map_or(0, |file| file.len());
-    wait::until_true("everybody to write", secs(60), || logs.iter().all(|log| size(log) > 0)).await?;
+    wait::until_true("all writers to write", secs(60), || logs.iter().all(|log| size(log) > 0)).await?;
     cx.node.kill9()?;
-    // The shims go on without it.
+    // The shims write on without the daemon.
     let before: Vec<u64> = logs.iter().map(size).collect();
     for ((w, log), before) in writers.iter().zip(&logs).zip(before) {
         wait::until_true("a log to grow without the daemon", secs(60), || {
@@ -123,7 +126,10 @@ async fn twenty_writers(cx: Context) -> Result<()> {
         listed_pods.len(),
         listed.len()
     );
-    ensure!(listed_pods.iter().all(|p| p.state() == PodSandboxState::SandboxReady), "a pod is not ready");
+    ensure!(
+        listed_pods.iter().all(|p| p.state() == PodSandboxState::SandboxReady),
+        "a pod is not ready: {listed_pods:?}"
+    );
     // Rotation right after the restart: output in the shim's buffers must be neither lost nor repeated.
     let mut rotated = Vec::new();
     for w in &writers {
@@ -131,13 +137,13 @@ async fn twenty_writers(cx: Context) -> Result<()> {
         let old = format!("{path}.old");
         fs::rename(&path, &old)?;
         cx.cri.reopen_log(&w.id).await?;
-        ensure!(Path::new(&path).exists(), "no new file");
+        ensure!(Path::new(&path).exists(), "ReopenContainerLog created no {path}");
         rotated.push((old, path));
     }
     fs::write(gate.join("open"), "")?;
     for (w, (old, path)) in writers.iter().zip(&rotated) {
         let s = cx.cri.wait_exit(&w.id, secs(90)).await?;
-        ensure!(s.exit_code == w.code, "exit code {} instead of {}", s.exit_code, w.code);
+        ensure!(s.exit_code == w.code, "{}: exit code {} instead of {}", s.log_path, s.exit_code, w.code);
         let files: Vec<&Path> = [old, path].into_iter().map(Path::new).filter(|p| p.exists()).collect();
         let log = Log::read_all(&files)?;
         let mut expected: Vec<u8> = (0..w.count).flat_map(w.line).collect();
@@ -153,11 +159,8 @@ async fn twenty_writers(cx: Context) -> Result<()> {
         );
     }
     for (pod, keep) in &pods {
-        ensure!(
-            cx.cri.container(keep).await?.state() == ContainerState::ContainerRunning,
-            "a sleeper was hurt"
-        );
-        ensure!(cx.cri.sh(keep, "echo in").await? == "in");
+        cx.is_shown(keep, ContainerState::ContainerRunning).await.context("a container beside a writer")?;
+        cx.exec_works(keep).await?;
         cx.cri.stop(keep, 0).await?;
         cx.cri.drop_pod(&pod.id).await?;
     }
@@ -187,7 +190,7 @@ impl Random {
     }
 }
 
-/// Creates and removes one pod with one container; the ids that were returned stay in `ids`.
+/// Creates and removes one pod with one container; the pod's id is added to `ids`.
 async fn lifecycle(
     cx: &Context,
     config: &api::PodSandboxConfig,
@@ -210,7 +213,7 @@ async fn consistent(cx: &Context, config: &api::PodSandboxConfig) -> Result<()> 
     let pods = cx.cri.pods(None).await?;
     for pod in &pods {
         let s = cx.cri.pod_status(&pod.id).await?.status.context("a listed pod without a status")?;
-        ensure!(s.metadata.is_some() && s.created_at > 0, "half-made pod {s:?}");
+        ensure!(s.metadata.is_some() && s.created_at > 0, "a pod is listed half-made: {s:?}");
     }
     for c in cx.cri.containers(None).await? {
         ensure!(
@@ -223,9 +226,9 @@ async fn consistent(cx: &Context, config: &api::PodSandboxConfig) -> Result<()> 
     }
     let names: BTreeSet<_> = pods.iter().filter_map(|p| p.metadata.as_ref()).map(|m| m.uid.clone()).collect();
     ensure!(names.len() == pods.len(), "one pod is listed twice: {pods:?}");
-    // kubelet removes what is not ready, and asks for the rest again.
+    // As kubelet does: pods that are not ready are removed, and the request is repeated.
     for pod in pods.iter().filter(|p| p.state() == PodSandboxState::SandboxNotready) {
-        cx.cri.drop_pod(&pod.id).await.context("remove what was left not ready")?;
+        cx.cri.drop_pod(&pod.id).await.context("remove a pod that is not ready")?;
     }
     let pod = cx.cri.run_pod(config).await.context("RunPodSandbox again")?;
     let old = cx
@@ -235,7 +238,7 @@ async fn consistent(cx: &Context, config: &api::PodSandboxConfig) -> Result<()> 
     for c in old {
         cx.cri.remove(&c.id).await.context("remove an old container")?;
     }
-    // What is left of the name may still be being removed; like kubelet, ask again.
+    // The old container of this name may still be being removed: the call is repeated, as kubelet does.
     let main = cx.sleeper("main").like(config);
     let container = wait::until("CreateContainer again", secs(10), || async {
         match cx.cri.create(&pod, &main, config).await {
@@ -246,18 +249,17 @@ async fn consistent(cx: &Context, config: &api::PodSandboxConfig) -> Result<()> 
     .await?
     .context("CreateContainer again")?;
     cx.cri.start(&container).await.context("StartContainer again")?;
-    ensure!(cx.cri.sh(&container, "echo in").await? == "in");
+    cx.exec_works(&container).await?;
     cx.cri.drop_pod(&pod).await.context("teardown")?;
-    ensure!(
-        cx.cri.pods(None).await?.is_empty() && cx.cri.containers(None).await?.is_empty(),
-        "something is still listed"
-    );
+    let left = (cx.cri.pods(None).await?, cx.cri.containers(None).await?);
+    ensure!(left.0.is_empty() && left.1.is_empty(), "after the removal there are listed {left:?}");
     Ok(())
 }
 
 async fn random_moments(cx: Context) -> Result<()> {
     cx.need(&Fixture::image("busybox")).await?;
     let nothing = std::sync::Mutex::new(Vec::new());
+    // How long a life takes on the host network, and with CNI.
     let mut whole = [Duration::ZERO; 2];
     for (own, slot) in whole.iter_mut().enumerate() {
         let config = if own == 1 { cx.pod_config().own_network() } else { cx.pod_config() };
@@ -282,9 +284,9 @@ async fn random_moments(cx: Context) -> Result<()> {
         cx.node.kill9()?;
         let ended = tokio::time::timeout(secs(10), life)
             .await
-            .context("a call hangs although the daemon is dead")??;
+            .context("a call has no answer 10 s after the daemon's death")??;
         unfinished += u32::from(ended.is_err());
-        // The machine was busier when it was measured than it is now.
+        // Other load may have prolonged the measured life: the shortest one counts.
         if let (Ok(took), Some(slot)) = (ended, whole.get_mut(own)) {
             *slot = took.min(*slot);
         }
@@ -306,7 +308,7 @@ async fn random_moments(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// Right after each call was sent, a moment that random times rarely hit.
+/// Kills the daemon right after each call was sent, a moment that random delays rarely hit.
 async fn each_step_in_order(cx: Context) -> Result<()> {
     cx.need(&Fixture::image("busybox")).await?;
     for step in 0..6 {
@@ -351,7 +353,11 @@ async fn killed_in(
         if now == step {
             tokio::time::sleep(moment).await;
             cx.node.kill9()?;
-            drop(tokio::time::timeout(secs(10), call).await.context("the call hangs")?);
+            drop(
+                tokio::time::timeout(secs(10), call)
+                    .await
+                    .context("no answer 10 s after the daemon's death")?,
+            );
             return Ok(());
         }
         let id = call.await??;

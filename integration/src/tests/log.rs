@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
 use crate::context::Context;
+use crate::expect::ensure;
 use crate::logfile::Log;
 use crate::runner::{Test, test};
 use crate::shapes::{ContainerExt as _, unique};
@@ -31,8 +32,8 @@ async fn both_streams(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let s = cx.run(&pod, &cx.shell("one", "for i in 1 2 3; do echo out $i; echo err $i >&2; done")).await?;
     let log = Log::read(&s.log_path)?;
-    ensure!(log.text(Some("stdout")) == "out 1\nout 2\nout 3\n", "{log:?}");
-    ensure!(log.text(Some("stderr")) == "err 1\nerr 2\nerr 3\n", "{log:?}");
+    ensure!(log.text(Some("stdout")) == "out 1\nout 2\nout 3\n", "of stdout the log has {log:?}");
+    ensure!(log.text(Some("stderr")) == "err 1\nerr 2\nerr 3\n", "of stderr the log has {log:?}");
     let mut times: Vec<&String> = log.lines.iter().map(|l| &l.time).collect();
     let written = times.clone();
     times.sort();
@@ -46,14 +47,22 @@ async fn long_lines_are_cut(cx: Context) -> Result<()> {
         let line = format!("head -c {size} /dev/zero | tr '\\0' x; echo");
         let s = cx.run(&pod, &cx.shell(&format!("c{size}"), &line)).await?;
         let log = Log::read(&s.log_path)?;
-        ensure!(log.bytes(None).len() == size + 1, "{size}: {} bytes came back", log.bytes(None).len());
+        ensure!(
+            log.bytes(None).len() == size + 1,
+            "of a line with {size} bytes the log has {} with the line feed",
+            log.bytes(None).len()
+        );
         let full = log.lines.iter().filter(|l| !l.partial).count();
         ensure!(
             full == 1 && log.lines.last().is_some_and(|l| !l.partial),
-            "{size}: {full} full lines of {}",
+            "of a line with {size} bytes {full} pieces of {} are tagged F, not the last one alone",
             log.lines.len()
         );
-        ensure!(log.lines.len() <= size / 4096 + 2, "{size}: cut into {} pieces", log.lines.len());
+        ensure!(
+            log.lines.len() <= size / 4096 + 2,
+            "a line with {size} bytes was cut into {} pieces",
+            log.lines.len()
+        );
     }
     Ok(())
 }
@@ -62,7 +71,7 @@ async fn no_newline_at_the_end(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let s = cx.run(&pod, &cx.shell("one", "echo first; printf 'no end'")).await?;
     let log = Log::read(&s.log_path)?;
-    ensure!(log.text(None) == "first\nno end", "{log:?}");
+    ensure!(log.text(None) == "first\nno end", "the log is {log:?}");
     Ok(())
 }
 
@@ -70,7 +79,7 @@ async fn empty_lines_and_binary(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let s = cx.run(&pod, &cx.shell("one", "printf '\\n\\n \\n\\377\\376 x\\n\\tend\\n'")).await?;
     let log = Log::read(&s.log_path)?;
-    ensure!(log.bytes(None) == b"\n\n \n\xff\xfe x\n\tend\n", "{:?}", log.bytes(None));
+    ensure!(log.bytes(None) == b"\n\n \n\xff\xfe x\n\tend\n", "the log has the bytes {:?}", log.bytes(None));
     Ok(())
 }
 
@@ -90,7 +99,7 @@ async fn terminal_is_one_stream(cx: Context) -> Result<()> {
             && text.contains("out\nerr\n")
             && text.contains("xterm\n")
             && text.contains("terminal\n"),
-        "{text}"
+        "the terminal's log is {text}"
     );
     Ok(())
 }
@@ -107,26 +116,29 @@ async fn reopen_after_rotation(cx: Context) -> Result<()> {
     cx.cri.reopen_log(&id).await?;
     ensure!(Path::new(&path).exists(), "the new file does not exist when the call returns");
     let frozen = fs::read(&old)?;
-    wait::until_true("lines in the new file", secs(5), || fs::metadata(&path).is_ok_and(|m| m.len() > 0))
+    wait::until_true("a line in the new file", secs(5), || fs::metadata(&path).is_ok_and(|m| m.len() > 0))
         .await?;
     cx.cri.stop(&id, 0).await?;
-    ensure!(fs::read(&old)? == frozen, "the old file went on growing");
-    check_numbers(&Log::read_all(&[Path::new(&old), Path::new(&path)])?)?;
-    Ok(())
+    ensure!(fs::read(&old)? == frozen, "the old file changed after ReopenContainerLog");
+    lines_are_numbered(&Log::read_all(&[Path::new(&old), Path::new(&path)])?)
 }
 
 async fn reopen_refused_unless_running(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let created = cx.create(&pod, &cx.sleeper("created")).await?;
-    ensure!(cx.cri.reopen_log(&created).await.is_err(), "of a created container");
+    ensure!(
+        cx.cri.reopen_log(&created).await.is_err(),
+        "ReopenContainerLog of a created container succeeded"
+    );
     let s = cx.run(&pod, &cx.shell("exited", "echo x")).await?;
     fs::rename(&s.log_path, format!("{}.moved", s.log_path))?;
-    ensure!(cx.cri.reopen_log(&s.id).await.is_err(), "of an exited container");
+    ensure!(cx.cri.reopen_log(&s.id).await.is_err(), "ReopenContainerLog of an exited container succeeded");
     ensure!(
         !Path::new(&s.log_path).exists(),
-        "a file appeared although it failed: kubelet cannot rename back"
+        "the failed call created a file, so kubelet cannot rename the old one back"
     );
-    ensure!(cx.cri.reopen_log(&"9".repeat(64)).await.is_err(), "of an unknown container");
+    let unknown = cx.cri.reopen_log(&"9".repeat(64)).await;
+    ensure!(unknown.is_err(), "ReopenContainerLog of an unknown container succeeded");
     Ok(())
 }
 
@@ -135,7 +147,7 @@ async fn rotation_under_load_loses_nothing(cx: Context) -> Result<()> {
     let id = cx
         .start(
             &pod,
-            // It does not end by itself: however fast it is, each rotation meets it writing.
+            // It writes until it is told to stop, so that it is writing at each rotation, however fast it is.
             &cx.shell(
                 "fast",
                 "i=0; while [ ! -e /tmp/enough ]; do \
@@ -146,7 +158,7 @@ async fn rotation_under_load_loses_nothing(cx: Context) -> Result<()> {
     let path = cx.cri.container(&id).await?.log_path;
     let mut files = Vec::new();
     for n in 0..10 {
-        wait::until_true("the new file to fill", secs(30), || {
+        wait::until_true("the new file to have 20,000 bytes", secs(30), || {
             fs::metadata(&path).is_ok_and(|file| file.len() > 20_000)
         })
         .await?;
@@ -158,7 +170,7 @@ async fn rotation_under_load_loses_nothing(cx: Context) -> Result<()> {
     files.push(path.clone());
     let paths: Vec<&Path> = files.iter().map(Path::new).collect();
     cx.cri.sh(&id, "touch /tmp/enough").await?;
-    let log = wait::until("the last line", secs(60), || async {
+    let log = wait::until("the writer's last line", secs(60), || async {
         let log = Log::read_all(&paths)?;
         Ok(log.text(None).lines().last().is_some_and(|last| last.starts_with("end ")).then_some(log))
     })
@@ -193,7 +205,8 @@ async fn attempts_have_files_of_their_own(cx: Context) -> Result<()> {
             }
         });
         let s = cx.run(&pod, &config).await?;
-        ensure!(Log::read(&s.log_path)?.text(None) == format!("attempt {attempt}\n"));
+        let text = Log::read(&s.log_path)?.text(None);
+        ensure!(text == format!("attempt {attempt}\n"), "{} has {text:?}", s.log_path);
     }
     Ok(())
 }
@@ -203,15 +216,17 @@ async fn log_folder_is_made(cx: Context) -> Result<()> {
     config.log_directory = cx.node.paths.logs.join(format!("deep/er-{}", unique())).display().to_string();
     let pod = cx.pod_of(config).await?;
     let s = cx.run(&pod, &cx.shell("one", "echo made")).await.context("a missing log folder")?;
-    ensure!(Log::read(&s.log_path)?.text(None) == "made\n");
+    let text = Log::read(&s.log_path)?.text(None);
+    ensure!(text == "made\n", "{} has {text:?}", s.log_path);
     Ok(())
 }
 
-/// Checks that the lines `line N` start at 0 and are consecutive, and returns how many there are.
-fn check_numbers(log: &Log) -> Result<usize> {
+/// Checks that the log has lines `line N` with consecutive numbers from 0.
+fn lines_are_numbered(log: &Log) -> Result<()> {
     let text = log.text(None);
+    ensure!(!text.is_empty(), "the log is empty");
     for (n, line) in text.lines().enumerate() {
-        ensure!(line == format!("line {n}"), "where line {n} should be there is `{line}`");
+        ensure!(line == format!("line {n}"), "instead of `line {n}` there is `{line}`");
     }
-    Ok(text.lines().count())
+    Ok(())
 }

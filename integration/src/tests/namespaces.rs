@@ -1,11 +1,12 @@
-//! A pod's namespaces and the processes in them.
+//! A pod's namespaces, and the processes that hold them.
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result};
 use cri_api::v1::{self as api, NamespaceMode};
 
 use crate::context::Context;
+use crate::expect::ensure;
 use crate::isolation::command;
 use crate::runner::{Test, test};
 use crate::shapes::{ContainerExt as _, PodExt as _};
@@ -32,11 +33,9 @@ async fn no_linux_part_means_shared_pid(cx: Context) -> Result<()> {
     container.linux = None;
     let id = cx.create_as_is(&pod, &container).await?;
     cx.cri.start(&id).await?;
-    let first = cx.cri.sh(&id, "cat /proc/1/comm; ls -d /proc/[0-9]* | wc -l").await?;
-    ensure!(
-        !first.starts_with("sleep"),
-        "the container is PID 1, but NamespaceOption POD is the zero value: {first}"
-    );
+    // The zero value of NamespaceOption.pid is POD.
+    let first = cx.cri.sh(&id, "cat /proc/1/comm").await?;
+    ensure!(first != "sleep", "the container's process is PID 1, so the PID namespace is not shared");
     Ok(())
 }
 
@@ -50,9 +49,9 @@ async fn hostname_and_resolv_conf(cx: Context) -> Result<()> {
     });
     let pod = cx.pod_of(config).await?;
     let id = cx.start(&pod, &cx.sleeper("one")).await?;
-    ensure!(cx.cri.sh(&id, "hostname").await? == "named-by-cri");
-    ensure!(cx.cri.sh(&id, "cat /etc/hostname").await? == "named-by-cri");
-    ensure!(cx.cri.sh(&id, "echo $HOSTNAME").await? == "named-by-cri", "no HOSTNAME variable");
+    cx.prints(&id, "hostname", "named-by-cri").await?;
+    cx.prints(&id, "cat /etc/hostname", "named-by-cri").await?;
+    cx.prints(&id, "echo $HOSTNAME", "named-by-cri").await.context("no HOSTNAME variable")?;
     let text = cx.cri.sh(&id, "cat /etc/resolv.conf").await?;
     let lines: Vec<&str> = text.lines().collect();
     let mut expected = vec![
@@ -68,11 +67,7 @@ async fn hostname_and_resolv_conf(cx: Context) -> Result<()> {
     let empty = cx.pod_of(cx.pod_config().own_network()).await?;
     let id = cx.start(&empty, &cx.sleeper("one")).await?;
     let host = std::fs::read_to_string("/etc/resolv.conf")?;
-    ensure!(
-        cx.cri.sh(&id, "cat /etc/resolv.conf").await? == host.trim(),
-        "without dns_config it is the host's"
-    );
-    Ok(())
+    cx.prints(&id, "cat /etc/resolv.conf", host.trim()).await.context("without dns_config it is the host's")
 }
 
 async fn shm_is_shared_and_sized(cx: Context) -> Result<()> {
@@ -80,7 +75,7 @@ async fn shm_is_shared_and_sized(cx: Context) -> Result<()> {
     let one = cx.start(&pod, &cx.sleeper("one")).await?;
     let two = cx.start(&pod, &cx.sleeper("two")).await?;
     cx.cri.sh(&one, "echo shared > /dev/shm/file").await?;
-    ensure!(cx.cri.sh(&two, "cat /dev/shm/file").await? == "shared");
+    cx.prints(&two, "cat /dev/shm/file", "shared").await?;
     let kib: u64 = cx.cri.sh(&one, "df -k /dev/shm | tail -1 | awk '{print $2}'").await?.parse()?;
     ensure!(kib == 64 * 1024, "/dev/shm has {kib} KiB");
     let options = cx.cri.sh(&one, "grep ' /dev/shm ' /proc/self/mounts").await?;
@@ -94,12 +89,12 @@ async fn shm_is_shared_and_sized(cx: Context) -> Result<()> {
 async fn pid_modes(cx: Context) -> Result<()> {
     let shared = cx.pod_of(cx.pod_config().shared_pid()).await?;
     let one = cx.start(&shared, &cx.sleeper("one")).await?;
-    let two = cx.start(&shared, &cx.sleeper("two")).await?;
+    cx.start(&shared, &cx.sleeper("two")).await?;
     let seen = cx.cri.sh(&one, "ps -o pid,args").await?;
-    ensure!(seen.matches("sleep 100000").count() == 2, "shared PID namespace shows {seen}");
+    ensure!(seen.matches("sleep 100000").count() == 2, "POD: a container sees {seen}");
     ensure!(
         !seen.lines().any(|l| l.trim().starts_with("1 ") && l.contains("sleep")),
-        "pause is PID 1: {seen}"
+        "POD: a container's process is PID 1: {seen}"
     );
     let mut target = cx.sleeper("target");
     let own = cx.pod().await?;
@@ -113,19 +108,19 @@ async fn pid_modes(cx: Context) -> Result<()> {
     ensure!(
         seen.matches("sleep 100000").count() == 2
             && seen.lines().any(|l| l.trim().starts_with("1 ") && l.contains("sleep")),
-        "TARGET shows {seen}"
+        "TARGET: the container sees {seen}"
     );
     let alone = cx.cri.sh(&cx.start(&own, &cx.sleeper("alone")).await?, "ps -o pid,args").await?;
-    ensure!(alone.matches("sleep 100000").count() == 1, "CONTAINER shows {alone}");
+    ensure!(alone.matches("sleep 100000").count() == 1, "CONTAINER: the container sees {alone}");
     let mut host = cx.pod_config();
     host.namespaces().pid = NamespaceMode::Node.into();
     let host = cx.pod_of(host).await?;
     let id = cx.start(&host, &cx.sleeper("host")).await?;
     if !cx.node.is_foreign() {
         let seen = cx.cri.sh(&id, "cat /proc/1/cmdline | tr '\\0' ' '").await?;
-        ensure!(seen.contains("init"), "hostPID: PID 1 is {seen}");
+        // PID 1 of the tests' namespace is `integration init`.
+        ensure!(seen.contains("init"), "NODE: PID 1 is {seen}");
     }
-    drop(two);
     Ok(())
 }
 
@@ -157,12 +152,12 @@ async fn shim_and_pause_are_protected(cx: Context) -> Result<()> {
     let status = proc::status(shim.pid)?;
     ensure!(
         status.get("Threads").map(String::as_str) == Some("1"),
-        "the shim has {:?} threads",
+        "the shim has {:?} threads instead of one",
         status.get("Threads")
     );
     for process in [&shim, &pause] {
         let cgroups = std::fs::read_to_string(format!("/proc/{}/cgroup", process.pid))?;
-        ensure!(!cgroups.contains("kubepods"), "{} lives below kubepods: {cgroups}", process.comm);
+        ensure!(!cgroups.contains("kubepods"), "{} is below kubepods: {cgroups}", process.comm);
     }
     let caps = proc::status(pause.pid)?;
     for set in ["CapPrm", "CapEff", "CapInh", "CapAmb"] {
@@ -173,7 +168,7 @@ async fn shim_and_pause_are_protected(cx: Context) -> Result<()> {
         );
     }
     let exe = std::fs::read_link(format!("/proc/{}/exe", shim.pid))?;
-    // Sealed: not even root can write to the running shim's binary through /proc.
+    // Not even root can write to the running shim's binary through /proc.
     let opened = std::fs::OpenOptions::new().write(true).open(format!("/proc/{}/exe", shim.pid));
     ensure!(opened.is_err(), "the shim's binary {} can be opened for writing", exe.display());
     let root = std::fs::read_dir(format!("/proc/{}/root", pause.pid))?
@@ -188,11 +183,11 @@ async fn pause_reaps_orphans(cx: Context) -> Result<()> {
     let pod = cx.pod_of(cx.pod_config().shared_pid()).await?;
     let id = cx.start(&pod, &cx.sleeper("one")).await?;
     cx.cri.sh(&id, "for i in 1 2 3 4 5; do (sleep 0.2 &) ; done").await?;
-    // The container's own is all that is left of them, dead or alive.
+    // Only the container's own sleep may be left, and no zombie.
     wait::until("the orphans to be reaped", Duration::from_secs(20), || async {
         let seen = cx.cri.sh(&id, "ps -o stat,comm").await?;
         let left = seen.lines().filter(|l| l.starts_with('Z') || l.trim_end().ends_with(" sleep")).count();
-        ensure!(left == 1, "{seen}");
+        ensure!(left == 1, "{left} zombies and sleeps are among\n{seen}");
         Ok(Some(()))
     })
     .await

@@ -2,30 +2,30 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use serde_json::json;
 
-use super::escape::{image_with, sleeper};
+use super::escape::{image_with, listing, sleeper};
 use super::mounts::{PRIVATE, SHARED, SLAVE, privileged, tmpfs, unmount};
 use crate::context::Context;
+use crate::expect::{ensure, file_has};
 use crate::fixture::Fixture;
+use crate::repeat::Repeat;
 use crate::runner::{Test, test};
 use crate::shapes::ContainerExt as _;
 
 pub(super) fn tests() -> Vec<Test> {
     vec![
         test!(token_below_the_hosts_run),
-        test!(mounts_of_the_host_pass_below_it),
+        test!(mounts_of_the_host_come_in),
         test!(on_a_mount_below_it_is_refused),
         test!(while_the_host_mounts_on_it).limit(120),
     ]
 }
 
-/// Mount points at or below a folder of the host.
-fn mounted_below(folder: &Path) -> Result<Vec<String>> {
+/// Mount points of the host at or below a folder.
+pub(super) fn mounted_below(folder: &Path) -> Result<Vec<String>> {
     let below = folder.display().to_string();
     let table = fs::read_to_string("/proc/self/mountinfo")?;
     let points = table.lines().filter_map(|line| line.split(' ').nth(4));
@@ -71,15 +71,22 @@ async fn token_below_the_hosts_run(cx: Context) -> Result<()> {
                 .mount(&file, "/var/run/one", true, PRIVATE);
             let id = cx.start(&pod, &config).await.with_context(|| format!("{name}, {top}"))?;
             let seen = cx.cri.sh(&id, &format!("cat {place}/token /var/run/one {top}/sub/file")).await;
-            ensure!(seen.with_context(|| name.to_owned())? == "secretone filethe host's");
+            let seen = seen.with_context(|| name.to_owned())?;
+            ensure!(seen == "secretone filethe host's", "{name}: the three files have {seen:?}");
             let written = cx.cri.exec(&id, &["/bin/sh", "-c", &format!("echo x > {place}/token")]).await?;
             ensure!(written.code != 0, "a read-only volume was written");
-            ensure!(mounted_below(&run)? == before, "on the host: {:?}", mounted_below(&run)?);
-            ensure!(fs::read_dir(run.join("secrets/kubernetes.io/serviceaccount"))?.next().is_none());
+            let now = mounted_below(&run)?;
+            ensure!(now == before, "mounts of the host there were {before:?} and are {now:?}");
+            let on_host = listing(&run.join("secrets/kubernetes.io/serviceaccount"))?;
+            ensure!(on_host.is_empty(), "the host sees the nested volume: {on_host:?}");
             cx.cri.stop(&id, 0).await?;
             cx.cri.remove(&id).await?;
-            ensure!(mounted_below(&run)? == before, "after its removal: {:?}", mounted_below(&run)?);
-            ensure!(fs::read_to_string(run.join("sub/file"))? == "the host's");
+            let now = mounted_below(&run)?;
+            ensure!(
+                now == before,
+                "after the removal, mounts of the host there were {before:?} and are {now:?}"
+            );
+            file_has(&run.join("sub/file"), "the host's")?;
         }
         Ok(())
     }
@@ -87,7 +94,7 @@ async fn token_below_the_hosts_run(cx: Context) -> Result<()> {
     cleaned(&run, looked)
 }
 
-async fn mounts_of_the_host_pass_below_it(cx: Context) -> Result<()> {
+async fn mounts_of_the_host_come_in(cx: Context) -> Result<()> {
     let (run, token) = volumes(&cx)?;
     let looked = async {
         let pod = privileged(&cx).await?;
@@ -101,31 +108,35 @@ async fn mounts_of_the_host_pass_below_it(cx: Context) -> Result<()> {
         for (place, seen) in [(run.join("later"), "/run/later"), (run.join("sub/later"), "/run/sub/later")] {
             tmpfs(&place)?;
             fs::write(place.join("file"), "later")?;
-            ensure!(cx.cri.sh(&id, &format!("cat {seen}/file")).await? == "later", "{seen}");
+            cx.prints(&id, &format!("cat {seen}/file"), "later")
+                .await
+                .with_context(|| format!("a mount of the host at {}", place.display()))?;
             unmount(&place)?;
-            ensure!(cx.cri.sh(&id, &format!("ls {seen}")).await?.is_empty(), "{seen} is still mounted");
+            cx.prints(&id, &format!("ls {seen}"), "").await.context("after the host's unmount")?;
         }
         // The container's mounts reach the host.
         cx.cri
             .sh(&id, "mkdir /run/inside && mount -t tmpfs none /run/inside && echo x > /run/inside/file")
             .await?;
-        ensure!(fs::read_to_string(run.join("inside/file"))? == "x\n", "not seen on the host");
+        file_has(&run.join("inside/file"), "x\n").context("not seen on the host")?;
         cx.cri.sh(&id, "umount /run/inside").await?;
-        ensure!(!run.join("inside/file").exists());
-        ensure!(cx.cri.sh(&id, "cat /run/token/token").await? == "secret");
+        ensure!(!run.join("inside/file").exists(), "the container's unmount does not reach the host");
+        cx.prints(&id, "cat /run/token/token", "secret").await?;
         // The other volume receives mounts on its own source.
         tmpfs(&token.join("later"))?;
         fs::write(token.join("later/file"), "later")?;
         let seen = cx.cri.sh(&id, "cat /run/token/later/file").await;
         unmount(&token.join("later"))?;
-        ensure!(seen? == "later");
+        let seen = seen?;
+        ensure!(seen == "later", "of a mount on the nested volume's source the container sees {seen:?}");
         Ok(())
     }
     .await;
     cleaned(&run, looked)
 }
 
-/// That mount belongs to the host too, and only the volume's top mount is kept separate.
+/// A volume may not lie on a mount below the Bidirectional volume: only the volume's top mount is kept apart from the
+/// host's.
 async fn on_a_mount_below_it_is_refused(cx: Context) -> Result<()> {
     let (run, token) = volumes(&cx)?;
     let looked = async {
@@ -138,34 +149,31 @@ async fn on_a_mount_below_it_is_refused(cx: Context) -> Result<()> {
             PRIVATE,
         );
         let refused = cx.start(&pod, &config).await.err().context("it was mounted on the host's mount")?;
-        ensure!(format!("{refused:#}").contains("/run/sub/token"), "{refused:#}");
-        ensure!(mounted_below(&run)? == before, "on the host: {:?}", mounted_below(&run)?);
+        ensure!(
+            format!("{refused:#}").contains("/run/sub/token"),
+            "the error does not name the target: {refused:#}"
+        );
+        let now = mounted_below(&run)?;
+        ensure!(now == before, "mounts of the host there were {before:?} and are {now:?}");
         Ok(())
     }
     .await;
     cleaned(&run, looked)
 }
 
-/// With a host mount at any moment: a container sees exactly what is mounted when it runs.
+/// The host mounts and unmounts while containers are created: each sees exactly what is mounted once it runs.
 async fn while_the_host_mounts_on_it(cx: Context) -> Result<()> {
     let (run, token) = volumes(&cx)?;
-    let (place, stop) = (run.join("churn"), Arc::new(AtomicBool::new(false)));
+    let place = run.join("churn");
     fs::create_dir(&place)?;
-    let churn = std::thread::spawn({
-        let (place, stop) = (place.clone(), Arc::clone(&stop));
-        move || -> Result<usize> {
-            let mut rounds = 0;
-            while !stop.load(Ordering::Relaxed) {
-                tmpfs(&place)?;
-                unmount(&place)?;
-                rounds += 1;
-                // With pauses, because a create is repeated only a limited number of times.
-                std::thread::sleep(std::time::Duration::from_millis(3));
-            }
-            // Mounted at the end, before the check.
+    let churn = Repeat::start({
+        let place = place.clone();
+        move |_| {
             tmpfs(&place)?;
-            fs::write(place.join("file"), "mounted")?;
-            Ok(rounds)
+            unmount(&place)?;
+            // With pauses, because a create is repeated only a limited number of times.
+            std::thread::sleep(std::time::Duration::from_millis(3));
+            Ok(())
         }
     });
     let pod = privileged(&cx).await?;
@@ -183,18 +191,19 @@ async fn while_the_host_mounts_on_it(cx: Context) -> Result<()> {
         Ok::<_, anyhow::Error>(())
     }
     .await;
-    stop.store(true, Ordering::Relaxed);
-    let rounds = churn.join().map_err(|_| anyhow::anyhow!("the thread that mounts panicked"))?;
+    let rounds = churn.stop();
     let looked = async {
         looked?;
-        ensure!(rounds? > 12, "the host has mounted too little");
+        let rounds = rounds?;
+        ensure!(rounds > 12, "the host mounted only {rounds} times, so this test shows little");
+        tmpfs(&place)?;
+        fs::write(place.join("file"), "mounted")?;
         for id in &made {
-            let seen = cx.cri.sh(id, "cat /run/churn/file /run/token/token").await?;
-            ensure!(seen == "mountedsecret", "{id} sees {seen:?}");
+            cx.prints(id, "cat /run/churn/file /run/token/token", "mountedsecret").await?;
         }
         unmount(&place)?;
         for id in &made {
-            ensure!(cx.cri.sh(id, "ls /run/churn").await?.is_empty(), "{id} still has it mounted");
+            cx.prints(id, "ls /run/churn", "").await.context("after the host's unmount")?;
         }
         Ok(())
     }

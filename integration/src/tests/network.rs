@@ -3,11 +3,12 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use cri_api::v1::{NamespaceMode, Protocol, RuntimeCondition};
+use anyhow::{Context as _, Result};
+use cri_api::v1::{NamespaceMode, Protocol};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::context::{Context, Pod};
+use crate::expect::ensure;
 use crate::fixture::Fixture;
 use crate::isolation::command;
 use crate::node::Options;
@@ -46,7 +47,7 @@ async fn address_and_interface(cx: Context) -> Result<()> {
     let shown = cx.cri.sh(&id, "ip -4 addr show eth0").await?;
     ensure!(shown.contains(&format!("inet {address}/24")), "status says {address}, the pod {shown}");
     ensure!(cx.cri.sh(&id, "ip route").await?.contains("default via"), "no default route");
-    ensure!(cx.cri.sh(&id, "grep -c eth0 /proc/net/dev").await? == "1");
+    cx.prints(&id, "grep -c eth0 /proc/net/dev", "1").await?;
     Ok(())
 }
 
@@ -54,7 +55,7 @@ async fn loopback_is_up(cx: Context) -> Result<()> {
     let pod = cx.pod_of(cx.pod_config().own_network()).await?;
     let id = cx.start(&pod, &cx.sleeper("one")).await?;
     let shown = cx.cri.sh(&id, "ip addr show lo").await?;
-    ensure!(shown.contains("UP") && shown.contains("127.0.0.1/8"), "{shown}");
+    ensure!(shown.contains("UP") && shown.contains("127.0.0.1/8"), "lo is shown as {shown}");
     Ok(())
 }
 
@@ -88,11 +89,10 @@ async fn pods_talk_to_each_other(cx: Context) -> Result<()> {
     served(&format!("{address}:80")).await.context("from the host")?;
     let client = cx.pod_of(cx.pod_config().own_network()).await?;
     let id = cx.start(&client, &cx.sleeper("client")).await?;
-    let text = cx.cri.sh(&id, &format!("wget -q -O - http://{address}/")).await?;
-    ensure!(text == "hello from nginx", "{text}");
+    cx.prints(&id, &format!("wget -q -O - http://{address}/"), "hello from nginx").await?;
     // Two containers of one pod share localhost.
     let neighbour = cx.start(&server, &cx.sleeper("neighbour")).await?;
-    ensure!(cx.cri.sh(&neighbour, "wget -q -O - http://127.0.0.1/").await? == "hello from nginx");
+    cx.prints(&neighbour, "wget -q -O - http://127.0.0.1/", "hello from nginx").await?;
     Ok(())
 }
 
@@ -134,7 +134,7 @@ async fn container_port_alone(cx: Context) -> Result<()> {
     web(&cx, &pod).await?;
     served(&format!("{}:80", ip(&cx, &pod).await?)).await?;
     let after = command("iptables-save", &["-t", "nat"])?.matches("CNI-DN-").count();
-    ensure!(after == before, "host_port 0 made rules");
+    ensure!(after == before, "host_port 0 made iptables rules: {before} before, {after} now");
     Ok(())
 }
 
@@ -163,7 +163,7 @@ async fn host_network(cx: Context) -> Result<()> {
         status.network
     );
     let options = status.linux.and_then(|l| l.namespaces).and_then(|n| n.options).context("options")?;
-    ensure!(options.network() == NamespaceMode::Node);
+    ensure!(options.network() == NamespaceMode::Node, "the status of a host-network pod has {options:?}");
     let id = cx
         .start(
             &pod,
@@ -194,18 +194,24 @@ async fn sysctls_in_the_pod(cx: Context) -> Result<()> {
     linux.sysctls.insert(String::from("net.ipv4.ip_local_port_range"), String::from("10000 10100"));
     linux.sysctls.insert(String::from("kernel.shm_rmid_forced"), String::from("1"));
     linux.sysctls.insert(String::from("fs.mqueue.msg_max"), String::from("77"));
+    linux.sysctls.insert(String::from("kernel.domainname"), String::from("pod.test"));
     let host = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")?;
     let pod = cx.pod_of(config).await?;
     let id = cx.start(&pod, &cx.sleeper("one")).await?;
-    let seen = cx.cri.sh(&id, "cat /proc/sys/net/ipv4/ip_local_port_range /proc/sys/kernel/shm_rmid_forced /proc/sys/fs/mqueue/msg_max").await?;
-    ensure!(seen.split_whitespace().collect::<Vec<_>>() == ["10000", "10100", "1", "77"], "{seen}");
-    ensure!(std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")? == host, "the host's changed");
+    let seen = cx.cri.sh(&id, "cat /proc/sys/net/ipv4/ip_local_port_range /proc/sys/kernel/shm_rmid_forced /proc/sys/fs/mqueue/msg_max /proc/sys/kernel/domainname").await?;
+    ensure!(
+        seen.split_whitespace().collect::<Vec<_>>() == ["10000", "10100", "1", "77", "pod.test"],
+        "the sysctls in the pod are {seen:?}"
+    );
+    let now = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")?;
+    ensure!(now == host, "the host's port range was {host} and is {now}");
     Ok(())
 }
 
 async fn unsafe_sysctls_are_refused(cx: Context) -> Result<()> {
     for (key, own) in [
         ("net.ipv4.ip_forward", false),
+        ("kernel.domainname", false),
         ("kernel.hostname", true),
         ("vm.swappiness", true),
         ("kernel/../vm.swappiness", true),
@@ -224,26 +230,41 @@ async fn unsafe_sysctls_are_refused(cx: Context) -> Result<()> {
 async fn address_is_given_back(cx: Context) -> Result<()> {
     let pod = cx.pod_of(cx.pod_config().own_network()).await?;
     let address = ip(&cx, &pod).await?;
-    ensure!(cx.node.network.leased() == [address.clone()], "leases {:?}", cx.node.network.leased());
+    ensure!(
+        cx.node.network.leased() == [address.clone()],
+        "the pod has {address}, and leased are {:?}",
+        cx.node.network.leased()
+    );
     cx.cri.stop_pod(&pod.id).await?;
-    ensure!(cx.node.network.leased().is_empty(), "StopPodSandbox kept {address}");
-    ensure!(ip(&cx, &pod).await?.is_empty() || ip(&cx, &pod).await? == address, "another address");
+    ensure!(cx.node.network.leased().is_empty(), "StopPodSandbox kept the lease of {address}");
+    let shown = ip(&cx, &pod).await?;
+    ensure!(
+        shown.is_empty() || shown == address,
+        "the stopped pod is shown with {shown} instead of {address}"
+    );
     Ok(())
 }
 
-async fn network_condition(cx: &Context) -> Result<RuntimeCondition> {
-    let status = cx.cri.status(false).await?.status.context("status")?;
-    status.conditions.into_iter().find(|c| c.r#type == "NetworkReady").context("no NetworkReady")
-}
-
-pub(super) async fn network_ready(cx: &Context) -> Result<bool> {
-    let c = network_condition(cx).await?;
-    ensure!(c.status || (!c.reason.is_empty() && !c.message.is_empty()), "false without reason and message");
+/// Whether NetworkReady is true; if it is false, it must have a reason and a message.
+async fn network_ready(cx: &Context) -> Result<bool> {
+    let c = cx.cri.condition("NetworkReady").await?;
+    ensure!(
+        c.status || (!c.reason.is_empty() && !c.message.is_empty()),
+        "false without reason or message: {c:?}"
+    );
     Ok(c.status)
 }
 
+/// Waits until NetworkReady has this value.
+pub(super) async fn network_becomes(cx: &Context, ready: bool) -> Result<()> {
+    wait::until(&format!("NetworkReady to be {ready}"), secs(10), || async {
+        Ok((network_ready(cx).await? == ready).then_some(()))
+    })
+    .await
+}
+
 async fn without_configuration(cx: Context) -> Result<()> {
-    ensure!(!network_ready(&cx).await?, "ready without any configuration");
+    ensure!(!network_ready(&cx).await?, "NetworkReady is true without a CNI configuration");
     let pod = cx.pod().await.context("a host-network pod needs no CNI")?;
     let id = cx.start(&pod, &cx.sleeper("one")).await?;
     cx.cri.stop(&id, 0).await?;
@@ -253,30 +274,27 @@ async fn without_configuration(cx: Context) -> Result<()> {
         .run_pod(&cx.pod_config().own_network())
         .await
         .err()
-        .context("a pod got a network from nowhere")?;
-    ensure!(e.message().to_lowercase().contains("cni"), "{e}");
+        .context("a pod with a network came up without a CNI configuration")?;
+    ensure!(e.message().to_lowercase().contains("cni"), "the error does not name CNI: {e}");
     ensure!(cx.cri.pods(None).await?.is_empty(), "the pod that failed is listed");
     Ok(())
 }
 
 async fn ready_follows_the_directory(cx: Context) -> Result<()> {
-    ensure!(!network_ready(&cx).await?);
+    ensure!(!network_ready(&cx).await?, "NetworkReady is true without a CNI configuration");
     cx.node.network.install()?;
-    wait::until("NetworkReady", secs(10), || async { Ok(network_ready(&cx).await?.then_some(())) }).await?;
+    network_becomes(&cx, true).await?;
     let pod = cx.pod_of(cx.pod_config().own_network()).await?;
     cx.cri.drop_pod(&pod.id).await?;
     cx.node.network.uninstall()?;
-    wait::until("NetworkReady to be false", secs(10), || async {
-        Ok((!network_ready(&cx).await?).then_some(()))
-    })
-    .await?;
+    network_becomes(&cx, false).await?;
     std::fs::write(cx.node.network.conf_dir.join("05-broken.conflist"), "{not json")?;
-    let status = wait::until("the broken configuration to be named", secs(20), || async {
-        let status = network_condition(&cx).await?;
-        Ok(status.message.contains("05-broken").then_some(status))
+    let condition = wait::until("NetworkReady to name the broken configuration", secs(20), || async {
+        let condition = cx.cri.condition("NetworkReady").await?;
+        Ok(condition.message.contains("05-broken").then_some(condition))
     })
     .await?;
-    ensure!(!status.status, "ready with a broken configuration");
+    ensure!(!condition.status, "NetworkReady is true with a broken configuration");
     cx.cri.version().await?;
     Ok(())
 }

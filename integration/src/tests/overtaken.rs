@@ -1,5 +1,5 @@
-//! Calls that are interrupted by another call or by the end of a process: the error says so, and that a retry
-//! may succeed.
+//! Calls that meet another call or the end of a process: they succeed, or their code says that a retry may succeed.
+//! The end of the daemon and of a removal: what must be over when they are.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -9,43 +9,48 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::sys::signal::Signal;
 use tonic::Code;
 
 use crate::context::Context;
+use crate::expect::ensure;
 use crate::fixture::Fixture;
 use crate::images::Recipe;
 use crate::proc;
+use crate::repeat::Repeat;
 use crate::runner::{Test, test};
 use crate::shapes;
 
 pub(super) fn tests() -> Vec<Test> {
     vec![
-        test!(start_by_stop_or_removal).limit(120),
-        test!(pod_by_the_end_of_its_shim).own().limit(120),
-        test!(pull_by_a_removal).own().limit(120),
-        test!(the_lock_is_held_until_the_daemon_is_gone).own(),
+        test!(start_is_aborted_by_stop_or_removal).limit(120),
+        test!(launch_fails_when_its_shim_is_killed).own().limit(120),
+        test!(pull_succeeds_beside_removals).own().limit(120),
+        test!(the_lock_is_held_until_the_daemon_has_ended).own(),
         test!(removal_gives_the_space_back),
     ]
 }
 
-/// Starts that are tried until one is overtaken.
+/// Rounds with delays between start and stop.
+const DELAYED_ROUNDS: u32 = 60;
+/// Largest number of rounds until one start was aborted.
 const MOST_ROUNDS: u32 = 1_000;
 
 /// How often each code was returned.
 type Codes = BTreeMap<String, u32>;
 
-async fn start_by_stop_or_removal(cx: Context) -> Result<()> {
+async fn start_is_aborted_by_stop_or_removal(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let mut codes = Codes::new();
-    // Sixty rounds with delays up to what a start takes on this machine. Where none was overtaken, more stops at
-    // once with the start: those hit it most.
+    // First the stop comes after a delay of up to the time that a start takes on this machine. If no start was aborted
+    // by then, further rounds stop without a delay, which aborts starts most often.
     let mut took = Duration::from_millis(3);
     for round in 0..MOST_ROUNDS {
-        if round >= 60 && codes.contains_key("Aborted") {
+        let delayed = round < DELAYED_ROUNDS;
+        if !delayed && codes.contains_key("Aborted") {
             break;
         }
         let id = cx.create(&pod, &cx.sleeper(&format!("c{round}"))).await?;
@@ -54,43 +59,37 @@ async fn start_by_stop_or_removal(cx: Context) -> Result<()> {
             let started = cx.cri.start(&id).await;
             (started, began.elapsed())
         };
-        let at_once = round >= 60;
         let end = async {
-            if !at_once {
+            if delayed {
                 tokio::time::sleep(took * (round % 20) / 20).await;
             }
-            if at_once || round % 2 == 0 { cx.cri.stop(&id, 0).await } else { cx.cri.remove(&id).await }
+            if !delayed || round % 2 == 0 { cx.cri.stop(&id, 0).await } else { cx.cri.remove(&id).await }
         };
         let ((started, time), ended) = tokio::join!(start, end);
-        ended.with_context(|| format!("the end of {id}"))?;
+        ended.with_context(|| format!("stop or removal of {id}"))?;
         let code = started.as_ref().err().map_or(Code::Ok, tonic::Status::code);
         *codes.entry(format!("{code:?}")).or_default() += 1;
         // NotFound and FailedPrecondition: it had exited or was removed when the start arrived.
         let fits = matches!(code, Code::Ok | Code::Aborted | Code::NotFound | Code::FailedPrecondition);
-        ensure!(fits, "round {round}: {started:?}");
+        ensure!(fits, "round {round}: StartContainer was answered with {started:?}");
         if code == Code::Ok {
             took = time;
         }
         cx.cri.remove(&id).await?;
     }
     println!("      ({codes:?})");
-    ensure!(codes.contains_key("Aborted"), "no start was overtaken: {codes:?}");
+    ensure!(codes.contains_key("Aborted"), "no start was aborted: {codes:?}");
     Ok(())
 }
 
-/// For example by the OOM killer.
-async fn pod_by_the_end_of_its_shim(cx: Context) -> Result<()> {
-    let stop = Arc::new(AtomicBool::new(false));
+/// Simulates an OOM killer that kills shims while they start.
+async fn launch_fails_when_its_shim_is_killed(cx: Context) -> Result<()> {
     let daemon = cx.node.pid()?;
-    let killer = std::thread::spawn({
-        let stop = Arc::clone(&stop);
-        move || {
-            while !stop.load(Ordering::Relaxed) {
-                for shim in proc::children(daemon) {
-                    drop(proc::signal(shim.pid, Signal::SIGKILL));
-                }
-            }
+    let killer = Repeat::start(move |_| {
+        for shim in proc::children(daemon) {
+            proc::signal(shim.pid, Signal::SIGKILL)?;
         }
+        Ok(())
     });
     let mut codes = Codes::new();
     let mut outcome = Ok(());
@@ -99,24 +98,23 @@ async fn pod_by_the_end_of_its_shim(cx: Context) -> Result<()> {
         let code = made.as_ref().err().map_or(Code::Ok, tonic::Status::code);
         *codes.entry(format!("{code:?}")).or_default() += 1;
         if !matches!(code, Code::Ok | Code::Unavailable | Code::Aborted) {
-            outcome = Err(anyhow::anyhow!("round {round}: {made:?}"));
+            outcome = Err(anyhow::anyhow!("round {round}: RunPodSandbox was answered with {made:?}"));
             break;
         }
         if let Ok(id) = made {
             cx.cri.drop_pod(&id).await?;
         }
     }
-    stop.store(true, Ordering::Relaxed);
-    killer.join().map_err(|_| anyhow::anyhow!("the thread that kills panicked"))?;
+    killer.stop()?;
     println!("      ({codes:?})");
     outcome?;
     ensure!(codes.contains_key("Unavailable"), "no shim was killed in time: {codes:?}");
-    // Nothing of them is left, and the next pod starts.
+    // The next pod starts; the census checks that nothing of the others is left.
     let pod = cx.pod().await?;
     Ok(cx.cri.drop_pod(&pod.id).await?)
 }
 
-async fn pull_by_a_removal(cx: Context) -> Result<()> {
+async fn pull_succeeds_beside_removals(cx: Context) -> Result<()> {
     const PULLS: usize = 150;
     let name = format!("registry.test/{}:1", cx.name);
     // Without a layer, so that only the documents take time.
@@ -157,7 +155,7 @@ fn holder(file: &File) -> Result<Option<libc::pid_t>> {
 
 /// Threads of a stopping daemon may still be writing, so the next daemon must not start. Its standard error
 /// accepts nothing, so that it waits a while for its last log lines.
-async fn the_lock_is_held_until_the_daemon_is_gone(cx: Context) -> Result<()> {
+async fn the_lock_is_held_until_the_daemon_has_ended(cx: Context) -> Result<()> {
     let (unread, stderr): (OwnedFd, OwnedFd) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
     cx.node.terminate().await?;
     fcntl(&stderr, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
@@ -167,7 +165,7 @@ async fn the_lock_is_held_until_the_daemon_is_gone(cx: Context) -> Result<()> {
     let (pid, path) = (cx.node.pid()?, cx.node.paths.root.join("lock"));
     let watching = tokio::task::spawn_blocking(move || -> Result<(u32, bool)> {
         let file = File::open(path)?;
-        // Closed with its process, after its last thread has ended.
+        // A process's descriptors are closed after its last thread has ended.
         let lives = || fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|mut fds| fds.next().is_some());
         let (begun, mut looks) = (Instant::now(), 0);
         while lives() {
@@ -175,7 +173,7 @@ async fn the_lock_is_held_until_the_daemon_is_gone(cx: Context) -> Result<()> {
                 return Ok((looks, true));
             }
             looks += 1;
-            ensure!(begun.elapsed() < Duration::from_secs(15), "it does not end");
+            ensure!(begun.elapsed() < Duration::from_secs(15), "the daemon has not ended within 15 s");
         }
         Ok((looks, false))
     });
@@ -185,8 +183,8 @@ async fn the_lock_is_held_until_the_daemon_is_gone(cx: Context) -> Result<()> {
     let (looks, early) = watched?;
     ended?;
     cx.node.launch().await?;
-    ensure!(!early, "the lock was given back while the daemon lived");
-    ensure!(looks > 0, "nothing was looked at");
+    ensure!(!early, "the lock was released before the daemon had ended");
+    ensure!(looks > 0, "the daemon ended before the first look at the lock, so this test shows nothing");
     Ok(())
 }
 
@@ -207,6 +205,6 @@ async fn removal_gives_the_space_back(cx: Context) -> Result<()> {
     let before = list()?;
     cx.cri.remove(&id).await?;
     let after: Vec<_> = list()?.into_iter().filter(|name| !before.contains(name)).collect();
-    ensure!(after.is_empty(), "not deleted when the call was answered: {after:?}");
+    ensure!(after.is_empty(), "{after:?} are still in the trash when RemoveContainer has returned");
     Ok(())
 }

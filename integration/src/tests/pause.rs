@@ -3,11 +3,12 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 use tokio::process::{Child, Command};
 
 use crate::context::Context;
+use crate::expect::ensure;
 use crate::runner::{Test, test};
 use crate::{proc, wait};
 
@@ -15,16 +16,16 @@ use crate::{proc, wait};
 const SOON: Duration = Duration::from_secs(10);
 
 /// SigBlk of /proc/PID/status while it waits: everything but SIGKILL and SIGSTOP, which cannot be blocked, and
-/// SIGINT, SIGTERM and SIGCHLD, which the kernel lets through to the one who waits for them.
+/// SIGINT, SIGTERM and SIGCHLD, which the kernel unblocks as long as sigtimedwait(2) waits for them.
 const WAITING: &str = "fffffffffffabefd";
 
 pub(super) fn tests() -> Vec<Test> {
     vec![
         test!(binary_is_small_and_static).ours(),
-        test!(leaves_with_status_0_whatever_it_inherits).ours(),
+        test!(exits_with_status_0_whatever_it_inherits).ours(),
         test!(signal_before_its_first_instruction_counts).ours(),
         test!(reaps_as_an_ordinary_process).ours(),
-        test!(leaves_as_pid_1).ours(),
+        test!(exits_as_pid_1).ours(),
     ]
 }
 
@@ -45,7 +46,7 @@ fn pause(cx: &Context) -> Result<String> {
 
 /// Waits until `pid` runs pause and waits for signals.
 async fn waiting(pid: u32) -> Result<()> {
-    wait::until_true("pause waits", SOON, || {
+    wait::until_true(&format!("process {pid} to run pause and to wait for signals"), SOON, || {
         proc::status(pid).is_ok_and(|status| {
             let is = |key: &str, value: &str| status.get(key).is_some_and(|it| it == value);
             is("Name", "pause") && is("SigBlk", WAITING)
@@ -54,9 +55,11 @@ async fn waiting(pid: u32) -> Result<()> {
     .await
 }
 
-async fn ended_well(child: &mut Child) -> Result<()> {
-    let status = tokio::time::timeout(SOON, child.wait()).await.context("it does not leave")??;
-    ensure!(status.code() == Some(0), "it left with {status}");
+/// Waits until pause has exited, which must be with status 0.
+async fn exited_with_0(child: &mut Child) -> Result<()> {
+    let status =
+        tokio::time::timeout(SOON, child.wait()).await.context("pause has not exited within 10 s")??;
+    ensure!(status.code() == Some(0), "pause exited with {status}");
     Ok(())
 }
 
@@ -67,7 +70,7 @@ async fn binary_is_small_and_static(cx: Context) -> Result<()> {
     Ok(())
 }
 
-async fn leaves_with_status_0_whatever_it_inherits(cx: Context) -> Result<()> {
+async fn exits_with_status_0_whatever_it_inherits(cx: Context) -> Result<()> {
     let pause = pause(&cx)?;
     for inherited in ["--default-signal", "--block-signal", "--ignore-signal"] {
         for signal in [Signal::SIGTERM, Signal::SIGINT] {
@@ -77,17 +80,17 @@ async fn leaves_with_status_0_whatever_it_inherits(cx: Context) -> Result<()> {
             for other in others {
                 proc::signal(pid, other)?;
             }
-            // kill(2) has put them there before it returns, and what is blocked stays there for good.
+            // A signal is pending when kill(2) returns, and a blocked one stays pending.
             let status = proc::status(pid)?;
-            let pending = status.get("ShdPnd").context("no ShdPnd: another signal ended it")?;
+            let pending = status.get("ShdPnd").context("no ShdPnd: one of the other signals ended pause")?;
             let pending = u64::from_str_radix(pending, 16)?;
             for other in others {
                 let bit = 1 << (other as i32 - 1);
-                ensure!(pending & bit != 0, "{inherited}: {other} was not blocked: {pending:x}");
+                ensure!(pending & bit != 0, "{inherited}: {other} was not blocked; pending are {pending:x}");
             }
-            ensure!(child.try_wait()?.is_none(), "{inherited}: another signal ended it");
+            ensure!(child.try_wait()?.is_none(), "{inherited}: one of {others:?} ended pause");
             proc::signal(pid, signal)?;
-            ended_well(&mut child).await.with_context(|| format!("{inherited}, {signal}"))?;
+            exited_with_0(&mut child).await.with_context(|| format!("{inherited}, {signal}"))?;
         }
     }
     Ok(())
@@ -96,32 +99,31 @@ async fn leaves_with_status_0_whatever_it_inherits(cx: Context) -> Result<()> {
 async fn signal_before_its_first_instruction_counts(cx: Context) -> Result<()> {
     let script = format!("kill -TERM $$; exec {}", pause(&cx)?);
     let (mut child, _) = start("env", &["--block-signal=TERM", "sh", "-c", &script])?;
-    ended_well(&mut child).await
+    exited_with_0(&mut child).await
 }
 
 async fn reaps_as_an_ordinary_process(cx: Context) -> Result<()> {
     let script = format!("sleep 0.1 & sleep 0.2 & exec {}", pause(&cx)?);
     let (mut child, pid) = start("env", &["--block-signal", "sh", "-c", &script])?;
     waiting(pid).await?;
-    wait::until_true("no child is left, not even as a zombie", SOON, || proc::children(pid).is_empty())
-        .await?;
+    wait::until_true("all children to be reaped", SOON, || proc::children(pid).is_empty()).await?;
     proc::signal(pid, Signal::SIGTERM)?;
-    ended_well(&mut child).await
+    exited_with_0(&mut child).await
 }
 
-async fn leaves_as_pid_1(cx: Context) -> Result<()> {
+async fn exits_as_pid_1(cx: Context) -> Result<()> {
     let pause = pause(&cx)?;
     for inherited in ["--default-signal", "--ignore-signal", "--block-signal"] {
         let (mut outer, pid) =
             start("unshare", &["--pid", "--fork", "--kill-child", "--", "env", inherited, &pause])?;
-        let init = wait::until("pause is there", SOON, || async move {
+        let init = wait::until("unshare to have a child", SOON, || async move {
             Ok(proc::children(pid).first().map(|child| child.pid))
         })
         .await?;
         waiting(init).await?;
         proc::signal(init, Signal::SIGTERM)?;
-        // unshare exits like its child.
-        ended_well(&mut outer).await.context(inherited)?;
+        // unshare exits with its child's status.
+        exited_with_0(&mut outer).await.context(inherited)?;
     }
     Ok(())
 }

@@ -1,16 +1,17 @@
-//! Faulty CNI plugins, and DELs that are due.
+//! Faulty CNI plugins, the environment of plugins, and DEL after a lost configuration or a failure.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use cri_api::v1::Protocol;
 use serde_json::json;
 
-use super::network::{ip, network_ready};
+use super::network::{ip, network_becomes};
 use crate::context::Context;
+use crate::expect::ensure;
 use crate::isolation::command;
 use crate::registry::free_port;
 use crate::runner::{Test, test};
 use crate::shapes::PodExt as _;
-use crate::wait::{self, secs};
+use crate::wait::secs;
 
 pub(super) fn tests() -> Vec<Test> {
     vec![
@@ -24,15 +25,13 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// Starting a pod with this plugin must fail and leave nothing.
+/// Starting a pod with this plugin must fail with the given text and leave nothing.
 async fn refused(cx: &Context, plugin: &str, expected: &str) -> Result<()> {
     cx.node.network.uninstall()?;
+    network_becomes(cx, false).await?;
+    // The network counts as ready: whether plugins of CNI 1.0 work shows only when they are run.
     cx.node.network.conflist("10-bad.conflist", &json!([{"type": plugin}]))?;
-    wait::until("the configuration to be seen", secs(10), || async {
-        Ok(network_ready(cx).await?.then_some(()))
-    })
-    .await
-    .or_else(|e| if plugin == "nowhere" { Ok(()) } else { Err(e) })?;
+    network_becomes(cx, true).await?;
     let e = cx
         .cri
         .run_pod(&cx.pod_config().own_network())
@@ -42,13 +41,16 @@ async fn refused(cx: &Context, plugin: &str, expected: &str) -> Result<()> {
     ensure!(e.message().contains(expected), "the error does not say `{expected}`: {e}");
     let pods = cx.cri.pods(None).await?;
     for pod in &pods {
-        ensure!(pod.state() == cri_api::v1::PodSandboxState::SandboxNotready, "a half-made pod is ready");
+        ensure!(
+            pod.state() == cri_api::v1::PodSandboxState::SandboxNotready,
+            "the pod that failed is ready: {pod:?}"
+        );
         cx.cri.drop_pod(&pod.id).await?;
     }
     // The node still works.
     cx.node.network.uninstall()?;
     cx.node.network.install()?;
-    wait::until("NetworkReady", secs(10), || async { Ok(network_ready(cx).await?.then_some(())) }).await?;
+    network_becomes(cx, true).await?;
     let good = cx.pod_of(cx.pod_config().own_network()).await?;
     cx.cri.drop_pod(&good.id).await?;
     Ok(())
@@ -64,7 +66,7 @@ async fn hanging_plugin(cx: Context) -> Result<()> {
     // The daemon's time-out for plugins is 5 s here.
     let start = std::time::Instant::now();
     refused(&cx, "hangs", "hangs").await?;
-    ensure!(start.elapsed() < secs(25), "took {:?}", start.elapsed());
+    ensure!(start.elapsed() < secs(25), "with a limit of 5 s for plugins it took {:?}", start.elapsed());
     Ok(())
 }
 
@@ -91,7 +93,8 @@ async fn plugin_sees_the_pod(cx: Context) -> Result<()> {
     cx.node.network.conflist("10-spy.conflist", &json!([{"type": "spy"}]))?;
     let config = cx.pod_config().own_network();
     let pod = cx.pod_of(config.clone()).await?;
-    ensure!(ip(&cx, &pod).await? == "10.9.8.7");
+    let shown = ip(&cx, &pod).await?;
+    ensure!(shown == "10.9.8.7", "the plugin's address is shown as {shown:?}");
     let added = std::fs::read_to_string(format!("{}.ADD", seen.display()))?;
     let uid = config.metadata.map(|m| m.uid).unwrap_or_default();
     for part in [
@@ -110,7 +113,8 @@ async fn plugin_sees_the_pod(cx: Context) -> Result<()> {
     let deleted = std::fs::read_to_string(format!("{}.DEL", seen.display()))?;
     ensure!(
         deleted.contains(&format!("CNI_CONTAINERID={}", pod.id)) && deleted.contains("K8S_POD_NAMESPACE=it"),
-        "{deleted}"
+        "DEL for pod {} had the environment\n{deleted}",
+        pod.id
     );
     Ok(())
 }
@@ -145,7 +149,7 @@ async fn deletion_is_retried(cx: Context) -> Result<()> {
     let id = cx.start(&pod, &cx.sleeper("one")).await?;
     let first = cx.cri.drop_pod(&pod.id).await;
     ensure!(first.is_err(), "DEL failed, yet the pod is removed: its address would leak");
-    ensure!(cx.cri.pods(None).await?.iter().any(|p| p.id == pod.id), "the pod cannot be asked for again");
+    ensure!(cx.cri.pods(None).await?.iter().any(|p| p.id == pod.id), "a pod whose DEL failed is not listed");
     let state = cx.cri.container(&id).await.map(|s| s.state());
     ensure!(!matches!(state, Ok(cri_api::v1::ContainerState::ContainerRunning)), "its container runs on");
     std::fs::write(&gate, "")?;

@@ -2,15 +2,16 @@
 
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
+use cri_api::v1 as api;
 use cri_api::v1::security_profile::ProfileType;
-use cri_api::v1::{self as api};
 use serde_json::{Value, json};
 
 use super::privilege::perl;
+use super::security::id;
 use crate::context::Context;
+use crate::expect::ensure;
 use crate::images::Recipe;
-use crate::proc;
 use crate::runner::{Test, test};
 use crate::shapes::{self, ContainerExt as _, PodExt as _, seccomp};
 
@@ -23,14 +24,10 @@ pub(super) fn tests() -> Vec<Test> {
         test!(an_empty_home_is_none),
         test!(filter_flags_are_taken),
         test!(scheduling_is_reset).own(),
-        test!(open_files_are_the_daemons_given_limit).ours(),
+        test!(containers_get_the_limit_of_open_files_that_the_daemon_got).ours(),
         test!(a_memory_limit_too_low_names_the_least).ours(),
         test!(the_least_memory_limit_works).ours(),
     ]
-}
-
-fn id(value: i64) -> Option<api::Int64Value> {
-    Some(api::Int64Value { value })
 }
 
 /// An image of busybox with this configuration.
@@ -70,7 +67,10 @@ async fn a_requests_sysctls_win(cx: Context) -> Result<()> {
     let c = cx.start(&pod, &cx.sleeper("one")).await?;
     let line = "cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/net/ipv4/ping_group_range";
     let seen = cx.cri.sh(&c, line).await?;
-    ensure!(seen.split_whitespace().collect::<Vec<_>>() == ["81", "0", "2147483647"], "{seen}");
+    ensure!(
+        seen.split_whitespace().collect::<Vec<_>>() == ["81", "0", "2147483647"],
+        "the first port and the groups that may ping are {seen:?}"
+    );
     Ok(())
 }
 
@@ -81,22 +81,21 @@ async fn images_hostname_wins(cx: Context) -> Result<()> {
     let pod = cx.pod_of(cx.pod_config().own_network()).await?;
     let echo = ["/bin/sh", "-c", "echo $HOSTNAME"];
     let plain = shapes::container("image", &image, &echo);
-    ensure!(cx.output(&pod, &plain).await?.trim() == "0.0.0.0", "the image's HOSTNAME is lost");
+    cx.outputs(&pod, &plain, "0.0.0.0\n").await.context("the image's HOSTNAME")?;
     let asked = shapes::container("request", &image, &echo).env("HOSTNAME", "mine");
-    ensure!(cx.output(&pod, &asked).await?.trim() == "mine");
+    cx.outputs(&pod, &asked, "mine\n").await.context("the request's HOSTNAME")?;
     let none = cx.shell("none", "echo $HOSTNAME");
-    ensure!(cx.output(&pod, &none).await?.trim() == pod.config.hostname);
-    Ok(())
+    cx.outputs(&pod, &none, &format!("{}\n", pod.config.hostname)).await.context("the pod's HOSTNAME")
 }
 
 async fn an_entrypoint_of_one_empty_word_is_none(cx: Context) -> Result<()> {
     let image =
         image(&cx, "entrypoint-empty", json!({"Entrypoint": [""], "Cmd": ["/bin/echo", "hi"]})).await?;
     let pod = cx.pod().await?;
-    ensure!(cx.output(&pod, &shapes::container("cmd", &image, &[])).await? == "hi\n");
+    cx.outputs(&pod, &shapes::container("cmd", &image, &[]), "hi\n").await?;
     let mut config = shapes::container("args", &image, &[]);
     config.args = vec!["/bin/echo".to_owned(), "args".to_owned()];
-    ensure!(cx.output(&pod, &config).await? == "args\n");
+    cx.outputs(&pod, &config, "args\n").await?;
     Ok(())
 }
 
@@ -129,13 +128,13 @@ async fn filter_flags_are_taken(cx: Context) -> Result<()> {
         let c = cx.start(&pod, &config).await.with_context(|| format!("flag {flag}"))?;
         for whose in ["1", "self"] {
             let line = cx.cri.sh(&c, &format!("grep ^Seccomp: /proc/{whose}/status")).await?;
-            ensure!(line.ends_with('2'), "{flag}, {whose}: {line}");
+            ensure!(line.ends_with('2'), "with the flag {flag}, {whose} has no filter: {line}");
         }
     }
     Ok(())
 }
 
-/// The daemon runs with settings of its service manager or its parent, intended or not.
+/// Containers must not inherit scheduling settings that the daemon got from its service manager or its parent.
 async fn scheduling_is_reset(cx: Context) -> Result<()> {
     let daemon = cx.node.pid()?;
     let change = format!(
@@ -161,6 +160,7 @@ async fn scheduling_is_reset(cx: Context) -> Result<()> {
     Ok(())
 }
 
+/// Soft and hard limit of open files of a process; `pid` is its folder in /proc.
 fn open_files(pid: &str) -> Result<(u64, u64)> {
     let limits = std::fs::read_to_string(format!("/proc/{pid}/limits"))?;
     let line = limits.lines().find(|l| l.starts_with("Max open files")).context("no line of open files")?;
@@ -168,7 +168,7 @@ fn open_files(pid: &str) -> Result<(u64, u64)> {
     Ok((numbers.next().context("soft")?, numbers.next().context("hard")?))
 }
 
-async fn open_files_are_the_daemons_given_limit(cx: Context) -> Result<()> {
+async fn containers_get_the_limit_of_open_files_that_the_daemon_got(cx: Context) -> Result<()> {
     // The daemon was started by this process and has its limits, except those it raised itself.
     let (soft, hard) = open_files("self")?;
     let daemon = open_files(&cx.node.pid()?.to_string())?;
@@ -177,7 +177,7 @@ async fn open_files_are_the_daemons_given_limit(cx: Context) -> Result<()> {
     for (who, have) in [("the daemon", daemon), ("a shim", shim)] {
         ensure!(
             have.0 >= hard.min(65_536).max(soft),
-            "{who} may open {have:?} files, it was given {soft} of {hard}"
+            "{who} may open {have:?} files; the daemon was started with {soft} of {hard}"
         );
     }
     let c = cx.start(&pod, &cx.sleeper("one")).await?;
@@ -185,9 +185,11 @@ async fn open_files_are_the_daemons_given_limit(cx: Context) -> Result<()> {
         let line = cx.cri.sh(&c, &format!("grep '^Max open files' /proc/{whose}/limits")).await?;
         let words: Vec<&str> = line.split_whitespace().collect();
         let have = (words.get(3).copied().unwrap_or_default(), words.get(4).copied().unwrap_or_default());
-        ensure!(have == (soft.to_string().as_str(), hard.to_string().as_str()), "{whose}: {line}");
+        ensure!(
+            have == (soft.to_string().as_str(), hard.to_string().as_str()),
+            "{whose} may open {have:?} files; the daemon was started with {soft} of {hard}"
+        );
     }
-    ensure!(proc::alive(cx.node.pid()?));
     Ok(())
 }
 
@@ -198,9 +200,12 @@ async fn a_memory_limit_too_low_names_the_least(cx: Context) -> Result<()> {
         let error =
             cx.create(&pod, &config).await.err().with_context(|| format!("{bytes} bytes accepted"))?;
         let code = error.downcast_ref::<tonic::Status>().map(tonic::Status::code);
-        ensure!(code == Some(tonic::Code::InvalidArgument), "{bytes} bytes: {error:#}");
+        ensure!(code == Some(tonic::Code::InvalidArgument), "a limit of {bytes} bytes: {error:#}");
         let text = format!("{error:#}");
-        ensure!(text.contains("memory_limit_in_bytes") && text.contains("1048576"), "{bytes} bytes: {text}");
+        ensure!(
+            text.contains("memory_limit_in_bytes") && text.contains("1048576"),
+            "with a limit of {bytes} bytes the error does not name the field and the least value: {text}"
+        );
     }
     Ok(())
 }
@@ -211,7 +216,8 @@ async fn the_least_memory_limit_works(cx: Context) -> Result<()> {
         let config =
             cx.sleeper(&format!("least{round}")).with(|c| c.resources().memory_limit_in_bytes = 1_048_576);
         let c = cx.start(&pod, &config).await?;
-        ensure!(cx.cri.exec(&c, &["/bin/true"]).await?.code == 0);
+        let out = cx.cri.exec(&c, &["/bin/true"]).await?;
+        ensure!(out.code == 0, "round {round}: an exec with a limit of 1 MiB gave {out:?}");
         cx.cri.stop(&c, 0).await?;
     }
     Ok(())

@@ -3,11 +3,13 @@
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
 use super::mounts::{PRIVATE, SHARED, SLAVE, privileged, tmpfs, unmount, volume};
 use crate::context::Context;
+use crate::expect::ensure;
 use crate::isolation::command;
+use crate::repeat::Repeat;
 use crate::runner::{Test, test};
 use crate::shapes::ContainerExt as _;
 
@@ -24,16 +26,19 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// A shared mount for a test; `close` unmounts it with everything below.
+/// A shared mount of the host; unmounted on drop, with everything below.
 struct Playground(PathBuf);
 
 impl Playground {
+    /// Mounts it on a new volume.
     fn new(cx: &Context, name: &str) -> Result<Self> {
         let place = cx.volume(name)?;
         tmpfs(&place)?;
         command("mount", &["--make-rshared", &place.display().to_string()])?;
         Ok(Self(place))
     }
+
+    /// A folder on it, which is created if it is missing.
     fn path(&self, below: &str) -> Result<PathBuf> {
         let path = self.0.join(below);
         fs::create_dir_all(&path)?;
@@ -99,23 +104,15 @@ async fn propagation_under_churn(cx: Context) -> Result<()> {
     let ground = Playground::new(&cx, "churn")?;
     let base = ground.path("v")?;
     let pod = privileged(&cx).await?;
-    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let churn = {
-        let (stop, base) = (std::sync::Arc::clone(&stop), base.clone());
-        std::thread::spawn(move || -> Result<u32> {
-            let mut n = 0;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                let place = base.join(format!("m{}", n % 7));
-                tmpfs(&place)?;
-                fs::write(place.join("file"), "x")?;
-                unmount(&place)?;
-                n += 1;
-            }
-            tmpfs(&base.join("last"))?;
-            fs::write(base.join("last/file"), "x")?;
-            Ok(n)
-        })
-    };
+    let churn = Repeat::start({
+        let base = base.clone();
+        move |round| {
+            let place = base.join(format!("m{}", round % 7));
+            tmpfs(&place)?;
+            fs::write(place.join("file"), "x")?;
+            unmount(&place)
+        }
+    });
     let made = async {
         let mut ids = Vec::new();
         for n in 0..12 {
@@ -135,13 +132,14 @@ async fn propagation_under_churn(cx: Context) -> Result<()> {
         Ok::<_, anyhow::Error>(ids)
     }
     .await;
-    stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    let rounds = churn.join().map_err(|_| anyhow::anyhow!("the churning thread panicked"))??;
-    ensure!(rounds > 5, "only {rounds} mounts were made meanwhile");
+    let rounds = churn.stop()?;
+    ensure!(rounds > 5, "the host made only {rounds} mounts meanwhile, so this test shows little");
+    tmpfs(&base.join("last"))?;
+    fs::write(base.join("last/file"), "x")?;
     for id in made? {
         cx.cri.sh(&id, "ls /v/last/file").await.context("the last mount did not reach a container")?;
         let inside = cx.cri.sh(&id, "grep -c ' /v/m' /proc/mounts || true").await?;
-        ensure!(inside == "0", "{inside} mounts stayed in a container that the host has taken away");
+        ensure!(inside == "0", "a container still has {inside} mounts that the host has unmounted");
     }
     unmount(&base.join("last"))
 }
@@ -162,7 +160,7 @@ async fn source_that_is_not_shared(cx: Context) -> Result<()> {
                 "{:#}",
                 e.with_context(|| format!("{name} propagation from a private mount was accepted"))?
             );
-            ensure!(e.contains("shared") || e.contains("slave"), "{e}");
+            ensure!(e.contains("shared") || e.contains("slave"), "the error does not name the cause: {e}");
         }
         Ok(())
     }
@@ -204,20 +202,13 @@ async fn restarted_csi_driver_leaves_volumes(cx: Context) -> Result<()> {
     ensure!(pods.join("a/file").exists(), "the driver's mount is not on the host");
     let user = cx.pod().await?;
     let c = volume(&cx, &user, "user", &pods.join("a"), PRIVATE).await?;
-    ensure!(cx.cri.sh(&c, "cat /v/file").await? == "data");
-    for n in 0..3 {
-        if n == 1 {
-            cx.cri.drop_pod(&driver_pod.id).await?;
-            break;
-        }
-        cx.cri.remove(&first).await?;
-        cx.start(&driver_pod, &driver(&format!("driver{n}"))).await?;
-        ensure!(pods.join("a/file").exists(), "restart {n} of the driver unmounted another pod's volume");
-    }
-    ensure!(
-        pods.join("a/file").exists() && cx.cri.sh(&c, "cat /v/file").await? == "data",
-        "the driver's end took the volume away"
-    );
+    cx.prints(&c, "cat /v/file", "data").await?;
+    cx.cri.remove(&first).await?;
+    cx.start(&driver_pod, &driver("restarted")).await?;
+    ensure!(pods.join("a/file").exists(), "the restart of the driver unmounted another pod's volume");
+    cx.cri.drop_pod(&driver_pod.id).await?;
+    ensure!(pods.join("a/file").exists(), "the removal of the driver's pod unmounted another pod's volume");
+    cx.prints(&c, "cat /v/file", "data").await.context("after the removal of the driver's pod")?;
     cx.cri.drop_pod(&user.id).await?;
     unmount(&pods.join("a"))
 }
@@ -228,11 +219,10 @@ async fn unmount_of_parent_reaches_in(cx: Context) -> Result<()> {
     tmpfs(&base.join("late"))?;
     let pod = cx.pod().await?;
     let c = volume(&cx, &pod, "one", &base, SLAVE).await?;
-    ensure!(cx.cri.sh(&c, "grep -c ' /v/late ' /proc/mounts").await? == "1");
+    cx.prints(&c, "grep -c ' /v/late ' /proc/mounts", "1").await?;
     unmount(&base.join("late"))?;
-    ensure!(
-        cx.cri.sh(&c, "grep -c ' /v/late ' /proc/mounts || true").await? == "0",
-        "the unmount did not reach the container"
-    );
+    cx.prints(&c, "grep -c ' /v/late ' /proc/mounts || true", "0")
+        .await
+        .context("the unmount did not reach the container")?;
     Ok(())
 }

@@ -2,10 +2,11 @@
 
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
 use crate::census::Census;
 use crate::context::{Context, Pod};
+use crate::expect::ensure;
 use crate::fixture::Fixture;
 use crate::proc;
 use crate::runner::{Test, test};
@@ -21,6 +22,7 @@ pub(super) fn tests() -> Vec<Test> {
 /// Memory limit of one shim and its pause together, in KiB (0.3 MiB).
 const LIMIT: u64 = 307;
 
+/// Prints the PSS of the daemon and of each pod's shim with its pause, and checks the latter.
 async fn measure(cx: &Context, pods: &[(Pod, String)], when: &str) -> Result<()> {
     let (mut sum, mut worst) = (0, 0);
     for (pod, _) in pods {
@@ -48,7 +50,7 @@ async fn twenty_pods_stay_small(cx: Context) -> Result<()> {
     for (pod, _) in &pods {
         let shim = cx.node.shim(&pod.id)?;
         let opened = std::fs::OpenOptions::new().write(true).open(format!("/proc/{}/exe", shim.pid));
-        ensure!(opened.is_err(), "a shim is not sealed");
+        ensure!(opened.is_err(), "the binary of shim {} can be opened for writing", shim.pid);
     }
     measure(&cx, &pods, "fresh").await?;
     let work: Vec<_> = pods
@@ -58,7 +60,7 @@ async fn twenty_pods_stay_small(cx: Context) -> Result<()> {
             tokio::spawn(async move {
                 for _ in 0..100 {
                     let out = cri.exec(&id, &["/bin/true"]).await?;
-                    ensure!(out.code == 0, "{out:?}");
+                    ensure!(out.code == 0, "`true` gave {out:?}");
                 }
                 Ok(())
             })

@@ -1,15 +1,16 @@
-//! Records that cannot be used: what the disk does not give, what a later version wrote, what is too large. Each
-//! costs its object's management and nothing else.
+//! Records that cannot be used because they are unreadable, of a later version or too large: their object is listed but
+//! not managed, and nothing else is affected. Records of large containers, and an exit that cannot be recorded.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use cri_api::v1::{ContainerState, PodSandboxState};
 use nix::sys::stat::{Mode, SFlag, mknod};
 use serde_json::Value;
 
 use crate::context::{Context, Pod};
+use crate::expect::ensure;
 use crate::proc;
 use crate::runner::{Test, test};
 use crate::shapes::{ContainerExt as _, PodExt as _};
@@ -25,19 +26,11 @@ pub(super) fn tests() -> Vec<Test> {
         test!(oversized_record_keeps_its_pod).own(),
         test!(environment_of_two_thousand_services).own(),
         test!(environment_is_kept_once).own(),
-        test!(too_large_a_container_is_refused_before_it_is_made),
+        test!(too_large_container_is_refused_before_it_is_created),
         test!(exit_that_could_not_be_recorded_survives_stop_and_crash).own(),
         test!(image_index_of_a_later_version_is_kept).own(),
         test!(cni_lease_of_a_later_version_is_kept).own(),
     ]
-}
-
-/// Runs a pod with a sleeping container; returns the container's id and pid.
-async fn running(cx: &Context) -> Result<(Pod, String, u32)> {
-    let pod = cx.pod().await?;
-    let id = cx.start(&pod, &cx.sleeper("main")).await?;
-    let pid = cx.pid(&id).await?;
-    Ok((pod, id, pid))
 }
 
 fn pod_record(cx: &Context, id: &str) -> PathBuf {
@@ -65,28 +58,34 @@ fn rewrite(path: &Path, change: impl FnOnce(&mut Value)) -> Result<()> {
     Ok(fs::write(path, record.to_string())?)
 }
 
-/// Puts a thing in place of a record that open(2) fails on, as a bad sector would make it fail: a device without
-/// a driver. Returns where the record is meanwhile.
+/// Makes a record unreadable, as a bad sector would: in its place is a device without a driver, on which open(2) fails.
+/// Returns the path of the saved record.
 fn unreadable(record: &Path) -> Result<PathBuf> {
     let saved = record.with_extension("saved");
     fs::rename(record, &saved)?;
     mknod(record, SFlag::S_IFCHR, Mode::S_IRUSR, nix::sys::stat::makedev(240, 1))
         .context("make a device node")?;
-    ensure!(fs::read(record).is_err(), "the node opens");
+    ensure!(fs::read(record).is_err(), "the device node can be read, so this test shows nothing");
     Ok(saved)
 }
 
-/// The pod is shown and refuses everything; its process lives; another pod is served.
+/// Checks that the pod is listed, refuses all commands and still runs, and that another pod is served.
 async fn pod_is_kept(cx: &Context, pod: &Pod, container: &str, pid: u32, other: &str) -> Result<()> {
-    ensure!(cx.cri.sh(other, "echo in").await? == "in", "another pod is not served");
+    cx.exec_works(other).await.context("another pod is not served")?;
     let listed = cx.cri.pods(None).await?;
     let shown = listed.iter().find(|it| it.id == pod.id).context("the pod is not listed")?;
-    ensure!(shown.state() == PodSandboxState::SandboxNotready && shown.created_at > 0, "{shown:?}");
+    ensure!(
+        shown.state() == PodSandboxState::SandboxNotready && shown.created_at > 0,
+        "a pod that is not managed is listed as {shown:?}"
+    );
     let status = cx.cri.pod_status(&pod.id).await?;
-    ensure!(status.info.values().any(|info| info.contains(&pod.id)), "no verbose status");
-    let shown = cx.cri.container(container).await?;
-    ensure!(shown.state() == ContainerState::ContainerUnknown, "its container is {:?}", shown.state());
-    refuse(cx, container).await?;
+    ensure!(
+        status.info.values().any(|info| info.contains(&pod.id)),
+        "the verbose status is {:?}",
+        status.info
+    );
+    cx.is_shown(container, ContainerState::ContainerUnknown).await?;
+    refuses_commands(cx, container).await?;
     for (what, answer) in [
         ("StopPodSandbox", cx.cri.stop_pod(&pod.id).await),
         ("RemovePodSandbox", cx.cri.remove_pod(&pod.id).await),
@@ -95,14 +94,15 @@ async fn pod_is_kept(cx: &Context, pod: &Pod, container: &str, pid: u32, other: 
             cx.cri.create(&pod.id, &cx.sleeper("new").like(&pod.config), &pod.config).await.map(drop),
         ),
     ] {
-        let error = answer.err().with_context(|| format!("{what} was answered with success"))?;
-        ensure!(error.message().contains("is not managed"), "{what}: {error}");
+        let error = answer.err().with_context(|| format!("{what} succeeded"))?;
+        ensure!(error.message().contains("is not managed"), "{what} was answered with {error}");
     }
-    ensure!(proc::alive(pid), "its container was killed");
+    ensure!(proc::alive(pid), "the process {pid} of its container was killed");
     Ok(())
 }
 
-async fn refuse(cx: &Context, container: &str) -> Result<()> {
+/// All commands on the container must fail because it is not managed.
+async fn refuses_commands(cx: &Context, container: &str) -> Result<()> {
     for (what, answer) in [
         ("StopContainer", cx.cri.stop(container, 0).await),
         ("RemoveContainer", cx.cri.remove(container).await),
@@ -110,27 +110,34 @@ async fn refuse(cx: &Context, container: &str) -> Result<()> {
         ("ReopenContainerLog", cx.cri.reopen_log(container).await),
         ("ExecSync", cx.cri.exec_sync(container, &["/bin/true"], 5).await.map(drop)),
     ] {
-        let error = answer.err().with_context(|| format!("{what} was answered with success"))?;
-        ensure!(error.message().contains("is not managed"), "{what}: {error}");
+        let error = answer.err().with_context(|| format!("{what} succeeded"))?;
+        ensure!(error.message().contains("is not managed"), "{what} was answered with {error}");
     }
     Ok(())
 }
 
+/// Waits until an exec works, which shows that the daemon has applied the shim's snapshot.
+async fn connected(cx: &Context, container: &str) -> Result<()> {
+    wait::until("the daemon to connect to the shim", secs(10), || async {
+        cx.exec_works(container).await.map(Some)
+    })
+    .await
+}
+
 /// Once its record is readable again, the pod is managed as before.
 async fn pod_is_back(cx: &Context, pod: &Pod, container: &str, pid: u32) -> Result<()> {
-    let status = cx.cri.pod_status(&pod.id).await?.status.context("status")?;
-    ensure!(status.state() == PodSandboxState::SandboxReady, "{:?}", status.state());
-    wait::until("the shim to be dialled", secs(10), || async {
-        Ok((cx.cri.sh(container, "echo in").await? == "in").then_some(()))
-    })
-    .await?;
-    ensure!(cx.pid(container).await? == pid && proc::alive(pid), "another process");
+    cx.pod_is_shown(&pod.id, PodSandboxState::SandboxReady).await?;
+    connected(cx, container).await?;
+    ensure!(
+        cx.pid(container).await? == pid && proc::alive(pid),
+        "the container's process is not {pid} any more"
+    );
     Ok(cx.cri.drop_pod(&pod.id).await?)
 }
 
 async fn unreadable_pod_record_costs_its_management_alone(cx: Context) -> Result<()> {
-    let (good, other, _) = running(&cx).await?;
-    let (bad, id, pid) = running(&cx).await?;
+    let (good, other, _) = cx.sleeping(cx.pod_config()).await?;
+    let (bad, id, pid) = cx.sleeping(cx.pod_config()).await?;
     cx.node.kill9()?;
     let saved = unreadable(&pod_record(&cx, &bad.id))?;
     let outcome = async {
@@ -148,7 +155,7 @@ async fn unreadable_pod_record_costs_its_management_alone(cx: Context) -> Result
 }
 
 async fn unreadable_container_record_costs_its_management_alone(cx: Context) -> Result<()> {
-    let (pod, id, pid) = running(&cx).await?;
+    let (pod, id, pid) = cx.sleeping(cx.pod_config()).await?;
     let sibling = cx.start(&pod, &cx.sleeper("sibling")).await?;
     cx.node.kill9()?;
     let saved = unreadable(&container_record(&cx, &id))?;
@@ -164,18 +171,15 @@ async fn unreadable_container_record_costs_its_management_alone(cx: Context) -> 
     pod_is_back(&cx, &pod, &id, pid).await
 }
 
-/// The shim holds it, and its pod is managed: it must not be taken for an orphan.
+/// Checks that the container is listed, refuses all commands and still runs. Its pod is managed and its shim reports it,
+/// so the daemon could take it for one without a record and kill it.
 async fn container_is_kept(cx: &Context, id: &str, pid: u32, sibling: &str) -> Result<()> {
-    // From here on the shim's snapshot has been applied.
-    wait::until("the shim to be dialled", secs(10), || async {
-        Ok((cx.cri.sh(sibling, "echo in").await? == "in").then_some(()))
-    })
-    .await?;
+    connected(cx, sibling).await?;
     let listed = cx.cri.containers(None).await?;
     let shown = listed.iter().find(|it| it.id == *id).context("the container is not listed")?;
-    ensure!(shown.state() == ContainerState::ContainerUnknown, "{:?}", shown.state());
-    refuse(cx, id).await?;
-    ensure!(proc::alive(pid), "it was killed");
+    ensure!(shown.state() == ContainerState::ContainerUnknown, "it is listed as {:?}", shown.state());
+    refuses_commands(cx, id).await?;
+    ensure!(proc::alive(pid), "its process {pid} was killed");
     Ok(())
 }
 
@@ -203,11 +207,11 @@ async fn oversized_record_keeps_its_pod(cx: Context) -> Result<()> {
     .await
 }
 
-/// Puts back a record that must be there still, and gives the outcome of what was looked at meanwhile.
-async fn back_to(cx: &Context, record: &Path, before: &[u8], outcome: Result<()>) -> Result<()> {
+/// Restores a record, which the daemon must not have removed, and returns the given outcome.
+async fn restored(cx: &Context, record: &Path, before: &[u8], outcome: Result<()>) -> Result<()> {
     cx.node.kill9()?;
     if !record.exists() {
-        bail!("the record is gone: {outcome:?}");
+        bail!("the daemon removed the record; before that: {outcome:?}");
     }
     fs::write(record, before)?;
     cx.node.launch().await?;
@@ -215,8 +219,8 @@ async fn back_to(cx: &Context, record: &Path, before: &[u8], outcome: Result<()>
 }
 
 async fn later_pod(cx: &Context, change: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let (good, other, _) = running(cx).await?;
-    let (later, id, pid) = running(cx).await?;
+    let (good, other, _) = cx.sleeping(cx.pod_config()).await?;
+    let (later, id, pid) = cx.sleeping(cx.pod_config()).await?;
     cx.node.kill9()?;
     let record = pod_record(cx, &later.id);
     let before = fs::read(&record)?;
@@ -225,15 +229,15 @@ async fn later_pod(cx: &Context, change: impl FnOnce(&Path) -> Result<()>) -> Re
     cx.node.launch().await?;
     let outcome = pod_is_kept(cx, &later, &id, pid, &other).await;
     let after = fs::read(&record);
-    back_to(cx, &record, &before, outcome).await?;
-    ensure!(after? == changed, "the record was touched");
+    restored(cx, &record, &before, outcome).await?;
+    ensure!(after? == changed, "the daemon changed the record");
     pod_is_back(cx, &later, &id, pid).await?;
     cx.cri.drop_pod(&good.id).await?;
     Ok(())
 }
 
 async fn container_record_of_a_later_version_keeps_its_container(cx: Context) -> Result<()> {
-    let (pod, id, pid) = running(&cx).await?;
+    let (pod, id, pid) = cx.sleeping(cx.pod_config()).await?;
     let sibling = cx.start(&pod, &cx.sleeper("sibling")).await?;
     cx.node.kill9()?;
     let record = container_record(&cx, &id);
@@ -244,13 +248,21 @@ async fn container_record_of_a_later_version_keeps_its_container(cx: Context) ->
         container_is_kept(&cx, &id, pid, &sibling).await?;
         // The readable fields are shown: kubelet recognises the container by its labels and name.
         let shown = cx.cri.container(&id).await?;
-        ensure!(shown.metadata.as_ref().is_some_and(|meta| meta.name == "main"), "{:?}", shown.metadata);
+        ensure!(
+            shown.metadata.as_ref().is_some_and(|meta| meta.name == "main"),
+            "its metadata is shown as {:?}",
+            shown.metadata
+        );
         let listed = cx.cri.containers(None).await?;
-        ensure!(listed.iter().any(|it| it.id == id && it.pod_sandbox_id == pod.id), "it lost its pod");
+        ensure!(
+            listed.iter().any(|it| it.id == id && it.pod_sandbox_id == pod.id),
+            "it is not listed with its pod {}: {listed:?}",
+            pod.id
+        );
         Ok(())
     }
     .await;
-    back_to(&cx, &record, &before, outcome).await?;
+    restored(&cx, &record, &before, outcome).await?;
     pod_is_back(&cx, &pod, &id, pid).await
 }
 
@@ -274,16 +286,16 @@ async fn environment_of_two_thousand_services(cx: Context) -> Result<()> {
     let id = cx.start(&pod, &config).await.context("a container in a namespace of 2000 services")?;
     cx.said(&id, "ready").await?;
     let count = "env | grep -c '^SVC_'";
-    ensure!(cx.cri.sh(&id, count).await? == "14000", "variables of an exec");
+    cx.prints(&id, count, "14000").await.context("variables of an exec")?;
     cx.node.crash().await?;
-    wait::until("the shim to be dialled", secs(10), || async {
-        Ok((cx.cri.sh(&id, count).await? == "14000").then_some(()))
+    wait::until("the daemon to connect to the shim", secs(10), || async {
+        cx.prints(&id, count, "14000").await.map(Some)
     })
     .await?;
     cx.cri.stop(&id, 10).await?;
-    ensure!(cx.cri.container(&id).await?.exit_code == 7);
+    cx.exited_with(&id, 7).await?;
     cx.node.crash().await?;
-    ensure!(cx.cri.container(&id).await?.exit_code == 7, "the exit was not recorded");
+    cx.exited_with(&id, 7).await.context("the exit was not recorded")?;
     Ok(())
 }
 
@@ -296,7 +308,8 @@ async fn shown_env(cx: &Context, id: &str) -> Result<Vec<(String, String)>> {
     Ok(envs.iter().map(|var| (text(var, "key"), text(var, "value"))).collect())
 }
 
-/// It can be megabytes. Earlier versions kept it in the configuration too: such a record serves as before.
+/// The environment may have megabytes, so a record has it once. Earlier builds stored it in the configuration too; the
+/// container of such a record works as before.
 async fn environment_is_kept_once(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let config = cx.sleeper("main").env("ONCE", "marked value").env("PATH", "/bin:/own");
@@ -305,8 +318,9 @@ async fn environment_is_kept_once(cx: Context) -> Result<()> {
         [("ONCE", "marked value"), ("PATH", "/bin:/own")].map(|(k, v)| (k.into(), v.into())).into();
     let record = container_record(&cx, &id);
     let text = fs::read_to_string(&record)?;
-    ensure!(text.matches("marked value").count() == 1, "the record: {text}");
-    ensure!(shown_env(&cx, &id).await? == want, "{:?}", shown_env(&cx, &id).await?);
+    ensure!(text.matches("marked value").count() == 1, "the environment is not once in the record {text}");
+    let shown = shown_env(&cx, &id).await?;
+    ensure!(shown == want, "the status shows the environment {shown:?} instead of {want:?}");
     cx.node.kill9()?;
     rewrite(&record, |data| {
         let envs: Vec<Value> =
@@ -316,33 +330,41 @@ async fn environment_is_kept_once(cx: Context) -> Result<()> {
     })?;
     cx.node.launch().await?;
     wait::until("an exec with the environment of an older record", secs(10), || async {
-        Ok((cx.cri.sh(&id, "echo $ONCE, $PATH").await? == "marked value, /bin:/own").then_some(()))
+        cx.prints(&id, "echo $ONCE, $PATH", "marked value, /bin:/own").await.map(Some)
     })
     .await?;
-    ensure!(shown_env(&cx, &id).await? == want, "{:?}", shown_env(&cx, &id).await?);
+    let shown = shown_env(&cx, &id).await?;
+    ensure!(shown == want, "of an older record the status shows {shown:?} instead of {want:?}");
     Ok(())
 }
 
-async fn too_large_a_container_is_refused_before_it_is_made(cx: Context) -> Result<()> {
+async fn too_large_container_is_refused_before_it_is_created(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let mut config = cx.sleeper("main");
     for n in 0..90 {
         config = config.env(&format!("A{n}"), &"x".repeat(100_000));
     }
     let error = cx.create(&pod, &config).await.err().context("a record of 9 MB was accepted")?;
-    ensure!(format!("{error:#}").contains("may have at most"), "{error:#}");
-    ensure!(cx.cri.containers(None).await?.iter().all(|it| it.pod_sandbox_id != pod.id), "it is listed");
-    cx.start(&pod, &cx.sleeper("main")).await.context("the name is free")?;
+    ensure!(
+        format!("{error:#}").contains("may have at most"),
+        "the error does not give the limit: {error:#}"
+    );
+    let listed = cx.cri.containers(None).await?;
+    ensure!(
+        listed.iter().all(|it| it.pod_sandbox_id != pod.id),
+        "the refused container is listed: {listed:?}"
+    );
+    cx.start(&pod, &cx.sleeper("main")).await.context("a container of the refused one's name")?;
     Ok(())
 }
 
 /// The shim's exit file is the only copy of the exit code until the record is written.
 async fn exit_that_could_not_be_recorded_survives_stop_and_crash(cx: Context) -> Result<()> {
-    let (pod, id, _) = running(&cx).await?;
+    let (pod, id, _) = cx.sleeping(cx.pod_config()).await?;
     // A folder at the path of the temporary file, so that no write succeeds.
     let obstacle = container_record(&cx, &id).with_file_name(".record.new");
     fs::create_dir(&obstacle)?;
-    cx.cri.stop_pod(&pod.id).await.context("a stop must not depend on the disk")?;
+    cx.cri.stop_pod(&pod.id).await.context("StopPodSandbox while the exit cannot be recorded")?;
     cx.node.kill9()?;
     fs::remove_dir(&obstacle)?;
     cx.node.launch().await?;
@@ -376,8 +398,8 @@ async fn image_index_of_a_later_version_is_kept(cx: Context) -> Result<()> {
             ("PullImage", cx.cri.pull(&crate::fixture::Fixture::image("tools")).await.map(drop)),
             ("RemoveImage", cx.cri.remove_image(&name).await),
         ] {
-            let error = answer.err().with_context(|| format!("{what} was answered with success"))?;
-            ensure!(error.message().contains("later version"), "{what}: {error}");
+            let error = answer.err().with_context(|| format!("{what} succeeded"))?;
+            ensure!(error.message().contains("later version"), "{what} was answered with {error}");
         }
         Ok(cx.cri.drop_pod(&pod.id).await?)
     }
@@ -387,8 +409,8 @@ async fn image_index_of_a_later_version_is_kept(cx: Context) -> Result<()> {
     fs::write(&path, before)?;
     cx.node.launch().await?;
     outcome?;
-    ensure!(after? == changed, "the index was touched");
-    ensure!(cx.cri.images().await? == images, "images were lost");
+    ensure!(after? == changed, "the daemon changed the index");
+    ensure!(cx.cri.images().await? == images, "with the index of this version other images are listed");
     Ok(())
 }
 
@@ -401,8 +423,8 @@ async fn cni_lease_of_a_later_version_is_kept(cx: Context) -> Result<()> {
     fs::write(&path, lease.to_string())?;
     let error = cx.cri.stop_pod(&pod.id).await.err();
     fs::write(&path, before)?;
-    let error = error.context("the address of a later version's lease was given up")?;
-    ensure!(error.message().contains("later copepod"), "{error}");
+    let error = error.context("StopPodSandbox succeeded with a lease of a later version")?;
+    ensure!(error.message().contains("later copepod"), "StopPodSandbox was answered with {error}");
     cx.cri.drop_pod(&pod.id).await?;
     ensure!(cx.node.network.leased().is_empty(), "the address leaked");
     Ok(())

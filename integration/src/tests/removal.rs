@@ -2,16 +2,16 @@
 //! host.
 
 use std::fs;
-
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use cri_api::v1 as api;
 use serde_json::json;
 
 use super::mounts::PRIVATE;
 use crate::context::{Context, Pod};
+use crate::expect::{ensure, file_has};
 use crate::images::Recipe;
 use crate::images::layer::{Packing, Writer};
 use crate::isolation::command;
@@ -37,7 +37,7 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// The mount points are listed first in the root, because overlayfs lists the lowest layer before the others.
+/// Mount points of the volumes. overlayfs lists the lowest layer first, so a removal of the root would begin with them.
 const PLACES: [&str; 3] = ["log", "data", "cache"];
 
 /// An image whose user does not exist, so that a create fails once all volumes are mounted.
@@ -64,7 +64,7 @@ async fn failed_create_spares_the_volumes(cx: Context) -> Result<()> {
         volumes.push(volume);
     }
     let error = cx.create(&pod, &config).await.err().context("created with an unknown user")?;
-    ensure!(format!("{error:#}").contains("nobody-here"), "{error:#}");
+    ensure!(format!("{error:#}").contains("nobody-here"), "the error does not name the user: {error:#}");
     for (volume, place) in volumes.iter().zip(PLACES) {
         let kept = fs::read_to_string(volume.join("file"));
         ensure!(
@@ -91,7 +91,7 @@ async fn failed_create_spares_a_whole_tree(cx: Context) -> Result<()> {
     }
     for attempt in 0..3 {
         let error = cx.create(&pod, &config).await.err().context("created with an unknown user")?;
-        ensure!(format!("{error:#}").contains("nobody-here"), "{error:#}");
+        ensure!(format!("{error:#}").contains("nobody-here"), "the error does not name the user: {error:#}");
         let after = list()?;
         ensure!(after == before, "attempt {attempt}: of\n{before}\nthere is left\n{after}");
     }
@@ -106,7 +106,7 @@ fn upper(cx: &Context, container: &str) -> PathBuf {
     folder(cx, container).join("rw/upper")
 }
 
-/// Nothing of the removed objects is left, including what is deleted in the background.
+/// Waits until the files of all containers and removed images are deleted, in the background too.
 async fn deleted(cx: &Context) -> Result<()> {
     for place in ["containers", "trash", "images/trash"] {
         let place = cx.node.paths.root.join(place);
@@ -122,7 +122,7 @@ async fn deep(cx: &Context, pod: &Pod) -> Result<String> {
     let line = "d=$(printf 'd/%.0s' $(seq 700)); for t in 1 2 3 4 5 6; do mkdir -p /t$t/$d; done; \
                 for t in 6 5 4 3 2; do mv /t$t /t$((t-1))/$d; done";
     let status = cx.run(pod, &cx.shell("deep", line)).await?;
-    ensure!(status.exit_code == 0, "the tree was not made: {status:?}");
+    ensure!(status.exit_code == 0, "the container could not create its folders: {status:?}");
     Ok(status.id)
 }
 
@@ -131,15 +131,16 @@ async fn thousands_of_levels(cx: Context) -> Result<()> {
     let id = deep(&cx, &pod).await?;
     let daemon = cx.node.pid()?;
     cx.cri.remove(&id).await?;
-    ensure!(!folder(&cx, &id).exists(), "RemoveContainer answered, its folder is there");
+    ensure!(!folder(&cx, &id).exists(), "the container's folder is in its place after RemoveContainer");
     deleted(&cx).await?;
-    cx.cri.version().await.context("the daemon answers")?;
-    ensure!(cx.node.pid()? == daemon);
+    cx.cri.version().await.context("after the removal")?;
+    let now = cx.node.pid()?;
+    ensure!(now == daemon, "the daemon's pid was {daemon} and is {now}");
     // Also when its pod is removed.
     deep(&cx, &pod).await?;
     cx.cri.drop_pod(&pod.id).await?;
     deleted(&cx).await?;
-    cx.cri.version().await.context("the daemon answers")?;
+    cx.cri.version().await.context("after the removal")?;
     Ok(())
 }
 
@@ -151,7 +152,7 @@ async fn thousands_of_levels_left_by_a_crash(cx: Context) -> Result<()> {
     fs::remove_file(folder(&cx, &id).join("record"))?;
     cx.node.launch().await?;
     deleted(&cx).await?;
-    cx.cri.version().await.context("the daemon answers")?;
+    cx.cri.version().await.context("after the removal")?;
     cx.cri.drop_pod(&pod.id).await?;
     Ok(())
 }
@@ -161,17 +162,18 @@ fn set_flag(flag: &str, path: &Path) -> bool {
     command("chattr", &[flag, &path.display().to_string()]).is_ok()
 }
 
-async fn frozen(cx: &Context, flag: &str, paths: &[&str]) -> Result<()> {
+/// Removes a container in whose writable layer these paths have a flag that forbids deleting.
+async fn removed_with_flags(cx: &Context, flag: &str, paths: &[&str]) -> Result<()> {
     let pod = cx.pod().await?;
     let status =
         cx.run(&pod, &cx.shell("one", "mkdir -p /a/b && echo x > /a/b/file && echo x > /a/file")).await?;
-    ensure!(status.exit_code == 0);
+    ensure!(status.exit_code == 0, "the container could not create its files: {status:?}");
     let upper = upper(cx, &status.id);
     for path in paths {
         ensure!(set_flag(flag, &upper.join(path)), "the tests' file system has no chattr {flag}");
     }
     let removed = cx.cri.remove(&status.id).await;
-    let gone = wait::until_true("the files to go", secs(20), || {
+    let gone = wait::until_true("the files to be deleted", secs(20), || {
         !upper.exists()
             && fs::read_dir(cx.node.paths.root.join("trash")).is_ok_and(|mut left| left.next().is_none())
     });
@@ -186,14 +188,14 @@ async fn frozen(cx: &Context, flag: &str, paths: &[&str]) -> Result<()> {
 }
 
 async fn immutable_files_keep_nothing(cx: Context) -> Result<()> {
-    frozen(&cx, "+i", &["a/b/file", "a/file", "a/b", "a"]).await
+    removed_with_flags(&cx, "+i", &["a/b/file", "a/file", "a/b", "a"]).await
 }
 
 async fn append_only_folder_keeps_nothing(cx: Context) -> Result<()> {
-    frozen(&cx, "+a", &["a/b/file", "a"]).await
+    removed_with_flags(&cx, "+a", &["a/b/file", "a"]).await
 }
 
-/// Bind-mounts a folder that contains a file at `at`, and returns the path of the file.
+/// Bind-mounts a folder that contains a file at `target`; returns the path of the file.
 fn bind(cx: &Context, target: &Path) -> Result<PathBuf> {
     let volume = cx.volume("bound")?;
     let file = volume.join("file");
@@ -217,19 +219,15 @@ fn unmount_below(folder: &Path) -> Result<()> {
 /// After a removal that found a mount: the mounted file is intact, and once it is unmounted the next start deletes
 /// the rest.
 async fn spared(cx: &Context, file: &Path) -> Result<()> {
-    // Everything that can be deleted is deleted by then.
-    let looked = cx.node.last_log(50);
-    let told = wait::until_true("a word about the mount in the log", secs(10), || {
+    // When the daemon logs the mount, it has deleted everything else.
+    let logged = wait::until_true("the daemon to log that something is mounted", secs(10), || {
         !file.exists() || cx.node.last_log(50).contains("mounted on")
-    });
-    let told = told.await;
-    let kept = fs::read_to_string(file);
+    })
+    .await;
+    let kept = file_has(file, "kept");
     unmount_below(&cx.node.paths.root)?;
-    ensure!(
-        kept.as_ref().is_ok_and(|text| text == "kept"),
-        "what was mounted was emptied: {kept:?}\n{looked}"
-    );
-    told?;
+    kept.context("the mounted folder")?;
+    logged?;
     cx.node.restart().await?;
     deleted(cx).await
 }
@@ -238,7 +236,8 @@ async fn mount_inside_a_container_folder_is_spared(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let status = cx.run(&pod, &cx.shell("one", "mkdir -p /a/mnt")).await?;
     let file = bind(&cx, &upper(&cx, &status.id).join("a/mnt"))?;
-    cx.cri.remove(&status.id).await.ok();
+    // Whether the call succeeds does not matter here.
+    drop(cx.cri.remove(&status.id).await);
     spared(&cx, &file).await?;
     cx.cri.drop_pod(&pod.id).await?;
     Ok(())
@@ -260,10 +259,10 @@ async fn mount_inside_a_layer_is_spared(cx: Context) -> Result<()> {
     let name = "registry.test/removal-layer:1";
     cx.cri.pull(name).await?;
     let layers: Vec<_> = fs::read_dir(cx.node.paths.root.join("images/layers"))?.flatten().collect();
-    ensure!(layers.len() == 1, "{layers:?}");
+    ensure!(layers.len() == 1, "instead of one layer the store has {layers:?}");
     let place = layers.first().context("no layer")?.path().join("mnt");
     let file = bind(&cx, &place)?;
-    cx.cri.remove_image(name).await.ok();
+    drop(cx.cri.remove_image(name).await);
     spared(&cx, &file).await
 }
 
@@ -278,13 +277,13 @@ async fn link_for_a_writable_layer_is_not_followed(cx: Context) -> Result<()> {
     std::os::unix::fs::symlink(&volume, &upper)?;
     cx.cri.remove(&status.id).await?;
     deleted_in_trash(&cx).await?;
-    ensure!(fs::read_to_string(volume.join("file"))? == "kept");
+    file_has(&volume.join("file"), "kept")?;
     Ok(())
 }
 
 async fn deleted_in_trash(cx: &Context) -> Result<()> {
     let trash = cx.node.paths.root.join("trash");
-    wait::until_true("an empty trash", secs(20), || {
+    wait::until_true("the trash to be empty", secs(20), || {
         fs::read_dir(&trash).map_or(true, |mut left| left.next().is_none())
     })
     .await
@@ -335,17 +334,17 @@ async fn stats_do_not_wait_for_a_walk(cx: Context) -> Result<()> {
     let start = Instant::now();
     let listed = cx.cri.list_stats(None).await?;
     let took = start.elapsed();
-    ensure!(listed.len() == 1, "{listed:?}");
+    ensure!(listed.len() == 1, "of one container the list has the stats {listed:?}");
     let inodes = |stats: &api::ContainerStats| {
         stats.writable_layer.as_ref().and_then(|layer| layer.inodes_used).map_or(0, |inodes| inodes.value)
     };
-    // On a busy machine any call may take long. One without the result of the walk did not wait for it.
+    // On a busy machine any call may take long. If its reply lacks the result of the walk, it did not wait for it.
     ensure!(
         took < walk / 2 + Duration::from_millis(50) || listed.iter().all(|stats| inodes(stats) < 8),
         "the first call took {took:?}, find takes {walk:?}"
     );
     // The walk continues in the background; its result is in a later reply.
-    wait::until("the walk's figures", secs(120), || async {
+    wait::until("the result of the walk in the stats", secs(120), || async {
         let stats = cx.cri.stats(&id).await?.context("no stats")?;
         Ok((inodes(&stats) >= 8).then_some(()))
     })
@@ -364,6 +363,6 @@ async fn start_does_not_wait_for_leftovers(cx: Context) -> Result<()> {
     })
     .await??;
     cx.node.launch().await?;
-    ensure!(leftovers.exists(), "the daemon answered only after it had deleted what an earlier one left");
-    wait::until_true("what was left to be deleted", secs(120), || !leftovers.exists()).await
+    ensure!(leftovers.exists(), "the daemon answered only after it had deleted what an earlier one had left");
+    wait::until_true("the leftovers to be deleted", secs(120), || !leftovers.exists()).await
 }

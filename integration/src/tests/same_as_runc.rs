@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use cri_api::v1 as api;
 
 use crate::compare::{self, Case};
 use crate::context::Context;
+use crate::expect::ensure;
 use crate::fixture::Fixture;
 use crate::runner::{Test, test};
 use crate::shapes::{self, ContainerExt as _, PodExt as _};
@@ -48,6 +49,7 @@ async fn limited(cx: Context) -> Result<()> {
     same(&cx, &Case { oom_score_adj: 777, ..Case::default() }).await
 }
 
+/// Compares init and an exec of a container with those of a runc container.
 async fn same(cx: &Context, case: &Case) -> Result<()> {
     let pod_config = cx.pod_config();
     let pod = cx.pod_of(if case.privileged { pod_config.privileged() } else { pod_config }).await?;
@@ -73,15 +75,16 @@ async fn same(cx: &Context, case: &Case) -> Result<()> {
     .await?;
     let ours_init = compare::parse(&text, &id);
     let out = cx.cri.exec(&id, &["/bin/sh", "-c", &compare::script(false)]).await?;
-    ensure!(out.code == 0, "{out:?}");
+    ensure!(out.code == 0, "the exec's report ended with {out:?}");
     let ours_exec = compare::parse(&out.stdout, &id);
     let parent = pod.config.linux.as_ref().map(|l| l.cgroup_parent.clone()).unwrap_or_default();
     let reference = compare::runc(cx, case, &parent).await.context("the reference, Debian's runc")?;
-    differ("init", &ours_init, &reference.init)?;
-    differ("exec", &ours_exec, &reference.exec)
+    are_equal("init", &ours_init, &reference.init)?;
+    are_equal("exec", &ours_exec, &reference.exec)
 }
 
-fn differ(what: &str, ours: &BTreeMap<String, String>, theirs: &BTreeMap<String, String>) -> Result<()> {
+/// Fails with all facts that are not equal.
+fn are_equal(what: &str, ours: &BTreeMap<String, String>, theirs: &BTreeMap<String, String>) -> Result<()> {
     ensure!(theirs.len() > 40, "runc's {what} reported only {} facts", theirs.len());
     let names: std::collections::BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();
     let differences: Vec<String> = names

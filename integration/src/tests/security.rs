@@ -1,9 +1,10 @@
-//! Security contexts: users, groups, capabilities, seccomp, no_new_privs, masks, privileged, devices.
+//! Security contexts: users, groups, read-only roots, capabilities, privileged containers, no_new_privs.
 
-use anyhow::{Context as _, Result, ensure};
-use cri_api::v1::{self as api};
+use anyhow::{Context as _, Result};
+use cri_api::v1 as api;
 
 use crate::context::{Context, Pod};
+use crate::expect::ensure;
 use crate::fixture::Fixture;
 use crate::runner::{Test, test};
 use crate::shapes::{self, ContainerExt as _, PodExt as _};
@@ -42,36 +43,31 @@ pub(super) async fn with(
 async fn run_as_user_and_group(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let c = with(&cx, &pod, "user", |s| s.run_as_user = id(1001)).await?;
-    ensure!(
-        cx.cri.sh(&c, "id -u; id -g").await? == "1001\n0",
-        "a user that passwd does not know has group 0"
-    );
+    cx.prints(&c, "id -u; id -g", "1001\n0").await.context("a user that passwd does not know has group 0")?;
     let c = with(&cx, &pod, "both", |s| {
         s.run_as_user = id(1001);
         s.run_as_group = id(2002);
     })
     .await?;
-    ensure!(cx.cri.sh(&c, "id -u; id -g").await? == "1001\n2002");
+    cx.prints(&c, "id -u; id -g", "1001\n2002").await?;
     let user = cx.cri.container(&c).await?.user.and_then(|u| u.linux);
     ensure!(
         cx.node.is_foreign() || user.as_ref().is_some_and(|u| u.uid == 1001 && u.gid == 2002),
         "status says {user:?}"
     );
-    let owner = cx.cri.sh(&c, "touch /tmp/x; stat -c '%u %g' /tmp/x").await?;
-    ensure!(owner == "1001 2002", "{owner}");
-    Ok(())
+    cx.prints(&c, "touch /tmp/x; stat -c '%u %g' /tmp/x", "1001 2002").await
 }
 
 async fn run_as_username(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let c = with(&cx, &pod, "name", |s| s.run_as_username = String::from("www-data")).await?;
-    ensure!(cx.cri.sh(&c, "id -u; id -g; echo $HOME").await?.starts_with("33\n33"));
+    cx.prints(&c, "id -u; id -g; echo $HOME", "33\n33\n/var/www").await?;
     let c = with(&cx, &pod, "named-group", |s| {
         s.run_as_username = String::from("www-data");
         s.run_as_group = id(100);
     })
     .await?;
-    ensure!(cx.cri.sh(&c, "id -u; id -g").await? == "33\n100");
+    cx.prints(&c, "id -u; id -g", "33\n100").await?;
     Ok(())
 }
 
@@ -88,8 +84,11 @@ async fn unknown_user_fails(cx: Context) -> Result<()> {
         .create(&pod, &cx.sleeper("one").with(|c| c.security().run_as_username = String::from("nobody-here")))
         .await
         .err()
-        .context("accepted")?;
-    ensure!(cx.node.is_foreign() || format!("{e:#}").contains("nobody-here"), "{e:#}");
+        .context("an unknown user was accepted")?;
+    ensure!(
+        cx.node.is_foreign() || format!("{e:#}").contains("nobody-here"),
+        "the error does not name the user: {e:#}"
+    );
     let image = shapes::container("image", &Fixture::image("user-unknown"), &["/bin/true"]);
     ensure!(cx.create(&pod, &image).await.is_err(), "the image's unknown user was accepted");
     Ok(())
@@ -132,7 +131,10 @@ async fn image_user_and_groups(cx: Context) -> Result<()> {
             .start(&pod, &shapes::container(image, &Fixture::image(image), &["/bin/sleep", "1000"]))
             .await?;
         let seen = cx.cri.sh(&c, "id -u; id -g").await?;
-        ensure!(seen == format!("{uid}\n{gid}"), "{image}: {seen:?}");
+        ensure!(
+            seen == format!("{uid}\n{gid}"),
+            "image {image}: uid and gid are {seen:?} instead of {uid} and {gid}"
+        );
         if image == "predefined-group" {
             let groups = cx.cri.sh(&c, "id -G").await?;
             ensure!(groups.split(' ').any(|g| g == "50000"), "groups of /etc/group are missing: {groups}");
@@ -145,8 +147,8 @@ async fn read_only_root(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let c = with(&cx, &pod, "ro", |s| s.readonly_rootfs = true).await?;
     let out = cx.cri.exec(&c, &["/bin/sh", "-c", "echo x > /etc/new"]).await?;
-    ensure!(out.code != 0 && out.stderr.contains("Read-only"), "{out:?}");
-    cx.cri.sh(&c, "echo x > /dev/shm/ok && ls /dev/null").await.context("mounts stay writable")?;
+    ensure!(out.code != 0 && out.stderr.contains("Read-only"), "a write to the read-only root gave {out:?}");
+    cx.cri.sh(&c, "echo x > /dev/shm/ok && ls /dev/null").await.context("a write to a mount in it")?;
     let c = with(&cx, &pod, "rw", |s| s.readonly_rootfs = false).await?;
     cx.cri.sh(&c, "echo x > /etc/new && grep -q x /etc/new").await?;
     Ok(())
@@ -155,6 +157,13 @@ async fn read_only_root(cx: Context) -> Result<()> {
 /// Docker's default capability set as a bit mask.
 const DEFAULT_CAPS: u64 = 0x0000_0000_a804_25fb;
 
+/// The capabilities that this host's processes can have.
+fn host_caps() -> Result<u64> {
+    let status = crate::proc::status(std::process::id())?;
+    Ok(u64::from_str_radix(status.get("CapBnd").context("no CapBnd")?, 16)?)
+}
+
+/// A capability set of a process in a container; `whose` is its folder in /proc.
 async fn caps(cx: &Context, container: &str, set: &str, whose: &str) -> Result<u64> {
     let line = cx.cri.sh(container, &format!("grep ^{set}: /proc/{whose}/status")).await?;
     Ok(u64::from_str_radix(line.split_whitespace().nth(1).context("no value")?, 16)?)
@@ -167,19 +176,18 @@ async fn default_capabilities(cx: Context) -> Result<()> {
     for whose in ["1", "self"] {
         for set in ["CapPrm", "CapEff", "CapBnd"] {
             let found = caps(&cx, &root, set, whose).await?;
-            ensure!(found == DEFAULT_CAPS, "{set} of root's {whose} is {found:#x}");
-        }
-        ensure!(
-            caps(&cx, &user, "CapEff", whose).await? == 0 && caps(&cx, &user, "CapPrm", whose).await? == 0,
-            "uid 1000 has capabilities"
-        );
-        ensure!(caps(&cx, &user, "CapBnd", whose).await? == DEFAULT_CAPS, "bounding set of uid 1000");
-        for container in [&root, &user] {
             ensure!(
-                caps(&cx, container, "CapAmb", whose).await? == 0
-                    && caps(&cx, container, "CapInh", whose).await? == 0,
-                "ambient or inheritable"
+                found == DEFAULT_CAPS,
+                "{set} of root's {whose} is {found:#x} instead of {DEFAULT_CAPS:#x}"
             );
+        }
+        for (set, wanted) in [("CapEff", 0), ("CapPrm", 0), ("CapBnd", DEFAULT_CAPS)] {
+            let found = caps(&cx, &user, set, whose).await?;
+            ensure!(found == wanted, "{set} of uid 1000's {whose} is {found:#x} instead of {wanted:#x}");
+        }
+        for (container, set) in [(&root, "CapAmb"), (&root, "CapInh"), (&user, "CapAmb"), (&user, "CapInh")] {
+            let found = caps(&cx, container, set, whose).await?;
+            ensure!(found == 0, "{set} of {whose} is {found:#x} instead of 0 in container {container}");
         }
     }
     Ok(())
@@ -203,15 +211,15 @@ async fn capabilities_added_and_dropped(cx: Context) -> Result<()> {
         let c = with(&cx, &pod, name, |s| own(s, add, drop)).await?;
         for whose in ["1", "self"] {
             let found = caps(&cx, &c, "CapEff", whose).await?;
-            ensure!(found == expected, "{name}, {whose}: {found:#x} instead of {expected:#x}");
+            ensure!(
+                found == expected,
+                "case {name}: CapEff of {whose} is {found:#x} instead of {expected:#x}"
+            );
         }
     }
     let c = with(&cx, &pod, "all", |s| own(s, list(&["ALL"]), vec![])).await?;
-    let host = crate::proc::status(std::process::id())?.get("CapBnd").cloned().context("CapBnd")?;
-    ensure!(
-        caps(&cx, &c, "CapEff", "1").await? == u64::from_str_radix(&host, 16)?,
-        "ALL is what the host can give"
-    );
+    let (host, found) = (host_caps()?, caps(&cx, &c, "CapEff", "1").await?);
+    ensure!(found == host, "with ALL, CapEff is {found:#x} instead of the host's {host:#x}");
     let unknown = cx
         .create(&pod, &cx.sleeper("unknown").with(|c| own(c.security(), list(&["NO_SUCH_CAP"]), vec![])))
         .await;
@@ -222,21 +230,21 @@ async fn capabilities_added_and_dropped(cx: Context) -> Result<()> {
 async fn privileged_container(cx: Context) -> Result<()> {
     let pod = cx.pod_of(cx.pod_config().privileged()).await?;
     let c = cx.start(&pod, &cx.sleeper("one").privileged()).await?;
-    let host =
-        u64::from_str_radix(crate::proc::status(std::process::id())?.get("CapBnd").context("CapBnd")?, 16)?;
+    let host = host_caps()?;
     for whose in ["1", "self"] {
-        ensure!(caps(&cx, &c, "CapEff", whose).await? == host, "a privileged process lacks capabilities");
+        let found = caps(&cx, &c, "CapEff", whose).await?;
+        ensure!(found == host, "CapEff of {whose} is {found:#x} instead of the host's {host:#x}");
         let line = cx.cri.sh(&c, &format!("grep ^Seccomp: /proc/{whose}/status")).await?;
-        ensure!(line.ends_with('0'), "{line}");
+        ensure!(line.ends_with('0'), "{whose} has a filter: {line}");
     }
     cx.cri.sh(&c, "mkdir -p /tmp/m && mount -t tmpfs none /tmp/m && umount /tmp/m").await.context("mount")?;
     cx.cri.sh(&c, "ip link add prv0 type bridge && ip link del prv0").await.context("a bridge")?;
-    let masked = cx.cri.sh(&c, "cat /proc/mounts").await?;
+    let mounts = cx.cri.sh(&c, "cat /proc/mounts").await?;
     ensure!(
-        !masked.lines().any(|l| l.contains(" /proc/") && !l.contains("binfmt")),
-        "something masks /proc: {masked}"
+        !mounts.lines().any(|l| l.contains(" /proc/") && !l.contains("binfmt")),
+        "something is mounted below /proc: {mounts}"
     );
-    ensure!(masked.lines().any(|l| l.contains(" /sys sysfs rw")), "/sys is not writable: {masked}");
+    ensure!(mounts.lines().any(|l| l.contains(" /sys sysfs rw")), "/sys is not writable: {mounts}");
     // The host's devices are there, and the device cgroup allows all of them.
     let node = cx.cri.sh(&c, "ls /dev | wc -l").await?;
     ensure!(node.parse::<usize>()? > 12, "only {node} entries in /dev");
@@ -248,7 +256,7 @@ async fn privileged_needs_a_privileged_pod(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     ensure!(
         cx.create(&pod, &cx.sleeper("one").privileged()).await.is_err(),
-        "a privileged container in a pod that is not"
+        "a privileged container was created in a pod that is not privileged"
     );
     Ok(())
 }
@@ -263,7 +271,10 @@ async fn no_new_privs_on_and_off(cx: Context) -> Result<()> {
         let c = cx.start(&pod, &config).await?;
         for whose in ["1", "self"] {
             let line = cx.cri.sh(&c, &format!("grep ^NoNewPrivs: /proc/{whose}/status")).await?;
-            ensure!(line.ends_with(if on { '1' } else { '0' }), "{name}, {whose}: {line}");
+            ensure!(
+                line.ends_with(if on { '1' } else { '0' }),
+                "with no_new_privs {name}, {whose} has {line}"
+            );
         }
         let shown = cx.cri.sh(&c, "/usr/bin/suid-id").await?;
         ensure!(shown.contains("euid=0") != on, "set-uid program with no_new_privs {name}: {shown}");

@@ -1,9 +1,10 @@
 //! Folders of the root that are separate file systems.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
 use crate::context::Context;
 use crate::disk::Disk;
+use crate::expect::ensure;
 use crate::fixture::Fixture;
 use crate::isolation::command;
 use crate::runner::{Test, test};
@@ -16,19 +17,13 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// RuntimeReady: whether it is true, the reason and the message.
-async fn ready(cx: &Context) -> Result<(bool, String, String)> {
-    let conditions = cx.cri.status(false).await?.status.context("status")?.conditions;
-    let found = conditions.into_iter().find(|it| it.r#type == "RuntimeReady").context("no RuntimeReady")?;
-    Ok((found.status, found.reason, found.message))
-}
-
-async fn told(cx: &Context, folder: &str) -> Result<()> {
-    wait::until("RuntimeReady to name the images", secs(30), || async {
-        let (ready, reason, message) = ready(cx).await?;
+/// Waits until RuntimeReady is false because of the folder of images.
+async fn images_are_read_only(cx: &Context, folder: &str) -> Result<()> {
+    wait::until("RuntimeReady to name the folder of images", secs(30), || async {
+        let found = cx.cri.condition("RuntimeReady").await?;
         ensure!(
-            !ready && reason == "ImagesReadOnly" && message.contains(folder),
-            "{ready} {reason}: {message}"
+            !found.status && found.reason == "ImagesReadOnly" && found.message.contains(folder),
+            "it is {found:?}"
         );
         Ok(Some(()))
     })
@@ -49,21 +44,22 @@ async fn images_that_become_read_only(cx: Context) -> Result<()> {
         let running = cx.start(&one, &cx.sleeper("running")).await?;
         let exited = cx.run(&one, &cx.shell("exited", "true")).await?.id;
         let kept = cx.start(&two, &cx.sleeper("kept")).await?;
-        ensure!(ready(&cx).await?.0, "not ready on good disks");
+        let condition = cx.cri.condition("RuntimeReady").await?;
+        ensure!(condition.status, "before the error: {condition:?}");
         disk.abort()?;
-        told(&cx, &images.display().to_string()).await?;
+        images_are_read_only(&cx, &images.display().to_string()).await?;
         let refused = cx.cri.run_pod(&cx.pod_config()).await.err().context("a pod without image leases")?;
-        ensure!(refused.message().contains("images"), "{refused}");
-        ensure!(cx.cri.sh(&running, "echo on").await? == "on");
+        ensure!(refused.message().contains("images"), "the refusal does not name the folder: {refused}");
+        cx.exec_works(&running).await?;
         let removed = cx.cri.remove_image(&image).await.err().context("an image was removed")?;
-        ensure!(removed.message().contains("ead-only"), "{removed}");
-        cx.cri.remove(&exited).await.context("RemoveContainer of an exited one")?;
-        cx.cri.remove(&running).await.context("RemoveContainer of a running one")?;
+        ensure!(removed.message().contains("ead-only"), "the refusal does not give the reason: {removed}");
+        cx.cri.remove(&exited).await.context("RemoveContainer of an exited container")?;
+        cx.cri.remove(&running).await.context("RemoveContainer of a running container")?;
         cx.cri.drop_pod(&one.id).await.context("stop and removal of its pod")?;
         cx.node.crash().await.context("a start with such images")?;
-        told(&cx, &images.display().to_string()).await?;
+        images_are_read_only(&cx, &images.display().to_string()).await?;
         ensure!(cx.cri.image(&image).await?.is_some(), "the image is lost");
-        ensure!(cx.cri.sh(&kept, "echo on").await? == "on");
+        cx.exec_works(&kept).await?;
         cx.cri.drop_pod(&two.id).await.context("stop and removal of the other pod")
     }
     .await;
@@ -73,7 +69,7 @@ async fn images_that_become_read_only(cx: Context) -> Result<()> {
     looked
 }
 
-/// mkfs.ext4 leaves `lost+found`.
+/// mkfs.ext4 creates a folder `lost+found`, which must not count as somebody else's content.
 async fn both_folders_are_new_file_systems(cx: Context) -> Result<()> {
     cx.node.terminate().await?;
     let (root, run) = (cx.node.paths.root.clone(), cx.node.paths.run.clone());
@@ -82,12 +78,15 @@ async fn both_folders_are_new_file_systems(cx: Context) -> Result<()> {
         std::fs::create_dir_all(folder)?;
     }
     let disks = (Disk::mount(&root, 96, 8192)?, Disk::mount(&run, 32, 4096)?);
-    ensure!(root.join("lost+found").exists() && run.join("lost+found").exists());
+    ensure!(
+        root.join("lost+found").exists() && run.join("lost+found").exists(),
+        "mkfs.ext4 made no lost+found, so this test shows nothing"
+    );
     let started = async {
         cx.node.launch().await.context("start on two new file systems")?;
         let pod = cx.pod().await?;
         let id = cx.start(&pod, &cx.sleeper("one")).await?;
-        ensure!(cx.cri.sh(&id, "echo in").await? == "in");
+        cx.exec_works(&id).await?;
         cx.cri.drop_pod(&pod.id).await?;
         cx.node.terminate().await
     }

@@ -7,13 +7,14 @@ use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::context::Context;
 use crate::cri::Cri;
+use crate::expect::ensure;
 use crate::fixture::Fixture;
 use crate::fuse::Stuck;
 use crate::proc;
@@ -34,7 +35,7 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// The lock of the node's root as version aa95355 takes it: flock(2), with the holder's pid in the file.
+/// The lock of the node's root as early builds of version 0.1.0 take it: flock(2), with the holder's pid in the file.
 fn flock(root: &Path) -> Result<Flock<File>> {
     let mut file = fs::OpenOptions::new().read(true).write(true).open(root.join("lock"))?;
     file.set_len(0)?;
@@ -42,11 +43,11 @@ fn flock(root: &Path) -> Result<Flock<File>> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| e).context("the lock is taken")
 }
 
-/// A stopping daemon releases its lock last, while the service manager may already start the next one.
+/// The service manager may start the next daemon while a stopping one still has the lock.
 async fn daemon_that_is_still_ending_is_waited_for(cx: Context) -> Result<()> {
     let file = cx.node.paths.root.join("lock");
-    // It waits two seconds. On a machine that is so busy that the lock is given back too late by then, the attempt
-    // says nothing.
+    // The daemon waits two seconds for the lock. On a busy machine the lock may be released too late for that; such a
+    // round shows nothing and is repeated.
     for _ in 0..5 {
         cx.node.terminate().await?;
         let lock = flock(&cx.node.paths.root)?;
@@ -62,38 +63,45 @@ async fn daemon_that_is_still_ending_is_waited_for(cx: Context) -> Result<()> {
         let Err(gave_up) = outcome else { return Ok(()) };
         ensure!(
             held? > Duration::from_millis(1500),
-            "the start gave up on a lock that was about to be free: {gave_up:#}"
+            "the daemon did not wait for a lock that was released in time: {gave_up:#}"
         );
         drop(cx.node.kill9());
         cx.node.launch().await?;
     }
-    bail!("five times the lock could not be given back in time: the machine is too busy for this test")
+    bail!("the lock was released too late in five rounds: the machine is too busy for this test")
 }
 
-/// After an upgrade without a stop: the old daemon uses only flock(2).
+/// An early build that is still running uses flock(2) alone. Neither daemon may start beside the other.
 async fn living_daemon_of_the_first_version_is_seen(cx: Context) -> Result<()> {
     ensure!(flock(&cx.node.paths.root).is_err(), "an older daemon would not see this one");
     cx.node.terminate().await?;
     let lock = flock(&cx.node.paths.root)?;
     let out = attempt(&cx, &["--config", &cx.node.paths.config.display().to_string()]).await?;
     drop(lock);
-    ensure!(!out.status.success(), "it started beside another");
+    ensure!(!out.status.success(), "it started beside an early build");
     let text = String::from_utf8_lossy(&out.stderr).into_owned();
     ensure!(text.contains(&format!("pid {}", std::process::id())), "the holder is not named: {text}");
     cx.node.launch().await
 }
 
-/// Runs a daemon that must exit by itself.
+/// Runs `copepod` with these arguments; it must exit by itself.
 pub(super) async fn attempt(cx: &Context, args: &[&str]) -> Result<Output> {
     let run = tokio::process::Command::new(cx.fixture.bin.join("copepod"))
         .args(args)
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output();
-    Ok(tokio::time::timeout(secs(10), run).await.context("it goes on running")??)
+    Ok(tokio::time::timeout(secs(10), run).await.context("it has not exited within 10 s")??)
 }
 
-/// What the descriptors of a process are of.
+/// Like [`attempt`]: whether it succeeded, and its output.
+pub(super) async fn outcome(cx: &Context, args: &[&str]) -> Result<(bool, String)> {
+    let out = attempt(cx, args).await?;
+    let text = [out.stdout, out.stderr].concat();
+    Ok((out.status.success(), String::from_utf8_lossy(&text).into_owned()))
+}
+
+/// The targets of a process's descriptors.
 fn held(pid: u32) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for fd in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
@@ -102,8 +110,8 @@ fn held(pid: u32) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// A plugin on a dead file system: its process hangs between fork and execve, and cannot be killed. It must have
-/// nothing of the daemon's: neither locks nor the connections of clients, who would wait for ever.
+/// A plugin on a file system that hangs: its process is stuck between fork and execve, and cannot be killed. It must
+/// not hold the daemon's locks, nor the connections of clients, which would wait for ever.
 async fn plugin_stuck_in_execve_holds_no_lock(cx: Context) -> Result<()> {
     let host = cx.pod().await?;
     let id = cx.start(&host, &cx.sleeper("main")).await?;
@@ -122,10 +130,10 @@ async fn plugin_stuck_in_execve_holds_no_lock(cx: Context) -> Result<()> {
     .await?;
     let held = held(child.pid)?;
     cx.node.kill9()?;
-    ensure!(proc::alive(child.pid), "the child does not hang: this test shows nothing");
+    ensure!(proc::alive(child.pid), "the plugin's process does not hang, so this test shows nothing");
     let told = tokio::time::timeout(secs(5), call).await;
     let told = told.context("a client still waits for a daemon that is gone")??;
-    ensure!(told.is_err(), "a pod without a network");
+    ensure!(told.is_err(), "a pod was created without a network");
     ensure!(held.iter().all(|it| it.starts_with("pipe:")), "a plugin that is being started holds {held:?}");
     let begun = Instant::now();
     let mut daemon = tokio::process::Command::new(cx.fixture.bin.join("copepod"))
@@ -145,24 +153,21 @@ async fn plugin_stuck_in_execve_holds_no_lock(cx: Context) -> Result<()> {
         .await;
     let took = begun.elapsed();
     let cri = Cri::connect(&cx.node.paths.socket)?;
-    let served = wait::until("an exec", secs(if ready.is_ok() { 15 } else { 0 }), || async {
-        Ok((cri.sh(&id, "echo in").await? == "in").then_some(()))
-    })
-    .await;
-    ensure!(proc::alive(child.pid), "the child went away before the start was over");
+    let served =
+        wait::until("an exec by the new daemon", secs(if ready.is_ok() { 15 } else { 0 }), || async {
+            Ok((cri.sh(&id, "echo in").await? == "in").then_some(()))
+        })
+        .await;
+    ensure!(proc::alive(child.pid), "the plugin's process ended before the daemon was ready");
     daemon.kill().await?;
     drop(stuck);
     ready.and(served)?;
     ensure!(took < secs(5), "the start took {took:?}");
-    wait::until_true("the child to go", secs(10), || !proc::alive(child.pid)).await?;
+    wait::until_true("the plugin's process to end", secs(10), || !proc::alive(child.pid)).await?;
     // A working plugin allows the left-over lease to be released.
     cx.node.network.script("stuck", "cat > /dev/null; exit 0")?;
     cx.node.launch().await?;
-    wait::until("everything to be removed", secs(30), || async {
-        cx.node.empty().await?;
-        Ok(Some(()))
-    })
-    .await
+    cx.node.emptied().await
 }
 
 /// The next daemon starts while children of the dead one have not called execve yet.
@@ -212,7 +217,7 @@ async fn hundred_kills_hundred_starts(cx: Context) -> Result<()> {
         }
     }
     println!("      {ROUNDS} starts, the slowest answered after {:.2} s", slowest.as_secs_f32());
-    ensure!(proc::alive(pid) && cx.pid(&id).await? == pid, "a pod was hurt");
+    ensure!(proc::alive(pid) && cx.pid(&id).await? == pid, "the container's process is not {pid} any more");
     Ok(())
 }
 
@@ -224,16 +229,19 @@ async fn second_daemon_on_the_same_socket_is_refused(cx: Context) -> Result<()> 
     let socket = cx.node.paths.socket.display().to_string();
     let (root, state) = (path("root"), format!("/run/second-{}", shapes::unique()));
     let args = ["--config", &config, "--root", &root, "--state", &state, "--socket", &socket];
-    let outcome = attempt(&cx, &args).await;
+    let attempted = attempt(&cx, &args).await;
     let reached = cx.cri.version().await;
     drop(fs::remove_dir_all(state));
     fs::remove_dir_all(dir)?;
-    let out = outcome.context("a second daemon on a socket that is served")?;
+    let out = attempted.context("a second daemon on the first one's socket")?;
     ensure!(!out.status.success(), "a second daemon ended with success");
     let text = String::from_utf8_lossy(&out.stderr).into_owned();
-    ensure!(text.contains(&socket) && text.contains(&cx.node.pid()?.to_string()), "{text}");
+    ensure!(
+        text.contains(&socket) && text.contains(&cx.node.pid()?.to_string()),
+        "the error does not name the socket and the pid of its daemon: {text}"
+    );
     reached.context("the first daemon cannot be reached")?;
-    ensure!(cx.node.paths.socket.exists(), "its socket is gone");
+    ensure!(cx.node.paths.socket.exists(), "the first daemon's socket is gone");
     Ok(())
 }
 
@@ -253,7 +261,10 @@ async fn folders_of_others_are_left_alone(cx: Context) -> Result<()> {
         ensure!(mode == 0o755, "the folder's mode became {mode:o}");
         let out = out?;
         let text = String::from_utf8_lossy(&out.stderr).into_owned();
-        ensure!(!out.status.success() && text.contains("dpkg"), "{text}");
+        ensure!(
+            !out.status.success() && text.contains("dpkg"),
+            "the error does not name the foreign entry: {text}"
+        );
     }
     Ok(fs::remove_dir_all(dir)?)
 }
@@ -263,7 +274,7 @@ async fn signals_that_mean_something_else_are_survived(cx: Context) -> Result<()
     for signal in [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGALRM] {
         proc::signal(pid, signal)?;
         // The daemon logs what it did with the signal, unless the signal killed it.
-        wait::until("the signal to be heard", secs(10), || async {
+        wait::until(&format!("the daemon to log {signal}"), secs(10), || async {
             ensure!(proc::alive(pid), "{signal} ended the daemon");
             Ok(cx.node.last_log(100).contains(signal.as_str()).then_some(()))
         })
@@ -282,7 +293,10 @@ async fn configuration_that_is_no_file_is_refused(cx: Context) -> Result<()> {
         let text = path.display().to_string();
         let out = attempt(&cx, &["config", "check", &text]).await.with_context(|| text.clone())?;
         let said = String::from_utf8_lossy(&out.stderr).into_owned();
-        ensure!(!out.status.success() && said.contains("not a regular file"), "{said}");
+        ensure!(
+            !out.status.success() && said.contains("not a regular file"),
+            "`config check {text}` said: {said}"
+        );
     }
     Ok(fs::remove_dir_all(dir)?)
 }

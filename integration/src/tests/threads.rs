@@ -6,10 +6,11 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use tonic::Code;
 
 use crate::context::Context;
+use crate::expect::ensure;
 use crate::runner::{Test, test};
 use crate::shapes::unique;
 use crate::wait::{self, secs};
@@ -57,23 +58,20 @@ impl Drop for Pids {
     }
 }
 
-fn threads(pid: u32) -> Result<usize> {
-    Ok(fs::read_dir(format!("/proc/{pid}/task"))?.count())
-}
-
-/// Waits until the number of threads has been stable for a while: idle ones end after some seconds. If it returns
-/// too early, the pids limit set next allows a few threads more: the test is then weaker, but cannot fail for it.
-async fn settled(pid: u32) -> Result<()> {
-    let mut last = (threads(pid)?, Instant::now());
-    loop {
-        let now = threads(pid)?;
-        if now != last.0 {
-            last = (now, Instant::now());
-        } else if last.1.elapsed() > Duration::from_millis(2500) {
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+/// Waits until the number of threads has been the same for 2.5 s, because idle ones end after some seconds. If one ends
+/// even later, the limit that is set next allows a thread more: that makes the test weaker but cannot fail it.
+async fn threads_are_stable(pid: u32) -> Result<()> {
+    let mut last = (proc::threads(pid)?, Instant::now());
+    wait::until("the daemon's number of threads to be stable", secs(30), || {
+        let stable = proc::threads(pid).map(|now| {
+            if now != last.0 {
+                last = (now, Instant::now());
+            }
+            (last.1.elapsed() > Duration::from_millis(2500)).then_some(())
+        });
+        std::future::ready(stable)
+    })
+    .await
 }
 
 async fn stop_kill_and_exec_need_no_new_thread(cx: Context) -> Result<()> {
@@ -84,26 +82,26 @@ async fn stop_kill_and_exec_need_no_new_thread(cx: Context) -> Result<()> {
     let pid = cx.node.pid()?;
     let pids = Pids::new()?;
     fs::write(pids.folder.join("cgroup.procs"), pid.to_string())?;
-    settled(pid).await?;
+    threads_are_stable(pid).await?;
     pids.close()?;
     for round in 0..5 {
         let asked = tokio::time::timeout(secs(10), cx.cri.exec(&one, &["/bin/echo", "here"])).await;
         let out = asked.context("no answer to an exec")??;
-        ensure!(out.stdout == "here\n", "round {round}: {out:?}");
+        ensure!(out.stdout == "here\n", "round {round}: an exec at the limit of processes gave {out:?}");
     }
     cx.cri.list_stats(None).await.context("stats")?;
     let refused = tokio::time::timeout(secs(20), cx.cri.run_pod(&cx.pod_config())).await;
     let e =
         refused.context("no answer to a new pod")?.err().context("a shim was started beyond the limit")?;
-    ensure!(e.code() == Code::Unavailable, "{e}");
+    ensure!(e.code() == Code::Unavailable, "a pod beyond the limit of processes was answered with {e}");
     cx.cri.stop(&one, 0).await.context("stop of a container")?;
     cx.cri.remove(&one).await.context("removal of a container")?;
-    // A shim that does not respond is killed by its cgroups.
+    // Without its shim, a pod is killed by its cgroups.
     proc::signal(cx.node.shim(&pod.id)?.pid, nix::sys::signal::Signal::SIGKILL)?;
     tokio::time::timeout(secs(20), cx.cri.drop_pod(&pod.id))
         .await
         .context("end of a pod without a shim")??;
-    ensure!(cx.cri.container(&two).await.is_err(), "its container is listed");
+    ensure!(cx.cri.container(&two).await.is_err(), "a container of a removed pod has a status");
     tokio::time::timeout(secs(20), cx.cri.drop_pod(&other.id)).await.context("end of a pod")??;
     ensure!(cx.node.pid()? == pid && proc::alive(pid), "the daemon has ended");
     drop(pids);
@@ -129,9 +127,10 @@ async fn a_start_without_threads_serves(cx: Context) -> Result<()> {
         .args(args);
     cx.node.launch_by(command).await.context("a start with one thread")?;
     let pid = cx.node.pid()?;
-    ensure!(threads(pid)? == 1, "{} threads", threads(pid)?);
+    let threads = proc::threads(pid)?;
+    ensure!(threads == 1, "with a limit of one process the daemon has {threads} threads");
     ensure!(cx.cri.pods(None).await?.len() == 1, "the pod is not listed");
-    wait::until("exec", secs(20), || async {
+    wait::until("an exec to work", secs(20), || async {
         Ok((cx.cri.exec(&id, &["/bin/echo", "here"]).await?.stdout == "here\n").then_some(()))
     })
     .await?;

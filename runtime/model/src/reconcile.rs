@@ -1,5 +1,5 @@
-//! Decides after a restart what happens to a pod and its containers, from the records, the shim's snapshot
-//! and its exit files. Pure: the daemon collects the facts and carries out the plan.
+//! Decides what happens to a pod and its containers after a restart of the daemon or a lost connection, from the
+//! records, the shim's snapshot and its exit files. Pure: the daemon collects the facts and applies the plan.
 
 use crate::{ContainerId, ContainerPhase, ContainerRecord, Exit, PodPhase, PodRecord};
 use std::collections::BTreeMap;
@@ -45,20 +45,20 @@ pub enum Shim {
     },
     /// Its process does not exist.
     Gone,
-    /// It exists, or may exist, and does not respond.
+    /// Its process exists, or may exist, and does not respond.
     Silent,
 }
 
 /// The facts about a pod.
 #[derive(Debug, Clone)]
 pub struct Facts<'a> {
-    /// Whether the records are of this boot, so that their processes may be running.
+    /// Whether the pod's record is of this boot, so that processes of the pod may be running.
     pub same_boot: bool,
     /// The pod's record.
     pub pod: &'a PodRecord,
     /// Its containers' records.
     pub containers: &'a [ContainerRecord],
-    /// The state of the shim; not used for another boot.
+    /// The state of the shim; `Gone` if the record is of an earlier boot.
     pub shim: Shim,
     /// Exit files of the shim, with the start times.
     pub exits: BTreeMap<ContainerId, (Exit, i64)>,
@@ -69,7 +69,7 @@ pub struct Facts<'a> {
 pub enum PodAction {
     /// Adopt it: it is managed again.
     Adopt,
-    /// It has exited.
+    /// It is not ready any more: tear it down.
     NotReady {
         /// The reason, for users.
         reason: String,
@@ -78,7 +78,7 @@ pub enum PodAction {
     RollBack,
     /// Its removal had begun: continue it.
     Remove,
-    /// It was stopped and stays so.
+    /// It was stopped: change nothing.
     Keep,
     /// Connect to the shim again; change nothing until then.
     Retry,
@@ -107,11 +107,11 @@ pub enum ContainerAction {
     RollBack,
     /// Its removal had begun: continue it.
     Remove,
-    /// It is running, but has no record or one that says it has exited: kill it.
+    /// The shim has it alive, but it has no record, or one that says it has exited: kill it.
     KillOrphan,
-    /// The record is correct.
+    /// The record is right: change nothing.
     Keep,
-    /// Retry with the pod.
+    /// Decided when the shim has answered, as for its pod.
     Retry,
 }
 
@@ -125,8 +125,8 @@ pub struct Plan {
     pub containers: BTreeMap<ContainerId, ContainerAction>,
 }
 
-/// An exit that was not seen.
-pub fn lost(message: impl Into<String>, finished_at: i64) -> Exit {
+/// The exit of a container that ended without a report: code 255, reason Unknown.
+pub fn unseen_exit(message: impl Into<String>, finished_at: i64) -> Exit {
     Exit {
         code: LOST_CODE,
         finished_at,
@@ -136,12 +136,13 @@ pub fn lost(message: impl Into<String>, finished_at: i64) -> Exit {
     }
 }
 
-/// Whether a pod is rolled back or its removal continued, regardless of its shim: then it is not listed.
+/// Whether the daemon removes a pod by itself, whatever its shim says: it was never committed, or its removal had
+/// begun. Such a pod is not listed.
 pub fn is_leaving(same_boot: bool, pod: &PodRecord, containers: &[ContainerRecord]) -> bool {
     match pod.phase {
         PodPhase::Removing => true,
-        // After a power loss the pod's commit may be lost although a container ran: its exit must be
-        // reported.
+        // The commit of a pod is not synced. After a power loss a pod with containers may still be Launching on
+        // disk: the exits of its containers must be reported.
         PodPhase::Launching => same_boot || containers.is_empty(),
         PodPhase::Ready | PodPhase::Stopping | PodPhase::Stopped => false,
     }
@@ -201,7 +202,7 @@ fn container(
         (PodAction::RollBack, _) => return ContainerAction::RollBack,
         (PodAction::Remove, _) | (_, ContainerPhase::Removing) => return ContainerAction::Remove,
         (PodAction::Retry, _) => return ContainerAction::Retry,
-        // A container that was never committed is undone, whatever its state.
+        // It was never committed, so it is undone in any state.
         (_, ContainerPhase::Creating) => return ContainerAction::RollBack,
         (_, ContainerPhase::Exited) if lives => return ContainerAction::KillOrphan,
         (_, ContainerPhase::Exited) => return ContainerAction::Keep,
@@ -219,7 +220,7 @@ fn container(
         Some(Held::Exited { exit, started_at }) => {
             ContainerAction::MarkExited { exit: exit.clone(), started_at: *started_at }
         }
-        // Committed, but being created in the shim: this is not the committed one.
+        // The record says that its creation is complete, and the shim is still creating it: undo both.
         Some(Held::Creating) => ContainerAction::RollBack,
         None => match facts.exits.get(&record.id).filter(|_| facts.same_boot) {
             Some((exit, started_at)) => {
@@ -227,7 +228,7 @@ fn container(
             }
             None => {
                 let why = if facts.same_boot { "its shim is gone" } else { "the node was restarted" };
-                let exit = lost(format!("its exit was not seen: {why}"), now);
+                let exit = unseen_exit(format!("its exit was not seen: {why}"), now);
                 ContainerAction::MarkExited { exit, started_at: record.started_at }
             }
         },
@@ -235,5 +236,4 @@ fn container(
 }
 
 #[cfg(test)]
-#[path = "reconcile_tests.rs"]
 mod tests;

@@ -1,4 +1,4 @@
-//! CRI `LinuxContainerResources` as requested. `spec::resources` computes the cgroup v1 and v2 values.
+//! CRI `LinuxContainerResources` as requested. `spec::resources` computes the files of cgroup v1.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -11,11 +11,11 @@ pub struct Resources {
     pub cpu_period: i64,
     /// CFS quota, µs per period; <= 0 on create means no limit.
     pub cpu_quota: i64,
-    /// v1 shares; converted to a v2 weight.
+    /// Shares of cgroup v1.
     pub cpu_shares: i64,
-    /// Hard memory limit, bytes.
+    /// Hard memory limit, bytes; -1 means no limit.
     pub memory_limit: i64,
-    /// Memory plus swap, bytes.
+    /// Memory plus swap, bytes; -1 means no limit.
     pub memory_swap_limit: i64,
     /// -1000..=1000; raised to the lowest value that this process may set.
     pub oom_score_adj: i64,
@@ -25,7 +25,7 @@ pub struct Resources {
     pub cpuset_mems: String,
     /// One entry per page size.
     pub hugepage_limits: Vec<HugepageLimit>,
-    /// Raw cgroup v2 files; they override the typed fields and have no effect on v1.
+    /// Files of cgroup v2 with their values; without effect on v1.
     pub unified: BTreeMap<String, String>,
 }
 

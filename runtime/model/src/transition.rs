@@ -5,16 +5,16 @@ use crate::{ContainerPhase, PodPhase};
 /// An event of a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PodEvent {
-    /// The launch is complete and recorded.
+    /// Its launch is complete.
     Launched,
     /// A stop was requested, or pause or the shim has ended.
-    Ending,
+    StopBegan,
     /// It was torn down.
-    Ended,
+    TornDown,
     /// Its removal begins.
     Remove,
     /// Its removal failed; a client can request it again.
-    NotRemoved,
+    RemovalFailed,
 }
 
 /// An event of a container.
@@ -32,30 +32,41 @@ pub enum ContainerEvent {
     Remove,
 }
 
-/// An event that is not legal in a phase.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{event} is not possible while {phase}")]
-pub struct Refusal {
-    /// The phase.
-    pub phase: String,
-    /// The event.
-    pub event: String,
+/// An event that is not legal in a phase: a bug of the caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Of a pod.
+    #[error("a pod that is {phase:?} cannot have the event {event:?}")]
+    Pod {
+        /// The pod's phase.
+        phase: PodPhase,
+        /// The event.
+        event: PodEvent,
+    },
+    /// Of a container.
+    #[error("a container that is {phase:?} cannot have the event {event:?}")]
+    Container {
+        /// The container's phase.
+        phase: ContainerPhase,
+        /// The event.
+        event: ContainerEvent,
+    },
 }
 
 /// The legal transitions of pods.
 const PODS: [(PodPhase, PodEvent, PodPhase); 10] = [
     (PodPhase::Launching, PodEvent::Launched, PodPhase::Ready),
-    // A launch that could not be undone at once.
-    (PodPhase::Launching, PodEvent::Ending, PodPhase::Stopping),
-    (PodPhase::Ready, PodEvent::Ending, PodPhase::Stopping),
-    // A repeated stop.
-    (PodPhase::Stopping, PodEvent::Ending, PodPhase::Stopping),
-    (PodPhase::Stopping, PodEvent::Ended, PodPhase::Stopped),
-    (PodPhase::Stopped, PodEvent::Ending, PodPhase::Stopped),
-    (PodPhase::Stopped, PodEvent::Ended, PodPhase::Stopped),
+    // A launch that failed, and that could not be undone completely.
+    (PodPhase::Launching, PodEvent::StopBegan, PodPhase::Stopping),
+    (PodPhase::Ready, PodEvent::StopBegan, PodPhase::Stopping),
+    // Reported twice, or a stop that is repeated.
+    (PodPhase::Stopping, PodEvent::StopBegan, PodPhase::Stopping),
+    (PodPhase::Stopping, PodEvent::TornDown, PodPhase::Stopped),
+    (PodPhase::Stopped, PodEvent::StopBegan, PodPhase::Stopped),
+    (PodPhase::Stopped, PodEvent::TornDown, PodPhase::Stopped),
     (PodPhase::Stopped, PodEvent::Remove, PodPhase::Removing),
     (PodPhase::Removing, PodEvent::Remove, PodPhase::Removing),
-    (PodPhase::Removing, PodEvent::NotRemoved, PodPhase::Stopped),
+    (PodPhase::Removing, PodEvent::RemovalFailed, PodPhase::Stopped),
 ];
 
 /// The legal transitions of containers.
@@ -80,8 +91,7 @@ const CONTAINERS: [(ContainerPhase, ContainerEvent, ContainerPhase); 9] = [
 /// The table has no such transition.
 pub fn pod(phase: PodPhase, event: PodEvent) -> Result<PodPhase, Refusal> {
     let step = PODS.iter().find(|(from, by, _)| (*from, *by) == (phase, event));
-    step.map(|(_, _, to)| *to)
-        .ok_or_else(|| Refusal { phase: format!("{phase:?}"), event: format!("{event:?}") })
+    step.map(|(_, _, to)| *to).ok_or(Refusal::Pod { phase, event })
 }
 
 /// The phase of a container after an event.
@@ -90,8 +100,7 @@ pub fn pod(phase: PodPhase, event: PodEvent) -> Result<PodPhase, Refusal> {
 /// The table has no such transition.
 pub fn container(phase: ContainerPhase, event: ContainerEvent) -> Result<ContainerPhase, Refusal> {
     let step = CONTAINERS.iter().find(|(from, by, _)| (*from, *by) == (phase, event));
-    step.map(|(_, _, to)| *to)
-        .ok_or_else(|| Refusal { phase: format!("{phase:?}"), event: format!("{event:?}") })
+    step.map(|(_, _, to)| *to).ok_or(Refusal::Container { phase, event })
 }
 
 #[cfg(test)]
@@ -135,6 +144,7 @@ mod tests {
             assert!(to != PodPhase::Removing || matches!(from, PodPhase::Stopped | PodPhase::Removing));
         }
         let refusal = pod(PodPhase::Ready, PodEvent::Remove).unwrap_err();
-        assert_eq!(refusal.to_string(), "Remove is not possible while Ready");
+        assert_eq!(refusal, Refusal::Pod { phase: PodPhase::Ready, event: PodEvent::Remove });
+        assert_eq!(refusal.to_string(), "a pod that is Ready cannot have the event Remove");
     }
 }

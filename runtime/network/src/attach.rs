@@ -1,4 +1,4 @@
-//! ADD, CHECK and DEL of a pod; STATUS of the network.
+//! ADD and DEL of a pod; STATUS of the network.
 
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -23,9 +23,10 @@ use crate::{CniConfig, Readiness};
 
 /// Most operations that wait for a thread: one per pod.
 const WAITING: usize = 4096;
-/// How long a DEL waits for plugins of a daemon that was killed, and between two looks.
+/// How long a command waits for plugins that a killed daemon has left running.
 const ORPHANS: Duration = Duration::from_secs(10);
-const LOOK: Duration = Duration::from_millis(20);
+/// Pause between two attempts to take the lock that these plugins hold.
+const RETRY: Duration = Duration::from_millis(20);
 
 /// The client. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -79,7 +80,13 @@ impl Cni {
         let loaded = Loaded { network: None, readiness: Readiness { network: None, file: None, problem } };
         let slots = Semaphore::new(config.max_parallel.clamp(1, Semaphore::MAX_PERMITS));
         let leases = Leases::new(config.cache_dir.clone());
-        let lane = Lane::new(Size { name: "cni", kept: 1, most: 64, each: 64, waiting: WAITING });
+        let lane = Lane::new(Size {
+            name: "cni",
+            kept_threads: 1,
+            max_threads: 64,
+            max_per_owner: 64,
+            max_queued: WAITING,
+        });
         let plugins = Plugins { bin_dirs: config.bin_dirs.clone(), timeout: config.timeout };
         let (plugins, loaded) = (RwLock::new(plugins), RwLock::new(loaded));
         Self(Arc::new(Inner { config, plugins, loaded, slots, leases, lane }))
@@ -124,8 +131,8 @@ impl Cni {
             // Unchanged: the last result of STATUS remains valid.
             Ok((file, network)) if self.loaded().is_same(&file, &network) => {}
             Ok((file, network)) => {
-                let asked = network.version < Version::V1_1_0;
-                let problem = (!asked)
+                let has_status = network.version >= Version::V1_1_0;
+                let problem = has_status
                     .then(|| format!("plugins of {:?} have not been asked for STATUS yet", network.name));
                 self.set(Loaded {
                     readiness: Readiness { network: Some(network.name.clone()), file: Some(file), problem },
@@ -261,30 +268,6 @@ impl Cni {
         self.blocking(move |leases| leases.remove(&id)).await
     }
 
-    /// Asks the plugins whether the attachment is unchanged. Returns Ok if CHECK does not apply: before CNI
-    /// 0.4.0, with `disableCheck`, or without a lease.
-    ///
-    /// # Errors
-    /// The failure of the first plugin that reports one.
-    pub async fn check(&self, pod: &PodId, netns: &Path) -> Result<(), Error> {
-        let Some((lease, result)) = self.get_or_set_aside(pod).await? else {
-            return Ok(());
-        };
-        if lease.network.disable_check || lease.network.version < Version::V0_4_0 {
-            return Ok(());
-        }
-        let _slot = self.slot(pod, Verb::Check).await?;
-        let deadline = self.deadline();
-        let target = Target { lease: &lease, lock: None, netns: netns.into() };
-        for plugin in &lease.network.plugins {
-            let stdin = plugin_input(&lease.network, plugin, Some(&lease.capabilities), result.as_ref());
-            self.call(Verb::Check, plugin, &stdin, Some(&target), deadline)
-                .await
-                .map_err(|failure| plugin_error(Verb::Check, &lease, plugin, failure))?;
-        }
-        Ok(())
-    }
-
     /// Pods with a lease, sorted. This includes pods whose ADD is running.
     ///
     /// # Errors
@@ -307,18 +290,18 @@ impl Cni {
         }
     }
 
-    /// Locks the pod's lease. Plugins inherit the lock, so it is free only when those have ended that a killed daemon
-    /// had started: what an ADD allocates after its DEL would stay allocated, and neither expects the other. Without
-    /// the lock if that takes too long, as a plugin may leave a process behind, or if the file system has no locks.
+    /// Locks the pod's lease. Plugins inherit the lock, so it is taken while plugins of a killed daemon still run: what
+    /// their ADD allocates after our DEL would stay allocated. Returns `None`, and the caller goes on without the lock,
+    /// if they run too long (a plugin may leave a process behind) or the file system has no locks.
     async fn lock(&self, pod: &PodId) -> Option<Arc<OwnedFd>> {
         let until = Instant::now() + ORPHANS.min(self.timeout());
         loop {
             let id = pod.clone();
             match self.blocking(move |leases| leases.lock(&id)).await {
                 Ok(Some(lock)) => return Some(Arc::new(lock)),
-                Ok(None) if Instant::now() < until => sleep(LOOK).await,
+                Ok(None) if Instant::now() < until => sleep(RETRY).await,
                 Ok(None) => {
-                    tracing::warn!(%pod, "a CNI plugin that an earlier daemon has started for the pod still runs: going on beside it");
+                    tracing::warn!(%pod, "a CNI plugin that an earlier daemon started for the pod still runs; it is not waited for any longer");
                     return None;
                 }
                 Err(error) => {
@@ -329,14 +312,14 @@ impl Cni {
         }
     }
 
-    /// The lease of `pod` with its result. A torn lease is set aside: its DEL cannot run, but the pod can go
-    /// on.
+    /// The lease of `pod` with its result. A torn lease is set aside: DEL cannot be run for it, but the pod can be
+    /// removed or started again.
     async fn get_or_set_aside(&self, pod: &PodId) -> Result<Option<LeaseWithResult>, Error> {
         let id = pod.clone();
         self.blocking(move |leases| match leases.get(&id) {
             Err(Error::Lease { source, .. }) if source.kind() == std::io::ErrorKind::InvalidData => {
                 let aside = leases.set_aside(&id)?;
-                tracing::error!(pod = %id, %source, file = %aside.display(), "a CNI lease is torn and set aside: DEL cannot be run for this pod");
+                tracing::error!(pod = %id, %source, file = %aside.display(), "a CNI lease cannot be read and was set aside: DEL cannot be run for this pod");
                 Ok(None)
             }
             other => other,
@@ -350,7 +333,7 @@ impl Cni {
     ) -> Result<T, Error> {
         let leases = self.0.leases.clone();
         self.0.lane.run(move || work(&leases)).await.map_err(|error| Error::Lease {
-            action: "use",
+            action: "use the folder of CNI leases",
             path: self.0.config.cache_dir.clone(),
             source: error.into(),
         })?

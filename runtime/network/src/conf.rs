@@ -175,7 +175,7 @@ fn parse(
     }
     let version = version(&body)?;
     let disable_check = flag(&body, "disableCheck")?;
-    // GC is never run, so this flag is only validated.
+    // CHECK and GC are not run yet, so these flags are only validated, and the first is kept with the lease.
     flag(&body, "disableGC")?;
     let plugins = match body.get("plugins") {
         Some(list) => {

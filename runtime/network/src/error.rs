@@ -13,8 +13,6 @@ pub enum Verb {
     Add,
     /// Detaches it.
     Del,
-    /// Checks that the attachment is unchanged.
-    Check,
     /// Asks whether the plugin can serve an ADD now (1.1.0).
     Status,
 }
@@ -25,7 +23,6 @@ impl Verb {
         match self {
             Self::Add => "ADD",
             Self::Del => "DEL",
-            Self::Check => "CHECK",
             Self::Status => "STATUS",
         }
     }

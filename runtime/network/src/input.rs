@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::conf::{Network, PluginConf};
 use crate::error::Error;
-use crate::plugin::{self};
+use crate::plugin;
 
 /// The data about a pod that plugins get.
 #[derive(Debug, Clone)]
@@ -96,7 +96,16 @@ pub(crate) fn capabilities(pod: &Attachment) -> Map<String, Value> {
     all
 }
 
-/// The value of CNI_ARGS. A value that contains a separator is refused, because it would add arguments.
+/// Whether a value can be passed in CNI_ARGS (`KEY=value;KEY=value`), which has no escapes: a separator in a value
+/// would add an argument.
+pub fn fits_cni_args(value: &str) -> bool {
+    !value.contains([';', '=', '\0'])
+}
+
+/// The value of CNI_ARGS.
+///
+/// # Errors
+/// A value does not fit ([`fits_cni_args`]).
 pub(crate) fn cni_args(pod: &Attachment) -> Result<String, Error> {
     let mut args = "IgnoreUnknown=1".to_owned();
     for (key, field, value) in [
@@ -105,7 +114,7 @@ pub(crate) fn cni_args(pod: &Attachment) -> Result<String, Error> {
         ("K8S_POD_INFRA_CONTAINER_ID", "id", pod.pod.as_str()),
         ("K8S_POD_UID", "metadata.uid", pod.uid.as_str()),
     ] {
-        if value.contains([';', '=', '\0']) {
+        if !fits_cni_args(value) {
             let value = plugin::excerpt(value.as_bytes());
             return Err(Error::Attachment { pod: pod.pod.clone(), field, value });
         }

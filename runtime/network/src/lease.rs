@@ -30,7 +30,7 @@ pub(crate) const IFNAME: &str = "eth0";
 /// Suffix of a file that is still being written.
 const TEMPORARY: &str = "new";
 
-/// Everything a DEL or CHECK needs.
+/// Everything that DEL needs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Lease {
     pub(crate) version: u32,
@@ -106,7 +106,8 @@ impl Leases {
                 reason,
             )));
         }
-        let reason = if lease.pod != *pod { "another pod's" } else { "of another version" };
+        let reason =
+            if lease.pod != *pod { "it is the lease of another pod" } else { "it has an unknown version" };
         if lease.pod != *pod || lease.version != VERSION {
             return Err(failed("read the CNI lease", &path)(io::Error::new(
                 io::ErrorKind::InvalidData,

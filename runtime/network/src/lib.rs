@@ -19,7 +19,7 @@ use std::time::Duration;
 
 pub use attach::Cni;
 pub use error::{Error, Failure, Verb};
-pub use input::Attachment;
+pub use input::{Attachment, fits_cni_args};
 
 /// Paths and limits of the client.
 #[derive(Debug, Clone)]
@@ -32,8 +32,8 @@ pub struct CniConfig {
     pub cache_dir: PathBuf,
     /// Number of plugin chains that may run at once; at least 1.
     pub max_parallel: usize,
-    /// Time limit for an ADD or CHECK of the whole chain, and for a DEL or STATUS of one plugin; also for
-    /// the wait until one of `max_parallel` chains has ended.
+    /// Time limit for an ADD of the whole chain, and for a DEL or STATUS of one plugin; also for the
+    /// wait until one of `max_parallel` chains has ended.
     pub timeout: Duration,
 }
 

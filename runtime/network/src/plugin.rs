@@ -63,12 +63,12 @@ pub(crate) async fn run(lane: &Lane, call: Call) -> Result<Vec<u8>, Failure> {
     let spawning = lane.run(move || spawn(&call));
     let (path, child) = match timeout_at(deadline, spawning).await {
         Ok(spawned) => spawned.map_err(|error| run_error(Path::new("plugin"), error.into()))??,
-        // If this future is dropped meanwhile, the dropped guard kills a process that the thread starts
-        // later.
+        // The thread may still start the process. Its result is dropped then, and with it the guard that kills
+        // the process.
         Err(_) => return Err(hung()),
     };
     let run_failed = |source| run_error(&path, source);
-    let Started { mut group, stdin: to, stdout: from, stderr: errors } = child;
+    let Started { mut process, stdin: to, stdout: from, stderr: errors } = child;
 
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     let status = {
@@ -82,11 +82,11 @@ pub(crate) async fn run(lane: &Lane, call: Call) -> Result<Vec<u8>, Failure> {
             let err = collect(errors, &mut stderr, MAX_STDERR, true);
             tokio::join!(write, out, err)
         });
-        let both = async {
+        let finished = async {
             let mut pumped = false;
             loop {
                 tokio::select! {
-                    status = group.wait() => {
+                    status = process.wait() => {
                         if !pumped {
                             drop(timeout(DRAIN, &mut pumps).await);
                         }
@@ -96,7 +96,7 @@ pub(crate) async fn run(lane: &Lane, call: Call) -> Result<Vec<u8>, Failure> {
                 }
             }
         };
-        timeout_at(deadline, both).await
+        timeout_at(deadline, finished).await
     };
     let status = match status {
         Ok(status) => status.map_err(run_failed)?,
@@ -112,7 +112,7 @@ pub(crate) async fn run(lane: &Lane, call: Call) -> Result<Vec<u8>, Failure> {
 /// A running plugin with our ends of its pipes.
 #[derive(Debug)]
 struct Started {
-    group: PluginProcess,
+    process: PluginProcess,
     stdin: pipe::Sender,
     stdout: pipe::Receiver,
     stderr: pipe::Receiver,
@@ -184,9 +184,9 @@ fn run_error(path: &Path, source: io::Error) -> Failure {
 
 /// Finds the program of plugin `kind`. Blocking.
 pub(crate) fn find(kind: &str, dirs: &[PathBuf]) -> Result<PathBuf, Failure> {
-    let runs =
+    let is_executable =
         |path: &PathBuf| path.metadata().is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0);
-    let found = dirs.iter().map(|dir| dir.join(kind)).find(runs);
+    let found = dirs.iter().map(|dir| dir.join(kind)).find(is_executable);
     found.ok_or_else(|| Failure::Missing { dirs: dirs.to_vec() })
 }
 
@@ -229,16 +229,16 @@ fn spawn(call: &Call) -> Result<(PathBuf, Started), Failure> {
         }
     };
     // From here on it is killed if something fails.
-    let group = PluginProcess { pid: child.pid, process: Some(process) };
-    let ends = || -> io::Result<Started> {
+    let process = PluginProcess { pid: child.pid, process: Some(process) };
+    let start = || -> io::Result<Started> {
         Ok(Started {
-            group,
+            process,
             stdin: pipe::Sender::from_owned_fd(to.into())?,
             stdout: pipe::Receiver::from_owned_fd(from.into())?,
             stderr: pipe::Receiver::from_owned_fd(errors.into())?,
         })
     };
-    let started = ends().map_err(failed)?;
+    let started = start().map_err(failed)?;
     Ok((path, started))
 }
 
@@ -262,12 +262,12 @@ fn environment(call: &Call) -> io::Result<Vec<CString>> {
     if !call.container.is_empty() {
         set("CNI_NETNS", &call.netns);
     }
-    let line = |(mut name, value): (OsString, OsString)| {
+    let entry = |(mut name, value): (OsString, OsString)| {
         name.push("=");
         name.push(value);
         CString::new(name.into_vec()).map_err(io::Error::from)
     };
-    env.into_iter().map(line).collect()
+    env.into_iter().map(entry).collect()
 }
 
 /// Reads up to `limit` bytes. With `drain`, further bytes are read and dropped, so that the writer does not block;

@@ -86,7 +86,7 @@ fn addresses(shape: &Shape, ifname: Option<&str>) -> Result<Vec<IpAddr>, String>
     for ip in ips {
         let parsed = address(&ip.address)
             .ok_or_else(|| format!("address {:?} is not in CIDR notation", ip.address))?;
-        let ours = match ip.interface {
+        let matches = match ip.interface {
             None => true,
             Some(index) => {
                 let interface = usize::try_from(index).ok().and_then(|index| interfaces.get(index));
@@ -96,7 +96,7 @@ fn addresses(shape: &Shape, ifname: Option<&str>) -> Result<Vec<IpAddr>, String>
                 ifname.is_none_or(|ifname| in_pod && interface.name == ifname)
             }
         };
-        if ours && !found.contains(&parsed) {
+        if matches && !found.contains(&parsed) {
             found.push(parsed);
         }
     }

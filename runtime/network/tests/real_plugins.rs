@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use common::{Bench, pod};
 use model::{PortMapping, Protocol};
-use network::{Cni, CniConfig, Error};
+use network::{Cni, CniConfig};
 
 const MARK: &str = "COPEPOD_NETWORK_TEST_INSIDE";
 
@@ -151,15 +151,7 @@ async fn addresses_are_released_without_netns_conflist_and_daemon() {
     let net = net().await;
     let mut attachment = net.bench.attachment(pod(2));
     attachment.netns = netns("cni-two");
-    let ips = net.cni.add(&attachment).await.unwrap();
-    // No host ports here: with two address families, CHECK of portmap 1.1 compares one family with the
-    // other's rules.
-    net.cni.check(&pod(2), &attachment.netns).await.unwrap();
-    run(&format!("ip -n cni-two addr del {}/24 dev eth0", ips[0]));
-    match net.cni.check(&pod(2), &attachment.netns).await {
-        Err(Error::Plugin { plugin, .. }) => assert_eq!(plugin, "bridge"),
-        other => panic!("{other:?}"),
-    }
+    net.cni.add(&attachment).await.unwrap();
     // As after a reboot: no namespace but an empty file in its place, another configuration, a new process.
     run("ip netns del cni-two; touch /run/netns/cni-two");
     net.bench.conf("10-net.conflist", "{}");

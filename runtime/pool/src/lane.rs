@@ -21,14 +21,14 @@ const KEEP_ALIVE: Duration = Duration::from_secs(2);
 pub struct Size {
     /// Kind of work; used in thread names, where 11 bytes are visible, and in errors.
     pub name: &'static str,
-    /// Threads that are kept once they are started.
-    pub kept: usize,
+    /// Threads that do not end when they are idle.
+    pub kept_threads: usize,
     /// Most threads.
-    pub most: usize,
+    pub max_threads: usize,
     /// Most threads that work for one owner.
-    pub each: usize,
+    pub max_per_owner: usize,
     /// Most entries in the queue.
-    pub waiting: usize,
+    pub max_queued: usize,
 }
 
 /// One kind of blocking work. Clones share its threads.
@@ -63,7 +63,7 @@ struct State {
 impl Lane {
     /// A lane without threads: they are started when there is work, or by [`Lane::start`].
     pub fn new(size: Size) -> Self {
-        let (state, more, owners) = (Mutex::default(), Condvar::new(), Owners::new(size.each));
+        let (state, more, owners) = (Mutex::default(), Condvar::new(), Owners::new(size.max_per_owner));
         Self(Arc::new(Inner { size, state, more, owners }))
     }
 
@@ -74,7 +74,7 @@ impl Lane {
     pub fn start(&self) -> io::Result<()> {
         loop {
             let mut state = self.0.lock();
-            if state.threads >= self.0.size.kept {
+            if state.threads >= self.0.size.kept_threads {
                 return Ok(());
             }
             state.threads += 1;
@@ -84,7 +84,7 @@ impl Lane {
     }
 
     /// From now on, work for which no thread can be started is done by the caller, which blocks everything
-    /// else on that thread. For a process that started without any thread to spare.
+    /// else on the caller's thread. For a process that could not start any thread.
     pub fn allow_inline(&self) {
         self.0.lock().inline = true;
     }
@@ -99,16 +99,16 @@ impl Lane {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Error> {
         let name = self.0.size.name;
-        let (answer, answered) = oneshot::channel();
+        let (reply, result) = oneshot::channel();
         let runtime = Handle::try_current().ok();
         let job: Job = Box::new(move || {
             let _entered = runtime.as_ref().map(Handle::enter);
             let done = catch_unwind(AssertUnwindSafe(work)).map_err(|panic| text(&*panic));
             // The caller may have gone.
-            drop(answer.send(done));
+            drop(reply.send(done));
         });
         self.submit(job)?;
-        match answered.await {
+        match result.await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(message)) => Err(Error::Panicked { lane: name, message }),
             // The job was dropped, because the last thread could not be started.
@@ -116,7 +116,7 @@ impl Lane {
         }
     }
 
-    /// Like [`Lane::run`], but with at most [`Size::each`] threads at work for `owner`: more work of the same
+    /// Like [`Lane::run`], but with at most [`Size::max_per_owner`] threads at work for `owner`: more work of the same
     /// owner waits until some has ended.
     ///
     /// # Errors
@@ -140,7 +140,7 @@ impl Lane {
         let lane = self.0.size.name;
         let mut state = self.0.lock();
         let waiting = state.waiting.len();
-        if waiting >= self.0.size.waiting {
+        if waiting >= self.0.size.max_queued {
             return Err(Error::Full { lane, waiting });
         }
         state.waiting.push_back(job);
@@ -149,7 +149,7 @@ impl Lane {
             self.0.more.notify_one();
             return Ok(());
         }
-        if state.threads >= self.0.size.most {
+        if state.threads >= self.0.size.max_threads {
             return Ok(());
         }
         state.threads += 1;
@@ -160,7 +160,8 @@ impl Lane {
             // A busy thread takes it next.
             return Ok(());
         }
-        // No thread will run the jobs that others queued meanwhile either: dropping them tells their callers.
+        // There is no thread for the jobs that others have queued meanwhile either. Dropping a job returns NoThread to
+        // its caller.
         let left = std::mem::take(&mut state.waiting);
         let inline = state.inline;
         drop(state);
@@ -203,19 +204,19 @@ impl Inner {
                 continue;
             }
             state.idle += 1;
-            let spare = state.threads > self.size.kept;
-            let mut in_vain = false;
-            state = if spare {
+            let extra = state.threads > self.size.kept_threads;
+            let mut timed_out = false;
+            state = if extra {
                 let (state, waited) =
                     self.more.wait_timeout(state, KEEP_ALIVE).unwrap_or_else(PoisonError::into_inner);
-                in_vain = waited.timed_out();
+                timed_out = waited.timed_out();
                 state
             } else {
                 // Idle kept threads wait without a time-out, so that an idle node uses no CPU time.
                 self.more.wait(state).unwrap_or_else(PoisonError::into_inner)
             };
             state.idle -= 1;
-            if in_vain && state.waiting.is_empty() && state.threads > self.size.kept {
+            if timed_out && state.waiting.is_empty() && state.threads > self.size.kept_threads {
                 state.threads -= 1;
                 return;
             }

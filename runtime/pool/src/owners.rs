@@ -9,7 +9,7 @@ const SWEEP: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct Owners {
-    each: usize,
+    max_threads: usize,
     table: Mutex<Table>,
 }
 
@@ -21,11 +21,11 @@ struct Table {
 }
 
 impl Owners {
-    pub(crate) fn new(each: usize) -> Self {
-        Self { each: each.clamp(1, Semaphore::MAX_PERMITS), table: Mutex::default() }
+    pub(crate) fn new(max_threads: usize) -> Self {
+        Self { max_threads: max_threads.clamp(1, Semaphore::MAX_PERMITS), table: Mutex::default() }
     }
 
-    /// Waits for one of the owner's threads. `None` cannot occur, because no semaphore is ever closed; it
+    /// Waits until the owner may use one more thread. `None` cannot occur, because no semaphore is ever closed; it
     /// would mean that the owner is not limited.
     pub(crate) async fn turn(&self, owner: &str) -> Option<OwnedSemaphorePermit> {
         self.of(owner).acquire_owned().await.ok()
@@ -40,7 +40,7 @@ impl Owners {
             table.turns.retain(|_, turns| turns.strong_count() > 0);
             table.swept = table.turns.len();
         }
-        let turns = Arc::new(Semaphore::new(self.each));
+        let turns = Arc::new(Semaphore::new(self.max_threads));
         table.turns.insert(owner.to_owned(), Arc::downgrade(&turns));
         turns
     }

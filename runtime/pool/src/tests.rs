@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-fn lane(kept: usize, most: usize, each: usize, waiting: usize) -> Lane {
-    Lane::new(Size { name: "test", kept, most, each, waiting })
+fn lane(kept_threads: usize, max_threads: usize, max_per_owner: usize, max_queued: usize) -> Lane {
+    Lane::new(Size { name: "test", kept_threads, max_threads, max_per_owner, max_queued })
 }
 
 /// Work that ends when its sender is dropped.
@@ -118,7 +118,8 @@ async fn idle_extra_threads_end_and_kept_ones_stay() {
         }
         count
     };
-    let lane = Lane::new(Size { name: "goes", kept: 2, most: 6, each: 10, waiting: 100 });
+    let lane =
+        Lane::new(Size { name: "goes", kept_threads: 2, max_threads: 6, max_per_owner: 10, max_queued: 100 });
     lane.start().unwrap();
     let held: Vec<_> = (0..6)
         .map(|_| {

@@ -29,10 +29,9 @@ pub(crate) fn start(id: &ContainerId) -> io::Result<()> {
     UnixStream::connect(socket)?.write_all(b"start container")
 }
 
-/// Removes the container's files. Only for the resident shim, in whose namespace the root's folder is empty:
-/// in a worker's namespace the root and the volumes are mounted there. Nothing is removed recursively either,
-/// so that a mount makes this fail instead of deleting a volume's content. Errors are ignored: a file is
-/// either already gone or ours to remove.
+/// Removes the container's files. Call it only in the resident shim: in a worker's namespace the root file system and
+/// volumes are mounted on the bundle. To be safe, nothing is removed recursively, so a mount would make this fail and
+/// would not lose its content. Errors are ignored; the expected one is that a file does not exist.
 pub(crate) fn remove(id: &ContainerId) {
     let state = Path::new(STATE).join(id.as_str());
     for file in fs::read_dir(&state).into_iter().flatten().flatten() {

@@ -32,7 +32,7 @@ pub(crate) enum Lost {
     /// A message in the wrong order.
     #[error(transparent)]
     Order(#[from] wire::session::OutOfOrder),
-    /// Fewer descriptors arrived than the header has.
+    /// Fewer descriptors arrived than the frame's header says, or too many without a frame.
     #[error("descriptors of frame {0} are missing")]
     Descriptors(u64),
 }
@@ -193,6 +193,23 @@ mod tests {
             let pause = size(Snapshot::Pause { pid: u32::MAX, exited: Some(i32::MIN) });
             let all = containers + execs + pause;
             assert!(all < MAX_QUEUED, "{all} bytes with start errors of {error:?}");
+        }
+    }
+
+    #[test]
+    fn descriptors_of_a_later_version_are_refused_and_the_connection_stays() {
+        let (daemon, shim) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut conn = Conn::new(shim.into(), 1);
+        let mut bytes = Vec::new();
+        for (id, nfds) in [(1, 1), (2, 0)] {
+            codec::encode(id, nfds, &Message::Request(Request::StopPod), &mut bytes).unwrap();
+        }
+        let null = sys::fds::null().unwrap();
+        sys::scm::send_with_fds(daemon.as_fd(), &bytes, &[null.as_fd()]).unwrap();
+        assert!(conn.fill().unwrap());
+        for (id, request) in [(1, Request::Unknown), (2, Request::StopPod)] {
+            let (frame, fds) = conn.next().unwrap().unwrap();
+            assert_eq!((frame.id, frame.message, fds.len()), (id, Message::Request(request), 0));
         }
     }
 

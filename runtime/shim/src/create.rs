@@ -9,11 +9,11 @@ use sys::namespace::{Kinds, Namespaces};
 use wire::{CgroupPlan, ErrorKind, NamespacePlan, NamespaceSource};
 
 use crate::failure::{failure, refusal};
-use crate::held::{Answer, Holders};
+use crate::held::{Holders, Receiver};
 use crate::packet::{Prepared, Reporter, read_plan};
 use crate::worker::{CreateInput, Stdio, create};
 
-/// The part of the plan that this module needs; the rest is parsed in [`create`].
+/// The part of the plan that this module needs. [`create`] parses the whole plan.
 #[derive(Deserialize)]
 struct Peek {
     cgroup: CgroupPlan,
@@ -23,26 +23,30 @@ struct Peek {
 
 /// The streams in the request.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Streams {
+pub(crate) struct StreamRequest {
     pub(crate) terminal: bool,
     pub(crate) stdin: bool,
 }
 
-/// Describes the descriptors that the worker gets.
+/// Describes the descriptors that are passed to the worker.
 #[derive(Clone)]
-pub(crate) struct Given {
+pub(crate) struct Passed {
     /// Number of descriptors of the request: the plan, kubelet's mount namespace, then the cgroup folders.
     pub(crate) requested: usize,
-    pub(crate) streams: Streams,
+    pub(crate) streams: StreamRequest,
     /// Kinds of pause's namespaces, which follow.
     pub(crate) pause: Kinds,
     /// The pod's containers. The PID namespace of each that has its own follows.
     pub(crate) targets: Vec<(ContainerId, Kinds)>,
 }
 
-impl Answer for Reporter {
+impl Receiver for Reporter {
     fn warn(&self, text: &str) {
         self.warning(text);
+    }
+
+    fn init(&self, pidfd: BorrowedFd<'_>) -> io::Result<()> {
+        self.init(pidfd)
     }
 
     fn reply(&self, reply: &wire::Reply) -> io::Result<()> {
@@ -50,9 +54,9 @@ impl Answer for Reporter {
     }
 }
 
-/// Runs in the worker. `given` describes `fds`.
-pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, given: Given) -> i32 {
-    match prepare(&reporter, fds, given) {
+/// Runs in the worker. `passed` describes `fds`.
+pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, passed: Passed) -> i32 {
+    match prepare(&reporter, fds, passed) {
         Ok(input) => create(input, Box::new(reporter)),
         Err(failure) => {
             reporter.failed(&failure);
@@ -61,8 +65,8 @@ pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, given: Given) -> i32 {
     }
 }
 
-fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, given: Given) -> Result<CreateInput, wire::Failure> {
-    let Given { requested, streams, pause, targets } = given;
+fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, passed: Passed) -> Result<CreateInput, wire::Failure> {
+    let Passed { requested, streams, pause, targets } = passed;
     let mut theirs = fds.split_off(requested.min(fds.len())).into_iter();
     let at = |stage: &'static str| move |error: io::Error| failure(ErrorKind::Internal, stage, &error);
     let pause = Namespaces::from_fds(pause, &mut theirs).map_err(at("namespaces"))?;
@@ -95,7 +99,7 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, given: Given) -> Result<C
         unified: peek.cgroup.unified,
         memory: if peek.cgroup.unified { Some(0) } else { place("memory") },
         freezer: if peek.cgroup.unified { Some(0) } else { place("freezer") },
-        roams: peek.privileged && !peek.cgroup.unified,
+        search_all: peek.privileged && !peek.cgroup.unified,
     };
     let (stdio, exec_error) = open_streams(reporter, &prepared, streams)?;
     Ok(CreateInput {
@@ -112,7 +116,7 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, given: Given) -> Result<C
 fn open_streams(
     reporter: &Reporter,
     prepared: &Prepared,
-    streams: Streams,
+    streams: StreamRequest,
 ) -> Result<(Stdio, OwnedFd), wire::Failure> {
     let at = |stage: &'static str| move |error: io::Error| failure(ErrorKind::Internal, stage, &error);
     let pipe = || sys::scm::pipe().map_err(at("pipe"));

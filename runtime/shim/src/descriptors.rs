@@ -23,9 +23,11 @@ pub(crate) struct Descriptors {
 pub(crate) struct Worker {
     pub(crate) serial: Serial,
     pub(crate) socket: OwnedFd,
-    /// Descriptors that it sent with the pid of its process.
+    /// The pidfd of a container's init, until the worker reports the container.
+    pub(crate) init: Option<OwnedFd>,
+    /// The descriptor for the daemon that came with the pid of its process.
     pub(crate) fd: Option<OwnedFd>,
-    /// Its socket is closed.
+    /// The other end of its socket is closed.
     pub(crate) closed: bool,
 }
 
@@ -43,7 +45,7 @@ impl Descriptors {
     }
 
     pub(crate) fn add_worker(&mut self, serial: Serial, socket: OwnedFd) {
-        self.workers.push(Worker { serial, socket, fd: None, closed: false });
+        self.workers.push(Worker { serial, socket, init: None, fd: None, closed: false });
     }
 
     pub(crate) fn drop_worker(&mut self, serial: Serial) -> Option<Worker> {
@@ -91,19 +93,21 @@ impl Descriptors {
 #[derive(Debug, Default)]
 pub(crate) struct Cgroups {
     pub(crate) folders: Vec<OwnedFd>,
+    /// They are of v2.
     pub(crate) unified: bool,
-    /// Index of the memory hierarchy.
+    /// Index of its folder in the memory hierarchy.
     pub(crate) memory: Option<usize>,
-    /// Index of the freezer hierarchy.
+    /// Index of its folder in the freezer hierarchy.
     pub(crate) freezer: Option<usize>,
-    /// The container is privileged: its processes may have left some hierarchies and stayed in others.
-    pub(crate) roams: bool,
+    /// The container is privileged on v1: its processes may have left some hierarchies and stayed in others, so they
+    /// are searched in all.
+    pub(crate) search_all: bool,
 }
 
 impl Cgroups {
     /// The folders in which to look for its processes.
     pub(crate) fn folders_with_processes(&self) -> Vec<BorrowedFd<'_>> {
-        if self.roams {
+        if self.search_all {
             self.folders.iter().map(|fd| fd.as_fd()).collect()
         } else {
             self.procs_folder().into_iter().collect()

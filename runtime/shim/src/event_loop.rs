@@ -13,9 +13,9 @@ use wire::Message;
 use crate::conn::Lost;
 use crate::descriptors::Descriptors;
 use crate::io::output::Buffers;
-use crate::lifecycle::{Action, Happened, Input, Lifecycle, Requester, Serial, Time};
+use crate::lifecycle::{Action, ContainerInput, Input, Lifecycle, Requester, Serial, Time};
 use crate::link::Link;
-use crate::performer::{Given, Performer};
+use crate::performer::{FromDaemon, Performer};
 use crate::tokens::Watched;
 
 /// Large buffers are returned to the kernel after this long without an event.
@@ -34,7 +34,7 @@ const SIGTERM: u32 = 15;
 pub(crate) struct Start {
     pub(crate) pod: PodId,
     pub(crate) listener: OwnedFd,
-    pub(crate) given: Given,
+    pub(crate) from_daemon: FromDaemon,
     pub(crate) signals: SignalFd,
     /// Warnings for the first daemon that connects.
     pub(crate) warnings: Vec<String>,
@@ -53,7 +53,7 @@ pub(crate) struct Shim {
 
 impl Shim {
     pub(crate) fn new(start: Start) -> io::Result<Self> {
-        let Start { pod, listener, given, signals, warnings } = start;
+        let Start { pod, listener, from_daemon, signals, warnings } = start;
         let epoll = Epoll::new()?;
         epoll.add(signals.as_fd(), Watched::Signals.token(), Interest::READ)?;
         let link = Link::new(pod, listener, warnings, &epoll)?;
@@ -63,7 +63,7 @@ impl Shim {
             descriptors: Descriptors::default(),
             buffers: Buffers::new()?,
             incoming: Vec::new(),
-            given,
+            from_daemon,
             inputs: VecDeque::new(),
         };
         Ok(Self { lifecycle: Lifecycle::default(), performer, signals, reap_again: false, done: false })
@@ -110,10 +110,12 @@ impl Shim {
     /// Passes an input to the lifecycle and performs all resulting actions.
     fn input(&mut self, input: Input) {
         self.performer.inputs.push_back(input);
-        self.settle();
+        self.perform_all();
     }
 
-    fn settle(&mut self) {
+    /// Handles inputs and performs actions until there are none. A result of an action is handled before the next
+    /// action.
+    fn perform_all(&mut self) {
         loop {
             if let Some(input) = self.performer.inputs.pop_front() {
                 let time = Time { ms: sys::clock::monotonic_ms(), wall: sys::clock::now() };
@@ -151,8 +153,8 @@ impl Shim {
             }
             Some(Watched::Connection(generation)) => {
                 let served = self.serve(generation, event.interest);
-                self.performer.unless_lost(served);
-                self.settle();
+                self.performer.close_if_lost(served);
+                self.perform_all();
             }
             Some(Watched::Worker(serial)) => self.read_packets(serial),
             Some(Watched::Stdout(serial)) => self.copy(serial, 0),
@@ -187,7 +189,7 @@ impl Shim {
 
     fn read_packets(&mut self, serial: Serial) {
         self.lifecycle.act_first(Action::ReadPackets(serial));
-        self.settle();
+        self.perform_all();
     }
 
     fn copy(&mut self, serial: Serial, which: usize) {
@@ -195,15 +197,16 @@ impl Shim {
         let Some(container) = descriptors.container_mut(serial) else { return };
         let warning = container.streams.copy(which, epoll, buffers);
         self.performer.warn(serial, warning, &self.lifecycle);
-        self.settle();
+        self.perform_all();
     }
 
     fn read_error_pipe(&mut self, serial: Serial) {
         let Performer { epoll, descriptors, .. } = &mut self.performer;
         let Some(container) = descriptors.container_mut(serial) else { return };
-        let said = container.streams.read_error_pipe(epoll, false);
-        if said.closed {
-            self.input(Input::Of(serial, Happened::ErrorPipe { said: said.message, closed: true }));
+        let read = container.streams.read_error_pipe(epoll, false);
+        if read.closed {
+            let input = ContainerInput::ErrorPipe { error: read.error, closed: true };
+            self.input(Input::Container(serial, input));
         }
     }
 

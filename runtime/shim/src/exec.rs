@@ -15,15 +15,15 @@ use crate::failure::{failure, refusal};
 use crate::packet::{Reporter, read_plan};
 use crate::process::{self, ProcessKind, Ready};
 
-/// Describes the descriptors that the worker gets.
+/// Describes the descriptors that are passed to the worker.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Given {
+pub(crate) struct Passed {
     /// Number of descriptors of the request: the plan, then stdin, stdout and stderr unless it has a terminal.
     pub(crate) requested: usize,
     /// Number of the container's cgroup folders, which follow.
     pub(crate) cgroups: usize,
-    /// Kinds of the namespaces that the container was created with, which follow. Init may have created others, with
-    /// files of its choice.
+    /// Kinds of the namespaces that the container was created with, which follow. Init may be in others by now, which
+    /// it has created itself, with files of its choice: an exec must not enter those.
     pub(crate) namespaces: Kinds,
     /// Whether the cgroup folders are of v2.
     pub(crate) unified: bool,
@@ -37,21 +37,21 @@ struct Prepared {
     single: sys::fork::SingleThreaded,
 }
 
-/// Runs in the worker. `given` describes `fds`.
-pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, given: Given) -> i32 {
-    let Prepared { ready, master, terminal, single } = match prepare(&reporter, fds, given) {
+/// Runs in the worker. `passed` describes `fds`.
+pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, passed: Passed) -> i32 {
+    let Prepared { ready, master, terminal, single } = match prepare(&reporter, fds, passed) {
         Ok(prepared) => prepared,
         Err(failure) => {
             reporter.failed(&failure);
             return 1;
         }
     };
-    // The child takes its copies out of its own copies of these variables.
+    // In the child these variables are copies, so taking them there leaves the worker's alone.
     let (mut reporter, mut master) = (Some(reporter), master);
     let sibling = sys::clone::sibling(&single, || {
         drop(master.take());
         let Some(reporter) = reporter.take() else { return 1 };
-        match settle(terminal) {
+        match begin_session(terminal) {
             Ok(()) => ready.become_process(reporter.0),
             Err((stage, error)) => {
                 reporter.failed(&failure(ErrorKind::ExecFailed, stage, &error));
@@ -61,7 +61,7 @@ pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, given: Given) -> i32 {
     });
     let Some(reporter) = reporter else { return 1 };
     match sibling {
-        Ok(pid) => match reporter.made(pid, master.as_ref().map(|fd| fd.as_fd())) {
+        Ok(child) => match reporter.made(&child, master.as_ref().map(|fd| fd.as_fd())) {
             Ok(()) => 0,
             Err(_) => 1,
         },
@@ -72,11 +72,11 @@ pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, given: Given) -> i32 {
     }
 }
 
-fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, given: Given) -> Result<Prepared, wire::Failure> {
+fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, passed: Passed) -> Result<Prepared, wire::Failure> {
     let at = |stage: &'static str| move |error| failure(ErrorKind::Internal, stage, &error);
-    let mut theirs = fds.split_off(given.requested.min(fds.len())).into_iter();
-    let cgroups: Vec<OwnedFd> = theirs.by_ref().take(given.cgroups).collect();
-    let namespaces = Namespaces::from_fds(given.namespaces, &mut theirs).map_err(at("setns"))?;
+    let mut theirs = fds.split_off(passed.requested.min(fds.len())).into_iter();
+    let cgroups: Vec<OwnedFd> = theirs.by_ref().take(passed.cgroups).collect();
+    let namespaces = Namespaces::from_fds(passed.namespaces, &mut theirs).map_err(at("setns"))?;
     let mut streams = fds.split_off(fds.len().min(1));
     let plan = fds.pop();
     let plan = plan.ok_or_else(|| refusal(ErrorKind::Invalid, "plan", "the request has no plan"))?;
@@ -84,9 +84,9 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, given: Given) -> Result<P
     let single = sys::fork::single_threaded().map_err(at("threads"))?;
     sys::proc::set_dumpable(false).map_err(at("dumpable"))?;
     for folder in cgroups {
-        sys::cgroup::join(folder.as_fd(), given.unified).map_err(at("cgroup"))?;
+        sys::cgroup::join(folder.as_fd(), passed.unified).map_err(at("cgroup"))?;
     }
-    // Must be done while /proc is the host's.
+    // Before the container's namespaces are entered, because it needs the host's /proc.
     if let Some(warning) = process::before_namespaces(&plan.process).map_err(at("oom_score_adj"))? {
         reporter.warning(&warning);
     }
@@ -111,8 +111,9 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, given: Given) -> Result<P
     Ok(Prepared { ready, master, terminal: plan.process.terminal, single })
 }
 
-/// Sets up session and terminal of the new process; [`Ready::become_process`] does the rest.
-fn settle(terminal: bool) -> Result<(), (&'static str, io::Error)> {
+/// Makes the new process the leader of a session, with its terminal if it has one; [`Ready::become_process`] does the
+/// rest.
+fn begin_session(terminal: bool) -> Result<(), (&'static str, io::Error)> {
     sys::proc::new_session();
     if terminal {
         rustix::process::ioctl_tiocsctty(io::stdin()).map_err(|e| ("controlling terminal", e.into()))?;

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use model::ContainerId;
 use sys::namespace::Namespaces;
 
-use crate::create::{self, Streams};
+use crate::create::{self, StreamRequest};
 use crate::descriptors::Cgroups;
 use crate::{exec, packet, pause};
 
@@ -34,19 +34,19 @@ pub(crate) fn pause(fds: &[OwnedFd], binary: BorrowedFd<'_>) -> io::Result<Forke
 /// The errors of socketpair and fork.
 pub(crate) fn container<'a>(
     fds: &[OwnedFd],
-    streams: Streams,
+    streams: StreamRequest,
     pause: &Namespaces,
     targets: impl Iterator<Item = (&'a ContainerId, &'a Namespaces)>,
 ) -> io::Result<Forked> {
     let mut keep: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
     keep.extend(pause.fds());
-    let mut given =
-        create::Given { requested: fds.len(), streams, pause: pause.kinds(), targets: Vec::new() };
+    let mut passed =
+        create::Passed { requested: fds.len(), streams, pause: pause.kinds(), targets: Vec::new() };
     for (id, namespaces) in targets {
-        given.targets.push((id.clone(), namespaces.kinds().only("pid")));
+        passed.targets.push((id.clone(), namespaces.kinds().only("pid")));
         keep.extend(namespaces.get("pid"));
     }
-    packet::fork(&keep, move |reporter, fds| create::work(reporter, fds, given))
+    packet::fork(&keep, move |reporter, fds| create::work(reporter, fds, passed))
 }
 
 /// Forks the worker that starts a process in a container.
@@ -55,7 +55,7 @@ pub(crate) fn container<'a>(
 /// The errors of socketpair and fork.
 pub(crate) fn exec(fds: &[OwnedFd], cgroups: &Cgroups, namespaces: &Namespaces) -> io::Result<Forked> {
     let Cgroups { folders, unified, .. } = cgroups;
-    let given = exec::Given {
+    let passed = exec::Passed {
         requested: fds.len(),
         cgroups: folders.len(),
         namespaces: namespaces.kinds(),
@@ -64,5 +64,5 @@ pub(crate) fn exec(fds: &[OwnedFd], cgroups: &Cgroups, namespaces: &Namespaces) 
     let mut keep: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
     keep.extend(folders.iter().map(|fd| fd.as_fd()));
     keep.extend(namespaces.fds());
-    packet::fork(&keep, move |reporter, fds| exec::work(reporter, fds, given))
+    packet::fork(&keep, move |reporter, fds| exec::work(reporter, fds, passed))
 }

@@ -1,14 +1,19 @@
 //! What the worker keeps open while libcontainer creates init.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use sys::namespace::Namespaces;
 use wire::Reply;
 
 /// The receiver of a worker's messages: the shim, or a test. Only the worker owns it; init must not keep it open.
-pub(crate) trait Answer {
+pub(crate) trait Receiver {
     /// Sends a warning: a setting could not be applied, which is not fatal.
     fn warn(&self, text: &str);
+    /// Called by init: sends its pidfd, before it is reported by its pid.
+    ///
+    /// # Errors
+    /// The receiver has closed its end.
+    fn init(&self, pidfd: BorrowedFd<'_>) -> std::io::Result<()>;
     /// Sends the result.
     ///
     /// # Errors
@@ -16,7 +21,8 @@ pub(crate) trait Answer {
     fn reply(&self, reply: &Reply) -> std::io::Result<()>;
 }
 
-/// The processes whose namespaces the plan joins, as descriptors: a pid could be reused before libcontainer uses it.
+/// The namespaces of other processes that the container joins, as descriptors: a pid could be reused before
+/// libcontainer uses it.
 #[derive(Debug, Default)]
 pub(crate) struct Holders {
     /// Pause.
@@ -27,10 +33,10 @@ pub(crate) struct Holders {
 
 /// Descriptors that the worker needs during and after the creation of init, and that init must not keep.
 pub(crate) struct WorkerOnly {
-    /// For the result.
-    pub(crate) answer: Box<dyn Answer>,
-    /// The reading end of the pipe to which init writes an error.
-    pub(crate) told: OwnedFd,
-    /// The spec has their numbers, so they must stay open.
+    /// Gets the result.
+    pub(crate) receiver: Box<dyn Receiver>,
+    /// The read end of the pipe to which init writes its error.
+    pub(crate) init_error: OwnedFd,
+    /// Open because libcontainer's configuration names them by their numbers.
     pub(crate) _holders: Holders,
 }

@@ -55,7 +55,7 @@ impl Link {
                 return None;
             }
         };
-        // Only root can enter the socket's folder; this is a second check.
+        // Only root can reach the socket, because of its folder's mode. This is a second check.
         if !sys::peer::uid(fd.as_fd()).is_ok_and(|uid| uid == 0) {
             return None;
         }
@@ -93,7 +93,7 @@ impl Link {
         Some(conn.generation)
     }
 
-    /// Waits for writability only while data is queued.
+    /// Has epoll report that the socket is writable only while data is queued.
     pub(crate) fn watch(&self, epoll: &Epoll) {
         if let Some(conn) = &self.conn {
             let interest = if conn.wants_to_write() { Interest::BOTH } else { Interest::READ };
@@ -167,8 +167,8 @@ impl Link {
         self.event(Event::Warning { container: Some(container.clone()), message: text }, epoll)
     }
 
-    /// Before the shim exits: a reply of a few bytes may be queued. Either the socket accepts it, or the
-    /// daemon hangs and sees the closed connection.
+    /// Tries to send queued data before the shim exits: a reply of a few bytes. If the socket is full, the daemon
+    /// hangs, and it will see that the connection was closed.
     pub(crate) fn flush(&mut self) {
         if let Some(conn) = &mut self.conn {
             drop(conn.flush());

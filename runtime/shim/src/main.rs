@@ -44,7 +44,7 @@ use wire::ShimInit;
 
 use crate::event_loop::{Shim, Start};
 use crate::exit_record::Records;
-use crate::performer::Given;
+use crate::performer::FromDaemon;
 
 /// Descriptor numbers of the daemon; see [`ShimInit`].
 mod passed {
@@ -91,8 +91,8 @@ fn run() -> Result<(), StartError> {
         // Fails if the daemon has gone, which does not matter.
         drop(report(listener.as_fd(), error));
     })?;
-    let Prepared { pod, given, signals, warnings } = prepared;
-    let start = Start { pod, listener, given, signals, warnings };
+    let Prepared { pod, from_daemon, signals, warnings } = prepared;
+    let start = Start { pod, listener, from_daemon, signals, warnings };
     let mut shim = Shim::new(start).map_err(at("epoll"))?;
     shim.run().map_err(at("event loop"))
 }
@@ -114,7 +114,7 @@ fn report(listener: BorrowedFd<'_>, error: &StartError) -> std::io::Result<()> {
 /// The data that the loop needs in addition to its socket.
 struct Prepared {
     pod: model::PodId,
-    given: Given,
+    from_daemon: FromDaemon,
     signals: SignalFd,
     warnings: Vec<String>,
 }
@@ -138,7 +138,7 @@ fn start(mut inherited: Inherited) -> Result<Prepared, StartError> {
     // 2. Join the shim's cgroups, before memory is charged to the daemon's.
     for path in &init.cgroups {
         if let Err(error) = join(path) {
-            warnings.push(format!("cgroup {path}: {error}"));
+            warnings.push(format!("the shim cannot join cgroup {path}: {error}"));
         }
     }
 
@@ -162,15 +162,18 @@ fn start(mut inherited: Inherited) -> Result<Prepared, StartError> {
         Ok(set) => {
             warnings.push(format!("oom_score_adj {} is not allowed here, it is {set}", init.oom_score_adj))
         }
-        Err(error) => warnings.push(format!("oom_score_adj {}: {error}", init.oom_score_adj)),
+        Err(error) => {
+            warnings
+                .push(format!("oom_score_adj {} cannot be set for the shim: {error}", init.oom_score_adj));
+        }
     }
 
     // Settings that a container's process inherits.
     if let Err(error) = sys::proc::set_coredump_filter(COREDUMP_FILTER) {
-        warnings.push(format!("coredump_filter: {error}"));
+        warnings.push(format!("coredump_filter cannot be set: {error}"));
     }
     if let Err(error) = sys::rlimit::raise_open_files() {
-        warnings.push(format!("limit of open files: {error}"));
+        warnings.push(format!("the shim's limit of open files cannot be raised: {error}"));
     }
 
     // 6. Leave the host's mount namespace.
@@ -178,11 +181,11 @@ fn start(mut inherited: Inherited) -> Result<Prepared, StartError> {
 
     // 7. Read signals by signalfd; children reset the mask.
     let signals = SignalFd::new(&SIGNALS).map_err(at("signalfd"))?;
-    let given = Given { pause_binary, records: Records::new(records, boot), log_dir };
-    Ok(Prepared { pod: init.pod, given, signals, warnings })
+    let from_daemon = FromDaemon { pause_binary, records: Records::new(records, boot), log_dir };
+    Ok(Prepared { pod: init.pod, from_daemon, signals, warnings })
 }
 
-/// v1 folders have `tasks`; joining by it does not wait for an RCU grace period.
+/// Joins a cgroup by its path. Only v1 has the file `tasks`, by which joining does not wait for an RCU grace period.
 fn join(path: &str) -> std::io::Result<()> {
     let folder = std::fs::File::open(path)?;
     match sys::cgroup::join(folder.as_fd(), false) {

@@ -2,11 +2,15 @@
 //!
 //! Workers parse plans; the resident shim does not, because its heap must not grow. A packet is a letter and
 //! its content; one that begins with `{` is a [`Failure`] from code that does not know packets.
+//!
+//! A process is reported with its pidfd. By the time the packet is read it may have ended and been reaped, and another
+//! child of the shim may have its pid; the pidfd still refers to the process that is meant.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
+use sys::clone::Child;
 use wire::{ErrorKind, Failure, Reply, parse_plan};
 
 use crate::failure::{failure, refusal};
@@ -17,29 +21,34 @@ const MAX_PLAN: usize = 4 << 20;
 pub(crate) const MAX_PACKET: usize = wire::MAX_FRAME - 1024;
 
 const MADE: u8 = b'P';
+const INIT: u8 = b'I';
 const PREPARED: u8 = b'L';
 const REPLY: u8 = b'R';
 const WARNING: u8 = b'W';
 
-/// The first packet of a container's worker, with the descriptors `exec_error`, then either the socket for
-/// the terminal's master, or stdout and stderr; then stdin if it is kept open.
+/// The first packet of a container's worker. Its descriptors are the shim's ends: of the error pipe, then either of the
+/// socket for the terminal's master, or of stdout and stderr, and of stdin if it is kept open. It also says which of
+/// the request's cgroup folders are used for what ([`crate::descriptors::Cgroups`]).
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Prepared {
     pub(crate) unified: bool,
     pub(crate) memory: Option<usize>,
     pub(crate) freezer: Option<usize>,
     #[serde(default)]
-    pub(crate) roams: bool,
+    pub(crate) search_all: bool,
 }
 
 /// A packet.
 #[derive(Debug)]
 pub(crate) enum Packet {
-    /// The pid of the created process.
+    /// The pid of pause or of the process of an exec. Descriptors: its pidfd, then the one for the daemon, if any.
     Made(u32),
+    /// From a container's init, before its worker reports it. Descriptor: its pidfd.
+    Init,
     Prepared(Prepared),
     /// A warning.
     Warning(String),
+    /// The worker has done its task.
     Reply(Reply),
     Failed(Failure),
     /// All processes with the other end have ended or called execve.
@@ -63,8 +72,14 @@ impl Reporter {
         sys::scm::send_with_fds(self.0.as_fd(), &bytes, fds).map(drop)
     }
 
-    pub(crate) fn made(&self, pid: u32, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
-        self.packet(MADE, &pid.to_le_bytes(), fd.as_slice())
+    /// Reports the created process. `fd`: the descriptor for the daemon.
+    pub(crate) fn made(&self, child: &Child, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let fds: Vec<_> = std::iter::once(child.pidfd.as_fd()).chain(fd).collect();
+        self.packet(MADE, &child.pid.to_le_bytes(), &fds)
+    }
+
+    pub(crate) fn init(&self, pidfd: BorrowedFd<'_>) -> io::Result<()> {
+        self.packet(INIT, &[], &[pidfd])
     }
 
     pub(crate) fn prepared(&self, prepared: &Prepared, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
@@ -104,14 +119,20 @@ impl Reporter {
     }
 }
 
+/// A packet, with what has arrived of its descriptors.
+pub(crate) struct Received {
+    pub(crate) packet: Packet,
+    pub(crate) fds: Vec<OwnedFd>,
+    /// Some descriptors were lost, because the shim has no free one. The packet still counts: the process that it names
+    /// must be known, so that it can be killed.
+    pub(crate) lost_fds: bool,
+}
+
 /// Reads one packet; `None` if there is none yet.
-pub(crate) fn recv(
-    socket: BorrowedFd<'_>,
-    buffer: &mut [u8],
-    fds: &mut Vec<OwnedFd>,
-) -> io::Result<Option<Packet>> {
-    let bytes = match sys::scm::recv_with_fds(socket, buffer, |fd| fds.push(fd)) {
-        Ok(bytes) => buffer.get(..bytes).unwrap_or_default(),
+pub(crate) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Option<Received>> {
+    let mut fds = Vec::new();
+    let (bytes, lost_fds) = match sys::scm::recv(socket, buffer, |fd| fds.push(fd)) {
+        Ok(got) => (buffer.get(..got.bytes).unwrap_or_default(), got.lost_fds),
         Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
             return Ok(None);
         }
@@ -123,6 +144,7 @@ pub(crate) fn recv(
             Some(pid) => Packet::Made(u32::from_le_bytes(*pid)),
             None => return Err(io::Error::other("a pid is cut")),
         },
+        Some((&INIT, _)) => Packet::Init,
         Some((&PREPARED, json)) => Packet::Prepared(serde_json::from_slice(json)?),
         Some((&WARNING, text)) => Packet::Warning(String::from_utf8_lossy(text).into_owned()),
         Some((&REPLY, json)) => match serde_json::from_slice(json)? {
@@ -134,7 +156,7 @@ pub(crate) fn recv(
                 .unwrap_or_else(|_| refusal(ErrorKind::Internal, "worker", String::from_utf8_lossy(bytes))),
         ),
     };
-    Ok(Some(packet))
+    Ok(Some(Received { packet, fds, lost_fds }))
 }
 
 /// Forks a worker for `work`, which gets the worker's end of the socket and copies of `keep`. The child closes all
@@ -152,4 +174,45 @@ where
         None => 1,
     })?;
     Ok((pid, ours))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::processes;
+    use std::process::Command;
+
+    #[test]
+    fn a_user_with_more_groups_than_a_packet_holds_is_a_failure() {
+        let (ours, theirs) = sys::scm::packet_pair().unwrap();
+        let user = model::User { uid: 1, gid: 1, groups: (0..20_000).collect() };
+        Reporter(theirs).reply(&Reply::Created { pid: 1, user, home: "/".to_owned() }).unwrap();
+        let received = recv(ours.as_fd(), &mut vec![0; MAX_PACKET]).unwrap().unwrap();
+        let Packet::Failed(failure) = received.packet else { panic!("{:?}", received.packet) };
+        assert_eq!((failure.kind, failure.stage.as_str()), (ErrorKind::Invalid, "user"));
+    }
+
+    #[test]
+    fn a_pidfd_tells_whether_the_reported_process_was_reaped() {
+        let (ours, theirs) = sys::scm::packet_pair().unwrap();
+        let mut child = Command::new("true").spawn().unwrap();
+        let report = || {
+            let made = Child { pid: child.id(), pidfd: sys::pidfd::open(child.id()).unwrap() };
+            Reporter(theirs.try_clone().unwrap()).made(&made, Some(theirs.as_fd())).unwrap();
+        };
+        report();
+        report();
+        let unreaped = || {
+            let received = recv(ours.as_fd(), &mut [0; 64]).unwrap().unwrap();
+            let Packet::Made(pid) = received.packet else { panic!("{:?}", received.packet) };
+            let mut fds = received.fds.into_iter();
+            let unreaped = processes::is_unreaped(fds.next(), pid);
+            assert!(fds.next().is_some() && !received.lost_fds);
+            unreaped
+        };
+        assert!(unreaped());
+        child.wait().unwrap();
+        // By now its pid may be that of another child.
+        assert!(!unreaped());
+    }
 }

@@ -54,14 +54,14 @@ pub(crate) fn work(reporter: &Reporter, mut fds: Vec<OwnedFd>, binary: BorrowedF
             Ok(fd) => Some(fd),
             Err(error) => {
                 // The shim kills processes that were reported to it.
-                drop(reporter.made(child.pid, None));
+                drop(reporter.made(&child, None));
                 return fail(reporter, "network namespace", &error);
             }
         }
     } else {
         None
     };
-    match reporter.made(child.pid, network.as_ref().map(|fd| fd.as_fd())) {
+    match reporter.made(&child, network.as_ref().map(|fd| fd.as_fd())) {
         Ok(()) => 0,
         Err(_) => 1,
     }

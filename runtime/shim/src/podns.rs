@@ -33,8 +33,8 @@ pub(crate) const EMPTY: &str = "/run/empty";
 
 /// Size limit of state and bundles of a pod in bytes: some KiB per container.
 const SIZE: u64 = 16 << 20;
-/// A folder that every host has; the new root is mounted there temporarily.
-const SPRINGBOARD: &str = "/proc";
+/// The new root is mounted here until pivot_root: every host has this folder.
+const TEMPORARY: &str = "/proc";
 
 /// Moves from the host's mount namespace to the pod's. Called once at the shim's start, with one thread. The
 /// working directory becomes `/`.
@@ -43,14 +43,14 @@ const SPRINGBOARD: &str = "/proc";
 /// The errors of the mount calls.
 pub(crate) fn enter() -> io::Result<()> {
     sys::namespace::unshare_mount()?;
-    // Slave, not private: the host's unmounts are still propagated until the old root is detached.
+    // Slave, not private, so that what the host unmounts until the old root is detached is unmounted here too.
     mount::change(Path::new("/"), Pass::Slave, true)?;
     let root = mount::tmpfs(0o755, SIZE, Attributes { nosuid: true, nodev: true, ..Attributes::default() })?;
     let host = |path: &str, recursive| mount::clone(mount::open_path(Path::new(path))?.as_fd(), recursive);
     let trees =
         [("proc", host("/proc", false)?), ("sys", host("/sys", true)?), ("dev", host("/dev", false)?)];
-    mount::attach_at(root.as_fd(), Path::new(SPRINGBOARD))?;
-    rustix::process::chdir(SPRINGBOARD)?;
+    mount::attach_at(root.as_fd(), Path::new(TEMPORARY))?;
+    rustix::process::chdir(TEMPORARY)?;
     for (name, tree) in &trees {
         fs::create_dir(name)?;
         mount::attach_at(tree.as_fd(), Path::new(name))?;

@@ -2,8 +2,8 @@
 //!
 //! It has two parts. [`prepare`] does everything that needs privileges, and then drops them: signals,
 //! keyring, limits, owner of stdio, working directory, credentials, the working directory again if only the
-//! user may enter it, and the filter. So a process that others can see, while it waits or after it was
-//! created in the container's PID namespace, has no more privileges than the container.
+//! user may enter it, and the filter. So a process that the container's processes can see (a waiting init, or an exec
+//! after its second fork) has no more privileges than the container.
 //! [`Ready::become_process`] calls execve, which closes descriptors. If that fails, it writes one line of JSON
 //! to the report descriptor, which execve closes: end of file means success.
 //!
@@ -87,7 +87,7 @@ pub(crate) struct Ready {
     image: Image,
     candidates: Vec<CString>,
     shown: String,
-    /// The filter that must still be loaded.
+    /// The filter, if it must be loaded right before execve.
     filter: Option<Filter>,
 }
 
@@ -111,7 +111,7 @@ impl Ready {
         let error = self.finish();
         let status =
             if error.errno == rustix::io::Errno::NOENT.raw_os_error() { NOT_FOUND } else { CANNOT_EXECUTE };
-        tell(&mut File::from(report), &error.failure(ErrorKind::StartFailed));
+        write_failure(&mut File::from(report), &error.failure(ErrorKind::StartFailed));
         sys::fork::exit_now(status)
     }
 
@@ -127,8 +127,8 @@ impl Ready {
     }
 }
 
-/// One line of JSON; errors are ignored, as the reader may have gone.
-pub(crate) fn tell(into: &mut File, failure: &Failure) {
+/// Writes a failure as one line of JSON; errors are ignored, because the reader may have gone.
+pub(crate) fn write_failure(into: &mut File, failure: &Failure) {
     let mut line = serde_json::to_vec(failure).unwrap_or_else(|_| b"{}".to_vec());
     line.push(b'\n');
     drop(into.write_all(&line));
@@ -202,7 +202,7 @@ fn attempt(plan: &ProcessPlan, user: &User, process: ProcessKind) -> Result<Read
     Ok(ready)
 }
 
-/// Tries each in turn; the next one only if a program does not exist or is not executable.
+/// Tries the candidates in order: the next one only if a program does not exist or is not executable.
 fn execute_first(image: &Image, candidates: &[CString], shown: &str) -> StepError {
     let mut refused = None;
     for path in candidates {

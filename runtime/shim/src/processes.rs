@@ -1,28 +1,37 @@
 //! Sends signals to processes, and examines them and their cgroups.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 
 use crate::descriptors::Cgroups;
 use crate::lifecycle::{Held, InitState, SIGKILL, Session};
 
-/// How long one kill waits for a v1 cgroup to freeze; output of other containers waits meanwhile.
+/// How long one kill waits for a v1 cgroup to freeze. The loop does nothing else meanwhile.
 const FREEZE: Duration = Duration::from_millis(20);
 
-/// Signals a child that is not reaped, so its pid cannot have been reused.
+/// Signals a child that is not reaped, so its pid cannot have been reused. SIGKILL needs no descriptor, so that a shim
+/// without a free one can still end its pod.
 ///
 /// # Errors
 /// EINVAL for an invalid signal; no free descriptor. A child that has ended is not an error.
 pub(crate) fn signal(pid: u32, signal: i32) -> std::io::Result<()> {
-    let sent = sys::pidfd::open(pid).and_then(|fd| sys::pidfd::send_signal(fd.as_fd(), signal));
+    let sent = if signal == SIGKILL {
+        sys::signal::kill(pid)
+    } else {
+        sys::pidfd::open(pid).and_then(|fd| sys::pidfd::send_signal(fd.as_fd(), signal))
+    };
     sys::proc::unless_gone(sent).map(drop)
 }
 
-/// Whether it is a child of the shim that is not reaped. True if it cannot be examined now (no free descriptor): a
-/// child that was reaped has no entry in /proc, and one that runs must not count as reaped.
-pub(crate) fn is_child(pid: u32) -> bool {
-    let parent = sys::proc::unless_gone(sys::proc::stat(pid).map(|stat| stat.parent));
-    parent.map_or(true, |parent| parent == Some(std::process::id()))
+/// Whether a process that a worker has reported was not reaped. Its pidfd decides: another child of the shim may have
+/// its pid by now. Without one (the shim had no free descriptor for it) the pid decides. True if it cannot be examined:
+/// a child that runs must not count as reaped.
+pub(crate) fn is_unreaped(pidfd: Option<OwnedFd>, pid: u32) -> bool {
+    let Some(pidfd) = pidfd else {
+        let parent = sys::proc::unless_gone(sys::proc::stat(pid).map(|stat| stat.parent));
+        return parent.map_or(true, |parent| parent == Some(std::process::id()));
+    };
+    sys::proc::unless_gone(sys::pidfd::send_signal(pidfd.as_fd(), 0)).map_or(true, |sent| sent.is_some())
 }
 
 /// The exit code of a child that is not reaped, if it has ended ([`sys::proc::Stat::is_over`]).
@@ -47,13 +56,13 @@ pub(crate) fn kill_cgroup(cgroups: &Cgroups) {
     drop(sys::cgroup::kill_all(&folders, cgroups.freezer_folder(), cgroups.unified, FREEZE));
 }
 
-/// Whether it has no processes. `patient`: ended processes that a tracer keeps from being reaped do not
+/// Whether it has no processes. `skip_held`: ended processes that a tracer keeps from being reaped do not
 /// count.
-pub(crate) fn is_empty(cgroups: &Cgroups, patient: bool) -> bool {
+pub(crate) fn is_empty(cgroups: &Cgroups, skip_held: bool) -> bool {
     cgroups.folders_with_processes().into_iter().all(|folder| {
         // If it cannot be read now (no free descriptor), it is checked again later.
         sys::cgroup::is_empty(folder).unwrap_or(false)
-            || patient && sys::cgroup::only_held(folder).unwrap_or(false)
+            || skip_held && sys::cgroup::only_held(folder).unwrap_or(false)
     })
 }
 
@@ -65,19 +74,20 @@ pub(crate) fn was_oom_killed(cgroups: &Cgroups) -> bool {
         .is_some_and(|folder| sys::cgroup::flat_key(folder, file, "oom_kill").is_ok_and(|count| count > 0))
 }
 
-/// Kills the processes of sessions in a container, and their leaders. Returns for each the number of
-/// processes found, at least 1 if they could not all be examined (no free descriptor), and the exit code of a leader
+/// Kills the processes of sessions in a container, and their leaders. Returns for each session the number of processes
+/// that were found, at least 1 if not all processes could be examined (no free descriptor), and the leader's exit code, if
 /// that has ended. The container's processes are listed once for all sessions.
 pub(crate) fn kill_sessions(cgroups: Option<&Cgroups>, sessions: &[Session]) -> Vec<(u32, Option<i32>)> {
-    // Session id, and its index.
-    let mut places: Vec<(u32, usize)> = sessions.iter().zip(0..).map(|(of, place)| (of.pid, place)).collect();
-    places.sort_unstable();
-    let mut seen = vec![(0_u32, None); sessions.len()];
+    // Session ids with their indices.
+    let mut indices: Vec<(u32, usize)> =
+        sessions.iter().zip(0..).map(|(of, index)| (of.pid, index)).collect();
+    indices.sort_unstable();
+    let mut results = vec![(0_u32, None); sessions.len()];
     if let Some(folder) = cgroups.and_then(Cgroups::procs_folder) {
         let mut incomplete = false;
         let listed = sys::cgroup::processes(folder, |pid| {
             let opened = sys::pidfd::open(pid);
-            // Read after the pidfd was opened: the data is of that process, or it has ended.
+            // Read after the pidfd was opened: if the process has not ended, this is its data.
             let examined = opened.and_then(|fd| Ok((fd, sys::proc::stat(pid)?)));
             let (fd, stat) = match sys::proc::unless_gone(examined) {
                 Ok(Some(examined)) => examined,
@@ -87,27 +97,27 @@ pub(crate) fn kill_sessions(cgroups: Option<&Cgroups>, sessions: &[Session]) -> 
                     return;
                 }
             };
-            let Ok(found) = places.binary_search_by_key(&stat.session, |(session, _)| *session) else {
+            let Ok(found) = indices.binary_search_by_key(&stat.session, |(session, _)| *session) else {
                 return;
             };
-            let place = places.get(found).map_or(usize::MAX, |(_, place)| *place);
-            if let Some((count, _)) = seen.get_mut(place).filter(|_| !stat.is_over()) {
+            let index = indices.get(found).map_or(usize::MAX, |(_, index)| *index);
+            if let Some((count, _)) = results.get_mut(index).filter(|_| !stat.is_over()) {
                 *count += 1;
                 drop(sys::pidfd::send_signal(fd.as_fd(), SIGKILL));
             }
         });
         // A folder that does not exist has no processes.
         if incomplete || sys::proc::unless_gone(listed).is_err() {
-            for (count, _) in &mut seen {
+            for (count, _) in &mut results {
                 *count = (*count).max(1);
             }
         }
     }
-    for (session, (_, code)) in sessions.iter().zip(&mut seen).filter(|(session, _)| session.unreaped) {
+    for (session, (_, code)) in sessions.iter().zip(&mut results).filter(|(session, _)| session.unreaped) {
         drop(signal(session.pid, SIGKILL));
         *code = over(session.pid);
     }
-    seen
+    results
 }
 
 /// Kills unknown children, which an interrupted worker left. Returns whether there are any; true if that

@@ -29,13 +29,15 @@ pub(crate) struct Streams {
     console: Option<OwnedFd>,
     /// The error pipe: it closes at init's execve, and carries the error if that fails.
     error_pipe: Option<OwnedFd>,
+    /// What init has written to it so far.
     error: Vec<u8>,
 }
 
-/// The data on init's error pipe.
+/// What was read from init's error pipe.
 #[derive(Debug)]
-pub(crate) struct Said {
-    pub(crate) message: Option<String>,
+pub(crate) struct ErrorRead {
+    /// Init's error, once it is complete.
+    pub(crate) error: Option<String>,
     /// The pipe is closed.
     pub(crate) closed: bool,
 }
@@ -141,7 +143,7 @@ impl Streams {
     }
 
     /// Reads the error pipe and closes it at its end. `last`: do not wait for more.
-    pub(crate) fn read_error_pipe(&mut self, epoll: &Epoll, last: bool) -> Said {
+    pub(crate) fn read_error_pipe(&mut self, epoll: &Epoll, last: bool) -> ErrorRead {
         let mut closed = false;
         let mut buffer = [0; 1024];
         while let (Some(fd), false) = (&self.error_pipe, closed) {
@@ -156,20 +158,20 @@ impl Streams {
                 Ok(_) | Err(_) => closed = true,
             }
         }
-        let message = if closed || last { self.said() } else { None };
+        let error = if closed || last { self.take_error() } else { None };
         if closed || last {
             self.drop_error_pipe(epoll);
         }
-        Said { message, closed }
+        ErrorRead { error, closed }
     }
 
-    fn said(&mut self) -> Option<String> {
+    fn take_error(&mut self) -> Option<String> {
         let bytes = std::mem::take(&mut self.error);
         if bytes.is_empty() {
             return None;
         }
-        let said: Result<Failure, _> = serde_json::from_slice(&bytes);
-        Some(said.map_or_else(|_| String::from_utf8_lossy(&bytes).into_owned(), |failure| failure.message))
+        let failure: Result<Failure, _> = serde_json::from_slice(&bytes);
+        Some(failure.map_or_else(|_| String::from_utf8_lossy(&bytes).into_owned(), |failure| failure.message))
     }
 
     /// Closes the error pipe.

@@ -35,7 +35,7 @@ pub(crate) enum UserError {
     },
     /// 4294967295 means "unchanged" to setresuid(2), which would keep the caller's user.
     #[error("{kind} {id} cannot be used: it means no {kind} to the kernel")]
-    Nobody {
+    NoId {
         /// `user` or `group`.
         kind: &'static str,
         /// The id.
@@ -54,7 +54,7 @@ pub(crate) enum UserError {
 const PASSWD: &str = "/etc/passwd";
 const GROUP: &str = "/etc/group";
 
-/// Looks up a request in the root file system `root`.
+/// Looks up the user of a plan in the root file system `root`.
 ///
 /// # Errors
 /// An unknown name; a file that exists but cannot be read.
@@ -145,15 +145,15 @@ fn decide(plan: &UserPlan, passwd: &str, group: &str) -> Result<Resolved, UserEr
     {
         let member = |members: &str| members.split(',').any(|m| m.trim() == entry.name);
         let listed = group_entries(group).filter(|(.., members)| member(members)).map(|(_, gid, _)| gid);
-        groups.extend(listed.filter(|gid| *gid != sys::creds::NOBODY));
+        groups.extend(listed.filter(|gid| *gid != sys::creds::NO_ID));
     }
     for (kind, id) in [("user", uid), ("group", gid)] {
-        if id == sys::creds::NOBODY {
-            return Err(UserError::Nobody { kind, id });
+        if id == sys::creds::NO_ID {
+            return Err(UserError::NoId { kind, id });
         }
     }
-    // The primary group must be included (CVE-2022-36109: otherwise a process could access a file that denies
-    // its group).
+    // The supplementary groups must include the primary one. Otherwise a process could drop it and access a file that
+    // denies this group (CVE-2022-36109).
     groups.push(gid);
     groups.sort_unstable();
     groups.dedup();
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn every_form_of_request() {
+    fn each_form_of_a_request_is_resolved() {
         let image = |s: &str| UserRequest::Image(s.to_owned());
         assert_eq!(ask(UserRequest::Root, None, &[], true).unwrap(), user(0, 0, &[0], "/root"));
         assert_eq!(
@@ -204,13 +204,13 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_nobody_is_refused() {
+    fn the_value_for_unchanged_is_no_id() {
         let passwd = "evil:x:4294967295:0::/:\nodd:x:5:4294967295::/:\n";
         let image = |s: &str| UserRequest::Image(s.to_owned());
         for request in [image("evil"), image("4294967295"), image("7:4294967295"), image("odd")] {
             let plan = UserPlan { request: request.clone(), ..UserPlan::default() };
             let refused = decide(&plan, passwd, "");
-            assert!(matches!(refused, Err(UserError::Nobody { .. })), "{request:?}: {refused:?}");
+            assert!(matches!(refused, Err(UserError::NoId { .. })), "{request:?}: {refused:?}");
         }
         let plan = UserPlan { request: image("7"), merge_image_groups: true, ..UserPlan::default() };
         let made = decide(&plan, "u:x:7:8::/:\n", "g:x:4294967295:u\n").unwrap();

@@ -98,7 +98,7 @@ fn a_start_is_reported_to_the_connected_daemon() {
 #[test]
 fn an_init_that_is_killed_before_execve_was_never_started() {
     let mut pod = Pod::started("never");
-    let mut told = 0;
+    let mut checked = 0;
     for byte in 1..=10 {
         // Stopped first, so that it does not call execve before it is killed.
         let (id, pid, init) = stopped_init(&mut pod, byte);
@@ -120,12 +120,12 @@ fn an_init_that_is_killed_before_execve_was_never_started() {
         if failure.errno == 111 {
             continue;
         }
-        told += 1;
+        checked += 1;
         assert_eq!(failure.kind, ErrorKind::StartFailed, "{failure:?}");
         assert!(failure.message.contains("before execve"), "{failure:?}");
         assert_eq!(facts.code, 128);
     }
-    assert!(told > 0, "every kill overtook its start");
+    assert!(checked > 0, "every kill overtook its start");
     pod.end();
 }
 

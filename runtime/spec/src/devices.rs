@@ -135,9 +135,15 @@ pub(crate) fn nodes(
     nodes.retain(|node| taken.insert(node.path.clone()));
     nodes.reverse();
     if nodes.len() > MAX_NODES {
-        return Err(Error::invalid("devices", nodes.len().to_string(), format!("at most {MAX_NODES} nodes")));
+        let want = format!("must be at most {MAX_NODES} nodes");
+        return Err(Error::invalid("config.devices", nodes.len().to_string(), want));
     }
     Ok(nodes)
+}
+
+/// Whether this is what the device controller can allow: some of `r` (read), `w` (write) and `m` (mknod).
+pub fn is_access(permissions: &str) -> bool {
+    !permissions.is_empty() && permissions.len() <= 3 && permissions.chars().all(|c| "rwm".contains(c))
 }
 
 /// Each requested device with its path in the container and the node found for it.
@@ -147,16 +153,12 @@ fn requested<'a>(
 ) -> Result<Vec<(&'a Device, String, &'a HostDevice)>, Error> {
     let mut nodes = Vec::new();
     for (index, device) in devices.iter().enumerate() {
-        let field = |name: &str| format!("devices[{index}].{name}");
-        let host = path::clean(&field("host_path"), &device.host_path)?;
+        let field = format!("config.devices[{index}].host_path");
+        let host = path::clean(&device.host_path).map_err(Error::about(&field, &device.host_path))?;
         let inside =
             if device.container_path.is_empty() { &device.host_path } else { &device.container_path };
-        let inside = path::clean(&field("container_path"), inside)?;
-        let permissions = &device.permissions;
-        if permissions.is_empty() || permissions.len() > 3 || !permissions.chars().all(|c| "rwm".contains(c))
-        {
-            return Err(Error::invalid(field("permissions"), permissions, "some of r, w and m"));
-        }
+        let inside = path::clean(inside)
+            .map_err(Error::about(format!("config.devices[{index}].container_path"), inside))?;
         let before = nodes.len();
         for node in found {
             let Some(rest) = node.path.strip_prefix(host.as_str()) else { continue };
@@ -165,8 +167,8 @@ fn requested<'a>(
             }
         }
         if nodes.len() == before {
-            let want = "a device node on the host, or a folder that contains one";
-            return Err(Error::invalid(field("host_path"), &device.host_path, want));
+            let want = "must be a device node on the host, or a folder that contains one";
+            return Err(Error::invalid(field, &device.host_path, want));
         }
     }
     Ok(nodes)
@@ -208,7 +210,8 @@ mod tests {
             host("/dev/snd/a/b", 'c', 116, 2),
             host("/dev/sndx", 'c', 1, 2),
         ];
-        let devices = [device("/dev/fuse", "/dev/fuse", "rw"), device("/dev/snd", "/audio", "rwm")];
+        // Without a path in the container, it is that on the host.
+        let devices = [device("/dev/fuse", "", "rw"), device("/dev/snd", "/audio", "rwm")];
         let made = nodes(&devices, false, &found).unwrap();
         let paths: Vec<_> = made.iter().map(|node| node.path.as_str()).collect();
         assert_eq!(paths, ["/dev/fuse", "/audio/a/b"]);
@@ -228,10 +231,10 @@ mod tests {
 
     #[test]
     fn refuses() {
+        assert!(["r", "rwm", "mrw"].into_iter().all(is_access));
+        assert!(!["", "x", "rwx", "rwmr"].into_iter().any(is_access));
         for wrong in [
             device("/dev/none", "/dev/none", "rwm"),
-            device("/dev/null", "/dev/null", "x"),
-            device("/dev/null", "/dev/null", ""),
             device("dev/null", "/dev/null", "r"),
             device("/dev/null", "/../null", "r"),
         ] {

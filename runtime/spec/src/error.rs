@@ -13,13 +13,13 @@ pub enum ErrorKind {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The value is invalid.
-    #[error("{field}: {value:?} is not valid: {want}")]
+    #[error("{field}: {value:?}: {want}")]
     Invalid {
         /// CRI name of the field, with the messages that contain it, separated by dots.
         field: String,
         /// The value, cut to 200 characters.
         value: String,
-        /// What a valid value is.
+        /// What a valid value is: "must be …".
         want: String,
     },
     /// The value is valid, but not supported.
@@ -40,6 +40,12 @@ impl Error {
         Self::Invalid { field: field.into(), value: cut(value.as_ref()), want: want.into() }
     }
 
+    /// Adds field and value to the error of a function that only knows what a valid value is, such as those of
+    /// [`path`](crate::path): for `map_err`.
+    pub fn about(field: impl Into<String>, value: &str) -> impl FnOnce(&'static str) -> Self {
+        move |want| Self::invalid(field, value, want)
+    }
+
     /// An [`Error::Unsupported`]; a long value is cut.
     pub fn unsupported(field: impl Into<String>, value: impl AsRef<str>, want: impl Into<String>) -> Self {
         Self::Unsupported { field: field.into(), value: cut(value.as_ref()), want: want.into() }
@@ -54,7 +60,8 @@ impl Error {
     }
 
     /// CRI name of the refused field.
-    pub fn field(&self) -> &str {
+    #[cfg(test)]
+    pub(crate) fn field(&self) -> &str {
         match self {
             Self::Invalid { field, .. } | Self::Unsupported { field, .. } => field,
         }
@@ -77,9 +84,11 @@ mod tests {
 
     #[test]
     fn names_field_and_cuts_value() {
-        let error = Error::invalid("linux.sysctls", "x".repeat(5000), "a name");
-        assert_eq!(error.field(), "linux.sysctls");
+        let error = Error::invalid("config.linux.sysctls", "x".repeat(5000), "must be a name");
+        assert_eq!(error.field(), "config.linux.sysctls");
         assert!(error.to_string().len() < 300, "{error}");
         assert_eq!(error.kind(), ErrorKind::Invalid);
+        let error = Error::about("config.log_path", "/a")("must be a relative path");
+        assert_eq!(error.to_string(), "config.log_path: \"/a\": must be a relative path");
     }
 }

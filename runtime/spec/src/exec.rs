@@ -20,8 +20,9 @@ fn template(process: &ProcessPlan, profile: &SeccompProfile) -> ProcessPlan {
     kept
 }
 
-/// Stores in the record what an exec inherits: init's process without a filter that can be compiled again. The requested environment is
-/// part of it and is removed from the configuration, because it can be large; [`requested_env`] restores it.
+/// Stores in the record what an exec inherits: init's process without a filter that can be compiled again. The
+/// requested environment is part of it and is removed from the configuration, because it can be large;
+/// [`requested_env`] restores it.
 ///
 /// # Errors
 /// The template cannot be encoded as JSON.

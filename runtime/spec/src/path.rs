@@ -1,26 +1,33 @@
-//! Paths in requests: absolute, without `..`, cleaned. Accesses no file system.
-
-use crate::Error;
+//! What a path in a request may be, and its clean form. Accesses no file system. An error says what a valid path is;
+//! the caller adds the field.
 
 /// PATH_MAX without the terminating NUL.
 const MAX_PATH: usize = 4095;
+/// NAME_MAX.
+const MAX_NAME: usize = 255;
 
 /// An absolute path with empty and `.` components removed. `..` is refused rather than resolved, because with
 /// symlinks the result would differ.
-pub fn clean(field: &str, given: &str) -> Result<String, Error> {
+///
+/// # Errors
+/// What a valid path is.
+pub fn clean(given: &str) -> Result<String, &'static str> {
     if !given.starts_with('/') {
-        return Err(Error::invalid(field, given, "an absolute path is needed"));
+        return Err("must be an absolute path");
     }
-    let inner = components(field, given)?;
-    Ok(format!("/{}", inner.join("/")))
+    Ok(format!("/{}", components(given)?.join("/")))
 }
 
 /// Like [`clean`], for a path inside a container. There Kubernetes allows `..`, and every runtime resolves it
 /// lexically. The root's parent is the root.
-pub(crate) fn fold(field: &str, given: &str) -> Result<String, Error> {
+///
+/// # Errors
+/// What a valid path is.
+pub fn fold(given: &str) -> Result<String, &'static str> {
     if !given.starts_with('/') {
-        return clean(field, given);
+        return clean(given);
     }
+    check(given)?;
     let mut inner: Vec<&str> = Vec::new();
     for part in given.split('/') {
         match part {
@@ -31,36 +38,43 @@ pub(crate) fn fold(field: &str, given: &str) -> Result<String, Error> {
             part => inner.push(part),
         }
     }
-    clean(field, &format!("/{}", inner.join("/")))
+    clean(&format!("/{}", inner.join("/")))
 }
 
 /// A relative path that stays below its start: not empty, not absolute, no `..`.
-pub(crate) fn clean_relative(field: &str, given: &str) -> Result<String, Error> {
+///
+/// # Errors
+/// What a valid path is.
+pub fn clean_relative(given: &str) -> Result<String, &'static str> {
     if given.starts_with('/') {
-        return Err(Error::invalid(field, given, "a relative path is needed"));
+        return Err("must be a relative path");
     }
-    let inner = components(field, given)?;
+    let inner = components(given)?;
     if inner.is_empty() {
-        return Err(Error::invalid(field, given, "the path is empty"));
+        return Err("must not be empty");
     }
     Ok(inner.join("/"))
 }
 
-fn components<'a>(field: &str, given: &'a str) -> Result<Vec<&'a str>, Error> {
+/// Refuses what the kernel does not accept as a path.
+fn check(given: &str) -> Result<(), &'static str> {
     if given.len() > MAX_PATH {
-        return Err(Error::invalid(field, given, format!("at most {MAX_PATH} bytes")));
+        return Err("must have at most 4095 bytes");
     }
     if given.contains('\0') {
-        return Err(Error::invalid(field, given, "a path cannot hold NUL"));
+        return Err("must not contain NUL");
     }
+    Ok(())
+}
+
+fn components(given: &str) -> Result<Vec<&str>, &'static str> {
+    check(given)?;
     let mut inner = Vec::new();
     for part in given.split('/') {
         match part {
             "" | "." => {}
-            ".." => return Err(Error::invalid(field, given, "\"..\" is not allowed")),
-            _ if part.len() > 255 => {
-                return Err(Error::invalid(field, given, "a component is longer than 255 bytes"));
-            }
+            ".." => return Err("must not contain \"..\""),
+            _ if part.len() > MAX_NAME => return Err("must not contain a name of more than 255 bytes"),
             _ => inner.push(part),
         }
     }
@@ -84,24 +98,26 @@ mod tests {
 
     #[test]
     fn cleans_and_refuses() {
-        assert_eq!(clean("f", "/a//b/./c/").unwrap(), "/a/b/c");
-        assert_eq!(clean("f", "/").unwrap(), "/");
-        assert_eq!(clean_relative("f", "a/0.log").unwrap(), "a/0.log");
-        for bad in ["", "a", "/a/../b", "/\0", "/.."] {
-            assert!(clean("f", bad).is_err(), "{bad:?}");
+        assert_eq!(clean("/a//b/./c/").unwrap(), "/a/b/c");
+        assert_eq!(clean("/").unwrap(), "/");
+        assert_eq!(clean_relative("a/0.log").unwrap(), "a/0.log");
+        let (name, path) = (format!("/{}", "n".repeat(MAX_NAME + 1)), "/n".repeat(MAX_PATH));
+        for bad in ["", "a", "/a/../b", "/\0", "/..", &name, &path] {
+            assert!(clean(bad).is_err(), "{bad:?}");
         }
         for bad in ["", "/a", "..", "a/../../b", "."] {
-            assert!(clean_relative("f", bad).is_err(), "{bad:?}");
+            assert!(clean_relative(bad).is_err(), "{bad:?}");
         }
     }
 
     #[test]
     fn folds() {
         for (given, want) in [("/a/../b/./c/", "/b/c"), ("/..", "/"), ("/../../a", "/a"), ("/", "/")] {
-            assert_eq!(fold("f", given).unwrap(), want, "{given}");
+            assert_eq!(fold(given).unwrap(), want, "{given}");
         }
-        for bad in ["", "a", "../a", "/a\0", "a/../b"] {
-            assert!(fold("f", bad).is_err(), "{bad:?}");
+        let long = "/a/..".repeat(MAX_PATH / 5 + 1);
+        for bad in ["", "a", "../a", "/a\0", "a/../b", &long] {
+            assert!(fold(bad).is_err(), "{bad:?}");
         }
     }
 
@@ -116,8 +132,8 @@ mod tests {
     proptest! {
         #[test]
         fn clean_is_idempotent_and_never_climbs(given in "[/a.b]{0,40}") {
-            if let Ok(path) = clean("f", &given) {
-                prop_assert_eq!(clean("f", &path).unwrap(), path.clone());
+            if let Ok(path) = clean(&given) {
+                prop_assert_eq!(clean(&path).unwrap(), path.clone());
                 prop_assert!(!path.split('/').any(|part| part == ".."));
             }
         }

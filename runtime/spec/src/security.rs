@@ -1,11 +1,11 @@
-//! Capability masks and default paths.
+//! Capabilities: names, masks, and the sets of a container.
 
 use crate::Error;
 use model::{Capabilities, ContainerSecurity};
 use wire::CapSets;
 
 /// Names by bit, without `CAP_` (linux/capability.h).
-pub const NAMES: [&str; 41] = [
+const NAMES: [&str; 41] = [
     "CHOWN",
     "DAC_OVERRIDE",
     "DAC_READ_SEARCH",
@@ -100,11 +100,26 @@ const fn same(a: &str, b: &str) -> bool {
     true
 }
 
-/// Mask of one name, with or without `CAP_`, in upper or lower case.
+/// The name of a capability as in the kernel's header, without `CAP_`. It may be given with or without `CAP_`, in
+/// upper or lower case.
+pub fn canonical(name: &str) -> Option<&'static str> {
+    find(name).map(|(_, known)| known)
+}
+
+/// Mask of one name, spelt as for [`canonical`].
 pub(crate) fn bit(name: &str) -> Option<u64> {
+    find(name).map(|(bit, _)| 1 << bit)
+}
+
+fn find(name: &str) -> Option<(usize, &'static str)> {
     let upper = name.to_ascii_uppercase();
     let bare = upper.strip_prefix("CAP_").unwrap_or(&upper);
-    NAMES.iter().position(|known| *known == bare).map(|bit| 1 << bit)
+    NAMES.into_iter().enumerate().find(|(_, known)| *known == bare)
+}
+
+/// Whether a name in a request stands for all capabilities.
+pub fn is_all(name: &str) -> bool {
+    name.eq_ignore_ascii_case("ALL") || name.eq_ignore_ascii_case("CAP_ALL")
 }
 
 /// Computes the capability sets of a container. `host` is the daemon's bounding set, which limits all of
@@ -115,7 +130,7 @@ pub(crate) fn bit(name: &str) -> Option<u64> {
 /// capability that is requested by name and missing on the host is an error; `ALL` and privileged mode mean
 /// all that the host has.
 pub fn caps(security: &ContainerSecurity, host: u64) -> Result<CapSets, Error> {
-    let field = "linux.security_context.capabilities";
+    let field = "config.linux.security_context.capabilities";
     if security.privileged {
         let all = host & ALL;
         return Ok(CapSets { bounding: all, permitted: all, inheritable: 0, ambient: 0 });
@@ -123,7 +138,7 @@ pub fn caps(security: &ContainerSecurity, host: u64) -> Result<CapSets, Error> {
     let Capabilities { add, drop, ambient } = &security.capabilities;
     let (add_all, add) = parse(&format!("{field}.add_capabilities"), add, Some(host))?;
     let (drop_all, drop) = parse(&format!("{field}.drop_capabilities"), drop, None)?;
-    let (ambient_all, ambient) = parse(&format!("{field}.add_ambient_capabilities"), ambient, Some(host))?;
+    let (_, ambient) = parse(&format!("{field}.add_ambient_capabilities"), ambient, Some(host))?;
     let mut set = DEFAULT & host;
     if add_all {
         set = host & ALL;
@@ -134,29 +149,25 @@ pub fn caps(security: &ContainerSecurity, host: u64) -> Result<CapSets, Error> {
     set |= add;
     set &= !drop;
     set |= ambient;
-    let ambient = if ambient_all { set } else { ambient };
     Ok(CapSets { bounding: set, permitted: set, inheritable: ambient, ambient })
 }
 
-/// Whether `ALL` is among the names, and the mask of the other names.
+/// Whether `ALL` is among the names, and the mask of the other names. With `host` given, each must be in it.
 fn parse(field: &str, names: &[String], host: Option<u64>) -> Result<(bool, u64), Error> {
     let mut all = false;
     let mut mask = 0;
     for name in names {
-        if name.eq_ignore_ascii_case("ALL") || name.eq_ignore_ascii_case("CAP_ALL") {
+        if is_all(name) {
             all = true;
             continue;
         }
-        let want = "a capability of linux/capability.h, or ALL";
-        let bit = bit(name).ok_or_else(|| Error::invalid(field, name, want))?;
-        if host.is_some_and(|host| host & bit == 0) {
-            return Err(Error::unsupported(
-                field,
-                name,
-                "the bounding set of the daemon does not include it",
-            ));
+        match bit(name).filter(|bit| host.is_none_or(|host| host & bit != 0)) {
+            Some(bit) => mask |= bit,
+            None => {
+                let want = "the bounding set of the daemon does not include it";
+                return Err(Error::unsupported(field, name, want));
+            }
         }
-        mask |= bit;
     }
     Ok((all, mask))
 }
@@ -176,6 +187,17 @@ mod tests {
     fn default_set_equals_dockers() {
         assert_eq!(DEFAULT, 0x0000_0000_a804_25fb);
         assert_eq!(caps(&with(&[], &[], &[]), ALL).unwrap().bounding, DEFAULT);
+    }
+
+    #[test]
+    fn spellings() {
+        for name in ["NET_ADMIN", "CAP_NET_ADMIN", "net_admin", "cap_net_admin"] {
+            assert_eq!(canonical(name), Some("NET_ADMIN"), "{name}");
+        }
+        for name in ["NET_ADMN", "ALL", "", "CAP_"] {
+            assert_eq!(canonical(name), None, "{name}");
+        }
+        assert!(is_all("all") && is_all("CAP_ALL") && !is_all("CHOWN"));
     }
 
     #[test]

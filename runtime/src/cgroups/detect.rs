@@ -41,8 +41,8 @@ impl Hierarchy {
     }
 }
 
-/// The v1 hierarchies in a mountinfo text, by name. Of several mounts of one hierarchy the first complete one
-/// is used (field 4 is `/`; a bind mount of a part has another root).
+/// The v1 hierarchies in a mountinfo text, by name. Of several mounts of one hierarchy the first one whose root is
+/// `/` is used; bind mounts of a part of it have another root.
 pub(super) fn hierarchies(mountinfo: &str) -> Result<Vec<Hierarchy>, Error> {
     /// Mount options of a v1 superblock that are not controllers.
     const OPTIONS: [&str; 7] = ["rw", "ro", "none", "xattr", "clone_children", "noprefix", "cpuset_v2_mode"];
@@ -56,19 +56,19 @@ pub(super) fn hierarchies(mountinfo: &str) -> Result<Vec<Hierarchy>, Error> {
         let options = mount.options;
         let mut controllers = Vec::new();
         for option in options.split(',') {
-            let own = OPTIONS.contains(&option) || option.contains('=');
-            if !own && !option.is_empty() {
+            let is_controller = !OPTIONS.contains(&option) && !option.contains('=');
+            if is_controller && !option.is_empty() {
                 controllers.push(option.to_owned());
             }
         }
         let mount = mount.point();
         let name = mount.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let named = options.split(',').find_map(|option| option.strip_prefix("name="));
-        let again = found.iter().any(|have| match named {
+        let is_known = found.iter().any(|have| match named {
             Some(named) => have.is_named() && have.name == named,
             None => have.controllers == controllers,
         });
-        if !again {
+        if !is_known {
             found.push(Hierarchy { name, controllers, mount });
         }
     }

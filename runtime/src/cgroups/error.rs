@@ -31,10 +31,10 @@ pub enum Error {
         source: io::Error,
     },
     /// The kernel refused a limit, or has no file for it.
-    #[error("linux.resources.{field}: {value:?} cannot be set in {path}: {reason}")]
+    #[error("{field}: {value:?} cannot be set in {path}: {reason}")]
     Limit {
-        /// The CRI field.
-        field: &'static str,
+        /// The CRI field with its parents.
+        field: String,
         /// The value.
         value: String,
         /// The file.

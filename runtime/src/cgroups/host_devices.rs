@@ -18,7 +18,9 @@ const SKIPPED: [&str; 8] = ["pts", "shm", "mqueue", "fd", "hugepages", ".lxc", "
 pub(crate) fn find(config: &ContainerConfig) -> Result<Vec<HostDevice>, Error> {
     let mut found = Vec::new();
     for (index, device) in config.devices.iter().enumerate() {
-        let path = spec::path::clean(&format!("devices[{index}].host_path"), &device.host_path)?;
+        let field = format!("config.devices[{index}].host_path");
+        let path =
+            spec::path::clean(&device.host_path).map_err(spec::Error::about(field, &device.host_path))?;
         walk(Path::new(&path), 0, &mut found)?;
     }
     if config.security.privileged {

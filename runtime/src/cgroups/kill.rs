@@ -27,7 +27,7 @@ fn open(hierarchy: &Hierarchy, path: &str) -> Result<Option<OwnedFd>, Error> {
     }
 }
 
-/// The processes at or below the cgroup in any hierarchy: a privileged process may have left some of them.
+/// The processes at or below the cgroup in any hierarchy: a privileged process may have left it in some of them.
 pub(super) fn pids(hierarchies: &[Hierarchy], path: &str) -> Result<BTreeSet<i32>, Error> {
     let mut pids = BTreeSet::new();
     for hierarchy in hierarchies {
@@ -53,6 +53,7 @@ fn is_absent(error: &io::Error) -> bool {
     sys::cgroup::is_gone(error) || error.kind() == io::ErrorKind::NotADirectory
 }
 
+/// Kills until no process is left, for at most `limit`.
 pub(super) fn all(hierarchies: &[Hierarchy], path: &str, limit: Duration) -> Result<(), Error> {
     let start = Instant::now();
     let mut pause = Duration::from_millis(1);
@@ -92,8 +93,8 @@ pub(super) fn all(hierarchies: &[Hierarchy], path: &str, limit: Duration) -> Res
     }
 }
 
-pub(super) fn remove(hierarchies: &[Hierarchy], path: &str, limit: Duration) -> Result<(), Error> {
-    let until = Instant::now() + limit;
+/// Removes the cgroup from every hierarchy; waits until `until` for its last processes to leave.
+pub(super) fn remove(hierarchies: &[Hierarchy], path: &str, until: Instant) -> Result<(), Error> {
     let mut failures = Failures::default();
     for hierarchy in hierarchies {
         failures.note(remove_one(hierarchy, path, until));
@@ -113,12 +114,12 @@ fn remove_one(hierarchy: &Hierarchy, path: &str, until: Instant) -> Result<(), E
     };
     let mut pruned = false;
     loop {
-        // First without a look at what is below it, which most cgroups have nothing of: reading ten folders takes
-        // longer than removing them.
+        // Most cgroups have none below them, and to look for some takes longer than to remove it. So it is removed
+        // first, and searched if that fails.
         match fs::remove_dir(&folder) {
             Ok(()) => return Ok(()),
             Err(source) if is_absent(&source) => return Ok(()),
-            // The kernel says EBUSY also for cgroups below it, emulated cgroup file systems ENOTEMPTY.
+            // For cgroups below it the kernel returns EBUSY as well; emulated cgroup file systems return ENOTEMPTY.
             Err(source) if is_busy(&source) && !pruned => {
                 if let Some(fd) = open(hierarchy, path)? {
                     sys::cgroup::prune(fd.as_fd(), &mut retry)

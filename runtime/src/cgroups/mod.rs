@@ -10,6 +10,7 @@ mod error;
 pub(crate) mod host_devices;
 mod kill;
 mod names;
+mod update;
 mod v1;
 
 pub(crate) use detect::Hierarchy;
@@ -19,7 +20,7 @@ pub(crate) use v1::{Leaf, Limits};
 
 use model::PodId;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long [`Cgroups::kill_all`] tries before it reports the remaining processes (usually in D state).
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -64,14 +65,6 @@ impl Cgroups {
         chosen.into_iter().map(|hierarchy| v1::ensure(hierarchy, &path)).collect()
     }
 
-    /// Changes limits of an existing leaf in the order that the kernel accepts. On an error the previous
-    /// values are restored.
-    #[cfg_attr(not(test), expect(dead_code, reason = "UpdateContainerResources is not implemented yet"))]
-    pub(crate) fn update(&self, path: &str, writes: &[spec::resources::Write]) -> Result<(), Error> {
-        names::check(path)?;
-        v1::update(&self.hierarchies, path, writes)
-    }
-
     /// Kills all processes at and below a cgroup and returns when none is left; a missing cgroup has none.
     /// After ten seconds it fails with the remaining pids.
     pub(crate) fn kill_all(&self, path: &str) -> Result<(), Error> {
@@ -83,7 +76,18 @@ impl Cgroups {
     /// in it are an error: call [`Cgroups::kill_all`] first.
     pub(crate) fn remove(&self, path: &str) -> Result<(), Error> {
         names::check(path)?;
-        kill::remove(&self.hierarchies, path, REMOVE_LIMIT)
+        kill::remove(&self.hierarchies, path, Instant::now() + REMOVE_LIMIT)
+    }
+
+    /// Like [`Cgroups::remove`] for several cgroups. All are tried, and they share one time limit: after two
+    /// seconds every process that was killed has left its cgroup, or hangs in the kernel.
+    pub(crate) fn remove_all(&self, paths: impl IntoIterator<Item = String>) -> Vec<Error> {
+        let until = Instant::now() + REMOVE_LIMIT;
+        let remove = |path: String| {
+            names::check(&path)?;
+            kill::remove(&self.hierarchies, &path, until)
+        };
+        paths.into_iter().filter_map(|path| remove(path).err()).collect()
     }
 
     /// Removes a pod's cgroups other than leaves: its shim's, and the default parent if kubelet named none.

@@ -11,8 +11,8 @@ pub(crate) const SHIM_ROOT: &str = "/copepod";
 /// of a pod do not apply to its shim.
 pub(crate) const DEFAULT_PARENT: &str = "/copepod-pods";
 
-/// NAME_MAX of cgroup file systems.
-const MAX_NAME: usize = 255;
+/// CRI name of the field that a pod's parent comes from.
+pub(super) const CGROUP_PARENT: &str = "config.linux.cgroup_parent";
 
 /// Levels below which kubelet looks for pods.
 const QOS: [&str; 3] = ["kubepods", "burstable", "besteffort"];
@@ -32,11 +32,8 @@ pub(crate) fn pod_parent(config: &PodConfig, pod: &PodId) -> Result<String, Erro
     if config.cgroup_parent.is_empty() {
         return Ok(default_parent(pod));
     }
-    let parent = spec::path::clean("linux.cgroup_parent", &config.cgroup_parent)?;
-    if let Some(long) = parent.split('/').find(|part| part.len() > MAX_NAME) {
-        let want = "names of at most 255 bytes";
-        return Err(spec::Error::invalid("linux.cgroup_parent", long, want).into());
-    }
+    let parent = spec::path::clean(&config.cgroup_parent)
+        .map_err(spec::Error::about(CGROUP_PARENT, &config.cgroup_parent))?;
     Ok(if parent == "/" { String::new() } else { parent })
 }
 
@@ -47,8 +44,10 @@ pub(crate) fn leaf_path(parent: &str, id: &impl std::fmt::Display) -> String {
 
 /// Refuses paths that are not clean, the root, and folders that kubelet would treat as a pod.
 pub(super) fn check(path: &str) -> Result<(), Error> {
-    if spec::path::clean("cgroup", path)? != path || path == "/" {
-        return Err(spec::Error::invalid("cgroup", path, "a clean absolute path below the root").into());
+    if spec::path::clean(path).as_deref() != Ok(path) || path == "/" {
+        return Err(
+            spec::Error::invalid("cgroup", path, "must be a clean absolute path below the root").into()
+        );
     }
     let mut parts = path.rsplit('/');
     let (last, above) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
@@ -56,7 +55,7 @@ pub(super) fn check(path: &str) -> Result<(), Error> {
         return Err(spec::Error::invalid(
             "cgroup",
             path,
-            "a name that kubelet does not treat as a pod's and remove",
+            "must not be a path that kubelet takes for a pod's and removes",
         )
         .into());
     }

@@ -1,6 +1,7 @@
-//! Leaf cgroups of v1: creating, limiting, opening, updating.
+//! Leaf cgroups of v1: creating, limiting, opening.
 
-use super::{Error, Failures, Hierarchy};
+use super::names::CGROUP_PARENT;
+use super::{Error, Hierarchy};
 use spec::devices::DeviceRule;
 use spec::resources::Write;
 use std::fs::{self, File, OpenOptions};
@@ -29,6 +30,7 @@ pub(crate) struct Leaf {
     pub skipped: Vec<String>,
 }
 
+/// The folders that a process of this cgroup joins.
 pub(super) fn plan(hierarchies: &[Hierarchy], path: &str) -> CgroupPlan {
     let member = |hierarchy: &Hierarchy| CgroupMember {
         hierarchy: hierarchy.name().to_owned(),
@@ -37,6 +39,7 @@ pub(super) fn plan(hierarchies: &[Hierarchy], path: &str) -> CgroupPlan {
     CgroupPlan { unified: false, members: hierarchies.iter().map(member).collect() }
 }
 
+/// Opens the folders of an existing leaf.
 pub(super) fn open(hierarchies: &[Hierarchy], path: &str) -> Result<Leaf, Error> {
     let folder = |hierarchy: &Hierarchy| {
         let folder = hierarchy.folder(path);
@@ -46,6 +49,7 @@ pub(super) fn open(hierarchies: &[Hierarchy], path: &str) -> Result<Leaf, Error>
     Ok(Leaf { plan: plan(hierarchies, path), folders, skipped: Vec::new() })
 }
 
+/// Creates a leaf and writes its limits. On an error nothing of it is left.
 pub(super) fn create(hierarchies: &[Hierarchy], path: &str, limits: &Limits) -> Result<Leaf, Error> {
     let mut made = Vec::with_capacity(hierarchies.len());
     let outcome = (|| {
@@ -77,8 +81,8 @@ pub(super) fn create(hierarchies: &[Hierarchy], path: &str, limits: &Limits) -> 
     outcome
 }
 
-/// Creates the folder of a leaf. The levels above it are looked at only if that fails, because kubelet or the pod's
-/// first leaf has normally made them, or if they may have an empty cpuset.
+/// Creates the folder of a leaf. Normally kubelet or the pod's first leaf has made the levels above it, so these are
+/// checked only if that fails, or in the hierarchy where they may have an empty cpuset.
 fn make(hierarchy: &Hierarchy, parent: &str, path: &str) -> Result<PathBuf, Error> {
     let folder = hierarchy.folder(path);
     if !hierarchy.has("cpuset") && fs::create_dir(&folder).is_ok() {
@@ -108,16 +112,17 @@ pub(super) fn ensure(hierarchy: &Hierarchy, path: &str) -> Result<PathBuf, Error
 }
 
 fn no_cgroup(path: &str, why: &str) -> Error {
-    spec::Error::invalid("linux.cgroup_parent", path, format!("a cgroup is needed: {why}")).into()
+    spec::Error::invalid(CGROUP_PARENT, path, format!("must be the path of a cgroup: {why}")).into()
 }
 
+/// One attempt of [`ensure`].
 fn levels(hierarchy: &Hierarchy, path: &str) -> Result<PathBuf, Error> {
     let mut folder = hierarchy.mount().to_owned();
     for part in path.split('/').filter(|part| !part.is_empty()) {
         folder.push(part);
         match fs::create_dir(&folder) {
             Ok(()) => {}
-            // The name of a control file is an ordinary name to the requester, but it cannot be a cgroup.
+            // The name is that of a cgroup, or of one of the kernel's control files.
             Err(source) if source.kind() == io::ErrorKind::AlreadyExists => {
                 if fs::symlink_metadata(&folder).is_ok_and(|found| !found.is_dir()) {
                     return Err(no_cgroup(path, "it leads through one of the kernel's control files"));
@@ -166,14 +171,14 @@ fn devices(hierarchies: &[Hierarchy], path: &str, rules: &[DeviceRule]) -> Resul
 }
 
 /// The file of a write; `None` if the host has none and the write may be skipped.
-fn file(hierarchies: &[Hierarchy], path: &str, write: &Write) -> Result<Option<PathBuf>, Error> {
+pub(super) fn file(hierarchies: &[Hierarchy], path: &str, write: &Write) -> Result<Option<PathBuf>, Error> {
     let hierarchy = hierarchies.iter().find(|hierarchy| hierarchy.has(&write.controller));
     let file = hierarchy.map(|hierarchy| hierarchy.folder(path).join(&write.file));
     match file {
         Some(file) if file.exists() => Ok(Some(file)),
         _ if write.optional => Ok(None),
         file => Err(Error::Limit {
-            field: write.field,
+            field: write.field.clone(),
             value: write.value.clone(),
             reason: format!("this host has no cgroup v1 controller {} with {}", write.controller, write.file),
             path: file.unwrap_or_else(|| PathBuf::from(path)),
@@ -181,64 +186,13 @@ fn file(hierarchies: &[Hierarchy], path: &str, write: &Write) -> Result<Option<P
     }
 }
 
-fn refused(write: &Write, file: &Path, source: &io::Error) -> Error {
+/// The error of a write that the kernel refused.
+pub(super) fn refused(write: &Write, file: &Path, source: &io::Error) -> Error {
     let reason = source.to_string();
-    Error::Limit { field: write.field, value: write.value.clone(), path: file.to_owned(), reason }
+    Error::Limit { field: write.field.clone(), value: write.value.clone(), path: file.to_owned(), reason }
 }
 
-pub(super) fn update(hierarchies: &[Hierarchy], path: &str, writes: &[Write]) -> Result<(), Error> {
-    let mut steps = Vec::with_capacity(writes.len());
-    for write in writes {
-        if let Some(file) = file(hierarchies, path, write)? {
-            let before = read(&file)?;
-            steps.push(Step { write, file, before });
-        }
-    }
-    order(&mut steps);
-    for (done, step) in steps.iter().enumerate() {
-        let Err(source) = put(&step.file, &step.write.value) else { continue };
-        let mut failures = Failures::default();
-        failures.note::<()>(Err(refused(step.write, &step.file, &source)));
-        for earlier in steps[..done].iter().rev() {
-            let back = put(&earlier.file, &earlier.before);
-            failures.note(back.map_err(|source| Error::io("put back", &earlier.file, source)));
-        }
-        return failures.into_result();
-    }
-    Ok(())
-}
-
-struct Step<'a> {
-    write: &'a Write,
-    file: PathBuf,
-    before: String,
-}
-
-/// A value as the kernel compares it: -1 means no limit.
-fn bytes(value: &str) -> u64 {
-    value.parse::<i128>().map_or(u64::MAX, |number| u64::try_from(number).unwrap_or(u64::MAX))
-}
-
-/// Memory+swap may not be lower than memory, and a quota over a shorter period may not exceed the parent's,
-/// so values that raise a limit are written first.
-fn order(steps: &mut [Step<'_>]) {
-    let at = |steps: &[Step<'_>], file: &str| steps.iter().position(|step| step.write.file == file);
-    let memory = at(steps, "memory.limit_in_bytes").zip(at(steps, "memory.memsw.limit_in_bytes"));
-    if let Some((memory, both)) = memory {
-        let raises = bytes(&steps[both].write.value) > bytes(&steps[both].before);
-        if raises == (memory < both) {
-            steps.swap(memory, both);
-        }
-    }
-    let cpu = at(steps, "cpu.cfs_period_us").zip(at(steps, "cpu.cfs_quota_us"));
-    if let Some((period, quota)) = cpu {
-        let shortens = bytes(&steps[period].write.value) < bytes(&steps[period].before);
-        if shortens == (period < quota) {
-            steps.swap(period, quota);
-        }
-    }
-}
-
+/// The count of `oom_kill` in memory.oom_control; 0 without the controller.
 pub(super) fn oom_kills(hierarchies: &[Hierarchy], path: &str) -> Result<u64, Error> {
     let Some(hierarchy) = hierarchies.iter().find(|hierarchy| hierarchy.has("memory")) else {
         return Ok(0);
@@ -248,7 +202,7 @@ pub(super) fn oom_kills(hierarchies: &[Hierarchy], path: &str) -> Result<u64, Er
     Ok(count.unwrap_or(0))
 }
 
-/// One write(2) into an existing file: a cgroup file needs its value in one piece.
+/// Writes an existing cgroup file, which takes its value in one write(2).
 pub(super) fn put(file: &Path, value: &str) -> io::Result<()> {
     OpenOptions::new().write(true).open(file)?.write_all(value.as_bytes())
 }

@@ -17,7 +17,7 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// A fault of no file.
+    /// A fault without a place: of the command line, or of defaults.
     pub(super) fn unplaced(key: &str, problem: &str) -> Self {
         Self { file: None, line: None, key: key.to_owned(), problem: problem.to_owned() }
     }

@@ -252,8 +252,8 @@ impl Config {
         keys::default_text()
     }
 
-    /// Derives values that depend on other keys. Returns contradictions between keys, each with its keys; the first of
-    /// them that is set is reported.
+    /// Derives values that depend on other keys. Returns contradictions between two keys; each is reported at the first
+    /// of the two that is set.
     fn complete(&mut self) -> Vec<([&'static str; 2], String)> {
         let mut problems = Vec::new();
         if self.root.starts_with(&self.state) || self.state.starts_with(&self.root) {

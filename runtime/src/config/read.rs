@@ -138,7 +138,7 @@ fn deserialize(table: DeTable<'_>) -> Result<Config, toml::de::Error> {
     Config::deserialize(toml::Deserializer::from(Spanned::new(0..0, table)))
 }
 
-/// An entry that was removed.
+/// An entry that was removed because it is wrong.
 struct Wrong {
     offset: usize,
     key: String,
@@ -202,7 +202,7 @@ fn take_entry(prefix: &str, table: &mut DeTable<'_>, span: &Range<usize>) -> Opt
     let mut found = None;
     for (name, value) in table.iter_mut() {
         let (key, place) = (join(prefix, name.get_ref()), value.span());
-        // Entries are outside the span of their table, which is that of its header.
+        // The span of a table is that of its header, so its entries lie outside it and are searched first.
         if let DeValue::Table(inner) = value.get_mut()
             && let Some(taken) = take_entry(&key, inner, span)
         {

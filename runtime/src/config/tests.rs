@@ -47,7 +47,7 @@ fn default_text_is_the_defaults_and_documents_every_key() {
 }
 
 #[test]
-fn every_key_has_an_effect_and_is_told_when_it_changes() {
+fn every_key_has_an_effect_and_its_changes_are_reported() {
     let changes = changes();
     assert_eq!(
         changes.iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>(),
@@ -87,7 +87,7 @@ fn the_document_has_every_key() {
 }
 
 #[test]
-fn values_arrive() {
+fn values_are_those_of_the_text() {
     let config = parse(
         "root = \"/srv/c//data/\"\nstate = \"/run/c\"\nmount_namespace = \"self\"\n[log]\nlevel = \"debug\"\nformat = \"json\"\n\
          [network]\nbin_dirs = [\"/a\", \"/b\"]\ntimeout_seconds = 0x10\n[binaries]\nshim = \"/x/shim\"\n",
@@ -103,7 +103,7 @@ fn values_arrive() {
 }
 
 #[test]
-fn all_faults_are_told_at_once_with_their_lines() {
+fn all_faults_are_reported_at_once_with_their_lines() {
     let told = faults(
         "root = \"relative\"\nsokcet = \"/x\"\n\n[log]\nlevle = \"info\"\nformat = \"xml\"\n[network]\nmax_parallel = 0\nbin_dirs = \"/x\"\nconf_dir = \"/ok\"\n\
          timeout_seconds = 1.5\n[image]\nmax_parallel_downloads = \"4\"\n[handlers.runc]\n[registry.\"docker.io\"]\nmirror = \"x\"\n",
@@ -177,9 +177,9 @@ fn refuses_what_cannot_be_honoured() {
     assert!(faults(&long)[0].contains("107 bytes"));
 }
 
-/// A wrong file, for example someone else's: the first faults of it are enough.
+/// In a file of another program everything is wrong: the first faults are enough.
 #[test]
-fn a_file_of_faults_is_told_in_part() {
+fn only_the_first_faults_are_reported() {
     let unknown: String = (0..10_000).map(|n| format!("key{n} = {n}\n")).collect();
     assert_eq!(faults(&unknown).len(), 64);
     let invalid: String = (0..10_000).map(|n| format!("[handlers.h{n}]\n")).collect();
@@ -187,7 +187,7 @@ fn a_file_of_faults_is_told_in_part() {
 }
 
 #[test]
-fn command_line_wins_and_is_judged() {
+fn command_line_wins_and_is_checked() {
     let overrides = Overrides { root: Some("/srv/r".into()), state: Some("/run/s".into()), socket: None };
     let config = Config::parse("root = \"relative\"", &overrides).unwrap();
     assert_eq!(
@@ -262,7 +262,7 @@ fn drop_in_files_win_key_by_key_in_the_order_of_their_names() {
 }
 
 #[test]
-fn companions_are_found_beside_the_daemon() {
+fn shim_and_pause_are_found_beside_the_daemon() {
     let folder = tempfile::tempdir().unwrap();
     let own = folder.path().join("copepod");
     let missing = Binaries::default().shim(&own).unwrap_err().to_string();

@@ -84,7 +84,7 @@ pub(super) fn word<'de, D: Deserializer<'de>, T: Word>(from: D) -> Result<T, D::
     }
 }
 
-// Visitors of our own, because serde's name Rust's types in their errors: "expected i64".
+// These visitors exist for their errors: those of serde's own name types of Rust ("expected i64").
 
 struct Whole;
 

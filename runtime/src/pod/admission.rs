@@ -1,4 +1,4 @@
-//! Checks whether a command is allowed in a state.
+//! Checks whether the phase of a pod or container allows a call.
 
 use crate::error::{Error, ErrorKind};
 use model::{ContainerId, ContainerPhase, ContainerRecord, NamespaceMode, PodPhase, PodRecord};
@@ -28,7 +28,7 @@ pub(crate) fn running(record: &ContainerRecord) -> Result<(), Error> {
     }
 }
 
-/// A container whose PID namespace is joined must be running in the same pod.
+/// A container whose PID namespace another one joins must be running in the same pod.
 pub(crate) fn target<'a>(
     record: &ContainerRecord,
     find: impl FnOnce(&str) -> Option<&'a ContainerRecord>,
@@ -37,7 +37,7 @@ pub(crate) fn target<'a>(
     if namespaces.pid != NamespaceMode::Target {
         return Ok(());
     }
-    let field = "linux.security_context.namespace_options.target_id";
+    let field = "config.linux.security_context.namespace_options.target_id";
     match find(&namespaces.target) {
         Some(target) if target.phase == ContainerPhase::Running => Ok(()),
         Some(_) => Err(Error::state(format!("{field}: container {} is not running", namespaces.target))),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// The pause after `times` failed attempts: `first`, doubled each time, up to `longest`.
+/// The pause before the next attempt: `first` doubled `times` times, at most `longest`.
 pub(crate) fn later(first: Duration, times: u32, longest: Duration) -> Duration {
     first.saturating_mul(2_u32.saturating_pow(times.min(16))).min(longest)
 }

@@ -53,11 +53,11 @@ pub(crate) enum Command {
         /// Sent when the new file exists.
         reply: Reply<()>,
     },
-    /// Asks whether a process may be started in a container.
+    /// ExecSync: asks whether a process may be started in a container.
     Exec {
         /// The container.
         id: ContainerId,
-        /// Receives what the exec needs.
+        /// Receives the connection and the record that the exec needs.
         reply: Reply<Ticket>,
     },
 }

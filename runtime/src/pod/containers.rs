@@ -1,4 +1,4 @@
-//! Jobs of the driver for one container: create, start, remove.
+//! The work of CreateContainer, StartContainer and RemoveContainer.
 
 use super::context::{Context, random};
 use super::foreign;
@@ -25,21 +25,21 @@ use std::time::Duration;
 use tokio::time::Instant;
 use wire::{ErrorKind as ShimErrorKind, LogPlan, ProcessPlan, Reply, Request, RootfsPlan};
 
-/// Added to the worker's deadline: time for the shim to kill the worker and reply.
+/// How much longer the daemon waits than the shim does: time for the shim to kill the worker and reply.
 const SLACK: Duration = Duration::from_secs(5);
 /// Time limit of requests that only make system calls.
 const SHORT: Duration = Duration::from_secs(10);
-/// Time limit from the start request to execve, on a machine that swaps.
+/// Time limit from the start request to execve. It is that long on a machine that swaps.
 const START: Duration = Duration::from_secs(60);
-/// Time limit for the shim to reap killed processes, unless one hangs in the kernel.
+/// Time limit for the shim to reap processes that were killed. If one hangs in the kernel, it cannot.
 const REAP: Duration = Duration::from_secs(5);
 /// How long RemoveContainer waits for the deletion of the container's files. When a disk runs low, kubelet removes
 /// dead containers, measures the free space right after (`reclaimNodeLevelResources` of its eviction manager), and
 /// evicts a pod if there is too little.
-const SPACE: Duration = Duration::from_secs(10);
+const DELETED: Duration = Duration::from_secs(10);
 
-/// Creates a container whose init waits for the start request. On an error nothing is left, or the log says
-/// what is.
+/// Creates a container whose init waits for the start request. On an error it is undone; what cannot be undone is
+/// logged.
 pub(crate) async fn create(
     context: Arc<Context>,
     pod: &PodRecord,
@@ -50,20 +50,18 @@ pub(crate) async fn create(
         "container {} of pod {}/{}",
         record.config.meta.name, pod.config.meta.namespace, pod.config.meta.name
     );
-    // Refused before anything is created.
-    spec::refuse::container(&record.config).map_err(|error| Error::from(error).context(&name))?;
     match make(&context, pod, &client, record.clone()).await {
         Ok(record) => Ok(record),
         Err(error) => {
-            for left in unmake(&context, Some(&client), &record).await {
-                tracing::warn!(container = %record.id, error = %left, "not cleaned up after a failed create");
+            for left in undo_create(&context, Some(&client), &record).await {
+                tracing::warn!(container = %record.id, error = %left, "cannot undo a failed create; the next start tries again");
             }
             Err(error.context(name))
         }
     }
 }
 
-/// The container's root as far as its image decides; [`spec::container`] fills in the rest.
+/// What the image decides about the container's root file system; [`spec::container`] fills in the rest.
 fn rootfs(context: &Context, id: &ContainerId, lease: image::Lease) -> RootfsPlan {
     RootfsPlan {
         store: lease.layers_dir.to_string_lossy().into_owned(),
@@ -81,9 +79,9 @@ async fn make(
     client: &Client,
     mut record: ContainerRecord,
 ) -> Result<ContainerRecord, Error> {
-    let (asked, pod_id) = (&record.config.image.image, pod.id.clone());
-    let image = context.images.resolve(asked).ok_or_else(|| {
-        Error::new(ErrorKind::NotFound, format!("image {asked:?} is not on this node: pull it first"))
+    let (requested, pod_id) = (&record.config.image.image, pod.id.clone());
+    let image = context.images.resolve(requested).ok_or_else(|| {
+        Error::new(ErrorKind::NotFound, format!("image {requested:?} is not on this node: pull it first"))
     })?;
     let lease = context.images.lease_for(&image.id, record.id.as_str()).await?;
     record.image = ImageOfContainer {
@@ -92,8 +90,8 @@ async fn make(
     };
     let rootfs = rootfs(context, &record.id, lease);
     let host_files = host_files(context, &record).await?;
-    let (theirs, pod) = (Arc::clone(context), pod.clone());
-    let work = move || prepare(&theirs, &pod, &image, rootfs, host_files, record);
+    let (shared, pod) = (Arc::clone(context), pod.clone());
+    let work = move || prepare(&shared, &pod, &image, rootfs, host_files, record);
     let prepared = lanes::run(lanes::records(), pod_id.as_str(), "prepare the container", work).await?;
     failpoint::hit("container.prepared");
     let Prepared { mut record, mut process, log, fds } = prepared;
@@ -114,10 +112,9 @@ async fn make(
     spec::exec::keep(&mut record, &process)
         .map_err(|error| Error::of("encode the process for execs", &error))?;
     (record.pid, record.user) = (pid, user);
-    if let Ok(phase) = transition::container(record.phase, ContainerEvent::Created) {
-        record.phase = phase;
-    }
-    // A created container does not survive a reboot, so the record is not synced; start syncs it.
+    record.phase = transition::container(record.phase, ContainerEvent::Created)
+        .map_err(|refusal| Error::from(refusal).context(format!("container {}", record.id)))?;
+    // Not synced: a container that was not started need not survive a power loss. The start syncs it.
     let record = Arc::new(record);
     recorder::of_container(&context.layout, Arc::clone(&record))
         .persist_within(MAX_NEW_BYTES, context, false)
@@ -126,15 +123,16 @@ async fn make(
     Ok(Arc::unwrap_or_clone(record))
 }
 
+/// What the create request needs.
 struct Prepared {
     record: ContainerRecord,
     process: ProcessPlan,
     log: Option<LogPlan>,
-    /// Plan, mount namespace, cgroup folders.
+    /// The request's descriptors: plan, mount namespace, cgroup folders.
     fds: Vec<OwnedFd>,
 }
 
-/// What was read from the paths of a request, which can be on any file system of the node.
+/// What the paths in a request have shown. They can be on any file system of the node.
 struct HostFiles {
     seccomp: Option<Arc<Compiled>>,
     devices: Vec<HostDevice>,
@@ -154,12 +152,13 @@ async fn host_files(context: &Arc<Context>, record: &ContainerRecord) -> Result<
     }
     let config = record.config.clone();
     let find = lanes::run(lanes::foreign(), pod, "devices", move || Ok(host_devices::find(&config)?));
-    let devices =
-        foreign::answered(find, |limit| format!("devices: their host_path did not answer within {limit:?}"));
+    let devices = foreign::answered(find, |limit| {
+        format!("devices: host_path could not be read within {limit:?}: its file system hangs")
+    });
     Ok(HostFiles { seccomp, devices: devices.await? })
 }
 
-/// Creates the folders, the intent and the leaf cgroup, and computes the plan. Blocking.
+/// Creates the folders and the leaf cgroup, records the intent, and computes the plan. Blocking.
 fn prepare(
     context: &Context,
     pod: &PodRecord,
@@ -171,7 +170,7 @@ fn prepare(
     let HostFiles { seccomp, devices } = host_files;
     let config = &record.config;
     let limits = Limits {
-        writes: spec::resources::v1(&config.resources, spec::resources::Mode::Create)?,
+        writes: spec::resources::v1(&config.resources, spec::resources::Mode::Create),
         devices: spec::devices::rules(&config.devices, config.security.privileged, &devices)?,
     };
     let facts = ImageFacts {
@@ -217,8 +216,8 @@ fn prepare(
     })
 }
 
-/// A random name for a container's session keyring: a guessable one, such as the id, could be joined. runc's
-/// prefix is used.
+/// A random name for a container's session keyring, with runc's prefix. Other containers could join a keyring whose name
+/// they can guess, such as the id.
 fn keyring() -> Result<String, Error> {
     Ok(format!("_ses.{}", ContainerId::from_random(random()?)))
 }
@@ -237,7 +236,7 @@ fn folders(dir: &Path, rw: &Path) -> Result<(), Error> {
     make(&rw.join("work"), 0o700)
 }
 
-/// Starts init and syncs the record at the same time: a container that may have run must not be forgotten.
+/// Starts init, and syncs the record at the same time: after a power loss a container that may have run must be known.
 pub(crate) async fn start(
     context: Arc<Context>,
     client: Client,
@@ -257,15 +256,15 @@ pub(crate) async fn start(
     let (started, recorded) = tokio::join!(started, recorder.persist(&context, true));
     failpoint::hit("container.started");
     let started_at = started?;
-    // It is running, so an error here would make kubelet create another one. Its exit writes the record
-    // again.
+    // Not an error of the call: the container is running, and kubelet would create another one. The record is written
+    // again when it exits.
     if let Err(error) = recorded {
-        tracing::error!(container = %id, %error, "cannot record the start: a power loss now would lose it");
+        tracing::error!(container = %id, %error, "cannot record the start: after a power loss the container would be unknown");
     }
     Ok(started_at)
 }
 
-/// Removes a container: its entry in the shim, cgroup, lease and files. Idempotent; all steps run.
+/// Removes a container: its entry in the shim, cgroup, files, and then its image lease. Idempotent.
 pub(crate) async fn remove(
     context: &Arc<Context>,
     client: Option<&Client>,
@@ -274,36 +273,35 @@ pub(crate) async fn remove(
     if let Some(client) = client
         && let Err(error) = forget(client, &record.id).await
     {
-        // Files, cgroup and lease can be removed once its processes have ended; the shim is told again when
-        // it is connected.
+        // The rest does not need the shim. Its entry is removed when the shim is connected again.
         tracing::warn!(container = %record.id, %error, "the shim did not remove the container from its table");
     }
-    let (theirs, gone) = (Arc::clone(context), record.clone());
+    let (shared, container) = (Arc::clone(context), record.clone());
     let owner = record.pod.as_str();
     let (held, deleted) = tokio::sync::oneshot::channel::<()>();
     let removed = lanes::run(lanes::records(), owner, "remove the container", move || {
         let mut errors = Vec::new();
-        if !gone.cgroup.is_empty() {
-            errors.extend(theirs.cgroups.remove(&gone.cgroup).err().map(Error::from));
+        if !container.cgroup.is_empty() {
+            errors.extend(shared.cgroups.remove(&container.cgroup).err().map(Error::from));
         }
-        let dir = theirs.layout.container_dir(&gone.id);
-        errors.extend(state::file::discard_dir(&dir, &theirs.trash, held).err().map(Error::from));
+        let dir = shared.layout.container_dir(&container.id);
+        errors.extend(state::file::discard_dir(&dir, &shared.trash, held).err().map(Error::from));
         Ok(errors)
     });
     let mut errors = removed.await.unwrap_or_else(|error| vec![error]);
-    // The lease is released once the layers cannot be mounted any more.
+    // Last, because the lease keeps the image's layers, which the container's root consists of.
     if errors.is_empty()
         && let Err(error) = context.images.release(record.id.as_str()).await
     {
         errors.push(Error::from(error));
     }
-    // Nothing is sent: the receiver resolves when the thread that deletes the files drops `held`.
-    drop(tokio::time::timeout(SPACE, deleted).await);
+    // Nothing is sent on this channel. The receiver resolves when `held` is dropped: when the files are deleted.
+    drop(tokio::time::timeout(DELETED, deleted).await);
     errors
 }
 
-/// Has the shim remove an ended container from its table. The shim may not have reaped processes yet that
-/// were just killed. A missing container or a lost connection is not an error.
+/// Has the shim remove an exited container from its table. Until the shim has reaped the container's processes, it
+/// refuses; that is retried. A missing container or a lost connection is not an error.
 async fn forget(client: &Client, id: &ContainerId) -> Result<(), ClientError> {
     let until = Instant::now() + REAP;
     let mut pause = Duration::from_millis(2);
@@ -322,7 +320,7 @@ async fn forget(client: &Client, id: &ContainerId) -> Result<(), ClientError> {
     }
 }
 
-/// Kills a container that only the shim knows.
+/// Kills a container and has the shim remove it from its table.
 pub(crate) async fn kill_and_forget(client: &Client, id: &ContainerId) -> Result<(), ClientError> {
     let kill = Request::Kill { container: id.clone(), signal: 9, all: true };
     match client.done("the kill", kill, SHORT).await {
@@ -332,15 +330,15 @@ pub(crate) async fn kill_and_forget(client: &Client, id: &ContainerId) -> Result
     forget(client, id).await
 }
 
-/// Undoes a create, whichever steps were completed.
-pub(crate) async fn unmake(
+/// Undoes a create, whichever of its steps were completed.
+pub(crate) async fn undo_create(
     context: &Arc<Context>,
     client: Option<&Client>,
     record: &ContainerRecord,
 ) -> Vec<Error> {
     if let Some(client) = client {
         let kill = Request::Kill { container: record.id.clone(), signal: 9, all: true };
-        // The shim may not know the container.
+        // The shim may not have the container.
         if let Err(error) = client.done("the kill", kill, SHORT).await {
             tracing::debug!(container = %record.id, %error, "cannot kill a container whose create is undone");
         }
@@ -353,4 +351,44 @@ pub(crate) async fn unmake(
         }
     }
     remove(context, client, record).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shims::fakes::connected;
+
+    /// A shim refuses to remove the entry of a container while processes that were killed are not reaped.
+    #[tokio::test]
+    async fn an_entry_is_removed_once_the_processes_are_reaped() {
+        let (connection, mut shim) = connected().await;
+        let id = ContainerId::from_random([1; 32]);
+        let (outcome, ()) = tokio::join!(kill_and_forget(&connection.client, &id), async {
+            let (request, kill) = shim.request().await;
+            assert!(matches!(kill, Request::Kill { signal: 9, all: true, .. }), "{kill:?}");
+            shim.reply(request, Reply::Done).await;
+            for _ in 0..3 {
+                let (request, forget) = shim.request().await;
+                assert!(matches!(forget, Request::Forget { .. }), "{forget:?}");
+                shim.refuse(request, ShimErrorKind::WrongState, "the container has not exited").await;
+            }
+            let (request, forget) = shim.request().await;
+            assert!(matches!(forget, Request::Forget { .. }), "{forget:?}");
+            shim.reply(request, Reply::Done).await;
+        });
+        assert!(outcome.is_ok(), "{outcome:?}");
+    }
+
+    #[tokio::test]
+    async fn a_container_that_the_shim_does_not_have_is_no_error() {
+        let (connection, mut shim) = connected().await;
+        let id = ContainerId::from_random([1; 32]);
+        let (outcome, ()) = tokio::join!(kill_and_forget(&connection.client, &id), async {
+            for _ in 0..2 {
+                let (request, _) = shim.request().await;
+                shim.refuse(request, ShimErrorKind::NotFound, "no such container").await;
+            }
+        });
+        assert!(outcome.is_ok(), "{outcome:?}");
+    }
 }

@@ -1,4 +1,4 @@
-//! The shared context of all drivers: paths, stores and clients.
+//! What all drivers and jobs share: paths, stores and clients.
 
 use crate::cgroups::Cgroups;
 use crate::error::Error;
@@ -20,7 +20,7 @@ use sys::tree::Trash;
 /// The parts of a node.
 #[derive(Debug)]
 pub(crate) struct NodeOptions {
-    /// All paths; the folders exist and are locked by this daemon.
+    /// All paths. The folders exist, and this daemon has locked them.
     pub layout: Layout,
     /// Whether the durable folder accepts writes.
     pub(crate) root: Root,
@@ -46,7 +46,7 @@ pub(crate) struct NodeOptions {
     pub create_timeout: Duration,
 }
 
-/// The context that all drivers share.
+/// What all drivers and jobs share. Fields without a comment: see [`NodeOptions`].
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) layout: Layout,
@@ -63,7 +63,7 @@ pub(crate) struct Context {
     pub(crate) mount_namespace: OwnedFd,
     pub(crate) netns_dir: PathBuf,
     pub(crate) create_timeout: Duration,
-    /// The daemon's bounding set, which limits all containers.
+    /// The daemon's capability bounding set: no container gets more.
     pub(crate) cap_bounding: u64,
     /// The node's host name.
     pub(crate) node_name: String,
@@ -72,7 +72,7 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// Opens and reads what does not change until the next boot.
+    /// Opens and reads what does not change while the daemon runs.
     pub(crate) async fn new(options: NodeOptions) -> Result<Self, Error> {
         blocking("open the node", move || {
             let open = |path: &Path| match std::fs::File::open(path) {
@@ -146,7 +146,8 @@ fn node_name() -> Result<String, Error> {
     Ok(text.trim().to_owned())
 }
 
-/// Runs work that may block on `root`'s disk and belongs to no single pod. Work of a pod uses [`lanes::run`].
+/// Runs work that may block on the disk of `root` and that belongs to no single pod, or that every pod must get done.
+/// Other work of a pod uses [`lanes::run`].
 pub(crate) async fn blocking<T: Send + 'static>(
     what: &'static str,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
@@ -157,8 +158,8 @@ pub(crate) async fn blocking<T: Send + 'static>(
     }
 }
 
-/// Opens the mount namespace in which volumes are looked up. If PID 1's cannot be opened (a hardened or
-/// foreign init), the daemon's own is used, which is the same unless a service manager created another.
+/// Opens the mount namespace in which volumes are looked up. If that of PID 1 may not be opened, the daemon's own is
+/// used, which is the same unless the service manager has created one for the daemon.
 fn mount_namespace(path: &Path) -> Result<OwnedFd, Error> {
     let open = |path: &Path| std::fs::File::open(path).map(OwnedFd::from);
     match open(path) {
@@ -171,7 +172,7 @@ fn mount_namespace(path: &Path) -> Result<OwnedFd, Error> {
     .map_err(|error| Error::of(format!("open the mount namespace {}", path.display()), &error))
 }
 
-/// 32 random bytes for an id. /dev/urandom does not block after boot.
+/// 32 random bytes for an id. Reading /dev/urandom does not block.
 pub(crate) fn random() -> Result<[u8; 32], Error> {
     let mut bytes = [0; 32];
     std::fs::File::open("/dev/urandom")

@@ -1,6 +1,5 @@
-//! The task that owns one pod. It passes calls, shim events, results of jobs and timers to the pod's state
-//! machine (`pod::life`) and performs the resulting actions. It decides nothing itself and never waits for
-//! work.
+//! The task that owns one pod. It passes calls, shim events, results of jobs and expired timers to the pod's state
+//! machine (`pod::life`), and performs the resulting actions in order. It decides nothing, and waits for no work.
 
 mod event;
 #[cfg(test)]
@@ -9,9 +8,9 @@ mod tests;
 use super::command::{Command, Reply};
 use super::context::random;
 use super::exec::Ticket;
-use super::life::{Action, Answer, Ask, Heard, Input, Job, Life, Moment, Timer, Waiter};
+use super::life::{Action, Answer, Call, DialResult, Input, Job, Life, Moment, Timer, Waiter};
 use super::recorder::{self, Recorder};
-use super::registry::{Launched, Registry, Seat};
+use super::registry::{DriverChannels, Launched, Registry};
 use super::supervisor::{JobEnd, StopHandle, Supervisor, Tools};
 use crate::clock::now;
 use crate::error::{Error, ErrorKind};
@@ -19,12 +18,13 @@ use crate::shims::{Client, Connection};
 use model::{ContainerId, ContainerRecord, PodConfig, PodRecord};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::Instant;
 use wire::Event;
 
-/// Receives the reply to a call.
+/// Where the reply to a call is sent.
 #[derive(Debug)]
 enum Caller {
     Unit(Reply<()>),
@@ -32,11 +32,13 @@ enum Caller {
     Exec(Reply<Ticket>),
 }
 
-/// The result of waiting for something other than a job.
+/// The end of a wait that is not a job.
 #[derive(Debug)]
 enum Waited {
+    /// A timer has expired.
     Due(Timer),
-    Dialled(Box<Heard>, Option<Box<Connection>>),
+    /// An attempt to connect to the shim has ended.
+    Dialled(Box<DialResult>, Option<Box<Connection>>),
 }
 
 /// The driver of one pod.
@@ -48,24 +50,30 @@ struct Driver {
     /// The connection to the shim, if there is one.
     client: Option<Client>,
     events: Option<mpsc::Receiver<Event>>,
-    /// The connection that came with the current input; it is used or dropped.
+    /// The connection that came with the current input. It is used by [`Action::Connect`], or dropped after the
+    /// input.
     offered: Option<Box<Connection>>,
+    /// Writes the pod's record.
     recorder: Arc<Recorder<PodRecord>>,
+    /// Write its containers' records.
     recorders: BTreeMap<ContainerId, Arc<Recorder<ContainerRecord>>>,
-    /// Running stops.
+    /// Stops of containers that are running.
     stops: BTreeMap<ContainerId, StopHandle>,
-    /// Jobs that must finish before the daemon exits.
+    /// Running jobs; the daemon waits for them before it exits.
     jobs: JoinSet<JobEnd>,
-    /// Connection attempts and pauses; dropped when the daemon exits.
+    /// Attempts to connect, and timers; dropped when the daemon exits.
     waits: JoinSet<Waited>,
-    /// The pause before a stop or removal is retried.
-    retry: Option<AbortHandle>,
+    /// Running timers.
+    timers: BTreeMap<Timer, AbortHandle>,
     callers: HashMap<Waiter, Caller>,
     next_caller: u64,
-    /// Callers that want the pod's name wait for this.
+    /// Callers of RunPodSandbox that wait for the pod's name.
     launched: watch::Sender<Launched>,
+    /// The zero of the state machine's monotonic time.
     began: Instant,
+    /// The daemon is stopping: no job is started any more.
     closing: bool,
+    /// The pod is removed.
     finished: bool,
 }
 
@@ -73,12 +81,12 @@ struct Driver {
 pub(super) fn launch(
     supervisor: Arc<dyn Supervisor>,
     registry: Arc<Registry>,
-    seat: Seat,
+    channels: DriverChannels,
     config: PodConfig,
 ) {
     let began = Instant::now();
-    let (life, actions) = Life::launch(seat.id.clone(), config, moment(began));
-    let Seat { id: _, commands, launched, closing } = seat;
+    let (life, actions) = Life::launch(channels.id.clone(), config, moment(began));
+    let DriverChannels { id: _, commands, launched, closing } = channels;
     tokio::spawn(async move {
         let mut driver = Driver::new(supervisor, registry, life, launched, began);
         driver.perform(actions);
@@ -86,8 +94,8 @@ pub(super) fn launch(
     });
 }
 
-/// Starts the driver of a pod with records, of this boot (`same_boot`) or an earlier one. When this returns,
-/// the pod is listed. `leaving`: it is rolled back or removed.
+/// Starts the driver of a pod that has records, of this boot (`same_boot`) or an earlier one. When this returns, the
+/// pod is listed, unless the daemon removes it (`leaving`).
 pub(super) fn adopt(
     supervisor: Arc<dyn Supervisor>,
     registry: &Arc<Registry>,
@@ -96,28 +104,28 @@ pub(super) fn adopt(
     same_boot: bool,
     leaving: bool,
 ) {
-    let seat = registry.restore(&record.id, &Arc::new(record.config.clone()), leaving);
+    let channels = registry.restore(&record.id, &Arc::new(record.config.clone()), leaving);
     let began = Instant::now();
     let (life, actions) = Life::restore(record, containers, leaving, moment(began));
-    // Dropped with the driver: a caller that waits for the name of a leaving pod then retries.
-    let Seat { id, commands, launched, closing } = seat;
+    // The sender in it is dropped with the driver: a caller that waits for the name of a leaving pod then retries.
+    let DriverChannels { id, commands, launched, closing } = channels;
     let mut driver = Driver::new(supervisor, Arc::clone(registry), life, launched, began);
     driver.perform(actions);
     tokio::spawn(async move {
-        // Before any call is processed; calls that arrive meanwhile wait for it, with a limit.
+        // Before any call is handled. Calls that arrive meanwhile wait, at most for this time limit.
         let pid = driver.life.record().shim_pid;
-        let (heard, connection) = match same_boot {
+        let (dialled, connection) = match same_boot {
             true => driver.supervisor.dial(id, pid, super::life::GREETING).await,
-            false => (Heard::of_another_boot(), None),
+            false => (DialResult::of_another_boot(), None),
         };
         driver.offered = connection;
-        driver.input(Input::Heard(Box::new(heard)));
+        driver.input(Input::Dialled(Box::new(dialled)));
         driver.run(commands, closing).await;
     });
 }
 
 fn moment(began: Instant) -> Moment {
-    Moment { wall: now(), steady: began.elapsed() }
+    Moment { wall: now(), monotonic: began.elapsed() }
 }
 
 impl Driver {
@@ -141,7 +149,7 @@ impl Driver {
             stops: BTreeMap::new(),
             jobs: JoinSet::new(),
             waits: JoinSet::new(),
-            retry: None,
+            timers: BTreeMap::new(),
             callers: HashMap::new(),
             next_caller: 0,
             launched,
@@ -166,8 +174,8 @@ impl Driver {
                 Some(ended) = self.jobs.join_next() => self.joined(ended),
                 Some(waited) = self.waits.join_next() => self.waited(waited),
                 _ = closing.changed() => {
-                    // Records are still written, and their waiters get replies; work that waits for processes
-                    // is left to the next start.
+                    // Running jobs end and their callers get replies. No further job starts: the next start of the
+                    // daemon continues.
                     self.closing = true;
                     while let Some(ended) = self.jobs.join_next().await {
                         self.joined(ended);
@@ -176,7 +184,7 @@ impl Driver {
                 }
             }
         }
-        // Late calls find that the pod is gone.
+        // Calls that were sent before the pod was removed get replies too.
         commands.close();
         while let Some(command) = commands.recv().await {
             self.command(command);
@@ -184,26 +192,26 @@ impl Driver {
     }
 
     fn command(&mut self, command: Command) {
-        let (ask, caller) = match command {
-            Command::StopPod(reply) => (Ask::StopPod, Caller::Unit(reply)),
-            Command::RemovePod(reply) => (Ask::RemovePod, Caller::Unit(reply)),
+        let (call, caller) = match command {
+            Command::StopPod(reply) => (Call::StopPod, Caller::Unit(reply)),
+            Command::RemovePod(reply) => (Call::RemovePod, Caller::Unit(reply)),
             Command::Create { config, reply } => match random() {
                 Ok(bytes) => {
                     let id = ContainerId::from_random(bytes);
-                    (Ask::Create { id, config }, Caller::Create(reply))
+                    (Call::Create { id, config }, Caller::Create(reply))
                 }
                 Err(error) => return drop(reply.send(Err(error))),
             },
-            Command::Start { id, reply } => (Ask::Start(id), Caller::Unit(reply)),
-            Command::Stop { id, grace, reply } => (Ask::Stop(id, grace), Caller::Unit(reply)),
-            Command::Remove { id, reply } => (Ask::Remove(id), Caller::Unit(reply)),
-            Command::ReopenLog { id, reply } => (Ask::ReopenLog(id), Caller::Unit(reply)),
-            Command::Exec { id, reply } => (Ask::Exec(id), Caller::Exec(reply)),
+            Command::Start { id, reply } => (Call::Start(id), Caller::Unit(reply)),
+            Command::Stop { id, grace, reply } => (Call::Stop(id, grace), Caller::Unit(reply)),
+            Command::Remove { id, reply } => (Call::Remove(id), Caller::Unit(reply)),
+            Command::ReopenLog { id, reply } => (Call::ReopenLog(id), Caller::Unit(reply)),
+            Command::Exec { id, reply } => (Call::Exec(id), Caller::Exec(reply)),
         };
         let waiter = Waiter(self.next_caller);
         self.next_caller += 1;
         self.callers.insert(waiter, caller);
-        self.input(Input::Ask(waiter, ask));
+        self.input(Input::Call(waiter, call));
     }
 
     fn event(&mut self, event: Event) {
@@ -229,14 +237,22 @@ impl Driver {
 
     fn waited(&mut self, waited: Result<Waited, JoinError>) {
         match waited {
-            Ok(Waited::Due(timer)) => self.input(Input::Due(timer)),
-            Ok(Waited::Dialled(heard, connection)) => {
-                self.offered = connection;
-                self.input(Input::Heard(heard));
+            Ok(Waited::Due(timer)) => {
+                // It may have been started again since it expired.
+                if self.timers.get(&timer).is_some_and(AbortHandle::is_finished) {
+                    self.timers.remove(&timer);
+                }
+                self.input(Input::Due(timer));
             }
-            // The pause was replaced by another one.
+            Ok(Waited::Dialled(dialled, connection)) => {
+                self.offered = connection;
+                self.input(Input::Dialled(dialled));
+            }
+            // A timer that was started again.
             Err(error) if error.is_cancelled() => {}
-            Err(error) => tracing::error!(pod = %self.life.record().id, %error, "a wait panicked"),
+            Err(error) => {
+                tracing::error!(pod = %self.life.record().id, %error, "a timer or an attempt to connect panicked");
+            }
         }
     }
 
@@ -252,61 +268,52 @@ impl Driver {
         }
     }
 
-    #[expect(clippy::too_many_lines, reason = "one match over all actions")]
     fn perform_one(&mut self, action: Action) {
         let published = self.registry.published();
         match action {
             Action::Answer(waiter, answer) => self.answer(waiter, answer),
-            Action::TellName(outcome) => drop(self.launched.send_replace(Some(outcome))),
+            Action::ReplyToRun(outcome) => drop(self.launched.send_replace(Some(outcome))),
             Action::ReleaseName => self.registry.release(&self.life.record().id),
-            Action::ShowPod(record, silent_since) => published.put_pod(record, silent_since),
-            Action::ShowContainer(record) => published.put_container(record),
-            Action::HidePod => published.remove_pod(&self.life.record().id),
-            Action::HideContainer(id) => {
+            Action::PublishPod(record, silent_since) => published.put_pod(record, silent_since),
+            Action::PublishContainer(record) => published.put_container(record),
+            Action::UnpublishPod => published.remove_pod(&self.life.record().id),
+            Action::UnpublishContainer(id) => {
                 published.remove_container(&id);
                 self.recorders.remove(&id);
                 self.stops.remove(&id);
             }
-            Action::NotePod(record) => self.recorder.set(record),
-            Action::NoteContainer(record) => self.note(record),
+            Action::SetPodRecord(record) => self.recorder.set(record),
+            Action::SetContainerRecord(record) => self.set_container_record(record),
             Action::Connect => {
                 if let Some(connection) = self.offered.take() {
                     self.client = Some(connection.client);
                     self.events = Some(connection.events);
                 }
             }
-            Action::HangUp => (self.client, self.events) = (None, None),
+            Action::Disconnect => (self.client, self.events) = (None, None),
             Action::Dial { pause, limit } => {
                 let supervisor = Arc::clone(&self.supervisor);
                 let (pod, pid) = (self.life.record().id.clone(), self.life.record().shim_pid);
                 self.waits.spawn(async move {
                     tokio::time::sleep(pause).await;
-                    let (heard, connection) = supervisor.dial(pod, pid, limit).await;
-                    Waited::Dialled(Box::new(heard), connection)
+                    let (dialled, connection) = supervisor.dial(pod, pid, limit).await;
+                    Waited::Dialled(Box::new(dialled), connection)
                 });
             }
-            Action::Hasten(id, deadline) => {
+            Action::ShortenGrace(id, deadline) => {
                 if let Some(stop) = self.stops.get(&id) {
                     stop.deadline.send_replace(self.began + deadline);
                 }
             }
-            Action::ExitSettled(id) => {
+            Action::FinishStop(id) => {
                 if let Some(stop) = self.stops.remove(&id) {
                     stop.exited.send_replace(true);
                 }
             }
             Action::Begin(job) => self.begin(job),
-            Action::Wake(timer, pause) => {
-                let due = timer.clone();
-                let wait = self.waits.spawn(async move {
-                    tokio::time::sleep(pause).await;
-                    Waited::Due(due)
-                });
-                if timer == Timer::Pod
-                    && let Some(earlier) = self.retry.replace(wait)
-                {
-                    earlier.abort();
-                }
+            Action::StartTimer(timer, pause) => self.start_timer(timer, pause),
+            Action::ReportBug(error) => {
+                tracing::error!(pod = %self.life.record().id, %error, "a transition was refused");
             }
             Action::Finish => self.finished = true,
         }
@@ -337,17 +344,28 @@ impl Driver {
         self.jobs.spawn(work);
     }
 
-    fn note(&mut self, record: Arc<ContainerRecord>) {
+    fn set_container_record(&mut self, record: Arc<ContainerRecord>) {
         let layout = self.supervisor.layout();
         let recorder = self.recorders.entry(record.id.clone());
         recorder.or_insert_with(|| recorder::of_container(layout, Arc::clone(&record))).set(record);
     }
 
-    /// A caller that has gone needs no reply.
+    fn start_timer(&mut self, timer: Timer, pause: Duration) {
+        let due = timer.clone();
+        let wait = self.waits.spawn(async move {
+            tokio::time::sleep(pause).await;
+            Waited::Due(due)
+        });
+        if let Some(earlier) = self.timers.insert(timer, wait) {
+            earlier.abort();
+        }
+    }
+
+    /// Sends the reply to a caller, which may have gone.
     fn answer(&mut self, waiter: Waiter, answer: Result<Answer, Error>) {
         let odd = |answer| Error::internal(format!("the pod's driver answered {answer:?}"));
         match (self.callers.remove(&waiter), answer) {
-            (None, answer) => tracing::error!(?waiter, ?answer, "a call was replied to twice"),
+            (None, answer) => tracing::error!(?waiter, ?answer, "bug of copepod: a second reply to a call"),
             (Some(Caller::Unit(reply)), answer) => {
                 drop(reply.send(answer.and_then(|answer| match answer {
                     Answer::Done => Ok(()),

@@ -1,4 +1,4 @@
-//! ExecSync: a command with its output in pipes that the daemon reads, while the shim only starts and reaps.
+//! ExecSync. The shim starts and reaps the command; the daemon reads its output from pipes.
 
 use super::context::Context;
 use super::output::Output;
@@ -18,21 +18,21 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::task::JoinHandle;
 use wire::{ExecPlan, ProcessPlan, Request};
 
-/// Time limit from the request to execve.
+/// Time limit from the exec request to execve.
 const START: Duration = Duration::from_secs(30);
-/// Time limit for the shim to kill a whole session, which takes it at most 10 s.
+/// Time limit for the shim's reply to the kill of a session, which takes it at most 10 s.
 const KILL: Duration = Duration::from_secs(15);
-/// How long the caller of a timed-out command waits for the kill.
+/// How long the caller waits for the kill of a command whose time is over.
 const KILLED: Duration = Duration::from_millis(250);
-/// The shim itself kills a command this long after its time limit.
+/// How much later than the daemon the shim enforces the time limit.
 const SLACK: Duration = Duration::from_secs(2);
 /// Bytes of one read.
 const CHUNK: usize = 8192;
-/// How long output is read after the exit: a grandchild may hold the pipes open for ever.
+/// How long output is read after the command has exited: its children may hold the pipes open for ever.
 const DRAIN: Duration = Duration::from_millis(100);
 
-/// Limit of standard output and error of one ExecSync together: kubelet accepts messages of 16 MiB, which
-/// include other fields. The rest is read and dropped.
+/// Most bytes of standard output and error of one ExecSync together. kubelet accepts messages of 16 MiB, and they have
+/// other fields too. The rest is read and dropped.
 const EXEC_OUTPUT_LIMIT: usize = 16 * 1024 * 1024 - 64 * 1024;
 
 /// The result of ExecSync.
@@ -51,18 +51,29 @@ pub(crate) struct ExecOutput {
 pub(crate) struct Ticket {
     /// The connection to the shim.
     pub(crate) client: Client,
-    /// The container's record, from which the process's plan is made.
+    /// The container's record, from which the plan of the process is computed.
     pub(crate) record: Arc<ContainerRecord>,
 }
 
-/// Both ends of the pipes.
+/// What the exec request needs, and the daemon's ends of the pipes.
 struct Prepared {
+    /// The request's descriptors: plan, /dev/null, the shim's ends of the pipes.
     fds: Vec<OwnedFd>,
     stdout: OwnedFd,
     stderr: OwnedFd,
 }
 
-/// Runs `cmd` to its end or for `limit`.
+/// How a command ended.
+enum Ended {
+    /// With this code.
+    Exited(i32),
+    /// The connection to the shim was lost, so its exit is unknown.
+    ShimLost,
+    /// It has not ended within its time limit.
+    TimedOut,
+}
+
+/// Runs a command to its end, or kills it after `limit`.
 #[expect(
     clippy::too_many_lines,
     reason = "the command's end, its output and the limit are waited for together"
@@ -74,16 +85,16 @@ pub(crate) async fn sync(
     limit: Option<Duration>,
 ) -> Result<ExecOutput, Error> {
     let Ticket { client, record } = ticket;
-    let (theirs, container, pod) = (Arc::clone(context), record.id.clone(), record.pod.clone());
+    let (shared, container, pod) = (Arc::clone(context), record.id.clone(), record.pod.clone());
     let Prepared { fds, stdout, stderr } =
-        lanes::run(lanes::exec(), pod.as_str(), "prepare the exec", move || prepare(&theirs, &record, cmd))
+        lanes::run(lanes::exec(), pod.as_str(), "prepare the exec", move || prepare(&shared, &record, cmd))
             .await?;
     let receive =
         |fd| Receiver::from_owned_fd(fd).map_err(|error| Error::of("watch the output of the exec", &error));
     let (mut stdout, mut stderr) = (receive(stdout)?, receive(stderr)?);
     let exec = next_exec();
     let request = Request::Exec { exec, container: container.clone(), deadline_ms: limit.map(shims_limit) };
-    // From here on, dropping the call kills the command.
+    // From here on the command is killed if this future is dropped, because its caller has gone.
     let mut guard = Guard { client: Some(client.clone()), exec };
     let room = AtomicUsize::new(EXEC_OUTPUT_LIMIT);
     let (mut out, mut err) = (Output::default(), Output::default());
@@ -99,32 +110,32 @@ pub(crate) async fn sync(
             let code = tokio::select! {
                 code = &mut exit => code,
                 // Both pipes are closed; the command may still be running.
-                _ = &mut reading => return Ok(exit.await.ok()),
+                _ = &mut reading => return Ok(exit.await.map_or(Ended::ShimLost, Ended::Exited)),
             };
             drop(tokio::time::timeout(DRAIN, &mut reading).await);
-            Ok(code.ok())
+            Ok::<_, ClientError>(code.map_or(Ended::ShimLost, Ended::Exited))
         };
         match limit {
-            None => Some(whole.await),
-            Some(limit) => tokio::time::timeout(limit, whole).await.ok(),
+            None => whole.await,
+            Some(limit) => tokio::time::timeout(limit, whole).await.unwrap_or(Ok(Ended::TimedOut)),
         }
     };
-    let ended = ended.transpose().inspect_err(|error| {
+    let ended = ended.inspect_err(|error| {
         // The shim has refused or undone the exec: there is nothing to kill.
         if matches!(error, ClientError::Failed(_)) {
             guard.client = None;
         }
     })?;
     match ended {
-        Some(Some(exit_code)) => {
+        Ended::Exited(exit_code) => {
             guard.client = None;
             Ok(ExecOutput { stdout: out.into_bytes(), stderr: err.into_bytes(), exit_code })
         }
-        Some(None) => {
+        Ended::ShimLost => {
             let text = format!("container {container}: the shim was lost while the command ran");
             Err(Error::new(ErrorKind::Unavailable, text))
         }
-        None => {
+        Ended::TimedOut => {
             let (limit, end) = (limit.unwrap_or_default(), killed(&mut guard).await);
             let text = format!("container {container}: the command did not end within {limit:?} and {end}");
             Err(Error::new(ErrorKind::DeadlineExceeded, text))
@@ -132,16 +143,15 @@ pub(crate) async fn sync(
     }
 }
 
-/// The limit that the shim enforces, in ms. It is later than the daemon's own, for the case that the daemon ends before
-/// the command.
+/// The time limit for the shim, in ms. The shim enforces it if the daemon has ended.
 fn shims_limit(limit: Duration) -> u64 {
     u64::try_from(limit.saturating_add(SLACK).as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Kills the command, and says what became of it.
+/// Kills the command. Returns the end of the caller's error.
 async fn killed(guard: &mut Guard) -> &'static str {
     let ended = match guard.kill() {
-        // Usually the kill takes effect at once; the caller does not wait for a process that hangs in the kernel.
+        // Usually the kill takes effect at once. A process that hangs in the kernel does not delay the reply.
         Some(killed) => matches!(tokio::time::timeout(KILLED, killed).await, Ok(Ok(true))),
         None => false,
     };
@@ -150,14 +160,13 @@ async fn killed(guard: &mut Guard) -> &'static str {
 
 /// Creates the plan and the pipes. Blocking.
 fn prepare(context: &Context, record: &ContainerRecord, cmd: Vec<Text>) -> Result<Prepared, Error> {
-    let broken = |error: &(dyn std::error::Error + 'static)| {
-        Error::of(format!("container {}: its record for execs", record.id), error)
-    };
     let template = record.exec_template.clone().unwrap_or_default();
-    let template: ProcessPlan = serde_json::from_value(template).map_err(|error| broken(&error))?;
+    let template: ProcessPlan = serde_json::from_value(template).map_err(|error| {
+        Error::of(format!("container {}: read exec_template in its record", record.id), &error)
+    })?;
     let security = &record.config.security;
     let seccomp = match &security.seccomp {
-        // The template holds this filter, because the file may have changed.
+        // The template has the filter that the container was created with; the file may have changed since.
         model::SeccompProfile::Localhost(_) => None,
         _ if security.privileged => None,
         profile => context.compiler.program(profile, template.caps.bounding)?,
@@ -175,7 +184,7 @@ fn prepare(context: &Context, record: &ContainerRecord, cmd: Vec<Text>) -> Resul
 
 /// Reads to the end; output beyond the limit is dropped, so that the command does not block.
 async fn read(pipe: &mut Receiver, into: &mut Output, room: &AtomicUsize) {
-    // On the heap: a buffer inside a future would use its size on the stack at every level of nesting.
+    // On the heap: a buffer in a future is part of every future that contains that one.
     let mut buffer = vec![0; CHUNK];
     loop {
         match pipe.read(&mut buffer).await {
@@ -193,7 +202,7 @@ async fn read(pipe: &mut Receiver, into: &mut Output, room: &AtomicUsize) {
     }
 }
 
-/// Kills the exec when its caller has gone or its time is over.
+/// Kills the command when its caller has gone or its time is over.
 struct Guard {
     client: Option<Client>,
     exec: ExecId,
@@ -216,5 +225,56 @@ impl Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         drop(self.kill());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shims::fakes::{FakeShim, connected};
+    use std::time::Instant;
+    use wire::Reply;
+
+    /// A running command, and its shim.
+    async fn running() -> (Guard, FakeShim) {
+        let (connection, shim) = connected().await;
+        (Guard { client: Some(connection.client), exec: next_exec() }, shim)
+    }
+
+    /// A process in D state, or in a frozen cgroup.
+    #[tokio::test]
+    async fn a_command_that_cannot_be_killed_does_not_delay_the_reply() {
+        let (mut guard, mut shim) = running().await;
+        let before = Instant::now();
+        assert_eq!(killed(&mut guard).await, "is being killed");
+        assert!(before.elapsed() < Duration::from_secs(5), "{:?}", before.elapsed());
+        let (_, request) = shim.request().await;
+        assert!(matches!(request, Request::KillExec { exec } if exec == guard.exec), "{request:?}");
+    }
+
+    /// The daemon may end before the command: then the shim kills it.
+    #[test]
+    fn the_shim_enforces_the_time_limit_after_the_daemon() {
+        assert_eq!(shims_limit(Duration::from_secs(3)), 5000);
+        assert_eq!(shims_limit(Duration::MAX), u64::MAX);
+    }
+
+    #[tokio::test]
+    async fn the_error_of_a_killed_command_says_so() {
+        let (mut guard, mut shim) = running().await;
+        let (end, ()) = tokio::join!(killed(&mut guard), async {
+            let (request, _) = shim.request().await;
+            shim.reply(request, Reply::Done).await;
+        });
+        assert_eq!(end, "was killed");
+    }
+
+    #[tokio::test]
+    async fn a_command_whose_caller_has_gone_is_killed() {
+        let (guard, mut shim) = running().await;
+        let exec = guard.exec;
+        drop(guard);
+        let (_, request) = shim.request().await;
+        assert!(matches!(request, Request::KillExec { exec: killed } if killed == exec), "{request:?}");
     }
 }

@@ -1,12 +1,12 @@
-//! Converts exits to CRI's form.
+//! Converts the shim's exit facts to the exit of a record, with CRI's reasons.
 
 use model::Exit;
 use wire::ExitFacts;
 
-/// Exit code of a container that never ran.
+/// Exit code of a container whose execve failed, as containerd reports it.
 const NEVER_RAN: i32 = 128;
 
-/// Converts the shim's exit facts; `now` is used if they have no time.
+/// Converts exit facts. `now` is used if they have no time.
 pub(crate) fn exit_of(facts: &ExitFacts, now: i64) -> Exit {
     let (reason, message) = match &facts.start_error {
         Some(error) => ("StartError", error.clone()),
@@ -24,7 +24,7 @@ pub(crate) fn exit_of(facts: &ExitFacts, now: i64) -> Exit {
     }
 }
 
-/// The exit of a container whose execve failed.
+/// The exit of a container whose execve failed with this message.
 pub(crate) fn never_ran(message: String, now: i64) -> Exit {
     exit_of(&ExitFacts { start_error: Some(message), ..ExitFacts::default() }, now)
 }

@@ -1,7 +1,7 @@
-//! An in-memory supervisor for tests of drivers: what it is asked to do arrives at the test, which says how it ended.
-//! It needs no root, no disk and no shim.
+//! An in-memory supervisor for tests of drivers. It passes jobs to the test, which decides how they end. It needs no
+//! root, no disk and no shim.
 
-use super::life::{Heard, Job, Outcome};
+use super::life::{DialResult, Job, Outcome};
 use super::supervisor::{Dial, JobEnd, Supervisor, Tools, Work};
 use crate::shims::{Client, Connection};
 use model::PodId;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use wire::Event;
 
-/// Most orders that a test has not taken; no test leaves that many.
+/// Most orders that wait to be taken by a test; no test leaves that many.
 const ORDERS: usize = 1024;
 
 /// What the supervisor was asked to do.
@@ -20,7 +20,7 @@ pub(super) enum Order {
     /// A job. Dropping it ends the job without an outcome.
     Work(Box<Running>),
     /// An attempt to connect to the shim.
-    Dial(oneshot::Sender<(Heard, Option<Box<Connection>>)>),
+    Dial(oneshot::Sender<(DialResult, Option<Box<Connection>>)>),
 }
 
 /// A running job.
@@ -28,7 +28,7 @@ pub(super) enum Order {
 pub(super) struct Running {
     /// The job.
     pub(super) job: Job,
-    /// What it was given.
+    /// What the driver gave to it.
     pub(super) tools: Tools,
     done: oneshot::Sender<JobEnd>,
 }
@@ -41,7 +41,7 @@ impl Running {
 
     /// Ends a launch with its connection.
     pub(super) fn end_with(self, outcome: Outcome, connection: Option<Box<Connection>>) {
-        // The driver may have ended, as a daemon that stops does not wait for all jobs.
+        // The driver may have ended.
         drop(self.done.send((Some(outcome), connection)));
     }
 }
@@ -76,9 +76,9 @@ impl Supervisor for Fake {
     }
 
     fn dial(&self, _: PodId, _: u32, _: Duration) -> Dial {
-        let (said, answer) = oneshot::channel();
-        self.orders.try_send(Order::Dial(said)).expect("a test that takes its orders");
-        // A shim that never answers.
+        let (dialling, answer) = oneshot::channel();
+        self.orders.try_send(Order::Dial(dialling)).expect("a test that takes its orders");
+        // If the test drops the sender, the shim never answers.
         Box::pin(async {
             match answer.await {
                 Ok(answer) => answer,

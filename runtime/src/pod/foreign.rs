@@ -1,4 +1,4 @@
-//! Paths in requests: they can be on any file system of the node, so reading them has a time limit.
+//! Reads paths that a request names. They can be on any file system of the node, which may hang.
 
 use super::context::Context;
 use crate::error::{Error, ErrorKind};
@@ -11,8 +11,7 @@ use std::time::Duration;
 /// Time limit for reading a file that a request names.
 const FOREIGN: Duration = Duration::from_secs(30);
 
-/// The filter of a profile. A Localhost profile can be on any file system, so it is read on the lane for such
-/// files.
+/// The compiled filter of a profile; `None` for Unconfined. A Localhost profile is read on the lane for such files.
 ///
 /// # Errors
 /// DeadlineExceeded if the profile's file system hangs; the errors of the compiler.
@@ -22,7 +21,7 @@ pub(crate) async fn seccomp(
     profile: &SeccompProfile,
     caps: u64,
 ) -> Result<Option<Arc<Compiled>>, Error> {
-    // Most containers have a profile that was compiled before: they save the way through a lane.
+    // Most profiles were compiled before; then no thread is needed.
     if let Some(known) = context.compiler.ready(profile, caps) {
         return Ok(known);
     }
@@ -30,17 +29,17 @@ pub(crate) async fn seccomp(
     let work = move || Ok(compiler.program(&wanted, caps)?);
     let lane = match profile {
         SeccompProfile::Localhost(_) => lanes::foreign(),
-        // Compiled from a table.
+        // Compiled from a table, without a file.
         SeccompProfile::Unconfined | SeccompProfile::RuntimeDefault => lanes::exec(),
     };
     let compiled = lanes::run(lane, pod, "seccomp profile", work);
     answered(compiled, |limit| {
-        format!("seccomp profile {profile:?} was not read within {limit:?}: its file system hangs")
+        format!("seccomp profile {profile:?} could not be read within {limit:?}: its file system hangs")
     })
     .await
 }
 
-/// The result of work on such files, or `late` if their file system hangs.
+/// The result of work on such files. If it takes too long, the error's message is `late` of the time limit.
 ///
 /// # Errors
 /// DeadlineExceeded; the errors of `work`.

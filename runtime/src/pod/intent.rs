@@ -1,10 +1,10 @@
-//! Intents: records that are written before anything is created.
+//! The intent to create a container: its record, before anything of it is created.
 
 use crate::cgroups::{leaf_path, pod_parent};
 use crate::error::Error;
 use model::{ContainerConfig, ContainerId, ContainerRecord, PodRecord};
 
-/// The first record of a container, created at a time in nanoseconds since the epoch.
+/// The first record of a container. `now`, in nanoseconds since the epoch, becomes its creation time.
 pub(crate) fn container(
     id: ContainerId,
     pod: &PodRecord,

@@ -1,7 +1,6 @@
-//! The supervisor of this node. Each job does one piece of work and returns its outcome; none decides what happens
-//! next.
+//! The jobs on this node. Each does one piece of work and returns its outcome; none decides what happens next.
 
-mod ask;
+mod reconnect;
 
 use super::context::{Context, blocking};
 use super::life::{Job, Outcome, StartError};
@@ -9,7 +8,7 @@ use super::recorder::Recorder;
 use super::registry::Registry;
 use super::stop::Stop;
 use super::supervisor::{Dial, JobEnd, StopWatch, Supervisor, Tools, Work};
-use super::{containers, launch, teardown};
+use super::{containers, launch, parallel, teardown};
 use crate::error::{Error, ErrorKind};
 use crate::lanes;
 use crate::shims::Client;
@@ -22,12 +21,12 @@ use wire::Request;
 
 /// Time limit for the shim to open a log file.
 const REOPEN: Duration = Duration::from_secs(20);
-/// How many execs of an earlier connection are killed in parallel.
+/// Most execs of an earlier connection that are killed at once.
 const KILLS: usize = 16;
 /// Time limit for the shim to kill one session.
 const KILL: Duration = Duration::from_secs(15);
 
-/// This node, as the drivers of its pods use it.
+/// Performs the jobs of drivers on this node.
 #[derive(Debug)]
 pub(crate) struct NodeSupervisor {
     context: Arc<Context>,
@@ -47,7 +46,7 @@ impl Supervisor for NodeSupervisor {
 
     fn dial(&self, pod: PodId, pid: u32, limit: Duration) -> Dial {
         let (context, registry) = (Arc::clone(&self.context), Arc::clone(&self.registry));
-        Box::pin(async move { ask::ask(&context, &registry, &pod, pid, limit).await })
+        Box::pin(async move { reconnect::reconnect(&context, &registry, &pod, pid, limit).await })
     }
 
     #[expect(clippy::too_many_lines, reason = "one match over all jobs")]
@@ -64,16 +63,16 @@ impl Supervisor for NodeSupervisor {
                 Outcome::ExitRecorded(id, recorded)
             }),
             Job::RemoveContainer(record) => with(remove_container(context, client, record, container)),
-            Job::Unmake(record) => without(async move {
-                for error in containers::unmake(&context, client.as_ref(), &record).await {
-                    tracing::error!(container = %record.id, %error, "not cleaned up after an interrupted create");
+            Job::UndoCreate(record) => without(async move {
+                for error in containers::undo_create(&context, client.as_ref(), &record).await {
+                    tracing::error!(container = %record.id, %error, "cannot undo an interrupted create; the next start tries again");
                 }
             }),
             Job::KillOrphan(id) => without(async move {
                 if let Some(client) = client
                     && let Err(error) = containers::kill_and_forget(&client, &id).await
                 {
-                    tracing::warn!(container = %id, %error, "the shim still has a container that should have been killed");
+                    tracing::warn!(container = %id, %error, "the shim has a container that should not exist, and it cannot be killed");
                 }
             }),
             Job::RemoveCgroup(record) => without(remove_cgroup(context, pod, record)),
@@ -81,28 +80,31 @@ impl Supervisor for NodeSupervisor {
                 with(async move { Outcome::LogReopened(waiter, reopen_log(client, container).await) })
             }
             Job::KillExecs(execs) => without(kill_execs(client, pod, execs)),
-            Job::EndPod(record, leaves) => {
-                with(async move { Outcome::PodEnded(teardown::end(&context, &record, client, leaves).await) })
-            }
-            Job::KillRemains(record, leaves) => {
-                with(async move { Outcome::PodKilled(teardown::kill(&context, &record, None, leaves).await) })
-            }
+            Job::TearDownPod(record, leaves) => with(async move {
+                let torn_down = teardown::tear_down(&context, &record, client, leaves).await;
+                Outcome::PodTornDown(torn_down)
+            }),
+            Job::KillRemains(record, leaves) => with(async move {
+                let killed = teardown::kill(&context, &record, None, leaves).await;
+                Outcome::RemainsKilled(killed)
+            }),
             Job::RecordPod => without(async move {
                 if let Err(error) = recorder.persist(&context, false).await {
                     tracing::error!(%pod, %error, "cannot write the pod's record");
                 }
             }),
             Job::RecordStop => with(async move {
-                // No process is left, whatever the disk says: a node that cannot write must still be able to stop
-                // its pods.
+                // A failed write does not fail the stop: no process is left, and a node whose disk is full or
+                // read-only must be able to stop its pods.
                 if let Err(error) = recorder.persist(&context, true).await {
                     tracing::error!(%pod, %error, "cannot record the stop: the next start of the daemon stops the pod again");
                 }
-                Outcome::PodRecorded
+                Outcome::StopRecorded
             }),
-            Job::ForgetShim => {
-                with(async move { Outcome::ShimForgotten(teardown::forget_shim(&context, &pod).await) })
-            }
+            Job::RemoveShimFolder => with(async move {
+                let errors = teardown::remove_shim_folder(&context, &pod).await;
+                Outcome::ShimFolderRemoved(errors)
+            }),
             Job::RemovePod(record, containers) => with(remove_pod(context, recorder, record, containers)),
         }
     }
@@ -122,7 +124,7 @@ fn without(work: impl Future<Output = ()> + Send + 'static) -> Work {
 }
 
 fn unrecorded() -> Error {
-    Error::internal("the pod's driver does not know this container")
+    Error::internal("bug of copepod: the pod's driver has no record of this container")
 }
 
 fn lost() -> Error {
@@ -131,7 +133,7 @@ fn lost() -> Error {
 
 async fn launched(context: Arc<Context>, record: Arc<PodRecord>) -> JobEnd {
     match launch::launch(context, Arc::unwrap_or_clone(record)).await {
-        Ok(launch::Up { record, connection }) => {
+        Ok(launch::LaunchedPod { record, connection }) => {
             (Some(Outcome::Launched(Ok(Box::new(record)))), Some(Box::new(connection)))
         }
         Err(failed) => (Some(Outcome::Launched(Err(failed))), None),
@@ -193,7 +195,7 @@ async fn record_exit(
         None => Err(unrecorded()),
     };
     if let Err(error) = &recorded {
-        tracing::error!(container = %id, %error, "cannot record the exit: a power loss now would lose it");
+        tracing::error!(container = %id, %error, "cannot record the exit: a power loss would lose it");
     }
     recorded.is_ok()
 }
@@ -204,12 +206,12 @@ async fn remove_container(
     record: Arc<ContainerRecord>,
     recorder: Option<Arc<Recorder<ContainerRecord>>>,
 ) -> Outcome {
-    // Recorded so that the removal is continued after a crash. A full disk must not prevent a removal:
-    // without the record, the client must repeat its call after a crash.
+    // With this record the next start of the daemon continues the removal after a crash; without it, the client must
+    // repeat its call. A full disk must not prevent a removal, so an error is ignored.
     if let Some(recorder) = recorder
         && let Err(error) = recorder.persist(&context, false).await
     {
-        tracing::debug!(container = %record.id, %error, "removal continues without being recorded");
+        tracing::debug!(container = %record.id, %error, "the removal is not recorded, and continues");
     }
     let errors = containers::remove(&context, client.as_ref(), &record).await;
     Outcome::ContainerRemoved(record.id.clone(), errors)
@@ -227,8 +229,8 @@ async fn reopen_log(client: Option<Client>, container: ContainerId) -> Result<()
     Ok(client.done("the log's reopening", Request::ReopenLog { container }, REOPEN).await?)
 }
 
-/// Kills the execs that an earlier connection started: their callers got a reply, or have gone with the
-/// earlier daemon.
+/// Kills the execs that an earlier connection started. Nobody waits for them: their callers got an error when that
+/// connection, or the earlier daemon, ended.
 async fn kill_execs(client: Option<Client>, pod: PodId, execs: Vec<ExecId>) {
     let Some(client) = client else { return };
     let mut kills = JoinSet::new();
@@ -255,15 +257,16 @@ async fn remove_pod(
 ) -> Outcome {
     // As with containers, a full disk must not prevent this.
     if let Err(error) = recorder.persist(&context, false).await {
-        tracing::debug!(pod = %record.id, %error, "removal continues without being recorded");
+        tracing::debug!(pod = %record.id, %error, "the removal is not recorded, and continues");
     }
-    let mut errors = Vec::new();
-    for container in containers {
-        errors.extend(containers::remove(&context, None, &container).await);
-    }
-    // The shim's folder may still be there because exits could not be recorded, and a create that was running when
-    // the pod was stopped may have made cgroups again.
-    errors.extend(teardown::forget(&context, &record).await);
+    let removed = parallel::for_all(containers, |container| {
+        let context = Arc::clone(&context);
+        async move { containers::remove(&context, None, &container).await }
+    });
+    let mut errors: Vec<Error> = removed.await.into_iter().flatten().collect();
+    // The shim's folder is still there if exits could not be recorded, and a create that was running when the pod was
+    // stopped may have created cgroups again.
+    errors.extend(teardown::remove_shim_rest(&context, &record).await);
     if errors.is_empty() {
         let dir = context.layout.pod_dir(&record.id);
         let removed = blocking("remove the pod", move || Ok(state::file::remove_dir(&dir)?)).await;

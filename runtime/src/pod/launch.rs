@@ -1,11 +1,11 @@
-//! Starts a pod in a chain of steps. Each step is a type that can be undone.
+//! Launches a pod in a chain of steps. The result of each step is a type that knows how to undo it.
 //!
 //! ```text
 //! Recorded ──► Supervised ──► Isolated ──► Networked ──► committed
 //!  intent       shim, hello    pause, netns   pin, lo, ADD    record Ready
 //! ```
-//! The intent is on disk before anything else exists, and is synced while the shim starts. If a step fails, the
-//! earlier ones are undone in reverse order, and the error names the step.
+//! The intent is on disk before anything else is created, and is synced while the shim starts. If a step fails, the
+//! earlier ones are undone in reverse order, and the error names the failed step.
 
 use super::context::Context;
 use super::life::LaunchFailed;
@@ -28,24 +28,24 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use wire::{Reply, Request};
 
-/// Time limit from the shim's execve to its hello: it takes milliseconds, or seconds on a machine that swaps.
+/// Time limit from the shim's execve to its hello, which takes milliseconds, or seconds on a machine that swaps.
 const GREETING: Duration = Duration::from_secs(10);
-/// Time limit from the end of the shim's connection to the end of its process.
-const LAST: Duration = Duration::from_secs(1);
+/// How long a shim whose connection has ended may take to exit.
+const EXIT: Duration = Duration::from_secs(1);
 /// Time limit for creating the namespaces and executing pause.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// A pod that was started and recorded.
+/// A pod that is launched and recorded.
 #[derive(Debug)]
-pub(crate) struct Up {
+pub(crate) struct LaunchedPod {
     /// The committed record.
     pub(crate) record: PodRecord,
     /// The connection to its shim.
     pub(crate) connection: Connection,
 }
 
-/// Starts the pod of `record`.
-pub(crate) async fn launch(context: Arc<Context>, record: PodRecord) -> Result<Up, LaunchFailed> {
+/// Launches the pod of `record`.
+pub(crate) async fn launch(context: Arc<Context>, record: PodRecord) -> Result<LaunchedPod, LaunchFailed> {
     let recorded = Recorded::begin(context, record).await?;
     failpoint::hit("pod.recorded");
     let supervised = match recorded.supervise().await {
@@ -63,9 +63,9 @@ pub(crate) async fn launch(context: Arc<Context>, record: PodRecord) -> Result<U
         Err((supervised, error)) => return Err(supervised.failed("set up the network", error).await),
     };
     failpoint::hit("pod.networked");
-    let up = networked.commit().await?;
+    let launched = networked.commit().await?;
     failpoint::hit("pod.committed");
-    Ok(up)
+    Ok(launched)
 }
 
 /// The intent is on disk.
@@ -73,15 +73,15 @@ struct Recorded {
     context: Arc<Context>,
     record: PodRecord,
     /// Syncs the intent in parallel.
-    synced: Aside<()>,
+    synced: Parallel<()>,
     /// Creates pause's cgroup and plan in parallel.
-    pause: Aside<Vec<OwnedFd>>,
+    pause: Parallel<Vec<OwnedFd>>,
 }
 
-/// A step that runs in parallel to the chain.
-struct Aside<T>(Option<JoinHandle<Result<T, Error>>>);
+/// Work that runs in parallel to the chain.
+struct Parallel<T>(Option<JoinHandle<Result<T, Error>>>);
 
-impl<T: Send + 'static> Aside<T> {
+impl<T: Send + 'static> Parallel<T> {
     fn begin(step: impl Future<Output = Result<T, Error>> + Send + 'static) -> Self {
         Self(Some(tokio::spawn(step)))
     }
@@ -89,7 +89,7 @@ impl<T: Send + 'static> Aside<T> {
     /// Waits for the result; may be called once.
     async fn outcome(&mut self, what: &'static str) -> Result<T, Error> {
         match self.0.take() {
-            None => Err(Error::internal(format!("{what}: its outcome was taken already"))),
+            None => Err(Error::internal(format!("bug of copepod: {what}: its outcome was taken before"))),
             Some(step) => match step.await {
                 Ok(outcome) => outcome,
                 Err(error) => Err(Error::of(what, &error)),
@@ -97,7 +97,7 @@ impl<T: Send + 'static> Aside<T> {
         }
     }
 
-    /// Waits until it has ended, unless its result was taken. What it created is undone after that.
+    /// Waits until it has ended, whatever its result: what it has created can be undone after that.
     async fn ended(mut self) {
         if let Some(step) = self.0.take() {
             drop(step.await);
@@ -107,34 +107,34 @@ impl<T: Send + 'static> Aside<T> {
 
 impl Recorded {
     async fn begin(context: Arc<Context>, record: PodRecord) -> Result<Self, LaunchFailed> {
-        let (theirs, intent) = (Arc::clone(&context), record.clone());
+        let (shared, intent) = (Arc::clone(&context), record.clone());
         let id = record.id.as_str();
         let written = lanes::run(lanes::records(), id, "record the pod", move || {
-            let dir = theirs.layout.pod_dir(&intent.id);
+            let dir = shared.layout.pod_dir(&intent.id);
             std::fs::DirBuilder::new()
                 .mode(0o700)
                 .create(&dir)
                 .map_err(|error| Error::of(format!("make {}", dir.display()), &error))?;
-            let path = theirs.layout.pod_record(&intent.id);
-            theirs.write_within(state::file::MAX_NEW_BYTES, &path, state::kind::POD, &intent, false)
+            let path = shared.layout.pod_record(&intent.id);
+            shared.write_within(state::file::MAX_NEW_BYTES, &path, state::kind::POD, &intent, false)
         });
         if let Err(error) = written.await {
             let left = remove_records(&context, &record).await;
             return Err(LaunchFailed { error: named(&record, "record the pod", error), left });
         }
-        let (theirs, intent) = (Arc::clone(&context), record.clone());
-        let synced = Aside::begin(async move {
+        let (shared, intent) = (Arc::clone(&context), record.clone());
+        let synced = Parallel::begin(async move {
             let id = intent.id.clone();
             lanes::run(lanes::records(), id.as_str(), "sync the pod's record", move || {
-                theirs.write(&theirs.layout.pod_record(&intent.id), state::kind::POD, &intent, true)?;
-                let pods = theirs.layout.pods_dir();
+                shared.write(&shared.layout.pod_record(&intent.id), state::kind::POD, &intent, true)?;
+                let pods = shared.layout.pods_dir();
                 std::fs::File::open(&pods)
                     .and_then(|dir| dir.sync_all())
                     .map_err(|error| Error::of(format!("sync {}", pods.display()), &error))
             })
             .await
         });
-        let pause = Aside::begin(prepare_pause(Arc::clone(&context), record.clone()));
+        let pause = Parallel::begin(prepare_pause(Arc::clone(&context), record.clone()));
         Ok(Self { context, record, synced, pause })
     }
 
@@ -148,45 +148,45 @@ impl Recorded {
         }
     }
 
-    async fn failed(self, stage: &'static str, error: Error) -> LaunchFailed {
+    async fn failed(self, step: &'static str, error: Error) -> LaunchFailed {
         let Self { context, record, synced, pause } = self;
         tokio::join!(synced.ended(), pause.ended());
         let mut left = teardown::remove_shim(&context, &record).await;
         if left.is_empty() {
             left.extend(remove_records(&context, &record).await);
         }
-        LaunchFailed { error: named(&record, stage, error), left }
+        LaunchFailed { error: named(&record, step, error), left }
     }
 }
 
 /// Starts the shim and receives its hello.
 async fn connect(context: &Arc<Context>, record: &PodRecord) -> Result<Connection, Error> {
-    let (theirs, intent) = (Arc::clone(context), record.clone());
+    let (shared, intent) = (Arc::clone(context), record.clone());
     let (mut dead, socket) = lanes::run(lanes::kill(), record.id.as_str(), "start the shim", move || {
-        let child = spawn::spawn(&theirs.layout, &theirs.cgroups, &theirs.binaries, &intent)?;
-        // From here on the shim is reaped whatever fails.
+        let child = spawn::spawn(&shared.layout, &shared.cgroups, &shared.binaries, &intent)?;
+        // From here on the shim is reaped, whatever fails next.
         let dead = spawn::reap_later(child);
-        Ok((dead, spawn::short_path(&theirs.layout.shim_socket(&intent.id))?))
+        Ok((dead, spawn::short_path(&shared.layout.shim_socket(&intent.id))?))
     })
     .await?;
     let dial = client::dial(&socket.path, &record.id, GREETING);
     tokio::pin!(dial);
-    // If the shim dies, do not wait for the time limit.
+    // A shim that dies is noticed before the time limit.
     let dialled = tokio::select! {
         biased;
         dialled = &mut dial => dialled,
-        ended = &mut dead => match tokio::time::timeout(LAST, dial).await {
-            // It sent its error before it ended, and the socket still has it, whatever was noticed first.
+        ended = &mut dead => match tokio::time::timeout(EXIT, dial).await {
+            // If it has sent its error before it ended, the socket still has it, whichever was noticed first.
             Ok(dialled @ Err(client::ClientError::Failed(_))) => dialled,
             _ => return Err(spawn::ended_early(ended.ok().flatten())),
         },
     };
     match dialled {
         Ok(connection) => Ok(connection),
-        // The connection ended or was never made: how the process ended tells more than that. (An error that the
-        // shim sent is returned as it is.)
+        // The connection was lost, or never made: how the process ended tells more than this error. (An error that
+        // the shim has sent is `Failed`.)
         Err(error @ (client::ClientError::Lost | client::ClientError::Socket { .. })) => {
-            match tokio::time::timeout(LAST, &mut dead).await {
+            match tokio::time::timeout(EXIT, &mut dead).await {
                 Ok(ended) => Err(spawn::ended_early(ended.ok().flatten())),
                 Err(_) => Err(error.into()),
             }
@@ -252,17 +252,17 @@ impl Supervised {
         }
     }
 
-    /// Undoes all steps so far, and the network: CNI DEL does nothing if ADD never ran.
-    async fn failed(self, stage: &'static str, error: Error) -> LaunchFailed {
+    /// Undoes all steps, including the network's: CNI DEL does nothing if ADD never ran.
+    async fn failed(self, step: &'static str, error: Error) -> LaunchFailed {
         let Recorded { context, record, synced, pause } = self.below;
         tokio::join!(synced.ended(), pause.ended());
         let mut left =
-            teardown::end(&context, &record, Some(self.connection.client), Vec::new()).await.errors;
-        left.extend(teardown::forget_shim(&context, &record.id).await);
+            teardown::tear_down(&context, &record, Some(self.connection.client), Vec::new()).await.errors;
+        left.extend(teardown::remove_shim_folder(&context, &record.id).await);
         if left.is_empty() {
             left.extend(remove_records(&context, &record).await);
         }
-        LaunchFailed { error: named(&record, stage, error), left }
+        LaunchFailed { error: named(&record, step, error), left }
     }
 }
 
@@ -292,8 +292,8 @@ async fn attach(context: &Arc<Context>, record: &mut PodRecord, netns: OwnedFd) 
         netns::pin(netns.as_fd(), &pin).map_err(|error| Error::of(format!("pin {}", pin.display()), &error))
     });
     let netns = copy.map_err(|error| Error::of("copy the network namespace", &error))?;
-    // Use the current configuration, not the one that was read last. STATUS of its plugins runs where it is
-    // watched (`cni_watch`), not for every pod.
+    // The files may have changed since they were read last. STATUS of the plugins does not run here, for every pod,
+    // but where the folder is watched (`cni_watch`).
     let load = async {
         context.cni.load().await;
         Ok(())
@@ -316,8 +316,8 @@ async fn attach(context: &Arc<Context>, record: &mut PodRecord, netns: OwnedFd) 
     set_sysctls(record, netns).await
 }
 
-/// Writes the pod's network sysctls. The interfaces exist now, and plugins that change some (Calico clears
-/// ip_forward) have run, so the requested values are in effect.
+/// Writes the pod's network sysctls. This is done after CNI ADD: the interfaces exist, and a plugin that changes some
+/// (Calico clears ip_forward) does not override the requested values.
 async fn set_sysctls(record: &PodRecord, netns: OwnedFd) -> Result<(), Error> {
     let wanted = spec::network_sysctls(&record.config)?;
     if wanted.is_empty() {
@@ -337,30 +337,34 @@ async fn set_sysctls(record: &PodRecord, netns: OwnedFd) -> Result<(), Error> {
     .await
 }
 
-/// The network is up.
+/// The network is set up.
 struct Networked {
     below: Supervised,
 }
 
 impl Networked {
-    async fn commit(mut self) -> Result<Up, LaunchFailed> {
+    async fn commit(mut self) -> Result<LaunchedPod, LaunchFailed> {
         if let Err(error) = self.below.below.synced.outcome("sync the pod's record").await {
             return Err(self.below.failed("record the pod", error).await);
         }
         let context = Arc::clone(&self.below.below.context);
         let record = &mut self.below.below.record;
-        if let Ok(phase) = transition::pod(record.phase, PodEvent::Launched) {
-            record.phase = phase;
+        match transition::pod(record.phase, PodEvent::Launched) {
+            Ok(phase) => record.phase = phase,
+            Err(refusal) => {
+                let error = Error::from(refusal).context(format!("pod {}", record.id));
+                return Err(self.below.failed("commit the pod", error).await);
+            }
         }
         let committed = record.clone();
         let id = record.id.clone();
         let written = lanes::run(lanes::records(), id.as_str(), "commit the pod", move || {
             files::write(&context.layout, &committed, &context.node_name)?;
-            // The intent is durable; what this write adds matters only until the next boot.
+            // Not synced: the intent is durable, and what this adds is valid in this boot only.
             context.write(&context.layout.pod_record(&committed.id), state::kind::POD, &committed, false)
         });
         match written.await {
-            Ok(()) => Ok(Up { record: self.below.below.record, connection: self.below.connection }),
+            Ok(()) => Ok(LaunchedPod { record: self.below.below.record, connection: self.below.connection }),
             Err(error) => Err(self.below.failed("commit the pod", error).await),
         }
     }
@@ -370,8 +374,8 @@ async fn remove_records(context: &Arc<Context>, record: &PodRecord) -> Vec<Error
     let dir = context.layout.pod_dir(&record.id);
     lanes::run(lanes::records(), record.id.as_str(), "remove the pod's record", move || {
         match state::file::remove_dir(&dir) {
-            // The folder may have been removed before the error, or may not exist. If a power loss restores
-            // an intent, it is rolled back.
+            // The folder does not exist: never, or not any more and only the sync has failed. If a power loss brings
+            // the intent back, the next start rolls it back.
             Err(_) if matches!(dir.try_exists(), Ok(false)) => Ok(()),
             removed => Ok(removed?),
         }
@@ -382,7 +386,7 @@ async fn remove_records(context: &Arc<Context>, record: &PodRecord) -> Vec<Error
     .collect()
 }
 
-fn named(record: &PodRecord, stage: &str, error: Error) -> Error {
+fn named(record: &PodRecord, step: &str, error: Error) -> Error {
     let meta = &record.config.meta;
-    error.context(format!("pod {}/{}: {stage}", meta.namespace, meta.name))
+    error.context(format!("pod {}/{}: {step}", meta.namespace, meta.name))
 }

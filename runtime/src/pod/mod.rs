@@ -1,4 +1,4 @@
-//! Pods: each has one driver task that owns its state, and jobs that do the work.
+//! Pods. Each has one driver task that owns its state, and jobs that do the work.
 //!
 //! ```text
 //! Node ──Command──► driver ──Supervisor──► jobs ──► launch, containers, teardown ──► shim, CNI, cgroups, files
@@ -6,7 +6,7 @@
 //!                   │ └──► publish (List, Status)
 //!                   └──► life: what is legal, and what is next
 //! ```
-//! `supervisor` is the line between what decides and what works: `jobs` is the node's, `fakes` one in memory for tests.
+//! `supervisor` separates deciding from working. `jobs` implements it for this node; `fakes`, for tests, in memory.
 
 mod admission;
 mod backoff;
@@ -24,6 +24,7 @@ mod jobs;
 mod launch;
 mod life;
 mod output;
+mod parallel;
 mod plan;
 mod publish;
 mod recorder;

@@ -1,13 +1,13 @@
-//! Output of execs in memory: at most 16 MiB per exec, with a common limit for the node, so that the execs of
-//! one container cannot use up the daemon's memory.
+//! Output of execs in memory. All execs of the node share one limit, so that the execs of one container cannot use up
+//! the daemon's memory.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Limit of all execs together, in addition to the [`SHARE`] of each.
+/// Most bytes of all outputs together, in addition to the [`SHARE`] of each.
 const BUDGET: usize = 64 << 20;
-/// Bytes that each exec may always use: more than kubelet keeps of a probe's output (10 KiB).
+/// Bytes that each output may always have: more than kubelet keeps of a probe's (10 KiB).
 const SHARE: usize = 16 << 10;
-/// After an output larger than this, free heap memory is returned to the kernel.
+/// After an output that took more than this of the common limit, free heap memory is returned to the kernel.
 const LARGE: usize = 1 << 20;
 
 static LEFT: AtomicUsize = AtomicUsize::new(BUDGET);
@@ -21,7 +21,7 @@ pub(super) struct Output {
 }
 
 impl Output {
-    /// Keeps as much as the limits allow and returns how much. The caller drops the rest.
+    /// Keeps as many bytes as the limits allow, and returns how many. The caller drops the rest.
     pub(super) fn take(&mut self, new: &[u8]) -> usize {
         let wanted = self.bytes.len() + new.len();
         if wanted > self.bytes.capacity() {
@@ -32,7 +32,7 @@ impl Output {
         fits.len()
     }
 
-    /// Doubles the capacity as a vector does, but within the common limit.
+    /// Makes room for `wanted` bytes: for twice the capacity, as a vector does, if the common limit allows it.
     fn grow(&mut self, wanted: usize) {
         let capacity = self.bytes.capacity();
         let (most, least) = (wanted.max(capacity * 2), wanted.max(SHARE));
@@ -51,7 +51,7 @@ impl Output {
         }
     }
 
-    /// The kept output. It now belongs to the reply, which is sent at once.
+    /// The kept output. It does not count any more: the reply with it is sent at once.
     pub(super) fn into_bytes(mut self) -> Vec<u8> {
         std::mem::take(&mut self.bytes)
     }

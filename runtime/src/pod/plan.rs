@@ -1,4 +1,4 @@
-//! Writes plans into sealed memfds: the shim passes them to workers and never reads them.
+//! Writes plans into sealed memfds. The shim passes them to its workers, and does not read them itself.
 
 use crate::error::Error;
 use std::os::fd::OwnedFd;

@@ -1,7 +1,6 @@
-//! The data that List and Status read: immutable views of all pods and containers, which drivers replace one
-//! by one.
+//! What List and Status read: an immutable view of each pod and container, which the pod's driver replaces.
 //!
-//! The lock is held to swap or copy pointers, never during I/O, so that no pod can delay a list.
+//! The lock is held only to change or copy tables of pointers, never during I/O, so that no pod can delay a list.
 
 use crate::error::{Error, ErrorKind};
 use model::{ContainerId, ContainerRecord, PodId, PodPhase, PodRecord};
@@ -14,8 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub(crate) struct PodView {
     /// The record, which has everything that List and Status return.
     pub record: Arc<PodRecord>,
-    /// Time since which its shim is silent, in nanoseconds since the epoch; 0 if it responds or is dead. The
-    /// other fields keep their last known state.
+    /// Since when its shim is silent: nanoseconds since the epoch, 0 if it responds or is dead. While it is silent, the
+    /// record has the last known state.
     pub silent_since: i64,
     /// Increases with every change on this node.
     pub generation: u64,
@@ -48,10 +47,11 @@ struct Tables {
     containers: Table<ContainerView>,
 }
 
-/// Views by id, and the last list made of them.
+/// Views by id, and the list of them.
 #[derive(Debug)]
 struct Table<T> {
     by_id: BTreeMap<Box<str>, Arc<T>>,
+    /// Made by the first call after a change.
     list: Option<Arc<[Arc<T>]>>,
 }
 
@@ -111,7 +111,7 @@ impl<T> Table<T> {
 
 impl Published {
     fn tables(&self) -> std::sync::MutexGuard<'_, Tables> {
-        // Every change is one insert or remove, so a poisoned lock protects no inconsistent state.
+        // Every change is one insert or remove, so the tables are consistent even if a panic has poisoned the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -153,12 +153,12 @@ impl Published {
         self.tables().containers.list(|view| (view.record.created_at, view.record.id.clone()))
     }
 
-    /// Finds it by id or by a unique prefix.
+    /// Finds a pod by its id or a unique prefix of it.
     pub(crate) fn pod(&self, id: &str) -> Result<Arc<PodView>, Error> {
         self.tables().pods.find("pod sandbox", id)
     }
 
-    /// Finds it by id or by a unique prefix.
+    /// Finds a container by its id or a unique prefix of it.
     pub(crate) fn container(&self, id: &str) -> Result<Arc<ContainerView>, Error> {
         self.tables().containers.find("container", id)
     }

@@ -8,7 +8,7 @@ use state::Layout;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Writes one record, one write at a time and always with the latest content; calls may come in any order.
+/// Writes one record: one write at a time, and always the latest content.
 #[derive(Debug)]
 pub(crate) struct Recorder<T> {
     path: PathBuf,
@@ -22,17 +22,17 @@ impl<T: Serialize + Send + Sync + 'static> Recorder<T> {
         Arc::new(Self { path, kind, newest: Mutex::new(content), writing: tokio::sync::Mutex::new(()) })
     }
 
-    /// Sets the content for the next write.
+    /// Sets what the next write contains. Writes nothing.
     pub(crate) fn set(&self, content: Arc<T>) {
         *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = content;
     }
 
-    /// Writes the latest content.
+    /// Writes the latest content. With `durable` it survives a power loss once this returns.
     pub(crate) async fn persist(&self, context: &Arc<Context>, durable: bool) -> Result<(), Error> {
         self.persist_within(state::file::MAX_BYTES, context, durable).await
     }
 
-    /// Writes the latest content, with a size limit in bytes.
+    /// Like [`Self::persist`], with a size limit in bytes.
     pub(crate) async fn persist_within(
         &self,
         limit: u64,

@@ -1,4 +1,4 @@
-//! Maps ids and names to the drivers of pods. A request that equals a running one joins it.
+//! Finds the drivers of pods by id and name. A RunPodSandbox call that equals a running one joins it.
 
 use super::command::{Command, Reply};
 use super::publish::Published;
@@ -13,14 +13,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 /// The result of a launch; `None` while it is running.
 pub(crate) type Launched = Option<Result<PodId, Error>>;
 
-/// Queue length of one driver. Drivers never block, so it fills only with very many calls.
+/// Most commands in a driver's queue. A driver never blocks, so the queue is full only if very many calls arrive at once.
 const MAX_COMMANDS: usize = 64;
-/// Most pods of a node; kubelet's default limit is 110, and a few hundred are used in practice.
+/// Most pods of a node. kubelet's default limit is 110; some nodes have a few hundred.
 const MAX_PODS: usize = 4096;
-/// How long drivers may finish their writes when the daemon stops.
+/// How long the daemon waits for drivers when it stops.
 const CLOSE: Duration = Duration::from_secs(5);
 
-/// The drivers of all pods, and what they have published.
+/// The drivers of all pods, and what they publish.
 #[derive(Debug)]
 pub(crate) struct Registry {
     tables: Mutex<Tables>,
@@ -32,7 +32,7 @@ pub(crate) struct Registry {
 struct Tables {
     pods: HashMap<PodId, Handle>,
     names: HashMap<PodMeta, PodId>,
-    /// Errors for commands on pods and containers without a driver, by id.
+    /// The errors for commands on pods and containers whose records cannot be used, by id.
     kept: HashMap<Box<str>, Error>,
 }
 
@@ -45,14 +45,14 @@ struct Handle {
 
 /// The channels of a new driver.
 #[derive(Debug)]
-pub(crate) struct Seat {
+pub(crate) struct DriverChannels {
     /// The pod's id.
     pub(crate) id: PodId,
     /// Receives commands.
     pub(crate) commands: mpsc::Receiver<Command>,
-    /// Tells the callers that wait for the launch.
+    /// Sends the result of the launch to the callers that wait for the name.
     pub(crate) launched: watch::Sender<Launched>,
-    /// Becomes true when the daemon stops.
+    /// Becomes true when the daemon is stopping.
     pub(crate) closing: watch::Receiver<bool>,
 }
 
@@ -60,8 +60,8 @@ pub(crate) struct Seat {
 #[derive(Debug)]
 pub(crate) enum Reservation {
     /// The name was free: start a driver with these channels, then wait.
-    New(Seat, watch::Receiver<Launched>),
-    /// An equal request is running: wait for its result.
+    New(DriverChannels, watch::Receiver<Launched>),
+    /// An equal request has it: wait for its result.
     Join(watch::Receiver<Launched>),
 }
 
@@ -79,14 +79,18 @@ impl Registry {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reserves the pod's name for `id`, or returns the pod that has it.
+    /// Reserves the pod's name for `id`, or joins the equal request that has it.
+    ///
+    /// # Errors
+    /// AlreadyExists if the name belongs to another configuration, to a pod that is not ready any more, or to a pod that
+    /// is not managed; ResourceExhausted if the node has too many pods.
     pub(crate) fn reserve(&self, id: PodId, config: &Arc<PodConfig>) -> Result<Reservation, Error> {
         let mut tables = self.tables();
         if let Some(owner) = tables.names.get(&config.meta) {
             let Some(handle) = tables.pods.get(owner) else {
                 let kept = tables.kept.get(owner.as_str()).cloned();
                 return Err(kept.map_or_else(
-                    || Error::internal(format!("pod {owner} has a name but no driver")),
+                    || Error::internal(format!("bug of copepod: pod {owner} has a name and no driver")),
                     |error| Error::new(ErrorKind::AlreadyExists, error.message),
                 ));
             };
@@ -99,7 +103,7 @@ impl Registry {
             if matches!(*handle.launched.borrow(), Some(Ok(_)))
                 && !self.published.pod(owner.as_str()).is_ok_and(|pod| pod.is_ready())
             {
-                let text = format!("pod {name} exists as {owner} and is not ready any more");
+                let text = format!("pod {name} exists as {owner} and is not ready any more: remove it first");
                 return Err(Error::new(ErrorKind::AlreadyExists, text));
             }
             return Ok(Reservation::Join(handle.launched.clone()));
@@ -108,31 +112,30 @@ impl Registry {
             let text = format!("this node has {MAX_PODS} pods, its limit");
             return Err(Error::new(ErrorKind::ResourceExhausted, text));
         }
-        let (seat, launched) = self.seat(&mut tables, id, config, None);
-        Ok(Reservation::New(seat, launched))
+        let (channels, launched) = self.register(&mut tables, id, config, None);
+        Ok(Reservation::New(channels, launched))
     }
 
-    /// Registers a driver for a pod that has a record.
-    ///
-    /// With `leaving` the pod is rolled back or removed: a caller that wants its name waits until it is gone.
-    pub(crate) fn restore(&self, id: &PodId, config: &Arc<PodConfig>, leaving: bool) -> Seat {
+    /// Registers a driver for a pod that has a record. If the daemon removes the pod (`leaving`), callers that want its
+    /// name wait until it is removed.
+    pub(crate) fn restore(&self, id: &PodId, config: &Arc<PodConfig>, leaving: bool) -> DriverChannels {
         let launched = if leaving { None } else { Some(Ok(id.clone())) };
-        self.seat(&mut self.tables(), id.clone(), config, launched).0
+        self.register(&mut self.tables(), id.clone(), config, launched).0
     }
 
-    fn seat(
+    fn register(
         &self,
         tables: &mut Tables,
         id: PodId,
         config: &Arc<PodConfig>,
         launched: Launched,
-    ) -> (Seat, watch::Receiver<Launched>) {
+    ) -> (DriverChannels, watch::Receiver<Launched>) {
         let (sender, commands) = mpsc::channel(MAX_COMMANDS);
         let (tell, launched) = watch::channel(launched);
         let handle = Handle { commands: sender, config: Arc::clone(config), launched: launched.clone() };
         tables.names.insert(config.meta.clone(), id.clone());
         tables.pods.insert(id.clone(), handle);
-        (Seat { id, commands, launched: tell, closing: self.closing.subscribe() }, launched)
+        (DriverChannels { id, commands, launched: tell, closing: self.closing.subscribe() }, launched)
     }
 
     /// Publishes a pod that has no driver because its record cannot be used; its name stays reserved.
@@ -158,7 +161,7 @@ impl Registry {
         self.tables().kept.get(id).map_or(Ok(()), |refusal| Err(refusal.clone()))
     }
 
-    /// Releases the name of a removed pod.
+    /// Releases the name of a pod that was removed.
     pub(crate) fn release(&self, id: &PodId) {
         let mut tables = self.tables();
         if let Some(handle) = tables.pods.remove(id)
@@ -168,8 +171,7 @@ impl Registry {
         }
     }
 
-    /// Sends a command to a pod's driver and waits for the reply. If the caller goes away, the work
-    /// continues.
+    /// Sends a command to a pod's driver and waits for the reply. If the caller goes away, the work continues.
     pub(crate) async fn call<T>(
         &self,
         pod: &PodId,
@@ -186,7 +188,7 @@ impl Registry {
         })
     }
 
-    /// For work outside of drivers that must finish before the daemon exits: it holds this until it is done.
+    /// Has the daemon wait, when it stops, for work that is no driver's: until the value is dropped.
     pub(crate) fn hold(&self) -> watch::Receiver<bool> {
         self.closing.subscribe()
     }
@@ -214,7 +216,7 @@ mod tests {
     async fn an_equal_request_joins_and_another_is_refused() {
         let registry = Registry::new();
         let id = PodId::from_random([1; 32]);
-        let Ok(Reservation::New(seat, _)) = registry.reserve(id.clone(), &config("a", "h")) else {
+        let Ok(Reservation::New(channels, _)) = registry.reserve(id.clone(), &config("a", "h")) else {
             panic!("the name is free");
         };
         let other = PodId::from_random([2; 32]);
@@ -223,7 +225,7 @@ mod tests {
         };
         let refused = registry.reserve(other.clone(), &config("a", "other")).unwrap_err();
         assert_eq!(refused.kind, ErrorKind::AlreadyExists);
-        seat.launched.send_replace(Some(Ok(id.clone())));
+        channels.launched.send_replace(Some(Ok(id.clone())));
         assert_eq!(*launched.wait_for(Option::is_some).await.unwrap(), Some(Ok(id.clone())));
         // Launched, but not published as ready: the pod has ended.
         let over = registry.reserve(other.clone(), &config("a", "h")).unwrap_err();
@@ -236,8 +238,8 @@ mod tests {
     async fn calls_to_an_ended_driver_return_not_found() {
         let registry = Registry::new();
         let id = PodId::from_random([1; 32]);
-        let seat = registry.restore(&id, &config("a", ""), false);
-        drop(seat);
+        let channels = registry.restore(&id, &config("a", ""), false);
+        drop(channels);
         let error = registry.call(&id, Command::StopPod).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::NotFound);
     }

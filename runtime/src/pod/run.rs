@@ -8,29 +8,34 @@ use crate::error::{Error, ErrorKind};
 use model::{ContainerRecord, PodConfig, PodId, PodRecord};
 use std::sync::Arc;
 
-/// Number of attempts to get a name that is released while waiting for it.
+/// Most attempts to reserve a name. One fails if the pod that has the name is removed meanwhile.
 const TRIES: usize = 3;
 
-/// Reserves the name or joins the request that has it, and waits for the launch.
+/// RunPodSandbox: reserves the name, or joins an equal call that has it, and waits for the launch.
 pub(crate) async fn run(
     context: &Arc<Context>,
     registry: &Arc<Registry>,
     config: PodConfig,
 ) -> Result<PodId, Error> {
-    spec::refuse::pod(&config)?;
     context.root.writable().await?;
     let config = Arc::new(config);
     for _ in 0..TRIES {
         let id = PodId::from_random(random()?);
         let mut launched = match registry.reserve(id, &config)? {
             Reservation::Join(launched) => launched,
-            Reservation::New(seat, launched) => {
+            Reservation::New(channels, launched) => {
                 let config = PodConfig::clone(&config);
-                driver::launch(NodeSupervisor::new(context, registry), Arc::clone(registry), seat, config);
+                driver::launch(
+                    NodeSupervisor::new(context, registry),
+                    Arc::clone(registry),
+                    channels,
+                    config,
+                );
                 launched
             }
         };
-        // An error: an earlier daemon had left the pod with this name incomplete, and it is gone now.
+        // An error means that the driver ended without a result: it has removed a pod that an earlier daemon had left
+        // incomplete, so that the name is free now.
         if let Ok(ended) = launched.wait_for(Option::is_some).await
             && let Some(outcome) = &*ended
         {
@@ -40,8 +45,8 @@ pub(crate) async fn run(
     Err(Error::new(ErrorKind::Aborted, "the daemon is stopping"))
 }
 
-/// Starts the driver of a pod with records, of this boot (`same_boot`) or an earlier one. When this returns, the pod is
-/// listed. `leaving`: it is rolled back or removed.
+/// Starts the driver of a pod that has records, of this boot (`same_boot`) or an earlier one. When this returns, the
+/// pod is listed, unless the daemon removes it (`leaving`).
 pub(crate) fn adopt(
     context: &Arc<Context>,
     registry: &Arc<Registry>,

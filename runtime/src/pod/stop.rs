@@ -1,6 +1,5 @@
-//! The work of StopContainer: stop signal, grace period, kill. It also works without the shim, which may be
-//! stopped, hang on a disk, or be disconnected: init is signalled by pidfd, and the pidfd also shows its
-//! exit.
+//! The work of StopContainer: stop signal, grace period, kill. It works without the shim too, which may be stopped, hang
+//! on a disk, or have no connection: init is signalled by its pidfd, and the pidfd shows when init has ended.
 
 use super::backoff::later;
 use super::context::Context;
@@ -20,15 +19,15 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use wire::{ExitFacts, Request};
 
-/// Time limit for a request that only makes a system call. The daemon does not wait longer for a silent shim,
-/// because it can make the call itself.
-const TOLD: Duration = Duration::from_secs(2);
-/// Time limit for the shim to reap what it has killed, unless a process hangs in the kernel.
+/// Time limit for a request for which the shim only makes a system call. If the shim is silent, the daemon makes the
+/// call itself.
+const REQUEST: Duration = Duration::from_secs(2);
+/// Time limit for the shim to reap what it has killed. If a process hangs in the kernel, it cannot.
 const KILL: Duration = Duration::from_secs(10);
-/// Number and interval of the checks whether a killed process has ended.
+/// Number and interval of the checks whether a killed init can be reaped.
 const CHECKS: u32 = 20;
 const CHECK_INTERVAL: Duration = Duration::from_millis(5);
-/// Time limit for the shim to report an exit that has happened.
+/// Time limit for the shim to report the exit of an init that has ended.
 const REPORT: Duration = Duration::from_secs(2);
 /// Pauses between checks for the exit status of a container that has no process left.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -43,7 +42,7 @@ pub(crate) struct Stop {
     pub(crate) shim_pid: u32,
     /// The container's record at the beginning of the stop.
     pub(crate) record: Arc<ContainerRecord>,
-    /// When to kill; may be moved to an earlier time.
+    /// The end of the grace period. It may become earlier.
     pub(crate) deadline: watch::Receiver<Instant>,
     /// Becomes true when its exit is recorded.
     pub(crate) exited: watch::Receiver<bool>,
@@ -73,7 +72,7 @@ impl Stop {
         self.find_exit(context).await
     }
 
-    /// Opens a pidfd of init, if its pid is certainly not reused.
+    /// A pidfd of init. `None` if init has ended, or if its pid may be that of another process by now.
     async fn find_init(&self) -> Option<AsyncFd<OwnedFd>> {
         let (record, shim_pid) = (self.record.clone(), self.shim_pid);
         let pod = self.record.pod.as_str();
@@ -89,8 +88,7 @@ impl Stop {
         }
     }
 
-    /// Sends the stop signal. A failure is logged, and the grace period is still waited: SIGKILL follows at
-    /// its end.
+    /// Sends the stop signal. If that fails, the error is logged, and SIGKILL follows at the end of the grace period.
     async fn signal(&self, init: Option<&AsyncFd<OwnedFd>>) {
         let (id, signal) = (&self.record.id, self.record.stop_signal);
         if let Some(init) = init {
@@ -100,16 +98,16 @@ impl Stop {
             }
         }
         let Some(client) = &self.client else {
-            tracing::warn!(container = %id, signal, "stop signal not sent: init was not found, its shim is silent");
+            tracing::warn!(container = %id, signal, "stop signal not sent: init was not found, and its shim is silent");
             return;
         };
         let gently = Request::Kill { container: id.clone(), signal, all: false };
-        if let Err(error) = client.done("the stop signal", gently, TOLD).await {
+        if let Err(error) = client.done("the stop signal", gently, REQUEST).await {
             tracing::warn!(container = %id, signal, %error, "stop signal not sent");
         }
     }
 
-    /// Waits until the deadline, or until init has ended.
+    /// Waits until the exit is recorded, init has ended, or the grace period is over.
     async fn grace(&mut self, init: Option<&AsyncFd<OwnedFd>>) -> Grace {
         let ended = ended(init);
         tokio::pin!(ended);
@@ -122,7 +120,7 @@ impl Stop {
                 changed = self.deadline.changed() => if changed.is_err() { return Grace::Over },
             }
         }
-        // The shim now kills the remaining processes and reports, normally at once.
+        // Init has ended. The shim now kills the remaining processes and reports the exit, normally at once.
         if self.client.is_some() && timeout(REPORT, self.exited.wait_for(|exited| *exited)).await.is_ok() {
             return Grace::Exited;
         }
@@ -130,29 +128,28 @@ impl Stop {
         Grace::Over
     }
 
-    /// Has the shim kill all processes; returns true if it has reported the exit. A shim that fails to do so
-    /// is not used any more.
+    /// Has the shim kill all processes. Returns true if the exit is recorded; if not, the shim is not used any more.
     async fn kill_by_shim(&mut self, init: Option<&AsyncFd<OwnedFd>>) -> bool {
         let Some(client) = self.client.take() else { return false };
         let kill = Request::Kill { container: self.record.id.clone(), signal: 9, all: true };
-        if let Err(error) = client.done("the kill", kill, TOLD).await {
+        if let Err(error) = client.done("the kill", kill, REQUEST).await {
             tracing::warn!(container = %self.record.id, %error, "the shim did not kill the container: killing by cgroup");
             return *self.exited.borrow();
         }
-        // If init has ended without a report, a tracer may keep the shim from reaping it.
-        let held = async {
+        // If init has ended and the shim does not report it, a tracer keeps the shim from reaping init.
+        let unreaped = async {
             ended(init).await;
             tokio::time::sleep(REPORT).await;
         };
         tokio::select! {
             _ = self.exited.wait_for(|exited| *exited) => true,
-            () = held => false,
+            () = unreaped => false,
             () = tokio::time::sleep(KILL) => false,
         }
     }
 
-    /// The exit of a container that has no process left: from the shim's report, from its exit file, or from
-    /// the kernel. A shim that works but cannot be reached reaps init shortly before it writes the file.
+    /// The exit of a container that has no process left; `None` if it is recorded. Repeated for a while, because a shim
+    /// without a connection reaps init shortly before it writes the exit file: then neither kernel nor file has the exit.
     async fn find_exit(mut self, context: &Arc<Context>) -> Result<Option<Exit>, Error> {
         let until = Instant::now() + KILL;
         for attempt in 0.. {
@@ -172,17 +169,17 @@ impl Stop {
         Err(Error::new(ErrorKind::DeadlineExceeded, text))
     }
 
-    /// The exit from the shim's exit file, or from the kernel as long as init is not reaped.
+    /// The exit from the shim's exit file, or from the kernel, which has it until init is reaped.
     async fn read_exit(&self, context: &Arc<Context>) -> Result<Option<Exit>, Error> {
-        let (theirs, record, shim_pid) = (Arc::clone(context), self.record.clone(), self.shim_pid);
+        let (shared, record, shim_pid) = (Arc::clone(context), self.record.clone(), self.shim_pid);
         let pod = self.record.pod.as_str();
         let read = move || {
-            let path = theirs.layout.exit(&record.pod, &record.id);
+            let path = shared.layout.exit(&record.pod, &record.id);
             if let Ok(Some(stored)) = state::file::read::<ExitFacts>(&path, state::kind::EXIT) {
                 return Ok(Some(exit::exit_of(&stored.data, now())));
             }
             let Some(code) = code(record.pid, shim_pid) else { return Ok(None) };
-            let oom_killed = theirs.cgroups.oom_kills(&record.cgroup).is_ok_and(|kills| kills > 0);
+            let oom_killed = shared.cgroups.oom_kills(&record.cgroup).is_ok_and(|kills| kills > 0);
             let facts = ExitFacts { code, finished_at: now(), oom_killed, ..ExitFacts::default() };
             Ok(Some(exit::exit_of(&facts, now())))
         };
@@ -193,23 +190,23 @@ impl Stop {
 /// How the grace period ended.
 #[derive(Debug, PartialEq, Eq)]
 enum Grace {
-    /// The shim has reported the exit.
+    /// The exit is recorded.
     Exited,
-    /// The remaining processes must be killed.
+    /// Processes may be left, which must be killed.
     Over,
 }
 
 /// Resolves when init has ended, reaped or not.
 async fn ended(init: Option<&AsyncFd<OwnedFd>>) {
     match init {
-        // A pidfd stays readable; an error means that the runtime is ending.
+        // A pidfd stays readable. An error means that tokio is shutting down.
         Some(init) => drop(init.readable().await),
         None => std::future::pending().await,
     }
 }
 
-/// Opens a pidfd of init. The pid may have been reused, so the process must be in the container's cgroup, or
-/// be a zombie of the shim. Blocking.
+/// Opens a pidfd of init. The pid may have been reused, so the process must be in the container's cgroup, or be a zombie
+/// whose parent is the shim. Blocking.
 fn find(record: &ContainerRecord, shim_pid: u32) -> io::Result<Option<OwnedFd>> {
     if record.pid == 0 {
         return Ok(None);
@@ -219,13 +216,13 @@ fn find(record: &ContainerRecord, shim_pid: u32) -> io::Result<Option<OwnedFd>> 
         return Ok(Some(process));
     }
     let Some(cgroups) = sys::proc::unless_gone(sys::proc::cgroups(record.pid))? else { return Ok(None) };
-    // Init may be in a cgroup that it created below its own.
+    // Init may have moved to a cgroup below its own.
     let cgroups = String::from_utf8_lossy(&cgroups);
     let mut parts = cgroups.lines().flat_map(|line| line.split('/'));
     Ok(parts.any(|part| part == record.id.as_str()).then_some(process))
 }
 
-/// The exit code of init from the kernel, as long as init is not reaped. Blocking.
+/// The exit code of init from the kernel, which has it until init is reaped. Blocking.
 pub(super) fn code(pid: u32, shim_pid: u32) -> Option<i32> {
     if pid == 0 || shim_pid == 0 {
         return None;
@@ -233,7 +230,7 @@ pub(super) fn code(pid: u32, shim_pid: u32) -> Option<i32> {
     for _ in 0..CHECKS {
         match sys::proc::stat(pid) {
             Ok(stat) if stat.parent == shim_pid && stat.is_over() => return Some(stat.code()),
-            // It leaves its cgroup shortly before it can be reaped.
+            // It has left its cgroup, and can be reaped shortly after that.
             Ok(stat) if stat.parent == shim_pid => std::thread::sleep(CHECK_INTERVAL),
             _ => return None,
         }
@@ -251,7 +248,8 @@ fn zombie_of(pid: u32, parent: u32) -> bool {
 mod tests {
     use super::*;
     use model::{ContainerConfig, ContainerId, ContainerPhase, PodId};
-    use std::process::Command;
+    use std::io::Read as _;
+    use std::process::{Command, Stdio};
 
     fn record(pid: u32) -> ContainerRecord {
         ContainerRecord {
@@ -274,6 +272,50 @@ mod tests {
         assert!(find(&record(own), 0).unwrap().is_none());
         assert!(find(&record(0), own).unwrap().is_none());
         assert!(find(&record(4_194_305), own).unwrap().is_none());
+    }
+
+    /// A stop without a connection to the shim, and what its driver tells it.
+    fn stop(record: ContainerRecord, grace: Duration) -> (Stop, watch::Sender<Instant>, watch::Sender<bool>) {
+        let (deadline, exited) = (watch::Sender::new(Instant::now() + grace), watch::Sender::new(false));
+        let stop = Stop {
+            client: None,
+            shim_pid: 0,
+            record: Arc::new(record),
+            deadline: deadline.subscribe(),
+            exited: exited.subscribe(),
+        };
+        (stop, deadline, exited)
+    }
+
+    #[tokio::test]
+    async fn the_stop_signal_and_the_grace_period_need_no_shim() {
+        let script = "trap 'exit 3' TERM; echo ready; while :; do sleep 0.01; done";
+        let mut child = Command::new("/bin/sh").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = [0; 6];
+        child.stdout.as_mut().unwrap().read_exact(&mut line).unwrap();
+        let init = watched(sys::pidfd::open(child.id()).unwrap(), Interest::READABLE).unwrap();
+        let (mut stop, _deadline, _exited) = stop(record(child.id()), Duration::from_secs(120));
+        let before = Instant::now();
+        stop.signal(Some(&init)).await;
+        // What is left must be killed, but not before init has ended by itself.
+        assert_eq!(stop.grace(Some(&init)).await, Grace::Over);
+        assert!(before.elapsed() < Duration::from_secs(60), "{:?}", before.elapsed());
+        assert_eq!(child.wait().unwrap().code(), Some(3));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_grace_period_is_kept_and_can_be_shortened() {
+        let (mut kept, _deadline, _exited) = stop(record(0), Duration::from_secs(30));
+        let before = Instant::now();
+        assert_eq!(kept.grace(None).await, Grace::Over);
+        assert_eq!(before.elapsed().as_secs(), 30);
+        let (mut shortened, deadline, _exited) = stop(record(0), Duration::from_secs(3600));
+        let before = Instant::now();
+        let (outcome, ()) = tokio::join!(shortened.grace(None), async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            deadline.send_replace(Instant::now() + Duration::from_secs(2));
+        });
+        assert_eq!((outcome, before.elapsed().as_secs()), (Grace::Over, 3));
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! What a pod's driver leaves to others: the work of jobs, and talking to a shim. The driver knows this trait alone, so
-//! its tests run it without root on an in-memory one (`fakes`).
+//! What a pod's driver has done for it: jobs, and connecting to shims. The driver uses this trait only, so that its
+//! tests need no root: they run it with an implementation in memory (`fakes`).
 
-use super::life::{Heard, Job, Outcome};
+use super::life::{DialResult, Job, Outcome};
 use super::recorder::Recorder;
 use crate::shims::{Client, Connection};
 use futures_util::future::BoxFuture;
@@ -17,22 +17,22 @@ use tokio::time::Instant;
 pub(super) type JobEnd = (Option<Outcome>, Option<Box<Connection>>);
 /// A running job.
 pub(super) type Work = BoxFuture<'static, JobEnd>;
-/// A running attempt to connect to a shim: what it said, and the connection if it answered.
-pub(super) type Dial = BoxFuture<'static, (Heard, Option<Box<Connection>>)>;
+/// A running attempt to connect to a shim: its result, and the connection if there is one.
+pub(super) type Dial = BoxFuture<'static, (DialResult, Option<Box<Connection>>)>;
 
 /// Performs jobs and connects to shims.
 pub(super) trait Supervisor: Debug + Send + Sync {
-    /// The paths of records.
+    /// The paths of the records.
     fn layout(&self) -> &Layout;
 
-    /// The work of a job. It has not begun when this returns.
+    /// The work of a job. It begins when the future is polled.
     fn work(&self, job: Job, tools: Tools) -> Work;
 
-    /// Connects to a pod's shim, whose pid is in the record, and waits at most `limit` for its hello.
+    /// Connects to a pod's shim, and waits at most `limit` for its hello. `pid` is the shim's in the pod's record.
     fn dial(&self, pod: PodId, pid: u32, limit: Duration) -> Dial;
 }
 
-/// What a job uses of its driver.
+/// What the driver gives to a job.
 #[derive(Debug)]
 pub(super) struct Tools {
     /// The pod.
@@ -43,14 +43,14 @@ pub(super) struct Tools {
     pub(super) recorder: Arc<Recorder<PodRecord>>,
     /// Writes the record of the job's container, if it has one.
     pub(super) container: Option<Arc<Recorder<ContainerRecord>>>,
-    /// Steers the job, if it is a stop.
+    /// What the driver tells the job while it runs, if it is a stop.
     pub(super) stop: Option<StopWatch>,
 }
 
-/// Steers a running stop.
+/// What the driver tells a running stop.
 #[derive(Debug, Clone)]
 pub(super) struct StopWatch {
-    /// When to kill; it may become earlier.
+    /// The end of the grace period. It may become earlier.
     pub(super) deadline: watch::Receiver<Instant>,
     /// Becomes true when the exit is recorded.
     pub(super) exited: watch::Receiver<bool>,
@@ -59,14 +59,14 @@ pub(super) struct StopWatch {
 /// The driver's end of a [`StopWatch`].
 #[derive(Debug)]
 pub(super) struct StopHandle {
-    /// Sets when to kill.
+    /// The end of the grace period.
     pub(super) deadline: watch::Sender<Instant>,
     /// Set to true when the exit is recorded.
     pub(super) exited: watch::Sender<bool>,
 }
 
 impl StopHandle {
-    /// A stop that kills at `deadline`.
+    /// For a stop whose grace period ends at `deadline`.
     pub(super) fn new(deadline: Instant) -> Self {
         Self { deadline: watch::Sender::new(deadline), exited: watch::Sender::new(false) }
     }

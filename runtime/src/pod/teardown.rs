@@ -1,8 +1,8 @@
-//! Tears a pod down: every step runs even if others fail, each is idempotent, and all errors are returned.
+//! Tears a pod down. Every step runs even if others fail, each is idempotent, and all errors are returned.
 
 use super::context::Context;
-use super::life::{Ended, Ending, Leaf};
-use super::{exit, stop};
+use super::life::{ExitReport, Leaf, TornDown};
+use super::{exit, parallel, stop};
 use crate::cgroups::{leaf_path, pod_parent};
 use crate::clock::now;
 use crate::error::Error;
@@ -15,30 +15,30 @@ use std::sync::Arc;
 use std::time::Duration;
 use wire::{ExitFacts, Request};
 
-/// Time limit for the shim to kill and reap everything; then its cgroups are killed instead.
+/// Time limit for the shim to kill and reap everything. After that the daemon kills by the pod's cgroups.
 const STOP: Duration = Duration::from_secs(8);
 /// Time limit for a shim without processes to exit.
-const LEAVE: Duration = Duration::from_secs(2);
+const EXIT: Duration = Duration::from_secs(2);
 
-/// Tears everything of a pod down except its records and its shim's folder, where exit files stay until the
-/// exits are durable elsewhere ([`forget_shim`]).
-pub(crate) async fn end(
+/// Tears a pod down: processes, network, shim and cgroups. Its records stay, and so does its shim's folder with the
+/// exit files, until the exits are durable in the records ([`remove_shim_folder`]).
+pub(crate) async fn tear_down(
     context: &Arc<Context>,
     record: &PodRecord,
     client: Option<Client>,
     leaves: Vec<Leaf>,
-) -> Ended {
+) -> TornDown {
     let cgroups = leaves.iter().map(|leaf| leaf.cgroup.clone()).collect();
-    let mut ended = kill(context, record, client.as_ref(), leaves).await;
+    let mut torn_down = kill(context, record, client.as_ref(), leaves).await;
     failpoint::hit("pod.stop.killed");
-    ended.errors.extend(release_network(context, record).await);
+    torn_down.errors.extend(release_network(context, record).await);
     failpoint::hit("pod.stop.network");
     if let Some(client) = client {
-        leave(&client).await;
+        shut_down(&client).await;
     }
     let kill_first = |context: &Context, id: &PodId| spawn::kill(&context.cgroups, id);
-    ended.errors.extend(remove_cgroups(context, record, cgroups, kill_first).await);
-    ended
+    torn_down.errors.extend(remove_cgroups(context, record, cgroups, kill_first).await);
+    torn_down
 }
 
 /// Kills all processes of the pod's containers and pause: by the shim, or by their cgroups if that fails.
@@ -47,55 +47,83 @@ pub(crate) async fn kill(
     record: &PodRecord,
     client: Option<&Client>,
     leaves: Vec<Leaf>,
-) -> Ended {
-    let mut by_shim = false;
-    if let Some(client) = client {
-        match client.done("the pod's stop", Request::StopPod, STOP).await {
-            Ok(()) => by_shim = true,
-            Err(error) => {
-                tracing::warn!(pod = %record.id, %error, "the shim did not stop its pod: killing by cgroups");
-            }
+) -> TornDown {
+    let by_shim = match client {
+        Some(client) => kill_by_shim(client, record).await,
+        None => false,
+    };
+    let all = leaves.iter().map(|leaf| leaf.id.clone()).collect();
+    let mut killed = TornDown::default();
+    if !by_shim {
+        kill_by_cgroups(context, record, &leaves, &mut killed).await;
+    }
+    let (shared, pod) = (Arc::clone(context), record.clone());
+    let read = move || {
+        let mut exits = BTreeMap::new();
+        // A silent shim has not reaped the inits that were killed: the kernel still tells how they ended. The shim is
+        // killed after this.
+        for leaf in leaves.into_iter().filter(|_| !by_shim) {
+            let Some(code) = stop::code(leaf.pid, pod.shim_pid) else { continue };
+            let facts = ExitFacts { code, finished_at: now(), ..ExitFacts::default() };
+            exits.insert(leaf.id, (exit::exit_of(&facts, now()), 0));
+        }
+        exits.extend(self::exits(&shared, &pod.id));
+        Ok(exits)
+    };
+    match lanes::run(lanes::kill(), record.id.as_str(), "read exits", read).await {
+        Ok(exits) => killed.exits = exits,
+        // Without the exits no process is known to have ended.
+        Err(error) => {
+            killed.errors.push(error);
+            killed.alive = all;
         }
     }
-    let (context, record) = (Arc::clone(context), record.clone());
-    let id = record.id.clone();
-    let all = leaves.iter().map(|leaf| leaf.id.clone()).collect();
-    let killed = lanes::run(lanes::kill(), id.as_str(), "kill the pod", move || {
-        let mut ended = Ended::default();
-        if !by_shim {
-            for leaf in &leaves {
-                // A process that survives SIGKILL hangs in the kernel and still counts as running.
-                if let Err(error) = context.cgroups.kill_all(&leaf.cgroup) {
-                    ended.alive.insert(leaf.id.clone());
-                    ended.errors.push(error.into());
-                }
-            }
-            if let Some(pause) = pause_leaf(&record) {
-                ended.errors.extend(context.cgroups.kill_all(&pause).err().map(Error::from));
-            }
-            // A silent shim has not reaped them; it is killed next.
-            for leaf in leaves {
-                let Some(code) = stop::code(leaf.pid, record.shim_pid) else { continue };
-                let facts = ExitFacts { code, finished_at: now(), ..ExitFacts::default() };
-                ended.exits.insert(leaf.id, (exit::exit_of(&facts, now()), 0));
-            }
+    killed
+}
+
+/// Returns true if the shim has killed and reaped everything.
+async fn kill_by_shim(client: &Client, record: &PodRecord) -> bool {
+    match client.done("the pod's stop", Request::StopPod, STOP).await {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::warn!(pod = %record.id, %error, "the shim did not stop its pod: killing by cgroups");
+            false
         }
-        ended.exits.extend(exits(&context, &record.id));
-        Ok(ended)
-    });
-    // If the check itself failed, no process is known to have ended.
-    killed.await.unwrap_or_else(|error| Ended { errors: vec![error], alive: all, ..Ended::default() })
+    }
+}
+
+/// Kills by cgroups: the containers a few at once, because each can take ten seconds, and then pause.
+async fn kill_by_cgroups(context: &Arc<Context>, record: &PodRecord, leaves: &[Leaf], killed: &mut TornDown) {
+    let kill = |cgroup: String| {
+        let (context, pod) = (Arc::clone(context), record.id.clone());
+        async move {
+            let kill = move || Ok(context.cgroups.kill_all(&cgroup)?);
+            lanes::run(lanes::kill(), pod.as_str(), "kill a container", kill).await
+        }
+    };
+    let cgroups: Vec<String> = leaves.iter().map(|leaf| leaf.cgroup.clone()).collect();
+    let outcomes = parallel::for_all(cgroups, kill).await;
+    for (leaf, outcome) in leaves.iter().zip(outcomes) {
+        // A process that survives SIGKILL hangs in the kernel and still counts as running.
+        if let Err(error) = outcome {
+            killed.alive.insert(leaf.id.clone());
+            killed.errors.push(error);
+        }
+    }
+    if let Some(pause) = pause_leaf(record) {
+        killed.errors.extend(kill(pause).await.err());
+    }
 }
 
 /// The cgroup of pause.
 pub(crate) fn pause_leaf(record: &PodRecord) -> Option<String> {
-    // An invalid parent was refused before anything was created in it.
+    // Nothing was created in an invalid parent: the launch has refused it.
     let parent = pod_parent(&record.config, &record.id).ok()?;
     Some(leaf_path(&parent, &record.id))
 }
 
-/// The exit files of a pod's containers. A torn file is treated as missing. Blocking.
-pub(crate) fn exits(context: &Context, pod: &PodId) -> BTreeMap<ContainerId, Ending> {
+/// The exits in a pod's exit files. A damaged file is logged and treated as missing. Blocking.
+pub(crate) fn exits(context: &Context, pod: &PodId) -> BTreeMap<ContainerId, ExitReport> {
     let mut found = BTreeMap::new();
     let ids = context.layout.exits(pod).unwrap_or_else(|error| {
         tracing::warn!(%pod, %error, "cannot list exit files");
@@ -120,9 +148,9 @@ pub(crate) async fn release_network(context: &Arc<Context>, record: &PodRecord) 
         return Vec::new();
     }
     let pin = pin_path(context, record);
-    // A failed DEL is retried, so the namespace must stay.
+    // A DEL that fails is repeated, and needs the namespace.
     if let Err(error) = context.cni.del(&record.id, Some(&pin)).await {
-        return vec![Error::from(error).context(format!("pod {}: give the network back", record.id))];
+        return vec![Error::from(error).context(format!("pod {}: release the network", record.id))];
     }
     let removed = lanes::run(lanes::kill(), record.id.as_str(), "unpin", move || {
         netns::unpin(&pin).map_err(|error| Error::of(format!("unpin {}", pin.display()), &error))
@@ -140,39 +168,39 @@ pub(crate) fn pin_path(context: &Context, record: &PodRecord) -> PathBuf {
 }
 
 /// Tells a shim without processes to exit. Errors are ignored, because `remove_shim` follows.
-async fn leave(client: &Client) {
-    if let Err(error) = client.done("shutdown", Request::Shutdown, LEAVE).await {
-        // It may close the connection before its reply is read.
+async fn shut_down(client: &Client) {
+    if let Err(error) = client.done("shutdown", Request::Shutdown, EXIT).await {
+        // The shim may exit before its reply is read.
         tracing::debug!(pid = client.pid(), %error, "no reply to the shutdown request");
     }
-    if tokio::time::timeout(LEAVE, client.ended()).await.is_err() {
+    if tokio::time::timeout(EXIT, client.ended()).await.is_err() {
         tracing::warn!(pid = client.pid(), "the shim did not exit: killing it");
     }
 }
 
-/// Removes the folder of an exited shim, including exit files.
-pub(crate) async fn forget_shim(context: &Arc<Context>, pod: &PodId) -> Vec<Error> {
+/// Removes the folder of a shim that has exited, with the exit files in it.
+pub(crate) async fn remove_shim_folder(context: &Arc<Context>, pod: &PodId) -> Vec<Error> {
     let (context, id) = (Arc::clone(context), pod.clone());
-    // Does not wait for a disk: the run folder is a tmpfs.
-    let work = move || spawn::forget(&context.layout, &id);
+    // On the lane that waits for no disk: the run folder is on a tmpfs.
+    let work = move || spawn::remove_folder(&context.layout, &id);
     let removed = lanes::run(lanes::kill(), pod.as_str(), "remove the shim's folder", work);
     removed.await.err().into_iter().collect()
 }
 
-/// Removes the folder of an exited shim, and cgroups that a late create has made again.
-pub(crate) async fn forget(context: &Arc<Context>, record: &PodRecord) -> Vec<Error> {
-    remove_cgroups(context, record, Vec::new(), |context, id| spawn::forget(&context.layout, id)).await
+/// Removes the folder of a shim that has exited, and the pod's cgroups, which a late create may have made again.
+pub(crate) async fn remove_shim_rest(context: &Arc<Context>, record: &PodRecord) -> Vec<Error> {
+    remove_cgroups(context, record, Vec::new(), |context, id| spawn::remove_folder(&context.layout, id)).await
 }
 
-/// Kills the shim if it is still running, removes its folder, and removes the pod's cgroups. The folder stays while the
-/// shim runs.
+/// Kills the shim if it is running, then removes its folder and the pod's cgroups. If it cannot be killed, the folder
+/// stays.
 pub(crate) async fn remove_shim(context: &Arc<Context>, record: &PodRecord) -> Vec<Error> {
     let first = |context: &Context, id: &PodId| spawn::remove(&context.layout, &context.cgroups, id);
     remove_cgroups(context, record, Vec::new(), first).await
 }
 
-/// Does `first`, and then removes the cgroups of containers, pause, shim, and of the pod if it is ours. Both are one
-/// job, because each job costs two changes of thread.
+/// Runs `first`, and then removes the cgroups of containers, pause and shim, and the pod's if kubelet did not create it.
+/// This is one piece of work on a lane, because each costs two changes of thread.
 async fn remove_cgroups(
     context: &Arc<Context>,
     record: &PodRecord,
@@ -182,11 +210,9 @@ async fn remove_cgroups(
     let (context, record) = (Arc::clone(context), record.clone());
     let id = record.id.clone();
     let removed = lanes::run(lanes::kill(), id.as_str(), "remove the shim and the cgroups", move || {
-        // Processes that remain in the cgroups are killed with the shim.
         let mut errors: Vec<_> = first(&context, &record.id).err().into_iter().collect();
-        for leaf in leaves.into_iter().chain(pause_leaf(&record)) {
-            errors.extend(context.cgroups.remove(&leaf).err().map(Error::from));
-        }
+        let leaves = leaves.into_iter().chain(pause_leaf(&record));
+        errors.extend(context.cgroups.remove_all(leaves).into_iter().map(Error::from));
         errors.extend(context.cgroups.remove_pod(&record.config, &record.id).err().map(Error::from));
         Ok(errors)
     });

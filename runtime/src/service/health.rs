@@ -47,10 +47,10 @@ pub(super) fn status(
     let network = readiness.problem.as_deref().map(|problem| ("NetworkPluginNotReady", problem));
     // The records were read at start, so RuntimeReady concerns only whether new ones can be written. A full
     // disk is reported, but the runtime stays ready.
-    let serves = root.is_none_or(|problem| problem.full);
+    let ready = root.is_none_or(|problem| problem.full);
     let root = root.map(|problem| (problem.reason.as_str(), problem.message.as_str()));
     let conditions =
-        vec![condition("RuntimeReady", serves, root), condition("NetworkReady", network.is_none(), network)];
+        vec![condition("RuntimeReady", ready, root), condition("NetworkReady", network.is_none(), network)];
     // None of these is implemented; `convert` refuses each of them.
     let features = cri::RuntimeHandlerFeatures { recursive_read_only_mounts: false, user_namespaces: false };
     cri::StatusResponse {

@@ -78,11 +78,11 @@ impl ImageService for Images {
         request: Request<cri::ImageFsInfoRequest>,
     ) -> Result<Response<cri::ImageFsInfoResponse>, Status> {
         handle("ImageFsInfo", request.metadata(), NOTHING_CONTINUES, async {
-            let images = self.0.images.usage().await;
+            let images = self.0.images.usage();
             let (stats, all) = (Arc::clone(&self.0.stats), self.0.node.containers());
-            let written =
-                lanes::stats().run(move || stats.written(&all)).await.map_err(crate::error::Error::from)?;
-            Ok(convert::image_fs(&self.0.images.mountpoint(), &images, &written))
+            let layers = lanes::stats().run(move || stats.writable_layers(&all)).await;
+            let layers = layers.map_err(crate::error::Error::from)?;
+            Ok(convert::image_fs(&self.0.images.root(), &images, &layers))
         })
         .await
     }

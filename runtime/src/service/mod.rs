@@ -75,10 +75,10 @@ async fn handle<T>(
             Ok(Response::new(reply))
         }
         Err(failure) => {
-            let (ours, not_implemented) = (failure.is_internal(), failure.code() == Code::Unimplemented);
+            let (internal, not_implemented) = (failure.is_internal(), failure.code() == Code::Unimplemented);
             let status = Status::from(failure);
             let (code, error) = (status.code(), status.message());
-            if ours {
+            if internal {
                 tracing::error!(call, took_us, ?code, error, "failed");
             } else if not_implemented {
                 // Clients probe for optional calls.

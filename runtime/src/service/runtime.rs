@@ -32,13 +32,11 @@ impl Runtime {
     fn silent_log(&self, container: &ContainerView) -> String {
         format!("{}/silent/{}", self.backend.config.borrow().state.display(), container.record.id)
     }
-}
 
-impl Runtime {
     /// Stats of `wanted`. Containers that are not running are included without values.
     async fn stats(&self, wanted: Vec<Arc<ContainerView>>) -> Result<Vec<cri::ContainerStats>, Failure> {
         let (stats, all) = (Arc::clone(&self.backend.stats), self.backend.node.containers());
-        let store = self.backend.images.mountpoint();
+        let store = self.backend.images.root();
         let stats = lanes::stats().run(move || {
             let read = stats.collect(&wanted, &all);
             let pairs = wanted.iter().zip(&read);

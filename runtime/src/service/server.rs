@@ -114,18 +114,19 @@ fn listener(path: &Path) -> std::io::Result<Option<Listener>> {
     Ok(lives.then_some(Listener { pid }))
 }
 
-/// A running process.
+/// The running process that listens on a socket.
 struct Listener {
+    /// Its pid; `None` if it is in another PID namespace.
     pid: Option<u32>,
 }
 
 impl Socket {
-    /// Binds `path` and replaces a socket that a killed daemon left. `_proof` shows that no other daemon uses
-    /// this state; a daemon with other state may be configured with the same socket. Blocking.
-    pub(crate) fn bind(path: &Path, _proof: &state::lock::Lock) -> Result<Self, Error> {
+    /// Binds `path` and replaces a socket that a killed daemon left. `_lock` proves that no other daemon uses the
+    /// state folders; a daemon with other folders may still be configured with this socket. Blocking.
+    pub(crate) fn bind(path: &Path, _lock: &state::lock::Lock) -> Result<Self, Error> {
         let at = |doing, source| Error::Socket { doing, path: path.to_owned(), source };
         if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(|error| at("make the folder of", error))?;
+            fs::create_dir_all(parent).map_err(|error| at("create the folder of", error))?;
         }
         match fs::symlink_metadata(path) {
             Ok(found) if found.file_type().is_socket() => {
@@ -136,15 +137,15 @@ impl Socket {
             }
             Ok(_) => return Err(Error::NotASocket(path.to_owned())),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(at("look at", error)),
+            Err(error) => return Err(at("stat", error)),
         }
         let listener = std::os::unix::net::UnixListener::bind(path).map_err(|error| at("bind", error))?;
-        let bound = fs::symlink_metadata(path).map_err(|error| at("look at", error))?;
+        let bound = fs::symlink_metadata(path).map_err(|error| at("stat", error))?;
         let path_guard = SocketPath { path: path.to_owned(), inode: (bound.dev(), bound.ino()) };
         // Until now only root could connect: connecting needs write permission, which the umask removed.
         fs::set_permissions(path, fs::Permissions::from_mode(0o660))
             .map_err(|error| at("set the mode of", error))?;
-        listener.set_nonblocking(true).map_err(|error| at("set up", error))?;
+        listener.set_nonblocking(true).map_err(|error| at("make non-blocking", error))?;
         Ok(Self { listener, path: path_guard })
     }
 }

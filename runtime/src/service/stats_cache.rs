@@ -53,7 +53,7 @@ impl StatsCache {
     }
 
     /// Disk usage of the writable layers of the running containers in `all`, by the latest walk of each.
-    pub(super) fn written(self: &Arc<Self>, all: &[Arc<ContainerView>]) -> Usage {
+    pub(super) fn writable_layers(self: &Arc<Self>, all: &[Arc<ContainerView>]) -> Usage {
         self.attach_and_walk(all);
         let layers = all.iter().filter_map(|container| self.reader.writable_layer(&container.record.id));
         layers.fold(Usage::default(), |sum, layer| Usage {
@@ -62,7 +62,8 @@ impl StatsCache {
         })
     }
 
-    /// Opens the files of running containers and starts a walk; waits briefly for the first walk of new ones.
+    /// Opens the files of running containers that have no open ones yet, and starts a walk. Waits briefly for the
+    /// first walk of these.
     fn attach_and_walk(self: &Arc<Self>, wanted: &[Arc<ContainerView>]) {
         let attached = wanted.iter().filter(|container| self.attach(&container.record));
         let new: Vec<ContainerId> = attached.map(|container| container.record.id.clone()).collect();
@@ -73,7 +74,8 @@ impl StatsCache {
     }
 
     /// Starts one round of walking outdated layers on its own thread, because a walk may take half a minute.
-    /// Does nothing while a round is running, or if no layer is outdated: a thread costs a tenth of a call.
+    /// Does nothing while a round is running, or if no layer is outdated: starting a thread takes a tenth of the
+    /// time of a call.
     fn walk(self: &Arc<Self>) {
         if !self.reader.is_stale() || self.walking.swap(true, Ordering::AcqRel) {
             return;

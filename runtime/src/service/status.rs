@@ -1,8 +1,8 @@
 //! Maps every error to what a client sees: a gRPC code and a text.
 //!
 //! Clients branch on codes (NotFound, Unimplemented, DeadlineExceeded, Unavailable, InvalidArgument,
-//! ResourceExhausted), and kubelet on two prefixes of texts with code Unknown. No other module creates a
-//! [`Status`].
+//! ResourceExhausted). With code Unknown, kubelet also looks for a reason at the start of the text. No other
+//! module creates a [`Status`].
 
 use super::convert::Refusal;
 use crate::error::with_causes;
@@ -58,8 +58,8 @@ fn of_refusal(refusal: &Refusal) -> Code {
     match refusal {
         Refusal::Invalid { .. } => Code::InvalidArgument,
         // kubelet recognises these reasons only with this code.
-        Refusal::NotImplemented { class: Some(_), .. } => Code::Unknown,
-        Refusal::NotImplemented { class: None, .. } => Code::Unimplemented,
+        Refusal::NotImplemented { reason: Some(_), .. } => Code::Unknown,
+        Refusal::NotImplemented { reason: None, .. } => Code::Unimplemented,
     }
 }
 
@@ -175,8 +175,8 @@ mod tests {
         };
         let status = Status::from(Failure::from(invalid));
         assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "pod a/b: f: 1: must be 2"));
-        let refused = |class| Refusal::NotImplemented {
-            class,
+        let refused = |reason| Refusal::NotImplemented {
+            reason,
             object: "o: ".into(),
             field: "f".into(),
             what: "w".into(),

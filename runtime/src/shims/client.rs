@@ -1,5 +1,5 @@
-//! The daemon's half of the protocol: one task per connection writes requests, matches replies to them, and
-//! forwards events.
+//! The daemon's half of the protocol. One task per connection writes requests, passes replies to their callers, and
+//! events to the driver.
 //!
 //! ```text
 //!  Client ──request──► outgoing (bounded) ──► task ──► socket
@@ -27,9 +27,9 @@ use wire::{ErrorKind as ShimErrorKind, Event, Failure, Message, Reply, Request, 
 
 /// Most requests that wait to be written.
 const MAX_OUTGOING: usize = 32;
-/// Most requests without a reply; further ones are not sent until there are fewer.
+/// Most requests that wait for their reply. With that many, no further one is sent.
 const MAX_PENDING: usize = 256;
-/// Most events that the driver has not received; then reading pauses.
+/// Most events that the driver has not received. With that many, nothing is read from the socket.
 const MAX_EVENTS: usize = 128;
 /// Most entries of a snapshot: containers and execs of one pod.
 const MAX_SNAPSHOT: usize = 65_536;
@@ -45,7 +45,7 @@ pub(crate) enum ClientError {
     /// The connection was lost.
     #[error("the connection to the shim was lost")]
     Lost,
-    /// The time limit passed.
+    /// No reply within the time limit.
     #[error("the shim did not reply to {what} within {after:?}")]
     Silent {
         /// The request.
@@ -69,7 +69,10 @@ pub(crate) enum ClientError {
     Codec(#[from] CodecError),
     /// The shim sent a message that is not allowed at this point.
     #[error("the shim violated the protocol: {0}")]
-    Protocol(String),
+    Protocol(&'static str),
+    /// Another pod's shim listens on the socket.
+    #[error("the socket is that of the shim of pod {0}")]
+    OtherPod(PodId),
 }
 
 impl From<ClientError> for Error {
@@ -101,7 +104,7 @@ struct Outgoing {
     request: Request,
     fds: Vec<OwnedFd>,
     reply: oneshot::Sender<Answer>,
-    /// Notified when this exec ends; registered before the request is sent.
+    /// For an exec: where its exit code is sent. Registered before the request is sent, so that no exit is missed.
     exec: Option<(ExecId, oneshot::Sender<i32>)>,
 }
 
@@ -120,11 +123,14 @@ pub(crate) struct Connection {
     pub(crate) client: Client,
     /// The shim's snapshot.
     pub(crate) snapshot: Vec<Snapshot>,
-    /// Events from now on; ends with the connection. Exits of execs are not included.
+    /// Events after the snapshot, except exits of execs. The channel ends with the connection.
     pub(crate) events: mpsc::Receiver<Event>,
 }
 
 /// Connects to the socket and receives hello and snapshot, within `limit`.
+///
+/// # Errors
+/// `Silent` after the time limit; `Failed` with the reason if the shim could not start.
 pub(crate) async fn dial(path: &Path, pod: &PodId, limit: Duration) -> Result<Connection, ClientError> {
     match timeout(limit, greet(path, pod)).await {
         Ok(connection) => connection,
@@ -141,12 +147,10 @@ async fn greet(path: &Path, pod: &PodId) -> Result<Connection, ClientError> {
     let mut link = Link { stream, decoder: Decoder::default(), fds: VecDeque::new() };
     let hello = match link.next().await? {
         Message::Hello(hello) if hello.pod == *pod => hello,
-        Message::Hello(hello) => {
-            return Err(ClientError::Protocol(format!("its hello is of pod {}", hello.pod)));
-        }
+        Message::Hello(hello) => return Err(ClientError::OtherPod(hello.pod)),
         // The shim failed to start and reports why.
         Message::Reply(Reply::Failed(failure)) => return Err(ClientError::Failed(failure)),
-        _ => return Err(ClientError::Protocol("its first message is not a hello".to_owned())),
+        _ => return Err(ClientError::Protocol("its first message is not a hello")),
     };
     let mut snapshot = Vec::new();
     loop {
@@ -155,8 +159,8 @@ async fn greet(path: &Path, pod: &PodId) -> Result<Connection, ClientError> {
             Message::SnapshotEnd => break,
             // A snapshot entry of a later version.
             Message::Event(Event::Unknown) => {}
-            Message::Snapshot(_) => return Err(ClientError::Protocol("its snapshot is too long".to_owned())),
-            _ => return Err(ClientError::Protocol("its snapshot contains another message".to_owned())),
+            Message::Snapshot(_) => return Err(ClientError::Protocol("its snapshot has too many entries")),
+            _ => return Err(ClientError::Protocol("its snapshot contains another message")),
         }
     }
     let process = sys::pidfd::open(hello.pid).map_err(socket("open the shim's process"))?;
@@ -183,7 +187,7 @@ async fn greet(path: &Path, pod: &PodId) -> Result<Connection, ClientError> {
 }
 
 impl Client {
-    /// A client whose connection has ended, and whose shim is this process.
+    /// A client whose connection has ended. This process stands for the shim's.
     #[cfg(test)]
     pub(crate) fn unconnected() -> io::Result<Self> {
         let pid = std::process::id();
@@ -198,12 +202,12 @@ impl Client {
 
     /// Resolves when the shim's process has ended.
     pub(crate) async fn ended(&self) {
-        // A pidfd stays readable; an error means that the runtime ends.
+        // A pidfd stays readable. An error means that tokio is shutting down.
         drop(self.process.readable().await);
     }
 
-    /// Sends a request and waits for its reply, at most `limit`. After a time-out the shim may still carry it
-    /// out; the caller decides what to do.
+    /// Sends a request and waits for its reply, at most `limit`. `what` names it in errors. After a time-out the shim may
+    /// still do what was requested.
     pub(crate) async fn request(
         &self,
         what: &'static str,
@@ -216,7 +220,7 @@ impl Client {
         self.exchange(what, outgoing, answer, limit).await
     }
 
-    /// Like `request`, for requests whose only reply is "done".
+    /// Like `request`, for requests whose reply is [`Reply::Done`].
     pub(crate) async fn done(
         &self,
         what: &'static str,
@@ -229,7 +233,7 @@ impl Client {
         }
     }
 
-    /// Starts an exec; the receiver gets its exit code, or an error if the connection ends first.
+    /// Starts an exec. The receiver gets its exit code, or an error if the connection ends before.
     pub(crate) async fn exec(
         &self,
         exec: ExecId,
@@ -264,13 +268,13 @@ impl Client {
     }
 }
 
-/// An id that no exec of this shim has had, of this daemon or an earlier one.
+/// An id that no exec has had, neither of this daemon nor of an earlier one: counted from the time of the first.
 pub(crate) fn next_exec() -> ExecId {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     if NEXT.load(Ordering::Relaxed) == 0 {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let start = u64::try_from(since.as_micros()).unwrap_or(1).max(1);
-        // A second caller finds it initialised.
+        // If another caller was faster, its value is used.
         let _ = NEXT.compare_exchange(0, start, Ordering::Relaxed, Ordering::Relaxed);
     }
     ExecId(NEXT.fetch_add(1, Ordering::Relaxed))
@@ -280,7 +284,7 @@ fn waiting(source: io::Error) -> ClientError {
     ClientError::Socket { what: "wait for the shim", source }
 }
 
-/// The socket, and what was received but not handled.
+/// The socket, and what was received from it and is not handled yet.
 struct Link {
     stream: AsyncFd<UnixStream>,
     decoder: Decoder,
@@ -288,11 +292,11 @@ struct Link {
 }
 
 impl Link {
-    /// Reads available bytes without waiting; the end of the stream is an error.
+    /// Reads the bytes that are available, without waiting. The end of the stream is an error.
     fn read(&mut self) -> Result<(), ClientError> {
         let mut buffer = [0; READ];
         let fds = &mut self.fds;
-        // try_io clears readiness if nothing is available, so that the next wait really waits.
+        // If nothing is available, try_io notes that, so that the next `readable` waits.
         let receive = |stream: &UnixStream| {
             sys::scm::recv_with_fds(stream.as_fd(), &mut buffer, |fd| fds.push_back(fd))
         };
@@ -309,7 +313,7 @@ impl Link {
         }
     }
 
-    /// The next message of the handshake; its frames carry no descriptors.
+    /// The next message of the handshake, none of which has descriptors.
     async fn next(&mut self) -> Result<Message, ClientError> {
         loop {
             if let Some(frame) = self.decoder.next()? {
@@ -326,9 +330,9 @@ struct Task {
     link: Link,
     requests: mpsc::Receiver<Outgoing>,
     events: mpsc::Sender<Event>,
-    /// Callers by request id; for the start of an exec with its id.
+    /// Callers by request id; for an exec request also the exec's id.
     pending: HashMap<u64, (oneshot::Sender<Answer>, Option<ExecId>)>,
-    /// Who waits for the exit of an exec.
+    /// Who gets the exit code of an exec.
     execs: HashMap<ExecId, oneshot::Sender<i32>>,
 }
 
@@ -348,7 +352,7 @@ impl Task {
             while let Some(frame) = self.link.decoder.next()? {
                 let count = usize::from(frame.nfds);
                 if count > self.link.fds.len() {
-                    return Err(ClientError::Protocol("a message came without its descriptors".to_owned()));
+                    return Err(ClientError::Protocol("a message came without its descriptors"));
                 }
                 let fds = self.link.fds.drain(..count).collect();
                 self.dispatch(frame.id, frame.message, fds).await?;
@@ -391,7 +395,7 @@ impl Task {
         }
     }
 
-    /// Writes as much as the socket accepts; returns the rest.
+    /// Writes as much as the socket accepts, and returns the rest.
     fn write(&self, writing: Option<Writing>) -> Result<Option<Writing>, ClientError> {
         let Some(mut writing) = writing else { return Ok(None) };
         loop {
@@ -404,7 +408,7 @@ impl Task {
             } else {
                 Vec::new()
             };
-            // try_io clears readiness if the socket is full, so that the next wait really waits.
+            // If the socket is full, try_io notes that, so that the next `writable` waits.
             let sent = self
                 .link
                 .stream
@@ -418,7 +422,7 @@ impl Task {
         }
     }
 
-    /// Passes a message to whom it is for.
+    /// Passes a message to its receiver.
     async fn dispatch(&mut self, id: u64, message: Message, fds: Vec<OwnedFd>) -> Result<(), ClientError> {
         match message {
             Message::Reply(reply) => {
@@ -441,9 +445,12 @@ impl Task {
                 }
             }
             Message::Hello(_) | Message::Snapshot(_) | Message::SnapshotEnd | Message::Request(_) => {
-                return Err(ClientError::Protocol("neither a reply nor an event".to_owned()));
+                return Err(ClientError::Protocol("a message is neither a reply nor an event"));
             }
         }
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

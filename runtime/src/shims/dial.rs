@@ -1,7 +1,7 @@
-//! Connects to a pod's shim by its socket, or finds its process if the socket does not respond.
+//! Connects to a pod's shim by its socket. If the socket does not respond, the shim's process decides.
 //!
-//! A silent shim is not dead: it may be stopped, or hang on the disk of its logs. It is dead only when its
-//! process has ended.
+//! A shim that does not respond is silent, not dead: it may be stopped, or hang on the disk of its logs. It is dead when
+//! its process has ended.
 
 use super::client::{self, ClientError, Connection};
 use super::{spawn, watched};
@@ -19,15 +19,15 @@ use tokio::io::Interest;
 #[derive(Debug)]
 pub(crate) enum Dialled {
     /// It sent its hello.
-    Here(Box<Connection>),
+    Connected(Box<Connection>),
     /// Its process does not exist.
     Gone,
-    /// Its process exists, or may exist; why connecting failed, for users.
+    /// Its process exists, or may exist. Why connecting failed, for users.
     Silent(String),
 }
 
-/// Connects to the shim of a pod and receives its hello, within `limit`. `pid` is the shim's in the pod's
-/// record, 0 if unknown.
+/// Connects to the shim of a pod and receives its hello, within `limit`. `pid` is the shim's in the pod's record, 0 if it
+/// is not known.
 pub(crate) async fn dial(layout: &Layout, pod: &PodId, pid: u32, limit: Duration) -> Dialled {
     let (socket, id) = (layout.shim_socket(pod), pod.clone());
     let found = lanes::run(lanes::kill(), pod.as_str(), "find the shim", move || {
@@ -49,7 +49,7 @@ pub(crate) async fn dial(layout: &Layout, pod: &PodId, pid: u32, limit: Duration
         false => Dialled::Gone,
     };
     let Some(socket) = socket else { return without_socket() };
-    // If the process ends meanwhile, do not wait for the time limit.
+    // If the process ends meanwhile, the time limit is not waited for.
     let ended = async {
         match process.map(|process| watched(process, Interest::READABLE)) {
             Some(Ok(process)) => drop(process.readable().await),
@@ -58,8 +58,8 @@ pub(crate) async fn dial(layout: &Layout, pod: &PodId, pid: u32, limit: Duration
     };
     tokio::select! {
         dialled = client::dial(&socket.path, pod, limit) => match dialled {
-            Ok(connection) => Dialled::Here(Box::new(connection)),
-            // Refused: no process holds the listening socket any more.
+            Ok(connection) => Dialled::Connected(Box::new(connection)),
+            // Refused: no process listens on the socket any more.
             Err(ClientError::Socket { source, .. })
                 if matches!(source.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) =>
             {
@@ -110,13 +110,24 @@ mod tests {
         assert!(matches!(dial(&layout, &pod, 0, short).await, Dialled::Gone));
     }
 
+    /// Such as having no descriptors left. Here the path of the socket leads through a file.
+    #[tokio::test]
+    async fn an_error_of_the_daemon_itself_does_not_mean_that_the_shim_is_dead() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("run");
+        std::fs::write(&run, "").unwrap();
+        let layout = Layout::new(dir.path(), run).unwrap();
+        let dialled = dial(&layout, &PodId::from_random([3; 32]), 0, Duration::from_secs(9)).await;
+        assert!(matches!(dialled, Dialled::Silent(_)), "{dialled:?}");
+    }
+
     #[test]
     fn a_reused_pid_is_not_a_shim() {
         let pod = PodId::from_random([3; 32]);
         assert!(process(&pod, 0).unwrap().is_none());
         // This process lives, but is in no shim's cgroup.
         assert!(process(&pod, std::process::id()).unwrap().is_none());
-        // Above the kernel's largest.
+        // More than the kernel's largest pid.
         assert!(process(&pod, 4_194_305).unwrap().is_none());
     }
 }

@@ -1,4 +1,4 @@
-//! Starting a pod's shim: its folder, socket and cgroup first, so that it finds everything in place.
+//! Starts a pod's shim. Its folder, socket and cgroup are created first, so that it finds all of them.
 
 use crate::cgroups::{Cgroups, shim_path};
 use crate::error::{Error, ErrorKind};
@@ -43,7 +43,7 @@ pub(crate) fn spawn(
 ) -> Result<Child, Error> {
     let at = |what: &'static str| move |error: io::Error| Error::of(what, &error);
     let id = &pod.id;
-    // Volatile: /run is a tmpfs, and syncing it costs nothing.
+    // These sync their parents, which costs nothing: the run folder is on a tmpfs.
     file::create_dir(&layout.shim_dir(id))?;
     file::create_dir(&layout.exits_dir(id))?;
     let folders = cgroups.create_shim(id)?;
@@ -62,7 +62,7 @@ pub(crate) fn spawn(
     let fds = [listener.as_fd(), exits.as_fd(), init.as_fd(), binaries.pause.as_fd()];
     // Neither contains a NUL byte.
     let args = [c"copepod-shim".to_owned(), CString::new(id.as_str()).unwrap_or_default()];
-    // Until it is connected, the shim writes errors to its standard error, which is that of the daemon.
+    // Until a daemon is connected, the shim writes its errors to standard error, which is the daemon's.
     let stderr = std::io::stderr();
     let program = Program {
         binary: Binary::Fd(binaries.shim.as_fd()),
@@ -72,28 +72,30 @@ pub(crate) fn spawn(
         fds: &fds,
     };
     sys::spawn::spawn(&program).map_err(|error| match error.kind() {
-        // EAGAIN: the pids limit of the daemon's own cgroup, or of the node.
+        // EAGAIN: a limit of processes is reached.
         io::ErrorKind::WouldBlock => {
-            let text =
-                format!("start the shim: {error}; the node, or the daemon's pids cgroup, is at a limit");
+            let text = format!(
+                "start the shim: {error}; the node, or the pids cgroup of the daemon, has reached its limit"
+            );
             Error::new(ErrorKind::Unavailable, text)
         }
         _ => Error::of("start the shim", &error),
     })
 }
 
-/// A short path of a socket, through its open folder: the real one may be longer than sun_path (108 bytes, unix(7)).
+/// A short path of a socket, by the descriptor of its folder. The real path may be longer than sun_path (108 bytes,
+/// unix(7)).
 #[derive(Debug)]
 pub(crate) struct ShortPath {
-    /// Valid while this exists.
+    /// Valid as long as this value exists.
     pub(crate) path: PathBuf,
     _folder: std::fs::File,
 }
 
-/// Opens the folder of a socket and returns the socket's path through it. Blocking.
+/// Opens the folder of a socket, for a short path of it. Blocking.
 pub(crate) fn short_path(socket: &Path) -> Result<ShortPath, Error> {
     let (Some(dir), Some(name)) = (socket.parent(), socket.file_name()) else {
-        return Err(Error::internal(format!("{} is no path of a socket", socket.display())));
+        return Err(Error::internal(format!("{} is not the path of a socket", socket.display())));
     };
     let folder =
         std::fs::File::open(dir).map_err(|error| Error::of(format!("open {}", dir.display()), &error))?;
@@ -101,8 +103,8 @@ pub(crate) fn short_path(socket: &Path) -> Result<ShortPath, Error> {
     Ok(ShortPath { path, _folder: folder })
 }
 
-/// Reaps the child in the background, so that a dead shim does not stay as a zombie. The task returns how the child
-/// ended, or `None` if that is unknown.
+/// Reaps a shim in the background when it ends, so that it does not stay a zombie. The task returns how it ended, or
+/// `None` if that is not known.
 pub(crate) fn reap_later(child: Child) -> JoinHandle<Option<WaitIdStatus>> {
     tokio::spawn(async move {
         let Child { pid, pidfd } = child;
@@ -137,18 +139,18 @@ pub(crate) fn ended_early(ended: Option<WaitIdStatus>) -> Error {
     }
 }
 
-/// Kills a shim and all that is in its cgroup, removes its folder. Idempotent, blocking.
+/// Kills a shim and all other processes in its cgroup, and removes its folder. Idempotent, blocking.
 pub(crate) fn remove(layout: &Layout, cgroups: &Cgroups, pod: &PodId) -> Result<(), Error> {
     kill(cgroups, pod)?;
-    forget(layout, pod)
+    remove_folder(layout, pod)
 }
 
-/// Kills a shim and all that is in its cgroup. Idempotent, blocking.
+/// Kills a shim and all other processes in its cgroup. Idempotent, blocking.
 pub(crate) fn kill(cgroups: &Cgroups, pod: &PodId) -> Result<(), Error> {
     cgroups.kill_all(&shim_path(pod)).map_err(|error| Error::from(error).context("kill the shim"))
 }
 
 /// Removes a shim's folder. Idempotent, blocking.
-pub(crate) fn forget(layout: &Layout, pod: &PodId) -> Result<(), Error> {
+pub(crate) fn remove_folder(layout: &Layout, pod: &PodId) -> Result<(), Error> {
     Ok(file::remove_dir(&layout.shim_dir(pod))?)
 }

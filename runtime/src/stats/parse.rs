@@ -1,8 +1,8 @@
-//! Parses cgroup files of v1 and v2. Pure.
+//! Parses cgroup files of v1. Pure.
 
 use super::Memory;
 
-/// A higher limit means no limit: v1 shows "none" as the largest multiple of a page in an i64.
+/// A higher limit means no limit: the kernel shows "none" as the largest multiple of a page in an i64.
 const NO_LIMIT: u64 = 1 << 62;
 
 /// The fields of memory.stat that are used.
@@ -16,25 +16,25 @@ pub(super) struct MemoryStat {
     pub(super) swap: Option<u64>,
 }
 
-/// v1's file has each value twice, `total_` including descendants; v2's has it once, including descendants.
+/// The file has each value twice; the one with `total_` includes the cgroups below.
 pub(super) fn memory_stat(text: &str) -> MemoryStat {
     let mut stat = MemoryStat::default();
-    let v1 = text.lines().any(|line| line.starts_with("total_"));
     for line in text.lines() {
         let Some((key, value)) = line.split_once(' ') else { continue };
         let Ok(value) = value.trim().parse::<u64>() else { continue };
-        match (v1, key) {
-            (true, "total_inactive_file") | (false, "inactive_file") => stat.inactive_file = value,
-            (true, "total_rss") | (false, "anon") => stat.anonymous = value,
-            (true, "total_pgfault") | (false, "pgfault") => stat.faults = value,
-            (true, "total_pgmajfault") | (false, "pgmajfault") => stat.major_faults = value,
-            (true, "total_swap") => stat.swap = Some(value),
+        match key {
+            "total_inactive_file" => stat.inactive_file = value,
+            "total_rss" => stat.anonymous = value,
+            "total_pgfault" => stat.faults = value,
+            "total_pgmajfault" => stat.major_faults = value,
+            "total_swap" => stat.swap = Some(value),
             _ => {}
         }
     }
     stat
 }
 
+/// `None` means no limit.
 pub(super) fn limit(bytes: u64) -> Option<u64> {
     (bytes < NO_LIMIT).then_some(bytes)
 }
@@ -52,35 +52,19 @@ pub(super) fn memory(timestamp: i64, usage: u64, limit: Option<u64>, stat: &Memo
     }
 }
 
-/// CPU time in nanoseconds from v2's cpu.stat, which has microseconds.
-#[cfg_attr(not(test), expect(dead_code, reason = "hosts with cgroup v2 only are refused at start"))]
-pub(super) fn cpu_stat_v2(text: &str) -> Option<u64> {
-    let value = text.lines().find_map(|line| line.strip_prefix("usage_usec "))?;
-    value.trim().parse::<u64>().ok()?.checked_mul(1000)
-}
-
-/// A limit of v2: `max`, or bytes.
-#[cfg_attr(not(test), expect(dead_code, reason = "hosts with cgroup v2 only are refused at start"))]
-pub(super) fn limit_v2(text: &str) -> Option<u64> {
-    text.trim().parse().ok().and_then(limit)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
     #[test]
-    fn both_versions() {
-        let v1 = "cache 1\nrss 2\ninactive_file 3\npgfault 4\ntotal_cache 10\ntotal_rss 20\n\
-                  total_inactive_file 30\ntotal_pgfault 40\ntotal_pgmajfault 50\ntotal_swap 60\n";
-        let want =
-            MemoryStat { inactive_file: 30, anonymous: 20, faults: 40, major_faults: 50, swap: Some(60) };
-        assert_eq!(memory_stat(v1), want);
-        let v2 = "anon 20\nfile 1\ninactive_file 30\npgfault 40\npgmajfault 50\n";
-        assert_eq!(memory_stat(v2), MemoryStat { swap: None, ..want });
-        assert_eq!(cpu_stat_v2("usage_usec 7\nuser_usec 1\n"), Some(7000));
-        assert_eq!((limit_v2("max\n"), limit_v2("4096\n")), (None, Some(4096)));
+    fn totals_and_limits() {
+        let text = "cache 1\nrss 2\ninactive_file 3\npgfault 4\ntotal_cache 10\ntotal_rss 20\n\
+                    total_inactive_file 30\ntotal_pgfault 40\ntotal_pgmajfault 50\n";
+        let want = MemoryStat { inactive_file: 30, anonymous: 20, faults: 40, major_faults: 50, swap: None };
+        assert_eq!(memory_stat(text), want);
+        let swap = format!("{text}total_swap 60\n");
+        assert_eq!(memory_stat(&swap), MemoryStat { swap: Some(60), ..want });
         assert_eq!((limit(9_223_372_036_854_771_712), limit(4096)), (None, Some(4096)));
     }
 
@@ -97,8 +81,6 @@ mod tests {
         #[test]
         fn any_text_is_read_without_panic(text in "[a-z_0-9 \n]{0,200}") {
             let _ = memory_stat(&text);
-            let _ = cpu_stat_v2(&text);
-            let _ = limit_v2(&text);
         }
     }
 }

@@ -46,7 +46,7 @@ fn privileged_reads_a_running_leaf() {
     let path = format!("{root}/{id}");
     let _room = TestCgroup(cgroups.clone(), root.clone());
     let resources = model::Resources { memory_limit: 64 << 20, ..model::Resources::default() };
-    let writes = spec::resources::v1(&resources, spec::resources::Mode::Create).unwrap();
+    let writes = spec::resources::v1(&resources, spec::resources::Mode::Create);
     let leaf = cgroups.create_leaf(&path, &Limits { writes, devices: Vec::new() }).unwrap();
     let upper = tempfile::tempdir().unwrap();
     std::fs::write(upper.path().join("file"), vec![1; 50_000]).unwrap();

@@ -49,11 +49,10 @@ impl Lines {
     pub(super) fn to_stderr() -> Self {
         let counts = Arc::new(Counts::default());
         let (queue, entries) = channel();
-        let theirs = Arc::clone(&counts);
-        let writer = std::thread::Builder::new()
-            .name("cpd-log".to_owned())
-            .stack_size(STACK)
-            .spawn(move || write_all(&entries, &theirs, io::stderr()));
+        let writer = std::thread::Builder::new().name("cpd-log".to_owned()).stack_size(STACK).spawn({
+            let counts = Arc::clone(&counts);
+            move || write_all(&entries, &counts, io::stderr())
+        });
         let queue = writer.ok().map(|_| queue);
         if let Some(queue) = &queue {
             // Already set only on a second call, whose subscriber is refused.
@@ -80,7 +79,7 @@ impl Lines {
 }
 
 impl Counts {
-    /// Counts a line of `size` bytes. Returns false, without counting it, if there is no room.
+    /// Counts a line of `size` bytes that is queued. Returns false, without counting it, if there is no room.
     fn enter(&self, size: usize) -> bool {
         let lines = self.lines.fetch_add(1, Ordering::AcqRel);
         let bytes = self.bytes.fetch_add(size, Ordering::AcqRel);
@@ -199,8 +198,10 @@ mod tests {
         let (open, gate) = mpsc::channel();
         let written = Arc::new(Mutex::new(Vec::new()));
         let to = Gate { open: gate, written: Arc::clone(&written) };
-        let theirs = Arc::clone(&counts);
-        let writer = std::thread::spawn(move || write_all(&entries, &theirs, to));
+        let writer = std::thread::spawn({
+            let counts = Arc::clone(&counts);
+            move || write_all(&entries, &counts, to)
+        });
         let lines = Lines { queue: Some(queue), counts: Arc::clone(&counts) };
         for number in 0..20_000 {
             writeln!(lines.make_writer(), "{number:0>600}").unwrap();

@@ -1,4 +1,4 @@
-//! Files that cannot be used are moved out of the way and kept.
+//! Moves files that cannot be used out of the way, and keeps them for inspection.
 
 use std::ffi::OsString;
 use std::fs;
@@ -7,12 +7,11 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, Layout, file};
 
-/// Most files in the aside folder; further bad files are deleted.
+/// Most files in the aside folder. With that many, further bad files are deleted.
 const MAX_ASIDE: usize = 1000;
 
-/// Moves a bad file to [`Layout::aside_dir`], so that it affects only its object and can be inspected.
-/// Returns its new path; `None` if it was deleted, because that folder is full, or is on another file system
-/// and the file is too large to copy.
+/// Moves a bad file to [`Layout::aside_dir`]. Returns its new path; `None` if it was deleted, because that folder has too
+/// many files, or is on another file system and the file is too large to copy.
 ///
 /// # Errors
 /// The bad file is still at its path.

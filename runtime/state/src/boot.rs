@@ -1,4 +1,4 @@
-//! The id of the current boot: no process of a record with another boot id can be running.
+//! The id of the current boot. If a record has another one, its processes cannot be running.
 
 use std::fs;
 use std::path::Path;

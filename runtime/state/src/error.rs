@@ -1,4 +1,4 @@
-//! Errors of records, sorted by what the caller can do about them.
+//! Errors of this crate, by what the caller can do about them.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -104,8 +104,8 @@ impl Error {
         Self::Foreign { path: path.to_path_buf(), reason: reason.to_string() }
     }
 
-    /// Whether the file itself is bad and should be passed to [`crate::file::set_aside`]. A read error, or a
-    /// file that another version may be able to read, is not.
+    /// Whether the file itself is bad, so that it should be set aside ([`crate::set_aside`]). After a read error it may not
+    /// be, and another version may be able to read it if it is newer or too large.
     pub fn is_bad_file(&self) -> bool {
         matches!(self, Self::Torn { .. } | Self::Foreign { .. })
     }

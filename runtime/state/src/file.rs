@@ -1,13 +1,13 @@
 //! Record files: one record per file.
 //!
-//! The file is a single JSON object, so that `jq` can read it: `magic`, `version` of the envelope, `kind`,
-//! `boot_id` of the boot in which it was written, `sum` (a checksum of kind, boot id and data), and `data`.
-//! It is written to a temporary file and renamed, so that a reader sees the old record or the new one. A file
-//! that a crash or a disk error has damaged is [`Error::Torn`], never a wrong value.
+//! The file is a single JSON object, so that `jq` can read it: `magic`, `version` (of this format), `kind`, `boot_id` (of
+//! the boot in which it was written), `sum` (a checksum of kind, boot id and data), and `data`. It is written to a
+//! temporary file, which is then renamed, so that a reader sees either the old record or the new one. A file that a crash
+//! or a disk error has damaged is [`Error::Torn`], never a wrong value.
 //!
-//! Records are extended by adding fields: a build skips unknown fields, and `version` only changes if that
-//! does not suffice. A record with a right checksum and an unknown value is [`Error::Newer`], and so is one
-//! with a higher `version`. `tests/fixtures` holds records of every format; they are never changed.
+//! Records are extended by adding fields: a build skips the fields that it does not know. `version` changes only if that
+//! does not suffice. A record with a higher `version`, or with a right checksum and an unknown value, is
+//! [`Error::Newer`]. `tests/fixtures` has records of every format; they are never changed.
 
 use std::ffi::OsString;
 use std::fs;
@@ -25,10 +25,10 @@ use crate::Error;
 /// Largest record that is read or written. Kubernetes sets seven variables per service in each container of a
 /// namespace: 5000 services, its limit, are about 4 MiB of environment.
 pub const MAX_BYTES: u64 = 8 << 20;
-/// Largest record of a new object. What is added later (addresses, the exit with its message) must always fit;
-/// otherwise an exit could not be recorded.
+/// Largest record of a new object. What is added later (addresses, the exit with its message) must fit, so that every
+/// exit can be recorded.
 pub const MAX_NEW_BYTES: u64 = MAX_BYTES - (256 << 10);
-/// Version of the envelope.
+/// Version of the format.
 const VERSION: u32 = 1;
 /// Identifies our files.
 const MAGIC: &str = "copepod-record";
@@ -53,11 +53,11 @@ struct Envelope<'a> {
     data: &'a RawValue,
 }
 
-/// Replaces the record at `path`. The folder must exist. With `durable` it survives a power loss once this
-/// returns, otherwise only the death of the daemon. One writer per path.
+/// Replaces the record at `path`. The folder must exist, and a path may have one writer at a time. With `durable` the
+/// record survives a power loss once this returns; otherwise it survives only the end of the daemon.
 ///
 /// # Errors
-/// After any error except one of the last folder sync, the old record is unchanged.
+/// The old record is unchanged, except after an error of the last step, which syncs the folder.
 pub fn write<T: Serialize>(
     path: &Path,
     kind: &str,
@@ -99,10 +99,10 @@ pub fn write_within<T: Serialize>(
     replace(path, &bytes, 0o600, durable)
 }
 
-/// Writes plain bytes with the same guarantees, for files that are not records (`hostname`, `resolv.conf`).
+/// Like [`write`] for files that are not records (`hostname`, `resolv.conf`).
 ///
 /// # Errors
-/// As `write`.
+/// As [`write`].
 pub fn replace(path: &Path, bytes: &[u8], mode: u32, durable: bool) -> Result<(), Error> {
     sys::file::replace(path, &beside(path)?, bytes, mode, durable).map_err(Error::io("write", path))
 }
@@ -110,8 +110,8 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32, durable: bool) -> Result<()
 /// Reads the record at `path`; `None` if there is no file.
 ///
 /// # Errors
-/// [`Error::Torn`] and [`Error::Foreign`] mean that the file is bad ([`crate::set_aside`]). [`Error::Newer`] and
-/// [`Error::TooLarge`] mean that a version which knows or allows more wrote it: its object may be running.
+/// [`Error::Torn`] and [`Error::Foreign`]: the file is bad ([`crate::set_aside`]). [`Error::Newer`] and
+/// [`Error::TooLarge`]: a version that knows or allows more has written it, so its object may be running.
 pub fn read<T: DeserializeOwned>(path: &Path, kind: &str) -> Result<Option<Stored<T>>, Error> {
     match bytes(path)? {
         Some(bytes) => decode(path, kind, &bytes).map(Some),
@@ -119,8 +119,8 @@ pub fn read<T: DeserializeOwned>(path: &Path, kind: &str) -> Result<Option<Store
     }
 }
 
-/// Reads the known fields of a record that [`read`] reports as newer, for display: `T` has only the fields it
-/// needs. The other fields are unknown, so no action may be based on the result.
+/// Reads some fields of a record that [`read`] reports as newer, to display them: `T` has only these fields. Nothing may
+/// be done because of them, as the meaning of the other fields is not known.
 pub fn look<T: DeserializeOwned>(path: &Path) -> Option<T> {
     #[derive(Deserialize)]
     struct Data<T> {
@@ -148,20 +148,26 @@ fn decode<T: DeserializeOwned>(path: &Path, kind: &str, bytes: &[u8]) -> Result<
     if envelope.magic != MAGIC {
         return Err(Error::foreign(path, format!("magic is {:?}", envelope.magic)));
     }
-    // Another version may compute the checksum differently, so only the version counts.
+    // Before the checksum, which another version may compute differently.
     if envelope.version > VERSION {
-        return Err(Error::newer(path, format!("format {}, known is {VERSION}", envelope.version)));
+        return Err(Error::newer(
+            path,
+            format!("it has format {}, and this build knows {VERSION}", envelope.version),
+        ));
     }
     if envelope.version != VERSION {
-        return Err(Error::foreign(path, format!("format {}, known is {VERSION}", envelope.version)));
+        return Err(Error::foreign(
+            path,
+            format!("it has format {}, and this build knows {VERSION}", envelope.version),
+        ));
     }
     if envelope.sum != sum(&envelope.kind, &envelope.boot_id, envelope.data.get()) {
-        return Err(Error::torn(path, "its sum does not match"));
+        return Err(Error::torn(path, "its checksum does not match"));
     }
     if envelope.kind != kind {
         return Err(Error::foreign(path, format!("a {:?} record, not {kind:?}", envelope.kind)));
     }
-    // The checksum shows that it is complete, and yet it has unknown content: a later version wrote it.
+    // The checksum shows that it is complete. So a later version has written what is not known here.
     let data = serde_json::from_str(envelope.data.get())
         .map_err(|error| Error::newer(path, format!("a {kind} record of another shape: {error}")))?;
     Ok(Stored { boot_id: envelope.boot_id, data })
@@ -203,8 +209,8 @@ pub fn remove_dir(path: &Path) -> Result<(), Error> {
     sync_dir(path.parent().unwrap_or(Path::new("/")))
 }
 
-/// Like [`remove_dir`], for folders that containers filled: it is removed from its path at once and durably,
-/// and the rest is deleted in the background; then `held` is dropped. Needs no space on the file system.
+/// Like [`remove_dir`], for folders that containers have filled: it is moved into the trash, durably, and deleted there in
+/// the background. `held` is dropped when that is done. Needs no space on the file system.
 ///
 /// # Errors
 /// It is still at its path.
@@ -221,7 +227,7 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<(), Error> {
     sys::file::sync_folder(dir).map_err(Error::io("sync", dir))
 }
 
-/// The name that a new version is written under: fixed, so that crashes leave at most one.
+/// The path of the temporary file. It is always the same, so that crashes leave at most one.
 fn beside(path: &Path) -> Result<PathBuf, Error> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(Error::foreign(path, "not the path of a file"));
@@ -232,7 +238,7 @@ fn beside(path: &Path) -> Result<PathBuf, Error> {
     Ok(dir.join(temp))
 }
 
-/// A 64-bit FNV-1a checksum of the parts with a separator. It only has to detect accidental damage.
+/// A checksum against accidental damage: 64-bit FNV-1a of the parts, each followed by a zero byte.
 fn sum(kind: &str, boot_id: &str, data: &str) -> String {
     let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
     for part in [kind, boot_id, data] {

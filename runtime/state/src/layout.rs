@@ -1,8 +1,8 @@
-//! Every path that daemon and shim use.
+//! The path of every file and folder that daemon and shim create.
 //!
 //! ```text
 //! /var/lib/copepod                     root: survives a reboot
-//! ├── lock                             one daemon
+//! ├── lock                             held by the daemon
 //! ├── pods/<pod>/
 //! │   ├── record                       model::PodRecord
 //! │   └── hostname, hosts, resolv.conf bound into the pod's containers
@@ -14,13 +14,13 @@
 //! ├── images/                          image crate
 //! └── aside/                           damaged records, and files that are not records
 //! /run/copepod                         run: gone after a reboot
-//! ├── lock                             one daemon
+//! ├── lock                             held by the daemon
 //! ├── copepod.sock                     CRI
 //! └── shims/<pod>/
 //!     ├── sock                         the shim's socket
 //!     └── exits/<container>            wire::ExitFacts, written by the shim before it reports
 //! ```
-//! All folders have mode 0700: containers get access to files by descriptors, not by paths.
+//! All folders have mode 0700. Containers get their files by mounts of open descriptors, not by these paths.
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
@@ -134,12 +134,12 @@ impl Layout {
         self.exits_dir(pod).join(container.as_str())
     }
 
-    /// Creates every folder that does not belong to one object, with mode 0700, durably. If a folder of ours
-    /// has wider permissions, they are reduced. On a read-only file system the existing folders are used.
+    /// Creates the folders that belong to no single object, durably. If one exists with more permissions than 0700, they
+    /// are reduced. On a read-only file system the existing folders are used.
     ///
     /// # Errors
-    /// [`Error::NotOurs`] if the root or the run folder is used by other software: it is not changed.
-    /// Otherwise the first folder that cannot be created.
+    /// [`Error::NotOurs`] if other software uses the root or the run folder, which is not changed then. Otherwise: which
+    /// folder cannot be created.
     pub fn create(&self) -> Result<(), Error> {
         own(&self.root, &ROOT_NAMES)?;
         own(&self.run, &RUN_NAMES)?;
@@ -149,8 +149,8 @@ impl Layout {
         for dir in durable.iter().chain([&self.shims_dir()]) {
             made |= private(dir)?;
         }
-        // Only removals use it, and they create it or work without it: the full root of an older version has
-        // none.
+        // An error is ignored, because a root that is full may have none, from an older version. Removals create it
+        // later, or do without it.
         made |= private(&self.trash_dir()).unwrap_or(false);
         if made {
             file::sync_dir(&self.root)?;
@@ -177,7 +177,7 @@ impl Layout {
         ids(&self.containers_dir())
     }
 
-    /// Ids of all pods with a shim folder, in no order: only these can have processes in this boot.
+    /// Ids of all pods with a shim folder, in no order. Only these can have processes in this boot.
     ///
     /// # Errors
     /// The folder cannot be read.
@@ -201,9 +201,8 @@ const ROOT_NAMES: [&str; 8] =
 /// system may contain.
 const RUN_NAMES: [&str; 5] = ["lock", "copepod.sock", "shims", "spool", "lost+found"];
 
-/// Creates one of the two top folders, or takes an existing one if it is ours: it has our lock file, or no
-/// other names than ours. A mistake (`--root /var/lib`) must not change the permissions of a folder that
-/// other software uses.
+/// Creates one of the two top folders, or uses an existing one if it is ours: if it has our lock file, or no names but
+/// ours. A wrong argument (`--root /var/lib`) must not change the permissions of a folder that other software uses.
 fn own(dir: &Path, names: &[&str]) -> Result<(), Error> {
     match fs::read_dir(dir) {
         Ok(entries) if !fs::symlink_metadata(dir.join("lock")).is_ok_and(|lock| lock.is_file()) => {

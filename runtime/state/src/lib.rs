@@ -1,6 +1,6 @@
-//! Durable state: records as files, their paths, the lock on them, and the boot they belong to.
+//! Durable state: records in files, the paths of all files, the lock, and the id of the boot.
 //!
-//! Blocking and small, because the shim links it too; the daemon calls it on a lane.
+//! All functions block; the daemon calls them on a lane. The crate is small because the shim links it too.
 
 mod aside;
 pub mod boot;
@@ -15,7 +15,7 @@ pub use error::Error;
 pub use file::Stored;
 pub use layout::Layout;
 
-/// Kinds of records. The kind is stored in each file, so that one cannot be mistaken for another.
+/// Kinds of records. Each file contains its kind, so that one cannot be mistaken for another.
 pub mod kind {
     /// `model::PodRecord`.
     pub const POD: &str = "pod";

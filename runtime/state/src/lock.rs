@@ -1,9 +1,9 @@
-//! The lock that allows one daemon per pair of folders.
+//! The lock that allows only one daemon for a pair of folders.
 //!
-//! Each file has two locks. The fcntl(2) lock is the one that counts: it belongs to the process, so a child
-//! that hangs between fork and execve (a CNI plugin on a hung file system) does not hold it, and the kernel
-//! releases it with the daemon. The flock(2) lock is for versions that know no other. Children do share that
-//! one, so a held flock counts only while a running daemon has the file open.
+//! Each folder has a lock file with two locks. The fcntl(2) lock counts: it belongs to the process, so the kernel releases
+//! it when the daemon ends, and a child that hangs between fork and execve (a CNI plugin on a hung file system) does not
+//! hold it. The flock(2) lock is for early builds that know no other. Such a child does hold it, so it counts only while
+//! a running daemon has the file open.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -17,27 +17,27 @@ use rustix::fs::{FlockOperation, fcntl_lock};
 
 use crate::{Error, Layout};
 
-/// How long to wait for a daemon that is stopping: it releases the lock last.
+/// How long to wait for a daemon that is stopping, which releases the lock last.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long to wait for children of a dead daemon that hold the flock: they are about to call execve, which
-/// closes it. If one hangs, the daemon runs without the flock, which only older versions need.
+/// How long to wait for children of a dead daemon that hold the flock. They are about to call execve, which closes it. If
+/// one hangs, this daemon runs without the flock, which only early builds check.
 const CHILDREN: Duration = Duration::from_millis(100);
 /// Time between two attempts.
 const STEP: Duration = Duration::from_millis(10);
 
-/// Proof that no other daemon uses the layout; released on drop.
+/// The locks of both folders. No other daemon uses them until this is dropped.
 #[derive(Debug)]
 pub struct Lock {
     held: [Held; 2],
 }
 
-/// One file with its locks. This process must not open the file again: closing any descriptor of a file
-/// releases the process's fcntl locks on it.
+/// One lock file. This process must not open it again: closing any descriptor of a file releases the fcntl locks that the
+/// process has on it.
 #[derive(Debug)]
 struct Held(File);
 
 impl Drop for Lock {
-    /// Closing the file is not enough: children that share the flock would keep it.
+    /// Closing the files is not enough: children that share the flock would keep it.
     fn drop(&mut self) {
         for Held(file) in &self.held {
             // An error does not matter: the descriptor is closed next.
@@ -47,8 +47,8 @@ impl Drop for Lock {
     }
 }
 
-/// Takes the locks of both folders of `layout` and creates missing folders ([`Layout::create`]). Waits two
-/// seconds for a daemon that is stopping. Blocking.
+/// Creates the folders of `layout` that are missing ([`Layout::create`]), and takes the locks of both top folders. Waits
+/// two seconds for a daemon that is stopping. Blocking.
 ///
 /// # Errors
 /// [`Error::Locked`] if another daemon holds one; the errors of [`Layout::create`].
@@ -75,8 +75,7 @@ fn take(path: &Path, until: Instant) -> Result<Held, Error> {
         }
     }
     if writable {
-        // The pid is for users and for the error of a second daemon. It is written in place, which needs no
-        // space on a full disk.
+        // For users, and for the error of a second daemon. It is written in place, which needs no space on the disk.
         drop(file.write_all_at(format!("{:<19}\n", std::process::id()).as_bytes(), 0));
     }
     Ok(Held(file))
@@ -129,8 +128,8 @@ fn try_take(path: &Path, file: &File, writable: bool) -> Result<Taken, Error> {
         None => Ok(Taken::ByChildren),
         Some(pid) => {
             if writable {
-                // Only taken once the other lock is held: an older version checks only the flock, and two
-                // daemons that wait for each other would both fail.
+                // An early build holds the flock. While waiting for it, hold neither lock: two daemons that wait for
+                // each other would both fail.
                 fcntl_lock(file, FlockOperation::NonBlockingUnlock)
                     .map_err(|error| Error::io("unlock", path)(error.into()))?;
             }
@@ -146,12 +145,12 @@ fn noted(file: &File) -> Option<u32> {
     std::str::from_utf8(bytes.get(..length)?).ok()?.trim().parse().ok()
 }
 
-/// The process that took the flock, if it is running and has the file open: the pid in the file, or one that
-/// /proc/locks has for this inode number. Children of a dead daemon are neither.
+/// The daemon that took the flock, if it is running: the pid in the file, or one that /proc/locks has for the file's inode
+/// number, if that process has the file open. A child of a dead daemon is neither.
 fn living_holder(file: &File) -> io::Result<Option<u32>> {
     let facts = file.metadata()?;
     let mut suspects: BTreeSet<u32> = noted(file).into_iter().collect();
-    // `1: FLOCK  ADVISORY  WRITE 8237 08:02:131 0 EOF`; the device is not always the one that stat gives.
+    // `1: FLOCK  ADVISORY  WRITE 8237 08:02:131 0 EOF`. The device is not compared: stat may give another one.
     for line in fs::read_to_string("/proc/locks")?.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
         let [_, "FLOCK", _, _, pid, place, ..] = words.as_slice() else { continue };

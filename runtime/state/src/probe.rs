@@ -1,5 +1,4 @@
-//! Checks whether the durable folders accept writes. A node on which one is full or read-only cannot run new
-//! pods.
+//! Checks whether the durable folders accept writes. If one is full or read-only, the node cannot run new pods.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
@@ -17,7 +16,7 @@ const BYTES: usize = 64 << 10;
 /// Name of the test file.
 const NAME: &str = ".probe";
 
-/// Why the durable folder accepts no writes.
+/// Why a folder accepts no writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
     /// The file system is read-only: it was mounted so, or the kernel made it so after a disk error.
@@ -28,8 +27,8 @@ pub enum Refusal {
     Broken,
 }
 
-/// The durable folders that may be file systems of their own, the root first, each with the first word of the reason
-/// that is reported for it.
+/// The durable folders that may be file systems of their own, the root first. The word is the first of the reason that
+/// RuntimeReady gives if the folder cannot be used.
 pub fn parts(layout: &Layout) -> [(&'static str, PathBuf); 5] {
     [
         ("Root", layout.root().to_owned()),
@@ -40,8 +39,8 @@ pub fn parts(layout: &Layout) -> [(&'static str, PathBuf); 5] {
     ]
 }
 
-/// Whether a folder is a mount point, so that it can fail while the folder above it does not. Blocks for as long as
-/// the disk takes.
+/// Whether a folder is a mount point. Then it can fail while the folder above it does not. Blocks for as long as the disk
+/// takes.
 ///
 /// # Errors
 /// It cannot be opened.

@@ -108,7 +108,7 @@ fn make_parents(dir: BorrowedFd<'_>, path: &str) -> io::Result<()> {
 ///
 /// # Errors
 /// The errors of the system calls.
-pub fn take_back(file: &File, bytes: u64) -> io::Result<()> {
+pub fn truncate_end(file: &File, bytes: u64) -> io::Result<()> {
     let size = file.metadata()?.len();
     Ok(ftruncate(file, size.saturating_sub(bytes))?)
 }
@@ -127,7 +127,7 @@ mod tests {
         append(dir.as_fd(), "c/d/0.log").unwrap().write_all(b"12345").unwrap();
         let mut again = append(dir.as_fd(), "c/d/0.log").unwrap();
         again.write_all(b"678").unwrap();
-        take_back(&again, 2).unwrap();
+        truncate_end(&again, 2).unwrap();
         assert_eq!(std::fs::read(root.join("c/d/0.log")).unwrap(), b"123456");
 
         let outside = temp.path().join("outside");

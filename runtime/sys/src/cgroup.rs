@@ -1,4 +1,4 @@
-//! Cgroup folders by descriptor: join, list, freeze, kill. v1 hierarchies and v2.
+//! Cgroups, v1 and v2, by descriptors of their folders: join, list, freeze, kill, remove.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -13,7 +13,7 @@ mod walk;
 pub use kill::kill_all;
 pub use walk::{each_folder, is_gone, is_too_many, prune};
 
-/// Longer lists of pids are cut: more processes than any pids limit in use.
+/// Longer files are cut. No pids limit in use allows so many processes.
 const MAX_LIST: u64 = 4 << 20;
 
 fn open(dir: BorrowedFd<'_>, name: &str, flags: OFlags) -> io::Result<File> {
@@ -38,8 +38,8 @@ pub fn read(dir: BorrowedFd<'_>, name: &str) -> io::Result<String> {
     Ok(text)
 }
 
-/// Joins the calling process, which must have one thread. v1: by `tasks`, which does not wait for a grace
-/// period as `cgroup.procs` does; v2: by `cgroup.procs`.
+/// Moves the calling process, which must have one thread, to this cgroup. On v1 by the file `tasks`, because
+/// `cgroup.procs` waits for an RCU grace period; on v2 by `cgroup.procs`.
 ///
 /// # Errors
 /// The errors of the system calls; ENOSPC for a v1 cpuset without cpus or mems.
@@ -47,11 +47,11 @@ pub fn join(dir: BorrowedFd<'_>, unified: bool) -> io::Result<()> {
     write(dir, if unified { "cgroup.procs" } else { "tasks" }, "0")
 }
 
-/// Calls `each` with the pid of each process in it, in the caller's PID namespace; 0 for processes of other
-/// namespaces.
+/// Calls `each` with the pid of each process in the cgroup, in the caller's PID namespace; 0 for a process that has
+/// none there.
 ///
 /// # Errors
-/// ENODEV once it was removed.
+/// ENODEV if the cgroup was removed.
 pub fn processes(dir: BorrowedFd<'_>, mut each: impl FnMut(u32)) -> io::Result<()> {
     for pid in read(dir, "cgroup.procs")?.lines().filter_map(|line| line.parse().ok()) {
         each(pid);
@@ -59,10 +59,10 @@ pub fn processes(dir: BorrowedFd<'_>, mut each: impl FnMut(u32)) -> io::Result<(
     Ok(())
 }
 
-/// Whether it and all cgroups below it have no process.
+/// Whether the cgroup and all below it have no processes. A removed one counts as empty.
 ///
 /// # Errors
-/// As for [`each_folder`]; a removed folder counts as empty.
+/// As for [`each_folder`].
 pub fn is_empty(dir: BorrowedFd<'_>) -> io::Result<bool> {
     let mut empty = true;
     let walked = walk::visit(dir, walk::MOST_FOLDERS, &mut |folder| {
@@ -84,8 +84,8 @@ pub fn is_empty(dir: BorrowedFd<'_>) -> io::Result<bool> {
     }
 }
 
-/// Whether every process in it and below it was killed and cannot run any more, but is kept from ending by a
-/// tracer (PTRACE_O_TRACEEXIT). False for an empty cgroup.
+/// Whether every process in the cgroup and below it has ended or was killed, and exists only because a tracer holds it
+/// ([`crate::proc::Stat::is_over`]). False for an empty cgroup.
 ///
 /// # Errors
 /// As for [`each_folder`].
@@ -101,7 +101,7 @@ pub fn only_held(dir: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(held && all)
 }
 
-/// Value of a `key value` line of a flat-keyed file; 0 if it is missing.
+/// The value of a key in a file with lines of `key value`; 0 if the key is missing.
 ///
 /// # Errors
 /// The errors of the system calls.

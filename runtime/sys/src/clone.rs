@@ -1,5 +1,6 @@
-//! clone3(2) with a pidfd, into new namespaces and (cgroup v2) into a cgroup; clone(2) for a sibling. rustix has
-//! neither; nix's clone runs the child on another stack, while the child here continues on its copy of the caller's.
+//! clone3(2) into new namespaces and (cgroup v2) into a cgroup; clone(2) for a sibling. Both return a pidfd. rustix has
+//! neither call; nix's clone runs the child on another stack, while the child here continues on its copy of the
+//! caller's.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
@@ -87,11 +88,11 @@ pub fn clone3_pidfd(
         cgroup: cgroup.map_or(0, |fd| u64::from(fd.as_raw_fd().unsigned_abs())),
         ..Args::default()
     };
-    // SAFETY: the kernel reads `args`, of the size that is passed, and writes a number into `pidfd`; both live across the
-    // call. Without CLONE_VM, which `Flags` cannot contain, this is a fork, of a process with one thread.
+    // SAFETY: the kernel reads `args`, of the size that is passed, and writes a number into `pidfd`; both live across
+    // the call. Without CLONE_VM, which `Flags` cannot contain, this is a fork, of a process with one thread.
     match unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<Args>()) } {
         -1 => Err(io::Error::last_os_error()),
-        0 => fork::leave(work),
+        0 => fork::run_and_exit(work),
         pid => {
             // SAFETY: CLONE_PIDFD: the kernel has just opened it for us, and nobody else owns it.
             let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
@@ -100,22 +101,28 @@ pub fn clone3_pidfd(
     }
 }
 
+const SIBLING_FLAGS: libc::c_int = libc::CLONE_PARENT | libc::CLONE_PIDFD | libc::SIGCHLD;
 /// The call that [`sibling`] makes, and its first argument.
-pub const SIBLING: (i64, u64) = (libc::SYS_clone, (libc::CLONE_PARENT | libc::SIGCHLD).unsigned_abs() as u64);
+pub const SIBLING: (i64, u64) = (libc::SYS_clone, SIBLING_FLAGS.unsigned_abs() as u64);
 
 /// Creates a sibling with clone(CLONE_PARENT), the second step of an exec after it entered a PID namespace.
-/// `work` runs in the sibling. Returns its pid in the caller's namespace. The caller must get the proof
-/// before it enters a container, whose /proc does not show it.
+/// `work` runs in the sibling. The caller must get the proof before it enters a container, whose /proc does not show
+/// its threads.
 ///
 /// # Errors
 /// clone(2).
-pub fn sibling(_: &fork::SingleThreaded, work: impl FnOnce() -> i32) -> io::Result<u32> {
-    let flags = libc::CLONE_PARENT | libc::SIGCHLD;
-    // SAFETY: without CLONE_VM this is a fork, of a process that had one thread and, by the proof's contract, has.
-    // The pointers are null: the child continues on its copy of this stack, and the kernel writes no memory.
-    match unsafe { libc::syscall(libc::SYS_clone, flags, 0usize, 0usize, 0usize, 0usize) } {
+pub fn sibling(_: &fork::SingleThreaded, work: impl FnOnce() -> i32) -> io::Result<Child> {
+    let mut pidfd: i32 = -1;
+    // SAFETY: without CLONE_VM this is a fork, of a process that had one thread and, by the proof's contract, has. A
+    // null stack lets the child continue on its copy of this one. The kernel writes a number into `pidfd`, which lives
+    // across the call; the other pointers are null.
+    match unsafe { libc::syscall(libc::SYS_clone, SIBLING_FLAGS, 0usize, &raw mut pidfd, 0usize, 0usize) } {
         -1 => Err(io::Error::last_os_error()),
-        0 => fork::leave(work),
-        pid => Ok(u32::try_from(pid).unwrap_or_default()),
+        0 => fork::run_and_exit(work),
+        pid => {
+            // SAFETY: CLONE_PIDFD: the kernel has just opened it for us, and nobody else owns it.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Child { pid: u32::try_from(pid).unwrap_or_default(), pidfd })
+        }
     }
 }

@@ -29,19 +29,19 @@ pub struct Credentials {
     pub ambient: u64,
     /// PR_SET_NO_NEW_PRIVS.
     pub no_new_privs: bool,
-    /// A filter follows: CAP_SYS_ADMIN is kept for it if `no_new_privs` is off. execve drops it.
+    /// A filter will be loaded: without `no_new_privs`, CAP_SYS_ADMIN is kept for that. execve drops it.
     pub filter: bool,
 }
 
-/// An id that no user and no group has: to setresuid(2) it means "unchanged".
-pub const NOBODY: u32 = u32::MAX;
+/// The value that is no uid and no gid: to setresuid(2) it means "unchanged".
+pub const NO_ID: u32 = u32::MAX;
 
-/// A capability that is kept only for the filter.
+/// The capability that is kept only for loading the filter, if there is one.
 #[derive(Debug, Clone, Copy)]
 pub struct ForFilter(Option<CapabilitySets>);
 
 impl ForFilter {
-    /// Drops it, once the filter is loaded. Makes no call if there is none.
+    /// Drops the capability after the filter was loaded. Makes no call if there is none.
     ///
     /// # Errors
     /// The errno that the filter returns for capset(2).
@@ -53,11 +53,11 @@ impl ForFilter {
 /// Sets the credentials in the only order that works. After this, only a filter and execve may follow.
 ///
 /// # Errors
-/// The failed step with the kernel's error; EINVAL for [`NOBODY`].
+/// The failed step with the kernel's error; EINVAL for [`NO_ID`].
 pub fn assume(wanted: &Credentials) -> Result<ForFilter, (&'static str, io::Error)> {
     let at = |step: &'static str| move |e: Errno| (step, io::Error::from(e));
-    if wanted.uid == NOBODY || wanted.gid == NOBODY || wanted.groups.contains(&NOBODY) {
-        return Err(at("uid or gid 4294967295, which nobody has")(Errno::INVAL));
+    if wanted.uid == NO_ID || wanted.gid == NO_ID || wanted.groups.contains(&NO_ID) {
+        return Err(at("uid or gid 4294967295, which is no id")(Errno::INVAL));
     }
     let held = capabilities(None).map_err(at("capget"))?.permitted;
     // Make all permitted capabilities effective, in case the caller has lowered some.
@@ -104,8 +104,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_is_no_user() {
-        for (uid, gid, groups) in [(NOBODY, 0, vec![]), (0, NOBODY, vec![]), (0, 0, vec![NOBODY])] {
+    fn the_value_for_unchanged_is_refused() {
+        for (uid, gid, groups) in [(NO_ID, 0, vec![]), (0, NO_ID, vec![]), (0, 0, vec![NO_ID])] {
             let wanted = Credentials { uid, gid, groups, ..Credentials::default() };
             assert_eq!(assume(&wanted).unwrap_err().1.raw_os_error(), Some(Errno::INVAL.raw_os_error()));
         }

@@ -68,7 +68,8 @@ impl Epoll {
         Ok(epoll::modify(&self.0, fd, EventData::new_u64(token), interest.flags())?)
     }
 
-    /// Stops watching a descriptor. Call it before closing: a copy of the descriptor in a child keeps it in the set.
+    /// Stops watching a descriptor. Call it before the descriptor is closed: if a child has a copy, closing alone does
+    /// not remove it from the set.
     ///
     /// # Errors
     /// ENOENT.

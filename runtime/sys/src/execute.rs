@@ -80,7 +80,7 @@ impl Image {
 
     /// Becomes the program at `path`. Returns only when it failed.
     pub fn execute(&self, path: &CStr) -> io::Error {
-        // nix' call allocates its arrays anew, which a filter may forbid by now.
+        // nix's call allocates arrays, which a filter may forbid.
         // SAFETY: `path` is a C string; both arrays end with a null pointer and point at C strings whose heap
         // memory `_strings` owns (moving a CString moves no bytes). All live across the call; when it succeeds
         // nothing of this program is left.

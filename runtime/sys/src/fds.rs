@@ -32,12 +32,12 @@ pub(crate) unsafe fn close_all_but(keep: &[OwnedFd]) -> io::Result<()> {
     let mut from = FIRST;
     for fd in kept {
         if fd > from {
-            // SAFETY: the caller's promise; none of `keep` lies between.
+            // SAFETY: as the caller promises; none of `keep` is in this range.
             unsafe { close_range(from, fd - 1) }?;
         }
         from = from.max(fd.saturating_add(1));
     }
-    // SAFETY: the caller's promise; all of `keep` lie below.
+    // SAFETY: as the caller promises; all of `keep` are below `from`.
     unsafe { close_range(from, u32::MAX) }
 }
 

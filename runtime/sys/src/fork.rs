@@ -37,7 +37,7 @@ pub fn single_threaded() -> io::Result<SingleThreaded> {
     }
 }
 
-/// Runs `work` in a child, which leaves with its result. Returns the child's pid; the caller reaps it.
+/// Runs `work` in a child, which exits with its result. Returns the child's pid; the caller reaps it.
 ///
 /// `work` gets copies of `keep`, in their order. The child closes every other descriptor from 3 on, so that it holds
 /// no end of a pipe and no connection. The bounds of `work` keep it from owning a closed descriptor: `OwnedFd` and
@@ -56,7 +56,7 @@ where
     let forked = unsafe { nix::unistd::fork() }?;
     match forked {
         ForkResult::Parent { child } => Ok(child.as_raw().unsigned_abs()),
-        ForkResult::Child => leave(|| match take_along(keep) {
+        ForkResult::Child => run_and_exit(|| match keep_only(keep) {
             Ok(fds) => work(fds),
             Err(_) => NO_DESCRIPTORS,
         }),
@@ -64,16 +64,16 @@ where
 }
 
 /// In a child of [`worker`]: copies `keep` and closes all other descriptors.
-fn take_along(keep: &[BorrowedFd<'_>]) -> io::Result<Vec<OwnedFd>> {
+fn keep_only(keep: &[BorrowedFd<'_>]) -> io::Result<Vec<OwnedFd>> {
     let copies = keep.iter().map(|fd| fd.try_clone_to_owned()).collect::<io::Result<Vec<OwnedFd>>>()?;
     // SAFETY: the owners of all others are copies of the parent's. The child's closure cannot reach them (see
-    // `worker`), and it leaves by _exit(2), which drops none.
+    // `worker`), and it ends by _exit(2), which drops none.
     unsafe { crate::fds::close_all_but(&copies) }?;
     Ok(copies)
 }
 
 /// Runs `work` and exits without exit handlers, which are the parent's.
-pub(crate) fn leave(work: impl FnOnce() -> i32) -> ! {
+pub(crate) fn run_and_exit(work: impl FnOnce() -> i32) -> ! {
     let status = std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or(PANICKED);
     exit_now(status)
 }

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::path::Path;
 
 use crate::mount::{self, Attributes, FsOption, Pass};
-use crate::seccomp::{ARCH, ARCHITECTURE, Filter, NUMBER, allow_each, give, jump_equal, load};
+use crate::seccomp::{ARCH, ARCHITECTURE, Filter, NUMBER, allow_each, jump_equal, load, ret};
 
 /// Gives the calling process, which must have its own mount namespace, an empty read-only root and no other
 /// mount. The new root is attached to `/sys` of the old one before pivot_root.
@@ -42,9 +42,9 @@ pub fn pause_filter() -> io::Result<Filter> {
         libc::SYS_sendmsg,
     ];
     let mut program =
-        vec![load(ARCHITECTURE), jump_equal(ARCH, 1, 0), give(libc::SECCOMP_RET_KILL_PROCESS), load(NUMBER)];
+        vec![load(ARCHITECTURE), jump_equal(ARCH, 1, 0), ret(libc::SECCOMP_RET_KILL_PROCESS), load(NUMBER)];
     program.extend(allow_each(calls.map(|call| u32::try_from(call).unwrap_or(u32::MAX))));
-    program.push(give(libc::SECCOMP_RET_ERRNO | 1));
+    program.push(ret(libc::SECCOMP_RET_ERRNO | 1));
     Filter::new(&program, 0)
 }
 
@@ -52,7 +52,7 @@ pub fn pause_filter() -> io::Result<Filter> {
 pub fn exec_fd(binary: BorrowedFd<'_>, name: &CStr) -> io::Error {
     let args: [*const c_char; 2] = [name.as_ptr(), std::ptr::null()];
     let env: [*const c_char; 1] = [std::ptr::null()];
-    // nix's call allocates, which a filter may forbid by now.
+    // nix's call allocates, which a filter may forbid.
     // SAFETY: `args` and `env` end in null and hold C strings; they, the strings and the empty path live across the
     // call. `binary` is open because it is borrowed. When the call succeeds nothing of this program is left.
     unsafe {

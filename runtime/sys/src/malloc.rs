@@ -1,4 +1,4 @@
-//! Settings of glibc's allocator for the daemon.
+//! Settings of glibc's allocator, for small daemons.
 
 /// Limits the number of arenas. Each thread that allocates may get its own arena, up to eight per processor,
 /// and freed memory stays in its arena: many blocking threads would multiply idle memory. Call it before the

@@ -47,7 +47,7 @@ pub enum Pass {
     Private,
     /// Slave: mounts are received.
     Slave,
-    /// Shared: in both directions, within the mount's peer group.
+    /// Shared: mounts are received from the peer group and sent to it.
     Shared,
 }
 
@@ -110,7 +110,7 @@ pub fn set_propagation(mount: BorrowedFd<'_>, pass: Pass, recursive: bool) -> io
     set(mount, recursive, &MountAttr { propagation, ..MountAttr::default() })
 }
 
-/// A detached copy of the mount that `source` is in, beginning at `source`. It is dissolved when the last
+/// A detached copy of the mount that contains `source`, with `source` as its root. The kernel removes it when the last
 /// descriptor is closed, unless it is attached. The source must be in the caller's mount namespace.
 ///
 /// # Errors
@@ -124,8 +124,8 @@ pub fn clone(source: BorrowedFd<'_>, recursive: bool) -> io::Result<OwnedFd> {
     Ok(open_tree(source, "", flags)?)
 }
 
-/// Attaches a tree at `target`, a directory or, for a tree that is one file, a file. A tree that is attached
-/// elsewhere is moved, and receives propagated mounts all the time.
+/// Attaches a tree at `target`: a directory, or a file if the tree is one file. A tree that is attached elsewhere is
+/// moved; it receives propagated mounts before, meanwhile and afterwards.
 ///
 /// # Errors
 /// ENOTDIR when one is a directory and the other is not; ELOOP; EINVAL for a tree that is attached below a
@@ -303,8 +303,8 @@ pub fn identity(file: BorrowedFd<'_>) -> io::Result<Identity> {
     Ok(Identity { mount: stat.stx_mnt_id, inode: stat.stx_ino, is_mount_root })
 }
 
-/// Detaches the mount at `path`. Make a copy of a shared tree private first; otherwise its peers lose their submounts
-/// too.
+/// Detaches the mount at `path`. A copy of a shared tree must be made private first; otherwise its peers lose their
+/// submounts too.
 ///
 /// # Errors
 /// EINVAL if nothing is mounted there.
@@ -318,6 +318,18 @@ pub fn detach(path: &Path) -> io::Result<()> {
 /// As [`detach`]; /proc must be mounted.
 pub fn detach_fd(mount: BorrowedFd<'_>) -> io::Result<()> {
     detach(Path::new(&format!("/proc/self/fd/{}", mount.as_raw_fd())))
+}
+
+/// Like [`detach_fd`], without /proc, for a mount whose root is a folder. The working directory is that folder
+/// meanwhile, and `/` afterwards.
+///
+/// # Errors
+/// As [`detach`]; ENOTDIR if the root is not a folder.
+pub fn detach_folder(mount: BorrowedFd<'_>) -> io::Result<()> {
+    rustix::process::fchdir(mount)?;
+    let detached = detach(Path::new("."));
+    rustix::process::chdir("/")?;
+    detached
 }
 
 /// Sets the propagation of the mount at `path`, by mount(2).

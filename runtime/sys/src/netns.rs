@@ -1,5 +1,5 @@
-//! Network namespaces, entered only by separate threads: a thread that continues in a foreign namespace would
-//! create its next socket there.
+//! Network namespaces. The daemon enters one only in a thread of its own, which ends afterwards: a thread that stayed
+//! would create its next sockets there.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};

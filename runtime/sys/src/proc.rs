@@ -1,4 +1,4 @@
-//! Data about processes, and settings of this one.
+//! What /proc says about processes, and settings of the calling process.
 
 use std::fs;
 use std::io;
@@ -16,7 +16,7 @@ pub struct Stat {
     pub flags: u32,
     /// Threads that are not reaped, its leading one among them.
     pub threads: u32,
-    /// Its status as of wait(2), once it has ended or was killed; visible only to processes that may trace
+    /// Its status in the format of wait(2), once it has ended or was killed. Only a process that may trace it can see
     /// it.
     pub status: i32,
 }
@@ -32,11 +32,11 @@ impl Stat {
         self.flags & Self::FORKED == 0
     }
 
-    /// Whether it has ended and will not run any more, although it may still exist. A tracer can delay that:
-    /// it does not let the process be reaped, or holds a killed process at PTRACE_EVENT_EXIT (since Linux
-    /// 5.17 its status is SIGKILL then), or holds another process of its PID namespace, for which PID 1
-    /// waits. A process that hangs in the kernel (D) has not ended, nor has one of which only the leading
-    /// thread has ended.
+    /// Whether it has ended: it will not run any more, although it may still exist. A tracer can keep it from
+    /// disappearing in three ways: it does not wait for the zombie; it holds the killed process at PTRACE_EVENT_EXIT
+    /// (the status is SIGKILL then, since Linux 5.17); or it holds another process of the PID namespace whose PID 1
+    /// this is, and which waits for that one. A process that hangs in the kernel (D) has not ended, nor has one of
+    /// which only the leading thread has ended.
     pub fn is_over(&self) -> bool {
         let killed = self.status & 0x7f == libc::SIGKILL;
         match self.state {
@@ -151,10 +151,10 @@ pub fn set_oom_score_adj(wanted: i32) -> io::Result<i32> {
     if set(wanted)? {
         return Ok(wanted);
     }
-    // The kernel does not show the lowest allowed value: it is above `wanted`, and at most the current value.
+    // The kernel does not show the lowest allowed value. It is above `wanted` and not above the current value.
     let mut current = fs::read_to_string(FILE)?.trim().parse().map_err(io::Error::other)?;
     let mut refused = wanted;
-    // Usually the current value is the lowest already, and one write shows it.
+    // Usually the current value is the lowest one: find out by one write.
     if current - refused > 1 {
         *(if set(current - 1)? { &mut current } else { &mut refused }) = current - 1;
     }
@@ -173,8 +173,8 @@ pub fn set_coredump_filter(mask: u32) -> io::Result<()> {
     write_in_place("/proc/self/coredump_filter", format!("{mask:#x}").as_bytes())
 }
 
-/// Makes `ps` show this process as `name`: its name, cut to 15 bytes, and its whole command line. For a forked
-/// child, whose memory is a copy.
+/// Makes `ps` show `name` for this process, as its name (cut to 15 bytes) and as its command line. The arguments in
+/// memory are overwritten, so this is for forked children, whose memory is a copy.
 ///
 /// # Errors
 /// No /proc.
@@ -194,7 +194,8 @@ pub fn set_title(name: &std::ffi::CStr) -> io::Result<()> {
     }
     let mut line = vec![0; length];
     line.iter_mut().zip(name.to_bytes()).for_each(|(to, from)| *to = *from);
-    // Written through /proc/self/mem, which fails for an address that is not mapped. Only argv points there.
+    // By /proc/self/mem, which fails for an address that is not mapped, where a pointer would crash. Only argv points
+    // there.
     if let Some(last) = line.last_mut() {
         *last = 0;
     }

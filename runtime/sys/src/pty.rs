@@ -36,7 +36,7 @@ pub fn open_in(devpts: BorrowedFd<'_>) -> io::Result<Pty> {
     Ok(Pty { master, slave })
 }
 
-/// The other side of a master, whatever its path is and in whichever mount namespace (TIOCGPTPEER).
+/// Opens the slave of a master without its path (TIOCGPTPEER), so also one of another mount namespace.
 ///
 /// # Errors
 /// No free descriptor; no master.

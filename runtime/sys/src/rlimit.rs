@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// The kernel's resource numbers are indices of this list (asm-generic/resource.h).
+/// The resources in the order of the kernel's numbers (asm-generic/resource.h).
 const RESOURCES: [Resource; 16] = [
     Resource::Cpu,
     Resource::Fsize,
@@ -40,11 +40,11 @@ impl Limit {
     }
 
     /// Sets it as the calling process's limit of open files. Makes one system call and allocates nothing.
-    pub(crate) fn put_open_files(self) -> Result<(), Errno> {
-        self.put(Resource::Nofile)
+    pub(crate) fn apply_to_open_files(self) -> Result<(), Errno> {
+        self.apply(Resource::Nofile)
     }
 
-    fn put(self, resource: Resource) -> Result<(), Errno> {
+    fn apply(self, resource: Resource) -> Result<(), Errno> {
         let some = |limit| Some(limit).filter(|limit| *limit != u64::MAX);
         setrlimit(resource, Rlimit { current: some(self.soft), maximum: some(self.hard) })
     }
@@ -58,10 +58,10 @@ impl Limit {
 pub fn set(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     let place = usize::try_from(resource).ok();
     let resource = *place.and_then(|place| RESOURCES.get(place)).ok_or(Errno::INVAL)?;
-    match (Limit { soft, hard }).put(resource) {
+    match (Limit { soft, hard }).apply(resource) {
         Err(Errno::PERM) => {
             let most = Limit::of(resource).hard;
-            Ok(Limit { soft: soft.min(most), hard: hard.min(most) }.put(resource)?)
+            Ok(Limit { soft: soft.min(most), hard: hard.min(most) }.apply(resource)?)
         }
         other => Ok(other?),
     }
@@ -73,7 +73,7 @@ pub(crate) fn reset_nice() {
 }
 
 /// Soft limit of open files that this process was started with; [`UNCHANGED`] until it was raised.
-static GIVEN: AtomicU64 = AtomicU64::new(UNCHANGED);
+static ORIGINAL: AtomicU64 = AtomicU64::new(UNCHANGED);
 const UNCHANGED: u64 = u64::MAX;
 /// Open files that the daemon or a shim may need: pipes, sockets and cgroup folders of every container.
 const NEEDED: u64 = 65_536;
@@ -87,15 +87,15 @@ pub fn raise_open_files() -> io::Result<()> {
     let now = Limit::of(Resource::Nofile);
     let soft = now.hard.min(NEEDED);
     if soft > now.soft {
-        Limit { soft, ..now }.put_open_files()?;
-        GIVEN.store(now.soft, Ordering::Relaxed);
+        Limit { soft, ..now }.apply_to_open_files()?;
+        ORIGINAL.store(now.soft, Ordering::Relaxed);
     }
     Ok(())
 }
 
 /// The limit of open files for programs that this process starts, if its own differs.
-pub(crate) fn given() -> Option<Limit> {
-    let soft = Some(GIVEN.load(Ordering::Relaxed)).filter(|soft| *soft != UNCHANGED)?;
+pub(crate) fn original() -> Option<Limit> {
+    let soft = Some(ORIGINAL.load(Ordering::Relaxed)).filter(|soft| *soft != UNCHANGED)?;
     let hard = Limit::of(Resource::Nofile).hard;
     Some(Limit { soft: soft.min(hard), hard })
 }
@@ -105,7 +105,7 @@ pub(crate) fn given() -> Option<Limit> {
 /// # Errors
 /// prlimit(2).
 pub fn restore_open_files() -> io::Result<()> {
-    Ok(given().map_or(Ok(()), Limit::put_open_files)?)
+    Ok(original().map_or(Ok(()), Limit::apply_to_open_files)?)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Descriptors over a unix stream socket (SCM_RIGHTS).
+//! Unix sockets: bytes with descriptors (SCM_RIGHTS), pairs, pipes, and accepting connections.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -9,7 +9,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-/// Most descriptors sent or taken by one call.
+/// Most descriptors that are sent or received by one call.
 const MAX: usize = 32;
 
 /// Sends `bytes`, and descriptors with the first byte. Returns how many bytes were sent; if at least one was,
@@ -26,16 +26,24 @@ pub fn send_with_fds(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>
     Ok(sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?)
 }
 
-/// Receives bytes, and descriptors (close-on-exec), which are given to `take` in order. 0 means end of file.
+/// What [`recv`] has received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    /// Number of bytes; 0 at end of file.
+    pub bytes: usize,
+    /// Descriptors were lost: there were more than 32, or the process has no free one.
+    pub lost_fds: bool,
+}
+
+/// Receives bytes, and descriptors (close-on-exec), which are passed to `take` in order.
 ///
 /// # Errors
-/// WouldBlock on an empty non-blocking socket; recvmsg(2); more than 32 descriptors at once (those that
-/// came are given to `take` all the same).
-pub fn recv_with_fds(
+/// WouldBlock on an empty non-blocking socket; recvmsg(2).
+pub fn recv(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
     mut take: impl FnMut(OwnedFd),
-) -> io::Result<usize> {
+) -> io::Result<Received> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let got = recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
@@ -44,13 +52,27 @@ pub fn recv_with_fds(
             fds.for_each(&mut take);
         }
     }
-    if got.flags.contains(ReturnFlags::CTRUNC) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "more descriptors than allowed"));
-    }
-    Ok(got.bytes)
+    Ok(Received { bytes: got.bytes, lost_fds: got.flags.contains(ReturnFlags::CTRUNC) })
 }
 
-/// Two connected sockets that keep packets apart, close-on-exec.
+/// Like [`recv`], but lost descriptors are an error. Returns the number of bytes; 0 means end of file.
+///
+/// # Errors
+/// As for [`recv`]; InvalidData if descriptors were lost (those that arrived were passed to `take`).
+pub fn recv_with_fds(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    take: impl FnMut(OwnedFd),
+) -> io::Result<usize> {
+    let received = recv(socket, buffer, take)?;
+    if received.lost_fds {
+        let message = "descriptors were lost: there are more than 32, or this process has no free one";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    Ok(received.bytes)
+}
+
+/// Two connected SOCK_SEQPACKET sockets, close-on-exec: each send is received as one packet.
 ///
 /// # Errors
 /// No free descriptor.

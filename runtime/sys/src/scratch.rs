@@ -25,7 +25,7 @@ impl Scratch {
         Ok(Self { start, len })
     }
 
-    /// The buffer, with what was left in it, or zeroes.
+    /// The buffer. It has the previous content, or zeroes after [`Self::release`].
     pub fn bytes(&mut self) -> &mut [u8] {
         // SAFETY: the mapping is ours alone, `len` bytes long, initialised by the kernel, and lives as long as
         // `self`, which is borrowed.

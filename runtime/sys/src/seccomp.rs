@@ -15,8 +15,8 @@ pub(crate) const ARCH: u32 = 0xc000_00b7;
 
 /// An instruction in the format of [`Filter::new`]: code, jump distances if the condition is true and if it is false,
 /// operand.
-pub(crate) const fn instruction(code: u16, holds: u8, else_: u8, k: u32) -> u64 {
-    code as u64 | (holds as u64) << 16 | (else_ as u64) << 24 | (k as u64) << 32
+pub(crate) const fn instruction(code: u16, if_true: u8, if_false: u8, k: u32) -> u64 {
+    code as u64 | (if_true as u64) << 16 | (if_false as u64) << 24 | (k as u64) << 32
 }
 
 /// Loads a word of `struct seccomp_data`.
@@ -25,12 +25,12 @@ pub const fn load(offset: u32) -> u64 {
 }
 
 /// Jumps depending on whether the loaded word equals `k`.
-pub const fn jump_equal(k: u32, holds: u8, else_: u8) -> u64 {
-    instruction(0x15, holds, else_, k)
+pub const fn jump_equal(k: u32, if_true: u8, if_false: u8) -> u64 {
+    instruction(0x15, if_true, if_false, k)
 }
 
 /// Ends the program with one of SECCOMP_RET_*.
-pub(crate) const fn give(verdict: u32) -> u64 {
+pub(crate) const fn ret(verdict: u32) -> u64 {
     instruction(0x06, 0, 0, verdict)
 }
 
@@ -39,12 +39,12 @@ pub const NUMBER: u32 = 0;
 /// Offset of the architecture (AUDIT_ARCH_*) in `struct seccomp_data`.
 pub const ARCHITECTURE: u32 = 4;
 
-/// Instructions that allow these calls; for all others the next instruction after them is executed.
+/// Instructions that allow these calls. For other calls, execution continues after these instructions.
 pub fn allow_each(calls: impl IntoIterator<Item = u32>) -> impl Iterator<Item = u64> {
-    calls.into_iter().flat_map(|call| [jump_equal(call, 0, 1), give(libc::SECCOMP_RET_ALLOW)])
+    calls.into_iter().flat_map(|call| [jump_equal(call, 0, 1), ret(libc::SECCOMP_RET_ALLOW)])
 }
 
-/// A program in the kernel's format. It is never freed once loaded, because the filter may forbid that.
+/// A program in the kernel's format. Its memory is not freed after loading, because the filter may forbid that.
 pub struct Filter {
     program: Vec<libc::sock_filter>,
     flags: u32,
@@ -186,11 +186,11 @@ mod tests {
     }
 
     #[test]
-    fn says_what_a_program_lets_through() {
+    fn allowed_calls_are_determined() {
         let ask = |program: &[u64], number, first| {
             Filter::new(program, 0).unwrap().allows(&[Call { number, first }])
         };
-        let (allow, kill) = (give(0x7fff_0000), give(0));
+        let (allow, kill) = (ret(0x7fff_0000), ret(0));
         // Call 7 is allowed when bit 0 of its first argument is not set; all others are.
         let program = [
             load(0),
@@ -201,12 +201,12 @@ mod tests {
             allow,
             kill,
         ];
-        // Not call 7: past the test of the argument.
+        // A call other than 7 skips the test of the argument.
         let program = [&program[..1], &[jump_equal(7, 1, 0), allow], &program[2..]].concat();
         assert!(ask(&program, 3, None));
         assert!(ask(&program, 7, Some(2)));
         assert!(!ask(&program, 7, Some(3)));
-        assert!(!ask(&program, 7, None), "both ways count where the argument is not known");
+        assert!(!ask(&program, 7, None), "both branches count if the argument is not known");
         assert!(!ask(&[kill], 3, None));
         assert!(!ask(&[load(0)], 3, None), "a program without an end");
         assert!(!ask(&[instruction(0x07, 0, 0, 0), allow], 3, None), "an instruction that is not followed");

@@ -1,4 +1,4 @@
-//! Signals: read by signalfd, blocked temporarily, and reset to their defaults (signal(7)).
+//! Signals: read by signalfd, sent, blocked temporarily, and reset to their defaults (signal(7)).
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -42,6 +42,15 @@ impl AsFd for SignalFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// Sends SIGKILL to a process by its pid, which must be that of a child that was not reaped: no other process has it.
+///
+/// # Errors
+/// kill(2); InvalidInput for 0 and other numbers that name no single process.
+pub fn kill(pid: u32) -> io::Result<()> {
+    let pid = i32::try_from(pid).ok().filter(|pid| *pid > 0).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL)?)
 }
 
 /// All signals are blocked in this thread while it lives.

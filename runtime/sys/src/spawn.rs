@@ -1,10 +1,11 @@
-//! Starting a program from a process with threads.
+//! Starts a program from a process with threads.
 //!
-//! The child shares memory with its parent until execve (CLONE_VM and CLONE_VFORK, as posix_spawn does), has
-//! its own stack and only makes system calls, whose arguments were prepared before. So no lock of another
-//! thread matters and no page table is copied. Its descriptor table is a copy, so the parent does not see its
-//! changes. Descriptors that are not the program's are closed before execve, which may wait for a disk for ever:
-//! with close-on-exec, connections and locks of the parent would stay open until then.
+//! Until execve the child shares the parent's memory (CLONE_VM and CLONE_VFORK, as with posix_spawn), so no page table
+//! is copied. It has its own stack and only makes system calls, whose arguments the parent has prepared, so it does not
+//! matter which locks other threads hold. Its descriptor table is a copy, so its changes do not affect the parent.
+//!
+//! The child closes all descriptors that are not the program's before execve, because execve may wait for a disk for
+//! ever. With close-on-exec instead, copies of the parent's connections and locks would stay open as long.
 
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::io;
@@ -20,7 +21,7 @@ use crate::signal::Blocked;
 
 /// Bytes of the child's stack: it calls a few functions without large frames.
 const STACK: usize = 64 * 1024;
-/// Copies of all descriptors are made from here on, above the numbers they are to get.
+/// All descriptors are first copied to numbers from here on, which are above the numbers that they get at last.
 const ABOVE: RawFd = 64;
 
 /// The executable.
@@ -43,32 +44,32 @@ pub struct Program<'a> {
     pub env: &'a [CString],
     /// stdin, stdout and stderr; /dev/null for `None`.
     pub stdio: [Option<BorrowedFd<'a>>; 3],
-    /// Become descriptors 3, 4 and so on (at most 32); all others are closed.
+    /// Descriptors 3, 4 and so on, at most 32. All others are closed.
     pub fds: &'a [BorrowedFd<'a>],
 }
 
 /// The child's input, prepared by the parent.
 struct Plan {
-    /// The executable if `path` is null: it gets the number `rest`, and is closed by execve.
+    /// The executable, if `path` is null. It becomes descriptor `rest`, which execve closes.
     binary: RawFd,
     path: *const c_char,
     args: Vec<*const c_char>,
     env: Vec<*const c_char>,
-    /// `(copy, number it gets)`.
+    /// Each copy, and the number that it gets.
     places: Vec<(RawFd, RawFd)>,
-    /// First number that is not the program's.
+    /// The first number after the program's descriptors.
     rest: RawFd,
-    /// Limit of open files that this process was given, where it has raised its own.
+    /// The limit of open files that this process was started with, if it has raised its own.
     files: Option<Limit>,
-    /// Set by the child when a call failed; the memory is shared.
+    /// Set by the child if a call failed. The parent sees it, because the memory is shared.
     errno: AtomicI32,
 }
 
-/// Starts it: leader of a new session, in `/`, all signals at their defaults and none blocked. Returns once
-/// its execve has succeeded. The caller reaps it.
+/// Starts a program. It leads a new session, its working directory is `/`, and all signals have their default actions
+/// and are not blocked. Returns after execve has succeeded. The caller reaps the process.
 ///
 /// # Errors
-/// The errors of clone(2) and of the child's system calls. There is no child then.
+/// The errors of clone(2) and of the child's system calls, execve included. Then there is no child.
 #[expect(clippy::too_many_lines, reason = "the order of the calls around clone(2) is what makes it sound")]
 pub fn spawn(program: &Program<'_>) -> io::Result<Child> {
     if program.fds.len() > 32 {
@@ -93,7 +94,7 @@ pub fn spawn(program: &Program<'_>) -> io::Result<Child> {
         args: pointers(program.args),
         env: pointers(program.env),
         rest: RawFd::try_from(places.len()).unwrap_or(3),
-        files: crate::rlimit::given(),
+        files: crate::rlimit::original(),
         places,
         errno: AtomicI32::new(0),
     };
@@ -104,9 +105,9 @@ pub fn spawn(program: &Program<'_>) -> io::Result<Child> {
     let blocked = Blocked::new()?;
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
     // nix's clone cannot return a pidfd.
-    // SAFETY: `top` is the aligned end of a stack that, like `plan`, `pidfd` and all that `plan` points to, outlives
-    // the child's use: CLONE_VFORK stops this thread until the child has called execve or exited. `child` makes system calls
-    // only, and no signal handler runs in it: every signal is blocked until it has taken the handlers away.
+    // SAFETY: `top` is the aligned end of a stack that, like `plan`, `pidfd` and all that `plan` points to, outlives the
+    // child's use: CLONE_VFORK stops this thread until the child has called execve or exited. `child` makes system calls
+    // only, and no signal handler runs in it: every signal is blocked until it has reset the handlers.
     let pid = unsafe {
         libc::clone(
             child,
@@ -125,7 +126,7 @@ pub fn spawn(program: &Program<'_>) -> io::Result<Child> {
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     let errno = plan.errno.load(Ordering::Relaxed);
     if errno != 0 {
-        // It exits at once, so this does not wait long; its status has no further information.
+        // It exits at once, so this does not wait long. Its status is of no interest.
         let id = rustix::process::WaitId::PidFd(pidfd.as_fd());
         let reaped = || rustix::process::waitid(id.clone(), rustix::process::WaitIdOptions::EXITED);
         let _ = rustix::io::retry_on_intr(reaped);
@@ -145,17 +146,17 @@ extern "C" fn child(plan: *mut c_void) -> libc::c_int {
 
 /// Returns only on an error. The functions of rustix that are used here make one system call each.
 fn become_program(plan: &Plan) -> Errno {
-    // It fails for the leader of a process group, which a new process is not.
+    // It fails only for the leader of a process group, which a new process is not.
     let _ = rustix::process::setsid();
     if let Err(errno) = rustix::process::chdir(c"/") {
         return errno;
     }
     if let Some(files) = plan.files {
-        // Limits are the process's own: CLONE_VM shares none. It was in force before, so it can be set.
-        let _ = files.put_open_files();
+        // Limits are not shared by CLONE_VM. This one was in force before, so setting it does not fail.
+        let _ = files.apply_to_open_files();
     }
     for (copy, number) in &plan.places {
-        // rustix' dup2 wants an owner of the number, and nobody owns one in a descriptor table that ends with execve.
+        // rustix's dup2 wants an owner for the number. In this table, which ends with execve, numbers have no owners.
         // SAFETY: takes numbers and no memory. The table is the child's own copy (no CLONE_FILES): what it closes
         // there the parent keeps.
         if unsafe { libc::dup2(*copy, *number) } < 0 {
@@ -175,10 +176,10 @@ fn become_program(plan: &Plan) -> Errno {
     if unsafe { crate::fds::close_range(first, u32::MAX) }.is_err() {
         return last();
     }
-    // Last, so that signals wait until here. Handlers and the mask are the child's own (no CLONE_SIGHAND).
+    // Last, because it unblocks signals. Handlers and the mask are the child's own (no CLONE_SIGHAND).
     crate::signal::reset();
     let (args, env) = (plan.args.as_ptr(), plan.env.as_ptr());
-    // nix' calls allocate.
+    // nix's calls allocate.
     if by_fd {
         let (empty, flags) = (c"".as_ptr(), libc::AT_EMPTY_PATH);
         // SAFETY: `args` and `env` end in null and hold C strings of `spawn`'s caller, which live across the call, as
@@ -191,7 +192,7 @@ fn become_program(plan: &Plan) -> Errno {
     last()
 }
 
-/// The C library's errno. The child shares it with the parent's thread, which is stopped meanwhile.
+/// The C library's errno. The child shares it with the parent's thread, which is suspended meanwhile.
 fn last() -> Errno {
     Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL)
 }

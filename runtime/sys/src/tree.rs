@@ -1,10 +1,10 @@
 //! Removes and measures trees of files of containers and images, without trusting their content.
 //!
-//! This is the only place of the project that removes recursively. Every step goes by one name beneath an open
-//! folder, with `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV`: no symbolic link is followed, and what
-//! is mounted below (a volume, the host) is never entered, also when a name is swapped meanwhile. A mount that is
-//! in the way is an error, never emptied. Depth and width are the container's choice, so nothing recurses and
-//! descriptors and memory are bounded: 18 descriptors, or as few as three where there are no more, and 2 MiB.
+//! This is the only place of the project that removes recursively. Each step looks up one name in an open folder, with
+//! `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_XDEV`. So no symlink is followed and no mount is entered (a
+//! volume, the host), even if somebody replaces the name meanwhile. A mount inside the tree is an error; it is never
+//! emptied. The container chooses depth and width, so the code does not recurse, and it is bounded: it uses at most 18
+//! descriptors, or as few as three if the process has no more, and 2 MiB of memory.
 //!
 //! Removal needs no new space on the file system.
 
@@ -27,13 +27,13 @@ pub use trash::Trash;
 pub use usage::Usage;
 use usage::usage;
 
-/// Why a tree is still there, or could not be measured. Paths begin at the name that was given.
+/// Why a tree was not removed completely, or could not be measured. Paths begin with the name that the caller passed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Not one name, or `.` or `..`.
+    /// The name has a slash or is empty, `.` or `..`.
     #[error("{} is not the name of an entry of a folder", path.display())]
     Name {
-        /// What was given.
+        /// The name.
         path: PathBuf,
     },
     /// Something is mounted inside the tree. It was not entered.
@@ -42,20 +42,20 @@ pub enum Error {
         /// The mount point.
         path: PathBuf,
     },
-    /// Somebody goes on adding to the tree or moving folders in it.
+    /// A process keeps adding to the tree or moving folders in it.
     #[error("{} changes while it is removed: end the processes that use it", path.display())]
     Changing {
         /// The folder.
         path: PathBuf,
     },
-    /// The kernel said no.
+    /// A system call failed.
     #[error("{action} {}: {source}", path.display())]
     Io {
-        /// What was tried.
+        /// The action, for example `remove`.
         action: &'static str,
-        /// On what.
+        /// Its object.
         path: PathBuf,
-        /// Why not.
+        /// The kernel's error.
         source: io::Error,
     },
 }
@@ -68,7 +68,7 @@ impl Error {
         }
     }
 
-    /// The same, with the tree's folder before the path.
+    /// The same error, with `folder` before its path.
     fn below(mut self, folder: &Path) -> Self {
         let (Self::Name { path } | Self::Mounted { path } | Self::Changing { path } | Self::Io { path, .. }) =
             &mut self;
@@ -88,8 +88,8 @@ impl From<Error> for io::Error {
     }
 }
 
-/// Removes the file or tree at `path`, as [`remove`]. Only the folder that holds it is found by path, links
-/// followed: it must be the caller's own. What is not there is removed.
+/// Like [`remove`], for the file or tree at `path`. Its parent folder is opened by path, and symlinks on that path are
+/// followed, so the parent must belong to the caller. It is not an error if `path` does not exist.
 ///
 /// # Errors
 /// As [`remove`].
@@ -102,8 +102,7 @@ pub fn remove_path(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// What the file or tree at `path` takes on disk, as [`usage`]. As with [`remove_path`], the folder that holds
-/// it must be the caller's own.
+/// Like [`usage`], for the file or tree at `path`. As for [`remove_path`], its parent folder must belong to the caller.
 ///
 /// # Errors
 /// As [`usage`].
@@ -121,14 +120,14 @@ fn open_folder(path: &Path) -> rustix::io::Result<rustix::fd::OwnedFd> {
     openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// One name of an entry, never a path.
+/// Checks that `name` is the name of an entry and not a path.
 fn entry_name(name: &OsStr) -> Result<CString, Error> {
     let bytes = name.as_bytes();
-    let odd = || Error::Name { path: name.into() };
+    let invalid = || Error::Name { path: name.into() };
     if bytes.is_empty() || bytes == b"." || bytes == b".." || bytes.contains(&b'/') {
-        return Err(odd());
+        return Err(invalid());
     }
-    CString::new(bytes).map_err(|_| odd())
+    CString::new(bytes).map_err(|_| invalid())
 }
 
 #[cfg(test)]

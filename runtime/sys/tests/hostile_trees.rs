@@ -24,10 +24,10 @@ fn hostile_trees_are_removed_and_nothing_else() {
     setrlimit(Resource::Nofile, Rlimit { current: Some(64), maximum: before.maximum }).unwrap();
     for (name, case) in [
         ("ten thousand levels", ten_thousand_levels as fn(&Path)),
-        ("more levels than are remembered", deeper_than_what_is_remembered),
+        ("more levels than are remembered", more_levels_than_are_remembered),
         ("long names", long_names),
         ("a million names", a_million_names),
-        ("mounts", mounts_are_spared),
+        ("mounts", mounts_are_not_entered),
         ("a link for a folder", a_link_is_swapped_in),
         ("folders that move", folders_move_out),
         ("immutable", immutable_files),
@@ -89,10 +89,10 @@ fn ten_thousand_levels(room: &Path) {
     gone(&tree);
 }
 
-fn deeper_than_what_is_remembered(room: &Path) {
+fn more_levels_than_are_remembered(room: &Path) {
     let tree = room.join("tree");
     chain(&tree, "d", 20_000);
-    // It may stop early because it cannot find the way back, but it must end.
+    // It may end early, because the top folders are forgotten, but it must end.
     let usage = measured(|| tree::usage_path(&tree, far()).unwrap());
     assert!(usage.inodes >= 20_000, "{usage:?}");
     measured(|| tree::remove_path(&tree).unwrap());
@@ -128,7 +128,7 @@ fn a_million_names(room: &Path) {
     gone(&tree);
 }
 
-fn mounts_are_spared(room: &Path) {
+fn mounts_are_not_entered(room: &Path) {
     let (tree, host) = (room.join("tree"), room.join("host"));
     for path in ["tree/a/tmpfs", "tree/b/bind", "tree/c/gone", "tree/d/e", "host/deep/er"] {
         fs::create_dir_all(room.join(path)).unwrap();

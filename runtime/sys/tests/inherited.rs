@@ -1,4 +1,4 @@
-//! Descriptors that execve leaves open. Alone in its process: they are claimed once.
+//! Descriptors that were inherited by execve. The only test of its process, because they can be claimed only once.
 
 use std::fs::File;
 use std::io;
@@ -8,9 +8,9 @@ use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
 use sys::fds::Inherited;
 
 #[test]
-fn only_what_nobody_owns_is_claimed_and_once() {
+fn only_descriptors_without_owner_are_claimed_and_only_once() {
     let owned = File::open("/dev/null").unwrap();
-    // As execve leaves them: open, without the flag, owned by nobody.
+    // Like inherited ones: open, without close-on-exec, and without an owner in this program.
     let [taken, left] = [(); 2].map(|()| {
         let file = File::open("/dev/null").unwrap();
         fcntl_setfd(&file, FdFlags::empty()).unwrap();

@@ -255,7 +255,7 @@ pub enum Request {
         /// The container.
         container: ContainerId,
     },
-    /// The container was removed: deletes an exited one from the table, with its exit file.
+    /// Removes an exited container from the shim's table, and its exit file. An unknown one is not an error.
     Forget {
         /// The container.
         container: ContainerId,

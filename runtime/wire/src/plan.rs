@@ -138,7 +138,7 @@ pub struct CgroupMember {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CgroupPlan {
-    /// The host has v2 only: there is one member, joined with CLONE_INTO_CGROUP.
+    /// The cgroups are of v2: there is one member.
     pub unified: bool,
     /// The folders to join.
     pub members: Vec<CgroupMember>,
@@ -293,9 +293,9 @@ pub struct ContainerPlan {
     pub mounts: Vec<MountPlan>,
     /// Device nodes in addition to the six standard ones.
     pub devices: Vec<DeviceNode>,
-    /// Masked: files by /dev/null, folders by an empty read-only tmpfs. Missing paths are skipped.
+    /// Paths to mask: files with the null device, folders with an empty read-only one. Missing paths are skipped.
     pub masked_paths: Vec<String>,
-    /// Made read-only.
+    /// Paths to make read-only. Missing paths are skipped.
     pub readonly_paths: Vec<String>,
     /// User of init.
     pub user: UserPlan,
@@ -333,7 +333,8 @@ pub struct PausePlan {
     pub hostname: String,
     /// `(path below /proc/sys, value)`; validated to be namespaced. If one cannot be set, the pod fails.
     pub sysctls: Vec<(String, String)>,
-    /// The same, set before `sysctls`; errors are ignored, because the request does not ask for them.
+    /// Defaults in the same format, which are set before `sysctls`. Errors are ignored, because the pod does not ask
+    /// for them.
     pub default_sysctls: Vec<(String, String)>,
     /// Uid, gid and groups.
     pub user: User,
@@ -412,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_more_anywhere_in_a_plan_is_refused() {
+    fn an_unknown_field_anywhere_in_a_plan_is_refused() {
         let plan = serde_json::to_value(container()).unwrap();
         assert_eq!(serde_json::from_value::<ContainerPlan>(plan.clone()).unwrap(), container());
         let mut places = Vec::new();
@@ -434,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variant_more_in_a_plan_is_refused() {
+    fn an_unknown_variant_in_a_plan_is_refused() {
         for (place, value) in [
             ("/mounts/2/kind", json!("Image")),
             ("/mounts/2/kind", json!({"Image": {"id": "x"}})),

@@ -1,4 +1,4 @@
-//! The legal order of messages, as data.
+//! The order of messages that is allowed on a connection, as a table.
 //!
 //! The shim starts with Hello, one Snapshot for each object it holds, and SnapshotEnd, and only then sends
 //! replies and events. The daemon may send requests from the start; they are processed after SnapshotEnd.

@@ -1,4 +1,4 @@
-//! Errors of a single host, and the error of a pull when no host could serve it.
+//! Why one host did not serve a request, and the error of a pull that no host could serve.
 
 use super::Endpoint;
 use crate::error::Error;
@@ -13,97 +13,91 @@ use std::time::Duration;
 pub(super) enum Fault {
     NotFound,
     Unauthorized,
-    /// Temporary: retried after a wait.
+    /// It may be temporary: the request is retried after a wait.
     Transient {
-        what: String,
-        after: Option<Duration>,
-        quick: bool,
+        reason: String,
+        /// The host's `Retry-After`.
+        retry_after: Option<Duration>,
+        /// The host cannot be reached or does not respond, so each retry may take a whole time limit: there is only
+        /// one.
+        retry_once: bool,
     },
+    /// A retry would fail in the same way.
     Final(String),
 }
 
-/// The fault of each host that was tried.
-pub(super) struct Failures<'a> {
+/// The faults of all hosts that were asked.
+pub(super) struct HostFaults<'a> {
     reference: &'a Reference,
-    text: Vec<String>,
-    unauthorized: bool,
-    transient: bool,
-    only_absent: bool,
+    /// `host: reason` of each.
+    texts: Vec<String>,
+    any_transient: bool,
+    any_unauthorized: bool,
+    any_final: bool,
 }
 
-impl<'a> Failures<'a> {
+impl<'a> HostFaults<'a> {
     pub(super) fn new(reference: &'a Reference) -> Self {
-        Self { reference, text: Vec::new(), unauthorized: false, transient: false, only_absent: true }
+        let (any_transient, any_unauthorized, any_final) = (false, false, false);
+        Self { reference, texts: Vec::new(), any_transient, any_unauthorized, any_final }
     }
 
     pub(super) fn add(&mut self, endpoint: &Endpoint, fault: Fault) {
-        let what = match fault {
+        let reason = match fault {
             Fault::NotFound => "not found".to_owned(),
             Fault::Unauthorized => {
-                self.unauthorized = true;
+                self.any_unauthorized = true;
                 "unauthorized".to_owned()
             }
-            Fault::Transient { what, .. } => {
-                self.transient = true;
-                what
+            Fault::Transient { reason, .. } => {
+                self.any_transient = true;
+                reason
             }
-            Fault::Final(what) => {
-                self.only_absent = false;
-                what
+            Fault::Final(reason) => {
+                self.any_final = true;
+                reason
             }
         };
-        self.text.push(format!("{}: {what}", endpoint.host.authority));
+        self.texts.push(format!("{}: {reason}", endpoint.host.authority));
     }
 
-    pub(super) fn error(self, object: Option<String>) -> Error {
+    /// The error of the pull: a temporary fault of any host counts most, because a retry may help. `object` is what was
+    /// requested, unless it was the reference itself.
+    pub(super) fn into_error(self, object: Option<String>) -> Error {
         let reference = self.reference.to_string();
-        if self.text.is_empty() {
+        if self.texts.is_empty() {
             return Error::unsupported(
                 reference,
                 "no configured host has the capability to pull or resolve it",
             );
         }
-        let mut detail = self.text.join("; ");
+        let mut detail = self.texts.join("; ");
         if let Some(object) = &object {
             detail = format!("{object}: {detail}");
         }
-        if self.transient {
+        if self.any_transient {
             Error::Unavailable { reference, detail }
-        } else if self.unauthorized {
+        } else if self.any_unauthorized {
             Error::Unauthorized { reference, detail }
-        } else if self.only_absent {
-            Error::NotFound { reference, detail }
-        } else {
+        } else if self.any_final {
             Error::corrupt(reference, detail)
+        } else {
+            Error::NotFound { reference, detail }
         }
     }
 }
 
-/// Classifies an error response.
+/// The fault that an error response stands for.
 pub(super) fn fault_of(response: &Response<Incoming>, status: StatusCode) -> Fault {
-    let after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
     match status.as_u16() {
         404 => Fault::NotFound,
         401 | 403 => Fault::Unauthorized,
         408 | 429 | 500..=599 => Fault::Transient {
-            what: format!("status {status}"),
-            after: after.map(Duration::from_secs),
-            quick: false,
+            reason: format!("status {status}"),
+            retry_after: retry_after.map(Duration::from_secs),
+            retry_once: false,
         },
         _ => Fault::Final(format!("status {status}")),
     }
-}
-
-/// An error with its causes. hyper's messages contain host names and system errors, but no paths or queries.
-pub(super) fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let more = cause.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        source = cause.source();
-    }
-    text
 }

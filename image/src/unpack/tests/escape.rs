@@ -1,4 +1,4 @@
-//! Whatever a layer says, nothing outside its folder changes.
+//! No layer changes anything outside its folder.
 
 use super::*;
 
@@ -42,16 +42,16 @@ fn nothing_escapes() {
     }
 }
 
-/// The host's root and the folder around the layer's are unchanged; everything is in the layer's own root.
+/// Names and links that would leave the layer's root are resolved within it.
 #[test]
 #[expect(clippy::too_many_lines, reason = "a table of cases")]
-fn names_and_symlinks_are_taken_from_the_layers_root() {
+fn names_and_symlinks_start_at_the_layers_root() {
     let a = Archive::default;
     let inside: Vec<(&str, Archive, &str)> = vec![
         ("dot dot", a().file("../copepod-x", "x"), "copepod-x"),
         ("dot dot within", a().dir("a").file("a/../../copepod-x", "x"), "copepod-x"),
         (
-            "dot dot over a symlink is plain text",
+            "dot dot after a symlink removes the symlink's name",
             a().symlink("a", "b/c").file("a/../copepod-x", "x"),
             "copepod-x",
         ),
@@ -106,7 +106,7 @@ fn names_and_symlinks_are_taken_from_the_layers_root() {
             assert!(!Path::new(outside).exists(), "{name}: {outside}");
         }
     }
-    let marks = a()
+    let others = a()
         .dir("u")
         .symlink("l", "u")
         .file("l/.wh.gone", "")
@@ -115,7 +115,7 @@ fn names_and_symlinks_are_taken_from_the_layers_root() {
         .file("out/.wh.victim", "")
         .raw(EntryType::Fifo, b"l/fifo", b"", 0o600, b"");
     let target = target();
-    run(&marks.end(), &target.folder).unwrap();
+    run(&others.end(), &target.folder).unwrap();
     let meta = |name: &str| std::fs::symlink_metadata(target.path(name)).unwrap();
     assert!(meta("u/gone").file_type().is_char_device() && meta("victim").file_type().is_char_device());
     assert!(meta("u/fifo").file_type().is_fifo());
@@ -132,11 +132,11 @@ fn a_folder_reached_by_a_symlink_keeps_its_own_attributes() {
         .raw(EntryType::Directory, b"u/", b"", 0o700, b"")
         .end();
     let target = target();
-    let made = run(&plain, &target.folder).unwrap();
+    let stats = run(&plain, &target.folder).unwrap();
     let mode = |name: &str| std::fs::symlink_metadata(target.path(name)).unwrap().mode() & 0o7777;
     assert_eq!((mode("u/d"), mode("u")), (0o2750, 0o700));
     assert_eq!(std::fs::metadata(target.path("u/d")).unwrap().mtime(), 1_000_000_000);
-    assert_eq!(made.implicit, 0, "a later entry made it explicit");
+    assert_eq!(stats.implicit, 0, "a later entry made it explicit");
     assert_eq!(xattr(&target.path("u"), super::super::whiteout::IMPLICIT_XATTR), None);
 }
 
@@ -176,7 +176,7 @@ fn piece() -> impl Strategy<Value = String> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
-    /// Any sequence of entries over few names, so that they collide, leaves everything outside unchanged.
+    /// There are only a few names, so that entries replace and lead through each other.
     #[test]
     fn no_sequence_of_entries_escapes(entries in proptest::collection::vec((0..6u8, piece(), piece()), 1..12)) {
         let archive = entries.iter().fold(Archive::default(), |archive, (kind, name, other)| match kind {

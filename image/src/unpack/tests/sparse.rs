@@ -1,11 +1,12 @@
-//! Sparse files in all formats of GNU tar: written by hand, hostile, and made by the program itself.
+//! Sparse files in all formats of GNU tar: built here, hostile ones too, and made by GNU tar itself.
 
 use super::*;
 use ::tar::{GnuExtSparseHeader, GnuSparseHeader};
 use std::process::Command;
 
-/// The file in all formats: offset and text of each piece.
+/// The content of the file: offset and text of each piece.
 const PIECES: [(usize, &str); 3] = [(4096, "first"), (1 << 20, "second"), ((1 << 30) - 4, "last")];
+/// Its size with holes, in bytes.
 const REAL: u64 = 1 << 30;
 
 fn content() -> String {
@@ -19,8 +20,9 @@ fn map(by: &str) -> String {
     numbers.join(by)
 }
 
+/// Writes a number into a field of a header.
 fn number(field: &mut [u8], number: u64) {
-    // Beyond eleven octal digits they are binary.
+    // Larger numbers do not fit as octal digits.
     if number >= 1 << 33 {
         field.fill(0);
         let at = field.len() - 8;
@@ -31,6 +33,7 @@ fn number(field: &mut [u8], number: u64) {
     field.copy_from_slice(format!("{number:0width$o} ", width = field.len() - 1).as_bytes());
 }
 
+/// Writes pieces into a map of the old format.
 fn fill(entries: &mut [GnuSparseHeader], pieces: &[(u64, u64)]) {
     for (entry, (offset, length)) in entries.iter_mut().zip(pieces) {
         number(&mut entry.offset, *offset);
@@ -39,7 +42,7 @@ fn fill(entries: &mut [GnuSparseHeader], pieces: &[(u64, u64)]) {
 }
 
 impl Archive {
-    /// An entry of type `S`. `extensions`: the rest of the map, and whether a further one is announced.
+    /// An entry of type `S`. Each extension has a part of the map, and whether it announces another extension.
     fn old_sparse(
         mut self,
         name: &str,
@@ -100,7 +103,7 @@ impl Archive {
     }
 }
 
-/// Size, blocks and every byte that is not zero.
+/// Asserts the file's size, mode, pieces and holes.
 fn check(path: &Path, pieces: &[(usize, &str)], real: u64) {
     use std::os::unix::fs::FileExt as _;
     let file = std::fs::File::open(path).unwrap();
@@ -154,13 +157,13 @@ fn every_format_is_unpacked_with_its_holes() {
     for (name, archive) in formats {
         let target = target();
         // The next entry is read correctly.
-        let made = run(&archive.file("after", "behind it").end(), &target.folder);
-        let made = made.unwrap_or_else(|error| panic!("{name}: {error}"));
+        let stats = run(&archive.file("after", "behind it").end(), &target.folder);
+        let stats = stats.unwrap_or_else(|error| panic!("{name}: {error}"));
         check(&target.path("d/holes"), &PIECES, REAL);
         assert_eq!(std::fs::read_to_string(target.path("after")).unwrap(), "behind it", "{name}");
         assert!(!target.path("d/GNUSparseFile.7").exists(), "{name}");
         // The disk usage, not the file size.
-        assert!(made.bytes < 1 << 20, "{name}: {} bytes", made.bytes);
+        assert!(stats.bytes < 1 << 20, "{name}: {} bytes", stats.bytes);
         target.untouched();
     }
 }
@@ -182,7 +185,7 @@ fn a_file_of_one_hole_has_no_content() {
 
 #[test]
 #[expect(clippy::too_many_lines, reason = "a table of cases")]
-fn maps_that_lie_are_refused() {
+fn invalid_maps_are_refused() {
     let a = Archive::default;
     let with = |records: &[(&str, &[u8])]| a().pax(records).file("x", "x");
     let one = |map: &str, content: &str| a().sparse_1_0("100", map, content);
@@ -214,7 +217,7 @@ fn maps_that_lie_are_refused() {
         ("too large", a().sparse_0_1("17592186044417", "1", "0,1", "x")),
         ("size beyond 64 bits", a().sparse_0_1("18446744073709551616", "1", "0,1", "x")),
         ("1.0 without end", one("1\n0\n", "")),
-        ("1.0 with less numbers than it says", one("2\n0\n1\n", "x")),
+        ("1.0 with fewer numbers than it states", one("2\n0\n1\n", "x")),
         ("1.0 with letters", one("one\n", "")),
         ("1.0 with an empty line", one("\n", "")),
         ("1.0 with a number beyond 64 bits", one("99999999999999999999\n", "")),
@@ -238,9 +241,8 @@ fn maps_that_lie_are_refused() {
     }
 }
 
-/// Made by this machine's GNU tar.
 #[test]
-fn what_gnu_tar_makes_is_unpacked() {
+fn archives_of_gnu_tar_are_unpacked() {
     use std::os::unix::fs::FileExt as _;
     let source = tempfile::tempdir().unwrap();
     // More pieces than fit in a header of the old format or in one of its extensions.
@@ -266,7 +268,7 @@ fn what_gnu_tar_makes_is_unpacked() {
         &["--format=posix", "--sparse-version=1.0"],
     ];
     for format in formats {
-        let made = Command::new("tar")
+        let output = Command::new("tar")
             .args(["--create", "--sparse", "--sort=name", "--owner=0", "--group=0"])
             .args(format)
             .arg("--directory")
@@ -274,12 +276,12 @@ fn what_gnu_tar_makes_is_unpacked() {
             .arg(".")
             .output()
             .expect("GNU tar");
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        assert!(made.stdout.len() < 4 << 20, "{format:?}: tar made no sparse archive");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.stdout.len() < 4 << 20, "{format:?}: tar made no sparse archive");
         let target = target();
-        run(&made.stdout, &target.folder).unwrap_or_else(|error| panic!("{format:?}: {error}"));
+        run(&output.stdout, &target.folder).unwrap_or_else(|error| panic!("{format:?}: {error}"));
         for name in ["holes", &long] {
-            // tar lists whole blocks, so zeroes around the text are included.
+            // tar lists whole blocks, so the pieces are larger than the text.
             let file = std::fs::File::open(target.path(name)).unwrap();
             assert_eq!(file.metadata().unwrap().len(), real, "{format:?}");
             assert_eq!(

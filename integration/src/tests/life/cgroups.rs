@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
-use cri_api::v1::MountPropagation;
+use anyhow::{Context as _, Result};
+use cri_api::v1::{self as api, MountPropagation};
 
 use crate::context::Context;
+use crate::expect::ensure;
 use crate::proc;
 use crate::runner::{Test, test};
 use crate::shapes::{self, ContainerExt as _, PodExt as _};
@@ -16,17 +17,30 @@ pub(super) fn tests() -> Vec<Test> {
     vec![
         test!(own_frozen_cgroup_does_not_keep_it_alive),
         test!(deep_cgroups_are_killed),
-        test!(who_left_the_freezer_is_killed),
+        test!(process_that_left_the_freezer_is_killed),
         test!(ten_thousand_cgroups_are_removed),
     ]
 }
 
-/// A privileged container on a pod that allows it, with the line as its shell's.
-async fn privileged(cx: &Context, line: &str) -> Result<String> {
-    let pod = cx.pod_of(cx.pod_config().privileged()).await?;
-    let id = cx.start(&pod, &cx.shell("one", line).privileged()).await?;
+/// Starts a privileged container in a pod of this configuration, and waits until it has created /tmp/ready.
+async fn ready(cx: &Context, pod: api::PodSandboxConfig, config: &api::ContainerConfig) -> Result<String> {
+    let pod = cx.pod_of(pod.privileged()).await?;
+    let id = cx.start(&pod, &config.clone().privileged()).await?;
     cx.cri.sh(&id, "until [ -e /tmp/ready ]; do sleep 0.01; done").await?;
     Ok(id)
+}
+
+/// Fails if no process runs `sleep` with this argument: the test would show nothing.
+fn sleeps(mark: &str) -> Result<()> {
+    ensure!(!proc::with_args(&format!("sleep {mark}")).is_empty(), "the test's process does not run");
+    Ok(())
+}
+
+/// No process runs `sleep` with this argument.
+fn is_killed(mark: &str) -> Result<()> {
+    let left = proc::with_args(&format!("sleep {mark}"));
+    ensure!(left.is_empty(), "after StopContainer the container's processes {left:?} are alive");
+    Ok(())
 }
 
 async fn own_frozen_cgroup_does_not_keep_it_alive(cx: Context) -> Result<()> {
@@ -35,11 +49,12 @@ async fn own_frozen_cgroup_does_not_keep_it_alive(cx: Context) -> Result<()> {
         "cd /sys/fs/cgroup/freezer; mkdir -p a/b; sleep {mark} & echo $! > a/b/cgroup.procs; \
          echo FROZEN > a/b/freezer.state; touch /tmp/ready; exec sleep 1000"
     );
-    let id = privileged(&cx, &line).await?;
+    let id = ready(&cx, cx.pod_config(), &cx.shell("one", &line)).await?;
+    sleeps(&mark)?;
     let start = Instant::now();
     cx.cri.stop(&id, 0).await?;
     ensure!(start.elapsed() < secs(5), "its stop took {:?}", start.elapsed());
-    ensure!(proc::with_args(&format!("sleep {mark}")).is_empty(), "a process that it froze itself lives");
+    is_killed(&mark).context("a process that the container froze itself")?;
     cx.cri.remove(&id).await?;
     Ok(())
 }
@@ -51,12 +66,10 @@ async fn deep_cgroups_are_killed(cx: Context) -> Result<()> {
          setsid sleep {mark} & echo $! > cgroup.procs; touch /tmp/ready; exec sleep 1000"
     );
     // In the PID namespace of pause, other processes do not end with init.
-    let pod = cx.pod_of(cx.pod_config().privileged().shared_pid()).await?;
-    let id = cx.start(&pod, &cx.shell("one", &line).privileged()).await?;
-    cx.cri.sh(&id, "until [ -e /tmp/ready ]; do sleep 0.01; done").await?;
-    ensure!(!proc::with_args(&format!("sleep {mark}")).is_empty(), "the test's process does not run");
+    let id = ready(&cx, cx.pod_config().shared_pid(), &cx.shell("one", &line)).await?;
+    sleeps(&mark)?;
     cx.cri.stop(&id, 0).await?;
-    ensure!(proc::with_args(&format!("sleep {mark}")).is_empty(), "a process 50 cgroups deep lives");
+    is_killed(&mark).context("a process 50 cgroups deep")?;
     cx.cri.remove(&id).await?;
     Ok(())
 }
@@ -67,33 +80,28 @@ async fn ten_thousand_cgroups_are_removed(cx: Context) -> Result<()> {
         "cd /sys/fs/cgroup/freezer; mkdir $(seq 1 10200); setsid sleep {mark} & \
          echo $! > /sys/fs/cgroup/freezer/10200/cgroup.procs; touch /tmp/ready; exec sleep 1000"
     );
-    let pod = cx.pod_of(cx.pod_config().privileged().shared_pid()).await?;
-    let id = cx.start(&pod, &cx.shell("one", &line).privileged()).await?;
-    cx.cri.sh(&id, "until [ -e /tmp/ready ]; do sleep 0.01; done").await?;
+    let id = ready(&cx, cx.pod_config().shared_pid(), &cx.shell("one", &line)).await?;
+    sleeps(&mark)?;
     cx.cri.stop(&id, 0).await.context("stop")?;
-    ensure!(proc::with_args(&format!("sleep {mark}")).is_empty(), "a process in one of them lives");
+    is_killed(&mark).context("a process in one of 10,200 cgroups")?;
     cx.cri.remove(&id).await.context("removal")?;
     ensure!(crate::cgroup::find("freezer", &id).is_none(), "its cgroup is still there");
     Ok(())
 }
 
-async fn who_left_the_freezer_is_killed(cx: Context) -> Result<()> {
+async fn process_that_left_the_freezer_is_killed(cx: Context) -> Result<()> {
     let mark = format!("9{:05}", shapes::unique());
     let line = format!(
         "setsid sleep {mark} & echo $! > /host/freezer/cgroup.procs && touch /tmp/ready; exec sleep 1000"
     );
-    let pod = cx.pod_of(cx.pod_config().privileged().shared_pid()).await?;
-    let config = cx.shell("one", &line).privileged().mount(
+    let config = cx.shell("one", &line).mount(
         Path::new("/sys/fs/cgroup"),
         "/host",
         false,
         MountPropagation::PropagationPrivate,
     );
-    let id = cx.start(&pod, &config).await?;
-    cx.cri.sh(&id, "until [ -e /tmp/ready ]; do sleep 0.01; done").await?;
-    let all = proc::with_args(&format!("sleep {mark}"));
-    ensure!(!all.is_empty(), "the test's process does not run");
+    let id = ready(&cx, cx.pod_config().shared_pid(), &config).await?;
+    sleeps(&mark)?;
     cx.cri.stop(&id, 0).await?;
-    ensure!(proc::with_args(&format!("sleep {mark}")).is_empty(), "who left the freezer hierarchy lives");
-    Ok(())
+    is_killed(&mark).context("a process that left the container's freezer cgroup")
 }

@@ -2,11 +2,12 @@
 
 use std::fs;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use serde_json::json;
 use tonic::Code;
 
 use crate::context::Context;
+use crate::expect::ensure;
 use crate::images::Recipe;
 use crate::images::layer::{Packing, Writer};
 use crate::runner::{Test, test};
@@ -17,8 +18,8 @@ pub(super) fn tests() -> Vec<Test> {
         test!(thousands_of_groups),
         test!(too_many_groups_are_refused),
         test!(long_home),
-        test!(tiny_memory_limits_are_told),
-        test!(full_table_is_told_and_recovers).limit(240),
+        test!(tiny_memory_limits_are_reported),
+        test!(full_table_is_reported_and_recovers).limit(240),
     ]
 }
 
@@ -64,7 +65,7 @@ async fn too_many_groups_are_refused(cx: Context) -> Result<()> {
     let status = e.downcast_ref::<tonic::Status>().context("no status")?;
     ensure!(
         status.code() == Code::InvalidArgument && status.message().contains("groups and a home of"),
-        "{status}"
+        "a user with 30000 groups: {status}"
     );
     Ok(())
 }
@@ -78,7 +79,7 @@ async fn long_home(cx: Context) -> Result<()> {
     Ok(())
 }
 
-async fn tiny_memory_limits_are_told(cx: Context) -> Result<()> {
+async fn tiny_memory_limits_are_reported(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let mut seen = Vec::new();
     for kib in [64_i64, 256, 512, 1024, 1536, 2048, 3072, 4096, 8192] {
@@ -98,23 +99,29 @@ async fn tiny_memory_limits_are_told(cx: Context) -> Result<()> {
             Err(error) => {
                 seen.push((kib, "create"));
                 let status = error.downcast::<tonic::Status>().context("no status")?;
-                ensure!(status.code() == Code::InvalidArgument, "{kib} KiB: {status}");
+                ensure!(
+                    status.code() == Code::InvalidArgument,
+                    "a create with a limit of {kib} KiB: {status}"
+                );
                 status
             }
         };
-        ensure!(error.message().contains("memory"), "{kib} KiB: {error}");
+        ensure!(
+            error.message().contains("memory"),
+            "with a limit of {kib} KiB the error does not name it: {error}"
+        );
     }
-    println!("memory limits in KiB: {seen:?}");
-    ensure!(seen.contains(&(8192, "started")), "8 MiB are not enough: {seen:?}");
+    println!("      (limits in KiB, and whether the container started or which call failed: {seen:?})");
+    ensure!(seen.contains(&(8192, "started")), "with 8 MiB the container did not start: {seen:?}");
     Ok(())
 }
 
-async fn full_table_is_told_and_recovers(cx: Context) -> Result<()> {
+async fn full_table_is_reported_and_recovers(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     cx.need(&crate::fixture::Fixture::image("busybox")).await?;
     let mut made = Vec::new();
     let refused = loop {
-        ensure!(made.len() < 300, "300 containers in one pod");
+        ensure!(made.len() < 300, "300 containers were created in one pod");
         match cx.create(&pod, &cx.sleeper(&format!("c{}", made.len()))).await {
             Ok(id) => made.push(id),
             Err(e) => break e,
@@ -122,10 +129,10 @@ async fn full_table_is_told_and_recovers(cx: Context) -> Result<()> {
     };
     let status = refused.downcast_ref::<tonic::Status>().context("no status")?;
     ensure!(status.code() == Code::ResourceExhausted, "after {} containers: {status}", made.len());
-    ensure!(status.message().contains("remove some first"), "{status}");
+    ensure!(status.message().contains("remove some first"), "the error does not say what to do: {status}");
     let one = made.pop().context("none was made")?;
     cx.cri.remove(&one).await?;
     let again = cx.start(&pod, &cx.sleeper("again")).await.context("after one was removed")?;
-    ensure!(cx.cri.sh(&again, "echo lives").await? == "lives");
+    cx.exec_works(&again).await?;
     Ok(())
 }

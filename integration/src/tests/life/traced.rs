@@ -1,15 +1,15 @@
 //! Processes of a container that others stop or trace.
 
-use std::fs;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use cri_api::v1::{self as api, ContainerState, NamespaceMode};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use tonic::Code;
 
 use crate::context::{Context, Pod};
+use crate::expect::ensure;
 use crate::images::layer::{Packing, Writer};
 use crate::images::{Image, Recipe};
 use crate::proc;
@@ -29,18 +29,13 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// State letter of a process.
-fn state(pid: u32) -> Option<char> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit(')').next()?.trim_start().chars().next()
-}
-
 /// A created container whose waiting init is stopped, as a process in the same PID namespace can do.
 async fn stopped(cx: &Context, pod: &Pod) -> Result<(String, u32)> {
     let id = cx.create(pod, &cx.sleeper("waits")).await?;
     let pid = cx.pid(&id).await?;
     proc::signal(pid, Signal::SIGSTOP)?;
-    wait::until_true("init to be stopped", secs(5), || state(pid) == Some('T')).await?;
+    wait::until_true("init to be stopped", secs(5), || proc::one(pid).is_some_and(|p| p.state == 'T'))
+        .await?;
     Ok((id, pid))
 }
 
@@ -50,9 +45,7 @@ async fn start_of_a_stopped_init(cx: Context) -> Result<()> {
     let start = Instant::now();
     cx.cri.start(&id).await.context("start of a stopped init")?;
     ensure!(start.elapsed() < secs(10), "the start took {:?}", start.elapsed());
-    let shown = cx.cri.container(&id).await?.state();
-    ensure!(shown == ContainerState::ContainerRunning, "it is shown as {shown:?}");
-    Ok(())
+    cx.is_shown(&id, ContainerState::ContainerRunning).await
 }
 
 async fn init_killed_before_execve_never_ran(cx: Context) -> Result<()> {
@@ -61,18 +54,23 @@ async fn init_killed_before_execve_never_ran(cx: Context) -> Result<()> {
     let asking = cx.cri.clone();
     let asked = id.clone();
     let start = tokio::spawn(async move { asking.start(&asked).await });
-    // Once its socket is connected, the start request was sent, but a stopped init does not read it. Then it is
-    // killed.
-    wait::until_true("the start request to be sent", secs(10), || proc::told_to_start() == 1).await?;
+    // init is killed when the start request waits for it in its socket: a stopped process does not read it.
+    wait::until_true("the start request to be sent", secs(10), || proc::unanswered_starts() == 1).await?;
     proc::signal(pid, Signal::SIGKILL)?;
     let answer = start.await?;
-    ensure!(answer.is_err(), "a container that never ran was started");
+    ensure!(answer.is_err(), "StartContainer succeeded although init was killed before execve");
     let s = cx.cri.wait_exit(&id, secs(10)).await?;
-    ensure!(s.exit_code != 0 && s.started_at == 0, "{} {}", s.exit_code, s.started_at);
+    ensure!(
+        s.exit_code != 0 && s.started_at == 0,
+        "a container that never ran is shown with code {} and started at {}",
+        s.exit_code,
+        s.started_at
+    );
     Ok(())
 }
 
-/// busybox, and a program that traces every process named `busybox-victim` for ever.
+/// busybox, and a program that traces every process named `busybox-victim` for ever and creates a file in /ptrace for
+/// each.
 fn tracer_image(cx: &Context) -> Result<Image> {
     let mut w = Writer::new();
     w.program("/usr/bin/perl")?;
@@ -95,7 +93,8 @@ fn tracer_image(cx: &Context) -> Result<Image> {
     .build())
 }
 
-async fn with_tracer_image(cx: &Context) -> Result<String> {
+/// Pushes the image of [`tracer_image`]; returns its reference.
+async fn push_tracer_image(cx: &Context) -> Result<String> {
     let image = tracer_image(cx)?;
     cx.fixture.registry.push("tracer", "1", &image).await?;
     Ok("registry.test/tracer:1".to_owned())
@@ -113,26 +112,29 @@ fn trace_capability() -> api::Capability {
     api::Capability { add_capabilities: vec!["SYS_PTRACE".to_owned()], ..Default::default() }
 }
 
-/// Waits until a tracer container has traced a process.
-async fn holds(cx: &Context, tracer: &str, count: usize) -> Result<()> {
+/// Waits until a tracer container traces this many processes.
+async fn traces(cx: &Context, tracer: &str, count: usize) -> Result<()> {
     let line = format!("until [ $(ls /ptrace | wc -l) -ge {count} ]; do sleep 0.01; done");
     cx.cri.sh(tracer, &line).await.map(drop)
 }
 
 async fn traced_exec_times_out_in_time(cx: Context) -> Result<()> {
-    let image = with_tracer_image(&cx).await?;
+    let image = push_tracer_image(&cx).await?;
     let pod = cx.pod().await?;
     let id = cx.start(&pod, &tracer("one", &image, 0)).await?;
     let start = Instant::now();
-    let answers = futures_of(&cx, &id, 4).await;
-    ensure!(answers.iter().all(|code| *code == Code::DeadlineExceeded), "{answers:?}");
-    ensure!(start.elapsed() < secs(6), "execs of 1 s took {:?}", start.elapsed());
-    ensure!(cx.cri.sh(&id, "echo lives").await? == "lives");
+    let answers = traced_execs(&cx, &id, 4).await;
+    ensure!(
+        answers.iter().all(|code| *code == Code::DeadlineExceeded),
+        "traced execs were answered with {answers:?}"
+    );
+    ensure!(start.elapsed() < secs(6), "traced execs with a time-out of 1 s took {:?}", start.elapsed());
+    cx.exec_works(&id).await?;
     Ok(())
 }
 
-/// Runs execs that are traced, all at once and each with a time limit of one second; returns their results.
-async fn futures_of(cx: &Context, id: &str, count: usize) -> Vec<Code> {
+/// Runs execs that are traced, all at once and each with a time limit of one second; returns their codes.
+async fn traced_execs(cx: &Context, id: &str, count: usize) -> Vec<Code> {
     let mut tasks = Vec::new();
     for _ in 0..count {
         let (cri, id) = (cx.cri.clone(), id.to_owned());
@@ -150,13 +152,16 @@ async fn futures_of(cx: &Context, id: &str, count: usize) -> Vec<Code> {
 }
 
 async fn traced_execs_take_no_place_for_ever(cx: Context) -> Result<()> {
-    let image = with_tracer_image(&cx).await?;
+    let image = push_tracer_image(&cx).await?;
     let pod = cx.pod().await?;
     let id = cx.start(&pod, &tracer("one", &image, TRACE_EXIT)).await?;
     let start = Instant::now();
-    let answers = futures_of(&cx, &id, 40).await;
-    ensure!(answers.iter().all(|code| *code == Code::DeadlineExceeded), "{answers:?}");
-    ensure!(start.elapsed() < secs(8), "execs of 1 s took {:?}", start.elapsed());
+    let answers = traced_execs(&cx, &id, 40).await;
+    ensure!(
+        answers.iter().all(|code| *code == Code::DeadlineExceeded),
+        "traced execs were answered with {answers:?}"
+    );
+    ensure!(start.elapsed() < secs(8), "traced execs with a time-out of 1 s took {:?}", start.elapsed());
     // The container with all of them is stopped like any other.
     let start = Instant::now();
     cx.cri.stop(&id, 0).await?;
@@ -164,46 +169,39 @@ async fn traced_execs_take_no_place_for_ever(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// A container whose init is traced by another container in a shared PID namespace, and that was still stopped in
-/// time: (tracer, container).
+/// Stops a container whose init is traced by another container in a shared PID namespace, which must work in time;
+/// returns the ids of the tracer and of the container.
 async fn stopped_though_traced(cx: &Context, options: u32) -> Result<(String, String)> {
-    let image = with_tracer_image(cx).await?;
+    let image = push_tracer_image(cx).await?;
     let pod = cx.pod_of(cx.pod_config().shared_pid()).await?;
     let tracing = cx.start(&pod, &tracer("tracer", &image, options)).await?;
     let victim = shapes::container("victim", &image, &["/bin/busybox-victim", "sleep", "5000"]);
     let victim = cx.start(&pod, &victim).await?;
-    holds(cx, &tracing, 1).await?;
+    traces(cx, &tracing, 1).await?;
     let start = Instant::now();
     cx.cri.stop(&victim, 0).await?;
     ensure!(start.elapsed() < secs(5), "its stop took {:?}", start.elapsed());
-    let s = cx.cri.container(&victim).await?;
-    ensure!(
-        s.state() == ContainerState::ContainerExited && s.exit_code == 137,
-        "{:?} {}",
-        s.state,
-        s.exit_code
-    );
+    cx.exited_with(&victim, 137).await?;
     Ok((tracing, victim))
 }
 
 async fn traced_container_is_stopped(cx: Context) -> Result<()> {
     let (tracing, victim) = stopped_though_traced(&cx, 0).await.context("stop of a traced container")?;
     cx.cri.remove(&victim).await.context("removal of a traced container")?;
-    let shown = cx.cri.container(&tracing).await?.state();
-    ensure!(shown == ContainerState::ContainerRunning, "the tracer is {shown:?}");
-    Ok(())
+    cx.is_shown(&tracing, ContainerState::ContainerRunning).await.context("the tracer")
 }
 
 async fn container_held_at_its_exit_is_stopped(cx: Context) -> Result<()> {
-    let (tracing, victim) =
-        stopped_though_traced(&cx, TRACE_EXIT).await.context("stop of a held container")?;
+    let (tracing, victim) = stopped_though_traced(&cx, TRACE_EXIT)
+        .await
+        .context("stop of a container that its tracer holds at its exit")?;
     // Its cgroup can be removed once the tracer has detached.
     cx.cri.stop(&tracing, 0).await?;
     cx.cri.remove(&victim).await.context("removal after the tracer's end")
 }
 
 async fn pod_traced_from_another_is_stopped(cx: Context) -> Result<()> {
-    let image = with_tracer_image(&cx).await?;
+    let image = push_tracer_image(&cx).await?;
     let mut config = cx.pod_config();
     config.namespaces().pid = NamespaceMode::Node.into();
     let attacker = cx.pod_of(config).await?;
@@ -211,7 +209,7 @@ async fn pod_traced_from_another_is_stopped(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let victim = shapes::container("victim", &image, &["/bin/busybox-victim", "sleep", "5000"]);
     cx.start(&pod, &victim).await?;
-    holds(&cx, &tracing, 1).await?;
+    traces(&cx, &tracing, 1).await?;
     let start = Instant::now();
     cx.cri.stop_pod(&pod.id).await.context("stop of a pod that another one traces")?;
     ensure!(start.elapsed() < secs(5), "its stop took {:?}", start.elapsed());

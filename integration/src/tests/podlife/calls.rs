@@ -1,14 +1,14 @@
-//! Calls that meet a stop, a removal or the end of what they work on.
+//! Calls that meet a stop, a removal or the end of their container.
 
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
-use cri_api::v1::ContainerState;
+use anyhow::{Context as _, Result};
 use tonic::Code;
 
 use super::Frozen;
 use crate::context::Context;
+use crate::expect::ensure;
 use crate::fixture::Fixture;
 use crate::proc;
 use crate::runner::{Test, test};
@@ -19,16 +19,16 @@ pub(super) fn tests() -> Vec<Test> {
     vec![
         test!(container_and_pod_removed_at_once).ours(),
         test!(exec_answers_at_its_limit).ours(),
-        test!(creates_overtaken_by_a_stop),
-        test!(execs_overtaken_by_the_end),
+        test!(creates_aborted_by_a_stop),
+        test!(execs_refused_after_the_end),
         test!(a_traced_container_can_be_stopped).ours(),
         test!(short_commands_start_and_complete).limit(180),
     ]
 }
 
-/// Traces a process without ever waiting for it; ends on drop.
+/// Traces a process without ever waiting for it, until it is dropped.
 struct Tracer {
-    /// Dropping it ends the thread.
+    /// The tracing thread ends when this is dropped.
     _end: mpsc::Sender<()>,
 }
 
@@ -83,26 +83,26 @@ async fn exec_answers_at_its_limit(cx: Context) -> Result<()> {
     };
     wait::until_true("the command to run", secs(2), || !proc::with_args(&format!("sleep {mark}")).is_empty())
         .await?;
-    let frozen = Frozen::container(&id)?;
-    let error = call.await?.err().context("a frozen command ended")?;
+    let frozen = Frozen::container(&id).await?;
+    let error = call.await?.err().context("an exec of a frozen command succeeded")?;
     let took = asked.elapsed();
-    ensure!(error.code() == Code::DeadlineExceeded, "{error}");
+    ensure!(error.code() == Code::DeadlineExceeded, "an exec of a frozen command: {error}");
     ensure!(took >= Duration::from_millis(2900) && took < secs(20), "answered after {took:?} instead of 3 s");
     drop(frozen);
-    wait::until_true("the command to be killed nevertheless", secs(15), || {
+    wait::until_true("the thawed command to be killed", secs(15), || {
         proc::with_args(&format!("sleep {mark}")).is_empty()
     })
     .await?;
-    ensure!(cx.cri.sh(&id, "echo in").await? == "in");
+    cx.exec_works(&id).await?;
     Ok(())
 }
 
-async fn creates_overtaken_by_a_stop(cx: Context) -> Result<()> {
+async fn creates_aborted_by_a_stop(cx: Context) -> Result<()> {
     cx.need(&Fixture::image("busybox")).await?;
-    let (mut overtaken, mut rounds) = (0, 0);
-    // As many as it takes: how long a create takes is the machine's affair.
+    let (mut aborted, mut rounds) = (0, 0);
+    // At least 16 rounds, and more if too few creates were aborted: how long a create takes depends on the machine.
     for round in 0..64_u64 {
-        if round >= 16 && overtaken >= 4 {
+        if round >= 16 && aborted >= 4 {
             break;
         }
         rounds += 1;
@@ -121,15 +121,15 @@ async fn creates_overtaken_by_a_stop(cx: Context) -> Result<()> {
                 Code::NotFound => true,
                 _ => false,
             };
-            ensure!(fits, "round {round}: {error}");
-            overtaken += 1;
+            ensure!(fits, "round {round}: a create beside a stop was answered with {error}");
+            aborted += 1;
         }
     }
-    ensure!(overtaken >= 4, "only {overtaken} creates of {rounds} were overtaken");
+    ensure!(aborted >= 4, "only {aborted} creates of {rounds} were aborted");
     Ok(())
 }
 
-async fn execs_overtaken_by_the_end(cx: Context) -> Result<()> {
+async fn execs_refused_after_the_end(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let mut refused = 0;
     for round in 0..16_u64 {
@@ -145,16 +145,21 @@ async fn execs_overtaken_by_the_end(cx: Context) -> Result<()> {
         for call in calls {
             match call.await? {
                 // It was killed with its container, or had ended before.
-                Ok(done) => ensure!([0, 137].contains(&done.exit_code), "code {}", done.exit_code),
+                Ok(done) => {
+                    ensure!([0, 137].contains(&done.exit_code), "an exec ended with {}", done.exit_code)
+                }
                 Err(error) => {
-                    ensure!(error.code() == Code::FailedPrecondition, "round {round}: {error}");
+                    ensure!(
+                        error.code() == Code::FailedPrecondition,
+                        "round {round}: an exec beside a stop was answered with {error}"
+                    );
                     refused += 1;
                 }
             }
         }
         cx.cri.remove(&id).await?;
     }
-    println!("      {refused} of 48 execs met a container that was gone");
+    println!("      {refused} of 48 execs were refused because their container had ended");
     Ok(())
 }
 
@@ -167,17 +172,16 @@ async fn a_traced_container_can_be_stopped(cx: Context) -> Result<()> {
     let asked = Instant::now();
     cx.cri.stop(&id, 0).await?;
     ensure!(asked.elapsed() < secs(15), "StopContainer took {:?}", asked.elapsed());
-    let status = cx.cri.container(&id).await?;
-    ensure!(status.state() == ContainerState::ContainerExited && status.exit_code == 137, "{status:?}");
+    cx.exited_with(&id, 137).await?;
     cx.cri.remove(&id).await.context("RemoveContainer")?;
     let next = cx.start(&pod, &cx.sleeper("next")).await.context("a further container")?;
-    ensure!(cx.cri.sh(&next, "echo in").await? == "in");
+    cx.exec_works(&next).await?;
     drop(tracer);
     cx.cri.drop_pod(&pod.id).await?;
     Ok(())
 }
 
-/// A command may have ended before the check.
+/// A command may end before the shim sees that it has started; it must still count as started.
 async fn short_commands_start_and_complete(cx: Context) -> Result<()> {
     cx.need(&Fixture::image("busybox")).await?;
     let mut pods = Vec::new();
@@ -194,7 +198,10 @@ async fn short_commands_start_and_complete(cx: Context) -> Result<()> {
             for n in 0..20 {
                 let config = shapes::container(&format!("c{n}"), &Fixture::image("busybox"), &["/bin/true"]);
                 let status = cx.run(&pod, &config).await.with_context(|| format!("container {n}"))?;
-                ensure!(status.exit_code == 0 && status.reason == "Completed", "{status:?}");
+                ensure!(
+                    status.exit_code == 0 && status.reason == "Completed",
+                    "`true` ended with {status:?}"
+                );
                 cx.cri.remove(&status.id).await?;
             }
             Ok(())

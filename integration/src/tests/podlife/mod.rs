@@ -11,19 +11,22 @@ use anyhow::{Context as _, Result};
 
 use crate::cgroup;
 use crate::runner::Test;
+use crate::wait::{self, secs};
 
 pub(super) fn tests() -> Vec<Test> {
     [restart::tests(), calls::tests()].concat()
 }
 
-/// Freezes a container and thaws it on drop. `None` if the host has no freezer.
+/// A frozen container; it is thawed on drop.
 struct Frozen {
     file: PathBuf,
     thaw: &'static str,
 }
 
 impl Frozen {
-    fn container(id: &str) -> Result<Self> {
+    /// Freezes all processes of a container, and returns when they are frozen: a process that was only asked to freeze
+    /// still completes the system call it sleeps in, if that becomes possible before the process is scheduled.
+    async fn container(id: &str) -> Result<Self> {
         let (file, freeze, thaw) = match cgroup::find("freezer", id) {
             Some(folder) => (folder.join("freezer.state"), "FROZEN", "THAWED"),
             None => {
@@ -31,11 +34,27 @@ impl Frozen {
                     .into_iter()
                     .filter_map(|root| cgroup::find(root.file_name()?.to_str()?, id))
                     .find(|folder| folder.join("cgroup.freeze").exists());
-                (folder.context("no cgroup that freezes")?.join("cgroup.freeze"), "1", "0")
+                (
+                    folder.context("no cgroup of the container has cgroup.freeze")?.join("cgroup.freeze"),
+                    "1",
+                    "0",
+                )
             }
         };
-        fs::write(&file, freeze).with_context(|| file.display().to_string())?;
-        Ok(Self { file, thaw })
+        // Thaws it also if it does not freeze.
+        let frozen = Self { file, thaw };
+        fs::write(&frozen.file, freeze).with_context(|| frozen.file.display().to_string())?;
+        wait::until_true("the container to be frozen", secs(10), || frozen.is_complete()).await?;
+        Ok(frozen)
+    }
+
+    /// Whether no process runs any more: v1 says FROZEN instead of FREEZING, v2 says so in cgroup.events.
+    fn is_complete(&self) -> bool {
+        let events = self.file.with_file_name("cgroup.events");
+        match self.thaw {
+            "THAWED" => fs::read_to_string(&self.file).is_ok_and(|state| state.trim_end() == "FROZEN"),
+            _ => fs::read_to_string(events).is_ok_and(|events| events.lines().any(|line| line == "frozen 1")),
+        }
     }
 }
 

@@ -1,18 +1,19 @@
 //! A daemon that is killed, or a power loss, during an operation; removals that cannot succeed yet.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail};
 use cri_api::v1::{ContainerState, PodSandboxState};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use tonic::Code;
 
 use super::Frozen;
 use crate::context::{Context, Pod};
+use crate::disk::Mounted;
+use crate::expect::ensure;
 use crate::fixture::Fixture;
 use crate::proc;
 use crate::runner::{Test, test};
@@ -27,33 +28,11 @@ pub(super) fn tests() -> Vec<Test> {
         test!(execs_of_a_killed_daemon_end).own(),
         test!(exec_limits_hold_without_a_daemon).own(),
         test!(start_whose_answer_finds_no_daemon).own(),
-        test!(creates_cut_off_leave_no_lease).own().limit(180),
+        test!(interrupted_creates_leave_no_lease).own().limit(180),
     ]
 }
 
-/// A file system mounted over a folder that is to be removed; unmounted on drop.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    fn tmpfs(at: &Path) -> Result<Self> {
-        fs::create_dir_all(at)?;
-        mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), None::<&str>)?;
-        Ok(Self(at.to_owned()))
-    }
-
-    fn bind(from: &Path, at: &Path) -> Result<Self> {
-        mount(Some(from), at, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
-        Ok(Self(at.to_owned()))
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        umount2(&self.0, MntFlags::MNT_DETACH).unwrap_or_default();
-    }
-}
-
-/// A plugin whose ADD or DEL waits for a file or fails without it. It sets up no real network.
+/// Makes a plugin with this shell code the node's network. It sets up no real network.
 fn plugin(cx: &Context, name: &str, body: &str) -> Result<()> {
     let result = "echo '{\"cniVersion\":\"1.0.0\",\"ips\":[{\"address\":\"10.9.8.7/24\"}]}'";
     cx.node
@@ -86,7 +65,7 @@ async fn power_loss_between_the_intent_and_the_commit(cx: Context) -> Result<()>
     for dead in [shim.pid, pid] {
         proc::signal(dead, Signal::SIGKILL)?;
     }
-    wait::until_true("the pod's processes to be gone", secs(5), || {
+    wait::until_true("the pod's processes to have ended", secs(5), || {
         !proc::alive(pid) && !proc::alive(shim.pid)
     })
     .await?;
@@ -100,11 +79,10 @@ async fn power_loss_between_the_intent_and_the_commit(cx: Context) -> Result<()>
     let listed = cx.cri.pods(None).await?;
     ensure!(listed.iter().any(|it| it.id == pod.id), "the pod is not listed: {listed:?}");
     let status = cx.cri.wait_exit(&id, secs(5)).await.context("its container")?;
-    ensure!(status.exit_code == 255, "{status:?}");
-    let state = cx.cri.pod_status(&pod.id).await?.status.context("status")?.state();
-    ensure!(state == PodSandboxState::SandboxNotready, "{state:?}");
+    ensure!(status.exit_code == 255, "its container's exit code is not known, but it is shown as {status:?}");
+    cx.pod_is_shown(&pod.id, PodSandboxState::SandboxNotready).await?;
     cx.cri.drop_pod(&pod.id).await?;
-    let again = cx.cri.run_pod(&config).await.context("the name is still taken")?;
+    let again = cx.cri.run_pod(&config).await.context("the same pod again")?;
     cx.cri.drop_pod(&again).await?;
     Ok(())
 }
@@ -116,23 +94,31 @@ async fn a_rollback_that_cannot_remove_says_so_and_goes_on(cx: Context) -> Resul
     let mut command = std::process::Command::new(program);
     command.args(args).env("COPEPOD_FAILPOINT", "pod.supervised");
     cx.node.launch_by(command).await?;
-    ensure!(cx.cri.run_pod(&config).await.is_err(), "the daemon did not end in the launch");
+    ensure!(
+        cx.cri.run_pod(&config).await.is_err(),
+        "RunPodSandbox succeeded, so the failpoint did not end the daemon"
+    );
     cx.node.kill9()?;
     let pods = cx.node.paths.root.join("pods");
     let entry = fs::read_dir(&pods)?.next().context("no intent was recorded")??;
-    let held = Mounted::tmpfs(&entry.path().join("held"))?;
+    let held = Mounted::tmpfs(&entry.path().join("held"), "")?;
     cx.node.launch().await?;
     let asked = Instant::now();
-    let refused = cx.cri.run_pod(&config).await.err().context("a pod came up beside its own remains")?;
+    let refused = cx
+        .cri
+        .run_pod(&config)
+        .await
+        .err()
+        .context("a pod came up although its last launch is not undone")?;
     ensure!(asked.elapsed() < secs(15), "RunPodSandbox took {:?}: {refused}", asked.elapsed());
-    ensure!(refused.code() != Code::DeadlineExceeded, "it hung: {refused}");
-    ensure!(refused.message().contains("remove pod"), "the cause is not named: {refused}");
+    ensure!(refused.code() != Code::DeadlineExceeded, "RunPodSandbox hung: {refused}");
+    ensure!(refused.message().contains("remove pod"), "the error does not name the cause: {refused}");
     let listed = cx.cri.pods(None).await?;
-    ensure!(listed.len() == 1, "nobody can ask for its removal: {listed:?}");
+    ensure!(listed.len() == 1, "the pod is not listed, so kubelet cannot remove it: {listed:?}");
     drop(held);
-    // Without another call: no client requests the removal.
+    // The daemon repeats the removal by itself: no client requests it.
     let id =
-        wait::until("the name to be free", secs(40), || async { Ok(cx.cri.run_pod(&config).await.ok()) })
+        wait::until("the name to be free", secs(40), || async { Ok(Some(cx.cri.run_pod(&config).await?)) })
             .await?;
     cx.cri.drop_pod(&id).await?;
     Ok(())
@@ -146,17 +132,11 @@ async fn network_is_given_back_without_being_asked_again(cx: Context) -> Result<
         done.display()
     );
     plugin(&cx, "failing", &body)?;
-    let pod = wait::until("the new configuration", secs(10), || async {
-        let pod = cx.pod_of(cx.pod_config().own_network()).await?;
-        let network = cx.cri.pod_status(&pod.id).await?.status.and_then(|s| s.network).context("network")?;
-        if network.ip == "10.9.8.7" {
-            return Ok(Some(pod));
-        }
-        cx.cri.drop_pod(&pod.id).await?;
-        Ok(None)
-    })
-    .await?;
-    ensure!(cx.cri.stop_pod(&pod.id).await.is_err(), "DEL failed, and the stop did not");
+    // A launch reads the configuration folder, so the pod gets the plugin's network.
+    let pod = cx.pod_of(cx.pod_config().own_network()).await?;
+    let network = cx.cri.pod_status(&pod.id).await?.status.and_then(|s| s.network).context("network")?;
+    ensure!(network.ip == "10.9.8.7", "the pod has {network:?}, not the plugin's address");
+    ensure!(cx.cri.stop_pod(&pod.id).await.is_err(), "StopPodSandbox succeeded although DEL failed");
     fs::write(&gate, "")?;
     wait::until_true("DEL to be tried again", secs(20), || done.exists()).await?;
     cx.cri.drop_pod(&pod.id).await?;
@@ -179,9 +159,8 @@ async fn execs_of_a_killed_daemon_end(cx: Context) -> Result<()> {
     for call in calls {
         ensure!(call.await?.is_err(), "an exec of a dead daemon succeeded");
     }
-    wait::until_true("the commands to be ended, as nobody waits for them", secs(10), || running() == 0)
-        .await?;
-    ensure!(cx.cri.sh(&id, "echo in").await? == "in", "exec afterwards");
+    wait::until_true("the new daemon to end the commands", secs(10), || running() == 0).await?;
+    cx.exec_works(&id).await.context("exec afterwards")?;
     cx.cri.drop_pod(&pod.id).await?;
     Ok(())
 }
@@ -202,46 +181,51 @@ async fn exec_limits_hold_without_a_daemon(cx: Context) -> Result<()> {
     wait::until_true("the command to be killed at its limit", secs(12), || !runs()).await?;
     ensure!(proc::alive(cx.node.shim(&pod.id)?.pid), "the shim is dead");
     cx.node.launch().await?;
-    ensure!(cx.cri.sh(&id, "echo in").await? == "in", "exec afterwards");
+    cx.exec_works(&id).await.context("exec afterwards")?;
     cx.cri.drop_pod(&pod.id).await?;
     Ok(())
 }
 
-/// The daemon is killed between Start and execve: the status afterwards must be correct.
+/// The daemon is killed between Start and execve, so the shim's reply finds none: the status afterwards must be correct.
 async fn start_whose_answer_finds_no_daemon(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let id = cx.create(&pod, &cx.sleeper("one")).await?;
-    let frozen = Frozen::container(&id)?;
+    let frozen = Frozen::container(&id).await?;
     let start = {
         let (cri, id) = (cx.cri.clone(), id.clone());
         tokio::spawn(async move { cri.start(&id).await })
     };
     // The intent is on disk before the reply.
     let record = cx.node.paths.root.join("containers").join(&id).join("record");
-    wait::until_true("the intent to start", secs(10), || {
+    wait::until_true("the record to say that it is to run", secs(10), || {
         fs::read(&record).is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains("Running"))
     })
     .await?;
-    wait::until_true("the request to come to the container", secs(10), || proc::told_to_start() == 1).await?;
+    wait::until("the request to come to the container", secs(10), || async {
+        match proc::unanswered_starts() {
+            1 => Ok(Some(())),
+            count => bail!("{count} containers were sent a start request and have not accepted it"),
+        }
+    })
+    .await?;
     cx.node.kill9()?;
     ensure!(start.await?.is_err(), "a start of a frozen container succeeded");
     cx.node.launch().await?;
-    let state = cx.cri.container(&id).await?.state();
-    ensure!(state == ContainerState::ContainerCreated, "it waits, and is shown as {state:?}");
+    cx.is_shown(&id, ContainerState::ContainerCreated).await.context("before execve")?;
     drop(frozen);
     wait::until("the container to be shown running", secs(15), || async {
-        Ok((cx.cri.container(&id).await?.state() == ContainerState::ContainerRunning).then_some(()))
+        cx.is_shown(&id, ContainerState::ContainerRunning).await.map(Some)
     })
     .await?;
-    ensure!(cx.cri.container(&id).await?.started_at > 0, "no time of start");
-    ensure!(cx.cri.sh(&id, "echo in").await? == "in", "exec");
+    ensure!(cx.cri.container(&id).await?.started_at > 0, "a running container has no started_at");
+    cx.exec_works(&id).await?;
     cx.cri.stop(&id, 0).await?;
-    ensure!(cx.cri.container(&id).await?.exit_code == 137);
+    cx.exited_with(&id, 137).await?;
     cx.cri.drop_pod(&pod.id).await?;
     Ok(())
 }
 
-async fn creates_cut_off_leave_no_lease(cx: Context) -> Result<()> {
+async fn interrupted_creates_leave_no_lease(cx: Context) -> Result<()> {
     let image = Fixture::image("busybox");
     cx.need(&image).await?;
     let pod = cx.pod().await?;
@@ -267,20 +251,21 @@ async fn creates_cut_off_leave_no_lease(cx: Context) -> Result<()> {
         (cx.node.paths.root.join("images/leases"), cx.node.paths.root.join("containers"));
     let count =
         |folder: &Path| fs::read_dir(folder).map(Iterator::count).context(folder.display().to_string());
-    count(&leases)?;
-    // The interrupted create is being undone.
-    wait::until("folders of creates that were cut off to go", secs(20), || async {
-        Ok((count(&containers)? == 0).then_some(()))
-    })
-    .await?;
-    wait::until("their leases to go", secs(10), || async { Ok((count(&leases)? == 0).then_some(())) })
-        .await
-        .with_context(|| format!("{:?}", fs::read_dir(&leases).map(|dir| dir.flatten().count())))?;
+    // The new daemon undoes the last of them.
+    for (what, folder, limit) in [("containers", &containers, secs(20)), ("image leases", &leases, secs(10))]
+    {
+        wait::until(&format!("the interrupted creates to leave no {what}"), limit, || async {
+            let left = count(folder)?;
+            ensure!(left == 0, "{left} are in {}", folder.display());
+            Ok(Some(()))
+        })
+        .await?;
+    }
     let log = cx.node.last_log(100_000);
-    ensure!(!log.contains("left by a create"), "something was left: {log}");
-    // The shim has none of them either.
+    ensure!(!log.contains("cannot undo"), "the daemon could not undo a create: {log}");
+    // The shim has none of them either: a container of the same pod can be created.
     let one = cx.start(&pod, &cx.sleeper("one")).await?;
-    ensure!(cx.cri.sh(&one, "echo in").await? == "in");
+    cx.exec_works(&one).await?;
     cx.cri.drop_pod(&pod.id).await?;
     Ok(())
 }

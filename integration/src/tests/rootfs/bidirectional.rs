@@ -1,16 +1,18 @@
 //! What is mounted in a container must not appear on the host through a Bidirectional volume.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use serde_json::json;
 
 use crate::context::Context;
+use crate::expect::{ensure, file_has};
 use crate::runner::{Test, test};
 use crate::shapes::ContainerExt as _;
 use crate::tests::escape::{as_kubelet, image_with, sleeper};
-use crate::tests::mounts::{PRIVATE, SHARED, privileged};
+use crate::tests::mounts::{PRIVATE, SHARED, privileged, tmpfs, unmount};
+use crate::tests::nested::mounted_below;
 
 pub(super) fn tests() -> Vec<Test> {
     vec![
@@ -21,22 +23,18 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// A mount point in the host's mount table at or below a folder.
-fn mounted_below(folder: &Path) -> Result<Vec<String>> {
-    let below = folder.display().to_string();
-    let table = fs::read_to_string("/proc/self/mountinfo")?;
-    Ok(table
-        .lines()
-        .filter(|l| l.split(' ').nth(4).is_some_and(|p| p.starts_with(&below)))
-        .map(str::to_owned)
-        .collect())
+/// A folder of the host that is a separate mount, so that mounts on it are visible.
+fn mount_of_its_own(cx: &Context) -> Result<PathBuf> {
+    let place = cx.volume("bidirectional")?;
+    tmpfs(&place)?;
+    Ok(place)
 }
 
-/// A folder that is a separate mount, so that mounts on it are visible.
-fn mount_of_its_own(cx: &Context) -> Result<std::path::PathBuf> {
-    let place = cx.volume("bidirectional")?;
-    crate::tests::mounts::tmpfs(&place)?;
-    Ok(place)
+/// Nothing but the folder itself is mounted at or below it on the host.
+fn nothing_is_mounted_on(place: &Path) -> Result<()> {
+    let mounts = mounted_below(place)?;
+    ensure!(mounts.len() == 1, "mounted on the host are {mounts:?}, not {} alone", place.display());
+    Ok(())
 }
 
 async fn files_below_etc_stay_off_the_host(cx: Context) -> Result<()> {
@@ -52,16 +50,14 @@ async fn files_below_etc_stay_off_the_host(cx: Context) -> Result<()> {
                 if name == "direct" { crate::fixture::Fixture::image("busybox") } else { image.clone() };
             let config = sleeper(name, &image).privileged().mount(&place, at, false, SHARED);
             let c = cx.start(&pod, &config).await?;
-            let mounts = mounted_below(&place)?;
-            ensure!(mounts.len() == 1, "mounted on the host: {mounts:#?}");
-            let text = cx.cri.sh(&c, &format!("cat {at}/resolv.conf")).await?;
-            ensure!(text == "the host's", "{text}");
+            nothing_is_mounted_on(&place)?;
+            cx.prints(&c, &format!("cat {at}/resolv.conf"), "the host's").await?;
         }
-        ensure!(fs::read_to_string(place.join("hosts"))? == "the host's");
+        file_has(&place.join("hosts"), "the host's")?;
         Ok(())
     }
     .await;
-    crate::tests::mounts::unmount(&place)?;
+    unmount(&place)?;
     looked
 }
 
@@ -79,8 +75,7 @@ async fn link_onto_a_bidirectional_volume(cx: Context) -> Result<()> {
             .mount(&inner, "/b/x", false, PRIVATE)
             .mount(&inner, "/dev/y", false, PRIVATE);
         let made = cx.start(&pod, &config).await;
-        let mounts = mounted_below(&place)?;
-        ensure!(mounts.len() == 1, "mounted on the host: {mounts:#?}");
+        nothing_is_mounted_on(&place)?;
         let c = made?;
         // It is still a shared mount.
         cx.cri.sh(&c, "mkdir /shared/in && mount -t tmpfs none /shared/in").await?;
@@ -89,7 +84,7 @@ async fn link_onto_a_bidirectional_volume(cx: Context) -> Result<()> {
         Ok(())
     }
     .await;
-    crate::tests::mounts::unmount(&place)?;
+    unmount(&place)?;
     looked
 }
 
@@ -108,15 +103,14 @@ async fn two_bidirectional_volumes_on_one_place(cx: Context) -> Result<()> {
             .mount(&two, "/b", false, SHARED);
         let made = cx.start(&pod, &config).await;
         for place in [&one, &two] {
-            let mounts = mounted_below(place)?;
-            ensure!(mounts.len() == 1, "mounted on the host: {mounts:#?}");
+            nothing_is_mounted_on(place)?;
         }
-        ensure!(made.is_err(), "two Bidirectional volumes lie on one another");
+        ensure!(made.is_err(), "two Bidirectional volumes were attached at one place");
         Ok(())
     }
     .await;
-    crate::tests::mounts::unmount(&one)?;
-    crate::tests::mounts::unmount(&two)?;
+    unmount(&one)?;
+    unmount(&two)?;
     looked
 }
 
@@ -135,21 +129,18 @@ async fn masks_stay_off_bidirectional_volumes(cx: Context) -> Result<()> {
                 c.security().readonly_paths.push(readonly.to_owned());
             });
             let made = cx.start(&pod, &config).await;
-            let mounts = mounted_below(&place)?;
-            ensure!(mounts.len() == 1, "mounted on the host: {mounts:#?}");
-            let error = format!("{:#}", made.err().context("a path of the host's was to be hidden")?);
-            ensure!(error.contains("Bidirectional"), "{error}");
+            nothing_is_mounted_on(&place)?;
+            let error = format!("{:#}", made.err().context("a mask on a Bidirectional volume was accepted")?);
+            ensure!(error.contains("Bidirectional"), "the error does not give the reason: {error}");
         }
         // Masks at other paths are in effect.
         let config = as_kubelet(cx.sleeper("two")).mount(&place, "/shared", false, SHARED).with(|c| {
             c.security().readonly_paths.extend(["/proc", "/sys"].map(str::to_owned));
         });
         let c = cx.start(&pod, &config).await?;
-        let text = cx.cri.sh(&c, "cat /shared/file /proc/keys; ls /sys/firmware | wc -l").await?;
-        ensure!(text == "the host's0", "{text}");
-        Ok(())
+        cx.prints(&c, "cat /shared/file /proc/keys; ls /sys/firmware | wc -l", "the host's0").await
     }
     .await;
-    crate::tests::mounts::unmount(&place)?;
+    unmount(&place)?;
     looked
 }

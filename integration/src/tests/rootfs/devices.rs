@@ -3,12 +3,13 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use cri_api::v1 as api;
 use serde_json::json;
 use tar::EntryType;
 
 use crate::context::Context;
+use crate::expect::{ensure, file_has};
 use crate::runner::{Test, test};
 use crate::shapes::{ContainerExt as _, PodExt as _};
 use crate::tests::escape::{as_kubelet, image_with, listing, sleeper};
@@ -37,7 +38,10 @@ async fn device_in_place_of_passwd(cx: Context) -> Result<()> {
         let image = image_with(&cx, json!({}), |w| w.raw(kind, name, "", 0o666, (0, 0), b"")).await?;
         let error = cx.create(&pod, &sleeper("one", &image)).await.err().context("a device was read")?;
         let error = format!("{error:#}");
-        ensure!(error.contains(&format!("/{name}: not a plain file")), "{error}");
+        ensure!(
+            error.contains(&format!("/{name}: not a plain file")),
+            "the error does not name the file: {error}"
+        );
     }
     Ok(())
 }
@@ -47,7 +51,10 @@ async fn own_folders_are_no_files(cx: Context) -> Result<()> {
     for folder in ["proc", "sys", "dev"] {
         let image = image_with(&cx, json!({}), |w| w.file(folder, 0o644, b"file")).await?;
         let error = cx.create(&pod, &sleeper("one", &image)).await.err().context("a file was mounted on")?;
-        ensure!(format!("{error:#}").contains(&format!("/{folder}")), "{error:#}");
+        ensure!(
+            format!("{error:#}").contains(&format!("/{folder}")),
+            "the error does not name /{folder}: {error:#}"
+        );
     }
     Ok(())
 }
@@ -59,9 +66,8 @@ async fn volume_on_dev_null(cx: Context) -> Result<()> {
     let config =
         as_kubelet(cx.shell("one", "echo last > /dev/null; cat /proc/keys | wc -c; ls /proc/acpi | wc -l"))
             .mount(&file, "/dev/null", false, PRIVATE);
-    let text = cx.output(&pod, &config).await?;
-    ensure!(text == "0\n0\n", "{text}");
-    ensure!(fs::read_to_string(&file)? == "last\n");
+    cx.outputs(&pod, &config, "0\n0\n").await?;
+    file_has(&file, "last\n")?;
     Ok(())
 }
 
@@ -71,10 +77,8 @@ async fn volume_on_dev(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let config =
         as_kubelet(cx.shell("one", "ls /dev; cat /proc/keys | wc -c")).mount(&dev, "/dev", false, PRIVATE);
-    let text = cx.output(&pod, &config).await?;
-    ensure!(text == "null\n0\n", "{text}");
-    ensure!(fs::read_to_string(dev.join("null"))? == "a file", "it was taken for the null device");
-    Ok(())
+    cx.outputs(&pod, &config, "null\n0\n").await?;
+    file_has(&dev.join("null"), "a file").context("the volume's file was written instead of the null device")
 }
 
 async fn volume_on_proc(cx: Context) -> Result<()> {
@@ -86,14 +90,14 @@ async fn volume_on_proc(cx: Context) -> Result<()> {
         let made =
             cx.create(&pod, &as_kubelet(cx.sleeper("one").mount(&folder, place, false, PRIVATE))).await;
         let error = format!("{:#}", made.err().with_context(|| format!("a volume at {place}"))?);
-        ensure!(error.contains(place), "{error}");
+        ensure!(error.contains(place), "the error does not name {place}: {error}");
     }
     let config = cx
         .sleeper("two")
         .mount(&file, "/proc/meminfo", true, PRIVATE)
         .mount(&folder, "/proc/fs", true, PRIVATE);
     let c = cx.start(&pod, &as_kubelet(config)).await?;
-    ensure!(cx.cri.sh(&c, "cat /proc/meminfo /proc/fs/file").await? == "lxcfslxcfs");
+    cx.prints(&c, "cat /proc/meminfo /proc/fs/file", "lxcfslxcfs").await?;
     Ok(())
 }
 
@@ -132,10 +136,11 @@ async fn device_name_that_is_something_else(cx: Context) -> Result<()> {
             cx.sleeper("one").mount(&volume, "/v", false, PRIVATE).with(|c| c.devices = vec![null_at(place)]);
         let error =
             cx.create(&pod, &config).await.err().context("something else was taken for the device")?;
-        ensure!(format!("{error:#}").contains(place), "{error:#}");
+        ensure!(format!("{error:#}").contains(place), "the error does not name {place}: {error:#}");
     }
-    ensure!(listing(&volume)? == before && fs::read_to_string(&outside)? == "the host's");
-    Ok(())
+    let after = listing(&volume)?;
+    ensure!(after == before, "the volume had {before:#?} and has {after:#?}");
+    file_has(&outside, "the host's")
 }
 
 async fn dev_is_executable(cx: Context) -> Result<()> {
@@ -146,10 +151,13 @@ async fn dev_is_executable(cx: Context) -> Result<()> {
     let text = cx.cri.sh(&c, script).await?;
     for line in text.lines() {
         let flags: Vec<&str> = line.split(' ').nth(3).unwrap_or_default().split(',').collect();
-        ensure!(flags.contains(&"nosuid"), "{line}");
-        ensure!(line.contains("/dev/shm") == flags.contains(&"noexec"), "{line}");
+        ensure!(flags.contains(&"nosuid"), "a mount without nosuid: {line}");
+        ensure!(
+            line.contains("/dev/shm") == flags.contains(&"noexec"),
+            "/dev/shm without noexec, or another mount with it: {line}"
+        );
     }
-    ensure!(text.lines().count() >= 4, "{text}");
+    ensure!(text.lines().count() >= 4, "the mounts of /dev, /dev/shm and below /etc are only\n{text}");
     Ok(())
 }
 
@@ -161,6 +169,6 @@ async fn console_of_a_volume_is_no_device(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let config = cx.sleeper("one").mount(&dev, "/dev", false, PRIVATE).terminal();
     let error = cx.create(&pod, &config).await.err().context("a FIFO was taken for a terminal")?;
-    ensure!(format!("{error:#}").contains("devpts"), "{error:#}");
+    ensure!(format!("{error:#}").contains("devpts"), "the error does not give the reason: {error:#}");
     Ok(())
 }

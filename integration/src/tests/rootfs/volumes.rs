@@ -2,10 +2,11 @@
 
 use std::fs;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use serde_json::json;
 
 use crate::context::Context;
+use crate::expect::{ensure, file_has};
 use crate::runner::{Test, test};
 use crate::shapes::{ContainerExt as _, PodExt as _};
 use crate::tests::escape::{as_kubelet, image_with, listing, sleeper};
@@ -31,17 +32,14 @@ async fn files_below_etc_on_a_volume(cx: Context) -> Result<()> {
     let config =
         cx.sleeper("one").mount(&etc, "/etc", false, PRIVATE).mount(&hosts, "/etc/hosts", false, PRIVATE);
     let c = cx.start(&pod, &config).await?;
-    let text = cx
-        .cri
-        .sh(&c, "cat /etc/own /etc/hosts; test -s /etc/hostname; ! grep volume /etc/resolv.conf")
-        .await?;
-    ensure!(text == "own127.0.0.1 kubelets", "{text}");
-    ensure!(fs::read_to_string(etc.join("resolv.conf"))? == "the volume's\n");
+    let line = "cat /etc/own /etc/hosts && test -s /etc/hostname && ! grep volume /etc/resolv.conf";
+    cx.prints(&c, line, "own127.0.0.1 kubelets").await?;
+    file_has(&etc.join("resolv.conf"), "the volume's\n")?;
     // A volume at exactly that path replaces our file.
     let own = cx.volume("x")?.join("resolv");
     fs::write(&own, "nameserver 192.0.2.53\n")?;
     let c = cx.start(&pod, &cx.sleeper("two").mount(&own, "/etc/resolv.conf", false, PRIVATE)).await?;
-    ensure!(cx.cri.sh(&c, "cat /etc/resolv.conf").await? == "nameserver 192.0.2.53");
+    cx.prints(&c, "cat /etc/resolv.conf", "nameserver 192.0.2.53").await?;
     Ok(())
 }
 
@@ -53,7 +51,8 @@ async fn image_volume_is_not_made_on_a_volume(cx: Context) -> Result<()> {
     .await?;
     let pod = cx.pod().await?;
     let c = cx.start(&pod, &sleeper("one", &image).mount(&volume, "/v", false, PRIVATE)).await?;
-    ensure!(listing(&volume)?.is_empty(), "{:?}", listing(&volume)?);
+    let on_volume = listing(&volume)?;
+    ensure!(on_volume.is_empty(), "created on the volume: {on_volume:?}");
     cx.cri.stop(&c, 0).await?;
     Ok(())
 }
@@ -69,16 +68,16 @@ async fn image_volume_is_writable_below_a_read_only_root(cx: Context) -> Result<
         .mount(&volume, "/v", true, PRIVATE)
         .with(|c| c.security().readonly_rootfs = true);
     let c = cx.start(&pod, &config).await?;
-    let text = cx.cri.sh(&c, "cat /data/from-image; echo x > /data/from-image; echo y > /var/lib/new/file; cat /data/from-image").await?;
-    ensure!(text == "image\nx", "{text}");
+    let line = "cat /data/from-image && echo x > /data/from-image && echo y > /var/lib/new/file && cat /data/from-image";
+    cx.prints(&c, line, "image\nx").await?;
     for place in ["/file", "/var/lib/file", "/v/file"] {
         let out = cx.cri.exec(&c, &["/bin/sh", "-c", &format!("echo x > {place}")]).await?;
-        ensure!(out.code != 0 && out.stderr.contains("Read-only"), "{place}: {out:?}");
+        ensure!(out.code != 0 && out.stderr.contains("Read-only"), "a write to {place} gave {out:?}");
     }
     // Another container starts with the image's content.
     let config = sleeper("two", &image).with(|c| c.security().readonly_rootfs = true);
     let c = cx.start(&pod, &config).await?;
-    ensure!(cx.cri.sh(&c, "cat /data/from-image").await? == "image");
+    cx.prints(&c, "cat /data/from-image", "image").await?;
     Ok(())
 }
 
@@ -90,7 +89,7 @@ async fn image_volume_on_the_root_changes_nothing(cx: Context) -> Result<()> {
     let config = sleeper("one", &image).with(|c| c.security().readonly_rootfs = true);
     let c = cx.start(&pod, &config).await?;
     let out = cx.cri.exec(&c, &["/bin/sh", "-c", "echo x > /file"]).await?;
-    ensure!(out.code != 0 && out.stderr.contains("Read-only"), "{out:?}");
+    ensure!(out.code != 0 && out.stderr.contains("Read-only"), "a write to the read-only root gave {out:?}");
     Ok(())
 }
 
@@ -105,9 +104,11 @@ async fn users_are_the_images(cx: Context) -> Result<()> {
             .with(|c| user.clone_into(&mut c.security().run_as_username))
     };
     let c = cx.start(&pod, &named("one", "alice")).await?;
-    ensure!(cx.cri.sh(&c, "id -u; grep -c ghost /etc/passwd").await? == "1000\n1", "the volume's alice");
+    cx.prints(&c, "id -u; grep -c ghost /etc/passwd", "1000\n1")
+        .await
+        .context("the user must be the image's alice, and the file the volume's")?;
     let error = cx.create(&pod, &named("two", "ghost")).await.err().context("a user that the image lacks")?;
-    ensure!(format!("{error:#}").contains("ghost"), "{error:#}");
+    ensure!(format!("{error:#}").contains("ghost"), "the error does not name the user: {error:#}");
     ensure!(
         fs::read_dir(passwd.parent().context("folder")?)?.count() == 1,
         "the volume's folder was emptied"
@@ -130,6 +131,9 @@ async fn exec_sees_the_same_root(cx: Context) -> Result<()> {
              cut -d' ' -f5 /proc/self/mountinfo | grep -cx /; grep -c ' / / .* - overlay' /proc/self/mountinfo",
         )
         .await?;
-    ensure!(text == "/\n1\n1\n1", "{text}");
+    ensure!(
+        text == "/\n1\n1\n1",
+        "root, number of roots of init and exec, mounts of / and overlays at /: {text:?}"
+    );
     Ok(())
 }

@@ -138,9 +138,9 @@ impl LogFile {
         // An incomplete line at the end would be joined with the next line.
         let written = lines.get(..lines.len() - rest.len()).unwrap_or_default();
         let torn = written.rsplit(|byte| *byte == b'\n').next().unwrap_or_default().len();
-        let error = match sys::beneath::take_back(file, torn as u64) {
+        let error = match sys::beneath::truncate_end(file, torn as u64) {
             Ok(()) => error,
-            Err(back) => io::Error::other(format!("{error}; cutting the torn line: {back}")),
+            Err(second) => io::Error::other(format!("{error}; truncating the incomplete line: {second}")),
         };
         Err((written.len() - torn, error))
     }
@@ -226,8 +226,8 @@ impl Output {
         After::Open
     }
 
-    /// Reads remaining data and writes an incomplete line, once no relevant writer is left. Bounded: a
-    /// process that keeps writing must not block the shim.
+    /// Reads remaining data and writes an incomplete line, after the container's processes have ended. The number of
+    /// reads is bounded: another process that has the pipe and keeps writing must not block the shim.
     pub(crate) fn finish(mut self, log: &mut LogFile, buffers: &mut Buffers, warn: &mut dyn FnMut(String)) {
         /// A pipe holds 1 MiB at most (`/proc/sys/fs/pipe-max-size` for the unprivileged).
         const ROUNDS: usize = 64;
@@ -239,5 +239,33 @@ impl Output {
         let mut batch = Batch::new(buffers.write.bytes(), |lines: &[u8]| log.write(lines, warn));
         self.lines.finish(&Stamp::new(sys::clock::now()), &mut batch);
         batch.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::pty::{OpenptFlags, openpt, unlockpt};
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn a_terminal_that_is_closed_for_a_while_has_not_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = LogFile::open(File::open(dir.path()).unwrap().as_fd(), "log").unwrap();
+        let mut buffers = Buffers::new().unwrap();
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+        unlockpt(&master).unwrap();
+        let mut output = Output::new(master, Stream::Stdout, true).unwrap();
+        for word in ["one", "two"] {
+            let slave = sys::pty::peer(output.fd()).unwrap();
+            File::from(slave).write_all(format!("{word}\n").as_bytes()).unwrap();
+            let end = Instant::now() + Duration::from_secs(60);
+            let logged = || std::fs::read_to_string(dir.path().join("log")).unwrap();
+            while !logged().contains(&format!(" F {word}\n")) {
+                assert!(Instant::now() < end, "{:?}", logged());
+                let after = output.read(&mut log, &mut buffers, &mut |warning| panic!("{warning}"));
+                assert_eq!(after, After::Open);
+            }
+        }
     }
 }

@@ -13,8 +13,7 @@ pub(crate) const SIGKILL: i32 = 9;
 pub(crate) enum Action {
     /// Send hello, the snapshot and its end mark to the daemon that has just connected.
     Greet,
-    /// Reply to a request. `fd_of`: with the descriptor that the worker of that object sent with its
-    /// process's pid.
+    /// Reply to a request. `fd_of`: with the descriptor for the daemon that the worker of that object has sent.
     Reply { to: Requester, reply: Reply, fd_of: Option<Serial> },
     /// Send an event to the daemon.
     Event(Event),
@@ -22,7 +21,7 @@ pub(crate) enum Action {
     Fork(Serial, Fork),
     /// Read all packets of a worker. Each is an input; then follows `PacketsRead`.
     ReadPackets(Serial),
-    /// Close a worker's socket and the descriptors that it sent.
+    /// Close a worker's socket and the descriptors that it has sent.
     DropWorker(Serial),
     /// Send a signal to a child that is not reaped, so its pid cannot have been reused. Errors are ignored;
     /// they show in later checks.
@@ -42,19 +41,19 @@ pub(crate) enum Action {
     ReadErrorPipe(Serial),
     /// Close the error pipe.
     DropErrorPipe(Serial),
-    /// Examine an init that is not reaped. Result: `InitSeen`.
-    LookAtInit(Serial, u32),
-    /// Check whether pause or the process of an exec, which is not reaped, has ended. Result: `ProcessSeen`.
-    LookAtProcess(Serial, u32),
+    /// Examine an init that is not reaped. Result: `InitChecked`.
+    CheckInit(Serial, u32),
+    /// Check whether pause or the process of an exec, which is not reaped, has ended. Result: `ProcessChecked`.
+    CheckProcess(Serial, u32),
     /// Kill all processes in a container's cgroup. Errors are ignored; they show in later checks.
     KillCgroup(Serial),
-    /// Check whether a container's cgroup is empty. Result: `CgroupSeen`.
-    LookAtCgroup(Serial, CgroupLook),
-    /// Kill the processes of sessions in a container. Result: `SessionSeen` for each.
+    /// Check whether a container's cgroup is empty. Result: `CgroupChecked`.
+    CheckCgroup(Serial, CgroupCheck),
+    /// Kill the processes of sessions in a container. Result: `SessionKilled` for each.
     KillSessions { container: Serial, sessions: Vec<Session> },
-    /// Check whether a process in a container's cgroup was OOM-killed, for the worker of this exec. Result:
-    /// `MemorySeen`.
-    LookForOom { exec: Serial, container: Serial },
+    /// Check whether a process in a container's cgroup was OOM-killed, because the worker of this exec was killed.
+    /// Result: `OomChecked`.
+    CheckOom { exec: Serial, container: Serial },
     /// Write the remaining output of a container and close its streams.
     FinishOutputs(Serial),
     /// Remove libcontainer's files of a container.
@@ -96,9 +95,9 @@ pub(crate) enum Fork {
 
 /// How to check a cgroup whose processes are being killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct CgroupLook {
-    /// Ended processes that a tracer keeps from being reaped count as gone.
-    pub(crate) patient: bool,
+pub(crate) struct CgroupCheck {
+    /// Ended processes that a tracer keeps from being reaped do not count.
+    pub(crate) skip_held: bool,
     /// An init that is not reaped: also report whether it has ended.
     pub(crate) init: Option<u32>,
     /// Kill and count unknown children of the shim ([`super::Lifecycle::knows`]): an interrupted worker may

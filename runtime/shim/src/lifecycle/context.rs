@@ -45,7 +45,7 @@ impl Context {
         self.reply_with(to, reply, None);
     }
 
-    /// The same, with the descriptor that a worker sent with its process.
+    /// The same, with the descriptor for the daemon that a worker has sent.
     pub(crate) fn reply_with(&mut self, to: Requester, reply: Reply, fd_of: Option<Serial>) {
         if self.is_connected(to) {
             self.act(Action::Reply { to, reply, fd_of });

@@ -1,4 +1,5 @@
-//! The inputs of the lifecycle.
+//! The inputs of the lifecycle. Pause, containers and execs have an enum each of what can happen to them; what their
+//! workers have in common is [`WorkerInput`].
 
 use wire::{Failure, Reply, Request};
 
@@ -22,63 +23,86 @@ pub(crate) enum Input {
     TimerDue,
     /// The result of a request that needed only one action.
     Served { requester: Requester, outcome: Result<(), Failure> },
-    /// A worker has created this process. `is_child`: its pid was that of a child of the shim, running or
-    /// not reaped, when the packet was read.
-    Made { serial: Serial, pid: u32, is_child: bool },
-    /// A worker has created a container. Like `Made`, with the data of the reply.
-    Created { serial: Serial, reply: Reply, pid: u32, is_child: bool },
-    /// An input for one object.
-    Of(Serial, Happened),
+    /// An input from the worker of pause, of a container or of an exec.
+    Worker(Serial, WorkerInput),
+    /// A worker has created pause or the process of an exec. `unreaped`: when the packet was read, this process, not
+    /// another one with its pid, was running or not reaped.
+    Made { serial: Serial, pid: u32, unreaped: bool },
+    /// A worker has created a container, whose init has this pid. `unreaped` as for `Made`.
+    Created { serial: Serial, reply: Reply, pid: u32, unreaped: bool },
+    /// Result of `Adopt`, for pause or a container.
+    Adopted(Serial, Result<(), Failure>),
+    /// Result of `CheckProcess`, for pause or an exec: its exit code, if it has ended but is not reaped.
+    ProcessChecked(Serial, Option<i32>),
+    /// The result of another action for a container.
+    Container(Serial, ContainerInput),
+    /// The result of another action for an exec.
+    Exec(Serial, ExecInput),
 }
 
-/// An input for pause, a container or an exec.
+/// An input from a worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Happened {
-    /// Its worker was forked.
+pub(crate) enum WorkerInput {
+    /// It was forked and has this pid.
     Forked(Result<u32, Failure>),
-    /// Its worker has created a process. `ended`: its exit code, if it was reaped before.
-    Made { pid: u32, ended: Option<i32> },
-    /// Its worker has created a container.
-    Created { reply: Reply, pid: u32, ended: Option<i32> },
-    /// Its worker has sent the container's streams, which were accepted or not.
-    Prepared(Result<(), Failure>),
-    /// A warning of its worker.
+    /// A warning.
     Warning(String),
-    /// The failure of its worker or process.
+    /// The failure of the worker, or of the process that it has created.
     Failed(Failure),
-    /// All processes with the worker's socket have ended or called execve.
+    /// All processes with its socket have ended or called execve.
     Closed,
     /// No packet is left.
     PacketsRead,
-    /// Its worker was reaped.
-    WorkerReaped(i32),
-    /// Its process (pause, init or the exec's) was reaped.
+    /// It was reaped, with this exit code.
+    Reaped(i32),
+}
+
+/// An input for pause.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum PauseInput {
+    /// From its worker.
+    Worker(WorkerInput),
+    /// Its worker has created it. `ended`: its exit code, if it was reaped before.
+    Made { pid: u32, ended: Option<i32> },
+    /// It was reaped, with this exit code.
+    Reaped(i32),
+    /// Result of `Adopt`.
+    Adopted(Result<(), Failure>),
+    /// Result of `CheckProcess`: its exit code, if it has ended but is not reaped.
+    Checked(Option<i32>),
+    /// One of its timers is due.
+    Due,
+    /// The pod is being stopped.
+    Stop,
+}
+
+/// An input for a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ContainerInput {
+    /// From its worker.
+    Worker(WorkerInput),
+    /// Its worker has sent the container's streams, which were accepted or not.
+    Prepared(Result<(), Failure>),
+    /// Its worker has created it, with an init of this pid. `ended`: init's exit code, if it was reaped before.
+    Created { reply: Reply, pid: u32, ended: Option<i32> },
+    /// Init was reaped. `executed`: whether it had called execve, if known.
     Reaped { code: i32, executed: Option<bool> },
     /// Result of `Adopt`.
     Adopted(Result<(), Failure>),
     /// Result of `StartInit`.
     StartSent(Result<(), Failure>),
-    /// Data on init's error pipe; `closed`: the pipe is closed.
-    ErrorPipe { said: Option<String>, closed: bool },
-    /// Result of `LookAtInit`; `None` if it cannot be examined now.
-    InitSeen(Option<InitState>),
-    /// Result of `LookAtProcess` or of killing its session: its exit code, if it has ended but is not reaped.
-    ProcessSeen(Option<i32>),
-    /// Result of `LookAtCgroup`.
-    CgroupSeen(CgroupState),
-    /// Number of processes of its session that were killed now; `over`: the leader's exit code, if it has
-    /// ended but is not reaped.
-    SessionSeen { count: u32, over: Option<i32> },
-    /// Result of `LookForOom`.
-    MemorySeen(bool),
+    /// Init's error, if it has reported one; `closed`: the error pipe is closed.
+    ErrorPipe { error: Option<String>, closed: bool },
+    /// Result of `CheckInit`; `None` if it cannot be examined now.
+    InitChecked(Option<InitState>),
+    /// Result of `CheckCgroup`.
+    CgroupChecked(CgroupState),
     /// Result of `WriteRecord`.
     Recorded(Result<(), String>),
     /// One of its timers is due.
     Due,
     /// The pod is being stopped.
     Stop,
-    /// Init of the exec's container has ended.
-    ContainerEnded,
     /// A request to start it.
     Start(Requester),
     /// A request to send a signal, to all processes in its cgroup if `all`.
@@ -87,6 +111,30 @@ pub(crate) enum Happened {
     ReopenLog(Requester),
     /// A request to remove it.
     Forget(Requester),
+}
+
+/// An input for an exec.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ExecInput {
+    /// From its worker.
+    Worker(WorkerInput),
+    /// Its worker has created the process. `ended`: its exit code, if it was reaped before.
+    Made { pid: u32, ended: Option<i32> },
+    /// The process was reaped, with this exit code.
+    Reaped(i32),
+    /// Result of `CheckProcess`: its exit code, if it has ended but is not reaped.
+    Checked(Option<i32>),
+    /// Result of `KillSessions`: the number of processes of its session that were killed now, and the exit code of the
+    /// leader, if that has ended but is not reaped.
+    SessionKilled { count: u32, leader: Option<i32> },
+    /// Result of `CheckOom`: a process in its container's cgroup was OOM-killed.
+    OomChecked(bool),
+    /// One of its timers is due.
+    Due,
+    /// The pod is being stopped.
+    Stop,
+    /// Init of its container has ended.
+    ContainerEnded,
     /// A request to kill its session.
     KillSession(Requester),
 }
@@ -119,7 +167,7 @@ pub(crate) struct CgroupState {
     pub(crate) empty: bool,
     /// A process of it was OOM-killed.
     pub(crate) oom_killed: bool,
-    /// There are unknown children, or it could not be checked.
+    /// The shim has unknown children, or its children could not be listed.
     pub(crate) strays: bool,
     /// The given init has ended but is not reaped.
     pub(crate) init_over: bool,

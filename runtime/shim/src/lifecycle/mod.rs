@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   daemon: requests     ┐                                    ┌ replies, events
-//!   workers: packets     │         ┌───────────┐              │ forks, signals, looks
+//!   workers: packets     │         ┌───────────┐              │ forks, signals, checks
 //!   children: reaped     ├─ Input ─► Lifecycle ├─── Action ───┤ exit records
 //!   timer()              │         └─────▲─────┘              │ descriptors to close
 //!   connection           ┘               └──── results ───────┘ end
@@ -21,15 +21,16 @@
 //!
 //! A pid is used only while its process is not reaped. A process may end and be reaped before the worker's
 //! packet with its pid is read: such exits are remembered while a worker is running
-//! ([`worker::ReapedEarly`]).
+//! ([`worker::ReapedEarly`]). The packet also has the process's pidfd, which tells that process from another one that
+//! has the pid by then.
 
 mod action;
+mod checks;
 mod container;
 mod context;
 mod exec;
 mod id;
 mod input;
-mod look;
 mod pause;
 mod phase;
 mod pod;
@@ -39,10 +40,10 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use action::{Action, CgroupLook, Fork, SIGKILL, Session};
+pub(crate) use action::{Action, CgroupCheck, Fork, SIGKILL, Session};
 pub(crate) use context::Time;
 pub(crate) use id::{Requester, Serial};
-pub(crate) use input::{CgroupState, Happened, Held, InitState, Input};
+pub(crate) use input::{CgroupState, ContainerInput, ExecInput, Held, InitState, Input, WorkerInput};
 pub(crate) use pod::Lifecycle;
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use wire::{ErrorKind, Event, Failure, Reply, Snapshot};
 use super::action::{Action, Fork};
 use super::context::Context;
 use super::id::{Requester, Serial};
-use super::input::Happened;
+use super::input::{PauseInput, WorkerInput};
 use super::worker::{KILL_AGAIN_MS, Process, Worker, late, no_report};
 use crate::failure::refusal;
 
@@ -35,7 +35,7 @@ pub(crate) enum Pause {
     Running { serial: Serial, pid: u32 },
     /// It has ended.
     Exited { serial: Serial, pid: u32, code: i32 },
-    /// It failed. Its processes are being reaped, then the failure is reported.
+    /// It failed. Its worker and its process are being killed; once they are reaped, the failure is reported.
     Undoing {
         serial: Serial,
         requester: Requester,
@@ -70,11 +70,13 @@ impl Pause {
         if let Self::Running { serial, .. } = self { Some(*serial) } else { None }
     }
 
+    /// Whether one of its processes may be left.
     pub(crate) fn lives(&self) -> bool {
         !matches!(self, Self::None | Self::Exited { .. })
     }
 
-    pub(crate) fn works(&self) -> bool {
+    /// Whether its worker is running.
+    pub(crate) fn is_starting(&self) -> bool {
         matches!(self, Self::Starting { .. })
     }
 
@@ -94,25 +96,26 @@ impl Pause {
         }
     }
 
-    /// Whose process a reaped child is.
-    pub(crate) fn reaped(&self, pid: u32, code: i32) -> Option<Happened> {
-        let own = Happened::Reaped { code, executed: None };
+    /// The input if the reaped child is pause or its worker.
+    pub(crate) fn reaped(&self, pid: u32, code: i32) -> Option<PauseInput> {
+        let reaped_worker = PauseInput::Worker(WorkerInput::Reaped(code));
+        let own = PauseInput::Reaped(code);
         match self {
-            Self::Starting { worker, .. } if worker.pid == Some(pid) => Some(Happened::WorkerReaped(code)),
+            Self::Starting { worker, .. } if worker.pid == Some(pid) => Some(reaped_worker),
             Self::Starting { process, .. } => process.as_ref().is_some_and(|p| p.is(pid)).then_some(own),
             Self::Running { pid: running, .. } => (*running == pid).then_some(own),
-            Self::Undoing { worker, .. } if *worker == Some(pid) => Some(Happened::WorkerReaped(code)),
+            Self::Undoing { worker, .. } if *worker == Some(pid) => Some(reaped_worker),
             Self::Undoing { process, .. } => (*process == Some(pid)).then_some(own),
             Self::None | Self::Adopting { .. } | Self::Exited { .. } => None,
         }
     }
 
     /// Handles an input for it.
-    pub(crate) fn on(&mut self, happened: Happened, cx: &mut Context) {
+    pub(crate) fn on(&mut self, input: PauseInput, cx: &mut Context) {
         match self {
-            Self::Starting { .. } => self.while_starting(happened, cx),
+            Self::Starting { .. } => self.while_starting(input, cx),
             Self::Adopting { serial, requester, process } => {
-                let Happened::Adopted(outcome) = happened else { return };
+                let PauseInput::Adopted(outcome) = input else { return };
                 let (serial, requester, process) = (*serial, *requester, *process);
                 if let Err(failure) = outcome {
                     return self.undo(serial, requester, failure, None, process.unreaped(), cx);
@@ -126,60 +129,66 @@ impl Pause {
             }
             Self::Running { serial, pid } => {
                 let (serial, pid) = (*serial, *pid);
-                match happened {
-                    Happened::Reaped { code, .. } | Happened::ProcessSeen(Some(code)) => {
+                match input {
+                    PauseInput::Reaped(code) | PauseInput::Checked(Some(code)) => {
                         self.end(serial, pid, code, cx);
                     }
-                    Happened::Stop => cx.kill(pid),
+                    PauseInput::Stop => cx.kill(pid),
                     _ => {}
                 }
             }
-            Self::Undoing { .. } => self.while_undoing(&happened, cx),
+            Self::Undoing { .. } => self.while_undoing(&input, cx),
             Self::None | Self::Exited { .. } => {}
         }
     }
 
-    fn while_starting(&mut self, happened: Happened, cx: &mut Context) {
-        let Self::Starting { serial, worker, process } = self else { return };
-        let serial = *serial;
-        match happened {
-            Happened::Forked(Ok(pid)) => worker.pid = Some(pid),
-            Happened::Forked(Err(failure)) => {
-                cx.fail(worker.requester, failure);
-                *self = Self::None;
-            }
-            Happened::Made { pid, ended } => *process = Some(Process::new(pid, ended)),
-            Happened::Failed(failure) => worker.fail(failure),
-            // The worker exited without a report; the reason is known once it is reaped.
-            Happened::Closed if process.is_none() && worker.is_silent() => {}
-            Happened::Closed => self.worker_done(cx),
-            Happened::Warning(text) => cx.warn(None, text),
-            Happened::WorkerReaped(code) => worker.was_reaped(serial, code, cx),
-            // If a process was created, wait for its execve to close the socket.
-            Happened::PacketsRead => {
-                if let (Some(code), None) = (worker.reaped, &process) {
-                    worker.fail(no_report(code, false));
-                    self.worker_done(cx);
-                }
-            }
-            Happened::Reaped { code, .. } => {
+    fn while_starting(&mut self, input: PauseInput, cx: &mut Context) {
+        let Self::Starting { worker, process, .. } = self else { return };
+        match input {
+            PauseInput::Worker(input) => self.worker_reported(input, cx),
+            PauseInput::Made { pid, ended } => *process = Some(Process::new(pid, ended)),
+            PauseInput::Reaped(code) => {
                 if let Some(process) = process {
                     process.was_reaped(code);
                 }
             }
-            Happened::Due if worker.deadline <= cx.time.ms => {
+            PauseInput::Due if worker.deadline <= cx.time.ms => {
                 worker.give_up(late(), cx);
                 if let Some(process) = process {
                     process.kill(cx);
                 }
             }
-            Happened::Stop => {
+            PauseInput::Stop => {
                 worker.give_up(refusal(ErrorKind::WrongState, "worker", "the pod is being stopped"), cx);
                 if let Some(process) = process {
                     process.kill(cx);
                 }
             }
             _ => {}
+        }
+    }
+
+    fn worker_reported(&mut self, input: WorkerInput, cx: &mut Context) {
+        let Self::Starting { serial, worker, process } = self else { return };
+        match input {
+            WorkerInput::Forked(Ok(pid)) => worker.pid = Some(pid),
+            WorkerInput::Forked(Err(failure)) => {
+                cx.fail(worker.requester, failure);
+                *self = Self::None;
+            }
+            WorkerInput::Warning(text) => cx.warn(None, text),
+            WorkerInput::Failed(failure) => worker.fail(failure),
+            // The worker exited without a report; the reason is known once it is reaped.
+            WorkerInput::Closed if process.is_none() && worker.is_silent() => {}
+            WorkerInput::Closed => self.worker_done(cx),
+            WorkerInput::Reaped(code) => worker.was_reaped(*serial, code, cx),
+            // If a process was created, wait for its execve to close the socket.
+            WorkerInput::PacketsRead => {
+                if let (Some(code), None) = (worker.reaped, &process) {
+                    worker.fail(no_report(code, false));
+                    self.worker_done(cx);
+                }
+            }
         }
     }
 
@@ -211,22 +220,22 @@ impl Pause {
     ) {
         cx.act(Action::DropWorker(serial));
         *self = Self::Undoing { serial, requester, failure, worker, process, kill_at: cx.time.ms };
-        self.while_undoing(&Happened::Due, cx);
+        self.while_undoing(&PauseInput::Due, cx);
     }
 
-    fn while_undoing(&mut self, happened: &Happened, cx: &mut Context) {
+    fn while_undoing(&mut self, input: &PauseInput, cx: &mut Context) {
         let Self::Undoing { serial, requester, failure, worker, process, kill_at } = self else { return };
-        match happened {
-            Happened::WorkerReaped(_) => *worker = None,
-            Happened::Reaped { .. } | Happened::ProcessSeen(Some(_)) => *process = None,
-            Happened::Due | Happened::Stop => {
+        match input {
+            PauseInput::Worker(WorkerInput::Reaped(_)) => *worker = None,
+            PauseInput::Reaped(_) | PauseInput::Checked(Some(_)) => *process = None,
+            PauseInput::Due | PauseInput::Stop => {
                 *kill_at = cx.time.ms.saturating_add(KILL_AGAIN_MS);
                 for pid in [*worker, *process].into_iter().flatten() {
                     cx.kill(pid);
                 }
                 // A tracer may keep it from being reaped for ever.
                 if let Some(pid) = *process {
-                    cx.act(Action::LookAtProcess(*serial, pid));
+                    cx.act(Action::CheckProcess(*serial, pid));
                 }
             }
             _ => {}

@@ -14,9 +14,9 @@
 
 use wire::{ContainerState, ErrorKind, ExitFacts, Failure, Reply};
 
+use super::checks::{UntilEmpty, UntilExecve, UntilReaped};
 use super::context::Context;
 use super::id::Requester;
-use super::look::Look;
 use super::worker::{Process, Worker};
 use crate::failure::refusal;
 
@@ -40,7 +40,7 @@ pub(crate) enum Phase {
     /// Init waits for the start request.
     Created(Init),
     /// Init was started; its execve is awaited.
-    Starting { init: Init, requester: Requester, look: Look, said: Option<String>, pipe_closed: bool },
+    Starting { init: Init, requester: Requester, checks: UntilExecve, execve: Execve },
     /// Init has called execve.
     Running { init: Init, started_at: i64 },
     /// Init has ended; remaining processes in its cgroup are being killed.
@@ -55,18 +55,31 @@ pub(crate) enum Phase {
     Gone,
 }
 
+/// What is known about the execve of an init that was told to start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Execve {
+    /// The error pipe is open: init has neither called execve nor ended.
+    Pending,
+    /// The error pipe was closed without an error: init has called execve, or is ending. It could not be examined yet.
+    Unclear,
+    /// The error pipe was closed without an error, and init had not called execve: it is ending.
+    NotCalled,
+    /// Init's error, or why it was killed. It ends by itself; the reply waits until it is reaped.
+    Failed(String),
+}
+
 /// Init, which is not reaped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Init {
     pub(crate) pid: u32,
     /// It was killed, or was seen to have ended: when to check whether it has ended but cannot be reaped.
-    pub(crate) ending: Option<Look>,
+    pub(crate) ending: Option<UntilReaped>,
 }
 
 impl Init {
     /// Has it checked from now on whether it has ended but cannot be reaped.
-    pub(crate) fn check_end(&mut self, now: u64) -> &mut Look {
-        self.ending.get_or_insert(Look::at_killed(now))
+    pub(crate) fn check_end(&mut self, now: u64) -> &mut UntilReaped {
+        self.ending.get_or_insert(UntilReaped::new(now))
     }
 
     /// Kills it.
@@ -83,22 +96,23 @@ pub(crate) struct Ending {
     pub(crate) facts: ExitFacts,
     /// It was being started.
     pub(crate) start: Option<Unstarted>,
-    pub(crate) look: Look,
+    pub(crate) checks: UntilEmpty,
 }
 
 /// A start request whose init ended before execve.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Unstarted {
     pub(crate) requester: Requester,
+    /// Whether init had called execve, if known.
     pub(crate) executed: Option<bool>,
-    /// Init's error.
-    pub(crate) said: Option<String>,
+    /// Init's error, or why it was killed.
+    pub(crate) error: Option<String>,
 }
 
 impl Unstarted {
     /// The error for the reply and for the container's exit.
     pub(crate) fn failed(self, facts: &mut ExitFacts) -> Failure {
-        let message = self.said.unwrap_or_else(|| {
+        let message = self.error.unwrap_or_else(|| {
             let memory = if facts.oom_killed { ": its memory limit is too small" } else { "" };
             format!("init ended with code {} before execve{memory}", facts.code)
         });
@@ -118,7 +132,7 @@ pub(crate) struct Undoing {
     pub(crate) worker: Option<u32>,
     /// Init, if it exists, until it is reaped.
     pub(crate) init: Option<u32>,
-    pub(crate) look: Look,
+    pub(crate) checks: UntilEmpty,
 }
 
 impl Undoing {
@@ -176,8 +190,13 @@ impl Phase {
         }
     }
 
-    /// Whether its init is running, as far as is known, and was not killed.
-    pub(crate) fn thrives(&self) -> bool {
+    /// Whether init exists, as far as is known.
+    pub(crate) fn has_init(&self) -> bool {
+        matches!(self, Self::Created(_) | Self::Starting { .. } | Self::Running { .. })
+    }
+
+    /// Whether its init exists, as far as is known, and was not killed.
+    pub(crate) fn is_up(&self) -> bool {
         match self {
             Self::Created(init) | Self::Starting { init, .. } | Self::Running { init, .. } => {
                 init.ending.is_none()
@@ -186,24 +205,24 @@ impl Phase {
         }
     }
 
-    /// When to check init, and its pid.
+    /// Init's pid, and when to check it (monotonic ms).
     pub(crate) fn init_timer(&self) -> Option<(u32, u64)> {
         match self {
-            Self::Created(Init { pid, ending: Some(look) })
-            | Self::Starting { init: Init { pid, ending: Some(look) }, .. }
-            | Self::Running { init: Init { pid, ending: Some(look) }, .. } => Some((*pid, look.at)),
-            Self::Starting { init, look, .. } => Some((init.pid, look.at)),
+            Self::Created(Init { pid, ending: Some(checks) })
+            | Self::Starting { init: Init { pid, ending: Some(checks) }, .. }
+            | Self::Running { init: Init { pid, ending: Some(checks) }, .. } => Some((*pid, checks.at)),
+            Self::Starting { init, checks, .. } => Some((init.pid, checks.at)),
             _ => None,
         }
     }
 
     /// Init is being checked; sets the time of the next check.
     pub(crate) fn postpone(&mut self, now: u64) {
-        if let Self::Starting { look, .. } = self {
-            look.start_again(now);
+        if let Self::Starting { checks, .. } = self {
+            checks.again(now);
         }
-        if let Some(look) = self.init_mut().and_then(|init| init.ending.as_mut()) {
-            look.killed_again(now);
+        if let Some(checks) = self.init_mut().and_then(|init| init.ending.as_mut()) {
+            checks.again(now);
         }
     }
 
@@ -211,7 +230,7 @@ impl Phase {
     pub(crate) fn timer(&self) -> Option<u64> {
         match self {
             Self::Creating(worker) => Some(worker.deadline),
-            Self::Ending(Ending { look, .. }) | Self::Undoing(Undoing { look, .. }) => Some(look.at),
+            Self::Ending(Ending { checks, .. }) | Self::Undoing(Undoing { checks, .. }) => Some(checks.at),
             other => other.init_timer().map(|(_, at)| at),
         }
     }

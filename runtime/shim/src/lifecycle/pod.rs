@@ -4,15 +4,15 @@ use model::ContainerId;
 use wire::{Reply, Snapshot};
 
 use super::action::{Action, Session};
+use super::checks::KILLED_MS;
 use super::container::Container;
 use super::context::{Context, Time};
 use super::exec::Exec;
 use super::id::{Requester, Serial};
-use super::input::{Happened, Input};
-use super::look::KILLED_MS;
+use super::input::{ContainerInput, ExecInput, Input, PauseInput, WorkerInput};
 use super::pause::Pause;
 use super::phase::Phase;
-use super::worker::ReapedEarly;
+use super::worker::{KILL_AGAIN_MS, ReapedEarly};
 
 /// Most concurrent execs.
 pub(crate) const MAX_EXECS: usize = 1024;
@@ -43,9 +43,10 @@ pub(crate) enum Stop {
     /// Not requested.
     #[default]
     No,
-    /// The pod is being stopped. Processes that a tracer keeps from being reaped are checked from time to
-    /// time.
-    Stopping { requester: Requester, look_at: u64 },
+    /// The pod is being stopped. At the time `check_at` (monotonic ms) pause and execs that are not reaped are
+    /// checked: a tracer may keep them from being reaped. At `kill_at` containers whose init still lives are killed
+    /// again: a kill may have had no effect, for lack of a descriptor.
+    Stopping { requester: Requester, check_at: u64, kill_at: u64 },
     /// No process is left: exit when the daemon disconnects.
     Stopped,
 }
@@ -80,15 +81,24 @@ impl Lifecycle {
                 Ok(()) => self.cx.reply(requester, Reply::Done),
                 Err(failure) => self.cx.fail(requester, failure),
             },
-            Input::Made { serial, pid, is_child } => {
-                let ended = self.ended_early(pid, is_child);
-                self.of(serial, Happened::Made { pid, ended });
+            Input::Worker(serial, input) => self.worker_input(serial, input),
+            Input::Made { serial, pid, unreaped } => self.made(serial, pid, unreaped),
+            Input::Created { serial, reply, pid, unreaped } => {
+                let ended = (!unreaped).then(|| self.early.take(pid));
+                self.container_input(serial, ContainerInput::Created { reply, pid, ended });
             }
-            Input::Created { serial, reply, pid, is_child } => {
-                let ended = self.ended_early(pid, is_child);
-                self.of(serial, Happened::Created { reply, pid, ended });
+            Input::Adopted(serial, outcome) if self.is_pause(serial) => {
+                self.pause.on(PauseInput::Adopted(outcome), &mut self.cx);
             }
-            Input::Of(serial, happened) => self.of(serial, happened),
+            Input::Adopted(serial, outcome) => {
+                self.container_input(serial, ContainerInput::Adopted(outcome));
+            }
+            Input::ProcessChecked(serial, over) if self.is_pause(serial) => {
+                self.pause.on(PauseInput::Checked(over), &mut self.cx);
+            }
+            Input::ProcessChecked(serial, over) => self.exec_input(serial, ExecInput::Checked(over)),
+            Input::Container(serial, input) => self.container_input(serial, input),
+            Input::Exec(serial, input) => self.exec_input(serial, input),
         }
         self.tidy();
     }
@@ -123,7 +133,10 @@ impl Lifecycle {
     /// When [`Input::TimerDue`] is due (monotonic ms).
     pub(crate) fn timer(&self) -> Option<u64> {
         let containers = self.containers.iter().filter_map(|container| container.phase.timer());
-        let stop = if let Stop::Stopping { look_at, .. } = self.stop { Some(look_at) } else { None };
+        let stop = match self.stop {
+            Stop::Stopping { check_at, kill_at, .. } => Some(check_at.min(kill_at)),
+            Stop::No | Stop::Stopped => None,
+        };
         let execs = self.execs.iter().filter_map(Exec::timer);
         containers.chain(execs).chain(self.pause.timer()).chain(stop).min()
     }
@@ -142,7 +155,7 @@ impl Lifecycle {
             || self.execs.iter().any(Exec::lives)
     }
 
-    /// Whether a child that is not reaped is known.
+    /// Whether this child, which is not reaped, belongs to pause, a container or an exec.
     pub(crate) fn knows(&self, pid: u32) -> bool {
         self.pause.reaped(pid, 0).is_some()
             || self.containers.iter().any(|c| c.reaped(pid, 0, None).is_some())
@@ -154,45 +167,64 @@ impl Lifecycle {
         self.containers.iter().any(|c| matches!(&c.phase, Phase::Starting { init, .. } if init.pid == pid))
     }
 
-    pub(super) fn of(&mut self, serial: Serial, happened: Happened) {
-        if self.pause.serial() == Some(serial) {
-            self.pause.on(happened, &mut self.cx);
-            return;
-        }
-        self.cx.others_work = self.is_busy(Some(serial));
-        if let Some(container) = self.containers.iter_mut().find(|c| c.serial == serial) {
-            let ran = matches!(container.phase, Phase::Running { .. });
-            let earlier = self.cx.actions.len();
-            container.on(happened, &mut self.cx);
-            if ran && !matches!(container.phase, Phase::Running { .. }) {
-                // Before the cgroup is checked: no worker may join it after it was found empty.
-                let end = self.cx.actions.split_off(earlier);
-                for exec in self.execs.iter_mut().filter(|exec| exec.container == serial) {
-                    exec.on(Happened::ContainerEnded, false, &mut self.cx);
-                }
-                self.cx.actions.extend(end);
-            }
-        } else if let Some(exec) = self.execs.iter_mut().find(|exec| exec.serial == serial) {
-            let thrives = self.containers.iter().any(|c| c.serial == exec.container && c.phase.thrives());
-            exec.on(happened, thrives, &mut self.cx);
+    fn is_pause(&self, serial: Serial) -> bool {
+        self.pause.serial() == Some(serial)
+    }
+
+    /// A worker has created pause or the process of an exec.
+    fn made(&mut self, serial: Serial, pid: u32, unreaped: bool) {
+        let ended = (!unreaped).then(|| self.early.take(pid));
+        if self.is_pause(serial) {
+            self.pause.on(PauseInput::Made { pid, ended }, &mut self.cx);
+        } else {
+            self.exec_input(serial, ExecInput::Made { pid, ended });
         }
     }
 
-    /// The exit code of a process that was reaped before its worker reported it. If a known process has the
-    /// pid now, the new process cannot be meant.
-    fn ended_early(&mut self, pid: u32, is_child: bool) -> Option<i32> {
-        (!is_child || self.knows(pid)).then(|| self.early.take(pid))
+    fn worker_input(&mut self, serial: Serial, input: WorkerInput) {
+        if self.is_pause(serial) {
+            self.pause.on(PauseInput::Worker(input), &mut self.cx);
+        } else if self.containers.iter().any(|container| container.serial == serial) {
+            self.container_input(serial, ContainerInput::Worker(input));
+        } else {
+            self.exec_input(serial, ExecInput::Worker(input));
+        }
+    }
+
+    pub(super) fn container_input(&mut self, serial: Serial, input: ContainerInput) {
+        self.cx.others_work = self.is_busy(Some(serial));
+        let Some(container) = self.containers.iter_mut().find(|c| c.serial == serial) else { return };
+        let ran = matches!(container.phase, Phase::Running { .. });
+        let earlier = self.cx.actions.len();
+        container.on(input, &mut self.cx);
+        if ran && !matches!(container.phase, Phase::Running { .. }) {
+            // Before the cgroup is checked: no worker may join it after it was found empty.
+            let end = self.cx.actions.split_off(earlier);
+            for exec in self.execs.iter_mut().filter(|exec| exec.container == serial) {
+                exec.on(ExecInput::ContainerEnded, false, &mut self.cx);
+            }
+            self.cx.actions.extend(end);
+        }
+    }
+
+    pub(super) fn exec_input(&mut self, serial: Serial, input: ExecInput) {
+        let Some(exec) = self.execs.iter_mut().find(|exec| exec.serial == serial) else { return };
+        let is_up = self.containers.iter().any(|c| c.serial == exec.container && c.phase.is_up());
+        exec.on(input, is_up, &mut self.cx);
     }
 
     fn reaped(&mut self, pid: u32, code: i32, executed: Option<bool>) {
-        if let (Some(serial), Some(happened)) = (self.pause.serial(), self.pause.reaped(pid, code)) {
-            return self.of(serial, happened);
+        if let Some(input) = self.pause.reaped(pid, code) {
+            return self.pause.on(input, &mut self.cx);
         }
         let container = self.containers.iter().find_map(|c| Some((c.serial, c.reaped(pid, code, executed)?)));
-        let exec = || self.execs.iter().find_map(|exec| Some((exec.serial, exec.reaped(pid, code)?)));
-        match container.or_else(exec) {
-            Some((serial, happened)) => self.of(serial, happened),
-            None if self.is_busy(None) || self.pause.works() => self.early.remember(pid, code),
+        if let Some((serial, input)) = container {
+            return self.container_input(serial, input);
+        }
+        let exec = self.execs.iter().find_map(|exec| Some((exec.serial, exec.reaped(pid, code)?)));
+        match exec {
+            Some((serial, input)) => self.exec_input(serial, input),
+            None if self.is_busy(None) || self.pause.is_starting() => self.early.remember(pid, code),
             None => {}
         }
     }
@@ -201,25 +233,25 @@ impl Lifecycle {
     fn is_busy(&self, besides: Option<Serial>) -> bool {
         let other = |serial| besides != Some(serial);
         self.containers.iter().any(|c| matches!(c.phase, Phase::Creating(_)) && other(c.serial))
-            || self.execs.iter().any(|exec| exec.works() && other(exec.serial))
+            || self.execs.iter().any(|exec| exec.is_starting() && other(exec.serial))
     }
 
     fn timer_due(&mut self) {
         let now = self.cx.time.ms;
         if self.pause.timer().is_some_and(|at| at <= now) {
-            self.pause.on(Happened::Due, &mut self.cx);
+            self.pause.on(PauseInput::Due, &mut self.cx);
         }
         for container in &mut self.containers {
             if container.phase.timer().is_some_and(|at| at <= now) {
-                container.on(Happened::Due, &mut self.cx);
+                container.on(ContainerInput::Due, &mut self.cx);
             }
         }
         let due: Vec<Serial> = self.execs.iter().filter(|e| is_due(e, now)).map(|e| e.serial).collect();
         for serial in due {
-            self.of(serial, Happened::Due);
+            self.exec_input(serial, ExecInput::Due);
         }
         self.kill_sessions(now);
-        self.look_at_stopped(now);
+        self.continue_stop(now);
     }
 
     /// The sessions of one container are killed together, so that its processes are listed once.
@@ -234,19 +266,25 @@ impl Lifecycle {
         }
     }
 
-    /// Pause and execs of a stopped pod that a tracer keeps from being reaped count as ended.
-    fn look_at_stopped(&mut self, now: u64) {
-        let Stop::Stopping { look_at, .. } = &mut self.stop else { return };
-        if *look_at > now {
+    /// Repeats the kills and checks of [`Stop::Stopping`].
+    fn continue_stop(&mut self, now: u64) {
+        let Stop::Stopping { check_at, kill_at, .. } = &mut self.stop else { return };
+        if *kill_at <= now {
+            *kill_at = now + KILL_AGAIN_MS;
+            for container in self.containers.iter_mut().filter(|c| c.phase.has_init()) {
+                container.on(ContainerInput::Stop, &mut self.cx);
+            }
+        }
+        if *check_at > now {
             return;
         }
-        *look_at = now + KILLED_MS;
+        *check_at = now + KILLED_MS;
         if let Pause::Running { serial, pid } = self.pause {
-            self.cx.act(Action::LookAtProcess(serial, pid));
+            self.cx.act(Action::CheckProcess(serial, pid));
         }
         for exec in &self.execs {
             if let Some(pid) = exec.unreaped() {
-                self.cx.act(Action::LookAtProcess(exec.serial, pid));
+                self.cx.act(Action::CheckProcess(exec.serial, pid));
             }
         }
     }
@@ -254,9 +292,9 @@ impl Lifecycle {
     /// After each input: removes ended objects from the tables, and replies to the request that stops the
     /// pod.
     fn tidy(&mut self) {
-        let held = self.containers.len();
+        let before = self.containers.len();
         self.containers.retain(|container| container.phase != Phase::Gone);
-        if self.containers.len() < held {
+        if self.containers.len() < before {
             self.containers.shrink_to_fit();
         }
         let cx = &mut self.cx;
@@ -270,7 +308,7 @@ impl Lifecycle {
         if self.execs.is_empty() && self.execs.capacity() > 16 {
             self.execs = Vec::new();
         }
-        if !self.early.is_empty() && !self.is_busy(None) && !self.pause.works() {
+        if !self.early.is_empty() && !self.is_busy(None) && !self.pause.is_starting() {
             self.early.clear();
         }
         if let Stop::Stopping { requester, .. } = self.stop

@@ -4,14 +4,15 @@ use model::{ContainerId, ExecId};
 use wire::{ErrorKind, MAX_CONTAINERS, Reply, Request};
 
 use super::action::{Action, Fork};
+use super::checks::KILLED_MS;
 use super::container::Container;
-use super::exec::{Exec, Wanted};
+use super::exec::{Exec, ExecRequest};
 use super::id::{Requester, Serial};
-use super::input::Happened;
-use super::look::KILLED_MS;
+use super::input::{ContainerInput, ExecInput, PauseInput};
 use super::pause::Pause;
 use super::phase::Phase;
 use super::pod::{Lifecycle, MAX_EXECS, MAX_LEFTOVERS, Stop};
+use super::worker::KILL_AGAIN_MS;
 
 impl Lifecycle {
     /// Carries out or refuses a request.
@@ -31,19 +32,23 @@ impl Lifecycle {
                 self.exec(requester, exec, &container, deadline_ms, fds);
             }
             Request::Start { container } => {
-                self.of_container(requester, &container, Happened::Start(requester));
+                self.container_request(requester, &container, ContainerInput::Start(requester));
             }
             Request::Kill { container, signal, all } => {
-                self.of_container(requester, &container, Happened::Kill { requester, signal, all });
+                self.container_request(
+                    requester,
+                    &container,
+                    ContainerInput::Kill { requester, signal, all },
+                );
             }
             Request::ReopenLog { container } => {
-                self.of_container(requester, &container, Happened::ReopenLog(requester));
+                self.container_request(requester, &container, ContainerInput::ReopenLog(requester));
             }
             Request::Forget { container } if self.container_serial(&container).is_none() => {
                 self.cx.act(Action::RemoveRecord { requester, container });
             }
             Request::Forget { container } => {
-                self.of_container(requester, &container, Happened::Forget(requester));
+                self.container_request(requester, &container, ContainerInput::Forget(requester));
             }
             Request::KillExec { exec } => self.kill_exec(requester, exec),
             Request::StopPod => self.stop_pod(requester),
@@ -68,9 +73,9 @@ impl Lifecycle {
         Serial(self.last_serial)
     }
 
-    fn of_container(&mut self, requester: Requester, id: &ContainerId, happened: Happened) {
+    fn container_request(&mut self, requester: Requester, id: &ContainerId, input: ContainerInput) {
         match self.container_serial(id) {
-            Some(serial) => self.of(serial, happened),
+            Some(serial) => self.container_input(serial, input),
             None => {
                 self.cx.refuse(requester, ErrorKind::NotFound, "container", format!("no container {id}"));
             }
@@ -136,7 +141,7 @@ impl Lifecycle {
                 None => (ErrorKind::NotFound, "container", format!("no container {container_id}")),
                 Some(Container { phase: Phase::Running { .. }, serial, .. }) => {
                     let (container, container_id) = (*serial, container_id.clone());
-                    let wanted = Wanted { id, requester, container, container_id, deadline_ms };
+                    let wanted = ExecRequest { id, requester, container, container_id, deadline_ms };
                     let serial = self.next_serial();
                     self.execs.push(Exec::start(serial, wanted, &mut self.cx));
                     return;
@@ -156,7 +161,7 @@ impl Lifecycle {
             listed.find(|exec| !own || exec.generation == requester.generation).map(|exec| exec.serial)
         };
         match find(true).or_else(|| find(false)) {
-            Some(serial) => self.of(serial, Happened::KillSession(requester)),
+            Some(serial) => self.exec_input(serial, ExecInput::KillSession(requester)),
             None => self.cx.reply(requester, Reply::Done),
         }
     }
@@ -171,14 +176,15 @@ impl Lifecycle {
                 "a later request to stop the pod replaced this one",
             );
         }
-        self.stop = Stop::Stopping { requester, look_at: self.cx.time.ms + KILLED_MS };
+        let now = self.cx.time.ms;
+        self.stop = Stop::Stopping { requester, check_at: now + KILLED_MS, kill_at: now + KILL_AGAIN_MS };
         for container in &mut self.containers {
-            container.on(Happened::Stop, &mut self.cx);
+            container.on(ContainerInput::Stop, &mut self.cx);
         }
         let execs: Vec<Serial> = self.execs.iter().map(|exec| exec.serial).collect();
         for serial in execs {
-            self.of(serial, Happened::Stop);
+            self.exec_input(serial, ExecInput::Stop);
         }
-        self.pause.on(Happened::Stop, &mut self.cx);
+        self.pause.on(PauseInput::Stop, &mut self.cx);
     }
 }

@@ -11,7 +11,7 @@ use crate::failure::refusal;
 pub(crate) const KILLED: i32 = 128 + SIGKILL;
 /// Exit code of a process that could not be reaped.
 pub(crate) const LOST: i32 = 255;
-/// Pause between two kills of a worker that does not end (D state, a frozen cgroup).
+/// Pause between two kills of something that does not end (D state, a frozen cgroup).
 pub(crate) const KILL_AGAIN_MS: u64 = 1000;
 
 /// A running worker.
@@ -132,7 +132,8 @@ impl ReapedEarly {
 
     pub(crate) fn remember(&mut self, pid: u32, code: i32) {
         if let Some(known) = self.ended.iter_mut().find(|(known, _)| *known == pid) {
-            // The pid was reused: the earlier process is not of interest.
+            // Two children had the pid and ended before a packet named it. Usually the earlier one was an orphan, which
+            // no packet names.
             known.1 = code;
         } else if self.ended.len() < Self::MAX {
             self.ended.push((pid, code));

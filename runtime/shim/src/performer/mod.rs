@@ -16,12 +16,15 @@ use crate::descriptors::{Cgroups, Container, Descriptors};
 use crate::exit_record::Records;
 use crate::failure::{failure, refusal};
 use crate::io::output::Buffers;
-use crate::lifecycle::{Action, CgroupLook, CgroupState, Happened, Input, Lifecycle, Requester, Serial};
+use crate::lifecycle::{
+    Action, CgroupCheck, CgroupState, ContainerInput, ExecInput, Input, Lifecycle, Requester, Serial,
+    WorkerInput,
+};
 use crate::link::Link;
 use crate::{bundle, processes};
 
-/// The initial data of the shim, for workers and files.
-pub(crate) struct Given {
+/// The descriptors that the daemon passed at the start, and that the shim keeps.
+pub(crate) struct FromDaemon {
     pub(crate) pause_binary: OwnedFd,
     pub(crate) records: Records,
     pub(crate) log_dir: Option<OwnedFd>,
@@ -35,7 +38,7 @@ pub(crate) struct Performer {
     pub(crate) buffers: Buffers,
     /// Descriptors of the current request.
     pub(crate) incoming: Vec<OwnedFd>,
-    pub(crate) given: Given,
+    pub(crate) from_daemon: FromDaemon,
     /// Results of actions and other inputs, in order.
     pub(crate) inputs: VecDeque<Input>,
 }
@@ -47,26 +50,26 @@ impl Performer {
         match action {
             Action::Greet => {
                 let greeted = self.link.greet(lifecycle.snapshot(), &self.epoll);
-                self.unless_lost(greeted);
+                self.close_if_lost(greeted);
             }
             Action::Reply { to, reply, fd_of } => {
                 let fd = fd_of.and_then(|serial| self.descriptors.worker(serial)).and_then(|w| w.fd.take());
                 let sent = self.link.reply(to, reply, fd, &self.epoll);
-                self.unless_lost(sent);
+                self.close_if_lost(sent);
             }
             Action::Event(event) => {
                 let sent = self.link.event(event, &self.epoll);
-                self.unless_lost(sent);
+                self.close_if_lost(sent);
             }
             Action::Fork(serial, fork) => {
-                let worker = self.fork(serial, &fork, lifecycle);
-                self.result(serial, Happened::Forked(worker));
+                let forked = self.fork(serial, &fork, lifecycle);
+                self.inputs.push_back(Input::Worker(serial, WorkerInput::Forked(forked)));
             }
             Action::ReadPackets(serial) => {
                 if self.read_packet(serial) {
                     return Some(action);
                 }
-                self.result(serial, Happened::PacketsRead);
+                self.inputs.push_back(Input::Worker(serial, WorkerInput::PacketsRead));
             }
             Action::DropWorker(serial) => self.drop_worker(serial),
             Action::Signal { pid, signal } => drop(processes::signal(pid, signal)),
@@ -81,30 +84,31 @@ impl Performer {
             }
             Action::Adopt(serial, pid) => {
                 let outcome = self.adopt(serial, pid);
-                self.result(serial, Happened::Adopted(outcome));
+                self.inputs.push_back(Input::Adopted(serial, outcome));
             }
             Action::DropNamespaces(serial) => self.descriptors.drop_namespaces(serial),
-            Action::LookAtInit(serial, pid) => {
-                self.result(serial, Happened::InitSeen(processes::init_state(pid)));
+            Action::CheckInit(serial, pid) => {
+                self.result(serial, ContainerInput::InitChecked(processes::init_state(pid)));
             }
-            Action::LookAtProcess(serial, pid) => {
-                self.result(serial, Happened::ProcessSeen(processes::over(pid)));
+            Action::CheckProcess(serial, pid) => {
+                self.inputs.push_back(Input::ProcessChecked(serial, processes::over(pid)));
             }
             Action::KillSessions { container, sessions } => {
                 let cgroups = self.descriptors.container(container).map(|of| &of.cgroups);
-                let seen = processes::kill_sessions(cgroups, &sessions);
-                for (session, (count, over)) in sessions.iter().zip(seen) {
-                    self.result(session.exec, Happened::SessionSeen { count, over });
+                let results = processes::kill_sessions(cgroups, &sessions);
+                for (session, (count, leader)) in sessions.iter().zip(results) {
+                    self.inputs
+                        .push_back(Input::Exec(session.exec, ExecInput::SessionKilled { count, leader }));
                 }
             }
-            Action::LookForOom { exec, container } => {
+            Action::CheckOom { exec, container } => {
                 let container = self.descriptors.container(container);
                 let killed = container.is_some_and(|of| processes::was_oom_killed(&of.cgroups));
-                self.result(exec, Happened::MemorySeen(killed));
+                self.inputs.push_back(Input::Exec(exec, ExecInput::OomChecked(killed)));
             }
             Action::RemoveFiles(id) => bundle::remove(&id),
             Action::RemoveRecord { requester, container } => {
-                let removed = self.given.records.remove(&container);
+                let removed = self.from_daemon.records.remove(&container);
                 let failed =
                     |error: state::Error| refusal(ErrorKind::Internal, "exit record", error.to_string());
                 self.served(requester, removed.map_err(failed));
@@ -120,13 +124,13 @@ impl Performer {
             Action::End => self.link.flush(),
             Action::StartInit(serial, id) => {
                 let outcome = self.start_init(serial, &id);
-                self.result(serial, Happened::StartSent(outcome));
+                self.result(serial, ContainerInput::StartSent(outcome));
             }
             Action::WatchOutputs(serial)
             | Action::ReadErrorPipe(serial)
             | Action::DropErrorPipe(serial)
             | Action::KillCgroup(serial)
-            | Action::LookAtCgroup(serial, _)
+            | Action::CheckCgroup(serial, _)
             | Action::FinishOutputs(serial)
             | Action::ReopenLog { serial, .. } => self.perform_on_container(serial, action, lifecycle),
         }
@@ -136,10 +140,11 @@ impl Performer {
     fn perform_on_container(&mut self, serial: Serial, action: Action, lifecycle: &Lifecycle) {
         let Self { epoll, descriptors, buffers, .. } = self;
         let Some(container) = descriptors.container_mut(serial) else {
-            // A container has descriptors as long as it is checked. If it had none, it must not wait forever.
-            if let Action::LookAtCgroup(..) = action {
+            // Not expected: a container has descriptors as long as it is checked. Without them it must not be checked
+            // for ever.
+            if let Action::CheckCgroup(..) = action {
                 let state = CgroupState { empty: true, ..CgroupState::default() };
-                self.result(serial, Happened::CgroupSeen(state));
+                self.result(serial, ContainerInput::CgroupChecked(state));
             }
             return;
         };
@@ -155,17 +160,17 @@ impl Performer {
                 self.warn(serial, warning, lifecycle);
             }
             Action::ReadErrorPipe(_) => {
-                let said = streams.read_error_pipe(epoll, true);
-                self.result(serial, Happened::ErrorPipe { said: said.message, closed: said.closed });
+                let read = streams.read_error_pipe(epoll, true);
+                self.result(serial, ContainerInput::ErrorPipe { error: read.error, closed: read.closed });
             }
             Action::DropErrorPipe(_) => streams.drop_error_pipe(epoll),
             Action::KillCgroup(_) => processes::kill_cgroup(cgroups),
-            Action::LookAtCgroup(_, look) => {
-                let state = look_at_cgroup(cgroups, look, lifecycle);
-                self.result(serial, Happened::CgroupSeen(state));
+            Action::CheckCgroup(_, check) => {
+                let state = check_cgroup(cgroups, check, lifecycle);
+                self.result(serial, ContainerInput::CgroupChecked(state));
             }
             Action::ReopenLog { requester, .. } => {
-                let reopened = match &self.given.log_dir {
+                let reopened = match &self.from_daemon.log_dir {
                     Some(dir) => streams.reopen_log(dir.as_fd()),
                     None => Ok(()),
                 };
@@ -177,16 +182,16 @@ impl Performer {
 
     // Results.
 
-    fn result(&mut self, serial: Serial, happened: Happened) {
-        self.inputs.push_back(Input::Of(serial, happened));
+    fn result(&mut self, container: Serial, input: ContainerInput) {
+        self.inputs.push_back(Input::Container(container, input));
     }
 
     fn served(&mut self, requester: Requester, outcome: Result<(), Failure>) {
         self.inputs.push_back(Input::Served { requester, outcome });
     }
 
-    /// Closes the connection after an error, for example if the daemon does not read.
-    pub(crate) fn unless_lost(&mut self, sent: Result<(), Lost>) {
+    /// Closes the connection if sending failed, for example because the daemon does not read.
+    pub(crate) fn close_if_lost(&mut self, sent: Result<(), Lost>) {
         if let Err(_lost) = sent
             && let Some(generation) = self.link.hang_up(&self.epoll)
         {
@@ -198,19 +203,19 @@ impl Performer {
     pub(crate) fn warn(&mut self, serial: Serial, warning: Option<String>, lifecycle: &Lifecycle) {
         if let Some((text, id)) = warning.zip(lifecycle.container_id(serial)) {
             let sent = self.link.warn(id, text, &self.epoll);
-            self.unless_lost(sent);
+            self.close_if_lost(sent);
         }
     }
 
     fn write_record(&mut self, serial: Serial, id: &ContainerId, facts: &ExitFacts) {
-        let written = self.given.records.write(id, facts).map_err(|error| error.to_string());
-        self.result(serial, Happened::Recorded(written));
+        let written = self.from_daemon.records.write(id, facts).map_err(|error| error.to_string());
+        self.result(serial, ContainerInput::Recorded(written));
     }
 }
 
-fn look_at_cgroup(cgroups: &Cgroups, look: CgroupLook, lifecycle: &Lifecycle) -> CgroupState {
-    let init_over = look.init.is_some_and(|pid| processes::over(pid).is_some());
-    let strays = look.strays && processes::kill_strays(|pid| lifecycle.knows(pid));
-    let empty = processes::is_empty(cgroups, look.patient);
+fn check_cgroup(cgroups: &Cgroups, check: CgroupCheck, lifecycle: &Lifecycle) -> CgroupState {
+    let init_over = check.init.is_some_and(|pid| processes::over(pid).is_some());
+    let strays = check.strays && processes::kill_strays(|pid| lifecycle.knows(pid));
+    let empty = processes::is_empty(cgroups, check.skip_held);
     CgroupState { empty, oom_killed: empty && processes::was_oom_killed(cgroups), strays, init_over }
 }

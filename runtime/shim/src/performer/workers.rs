@@ -8,12 +8,12 @@ use sys::namespace::Namespaces;
 use wire::{ErrorKind, Failure, Reply};
 
 use super::Performer;
-use crate::create::Streams as Wanted;
+use crate::create::StreamRequest;
 use crate::descriptors::{Cgroups, Container};
 use crate::failure::{failure, refusal};
 use crate::io::output::LogFile;
-use crate::lifecycle::{Fork, Happened, Input, Lifecycle, SIGKILL, Serial};
-use crate::packet::{self, Packet};
+use crate::lifecycle::{ContainerInput, Fork, Input, Lifecycle, SIGKILL, Serial, WorkerInput};
+use crate::packet::{self, Packet, Received};
 use crate::streams::Streams;
 use crate::tokens::Watched;
 use crate::{bundle, forks, processes};
@@ -28,7 +28,7 @@ impl Performer {
         let fds = std::mem::take(&mut self.incoming);
         let failed = |error| failure(ErrorKind::Internal, "fork", &error);
         let forked = match fork {
-            Fork::Pause => forks::pause(&fds, self.given.pause_binary.as_fd()),
+            Fork::Pause => forks::pause(&fds, self.from_daemon.pause_binary.as_fd()),
             Fork::Exec { container } => {
                 let namespaces = self.descriptors.namespaces(*container);
                 let Some((container, namespaces)) = self.descriptors.container(*container).zip(namespaces)
@@ -50,8 +50,8 @@ impl Performer {
                 let targets = self.descriptors.all_namespaces();
                 let targets =
                     targets.filter_map(|(serial, theirs)| Some((lifecycle.container_id(serial)?, theirs)));
-                let wanted = Wanted { terminal: *terminal, stdin: *stdin };
-                let forked = forks::container(&fds, wanted, pause, targets);
+                let streams = StreamRequest { terminal: *terminal, stdin: *stdin };
+                let forked = forks::container(&fds, streams, pause, targets);
                 let folders = fds.into_iter().skip(2).collect();
                 let cgroups = Cgroups { folders, ..Cgroups::default() };
                 let streams = Streams::new(log, *terminal);
@@ -69,7 +69,7 @@ impl Performer {
     }
 
     fn open_log(&self, path: Option<&str>) -> Result<LogFile, Failure> {
-        match (path, &self.given.log_dir) {
+        match (path, &self.from_daemon.log_dir) {
             (None, _) => Ok(LogFile::none()),
             (Some(path), Some(dir)) => LogFile::open(dir.as_fd(), path)
                 .map_err(|error| failure(ErrorKind::Internal, &format!("log {path}"), &error)),
@@ -81,52 +81,83 @@ impl Performer {
 
     /// Reads one packet of a worker. Returns false if there is none.
     pub(super) fn read_packet(&mut self, serial: Serial) -> bool {
-        let Self { descriptors, buffers, epoll, .. } = self;
+        let Self { descriptors, buffers, .. } = self;
         let Some(worker) = descriptors.worker(serial).filter(|worker| !worker.closed) else { return false };
-        let mut fds = Vec::new();
         let buffer = buffers.reading().get_mut(..packet::MAX_PACKET).unwrap_or_default();
-        let packet = packet::recv(worker.socket.as_fd(), buffer, &mut fds);
-        let input = match packet {
+        let received = packet::recv(worker.socket.as_fd(), buffer);
+        match received {
             Ok(None) => return false,
-            Ok(Some(Packet::Made(pid))) => {
-                worker.fd = fds.pop();
-                Input::Made { serial, pid, is_child: processes::is_child(pid) }
+            Ok(Some(received)) => self.packet(serial, received),
+            Err(error) => {
+                let failure = failure(ErrorKind::Internal, "worker", &error);
+                self.inputs.push_back(Input::Worker(serial, WorkerInput::Failed(failure)));
+                self.close_worker(serial);
             }
-            Ok(Some(Packet::Prepared(prepared))) => {
-                let outcome = descriptors.container_mut(serial).map_or(Ok(()), |container| {
-                    let Cgroups { unified, memory, freezer, roams, .. } = &mut container.cgroups;
+        }
+        true
+    }
+
+    /// Turns a packet into inputs, and keeps its descriptors.
+    fn packet(&mut self, serial: Serial, received: Received) {
+        let Received { packet, fds, lost_fds } = received;
+        let lost =
+            || refusal(ErrorKind::Internal, "worker", "the shim has no free descriptor for what it sent");
+        let input = match packet {
+            Packet::Made(pid) => {
+                let mut fds = fds.into_iter();
+                let unreaped = processes::is_unreaped(fds.next(), pid);
+                if let Some(worker) = self.descriptors.worker(serial) {
+                    worker.fd = fds.next();
+                }
+                self.inputs.push_back(Input::Made { serial, pid, unreaped });
+                if !lost_fds {
+                    return;
+                }
+                Input::Worker(serial, WorkerInput::Failed(lost()))
+            }
+            Packet::Init => {
+                if let Some(worker) = self.descriptors.worker(serial) {
+                    worker.init = fds.into_iter().next();
+                }
+                return;
+            }
+            Packet::Prepared(_) if lost_fds => {
+                Input::Container(serial, ContainerInput::Prepared(Err(lost())))
+            }
+            Packet::Prepared(prepared) => {
+                let outcome = self.descriptors.container_mut(serial).map_or(Ok(()), |container| {
+                    let Cgroups { unified, memory, freezer, search_all, .. } = &mut container.cgroups;
                     (*unified, *memory) = (prepared.unified, prepared.memory);
-                    (*freezer, *roams) = (prepared.freezer, prepared.roams);
+                    (*freezer, *search_all) = (prepared.freezer, prepared.search_all);
                     container.streams.prepared(fds)
                 });
-                Input::Of(serial, Happened::Prepared(outcome))
+                Input::Container(serial, ContainerInput::Prepared(outcome))
             }
-            Ok(Some(Packet::Warning(text))) => Input::Of(serial, Happened::Warning(text)),
-            Ok(Some(Packet::Reply(reply))) => match reply {
+            Packet::Warning(text) => Input::Worker(serial, WorkerInput::Warning(text)),
+            Packet::Reply(reply) => match reply {
                 Reply::Created { pid, .. } => {
-                    Input::Created { serial, reply, pid, is_child: processes::is_child(pid) }
+                    let init = self.descriptors.worker(serial).and_then(|worker| worker.init.take());
+                    Input::Created { serial, reply, pid, unreaped: processes::is_unreaped(init, pid) }
                 }
                 _ => {
                     let wrong = refusal(ErrorKind::Internal, "worker", "a packet of the wrong kind");
-                    Input::Of(serial, Happened::Failed(wrong))
+                    Input::Worker(serial, WorkerInput::Failed(wrong))
                 }
             },
-            Ok(Some(Packet::Failed(failure))) => Input::Of(serial, Happened::Failed(failure)),
-            Ok(Some(Packet::End)) => {
-                worker.closed = true;
-                drop(epoll.remove(worker.socket.as_fd()));
-                Input::Of(serial, Happened::Closed)
-            }
-            Err(error) => {
-                worker.closed = true;
-                drop(epoll.remove(worker.socket.as_fd()));
-                let failure = failure(ErrorKind::Internal, "worker", &error);
-                self.inputs.push_back(Input::Of(serial, Happened::Failed(failure)));
-                Input::Of(serial, Happened::Closed)
-            }
+            Packet::Failed(failure) => Input::Worker(serial, WorkerInput::Failed(failure)),
+            Packet::End => return self.close_worker(serial),
         };
         self.inputs.push_back(input);
-        true
+    }
+
+    /// Stops reading a worker's socket.
+    fn close_worker(&mut self, serial: Serial) {
+        let Self { descriptors, epoll, .. } = self;
+        if let Some(worker) = descriptors.worker(serial) {
+            worker.closed = true;
+            drop(epoll.remove(worker.socket.as_fd()));
+        }
+        self.inputs.push_back(Input::Worker(serial, WorkerInput::Closed));
     }
 
     pub(super) fn drop_worker(&mut self, serial: Serial) {
@@ -136,7 +167,8 @@ impl Performer {
         }
     }
 
-    /// Opens the namespaces of a process before it is started, so that they are those it was created with.
+    /// Opens the namespaces of a process before it is started: they are those that it was created with. Also receives a
+    /// container's terminal.
     pub(super) fn adopt(&mut self, serial: Serial, pid: Option<u32>) -> Result<(), Failure> {
         if let Some(pid) = pid {
             let failed = |error| failure(ErrorKind::Internal, &format!("namespaces of {pid}"), &error);

@@ -14,27 +14,27 @@ use crate::bundle::{bundle, rootfs};
 use crate::held::Holders;
 use crate::podns::STATE;
 
-/// Why a namespace could not be joined.
+/// A namespace that cannot be joined.
 #[derive(Debug, thiserror::Error)]
-#[error("the {kind} namespace is to be taken from {from}, which has no process")]
+#[error("the plan joins the {kind} namespace of {from}, which is not running")]
 pub(crate) struct NoHolder {
     kind: &'static str,
     from: &'static str,
 }
 
-/// The minimal configuration for libcontainer; everything else is done by us, before it and in its Executor. It has
-/// the descriptor numbers of `holders`, which must stay open until init exists.
+/// The minimal configuration for libcontainer. The worker does everything else before, and init in the Executor. The
+/// configuration names descriptors of `holders` by number, so they must stay open until init exists.
 ///
 /// # Errors
-/// A namespace without a process that has it.
+/// The plan joins a namespace of a process that is not running.
 pub(crate) fn spec(plan: &ContainerPlan, holders: &Holders) -> Result<Value, NoHolder> {
     let mut namespaces = vec![json!({"type": "mount"})];
-    let of = &plan.namespaces;
+    let sources = &plan.namespaces;
     for (kind, file, source) in [
-        ("network", "net", &of.network),
-        ("ipc", "ipc", &of.ipc),
-        ("uts", "uts", &of.uts),
-        ("pid", "pid", &of.pid),
+        ("network", "net", &sources.network),
+        ("ipc", "ipc", &sources.ipc),
+        ("uts", "uts", &sources.uts),
+        ("pid", "pid", &sources.pid),
     ] {
         let (holder, from) = match source {
             NamespaceSource::Host => continue,
@@ -45,12 +45,12 @@ pub(crate) fn spec(plan: &ContainerPlan, holders: &Holders) -> Result<Value, NoH
             NamespaceSource::Pause => (&holders.pause, "pause"),
             NamespaceSource::Container(_) => (&holders.target, "another container"),
         };
-        // If pause has none of its own, it shares the shim's, and so does the container.
+        // If pause has no namespace of this kind, it shares the shim's, and so does the container.
         if let Some(fd) = holder.as_ref().ok_or(NoHolder { kind, from })?.get(file) {
             namespaces.push(json!({"type": kind, "path": format!("/proc/self/fd/{}", fd.as_raw_fd())}));
         }
     }
-    if of.cgroup {
+    if sources.cgroup {
         namespaces.push(json!({"type": "cgroup"}));
     }
     let shares =
@@ -83,7 +83,7 @@ pub(crate) fn build(id: &ContainerId, init: Init) -> Result<u32, LibcontainerErr
     pid.flatten().ok_or_else(|| LibcontainerError::Other("no pid in the container's state".to_owned()))
 }
 
-// The pid's type is that of libcontainer's own version of nix: only its conversion is used.
+// Generic, because the pid has a type of libcontainer's own version of nix.
 fn nix_pid(pid: impl Into<i32>) -> Option<u32> {
     u32::try_from(pid.into()).ok()
 }

@@ -33,9 +33,9 @@ const LINKS: [(&str, &str); 6] = [
     ("core", "/proc/kcore"),
 ];
 
-/// Fills a new, empty /dev, whose top folder is `dev`.
+/// Fills a new, empty /dev, whose top folder is `dev`. `extra`: the plan's devices, which may lie outside /dev.
 pub(super) fn populate(root: &Root, dev: BorrowedFd<'_>, extra: &[DeviceNode]) -> Step<()> {
-    // Modes must not be changed by the umask.
+    // The umask must not change the modes of the nodes.
     let before = rustix::process::umask(Mode::empty());
     let done = nodes_and_links(root, dev, extra);
     rustix::process::umask(before);
@@ -67,7 +67,7 @@ fn make(root: &Root, dev: &Root, node: &DeviceNode) -> Step<()> {
         'c' => FileType::CharacterDevice,
         'b' => FileType::BlockDevice,
         'p' => FileType::Fifo,
-        other => return Err(invalid(&stage, format!("{other:?} is no kind of device"))),
+        other => return Err(invalid(&stage, format!("unknown device type {other:?}, expected c, b or p"))),
     };
     let number = makedev(node.major, node.minor);
     let made = || -> io::Result<bool> {
@@ -79,7 +79,8 @@ fn make(root: &Root, dev: &Root, node: &DeviceNode) -> Step<()> {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(e) => return Err(e.into()),
         }
-        // Outside /dev the name may exist in the image or a volume: only the requested node is changed.
+        // Outside /dev the name may have existed in the image or a volume. Something else than the requested node must
+        // not be changed.
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let there = openat(&folder, name, flags, Mode::empty())?;
         let stat = fstat(&there)?;
@@ -93,13 +94,13 @@ fn make(root: &Root, dev: &Root, node: &DeviceNode) -> Step<()> {
     };
     match made() {
         Ok(true) => Ok(()),
-        Ok(false) => Err(invalid(&stage, "something else has its name in the image or in a volume")),
+        Ok(false) => Err(invalid(&stage, "the image or a volume has something else at this path")),
         Err(e) => Err(internal(&stage, "mknod")(e)),
     }
 }
 
-/// A new terminal in the container's devpts: (master, slave). The slave is also bound to /dev/console if /dev
-/// is the container's own.
+/// A new terminal in the container's devpts: (master, slave). If /dev is a tmpfs of ours (`own_dev`), the slave is also
+/// bound to /dev/console.
 pub(super) fn console(root: &Root, own_dev: Option<OwnedFd>) -> Step<(OwnedFd, OwnedFd)> {
     let open = || -> io::Result<Pty> {
         let devpts = root.existing("/dev/pts")?.ok_or(io::ErrorKind::NotFound)?;

@@ -21,18 +21,18 @@ use crate::process::{self, ProcessKind, Ready};
 /// The name of a waiting init in `ps`, in a shared PID namespace.
 pub(crate) const TITLE: &std::ffi::CStr = c"copepod-init";
 
-/// The data of init, taken out when it is used.
-pub(crate) struct Parts {
+/// The data of init. `validate` takes it.
+pub(crate) struct InitData {
     /// The rest of the create.
     pub(crate) late: Late,
-    /// The descriptor for its errors.
-    pub(crate) failed: OwnedFd,
+    /// The write end of the pipe for an error of the create; the worker reads it.
+    pub(crate) create_error: OwnedFd,
     /// The process plan.
     pub(crate) process: ProcessPlan,
     /// The user.
     pub(crate) user: User,
-    /// The descriptor for its errors; closed by execve.
-    pub(crate) report: OwnedFd,
+    /// The write end of the pipe for an error of the start, which execve closes; the shim reads it.
+    pub(crate) start_error: OwnedFd,
     /// What only the worker needs. Init drops its copies; the worker takes its own back ([`Init::take_back`]).
     pub(crate) worker: WorkerOnly,
 }
@@ -40,45 +40,48 @@ pub(crate) struct Parts {
 /// libcontainer clones executors; all clones share this.
 #[derive(Clone)]
 pub(crate) struct Init {
-    parts: Rc<RefCell<Option<Parts>>>,
+    data: Rc<RefCell<Option<InitData>>>,
     ready: Rc<RefCell<Option<(Ready, OwnedFd)>>>,
 }
 
 impl Init {
-    /// From what it needs.
-    pub(crate) fn new(parts: Parts) -> Self {
-        Self { parts: Rc::new(RefCell::new(Some(parts))), ready: Rc::default() }
+    /// An executor with the data of init.
+    pub(crate) fn new(data: InitData) -> Self {
+        Self { data: Rc::new(RefCell::new(Some(data))), ready: Rc::default() }
     }
 
     /// Returns what the worker needs after libcontainer has created init, which has its own copy, and drops the rest.
     pub(crate) fn take_back(self) -> Option<WorkerOnly> {
-        self.parts.take().map(|parts| parts.worker)
+        self.data.take().map(|data| data.worker)
     }
 }
 
 impl Executor for Init {
     fn validate(&self, _spec: &Spec) -> Result<(), ExecutorValidationError> {
-        let Some(parts) = self.parts.take() else {
+        let Some(data) = self.data.take() else {
             return Err(ExecutorValidationError::ArgValidationError("init was prepared twice".to_owned()));
         };
-        let Parts { late, failed, process, user, report, worker } = parts;
-        // libcontainer has set another name.
+        let InitData { late, create_error, process, user, start_error, worker } = data;
+        // libcontainer has given it another name.
         let _ = rustix::thread::set_name(TITLE);
-        let done = late.finish().and_then(|console| {
+        let prepare = || {
+            send_pidfd(&worker).map_err(stage::internal("process", "pidfd of init"))?;
+            let console = late.finish()?;
             drop(worker);
             if let Some(terminal) = console {
                 take_terminal(&terminal).map_err(stage::internal("console", "taking the terminal"))?;
             }
             process::prepare(&process, &user, ProcessKind::Init, ErrorKind::Internal)
-        });
+        };
+        let done = prepare();
         match done {
             Ok(ready) => {
-                drop(failed);
-                self.ready.replace(Some((ready, report)));
+                drop(create_error);
+                self.ready.replace(Some((ready, start_error)));
                 Ok(())
             }
             Err(failure) => {
-                process::tell(&mut File::from(failed), &failure);
+                process::write_failure(&mut File::from(create_error), &failure);
                 Err(ExecutorValidationError::ArgValidationError(failure.message))
             }
         }
@@ -90,14 +93,20 @@ impl Executor for Init {
     }
 
     fn exec(&self, _spec: &Spec) -> Result<(), ExecutorError> {
-        let Some((ready, report)) = self.ready.take() else {
+        let Some((ready, start_error)) = self.ready.take() else {
             return Err(ExecutorError::Other("init was not prepared".to_owned()));
         };
-        ready.become_process(report)
+        ready.become_process(start_error)
     }
 }
 
-/// Makes it the controlling terminal and the stdio of the caller, which is a session leader.
+/// Init, not the worker, opens its pidfd: it cannot be another process with a reused pid.
+fn send_pidfd(worker: &WorkerOnly) -> std::io::Result<()> {
+    let own = sys::pidfd::open(std::process::id())?;
+    worker.receiver.init(own.as_fd())
+}
+
+/// Makes the terminal the caller's controlling terminal and stdio. The caller is a session leader.
 fn take_terminal(terminal: &OwnedFd) -> std::io::Result<()> {
     rustix::process::ioctl_tiocsctty(terminal)?;
     sys::fds::set_stdio(terminal.as_fd(), terminal.as_fd(), terminal.as_fd())

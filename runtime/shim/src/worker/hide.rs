@@ -1,5 +1,6 @@
-//! Masked and read-only paths. They are confinement, so they fail closed: a path in one of our file systems
-//! is looked up from the descriptor of that file system, which must be what the container sees.
+//! Masked and read-only paths. They confine the container, so a path that cannot be hidden for certain is an error: a
+//! path in /proc or /sys is looked up from the descriptor of the file system that was attached there, which must be the
+//! one that the container sees.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -15,24 +16,24 @@ const MASKED: &str = "masked paths";
 const READ_ONLY: &str = "read-only paths";
 const BOTH: &str = "masked and read-only paths";
 
-/// The attached file systems of the kernel, by their paths.
+/// The proc and sysfs file systems that were attached, by their targets.
 #[derive(Debug, Default)]
-pub(super) struct Own(Vec<(String, OwnedFd)>);
+pub(super) struct KernelTrees(Vec<(String, OwnedFd)>);
 
-impl Own {
-    /// Keeps the file system attached at `target`, if paths in it are hidden.
+impl KernelTrees {
+    /// Keeps the file system attached at `target`, if it is one of these.
     pub(super) fn add(&mut self, target: &str, kind: &MountKind, tree: OwnedFd) {
         if matches!(kind, MountKind::Proc | MountKind::Sysfs) {
             self.0.push((target.to_owned(), tree));
         }
     }
 
-    /// Fails if one of them is not what the container will see at its path, because the hidden paths would
-    /// not be hidden for the container.
+    /// Fails if the container will see something else at the target of one: paths that are hidden in the one would be
+    /// visible in the other.
     pub(super) fn check(&self, root: &Root) -> Step<()> {
         for (target, tree) in &self.0 {
             let stage = format!("mount {target}");
-            let seen = root.existing(target).map_err(internal(&stage, "what is seen there"))?;
+            let seen = root.existing(target).map_err(internal(&stage, "opening it"))?;
             let same = match &seen {
                 None => false,
                 Some(seen) => {
@@ -44,7 +45,7 @@ impl Own {
             if !same {
                 return Err(invalid(
                     &stage,
-                    "something else is mounted over it, so nothing in it can be hidden",
+                    "something else is mounted over it, so its paths cannot be masked or made read-only",
                 ));
             }
         }
@@ -69,12 +70,12 @@ impl Own {
     }
 }
 
-/// Hides paths: a file with the null device, a folder with an empty read-only one. A missing path needs no
-/// hiding (OCI, `maskedPaths`).
-pub(super) fn mask(root: &Root, own: &Own, scratch: &mut Scratch, paths: &[String]) -> Step<()> {
+/// Masks paths: a file with the null device, a folder with an empty read-only one. A path that does not exist is
+/// skipped (OCI, `maskedPaths`).
+pub(super) fn mask(root: &Root, trees: &KernelTrees, scratch: &mut Scratch, paths: &[String]) -> Step<()> {
     for path in paths {
         let mut hide = || -> io::Result<()> {
-            let Some(target) = own.find(root, path)? else { return Ok(()) };
+            let Some(target) = trees.find(root, path)? else { return Ok(()) };
             let over = scratch.mask(tree::kind(target.as_fd())?)?;
             mount::attach(over.as_fd(), target.as_fd())
         };
@@ -83,11 +84,11 @@ pub(super) fn mask(root: &Root, own: &Own, scratch: &mut Scratch, paths: &[Strin
     Ok(())
 }
 
-/// Makes paths read-only.
-pub(super) fn protect(root: &Root, own: &Own, paths: &[String]) -> Step<()> {
+/// Makes paths read-only. A path that does not exist is skipped.
+pub(super) fn protect(root: &Root, trees: &KernelTrees, paths: &[String]) -> Step<()> {
     for path in paths {
         let protect = || -> io::Result<()> {
-            let Some(target) = own.find(root, path)? else { return Ok(()) };
+            let Some(target) = trees.find(root, path)? else { return Ok(()) };
             let over = mount::clone(target.as_fd(), true)?;
             mount::add_attributes(over.as_fd(), Attributes { readonly: true, ..Attributes::default() })?;
             mount::attach(over.as_fd(), target.as_fd())
@@ -97,16 +98,20 @@ pub(super) fn protect(root: &Root, own: &Own, paths: &[String]) -> Step<()> {
     Ok(())
 }
 
-/// The objects at /proc, /sys, and the masked and read-only paths.
-pub(super) fn places(root: &Root, own: &Own, paths: [&Vec<String>; 2]) -> Step<Vec<Option<Identity>>> {
+/// What is at /proc and /sys and at the masked and read-only paths now.
+pub(super) fn places(
+    root: &Root,
+    trees: &KernelTrees,
+    paths: [&Vec<String>; 2],
+) -> Step<Vec<Option<Identity>>> {
     let identity = |found: Option<OwnedFd>| found.map(|fd| mount::identity(fd.as_fd())).transpose();
-    let seen = own.0.iter().map(|(target, _)| (target, root.existing(target).and_then(identity)));
-    let hidden = paths.into_iter().flatten().map(|path| (path, own.find(root, path).and_then(identity)));
+    let seen = trees.0.iter().map(|(target, _)| (target, root.existing(target).and_then(identity)));
+    let hidden = paths.into_iter().flatten().map(|path| (path, trees.find(root, path).and_then(identity)));
     let all = seen.chain(hidden);
     all.map(|(path, place)| place.map_err(internal(BOTH, path))).collect()
 }
 
-/// The failure if one of these has changed after the Bidirectional volumes were attached.
+/// The failure if [`places`] differs after the Bidirectional volumes were attached.
 pub(super) fn on_the_host() -> Failure {
     invalid(
         BOTH,

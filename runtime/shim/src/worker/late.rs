@@ -1,5 +1,5 @@
-//! The part of a create that init does: it is in its namespaces, with the scratch root as its root, and still
-//! has every capability and is not reported ready. At its end the container's root is its root.
+//! The part of a create that init does, after libcontainer's part: init is in its namespaces, its root is the scratch
+//! root, it has all capabilities, and it is not reported ready yet. At the end its root is the container's root.
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -8,16 +8,17 @@ use sys::mount::{self, Attributes, Pass};
 use wire::{ContainerPlan, MountKind};
 
 use super::dev;
-use super::hide::{self, Own};
+use super::hide::{self, KernelTrees};
 use super::mounts::{self, Prepared};
 use super::nested::Nested;
 use super::scratch::Scratch;
 use super::stage::{Step, internal};
 use super::tree::Root;
 
-/// The data for it.
+/// What this part needs.
 pub(crate) struct Late {
     pub(super) plan: ContainerPlan,
+    /// The mounts that init attaches, in order.
     pub(super) mounts: Vec<Prepared>,
     /// Staged volumes that lie on Bidirectional ones.
     pub(super) nested: Vec<Nested>,
@@ -39,7 +40,7 @@ impl Late {
         }
         let (last, first): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.mounts).into_iter().partition(|m| mounts::is_shared(&m.plan));
-        let mut own = Own::default();
+        let mut kernel_trees = KernelTrees::default();
         let mut own_dev = None;
         for mut prepared in first {
             let tree = mounts::attach(&root, &scratch, &mut prepared)?;
@@ -47,17 +48,17 @@ impl Late {
                 dev::populate(&root, tree.as_fd(), &self.plan.devices)?;
                 own_dev = Some(tree);
             } else {
-                own.add(&prepared.plan.target, &prepared.plan.kind, tree);
+                kernel_trees.add(&prepared.plan.target, &prepared.plan.kind, tree);
             }
         }
-        own.check(&root)?;
+        kernel_trees.check(&root)?;
         // Before Bidirectional volumes are attached: a mount on one of those would appear on the host too.
-        hide::mask(&root, &own, &mut scratch, &self.plan.masked_paths)?;
-        hide::protect(&root, &own, &self.plan.readonly_paths)?;
+        hide::mask(&root, &kernel_trees, &mut scratch, &self.plan.masked_paths)?;
+        hide::protect(&root, &kernel_trees, &self.plan.readonly_paths)?;
         let hidden = [&self.plan.masked_paths, &self.plan.readonly_paths];
-        let places = if shares { hide::places(&root, &own, hidden)? } else { Vec::new() };
+        let places = if shares { hide::places(&root, &kernel_trees, hidden)? } else { Vec::new() };
         mounts::attach_shared(&root, &scratch, last, &self.nested)?;
-        if shares && hide::places(&root, &own, hidden)? != places {
+        if shares && hide::places(&root, &kernel_trees, hidden)? != places {
             return Err(hide::on_the_host());
         }
         let console = self.terminal(&root, own_dev)?;
@@ -86,7 +87,7 @@ impl Late {
 }
 
 /// The error that init wrote; `None` if there is none.
-pub(super) fn told(pipe: OwnedFd) -> Option<wire::Failure> {
+pub(super) fn read_failure(pipe: OwnedFd) -> Option<wire::Failure> {
     use std::io::Read as _;
     let mut text = String::new();
     // Init has ended or has written its error, because it reports to libcontainer after that.

@@ -20,15 +20,15 @@ use std::path::Path;
 use sys::mount::{self, Attributes};
 use wire::{ContainerPlan, ErrorKind, Failure, Reply, parse_plan};
 
-use executor::{Init, Parts, TITLE};
+use executor::{Init, InitData, TITLE};
 use late::Late;
 use scratch::Scratch;
 use stage::{Step, internal, invalid};
 
-use crate::held::{Answer, Holders, WorkerOnly};
+use crate::held::{Holders, Receiver, WorkerOnly};
 use crate::{bundle, process, user};
 
-/// Largest plan in bytes; the shim's own limit is smaller (`packet::MAX_PLAN`).
+/// Largest plan in bytes. In the shim it cannot be reached, because `packet::MAX_PLAN` is smaller.
 const MAX_PLAN: usize = 16 << 20;
 /// Names that libcgroups expects below a v1 /sys/fs/cgroup.
 const HIERARCHIES: [&str; 13] = [
@@ -66,7 +66,7 @@ pub(crate) enum Stdio {
     },
 }
 
-/// The input of a worker: all its descriptors except 0-2 and that of its [`Answer`].
+/// The input of a worker: all its descriptors except 0-2 and its [`Receiver`].
 #[derive(Debug)]
 pub(crate) struct CreateInput {
     /// memfd of a [`ContainerPlan`].
@@ -84,54 +84,39 @@ pub(crate) struct CreateInput {
 }
 
 /// Creates the container, sends the result and returns the worker's exit status. Init is a child of the caller's
-/// parent and waits for [`bundle::start`]. On a failure the bundle is left to the shim: in the worker's namespace the
-/// container's volumes are mounted in it.
-pub(crate) fn create(input: CreateInput, answer: Box<dyn Answer>) -> i32 {
-    let mut answer = Some(answer);
-    let reply = attempt(input, &mut answer).unwrap_or_else(Reply::Failed);
-    // If that fails, the shim notices that the worker exited without a result.
-    i32::from(answer.is_none_or(|answer| answer.reply(&reply).is_err()))
+/// parent and waits for [`bundle::start`]. The bundle stays in any case, and the shim removes it.
+pub(crate) fn create(input: CreateInput, receiver: Box<dyn Receiver>) -> i32 {
+    let mut receiver = Some(receiver);
+    let reply = attempt(input, &mut receiver).unwrap_or_else(Reply::Failed);
+    // If the result cannot be sent, the shim notices that the worker exited without one.
+    i32::from(receiver.is_none_or(|receiver| receiver.reply(&reply).is_err()))
 }
 
-fn attempt(input: CreateInput, answer: &mut Option<Box<dyn Answer>>) -> Step<Reply> {
+/// `receiver` is `None` while libcontainer creates init.
+fn attempt(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Step<Reply> {
     let bytes = sys::memfd::read_all(input.plan.as_fd(), MAX_PLAN).map_err(internal("plan", "reading"))?;
     let plan: ContainerPlan = parse_plan(&bytes)?;
-    drop((input.plan, bytes));
-    let rest = Rest {
-        kubelet_mntns: input.kubelet_mntns,
-        cgroups: input.cgroups,
-        stdio: input.stdio,
-        exec_error: input.exec_error,
-        holders: input.holders,
-        answer,
-    };
-    // Nothing is cleaned up here, where the container's mounts are visible: the shim removes its files,
-    // because the bundle is an empty folder in its namespace. The mounts are removed with this process's
-    // namespace.
-    assemble(plan, rest)
-}
-
-struct Rest<'a> {
-    kubelet_mntns: OwnedFd,
-    cgroups: Vec<OwnedFd>,
-    stdio: Stdio,
-    exec_error: OwnedFd,
-    holders: Holders,
-    /// `None` while libcontainer creates init.
-    answer: &'a mut Option<Box<dyn Answer>>,
+    drop(bytes);
+    // Nothing is cleaned up here, where the bundle contains the container's mounts. The shim removes the bundle: in its
+    // namespace nothing is mounted there. The mounts end with this process's namespace.
+    assemble(plan, input, receiver)
 }
 
 #[expect(clippy::too_many_lines, reason = "the order of namespaces and mounts matters, and it is read here")]
-fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
+fn assemble(
+    plan: ContainerPlan,
+    input: CreateInput,
+    receiver: &mut Option<Box<dyn Receiver>>,
+) -> Step<Reply> {
     let id = plan.id.clone();
-    let spec = container::spec(&plan, &rest.holders).map_err(|e| invalid("namespaces", e))?;
+    let spec = container::spec(&plan, &input.holders).map_err(|e| invalid("namespaces", e))?;
     let split = mounts::split(&plan)?;
     // Folders for mounts are created with mode 0755 whatever umask the shim inherited.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
 
     // In kubelet's namespace: clone everything that is taken from the host.
     let pod = sys::namespace::own_mount().map_err(internal("namespaces", "own mount namespace"))?;
-    sys::namespace::enter_mount(rest.kubelet_mntns.as_fd())
+    sys::namespace::enter_mount(input.kubelet_mntns.as_fd())
         .map_err(internal("namespaces", "kubelet's mount namespace"))?;
     let table = volumes::Table::open()?;
     let sources = rootfs::clone_sources(&plan.rootfs)?;
@@ -151,7 +136,7 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     // Before volumes are attached: both must depend on the image only.
     let found = user::resolve(root.as_fd(), &plan.user).map_err(|e| unknown_user(&e))?;
     rootfs::make_folders(&root, &plan.rootfs)?;
-    let namespaces = mounts::Namespaces { kubelet: rest.kubelet_mntns.as_fd(), own: own.as_fd() };
+    let namespaces = mounts::Namespaces { kubelet: input.kubelet_mntns.as_fd(), own: own.as_fd() };
     let nested = mounts::attach_early(&root, &scratch, &split.worker, early, &table, &namespaces)?;
     mounts::clone_from_pod(&mut late)?;
     drop((table, own, root));
@@ -162,16 +147,16 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
     let config = bundle::bundle(&id).join("config.json");
     fs::write(&config, spec.to_string()).map_err(internal("bundle", config.display()))?;
 
-    for (folder, member) in rest.cgroups.iter().zip(&plan.cgroup.members) {
+    for (folder, member) in input.cgroups.iter().zip(&plan.cgroup.members) {
         sys::cgroup::join(folder.as_fd(), plan.cgroup.unified).map_err(internal("cgroup", &member.path))?;
     }
     let warning = process::before_namespaces(&plan.process).map_err(internal("process", "oom_score_adj"))?;
-    if let (Some(warning), Some(answer)) = (warning, rest.answer.as_deref()) {
-        answer.warn(&warning);
+    if let (Some(warning), Some(receiver)) = (warning, receiver.as_deref()) {
+        receiver.warn(&warning);
     }
-    // Visible to the container while init waits, so it must not contain the node's data.
+    // Containers that share a PID namespace see the command line of a waiting init, and the shim's has the pod's id.
     sys::proc::set_title(TITLE).map_err(internal("process", "title"))?;
-    let console = match rest.stdio {
+    let console = match input.stdio {
         Stdio::Console { sock } => Some(sock),
         Stdio::Pipes { stdin, stdout, stderr } => {
             sys::fds::set_stdio(stdin.as_fd(), stdout.as_fd(), stderr.as_fd())
@@ -179,29 +164,29 @@ fn assemble(plan: ContainerPlan, rest: Rest<'_>) -> Step<Reply> {
             None
         }
     };
-    drop((rest.cgroups, rest.kubelet_mntns));
-    // libcontainer accesses it by path, as root of the host.
+    drop((input.plan, input.cgroups, input.kubelet_mntns));
+    // libcontainer uses the scratch root by path, as root of the host.
     scratch.check(&at)?;
     drop(scratch);
-    let (told, failed) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+    let (init_error, create_error) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|e| internal("process", "pipe")(e.into()))?;
 
     let late = Late { plan, mounts: late, nested, console };
-    let Some(answer) = rest.answer.take() else {
-        return Err(invalid("process", "there is no receiver of the result"));
+    let Some(taken) = receiver.take() else {
+        return Err(invalid("process", "the worker has no socket for its result"));
     };
-    let worker = WorkerOnly { answer, told, _holders: rest.holders };
-    let report = rest.exec_error;
-    let init = Init::new(Parts { late, failed, process, user: found.user.clone(), report, worker });
+    let worker = WorkerOnly { receiver: taken, init_error, _holders: input.holders };
+    let (user, start_error) = (found.user.clone(), input.exec_error);
+    let init = Init::new(InitData { late, create_error, process, user, start_error, worker });
     let built = container::build(&id, init.clone());
-    // Closes the worker's copies of init's descriptors, including the error pipe.
-    let told = init.take_back().map(|worker| {
-        *rest.answer = Some(worker.answer);
-        worker.told
+    // Closes the worker's copies of init's descriptors, among them the write ends of both error pipes.
+    let init_error = init.take_back().map(|worker| {
+        *receiver = Some(worker.receiver);
+        worker.init_error
     });
     match built {
         Ok(pid) => Ok(Reply::Created { pid, user: found.user, home: found.home }),
-        Err(e) => Err(told.and_then(late::told).unwrap_or_else(|| Failure {
+        Err(e) => Err(init_error.and_then(late::read_failure).unwrap_or_else(|| Failure {
             kind: ErrorKind::Internal,
             stage: "libcontainer".to_owned(),
             message: chain(&e),
@@ -226,7 +211,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 fn unknown_user(error: &user::UserError) -> Failure {
     match error {
-        user::UserError::Unknown { .. } | user::UserError::Nobody { .. } => invalid("user", error),
+        user::UserError::Unknown { .. } | user::UserError::NoId { .. } => invalid("user", error),
         user::UserError::File { source, .. } => Failure {
             kind: ErrorKind::Internal,
             stage: "user".to_owned(),
@@ -236,11 +221,12 @@ fn unknown_user(error: &user::UserError) -> Failure {
     }
 }
 
-/// Hides cgroups from libcontainer: they are created, limited and joined already.
+/// Hides the cgroups from libcontainer, so that it leaves them alone: the daemon has created and limited them, and the
+/// worker has joined them.
 fn hide_cgroups() -> Step<()> {
     let path = Path::new("/sys/fs/cgroup");
     let stage = "hiding cgroups";
-    // EINVAL: it is not a mount point.
+    // EINVAL: nothing is mounted there.
     match mount::detach(path) {
         Err(e) if e.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {}
         other => other.map_err(internal(stage, path.display()))?,

@@ -1,13 +1,28 @@
-//! Attaches the mounts of the plan. /dev, /proc, /sys and whatever depends on the container's namespaces are
-//! attached by init, after libcontainer has done its part ("late"), so that proc, sysfs and mqueue show the
-//! right namespaces. All other mounts are attached by the worker ("early"), where the host's mount table can
-//! be watched. A late mount that receives mounts from the host is attached by the worker as well, in the
-//! scratch root, and moved by init. Bidirectional volumes come last: a mount on one appears on the host, so
-//! all their targets are opened before the first is attached, and nothing is mounted after them.
+//! Attaches the mounts of the plan. Who attaches a mount, when, and in which mount namespace:
+//!
+//! ```text
+//!                 worker, in            worker, in its own copy        init, in its copy of that,
+//!                 kubelet's namespace   of the pod's namespace         after libcontainer's part (`late`)
+//! Place::Early    cloned                attached in the root
+//! Place::Staged   cloned                attached in the scratch root   moved to its target in the root
+//! Place::Late     cloned, if a bind                                    created if no bind, attached in the root
+//! the pod's shm                         cloned                         attached in the root
+//! then:                                                                masked and read-only paths (`hide`), and
+//! Bidirectional   cloned                attached in the scratch root   moved to its target in the root
+//! mounts on those cloned                attached in the scratch root   moved onto them (`nested`)
+//!                 └─ repeated if the host's mounts changed ──┘
+//! ```
+//! - Early are the mounts that need nothing of the container's namespaces, so most volumes.
+//! - Late are those at or below /dev, /proc and /sys, those that show the container's namespaces (proc, sysfs, mqueue,
+//!   devpts, cgroups), and those below another late one.
+//! - Staged are late ones that receive mounts from the host: they must be attached while the host's mount table is
+//!   watched. A mount that is moved receives them all the time.
+//! - Bidirectional volumes are staged and come last, because a mount on one appears on the host. All their targets are
+//!   opened before the first is attached, and nothing but [`nested`] ones is mounted after them.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use model::Propagation;
 use rustix::fs::symlinkat;
@@ -18,17 +33,11 @@ use super::nested::{self, Nested};
 use super::scratch::Scratch;
 use super::stage::{Step, internal, invalid};
 use super::tree::{self, Kind, Links, Root};
-use super::volumes::{self, attributes};
+use super::volumes::{self, PATIENCE, attributes};
 use crate::podns::SHM;
 
-/// How long early mounts are repeated because the host's mount table changed. Each attempt takes about a
-/// millisecond, but on a busy node it is interrupted, and a node that starts many pods at once changes its table as
-/// often. The limit is a time, because a number of attempts passes in no time on a fast node.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// Paths whose mounts init attaches.
 const LATE: [&str; 3] = ["/dev", "/proc", "/sys"];
-/// First index in the scratch root that no mount of a plan has.
-const SPARE: usize = 100_000;
 /// Names below /proc that refer to a process, in addition to pids.
 const OF_PROCESSES: [&str; 2] = ["self", "thread-self"];
 
@@ -48,7 +57,7 @@ pub(super) struct Prepared {
     pub(super) plan: MountPlan,
     place: Place,
     tree: Option<OwnedFd>,
-    /// Used only for a [`MountKind::Cgroup`].
+    /// What to show, if this is a [`MountKind::Cgroup`].
     cgroups: Cgroups,
     /// Cgroup folders to bind below it, by hierarchy.
     leaves: Vec<(String, OwnedFd)>,
@@ -66,7 +75,7 @@ enum Cgroups {
 }
 
 impl Cgroups {
-    /// As the plan says. Init cannot examine the host's /sys, because it has the container's.
+    /// Decided by the plan, because init cannot see the host's /sys any more.
     fn of(cgroup: &CgroupPlan, own_namespace: bool) -> Self {
         match (cgroup.unified, own_namespace) {
             (false, _) => Self::Leaves,
@@ -242,31 +251,33 @@ pub(super) fn attach_shared(
         let tree = tree_of(scratch, &mut mount)?;
         let target = place_for(root, &tree, &mount.plan)?;
         let identity = mount::identity(target.as_fd()).map_err(internal(&stage, "mount point"))?;
-        // The kernel would mount the second one on the first, and so on the host.
+        // The kernel would mount the second one on the first one, so it would appear on the host.
         if opened.iter().any(|(.., other)| *other == identity) {
-            return Err(invalid(&stage, "it leads to the place of another Bidirectional volume"));
+            return Err(invalid(
+                &stage,
+                "its target is the same place as that of another Bidirectional volume",
+            ));
         }
         opened.push((tree, target, identity));
         targets.push(mount.plan.target);
     }
-    for (number, ((tree, place, _), target)) in opened.iter().zip(&targets).enumerate() {
+    for ((tree, place, _), target) in opened.iter().zip(&targets) {
         let on_it: Vec<&Nested> = nested.iter().filter(|it| it.onto == *target).collect();
         if on_it.is_empty() {
             mount::attach(tree.as_fd(), place.as_fd()).map_err(internal("volumes", "attaching"))?;
         } else {
-            let spare = SPARE + number * nested::ATTEMPTS;
-            nested::attach(root, scratch, tree, place.as_fd(), &on_it, spare)?;
+            nested::attach(root, scratch, tree, place.as_fd(), &on_it)?;
         }
     }
     Ok(())
 }
 
-/// Programs, and the code that confines them, rely on /proc.
+/// Whether it is a proc file system. Programs, and the code that confines them, trust what is at /proc.
 fn is_procfs(tree: &OwnedFd) -> std::io::Result<bool> {
     Ok(rustix::fs::fstatfs(tree)?.f_type == rustix::fs::PROC_SUPER_MAGIC)
 }
 
-/// The tree to attach: cloned before, found in the scratch root, or created now.
+/// The tree to attach: cloned before, staged in the scratch root, or created now.
 fn tree_of(scratch: &Scratch, mount: &mut Prepared) -> Step<OwnedFd> {
     let stage = format!("mount {}", mount.plan.target);
     match (mount.tree.take(), mount.place) {
@@ -280,8 +291,8 @@ fn tree_of(scratch: &Scratch, mount: &mut Prepared) -> Step<OwnedFd> {
 fn place_for(root: &Root, tree: &OwnedFd, plan: &MountPlan) -> Step<OwnedFd> {
     let stage = format!("mount {}", plan.target);
     let kind = tree::kind(tree.as_fd()).map_err(internal(&stage, "its root"))?;
-    // Volumes and files below /etc follow the image's symlinks, as with every runtime. Our own file systems
-    // confine the container: with a symlink the image could decide what they hide.
+    // For volumes and our files below /etc the image's symlinks are followed, as by every runtime. They are refused for
+    // our own file systems, which confine the container: the image could decide what they hide.
     let links = match plan.kind {
         MountKind::Bind { .. } | MountKind::File { .. } => Links::Follow,
         _ => Links::Refuse,
@@ -364,8 +375,8 @@ fn detach(attached: Vec<OwnedFd>) -> Step<()> {
     Ok(())
 }
 
-/// Attaches the worker's mounts; repeats it if the host's mount table changed meanwhile and any of them is
-/// affected.
+/// Attaches the worker's mounts. If any of them receives mounts from the host, and the host's mount table changed
+/// meanwhile, all of it is repeated.
 pub(super) fn attach_early(
     root: &Root,
     scratch: &Scratch,
@@ -375,7 +386,7 @@ pub(super) fn attach_early(
     namespaces: &Namespaces<'_>,
 ) -> Step<Vec<Nested>> {
     let staged = worker.iter().filter(|(place, _)| matches!(place, Place::Staged(_))).count();
-    let minds: Vec<&str> =
+    let propagating: Vec<&str> =
         worker.iter().filter(|(_, p)| volumes::propagates(p)).map(|(_, p)| p.target.as_str()).collect();
     let begun = Instant::now();
     let mut attempts: u32 = 0;
@@ -388,7 +399,7 @@ pub(super) fn attach_early(
         for mount in &mut prepared {
             attached.push(match mount.place {
                 Place::Staged(index) => {
-                    // What lies on one below /dev, /proc or /sys is attached by init too, or refused.
+                    // A mount on a volume at or below /dev, /proc or /sys is late as well, or `split` has refused it.
                     if is_shared(&mount.plan)
                         && !is_late(&mount.plan.target)
                         && let Some(place) = resolved(root, mount)?
@@ -408,7 +419,7 @@ pub(super) fn attach_early(
                 },
             });
         }
-        if minds.is_empty() || !table.changed()? {
+        if propagating.is_empty() || !table.changed()? {
             return Ok(nested);
         }
         detach(attached)?;
@@ -422,12 +433,12 @@ pub(super) fn attach_early(
         "volumes",
         format!(
             "the host's mounts changed in each of {attempts} attempts, for {PATIENCE:?}, while these were attached: {}",
-            minds.join(", ")
+            propagating.join(", ")
         ),
     )(std::io::ErrorKind::ResourceBusy.into()))
 }
 
-/// The path to which a volume's target resolves now.
+/// The path in the root to which a volume's target resolves now.
 fn resolved(root: &Root, mount: &Prepared) -> Step<Option<PathBuf>> {
     let Some(tree) = &mount.tree else { return Ok(None) };
     let place = place_for(root, tree, &mount.plan)?;
@@ -435,8 +446,8 @@ fn resolved(root: &Root, mount: &Prepared) -> Step<Option<PathBuf>> {
     nested::resolved(root, place.as_fd()).map_err(internal(&stage, "its place"))
 }
 
-/// The Bidirectional volume that contains the target of a volume, and the path in it. `None` for our own files below
-/// /etc, which such a volume hides.
+/// The Bidirectional volume that contains the target of a volume, and the path in it. `None` also for our own files
+/// below /etc: such a volume hides them.
 fn below_shared(shared: &nested::Shared, root: &Root, mount: &Prepared) -> Step<Option<(String, PathBuf)>> {
     if shared.is_empty() || !matches!(mount.plan.kind, MountKind::Bind { .. }) {
         return Ok(None);

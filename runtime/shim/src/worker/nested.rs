@@ -1,19 +1,21 @@
-//! Volumes on Bidirectional volumes: a service account's token at /var/run/secrets where /run is the host's, for
-//! example. A mount on such a volume appears on the host. So the volume is attached as a private copy first, the
-//! other volumes are mounted on that, and only then the copy joins the peer group of the host's mount
-//! (MOVE_MOUNT_SET_GROUP, Linux 5.15): the host sees what the container mounts from then on, and nothing of ours.
+//! Volumes on Bidirectional volumes, for example a service account's token at /var/run/secrets if /run is a
+//! Bidirectional volume. A mount on such a volume appears on the host. So init attaches a private copy of the
+//! Bidirectional volume, mounts the other volumes on the copy, and only then lets the copy join the peer group of the
+//! host's mount (MOVE_MOUNT_SET_GROUP, Linux 5.15). From then on the host sees what the container mounts, but none of
+//! the earlier mounts.
 //!
-//! The worker determines which volumes these are, because symlinks decide it: it opens the target of each volume, in the
-//! plan's order. A volume whose target is below that of a Bidirectional one is staged for init.
+//! The worker finds out which volumes these are: it opens the target of each volume in the plan's order, because
+//! symlinks may lead onto a Bidirectional volume. A volume whose target is below one is staged for init.
 //!
-//! The copy does not receive mounts that the host makes on the volume before the copy has joined. The staged volume
-//! receives them: if the two differ at the end, everything is repeated.
+//! Until it joins, the copy does not receive mounts that the host makes on the volume; the staged Bidirectional volume
+//! does. If the two differ at the end, the copy is discarded and everything is repeated.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use rustix::fs::OFlags;
 use sys::mount::{self, Pass};
@@ -22,10 +24,8 @@ use wire::Failure;
 use super::scratch::Scratch;
 use super::stage::{Step, internal, invalid};
 use super::tree::{self, Root};
+use super::volumes::PATIENCE;
 
-/// Times that it is done anew because the host has mounted something on the volume meanwhile, each well below a
-/// millisecond.
-pub(super) const ATTEMPTS: usize = 20;
 const STAGE: &str = "volumes on a Bidirectional one";
 /// Largest mount table of a container that is searched, in bytes.
 const MAX_TABLE: u64 = 64 << 20;
@@ -39,12 +39,12 @@ pub(super) struct Nested {
     pub(super) index: usize,
     /// The plan's target of the Bidirectional volume.
     pub(super) onto: String,
-    /// The path in that volume, without symlinks when it was resolved.
+    /// The path in that volume. It had no symlinks when it was resolved.
     pub(super) below: PathBuf,
 }
 
-/// Places of the Bidirectional volumes that the plan lists before the mount in question: what comes earlier is
-/// hidden by them, as with runc.
+/// The places of the Bidirectional volumes that come before the current mount in the plan. An earlier mount below such
+/// a volume is hidden by it, as with runc.
 #[derive(Debug, Default)]
 pub(super) struct Shared(Vec<(PathBuf, String)>);
 
@@ -86,17 +86,18 @@ pub(super) fn resolved(root: &Root, place: BorrowedFd<'_>) -> io::Result<Option<
     Ok(place.strip_prefix(top).ok().map(Path::to_owned))
 }
 
-/// Attaches the staged Bidirectional volume `source` at `place`, and `nested` on it. In init. Copies of
-/// earlier attempts stay in the scratch root, from number `spare` on, and are detached with it.
+/// Attaches the staged Bidirectional volume `source` at `place`, and `nested` on it. In init.
 pub(super) fn attach(
     root: &Root,
     scratch: &Scratch,
     source: &OwnedFd,
     place: BorrowedFd<'_>,
     nested: &[&Nested],
-    spare: usize,
 ) -> Step<()> {
-    for attempt in 0..ATTEMPTS {
+    let begun = Instant::now();
+    let mut attempts: u32 = 0;
+    while attempts == 0 || begun.elapsed() < PATIENCE {
+        attempts += 1;
         let copy = mount::clone(source.as_fd(), true).map_err(internal(STAGE, "copy"))?;
         let begin = || {
             mount::set_propagation(copy.as_fd(), Pass::Private, false)?;
@@ -109,33 +110,37 @@ pub(super) fn attach(
         }
         mount::join_group(source.as_fd(), copy.as_fd())
             .map_err(internal(STAGE, "joining the host's mount, for which Linux 5.15 is needed"))?;
-        if is_whole(root, source, &copy, &on_it).map_err(internal(STAGE, "the mount table"))? {
+        if has_same_mounts(root, source, &copy, &on_it).map_err(internal(STAGE, "the mount table"))? {
             // Otherwise detaching the scratch root would also unmount the submounts of its peers, including the host's.
             return mount::set_propagation(source.as_fd(), Pass::Private, true)
-                .map_err(internal(STAGE, "staging"));
+                .map_err(internal(STAGE, "making the staged volume private"));
         }
-        let undo = || {
-            mount::set_propagation(copy.as_fd(), Pass::Private, true)?;
-            for (index, tree) in &on_it {
-                mount::attach(tree.as_fd(), scratch.staged(*index)?.as_fd())?;
-            }
-            let aside = scratch.stage(spare + attempt, tree::kind(copy.as_fd())?)?;
-            mount::attach(copy.as_fd(), aside.as_fd())
-        };
-        undo().map_err(internal(STAGE, "repeating it"))?;
+        discard(scratch, &copy, &on_it).map_err(internal(STAGE, "discarding the copy"))?;
     }
-    let what = format!("the host's mounts changed {ATTEMPTS} times while these were attached");
+    let what = format!(
+        "the host's mounts changed in each of {attempts} attempts, for {PATIENCE:?}, while these were attached"
+    );
     Err(internal(STAGE, what)(io::ErrorKind::ResourceBusy.into()))
+}
+
+/// Moves the volumes on a copy back to where they were staged, and detaches the copy.
+fn discard(scratch: &Scratch, copy: &OwnedFd, on_it: &[(usize, OwnedFd)]) -> io::Result<()> {
+    // First of all: detaching a shared mount would also unmount the submounts of its peers, including the host's.
+    mount::set_propagation(copy.as_fd(), Pass::Private, true)?;
+    for (index, tree) in on_it {
+        mount::attach(tree.as_fd(), scratch.staged(*index)?.as_fd())?;
+    }
+    mount::detach_folder(copy.as_fd())
 }
 
 /// Moves a staged volume to its place on the copy.
 fn attach_one(scratch: &Scratch, copy: &OwnedFd, volume: &Nested) -> Step<OwnedFd> {
     let stage = format!("mount {}", volume.target);
     let below = volume.below.to_str().map(|below| format!("/{below}"));
-    let below = below.ok_or_else(|| invalid(&stage, "its place has no name in UTF-8"))?;
+    let below = below.ok_or_else(|| invalid(&stage, "the path of its target is not UTF-8"))?;
     let open = || -> io::Result<_> {
         let tree = scratch.staged(volume.index)?;
-        // libcontainer's rootfsPropagation has made it shared, with a group of its own: see `Scratch::unshare`.
+        // libcontainer's rootfsPropagation has made it shared, in a peer group of its own: see `Scratch::unshare`.
         mount::set_propagation(tree.as_fd(), Pass::Slave, true)?;
         let place = tree::make(copy.as_fd(), &below, tree::kind(tree.as_fd())?)?;
         let private = mount::mount_id(place.as_fd())? == mount::mount_id(copy.as_fd())?;
@@ -156,8 +161,13 @@ fn attach_one(scratch: &Scratch, copy: &OwnedFd, volume: &Nested) -> Step<OwnedF
     Ok(tree)
 }
 
-/// Whether the same mounts are below the copy as below its source, except those of `on_it`.
-fn is_whole(root: &Root, source: &OwnedFd, copy: &OwnedFd, on_it: &[(usize, OwnedFd)]) -> io::Result<bool> {
+/// Whether the copy has the same mounts below it as its source, not counting those of `on_it`.
+fn has_same_mounts(
+    root: &Root,
+    source: &OwnedFd,
+    copy: &OwnedFd,
+    on_it: &[(usize, OwnedFd)],
+) -> io::Result<bool> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let table = mount::open_in_root(root.as_fd(), Path::new("/proc/self/mountinfo"), flags, 0)?;
     let mut text = String::new();
@@ -169,18 +179,20 @@ fn is_whole(root: &Root, source: &OwnedFd, copy: &OwnedFd, on_it: &[(usize, Owne
     Ok(below(source)? == below(copy)?)
 }
 
-/// A mount table: mounts by the id of their parent.
+/// A mount table.
 #[derive(Debug, Default)]
 struct Table<'t> {
-    on: BTreeMap<u64, Vec<Entry<'t>>>,
-    places: BTreeMap<u64, &'t str>,
+    /// The mounts on each mount, by its id.
+    children: BTreeMap<u64, Vec<Entry<'t>>>,
+    /// Mount points by the mount's id.
+    points: BTreeMap<u64, &'t str>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Entry<'t> {
     id: u64,
-    place: &'t str,
-    /// Device and root.
+    point: &'t str,
+    /// What is mounted: the device, and the root within its file system.
     what: [&'t str; 2],
 }
 
@@ -192,24 +204,25 @@ impl<'t> Table<'t> {
             let mut words = line.split(' ');
             let (Some(id), Some(parent)) = (words.next(), words.next()) else { continue };
             let (Ok(id), Ok(parent)) = (id.parse(), parent.parse()) else { continue };
-            let (Some(device), Some(root), Some(place)) = (words.next(), words.next(), words.next()) else {
+            let (Some(device), Some(root), Some(point)) = (words.next(), words.next(), words.next()) else {
                 continue;
             };
-            table.on.entry(parent).or_default().push(Entry { id, place, what: [device, root] });
-            table.places.insert(id, place);
+            table.children.entry(parent).or_default().push(Entry { id, point, what: [device, root] });
+            table.points.insert(id, point);
         }
         table
     }
 
-    /// The mounts below `top`, with their paths in it, except those in `but` and the mounts below those.
-    fn below(&self, top: u64, but: &BTreeSet<u64>) -> BTreeSet<(String, [&'t str; 2])> {
-        let start = self.places.get(&top).copied().unwrap_or_default();
+    /// The mounts below `top`, with their paths in it, except those in `except` and the mounts below those.
+    fn below(&self, top: u64, except: &BTreeSet<u64>) -> BTreeSet<(String, [&'t str; 2])> {
+        let start = self.points.get(&top).copied().unwrap_or_default();
         let (mut found, mut pending) = (BTreeSet::new(), vec![top]);
+        // This ends, because no mount is below itself.
         while let Some(id) = pending.pop() {
-            for entry in self.on.get(&id).into_iter().flatten().filter(|entry| !but.contains(&entry.id)) {
-                let place = entry.place.strip_prefix(start).unwrap_or(entry.place);
-                // This ends, because no mount is below itself.
-                found.insert((place.to_owned(), entry.what));
+            let children = self.children.get(&id).into_iter().flatten();
+            for entry in children.filter(|entry| !except.contains(&entry.id)) {
+                let path = entry.point.strip_prefix(start).unwrap_or(entry.point);
+                found.insert((path.to_owned(), entry.what));
                 pending.push(entry.id);
             }
         }

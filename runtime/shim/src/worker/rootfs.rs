@@ -70,7 +70,7 @@ pub(super) fn assemble(plan: &RootfsPlan, sources: &Sources, at: &Path) -> Step<
         Ok(overlay) => Some(overlay),
         Err(error) if mount::errno(&error) == rustix::io::Errno::INVAL.raw_os_error() => {
             fs::create_dir_all(at).map_err(internal(STAGE, at.display()))?;
-            // If both fail, the first error is more useful.
+            // If both ways fail, the first error says more.
             by_names(Path::new(LAYERS), &names, &upper, &work, plan.volatile, at)
                 .map_err(|second| internal(STAGE, format!("{} (by mount(2): {second})", what()))(error))?;
             None
@@ -85,9 +85,9 @@ pub(super) fn assemble(plan: &RootfsPlan, sources: &Sources, at: &Path) -> Step<
     mount::attach_at(overlay.as_fd(), at).map_err(internal(STAGE, at.display()))
 }
 
-/// Creates the folders that the image declares as volumes, before any mounts, so that none is created on a
-/// volume. Below a read-only root they stay writable, as with containerd, by a bind mount of the same
-/// overlay; their content is in the container's writable layer.
+/// Creates the folders that the image declares as volumes. This comes before any mount, so that none is created on a
+/// volume. If the root is read-only, each becomes a bind mount of itself, which stays writable, as with containerd; its
+/// content is in the container's writable layer.
 pub(super) fn make_folders(root: &Root, plan: &RootfsPlan) -> Step<()> {
     for path in &plan.folders {
         let make = || -> std::io::Result<()> {
@@ -102,11 +102,11 @@ pub(super) fn make_folders(root: &Root, plan: &RootfsPlan) -> Step<()> {
     Ok(())
 }
 
-/// The same for kernels before 6.7, which have no `lowerdir+`: all options must fit one page, so layers are
-/// named relative to the store, which is the working directory meanwhile.
+/// Mounts the overlay on kernels before 6.7, which have no `lowerdir+`. All options must fit into one page, so layers
+/// are named relative to the store, which is the working directory meanwhile.
 #[expect(
     clippy::disallowed_methods,
-    reason = "the worker is a process of one thread, and only this shortens names"
+    reason = "the worker has one thread, and relative names of layers need it"
 )]
 fn by_names(
     store: &Path,

@@ -1,17 +1,16 @@
-//! The scratch root, which libcontainer gets as its root: a small tmpfs of ours without anything from an
-//! image or a volume.
+//! The scratch root: a small tmpfs of ours that libcontainer gets as the container's root. It has nothing from an image
+//! or a volume, because libcontainer works in it by path as root of the host (nodes and links in /dev, pivot_root).
 //!
-//! libcontainer works with paths in the root that it gets (nodes and links in /dev, pivot_root), as real
-//! root. So the container's root file system is one level below, at a name that libcontainer never uses, and
-//! init enters it after libcontainer has done its part.
+//! The container's root file system is one level below, at a name that libcontainer does not use. Init enters it after
+//! libcontainer has done its part.
 //!
 //! ```text
 //! /              tmpfs
 //! ├── dev/       libcontainer's nodes and links
 //! ├── root/      the container's root file system
 //! ├── stage/N    volumes that receive mounts from the host, until init moves them to their place
-//! ├── null       c 1:3, what files are masked with
-//! └── empty/     what folders are masked with
+//! ├── null       c 1:3, mounted on masked files
+//! └── empty/     mounted on masked folders
 //! ```
 
 use std::fs;
@@ -30,7 +29,7 @@ const STAGE: &str = "scratch root";
 /// Size in bytes; it holds only nodes, links and mount points.
 const SIZE: u64 = 1 << 20;
 
-/// The scratch root in the worker, or in init after libcontainer's pivot_root.
+/// The scratch root, as the worker has created it, or as init has it after libcontainer's pivot_root.
 #[derive(Debug)]
 pub(super) struct Scratch {
     fd: OwnedFd,
@@ -85,7 +84,7 @@ impl Scratch {
         open().map_err(internal("rootfs", "the container's root"))
     }
 
-    /// Fails if something else was mounted at `at` since.
+    /// Fails if something else was mounted at `at` since [`Self::attach`].
     pub(super) fn check(&self, at: &Path) -> Step<()> {
         let same = || -> io::Result<bool> {
             Ok(mount::identity(mount::open_path(at)?.as_fd())? == mount::identity(self.fd.as_fd())?)
@@ -106,7 +105,7 @@ impl Scratch {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(e) => Err(e),
         };
-        // In a second attempt a folder may have become a file.
+        // In a second attempt a volume's source may have changed from a folder to a file.
         unlink(AtFlags::empty()).or_else(|_| unlink(AtFlags::REMOVEDIR))?;
         tree::make(self.fd.as_fd(), &format!("/{name}"), kind)
     }
@@ -120,7 +119,7 @@ impl Scratch {
     /// each of which got its own peer group. Staged volumes are not changed.
     pub(super) fn unshare(&self, root: &Root) -> Step<()> {
         mount::set_propagation(self.fd.as_fd(), Pass::Private, false)
-            // A mount with a master on the host remains its slave; all others become private.
+            // A mount that has a master on the host stays its slave; any other becomes private.
             .and_then(|()| mount::set_propagation(root.as_fd(), Pass::Slave, true))
             .map_err(internal("rootfs", "propagation"))
     }

@@ -1,4 +1,4 @@
-//! Failures of a create: the step, the object, and the kernel's error.
+//! Failures of a create. Each has the step (the stage), the object, and the kernel's error.
 
 use std::fmt::Display;
 use std::io;

@@ -1,8 +1,6 @@
-//! Paths in the container's root file system, which is untrusted: each is resolved with that root as `/`, and
-//! the result is kept as a descriptor.
-//!
-//! Volumes are untrusted too: their owner may change them at any time. So a path is resolved once, and
-//! mounts, new files and masks use the resulting descriptor.
+//! Paths in the container's root file system. Image and volumes are untrusted, so each path is resolved with that root
+//! as `/`. The owner of a volume may change it at any time, so a path is resolved only once: mounts, new files and
+//! masks use the descriptor that results.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -46,7 +44,7 @@ fn file_type(file: BorrowedFd<'_>) -> io::Result<FileType> {
 pub(crate) enum Links {
     /// They are followed within the root; a missing target is created.
     Follow,
-    /// They are refused: for our own file systems that confine, such as /proc.
+    /// They are refused: for file systems that confine the container, such as /proc.
     Refuse,
 }
 
@@ -88,7 +86,7 @@ impl Root {
             Links::Follow => make(self.as_fd(), path, kind)?,
             Links::Refuse => make_plain(self.as_fd(), path)?,
         };
-        // The mount would hide the whole container, and all later paths would be in it.
+        // A mount on the root would hide everything, and all later paths would be resolved in that mount.
         if self.is(found.as_fd())? {
             return Err(refused(format!(
                 "{path} leads to the container's root, which cannot be mounted over"
@@ -169,7 +167,7 @@ fn make_plain(root: BorrowedFd<'_>, path: &str) -> io::Result<OwnedFd> {
     if let Ok(found) = resolve(root, path, flags, Mode::empty(), how) {
         return Ok(found);
     }
-    // Something is missing or is not a folder: walk name by name, to create it or to report it.
+    // Something is missing or is not a folder: go name by name, to create or report it.
     let mut folder = open(root, "/", OFlags::DIRECTORY)?;
     for name in names(path)? {
         folder = match openat(&folder, name, flags, Mode::empty()) {
@@ -233,7 +231,7 @@ impl<'r> Walk<'r> {
             };
             match file_type(found.as_fd())? {
                 FileType::Symlink => {
-                    if self.turn(&found)? {
+                    if self.follow(&found)? {
                         folder = self.here()?;
                     }
                 }
@@ -250,7 +248,7 @@ impl<'r> Walk<'r> {
 
     /// Prepends a symlink's target to the remaining names. Returns true if it is absolute, so that the walk
     /// restarts at the root.
-    fn turn(&mut self, link: &OwnedFd) -> io::Result<bool> {
+    fn follow(&mut self, link: &OwnedFd) -> io::Result<bool> {
         self.links += 1;
         if self.links > MAX_LINKS {
             return Err(Errno::LOOP.into());
@@ -266,15 +264,14 @@ impl<'r> Walk<'r> {
         Ok(absolute)
     }
 
-    /// The path of the current folder. It had no symlinks; if a volume's owner has added one since, it leads
-    /// nowhere outside the root.
+    /// Opens the current folder by its path, which had no symlinks. If a volume's owner has added one since, it still
+    /// cannot lead out of the root.
     fn here(&self) -> io::Result<OwnedFd> {
         open_in_root(self.root, &self.at, OFlags::PATH | OFlags::DIRECTORY, 0)
     }
 }
 
-/// Creates a folder or an empty file. If it exists meanwhile, that is not an error: the caller looks it up
-/// again.
+/// Creates a folder or an empty file. It is not an error if the name exists by now: the caller looks it up again.
 fn make_one(folder: &OwnedFd, name: &OsStr, kind: Kind) -> io::Result<()> {
     let made = match kind {
         Kind::Directory => mkdirat(folder, name, Mode::from_raw_mode(0o755)),
@@ -300,7 +297,7 @@ fn names(path: &str) -> io::Result<Vec<&OsStr>> {
         match component {
             Component::Normal(name) => names.push(name),
             Component::RootDir | Component::CurDir => {}
-            // Paths in plans are clean.
+            // Not expected: paths in plans have no `..`.
             Component::ParentDir | Component::Prefix(_) => return Err(io::ErrorKind::InvalidInput.into()),
         }
     }
@@ -341,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn what_dangling_links_name_is_made() {
+    fn targets_of_dangling_links_are_created() {
         let dir = tempfile::tempdir().unwrap();
         let root = root(&dir);
         let at = |name: &str| dir.path().join(name);

@@ -1,13 +1,14 @@
 //! Sources of mounts: cloned in kubelet's mount namespace and attached in the worker's.
 //!
-//! A tree does not receive mounts that the host makes while it is detached. So the host's mount table is
-//! watched from before the first clone until after the last attach, and everything is repeated if it changed.
+//! A clone does not receive mounts that the host makes before it is attached. So the host's mount table is watched from
+//! before the first clone until after the last is attached, and if it changed, everything is repeated.
 
 use std::fs::{DirBuilder, File};
 use std::io::Read as _;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use model::Propagation;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -17,6 +18,10 @@ use wire::{MountKind, MountPlan};
 use super::stage::{Step, internal, invalid};
 use super::tree;
 
+/// How long volumes are attached again because the host's mounts changed meanwhile. Each attempt takes about a
+/// millisecond, but on a busy node it is interrupted, and a node that starts many pods at once changes its table as
+/// often. The limit is a time, because a number of attempts passes in no time on a fast node.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// Largest mount table that is searched for a propagating volume, in bytes.
 const MAX_TABLE: u64 = 64 << 20;
 
@@ -39,14 +44,15 @@ impl Table {
     }
 }
 
-/// The propagation of the mount that contains `source`, from the current mount table.
-fn passes(source: BorrowedFd<'_>, stage: &str) -> Step<(bool, bool)> {
+/// Whether the mount that contains `source` is shared, and whether it is a slave, by the current mount table.
+fn propagation_of(source: BorrowedFd<'_>, stage: &str) -> Step<(bool, bool)> {
     let id = mount::mount_id(source).map_err(internal(stage, "mount id"))?;
     let mut text = String::new();
     let file = File::open("/proc/self/mountinfo").map_err(internal(stage, "/proc/self/mountinfo"))?;
     file.take(MAX_TABLE).read_to_string(&mut text).map_err(internal(stage, "/proc/self/mountinfo"))?;
     let found = sys::mountinfo::mounts(&text).find(|mount| mount.id == id);
-    let found = found.ok_or_else(|| invalid(stage, format!("its mount {id} is not in the mount table")))?;
+    let found =
+        found.ok_or_else(|| invalid(stage, format!("its mount (id {id}) is not in /proc/self/mountinfo")))?;
     Ok((found.has_tag("shared:"), found.has_tag("master:")))
 }
 
@@ -70,7 +76,7 @@ fn source(kind: &MountKind) -> Option<Source<'_>> {
     }
 }
 
-/// Whether the mount propagates mounts from or to the host.
+/// Whether the mount receives mounts from the host (HostToContainer, Bidirectional).
 pub(super) fn propagates(plan: &MountPlan) -> bool {
     source(&plan.kind).is_some_and(|s| s.propagation != Propagation::Private)
 }
@@ -97,7 +103,7 @@ pub(super) fn clone(plan: &MountPlan) -> Step<Option<OwnedFd>> {
     let opened = opened.map_err(internal(&stage, source.path))?;
     match source.propagation {
         Propagation::Private => {}
-        Propagation::HostToContainer if passes(opened.as_fd(), &stage)? == (false, false) => {
+        Propagation::HostToContainer if propagation_of(opened.as_fd(), &stage)? == (false, false) => {
             return Err(invalid(
                 &stage,
                 format!(
@@ -106,7 +112,7 @@ pub(super) fn clone(plan: &MountPlan) -> Step<Option<OwnedFd>> {
                 ),
             ));
         }
-        Propagation::Bidirectional if !passes(opened.as_fd(), &stage)?.0 => {
+        Propagation::Bidirectional if !propagation_of(opened.as_fd(), &stage)?.0 => {
             return Err(invalid(
                 &stage,
                 format!(

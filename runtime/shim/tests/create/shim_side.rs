@@ -1,14 +1,15 @@
-//! The part of a shim in these tests: enters a pod's namespace, forks a worker, starts init, reads and reaps it.
+//! The shim's part in these tests: it enters a pod's mount namespace, forks a worker, starts init, reads its output and
+//! reaps it.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use wire::{ContainerPlan, Reply};
 
-use crate::held::{Answer, Holders};
+use crate::held::{Holders, Receiver};
 use crate::worker::{CreateInput, Stdio, create};
 use crate::{bundle, podns};
 
@@ -34,7 +35,7 @@ pub(crate) struct Outcome {
     pub(crate) held: Vec<String>,
 }
 
-/// The shim's part: enters a pod's namespace, forks a worker, starts init, reads and reaps it.
+/// Runs the scenario in the file at `path`.
 pub(crate) fn shim_side(path: &Path) {
     let scenario: Scenario = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
     // Opened here, because it is not visible in the pod's namespace.
@@ -85,7 +86,7 @@ fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Ou
         };
         let (plan, kubelet_mntns, exec_error) = (next(), next(), next());
         let answer = Box::new(File::from(next()));
-        // None of its own: this process's namespaces are the caller's.
+        // Pause shares all namespaces with the shim.
         let pause = Some(sys::namespace::Namespaces::default());
         let holders = Holders { pause, target: None };
         let cgroups = fds.collect();
@@ -128,8 +129,12 @@ fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Ou
     Outcome { reply, report, output, code, held }
 }
 
-impl Answer for File {
+impl Receiver for File {
     fn warn(&self, _: &str) {}
+
+    fn init(&self, _: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(())
+    }
 
     fn reply(&self, reply: &Reply) -> io::Result<()> {
         let mut line = serde_json::to_vec(reply)?;

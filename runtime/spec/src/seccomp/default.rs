@@ -17,7 +17,7 @@ const AF_VSOCK: u64 = 40;
 /// Every CLONE_NEW* flag that clone(2) takes: mount, cgroup, UTS, IPC, user, PID, network.
 const NAMESPACE_FLAGS: [u64; 7] =
     [0x0002_0000, 0x0200_0000, 0x0400_0000, 0x0800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000];
-/// PER_LINUX, PER_LINUX32, both with UNAME26, and the query.
+/// PER_LINUX, PER_LINUX32, both of them with UNAME26, and the value that only queries.
 const PERSONALITIES: [u64; 5] = [0, 8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 
 /// Allowed without capabilities: these calls need no privilege, or the kernel's own capability checks and

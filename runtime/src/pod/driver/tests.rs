@@ -1,13 +1,14 @@
 //! The driver on the in-memory supervisor: it performs what the state machine decides, answers every caller once, and
 //! keeps the order of events, outcomes and the daemon's end. What is decided is tested in `life::tests`.
 
+mod restored;
+
 use super::*;
 use crate::pod::fakes::{self, Fake, Order, Running};
-use crate::pod::life::{Ended as PodEnded, LaunchFailed, Outcome, StartError};
+use crate::pod::life::{LaunchFailed, Outcome, StartError, TornDown};
 use crate::pod::registry::Reservation;
 use model::reconcile::{Held, Shim};
 use model::{ContainerConfig, ContainerMeta, ContainerPhase, Exit, PodId, PodMeta, PodPhase};
-use std::time::Duration;
 use tokio::task::JoinHandle;
 use wire::ExitFacts;
 
@@ -47,9 +48,9 @@ impl Rig {
     fn reserve(&self, id: PodId) -> watch::Receiver<Launched> {
         match self.registry.reserve(id, &Arc::new(config())).expect("the name") {
             Reservation::Join(launched) => launched,
-            Reservation::New(seat, launched) => {
+            Reservation::New(channels, launched) => {
                 let supervisor = Arc::clone(&self.supervisor);
-                launch(supervisor, Arc::clone(&self.registry), seat, config());
+                launch(supervisor, Arc::clone(&self.registry), channels, config());
                 launched
             }
         }
@@ -69,9 +70,9 @@ impl Rig {
     }
 
     /// The next attempt to connect.
-    async fn dial(&mut self) -> tokio::sync::oneshot::Sender<(Heard, Option<Box<Connection>>)> {
+    async fn dial(&mut self) -> tokio::sync::oneshot::Sender<(DialResult, Option<Box<Connection>>)> {
         match self.order().await {
-            Order::Dial(said) => said,
+            Order::Dial(dialling) => dialling,
             Order::Work(running) => panic!("{:?} instead of a dial", running.job),
         }
     }
@@ -278,17 +279,17 @@ async fn a_lost_connection_is_dialled_again_and_the_silence_is_listed() {
     let silent =
         |rig: &Rig| rig.registry.published().pod(pod_id().as_str()).expect("listed").silent_since != 0;
     drop(events);
-    let said = rig.dial().await;
+    let dialling = rig.dial().await;
     assert!(!silent(&rig), "a connection may end without reason: the shim is asked first");
     let before = Instant::now();
-    drop(said.send((Heard::of(Shim::Silent), None)));
-    let said = rig.dial().await;
+    drop(dialling.send((DialResult::of(Shim::Silent), None)));
+    let dialling = rig.dial().await;
     assert!(before.elapsed() >= Duration::from_millis(200), "a pause grows between attempts");
     assert!(silent(&rig));
     let (connection, events) = fakes::connection();
     let containers = BTreeMap::from([(id.clone(), Held::Running { pid: 7, started_at: 3 })]);
-    let heard = Heard { pid: 5, ..Heard::of(Shim::Answered { pause: true, containers }) };
-    drop(said.send((heard, Some(connection))));
+    let dialled = DialResult { pid: 5, ..DialResult::of(Shim::Answered { pause: true, containers }) };
+    drop(dialling.send((dialled, Some(connection))));
     // The new connection is used: its events arrive.
     events.send(exited(&id, 4)).await.expect("a driver");
     assert!(matches!(rig.job().await.job, Job::RecordExit(_)));
@@ -299,8 +300,8 @@ async fn a_lost_connection_is_dialled_again_and_the_silence_is_listed() {
 async fn a_failed_stop_answers_and_is_tried_again_after_a_pause() {
     let (mut rig, _events) = Rig::up().await;
     let failed = |running: Running| {
-        assert!(matches!(running.job, Job::EndPod(..)), "{:?}", running.job);
-        running.end(Outcome::PodEnded(PodEnded { errors: vec![broken()], ..PodEnded::default() }));
+        assert!(matches!(running.job, Job::TearDownPod(..)), "{:?}", running.job);
+        running.end(Outcome::PodTornDown(TornDown { errors: vec![broken()], ..TornDown::default() }));
     };
     let stopped = rig.call(Command::StopPod);
     // The pod's Stopping state is written meanwhile.
@@ -320,13 +321,13 @@ async fn a_failed_stop_answers_and_is_tried_again_after_a_pause() {
     let stopped = rig.call(Command::StopPod);
     let end = rig.job().await;
     assert_eq!(before.elapsed(), Duration::ZERO);
-    end.end(Outcome::PodEnded(PodEnded::default()));
+    end.end(Outcome::PodTornDown(TornDown::default()));
     let record = rig.job().await;
     assert!(matches!(record.job, Job::RecordStop), "{:?}", record.job);
-    record.end(Outcome::PodRecorded);
+    record.end(Outcome::StopRecorded);
     let forget = rig.job().await;
-    assert!(matches!(forget.job, Job::ForgetShim), "{:?}", forget.job);
-    forget.end(Outcome::ShimForgotten(Vec::new()));
+    assert!(matches!(forget.job, Job::RemoveShimFolder), "{:?}", forget.job);
+    forget.end(Outcome::ShimFolderRemoved(Vec::new()));
     assert_eq!(reply(stopped).await, Ok(()));
 }
 
@@ -337,9 +338,9 @@ async fn a_removed_pod_answers_all_and_frees_its_name() {
     let last = loop {
         let running = rig.job().await;
         let outcome = match &running.job {
-            Job::EndPod(..) => Outcome::PodEnded(PodEnded::default()),
-            Job::RecordStop => Outcome::PodRecorded,
-            Job::ForgetShim => Outcome::ShimForgotten(Vec::new()),
+            Job::TearDownPod(..) => Outcome::PodTornDown(TornDown::default()),
+            Job::RecordStop => Outcome::StopRecorded,
+            Job::RemoveShimFolder => Outcome::ShimFolderRemoved(Vec::new()),
             Job::RecordPod => continue,
             Job::RemovePod(..) => break running,
             job => panic!("{job:?}"),
@@ -390,39 +391,12 @@ async fn callers_of_a_stopping_daemon_are_told_so() {
     let closed = tokio::spawn(async move { registry.close().await });
     tokio::time::sleep(Duration::from_millis(1)).await;
     for running in jobs {
-        if matches!(running.job, Job::EndPod(..)) {
-            running.end(Outcome::PodEnded(PodEnded::default()));
+        if matches!(running.job, Job::TearDownPod(..)) {
+            running.end(Outcome::PodTornDown(TornDown::default()));
         }
     }
     // The next step, which records the stop, belongs to the next start.
     assert_eq!(reply(stopped).await.map_err(|error| error.kind), Err(ErrorKind::Aborted));
     closed.await.expect("no panic");
     assert!(rig.orders.try_recv().is_err());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_restored_pod_is_listed_before_its_shim_answers() {
-    let mut rig = Rig::new();
-    let record = PodRecord {
-        phase: PodPhase::Ready,
-        shim_pid: 5,
-        pause_pid: 6,
-        ..PodRecord::new(pod_id(), config(), 1)
-    };
-    adopt(Arc::clone(&rig.supervisor) as Arc<dyn Supervisor>, &rig.registry, record, Vec::new(), true, false);
-    assert!(rig.registry.published().pod(pod_id().as_str()).expect("listed at once").is_ready());
-    // A call waits for the shim's state.
-    let stopped = rig.call(Command::StopPod);
-    let said = rig.dial().await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    assert!(!stopped.is_finished() && rig.orders.try_recv().is_err());
-    let (connection, _events) = fakes::connection();
-    let heard = Heard { pid: 5, ..Heard::of(Shim::Answered { pause: true, containers: BTreeMap::new() }) };
-    drop(said.send((heard, Some(connection))));
-    let mut jobs = Vec::new();
-    while !jobs.iter().any(|running: &Running| matches!(running.job, Job::EndPod(..))) {
-        jobs.push(rig.job().await);
-    }
-    let end = jobs.iter().find(|running| matches!(running.job, Job::EndPod(..))).expect("a teardown");
-    assert!(end.tools.client.is_some(), "with the new connection");
 }

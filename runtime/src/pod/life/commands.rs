@@ -1,46 +1,47 @@
-//! Handles CRI calls: starts, joins or refuses them, depending on the stage.
+//! Handles CRI calls. Depending on the stage, a call is refused, starts a job, or joins an equal call's job.
 
-use super::stage::{Container, End, PodStage, Stage, Start};
-use super::{Action, Answer, Ask, Job, Life, Waiter};
+use super::stage::{Container, PodStage, RunningStop, Stage, Start};
+use super::{Action, Answer, Call, Job, Life, Waiter, next_phase};
 use crate::error::{Error, ErrorKind};
 use crate::pod::{admission, intent};
-use model::{ContainerConfig, ContainerId, ContainerPhase, ContainerRecord, EnvVar, Text};
+use model::transition::ContainerEvent;
+use model::{ContainerConfig, ContainerId, ContainerRecord, EnvVar, Text};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use wire::MAX_CONTAINERS;
 
-/// Longest grace period of a stop: kubelet accepts any i64; a year means no limit.
+/// Longest grace period of a stop: a year stands for no limit. kubelet passes on any i64.
 const LONGEST_GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Life {
-    pub(super) fn ask(&mut self, waiter: Waiter, ask: Ask) {
-        match ask {
-            Ask::StopPod => self.stop_pod(waiter),
-            Ask::RemovePod => self.remove_pod(waiter),
-            Ask::Create { id, config } => self.create(waiter, id, *config),
-            Ask::Start(id) => self.start(waiter, &id),
-            Ask::Stop(id, grace) => self.stop(waiter, &id, grace),
-            Ask::Remove(id) => self.remove(waiter, &id),
-            Ask::ReopenLog(id) => match self.may_use(&id) {
+    pub(super) fn call(&mut self, waiter: Waiter, call: Call) {
+        match call {
+            Call::StopPod => self.stop_pod(waiter),
+            Call::RemovePod => self.remove_pod(waiter),
+            Call::Create { id, config } => self.create(waiter, id, *config),
+            Call::Start(id) => self.start(waiter, &id),
+            Call::Stop(id, grace) => self.stop(waiter, &id, grace),
+            Call::Remove(id) => self.remove(waiter, &id),
+            Call::ReopenLog(id) => match self.may_use(&id) {
                 Ok(_) => {
                     self.reopening.insert(waiter);
                     self.begin(Job::ReopenLog(waiter, id));
                 }
                 Err(error) => self.answer(waiter, Err(error)),
             },
-            Ask::Exec(id) => {
+            Call::Exec(id) => {
                 let answer = self.may_use(&id).map(Answer::MayExec);
                 self.actions.push(Action::Answer(waiter, answer));
             }
         }
     }
 
-    /// A running container whose shim is connected.
+    /// The record of a container, if it is running and its shim is connected.
     fn may_use(&self, id: &ContainerId) -> Result<Arc<ContainerRecord>, Error> {
         let container = self.find(id)?;
         admission::running(&container.record)?;
-        self.shim()?;
+        self.connected()?;
         Ok(Arc::clone(&container.record))
     }
 
@@ -52,17 +53,17 @@ impl Life {
     /// Containers are created and started only in a ready pod.
     pub(super) fn admit(&self) -> Result<(), Error> {
         match &self.stage {
-            PodStage::Up => Ok(()),
-            PodStage::Launching | PodStage::Leftover | PodStage::Over | PodStage::Stopped { .. } => {
+            PodStage::Ready => Ok(()),
+            PodStage::Launching | PodStage::Leftover | PodStage::NotReady | PodStage::Stopped { .. } => {
                 admission::ready(&self.record)
             }
             PodStage::Killing(_)
-            | PodStage::Ending(_)
+            | PodStage::TearingDown(_)
             | PodStage::Recording(_)
             | PodStage::Settling(..)
-            | PodStage::Forgetting(_)
+            | PodStage::RemovingShim(_)
             | PodStage::Removing { .. }
-            | PodStage::Gone => Err(Error::state(format!("pod {} is being stopped", self.record.id))),
+            | PodStage::Removed => Err(Error::state(format!("pod {} is being stopped", self.record.id))),
         }
     }
 
@@ -84,7 +85,7 @@ impl Life {
                     Err(exists("exists with another configuration"))
                 }
                 Stage::Creating { callers, .. } => return callers.push(waiter),
-                // A pod that is being removed may have lost its record already.
+                // If the pod is being removed, the container's record may be gone already.
                 Stage::Created { .. } => self.admit().map(|()| Answer::Created(id)),
                 Stage::Running { .. } | Stage::Exiting { .. } | Stage::Exited { .. } => {
                     Err(exists("was started already"))
@@ -108,7 +109,7 @@ impl Life {
         self.admit()?;
         if self.containers.len() >= MAX_CONTAINERS {
             let text = format!(
-                "pod {} has {MAX_CONTAINERS} containers, its limit, exited ones included: remove some first",
+                "pod {} has {MAX_CONTAINERS} containers, exited ones included, and may not have more: remove some first",
                 self.record.id
             );
             return Err(Error::new(ErrorKind::ResourceExhausted, text));
@@ -116,7 +117,7 @@ impl Life {
         let record = intent::container(id, &self.record, config, self.now.wall)?;
         let find = |id: &str| self.containers.values().map(|it| &*it.record).find(|it| it.id.as_str() == id);
         admission::target(&record, find)?;
-        self.shim()?;
+        self.connected()?;
         Ok(record)
     }
 
@@ -124,7 +125,7 @@ impl Life {
         let admitted = (|| {
             self.admit()?;
             self.find(id)?;
-            self.shim()
+            self.connected()
         })();
         if let Err(error) = admitted {
             return self.answer(waiter, Err(error));
@@ -132,26 +133,34 @@ impl Life {
         let Some(container) = self.containers.get_mut(id) else { return };
         let being_removed = || Error::state(format!("container {id} is being removed"));
         match &mut container.stage {
-            Stage::Created { end: Some(End { removers, .. }), .. } if !removers.is_empty() => {
+            Stage::Created { stop: Some(RunningStop { removers, .. }), .. } if !removers.is_empty() => {
                 self.answer(waiter, Err(being_removed()));
             }
             Stage::Exiting { removers, .. } if !removers.is_empty() => {
                 self.answer(waiter, Err(being_removed()));
             }
-            Stage::Created { start: Start::Asked(callers), .. }
+            Stage::Created { start: Start::Requested(callers), .. }
             | Stage::Running { start: Some(callers), .. }
             | Stage::Exiting { start: Some(callers), .. }
             | Stage::Exited { start: Some(callers), .. } => callers.push(waiter),
-            Stage::Created { start, .. } => {
-                *start = Start::Asked(vec![waiter]);
-                // The record on disk says "may have run"; the published state changes only with the shim's
-                // report.
-                let mut intent = ContainerRecord::clone(&container.record);
-                intent.phase = ContainerPhase::Running;
-                intent.started_at = self.now.wall;
-                self.actions.push(Action::NoteContainer(Arc::new(intent)));
-                self.begin(Job::Start(id.clone()));
-            }
+            Stage::Created { start, .. } => match next_phase(&container.record, ContainerEvent::Started) {
+                Ok(phase) => {
+                    *start = Start::Requested(vec![waiter]);
+                    // On disk the container is running from now on, because a daemon that reads the record must
+                    // assume so. The published state changes only with the shim's report.
+                    let intent = ContainerRecord {
+                        phase,
+                        started_at: self.now.wall,
+                        ..ContainerRecord::clone(&container.record)
+                    };
+                    self.actions.push(Action::SetContainerRecord(Arc::new(intent)));
+                    self.begin(Job::Start(id.clone()));
+                }
+                Err(error) => {
+                    let refused = Err(self.refused(error));
+                    self.answer(waiter, refused);
+                }
+            },
             Stage::Removing { .. } => self.answer(waiter, Err(being_removed())),
             Stage::Running { start: None, .. }
             | Stage::Exiting { start: None, .. }
@@ -165,28 +174,28 @@ impl Life {
     }
 
     fn stop(&mut self, waiter: Waiter, id: &ContainerId, grace: Duration) {
-        let deadline = self.now.steady.saturating_add(grace.min(LONGEST_GRACE));
-        let end = End { deadline, stoppers: vec![waiter], removers: Vec::new() };
+        let deadline = self.now.monotonic.saturating_add(grace.min(LONGEST_GRACE));
+        let stop = RunningStop { deadline, stoppers: vec![waiter], removers: Vec::new() };
         let Some(container) = self.containers.get_mut(id) else { return self.answer(waiter, Ok(())) };
         match &mut container.stage {
-            // It is not listed, or has no process left to stop.
+            // It is not listed, or no process of it is running.
             Stage::Creating { .. }
             | Stage::CutOff
-            | Stage::Created { start: Start::Not, end: None }
+            | Stage::Created { start: Start::NotRequested, stop: None }
             | Stage::Exited { .. }
             | Stage::Removing { .. } => self.answer(waiter, Ok(())),
-            Stage::Created { .. } | Stage::Running { .. } => self.end(id, end),
+            Stage::Created { .. } | Stage::Running { .. } => self.begin_stop(id, stop),
             Stage::Exiting { stoppers, .. } => stoppers.push(waiter),
         }
     }
 
     fn remove(&mut self, waiter: Waiter, id: &ContainerId) {
-        let end = End { deadline: self.now.steady, stoppers: Vec::new(), removers: vec![waiter] };
+        let stop = RunningStop { deadline: self.now.monotonic, stoppers: Vec::new(), removers: vec![waiter] };
         let Some(container) = self.containers.get_mut(id) else { return self.answer(waiter, Ok(())) };
         match &mut container.stage {
             // It is not listed.
             Stage::Creating { .. } | Stage::CutOff => self.answer(waiter, Ok(())),
-            Stage::Created { .. } | Stage::Running { .. } => self.end(id, end),
+            Stage::Created { .. } | Stage::Running { .. } => self.begin_stop(id, stop),
             Stage::Exiting { removers, .. } => removers.push(waiter),
             Stage::Exited { .. } | Stage::Removing { .. } => self.begin_remove(id, vec![waiter]),
         }
@@ -194,27 +203,30 @@ impl Life {
 
     /// Starts the stop of a container that may be running, or joins a running stop and shortens its grace
     /// period.
-    fn end(&mut self, id: &ContainerId, new: End) {
+    fn begin_stop(&mut self, id: &ContainerId, new: RunningStop) {
         let Some(container) = self.containers.get_mut(id) else { return };
-        let (Stage::Created { end, .. } | Stage::Running { end, .. }) = &mut container.stage else { return };
+        let (Stage::Created { stop, .. } | Stage::Running { stop, .. }) = &mut container.stage else {
+            return;
+        };
         let deadline = new.deadline;
-        if let Some(end) = end {
-            end.stoppers.extend(new.stoppers);
-            end.removers.extend(new.removers);
-            if deadline < end.deadline {
-                end.deadline = deadline;
-                self.actions.push(Action::Hasten(id.clone(), deadline));
+        if let Some(stop) = stop {
+            stop.stoppers.extend(new.stoppers);
+            stop.removers.extend(new.removers);
+            if deadline < stop.deadline {
+                stop.deadline = deadline;
+                self.actions.push(Action::ShortenGrace(id.clone(), deadline));
             }
             return;
         }
-        *end = Some(new);
+        *stop = Some(new);
         let (record, shim_pid) = (Arc::clone(&container.record), self.record.shim_pid);
         self.begin(Job::Stop { record, shim_pid, deadline });
     }
 }
 
-/// Whether a container was requested with this configuration. The environment is compared separately, because a created
-/// container's configuration does not hold it (`spec::exec::keep`). If a name is requested twice, the last value counts.
+/// Whether a container was requested with this configuration. The environment is compared separately, because the
+/// record of a created container does not hold it in its configuration (`spec::exec::keep`). If a variable is
+/// requested twice, the last value counts.
 fn is_equal(record: &ContainerRecord, config: &ContainerConfig) -> bool {
     let by_name = |envs: Vec<EnvVar>| -> BTreeMap<String, Text> {
         envs.into_iter().map(|var| (var.key, var.value)).collect()

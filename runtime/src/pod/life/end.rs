@@ -1,7 +1,7 @@
-//! Stopping and removing a pod.
+//! Stop and removal of a pod.
 
-use super::stage::{Asks, Container, Fate, Link, PodStage, Stage};
-use super::{Action, Ended, Job, Leaf, Life, Timer, Waiter};
+use super::stage::{Container, Fate, Link, PodCallers, PodStage, Stage};
+use super::{Action, Job, Leaf, Life, Timer, TornDown, Waiter};
 use crate::error::{Error, ErrorKind};
 use crate::pod::backoff::later;
 use model::transition::PodEvent;
@@ -9,7 +9,7 @@ use model::{ContainerId, ContainerRecord, PodPhase};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Pauses before a failed stop or removal is retried without a call.
+/// First and longest pause before the daemon itself retries a failed stop or removal.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
@@ -17,38 +17,38 @@ impl Life {
     /// StopPodSandbox.
     pub(super) fn stop_pod(&mut self, waiter: Waiter) {
         match &mut self.stage {
-            PodStage::Killing(asks)
-            | PodStage::Ending(asks)
-            | PodStage::Recording(asks)
-            | PodStage::Settling(asks, _)
-            | PodStage::Forgetting(asks) => asks.stoppers.push(waiter),
-            PodStage::Leftover | PodStage::Up | PodStage::Over => {
-                self.end_pod(Asks { stoppers: vec![waiter], removers: Vec::new() });
+            PodStage::Killing(callers)
+            | PodStage::TearingDown(callers)
+            | PodStage::Recording(callers)
+            | PodStage::Settling(callers, _)
+            | PodStage::RemovingShim(callers) => callers.stoppers.push(waiter),
+            PodStage::Leftover | PodStage::Ready | PodStage::NotReady => {
+                self.tear_down(PodCallers { stoppers: vec![waiter], removers: Vec::new() });
             }
             PodStage::Stopped { .. } | PodStage::Removing { .. } => self.answer(waiter, Ok(())),
             PodStage::Launching => self.answer(waiter, Err(self.being_launched())),
-            PodStage::Gone => self.answer(waiter, Err(self.gone())),
+            PodStage::Removed => self.answer(waiter, Err(self.gone())),
         }
     }
 
     /// RemovePodSandbox.
     pub(super) fn remove_pod(&mut self, waiter: Waiter) {
         match &mut self.stage {
-            PodStage::Killing(asks)
-            | PodStage::Ending(asks)
-            | PodStage::Recording(asks)
-            | PodStage::Settling(asks, _)
-            | PodStage::Forgetting(asks) => asks.removers.push(waiter),
-            PodStage::Leftover | PodStage::Up | PodStage::Over => {
-                self.end_pod(Asks { stoppers: Vec::new(), removers: vec![waiter] });
+            PodStage::Killing(callers)
+            | PodStage::TearingDown(callers)
+            | PodStage::Recording(callers)
+            | PodStage::Settling(callers, _)
+            | PodStage::RemovingShim(callers) => callers.removers.push(waiter),
+            PodStage::Leftover | PodStage::Ready | PodStage::NotReady => {
+                self.tear_down(PodCallers { stoppers: Vec::new(), removers: vec![waiter] });
             }
             PodStage::Stopped { removers } => {
                 removers.push(waiter);
-                self.maybe_remove_pod();
+                self.continue_removal();
             }
             PodStage::Removing { removers } => removers.push(waiter),
             PodStage::Launching => self.answer(waiter, Err(self.being_launched())),
-            PodStage::Gone => self.answer(waiter, Err(self.gone())),
+            PodStage::Removed => self.answer(waiter, Err(self.gone())),
         }
     }
 
@@ -60,22 +60,23 @@ impl Life {
         Error::new(ErrorKind::NotFound, format!("pod {} is gone", self.record.id))
     }
 
-    /// Stops a pod unless a stop is running. If its removal had begun, it is continued.
-    pub(super) fn end_pod(&mut self, asks: Asks) {
+    /// Tears the pod down. A pod that was stopped before is not torn down again; if its removal had begun, that
+    /// continues.
+    pub(super) fn tear_down(&mut self, callers: PodCallers) {
         match self.record.phase {
-            PodPhase::Stopped | PodPhase::Removing => return self.stopped(asks, Vec::new()),
+            PodPhase::Stopped | PodPhase::Removing => return self.stopped(callers, Vec::new()),
             PodPhase::Stopping => {}
-            PodPhase::Launching | PodPhase::Ready => self.show_ending("it was stopped"),
+            PodPhase::Launching | PodPhase::Ready => self.publish_stopping("it was stopped"),
         }
-        let job = Job::EndPod(Arc::clone(&self.record), self.leaves());
-        self.stage = PodStage::Ending(asks);
+        let job = Job::TearDownPod(Arc::clone(&self.record), self.leaves());
+        self.stage = PodStage::TearingDown(callers);
         self.begin(job);
     }
 
-    /// The shim is dead: kills the processes that it left.
+    /// Kills the processes that a dead shim has left.
     pub(super) fn kill_remains(&mut self) {
         let job = Job::KillRemains(Arc::clone(&self.record), self.leaves());
-        self.stage = PodStage::Killing(Asks::default());
+        self.stage = PodStage::Killing(PodCallers::default());
         self.begin(job);
     }
 
@@ -85,92 +86,100 @@ impl Life {
         leaves.filter(|leaf| !leaf.cgroup.is_empty()).collect()
     }
 
-    /// Records the exits of all containers, except those that may still be running.
-    fn settle_exits(&mut self, ended: &Ended, lost: &str) {
+    /// Records the exits of all containers, except those that may still be running. An exit that is in no exit
+    /// file gets the message `unseen`. Returns the errors of exits that could not be recorded.
+    fn settle_exits(&mut self, torn_down: &TornDown, unseen: &str) -> Vec<Error> {
         let ids: Vec<ContainerId> = self.containers.keys().cloned().collect();
+        let mut errors = Vec::new();
         for id in ids {
-            match ended.exits.get(&id) {
+            let recorded = match torn_down.exits.get(&id) {
                 Some((exit, started_at)) => self.exited(&id, exit.clone(), *started_at),
-                None if ended.alive.contains(&id) => {}
-                // Where something went wrong the shim may live, and a create at work may still succeed.
-                None if !ended.errors.is_empty() && self.is_creating(&id) => {}
-                None => self.exited(&id, model::reconcile::lost(lost, self.now.wall), 0),
-            }
+                None if torn_down.alive.contains(&id) => Ok(()),
+                // After an error the shim may be alive, so that a running create may still succeed.
+                None if !torn_down.errors.is_empty() && self.is_creating(&id) => Ok(()),
+                None => self.exited(&id, model::reconcile::unseen_exit(unseen, self.now.wall), 0),
+            };
+            errors.extend(recorded.err());
         }
+        errors
     }
 
     fn is_creating(&self, id: &ContainerId) -> bool {
         self.containers.get(id).is_some_and(|it| matches!(it.stage, Stage::Creating { .. }))
     }
 
-    /// No process of a dead shim's pod is left: publishes that, and then releases the pod's resources.
-    pub(super) fn remains_killed(&mut self, ended: &Ended) {
-        let PodStage::Killing(asks) = &mut self.stage else { return };
-        let asks = std::mem::take(asks);
-        for error in &ended.errors {
-            tracing::error!(pod = %self.record.id, %error, "not cleaned up after a dead shim");
+    /// The processes that a dead shim has left were killed: records their exits, and tears the pod down.
+    pub(super) fn remains_killed(&mut self, torn_down: &TornDown) {
+        let PodStage::Killing(callers) = &mut self.stage else { return };
+        let callers = std::mem::take(callers);
+        for error in &torn_down.errors {
+            tracing::error!(pod = %self.record.id, %error, "cannot kill what a dead shim has left; the teardown tries again");
         }
-        self.settle_exits(ended, "its exit was not seen: its shim is gone");
-        self.end_pod(asks);
+        // Exits that could not be recorded are found again by the teardown.
+        drop(self.settle_exits(torn_down, "its exit was not seen: its shim is gone"));
+        self.tear_down(callers);
     }
 
-    pub(super) fn ended(&mut self, ended: &Ended) {
-        let PodStage::Ending(asks) = &mut self.stage else { return };
-        let asks = std::mem::take(asks);
-        self.settle_exits(ended, "its exit was not seen: the pod was stopped");
-        if !ended.errors.is_empty() {
-            self.stage = PodStage::Settling(asks, ended.errors.clone());
-            return self.maybe_settled();
+    pub(super) fn torn_down(&mut self, torn_down: &TornDown) {
+        let PodStage::TearingDown(callers) = &mut self.stage else { return };
+        let callers = std::mem::take(callers);
+        let mut errors = torn_down.errors.clone();
+        errors.extend(self.settle_exits(torn_down, "its exit was not seen: the pod was stopped"));
+        if errors.is_empty() {
+            errors.extend(self.step(PodEvent::TornDown).err());
         }
-        self.hang_up();
+        if !errors.is_empty() {
+            self.stage = PodStage::Settling(callers, errors);
+            return self.continue_stop();
+        }
+        self.disconnect();
         self.failures = 0;
-        self.step(PodEvent::Ended);
         self.change(|record| (record.pause_pid, record.shim_pid) = (0, 0));
-        self.actions.push(Action::NotePod(Arc::clone(&self.record)));
-        // The pod's record is written before the reply; those of its containers are written at the same time,
-        // and waited for.
-        self.stage = PodStage::Recording(asks);
+        self.actions.push(Action::SetPodRecord(Arc::clone(&self.record)));
+        // The records of its containers are being written at the same time. The callers get their reply when all
+        // are written.
+        self.stage = PodStage::Recording(callers);
         self.begin(Job::RecordStop);
     }
 
-    pub(super) fn hang_up(&mut self) {
+    pub(super) fn disconnect(&mut self) {
         self.link = Link::None;
-        self.actions.push(Action::HangUp);
+        self.actions.push(Action::Disconnect);
     }
 
-    pub(super) fn recorded(&mut self) {
-        let PodStage::Recording(asks) = &mut self.stage else { return };
-        self.stage = PodStage::Settling(std::mem::take(asks), Vec::new());
-        self.maybe_settled();
+    pub(super) fn stop_recorded(&mut self) {
+        let PodStage::Recording(callers) = &mut self.stage else { return };
+        self.stage = PodStage::Settling(std::mem::take(callers), Vec::new());
+        self.continue_stop();
     }
 
-    /// The stop is complete when all exits are published and no create is running. Without the shim a create
-    /// fails soon. The shim's folder is removed last: until an exit is durable in its container's record, the
-    /// exit file is its only copy.
-    pub(super) fn maybe_settled(&mut self) {
-        if self.containers.values().any(Container::keeps_pod) {
+    /// Completes a stop once no create is running and all exits are published. (A running create fails soon after
+    /// the shim has ended.) The shim's folder is removed last, and only if all exits are durable: until then its
+    /// exit files are their only copy.
+    pub(super) fn continue_stop(&mut self) {
+        if self.containers.values().any(Container::delays_stop) {
             return;
         }
-        let PodStage::Settling(asks, errors) = &mut self.stage else { return };
-        let (asks, errors) = (std::mem::take(asks), std::mem::take(errors));
+        let PodStage::Settling(callers, errors) = &mut self.stage else { return };
+        let (callers, errors) = (std::mem::take(callers), std::mem::take(errors));
         if !errors.is_empty() || self.containers.values().any(Container::is_unrecorded) {
-            return self.stopped(asks, errors);
+            return self.stopped(callers, errors);
         }
-        self.stage = PodStage::Forgetting(asks);
-        self.begin(Job::ForgetShim);
+        self.stage = PodStage::RemovingShim(callers);
+        self.begin(Job::RemoveShimFolder);
     }
 
-    pub(super) fn forgotten(&mut self, errors: Vec<Error>) {
-        let PodStage::Forgetting(asks) = &mut self.stage else { return };
-        let asks = std::mem::take(asks);
-        self.stopped(asks, errors);
+    pub(super) fn shim_folder_removed(&mut self, errors: Vec<Error>) {
+        let PodStage::RemovingShim(callers) = &mut self.stage else { return };
+        let callers = std::mem::take(callers);
+        self.stopped(callers, errors);
     }
 
-    fn stopped(&mut self, asks: Asks, errors: Vec<Error>) {
-        let Asks { stoppers, removers } = asks;
-        // A pod whose removal had begun was stopped already.
-        let over = matches!(self.record.phase, PodPhase::Stopped | PodPhase::Removing);
-        self.stage = if over { PodStage::Stopped { removers: Vec::new() } } else { PodStage::Over };
+    fn stopped(&mut self, callers: PodCallers, errors: Vec<Error>) {
+        let PodCallers { stoppers, removers } = callers;
+        // A pod whose removal had begun was stopped before.
+        let is_stopped = matches!(self.record.phase, PodPhase::Stopped | PodPhase::Removing);
+        self.stage = if is_stopped { PodStage::Stopped { removers: Vec::new() } } else { PodStage::NotReady };
         let outcome =
             Error::gathered(errors).map_err(|error| error.context(format!("stop pod {}", self.record.id)));
         if let Err(error) = &outcome {
@@ -178,136 +187,149 @@ impl Life {
                 tracing::error!(pod = %self.record.id, %error, "cannot stop the pod; it will be retried");
             }
             self.failed(error);
-            self.try_again();
+            self.retry_later();
             self.answer_all([stoppers, removers].concat(), &outcome);
             return;
         }
-        self.show_pod();
+        self.publish_pod();
         self.answer_all(stoppers, &outcome);
         self.stage = PodStage::Stopped { removers };
-        self.maybe_remove_pod();
+        self.continue_removal();
     }
 
-    /// The pod is listed again, so that a client can request its removal, and callers that wait for its name
-    /// get an error.
+    /// A stop or removal has failed: the pod's message says why. If the daemon had begun it, the pod is listed
+    /// from now on, so that a client can request its removal, and callers that wait for its name get the error.
     fn failed(&mut self, error: &Error) {
         self.change(|record| record.message.clone_from(&error.message));
         if self.fate == Fate::Leaves {
-            // Its containers are removed with it, and may be removed already.
+            // Its containers are not listed: they are removed with it, and may be gone already.
             self.fate = Fate::Stuck;
         }
-        self.show_pod();
+        self.publish_pod();
         if self.fate == Fate::Stuck {
-            self.actions.push(Action::TellName(Err(error.clone())));
+            self.actions.push(Action::ReplyToRun(Err(error.clone())));
         }
     }
 
-    /// Retries later without a call: kubelet repeats its calls, other clients may not.
-    pub(super) fn try_again(&mut self) {
+    /// Has a failed stop or removal retried after a pause: kubelet repeats its calls, other clients may not.
+    pub(super) fn retry_later(&mut self) {
         let pause = later(FIRST_RETRY, self.failures, LONGEST_RETRY);
         self.failures = self.failures.saturating_add(1);
-        self.actions.push(Action::Wake(Timer::Pod, pause));
+        self.actions.push(Action::StartTimer(Timer::Pod, pause));
     }
 
-    /// Retries a failed stop or removal, unless it is done or running.
-    pub(super) fn go_on(&mut self) {
+    /// The pause is over: retries a failed stop or removal, unless a call has done so meanwhile.
+    pub(super) fn retry(&mut self) {
         match self.stage {
-            PodStage::Over => self.end_pod(Asks::default()),
-            PodStage::Stopped { .. } => self.maybe_remove_pod(),
+            PodStage::NotReady => self.tear_down(PodCallers::default()),
+            PodStage::Stopped { .. } => self.continue_removal(),
             PodStage::Launching
             | PodStage::Leftover
-            | PodStage::Up
+            | PodStage::Ready
             | PodStage::Killing(_)
-            | PodStage::Ending(_)
+            | PodStage::TearingDown(_)
             | PodStage::Recording(_)
             | PodStage::Settling(..)
-            | PodStage::Forgetting(_)
+            | PodStage::RemovingShim(_)
             | PodStage::Removing { .. }
-            | PodStage::Gone => {}
+            | PodStage::Removed => {}
         }
     }
 
-    /// Continues the removal of a stopped pod once the running removals of its containers have ended, because
-    /// both would remove the same files.
-    pub(super) fn maybe_remove_pod(&mut self) {
+    /// Removes a stopped pod for which that is due, once the running removals of its containers have ended: both
+    /// remove the same files.
+    pub(super) fn continue_removal(&mut self) {
         let PodStage::Stopped { removers } = &mut self.stage else { return };
         if removers.is_empty() && self.fate == Fate::Stays {
             return;
         }
-        if self.containers.values().any(|it| it.is_being_removed() || it.keeps_pod()) {
+        if self.containers.values().any(|it| it.is_being_removed() || it.delays_stop()) {
             return;
         }
-        self.stage = PodStage::Removing { removers: std::mem::take(removers) };
-        self.step(PodEvent::Remove);
-        self.actions.push(Action::NotePod(Arc::clone(&self.record)));
+        let removers = std::mem::take(removers);
+        if let Err(error) = self.step(PodEvent::Remove) {
+            return self.removal_failed(removers, &error);
+        }
+        self.stage = PodStage::Removing { removers };
+        self.actions.push(Action::SetPodRecord(Arc::clone(&self.record)));
         let containers: Vec<Arc<ContainerRecord>> =
             self.containers.values().map(|container| Arc::clone(&container.record)).collect();
         self.begin(Job::RemovePod(Arc::clone(&self.record), containers));
     }
 
-    pub(super) fn removed(&mut self, errors: Vec<Error>) {
+    pub(super) fn pod_removed(&mut self, errors: Vec<Error>) {
         let PodStage::Removing { removers } = &mut self.stage else { return };
         let removers = std::mem::take(removers);
         let outcome =
             Error::gathered(errors).map_err(|error| error.context(format!("remove pod {}", self.record.id)));
         match &outcome {
             Ok(()) => {
-                self.stage = PodStage::Gone;
+                self.stage = PodStage::Removed;
                 let ids: Vec<ContainerId> = self.containers.keys().cloned().collect();
                 for id in ids {
                     let removed = Err(Error::state(format!("container {id} was removed with its pod")));
-                    self.actions.push(Action::HideContainer(id.clone()));
+                    self.actions.push(Action::UnpublishContainer(id.clone()));
                     self.drop_container(&id, &removed);
                 }
                 let gone = Err(self.gone());
                 let reopening = std::mem::take(&mut self.reopening).into_iter().collect();
                 self.answer_all(reopening, &gone);
-                self.actions.push(Action::HidePod);
+                self.actions.push(Action::UnpublishPod);
                 self.actions.push(Action::ReleaseName);
                 self.answer_all(removers, &outcome);
                 self.actions.push(Action::Finish);
             }
             Err(error) => {
-                self.stage = PodStage::Stopped { removers: Vec::new() };
-                self.step(PodEvent::NotRemoved);
-                self.failed(error);
-                if self.fate == Fate::Stuck {
-                    tracing::error!(pod = %self.record.id, %error, "cannot remove the pod; it will be retried");
-                    self.try_again();
-                }
-                self.answer_all(removers, &outcome);
+                // If this is refused, the error was reported, and the removal has failed anyway.
+                drop(self.step(PodEvent::RemovalFailed));
+                self.removal_failed(removers, error);
             }
         }
     }
 
-    /// The pod has ended without a stop.
+    fn removal_failed(&mut self, removers: Vec<Waiter>, error: &Error) {
+        self.stage = PodStage::Stopped { removers: Vec::new() };
+        self.failed(error);
+        if self.fate == Fate::Stuck {
+            tracing::error!(pod = %self.record.id, %error, "cannot remove the pod; it will be retried");
+            self.retry_later();
+        }
+        self.answer_all(removers, &Err(error.clone()));
+    }
+
+    /// Pause or the shim has ended without a stop.
     pub(super) fn not_ready(&mut self, why: &str) {
         match self.stage {
-            PodStage::Up => {
-                tracing::warn!(pod = %self.record.id, why, "pod is not ready any more");
-                self.stage = PodStage::Over;
-                self.show_ending(why);
+            PodStage::Ready => {
+                tracing::warn!(pod = %self.record.id, why, "the pod is not ready any more");
+                self.stage = PodStage::NotReady;
+                self.publish_stopping(why);
             }
-            PodStage::Leftover | PodStage::Over => self.show_ending(why),
-            // Its stop is running and gives the reason itself.
+            PodStage::Leftover | PodStage::NotReady => self.publish_stopping(why),
+            // It is not up yet, or is being stopped or removed.
             PodStage::Launching
             | PodStage::Killing(_)
-            | PodStage::Ending(_)
+            | PodStage::TearingDown(_)
             | PodStage::Recording(_)
             | PodStage::Settling(..)
-            | PodStage::Forgetting(_)
+            | PodStage::RemovingShim(_)
             | PodStage::Stopped { .. }
             | PodStage::Removing { .. }
-            | PodStage::Gone => {}
+            | PodStage::Removed => {}
         }
     }
 
-    /// Publishes and records that the pod is ending.
-    pub(super) fn show_ending(&mut self, why: &str) {
-        if self.step(PodEvent::Ending) {
+    /// Publishes and records that the pod is not ready any more.
+    pub(super) fn publish_stopping(&mut self, why: &str) {
+        // Its removal had begun: the record says more than this.
+        if self.record.phase == PodPhase::Removing {
+            return;
+        }
+        // If this is refused, the error was reported, and the teardown fails when it would record its end.
+        if self.step(PodEvent::StopBegan).is_ok() {
             self.change(|record| why.clone_into(&mut record.message));
-            self.show_pod();
-            self.actions.push(Action::NotePod(Arc::clone(&self.record)));
+            self.publish_pod();
+            self.actions.push(Action::SetPodRecord(Arc::clone(&self.record)));
             self.begin(Job::RecordPod);
         }
     }

@@ -1,5 +1,5 @@
-//! Inputs and actions of a pod's state machine: plain values, so that it can run without a runtime, a shim or
-//! a disk.
+//! Inputs and actions of a pod's state machine. They are plain values, so that tests can run it without tokio,
+//! a shim or a disk.
 
 use crate::error::Error;
 use model::reconcile::Shim;
@@ -8,33 +8,34 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A waiting caller. The driver knows where to send the reply.
+/// A caller that waits for its reply. The driver knows where to send it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Waiter(pub(crate) u64);
 
 /// The time of an input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Moment {
-    /// Nanoseconds since the epoch, never 0: for records.
+    /// For records: nanoseconds since the epoch, never 0.
     pub(crate) wall: i64,
-    /// Monotonic time, for deadlines.
-    pub(crate) steady: Duration,
+    /// For deadlines: monotonic time.
+    pub(crate) monotonic: Duration,
 }
 
-/// An exit and the start time, which is 0 if it is unknown or the container never ran.
-pub(crate) type Ending = (Exit, i64);
+/// An exit, and when the container was started: nanoseconds since the epoch, 0 if that is unknown or it never
+/// ran.
+pub(crate) type ExitReport = (Exit, i64);
 
 /// An input of a pod's state machine.
 #[derive(Debug, Clone)]
 pub(crate) enum Input {
     /// A CRI call. It gets exactly one reply.
-    Ask(Waiter, Ask),
+    Call(Waiter, Call),
     /// An event from the shim.
     Shim(ShimEvent),
     /// The connection to the shim has ended.
     LinkLost,
     /// The result of connecting to the shim.
-    Heard(Box<Heard>),
+    Dialled(Box<DialResult>),
     /// A job has ended.
     Done(Outcome),
     /// A timer has expired.
@@ -43,7 +44,7 @@ pub(crate) enum Input {
 
 /// A CRI call.
 #[derive(Debug, Clone)]
-pub(crate) enum Ask {
+pub(crate) enum Call {
     /// StopPodSandbox.
     StopPod,
     /// RemovePodSandbox.
@@ -63,7 +64,7 @@ pub(crate) enum Ask {
     Remove(ContainerId),
     /// ReopenContainerLog.
     ReopenLog(ContainerId),
-    /// Asks whether a process may be started in it.
+    /// ExecSync: whether a process may be started in the container.
     Exec(ContainerId),
 }
 
@@ -71,7 +72,7 @@ pub(crate) enum Ask {
 #[derive(Debug, Clone)]
 pub(crate) enum ShimEvent {
     /// A container has exited.
-    Exited(ContainerId, Ending),
+    Exited(ContainerId, ExitReport),
     /// A container's init has called execve, at a time in nanoseconds since the epoch.
     Started(ContainerId, i64),
     /// Pause has ended.
@@ -83,30 +84,30 @@ pub(crate) enum ShimEvent {
 
 /// The result of connecting to a shim.
 #[derive(Debug, Clone)]
-pub(crate) struct Heard {
-    /// Its snapshot, or that it is silent or gone.
+pub(crate) struct DialResult {
+    /// Its snapshot, or that it is silent or dead.
     pub(crate) shim: Shim,
     /// Why it is silent, for users.
     pub(crate) why: String,
     /// The shim's pid, if it is connected.
     pub(crate) pid: u32,
-    /// Execs that an earlier connection started.
+    /// Execs in its snapshot: an earlier connection started them.
     pub(crate) execs: Vec<ExecId>,
-    /// The exit files that it has written.
-    pub(crate) exits: BTreeMap<ContainerId, Ending>,
-    /// Containers that it holds and whose records cannot be used; they are not touched.
+    /// The exits in its exit files.
+    pub(crate) exits: BTreeMap<ContainerId, ExitReport>,
+    /// Containers in its snapshot whose records cannot be used; they are not touched.
     pub(crate) kept: BTreeSet<ContainerId>,
-    /// False if the pod is of another boot.
+    /// False if the pod's record is of an earlier boot.
     pub(crate) same_boot: bool,
 }
 
-impl Heard {
-    /// For a pod of another boot: nothing of it is running.
+impl DialResult {
+    /// For a pod of an earlier boot: none of its processes is left.
     pub(crate) fn of_another_boot() -> Self {
         Self { same_boot: false, ..Self::of(Shim::Gone) }
     }
 
-    /// A result with only the shim's snapshot.
+    /// A result without execs and exits.
     pub(crate) fn of(shim: Shim) -> Self {
         Self {
             shim,
@@ -123,79 +124,78 @@ impl Heard {
 /// The result of a job.
 #[derive(Debug, Clone)]
 pub(crate) enum Outcome {
-    /// The pod is ready; its committed record.
+    /// The committed record of a pod that is ready.
     Launched(Result<Box<PodRecord>, LaunchFailed>),
-    /// The container is created; its committed record.
+    /// The committed record of a container that is created.
     Created(ContainerId, Result<Box<ContainerRecord>, Error>),
-    /// The start time.
+    /// When it was started, in nanoseconds since the epoch.
     Started(ContainerId, Result<i64, StartError>),
-    /// No process of the container is left. The exit, if the shim has not reported it; `None` if it is known
-    /// already.
+    /// No process of the container is left. The exit is `None` if the shim has reported it.
     StopEnded(ContainerId, Result<Option<Exit>, Error>),
-    /// Whether the exit is durable; if not, the error was logged.
+    /// Whether the exit is durable. If not, the job has logged the error.
     ExitRecorded(ContainerId, bool),
-    /// Errors of what could not be removed.
+    /// Errors of the steps that failed; without one, nothing is left.
     ContainerRemoved(ContainerId, Vec<Error>),
-    /// The new log file exists.
+    /// Ok if the new log file exists.
     LogReopened(Waiter, Result<(), Error>),
-    /// Everything of the pod except its records is gone, or the errors say what is left.
-    PodEnded(Ended),
-    /// The processes of a dead shim's pod were killed.
-    PodKilled(Ended),
-    /// The record says Stopped, or the error was logged.
-    PodRecorded,
-    /// The shim's folder was removed.
-    ShimForgotten(Vec<Error>),
-    /// Errors of what could not be removed of the pod.
+    /// Without errors, only the records and the shim's folder are left of the pod.
+    PodTornDown(TornDown),
+    /// Without errors, no process of the dead shim's pod is left.
+    RemainsKilled(TornDown),
+    /// The record says Stopped, or the job has logged why it could not be written.
+    StopRecorded,
+    /// Without errors, the shim's folder is removed.
+    ShimFolderRemoved(Vec<Error>),
+    /// Errors of the steps that failed; without one, nothing of the pod is left.
     PodRemoved(Vec<Error>),
 }
 
 /// A launch that failed.
 #[derive(Debug, Clone)]
 pub(crate) struct LaunchFailed {
-    /// The first error, with its stage.
+    /// The first error, with the name of the step.
     pub(crate) error: Error,
-    /// Errors of what could not be undone; empty if nothing is left.
+    /// Errors of the steps that could not be undone; empty if nothing is left.
     pub(crate) left: Vec<Error>,
 }
 
 /// Why a container did not start.
 #[derive(Debug, Clone)]
 pub(crate) enum StartError {
-    /// It has exited; the error of execve.
+    /// Its execve failed with this error, so it has exited.
     Never(String),
-    /// It may still be created, or running.
+    /// Any other error: it may be waiting for another start request, or be running.
     Other(Error),
 }
 
-/// The result of tearing a pod down.
+/// The result of a teardown, or of killing what a dead shim has left.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Ended {
+pub(crate) struct TornDown {
     /// Exits from exit files or from the kernel.
-    pub(crate) exits: BTreeMap<ContainerId, Ending>,
-    /// Containers with processes that may still be running.
+    pub(crate) exits: BTreeMap<ContainerId, ExitReport>,
+    /// Containers of which processes may still be running.
     pub(crate) alive: BTreeSet<ContainerId>,
-    /// Errors of what could not be stopped or released.
+    /// Errors of the steps that failed.
     pub(crate) errors: Vec<Error>,
 }
 
-/// Timers of the state machine.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A timer of the state machine.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Timer {
     /// The pause before a failed stop or removal of the pod is retried.
     Pod,
-    /// The same for the removal of one container.
+    /// The pause before the removal of a container is retried.
     Container(ContainerId),
 }
 
 /// The reply to a call.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Answer {
-    /// It is done.
+    /// The call is done.
     Done,
-    /// The container of CreateContainer.
+    /// The container that was created.
     Created(ContainerId),
-    /// A process may be started in this one.
+    /// A process may be started in this container.
     MayExec(Arc<ContainerRecord>),
 }
 
@@ -204,28 +204,28 @@ pub(crate) enum Answer {
 pub(crate) enum Action {
     /// Sends the reply to a call.
     Answer(Waiter, Result<Answer, Error>),
-    /// Sends the result of the launch, or the error why the name is still reserved, to callers that want the
-    /// pod's name.
-    TellName(Result<PodId, Error>),
-    /// Releases the name.
+    /// Tells the callers of RunPodSandbox that wait for the pod's name: the result of the launch, or why the name
+    /// cannot be released yet.
+    ReplyToRun(Result<PodId, Error>),
+    /// Releases the pod's name: the next RunPodSandbox with it launches a new pod.
     ReleaseName,
-    /// Publishes the current state of the pod. The shim is silent since this time in nanoseconds since the
-    /// epoch, or 0.
-    ShowPod(Arc<PodRecord>, i64),
+    /// Publishes the current state of the pod, and since when its shim is silent: nanoseconds since the epoch, 0
+    /// if it is not.
+    PublishPod(Arc<PodRecord>, i64),
     /// Publishes the current state of the container.
-    ShowContainer(Arc<ContainerRecord>),
-    /// The pod is gone.
-    HidePod,
-    /// The container is gone.
-    HideContainer(ContainerId),
-    /// Sets the content of the pod's record for the next write.
-    NotePod(Arc<PodRecord>),
-    /// Sets the content of the container's record for the next write.
-    NoteContainer(Arc<ContainerRecord>),
+    PublishContainer(Arc<ContainerRecord>),
+    /// Removes the pod from the lists.
+    UnpublishPod,
+    /// Removes the container from the lists.
+    UnpublishContainer(ContainerId),
+    /// Sets what the next write of the pod's record contains. Writes nothing.
+    SetPodRecord(Arc<PodRecord>),
+    /// Sets what the next write of the container's record contains. Writes nothing.
+    SetContainerRecord(Arc<ContainerRecord>),
     /// Uses the connection that came with this input.
     Connect,
     /// Drops the connection.
-    HangUp,
+    Disconnect,
     /// Connects to the shim after a pause, and waits at most `limit` for its hello.
     Dial {
         /// The pause before it.
@@ -233,60 +233,63 @@ pub(crate) enum Action {
         /// The limit for the hello.
         limit: Duration,
     },
-    /// Shortens the grace period of a running stop.
-    Hasten(ContainerId, Duration),
-    /// The exit is recorded: a running stop may end.
-    ExitSettled(ContainerId),
+    /// Moves the end of a running stop's grace period to an earlier time, which is monotonic.
+    ShortenGrace(ContainerId, Duration),
+    /// Tells the running stop job, if there is one, that the exit is recorded: then it ends.
+    FinishStop(ContainerId),
     /// Starts a job; its outcome, if it has one, is an input.
     Begin(Job),
-    /// Starts a timer. There is one of each kind at a time.
-    Wake(Timer, Duration),
-    /// Nothing is left to do.
+    /// Starts a timer. If it is running already, it starts again.
+    StartTimer(Timer, Duration),
+    /// Logs a transition that the tables of `model::transition` do not have. That is a bug of the state machine;
+    /// the call that needed the transition has failed.
+    ReportBug(Error),
+    /// Ends the driver: nothing is left to do.
     Finish,
 }
 
-/// A job, which takes time. It uses the connection that exists when it starts.
+/// Work that takes time. It uses the connection that exists when it starts.
 #[derive(Debug, Clone)]
 pub(crate) enum Job {
-    /// Brings the pod up.
+    /// Launches the pod.
     Launch(Arc<PodRecord>),
     /// Creates a container in the pod.
     Create(Arc<PodRecord>, Arc<ContainerRecord>),
-    /// Starts init and syncs the record at the same time.
+    /// Starts the container's init, and writes and syncs its record at the same time.
     Start(ContainerId),
-    /// Stop signal, grace period until `deadline` in monotonic time, SIGKILL.
+    /// Sends the stop signal, waits until the deadline, and kills.
     Stop {
         /// The container.
         record: Arc<ContainerRecord>,
-        /// The shim's process.
+        /// Pid of the shim.
         shim_pid: u32,
-        /// When to kill.
+        /// The end of the grace period, in monotonic time.
         deadline: Duration,
     },
-    /// Writes and syncs the container's record.
+    /// Writes and syncs the record of an exited container.
     RecordExit(ContainerId),
     /// Removes everything of the container.
     RemoveContainer(Arc<ContainerRecord>),
     /// Undoes an interrupted create. No outcome.
-    Unmake(Arc<ContainerRecord>),
-    /// Kills a container that only the shim knows. No outcome.
+    UndoCreate(Arc<ContainerRecord>),
+    /// Kills a container that the shim has and that has no record, or one that says Exited. No outcome.
     KillOrphan(ContainerId),
     /// Removes the cgroup of an exited container. No outcome.
     RemoveCgroup(Arc<ContainerRecord>),
-    /// Reopens the log.
+    /// Has the shim reopen the container's log.
     ReopenLog(Waiter, ContainerId),
-    /// Kills execs whose callers have gone. No outcome.
+    /// Kills execs that an earlier connection started. No outcome.
     KillExecs(Vec<ExecId>),
     /// Tears down everything of the pod except its records and its shim's folder.
-    EndPod(Arc<PodRecord>, Vec<Leaf>),
-    /// Kills the processes that a dead shim left.
+    TearDownPod(Arc<PodRecord>, Vec<Leaf>),
+    /// Kills the processes that a dead shim has left.
     KillRemains(Arc<PodRecord>, Vec<Leaf>),
-    /// Writes the pod's record. Only informational, so it has no outcome.
+    /// Writes the pod's record. Losing this write is harmless, so it is not synced and has no outcome.
     RecordPod,
-    /// Writes and syncs the pod's record.
+    /// Writes and syncs the record of a stopped pod.
     RecordStop,
     /// Removes the shim's folder.
-    ForgetShim,
+    RemoveShimFolder,
     /// Removes the containers and then the pod.
     RemovePod(Arc<PodRecord>, Vec<Arc<ContainerRecord>>),
 }
@@ -300,16 +303,16 @@ impl Job {
             Self::Launch(_)
             | Self::Create(..)
             | Self::Stop { .. }
-            | Self::Unmake(_)
+            | Self::UndoCreate(_)
             | Self::KillOrphan(_)
             | Self::RemoveCgroup(_)
             | Self::ReopenLog(..)
             | Self::KillExecs(_)
-            | Self::EndPod(..)
+            | Self::TearDownPod(..)
             | Self::KillRemains(..)
             | Self::RecordPod
             | Self::RecordStop
-            | Self::ForgetShim
+            | Self::RemoveShimFolder
             | Self::RemovePod(..) => None,
         }
     }
@@ -318,7 +321,7 @@ impl Job {
 /// A container to be torn down.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Leaf {
-    /// Which.
+    /// The container.
     pub(crate) id: ContainerId,
     /// Its cgroup.
     pub(crate) cgroup: String,

@@ -1,11 +1,10 @@
-//! The connection to the shim: connected, reconnecting, or the shim is dead; and how the plan of
-//! `model::reconcile` is applied.
+//! The connection to the shim, and the plan of `model::reconcile` that is applied after each attempt to connect.
 //!
-//! While the shim's process exists, the daemon tries to reconnect for ever, however long it is silent, and
-//! its pod continues. Only StopPodSandbox and RemovePodSandbox end it.
+//! While the shim's process exists, the daemon tries to reconnect, however long the shim is silent, and its pod
+//! continues. Only StopPodSandbox and RemovePodSandbox end it.
 
-use super::stage::{Asks, Container, Fate, Link, PodStage, Stage};
-use super::{Action, Heard, Job, Life};
+use super::stage::{Container, Fate, Link, PodCallers, PodStage, Stage};
+use super::{Action, DialResult, Job, Life};
 use crate::clock;
 use crate::error::{Error, ErrorKind};
 use crate::pod::backoff::later;
@@ -13,18 +12,19 @@ use model::reconcile::{ContainerAction, Facts, PodAction, Shim, reconcile};
 use model::{ContainerId, ContainerRecord};
 use std::time::Duration;
 
-/// Time limit for the first hello after a restart; commands of the pod wait for it.
+/// Time limit for the shim's hello in the first attempt after a restart or a lost connection. After a restart the
+/// pod's calls wait for it.
 pub(crate) const GREETING: Duration = Duration::from_secs(3);
-/// Time limit for later ones. A shim that continues is noticed at once, because the connection waits in its
-/// queue.
+/// Time limit for the hello in later attempts. It can be long: the connection waits in the shim's queue, so a shim
+/// that was stopped and continues answers at once.
 const LONG_GREETING: Duration = Duration::from_secs(30);
-/// Pauses between attempts to connect.
+/// First and longest pause between attempts to connect.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 impl Life {
     /// Fails if the shim is not connected.
-    pub(super) fn shim(&self) -> Result<(), Error> {
+    pub(super) fn connected(&self) -> Result<(), Error> {
         let pod = &self.record.id;
         let text = match &self.link {
             Link::Up => return Ok(()),
@@ -44,26 +44,26 @@ impl Life {
             return;
         }
         match self.stage {
-            PodStage::Leftover | PodStage::Up | PodStage::Over => {
-                self.actions.push(Action::HangUp);
+            PodStage::Leftover | PodStage::Ready | PodStage::NotReady => {
+                self.actions.push(Action::Disconnect);
                 self.link = Link::down(self.now.wall, "the connection was lost");
-                self.show_pod();
+                self.publish_pod();
                 self.dial();
             }
-            // The job that stops it has its own client.
+            // The teardown job has a client of its own.
             PodStage::Launching
             | PodStage::Killing(_)
-            | PodStage::Ending(_)
+            | PodStage::TearingDown(_)
             | PodStage::Recording(_)
             | PodStage::Settling(..)
-            | PodStage::Forgetting(_)
+            | PodStage::RemovingShim(_)
             | PodStage::Stopped { .. }
             | PodStage::Removing { .. }
-            | PodStage::Gone => self.hang_up(),
+            | PodStage::Removed => self.disconnect(),
         }
     }
 
-    /// Reconnects after a pause that grows with each failed attempt.
+    /// Has the driver reconnect after a pause that grows with each failed attempt.
     fn dial(&mut self) {
         let Link::Down { tries, .. } = &mut self.link else { return };
         let pause = later(FIRST_PAUSE, *tries, LONGEST_PAUSE);
@@ -73,50 +73,49 @@ impl Life {
     }
 
     /// Connecting failed: the pod keeps its state, and its status shows that the shim is silent.
-    fn note_silence(&mut self, said: String) {
+    fn note_silence(&mut self, reason: String) {
         let Link::Down { tries, why, .. } = &mut self.link else { return };
         *tries = (*tries).max(1);
         // Logged when the silence begins, and when its reason changes.
-        if *tries == 1 || *why != said {
+        if *tries == 1 || *why != reason {
             tracing::warn!(
-                pod = %self.record.id, shim = self.record.shim_pid, why = said,
-                "the shim does not respond: its pod keeps running, and connecting is retried until it responds or its process ends"
+                pod = %self.record.id, shim = self.record.shim_pid, why = reason,
+                "the shim does not respond: its pod keeps running, and connecting is retried until the shim responds or its process ends"
             );
         }
-        *why = said;
-        self.show_pod();
+        *why = reason;
+        self.publish_pod();
     }
 
     /// Handles the result of connecting, after a lost connection or a restart of the daemon.
-    pub(super) fn heard(&mut self, heard: Heard) {
+    pub(super) fn dialled(&mut self, dialled: DialResult) {
         if !matches!(self.link, Link::Down { .. }) {
             return;
         }
         match self.stage {
-            PodStage::Leftover | PodStage::Up | PodStage::Over | PodStage::Stopped { .. } => {
-                self.apply(heard)
+            PodStage::Leftover | PodStage::Ready | PodStage::NotReady | PodStage::Stopped { .. } => {
+                self.apply(dialled)
             }
-            // A stop that was requested meanwhile needs no shim. If it fails, connecting is still being
-            // retried.
+            // A stop that was requested meanwhile does not need the shim. If the stop fails, the pod still does: so
+            // connecting is retried.
             PodStage::Killing(_)
-            | PodStage::Ending(_)
+            | PodStage::TearingDown(_)
             | PodStage::Recording(_)
             | PodStage::Settling(..)
-            | PodStage::Forgetting(_)
+            | PodStage::RemovingShim(_)
             | PodStage::Removing { .. } => self.dial(),
-            PodStage::Launching | PodStage::Gone => {}
+            PodStage::Launching | PodStage::Removed => {}
         }
     }
 
-    /// Applies the plan for this pod.
-    fn apply(&mut self, heard: Heard) {
-        let Heard { mut shim, why, pid, execs, exits, kept, same_boot } = heard;
+    /// Computes the plan for this pod and applies it.
+    fn apply(&mut self, dialled: DialResult) {
+        let DialResult { mut shim, why, pid, execs, exits, kept, same_boot } = dialled;
         if shim == Shim::Silent {
             self.note_silence(why);
         }
         let is_creating = |it: &Container| matches!(it.stage, Stage::Creating { .. });
-        // Running create jobs handle their containers themselves: they notice the lost connection and undo
-        // them.
+        // A running create job has noticed that the connection was lost, and undoes its container itself.
         if let Shim::Answered { containers, .. } = &mut shim {
             containers.retain(|id, _| !self.containers.get(id).is_some_and(is_creating));
         }
@@ -129,7 +128,7 @@ impl Life {
         if answered {
             self.attach(pid);
             if !execs.is_empty() {
-                tracing::info!(pod = %self.record.id, execs = execs.len(), "killing execs whose callers have gone");
+                tracing::info!(pod = %self.record.id, execs = execs.len(), "killing execs of an earlier connection");
                 self.begin(Job::KillExecs(execs));
             }
         } else if gone {
@@ -141,10 +140,10 @@ impl Life {
         for (id, action) in plan.containers {
             match action {
                 ContainerAction::MarkExited { .. } if kill_remains => {}
-                // Handled with its pod.
+                // Removed with its pod.
                 ContainerAction::RollBack if plan.pod == PodAction::RollBack => {}
                 ContainerAction::Remove if plan.pod == PodAction::Remove => {}
-                // Its record exists but cannot be used.
+                // It has a record, which cannot be used.
                 ContainerAction::KillOrphan if kept.contains(&id) => {}
                 action => self.apply_to(&id, action),
             }
@@ -152,10 +151,11 @@ impl Life {
         self.apply_to_pod(plan.pod, gone, kill_remains);
     }
 
-    /// `gone`: the shim is dead. `kill_remains`: its processes may be alive.
+    /// `gone`: the shim is dead, or the pod is of an earlier boot. `kill_remains`: processes of the pod may be
+    /// alive.
     fn apply_to_pod(&mut self, action: PodAction, gone: bool, kill_remains: bool) {
         match action {
-            PodAction::Adopt => self.show_pod(),
+            PodAction::Adopt => self.publish_pod(),
             PodAction::Keep => {
                 if self.link != Link::Up {
                     self.link = Link::None;
@@ -166,20 +166,20 @@ impl Life {
                 if kill_remains {
                     self.kill_remains();
                 } else if gone {
-                    // Another boot: no process is running, but CNI DEL may be due.
-                    self.end_pod(Asks::default());
+                    // Of an earlier boot: no process is left, but the network, cgroups and leases are to be released.
+                    self.tear_down(PodCallers::default());
                 } else if matches!(self.stage, PodStage::Leftover) {
-                    self.stage = PodStage::Over;
+                    self.stage = PodStage::NotReady;
                 }
             }
             PodAction::RollBack => {
-                self.leave();
+                self.mark_leaving();
                 self.not_ready("the daemon ended while it was launched");
-                self.end_pod(Asks::default());
+                self.tear_down(PodCallers::default());
             }
             PodAction::Remove => {
-                self.leave();
-                self.end_pod(Asks::default());
+                self.mark_leaving();
+                self.tear_down(PodCallers::default());
             }
             PodAction::Retry => self.dial(),
         }
@@ -188,7 +188,8 @@ impl Life {
     fn apply_to(&mut self, id: &ContainerId, action: ContainerAction) {
         match action {
             ContainerAction::Adopt { phase, pid, started_at } => self.resume(id, phase, pid, started_at),
-            ContainerAction::MarkExited { exit, started_at } => self.exited(id, exit, started_at),
+            // An error was reported; there is no caller.
+            ContainerAction::MarkExited { exit, started_at } => drop(self.exited(id, exit, started_at)),
             ContainerAction::RollBack => self.roll_back(id),
             ContainerAction::Remove => self.begin_remove(id, Vec::new()),
             ContainerAction::KillOrphan => self.begin(Job::KillOrphan(id.clone())),
@@ -196,7 +197,7 @@ impl Life {
         }
     }
 
-    fn leave(&mut self) {
+    fn mark_leaving(&mut self) {
         if self.fate == Fate::Stays {
             self.fate = Fate::Leaves;
         }

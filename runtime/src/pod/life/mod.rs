@@ -1,22 +1,35 @@
-//! The state machine of a pod and its containers: each input results in a list of actions. It has no clock,
-//! does no I/O and does not block; the driver (`pod::driver`) performs the actions.
+//! The state machine of a pod and its containers: each input results in a list of actions. It has no clock, does
+//! no I/O and does not block; the driver (`pod::driver`) performs the actions.
 //!
 //! ```text
-//! pod         Launching ─┬──► Up ──► Over ─────────┐
-//!                        └── failed ──► Over       │ StopPodSandbox, RemovePodSandbox, a retry
+//! pod         Launching ─┬──► Ready ──► NotReady ──┐
+//!                        └── failed ──► NotReady   │ StopPodSandbox, RemovePodSandbox, a retry
 //!             (an earlier daemon's)                ▼
-//!             Leftover ──────────────────► (Killing) ──► Ending ──► Recording ──► Settling ──► Forgetting ──► Stopped
-//!                                                          │ failed: Over, and tried again later                │
-//!                                                          └──────────────────◄─────────────────────────        ▼
-//!                                                                              Gone ◄─────────────────────── Removing
+//!             Leftover ────────────────► (Killing) ──► TearingDown ──► Recording ──► Settling ──► RemovingShim ──► Stopped
+//!                                                          │ failed: NotReady, and tried again later                  │
+//!                                                          └───────────◄────────────────────────────                  ▼
+//!                                                                            Removed ◄──────────────────────────── Removing
 //!
-//! container   Creating ──► Created ──► Running ──► Exiting ──► Exited ──► Removing ──► (forgotten)
+//! container   Creating ──► Created ──► Running ──► Exiting ──► Exited ──► Removing ──► (no entry)
 //!             CutOff (an earlier daemon's) ──► (undone)
 //! ```
 //!
-//! The variant of a stage holds what is legal in it (`stage`): waiting callers and the running job. Phases of
-//! records change only by `model::transition`. docs/pod-states.md lists the result of every input in every
-//! stage.
+//! docs/pod-states.md lists the result of every input in every stage.
+//!
+//! | term | meaning |
+//! | --- | --- |
+//! | call, waiter | a CRI call, and the number by which the driver finds the caller to reply to; every call gets one reply |
+//! | stage | where a pod or container is in this state machine (`stage`). Its variant holds what is legal then: waiting callers, the running job. In memory only |
+//! | phase | where it is as far as a record says, so that another daemon can continue. Changed by `model::transition` alone |
+//! | job, outcome | work that takes time (`pod::jobs`), and its result, which is an input |
+//! | committed | created completely and recorded as such. What is not committed is never listed, and is undone by the next start |
+//! | publish | to make the current state of an object visible to List and Status (`pod::publish`) |
+//! | set a record | to say what the next write of a record contains; a job writes it |
+//! | link | the connection to the shim: up, down (the daemon dials), or none |
+//! | dial | to connect to the shim and receive its snapshot; the result (`DialResult`) also has its exit files |
+//! | silent | of a shim whose process exists, or may exist, and that does not respond. It is not dead, and its pod continues |
+//! | fate | whether the daemon removes the pod without a call, because it was never committed or its removal had begun |
+//! | durable | of an exit: on disk in the container's record. Until then its only copy is the shim's exit file |
 
 mod commands;
 mod container;
@@ -28,14 +41,14 @@ mod stage;
 mod tests;
 
 pub(crate) use io::{
-    Action, Answer, Ask, Ended, Ending, Heard, Input, Job, LaunchFailed, Leaf, Moment, Outcome, ShimEvent,
-    StartError, Timer, Waiter,
+    Action, Answer, Call, DialResult, ExitReport, Input, Job, LaunchFailed, Leaf, Moment, Outcome, ShimEvent,
+    StartError, Timer, TornDown, Waiter,
 };
 pub(crate) use link::GREETING;
 
 use crate::error::Error;
 use model::transition::{self, ContainerEvent, PodEvent};
-use model::{ContainerId, ContainerRecord, PodConfig, PodId, PodPhase, PodRecord};
+use model::{ContainerId, ContainerPhase, ContainerRecord, PodConfig, PodId, PodPhase, PodRecord};
 use stage::{Container, Fate, Link, PodStage};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -47,10 +60,10 @@ pub(crate) struct Life {
     stage: PodStage,
     fate: Fate,
     link: Link,
-    /// Number of failed stops and removals in a row, which determines the pause before the next.
+    /// Number of failed stops and removals in a row. The pause before the next attempt grows with it.
     failures: u32,
     containers: BTreeMap<ContainerId, Container>,
-    /// Callers of ReopenContainerLog, while the job is running.
+    /// Callers of ReopenContainerLog whose job is running.
     reopening: BTreeSet<Waiter>,
     /// The time of the current input.
     now: Moment,
@@ -67,8 +80,8 @@ impl Life {
         (life, actions)
     }
 
-    /// Restores a pod from records that an earlier daemon wrote. The driver must connect to its shim; the
-    /// first input is the result. `leaving`: `model::reconcile::is_leaving`.
+    /// Restores a pod from records that an earlier daemon wrote. The first input must be the result of connecting
+    /// to its shim. `leaving` is that of `model::reconcile::is_leaving`.
     pub(crate) fn restore(
         record: PodRecord,
         containers: Vec<ContainerRecord>,
@@ -77,17 +90,17 @@ impl Life {
     ) -> (Self, Vec<Action>) {
         let stage = match record.phase {
             PodPhase::Launching | PodPhase::Removing => PodStage::Leftover,
-            PodPhase::Ready => PodStage::Up,
-            PodPhase::Stopping => PodStage::Over,
+            PodPhase::Ready => PodStage::Ready,
+            PodPhase::Stopping => PodStage::NotReady,
             PodPhase::Stopped => PodStage::Stopped { removers: Vec::new() },
         };
         let fate = if leaving { Fate::Leaves } else { Fate::Stays };
-        let link = Link::down(now.wall, "it has not been contacted since the daemon's start");
+        let link = Link::down(now.wall, "the daemon has not connected to it since its start");
         let mut life = Self::new(record, stage, fate, link, now);
         for record in containers {
             life.containers.insert(record.id.clone(), Container::restored(record));
         }
-        life.show_all();
+        life.publish_all();
         let actions = std::mem::take(&mut life.actions);
         (life, actions)
     }
@@ -110,16 +123,19 @@ impl Life {
     pub(crate) fn handle(&mut self, now: Moment, input: Input) -> Vec<Action> {
         self.now = now;
         match input {
-            Input::Ask(waiter, ask) => self.ask(waiter, ask),
-            Input::Shim(ShimEvent::Exited(id, (exit, started_at))) => self.exited(&id, exit, started_at),
-            Input::Shim(ShimEvent::Started(id, started_at)) => self.running(&id, started_at),
+            Input::Call(waiter, call) => self.call(waiter, call),
+            // An error was reported; the event has no caller.
+            Input::Shim(ShimEvent::Exited(id, (exit, started_at))) => {
+                drop(self.exited(&id, exit, started_at));
+            }
+            Input::Shim(ShimEvent::Started(id, started_at)) => self.start_reported(&id, started_at),
             Input::Shim(ShimEvent::PauseExited { code }) => {
                 self.not_ready(&format!("pause ended with code {code}"));
             }
             Input::LinkLost => self.link_lost(),
-            Input::Heard(heard) => self.heard(*heard),
+            Input::Dialled(dialled) => self.dialled(*dialled),
             Input::Done(outcome) => self.done(outcome),
-            Input::Due(Timer::Pod) => self.go_on(),
+            Input::Due(Timer::Pod) => self.retry(),
             Input::Due(Timer::Container(id)) => self.remove_again(&id),
         }
         std::mem::take(&mut self.actions)
@@ -138,11 +154,11 @@ impl Life {
                     self.answer(waiter, reopened);
                 }
             }
-            Outcome::PodEnded(ended) => self.ended(&ended),
-            Outcome::PodKilled(ended) => self.remains_killed(&ended),
-            Outcome::PodRecorded => self.recorded(),
-            Outcome::ShimForgotten(errors) => self.forgotten(errors),
-            Outcome::PodRemoved(errors) => self.removed(errors),
+            Outcome::PodTornDown(torn_down) => self.torn_down(&torn_down),
+            Outcome::RemainsKilled(torn_down) => self.remains_killed(&torn_down),
+            Outcome::StopRecorded => self.stop_recorded(),
+            Outcome::ShimFolderRemoved(errors) => self.shim_folder_removed(errors),
+            Outcome::PodRemoved(errors) => self.pod_removed(errors),
         }
     }
 
@@ -159,28 +175,28 @@ impl Life {
         match launched {
             Ok(record) => {
                 self.record = Arc::new(*record);
-                self.stage = PodStage::Up;
-                self.actions.push(Action::NotePod(Arc::clone(&self.record)));
+                self.stage = PodStage::Ready;
+                self.actions.push(Action::SetPodRecord(Arc::clone(&self.record)));
                 self.actions.push(Action::Connect);
                 self.link = Link::Up;
-                self.show_pod();
-                self.actions.push(Action::TellName(Ok(id)));
+                self.publish_pod();
+                self.actions.push(Action::ReplyToRun(Ok(id)));
             }
             Err(LaunchFailed { error, left }) if left.is_empty() => {
-                self.stage = PodStage::Gone;
+                self.stage = PodStage::Removed;
                 // The name is released before the replies, so that a retry starts a new launch.
                 self.actions.push(Action::ReleaseName);
-                self.actions.push(Action::TellName(Err(error)));
+                self.actions.push(Action::ReplyToRun(Err(error)));
                 self.actions.push(Action::Finish);
             }
             Err(LaunchFailed { error, left }) => {
                 for left in &left {
-                    tracing::error!(pod = %id, error = %left, "not cleaned up after a failed launch");
+                    tracing::error!(pod = %id, error = %left, "cannot undo a failed launch; it is retried");
                 }
-                self.stage = PodStage::Over;
-                self.show_ending(&format!("launch failed: {}", error.message));
-                self.try_again();
-                self.actions.push(Action::TellName(Err(error)));
+                self.stage = PodStage::NotReady;
+                self.publish_stopping(&format!("launch failed: {}", error.message));
+                self.retry_later();
+                self.actions.push(Action::ReplyToRun(Err(error)));
             }
         }
     }
@@ -200,60 +216,84 @@ impl Life {
     }
 
     fn is_hidden(&self) -> bool {
-        self.fate == Fate::Leaves || matches!(self.stage, PodStage::Launching | PodStage::Gone)
+        self.fate == Fate::Leaves || matches!(self.stage, PodStage::Launching | PodStage::Removed)
     }
 
-    /// Publishes the pod's current state, unless it is hidden.
-    fn show_pod(&mut self) {
+    /// Publishes the pod's current state, unless it may not be listed.
+    fn publish_pod(&mut self) {
         if !self.is_hidden() {
-            self.actions.push(Action::ShowPod(Arc::clone(&self.record), self.link.silent_since()));
+            self.actions.push(Action::PublishPod(Arc::clone(&self.record), self.link.silent_since()));
         }
     }
 
-    /// Publishes a container, unless it is hidden.
-    fn show(&mut self, id: &ContainerId) {
+    /// Publishes a container's current state, unless it may not be listed.
+    fn publish(&mut self, id: &ContainerId) {
         if let Some(container) = self.containers.get(id)
             && !self.is_hidden()
             && container.is_committed()
-            && container.record.phase != model::ContainerPhase::Removing
+            && container.record.phase != ContainerPhase::Removing
         {
-            self.actions.push(Action::ShowContainer(Arc::clone(&container.record)));
+            self.actions.push(Action::PublishContainer(Arc::clone(&container.record)));
         }
     }
 
-    fn show_all(&mut self) {
-        self.show_pod();
+    fn publish_all(&mut self) {
+        self.publish_pod();
         let ids: Vec<ContainerId> = self.containers.keys().cloned().collect();
-        ids.iter().for_each(|id| self.show(id));
+        ids.iter().for_each(|id| self.publish(id));
     }
 
-    /// Changes the pod's record; published lists and running writes keep the old one.
+    /// Changes the pod's record. Published views and running writes keep the old one.
     fn change(&mut self, change: impl FnOnce(&mut PodRecord)) {
         change(Arc::make_mut(&mut self.record));
     }
 
-    /// Changes the pod's phase; false if the table has no such transition.
-    fn step(&mut self, event: PodEvent) -> bool {
+    /// Changes the pod's phase.
+    ///
+    /// # Errors
+    /// The table has no such transition: a bug, which is logged. The caller must fail what needed it.
+    fn step(&mut self, event: PodEvent) -> Result<(), Error> {
         match transition::pod(self.record.phase, event) {
             Ok(phase) => {
                 self.change(|record| record.phase = phase);
-                true
+                Ok(())
             }
             Err(refusal) => {
-                tracing::debug!(pod = %self.record.id, %refusal, "no such transition of a pod");
-                false
+                let error = Error::from(refusal).context(format!("pod {}", self.record.id));
+                Err(self.refused(error))
             }
         }
     }
 
-    /// Sets the content of a container's record for the next write.
-    fn note(&mut self, id: &ContainerId) {
-        if let Some(container) = self.containers.get(id) {
-            self.actions.push(Action::NoteContainer(Arc::clone(&container.record)));
+    /// Changes a container's phase.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
+    fn step_container(&mut self, id: &ContainerId, event: ContainerEvent) -> Result<(), Error> {
+        let Some(container) = self.containers.get_mut(id) else { return Ok(()) };
+        match next_phase(&container.record, event) {
+            Ok(phase) => {
+                container.change(|record| record.phase = phase);
+                Ok(())
+            }
+            Err(error) => Err(self.refused(error)),
         }
     }
 
-    /// Drops a container and replies to all callers that wait for it.
+    /// Has a refused transition logged, and returns its error for the caller that needed it.
+    fn refused(&mut self, error: Error) -> Error {
+        self.actions.push(Action::ReportBug(error.clone()));
+        error
+    }
+
+    /// Sets what the next write of a container's record contains.
+    fn set_record(&mut self, id: &ContainerId) {
+        if let Some(container) = self.containers.get(id) {
+            self.actions.push(Action::SetContainerRecord(Arc::clone(&container.record)));
+        }
+    }
+
+    /// Drops a container's entry and replies to all callers that wait for it.
     fn drop_container(&mut self, id: &ContainerId, outcome: &Result<(), Error>) {
         if let Some(container) = self.containers.remove(id) {
             self.answer_all(container.into_waiters(), outcome);
@@ -261,12 +301,11 @@ impl Life {
     }
 }
 
-/// Changes a container's phase by the table; it is unchanged if the table has no such transition.
-fn step(container: &mut Container, event: ContainerEvent) {
-    match transition::container(container.record.phase, event) {
-        Ok(phase) => container.change(|record| record.phase = phase),
-        Err(refusal) => {
-            tracing::debug!(container = %container.record.id, %refusal, "no such transition of a container")
-        }
-    }
+/// The phase of a container after an event.
+///
+/// # Errors
+/// The table has no such transition: a bug.
+fn next_phase(record: &ContainerRecord, event: ContainerEvent) -> Result<ContainerPhase, Error> {
+    transition::container(record.phase, event)
+        .map_err(|refusal| Error::from(refusal).context(format!("container {}", record.id)))
 }

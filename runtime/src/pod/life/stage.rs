@@ -1,6 +1,6 @@
 //! The stages of a pod and of its containers, each with the data that is legal in it. `mod.rs` draws both.
 
-use super::io::{Ending, Waiter};
+use super::io::{ExitReport, Waiter};
 use crate::error::Error;
 use model::{ContainerPhase, ContainerRecord};
 use std::sync::Arc;
@@ -11,25 +11,27 @@ use std::time::Duration;
 pub(super) enum PodStage {
     /// It is being launched; not listed.
     Launching,
-    /// An earlier daemon left its launch or removal incomplete; that continues once the shim was contacted.
+    /// An earlier daemon left its launch or its removal incomplete. That continues once the daemon has tried to
+    /// connect to its shim.
     Leftover,
     /// It is ready.
-    Up,
-    /// It is not ready any more; a stop was not requested yet, or will be retried.
-    Over,
-    /// The processes that a dead shim left are being killed; then the pod is torn down.
-    Killing(Asks),
-    /// It is being torn down.
-    Ending(Asks),
+    Ready,
+    /// It is not ready any more. A stop was not requested yet, or has failed and will be retried.
+    NotReady,
+    /// Its shim is dead, and the processes that are left are being killed; then the pod is torn down.
+    Killing(PodCallers),
+    /// It is being torn down: processes, network, shim, cgroups.
+    TearingDown(PodCallers),
     /// No process is left; its record is being written.
-    Recording(Asks),
-    /// It waits for running creates and for exits that are being recorded.
-    Settling(Asks, Vec<Error>),
+    Recording(PodCallers),
+    /// Its stop waits for running creates and for exits that are being recorded. The errors are those of the
+    /// teardown.
+    Settling(PodCallers, Vec<Error>),
     /// Its shim's folder is being removed.
-    Forgetting(Asks),
-    /// Only records are left. A removal waits for running removals of containers.
+    RemovingShim(PodCallers),
+    /// Only records are left. A removal waits until no container is being removed.
     Stopped {
-        /// RemovePodSandbox.
+        /// Callers of RemovePodSandbox.
         removers: Vec<Waiter>,
     },
     /// Its records are being removed.
@@ -37,16 +39,16 @@ pub(super) enum PodStage {
         /// Callers of RemovePodSandbox, and of RemoveContainer for its containers.
         removers: Vec<Waiter>,
     },
-    /// It was removed.
-    Gone,
+    /// Nothing of it is left.
+    Removed,
 }
 
-/// Callers that wait for the end of a pod.
+/// Callers that wait for the end of the pod.
 #[derive(Debug, Default)]
-pub(super) struct Asks {
-    /// StopPodSandbox.
+pub(super) struct PodCallers {
+    /// Callers of StopPodSandbox.
     pub(super) stoppers: Vec<Waiter>,
-    /// RemovePodSandbox.
+    /// Callers of RemovePodSandbox.
     pub(super) removers: Vec<Waiter>,
 }
 
@@ -55,25 +57,25 @@ impl PodStage {
     pub(super) fn is_ending(&self) -> bool {
         match self {
             Self::Killing(_)
-            | Self::Ending(_)
+            | Self::TearingDown(_)
             | Self::Recording(_)
             | Self::Settling(..)
-            | Self::Forgetting(_)
+            | Self::RemovingShim(_)
             | Self::Removing { .. }
-            | Self::Gone => true,
-            Self::Launching | Self::Leftover | Self::Up | Self::Over | Self::Stopped { .. } => false,
+            | Self::Removed => true,
+            Self::Launching | Self::Leftover | Self::Ready | Self::NotReady | Self::Stopped { .. } => false,
         }
     }
 }
 
-/// Whether the pod is removed without a call.
+/// Whether the daemon removes the pod without a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// It stays until a call removes it.
+    /// No: it stays until a call removes it.
     Stays,
-    /// It is rolled back or its removal had begun: it is removed without a call, and is not listed.
+    /// Yes, because it was never committed or its removal had begun. It is not listed.
     Leaves,
-    /// Its removal failed: it is listed, so that a client can request it, and the removal is retried.
+    /// Yes, but that has failed. It is listed, so that a client can request its removal, which is also retried.
     Stuck,
 }
 
@@ -82,7 +84,7 @@ pub(super) enum Fate {
 pub(super) enum Link {
     /// Connected.
     Up,
-    /// The shim exists, or may exist, and the daemon tries to connect.
+    /// The shim exists, or may exist, and the daemon tries to connect to it.
     Down {
         /// When the connection was lost, in nanoseconds since the epoch.
         since: i64,
@@ -91,7 +93,7 @@ pub(super) enum Link {
         /// Why connecting failed, for users.
         why: String,
     },
-    /// The shim is gone.
+    /// There is no shim, or none yet.
     None,
 }
 
@@ -124,73 +126,75 @@ pub(super) enum Stage {
     Creating {
         /// Callers of CreateContainer, one or more.
         callers: Vec<Waiter>,
-        /// Its exit, if that was reported first; it is used once the container is created.
-        exit: Option<Ending>,
+        /// Its exit, if that was reported before the job ended; it is recorded once the container is created.
+        exit: Option<ExitReport>,
     },
-    /// An earlier daemon's create was interrupted; it is undone once the shim was contacted.
+    /// An earlier daemon ended while it created the container; that is undone once the daemon has tried to
+    /// connect to the shim.
     CutOff,
     /// Init waits for the start request.
     Created {
         /// The state of its start.
         start: Start,
         /// The running stop.
-        end: Option<End>,
+        stop: Option<RunningStop>,
     },
     /// Init has called execve.
     Running {
-        /// The start job is still running: the record is not durable yet.
+        /// Callers of StartContainer while the start job is running: the record is not durable yet.
         start: Option<Vec<Waiter>>,
         /// The running stop.
-        end: Option<End>,
+        stop: Option<RunningStop>,
     },
     /// It has exited, and the exit is being recorded and then published.
     Exiting {
-        /// The start job is still running.
+        /// Callers of StartContainer while the start job is running.
         start: Option<Vec<Waiter>>,
-        /// Callers of StartContainer, which get a reply once the exit is published.
-        told: Vec<(Waiter, Result<(), Error>)>,
-        /// StopContainer.
+        /// Callers of StartContainer whose start job has ended, with their replies: these are sent once the exit
+        /// is published.
+        start_replies: Vec<(Waiter, Result<(), Error>)>,
+        /// Callers of StopContainer.
         stoppers: Vec<Waiter>,
-        /// RemoveContainer.
+        /// Callers of RemoveContainer.
         removers: Vec<Waiter>,
     },
     /// Its exit is published.
     Exited {
         /// False if the exit is only in the shim's folder, which must then stay.
         durable: bool,
-        /// The start job is still running.
+        /// Callers of StartContainer while the start job is running.
         start: Option<Vec<Waiter>>,
     },
     /// It is being removed.
     Removing {
-        /// Like in `Exited`.
+        /// As in `Exited`.
         durable: bool,
-        /// Whether the job is running; otherwise it failed and will be retried.
-        at_work: bool,
-        /// RemoveContainer.
+        /// Whether the removal job is running; if not, it has failed or is yet to begin.
+        job_running: bool,
+        /// Callers of RemoveContainer.
         callers: Vec<Waiter>,
     },
 }
 
-/// The start of a created container.
+/// Whether a created container was started.
 #[derive(Debug)]
 pub(super) enum Start {
-    /// Not requested.
-    Not,
-    /// The job is running.
-    Asked(Vec<Waiter>),
-    /// It ended without a report of the shim: the container may be running.
-    Doubtful,
+    /// No start was requested.
+    NotRequested,
+    /// The start job is running for these callers of StartContainer.
+    Requested(Vec<Waiter>),
+    /// The start job has failed without a reply of the shim: the container may be running.
+    Unconfirmed,
 }
 
-/// A running stop.
+/// A stop job that is running.
 #[derive(Debug)]
-pub(super) struct End {
+pub(super) struct RunningStop {
     /// When to kill, in monotonic time.
     pub(super) deadline: Duration,
-    /// StopContainer.
+    /// Callers of StopContainer.
     pub(super) stoppers: Vec<Waiter>,
-    /// RemoveContainer.
+    /// Callers of RemoveContainer.
     pub(super) removers: Vec<Waiter>,
 }
 
@@ -199,12 +203,12 @@ impl Container {
     pub(super) fn restored(record: ContainerRecord) -> Self {
         let stage = match record.phase {
             ContainerPhase::Creating => Stage::CutOff,
-            ContainerPhase::Created => Stage::Created { start: Start::Not, end: None },
-            ContainerPhase::Running => Stage::Running { start: None, end: None },
+            ContainerPhase::Created => Stage::Created { start: Start::NotRequested, stop: None },
+            ContainerPhase::Running => Stage::Running { start: None, stop: None },
             // Unknown is never written.
             ContainerPhase::Exited | ContainerPhase::Unknown => Stage::Exited { durable: true, start: None },
             ContainerPhase::Removing => {
-                Stage::Removing { durable: true, at_work: false, callers: Vec::new() }
+                Stage::Removing { durable: true, job_running: false, callers: Vec::new() }
             }
         };
         Self { record: Arc::new(record), stage }
@@ -216,46 +220,67 @@ impl Container {
     }
 
     /// Whether the stop of the pod must wait for it.
-    pub(super) fn keeps_pod(&self) -> bool {
+    pub(super) fn delays_stop(&self) -> bool {
         matches!(self.stage, Stage::Creating { .. } | Stage::Exiting { .. })
     }
 
-    /// Whether its exit is only in the shim's folder.
+    /// Whether its exit is recorded in the shim's folder only.
     pub(super) fn is_unrecorded(&self) -> bool {
         matches!(self.stage, Stage::Exited { durable: false, .. } | Stage::Removing { durable: false, .. })
     }
 
     /// Whether its removal job is running.
     pub(super) fn is_being_removed(&self) -> bool {
-        matches!(self.stage, Stage::Removing { at_work: true, .. })
+        matches!(self.stage, Stage::Removing { job_running: true, .. })
     }
 
-    /// Whether a stop or a removal has set out to end it.
+    /// Whether StopContainer or RemoveContainer is ending it.
     pub(super) fn is_being_stopped(&self) -> bool {
         match &self.stage {
-            Stage::Created { end, .. } | Stage::Running { end, .. } => end.is_some(),
+            Stage::Created { stop, .. } | Stage::Running { stop, .. } => stop.is_some(),
             Stage::Exiting { stoppers, removers, .. } => !stoppers.is_empty() || !removers.is_empty(),
             Stage::Creating { .. } | Stage::CutOff | Stage::Exited { .. } | Stage::Removing { .. } => false,
         }
     }
 
-    /// Changes the record; published lists and running writes keep the old one.
+    /// Takes the callers of a running start job and the running stop, of a container that has not exited.
+    pub(super) fn take_start_and_stop(&mut self) -> (Option<Vec<Waiter>>, Option<RunningStop>) {
+        match &mut self.stage {
+            Stage::Created { start, stop } => {
+                let start = match std::mem::replace(start, Start::NotRequested) {
+                    Start::Requested(callers) => Some(callers),
+                    Start::NotRequested | Start::Unconfirmed => None,
+                };
+                (start, stop.take())
+            }
+            Stage::Running { start, stop } => (start.take(), stop.take()),
+            Stage::Creating { .. }
+            | Stage::CutOff
+            | Stage::Exiting { .. }
+            | Stage::Exited { .. }
+            | Stage::Removing { .. } => (None, None),
+        }
+    }
+
+    /// Changes the record. Published views and running writes keep the old one.
     pub(super) fn change(&mut self, change: impl FnOnce(&mut ContainerRecord)) {
         change(Arc::make_mut(&mut self.record));
     }
 
     /// All callers that wait for it.
     pub(super) fn into_waiters(self) -> Vec<Waiter> {
-        let of = |end: Option<End>| end.map(|end| [end.stoppers, end.removers].concat()).unwrap_or_default();
+        let waiters_of = |stop: Option<RunningStop>| {
+            stop.map(|stop| [stop.stoppers, stop.removers].concat()).unwrap_or_default()
+        };
         match self.stage {
             Stage::Creating { callers, exit: _ } | Stage::Removing { callers, .. } => callers,
             Stage::CutOff => Vec::new(),
-            Stage::Created { start: Start::Asked(callers), end } => [callers, of(end)].concat(),
-            Stage::Created { start: Start::Not | Start::Doubtful, end } => of(end),
-            Stage::Running { start, end } => [start.unwrap_or_default(), of(end)].concat(),
-            Stage::Exiting { start, told, stoppers, removers } => {
-                let told = told.into_iter().map(|(waiter, _)| waiter).collect();
-                [start.unwrap_or_default(), told, stoppers, removers].concat()
+            Stage::Created { start: Start::Requested(callers), stop } => [callers, waiters_of(stop)].concat(),
+            Stage::Created { start: Start::NotRequested | Start::Unconfirmed, stop } => waiters_of(stop),
+            Stage::Running { start, stop } => [start.unwrap_or_default(), waiters_of(stop)].concat(),
+            Stage::Exiting { start, start_replies, stoppers, removers } => {
+                let replied = start_replies.into_iter().map(|(waiter, _)| waiter).collect();
+                [start.unwrap_or_default(), replied, stoppers, removers].concat()
             }
             Stage::Exited { start, .. } => start.unwrap_or_default(),
         }

@@ -4,6 +4,9 @@ use super::{Field, Host, MAX_ARGUMENT, Refusal, Result};
 use cri_api::v1 as cri;
 use model::{ContainerConfig, ContainerMeta, ContainerPhase, ContainerRecord, EnvVar, Exit, ImageSpec, Text};
 
+/// Most volumes of a container.
+const MAX_MOUNTS: usize = 1024;
+
 /// Converts and validates a CreateContainer request. Returns the sandbox's id as given, and the
 /// configuration.
 pub(crate) fn container_config(
@@ -60,6 +63,7 @@ fn config_in(field: &Field<'_>, given: cri::ContainerConfig, host: Host) -> Resu
             .entry("CDI_devices", 0)
             .not_implemented(format!("CDI is not implemented yet (asked for {name:?})")));
     }
+    super::at_most(&field.at("mounts"), mounts.len(), MAX_MOUNTS)?;
     let signal = super::choice::<cri::Signal>(
         &field.at("stop_signal"),
         stop_signal,
@@ -70,7 +74,7 @@ fn config_in(field: &Field<'_>, given: cri::ContainerConfig, host: Host) -> Resu
         image: image_spec(&field.at("image"), image)?,
         command: super::each(field, "command", command, text)?,
         args: super::each(field, "args", args, text)?,
-        working_dir: super::absolute_or_empty(&field.at("working_dir"), working_dir)?,
+        working_dir: working_dir_in(&field.at("working_dir"), working_dir)?,
         envs: super::each(field, "envs", envs, env)?,
         mounts: super::each(field, "mounts", mounts, |field, given| super::mount::mount(field, given, host))?,
         devices: super::each(field, "devices", devices, super::mount::device)?,
@@ -80,7 +84,7 @@ fn config_in(field: &Field<'_>, given: cri::ContainerConfig, host: Host) -> Resu
         stdin,
         stdin_once,
         tty,
-        resources: super::resources::resources(&linux.at("resources"), resources)?.unwrap_or_default(),
+        resources: super::resources::of_container(&linux.at("resources"), resources)?,
         security: super::security::container_security(&linux.at("security_context"), security_context, host)?,
         stop_signal: signal.into(),
     })
@@ -127,19 +131,21 @@ fn image_spec(field: &Field<'_>, given: Option<cri::ImageSpec>) -> Result<ImageS
     })
 }
 
-/// A path below the sandbox's log directory.
-fn log_path_in(field: &Field<'_>, path: String) -> Result<String> {
-    let climbs = path.split('/').any(|part| part == "..");
-    if path.starts_with('/')
-        || path.ends_with('/')
-        || climbs
-        || path.contains('\0')
-        || path.len() > super::MAX_PATH
-    {
-        return Err(field
-            .invalid(path, "must be the path of a file below the sandbox's log_directory, without \"..\""));
+/// A path in the container, or empty for the image's.
+fn working_dir_in(field: &Field<'_>, path: String) -> Result<String> {
+    match spec::path::fold(&path) {
+        Err(want) if !path.is_empty() => Err(field.invalid(path, want)),
+        _ => Ok(path),
     }
-    Ok(path)
+}
+
+/// The path of a file below the sandbox's log directory, or empty for no log.
+fn log_path_in(field: &Field<'_>, path: String) -> Result<String> {
+    if path.is_empty() || (spec::path::clean_relative(&path).is_ok() && !path.ends_with('/')) {
+        return Ok(path);
+    }
+    let want = "must be the path of a file below the sandbox's log_directory, without \"..\"";
+    Err(field.invalid(path, want))
 }
 
 /// Container id, command and time-out (in seconds, 0 means none) of an ExecSync request.

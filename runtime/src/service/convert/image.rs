@@ -70,11 +70,11 @@ pub(crate) fn image(record: &ImageRecord) -> cri::Image {
     }
 }
 
-/// The file system of images and of containers' writable layers, with what `images` and `written` use on it.
-/// It must be reported as one, because kubelet takes two mount points for two file systems. kubelet
+/// The file system of images and of containers' writable layers, with what `images` and `layers` use on it.
+/// Both have the same mount point, because kubelet takes two mount points for two file systems. kubelet
 /// dereferences `used_bytes` without a check and calls stat on the mount point, so that must be a folder
 /// which always exists: the image store.
-pub(crate) fn image_fs(mountpoint: &Path, images: &Usage, written: &Usage) -> cri::ImageFsInfoResponse {
+pub(crate) fn image_fs(mountpoint: &Path, images: &Usage, layers: &Usage) -> cri::ImageFsInfoResponse {
     let filesystem = |usage: &Usage| cri::FilesystemUsage {
         timestamp: crate::clock::now(),
         fs_id: Some(cri::FilesystemIdentifier { mountpoint: mountpoint.display().to_string() }),
@@ -83,7 +83,7 @@ pub(crate) fn image_fs(mountpoint: &Path, images: &Usage, written: &Usage) -> cr
     };
     cri::ImageFsInfoResponse {
         image_filesystems: vec![filesystem(images)],
-        container_filesystems: vec![filesystem(written)],
+        container_filesystems: vec![filesystem(layers)],
     }
 }
 

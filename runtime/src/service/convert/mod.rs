@@ -1,9 +1,14 @@
-//! CRI messages into `model` types and back.
+//! Converts CRI messages to `model` types and back.
 //!
-//! Requests are validated here and nowhere else. Every request message is destructured without `..`, so that
-//! a new CRI field breaks the build until its meaning is decided. What cannot be honoured is refused with the
-//! field's full name, the value and a valid value; no field is accepted and then ignored, except as a comment
-//! beside it says.
+//! Every request message is destructured without `..`, so that a new CRI field breaks the build until its
+//! meaning is decided. What cannot be honoured is refused with the field's full name, the value and a valid
+//! value; no field is accepted and then ignored, except where a comment beside it says so.
+//!
+//! Each rule about requests stands in one place. Here: what a message may say (which fields are required, which
+//! exclude each other, what is not implemented, how long and how many values may be). In `spec`: what the kernel
+//! accepts (paths, sysctls, limits, capabilities); this module asks it and adds the field to the error. Nothing is
+//! checked again behind this module: `spec` refuses only what depends on more than the message, such as the sandbox
+//! or the node.
 
 mod container;
 mod filter;
@@ -28,8 +33,6 @@ use std::fmt;
 /// Most bytes of labels, or of annotations, of one object. Kubernetes allows 256 KiB of annotations; a record
 /// of at most 8 MiB holds both.
 const MAX_MAP: usize = 320 * 1024;
-/// Longest path that the kernel accepts, without its NUL (PATH_MAX).
-const MAX_PATH: usize = 4095;
 /// Longest argument or environment string that the kernel accepts, without its NUL (MAX_ARG_STRLEN with 4 KiB
 /// pages).
 const MAX_ARGUMENT: usize = 128 * 1024 - 1;
@@ -74,10 +77,10 @@ pub(crate) enum Refusal {
         want: String,
     },
     /// A feature that is not implemented; Status does not announce it.
-    #[error("{}{object}{field}: {what}", prefix(.class))]
+    #[error("{}{object}{field}: {what}", prefix(.reason))]
     NotImplemented {
         /// Reason code that kubelet looks for at the start of the message.
-        class: Option<&'static str>,
+        reason: Option<&'static str>,
         /// The object, as above.
         object: String,
         /// Full name of the field.
@@ -87,8 +90,8 @@ pub(crate) enum Refusal {
     },
 }
 
-fn prefix(class: &Option<&'static str>) -> String {
-    class.map(|class| format!("{class}: ")).unwrap_or_default()
+fn prefix(reason: &Option<&'static str>) -> String {
+    reason.map(|reason| format!("{reason}: ")).unwrap_or_default()
 }
 
 impl Refusal {
@@ -135,7 +138,7 @@ impl<'a> Field<'a> {
 
     fn not_implemented(&self, what: impl Into<String>) -> Refusal {
         Refusal::NotImplemented {
-            class: None,
+            reason: None,
             object: String::new(),
             field: self.to_string(),
             what: what.into(),
@@ -143,9 +146,9 @@ impl<'a> Field<'a> {
     }
 
     /// Like [`Field::not_implemented`], with a reason code that kubelet looks for.
-    fn not_implemented_as(&self, class: &'static str, what: impl Into<String>) -> Refusal {
+    fn not_implemented_as(&self, reason: &'static str, what: impl Into<String>) -> Refusal {
         let (field, what) = (self.to_string(), what.into());
-        Refusal::NotImplemented { class: Some(class), object: String::new(), field, what }
+        Refusal::NotImplemented { reason: Some(reason), object: String::new(), field, what }
     }
 }
 
@@ -177,10 +180,11 @@ fn plain(field: &Field<'_>, text: String) -> Result<String> {
     Ok(text)
 }
 
-/// Part of an object's name. It is not used in file names, but in CNI_ARGS (`K=V;K=V`) and messages.
+/// Part of an object's name. It is used in messages and, for a pod, in CNI_ARGS; not in file names.
 fn name(field: &Field<'_>, text: String) -> Result<String> {
-    let forbidden = |c: char| c.is_control() || c.is_whitespace() || matches!(c, ';' | '=' | '/');
-    if text.is_empty() || text.len() > 253 || text.chars().any(forbidden) {
+    let forbidden = |c: char| c.is_control() || c.is_whitespace() || c == '/';
+    let fits = (1..=253).contains(&text.len()) && network::fits_cni_args(&text);
+    if !fits || text.chars().any(forbidden) {
         return Err(field.invalid(
             text,
             "must be 1 to 253 bytes without white space, control characters, ';', '=' and '/'",
@@ -189,14 +193,12 @@ fn name(field: &Field<'_>, text: String) -> Result<String> {
     Ok(text)
 }
 
-/// An absolute path without `..`, otherwise as written: status must return it unchanged.
+/// An absolute path without `..`. It is kept as written: status must return it unchanged.
 fn absolute(field: &Field<'_>, path: String) -> Result<String> {
-    let climbs = path.split('/').any(|part| part == "..");
-    if !path.starts_with('/') || climbs || path.contains('\0') || path.len() > MAX_PATH {
-        return Err(field
-            .invalid(path, format!("must be an absolute path without \"..\" of at most {MAX_PATH} bytes")));
+    match spec::path::clean(&path) {
+        Ok(_) => Ok(path),
+        Err(want) => Err(field.invalid(path, want)),
     }
-    Ok(path)
 }
 
 /// Like [`absolute`], or empty.
@@ -217,6 +219,14 @@ fn unmap(map: &BTreeMap<String, String>) -> HashMap<String, String> {
     map.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
+/// Refuses a list that is too long.
+fn at_most(field: &Field<'_>, entries: usize, most: usize) -> Result<()> {
+    if entries <= most {
+        return Ok(());
+    }
+    Err(field.invalid(format_args!("{entries} entries"), format!("must have at most {most} entries")))
+}
+
 /// Converts at most [`MAX_ENTRIES`] entries, each with its own field name.
 fn each<T, U>(
     parent: &Field<'_>,
@@ -224,17 +234,11 @@ fn each<T, U>(
     list: Vec<T>,
     convert: impl Fn(&Field<'_>, T) -> Result<U>,
 ) -> Result<Vec<U>> {
-    if list.len() > MAX_ENTRIES {
-        let field = parent.at(list_name);
-        return Err(field.invalid(
-            format_args!("{} entries", list.len()),
-            format!("must have at most {MAX_ENTRIES} entries"),
-        ));
-    }
+    at_most(&parent.at(list_name), list.len(), MAX_ENTRIES)?;
     list.into_iter().enumerate().map(|(i, item)| convert(&parent.entry(list_name, i), item)).collect()
 }
 
-/// A protobuf enum; the wire allows any number.
+/// The value of an enum, for which protobuf allows any number.
 fn choice<E: TryFrom<i32>>(field: &Field<'_>, value: i32, want: &str) -> Result<E> {
     E::try_from(value).map_err(|_| field.invalid(value, format!("must be one of {want}")))
 }

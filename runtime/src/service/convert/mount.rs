@@ -1,5 +1,6 @@
 //! Converts `Mount` and `Device`.
 
+use super::security::mapping_out;
 use super::{Field, Host, Refusal, Result};
 use cri_api::v1 as cri;
 use model::{Device, Mount, Propagation};
@@ -20,11 +21,13 @@ pub(super) fn mount(field: &Field<'_>, given: cri::Mount, host: Host) -> Result<
         image_sub_path,
         mount_options,
     } = given;
-    let container_path = super::absolute(&field.at("container_path"), container_path)?;
-    if container_path.split('/').all(|part| part.is_empty() || part == ".") {
-        return Err(field
-            .at("container_path")
-            .invalid(container_path, "must not be the root of the container"));
+    let want = match spec::path::fold(&container_path) {
+        Ok(path) if path == "/" => Some("must not be the root of the container"),
+        Ok(_) => None,
+        Err(want) => Some(want),
+    };
+    if let Some(want) = want {
+        return Err(field.at("container_path").invalid(container_path, want));
     }
     if image.is_some_and(|image| image != cri::ImageSpec::default()) {
         return Err(field
@@ -108,10 +111,6 @@ pub(super) fn mount_out(mount: &Mount) -> cri::Mount {
         uid_mappings,
         gid_mappings,
     } = mount;
-    let mapping = |mapping: &model::IdMapping| {
-        let model::IdMapping { host_id, container_id, length } = *mapping;
-        cri::IdMapping { host_id, container_id, length }
-    };
     let propagation = match propagation {
         Propagation::Private => cri::MountPropagation::PropagationPrivate,
         Propagation::HostToContainer => cri::MountPropagation::PropagationHostToContainer,
@@ -123,8 +122,8 @@ pub(super) fn mount_out(mount: &Mount) -> cri::Mount {
         readonly: *readonly,
         selinux_relabel: *selinux_relabel,
         propagation: propagation.into(),
-        uid_mappings: uid_mappings.iter().map(mapping).collect(),
-        gid_mappings: gid_mappings.iter().map(mapping).collect(),
+        uid_mappings: uid_mappings.iter().map(mapping_out).collect(),
+        gid_mappings: gid_mappings.iter().map(mapping_out).collect(),
         recursive_read_only: false,
         image: None,
         image_sub_path: String::new(),
@@ -135,13 +134,12 @@ pub(super) fn mount_out(mount: &Mount) -> cri::Mount {
 /// One device, or a folder of devices.
 pub(super) fn device(field: &Field<'_>, given: cri::Device) -> Result<Device> {
     let cri::Device { container_path, host_path, permissions } = given;
-    let rwm =
-        !permissions.is_empty() && permissions.len() <= 3 && permissions.bytes().all(|b| b"rwm".contains(&b));
-    if !rwm {
+    if !spec::devices::is_access(&permissions) {
         return Err(field.at("permissions").invalid(permissions, "must be any of r, w and m"));
     }
     Ok(Device {
-        container_path: super::absolute(&field.at("container_path"), container_path)?,
+        // Empty means the path on the host, as with containerd: device plugins may leave it out.
+        container_path: super::absolute_or_empty(&field.at("container_path"), container_path)?,
         host_path: super::absolute(&field.at("host_path"), host_path)?,
         permissions,
     })

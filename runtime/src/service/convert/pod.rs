@@ -3,6 +3,7 @@
 use super::{Field, Host, Refusal, Result};
 use cri_api::v1 as cri;
 use model::{Dns, NamespaceMode, PodConfig, PodMeta, PodPhase, PodRecord, PortMapping, Protocol};
+use spec::sysctl::Namespace;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
@@ -11,6 +12,10 @@ use std::net::IpAddr;
 const MAX_DNS: usize = 64;
 /// Longest host name (Linux's HOST_NAME_MAX).
 const MAX_HOSTNAME: usize = 64;
+/// Most kernel parameters of a pod.
+const MAX_SYSCTLS: usize = 256;
+/// Longest value of a kernel parameter in bytes: /proc/sys accepts one page.
+const MAX_SYSCTL: usize = 4095;
 
 /// Converts and validates a RunPodSandbox request.
 pub(crate) fn run_request(given: cri::RunPodSandboxRequest, host: Host) -> Result<PodConfig> {
@@ -22,12 +27,7 @@ pub(crate) fn run_request(given: cri::RunPodSandboxRequest, host: Host) -> Resul
         Some(object) => refusal.about(object),
         None => refusal,
     };
-    if !runtime_handler.is_empty() {
-        let field = Field::root("runtime_handler");
-        return Err(about(
-            field.invalid(runtime_handler, "unknown handler; only the default one, \"\", exists"),
-        ));
-    }
+    super::image::handler(&Field::root("runtime_handler"), &runtime_handler).map_err(about)?;
     pod_config(&field, config, host).map_err(about)
 }
 
@@ -91,10 +91,7 @@ fn hostname_in(field: &Field<'_>, name: String) -> Result<String> {
 fn dns_in(field: &Field<'_>, given: cri::DnsConfig) -> Result<Dns> {
     let cri::DnsConfig { servers, searches, options } = given;
     for (name, list) in [("servers", &servers), ("searches", &searches), ("options", &options)] {
-        if list.len() > MAX_DNS {
-            let want = format!("must have at most {MAX_DNS} entries");
-            return Err(field.at(name).invalid(format_args!("{} entries", list.len()), want));
-        }
+        super::at_most(&field.at(name), list.len(), MAX_DNS)?;
     }
     let word = |field: &Field<'_>, text: String| {
         if text.is_empty() || text.len() > 255 || text.chars().any(|c| c.is_control() || c.is_whitespace()) {
@@ -144,77 +141,40 @@ fn port(field: &Field<'_>, given: cri::PortMapping) -> Result<PortMapping> {
 
 fn cgroup_parent_in(field: &Field<'_>, path: String) -> Result<String> {
     let path = super::plain(field, path)?;
-    if !path.is_empty() && !path.starts_with('/') {
-        return Err(field
-            .invalid(path, "must be an absolute cgroupfs path, for example /kubepods/burstable/pod<uid>"));
+    match spec::path::clean(&path) {
+        Err(want) if !path.is_empty() => {
+            let want = format!("{want}; a cgroupfs path is, for example, /kubepods/burstable/pod<uid>");
+            Err(field.invalid(path, want))
+        }
+        _ => Ok(path),
     }
-    super::absolute_or_empty(field, path)
 }
 
-/// The System V IPC parameters: the only ones of `kernel.` that an IPC namespace has.
-const IPC_SYSCTLS: [&str; 8] = [
-    "kernel.msgmax",
-    "kernel.msgmnb",
-    "kernel.msgmni",
-    "kernel.sem",
-    "kernel.shmall",
-    "kernel.shmmax",
-    "kernel.shmmni",
-    "kernel.shm_rmid_forced",
-];
-
-/// A parameter's name with dots. sysctl(8) knows two spellings: the first separator counts, and the other character
-/// is an ordinary one.
-fn dotted(key: &str) -> String {
-    let slashes = key.find(['.', '/']).is_some_and(|at| key[at..].starts_with('/'));
-    if !slashes {
-        return key.to_owned();
-    }
-    key.chars()
-        .map(|c| match c {
-            '/' => '.',
-            '.' => '/',
-            c => c,
-        })
-        .collect()
-}
-
-/// Only sysctls of the pod's own namespaces: all others would change the host.
+/// Only parameters of the pod's own namespaces: all others would change the host.
 fn sysctls_in(
     field: &Field<'_>,
     given: HashMap<String, String>,
     namespaces: &model::Namespaces,
 ) -> Result<BTreeMap<String, String>> {
+    super::at_most(field, given.len(), MAX_SYSCTLS)?;
     let mut checked = BTreeMap::new();
     for (key, value) in given {
-        let dotted = dotted(&key);
-        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'/' | b'@' | b':');
-        let sound = |part: &str| {
-            !part.is_empty() && part.bytes().all(plain) && part.split('/').all(|piece| !piece.is_empty())
-        };
-        if !dotted.contains('.') || !dotted.split('.').all(sound) || key.len() > 255 {
-            return Err(
-                field.invalid(key, "must be the name of a kernel parameter, for example net.ipv4.tcp_rmem")
-            );
+        let sysctl = spec::sysctl::parse(&key).map_err(|want| field.invalid(&key, want))?;
+        if value.contains(['\0', '\n']) || value.len() > MAX_SYSCTL {
+            let want = format!("the value must be one line of at most {MAX_SYSCTL} bytes");
+            return Err(field.invalid((key, value), want));
         }
-        if value.contains(['\0', '\n']) || value.len() > 4096 {
-            return Err(field.invalid((key, value), "the value must be one line of at most 4096 bytes"));
-        }
-        let host_of = if dotted.starts_with("net.") {
-            (namespaces.network == NamespaceMode::Node).then_some("network")
-        } else if dotted.starts_with("fs.mqueue.") || IPC_SYSCTLS.contains(&dotted.as_str()) {
-            (namespaces.ipc == NamespaceMode::Node).then_some("ipc")
-        } else {
-            return Err(field.invalid(
-                key,
-                "belongs to the host: only net.*, fs.mqueue.* and System V IPC parameters can be set per pod",
-            ));
+        let (mode, shared) = match sysctl.namespace {
+            Namespace::Network => (namespaces.network, "network"),
+            Namespace::Ipc => (namespaces.ipc, "ipc"),
+            // The UTS namespace is the host's if the network is.
+            Namespace::Uts => (namespaces.network, "network (and UTS)"),
         };
-        if let Some(namespace) = host_of {
-            let want = format!("must not be set when the pod uses the host's {namespace} namespace");
+        if mode == NamespaceMode::Node {
+            let want = format!("must not be set when the pod uses the host's {shared} namespace");
             return Err(field.invalid(key, want));
         }
-        checked.insert(dotted, value);
+        checked.insert(sysctl.name, value);
     }
     Ok(checked)
 }

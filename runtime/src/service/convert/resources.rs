@@ -3,9 +3,28 @@
 use super::{Field, Result};
 use cri_api::v1 as cri;
 use model::{HugepageLimit, Resources};
+use spec::resources as kernel;
 use std::collections::HashMap;
 
-/// Absent means no limits.
+/// Most entries of `unified` and of `hugepage_limits`; a kernel has fewer files.
+const MAX_FILES: usize = 128;
+/// Longest value of `unified` in bytes.
+const MAX_VALUE: usize = 4096;
+
+/// The limits of a container. Absent means none.
+pub(super) fn of_container(
+    field: &Field<'_>,
+    given: Option<cri::LinuxContainerResources>,
+) -> Result<Resources> {
+    let resources = resources(field, given)?.unwrap_or_default();
+    if (1..kernel::MIN_MEMORY).contains(&resources.memory_limit) {
+        let want = format!("must be at least {}, or 0: no process can start with less", kernel::MIN_MEMORY);
+        return Err(field.at("memory_limit_in_bytes").invalid(resources.memory_limit, want));
+    }
+    Ok(resources)
+}
+
+/// Resources of a container, or the sums of a pod.
 #[expect(clippy::too_many_lines, reason = "one check for each field of the message")]
 pub(super) fn resources(
     field: &Field<'_>,
@@ -18,96 +37,83 @@ pub(super) fn resources(
         cpu_period,
         cpu_quota,
         cpu_shares,
-        memory_limit_in_bytes,
+        memory_limit_in_bytes: memory,
         oom_score_adj,
         cpuset_cpus,
         cpuset_mems,
         hugepage_limits,
         unified,
-        memory_swap_limit_in_bytes,
+        memory_swap_limit_in_bytes: swap,
     } = given;
-    // The kernel's limits of cpu.cfs_period_us.
-    if cpu_period != 0 && !(1_000..=1_000_000).contains(&cpu_period) {
-        return Err(field
-            .at("cpu_period")
-            .invalid(cpu_period, "must be 0 (the kernel's default) or 1000 to 1000000 µs"));
+    if cpu_period != 0 && !kernel::CPU_PERIODS.contains(&cpu_period) {
+        let (least, most) = (*kernel::CPU_PERIODS.start(), *kernel::CPU_PERIODS.end());
+        let want = format!("must be 0 (the kernel's default) or {least} to {most} µs");
+        return Err(field.at("cpu_period").invalid(cpu_period, want));
     }
-    if (1..1_000).contains(&cpu_quota) {
-        return Err(field
-            .at("cpu_quota")
-            .invalid(cpu_quota, "must be at least 1000 µs, or at most 0 for no limit"));
+    if (1..kernel::MIN_CPU_QUOTA).contains(&cpu_quota) {
+        let want = format!("must be at least {} µs, or at most 0 for no limit", kernel::MIN_CPU_QUOTA);
+        return Err(field.at("cpu_quota").invalid(cpu_quota, want));
     }
     if cpu_shares < 0 {
         return Err(field.at("cpu_shares").invalid(cpu_shares, "must not be negative"));
     }
-    if memory_limit_in_bytes < 0 {
-        return Err(field
-            .at("memory_limit_in_bytes")
-            .invalid(memory_limit_in_bytes, "must be 0 (no limit) or more"));
+    if memory < -1 {
+        return Err(field.at("memory_limit_in_bytes").invalid(memory, "must be -1 or 0 (no limit), or more"));
     }
-    let swap = memory_swap_limit_in_bytes;
-    if swap < -1 || (swap > 0 && swap < memory_limit_in_bytes) {
+    if swap < -1 || !kernel::is_swap_limit(memory, swap) {
         let want = format!(
-            "counts memory and swap: must be -1 (no limit), 0 (same as memory) or at least memory_limit_in_bytes ({memory_limit_in_bytes})"
+            "counts memory and swap: must be -1 (no limit), 0 (same as memory), or at least \
+             memory_limit_in_bytes ({memory}), which must be set too"
         );
         return Err(field.at("memory_swap_limit_in_bytes").invalid(swap, want));
     }
-    if !(-1000..=1000).contains(&oom_score_adj) {
-        return Err(field.at("oom_score_adj").invalid(oom_score_adj, "must be -1000 to 1000"));
+    if !kernel::OOM_SCORE_ADJS.contains(&oom_score_adj) {
+        let (least, most) = (*kernel::OOM_SCORE_ADJS.start(), *kernel::OOM_SCORE_ADJS.end());
+        return Err(field.at("oom_score_adj").invalid(oom_score_adj, format!("must be {least} to {most}")));
     }
-    let hugepage_limits = super::each(field, "hugepage_limits", hugepage_limits, hugepage_limit)?;
-    check_unified(field, &unified)?;
+    super::at_most(&field.at("hugepage_limits"), hugepage_limits.len(), MAX_FILES)?;
+    check_unified(&field.at("unified"), &unified)?;
     Ok(Some(Resources {
         cpu_period,
         cpu_quota,
         cpu_shares,
-        memory_limit: memory_limit_in_bytes,
-        memory_swap_limit: memory_swap_limit_in_bytes,
+        memory_limit: memory,
+        memory_swap_limit: swap,
         oom_score_adj,
-        cpuset_cpus: cpu_list(&field.at("cpuset_cpus"), cpuset_cpus)?,
-        cpuset_mems: cpu_list(&field.at("cpuset_mems"), cpuset_mems)?,
-        hugepage_limits,
+        cpuset_cpus: cpuset_list(&field.at("cpuset_cpus"), cpuset_cpus)?,
+        cpuset_mems: cpuset_list(&field.at("cpuset_mems"), cpuset_mems)?,
+        hugepage_limits: super::each(field, "hugepage_limits", hugepage_limits, hugepage_limit)?,
         unified: super::map(&field.at("unified"), unified)?,
     }))
 }
 
 fn hugepage_limit(field: &Field<'_>, limit: cri::HugepageLimit) -> Result<HugepageLimit> {
     let cri::HugepageLimit { page_size, limit } = limit;
-    let digits = page_size.trim_end_matches(['K', 'M', 'G', 'B']);
-    let unit = &page_size[digits.len()..];
-    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) || !["KB", "MB", "GB"].contains(&unit)
-    {
-        return Err(field
-            .at("page_size")
-            .invalid(page_size, "must be a size as the kernel names it, for example 2MB"));
+    if !kernel::is_page_size(&page_size) {
+        let want = "must be a size as the kernel names it, for example 2MB";
+        return Err(field.at("page_size").invalid(page_size, want));
     }
     Ok(HugepageLimit { page_size, limit })
 }
 
-/// Names of cgroup v2 files and their values; which of them exist is checked by the kernel.
+/// Names of cgroup v2 files and their values. On v1 they have no effect (CRI).
 fn check_unified(field: &Field<'_>, unified: &HashMap<String, String>) -> Result<()> {
+    super::at_most(field, unified.len(), MAX_FILES)?;
     for (file, value) in unified {
-        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-');
-        if !file.contains('.') || file.starts_with('.') || !file.bytes().all(plain) {
-            return Err(field
-                .at("unified")
-                .invalid(file, "must be the name of a cgroup v2 file, for example memory.high"));
+        if !kernel::is_limit_file(file) {
+            let want = "must be the name of a controller's cgroup v2 file, for example memory.high";
+            return Err(field.invalid(file, want));
         }
-        if value.contains(['\0', '\n']) {
-            return Err(field.at("unified").invalid((file, value), "must be one line"));
+        if value.contains(['\0', '\n']) || value.len() > MAX_VALUE {
+            let want = format!("the value must be one line of at most {MAX_VALUE} bytes");
+            return Err(field.invalid((file, value), want));
         }
     }
     Ok(())
 }
 
-/// The kernel's list format. Whether these processors exist is checked by the kernel.
-fn cpu_list(field: &Field<'_>, list: String) -> Result<String> {
-    let number = |text: &str| !text.is_empty() && text.len() < 6 && text.bytes().all(|b| b.is_ascii_digit());
-    let range = |part: &str| match part.split_once('-') {
-        Some((from, to)) => number(from) && number(to),
-        None => number(part),
-    };
-    if list.is_empty() || (list.len() <= 4096 && list.split(',').all(range)) {
+fn cpuset_list(field: &Field<'_>, list: String) -> Result<String> {
+    if list.is_empty() || kernel::is_cpuset_list(&list) {
         Ok(list)
     } else {
         Err(field.invalid(list, "must be a list of numbers and ranges, for example 0-3,8"))

@@ -8,8 +8,8 @@ use model::{
     SeccompProfile, UserNamespace, UserRequest,
 };
 
-/// The security context of pause. If it is absent, defaults apply, and the wire's zeros: a shared PID
-/// namespace.
+/// The security context of pause. If it is absent, every field has protobuf's default (0 or empty), so the
+/// containers share the pod's PID namespace.
 #[expect(deprecated, reason = "deprecated fields are still sent, and validated")]
 pub(super) fn pod_security(
     field: &Field<'_>,
@@ -156,8 +156,9 @@ fn selinux(field: &Field<'_>, given: Option<cri::SeLinuxOption>) -> Result<()> {
     Ok(())
 }
 
-/// No profile can be loaded, so only requests for no profile pass. RuntimeDefault means no profile on a host
-/// without AppArmor; on a host with AppArmor it is refused, because it would promise confinement.
+/// AppArmor is not implemented, so only requests that need no profile are accepted. On a host without AppArmor,
+/// RuntimeDefault needs none; on a host with it, RuntimeDefault is refused, because the container would not be
+/// confined.
 fn apparmor_profile(
     field: &Field<'_>,
     given: Option<cri::SecurityProfile>,
@@ -259,7 +260,7 @@ fn user_namespace(field: &Field<'_>, given: Option<cri::UserNamespace>) -> Resul
     if mode != NamespaceMode::Node {
         return Err(field.at("mode").not_implemented("user namespaces are not implemented yet; use NODE"));
     }
-    // The host's ids are not mapped.
+    // The host's user namespace has no mappings.
     for (name, list) in [("uids", &uids), ("gids", &gids)] {
         if let Some(mapping) = list.first() {
             return Err(field.at(name).invalid(mapping, "must be empty with the mode NODE"));
@@ -272,14 +273,10 @@ fn capability_sets(field: &Field<'_>, given: Option<cri::Capability>) -> Result<
     let cri::Capability { add_capabilities, drop_capabilities, add_ambient_capabilities } =
         given.unwrap_or_default();
     let list = |name: &str, list, all: bool| {
-        super::each(field, name, list, |field, text: String| {
-            let upper = text.to_ascii_uppercase();
-            let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
-            if spec::security::NAMES.contains(&short) || (all && short == "ALL") {
-                Ok(short.to_owned())
-            } else {
-                Err(field.invalid(text, "must be the name of a Linux capability, for example NET_ADMIN"))
-            }
+        super::each(field, name, list, |field, text: String| match spec::security::canonical(&text) {
+            Some(name) => Ok(name.to_owned()),
+            None if all && spec::security::is_all(&text) => Ok("ALL".to_owned()),
+            None => Err(field.invalid(text, "must be the name of a Linux capability, for example NET_ADMIN")),
         })
     };
     Ok(Capabilities {
@@ -299,13 +296,14 @@ fn mode_out(mode: NamespaceMode) -> i32 {
     .into()
 }
 
+pub(super) fn mapping_out(mapping: &IdMapping) -> cri::IdMapping {
+    let IdMapping { host_id, container_id, length } = *mapping;
+    cri::IdMapping { host_id, container_id, length }
+}
+
 /// The namespaces as requested, which status must return.
 pub(super) fn namespaces_out(namespaces: &Namespaces) -> cri::NamespaceOption {
     let Namespaces { network, pid, ipc, target, user } = namespaces;
-    let mapping = |mapping: &IdMapping| {
-        let IdMapping { host_id, container_id, length } = *mapping;
-        cri::IdMapping { host_id, container_id, length }
-    };
     cri::NamespaceOption {
         network: mode_out(*network),
         pid: mode_out(*pid),
@@ -313,8 +311,8 @@ pub(super) fn namespaces_out(namespaces: &Namespaces) -> cri::NamespaceOption {
         target_id: target.clone(),
         userns_options: user.as_ref().map(|UserNamespace { mode, uids, gids }| cri::UserNamespace {
             mode: mode_out(*mode),
-            uids: uids.iter().map(mapping).collect(),
-            gids: gids.iter().map(mapping).collect(),
+            uids: uids.iter().map(mapping_out).collect(),
+            gids: gids.iter().map(mapping_out).collect(),
         }),
     }
 }

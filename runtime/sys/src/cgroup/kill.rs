@@ -1,4 +1,4 @@
-//! Kills a cgroup's processes: freeze, signal all, thaw. The caller repeats it until none is left.
+//! Kills the processes of a cgroup: freeze, signal all, thaw. The caller repeats it until none is left.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -9,17 +9,16 @@ use super::walk::{each_folder, is_gone, is_too_many, prune};
 use super::{processes, read, write};
 
 /// Most pidfds that are open at once, so that a limit on descriptors does not keep processes from being killed.
-const HELD: usize = 64;
+const MAX_OPEN: usize = 64;
 
-/// Sends SIGKILL to every process in a cgroup and below it, once. Processes that were forked meanwhile may
-/// survive: repeat it until [`super::is_empty`].
+/// Sends SIGKILL to every process in a cgroup and below it, once. Processes that are forked meanwhile may survive:
+/// repeat it until [`super::is_empty`].
 ///
-/// `folders` are the cgroup's folders in the hierarchies to search, `freezer` the one in v1's freezer
-/// hierarchy. On v2 (`unified`) there is one folder, and cgroup.kill is used. On v1 all processes are frozen
-/// meanwhile, so that none can fork. The freeze is awaited for at most `patience` (a process in D state
-/// freezes only when it leaves that state). At the end every level is thawed, because processes of a level
-/// that the container itself froze could not die. Processes are signalled by pidfd, after it was checked that
-/// they are still members.
+/// `folders` are the cgroup's folders in the hierarchies to search; `freezer` is its folder in v1's freezer hierarchy.
+/// On v2 (`unified`) there is one folder, and cgroup.kill does all. On v1 the processes are frozen first, so that none
+/// can fork. That takes at most `patience`, because a process in D state freezes only when it leaves that state. Then
+/// each is signalled by a pidfd, if it is still a member. At the end every level is thawed, because a frozen process
+/// does not die, and the container may have frozen some levels itself.
 ///
 /// # Errors
 /// The errors of the system calls; a removed folder is not an error. If there are more folders than [`each_folder`]
@@ -47,12 +46,13 @@ pub fn kill_all(
     outcome
 }
 
-/// Removes empty folders of a tree that is too large, for the next call.
+/// The outcome, without the error that `dir` was removed. If the tree is too large, its empty folders are removed, for
+/// the next call.
 fn except_gone(outcome: io::Result<()>, dir: BorrowedFd<'_>) -> io::Result<()> {
     match outcome {
         Err(error) if is_gone(&error) => Ok(()),
         Err(error) if is_too_many(&error) => {
-            // Folders with processes stay.
+            // It fails for folders with processes, which stay.
             drop(prune(dir, &mut || false));
             Err(error)
         }
@@ -60,7 +60,8 @@ fn except_gone(outcome: io::Result<()>, dir: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// Whether all are frozen now. Best effort: other processes are killed too, only in more rounds.
+/// Freezes the cgroup. Returns whether all its processes are frozen now. If not, they can be killed too, but that may
+/// take more rounds.
 fn freeze(dir: BorrowedFd<'_>, unified: bool, patience: Duration) -> bool {
     let (file, value) = if unified { ("cgroup.freeze", "1") } else { ("freezer.state", "FROZEN") };
     if write(dir, file, value).is_err() {
@@ -86,23 +87,24 @@ fn freeze(dir: BorrowedFd<'_>, unified: bool, patience: Duration) -> bool {
     }
 }
 
-/// Thaws every level. A removed folder is skipped.
+/// Thaws the cgroup and all below it.
 fn thaw(dir: BorrowedFd<'_>, unified: bool) -> io::Result<()> {
     let (file, value) = if unified { ("cgroup.freeze", "0") } else { ("freezer.state", "THAWED") };
     let own = write(dir, file, value);
     each_folder(dir, &mut |folder| {
-        // The first error is reported.
+        // Only an error of the top is reported: it is frozen by us, the others only by the container.
         drop(write(folder, file, value));
         Ok(())
     })
     .and(own)
 }
 
+/// Kills the processes in one cgroup, not those below it.
 fn kill_members(dir: BorrowedFd<'_>, frozen: bool) -> io::Result<()> {
     let list = || -> io::Result<Vec<u32>> {
         let mut pids = Vec::new();
-        // 0 is a process of another PID namespace, which cannot be signalled; PID 1 and the caller never
-        // belong to a container.
+        // 0 stands for a process without a pid in this PID namespace, which cannot be signalled. PID 1 and the caller
+        // never belong to a container.
         processes(dir, |pid| {
             if pid > 1 && pid != std::process::id() {
                 pids.push(pid);
@@ -111,15 +113,15 @@ fn kill_members(dir: BorrowedFd<'_>, frozen: bool) -> io::Result<()> {
         pids.sort_unstable();
         Ok(pids)
     };
-    for some in list()?.chunks(HELD) {
+    for some in list()?.chunks(MAX_OPEN) {
         let held: Vec<_> =
             some.iter().filter_map(|pid| Some((*pid, crate::pidfd::open(*pid).ok()?))).collect();
-        // A frozen process cannot end, so its pid is not reused. Other processes are signalled only if they
-        // are still members after the pidfd was opened, so that it is theirs.
+        // A frozen process cannot end, so the pidfd is its own. Otherwise its pid may have been reused before the pidfd
+        // was opened: list again, and signal only those that are still members.
         let members = if frozen { None } else { Some(list()?) };
         for (pid, fd) in &held {
             if members.as_ref().is_none_or(|members| members.binary_search(pid).is_ok()) {
-                // It may have ended; root gets no permission errors.
+                // The only expected error is that it has ended.
                 drop(crate::pidfd::send_signal(fd.as_fd(), libc::SIGKILL));
             }
         }
@@ -134,7 +136,7 @@ mod tests {
     use std::os::unix::process::ExitStatusExt as _;
     use std::process::Command;
 
-    /// More folders than the walk keeps names of, each like a cgroup with a process: all are killed in one round.
+    /// There are more folders than names that the walk keeps. All processes are killed in one round.
     #[test]
     fn processes_in_the_last_of_many_folders_are_killed() {
         const FOLDERS: usize = 12_000;
@@ -146,7 +148,7 @@ mod tests {
             let folder = temp.path().join(format!("c{n}"));
             create_dir(&folder).unwrap();
             let child = places.iter().position(|place| *place == n).map(|at| children[at].id());
-            // Pid 0 stands for one that cannot be seen from here.
+            // Pid 0 stands for a process of another PID namespace.
             write(folder.join("cgroup.procs"), format!("{}\n", child.unwrap_or(0))).unwrap();
         }
         write(temp.path().join("cgroup.procs"), "").unwrap();

@@ -1,5 +1,5 @@
-//! Walks a cgroup and those below it. A container with a writable hierarchy controls their number and depth,
-//! so the walk uses two descriptors at any depth, no recursion, and a bound on the number.
+//! Walks a cgroup and all below it. A container with a writable hierarchy decides how many there are and how deep. So a
+//! walk does not recurse, uses two descriptors at any depth, and visits a limited number.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -9,12 +9,12 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, openat2, unlinkat};
 use rustix::io::Errno;
 
-/// Most folders of one walk, which takes a second or two for so many. Beyond it [`each_folder`] gives up with
-/// E2BIG, and [`prune`] makes it fewer.
+/// Most folders that one walk visits, in a second or two. If there are more, [`each_folder`] fails with E2BIG;
+/// [`prune`] reduces their number.
 pub(super) const MOST_FOLDERS: usize = 1 << 18;
-/// Names read ahead in one folder.
+/// Most names that are read ahead in one folder.
 const NAMES: usize = 1_024;
-/// Names read ahead on all levels of a walk, one more for each level.
+/// Most names that are read ahead on all levels of a walk together; then one more for each deeper level.
 const MOST_NAMES: usize = 10_000;
 
 /// Whether the error means that a cgroup was removed: ENOENT, or ENODEV for a file that was opened before.
@@ -22,18 +22,19 @@ pub fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }
 
-/// Whether a walk ended because there are more than [`MOST_FOLDERS`].
+/// Whether the error means that there are more than [`MOST_FOLDERS`].
 pub fn is_too_many(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::E2BIG)
 }
 
-/// Opens a folder of the same mount; a mount on a cgroup is not entered.
+/// Opens a folder below `at`. EXDEV if something is mounted on it.
 fn enter(at: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     openat2(at, name, flags, Mode::empty(), ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS)
 }
 
-/// Names of the next folders in a folder, `most` at most, and where to go on: none when these are the last.
+/// At most `most` names of folders in a folder, from the position `from` on, and the position for the next call; `None`
+/// after the last name.
 fn next_folders(
     at: BorrowedFd<'_>,
     from: Option<i64>,
@@ -52,7 +53,7 @@ fn next_folders(
             Err(error) => return Err(error.into()),
         };
         let name = entry.file_name();
-        // A link count of two would mean that there are none, but no cgroup file system guarantees that.
+        // The link count would tell whether there are folders, but not every cgroup file system keeps it.
         if entry.file_type() == FileType::Directory && name != c"." && name != c".." {
             names.push(name.to_owned());
             if names.len() >= most {
@@ -67,8 +68,8 @@ fn next_folders(
 /// skipped.
 ///
 /// # Errors
-/// E2BIG for more than [`MOST_FOLDERS`], of which so many were visited, EXDEV for something mounted on one, those
-/// of `each`, and as the kernel says.
+/// E2BIG after [`MOST_FOLDERS`], if there are more; EXDEV if something is mounted on one; the errors of `each` and of
+/// the system calls.
 pub fn each_folder(
     dir: BorrowedFd<'_>,
     each: &mut impl FnMut(BorrowedFd<'_>) -> io::Result<()>,
@@ -76,16 +77,16 @@ pub fn each_folder(
     visit(dir, MOST_FOLDERS, &mut |folder| each(folder).map(ControlFlow::Continue))
 }
 
-/// [`each_folder`], until `each` has seen enough or `most` folders were visited.
+/// Like [`each_folder`], until `each` returns `Break`, and for at most `most` folders.
 pub(super) fn visit(
     dir: BorrowedFd<'_>,
     most: usize,
     each: &mut impl FnMut(BorrowedFd<'_>) -> io::Result<ControlFlow<()>>,
 ) -> io::Result<()> {
     struct Level {
-        /// Still to visit, last first.
+        /// Names that are still to be visited; the next one is last.
         names: Vec<CString>,
-        /// Where the names go on.
+        /// The position after these names, if there are more.
         more: Option<i64>,
     }
     if each(dir)?.is_break() {
@@ -132,25 +133,25 @@ pub(super) fn visit(
     Ok(())
 }
 
-/// Names that may be read ahead while so many are kept: few, where a tree is wide on many levels.
+/// How many names may be read ahead while `kept` names are kept: few if the tree is wide on many levels.
 fn room(kept: usize) -> usize {
     MOST_NAMES.saturating_sub(kept).clamp(1, NAMES)
 }
 
-/// Removes the folders below `dir`, not itself, children first. `retry` is asked about one that is busy: true
-/// tries it again, false leaves it there. Any depth and any number.
+/// Removes all folders below `dir`, but not `dir`, children first; any number, at any depth. If a folder is busy,
+/// `retry` is called: it is tried again on true, and left on false.
 ///
 /// # Errors
-/// EBUSY when one was left, and as the kernel says.
+/// EBUSY if a folder was left; the errors of the system calls.
 pub fn prune(dir: BorrowedFd<'_>, retry: &mut impl FnMut() -> bool) -> io::Result<()> {
     struct Level {
         /// Its name in the parent folder.
         name: CString,
-        /// Still to remove in it.
+        /// Names of folders in it that are still to be removed.
         names: Vec<CString>,
-        /// Some in it could not be removed, so it cannot be removed either.
+        /// A folder in it was left, so it cannot be removed either.
         stayed: bool,
-        /// There are more names than those above.
+        /// There are more names than these.
         more: bool,
     }
     let level = |at: BorrowedFd<'_>, name: CString| -> io::Result<Level> {
@@ -168,7 +169,7 @@ pub fn prune(dir: BorrowedFd<'_>, retry: &mut impl FnMut() -> bool) -> io::Resul
                     Ok(below) => {
                         let inner = level(below.as_fd(), name)?;
                         if inner.names.is_empty() {
-                            // No folder below it: it has processes, or they are ending.
+                            // It has no folders, so it is busy because of processes, which may be ending.
                             top.stayed |= !remove_one(at.as_fd(), &inner.name, retry)?;
                         } else {
                             levels.push(inner);
@@ -183,7 +184,7 @@ pub fn prune(dir: BorrowedFd<'_>, retry: &mut impl FnMut() -> bool) -> io::Resul
             continue;
         }
         if top.more && !top.stayed {
-            // From the start again: those that were read are removed.
+            // Read from the start again: the folders that were read before are removed.
             let (names, more) = next_folders(at.as_fd(), None, NAMES)?;
             (top.names, top.more) = (names, more.is_some());
             continue;
@@ -199,7 +200,7 @@ pub fn prune(dir: BorrowedFd<'_>, retry: &mut impl FnMut() -> bool) -> io::Resul
     Ok(())
 }
 
-/// Removes a folder that has none below it; false for one that is busy and is not to be tried again.
+/// Removes a folder without folders in it. Returns false if it is busy and `retry` returned false.
 fn remove_one(at: BorrowedFd<'_>, name: &CStr, retry: &mut impl FnMut() -> bool) -> io::Result<bool> {
     loop {
         match unlinkat(at, name, AtFlags::REMOVEDIR) {
@@ -230,7 +231,7 @@ mod tests {
         .map(|()| count)
     }
 
-    /// Deeper than the limits of paths, stacks and descriptor tables.
+    /// Creates folders that are nested deeper than any limit of paths, stacks or descriptor tables.
     fn deep(root: &std::path::Path, levels: usize) {
         let mut at = open(root);
         for _ in 0..levels {
@@ -273,7 +274,7 @@ mod tests {
                 Ok(if seen == 5_000 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
             })
         };
-        // As many as are allowed, then a word on the rest; or until enough were seen.
+        // It fails after as many as are allowed, unless the callback ends it before.
         assert!(is_too_many(&some(4_000).unwrap_err()));
         some(4_000).unwrap();
         assert_eq!(seen, 5_000);

@@ -14,7 +14,7 @@ fn reap(child: &Child) -> Option<i32> {
 #[test]
 fn places_descriptors_and_closes_the_rest() {
     let (mut read, write) = std::io::pipe().unwrap();
-    // Left open on purpose, without close-on-exec.
+    // A descriptor without close-on-exec, which the program must not get.
     let stray = std::fs::File::open("/proc/self/status").unwrap();
     rustix::io::fcntl_setfd(&stray, rustix::io::FdFlags::empty()).unwrap();
     let script = "ls /proc/self/fd | tr '\\n' ' ' >&3; pwd >&3; echo $A >&3; \
@@ -40,7 +40,7 @@ fn places_descriptors_and_closes_the_rest() {
     assert_eq!(lines[3], "SigIgn:\t0000000000000000");
 }
 
-/// A script by its path, with all of its stdio.
+/// A script cannot be executed by descriptor.
 #[test]
 fn scripts_are_executed_by_path() {
     let dir = tempfile::tempdir().unwrap();
@@ -71,7 +71,7 @@ fn scripts_are_executed_by_path() {
 }
 
 #[test]
-fn says_why_and_leaves_no_child() {
+fn a_failed_execve_is_reported_and_leaves_no_child() {
     let text = std::fs::File::open("/etc/passwd").unwrap();
     let of = |binary| spawn(&Program { binary, args: &[], env: &[], stdio: [None; 3], fds: &[] });
     let error = of(Binary::Fd(text.as_fd())).unwrap_err();

@@ -11,40 +11,41 @@ use rustix::io::Errno;
 use super::walk::{Left, Next, Walk};
 use super::{Error, entry_name};
 
-/// How often folders that were emptied and are not empty may be gone through again, all together.
-const AGAIN: u32 = 10_000;
-/// How often one name may be another kind of thing than it was a moment ago. Who swaps it all the time wins
-/// about every second turn, so this many are never lost by chance.
-const TURNS: u32 = 1_000;
-/// How often the walk may begin anew: each time it has removed 16,000 levels of a deeper tree, or somebody
-/// moves folders about.
-const RESTARTS: u32 = 1000;
+/// How many folders of one tree, in total, may be entered again because they were not empty after they had been
+/// emptied.
+const MAX_REENTERED: u32 = 10_000;
+/// How many times the type of one name may change while it is being removed. A process that swaps a file and a folder
+/// all the time makes about every second attempt fail, so as many failures in a row are no chance.
+const MAX_ATTEMPTS: u32 = 1_000;
+/// How many times the walk may start again from the top: once for every 16,000 levels of a deep tree, and when a
+/// process moves folders.
+const MAX_WALKS: u32 = 1000;
 
-/// Removes the entry `name` of `dir`: a file, or a folder with all it holds. What is not there is removed.
-/// What cannot be removed does not keep the rest.
+/// Removes the entry `name` of `dir`: a file, or a folder with its content. If one entry cannot be removed, the others
+/// are removed all the same. It is not an error if `name` does not exist.
 ///
-/// Blocks for as long as the tree is large; needs no space on the file system. A file or folder that is
-/// immutable or append-only (chattr) is made removable first.
+/// Blocks, for long if the tree is large. Needs no space on the file system. The immutable and append-only attributes
+/// (chattr(1)) are cleared first.
 ///
 /// # Errors
-/// The first of what stays.
+/// The first entry that could not be removed.
 pub fn remove(dir: BorrowedFd<'_>, name: &OsStr) -> Result<(), Error> {
     let entry = entry_name(name)?;
-    let mut remover = Remover { first: None, removed: 0, emptied: false, again: 0 };
-    for _ in 0..RESTARTS {
+    let mut remover = Remover { first: None, removed: 0, emptied: false, reentered: 0 };
+    for _ in 0..MAX_WALKS {
         let kind = match statat(dir, &*entry, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => FileType::from_raw_mode(stat.st_mode),
             Err(Errno::NOENT) => return Ok(()),
-            Err(errno) => return Err(Error::io("look at", name.as_ref(), errno)),
+            Err(errno) => return Err(Error::io("stat", name.as_ref(), errno)),
         };
-        match take(dir, &entry, kind) {
-            Ok(Taken::Gone) => return Ok(()),
-            Ok(Taken::Folder) => {}
+        match unlink(dir, &entry, kind) {
+            Ok(Unlinked::Gone) => return Ok(()),
+            Ok(Unlinked::NotEmpty) => {}
             Err(errno) => return Err(Error::io("remove", name.as_ref(), errno)),
         }
         let mut walk = match Walk::open(dir, &entry) {
             Ok(walk) => walk,
-            // Swapped meanwhile: look again.
+            // It was replaced meanwhile: start again.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
             Err(errno) => return Err(Error::io("open", name.as_ref(), errno)),
         };
@@ -60,25 +61,28 @@ pub fn remove(dir: BorrowedFd<'_>, name: &OsStr) -> Result<(), Error> {
     Err(Error::Changing { path: name.into() })
 }
 
+/// Removes a tree during one or several walks.
 #[derive(Debug)]
 struct Remover {
     /// The first failure.
     first: Option<Error>,
+    /// Number of removed entries.
     removed: u64,
-    /// The next entry is a folder that was emptied a moment ago.
+    /// The next entry is a folder that was just emptied.
     emptied: bool,
-    again: u32,
+    /// Number of folders that were entered again after they had been emptied.
+    reentered: u32,
 }
 
 impl Remover {
-    /// Removes what the walk meets, until it is at its end.
+    /// Removes the entries that the walk finds, until its end.
     fn empty(&mut self, walk: &mut Walk) {
         loop {
             match walk.read() {
                 Some(Ok(entry)) => self.entry(walk, entry.file_name(), entry.file_type()),
                 Some(Err(errno)) => {
-                    self.note(walk, "list", None, errno);
-                    // What was not listed stays.
+                    // Entries that were not listed are not removed.
+                    self.fail(walk, "list", None, errno);
                     if !self.leave(walk) {
                         return;
                     }
@@ -92,7 +96,7 @@ impl Remover {
         }
     }
 
-    /// Goes up and removes the folder that is empty now; false when there is nowhere to go.
+    /// Goes to the parent folder and removes the folder that was just emptied. Returns false at the end of the walk.
     fn leave(&mut self, walk: &mut Walk) -> bool {
         let failed = walk.failed();
         match walk.leave(if failed { Next::Following } else { Next::Same }) {
@@ -111,38 +115,40 @@ impl Remover {
     fn entry(&mut self, walk: &mut Walk, name: &CStr, kind: FileType) {
         let emptied = std::mem::take(&mut self.emptied);
         let mut kind = kind;
-        for _ in 0..TURNS {
-            match walk.folder().and_then(|folder| take(folder, name, kind)) {
-                Ok(Taken::Gone) => {
+        for _ in 0..MAX_ATTEMPTS {
+            match walk.folder().and_then(|folder| unlink(folder, name, kind)) {
+                Ok(Unlinked::Gone) => {
                     self.removed += 1;
                     return;
                 }
-                Ok(Taken::Folder) if emptied && self.again >= AGAIN => break,
-                Ok(Taken::Folder) => match walk.enter(name) {
+                Ok(Unlinked::NotEmpty) if emptied && self.reentered >= MAX_REENTERED => break,
+                Ok(Unlinked::NotEmpty) => match walk.enter(name) {
                     Ok(()) => {
-                        self.again += u32::from(emptied);
+                        self.reentered += u32::from(emptied);
                         return;
                     }
                     Err(Errno::NOENT) => return,
-                    // It was a folder a moment ago.
+                    // It has been replaced since, and is no folder any more.
                     Err(Errno::NOTDIR | Errno::LOOP) => kind = FileType::Symlink,
-                    Err(errno) => return self.note(walk, "open", Some(name), errno),
+                    Err(errno) => return self.fail(walk, "open", Some(name), errno),
                 },
                 Err(Errno::AGAIN) => break,
-                Err(errno) => return self.note(walk, "remove", Some(name), errno),
+                Err(errno) => return self.fail(walk, "remove", Some(name), errno),
             }
         }
-        self.changing(walk, name);
+        self.fail_changing(walk, name);
     }
 
-    fn note(&mut self, walk: &mut Walk, action: &'static str, name: Option<&CStr>, errno: Errno) {
+    /// Records that an entry, or the whole current folder, could not be removed.
+    fn fail(&mut self, walk: &mut Walk, action: &'static str, name: Option<&CStr>, errno: Errno) {
         walk.fail();
         if self.first.is_none() {
             self.first = Some(Error::io(action, &walk.path(name), errno));
         }
     }
 
-    fn changing(&mut self, walk: &mut Walk, name: &CStr) {
+    /// Records that an entry was replaced again and again.
+    fn fail_changing(&mut self, walk: &mut Walk, name: &CStr) {
         walk.fail();
         if self.first.is_none() {
             self.first = Some(Error::Changing { path: walk.path(Some(name)) });
@@ -150,29 +156,28 @@ impl Remover {
     }
 }
 
-enum Taken {
-    /// Removed, by us or by somebody else.
+enum Unlinked {
+    /// It does not exist any more.
     Gone,
-    /// A folder that is not empty.
-    Folder,
+    /// It is a folder that is not empty.
+    NotEmpty,
 }
 
-/// Removes a name of a folder, whatever it is by now, unless it is a folder that holds something. EAGAIN when
-/// it was another thing at every one of [`TURNS`] tries.
-fn take(folder: BorrowedFd<'_>, name: &CStr, kind: FileType) -> rustix::io::Result<Taken> {
+/// Removes an entry, unless it is a folder that is not empty. `kind` is its type as listed; it may be another one by
+/// now. EAGAIN if the type changed in each of [`MAX_ATTEMPTS`] attempts.
+fn unlink(folder: BorrowedFd<'_>, name: &CStr, kind: FileType) -> rustix::io::Result<Unlinked> {
     let mut is_folder = kind == FileType::Directory;
-    let mut thawed = false;
-    // Its kind may change between two steps.
-    for _ in 0..TURNS {
+    let mut cleared = false;
+    for _ in 0..MAX_ATTEMPTS {
         let flags = if is_folder { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         match unlinkat(folder, name, flags) {
-            Ok(()) | Err(Errno::NOENT) => return Ok(Taken::Gone),
-            Err(Errno::NOTEMPTY | Errno::EXIST) if is_folder => return Ok(Taken::Folder),
+            Ok(()) | Err(Errno::NOENT) => return Ok(Unlinked::Gone),
+            Err(Errno::NOTEMPTY | Errno::EXIST) if is_folder => return Ok(Unlinked::NotEmpty),
             Err(Errno::NOTDIR) if is_folder => is_folder = false,
             Err(Errno::ISDIR) if !is_folder => is_folder = true,
-            Err(Errno::PERM) if !thawed => {
-                thawed = true;
-                thaw(folder, name);
+            Err(Errno::PERM) if !cleared => {
+                cleared = true;
+                clear_attributes(folder, name);
             }
             Err(errno) => return Err(errno),
         }
@@ -180,25 +185,25 @@ fn take(folder: BorrowedFd<'_>, name: &CStr, kind: FileType) -> rustix::io::Resu
     Err(Errno::AGAIN)
 }
 
-/// Takes the attributes that forbid removal from a folder and one of its entries, as far as that works: the
-/// removal that is tried next says whether it did.
-fn thaw(folder: BorrowedFd<'_>, name: &CStr) {
+/// Clears the attributes of a folder and of one of its entries that forbid removal. Errors are ignored, because the
+/// next attempt to remove the entry reports them.
+fn clear_attributes(folder: BorrowedFd<'_>, name: &CStr) {
     let clear = |fd: BorrowedFd<'_>| {
-        let frozen = IFlags::IMMUTABLE | IFlags::APPEND;
+        let forbidding = IFlags::IMMUTABLE | IFlags::APPEND;
         if let Ok(flags) = ioctl_getflags(fd)
-            && flags.intersects(frozen)
+            && flags.intersects(forbidding)
         {
-            ioctl_setflags(fd, flags.difference(frozen)).ok();
+            ioctl_setflags(fd, flags.difference(forbidding)).ok();
         }
     };
     clear(folder);
-    // Opened as a place first: a device must not be opened, and only files and folders have attributes.
+    // First with O_PATH: only files and folders have attributes, and opening a device can have any effect.
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let Ok(place) = openat(folder, name, flags, Mode::empty()) else { return };
-    let kind = rustix::fs::fstat(&place).map(|stat| FileType::from_raw_mode(stat.st_mode));
+    let Ok(found) = openat(folder, name, flags, Mode::empty()) else { return };
+    let kind = rustix::fs::fstat(&found).map(|stat| FileType::from_raw_mode(stat.st_mode));
     if matches!(kind, Ok(FileType::RegularFile | FileType::Directory)) {
         use std::os::fd::AsRawFd as _;
-        let path = format!("/proc/self/fd/{}", place.as_raw_fd());
+        let path = format!("/proc/self/fd/{}", found.as_raw_fd());
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         if let Ok(file) = openat(rustix::fs::CWD, path, flags, Mode::empty()) {
             clear(file.as_fd());

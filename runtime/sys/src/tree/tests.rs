@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
-/// Bound of what the trash does in the background; a loaded disk takes a multiple of the usual second.
+/// Time limit for work in the background. Usually it takes a second, on a busy disk much longer.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn far() -> Instant {
@@ -19,7 +19,7 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// A tree with folders at every depth to 60, some with several branches. Gives the number of its entries.
+/// Creates a tree of 60 levels, some of which have several branches. Returns the number of its entries.
 fn bushy(top: &Path) -> u64 {
     fs::create_dir(top).unwrap();
     let (mut at, mut made) = (top.to_owned(), 1);
@@ -59,14 +59,14 @@ fn removes_files_links_and_trees() {
     for name in ["", ".", "..", "a/b", "/", "kept/../kept"] {
         assert!(matches!(remove(dir.as_fd(), OsStr::new(name)), Err(Error::Name { .. })), "{name}");
     }
-    // The folder is found by path; below it no link counts.
+    // Symlinks on the way to the parent folder are followed.
     symlink(path("kept"), path("way")).unwrap();
     remove_path(&path("way/file")).unwrap();
     assert!(!path("kept/file").exists());
 }
 
 #[test]
-fn every_entry_of_a_deep_and_wide_tree_is_met_once() {
+fn every_entry_of_a_deep_and_wide_tree_is_found_once() {
     let room = tempfile::tempdir().unwrap();
     let top = room.path().join("tree");
     let made = bushy(&top);
@@ -101,7 +101,7 @@ fn usage_ends_at_its_time() {
     assert!(!found.whole && found.inodes < 600, "{found:?}");
 }
 
-/// A walk deeper than its open folders goes up through `..`: never out of a tree that is moved meanwhile.
+/// A walk that is deeper than its open folders goes up through `..`. If the tree was moved, that must not lead out.
 #[test]
 fn a_folder_that_was_moved_away_does_not_lead_out() {
     let room = tempfile::tempdir().unwrap();
@@ -115,7 +115,7 @@ fn a_folder_that_was_moved_away_does_not_lead_out() {
     while let Some(entry) = walk.read() {
         walk.enter(entry.unwrap().file_name()).unwrap();
     }
-    // The highest folder that is open: its parent will be looked for.
+    // This is the top one of the open folders, so its parent must be opened again.
     let moved: PathBuf = std::iter::once("tree").chain(std::iter::repeat_n("d", 25)).collect();
     fs::rename(room.path().join(moved), outside.join("moved")).unwrap();
     for _ in 0..15 {
@@ -140,7 +140,7 @@ fn trash_takes_at_once_and_empties_itself() {
         assert!(!path(name).exists(), "{name}");
     }
     until("an empty trash", || fs::read_dir(path("trash")).unwrap().count() == 0);
-    // What an earlier process left there, and in a folder of half-made things.
+    // What an earlier process left there, and in a folder of incomplete files.
     bushy(&path("trash/left"));
     fs::create_dir(path("made")).unwrap();
     bushy(&path("made/left"));
@@ -157,7 +157,7 @@ fn trash_takes_at_once_and_empties_itself() {
 }
 
 #[test]
-fn who_waits_for_the_trash_finds_its_space_free() {
+fn waiting_for_the_trash_frees_its_space() {
     let room = tempfile::tempdir().unwrap();
     let (tree, folder) = (room.path().join("tree"), room.path().join("trash"));
     fs::create_dir(&tree).unwrap();
@@ -168,12 +168,12 @@ fn who_waits_for_the_trash_finds_its_space_free() {
     trash.take(&tree).unwrap();
     trash.wait(Duration::from_secs(60));
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
-    // With nothing to do it does not wait.
+    // It does not wait if there is nothing to do.
     trash.wait(Duration::from_secs(3600));
 }
 
 #[test]
-fn who_holds_on_to_one_entry_hears_of_its_end() {
+fn a_held_value_is_dropped_after_the_removal() {
     use std::sync::mpsc::{RecvTimeoutError, channel};
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
@@ -190,7 +190,7 @@ fn who_holds_on_to_one_entry_hears_of_its_end() {
         assert_eq!(end.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected));
     }
     assert_eq!(fs::read_dir(path("trash")).unwrap().count(), 0);
-    // What is not there is taken.
+    // A path that does not exist is not an error.
     let (held, end) = channel::<()>();
     trash.take_holding(&path("absent"), held).unwrap();
     assert_eq!(end.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected));

@@ -1,4 +1,4 @@
-//! Trees on their way out: renamed into one folder at once, removed there by a thread of their own.
+//! A folder into which trees are renamed, which takes no time, and in which a thread removes them in the background.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -18,13 +18,13 @@ use rustix::io::Errno;
 
 use super::{Error, remove, remove_path};
 
-/// What could not be removed is tried again at the first occasion after this time, and at the next start.
+/// An entry that could not be removed is tried again when the thread runs after this time, and after a restart.
 const RETRY: Duration = Duration::from_secs(600);
-/// Entries remembered as not removable.
+/// Most entries that are remembered as not removable.
 const MOST_STUCK: usize = 1024;
 
-/// A folder whose content is removed in the background, one tree after the other. What is in it survives the
-/// process: the next one goes on. The thread lives only while there is work.
+/// A folder whose content is removed in the background, one tree after the other. After a restart of the process the
+/// removal continues. The thread exists only while there is work.
 #[derive(Clone)]
 pub struct Trash {
     shared: Arc<Shared>,
@@ -32,24 +32,26 @@ pub struct Trash {
 
 struct Shared {
     folder: PathBuf,
-    /// Begins the names that this process gives.
+    /// Prefix of the names that this process assigns.
     run: String,
     next: AtomicU64,
     report: Box<dyn Fn(&Error) + Send + Sync>,
     state: Mutex<State>,
-    /// Told when the thread ends.
+    /// Notified when the thread ends.
     idle: Condvar,
 }
 
 #[derive(Default)]
 struct State {
+    /// The thread exists.
     running: bool,
-    /// Something came that the thread may not have seen.
+    /// There is new work that the thread may have missed.
     pending: bool,
-    /// Other folders whose entries go, but those whose names begin with this process' word.
+    /// Other folders to empty, except entries with the prefix of this process.
     leftovers: Vec<PathBuf>,
+    /// Entries that could not be removed, and when that was tried.
     stuck: HashMap<OsString, Instant>,
-    /// Dropped when the entry is removed or cannot be.
+    /// The values of [`Trash::take_holding`]. Dropped once the entry is removed or cannot be.
     held: HashMap<OsString, Box<dyn Send>>,
 }
 
@@ -60,9 +62,9 @@ impl fmt::Debug for Trash {
 }
 
 impl Trash {
-    /// The trash at `folder`, which is made when it is first needed and must be on the file system of what it
-    /// takes. `report` hears what could not be removed, on the thread that removes. Nothing blocks: what an
-    /// earlier process left is removed in the background.
+    /// The trash in `folder`, which is created when it is first needed. It should be on the same file system as the
+    /// trees that are moved to it. `report` is called with what could not be removed, on the thread that removes. Does
+    /// not block: what an earlier process left is removed in the background.
     pub fn new(folder: PathBuf, report: impl Fn(&Error) + Send + Sync + 'static) -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let shared = Shared {
@@ -78,22 +80,24 @@ impl Trash {
         this
     }
 
-    /// A name that no entry has which was made before: for half-made files that [`Trash::leftovers`] sweeps.
+    /// A name that is not used by this or an earlier process: for incomplete files, which [`Trash::leftovers`] removes
+    /// after a restart.
     pub fn unique_name(&self) -> String {
         format!("{}{}", self.shared.run, self.shared.next.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Takes a file or tree away from where it is and removes it in the background; what is not there is taken.
-    /// The rename needs no space on the file system. Where there is none for it after all, or where the trash is
-    /// on another file system, the tree is removed in place, which blocks.
+    /// Moves a file or tree to the trash, where it is removed in the background. It is not an error if it does not
+    /// exist. Usually the rename needs no space on the file system. If it needs some and there is none, or if the trash
+    /// is on another file system, the tree is removed where it is, which blocks.
     ///
     /// # Errors
-    /// When it is still at its place, or a part of it.
+    /// The tree, or a part of it, is still where it was.
     pub fn take(&self, path: &Path) -> Result<(), Error> {
         self.take_holding(path, ())
     }
 
-    /// As [`Trash::take`]; `held` is dropped once all of it is removed, or could not be: for who was promised space.
+    /// Like [`Trash::take`]. `held` is dropped once the whole tree is removed or could not be, so that somebody can
+    /// wait for its space.
     ///
     /// # Errors
     /// As [`Trash::take`].
@@ -104,8 +108,8 @@ impl Trash {
             match rustix::fs::rename(path, self.shared.folder.join(&name)) {
                 Ok(()) => {
                     self.start(|state| {
-                        // A thread that is at work may have met it already: then it is noted for the next turn,
-                        // which drops it.
+                        // The thread may have found and removed the entry already. Then `held` is dropped at the end
+                        // of its next round.
                         state.held.insert(name.into(), Box::new(held));
                     });
                     return Ok(());
@@ -124,28 +128,28 @@ impl Trash {
         }
     }
 
-    /// Removes in the background what earlier processes left in `folder`: all but names of
-    /// [`Trash::unique_name`].
+    /// Removes in the background what earlier processes left in `folder`: all entries except those with a
+    /// [`Trash::unique_name`] of this process.
     pub fn leftovers(&self, folder: PathBuf) {
         self.start(|state| state.leftovers.push(folder));
     }
 
-    /// Waits until what was taken is removed, or could not be, `limit` at most: for who was promised space.
+    /// Waits until the trees in the trash are removed or could not be, but not longer than `limit`.
     pub fn wait(&self, limit: Duration) {
         let state = self.shared.state();
-        // Without a thread there is nobody to wait for.
+        // Without a thread there is nothing to wait for.
         drop(self.shared.idle.wait_timeout_while(state, limit, |state| state.running));
     }
 
-    /// Removes what is in the trash now and waits for it.
+    /// Removes what is in the trash, on the calling thread. Blocks.
     pub fn empty(&self) {
         self.shared.empty(&self.shared.folder, None);
     }
 
-    /// Notes work, and has a thread do it.
-    fn start(&self, note: impl FnOnce(&mut State)) {
+    /// Adds work to the state, and starts the thread unless it exists.
+    fn start(&self, add: impl FnOnce(&mut State)) {
         let mut state = self.shared.state();
-        note(&mut state);
+        add(&mut state);
         state.pending = true;
         if state.running {
             return;
@@ -153,7 +157,7 @@ impl Trash {
         let shared = Arc::clone(&self.shared);
         match std::thread::Builder::new().name("trash".to_owned()).spawn(move || shared.run()) {
             Ok(_) => state.running = true,
-            // The next occasion tries again.
+            // The next call tries again.
             Err(source) => {
                 let left = std::mem::take(&mut state.held);
                 drop(state);
@@ -176,7 +180,7 @@ impl Shared {
                 let mut state = self.state();
                 if !std::mem::take(&mut state.pending) {
                     state.running = false;
-                    // Of entries that were met before they were noted, or could not be listed.
+                    // Those of entries that were removed before `held` was added, or that could not be listed.
                     let left = std::mem::take(&mut state.held);
                     self.idle.notify_all();
                     drop(state);
@@ -192,7 +196,7 @@ impl Shared {
         }
     }
 
-    /// Removes the entries of a folder but those that begin with `keep`.
+    /// Removes the entries of a folder, except those with the prefix `keep`.
     fn empty(&self, folder: &Path, keep: Option<&str>) {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened = openat(rustix::fs::CWD, folder, flags, Mode::empty())

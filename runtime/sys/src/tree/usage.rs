@@ -1,4 +1,4 @@
-//! What a tree takes on disk.
+//! Measures how much disk space a tree uses.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -10,44 +10,44 @@ use rustix::fs::{AtFlags, FileType, Stat, statat};
 use super::walk::{Left, Next, Walk};
 use super::{Error, entry_name};
 
-/// Most entries of one walk.
+/// Most entries that are counted.
 const MOST_ENTRIES: u64 = 2_000_000;
-/// Hard links remembered, 16 bytes each; those beyond are counted again.
+/// Most inodes that are remembered because they have several names, 16 bytes each. With more, some are counted twice.
 const MOST_LINKS: usize = 100_000;
 /// Bytes of a block in `st_blocks`.
 const BLOCK: u64 = 512;
-/// Entries between two looks at the clock.
-const LOOK: u64 = 256;
+/// Number of entries between two readings of the clock.
+const CLOCK_EVERY: u64 = 256;
 
 /// Bytes and inodes of a tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
     /// Bytes on disk.
     pub bytes: u64,
-    /// Files, folders and other inodes; hard links once.
+    /// Number of inodes (files, folders and others). An inode with several names counts once.
     pub inodes: u64,
-    /// False when the walk ended early: the figures are a lower bound then, which still shows who fills the disk.
+    /// False if the walk ended early. The figures are then lower bounds, which still show who fills the disk.
     pub whole: bool,
 }
 
-/// Counts what is at and below the entry `name` of `dir`. What is mounted there is left out, what vanishes
-/// meanwhile is passed over. Ends at `until`, or after two million entries.
+/// Measures the entry `name` of `dir` and everything below it, except mounts and entries that are removed meanwhile.
+/// Ends at the time `until`, or after two million entries.
 ///
 /// # Errors
-/// When the entry itself cannot be looked at.
+/// The entry itself cannot be read.
 pub(super) fn usage(dir: BorrowedFd<'_>, name: &OsStr, until: Instant) -> Result<Usage, Error> {
     let entry = entry_name(name)?;
     let failed = |action| move |errno| Error::io(action, name.as_ref(), errno);
-    let top = statat(dir, &*entry, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("look at"))?;
+    let top = statat(dir, &*entry, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("stat"))?;
     let mut count = Count { bytes: 0, inodes: 0, device: top.st_dev, links: HashSet::new() };
     count.add(&top);
     let mut whole = true;
     if is_folder(&top) {
         let mut walk = Walk::open(dir, &entry).map_err(failed("open"))?;
-        let mut looked = 0;
+        let mut read = 0;
         loop {
-            looked += 1;
-            if looked > MOST_ENTRIES || (looked % LOOK == 0 && Instant::now() >= until) {
+            read += 1;
+            if read > MOST_ENTRIES || (read % CLOCK_EVERY == 0 && Instant::now() >= until) {
                 whole = false;
                 break;
             }
@@ -55,15 +55,15 @@ pub(super) fn usage(dir: BorrowedFd<'_>, name: &OsStr, until: Instant) -> Result
                 let stat = walk
                     .folder()
                     .and_then(|folder| statat(folder, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW));
-                // Gone, or a mount of another file system.
+                // It was removed.
                 let Ok(stat) = stat else { continue };
-                // A mount of this one is refused by `enter`.
+                // A mount of another file system is not counted; `enter` refuses a mount of the same one.
                 if count.add(&stat) && is_folder(&stat) {
                     walk.enter(entry.file_name()).ok();
                 }
                 continue;
             }
-            // At the folder's end, or where it cannot be read any more.
+            // The end of the folder, or an error.
             match walk.leave(Next::Following) {
                 Left::Parent { .. } => {}
                 Left::Top => break,
@@ -90,16 +90,16 @@ struct Count {
 }
 
 impl Count {
-    /// False for what lies on another device.
+    /// Counts an inode. Returns false if it is on another device.
     fn add(&mut self, stat: &Stat) -> bool {
         if stat.st_dev != self.device {
             return false;
         }
-        let again = stat.st_nlink > 1 && !is_folder(stat) && !self.links.insert(stat.st_ino);
+        let known = stat.st_nlink > 1 && !is_folder(stat) && !self.links.insert(stat.st_ino);
         if self.links.len() > MOST_LINKS {
             self.links.clear();
         }
-        if !again {
+        if !known {
             self.bytes = self.bytes.saturating_add(u64::try_from(stat.st_blocks).unwrap_or(0) * BLOCK);
             self.inodes += 1;
         }

@@ -1,8 +1,9 @@
-//! A walk through a tree that somebody else filled, with bounded descriptors and memory.
+//! Walks a tree of untrusted content, with bounded descriptors and memory.
 //!
-//! The deepest folders of the current path are open. Of the folders above them only identity and position are
-//! kept; they are opened again through `..`, which counts only when it is the folder that was left. Of a path
-//! deeper than that the top is forgotten: the walk then ends early ([`Left::Lost`]) and may be begun again.
+//! The deepest folders of the current path are open. For the folders above them only the inode and the position in the
+//! folder are kept. They are opened again as `..` of the folder below; if that has another inode, the walk ends
+//! ([`Left::Lost`]). In a very deep tree the top folders are forgotten, and the walk ends there too. The caller can
+//! start a new walk.
 
 use std::collections::VecDeque;
 use std::ffi::{CStr, CString, OsStr};
@@ -13,25 +14,26 @@ use std::path::PathBuf;
 use rustix::fs::{Dir, DirEntry, Mode, OFlags, ResolveFlags, fstat, openat2};
 use rustix::io::{Errno, Result};
 
-/// Folders of the current path that are open at once.
+/// Most open folders.
 const OPEN: usize = 16;
-/// Folders above them that are remembered, 40 bytes each.
+/// Most closed folders above them that are remembered, 40 bytes each.
 const CLOSED: usize = 1 << 14;
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-/// One name down.
+/// For opening an entry of a folder.
 const DOWN: ResolveFlags =
     ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_XDEV);
-/// `..`, which BENEATH refuses.
+/// For opening `..`, which RESOLVE_BENEATH refuses.
 const UP: ResolveFlags = ResolveFlags::NO_SYMLINKS.union(ResolveFlags::NO_XDEV);
 
-/// Device and inode: a folder, as long as it is not removed.
+/// Device and inode. They identify a folder until it is removed.
 type Id = (u64, u64);
 
+/// An open folder.
 #[derive(Debug)]
 struct Level {
     folder: Dir,
-    /// In its parent; `None` for the top and for a folder that was opened again.
+    /// Its name in its parent; `None` for the top, and for a folder that was opened again.
     name: Option<CString>,
     /// Positions before and after the entry that was read last.
     before: i64,
@@ -39,6 +41,7 @@ struct Level {
     failed: bool,
 }
 
+/// What is remembered of a folder that was closed.
 #[derive(Debug)]
 struct Closed {
     id: Id,
@@ -47,35 +50,39 @@ struct Closed {
     failed: bool,
 }
 
-/// Where the walk is after a folder is done.
+/// The result of leaving a folder.
 #[derive(Debug)]
 pub(super) enum Left {
-    /// At the end: the folder was the top.
+    /// The folder was the top: the walk is complete.
     Top,
-    /// In the parent, whose next entry is read next.
+    /// The parent is the current folder now.
     Parent {
-        /// The folder's name there; `None` when the parent was opened again.
+        /// The name of the left folder in it; `None` if the parent was opened again.
         name: Option<CString>,
     },
-    /// The parent is not known any more, or no longer where it was.
+    /// The parent was forgotten, or the left folder was moved to another one: the walk cannot continue.
     Lost,
 }
 
-/// Which entry comes next in a parent that was opened again.
+/// Which entry is read next in a parent that must be opened again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
-    /// The folder that was left, once more.
+    /// The folder that was left, a second time.
     Same,
-    /// The one after it.
+    /// The entry after it.
     Following,
 }
 
+/// A walk. Its current folder is the deepest open one.
 #[derive(Debug)]
 pub(super) struct Walk {
+    /// The top first.
     open: VecDeque<Level>,
+    /// The folders above those of `open`.
     closed: VecDeque<Closed>,
     /// Folders above those of `closed` were forgotten.
     forgotten: bool,
+    /// The name of the top, for messages.
     top: CString,
 }
 
@@ -103,7 +110,7 @@ impl Walk {
         self.open.back().ok_or(Errno::BADF)?.folder.fd()
     }
 
-    /// The next entry of the current folder, `None` at its end.
+    /// The next entry of the current folder; `None` at its end.
     pub(super) fn read(&mut self) -> Option<Result<DirEntry>> {
         let level = self.open.back_mut()?;
         loop {
@@ -119,12 +126,11 @@ impl Walk {
         }
     }
 
-    /// Makes a folder of the current folder the current one. EXDEV when something is mounted on it, ELOOP or
-    /// ENOTDIR when it is no folder.
+    /// Enters a folder of the current folder. EXDEV if something is mounted on it; ELOOP or ENOTDIR if it is no folder.
     pub(super) fn enter(&mut self, name: &CStr) -> Result<()> {
         let folder = loop {
             match openat2(self.folder()?, name, FOLDER, Mode::empty(), DOWN) {
-                // The process has no descriptor left: we can do with fewer.
+                // The process has no free descriptor: use fewer.
                 Err(Errno::MFILE | Errno::NFILE) if self.open.len() > 1 => self.close_highest(),
                 opened => break opened?,
             }
@@ -132,10 +138,10 @@ impl Walk {
         self.push(folder, Some(name.to_owned()))
     }
 
-    /// Closes the highest open folder but remembers it.
+    /// Closes the top one of the open folders and remembers it.
     fn close_highest(&mut self) {
         let Some(level) = self.open.pop_front() else { return };
-        // A folder that cannot be asked is equal to none.
+        // If it cannot be read: an id that no folder has.
         let id = level.folder.stat().map_or((0, 0), |stat| (stat.st_dev, stat.st_ino));
         let Level { before, after, failed, .. } = level;
         self.closed.push_back(Closed { id, before, after, failed });
@@ -145,19 +151,19 @@ impl Walk {
         }
     }
 
-    /// Notes that something of the current folder stays.
+    /// Records that an entry of the current folder was not removed.
     pub(super) fn fail(&mut self) {
         if let Some(level) = self.open.back_mut() {
             level.failed = true;
         }
     }
 
-    /// Whether something of the current folder, or of one below it, stays.
+    /// Whether an entry of the current folder, or of one below it, was not removed.
     pub(super) fn failed(&self) -> bool {
         self.open.back().is_some_and(|level| level.failed)
     }
 
-    /// Goes from the current folder to its parent, which has failed where the folder has.
+    /// Goes from the current folder to its parent. If the folder has failed, so has the parent.
     pub(super) fn leave(&mut self, next: Next) -> Left {
         let Some(child) = self.open.pop_back() else { return Left::Top };
         if let Some(parent) = self.open.back_mut() {
@@ -176,7 +182,8 @@ impl Walk {
         }
     }
 
-    /// The path of an entry of the current folder, from the top on, for messages.
+    /// The path of the current folder or of an entry of it, from the top, for messages. Closed folders are shown as
+    /// `...`.
     pub(super) fn path(&self, entry: Option<&CStr>) -> PathBuf {
         let mut path = PathBuf::from(OsStr::from_bytes(self.top.to_bytes()));
         if !self.closed.is_empty() || self.forgotten {
@@ -189,7 +196,7 @@ impl Walk {
     }
 }
 
-/// The parent of an open folder, if it is still the one that was closed.
+/// Opens the parent of an open folder; `None` if it is not the folder that was closed.
 fn reopen(child: &Level, closed: &Closed, next: Next) -> Result<Option<Level>> {
     let parent = openat2(child.folder.fd()?, c"..", FOLDER, Mode::empty(), UP)?;
     let stat = fstat(parent.as_fd())?;

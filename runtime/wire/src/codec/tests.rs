@@ -138,7 +138,7 @@ fn lists_of_known_names_are_complete() {
 }
 
 #[test]
-fn what_is_not_known_can_be_answered_or_skipped() {
+fn unknown_messages_can_be_answered_or_skipped() {
     let unknown = Message::Request(Request::Unknown);
     for json in [r#"{"Request":"Freeze"}"#, r#"{"Request":{"Freeze":{"container":"x"}}}"#] {
         assert_eq!(decode(json.as_bytes()).unwrap(), unknown, "{json}");
@@ -241,7 +241,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_an_answer(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+    fn any_bytes_are_decoded_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         let mut decoder = Decoder::new();
         decoder.feed(&bytes);
         while let Ok(Some(_)) = decoder.next() {}

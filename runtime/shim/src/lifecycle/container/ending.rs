@@ -4,17 +4,19 @@
 use wire::{Event, ExitFacts};
 
 use super::Container;
-use crate::lifecycle::action::{Action, CgroupLook};
+use crate::lifecycle::action::{Action, CgroupCheck};
+use crate::lifecycle::checks::UntilEmpty;
 use crate::lifecycle::context::Context;
-use crate::lifecycle::input::Happened;
-use crate::lifecycle::look::Look;
-use crate::lifecycle::phase::{Ending, Phase, Unstarted};
+use crate::lifecycle::input::ContainerInput;
+use crate::lifecycle::phase::{Ending, Execve, Phase, Unstarted};
 
 impl Container {
     /// Init was reaped, or has ended and cannot be reaped. `executed`: whether it had called execve, if
     /// known.
     pub(super) fn end(&mut self, code: i32, executed: Option<bool>, cx: &mut Context) {
-        if executed == Some(true) {
+        // If nothing else is known, an error pipe that was closed without an error means execve.
+        let unclear = matches!(&self.phase, Phase::Starting { execve: Execve::Unclear, .. });
+        if executed.unwrap_or(unclear) {
             self.started(cx);
         }
         let pid = self.phase.pid();
@@ -22,62 +24,68 @@ impl Container {
         let mut start = None;
         match &mut self.phase {
             Phase::Running { started_at, .. } => facts.started_at = *started_at,
-            Phase::Starting { requester, said, pipe_closed, .. } => {
-                // It reported nothing before it closed the pipe, and had not called execve at the last check.
-                let executed = executed.or(pipe_closed.then_some(false));
-                start = Some(Unstarted { requester: *requester, executed, said: said.take() });
+            Phase::Starting { requester, execve, .. } => {
+                let (known, error) = match std::mem::replace(execve, Execve::Pending) {
+                    Execve::Failed(error) => (None, Some(error)),
+                    Execve::NotCalled => (Some(false), None),
+                    Execve::Pending | Execve::Unclear => (None, None),
+                };
+                let (requester, executed) = (*requester, executed.or(known));
+                start = Some(Unstarted { requester, executed, error });
                 cx.act(Action::ReadErrorPipe(self.serial));
             }
             _ => {}
         }
         cx.act(Action::DropNamespaces(self.serial));
-        self.phase = Phase::Ending(Ending { pid, facts, start, look: Look::at(cx.time.ms) });
-        self.look(cx);
+        let checks = UntilEmpty::new(cx.time.ms);
+        self.phase = Phase::Ending(Ending { pid, facts, start, checks });
+        self.check_cgroup(cx);
     }
 
-    pub(super) fn while_ending(&mut self, happened: Happened, cx: &mut Context) {
+    pub(super) fn while_ending(&mut self, input: ContainerInput, cx: &mut Context) {
         let Phase::Ending(ending) = &mut self.phase else { return };
-        match happened {
-            Happened::ErrorPipe { said, closed } => {
+        match input {
+            ContainerInput::ErrorPipe { error, closed } => {
                 let Some(start) = &mut ending.start else { return };
-                if said.is_some() {
-                    start.said = said;
-                } else if start.said.is_none() && closed && start.executed.is_none() {
+                if error.is_some() {
+                    start.error = error;
+                } else if start.error.is_none() && closed && start.executed.is_none() {
                     let (requester, started_at) = (start.requester, ending.facts.finished_at);
                     ending.facts.started_at = started_at;
                     ending.start = None;
-                    self.tell_started(requester, started_at, cx);
+                    self.report_start(requester, started_at, cx);
                 }
             }
-            Happened::CgroupSeen(state) if state.empty => {
+            ContainerInput::CgroupChecked(state) if state.empty => {
                 ending.facts.oom_killed = state.oom_killed;
                 self.finish(cx);
             }
-            Happened::CgroupSeen(_) => {
-                ending.look.again(cx.time.ms);
+            ContainerInput::CgroupChecked(_) => {
+                ending.checks.again(cx.time.ms);
                 cx.act(Action::KillCgroup(self.serial));
             }
-            Happened::Due if ending.look.at <= cx.time.ms => self.look(cx),
+            ContainerInput::Due if ending.checks.at <= cx.time.ms => self.check_cgroup(cx),
             _ => {}
         }
     }
 
     /// Checks whether any process of it is left. If a creation failed, its worker and init are killed first, and
     /// unknown children as well unless another worker is running, whose children they may be.
-    pub(super) fn look(&self, cx: &mut Context) {
-        let look = match &self.phase {
+    pub(super) fn check_cgroup(&self, cx: &mut Context) {
+        let check = match &self.phase {
             Phase::Ending(ending) => {
-                CgroupLook { patient: ending.look.is_patient(), init: None, strays: false }
+                CgroupCheck { skip_held: ending.checks.reaping_is_over(), init: None, strays: false }
             }
             Phase::Undoing(undoing) => {
                 for pid in [undoing.worker, undoing.init].into_iter().flatten() {
                     cx.kill(pid);
                 }
-                CgroupLook { patient: undoing.look.is_patient(), init: undoing.init, strays: !cx.others_work }
+                let skip_held = undoing.checks.reaping_is_over();
+                CgroupCheck { skip_held, init: undoing.init, strays: !cx.others_work }
             }
             _ => return,
         };
-        cx.act(Action::LookAtCgroup(self.serial, look));
+        cx.act(Action::CheckCgroup(self.serial, check));
     }
 
     /// No process is left: log, exit file, then the event, in this order.
@@ -91,9 +99,9 @@ impl Container {
         self.phase = Phase::Recording { pid, facts, failed };
     }
 
-    pub(super) fn while_recording(&mut self, happened: Happened, cx: &mut Context) {
-        let (Phase::Recording { pid, facts, failed }, Happened::Recorded(outcome)) =
-            (&mut self.phase, happened)
+    pub(super) fn while_recording(&mut self, input: ContainerInput, cx: &mut Context) {
+        let (Phase::Recording { pid, facts, failed }, ContainerInput::Recorded(outcome)) =
+            (&mut self.phase, input)
         else {
             return;
         };

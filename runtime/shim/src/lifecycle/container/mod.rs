@@ -8,11 +8,11 @@ use model::ContainerId;
 use wire::{ErrorKind, Reply, Snapshot};
 
 use super::action::{Action, Fork, SIGKILL};
+use super::checks::UntilExecve;
 use super::context::Context;
 use super::id::{Requester, Serial};
-use super::input::Happened;
-use super::look::Look;
-use super::phase::Phase;
+use super::input::{ContainerInput, WorkerInput};
+use super::phase::{Execve, Phase};
 use super::worker::Worker;
 use crate::failure::refusal;
 
@@ -47,40 +47,41 @@ impl Container {
         Snapshot::Container { container: self.id.clone(), state, pid }
     }
 
-    /// Whose process a reaped child is.
-    pub(crate) fn reaped(&self, pid: u32, code: i32, executed: Option<bool>) -> Option<Happened> {
-        let own = Happened::Reaped { code, executed };
+    /// The input if the reaped child is one of its processes.
+    pub(crate) fn reaped(&self, pid: u32, code: i32, executed: Option<bool>) -> Option<ContainerInput> {
+        let worker = ContainerInput::Worker(WorkerInput::Reaped(code));
+        let init = ContainerInput::Reaped { code, executed };
         match &self.phase {
-            Phase::Creating(worker) if worker.pid == Some(pid) => Some(Happened::WorkerReaped(code)),
-            Phase::Created(init) | Phase::Starting { init, .. } | Phase::Running { init, .. } => {
-                (init.pid == pid).then_some(own)
+            Phase::Creating(creator) => (creator.pid == Some(pid)).then_some(worker),
+            Phase::Created(of) | Phase::Starting { init: of, .. } | Phase::Running { init: of, .. } => {
+                (of.pid == pid).then_some(init)
             }
-            Phase::Undoing(undoing) if undoing.worker == Some(pid) => Some(Happened::WorkerReaped(code)),
-            Phase::Undoing(undoing) => (undoing.init == Some(pid)).then_some(own),
+            Phase::Undoing(undoing) if undoing.worker == Some(pid) => Some(worker),
+            Phase::Undoing(undoing) => (undoing.init == Some(pid)).then_some(init),
             _ => None,
         }
     }
 
     /// Handles an input for it.
-    pub(crate) fn on(&mut self, happened: Happened, cx: &mut Context) {
-        let happened = match happened {
-            Happened::Warning(text) => return cx.warn(Some(&self.id), text),
-            Happened::Start(requester) => return self.start(requester, cx),
-            Happened::Kill { requester, signal, all } => return self.kill(requester, signal, all, cx),
-            Happened::ReopenLog(requester) => return self.reopen_log(requester, cx),
-            Happened::Forget(requester) => return self.forget(requester, cx),
-            Happened::Stop => return self.stop(cx),
+    pub(crate) fn on(&mut self, input: ContainerInput, cx: &mut Context) {
+        let input = match input {
+            ContainerInput::Worker(WorkerInput::Warning(text)) => return cx.warn(Some(&self.id), text),
+            ContainerInput::Start(requester) => return self.start(requester, cx),
+            ContainerInput::Kill { requester, signal, all } => return self.kill(requester, signal, all, cx),
+            ContainerInput::ReopenLog(requester) => return self.reopen_log(requester, cx),
+            ContainerInput::Forget(requester) => return self.forget(requester, cx),
+            ContainerInput::Stop => return self.stop(cx),
             other => other,
         };
         match &self.phase {
-            Phase::Creating(_) => self.while_creating(happened, cx),
-            Phase::Adopting { .. } => self.while_adopting(happened, cx),
+            Phase::Creating(_) => self.while_creating(input, cx),
+            Phase::Adopting { .. } => self.while_adopting(input, cx),
             Phase::Created(_) | Phase::Starting { .. } | Phase::Running { .. } => {
-                self.while_init_lives(happened, cx);
+                self.while_init_lives(input, cx);
             }
-            Phase::Ending(_) => self.while_ending(happened, cx),
-            Phase::Undoing(_) => self.while_undoing(&happened, cx),
-            Phase::Recording { .. } => self.while_recording(happened, cx),
+            Phase::Ending(_) => self.while_ending(input, cx),
+            Phase::Undoing(_) => self.while_undoing(&input, cx),
+            Phase::Recording { .. } => self.while_recording(input, cx),
             Phase::Exited { .. } | Phase::Gone => {}
         }
     }
@@ -92,24 +93,24 @@ impl Container {
             let message = format!("container {} is not waiting to start", self.id);
             return cx.refuse(requester, ErrorKind::WrongState, "start", message);
         };
-        let look = Look::at_start(cx.time.ms);
-        self.phase = Phase::Starting { init, requester, look, said: None, pipe_closed: false };
+        let checks = UntilExecve::new(cx.time.ms);
+        self.phase = Phase::Starting { init, requester, checks, execve: Execve::Pending };
         cx.act(Action::StartInit(self.serial, self.id.clone()));
     }
 
     fn kill(&mut self, requester: Requester, signal: i32, all: bool, cx: &mut Context) {
-        let lethal = all || signal == SIGKILL;
+        let kills = all || signal == SIGKILL;
         if all && !matches!(self.phase, Phase::Exited { .. }) {
             cx.act(Action::KillCgroup(self.serial));
         }
         match &mut self.phase {
             // Its worker is running and would still create it.
-            Phase::Creating(worker) if lethal => {
+            Phase::Creating(worker) if kills => {
                 let message = "the container was killed while it was created";
                 worker.give_up(refusal(ErrorKind::WrongState, "worker", message), cx);
             }
             Phase::Created(init) | Phase::Starting { init, .. } | Phase::Running { init, .. } => {
-                if lethal {
+                if kills {
                     init.check_end(cx.time.ms);
                 }
                 let (pid, signal) = (init.pid, if all { SIGKILL } else { signal });

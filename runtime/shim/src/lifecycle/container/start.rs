@@ -6,77 +6,86 @@ use super::Container;
 use crate::lifecycle::action::Action;
 use crate::lifecycle::context::Context;
 use crate::lifecycle::id::Requester;
-use crate::lifecycle::input::{Happened, Held, InitState};
-use crate::lifecycle::phase::Phase;
+use crate::lifecycle::input::{ContainerInput, Held, InitState};
+use crate::lifecycle::phase::{Execve, Phase};
 
 /// Kernel numbers, the same on all architectures.
 const SIGCONT: i32 = 18;
 
 impl Container {
-    pub(super) fn while_init_lives(&mut self, happened: Happened, cx: &mut Context) {
-        match happened {
-            Happened::StartSent(Err(failure)) => {
+    pub(super) fn while_init_lives(&mut self, input: ContainerInput, cx: &mut Context) {
+        match input {
+            ContainerInput::StartSent(Err(failure)) => {
                 if let Phase::Starting { init, requester, .. } = self.phase {
                     self.phase = Phase::Created(init);
                     cx.fail(requester, failure);
                 }
             }
-            Happened::ErrorPipe { said: text, closed } => {
-                let Phase::Starting { init, said, pipe_closed, .. } = &mut self.phase else { return };
-                *pipe_closed |= closed;
-                if text.is_some() {
+            ContainerInput::ErrorPipe { error, closed } => {
+                let Phase::Starting { init, execve, .. } = &mut self.phase else { return };
+                if let Some(error) = error {
                     // Init exits by itself; the reply waits until it is reaped.
-                    *said = text;
+                    *execve = Execve::Failed(error);
                 } else if closed {
-                    // The pipe also closes if init is killed before its execve.
-                    cx.act(Action::LookAtInit(self.serial, init.pid));
+                    if *execve == Execve::Pending {
+                        *execve = Execve::Unclear;
+                    }
+                    cx.act(Action::CheckInit(self.serial, init.pid));
                 }
             }
-            Happened::InitSeen(state) => self.init_seen(state, cx),
-            Happened::Due => {
+            ContainerInput::InitChecked(Some(state)) => self.init_checked(state, cx),
+            ContainerInput::InitChecked(None) => self.init_unchecked(cx),
+            ContainerInput::Due => {
                 if let Some((init, at)) = self.phase.init_timer()
                     && at <= cx.time.ms
                 {
                     self.phase.postpone(cx.time.ms);
-                    cx.act(Action::LookAtInit(self.serial, init));
+                    cx.act(Action::CheckInit(self.serial, init));
                 }
             }
-            Happened::Reaped { code, executed } => self.end(code, executed, cx),
+            ContainerInput::Reaped { code, executed } => self.end(code, executed, cx),
             _ => {}
         }
     }
 
-    pub(super) fn init_seen(&mut self, state: Option<InitState>, cx: &mut Context) {
-        if let Some(InitState { executed: true, .. }) = state {
+    fn init_checked(&mut self, state: InitState, cx: &mut Context) {
+        if state.executed {
             self.started(cx);
         }
-        if let (Some(init), Some(InitState { over: Some(code), executed, .. })) =
-            (self.phase.init_mut(), state)
-        {
+        if let (Some(init), Some(code)) = (self.phase.init_mut(), state.over) {
             // A tracer can keep it from being reaped for ever; it still counts as ended.
-            if init.check_end(cx.time.ms).was_over() {
-                self.end(code, Some(executed), cx);
+            if init.check_end(cx.time.ms).has_ended() {
+                self.end(code, Some(state.executed), cx);
             }
             return;
         }
-        let Phase::Starting { init, look, said, pipe_closed, .. } = &mut self.phase else { return };
-        let Some(state) = state else {
-            // It is not reaped and has closed the pipe without an error.
-            if *pipe_closed && said.is_none() {
-                self.started(cx);
-            }
-            return;
-        };
+        let Phase::Starting { init, checks, execve, .. } = &mut self.phase else { return };
+        if *execve == Execve::Unclear {
+            *execve = Execve::NotCalled;
+        }
         match state.held {
             Held::No => return,
             Held::Stopped => cx.act(Action::Signal { pid: init.pid, signal: SIGCONT }),
             Held::Traced => {}
         }
-        if init.ending.is_none() && look.was_held() {
+        if init.ending.is_none() && checks.was_held() {
             let message = "init was stopped or traced by another process before execve, and was killed";
-            *said = Some(message.to_owned());
+            *execve = Execve::Failed(message.to_owned());
             cx.act(Action::KillCgroup(self.serial));
             init.kill(cx);
+        }
+    }
+
+    /// Init could not be examined, which takes a descriptor. It is checked again. But the requester of the start must
+    /// not wait for ever: an init that has closed its error pipe without an error, and is neither killed nor reaped
+    /// after so many checks, is running.
+    fn init_unchecked(&mut self, cx: &mut Context) {
+        let Phase::Starting { init, checks, execve: Execve::Unclear, .. } = &mut self.phase else { return };
+        if init.ending.is_none() && checks.was_unchecked() {
+            let message = "counted as started, because init reported no error: /proc could not be read to confirm it \
+                           (is the node out of file descriptors or memory?)";
+            cx.warn(Some(&self.id), message.to_owned());
+            self.started(cx);
         }
     }
 
@@ -86,10 +95,10 @@ impl Container {
         let started_at = cx.time.wall;
         self.phase = Phase::Running { init, started_at };
         cx.act(Action::DropErrorPipe(self.serial));
-        self.tell_started(requester, started_at, cx);
+        self.report_start(requester, started_at, cx);
     }
 
-    pub(super) fn tell_started(&self, requester: Requester, started_at: i64, cx: &mut Context) {
+    pub(super) fn report_start(&self, requester: Requester, started_at: i64, cx: &mut Context) {
         // Also sent to the daemon that requested the start, because it may have timed out.
         cx.event(Event::Started { container: self.id.clone(), started_at });
         cx.reply(requester, Reply::Started { started_at });

@@ -15,10 +15,10 @@ use model::{ContainerId, ExecId};
 use wire::{ErrorKind, Failure, Reply, Snapshot};
 
 use super::action::{Action, Fork};
+use super::checks::UntilEmpty;
 use super::context::Context;
 use super::id::{Requester, Serial};
-use super::input::Happened;
-use super::look::Look;
+use super::input::{ExecInput, WorkerInput};
 use super::worker::{KILL_AGAIN_MS, KILLED, Process, Worker, late, no_report};
 use crate::failure::refusal;
 
@@ -65,14 +65,16 @@ pub(crate) enum Phase {
 pub(crate) enum Kill {
     /// Not requested.
     No,
-    /// When its pid is known. Do not kill the worker: it may have created a process that it has not reported.
-    Wanted { requester: Option<Requester> },
-    /// Its session is being killed, by request or (`None`) because its deadline passed.
-    Going { requester: Option<Requester>, look: Look, until: u64 },
+    /// Its session will be killed once its pid is known. Until then the worker must not be killed either: it may have
+    /// created a process that it has not reported.
+    Deferred { requester: Option<Requester> },
+    /// Its session is being killed, by request or (`None`) because its deadline passed. At the time `until` (monotonic
+    /// ms) that is given up.
+    Active { requester: Option<Requester>, checks: UntilEmpty, until: u64 },
 }
 
 /// An exec request.
-pub(crate) struct Wanted {
+pub(crate) struct ExecRequest {
     pub(crate) id: ExecId,
     pub(crate) requester: Requester,
     pub(crate) container: Serial,
@@ -82,8 +84,8 @@ pub(crate) struct Wanted {
 
 impl Exec {
     /// Starts an exec.
-    pub(crate) fn start(serial: Serial, wanted: Wanted, cx: &mut Context) -> Self {
-        let Wanted { id, requester, container, container_id, deadline_ms } = wanted;
+    pub(crate) fn start(serial: Serial, wanted: ExecRequest, cx: &mut Context) -> Self {
+        let ExecRequest { id, requester, container, container_id, deadline_ms } = wanted;
         cx.act(Action::Fork(serial, Fork::Exec { container }));
         let worker = Worker::new(requester, cx.time.ms.saturating_add(DEADLINE_MS));
         Self {
@@ -103,11 +105,13 @@ impl Exec {
         !matches!(self.phase, Phase::Leftover { .. } | Phase::Gone)
     }
 
+    /// Whether one of its processes may be left, except other members of its session.
     pub(crate) fn lives(&self) -> bool {
         !matches!(self.phase, Phase::Ended(..) | Phase::Gone)
     }
 
-    pub(crate) fn works(&self) -> bool {
+    /// Whether its worker is running.
+    pub(crate) fn is_starting(&self) -> bool {
         matches!(self.phase, Phase::Starting { .. })
     }
 
@@ -122,7 +126,7 @@ impl Exec {
             Phase::Leftover { kill_at, .. } => Some(*kill_at),
             _ => None,
         };
-        let kill = if let Kill::Going { look, .. } = self.kill { Some(look.at) } else { None };
+        let kill = if let Kill::Active { checks, .. } = self.kill { Some(checks.at) } else { None };
         [worker, kill, self.deadline.filter(|_| self.is_listed())].into_iter().flatten().min()
     }
 
@@ -134,7 +138,7 @@ impl Exec {
         }
     }
 
-    /// Its process, if it must be examined.
+    /// The pid of its process, if that is known and not reaped.
     pub(crate) fn unreaped(&self) -> Option<u32> {
         match &self.phase {
             Phase::Leftover { process, .. } => *process,
@@ -142,109 +146,91 @@ impl Exec {
         }
     }
 
-    /// Whose process a reaped child is.
-    pub(crate) fn reaped(&self, pid: u32, code: i32) -> Option<Happened> {
+    /// The input if the reaped child is its process or its worker.
+    pub(crate) fn reaped(&self, pid: u32, code: i32) -> Option<ExecInput> {
         match &self.phase {
-            Phase::Starting { worker, .. } if worker.pid == Some(pid) => Some(Happened::WorkerReaped(code)),
-            Phase::Leftover { worker, .. } if *worker == Some(pid) => Some(Happened::WorkerReaped(code)),
-            _ => (self.unreaped() == Some(pid)).then_some(Happened::Reaped { code, executed: None }),
+            Phase::Starting { worker, .. } if worker.pid == Some(pid) => {
+                Some(ExecInput::Worker(WorkerInput::Reaped(code)))
+            }
+            Phase::Leftover { worker, .. } if *worker == Some(pid) => {
+                Some(ExecInput::Worker(WorkerInput::Reaped(code)))
+            }
+            _ => (self.unreaped() == Some(pid)).then_some(ExecInput::Reaped(code)),
         }
     }
 
-    /// Handles an input for it. `container_thrives`: the container's init is running and was not killed.
-    pub(crate) fn on(&mut self, happened: Happened, container_thrives: bool, cx: &mut Context) {
-        match happened {
-            Happened::KillSession(requester) => return self.kill_session(requester, cx),
-            Happened::SessionSeen { count, over } => return self.session_seen(count, over, cx),
-            Happened::Due if self.deadline.is_some_and(|at| at <= cx.time.ms) && self.is_listed() => {
+    /// Handles an input for it. `container_is_up`: the container's init exists and was not killed.
+    pub(crate) fn on(&mut self, input: ExecInput, container_is_up: bool, cx: &mut Context) {
+        match input {
+            ExecInput::KillSession(requester) => return self.kill_session(requester, cx),
+            ExecInput::SessionKilled { count, leader } => return self.session_killed(count, leader, cx),
+            ExecInput::Due if self.deadline.is_some_and(|at| at <= cx.time.ms) && self.is_listed() => {
                 self.begin_kill(None, cx);
             }
             _ => {}
         }
         match &mut self.phase {
-            Phase::Starting { .. } => self.while_starting(happened, container_thrives, cx),
-            Phase::Running(process) => match happened {
-                Happened::Reaped { code, .. } => {
+            Phase::Starting { .. } => self.while_starting(input, container_is_up, cx),
+            Phase::Running(process) => match input {
+                ExecInput::Reaped(code) => {
                     process.was_reaped(code);
-                    self.settle(cx);
+                    self.report_exit(cx);
                 }
-                Happened::ProcessSeen(Some(code)) => {
+                ExecInput::Checked(Some(code)) => {
                     process.code = Some(code);
-                    self.settle(cx);
+                    self.report_exit(cx);
                 }
-                Happened::Stop => process.kill(cx),
+                ExecInput::Stop => process.kill(cx),
                 _ => {}
             },
             Phase::Ended(process, _) => {
-                if let Happened::Reaped { code, .. } = happened {
+                if let ExecInput::Reaped(code) = input {
                     process.was_reaped(code);
                 }
             }
-            Phase::Leftover { .. } => self.while_leftover(&happened, cx),
+            Phase::Leftover { .. } => self.while_leftover(&input, cx),
             Phase::Gone => {}
         }
     }
 
-    #[expect(clippy::too_many_lines, reason = "one match over all inputs of the phase")]
-    fn while_starting(&mut self, happened: Happened, container_thrives: bool, cx: &mut Context) {
+    fn while_starting(&mut self, input: ExecInput, container_is_up: bool, cx: &mut Context) {
         let Phase::Starting { worker, process } = &mut self.phase else { return };
-        match happened {
-            Happened::Forked(Ok(pid)) => worker.pid = Some(pid),
-            Happened::Forked(Err(failure)) => {
-                cx.fail(worker.requester, failure);
-                self.phase = Phase::Gone;
-            }
-            Happened::Made { pid, ended } => {
+        match input {
+            ExecInput::Worker(input) => self.worker_reported(input, container_is_up, cx),
+            ExecInput::Made { pid, ended } => {
                 *process = Some(Process::new(pid, ended));
-                if let Kill::Wanted { requester } = self.kill {
-                    self.kill = Kill::going(requester, cx.time.ms);
+                if let Kill::Deferred { requester } = self.kill {
+                    self.kill = Kill::active(requester, cx.time.ms);
                 }
             }
-            Happened::Warning(text) => cx.warn(Some(&self.container_id), text),
-            Happened::Failed(failure) => worker.fail(failure),
-            // The worker exited without a report; the reason is known once it is reaped.
-            Happened::Closed if process.is_none() && worker.is_silent() => {}
-            Happened::Closed => self.worker_done(container_thrives, cx),
-            Happened::WorkerReaped(code) => worker.was_reaped(self.serial, code, cx),
-            // If a process was created, wait for its execve to close the socket.
-            Happened::PacketsRead => match (worker.reaped, &process, &worker.failure) {
-                (Some(KILLED), None, None) => {
-                    cx.act(Action::LookForOom { exec: self.serial, container: self.container });
-                }
-                (Some(code), None, _) => {
-                    worker.fail(no_report(code, false));
-                    self.worker_done(container_thrives, cx);
-                }
-                _ => {}
-            },
-            Happened::MemorySeen(oom_killed) => {
+            ExecInput::OomChecked(oom_killed) => {
                 worker.fail(no_report(KILLED, oom_killed));
-                self.worker_done(container_thrives, cx);
+                self.worker_done(container_is_up, cx);
             }
-            Happened::Reaped { code, .. } => {
+            ExecInput::Reaped(code) => {
                 if let Some(process) = process {
                     process.was_reaped(code);
                 }
             }
-            Happened::ProcessSeen(Some(code)) => {
+            ExecInput::Checked(Some(code)) => {
                 if let Some(process) = process {
                     process.code.get_or_insert(code);
                 }
             }
-            Happened::Due if worker.deadline <= cx.time.ms => {
+            ExecInput::Due if worker.deadline <= cx.time.ms => {
                 worker.give_up(late(), cx);
                 if let Some(process) = process {
                     process.kill(cx);
                 }
                 if worker.kills > LATE_KILLS {
-                    self.worker_done(container_thrives, cx);
+                    self.worker_done(container_is_up, cx);
                 }
             }
             // If it has created a process, that is in the container's cgroup, which is being killed.
-            Happened::ContainerEnded if process.is_none() => {
+            ExecInput::ContainerEnded if process.is_none() => {
                 worker.give_up(refusal(ErrorKind::WrongState, "worker", "the exec had not started"), cx);
             }
-            Happened::Stop => {
+            ExecInput::Stop => {
                 worker.give_up(refusal(ErrorKind::WrongState, "worker", "the pod is being stopped"), cx);
                 if let Some(process) = process {
                     process.kill(cx);
@@ -254,8 +240,36 @@ impl Exec {
         }
     }
 
+    fn worker_reported(&mut self, input: WorkerInput, container_is_up: bool, cx: &mut Context) {
+        let Phase::Starting { worker, process } = &mut self.phase else { return };
+        match input {
+            WorkerInput::Forked(Ok(pid)) => worker.pid = Some(pid),
+            WorkerInput::Forked(Err(failure)) => {
+                cx.fail(worker.requester, failure);
+                self.phase = Phase::Gone;
+            }
+            WorkerInput::Warning(text) => cx.warn(Some(&self.container_id), text),
+            WorkerInput::Failed(failure) => worker.fail(failure),
+            // The worker exited without a report; the reason is known once it is reaped.
+            WorkerInput::Closed if process.is_none() && worker.is_silent() => {}
+            WorkerInput::Closed => self.worker_done(container_is_up, cx),
+            WorkerInput::Reaped(code) => worker.was_reaped(self.serial, code, cx),
+            // If a process was created, wait for its execve to close the socket.
+            WorkerInput::PacketsRead => match (worker.reaped, &process, &worker.failure) {
+                (Some(KILLED), None, None) => {
+                    cx.act(Action::CheckOom { exec: self.serial, container: self.container });
+                }
+                (Some(code), None, _) => {
+                    worker.fail(no_report(code, false));
+                    self.worker_done(container_is_up, cx);
+                }
+                _ => {}
+            },
+        }
+    }
+
     /// The worker and its process will report nothing more.
-    fn worker_done(&mut self, container_thrives: bool, cx: &mut Context) {
+    fn worker_done(&mut self, container_is_up: bool, cx: &mut Context) {
         let Phase::Starting { worker, process } = &mut self.phase else { return };
         let requester = worker.requester;
         match (worker.failure.take(), process.take()) {
@@ -263,13 +277,13 @@ impl Exec {
                 cx.reply_with(requester, Reply::ExecStarted { pid: process.pid }, Some(self.serial));
                 cx.act(Action::DropWorker(self.serial));
                 self.phase = Phase::Running(process);
-                self.settle(cx);
+                self.report_exit(cx);
             }
             (failure, process) => {
                 let nothing = || refusal(ErrorKind::Internal, "exec", "the worker created no process");
                 let failure = failure.unwrap_or_else(nothing);
                 let (worker, process) = (worker.pid, process.and_then(|process| process.unreaped()));
-                cx.fail(requester, self.explain(failure, container_thrives));
+                cx.fail(requester, self.explain(failure, container_is_up));
                 cx.act(Action::DropWorker(self.serial));
                 self.answer_kill(Reply::Done, cx);
                 self.leave(worker, process, cx);
@@ -278,13 +292,13 @@ impl Exec {
     }
 
     /// The failure as reported to the daemon.
-    fn explain(&self, mut failure: Failure, container_thrives: bool) -> Failure {
+    fn explain(&self, mut failure: Failure, container_is_up: bool) -> Failure {
         // The container ended meanwhile; its init may not be reaped yet (ESRCH).
-        if !container_thrives || failure.errno == ESRCH {
+        if !container_is_up || failure.errno == ESRCH {
             let message = format!("container {} has ended ({})", self.container_id, failure.message);
             failure = refusal(ErrorKind::WrongState, "exec", message);
         }
-        // Init and execs share this code, whose errors are about a start.
+        // The code before execve is shared with init, and calls every failure one of a start.
         if failure.kind == ErrorKind::StartFailed {
             failure.kind = ErrorKind::ExecFailed;
         }
@@ -294,23 +308,23 @@ impl Exec {
     /// Kills its remaining processes and waits for their end; it does not count in the table.
     fn leave(&mut self, worker: Option<u32>, process: Option<u32>, cx: &mut Context) {
         self.phase = Phase::Leftover { worker, process, kill_at: cx.time.ms };
-        self.while_leftover(&Happened::Due, cx);
+        self.while_leftover(&ExecInput::Due, cx);
     }
 
-    fn while_leftover(&mut self, happened: &Happened, cx: &mut Context) {
+    fn while_leftover(&mut self, input: &ExecInput, cx: &mut Context) {
         let Phase::Leftover { worker, process, kill_at } = &mut self.phase else { return };
-        match happened {
-            Happened::WorkerReaped(_) => *worker = None,
-            Happened::Reaped { .. } | Happened::ProcessSeen(Some(_)) => *process = None,
-            Happened::Due if *kill_at > cx.time.ms => return,
-            Happened::Due | Happened::Stop => {
+        match input {
+            ExecInput::Worker(WorkerInput::Reaped(_)) => *worker = None,
+            ExecInput::Reaped(_) | ExecInput::Checked(Some(_)) => *process = None,
+            ExecInput::Due if *kill_at > cx.time.ms => return,
+            ExecInput::Due | ExecInput::Stop => {
                 *kill_at = cx.time.ms.saturating_add(KILL_AGAIN_MS);
                 for pid in [*worker, *process].into_iter().flatten() {
                     cx.kill(pid);
                 }
                 // A tracer may keep it from being reaped for ever.
                 if let Some(pid) = *process {
-                    cx.act(Action::LookAtProcess(self.serial, pid));
+                    cx.act(Action::CheckProcess(self.serial, pid));
                 }
             }
             _ => {}

@@ -5,9 +5,9 @@ use wire::{ErrorKind, Event, Reply};
 use super::{Exec, Kill, Phase};
 use crate::failure::refusal;
 use crate::lifecycle::action::Session;
+use crate::lifecycle::checks::UntilEmpty;
 use crate::lifecycle::context::Context;
 use crate::lifecycle::id::Requester;
-use crate::lifecycle::look::Look;
 use crate::lifecycle::worker::KILLED;
 
 /// Time limit for killing a session.
@@ -16,15 +16,15 @@ const KILL_SESSION_MS: u64 = 10_000;
 impl Exec {
     /// The session that must be killed now.
     pub(crate) fn session_due(&self, now: u64) -> Option<Session> {
-        let (Kill::Going { look, .. }, Some(process)) = (&self.kill, self.process()) else { return None };
+        let (Kill::Active { checks, .. }, Some(process)) = (&self.kill, self.process()) else { return None };
         let unreaped = process.unreaped().is_some() && process.code.is_none();
-        (look.at <= now).then_some(Session { exec: self.serial, pid: process.pid, unreaped })
+        (checks.at <= now).then_some(Session { exec: self.serial, pid: process.pid, unreaped })
     }
 
     pub(super) fn kill_session(&mut self, requester: Requester, cx: &mut Context) {
         match &mut self.kill {
             Kill::No => self.begin_kill(Some(requester), cx),
-            Kill::Wanted { requester: slot } | Kill::Going { requester: slot, .. } => match slot {
+            Kill::Deferred { requester: slot } | Kill::Active { requester: slot, .. } => match slot {
                 Some(other) if cx.is_connected(*other) => {
                     let message = format!("exec {} is being killed", self.id.0);
                     cx.refuse(requester, ErrorKind::Busy, "kill", message);
@@ -40,14 +40,16 @@ impl Exec {
         self.deadline = None;
         if self.kill == Kill::No {
             self.kill = match self.process() {
-                None => Kill::Wanted { requester },
-                Some(_) => Kill::going(requester, cx.time.ms),
+                None => Kill::Deferred { requester },
+                Some(_) => Kill::active(requester, cx.time.ms),
             };
         }
     }
 
-    pub(super) fn session_seen(&mut self, mut count: u32, over: Option<i32>, cx: &mut Context) {
-        let Kill::Going { look, until, .. } = &mut self.kill else { return };
+    /// `count` processes of the session were killed now; `leader`: the leader's exit code, if it has ended and is not
+    /// reaped.
+    pub(super) fn session_killed(&mut self, mut count: u32, leader: Option<i32>, cx: &mut Context) {
+        let Kill::Active { checks, until, .. } = &mut self.kill else { return };
         let process = match &mut self.phase {
             Phase::Starting { process: Some(process), .. } | Phase::Running(process) => Some(process),
             _ => None,
@@ -55,17 +57,18 @@ impl Exec {
         if let Some(process) = process
             && process.code.is_none()
         {
-            process.code = over.filter(|_| look.is_patient() || cx.time.ms >= *until);
+            // An ended leader is usually reaped soon; after some checks a tracer must be holding it.
+            process.code = leader.filter(|_| checks.reaping_is_over() || cx.time.ms >= *until);
             if process.code.is_none() {
                 count = count.max(1);
             }
         }
         if count > 0 && cx.time.ms < *until {
-            return look.again(cx.time.ms);
+            return checks.again(cx.time.ms);
         }
         if count == 0 {
             self.answer_kill(Reply::Done, cx);
-            return self.settle(cx);
+            return self.report_exit(cx);
         }
         // It is removed from the table; its remaining processes end with the container.
         let message = format!("{count} processes of the session could not be killed");
@@ -73,22 +76,22 @@ impl Exec {
         if let Phase::Running(process) = &mut self.phase {
             process.code.get_or_insert(KILLED);
             let left = process.unreaped();
-            self.settle(cx);
+            self.report_exit(cx);
             self.leave(None, left, cx);
         } else {
-            self.settle(cx);
+            self.report_exit(cx);
         }
     }
 
     pub(super) fn answer_kill(&mut self, reply: Reply, cx: &mut Context) {
-        if let Kill::Wanted { requester: Some(to) } | Kill::Going { requester: Some(to), .. } = self.kill {
+        if let Kill::Deferred { requester: Some(to) } | Kill::Active { requester: Some(to), .. } = self.kill {
             cx.reply(to, reply);
         }
         self.kill = Kill::No;
     }
 
-    /// Reports its exit, once the reply to its start was sent and its session is not being killed.
-    pub(super) fn settle(&mut self, cx: &mut Context) {
+    /// Reports its exit if it has ended, the reply to its start was sent, and its session is not being killed.
+    pub(super) fn report_exit(&mut self, cx: &mut Context) {
         if let Phase::Running(process) = &self.phase
             && let Some(code) = process.code
         {
@@ -102,7 +105,7 @@ impl Exec {
 }
 
 impl Kill {
-    pub(super) fn going(requester: Option<Requester>, now: u64) -> Self {
-        Self::Going { requester, look: Look::at(now), until: now.saturating_add(KILL_SESSION_MS) }
+    pub(super) fn active(requester: Option<Requester>, now: u64) -> Self {
+        Self::Active { requester, checks: UntilEmpty::new(now), until: now.saturating_add(KILL_SESSION_MS) }
     }
 }

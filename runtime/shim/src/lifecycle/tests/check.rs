@@ -37,8 +37,10 @@ pub(super) enum Violation {
 pub(super) struct Checker {
     asked: BTreeMap<(u32, u64), String>,
     answered: BTreeSet<(u32, u64)>,
-    /// Exit files, by the container's serial.
+    /// Exit files, by the container's serial; also those that could not be written.
     pub(super) records: BTreeMap<u32, ExitFacts>,
+    /// Containers whose exit file could not be written, until a warning says so.
+    unwritten: BTreeSet<u32>,
     /// Reported exits, by connection and serial.
     told: BTreeSet<(u32, u32)>,
     exec_told: BTreeSet<u64>,
@@ -71,6 +73,24 @@ impl Checker {
             .find(|(key, _)| connection == Some(key.0) && !self.answered.contains(key))
             .map(|(key, request)| format!("{key:?} {request}"));
         lost.map_or(Ok(()), |lost| Err(Violation::LostAnswer(lost)))
+    }
+
+    /// An exit file was written, or could not be.
+    pub(super) fn recorded(&mut self, serial: Serial, facts: ExitFacts, written: bool) {
+        self.records.insert(serial.0, facts);
+        if !written {
+            self.unwritten.insert(serial.0);
+        }
+    }
+
+    pub(super) fn is_unwritten(&self, serial: Serial) -> bool {
+        self.unwritten.contains(&serial.0)
+    }
+
+    pub(super) fn warned(&mut self, serial: Option<Serial>) {
+        if let Some(serial) = serial {
+            self.unwritten.remove(&serial.0);
+        }
     }
 
     pub(super) fn exited(

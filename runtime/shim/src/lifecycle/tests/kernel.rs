@@ -36,7 +36,12 @@ pub(super) struct Process {
 pub(super) struct Kernel {
     pub(super) processes: BTreeMap<u32, Process>,
     pub(super) frozen: Vec<Serial>,
-    reserved: Vec<u32>,
+    /// The shim has no free descriptor: it can create no process or file and read nothing below /proc and the cgroups.
+    pub(super) out_of_descriptors: bool,
+    /// Exit files cannot be written.
+    pub(super) disk_full: bool,
+    /// Pids that a packet which was not read yet names, or will name, and the object of that process.
+    unreported: Vec<(u32, Serial)>,
     last: u32,
     most: u32,
 }
@@ -44,28 +49,35 @@ pub(super) struct Kernel {
 impl Kernel {
     /// A kernel with this many pids, which are soon reused.
     pub(super) fn new(most: u32) -> Self {
-        Self { processes: BTreeMap::new(), frozen: Vec::new(), reserved: Vec::new(), last: 1, most }
+        Self {
+            processes: BTreeMap::new(),
+            frozen: Vec::new(),
+            out_of_descriptors: false,
+            disk_full: false,
+            unreported: Vec::new(),
+            last: 1,
+            most,
+        }
     }
 
     /// Creates a process, if a pid is free.
     pub(super) fn spawn(&mut self, owner: Owner, cgroup: Option<Serial>) -> Option<u32> {
         let numbers = (self.last + 1..=self.most).chain(2..=self.last);
-        let free = |pid: &u32| !self.processes.contains_key(pid) && !self.reserved.contains(pid);
-        let pid = numbers.into_iter().find(free)?;
+        let pid = numbers.into_iter().find(|pid| !self.processes.contains_key(pid))?;
         self.last = pid;
         let process = Process { owner, code: None, traced: false, killed: false, cgroup, executed: false };
         self.processes.insert(pid, process);
         Some(pid)
     }
 
-    /// A packet will report it.
-    pub(super) fn reserve(&mut self, pid: u32) {
-        self.reserved.push(pid);
+    /// A packet will report this process of an object.
+    pub(super) fn will_report(&mut self, pid: u32, of: Serial) {
+        self.unreported.push((pid, of));
     }
 
     /// The packet was read, or will never be.
-    pub(super) fn release(&mut self, pid: u32) {
-        self.reserved.retain(|known| *known != pid);
+    pub(super) fn reported(&mut self, pid: u32, of: Serial) {
+        self.unreported.retain(|known| *known != (pid, of));
     }
 
     pub(super) fn is_child(&self, pid: u32) -> bool {
@@ -114,16 +126,22 @@ impl Kernel {
         self.of(|process| process.owner == Owner::Made(serial)).first().copied()
     }
 
-    /// Children that can be reaped.
+    /// Children that can be reaped. Not the second child with a pid before the packet that names the first is read:
+    /// then the shim could report the exit code of one for the other ([`super::super::worker::ReapedEarly`]).
     pub(super) fn zombies(&self) -> Vec<u32> {
-        self.of(|process| process.owner != Owner::Bystander && process.code.is_some() && !process.traced)
+        let zombies = self.processes.iter().filter(|(pid, process)| {
+            let second =
+                self.unreported.iter().any(|(of, by)| of == *pid && process.owner != Owner::Made(*by));
+            process.owner != Owner::Bystander && process.code.is_some() && !process.traced && !second
+        });
+        zombies.map(|(pid, _)| *pid).collect()
     }
 
-    /// Whether a cgroup has no processes; `patient`: except ended ones that a tracer holds.
-    pub(super) fn is_empty(&self, cgroup: Serial, patient: bool) -> bool {
+    /// Whether a cgroup has no processes; `skip_held`: except ended ones that a tracer holds.
+    pub(super) fn is_empty(&self, cgroup: Serial, skip_held: bool) -> bool {
         self.processes
             .values()
             .filter(|process| process.cgroup == Some(cgroup))
-            .all(|process| process.code.is_some() && (patient || !process.traced))
+            .all(|process| process.code.is_some() && (skip_held || !process.traced))
     }
 }

@@ -7,6 +7,7 @@ mod kernel;
 mod model;
 mod op;
 mod perform;
+mod samples;
 mod table;
 mod workers;
 mod world;

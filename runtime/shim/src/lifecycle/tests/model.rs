@@ -44,6 +44,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => n().prop_map(Op::Freeze),
         2 => n().prop_map(Op::Fork),
         2 => Just(Op::Bystander),
+        2 => any::<bool>().prop_map(Op::Descriptors),
+        1 => any::<bool>().prop_map(Op::DiskFull),
         6 => prop_oneof![0u16..300, 0u16..40_000].prop_map(Op::Pass),
     ]
 }
@@ -69,8 +71,9 @@ pub(super) fn running_pod() -> Vec<Op> {
     ops
 }
 
-/// Continues until everything is at rest: workers work, processes call execve, timers expire.
+/// Continues until everything is at rest: descriptors are free, workers work, processes call execve, timers expire.
 pub(super) fn rest(world: &mut World) -> Checked {
+    world.step(&Op::Descriptors(true))?;
     let until = world.now + HORIZON;
     for _ in 0..MOST_ROUNDS {
         for _ in 0..4 {

@@ -36,6 +36,10 @@ pub(super) enum Op {
     Fork(u8),
     /// Another process than the shim forks.
     Bystander,
+    /// From now on the shim has no free descriptor, or has some again.
+    Descriptors(bool),
+    /// From now on exit files cannot be written, or can again.
+    DiskFull(bool),
     /// Time passes, in milliseconds; timers expire, possibly late.
     Pass(u16),
     Terminate,

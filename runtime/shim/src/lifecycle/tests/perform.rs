@@ -2,12 +2,12 @@
 
 use wire::{Event, Reply, Snapshot};
 
-use super::super::action::{Action, CgroupLook, Fork, Session};
+use super::super::action::{Action, CgroupCheck, Fork, Session};
 use super::super::id::Serial;
-use super::super::input::{CgroupState, Happened, Held, InitState, Input};
+use super::super::input::{CgroupState, ContainerInput, ExecInput, Held, InitState, Input, WorkerInput};
 use super::super::worker::KILLED;
 use super::check::Violation;
-use super::kernel::Owner;
+use super::kernel::{Kernel, Owner};
 use super::op::Sabotage;
 use super::world::{Packet, Worker, World};
 use super::{Checked, user};
@@ -37,34 +37,43 @@ impl World {
             }
             Action::Adopt(serial, pid) => return self.adopt(serial, pid),
             Action::StartInit(serial, _) => {
-                self.told_to_start.push(serial);
-                self.result(serial, Happened::StartSent(Ok(())));
+                let outcome = self.needs_descriptor("start");
+                if outcome.is_ok() {
+                    self.told_to_start.push(serial);
+                }
+                self.result(serial, ContainerInput::StartSent(outcome));
             }
             Action::ReadErrorPipe(serial) => {
                 let executed = self.containers.get(&serial.0).and_then(|(_, init)| *init).map(|init| init.1);
                 let closed = self.told_to_start.contains(&serial);
                 self.told_to_start.retain(|known| *known != serial);
-                let said = (executed == Some(false) && serial.0.is_multiple_of(2))
+                let error = (executed == Some(false) && serial.0.is_multiple_of(2))
                     .then(|| "it is missing".to_owned());
-                self.result(serial, Happened::ErrorPipe { said, closed });
+                self.result(serial, ContainerInput::ErrorPipe { error, closed });
             }
-            Action::LookAtInit(serial, pid) => {
-                self.child(pid, "look at")?;
-                self.result(serial, Happened::InitSeen(self.init_state(pid)));
+            Action::CheckInit(serial, pid) => {
+                self.child(pid, "check")?;
+                let state = self.init_state(pid);
+                if state.is_none() {
+                    self.unchecked.push(serial);
+                }
+                self.result(serial, ContainerInput::InitChecked(state));
             }
-            Action::LookAtProcess(serial, pid) => {
-                self.child(pid, "look at")?;
-                let over = self.kernel.processes.get(&pid).and_then(|process| process.code);
-                self.result(serial, Happened::ProcessSeen(over));
+            Action::CheckProcess(serial, pid) => {
+                self.child(pid, "check")?;
+                self.inputs.push_back(Input::ProcessChecked(serial, self.over(pid)));
             }
             Action::KillCgroup(serial) => {
                 self.may_kill(serial, "the cgroup")?;
-                self.kernel.kill_cgroup(serial);
+                if !self.kernel.out_of_descriptors {
+                    self.kernel.kill_cgroup(serial);
+                }
             }
-            Action::LookAtCgroup(serial, look) => return self.look_at_cgroup(serial, look),
+            Action::CheckCgroup(serial, check) => return self.check_cgroup(serial, check),
             Action::KillSessions { container, sessions } => return self.kill_sessions(container, &sessions),
-            Action::LookForOom { exec, .. } => {
-                self.result(exec, Happened::MemorySeen(exec.0.is_multiple_of(2)))
+            Action::CheckOom { exec, .. } => {
+                let killed = exec.0.is_multiple_of(2) && !self.kernel.out_of_descriptors;
+                self.inputs.push_back(Input::Exec(exec, ExecInput::OomChecked(killed)));
             }
             Action::WriteRecord(serial, _, facts) => {
                 let failed =
@@ -72,8 +81,9 @@ impl World {
                 if !failed.is_empty() {
                     return Err(Violation::Slot(format!("{serial:?} is over, but {failed:?} live in it")));
                 }
-                self.check.records.insert(serial.0, facts);
-                self.result(serial, Happened::Recorded(Ok(())));
+                let outcome = if self.kernel.disk_full { Err("the disk is full".to_owned()) } else { Ok(()) };
+                self.check.recorded(serial, facts, outcome.is_ok());
+                self.result(serial, ContainerInput::Recorded(outcome));
             }
             Action::RemoveRecord { requester, .. } | Action::ReopenLog { requester, .. } => {
                 self.inputs.push_back(Input::Served { requester, outcome: Ok(()) });
@@ -88,8 +98,19 @@ impl World {
         Ok(())
     }
 
-    fn result(&mut self, serial: Serial, happened: Happened) {
-        self.inputs.push_back(Input::Of(serial, happened));
+    fn result(&mut self, container: Serial, input: ContainerInput) {
+        self.inputs.push_back(Input::Container(container, input));
+    }
+
+    fn needs_descriptor(&self, stage: &str) -> Result<(), wire::Failure> {
+        let none = || refusal(wire::ErrorKind::Internal, stage, "out of descriptors");
+        if self.kernel.out_of_descriptors { Err(none()) } else { Ok(()) }
+    }
+
+    /// The exit code of an ended process, if /proc can be read.
+    fn over(&self, pid: u32) -> Option<i32> {
+        let process = self.kernel.processes.get(&pid).filter(|_| !self.kernel.out_of_descriptors);
+        process.and_then(|process| process.code)
     }
 
     fn owner(&self, pid: u32) -> Option<Owner> {
@@ -139,6 +160,15 @@ impl World {
         match event {
             Event::Exited { container, facts } => {
                 let serial = self.serial_of(container);
+                if self.check.is_unwritten(serial) {
+                    return Err(Violation::Unrecorded(format!(
+                        "{facts:?}, and no warning about its exit file"
+                    )));
+                }
+                let started = matches!(self.containers.get(&serial.0), Some((_, Some((_, true)))));
+                if facts.start_error.is_some() && started {
+                    return Err(Violation::Exit(format!("{facts:?}, but init had called execve")));
+                }
                 if facts.start_error.is_none() && self.code_of(serial) != Some(facts.code) {
                     let code = self.code_of(serial);
                     return Err(Violation::Exit(format!("{facts:?}, but init's exit code is {code:?}")));
@@ -147,9 +177,11 @@ impl World {
             }
             Event::ExecExited { exec, code } => {
                 let own = self.execs.iter().find(|(_, (id, _))| *id == exec.0).map(|(serial, _)| *serial);
-                // One that cannot be killed is reported as killed before it ends.
+                let unchecked = own.is_some_and(|serial| self.unchecked.contains(&Serial(serial)));
+                // One that cannot be killed is reported as killed before it ends; so is one that has ended but could
+                // not be examined until the time limit.
                 match own.and_then(|serial| self.code_of(Serial(serial))).unwrap_or(KILLED) {
-                    ended if ended == *code => self.check.exec_exited(exec.0),
+                    ended if ended == *code || unchecked && *code == KILLED => self.check.exec_exited(exec.0),
                     ended => Err(Violation::Exit(format!("{event:?}, but its exit code is {ended}"))),
                 }
             }
@@ -163,10 +195,16 @@ impl World {
                 let serial = self.serial_of(container);
                 match self.containers.get(&serial.0) {
                     Some((_, Some((_, true)))) => Ok(()),
+                    _ if self.unchecked.contains(&serial) => Ok(()),
                     other => Err(Violation::Listing(format!("{other:?} was not started"))),
                 }
             }
-            _ => Ok(()),
+            Event::Warning { container, .. } => {
+                let serial = container.as_ref().map(|id| self.serial_of(id));
+                self.check.warned(serial);
+                Ok(())
+            }
+            Event::Unknown => Ok(()),
         }
     }
 
@@ -187,6 +225,7 @@ impl World {
             if let Snapshot::Container { container, .. } = entry {
                 let serial = self.serial_of(container);
                 let init = self.containers.get(&serial.0).and_then(|(_, init)| *init);
+                let init = init.map(|(pid, executed)| (pid, executed || self.unchecked.contains(&serial)));
                 self.check.listed(connection, entry, Some(serial), init)?;
                 listed.push(serial);
             }
@@ -222,53 +261,62 @@ impl World {
                 }
             }
         }
-        let forked = match self.kernel.spawn(Owner::Worker(serial), None) {
-            Some(pid) => {
+        let free = self.needs_descriptor("fork");
+        let forked = match free.map(|()| self.kernel.spawn(Owner::Worker(serial), None)) {
+            Err(failure) => Err(failure),
+            Ok(Some(pid)) => {
                 self.workers.push(Worker::new(serial, fork, pid, deadline));
                 Ok(pid)
             }
-            None => Err(refusal(wire::ErrorKind::Internal, "fork", "no number is left")),
+            Ok(None) => Err(refusal(wire::ErrorKind::Internal, "fork", "no pid is left")),
         };
         if let (Ok(pid), Sabotage::EarlyKill) = (&forked, self.sabotage) {
             self.life.act_first(Action::Signal { pid: *pid, signal: 9 });
         }
-        self.result(serial, Happened::Forked(forked));
+        self.inputs.push_back(Input::Worker(serial, WorkerInput::Forked(forked)));
     }
 
     fn read_packet(&mut self, serial: Serial) {
+        let lost = self.needs_descriptor("worker");
         let Self { workers, kernel, inputs, .. } = self;
+        let end = Input::Worker(serial, WorkerInput::PacketsRead);
         let Some(worker) = workers.iter_mut().find(|worker| worker.serial == serial && worker.open) else {
-            return self.result(serial, Happened::PacketsRead);
+            return inputs.push_back(end);
         };
-        let input = match worker.packets.pop_front() {
-            Some(Packet::Prepared(true)) => Input::Of(serial, Happened::Prepared(Ok(()))),
-            Some(Packet::Prepared(false)) => {
-                let failure = refusal(wire::ErrorKind::Internal, "streams", "no descriptors");
-                Input::Of(serial, Happened::Prepared(Err(failure)))
+        // A pidfd tells the process from others with its pid.
+        let is_own = |kernel: &Kernel, pid: u32| kernel.made(serial) == Some(pid);
+        let packet = worker.packets.pop_front();
+        let has_fds = matches!(packet, Some(Packet::Made(_)));
+        let input = match packet {
+            Some(Packet::Prepared(arrives)) => {
+                let none = || refusal(wire::ErrorKind::Internal, "streams", "no descriptors");
+                let outcome = if arrives { lost.clone() } else { Err(none()) };
+                Input::Container(serial, ContainerInput::Prepared(outcome))
             }
-            Some(Packet::Warning) => Input::Of(serial, Happened::Warning("it is so".to_owned())),
+            Some(Packet::Warning) => Input::Worker(serial, WorkerInput::Warning("it is so".to_owned())),
             Some(Packet::Failed) => {
                 let failure = refusal(wire::ErrorKind::Internal, "worker", "it failed");
-                Input::Of(serial, Happened::Failed(failure))
+                Input::Worker(serial, WorkerInput::Failed(failure))
             }
             Some(Packet::Made(pid)) => {
-                kernel.release(pid);
-                Input::Made { serial, pid, is_child: kernel.is_child(pid) }
+                kernel.reported(pid, serial);
+                Input::Made { serial, pid, unreaped: is_own(kernel, pid) }
             }
             Some(Packet::Created(pid)) => {
-                kernel.release(pid);
+                kernel.reported(pid, serial);
                 let reply = Reply::Created { pid, user: user(), home: "/".to_owned() };
-                Input::Created { serial, reply, pid, is_child: kernel.is_child(pid) }
+                Input::Created { serial, reply, pid, unreaped: is_own(kernel, pid) }
             }
+            None if worker.closed || !worker.is_at_eof(kernel) => return inputs.push_back(end),
             None => {
-                if worker.closed || !worker.is_at_eof(kernel) {
-                    return self.result(serial, Happened::PacketsRead);
-                }
                 worker.closed = true;
-                Input::Of(serial, Happened::Closed)
+                Input::Worker(serial, WorkerInput::Closed)
             }
         };
         inputs.push_back(input);
+        if let (true, Err(failure)) = (has_fds, lost) {
+            inputs.push_back(Input::Worker(serial, WorkerInput::Failed(failure)));
+        }
         self.life.act_first(Action::ReadPackets(serial));
     }
 
@@ -276,7 +324,7 @@ impl World {
         for worker in self.workers.iter_mut().filter(|worker| worker.serial == serial) {
             worker.open = false;
             if let Some(pid) = worker.made {
-                self.kernel.release(pid);
+                self.kernel.reported(pid, serial);
             }
         }
     }
@@ -288,24 +336,24 @@ impl World {
                 return Err(Violation::WrongKill(format!("adopt {pid}: {:?}", self.owner(pid))));
             }
         }
-        // Sometimes no descriptor is free.
-        if serial.0.is_multiple_of(7) {
-            let failure = refusal(wire::ErrorKind::Internal, "namespaces", "out of descriptors");
-            self.result(serial, Happened::Adopted(Err(failure)));
+        let opened = if pid.is_some() { self.needs_descriptor("namespaces") } else { Ok(()) };
+        if opened.is_err() || serial.0.is_multiple_of(7) {
+            let failure = refusal(wire::ErrorKind::Internal, "namespaces", "they cannot be opened");
+            self.inputs.push_back(Input::Adopted(serial, Err(failure)));
             return Ok(());
         }
         let made = self.workers.iter().find(|worker| worker.serial == serial).and_then(|worker| worker.made);
         if let Some((_, init)) = self.containers.get_mut(&serial.0) {
             *init = made.map(|pid| (pid, false));
         }
-        self.result(serial, Happened::Adopted(Ok(())));
+        self.inputs.push_back(Input::Adopted(serial, Ok(())));
         Ok(())
     }
 
     // Checks.
 
     fn init_state(&self, pid: u32) -> Option<InitState> {
-        let process = self.kernel.processes.get(&pid)?;
+        let process = self.kernel.processes.get(&pid).filter(|_| !self.kernel.out_of_descriptors)?;
         let held = match (process.traced, pid % 3) {
             (false, _) => Held::No,
             (true, 0) if process.code.is_none() => Held::Stopped,
@@ -317,12 +365,17 @@ impl World {
         Some(InitState { over: process.code, executed: process.executed, held })
     }
 
-    fn look_at_cgroup(&mut self, serial: Serial, look: CgroupLook) -> Checked {
-        if let Some(pid) = look.init {
-            self.child(pid, "look at")?;
+    fn check_cgroup(&mut self, serial: Serial, check: CgroupCheck) -> Checked {
+        if let Some(pid) = check.init {
+            self.child(pid, "check")?;
+        }
+        if self.kernel.out_of_descriptors {
+            let state = CgroupState { strays: check.strays, ..CgroupState::default() };
+            self.result(serial, ContainerInput::CgroupChecked(state));
+            return Ok(());
         }
         let mut strays = false;
-        if look.strays {
+        if check.strays {
             let unknown = self.kernel.of(|process| {
                 process.owner != Owner::Bystander && process.cgroup.is_none() && process.code.is_none()
             });
@@ -332,12 +385,12 @@ impl World {
             }
         }
         let state = CgroupState {
-            empty: self.kernel.is_empty(serial, look.patient),
+            empty: self.kernel.is_empty(serial, check.skip_held),
             oom_killed: serial.0.is_multiple_of(5),
             strays,
-            init_over: look.init.is_some_and(|pid| !self.kernel.runs(pid)),
+            init_over: check.init.is_some_and(|pid| !self.kernel.runs(pid)),
         };
-        self.result(serial, Happened::CgroupSeen(state));
+        self.result(serial, ContainerInput::CgroupChecked(state));
         Ok(())
     }
 
@@ -348,18 +401,23 @@ impl World {
                 let own = [Owner::Made(session.exec), Owner::Descendant(session.exec)];
                 own.contains(&process.owner) && process.cgroup == Some(container) && process.code.is_none()
             });
-            let count = u32::try_from(members.len()).unwrap();
-            members.into_iter().for_each(|pid| self.kernel.kill(pid));
-            let mut over = None;
+            let mut count = u32::try_from(members.len()).unwrap();
+            if self.kernel.out_of_descriptors {
+                count = count.max(1);
+                self.unchecked.push(session.exec);
+            } else {
+                members.into_iter().for_each(|pid| self.kernel.kill(pid));
+            }
+            let mut leader = None;
             if session.unreaped {
                 self.child(session.pid, "kill")?;
                 if self.owner(session.pid) != Some(Owner::Made(session.exec)) {
                     return Err(Violation::WrongKill(format!("{session:?}: {:?}", self.owner(session.pid))));
                 }
                 self.kernel.kill(session.pid);
-                over = self.kernel.processes.get(&session.pid).and_then(|process| process.code);
+                leader = self.over(session.pid);
             }
-            self.result(session.exec, Happened::SessionSeen { count, over });
+            self.inputs.push_back(Input::Exec(session.exec, ExecInput::SessionKilled { count, leader }));
         }
         Ok(())
     }

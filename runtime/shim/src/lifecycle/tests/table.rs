@@ -4,19 +4,18 @@
 use std::fmt::Write as _;
 
 use model::ContainerId;
-use wire::{ErrorKind, ExitFacts, Failure, Reply};
 
 use super::super::action::Action;
 use super::super::container::Container;
 use super::super::context::{Context, Time};
-use super::super::exec::{Exec, Kill, Phase as ExecPhase};
-use super::super::id::{Requester, Serial};
-use super::super::input::{CgroupState, Happened, Held, InitState};
-use super::super::look::Look;
+use super::super::exec::{Exec, Phase as ExecPhase};
+use super::super::id::Serial;
+use super::super::input::{ContainerInput, ExecInput, PauseInput, WorkerInput};
 use super::super::pause::Pause;
-use super::super::phase::{Ending, Init, Phase, Undoing, Unstarted};
-use super::super::worker::{Process, Worker};
-use crate::failure::refusal;
+use super::super::phase::Phase;
+use super::samples::{
+    NOW, SERIAL, container_inputs, containers, exec_inputs, execs, pause_inputs, pauses, worker_inputs,
+};
 
 /// A function that names the variants of an enum, and the list of these names: the build fails if a variant
 /// is missing, and the test fails if a name has no sample.
@@ -31,36 +30,42 @@ macro_rules! names {
     };
 }
 
+names!(worker_input, WORKER_INPUTS, WorkerInput, Forked, Warning, Failed, Closed, PacketsRead, Reaped);
+names!(pause_input, PAUSE_INPUTS, PauseInput, Worker, Made, Reaped, Adopted, Checked, Due, Stop);
 names!(
-    input,
-    INPUTS,
-    Happened,
-    Forked,
-    Made,
-    Created,
+    container_input,
+    CONTAINER_INPUTS,
+    ContainerInput,
+    Worker,
     Prepared,
-    Warning,
-    Failed,
-    Closed,
-    PacketsRead,
-    WorkerReaped,
+    Created,
     Reaped,
     Adopted,
     StartSent,
     ErrorPipe,
-    InitSeen,
-    ProcessSeen,
-    CgroupSeen,
-    SessionSeen,
-    MemorySeen,
+    InitChecked,
+    CgroupChecked,
     Recorded,
     Due,
     Stop,
-    ContainerEnded,
     Start,
     Kill,
     ReopenLog,
     Forget,
+);
+names!(
+    exec_input,
+    EXEC_INPUTS,
+    ExecInput,
+    Worker,
+    Made,
+    Reaped,
+    Checked,
+    SessionKilled,
+    OomChecked,
+    Due,
+    Stop,
+    ContainerEnded,
     KillSession,
 );
 names!(
@@ -87,12 +92,12 @@ names!(
     WatchOutputs,
     ReadErrorPipe,
     DropErrorPipe,
-    LookAtInit,
-    LookAtProcess,
+    CheckInit,
+    CheckProcess,
     KillCgroup,
-    LookAtCgroup,
+    CheckCgroup,
     KillSessions,
-    LookForOom,
+    CheckOom,
     FinishOutputs,
     RemoveFiles,
     WriteRecord,
@@ -102,220 +107,10 @@ names!(
     End,
 );
 
-const SERIAL: Serial = Serial(1);
-const PID: u32 = 10;
-const WORKER: u32 = 9;
-/// The time of all inputs; all deadlines in the samples have passed then.
-const NOW: u64 = 100_000;
-const REQUESTER: Requester = Requester { generation: 1, id: 1 };
-
-fn failure() -> Failure {
-    refusal(ErrorKind::Internal, "step", "it failed")
-}
-
-/// Each kind of each input, with its name.
-#[expect(clippy::too_many_lines, reason = "a list of all inputs")]
-fn inputs() -> Vec<(&'static str, Happened)> {
-    let other = Requester { generation: 1, id: 2 };
-    let seen = |over, executed, held| Happened::InitSeen(Some(InitState { over, executed, held }));
-    let reply = Reply::Created { pid: PID, user: super::user(), home: "/".to_owned() };
-    let kill = |signal, all| Happened::Kill { requester: other, signal, all };
-    vec![
-        ("", Happened::Forked(Ok(WORKER))),
-        ("failed", Happened::Forked(Err(failure()))),
-        ("", Happened::Made { pid: PID, ended: None }),
-        ("has ended", Happened::Made { pid: PID, ended: Some(3) }),
-        ("", Happened::Created { reply: reply.clone(), pid: PID, ended: None }),
-        ("has ended", Happened::Created { reply, pid: PID, ended: Some(3) }),
-        ("", Happened::Prepared(Ok(()))),
-        ("failed", Happened::Prepared(Err(failure()))),
-        ("", Happened::Warning("it is so".to_owned())),
-        ("", Happened::Failed(failure())),
-        ("", Happened::Closed),
-        ("", Happened::PacketsRead),
-        ("", Happened::WorkerReaped(1)),
-        ("before execve", Happened::Reaped { code: 3, executed: Some(false) }),
-        ("after execve", Happened::Reaped { code: 3, executed: Some(true) }),
-        ("not known", Happened::Reaped { code: 3, executed: None }),
-        ("", Happened::Adopted(Ok(()))),
-        ("failed", Happened::Adopted(Err(failure()))),
-        ("", Happened::StartSent(Ok(()))),
-        ("failed", Happened::StartSent(Err(failure()))),
-        ("closed", Happened::ErrorPipe { said: None, closed: true }),
-        ("open", Happened::ErrorPipe { said: None, closed: false }),
-        ("a failure", Happened::ErrorPipe { said: Some("no such program".to_owned()), closed: true }),
-        ("not now", Happened::InitSeen(None)),
-        ("waits", seen(None, false, Held::No)),
-        ("has called execve", seen(None, true, Held::No)),
-        ("stopped", seen(None, false, Held::Stopped)),
-        ("traced", seen(None, false, Held::Traced)),
-        ("over", seen(Some(137), false, Held::Traced)),
-        ("lives", Happened::ProcessSeen(None)),
-        ("over", Happened::ProcessSeen(Some(137))),
-        ("empty", Happened::CgroupSeen(CgroupState { empty: true, ..CgroupState::default() })),
-        ("not empty", Happened::CgroupSeen(CgroupState::default())),
-        ("strays", Happened::CgroupSeen(CgroupState { empty: true, strays: true, ..CgroupState::default() })),
-        ("none left", Happened::SessionSeen { count: 0, over: None }),
-        ("some left", Happened::SessionSeen { count: 2, over: None }),
-        ("memory", Happened::MemorySeen(true)),
-        ("", Happened::Recorded(Ok(()))),
-        ("failed", Happened::Recorded(Err("disk".to_owned()))),
-        ("", Happened::Due),
-        ("", Happened::Stop),
-        ("", Happened::ContainerEnded),
-        ("", Happened::Start(other)),
-        ("SIGTERM", kill(15, false)),
-        ("SIGKILL", kill(9, false)),
-        ("all", kill(9, true)),
-        ("", Happened::ReopenLog(other)),
-        ("", Happened::Forget(other)),
-        ("", Happened::KillSession(other)),
-    ]
-}
-
-fn worker(reaped: bool, failed: bool) -> Worker {
-    let mut worker = Worker::new(REQUESTER, NOW);
-    (worker.pid, worker.reaped) = if reaped { (None, Some(1)) } else { (Some(WORKER), None) };
-    worker.failure = failed.then(failure);
-    worker
-}
-
-#[expect(clippy::too_many_lines, reason = "a list of all phases")]
-fn containers() -> Vec<(&'static str, Phase)> {
-    let init = Init { pid: PID, ending: None };
-    let killed = Init { pid: PID, ending: Some(over_once()) };
-    let starting = |init, pipe_closed| Phase::Starting {
-        init,
-        requester: REQUESTER,
-        look: Look::at(NOW),
-        said: None,
-        pipe_closed,
-    };
-    let facts = ExitFacts { code: 3, finished_at: 5, ..ExitFacts::default() };
-    let ending = |start| Phase::Ending(Ending { pid: PID, facts: facts.clone(), start, look: Look::at(NOW) });
-    let undoing = |worker, init| {
-        let (requester, failure) = (REQUESTER, failure());
-        Phase::Undoing(Undoing { requester, failure, worker, init, look: Look::at(NOW) })
-    };
-    let reply = Reply::Created { pid: PID, user: super::user(), home: "/".to_owned() };
-    vec![
-        ("", Phase::Creating(worker(false, false))),
-        ("worker reaped", Phase::Creating(worker(true, false))),
-        ("given up", Phase::Creating(worker(false, true))),
-        (
-            "",
-            Phase::Adopting {
-                requester: REQUESTER,
-                worker: Some(WORKER),
-                process: Process::new(PID, None),
-                reply: reply.clone(),
-            },
-        ),
-        (
-            "init has ended",
-            Phase::Adopting {
-                requester: REQUESTER,
-                worker: None,
-                process: Process::new(PID, Some(3)),
-                reply,
-            },
-        ),
-        ("", Phase::Created(init)),
-        ("killed", Phase::Created(killed)),
-        ("", starting(init, false)),
-        ("pipe closed", starting(init, true)),
-        ("killed", starting(killed, false)),
-        ("", Phase::Running { init, started_at: 4 }),
-        ("killed", Phase::Running { init: killed, started_at: 4 }),
-        ("", ending(None)),
-        ("not started", ending(Some(Unstarted { requester: REQUESTER, executed: None, said: None }))),
-        ("", undoing(None, None)),
-        ("worker and init live", undoing(Some(WORKER), Some(PID))),
-        ("", Phase::Recording { pid: PID, facts: facts.clone(), failed: None }),
-        (
-            "not started",
-            Phase::Recording { pid: PID, facts: facts.clone(), failed: Some((REQUESTER, failure())) },
-        ),
-        ("", Phase::Exited { pid: PID, facts }),
-        ("", Phase::Gone),
-    ]
-}
-
-fn over_once() -> Look {
-    let mut look = Look::at_killed(NOW - 200);
-    look.was_over();
-    look
-}
-
-fn pauses() -> Vec<(&'static str, Pause)> {
-    let process = Process::new(PID, None);
-    let starting =
-        |reaped, failed, process| Pause::Starting { serial: SERIAL, worker: worker(reaped, failed), process };
-    vec![
-        ("", Pause::None),
-        ("", starting(false, false, None)),
-        ("worker reaped", starting(true, false, None)),
-        ("made", starting(true, false, Some(process))),
-        ("made, given up", starting(false, true, Some(process))),
-        ("", Pause::Adopting { serial: SERIAL, requester: REQUESTER, process }),
-        (
-            "has ended",
-            Pause::Adopting { serial: SERIAL, requester: REQUESTER, process: Process::new(PID, Some(3)) },
-        ),
-        ("", Pause::Running { serial: SERIAL, pid: PID }),
-        ("", Pause::Exited { serial: SERIAL, pid: PID, code: 3 }),
-        (
-            "",
-            Pause::Undoing {
-                serial: SERIAL,
-                requester: REQUESTER,
-                failure: failure(),
-                worker: Some(WORKER),
-                process: None,
-                kill_at: NOW,
-            },
-        ),
-        (
-            "only the process is left",
-            Pause::Undoing {
-                serial: SERIAL,
-                requester: REQUESTER,
-                failure: failure(),
-                worker: None,
-                process: Some(PID),
-                kill_at: NOW,
-            },
-        ),
-    ]
-}
-
-fn execs() -> Vec<(&'static str, ExecPhase, Kill)> {
-    let process = Process::new(PID, None);
-    let starting = |reaped, failed, process| ExecPhase::Starting { worker: worker(reaped, failed), process };
-    let late = || {
-        let mut late = worker(false, true);
-        late.kills = 9;
-        ExecPhase::Starting { worker: late, process: None }
-    };
-    let going = |until| Kill::Going { requester: Some(REQUESTER), look: Look::at(NOW), until };
-    let wanted = Kill::Wanted { requester: Some(REQUESTER) };
-    let ended = ExecPhase::Ended(Process::new(PID, Some(3)), 3);
-    let left = |worker, process| ExecPhase::Leftover { worker, process, kill_at: NOW };
-    vec![
-        ("", starting(false, false, None), Kill::No),
-        ("worker reaped", starting(true, false, None), Kill::No),
-        ("made", starting(false, false, Some(process)), Kill::No),
-        ("made, given up", starting(false, true, Some(process)), Kill::No),
-        ("late, not to be killed", late(), Kill::No),
-        ("kill wanted", starting(false, false, None), wanted),
-        ("", ExecPhase::Running(process), Kill::No),
-        ("being killed", ExecPhase::Running(process), going(NOW + 1)),
-        ("being killed in vain", ExecPhase::Running(process), going(NOW)),
-        ("", ended, going(NOW + 1)),
-        ("", left(Some(WORKER), Some(PID)), Kill::No),
-        ("only the process is left", left(None, Some(PID)), Kill::No),
-        ("", ExecPhase::Gone, Kill::No),
-    ]
+/// An input with its sample's kind, as the table shows it.
+fn label(name: &str, worker: Option<&WorkerInput>, kind: &str) -> String {
+    let name = worker.map_or_else(|| name.to_owned(), |input| format!("worker {}", worker_input(input)));
+    if kind.is_empty() { name } else { format!("{name}: {kind}") }
 }
 
 fn context() -> Context {
@@ -334,11 +129,12 @@ fn outcome(changed: bool, to: &str, from: &str, cx: &Context) -> String {
 }
 
 /// Prints the result of each input in each of these phases.
-fn section<T>(
+fn section<T, I: Clone>(
     text: &mut String,
     title: &str,
     phases: &[(&str, &str, T)],
-    on: impl Fn(&T, Happened) -> String,
+    inputs: impl IntoIterator<Item = (String, I)>,
+    on: impl Fn(&T, I) -> String,
 ) {
     write!(text, "## {title}\n\n|").unwrap();
     for (name, detail, _) in phases {
@@ -347,10 +143,8 @@ fn section<T>(
     }
     writeln!(text, " |\n|---{}|", "|---".repeat(phases.len())).unwrap();
     let mut without = Vec::new();
-    for (kind, happened) in inputs() {
-        let input = input(&happened);
-        let shown = if kind.is_empty() { input.to_owned() } else { format!("{input}: {kind}") };
-        let cells: Vec<String> = phases.iter().map(|(_, _, of)| on(of, happened.clone())).collect();
+    for (shown, input) in inputs {
+        let cells: Vec<String> = phases.iter().map(|(_, _, of)| on(of, input.clone())).collect();
         if cells.iter().all(String::is_empty) {
             without.push(shown);
         } else {
@@ -367,22 +161,49 @@ fn print() -> String {
          the next phase, if it changes, and the actions; `note`: only\nwhat the phase holds changes; an empty cell \
          means that nothing is done. `runtime/shim/src/lifecycle` explains phases, inputs and\nactions.\n\n",
     );
+    print_pause(&mut text);
+    print_containers(&mut text);
+    print_execs(&mut text);
+    text.truncate(text.trim_end().len());
+    text.push('\n');
+    text
+}
+
+fn print_pause(text: &mut String) {
     let phases: Vec<_> = pauses().into_iter().map(|(detail, of)| (pause(&of), detail, of)).collect();
-    section(&mut text, "Pause", &phases, |sample, happened| {
+    let inputs = pause_inputs().into_iter().map(|(kind, input)| {
+        let worker = if let PauseInput::Worker(worker) = &input { Some(worker) } else { None };
+        (label(pause_input(&input), worker, kind), input)
+    });
+    section(text, "Pause", &phases, inputs, |sample, input| {
         let (mut of, mut cx) = (sample.clone(), context());
-        of.on(happened, &mut cx);
+        of.on(input, &mut cx);
         outcome(of != *sample, pause(&of), pause(sample), &cx)
     });
+}
+
+fn print_containers(text: &mut String) {
     let phases: Vec<_> = containers().into_iter().map(|(detail, of)| (phase(&of), detail, of)).collect();
-    section(&mut text, "Containers", &phases, |sample, happened| {
+    let inputs = container_inputs().into_iter().map(|(kind, input)| {
+        let worker = if let ContainerInput::Worker(worker) = &input { Some(worker) } else { None };
+        (label(container_input(&input), worker, kind), input)
+    });
+    section(text, "Containers", &phases, inputs, |sample, input| {
         let id = ContainerId::from_random([1; 32]);
         let (mut of, mut cx) = (Container { id, serial: SERIAL, phase: sample.clone() }, context());
-        of.on(happened, &mut cx);
+        of.on(input, &mut cx);
         outcome(of.phase != *sample, phase(&of.phase), phase(sample), &cx)
     });
+}
+
+fn print_execs(text: &mut String) {
     let phases: Vec<_> =
         execs().into_iter().map(|(detail, of, kill)| (exec_phase(&of), detail, (of, kill))).collect();
-    section(&mut text, "Execs", &phases, |(sample, kill), happened| {
+    let inputs = exec_inputs().into_iter().map(|(kind, input)| {
+        let worker = if let ExecInput::Worker(worker) = &input { Some(worker) } else { None };
+        (label(exec_input(&input), worker, kind), input)
+    });
+    section(text, "Execs", &phases, inputs, |(sample, kill), input| {
         let before = Exec {
             id: model::ExecId(1),
             generation: 1,
@@ -394,12 +215,9 @@ fn print() -> String {
             phase: sample.clone(),
         };
         let (mut of, mut cx) = (before.clone(), context());
-        of.on(happened, true, &mut cx);
+        of.on(input, true, &mut cx);
         outcome(of != before, exec_phase(&of.phase), exec_phase(sample), &cx)
     });
-    text.truncate(text.trim_end().len());
-    text.push('\n');
-    text
 }
 
 #[test]
@@ -408,7 +226,10 @@ fn table_has_every_pair_and_is_the_committed_one() {
         let missing: Vec<_> = list.iter().filter(|name| !names.contains(name)).collect();
         assert!(missing.is_empty(), "no sample: {missing:?}");
     };
-    sampled(INPUTS, inputs().iter().map(|(_, happened)| input(happened)).collect());
+    sampled(WORKER_INPUTS, worker_inputs().iter().map(|(_, of)| worker_input(of)).collect());
+    sampled(PAUSE_INPUTS, pause_inputs().iter().map(|(_, of)| pause_input(of)).collect());
+    sampled(CONTAINER_INPUTS, container_inputs().iter().map(|(_, of)| container_input(of)).collect());
+    sampled(EXEC_INPUTS, exec_inputs().iter().map(|(_, of)| exec_input(of)).collect());
     sampled(PHASES, containers().iter().map(|(_, of)| phase(of)).collect());
     sampled(PAUSES, pauses().iter().map(|(_, of)| pause(of)).collect());
     sampled(EXECS, execs().iter().map(|(_, of, _)| exec_phase(of)).collect());

@@ -39,7 +39,7 @@ impl World {
             (Fork::Pause, 0, _) | (Fork::Container { .. } | Fork::Exec { .. }, 1 | 0, _) => {
                 if let Some(pid) = kernel.spawn(Owner::Made(worker.serial), container) {
                     worker.made = Some(pid);
-                    kernel.reserve(pid);
+                    kernel.will_report(pid, worker.serial);
                     if worker.fork == Fork::Pause {
                         worker.packets.push_back(Packet::Made(pid));
                     }

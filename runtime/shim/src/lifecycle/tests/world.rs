@@ -8,8 +8,9 @@ use wire::{Event, LogPlan, Reply, Request};
 use super::super::action::{Action, Fork};
 use super::super::context::Time;
 use super::super::id::{Requester, Serial};
-use super::super::input::{Happened, Held, Input};
+use super::super::input::{ContainerInput, Held, Input, WorkerInput};
 use super::super::pod::Lifecycle;
+use super::super::worker::KILLED;
 use super::Checked;
 use super::check::{Checker, Violation};
 use super::kernel::{Kernel, Owner, Process};
@@ -45,12 +46,18 @@ impl Worker {
         Self { serial, fork, pid, step: 0, packets, made: None, open: true, closed: false, deadline }
     }
 
+    /// Whether it is running; its pid may be that of another process by now.
+    pub(super) fn runs(&self, kernel: &Kernel) -> bool {
+        let own = Owner::Worker(self.serial);
+        kernel.processes.get(&self.pid).is_some_and(|process| process.owner == own && process.code.is_none())
+    }
+
     /// Whether every process with its socket has ended or called execve.
     pub(super) fn is_at_eof(&self, kernel: &Kernel) -> bool {
         let holds = self.made.and_then(|pid| kernel.processes.get(&pid)).is_some_and(|process| {
             process.owner == Owner::Made(self.serial) && process.code.is_none() && !process.executed
         });
-        !holds && !kernel.runs(self.pid)
+        !holds && !self.runs(kernel)
     }
 }
 
@@ -74,6 +81,8 @@ pub(super) struct World {
     /// What may be killed.
     pub(super) wanted_dead: Vec<Serial>,
     pub(super) told_to_start: Vec<Serial>,
+    /// Containers and execs whose process could not be examined when that mattered.
+    pub(super) unchecked: Vec<Serial>,
     /// Exit codes of reaped processes, by the serial of pause, the container or the exec.
     codes: BTreeMap<u32, i32>,
     pub(super) sabotage: Sabotage,
@@ -105,6 +114,7 @@ impl World {
             execs: BTreeMap::new(),
             wanted_dead: Vec::new(),
             told_to_start: Vec::new(),
+            unchecked: Vec::new(),
             codes: BTreeMap::new(),
             sabotage,
             late: Vec::new(),
@@ -232,6 +242,14 @@ impl World {
                 self.kernel.spawn(Owner::Bystander, None);
                 Ok(())
             }
+            Op::Descriptors(free) => {
+                self.kernel.out_of_descriptors = !free;
+                Ok(())
+            }
+            Op::DiskFull(full) => {
+                self.kernel.disk_full = *full;
+                Ok(())
+            }
             Op::Pass(ms) => {
                 self.now += u64::from(*ms);
                 match self.life.timer() {
@@ -281,9 +299,10 @@ impl World {
         if !executed && self.kernel.runs(*pid) {
             return Ok(());
         }
-        let said = (!executed && pid % 3 == 0).then(|| "no such program".to_owned());
+        let killed = self.kernel.processes.get(pid).is_some_and(|process| process.code == Some(KILLED));
+        let error = (!executed && !killed && pid % 3 == 0).then(|| "no such program".to_owned());
         self.told_to_start.retain(|known| *known != serial);
-        self.input(Input::Of(serial, Happened::ErrorPipe { said, closed: true }))
+        self.input(Input::Container(serial, ContainerInput::ErrorPipe { error, closed: true }))
     }
 
     pub(super) fn read(&mut self, serial: Serial) -> Checked {
@@ -307,6 +326,10 @@ impl World {
             }
             if let Owner::Made(serial) = process.owner {
                 self.codes.insert(serial.0, code);
+            }
+            let executed = executed.filter(|_| !self.kernel.out_of_descriptors);
+            if let (None, Owner::Made(serial)) = (executed, process.owner) {
+                self.unchecked.push(serial);
             }
             self.kernel.processes.remove(&pid);
             self.input(Input::Reaped { pid, code, executed })?;
@@ -343,27 +366,28 @@ impl World {
 
     fn note_reasons(&mut self, input: &Input) {
         let reason = match input {
-            Input::Of(serial, happened) => match happened {
-                Happened::Prepared(Err(_))
-                | Happened::Failed(_)
-                | Happened::Adopted(Err(_))
-                | Happened::WorkerReaped(_)
-                | Happened::Reaped { .. }
-                | Happened::Closed
-                | Happened::PacketsRead => Some(*serial),
-                Happened::InitSeen(Some(state)) if state.held != Held::No || state.over.is_some() => {
-                    Some(*serial)
-                }
-                _ => None,
-            },
+            Input::Worker(
+                serial,
+                WorkerInput::Failed(_)
+                | WorkerInput::Reaped(_)
+                | WorkerInput::Closed
+                | WorkerInput::PacketsRead,
+            )
+            | Input::Adopted(serial, Err(_))
+            | Input::Container(serial, ContainerInput::Prepared(Err(_))) => Some(*serial),
+            Input::Container(serial, ContainerInput::InitChecked(Some(state)))
+                if state.held != Held::No || state.over.is_some() =>
+            {
+                Some(*serial)
+            }
             _ => None,
         };
         // The end of a worker's packets allows a kill only once the worker has ended.
         let gone = |serial: Serial| {
-            self.workers.iter().any(|worker| worker.serial == serial && !self.kernel.runs(worker.pid))
+            self.workers.iter().any(|worker| worker.serial == serial && !worker.runs(&self.kernel))
         };
         if let Some(serial) = reason.filter(|serial| match input {
-            Input::Of(_, Happened::PacketsRead | Happened::Closed) => gone(*serial),
+            Input::Worker(_, WorkerInput::PacketsRead | WorkerInput::Closed) => gone(*serial),
             _ => true,
         }) {
             self.wanted_dead.push(serial);
@@ -374,13 +398,13 @@ impl World {
         match (self.sabotage, &action) {
             (Sabotage::LostAnswer, Action::Reply { to, .. }) if to.id % 5 == 0 => Vec::new(),
             (Sabotage::DoubleExit, Action::Event(Event::Exited { .. })) => vec![action.clone(), action],
-            (Sabotage::StuckName, Action::LookAtCgroup(..)) => Vec::new(),
+            (Sabotage::StuckName, Action::CheckCgroup(..)) => Vec::new(),
             (Sabotage::LateKill, Action::Signal { .. }) => {
                 self.late.push(action);
                 Vec::new()
             }
             (Sabotage::Unrecorded, Action::WriteRecord(serial, ..)) => {
-                self.inputs.push_back(Input::Of(*serial, Happened::Recorded(Ok(()))));
+                self.inputs.push_back(Input::Container(*serial, ContainerInput::Recorded(Ok(()))));
                 Vec::new()
             }
             _ => vec![action],
@@ -396,7 +420,7 @@ pub(super) fn pick<T>(list: &[T], which: u8) -> Option<&T> {
 impl World {
     /// Indices of running workers.
     pub(super) fn at_work(&self) -> Vec<usize> {
-        let living = self.workers.iter().zip(0..).filter(|(worker, _)| self.kernel.runs(worker.pid));
+        let living = self.workers.iter().zip(0..).filter(|(worker, _)| worker.runs(&self.kernel));
         living.map(|(_, place)| place).collect()
     }
 

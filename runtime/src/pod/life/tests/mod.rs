@@ -1,7 +1,8 @@
-//! Tests of a pod's state machine; they need no runtime, root or files.
+//! Tests of a pod's state machine. They need no tokio, no root and no files.
 
 mod cases;
 mod planted;
+mod refused;
 mod samples;
 mod sequences;
 mod table;

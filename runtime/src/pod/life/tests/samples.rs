@@ -1,8 +1,9 @@
 //! A state machine in each stage, and one of each input, for the table.
 
-use super::super::stage::{Asks, Container, End, Fate, Link, PodStage, Stage, Start};
+use super::super::stage::{Container, Fate, Link, PodCallers, PodStage, RunningStop, Stage, Start};
 use super::super::{
-    Ask, Ended, Heard, Input, LaunchFailed, Life, Moment, Outcome, ShimEvent, StartError, Timer, Waiter,
+    Call, DialResult, Input, LaunchFailed, Life, Moment, Outcome, ShimEvent, StartError, Timer, TornDown,
+    Waiter,
 };
 use super::world::{container_config, pod_config};
 use crate::error::Error;
@@ -13,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(super) const NOW: Moment = Moment { wall: 1_000_000, steady: Duration::from_secs(9) };
+pub(super) const NOW: Moment = Moment { wall: 1_000_000, monotonic: Duration::from_secs(9) };
 
 pub(super) fn pod_record(phase: PodPhase) -> PodRecord {
     PodRecord {
@@ -39,22 +40,22 @@ fn error() -> Error {
 
 /// Every stage of a pod; a new stage breaks the build until it is added here.
 pub(super) fn pod_stages() -> Vec<Life> {
-    let asks = || Asks { stoppers: vec![Waiter(90)], removers: Vec::new() };
+    let callers = || PodCallers { stoppers: vec![Waiter(90)], removers: Vec::new() };
     let stages = [
         (PodStage::Launching, PodPhase::Launching, Link::None),
         (PodStage::Leftover, PodPhase::Launching, Link::down(1, "not asked")),
-        (PodStage::Up, PodPhase::Ready, Link::Up),
-        (PodStage::Up, PodPhase::Ready, Link::down(1, "lost")),
-        (PodStage::Over, PodPhase::Stopping, Link::Up),
-        (PodStage::Over, PodPhase::Stopping, Link::down(1, "lost")),
-        (PodStage::Killing(asks()), PodPhase::Stopping, Link::None),
-        (PodStage::Ending(asks()), PodPhase::Stopping, Link::Up),
-        (PodStage::Recording(asks()), PodPhase::Stopped, Link::None),
-        (PodStage::Settling(asks(), Vec::new()), PodPhase::Stopped, Link::None),
-        (PodStage::Forgetting(asks()), PodPhase::Stopped, Link::None),
+        (PodStage::Ready, PodPhase::Ready, Link::Up),
+        (PodStage::Ready, PodPhase::Ready, Link::down(1, "lost")),
+        (PodStage::NotReady, PodPhase::Stopping, Link::Up),
+        (PodStage::NotReady, PodPhase::Stopping, Link::down(1, "lost")),
+        (PodStage::Killing(callers()), PodPhase::Stopping, Link::None),
+        (PodStage::TearingDown(callers()), PodPhase::Stopping, Link::Up),
+        (PodStage::Recording(callers()), PodPhase::Stopped, Link::None),
+        (PodStage::Settling(callers(), Vec::new()), PodPhase::Stopped, Link::None),
+        (PodStage::RemovingShim(callers()), PodPhase::Stopped, Link::None),
         (PodStage::Stopped { removers: Vec::new() }, PodPhase::Stopped, Link::None),
         (PodStage::Removing { removers: vec![Waiter(90)] }, PodPhase::Removing, Link::None),
-        (PodStage::Gone, PodPhase::Removing, Link::None),
+        (PodStage::Removed, PodPhase::Removing, Link::None),
     ];
     stages.into_iter().map(|(stage, phase, link)| life(pod_record(phase), stage, link)).collect()
 }
@@ -68,19 +69,19 @@ pub(super) fn pod_stage_name(life: &Life) -> String {
     let name = match life.stage {
         PodStage::Launching => "Launching",
         PodStage::Leftover => "Leftover",
-        PodStage::Up => "Up",
-        PodStage::Over => "Over",
+        PodStage::Ready => "Ready",
+        PodStage::NotReady => "NotReady",
         PodStage::Killing(_) => "Killing",
-        PodStage::Ending(_) => "Ending",
+        PodStage::TearingDown(_) => "TearingDown",
         PodStage::Recording(_) => "Recording",
         PodStage::Settling(..) => "Settling",
-        PodStage::Forgetting(_) => "Forgetting",
+        PodStage::RemovingShim(_) => "RemovingShim",
         PodStage::Stopped { .. } => "Stopped",
         PodStage::Removing { .. } => "Removing",
-        PodStage::Gone => "Gone",
+        PodStage::Removed => "Removed",
     };
     match (&life.stage, &life.link) {
-        (PodStage::Up | PodStage::Over, Link::Down { .. }) => format!("{name}, silent"),
+        (PodStage::Ready | PodStage::NotReady, Link::Down { .. }) => format!("{name}, silent"),
         _ => name.to_owned(),
     }
 }
@@ -90,29 +91,42 @@ pub(super) const POD_STAGES: usize = 12;
 
 /// A pod with one container in each stage of containers.
 pub(super) fn container_stages() -> Vec<Life> {
-    let end =
-        || Some(End { deadline: Duration::from_secs(60), stoppers: vec![Waiter(91)], removers: Vec::new() });
+    let stop = || {
+        Some(RunningStop {
+            deadline: Duration::from_secs(60),
+            stoppers: vec![Waiter(91)],
+            removers: Vec::new(),
+        })
+    };
     let callers = || vec![Waiter(90)];
     let stages = [
         (Stage::Creating { callers: callers(), exit: None }, ContainerPhase::Creating),
         (Stage::CutOff, ContainerPhase::Creating),
-        (Stage::Created { start: Start::Not, end: None }, ContainerPhase::Created),
-        (Stage::Created { start: Start::Asked(callers()), end: None }, ContainerPhase::Created),
-        (Stage::Created { start: Start::Doubtful, end: None }, ContainerPhase::Created),
-        (Stage::Created { start: Start::Doubtful, end: end() }, ContainerPhase::Created),
-        (Stage::Running { start: Some(callers()), end: None }, ContainerPhase::Running),
-        (Stage::Running { start: None, end: None }, ContainerPhase::Running),
-        (Stage::Running { start: None, end: end() }, ContainerPhase::Running),
+        (Stage::Created { start: Start::NotRequested, stop: None }, ContainerPhase::Created),
+        (Stage::Created { start: Start::Requested(callers()), stop: None }, ContainerPhase::Created),
+        (Stage::Created { start: Start::Unconfirmed, stop: None }, ContainerPhase::Created),
+        (Stage::Created { start: Start::Unconfirmed, stop: stop() }, ContainerPhase::Created),
+        (Stage::Running { start: Some(callers()), stop: None }, ContainerPhase::Running),
+        (Stage::Running { start: None, stop: None }, ContainerPhase::Running),
+        (Stage::Running { start: None, stop: stop() }, ContainerPhase::Running),
         (
-            Stage::Exiting { start: None, told: Vec::new(), stoppers: callers(), removers: Vec::new() },
+            Stage::Exiting {
+                start: None,
+                start_replies: Vec::new(),
+                stoppers: callers(),
+                removers: Vec::new(),
+            },
             ContainerPhase::Exited,
         ),
         (Stage::Exited { durable: true, start: None }, ContainerPhase::Exited),
-        (Stage::Removing { durable: true, at_work: true, callers: callers() }, ContainerPhase::Exited),
-        (Stage::Removing { durable: true, at_work: false, callers: Vec::new() }, ContainerPhase::Removing),
+        (Stage::Removing { durable: true, job_running: true, callers: callers() }, ContainerPhase::Exited),
+        (
+            Stage::Removing { durable: true, job_running: false, callers: Vec::new() },
+            ContainerPhase::Removing,
+        ),
     ];
     let with = |(stage, phase)| {
-        let mut life = life(pod_record(PodPhase::Ready), PodStage::Up, Link::Up);
+        let mut life = life(pod_record(PodPhase::Ready), PodStage::Ready, Link::Up);
         life.reopening.insert(Waiter(7));
         life.containers.insert(id(), Container { record: Arc::new(record(phase)), stage });
         life
@@ -125,17 +139,17 @@ pub(super) fn container_stage_name(life: &Life) -> String {
     match &container.stage {
         Stage::Creating { .. } => "Creating",
         Stage::CutOff => "CutOff",
-        Stage::Created { start: Start::Not, end: None } => "Created",
-        Stage::Created { start: Start::Asked(_), end: None } => "Created, starting",
-        Stage::Created { start: Start::Doubtful, end: None } => "Created, may run",
-        Stage::Created { end: Some(_), .. } => "Created, stopping",
-        Stage::Running { start: Some(_), end: None } => "Running, starting",
-        Stage::Running { start: None, end: None } => "Running",
-        Stage::Running { end: Some(_), .. } => "Running, stopping",
+        Stage::Created { start: Start::NotRequested, stop: None } => "Created",
+        Stage::Created { start: Start::Requested(_), stop: None } => "Created, starting",
+        Stage::Created { start: Start::Unconfirmed, stop: None } => "Created, may run",
+        Stage::Created { stop: Some(_), .. } => "Created, stopping",
+        Stage::Running { start: Some(_), stop: None } => "Running, starting",
+        Stage::Running { start: None, stop: None } => "Running",
+        Stage::Running { stop: Some(_), .. } => "Running, stopping",
         Stage::Exiting { .. } => "Exiting",
         Stage::Exited { .. } => "Exited",
-        Stage::Removing { at_work: true, .. } => "Removing",
-        Stage::Removing { at_work: false, .. } => "Removing, paused",
+        Stage::Removing { job_running: true, .. } => "Removing",
+        Stage::Removing { job_running: false, .. } => "Removing, paused",
     }
     .into()
 }
@@ -143,38 +157,38 @@ pub(super) fn container_stage_name(life: &Life) -> String {
 /// Number of names in `container_stage_name`.
 pub(super) const CONTAINER_STAGES: usize = 13;
 
-fn heard(pause: bool, held: Option<Held>) -> Input {
+fn dialled(pause: bool, held: Option<Held>) -> Input {
     let containers: BTreeMap<ContainerId, Held> = held.map(|held| (id(), held)).into_iter().collect();
-    Input::Heard(Box::new(Heard { pid: 5, ..Heard::of(Shim::Answered { pause, containers }) }))
+    Input::Dialled(Box::new(DialResult { pid: 5, ..DialResult::of(Shim::Answered { pause, containers }) }))
 }
 
 /// Every input that concerns a pod as a whole.
 pub(super) fn pod_inputs() -> Vec<(&'static str, Input)> {
-    let ask = |ask| Input::Ask(Waiter(1), ask);
+    let call = |call| Input::Call(Waiter(1), call);
     let done = Input::Done;
-    let create = || Ask::Create { id: id(), config: Box::new(container_config(1, false)) };
+    let create = || Call::Create { id: id(), config: Box::new(container_config(1, false)) };
     let failed = |left: Vec<Error>| Outcome::Launched(Err(LaunchFailed { error: error(), left }));
-    let ended = |errors: Vec<Error>| Ended { errors, ..Ended::default() };
+    let torn_down = |errors: Vec<Error>| TornDown { errors, ..TornDown::default() };
     vec![
-        ("StopPodSandbox", ask(Ask::StopPod)),
-        ("RemovePodSandbox", ask(Ask::RemovePod)),
-        ("CreateContainer", ask(create())),
+        ("StopPodSandbox", call(Call::StopPod)),
+        ("RemovePodSandbox", call(Call::RemovePod)),
+        ("CreateContainer", call(create())),
         ("pause exited", Input::Shim(ShimEvent::PauseExited { code: 0 })),
         ("link lost", Input::LinkLost),
-        ("dialled: answers", heard(true, None)),
-        ("dialled: pause is gone", heard(false, None)),
-        ("dialled: silent", Input::Heard(Box::new(Heard::of(Shim::Silent)))),
-        ("dialled: shim is gone", Input::Heard(Box::new(Heard::of(Shim::Gone)))),
-        ("another boot", Input::Heard(Box::new(Heard::of_another_boot()))),
+        ("dialled: answers", dialled(true, None)),
+        ("dialled: pause is gone", dialled(false, None)),
+        ("dialled: silent", Input::Dialled(Box::new(DialResult::of(Shim::Silent)))),
+        ("dialled: shim is gone", Input::Dialled(Box::new(DialResult::of(Shim::Gone)))),
+        ("another boot", Input::Dialled(Box::new(DialResult::of_another_boot()))),
         ("launched", done(Outcome::Launched(Ok(Box::new(pod_record(PodPhase::Ready)))))),
         ("launch failed, undone", done(failed(Vec::new()))),
         ("launch failed, something left", done(failed(vec![error()]))),
-        ("ended", done(Outcome::PodEnded(ended(Vec::new())))),
-        ("not ended", done(Outcome::PodEnded(ended(vec![error()])))),
-        ("killed", done(Outcome::PodKilled(ended(Vec::new())))),
-        ("stop recorded", done(Outcome::PodRecorded)),
-        ("shim forgotten", done(Outcome::ShimForgotten(Vec::new()))),
-        ("shim not forgotten", done(Outcome::ShimForgotten(vec![error()]))),
+        ("torn down", done(Outcome::PodTornDown(torn_down(Vec::new())))),
+        ("not torn down", done(Outcome::PodTornDown(torn_down(vec![error()])))),
+        ("remains killed", done(Outcome::RemainsKilled(torn_down(Vec::new())))),
+        ("stop recorded", done(Outcome::StopRecorded)),
+        ("shim's folder removed", done(Outcome::ShimFolderRemoved(Vec::new()))),
+        ("shim's folder not removed", done(Outcome::ShimFolderRemoved(vec![error()]))),
         ("removed", done(Outcome::PodRemoved(Vec::new()))),
         ("not removed", done(Outcome::PodRemoved(vec![error()]))),
         ("retry is due", Input::Due(Timer::Pod)),
@@ -183,9 +197,9 @@ pub(super) fn pod_inputs() -> Vec<(&'static str, Input)> {
 
 /// Every input that concerns one container.
 pub(super) fn container_inputs() -> Vec<(&'static str, Input)> {
-    let ask = |ask| Input::Ask(Waiter(1), ask);
+    let call = |call| Input::Call(Waiter(1), call);
     let create = |other| {
-        ask(Ask::Create {
+        call(Call::Create {
             id: ContainerId::from_random([3; 32]),
             config: Box::new(container_config(0, other)),
         })
@@ -196,12 +210,12 @@ pub(super) fn container_inputs() -> Vec<(&'static str, Input)> {
     vec![
         ("CreateContainer, equal", create(false)),
         ("CreateContainer, other", create(true)),
-        ("StartContainer", ask(Ask::Start(id()))),
-        ("StopContainer", ask(Ask::Stop(id(), Duration::from_secs(30)))),
-        ("RemoveContainer", ask(Ask::Remove(id()))),
-        ("ReopenContainerLog", ask(Ask::ReopenLog(id()))),
+        ("StartContainer", call(Call::Start(id()))),
+        ("StopContainer", call(Call::Stop(id(), Duration::from_secs(30)))),
+        ("RemoveContainer", call(Call::Remove(id()))),
+        ("ReopenContainerLog", call(Call::ReopenLog(id()))),
         ("log reopened", done(Outcome::LogReopened(Waiter(7), Ok(())))),
-        ("Exec", ask(Ask::Exec(id()))),
+        ("Exec", call(Call::Exec(id()))),
         ("shim: exited", Input::Shim(ShimEvent::Exited(id(), (exit(), 4)))),
         ("shim: started", Input::Shim(ShimEvent::Started(id(), 4))),
         ("created", done(Outcome::Created(id(), Ok(created)))),
@@ -209,7 +223,7 @@ pub(super) fn container_inputs() -> Vec<(&'static str, Input)> {
         ("started", done(Outcome::Started(id(), Ok(4)))),
         ("execve failed", done(Outcome::Started(id(), Err(StartError::Never("no such file".into()))))),
         ("start not answered", done(Outcome::Started(id(), Err(StartError::Other(error()))))),
-        ("stopped, exit told", done(Outcome::StopEnded(id(), Ok(None)))),
+        ("stopped, exit reported", done(Outcome::StopEnded(id(), Ok(None)))),
         ("stopped, exit seen", done(Outcome::StopEnded(id(), Ok(Some(exit()))))),
         ("not stopped", done(Outcome::StopEnded(id(), Err(error())))),
         ("exit recorded", done(Outcome::ExitRecorded(id(), true))),
@@ -223,13 +237,13 @@ pub(super) fn container_inputs() -> Vec<(&'static str, Input)> {
 /// The container in a shim's snapshot.
 pub(super) fn container_words() -> Vec<(&'static str, Input)> {
     vec![
-        ("dialled: creating", heard(true, Some(Held::Creating))),
-        ("dialled: created", heard(true, Some(Held::Created { pid: 7 }))),
-        ("dialled: running", heard(true, Some(Held::Running { pid: 7, started_at: 4 }))),
+        ("dialled: creating", dialled(true, Some(Held::Creating))),
+        ("dialled: created", dialled(true, Some(Held::Created { pid: 7 }))),
+        ("dialled: running", dialled(true, Some(Held::Running { pid: 7, started_at: 4 }))),
         (
             "dialled: exited",
-            heard(true, Some(Held::Exited { exit: Exit { code: 3, ..Exit::default() }, started_at: 4 })),
+            dialled(true, Some(Held::Exited { exit: Exit { code: 3, ..Exit::default() }, started_at: 4 })),
         ),
-        ("dialled: not held", heard(true, None)),
+        ("dialled: not held", dialled(true, None)),
     ]
 }

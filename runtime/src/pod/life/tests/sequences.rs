@@ -1,7 +1,7 @@
 //! Random sequences of calls, retries, lost connections, late replies, failing steps and restarts, checked
 //! against the invariants in `world`.
 
-use super::super::Ask;
+use super::super::Call;
 use super::world::{Luck, Sabotage, Violation, World, choose};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -65,24 +65,24 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 fn step(world: &mut World, step: Step) -> Result<(), Violation> {
     let known = world.known.clone();
-    let on = |world: &mut World, pick: u8, ask: &dyn Fn(model::ContainerId) -> Ask| match choose(&known, pick)
-    {
-        Some(id) => world.ask(ask(id.clone())).map(drop),
-        None => Ok(()),
-    };
+    let on =
+        |world: &mut World, pick: u8, call: &dyn Fn(model::ContainerId) -> Call| match choose(&known, pick) {
+            Some(id) => world.call(call(id.clone())).map(drop),
+            None => Ok(()),
+        };
     match step {
         Step::RunPod => world.run_pod(),
         // Calls need a listed pod.
         Step::StopPod | Step::RemovePod if world.shown_pod.is_none() => Ok(()),
-        Step::StopPod => world.ask(Ask::StopPod).map(drop),
-        Step::RemovePod => world.ask(Ask::RemovePod).map(drop),
+        Step::StopPod => world.call(Call::StopPod).map(drop),
+        Step::RemovePod => world.call(Call::RemovePod).map(drop),
         Step::Create(..) if world.shown_pod.is_none() => Ok(()),
         Step::Create(name, other) => world.create(name, other).map(drop),
-        Step::Start(pick) => on(world, pick, &Ask::Start),
-        Step::Stop(pick, grace) => on(world, pick, &|id| Ask::Stop(id, Duration::from_secs(grace.into()))),
-        Step::Remove(pick) => on(world, pick, &Ask::Remove),
-        Step::Exec(pick) => on(world, pick, &Ask::Exec),
-        Step::ReopenLog(pick) => on(world, pick, &Ask::ReopenLog),
+        Step::Start(pick) => on(world, pick, &Call::Start),
+        Step::Stop(pick, grace) => on(world, pick, &|id| Call::Stop(id, Duration::from_secs(grace.into()))),
+        Step::Remove(pick) => on(world, pick, &Call::Remove),
+        Step::Exec(pick) => on(world, pick, &Call::Exec),
+        Step::ReopenLog(pick) => on(world, pick, &Call::ReopenLog),
         Step::Exit(pick, code) => {
             world.exits(pick, code);
             Ok(())

@@ -22,6 +22,9 @@ stage. `UPDATE_DOCS=1 cargo test -p runtime pod::life` updates it. A cell has th
 actions, with jobs in capitals; `wait`: the call waits for running work; an empty cell means that nothing is done.
 ";
 
+/// In a cell: the tables of `model::transition` refuse what the state machine does.
+const BUG: &str = "BUG";
+
 /// A cell: the reaction of a state machine.
 fn cell(before: &str, after: &str, actions: &[Action]) -> String {
     let mut parts = Vec::new();
@@ -40,21 +43,22 @@ fn word(action: &Action) -> Option<String> {
     Some(match action {
         Action::Answer(_, Ok(_)) => "answer".into(),
         Action::Answer(_, Err(error)) => format!("answer {:?}", error.kind),
-        Action::TellName(Ok(_)) => "reply to RunPodSandbox".into(),
-        Action::TellName(Err(_)) => "reply to RunPodSandbox with the error".into(),
+        Action::ReplyToRun(Ok(_)) => "reply to RunPodSandbox".into(),
+        Action::ReplyToRun(Err(_)) => "reply to RunPodSandbox with the error".into(),
         Action::ReleaseName => "release the name".into(),
-        Action::ShowPod(..) | Action::ShowContainer(_) => "show".into(),
-        Action::HidePod | Action::HideContainer(_) => "hide".into(),
+        Action::PublishPod(..) | Action::PublishContainer(_) => "publish".into(),
+        Action::UnpublishPod | Action::UnpublishContainer(_) => "unpublish".into(),
         Action::Connect => "connect".into(),
-        Action::HangUp => "drop the connection".into(),
+        Action::Disconnect => "disconnect".into(),
         Action::Dial { .. } => "dial".into(),
-        Action::Hasten(..) => "shorten the grace period".into(),
-        Action::ExitSettled(_) => "end the running stop".into(),
+        Action::ShortenGrace(..) => "shorten the grace period".into(),
+        Action::FinishStop(_) => "end the running stop".into(),
         Action::Begin(job) => job_word(job).into(),
-        Action::Wake(..) => "retry later".into(),
+        Action::StartTimer(..) => "retry later".into(),
+        Action::ReportBug(_) => BUG.into(),
         Action::Finish => "end".into(),
         // Part of the next write, which has its own entry.
-        Action::NotePod(_) | Action::NoteContainer(_) => return None,
+        Action::SetPodRecord(_) | Action::SetContainerRecord(_) => return None,
     })
 }
 
@@ -66,16 +70,16 @@ fn job_word(job: &Job) -> &'static str {
         Job::Stop { .. } => "STOP",
         Job::RecordExit(_) => "RECORD THE EXIT",
         Job::RemoveContainer(_) => "REMOVE",
-        Job::Unmake(_) => "UNDO",
+        Job::UndoCreate(_) => "UNDO",
         Job::KillOrphan(_) => "KILL THE ORPHAN",
         Job::RemoveCgroup(_) => "REMOVE THE CGROUP",
         Job::ReopenLog(..) => "REOPEN THE LOG",
         Job::KillExecs(_) => "KILL EXECS",
-        Job::EndPod(..) => "END THE POD",
+        Job::TearDownPod(..) => "TEAR DOWN",
         Job::KillRemains(..) => "KILL WHAT IS LEFT",
         Job::RecordPod => "RECORD",
         Job::RecordStop => "RECORD THE STOP",
-        Job::ForgetShim => "FORGET THE SHIM",
+        Job::RemoveShimFolder => "REMOVE THE SHIM'S FOLDER",
         Job::RemovePod(..) => "REMOVE THE POD",
     }
 }
@@ -92,10 +96,10 @@ fn table(text: &mut String, stages: fn() -> Vec<Life>, name: fn(&Life) -> String
         for mut life in stages() {
             let before = name(&life);
             let (_, input) = inputs().swap_remove(at);
-            let is_ask = matches!(input, Input::Ask(..));
+            let is_call = matches!(input, Input::Call(..));
             let actions = life.handle(NOW, input);
             let cell = cell(&before, &name(&life), &actions);
-            cells.push(if is_ask && cell.is_empty() { "wait".into() } else { cell });
+            cells.push(if is_call && cell.is_empty() { "wait".into() } else { cell });
         }
         let _ = writeln!(text, "| {label} | {} |", cells.join(" | "));
     }
@@ -139,21 +143,21 @@ const INPUTS: usize = 27;
 
 /// A new input breaks the build until it is added here, and the test until it is in the table.
 fn input_name(input: &Input) -> &'static str {
-    use super::super::{Ask, Outcome, ShimEvent, Timer};
+    use super::super::{Call, Outcome, ShimEvent, Timer};
     match input {
-        Input::Ask(_, Ask::StopPod) => "stop pod",
-        Input::Ask(_, Ask::RemovePod) => "remove pod",
-        Input::Ask(_, Ask::Create { .. }) => "create",
-        Input::Ask(_, Ask::Start(_)) => "start",
-        Input::Ask(_, Ask::Stop(..)) => "stop",
-        Input::Ask(_, Ask::Remove(_)) => "remove",
-        Input::Ask(_, Ask::ReopenLog(_)) => "reopen log",
-        Input::Ask(_, Ask::Exec(_)) => "exec",
+        Input::Call(_, Call::StopPod) => "stop pod",
+        Input::Call(_, Call::RemovePod) => "remove pod",
+        Input::Call(_, Call::Create { .. }) => "create",
+        Input::Call(_, Call::Start(_)) => "start",
+        Input::Call(_, Call::Stop(..)) => "stop",
+        Input::Call(_, Call::Remove(_)) => "remove",
+        Input::Call(_, Call::ReopenLog(_)) => "reopen log",
+        Input::Call(_, Call::Exec(_)) => "exec",
         Input::Shim(ShimEvent::Exited(..)) => "exited",
         Input::Shim(ShimEvent::Started(..)) => "started",
         Input::Shim(ShimEvent::PauseExited { .. }) => "pause exited",
         Input::LinkLost => "link lost",
-        Input::Heard(_) => "heard",
+        Input::Dialled(_) => "dialled",
         Input::Done(Outcome::Launched(_)) => "launch done",
         Input::Done(Outcome::Created(..)) => "create done",
         Input::Done(Outcome::Started(..)) => "start done",
@@ -162,10 +166,10 @@ fn input_name(input: &Input) -> &'static str {
         Input::Done(Outcome::ContainerRemoved(..)) => "remove done",
         // Concerns only the caller, which gets a reply.
         Input::Done(Outcome::LogReopened(..)) => "log reopened",
-        Input::Done(Outcome::PodEnded(_)) => "ended",
-        Input::Done(Outcome::PodKilled(_)) => "killed",
-        Input::Done(Outcome::PodRecorded) => "stop recorded",
-        Input::Done(Outcome::ShimForgotten(_)) => "forgotten",
+        Input::Done(Outcome::PodTornDown(_)) => "torn down",
+        Input::Done(Outcome::RemainsKilled(_)) => "remains killed",
+        Input::Done(Outcome::StopRecorded) => "stop recorded",
+        Input::Done(Outcome::ShimFolderRemoved(_)) => "shim's folder removed",
         Input::Done(Outcome::PodRemoved(_)) => "pod removed",
         Input::Due(Timer::Pod) => "pod's timer",
         Input::Due(Timer::Container(_)) => "container's timer",
@@ -183,10 +187,15 @@ fn table_in_docs_is_up_to_date() {
 }
 
 #[test]
+fn no_input_is_refused_in_any_stage() {
+    assert!(!written().contains(BUG), "{}", written());
+}
+
+#[test]
 fn removed_objects_ignore_inputs() {
     for (label, input) in pod_inputs() {
         let mut life = pod_stages().pop().expect("stages");
-        assert!(matches!(life.stage, PodStage::Gone));
+        assert!(matches!(life.stage, PodStage::Removed));
         let actions = life.handle(NOW, input);
         let all_answers = actions.iter().all(|action| matches!(action, Action::Answer(_, Err(_))));
         assert!(all_answers, "{label}: {actions:?}");

@@ -17,8 +17,8 @@ fn refuses_wrong_pods() {
     for bad in ["with space", "a\nb", &"x".repeat(65)] {
         refused(pod(|p| p.hostname = bad.into()), &["config.hostname", "at most 64"]);
     }
-    for bad in ["relative", "/a/../b", "/a\0b"] {
-        refused(pod(|p| p.log_directory = bad.into()), &["config.log_directory", "absolute path"]);
+    for (bad, want) in [("relative", "absolute path"), ("/a/../b", "\"..\""), ("/a\0b", "NUL")] {
+        refused(pod(|p| p.log_directory = bad.into()), &["config.log_directory", want]);
     }
     refused(
         pod(|p| p.dns_config.as_mut().unwrap().servers[0] = "dns.example".into()),
@@ -48,6 +48,8 @@ fn refuses_wrong_pods() {
         &["linux.cgroup_parent: \"kubepods.slice\"", "/kubepods"],
     );
     refused(sandbox(|l| l.cgroup_parent = "/a/../..".into()), &["linux.cgroup_parent"]);
+    let long = format!("/{}", "k".repeat(256));
+    refused(sandbox(|l| l.cgroup_parent = long), &["linux.cgroup_parent", "255 bytes"]);
 }
 
 #[test]
@@ -62,25 +64,20 @@ fn only_sysctls_of_the_pods_namespaces_are_accepted() {
             }
         })
     };
-    for good in ["net.ipv4.ip_forward", "kernel.shm_rmid_forced", "fs.mqueue.msg_max"] {
+    for good in ["net.ipv4.ip_forward", "kernel.shm_rmid_forced", "fs.mqueue.msg_max", "kernel.domainname"] {
         assert_eq!(set(good, false).unwrap().sysctls.keys().next().unwrap(), good);
         refused(set(good, true), &["sysctls", good, "host's"]);
     }
     let vlan = set("net/ipv4/conf/eth0.100/rp_filter", false).unwrap();
     assert_eq!(vlan.sysctls.keys().next().unwrap(), "net.ipv4.conf.eth0/100.rp_filter");
-    for bad in [
-        "vm.swappiness",
-        "kernel.panic",
-        "kernel.hostname",
-        "net",
-        "net..x",
-        "net.//.x",
-        "net./etc.x",
-        "net.a b",
-    ] {
-        refused(set(bad, false), &["config.linux.sysctls"]);
+    for bad in ["vm.swappiness", "kernel.panic", "kernel.hostname", "net", "net..x", "net.a b"] {
+        refused(set(bad, false), &["config.linux.sysctls", bad]);
     }
-    refused(sandbox(|l| l.sysctls = [("net.x".to_owned(), "1\n2".to_owned())].into()), &["one line"]);
+    for bad in ["1\n2", &"x".repeat(4096)] {
+        refused(sandbox(|l| l.sysctls = [("net.x".to_owned(), bad.to_owned())].into()), &["one line"]);
+    }
+    let many = (0..257).map(|number| (format!("net.{number}"), "1".to_owned())).collect();
+    refused(sandbox(|l| l.sysctls = many), &["config.linux.sysctls: 257 entries"]);
 }
 
 #[test]
@@ -233,9 +230,10 @@ fn refuses_wrong_containers() {
     refused(container(|c| c.args[1] = "x".repeat(MAX_ARGUMENT + 1)), &["config.args[1]: 131072 bytes"]);
     refused(container(|c| c.args = vec![String::new(); MAX_ENTRIES + 1]), &["config.args: 65537 entries"]);
     refused(container(|c| c.working_dir = "srv".into()), &["config.working_dir: \"srv\""]);
+    assert_eq!(container(|c| c.working_dir = "/a/../b".into()).unwrap().working_dir, "/a/../b");
     refused(container(|c| c.envs[0].key = "A=B".into()), &["envs[0].key: \"A=B\""]);
     refused(container(|c| c.envs[0].value = b"a\0".to_vec()), &["envs[0].value"]);
-    for bad in ["/abs.log", "../x.log", "a/../../x", "dir/", "a\0b"] {
+    for bad in ["/abs.log", "../x.log", "a/../../x", "dir/", "a\0b", "."] {
         refused(
             container(|c| c.log_path = bad.into()),
             &["config.log_path", "below the sandbox's log_directory"],
@@ -246,13 +244,19 @@ fn refuses_wrong_containers() {
         refused(container(|c| c.devices[0].permissions = bad.into()), &["devices[0].permissions"]);
     }
     refused(container(|c| c.devices[0].host_path = "dev/x".into()), &["devices[0].host_path"]);
+    refused(container(|c| c.devices[0].container_path = "x".into()), &["devices[0].container_path"]);
+    assert!(container(|c| c.devices[0].container_path.clear()).is_ok(), "the path on the host");
 }
 
 #[test]
 fn refuses_wrong_mounts() {
-    for bad in ["", "data", "/a/../b", "/", "/./"] {
+    for bad in ["", "data", "/", "/./", "/a/..", "/a\0"] {
         refused(mounted(|m| m.container_path = bad.into()), &["config.mounts[0].container_path"]);
     }
+    // Kubernetes allows it, and kubelet looks for the path as it wrote it.
+    let climbing = mounted(|m| m.container_path = "/a/../b".into()).unwrap();
+    assert_eq!(climbing.mounts[0].container_path, "/a/../b");
+    refused(container(|c| c.mounts = vec![c.mounts[0].clone(); 1025]), &["config.mounts: 1025 entries"]);
     refused(mounted(|m| m.host_path = String::new()), &["config.mounts[0].host_path"]);
     refused(mounted(|m| m.propagation = 3), &["mounts[0].propagation: 3"]);
     refused(mounted(|m| m.image_sub_path = "x".into()), &["mounts[0].image_sub_path"]);
@@ -284,19 +288,40 @@ fn refuses_wrong_limits() {
     refused(limits(|r| r.cpu_quota = 999), &["resources.cpu_quota: 999"]);
     assert!(limits(|r| r.cpu_quota = -1).is_ok());
     refused(limits(|r| r.cpu_shares = -1), &["resources.cpu_shares: -1"]);
-    refused(limits(|r| r.memory_limit_in_bytes = -1), &["memory_limit_in_bytes: -1"]);
-    refused(limits(|r| r.memory_swap_limit_in_bytes = 5), &["memory_swap_limit_in_bytes: 5", "1048576"]);
-    refused(limits(|r| r.oom_score_adj = 1001), &["oom_score_adj: 1001"]);
+    refused(limits(|r| r.memory_limit_in_bytes = -2), &["memory_limit_in_bytes: -2"]);
+    let unlimited = limits(|r| (r.memory_limit_in_bytes, r.memory_swap_limit_in_bytes) = (-1, 0)).unwrap();
+    assert_eq!(unlimited.resources.memory_limit, -1);
+    for (memory, swap) in [(1 << 20, 5), (0, 1 << 20), (-1, 1 << 20), (1 << 20, -2)] {
+        let wrong = limits(|r| (r.memory_limit_in_bytes, r.memory_swap_limit_in_bytes) = (memory, swap));
+        let (field, least) = (format!("memory_swap_limit_in_bytes: {swap}"), format!("({memory})"));
+        refused(wrong, &[field.as_str(), least.as_str()]);
+    }
+    for bad in [1001, -1001, i64::MIN] {
+        refused(limits(|r| r.oom_score_adj = bad), &["oom_score_adj"]);
+    }
+    // No process could start with less. A pod's overhead may be less.
+    let little = 1_048_575;
+    let wrong = limits(|r| (r.memory_limit_in_bytes, r.memory_swap_limit_in_bytes) = (little, 0));
+    refused(wrong, &["config.linux.resources.memory_limit_in_bytes: 1048575", "1048576"]);
+    assert!(sandbox(|l| l.overhead.as_mut().unwrap().memory_limit_in_bytes = little).is_ok());
     for bad in ["a", "1-", "-1", "1,,2", "1-2-3", "999999"] {
         refused(limits(|r| r.cpuset_cpus = bad.into()), &["resources.cpuset_cpus"]);
     }
-    for bad in ["", "MB", "2M", "2mb", "x2MB", "2MBMB"] {
+    for bad in ["", "MB", "2M", "2mb", "x2MB", "2MBMB", "12345678KB"] {
         refused(limits(|r| r.hugepage_limits[0].page_size = bad.into()), &["hugepage_limits[0].page_size"]);
     }
-    for bad in ["../memory.max", "memory", "a/b.c", ".x"] {
-        refused(limits(|r| r.unified = [(bad.to_owned(), String::new())].into()), &["resources.unified"]);
+    let unified = |file: &str, value: &str| {
+        limits(|r| r.unified = [(file.to_owned(), value.to_owned())].into()).map(|config| config.resources)
+    };
+    for bad in ["../memory.max", "memory", "a/b.c", ".x", "cgroup.procs"] {
+        refused(unified(bad, ""), &["resources.unified", bad]);
     }
-    refused(limits(|r| r.unified = [("io.max".to_owned(), "a\nb".to_owned())].into()), &["one line"]);
+    assert!(unified("hugetlb.2MB.max", "0").is_ok(), "the kernel's names have capitals");
+    for bad in ["a\nb", &"x".repeat(4097)] {
+        refused(unified("io.max", bad), &["resources.unified", "one line"]);
+    }
+    let many = (0..129).map(|number| (format!("x.{number}"), String::new())).collect();
+    refused(limits(|r| r.unified = many), &["resources.unified: 129 entries"]);
 }
 
 #[test]

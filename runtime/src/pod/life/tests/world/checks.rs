@@ -15,7 +15,7 @@ impl World {
     pub(super) fn perform_one(&mut self, action: Action) -> Checked {
         match action {
             Action::Answer(waiter, answer) => self.answer(waiter, answer),
-            Action::TellName(_) => Ok(()),
+            Action::ReplyToRun(_) => Ok(()),
             Action::ReleaseName => {
                 if self.disk_pod.is_some() || self.shim {
                     return violation(Kind::StuckName, "the name is free while the pod is there");
@@ -23,44 +23,44 @@ impl World {
                 self.name = self.sabotage == Some(Sabotage::StuckName);
                 Ok(())
             }
-            Action::ShowPod(record, _) => self.show_pod(record),
-            Action::ShowContainer(record) => {
-                self.show(Arc::clone(&record))?;
+            Action::PublishPod(record, _) => self.publish_pod(record),
+            Action::PublishContainer(record) => {
+                self.publish(Arc::clone(&record))?;
                 if self.sabotage == Some(Sabotage::DoubleExit)
                     && let Some(exit) = &record.exit
                 {
                     let exit = Exit { code: exit.code + 1, ..exit.clone() };
-                    self.show(Arc::new(ContainerRecord {
+                    self.publish(Arc::new(ContainerRecord {
                         exit: Some(exit),
                         ..ContainerRecord::clone(&record)
                     }))?;
                 }
                 Ok(())
             }
-            Action::HidePod => {
+            Action::UnpublishPod => {
                 self.shown_pod = None;
                 Ok(())
             }
-            Action::HideContainer(id) => {
+            Action::UnpublishContainer(id) => {
                 self.shown.remove(&id);
                 Ok(())
             }
-            Action::NotePod(record) => {
+            Action::SetPodRecord(record) => {
                 self.newest_pod = Some(record);
                 Ok(())
             }
-            Action::NoteContainer(record) => {
+            Action::SetContainerRecord(record) => {
                 self.newest.insert(record.id.clone(), record);
                 Ok(())
             }
             Action::Connect => {
                 self.connection = self.offered.take();
-                self.said.clear();
+                self.unread.clear();
                 Ok(())
             }
-            Action::HangUp => {
+            Action::Disconnect => {
                 self.connection = None;
-                self.said.clear();
+                self.unread.clear();
                 Ok(())
             }
             Action::Dial { .. } => {
@@ -75,8 +75,8 @@ impl World {
                 }
                 Ok(())
             }
-            Action::Hasten(..) => Ok(()),
-            Action::ExitSettled(id) => {
+            Action::ShortenGrace(..) => Ok(()),
+            Action::FinishStop(id) => {
                 self.settled.insert(id);
                 Ok(())
             }
@@ -84,27 +84,28 @@ impl World {
                 if self.sabotage == Some(Sabotage::HalfMade)
                     && let Job::Create(_, record) = &job
                 {
-                    self.show(Arc::clone(record))?;
+                    self.publish(Arc::clone(record))?;
                 }
                 self.begin(job)
             }
-            Action::Wake(timer, _) => {
+            Action::StartTimer(timer, _) => {
                 self.timers.retain(|it| *it != timer);
                 self.timers.push(timer);
                 Ok(())
             }
+            Action::ReportBug(error) => violation(Kind::Refused, error.message),
             Action::Finish => {
                 self.life = None;
                 // They end with the driver.
                 self.jobs.clear();
                 self.timers.clear();
-                self.said.clear();
+                self.unread.clear();
                 (self.dials, self.connection) = (0, None);
                 if self.disk_pod.is_some() {
                     return violation(Kind::Leak, "the driver ended and left a record");
                 }
-                if let Some((waiter, ask)) = self.waiting.first_key_value() {
-                    return violation(Kind::LostWaiter, format!("{waiter:?} {ask:?} when the driver ended"));
+                if let Some((waiter, call)) = self.waiting.first_key_value() {
+                    return violation(Kind::LostWaiter, format!("{waiter:?} {call:?} when the driver ended"));
                 }
                 Ok(())
             }
@@ -118,29 +119,32 @@ impl World {
         if !self.answered.insert(waiter) {
             return violation(Kind::AnsweredTwice, format!("{waiter:?} {answer:?}"));
         }
-        let Some(ask) = self.waiting.remove(&waiter) else {
-            return violation(Kind::LostWaiter, format!("{waiter:?} is nobody: {answer:?}"));
+        let Some(call) = self.waiting.remove(&waiter) else {
+            return violation(
+                Kind::LostWaiter,
+                format!("a reply to {waiter:?}, which does not wait: {answer:?}"),
+            );
         };
-        let untrue = |text: &str| violation(Kind::Untrue, format!("{ask:?} was answered Ok: {text}"));
+        let untrue = |text: &str| violation(Kind::Untrue, format!("{call:?} was answered Ok: {text}"));
         if answer.is_ok() {
             let lives = |id: &ContainerId| self.holds.get(id).is_some_and(Process::lives);
-            match &ask {
-                Ask::StopPod if self.holds.values().any(Process::lives) => return untrue("containers live"),
-                Ask::StopPod if self.pause && self.shim => return untrue("pause lives"),
-                Ask::RemovePod if self.disk_pod.is_some() => return untrue("its record is there"),
-                Ask::RemovePod if !self.disk.is_empty() => return untrue("records of containers are there"),
-                Ask::Stop(id, _) if matches!(self.holds.get(id), Some(Process::Running(_))) => {
+            match &call {
+                Call::StopPod if self.holds.values().any(Process::lives) => return untrue("containers live"),
+                Call::StopPod if self.pause && self.shim => return untrue("pause lives"),
+                Call::RemovePod if self.disk_pod.is_some() => return untrue("its record is there"),
+                Call::RemovePod if !self.disk.is_empty() => return untrue("records of containers are there"),
+                Call::Stop(id, _) if matches!(self.holds.get(id), Some(Process::Running(_))) => {
                     return untrue("it runs");
                 }
-                Ask::Remove(id) if lives(id) && self.shown.contains_key(id) => return untrue("it lives"),
-                Ask::Remove(id) if self.shown.contains_key(id) => return untrue("it is listed"),
-                Ask::Create { .. } => {
+                Call::Remove(id) if lives(id) && self.shown.contains_key(id) => return untrue("it lives"),
+                Call::Remove(id) if self.shown.contains_key(id) => return untrue("it is listed"),
+                Call::Create { .. } => {
                     let Ok(Answer::Created(id)) = &answer else { return untrue("without an id") };
                     if !self.disk.contains_key(id) {
                         return untrue("it has no record");
                     }
                 }
-                Ask::Start(id) if matches!(self.holds.get(id), Some(Process::Waiting)) => {
+                Call::Start(id) if matches!(self.holds.get(id), Some(Process::Waiting)) => {
                     return untrue("it was not started");
                 }
                 _ => {}
@@ -150,7 +154,7 @@ impl World {
         Ok(())
     }
 
-    pub(super) fn show_pod(&mut self, record: Arc<PodRecord>) -> Checked {
+    pub(super) fn publish_pod(&mut self, record: Arc<PodRecord>) -> Checked {
         let unseen = match record.phase {
             PodPhase::Launching => !self.other_boot,
             PodPhase::Removing => true,
@@ -163,7 +167,7 @@ impl World {
         Ok(())
     }
 
-    pub(super) fn show(&mut self, record: Arc<ContainerRecord>) -> Checked {
+    pub(super) fn publish(&mut self, record: Arc<ContainerRecord>) -> Checked {
         let id = record.id.clone();
         let seen = matches!(
             record.phase,
@@ -193,7 +197,7 @@ impl World {
 
     pub(super) fn begin(&mut self, job: Job) -> Checked {
         let early = match &job {
-            Job::EndPod(..) | Job::KillRemains(..) => self.committed && self.shim && !self.stop_asked,
+            Job::TearDownPod(..) | Job::KillRemains(..) => self.committed && self.shim && !self.stop_asked,
             Job::Stop { record, .. } => !self.asked.contains(&record.id) && !self.stop_asked,
             Job::KillOrphan(id) => {
                 let shown = self.shown.get(id).is_some_and(|it| it.phase != ContainerPhase::Exited);
@@ -219,7 +223,7 @@ impl World {
     pub(in super::super) fn quiesce(&mut self) -> Checked {
         self.mute = false;
         for _ in 0..300 {
-            if !self.said.is_empty() {
+            if !self.unread.is_empty() {
                 self.deliver()?;
             } else if let Some(at) = (0..self.jobs.len()).find(|at| !self.is_waiting(*at)) {
                 self.finish(u8::try_from(at).unwrap_or(0), Luck::Good, false)?;
@@ -229,7 +233,7 @@ impl World {
                 self.fire(0)?;
             } else if self.jobs.is_empty() {
                 return match self.waiting.first_key_value() {
-                    Some((waiter, ask)) => violation(Kind::LostWaiter, format!("{waiter:?} {ask:?}")),
+                    Some((waiter, call)) => violation(Kind::LostWaiter, format!("{waiter:?} {call:?}")),
                     None => self.check_lists(),
                 };
             } else {
@@ -289,12 +293,12 @@ impl World {
         self.quiesce()?;
         if self.life.is_some() {
             // A pod that is not listed gets no calls: it must be removed by itself.
-            let stop = self.ask(Ask::StopPod)?;
+            let stop = self.call(Call::StopPod)?;
             self.quiesce()?;
             self.expect_done(stop, "StopPodSandbox")?;
         }
         if self.life.is_some() {
-            let remove = self.ask(Ask::RemovePod)?;
+            let remove = self.call(Call::RemovePod)?;
             self.quiesce()?;
             self.expect_done(remove, "RemovePodSandbox")?;
         }

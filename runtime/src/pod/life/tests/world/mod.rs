@@ -1,14 +1,13 @@
-//! A simulated node with one pod: disk, shim, processes, lists, callers. It performs the actions of the state
-//! machine as the driver would, with the faults that a test selects, and checks the invariants after each
-//! step.
+//! A simulated node with one pod: disk, shim, processes, lists, callers. It performs the actions of the state machine
+//! as the driver would, with the faults that a test selects, and checks the invariants after each step.
 
 mod checks;
 mod nature;
 mod work;
 
 use super::super::{
-    Action, Answer, Ask, Ended, Ending, Heard, Input, Job, LaunchFailed, Life, Moment, Outcome, ShimEvent,
-    StartError, Timer, Waiter,
+    Action, Answer, Call, DialResult, ExitReport, Input, Job, LaunchFailed, Life, Moment, Outcome, ShimEvent,
+    StartError, Timer, TornDown, Waiter,
 };
 use crate::error::{Error, ErrorKind};
 use model::reconcile::{Held, Shim};
@@ -20,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The violations.
+/// What an invariant forbids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A call gets no reply, or a reply has no call.
@@ -41,6 +40,8 @@ pub(super) enum Kind {
     StuckName,
     /// Something is left behind, or an exit is lost with the shim's folder.
     Leak,
+    /// The tables of `model::transition` refuse a transition.
+    Refused,
 }
 
 /// A description for users.
@@ -65,7 +66,7 @@ pub(super) enum Sabotage {
     HalfMade,
 }
 
-/// The result of a job.
+/// How a job ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Luck {
     /// It succeeds.
@@ -81,7 +82,7 @@ pub(super) enum Luck {
 enum Process {
     Waiting,
     Running(i64),
-    Over(Ending),
+    Over(ExitReport),
 }
 
 impl Process {
@@ -92,7 +93,7 @@ impl Process {
 
 /// A message on the connection, in order.
 #[derive(Debug, Clone)]
-enum Said {
+enum Message {
     Event(ShimEvent),
     Lost,
 }
@@ -116,7 +117,7 @@ pub(super) struct World {
     made: u8,
     callers: u64,
     // Lists and callers.
-    waiting: BTreeMap<Waiter, Ask>,
+    waiting: BTreeMap<Waiter, Call>,
     answered: BTreeSet<Waiter>,
     pub(super) answers: Vec<(Waiter, Result<Answer, Error>)>,
     name: bool,
@@ -144,8 +145,8 @@ pub(super) struct World {
     offered: Option<u32>,
     connections: u32,
     holds: BTreeMap<ContainerId, Process>,
-    files: BTreeMap<ContainerId, Ending>,
-    said: VecDeque<Said>,
+    files: BTreeMap<ContainerId, ExitReport>,
+    unread: VecDeque<Message>,
     // Work.
     jobs: Vec<Begun>,
     settled: BTreeSet<ContainerId>,
@@ -191,7 +192,7 @@ impl World {
 
     pub(super) fn now(&mut self) -> Moment {
         self.clock += 1;
-        Moment { wall: i64::from(self.clock) * 1000, steady: Duration::from_millis(self.clock.into()) }
+        Moment { wall: i64::from(self.clock) * 1000, monotonic: Duration::from_millis(self.clock.into()) }
     }
 
     /// RunPodSandbox with a free name.
@@ -228,19 +229,19 @@ impl World {
     }
 
     /// A CRI call; returns its waiter.
-    pub(super) fn ask(&mut self, ask: Ask) -> Result<Waiter, Violation> {
+    pub(super) fn call(&mut self, call: Call) -> Result<Waiter, Violation> {
         let waiter = Waiter(self.callers);
         self.callers += 1;
-        match &ask {
-            Ask::StopPod | Ask::RemovePod => self.stop_asked = true,
-            Ask::Stop(id, _) | Ask::Remove(id) => {
+        match &call {
+            Call::StopPod | Call::RemovePod => self.stop_asked = true,
+            Call::Stop(id, _) | Call::Remove(id) => {
                 self.asked.insert(id.clone());
             }
-            Ask::Create { .. } | Ask::Start(_) | Ask::ReopenLog(_) | Ask::Exec(_) => {}
+            Call::Create { .. } | Call::Start(_) | Call::ReopenLog(_) | Call::Exec(_) => {}
         }
         if self.life.is_some() {
-            self.waiting.insert(waiter, ask.clone());
-            self.input(Input::Ask(waiter, ask))?;
+            self.waiting.insert(waiter, call.clone());
+            self.input(Input::Call(waiter, call))?;
         }
         Ok(waiter)
     }
@@ -249,7 +250,7 @@ impl World {
     pub(super) fn create(&mut self, name: u8, other: bool) -> Result<Waiter, Violation> {
         self.made = self.made.wrapping_add(1);
         let id = ContainerId::from_random([self.made; 32]);
-        self.ask(Ask::Create { id, config: Box::new(container_config(name, other)) })
+        self.call(Call::Create { id, config: Box::new(container_config(name, other)) })
     }
 }
 

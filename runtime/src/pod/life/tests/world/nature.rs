@@ -3,9 +3,9 @@
 use super::*;
 
 impl World {
-    pub(super) fn say(&mut self, event: ShimEvent) {
+    pub(super) fn send_event(&mut self, event: ShimEvent) {
         if self.connection.is_some() {
-            self.said.push_back(Said::Event(event));
+            self.unread.push_back(Message::Event(event));
         }
     }
 
@@ -22,7 +22,7 @@ impl World {
         *process = Process::Over(ending.clone());
         if self.shim {
             self.files.insert(id.clone(), ending.clone());
-            self.say(ShimEvent::Exited(id.clone(), ending));
+            self.send_event(ShimEvent::Exited(id.clone(), ending));
         }
     }
 
@@ -37,7 +37,7 @@ impl World {
 
     pub(in super::super) fn pause_exits(&mut self) {
         if std::mem::take(&mut self.pause) {
-            self.say(ShimEvent::PauseExited { code: 0 });
+            self.send_event(ShimEvent::PauseExited { code: 0 });
         }
     }
 
@@ -45,9 +45,9 @@ impl World {
     pub(in super::super) fn disconnect(&mut self, torn: bool) {
         if self.connection.take().is_some() {
             if torn {
-                self.said.clear();
+                self.unread.clear();
             }
-            self.said.push_back(Said::Lost);
+            self.unread.push_back(Message::Lost);
         }
     }
 
@@ -63,9 +63,9 @@ impl World {
 
     /// The next message on the connection.
     pub(in super::super) fn deliver(&mut self) -> Checked {
-        match self.said.pop_front() {
-            Some(Said::Event(event)) => self.input(Input::Shim(event)),
-            Some(Said::Lost) => self.input(Input::LinkLost),
+        match self.unread.pop_front() {
+            Some(Message::Event(event)) => self.input(Input::Shim(event)),
+            Some(Message::Lost) => self.input(Input::LinkLost),
             None => Ok(()),
         }
     }
@@ -76,13 +76,13 @@ impl World {
             return Ok(());
         }
         self.dials -= 1;
-        let heard = self.hear();
-        self.input(Input::Heard(Box::new(heard)))
+        let dialled = self.dial_result();
+        self.input(Input::Dialled(Box::new(dialled)))
     }
 
-    pub(super) fn hear(&mut self) -> Heard {
+    pub(super) fn dial_result(&mut self) -> DialResult {
         if self.other_boot {
-            return Heard::of_another_boot();
+            return DialResult::of_another_boot();
         }
         let shim = match (self.shim, self.mute) {
             (false, _) => Shim::Gone,
@@ -99,7 +99,7 @@ impl World {
                 Shim::Answered { pause: self.pause, containers }
             }
         };
-        Heard { pid: 5, exits: self.files.clone(), why: "it is silent".into(), ..Heard::of(shim) }
+        DialResult { pid: 5, exits: self.files.clone(), why: "it is silent".into(), ..DialResult::of(shim) }
     }
 
     pub(in super::super) fn fire(&mut self, pick: u8) -> Checked {
@@ -126,7 +126,7 @@ impl World {
             }
         }
         (self.dials, self.connection) = (0, None);
-        self.said.clear();
+        self.unread.clear();
         self.timers.clear();
         // Their connections close with the daemon.
         self.waiting.clear();
@@ -152,7 +152,7 @@ impl World {
         let (life, actions) = Life::restore(record, containers, leaving, now);
         self.life = Some(life);
         self.perform(actions)?;
-        let heard = self.hear();
-        self.input(Input::Heard(Box::new(heard)))
+        let dialled = self.dial_result();
+        self.input(Input::Dialled(Box::new(dialled)))
     }
 }

@@ -29,7 +29,7 @@ impl World {
             log.push(format!("{luck:?}: {:?}", begun.job));
         }
         if !late {
-            while !self.said.is_empty() {
+            while !self.unread.is_empty() {
                 self.deliver()?;
             }
         }
@@ -104,7 +104,7 @@ impl World {
                 }
                 Some(Outcome::ContainerRemoved(id.clone(), errors))
             }
-            Job::Unmake(record) => {
+            Job::UndoCreate(record) => {
                 self.end(&record.id, 137);
                 self.forget(&record.id);
                 None
@@ -121,8 +121,8 @@ impl World {
             Job::ReopenLog(waiter, _) => {
                 Some(Outcome::LogReopened(*waiter, if reachable { Ok(()) } else { Err(lost()) }))
             }
-            Job::EndPod(..) => Some(Outcome::PodEnded(self.kill_all(luck, true))),
-            Job::KillRemains(..) => Some(Outcome::PodKilled(self.kill_all(luck, false))),
+            Job::TearDownPod(..) => Some(Outcome::PodTornDown(self.kill_all(luck, true))),
+            Job::KillRemains(..) => Some(Outcome::RemainsKilled(self.kill_all(luck, false))),
             Job::RecordPod | Job::RecordStop => {
                 if !fails
                     && self.disk_pod.is_some()
@@ -130,13 +130,13 @@ impl World {
                 {
                     self.disk_pod = Some(PodRecord::clone(newest));
                 }
-                matches!(job, Job::RecordStop).then_some(Outcome::PodRecorded)
+                matches!(job, Job::RecordStop).then_some(Outcome::StopRecorded)
             }
-            Job::ForgetShim => {
+            Job::RemoveShimFolder => {
                 if !fails {
                     self.forget_shim()?;
                 }
-                Some(Outcome::ShimForgotten(if fails { vec![broken("folder")] } else { Vec::new() }))
+                Some(Outcome::ShimFolderRemoved(if fails { vec![broken("folder")] } else { Vec::new() }))
             }
             Job::RemovePod(..) => Some(Outcome::PodRemoved(self.remove_pod(luck))),
         })
@@ -212,12 +212,12 @@ impl World {
         if luck == Luck::Lost {
             return Err(StartError::Other(lost()));
         }
-        self.say(ShimEvent::Started(id.clone(), since));
+        self.send_event(ShimEvent::Started(id.clone(), since));
         Ok(since)
     }
 
-    pub(super) fn kill_all(&mut self, luck: Luck, all: bool) -> Ended {
-        let mut ended = Ended::default();
+    pub(super) fn kill_all(&mut self, luck: Luck, all: bool) -> TornDown {
+        let mut ended = TornDown::default();
         let ids: Vec<ContainerId> = self.holds.keys().cloned().collect();
         for (at, id) in ids.iter().enumerate() {
             // One process hangs in the kernel.

@@ -1,14 +1,20 @@
-//! Earlier faults, each as one sequence.
+//! Earlier faults, each as one sequence: of creates, execs, requests and tables here, of starts, of pids, and of a shim
+//! without a free descriptor in the submodules.
+
+mod descriptors;
+mod pids;
+mod start;
 
 use wire::{ContainerState, ErrorKind, Event, MAX_CONTAINERS, Reply, Request, Snapshot};
 
-use super::super::action::Action;
-use super::super::context::Time;
-use super::super::input::{Happened, Input};
-use super::super::pod::{Lifecycle, MAX_EXECS, MAX_LEFTOVERS};
 use super::model::{finish, rest, running_pod};
 use super::op::{Op, Sabotage};
 use super::world::{World, id};
+use crate::lifecycle::action::Action;
+use crate::lifecycle::context::Time;
+use crate::lifecycle::id::Requester;
+use crate::lifecycle::input::{ExecInput, Input, WorkerInput};
+use crate::lifecycle::pod::{Lifecycle, MAX_EXECS, MAX_LEFTOVERS};
 
 fn world(ops: &[Op]) -> World {
     let mut world = World::new(Sabotage::None, 5000);
@@ -46,34 +52,6 @@ fn created(world: &mut World) {
     }
     world.step(&Op::Reap(9, true)).unwrap();
     assert!(matches!(last(world), Reply::Created { .. }), "{:?}", world.replies);
-}
-
-#[test]
-fn a_start_without_its_daemon_is_reported_to_the_next() {
-    let mut world = world(&[]);
-    created(&mut world);
-    for op in [Op::Start(1), Op::Disconnect, Op::Execve(0, true), Op::Pipe(0), Op::Connect] {
-        world.step(&op).unwrap();
-    }
-    assert!(matches!(state(&world, 1), ContainerState::Running { .. }));
-    finish(&mut world).unwrap();
-}
-
-#[test]
-fn an_init_that_is_killed_before_execve_was_not_started() {
-    let mut world = world(&[]);
-    created(&mut world);
-    world.step(&Op::Start(1)).unwrap();
-    let init = world.kernel.made(world.serial_of(&id(1))).unwrap();
-    world.kernel.end(init, 137);
-    // Its exit closes the pipe, which may be read before init is reaped.
-    world.step(&Op::Pipe(0)).unwrap();
-    assert!(matches!(state(&world, 1), ContainerState::Created));
-    rest(&mut world).unwrap();
-    assert_eq!(failed(&world).0, ErrorKind::StartFailed);
-    let ContainerState::Exited(facts) = state(&world, 1) else { panic!() };
-    assert_eq!((facts.code, facts.started_at), (128, 0));
-    finish(&mut world).unwrap();
 }
 
 #[test]
@@ -165,17 +143,21 @@ fn full_tables_refuse_and_recover() {
 fn a_full_table_of_containers_is_reported() {
     let mut life = Lifecycle::default();
     let ask = |life: &mut Lifecycle, number: u64, request| {
-        let requester = super::super::id::Requester { generation: 1, id: number };
+        let requester = Requester { generation: 1, id: number };
         life.input(Time::default(), Input::Request { requester, request, fds: 2 });
         std::iter::from_fn(|| life.next_action()).collect::<Vec<_>>()
     };
     life.input(Time::default(), Input::Connected(1));
     let actions = ask(&mut life, 1, Request::StartPause);
     let Some(Action::Fork(pause, _)) = actions.last() else { panic!("{actions:?}") };
-    for happened in [Happened::Forked(Ok(5)), Happened::Made { pid: 6, ended: None }, Happened::Closed] {
-        life.input(Time::default(), Input::Of(*pause, happened));
+    for input in [
+        Input::Worker(*pause, WorkerInput::Forked(Ok(5))),
+        Input::Made { serial: *pause, pid: 6, unreaped: true },
+        Input::Worker(*pause, WorkerInput::Closed),
+        Input::Adopted(*pause, Ok(())),
+    ] {
+        life.input(Time::default(), input);
     }
-    life.input(Time::default(), Input::Of(*pause, Happened::Adopted(Ok(()))));
     while life.next_action().is_some() {}
     for number in 0..=u16::try_from(MAX_CONTAINERS).unwrap() {
         let mut bytes = [0; 32];
@@ -195,34 +177,6 @@ fn a_full_table_of_containers_is_reported() {
 }
 
 #[test]
-fn an_earlier_exit_with_a_reused_pid_is_ignored() {
-    let mut world = world(&[Op::Exec(0, None)]);
-    // An orphan ends while a worker is running; later the worker's process gets the same pid.
-    let orphan = world.kernel.spawn(super::kernel::Owner::Descendant(super::super::id::Serial(99)), None);
-    world.kernel.end(orphan.unwrap(), 0);
-    world.step(&Op::Reap(9, false)).unwrap();
-    let (serial, pid) = (world.open_sockets()[world.open_sockets().len() - 1], orphan.unwrap());
-    world.input(Input::Made { serial, pid, is_child: true }).unwrap();
-    let exec = world.life.execs.iter().find(|exec| exec.serial == serial).unwrap();
-    assert_eq!(exec.unreaped(), Some(pid));
-}
-
-#[test]
-fn an_exit_before_the_reply_is_not_lost() {
-    let mut world = world(&[Op::Exec(0, None), Op::Work(0, 11), Op::Work(0, 11)]);
-    // The process calls execve, exits and is reaped before its worker's packet is read.
-    world.step(&Op::Execve(0, true)).unwrap();
-    let serial = world.open_sockets().last().copied().unwrap();
-    let pid = world.kernel.made(serial).unwrap();
-    world.kernel.end(pid, 4);
-    world.step(&Op::Reap(9, false)).unwrap();
-    rest(&mut world).unwrap();
-    assert!(matches!(last(&world), Reply::ExecStarted { .. }), "{:?}", world.replies);
-    assert!(world.life.execs.is_empty());
-    finish(&mut world).unwrap();
-}
-
-#[test]
 fn an_oom_killed_worker_is_reported_as_such() {
     // Serial 4: the simulated kernel reports an OOM kill for even serials.
     let mut world = world(&[Op::Exec(0, None), Op::Exec(0, None)]);
@@ -236,22 +190,6 @@ fn an_oom_killed_worker_is_reported_as_such() {
     });
     assert!(told, "{:?}", world.replies);
     finish(&mut world).unwrap();
-}
-
-#[test]
-fn an_early_exit_of_pause_is_reported_once() {
-    let mut world = World::new(Sabotage::None, 100);
-    for op in [Op::Connect, Op::StartPause, Op::Work(0, 11), Op::Work(0, 11), Op::Work(0, 11)] {
-        world.step(&op).unwrap();
-    }
-    let serial = world.open_sockets()[0];
-    let pid = world.kernel.made(serial).unwrap();
-    world.kernel.end(pid, 1);
-    world.step(&Op::Reap(9, false)).unwrap();
-    rest(&mut world).unwrap();
-    assert!(matches!(last(&world), Reply::PauseStarted { .. }), "{:?}", world.replies);
-    let told = world.events.iter().filter(|event| matches!(event, Event::PauseExited { code: 1 })).count();
-    assert_eq!(told, 1);
 }
 
 #[test]
@@ -296,38 +234,6 @@ fn a_shim_that_exits_starts_nothing() {
 }
 
 #[test]
-fn a_child_of_an_interrupted_worker_is_killed_before_the_create_fails() {
-    let mut world = world(&[Op::Create(1)]);
-    // It is not in the container's cgroup, and its worker ends without a report.
-    let serial = world.serial_of(&id(1));
-    let child = world.kernel.spawn(super::kernel::Owner::Made(serial), None).unwrap();
-    let worker = world.workers.last().unwrap().pid;
-    world.kernel.end(worker, 137);
-    rest(&mut world).unwrap();
-    assert!(!world.kernel.runs(child));
-    assert_eq!(failed(&world).0, ErrorKind::Internal);
-    created(&mut world);
-    finish(&mut world).unwrap();
-}
-
-#[test]
-fn a_failed_start_is_reported_although_a_tracer_holds_the_zombie() {
-    // What the simulated kernel shows of it depends on the pid: a zombie, or stopped at PTRACE_EVENT_EXIT.
-    for pids_before in 0..3 {
-        let mut world = world(&vec![Op::Bystander; pids_before]);
-        created(&mut world);
-        let init = world.kernel.made(world.serial_of(&id(1))).unwrap();
-        world.step(&Op::Start(1)).unwrap();
-        world.kernel.processes.get_mut(&init).unwrap().traced = true;
-        world.kernel.end(init, 126);
-        rest(&mut world).unwrap();
-        assert_eq!(failed(&world).0, ErrorKind::StartFailed);
-        assert!(matches!(state(&world, 1), ContainerState::Exited(_)));
-        finish(&mut world).unwrap();
-    }
-}
-
-#[test]
 fn a_tracer_does_not_prevent_exits() {
     let mut world = world(&[Op::Exec(0, None)]);
     rest(&mut world).unwrap();
@@ -338,5 +244,80 @@ fn a_tracer_does_not_prevent_exits() {
     world.step(&Op::Kill(0, true, true)).unwrap();
     rest(&mut world).unwrap();
     assert!(matches!(state(&world, 0), ContainerState::Exited(_)));
+    finish(&mut world).unwrap();
+}
+
+#[test]
+fn a_create_that_runs_out_of_memory_says_so() {
+    // Serial 5: the simulated kernel reports an OOM kill for multiples of 5.
+    let mut world = world(&[Op::Exec(0, None), Op::Exec(0, None), Op::Create(1)]);
+    assert_eq!(world.serial_of(&id(1)).0, 5);
+    let worker = world.workers.last().unwrap().pid;
+    world.kernel.end(worker, 137);
+    rest(&mut world).unwrap();
+    let told = world.replies.iter().any(|(_, reply)| {
+        matches!(reply, Reply::Failed(failure)
+            if failure.kind == ErrorKind::Invalid && failure.stage == "memory_limit_in_bytes")
+    });
+    assert!(told, "{:?}", world.replies);
+    finish(&mut world).unwrap();
+}
+
+#[test]
+fn a_terminated_shim_exits_with_its_last_process() {
+    let mut world = world(&[Op::Terminate]);
+    assert!(!world.ended);
+    let init = world.kernel.made(world.serial_of(&id(0))).unwrap();
+    world.kernel.end(init, 0);
+    rest(&mut world).unwrap();
+    assert!(!world.ended, "pause lives");
+    let pause = world.kernel.made(world.life.pause.serial().unwrap()).unwrap();
+    world.kernel.end(pause, 0);
+    rest(&mut world).unwrap();
+    assert!(world.ended);
+}
+
+#[test]
+fn sessions_of_a_container_are_killed_by_one_listing_and_checks_become_rare() {
+    let mut world = world(&[]);
+    for _ in 0..20 {
+        world.step(&Op::Exec(0, Some(60_000))).unwrap();
+    }
+    rest(&mut world).unwrap();
+    // The container has frozen itself, so that they do not end.
+    world.step(&Op::Freeze(0)).unwrap();
+    let mut listings = 0;
+    let end = world.now + 80_000;
+    while let Some(at) = world.life.timer().filter(|at| *at <= end) {
+        world.now = at;
+        world.life.input(Time { ms: at, wall: 1 }, Input::TimerDue);
+        while let Some(action) = world.life.next_action() {
+            if let Action::KillSessions { sessions, .. } = &action {
+                assert_eq!(sessions.len(), 20);
+                listings += 1;
+                for session in sessions {
+                    let seen = ExecInput::SessionKilled { count: 1, leader: None };
+                    world.life.input(Time { ms: at, wall: 1 }, Input::Exec(session.exec, seen));
+                }
+            }
+        }
+    }
+    // In 10 s: some at first, then four in a second.
+    assert!((10..60).contains(&listings), "{listings}");
+}
+
+#[test]
+fn an_exec_starts_only_in_the_namespaces_of_a_running_container() {
+    // They are opened when init exists, before it is started, and closed when it ends.
+    let mut world = world(&[]);
+    created(&mut world);
+    world.step(&Op::Exec(1, None)).unwrap();
+    assert_eq!(failed(&world).0, ErrorKind::WrongState);
+    let init = world.kernel.made(world.serial_of(&id(0))).unwrap();
+    world.kernel.end(init, 0);
+    world.step(&Op::Reap(9, true)).unwrap();
+    world.step(&Op::Exec(0, None)).unwrap();
+    assert_eq!(failed(&world).0, ErrorKind::WrongState);
+    assert!(world.at_work().is_empty());
     finish(&mut world).unwrap();
 }

@@ -1,9 +1,9 @@
-//! Asks a shim for the state of its pod.
+//! Connects to a pod's shim after a restart of the daemon or a lost connection.
 
 use crate::clock::now;
 use crate::lanes;
 use crate::pod::context::Context;
-use crate::pod::life::Heard;
+use crate::pod::life::DialResult;
 use crate::pod::registry::Registry;
 use crate::pod::{exit, teardown};
 use crate::shims::Connection;
@@ -15,27 +15,27 @@ use std::sync::Arc;
 use std::time::Duration;
 use wire::{ContainerState, Snapshot};
 
-/// Connects to a pod's shim, whose pid is in the record, and reads its exit files.
-pub(super) async fn ask(
+/// Connects to a pod's shim, and reads its exit files. `pid` is the shim's in the pod's record.
+pub(super) async fn reconnect(
     context: &Arc<Context>,
     registry: &Registry,
     pod: &PodId,
     pid: u32,
     limit: Duration,
-) -> (Heard, Option<Box<Connection>>) {
-    let (mut heard, connection) = match dial::dial(&context.layout, pod, pid, limit).await {
-        Dialled::Here(connection) => (of_snapshot(registry, &connection), Some(connection)),
-        Dialled::Gone => (Heard::of(Shim::Gone), None),
-        Dialled::Silent(why) => (Heard { why, ..Heard::of(Shim::Silent) }, None),
+) -> (DialResult, Option<Box<Connection>>) {
+    let (mut dialled, connection) = match dial::dial(&context.layout, pod, pid, limit).await {
+        Dialled::Connected(connection) => (of_snapshot(registry, &connection), Some(connection)),
+        Dialled::Gone => (DialResult::of(Shim::Gone), None),
+        Dialled::Silent(why) => (DialResult { why, ..DialResult::of(Shim::Silent) }, None),
     };
-    let (theirs, id) = (Arc::clone(context), pod.clone());
-    let read = move || Ok(teardown::exits(&theirs, &id));
-    heard.exits =
+    let (shared, id) = (Arc::clone(context), pod.clone());
+    let read = move || Ok(teardown::exits(&shared, &id));
+    dialled.exits =
         lanes::run(lanes::kill(), pod.as_str(), "read exit records", read).await.unwrap_or_default();
-    (heard, connection)
+    (dialled, connection)
 }
 
-fn of_snapshot(registry: &Registry, connection: &Connection) -> Heard {
+fn of_snapshot(registry: &Registry, connection: &Connection) -> DialResult {
     let (mut pause, mut containers, mut execs) = (false, BTreeMap::new(), Vec::new());
     for entry in &connection.snapshot {
         match entry {
@@ -46,7 +46,7 @@ fn of_snapshot(registry: &Registry, connection: &Connection) -> Heard {
                     ContainerState::Creating => Held::Creating,
                     ContainerState::Created => Held::Created { pid },
                     ContainerState::Running { started_at } => Held::Running { pid, started_at: *started_at },
-                    // A state of a later version: its init is running, and the record has the start time.
+                    // A state of a later version, so init has not exited. The record has the start time.
                     ContainerState::Unknown => Held::Running { pid, started_at: 0 },
                     ContainerState::Exited(facts) => {
                         Held::Exited { exit: exit::exit_of(facts, now()), started_at: facts.started_at }
@@ -59,5 +59,5 @@ fn of_snapshot(registry: &Registry, connection: &Connection) -> Heard {
     }
     let kept = containers.keys().filter(|id| registry.managed(id.as_str()).is_err()).cloned().collect();
     let shim = Shim::Answered { pause, containers };
-    Heard { pid: connection.client.pid(), execs, kept, ..Heard::of(shim) }
+    DialResult { pid: connection.client.pid(), execs, kept, ..DialResult::of(shim) }
 }

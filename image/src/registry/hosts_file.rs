@@ -1,0 +1,156 @@
+//! Parses `hosts.toml`, containerd's format for the hosts that serve a registry. Pure: accesses no file.
+//!
+//! serde recurses into nested values and dropping them recurses too, and a text of dotted keys can nest
+//! thousands of levels, which overflows the 512 KiB stack of a lane's thread. So the depth is checked before
+//! anything recurses. Unknown keys are ignored.
+
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+/// Maximum levels of tables and arrays. The deepest known key, `host."<url>".header.<name>`, has five.
+const MAX_DEPTH: usize = 16;
+
+/// What is wrong with a `hosts.toml`.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Problem {
+    #[error("it is not UTF-8")]
+    NotUtf8,
+    /// Not TOML, or a value of the wrong type.
+    #[error("{}{message}", place(*line))]
+    Toml { line: Option<usize>, message: String },
+    #[error("key {key:?} is nested more than {} levels deep", MAX_DEPTH)]
+    TooDeep { key: String },
+    #[error("host {host:?} is not a URL")]
+    NotAUrl { host: String },
+    #[error("host {host:?} is neither http nor https")]
+    Scheme { host: String },
+    #[error("host {host:?} must have a host name, and must not have a user or a query")]
+    Authority { host: String },
+    #[error("capability {capability:?} is none of pull, resolve, push")]
+    Capability { capability: String },
+    #[error("client must be a file, or a list of files and pairs of certificate and key")]
+    Client,
+    #[error("{name:?} is not a valid header name")]
+    HeaderName { name: String },
+    #[error("the value of header {name:?} is not valid")]
+    HeaderValue { name: String },
+}
+
+fn place(line: Option<usize>) -> String {
+    line.map(|line| format!("line {line}: ")).unwrap_or_default()
+}
+
+/// A parsed file.
+pub(super) struct HostsFile {
+    /// `server`: the registry's own URL.
+    pub(super) server: Option<String>,
+    /// Settings of the server: the keys outside of `host`.
+    pub(super) own: Settings,
+    /// URL and settings of each mirror, in the order of the file.
+    pub(super) mirrors: Vec<(String, Settings)>,
+}
+
+/// Settings of one host.
+#[derive(Deserialize)]
+pub(super) struct Settings {
+    pub(super) capabilities: Option<Vec<String>>,
+    #[serde(default)]
+    pub(super) skip_verify: bool,
+    pub(super) ca: Option<OneOrMany<PathBuf>>,
+    pub(super) client: Option<OneOrMany<Client>>,
+    #[serde(default)]
+    pub(super) override_path: bool,
+    #[serde(default)]
+    pub(super) header: BTreeMap<String, OneOrMany<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(super) enum OneOrMany<T> {
+    One(T),
+    Many(Vec<T>),
+}
+
+impl<T> OneOrMany<T> {
+    pub(super) fn into_vec(self) -> Vec<T> {
+        match self {
+            Self::One(one) => vec![one],
+            Self::Many(many) => many,
+        }
+    }
+}
+
+/// A client certificate.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(super) enum Client {
+    /// One file that holds certificate and key.
+    Combined(PathBuf),
+    /// Certificate and key. A pair without a key, or with an empty one, is a combined file.
+    Pair(Vec<PathBuf>),
+}
+
+/// The keys outside of the settings.
+#[derive(Deserialize)]
+struct Hosts {
+    server: Option<String>,
+    /// Spanned, because a map does not keep the order of the file.
+    #[serde(default)]
+    host: BTreeMap<Spanned<String>, Settings>,
+}
+
+/// Parses the content of the file.
+pub(super) fn parse(bytes: &[u8]) -> Result<HostsFile, Problem> {
+    let text = std::str::from_utf8(bytes).map_err(|_| Problem::NotUtf8)?;
+    let (table, errors) = DeTable::parse_recoverable(text);
+    let table = table.into_inner();
+    let deep = table.iter().find(|(_, value)| !is_within(MAX_DEPTH, value.get_ref()));
+    if let Some(key) = deep.map(|(key, _)| key.get_ref().to_string()) {
+        dismantle(table);
+        return Err(Problem::TooDeep { key });
+    }
+    let wrong = |error: &toml::de::Error| {
+        let line = |start| 1 + text.bytes().take(start).filter(|byte| *byte == b'\n').count();
+        let line = error.span().map(|span| line(span.start));
+        Problem::Toml { line, message: error.message().to_owned() }
+    };
+    if let Some(error) = errors.first() {
+        return Err(wrong(error));
+    }
+    // Both types ignore the keys of the other.
+    let deserializer = |table| toml::Deserializer::from(Spanned::new(0..0, table));
+    let own = Settings::deserialize(deserializer(table.clone())).map_err(|error| wrong(&error))?;
+    let hosts = Hosts::deserialize(deserializer(table)).map_err(|error| wrong(&error))?;
+    let mut mirrors: Vec<_> = hosts.host.into_iter().collect();
+    mirrors.sort_by_key(|(url, _)| url.span().start);
+    let mirrors = mirrors.into_iter().map(|(url, settings)| (url.into_inner(), settings)).collect();
+    Ok(HostsFile { server: hosts.server, own, mirrors })
+}
+
+/// Whether a value has at most `levels` levels of tables and arrays. Recurses no deeper than that.
+fn is_within(levels: usize, value: &DeValue<'_>) -> bool {
+    match value {
+        DeValue::Table(table) => {
+            levels > 0 && table.values().all(|value| is_within(levels - 1, value.get_ref()))
+        }
+        DeValue::Array(array) => {
+            levels > 0 && array.iter().all(|value| is_within(levels - 1, value.get_ref()))
+        }
+        _ => true,
+    }
+}
+
+/// Drops a table of any depth without recursion.
+fn dismantle(table: DeTable<'_>) {
+    let mut rest = vec![DeValue::Table(table)];
+    while let Some(value) = rest.pop() {
+        match value {
+            DeValue::Table(table) => rest.extend(table.into_iter().map(|(_, value)| value.into_inner())),
+            DeValue::Array(array) => rest.extend(array.into_iter().map(Spanned::into_inner)),
+            _ => {}
+        }
+    }
+}

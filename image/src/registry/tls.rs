@@ -1,0 +1,191 @@
+//! TLS to one host: its trusted CAs, the client certificate, and the configuration of rustls.
+
+use crate::error::{Error, Result};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+/// Maximum size of a PEM file. The system's bundle of all CAs has 220 KB.
+const MAX_PEM: u64 = 4 << 20;
+
+/// How the host's certificate is verified, and the client certificate to present.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Tls {
+    pub(crate) skip_verify: bool,
+    /// PEM files of CAs that are trusted in addition to the system's.
+    pub(crate) authorities: Vec<PathBuf>,
+    /// PEM files of client certificate and key; without a second file, the first holds both. Only the first pair
+    /// is used, because rustls presents one certificate.
+    pub(crate) clients: Vec<(PathBuf, Option<PathBuf>)>,
+}
+
+impl Tls {
+    /// The files of a folder without `hosts.toml`: CAs in `*.crt`, client certificates in `*.cert` and their
+    /// keys in `*.key`.
+    pub(super) fn of_folder(folder: &Path) -> Result<Self> {
+        let mut tls = Self::default();
+        for entry in fs::read_dir(folder).map_err(Error::configuration(folder))? {
+            let path = entry.map_err(Error::configuration(folder))?.path();
+            match path.extension().and_then(|extension| extension.to_str()) {
+                Some("crt") => tls.authorities.push(path),
+                Some("cert") => tls.clients.push((path.clone(), Some(path.with_extension("key")))),
+                _ => {}
+            }
+        }
+        tls.authorities.sort();
+        tls.clients.sort();
+        Ok(tls)
+    }
+
+    /// The configuration of rustls. Blocks: reads the certificates.
+    pub(crate) fn client_config(&self) -> Result<ClientConfig> {
+        let provider = Arc::new(ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .map_err(|error| Error::unsupported("TLS", error))?;
+        let verified = if self.skip_verify {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(TrustAnything(provider)))
+        } else {
+            builder.with_root_certificates(self.roots()?)
+        };
+        let Some((certificate, key)) = self.clients.first() else {
+            return Ok(verified.with_no_client_auth());
+        };
+        let key = key.as_ref().unwrap_or(certificate);
+        let chain = CertificateDer::pem_slice_iter(&read(certificate)?)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(Error::configuration(certificate))?;
+        let private = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(Error::configuration(key))?;
+        verified.with_client_auth_cert(chain, private).map_err(Error::configuration(key))
+    }
+
+    /// The system's CAs and the configured ones.
+    fn roots(&self) -> Result<RootCertStore> {
+        let mut roots = system_roots();
+        for path in &self.authorities {
+            let mut found = false;
+            for certificate in CertificateDer::pem_slice_iter(&read(path)?) {
+                let certificate = certificate.map_err(Error::configuration(path))?;
+                roots.add(certificate).map_err(Error::configuration(path))?;
+                found = true;
+            }
+            if !found {
+                let empty = std::io::Error::other("it holds no certificate");
+                return Err(Error::configuration(path)(empty));
+            }
+        }
+        Ok(roots)
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    let content = sys::beneath::regular(path).and_then(|file| sys::file::read_capped(file, MAX_PEM));
+    content.map_err(Error::configuration(path))
+}
+
+/// Loaded once: changes of the system's store take effect when the daemon is restarted.
+fn system_roots() -> RootCertStore {
+    static ROOTS: OnceLock<RootCertStore> = OnceLock::new();
+    let load = || {
+        let found = rustls_native_certs::load_native_certs();
+        for error in found.errors {
+            tracing::warn!(%error, "cannot load a certificate of the system's store");
+        }
+        let mut roots = RootCertStore::empty();
+        let (_, ignored) = roots.add_parsable_certificates(found.certs);
+        tracing::debug!(authorities = roots.len(), ignored, "system certificate store loaded");
+        roots
+    };
+    ROOTS.get_or_init(load).clone()
+}
+
+/// The verifier for `skip_verify`. Content that is fetched by digest is still verified by its digest.
+#[derive(Debug)]
+struct TrustAnything(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for TrustAnything {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(
+            message,
+            certificate,
+            signed,
+            &self.0.signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(
+            message,
+            certificate,
+            signed,
+            &self.0.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_name_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let none = folder.path().join("none.pem");
+        let empty = folder.path().join("empty.pem");
+        fs::write(&empty, "no certificate").unwrap();
+        // Reading a device could have any effect, or never end.
+        for path in [none, empty, PathBuf::from("/dev/zero")] {
+            let authority = Tls { authorities: vec![path.clone()], ..Tls::default() };
+            let client = Tls { clients: vec![(path.clone(), None)], ..Tls::default() };
+            for tls in [authority, client] {
+                let error = tls.client_config().unwrap_err();
+                assert!(
+                    matches!(&error, Error::Configuration { path: named, .. } if *named == path),
+                    "{error}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn certificates_of_a_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["b.crt", "a.crt", "c.cert", "c.key", "other"] {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        let path = |name: &str| folder.path().join(name);
+        let tls = Tls::of_folder(folder.path()).unwrap();
+        assert_eq!(tls.authorities, [path("a.crt"), path("b.crt")]);
+        assert_eq!(tls.clients, [(path("c.cert"), Some(path("c.key")))]);
+    }
+}
