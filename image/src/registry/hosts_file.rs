@@ -1,17 +1,10 @@
 //! Parses `hosts.toml`, containerd's format for the hosts that serve a registry. Pure: accesses no file.
-//!
-//! serde recurses into nested values and dropping them recurses too, and a text of dotted keys can nest
-//! thousands of levels, which overflows the 512 KiB stack of a lane's thread. So the depth is checked before
-//! anything recurses. Unknown keys are ignored.
+//! Unknown keys are ignored.
 
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
-
-/// Maximum levels of tables and arrays. The deepest known key, `host."<url>".header.<name>`, has five.
-const MAX_DEPTH: usize = 16;
 
 /// What is wrong with a `hosts.toml`.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +14,7 @@ pub(super) enum Problem {
     /// Not TOML, or a value of the wrong type.
     #[error("{}{message}", place(*line))]
     Toml { line: Option<usize>, message: String },
-    #[error("key {key:?} is nested more than {} levels deep", MAX_DEPTH)]
+    #[error("key {key:?} is nested more than {} levels deep", shallow_toml::MAX_DEPTH)]
     TooDeep { key: String },
     #[error("host {host:?} is not a URL")]
     NotAUrl { host: String },
@@ -105,13 +98,8 @@ struct Hosts {
 /// Parses the content of the file.
 pub(super) fn parse(bytes: &[u8]) -> Result<HostsFile, Problem> {
     let text = std::str::from_utf8(bytes).map_err(|_| Problem::NotUtf8)?;
-    let (table, errors) = DeTable::parse_recoverable(text);
-    let table = table.into_inner();
-    let deep = table.iter().find(|(_, value)| !is_within(MAX_DEPTH, value.get_ref()));
-    if let Some(key) = deep.map(|(key, _)| key.get_ref().to_string()) {
-        dismantle(table);
-        return Err(Problem::TooDeep { key });
-    }
+    let (table, errors) = shallow_toml::parse(text);
+    let table = table.map_err(|key| Problem::TooDeep { key: key.into_inner() })?;
     let wrong = |error: &toml::de::Error| {
         let line = |start| 1 + text.bytes().take(start).filter(|byte| *byte == b'\n').count();
         let line = error.span().map(|span| line(span.start));
@@ -128,29 +116,4 @@ pub(super) fn parse(bytes: &[u8]) -> Result<HostsFile, Problem> {
     mirrors.sort_by_key(|(url, _)| url.span().start);
     let mirrors = mirrors.into_iter().map(|(url, settings)| (url.into_inner(), settings)).collect();
     Ok(HostsFile { server: hosts.server, own, mirrors })
-}
-
-/// Whether a value has at most `levels` levels of tables and arrays. Recurses no deeper than that.
-fn is_within(levels: usize, value: &DeValue<'_>) -> bool {
-    match value {
-        DeValue::Table(table) => {
-            levels > 0 && table.values().all(|value| is_within(levels - 1, value.get_ref()))
-        }
-        DeValue::Array(array) => {
-            levels > 0 && array.iter().all(|value| is_within(levels - 1, value.get_ref()))
-        }
-        _ => true,
-    }
-}
-
-/// Drops a table of any depth without recursion.
-fn dismantle(table: DeTable<'_>) {
-    let mut rest = vec![DeValue::Table(table)];
-    while let Some(value) = rest.pop() {
-        match value {
-            DeValue::Table(table) => rest.extend(table.into_iter().map(|(_, value)| value.into_inner())),
-            DeValue::Array(array) => rest.extend(array.into_iter().map(Spanned::into_inner)),
-            _ => {}
-        }
-    }
 }

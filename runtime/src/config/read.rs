@@ -16,10 +16,6 @@ use toml::de::{DeTable, DeValue};
 
 /// Most faults that are reported. More of them mean a wrong file.
 const MAX_FAULTS: usize = 64;
-/// Most levels of tables and lists; every key has fewer. The parser accepts thousands by means of dotted keys, and code
-/// that recurses over so many, `drop` among it, overflows the stack of a lane's thread.
-const MAX_DEPTH: usize = 16;
-
 /// Where each key was set last: the text and the offset in it.
 type Places<'a> = BTreeMap<String, (&'a Source, usize)>;
 
@@ -91,47 +87,20 @@ fn command_line(overrides: &Overrides) -> DeTable<'_> {
 /// # Errors
 /// What is wrong with the syntax, or the first entry that is nested too deeply.
 fn parse(source: &Source) -> Result<DeTable<'_>, Vec<Fault>> {
-    let (table, errors) = DeTable::parse_recoverable(&source.text);
-    let table = table.into_inner();
-    let deep = table.iter().find(|(_, value)| !is_within(MAX_DEPTH, value.get_ref()));
-    let deep = deep.map(|(name, _)| {
-        let problem = format!("nested more than {MAX_DEPTH} levels deep");
-        source.fault(Some(name.span().start), name.get_ref().to_string(), problem)
-    });
-    if deep.is_some() {
-        dismantle(table);
-    } else if errors.is_empty() {
-        return Ok(table);
-    }
+    let (table, errors) = shallow_toml::parse(&source.text);
+    let deep = match table {
+        Ok(table) if errors.is_empty() => return Ok(table),
+        Ok(_) => None,
+        Err(key) => {
+            let problem = format!("nested more than {} levels deep", shallow_toml::MAX_DEPTH);
+            Some(source.fault(Some(key.span().start), key.into_inner(), problem))
+        }
+    };
     let syntax = errors.iter().take(MAX_FAULTS).map(|error| {
         let offset = error.span().map(|span| span.start);
         source.fault(offset, String::new(), error.message().to_owned())
     });
     Err(syntax.chain(deep).collect())
-}
-
-fn is_within(levels: usize, value: &DeValue<'_>) -> bool {
-    match value {
-        DeValue::Table(table) => {
-            levels > 0 && table.values().all(|value| is_within(levels - 1, value.get_ref()))
-        }
-        DeValue::Array(array) => {
-            levels > 0 && array.iter().all(|value| is_within(levels - 1, value.get_ref()))
-        }
-        _ => true,
-    }
-}
-
-/// Drops a table of any depth without recursion.
-fn dismantle(table: DeTable<'_>) {
-    let mut rest = vec![DeValue::Table(table)];
-    while let Some(value) = rest.pop() {
-        match value {
-            DeValue::Table(table) => rest.extend(table.into_iter().map(|(_, value)| value.into_inner())),
-            DeValue::Array(array) => rest.extend(array.into_iter().map(Spanned::into_inner)),
-            _ => {}
-        }
-    }
 }
 
 fn deserialize(table: DeTable<'_>) -> Result<Config, toml::de::Error> {
