@@ -90,7 +90,7 @@ pub struct Session(Wire);
 /// What is below.
 #[derive(Debug)]
 enum Wire {
-    Pairs(pairs::Pairs),
+    Pairs(Box<pairs::Pairs>),
     Ports(ports::Ports),
 }
 
@@ -102,8 +102,8 @@ impl Session {
     /// More ports than the old form has channels for.
     pub fn new(protocol: Protocol, ports: &[u16], wait: Duration) -> Result<Self, TooManyPorts> {
         Ok(Self(match protocol {
-            Protocol::Spdy => Wire::Pairs(pairs::Pairs::new(false, wait)),
-            Protocol::Tunnel => Wire::Pairs(pairs::Pairs::new(true, wait)),
+            Protocol::Spdy => Wire::Pairs(Box::new(pairs::Pairs::new(false, wait))),
+            Protocol::Tunnel => Wire::Pairs(Box::new(pairs::Pairs::new(true, wait))),
             Protocol::Channels(codec) => Wire::Ports(ports::Ports::new(codec, ports)?),
         }))
     }

@@ -19,6 +19,11 @@
 //! Nothing here keeps the bytes of streams, so the wait in step 1 stops the client by TCP, and not reading the
 //! process's output until the socket takes it stops the process. There is no other flow control: see [`spdy`].
 //!
+//! The wait in step 1 must not keep steps 2 and 3 from going on: a process that does not read may itself wait for its
+//! output to be taken. An event borrows from the read buffer only, so the session can be used meanwhile. At the end the
+//! caller shuts the socket's sending side and reads on until the client closes, for a limited time: closing with
+//! received bytes unread makes the kernel reset the connection, and the client may lose the end of the output.
+//!
 //! No call panics or allocates without a bound, whatever the bytes; the bounds are constants of the modules. There is
 //! no clock: who needs the time is told it.
 

@@ -132,17 +132,17 @@ pub struct Session {
 /// What is below.
 #[derive(Debug)]
 enum Wire {
-    Spdy(spdy::Streams),
-    WebSocket(websocket::Channels),
+    Spdy(spdy::Transport),
+    WebSocket(websocket::Transport),
 }
 
 impl Session {
     /// A session right after the upgrade.
     pub fn new(protocol: Protocol, streams: Streams) -> Self {
         let wire = match protocol {
-            Protocol::Spdy(version) => Wire::Spdy(spdy::Streams::new(version, streams)),
+            Protocol::Spdy(version) => Wire::Spdy(spdy::Transport::new(version, streams)),
             Protocol::WebSocket(version, codec) => {
-                Wire::WebSocket(websocket::Channels::new(version, codec, streams))
+                Wire::WebSocket(websocket::Transport::new(version, codec, streams))
             }
         };
         Self { wire, incoming: Incoming::new(streams) }
@@ -159,8 +159,8 @@ impl Session {
                 return Ok(Some(event));
             }
             let step = match &mut self.wire {
-                Wire::Spdy(streams) => streams.receive(&mut input.raw)?,
-                Wire::WebSocket(channels) => channels.receive(&mut input.raw)?,
+                Wire::Spdy(spdy) => spdy.receive(&mut input.raw)?,
+                Wire::WebSocket(websocket) => websocket.receive(&mut input.raw)?,
             };
             let Some(step) = step else { return Ok(None) };
             match self.incoming.take(step) {
@@ -182,16 +182,16 @@ impl Session {
     /// Bytes for the client, to be written before any frame that is made later.
     pub fn output(&self) -> &[u8] {
         match &self.wire {
-            Wire::Spdy(streams) => streams.connection().output(),
-            Wire::WebSocket(channels) => channels.output(),
+            Wire::Spdy(spdy) => spdy.connection().output(),
+            Wire::WebSocket(websocket) => websocket.output(),
         }
     }
 
     /// The first `count` bytes of [`Session::output`] were written.
     pub fn written(&mut self, count: usize) {
         match &mut self.wire {
-            Wire::Spdy(streams) => streams.written(count),
-            Wire::WebSocket(channels) => channels.written(count),
+            Wire::Spdy(spdy) => spdy.written(count),
+            Wire::WebSocket(websocket) => websocket.written(count),
         }
     }
 
@@ -202,16 +202,16 @@ impl Session {
     /// [`SendError`].
     pub fn frame<'p>(&mut self, to: Output, payload: &'p [u8]) -> Result<Option<Frame<'p>>, SendError> {
         match &mut self.wire {
-            Wire::Spdy(streams) => streams.frame(to.into(), payload),
-            Wire::WebSocket(channels) => channels.frame(to.into(), payload),
+            Wire::Spdy(spdy) => spdy.frame(to.into(), payload),
+            Wire::WebSocket(websocket) => websocket.frame(to.into(), payload),
         }
     }
 
     /// The process reads no more: drops what the client still sends to its stdin, and tells it where that is possible.
     pub fn drop_stdin(&mut self) {
         self.incoming.drop_stdin();
-        if let Wire::Spdy(streams) = &mut self.wire {
-            streams.finish(Channel::Stdin);
+        if let Wire::Spdy(spdy) = &mut self.wire {
+            spdy.finish(Channel::Stdin);
         }
     }
 
@@ -219,22 +219,22 @@ impl Session {
     /// be called before the session is ready; the client is told if there is a stream for it.
     pub fn finish(&mut self, outcome: &Outcome) {
         match &mut self.wire {
-            Wire::Spdy(streams) => streams.end(outcome),
-            Wire::WebSocket(channels) => channels.end(outcome),
+            Wire::Spdy(spdy) => spdy.end(outcome),
+            Wire::WebSocket(websocket) => websocket.end(outcome),
         }
     }
 
     /// Queues a ping, so that proxies keep an idle connection; SPDY has none here, as in Go's server.
     pub fn ping(&mut self) {
-        if let Wire::WebSocket(channels) = &mut self.wire {
-            channels.ping();
+        if let Wire::WebSocket(websocket) = &mut self.wire {
+            websocket.ping();
         }
     }
 
     fn leave(&mut self) {
         match &mut self.wire {
-            Wire::Spdy(streams) => streams.leave(),
-            Wire::WebSocket(channels) => channels.leave(),
+            Wire::Spdy(spdy) => spdy.leave(),
+            Wire::WebSocket(websocket) => websocket.leave(),
         }
     }
 }

@@ -12,7 +12,7 @@ const MAX_STREAMS: usize = 8;
 
 /// The streams of a session.
 #[derive(Debug)]
-pub(super) struct Streams {
+pub(super) struct Transport {
     connection: Connection,
     version: Version,
     wanted: super::Streams,
@@ -22,7 +22,7 @@ pub(super) struct Streams {
     ready: bool,
 }
 
-impl Streams {
+impl Transport {
     pub(super) fn new(version: Version, wanted: super::Streams) -> Self {
         let connection = Connection::new(MAX_STREAMS);
         Self { connection, version, wanted, ids: [None; Channel::ALL.len()], ready: false }

@@ -250,7 +250,10 @@ fn versions_over_websocket() {
     ] {
         let mut session = websocket(version, codec, ALL);
         output(&mut session);
-        assert_eq!(feed(&mut session, &message(BINARY, &[255, 0])), Ok(vec![]), "no such message before v5");
+        if codec == Codec::Binary {
+            let close = message(BINARY, &[255, 0]);
+            assert_eq!(feed(&mut session, &close), Ok(vec![]), "no such message before v5");
+        }
         session.finish(&Outcome::Failed("no".into()));
         assert_eq!(read(&output(&mut session))[0].1, status, "{version:?}");
         let mut session = websocket(version, codec, ALL);

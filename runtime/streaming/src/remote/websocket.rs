@@ -1,7 +1,5 @@
 //! Channels of WebSocket for the channels of a session.
 
-use std::borrow::Cow;
-
 use super::incoming::Step;
 use super::{Channel, Outcome, Version};
 use crate::output::{Frame, SendError};
@@ -9,7 +7,7 @@ use crate::websocket::{self, ChannelEvent, Codec, Error};
 
 /// The channels of a session.
 #[derive(Debug)]
-pub(super) struct Channels {
+pub(super) struct Transport {
     channels: websocket::Channels,
     version: Version,
     wanted: super::Streams,
@@ -17,7 +15,7 @@ pub(super) struct Channels {
     ready: bool,
 }
 
-impl Channels {
+impl Transport {
     /// Queues an empty message on the first channel that the client reads: some clients wait for it.
     pub(super) fn new(version: Version, codec: Codec, wanted: super::Streams) -> Self {
         let mut channels = websocket::Channels::new(codec, version >= Version::V5);

@@ -15,6 +15,9 @@ enum Got {
     Closed(Option<u16>),
 }
 
+/// A server's frames: opcodes and payloads.
+type Sent = Vec<(u8, Vec<u8>)>;
+
 /// Feeds bytes, writing output away whenever it is full.
 fn feed(server: &mut Connection, bytes: &[u8], output: &mut Vec<u8>) -> Result<Vec<Got>, Error> {
     let mut bytes = bytes.to_vec();
@@ -45,7 +48,7 @@ fn flush(server: &mut Connection, output: &mut Vec<u8>) {
 }
 
 /// What a new server understands of `bytes`, and what it answers.
-fn fresh(bytes: &[u8]) -> (Result<Vec<Got>, Error>, Vec<(u8, Vec<u8>)>) {
+fn fresh(bytes: &[u8]) -> (Result<Vec<Got>, Error>, Sent) {
     let mut output = Vec::new();
     let got = feed(&mut Connection::new(), bytes, &mut output);
     (got, read(&output))

@@ -69,7 +69,7 @@ proptest! {
             Protocol::Spdy(_) => open(&mut client, &["error", "stdin", "stdout", "resize"]),
             Protocol::WebSocket(..) => Vec::new(),
         };
-        let (mut stdin, mut size, mut output) = (Vec::new(), None, Vec::new());
+        let (mut stdin, mut size, mut output) = (Vec::new(), None, Vec::<u8>::new());
         for step in &steps {
             match step {
                 Step::Stdin(payload) => {
