@@ -168,7 +168,7 @@ fn by_websocket<P: Copy>(request: &Parts, ours: Names<P>) -> Result<Upgrade<P>, 
         return Err(Refusal::Version);
     }
     let key = text(header::SEC_WEBSOCKET_KEY).map(str::trim).ok_or(Refusal::Handshake)?;
-    let proper = key.len() == 24 && STANDARD.decode(key).is_ok_and(|bytes| bytes.len() == 16);
+    let proper = STANDARD.decode(key).is_ok_and(|bytes| bytes.len() == 16);
     let accept = HeaderValue::try_from(accept(key)).ok().filter(|_| proper).ok_or(Refusal::Handshake)?;
     let mut offered = list(headers, &header::SEC_WEBSOCKET_PROTOCOL);
     if offered.is_empty() {

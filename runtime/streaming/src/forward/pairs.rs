@@ -280,6 +280,12 @@ impl Pairs {
         });
     }
 
+    /// Entries in all tables.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.waiting.len() + self.keys.len() + self.open.len()
+    }
+
     pub(super) fn ping(&mut self) {
         self.transport.ping();
     }

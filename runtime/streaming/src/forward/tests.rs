@@ -54,6 +54,12 @@ impl Pair {
         self.client.read(&output(&mut self.session))
     }
 
+    /// Entries in the session's tables.
+    fn held(&self) -> usize {
+        let Wire::Pairs(pairs) = &self.session.0 else { panic!("no pairs") };
+        pairs.held()
+    }
+
     /// SYN_STREAM of one kind.
     fn open(&mut self, kind: &str, port: &str, request: &str) -> Vec<u8> {
         let headers = [("streamtype", kind), ("port", port), ("requestid", request)];
@@ -190,10 +196,32 @@ fn what_comes_before_the_error_stream_waits_for_it() {
     let expected = [Event::Opened { id, port: 80 }, bytes(id, b"early"), Event::Ended { id }];
     assert_eq!(pair.feed(&[error]), expected);
 
-    let opened = pair.open("data", "80", "2");
-    assert_eq!(pair.feed(&[opened, data(5, 0, &[0; 70_000])]), []);
-    assert_eq!(pair.sent().last(), Some(&Sent::Reset(5, 5)), "too much");
-    let error = pair.open("error", "80", "2");
+    // One that the client ends at once.
+    let headers = [("streamtype", "data"), ("port", "80"), ("requestid", "1")];
+    let opened = pair.client.open(FIN, &headers).1;
+    let error = pair.open("error", "80", "1");
+    let id = Id(5);
+    assert_eq!(pair.feed(&[opened, error]), [Event::Opened { id, port: 80 }, Event::Ended { id }]);
+}
+
+#[test]
+fn what_waits_is_bounded() {
+    let mut pair = Pair::new();
+    // Each alone is allowed, one after another.
+    for request in 0..3u32 {
+        let opened = pair.open("data", "80", "1");
+        let error = pair.open("error", "80", "1");
+        let id = 4 * request + 1;
+        let got = pair.feed(&[opened, data(id, 0, &[0; 40_000]), error]);
+        assert!(
+            matches!(&got[..], [Event::Opened { .. }, Event::Data { bytes, .. }] if bytes.len() == 40_000)
+        );
+    }
+    let (one, two) = (pair.open("data", "80", "2"), pair.open("data", "80", "3"));
+    let early = [one, data(13, 0, &[0; 40_000]), two, data(15, 0, &[0; 40_000])];
+    assert_eq!(pair.feed(&early), []);
+    assert_eq!(pair.sent().last(), Some(&Sent::Reset(15, 5)), "too much at a time");
+    let error = pair.open("error", "80", "3");
     assert_eq!(pair.feed(&[error]), [], "waits for another data stream");
 }
 
@@ -241,6 +269,8 @@ fn connections_are_bounded() {
     let more = pair.open("error", "80", "more");
     assert_eq!(pair.feed(&[more]), []);
     assert!(matches!(pair.sent()[..], [Sent::Reset(_, 3)]));
+    let held = pair.held();
+    assert_eq!(held, MAX_CONNECTIONS);
     // A thousand opened and closed after another leave nothing.
     for request in 0..1000 {
         let id = ids.pop().unwrap();
@@ -248,6 +278,7 @@ fn connections_are_bounded() {
         pair.sent();
         ids.push(pair.connection(80, &request.to_string()));
     }
+    assert_eq!(pair.held(), held);
 }
 
 /// A client's bytes as messages of a tunnel, cut at every `size`.
@@ -323,7 +354,10 @@ fn tunnel_that_is_none() {
     assert_eq!(zero, Err(Error::Spdy(spdy::Error::StreamZero)));
     let (octets, control) = octets(&output(&mut session));
     assert_eq!(Client::new().read(&octets), [Sent::GoAway(0, 1)]);
-    assert_eq!(control, [(CLOSE, vec![3, 232])]);
+    assert_eq!(control, [(CLOSE, vec![3, 234])], "1002, protocol error");
+    let more = [message(BINARY, &ping(1)), b"\x82\x00".to_vec()];
+    assert_eq!(feed(&mut session, &more.concat(), Instant::now()), Ok(vec![]), "nothing more is read");
+    assert!(session.output().is_empty());
 }
 
 #[test]

@@ -9,6 +9,8 @@ use std::borrow::Cow;
 
 /// Close code of a tunnel that is done.
 const NORMAL: u16 = 1000;
+/// Close code of a tunnel in which the client did not speak SPDY.
+const PROTOCOL_ERROR: u16 = 1002;
 
 /// What carries the streams.
 #[derive(Debug)]
@@ -49,7 +51,7 @@ impl Transport {
                 Ok(None) => {}
                 Ok(event) => return Ok(event),
                 Err(error) => {
-                    tunnel.close(Some(NORMAL));
+                    tunnel.stop(PROTOCOL_ERROR);
                     return Err(error.into());
                 }
             }

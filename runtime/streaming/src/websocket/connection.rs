@@ -118,7 +118,12 @@ impl Connection {
 
     /// The client broke the protocol: says so, and reads no more.
     pub(crate) fn fail(&mut self, error: Error) {
-        self.close(Some(error.code()));
+        self.stop(error.code());
+    }
+
+    /// Queues a close frame, and reads no more.
+    pub(crate) fn stop(&mut self, code: u16) {
+        self.close(Some(code));
         self.received_close = true;
     }
 }

@@ -151,8 +151,6 @@ impl Model {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
-
     #[test]
     fn every_byte_reaches_its_connection(
         tunnelled in any::<bool>(),

@@ -55,8 +55,6 @@ fn sent(protocol: Protocol, channel: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
-
     #[test]
     fn the_process_gets_what_the_client_sends(
         protocol in protocol(),

@@ -225,8 +225,6 @@ fn joined(got: Vec<Got>) -> Vec<Got> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
-
     #[test]
     fn both_sides_keep_the_rules(steps in vec(step(), 0..60)) {
         let mut model = Model::new();

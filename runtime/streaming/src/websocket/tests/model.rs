@@ -49,8 +49,6 @@ impl Received {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
-
     #[test]
     fn where_messages_and_input_are_cut_does_not_matter(
         base64 in any::<bool>(),
