@@ -128,6 +128,7 @@ fn what_a_client_may_not_send_is_refused_with_a_code() {
         (frame(0x09, b"a"), Error::Control),
         (message(PING, &[0; 126]), Error::Control),
         (frame(0x80, b"a"), Error::Order),
+        (frame(0, b""), Error::Order),
         ([frame(BINARY, b"a"), message(BINARY, b"b")].concat(), Error::Order),
         (minus, Error::Length(1 << 63 | 70_000)),
         (message(CLOSE, &[3]), Error::Close),
