@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use cri_api::v1::{self as api, ContainerState, MountPropagation, PodSandboxState};
+use tonic::Code;
 
 use crate::context::{Context, Pod};
 use crate::fixture::Fixture;
@@ -234,11 +235,16 @@ async fn consistent(cx: &Context, config: &api::PodSandboxConfig) -> Result<()> 
     for c in old {
         cx.cri.remove(&c.id).await.context("remove an old container")?;
     }
-    let container = cx
-        .cri
-        .create(&pod, &cx.sleeper("main").like(config), config)
-        .await
-        .context("CreateContainer again")?;
+    // What is left of the name may still be being removed; like kubelet, ask again.
+    let main = cx.sleeper("main").like(config);
+    let container = wait::until("CreateContainer again", secs(10), || async {
+        match cx.cri.create(&pod, &main, config).await {
+            Err(error) if error.code() == Code::Unavailable => Ok(None),
+            answer => Ok(Some(answer)),
+        }
+    })
+    .await?
+    .context("CreateContainer again")?;
     cx.cri.start(&container).await.context("StartContainer again")?;
     ensure!(cx.cri.sh(&container, "echo in").await? == "in");
     cx.cri.drop_pod(&pod).await.context("teardown")?;

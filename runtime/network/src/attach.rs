@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use model::PodId;
 use pool::{Lane, Size};
 use serde_json::{Map, Value};
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::conf::{self, Network, PluginConf, Version};
 use crate::error::{Error, Failure, Verb};
@@ -22,6 +23,9 @@ use crate::{CniConfig, Readiness};
 
 /// Most operations that wait for a thread: one per pod.
 const WAITING: usize = 4096;
+/// How long a DEL waits for plugins of a daemon that was killed, and between two looks.
+const ORPHANS: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(20);
 
 /// The client. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -51,6 +55,15 @@ struct Plugins {
 struct Loaded {
     network: Option<Arc<Network>>,
     readiness: Readiness,
+}
+
+/// The pod that a chain of plugins runs for.
+struct Target<'a> {
+    lease: &'a Lease,
+    /// The lock on the lease, which the plugins inherit.
+    lock: Option<Arc<OwnedFd>>,
+    /// CNI_NETNS.
+    netns: OsString,
 }
 
 impl Loaded {
@@ -193,13 +206,13 @@ impl Cni {
         })
         .await?;
 
-        let netns = pod.netns.clone().into_os_string();
+        let target =
+            Target { lease: &lease, lock: self.lock(&pod.pod).await, netns: pod.netns.clone().into() };
         let mut result: Option<AddResult> = None;
         for plugin in &lease.network.plugins {
             let previous = result.as_ref().map(|result| &result.raw);
             let stdin = plugin_input(&lease.network, plugin, Some(&lease.capabilities), previous);
-            let target = Some((&*lease, netns.clone()));
-            let printed = self.call(Verb::Add, plugin, &stdin, target, deadline).await;
+            let printed = self.call(Verb::Add, plugin, &stdin, Some(&target), deadline).await;
             let parsed = printed.and_then(|bytes| {
                 AddResult::parse(&bytes, lease.network.version)
                     .map_err(|reason| Failure::Garbage { reason, output: plugin::excerpt(&bytes) })
@@ -231,14 +244,15 @@ impl Cni {
             let id = pod.clone();
             return self.blocking(move |leases| leases.remove(&id)).await;
         };
+        let lock = self.lock(pod).await;
         let _slot = self.slot(pod, Verb::Del).await?;
         let netns = existing_netns(&self.0.lane, netns).await;
+        let target = Target { lease: &lease, lock, netns };
         let previous = result.as_ref().filter(|_| lease.network.version >= Version::V0_4_0);
         let mut errors = Vec::new();
         for plugin in lease.network.plugins.iter().rev() {
             let stdin = plugin_input(&lease.network, plugin, Some(&lease.capabilities), previous);
-            let target = Some((&lease, netns.clone()));
-            if let Err(failure) = self.call(Verb::Del, plugin, &stdin, target, self.deadline()).await {
+            if let Err(failure) = self.call(Verb::Del, plugin, &stdin, Some(&target), self.deadline()).await {
                 errors.push(plugin_error(Verb::Del, &lease, plugin, failure));
             }
         }
@@ -261,10 +275,10 @@ impl Cni {
         }
         let _slot = self.slot(pod, Verb::Check).await?;
         let deadline = self.deadline();
+        let target = Target { lease: &lease, lock: None, netns: netns.into() };
         for plugin in &lease.network.plugins {
             let stdin = plugin_input(&lease.network, plugin, Some(&lease.capabilities), result.as_ref());
-            let target = Some((&lease, netns.as_os_str().to_owned()));
-            self.call(Verb::Check, plugin, &stdin, target, deadline)
+            self.call(Verb::Check, plugin, &stdin, Some(&target), deadline)
                 .await
                 .map_err(|failure| plugin_error(Verb::Check, &lease, plugin, failure))?;
         }
@@ -290,6 +304,28 @@ impl Cni {
             Ok(Ok(permit)) => Ok(permit),
             // The semaphore is never closed, so the second case cannot occur.
             Err(_) | Ok(Err(_)) => Err(Error::Busy { pod: pod.clone(), verb, waited_ms: wait.as_millis() }),
+        }
+    }
+
+    /// Locks the pod's lease. Plugins inherit the lock, so it is free only when those have ended that a killed daemon
+    /// had started: what an ADD allocates after its DEL would stay allocated, and neither expects the other. Without
+    /// the lock if that takes too long, as a plugin may leave a process behind, or if the file system has no locks.
+    async fn lock(&self, pod: &PodId) -> Option<Arc<OwnedFd>> {
+        let until = Instant::now() + ORPHANS.min(self.timeout());
+        loop {
+            let id = pod.clone();
+            match self.blocking(move |leases| leases.lock(&id)).await {
+                Ok(Some(lock)) => return Some(Arc::new(lock)),
+                Ok(None) if Instant::now() < until => sleep(LOOK).await,
+                Ok(None) => {
+                    tracing::warn!(%pod, "a CNI plugin that an earlier daemon has started for the pod still runs: going on beside it");
+                    return None;
+                }
+                Err(error) => {
+                    tracing::warn!(%pod, error = with_causes(&error), "cannot wait for CNI plugins of an earlier daemon");
+                    return None;
+                }
+            }
         }
     }
 
@@ -320,13 +356,13 @@ impl Cni {
         })?
     }
 
-    /// Runs one command of one plugin. `target` is the lease and CNI_NETNS of its pod.
+    /// Runs one command of one plugin.
     async fn call(
         &self,
         verb: Verb,
         plugin: &PluginConf,
         stdin: &Map<String, Value>,
-        target: Option<(&Lease, OsString)>,
+        target: Option<&Target<'_>>,
         deadline: Instant,
     ) -> Result<Vec<u8>, Failure> {
         let mut call = Call {
@@ -337,14 +373,16 @@ impl Cni {
             ifname: String::new(),
             args: String::new(),
             netns: OsString::new(),
+            lock: None,
             stdin: Value::Object(stdin.clone()).to_string().into_bytes(),
             deadline,
         };
-        if let Some((lease, netns)) = target {
+        if let Some(Target { lease, lock, netns }) = target {
             call.container = lease.pod.to_string();
             call.ifname.clone_from(&lease.ifname);
             call.args.clone_from(&lease.args);
-            call.netns = netns;
+            call.netns.clone_from(netns);
+            call.lock.clone_from(lock);
         }
         plugin::run(&self.0.lane, call).await
     }
@@ -369,10 +407,10 @@ fn plugin_error(verb: Verb, lease: &Lease, plugin: &PluginConf, failure: Failure
     Error::Plugin { pod: Some(lease.pod.clone()), verb, plugin, network, failure: Box::new(failure) }
 }
 
-/// A failure with its causes, on one line.
-fn with_causes(failure: &Failure) -> String {
+/// An error with its causes, on one line.
+fn with_causes(failure: &dyn std::error::Error) -> String {
     let mut text = failure.to_string();
-    let mut cause = std::error::Error::source(failure);
+    let mut cause = failure.source();
     while let Some(error) = cause {
         text = format!("{text}: {error}");
         cause = error.source();

@@ -5,10 +5,13 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use model::PodId;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -115,6 +118,17 @@ impl Leases {
             None
         });
         Ok(Some((lease, result)))
+    }
+
+    /// Locks the lease (flock(2)) as long as the descriptor or a copy of it is open; `None` if it is locked already.
+    pub(crate) fn lock(&self, pod: &PodId) -> Result<Option<OwnedFd>, Error> {
+        let path = self.lease_path(pod);
+        let file = OwnedFd::from(fs::File::open(&path).map_err(failed("open", &path))?);
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(file)),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(failed("lock", &path)(error.into())),
+        }
     }
 
     /// Removes the lease. Not synced: a DEL that is repeated after a power loss does no harm.

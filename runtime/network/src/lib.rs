@@ -3,7 +3,8 @@
 //! Before the first plugin of an ADD runs, everything that DEL needs is written to disk (a lease): the
 //! configuration in use, the arguments, the capabilities. So no address is lost by a crash, a changed
 //! configuration or a vanished network namespace. Plugins are foreign programs: each has a deadline after
-//! which its whole process group is killed, and its output is limited and validated.
+//! which its whole process group is killed, and its output is limited and validated. A daemon that is killed leaves its
+//! plugins running: the next one waits for them before it runs DEL for the same pod.
 
 mod attach;
 mod conf;
@@ -31,7 +32,7 @@ pub struct CniConfig {
     pub cache_dir: PathBuf,
     /// Number of plugin chains that may run at once; at least 1.
     pub max_parallel: usize,
-    /// Time limit for an ADD or CHECK of the whole chain, and for a DEL, STATUS or GC of one plugin; also for
+    /// Time limit for an ADD or CHECK of the whole chain, and for a DEL or STATUS of one plugin; also for
     /// the wait until one of `max_parallel` chains has ended.
     pub timeout: Duration,
 }

@@ -9,6 +9,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pool::Lane;
@@ -46,6 +47,8 @@ pub(crate) struct Call {
     pub(crate) ifname: String,
     pub(crate) args: String,
     pub(crate) netns: OsString,
+    /// Becomes descriptor 3, so that the lock is held until the plugin and its children have ended.
+    pub(crate) lock: Option<Arc<OwnedFd>>,
     pub(crate) stdin: Vec<u8>,
     pub(crate) deadline: Instant,
 }
@@ -196,12 +199,13 @@ fn spawn(call: &Call) -> Result<(PathBuf, Started), Failure> {
     let env = environment(call).map_err(failed)?;
     let pipes = || -> io::Result<_> { Ok((io::pipe()?, io::pipe()?, io::pipe()?)) };
     let ((stdin, to), (from, stdout), (errors, stderr)) = pipes().map_err(failed)?;
+    let lock: Vec<_> = call.lock.iter().map(|lock| lock.as_fd()).collect();
     let program = Program {
         binary: Binary::Path(&program),
         args: std::slice::from_ref(&program),
         env: &env,
         stdio: [Some(stdin.as_fd()), Some(stdout.as_fd()), Some(stderr.as_fd())],
-        fds: &[],
+        fds: &lock,
     };
     let mut tries = 0;
     let child = loop {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use common::{Bench, pod};
 use model::{PortMapping, Protocol};
-use network::{Error, Failure};
+use network::{Cni, CniConfig, Error, Failure};
 
 /// Prints a result with one address.
 const GOOD: &str = r#"cat > /dev/null; [ $CNI_COMMAND != ADD ] ||
@@ -212,6 +212,41 @@ async fn a_dropped_call_kills_its_plugin() {
     };
     common::wait_gone(&pid).await;
     assert_eq!(cni.leases().await.unwrap(), [pod(4)], "a DEL is needed");
+}
+
+/// A client that is dropped with its runtime stands for a killed daemon; what its ADD left running goes on.
+#[tokio::test]
+async fn del_waits_for_plugins_that_outlived_their_daemon() {
+    for (lasts, limit, order) in [(1, 20, ["ADD", "late", "DEL"]), (1000, 1, ["ADD", "DEL", ""])] {
+        let bench = Bench::new();
+        let dir = bench.path("");
+        bench.plugin(
+            "one",
+            &format!(
+                r#"{GOOD}
+                echo $CNI_COMMAND >> {dir}/order
+                if [ $CNI_COMMAND = ADD ]; then
+                    (sleep {lasts}; echo late >> {dir}/order) < /dev/null > /dev/null 2>&1 &
+                    echo $$ > {dir}/pid
+                fi"#,
+                dir = dir.display()
+            ),
+        );
+        bench.conf("10-net.conf", r#"{"cniVersion":"1.0.0","name":"net","type":"one"}"#);
+        let first = bench.cni();
+        assert!(first.reload().await.is_ready());
+        first.add(&bench.attachment(pod(1))).await.unwrap();
+        drop(first);
+        let second = Cni::new(CniConfig { timeout: Duration::from_secs(limit), ..bench.config() });
+        second.del(&pod(1), None).await.unwrap();
+        // The plugin's process group, of which only what it left running is still there.
+        let group = fs::read_to_string(bench.path("pid")).unwrap();
+        let group = rustix::process::Pid::from_raw(group.trim().parse().unwrap()).unwrap();
+        rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap_or_default();
+        let found = fs::read_to_string(bench.path("order")).unwrap();
+        assert_eq!(found.lines().collect::<Vec<_>>().join(" "), order.join(" ").trim_end(), "{lasts} s");
+        assert!(second.leases().await.unwrap().is_empty());
+    }
 }
 
 #[tokio::test]

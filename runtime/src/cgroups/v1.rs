@@ -51,11 +51,7 @@ pub(super) fn create(hierarchies: &[Hierarchy], path: &str, limits: &Limits) -> 
     let outcome = (|| {
         let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
         for hierarchy in hierarchies {
-            if !parent.is_empty() {
-                ensure(hierarchy, parent)?;
-            }
-            let folder = hierarchy.folder(path);
-            fs::create_dir(&folder).map_err(|source| Error::io("make cgroup", &folder, source))?;
+            let folder = make(hierarchy, parent, path)?;
             made.push(folder.clone());
             if hierarchy.has("cpuset") {
                 inherit_cpuset(&folder)?;
@@ -79,6 +75,20 @@ pub(super) fn create(hierarchies: &[Hierarchy], path: &str, limits: &Limits) -> 
         }
     }
     outcome
+}
+
+/// Creates the folder of a leaf. The levels above it are looked at only if that fails, because kubelet or the pod's
+/// first leaf has normally made them, or if they may have an empty cpuset.
+fn make(hierarchy: &Hierarchy, parent: &str, path: &str) -> Result<PathBuf, Error> {
+    let folder = hierarchy.folder(path);
+    if !hierarchy.has("cpuset") && fs::create_dir(&folder).is_ok() {
+        return Ok(folder);
+    }
+    if !parent.is_empty() {
+        ensure(hierarchy, parent)?;
+    }
+    fs::create_dir(&folder).map_err(|source| Error::io("make cgroup", &folder, source))?;
+    Ok(folder)
 }
 
 /// Creates a cgroup and its missing parents.

@@ -169,11 +169,17 @@ async fn connect(context: &Arc<Context>, record: &PodRecord) -> Result<Connectio
         Ok((dead, spawn::short_path(&theirs.layout.shim_socket(&intent.id))?))
     })
     .await?;
-    // If the shim dies, do not wait for the time limit; but read first what it has sent.
+    let dial = client::dial(&socket.path, &record.id, GREETING);
+    tokio::pin!(dial);
+    // If the shim dies, do not wait for the time limit.
     let dialled = tokio::select! {
         biased;
-        dialled = client::dial(&socket.path, &record.id, GREETING) => dialled,
-        ended = &mut dead => return Err(spawn::ended_early(ended.ok().flatten())),
+        dialled = &mut dial => dialled,
+        ended = &mut dead => match tokio::time::timeout(LAST, dial).await {
+            // It sent its error before it ended, and the socket still has it, whatever was noticed first.
+            Ok(dialled @ Err(client::ClientError::Failed(_))) => dialled,
+            _ => return Err(spawn::ended_early(ended.ok().flatten())),
+        },
     };
     match dialled {
         Ok(connection) => Ok(connection),

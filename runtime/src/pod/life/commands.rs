@@ -72,23 +72,23 @@ impl Life {
             let (id, meta) = (container.record.id.clone(), &config.meta);
             let name = format!("container {} attempt {}", meta.name, meta.attempt);
             let exists = |text: &str| Error::new(ErrorKind::AlreadyExists, format!("{name} {text}, as {id}"));
+            let again = |text: &str| Error::new(ErrorKind::Unavailable, format!("{name}: {text} {id}"));
             let answer = match &mut container.stage {
+                Stage::CutOff => {
+                    Err(again("an earlier create of it was interrupted and is being undone, as"))
+                }
+                Stage::Removing { .. } => {
+                    Err(again("an earlier container of this name is being removed, as"))
+                }
                 _ if !is_equal(&container.record, &config) => {
                     Err(exists("exists with another configuration"))
                 }
                 Stage::Creating { callers, .. } => return callers.push(waiter),
-                Stage::CutOff => {
-                    let text = format!(
-                        "{name}: an earlier create of it was interrupted and is being undone, as {id}"
-                    );
-                    Err(Error::new(ErrorKind::Unavailable, text))
-                }
                 // A pod that is being removed may have lost its record already.
                 Stage::Created { .. } => self.admit().map(|()| Answer::Created(id)),
-                Stage::Running { .. }
-                | Stage::Exiting { .. }
-                | Stage::Exited { .. }
-                | Stage::Removing { .. } => Err(exists("was started already")),
+                Stage::Running { .. } | Stage::Exiting { .. } | Stage::Exited { .. } => {
+                    Err(exists("was started already"))
+                }
             };
             return self.actions.push(Action::Answer(waiter, answer));
         }
