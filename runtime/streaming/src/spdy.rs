@@ -13,9 +13,9 @@
 //! - Its client drops data of a stream that has no SYN_REPLY yet, and stops reading at GOAWAY.
 //! - It may reset a stream without a frame: if it ended its side before, RST_STREAM is not sent.
 //!
-//! A client can make this side keep: one incomplete control frame ([`MAX_CONTROL`]), the window of the decompression
-//! (32 KiB), one decompressed header block (twice [`MAX_BLOCK`] while it is read), a few bytes for each of the
-//! streams that the caller allows, and 16 KiB of output. Bytes of streams are not kept at all.
+//! A client can make this side keep: one incomplete control frame ([`MAX_CONTROL`]), the state of the decompression
+//! (48 KiB, most of it its window), one decompressed header block (twice [`MAX_BLOCK`] while it is read), a few bytes
+//! for each of the streams that the caller allows, and 16 KiB of output. Bytes of streams are not kept at all.
 
 mod connection;
 mod dictionary;
