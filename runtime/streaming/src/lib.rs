@@ -1,4 +1,5 @@
-//! The streaming protocols of CRI (exec, attach, port-forward) without I/O: bytes and commands in, events and bytes out.
+//! Streaming of CRI: exec, attach, port-forward. [`server`] has the sockets; all other modules are the protocols, without
+//! I/O: bytes and commands in, events and bytes out.
 //!
 //! ```text
 //!  HTTP headers ── negotiate ──► protocol
@@ -16,7 +17,7 @@
 //! 3. When a process or a port has output and the socket takes it, make a [`Frame`] and write its head and its body,
 //!    with nothing between; what is in `output` goes first.
 //!
-//! Nothing here keeps the bytes of streams, so the wait in step 1 stops the client by TCP, and not reading the
+//! No protocol keeps the bytes of streams, so the wait in step 1 stops the client by TCP, and not reading the
 //! process's output until the socket takes it stops the process. There is no other flow control: see [`spdy`].
 //!
 //! The wait in step 1 must not keep steps 2 and 3 from going on: a process that does not read may itself wait for its
@@ -32,6 +33,7 @@ mod input;
 pub mod negotiate;
 mod output;
 pub mod remote;
+pub mod server;
 pub mod spdy;
 #[cfg(test)]
 mod testing;

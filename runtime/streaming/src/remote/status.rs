@@ -54,7 +54,7 @@ impl Outcome {
     }
 
     /// What later versions send.
-    pub(super) fn json(&self) -> Vec<u8> {
+    pub(crate) fn json(&self) -> Vec<u8> {
         let message = self.text().unwrap_or_default();
         let (status, reason, details, code) = match self {
             Self::Success | Self::Exit(0) => ("Success", "", None, None),

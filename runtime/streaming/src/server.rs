@@ -1,0 +1,233 @@
+//! The HTTP server of exec, attach and port-forward.
+//!
+//! ```text
+//!  RPC ── Urls ──► token ──► tokens ◄── redeem ── http ◄── accept ◄── client
+//!                                                  │ upgrade
+//!                                                  ▼
+//!  Command, Network ◄──────────────── remote, forward ── link ──► client
+//! ```
+//!
+//! An RPC issues a URL with a token that can be used once and for a minute. Whoever connects must present one, and
+//! then has a session until it ends, the client leaves or nothing has been transferred for some time. What a URL stands
+//! for is an object of the caller ([`Command`], [`Network`]): this crate knows neither pods nor containers.
+//!
+//! Limits: [`MAX_TOKENS`] tokens, [`MAX_CONNECTIONS`] connections, of which at most [`MAX_HANDSHAKES`] have presented
+//! no token yet. One more makes the oldest of those close, so that who opens connections without a token cannot keep
+//! out who has one. A session's memory is its buffers (160 KiB for exec, 32 KiB and up to
+//! 96 KiB for each connection of port-forward) and what its protocol keeps.
+
+mod backend;
+mod forward;
+mod http;
+mod link;
+mod remote;
+#[cfg(test)]
+mod tests;
+mod tokens;
+
+pub use backend::{Command, Network, Pending, Process, Sink, Source};
+pub use tokens::{IssueError, MAX_TOKENS, TOKEN_LIFE};
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{AbortHandle, JoinSet};
+
+use crate::remote::Streams;
+use tokens::{Target, Tokens};
+
+/// Connections at a time, of all clients. kubelet opens one for each `kubectl exec`, `attach` and `port-forward`.
+pub const MAX_CONNECTIONS: usize = 1024;
+/// Connections at a time that have presented no token yet. A client does so in its first packet.
+pub const MAX_HANDSHAKES: usize = 128;
+/// Pause after a failed accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Settings of the server.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where to listen; port 0 is any free one. The address is part of the URLs, so it must be one that clients reach.
+    pub address: SocketAddr,
+    /// A session without traffic is ended after this time; `None` is never.
+    pub idle: Option<Duration>,
+    /// Time for a client to create the streams of its session.
+    pub creation: Duration,
+}
+
+/// Why there is no server.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The address would be in the URLs.
+    #[error(
+        "{0} is every address of this host, and no client can connect to it; name one, for example 127.0.0.1"
+    )]
+    Wildcard(SocketAddr),
+    /// The kernel refuses.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+/// What all connections share.
+#[derive(Debug)]
+struct Shared {
+    tokens: Arc<Tokens>,
+    idle: Option<Duration>,
+    creation: Duration,
+    handshakes: Handshakes,
+}
+
+/// The server, which listens.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    urls: Urls,
+    shared: Arc<Shared>,
+}
+
+/// Issues URLs.
+#[derive(Debug, Clone)]
+pub struct Urls {
+    address: SocketAddr,
+    tokens: Arc<Tokens>,
+}
+
+impl Urls {
+    /// A URL that runs a process.
+    ///
+    /// # Errors
+    /// [`IssueError`].
+    pub fn exec(&self, streams: Streams, command: Box<dyn Command>) -> Result<String, IssueError> {
+        self.issue(Target::Exec(streams, command))
+    }
+
+    /// A URL that attaches to a process.
+    ///
+    /// # Errors
+    /// [`IssueError`].
+    pub fn attach(&self, streams: Streams, command: Box<dyn Command>) -> Result<String, IssueError> {
+        self.issue(Target::Attach(streams, command))
+    }
+
+    /// A URL that connects to ports. `ports` are those of the request, for the old WebSocket form.
+    ///
+    /// # Errors
+    /// [`IssueError`].
+    pub fn forward(&self, ports: Vec<u16>, network: Arc<dyn Network>) -> Result<String, IssueError> {
+        self.issue(Target::Forward(ports, network))
+    }
+
+    fn issue(&self, target: Target) -> Result<String, IssueError> {
+        let kind = target.kind();
+        let token = self.tokens.issue(target, Instant::now())?;
+        Ok(format!("http://{}/{}/{token}", self.address, kind.name()))
+    }
+}
+
+impl Server {
+    /// Listens. Must be called inside a runtime.
+    ///
+    /// # Errors
+    /// [`BindError`].
+    pub async fn bind(options: Options) -> Result<Self, BindError> {
+        let Options { address, idle, creation } = options;
+        if address.ip().is_unspecified() {
+            return Err(BindError::Wildcard(address));
+        }
+        let failed = |source| BindError::Listen { address, source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let tokens = Arc::new(Tokens::default());
+        let urls = Urls { address, tokens: Arc::clone(&tokens) };
+        let shared = Arc::new(Shared { tokens, idle, creation, handshakes: Handshakes::default() });
+        Ok(Self { listener, urls, shared })
+    }
+
+    /// Issues URLs of this server, also before it serves.
+    pub fn urls(&self) -> Urls {
+        self.urls.clone()
+    }
+
+    /// Serves until `stopping`, and then ends all sessions.
+    pub async fn serve(self, stopping: impl Future<Output = ()>) {
+        let Self { listener, shared, .. } = self;
+        let mut stopping = pin!(stopping);
+        let mut sweep = tokio::time::interval(TOKEN_LIFE);
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                () = &mut stopping => return,
+                _ = sweep.tick() => shared.tokens.sweep(Instant::now()),
+                Some(ended) = connections.join_next() => {
+                    if let Err(error) = ended && error.is_panic() {
+                        tracing::error!(%error, "a streaming session failed");
+                    }
+                }
+                stream = accept(&listener), if connections.len() < MAX_CONNECTIONS => {
+                    shared.handshakes.begin(|place| {
+                        connections.spawn(http::connection(Arc::clone(&shared), stream, place))
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// The next connection.
+async fn accept(listener: &TcpListener) -> TcpStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            // Most likely no descriptor is free.
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a streaming connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Connections that have presented no token yet, the oldest first.
+#[derive(Debug, Default)]
+struct Handshakes(Mutex<Waiting>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    queue: VecDeque<(u64, AbortHandle)>,
+    next: u64,
+}
+
+impl Handshakes {
+    /// Starts a connection, which calls [`Handshakes::end`] with its place before it has a session.
+    fn begin(&self, spawn: impl FnOnce(u64) -> AbortHandle) {
+        // Held meanwhile, so that the connection's `end` finds its entry.
+        let mut waiting = self.lock();
+        let place = waiting.next;
+        waiting.next += 1;
+        let task = spawn(place);
+        waiting.queue.push_back((place, task));
+        if waiting.queue.len() > MAX_HANDSHAKES
+            && let Some((_, oldest)) = waiting.queue.pop_front()
+        {
+            oldest.abort();
+        }
+    }
+
+    /// A connection has presented a token, or has ended.
+    fn end(&self, place: u64) {
+        self.lock().queue.retain(|(other, _)| *other != place);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,138 @@
+//! A connection: one request, and the session that it upgrades to.
+
+use std::convert::Infallible;
+use std::future::ready;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use http::header::{self, HeaderValue};
+use http::request::Parts;
+use http::{Method, Request, Response, StatusCode};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use rustix::net::sockopt;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::backend::{Command, Network};
+use super::tokens::{Kind, Target};
+use super::{Shared, forward, link, remote};
+use crate::remote::{Protocol, Streams};
+use crate::{forward as forwarding, negotiate};
+
+/// Time from accept to the answer. It is not reached by any client that wants something.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Most bytes of a request, and of what a client sends before it has the answer.
+const MAX_REQUEST: usize = 16 * 1024;
+/// A client that answers nothing for this long is asked whether it is there …
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+/// … so many times, with these pauses.
+const KEEPALIVE_PROBES: u32 = 4;
+const KEEPALIVE_PAUSE: Duration = Duration::from_secs(15);
+
+/// The answer to a request that begins nothing.
+type Refused = Box<Response<String>>;
+
+/// A session that was agreed on.
+enum Work {
+    Remote(Protocol, Streams, Box<dyn Command>),
+    Forward(Box<forwarding::Session>, Arc<dyn Network>),
+}
+
+/// Serves a connection to its end. `place` is its place among the handshakes.
+pub(super) async fn connection(shared: Arc<Shared>, stream: TcpStream, place: u64) {
+    if let Err(error) = prepare(&stream) {
+        tracing::debug!(%error, "options of a streaming connection");
+    }
+    let begun = Arc::new(Mutex::new(None));
+    let service = service_fn({
+        let (shared, begun) = (Arc::clone(&shared), Arc::clone(&begun));
+        move |request: Request<hyper::body::Incoming>| {
+            let (request, _) = request.into_parts();
+            let response = match begin(&shared, &request) {
+                Ok((work, response)) => {
+                    *begun.lock().unwrap_or_else(PoisonError::into_inner) = Some(work);
+                    response.map(|()| String::new())
+                }
+                Err(mut refusal) => {
+                    refusal.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                    *refusal
+                }
+            };
+            ready(Ok::<_, Infallible>(response))
+        }
+    });
+    let http = http1::Builder::new()
+        .max_buf_size(MAX_REQUEST)
+        .serve_connection(TokioIo::new(stream), service)
+        .without_shutdown();
+    let served = timeout(HANDSHAKE, http).await;
+    shared.handshakes.end(place);
+    let (stream, early) = match served {
+        Ok(Ok(parts)) => (parts.io.into_inner(), parts.read_buf),
+        Ok(Err(error)) => return tracing::debug!(%error, "a streaming request failed"),
+        Err(_) => return tracing::debug!("no streaming request within {HANDSHAKE:?}"),
+    };
+    let work = begun.lock().unwrap_or_else(PoisonError::into_inner).take();
+    match work {
+        None => link::close(stream).await,
+        Some(Work::Remote(protocol, streams, command)) => {
+            remote::run(stream, &early, protocol, streams, command, &shared).await;
+        }
+        Some(Work::Forward(session, network)) => {
+            forward::run(stream, &early, *session, network, &shared).await;
+        }
+    }
+}
+
+/// Frames are small and answers are waited for, and a client may vanish without a word.
+fn prepare(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(stream, KEEPALIVE_PAUSE)?;
+    sockopt::set_tcp_keepcnt(stream, KEEPALIVE_PROBES)?;
+    Ok(())
+}
+
+/// What a request begins, and the answer that says so; or the refusal.
+fn begin(shared: &Shared, request: &Parts) -> Result<(Work, Response<()>), Refused> {
+    if request.method != Method::GET && request.method != Method::POST {
+        let mut refusal = refuse(StatusCode::METHOD_NOT_ALLOWED, "the methods are GET and POST");
+        refusal.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, POST"));
+        return Err(refusal);
+    }
+    let target = route(request.uri.path())
+        .and_then(|(kind, token)| shared.tokens.redeem(kind, token, Instant::now()))
+        .ok_or_else(|| {
+            refuse(StatusCode::NOT_FOUND, "this URL was not issued, was used before or has expired")
+        })?;
+    match target {
+        Target::Exec(streams, command) | Target::Attach(streams, command) => {
+            let upgrade = negotiate::remote(request).map_err(|refusal| Box::new(refusal.response()))?;
+            Ok((Work::Remote(upgrade.protocol, streams, command), upgrade.response))
+        }
+        Target::Forward(ports, network) => {
+            let upgrade = negotiate::forward(request).map_err(|refusal| Box::new(refusal.response()))?;
+            let session = forwarding::Session::new(upgrade.protocol, &ports, shared.creation)
+                .map_err(|error| refuse(StatusCode::BAD_REQUEST, &error.to_string()))?;
+            Ok((Work::Forward(Box::new(session), network), upgrade.response))
+        }
+    }
+}
+
+/// The parts of `/exec/TOKEN` and its like.
+fn route(path: &str) -> Option<(Kind, &str)> {
+    let (kind, token) = path.strip_prefix('/')?.split_once('/')?;
+    Some((Kind::named(kind)?, token))
+}
+
+fn refuse(status: StatusCode, why: &str) -> Refused {
+    let mut response = Box::new(Response::new(format!("{why}\n")));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}

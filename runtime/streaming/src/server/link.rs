@@ -1,0 +1,286 @@
+//! A session and its socket: who writes what, and when a client is given up.
+
+use std::convert::Infallible;
+use std::future::{Future, pending};
+use std::io::{self, IoSlice};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use crate::output::{Frame, SendError};
+use crate::{forward, remote};
+
+/// How long a client may take to close after this side has, and how long what a client sent last may wait for a process
+/// that does not read.
+const LINGER: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
+/// Pause between pings.
+const PING: Duration = Duration::from_secs(30);
+/// Bytes of one read that are dropped.
+const DISCARD: usize = 4096;
+
+/// Why a session ends before its work is done.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum End {
+    /// The client said so, or closed.
+    #[error("the client has left")]
+    Left,
+    /// The socket failed.
+    #[error("the connection to the client failed")]
+    Io(#[from] io::Error),
+    /// The client broke the protocol.
+    #[error("exec or attach: {0}")]
+    Remote(#[from] remote::Error),
+    /// The client broke the protocol.
+    #[error("port-forward: {0}")]
+    Forward(#[from] forward::Error),
+    /// Nothing was transferred.
+    #[error("no traffic for {0:?}")]
+    Idle(Duration),
+}
+
+/// What the sessions have in common: bytes for the client.
+pub(super) trait Outgoing: Send {
+    fn output(&self) -> &[u8];
+    fn written(&mut self, count: usize);
+    fn ping(&mut self);
+}
+
+impl Outgoing for remote::Session {
+    fn output(&self) -> &[u8] {
+        self.output()
+    }
+
+    fn written(&mut self, count: usize) {
+        self.written(count);
+    }
+
+    fn ping(&mut self) {
+        self.ping();
+    }
+}
+
+impl Outgoing for forward::Session {
+    fn output(&self) -> &[u8] {
+        self.output()
+    }
+
+    fn written(&mut self, count: usize) {
+        self.written(count);
+    }
+
+    fn ping(&mut self) {
+        self.ping();
+    }
+}
+
+/// A session and the sending half of its socket. Its users are the parts of one session: the reader of the socket, and
+/// those that have output. The session is locked for moments, the socket for a whole frame.
+#[derive(Debug)]
+pub(super) struct Link<S> {
+    session: Mutex<S>,
+    writer: tokio::sync::Mutex<Writer>,
+    /// The session has output that nobody writes yet.
+    waiting: Notify,
+    /// When the session began, and how many milliseconds later there was traffic.
+    began: Instant,
+    traffic: AtomicU64,
+}
+
+/// The sending half of the socket.
+#[derive(Debug)]
+struct Writer {
+    socket: OwnedWriteHalf,
+    /// The session's output, and the head of a frame.
+    bytes: Vec<u8>,
+    sent: usize,
+    /// A frame was begun and not ended: nothing can be sent any more.
+    cut: bool,
+}
+
+impl<S: Outgoing> Link<S> {
+    pub(super) fn new(session: S, socket: OwnedWriteHalf) -> Self {
+        let writer = Writer { socket, bytes: Vec::new(), sent: 0, cut: false };
+        Self {
+            session: Mutex::new(session),
+            writer: tokio::sync::Mutex::new(writer),
+            waiting: Notify::new(),
+            began: Instant::now(),
+            traffic: AtomicU64::new(0),
+        }
+    }
+
+    /// Does something with the session. What it then has for the client is written by [`Link::keep_writing`].
+    pub(super) fn with<R>(&self, work: impl FnOnce(&mut S) -> R) -> R {
+        let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = work(&mut session);
+        if !session.output().is_empty() {
+            self.waiting.notify_one();
+        }
+        result
+    }
+
+    /// Writes the session's output and then the frame that `make` makes. If it is dropped before it is done, nothing is
+    /// written any more: the client would take what follows for the rest of the frame.
+    pub(super) async fn send<'p>(
+        &self,
+        make: impl FnOnce(&mut S) -> Result<Option<Frame<'p>>, SendError>,
+    ) -> io::Result<()> {
+        let mut writer = self.writer.lock().await;
+        let frame = {
+            let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+            writer.take(&mut *session);
+            make(&mut session)
+        };
+        match frame {
+            Ok(Some(Frame { head, body })) => {
+                writer.bytes.extend_from_slice(&head);
+                writer.write(&body).await?;
+                self.touch();
+                Ok(())
+            }
+            Ok(None) => writer.write(&[]).await,
+            Err(error) => {
+                tracing::error!(%error, "a frame of a streaming session was not sent");
+                writer.write(&[]).await
+            }
+        }
+    }
+
+    /// Writes the session's output. It may be dropped at any time; the rest is written by who writes next.
+    pub(super) async fn flush(&self) -> io::Result<()> {
+        let mut writer = self.writer.lock().await;
+        {
+            let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+            writer.take(&mut *session);
+        }
+        writer.write(&[]).await
+    }
+
+    /// Writes the session's output whenever there is any.
+    pub(super) async fn keep_writing(&self) -> io::Result<Infallible> {
+        loop {
+            self.waiting.notified().await;
+            self.flush().await?;
+        }
+    }
+
+    /// Pings the client now and then, where the protocol has pings.
+    pub(super) async fn keep_pinging(&self) -> Infallible {
+        loop {
+            sleep(PING).await;
+            self.with(S::ping);
+        }
+    }
+
+    /// There was traffic.
+    pub(super) fn touch(&self) {
+        let since = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.traffic.store(since, Ordering::Relaxed);
+    }
+
+    /// Returns when there was no traffic for `limit`.
+    pub(super) async fn idle(&self, limit: Option<Duration>) -> End {
+        let Some(limit) = limit else { return pending().await };
+        loop {
+            let due = self.began + Duration::from_millis(self.traffic.load(Ordering::Relaxed)) + limit;
+            if due <= Instant::now() {
+                return End::Idle(limit);
+            }
+            sleep_until(due).await;
+        }
+    }
+
+    /// Ends the connection: writes what is left, closes this direction, and waits for the client to close the other.
+    /// A client that reads slowly is waited for as long as it reads.
+    pub(super) async fn finish(&self, read: &mut OwnedReadHalf, idle: Option<Duration>) {
+        let close = async {
+            self.flush().await?;
+            self.writer.lock().await.socket.shutdown().await
+        };
+        let closed = tokio::select! {
+            closed = close => closed.is_ok(),
+            () = discard(read) => false,
+            _ = self.idle(idle) => false,
+        };
+        if closed {
+            // To close with bytes unread would reset the connection, and the client might lose the end of the output.
+            drop(timeout(LINGER, discard(read)).await);
+        }
+    }
+}
+
+impl Writer {
+    /// Takes over the session's output.
+    fn take(&mut self, session: &mut impl Outgoing) {
+        let output = session.output();
+        let count = output.len();
+        self.bytes.extend_from_slice(output);
+        session.written(count);
+    }
+
+    /// Writes what was taken over, and then `body`.
+    async fn write(&mut self, mut body: &[u8]) -> io::Result<()> {
+        if self.cut {
+            return Err(io::Error::other("a frame was cut off"));
+        }
+        self.cut = !body.is_empty();
+        loop {
+            let head = self.bytes.get(self.sent..).unwrap_or_default();
+            if head.is_empty() && body.is_empty() {
+                self.cut = false;
+                return Ok(());
+            }
+            let count = self.socket.write_vectored(&[IoSlice::new(head), IoSlice::new(body)]).await?;
+            if count == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            let of_head = count.min(head.len());
+            body = body.get(count - of_head..).unwrap_or_default();
+            self.sent += of_head;
+            if self.sent == self.bytes.len() {
+                self.bytes.clear();
+                self.sent = 0;
+            }
+        }
+    }
+}
+
+/// Waits for `work`, which takes what a client sent, and meanwhile for the client: `None` if it has gone for some time.
+/// While `work` takes nothing, nothing is read that would show that the client has gone.
+pub(super) async fn while_there<T>(read: &OwnedReadHalf, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        result = work => Some(result),
+        () = gone(read) => None,
+    }
+}
+
+/// Returns some time after the client has closed its direction, whatever is still unread.
+async fn gone(read: &OwnedReadHalf) {
+    // Besides urgent data, which nobody sends, this interest is in the end of what the client sends; the interest in
+    // readability would be satisfied by what is unread.
+    match read.ready(Interest::PRIORITY).await {
+        Ok(ready) if ready.is_read_closed() => sleep(LINGER).await,
+        _ => pending().await,
+    }
+}
+
+/// Reads to the end, or to an error, and drops what comes.
+async fn discard(read: &mut OwnedReadHalf) {
+    let mut buffer = vec![0; DISCARD];
+    while matches!(read.read(&mut buffer).await, Ok(1..)) {}
+}
+
+/// Ends a connection that has no session.
+pub(super) async fn close(stream: TcpStream) {
+    let (mut read, mut write) = stream.into_split();
+    if write.shutdown().await.is_ok() {
+        drop(timeout(LINGER, discard(&mut read)).await);
+    }
+}

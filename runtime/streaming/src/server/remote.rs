@@ -1,0 +1,188 @@
+//! A session of exec or attach, between a socket and a process.
+//!
+//! ```text
+//!  socket ── input ──────► session ──► stdin, size of the terminal
+//!                             │ Ready: start
+//!  socket ◄── link ◄── session ◄────── stdout, stderr, exit
+//! ```
+//!
+//! The parts wait for each other only through what they move: a process that does not read stops its client's input,
+//! and a client that does not read stops the process's output.
+
+use std::convert::Infallible;
+use std::future::pending;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedReadHalf;
+use tokio::sync::{SetOnce, oneshot};
+use tokio::time::{sleep, timeout};
+
+use super::Shared;
+use super::backend::{Command, Process, Sink, Source};
+use super::link::{self, End, Link};
+use crate::input::Input;
+use crate::output::MAX_PAYLOAD;
+use crate::remote::{Event, Outcome, Output, Protocol, Session, Size, Streams};
+
+/// Bytes of one read from the client.
+const READ: usize = 32 * 1024;
+/// How long output is waited for after the exit: other processes may hold its pipes open for ever.
+const DRAIN: Duration = Duration::from_millis(100);
+
+/// What the client's input goes to.
+type Inputs = (Option<Sink>, Option<Box<dyn Fn(Size) + Send>>);
+
+/// Serves a session to its end. The process's streams are closed as soon as the client has left.
+pub(super) async fn run(
+    stream: TcpStream,
+    early: &[u8],
+    protocol: Protocol,
+    streams: Streams,
+    command: Box<dyn Command>,
+    shared: &Shared,
+) {
+    let (mut read, write) = stream.into_split();
+    let link = Link::new(Session::new(protocol, streams), write);
+    let (ready, is_ready) = oneshot::channel();
+    let (started, has_started) = oneshot::channel();
+    let process = async {
+        match timeout(shared.creation, is_ready).await {
+            Ok(Ok(())) => {}
+            // The input has ended, and says why.
+            Ok(Err(_)) => return pending().await,
+            Err(_) => {
+                let text = format!("the client did not create all streams within {:?}", shared.creation);
+                return Ok(Outcome::Failed(text));
+            }
+        }
+        match command.start().await {
+            Ok(process) => output(&link, process, started).await,
+            Err(why) => Ok(Outcome::Failed(why)),
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = process => outcome,
+        Err(end) = input(&link, &mut read, early, ready, has_started) => Err(end),
+        Err(error) = link.keep_writing() => Err(End::Io(error)),
+        end = link.idle(shared.idle) => Err(end),
+        never = link.keep_pinging() => match never {},
+    };
+    match outcome {
+        Ok(outcome) => link.with(|session| session.finish(&outcome)),
+        Err(end) => {
+            tracing::debug!(%end, ?protocol, "a session of exec or attach ended early");
+            if let End::Idle(_) = end {
+                link.with(|session| session.finish(&Outcome::Failed(end.to_string())));
+            }
+        }
+    }
+    link.finish(&mut read, shared.idle).await;
+}
+
+/// Reads from the client, and passes on what it sends.
+async fn input(
+    link: &Link<Session>,
+    read: &mut OwnedReadHalf,
+    early: &[u8],
+    ready: oneshot::Sender<()>,
+    started: oneshot::Receiver<Inputs>,
+) -> Result<Infallible, End> {
+    let mut buffer = early.to_vec();
+    let mut count = buffer.len();
+    buffer.resize(count.max(READ), 0);
+    let mut start = Some((ready, started));
+    let (mut stdin, mut resize): Inputs = (None, None);
+    loop {
+        let mut input = Input::new(buffer.get_mut(..count).unwrap_or_default());
+        loop {
+            match link.with(|session| session.receive(&mut input))? {
+                Some(Event::Ready) => {
+                    let Some((ready, started)) = start.take() else { continue };
+                    // It fails only if nobody waits any more.
+                    let _told = ready.send(());
+                    match started.await {
+                        Ok(inputs) => (stdin, resize) = inputs,
+                        // It could not be started, and the client is told so.
+                        Err(_) => return pending().await,
+                    }
+                }
+                Some(Event::Stdin(bytes)) => {
+                    let Some(sink) = &mut stdin else { continue };
+                    let written = link::while_there(read, sink.write_all(&bytes)).await;
+                    if written.ok_or(End::Left)?.is_err() {
+                        stdin = None;
+                        link.with(Session::drop_stdin);
+                    }
+                }
+                Some(Event::StdinEnd) => stdin = None,
+                Some(Event::Resize(size)) => {
+                    if let Some(resize) = &resize {
+                        resize(size);
+                    }
+                }
+                Some(Event::Gone) => return Err(End::Left),
+                None if input.is_empty() => break,
+                None => link.flush().await?,
+            }
+        }
+        count = read.read(&mut buffer).await?;
+        if count == 0 {
+            return Err(End::Left);
+        }
+        link.touch();
+    }
+}
+
+/// Passes the process's output on, until it has exited and its output is read.
+async fn output(
+    link: &Link<Session>,
+    process: Process,
+    started: oneshot::Sender<Inputs>,
+) -> Result<Outcome, End> {
+    let Process { stdin, stdout, stderr, resize, exit } = process;
+    // It fails only if the client has left.
+    drop(started.send((stdin, resize)));
+    let exited = SetOnce::new();
+    let exit = async {
+        let outcome = exit.await;
+        let _first = exited.set(());
+        Ok(outcome)
+    };
+    let (outcome, (), ()) = tokio::try_join!(
+        exit,
+        pump(link, Output::Stdout, stdout, &exited),
+        pump(link, Output::Stderr, stderr, &exited),
+    )?;
+    Ok(outcome)
+}
+
+/// Passes one output on.
+async fn pump(
+    link: &Link<Session>,
+    to: Output,
+    source: Option<Source>,
+    exited: &SetOnce<()>,
+) -> Result<(), End> {
+    let Some(mut source) = source else { return Ok(()) };
+    let mut buffer = vec![0; MAX_PAYLOAD];
+    loop {
+        let count = tokio::select! {
+            biased;
+            count = source.read(&mut buffer) => count,
+            () = drained(exited) => return Ok(()),
+        };
+        let bytes = match count {
+            Ok(0) | Err(_) => return Ok(()),
+            Ok(count) => buffer.get(..count).unwrap_or_default(),
+        };
+        link.send(|session| session.frame(to, bytes)).await?;
+    }
+}
+
+/// Returns when the process has exited and nothing more came for some time.
+async fn drained(exited: &SetOnce<()>) {
+    exited.wait().await;
+    sleep(DRAIN).await;
+}

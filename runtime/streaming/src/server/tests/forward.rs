@@ -1,0 +1,183 @@
+//! Port-forward.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+
+use super::client::{Client, spdy, stream, websocket};
+use super::{STEP, Silent, echo, port_forward, server};
+use crate::testing::spdy::{Client as Spdy, FIN, Sent, data, reset};
+use crate::testing::websocket::{BINARY, message, read};
+
+/// The two streams of a connection, as Go's client opens them: its side of the error stream is ended at once.
+fn open(spdy: &mut Spdy, port: u16, request: u32) -> (u32, u32, Vec<u8>) {
+    let (port, request) = (port.to_string(), request.to_string());
+    let headers = |kind| [("streamtype", kind), ("port", port.as_str()), ("requestid", request.as_str())];
+    let (error, mut bytes) = spdy.open(FIN, &headers("error"));
+    let (data, more) = spdy.open(0, &headers("data"));
+    bytes.extend(more);
+    (error, data, bytes)
+}
+
+async fn session(port: u16) -> (super::Running, Client, Spdy) {
+    let server = server().await;
+    let url = port_forward(&server, &[port]);
+    (server, Client::upgraded("POST", &url, &spdy("portforward.k8s.io")).await, Spdy::new())
+}
+
+#[tokio::test]
+async fn directions_end_by_themselves() {
+    let (port, _echo) = echo().await;
+    let (_server, mut client, mut spdy) = session(port).await;
+    let (error, id, bytes) = open(&mut spdy, port, 0);
+    // The port answers only after the end of what it gets.
+    client.send(&[bytes, data(id, 0, b"hello, "), data(id, FIN, b"port")].concat()).await;
+    let sent = client.frames(&mut spdy, |sent| stream(sent, id).1 && stream(sent, error).1).await;
+    assert_eq!(stream(&sent, id).0, b"hello, port");
+    assert_eq!(stream(&sent, error).0, b"");
+}
+
+#[tokio::test]
+async fn many_connections_at_a_time() {
+    let (port, _echo) = echo().await;
+    let (_server, mut client, mut spdy) = session(port).await;
+    let mut ids = Vec::new();
+    for request in 0..100 {
+        let (_, id, bytes) = open(&mut spdy, port, request);
+        client.send(&bytes).await;
+        ids.push(id);
+    }
+    for id in &ids {
+        client.send(&data(*id, FIN, format!("connection {id}").as_bytes())).await;
+    }
+    let all = |sent: &[Sent]| ids.iter().all(|id| stream(sent, *id).1);
+    let sent = client.frames(&mut spdy, all).await;
+    for id in ids {
+        assert_eq!(stream(&sent, id).0, format!("connection {id}").as_bytes());
+    }
+}
+
+#[tokio::test]
+async fn a_closed_port_costs_its_connection_only() {
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let closed_port = closed.local_addr().unwrap().port();
+    drop(closed);
+    let (port, _echo) = echo().await;
+    let (_server, mut client, mut spdy) = session(port).await;
+    let (error, id, bytes) = open(&mut spdy, closed_port, 0);
+    client.send(&[bytes, data(id, 0, b"x")].concat()).await;
+    let is_reset = |sent: &[Sent]| sent.iter().any(|frame| matches!(frame, Sent::Reset(of, _) if *of == id));
+    let sent = client.frames(&mut spdy, is_reset).await;
+    let (text, ended) = stream(&sent, error);
+    assert!(ended && String::from_utf8_lossy(&text).contains(&closed_port.to_string()), "{sent:?}");
+    let (_, id, bytes) = open(&mut spdy, port, 1);
+    client.send(&[bytes, data(id, FIN, b"still here")].concat()).await;
+    let sent = client.frames(&mut spdy, |sent| stream(sent, id).1).await;
+    assert_eq!(stream(&sent, id).0, b"still here");
+}
+
+/// A port that neither answers nor reads stops nobody else until its queue is full.
+#[tokio::test]
+async fn a_port_without_an_answer_does_not_stop_the_others() {
+    let (port, _echo) = echo().await;
+    let server = server().await;
+    let url = server.urls.forward(vec![port], Arc::new(Silent)).unwrap();
+    let mut client = Client::upgraded("POST", &url, &spdy("portforward.k8s.io")).await;
+    let mut spdy = Spdy::new();
+    let (_, first, bytes) = open(&mut spdy, port, 0);
+    client.send(&[bytes, data(first, 0, b"request")].concat()).await;
+    let (_, _, bytes) = open(&mut spdy, port, 1);
+    client.send(&bytes).await;
+    let replies = |sent: &[Sent]| sent.iter().filter(|frame| matches!(frame, Sent::Reply(_))).count();
+    client.frames(&mut spdy, |sent| replies(sent) == 4).await;
+}
+
+#[tokio::test]
+async fn a_reset_closes_the_connection_to_the_port() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (_server, mut client, mut spdy) = session(port).await;
+    let (error, id, bytes) = open(&mut spdy, port, 0);
+    client.send(&[bytes, data(id, 0, b"x")].concat()).await;
+    let (mut stream_of_port, _) = timeout(STEP, listener.accept()).await.unwrap().unwrap();
+    stream_of_port.read_exact(&mut [0; 1]).await.unwrap();
+    client.send(&reset(id)).await;
+    let end = timeout(STEP, stream_of_port.read(&mut [0; 1])).await.expect("the end");
+    assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+    client.frames(&mut spdy, |sent| stream(sent, error).1).await;
+}
+
+#[tokio::test]
+async fn the_port_may_end_first() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (_server, mut client, mut spdy) = session(port).await;
+    let (error, id, bytes) = open(&mut spdy, port, 0);
+    client.send(&bytes).await;
+    let (mut of_port, _) = timeout(STEP, listener.accept()).await.unwrap().unwrap();
+    of_port.write_all(b"greeting").await.unwrap();
+    of_port.shutdown().await.unwrap();
+    let sent = client.frames(&mut spdy, |sent| stream(sent, id).1).await;
+    assert_eq!(stream(&sent, id).0, b"greeting");
+    // Much later the client still sends.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    client.send(&data(id, 0, b"late")).await;
+    let mut late = [0; 4];
+    timeout(STEP, of_port.read_exact(&mut late)).await.unwrap().unwrap();
+    assert_eq!(&late, b"late");
+    client.send(&data(id, FIN, b"")).await;
+    client.frames(&mut spdy, |sent| stream(sent, error).1).await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_closes_its_connections() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (_server, mut client, mut spdy) = session(port).await;
+    client.send(&open(&mut spdy, port, 0).2).await;
+    let (mut of_port, _) = timeout(STEP, listener.accept()).await.unwrap().unwrap();
+    drop(client);
+    let end = timeout(STEP, of_port.read(&mut [0; 1])).await.expect("the end");
+    assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+}
+
+#[tokio::test]
+async fn in_a_tunnel() {
+    let (port, _echo) = echo().await;
+    let server = server().await;
+    let url = port_forward(&server, &[]);
+    let mut client = Client::upgraded("GET", &url, &websocket("SPDY/3.1+portforward.k8s.io")).await;
+    let mut spdy = Spdy::new();
+    let (_, id, bytes) = open(&mut spdy, port, 0);
+    let bytes = [bytes, data(id, FIN, b"through")].concat();
+    for piece in bytes.chunks(7) {
+        client.send(&message(BINARY, piece)).await;
+    }
+    client.send(&message(8, &[3, 232])).await;
+    // The close may be answered before the port has.
+    let sent = read(&client.rest().await);
+    let inner: Vec<u8> =
+        sent.iter().filter(|(kind, _)| *kind == BINARY).flat_map(|(_, bytes)| bytes.clone()).collect();
+    let replies = spdy.read(&inner).iter().filter(|frame| matches!(frame, Sent::Reply(_))).count();
+    assert_eq!(replies, 2);
+}
+
+#[tokio::test]
+async fn the_old_form() {
+    let (port, _echo) = echo().await;
+    let server = server().await;
+    let url = port_forward(&server, &[port]);
+    let mut client = Client::upgraded("GET", &url, &websocket("v4.channel.k8s.io")).await;
+    while client.received.len() < 10 {
+        assert!(client.read().await);
+    }
+    let [low, high] = port.to_le_bytes();
+    let first: Vec<u8> = client.received.drain(..10).collect();
+    assert_eq!(read(&first), [(BINARY, vec![0, low, high]), (BINARY, vec![1, low, high])]);
+    client.send(&message(BINARY, b"\0hello")).await;
+    client.send(&message(8, &[3, 232])).await;
+    client.rest().await;
+}
