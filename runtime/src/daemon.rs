@@ -17,6 +17,7 @@ use state::lock::Lock;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use streaming::server::{BindError, Options, Server};
 use tokio::sync::watch;
 
 /// Threads that run calls. Calls wait more than they compute; blocking work runs on a lane ([`lanes`]).
@@ -68,6 +69,9 @@ pub enum Error {
     /// Pods and containers could not be restored.
     #[error("cannot restore pods and containers")]
     Node(#[from] crate::error::Error),
+    /// The streaming server cannot listen.
+    #[error("cannot serve exec and port-forward (streaming.address)")]
+    Streaming(#[from] BindError),
     /// The socket or the server failed.
     #[error(transparent)]
     Server(#[from] service::Error),
@@ -174,10 +178,19 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
         create_timeout: CREATE_TIMEOUT,
     })
     .await?;
+    let streaming = Server::bind(streaming_options(&config)).await?;
+    let urls = streaming.urls();
     let (sender, receiver) = watch::channel(Arc::clone(&config));
     let reloader = Reloader { arguments, config: sender, cni: cni.clone(), images: images.clone() };
-    let backend =
-        Backend { node: node.clone(), images, cni: cni.clone(), root: root.clone(), stats, config: receiver };
+    let backend = Backend {
+        node: node.clone(),
+        images,
+        cni: cni.clone(),
+        root: root.clone(),
+        stats,
+        urls,
+        config: receiver,
+    };
     let socket = blocking({
         let config = Arc::clone(&config);
         move || Ok(Socket::bind(&config.socket, lock)?)
@@ -191,8 +204,10 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     let probing = tokio::spawn(root.follow());
     let trimming = tokio::spawn(memory::trim());
     let reloading = tokio::spawn(reloader.run(hangups));
+    let streaming = tokio::spawn(streaming.serve(stopping.clone().wait()));
     ready(&config);
     let served = service::serve(socket, backend, stopping).await;
+    streaming.abort();
     reloading.abort();
     watching.abort();
     trimming.abort();
@@ -200,6 +215,11 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     node.shutdown().await;
     tracing::info!("stopped");
     Ok(served?)
+}
+
+fn streaming_options(config: &Config) -> Options {
+    let crate::config::Streaming { address, idle_timeout, creation_timeout } = config.streaming;
+    Options { address, idle: idle_timeout, creation: creation_timeout }
 }
 
 /// What must exist before the daemon starts working.

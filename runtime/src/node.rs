@@ -3,12 +3,17 @@
 //! Lists and look-ups read published views and do not block. All other calls are sent to the pod's driver
 //! (`pod::driver`). The work belongs to the driver: if a caller goes away, it continues.
 
+mod sessions;
+
 use crate::error::{Error, ErrorKind};
 use crate::pod::{Context, Registry};
 use crate::{pod, restore};
 use model::{ContainerConfig, ContainerId, PodConfig, PodId, Text};
 use std::sync::Arc;
 use std::time::Duration;
+use streaming::remote::Streams;
+
+pub(crate) use sessions::{Exec, PodNetwork};
 
 pub(crate) use crate::pod::{ContainerView, ExecOutput, NodeOptions, PodView};
 
@@ -164,11 +169,39 @@ impl Node {
         cmd: Vec<Text>,
         timeout_s: i64,
     ) -> Result<ExecOutput, Error> {
-        let view = self.managed(id)?;
-        let (id, pod) = (view.record.id.clone(), &view.record.pod);
-        let ticket = self.0.registry.call(pod, |reply| pod::Command::Exec { id, reply }).await?;
+        let ticket = self.ticket(id).await?;
         let limit = u64::try_from(timeout_s).ok().filter(|s| *s > 0).map(Duration::from_secs);
         pod::exec::sync(&self.0.context, ticket, cmd, limit).await
+    }
+
+    /// Permission to start processes in a container.
+    async fn ticket(&self, id: &str) -> Result<pod::exec::Ticket, Error> {
+        let view = self.managed(id)?;
+        let (id, pod) = (view.record.id.clone(), &view.record.pod);
+        self.0.registry.call(pod, |reply| pod::Command::Exec { id, reply }).await
+    }
+
+    /// A command for a running container, which starts when its client has connected.
+    ///
+    /// # Errors
+    /// FailedPrecondition unless the container is running.
+    pub(crate) async fn exec(&self, id: &str, cmd: Vec<Text>, streams: Streams) -> Result<Exec, Error> {
+        let container = self.ticket(id).await?.record.id.to_string();
+        Ok(Exec { node: self.clone(), container, cmd, streams })
+    }
+
+    /// The network of a pod that is ready, with or without containers.
+    ///
+    /// # Errors
+    /// FailedPrecondition unless the pod is ready.
+    pub(crate) fn network(&self, id: &str) -> Result<PodNetwork, Error> {
+        let pod = self.ready_pod(id)?.record.id.clone();
+        Ok(PodNetwork { node: self.clone(), pod })
+    }
+
+    fn ready_pod(&self, id: &str) -> Result<Arc<PodView>, Error> {
+        let view = self.pod(id)?;
+        if view.is_ready() { Ok(view) } else { Err(Error::state(format!("pod {id} is not ready"))) }
     }
 
     /// Lets the drivers finish their writes; pods keep running.

@@ -41,7 +41,7 @@ const fn live(key: Key) -> Key {
 }
 
 /// All keys. Those without a table come first, those of one table are together.
-pub(super) const KEYS: [Key; 14] = [
+pub(super) const KEYS: [Key; 17] = [
     key(
         "root",
         "path",
@@ -110,6 +110,25 @@ pub(super) const KEYS: [Key; 14] = [
         "1 to 16. Layers of one pull that are downloaded at once. All pulls from one registry together download at most \
          twice as many, all pulls of the node four times as many. If a layer receives less than 64 KiB in 30 s while \
          another one waits for its place, its pull fails as unavailable.",
+    ),
+    key(
+        "streaming.address",
+        "address",
+        "\"127.0.0.1:0\"",
+        "IP address and port on which the server of exec, attach and port-forward listens, by HTTP; port 0 is any free one. \
+         kubelet connects to it, so an address of the node's own is enough, and no client beyond the node can read along.",
+    ),
+    key(
+        "streaming.idle_timeout_seconds",
+        "whole number",
+        "14400",
+        "Seconds, 0 to 65535; 0 is never. A session of exec, attach or port-forward without traffic is ended after this time.",
+    ),
+    key(
+        "streaming.creation_timeout_seconds",
+        "whole number",
+        "30",
+        "Seconds, 1 to 3600, for a client to create the streams of its session.",
     ),
 ];
 

@@ -29,6 +29,7 @@ pub(crate) use reload::Reloaded;
 use files::{Origin, Source};
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use values::Word;
@@ -62,6 +63,8 @@ pub(crate) struct Config {
     pub network: Network,
     /// Images and registries.
     pub image: Image,
+    /// Exec, attach and port-forward.
+    pub streaming: Streaming,
     /// Runtime handlers by name. No entry is accepted yet.
     #[serde(default)]
     pub handlers: BTreeMap<String, Handler>,
@@ -184,6 +187,21 @@ pub(crate) struct Image {
     // Each keeps one of the 64 threads that unpack layers while it waits for its registry.
     #[serde(deserialize_with = "values::number::<_, 1, 16>")]
     pub max_parallel_downloads: usize,
+}
+
+/// Exec, attach and port-forward.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Streaming {
+    /// Where the streaming server listens; it is part of the URLs.
+    #[serde(deserialize_with = "values::address")]
+    pub address: SocketAddr,
+    /// A session without traffic is ended after this time; `None` is never.
+    #[serde(rename = "idle_timeout_seconds", deserialize_with = "values::seconds_or_never::<_, 65535>")]
+    pub idle_timeout: Option<Duration>,
+    /// Time for a client to create the streams of its session.
+    #[serde(rename = "creation_timeout_seconds", deserialize_with = "values::seconds::<_, 1, 3600>")]
+    pub creation_timeout: Duration,
 }
 
 /// A runtime handler beside the built-in one. There are none yet: an entry is refused.

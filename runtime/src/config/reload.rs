@@ -1,6 +1,6 @@
 //! What a reload changes in a running daemon.
 
-use super::{Binaries, Config, Error, Image, Log, Network, Overrides};
+use super::{Binaries, Config, Error, Image, Log, Network, Overrides, Streaming};
 use std::path::PathBuf;
 
 /// The arguments of the command line that say where the configuration is.
@@ -55,6 +55,7 @@ impl Config {
             binaries,
             network,
             image,
+            streaming,
             handlers: _,
             registry: _,
         } = self;
@@ -62,6 +63,7 @@ impl Config {
         let Binaries { shim, pause } = binaries;
         let Network { conf_dir, bin_dirs, timeout, max_parallel } = network;
         let Image { certs_dir, max_parallel_downloads } = image;
+        let Streaming { address, idle_timeout, creation_timeout } = streaming;
         let differs = [
             ("root", *root != other.root),
             ("state", *state != other.state),
@@ -77,6 +79,9 @@ impl Config {
             ("network.max_parallel", *max_parallel != other.network.max_parallel),
             ("image.certs_dir", *certs_dir != other.image.certs_dir),
             ("image.max_parallel_downloads", *max_parallel_downloads != other.image.max_parallel_downloads),
+            ("streaming.address", *address != other.streaming.address),
+            ("streaming.idle_timeout_seconds", *idle_timeout != other.streaming.idle_timeout),
+            ("streaming.creation_timeout_seconds", *creation_timeout != other.streaming.creation_timeout),
         ];
         differs.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
     }

@@ -3,6 +3,7 @@
 
 use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -57,6 +58,27 @@ pub(super) fn seconds<'de, D: Deserializer<'de>, const LEAST: u16, const MOST: u
 ) -> Result<Duration, D::Error> {
     let seconds = bounded(from.deserialize_i64(Whole)?, LEAST, MOST).map_err(D::Error::custom)?;
     Ok(Duration::from_secs(seconds.into()))
+}
+
+/// From 1 to `MOST` whole seconds; 0 is `None`.
+pub(super) fn seconds_or_never<'de, D: Deserializer<'de>, const MOST: u16>(
+    from: D,
+) -> Result<Option<Duration>, D::Error> {
+    Ok(Some(seconds::<D, 0, MOST>(from)?).filter(|time| !time.is_zero()))
+}
+
+/// The address of a socket that clients can connect to.
+pub(super) fn address<'de, D: Deserializer<'de>>(from: D) -> Result<SocketAddr, D::Error> {
+    let given = String::deserialize(from)?;
+    match given.parse::<SocketAddr>() {
+        Ok(address) if !address.ip().is_unspecified() => Ok(address),
+        Ok(_) => Err(D::Error::custom(format_args!(
+            "{given:?} must name one address: it is part of the URLs that clients get"
+        ))),
+        Err(_) => Err(D::Error::custom(format_args!(
+            "{given:?} must be an IP address and a port, for example 127.0.0.1:0 or [::1]:0"
+        ))),
+    }
 }
 
 fn bounded(given: i128, least: u16, most: u16) -> Result<u16, String> {

@@ -1,4 +1,8 @@
-//! ExecSync. The shim starts and reaps the command; the daemon reads its output from pipes.
+//! ExecSync, and Exec (`session`). The shim starts and reaps the command; its output and input are the daemon's pipes.
+
+mod session;
+
+pub(crate) use session::session;
 
 use super::context::Context;
 use super::output::Output;
@@ -101,7 +105,7 @@ pub(crate) async fn sync(
     let ended = {
         // The limit includes the start, which may take most of it in a cgroup with little CPU time.
         let whole = async {
-            let exit = client.exec(exec, request, fds, START).await?;
+            let exit = client.exec(exec, request, fds, START).await?.exit;
             let reading = async {
                 tokio::join!(read(&mut stdout, &mut out, &room), read(&mut stderr, &mut err, &room))
             };
@@ -160,6 +164,24 @@ async fn killed(guard: &mut Guard) -> &'static str {
 
 /// Creates the plan and the pipes. Blocking.
 fn prepare(context: &Context, record: &ContainerRecord, cmd: Vec<Text>) -> Result<Prepared, Error> {
+    let plan = plan(context, record, cmd, false)?;
+    let ((stdout, out), (stderr, err)) = (pipe()?, pipe()?);
+    let null = context.dev_null.try_clone().map_err(|error| Error::of("copy /dev/null", &error))?;
+    Ok(Prepared { fds: vec![plan, null, out, err], stdout, stderr })
+}
+
+/// A pipe: what reads, and what writes.
+fn pipe() -> Result<(OwnedFd, OwnedFd), Error> {
+    pipe_with(PipeFlags::CLOEXEC).map_err(|error| Error::of("make a pipe", &std::io::Error::from(error)))
+}
+
+/// The plan of a command, as the shim gets it. Blocking.
+fn plan(
+    context: &Context,
+    record: &ContainerRecord,
+    cmd: Vec<Text>,
+    terminal: bool,
+) -> Result<OwnedFd, Error> {
     let template = record.exec_template.clone().unwrap_or_default();
     let template: ProcessPlan = serde_json::from_value(template).map_err(|error| {
         Error::of(format!("container {}: read exec_template in its record", record.id), &error)
@@ -172,14 +194,8 @@ fn prepare(context: &Context, record: &ContainerRecord, cmd: Vec<Text>) -> Resul
         profile => context.compiler.program(profile, template.caps.bounding)?,
     };
     let seccomp = seccomp.map(|compiled| compiled.program.clone());
-    let plan = ExecPlan { process: spec::exec(&template, seccomp, cmd, false), user: record.user.clone() };
-    let plan = memfd("exec-plan", &plan)?;
-    let pipe = || {
-        pipe_with(PipeFlags::CLOEXEC).map_err(|error| Error::of("make a pipe", &std::io::Error::from(error)))
-    };
-    let ((stdout, out), (stderr, err)) = (pipe()?, pipe()?);
-    let null = context.dev_null.try_clone().map_err(|error| Error::of("copy /dev/null", &error))?;
-    Ok(Prepared { fds: vec![plan, null, out, err], stdout, stderr })
+    let plan = ExecPlan { process: spec::exec(&template, seccomp, cmd, terminal), user: record.user.clone() };
+    memfd("exec-plan", &plan)
 }
 
 /// Reads to the end; output beyond the limit is dropped, so that the command does not block.

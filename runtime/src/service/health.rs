@@ -77,6 +77,7 @@ fn info(readiness: &Readiness, config: &Config) -> HashMap<String, String> {
         binaries,
         network,
         image,
+        streaming,
         handlers: _,
         registry: _,
     } = config;
@@ -94,6 +95,11 @@ fn info(readiness: &Readiness, config: &Config) -> HashMap<String, String> {
             "maxParallel": network.max_parallel,
         },
         "image": { "certsDir": image.certs_dir, "maxParallelDownloads": image.max_parallel_downloads },
+        "streaming": {
+            "address": streaming.address,
+            "idleTimeoutSeconds": streaming.idle_timeout.unwrap_or_default().as_secs(),
+            "creationTimeoutSeconds": streaming.creation_timeout.as_secs(),
+        },
     });
     let network = serde_json::json!({
         "ready": readiness.is_ready(),

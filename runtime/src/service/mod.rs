@@ -17,6 +17,7 @@ mod stats_cache;
 mod status;
 #[cfg(test)]
 mod tests;
+mod verbose;
 
 use crate::config::Config;
 use crate::node::Node;
@@ -27,6 +28,7 @@ use status::Failure;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
+use streaming::server::Urls;
 use tokio::sync::watch;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Response, Status};
@@ -48,6 +50,8 @@ pub(crate) struct Backend {
     pub(crate) root: Root,
     /// Stats of containers.
     pub(crate) stats: Arc<StatsCache>,
+    /// Issues the URLs of exec and port-forward.
+    pub(crate) urls: Urls,
     /// Configuration, for verbose status.
     pub(crate) config: watch::Receiver<Arc<Config>>,
 }

@@ -2,12 +2,12 @@
 
 use super::convert::{self, ContainerFilter, Host, PodFilter};
 use super::status::Failure;
+use super::verbose::{container_info, pod_info};
 use super::{Backend, NOTHING_CONTINUES, WORK_CONTINUES, handle, health};
 use crate::lanes;
-use crate::node::{ContainerView, PodView};
+use crate::node::ContainerView;
 use cri_api::v1 as cri;
 use cri_api::v1::runtime_service_server::RuntimeService;
-use model::ContainerConfig;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tonic::codegen::BoxStream;
@@ -47,42 +47,6 @@ impl Runtime {
         });
         stats.await.map_err(crate::error::Error::from).map_err(Failure::from)
     }
-}
-
-/// One JSON object under the key that crictl prints.
-fn info(value: &serde_json::Value) -> HashMap<String, String> {
-    [("info".to_owned(), value.to_string())].into()
-}
-
-fn pod_info(pod: &PodView) -> HashMap<String, String> {
-    let record = &pod.record;
-    info(&serde_json::json!({
-        "sandboxID": record.id,
-        "pid": record.pause_pid,
-        "shimPid": record.shim_pid,
-        // Nanoseconds since the epoch, like all times in CRI; 0 while the shim responds.
-        "shimSilentSince": pod.silent_since,
-        "phase": record.phase,
-        "message": record.message,
-        "netns": record.netns,
-        "ips": record.ips,
-        "config": record.config,
-    }))
-}
-
-fn container_info(container: &ContainerView) -> HashMap<String, String> {
-    let record = &container.record;
-    let config = ContainerConfig { envs: spec::exec::requested_env(record), ..record.config.clone() };
-    info(&serde_json::json!({
-        "sandboxID": record.pod,
-        "pid": record.pid,
-        "phase": record.phase,
-        "cgroup": record.cgroup,
-        "stopSignal": record.stop_signal,
-        "exit": record.exit,
-        "config": config,
-        "process": record.exec_template,
-    }))
 }
 
 /// The stream type of calls that are not implemented.
@@ -390,21 +354,33 @@ impl RuntimeService for Runtime {
     }
 
     async fn exec(&self, request: Request<cri::ExecRequest>) -> Result<Response<cri::ExecResponse>, Status> {
-        not_implemented!(request, "Exec", "the streaming server; use ExecSync")
+        let (metadata, _, message) = request.into_parts();
+        handle("Exec", &metadata, NOTHING_CONTINUES, async {
+            let (container, cmd, streams) = convert::exec(message)?;
+            let command = self.backend.node.exec(&container, cmd, streams).await?;
+            Ok(cri::ExecResponse { url: self.backend.urls.exec(streams, Box::new(command))? })
+        })
+        .await
     }
 
     async fn attach(
         &self,
         request: Request<cri::AttachRequest>,
     ) -> Result<Response<cri::AttachResponse>, Status> {
-        not_implemented!(request, "Attach", "the streaming server")
+        not_implemented!(request, "Attach", "the streams of a running container; use Exec")
     }
 
     async fn port_forward(
         &self,
         request: Request<cri::PortForwardRequest>,
     ) -> Result<Response<cri::PortForwardResponse>, Status> {
-        not_implemented!(request, "PortForward", "the streaming server")
+        let (metadata, _, message) = request.into_parts();
+        handle("PortForward", &metadata, NOTHING_CONTINUES, async {
+            let (pod, ports) = convert::port_forward(message)?;
+            let network = self.backend.node.network(&pod)?;
+            Ok(cri::PortForwardResponse { url: self.backend.urls.forward(ports, Arc::new(network))? })
+        })
+        .await
     }
 
     async fn pod_sandbox_stats(

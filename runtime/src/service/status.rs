@@ -6,6 +6,7 @@
 
 use super::convert::Refusal;
 use crate::error::with_causes;
+use streaming::server::IssueError;
 use tonic::{Code, Status};
 
 /// Why a call failed.
@@ -20,6 +21,9 @@ pub(crate) enum Failure {
     /// An error of the image store.
     #[error(transparent)]
     Image(#[from] image::Error),
+    /// No URL was issued.
+    #[error(transparent)]
+    Streaming(#[from] IssueError),
     /// The caller's deadline passed.
     #[error("the caller's deadline of {0:?} has passed; {1}")]
     Deadline(std::time::Duration, &'static str),
@@ -43,6 +47,8 @@ impl Failure {
             Self::Refused(refusal) => of_refusal(refusal),
             Self::Node(error) => of_node(error.kind),
             Self::Image(error) => of_image(error).0,
+            Self::Streaming(IssueError::TooMany) => Code::ResourceExhausted,
+            Self::Streaming(IssueError::Random) => Code::Internal,
             Self::Deadline(..) => Code::DeadlineExceeded,
             Self::NotImplemented { .. } => Code::Unimplemented,
         }

@@ -12,6 +12,7 @@ use cri_api::v1::image_service_client::ImageServiceClient;
 use cri_api::v1::runtime_service_client::RuntimeServiceClient;
 use std::sync::Arc;
 use std::time::Duration;
+use streaming::server::{Options, Server};
 use tokio::sync::watch;
 use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
@@ -76,7 +77,13 @@ impl Fixture {
         let socket = Socket::bind(&config.socket, &lock).unwrap();
         let (stop, stopping) = watch::channel(false);
         let address = format!("unix://{}", config.socket.display());
-        let backend = Backend { node, images, cni, root, stats, config: watch::channel(config).1 };
+        let options = Options {
+            address: config.streaming.address,
+            idle: config.streaming.idle_timeout,
+            creation: config.streaming.creation_timeout,
+        };
+        let urls = Server::bind(options).await.unwrap().urls();
+        let backend = Backend { node, images, cni, root, stats, urls, config: watch::channel(config).1 };
         let serving = tokio::spawn(serve(socket, backend, Shutdown::of(stopping)));
         let channel = Endpoint::from_shared(address).unwrap().connect().await.unwrap();
         Self {
@@ -149,6 +156,17 @@ async fn clients_get_the_codes_they_branch_on() {
     assert_eq!(runtime.container_stats(stats).await.unwrap_err().code(), Code::NotFound);
     let exec = cri::ExecSyncRequest { container_id: id.clone(), cmd: vec!["true".into()], timeout: 1 };
     assert_eq!(runtime.exec_sync(exec).await.unwrap_err().code(), Code::NotFound);
+    let exec = cri::ExecRequest {
+        container_id: id.clone(),
+        cmd: vec!["true".into()],
+        stdout: true,
+        ..Default::default()
+    };
+    assert_eq!(runtime.exec(exec.clone()).await.unwrap_err().code(), Code::NotFound);
+    let forward = cri::PortForwardRequest { pod_sandbox_id: id.clone(), port: vec![80] };
+    assert_eq!(runtime.port_forward(forward).await.unwrap_err().code(), Code::NotFound);
+    let both = cri::ExecRequest { tty: true, stderr: true, ..exec };
+    assert_eq!(runtime.exec(both).await.unwrap_err().code(), Code::InvalidArgument);
     runtime.stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id: id.clone() }).await.unwrap();
     runtime.remove_pod_sandbox(cri::RemovePodSandboxRequest { pod_sandbox_id: id.clone() }).await.unwrap();
     runtime.stop_container(cri::StopContainerRequest { container_id: id.clone(), timeout: 1 }).await.unwrap();
@@ -179,9 +197,7 @@ async fn calls_that_are_not_implemented_return_unimplemented() {
         stream_containers(StreamContainersRequest),
         stream_container_stats(StreamContainerStatsRequest),
         update_container_resources(UpdateContainerResourcesRequest),
-        exec(ExecRequest),
         attach(AttachRequest),
-        port_forward(PortForwardRequest),
         pod_sandbox_stats(PodSandboxStatsRequest),
         list_pod_sandbox_stats(ListPodSandboxStatsRequest),
         stream_pod_sandbox_stats(StreamPodSandboxStatsRequest),

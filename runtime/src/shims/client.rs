@@ -116,6 +116,15 @@ pub(crate) struct Client {
     pid: u32,
 }
 
+/// An exec that was started.
+#[derive(Debug)]
+pub(crate) struct Started {
+    /// Gets its exit code, or an error if the connection ends before.
+    pub(crate) exit: oneshot::Receiver<i32>,
+    /// The master of its terminal, if it has one.
+    pub(crate) terminal: Option<OwnedFd>,
+}
+
 /// A new connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
@@ -233,19 +242,19 @@ impl Client {
         }
     }
 
-    /// Starts an exec. The receiver gets its exit code, or an error if the connection ends before.
+    /// Starts an exec.
     pub(crate) async fn exec(
         &self,
         exec: ExecId,
         request: Request,
         fds: Vec<OwnedFd>,
         limit: Duration,
-    ) -> Result<oneshot::Receiver<i32>, ClientError> {
+    ) -> Result<Started, ClientError> {
         let (reply, answer) = oneshot::channel();
         let (told, exit) = oneshot::channel();
         let outgoing = Outgoing { request, fds, reply, exec: Some((exec, told)) };
         match self.exchange("exec", outgoing, answer, limit).await? {
-            (Reply::ExecStarted { .. }, _) => Ok(exit),
+            (Reply::ExecStarted { .. }, fds) => Ok(Started { exit, terminal: fds.into_iter().next() }),
             _ => Err(ClientError::UnexpectedReply("exec")),
         }
     }

@@ -151,14 +151,18 @@ fn log_path_in(field: &Field<'_>, path: String) -> Result<String> {
 /// Container id, command and time-out (in seconds, 0 means none) of an ExecSync request.
 pub(crate) fn exec_sync(given: cri::ExecSyncRequest) -> Result<(String, Vec<Text>, i64)> {
     let cri::ExecSyncRequest { container_id, cmd, timeout } = given;
-    if cmd.is_empty() {
-        return Err(Field::root("cmd").missing());
-    }
     if timeout < 0 {
         return Err(Field::root("timeout").invalid(timeout, "must be 0 (none) or more seconds"));
     }
-    let field = Field::root("request");
-    Ok((container_id, super::each(&field, "cmd", cmd, text)?, timeout))
+    Ok((container_id, command(cmd)?, timeout))
+}
+
+/// The command of an exec.
+pub(super) fn command(cmd: Vec<String>) -> Result<Vec<Text>> {
+    if cmd.is_empty() {
+        return Err(Field::root("cmd").missing());
+    }
+    super::each(&Field::root("request"), "cmd", cmd, text)
 }
 
 fn metadata_out(meta: &ContainerMeta) -> cri::ContainerMetadata {

@@ -76,7 +76,7 @@ async fn the_end_of_the_connection_ends_all_that_waits_for_it() {
     drop(shim);
     let outcome = waiting.await.expect("no panic");
     assert!(matches!(outcome, Err(ClientError::Lost)), "{outcome:?}");
-    exit.expect("a start").await.expect_err("its exit is not known");
+    exit.expect("a start").exit.await.expect_err("its exit is not known");
     assert!(timeout(LIMIT, connection.events.recv()).await.expect("in time").is_none());
     let after = connection.client.request("start", start(), Vec::new(), LIMIT).await;
     assert!(matches!(after, Err(ClientError::Lost)), "{after:?}");
@@ -93,5 +93,5 @@ async fn the_exit_of_an_exec_is_not_missed() {
         shim.reply(request, Reply::ExecStarted { pid: 5 }).await;
         shim.send(0, Message::Event(Event::ExecExited { exec, code: 3 })).await;
     });
-    assert_eq!(timeout(LIMIT, exit.expect("a start")).await.expect("in time"), Ok(3));
+    assert_eq!(timeout(LIMIT, exit.expect("a start").exit).await.expect("in time"), Ok(3));
 }

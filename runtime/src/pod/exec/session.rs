@@ -1,0 +1,137 @@
+//! Exec for a client of the streaming server, which gets the daemon's ends of the pipes, or the terminal: nothing of
+//! what it sends and receives passes through the shim.
+
+use super::{Guard, START, Ticket, pipe, plan};
+use crate::error::Error;
+use crate::lanes;
+use crate::pod::context::Context;
+use crate::shims::client::{ClientError, Started, next_exec};
+use model::{ContainerRecord, Text};
+use rustix::termios::{Winsize, tcsetwinsize};
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+use streaming::remote::{Outcome, Size, Streams};
+use streaming::server::{Process, Sink, Source};
+use tokio::net::unix::pipe::{Receiver, Sender};
+use tokio::sync::oneshot;
+use wire::Request;
+
+/// What the exec request needs, and the daemon's ends of the pipes that the client wants. With a terminal there are
+/// none.
+struct Prepared {
+    /// The request's descriptors: the plan, and without a terminal the shim's ends of the pipes.
+    fds: Vec<OwnedFd>,
+    stdin: Option<OwnedFd>,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
+}
+
+/// Starts a command. If the result is dropped, the command's streams are closed, and it is not killed: with a terminal
+/// the kernel sends it SIGHUP, otherwise it sees the end of its input and cannot write any more.
+pub(crate) async fn session(
+    context: &Arc<Context>,
+    ticket: Ticket,
+    cmd: Vec<Text>,
+    streams: Streams,
+) -> Result<Process, Error> {
+    let Ticket { client, record } = ticket;
+    let (shared, container, pod) = (Arc::clone(context), record.id.clone(), record.pod.clone());
+    let prepared = move || prepare(&shared, &record, cmd, streams);
+    let Prepared { fds, stdin, stdout, stderr } =
+        lanes::run(lanes::exec(), pod.as_str(), "prepare the exec", prepared).await?;
+    let watch = |error: io::Error| Error::of("watch the streams of the exec", &error);
+    // They are watched before anything is started, so that a failure leaves nothing behind.
+    let stdin: Option<Sink> = match stdin {
+        Some(fd) => Some(Box::new(Sender::from_owned_fd(fd).map_err(watch)?)),
+        None => None,
+    };
+    let (stdout, stderr) = (source(stdout).map_err(watch)?, source(stderr).map_err(watch)?);
+    let exec = next_exec();
+    let request = Request::Exec { exec, container, deadline_ms: None };
+    // The command is killed if this future is dropped or fails.
+    let mut guard = Guard { client: Some(client.clone()), exec };
+    let started = client.exec(exec, request, fds, START).await;
+    let Started { exit, terminal } = started.inspect_err(|error| {
+        // The shim has refused or undone the exec: there is nothing to kill.
+        if matches!(error, ClientError::Failed(_)) {
+            guard.client = None;
+        }
+    })?;
+    let mut process = Process { stdin, stdout, stderr, resize: None, exit: Box::pin(outcome(exit)) };
+    if let Some(master) = terminal {
+        attach(&mut process, &master, streams).map_err(watch)?;
+    }
+    guard.client = None;
+    Ok(process)
+}
+
+/// Creates the plan and the pipes. Blocking.
+fn prepare(
+    context: &Context,
+    record: &ContainerRecord,
+    cmd: Vec<Text>,
+    streams: Streams,
+) -> Result<Prepared, Error> {
+    let Streams { stdin, stdout, stderr, tty } = streams;
+    let mut prepared =
+        Prepared { fds: vec![plan(context, record, cmd, tty)?], stdin: None, stdout: None, stderr: None };
+    if tty {
+        return Ok(prepared);
+    }
+    let null = || sys::fds::null().map_err(|error| Error::of("open /dev/null", &error));
+    let theirs = if stdin {
+        let (theirs, ours) = pipe()?;
+        prepared.stdin = Some(ours);
+        theirs
+    } else {
+        null()?
+    };
+    prepared.fds.push(theirs);
+    for (wanted, ours) in [(stdout, &mut prepared.stdout), (stderr, &mut prepared.stderr)] {
+        let theirs = if wanted {
+            let (read, theirs) = pipe()?;
+            *ours = Some(read);
+            theirs
+        } else {
+            null()?
+        };
+        prepared.fds.push(theirs);
+    }
+    Ok(prepared)
+}
+
+fn source(fd: Option<OwnedFd>) -> io::Result<Option<Source>> {
+    Ok(match fd {
+        Some(fd) => Some(Box::new(Receiver::from_owned_fd(fd)?)),
+        None => None,
+    })
+}
+
+/// Makes the terminal the process's streams. Its output is read even if nobody wants it: the process would wait for
+/// room in it.
+fn attach(process: &mut Process, master: &OwnedFd, streams: Streams) -> io::Result<()> {
+    sys::fds::set_nonblocking(master.as_fd())?;
+    process.stdout = Some(Box::new(Receiver::from_owned_fd_unchecked(master.try_clone()?)?));
+    if streams.stdin {
+        process.stdin = Some(Box::new(Sender::from_owned_fd_unchecked(master.try_clone()?)?));
+    }
+    let master = master.try_clone()?;
+    process.resize = Some(Box::new(move |Size { width, height }| {
+        let size = Winsize { ws_row: height, ws_col: width, ws_xpixel: 0, ws_ypixel: 0 };
+        if let Err(error) = tcsetwinsize(&master, size) {
+            tracing::debug!(error = %io::Error::from(error), "cannot set the size of a terminal");
+        }
+    }));
+    Ok(())
+}
+
+/// How the command ended, for the client.
+async fn outcome(exit: oneshot::Receiver<i32>) -> Outcome {
+    match exit.await {
+        Ok(code) => Outcome::Exit(u8::try_from(code).unwrap_or(u8::MAX)),
+        Err(_) => {
+            Outcome::Failed("the shim was lost while the command ran: its exit code is unknown".to_owned())
+        }
+    }
+}
