@@ -28,6 +28,7 @@ mod repeat;
 mod runner;
 mod shapes;
 mod stall;
+mod streaming;
 mod tests;
 mod wait;
 

@@ -45,6 +45,7 @@ mod security;
 mod silent;
 mod splitdisk;
 mod start;
+mod streaming;
 mod threads;
 
 use crate::runner::Test;
@@ -57,6 +58,7 @@ pub(crate) fn all() -> Vec<Test> {
         container::tests(),
         resources::tests(),
         exec::tests(),
+        streaming::tests(),
         pause::tests(),
         log::tests(),
         life::tests(),

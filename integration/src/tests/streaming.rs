@@ -1,0 +1,216 @@
+//! Exec and port-forward through the streaming server.
+
+use anyhow::{Context as _, Result};
+
+use crate::context::{Context, Pod};
+use crate::expect::ensure;
+use crate::proc;
+use crate::runner::{Test, test};
+use crate::shapes::{self, PodExt as _};
+use crate::streaming::{self, Client, V4, V5};
+use crate::wait::{self, secs};
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        test!(exec_streams_and_code).ours(),
+        test!(exec_with_a_terminal).ours(),
+        test!(exec_of_much).ours(),
+        test!(exec_whose_client_vanishes).ours(),
+        test!(exec_in_a_container_that_ends).ours(),
+        test!(exec_of_a_missing_program).ours(),
+        test!(exec_many).ours(),
+        test!(url_is_used_once).ours(),
+        test!(forward_to_a_pods_network).ours(),
+        test!(forward_to_the_hosts_network).ours(),
+        test!(forward_to_a_closed_port).ours(),
+    ]
+}
+
+async fn session(cx: &Context, id: &str, line: &str, tty: bool) -> Result<Client> {
+    let url = streaming::exec(&cx.cri, id, &["/bin/sh", "-c", line], tty).await?;
+    Client::connect(&url, V5).await
+}
+
+async fn sleeper(cx: &Context) -> Result<String> {
+    let pod = cx.pod().await?;
+    cx.start(&pod, &cx.sleeper("one")).await
+}
+
+async fn exec_streams_and_code(cx: Context) -> Result<()> {
+    let id = sleeper(&cx).await?;
+    let mut client = session(&cx, &id, "cat; echo err >&2; exit 9", false).await?;
+    client.send(0, b"hello ").await?;
+    client.until("hello ").await.context("while stdin is open")?;
+    client.send(0, b"world").await?;
+    client.end(0).await?;
+    let ended = client.rest().await?;
+    ensure!(ended.text() == "world" && ended.stderr == b"err\n", "the exec gave {ended:?}");
+    ensure!(ended.code()? == 9, "the status is {}", ended.status);
+    let ended = session(&cx, &id, "kill -9 $$", false).await?.rest().await?;
+    ensure!(ended.code()? == 137, "the status is {}", ended.status);
+    // It ends although stdin is open.
+    let ended = session(&cx, &id, "exit 0", false).await?.rest().await?;
+    ensure!(ended.code()? == 0, "the status is {}", ended.status);
+    Ok(())
+}
+
+async fn exec_with_a_terminal(cx: Context) -> Result<()> {
+    let id = sleeper(&cx).await?;
+    let line = "test -t 0 && test -t 1 && test -t 2 && echo terminal $TERM; read x; stty size; read x; stty size; exit 3";
+    let mut client = session(&cx, &id, line, true).await?;
+    client.resize(91, 33).await?;
+    client.until("terminal xterm").await?;
+    client.send(0, b"\n").await?;
+    client.until("33 91").await.context("the size before the first byte")?;
+    client.resize(120, 40).await?;
+    client.send(0, b"\n").await?;
+    client.until("40 120").await.context("the size after it")?;
+    let ended = client.rest().await?;
+    ensure!(ended.code()? == 3, "the status is {}", ended.status);
+    // A signal by the terminal.
+    let mut client = session(&cx, &id, "echo up; sleep 1000", true).await?;
+    client.until("up").await?;
+    client.send(0, &[3]).await?;
+    let ended = client.rest().await?;
+    ensure!(ended.code()? == 130, "Ctrl-C gave {}", ended.status);
+    Ok(())
+}
+
+async fn exec_of_much(cx: Context) -> Result<()> {
+    let id = sleeper(&cx).await?;
+    let count = 256 << 20;
+    let ended = session(&cx, &id, &format!("head -c {count} /dev/zero"), false).await?.rest().await?;
+    ensure!(ended.stdout.len() == count, "{} bytes of {count} came", ended.stdout.len());
+    ensure!(ended.stdout.iter().all(|byte| *byte == 0), "other bytes came");
+    Ok(())
+}
+
+async fn exec_whose_client_vanishes(cx: Context) -> Result<()> {
+    let id = sleeper(&cx).await?;
+    for tty in [false, true] {
+        let mark = format!("6{:05}", shapes::unique());
+        let mut client = session(&cx, &id, &format!("echo up; cat; : {mark}"), tty).await?;
+        client.until("up").await?;
+        ensure!(!proc::with_args(&mark).is_empty(), "it runs");
+        drop(client);
+        wait::until_true("the command to end", secs(20), || proc::with_args(&mark).is_empty()).await?;
+    }
+    cx.exec_works(&id).await
+}
+
+async fn exec_in_a_container_that_ends(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let id = cx.start(&pod, &cx.sleeper("one")).await?;
+    let mut client = session(&cx, &id, "echo up; sleep 1000", false).await?;
+    client.until("up").await?;
+    let unused = streaming::exec(&cx.cri, &id, &["/bin/true"], false).await?;
+    cx.cri.stop(&id, 0).await?;
+    let ended = client.rest().await?;
+    ensure!(ended.code()? == 137, "the status is {}", ended.status);
+    let late = Client::connect(&unused, V5).await?.rest().await?;
+    ensure!(late.status["status"] == "Failure", "the status is {}", late.status);
+    let refused = streaming::exec(&cx.cri, &id, &["/bin/true"], false).await;
+    let code = refused.err().map(|status| status.code());
+    ensure!(code == Some(tonic::Code::FailedPrecondition), "Exec was answered with {code:?}");
+    Ok(())
+}
+
+async fn exec_of_a_missing_program(cx: Context) -> Result<()> {
+    let id = sleeper(&cx).await?;
+    let url = streaming::exec(&cx.cri, &id, &["/no/such/program"], false).await?;
+    let ended = Client::connect(&url, V5).await?.rest().await?;
+    let message = ended.status["message"].as_str().unwrap_or_default();
+    ensure!(message.contains("/no/such/program"), "the status is {}", ended.status);
+    Ok(())
+}
+
+async fn exec_many(cx: Context) -> Result<()> {
+    let id = sleeper(&cx).await?;
+    let mut clients = Vec::new();
+    for number in 0..50 {
+        let mut client = session(&cx, &id, &format!("cat; exit {number}"), number % 2 == 1).await?;
+        client.send(0, format!("exec {number}\n").as_bytes()).await?;
+        clients.push(client);
+    }
+    for (number, mut client) in clients.into_iter().enumerate() {
+        client.until(&format!("exec {number}")).await?;
+        // A terminal's end of input is a character.
+        let terminal = number % 2 == 1;
+        if terminal {
+            client.send(0, &[4]).await?;
+        } else {
+            client.end(0).await?;
+        }
+        let ended = client.rest().await?;
+        ensure!(ended.code()? == i64::try_from(number)?, "exec {number} ended with {}", ended.status);
+    }
+    Ok(())
+}
+
+async fn url_is_used_once(cx: Context) -> Result<()> {
+    let id = sleeper(&cx).await?;
+    let url = streaming::exec(&cx.cri, &id, &["/bin/true"], false).await?;
+    Client::connect(&url, V5).await?.rest().await?;
+    let again = Client::connect(&url, V5).await.err().context("a URL was used twice")?;
+    ensure!(format!("{again:#}").contains("HTTP/1.1 404 "), "{again:#}");
+    Ok(())
+}
+
+/// A container that serves one connection: it greets, and then answers what it gets.
+async fn server(cx: &Context, pod: &Pod, port: u16) -> Result<()> {
+    let line = format!("mkfifo /tmp/back; (echo greeting; cat /tmp/back) | nc -l -p {port} > /tmp/back");
+    let id = cx.start(pod, &cx.shell("server", &line)).await?;
+    let listening = format!("grep -q ':{port:04X} .* 0A ' /proc/net/tcp");
+    wait::until("the server to listen", secs(20), || async {
+        Ok((cx.cri.exec(&id, &["/bin/sh", "-c", &listening]).await?.code == 0).then_some(()))
+    })
+    .await
+}
+
+async fn talks(cx: &Context, pod: &Pod, port: u16) -> Result<()> {
+    let url = streaming::forward(&cx.cri, &pod.id, port).await?;
+    let mut client = Client::connect(&url, V4).await?;
+    let first = client.next().await?.context("no first message")?;
+    ensure!(first == (0, port.to_le_bytes().to_vec()), "the first message is {first:?}");
+    let first = client.next().await?.context("no second message")?;
+    ensure!(first == (1, port.to_le_bytes().to_vec()), "the second message is {first:?}");
+    let mut got = Vec::new();
+    client.send(0, b"echo\n").await?;
+    while got != b"greeting\necho\n" {
+        let (channel, bytes) = client.next().await?.with_context(|| format!("it closed after {got:?}"))?;
+        ensure!(channel == 0, "on channel {channel}: {}", String::from_utf8_lossy(&bytes));
+        got.extend(bytes);
+    }
+    Ok(())
+}
+
+async fn forward_to_a_pods_network(cx: Context) -> Result<()> {
+    let pod = cx.pod_of(cx.pod_config().own_network()).await?;
+    server(&cx, &pod, 7777).await?;
+    talks(&cx, &pod, 7777).await
+}
+
+async fn forward_to_the_hosts_network(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let port = crate::registry::free_port()?;
+    server(&cx, &pod, port).await?;
+    talks(&cx, &pod, port).await
+}
+
+async fn forward_to_a_closed_port(cx: Context) -> Result<()> {
+    // No container is needed.
+    let pod = cx.pod_of(cx.pod_config().own_network()).await?;
+    let url = streaming::forward(&cx.cri, &pod.id, 9).await?;
+    let mut client = Client::connect(&url, V4).await?;
+    let (mut channel, mut bytes) = (0, Vec::new());
+    for _ in 0..3 {
+        (channel, bytes) = client.next().await?.context("it closed")?;
+    }
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    ensure!(channel == 1 && text.contains("port 9"), "on channel {channel}: {text}");
+    ensure!(client.next().await?.is_none(), "it did not close");
+    cx.cri.stop_pod(&pod.id).await?;
+    let code = streaming::forward(&cx.cri, &pod.id, 9).await.err().map(|status| status.code());
+    ensure!(code == Some(tonic::Code::FailedPrecondition), "PortForward was answered with {code:?}");
+    Ok(())
+}
