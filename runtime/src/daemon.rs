@@ -70,7 +70,7 @@ pub enum Error {
     #[error("cannot restore pods and containers")]
     Node(#[from] crate::error::Error),
     /// The streaming server cannot listen.
-    #[error("cannot serve exec and port-forward (streaming.address)")]
+    #[error("cannot serve exec, attach and port-forward (streaming.address)")]
     Streaming(#[from] BindError),
     /// The socket or the server failed.
     #[error(transparent)]

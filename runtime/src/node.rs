@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use streaming::remote::Streams;
 
-pub(crate) use sessions::{Exec, PodNetwork};
+pub(crate) use sessions::{Attach, Exec, PodNetwork};
 
 pub(crate) use crate::pod::{ContainerView, ExecOutput, NodeOptions, PodView};
 
@@ -188,6 +188,15 @@ impl Node {
     pub(crate) async fn exec(&self, id: &str, cmd: Vec<Text>, streams: Streams) -> Result<Exec, Error> {
         let container = self.ticket(id).await?.record.id.to_string();
         Ok(Exec { node: self.clone(), container, cmd, streams })
+    }
+
+    /// The streams of a running container, for a client that connects later.
+    ///
+    /// # Errors
+    /// FailedPrecondition unless the container is running.
+    pub(crate) async fn attach(&self, id: &str, streams: Streams) -> Result<Attach, Error> {
+        let container = self.ticket(id).await?.record.id.to_string();
+        Ok(Attach { node: self.clone(), container, streams })
     }
 
     /// The network of a pod that is ready, with or without containers.

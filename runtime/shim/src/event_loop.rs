@@ -63,6 +63,7 @@ impl Shim {
             descriptors: Descriptors::default(),
             buffers: Buffers::new()?,
             incoming: Vec::new(),
+            input: None,
             from_daemon,
             inputs: VecDeque::new(),
         };
@@ -180,6 +181,7 @@ impl Shim {
                     self.performer.incoming = fds;
                     self.input(Input::Request { requester, request, fds: count });
                     self.performer.incoming = Vec::new();
+                    self.performer.input = None;
                 }
             }
         }

@@ -8,6 +8,7 @@ use sys::epoll::{Epoll, Interest};
 use wire::{ErrorKind, Failure};
 
 use crate::failure::{failure, refusal};
+use crate::io::attached::Attached;
 use crate::io::log::Stream;
 use crate::io::output::{After, Buffers, LogFile, Output};
 use crate::lifecycle::Serial;
@@ -24,6 +25,7 @@ pub(crate) struct Streams {
     outputs: [Option<Output>; 2],
     /// Kept open so that the container's stdin does not end.
     stdin: Option<OwnedFd>,
+    attached: Attached,
     terminal: bool,
     /// The socket on which the terminal's master arrives, until it is received.
     console: Option<OwnedFd>,
@@ -45,7 +47,8 @@ pub(crate) struct ErrorRead {
 impl Streams {
     pub(crate) fn new(log: LogFile, terminal: bool) -> Self {
         let (outputs, error) = ([None, None], Vec::new());
-        Self { log, outputs, stdin: None, terminal, console: None, error_pipe: None, error }
+        let attached = Attached::default();
+        Self { log, outputs, stdin: None, attached, terminal, console: None, error_pipe: None, error }
     }
 
     /// Takes the descriptors of the worker: the error pipe, then either the socket for the terminal's master,
@@ -96,13 +99,15 @@ impl Streams {
 
     /// Copies output to the log: stdout or the terminal (0), or stderr (1). Returns a warning, if any.
     pub(crate) fn copy(&mut self, which: usize, epoll: &Epoll, buffers: &mut Buffers) -> Option<String> {
-        let slot = self.outputs.get_mut(which)?;
+        let Self { outputs, log, attached, .. } = self;
+        let slot = outputs.get_mut(which)?;
         let output = slot.as_mut()?;
         let mut warning = None;
-        if output.read(&mut self.log, buffers, &mut |text| warning = Some(text)) == After::Ended {
+        let mut also = |bytes: &[u8]| attached.write(which, bytes);
+        if output.read(log, buffers, &mut |text| warning = Some(text), &mut also) == After::Ended {
             drop(epoll.remove(output.fd()));
             if let Some(output) = slot.take() {
-                output.finish(&mut self.log, buffers, &mut |text| warning = Some(text));
+                output.finish(log, buffers, &mut |text| warning = Some(text), &mut also);
             }
         }
         warning
@@ -110,16 +115,40 @@ impl Streams {
 
     /// Writes the remaining output and closes the streams. Returns a warning, if any.
     pub(crate) fn finish(&mut self, epoll: &Epoll, buffers: &mut Buffers) -> Option<String> {
+        let Self { outputs, log, attached, .. } = self;
         let mut warning = None;
-        for slot in &mut self.outputs {
+        for (which, slot) in outputs.iter_mut().enumerate() {
             if let Some(output) = slot.take() {
                 drop(epoll.remove(output.fd()));
-                output.finish(&mut self.log, buffers, &mut |text| warning = Some(text));
+                let mut also = |bytes: &[u8]| attached.write(which, bytes);
+                output.finish(log, buffers, &mut |text| warning = Some(text), &mut also);
             }
         }
+        self.attached.end();
         self.stdin = None;
         self.log.finish();
         warning
+    }
+
+    /// Gives a client the output from now on, by the pipes of its request. Returns the container's input: its terminal's
+    /// master, or its stdin if that is kept open.
+    pub(crate) fn attach(
+        &mut self,
+        fds: Vec<OwnedFd>,
+        wanted: [bool; 2],
+    ) -> Result<Option<OwnedFd>, Failure> {
+        let input = match (&self.outputs, &self.stdin) {
+            ([Some(terminal), _], _) if self.terminal => Some(terminal.fd()),
+            (_, stdin) => stdin.as_ref().map(|fd| fd.as_fd()),
+        };
+        let input = input.map(|fd| fd.try_clone_to_owned()).transpose().map_err(at("attach"))?;
+        self.attached.add(fds, wanted)?;
+        Ok(input)
+    }
+
+    /// No client will send more: the container's stdin ends when those that are attached have closed it too.
+    pub(crate) fn close_stdin(&mut self) {
+        self.stdin = None;
     }
 
     /// Reopens the log by its path.

@@ -36,6 +36,24 @@ impl Command for Exec {
     }
 }
 
+/// The streams of an Attach request.
+#[derive(Debug)]
+pub(crate) struct Attach {
+    pub(super) node: Node,
+    pub(super) container: String,
+    pub(super) streams: Streams,
+}
+
+impl Command for Attach {
+    fn start(self: Box<Self>) -> Pending<Result<Process, String>> {
+        let Self { node, container, streams } = *self;
+        Box::pin(async move {
+            let attached = async { pod::attach::attach(node.ticket(&container).await?, streams).await };
+            attached.await.map_err(|error: Error| error.message)
+        })
+    }
+}
+
 /// The network of a PortForward request's pod.
 #[derive(Debug)]
 pub(crate) struct PodNetwork {

@@ -9,6 +9,7 @@
 //! `supervisor` separates deciding from working. `jobs` implements it for this node; `fakes`, for tests, in memory.
 
 mod admission;
+pub(crate) mod attach;
 mod backoff;
 pub(crate) mod command;
 pub(crate) mod containers;
@@ -31,6 +32,7 @@ mod recorder;
 mod registry;
 mod run;
 mod stop;
+mod streams;
 mod supervisor;
 mod teardown;
 

@@ -50,7 +50,7 @@ pub(crate) struct Backend {
     pub(crate) root: Root,
     /// Stats of containers.
     pub(crate) stats: Arc<StatsCache>,
-    /// Issues the URLs of exec and port-forward.
+    /// Issues the URLs of exec, attach and port-forward.
     pub(crate) urls: Urls,
     /// Configuration, for verbose status.
     pub(crate) config: watch::Receiver<Arc<Config>>,

@@ -367,7 +367,13 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::AttachRequest>,
     ) -> Result<Response<cri::AttachResponse>, Status> {
-        not_implemented!(request, "Attach", "the streams of a running container; use Exec")
+        let (metadata, _, message) = request.into_parts();
+        handle("Attach", &metadata, NOTHING_CONTINUES, async {
+            let (container, streams) = convert::attach(message)?;
+            let command = self.backend.node.attach(&container, streams).await?;
+            Ok(cri::AttachResponse { url: self.backend.urls.attach(streams, Box::new(command))? })
+        })
+        .await
     }
 
     async fn port_forward(

@@ -163,6 +163,8 @@ async fn clients_get_the_codes_they_branch_on() {
         ..Default::default()
     };
     assert_eq!(runtime.exec(exec.clone()).await.unwrap_err().code(), Code::NotFound);
+    let attach = cri::AttachRequest { container_id: id.clone(), stdout: true, ..Default::default() };
+    assert_eq!(runtime.attach(attach).await.unwrap_err().code(), Code::NotFound);
     let forward = cri::PortForwardRequest { pod_sandbox_id: id.clone(), port: vec![80] };
     assert_eq!(runtime.port_forward(forward).await.unwrap_err().code(), Code::NotFound);
     let both = cri::ExecRequest { tty: true, stderr: true, ..exec };
@@ -197,7 +199,6 @@ async fn calls_that_are_not_implemented_return_unimplemented() {
         stream_containers(StreamContainersRequest),
         stream_container_stats(StreamContainerStatsRequest),
         update_container_resources(UpdateContainerResourcesRequest),
-        attach(AttachRequest),
         pod_sandbox_stats(PodSandboxStatsRequest),
         list_pod_sandbox_stats(ListPodSandboxStatsRequest),
         stream_pod_sandbox_stats(StreamPodSandboxStatsRequest),

@@ -146,6 +146,16 @@ pub fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(rustix::io::retry_on_intr(|| rustix::io::read(fd, &mut *buffer))?)
 }
 
+/// Whether somebody has the reading side of a pipe open; `fd` is the writing side.
+pub fn is_read(fd: BorrowedFd<'_>) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::empty())];
+    rustix::io::retry_on_intr(|| poll(&mut fds, Some(&Timespec::default()))).is_ok_and(|_| {
+        let [fd] = fds;
+        !fd.revents().contains(PollFlags::ERR)
+    })
+}
+
 /// Whether bytes can be read without waiting. End of file does not count.
 pub fn is_readable(fd: BorrowedFd<'_>) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};

@@ -198,6 +198,8 @@ const REQUESTS: &[&str] = &[
     "Exec",
     "KillExec",
     "ReopenLog",
+    "Attach",
+    "CloseStdin",
     "Forget",
     "StopPod",
     "Shutdown",

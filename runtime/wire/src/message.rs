@@ -84,8 +84,11 @@ pub mod feature {
     /// [`super::Request::Exec::deadline_ms`] is enforced. A shim without this feature skips the field, and
     /// only the daemon kills the exec.
     pub(super) const EXEC_DEADLINE: &str = "exec-deadline";
+    /// [`super::Request::Attach`] and [`super::Request::CloseStdin`] are carried out. A shim without this feature
+    /// replies that it does not support them.
+    pub(super) const ATTACH: &str = "attach";
     /// All features of this build.
-    pub const ALL: [&str; 3] = [STARTED_EVENT, STRICT_PLANS, EXEC_DEADLINE];
+    pub const ALL: [&str; 4] = [STARTED_EVENT, STRICT_PLANS, EXEC_DEADLINE, ATTACH];
 }
 
 /// An object that a shim holds.
@@ -252,6 +255,23 @@ pub enum Request {
     /// Reopens the log file by its path; the reply is sent when the new file exists. On an error no file was
     /// created and the old one stays in use.
     ReopenLog {
+        /// The container.
+        container: ContainerId,
+    },
+    /// Copies a running container's output to pipes, beside its log, and gives its input. Descriptors, all of them
+    /// write ends of pipes: one that is closed when the container has exited, then one for stdout (or the terminal)
+    /// and one for stderr, each if wanted. What a full pipe does not take is dropped. Reply: [`Reply::Done`], with the
+    /// master of its terminal, or the write end of its stdin if that is kept open. (Feature `attach`.)
+    Attach {
+        /// The container.
+        container: ContainerId,
+        /// Stdout is wanted.
+        stdout: bool,
+        /// Stderr is wanted; a terminal has none.
+        stderr: bool,
+    },
+    /// Closes the shim's end of a running container's stdin. (Feature `attach`.)
+    CloseStdin {
         /// The container.
         container: ContainerId,
     },

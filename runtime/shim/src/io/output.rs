@@ -185,12 +185,13 @@ impl Output {
         self.fd.as_fd()
     }
 
-    /// Reads available data, within the limit of one iteration.
+    /// Reads available data, within the limit of one iteration. `also` gets it too.
     pub(crate) fn read(
         &mut self,
         log: &mut LogFile,
         buffers: &mut Buffers,
         warn: &mut dyn FnMut(String),
+        also: &mut dyn FnMut(&[u8]),
     ) -> After {
         buffers.used = true;
         let Buffers { read, write, .. } = buffers;
@@ -208,7 +209,8 @@ impl Output {
             };
             match got {
                 Ok(bytes) => {
-                    let chunk = read.bytes().get(..bytes).unwrap_or_default();
+                    let chunk: &[u8] = read.bytes().get(..bytes).unwrap_or_default();
+                    also(chunk);
                     self.lines.push(chunk, &Stamp::new(sys::clock::now()), &mut batch);
                     if bytes < size {
                         // A short read means that the pipe is empty, so another call is not needed.
@@ -228,11 +230,18 @@ impl Output {
 
     /// Reads remaining data and writes an incomplete line, after the container's processes have ended. The number of
     /// reads is bounded: another process that has the pipe and keeps writing must not block the shim.
-    pub(crate) fn finish(mut self, log: &mut LogFile, buffers: &mut Buffers, warn: &mut dyn FnMut(String)) {
+    pub(crate) fn finish(
+        mut self,
+        log: &mut LogFile,
+        buffers: &mut Buffers,
+        warn: &mut dyn FnMut(String),
+        also: &mut dyn FnMut(&[u8]),
+    ) {
         /// A pipe holds 1 MiB at most (`/proc/sys/fs/pipe-max-size` for the unprivileged).
         const ROUNDS: usize = 64;
         for _ in 0..ROUNDS {
-            if self.read(log, buffers, warn) == After::Ended || !sys::fds::is_readable(self.fd.as_fd()) {
+            if self.read(log, buffers, warn, also) == After::Ended || !sys::fds::is_readable(self.fd.as_fd())
+            {
                 break;
             }
         }
@@ -263,8 +272,12 @@ mod tests {
             let logged = || std::fs::read_to_string(dir.path().join("log")).unwrap();
             while !logged().contains(&format!(" F {word}\n")) {
                 assert!(Instant::now() < end, "{:?}", logged());
-                let after = output.read(&mut log, &mut buffers, &mut |warning| panic!("{warning}"));
+                let mut read = Vec::new();
+                let mut also = |bytes: &[u8]| read.extend_from_slice(bytes);
+                let after =
+                    output.read(&mut log, &mut buffers, &mut |warning| panic!("{warning}"), &mut also);
                 assert_eq!(after, After::Open);
+                assert!(read.is_empty() || read == format!("{word}\r\n").as_bytes(), "{read:?}");
             }
         }
     }

@@ -64,6 +64,11 @@ pub(crate) enum Action {
     RemoveRecord { requester: Requester, container: ContainerId },
     /// Reopen a container's log. Result: `Served`.
     ReopenLog { requester: Requester, serial: Serial },
+    /// Give a client a container's output by the pipes of the request. Result: `Served`, and the container's input for
+    /// the reply.
+    Attach { requester: Requester, serial: Serial, stdout: bool, stderr: bool },
+    /// Close a container's stdin. Result: `Served`.
+    CloseStdin { requester: Requester, serial: Serial },
     /// Close all descriptors of an object.
     Release(Serial),
     /// Exit.

@@ -109,6 +109,10 @@ pub(crate) enum ContainerInput {
     Kill { requester: Requester, signal: i32, all: bool },
     /// A request to reopen its log.
     ReopenLog(Requester),
+    /// A request for its output and input.
+    Attach { requester: Requester, stdout: bool, stderr: bool },
+    /// A request to close its stdin.
+    CloseStdin(Requester),
     /// A request to remove it.
     Forget(Requester),
 }

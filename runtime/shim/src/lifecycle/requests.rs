@@ -44,6 +44,19 @@ impl Lifecycle {
             Request::ReopenLog { container } => {
                 self.container_request(requester, &container, ContainerInput::ReopenLog(requester));
             }
+            Request::Attach { stdout, stderr, .. }
+                if fds != 1 + usize::from(stdout) + usize::from(stderr) =>
+            {
+                let message = "a pipe for the end, and one for each wanted output, are expected";
+                self.cx.refuse(requester, ErrorKind::Invalid, "attach", message);
+            }
+            Request::Attach { container, stdout, stderr } => {
+                let input = ContainerInput::Attach { requester, stdout, stderr };
+                self.container_request(requester, &container, input);
+            }
+            Request::CloseStdin { container } => {
+                self.container_request(requester, &container, ContainerInput::CloseStdin(requester));
+            }
             Request::Forget { container } if self.container_serial(&container).is_none() => {
                 self.cx.act(Action::RemoveRecord { requester, container });
             }

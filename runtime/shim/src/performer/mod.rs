@@ -38,6 +38,8 @@ pub(crate) struct Performer {
     pub(crate) buffers: Buffers,
     /// Descriptors of the current request.
     pub(crate) incoming: Vec<OwnedFd>,
+    /// The container's input, for the reply to the current request.
+    pub(crate) input: Option<OwnedFd>,
     pub(crate) from_daemon: FromDaemon,
     /// Results of actions and other inputs, in order.
     pub(crate) inputs: VecDeque<Input>,
@@ -54,6 +56,7 @@ impl Performer {
             }
             Action::Reply { to, reply, fd_of } => {
                 let fd = fd_of.and_then(|serial| self.descriptors.worker(serial)).and_then(|w| w.fd.take());
+                let fd = fd.or_else(|| self.input.take());
                 let sent = self.link.reply(to, reply, fd, &self.epoll);
                 self.close_if_lost(sent);
             }
@@ -132,13 +135,15 @@ impl Performer {
             | Action::KillCgroup(serial)
             | Action::CheckCgroup(serial, _)
             | Action::FinishOutputs(serial)
-            | Action::ReopenLog { serial, .. } => self.perform_on_container(serial, action, lifecycle),
+            | Action::ReopenLog { serial, .. }
+            | Action::Attach { serial, .. }
+            | Action::CloseStdin { serial, .. } => self.perform_on_container(serial, action, lifecycle),
         }
         None
     }
 
     fn perform_on_container(&mut self, serial: Serial, action: Action, lifecycle: &Lifecycle) {
-        let Self { epoll, descriptors, buffers, .. } = self;
+        let Self { epoll, descriptors, buffers, incoming, input, .. } = self;
         let Some(container) = descriptors.container_mut(serial) else {
             // Not expected: a container has descriptors as long as it is checked. Without them it must not be checked
             // for ever.
@@ -175,6 +180,15 @@ impl Performer {
                     None => Ok(()),
                 };
                 self.served(requester, reopened.map_err(|error| failure(ErrorKind::Internal, "log", &error)));
+            }
+            Action::Attach { requester, stdout, stderr, .. } => {
+                let attached = streams.attach(std::mem::take(incoming), [stdout, stderr]);
+                let outcome = attached.map(|fd| *input = fd);
+                self.served(requester, outcome);
+            }
+            Action::CloseStdin { requester, .. } => {
+                streams.close_stdin();
+                self.served(requester, Ok(()));
             }
             _ => {}
         }

@@ -5,15 +5,14 @@ use super::{Guard, START, Ticket, pipe, plan};
 use crate::error::Error;
 use crate::lanes;
 use crate::pod::context::Context;
+use crate::pod::streams::{control, screen, sink, source};
 use crate::shims::client::{ClientError, Started, next_exec};
 use model::{ContainerRecord, Text};
-use rustix::termios::{Winsize, tcsetwinsize};
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use streaming::remote::{Outcome, Size, Streams};
-use streaming::server::{Process, Sink, Source};
-use tokio::net::unix::pipe::{Receiver, Sender};
+use streaming::remote::{Outcome, Streams};
+use streaming::server::Process;
 use tokio::sync::oneshot;
 use wire::Request;
 
@@ -42,10 +41,7 @@ pub(crate) async fn session(
         lanes::run(lanes::exec(), pod.as_str(), "prepare the exec", prepared).await?;
     let watch = |error: io::Error| Error::of("watch the streams of the exec", &error);
     // They are watched before anything is started, so that a failure leaves nothing behind.
-    let stdin: Option<Sink> = match stdin {
-        Some(fd) => Some(Box::new(Sender::from_owned_fd(fd).map_err(watch)?)),
-        None => None,
-    };
+    let stdin = sink(stdin).map_err(watch)?;
     let (stdout, stderr) = (source(stdout).map_err(watch)?, source(stderr).map_err(watch)?);
     let exec = next_exec();
     let request = Request::Exec { exec, container, deadline_ms: None };
@@ -60,7 +56,9 @@ pub(crate) async fn session(
     })?;
     let mut process = Process { stdin, stdout, stderr, resize: None, exit: Box::pin(outcome(exit)) };
     if let Some(master) = terminal {
-        attach(&mut process, &master, streams).map_err(watch)?;
+        control(&mut process, &master, streams.stdin).map_err(watch)?;
+        // It is read even if nobody wants it: the process would wait for room in it.
+        process.stdout = Some(screen(&master).map_err(watch)?);
     }
     guard.client = None;
     Ok(process)
@@ -99,31 +97,6 @@ fn prepare(
         prepared.fds.push(theirs);
     }
     Ok(prepared)
-}
-
-fn source(fd: Option<OwnedFd>) -> io::Result<Option<Source>> {
-    Ok(match fd {
-        Some(fd) => Some(Box::new(Receiver::from_owned_fd(fd)?)),
-        None => None,
-    })
-}
-
-/// Makes the terminal the process's streams. Its output is read even if nobody wants it: the process would wait for
-/// room in it.
-fn attach(process: &mut Process, master: &OwnedFd, streams: Streams) -> io::Result<()> {
-    sys::fds::set_nonblocking(master.as_fd())?;
-    process.stdout = Some(Box::new(Receiver::from_owned_fd_unchecked(master.try_clone()?)?));
-    if streams.stdin {
-        process.stdin = Some(Box::new(Sender::from_owned_fd_unchecked(master.try_clone()?)?));
-    }
-    let master = master.try_clone()?;
-    process.resize = Some(Box::new(move |Size { width, height }| {
-        let size = Winsize { ws_row: height, ws_col: width, ws_xpixel: 0, ws_ypixel: 0 };
-        if let Err(error) = tcsetwinsize(&master, size) {
-            tracing::debug!(error = %io::Error::from(error), "cannot set the size of a terminal");
-        }
-    }));
-    Ok(())
 }
 
 /// How the command ended, for the client.

@@ -12,6 +12,12 @@ pub(crate) fn exec(given: cri::ExecRequest) -> Result<(String, Vec<Text>, Stream
     Ok((container_id, command(cmd)?, streams(Streams { stdin, stdout, stderr, tty })?))
 }
 
+/// Container id and streams of an Attach request.
+pub(crate) fn attach(given: cri::AttachRequest) -> Result<(String, Streams)> {
+    let cri::AttachRequest { container_id, stdin, tty, stdout, stderr } = given;
+    Ok((container_id, streams(Streams { stdin, stdout, stderr, tty })?))
+}
+
 /// Pod id and ports of a PortForward request. Only the old WebSocket form uses the ports: with SPDY each connection
 /// names its own.
 pub(crate) fn port_forward(given: cri::PortForwardRequest) -> Result<(String, Vec<u16>)> {

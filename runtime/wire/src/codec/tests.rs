@@ -75,6 +75,8 @@ fn every_message() -> Vec<Message> {
             Request::Exec { exec, container: c(), deadline_ms: Some(3000) },
             Request::KillExec { exec },
             Request::ReopenLog { container: c() },
+            Request::Attach { container: c(), stdout: true, stderr: false },
+            Request::CloseStdin { container: c() },
             Request::Forget { container: c() },
             Request::StopPod,
             Request::Shutdown,

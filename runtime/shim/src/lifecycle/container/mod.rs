@@ -68,7 +68,18 @@ impl Container {
             ContainerInput::Worker(WorkerInput::Warning(text)) => return cx.warn(Some(&self.id), text),
             ContainerInput::Start(requester) => return self.start(requester, cx),
             ContainerInput::Kill { requester, signal, all } => return self.kill(requester, signal, all, cx),
-            ContainerInput::ReopenLog(requester) => return self.reopen_log(requester, cx),
+            ContainerInput::ReopenLog(requester) => {
+                let action = Action::ReopenLog { requester, serial: self.serial };
+                return self.while_running(requester, "log", action, cx);
+            }
+            ContainerInput::Attach { requester, stdout, stderr } => {
+                let action = Action::Attach { requester, serial: self.serial, stdout, stderr };
+                return self.while_running(requester, "attach", action, cx);
+            }
+            ContainerInput::CloseStdin(requester) => {
+                let action = Action::CloseStdin { requester, serial: self.serial };
+                return self.while_running(requester, "stdin", action, cx);
+            }
             ContainerInput::Forget(requester) => return self.forget(requester, cx),
             ContainerInput::Stop => return self.stop(cx),
             other => other,
@@ -122,12 +133,13 @@ impl Container {
         cx.reply(requester, Reply::Done);
     }
 
-    fn reopen_log(&mut self, requester: Requester, cx: &mut Context) {
+    /// Does what a request asks for that is only allowed while the container runs.
+    fn while_running(&self, requester: Requester, stage: &str, action: Action, cx: &mut Context) {
         if matches!(self.phase, Phase::Running { .. }) {
-            cx.act(Action::ReopenLog { requester, serial: self.serial });
+            cx.act(action);
         } else {
             let message = format!("container {} is not running", self.id);
-            cx.refuse(requester, ErrorKind::WrongState, "log", message);
+            cx.refuse(requester, ErrorKind::WrongState, stage, message);
         }
     }
 

@@ -32,6 +32,7 @@ fn op() -> impl Strategy<Value = Op> {
         6 => (n(), proptest::option::of(0u16..5000)).prop_map(|(which, deadline)| Op::Exec(which, deadline)),
         3 => n().prop_map(Op::KillExec),
         1 => n().prop_map(Op::ReopenLog),
+        1 => prop_oneof![n().prop_map(Op::Attach), n().prop_map(Op::CloseStdin)],
         2 => n().prop_map(Op::Forget),
         1 => prop_oneof![Just(Op::StopPod), Just(Op::Shutdown), Just(Op::Terminate), Just(Op::Unknown)],
         20 => (n(), n()).prop_map(|(which, how)| Op::Work(which, how)),

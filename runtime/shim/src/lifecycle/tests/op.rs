@@ -12,6 +12,8 @@ pub(super) enum Op {
     Exec(u8, Option<u16>),
     KillExec(u8),
     ReopenLog(u8),
+    Attach(u8),
+    CloseStdin(u8),
     Forget(u8),
     StopPod,
     Shutdown,

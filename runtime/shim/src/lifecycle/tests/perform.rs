@@ -85,7 +85,10 @@ impl World {
                 self.check.recorded(serial, facts, outcome.is_ok());
                 self.result(serial, ContainerInput::Recorded(outcome));
             }
-            Action::RemoveRecord { requester, .. } | Action::ReopenLog { requester, .. } => {
+            Action::RemoveRecord { requester, .. }
+            | Action::ReopenLog { requester, .. }
+            | Action::Attach { requester, .. }
+            | Action::CloseStdin { requester, .. } => {
                 self.inputs.push_back(Input::Served { requester, outcome: Ok(()) });
             }
             Action::DropErrorPipe(serial) => self.told_to_start.retain(|known| *known != serial),

@@ -95,6 +95,8 @@ pub(super) fn container_inputs() -> Vec<(&'static str, ContainerInput)> {
         ("SIGKILL", kill(9, false)),
         ("all", kill(9, true)),
         ("", ContainerInput::ReopenLog(OTHER)),
+        ("", ContainerInput::Attach { requester: OTHER, stdout: true, stderr: true }),
+        ("", ContainerInput::CloseStdin(OTHER)),
         ("", ContainerInput::Forget(OTHER)),
     ];
     worker_inputs()

@@ -51,6 +51,8 @@ names!(
     Start,
     Kill,
     ReopenLog,
+    Attach,
+    CloseStdin,
     Forget,
 );
 names!(
@@ -103,6 +105,8 @@ names!(
     WriteRecord,
     RemoveRecord,
     ReopenLog,
+    Attach,
+    CloseStdin,
     Release,
     End,
 );

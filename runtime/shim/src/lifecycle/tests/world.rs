@@ -162,6 +162,10 @@ impl World {
                 self.ask(Request::KillExec { exec }, 0)
             }
             Op::ReopenLog(number) => self.ask(Request::ReopenLog { container: id(number % 6) }, 0),
+            Op::Attach(number) => {
+                self.ask(Request::Attach { container: id(number % 6), stdout: true, stderr: true }, 3)
+            }
+            Op::CloseStdin(number) => self.ask(Request::CloseStdin { container: id(number % 6) }, 0),
             Op::Forget(number) => self.ask(Request::Forget { container: id(number % 6) }, 0),
             Op::StopPod => self.ask(Request::StopPod, 0),
             Op::Shutdown => self.ask(Request::Shutdown, 0),

@@ -1,0 +1,115 @@
+//! Attach: a client sees a container's output beside its log, and writes to its stdin. The output is copied by the shim;
+//! what the client sends does not pass through it.
+
+use super::exec::Ticket;
+use super::streams::{control, sink, source};
+use crate::error::Error;
+use crate::shims::Client;
+use crate::shims::client::ClientError;
+use model::ContainerId;
+use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use streaming::remote::{Outcome, Streams};
+use streaming::server::{Process, Sink};
+use tokio::io::{AsyncReadExt as _, AsyncWrite};
+use tokio::net::unix::pipe::Receiver;
+use wire::{Reply, Request};
+
+/// Time limit for the shim's replies.
+const LIMIT: Duration = Duration::from_secs(10);
+/// Bytes of output that a client may be late; the shim drops what is more.
+const SLACK: usize = 256 * 1024;
+
+/// Attaches to a running container. It ends with the container; dropping it detaches.
+pub(crate) async fn attach(ticket: Ticket, wanted: Streams) -> Result<Process, Error> {
+    let Ticket { client, record } = ticket;
+    let (container, config) = (record.id.clone(), &record.config);
+    let failed = |error: io::Error| Error::of(format!("container {container}: pipes for attach"), &error);
+    let (end, theirs) = pipe(None).map_err(failed)?;
+    let mut fds = vec![theirs];
+    let mut output = |wanted: bool| -> Result<Option<OwnedFd>, Error> {
+        if !wanted {
+            return Ok(None);
+        }
+        let (ours, theirs) = pipe(Some(SLACK)).map_err(failed)?;
+        fds.push(theirs);
+        Ok(Some(ours))
+    };
+    let (stdout, stderr) = (wanted.stdout, wanted.stderr && !config.tty);
+    let (out, err) = (output(stdout)?, output(stderr)?);
+    let (out, err) = (source(out).map_err(failed)?, source(err).map_err(failed)?);
+    let mut end = Receiver::from_owned_fd(end).map_err(failed)?;
+    let exit = Box::pin(async move {
+        // It is never written to: it ends with the container, or with its shim.
+        drop(end.read(&mut [0; 1]).await);
+        Outcome::Success
+    });
+    let mut process = Process { stdin: None, stdout: out, stderr: err, resize: None, exit };
+    let request = Request::Attach { container: container.clone(), stdout, stderr };
+    let (Reply::Done, given) = client.request("attach", request, fds, LIMIT).await? else {
+        return Err(ClientError::UnexpectedReply("attach").into());
+    };
+    let stdin = wanted.stdin && config.stdin;
+    match given.into_iter().next() {
+        Some(master) if config.tty => control(&mut process, &master, stdin).map_err(failed)?,
+        Some(pipe) if stdin => {
+            let sink = sink(Some(pipe)).map_err(failed)?;
+            let once = config.stdin_once.then(|| Once { client, container: container.clone() });
+            process.stdin = sink.map(|sink| -> Sink { Box::new(Stdin { sink, _once: once }) });
+        }
+        _ => {}
+    }
+    Ok(process)
+}
+
+fn pipe(size: Option<usize>) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    if let Some(size) = size {
+        // Without it a client may be less late.
+        let _set = fcntl_setpipe_size(&read, size);
+    }
+    Ok((read, write))
+}
+
+/// A container's stdin.
+struct Stdin {
+    sink: Sink,
+    _once: Option<Once>,
+}
+
+/// Closes the container's stdin when its first client has ended it or has left (CRI's `stdin_once`).
+struct Once {
+    client: Client,
+    container: ContainerId,
+}
+
+impl Drop for Once {
+    fn drop(&mut self) {
+        let (client, container) = (self.client.clone(), self.container.clone());
+        tokio::spawn(async move {
+            let request = Request::CloseStdin { container: container.clone() };
+            if let Err(error) = client.done("the end of stdin", request, LIMIT).await {
+                // Most likely the container has exited.
+                tracing::debug!(%container, %error, "cannot close stdin");
+            }
+        });
+    }
+}
+
+impl AsyncWrite for Stdin {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.sink).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.sink).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.sink).poll_shutdown(cx)
+    }
+}
