@@ -1,4 +1,4 @@
-//! A client of exec and port-forward: WebSocket as a client writes it, byte by byte, so that a test decides what is sent
+//! A client of exec, attach and port-forward: WebSocket as a client writes it, byte by byte, so that a test decides what is sent
 //! and when it stops reading.
 
 use std::time::Duration;
@@ -60,6 +60,13 @@ pub(crate) async fn exec(cri: &Cri, id: &str, cmd: &[&str], tty: bool) -> Answer
         stderr: !tty,
     };
     Ok(cri.runtime.clone().exec(bounded(request, LIMIT)).await?.into_inner().url)
+}
+
+/// The URL of an Attach.
+pub(crate) async fn attach(cri: &Cri, id: &str, tty: bool) -> Answer<String> {
+    let request =
+        api::AttachRequest { container_id: id.to_owned(), stdin: true, tty, stdout: true, stderr: !tty };
+    Ok(cri.runtime.clone().attach(bounded(request, LIMIT)).await?.into_inner().url)
 }
 
 /// The URL of a PortForward.
@@ -174,11 +181,15 @@ impl Client {
 
     /// Reads until channel 1 has sent `text`, among whatever else.
     pub(crate) async fn until(&mut self, text: &str) -> Result<()> {
-        let mut all = String::new();
-        while !all.contains(text) {
-            let Some((channel, bytes)) = self.next().await? else { bail!("the session ended after {all:?}") };
+        // The last bytes: what `text` may begin in.
+        let mut tail = Vec::new();
+        while !tail.windows(text.len()).any(|window| window == text.as_bytes()) {
+            tail.drain(..tail.len().saturating_sub(text.len()));
+            let Some((channel, bytes)) = self.next().await? else {
+                bail!("the session ended without {text:?}, after {:?}", String::from_utf8_lossy(&tail));
+            };
             if channel == 1 {
-                all.push_str(&String::from_utf8_lossy(&bytes));
+                tail.extend(bytes);
             }
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Exec and port-forward through the streaming server.
+//! Exec, attach and port-forward through the streaming server.
 
 use anyhow::{Context as _, Result};
 
@@ -6,7 +6,7 @@ use crate::context::{Context, Pod};
 use crate::expect::ensure;
 use crate::proc;
 use crate::runner::{Test, test};
-use crate::shapes::{self, PodExt as _};
+use crate::shapes::{self, ContainerExt as _, PodExt as _};
 use crate::streaming::{self, Client, V4, V5};
 use crate::wait::{self, secs};
 
@@ -19,6 +19,11 @@ pub(super) fn tests() -> Vec<Test> {
         test!(exec_in_a_container_that_ends).ours(),
         test!(exec_of_a_missing_program).ours(),
         test!(exec_many).ours(),
+        test!(attach_sees_and_writes).ours(),
+        test!(attach_ends_stdin_once).ours(),
+        test!(attach_to_a_terminal).ours(),
+        test!(attach_without_reading).ours(),
+        test!(attach_again_after_a_restart).own(),
         test!(url_is_used_once).ours(),
         test!(forward_to_a_pods_network).ours(),
         test!(forward_to_the_hosts_network).ours(),
@@ -145,6 +150,107 @@ async fn exec_many(cx: Context) -> Result<()> {
         ensure!(ended.code()? == i64::try_from(number)?, "exec {number} ended with {}", ended.status);
     }
     Ok(())
+}
+
+async fn attached(cx: &Context, id: &str, tty: bool) -> Result<Client> {
+    Client::connect(&streaming::attach(&cx.cri, id, tty).await?, V5).await
+}
+
+/// A container that says what it reads.
+async fn listener(cx: &Context, once: bool) -> Result<String> {
+    let pod = cx.pod().await?;
+    let line = "echo up; while read x; do echo got $x; echo error $x >&2; done; echo over; exit 4";
+    let config = cx.shell("one", line).with(|c| {
+        c.stdin = true;
+        c.stdin_once = once;
+    });
+    let id = cx.start(&pod, &config).await?;
+    cx.said(&id, "up").await?;
+    Ok(id)
+}
+
+async fn attach_sees_and_writes(cx: Context) -> Result<()> {
+    let id = listener(&cx, false).await?;
+    let (mut first, mut second) = (attached(&cx, &id, false).await?, attached(&cx, &id, false).await?);
+    first.send(0, b"one\n").await?;
+    first.until("got one").await?;
+    second.until("got one").await?;
+    second.send(0, b"two\n").await?;
+    first.until("got two").await?;
+    // The end of a client's input, and a client that leaves, are not the container's end.
+    first.end(0).await?;
+    drop(second);
+    let mut third = attached(&cx, &id, false).await?;
+    third.send(0, b"three\n").await?;
+    first.until("got three").await?;
+    cx.said(&id, "got three").await.context("the log")?;
+    cx.cri.stop(&id, 0).await?;
+    let ended = first.rest().await?;
+    ensure!(ended.status["status"] == "Success", "the status is {}", ended.status);
+    ensure!(third.rest().await?.stderr == b"error three\n", "stderr is a channel of its own");
+    Ok(())
+}
+
+async fn attach_ends_stdin_once(cx: Context) -> Result<()> {
+    let id = listener(&cx, true).await?;
+    let mut client = attached(&cx, &id, false).await?;
+    client.send(0, b"one\n").await?;
+    client.until("got one").await?;
+    client.end(0).await?;
+    let ended = client.rest().await?;
+    ensure!(ended.text() == "over\n" && ended.status["status"] == "Success", "attach gave {ended:?}");
+    cx.cri.wait_exit(&id, secs(20)).await?;
+    cx.exited_with(&id, 4).await?;
+    // Also if it leaves without a word.
+    let id = listener(&cx, true).await?;
+    drop(attached(&cx, &id, false).await?);
+    cx.cri.wait_exit(&id, secs(20)).await?;
+    cx.exited_with(&id, 4).await
+}
+
+async fn attach_to_a_terminal(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let line = "echo up; while read x; do stty size; done";
+    let config = cx.shell("one", line).terminal().with(|c| c.stdin = true);
+    let id = cx.start(&pod, &config).await?;
+    cx.said(&id, "up").await?;
+    let mut client = attached(&cx, &id, true).await?;
+    client.resize(91, 33).await?;
+    client.send(0, b"\n").await?;
+    client.until("33 91").await?;
+    client.resize(120, 40).await?;
+    client.send(0, b"\n").await?;
+    client.until("40 120").await?;
+    // An end of file by the terminal.
+    client.send(0, &[4]).await?;
+    let ended = client.rest().await?;
+    ensure!(ended.status["status"] == "Success", "the status is {}", ended.status);
+    Ok(())
+}
+
+/// A client that does not read must not delay the container, its log or another client.
+async fn attach_without_reading(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let line =
+        "read x; dd if=/dev/zero bs=8000 count=4000 | tr '\\0' x; sleep 1; echo; echo finished; sleep 100000";
+    let id = cx.start(&pod, &cx.shell("one", line).with(|c| c.stdin = true)).await?;
+    let (slow, mut fast) = (attached(&cx, &id, false).await?, attached(&cx, &id, false).await?);
+    fast.send(0, b"\n").await?;
+    fast.until("finished").await?;
+    cx.said(&id, "finished").await?;
+    drop(slow);
+    cx.exec_works(&id).await
+}
+
+async fn attach_again_after_a_restart(cx: Context) -> Result<()> {
+    let id = listener(&cx, false).await?;
+    let mut client = attached(&cx, &id, false).await?;
+    client.send(0, b"one\n").await?;
+    client.until("got one").await?;
+    cx.node.crash().await?;
+    let mut client = attached(&cx, &id, false).await?;
+    client.send(0, b"two\n").await?;
+    client.until("got two").await
 }
 
 async fn url_is_used_once(cx: Context) -> Result<()> {
