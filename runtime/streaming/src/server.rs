@@ -11,8 +11,8 @@
 //! then has a session until it ends, the client leaves or nothing has been transferred for some time. What a URL stands
 //! for is an object of the caller ([`Command`], [`Network`]): this crate knows neither pods nor containers.
 //!
-//! Limits: [`MAX_TOKENS`] tokens, [`MAX_CONNECTIONS`] connections, of which at most [`MAX_HANDSHAKES`] have presented
-//! no token yet. One more makes the oldest of those close, so that who opens connections without a token cannot keep
+//! Limits: `MAX_TOKENS` tokens, `MAX_CONNECTIONS` connections, of which at most `MAX_HANDSHAKES` have presented no token
+//! yet. One more makes the oldest of those close, so that who opens connections without a token cannot keep
 //! out who has one. A session's memory is its buffers (160 KiB for exec, 32 KiB and up to
 //! 96 KiB for each connection of port-forward) and what its protocol keeps.
 
@@ -26,7 +26,7 @@ mod tests;
 mod tokens;
 
 pub use backend::{Command, Network, Pending, Process, Sink, Source};
-pub use tokens::{IssueError, MAX_TOKENS, TOKEN_LIFE};
+pub use tokens::IssueError;
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -39,12 +39,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::remote::Streams;
-use tokens::{Target, Tokens};
+use tokens::{TOKEN_LIFE, Target, Tokens};
 
 /// Connections at a time, of all clients. kubelet opens one for each `kubectl exec`, `attach` and `port-forward`.
-pub const MAX_CONNECTIONS: usize = 1024;
+const MAX_CONNECTIONS: usize = 1024;
 /// Connections at a time that have presented no token yet. A client does so in its first packet.
-pub const MAX_HANDSHAKES: usize = 128;
+const MAX_HANDSHAKES: usize = 128;
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 

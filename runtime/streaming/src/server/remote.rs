@@ -148,7 +148,7 @@ async fn output(
     let exit = async {
         let outcome = exit.await;
         let _first = exited.set(());
-        Ok(outcome)
+        Ok::<_, End>(outcome)
     };
     let (outcome, (), ()) = tokio::try_join!(
         exit,

@@ -13,16 +13,16 @@ use crate::remote::Streams;
 
 /// Tokens that were issued and neither redeemed nor expired. kubelet redeems one at once, so more are a fault of a
 /// client.
-pub const MAX_TOKENS: usize = 1000;
+const MAX_TOKENS: usize = 1000;
 /// How long a token can be redeemed.
-pub const TOKEN_LIFE: Duration = Duration::from_secs(60);
+pub(super) const TOKEN_LIFE: Duration = Duration::from_secs(60);
 /// Random bytes of a token: nobody finds one by trying.
 const TOKEN_BYTES: usize = 16;
 
 /// Why no URL was issued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum IssueError {
-    /// [`MAX_TOKENS`] are waiting.
+    /// 1,000 are waiting.
     #[error(
         "{MAX_TOKENS} URLs of exec, attach and port-forward were issued and not used yet; each expires after {TOKEN_LIFE:?}"
     )]
@@ -98,7 +98,7 @@ impl std::fmt::Debug for Tokens {
 impl Tokens {
     /// A new token.
     pub(super) fn issue(&self, target: Target, now: Instant) -> Result<String, IssueError> {
-        let mut random = [0; TOKEN_BYTES];
+        let mut random = [0u8; TOKEN_BYTES];
         match getrandom(&mut random, GetRandomFlags::empty()) {
             Ok(TOKEN_BYTES) => {}
             _ => return Err(IssueError::Random),

@@ -150,12 +150,12 @@ async fn streams_that_do_not_come_end_the_session() {
 
 #[tokio::test]
 async fn a_session_without_traffic_ends() {
-    let idle = Duration::from_millis(300);
+    let idle = Duration::from_secs(1);
     let server = running(Some(idle), STEP).await;
     let mut session = Session::new(&server, ALL, Script::Hang, &NAMES).await;
     // Pings are traffic: the client is there.
     for id in 0..4u32 {
-        tokio::time::sleep(idle / 2).await;
+        tokio::time::sleep(idle / 3).await;
         session.send(&ping(2 * id + 1)).await;
     }
     assert_eq!(session.seen.recv().await, Some(Seen::Started));
