@@ -16,6 +16,7 @@ use super::worker::KILL_AGAIN_MS;
 
 impl Lifecycle {
     /// Carries out or refuses a request.
+    #[expect(clippy::too_many_lines, reason = "one match over all requests")]
     pub(super) fn request(&mut self, requester: Requester, request: Request, fds: usize) {
         match request {
             Request::StartPause => self.start_pause(requester),
