@@ -81,7 +81,7 @@ impl Command for Attach {
 pub(crate) struct PodNetwork {
     pub(super) node: Node,
     pub(super) pod: PodId,
-    pub(super) session: Session,
+    pub(super) _session: Session,
 }
 
 impl Network for PodNetwork {
