@@ -21,6 +21,7 @@ fn changes() -> Vec<(String, String)> {
                 '"' if key == "mount_namespace" => "\"self\"",
                 '"' if key == "level" => "\"trace\"",
                 '"' if key == "format" => "\"json\"",
+                '"' if key == "address" => "\"[::1]:10010\"",
                 '"' => "\"/somewhere/else\"",
                 '[' => "[\"/somewhere/else\"]",
                 _ => "7",

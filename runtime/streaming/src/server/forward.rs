@@ -104,7 +104,7 @@ pub(super) async fn run(
     tracing::debug!(%end, "a session of port-forward ended");
     drop(tasks);
     all.link.with(Session::leave);
-    all.link.finish(&mut read, shared.idle).await;
+    all.link.finish(&mut read, Some(link::LINGER)).await;
 }
 
 impl Forwarding {

@@ -18,7 +18,7 @@ use crate::{forward, remote};
 
 /// How long a client may take to close after this side has, and how long what a client sent last may wait for a process
 /// that does not read.
-const LINGER: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
+pub(super) const LINGER: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 /// Pause between pings.
 const PING: Duration = Duration::from_secs(30);
 /// Bytes of one read that are dropped.
@@ -196,9 +196,11 @@ impl<S: Outgoing> Link<S> {
         }
     }
 
-    /// Ends the connection: writes what is left, closes this direction, and waits for the client to close the other.
-    /// A client that reads slowly is waited for as long as it reads.
-    pub(super) async fn finish(&self, read: &mut OwnedReadHalf, idle: Option<Duration>) {
+    /// Ends the connection: writes what is left, at most for `limit`, closes this direction, and waits for the client to
+    /// close the other.
+    pub(super) async fn finish(&self, read: &mut OwnedReadHalf, limit: Option<Duration>) {
+        // From now on, whatever ended the session.
+        self.touch();
         let close = async {
             self.flush().await?;
             self.writer.lock().await.socket.shutdown().await
@@ -206,7 +208,7 @@ impl<S: Outgoing> Link<S> {
         let closed = tokio::select! {
             closed = close => closed.is_ok(),
             () = discard(read) => false,
-            _ = self.idle(idle) => false,
+            _ = self.idle(limit) => false,
         };
         if closed {
             // To close with bytes unread would reset the connection, and the client might lose the end of the output.

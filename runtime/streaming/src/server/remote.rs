@@ -69,16 +69,21 @@ pub(super) async fn run(
         end = link.idle(shared.idle) => Err(end),
         never = link.keep_pinging() => match never {},
     };
-    match outcome {
-        Ok(outcome) => link.with(|session| session.finish(&outcome)),
+    let limit = match outcome {
+        Ok(outcome) => {
+            link.with(|session| session.finish(&outcome));
+            // A client that reads slowly gets all of it.
+            shared.idle
+        }
         Err(end) => {
             tracing::debug!(%end, ?protocol, "a session of exec or attach ended early");
             if let End::Idle(_) = end {
                 link.with(|session| session.finish(&Outcome::Failed(end.to_string())));
             }
+            Some(link::LINGER)
         }
-    }
-    link.finish(&mut read, shared.idle).await;
+    };
+    link.finish(&mut read, limit).await;
 }
 
 /// Reads from the client, and passes on what it sends.

@@ -170,16 +170,16 @@ mod tests {
     #[test]
     fn tokens_expire_and_make_room() {
         let (tokens, now) = (Tokens::default(), Instant::now());
-        let first = tokens.issue(target(), now).unwrap();
-        for _ in 1..MAX_TOKENS {
+        let late = now + TOKEN_LIFE;
+        let token = tokens.issue(target(), now).unwrap();
+        assert!(tokens.redeem(Kind::Forward, &token, late).is_none(), "expired");
+        for _ in 0..MAX_TOKENS {
             tokens.issue(target(), now).unwrap();
         }
         assert_eq!(tokens.issue(target(), now), Err(IssueError::TooMany));
-        let later = now + TOKEN_LIFE;
-        assert!(tokens.redeem(Kind::Forward, &first, later).is_none(), "expired");
-        tokens.issue(target(), later).unwrap();
+        tokens.issue(target(), late).unwrap();
         assert_eq!(tokens.lock().len(), 1, "the others made room");
-        tokens.sweep(later + TOKEN_LIFE);
+        tokens.sweep(late + TOKEN_LIFE);
         assert_eq!(tokens.lock().len(), 0);
     }
 }
