@@ -27,6 +27,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(an_exit_that_is_recorded_late).own(),
         test!(stop_and_removal_of_a_silent_pod).own(),
         test!(a_shim_that_dies_while_silent).own(),
+        test!(a_torn_container_record_below_a_silent_shim).own(),
     ]
 }
 
@@ -337,4 +338,33 @@ async fn a_shim_that_dies_while_silent(cx: Context) -> Result<()> {
     ensure!(shown, "the silence was never shown");
     cx.cri.drop_pod(&pod.id).await?;
     Ok(())
+}
+
+/// A container whose record is damaged is lost, but its files may go only after its processes, and a silent shim does not
+/// kill these.
+async fn a_torn_container_record_below_a_silent_shim(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let sibling = cx.start(&pod, &cx.sleeper("sibling")).await?;
+    let torn = cx.start(&pod, &cx.sleeper("torn")).await?;
+    let (sibling_pid, pid) = (cx.pid(&sibling).await?, cx.pid(&torn).await?);
+    let stopped = Stopped::shim(&cx, &pod)?;
+    cx.node.kill9()?;
+    let root = &cx.node.paths.root;
+    let folder = root.join("containers").join(&torn);
+    let lease = root.join("images/leases").join(format!("{torn}.json"));
+    ensure!(lease.exists(), "{} does not exist, so this test shows nothing", lease.display());
+    std::fs::write(folder.join("record"), "{\"magic\":")?;
+    cx.node.launch().await?;
+    wait::until_true("the container's files to be removed", secs(30), || !folder.exists() || !lease.exists())
+        .await?;
+    ensure!(!proc::alive(pid), "files of the container were removed, and its process {pid} is alive");
+    wait::until_true("all of them to be removed", secs(10), || !folder.exists() && !lease.exists()).await?;
+    is_ready(&cx, &pod, &sibling, sibling_pid).await?;
+    stopped.wake()?;
+    exec_works_again(&cx, &sibling).await?;
+    is_ready(&cx, &pod, &sibling, sibling_pid).await?;
+    cx.cri.drop_pod(&pod.id).await?;
+    // The daemon keeps the torn record here for the operator; the census would find it.
+    std::fs::remove_dir_all(root.join("aside"))?;
+    Ok(std::fs::create_dir(root.join("aside"))?)
 }
