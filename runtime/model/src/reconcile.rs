@@ -227,11 +227,21 @@ fn container(
                 ContainerAction::MarkExited { exit: exit.clone(), started_at: *started_at }
             }
             None => {
-                let why = if facts.same_boot { "its shim is gone" } else { "the node was restarted" };
-                let exit = unseen_exit(format!("its exit was not seen: {why}"), now);
+                let exit = unseen_exit(format!("its exit was not seen: {}", why_unseen(facts)), now);
                 ContainerAction::MarkExited { exit, started_at: record.started_at }
             }
         },
+    }
+}
+
+/// Why the exit of a container is neither in the shim nor in an exit file.
+fn why_unseen(facts: &Facts<'_>) -> &'static str {
+    match &facts.shim {
+        _ if !facts.same_boot => "the node was restarted",
+        Shim::Gone => "its shim is gone",
+        Shim::Answered { .. } => "its shim does not know it",
+        // Then its pod was stopped before: otherwise nothing is decided until the shim answers.
+        Shim::Silent => "the pod was stopped",
     }
 }
 

@@ -161,3 +161,19 @@ fn a_dead_shim_ends_its_pod() {
         (PodAction::Retry, ContainerAction::Retry)
     );
 }
+
+/// The reason is shown to users, who look for the cause by it.
+#[test]
+fn an_unseen_exit_has_the_true_reason() {
+    let answered = || Shim::Answered { pause: true, containers: BTreeMap::new() };
+    for (phase, shim, same_boot, reason) in [
+        (PodPhase::Ready, Shim::Gone, false, "the node was restarted"),
+        (PodPhase::Ready, Shim::Gone, true, "its shim is gone"),
+        (PodPhase::Ready, answered(), true, "its shim does not know it"),
+        (PodPhase::Stopped, Shim::Silent, true, "the pod was stopped"),
+    ] {
+        let (_, container) = plan(phase, ContainerPhase::Running, shim, same_boot);
+        let ContainerAction::MarkExited { exit, .. } = container else { panic!("{container:?}") };
+        assert_eq!(exit.message, format!("its exit was not seen: {reason}"));
+    }
+}
