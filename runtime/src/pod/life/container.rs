@@ -303,11 +303,11 @@ impl Life {
             }
             Err(error) => {
                 *job_running = false;
-                if container.record.phase == ContainerPhase::Exited {
-                    container.stage = Stage::Exited { durable, start: None };
-                } else {
+                if container.is_leftover() {
                     tracing::error!(container = %id, %error, again = ?REMOVE_AGAIN, "cannot remove the container; it will be retried");
                     self.actions.push(Action::StartTimer(Timer::Container(id.clone()), REMOVE_AGAIN));
+                } else {
+                    container.stage = Stage::Exited { durable, start: None };
                 }
             }
         }

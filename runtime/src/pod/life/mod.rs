@@ -231,7 +231,7 @@ impl Life {
         if let Some(container) = self.containers.get(id)
             && !self.is_hidden()
             && container.is_committed()
-            && container.record.phase != ContainerPhase::Removing
+            && !container.is_leftover()
         {
             self.actions.push(Action::PublishContainer(Arc::clone(&container.record)));
         }

@@ -234,6 +234,12 @@ impl Container {
         matches!(self.stage, Stage::Removing { job_running: true, .. })
     }
 
+    /// Whether an earlier daemon began its removal. It is not listed then, and this daemon retries until it is removed.
+    /// If this daemon begins the removal, only the record on disk says so; if that fails, the container is as before.
+    pub(super) fn is_leftover(&self) -> bool {
+        self.record.phase == ContainerPhase::Removing
+    }
+
     /// Whether StopContainer or RemoveContainer is ending it.
     pub(super) fn is_being_stopped(&self) -> bool {
         match &self.stage {
