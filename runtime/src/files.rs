@@ -67,7 +67,7 @@ fn copy(path: &Path) -> Result<Vec<u8>, Error> {
     let read = std::fs::File::open(path).and_then(|file| file.take(MAX_BYTES).read_to_end(&mut bytes));
     match read {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::of(format!("copy {}", path.display()), &error))
+            Err(Error::of(format!("copy {}", path.display()), error))
         }
         _ => Ok(bytes),
     }

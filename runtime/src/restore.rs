@@ -4,7 +4,7 @@
 
 mod strays;
 
-use crate::error::Error;
+use crate::error::{Error, with_causes};
 use crate::kept::{self, KeptContainer, KeptPod};
 use crate::netns;
 use crate::pod::context::blocking;
@@ -61,11 +61,11 @@ pub(crate) async fn restore(context: &Arc<Context>, registry: &Arc<Registry>) ->
     tracing::info!(pods = known.pods.len(), containers, "records read");
     // Before any driver starts, because a driver kills the containers of its shim that are not known.
     for pod in records.kept_pods.values() {
-        tracing::error!("{}", pod.refusal.message);
+        tracing::error!("{}", pod.refusal.text());
         registry.keep_pod(pod);
     }
     for container in &records.kept_containers {
-        tracing::error!("{}", container.refusal.message);
+        tracing::error!("{}", container.refusal.text());
         registry.keep_container(container);
     }
     for (record, same_boot) in records.pods {
@@ -82,7 +82,7 @@ pub(crate) async fn restore(context: &Arc<Context>, registry: &Arc<Registry>) ->
         release_images(&context, image_leases, &known).await;
         match network_leases {
             Ok(pods) => release_networks(&context, pods, &known).await,
-            Err(error) => tracing::warn!(%error, "cannot list CNI leases"),
+            Err(error) => tracing::warn!(error = %with_causes(&error), "cannot list CNI leases"),
         }
         while !strays.has_no_container() {
             tokio::select! {
@@ -163,8 +163,11 @@ async fn release_images(context: &Context, leases: Vec<String>, known: &Known) {
     let is_known = |owner: &str| owner.parse().is_ok_and(|id| known.containers.contains(&id));
     for owner in leases.into_iter().filter(|owner| !is_known(owner)) {
         if let Err(error) = context.images.release(&owner).await {
-            let error = crate::error::with_causes(&error);
-            tracing::warn!(owner, error, "cannot release an image lease without an owner");
+            tracing::warn!(
+                owner,
+                error = with_causes(&error),
+                "cannot release an image lease without an owner"
+            );
         }
     }
 }
@@ -175,16 +178,18 @@ async fn release_networks(context: &Context, pods: Vec<PodId>, known: &Known) {
         let pin = netns::path(&context.netns_dir, &pod);
         match context.cni.del(&pod, Some(&pin)).await {
             Ok(()) => unpin(&pin).await,
-            Err(error) => tracing::warn!(%pod, %error, "cannot release the network of an unknown pod"),
+            Err(error) => {
+                tracing::warn!(%pod, error = %with_causes(&error), "cannot release the network of an unknown pod")
+            }
         }
     }
 }
 
 async fn unpin(pin: &Path) {
     let path = pin.to_owned();
-    let removed = blocking("unpin", move || netns::unpin(&path).map_err(|error| Error::of("unpin", &error)));
+    let removed = blocking("unpin", move || netns::unpin(&path).map_err(|error| Error::of("unpin", error)));
     if let Err(error) = removed.await {
-        tracing::warn!(pin = %pin.display(), %error, "cannot remove a network namespace pin without a pod");
+        tracing::warn!(pin = %pin.display(), error = %error.text(), "cannot remove a network namespace pin without a pod");
     }
 }
 

@@ -54,7 +54,7 @@ pub(crate) async fn create(
         Ok(record) => Ok(record),
         Err(error) => {
             for left in undo_create(&context, Some(&client), &record).await {
-                tracing::warn!(container = %record.id, error = %left, "cannot undo a failed create; the next start tries again");
+                tracing::warn!(container = %record.id, error = %left.text(), "cannot undo a failed create; the next start tries again");
             }
             Err(error.context(name))
         }
@@ -110,7 +110,7 @@ async fn make(
     failpoint::hit("container.created");
     process.set_home(&home);
     spec::exec::keep(&mut record, &process)
-        .map_err(|error| Error::of("encode the process for execs", &error))?;
+        .map_err(|error| Error::of("encode the process for execs", error))?;
     (record.pid, record.user) = (pid, user);
     record.phase = transition::container(record.phase, ContainerEvent::Created)
         .map_err(|refusal| Error::from(refusal).context(format!("container {}", record.id)))?;
@@ -205,7 +205,7 @@ fn prepare(
         host: &host,
     })?;
     let mounts = context.mount_namespace.try_clone();
-    let mounts = mounts.map_err(|error| Error::of("copy the mount namespace", &error))?;
+    let mounts = mounts.map_err(|error| Error::of("copy the mount namespace", error))?;
     let mut fds = vec![memfd("container-plan", &plan)?, mounts];
     fds.extend(leaf.folders);
     Ok(Prepared {
@@ -227,7 +227,7 @@ fn keyring() -> Result<String, Error> {
 fn folders(dir: &Path, rw: &Path) -> Result<(), Error> {
     let make = |path: &Path, mode: u32| {
         let made = std::fs::DirBuilder::new().mode(mode).create(path);
-        made.map_err(|error| Error::of(format!("make {}", path.display()), &error))
+        made.map_err(|error| Error::of(format!("make {}", path.display()), error))
     };
     make(dir, 0o700)?;
     make(rw, 0o700)?;
@@ -259,7 +259,7 @@ pub(crate) async fn start(
     // Not an error of the call: the container is running, and kubelet would create another one. The record is written
     // again when it exits.
     if let Err(error) = recorded {
-        tracing::error!(container = %id, %error, "cannot record the start: after a power loss the container would be unknown");
+        tracing::error!(container = %id, error = %error.text(), "cannot record the start: after a power loss the container would be unknown");
     }
     Ok(started_at)
 }

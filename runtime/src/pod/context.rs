@@ -77,7 +77,7 @@ impl Context {
         blocking("open the node", move || {
             let open = |path: &Path| match std::fs::File::open(path) {
                 Ok(file) => Ok(OwnedFd::from(file)),
-                Err(error) => Err(Error::of(format!("open {}", path.display()), &error)),
+                Err(error) => Err(Error::of(format!("open {}", path.display()), error)),
             };
             let NodeOptions { layout, root, boot_id, images, cni, cgroups, compiler, .. } = options;
             let (shim, pause) = (&options.shim_binary, &options.pause_binary);
@@ -135,14 +135,14 @@ impl Context {
 
 fn cap_bounding() -> Result<u64, Error> {
     let path = "/proc/self/status";
-    let text = std::fs::read_to_string(path).map_err(|error| Error::of(format!("read {path}"), &error))?;
+    let text = std::fs::read_to_string(path).map_err(|error| Error::of(format!("read {path}"), error))?;
     let hex = text.lines().find_map(|line| line.strip_prefix("CapBnd:")).map(str::trim).unwrap_or_default();
-    u64::from_str_radix(hex, 16).map_err(|error| Error::of(format!("{path}: CapBnd {hex:?}"), &error))
+    u64::from_str_radix(hex, 16).map_err(|error| Error::of(format!("{path}: CapBnd {hex:?}"), error))
 }
 
 fn node_name() -> Result<String, Error> {
     let path = "/proc/sys/kernel/hostname";
-    let text = std::fs::read_to_string(path).map_err(|error| Error::of(format!("read {path}"), &error))?;
+    let text = std::fs::read_to_string(path).map_err(|error| Error::of(format!("read {path}"), error))?;
     Ok(text.trim().to_owned())
 }
 
@@ -169,7 +169,7 @@ fn mount_namespace(path: &Path) -> Result<OwnedFd, Error> {
         }
         opened => opened,
     }
-    .map_err(|error| Error::of(format!("open the mount namespace {}", path.display()), &error))
+    .map_err(|error| Error::of(format!("open the mount namespace {}", path.display()), error))
 }
 
 /// 32 random bytes for an id. Reading /dev/urandom does not block.
@@ -177,6 +177,6 @@ pub(crate) fn random() -> Result<[u8; 32], Error> {
     let mut bytes = [0; 32];
     std::fs::File::open("/dev/urandom")
         .and_then(|mut file| file.read_exact(&mut bytes))
-        .map_err(|error| Error::of("read /dev/urandom", &error))?;
+        .map_err(|error| Error::of("read /dev/urandom", error))?;
     Ok(bytes)
 }

@@ -313,7 +313,7 @@ impl Driver {
             Action::Begin(job) => self.begin(job),
             Action::StartTimer(timer, pause) => self.start_timer(timer, pause),
             Action::ReportBug(error) => {
-                tracing::error!(pod = %self.life.record().id, %error, "a transition was refused");
+                tracing::error!(pod = %self.life.record().id, error = %error.text(), "a transition was refused");
             }
             Action::Finish => self.finished = true,
         }

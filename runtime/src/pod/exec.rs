@@ -90,7 +90,7 @@ pub(crate) async fn sync(
         lanes::run(lanes::exec(), pod.as_str(), "prepare the exec", move || prepare(&shared, &record, cmd))
             .await?;
     let receive =
-        |fd| Receiver::from_owned_fd(fd).map_err(|error| Error::of("watch the output of the exec", &error));
+        |fd| Receiver::from_owned_fd(fd).map_err(|error| Error::of("watch the output of the exec", error));
     let (mut stdout, mut stderr) = (receive(stdout)?, receive(stderr)?);
     let exec = next_exec();
     let request = Request::Exec { exec, container: container.clone(), deadline_ms: limit.map(shims_limit) };
@@ -162,7 +162,7 @@ async fn killed(guard: &mut Guard) -> &'static str {
 fn prepare(context: &Context, record: &ContainerRecord, cmd: Vec<Text>) -> Result<Prepared, Error> {
     let template = record.exec_template.clone().unwrap_or_default();
     let template: ProcessPlan = serde_json::from_value(template).map_err(|error| {
-        Error::of(format!("container {}: read exec_template in its record", record.id), &error)
+        Error::of(format!("container {}: read exec_template in its record", record.id), error)
     })?;
     let security = &record.config.security;
     let seccomp = match &security.seccomp {
@@ -175,10 +175,10 @@ fn prepare(context: &Context, record: &ContainerRecord, cmd: Vec<Text>) -> Resul
     let plan = ExecPlan { process: spec::exec(&template, seccomp, cmd, false), user: record.user.clone() };
     let plan = memfd("exec-plan", &plan)?;
     let pipe = || {
-        pipe_with(PipeFlags::CLOEXEC).map_err(|error| Error::of("make a pipe", &std::io::Error::from(error)))
+        pipe_with(PipeFlags::CLOEXEC).map_err(|error| Error::of("make a pipe", std::io::Error::from(error)))
     };
     let ((stdout, out), (stderr, err)) = (pipe()?, pipe()?);
-    let null = context.dev_null.try_clone().map_err(|error| Error::of("copy /dev/null", &error))?;
+    let null = context.dev_null.try_clone().map_err(|error| Error::of("copy /dev/null", error))?;
     Ok(Prepared { fds: vec![plan, null, out, err], stdout, stderr })
 }
 

@@ -65,7 +65,7 @@ impl Supervisor for NodeSupervisor {
             Job::RemoveContainer(record) => with(remove_container(context, client, record, container)),
             Job::UndoCreate(record) => without(async move {
                 for error in containers::undo_create(&context, client.as_ref(), &record).await {
-                    tracing::error!(container = %record.id, %error, "cannot undo an interrupted create; the next start tries again");
+                    tracing::error!(container = %record.id, error = %error.text(), "cannot undo an interrupted create; the next start tries again");
                 }
             }),
             Job::KillOrphan(id) => without(async move {
@@ -90,14 +90,14 @@ impl Supervisor for NodeSupervisor {
             }),
             Job::RecordPod => without(async move {
                 if let Err(error) = recorder.persist(&context, false).await {
-                    tracing::error!(%pod, %error, "cannot write the pod's record");
+                    tracing::error!(%pod, error = %error.text(), "cannot write the pod's record");
                 }
             }),
             Job::RecordStop => with(async move {
                 // A failed write does not fail the stop: no process is left, and a node whose disk is full or
                 // read-only must be able to stop its pods.
                 if let Err(error) = recorder.persist(&context, true).await {
-                    tracing::error!(%pod, %error, "cannot record the stop: the next start of the daemon stops the pod again");
+                    tracing::error!(%pod, error = %error.text(), "cannot record the stop: the next start of the daemon stops the pod again");
                 }
                 Outcome::StopRecorded
             }),
@@ -195,7 +195,7 @@ async fn record_exit(
         None => Err(unrecorded()),
     };
     if let Err(error) = &recorded {
-        tracing::error!(container = %id, %error, "cannot record the exit: a power loss would lose it");
+        tracing::error!(container = %id, error = %error.text(), "cannot record the exit: a power loss would lose it");
     }
     recorded.is_ok()
 }
@@ -211,7 +211,7 @@ async fn remove_container(
     if let Some(recorder) = recorder
         && let Err(error) = recorder.persist(&context, false).await
     {
-        tracing::debug!(container = %record.id, %error, "the removal is not recorded, and continues");
+        tracing::debug!(container = %record.id, error = %error.text(), "the removal is not recorded, and continues");
     }
     let errors = containers::remove(&context, client.as_ref(), &record).await;
     Outcome::ContainerRemoved(record.id.clone(), errors)
@@ -220,7 +220,7 @@ async fn remove_container(
 async fn remove_cgroup(context: Arc<Context>, pod: PodId, record: Arc<ContainerRecord>) {
     let work = move || Ok(context.cgroups.remove(&record.cgroup)?);
     if let Err(error) = lanes::run(lanes::kill(), pod.as_str(), "remove the cgroup", work).await {
-        tracing::debug!(%error, "cannot remove the cgroup of an exited container yet");
+        tracing::debug!(error = %error.text(), "cannot remove the cgroup of an exited container yet");
     }
 }
 
@@ -257,7 +257,7 @@ async fn remove_pod(
 ) -> Outcome {
     // As with containers, a full disk must not prevent this.
     if let Err(error) = recorder.persist(&context, false).await {
-        tracing::debug!(pod = %record.id, %error, "the removal is not recorded, and continues");
+        tracing::debug!(pod = %record.id, error = %error.text(), "the removal is not recorded, and continues");
     }
     let removed = parallel::for_all(containers, |container| {
         let context = Arc::clone(&context);

@@ -92,7 +92,7 @@ impl<T: Send + 'static> Parallel<T> {
             None => Err(Error::internal(format!("bug of copepod: {what}: its outcome was taken before"))),
             Some(step) => match step.await {
                 Ok(outcome) => outcome,
-                Err(error) => Err(Error::of(what, &error)),
+                Err(error) => Err(Error::of(what, error)),
             },
         }
     }
@@ -114,7 +114,7 @@ impl Recorded {
             std::fs::DirBuilder::new()
                 .mode(0o700)
                 .create(&dir)
-                .map_err(|error| Error::of(format!("make {}", dir.display()), &error))?;
+                .map_err(|error| Error::of(format!("make {}", dir.display()), error))?;
             let path = shared.layout.pod_record(&intent.id);
             shared.write_within(state::file::MAX_NEW_BYTES, &path, state::kind::POD, &intent, false)
         });
@@ -130,7 +130,7 @@ impl Recorded {
                 let pods = shared.layout.pods_dir();
                 std::fs::File::open(&pods)
                     .and_then(|dir| dir.sync_all())
-                    .map_err(|error| Error::of(format!("sync {}", pods.display()), &error))
+                    .map_err(|error| Error::of(format!("sync {}", pods.display()), error))
             })
             .await
         });
@@ -289,9 +289,9 @@ async fn attach(context: &Arc<Context>, record: &mut PodRecord, netns: OwnedFd) 
     let (pin, copy) = (path.clone(), netns.try_clone());
     let id = record.id.clone();
     let pinned = lanes::run(lanes::kill(), id.as_str(), "pin the network namespace", move || {
-        netns::pin(netns.as_fd(), &pin).map_err(|error| Error::of(format!("pin {}", pin.display()), &error))
+        netns::pin(netns.as_fd(), &pin).map_err(|error| Error::of(format!("pin {}", pin.display()), error))
     });
-    let netns = copy.map_err(|error| Error::of("copy the network namespace", &error))?;
+    let netns = copy.map_err(|error| Error::of("copy the network namespace", error))?;
     // The files may have changed since they were read last. STATUS of the plugins does not run here, for every pod,
     // but where the folder is watched (`cni_watch`).
     let load = async {
@@ -332,7 +332,7 @@ async fn set_sysctls(record: &PodRecord, netns: OwnedFd) -> Result<(), Error> {
             }
             Ok(())
         };
-        sys::netns::inside(netns.as_fd(), set).map_err(|error| Error::of("in the pod's network", &error))
+        sys::netns::inside(netns.as_fd(), set).map_err(|error| Error::of("in the pod's network", error))
     })
     .await
 }

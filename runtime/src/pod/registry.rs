@@ -91,7 +91,7 @@ impl Registry {
                 let kept = tables.kept.get(owner.as_str()).cloned();
                 return Err(kept.map_or_else(
                     || Error::internal(format!("bug of copepod: pod {owner} has a name and no driver")),
-                    |error| Error::new(ErrorKind::AlreadyExists, error.message),
+                    |error| error.with_kind(ErrorKind::AlreadyExists),
                 ));
             };
             let meta = &config.meta;

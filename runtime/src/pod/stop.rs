@@ -77,12 +77,12 @@ impl Stop {
         let (record, shim_pid) = (self.record.clone(), self.shim_pid);
         let pod = self.record.pod.as_str();
         let found = lanes::run(lanes::kill(), pod, "find init", move || {
-            find(&record, shim_pid).map_err(|error| Error::of(format!("look for pid {}", record.pid), &error))
+            find(&record, shim_pid).map_err(|error| Error::of(format!("look for pid {}", record.pid), error))
         });
         match found.await {
             Ok(init) => init.and_then(|init| watched(init, Interest::READABLE).ok()),
             Err(error) => {
-                tracing::warn!(container = %self.record.id, %error, "cannot find init");
+                tracing::warn!(container = %self.record.id, error = %error.text(), "cannot find init");
                 None
             }
         }

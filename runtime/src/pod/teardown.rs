@@ -5,7 +5,7 @@ use super::life::{ExitReport, Leaf, TornDown};
 use super::{exit, parallel, stop};
 use crate::cgroups::{leaf_path, pod_parent};
 use crate::clock::now;
-use crate::error::Error;
+use crate::error::{Error, with_causes};
 use crate::shims::{Client, spawn};
 use crate::{failpoint, lanes, netns};
 use model::{ContainerId, NamespaceMode, PodId, PodRecord};
@@ -126,7 +126,7 @@ pub(crate) fn pause_leaf(record: &PodRecord) -> Option<String> {
 pub(crate) fn exits(context: &Context, pod: &PodId) -> BTreeMap<ContainerId, ExitReport> {
     let mut found = BTreeMap::new();
     let ids = context.layout.exits(pod).unwrap_or_else(|error| {
-        tracing::warn!(%pod, %error, "cannot list exit files");
+        tracing::warn!(%pod, error = %with_causes(&error), "cannot list exit files");
         Vec::new()
     });
     for id in ids {
@@ -136,7 +136,9 @@ pub(crate) fn exits(context: &Context, pod: &PodId) -> BTreeMap<ContainerId, Exi
                 found.insert(id, (exit::exit_of(&facts, now()), facts.started_at));
             }
             Ok(None) => {}
-            Err(error) => tracing::warn!(%pod, container = %id, %error, "cannot read an exit file"),
+            Err(error) => {
+                tracing::warn!(%pod, container = %id, error = %with_causes(&error), "cannot read an exit file")
+            }
         }
     }
     found
@@ -153,7 +155,7 @@ pub(crate) async fn release_network(context: &Arc<Context>, record: &PodRecord) 
         return vec![Error::from(error).context(format!("pod {}: release the network", record.id))];
     }
     let removed = lanes::run(lanes::kill(), record.id.as_str(), "unpin", move || {
-        netns::unpin(&pin).map_err(|error| Error::of(format!("unpin {}", pin.display()), &error))
+        netns::unpin(&pin).map_err(|error| Error::of(format!("unpin {}", pin.display()), error))
     });
     removed.await.err().into_iter().collect()
 }

@@ -54,7 +54,7 @@ impl Strays {
         for id in std::mem::take(&mut self.pod_dirs) {
             let dir = context.layout.pod_dir(&id);
             if let Err(error) = discard(context, dir).await {
-                tracing::warn!(pod = %id, %error, "cannot remove a pod's folder without a record");
+                tracing::warn!(pod = %id, error = %error.text(), "cannot remove a pod's folder without a record");
             }
         }
     }
@@ -73,12 +73,12 @@ impl Strays {
         }
         let ids: BTreeSet<ContainerId> = self.container_dirs.iter().cloned().collect();
         let find = move || {
-            leaves_named(Path::new("/proc"), &ids).map_err(|error| Error::of("list the processes", &error))
+            leaves_named(Path::new("/proc"), &ids).map_err(|error| Error::of("list the processes", error))
         };
         let mut leaves = match lanes::run(lanes::kill(), "strays", "find processes", find).await {
             Ok(leaves) => leaves,
             Err(error) => {
-                tracing::warn!(%error, "containers without records are not removed yet: they may have processes");
+                tracing::warn!(error = %error.text(), "containers without records are not removed yet: they may have processes");
                 return;
             }
         };
@@ -86,7 +86,7 @@ impl Strays {
         for id in std::mem::take(&mut self.container_dirs) {
             let leaves = leaves.remove(&id).unwrap_or_default();
             if let Err(error) = remove_container_dir(context, &id, leaves).await {
-                tracing::warn!(container = %id, %error, "cannot remove a container without a record");
+                tracing::warn!(container = %id, error = %error.text(), "cannot remove a container without a record");
                 left.push(id);
             }
         }
@@ -129,7 +129,7 @@ async fn remove_shim(context: &Arc<Context>, pod: &PodId) {
         Error::gathered(errors)
     });
     if let Err(error) = removed.await {
-        tracing::warn!(%pod, %error, "cannot remove a shim without a record");
+        tracing::warn!(%pod, error = %error.text(), "cannot remove a shim without a record");
     }
 }
 
@@ -139,7 +139,7 @@ async fn remove_container(context: &Arc<Context>, record: &ContainerRecord) -> b
     tracing::warn!(container = %record.id, pod = %record.pod, "removing a container without a pod");
     let errors = containers::undo_create(context, None, record).await;
     for error in &errors {
-        tracing::warn!(container = %record.id, %error, "cannot remove a container without a pod");
+        tracing::warn!(container = %record.id, error = %error.text(), "cannot remove a container without a pod");
     }
     // No record and no shim has the path of pause's cgroup, but it is beside the container's.
     if let Some((parent, _)) = record.cgroup.rsplit_once('/') {
@@ -149,7 +149,7 @@ async fn remove_container(context: &Arc<Context>, record: &ContainerRecord) -> b
             Ok(cgroups.remove(&leaf)?)
         });
         if let Err(error) = removed.await {
-            tracing::warn!(pod = %record.pod, %error, "cannot remove the cgroup of a lost pod");
+            tracing::warn!(pod = %record.pod, error = %error.text(), "cannot remove the cgroup of a lost pod");
         }
     }
     errors.is_empty()

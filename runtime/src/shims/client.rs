@@ -94,7 +94,7 @@ impl From<ClientError> for Error {
             ClientError::Silent { .. } => ErrorKind::DeadlineExceeded,
             _ => ErrorKind::Internal,
         };
-        Error::new(kind, error.to_string())
+        Error::converted(kind, error)
     }
 }
 

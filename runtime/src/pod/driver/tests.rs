@@ -188,7 +188,7 @@ async fn starts_of_one_container_share_one_job() {
     running.end(Outcome::Started(id, Err(StartError::Other(broken()))));
     for call in calls {
         let error = reply(call).await.expect_err("the job failed");
-        assert!(error.kind == ErrorKind::Internal && error.message.ends_with("broken"), "{error}");
+        assert!(error.kind == ErrorKind::Internal && error.text().ends_with("broken"), "{error}");
     }
     assert!(rig.orders.try_recv().is_err(), "one job");
 }

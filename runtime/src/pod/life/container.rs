@@ -49,7 +49,7 @@ impl Life {
         );
         match self.admit() {
             Err(over) if !own_fault => {
-                tracing::debug!(pod = %self.record.id, %error, "overtaken by the stop of the pod");
+                tracing::debug!(pod = %self.record.id, error = %error.text(), "overtaken by the stop of the pod");
                 over.context(what)
             }
             _ => error,
@@ -113,7 +113,7 @@ impl Life {
         // If the container was stopped meanwhile, the error is that of its killed process, not the reason.
         let aborted = |error: Error| match error.kind {
             ErrorKind::Internal if stopped => {
-                Error::new(ErrorKind::Aborted, format!("stopped while it was started: {}", error.message))
+                error.context("stopped while it was started").with_kind(ErrorKind::Aborted)
             }
             _ => error,
         };
@@ -304,7 +304,7 @@ impl Life {
             Err(error) => {
                 *job_running = false;
                 if container.is_leftover() {
-                    tracing::error!(container = %id, %error, again = ?REMOVE_AGAIN, "cannot remove the container; it will be retried");
+                    tracing::error!(container = %id, error = %error.text(), again = ?REMOVE_AGAIN, "cannot remove the container; it will be retried");
                     self.actions.push(Action::StartTimer(Timer::Container(id.clone()), REMOVE_AGAIN));
                 } else {
                     container.stage = Stage::Exited { durable, start: None };

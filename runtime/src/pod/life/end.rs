@@ -113,7 +113,7 @@ impl Life {
         let PodStage::Killing(callers) = &mut self.stage else { return };
         let callers = std::mem::take(callers);
         for error in &torn_down.errors {
-            tracing::error!(pod = %self.record.id, %error, "cannot kill what a dead shim has left; the teardown tries again");
+            tracing::error!(pod = %self.record.id, error = %error.text(), "cannot kill what a dead shim has left; the teardown tries again");
         }
         // Exits that could not be recorded are found again by the teardown.
         drop(self.settle_exits(torn_down, "its exit was not seen: its shim is gone"));
@@ -184,7 +184,7 @@ impl Life {
             Error::gathered(errors).map_err(|error| error.context(format!("stop pod {}", self.record.id)));
         if let Err(error) = &outcome {
             if stoppers.is_empty() && removers.is_empty() {
-                tracing::error!(pod = %self.record.id, %error, "cannot stop the pod; it will be retried");
+                tracing::error!(pod = %self.record.id, error = %error.text(), "cannot stop the pod; it will be retried");
             }
             self.failed(error);
             self.retry_later();
@@ -200,7 +200,7 @@ impl Life {
     /// A stop or removal has failed: the pod's message says why. If the daemon had begun it, the pod is listed
     /// from now on, so that a client can request its removal, and callers that wait for its name get the error.
     fn failed(&mut self, error: &Error) {
-        self.change(|record| record.message.clone_from(&error.message));
+        self.change(|record| record.message = error.text());
         if self.fate == Fate::Leaves {
             // Its containers are not listed: they are removed with it, and may be gone already.
             self.fate = Fate::Stuck;
@@ -291,7 +291,7 @@ impl Life {
         self.stage = PodStage::Stopped { removers: Vec::new() };
         self.failed(error);
         if self.fate == Fate::Stuck {
-            tracing::error!(pod = %self.record.id, %error, "cannot remove the pod; it will be retried");
+            tracing::error!(pod = %self.record.id, error = %error.text(), "cannot remove the pod; it will be retried");
             self.retry_later();
         }
         self.answer_all(removers, &Err(error.clone()));

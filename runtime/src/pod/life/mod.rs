@@ -191,10 +191,10 @@ impl Life {
             }
             Err(LaunchFailed { error, left }) => {
                 for left in &left {
-                    tracing::error!(pod = %id, error = %left, "cannot undo a failed launch; it is retried");
+                    tracing::error!(pod = %id, error = %left.text(), "cannot undo a failed launch; it is retried");
                 }
                 self.stage = PodStage::NotReady;
-                self.publish_stopping(&format!("launch failed: {}", error.message));
+                self.publish_stopping(&format!("launch failed: {}", error.text()));
                 self.retry_later();
                 self.actions.push(Action::ReplyToRun(Err(error)));
             }

@@ -299,7 +299,7 @@ fn a_stop_waits_for_running_creates() {
     assert!(matches!(jobs(&actions)[..], [Job::RemoveShimFolder]), "{actions:?}");
     // The error names the stop of the pod, not the error of the killed process.
     let Some(Err(error)) = answer_of(&actions, Waiter(1)) else { panic!("{actions:?}") };
-    assert!(error.message.contains("being stopped"), "{}", error.message);
+    assert!(error.text().contains("being stopped"), "{}", error.text());
 }
 
 #[test]

@@ -27,7 +27,7 @@ fn check(actions: &[Action], waiter: Waiter, id: &str) {
     let error = answers(actions).find(|(to, _)| *to == waiter).map(|(_, answer)| answer.clone());
     let Some(Err(error)) = error else { panic!("{actions:?}") };
     assert_eq!(error.kind, ErrorKind::Internal);
-    assert!(error.message.contains(id), "{error}");
+    assert!(error.text().contains(id), "{error}");
 }
 
 fn answers(actions: &[Action]) -> impl Iterator<Item = (Waiter, &Result<Answer, Error>)> {

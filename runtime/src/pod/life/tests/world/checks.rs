@@ -93,7 +93,7 @@ impl World {
                 self.timers.push(timer);
                 Ok(())
             }
-            Action::ReportBug(error) => violation(Kind::Refused, error.message),
+            Action::ReportBug(error) => violation(Kind::Refused, error.text()),
             Action::Finish => {
                 self.life = None;
                 // They end with the driver.
