@@ -178,7 +178,7 @@ impl Registry {
                 if let Some(wanted) = expected.copied().or_else(|| Digest::parse(&claimed))
                     && wanted != digest
                 {
-                    return Err(Fault::Final(format!(
+                    return Err(Fault::Corrupt(format!(
                         "the digest of the content is {digest} instead of {wanted}"
                     )));
                 }
@@ -343,7 +343,7 @@ impl Registry {
         let mut bytes = BytesMut::new();
         while let Some(part) = self.next_part(&mut body).await? {
             if bytes.len() as u64 + part.len() as u64 > limit {
-                return Err(Fault::Final(format!("the response exceeds {limit} bytes")));
+                return Err(Fault::Corrupt(format!("the response exceeds {limit} bytes")));
             }
             bytes.extend_from_slice(&part);
         }
