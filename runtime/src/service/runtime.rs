@@ -356,7 +356,11 @@ impl RuntimeService for Runtime {
         .await
     }
 
-    // The calls below are not implemented yet. kubelet works without them: it falls back to the calls above.
+    // The calls below are not implemented yet. Without Stream*, PodSandboxStats, ListPodSandboxStats, GetContainerEvents
+    // and UpdatePodSandboxResources, kubelet 1.37 uses the lists, cAdvisor's stats of pods and its polling, and resizes
+    // without the update. It has no substitute for the others: changes of limits and the CPU manager's cpusets fail
+    // (UpdateContainerResources), and so do `kubectl exec`, `attach` and `port-forward`, and checkpoints. It asks for
+    // metrics only with its feature gate PodAndContainerStatsFromCRI; /metrics/cadvisor then has none of containers.
 
     type StreamPodSandboxesStream = BoxStream<cri::StreamPodSandboxesResponse>;
     async fn stream_pod_sandboxes(
@@ -462,14 +466,22 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::ListMetricDescriptorsRequest>,
     ) -> Result<Response<cri::ListMetricDescriptorsResponse>, Status> {
-        not_implemented!(request, "ListMetricDescriptors", "CRI metrics; kubelet's cAdvisor has them")
+        not_implemented!(
+            request,
+            "ListMetricDescriptors",
+            "CRI metrics; kubelet exports those of cAdvisor if its feature gate PodAndContainerStatsFromCRI is off"
+        )
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         request: Request<cri::ListPodSandboxMetricsRequest>,
     ) -> Result<Response<cri::ListPodSandboxMetricsResponse>, Status> {
-        not_implemented!(request, "ListPodSandboxMetrics", "CRI metrics; kubelet's cAdvisor has them")
+        not_implemented!(
+            request,
+            "ListPodSandboxMetrics",
+            "CRI metrics; kubelet exports those of cAdvisor if its feature gate PodAndContainerStatsFromCRI is off"
+        )
     }
 
     type StreamPodSandboxMetricsStream = BoxStream<cri::StreamPodSandboxMetricsResponse>;
@@ -477,7 +489,11 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::StreamPodSandboxMetricsRequest>,
     ) -> NoStream<cri::StreamPodSandboxMetricsResponse> {
-        not_implemented!(request, "StreamPodSandboxMetrics", "CRI metrics; kubelet's cAdvisor has them")
+        not_implemented!(
+            request,
+            "StreamPodSandboxMetrics",
+            "CRI metrics; kubelet exports those of cAdvisor if its feature gate PodAndContainerStatsFromCRI is off"
+        )
     }
 
     async fn update_pod_sandbox_resources(

@@ -78,6 +78,34 @@ fn only_sysctls_of_the_pods_namespaces_are_accepted() {
     }
     let many = (0..257).map(|number| (format!("net.{number}"), "1".to_owned())).collect();
     refused(sandbox(|l| l.sysctls = many), &["config.linux.sysctls: 257 entries"]);
+    // One of the values would win, and nobody knows which.
+    for value in ["0", "1"] {
+        let both = ["net/ipv4/ip_forward", "net.ipv4.ip_forward"];
+        let sysctls = both.iter().zip(["0", value]).map(|(key, value)| ((*key).to_owned(), value.to_owned()));
+        let twice = sandbox(|l| l.sysctls = sysctls.collect());
+        refused(twice, &["config.linux.sysctls", both[0], both[1], "only one"]);
+    }
+}
+
+#[test]
+fn limits_of_the_bandwidth_are_quantities() {
+    let limited = |name: &str, value: &str, node: bool| {
+        pod(|p| {
+            p.annotations.insert(name.to_owned(), value.to_owned());
+            if node {
+                let security = p.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+                security.namespace_options.as_mut().unwrap().network = cri::NamespaceMode::Node.into();
+                p.linux.as_mut().unwrap().sysctls.clear();
+            }
+        })
+    };
+    for name in ["kubernetes.io/ingress-bandwidth", "kubernetes.io/egress-bandwidth"] {
+        assert_eq!(limited(name, "10M", false).unwrap().annotations[name], "10M");
+        refused(limited(name, "10 Mbit", false), &["config.annotations", name, "\"10 Mbit\"", "10M"]);
+        refused(limited(name, "999", false), &[name, "\"999\"", "from 1k"]);
+        // Nothing limits the host's network, so the annotation has no meaning there.
+        assert!(limited(name, "10 Mbit", true).is_ok());
+    }
 }
 
 #[test]
