@@ -59,6 +59,15 @@ impl Host {
             selinux: std::path::Path::new("/sys/fs/selinux/enforce").exists(),
         }
     }
+
+    /// Logs what an operator of such a host would not expect.
+    pub(crate) fn warn(self) {
+        if self.apparmor {
+            tracing::warn!(
+                "this host enforces AppArmor, which is not implemented yet: containers run without a profile, and a pod that asks for one (RuntimeDefault or Localhost) is refused"
+            );
+        }
+    }
 }
 
 /// Why a request is refused before anything was done.

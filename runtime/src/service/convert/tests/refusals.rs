@@ -196,6 +196,24 @@ fn refuses_what_is_not_implemented() {
     assert!(text.starts_with("RROUnsupported: "), "{text}");
 }
 
+/// kubelet sends no profile for a pod that states none, and an ordinary pod must start on every host.
+#[test]
+fn pods_without_an_apparmor_profile_start_on_every_host() {
+    for host in [PLAIN, GUARDED] {
+        let mut config = full_pod();
+        config.linux.as_mut().unwrap().security_context.as_mut().unwrap().apparmor = None;
+        let request = cri::RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
+        assert!(run_request(request, host).is_ok(), "{host:?}");
+        // The fixture has neither the profile nor its deprecated form.
+        assert!(container_on(host, |_| ()).is_ok(), "{host:?}");
+        let privileged = container_on(host, |c| {
+            let security = c.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+            (security.privileged, security.apparmor) = (true, profile(ProfileType::RuntimeDefault));
+        });
+        assert!(privileged.is_ok(), "a privileged container is not confined by it: {host:?}");
+    }
+}
+
 #[test]
 fn apparmor_is_refused_only_where_it_would_be_ignored() {
     let with = |host, profile| {
@@ -211,7 +229,7 @@ fn apparmor_is_refused_only_where_it_would_be_ignored() {
     assert!(with(PLAIN, profile(ProfileType::RuntimeDefault)).is_ok());
     refused(
         with(GUARDED, profile(ProfileType::RuntimeDefault)),
-        &["apparmor.profile_type", "this host enforces it"],
+        &["apparmor.profile_type", "this host enforces it", "leave the profile out"],
     );
     #[expect(deprecated, reason = "the deprecated form is validated too")]
     let old = |text: &str| security(|s| s.apparmor_profile = text.into());
