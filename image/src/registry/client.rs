@@ -240,7 +240,7 @@ impl Registry {
         endpoint: &Endpoint,
         refused: Option<(Option<HeaderValue>, Challenge)>,
     ) -> Result<Option<HeaderValue>, Fault> {
-        // Held during the token request, so that parallel layers request one token.
+        // Locked during the token request, so that parallel layers request one token.
         let mut current = endpoint.authorization.lock().await;
         let Some((sent, challenge)) = refused else { return Ok(current.clone()) };
         // A parallel request has authenticated since.

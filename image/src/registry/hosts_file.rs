@@ -91,7 +91,7 @@ impl<T> OneOrMany<T> {
 #[derive(Deserialize)]
 #[serde(untagged)]
 pub(super) enum Client {
-    /// One file that holds certificate and key.
+    /// One file with certificate and key.
     Combined(PathBuf),
     /// Certificate and key. A pair without a key, or with an empty one, is a combined file.
     Pair(Vec<PathBuf>),

@@ -2,7 +2,7 @@
 //!
 //! The folder of a registry with a port is `<host>_<port>_` or `<host>:<port>`, that of a registry without one is
 //! `<host>`; if there is none, it is `_default`. The mirrors of `hosts.toml` are asked in the order of the file, the
-//! `server` last. A folder without `hosts.toml` may hold CA certificates as `*.crt`, and client certificates as
+//! `server` last. A folder without `hosts.toml` may have CA certificates as `*.crt`, and client certificates as
 //! `*.cert` with `*.key`.
 
 use super::hosts_file::{self, Client, HostsFile, OneOrMany, Problem, Settings};
@@ -31,7 +31,7 @@ pub(crate) struct Host {
     pub(crate) pull: bool,
     /// Capability `resolve`: serves manifests by tag.
     pub(crate) resolve: bool,
-    /// Headers for this host only; they may hold credentials.
+    /// Headers for this host only; they may contain credentials.
     pub(crate) headers: Headers,
     pub(crate) tls: Tls,
 }

@@ -29,7 +29,7 @@ const MAX_STDOUT: usize = 1 << 20;
 const MAX_STDERR: usize = 16 << 10;
 /// Longest excerpt of a plugin's output in an error message, in characters.
 const MAX_EXCERPT: usize = 400;
-/// How long pipes are read after the plugin has ended: a child of the plugin may hold them open for ever.
+/// How long pipes are read after the plugin has ended: a child of the plugin may keep them open for ever.
 const DRAIN: Duration = Duration::from_millis(500);
 /// Attempts to execute a program that is being written (ETXTBSY), 20 ms apart.
 const BUSY_TRIES: u32 = 10;
