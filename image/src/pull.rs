@@ -123,7 +123,7 @@ impl Puller {
         let pins = Arc::new(self.store.pin(pinned));
         stream::iter(layers.into_iter().map(Ok))
             .try_for_each_concurrent(self.options.parallel_layers.max(1), |(layer, diff_id)| {
-                self.layer(&registry, pins.clone(), layer, diff_id)
+                self.layer(&registry, reference, pins.clone(), layer, diff_id)
             })
             .await?;
         let (store, pinned) = (self.store.clone(), pins.clone());
@@ -172,6 +172,7 @@ impl Puller {
     async fn layer(
         &self,
         registry: &Registry,
+        reference: &Reference,
         pins: Arc<Pins>,
         layer: Descriptor,
         diff_id: Digest,
@@ -183,6 +184,7 @@ impl Puller {
         }
         let transfer = self.transfers.enter(registry.name()).await?;
         let expected = Expected {
+            image: reference.to_string(),
             digest: layer.digest,
             size: layer.size,
             diff_id,

@@ -210,7 +210,10 @@ impl<R: BufRead> Reader<R> {
         if self.input.fill_buf()?.is_empty() {
             return Ok(None);
         }
-        self.input.read_exact(header.as_mut_bytes())?;
+        self.input.read_exact(header.as_mut_bytes()).map_err(|error| match error.kind() {
+            kind @ io::ErrorKind::UnexpectedEof => io::Error::new(kind, "it ends within an entry's header"),
+            _ => error,
+        })?;
         let bytes = header.as_bytes();
         if bytes.iter().all(|b| *b == 0) {
             return Ok(None);

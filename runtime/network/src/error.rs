@@ -43,6 +43,12 @@ pub enum Failure {
         /// The folders that were searched.
         dirs: Vec<PathBuf>,
     },
+    /// No thread could start the program: nothing was done.
+    #[error("was not started")]
+    NotStarted {
+        /// The error of the lane.
+        source: pool::Error,
+    },
     /// The program could not be started, or its pipes failed.
     #[error("cannot run {}", path.display())]
     Run {
@@ -100,15 +106,17 @@ pub enum Error {
         /// Why.
         reason: String,
     },
-    /// A field of the pod contains characters that cannot be passed to plugins.
-    #[error("pod {pod}: {field} {value:?} cannot be passed to CNI plugins")]
+    /// A field or annotation of the pod cannot be passed to plugins.
+    #[error("pod {pod}: {field} {value:?}: {want}")]
     Attachment {
         /// The pod.
         pod: PodId,
-        /// The field.
+        /// The field, or the name of the annotation.
         field: &'static str,
         /// Its value, shortened.
         value: String,
+        /// What a valid value is.
+        want: &'static str,
     },
     /// A plugin failed. DEL undoes what the plugins did.
     #[error("{}CNI {verb} of plugin {plugin:?} in network {network:?}", pod.as_ref().map(|pod| format!("pod {pod}: ")).unwrap_or_default())]
@@ -168,7 +176,8 @@ impl Error {
         match self {
             Self::Plugin { failure, .. } => match &**failure {
                 Failure::Refused { code: 11, .. } => true,
-                // No process or thread could be created now.
+                Failure::NotStarted { source } => source.is_temporary(),
+                // No process could be created now.
                 Failure::Run { source, .. } => {
                     matches!(source.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ResourceBusy)
                 }

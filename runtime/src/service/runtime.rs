@@ -88,9 +88,13 @@ fn container_info(container: &ContainerView) -> HashMap<String, String> {
 /// The stream type of calls that are not implemented.
 type NoStream<T> = Result<Response<BoxStream<T>>, Status>;
 
+/// What is missing in the calls for metrics. kubelet makes them only with this feature gate.
+const NO_METRICS: &str =
+    "CRI metrics; kubelet exports cAdvisor's if its feature gate PodAndContainerStatsFromCRI is off";
+
 /// A CRI call that is not implemented.
 macro_rules! not_implemented {
-    ($request:ident, $call:literal, $what:literal) => {
+    ($request:ident, $call:literal, $what:expr) => {
         handle($call, $request.metadata(), NOTHING_CONTINUES, async {
             Err(Failure::NotImplemented { call: $call, what: $what })
         })
@@ -356,7 +360,11 @@ impl RuntimeService for Runtime {
         .await
     }
 
-    // The calls below are not implemented yet. kubelet works without them: it falls back to the calls above.
+    // The calls below are not implemented yet. Without Stream*, PodSandboxStats, ListPodSandboxStats, GetContainerEvents
+    // and UpdatePodSandboxResources, kubelet 1.37 uses the lists, cAdvisor's stats of pods and its polling, and resizes
+    // without the update. It has no substitute for the others: changes of limits and the CPU manager's cpusets fail
+    // (UpdateContainerResources), and so do `kubectl exec`, `attach` and `port-forward`, and checkpoints. It asks for
+    // metrics only with its feature gate PodAndContainerStatsFromCRI; /metrics/cadvisor then has none of containers.
 
     type StreamPodSandboxesStream = BoxStream<cri::StreamPodSandboxesResponse>;
     async fn stream_pod_sandboxes(
@@ -462,14 +470,14 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::ListMetricDescriptorsRequest>,
     ) -> Result<Response<cri::ListMetricDescriptorsResponse>, Status> {
-        not_implemented!(request, "ListMetricDescriptors", "CRI metrics; kubelet's cAdvisor has them")
+        not_implemented!(request, "ListMetricDescriptors", NO_METRICS)
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         request: Request<cri::ListPodSandboxMetricsRequest>,
     ) -> Result<Response<cri::ListPodSandboxMetricsResponse>, Status> {
-        not_implemented!(request, "ListPodSandboxMetrics", "CRI metrics; kubelet's cAdvisor has them")
+        not_implemented!(request, "ListPodSandboxMetrics", NO_METRICS)
     }
 
     type StreamPodSandboxMetricsStream = BoxStream<cri::StreamPodSandboxMetricsResponse>;
@@ -477,7 +485,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::StreamPodSandboxMetricsRequest>,
     ) -> NoStream<cri::StreamPodSandboxMetricsResponse> {
-        not_implemented!(request, "StreamPodSandboxMetrics", "CRI metrics; kubelet's cAdvisor has them")
+        not_implemented!(request, "StreamPodSandboxMetrics", NO_METRICS)
     }
 
     async fn update_pod_sandbox_resources(

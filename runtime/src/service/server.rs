@@ -175,6 +175,7 @@ pub(crate) async fn serve(socket: Socket, backend: Backend, stopping: Shutdown) 
         source,
     })?;
     let host = lanes::stats().run(Host::detect).await.unwrap_or_default();
+    host.warn();
     let runtime = RuntimeServiceServer::new(Runtime::new(backend.clone(), host))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);

@@ -73,14 +73,11 @@ impl Life {
             let (id, meta) = (container.record.id.clone(), &config.meta);
             let name = format!("container {} attempt {}", meta.name, meta.attempt);
             let exists = |text: &str| Error::new(ErrorKind::AlreadyExists, format!("{name} {text}, as {id}"));
-            let again = |text: &str| Error::new(ErrorKind::Unavailable, format!("{name}: {text} {id}"));
+            let again =
+                |text: &str| Error::new(ErrorKind::Unavailable, format!("{name} exists as {id}, {text}"));
             let answer = match &mut container.stage {
-                Stage::CutOff => {
-                    Err(again("an earlier create of it was interrupted and is being undone, as"))
-                }
-                Stage::Removing { .. } => {
-                    Err(again("an earlier container of this name is being removed, as"))
-                }
+                Stage::CutOff => Err(again("whose create was interrupted and is being undone: try again")),
+                Stage::Removing { .. } => Err(again("which is being removed: try again")),
                 _ if !is_equal(&container.record, &config) => {
                     Err(exists("exists with another configuration"))
                 }

@@ -4,7 +4,7 @@ use super::{Field, Host, MAX_ARGUMENT, Refusal, Result};
 use cri_api::v1 as cri;
 use model::{ContainerConfig, ContainerMeta, ContainerPhase, ContainerRecord, EnvVar, Exit, ImageSpec, Text};
 
-/// Most volumes of a container.
+/// Maximum number of volumes of a container.
 const MAX_MOUNTS: usize = 1024;
 
 /// Converts and validates a CreateContainer request. Returns the sandbox's id as given, and the

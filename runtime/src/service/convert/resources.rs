@@ -6,7 +6,7 @@ use model::{HugepageLimit, Resources};
 use spec::resources as kernel;
 use std::collections::HashMap;
 
-/// Most entries of `unified` and of `hugepage_limits`; a kernel has fewer files.
+/// Maximum number of entries of `unified` and of `hugepage_limits`; a kernel has fewer files.
 const MAX_FILES: usize = 128;
 /// Longest value of `unified` in bytes.
 const MAX_VALUE: usize = 4096;
