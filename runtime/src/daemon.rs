@@ -152,12 +152,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
         tracing::warn!(%error, "cannot start a thread for CNI; tried again when there is work");
     }
     let root = Root::new(layout.clone());
-    let checked = root.clone();
-    blocking(move || {
-        checked.check();
-        Ok(())
-    })
-    .await?;
+    let hung_check = root.check_in_time().await;
     let stats = Arc::new(StatsCache::new(StatsReader::new(cgroups.clone()), layout.clone()));
     let node = Node::open(NodeOptions {
         layout,
@@ -188,7 +183,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
         let cni = cni.clone();
         async move { reload_cni(&cni).await }
     }));
-    let probing = tokio::spawn(root.follow());
+    let probing = tokio::spawn(root.follow(hung_check));
     let trimming = tokio::spawn(memory::trim());
     let reloading = tokio::spawn(reloader.run(hangups));
     ready(&config);
@@ -231,7 +226,8 @@ fn check_prerequisites(config: &Config) -> Result<Prerequisites, Error> {
     Ok(Prerequisites { layout, lock, boot_id, images, cgroups, shim_binary, pause_binary })
 }
 
-/// Runs a blocking step of the start.
+/// Runs a blocking step of the start. There is no time limit: nothing can be served before it ends. If a disk hangs, the
+/// service manager's time limit for the start ends it.
 async fn blocking<T: Send + 'static>(
     step: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {

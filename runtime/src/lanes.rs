@@ -4,13 +4,14 @@
 //! | --- | --- | --- |
 //! | exec | plan and pipes of an exec | nothing: memory only |
 //! | kill | killing processes; removing cgroups, shims and network namespace pins | processes in D state, for a bounded time |
-//! | records | durable records and a pod's own files | the disk of `root` |
+//! | records | durable records and a pod's own files; the cgroup of a container that is created or removed, in one piece of work with its files | the disk of `root` |
 //! | foreign | paths in requests: seccomp profiles, device nodes; the configuration | any file system of the node |
 //! | stats | cgroup files | nothing |
 //!
 //! Images and CNI have their own lanes, in their crates. A pod whose work hangs uses up its share of one lane
 //! ([`pool::Size::max_per_owner`]) and nothing of the others: stop, kill and exec of every pod continue to work, and
-//! they need no new thread.
+//! they need no new thread. If the disk of `root` hangs, the records lane fills, and what needs it waits. Stops use it
+//! for records only, and do not wait for these longer than `pod::recorder` says.
 
 use crate::error::Error;
 use pool::{Lane, Size};

@@ -6,6 +6,7 @@
 
 use crate::error::{Error, ErrorKind};
 use crate::lanes;
+use futures_util::future::BoxFuture;
 use state::Layout;
 use state::probe::{self, Refusal};
 use std::path::{Path, PathBuf};
@@ -49,6 +50,9 @@ impl Problem {
     }
 }
 
+/// A check that is running. It ends when the disk responds.
+pub(crate) type RunningCheck = BoxFuture<'static, ()>;
+
 /// The last known state of the durable folder. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Root(Arc<Inner>);
@@ -63,7 +67,7 @@ struct Inner {
 }
 
 impl Root {
-    /// Starts without a known state; see [`Root::check`].
+    /// Starts without a known state; see [`Root::check_in_time`].
     pub(crate) fn new(layout: Layout) -> Self {
         Self(Arc::new(Inner {
             layout,
@@ -85,7 +89,7 @@ impl Root {
 
     /// Tries a write and stores the result. Of several problems, one that free space does not solve is reported
     /// first. Blocking.
-    pub(crate) fn check(&self) {
+    fn check(&self) {
         let mut found: Option<Problem> = None;
         for (name, folder) in probe::parts(&self.0.layout) {
             *lock(&self.0.checking) = (name, folder.clone());
@@ -134,27 +138,44 @@ impl Root {
         }
     }
 
-    /// Checks repeatedly, one check at a time.
-    pub(crate) async fn follow(self) {
+    /// Checks, and waits at most 20 s: a folder that takes longer is stored as hung, and the check, which goes on, is
+    /// returned.
+    pub(crate) async fn check_in_time(&self) -> Option<RunningCheck> {
+        let root = self.clone();
+        self.watch(Box::pin(async move {
+            // If no thread can be started, the last known state stays.
+            drop(lanes::records().run(move || root.check()).await);
+        }))
+        .await
+    }
+
+    /// Waits for a check, at most for [`HANG_LIMIT`].
+    async fn watch(&self, mut check: RunningCheck) -> Option<RunningCheck> {
+        if timeout(HANG_LIMIT, &mut check).await.is_ok() {
+            return None;
+        }
+        let (name, folder) = lock(&self.0.checking).clone();
+        self.set(Some(Problem {
+            reason: format!("{name}Hangs"),
+            message: format!(
+                "{} {} has not completed a write for {HANG_LIMIT:?}: running pods continue, but no new ones can be created",
+                name.to_lowercase(),
+                folder.display()
+            ),
+            full: false,
+        }));
+        Some(check)
+    }
+
+    /// Checks repeatedly, one check at a time. `running` is a check that hangs already.
+    pub(crate) async fn follow(self, mut running: Option<RunningCheck>) {
         loop {
+            if let Some(check) = running.take() {
+                check.await;
+            }
             let pause = if self.problem().is_some() { RECHECK_INTERVAL } else { CHECK_INTERVAL };
             drop(timeout(pause, self.0.check_soon.notified()).await);
-            let root = self.clone();
-            let check = lanes::records().run(move || root.check());
-            tokio::pin!(check);
-            if timeout(HANG_LIMIT, &mut check).await.is_err() {
-                let (name, folder) = lock(&self.0.checking).clone();
-                self.set(Some(Problem {
-                    reason: format!("{name}Hangs"),
-                    message: format!(
-                        "{} {} has not completed a write for {HANG_LIMIT:?}: running pods continue, but no new ones can be created",
-                        name.to_lowercase(),
-                        folder.display()
-                    ),
-                    full: false,
-                }));
-                drop(check.await);
-            }
+            running = self.check_in_time().await;
         }
     }
 }
@@ -181,5 +202,25 @@ mod tests {
         layout.create().unwrap();
         root.writable().await.unwrap();
         assert_eq!(root.problem(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_check_that_hangs_is_reported_and_ends_later() {
+        let root = Root::new(Layout::new("/nonexistent/root", "/nonexistent/run").unwrap());
+        *lock(&root.0.checking) = ("Images", "/nonexistent/root/images".into());
+        let (responds, hangs) = tokio::sync::oneshot::channel::<()>();
+        let ended = root.clone();
+        let check: RunningCheck = Box::pin(async move {
+            drop(hangs.await);
+            ended.set(None);
+        });
+        let running = root.watch(check).await.expect("a check that is running");
+        let problem = root.problem().unwrap();
+        assert!(problem.reason == "ImagesHangs" && !problem.full, "{problem:?}");
+        assert!(problem.message.contains("/nonexistent/root/images"), "{problem:?}");
+        drop(responds);
+        running.await;
+        assert_eq!(root.problem(), None);
+        assert!(root.watch(Box::pin(async {})).await.is_none(), "a check that ends in time");
     }
 }

@@ -28,6 +28,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(environment_is_kept_once).own(),
         test!(too_large_container_is_refused_before_it_is_created),
         test!(exit_that_could_not_be_recorded_survives_stop_and_crash).own(),
+        test!(exit_on_a_hung_disk_is_reported_and_survives_a_crash).own(),
         test!(image_index_of_a_later_version_is_kept).own(),
         test!(cni_lease_of_a_later_version_is_kept).own(),
     ]
@@ -371,6 +372,28 @@ async fn exit_that_could_not_be_recorded_survives_stop_and_crash(cx: Context) ->
     let status = cx.cri.wait_exit(&id, secs(10)).await?;
     ensure!(status.exit_code == 137, "the exit code became {} ({})", status.exit_code, status.message);
     cx.cri.drop_pod(&pod.id).await?;
+    Ok(())
+}
+
+/// A FIFO at the path of the temporary file simulates a disk that hangs: open(2) waits for a reader.
+async fn exit_on_a_hung_disk_is_reported_and_survives_a_crash(cx: Context) -> Result<()> {
+    let (other, healthy, _) = cx.sleeping(cx.pod_config()).await?;
+    let (pod, id, _) = cx.sleeping(cx.pod_config()).await?;
+    let fifo = container_record(&cx, &id).with_file_name(".record.new");
+    mknod(&fifo, SFlag::S_IFIFO, Mode::S_IRUSR | Mode::S_IWUSR, 0).context("make a FIFO")?;
+    let stopped = tokio::time::timeout(secs(20), cx.cri.stop(&id, 0)).await;
+    stopped.context("StopContainer waits for the disk")??;
+    cx.exited_with(&id, 137).await?;
+    cx.exec_works(&healthy).await?;
+    cx.cri.stop(&healthy, 0).await.context("StopContainer of another pod")?;
+    cx.node.kill9()?;
+    fs::remove_file(&fifo)?;
+    cx.node.launch().await?;
+    let status = cx.cri.wait_exit(&id, secs(10)).await?;
+    ensure!(status.exit_code == 137, "the exit code became {} ({})", status.exit_code, status.message);
+    for pod in [pod, other] {
+        cx.cri.drop_pod(&pod.id).await?;
+    }
     Ok(())
 }
 

@@ -73,7 +73,7 @@ const PODS: [(PodPhase, PodEvent, PodPhase); 10] = [
 const CONTAINERS: [(ContainerPhase, ContainerEvent, ContainerPhase); 9] = [
     (ContainerPhase::Creating, ContainerEvent::Created, ContainerPhase::Created),
     (ContainerPhase::Created, ContainerEvent::Started, ContainerPhase::Running),
-    // The record of a start is written before the request is sent to the shim.
+    // The record of a start is written while the request is sent to the shim, and may be on disk first.
     (ContainerPhase::Running, ContainerEvent::NeverStarted, ContainerPhase::Created),
     // A failed start, or a stop of the sandbox.
     (ContainerPhase::Created, ContainerEvent::Exited, ContainerPhase::Exited),

@@ -116,9 +116,7 @@ async fn make(
         .map_err(|refusal| Error::from(refusal).context(format!("container {}", record.id)))?;
     // Not synced: a container that was not started need not survive a power loss. The start syncs it.
     let record = Arc::new(record);
-    recorder::of_container(&context.layout, Arc::clone(&record))
-        .persist_within(MAX_NEW_BYTES, context, false)
-        .await?;
+    recorder::of_container(&context.layout, Arc::clone(&record)).persist_new(context).await?;
     failpoint::hit("container.committed");
     Ok(Arc::unwrap_or_clone(record))
 }
@@ -256,8 +254,8 @@ pub(crate) async fn start(
     let (started, recorded) = tokio::join!(started, recorder.persist(&context, true));
     failpoint::hit("container.started");
     let started_at = started?;
-    // Not an error of the call: the container is running, and kubelet would create another one. The record is written
-    // again when it exits.
+    // Not an error of the call, whether the write failed or its disk hangs: the container is running, and kubelet would
+    // create another one. The record is written again when it exits.
     if let Err(error) = recorded {
         tracing::error!(container = %id, error = %error.text(), "cannot record the start: after a power loss the container would be unknown");
     }
@@ -278,14 +276,14 @@ pub(crate) async fn remove(
     }
     let (shared, container) = (Arc::clone(context), record.clone());
     let owner = record.pod.as_str();
-    let (held, deleted) = tokio::sync::oneshot::channel::<()>();
+    let (deleting, deleted) = tokio::sync::oneshot::channel::<()>();
     let removed = lanes::run(lanes::records(), owner, "remove the container", move || {
         let mut errors = Vec::new();
         if !container.cgroup.is_empty() {
             errors.extend(shared.cgroups.remove(&container.cgroup).err().map(Error::from));
         }
         let dir = shared.layout.container_dir(&container.id);
-        errors.extend(state::file::discard_dir(&dir, &shared.trash, held).err().map(Error::from));
+        errors.extend(state::file::discard_dir(&dir, &shared.trash, deleting).err().map(Error::from));
         Ok(errors)
     });
     let mut errors = removed.await.unwrap_or_else(|error| vec![error]);
@@ -295,7 +293,7 @@ pub(crate) async fn remove(
     {
         errors.push(Error::from(error));
     }
-    // Nothing is sent on this channel. The receiver resolves when `held` is dropped: when the files are deleted.
+    // Nothing is sent on this channel. The receiver resolves when `deleting` is dropped: when the files are deleted.
     drop(tokio::time::timeout(DELETED, deleted).await);
     errors
 }

@@ -54,7 +54,7 @@ impl Supervisor for NodeSupervisor {
         let context = Arc::clone(&self.context);
         let Tools { pod, client, recorder, container, stop } = tools;
         match job {
-            Job::Launch(record) => Box::pin(launched(context, record)),
+            Job::Launch(record) => Box::pin(launch_pod(context, record)),
             Job::Create(pod, record) => with(create(context, client, pod, record)),
             Job::Start(id) => with(start(context, client, id, container)),
             Job::Stop { record, shim_pid, .. } => with(stopped(context, client, record, shim_pid, stop)),
@@ -94,8 +94,8 @@ impl Supervisor for NodeSupervisor {
                 }
             }),
             Job::RecordStop => with(async move {
-                // A failed write does not fail the stop: no process is left, and a node whose disk is full or
-                // read-only must be able to stop its pods.
+                // A failed write does not fail the stop: no process is left, and a node whose disk is full, read-only
+                // or hung must be able to stop its pods.
                 if let Err(error) = recorder.persist(&context, true).await {
                     tracing::error!(%pod, error = %error.text(), "cannot record the stop: the next start of the daemon stops the pod again");
                 }
@@ -131,7 +131,7 @@ fn lost() -> Error {
     Error::new(ErrorKind::Unavailable, "the connection to the shim was lost")
 }
 
-async fn launched(context: Arc<Context>, record: Arc<PodRecord>) -> JobEnd {
+async fn launch_pod(context: Arc<Context>, record: Arc<PodRecord>) -> JobEnd {
     match launch::launch(context, Arc::unwrap_or_clone(record)).await {
         Ok(launch::LaunchedPod { record, connection }) => {
             (Some(Outcome::Launched(Ok(Box::new(record)))), Some(Box::new(connection)))
@@ -207,7 +207,8 @@ async fn remove_container(
     recorder: Option<Arc<Recorder<ContainerRecord>>>,
 ) -> Outcome {
     // With this record the next start of the daemon continues the removal after a crash; without it, the client must
-    // repeat its call. A full disk must not prevent a removal, so an error is ignored.
+    // repeat its call. A full disk must not prevent a removal, so an error is ignored. On a disk that hangs, the removal
+    // ends when the disk responds, because it removes files there; its callers have time limits of their own.
     if let Some(recorder) = recorder
         && let Err(error) = recorder.persist(&context, false).await
     {
@@ -255,7 +256,7 @@ async fn remove_pod(
     record: Arc<PodRecord>,
     containers: Vec<Arc<ContainerRecord>>,
 ) -> Outcome {
-    // As with containers, a full disk must not prevent this.
+    // As with containers, a full disk must not prevent this, and a disk that hangs must respond first.
     if let Err(error) = recorder.persist(&context, false).await {
         tracing::debug!(pod = %record.id, error = %error.text(), "the removal is not recorded, and continues");
     }

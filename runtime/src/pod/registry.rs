@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
-/// The result of a launch; `None` while it is running.
-pub(crate) type Launched = Option<Result<PodId, Error>>;
+/// The reply to the callers of RunPodSandbox that wait for a pod's name; `None` until it can be given.
+pub(crate) type RunReply = Option<Result<PodId, Error>>;
 
 /// Most commands in a driver's queue. A driver never blocks, so the queue is full only if very many calls arrive at once.
 const MAX_COMMANDS: usize = 64;
@@ -40,7 +40,7 @@ struct Tables {
 struct Handle {
     commands: mpsc::Sender<Command>,
     config: Arc<PodConfig>,
-    launched: watch::Receiver<Launched>,
+    run_reply: watch::Receiver<RunReply>,
 }
 
 /// The channels of a new driver.
@@ -50,8 +50,8 @@ pub(crate) struct DriverChannels {
     pub(crate) id: PodId,
     /// Receives commands.
     pub(crate) commands: mpsc::Receiver<Command>,
-    /// Sends the result of the launch to the callers that wait for the name.
-    pub(crate) launched: watch::Sender<Launched>,
+    /// Replies to the callers that wait for the name.
+    pub(crate) run_reply: watch::Sender<RunReply>,
     /// Becomes true when the daemon is stopping.
     pub(crate) closing: watch::Receiver<bool>,
 }
@@ -59,10 +59,10 @@ pub(crate) struct DriverChannels {
 /// The outcome of [`Registry::reserve`].
 #[derive(Debug)]
 pub(crate) enum Reservation {
-    /// The name was free: start a driver with these channels, then wait.
-    New(DriverChannels, watch::Receiver<Launched>),
-    /// An equal request has it: wait for its result.
-    Join(watch::Receiver<Launched>),
+    /// The name was free: start a driver with these channels, then wait for its reply.
+    New(DriverChannels, watch::Receiver<RunReply>),
+    /// An equal request has it: wait for the same reply.
+    Join(watch::Receiver<RunReply>),
 }
 
 impl Registry {
@@ -100,27 +100,27 @@ impl Registry {
                 let text = format!("pod {name} exists with another configuration, as {owner}");
                 return Err(Error::new(ErrorKind::AlreadyExists, text));
             }
-            if matches!(*handle.launched.borrow(), Some(Ok(_)))
+            if matches!(*handle.run_reply.borrow(), Some(Ok(_)))
                 && !self.published.pod(owner.as_str()).is_ok_and(|pod| pod.is_ready())
             {
                 let text = format!("pod {name} exists as {owner} and is not ready any more: remove it first");
                 return Err(Error::new(ErrorKind::AlreadyExists, text));
             }
-            return Ok(Reservation::Join(handle.launched.clone()));
+            return Ok(Reservation::Join(handle.run_reply.clone()));
         }
         if tables.pods.len() >= MAX_PODS {
             let text = format!("this node has {MAX_PODS} pods, its limit");
             return Err(Error::new(ErrorKind::ResourceExhausted, text));
         }
-        let (channels, launched) = self.register(&mut tables, id, config, None);
-        Ok(Reservation::New(channels, launched))
+        let (channels, reply) = self.register(&mut tables, id, config, None);
+        Ok(Reservation::New(channels, reply))
     }
 
     /// Registers a driver for a pod that has a record. If the daemon removes the pod (`leaving`), callers that want its
     /// name wait until it is removed.
     pub(crate) fn restore(&self, id: &PodId, config: &Arc<PodConfig>, leaving: bool) -> DriverChannels {
-        let launched = if leaving { None } else { Some(Ok(id.clone())) };
-        self.register(&mut self.tables(), id.clone(), config, launched).0
+        let reply = if leaving { None } else { Some(Ok(id.clone())) };
+        self.register(&mut self.tables(), id.clone(), config, reply).0
     }
 
     fn register(
@@ -128,14 +128,14 @@ impl Registry {
         tables: &mut Tables,
         id: PodId,
         config: &Arc<PodConfig>,
-        launched: Launched,
-    ) -> (DriverChannels, watch::Receiver<Launched>) {
+        reply: RunReply,
+    ) -> (DriverChannels, watch::Receiver<RunReply>) {
         let (sender, commands) = mpsc::channel(MAX_COMMANDS);
-        let (tell, launched) = watch::channel(launched);
-        let handle = Handle { commands: sender, config: Arc::clone(config), launched: launched.clone() };
+        let (run_reply, reply) = watch::channel(reply);
+        let handle = Handle { commands: sender, config: Arc::clone(config), run_reply: reply.clone() };
         tables.names.insert(config.meta.clone(), id.clone());
         tables.pods.insert(id.clone(), handle);
-        (DriverChannels { id, commands, launched: tell, closing: self.closing.subscribe() }, launched)
+        (DriverChannels { id, commands, run_reply, closing: self.closing.subscribe() }, reply)
     }
 
     /// Publishes a pod that has no driver because its record cannot be used; its name stays reserved.
@@ -220,13 +220,13 @@ mod tests {
             panic!("the name is free");
         };
         let other = PodId::from_random([2; 32]);
-        let Ok(Reservation::Join(mut launched)) = registry.reserve(other.clone(), &config("a", "h")) else {
+        let Ok(Reservation::Join(mut reply)) = registry.reserve(other.clone(), &config("a", "h")) else {
             panic!("equal requests join");
         };
         let refused = registry.reserve(other.clone(), &config("a", "other")).unwrap_err();
         assert_eq!(refused.kind, ErrorKind::AlreadyExists);
-        channels.launched.send_replace(Some(Ok(id.clone())));
-        assert_eq!(*launched.wait_for(Option::is_some).await.unwrap(), Some(Ok(id.clone())));
+        channels.run_reply.send_replace(Some(Ok(id.clone())));
+        assert_eq!(*reply.wait_for(Option::is_some).await.unwrap(), Some(Ok(id.clone())));
         // Launched, but not published as ready: the pod has ended.
         let over = registry.reserve(other.clone(), &config("a", "h")).unwrap_err();
         assert_eq!(over.kind, ErrorKind::AlreadyExists);

@@ -21,9 +21,9 @@ pub(crate) async fn run(
     let config = Arc::new(config);
     for _ in 0..TRIES {
         let id = PodId::from_random(random()?);
-        let mut launched = match registry.reserve(id, &config)? {
-            Reservation::Join(launched) => launched,
-            Reservation::New(channels, launched) => {
+        let mut reply = match registry.reserve(id, &config)? {
+            Reservation::Join(reply) => reply,
+            Reservation::New(channels, reply) => {
                 let config = PodConfig::clone(&config);
                 driver::launch(
                     NodeSupervisor::new(context, registry),
@@ -31,13 +31,13 @@ pub(crate) async fn run(
                     channels,
                     config,
                 );
-                launched
+                reply
             }
         };
         // An error means that the driver ended without a result: it has removed a pod that an earlier daemon had left
         // incomplete, so that the name is free now.
-        if let Ok(ended) = launched.wait_for(Option::is_some).await
-            && let Some(outcome) = &*ended
+        if let Ok(given) = reply.wait_for(Option::is_some).await
+            && let Some(outcome) = &*given
         {
             return outcome.clone();
         }

@@ -143,8 +143,8 @@ impl Life {
             Stage::Created { start, .. } => match next_phase(&container.record, ContainerEvent::Started) {
                 Ok(phase) => {
                     *start = Start::Requested(vec![waiter]);
-                    // On disk the container is running from now on, because a daemon that reads the record must
-                    // assume so. The published state changes only with the shim's report.
+                    // The job writes this record while it sends the request: a daemon that reads it must assume that
+                    // the container runs, and asks the shim. The published state changes only with the shim's report.
                     let intent = ContainerRecord {
                         phase,
                         started_at: self.now.wall,

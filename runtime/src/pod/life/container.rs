@@ -253,7 +253,7 @@ impl Life {
     /// Removes an exited container, or continues its removal.
     pub(super) fn begin_remove(&mut self, id: &ContainerId, new: Vec<Waiter>) {
         // The removal of its pod includes it, and its callers wait for that.
-        if let PodStage::Removing { removers } = &mut self.stage {
+        if let PodStage::Removing { removers, .. } = &mut self.stage {
             return removers.extend(new);
         }
         let Some(container) = self.containers.get_mut(id) else { return self.answer_all(new, &Ok(())) };

@@ -2,17 +2,20 @@
 //! no I/O and does not block; the driver (`pod::driver`) performs the actions.
 //!
 //! ```text
-//! pod         Launching ─┬──► Ready ──► NotReady ──┐
-//!                        └── failed ──► NotReady   │ StopPodSandbox, RemovePodSandbox, a retry
-//!             (an earlier daemon's)                ▼
-//!             Leftover ────────────────► (Killing) ──► TearingDown ──► Recording ──► Settling ──► RemovingShim ──► Stopped
-//!                                                          │ failed: NotReady, and tried again later                  │
-//!                                                          └───────────◄────────────────────────────                  ▼
-//!                                                                            Removed ◄──────────────────────────── Removing
+//! launch of a pod    Launching ──► Ready ──► NotReady
+//! its stop           Ready, NotReady, Leftover ──► TearingDown ──► Recording ──► Settling ──► RemovingShim ──► Stopped
+//! its removal        Stopped ──► Removing ──► Removed
 //!
-//! container   Creating ──► Created ──► Running ──► Exiting ──► Exited ──► Removing ──► (no entry)
-//!             CutOff (an earlier daemon's) ──► (undone)
+//! container          Creating ──► Created ──► Running ──► Exiting ──► Exited ──► Removing ──► (no entry)
 //! ```
+//!
+//! The drawing leaves out:
+//! - After an error a stage is left backwards: TearingDown (by way of Settling) to NotReady, RemovingShim and Removing to
+//!   Stopped. A call tries again, and so does a timer, except for a removal that a call has begun.
+//! - A launch that fails ends in Removed, or in NotReady if something of it could not be undone.
+//! - A pod whose shim is dead is Killing before it is TearingDown.
+//! - Leftover is a pod, and CutOff a container, that an earlier daemon left incomplete: it is removed or undone.
+//! - A container can exit before it runs: Created to Exiting.
 //!
 //! docs/pod-states.md lists the result of every input in every stage.
 //!
@@ -92,10 +95,12 @@ impl Life {
             PodPhase::Launching | PodPhase::Removing => PodStage::Leftover,
             PodPhase::Ready => PodStage::Ready,
             PodPhase::Stopping => PodStage::NotReady,
-            PodPhase::Stopped => PodStage::Stopped { removers: Vec::new() },
+            PodPhase::Stopped => PodStage::Stopped { removers: Vec::new(), folder_left: false },
         };
         let fate = if leaving { Fate::Leaves } else { Fate::Stays };
-        let link = Link::down(now.wall, "the daemon has not connected to it since its start");
+        // The driver of a restored pod begins the first attempt to connect.
+        let why = "the daemon has not connected to it since its start".to_owned();
+        let link = Link::Down { since: now.wall, attempts: 1, silent: false, why };
         let mut life = Self::new(record, stage, fate, link, now);
         for record in containers {
             life.containers.insert(record.id.clone(), Container::restored(record));

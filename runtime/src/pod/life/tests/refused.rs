@@ -95,7 +95,7 @@ fn the_end_of_a_stop_of_a_pod() {
 
 #[test]
 fn a_removal_of_a_pod() {
-    let mut life = pod(PodStage::Stopped { removers: Vec::new() }, PodPhase::Ready);
+    let mut life = pod(PodStage::Stopped { removers: Vec::new(), folder_left: false }, PodPhase::Ready);
     let actions = life.handle(NOW, Input::Call(Waiter(1), Call::RemovePod));
     check(&actions, Waiter(1), pod_record(PodPhase::Ready).id.as_str());
     assert!(!has_job(&actions), "{actions:?}");

@@ -53,8 +53,13 @@ pub(super) fn pod_stages() -> Vec<Life> {
         (PodStage::Recording(callers()), PodPhase::Stopped, Link::None),
         (PodStage::Settling(callers(), Vec::new()), PodPhase::Stopped, Link::None),
         (PodStage::RemovingShim(callers()), PodPhase::Stopped, Link::None),
-        (PodStage::Stopped { removers: Vec::new() }, PodPhase::Stopped, Link::None),
-        (PodStage::Removing { removers: vec![Waiter(90)] }, PodPhase::Removing, Link::None),
+        (PodStage::Stopped { removers: Vec::new(), folder_left: false }, PodPhase::Stopped, Link::None),
+        (PodStage::Stopped { removers: Vec::new(), folder_left: true }, PodPhase::Stopped, Link::None),
+        (
+            PodStage::Removing { removers: vec![Waiter(90)], folder_left: false },
+            PodPhase::Removing,
+            Link::None,
+        ),
         (PodStage::Removed, PodPhase::Removing, Link::None),
     ];
     stages.into_iter().map(|(stage, phase, link)| life(pod_record(phase), stage, link)).collect()
@@ -76,7 +81,8 @@ pub(super) fn pod_stage_name(life: &Life) -> String {
         PodStage::Recording(_) => "Recording",
         PodStage::Settling(..) => "Settling",
         PodStage::RemovingShim(_) => "RemovingShim",
-        PodStage::Stopped { .. } => "Stopped",
+        PodStage::Stopped { folder_left: false, .. } => "Stopped",
+        PodStage::Stopped { folder_left: true, .. } => "Stopped, folder left",
         PodStage::Removing { .. } => "Removing",
         PodStage::Removed => "Removed",
     };
@@ -86,7 +92,7 @@ pub(super) fn pod_stage_name(life: &Life) -> String {
     }
 }
 
-/// Number of names in `pod_stage_name`, without those for connections.
+/// Number of names in `pod_stage_name` without a comma.
 pub(super) const POD_STAGES: usize = 12;
 
 /// A pod with one container in each stage of containers.
