@@ -32,9 +32,12 @@ pub(crate) enum Lost {
     /// A message in the wrong order.
     #[error(transparent)]
     Order(#[from] wire::session::OutOfOrder),
-    /// Fewer descriptors arrived than the frame's header says, or too many without a frame.
+    /// Fewer descriptors arrived than the frame's header says.
     #[error("descriptors of frame {0} are missing")]
     Descriptors(u64),
+    /// More descriptors arrived than two frames may have, without the frames.
+    #[error("{0} descriptors arrived without a frame")]
+    Surplus(usize),
 }
 
 struct Outgoing {
@@ -135,7 +138,7 @@ impl Conn {
             // recvmsg stops after the first message with descriptors, so at most two frames' worth can be
             // pending.
             if self.fds.len() > 2 * MAX_FDS {
-                return Err(Lost::Descriptors(0));
+                return Err(Lost::Surplus(self.fds.len()));
             }
             return Ok(None);
         };

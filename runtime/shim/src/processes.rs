@@ -75,8 +75,9 @@ pub(crate) fn was_oom_killed(cgroups: &Cgroups) -> bool {
 }
 
 /// Kills the processes of sessions in a container, and their leaders. Returns for each session the number of processes
-/// that were found, at least 1 if not all processes could be examined (no free descriptor), and the leader's exit code, if
-/// that has ended. The container's processes are listed once for all sessions.
+/// that were found, at least 1 if not all processes could be examined (no free descriptor, too many cgroups), and the
+/// leader's exit code, if that has ended. The processes in the container's cgroup and below it are listed once for all
+/// sessions.
 pub(crate) fn kill_sessions(cgroups: Option<&Cgroups>, sessions: &[Session]) -> Vec<(u32, Option<i32>)> {
     // Session ids with their indices.
     let mut indices: Vec<(u32, usize)> =
@@ -85,7 +86,7 @@ pub(crate) fn kill_sessions(cgroups: Option<&Cgroups>, sessions: &[Session]) -> 
     let mut results = vec![(0_u32, None); sessions.len()];
     if let Some(folder) = cgroups.and_then(Cgroups::procs_folder) {
         let mut incomplete = false;
-        let listed = sys::cgroup::processes(folder, |pid| {
+        let listed = sys::cgroup::processes_below(folder, |pid| {
             let opened = sys::pidfd::open(pid);
             // Read after the pidfd was opened: if the process has not ended, this is its data.
             let examined = opened.and_then(|fd| Ok((fd, sys::proc::stat(pid)?)));
@@ -106,8 +107,7 @@ pub(crate) fn kill_sessions(cgroups: Option<&Cgroups>, sessions: &[Session]) -> 
                 drop(sys::pidfd::send_signal(fd.as_fd(), SIGKILL));
             }
         });
-        // A folder that does not exist has no processes.
-        if incomplete || sys::proc::unless_gone(listed).is_err() {
+        if incomplete || listed.is_err() {
             for (count, _) in &mut results {
                 *count = (*count).max(1);
             }
@@ -154,4 +154,39 @@ pub(crate) fn kill_strays(known: impl Fn(u32) -> bool) -> bool {
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lifecycle::Serial;
+    use std::fs::{File, create_dir, write};
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::process::Command;
+    use std::time::Instant;
+
+    #[test]
+    fn sessions_are_also_killed_in_cgroups_below_the_containers() {
+        let mut leader = Command::new("setsid").args(["sleep", "1000"]).spawn().unwrap();
+        let pid = leader.id();
+        let until = Instant::now() + Duration::from_secs(60);
+        while sys::proc::stat(pid).unwrap().session != pid {
+            assert!(Instant::now() < until, "setsid has not started a session");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let temp = tempfile::tempdir().unwrap();
+        create_dir(temp.path().join("below")).unwrap();
+        write(temp.path().join("cgroup.procs"), "").unwrap();
+        write(temp.path().join("below/cgroup.procs"), format!("{pid}\n")).unwrap();
+        let folders = vec![File::open(temp.path()).unwrap().into()];
+        let cgroups = Cgroups { folders, unified: true, ..Cgroups::default() };
+        // It counts as reaped, so it is killed only if it is listed.
+        let session = Session { exec: Serial(1), pid, unreaped: false };
+        let results = kill_sessions(Some(&cgroups), &[session]);
+        if results != [(1, None)] {
+            leader.kill().unwrap();
+        }
+        let status = leader.wait().unwrap();
+        assert_eq!((results.as_slice(), status.signal()), ([(1, None)].as_slice(), Some(SIGKILL)));
+    }
 }

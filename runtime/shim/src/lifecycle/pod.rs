@@ -125,6 +125,11 @@ impl Lifecycle {
         self.containers.iter().find(|container| container.serial == serial).map(|container| &container.id)
     }
 
+    /// The pid of the init of the container with this serial; 0 if it has none.
+    pub(crate) fn init(&self, serial: Serial) -> u32 {
+        self.containers.iter().find(|container| container.serial == serial).map_or(0, |of| of.phase.pid())
+    }
+
     /// The serial of the container with this id.
     pub(crate) fn container_serial(&self, id: &ContainerId) -> Option<Serial> {
         self.containers.iter().find(|container| container.id == *id).map(|container| container.serial)

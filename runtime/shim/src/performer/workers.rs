@@ -29,17 +29,16 @@ impl Performer {
         let failed = |error| failure(ErrorKind::Internal, "fork", &error);
         let forked = match fork {
             Fork::Pause => forks::pause(&fds, self.from_daemon.pause_binary.as_fd()),
-            Fork::Exec { container } => {
-                let namespaces = self.descriptors.namespaces(*container);
-                let Some((container, namespaces)) = self.descriptors.container(*container).zip(namespaces)
-                else {
+            Fork::Exec { container: of } => {
+                let namespaces = self.descriptors.namespaces(*of);
+                let Some((container, namespaces)) = self.descriptors.container(*of).zip(namespaces) else {
                     return Err(refusal(
                         ErrorKind::Internal,
                         "exec",
                         "the container's namespaces are closed",
                     ));
                 };
-                forks::exec(&fds, &container.cgroups, namespaces)
+                forks::exec(&fds, &container.cgroups, namespaces, lifecycle.init(*of))
             }
             Fork::Container { log, terminal, stdin, pause } => {
                 // First, because a log that cannot be opened is the most likely failure.
