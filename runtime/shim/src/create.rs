@@ -4,22 +4,13 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use model::ContainerId;
-use serde::Deserialize;
 use sys::namespace::{Kinds, Namespaces};
-use wire::{CgroupPlan, ErrorKind, NamespacePlan, NamespaceSource};
+use wire::{ContainerPlan, ErrorKind, NamespaceSource};
 
 use crate::failure::{failure, refusal};
 use crate::held::{Holders, Receiver};
 use crate::packet::{Prepared, Reporter, read_plan};
 use crate::worker::{CreateInput, Stdio, create};
-
-/// The part of the plan that this module needs. [`create`] parses the whole plan.
-#[derive(Deserialize)]
-struct Peek {
-    cgroup: CgroupPlan,
-    namespaces: NamespacePlan,
-    privileged: bool,
-}
 
 /// The streams in the request.
 #[derive(Debug, Clone, Copy)]
@@ -80,8 +71,8 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, passed: Passed) -> Result
         return Err(refusal(ErrorKind::Invalid, "plan", "the request has no plan or no mount namespace"));
     };
     let cgroups: Vec<OwnedFd> = fds.collect();
-    let peek: Peek = read_plan(plan.as_fd())?;
-    let target = match &peek.namespaces.pid {
+    let plan: ContainerPlan = read_plan(plan.as_fd())?;
+    let target = match &plan.namespaces.pid {
         NamespaceSource::Container(id) => {
             let place = targets.iter().position(|(target, _)| target == id).ok_or_else(|| {
                 let message = format!("container {id} is not running in this pod");
@@ -92,14 +83,15 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, passed: Passed) -> Result
         _ => None,
     };
     drop(targets);
+    let unified = plan.cgroup.unified;
     let place = |name: &str| {
-        peek.cgroup.members.iter().position(|member| member.hierarchy.split(',').any(|part| part == name))
+        plan.cgroup.members.iter().position(|member| member.hierarchy.split(',').any(|part| part == name))
     };
     let prepared = Prepared {
-        unified: peek.cgroup.unified,
-        memory: if peek.cgroup.unified { Some(0) } else { place("memory") },
-        freezer: if peek.cgroup.unified { Some(0) } else { place("freezer") },
-        search_all: peek.privileged && !peek.cgroup.unified,
+        unified,
+        memory: if unified { Some(0) } else { place("memory") },
+        freezer: if unified { Some(0) } else { place("freezer") },
+        search_all: plan.privileged && !unified,
     };
     let (stdio, exec_error) = open_streams(reporter, &prepared, streams)?;
     Ok(CreateInput {

@@ -61,7 +61,6 @@ pub(crate) fn shim_side(path: &Path) {
 
 #[expect(clippy::too_many_lines, reason = "the steps of a shim in their order")]
 fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Outcome {
-    let plan = sys::memfd::create_sealed("plan", &serde_json::to_vec(&scenario.plan).unwrap()).unwrap();
     let (stdin, mut to_stdin) = io::pipe().unwrap();
     let (mut from_stdout, stdout) = io::pipe().unwrap();
     let (report_read, report) = io::pipe().unwrap();
@@ -73,9 +72,10 @@ fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Ou
     } else {
         vec![stdin.into(), stdout.try_clone().unwrap().into(), stdout.into()]
     };
-    given.extend([plan, kubelet_mntns, report.into(), answer.into()]);
+    given.extend([kubelet_mntns, report.into(), answer.into()]);
     given.extend(cgroups);
     let keep: Vec<_> = given.iter().map(|fd| fd.as_fd()).collect();
+    let plan = scenario.plan.clone();
     let worker = sys::fork::worker(&keep, move |fds| {
         let mut fds = fds.into_iter();
         let mut next = || fds.next().unwrap();
@@ -84,7 +84,7 @@ fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Ou
         } else {
             Stdio::Pipes { stdin: next(), stdout: next(), stderr: next() }
         };
-        let (plan, kubelet_mntns, exec_error) = (next(), next(), next());
+        let (kubelet_mntns, exec_error) = (next(), next());
         let answer = Box::new(File::from(next()));
         // Pause shares all namespaces with the shim.
         let pause = Some(sys::namespace::Namespaces::default());
