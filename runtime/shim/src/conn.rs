@@ -8,7 +8,7 @@ use wire::codec::{self, Decoder, Frame};
 use wire::session::{Session, Side, descriptors};
 use wire::{MAX_FDS, Message, Request};
 
-/// Most bytes that are queued for a daemon that does not read: a snapshot of a full table fits. With more,
+/// Maximum number of bytes that are queued for a daemon that does not read: a snapshot of full tables fits. With more,
 /// the connection is closed; the next one starts with a snapshot, so nothing is lost.
 const MAX_QUEUED: usize = 512 * 1024;
 /// Bytes of one read. Requests are short.

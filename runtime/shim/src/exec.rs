@@ -31,8 +31,8 @@ pub(crate) struct Passed {
     pub(crate) init: u32,
 }
 
-/// Ready for the second fork.
-struct Prepared {
+/// What the worker has after it has entered the container, for the second fork.
+struct Entered {
     ready: Ready,
     master: Option<OwnedFd>,
     terminal: bool,
@@ -41,8 +41,8 @@ struct Prepared {
 
 /// Runs in the worker. `passed` describes `fds`.
 pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, passed: Passed) -> i32 {
-    let Prepared { ready, master, terminal, single } = match prepare(&reporter, fds, passed) {
-        Ok(prepared) => prepared,
+    let Entered { ready, master, terminal, single } = match prepare(&reporter, fds, passed) {
+        Ok(entered) => entered,
         Err(failure) => {
             reporter.failed(&failure);
             return 1;
@@ -74,7 +74,7 @@ pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, passed: Passed) -> i32
     }
 }
 
-fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, passed: Passed) -> Result<Prepared, wire::Failure> {
+fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, passed: Passed) -> Result<Entered, wire::Failure> {
     let at = |stage: &'static str| move |error| failure(ErrorKind::Internal, stage, &error);
     let mut theirs = fds.split_off(passed.requested.min(fds.len())).into_iter();
     let cgroups: Vec<OwnedFd> = theirs.by_ref().take(passed.cgroups).collect();
@@ -110,7 +110,7 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, passed: Passed) -> Result
     }
     drop(streams);
     let ready = process::prepare(&plan.process, &plan.user, ProcessKind::Exec, ErrorKind::ExecFailed)?;
-    Ok(Prepared { ready, master, terminal: plan.process.terminal, single })
+    Ok(Entered { ready, master, terminal: plan.process.terminal, single })
 }
 
 /// Joins the container's cgroup. If the container has moved its processes to cgroups below that, the kernel may allow

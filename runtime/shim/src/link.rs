@@ -93,7 +93,7 @@ impl Link {
         Some(conn.generation)
     }
 
-    /// Has epoll report that the socket is writable only while data is queued.
+    /// Lets epoll report that the socket is writable only while data is queued.
     pub(crate) fn watch(&self, epoll: &Epoll) {
         if let Some(conn) = &self.conn {
             let interest = if conn.wants_to_write() { Interest::BOTH } else { Interest::READ };

@@ -25,15 +25,13 @@ const MAX_TEXT: usize = 1000;
 
 const MADE: u8 = b'P';
 const INIT: u8 = b'I';
-const PREPARED: u8 = b'L';
+const STREAMS: u8 = b'L';
 const REPLY: u8 = b'R';
 const WARNING: u8 = b'W';
 
-/// The first packet of a container's worker. Its descriptors are the shim's ends: of the error pipe, then either of the
-/// socket for the terminal's master, or of stdout and stderr, and of stdin if it is kept open. It also says which of
-/// the request's cgroup folders are used for what ([`crate::descriptors::Cgroups`]).
+/// Which of a request's cgroup folders are used for what: the same fields as in [`crate::descriptors::Cgroups`].
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Prepared {
+pub(crate) struct CgroupUses {
     pub(crate) unified: bool,
     pub(crate) memory: Option<usize>,
     pub(crate) freezer: Option<usize>,
@@ -48,7 +46,9 @@ pub(crate) enum Packet {
     Made(u32),
     /// From a container's init, before its worker reports it. Descriptor: its pidfd.
     Init,
-    Prepared(Prepared),
+    /// The first packet of a container's worker. Its descriptors are the shim's ends: of the start pipe, then either of
+    /// the socket for the terminal's master, or of stdout and stderr, and of stdin if it is kept open.
+    Streams(CgroupUses),
     /// A warning.
     Warning(String),
     /// The worker has done its task.
@@ -85,8 +85,8 @@ impl Reporter {
         self.packet(INIT, &[], &[pidfd])
     }
 
-    pub(crate) fn prepared(&self, prepared: &Prepared, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        self.packet(PREPARED, &serde_json::to_vec(prepared)?, fds)
+    pub(crate) fn streams(&self, uses: &CgroupUses, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.packet(STREAMS, &serde_json::to_vec(uses)?, fds)
     }
 
     /// Sends a warning; errors are ignored.
@@ -146,7 +146,7 @@ pub(crate) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Opti
             None => return Err(io::Error::other("a pid is cut")),
         },
         Some((&INIT, _)) => Packet::Init,
-        Some((&PREPARED, json)) => Packet::Prepared(serde_json::from_slice(json)?),
+        Some((&STREAMS, json)) => Packet::Streams(serde_json::from_slice(json)?),
         Some((&WARNING, text)) => Packet::Warning(String::from_utf8_lossy(text).into_owned()),
         Some((&REPLY, json)) => match serde_json::from_slice(json)? {
             Reply::Failed(failure) => Packet::Failed(failure),

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 
 use crate::descriptors::Cgroups;
-use crate::lifecycle::{Held, InitState, SIGKILL, Session};
+use crate::lifecycle::{InitState, SIGKILL, Session, Stopped};
 
 /// How long one kill waits for a v1 cgroup to freeze. The loop does nothing else meanwhile.
 const FREEZE: Duration = Duration::from_millis(20);
@@ -42,12 +42,12 @@ pub(crate) fn over(pid: u32) -> Option<i32> {
 /// The state of an init that is not reaped; `None` if it cannot be examined now.
 pub(crate) fn init_state(pid: u32) -> Option<InitState> {
     let stat = sys::proc::stat(pid).ok()?;
-    let held = match stat.state {
-        'T' => Held::Stopped,
-        't' => Held::Traced,
-        _ => Held::No,
+    let stopped = match stat.state {
+        'T' => Stopped::BySignal,
+        't' => Stopped::ByTracer,
+        _ => Stopped::No,
     };
-    Some(InitState { over: stat.is_over().then(|| stat.code()), executed: stat.has_executed(), held })
+    Some(InitState { over: stat.is_over().then(|| stat.code()), executed: stat.has_executed(), stopped })
 }
 
 /// Kills all processes in a container's cgroup. Errors are ignored; they show in later checks.
@@ -56,13 +56,13 @@ pub(crate) fn kill_cgroup(cgroups: &Cgroups) {
     drop(sys::cgroup::kill_all(&folders, cgroups.freezer_folder(), cgroups.unified, FREEZE));
 }
 
-/// Whether it has no processes. `skip_held`: ended processes that a tracer keeps from being reaped do not
+/// Whether it has no processes. `skip_unreapable`: ended processes that a tracer keeps from being reaped do not
 /// count.
-pub(crate) fn is_empty(cgroups: &Cgroups, skip_held: bool) -> bool {
+pub(crate) fn is_empty(cgroups: &Cgroups, skip_unreapable: bool) -> bool {
     cgroups.folders_with_processes().into_iter().all(|folder| {
         // If it cannot be read now (no free descriptor), it is checked again later.
         sys::cgroup::is_empty(folder).unwrap_or(false)
-            || skip_held && sys::cgroup::only_held(folder).unwrap_or(false)
+            || skip_unreapable && sys::cgroup::only_unreapable(folder).unwrap_or(false)
     })
 }
 

@@ -6,9 +6,9 @@ use std::ops::RangeInclusive;
 
 /// CFS periods, µs.
 pub const CPU_PERIODS: RangeInclusive<i64> = 1_000..=1_000_000;
-/// Least CFS quota, µs.
+/// Minimum CFS quota, µs.
 pub const MIN_CPU_QUOTA: i64 = 1_000;
-/// Least memory limit of a container, bytes. The code that starts a process is charged to the container until its
+/// Minimum memory limit of a container, bytes. The code that starts a process is charged to the container until its
 /// execve: some 400 KiB.
 pub const MIN_MEMORY: i64 = 1 << 20;
 /// Values of oom_score_adj.

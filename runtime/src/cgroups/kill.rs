@@ -13,7 +13,7 @@ use std::{fs, io, thread};
 const FREEZE_LIMIT: Duration = Duration::from_millis(100);
 /// Longest pause between two rounds.
 const MAX_PAUSE: Duration = Duration::from_millis(50);
-/// Most pids in an error message.
+/// Maximum number of pids in an error message.
 const MAX_PIDS: usize = 16;
 
 /// The cgroup's folder in a hierarchy; `None` if it does not exist.

@@ -145,7 +145,7 @@ fn is_threaded(error: &io::Error) -> bool {
 /// As for [`each_folder`].
 pub fn is_empty(dir: BorrowedFd<'_>) -> io::Result<bool> {
     let mut empty = true;
-    let walked = walk::visit(dir, walk::MOST_FOLDERS, &mut |folder| {
+    let walked = walk::visit(dir, walk::MAX_FOLDERS, &mut |folder| {
         let mut byte = [0; 1];
         let read = match open(folder, "cgroup.procs", OFlags::RDONLY)?.read(&mut byte) {
             Err(error) if is_threaded(&error) => {

@@ -14,9 +14,9 @@ use super::pause::Pause;
 use super::phase::Phase;
 use super::worker::{KILL_AGAIN_MS, ReapedEarly};
 
-/// Most concurrent execs.
+/// Maximum number of concurrent execs.
 pub(crate) const MAX_EXECS: usize = 1024;
-/// Most finished execs with a process that cannot be killed: it is in a frozen cgroup, or hangs in the
+/// Maximum number of finished execs with a process that cannot be killed: it is in a frozen cgroup, or hangs in the
 /// kernel.
 pub(crate) const MAX_LEFTOVERS: usize = 256;
 
@@ -108,7 +108,7 @@ impl Lifecycle {
         self.cx.actions.pop_front()
     }
 
-    /// Has an action performed before all others.
+    /// Puts an action before all others.
     pub(crate) fn act_first(&mut self, action: Action) {
         self.cx.actions.push_front(action);
     }

@@ -133,7 +133,7 @@ pub(crate) struct ReapedEarly {
 }
 
 impl ReapedEarly {
-    /// Most entries: 32 KiB, only while a worker is running. Further ones get the code [`LOST`].
+    /// Maximum number of entries (32 KiB), only while a worker is running. Further children get the code [`LOST`].
     const MAX: usize = 4096;
 
     pub(crate) fn remember(&mut self, pid: u32, code: i32) {

@@ -25,7 +25,7 @@ use late::Late;
 use scratch::Scratch;
 use stage::{Step, internal, invalid};
 
-use crate::held::{Holders, Receiver, WorkerOnly};
+use crate::worker_only::{Holders, Receiver, WorkerOnly};
 use crate::{bundle, process, user};
 
 /// Names that libcgroups expects below a v1 /sys/fs/cgroup.
@@ -74,8 +74,8 @@ pub(crate) struct CreateInput {
     pub(crate) cgroups: Vec<OwnedFd>,
     /// Stdio.
     pub(crate) stdio: Stdio,
-    /// Write end of the error pipe: execve closes it, or init writes its error to it. Close-on-exec.
-    pub(crate) exec_error: OwnedFd,
+    /// Write end of the start pipe: execve closes it, and init writes there why its start failed. Close-on-exec.
+    pub(crate) start_pipe: OwnedFd,
     /// The processes whose namespaces the plan joins.
     pub(crate) holders: Holders,
 }
@@ -94,7 +94,7 @@ pub(crate) fn create(input: CreateInput, receiver: Box<dyn Receiver>) -> i32 {
 /// `receiver` is `None` while libcontainer creates init.
 #[expect(clippy::too_many_lines, reason = "the order of namespaces and mounts matters, and it is read here")]
 fn assemble(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Step<Reply> {
-    let CreateInput { plan, kubelet_mntns, cgroups, stdio, exec_error, holders } = input;
+    let CreateInput { plan, kubelet_mntns, cgroups, stdio, start_pipe, holders } = input;
     let id = plan.id.clone();
     let spec = container::spec(&plan, &holders).map_err(|e| invalid("namespaces", e))?;
     let split = mounts::split(&plan)?;
@@ -155,25 +155,25 @@ fn assemble(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Ste
     // libcontainer uses the scratch root by path, as root of the host.
     scratch.check(&at)?;
     drop(scratch);
-    let (init_error, create_error) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+    let (create_pipe_read, create_pipe) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|e| internal("process", "pipe")(e.into()))?;
 
     let late = Late { plan, mounts: late, nested, console };
     let Some(taken) = receiver.take() else {
         return Err(invalid("process", "the worker has no socket for its result"));
     };
-    let worker = WorkerOnly { receiver: taken, init_error, _holders: holders };
-    let (user, start_error) = (found.user.clone(), exec_error);
-    let init = Init::new(InitData { late, create_error, process, user, start_error, worker });
+    let worker = WorkerOnly { receiver: taken, create_pipe_read, _holders: holders };
+    let user = found.user.clone();
+    let init = Init::new(InitData { late, create_pipe, process, user, start_pipe, worker });
     let built = container::build(&id, init.clone());
-    // Closes the worker's copies of init's descriptors, among them the write ends of both error pipes.
-    let init_error = init.take_back().map(|worker| {
+    // Closes the worker's copies of init's descriptors, among them the write ends of both pipes.
+    let create_pipe_read = init.take_back().map(|worker| {
         *receiver = Some(worker.receiver);
-        worker.init_error
+        worker.create_pipe_read
     });
     match built {
         Ok(pid) => Ok(Reply::Created { pid, user: found.user, home: found.home }),
-        Err(e) => Err(init_error.and_then(late::read_failure).unwrap_or_else(|| Failure {
+        Err(e) => Err(create_pipe_read.and_then(late::read_failure).unwrap_or_else(|| Failure {
             kind: ErrorKind::Internal,
             stage: "libcontainer".to_owned(),
             message: chain(&e),

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use super::walk::{each_folder, is_gone, is_too_many, prune};
 use super::{processes, read, write};
 
-/// Most pidfds that are open at once, so that a limit on descriptors does not keep processes from being killed.
+/// Maximum number of pidfds that are open at once, so that a limit on descriptors does not keep processes from being
+/// killed.
 const MAX_OPEN: usize = 64;
 
 /// Sends SIGKILL to every process in a cgroup and below it, once. Processes that are forked meanwhile may survive:

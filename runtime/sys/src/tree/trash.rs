@@ -20,8 +20,8 @@ use super::{Error, remove, remove_path};
 
 /// An entry that could not be removed is tried again when the thread runs after this time, and after a restart.
 const RETRY: Duration = Duration::from_secs(600);
-/// Most entries that are remembered as not removable.
-const MOST_STUCK: usize = 1024;
+/// Maximum number of entries that are remembered as not removable.
+const MAX_STUCK: usize = 1024;
 
 /// A folder whose content is removed in the background, one tree after the other. After a restart of the process the
 /// removal continues. The thread exists only while there is work.
@@ -227,7 +227,7 @@ impl Shared {
                     state.stuck.remove(name);
                 }
                 Err(error) => {
-                    if state.stuck.len() >= MOST_STUCK {
+                    if state.stuck.len() >= MAX_STUCK {
                         state.stuck.clear();
                     }
                     state.stuck.insert(name.to_owned(), Instant::now());

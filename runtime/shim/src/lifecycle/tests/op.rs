@@ -22,7 +22,7 @@ pub(super) enum Op {
     Read(u8),
     /// A created process calls execve, or fails to.
     Execve(u8, bool),
-    /// The error pipe of an init is read.
+    /// The start pipe of an init is read.
     Pipe(u8),
     /// A process ends by itself.
     Die(u8, u8),
