@@ -246,13 +246,13 @@ mod tests {
         assert_eq!(stat, Stat { state: 'S', parent: 7, session: 5, flags: 0x40_0040, threads: 1, status: 0 });
         assert!(!stat.has_executed() && !stat.is_over());
         // Made by a kernel: a killed process that its tracer holds at PTRACE_EVENT_EXIT, and the PID 1 that waits.
-        let held = b"27273 (sleep) t 27271 27271 8570 0 -1 4195336 136 0 0 0 0 0 0 0 20 0 1 0 272502 2990080 412 18446744073709551615 94033208614912 94033208632841 140730992334512 140730992333992 140606371529987 0 0 6 0 1 0 0 17 0 0 0 0 0 0 94033208646928 94033208648192 94033842724864 140730992339657 140730992339667 140730992339667 140730992340969 9";
-        let held = parse_stat(held).unwrap();
-        assert!(held.is_over() && held.code() == 137 && held.has_executed());
-        let waits = Stat { state: 'S', flags: 4_195_596, ..held };
+        let killed = b"27273 (sleep) t 27271 27271 8570 0 -1 4195336 136 0 0 0 0 0 0 0 20 0 1 0 272502 2990080 412 18446744073709551615 94033208614912 94033208632841 140730992334512 140730992333992 140606371529987 0 0 6 0 1 0 0 17 0 0 0 0 0 0 94033208646928 94033208648192 94033842724864 140730992339657 140730992339667 140730992339667 140730992340969 9";
+        let killed = parse_stat(killed).unwrap();
+        assert!(killed.is_over() && killed.code() == 137 && killed.has_executed());
+        let waits = Stat { state: 'S', flags: 4_195_596, ..killed };
         assert!(waits.is_over() && !Stat { flags: 0, ..waits }.is_over());
         // Its leading thread has ended, another runs on.
-        let lives = Stat { state: 'Z', threads: 2, status: 0, ..held };
+        let lives = Stat { state: 'Z', threads: 2, status: 0, ..killed };
         assert!(!lives.is_over() && Stat { threads: 1, ..lives }.is_over());
         assert_eq!(parse_stat(b"12 a S"), None);
         let own = super::stat(std::process::id()).unwrap();

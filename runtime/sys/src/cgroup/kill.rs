@@ -115,12 +115,12 @@ fn kill_members(dir: BorrowedFd<'_>, frozen: bool) -> io::Result<()> {
         Ok(pids)
     };
     for some in list()?.chunks(MAX_OPEN) {
-        let held: Vec<_> =
+        let pidfds: Vec<_> =
             some.iter().filter_map(|pid| Some((*pid, crate::pidfd::open(*pid).ok()?))).collect();
         // A frozen process cannot end, so the pidfd is its own. Otherwise its pid may have been reused before the pidfd
         // was opened: list again, and signal only those that are still members.
         let members = if frozen { None } else { Some(list()?) };
-        for (pid, fd) in &held {
+        for (pid, fd) in &pidfds {
             if members.as_ref().is_none_or(|members| members.binary_search(pid).is_ok()) {
                 // The only expected error is that it has ended.
                 drop(crate::pidfd::send_signal(fd.as_fd(), libc::SIGKILL));

@@ -51,8 +51,8 @@ struct State {
     leftovers: Vec<PathBuf>,
     /// Entries that could not be removed, and when that was tried.
     stuck: HashMap<OsString, Instant>,
-    /// The values of [`Trash::take_holding`]. Dropped once the entry is removed or cannot be.
-    held: HashMap<OsString, Box<dyn Send>>,
+    /// The guards of [`Trash::take_with`]. Dropped once the entry is removed or cannot be.
+    guards: HashMap<OsString, Box<dyn Send>>,
 }
 
 impl fmt::Debug for Trash {
@@ -93,24 +93,24 @@ impl Trash {
     /// # Errors
     /// The tree, or a part of it, is still where it was.
     pub fn take(&self, path: &Path) -> Result<(), Error> {
-        self.take_holding(path, ())
+        self.take_with(path, ())
     }
 
-    /// Like [`Trash::take`]. `held` is dropped once the whole tree is removed or could not be, so that somebody can
+    /// Like [`Trash::take`]. `guard` is dropped once the whole tree is removed or could not be, so that somebody can
     /// wait for its space.
     ///
     /// # Errors
     /// As [`Trash::take`].
-    pub fn take_holding(&self, path: &Path, held: impl Send + 'static) -> Result<(), Error> {
+    pub fn take_with(&self, path: &Path, guard: impl Send + 'static) -> Result<(), Error> {
         let mut made = false;
         loop {
             let name = self.unique_name();
             match rustix::fs::rename(path, self.shared.folder.join(&name)) {
                 Ok(()) => {
                     self.start(|state| {
-                        // The thread may have found and removed the entry already. Then `held` is dropped at the end
+                        // The thread may have found and removed the entry already. Then `guard` is dropped at the end
                         // of its next round.
-                        state.held.insert(name.into(), Box::new(held));
+                        state.guards.insert(name.into(), Box::new(guard));
                     });
                     return Ok(());
                 }
@@ -159,7 +159,7 @@ impl Trash {
             Ok(_) => state.running = true,
             // The next call tries again.
             Err(source) => {
-                let left = std::mem::take(&mut state.held);
+                let left = std::mem::take(&mut state.guards);
                 drop(state);
                 drop(left);
                 let path = self.shared.folder.clone();
@@ -180,8 +180,8 @@ impl Shared {
                 let mut state = self.state();
                 if !std::mem::take(&mut state.pending) {
                     state.running = false;
-                    // Those of entries that were removed before `held` was added, or that could not be listed.
-                    let left = std::mem::take(&mut state.held);
+                    // Those of entries that were removed before `guard` was added, or that could not be listed.
+                    let left = std::mem::take(&mut state.guards);
                     self.idle.notify_all();
                     drop(state);
                     drop(left);
@@ -221,7 +221,7 @@ impl Shared {
             }
             let removed = remove(dir.as_fd(), name);
             let mut state = self.state();
-            let held = state.held.remove(name);
+            let guard = state.guards.remove(name);
             match removed {
                 Ok(()) => {
                     state.stuck.remove(name);
@@ -235,7 +235,7 @@ impl Shared {
                     (self.report)(&error.below(folder));
                 }
             }
-            drop(held);
+            drop(guard);
         }
     }
 }
