@@ -21,7 +21,7 @@ pub(crate) enum Lost {
     #[error("closed")]
     Closed,
     /// The daemon does not read.
-    #[error("{0} bytes are not read")]
+    #[error("the daemon does not read, {0} bytes are queued")]
     Stuck(usize),
     /// A system call failed.
     #[error(transparent)]
@@ -38,6 +38,13 @@ pub(crate) enum Lost {
     /// More descriptors arrived than two frames may have, without the frames.
     #[error("{0} descriptors arrived without a frame")]
     Surplus(usize),
+}
+
+impl Lost {
+    /// Whether an operator must be told. If the daemon ends, the connection is closed or fails.
+    pub(crate) fn is_unexpected(&self) -> bool {
+        !matches!(self, Self::Closed | Self::Io(_))
+    }
 }
 
 struct Outgoing {

@@ -20,8 +20,8 @@ pub(crate) const MAX_EXECS: usize = 1024;
 /// kernel.
 pub(crate) const MAX_LEFTOVERS: usize = 256;
 
-/// The whole state of the shim without descriptors. The tables are lists, not maps: they are short and return
-/// memory.
+/// The whole state of the shim without descriptors. The tables are lists, not maps: they are short, and their memory
+/// can be given back.
 #[derive(Debug, Default)]
 pub(crate) struct Lifecycle {
     pub(crate) pause: Pause,
@@ -167,7 +167,8 @@ impl Lifecycle {
             || self.execs.iter().any(|exec| exec.reaped(pid, 0).is_some())
     }
 
-    /// Whether it matters if a child that is about to be reaped has called execve.
+    /// Whether this child is an init that was told to start. Then the caller finds out whether it has called execve, before
+    /// it is reaped.
     pub(crate) fn is_starting(&self, pid: u32) -> bool {
         self.containers.iter().any(|c| matches!(&c.phase, Phase::Starting { init, .. } if init.pid == pid))
     }

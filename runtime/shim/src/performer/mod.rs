@@ -192,8 +192,8 @@ impl Performer {
 
     /// Closes the connection if sending failed, for example because the daemon does not read.
     pub(crate) fn close_if_lost(&mut self, sent: Result<(), Lost>) {
-        if let Err(_lost) = sent
-            && let Some(generation) = self.link.hang_up(&self.epoll)
+        if let Err(lost) = sent
+            && let Some(generation) = self.link.hang_up(&lost, &self.epoll)
         {
             self.inputs.push_back(Input::Disconnected(generation));
         }

@@ -120,7 +120,7 @@ fn assemble(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Ste
     rootfs::assemble(&plan.rootfs, &sources, &Scratch::root_below(&at))?;
     drop(sources);
     let root = scratch.root()?;
-    // Before volumes are attached: both must depend on the image only.
+    // Before volumes are attached: the user and these folders must depend on the image only.
     let found = user::resolve(root.as_fd(), &plan.user).map_err(|e| unknown_user(&e))?;
     rootfs::make_folders(&root, &plan.rootfs)?;
     let namespaces = mounts::Namespaces { kubelet: kubelet_mntns.as_fd(), own: own.as_fd() };

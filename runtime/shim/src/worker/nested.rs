@@ -197,17 +197,12 @@ struct Entry<'t> {
 }
 
 impl<'t> Table<'t> {
-    /// Parses the text of mountinfo (proc_pid_mountinfo(5)).
     fn parse(text: &'t str) -> Self {
         let mut table = Self::default();
-        for line in text.lines() {
-            let mut words = line.split(' ');
-            let (Some(id), Some(parent)) = (words.next(), words.next()) else { continue };
-            let (Ok(id), Ok(parent)) = (id.parse(), parent.parse()) else { continue };
-            let (Some(device), Some(root), Some(point)) = (words.next(), words.next(), words.next()) else {
-                continue;
-            };
-            table.children.entry(parent).or_default().push(Entry { id, point, what: [device, root] });
+        for mount in sys::mountinfo::mounts(text) {
+            let (id, point) = (mount.id, mount.raw_point());
+            let entry = Entry { id, point, what: [mount.device, mount.root] };
+            table.children.entry(mount.parent).or_default().push(entry);
             table.points.insert(id, point);
         }
         table
