@@ -238,7 +238,7 @@ fn init_has_no_descriptors_of_the_worker() {
     let mut out = pod.run(pod.plan("true"));
     // libcontainer's sockets, and the procfs that pathrs keeps for it (0x9fa0).
     out.descriptors.retain(|what| !what.starts_with("socket:") && what != "/ in 0x9fa0");
-    // Stdin, stdout and stderr, and the report.
+    // Stdin, stdout and stderr, and the start pipe.
     assert_eq!(out.descriptors.len(), 4, "{:?}", out.descriptors);
     assert!(out.descriptors.iter().all(|what| what.starts_with("pipe:")), "{:?}", out.descriptors);
 }

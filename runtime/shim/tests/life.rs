@@ -151,7 +151,7 @@ fn a_terminated_shim_exits_with_its_last_process() {
     pod.gone();
 }
 
-/// The test itself is the tracer, as a process of the pod with the right capability could be.
+/// A process of the host is the tracer, as one of the pod with the right capability could be.
 #[test]
 fn a_tracer_cannot_keep_a_container_or_exec_from_ending() {
     const SEIZE: i64 = 0x4206;

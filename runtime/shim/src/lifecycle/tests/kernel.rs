@@ -22,7 +22,7 @@ pub(super) struct Process {
     pub(super) owner: Owner,
     /// Its exit code, once it has ended.
     pub(super) code: Option<i32>,
-    /// It has ended, but its tracer does not let it be reaped.
+    /// A tracer is attached, which will not let it be reaped once it has ended.
     pub(super) traced: bool,
     /// SIGKILL is pending, because it is frozen.
     pub(super) killed: bool,

@@ -138,7 +138,7 @@ pub(super) fn finish(world: &mut World) -> Checked {
     world.ask(Request::Shutdown, 0)?;
     match world.replies.last() {
         Some((_, Reply::Done)) if world.ended => Ok(()),
-        other => Err(Violation::LostAnswer(format!("Shutdown: {other:?}"))),
+        other => Err(Violation::LostReply(format!("Shutdown: {other:?}"))),
     }
 }
 
@@ -192,7 +192,7 @@ fn found(sabotage: Sabotage) -> Violation {
 
 #[test]
 fn model_finds_a_lost_reply() {
-    assert!(matches!(found(Sabotage::LostAnswer), Violation::LostAnswer(_)));
+    assert!(matches!(found(Sabotage::LostReply), Violation::LostReply(_)));
 }
 
 #[test]

@@ -50,7 +50,7 @@ pub(super) enum Op {
 pub(super) enum Sabotage {
     None,
     /// A reply is lost.
-    LostAnswer,
+    LostReply,
     /// An exit is reported twice.
     DoubleExit,
     /// The end of a container is never checked, so its name stays reserved.

@@ -396,7 +396,7 @@ impl World {
 
     fn sabotaged(&mut self, action: Action) -> Vec<Action> {
         match (self.sabotage, &action) {
-            (Sabotage::LostAnswer, Action::Reply { to, .. }) if to.id % 5 == 0 => Vec::new(),
+            (Sabotage::LostReply, Action::Reply { to, .. }) if to.id % 5 == 0 => Vec::new(),
             (Sabotage::DoubleExit, Action::Event(Event::Exited { .. })) => vec![action.clone(), action],
             (Sabotage::StuckName, Action::CheckCgroup(..)) => Vec::new(),
             (Sabotage::LateKill, Action::Signal { .. }) => {
