@@ -84,9 +84,19 @@ pub(crate) fn kill_sessions(cgroups: Option<&Cgroups>, sessions: &[Session]) -> 
         sessions.iter().zip(0..).map(|(of, index)| (of.pid, index)).collect();
     indices.sort_unstable();
     let mut results = vec![(0_u32, None); sessions.len()];
-    if let Some(folder) = cgroups.and_then(Cgroups::procs_folder) {
-        let mut incomplete = false;
-        let listed = sys::cgroup::processes_below(folder, |pid| {
+    let folders = cgroups.map(Cgroups::folders_with_processes).unwrap_or_default();
+    let (mut seen, mut incomplete): (Vec<u32>, _) = (Vec::new(), false);
+    for folder in &folders {
+        let listed = sys::cgroup::processes_below(*folder, |pid| {
+            // 0 stands for a process of another PID namespace, which is in none of the sessions.
+            if pid == 0 {
+                return;
+            }
+            // A process that is in several hierarchies counts once.
+            if folders.len() > 1 {
+                let Err(place) = seen.binary_search(&pid) else { return };
+                seen.insert(place, pid);
+            }
             let opened = sys::pidfd::open(pid);
             // Read after the pidfd was opened: if the process has not ended, this is its data.
             let examined = opened.and_then(|fd| Ok((fd, sys::proc::stat(pid)?)));
@@ -107,10 +117,11 @@ pub(crate) fn kill_sessions(cgroups: Option<&Cgroups>, sessions: &[Session]) -> 
                 drop(sys::pidfd::send_signal(fd.as_fd(), SIGKILL));
             }
         });
-        if incomplete || listed.is_err() {
-            for (count, _) in &mut results {
-                *count = (*count).max(1);
-            }
+        incomplete |= listed.is_err();
+    }
+    if incomplete {
+        for (count, _) in &mut results {
+            *count = (*count).max(1);
         }
     }
     for (session, (_, code)) in sessions.iter().zip(&mut results).filter(|(session, _)| session.unreaped) {
@@ -166,7 +177,7 @@ mod tests {
     use std::time::Instant;
 
     #[test]
-    fn sessions_are_also_killed_in_cgroups_below_the_containers() {
+    fn sessions_are_killed_wherever_the_container_can_have_moved_them() {
         let mut leader = Command::new("setsid").args(["sleep", "1000"]).spawn().unwrap();
         let pid = leader.id();
         let until = Instant::now() + Duration::from_secs(60);
@@ -174,12 +185,21 @@ mod tests {
             assert!(Instant::now() < until, "setsid has not started a session");
             std::thread::sleep(Duration::from_millis(1));
         }
+        // A privileged container: the leader is below its cgroup in one hierarchy, and in it in another, where there is
+        // also a process of another PID namespace. A third hierarchy does not know it.
         let temp = tempfile::tempdir().unwrap();
-        create_dir(temp.path().join("below")).unwrap();
-        write(temp.path().join("cgroup.procs"), "").unwrap();
-        write(temp.path().join("below/cgroup.procs"), format!("{pid}\n")).unwrap();
-        let folders = vec![File::open(temp.path()).unwrap().into()];
-        let cgroups = Cgroups { folders, unified: true, ..Cgroups::default() };
+        for (name, procs) in [
+            ("a", String::new()),
+            ("a/below", format!("{pid}\n")),
+            ("b", format!("0\n{pid}\n")),
+            ("c", String::new()),
+        ] {
+            create_dir(temp.path().join(name)).unwrap();
+            write(temp.path().join(name).join("cgroup.procs"), procs).unwrap();
+        }
+        let folders = ["a", "b", "c"].map(|name| OwnedFd::from(File::open(temp.path().join(name)).unwrap()));
+        let folders = Vec::from(folders);
+        let cgroups = Cgroups { folders, search_all: true, freezer: Some(2), ..Cgroups::default() };
         // It counts as reaped, so it is killed only if it is listed.
         let session = Session { exec: Serial(1), pid, unreaped: false };
         let results = kill_sessions(Some(&cgroups), &[session]);
