@@ -120,7 +120,7 @@ impl Cgroups {
     }
 
     /// The folder in which its processes are listed and killed.
-    pub(crate) fn procs_folder(&self) -> Option<BorrowedFd<'_>> {
+    fn procs_folder(&self) -> Option<BorrowedFd<'_>> {
         let place = self.freezer.unwrap_or(0);
         self.folders.get(place).or(self.folders.first()).map(|fd| fd.as_fd())
     }

@@ -14,7 +14,9 @@ mod kill;
 mod walk;
 
 pub use kill::kill_all;
-pub use walk::{each_folder, is_gone, is_too_many, prune};
+pub use walk::{is_gone, is_too_many, prune};
+
+use walk::each_folder;
 
 /// Bytes of a file that are read; lines after them are ignored. No pids limit in use allows so many processes.
 const MAX_LIST: u64 = 4 << 20;
@@ -39,7 +41,7 @@ fn write(dir: BorrowedFd<'_>, name: &str, value: &str) -> io::Result<()> {
 ///
 /// # Errors
 /// The errors of the system calls.
-pub fn read(dir: BorrowedFd<'_>, name: &str) -> io::Result<String> {
+fn read(dir: BorrowedFd<'_>, name: &str) -> io::Result<String> {
     let mut text = String::new();
     open(dir, name, OFlags::RDONLY)?.take(MAX_LIST).read_to_string(&mut text)?;
     if text.len() as u64 == MAX_LIST {
@@ -97,7 +99,7 @@ pub fn join_below(dir: BorrowedFd<'_>, preferred: u32) -> io::Result<()> {
 ///
 /// # Errors
 /// ENODEV if the cgroup was removed.
-pub fn processes(dir: BorrowedFd<'_>, each: impl FnMut(u32)) -> io::Result<()> {
+fn processes(dir: BorrowedFd<'_>, each: impl FnMut(u32)) -> io::Result<()> {
     match read(dir, "cgroup.procs") {
         Err(error) if is_threaded(&error) => processes_of_threads(dir, each),
         text => {
@@ -107,10 +109,12 @@ pub fn processes(dir: BorrowedFd<'_>, each: impl FnMut(u32)) -> io::Result<()> {
     }
 }
 
-/// Calls `each` as [`processes`] does, for the cgroup and all below it. A removed one has no processes.
+/// Calls `each` with the pid of each process in the cgroup and in all below it, in the caller's PID namespace; 0 for a
+/// process that has none there. A removed cgroup has no processes.
 ///
 /// # Errors
-/// As for [`each_folder`].
+/// E2BIG if there are more cgroups than one walk visits ([`is_too_many`]); EXDEV if something is mounted on one; the
+/// errors of the system calls.
 pub fn processes_below(dir: BorrowedFd<'_>, mut each: impl FnMut(u32)) -> io::Result<()> {
     match each_folder(dir, &mut |folder| processes(folder, &mut each)) {
         Err(error) if is_gone(&error) => Ok(()),
@@ -142,7 +146,7 @@ fn is_threaded(error: &io::Error) -> bool {
 /// Whether the cgroup and all below it have no processes. A removed one counts as empty.
 ///
 /// # Errors
-/// As for [`each_folder`].
+/// As for [`processes_below`].
 pub fn is_empty(dir: BorrowedFd<'_>) -> io::Result<bool> {
     let mut empty = true;
     let walked = walk::visit(dir, walk::MAX_FOLDERS, &mut |folder| {
@@ -167,7 +171,7 @@ pub fn is_empty(dir: BorrowedFd<'_>) -> io::Result<bool> {
 /// from being reaped ([`crate::proc::Stat::is_over`]). False for an empty cgroup.
 ///
 /// # Errors
-/// As for [`each_folder`].
+/// As for [`processes_below`].
 pub fn only_unreapable(dir: BorrowedFd<'_>) -> io::Result<bool> {
     let (mut some, mut all) = (false, true);
     processes_below(dir, |pid| match unless_gone(crate::proc::stat(pid)) {

@@ -16,14 +16,15 @@ const MAX_OPEN: usize = 64;
 /// repeat it until [`super::is_empty`].
 ///
 /// `folders` are the cgroup's folders in the hierarchies to search; `freezer` is its folder in v1's freezer hierarchy.
-/// On v2 (`unified`) there is one folder, and cgroup.kill does all. On v1 the processes are frozen first, so that none
-/// can fork. That takes at most `patience`, because a process in D state freezes only when it leaves that state. Then
-/// each is signalled by a pidfd, if it is still a member. At the end every level is thawed, because a frozen process
-/// does not die, and the container may have frozen some levels itself.
+/// On v2 (`unified`) there is one folder, and cgroup.kill does all, unless the cgroup is threaded or the kernel older than
+/// 5.14. Otherwise the processes are frozen first, so that none can fork. That takes at most `patience`, because a
+/// process in D state freezes only when it leaves that state. Then each is signalled by a pidfd, if it is still a member.
+/// At the end every level is thawed: on v1 a frozen process does not die, and the container may have frozen some levels
+/// itself.
 ///
 /// # Errors
-/// The errors of the system calls; a removed folder is not an error. If there are more folders than [`each_folder`]
-/// visits, the processes in the visited ones are killed and empty ones are removed, so the next call visits others.
+/// The errors of the system calls; a removed folder is not an error. If there are more folders than one walk visits,
+/// the processes in the visited ones are killed and empty ones are removed, so the next call visits others.
 pub fn kill_all(
     folders: &[BorrowedFd<'_>],
     freezer: Option<BorrowedFd<'_>>,

@@ -23,7 +23,7 @@ pub fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }
 
-/// Whether the error means that there are more than [`MAX_FOLDERS`].
+/// Whether the error means that there are more cgroups than one walk visits, 262,144.
 pub fn is_too_many(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::E2BIG)
 }
@@ -71,7 +71,7 @@ fn next_folders(
 /// # Errors
 /// E2BIG after [`MAX_FOLDERS`], if there are more; EXDEV if something is mounted on one; the errors of `each` and of
 /// the system calls.
-pub fn each_folder(
+pub(super) fn each_folder(
     dir: BorrowedFd<'_>,
     each: &mut impl FnMut(BorrowedFd<'_>) -> io::Result<()>,
 ) -> io::Result<()> {
