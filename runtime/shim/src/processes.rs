@@ -35,7 +35,7 @@ pub(crate) fn is_unreaped(pidfd: Option<OwnedFd>, pid: u32) -> bool {
 }
 
 /// The exit code of a child that is not reaped, if it has ended ([`sys::proc::Stat::is_over`]).
-pub(crate) fn over(pid: u32) -> Option<i32> {
+pub(crate) fn code_if_over(pid: u32) -> Option<i32> {
     sys::proc::stat(pid).ok().filter(sys::proc::Stat::is_over).map(|stat| stat.code())
 }
 
@@ -47,7 +47,7 @@ pub(crate) fn init_state(pid: u32) -> Option<InitState> {
         't' => Stopped::ByTracer,
         _ => Stopped::No,
     };
-    Some(InitState { over: stat.is_over().then(|| stat.code()), executed: stat.has_executed(), stopped })
+    Some(InitState { code: stat.is_over().then(|| stat.code()), executed: stat.has_executed(), stopped })
 }
 
 /// Kills all processes in a container's cgroup. Errors are ignored; they show in later checks.
@@ -126,7 +126,7 @@ pub(crate) fn kill_sessions(cgroups: Option<&Cgroups>, sessions: &[Session]) -> 
     }
     for (session, (_, code)) in sessions.iter().zip(&mut results).filter(|(session, _)| session.unreaped) {
         drop(signal(session.pid, SIGKILL));
-        *code = over(session.pid);
+        *code = code_if_over(session.pid);
     }
     results
 }
@@ -144,13 +144,13 @@ pub(crate) fn kill_strays(known: impl Fn(u32) -> bool) -> bool {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return false,
         Err(_) => return true,
     };
-    let strange: Vec<u32> = children.into_iter().filter(|pid| !known(*pid)).collect();
-    if strange.is_empty() {
+    let unknown: Vec<u32> = children.into_iter().filter(|pid| !known(*pid)).collect();
+    if unknown.is_empty() {
         return false;
     }
     let Ok(own) = sys::proc::cgroups(std::process::id()) else { return true };
     let mut found = false;
-    for pid in strange {
+    for pid in unknown {
         if sys::proc::stat(pid).is_ok_and(|stat| stat.state == 'Z') {
             continue;
         }

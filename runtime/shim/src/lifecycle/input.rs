@@ -143,7 +143,7 @@ pub(crate) enum ExecInput {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct InitState {
     /// Its exit code, if it has ended ([`sys::proc::Stat::is_over`]).
-    pub(crate) over: Option<i32>,
+    pub(crate) code: Option<i32>,
     /// It has called execve.
     pub(crate) executed: bool,
     pub(crate) stopped: Stopped,

@@ -93,10 +93,10 @@ impl Lifecycle {
             Input::Adopted(serial, outcome) => {
                 self.container_input(serial, ContainerInput::Adopted(outcome));
             }
-            Input::ProcessChecked(serial, over) if self.is_pause(serial) => {
-                self.pause.on(PauseInput::Checked(over), &mut self.cx);
+            Input::ProcessChecked(serial, code) if self.is_pause(serial) => {
+                self.pause.on(PauseInput::Checked(code), &mut self.cx);
             }
-            Input::ProcessChecked(serial, over) => self.exec_input(serial, ExecInput::Checked(over)),
+            Input::ProcessChecked(serial, code) => self.exec_input(serial, ExecInput::Checked(code)),
             Input::Container(serial, input) => self.container_input(serial, input),
             Input::Exec(serial, input) => self.exec_input(serial, input),
         }

@@ -91,7 +91,7 @@ impl Performer {
                 self.result(serial, ContainerInput::InitChecked(processes::init_state(pid)));
             }
             Action::CheckProcess(serial, pid) => {
-                self.inputs.push_back(Input::ProcessChecked(serial, processes::over(pid)));
+                self.inputs.push_back(Input::ProcessChecked(serial, processes::code_if_over(pid)));
             }
             Action::KillSessions { container, sessions } => {
                 let cgroups = self.descriptors.container(container).map(|of| &of.cgroups);
@@ -214,7 +214,7 @@ impl Performer {
 }
 
 fn check_cgroup(cgroups: &Cgroups, check: CgroupCheck, lifecycle: &Lifecycle) -> CgroupState {
-    let init_over = check.init.is_some_and(|pid| processes::over(pid).is_some());
+    let init_over = check.init.is_some_and(|pid| processes::code_if_over(pid).is_some());
     let strays = check.strays && processes::kill_strays(|pid| lifecycle.knows(pid));
     let empty = processes::is_empty(cgroups, check.skip_unreapable);
     CgroupState { empty, oom_killed: empty && processes::was_oom_killed(cgroups), strays, init_over }

@@ -52,7 +52,7 @@ impl Container {
         if state.executed {
             self.started(cx);
         }
-        if let (Some(init), Some(code)) = (self.phase.init_mut(), state.over) {
+        if let (Some(init), Some(code)) = (self.phase.init_mut(), state.code) {
             // A tracer can keep it from being reaped for ever; it still counts as ended.
             if init.check_end(cx.time.ms).has_ended() {
                 self.end(code, Some(state.executed), cx);

@@ -61,7 +61,7 @@ impl World {
             }
             Action::CheckProcess(serial, pid) => {
                 self.child(pid, "check")?;
-                self.inputs.push_back(Input::ProcessChecked(serial, self.over(pid)));
+                self.inputs.push_back(Input::ProcessChecked(serial, self.code_if_over(pid)));
             }
             Action::KillCgroup(serial) => {
                 self.may_kill(serial, "the cgroup")?;
@@ -108,7 +108,7 @@ impl World {
     }
 
     /// The exit code of an ended process, if /proc can be read.
-    fn over(&self, pid: u32) -> Option<i32> {
+    fn code_if_over(&self, pid: u32) -> Option<i32> {
         let process = self.kernel.processes.get(&pid).filter(|_| !self.kernel.out_of_descriptors);
         process.and_then(|process| process.code)
     }
@@ -362,7 +362,7 @@ impl World {
             // It has ended, and is a zombie instead of stopped at PTRACE_EVENT_EXIT.
             (true, _) => Stopped::No,
         };
-        Some(InitState { over: process.code, executed: process.executed, stopped })
+        Some(InitState { code: process.code, executed: process.executed, stopped })
     }
 
     fn check_cgroup(&mut self, serial: Serial, check: CgroupCheck) -> Checked {
@@ -415,7 +415,7 @@ impl World {
                     return Err(Violation::WrongKill(format!("{session:?}: {:?}", self.owner(session.pid))));
                 }
                 self.kernel.kill(session.pid);
-                leader = self.over(session.pid);
+                leader = self.code_if_over(session.pid);
             }
             self.inputs.push_back(Input::Exec(session.exec, ExecInput::SessionKilled { count, leader }));
         }

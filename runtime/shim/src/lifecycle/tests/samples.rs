@@ -57,7 +57,7 @@ pub(super) fn pause_inputs() -> Vec<(&'static str, PauseInput)> {
 
 pub(super) fn container_inputs() -> Vec<(&'static str, ContainerInput)> {
     let checked =
-        |over, executed, stopped| ContainerInput::InitChecked(Some(InitState { over, executed, stopped }));
+        |code, executed, stopped| ContainerInput::InitChecked(Some(InitState { code, executed, stopped }));
     let reply = Reply::Created { pid: PID, user: user(), home: "/".to_owned() };
     let kill = |signal, all| ContainerInput::Kill { requester: OTHER, signal, all };
     let cgroup = |empty, strays| {

@@ -376,7 +376,7 @@ impl World {
             | Input::Adopted(serial, Err(_))
             | Input::Container(serial, ContainerInput::StreamsReceived(Err(_))) => Some(*serial),
             Input::Container(serial, ContainerInput::InitChecked(Some(state)))
-                if state.stopped != Stopped::No || state.over.is_some() =>
+                if state.stopped != Stopped::No || state.code.is_some() =>
             {
                 Some(*serial)
             }
