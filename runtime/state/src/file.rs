@@ -210,15 +210,15 @@ pub fn remove_dir(path: &Path) -> Result<(), Error> {
 }
 
 /// Like [`remove_dir`], for folders that containers have filled: it is moved into the trash, durably, and deleted there in
-/// the background. `guard` is dropped when that is done. Needs no space on the file system.
+/// the background. `held` is dropped when that is done. Needs no space on the file system.
 ///
 /// # Errors
 /// It is still at its path.
-pub fn discard_dir(path: &Path, trash: &Trash, guard: impl Send + 'static) -> Result<(), Error> {
+pub fn discard_dir(path: &Path, trash: &Trash, held: impl Send + 'static) -> Result<(), Error> {
     if fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
         return Ok(());
     }
-    trash.take_with(path, guard).map_err(|error| Error::io("remove", path)(error.into()))?;
+    trash.take_holding(path, held).map_err(|error| Error::io("remove", path)(error.into()))?;
     sync_dir(path.parent().unwrap_or(Path::new("/")))
 }
 

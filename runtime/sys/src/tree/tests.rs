@@ -183,7 +183,7 @@ fn a_held_value_is_dropped_after_the_removal() {
         let tree = path(&number.to_string());
         bushy(&tree);
         let (guard, end) = channel::<()>();
-        trash.take_with(&tree, guard).unwrap();
+        trash.take_holding(&tree, guard).unwrap();
         ends.push(end);
     }
     for end in ends {
@@ -192,6 +192,6 @@ fn a_held_value_is_dropped_after_the_removal() {
     assert_eq!(fs::read_dir(path("trash")).unwrap().count(), 0);
     // A path that does not exist is not an error.
     let (guard, end) = channel::<()>();
-    trash.take_with(&path("absent"), guard).unwrap();
+    trash.take_holding(&path("absent"), guard).unwrap();
     assert_eq!(end.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected));
 }

@@ -51,7 +51,7 @@ struct State {
     leftovers: Vec<PathBuf>,
     /// Entries that could not be removed, and when that was tried.
     stuck: HashMap<OsString, Instant>,
-    /// The guards of [`Trash::take_with`]. Dropped once the entry is removed or cannot be.
+    /// The guards of [`Trash::take_holding`]. Dropped once the entry is removed or cannot be.
     guards: HashMap<OsString, Box<dyn Send>>,
 }
 
@@ -93,7 +93,7 @@ impl Trash {
     /// # Errors
     /// The tree, or a part of it, is still where it was.
     pub fn take(&self, path: &Path) -> Result<(), Error> {
-        self.take_with(path, ())
+        self.take_holding(path, ())
     }
 
     /// Like [`Trash::take`]. `guard` is dropped once the whole tree is removed or could not be, so that somebody can
@@ -101,7 +101,7 @@ impl Trash {
     ///
     /// # Errors
     /// As [`Trash::take`].
-    pub fn take_with(&self, path: &Path, guard: impl Send + 'static) -> Result<(), Error> {
+    pub fn take_holding(&self, path: &Path, guard: impl Send + 'static) -> Result<(), Error> {
         let mut made = false;
         loop {
             let name = self.unique_name();

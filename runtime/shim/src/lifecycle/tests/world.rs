@@ -473,8 +473,8 @@ impl World {
             }
         }
         let lost = self.containers.iter().find(|(serial, (_, init))| {
-            let is_known = self.life.containers.iter().any(|container| container.serial.0 == **serial);
-            init.is_some() && !is_known && !self.check.records.contains_key(serial)
+            let is_held = self.life.containers.iter().any(|container| container.serial.0 == **serial);
+            init.is_some() && !is_held && !self.check.records.contains_key(serial)
         });
         match lost {
             Some(lost) => Err(Violation::Slot(format!("{lost:?} was forgotten before its exit"))),
