@@ -29,6 +29,10 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 const CANNOT_EXECUTE: i32 = 126;
 const NOT_FOUND: i32 = 127;
 
+/// Number of characters of a program's name in an error. The name may have 128 KiB, but the shim reads only 8 KiB of
+/// init's error.
+const MAX_SHOWN: usize = 256;
+
 /// Which step failed, and why.
 struct StepError {
     stage: &'static str,
@@ -86,7 +90,10 @@ impl ProcessKind {
 pub(crate) struct Ready {
     image: Image,
     candidates: Vec<CString>,
+    /// The program's name for errors.
     shown: String,
+    /// It is looked up in PATH.
+    looked_up: bool,
     /// The filter, if it must be loaded right before execve.
     filter: Option<Filter>,
 }
@@ -116,14 +123,14 @@ impl Ready {
     }
 
     fn finish(self) -> StepError {
-        let Self { image, candidates, shown, filter } = self;
+        let Self { image, candidates, shown, looked_up, filter } = self;
         if let Err(error) = sys::fds::cloexec_from(3) {
             return failed_at("descriptors", "close-on-exec")(error);
         }
         if let Some(Err(error)) = filter.map(Filter::load) {
             return failed_at("seccomp", "loading the filter")(error);
         }
-        execute_first(&image, &candidates, &shown)
+        execute_first(&image, &candidates, &shown, looked_up)
     }
 }
 
@@ -156,7 +163,7 @@ fn attempt(plan: &ProcessPlan, user: &User, process: ProcessKind) -> Result<Read
     };
 
     let name = plan.args.first().map(model::Text::as_bytes).unwrap_or_default();
-    let shown = String::from_utf8_lossy(name).into_owned();
+    let (shown, looked_up) = (shown(name), !name.contains(&b'/'));
     let candidates = candidates(name, plan).map_err(failed_at("execve", shown.clone()))?;
     let image =
         Image::new(plan.args.iter().map(model::Text::as_bytes), plan.env.iter().map(model::Text::as_bytes))
@@ -195,7 +202,7 @@ fn attempt(plan: &ProcessPlan, user: &User, process: ProcessKind) -> Result<Read
         let message = format!("{cwd} is outside the container");
         return Err(StepError { stage: "chdir", message, errno: rustix::io::Errno::PERM.raw_os_error() });
     }
-    let ready = Ready { image, candidates, shown, filter: late };
+    let ready = Ready { image, candidates, shown, looked_up, filter: late };
     let Some(filter) = early else { return Ok(ready) };
     filter.load().map_err(failed_at("seccomp", "loading the filter"))?;
     rest.drop().map_err(failed_at("credentials", "capset"))?;
@@ -203,7 +210,7 @@ fn attempt(plan: &ProcessPlan, user: &User, process: ProcessKind) -> Result<Read
 }
 
 /// Tries the candidates in order: the next one only if a program does not exist or is not executable.
-fn execute_first(image: &Image, candidates: &[CString], shown: &str) -> StepError {
+fn execute_first(image: &Image, candidates: &[CString], shown: &str, looked_up: bool) -> StepError {
     let mut refused = None;
     for path in candidates {
         let error = image.execute(path);
@@ -213,10 +220,20 @@ fn execute_first(image: &Image, candidates: &[CString], shown: &str) -> StepErro
             _ => return failed_at("execve", format!("exec {shown:?}"))(error),
         }
     }
-    let found = if shown.contains('/') { "" } else { " (looked up in PATH)" };
+    let found = if looked_up { " (looked up in PATH)" } else { "" };
     let error =
         refused.unwrap_or_else(|| io::Error::from_raw_os_error(rustix::io::Errno::NOENT.raw_os_error()));
     failed_at("execve", format!("exec {shown:?}{found}"))(error)
+}
+
+/// The name of a program for errors; a long one is cut.
+fn shown(name: &[u8]) -> String {
+    let text = String::from_utf8_lossy(name);
+    let mut cut: String = text.chars().take(MAX_SHOWN).collect();
+    if cut.len() < text.len() {
+        cut.push('…');
+    }
+    cut
 }
 
 fn candidates(name: &[u8], plan: &ProcessPlan) -> io::Result<Vec<CString>> {
@@ -332,5 +349,16 @@ mod tests {
         assert_eq!(found("./sh", &["PATH=/bin"]), ["./sh"]);
         assert_eq!(found("sh", &[]).last().unwrap(), "/bin/sh");
         assert!(candidates(b"", &plan(&[])).is_err());
+    }
+
+    #[test]
+    fn an_error_with_a_long_name_is_short() {
+        assert_eq!(shown(b"sh"), "sh");
+        for long in ["\\", "\"", "\u{1}", "\u{10ffff}"] {
+            let error = failed_at("execve", format!("exec {:?}", shown(long.repeat(30_000).as_bytes())));
+            let failure = error(io::ErrorKind::NotFound.into()).failure(ErrorKind::StartFailed);
+            let json = serde_json::to_vec(&failure).unwrap();
+            assert!(json.len() < 8192, "{} bytes for {long:?}", json.len());
+        }
     }
 }

@@ -44,7 +44,7 @@ fn pause_is_restricted() {
     use std::os::fd::AsRawFd as _;
     let given = fs::read_link(format!("/proc/self/fd/{}", netns.as_raw_fd())).unwrap();
     assert_eq!(given, fs::read_link(format!("/proc/{pid}/ns/net")).unwrap());
-    // A second start is refused, a request without a plan ends the connection, and the pod continues.
+    // It is in the snapshot, and the shim does not exit while it runs.
     pod.reconnect();
     assert_eq!(pod.snapshots, [Snapshot::Pause { pid, exited: None }]);
     assert!(matches!(pod.ask(Request::Shutdown), Reply::Failed(f) if f.kind == ErrorKind::Busy));

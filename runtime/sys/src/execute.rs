@@ -89,9 +89,8 @@ impl Image {
     }
 }
 
-/// Resets settings that a child inherits from a parent with unusual ones: scheduling class, nice value, I/O
-/// priority, CPUs (to those of its cpuset, so after joining one), timer slack, use of huge pages,
-/// personality. Errors are ignored.
+/// Resets settings that a child inherits from a parent with unusual ones: scheduling class, nice value, I/O priority,
+/// timer slack, use of huge pages, personality, and CPUs (to all of the cpuset; join that before). Errors are ignored.
 pub fn reset_scheduling() {
     const PROCESS: libc::c_int = 1;
     // Best effort: none of these settings protects anything.

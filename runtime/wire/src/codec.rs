@@ -21,7 +21,7 @@ const HEADER: usize = 16;
 const MAGIC: [u8; 2] = *b"cp";
 /// Version of the frame format, not of the messages.
 const VERSION: u8 = 1;
-/// Most bytes that an idle decoder keeps allocated: the shim's heap must not grow because of one large frame.
+/// Maximum number of bytes that an idle decoder keeps allocated: one large frame must not enlarge the shim's heap.
 const KEEP: usize = 1024;
 
 /// Why bytes are not a frame, or a payload not a message. The connection must be closed.

@@ -10,10 +10,10 @@ pub const PROTOCOL: u32 = 1;
 /// Largest payload in bytes. Messages are small, because plans travel in memfds; a list of groups is the
 /// longest part.
 pub const MAX_FRAME: usize = 64 * 1024;
-/// Most descriptors on one frame: plan, namespace, stdio and one cgroup folder per v1 hierarchy.
-/// (The kernel's own limit is 253.)
+/// Maximum number of descriptors on one frame: plan, namespace, stdio and one cgroup folder per v1 hierarchy. (The
+/// kernel's own limit is 253.)
 pub const MAX_FDS: usize = 32;
-/// Most containers that a shim holds, including ended ones that were not removed; kubelet keeps few.
+/// Maximum number of containers in a shim's table, including exited ones that were not removed; kubelet keeps few.
 pub const MAX_CONTAINERS: usize = 256;
 
 /// The initial data of a shim, as JSON in a memfd. Its descriptors by number: 3 listening socket, 4 folder of
@@ -131,7 +131,7 @@ pub enum ContainerState {
     },
     /// Init was reaped and the cgroup is empty.
     Exited(ExitFacts),
-    /// A state of a later version, seen by a daemon that was downgraded. Init is running.
+    /// A state of a later version, seen by a daemon that was downgraded. It is treated as running.
     Unknown,
 }
 

@@ -13,7 +13,7 @@ use crate::io::stamp::Stamp;
 
 /// Bytes of one read: a pipe's capacity.
 const READ: usize = 64 * 1024;
-/// Most reads of one stream before others are read.
+/// Maximum number of reads of one stream before others are read.
 const TURNS: usize = 8;
 /// Size of the write buffer: 64 KiB of short lines with their headers.
 const WRITE: usize = 256 * 1024;

@@ -8,7 +8,7 @@ const REAPING: u32 = 7;
 /// Pause between two checks of an init that should call execve.
 const EXECVE_MS: u64 = 250;
 /// After this many checks (10 s) in which init was stopped or traced despite SIGCONT, it is killed. After as many that
-/// could not be made, although init has closed its error pipe, it counts as started.
+/// could not be made, although init has closed its start pipe, it counts as started.
 const MAX_CHECKS: u32 = 40;
 /// Pause between two checks of a killed process that is not reaped.
 pub(crate) const KILLED_MS: u64 = 100;
@@ -34,8 +34,8 @@ impl UntilEmpty {
         self.made = self.made.saturating_add(1);
     }
 
-    /// Whether killed processes have had time to be reaped: one that has ended and is still not reaped is held by a
-    /// tracer.
+    /// Whether killed processes have had time to be reaped: one that has ended and is still not reaped is kept
+    /// by a tracer.
     pub(crate) fn reaping_is_over(&self) -> bool {
         self.made >= REAPING
     }
@@ -47,15 +47,15 @@ pub(crate) struct UntilExecve {
     /// Time of the next check (monotonic ms).
     pub(crate) at: u64,
     /// Number of checks that found it stopped or traced.
-    held: u32,
-    /// Number of checks that could not be made after it had closed its error pipe.
+    stopped: u32,
+    /// Number of checks that could not be made after it had closed its start pipe.
     unchecked: u32,
 }
 
 impl UntilExecve {
     /// It is told to start now.
     pub(crate) fn new(now: u64) -> Self {
-        Self { at: now + EXECVE_MS, held: 0, unchecked: 0 }
+        Self { at: now + EXECVE_MS, stopped: 0, unchecked: 0 }
     }
 
     /// It is being checked: sets the time of the next check.
@@ -64,12 +64,12 @@ impl UntilExecve {
     }
 
     /// It was stopped or traced. Returns true if that has lasted too long.
-    pub(crate) fn was_held(&mut self) -> bool {
-        self.held = self.held.saturating_add(1);
-        self.held > MAX_CHECKS
+    pub(crate) fn was_stopped(&mut self) -> bool {
+        self.stopped = self.stopped.saturating_add(1);
+        self.stopped > MAX_CHECKS
     }
 
-    /// It has closed its error pipe and could not be examined. Returns true if that has lasted too long.
+    /// It has closed its start pipe and could not be examined. Returns true if that has lasted too long.
     pub(crate) fn was_unchecked(&mut self) -> bool {
         self.unchecked = self.unchecked.saturating_add(1);
         self.unchecked > MAX_CHECKS

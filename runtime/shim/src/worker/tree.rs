@@ -13,9 +13,9 @@ use rustix::io::Errno;
 use sys::beneath::resolve;
 use sys::mount::{self, Identity, open_in_root};
 
-/// Most symlinks in a path, as in the kernel.
+/// Maximum number of symlinks in a path, as in the kernel.
 const MAX_LINKS: usize = 40;
-/// Most components that are looked up for a path, including those of its symlinks.
+/// Maximum number of components that are looked up for a path, including those of its symlinks.
 const MAX_NAMES: usize = 4096;
 
 /// The kind of a mount's target.

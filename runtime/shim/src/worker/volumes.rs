@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use model::Propagation;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use sys::mount::{self, Attributes, Pass};
+use sys::mount::{self, Attributes, PropagationType};
 use wire::{MountKind, MountPlan};
 
 use super::stage::{Step, internal, invalid};
@@ -126,13 +126,13 @@ pub(super) fn clone(plan: &MountPlan) -> Step<Option<OwnedFd>> {
     let recursive =
         tree::kind(opened.as_fd()).map_err(internal(&stage, source.path))? == tree::Kind::Directory;
     let tree = mount::clone(opened.as_fd(), recursive).map_err(internal(&stage, source.path))?;
-    let pass = match source.propagation {
-        Propagation::Private => Some(Pass::Private),
-        Propagation::HostToContainer => Some(Pass::Slave),
+    let to = match source.propagation {
+        Propagation::Private => Some(PropagationType::Private),
+        Propagation::HostToContainer => Some(PropagationType::Slave),
         Propagation::Bidirectional => None,
     };
-    if let Some(pass) = pass {
-        mount::set_propagation(tree.as_fd(), pass, true).map_err(internal(&stage, "propagation"))?;
+    if let Some(to) = to {
+        mount::set_propagation(tree.as_fd(), to, true).map_err(internal(&stage, "propagation"))?;
     }
     mount::add_attributes(tree.as_fd(), attributes(plan)).map_err(internal(&stage, "mount flags"))?;
     Ok(Some(tree))

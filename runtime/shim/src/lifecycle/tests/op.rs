@@ -22,7 +22,7 @@ pub(super) enum Op {
     Read(u8),
     /// A created process calls execve, or fails to.
     Execve(u8, bool),
-    /// The error pipe of an init is read.
+    /// The start pipe of an init is read.
     Pipe(u8),
     /// A process ends by itself.
     Die(u8, u8),
@@ -50,7 +50,7 @@ pub(super) enum Op {
 pub(super) enum Sabotage {
     None,
     /// A reply is lost.
-    LostAnswer,
+    LostReply,
     /// An exit is reported twice.
     DoubleExit,
     /// The end of a container is never checked, so its name stays reserved.

@@ -8,7 +8,7 @@ use wire::{Event, LogPlan, Reply, Request};
 use super::super::action::{Action, Fork};
 use super::super::context::Time;
 use super::super::id::{Requester, Serial};
-use super::super::input::{ContainerInput, Held, Input, WorkerInput};
+use super::super::input::{ContainerInput, Input, Stopped, WorkerInput};
 use super::super::pod::Lifecycle;
 use super::super::worker::KILLED;
 use super::Checked;
@@ -18,7 +18,7 @@ use super::op::{Op, Sabotage};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Packet {
-    Prepared(bool),
+    Streams(bool),
     Made(u32),
     Created(u32),
     Failed,
@@ -198,7 +198,7 @@ impl World {
                 }
                 Ok(())
             }
-            Op::Reap(most, orderly) => self.reap(usize::from(*most), *orderly),
+            Op::Reap(max, orderly) => self.reap(usize::from(*max), *orderly),
             Op::Trace(which) => {
                 let made =
                     self.kernel.of(|process| matches!(process.owner, Owner::Made(_)) && !process.traced);
@@ -293,7 +293,7 @@ impl World {
         self.wanted_dead.extend(self.life.pause.serial());
     }
 
-    /// Reads an init's error pipe, which its execve or its exit closes.
+    /// Reads an init's start pipe, which its execve or its exit closes.
     fn pipe(&mut self, serial: Serial) -> Checked {
         let Some((_, Some((pid, executed)))) = self.containers.get(&serial.0) else { return Ok(()) };
         if !executed && self.kernel.runs(*pid) {
@@ -302,7 +302,7 @@ impl World {
         let killed = self.kernel.processes.get(pid).is_some_and(|process| process.code == Some(KILLED));
         let error = (!executed && !killed && pid % 3 == 0).then(|| "no such program".to_owned());
         self.told_to_start.retain(|known| *known != serial);
-        self.input(Input::Container(serial, ContainerInput::ErrorPipe { error, closed: true }))
+        self.input(Input::Container(serial, ContainerInput::StartPipe { error, closed: true }))
     }
 
     pub(super) fn read(&mut self, serial: Serial) -> Checked {
@@ -310,13 +310,13 @@ impl World {
         self.settle()
     }
 
-    pub(super) fn reap(&mut self, most: usize, orderly: bool) -> Checked {
+    pub(super) fn reap(&mut self, max: usize, orderly: bool) -> Checked {
         if orderly && !self.kernel.zombies().is_empty() {
             for serial in self.workers.iter().map(|worker| worker.serial).collect::<Vec<_>>() {
                 self.read(serial)?;
             }
         }
-        for pid in self.kernel.zombies().into_iter().take(most) {
+        for pid in self.kernel.zombies().into_iter().take(max) {
             let Some(process) = self.kernel.processes.get(&pid) else { continue };
             let executed = self.life.is_starting(pid).then_some(process.executed);
             let code = process.code.unwrap_or(0);
@@ -374,9 +374,9 @@ impl World {
                 | WorkerInput::PacketsRead,
             )
             | Input::Adopted(serial, Err(_))
-            | Input::Container(serial, ContainerInput::Prepared(Err(_))) => Some(*serial),
+            | Input::Container(serial, ContainerInput::StreamsReceived(Err(_))) => Some(*serial),
             Input::Container(serial, ContainerInput::InitChecked(Some(state)))
-                if state.held != Held::No || state.over.is_some() =>
+                if state.stopped != Stopped::No || state.code.is_some() =>
             {
                 Some(*serial)
             }
@@ -396,7 +396,7 @@ impl World {
 
     fn sabotaged(&mut self, action: Action) -> Vec<Action> {
         match (self.sabotage, &action) {
-            (Sabotage::LostAnswer, Action::Reply { to, .. }) if to.id % 5 == 0 => Vec::new(),
+            (Sabotage::LostReply, Action::Reply { to, .. }) if to.id % 5 == 0 => Vec::new(),
             (Sabotage::DoubleExit, Action::Event(Event::Exited { .. })) => vec![action.clone(), action],
             (Sabotage::StuckName, Action::CheckCgroup(..)) => Vec::new(),
             (Sabotage::LateKill, Action::Signal { .. }) => {
