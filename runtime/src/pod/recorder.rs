@@ -92,7 +92,7 @@ impl<T: Serialize + Send + Sync + 'static> Recorder<T> {
                 let path = recorder.path.display();
                 match writing.await {
                     Ok(()) => tracing::info!(%path, "a write that hung is done"),
-                    Err(error) => tracing::warn!(%path, %error, "a write that hung has failed"),
+                    Err(error) => tracing::warn!(%path, error = error.text(), "a write that hung has failed"),
                 }
                 recorder.late.fetch_sub(1, Ordering::AcqRel);
             });
