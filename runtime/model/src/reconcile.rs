@@ -40,7 +40,7 @@ pub enum Shim {
     Answered {
         /// Whether pause is running.
         pause: bool,
-        /// All containers that it has.
+        /// All containers in its table.
         containers: BTreeMap<ContainerId, Held>,
     },
     /// Its process does not exist.
@@ -107,7 +107,7 @@ pub enum ContainerAction {
     RollBack,
     /// Its removal had begun: continue it.
     Remove,
-    /// The shim has it alive, but it has no record, or one that says it has exited: kill it.
+    /// It is alive in the shim, but it has no record, or its record says that it has exited: kill it.
     KillOrphan,
     /// The record is right: change nothing.
     Keep,
@@ -227,7 +227,11 @@ fn container(
                 ContainerAction::MarkExited { exit: exit.clone(), started_at: *started_at }
             }
             None => {
-                let why = if facts.same_boot { "its shim is gone" } else { "the node was restarted" };
+                let why = match &facts.shim {
+                    _ if !facts.same_boot => "the node was restarted",
+                    Shim::Answered { .. } => "its shim does not have it",
+                    Shim::Gone | Shim::Silent => "its shim is gone",
+                };
                 let exit = unseen_exit(format!("its exit was not seen: {why}"), now);
                 ContainerAction::MarkExited { exit, started_at: record.started_at }
             }

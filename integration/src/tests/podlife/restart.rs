@@ -186,7 +186,8 @@ async fn exec_limits_hold_without_a_daemon(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// The daemon is killed between Start and execve, so the shim's reply finds none: the status afterwards must be correct.
+/// The daemon is killed between Start and execve, so the shim's reply finds none: the status afterwards must be
+/// correct.
 async fn start_whose_reply_finds_no_daemon(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let id = cx.create(&pod, &cx.sleeper("one")).await?;

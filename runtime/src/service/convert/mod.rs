@@ -30,14 +30,14 @@ pub(super) use stats::container_stats;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
-/// Most bytes of labels, or of annotations, of one object. Kubernetes allows 256 KiB of annotations; a record
-/// of at most 8 MiB holds both.
+/// Maximum size in bytes of the labels, or of the annotations, of one object. Kubernetes allows 256 KiB of
+/// annotations; a record of at most 8 MiB holds both.
 const MAX_MAP: usize = 320 * 1024;
-/// Longest argument or environment string that the kernel accepts, without its NUL (MAX_ARG_STRLEN with 4 KiB
-/// pages).
+/// Maximum length of an argument or environment string that the kernel accepts, without its NUL (MAX_ARG_STRLEN with
+/// 4 KiB pages).
 const MAX_ARGUMENT: usize = 128 * 1024 - 1;
-/// Most entries of one repeated field. Kubernetes sets seven variables per service, and a namespace can have
-/// thousands.
+/// Maximum number of entries of one repeated field. Kubernetes sets seven variables per service, and a namespace can
+/// have thousands.
 const MAX_ENTRIES: usize = 64 * 1024;
 
 /// Security modules that the host enforces and copepod does not implement. There, a profile in a request must
@@ -220,11 +220,11 @@ fn unmap(map: &BTreeMap<String, String>) -> HashMap<String, String> {
 }
 
 /// Refuses a list that is too long.
-fn at_most(field: &Field<'_>, entries: usize, most: usize) -> Result<()> {
-    if entries <= most {
+fn at_most(field: &Field<'_>, entries: usize, max: usize) -> Result<()> {
+    if entries <= max {
         return Ok(());
     }
-    Err(field.invalid(format_args!("{entries} entries"), format!("must have at most {most} entries")))
+    Err(field.invalid(format_args!("{entries} entries"), format!("must have at most {max} entries")))
 }
 
 /// Converts at most [`MAX_ENTRIES`] entries, each with its own field name.

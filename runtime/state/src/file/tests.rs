@@ -147,10 +147,10 @@ fn what_is_whole_and_not_understood_is_newer() {
 fn what_is_made_leaves_room_for_its_end() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("record");
-    let most = usize::try_from(MAX_NEW_BYTES).unwrap();
+    let max = usize::try_from(MAX_NEW_BYTES).unwrap();
     let write_new = |data: &String| write_within(MAX_NEW_BYTES, &path, "pod", "b", data, false);
-    assert!(matches!(write_new(&"x".repeat(most)), Err(Error::TooLarge { .. })));
-    let data = "x".repeat(most - 1024);
+    assert!(matches!(write_new(&"x".repeat(max)), Err(Error::TooLarge { .. })));
+    let data = "x".repeat(max - 1024);
     write_new(&data).unwrap();
     // The longest message of an exit: 32 KiB, with each byte escaped.
     write(&path, "pod", "b", &(data + &"\n".repeat(32 << 10)), false).unwrap();
