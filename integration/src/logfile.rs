@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 
 use crate::expect::ensure;
 
-/// Longest content of a line; longer ones are split and tagged P.
+/// Maximum size of a line's content in bytes; longer ones are split and tagged P.
 const CUT: usize = 16 * 1024;
 
 /// One physical line.
