@@ -92,10 +92,12 @@ pub(crate) async fn run(bin: &Path, beside: &[String], endpoints: &[String]) -> 
     drop(all);
     let mut cleaned = Ok(());
     for node in &nodes {
-        cleaned = cleaned.and(node.empty().await);
-        if node.terminate().await.is_err() {
+        let emptied = node.empty().await;
+        let ended = node.terminate().await;
+        if ended.is_err() {
             node.raze();
         }
+        cleaned = cleaned.and(emptied).and(ended);
     }
     let table = outcome?;
     cleaned?;

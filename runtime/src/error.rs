@@ -17,7 +17,7 @@ pub enum ErrorKind {
     AlreadyExists,
     /// Temporarily impossible: retry.
     Unavailable,
-    /// A time limit passed.
+    /// A time limit has passed.
     DeadlineExceeded,
     /// Not implemented, or not possible on this host.
     Unimplemented,

@@ -7,7 +7,7 @@ use state::{Layout, file};
 use std::io::Read as _;
 use std::path::Path;
 
-/// Largest host file that is copied, in bytes.
+/// Maximum number of bytes that are copied of a host file.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// Writes hostname, resolv.conf and hosts of a pod. Not synced: the pod does not survive a power loss either.

@@ -1,5 +1,5 @@
-//! Objects whose records this build cannot use, because of a read error or because a later version wrote
-//! them. The pods and containers may be running, so they are listed as far as possible, every command on them
+//! Objects whose records this build cannot use: they cannot be read, are too large, or were written by a later version.
+//! The pods and containers may be running, so they are listed as far as possible, every command on them
 //! is refused with the reason, and nothing of them is changed: no file, process, cgroup or lease.
 
 use crate::clock::now;

@@ -17,9 +17,9 @@ use crate::error::Error;
 use pool::{Lane, Size};
 use std::sync::LazyLock;
 
-/// Most entries in a queue. The server limits the number of calls (`service::server`), and each has one entry
-/// at a time; teardown has a few.
-const WAITING: usize = 4096;
+/// Maximum number of entries in the queue of a lane. The server limits the number of calls (`service::server`), and each
+/// call has one entry at a time; a teardown has a few.
+const MAX_QUEUED: usize = 4096;
 
 static EXEC: LazyLock<Lane> = LazyLock::new(|| lane("exec", 1, 8, 4));
 static KILL: LazyLock<Lane> = LazyLock::new(|| lane("kill", 2, 32, 4));
@@ -28,7 +28,7 @@ static FOREIGN: LazyLock<Lane> = LazyLock::new(|| lane("foreign", 1, 32, 4));
 static STATS: LazyLock<Lane> = LazyLock::new(|| lane("stats", 1, 4, 4));
 
 fn lane(name: &'static str, kept_threads: usize, max_threads: usize, max_per_owner: usize) -> Lane {
-    Lane::new(Size { name, kept_threads, max_threads, max_per_owner, max_queued: WAITING })
+    Lane::new(Size { name, kept_threads, max_threads, max_per_owner, max_queued: MAX_QUEUED })
 }
 
 /// For execs.
@@ -60,8 +60,8 @@ fn all() -> [&'static Lane; 6] {
     [exec(), kill(), records(), foreign(), stats(), image::ImageStore::lane()]
 }
 
-/// Starts the kept threads. `single_threaded` means that the process could not start any: then a caller does
-/// its work itself until threads can be started.
+/// Starts the threads that each lane keeps. `single_threaded` means that the process could not start any: then a caller
+/// does its work itself until threads can be started.
 pub(crate) fn start(single_threaded: bool) {
     for lane in all() {
         if single_threaded {

@@ -1,8 +1,8 @@
 //! Checks the durable folder: whether it accepts writes, for the condition RuntimeReady and for calls that
 //! create something. Folders below it that are file systems of their own (images, for example) are checked as well.
 //!
-//! Listing and removing pods works without writes; creating does not. The kernel may make a file system
-//! read-only at any time (after a disk error) without notice, so the only way to know is to write.
+//! Pods can be listed and removed without writes, but not created. The kernel may make a file system read-only at any
+//! time (after a disk error) without notice, so the only way to find out is to write.
 
 use crate::error::{Error, ErrorKind};
 use crate::lanes;
@@ -19,8 +19,11 @@ use tokio::time::timeout;
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// Time between two checks while it does not.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(2);
-/// A disk that takes longer for one small file is treated as hung.
+/// A disk that needs longer for one small file is treated as hung.
 const HANG_LIMIT: Duration = Duration::from_secs(20);
+/// The owner, on the lane for records, of checks that calls wait for. A check of a hung disk keeps its thread; with an
+/// owner, they have the share of one pod, so that retried calls cannot use up the threads that the records of pods need.
+const OWNER: &str = "checks of the durable folders";
 
 /// Why nothing can be created, as reported in CRI's condition RuntimeReady.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,21 +121,21 @@ impl Root {
         *problem = found;
     }
 
-    /// Called before anything is created: fails while the folder is read-only, broken or hung. (On a full one
-    /// the write itself fails, or may succeed.) It checks again first, so that a repaired folder works at
-    /// once.
+    /// Must be called before anything is created: fails while the folder is read-only, broken or hung. (If it is
+    /// full, the write itself fails, or succeeds.) After a failed check it checks again first, so that a repaired
+    /// folder works at once.
     ///
     /// # Errors
     /// Unavailable.
     pub(crate) async fn writable(&self) -> Result<(), Error> {
-        let blocking_problem = || self.problem().filter(|problem| !problem.full);
-        if blocking_problem().is_none() {
+        let refusal = || self.problem().filter(|problem| !problem.full);
+        if refusal().is_none() {
             return Ok(());
         }
         let root = self.clone();
         // If the check takes too long, the last known state is used.
-        drop(timeout(RECHECK_INTERVAL, lanes::records().run(move || root.check())).await);
-        match blocking_problem() {
+        drop(timeout(RECHECK_INTERVAL, lanes::records().run_for(OWNER, move || root.check())).await);
+        match refusal() {
             None => Ok(()),
             Some(problem) => Err(Error::new(ErrorKind::Unavailable, problem.message)),
         }
@@ -188,6 +191,39 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn hung_checks_use_their_share_of_the_lane_and_no_more() {
+        /// Threads of the lane that one owner may use.
+        const SHARE: usize = 8;
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path().join("root"), dir.path().join("run")).unwrap();
+        let root = Root::new(layout.clone());
+        root.check();
+        assert_eq!(root.problem().unwrap().reason, "RootBroken");
+        layout.create().unwrap();
+        let (release, hang) = std::sync::mpsc::channel::<()>();
+        let hang = Arc::new(Mutex::new(hang));
+        let (started, mut hanging) = tokio::sync::mpsc::channel(SHARE);
+        let mut checks = Vec::new();
+        for _ in 0..SHARE {
+            let (hang, started) = (Arc::clone(&hang), started.clone());
+            checks.push(tokio::spawn(lanes::records().run_for(OWNER, move || {
+                started.try_send(()).unwrap();
+                drop(hang.lock().map(|hang| hang.recv()));
+            })));
+        }
+        for _ in 0..SHARE {
+            hanging.recv().await.unwrap();
+        }
+        // No further check is started: the last known state is used.
+        assert_eq!(root.writable().await.unwrap_err().kind, ErrorKind::Unavailable);
+        drop(release);
+        for check in checks {
+            check.await.unwrap().unwrap();
+        }
+        root.writable().await.unwrap();
+    }
 
     #[tokio::test]
     async fn a_problem_is_reported_until_a_check_succeeds() {

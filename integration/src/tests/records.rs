@@ -25,7 +25,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(record_of_a_later_format_keeps_its_pod).own(),
         test!(oversized_record_keeps_its_pod).own(),
         test!(environment_of_two_thousand_services).own(),
-        test!(environment_is_kept_once).own(),
+        test!(environment_is_stored_once).own(),
         test!(too_large_container_is_refused_before_it_is_created),
         test!(exit_that_could_not_be_recorded_survives_stop_and_crash).own(),
         test!(exit_on_a_hung_disk_is_reported_and_survives_a_crash).own(),
@@ -311,7 +311,7 @@ async fn shown_env(cx: &Context, id: &str) -> Result<Vec<(String, String)>> {
 
 /// The environment may have megabytes, so a record has it once. Earlier builds stored it in the configuration too; the
 /// container of such a record works as before.
-async fn environment_is_kept_once(cx: Context) -> Result<()> {
+async fn environment_is_stored_once(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let config = cx.sleeper("main").env("ONCE", "marked value").env("PATH", "/bin:/own");
     let id = cx.start(&pod, &config).await?;

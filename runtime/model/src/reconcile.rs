@@ -40,7 +40,7 @@ pub enum Shim {
     Answered {
         /// Whether pause is running.
         pause: bool,
-        /// All containers that it has.
+        /// All containers in its table.
         containers: BTreeMap<ContainerId, Held>,
     },
     /// Its process does not exist.
@@ -107,7 +107,7 @@ pub enum ContainerAction {
     RollBack,
     /// Its removal had begun: continue it.
     Remove,
-    /// The shim has it alive, but it has no record, or one that says it has exited: kill it.
+    /// It is alive in the shim, but it has no record, or its record says that it has exited: kill it.
     KillOrphan,
     /// The record is right: change nothing.
     Keep,

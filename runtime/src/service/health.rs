@@ -84,8 +84,8 @@ fn info(readiness: &Readiness, config: &Config) -> HashMap<String, String> {
         "rootDir": root,
         "stateDir": state,
         "socket": socket,
-        "mountNamespace": format!("{mount_namespace:?}"),
-        "log": { "level": format!("{:?}", log.level), "format": format!("{:?}", log.format) },
+        "mountNamespace": mount_namespace.to_string(),
+        "log": { "level": log.level.to_string(), "format": log.format.to_string() },
         "binaries": { "shim": binaries.shim, "pause": binaries.pause },
         "network": {
             "confDir": network.conf_dir,
@@ -145,6 +145,11 @@ mod tests {
         assert!(ready.status.unwrap().conditions[1].status);
         let config: serde_json::Value = serde_json::from_str(&ready.info["config"]).unwrap();
         assert_eq!(config["stateDir"], "/run/copepod");
+        // Values are shown as they are written in the configuration.
+        assert_eq!(
+            (&config["mountNamespace"], &config["log"]),
+            (&"pid1".into(), &serde_json::json!({ "level": "info", "format": "text" }))
+        );
         for json in ready.info.values() {
             assert!(serde_json::from_str::<serde_json::Value>(json).is_ok(), "{json}");
         }

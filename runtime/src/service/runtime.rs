@@ -2,7 +2,7 @@
 
 use super::convert::{self, ContainerFilter, Host, PodFilter};
 use super::status::Failure;
-use super::{Backend, NOTHING_CONTINUES, WORK_CONTINUES, handle, health};
+use super::{Backend, MAY_COMPLETE, NOTHING_CONTINUES, WORK_CONTINUES, handle, health};
 use crate::lanes;
 use crate::node::{ContainerView, PodView};
 use cri_api::v1 as cri;
@@ -309,7 +309,7 @@ impl RuntimeService for Runtime {
         request: Request<cri::ReopenContainerLogRequest>,
     ) -> Result<Response<cri::ReopenContainerLogResponse>, Status> {
         let (metadata, _, cri::ReopenContainerLogRequest { container_id }) = request.into_parts();
-        handle("ReopenContainerLog", &metadata, NOTHING_CONTINUES, async {
+        handle("ReopenContainerLog", &metadata, MAY_COMPLETE, async {
             self.backend.node.reopen_log(&container_id).await?;
             Ok(cri::ReopenContainerLogResponse {})
         })

@@ -16,10 +16,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 
-/// Largest message in both directions: the limit of kubelet and crictl.
+/// Maximum size of a message in both directions: the limit of kubelet and crictl.
 const MAX_MESSAGE: usize = 16 * 1024 * 1024;
-/// Concurrent calls of one connection. kubelet uses one connection, on which StopContainer and PullImage may
-/// wait for minutes; with the library's default of 200 they could block List.
+/// Maximum number of concurrent calls of one connection. kubelet uses one connection, on which StopContainer and
+/// PullImage may wait for minutes; with the library's default of 200 they could block List.
 const MAX_CALLS: u32 = 2048;
 
 /// Pause after a failed accept.

@@ -22,11 +22,11 @@ use sys::tree::Trash;
 
 use crate::Error;
 
-/// Largest record that is read or written. Kubernetes sets seven variables per service in each container of a
+/// Maximum size of a record in bytes. Kubernetes sets seven variables per service in each container of a
 /// namespace: 5000 services, its limit, are about 4 MiB of environment.
 pub const MAX_BYTES: u64 = 8 << 20;
-/// Largest record of a new object. What is added later (addresses, the exit with its message) must fit, so that every
-/// exit can be recorded.
+/// Maximum size of the record of a new object in bytes. What is added later (addresses, the exit with its message)
+/// must fit, so that every exit can be recorded.
 pub const MAX_NEW_BYTES: u64 = MAX_BYTES - (256 << 10);
 /// Version of the format.
 const VERSION: u32 = 1;
@@ -210,15 +210,15 @@ pub fn remove_dir(path: &Path) -> Result<(), Error> {
 }
 
 /// Like [`remove_dir`], for folders that containers have filled: it is moved into the trash, durably, and deleted there in
-/// the background. `held` is dropped when that is done. Needs no space on the file system.
+/// the background. `guard` is dropped when that is done. Needs no space on the file system.
 ///
 /// # Errors
 /// It is still at its path.
-pub fn discard_dir(path: &Path, trash: &Trash, held: impl Send + 'static) -> Result<(), Error> {
+pub fn discard_dir(path: &Path, trash: &Trash, guard: impl Send + 'static) -> Result<(), Error> {
     if fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
         return Ok(());
     }
-    trash.take_holding(path, held).map_err(|error| Error::io("remove", path)(error.into()))?;
+    trash.take_holding(path, guard).map_err(|error| Error::io("remove", path)(error.into()))?;
     sync_dir(path.parent().unwrap_or(Path::new("/")))
 }
 

@@ -11,7 +11,7 @@ use sys::mount;
 use crate::Layout;
 use crate::error::refuses_writes;
 
-/// Size of the test file: more than the record of an ordinary pod.
+/// Size of the test file in bytes: more than the record of an ordinary pod.
 const BYTES: usize = 64 << 10;
 /// Name of the test file.
 const NAME: &str = ".probe";

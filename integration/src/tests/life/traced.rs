@@ -80,11 +80,11 @@ fn tracer_image(cx: &Context) -> Result<Image> {
     w.dir("ptrace", 0o755)?;
     let call = if cfg!(target_arch = "aarch64") { 117 } else { 101 };
     let script = format!(
-        "my ($options, $mark) = @ARGV; my %held; \
+        "my ($options, $mark) = @ARGV; my %traced; \
          while (1) {{ opendir(my $d, '/proc'); \
-         for my $p (grep {{ /^[0-9]+$/ }} readdir $d) {{ next if $held{{$p}}; \
+         for my $p (grep {{ /^[0-9]+$/ }} readdir $d) {{ next if $traced{{$p}}; \
          open(my $f, '<', \"/proc/$p/comm\") or next; my $name = <$f>; next unless $name eq \"busybox-victim\\n\"; \
-         if (syscall({call}, 0x4206, $p + 0, 0, $options + 0) == 0) {{ $held{{$p}} = 1; open(my $m, '>', \"/ptrace/$p\"); }} }} \
+         if (syscall({call}, 0x4206, $p + 0, 0, $options + 0) == 0) {{ $traced{{$p}} = 1; open(my $m, '>', \"/ptrace/$p\"); }} }} \
          select(undef, undef, undef, 0.01); }}\n"
     );
     w.file("usr/bin/trace.pl", 0o644, script.as_bytes())?;

@@ -61,7 +61,7 @@ fn config_in(field: &Field<'_>, given: cri::ContainerConfig, host: Host) -> Resu
     if let Some(cri::CdiDevice { name }) = cdi_devices.first() {
         return Err(field
             .entry("CDI_devices", 0)
-            .not_implemented(format!("CDI is not implemented yet (asked for {name:?})")));
+            .not_implemented(format!("CDI is not implemented yet; the request has the device {name:?}")));
     }
     super::at_most(&field.at("mounts"), mounts.len(), MAX_MOUNTS)?;
     let signal = super::choice::<cri::Signal>(

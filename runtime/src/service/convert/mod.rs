@@ -33,8 +33,8 @@ use std::fmt;
 /// Maximum size of the labels, or of the annotations, of one object, in bytes. Kubernetes allows 256 KiB of
 /// annotations; a record has at most 8 MiB.
 const MAX_MAP: usize = 320 * 1024;
-/// Longest argument or environment string that the kernel accepts, without its NUL (MAX_ARG_STRLEN with 4 KiB
-/// pages).
+/// Maximum length of an argument or environment string that the kernel accepts, without its NUL (MAX_ARG_STRLEN with
+/// 4 KiB pages).
 const MAX_ARGUMENT: usize = 128 * 1024 - 1;
 /// Maximum number of entries of one repeated field. Kubernetes sets seven variables per service, and a namespace can have
 /// thousands.
@@ -229,11 +229,11 @@ fn unmap(map: &BTreeMap<String, String>) -> HashMap<String, String> {
 }
 
 /// Refuses a list that is too long.
-fn at_most(field: &Field<'_>, entries: usize, most: usize) -> Result<()> {
-    if entries <= most {
+fn at_most(field: &Field<'_>, entries: usize, max: usize) -> Result<()> {
+    if entries <= max {
         return Ok(());
     }
-    Err(field.invalid(format_args!("{entries} entries"), format!("must have at most {most} entries")))
+    Err(field.invalid(format_args!("{entries} entries"), format!("must have at most {max} entries")))
 }
 
 /// Converts at most [`MAX_ENTRIES`] entries, each with its own field name.

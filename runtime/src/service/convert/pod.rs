@@ -10,11 +10,11 @@ use std::net::IpAddr;
 /// Maximum number of lines of one kind in a resolv.conf. The resolver reads 3 servers and 6 domains; kubelet warns above
 /// that.
 const MAX_DNS: usize = 64;
-/// Longest host name (Linux's HOST_NAME_MAX).
+/// Maximum length of a host name (Linux's HOST_NAME_MAX).
 const MAX_HOSTNAME: usize = 64;
 /// Maximum number of kernel parameters of a pod.
 const MAX_SYSCTLS: usize = 256;
-/// Longest value of a kernel parameter in bytes: /proc/sys accepts one page.
+/// Maximum length of a sysctl's value in bytes: /proc/sys accepts one page.
 const MAX_SYSCTL: usize = 4095;
 
 /// Converts and validates a RunPodSandbox request.

@@ -339,8 +339,8 @@ fn refuses_wrong_limits() {
     assert_eq!(unlimited.resources.memory_limit, -1);
     for (memory, swap) in [(1 << 20, 5), (0, 1 << 20), (-1, 1 << 20), (1 << 20, -2)] {
         let wrong = limits(|r| (r.memory_limit_in_bytes, r.memory_swap_limit_in_bytes) = (memory, swap));
-        let (field, least) = (format!("memory_swap_limit_in_bytes: {swap}"), format!("({memory})"));
-        refused(wrong, &[field.as_str(), least.as_str()]);
+        let (field, limit) = (format!("memory_swap_limit_in_bytes: {swap}"), format!("({memory})"));
+        refused(wrong, &[field.as_str(), limit.as_str()]);
     }
     for bad in [1001, -1001, i64::MIN] {
         refused(limits(|r| r.oom_score_adj = bad), &["oom_score_adj"]);
