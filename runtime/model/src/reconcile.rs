@@ -9,7 +9,7 @@ const LOST_CODE: i32 = 255;
 
 /// The state of a container in its shim.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Held {
+pub enum InShim {
     /// Its worker is creating it.
     Creating,
     /// Init waits for the start request.
@@ -41,7 +41,7 @@ pub enum Shim {
         /// Whether pause is running.
         pause: bool,
         /// All containers in its table.
-        containers: BTreeMap<ContainerId, Held>,
+        containers: BTreeMap<ContainerId, InShim>,
     },
     /// Its process does not exist.
     Gone,
@@ -194,10 +194,10 @@ fn container(
     facts: &Facts<'_>,
     pod: &PodAction,
     record: &ContainerRecord,
-    held: Option<&Held>,
+    held: Option<&InShim>,
     now: i64,
 ) -> ContainerAction {
-    let lives = matches!(held, Some(Held::Creating | Held::Created { .. } | Held::Running { .. }));
+    let lives = matches!(held, Some(InShim::Creating | InShim::Created { .. } | InShim::Running { .. }));
     match (pod, record.phase) {
         (PodAction::RollBack, _) => return ContainerAction::RollBack,
         (PodAction::Remove, _) | (_, ContainerPhase::Removing) => return ContainerAction::Remove,
@@ -211,17 +211,17 @@ fn container(
         (_, ContainerPhase::Created | ContainerPhase::Running) => {}
     }
     match held {
-        Some(Held::Created { pid }) => {
+        Some(InShim::Created { pid }) => {
             ContainerAction::Adopt { phase: ContainerPhase::Created, pid: *pid, started_at: 0 }
         }
-        Some(Held::Running { pid, started_at }) => {
+        Some(InShim::Running { pid, started_at }) => {
             ContainerAction::Adopt { phase: ContainerPhase::Running, pid: *pid, started_at: *started_at }
         }
-        Some(Held::Exited { exit, started_at }) => {
+        Some(InShim::Exited { exit, started_at }) => {
             ContainerAction::MarkExited { exit: exit.clone(), started_at: *started_at }
         }
         // The record says that its creation is complete, and the shim is still creating it: undo both.
-        Some(Held::Creating) => ContainerAction::RollBack,
+        Some(InShim::Creating) => ContainerAction::RollBack,
         None => match facts.exits.get(&record.id).filter(|_| facts.same_boot) {
             Some((exit, started_at)) => {
                 ContainerAction::MarkExited { exit: exit.clone(), started_at: *started_at }

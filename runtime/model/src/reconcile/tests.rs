@@ -29,12 +29,12 @@ fn container_phase() -> impl Strategy<Value = ContainerPhase> {
     prop_oneof![Just(Creating), Just(Created), Just(Running), Just(Exited), Just(Removing)]
 }
 
-fn held() -> impl Strategy<Value = Held> {
+fn held() -> impl Strategy<Value = InShim> {
     prop_oneof![
-        Just(Held::Creating),
-        Just(Held::Created { pid: 5 }),
-        Just(Held::Running { pid: 5, started_at: 7 }),
-        Just(Held::Exited { exit: Exit { code: 3, ..Exit::default() }, started_at: 7 }),
+        Just(InShim::Creating),
+        Just(InShim::Created { pid: 5 }),
+        Just(InShim::Running { pid: 5, started_at: 7 }),
+        Just(InShim::Exited { exit: Exit { code: 3, ..Exit::default() }, started_at: 7 }),
     ]
 }
 
@@ -101,7 +101,7 @@ proptest! {
             let action = &plan.containers[&record.id];
             let lives = matches!(
                 held.get(&record.id),
-                Some(Held::Creating | Held::Created { .. } | Held::Running { .. })
+                Some(InShim::Creating | InShim::Created { .. } | InShim::Running { .. })
             );
             match action {
                 ContainerAction::Adopt { phase, .. } => {
@@ -111,7 +111,7 @@ proptest! {
                 // A recorded exit is never replaced by an assumed one.
                 ContainerAction::MarkExited { exit, .. } => {
                     prop_assert!(!lives && record.phase != ContainerPhase::Exited);
-                    if matches!(held.get(&record.id), Some(Held::Exited { .. })) {
+                    if matches!(held.get(&record.id), Some(InShim::Exited { .. })) {
                         prop_assert_eq!(exit.code, 3);
                     }
                 }

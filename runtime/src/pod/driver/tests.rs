@@ -7,7 +7,7 @@ use super::*;
 use crate::pod::fakes::{self, Fake, Order, Running};
 use crate::pod::life::{LaunchFailed, Outcome, StartError, TornDown};
 use crate::pod::registry::Reservation;
-use model::reconcile::{Held, Shim};
+use model::reconcile::{InShim, Shim};
 use model::{ContainerConfig, ContainerMeta, ContainerPhase, Exit, PodId, PodMeta, PodPhase};
 use tokio::task::JoinHandle;
 use wire::ExitFacts;
@@ -287,7 +287,7 @@ async fn a_lost_connection_is_dialled_again_and_the_silence_is_listed() {
     assert!(before.elapsed() >= Duration::from_millis(200), "a pause grows between attempts");
     assert!(silent(&rig));
     let (connection, events) = fakes::connection();
-    let containers = BTreeMap::from([(id.clone(), Held::Running { pid: 7, started_at: 3 })]);
+    let containers = BTreeMap::from([(id.clone(), InShim::Running { pid: 7, started_at: 3 })]);
     let dialled = DialResult { pid: 5, ..DialResult::of(Shim::Answered { pause: true, containers }) };
     drop(dialling.send((dialled, Some(connection))));
     // The new connection is used: its events arrive.

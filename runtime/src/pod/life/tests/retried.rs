@@ -6,7 +6,7 @@ use super::super::{
 };
 use super::samples::{NOW, id, pod_record, record};
 use crate::error::Error;
-use model::reconcile::{Held, Shim};
+use model::reconcile::{InShim, Shim};
 use model::{ContainerPhase, ContainerRecord, Exit, PodPhase};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,7 +20,7 @@ fn restored(shim: Shim) -> Life {
 }
 
 fn running() -> Shim {
-    let containers = BTreeMap::from([(id(), Held::Running { pid: 7, started_at: 4 })]);
+    let containers = BTreeMap::from([(id(), InShim::Running { pid: 7, started_at: 4 })]);
     Shim::Answered { pause: true, containers }
 }
 

@@ -8,7 +8,7 @@ use super::super::{
 use super::world::{container_config, pod_config};
 use crate::error::Error;
 use crate::pod::intent;
-use model::reconcile::{Held, Shim};
+use model::reconcile::{InShim, Shim};
 use model::{ContainerId, ContainerPhase, ContainerRecord, Exit, PodId, PodPhase, PodRecord};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -163,8 +163,8 @@ pub(super) fn container_stage_name(life: &Life) -> String {
 /// Number of names in `container_stage_name`.
 pub(super) const CONTAINER_STAGES: usize = 13;
 
-fn dialled(pause: bool, held: Option<Held>) -> Input {
-    let containers: BTreeMap<ContainerId, Held> = held.map(|held| (id(), held)).into_iter().collect();
+fn dialled(pause: bool, held: Option<InShim>) -> Input {
+    let containers: BTreeMap<ContainerId, InShim> = held.map(|held| (id(), held)).into_iter().collect();
     Input::Dialled(Box::new(DialResult { pid: 5, ..DialResult::of(Shim::Answered { pause, containers }) }))
 }
 
@@ -243,12 +243,12 @@ pub(super) fn container_inputs() -> Vec<(&'static str, Input)> {
 /// The container in a shim's snapshot.
 pub(super) fn container_words() -> Vec<(&'static str, Input)> {
     vec![
-        ("dialled: creating", dialled(true, Some(Held::Creating))),
-        ("dialled: created", dialled(true, Some(Held::Created { pid: 7 }))),
-        ("dialled: running", dialled(true, Some(Held::Running { pid: 7, started_at: 4 }))),
+        ("dialled: creating", dialled(true, Some(InShim::Creating))),
+        ("dialled: created", dialled(true, Some(InShim::Created { pid: 7 }))),
+        ("dialled: running", dialled(true, Some(InShim::Running { pid: 7, started_at: 4 }))),
         (
             "dialled: exited",
-            dialled(true, Some(Held::Exited { exit: Exit { code: 3, ..Exit::default() }, started_at: 4 })),
+            dialled(true, Some(InShim::Exited { exit: Exit { code: 3, ..Exit::default() }, started_at: 4 })),
         ),
         ("dialled: not held", dialled(true, None)),
     ]

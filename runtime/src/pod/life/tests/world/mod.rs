@@ -10,7 +10,7 @@ use super::super::{
     StartError, Timer, TornDown, Waiter,
 };
 use crate::error::{Error, ErrorKind};
-use model::reconcile::{Held, Shim};
+use model::reconcile::{InShim, Shim};
 use model::{
     ContainerConfig, ContainerId, ContainerMeta, ContainerPhase, ContainerRecord, Exit, PodConfig, PodId,
     PodMeta, PodPhase, PodRecord,
