@@ -45,11 +45,11 @@ fn a_record_comes_back_and_leaves_no_temporary_file() {
 }
 
 #[test]
-fn cut_at_each_byte_it_is_torn_or_whole() {
+fn cut_at_each_byte_it_is_damaged_or_whole() {
     let whole = bytes();
     for length in 0..whole.len() {
         match decoded(&whole[..length]) {
-            Err(Error::Torn { .. }) => {}
+            Err(Error::Damaged { .. }) => {}
             // Only the newline at the end may be missing.
             Ok(stored) => assert_eq!((length, stored.data), (whole.len() - 1, record())),
             Err(other) => panic!("{length}: {other}"),
@@ -58,13 +58,13 @@ fn cut_at_each_byte_it_is_torn_or_whole() {
 }
 
 #[test]
-fn zeroed_from_each_byte_it_is_torn() {
+fn zeroed_from_each_byte_it_is_damaged() {
     // The content that ext4 and xfs show if a file's size was written before its data.
     let whole = bytes();
     for length in 0..whole.len() - 1 {
         let mut zeroed = whole.clone();
         zeroed[length..].fill(0);
-        assert!(matches!(decoded(&zeroed), Err(Error::Torn { .. })), "{length}");
+        assert!(matches!(decoded(&zeroed), Err(Error::Damaged { .. })), "{length}");
     }
 }
 
