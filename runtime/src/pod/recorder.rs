@@ -17,8 +17,8 @@ use tokio::time::timeout;
 
 /// How long a caller waits for a write. A write takes milliseconds, on a busy disk a second or two.
 const LIMIT: Duration = Duration::from_secs(5);
-/// Most writes of one record that go on without their callers: one that is running, and one behind it, which will write
-/// the latest content.
+/// Maximum number of writes of one record that go on without their callers: one that is running, and one behind it, which
+/// will write the latest content.
 const MAX_LATE: usize = 2;
 
 /// Writes one record: one write at a time, and always the latest content.
@@ -28,7 +28,7 @@ pub(crate) struct Recorder<T> {
     kind: &'static str,
     newest: Mutex<Arc<T>>,
     /// Fair: writes run in the order in which they were requested.
-    writing: tokio::sync::Mutex<()>,
+    writing: Arc<tokio::sync::Mutex<()>>,
     /// Number of writes that go on without their callers.
     late: AtomicUsize,
 }
@@ -39,7 +39,7 @@ impl<T: Serialize + Send + Sync + 'static> Recorder<T> {
             path,
             kind,
             newest: Mutex::new(content),
-            writing: tokio::sync::Mutex::default(),
+            writing: Arc::default(),
             late: AtomicUsize::new(0),
         })
     }
@@ -97,7 +97,7 @@ impl<T: Serialize + Send + Sync + 'static> Recorder<T> {
                 recorder.late.fetch_sub(1, Ordering::AcqRel);
             });
         } else {
-            // This one is still behind the late ones, so it has not begun.
+            // This one is behind the late ones, and one of these will write the latest content.
             drop(writing);
             self.late.fetch_sub(1, Ordering::AcqRel);
         }
@@ -105,14 +105,17 @@ impl<T: Serialize + Send + Sync + 'static> Recorder<T> {
         Err(Error::new(ErrorKind::DeadlineExceeded, text))
     }
 
-    /// Writes the latest content when all earlier writes have ended. It may be dropped only while it waits for them.
+    /// Writes the latest content when all earlier writes have ended. If it is dropped after that, the write goes on, and
+    /// the next one waits for it.
     async fn in_turn(
         self: Arc<Self>,
         write: impl FnOnce(&T) -> Result<(), Error> + Send + 'static,
     ) -> Result<(), Error> {
-        let _turn = self.writing.lock().await;
+        let turn = Arc::clone(&self.writing).lock_owned().await;
         let content = Arc::clone(&self.newest.lock().unwrap_or_else(PoisonError::into_inner));
-        blocking("write a record", move || write(&content)).await
+        // The turn ends with the work, even if nobody waits for its result.
+        let (_turn, written) = blocking("write a record", move || Ok((turn, write(&content)))).await?;
+        written
     }
 }
 
