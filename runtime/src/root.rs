@@ -192,10 +192,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
+    /// Held by tests that need threads of the lane for [`OWNER`].
+    static SHARE_OF_OWNER: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
     #[tokio::test]
     async fn hung_checks_use_their_share_of_the_lane_and_no_more() {
         /// Threads of the lane that one owner may use.
         const SHARE: usize = 8;
+        let _alone = SHARE_OF_OWNER.lock().await;
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path().join("root"), dir.path().join("run")).unwrap();
         let root = Root::new(layout.clone());
@@ -227,6 +231,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_problem_is_reported_until_a_check_succeeds() {
+        let _alone = SHARE_OF_OWNER.lock().await;
         let dir = tempfile::tempdir().unwrap();
         let layout = Layout::new(dir.path().join("root"), dir.path().join("run")).unwrap();
         let root = Root::new(layout.clone());
