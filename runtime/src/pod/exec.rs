@@ -31,8 +31,8 @@ const CHUNK: usize = 8192;
 /// How long output is read after the command has exited: its children may hold the pipes open for ever.
 const DRAIN: Duration = Duration::from_millis(100);
 
-/// Most bytes of standard output and error of one ExecSync together. kubelet accepts messages of 16 MiB, and they have
-/// other fields too. The rest is read and dropped.
+/// Maximum size in bytes of standard output and error of one ExecSync together. kubelet accepts messages of 16 MiB, and
+/// they have other fields too. The rest is read and dropped.
 const EXEC_OUTPUT_LIMIT: usize = 16 * 1024 * 1024 - 64 * 1024;
 
 /// The result of ExecSync.

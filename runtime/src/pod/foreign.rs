@@ -20,8 +20,8 @@ use tokio::time::{Instant, timeout};
 const READ: Duration = Duration::from_secs(30);
 /// Time limit for the begin of the read. Reads that do not hang take milliseconds.
 const BEGIN: Duration = Duration::from_secs(10);
-/// Most files that the error of a call names.
-const NAMED: usize = 8;
+/// Maximum number of files that the error of a call names.
+const MAX_NAMED: usize = 8;
 
 /// The reads of this daemon.
 static READS: LazyLock<Reads> = LazyLock::new(|| Reads::new(BEGIN, READ));
@@ -162,10 +162,10 @@ impl Reads {
             table.running.values().filter(|running| running.since.elapsed() >= limit).collect();
         let named: Vec<String> = hanging
             .iter()
-            .take(NAMED)
+            .take(MAX_NAMED)
             .map(|running| format!("{} (pod {})", running.file, running.pod))
             .collect();
-        let more = if hanging.len() > NAMED { ", and others" } else { "" };
+        let more = if hanging.len() > MAX_NAMED { ", and others" } else { "" };
         match hanging.len() {
             0 => format!("{file} was not read within {limit:?}: too many files are read at once"),
             1 => format!("{file} was not read within {limit:?}: another read hangs: {}", named.join(", ")),

@@ -21,7 +21,7 @@ use wire::Request;
 
 /// Time limit for the shim to open a log file.
 const REOPEN: Duration = Duration::from_secs(20);
-/// Most execs of an earlier connection that are killed at once.
+/// Maximum number of execs of an earlier connection that are killed at once.
 const KILLS: usize = 16;
 /// Time limit for the shim to kill one session.
 const KILL: Duration = Duration::from_secs(15);

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Most bytes of all outputs together, in addition to the [`SHARE`] of each.
+/// Maximum size of all outputs together in bytes, in addition to the [`SHARE`] of each.
 const BUDGET: usize = 64 << 20;
 /// Bytes that each output may always have: more than kubelet keeps of a probe's (10 KiB).
 const SHARE: usize = 16 << 10;

@@ -13,9 +13,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 /// The reply to the callers of RunPodSandbox that wait for a pod's name; `None` until it can be given.
 pub(crate) type RunReply = Option<Result<PodId, Error>>;
 
-/// Most commands in a driver's queue. A driver never blocks, so the queue is full only if very many calls arrive at once.
+/// Maximum number of commands in a driver's queue. A driver never blocks, so the queue is full only if very many calls arrive at once.
 const MAX_COMMANDS: usize = 64;
-/// Most pods of a node. kubelet's default limit is 110; some nodes have a few hundred.
+/// Maximum number of pods of a node. kubelet's default limit is 110; some nodes have a few hundred.
 const MAX_PODS: usize = 4096;
 /// How long the daemon waits for drivers when it stops.
 const CLOSE: Duration = Duration::from_secs(5);

@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind};
 use model::{ContainerRecord, PodConfig, PodId, PodRecord};
 use std::sync::Arc;
 
-/// Most attempts to reserve a name. One fails if the pod that has the name is removed meanwhile.
+/// Maximum number of attempts to reserve a name. One fails if the pod that has the name is removed meanwhile.
 const TRIES: usize = 3;
 
 /// RunPodSandbox: reserves the name, or joins an equal call that has it, and waits for the launch.

@@ -25,13 +25,13 @@ use tokio::time::timeout;
 use wire::codec::{self, CodecError, Decoder};
 use wire::{ErrorKind as ShimErrorKind, Event, Failure, Message, Reply, Request, Snapshot};
 
-/// Most requests that wait to be written.
+/// Maximum number of requests that wait to be written.
 const MAX_OUTGOING: usize = 32;
-/// Most requests that wait for their reply. With that many, no further one is sent.
+/// Maximum number of requests that wait for their reply. With that many, no further one is sent.
 const MAX_PENDING: usize = 256;
-/// Most events that the driver has not received. With that many, nothing is read from the socket.
+/// Maximum number of events that the driver has not received. With that many, nothing is read from the socket.
 const MAX_EVENTS: usize = 128;
-/// Most entries of a snapshot: containers and execs of one pod.
+/// Maximum number of entries of a snapshot: containers and execs of one pod.
 const MAX_SNAPSHOT: usize = 65_536;
 /// Bytes of one read.
 const READ: usize = 16 * 1024;
