@@ -173,7 +173,7 @@ mod tests {
         for (code, oom_killed, words) in [
             (KILLED, true, "for memory"),
             (KILLED, false, "by signal 9"),
-            (NO_DESCRIPTORS, false, "limit of open files"),
+            (NO_DESCRIPTORS, false, "no free file descriptor"),
             (1, false, "status 1"),
         ] {
             let failure = no_report(code, oom_killed);
