@@ -1,6 +1,7 @@
 //! Stops and removes what has no record. The folder and the image lease of a container stay as long as a process of it
 //! may be left, because such a process would lose the files that it uses.
 
+use crate::cgroups::SHIM_ROOT;
 use crate::error::Error;
 use crate::lanes;
 use crate::pod::context::blocking;
@@ -101,14 +102,17 @@ async fn remove_shim(context: &Arc<Context>, pod: &PodId) {
         Dialled::Connected(connection) => Some(connection),
         Dialled::Gone | Dialled::Silent(_) => None,
     };
-    let mut pids = Vec::new();
+    let mut processes = Vec::new();
     for entry in connection.iter().flat_map(|connection| &connection.snapshot) {
-        if let Snapshot::Pause { pid, .. } | Snapshot::Container { pid, .. } = entry {
-            pids.push(*pid);
+        match entry {
+            Snapshot::Pause { pid, .. } => processes.push((*pid, pod.to_string())),
+            Snapshot::Container { container, pid, .. } => processes.push((*pid, container.to_string())),
+            Snapshot::Exec { .. } => {}
         }
     }
     // Before the stop, because only living processes show the paths of their cgroups.
-    let leaves = blocking("find the cgroups of a shim", move || Ok(leaves(&pids))).await.unwrap_or_default();
+    let find = move || Ok(leaves(Path::new("/proc"), &processes));
+    let leaves = blocking("find the cgroups of a shim", find).await.unwrap_or_default();
     if let Some(connection) = connection
         && let Err(error) = connection.client.done("the pod's stop", Request::StopPod, STOP).await
     {
@@ -183,14 +187,16 @@ async fn discard(context: &Context, dir: PathBuf) -> Result<(), Error> {
     blocking("remove a folder", move || Ok(state::file::discard_dir(&dir, &trash, ())?)).await
 }
 
-/// The leaf cgroups of these processes. A process may be in any cgroup, but only ours are named by an id. Blocking.
-fn leaves(pids: &[u32]) -> BTreeSet<String> {
+/// The leaf cgroups of a shim's processes, each given as its pid and the name of its leaf. In a cgroup of another name the
+/// pid is that of a new process, or the process has moved: that cgroup may be another container's. Blocking.
+fn leaves(proc: &Path, processes: &[(u32, String)]) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    for pid in pids.iter().filter(|pid| **pid != 0) {
-        let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/cgroup")) else { continue };
+    for (pid, name) in processes.iter().filter(|(pid, _)| *pid != 0) {
+        let Ok(text) = std::fs::read_to_string(proc.join(pid.to_string()).join("cgroup")) else { continue };
         for path in text.lines().filter_map(|line| line.splitn(3, ':').nth(2)) {
-            let name = path.rsplit('/').next().unwrap_or_default();
-            if name.parse::<ContainerId>().is_ok() && !path.starts_with(crate::cgroups::SHIM_ROOT) {
+            let is_leaf = path.rsplit('/').next() == Some(name.as_str());
+            // By components: the name of `SHIM_ROOT` is also the beginning of that of `DEFAULT_PARENT`.
+            if is_leaf && !Path::new(path).starts_with(SHIM_ROOT) {
                 found.insert(path.to_owned());
             }
         }
@@ -265,6 +271,33 @@ mod tests {
             ])
         );
         assert!(leaves_named(&proc.path().join("missing"), &ids).is_err());
+    }
+
+    /// With other names, a container whose process has moved could end another container.
+    #[test]
+    fn leaves_of_a_shim_have_the_names_of_its_containers() {
+        let proc = tempfile::tempdir().unwrap();
+        let write = |pid: u32, path: &str| {
+            std::fs::create_dir(proc.path().join(pid.to_string())).unwrap();
+            let text = format!("9:memory:{path}\n1:name=systemd:{path}\n");
+            std::fs::write(proc.path().join(pid.to_string()).join("cgroup"), text).unwrap();
+        };
+        write(20, "/copepod-pods/pod/container");
+        write(21, "/kubepods/podu/pod");
+        // The pid was reused, or its process has moved into the leaf of another container.
+        write(22, "/kubepods/podu/other");
+        write(23, "/copepod/pod");
+        let named = |pid, name: &str| (pid, name.to_owned());
+        let processes = [
+            named(20, "container"),
+            named(21, "pod"),
+            named(22, "moved"),
+            named(23, "pod"),
+            named(24, "ended"),
+            named(0, "creating"),
+        ];
+        let expected = ["/copepod-pods/pod/container", "/kubepods/podu/pod"].map(str::to_owned);
+        assert_eq!(leaves(proc.path(), &processes), BTreeSet::from(expected));
     }
 
     #[test]
