@@ -67,6 +67,7 @@ impl Cni {
     pub(super) async fn lock(&self, pod: &PodId) -> Option<Arc<OwnedFd>> {
         let wait = MAX_WAIT.min(self.timeout());
         let until = Instant::now() + wait;
+        let mut again = false;
         loop {
             let id = pod.clone();
             match self.blocking(move |leases| leases.lock(&id)).await {
@@ -74,11 +75,15 @@ impl Cni {
                     self.0.unfinished.locked(pod);
                     return Some(Arc::new(lock));
                 }
-                Ok(None) if !self.0.unfinished.any(pod) => {
+                // Not at once: a program that this daemon is starting has a copy of every descriptor for a moment.
+                Ok(None) if again && !self.0.unfinished.any(pod) => {
                     tracing::debug!(%pod, "a CNI plugin has left a process, which may never end: it is not waited for");
                     return None;
                 }
-                Ok(None) if Instant::now() < until => sleep(RETRY).await,
+                Ok(None) if Instant::now() < until => {
+                    sleep(RETRY).await;
+                    again = true;
+                }
                 Ok(None) => {
                     let id = pod.clone();
                     let processes = self.0.lane.run(move || holders(&id)).await.unwrap_or_default();
