@@ -312,7 +312,7 @@ impl World {
     pub(super) fn expect_done(&self, waiter: Waiter, what: &str) -> Checked {
         match self.answers.iter().find(|(it, _)| *it == waiter) {
             Some((_, Ok(_))) => Ok(()),
-            Some((_, Err(error))) => violation(Kind::Leak, format!("{what}: {error}")),
+            Some((_, Err(error))) => violation(Kind::Leak, format!("{what}: {}", error.text())),
             None => violation(Kind::LostWaiter, what),
         }
     }
