@@ -159,6 +159,9 @@ fn inherit_cpuset(folder: &Path) -> Result<(), Error> {
 }
 
 fn devices(hierarchies: &[Hierarchy], path: &str, rules: &[DeviceRule]) -> Result<(), Error> {
+    if rules.is_empty() {
+        return Ok(());
+    }
     let Some(hierarchy) = hierarchies.iter().find(|hierarchy| hierarchy.has("devices")) else {
         return Err(Error::Host { missing: "the v1 controller devices".to_owned() });
     };

@@ -215,7 +215,7 @@ fn make_leaf(
 ) -> Result<Vec<OwnedFd>, Error> {
     let parent = pod_parent(&record.config, &record.id)?;
     let limits = Limits { writes: spec::pause_limits(), ..Limits::default() };
-    let leaf = context.cgroups.create_leaf(&leaf_path(&parent, &record.id), &limits)?;
+    let leaf = context.cgroups.create_pause_leaf(&leaf_path(&parent, &record.id), &limits)?;
     let seccomp = seccomp.map(|compiled| compiled.program.clone());
     let plan = spec::pause(spec::PauseInput { pod: record, cgroup: leaf.plan, seccomp })?;
     let mut fds = vec![memfd("pause-plan", &plan)?];
