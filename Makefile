@@ -29,7 +29,7 @@ deps: ## Install the Debian packages that building and testing need (root)
 
 build: daemon shim pause ## Build copepod, copepod-shim and pause into target/bin
 
-# Both packages in one command, so that cargo unites their features and compiles what both use once.
+# Both packages in one command, so that cargo unifies their features and compiles what both use once.
 BOTH := cargo build --locked --release -p runtime -p integration
 
 daemon: | $(BIN) ## Build the daemon

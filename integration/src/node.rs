@@ -278,8 +278,8 @@ impl Node {
     }
 }
 
-/// Cleans up after a node that failed to start or was not stopped. Shims are not known by node, so all are killed
-/// only when the last node is dropped.
+/// Cleans up after a node that failed to start or was not stopped. Nothing tells to which node a shim belongs, so shims
+/// are killed only when the last node is dropped, and then all of them.
 impl Drop for Node {
     fn drop(&mut self) {
         drop(self.kill9());

@@ -27,7 +27,7 @@ const MAX_WAIT_MS: u64 = 3_600_000;
 const MAX_REAPED: usize = 256;
 /// Maximum number of entries that the queues keep allocated.
 const KEEP: usize = 16;
-/// Kernel numbers, the same on all architectures.
+/// By number, the same on all architectures.
 const SIGTERM: u32 = 15;
 
 /// What the loop needs in addition to its listening socket.
@@ -46,7 +46,7 @@ pub(crate) struct Shim {
     signals: SignalFd,
     /// More children may be waiting than one iteration reaps.
     reap_again: bool,
-    /// Exit.
+    /// The lifecycle has ended, so the shim exits.
     done: bool,
 }
 
@@ -77,7 +77,7 @@ impl Shim {
             self.performer.epoll.wait(timeout, |event| ready.push(event))?;
             if ready.is_empty() && self.performer.buffers.are_used() && timeout == Some(IDLE_MS) {
                 self.performer.buffers.release();
-                // Otherwise requests of different sizes would touch all of the heap's first 132 KiB.
+                // glibc's heap begins with 132 KiB. Requests of different sizes would in time touch all of it.
                 sys::malloc::trim();
             }
             let mut reap = std::mem::take(&mut self.reap_again);

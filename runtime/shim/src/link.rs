@@ -11,7 +11,7 @@ use crate::conn::{Conn, Lost};
 use crate::lifecycle::Requester;
 use crate::tokens::Watched;
 
-/// Pause after a failed accept.
+/// How long nothing is accepted after a failed accept.
 const ACCEPT_AGAIN_MS: u64 = 1000;
 /// Maximum number of warnings that wait for a daemon.
 const MAX_WARNINGS: usize = 16;
@@ -75,7 +75,7 @@ impl Link {
         self.listen_again
     }
 
-    /// Accepts connections again after a pause.
+    /// Accepts connections again once [`Self::timer`] is due after a failed accept.
     pub(crate) fn listen(&mut self, now: u64, epoll: &Epoll) {
         if self.listen_again.is_some_and(|at| at <= now) {
             let added = epoll.add(self.listener.as_fd(), Watched::Listener.token(), Interest::READ);

@@ -54,7 +54,7 @@ mod passed {
     pub(super) const PAUSE: i32 = 6;
 }
 
-/// SIGCHLD, SIGTERM, SIGINT and SIGHUP by number, the same on all architectures. The last three are blocked
+/// SIGCHLD, SIGTERM, SIGINT and SIGHUP by number, the same on x86-64 and aarch64. The last three are blocked
 /// and consumed: a shim exits when its pod is gone, not before.
 const SIGNALS: [i32; 4] = [17, 15, 2, 1];
 /// The kernel's own default (core(5)): private and shared anonymous memory, ELF headers, private huge pages.
@@ -140,7 +140,7 @@ fn prepare(mut inherited: Inherited) -> Result<Start, StartError> {
     let boot = state::boot::id().map_err(|error| at("boot id")(std::io::Error::other(error)))?;
 
     // 4. Keep only the passed descriptors: nothing else may leak into a pod.
-    let records = take(passed::RECORDS, "descriptor 4 (exit records)")?;
+    let records = take(passed::RECORDS, "descriptor 4 (exit files)")?;
     let pause_binary = take(passed::PAUSE, "descriptor 6 (pause)")?;
     drop(inherited);
 

@@ -20,7 +20,7 @@ const MAX_PLAN: usize = 4 << 20;
 /// Largest packet: its content is sent to the daemon in one frame with less than 1 KiB around it.
 pub(crate) const MAX_PACKET: usize = wire::MAX_FRAME - 1024;
 
-/// Number of characters that are kept of a text that does not fit: in any JSON encoding it fits then.
+/// Number of characters that are kept of a text that is too long. JSON escapes cannot make them too long again.
 const MAX_TEXT: usize = 1000;
 
 const MADE: u8 = b'P';
@@ -153,7 +153,7 @@ pub(crate) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Opti
             reply => Packet::Reply(reply),
         },
         Some(_) => Packet::Failed(
-            // What is no JSON, or was cut, grows when it is encoded again for the daemon.
+            // Text that is no complete failure is escaped when it is encoded for the daemon, and could be too long then.
             serde_json::from_slice(bytes).unwrap_or_else(|_| {
                 refusal(ErrorKind::Internal, "worker", beginning(&String::from_utf8_lossy(bytes)))
             }),

@@ -18,7 +18,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use model::User;
 use rustix::fs::{FileType, Mode, OFlags};
 use sys::creds::Credentials;
-use sys::execute::{self, Image};
+use sys::execute::{self, Arguments};
 use sys::mount::Attributes;
 use sys::seccomp::Filter;
 use wire::{ErrorKind, Failure, ProcessPlan};
@@ -88,7 +88,7 @@ impl ProcessKind {
 
 /// A process that needs no more privileges.
 pub(crate) struct Ready {
-    image: Image,
+    arguments: Arguments,
     candidates: Vec<CString>,
     /// The program's name for errors.
     shown: String,
@@ -123,14 +123,14 @@ impl Ready {
     }
 
     fn finish(self) -> StepError {
-        let Self { image, candidates, shown, looked_up, filter } = self;
+        let Self { arguments, candidates, shown, looked_up, filter } = self;
         if let Err(error) = sys::fds::cloexec_from(3) {
             return failed_at("descriptors", "close-on-exec")(error);
         }
         if let Some(Err(error)) = filter.map(Filter::load) {
             return failed_at("seccomp", "loading the filter")(error);
         }
-        execute_first(&image, &candidates, &shown, looked_up)
+        execute_first(&arguments, &candidates, &shown, looked_up)
     }
 }
 
@@ -165,9 +165,11 @@ fn attempt(plan: &ProcessPlan, user: &User, process: ProcessKind) -> Result<Read
     let name = plan.args.first().map(model::Text::as_bytes).unwrap_or_default();
     let (shown, looked_up) = (shown(name), !name.contains(&b'/'));
     let candidates = candidates(name, plan).map_err(failed_at("execve", shown.clone()))?;
-    let image =
-        Image::new(plan.args.iter().map(model::Text::as_bytes), plan.env.iter().map(model::Text::as_bytes))
-            .map_err(failed_at("execve", shown.clone()))?;
+    let arguments = Arguments::new(
+        plan.args.iter().map(model::Text::as_bytes),
+        plan.env.iter().map(model::Text::as_bytes),
+    )
+    .map_err(failed_at("execve", shown.clone()))?;
     let program = plan.seccomp.as_ref().map(|s| s.instructions.as_slice()).filter(|i| !i.is_empty());
     let filter = program.map(|program| Filter::new(program, plan.seccomp_flags)).transpose();
     let filter = filter.map_err(failed_at("seccomp", "the filter"))?;
@@ -189,7 +191,7 @@ fn attempt(plan: &ProcessPlan, user: &User, process: ProcessKind) -> Result<Read
         filter: early.is_some() || late.is_some(),
     };
     let refused = |(step, e)| failed_at("credentials", step)(e);
-    let rest = sys::creds::assume(&credentials).map_err(refused)?;
+    let for_filter = sys::creds::assume(&credentials).map_err(refused)?;
     // Its memory is a copy of the shim's and its descriptors are not the container's, so no process of the
     // same user may access it until execve, which resets this.
     sys::proc::set_dumpable(false).map_err(failed_at("credentials", "dumpable"))?;
@@ -202,18 +204,18 @@ fn attempt(plan: &ProcessPlan, user: &User, process: ProcessKind) -> Result<Read
         let message = format!("{cwd} is outside the container");
         return Err(StepError { stage: "chdir", message, errno: rustix::io::Errno::PERM.raw_os_error() });
     }
-    let ready = Ready { image, candidates, shown, looked_up, filter: late };
+    let ready = Ready { arguments, candidates, shown, looked_up, filter: late };
     let Some(filter) = early else { return Ok(ready) };
     filter.load().map_err(failed_at("seccomp", "loading the filter"))?;
-    rest.drop().map_err(failed_at("credentials", "capset"))?;
+    for_filter.drop_capability().map_err(failed_at("credentials", "capset"))?;
     Ok(ready)
 }
 
 /// Tries the candidates in order: the next one only if a program does not exist or is not executable.
-fn execute_first(image: &Image, candidates: &[CString], shown: &str, looked_up: bool) -> StepError {
+fn execute_first(arguments: &Arguments, candidates: &[CString], shown: &str, looked_up: bool) -> StepError {
     let mut refused = None;
     for path in candidates {
-        let error = image.execute(path);
+        let error = arguments.execute(path);
         match rustix::io::Errno::from_io_error(&error) {
             Some(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {}
             Some(rustix::io::Errno::ACCESS) => refused = Some(error),

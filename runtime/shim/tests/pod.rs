@@ -215,8 +215,7 @@ fn an_exec_is_killed_with_its_whole_session() {
     let mut pod = Pod::started("session");
     let id = pod.run(1, "sleep 1000");
     let before = alone(&pod, &id).len();
-    let number = pod.start_exec(7, &id, &["sh", "-c", "(sleep 900 & sleep 901) & sleep 902"]);
-    let (pid, _out) = number;
+    let (pid, _out) = pod.start_exec(7, &id, &["sh", "-c", "(sleep 900 & sleep 901) & sleep 902"]);
     // The shell executes the last sleep in its own process.
     eventually(|| pod.cgroups.pids(id.as_str()).len() == before + 3);
     assert_eq!(pod.ask(Request::KillExec { exec: model::ExecId(7) }), Reply::Done);

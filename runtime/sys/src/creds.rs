@@ -45,7 +45,7 @@ impl ForFilter {
     ///
     /// # Errors
     /// The errno that the filter returns for capset(2).
-    pub fn drop(self) -> io::Result<()> {
+    pub fn drop_capability(self) -> io::Result<()> {
         self.0.map_or(Ok(()), |sets| Ok(set_capabilities(None, sets)?))
     }
 }

@@ -46,20 +46,20 @@ pub mod calls {
 }
 
 /// Arguments and environment in execve's format, allocated before a filter may forbid that.
-pub struct Image {
+pub struct Arguments {
     // The arrays point into these.
     _strings: Vec<CString>,
     args: Vec<*const c_char>,
     env: Vec<*const c_char>,
 }
 
-impl std::fmt::Debug for Image {
+impl std::fmt::Debug for Arguments {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Image").field("strings", &self._strings).finish_non_exhaustive()
+        f.debug_struct("Arguments").field("strings", &self._strings).finish_non_exhaustive()
     }
 }
 
-impl Image {
+impl Arguments {
     /// From strings without their terminating NUL.
     ///
     /// # Errors

@@ -168,7 +168,8 @@ pub fn set_oom_score_adj(wanted: i32) -> io::Result<i32> {
     // The kernel does not show the lowest allowed value. It is above `wanted` and not above the current value.
     let mut current: i32 = fs::read_to_string(FILE)?.trim().parse().map_err(io::Error::other)?;
     let mut refused = wanted;
-    // Usually the current value is the lowest one, which the first write finds out. Then the rest is halved.
+    // Usually the current value is the lowest allowed one: the first write, of one less, is refused then. Otherwise this
+    // is a binary search.
     let mut next = current - 1;
     while current - refused > 1 {
         if set(next)? {
@@ -181,7 +182,7 @@ pub fn set_oom_score_adj(wanted: i32) -> io::Result<i32> {
     Ok(current)
 }
 
-/// Sets what a core dump of this process and its children leaves out, as a mask (core(5)).
+/// Sets which kinds of mappings a core dump of this process and its children contains, as a mask (core(5)).
 ///
 /// # Errors
 /// No /proc; a kernel without core dumps.
@@ -210,11 +211,11 @@ pub fn set_title(name: &std::ffi::CStr) -> io::Result<()> {
     }
     let mut line = vec![0; length];
     line.iter_mut().zip(name.to_bytes()).for_each(|(to, from)| *to = *from);
-    // By /proc/self/mem, which fails for an address that is not mapped, where a pointer would crash. Only argv points
-    // there.
     if let Some(last) = line.last_mut() {
         *last = 0;
     }
+    // By /proc/self/mem, which fails for an address that is not mapped, where a pointer would crash. Only argv points
+    // there.
     fs::OpenOptions::new().write(true).open("/proc/self/mem")?.write_all_at(&line, from)
 }
 

@@ -44,7 +44,7 @@ pub struct SeccompProgram {
 pub struct CapSets {
     /// Bounding.
     pub bounding: u64,
-    /// Permitted until execve; afterwards only of a root process.
+    /// Permitted set until execve. After it, a process that is not root has only the ambient set (capabilities(7)).
     pub permitted: u64,
     /// Inheritable set; empty unless ambient capabilities are requested.
     pub inheritable: u64,

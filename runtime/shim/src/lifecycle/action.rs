@@ -56,7 +56,7 @@ pub(crate) enum Action {
     CheckOom { exec: Serial, container: Serial },
     /// Write the remaining output of a container and close its streams.
     FinishOutputs(Serial),
-    /// Remove libcontainer's files of a container.
+    /// Remove a container's bundle, and libcontainer's state of it.
     RemoveFiles(ContainerId),
     /// Write a container's exit file. Result: `Recorded`.
     WriteRecord(Serial, ContainerId, ExitFacts),

@@ -1,19 +1,19 @@
-//! Repeated checks, with pauses between them. Each kind of check has its own type, which counts what limits it.
+//! Repeated checks, at intervals. Each kind of check has its own type, which counts what limits it.
 
-/// First and longest pause between two checks of a cgroup or session that is being killed.
-const MIN_PAUSE_MS: u64 = 1;
-const MAX_PAUSE_MS: u64 = 256;
+/// First and longest interval between two checks of a cgroup or session that is being killed.
+const FIRST_MS: u64 = 1;
+const LONGEST_MS: u64 = 256;
 /// Number of checks in which killed processes are expected to be reaped.
 const REAPING: u32 = 7;
-/// Pause between two checks of an init that should call execve.
+/// Interval between two checks of an init that should call execve.
 const EXECVE_MS: u64 = 250;
 /// After this many checks (10 s) in which init was stopped or traced despite SIGCONT, it is killed. After as many that
 /// could not be made, although init has closed its start pipe, it counts as started.
 const MAX_CHECKS: u32 = 40;
-/// Pause between two checks of a killed process that is not reaped.
+/// Interval between two checks of a killed process that is not reaped.
 pub(crate) const KILLED_MS: u64 = 100;
 
-/// Checks of a cgroup or session whose processes are being killed, until none is left. The pauses grow.
+/// Checks of a cgroup or session whose processes are being killed, until none is left. The intervals grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct UntilEmpty {
     /// Time of the next check (monotonic ms).
@@ -30,7 +30,7 @@ impl UntilEmpty {
 
     /// Processes were left: sets the time of the next check.
     pub(crate) fn again(&mut self, now: u64) {
-        self.at = now + (MIN_PAUSE_MS << self.made.min(16)).min(MAX_PAUSE_MS);
+        self.at = now + (FIRST_MS << self.made.min(16)).min(LONGEST_MS);
         self.made = self.made.saturating_add(1);
     }
 

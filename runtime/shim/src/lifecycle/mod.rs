@@ -4,7 +4,7 @@
 //! ```text
 //!   daemon: requests     ┐                                    ┌ replies, events
 //!   workers: packets     │         ┌───────────┐              │ forks, signals, checks
-//!   children: reaped     ├─ Input ─► Lifecycle ├─── Action ───┤ exit records
+//!   children: reaped     ├─ Input ─► Lifecycle ├─── Action ───┤ exit files
 //!   timer()              │         └─────▲─────┘              │ descriptors to close
 //!   connection           ┘               └──── results ───────┘ end
 //! ```

@@ -155,7 +155,7 @@ impl Undoing {
 impl Phase {
     /// The state as reported to the daemon.
     pub(crate) fn state(&self) -> ContainerState {
-        let unless_started = |at: i64| {
+        let by_start = |at: i64| {
             if at > 0 { ContainerState::Running { started_at: at } } else { ContainerState::Created }
         };
         match self {
@@ -165,9 +165,7 @@ impl Phase {
             Self::Created(_) | Self::Starting { .. } => ContainerState::Created,
             Self::Running { started_at, .. } => ContainerState::Running { started_at: *started_at },
             // It counts as exited when its cgroup is empty and its exit file is written.
-            Self::Ending(Ending { facts, .. }) | Self::Recording { facts, .. } => {
-                unless_started(facts.started_at)
-            }
+            Self::Ending(Ending { facts, .. }) | Self::Recording { facts, .. } => by_start(facts.started_at),
             Self::Exited { facts, .. } => ContainerState::Exited(facts.clone()),
         }
     }

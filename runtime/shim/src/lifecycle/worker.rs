@@ -10,9 +10,10 @@ use crate::failure::refusal;
 
 /// Exit code of a killed process.
 pub(crate) const KILLED: i32 = 128 + SIGKILL;
-/// Exit code of a process that could not be reaped.
+/// Reported for a process whose own exit code is lost: it was reaped before its worker's packet named it, and
+/// [`ReapedEarly`] was full.
 pub(crate) const LOST: i32 = 255;
-/// Pause between two kills of something that does not end (D state, a frozen cgroup).
+/// Interval between two kills of something that does not end (D state, a frozen cgroup).
 pub(crate) const KILL_AGAIN_MS: u64 = 1000;
 
 /// A running worker.

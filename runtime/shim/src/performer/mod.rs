@@ -110,7 +110,7 @@ impl Performer {
             Action::RemoveRecord { requester, container } => {
                 let removed = self.from_daemon.records.remove(&container);
                 let failed =
-                    |error: state::Error| refusal(ErrorKind::Internal, "exit record", error.to_string());
+                    |error: state::Error| refusal(ErrorKind::Internal, "exit file", error.to_string());
                 self.served(requester, removed.map_err(failed));
             }
             Action::WriteRecord(serial, id, facts) => self.write_record(serial, &id, &facts),

@@ -92,9 +92,7 @@ pub(super) fn read_failure(pipe: OwnedFd) -> Option<wire::Failure> {
     let mut text = String::new();
     // Init has ended or has written its error, because it reports to libcontainer after that.
     rustix::io::ioctl_fionbio(&pipe, true).ok()?;
-    let read = File::from(pipe).take(64 << 10).read_to_string(&mut text);
-    match (text.lines().next(), read) {
-        (Some(line), _) => serde_json::from_str(line).ok(),
-        (None, _) => None,
-    }
+    // If init still has its end open, this fails with WouldBlock after the line, which is kept.
+    drop(File::from(pipe).take(64 << 10).read_to_string(&mut text));
+    serde_json::from_str(text.lines().next()?).ok()
 }

@@ -98,7 +98,7 @@ pub(super) fn make_folders(root: &Root, plan: &RootfsPlan) -> Step<()> {
             }
             Ok(())
         };
-        make().map_err(internal("image volume", path))?;
+        make().map_err(internal("VOLUME of the image", path))?;
     }
     Ok(())
 }

@@ -366,7 +366,7 @@ mod tests {
     #[test]
     fn the_root_is_never_a_mount_point_and_own_folders_are_no_links() {
         let dir = tempfile::tempdir().unwrap();
-        // As a separate mount the folder would be a mount's root; here the inode is compared.
+        // This root is an ordinary folder, not the root of a mount as in a container, so its inode identifies it.
         let root = root(&dir);
         let at = |name: &str| dir.path().join(name);
         std::fs::create_dir(at("bin")).unwrap();

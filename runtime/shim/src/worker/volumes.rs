@@ -18,9 +18,9 @@ use wire::{MountKind, MountPlan};
 use super::stage::{Step, internal, invalid};
 use super::tree;
 
-/// How long volumes are attached again because the host's mounts changed meanwhile. Each attempt takes about a
-/// millisecond, but on a busy node it is interrupted, and a node that starts many pods at once changes its table as
-/// often. The limit is a time, because a number of attempts passes in no time on a fast node.
+/// How long volumes are attached again because the host's mounts changed meanwhile. An attempt takes about a
+/// millisecond, on a busy node longer, and a node that starts many pods at once may change its mounts during each. The
+/// limit is a time, because a fast node would make any number of attempts within one burst of changes.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// Largest mount table that is searched for a propagating volume, in bytes.
 const MAX_TABLE: u64 = 64 << 20;

@@ -106,7 +106,7 @@ impl Container {
             return;
         };
         if let Err(error) = outcome {
-            cx.warn(Some(&self.id), format!("exit record: {error}"));
+            cx.warn(Some(&self.id), format!("exit file: {error}"));
         }
         cx.act(Action::Release(self.serial));
         if let Some((requester, failure)) = failed.take() {

@@ -9,7 +9,7 @@ use crate::lifecycle::id::Requester;
 use crate::lifecycle::input::{ContainerInput, InitState, Stopped};
 use crate::lifecycle::phase::{Execve, Phase};
 
-/// Kernel numbers, the same on all architectures.
+/// By number, the same on x86-64 and aarch64.
 const SIGCONT: i32 = 18;
 
 impl Container {

@@ -8,7 +8,9 @@ pub(super) enum Op {
     StartPause,
     Create(u8),
     Start(u8),
+    /// SIGKILL if the first flag is set, else SIGTERM; to all processes of the container if the second one is.
     Kill(u8, bool, bool),
+    /// An exec with a deadline in milliseconds.
     Exec(u8, Option<u16>),
     KillExec(u8),
     ReopenLog(u8),
@@ -16,7 +18,7 @@ pub(super) enum Op {
     StopPod,
     Shutdown,
     Unknown,
-    /// A worker does its next step; the second number selects how.
+    /// A worker does its next step; the second number selects how: with 11 it succeeds.
     Work(u8, u8),
     /// Packets of a worker are read.
     Read(u8),
