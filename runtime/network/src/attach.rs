@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 
 use crate::conf::{self, Network, PluginConf, Version};
-use crate::error::{Error, Failure, Verb};
+use crate::error::{Error, Failure, Verb, with_causes};
 use crate::input::{Attachment, capabilities, cni_args, plugin_input};
 use crate::lease::{IFNAME, Lease, LeaseWithResult, Leases};
 use crate::plugin::{self, Call};
@@ -299,7 +299,7 @@ impl Cni {
         }
     }
 
-    /// The lease of `pod` with its result. A torn lease is set aside: DEL cannot be run for it, but the pod can be
+    /// The lease of `pod` with its result. A damaged lease is set aside: DEL cannot be run for it, but the pod can be
     /// removed or started again.
     async fn get_or_set_aside(&self, pod: &PodId) -> Result<Option<LeaseWithResult>, Error> {
         let id = pod.clone();
@@ -385,15 +385,4 @@ async fn existing_netns(lane: &Lane, netns: Option<&Path>) -> OsString {
 fn plugin_error(verb: Verb, lease: &Lease, plugin: &PluginConf, failure: Failure) -> Error {
     let (plugin, network) = (plugin.kind().to_owned(), lease.network.name.clone());
     Error::Plugin { pod: Some(lease.pod.clone()), verb, plugin, network, failure: Box::new(failure) }
-}
-
-/// An error with its causes, on one line.
-fn with_causes(failure: &dyn std::error::Error) -> String {
-    let mut text = failure.to_string();
-    let mut cause = failure.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

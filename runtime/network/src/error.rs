@@ -166,7 +166,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Several plugins failed during DEL; every one was run.
-    #[error("{} failures, the first: {}", .0.len(), .0.first().map(ToString::to_string).unwrap_or_default())]
+    #[error("{} failures, the first: {}", .0.len(), .0.first().map(|error| with_causes(error)).unwrap_or_default())]
     Several(Vec<Error>),
 }
 
@@ -198,4 +198,15 @@ impl Error {
             _ => Err(Self::Several(errors)),
         }
     }
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }

@@ -338,10 +338,9 @@ async fn del_runs_every_plugin_and_reports_all_failures() {
     bench.plugin("a", &format!("cat > {log}.in; echo a >> {log}; exit 1"));
     bench.plugin("b", &format!("echo b >> {log}"));
     bench.plugin("c", &format!("echo c >> {log}; exit 1"));
-    match cni.del(&pod(5), None).await.unwrap_err() {
-        Error::Several(errors) => assert_eq!(errors.len(), 2),
-        other => panic!("{other:?}"),
-    }
+    let error = cni.del(&pod(5), None).await.unwrap_err();
+    assert!(matches!(&error, Error::Several(errors) if errors.len() == 2), "{error:?}");
+    assert!(error.to_string().contains("exit status 1"), "without the cause of the first failure: {error}");
     assert_eq!(fs::read_to_string(&log).unwrap(), "c\nb\na\n");
     // Before 0.4.0 a DEL has no prevResult.
     assert!(!fs::read_to_string(format!("{log}.in")).unwrap().contains("prevResult"));
@@ -422,7 +421,7 @@ async fn chains_are_limited_and_waiting_chains_time_out() {
 }
 
 #[tokio::test]
-async fn a_torn_lease_only_loses_its_del() {
+async fn a_damaged_lease_only_loses_its_del() {
     let bench = Bench::new();
     bench.conf("n.conf", r#"{"cniVersion":"1.0.0","name":"n","type":"good"}"#);
     bench.plugin("good", GOOD);
@@ -436,8 +435,8 @@ async fn a_torn_lease_only_loses_its_del() {
         cni.del(&pod(6), None).await.unwrap();
         assert!(cni.leases().await.unwrap().is_empty(), "{length}");
     }
-    assert_eq!(fs::read_dir(bench.path("cache")).unwrap().count(), 1, "the torn lease was set aside");
-    // A torn result is treated as missing.
+    assert_eq!(fs::read_dir(bench.path("cache")).unwrap().count(), 1, "the damaged lease was set aside");
+    // A damaged result is treated as missing.
     cni.add(&bench.attachment(pod(6))).await.unwrap();
     fs::write(bench.path("cache").join(format!("{}.result", pod(6))), "{").unwrap();
     cni.del(&pod(6), None).await.unwrap();

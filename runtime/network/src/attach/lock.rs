@@ -10,7 +10,8 @@ use std::time::Duration;
 use model::PodId;
 use tokio::time::{Instant, sleep};
 
-use super::{Cni, with_causes};
+use super::Cni;
+use crate::error::with_causes;
 
 /// How long a command waits for plugins that may still run.
 const MAX_WAIT: Duration = Duration::from_secs(10);
@@ -19,8 +20,9 @@ const RETRY: Duration = Duration::from_millis(20);
 /// Maximum number of processes that a log line names.
 const MAX_NAMED: usize = 8;
 
-/// Plugins that may still run: for each pod whose lease this daemon has locked, the number of plugins that it has
-/// started since and has not seen end. One that exceeds its deadline is killed without waiting for its end.
+/// Plugins that may still run: for each pod whose lease this daemon has locked, the number of plugins that it has started
+/// since and has not seen end. A plugin that exceeded its deadline stays counted: it is killed, but nobody waits for its
+/// end.
 #[derive(Debug, Default)]
 pub(super) struct Unfinished(Mutex<BTreeMap<PodId, usize>>);
 
