@@ -41,8 +41,8 @@ pub(crate) struct Puller {
     certs_dir: RwLock<PathBuf>,
     store: Arc<Store>,
     running: Mutex<Running>,
-    /// A lock for each layer in transfer: two pulls from one registry transfer a common layer
-    /// once. Another registry may stall, or state a diff id that it does not have, so nobody waits for its transfer.
+    /// A lock for each layer in transfer: two pulls from one registry transfer a common layer once. Pulls from different
+    /// registries do not wait for each other: a registry may stall, or name the diff id of a layer that it does not have.
     layer_locks: Mutex<LayerLocks>,
     /// Limits the number of layers that are transferred at once.
     transfers: Arc<Transfers>,

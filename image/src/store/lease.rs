@@ -130,8 +130,9 @@ fn remove(layout: &Layout, owner: &str) -> Result<()> {
     }
 }
 
-/// All leases, and whether the list is complete. A torn lease was left by a power loss, which its container did not
-/// survive either: it is deleted. If a lease cannot be read, the layers that it protects are not known.
+/// All leases, and whether the list is complete. Leases are not synced, so a power loss may damage them. A damaged lease
+/// is deleted, because its container did not survive the power loss either. If a lease cannot be read, the layers that it
+/// protects are not known.
 pub(crate) fn read_all(layout: &Layout) -> Result<(Leases, bool)> {
     let folder = layout.leases();
     let (mut leases, mut complete) = (Leases::new(), true);
@@ -155,9 +156,9 @@ pub(crate) fn read_all(layout: &Layout) -> Result<(Leases, bool)> {
                 leases.insert(owner, lease);
             }
             _ => {
-                tracing::warn!(?path, "image lease is torn, which a power loss explains: deleted");
+                tracing::warn!(?path, "image lease is damaged, as after a power loss: it is deleted");
                 if let Err(error) = fs::remove_file(&path) {
-                    tracing::warn!(?path, %error, "cannot delete a torn image lease");
+                    tracing::warn!(?path, %error, "cannot delete a damaged image lease");
                 }
             }
         }

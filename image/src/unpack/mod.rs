@@ -77,7 +77,7 @@ pub(crate) fn unpack(
         let mut archive = tar::Reader::new(ArchiveStream::new(full_buffers, emptied, expected.max_bytes));
         let written = apply::Applier::new(root).run(&mut archive, expected.max_entries);
         let mut stream = archive.into_inner();
-        // The diff id covers the bytes after the archive's end mark too.
+        // The diff id covers the bytes after the end-of-archive marker too.
         let complete = written.is_ok() && stream.drain().is_ok();
         let too_large = stream.too_large;
         // `digest` drops the stream, so that the other thread ends if it still has buffers to send.

@@ -142,7 +142,7 @@ impl<R: BufRead> Reader<R> {
         self.input
     }
 
-    /// Reads the next entry; `None` at the end mark or at the end of the stream.
+    /// Reads the next entry; `None` at the end-of-archive marker or at the end of the stream.
     pub(crate) fn next(&mut self) -> Result<Option<Entry>, TarError> {
         self.skip()?;
         let mut extensions = Extensions::default();
@@ -204,7 +204,7 @@ impl<R: BufRead> Reader<R> {
         Ok(())
     }
 
-    /// Reads a header; `None` at the end mark or at the end of the stream.
+    /// Reads a header; `None` at the end-of-archive marker or at the end of the stream.
     fn header(&mut self) -> Result<Option<Header>, TarError> {
         let mut header = Header::new_old();
         if self.input.fill_buf()?.is_empty() {

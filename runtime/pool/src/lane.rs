@@ -126,10 +126,10 @@ impl Lane {
         owner: &str,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Error> {
-        let turn = self.0.owners.turn(owner).await;
+        let permit = self.0.owners.permit(owner).await;
         self.run(move || {
             // Released when the work has ended, not when the caller gives up.
-            let _turn = turn;
+            let _permit = permit;
             work()
         })
         .await

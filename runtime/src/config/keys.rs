@@ -100,7 +100,8 @@ pub(super) const KEYS: [Key; 14] = [
         "whole number",
         // Half of the four minutes that kubelet gives RunPodSandbox.
         "120",
-        "Seconds, 1 to 3600. A CNI plugin that runs longer is killed.",
+        "Seconds, 1 to 3600: time limit for ADD of the whole chain of CNI plugins, and for DEL or STATUS of one plugin. A \
+         plugin that exceeds it is killed.",
     )),
     key("network.max_parallel", "whole number", "16", "1 to 1024. Pods whose CNI plugins may run at once."),
     reloaded(key(

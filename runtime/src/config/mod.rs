@@ -179,7 +179,7 @@ pub(crate) struct Network {
     /// Folders searched for plugins, in order.
     #[serde(deserialize_with = "values::paths")]
     pub bin_dirs: Vec<PathBuf>,
-    /// A plugin that runs longer is killed.
+    /// Time limit for ADD of the whole chain, and for DEL or STATUS of one plugin.
     #[serde(rename = "timeout_seconds", deserialize_with = "values::seconds::<_, 1, 3600>")]
     pub timeout: Duration,
     /// Pods whose plugins may run at once.

@@ -360,11 +360,17 @@ impl RuntimeService for Runtime {
         .await
     }
 
-    // The calls below are not implemented yet. Without Stream*, PodSandboxStats, ListPodSandboxStats, GetContainerEvents
-    // and UpdatePodSandboxResources, kubelet 1.37 uses the lists, cAdvisor's stats of pods and its polling, and resizes
-    // without the update. It has no substitute for the others: changes of limits and the CPU manager's cpusets fail
-    // (UpdateContainerResources), and so do `kubectl exec`, `attach` and `port-forward`, and checkpoints. It asks for
-    // metrics only with its feature gate PodAndContainerStatsFromCRI; /metrics/cadvisor then has none of containers.
+    // The calls below are not implemented yet. What kubelet 1.37 does without them:
+    //
+    // - Stream*: it calls the lists.
+    // - PodSandboxStats, ListPodSandboxStats: it uses cAdvisor's stats of pods.
+    // - GetContainerEvents: it polls.
+    // - UpdatePodSandboxResources: it resizes the containers without this call.
+    // - UpdateContainerResources: in-place resizes and the CPU manager's cpusets fail.
+    // - Exec, Attach, PortForward: `kubectl exec`, `attach` and `port-forward` fail.
+    // - CheckpointContainer, CheckpointPod, RestorePod: checkpoints fail.
+    // - ListMetricDescriptors, ListPodSandboxMetrics: it calls them only with its feature gate
+    //   PodAndContainerStatsFromCRI; /metrics/cadvisor then has no metrics of containers.
 
     type StreamPodSandboxesStream = BoxStream<cri::StreamPodSandboxesResponse>;
     async fn stream_pod_sandboxes(

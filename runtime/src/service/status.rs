@@ -92,7 +92,7 @@ fn of_image(error: &image::Error) -> (Code, &'static str) {
         Error::Unsupported { .. } => (Code::FailedPrecondition, ""),
         Error::TooLarge { .. } => (Code::ResourceExhausted, ""),
         Error::Configuration { .. } => (Code::FailedPrecondition, ""),
-        Error::Storage { .. } | Error::Layer { .. } => (Code::Internal, ""),
+        Error::Storage { .. } | Error::Layer { .. } | Error::Panicked { .. } => (Code::Internal, ""),
         Error::Threads { .. } => (Code::Unavailable, ""),
         Error::Cancelled => (Code::Aborted, ""),
         // New error kinds of the image crate count as internal errors until they are mapped here.

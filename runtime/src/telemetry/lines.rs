@@ -55,7 +55,7 @@ impl Lines {
         });
         let queue = writer.ok().map(|_| queue);
         if let Some(queue) = &queue {
-            // Already set only on a second call, whose subscriber is refused.
+            // It fails only on a second call, and `init` then fails too.
             drop(QUEUE.set(queue.clone()));
         }
         Self { queue, counts }
@@ -218,6 +218,7 @@ mod tests {
         assert!(text.starts_with(&format!("{:0>600}\n{:0>600}\n", 0, 1)));
         assert_eq!((counts.lines.load(Ordering::Relaxed), counts.bytes.load(Ordering::Relaxed)), (0, 0));
     }
+
     #[test]
     fn short_lines_are_bounded_by_their_number() {
         let counts = Counts::default();

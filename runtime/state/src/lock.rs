@@ -1,9 +1,9 @@
 //! The lock that allows only one daemon for a pair of folders.
 //!
-//! Each folder has a lock file with two locks. The fcntl(2) lock counts: it belongs to the process, so the kernel releases
-//! it when the daemon ends, and a child that hangs between fork and execve (a CNI plugin on a hung file system) does not
-//! hold it. The flock(2) lock is for early builds that know no other. Such a child does hold it, so it counts only while
-//! a running daemon has the file open.
+//! Each folder has a lock file with two locks. The fcntl(2) lock decides: it belongs to the process, so the kernel
+//! releases it when the daemon ends, and a child that hangs between fork and execve (a CNI plugin on a hung file system)
+//! does not hold it. The flock(2) lock is for early builds that know no other. A child that hangs does hold it, so a held
+//! flock is respected only if a running daemon has the file open.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, TryLockError};

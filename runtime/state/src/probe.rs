@@ -27,8 +27,8 @@ pub enum Refusal {
     Broken,
 }
 
-/// The durable folders that may be file systems of their own, the root first. The word is the first of the reason that
-/// RuntimeReady gives if the folder cannot be used.
+/// The durable folders that may be file systems of their own, the root first, each with its name in the reason of the
+/// condition RuntimeReady (`Images` in `ImagesReadOnly`).
 pub fn parts(layout: &Layout) -> [(&'static str, PathBuf); 5] {
     [
         ("Root", layout.root().to_owned()),

@@ -57,7 +57,8 @@ pub(super) fn pod_security(
 fn user(field: &Field<'_>, uid: Option<cri::Int64Value>, name: String) -> Result<UserRequest> {
     match (uid, name) {
         (None, name) if name.is_empty() => Ok(UserRequest::Root),
-        // The name is looked up in the image's passwd, whose fields end at colons and newlines.
+        // The name is looked up in the image's passwd and group files. Colons and newlines end their fields, and commas
+        // separate the members of a group.
         (None, name) if name.contains([':', '\n', '\0', ',']) || name.len() > 256 => {
             Err(field.at("run_as_username").invalid(name, "must be a user name"))
         }
