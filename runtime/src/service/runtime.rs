@@ -361,16 +361,13 @@ impl RuntimeService for Runtime {
     }
 
     // The calls below are not implemented yet. What kubelet 1.37 does without them:
-    //
-    // - Stream*: it calls the lists.
+    // - Stream*: it calls the lists. GetContainerEvents: it polls.
     // - PodSandboxStats, ListPodSandboxStats: it uses cAdvisor's stats of pods.
-    // - GetContainerEvents: it polls.
     // - UpdatePodSandboxResources: it resizes the containers without this call.
     // - UpdateContainerResources: in-place resizes and the CPU manager's cpusets fail.
-    // - Exec, Attach, PortForward: `kubectl exec`, `attach` and `port-forward` fail.
-    // - CheckpointContainer, CheckpointPod, RestorePod: checkpoints fail.
-    // - ListMetricDescriptors, ListPodSandboxMetrics: it calls them only with its feature gate
-    //   PodAndContainerStatsFromCRI; /metrics/cadvisor then has no metrics of containers.
+    // - Exec, Attach, PortForward: `kubectl exec`, `attach` and `port-forward` fail. Checkpoints fail too.
+    // - List*Metric*: it calls them only with its feature gate PodAndContainerStatsFromCRI; /metrics/cadvisor then has
+    //   none of containers.
 
     type StreamPodSandboxesStream = BoxStream<cri::StreamPodSandboxesResponse>;
     async fn stream_pod_sandboxes(
