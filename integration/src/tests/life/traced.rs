@@ -250,7 +250,7 @@ async fn lost_container_held_at_its_exit_keeps_its_files(cx: Context) -> Result<
     let gone = || files.iter().all(|file| !file.exists());
     wait::until_true("the files to be removed after the tracer's end", secs(60), gone).await?;
     cx.cri.drop_pod(&attacker.id).await?;
-    // The daemon keeps the torn record here for the operator; the census would find it.
+    // The daemon keeps the damaged record here for the operator; the census would find it.
     fs::remove_dir_all(root.join("aside"))?;
     Ok(fs::create_dir(root.join("aside"))?)
 }
