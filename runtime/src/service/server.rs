@@ -174,7 +174,9 @@ pub(crate) async fn serve(socket: Socket, backend: Backend, stopping: Shutdown) 
         path: path.path.clone(),
         source,
     })?;
-    let host = lanes::stats().run(Host::detect).await.unwrap_or_default();
+    // Without a free thread it is read here: a host that is not known would accept profiles and not apply them, and no
+    // client is served yet.
+    let host = lanes::stats().run(Host::detect).await.unwrap_or_else(|_| Host::detect());
     host.warn();
     let runtime = RuntimeServiceServer::new(Runtime::new(backend.clone(), host))
         .max_decoding_message_size(MAX_MESSAGE)
