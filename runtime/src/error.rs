@@ -61,10 +61,12 @@ impl Error {
         Self { kind, reason: Reason::Found(message.into()) }
     }
 
+    /// An [`ErrorKind::Internal`] without a cause.
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Internal, message)
     }
 
+    /// An [`ErrorKind::FailedPrecondition`]: the state of the object does not allow the call.
     pub(crate) fn state(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::FailedPrecondition, message)
     }
@@ -166,7 +168,7 @@ impl From<pool::Error> for Error {
 
 impl From<model::transition::Refusal> for Error {
     fn from(refusal: model::transition::Refusal) -> Self {
-        Self::of("bug of copepod", refusal)
+        Self::of("bug in copepod", refusal)
     }
 }
 

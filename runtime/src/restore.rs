@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use strays::Strays;
 
-/// Pause before the daemon tries again to remove a container without a record, one of whose processes has survived
+/// Pause before the daemon tries again to remove a container without a record, if one of its processes has survived
 /// SIGKILL.
 const AGAIN: Duration = Duration::from_secs(60);
 
@@ -34,8 +34,8 @@ struct Records {
     strays: Strays,
 }
 
-/// The ids of all objects whose leases stay. A container that is removed because its pod or itself has no record counts:
-/// its lease is released after its processes have ended.
+/// The ids of all objects whose leases stay. They include the containers that are being removed because they or their pods
+/// have no record: the lease of such a container is released after its processes have ended.
 struct Known {
     pods: BTreeSet<PodId>,
     containers: BTreeSet<ContainerId>,
@@ -95,8 +95,9 @@ pub(crate) async fn restore(context: &Arc<Context>, registry: &Arc<Registry>) ->
     Ok(())
 }
 
-/// Reads every record. A damaged one is set aside, and its object is lost: [`Strays`] stops and removes it. The object of
-/// one that cannot be used is kept. Blocking.
+/// Reads every record. A damaged record is set aside, and its object is then one without a record: [`Strays`] stops and
+/// removes it. If a record cannot be read, is too large or was written by a later version, its object is kept (`kept`).
+/// Blocking.
 ///
 /// # Errors
 /// The folders of records cannot be listed. The daemon must not start then: kubelet would see an empty node, and start

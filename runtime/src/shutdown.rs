@@ -1,5 +1,5 @@
 //! Stopping the daemon: SIGTERM or SIGINT starts a graceful stop, running calls get a bounded time, and pods
-//! keep running. Signals that are sent for other purposes and whose default would end the daemon are ignored.
+//! keep running. Signals that are sent for other purposes and whose default action would end the daemon are ignored.
 
 use std::future::Future;
 use std::time::Duration;
@@ -10,8 +10,8 @@ use tokio::sync::watch;
 /// (TimeoutStopSec=30 in the packaged unit). What does not end in time is completed or undone by the next start.
 pub(crate) const DRAIN: Duration = Duration::from_secs(10);
 
-/// Signals whose default would end the daemon, and with which other daemons do something else, such as writing their
-/// state to the log. SIGHUP reloads the configuration (`reload`).
+/// Signals whose default action would end the daemon. Operators may send them, because other daemons use them, for example
+/// to write their state to the log. SIGHUP reloads the configuration (`reload`).
 const IGNORED: [(SignalKind, &str); 3] = [
     (SignalKind::user_defined1(), "SIGUSR1"),
     (SignalKind::user_defined2(), "SIGUSR2"),

@@ -75,7 +75,7 @@ pub(crate) struct Memory {
     pub timestamp: i64,
     /// Working set: bytes in use without those of inactive files, never below 0.
     pub working_set_bytes: u64,
-    /// Bytes that the working set may still grow to the limit; `None` without a limit.
+    /// Bytes by which the working set may grow until it reaches the limit; `None` without a limit.
     pub available_bytes: Option<u64>,
     /// Bytes in use.
     pub usage_bytes: u64,

@@ -80,7 +80,8 @@ pub(super) fn all(hierarchies: &[Hierarchy], path: &str, limit: Duration) -> Res
         }
         let borrowed: Vec<_> = folders.iter().map(OwnedFd::as_fd).collect();
         let freezer = freezer.and_then(|place| borrowed.get(place).copied());
-        match sys::cgroup::kill_all(&borrowed, freezer, false, FREEZE_LIMIT) {
+        let unified = false;
+        match sys::cgroup::kill_all(&borrowed, freezer, unified, FREEZE_LIMIT) {
             Err(source) if !sys::cgroup::is_too_many(&source) => {
                 return Err(Error::io("kill", PathBuf::from(path), source));
             }

@@ -29,7 +29,7 @@ use wire::{ErrorKind as ShimErrorKind, LogPlan, ProcessPlan, Reply, Request, Roo
 const SLACK: Duration = Duration::from_secs(5);
 /// Time limit of requests that only make system calls.
 const SHORT: Duration = Duration::from_secs(10);
-/// Time limit from the start request to execve. It is that long on a machine that swaps.
+/// Time limit from the start request to execve: milliseconds, but much longer on a machine that swaps.
 const START: Duration = Duration::from_secs(60);
 /// Time limit for the shim to reap processes that were killed. If one hangs in the kernel, it cannot.
 const REAP: Duration = Duration::from_secs(5);
@@ -54,7 +54,7 @@ pub(crate) async fn create(
         Ok(record) => Ok(record),
         Err(error) => {
             for left in undo_create(&context, Some(&client), &record).await {
-                tracing::warn!(container = %record.id, error = %left.text(), "cannot undo a failed create; the next start tries again");
+                tracing::warn!(container = %record.id, error = %left.text(), "cannot undo a failed create; the next start of the daemon tries again");
             }
             Err(error.context(name))
         }

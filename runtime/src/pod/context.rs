@@ -146,8 +146,9 @@ fn node_name() -> Result<String, Error> {
     Ok(text.trim().to_owned())
 }
 
-/// Runs work that may block on the disk of `root` and that belongs to no single pod, or that every pod must get done.
-/// Other work of a pod uses [`lanes::run`].
+/// Runs work that may block on the disk of `root`, without counting it to a pod's share of the lane: work that belongs to
+/// no pod, or that must not wait for other work of its pod, such as writing a record. Other work of a pod uses
+/// [`lanes::run`].
 pub(crate) async fn blocking<T: Send + 'static>(
     what: &'static str,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,

@@ -107,7 +107,7 @@ pub(super) fn adopt(
     let channels = registry.restore(&record.id, &Arc::new(record.config.clone()), leaving);
     let began = Instant::now();
     let (life, actions) = Life::restore(record, containers, leaving, moment(began));
-    // The sender in it is dropped with the driver: a caller that waits for the name of a leaving pod then retries.
+    // `run_reply` is dropped with the driver: a caller that waits for the name of a leaving pod then retries.
     let DriverChannels { id, commands, run_reply, closing } = channels;
     let mut driver = Driver::new(supervisor, Arc::clone(registry), life, run_reply, began);
     driver.perform(actions);
@@ -313,7 +313,7 @@ impl Driver {
             Action::Begin(job) => self.begin(job),
             Action::StartTimer(timer, pause) => self.start_timer(timer, pause),
             Action::ReportBug(error) => {
-                tracing::error!(pod = %self.life.record().id, error = %error.text(), "a transition was refused");
+                tracing::error!(pod = %self.life.record().id, error = %error.text(), "the tables of model::transition refuse what the state machine does");
             }
             Action::Finish => self.finished = true,
         }
@@ -365,7 +365,7 @@ impl Driver {
     fn answer(&mut self, waiter: Waiter, answer: Result<Answer, Error>) {
         let odd = |answer| Error::internal(format!("the pod's driver answered {answer:?}"));
         match (self.callers.remove(&waiter), answer) {
-            (None, answer) => tracing::error!(?waiter, ?answer, "bug of copepod: a second reply to a call"),
+            (None, answer) => tracing::error!(?waiter, ?answer, "bug in copepod: a second reply to a call"),
             (Some(Caller::Unit(reply)), answer) => {
                 drop(reply.send(answer.and_then(|answer| match answer {
                     Answer::Done => Ok(()),

@@ -23,7 +23,7 @@ const START: Duration = Duration::from_secs(30);
 /// Time limit for the shim's reply to the kill of a session, which takes it at most 10 s.
 const KILL: Duration = Duration::from_secs(15);
 /// How long the caller waits for the kill of a command whose time is over.
-const KILLED: Duration = Duration::from_millis(250);
+const CALLER_WAITS: Duration = Duration::from_millis(250);
 /// How much later than the daemon the shim enforces the time limit.
 const SLACK: Duration = Duration::from_secs(2);
 /// Bytes of one read.
@@ -148,11 +148,11 @@ fn shims_limit(limit: Duration) -> u64 {
     u64::try_from(limit.saturating_add(SLACK).as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Kills the command. Returns the end of the caller's error.
+/// Kills the command. Returns the last words of the error text for the caller.
 async fn killed(guard: &mut Guard) -> &'static str {
     let ended = match guard.kill() {
         // Usually the kill takes effect at once. A process that hangs in the kernel does not delay the reply.
-        Some(killed) => matches!(tokio::time::timeout(KILLED, killed).await, Ok(Ok(true))),
+        Some(killed) => matches!(tokio::time::timeout(CALLER_WAITS, killed).await, Ok(Ok(true))),
         None => false,
     };
     if ended { "was killed" } else { "is being killed" }
@@ -215,7 +215,7 @@ impl Guard {
         Some(tokio::spawn(async move {
             let killed = client.done("the kill of an exec", Request::KillExec { exec }, KILL).await;
             if let Err(error) = &killed {
-                tracing::warn!(exec = exec.0, %error, "cannot kill a command whose caller has gone");
+                tracing::warn!(exec = exec.0, %error, "cannot kill the command of an exec whose caller has gone or whose time is over");
             }
             killed.is_ok()
         }))

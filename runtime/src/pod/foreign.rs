@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout};
 
 /// Time limit for reading a file that a request names.
 const READ: Duration = Duration::from_secs(30);
-/// Time limit for the begin of the read. Reads that do not hang take milliseconds.
+/// Time limit for the read to begin. Reads that do not hang take milliseconds.
 const BEGIN: Duration = Duration::from_secs(10);
 /// Maximum number of files that the error of a call names.
 const MAX_NAMED: usize = 8;

@@ -65,7 +65,7 @@ impl Supervisor for NodeSupervisor {
             Job::RemoveContainer(record) => with(remove_container(context, client, record, container)),
             Job::UndoCreate(record) => without(async move {
                 for error in containers::undo_create(&context, client.as_ref(), &record).await {
-                    tracing::error!(container = %record.id, error = %error.text(), "cannot undo an interrupted create; the next start tries again");
+                    tracing::error!(container = %record.id, error = %error.text(), "cannot undo an interrupted create; the next start of the daemon tries again");
                 }
             }),
             Job::KillOrphan(id) => without(async move {
@@ -124,7 +124,7 @@ fn without(work: impl Future<Output = ()> + Send + 'static) -> Work {
 }
 
 fn unrecorded() -> Error {
-    Error::internal("bug of copepod: the pod's driver has no record of this container")
+    Error::internal("bug in copepod: the pod's driver has no record of this container")
 }
 
 fn lost() -> Error {

@@ -89,7 +89,7 @@ impl<T: Send + 'static> Parallel<T> {
     /// Waits for the result; may be called once.
     async fn outcome(&mut self, what: &'static str) -> Result<T, Error> {
         match self.0.take() {
-            None => Err(Error::internal(format!("bug of copepod: {what}: its outcome was taken before"))),
+            None => Err(Error::internal(format!("bug in copepod: {what}: its outcome was taken before"))),
             Some(step) => match step.await {
                 Ok(outcome) => outcome,
                 Err(error) => Err(Error::of(what, error)),
@@ -292,8 +292,8 @@ async fn attach(context: &Arc<Context>, record: &mut PodRecord, netns: OwnedFd) 
         netns::pin(netns.as_fd(), &pin).map_err(|error| Error::of(format!("pin {}", pin.display()), error))
     });
     let netns = copy.map_err(|error| Error::of("copy the network namespace", error))?;
-    // The files may have changed since they were read last. STATUS of the plugins does not run here, for every pod,
-    // but where the folder is watched (`cni_watch`).
+    // The files may have changed since they were read last. STATUS of the plugins is not run here, for every pod; it is
+    // run when the folder changes and every 10 s (`cni_watch`).
     let load = async {
         context.cni.load().await;
         Ok(())
@@ -374,8 +374,8 @@ async fn remove_records(context: &Arc<Context>, record: &PodRecord) -> Vec<Error
     let dir = context.layout.pod_dir(&record.id);
     lanes::run(lanes::records(), record.id.as_str(), "remove the pod's record", move || {
         match state::file::remove_dir(&dir) {
-            // The folder does not exist: never, or not any more and only the sync has failed. If a power loss brings
-            // the intent back, the next start rolls it back.
+            // The folder does not exist: it was never created, or was removed and only the sync has failed. If a power
+            // loss brings the intent back, the next start of the daemon rolls it back.
             Err(_) if matches!(dir.try_exists(), Ok(false)) => Ok(()),
             removed => Ok(removed?),
         }

@@ -1,8 +1,8 @@
 //! Writes records to disk.
 //!
 //! A disk can hang. Stops and starts must work then, so they wait for a write only [`LIMIT`]; the write goes on without
-//! them. What was not written is learned again by the next daemon: an exit from the shim, whose exit file is deleted
-//! only when the exit is durable.
+//! them. The next daemon finds out again what was not written: an exit, for example, from the shim's exit file, which is
+//! deleted only once the exit is durable in the record.
 
 use super::context::{Context, blocking};
 use crate::error::{Error, ErrorKind};
@@ -105,8 +105,8 @@ impl<T: Serialize + Send + Sync + 'static> Recorder<T> {
         Err(Error::new(ErrorKind::DeadlineExceeded, text))
     }
 
-    /// Writes the latest content when all earlier writes have ended. If it is dropped after that, the write goes on, and
-    /// the next one waits for it.
+    /// Writes the latest content when all earlier writes have ended. If the future is dropped after the write has begun,
+    /// the write goes on, and the next one waits for it.
     async fn in_turn(
         self: Arc<Self>,
         write: impl FnOnce(&T) -> Result<(), Error> + Send + 'static,

@@ -13,7 +13,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 /// The reply to the callers of RunPodSandbox that wait for a pod's name; `None` until it can be given.
 pub(crate) type RunReply = Option<Result<PodId, Error>>;
 
-/// Maximum number of commands in a driver's queue. A driver never blocks, so the queue is full only if very many calls arrive at once.
+/// Maximum number of commands in a driver's queue. A driver never blocks, so the queue is full only if very many calls
+/// arrive at once.
 const MAX_COMMANDS: usize = 64;
 /// Maximum number of pods of a node. kubelet's default limit is 110; some nodes have a few hundred.
 const MAX_PODS: usize = 4096;
@@ -90,7 +91,7 @@ impl Registry {
             let Some(handle) = tables.pods.get(owner) else {
                 let kept = tables.kept.get(owner.as_str()).cloned();
                 return Err(kept.map_or_else(
-                    || Error::internal(format!("bug of copepod: pod {owner} has a name and no driver")),
+                    || Error::internal(format!("bug in copepod: pod {owner} has a name and no driver")),
                     |error| error.with_kind(ErrorKind::AlreadyExists),
                 ));
             };
@@ -188,7 +189,8 @@ impl Registry {
         })
     }
 
-    /// Has the daemon wait, when it stops, for work that is no driver's: until the value is dropped.
+    /// For work that belongs to no driver: a daemon that stops waits until the returned receiver is dropped. Its value
+    /// becomes true when the daemon is stopping.
     pub(crate) fn hold(&self) -> watch::Receiver<bool> {
         self.closing.subscribe()
     }
@@ -198,7 +200,7 @@ impl Registry {
         self.closing.send_replace(true);
         // Every driver holds a receiver, so the channel closes when all have ended.
         if tokio::time::timeout(CLOSE, self.closing.closed()).await.is_err() {
-            tracing::warn!(after = ?CLOSE, "work on some pods was interrupted; the next start finishes or undoes it");
+            tracing::warn!(after = ?CLOSE, "work on some pods was interrupted; the next start of the daemon finishes or undoes it");
         }
     }
 }

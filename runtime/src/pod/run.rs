@@ -42,7 +42,8 @@ pub(crate) async fn run(
             return outcome.clone();
         }
     }
-    Err(Error::new(ErrorKind::Aborted, "the daemon is stopping"))
+    let text = "the pod that has this name is being removed, or the daemon is stopping: try again";
+    Err(Error::new(ErrorKind::Aborted, text))
 }
 
 /// Starts the driver of a pod that has records, of this boot (`same_boot`) or an earlier one. When this returns, the

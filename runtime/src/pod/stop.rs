@@ -1,7 +1,7 @@
 //! The work of StopContainer: stop signal, grace period, kill. It works without the shim too, which may be stopped, hang
 //! on a disk, or have no connection: init is signalled by its pidfd, and the pidfd shows when init has ended.
 
-use super::backoff::later;
+use super::backoff;
 use super::context::Context;
 use super::exit;
 use crate::clock::now;
@@ -156,7 +156,7 @@ impl Stop {
             if let Some(exit) = self.read_exit(context).await? {
                 return Ok(Some(exit));
             }
-            let pause = later(FIRST_PAUSE, attempt, LONGEST_PAUSE);
+            let pause = backoff::pause(FIRST_PAUSE, attempt, LONGEST_PAUSE);
             if timeout(pause, self.exited.wait_for(|exited| *exited)).await.is_ok() {
                 return Ok(None);
             }

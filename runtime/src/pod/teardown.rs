@@ -169,7 +169,7 @@ pub(crate) fn pin_path(context: &Context, record: &PodRecord) -> PathBuf {
     }
 }
 
-/// Tells a shim without processes to exit. Errors are ignored, because `remove_shim` follows.
+/// Tells a shim without processes to exit. Errors are only logged, because the caller kills the shim next.
 async fn shut_down(client: &Client) {
     if let Err(error) = client.done("shutdown", Request::Shutdown, EXIT).await {
         // The shim may exit before its reply is read.
@@ -202,7 +202,7 @@ pub(crate) async fn remove_shim(context: &Arc<Context>, record: &PodRecord) -> V
 }
 
 /// Runs `first`, and then removes the cgroups of containers, pause and shim, and the pod's if kubelet did not create it.
-/// This is one piece of work on a lane, because each costs two changes of thread.
+/// This is one piece of work on a lane, because each piece costs two context switches.
 async fn remove_cgroups(
     context: &Arc<Context>,
     record: &PodRecord,

@@ -161,8 +161,8 @@ async fn remove_container(context: &Arc<Context>, record: &ContainerRecord) -> b
 
 /// Removes a container without a record: its processes, which are in `leaves`, then its folder, and then its image lease.
 ///
-/// Its shim is not needed: if that is silent, the container ends all the same, as it does once the shim answers
-/// (`KillOrphan` of `model::reconcile`).
+/// The shim is not asked, because it may be silent. If it still has the container in its table when the pod's driver
+/// connects, the driver has it removed there (`KillOrphan` of `model::reconcile`).
 async fn remove_container_dir(
     context: &Arc<Context>,
     id: &ContainerId,

@@ -48,7 +48,8 @@ fn of_snapshot(registry: &Registry, connection: &Connection) -> DialResult {
                     ContainerState::Running { started_at } => {
                         InShim::Running { pid, started_at: *started_at }
                     }
-                    // A state of a later version, so init has not exited. The record has the start time.
+                    // A state that this build does not know. It is not Exited, which every build sends under this name,
+                    // so init exists. The record has the start time.
                     ContainerState::Unknown => InShim::Running { pid, started_at: 0 },
                     ContainerState::Exited(facts) => {
                         InShim::Exited { exit: exit::exit_of(facts, now()), started_at: facts.started_at }

@@ -112,9 +112,9 @@ impl Life {
         let stopped = self.containers.get(id).is_some_and(|it| it.is_being_stopped());
         // If the container was stopped meanwhile, the error is that of its killed process, not the reason.
         let aborted = |error: Error| match error.kind {
-            ErrorKind::Internal if stopped => {
-                error.context("stopped while it was started").with_kind(ErrorKind::Aborted)
-            }
+            ErrorKind::Internal if stopped => error
+                .context("the container was stopped while it was being started")
+                .with_kind(ErrorKind::Aborted),
             _ => error,
         };
         match error {

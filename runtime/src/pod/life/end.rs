@@ -3,7 +3,7 @@
 use super::stage::{Container, Fate, Link, PodCallers, PodStage, Stage};
 use super::{Action, Job, Leaf, Life, Timer, TornDown, Waiter};
 use crate::error::{Error, ErrorKind};
-use crate::pod::backoff::later;
+use crate::pod::backoff;
 use model::transition::PodEvent;
 use model::{ContainerId, ContainerRecord, PodPhase};
 use std::sync::Arc;
@@ -226,9 +226,9 @@ impl Life {
         }
     }
 
-    /// Has a failed stop or removal retried after a pause: kubelet repeats its calls, other clients may not.
+    /// Schedules the retry of a failed stop or removal: kubelet repeats its calls, other clients may not.
     pub(super) fn retry_later(&mut self) {
-        let pause = later(FIRST_RETRY, self.failures, LONGEST_RETRY);
+        let pause = backoff::pause(FIRST_RETRY, self.failures, LONGEST_RETRY);
         self.failures = self.failures.saturating_add(1);
         self.actions.push(Action::StartTimer(Timer::Pod, pause));
     }

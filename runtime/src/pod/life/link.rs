@@ -7,7 +7,7 @@ use super::stage::{Container, Fate, Link, PodCallers, PodStage, Stage};
 use super::{Action, DialResult, Job, Life};
 use crate::clock;
 use crate::error::{Error, ErrorKind};
-use crate::pod::backoff::later;
+use crate::pod::backoff;
 use model::reconcile::{ContainerAction, Facts, PodAction, Shim, reconcile};
 use model::{ContainerId, ContainerRecord};
 use std::time::Duration;
@@ -66,7 +66,7 @@ impl Life {
     /// Has the driver reconnect after a pause that grows with each attempt.
     fn dial(&mut self) {
         let Link::Down { attempts, .. } = &mut self.link else { return };
-        let pause = later(FIRST_PAUSE, *attempts, LONGEST_PAUSE);
+        let pause = backoff::pause(FIRST_PAUSE, *attempts, LONGEST_PAUSE);
         let limit = if *attempts == 0 { GREETING } else { LONG_GREETING };
         *attempts = attempts.saturating_add(1);
         self.actions.push(Action::Dial { pause, limit });

@@ -285,7 +285,7 @@ impl Life {
         }
     }
 
-    /// Has a refused transition logged, and returns its error for the caller that needed it.
+    /// Reports a refused transition as a bug, and returns its error for the caller that needed it.
     fn refused(&mut self, error: Error) -> Error {
         self.actions.push(Action::ReportBug(error.clone()));
         error

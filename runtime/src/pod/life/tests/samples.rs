@@ -240,8 +240,8 @@ pub(super) fn container_inputs() -> Vec<(&'static str, Input)> {
     ]
 }
 
-/// The container in a shim's snapshot.
-pub(super) fn container_words() -> Vec<(&'static str, Input)> {
+/// The shim's snapshot with the container in each state, and without it.
+pub(super) fn container_snapshots() -> Vec<(&'static str, Input)> {
     vec![
         ("dialled: creating", dialled(true, Some(InShim::Creating))),
         ("dialled: created", dialled(true, Some(InShim::Created { pid: 7 }))),
