@@ -44,7 +44,8 @@ pub struct SeccompProgram {
 pub struct CapSets {
     /// Bounding.
     pub bounding: u64,
-    /// Permitted set until execve. After it, a process that is not root has only the ambient set (capabilities(7)).
+    /// Permitted set until execve. After it, a process that is not root has the ambient set and what its program file
+    /// grants (capabilities(7)).
     pub permitted: u64,
     /// Inheritable set; empty unless ambient capabilities are requested.
     pub inheritable: u64,
