@@ -298,7 +298,7 @@ pub(crate) async fn remove(
     errors
 }
 
-/// Has the shim remove an exited container from its table. Until the shim has reaped the container's processes, it
+/// Asks the shim to remove an exited container from its table. Until the shim has reaped the container's processes, it
 /// refuses; that is retried. A missing container or a lost connection is not an error.
 async fn forget(client: &Client, id: &ContainerId) -> Result<(), ClientError> {
     let until = Instant::now() + REAP;
@@ -318,7 +318,7 @@ async fn forget(client: &Client, id: &ContainerId) -> Result<(), ClientError> {
     }
 }
 
-/// Kills a container and has the shim remove it from its table.
+/// Kills a container and asks the shim to remove it from its table.
 pub(crate) async fn kill_and_forget(client: &Client, id: &ContainerId) -> Result<(), ClientError> {
     let kill = Request::Kill { container: id.clone(), signal: 9, all: true };
     match client.done("the kill", kill, SHORT).await {

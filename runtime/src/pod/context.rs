@@ -82,7 +82,7 @@ impl Context {
             let NodeOptions { layout, root, boot_id, images, cni, cgroups, compiler, .. } = options;
             let (shim, pause) = (&options.shim_binary, &options.pause_binary);
             let trash = Trash::new(layout.trash_dir(), |error| {
-                tracing::warn!(%error, "cannot delete a folder in the trash; it is retried later and at the next start");
+                tracing::warn!(%error, "cannot delete a folder in the trash; it is retried later and at the next start of the daemon");
             });
             Ok(Self {
                 layout,

@@ -128,7 +128,7 @@ impl Stop {
         Grace::Over
     }
 
-    /// Has the shim kill all processes. Returns true if the exit is recorded; if not, the shim is not used any more.
+    /// Asks the shim to kill all processes. Returns true if the exit is recorded; if not, the shim is not used any more.
     async fn kill_by_shim(&mut self, init: Option<&AsyncFd<OwnedFd>>) -> bool {
         let Some(client) = self.client.take() else { return false };
         let kill = Request::Kill { container: self.record.id.clone(), signal: 9, all: true };

@@ -45,7 +45,7 @@ impl Strays {
         self.containers.is_empty() && self.container_dirs.is_empty()
     }
 
-    /// Stops and removes everything. Errors are logged. What is left of pods is removed by the next start; a container
+    /// Stops and removes everything. Errors are logged. What is left of pods is removed at the next start; a container
     /// that cannot be removed stays in this value.
     pub(super) async fn remove(&mut self, context: &Arc<Context>) {
         for pod in std::mem::take(&mut self.shims) {
@@ -162,7 +162,7 @@ async fn remove_container(context: &Arc<Context>, record: &ContainerRecord) -> b
 /// Removes a container without a record: its processes, which are in `leaves`, then its folder, and then its image lease.
 ///
 /// The shim is not asked, because it may be silent. If it still has the container in its table when the pod's driver
-/// connects, the driver has it removed there (`KillOrphan` of `model::reconcile`).
+/// connects, the driver removes it there (`KillOrphan` of `model::reconcile`).
 async fn remove_container_dir(
     context: &Arc<Context>,
     id: &ContainerId,

@@ -395,7 +395,7 @@ async fn callers_of_a_stopping_daemon_are_told_so() {
             running.end(Outcome::PodTornDown(TornDown::default()));
         }
     }
-    // The next step, which records the stop, belongs to the next start.
+    // The next step, which records the stop, belongs to the next start of the daemon.
     assert_eq!(reply(stopped).await.map_err(|error| error.kind), Err(ErrorKind::Aborted));
     closed.await.expect("no panic");
     assert!(rig.orders.try_recv().is_err());

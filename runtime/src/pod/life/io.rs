@@ -276,7 +276,7 @@ pub(crate) enum Job {
     KillOrphan(ContainerId),
     /// Removes the cgroup of an exited container. No outcome.
     RemoveCgroup(Arc<ContainerRecord>),
-    /// Has the shim reopen the container's log.
+    /// Asks the shim to reopen the container's log.
     ReopenLog(Waiter, ContainerId),
     /// Kills execs that an earlier connection started. No outcome.
     KillExecs(Vec<ExecId>),

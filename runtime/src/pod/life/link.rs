@@ -63,7 +63,7 @@ impl Life {
         }
     }
 
-    /// Has the driver reconnect after a pause that grows with each attempt.
+    /// Tells the driver to reconnect after a pause that grows with each attempt.
     fn dial(&mut self) {
         let Link::Down { attempts, .. } = &mut self.link else { return };
         let pause = backoff::pause(FIRST_PAUSE, *attempts, LONGEST_PAUSE);
