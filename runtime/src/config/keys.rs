@@ -53,7 +53,7 @@ pub(super) const KEYS: [Key; 14] = [
         "state",
         "path",
         "\"/run/copepod\"",
-        "Volatile state: lock, shim sockets, exit records. Must be gone after a reboot (a tmpfs), and lie outside `root`.",
+        "Volatile state: lock, shim sockets, exit files. Must be gone after a reboot (a tmpfs), and lie outside `root`.",
     ),
     key(
         "socket",

@@ -46,7 +46,7 @@ pub(crate) struct Config {
     /// Durable state and images.
     #[serde(deserialize_with = "values::path")]
     pub root: PathBuf,
-    /// Volatile state: lock, shim sockets, exit records.
+    /// Volatile state: lock, shim sockets, exit files.
     #[serde(deserialize_with = "values::path")]
     pub state: PathBuf,
     /// The CRI socket.

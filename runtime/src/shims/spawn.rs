@@ -49,7 +49,7 @@ pub(crate) fn spawn(
     let folders = cgroups.create_shim(id)?;
     let socket = short_path(&layout.shim_socket(id))?;
     let listener = UnixListener::bind(&socket.path).map_err(at("bind the shim's socket"))?;
-    let exits = std::fs::File::open(layout.exits_dir(id)).map_err(at("open the folder of exit records"))?;
+    let exits = std::fs::File::open(layout.exits_dir(id)).map_err(at("open the folder of exit files"))?;
     let init = ShimInit {
         protocol: wire::PROTOCOL,
         pod: id.clone(),

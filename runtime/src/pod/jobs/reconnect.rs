@@ -31,7 +31,7 @@ pub(super) async fn reconnect(
     let (shared, id) = (Arc::clone(context), pod.clone());
     let read = move || Ok(teardown::exits(&shared, &id));
     dialled.exits =
-        lanes::run(lanes::kill(), pod.as_str(), "read exit records", read).await.unwrap_or_default();
+        lanes::run(lanes::kill(), pod.as_str(), "read exit files", read).await.unwrap_or_default();
     (dialled, connection)
 }
 
