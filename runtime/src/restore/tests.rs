@@ -138,6 +138,6 @@ fn a_container_that_is_still_to_be_removed_keeps_its_lease() {
     }
     fs::write(disk.layout.container_record(&torn.id), "{\"magic\":").unwrap();
     let records = disk.read();
-    assert_eq!(records.strays.container_dirs, [torn.id.clone()]);
+    assert_eq!(records.strays.container_dirs, std::slice::from_ref(&torn.id));
     assert_eq!(Known::of(&records).containers, BTreeSet::from([of_good.id, of_lost.id, torn.id]));
 }
