@@ -83,16 +83,16 @@ async fn root_as_cgroup_parent_works(cx: Context) -> Result<()> {
 /// Simulates a host whose cpuset hierarchy is full or read-only.
 async fn cgroup_that_cannot_be_created_fails_one_pod(cx: Context) -> Result<()> {
     let pid = cx.node.pid()?;
-    let cpuset = cgroup::hierarchies().into_iter().find(|h| h.ends_with("cpuset"));
-    let cpuset = cpuset.context("no cpuset hierarchy")?.display().to_string();
-    command("mount", &["--bind", &cpuset, &cpuset])?;
+    let freezer = cgroup::hierarchies().into_iter().find(|h| h.ends_with("freezer"));
+    let freezer = freezer.context("no freezer hierarchy")?.display().to_string();
+    command("mount", &["--bind", &freezer, &freezer])?;
     let refused = async {
-        command("mount", &["-o", "remount,bind,ro", &cpuset])?;
+        command("mount", &["-o", "remount,bind,ro", &freezer])?;
         let answer = tokio::time::timeout(secs(20), cx.cri.run_pod(&cx.pod_config())).await;
         Ok::<_, anyhow::Error>(answer.context("no answer")?.err())
     }
     .await;
-    command("umount", &[&cpuset])?;
+    command("umount", &[&freezer])?;
     let e = refused?.context("a pod came up without its cgroup")?;
     ensure!(e.message().contains("Read-only file system"), "the error does not name the cause: {e}");
     ensure!(cx.cri.pods(None).await?.is_empty(), "the refused pod is listed");
