@@ -52,6 +52,8 @@ mod passed {
     pub(super) const RECORDS: i32 = 4;
     pub(super) const INIT: i32 = 5;
     pub(super) const PAUSE: i32 = 6;
+    /// How many there are.
+    pub(super) const COUNT: u8 = 4;
 }
 
 /// SIGCHLD, SIGTERM, SIGINT and SIGHUP by number, the same on x86-64 and aarch64. The last three are blocked
@@ -85,7 +87,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), StartError> {
-    let mut inherited = Inherited::claim().map_err(at("descriptors"))?;
+    let mut inherited = Inherited::claim(passed::COUNT).map_err(at("descriptors"))?;
     let listener = inherited.take(passed::LISTENER).map_err(at("descriptor 3 (socket)"))?;
     let start = prepare(inherited).inspect_err(|error| {
         // Fails if the daemon has gone, which does not matter.
