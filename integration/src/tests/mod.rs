@@ -12,6 +12,7 @@ mod degraded;
 mod escape;
 mod exec;
 mod full_disk;
+mod grpcio;
 mod hazards;
 mod hung;
 mod image;
@@ -81,6 +82,7 @@ pub(crate) fn all() -> Vec<Test> {
         plugins::tests(),
         hazards::tests(),
         daemon::tests(),
+        grpcio::tests(),
         threads::tests(),
         hung::tests(),
         badinput::tests(),

@@ -7,6 +7,8 @@
 //!              └────────────► status (code and text, logged once) ◄──┘
 //! ```
 
+mod authority;
+mod connection;
 mod convert;
 mod deadline;
 mod health;

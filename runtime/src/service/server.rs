@@ -1,6 +1,7 @@
 //! The gRPC server on its unix socket.
 
 use super::Backend;
+use super::connection::Connection;
 use super::convert::Host;
 use super::image::Images;
 use super::runtime::Runtime;
@@ -14,7 +15,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 
 /// Largest message in both directions: the limit of kubelet and crictl.
 const MAX_MESSAGE: usize = 16 * 1024 * 1024;
@@ -152,11 +153,11 @@ impl Socket {
 
 /// Incoming connections. A failed accept (most likely no descriptor is free) is retried after a pause; the
 /// library would retry at once, for ever.
-fn connections(listener: UnixListener) -> impl Stream<Item = std::io::Result<UnixStream>> {
+fn connections(listener: UnixListener) -> impl Stream<Item = std::io::Result<Connection>> {
     futures_util::stream::unfold(listener, |listener| async move {
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => return Some((Ok(stream), listener)),
+                Ok((stream, _)) => return Some((Ok(Connection::new(stream)), listener)),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;

@@ -1,5 +1,7 @@
 //! Tests of the services through their socket, with a real client.
 
+mod c_core;
+
 use super::*;
 use crate::cgroups::Cgroups;
 use crate::config::Overrides;
