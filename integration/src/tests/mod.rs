@@ -46,6 +46,7 @@ mod security;
 mod silent;
 mod splitdisk;
 mod start;
+mod streams;
 mod threads;
 
 use crate::runner::Test;
@@ -83,6 +84,7 @@ pub(crate) fn all() -> Vec<Test> {
         hazards::tests(),
         daemon::tests(),
         grpcio::tests(),
+        streams::tests(),
         threads::tests(),
         hung::tests(),
         badinput::tests(),

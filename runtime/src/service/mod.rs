@@ -11,12 +11,14 @@ mod authority;
 mod connection;
 mod convert;
 mod deadline;
+mod details;
 mod health;
 mod image;
 mod runtime;
 mod server;
 mod stats_cache;
 mod status;
+mod streams;
 #[cfg(test)]
 mod tests;
 

@@ -176,6 +176,13 @@ pub(crate) async fn serve(socket: Socket, backend: Backend, stopping: Shutdown) 
         source,
     })?;
     let host = lanes::stats().run(Host::detect).await.unwrap_or_default();
+    let node = backend.node.clone();
+    let stop = stopping.clone();
+    // Streams of events have no other end.
+    let stopped = async move {
+        stop.wait().await;
+        node.end_events();
+    };
     let runtime = RuntimeServiceServer::new(Runtime::new(backend.clone(), host))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
@@ -186,7 +193,7 @@ pub(crate) async fn serve(socket: Socket, backend: Backend, stopping: Shutdown) 
         .max_concurrent_streams(MAX_CALLS)
         .add_service(runtime)
         .add_service(images)
-        .serve_with_incoming_shutdown(connections(listener), stopping.clone().wait());
+        .serve_with_incoming_shutdown(connections(listener), stopped);
     match shutdown::bounded(serving, stopping, shutdown::DRAIN).await {
         Some(result) => result?,
         None => tracing::warn!(after = ?shutdown::DRAIN, "running calls were cancelled"),
