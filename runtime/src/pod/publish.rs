@@ -141,7 +141,7 @@ impl<T> Table<T> {
 
 impl Published {
     fn tables(&self) -> std::sync::MutexGuard<'_, Tables> {
-        // Every change is one insert or remove, so the tables are consistent even if a panic has poisoned the lock.
+        // A change is a few inserts or removes, each of which leaves tables that can be read, so a poisoned lock is used.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
