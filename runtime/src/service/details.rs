@@ -4,8 +4,13 @@ use super::{Backend, convert};
 use crate::node::{ContainerView, Event, EventKind, PodView};
 use cri_api::v1 as cri;
 use model::{ContainerConfig, ContainerRecord};
+use prost::Message as _;
 use std::collections::HashMap;
 use std::sync::Arc;
+
+/// Most bytes of all statuses of one message: half of what a client receives, since the pod's own status is beside them.
+/// Only thousands of containers in one pod, or labels as no Kubernetes object has them, make more.
+const MAX_STATUSES: usize = 8 * 1024 * 1024;
 
 /// The status of a container.
 pub(super) fn status(backend: &Backend, container: &ContainerRecord) -> cri::ContainerStatus {
@@ -15,9 +20,19 @@ pub(super) fn status(backend: &Backend, container: &ContainerRecord) -> cri::Con
     convert::container_status(container, &silent_log)
 }
 
-/// The statuses of the containers of a pod.
-pub(super) fn statuses(backend: &Backend, containers: &[Arc<ContainerRecord>]) -> Vec<cri::ContainerStatus> {
-    containers.iter().map(|container| status(backend, container)).collect()
+/// The statuses of the containers of a pod; `None` if they do not fit a message. Then clients must ask for them one by
+/// one.
+pub(super) fn statuses(
+    backend: &Backend,
+    containers: &[Arc<ContainerRecord>],
+) -> Option<Vec<cri::ContainerStatus>> {
+    let mut left = MAX_STATUSES;
+    let status = |container: &Arc<ContainerRecord>| {
+        let status = status(backend, container);
+        left = left.checked_sub(status.encoded_len())?;
+        Some(status)
+    };
+    containers.iter().map(status).collect()
 }
 
 /// An event.
@@ -34,7 +49,8 @@ pub(super) fn event(backend: &Backend, event: &Event) -> cri::ContainerEventResp
         container_event_type: kind.into(),
         created_at: *created_at,
         pod_sandbox_status: Some(convert::pod_status(pod)),
-        containers_statuses: statuses(backend, containers),
+        // Who misses them takes the event as a hint.
+        containers_statuses: statuses(backend, containers).unwrap_or_default(),
     }
 }
 

@@ -155,11 +155,13 @@ impl RuntimeService for Runtime {
         handle("PodSandboxStatus", &metadata, NOTHING_CONTINUES, async {
             let PodWithContainers { pod, containers, at } =
                 self.backend.node.pod_with_containers(&pod_sandbox_id)?;
+            let containers = details::statuses(&self.backend, &containers);
             Ok(cri::PodSandboxStatusResponse {
                 status: Some(convert::pod_status(&pod.record)),
                 info: if verbose { details::pod_info(&pod) } else { HashMap::new() },
-                containers_statuses: details::statuses(&self.backend, &containers),
-                timestamp: at,
+                // Without a time, kubelet asks for each container instead.
+                timestamp: if containers.is_some() { at } else { 0 },
+                containers_statuses: containers.unwrap_or_default(),
             })
         })
         .await
