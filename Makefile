@@ -29,7 +29,7 @@ deps: ## Install the Debian packages that building and testing need (root)
 
 build: daemon shim pause ## Build copepod, copepod-shim and pause into target/bin
 
-# Both packages in one command, so that cargo unites their features and compiles what both use once.
+# Both packages in one command, so that cargo unifies their features and compiles what both use once.
 BOTH := cargo build --locked --release -p runtime -p integration
 
 daemon: | $(BIN) ## Build the daemon
@@ -68,7 +68,7 @@ test: deps ## Unit, property and integration tests (root; real daemon, shim, pau
 	$(MAKE) --no-print-directory integration
 
 unit: ## Unit and property tests of all crates; some of the shim's, the network's and the cgroups' need root
-	cargo test --locked
+	cargo test --locked --workspace --exclude pause
 
 model: ## The state machines' property tests, 100,000 sequences each (make test runs 2,000)
 	COPEPOD_MODEL_CASES=100000 cargo test --locked -p runtime --lib pod::life::tests::sequences
@@ -80,13 +80,13 @@ integration: build harness grpcio ## Black-box tests through CRI, each ending wi
 kubelet: ## Build kubelet 1.37 from its Go module
 	$(MAKE) --no-print-directory -C integration/kube
 
-test-node: deps build harness kubelet ## The real kubelet, standalone, on copepod (root)
+test-node: deps build harness kubelet ## Tests with the real kubelet, standalone, on copepod (root)
 	$(BIN)/integration node-test --bin-dir $(BIN) --kubelet $(KUBELET)
 
-bench: deps build harness ## Measure, in one table (root); BESIDE="name=bin-dir" adds a build, ENDPOINTS="name=socket[,certs.d]" a runtime
+bench: deps build harness ## Measure, and print one table (root); BESIDE="name=bin-dir" adds a build, ENDPOINTS="name=socket[,certs.d]" a runtime
 	$(BIN)/integration bench --bin-dir $(BIN) $(foreach e,$(BESIDE),--beside $(e)) $(foreach e,$(ENDPOINTS),--endpoint $(e))
 
-run: deps build harness ## Show it: registry, image, pod on a CNI network, its log, an exec, clean-up (root)
+run: deps build harness ## Demonstration: registry, image, pod with a CNI network, its log, an exec, clean-up (root)
 	$(BIN)/integration demo --bin-dir $(BIN)
 
 lint: ## rustfmt and clippy, warnings are errors
@@ -97,7 +97,7 @@ lint: ## rustfmt and clippy, warnings are errors
 fmt: ## Format everything
 	cargo fmt --all
 
-deny: ## Check dependencies between crates and modules, where unsafe code is, lengths of files, licences and origins
+deny: ## Check dependencies between crates and modules, places of unsafe code, lengths of files, licences and origins
 	@.ci/arrows
 	@.ci/licences
 

@@ -78,7 +78,7 @@ pub(crate) fn pss_kib(pid: u32) -> Result<u64> {
     Ok(line.trim().trim_end_matches(" kB").trim().parse()?)
 }
 
-/// Largest resident set that a process has had, in KiB (VmHWM).
+/// Peak of a process's resident set, in KiB (VmHWM).
 pub(crate) fn peak_kib(pid: u32) -> Result<u64> {
     let status = status(pid)?;
     Ok(status.get("VmHWM").context("no VmHWM")?.trim_end_matches(" kB").trim().parse()?)

@@ -299,7 +299,7 @@ impl Store {
                 Err(_) => {
                     tracing::warn!(
                         error = with_causes(&error),
-                        "image removed, but the index could not be written: it has the image until the next change of images"
+                        "image removed, but the index file could not be written: it names the image until the next change of images"
                     )
                 }
             }

@@ -86,9 +86,9 @@ struct Level {
     members: Vec<Member>,
     /// Where its attributes come from.
     source: Member,
-    /// Layers whose folders in it are still to be visited; the last one is the next.
+    /// Layers in which it is still to be listed, to find the folders in it; the last one is listed first.
     unread: Vec<usize>,
-    /// The rest of the next one's entries.
+    /// The entries that are left of the layer that is being listed.
     entries: Option<Dir>,
 }
 

@@ -29,7 +29,7 @@ pub(crate) fn find(config: &ContainerConfig) -> Result<Vec<HostDevice>, Error> {
     if found.len() == MAX_NODES {
         tracing::warn!(
             container = config.meta.name,
-            most = MAX_NODES,
+            max = MAX_NODES,
             "the host has more device nodes than a container can have; the rest is left out"
         );
     }

@@ -212,7 +212,7 @@ mod tests {
         }
         let error = slow.next().await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Aborted);
-        assert!(error.message.contains("missed 3 events"), "{}", error.message);
+        assert!(error.text().contains("missed 3 events"), "{}", error.text());
         // A status that is read now is newer than the last event.
         assert!(feed.stamp() > latest);
     }

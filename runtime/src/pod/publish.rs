@@ -18,8 +18,6 @@ pub(crate) struct PodView {
     /// Since when its shim is silent: nanoseconds since the epoch, 0 if it responds or is dead. While it is silent, the
     /// record has the last known state.
     pub silent_since: i64,
-    /// Increases with every change on this node.
-    pub generation: u64,
 }
 
 impl PodView {
@@ -34,8 +32,6 @@ impl PodView {
 pub(crate) struct ContainerView {
     /// The record, which has everything that List and Status return.
     pub record: Arc<ContainerRecord>,
-    /// Increases with every change on this node.
-    pub generation: u64,
 }
 
 /// A published pod with its containers, all at one time.
@@ -55,7 +51,6 @@ pub(crate) struct Published(Mutex<Tables>);
 
 #[derive(Debug, Default)]
 struct Tables {
-    generation: u64,
     pods: Table<PodView>,
     containers: Table<ContainerView>,
     /// The containers of each pod that has any, oldest first.
@@ -149,11 +144,9 @@ impl Published {
     pub(crate) fn put_pod(&self, record: Arc<PodRecord>, silent_since: i64) {
         let id = record.id.clone();
         let mut tables = self.tables();
-        tables.generation += 1;
-        let generation = tables.generation;
         let before = tables.pods.by_id.get(id.as_str()).map(|view| State::of_pod(&view.record));
         let changes = events::of_change(before, State::of_pod(&record));
-        tables.pods.put(id.as_str(), PodView { record, silent_since, generation });
+        tables.pods.put(id.as_str(), PodView { record, silent_since });
         tables.tell(changes, id.as_str(), &id);
     }
 
@@ -161,8 +154,6 @@ impl Published {
     pub(crate) fn put_container(&self, record: Arc<ContainerRecord>) {
         let (id, pod) = (record.id.clone(), record.pod.clone());
         let mut tables = self.tables();
-        tables.generation += 1;
-        let generation = tables.generation;
         let before = tables.containers.by_id.get(id.as_str()).map(|view| State::of_container(&view.record));
         let changes = events::of_change(before, State::of_container(&record));
         let siblings = tables.of_pod.entry(pod.clone()).or_default();
@@ -173,7 +164,7 @@ impl Published {
                 siblings.sort_by_key(|known| known.created_at);
             }
         }
-        tables.containers.put(id.as_str(), ContainerView { record, generation });
+        tables.containers.put(id.as_str(), ContainerView { record });
         tables.tell(changes, id.as_str(), &pod);
     }
 
@@ -268,9 +259,8 @@ mod tests {
         for absent in ["", "b", "acc", "acacacacz"] {
             assert_eq!(published.pod(absent).unwrap_err().kind, ErrorKind::NotFound, "{absent}");
         }
-        let before = published.pod("ac").unwrap().generation;
-        published.put_pod(Arc::clone(&old), 0);
-        assert!(published.pod("ac").unwrap().generation > before);
+        published.put_pod(Arc::clone(&old), 7);
+        assert_eq!(published.pod("ac").unwrap().silent_since, 7);
         published.remove_pod(&old.id);
         assert_eq!(published.pods().len(), 1);
     }

@@ -1,7 +1,7 @@
 //! ImageService. It decides nothing itself: see `convert` and the image crate.
 
 use super::status::Failure;
-use super::{Backend, NOTHING_CONTINUES, convert, handle, streams};
+use super::{Backend, MAY_COMPLETE, NOTHING_CONTINUES, convert, handle, streams};
 use crate::{lanes, memory};
 use cri_api::v1 as cri;
 use cri_api::v1::image_service_server::ImageService;
@@ -74,7 +74,7 @@ impl ImageService for Images {
         request: Request<cri::RemoveImageRequest>,
     ) -> Result<Response<cri::RemoveImageResponse>, Status> {
         let (metadata, _, cri::RemoveImageRequest { image }) = request.into_parts();
-        handle("RemoveImage", &metadata, NOTHING_CONTINUES, async {
+        handle("RemoveImage", &metadata, MAY_COMPLETE, async {
             self.0.images.remove(&convert::image_name(image)?).await?;
             Ok(cri::RemoveImageResponse {})
         })

@@ -2,7 +2,7 @@
 
 use super::convert::{self, ContainerFilter, Host, PodFilter};
 use super::status::Failure;
-use super::{Backend, NOTHING_CONTINUES, WORK_CONTINUES, details, handle, health, streams};
+use super::{Backend, MAY_COMPLETE, NOTHING_CONTINUES, WORK_CONTINUES, details, handle, health, streams};
 use crate::lanes;
 use crate::node::{ContainerView, PodWithContainers};
 use cri_api::v1 as cri;
@@ -52,9 +52,13 @@ type Items<T> = Box<dyn Iterator<Item = T> + Send>;
 /// The answer to a call that streams.
 type Streamed<T> = Result<Response<BoxStream<T>>, Status>;
 
+/// What is missing in the calls for metrics. kubelet makes them only with this feature gate.
+const NO_METRICS: &str =
+    "CRI metrics; kubelet exports cAdvisor's if its feature gate PodAndContainerStatsFromCRI is off";
+
 /// A CRI call that is not implemented.
 macro_rules! not_implemented {
-    ($request:ident, $call:literal, $what:literal) => {
+    ($request:ident, $call:literal, $what:expr) => {
         handle($call, $request.metadata(), NOTHING_CONTINUES, async {
             Err(Failure::NotImplemented { call: $call, what: $what })
         })
@@ -271,7 +275,7 @@ impl RuntimeService for Runtime {
         request: Request<cri::ReopenContainerLogRequest>,
     ) -> Result<Response<cri::ReopenContainerLogResponse>, Status> {
         let (metadata, _, cri::ReopenContainerLogRequest { container_id }) = request.into_parts();
-        handle("ReopenContainerLog", &metadata, NOTHING_CONTINUES, async {
+        handle("ReopenContainerLog", &metadata, MAY_COMPLETE, async {
             self.backend.node.reopen_log(&container_id).await?;
             Ok(cri::ReopenContainerLogResponse {})
         })
@@ -378,7 +382,13 @@ impl RuntimeService for Runtime {
         .await
     }
 
-    // The calls below are not implemented yet. kubelet works without them: it falls back to the calls above.
+    // The calls below are not implemented yet. What kubelet 1.37 does without them:
+    // - PodSandboxStats, ListPodSandboxStats: it uses cAdvisor's stats of pods.
+    // - UpdatePodSandboxResources: it resizes the containers without this call.
+    // - UpdateContainerResources: in-place resizes and the CPU manager's cpusets fail.
+    // - Exec, Attach, PortForward: `kubectl exec`, `attach` and `port-forward` fail. Checkpoints fail too.
+    // - List*Metric*: it calls them only with its feature gate PodAndContainerStatsFromCRI; /metrics/cadvisor then has
+    //   none of containers.
 
     async fn update_container_resources(
         &self,
@@ -452,14 +462,14 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::ListMetricDescriptorsRequest>,
     ) -> Result<Response<cri::ListMetricDescriptorsResponse>, Status> {
-        not_implemented!(request, "ListMetricDescriptors", "CRI metrics; kubelet's cAdvisor has them")
+        not_implemented!(request, "ListMetricDescriptors", NO_METRICS)
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         request: Request<cri::ListPodSandboxMetricsRequest>,
     ) -> Result<Response<cri::ListPodSandboxMetricsResponse>, Status> {
-        not_implemented!(request, "ListPodSandboxMetrics", "CRI metrics; kubelet's cAdvisor has them")
+        not_implemented!(request, "ListPodSandboxMetrics", NO_METRICS)
     }
 
     type StreamPodSandboxMetricsStream = BoxStream<cri::StreamPodSandboxMetricsResponse>;
@@ -467,7 +477,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::StreamPodSandboxMetricsRequest>,
     ) -> Streamed<cri::StreamPodSandboxMetricsResponse> {
-        not_implemented!(request, "StreamPodSandboxMetrics", "CRI metrics; kubelet's cAdvisor has them")
+        not_implemented!(request, "StreamPodSandboxMetrics", NO_METRICS)
     }
 
     async fn update_pod_sandbox_resources(

@@ -17,10 +17,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::UnixListener;
 
-/// Largest message in both directions: the limit of kubelet and crictl.
+/// Maximum size of a message in both directions: the limit of kubelet and crictl.
 const MAX_MESSAGE: usize = 16 * 1024 * 1024;
-/// Concurrent calls of one connection. kubelet uses one connection, on which StopContainer and PullImage may
-/// wait for minutes; with the library's default of 200 they could block List.
+/// Maximum number of concurrent calls of one connection. kubelet uses one connection, on which StopContainer and
+/// PullImage may wait for minutes; with the library's default of 200 they could block List.
 const MAX_CALLS: u32 = 2048;
 
 /// Pause after a failed accept.
@@ -175,7 +175,10 @@ pub(crate) async fn serve(socket: Socket, backend: Backend, stopping: Shutdown) 
         path: path.path.clone(),
         source,
     })?;
-    let host = lanes::stats().run(Host::detect).await.unwrap_or_default();
+    // Without a free thread it is read here: a host that is not known would accept profiles and not apply them, and no
+    // client is served yet.
+    let host = lanes::stats().run(Host::detect).await.unwrap_or_else(|_| Host::detect());
+    host.warn();
     let node = backend.node.clone();
     let stop = stopping.clone();
     // Streams of events have no other end.

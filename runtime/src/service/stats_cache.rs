@@ -1,7 +1,7 @@
 //! Stats of running containers, for the stats calls.
 //!
 //! A container's cgroup files are opened when its stats are first requested and closed at the first list
-//! after it has ended, so that a node without stats calls pays nothing. Blocking: called on the lane for
+//! after it has ended, so that it costs nothing on a node without stats calls. Blocking: called on the lane for
 //! stats.
 
 use crate::node::ContainerView;

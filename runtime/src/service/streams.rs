@@ -50,7 +50,7 @@ pub(super) fn events<R: 'static>(
         match events.next().await {
             Ok(event) => Some((Ok(event), Some(events))),
             Err(error) => {
-                tracing::info!(%error, "a stream of events has ended");
+                tracing::info!(error = error.text(), "a stream of events has ended");
                 Some((Err(Status::from(Failure::from(error))), None))
             }
         }

@@ -66,7 +66,7 @@ fn join(name: Option<&CStr>) -> io::Result<()> {
     }
     // "keyring;uid;gid;permissions in hex;name"
     let mut text = [0u8; 256];
-    // SAFETY: writes at most the length told into `text`, which lives across the call.
+    // SAFETY: writes into `text` at most the length that is passed; `text` lives across the call.
     let length = unsafe { libc::syscall(libc::SYS_keyctl, DESCRIBE, ring, text.as_mut_ptr(), text.len(), 0) };
     if length < 0 {
         return Err(io::Error::last_os_error());

@@ -25,13 +25,14 @@ pub enum ErrorKind {
     /// The plan cannot be carried out: unknown user, a source that is not shared, a target outside the root
     /// file system.
     Invalid,
-    /// execve of init failed.
+    /// Init did not become the container's program: execve failed, or init ended or was killed before it.
     StartFailed,
     /// execve of an exec failed.
     ExecFailed,
-    /// The deadline passed; the worker was killed.
+    /// The deadline passed and the worker was killed, or a session could not be killed in time.
     Timeout,
-    /// Processes are still running.
+    /// Processes are still running, or another request does the same: the later StopPod replaces the earlier one, and
+    /// a second kill of an exec is refused.
     Busy,
     /// This shim does not support the request or part of its plan.
     Unsupported,

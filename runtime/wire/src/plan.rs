@@ -38,13 +38,14 @@ pub struct SeccompProgram {
     pub instructions: Vec<u64>,
 }
 
-/// Five capability sets as bit masks (bit n = capability n of linux/capability.h).
+/// Capability sets as bit masks (bit n = capability n of linux/capability.h). The effective set equals the permitted one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CapSets {
     /// Bounding.
     pub bounding: u64,
-    /// Effective and permitted of a root process; others lose them at execve.
+    /// Permitted set until execve. After it, a process that is not root has the ambient set and what its program file
+    /// grants (capabilities(7)).
     pub permitted: u64,
     /// Inheritable set; empty unless ambient capabilities are requested.
     pub inheritable: u64,
@@ -87,7 +88,7 @@ pub struct ProcessPlan {
     pub seccomp_flags: u32,
     /// umask(2) of the process.
     pub umask: u32,
-    /// oom_score_adj, raised if the host does not allow this value; `None` leaves the default, 0.
+    /// oom_score_adj, raised if the host does not allow this value; `None` means 0.
     pub oom_score_adj: Option<i32>,
     /// Resource limits; the others are those of the daemon, which the shim inherited.
     pub rlimits: Vec<Rlimit>,
@@ -250,7 +251,7 @@ pub struct MountPlan {
     pub noexec: bool,
 }
 
-/// A device node to create in the container's /dev, or to bind if mknod is not permitted.
+/// A device node to create in the container, usually below /dev.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeviceNode {

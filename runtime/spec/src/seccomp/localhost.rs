@@ -5,8 +5,8 @@ use super::{Action, Arch, ArgTest, Op, Profile, Rule};
 use crate::{Error, security};
 use serde::Deserialize;
 
-/// Most rules of a profile, and most names of system calls in all of them. The profile of containers-common has 35
-/// rules with some 480 names.
+/// Maximum number of rules of a profile, and of names of system calls in all of them. The profile of containers-common
+/// has 35 rules with some 480 names.
 const MAX_RULES: usize = 4096;
 const MAX_NAMES: usize = 16_384;
 /// Error number if the profile names none.

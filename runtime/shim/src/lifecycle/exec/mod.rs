@@ -285,7 +285,7 @@ impl Exec {
                 let (worker, process) = (worker.pid, process.and_then(|process| process.unreaped()));
                 cx.fail(requester, self.explain(failure, container_is_up));
                 cx.act(Action::DropWorker(self.serial));
-                self.answer_kill(Reply::Done, cx);
+                self.reply_to_kill(Reply::Done, cx);
                 self.leave(worker, process, cx);
             }
         }

@@ -3,6 +3,7 @@
 mod cases;
 mod planted;
 mod refused;
+mod retried;
 mod samples;
 mod sequences;
 mod table;

@@ -93,7 +93,7 @@ impl World {
                 self.timers.push(timer);
                 Ok(())
             }
-            Action::ReportBug(error) => violation(Kind::Refused, error.message),
+            Action::ReportBug(error) => violation(Kind::Refused, error.text()),
             Action::Finish => {
                 self.life = None;
                 // They end with the driver.
@@ -312,7 +312,7 @@ impl World {
     pub(super) fn expect_done(&self, waiter: Waiter, what: &str) -> Checked {
         match self.answers.iter().find(|(it, _)| *it == waiter) {
             Some((_, Ok(_))) => Ok(()),
-            Some((_, Err(error))) => violation(Kind::Leak, format!("{what}: {error}")),
+            Some((_, Err(error))) => violation(Kind::Leak, format!("{what}: {}", error.text())),
             None => violation(Kind::LostWaiter, what),
         }
     }
