@@ -6,8 +6,10 @@
 
 use crate::clock;
 use crate::error::{Error, ErrorKind};
+use crate::pod::weight;
 use model::{ContainerPhase, ContainerRecord, PodPhase, PodRecord};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::broadcast;
 
 /// Most subscribers. A node has one, its kubelet, and perhaps a few agents.
@@ -15,6 +17,9 @@ const MAX_SUBSCRIBERS: usize = 64;
 /// How many events a subscriber may be behind. Starting and stopping a pod of one container makes eight, and kubelet
 /// takes them faster than a node can make them. Allocated while there are subscribers.
 const BUFFER: usize = 2048;
+/// Most bytes of statuses that the buffer keeps alive, by their weight. Those of a pod of one container have about 10
+/// KiB, so only a slow subscriber meets this limit before the other. Events beyond it have no statuses.
+const MAX_HELD: usize = 64 * 1024 * 1024;
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,10 +42,44 @@ pub(crate) struct Event {
     pub(crate) kind: EventKind,
     /// Nanoseconds since the epoch; larger than those of earlier events, also if the clock was set back.
     pub(crate) created_at: i64,
+    /// The pod right after it; `None` if subscribers are behind and too many bytes are kept for them.
+    pub(crate) snapshot: Option<Arc<Snapshot>>,
+}
+
+/// A pod with its containers at one time. The events of one change share it.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
     /// The pod itself, or the container's; in a pod's Deleted event, as it was before.
     pub(crate) pod: Arc<PodRecord>,
     /// All containers of the pod, oldest first.
-    pub(crate) containers: Arc<[Arc<ContainerRecord>]>,
+    pub(crate) containers: Vec<Arc<ContainerRecord>>,
+    /// What it adds to `held`.
+    weight: usize,
+    held: Arc<AtomicUsize>,
+}
+
+impl Snapshot {
+    /// `None` if `held` would exceed [`MAX_HELD`]. The caller is the only one who adds to it.
+    fn new(
+        pod: &Arc<PodRecord>,
+        containers: &[Arc<ContainerRecord>],
+        held: &Arc<AtomicUsize>,
+    ) -> Option<Arc<Self>> {
+        let weights = containers.iter().map(|container| weight::of_container(container));
+        let weight = weight::of_pod(pod) + weights.sum::<usize>();
+        if held.load(Ordering::Relaxed).saturating_add(weight) > MAX_HELD {
+            return None;
+        }
+        held.fetch_add(weight, Ordering::Relaxed);
+        let (pod, containers) = (Arc::clone(pod), containers.to_vec());
+        Some(Arc::new(Self { pod, containers, weight, held: Arc::clone(held) }))
+    }
+}
+
+impl Drop for Snapshot {
+    fn drop(&mut self) {
+        self.held.fetch_sub(self.weight, Ordering::Relaxed);
+    }
 }
 
 /// The state of a pod or container, as far as there are events of it.
@@ -100,6 +139,8 @@ pub(super) struct Feed {
     subscribers: Option<broadcast::Sender<Arc<Event>>>,
     /// The latest time that [`Self::stamp`] has returned.
     latest: i64,
+    /// Weight of all snapshots of events that some subscriber has not taken yet, or is sending.
+    held: Arc<AtomicUsize>,
     closed: bool,
 }
 
@@ -117,20 +158,22 @@ impl Feed {
         self.latest
     }
 
-    /// Sends one event; does not block.
+    /// Sends the events of one change; does not block.
     pub(super) fn send(
         &mut self,
-        kind: EventKind,
+        kinds: &[EventKind],
         id: &str,
         pod: &Arc<PodRecord>,
-        containers: &Arc<[Arc<ContainerRecord>]>,
+        containers: &[Arc<ContainerRecord>],
     ) {
-        let created_at = self.stamp();
-        let (pod, containers) = (Arc::clone(pod), Arc::clone(containers));
-        let event = Event { id: id.into(), kind, created_at, pod, containers };
-        if let Some(subscribers) = &self.subscribers {
-            // An error means that the last subscriber has just gone.
-            drop(subscribers.send(Arc::new(event)));
+        let snapshot = Snapshot::new(pod, containers, &self.held);
+        for kind in kinds.iter().copied() {
+            let created_at = self.stamp();
+            let event = Event { id: id.into(), kind, created_at, snapshot: snapshot.clone() };
+            if let Some(subscribers) = &self.subscribers {
+                // An error means that the last subscriber has just gone.
+                drop(subscribers.send(Arc::new(event)));
+            }
         }
     }
 
@@ -196,7 +239,7 @@ mod tests {
         let id = PodId::from_random([1; 32]);
         let pod = Arc::new(PodRecord::new(id, PodConfig::default(), 1));
         assert!(feed.is_followed());
-        feed.send(EventKind::Started, pod.id.as_str(), &pod, &Arc::default());
+        feed.send(&[EventKind::Started], pod.id.as_str(), &pod, &[]);
     }
 
     #[tokio::test]
@@ -215,6 +258,31 @@ mod tests {
         assert!(error.text().contains("missed 3 events"), "{}", error.text());
         // A status that is read now is newer than the last event.
         assert!(feed.stamp() > latest);
+    }
+
+    #[tokio::test]
+    async fn a_slow_subscriber_keeps_a_bounded_number_of_bytes() {
+        let mut feed = Feed::default();
+        let (mut slow, mut fast) = (feed.subscribe().unwrap(), feed.subscribe().unwrap());
+        let labels = [("label".to_owned(), "x".repeat(MAX_HELD / 4))].into();
+        let config = PodConfig { labels, ..PodConfig::default() };
+        let pod = Arc::new(PodRecord::new(PodId::from_random([1; 32]), config, 1));
+        let mut complete = Vec::new();
+        for _ in 0..5 {
+            feed.send(&[EventKind::Created, EventKind::Started], pod.id.as_str(), &pod, &[]);
+            for _ in 0..2 {
+                complete.push(fast.next().await.unwrap().snapshot.is_some());
+            }
+        }
+        assert_eq!(complete, [[true; 6].as_slice(), &[false; 4]].concat());
+        assert!(feed.held.load(Ordering::Relaxed) <= MAX_HELD);
+        // Each event arrives, and those that were taken make room.
+        for _ in 0..10 {
+            slow.next().await.unwrap();
+        }
+        assert_eq!(feed.held.load(Ordering::Relaxed), 0);
+        feed.send(&[EventKind::Stopped], pod.id.as_str(), &pod, &[]);
+        assert!(slow.next().await.unwrap().snapshot.is_some());
     }
 
     #[tokio::test]

@@ -34,6 +34,7 @@ mod run;
 mod stop;
 mod supervisor;
 mod teardown;
+mod weight;
 
 pub(crate) use command::Command;
 pub(crate) use context::Context;

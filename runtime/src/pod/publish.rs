@@ -66,8 +66,8 @@ impl Tables {
             return;
         }
         if let Some(view) = self.pods.by_id.get(pod.as_str()) {
-            let containers: Arc<[_]> = self.of_pod.get(pod).map(Vec::as_slice).unwrap_or_default().into();
-            kinds.iter().for_each(|kind| self.feed.send(*kind, id, &view.record, &containers));
+            let containers = self.of_pod.get(pod).map(Vec::as_slice).unwrap_or_default();
+            self.feed.send(kinds, id, &view.record, containers);
         }
     }
 }
@@ -272,6 +272,29 @@ mod tests {
         record
     }
 
+    /// All events that are left, with these names of containers. Those about the state in which a container has exited
+    /// are later than `read_at`.
+    async fn told(
+        events: &mut Events,
+        names: [(&'static str, &str); 2],
+        read_at: i64,
+    ) -> Vec<(&'static str, EventKind, PodPhase, usize)> {
+        let mut told = Vec::new();
+        let mut latest = 0;
+        while let Ok(event) = events.next().await {
+            assert!(event.created_at > latest, "{event:?}");
+            latest = event.created_at;
+            let name = names.iter().find(|(_, id)| *id == &*event.id).map_or(&"pod", |(name, _)| name);
+            let snapshot = event.snapshot.as_ref().unwrap();
+            if (*name, event.kind) == ("old", EventKind::Stopped) {
+                assert!(event.created_at > read_at, "the status was read before");
+                assert_eq!(snapshot.containers[0].phase, ContainerPhase::Exited);
+            }
+            told.push((*name, event.kind, snapshot.pod.phase, snapshot.containers.len()));
+        }
+        told
+    }
+
     /// The life of a pod: each event has the state right after it.
     #[tokio::test]
     async fn events_have_the_state_right_after_them() {
@@ -302,23 +325,7 @@ mod tests {
         published.remove_pod(&pod_id);
         published.end_events();
 
-        let mut told = Vec::new();
-        let mut latest = 0;
-        while let Ok(event) = events.next().await {
-            assert!(event.created_at > latest, "{event:?}");
-            latest = event.created_at;
-            assert_eq!(event.pod.id, pod_id);
-            if event.kind == EventKind::Stopped && *event.id == *old.id.as_str() {
-                assert!(event.created_at > at.at, "the status was read before");
-                assert_eq!(event.containers[0].phase, ContainerPhase::Exited);
-            }
-            let name = match &*event.id {
-                id if id == old.id.as_str() => "old",
-                id if id == young.id.as_str() => "young",
-                _ => "pod",
-            };
-            told.push((name, event.kind, event.pod.phase, event.containers.len()));
-        }
+        let told = told(&mut events, [("old", old.id.as_str()), ("young", young.id.as_str())], at.at).await;
         use EventKind::{Created, Deleted, Started, Stopped};
         assert_eq!(
             told,

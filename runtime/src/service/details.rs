@@ -37,20 +37,25 @@ pub(super) fn statuses(
 
 /// An event.
 pub(super) fn event(backend: &Backend, event: &Event) -> cri::ContainerEventResponse {
-    let Event { id, kind, created_at, pod, containers } = event;
+    let Event { id, kind, created_at, snapshot } = event;
     let kind = match kind {
         EventKind::Created => cri::ContainerEventType::ContainerCreatedEvent,
         EventKind::Started => cri::ContainerEventType::ContainerStartedEvent,
         EventKind::Stopped => cri::ContainerEventType::ContainerStoppedEvent,
         EventKind::Deleted => cri::ContainerEventType::ContainerDeletedEvent,
     };
+    // Both or none: a client must not take a pod whose containers do not fit a message for one without containers. kubelet
+    // ignores events without a pod, and lists.
+    let complete = snapshot.as_ref().and_then(|snapshot| {
+        Some((convert::pod_status(&snapshot.pod), statuses(backend, &snapshot.containers)?))
+    });
+    let (pod, containers) = complete.unzip();
     cri::ContainerEventResponse {
         container_id: id.to_string(),
         container_event_type: kind.into(),
         created_at: *created_at,
-        pod_sandbox_status: Some(convert::pod_status(pod)),
-        // Who misses them takes the event as a hint.
-        containers_statuses: statuses(backend, containers).unwrap_or_default(),
+        pod_sandbox_status: pod,
+        containers_statuses: containers.unwrap_or_default(),
     }
 }
 
