@@ -12,9 +12,9 @@ KUBELET  := integration/kube/bin/kubelet
 # Debian packages that building and testing need.
 PACKAGES := build-essential pkg-config libseccomp-dev libseccomp2 busybox-static docker-registry \
 	containernetworking-plugins runc iproute2 iptables procps util-linux nginx-light openssl \
-	golang-github-containers-common curl jq mount e2fsprogs
+	golang-github-containers-common curl jq mount e2fsprogs python3-venv
 
-.PHONY: help deps build daemon shim pause harness test unit model integration test-node kubelet bench run lint fmt deny doc clean
+.PHONY: help deps build daemon shim pause harness grpcio test unit model integration test-node kubelet bench run lint fmt deny doc clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,17 @@ harness: | $(BIN) ## Build the black-box tests and the bench
 	$(BOTH) --bin integration
 	install -m 0755 $(TARGET)/release/integration $(BIN)/integration
 
+# A virtual environment without its requirements file was not completed.
+GRPCIO := $(BIN)/grpcio
+
+grpcio: | $(BIN) ## Install gRPC's Python client, with which a test calls the daemon
+	@cmp -s integration/grpcio/requirements.txt $(GRPCIO)/requirements.txt || { \
+		rm -rf $(GRPCIO); \
+		python3 -m venv $(GRPCIO); \
+		$(GRPCIO)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: \
+			--requirement integration/grpcio/requirements.txt; \
+		install -m 0644 integration/grpcio/requirements.txt $(GRPCIO)/; }
+
 test: deps ## Unit, property and integration tests (root; real daemon, shim, pause, plugins, registry)
 	$(MAKE) --no-print-directory unit
 	$(MAKE) --no-print-directory integration
@@ -63,7 +74,7 @@ model: ## The state machines' property tests, 100,000 sequences each (make test 
 	COPEPOD_MODEL_CASES=100000 cargo test --locked -p runtime --lib pod::life::tests::sequences
 	COPEPOD_MODEL_CASES=100000 cargo test --locked -p shim --bin copepod-shim model_
 
-integration: build harness ## Black-box tests through CRI, each ending with the census (root); FILTER=substring
+integration: build harness grpcio ## Black-box tests through CRI, each ending with the census (root); FILTER=substring
 	$(BIN)/integration test --bin-dir $(BIN) $(if $(FILTER),--filter $(FILTER))
 
 kubelet: ## Build kubelet 1.37 from its Go module

@@ -12,6 +12,7 @@ mod degraded;
 mod escape;
 mod exec;
 mod full_disk;
+mod grpcio;
 mod hazards;
 mod hung;
 mod image;
@@ -45,6 +46,7 @@ mod security;
 mod silent;
 mod splitdisk;
 mod start;
+mod streams;
 mod threads;
 
 use crate::runner::Test;
@@ -81,6 +83,8 @@ pub(crate) fn all() -> Vec<Test> {
         plugins::tests(),
         hazards::tests(),
         daemon::tests(),
+        grpcio::tests(),
+        streams::tests(),
         threads::tests(),
         hung::tests(),
         badinput::tests(),

@@ -7,14 +7,18 @@
 //!              └────────────► status (code and text, logged once) ◄──┘
 //! ```
 
+mod authority;
+mod connection;
 mod convert;
 mod deadline;
+mod details;
 mod health;
 mod image;
 mod runtime;
 mod server;
 mod stats_cache;
 mod status;
+mod streams;
 #[cfg(test)]
 mod tests;
 

@@ -1,6 +1,7 @@
 //! The gRPC server on its unix socket.
 
 use super::Backend;
+use super::connection::Connection;
 use super::convert::Host;
 use super::image::Images;
 use super::runtime::Runtime;
@@ -14,7 +15,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 
 /// Maximum size of a message in both directions: the limit of kubelet and crictl.
 const MAX_MESSAGE: usize = 16 * 1024 * 1024;
@@ -152,11 +153,11 @@ impl Socket {
 
 /// Incoming connections. A failed accept (most likely no descriptor is free) is retried after a pause; the
 /// library would retry at once, for ever.
-fn connections(listener: UnixListener) -> impl Stream<Item = std::io::Result<UnixStream>> {
+fn connections(listener: UnixListener) -> impl Stream<Item = std::io::Result<Connection>> {
     futures_util::stream::unfold(listener, |listener| async move {
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => return Some((Ok(stream), listener)),
+                Ok((stream, _)) => return Some((Ok(Connection::new(stream)), listener)),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -178,6 +179,13 @@ pub(crate) async fn serve(socket: Socket, backend: Backend, stopping: Shutdown) 
     // client is served yet.
     let host = lanes::stats().run(Host::detect).await.unwrap_or_else(|_| Host::detect());
     host.warn();
+    let node = backend.node.clone();
+    let stop = stopping.clone();
+    // Streams of events have no other end.
+    let stopped = async move {
+        stop.wait().await;
+        node.end_events();
+    };
     let runtime = RuntimeServiceServer::new(Runtime::new(backend.clone(), host))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
@@ -188,7 +196,7 @@ pub(crate) async fn serve(socket: Socket, backend: Backend, stopping: Shutdown) 
         .max_concurrent_streams(MAX_CALLS)
         .add_service(runtime)
         .add_service(images)
-        .serve_with_incoming_shutdown(connections(listener), stopping.clone().wait());
+        .serve_with_incoming_shutdown(connections(listener), stopped);
     match shutdown::bounded(serving, stopping, shutdown::DRAIN).await {
         Some(result) => result?,
         None => tracing::warn!(after = ?shutdown::DRAIN, "running calls were cancelled"),
