@@ -193,7 +193,7 @@ impl Census {
     }
 }
 
-/// Whether it is a cgroup that copepod creates.
+/// Whether it is a cgroup that must be gone after a test: one of copepod's, or one below kubelet's `/kubepods`.
 fn ours(path: &str) -> bool {
     [CGROUP_PARENT.as_str(), SHIMS, DEFAULT_PARENT, "/kubepods"]
         .iter()

@@ -134,7 +134,7 @@ impl Node {
 
     async fn spawn(&self, mut command: Command) -> Result<()> {
         let child = command.spawn().with_context(|| format!("start {}", self.bin.display()))?;
-        // Keep the command alive: it may hold descriptors of the test.
+        // Closes the test's descriptors that the command may hold: only the child has them now.
         drop(command);
         self.put(Some(child));
         wait::until("the daemon to answer", Duration::from_secs(15), || async {

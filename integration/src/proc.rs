@@ -89,7 +89,8 @@ pub(crate) fn threads(pid: u32) -> Result<usize> {
     Ok(fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("threads of {pid}"))?.count())
 }
 
-/// Whether this process has CAP_SYS_RESOURCE, without which nobody can lower an oom_score_adj.
+/// Whether this process has CAP_SYS_RESOURCE, without which an oom_score_adj cannot be set below the lowest value that
+/// a process with it has allowed.
 pub(crate) fn may_lower_oom_score() -> Result<bool> {
     let effective = status(std::process::id())?.get("CapEff").context("no CapEff")?.clone();
     Ok(u64::from_str_radix(&effective, 16)? >> 24 & 1 == 1)

@@ -80,7 +80,7 @@ async fn root_as_cgroup_parent_works(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// Simulates a host whose cpuset hierarchy is full or read-only.
+/// Simulates a host whose freezer hierarchy is read-only: the pod's cgroup cannot be created in it.
 async fn cgroup_that_cannot_be_created_fails_one_pod(cx: Context) -> Result<()> {
     let pid = cx.node.pid()?;
     let freezer = cgroup::hierarchies().into_iter().find(|h| h.ends_with("freezer"));

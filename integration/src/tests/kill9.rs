@@ -1,4 +1,4 @@
-//! The daemon is killed: while twenty containers write logs, and at a hundred random moments.
+//! The daemon is killed: while twenty containers write logs, at 110 random moments, and right after each call.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -178,7 +178,7 @@ fn difference(found: &[u8], expected: &[u8]) -> String {
     format!("first difference at byte {at}: `{}` instead of `{}`", show(found), show(expected))
 }
 
-/// A simple random generator, so that every run uses the same moments.
+/// A simple random generator, so that every run draws the same numbers. The moments depend on how long a life takes.
 struct Random(u64);
 
 impl Random {

@@ -1,5 +1,5 @@
 //! Calls that meet another call or the end of a process: they succeed, or their code says that a retry may succeed.
-//! The end of the daemon and of a removal: what must be over when they are.
+//! What must be complete when the daemon has ended, and when a removal returns.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

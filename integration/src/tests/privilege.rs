@@ -102,7 +102,7 @@ async fn waiting_init_has_the_default_capabilities(cx: Context) -> Result<()> {
     }
     ensure!(
         of(&waiting, "Seccomp")? == "2" && of(&waiting, "NoNewPrivs")? == "0",
-        "while it waits, it has no filter or no_new_privs: {waiting:?}"
+        "while it waits, it has no filter, or it has no_new_privs: {waiting:?}"
     );
     cx.cri.start(&c).await?;
     let line = cx.cri.sh(&c, "grep ^CapPrm: /proc/1/status").await?;

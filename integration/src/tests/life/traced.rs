@@ -202,7 +202,8 @@ async fn container_held_at_its_exit_is_stopped(cx: Context) -> Result<()> {
     cx.cri.remove(&victim).await.context("removal after the tracer's end")
 }
 
-/// A pod whose container is traced by that of another pod; returns the tracer's pod and the ids of both containers.
+/// A pod whose container is traced by that of another pod. Returns the tracer's pod and container, and the traced pod
+/// and container.
 async fn traced_from_another(cx: &Context, options: u32) -> Result<(Pod, String, Pod, String)> {
     let image = push_tracer_image(cx).await?;
     let mut config = cx.pod_config();
