@@ -18,8 +18,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use strays::Strays;
 
-/// Pause before the daemon tries again to remove a container without a record, if one of its processes has survived
-/// SIGKILL.
+/// Pause before the daemon tries again to remove the containers of [`Strays`] that it could not remove, for example
+/// because a process has survived SIGKILL.
 const AGAIN: Duration = Duration::from_secs(60);
 
 /// The records that were read.

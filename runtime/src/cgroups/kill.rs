@@ -46,7 +46,7 @@ pub(super) fn pids(hierarchies: &[Hierarchy], path: &str) -> Result<BTreeSet<i32
     Ok(pids)
 }
 
-/// ENOENT, or ENOTDIR for a path through a file, where no cgroup can exist.
+/// ENOENT or ENODEV, or ENOTDIR for a path through a file, where no cgroup can exist.
 fn is_absent(error: &io::Error) -> bool {
     sys::cgroup::is_gone(error) || error.kind() == io::ErrorKind::NotADirectory
 }
@@ -103,7 +103,7 @@ pub(super) fn remove(hierarchies: &[Hierarchy], path: &str, until: Instant) -> R
 
 fn remove_one(hierarchy: &Hierarchy, path: &str, until: Instant) -> Result<(), Error> {
     let folder = hierarchy.folder(path);
-    // A dying process leaves its cgroups shortly after it was reaped: EBUSY is retried until then.
+    // A dying process leaves its cgroups only near the end of its exit: EBUSY is retried until then.
     let mut retry = || {
         let again = Instant::now() < until;
         if again {

@@ -29,7 +29,7 @@ use wire::{ErrorKind as ShimErrorKind, LogPlan, ProcessPlan, Reply, Request, Roo
 const SLACK: Duration = Duration::from_secs(5);
 /// Time limit of requests that only make system calls.
 const SHORT: Duration = Duration::from_secs(10);
-/// Time limit from the start request to execve: milliseconds, but much longer on a machine that swaps.
+/// Time limit from the start request to execve. That takes milliseconds, but much longer on a machine that swaps.
 const START: Duration = Duration::from_secs(60);
 /// Time limit for the shim to reap processes that were killed. If one hangs in the kernel, it cannot.
 const REAP: Duration = Duration::from_secs(5);

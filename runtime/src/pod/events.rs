@@ -14,11 +14,12 @@ use tokio::sync::broadcast;
 
 /// Most subscribers. A node has one, its kubelet, and perhaps a few agents.
 const MAX_SUBSCRIBERS: usize = 64;
-/// How many events a subscriber may be behind. Starting and stopping a pod of one container makes eight, and kubelet
-/// takes them faster than a node can make them. Allocated while there are subscribers.
+/// How many events a subscriber may be behind. A pod of one container makes eight from its start to its removal, and
+/// kubelet takes them faster than a node can make them. Allocated while there are subscribers.
 const BUFFER: usize = 2048;
-/// Most bytes of statuses that the buffer keeps alive, by their weight. Those of a pod of one container have about 10
-/// KiB, so only a slow subscriber meets this limit before the other. Events beyond it have no statuses.
+/// Most bytes of statuses that the buffer keeps alive, by their weight (`pod::weight`). Events beyond it have none. Those
+/// of a pod of one container have about 10 KiB: with such pods, a slow subscriber is [`BUFFER`] events behind before this
+/// limit is reached.
 const MAX_HELD: usize = 64 * 1024 * 1024;
 
 /// What happened.
@@ -209,8 +210,8 @@ impl Events {
     /// Waits for the next event.
     ///
     /// # Errors
-    /// Aborted if the subscriber was too slow and has missed events; Unavailable if the daemon is stopping. It must list
-    /// and subscribe again.
+    /// Aborted if the subscriber was too slow and has missed events; Unavailable if the daemon is stopping. After both,
+    /// the subscriber must list and subscribe again.
     pub(crate) async fn next(&mut self) -> Result<Arc<Event>, Error> {
         self.0.recv().await.map_err(|error| match error {
             broadcast::error::RecvError::Lagged(missed) => {

@@ -1,7 +1,7 @@
 //! Reads files that a request names. They can be on any file system of the node, which may hang.
 //!
 //! A read that hangs keeps its thread. A pod may only use a few threads of the lane ([`lanes::foreign`]), but several pods
-//! can use up all. A call that finds no thread gets an error that names the files that hang, not its own, which may be
+//! can use up all. A call that finds no thread gets an error that blames the files that hang, not its own, which may be
 //! healthy.
 
 use super::context::Context;

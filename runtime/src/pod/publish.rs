@@ -1,7 +1,7 @@
 //! What List and Status read: an immutable view of each pod and container, which the pod's driver replaces.
 //!
 //! The lock is held only to change or copy tables of pointers, never during I/O, so that no pod can delay a list.
-//! Every change is told to the subscribers of `pod::events` under the same lock.
+//! A change of state is told to the subscribers of `pod::events` under the same lock.
 
 use super::events::{self, EventKind, Events, Feed, State};
 use crate::error::{Error, ErrorKind};

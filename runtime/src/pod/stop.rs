@@ -53,7 +53,7 @@ impl Stop {
     /// reported it.
     ///
     /// # Errors
-    /// Processes survive SIGKILL.
+    /// Processes survive SIGKILL; DeadlineExceeded if none is left and the exit is not found.
     pub(crate) async fn run(mut self, context: &Arc<Context>) -> Result<Option<Exit>, Error> {
         let init = self.find_init().await;
         if *self.deadline.borrow() > Instant::now() {

@@ -4,7 +4,7 @@ use model::{ContainerRecord, PodRecord, Text};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// Of each object: itself, allocation and what has no limit worth a count.
+/// Of each object: the struct itself, its allocations, and the fields that are not counted one by one.
 const BASE: usize = 2048;
 /// Of each text in a list or table, beside its bytes.
 const ENTRY: usize = 32;

@@ -45,8 +45,8 @@ impl Strays {
         self.containers.is_empty() && self.container_dirs.is_empty()
     }
 
-    /// Stops and removes everything. Errors are logged. What is left of pods is removed at the next start; a container
-    /// that cannot be removed stays in this value.
+    /// Stops and removes everything. Errors are logged. The folders that are left of pods and shims are found again by
+    /// the next start of the daemon; a container that cannot be removed stays in this value.
     pub(super) async fn remove(&mut self, context: &Arc<Context>) {
         for pod in std::mem::take(&mut self.shims) {
             remove_shim(context, &pod).await;

@@ -6,7 +6,7 @@ use crate::pod::life::ShimEvent;
 use model::PodRecord;
 use wire::Event;
 
-/// Converts an event for the pod's state machine; other events are logged.
+/// Converts an event for the pod's state machine. A warning is logged; other events are ignored.
 pub(super) fn of(pod: &PodRecord, event: Event) -> Option<ShimEvent> {
     match event {
         Event::Exited { container, facts } => {

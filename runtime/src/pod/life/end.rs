@@ -92,8 +92,8 @@ impl Life {
         leaves.filter(|leaf| !leaf.cgroup.is_empty()).collect()
     }
 
-    /// Records the exits of all containers, except those that may still be running. An exit that is in no exit
-    /// file gets the message `unseen`. Returns the errors of exits that could not be recorded.
+    /// Records the exits of all containers, except those that may still be running. An exit that is not in `torn_down`
+    /// gets the message `unseen`. Returns the errors of exits that could not be recorded.
     fn settle_exits(&mut self, torn_down: &TornDown, unseen: &str) -> Vec<Error> {
         let ids: Vec<ContainerId> = self.containers.keys().cloned().collect();
         let mut errors = Vec::new();

@@ -190,7 +190,7 @@ pub(super) enum Start {
     NotRequested,
     /// The start job is running for these callers of StartContainer.
     Requested(Vec<Waiter>),
-    /// The start job has failed without a reply of the shim: the container may be running.
+    /// The start job has failed, perhaps without a reply of the shim: the container may be running.
     Unconfirmed,
 }
 

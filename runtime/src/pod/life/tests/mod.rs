@@ -1,4 +1,4 @@
-//! Tests of a pod's state machine. They need no tokio, no root and no files.
+//! Tests of a pod's state machine. They need no tokio, no root and no file but docs/pod-states.md.
 
 mod cases;
 mod planted;

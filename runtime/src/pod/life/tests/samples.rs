@@ -38,7 +38,8 @@ fn error() -> Error {
     Error::internal("broken")
 }
 
-/// Every stage of a pod; a new stage breaks the build until it is added here.
+/// Every stage of a pod. A new stage breaks the build until [`pod_stage_name`] has it; [`POD_STAGES`] then counts it, and
+/// a test fails until it is here.
 pub(super) fn pod_stages() -> Vec<Life> {
     let callers = || PodCallers { stoppers: vec![Waiter(90)], removers: Vec::new() };
     let stages = [

@@ -292,7 +292,7 @@ impl World {
     pub(in super::super) fn end_all(&mut self) -> Checked {
         self.quiesce()?;
         if self.life.is_some() {
-            // A pod that is not listed gets no calls: it must be removed by itself.
+            // It is listed: a pod that is not has been removed without a call by now.
             let stop = self.call(Call::StopPod)?;
             self.quiesce()?;
             self.expect_done(stop, "StopPodSandbox")?;
