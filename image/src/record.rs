@@ -55,7 +55,7 @@ pub struct ImageConfig {
 /// Disk usage of the store.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Bytes of all layers and documents.
+    /// Bytes of all layers.
     pub bytes: u64,
     /// Files, folders and other inodes.
     pub inodes: u64,

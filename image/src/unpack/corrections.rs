@@ -7,7 +7,7 @@
 //!
 //! Only folders that at least two layers have are walked, because no other can be wrong. A walk keeps two descriptors
 //! open for each level, however many layers there are. Each folder is opened from its layer's root by one system call
-//! that follows no symlink. Blocks.
+//! that follows no symlink, or none that leaves the layer (`Member::via_symlink`). Blocks.
 
 use super::apply::LayerStats;
 use super::tar::allowed_xattr;

@@ -116,7 +116,7 @@ pub struct PodRecord {
     pub created_at: i64,
     /// The phase.
     pub phase: PodPhase,
-    /// Addresses, those of the preferred family first; empty with the host network.
+    /// Addresses in the order of the CNI result; empty with the host network.
     #[serde(default)]
     pub ips: Vec<IpAddr>,
     /// Path of the pinned network namespace; empty with the host network.

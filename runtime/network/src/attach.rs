@@ -76,7 +76,7 @@ impl Loaded {
 }
 
 impl Cni {
-    /// Creates a client, which is not ready until [`Cni::reload`] is called. Accesses nothing.
+    /// Creates a client, which is not ready until [`Cni::load`] or [`Cni::reload`] is called. Accesses nothing.
     pub fn new(config: CniConfig) -> Self {
         let problem = Some(format!("{} has not been read yet", config.conf_dir.display()));
         let loaded = Loaded { network: None, readiness: Readiness { network: None, file: None, problem } };
@@ -153,7 +153,7 @@ impl Cni {
         *self.0.loaded.write().unwrap_or_else(PoisonError::into_inner) = loaded;
     }
 
-    /// The result of the last [`Cni::reload`] or [`Cni::status`]. Does not block.
+    /// The result of the last [`Cni::load`], [`Cni::reload`] or [`Cni::status`]. Does not block.
     pub fn readiness(&self) -> Readiness {
         self.loaded().readiness
     }

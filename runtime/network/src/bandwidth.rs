@@ -13,7 +13,7 @@ const EGRESS: &str = "kubernetes.io/egress-bandwidth";
 /// The limits that other CRI runtimes accept, in bits per second: 1k to 1P.
 const MIN: u64 = 1_000;
 const MAX: u64 = 1_000_000_000_000_000;
-/// The burst in bits that other CRI runtimes pass; the plugin refuses a rate without one.
+/// The burst in bits that containerd passes; the plugin refuses a rate without one.
 const BURST: u32 = u32::MAX;
 
 /// An annotation that limits the pod's traffic has an invalid value.

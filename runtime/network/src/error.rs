@@ -83,7 +83,7 @@ pub enum Failure {
         /// Standard output, shortened.
         output: String,
     },
-    /// The output exceeded the limit; the plugin was killed.
+    /// The output exceeded the limit. The pipe was closed, and the plugin has ended.
     #[error("printed more than {limit} bytes")]
     TooMuch {
         /// The limit in bytes.

@@ -42,7 +42,8 @@ pub(crate) struct Call {
     pub(crate) kind: String,
     /// Folders that are searched for the program; also CNI_PATH.
     pub(crate) bin_dirs: Vec<PathBuf>,
-    /// CNI_CONTAINERID, CNI_IFNAME, CNI_ARGS and CNI_NETNS; empty ones are not passed, except CNI_NETNS.
+    /// CNI_CONTAINERID, CNI_IFNAME, CNI_ARGS and CNI_NETNS. Empty ones are not passed, except CNI_NETNS if there is a
+    /// CNI_CONTAINERID.
     pub(crate) container: String,
     pub(crate) ifname: String,
     pub(crate) args: String,

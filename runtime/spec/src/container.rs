@@ -44,7 +44,7 @@ pub struct ImageFacts {
 pub struct HostFacts {
     /// The daemon's bounding set, which limits all containers.
     pub cap_bounding: u64,
-    /// Host name for pods that use the host's network and name none.
+    /// The node's host name: HOSTNAME in pods that name none.
     pub hostname: String,
     /// Device nodes at and below the requested `host_path`s; for a privileged container also those below
     /// /dev.

@@ -143,7 +143,7 @@ impl Socket {
         let listener = std::os::unix::net::UnixListener::bind(path).map_err(|error| at("bind", error))?;
         let bound = fs::symlink_metadata(path).map_err(|error| at("stat", error))?;
         let path_guard = SocketPath { path: path.to_owned(), inode: (bound.dev(), bound.ino()) };
-        // Until now only root could connect: connecting needs write permission, which the umask removed.
+        // With the usual umask of 022 only root could connect until now: connecting needs write permission.
         fs::set_permissions(path, fs::Permissions::from_mode(0o660))
             .map_err(|error| at("set the mode of", error))?;
         listener.set_nonblocking(true).map_err(|error| at("make non-blocking", error))?;
@@ -181,7 +181,7 @@ pub(crate) async fn serve(socket: Socket, backend: Backend, stopping: Shutdown) 
     host.warn();
     let node = backend.node.clone();
     let stop = stopping.clone();
-    // Streams of events have no other end.
+    // Streams of events do not end by themselves, so they would delay the stop until the time limit.
     let stopped = async move {
         stop.wait().await;
         node.end_events();

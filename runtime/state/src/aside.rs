@@ -11,10 +11,10 @@ use crate::{Error, Layout, file};
 const MAX_ASIDE: usize = 1000;
 
 /// Moves a bad file to [`Layout::aside_dir`]. Returns its new path; `None` if it was deleted, because that folder has too
-/// many files, or is on another file system and the file is too large to copy.
+/// many files, or is on another file system and the file could not be copied there.
 ///
 /// # Errors
-/// The bad file is still at its path.
+/// The bad file is still at its path, or may be there again after a power loss.
 pub fn set_aside(path: &Path, layout: &Layout) -> Result<Option<PathBuf>, Error> {
     let aside = layout.aside_dir();
     let inside =

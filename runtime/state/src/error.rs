@@ -64,7 +64,7 @@ pub enum Error {
     Locked {
         /// The lock file.
         path: PathBuf,
-        /// What the lock file says about its holder.
+        /// Pid of the holder, from the lock file or /proc/locks, or `unknown`.
         holder: String,
     },
     /// A folder of the layout contains files of other software.

@@ -201,7 +201,7 @@ pub fn create_dir(path: &Path) -> Result<(), Error> {
 /// Removes a folder with its content durably, if it exists.
 ///
 /// # Errors
-/// Something of it is left.
+/// Something of it is left, or may be there again after a power loss.
 pub fn remove_dir(path: &Path) -> Result<(), Error> {
     if fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
         return Ok(());
@@ -214,7 +214,7 @@ pub fn remove_dir(path: &Path) -> Result<(), Error> {
 /// the background. `guard` is dropped when that is done. Needs no space on the file system.
 ///
 /// # Errors
-/// It is still at its path.
+/// It is still at its path, or may be there again after a power loss.
 pub fn discard_dir(path: &Path, trash: &Trash, guard: impl Send + 'static) -> Result<(), Error> {
     if fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
         return Ok(());

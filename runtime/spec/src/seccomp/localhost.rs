@@ -197,7 +197,7 @@ fn caps(field: &str, filter: &RawFilter) -> Result<Vec<u64>, Error> {
     filter.caps.iter().map(bit).collect()
 }
 
-/// Docker names architectures as Go does.
+/// The names of architectures in Docker's profiles.
 fn names_arch(filter: &RawFilter, arch: Arch) -> bool {
     let own = match arch {
         Arch::X86_64 => "amd64",

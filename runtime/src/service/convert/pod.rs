@@ -7,8 +7,8 @@ use spec::sysctl::Namespace;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
-/// Maximum number of lines of one kind in a resolv.conf. The resolver reads 3 servers and 6 domains; kubelet warns above
-/// that.
+/// Maximum number of servers, of search domains and of options in a resolv.conf. Kubernetes allows 3 servers and 32
+/// domains.
 const MAX_DNS: usize = 64;
 /// Maximum length of a host name (Linux's HOST_NAME_MAX).
 const MAX_HOSTNAME: usize = 64;

@@ -162,7 +162,8 @@ fn selinux(field: &Field<'_>, given: Option<cri::SeLinuxOption>) -> Result<()> {
 /// - No profile in the request, as kubelet sends it for a pod that states none: the container starts on every host.
 ///   containerd and CRI-O confine it by a profile of their own; [`Host::warn`] logs that copepod does not.
 /// - RuntimeDefault: on a host without AppArmor there is none to apply, also with containerd and CRI-O. On a host with it
-///   the request is refused, because the container would not be confined as asked.
+///   the request is refused, because the container would not be confined as asked; but not for a privileged container,
+///   which containerd does not confine either.
 /// - Localhost: refused.
 fn apparmor_profile(
     field: &Field<'_>,
