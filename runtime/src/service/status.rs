@@ -33,7 +33,8 @@ pub(crate) enum Failure {
     },
 }
 
-/// Maximum length of an error text in bytes. HTTP/2 carries it in a header, and clients accept at most 16 KiB of headers.
+/// Maximum length of an error text in bytes. HTTP/2 carries it in a header, and some clients (those on hyper) accept at
+/// most 16 KiB of headers.
 const MAX_TEXT: usize = 4096;
 
 impl Failure {
