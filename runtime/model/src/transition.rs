@@ -75,7 +75,7 @@ const CONTAINERS: [(ContainerPhase, ContainerEvent, ContainerPhase); 9] = [
     (ContainerPhase::Created, ContainerEvent::Started, ContainerPhase::Running),
     // The record of a start is written while the request is sent to the shim, and may be on disk first.
     (ContainerPhase::Running, ContainerEvent::NeverStarted, ContainerPhase::Created),
-    // A failed start, a stop or removal of the container or its sandbox, or init was killed.
+    // A failed start, a removal, a stop of the sandbox, or init was killed. (StopContainer leaves init waiting.)
     (ContainerPhase::Created, ContainerEvent::Exited, ContainerPhase::Exited),
     (ContainerPhase::Running, ContainerEvent::Exited, ContainerPhase::Exited),
     // Reported twice: by an event and by a snapshot.
