@@ -75,7 +75,7 @@ impl Streams {
         let Some(socket) = self.console.take() else { return Ok(()) };
         let mut master = None;
         sys::fds::set_nonblocking(socket.as_fd()).map_err(at("terminal"))?;
-        // The message contains a name, which is not used.
+        // The message is one byte, which is not used.
         sys::scm::recv_with_fds(socket.as_fd(), &mut [0; 256], |fd| master = master.take().or(Some(fd)))
             .map_err(at("terminal"))?;
         let none = || refusal(ErrorKind::Internal, "terminal", "no terminal master was sent");

@@ -90,7 +90,7 @@ impl Arguments {
 }
 
 /// Resets settings that a child inherits from a parent with unusual ones: scheduling class, nice value, I/O priority,
-/// timer slack, use of huge pages, personality, and CPUs (to all of the cpuset; join that before). Errors are ignored.
+/// use of huge pages, personality, and CPUs (to all of the cpuset; join that before). Errors are ignored.
 pub fn reset_scheduling() {
     const PROCESS: libc::c_int = 1;
     // Best effort: none of these settings protects anything.
@@ -102,6 +102,7 @@ pub fn reset_scheduling() {
     // SAFETY: takes numbers and no memory: this process, and no I/O priority of its own.
     unsafe { libc::syscall(libc::SYS_ioprio_set, PROCESS, 0, 0) };
     crate::rlimit::reset_nice();
+    // To the thread's default, which is the value that its parent had at the fork.
     let _ = prctl::set_timerslack(0);
     let _ = prctl::set_thp_disable(false);
     let mut cpus = CpuSet::new();

@@ -24,7 +24,8 @@ pub fn empty_root() -> io::Result<()> {
 }
 
 /// Pause's filter: it allows the calls of pause itself and of the last steps before its execve, but no memory,
-/// processes or new sockets, so that a tracer of pause gains nothing. All other calls fail with EPERM.
+/// processes or new sockets, so that a tracer of pause gains nothing. All other calls fail with EPERM; a system
+/// call of another architecture (32-bit, for example) kills the process.
 ///
 /// # Errors
 /// There is none: the program is fixed.

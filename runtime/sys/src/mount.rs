@@ -347,7 +347,8 @@ pub fn change(path: &Path, to: PropagationType, recursive: bool) -> io::Result<(
 /// Makes the mount at the working directory the root of the namespace and detaches the old one.
 ///
 /// # Errors
-/// EINVAL if the old root is shared, or if the working directory is not the root of a mount.
+/// EINVAL if the working directory is not the root of a mount, or if that mount, its parent or the old root's parent is
+/// shared.
 pub fn pivot_here() -> io::Result<()> {
     rustix::process::pivot_root(".", ".")?;
     detach(Path::new("."))

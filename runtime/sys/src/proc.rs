@@ -59,7 +59,7 @@ impl Stat {
 /// Reads `/proc/<pid>/stat`.
 ///
 /// # Errors
-/// NotFound when it is gone.
+/// NotFound or ESRCH when the process is gone ([`unless_gone`]).
 pub fn stat(pid: u32) -> io::Result<Stat> {
     let text = fs::read(format!("/proc/{pid}/stat"))?;
     parse_stat(&text).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat")))
@@ -121,7 +121,7 @@ pub fn unless_gone<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
 /// The content of `/proc/<pid>/cgroup`: one line per hierarchy.
 ///
 /// # Errors
-/// NotFound when it is gone.
+/// NotFound or ESRCH when the process is gone ([`unless_gone`]).
 pub fn cgroups(pid: u32) -> io::Result<Vec<u8>> {
     fs::read(format!("/proc/{pid}/cgroup"))
 }

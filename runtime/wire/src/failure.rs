@@ -9,7 +9,7 @@ pub struct Failure {
     pub kind: ErrorKind,
     /// The failed step, for example `rootfs` or `volume /var/run/x`.
     pub stage: String,
-    /// Message for users: the step, the object, and the kernel's error.
+    /// Message for users, to be shown after the stage: the object, and the kernel's error.
     pub message: String,
     /// errno, or 0 if there is none.
     pub errno: i32,
@@ -36,7 +36,8 @@ pub enum ErrorKind {
     Busy,
     /// This shim does not support the request or part of its plan.
     Unsupported,
-    /// A table is full: the shim holds as many containers or execs as it can. Some must end first.
+    /// A table is full: the shim holds as many containers or execs as it can. Some containers must be removed first, or
+    /// some execs must end.
     Exhausted,
     /// The kernel or libcontainer failed; also stands for classes of a later version.
     #[serde(other)]

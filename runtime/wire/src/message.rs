@@ -107,8 +107,8 @@ pub enum Snapshot {
         /// Pid of init in the host's PID namespace; 0 until it is known.
         pid: u32,
     },
-    /// An exec whose process is running. Its streams were closed with the old connection; it can only be
-    /// killed.
+    /// An exec that is starting or running, or has ended while its session is being killed. Its streams were closed with
+    /// the old connection; it can only be killed.
     Exec {
         /// The id from the daemon that started it.
         exec: ExecId,
@@ -120,11 +120,11 @@ pub enum Snapshot {
 /// The state of a container in the shim.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub enum ContainerState {
-    /// The worker is creating it.
+    /// The worker is creating it, or a failed creation is being undone.
     Creating,
-    /// Init waits for the start request.
+    /// Init waits for the start request, or has not called execve yet.
     Created,
-    /// Init has called execve.
+    /// Init has called execve. It may have ended, as long as the conditions of `Exited` are not met.
     Running {
         /// Nanoseconds since the epoch.
         started_at: i64,
@@ -307,7 +307,7 @@ pub enum Reply {
 /// Shim to daemon, without a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
-    /// A container has exited; its exit file is written.
+    /// A container has exited, as in [`ContainerState::Exited`].
     Exited {
         /// The container.
         container: ContainerId,

@@ -16,7 +16,7 @@ use crate::failure::{ErrorKind, Failure};
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] for unknown content: a container must not start with less confinement than the
-/// daemon requested. [`ErrorKind::Invalid`] if the plan is incomplete.
+/// daemon requested. The same for a missing field; [`ErrorKind::Invalid`] if the JSON is cut off.
 pub fn parse_plan<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, Failure> {
     serde_json::from_slice(json).map_err(|error| {
         // serde_json reports a variant with more than one name as a syntax error.
@@ -217,7 +217,7 @@ pub enum MountKind {
     /// sysfs of its network namespace.
     Sysfs,
     /// The container's own cgroup: on v1 a tmpfs with the leaf of each hierarchy bound in it, on v2 a cgroup2
-    /// mount.
+    /// mount. On v2 without a cgroup namespace of its own, the host's /sys/fs/cgroup.
     Cgroup,
     /// tmpfs.
     Tmpfs {

@@ -100,7 +100,7 @@ pub(crate) struct Ending {
     pub(crate) checks: UntilEmpty,
 }
 
-/// A start request whose init ended before execve.
+/// A start request whose init has ended: before execve, as far as is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Unstarted {
     pub(crate) requester: Requester,

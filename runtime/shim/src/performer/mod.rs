@@ -190,7 +190,7 @@ impl Performer {
         self.inputs.push_back(Input::Served { requester, outcome });
     }
 
-    /// Closes the connection if sending failed, for example because the daemon does not read.
+    /// Closes the connection if sending, reading or decoding failed, for example because the daemon does not read.
     pub(crate) fn close_if_lost(&mut self, sent: Result<(), Lost>) {
         if let Err(lost) = sent
             && let Some(generation) = self.link.hang_up(&lost, &self.epoll)

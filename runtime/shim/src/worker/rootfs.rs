@@ -34,7 +34,7 @@ pub(super) fn clone_sources(plan: &RootfsPlan) -> Step<Sources> {
 }
 
 /// Creates the overlay and attaches it at `at`, in the worker's mount namespace. The sources are attached
-/// there meanwhile, because kernels before 6.13 refuse layers that are not attached.
+/// there meanwhile, because kernels before 6.15 refuse layers that are not attached.
 pub(super) fn assemble(plan: &RootfsPlan, sources: &Sources, at: &Path) -> Step<()> {
     let attach =
         |tree: &OwnedFd, path| mount::attach_at(tree.as_fd(), Path::new(path)).map_err(internal(STAGE, path));

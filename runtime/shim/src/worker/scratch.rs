@@ -61,7 +61,7 @@ impl Scratch {
         Ok(Self { fd, cover: None })
     }
 
-    /// The path of the container's root file system, relative to the scratch root's mount point.
+    /// The path of the container's root file system, if the scratch root is attached at `at`.
     pub(super) fn root_below(at: &Path) -> PathBuf {
         at.join("root")
     }

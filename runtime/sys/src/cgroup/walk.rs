@@ -1,5 +1,5 @@
 //! Walks a cgroup and all below it. A container with a writable hierarchy decides how many there are and how deep. So a
-//! walk does not recurse, uses two descriptors at any depth, and visits a limited number.
+//! walk does not recurse, uses at most three descriptors at any depth, and visits a limited number.
 
 use std::ffi::{CStr, CString};
 use std::io;
