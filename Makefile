@@ -12,9 +12,9 @@ KUBELET  := integration/kube/bin/kubelet
 # Debian packages that building and testing need.
 PACKAGES := build-essential pkg-config libseccomp-dev libseccomp2 busybox-static docker-registry \
 	containernetworking-plugins runc iproute2 iptables procps util-linux nginx-light openssl \
-	golang-github-containers-common curl jq mount e2fsprogs
+	golang-github-containers-common curl jq mount e2fsprogs python3-venv
 
-.PHONY: help deps build daemon shim pause harness test unit model integration test-node kubelet bench run lint fmt deny doc clean
+.PHONY: help deps build daemon shim pause harness grpcio test unit model integration test-node kubelet bench run lint fmt deny doc clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,7 +29,7 @@ deps: ## Install the Debian packages that building and testing need (root)
 
 build: daemon shim pause ## Build copepod, copepod-shim and pause into target/bin
 
-# Both packages in one command, so that cargo unites their features and compiles what both use once.
+# Both packages in one command, so that cargo unifies their features and compiles what both use once.
 BOTH := cargo build --locked --release -p runtime -p integration
 
 daemon: | $(BIN) ## Build the daemon
@@ -52,30 +52,41 @@ harness: | $(BIN) ## Build the black-box tests and the bench
 	$(BOTH) --bin integration
 	install -m 0755 $(TARGET)/release/integration $(BIN)/integration
 
+# A virtual environment without its requirements file was not completed.
+GRPCIO := $(BIN)/grpcio
+
+grpcio: | $(BIN) ## Install gRPC's Python client, with which a test calls the daemon
+	@cmp -s integration/grpcio/requirements.txt $(GRPCIO)/requirements.txt || { \
+		rm -rf $(GRPCIO); \
+		python3 -m venv $(GRPCIO); \
+		$(GRPCIO)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: \
+			--requirement integration/grpcio/requirements.txt; \
+		install -m 0644 integration/grpcio/requirements.txt $(GRPCIO)/; }
+
 test: deps ## Unit, property and integration tests (root; real daemon, shim, pause, plugins, registry)
 	$(MAKE) --no-print-directory unit
 	$(MAKE) --no-print-directory integration
 
 unit: ## Unit and property tests of all crates; some of the shim's, the network's and the cgroups' need root
-	cargo test --locked
+	cargo test --locked --workspace --exclude pause
 
 model: ## The state machines' property tests, 100,000 sequences each (make test runs 2,000)
 	COPEPOD_MODEL_CASES=100000 cargo test --locked -p runtime --lib pod::life::tests::sequences
 	COPEPOD_MODEL_CASES=100000 cargo test --locked -p shim --bin copepod-shim model_
 
-integration: build harness ## Black-box tests through CRI, each ending with the census (root); FILTER=substring
+integration: build harness grpcio ## Black-box tests through CRI, each ending with the census (root); FILTER=substring
 	$(BIN)/integration test --bin-dir $(BIN) $(if $(FILTER),--filter $(FILTER))
 
 kubelet: ## Build kubelet 1.37 from its Go module
 	$(MAKE) --no-print-directory -C integration/kube
 
-test-node: deps build harness kubelet ## The real kubelet, standalone, on copepod (root)
+test-node: deps build harness kubelet ## Tests with the real kubelet, standalone, on copepod (root)
 	$(BIN)/integration node-test --bin-dir $(BIN) --kubelet $(KUBELET)
 
-bench: deps build harness ## Measure, in one table (root); BESIDE="name=bin-dir" adds a build, ENDPOINTS="name=socket[,certs.d]" a runtime
+bench: deps build harness ## Measure, and print one table (root); BESIDE="name=bin-dir" adds a build, ENDPOINTS="name=socket[,certs.d]" a runtime
 	$(BIN)/integration bench --bin-dir $(BIN) $(foreach e,$(BESIDE),--beside $(e)) $(foreach e,$(ENDPOINTS),--endpoint $(e))
 
-run: deps build harness ## Show it: registry, image, pod on a CNI network, its log, an exec, clean-up (root)
+run: deps build harness ## Demonstration: registry, image, pod with a CNI network, its log, an exec, clean-up (root)
 	$(BIN)/integration demo --bin-dir $(BIN)
 
 lint: ## rustfmt and clippy, warnings are errors
@@ -86,7 +97,7 @@ lint: ## rustfmt and clippy, warnings are errors
 fmt: ## Format everything
 	cargo fmt --all
 
-deny: ## Check dependencies between crates and modules, where unsafe code is, lengths of files, licences and origins
+deny: ## Check dependencies between crates and modules, places of unsafe code, lengths of files, licences and origins
 	@.ci/arrows
 	@.ci/licences
 

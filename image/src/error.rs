@@ -42,6 +42,15 @@ pub enum Error {
         /// The hosts that were asked, with the reason of each.
         detail: String,
     },
+    /// No registry serves it: each rejects the request (such as with status 400 or 405), or answers in a way that the
+    /// distribution protocol does not allow. The image's name or the registry configuration must be changed first.
+    #[error("registry cannot serve {reference}{}", after_colon(detail))]
+    Protocol {
+        /// The image that was requested.
+        reference: String,
+        /// The hosts that were asked, with the reason of each.
+        detail: String,
+    },
     /// The content is damaged or hostile: wrong digest, malformed document, invalid layer entry.
     #[error("{object} is corrupt: {reason}")]
     Corrupt {
@@ -89,6 +98,21 @@ pub enum Error {
         #[source]
         source: Arc<io::Error>,
     },
+    /// A layer could not be written to the local store.
+    #[error("image {image}: layer {layer} cannot be written: {action} {path:?}")]
+    Layer {
+        /// The image that is pulled.
+        image: String,
+        /// Digest of the layer's compressed bytes.
+        layer: String,
+        /// The failed action.
+        action: &'static str,
+        /// The path it was applied to.
+        path: PathBuf,
+        /// The error of the system call.
+        #[source]
+        source: Arc<io::Error>,
+    },
     /// No thread is free: the node is out of processes, or too many operations hang. Nothing was changed.
     #[error("image store is busy")]
     Threads {
@@ -119,7 +143,12 @@ impl Error {
     /// Whether the file system is out of space or inodes, or a quota is used up.
     pub(crate) fn is_full(&self) -> bool {
         use io::ErrorKind::{QuotaExceeded, StorageFull};
-        matches!(self, Self::Storage { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
+        match self {
+            Self::Storage { source, .. } | Self::Layer { source, .. } => {
+                matches!(source.kind(), StorageFull | QuotaExceeded)
+            }
+            _ => false,
+        }
     }
 
     pub(crate) fn corrupt(object: impl ToString, reason: impl ToString) -> Self {

@@ -278,8 +278,8 @@ pub(crate) fn config(digest: &Digest, bytes: &[u8]) -> Result<Config> {
     })
 }
 
-/// Parses the user part of `USER`: a numeric id, or a name. None means root, 0. A number that is too large for an id
-/// counts as a name, which no passwd file has.
+/// Parses the user part of `USER`: a numeric id, or a name. An empty one means root (0). A number that is too large for
+/// an id counts as a name, which no passwd file has.
 pub(crate) fn user(text: &str) -> (Option<u32>, Option<String>) {
     let user = text.split(':').next().unwrap_or_default();
     if user.is_empty() {

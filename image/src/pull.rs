@@ -41,8 +41,8 @@ pub(crate) struct Puller {
     certs_dir: RwLock<PathBuf>,
     store: Arc<Store>,
     running: Mutex<Running>,
-    /// A lock for each layer in transfer: two pulls from one registry transfer a common layer
-    /// once. Another registry may stall, or state a diff id that it does not have, so nobody waits for its transfer.
+    /// A lock for each layer in transfer: two pulls from one registry transfer a common layer once. Pulls from different
+    /// registries do not wait for each other: a registry may stall, or name the diff id of a layer that it does not have.
     layer_locks: Mutex<LayerLocks>,
     /// Limits the number of layers that are transferred at once.
     transfers: Arc<Transfers>,
@@ -123,7 +123,7 @@ impl Puller {
         let pins = Arc::new(self.store.pin(pinned));
         stream::iter(layers.into_iter().map(Ok))
             .try_for_each_concurrent(self.options.parallel_layers.max(1), |(layer, diff_id)| {
-                self.layer(&registry, pins.clone(), layer, diff_id)
+                self.layer(&registry, reference, pins.clone(), layer, diff_id)
             })
             .await?;
         let (store, pinned) = (self.store.clone(), pins.clone());
@@ -172,6 +172,7 @@ impl Puller {
     async fn layer(
         &self,
         registry: &Registry,
+        reference: &Reference,
         pins: Arc<Pins>,
         layer: Descriptor,
         diff_id: Digest,
@@ -183,6 +184,7 @@ impl Puller {
         }
         let transfer = self.transfers.enter(registry.name()).await?;
         let expected = Expected {
+            image: reference.to_string(),
             digest: layer.digest,
             size: layer.size,
             diff_id,

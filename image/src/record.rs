@@ -25,7 +25,7 @@ pub struct ImageRecord {
     /// Folder names below `layers_dir`, topmost first; each is an overlayfs lower folder. The names are short
     /// so that many fit into one page of mount options.
     pub layers: Vec<String>,
-    /// The folder that holds the layers of all images.
+    /// The folder with the layers of all images.
     pub layers_dir: PathBuf,
     /// Whether kubelet must not remove this image to free space.
     pub pinned: bool,
@@ -55,7 +55,7 @@ pub struct ImageConfig {
 /// Disk usage of the store.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Bytes of all layers and documents.
+    /// Bytes of all layers.
     pub bytes: u64,
     /// Files, folders and other inodes.
     pub inodes: u64,
@@ -71,6 +71,6 @@ pub struct Lease {
     pub image_id: String,
     /// Folder names below `layers_dir`, topmost first.
     pub layers: Vec<String>,
-    /// The folder that holds the layers.
+    /// The folder with the layers.
     pub layers_dir: PathBuf,
 }

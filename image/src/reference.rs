@@ -160,7 +160,7 @@ impl Reference {
         Ok(Self { registry: registry.to_owned(), repository, selector })
     }
 
-    /// Host and optional port as written, or `docker.io` if the name had none.
+    /// Host and optional port as written; `docker.io` if the name had none, or `index.docker.io`.
     pub(crate) fn registry(&self) -> &str {
         &self.registry
     }

@@ -1,9 +1,9 @@
 //! Limits the number of layers that are transferred at once, per registry and on the whole node.
 //!
 //! A transfer uses two threads and a decoder's memory from its first byte to its last, so the number of transfers is
-//! limited. A stalled registry can only use up its own share. If a transfer waits because all places are taken, the one
-//! among those in its way that has made no progress for longest is cancelled. If none waits, a slow transfer may take
-//! as long as it needs.
+//! limited. A stalled registry can only use up its own share. If a transfer waits because all places are taken, the
+//! transfer in one of these places that has made no progress for longest is cancelled. If none waits, a slow transfer
+//! may take as long as it needs.
 
 use crate::error::{Error, Result};
 use std::collections::HashMap;
@@ -38,8 +38,8 @@ struct Running {
 
 #[derive(Debug)]
 struct Progress {
-    /// When the transfer last made progress, moved on by the time that it did not wait for the network: writing to disk
-    /// does not count as idle.
+    /// Start of the idle time: when the transfer last made progress, plus the time that it has spent since then on
+    /// anything but waiting for the network, such as writing to disk.
     at: Instant,
     /// Bytes received since then.
     bytes: u64,
@@ -94,11 +94,11 @@ impl Transfers {
         semaphore
     }
 
-    /// Waits for a place. Meanwhile idle transfers are cancelled, as long as `in_the_way` tells that they have one.
+    /// Waits for a place. Meanwhile idle transfers that have one are cancelled: those for which `has_place` is true.
     async fn permit(
         &self,
         semaphore: &Arc<Semaphore>,
-        in_the_way: impl Fn(&Running) -> bool,
+        has_place: impl Fn(&Running) -> bool,
     ) -> Result<OwnedSemaphorePermit> {
         // One future for the whole wait, so that waiters are served in order.
         let mut permit = std::pin::pin!(semaphore.clone().acquire_owned());
@@ -106,18 +106,19 @@ impl Transfers {
             if let Ok(permit) = timeout(self.idle_limit / 10, &mut permit).await {
                 return permit.map_err(|_| Error::Cancelled);
             }
-            self.cancel_idlest(&in_the_way);
+            self.cancel_idlest(&has_place);
         }
     }
 
-    /// Cancels the transfer in the way that has been idle for longest, if any has reached the limit.
-    fn cancel_idlest(&self, in_the_way: impl Fn(&Running) -> bool) {
+    /// Of the transfers for which `has_place` is true, cancels the one that has been idle for longest, if that has reached
+    /// the limit.
+    fn cancel_idlest(&self, has_place: impl Fn(&Running) -> bool) {
         let mut running = lock(&self.running);
         let idle = |one: &Running| {
             let progress = lock(&one.progress);
             progress.waits.then(|| progress.at.elapsed()).filter(|idle| *idle >= self.idle_limit)
         };
-        let all = running.iter().enumerate().filter(|(_, one)| in_the_way(one));
+        let all = running.iter().enumerate().filter(|(_, one)| has_place(one));
         let longest = all.filter_map(|(at, one)| Some((idle(one)?, at))).max();
         if let Some((_, at)) = longest {
             // Removed from the list, so that it is cancelled only once.

@@ -27,7 +27,7 @@ impl Drop for Registry {
     }
 }
 
-/// Starts a registry; `tls` holds `cert.pem` and `key.pem`. The kernel chooses the port, and the registry's log
+/// Starts a registry; `tls` has `cert.pem` and `key.pem`. The kernel chooses the port, and the registry's log
 /// tells it: a port that the test chose could be taken by another test in between.
 async fn start(tls: Option<&Path>) -> Registry {
     let folder = tempfile::tempdir().unwrap();

@@ -139,6 +139,13 @@ async fn absent_images_and_forbidden_ones() {
     let (registry, node) = (Faulty::start().await, Node::new());
     let error = node.store.pull(&format!("{}/no/such:tag", registry.address), None).await.unwrap_err();
     assert!(matches!(error, Error::NotFound { .. }), "{error}");
+    // The registry rejects the request: nothing is lost, and a retry does not help.
+    for status in [400, 405] {
+        registry.fault("/manifests/", 1, Fault::Status(status, None));
+        let error = node.store.pull(&format!("{}/no/such:tag", registry.address), None).await.unwrap_err();
+        let names = |detail: &String| detail.contains(&format!("status {status}"));
+        assert!(matches!(&error, Error::Protocol { detail, .. } if names(detail)), "{error}");
+    }
     registry.fault("/manifests/", 100, Fault::Status(403, None));
     let error = node.store.pull(&format!("{}/no/such:tag", registry.address), None).await.unwrap_err();
     assert!(matches!(error, Error::Unauthorized { .. }), "{error}");

@@ -117,7 +117,7 @@ async fn leases_outlive_images_and_restarts() {
 }
 
 #[tokio::test]
-async fn crash_leftovers_and_torn_files() {
+async fn crash_leftovers_and_damaged_files() {
     let (registry, mut node) = (Faulty::start().await, Node::new());
     let image = two_layers();
     let name = registry.push("a/b", "v", &image);
@@ -143,7 +143,7 @@ async fn crash_leftovers_and_torn_files() {
         }
         assert_eq!(node.count(folder), count, "{folder}");
     }
-    // A damaged config affects only its image. A torn index loses all images, but leased layers stay.
+    // A damaged config affects only its image. A damaged index loses all images, but leased layers stay.
     let blob = root.join("blobs").join(image.config.strip_prefix("sha256:").unwrap());
     std::fs::write(&blob, "{}").unwrap();
     node.reopen();

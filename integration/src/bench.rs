@@ -90,13 +90,7 @@ pub(crate) async fn run(bin: &Path, beside: &[String], endpoints: &[String]) -> 
     }
     let outcome = measure(&all).await;
     drop(all);
-    let mut cleaned = Ok(());
-    for node in &nodes {
-        cleaned = cleaned.and(node.empty().await);
-        if node.terminate().await.is_err() {
-            node.raze();
-        }
-    }
+    let cleaned = end_all(&nodes).await;
     let table = outcome?;
     cleaned?;
     println!("{table}");
@@ -104,6 +98,20 @@ pub(crate) async fn run(bin: &Path, beside: &[String], endpoints: &[String]) -> 
         node.wipe();
     }
     Ok(true)
+}
+
+/// Empties and ends the builds' daemons. All are tried.
+async fn end_all(nodes: &[Arc<Node>]) -> Result<()> {
+    let mut cleaned = Ok(());
+    for node in nodes {
+        let emptied = node.empty().await;
+        let ended = node.terminate().await;
+        if ended.is_err() {
+            node.raze();
+        }
+        cleaned = cleaned.and(emptied).and(ended);
+    }
+    cleaned
 }
 
 /// Runs every measurement, interleaved over the endpoints.

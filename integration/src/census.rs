@@ -1,25 +1,26 @@
 //! The census: whatever exists after a test must have existed before it. It covers processes, mounts, network
-//! namespace pins, cgroups, the daemon's files, host-port rules, interfaces, addresses, and panics in the
-//! daemon's log.
+//! namespace pins, cgroups, the daemon's files, image leases, firewall rules of CNI plugins, interfaces, addresses, and
+//! panics in the daemon's log.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 
 use crate::isolation::command;
-use crate::node::{Node, SHIMS};
+use crate::node::{DEFAULT_PARENT, Node, SHIMS};
 use crate::shapes::CGROUP_PARENT;
 use crate::{cgroup, proc};
 
-/// How long leftovers may take to disappear: the kernel removes some objects late.
+/// Time limit for leftovers to disappear: the kernel removes some objects late.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Kind of what a census could not read. It counts as left behind, because a census that sees nothing would find
-/// nothing.
+/// Kind of an entry for what could not be read. Such an entry counts as left behind, also if it existed before:
+/// otherwise a census that can read nothing would find nothing.
 const UNREADABLE: &str = "cannot be read";
 
 /// Objects as `kind: name` with a count, so that two equal mounts are two.
@@ -33,14 +34,13 @@ impl Census {
         this.processes();
         this.mounts();
         this.names("netns", Path::new("/run/netns"));
-        for path in cgroup::all(ours) {
-            this.add("cgroup", &path);
-        }
+        this.cgroups();
         this.firewall();
         this.links();
         if let Some(node) = node.filter(|n| !n.is_foreign()) {
             this.tree("root", &node.paths.root, &node.paths.root);
             this.tree("run", &node.paths.run, &node.paths.run);
+            this.names("image lease", &node.paths.root.join("images/leases"));
             // A panic ends one task in builds that unwind, and the daemon in those that abort.
             let log = fs::read(&node.paths.log).map(|log| String::from_utf8_lossy(&log).into_owned());
             let log = this.readable("the daemon's log", log);
@@ -97,7 +97,11 @@ impl Census {
 
     fn processes(&mut self) {
         let me = std::process::id();
-        for p in proc::all() {
+        let all = proc::all();
+        if !all.iter().any(|p| p.pid == me) {
+            self.add(UNREADABLE, "/proc: it does not list this process");
+        }
+        for p in all {
             // The tools and registries that this process runs come and go; its daemons must be gone.
             if p.pid == me || (p.parent == me && p.comm != "copepod") {
                 continue;
@@ -120,11 +124,30 @@ impl Census {
         }
     }
 
-    fn names(&mut self, kind: &str, dir: &Path) {
-        if let Ok(entries) = fs::read_dir(dir) {
-            for entry in entries.flatten() {
-                self.add(kind, &entry.file_name().to_string_lossy());
+    /// The cgroups of pods, containers and shims.
+    fn cgroups(&mut self) {
+        if cgroup::hierarchies().is_empty() {
+            self.add(UNREADABLE, "cgroups: no hierarchy is mounted");
+        }
+        for path in cgroup::all(ours) {
+            self.add("cgroup", &path);
+        }
+    }
+
+    /// The entries of a folder; none if it does not exist.
+    fn entries(&mut self, dir: &Path) -> Vec<fs::DirEntry> {
+        let entries = fs::read_dir(dir).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+        entries.unwrap_or_else(|e| {
+            if e.kind() != io::ErrorKind::NotFound {
+                self.add(UNREADABLE, &format!("{}: {e}", dir.display()));
             }
+            Vec::new()
+        })
+    }
+
+    fn names(&mut self, kind: &str, dir: &Path) {
+        for entry in self.entries(dir) {
+            self.add(kind, &entry.file_name().to_string_lossy());
         }
     }
 
@@ -149,10 +172,9 @@ impl Census {
         }
     }
 
-    /// The daemon's files. Image content may stay: it belongs to images, not to pods.
+    /// The daemon's files, without the content of images, which may stay.
     fn tree(&mut self, kind: &str, top: &Path, dir: &Path) {
-        let Ok(entries) = fs::read_dir(dir) else { return };
-        for entry in entries.flatten() {
+        for entry in self.entries(dir) {
             let path = entry.path();
             let below = path.strip_prefix(top).unwrap_or(&path).display().to_string();
             if kind == "root" && below == "images" {
@@ -171,22 +193,129 @@ impl Census {
     }
 }
 
+/// Whether it is a cgroup that must be gone after a test: one of copepod's, or one below kubelet's `/kubepods`.
 fn ours(path: &str) -> bool {
-    [CGROUP_PARENT.as_str(), SHIMS, "/kubepods"]
+    [CGROUP_PARENT.as_str(), SHIMS, DEFAULT_PARENT, "/kubepods"]
         .iter()
         .any(|top| path.strip_prefix(top).is_some_and(|rest| rest.starts_with('/')))
         && !is_pod_parent(path)
 }
 
-/// kubelet creates and removes the pod's cgroup; tests leave that to the end of the run.
+/// Whether it is a pod's cgroup. kubelet creates and removes it, not copepod; here it is removed at the end of the run.
 fn is_pod_parent(path: &str) -> bool {
     path.strip_prefix(CGROUP_PARENT.as_str()).is_some_and(|rest| rest.matches('/').count() == 1)
 }
 
-/// Chains and jumps that portmap creates once and keeps.
+/// Whether a rule is one of the chains and jumps that portmap creates once and keeps.
 fn permanent(rule: &str) -> bool {
     let chains = ["CNI-HOSTPORT-DNAT", "CNI-HOSTPORT-SETMARK", "CNI-HOSTPORT-MASQ"];
     let per_pod = rule.contains("CNI-DN-")
         || rule.split_whitespace().any(|w| w.starts_with("CNI-") && !w.starts_with("CNI-HOSTPORT"));
     !per_pod && chains.iter().any(|c| rule.contains(c))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn census(entries: &[(&str, usize)]) -> Census {
+        Census(entries.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect())
+    }
+
+    #[test]
+    fn leftovers_are_new_objects_and_further_ones_of_a_kind() {
+        let before = census(&[("mount: a", 1), ("mount: b", 1), ("process: gone", 1)]);
+        let now = census(&[("mount: a", 1), ("mount: b", 3), ("process: new", 1)]);
+        assert_eq!(before.leftovers(&now), ["mount: b (2 times)", "process: new"]);
+        assert!(before.leftovers(&before).is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_always_left_behind() {
+        let unreadable = census(&[("cannot be read: mountinfo: error", 1)]);
+        assert_eq!(unreadable.leftovers(&unreadable), ["cannot be read: mountinfo: error"]);
+        // A file in place of a folder: its content cannot be listed.
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        let takes: [fn(&mut Census, &Path); 2] =
+            [|census, path| census.names("kind", path), |census, path| census.tree("kind", path, path)];
+        for take in takes {
+            let mut found = Census::default();
+            take(&mut found, &file);
+            assert!(
+                found.0.keys().all(|name| name.starts_with(UNREADABLE)) && found.0.len() == 1,
+                "{found:?}"
+            );
+            let mut none = Census::default();
+            take(&mut none, &dir.path().join("absent"));
+            assert_eq!(none, Census::default());
+        }
+        let mut found = Census::default();
+        assert_eq!(found.readable("text", Err::<String, _>("error")), "");
+        assert_eq!(found, census(&[("cannot be read: text: error", 1)]));
+    }
+
+    #[test]
+    fn files_are_counted_without_the_content_of_images() {
+        let dir = tempfile::tempdir().unwrap();
+        for path in ["pods/1/record", "images/blobs/x", "trash/y", "lock"] {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+        let mut found = Census::default();
+        found.tree("root", dir.path(), dir.path());
+        let wanted =
+            [("root: lock", 1), ("root: pods/1", 1), ("root: pods/1/record", 1), ("root: trash/y", 1)];
+        assert_eq!(found, census(&wanted));
+    }
+
+    #[test]
+    fn this_process_and_this_hosts_mounts_are_seen() {
+        let mut found = Census::default();
+        found.processes();
+        found.mounts();
+        assert!(found.0.keys().any(|name| name.starts_with("mount: ")), "{found:?}");
+        assert!(found.0.keys().all(|name| !name.starts_with(UNREADABLE)), "{found:?}");
+    }
+
+    #[test]
+    fn cgroups_of_pods_shims_and_containers_count() {
+        let parent = CGROUP_PARENT.as_str();
+        for path in [
+            format!("{parent}/pod1/abc"),
+            format!("{SHIMS}/abc"),
+            format!("{DEFAULT_PARENT}/abc"),
+            format!("{DEFAULT_PARENT}/abc/def"),
+            "/kubepods/burstable/pod1".to_owned(),
+        ] {
+            assert!(ours(&path), "{path}");
+        }
+        // The parents stay, and so do the pods' cgroups of this run.
+        for path in
+            [parent.to_owned(), format!("{parent}/pod1"), SHIMS.to_owned(), "/system.slice/x".to_owned()]
+        {
+            assert!(!ours(&path), "{path}");
+        }
+    }
+
+    #[test]
+    fn only_portmaps_own_chains_are_permanent() {
+        for rule in [
+            ":CNI-HOSTPORT-DNAT - [0:0]",
+            "-A PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT",
+            "-A POSTROUTING -m comment --comment \"CNI portfwd requiring masquerade\" -j CNI-HOSTPORT-MASQ",
+        ] {
+            assert!(permanent(rule), "{rule}");
+        }
+        for rule in [
+            ":CNI-DN-0123456789abcdef01234 - [0:0]",
+            "-A CNI-HOSTPORT-DNAT -p tcp -m tcp --dport 8080 -j CNI-DN-0123456789abcdef01234",
+            ":CNI-0123456789abcdef01234567 - [0:0]",
+            "-A POSTROUTING -s 10.88.1.2/32 -j CNI-0123456789abcdef01234567",
+        ] {
+            assert!(!permanent(rule), "{rule}");
+        }
+    }
 }

@@ -1,4 +1,5 @@
-//! Reads cgroups of any version and with any hierarchies.
+//! Lists and destroys cgroups of all hierarchies. Finds one, and reads its files, by a controller that is mounted below
+//! its own name, as on v1 and hybrid hosts.
 
 use std::collections::BTreeSet;
 use std::fs;

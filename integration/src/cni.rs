@@ -21,7 +21,7 @@ pub(crate) struct Network {
     pub(crate) leases: PathBuf,
     /// Name of the bridge.
     pub(crate) bridge: String,
-    /// First two octets and the third: `10.88.N`.
+    /// The first three octets of its subnet: `10.88.N`.
     pub(crate) prefix: String,
 }
 

@@ -124,7 +124,7 @@ pub(crate) fn parse(text: &str, leaf: &str) -> BTreeMap<String, String> {
         } else if let Some(rest) = line.strip_prefix("stat: ") {
             let words: Vec<&str> = rest.split(' ').collect();
             let word = |n: usize| words.get(n).copied().unwrap_or_default();
-            // Fields of stat(5) after the name: 3 state, 4 parent, 5 group, 6 session, 7 tty.
+            // Fields of proc_pid_stat(5) after the name: 3 state, 4 parent, 5 group, 6 session, 7 tty.
             facts.insert(String::from("leads its session"), (word(2) == word(3)).to_string());
             facts.insert(String::from("tty"), word(4).to_owned());
             facts.insert(String::from("priority and nice"), format!("{} {}", word(15), word(16)));

@@ -67,8 +67,9 @@ pub(crate) fn text(paths: &Paths, bin: &Path, network: &Network, extra: &str) ->
     )
 }
 
-/// Writes `certs.d`: the HTTP registry at its address and as a mirror of `registry.test`, the TLS registry as
-/// a mirror of `tls.test`, and `absent.test`, whose mirror does not respond.
+/// Writes `certs.d`: the HTTP registry at its address and as a mirror of `registry.test` and `other.test`, the TLS
+/// registry as a mirror of `tls.test`, `fallback.test`, whose mirror does not respond but whose server is the HTTP
+/// registry, and `absent.test`, whose server does not respond.
 pub(crate) fn hosts(certs: &Path, registry: &Registry) -> Result<()> {
     let plain = format!("http://127.0.0.1:{}", registry.port);
     let tls = format!("https://127.0.0.1:{}", registry.tls_port);

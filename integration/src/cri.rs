@@ -169,7 +169,7 @@ impl Cri {
             .map(drop)
     }
 
-    /// StopContainer with a grace in seconds.
+    /// StopContainer with a grace period in seconds.
     pub(crate) async fn stop(&self, id: &str, grace: i64) -> Answer<()> {
         let limit = LIMIT + Duration::from_secs(u64::try_from(grace).unwrap_or(0));
         call!(

@@ -39,7 +39,7 @@ pub(crate) async fn run(bin: &Path) -> Result<bool> {
     drop(fixture);
     crate::cgroup::destroy(&shapes::CGROUP_PARENT);
     before.settle(None).await?;
-    step("clean: no process, mount, network namespace, cgroup or address is left");
+    step("clean: no process, mount, network namespace, cgroup or interface is left");
     Ok(true)
 }
 

@@ -10,7 +10,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 
-/// Longest body that is read; test images and kubelet's responses are far smaller.
+/// Maximum size of a body that is read; test images and kubelet's responses are far smaller.
 const MAX_BODY: usize = 256 << 20;
 /// Time limit of one request.
 const LIMIT: Duration = Duration::from_secs(30);

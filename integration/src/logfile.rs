@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 
 use crate::expect::ensure;
 
-/// Longest content of a line; longer ones are split and tagged P.
+/// Maximum size of a line's content in bytes; longer ones are split and tagged P.
 const CUT: usize = 16 * 1024;
 
 /// One physical line.
@@ -49,8 +49,11 @@ impl Log {
 
     fn parse(bytes: &[u8]) -> Result<Self> {
         let mut lines = Vec::new();
-        ensure!(bytes.is_empty() || bytes.ends_with(b"\n"), "the last line is incomplete");
-        for raw in bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
+        let Some(whole) = bytes.strip_suffix(b"\n") else {
+            ensure!(bytes.is_empty(), "the last line is incomplete");
+            return Ok(Self::default());
+        };
+        for raw in whole.split(|b| *b == b'\n') {
             let mut parts = raw.splitn(4, |b| *b == b' ');
             let mut word = || parts.next().map(String::from_utf8_lossy).map(std::borrow::Cow::into_owned);
             let (time, stream, tag) = (word(), word(), word());
@@ -95,5 +98,43 @@ impl Log {
     /// As [`Self::bytes`], as text.
     pub(crate) fn text(&self, stream: Option<&str>) -> String {
         String::from_utf8_lossy(&self.bytes(stream)).into_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIME: &str = "2026-01-02T03:04:05.123456789Z";
+
+    #[test]
+    fn lines_are_parsed_and_joined() {
+        let text = format!("{TIME} stdout P one\n{TIME} stderr F \n{TIME} stdout F  two \n");
+        let log = Log::parse(text.as_bytes()).unwrap();
+        assert_eq!(log.lines.len(), 3);
+        assert_eq!(
+            (log.text(Some("stdout")).as_str(), log.text(Some("stderr")).as_str()),
+            ("one two \n", "\n")
+        );
+        assert!(Log::parse(b"").unwrap().lines.is_empty());
+    }
+
+    #[test]
+    fn malformed_logs_are_refused() {
+        let long = format!("{TIME} stdout F {}\n", "x".repeat(CUT + 1));
+        for text in [
+            "\n",
+            &format!("{TIME} stdout F one"),
+            &format!("{TIME} stdout F one\n\n"),
+            &format!("{TIME} stdout F one\n\n{TIME} stdout F two\n"),
+            &format!("{TIME} stdout F\n"),
+            &format!("{TIME} stdin F one\n"),
+            &format!("{TIME} stdout X one\n"),
+            "2026-01-02 03:04:05 stdout F one\n",
+            "2026-01-02T03:04:05.123456789 stdout F one\n",
+            &long,
+        ] {
+            assert!(Log::parse(text.as_bytes()).is_err(), "{text:.80}");
+        }
     }
 }

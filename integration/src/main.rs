@@ -50,7 +50,7 @@ struct Cli {
 enum Command {
     /// Run the tests through CRI, each followed by the census.
     Test {
-        /// Directory with copepod, copepod-shim and pause.
+        /// Directory with copepod, copepod-shim, pause and grpcio (`make build grpcio`).
         #[arg(long)]
         bin_dir: PathBuf,
         /// Run only tests whose name contains this.

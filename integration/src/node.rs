@@ -20,6 +20,8 @@ use crate::{cgroup, proc, wait};
 
 /// The cgroup of the daemon's shims. It is never below kubepods, whose limits are for pods.
 pub(crate) const SHIMS: &str = "/copepod";
+/// The parent of the cgroups of pods without a `cgroup_parent`.
+pub(crate) const DEFAULT_PARENT: &str = "/copepod-pods";
 
 /// Options of a test's node.
 #[derive(Debug, Clone, Default)]
@@ -132,7 +134,7 @@ impl Node {
 
     async fn spawn(&self, mut command: Command) -> Result<()> {
         let child = command.spawn().with_context(|| format!("start {}", self.bin.display()))?;
-        // Keep the command alive: it may hold descriptors of the test.
+        // Closes the test's descriptors that the command may hold: only the child has them now.
         drop(command);
         self.put(Some(child));
         wait::until("the daemon to answer", Duration::from_secs(15), || async {
@@ -246,7 +248,7 @@ impl Node {
         .await
     }
 
-    /// Removes everything by force, after a failure that the daemon could not clean up.
+    /// Kills and removes everything that the daemon could not clean up after a failure.
     pub(crate) fn raze(&self) {
         if self.foreign {
             return;
@@ -256,6 +258,7 @@ impl Node {
             drop(proc::signal(shim.pid, Signal::SIGKILL));
         }
         cgroup::destroy(SHIMS);
+        cgroup::destroy(DEFAULT_PARENT);
         cgroup::destroy(&crate::shapes::CGROUP_PARENT);
         if let Ok(pins) = fs::read_dir("/run/netns") {
             for pin in pins.flatten().filter(|p| p.file_name().to_string_lossy().starts_with("cni-")) {
@@ -275,8 +278,8 @@ impl Node {
     }
 }
 
-/// Cleans up after a node that failed to start or was not stopped. Shims are not known by node, so all are killed
-/// only when the last node is dropped.
+/// Cleans up after a node that failed to start or was not stopped. Nothing tells to which node a shim belongs, so shims
+/// are killed only when the last node is dropped, and then all of them.
 impl Drop for Node {
     fn drop(&mut self) {
         drop(self.kill9());

@@ -78,7 +78,7 @@ pub(crate) fn pss_kib(pid: u32) -> Result<u64> {
     Ok(line.trim().trim_end_matches(" kB").trim().parse()?)
 }
 
-/// Largest resident set that a process has had, in KiB (VmHWM).
+/// Peak of a process's resident set, in KiB (VmHWM).
 pub(crate) fn peak_kib(pid: u32) -> Result<u64> {
     let status = status(pid)?;
     Ok(status.get("VmHWM").context("no VmHWM")?.trim_end_matches(" kB").trim().parse()?)
@@ -89,7 +89,8 @@ pub(crate) fn threads(pid: u32) -> Result<usize> {
     Ok(fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("threads of {pid}"))?.count())
 }
 
-/// Whether this process has CAP_SYS_RESOURCE, without which nobody can lower an oom_score_adj.
+/// Whether this process has CAP_SYS_RESOURCE, without which an oom_score_adj cannot be set below the lowest value that
+/// a process with it has allowed.
 pub(crate) fn may_lower_oom_score() -> Result<bool> {
     let effective = status(std::process::id())?.get("CapEff").context("no CapEff")?.clone();
     Ok(u64::from_str_radix(&effective, 16)? >> 24 & 1 == 1)

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use cri_api::v1::{self as api, MountPropagation, NamespaceMode};
 
-/// Environment variable by which the outer process of a run, which removes its cgroups, names them.
+/// Environment variable with [`CGROUP_PARENT`]. The process outside of the namespaces chooses the name, because it removes
+/// the cgroups at the end; it passes it on in this variable.
 pub(crate) const CGROUP_VARIABLE: &str = "COPEPOD_TEST_CGROUPS";
 
 /// The parent cgroup of all pods of this run; no other run uses it.

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use crate::expect::ensure;
 
-/// Longest request head; a registry client's is below one KiB.
+/// Maximum size of a request's head in bytes; a registry client's is below one KiB.
 const MAX_HEAD: usize = 16 << 10;
 
 /// The listener; it stops on drop.

@@ -12,12 +12,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Longest time until a change without an event is noticed.
+/// Maximum time until a change without an event is noticed.
 const POLL_INTERVAL: Duration = Duration::from_secs(10);
-/// Files are written in pieces, so a reload waits until there was no event for this long.
+/// A file is written in several steps, so a reload waits until there was no event for this long.
 const SETTLE: Duration = Duration::from_millis(100);
-/// Upper limit of that wait, for a folder with constant changes.
-const SETTLE_MOST: Duration = Duration::from_secs(1);
+/// Maximum of that wait, for a folder that changes all the time. Also the pause after an error of the watch.
+const MAX_SETTLE: Duration = Duration::from_secs(1);
 /// Size of the buffer for events in bytes; one event has at most 272.
 const BUFFER: usize = 4096;
 
@@ -32,7 +32,7 @@ pub(crate) async fn follow<F: Future<Output = ()>>(conf_dir: PathBuf, reload: im
                     Ok(Ok(())) => settle(&mut watch).await,
                     Ok(Err(error)) => {
                         tracing::warn!(dir = %conf_dir.display(), %error, "lost the watch on the CNI folder");
-                        tokio::time::sleep(SETTLE_MOST).await;
+                        tokio::time::sleep(MAX_SETTLE).await;
                     }
                     Err(_) => {}
                 }
@@ -50,7 +50,7 @@ pub(crate) async fn follow<F: Future<Output = ()>>(conf_dir: PathBuf, reload: im
 async fn settle(watch: &mut Watch) {
     let quiet = async { while let Ok(Ok(())) = tokio::time::timeout(SETTLE, watch.changed()).await {} };
     // If changes do not stop, the wait ends anyway.
-    drop(tokio::time::timeout(SETTLE_MOST, quiet).await);
+    drop(tokio::time::timeout(MAX_SETTLE, quiet).await);
 }
 
 /// Only the fact that something changed matters, not what.
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn sees_a_folder_that_is_made_filled_removed_and_made_again() {
+    async fn sees_a_folder_that_is_created_filled_removed_and_created_again() {
         let base = tempfile::tempdir().unwrap();
         let dir = Arc::new(base.path().join("cni/net.d"));
         let (sender, mut seen) = mpsc::channel(64);

@@ -36,8 +36,8 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
 /// Network namespaces are pinned in this folder, because CNI agents mount it from the host and look there.
 const NETNS_DIR: &str = "/run/netns";
-/// Time limit for setting up one container's file systems and init. kubelet allows CreateContainer two
-/// minutes, so a hanging volume is reported, with the step that hangs, before kubelet gives up.
+/// Time limit for setting up one container's file systems and init. It is shorter than kubelet's limit for
+/// CreateContainer, two minutes, so that kubelet receives an error that names the step that hangs.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(100);
 
 /// Why the daemon could not start, or ended with an error.
@@ -77,9 +77,9 @@ pub enum Error {
     Server(#[from] service::Error),
 }
 
-/// Runs the daemon until it is told to stop. A reload reads `config` again from where `arguments` say.
+/// Runs the daemon until a signal stops it. A reload reads `config` again, from the files that `arguments` name.
 pub(crate) fn run(config: Config, arguments: Arguments) -> Result<(), Error> {
-    // Before the first thread, which is that of the log.
+    // Before the first thread is started, which is that of the log.
     sys::malloc::limit_arenas(ARENAS);
     telemetry::init(config.log)?;
     let print = std::panic::take_hook();
@@ -117,16 +117,19 @@ fn workers(single_threaded: bool) -> tokio::runtime::Builder {
     builder
 }
 
-/// Whether the worker threads can be started. tokio panics if it cannot start them, so as many threads are
-/// started first, all at once, and ended again.
+/// Tests whether the worker threads can be started: tokio panics if it cannot start them. Starts the same number of
+/// threads, all of which exist at the same time, and ends them.
+///
+/// # Errors
+/// The error of clone(2).
 fn can_start_workers() -> std::io::Result<()> {
-    let (release, held) = std::sync::mpsc::channel::<()>();
-    let held = std::sync::Mutex::new(held);
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let released = std::sync::Mutex::new(released);
     std::thread::scope(|scope| {
         // Dropped at the end or on the first error; then `recv` fails and all of these threads end.
         let _release = release;
         for _ in 0..WORKERS {
-            let wait = || drop(held.lock().map(|held| held.recv()));
+            let wait = || drop(released.lock().map(|released| released.recv()));
             std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, wait)?;
         }
         Ok(())
@@ -156,12 +159,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
         tracing::warn!(%error, "cannot start a thread for CNI; tried again when there is work");
     }
     let root = Root::new(layout.clone());
-    let checked = root.clone();
-    blocking(move || {
-        checked.check();
-        Ok(())
-    })
-    .await?;
+    let hung_check = root.check_in_time().await;
     let stats = Arc::new(StatsCache::new(StatsReader::new(cgroups.clone()), layout.clone()));
     let node = Node::open(NodeOptions {
         layout,
@@ -201,7 +199,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
         let cni = cni.clone();
         async move { reload_cni(&cni).await }
     }));
-    let probing = tokio::spawn(root.follow());
+    let probing = tokio::spawn(root.follow(hung_check));
     let trimming = tokio::spawn(memory::trim());
     let reloading = tokio::spawn(reloader.run(hangups));
     let streaming = tokio::spawn(streaming.serve(stopping.clone().wait()));
@@ -233,7 +231,7 @@ struct Prerequisites {
     pause_binary: PathBuf,
 }
 
-/// Checked in the order in which a fault is easiest to fix: host, binaries, folders, image store.
+/// Checks the host, the binaries, the folders and the image store, in this order: the first fault is the error.
 fn check_prerequisites(config: &Config) -> Result<Prerequisites, Error> {
     let cgroups = Cgroups::detect()?;
     let own = std::env::current_exe()
@@ -241,8 +239,8 @@ fn check_prerequisites(config: &Config) -> Result<Prerequisites, Error> {
     let shim_binary = config.binaries.shim(&own)?;
     let pause_binary = config.binaries.pause(&own)?;
     let layout = Layout::new(&config.root, &config.state)?;
-    // Leaked on purpose: threads of the lanes may write until the process ends, and only then may another daemon
-    // use the folders. The kernel releases the lock with the process.
+    // Leaked on purpose: threads of the lanes may write until the process ends, and another daemon must not use the
+    // folders before that. The kernel releases the lock when the process ends.
     let lock = Box::leak(Box::new(state::lock::acquire(&layout)?));
     let boot_id = state::boot::id()?;
     let mut options = image::Options::new(layout.images_dir(), &config.image.certs_dir);
@@ -251,7 +249,8 @@ fn check_prerequisites(config: &Config) -> Result<Prerequisites, Error> {
     Ok(Prerequisites { layout, lock, boot_id, images, cgroups, shim_binary, pause_binary })
 }
 
-/// Runs a blocking step of the start.
+/// Runs a blocking step of the start. There is no time limit: nothing can be served before it ends. If a disk hangs, the
+/// service manager's time limit for the start ends it.
 async fn blocking<T: Send + 'static>(
     step: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {

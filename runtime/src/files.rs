@@ -7,7 +7,7 @@ use state::{Layout, file};
 use std::io::Read as _;
 use std::path::Path;
 
-/// Largest host file that is copied, in bytes.
+/// Maximum number of bytes that are copied of a host file.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// Writes hostname, resolv.conf and hosts of a pod. Not synced: the pod does not survive a power loss either.
@@ -67,7 +67,7 @@ fn copy(path: &Path) -> Result<Vec<u8>, Error> {
     let read = std::fs::File::open(path).and_then(|file| file.take(MAX_BYTES).read_to_end(&mut bytes));
     match read {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::of(format!("copy {}", path.display()), &error))
+            Err(Error::of(format!("copy {}", path.display()), error))
         }
         _ => Ok(bytes),
     }

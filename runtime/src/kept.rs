@@ -1,5 +1,5 @@
-//! Objects whose records this build cannot use, because of a read error or because a later version wrote
-//! them. The pods and containers may be running, so they are listed as far as possible, every command on them
+//! Objects whose records this build cannot use: they cannot be read, are too large, or were written by a later version.
+//! The pods and containers may be running, so they are listed as far as possible, every command on them
 //! is refused with the reason, and nothing of them is changed: no file, process, cgroup or lease.
 
 use crate::clock::now;
@@ -36,7 +36,7 @@ pub(crate) fn pod(id: &PodId, path: &Path, why: &state::Error) -> KeptPod {
     let refusal = refusal(&format!("pod {id}"), why);
     let record = PodRecord {
         phase: PodPhase::Stopping,
-        message: refusal.message.clone(),
+        message: refusal.text(),
         ..PodRecord::new(
             id.clone(),
             PodConfig {
@@ -151,7 +151,7 @@ mod tests {
         assert_eq!(kept.record.phase, ContainerPhase::Unknown);
         assert_eq!(kept.record.pod, PodId::from_random([2; 32]));
         assert_eq!(kept.refusal.kind, ErrorKind::FailedPrecondition);
-        assert!(kept.refusal.message.contains("later version"), "{}", kept.refusal.message);
+        assert!(kept.refusal.text().contains("later version"), "{}", kept.refusal.text());
     }
 
     #[test]
@@ -166,6 +166,6 @@ mod tests {
         let kept = pod(&PodId::from_random([3; 32]), &path, &why);
         assert!(kept.record.created_at > 0);
         assert_eq!((kept.record.phase, kept.refusal.kind), (PodPhase::Stopping, ErrorKind::Unavailable));
-        assert_eq!(kept.record.message, kept.refusal.message);
+        assert_eq!(kept.record.message, kept.refusal.text());
     }
 }

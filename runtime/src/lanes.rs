@@ -2,23 +2,24 @@
 //!
 //! | lane | work | can hang on |
 //! | --- | --- | --- |
-//! | exec | plan and pipes of an exec | nothing: memory only |
-//! | kill | killing processes; removing cgroups, shims and network namespace pins | processes in D state, for a bounded time |
-//! | records | durable records and a pod's own files | the disk of `root` |
-//! | foreign | paths in requests: seccomp profiles, device nodes; the configuration | any file system of the node |
-//! | stats | cgroup files | nothing |
+//! | exec | plan and pipes of an exec; compiling RuntimeDefault | nothing: memory only |
+//! | kill | finding, signalling and killing processes; exit files; starting and removing shims; pause's cgroup and plan; removing cgroups; network namespace pins and sysctls | processes in D state, for a bounded time |
+//! | records | durable records and a pod's own files; checks of the durable folders; the cgroup of a container that is created or removed, in one piece of work with its files; what `restore` removes with a shim or a pod that has no record; the steps of the daemon's start | the disk of `root` |
+//! | foreign | paths in requests: seccomp profiles, device nodes; the configuration; the CNI folder | any file system of the node |
+//! | stats | cgroup files; a short wait for the first walk of writable layers; which security modules the host enforces; returning freed memory to the kernel | nothing |
 //!
 //! Images and CNI have their own lanes, in their crates. A pod whose work hangs uses up its share of one lane
 //! ([`pool::Size::max_per_owner`]) and nothing of the others: stop, kill and exec of every pod continue to work, and
-//! they need no new thread.
+//! they need no new thread. If the disk of `root` hangs, the records lane fills, and what needs it waits. Stops use it
+//! for records only, and do not wait for these longer than `pod::recorder` says.
 
 use crate::error::Error;
 use pool::{Lane, Size};
 use std::sync::LazyLock;
 
-/// Most entries in a queue. The server limits the number of calls (`service::server`), and each has one entry
-/// at a time; teardown has a few.
-const WAITING: usize = 4096;
+/// Maximum number of entries in the queue of a lane. The server limits the number of calls (`service::server`), and each
+/// call has one entry at a time; a teardown has a few.
+const MAX_QUEUED: usize = 4096;
 
 static EXEC: LazyLock<Lane> = LazyLock::new(|| lane("exec", 1, 8, 4));
 static KILL: LazyLock<Lane> = LazyLock::new(|| lane("kill", 2, 32, 4));
@@ -27,7 +28,7 @@ static FOREIGN: LazyLock<Lane> = LazyLock::new(|| lane("foreign", 1, 32, 4));
 static STATS: LazyLock<Lane> = LazyLock::new(|| lane("stats", 1, 4, 4));
 
 fn lane(name: &'static str, kept_threads: usize, max_threads: usize, max_per_owner: usize) -> Lane {
-    Lane::new(Size { name, kept_threads, max_threads, max_per_owner, max_queued: WAITING })
+    Lane::new(Size { name, kept_threads, max_threads, max_per_owner, max_queued: MAX_QUEUED })
 }
 
 /// For execs.
@@ -59,8 +60,8 @@ fn all() -> [&'static Lane; 6] {
     [exec(), kill(), records(), foreign(), stats(), image::ImageStore::lane()]
 }
 
-/// Starts the kept threads. `single_threaded` means that the process could not start any: then a caller does
-/// its work itself until threads can be started.
+/// Starts the threads that each lane keeps. `single_threaded` means that the process could not start any: then a caller
+/// does its work itself until threads can be started.
 pub(crate) fn start(single_threaded: bool) {
     for lane in all() {
         if single_threaded {

@@ -10,13 +10,12 @@ const SETTLE: Duration = Duration::from_secs(1);
 
 static FREED: Notify = Notify::const_new();
 
-/// Must be called when something large was or will soon be freed.
+/// Must be called when a large object was freed or will soon be freed.
 pub(crate) fn freed() {
     FREED.notify_one();
 }
 
-/// Returns memory to the kernel once the daemon is idle, for the first time after its start. Runs until dropped; uses
-/// no time while nothing large happens.
+/// Returns memory to the kernel a while after the start and after each call of [`freed`]. Runs until dropped.
 pub(crate) async fn trim() {
     freed();
     loop {

@@ -1,5 +1,5 @@
-//! Pins of network namespaces: a bind mount that CNI plugins and others open by path, and that keeps the
-//! namespace until DEL is done. It is our only mount that the host sees. Blocking.
+//! Pins of network namespaces: a bind mount through which CNI plugins and others open the namespace by path, and which
+//! keeps it until DEL has run. It is the only mount of a pod in the host's mount table. Blocking.
 
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use std::fs;

@@ -15,7 +15,9 @@ use streaming::remote::Streams;
 
 pub(crate) use sessions::{Attach, Exec, PodNetwork};
 
-pub(crate) use crate::pod::{ContainerView, ExecOutput, NodeOptions, PodView};
+pub(crate) use crate::pod::{
+    ContainerView, Event, EventKind, Events, ExecOutput, NodeOptions, PodView, PodWithContainers,
+};
 
 /// The pods and containers of this machine. Clones share one node.
 #[derive(Debug, Clone)]
@@ -51,6 +53,27 @@ impl Node {
     /// NotFound; InvalidArgument if several ids have the prefix.
     pub(crate) fn pod(&self, id: &str) -> Result<Arc<PodView>, Error> {
         self.0.registry.published().pod(id)
+    }
+
+    /// The pod with this id or unique prefix, and its containers, all at one time. Does not block.
+    ///
+    /// # Errors
+    /// As [`Self::pod`].
+    pub(crate) fn pod_with_containers(&self, id: &str) -> Result<PodWithContainers, Error> {
+        self.0.registry.published().pod_with_containers(id)
+    }
+
+    /// Subscribes to the events of all pods and containers, from now on.
+    ///
+    /// # Errors
+    /// ResourceExhausted if there are too many subscribers; Unavailable if the daemon is stopping.
+    pub(crate) fn subscribe(&self) -> Result<Events, Error> {
+        self.0.registry.published().subscribe()
+    }
+
+    /// Ends all subscriptions, so that the server can stop.
+    pub(crate) fn end_events(&self) {
+        self.0.registry.published().end_events();
     }
 
     /// All containers by creation time. Does not block.

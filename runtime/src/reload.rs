@@ -65,7 +65,7 @@ impl Reloader {
                 for fault in &faults {
                     tracing::error!(%fault, "fault in the configuration");
                 }
-                Err(format!("{} faults", faults.len()))
+                Err(format!("faults in the configuration: {}", faults.len()))
             }
             Ok(Ok(Err(error))) => Err(with_causes(&error)),
             Ok(Err(error)) => Err(with_causes(&error)),

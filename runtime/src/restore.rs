@@ -2,13 +2,13 @@
 //! once. Then each pod's driver connects to its shim and applies its part of the plan (`model::reconcile`). What belongs
 //! to no record is removed meanwhile.
 
-use crate::error::Error;
+mod strays;
+
+use crate::error::{Error, with_causes};
 use crate::kept::{self, KeptContainer, KeptPod};
 use crate::netns;
 use crate::pod::context::blocking;
-use crate::pod::{Context, Registry, adopt, containers};
-use crate::shims::dial::{Dialled, dial};
-use crate::shims::spawn;
+use crate::pod::{Context, Registry, adopt};
 use model::{ContainerId, ContainerRecord, PodId, PodRecord};
 use serde::de::DeserializeOwned;
 use state::Layout;
@@ -16,12 +16,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use wire::{Request, Snapshot};
+use strays::Strays;
 
-/// Time limit for the hello of a shim without a record.
-const GREETING: Duration = Duration::from_secs(3);
-/// Time limit for such a shim to stop its processes.
-const STOP: Duration = Duration::from_secs(10);
+/// Pause before the daemon tries again to remove the containers of [`Strays`] that it could not remove, for example
+/// because a process has survived SIGKILL.
+const AGAIN: Duration = Duration::from_secs(60);
 
 /// The records that were read.
 #[derive(Debug, Default)]
@@ -35,20 +34,8 @@ struct Records {
     strays: Strays,
 }
 
-/// What has no record, and is removed.
-#[derive(Debug, Default)]
-struct Strays {
-    /// Shims whose pods have no record.
-    shims: Vec<PodId>,
-    /// Containers whose pods have no record.
-    containers: Vec<ContainerRecord>,
-    /// Pods whose folders have no record.
-    pod_dirs: Vec<PodId>,
-    /// Containers whose folders have no record.
-    container_dirs: Vec<ContainerId>,
-}
-
-/// The ids of all objects that have a record, usable or not.
+/// The ids of all objects whose leases stay. They include the containers that are being removed because they or their pods
+/// have no record: the lease of such a container is released after its processes have ended.
 struct Known {
     pods: BTreeSet<PodId>,
     containers: BTreeSet<ContainerId>,
@@ -58,7 +45,8 @@ impl Known {
     fn of(records: &Records) -> Self {
         let pods = records.pods.iter().map(|(record, _)| &record.id).chain(records.kept_pods.keys());
         let kept = records.kept_containers.iter().map(|container| &container.record);
-        let containers = records.containers.values().flatten().chain(kept).map(|record| &record.id);
+        let recorded = records.containers.values().flatten().chain(kept).map(|record| &record.id);
+        let containers = recorded.chain(records.strays.container_ids());
         Self { pods: pods.cloned().collect(), containers: containers.cloned().collect() }
     }
 }
@@ -68,14 +56,16 @@ pub(crate) async fn restore(context: &Arc<Context>, registry: &Arc<Registry>) ->
     let (layout, boot_id) = (context.layout.clone(), context.boot_id.clone());
     let mut records = blocking("read the records", move || read(&layout, &boot_id)).await?;
     let known = Known::of(&records);
-    tracing::info!(pods = known.pods.len(), containers = known.containers.len(), "records read");
+    let mut strays = std::mem::take(&mut records.strays);
+    let containers = known.containers.len() - strays.container_ids().count();
+    tracing::info!(pods = known.pods.len(), containers, "records read");
     // Before any driver starts, because a driver kills the containers of its shim that are not known.
     for pod in records.kept_pods.values() {
-        tracing::error!("{}", pod.refusal.message);
+        tracing::error!("{}", pod.refusal.text());
         registry.keep_pod(pod);
     }
     for container in &records.kept_containers {
-        tracing::error!("{}", container.refusal.message);
+        tracing::error!("{}", container.refusal.text());
         registry.keep_container(container);
     }
     for (record, same_boot) in records.pods {
@@ -86,20 +76,27 @@ pub(crate) async fn restore(context: &Arc<Context>, registry: &Arc<Registry>) ->
     // Listed before the first call is served, so that no lease of a new object is among them.
     let image_leases = context.images.lease_owners();
     let network_leases = context.cni.leases().await;
-    let (context, held) = (Arc::clone(context), registry.hold());
+    let (context, mut held) = (Arc::clone(context), registry.hold());
     tokio::spawn(async move {
-        let _held = held;
-        remove_strays(&context, &records.strays).await;
+        strays.remove(&context).await;
         release_images(&context, image_leases, &known).await;
         match network_leases {
             Ok(pods) => release_networks(&context, pods, &known).await,
-            Err(error) => tracing::warn!(%error, "cannot list CNI leases"),
+            Err(error) => tracing::warn!(error = %with_causes(&error), "cannot list CNI leases"),
+        }
+        while !strays.has_no_container() {
+            tokio::select! {
+                // The daemon is stopping; the next start continues.
+                _ = held.changed() => return,
+                () = tokio::time::sleep(AGAIN) => strays.remove_containers(&context).await,
+            }
         }
     });
     Ok(())
 }
 
-/// Reads every record. A damaged one is set aside, and its object is lost; the object of one that cannot be used is kept.
+/// Reads every record. A damaged record is set aside, and its object is then one without a record: [`Strays`] stops and
+/// removes it. If a record cannot be read, is too large or was written by a later version, its object is kept (`kept`).
 /// Blocking.
 ///
 /// # Errors
@@ -162,90 +159,16 @@ fn load<T: DeserializeOwned>(
     }
 }
 
-/// Stops and removes what has no record. Errors are logged, and the next start tries again.
-async fn remove_strays(context: &Arc<Context>, strays: &Strays) {
-    for pod in &strays.shims {
-        remove_shim(context, pod).await;
-    }
-    for record in &strays.containers {
-        remove_container(context, record).await;
-    }
-    let pods = strays.pod_dirs.iter().map(|id| context.layout.pod_dir(id));
-    let containers = strays.container_dirs.iter().map(|id| context.layout.container_dir(id));
-    for dir in pods.chain(containers) {
-        let (removed, trash) = (dir.clone(), context.trash.clone());
-        let remove = move || Ok(state::file::discard_dir(&removed, &trash, ())?);
-        if let Err(error) = blocking("remove a folder", remove).await {
-            tracing::warn!(dir = %dir.display(), %error, "cannot remove a folder without a record");
-        }
-    }
-}
-
-/// Stops a shim without a record, kills its processes and removes its cgroups.
-async fn remove_shim(context: &Arc<Context>, pod: &PodId) {
-    tracing::warn!(%pod, "stopping a shim without a record");
-    let connection = match dial(&context.layout, pod, 0, GREETING).await {
-        Dialled::Connected(connection) => Some(connection),
-        Dialled::Gone | Dialled::Silent(_) => None,
-    };
-    let mut pids = Vec::new();
-    for entry in connection.iter().flat_map(|connection| &connection.snapshot) {
-        if let Snapshot::Pause { pid, .. } | Snapshot::Container { pid, .. } = entry {
-            pids.push(*pid);
-        }
-    }
-    // Before the stop, because only living processes show the paths of their cgroups.
-    let leaves = blocking("find the cgroups of a shim", move || Ok(leaves(&pids))).await.unwrap_or_default();
-    if let Some(connection) = connection
-        && let Err(error) = connection.client.done("the pod's stop", Request::StopPod, STOP).await
-    {
-        tracing::warn!(%pod, %error, "a shim without a record did not stop its pod");
-    }
-    let (shared, id) = (Arc::clone(context), pod.clone());
-    let removed = blocking("remove a shim", move || {
-        let mut errors = Vec::new();
-        for leaf in &leaves {
-            errors.extend(shared.cgroups.kill_all(leaf).err().map(Error::from));
-        }
-        errors.extend(spawn::remove(&shared.layout, &shared.cgroups, &id).err());
-        for leaf in &leaves {
-            errors.extend(shared.cgroups.remove(leaf).err().map(Error::from));
-        }
-        let gone = shared.cgroups.remove_pod(&model::PodConfig::default(), &id);
-        errors.extend(gone.err().map(Error::from));
-        Error::gathered(errors)
-    });
-    if let Err(error) = removed.await {
-        tracing::warn!(%pod, %error, "cannot remove a shim without a record");
-    }
-}
-
-/// Removes a container whose pod has no record, and the cgroup of that pod's pause.
-async fn remove_container(context: &Arc<Context>, record: &ContainerRecord) {
-    tracing::warn!(container = %record.id, pod = %record.pod, "removing a container without a pod");
-    for error in containers::undo_create(context, None, record).await {
-        tracing::warn!(container = %record.id, %error, "cannot remove a container without a pod");
-    }
-    // No record and no shim has the path of pause's cgroup, but it is beside the container's.
-    if let Some((parent, _)) = record.cgroup.rsplit_once('/') {
-        let (cgroups, leaf) = (context.cgroups.clone(), crate::cgroups::leaf_path(parent, &record.pod));
-        let removed = blocking("remove pause's cgroup", move || {
-            cgroups.kill_all(&leaf)?;
-            Ok(cgroups.remove(&leaf)?)
-        });
-        if let Err(error) = removed.await {
-            tracing::warn!(pod = %record.pod, %error, "cannot remove the cgroup of a lost pod");
-        }
-    }
-}
-
 /// Releases the image leases of containers that have no record.
 async fn release_images(context: &Context, leases: Vec<String>, known: &Known) {
     let is_known = |owner: &str| owner.parse().is_ok_and(|id| known.containers.contains(&id));
     for owner in leases.into_iter().filter(|owner| !is_known(owner)) {
         if let Err(error) = context.images.release(&owner).await {
-            let error = crate::error::with_causes(&error);
-            tracing::warn!(owner, error, "cannot release an image lease without an owner");
+            tracing::warn!(
+                owner,
+                error = with_causes(&error),
+                "cannot release an image lease without an owner"
+            );
         }
     }
 }
@@ -256,31 +179,18 @@ async fn release_networks(context: &Context, pods: Vec<PodId>, known: &Known) {
         let pin = netns::path(&context.netns_dir, &pod);
         match context.cni.del(&pod, Some(&pin)).await {
             Ok(()) => unpin(&pin).await,
-            Err(error) => tracing::warn!(%pod, %error, "cannot release the network of an unknown pod"),
-        }
-    }
-}
-
-/// The leaf cgroups of these processes. A process may be in any cgroup, but only ours are named by an id. Blocking.
-fn leaves(pids: &[u32]) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    for pid in pids.iter().filter(|pid| **pid != 0) {
-        let Ok(text) = std::fs::read_to_string(format!("/proc/{pid}/cgroup")) else { continue };
-        for path in text.lines().filter_map(|line| line.splitn(3, ':').nth(2)) {
-            let name = path.rsplit('/').next().unwrap_or_default();
-            if name.parse::<ContainerId>().is_ok() && !path.starts_with(crate::cgroups::SHIM_ROOT) {
-                found.insert(path.to_owned());
+            Err(error) => {
+                tracing::warn!(%pod, error = %with_causes(&error), "cannot release the network of an unknown pod")
             }
         }
     }
-    found
 }
 
 async fn unpin(pin: &Path) {
     let path = pin.to_owned();
-    let removed = blocking("unpin", move || netns::unpin(&path).map_err(|error| Error::of("unpin", &error)));
+    let removed = blocking("unpin", move || netns::unpin(&path).map_err(|error| Error::of("unpin", error)));
     if let Err(error) = removed.await {
-        tracing::warn!(pin = %pin.display(), %error, "cannot remove a network namespace pin without a pod");
+        tracing::warn!(pin = %pin.display(), error = %error.text(), "cannot remove a network namespace pin without a pod");
     }
 }
 

@@ -14,17 +14,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sys::seccomp::{ARCHITECTURE, NUMBER, allow_each, jump_equal, load};
 use wire::SeccompProgram;
 
-/// Most cached programs, of some 11 KiB each: the default for a handful of capability sets, and the Localhost
-/// profiles of a node.
+/// Maximum number of cached programs, of some 11 KiB each: those of RuntimeDefault for a few sets of capabilities, and
+/// those of the Localhost profiles of a node.
 const MAX_CACHED: usize = 32;
-/// Largest Localhost profile in bytes. Docker's own has 13 KB.
+/// Maximum size of a Localhost profile in bytes. Docker's default profile has 13 KB.
 const MAX_PROFILE: u64 = 1 << 20;
-/// Most instructions of a filter (BPF_MAXINSNS).
+/// Maximum number of instructions of a filter (BPF_MAXINSNS).
 const MAX_INSTRUCTIONS: usize = 4096;
 /// Bytes of an instruction (`struct sock_filter`).
 const INSTRUCTION: usize = 8;
-/// x86-64 system calls, by number, that libseccomp 2.5 does not know and that must not fail: the kernel
-/// inserts them into programs with return probes.
+/// x86-64 system calls, with their numbers, that libseccomp 2.5 does not know and that must not fail: the kernel
+/// inserts them into processes with uprobes.
 const UNKNOWN_TO_LIBSECCOMP: [(&str, u32); 2] = [("uretprobe", 335), ("uprobe", 336)];
 /// libseccomp's optimisation with a binary tree: loading takes 0.45 ms instead of 1.2 ms.
 const BINARY_TREE: u32 = 2;

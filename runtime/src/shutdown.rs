@@ -1,17 +1,17 @@
 //! Stopping the daemon: SIGTERM or SIGINT starts a graceful stop, running calls get a bounded time, and pods
-//! keep running. Signals that are sent for other purposes and whose default would end the daemon are ignored.
+//! keep running. Signals that are sent for other purposes and whose default action would end the daemon are ignored.
 
 use std::future::Future;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-/// Time limit for running calls after the signal. It is shorter than any service manager's (systemd: 90 s);
-/// what does not end in time is finished or undone by the next start.
+/// Time limit for running calls after the signal. It must be shorter than the service manager's limit for the stop
+/// (TimeoutStopSec=30 in the packaged unit). What does not end in time is completed or undone by the next start.
 pub(crate) const DRAIN: Duration = Duration::from_secs(10);
 
-/// Signals that would end the daemon by default, although their senders mean something else, such as another daemon's
-/// "dump your state". SIGHUP reloads the configuration (`reload`).
+/// Signals whose default action would end the daemon. Operators may send them, because other daemons use them, for example
+/// to write their state to the log. SIGHUP reloads the configuration (`reload`).
 const IGNORED: [(SignalKind, &str); 3] = [
     (SignalKind::user_defined1(), "SIGUSR1"),
     (SignalKind::user_defined2(), "SIGUSR2"),
@@ -65,7 +65,7 @@ impl Shutdown {
 }
 
 /// Runs `serving` until it ends, but at most for `drain` after `stopping` has resolved. Returns `None` if it was
-/// cut off.
+/// cancelled.
 pub(crate) async fn bounded<T>(
     serving: impl Future<Output = T>,
     stopping: Shutdown,

@@ -1,7 +1,8 @@
-//! Stats of containers, read from their cgroup files by the daemon itself; no shim is asked. Blocking, but
-//! only for reads of kernel files: writable layers are walked separately ([`StatsReader::refresh_stale`]).
+//! Stats of containers. The daemon reads the cgroup files itself, without the shims. Blocking, but only for reads of
+//! kernel files: writable layers are walked separately ([`StatsReader::refresh_stale`]).
 //!
-//! Files stay open while a container exists and are read with pread(2), six or seven calls per container.
+//! Files stay open while a container exists and are read with pread(2), six calls per container (seven if memory.stat has
+//! 4 KiB or more).
 
 use crate::cgroups::Cgroups;
 use crate::clock::now;
@@ -16,19 +17,19 @@ use std::time::{Duration, Instant};
 
 mod parse;
 
-/// Shortest time between the two samples of a CPU rate. kubelet asks every ten seconds; other clients may ask
+/// Minimum time between the two samples of a CPU rate. kubelet requests stats every ten seconds; other clients may do so
 /// more often.
 const SAMPLE: Duration = Duration::from_secs(1);
 /// Age at which a writable layer is walked again: half of kubelet's ten seconds between two requests.
 const USAGE_AGE: Duration = Duration::from_secs(5);
-/// After a walk, a layer is not walked again for this many times the walk's duration: so the walks of one layer use
+/// After a walk, a layer is not walked again for this many times the walk's duration, so that the walks of one layer use
 /// at most a hundredth of one core.
 const WALK_PAUSE: u32 = 100;
-/// Longest walk of one layer. If it is cut off, the values are a lower bound.
+/// Time limit for the walk of one layer. If it is reached, the values are a lower bound.
 const MAX_WALK: Duration = Duration::from_secs(30);
-/// Most containers: a guard against leaks, far above the size of any node.
+/// Maximum number of attached containers: a guard against leaks, far above the size of any node.
 const MAX_CONTAINERS: usize = 16_384;
-/// Largest cgroup file that is read, in bytes. memory.stat has 2 KB.
+/// Maximum size in bytes of a cgroup file that is read. memory.stat has 2 KB.
 const MAX_FILE: usize = 16 << 10;
 
 /// Why there are no stats.
@@ -74,7 +75,7 @@ pub(crate) struct Memory {
     pub timestamp: i64,
     /// Working set: bytes in use without those of inactive files, never below 0.
     pub working_set_bytes: u64,
-    /// Bytes that the working set may still grow to the limit; `None` without a limit.
+    /// Bytes by which the working set may grow until it reaches the limit; `None` without a limit.
     pub available_bytes: Option<u64>,
     /// Bytes in use.
     pub usage_bytes: u64,
@@ -253,9 +254,9 @@ impl StatsReader {
         lock(&self.entries).values().any(|entry| lock(&entry.layer).is_stale(at))
     }
 
-    /// Walks the outdated writable layers (older than five seconds, or than a hundred times the walk's
-    /// duration), oldest first, until `limit` has passed and the current walk has ended. Returns true if none
-    /// is left. Slow: call it in the background, one call at a time.
+    /// Walks the outdated writable layers, oldest first, until `limit` has passed and the current walk has ended. A layer
+    /// is outdated five seconds after its last walk, or later if that walk was long: after a hundred times its duration.
+    /// Returns true if none is left. Slow: call it in the background, one call at a time.
     pub(crate) fn refresh_stale(&self, limit: Duration) -> bool {
         let start = Instant::now();
         let mut stale: Vec<(Option<Instant>, Arc<Entry>)> = lock(&self.entries)
@@ -369,9 +370,9 @@ impl Sample {
     }
 }
 
-/// Reads a kernel file from its beginning, even if it was read before. A cgroup file is one record of a seq_file: a
-/// read with room to spare got all of it. A second read would have the kernel write the whole text again to find
-/// its end.
+/// Reads a kernel file from its beginning, even if it was read before. A cgroup file is one record of a seq_file, so a
+/// read that returns less than the buffer's size returned all of it. A second read, to find the end, would make the
+/// kernel format the whole text again.
 fn read_whole(file: &File) -> io::Result<String> {
     let mut bytes = vec![0; 4096];
     loop {

@@ -15,9 +15,9 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, Registry, reload};
 
-/// Our own crates. Libraries log too much at `debug` (every HTTP/2 frame): unless the level is `trace`, only their
+/// Our crates that log. Libraries log too much at `debug` (every HTTP/2 frame): unless the level is `trace`, only their
 /// warnings and errors are logged.
-const OURS: [&str; 6] = ["runtime", "image", "network", "state", "spec", "sys"];
+const OURS: [&str; 3] = ["runtime", "image", "network"];
 
 /// The filter that [`init`] installed, for [`set_level`].
 static LEVEL: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();

@@ -1,4 +1,4 @@
-//! Arrows between the modules of one folder, and the circles that they make.
+//! The graph of imports between the modules of one folder (arrows), and its cycles (circles).
 //!
 //! A module and the modules inside it may use each other, and so may a crate's root file and its modules. Modules side
 //! by side may not, at any depth. A name that a module re-exports from inside it counts as a use of its origin.

@@ -1,4 +1,4 @@
-//! Fails where modules of one crate use each other, directly or in a longer circle.
+//! Fails on cyclic imports (circles): modules of one crate that use each other, directly or through others.
 //!
 //! ```text
 //! crate's root file ── scan ──► arrows (who names whom, in which line) ── graph ──► circles

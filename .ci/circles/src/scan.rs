@@ -1,8 +1,8 @@
 //! Reads a crate's modules from its root file on, and which of them each names.
 //!
-//! Modules are found by their declarations, so that code that only tests compile (`#[cfg(test)]`) is left out. Names are
-//! taken from tokens, not from items, so that the arguments of macros count too. Paths count that begin with `crate`,
-//! `super` or `self`, or with a child of the module in which they are written.
+//! Modules are found by their declarations, so that code that only tests compile (`#[cfg(test)]`) is left out. Paths
+//! are read from tokens, not from items, so that the arguments of macros count too. Those paths count that begin with
+//! `crate`, `super`, `self` or a child of the module in which they are written.
 
 use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
 use std::collections::BTreeSet;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// Names of modules from the crate's root on; empty for the root itself.
 pub(crate) type Module = Vec<String>;
 
-/// A crate as it was read.
+/// The modules of a crate and the paths in them.
 #[derive(Debug, Default)]
 pub(crate) struct Scan {
     /// Folder of the root file.
@@ -153,7 +153,7 @@ impl Reader<'_> {
         file(self.scan, module, &path, &folder)
     }
 
-    /// Notes the path that begins at `at` and answers with the index behind it; `None` where none of ours begins.
+    /// Records the path that begins at `at` and returns the index after it; `None` if no path of ours begins there.
     fn path(&mut self, tokens: &[TokenTree], at: usize, children: &BTreeSet<String>) -> Option<usize> {
         let first = word(tokens.get(at))?;
         let follows = is_colons(tokens, at + 1);
@@ -173,7 +173,7 @@ impl Reader<'_> {
         Some(self.rest(tokens, at + 1, path))
     }
 
-    /// The part of a path behind its beginning; `at` stands on its `::`.
+    /// The rest of a path after its first name; `at` is the index of its `::`.
     fn rest(&mut self, tokens: &[TokenTree], mut at: usize, mut path: Vec<String>) -> usize {
         let line = |at: usize| tokens.get(at).map_or(0, |token| token.span().start().line);
         let begun = line(at);
@@ -198,7 +198,7 @@ impl Reader<'_> {
         at
     }
 
-    /// `{a, b::c, d::{e, f}}` behind `path`.
+    /// `{a, b::c, d::{e, f}}` after `path`.
     fn list(&mut self, group: &Group, path: &[String]) {
         let tokens: Vec<TokenTree> = group.stream().into_iter().collect();
         let mut at = 0;
@@ -226,7 +226,7 @@ impl Reader<'_> {
     }
 }
 
-/// Modules that `tokens` declare, those of tests left out.
+/// Modules that `tokens` declare, without those of tests.
 fn declared(tokens: &[TokenTree]) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     let mut at = 0;
@@ -243,7 +243,7 @@ fn declared(tokens: &[TokenTree]) -> BTreeSet<String> {
     names
 }
 
-/// The index behind the item (or field, arm, statement) that the attributes from `at` on belong to.
+/// The index after the item (or field, arm, statement) that the attributes from `at` on belong to.
 fn item_end(tokens: &[TokenTree], mut at: usize) -> usize {
     while attribute(tokens, at).is_some() {
         at += 2;
@@ -278,7 +278,7 @@ fn attribute(tokens: &[TokenTree], at: usize) -> Option<&Group> {
     }
 }
 
-/// `cfg(test)` or `cfg(all(test, …))`; what is compiled without tests as well is not.
+/// `cfg(test)` or `cfg(all(test, …))`, not what is compiled without tests as well.
 fn is_test(attribute: &Group) -> bool {
     let text = attribute.stream().to_string();
     let words: Vec<&str> = text.split(|c: char| !c.is_alphanumeric() && c != '_').collect();

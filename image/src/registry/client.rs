@@ -178,7 +178,7 @@ impl Registry {
                 if let Some(wanted) = expected.copied().or_else(|| Digest::parse(&claimed))
                     && wanted != digest
                 {
-                    return Err(Fault::Final(format!(
+                    return Err(Fault::Corrupt(format!(
                         "the digest of the content is {digest} instead of {wanted}"
                     )));
                 }
@@ -240,7 +240,7 @@ impl Registry {
         endpoint: &Endpoint,
         refused: Option<(Option<HeaderValue>, Challenge)>,
     ) -> Result<Option<HeaderValue>, Fault> {
-        // Held during the token request, so that parallel layers request one token.
+        // Locked during the token request, so that parallel layers request one token.
         let mut current = endpoint.authorization.lock().await;
         let Some((sent, challenge)) = refused else { return Ok(current.clone()) };
         // A parallel request has authenticated since.
@@ -343,7 +343,7 @@ impl Registry {
         let mut bytes = BytesMut::new();
         while let Some(part) = self.next_part(&mut body).await? {
             if bytes.len() as u64 + part.len() as u64 > limit {
-                return Err(Fault::Final(format!("the response exceeds {limit} bytes")));
+                return Err(Fault::Corrupt(format!("the response exceeds {limit} bytes")));
             }
             bytes.extend_from_slice(&part);
         }

@@ -1,10 +1,19 @@
 //! Parses `hosts.toml`, containerd's format for the hosts that serve a registry. Pure: accesses no file.
-//! Unknown keys are ignored.
+//! Unknown keys are ignored, as containerd does, and returned.
 
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+/// Keys outside of the settings.
+const OUTER_KEYS: [&str; 2] = ["server", "host"];
+/// Keys of [`Settings`].
+const SETTINGS_KEYS: [&str; 6] = ["capabilities", "skip_verify", "ca", "client", "override_path", "header"];
+/// Maximum number of unknown keys that are returned, and of characters of each.
+const MAX_UNKNOWN: usize = 16;
+const MAX_KEY: usize = 200;
 
 /// What is wrong with a `hosts.toml`.
 #[derive(Debug, thiserror::Error)]
@@ -44,9 +53,11 @@ pub(super) struct HostsFile {
     pub(super) own: Settings,
     /// URL and settings of each mirror, in the order of the file.
     pub(super) mirrors: Vec<(String, Settings)>,
+    /// The first [`MAX_UNKNOWN`] keys that are ignored, with the host that they belong to.
+    pub(super) unknown: Vec<String>,
 }
 
-/// Settings of one host.
+/// Settings of one host; [`SETTINGS_KEYS`] lists the same keys.
 #[derive(Deserialize)]
 pub(super) struct Settings {
     pub(super) capabilities: Option<Vec<String>>,
@@ -80,7 +91,7 @@ impl<T> OneOrMany<T> {
 #[derive(Deserialize)]
 #[serde(untagged)]
 pub(super) enum Client {
-    /// One file that holds certificate and key.
+    /// One file with certificate and key.
     Combined(PathBuf),
     /// Certificate and key. A pair without a key, or with an empty one, is a combined file.
     Pair(Vec<PathBuf>),
@@ -108,6 +119,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<HostsFile, Problem> {
     if let Some(error) = errors.first() {
         return Err(wrong(error));
     }
+    let unknown = unknown_keys(&table);
     // Both types ignore the keys of the other.
     let deserializer = |table| toml::Deserializer::from(Spanned::new(0..0, table));
     let own = Settings::deserialize(deserializer(table.clone())).map_err(|error| wrong(&error))?;
@@ -115,5 +127,24 @@ pub(super) fn parse(bytes: &[u8]) -> Result<HostsFile, Problem> {
     let mut mirrors: Vec<_> = hosts.host.into_iter().collect();
     mirrors.sort_by_key(|(url, _)| url.span().start);
     let mirrors = mirrors.into_iter().map(|(url, settings)| (url.into_inner(), settings)).collect();
-    Ok(HostsFile { server: hosts.server, own, mirrors })
+    Ok(HostsFile { server: hosts.server, own, mirrors, unknown })
+}
+
+/// The keys that neither type knows.
+fn unknown_keys(table: &DeTable<'_>) -> Vec<String> {
+    let unknown_in = |table: &DeTable<'_>, known: &[&str]| -> Vec<String> {
+        let keys = table.keys().map(|key| key.get_ref().to_string());
+        keys.filter(|key| !known.contains(&key.as_str())).collect()
+    };
+    let mut unknown = unknown_in(table, &[&OUTER_KEYS[..], &SETTINGS_KEYS[..]].concat());
+    if let Some(DeValue::Table(hosts)) = table.get("host").map(Spanned::get_ref) {
+        for (url, settings) in hosts {
+            if let DeValue::Table(settings) = settings.get_ref() {
+                let keys = unknown_in(settings, &SETTINGS_KEYS);
+                unknown.extend(keys.iter().map(|key| format!("{key} of host {}", url.get_ref())));
+            }
+        }
+    }
+    unknown.truncate(MAX_UNKNOWN);
+    unknown.iter().map(|key| key.chars().take(MAX_KEY).collect()).collect()
 }

@@ -2,10 +2,10 @@
 //!
 //! The folder of a registry with a port is `<host>_<port>_` or `<host>:<port>`, that of a registry without one is
 //! `<host>`; if there is none, it is `_default`. The mirrors of `hosts.toml` are asked in the order of the file, the
-//! `server` last. A folder without `hosts.toml` may hold CA certificates as `*.crt`, and client certificates as
+//! `server` last. A folder without `hosts.toml` may have CA certificates as `*.crt`, and client certificates as
 //! `*.cert` with `*.key`.
 
-use super::hosts_file::{self, Client, OneOrMany, Problem, Settings};
+use super::hosts_file::{self, Client, HostsFile, OneOrMany, Problem, Settings};
 use super::tls::Tls;
 use crate::error::{Error, Result};
 use hyper::Uri;
@@ -31,7 +31,7 @@ pub(crate) struct Host {
     pub(crate) pull: bool,
     /// Capability `resolve`: serves manifests by tag.
     pub(crate) resolve: bool,
-    /// Headers for this host only; they may hold credentials.
+    /// Headers for this host only; they may contain credentials.
     pub(crate) headers: Headers,
     pub(crate) tls: Tls,
 }
@@ -54,7 +54,16 @@ pub(crate) fn hosts(certs_dir: &Path, registry: &str) -> Result<Vec<Host>> {
     };
     let path = folder.join("hosts.toml");
     match sys::beneath::regular(&path).and_then(|file| sys::file::read_capped(file, MAX_FILE)) {
-        Ok(bytes) => configured(&bytes, registry, &folder).map_err(Error::configuration(&path)),
+        Ok(bytes) => {
+            let parsed = hosts_file::parse(&bytes);
+            if let Ok(HostsFile { unknown, .. }) = &parsed
+                && !unknown.is_empty()
+            {
+                tracing::warn!(path = %path.display(), keys = ?unknown, "unknown keys of a registry configuration are ignored");
+            }
+            let configured = parsed.and_then(|file| configured(file, registry, &folder));
+            configured.map_err(Error::configuration(&path))
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let mut host = Host::of_registry(registry);
             host.tls = Tls::of_folder(&folder)?;
@@ -68,8 +77,7 @@ pub(crate) fn hosts(certs_dir: &Path, registry: &str) -> Result<Vec<Host>> {
 }
 
 /// The hosts of a `hosts.toml` in `folder`.
-fn configured(file: &[u8], registry: &str, folder: &Path) -> Result<Vec<Host>, Problem> {
-    let file = hosts_file::parse(file)?;
+fn configured(file: HostsFile, registry: &str, folder: &Path) -> Result<Vec<Host>, Problem> {
     let mut hosts = Vec::new();
     for (url, settings) in file.mirrors {
         hosts.push(Host::at(&url, settings.override_path)?.configure(settings, folder)?);
@@ -286,6 +294,39 @@ mod tests {
         let certs = tempfile::tempdir().unwrap();
         fs::create_dir_all(certs.path().join("r.example/hosts.toml")).unwrap();
         assert!(matches!(hosts(certs.path(), "r.example"), Err(Error::Configuration { .. })));
+    }
+
+    #[test]
+    fn unknown_keys_are_ignored_and_returned() {
+        let known = r#"
+            server = "https://r.example"
+            capabilities = ["pull"]
+            skip_verify = true
+            ca = "ca.pem"
+            client = "client.pem"
+            override_path = false
+            [header]
+            x-any = "v"
+            [host."https://m.example"]
+            capabilities = ["pull"]
+            [host."https://m.example".header]
+            x-other = "v"
+        "#;
+        assert!(hosts_file::parse(known.as_bytes()).unwrap().unknown.is_empty());
+        let typos = "servre = 1\n[host.\"https://m.example\"]\nskip_verfy = true\ndial_timeout = \"1s\"";
+        let certs = tempfile::tempdir().unwrap();
+        write(certs.path(), "r.example", typos);
+        assert_eq!(hosts(certs.path(), "r.example").unwrap().len(), 2);
+        let mut unknown = hosts_file::parse(typos.as_bytes()).unwrap().unknown;
+        unknown.sort();
+        let host = "of host https://m.example";
+        assert_eq!(
+            unknown,
+            [format!("dial_timeout {host}"), "servre".to_owned(), format!("skip_verfy {host}")]
+        );
+        let many: String = (0..100).map(|n| format!("k{n}{} = 1\n", "x".repeat(300))).collect();
+        let unknown = hosts_file::parse(many.as_bytes()).unwrap().unknown;
+        assert!(unknown.len() == 16 && unknown.iter().all(|key| key.len() == 200), "{unknown:?}");
     }
 
     /// The file is read on a lane, whose threads have a stack of 512 KiB.

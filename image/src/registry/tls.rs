@@ -19,7 +19,7 @@ pub(crate) struct Tls {
     pub(crate) skip_verify: bool,
     /// PEM files of CAs that are trusted in addition to the system's.
     pub(crate) authorities: Vec<PathBuf>,
-    /// PEM files of client certificate and key; without a second file, the first holds both. Only the first pair
+    /// PEM files of client certificate and key; without a second file, the first has both. Only the first pair
     /// is used, because rustls presents one certificate.
     pub(crate) clients: Vec<(PathBuf, Option<PathBuf>)>,
 }
@@ -75,7 +75,7 @@ impl Tls {
                 found = true;
             }
             if !found {
-                let empty = std::io::Error::other("it holds no certificate");
+                let empty = std::io::Error::other("it has no certificate");
                 return Err(Error::configuration(path)(empty));
             }
         }

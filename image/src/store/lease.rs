@@ -34,8 +34,8 @@ impl Store {
         let image = Digest::parse(image).ok_or_else(|| absent(image))?;
         let (stored, before) = {
             let mut catalog = lock(&self.catalog);
-            if let Some(held) = catalog.leases.get(owner).filter(|held| held.image == image) {
-                return Ok(self.as_lease(owner, held));
+            if let Some(stored) = catalog.leases.get(owner).filter(|stored| stored.image == image) {
+                return Ok(self.as_lease(owner, stored));
             }
             let stored = self.new_lease(&catalog, &image)?;
             let before = catalog.leases.insert(owner.to_owned(), stored.clone());
@@ -62,7 +62,7 @@ impl Store {
                 layers.map(|name| catalog.layers.get(name).map(|facts| facts.diff_id)).collect();
             return Ok(Stored { image: *image, layers: diff_ids.ok_or_else(absent)? });
         }
-        catalog.leases.values().find(|held| held.image == *image).cloned().ok_or_else(absent)
+        catalog.leases.values().find(|stored| stored.image == *image).cloned().ok_or_else(absent)
     }
 
     fn as_lease(&self, owner: &str, stored: &Stored) -> Lease {
@@ -80,9 +80,9 @@ impl Store {
     /// again.
     pub(crate) fn release(&self, owner: &str) -> Result<()> {
         check_owner(owner)?;
-        let held = lock(&self.catalog).leases.remove(owner);
-        let released = remove(&self.layout, owner).and_then(|()| match held {
-            Some(held) if self.published().by_id(&held.image).is_none() => self.collect(),
+        let stored = lock(&self.catalog).leases.remove(owner);
+        let released = remove(&self.layout, owner).and_then(|()| match stored {
+            Some(stored) if self.published().by_id(&stored.image).is_none() => self.collect(),
             _ => Ok(()),
         });
         match released {
@@ -130,8 +130,9 @@ fn remove(layout: &Layout, owner: &str) -> Result<()> {
     }
 }
 
-/// All leases, and whether the list is complete. A torn lease was left by a power loss, which its container did not
-/// survive either: it is deleted. If a lease cannot be read, the layers that it protects are not known.
+/// All leases, and whether the list is complete. Leases are not synced, so a power loss may damage them. A damaged lease
+/// is deleted, because its container did not survive the power loss either. If a lease cannot be read, the layers that it
+/// protects are not known.
 pub(crate) fn read_all(layout: &Layout) -> Result<(Leases, bool)> {
     let folder = layout.leases();
     let (mut leases, mut complete) = (Leases::new(), true);
@@ -155,9 +156,9 @@ pub(crate) fn read_all(layout: &Layout) -> Result<(Leases, bool)> {
                 leases.insert(owner, lease);
             }
             _ => {
-                tracing::warn!(?path, "image lease is torn, which a power loss explains: deleted");
+                tracing::warn!(?path, "image lease is damaged, as after a power loss: it is deleted");
                 if let Err(error) = fs::remove_file(&path) {
-                    tracing::warn!(?path, %error, "cannot delete a torn image lease");
+                    tracing::warn!(?path, %error, "cannot delete a damaged image lease");
                 }
             }
         }

@@ -1,9 +1,9 @@
 //! The images, layers and leases of this node: files on disk (`layout`, `blobs`, `index`, `lease`), what may be deleted
 //! (`gc`, `guards`), and what readers see (`index::Published`). Calls block unless they say otherwise.
 //!
-//! There are two locks. `images` is held during I/O by everything that changes images or moves layers and documents.
-//! `catalog` is held for memory accesses only, so that leases and look-ups never wait for a disk. Lock order: `images`,
-//! then `catalog`.
+//! There are two locks, beside that of `published`, which is held to copy or replace a pointer. `images` is held during
+//! I/O by everything that changes images or moves layers and documents. `catalog` is held for memory accesses only, so
+//! that leases and look-ups never wait for a disk. Lock order: `images`, then `catalog`.
 
 mod blobs;
 mod gc;
@@ -75,7 +75,7 @@ pub(crate) struct Store {
     published: RwLock<Arc<index::Published>>,
     /// Why the store is read-only: a later version wrote the index, or the index cannot be read.
     read_only: Option<Error>,
-    /// Whether all images and leases are known, so that layers without one may be deleted.
+    /// Whether layers without an image and a lease may be deleted: all leases were read, and the index may be written.
     may_collect: bool,
 }
 
@@ -299,7 +299,7 @@ impl Store {
                 Err(_) => {
                     tracing::warn!(
                         error = with_causes(&error),
-                        "image removed, but the index could not be written: it has the image until the next change of images"
+                        "image removed, but the index file could not be written: it names the image until the next change of images"
                     )
                 }
             }

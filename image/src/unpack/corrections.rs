@@ -7,7 +7,7 @@
 //!
 //! Only folders that at least two layers have are walked, because no other can be wrong. A walk keeps two descriptors
 //! open for each level, however many layers there are. Each folder is opened from its layer's root by one system call
-//! that follows no symlink. Blocks.
+//! that follows no symlink, or none that leaves the layer (`Member::via_symlink`). Blocks.
 
 use super::apply::LayerStats;
 use super::tar::allowed_xattr;
@@ -86,9 +86,9 @@ struct Level {
     members: Vec<Member>,
     /// Where its attributes come from.
     source: Member,
-    /// Layers whose folders in it are still to be visited; the last one is the next.
+    /// Layers in which it is still to be listed, to find the folders in it; the last one is listed first.
     unread: Vec<usize>,
-    /// The rest of the next one's entries.
+    /// The entries that are left of the layer that is being listed.
     entries: Option<Dir>,
 }
 

@@ -24,9 +24,10 @@ use crate::reference::Digest;
 use bytes::{Buf, Bytes};
 use rustix::fs::{self, Mode, OFlags};
 use sha2::{Digest as _, Sha256};
+use std::fmt;
 use std::io::{self, BufRead, Read};
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use tokio::sync::mpsc as async_mpsc;
 
@@ -34,10 +35,15 @@ use tokio::sync::mpsc as async_mpsc;
 const BUFFER: usize = 256 << 10;
 /// Maximum number of full buffers that wait for the writing thread.
 const WAITING: usize = 3;
+/// The first bytes of a gzip stream (RFC 1952) and of a zstd frame (RFC 8878).
+const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
+const ZSTD_MAGIC: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 
 /// What the manifest and config state about a layer, and its limits.
 #[derive(Debug, Clone)]
 pub(crate) struct Expected {
+    /// The image that is pulled, for errors.
+    pub(crate) image: String,
     /// Digest of the compressed bytes.
     pub(crate) digest: Digest,
     /// Number of compressed bytes.
@@ -57,21 +63,21 @@ pub(crate) fn unpack(
     folder: &Path,
 ) -> Result<LayerStats> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let root = fs::open(folder, flags, Mode::empty()).map_err(Error::storage("open", folder))?;
+    let root = fs::open(folder, flags, Mode::empty()).map_err(failed(expected, "open", folder))?;
     // If a parent folder of the store is setgid, the layer has inherited its group.
-    fs::fchown(&root, Some(fs::Uid::ROOT), Some(fs::Gid::ROOT)).map_err(Error::storage("chown", folder))?;
-    fs::fchmod(&root, Mode::from_raw_mode(0o755)).map_err(Error::storage("chmod", folder))?;
+    fs::fchown(&root, Some(fs::Uid::ROOT), Some(fs::Gid::ROOT)).map_err(failed(expected, "chown", folder))?;
+    fs::fchmod(&root, Mode::from_raw_mode(0o755)).map_err(failed(expected, "chmod", folder))?;
     let (filled, full_buffers) = mpsc::sync_channel(WAITING);
     let (emptied, empty_buffers) = mpsc::channel();
     thread::scope(|scope| {
         let inflate = thread::Builder::new()
             .name("inflate".to_owned())
             .spawn_scoped(scope, move || inflate(input, expected, &filled, &empty_buffers))
-            .map_err(Error::storage("start thread for", folder))?;
+            .map_err(failed(expected, "start thread for", folder))?;
         let mut archive = tar::Reader::new(ArchiveStream::new(full_buffers, emptied, expected.max_bytes));
         let written = apply::Applier::new(root).run(&mut archive, expected.max_entries);
         let mut stream = archive.into_inner();
-        // The diff id covers the bytes after the archive's end mark too.
+        // The diff id covers the bytes after the end-of-archive marker too.
         let complete = written.is_ok() && stream.drain().is_ok();
         let too_large = stream.too_large;
         // `digest` drops the stream, so that the other thread ends if it still has buffers to send.
@@ -98,13 +104,23 @@ pub(crate) fn unpack(
     })
 }
 
+/// For `map_err`: adds the layer, the action and the path to the error of a system call.
+fn failed<E: Into<io::Error>>(
+    expected: &Expected,
+    action: &'static str,
+    path: &Path,
+) -> impl FnOnce(E) -> Error {
+    let (image, layer, path) = (expected.image.clone(), expected.digest.to_string(), path.to_owned());
+    move |source| Error::Layer { image, layer, action, path, source: Arc::new(source.into()) }
+}
+
 /// The crate's error for an entry that could not be written.
 fn layer_error(expected: &Expected, error: apply::ApplyError, folder: &Path) -> Error {
     let object = format!("layer {}", expected.digest);
     match error {
         apply::ApplyError::System { entry, action, source } => {
             let relative = entry.trim_start_matches('/');
-            Error::storage(action, &folder.join(relative))(source)
+            failed(expected, action, &folder.join(relative))(source)
         }
         apply::ApplyError::TooMany(limit) => Error::TooLarge { object, limit, unit: "entries" },
         apply::ApplyError::Tar(tar::TarError::Io(error)) => {
@@ -124,7 +140,40 @@ enum Inflated {
     Failed(Error),
 }
 
-/// Hashes and decompresses the download. The compression is detected from the content, as media types are often wrong.
+/// How the bytes of a layer are compressed. Detected from the content, as media types are often wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Compression {
+    Gzip,
+    Zstd,
+    None,
+}
+
+impl Compression {
+    /// Number of first bytes that tell the compression.
+    const MAGIC: usize = ZSTD_MAGIC.len();
+
+    fn of(first_bytes: &[u8]) -> Self {
+        if first_bytes.starts_with(GZIP_MAGIC) {
+            Self::Gzip
+        } else if first_bytes.starts_with(ZSTD_MAGIC) {
+            Self::Zstd
+        } else {
+            Self::None
+        }
+    }
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Gzip => "gzip stream",
+            Self::Zstd => "zstd stream",
+            Self::None => "uncompressed archive",
+        })
+    }
+}
+
+/// Hashes and decompresses the download.
 fn inflate(
     input: async_mpsc::Receiver<Bytes>,
     expected: &Expected,
@@ -132,39 +181,32 @@ fn inflate(
     empty_buffers: &mpsc::Receiver<Vec<u8>>,
 ) -> Inflated {
     let mut source = Download { input, current: Bytes::new(), hasher: Sha256::new(), received: 0 };
-    let broken = |source: Option<&Download>, error: &io::Error| {
+    let compression = Compression::of(source.first_bytes());
+    let broken = |source: &Download, error: &io::Error| {
         let object = format!("layer {}", expected.digest);
-        if let Some(source) = source.filter(|source| source.received < expected.size) {
+        if source.received < expected.size {
             // If the download has failed, the caller of `unpack` reports its error instead of this one.
             let reason = format!("it ends after {} of {} bytes: {error}", source.received, expected.size);
             return Inflated::Failed(Error::corrupt(object, reason));
         }
-        Inflated::Failed(Error::corrupt(object, error))
+        Inflated::Failed(Error::corrupt(object, format!("{compression}: {error}")))
     };
-    let magic = match source.fill_buf() {
-        Ok(bytes) => {
-            [bytes.first().copied(), bytes.get(1).copied(), bytes.get(2).copied(), bytes.get(3).copied()]
-        }
-        Err(error) => return broken(None, &error),
-    };
-    let result = match magic {
-        [Some(0x1f), Some(0x8b), ..] => {
+    let result = match compression {
+        Compression::Gzip => {
             fill_buffers(flate2::bufread::MultiGzDecoder::new(&mut source), filled, empty_buffers)
         }
-        [Some(0x28), Some(0xb5), Some(0x2f), Some(0xfd)] => {
-            zstd::stream::read::Decoder::with_buffer(&mut source)
-                .and_then(|decoder| fill_buffers(decoder, filled, empty_buffers))
-        }
-        _ => fill_buffers(&mut source, filled, empty_buffers),
+        Compression::Zstd => zstd::stream::read::Decoder::with_buffer(&mut source)
+            .and_then(|decoder| fill_buffers(decoder, filled, empty_buffers)),
+        Compression::None => fill_buffers(&mut source, filled, empty_buffers),
     };
     match result {
         Ok(true) => {}
         Ok(false) => return Inflated::Stopped,
-        Err(error) => return broken(Some(&source), &error),
+        Err(error) => return broken(&source, &error),
     }
     // The digest covers the bytes after the compressed stream too.
     if let Err(error) = io::copy(&mut source, &mut io::sink()) {
-        return broken(Some(&source), &error);
+        return broken(&source, &error);
     }
     let object = || format!("layer {}", expected.digest);
     if source.received != expected.size {
@@ -215,12 +257,31 @@ struct Download {
     received: u64,
 }
 
+impl Download {
+    /// Waits for the next bytes and hashes them; `None` at the end.
+    fn receive(&mut self) -> Option<Bytes> {
+        let bytes = self.input.blocking_recv()?;
+        self.hasher.update(&bytes);
+        self.received += bytes.len() as u64;
+        Some(bytes)
+    }
+
+    /// The first bytes of the stream, without consuming them: [`Compression::MAGIC`] bytes, or all if there are fewer.
+    /// A registry may send them in several chunks.
+    fn first_bytes(&mut self) -> &[u8] {
+        while self.current.len() < Compression::MAGIC {
+            let Some(bytes) = self.receive() else { break };
+            let is_first = self.current.is_empty();
+            self.current = if is_first { bytes } else { [&self.current[..], &bytes[..]].concat().into() };
+        }
+        &self.current[..self.current.len().min(Compression::MAGIC)]
+    }
+}
+
 impl BufRead for Download {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.current.is_empty() {
-            let Some(bytes) = self.input.blocking_recv() else { break };
-            self.hasher.update(&bytes);
-            self.received += bytes.len() as u64;
+            let Some(bytes) = self.receive() else { break };
             self.current = bytes;
         }
         Ok(&self.current)

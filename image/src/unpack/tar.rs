@@ -142,7 +142,7 @@ impl<R: BufRead> Reader<R> {
         self.input
     }
 
-    /// Reads the next entry; `None` at the end mark or at the end of the stream.
+    /// Reads the next entry; `None` at the end-of-archive marker or at the end of the stream.
     pub(crate) fn next(&mut self) -> Result<Option<Entry>, TarError> {
         self.skip()?;
         let mut extensions = Extensions::default();
@@ -204,13 +204,16 @@ impl<R: BufRead> Reader<R> {
         Ok(())
     }
 
-    /// Reads a header; `None` at the end mark or at the end of the stream.
+    /// Reads a header; `None` at the end-of-archive marker or at the end of the stream.
     fn header(&mut self) -> Result<Option<Header>, TarError> {
         let mut header = Header::new_old();
         if self.input.fill_buf()?.is_empty() {
             return Ok(None);
         }
-        self.input.read_exact(header.as_mut_bytes())?;
+        self.input.read_exact(header.as_mut_bytes()).map_err(|error| match error.kind() {
+            kind @ io::ErrorKind::UnexpectedEof => io::Error::new(kind, "it ends within an entry's header"),
+            _ => error,
+        })?;
         let bytes = header.as_bytes();
         if bytes.iter().all(|b| *b == 0) {
             return Ok(None);

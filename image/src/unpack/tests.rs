@@ -100,6 +100,7 @@ impl Target {
 
 fn expected(compressed: &[u8], plain: &[u8]) -> Expected {
     Expected {
+        image: "r.example/app:v1".to_owned(),
         digest: Digest::of(compressed),
         size: compressed.len() as u64,
         diff_id: Digest::of(plain),
@@ -109,8 +110,13 @@ fn expected(compressed: &[u8], plain: &[u8]) -> Expected {
 }
 
 fn run_with(bytes: &[u8], expected: &Expected, folder: &Path) -> Result<LayerStats> {
+    run_in_chunks(1000, bytes, expected, folder)
+}
+
+/// Unpacks a layer that arrives in chunks of this many bytes.
+fn run_in_chunks(size: usize, bytes: &[u8], expected: &Expected, folder: &Path) -> Result<LayerStats> {
     let (sender, receiver) = async_mpsc::channel(4);
-    let parts: Vec<Bytes> = bytes.chunks(1000).map(Bytes::copy_from_slice).collect();
+    let parts: Vec<Bytes> = bytes.chunks(size).map(Bytes::copy_from_slice).collect();
     let feeder = thread::spawn(move || {
         for part in parts {
             if sender.blocking_send(part).is_err() {
@@ -309,6 +315,60 @@ fn digests_sizes_and_truncation() {
         let (_keep, path) = fresh();
         assert!(matches!(run_with(&flipped, &good, &path), Err(Error::Corrupt { .. })));
     }
+}
+
+#[test]
+fn the_compression_is_found_in_chunks_of_any_size() {
+    let plain = Archive::default().file("f", "content").end();
+    for (name, compressed) in
+        [("gzip", gzip(&plain)), ("zstd", zstd::bulk::compress(&plain, 3).unwrap()), ("plain", plain.clone())]
+    {
+        for size in 1..=5 {
+            let target = target();
+            let result = run_in_chunks(size, &compressed, &expected(&compressed, &plain), &target.folder);
+            assert!(result.is_ok(), "{name} in chunks of {size}: {result:?}");
+            assert_eq!(std::fs::read_to_string(target.path("f")).unwrap(), "content");
+        }
+    }
+}
+
+#[test]
+fn streams_that_are_shorter_than_a_header_are_named() {
+    for (bytes, told) in [
+        (&b"\x1f\x8b"[..], "gzip stream: "),
+        (&b"\x28\xb5"[..], "archive: it ends within an entry's header"),
+        (&b"ab"[..], "archive: it ends within an entry's header"),
+        // All four bytes of the magic, and no frame.
+        (ZSTD_MAGIC, "zstd stream: "),
+    ] {
+        for size in [1, 2, 4] {
+            let target = target();
+            let error = run_in_chunks(size, bytes, &expected(bytes, bytes), &target.folder).unwrap_err();
+            let text = error.to_string();
+            assert!(matches!(error, Error::Corrupt { .. }) && text.contains(told), "{bytes:?}: {text}");
+            assert!(text.contains(&Digest::of(bytes).to_string()), "{text}");
+        }
+    }
+    // Nothing arrives of a layer that is not empty.
+    let (target, plain) = (target(), Archive::default().file("f", "content").end());
+    let error = run_with(b"", &expected(&plain, &plain), &target.folder).unwrap_err();
+    assert!(error.to_string().contains(&format!("0 bytes instead of {}", plain.len())), "{error}");
+}
+
+#[test]
+fn a_failed_write_names_image_and_layer() {
+    let expected = expected(b"x", b"x");
+    let full = super::apply::ApplyError::System {
+        entry: "/etc/passwd".to_owned(),
+        action: "create",
+        source: rustix::io::Errno::NOSPC,
+    };
+    let error = layer_error(&expected, full, Path::new("/store/ingest/7"));
+    let text = error.to_string();
+    for part in ["r.example/app:v1", &expected.digest.to_string(), "create", "/store/ingest/7/etc/passwd"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(error.is_full());
 }
 
 #[test]

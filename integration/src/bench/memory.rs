@@ -1,5 +1,5 @@
-//! Memory, and what grows with the number of pods. Only copepod's processes can be measured, so other
-//! runtimes' columns are empty.
+//! Memory, and what grows with the number of pods. Only copepod's processes can be measured and restarted, so of other
+//! runtimes there is only the time of ListContainerStats.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use crate::context::Pod;
 use crate::expect::ensure;
 use crate::proc;
 
-/// Kernel memory that grows with processes and namespaces: slab, stacks and page tables, in KiB.
+/// Kernel memory that grows with processes and namespaces, in KiB: slab, stacks, page tables and per-CPU memory.
 fn kernel_kib() -> Result<f64> {
     let text = fs::read_to_string("/proc/meminfo").context("meminfo")?;
     let field = |name: &str| -> Option<f64> {

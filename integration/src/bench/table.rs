@@ -1,4 +1,6 @@
-//! Medians and ratios: one row per measurement, one column per endpoint.
+//! Medians and ratios: one row per measurement, one column per endpoint. The first column has percentiles, and a mark
+//! if the budget is missed. The others have a ratio: with `(2.0x)` the endpoint takes twice as long or as much as the
+//! first one, or has half its rate.
 
 use std::fmt;
 

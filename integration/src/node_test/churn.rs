@@ -82,8 +82,8 @@ async fn kubelet_logged_nothing_bad_so_far(rig: &Rig) -> Result<()> {
     let errors: Vec<&str> = metrics
         .lines()
         .filter(|l| l.starts_with("kubelet_runtime_operations_errors_total") && !l.ends_with(" 0"))
-        // Errors of the missing image, of probes while their container restarts, and of statuses of objects
-        // that are being removed.
+        // Errors of the missing image, of probes while their container restarts, of pods before there is a network,
+        // and of statuses of objects that are being removed.
         .filter(|l| {
             !["pull_image", "exec_sync", "run_podsandbox", "\"container_status\""]
                 .iter()

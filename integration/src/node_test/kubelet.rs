@@ -144,7 +144,8 @@ impl Kubelet {
 
     /// Whether a process is running.
     pub(crate) fn running(&self) -> bool {
-        self.child.lock().is_ok_and(|c| c.is_some())
+        let mut slot = self.child.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        slot.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
     /// Kills the process.

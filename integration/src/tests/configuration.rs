@@ -201,7 +201,7 @@ async fn reload_with_a_fault_changes_nothing(cx: Context) -> Result<()> {
     reload(&cx, "configuration reloaded").await?;
     let now = effective(&cx).await?;
     ensure!(
-        now["log"]["level"] == "Debug" && now["network"]["timeoutSeconds"] == 7,
+        now["log"]["level"] == "debug" && now["network"]["timeoutSeconds"] == 7,
         "the effective configuration is {now}"
     );
     Ok(())

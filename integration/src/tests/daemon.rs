@@ -18,16 +18,16 @@ use crate::{cgroup, proc};
 
 pub(super) fn tests() -> Vec<Test> {
     vec![
-        test!(a_cgroup_parent_that_is_none_costs_one_pod).ours(),
-        test!(the_root_as_cgroup_parent_works).ours(),
-        test!(a_cgroup_that_cannot_be_made_costs_one_pod).own(),
-        test!(a_sandbox_profile_that_is_absent_costs_one_pod).ours(),
-        test!(a_profile_that_is_no_file_is_refused_at_once).ours(),
-        test!(a_log_folder_that_cannot_be_made_is_named).ours(),
+        test!(invalid_cgroup_parent_fails_one_pod).ours(),
+        test!(root_as_cgroup_parent_works).ours(),
+        test!(cgroup_that_cannot_be_created_fails_one_pod).own(),
+        test!(unusable_sandbox_profile_fails_one_pod).ours(),
+        test!(profile_that_is_not_a_regular_file_is_refused_at_once).ours(),
+        test!(error_names_the_log_folder_that_cannot_be_created).ours(),
         test!(out_of_descriptors).own(),
-        test!(sysctls_hold_after_the_plugins).own(),
+        test!(sysctls_are_set_after_the_plugins).own(),
         test!(sysctls_of_the_pods_interface).ours(),
-        test!(plugins_are_not_asked_for_their_status_by_every_pod).own(),
+        test!(cni_status_does_not_run_for_every_pod).own(),
         test!(privileged_on_a_host_with_thousands_of_devices).ours(),
     ]
 }
@@ -42,7 +42,7 @@ async fn still_serves(cx: &Context, pid: u32) -> Result<()> {
     Ok(cx.cri.drop_pod(&pod.id).await?)
 }
 
-async fn a_cgroup_parent_that_is_none_costs_one_pod(cx: Context) -> Result<()> {
+async fn invalid_cgroup_parent_fails_one_pod(cx: Context) -> Result<()> {
     let pid = cx.node.pid()?;
     let long = format!("/{}", "k".repeat(300));
     for parent in ["/tasks", "/cpu.shares/x", "/cgroup.procs", long.as_str(), "/a\nb"] {
@@ -62,7 +62,7 @@ async fn a_cgroup_parent_that_is_none_costs_one_pod(cx: Context) -> Result<()> {
     still_serves(&cx, pid).await
 }
 
-async fn the_root_as_cgroup_parent_works(cx: Context) -> Result<()> {
+async fn root_as_cgroup_parent_works(cx: Context) -> Result<()> {
     let mut config = cx.pod_config();
     "/".clone_into(&mut config.linux.get_or_insert_default().cgroup_parent);
     let pod = cx.pod_of(config).await?;
@@ -80,26 +80,26 @@ async fn the_root_as_cgroup_parent_works(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// Simulates a host whose cpuset hierarchy is full or read-only.
-async fn a_cgroup_that_cannot_be_made_costs_one_pod(cx: Context) -> Result<()> {
+/// Simulates a host whose freezer hierarchy is read-only: the pod's cgroup cannot be created in it.
+async fn cgroup_that_cannot_be_created_fails_one_pod(cx: Context) -> Result<()> {
     let pid = cx.node.pid()?;
-    let cpuset = cgroup::hierarchies().into_iter().find(|h| h.ends_with("cpuset"));
-    let cpuset = cpuset.context("no cpuset hierarchy")?.display().to_string();
-    command("mount", &["--bind", &cpuset, &cpuset])?;
+    let freezer = cgroup::hierarchies().into_iter().find(|h| h.ends_with("freezer"));
+    let freezer = freezer.context("no freezer hierarchy")?.display().to_string();
+    command("mount", &["--bind", &freezer, &freezer])?;
     let refused = async {
-        command("mount", &["-o", "remount,bind,ro", &cpuset])?;
+        command("mount", &["-o", "remount,bind,ro", &freezer])?;
         let answer = tokio::time::timeout(secs(20), cx.cri.run_pod(&cx.pod_config())).await;
         Ok::<_, anyhow::Error>(answer.context("no answer")?.err())
     }
     .await;
-    command("umount", &[&cpuset])?;
+    command("umount", &[&freezer])?;
     let e = refused?.context("a pod came up without its cgroup")?;
     ensure!(e.message().contains("Read-only file system"), "the error does not name the cause: {e}");
     ensure!(cx.cri.pods(None).await?.is_empty(), "the refused pod is listed");
     still_serves(&cx, pid).await
 }
 
-async fn a_sandbox_profile_that_is_absent_costs_one_pod(cx: Context) -> Result<()> {
+async fn unusable_sandbox_profile_fails_one_pod(cx: Context) -> Result<()> {
     let pid = cx.node.pid()?;
     let dir = cx.volume("profiles")?;
     fs::write(dir.join("text.json"), "not JSON")?;
@@ -121,7 +121,7 @@ async fn a_sandbox_profile_that_is_absent_costs_one_pod(cx: Context) -> Result<(
 }
 
 /// Opening a FIFO blocks until there is a writer, and opening a device can have any effect.
-async fn a_profile_that_is_no_file_is_refused_at_once(cx: Context) -> Result<()> {
+async fn profile_that_is_not_a_regular_file_is_refused_at_once(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let dir = cx.volume("profiles")?;
     let fifo = dir.join("fifo.json");
@@ -141,7 +141,7 @@ async fn a_profile_that_is_no_file_is_refused_at_once(cx: Context) -> Result<()>
 }
 
 /// The reason why a shim does not start is in the reply, not only in the daemon's log.
-async fn a_log_folder_that_cannot_be_made_is_named(cx: Context) -> Result<()> {
+async fn error_names_the_log_folder_that_cannot_be_created(cx: Context) -> Result<()> {
     let file = cx.volume("logs")?.join("file");
     fs::write(&file, "")?;
     let mut config = cx.pod_config();
@@ -187,7 +187,7 @@ async fn out_of_descriptors(cx: Context) -> Result<()> {
 }
 
 /// Calico's ADD clears ip_forward. In a pod that requests ip_forward it is set nevertheless, as with containerd.
-async fn sysctls_hold_after_the_plugins(cx: Context) -> Result<()> {
+async fn sysctls_are_set_after_the_plugins(cx: Context) -> Result<()> {
     let body = "[ \"$CNI_COMMAND\" = ADD ] && nsenter --net=\"$CNI_NETNS\" sh -c 'echo 0 > /proc/sys/net/ipv4/ip_forward'\nexec /usr/lib/cni/bridge";
     cx.node.network.script("clears", body)?;
     cx.node.network.uninstall()?;
@@ -242,7 +242,7 @@ async fn sysctls_of_the_pods_interface(cx: Context) -> Result<()> {
 
 /// STATUS determines the node's readiness. It must not run for each pod, which would double the number of plugin
 /// runs.
-async fn plugins_are_not_asked_for_their_status_by_every_pod(cx: Context) -> Result<()> {
+async fn cni_status_does_not_run_for_every_pod(cx: Context) -> Result<()> {
     const PODS: usize = 8;
     let seen = cx.node.paths.dir.join("status");
     let body = format!(

@@ -129,7 +129,7 @@ async fn root_that_becomes_read_only(cx: Context) -> Result<()> {
     outcome.and(off(&cx, disk).await)
 }
 
-/// The daemon also ends and starts again with a readable root.
+/// The error occurs while there is no daemon: it must start on a root that it can read but not write.
 async fn start_on_a_read_only_root(cx: Context) -> Result<()> {
     let disk = on(&cx, 16384).await?;
     let outcome = async {

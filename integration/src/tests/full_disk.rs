@@ -119,11 +119,11 @@ impl Disk {
         })
     }
 
-    /// Waits until a removal has freed at least `least`.
-    async fn gives_back(&self, what: &str, least: u64) -> Result<()> {
-        wait::until(&format!("{what} to give back {least}"), secs(20), || async {
+    /// Waits until at least `min` is free.
+    async fn frees(&self, what: &str, min: u64) -> Result<()> {
+        wait::until(&format!("{what} to free at least {min}"), secs(20), || async {
             let free = self.free()?;
-            ensure!(free >= least, "{free} is free");
+            ensure!(free >= min, "{free} is free");
             Ok(Some(()))
         })
         .await
@@ -165,7 +165,7 @@ async fn every_removal_works(cx: &Context, disk: Disk) -> Result<()> {
     let unused = Fixture::image("tools");
     cx.cri.pull(&unused).await?;
     let (pod, running, _) = cx.sleeping(cx.pod_config()).await?;
-    let (config, least) = greedy(cx, disk.scarce);
+    let (config, min) = greedy(cx, disk.scarce);
     let eater = cx.run(&pod, &config).await?;
     ensure!(eater.exit_code == 0, "the container that uses space ended with {eater:?}");
     let stopped = cx.pod().await?;
@@ -186,11 +186,11 @@ async fn every_removal_works(cx: &Context, disk: Disk) -> Result<()> {
     disk.fill()?;
     cx.cri.remove_image(&unused).await.context("RemoveImage on a full disk")?;
     ensure!(cx.cri.image(&unused).await?.is_none(), "the image is still there");
-    disk.gives_back("the image", if disk.scarce == Scarce::Bytes { 1 << 20 } else { 10 }).await?;
+    disk.frees("the removal of the image", if disk.scarce == Scarce::Bytes { 1 << 20 } else { 10 }).await?;
 
     disk.fill()?;
     cx.cri.remove(&eater.id).await.context("RemoveContainer on a full disk")?;
-    disk.gives_back("the container", least).await?;
+    disk.frees("the removal of the container", min).await?;
     cx.exec_works(&running).await?;
 
     disk.fill()?;
@@ -264,14 +264,14 @@ async fn image_removed_on_a_full_disk_stays_removed(cx: Context) -> Result<()> {
 async fn start_on_a_full_disk(cx: Context) -> Result<()> {
     let disk = Disk::ext4(&cx, Scarce::Bytes).await?;
     let (pod, running, _) = cx.sleeping(cx.pod_config()).await?;
-    let (config, least) = greedy(&cx, disk.scarce);
+    let (config, min) = greedy(&cx, disk.scarce);
     let eater = cx.run(&pod, &config).await?;
     disk.fill()?;
     cx.node.crash().await?;
     disk.fill()?;
     cx.exec_works(&running).await?;
     cx.cri.remove(&eater.id).await.context("RemoveContainer after a start on a full disk")?;
-    disk.gives_back("the container", least).await?;
+    disk.frees("the removal of the container", min).await?;
     cx.cri.drop_pod(&pod.id).await?;
     disk.unfill()?;
     disk.unmount(&cx).await

@@ -217,25 +217,25 @@ async fn output_of_many_execs_is_bounded(cx: Context) -> Result<()> {
     let execs: Vec<_> = (0..EXECS)
         .map(|_| {
             let (cx, id) = (cx.clone(), id.clone());
-            // 16 MiB, and then time in which the output of all execs is held at once.
+            // 16 MiB, and then time in which the daemon has the output of all execs in memory.
             let line = "dd if=/dev/zero bs=1M count=16 2>/dev/null; sleep 3";
             tokio::spawn(async move { cx.cri.exec_sync(&id, &["/bin/sh", "-c", line], 60).await })
         })
         .collect();
-    let (mut kept, mut least) = (0, usize::MAX);
+    let (mut received, mut smallest) = (0, usize::MAX);
     for exec in execs {
         let out = exec.await??;
         ensure!(out.exit_code == 0, "an exec ended with {}", out.exit_code);
-        kept += out.stdout.len();
-        least = least.min(out.stdout.len());
+        received += out.stdout.len();
+        smallest = smallest.min(out.stdout.len());
     }
     let peak = proc::peak_kib(pid)?;
-    println!("      {EXECS} execs of 16 MiB: {} MiB kept, peak {} MiB", kept >> 20, peak >> 10);
+    println!("      {EXECS} execs of 16 MiB: {} MiB received, peak {} MiB", received >> 20, peak >> 10);
     ensure!(peak < 300 << 10, "the daemon had up to {} MiB", peak >> 10);
-    ensure!(least >= 16 << 10, "of one exec only {least} bytes were kept");
+    ensure!(smallest >= 16 << 10, "of one exec only {smallest} bytes were received");
     // A single exec can use the whole limit of one.
     let out =
         cx.cri.exec_sync(&id, &["/bin/sh", "-c", "dd if=/dev/zero bs=1M count=15 2>/dev/null"], 60).await?;
-    ensure!(out.stdout.len() == 15 << 20, "of 15 MiB {} bytes were kept", out.stdout.len());
+    ensure!(out.stdout.len() == 15 << 20, "of 15 MiB {} bytes were received", out.stdout.len());
     Ok(())
 }

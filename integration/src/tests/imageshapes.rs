@@ -229,7 +229,7 @@ async fn folder_without_entry_over_two_layers(cx: Context) -> Result<()> {
     same(&look(&cx, &layers, None, "stat -c '%a %u' /d; cat /d/x /d/y").await?, "711 3\nxy")
 }
 
-/// A folder that was deleted and is created again without an entry, by its content, starts empty.
+/// A folder that was deleted and is created again by its content, without an entry, has the default mode and owner.
 async fn folder_without_entry_after_removal(cx: Context) -> Result<()> {
     let layers = [folder("d/", 0o700, (3, 3))?, file(".wh.d", "")?, file("d/x", "x")?];
     same(&look(&cx, &layers, None, "stat -c '%a %u' /d").await?, "755 0")

@@ -18,9 +18,9 @@ use crate::wait::secs;
 
 pub(super) fn tests() -> Vec<Test> {
     vec![
-        test!(waiting_init_cannot_be_looked_into),
-        test!(flooded_report_holds_neither_start_nor_shim),
-        test!(folders_named_again_and_again_cost_no_memory).own(),
+        test!(waiting_init_cannot_be_inspected),
+        test!(flooded_error_pipe_blocks_neither_start_nor_shim),
+        test!(repeated_folder_entries_need_no_memory).own(),
     ]
 }
 
@@ -28,7 +28,7 @@ pub(super) fn tests() -> Vec<Test> {
 const FIND: &str =
     "p=$(grep -lx copepod-init /proc/[0-9]*/comm | head -n 1 | cut -d / -f 3); [ -n \"$p\" ] || exit 9";
 
-async fn waiting_init_cannot_be_looked_into(cx: Context) -> Result<()> {
+async fn waiting_init_cannot_be_inspected(cx: Context) -> Result<()> {
     let pod = cx.pod_of(cx.pod_config().shared_pid()).await?;
     let beside = cx.start(&pod, &cx.sleeper("beside")).await?;
     let waits = cx.create(&pod, &cx.sleeper("waits")).await?;
@@ -47,7 +47,7 @@ async fn waiting_init_cannot_be_looked_into(cx: Context) -> Result<()> {
     Ok(())
 }
 
-async fn flooded_report_holds_neither_start_nor_shim(cx: Context) -> Result<()> {
+async fn flooded_error_pipe_blocks_neither_start_nor_shim(cx: Context) -> Result<()> {
     let pod = cx.pod_of(cx.pod_config().shared_pid()).await?;
     // A process that may trace it can open its descriptors in any case.
     let config = cx.sleeper("beside").with(|c| {
@@ -63,7 +63,7 @@ async fn flooded_report_holds_neither_start_nor_shim(cx: Context) -> Result<()> 
     let taken = cx.cri.sh(&beside, &line).await?;
     ensure!(!taken.is_empty(), "no pipe of the waiting init could be opened, so this test shows nothing");
     let start = Instant::now();
-    cx.cri.start(&waits).await.context("start of a container whose report others hold")?;
+    cx.cri.start(&waits).await.context("start of a container whose error pipe another process has open")?;
     ensure!(start.elapsed() < secs(10), "the start took {:?}", start.elapsed());
     cx.is_shown(&waits, ContainerState::ContainerRunning).await?;
     cx.exec_works(&waits).await?;
@@ -73,7 +73,7 @@ async fn flooded_report_holds_neither_start_nor_shim(cx: Context) -> Result<()> 
     Ok(())
 }
 
-async fn folders_named_again_and_again_cost_no_memory(cx: Context) -> Result<()> {
+async fn repeated_folder_entries_need_no_memory(cx: Context) -> Result<()> {
     const ENTRIES: usize = 40_000;
     let pid = cx.node.pid()?;
     let name = "a/".repeat(250);

@@ -1,4 +1,4 @@
-//! The daemon is killed: while twenty containers write logs, and at a hundred random moments.
+//! The daemon is killed: while twenty containers write logs, at 110 random moments, and right after each call.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -49,7 +49,7 @@ fn long_line(n: usize) -> Vec<u8> {
 }
 
 impl Writer {
-    /// Whether the log has everything but the last line, with which the writer waits for the gate.
+    /// Whether the log has everything but the last line: the writer waits for the gate.
     fn is_at_the_gate(&self, log: &Path) -> bool {
         let wanted: usize = (0..self.count - 1).map(|n| (self.line)(n).len()).sum();
         Log::read(log).is_ok_and(|log| log.bytes(None).len() == wanted)
@@ -60,16 +60,16 @@ impl Writer {
 /// lines.
 async fn writer(cx: &Context, pod: &Pod, n: usize, gate: &Path) -> Result<Writer> {
     let (name, count) = (format!("w{n}"), if n == 1 { 300 } else { 25_000 });
-    // The writers wait with their last line until the daemon is up again, so that all of them span the crash.
-    let held = "until [ -e /gate/open ]; do sleep 0.05; done";
+    // Each writer waits before its last line until the daemon is up again, so that all of them write across the crash.
+    let wait = "until [ -e /gate/open ]; do sleep 0.05; done";
     let numbers = |count: usize| {
         let last = count - 1;
-        format!("i=0; while [ $i -lt {last} ]; do echo line $i; i=$((i+1)); done; {held}; echo line $i")
+        format!("i=0; while [ $i -lt {last} ]; do echo line $i; i=$((i+1)); done; {wait}; echo line $i")
     };
     let (script, line, tail, code): (String, Line, &'static str, i32) = match n {
         1 => (
             format!(
-                "x=$(head -c 20000 /dev/zero | tr '\\0' x); i=0; while [ $i -lt {} ]; do echo ${{x}}line $i; i=$((i+1)); sleep 0.005; done; {held}; echo ${{x}}line $i; exit 21",
+                "x=$(head -c 20000 /dev/zero | tr '\\0' x); i=0; while [ $i -lt {} ]; do echo ${{x}}line $i; i=$((i+1)); sleep 0.005; done; {wait}; echo ${{x}}line $i; exit 21",
                 count - 1
             ),
             long_line,
@@ -178,7 +178,7 @@ fn difference(found: &[u8], expected: &[u8]) -> String {
     format!("first difference at byte {at}: `{}` instead of `{}`", show(found), show(expected))
 }
 
-/// A simple random generator, so that every run uses the same moments.
+/// A simple random generator, so that every run draws the same numbers. The moments depend on how long a life takes.
 struct Random(u64);
 
 impl Random {

@@ -12,6 +12,7 @@ mod degraded;
 mod escape;
 mod exec;
 mod full_disk;
+mod grpcio;
 mod hazards;
 mod hung;
 mod image;
@@ -46,6 +47,7 @@ mod silent;
 mod splitdisk;
 mod start;
 mod streaming;
+mod streams;
 mod threads;
 
 use crate::runner::Test;
@@ -83,6 +85,8 @@ pub(crate) fn all() -> Vec<Test> {
         plugins::tests(),
         hazards::tests(),
         daemon::tests(),
+        grpcio::tests(),
+        streams::tests(),
         threads::tests(),
         hung::tests(),
         badinput::tests(),

@@ -1,5 +1,5 @@
 //! Calls that meet another call or the end of a process: they succeed, or their code says that a retry may succeed.
-//! The end of the daemon and of a removal: what must be over when they are.
+//! What must be complete when the daemon has ended, and when a removal returns.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -30,14 +30,14 @@ pub(super) fn tests() -> Vec<Test> {
         test!(launch_fails_when_its_shim_is_killed).own().limit(120),
         test!(pull_succeeds_beside_removals).own().limit(120),
         test!(the_lock_is_held_until_the_daemon_has_ended).own(),
-        test!(removal_gives_the_space_back),
+        test!(removal_frees_the_space_before_it_returns),
     ]
 }
 
 /// Rounds with delays between start and stop.
 const DELAYED_ROUNDS: u32 = 60;
-/// Largest number of rounds until one start was aborted.
-const MOST_ROUNDS: u32 = 1_000;
+/// Maximum number of rounds until one start was aborted.
+const MAX_ROUNDS: u32 = 1_000;
 
 /// How often each code was returned.
 type Codes = BTreeMap<String, u32>;
@@ -48,7 +48,7 @@ async fn start_is_aborted_by_stop_or_removal(cx: Context) -> Result<()> {
     // First the stop comes after a delay of up to the time that a start takes on this machine. If no start was aborted
     // by then, further rounds stop without a delay, which aborts starts most often.
     let mut took = Duration::from_millis(3);
-    for round in 0..MOST_ROUNDS {
+    for round in 0..MAX_ROUNDS {
         let delayed = round < DELAYED_ROUNDS;
         if !delayed && codes.contains_key("Aborted") {
             break;
@@ -190,7 +190,7 @@ async fn the_lock_is_held_until_the_daemon_has_ended(cx: Context) -> Result<()> 
 
 /// kubelet removes dead containers to free space, measures right after, and evicts a pod if there is too
 /// little.
-async fn removal_gives_the_space_back(cx: Context) -> Result<()> {
+async fn removal_frees_the_space_before_it_returns(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let line = "mkdir /many && cd /many && for n in $(seq 1000); do echo $n > $n; done";
     let id = cx

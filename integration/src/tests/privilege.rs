@@ -28,11 +28,11 @@ pub(super) fn tests() -> Vec<Test> {
         test!(a_filter_that_forbids_waiting_is_loaded_at_the_end).ours(),
         test!(exec_stays_in_the_namespaces_of_create),
         test!(exec_of_a_user_stays_out_of_inits_user_namespace),
-        test!(pause_holds_no_descriptor).ours(),
+        test!(pause_has_no_open_descriptor).ours(),
         test!(pause_cannot_be_traced_by_its_user).ours(),
         test!(pause_has_a_filter_of_its_own).ours(),
         test!(pause_can_neither_fork_nor_grow).ours(),
-        test!(shim_lets_go_of_the_daemons_stderr).ours(),
+        test!(shim_closes_the_daemons_stderr).ours(),
         test!(null_device_is_never_the_hosts),
         test!(keyring_is_joined_by_no_other_pod),
         test!(keyring_has_no_public_name).ours(),
@@ -102,7 +102,7 @@ async fn waiting_init_has_the_default_capabilities(cx: Context) -> Result<()> {
     }
     ensure!(
         of(&waiting, "Seccomp")? == "2" && of(&waiting, "NoNewPrivs")? == "0",
-        "while it waits, it has no filter or no_new_privs: {waiting:?}"
+        "while it waits, it has no filter, or it has no_new_privs: {waiting:?}"
     );
     cx.cri.start(&c).await?;
     let line = cx.cri.sh(&c, "grep ^CapPrm: /proc/1/status").await?;
@@ -213,10 +213,10 @@ async fn exec_of_a_user_stays_out_of_inits_user_namespace(cx: Context) -> Result
     Ok(())
 }
 
-async fn pause_holds_no_descriptor(cx: Context) -> Result<()> {
+async fn pause_has_no_open_descriptor(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
-    let held = proc::fds(cx.node.pause(&pod.id)?.pid)?;
-    ensure!(held == 0, "pause holds {held} descriptors");
+    let open = proc::fds(cx.node.pause(&pod.id)?.pid)?;
+    ensure!(open == 0, "pause has {open} descriptors open");
     Ok(())
 }
 
@@ -276,7 +276,7 @@ async fn pause_can_neither_fork_nor_grow(cx: Context) -> Result<()> {
     Ok(())
 }
 
-async fn shim_lets_go_of_the_daemons_stderr(cx: Context) -> Result<()> {
+async fn shim_closes_the_daemons_stderr(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let shim = cx.node.shim(&pod.id)?.pid;
     for number in 0..3 {

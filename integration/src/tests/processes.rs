@@ -20,13 +20,13 @@ pub(super) fn tests() -> Vec<Test> {
         test!(low_ports_and_ping_for_everybody),
         test!(a_requests_sysctls_win),
         test!(images_hostname_wins),
-        test!(an_entrypoint_of_one_empty_word_is_none),
-        test!(an_empty_home_is_none),
-        test!(filter_flags_are_taken),
+        test!(entrypoint_of_one_empty_word_counts_as_none),
+        test!(empty_home_counts_as_none),
+        test!(filter_flags_are_accepted),
         test!(scheduling_is_reset).own(),
-        test!(containers_get_the_limit_of_open_files_that_the_daemon_got).ours(),
-        test!(a_memory_limit_too_low_names_the_least).ours(),
-        test!(the_least_memory_limit_works).ours(),
+        test!(containers_get_the_limit_of_open_files_that_the_daemon_was_started_with).ours(),
+        test!(too_low_memory_limit_names_the_minimum).ours(),
+        test!(minimum_memory_limit_works).ours(),
     ]
 }
 
@@ -88,7 +88,7 @@ async fn images_hostname_wins(cx: Context) -> Result<()> {
     cx.outputs(&pod, &none, &format!("{}\n", pod.config.hostname)).await.context("the pod's HOSTNAME")
 }
 
-async fn an_entrypoint_of_one_empty_word_is_none(cx: Context) -> Result<()> {
+async fn entrypoint_of_one_empty_word_counts_as_none(cx: Context) -> Result<()> {
     let image =
         image(&cx, "entrypoint-empty", json!({"Entrypoint": [""], "Cmd": ["/bin/echo", "hi"]})).await?;
     let pod = cx.pod().await?;
@@ -99,7 +99,7 @@ async fn an_entrypoint_of_one_empty_word_is_none(cx: Context) -> Result<()> {
     Ok(())
 }
 
-async fn an_empty_home_is_none(cx: Context) -> Result<()> {
+async fn empty_home_counts_as_none(cx: Context) -> Result<()> {
     let image =
         image(&cx, "home-empty", json!({"Cmd": ["/bin/sh"], "Env": ["PATH=/bin:/usr/bin", "HOME="]})).await?;
     let pod = cx.pod().await?;
@@ -116,7 +116,7 @@ async fn an_empty_home_is_none(cx: Context) -> Result<()> {
     Ok(())
 }
 
-async fn filter_flags_are_taken(cx: Context) -> Result<()> {
+async fn filter_flags_are_accepted(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     for flag in ["LOG", "SPEC_ALLOW", "TSYNC"] {
         let file = cx.node.paths.dir.join(format!("flag-{flag}.json"));
@@ -168,7 +168,7 @@ fn open_files(pid: &str) -> Result<(u64, u64)> {
     Ok((numbers.next().context("soft")?, numbers.next().context("hard")?))
 }
 
-async fn containers_get_the_limit_of_open_files_that_the_daemon_got(cx: Context) -> Result<()> {
+async fn containers_get_the_limit_of_open_files_that_the_daemon_was_started_with(cx: Context) -> Result<()> {
     // The daemon was started by this process and has its limits, except those it raised itself.
     let (soft, hard) = open_files("self")?;
     let daemon = open_files(&cx.node.pid()?.to_string())?;
@@ -193,7 +193,7 @@ async fn containers_get_the_limit_of_open_files_that_the_daemon_got(cx: Context)
     Ok(())
 }
 
-async fn a_memory_limit_too_low_names_the_least(cx: Context) -> Result<()> {
+async fn too_low_memory_limit_names_the_minimum(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     for bytes in [1, 4096, 102_400, 1_048_575] {
         let config = cx.sleeper("one").with(|c| c.resources().memory_limit_in_bytes = bytes);
@@ -204,17 +204,17 @@ async fn a_memory_limit_too_low_names_the_least(cx: Context) -> Result<()> {
         let text = format!("{error:#}");
         ensure!(
             text.contains("memory_limit_in_bytes") && text.contains("1048576"),
-            "with a limit of {bytes} bytes the error does not name the field and the least value: {text}"
+            "with a limit of {bytes} bytes the error does not name the field and the minimum: {text}"
         );
     }
     Ok(())
 }
 
-async fn the_least_memory_limit_works(cx: Context) -> Result<()> {
+async fn minimum_memory_limit_works(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     for round in 0..5 {
         let config =
-            cx.sleeper(&format!("least{round}")).with(|c| c.resources().memory_limit_in_bytes = 1_048_576);
+            cx.sleeper(&format!("minimum{round}")).with(|c| c.resources().memory_limit_in_bytes = 1_048_576);
         let c = cx.start(&pod, &config).await?;
         let out = cx.cri.exec(&c, &["/bin/true"]).await?;
         ensure!(out.code == 0, "round {round}: an exec with a limit of 1 MiB gave {out:?}");

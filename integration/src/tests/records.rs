@@ -25,9 +25,10 @@ pub(super) fn tests() -> Vec<Test> {
         test!(record_of_a_later_format_keeps_its_pod).own(),
         test!(oversized_record_keeps_its_pod).own(),
         test!(environment_of_two_thousand_services).own(),
-        test!(environment_is_kept_once).own(),
+        test!(environment_is_stored_once).own(),
         test!(too_large_container_is_refused_before_it_is_created),
         test!(exit_that_could_not_be_recorded_survives_stop_and_crash).own(),
+        test!(exit_on_a_hung_disk_is_reported_and_survives_a_crash).own(),
         test!(image_index_of_a_later_version_is_kept).own(),
         test!(cni_lease_of_a_later_version_is_kept).own(),
     ]
@@ -310,7 +311,7 @@ async fn shown_env(cx: &Context, id: &str) -> Result<Vec<(String, String)>> {
 
 /// The environment may have megabytes, so a record has it once. Earlier builds stored it in the configuration too; the
 /// container of such a record works as before.
-async fn environment_is_kept_once(cx: Context) -> Result<()> {
+async fn environment_is_stored_once(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let config = cx.sleeper("main").env("ONCE", "marked value").env("PATH", "/bin:/own");
     let id = cx.start(&pod, &config).await?;
@@ -371,6 +372,28 @@ async fn exit_that_could_not_be_recorded_survives_stop_and_crash(cx: Context) ->
     let status = cx.cri.wait_exit(&id, secs(10)).await?;
     ensure!(status.exit_code == 137, "the exit code became {} ({})", status.exit_code, status.message);
     cx.cri.drop_pod(&pod.id).await?;
+    Ok(())
+}
+
+/// A FIFO at the path of the temporary file simulates a disk that hangs: open(2) waits for a reader.
+async fn exit_on_a_hung_disk_is_reported_and_survives_a_crash(cx: Context) -> Result<()> {
+    let (other, healthy, _) = cx.sleeping(cx.pod_config()).await?;
+    let (pod, id, _) = cx.sleeping(cx.pod_config()).await?;
+    let fifo = container_record(&cx, &id).with_file_name(".record.new");
+    mknod(&fifo, SFlag::S_IFIFO, Mode::S_IRUSR | Mode::S_IWUSR, 0).context("make a FIFO")?;
+    let stopped = tokio::time::timeout(secs(20), cx.cri.stop(&id, 0)).await;
+    stopped.context("StopContainer waits for the disk")??;
+    cx.exited_with(&id, 137).await?;
+    cx.exec_works(&healthy).await?;
+    cx.cri.stop(&healthy, 0).await.context("StopContainer of another pod")?;
+    cx.node.kill9()?;
+    fs::remove_file(&fifo)?;
+    cx.node.launch().await?;
+    let status = cx.cri.wait_exit(&id, secs(10)).await?;
+    ensure!(status.exit_code == 137, "the exit code became {} ({})", status.exit_code, status.message);
+    for pod in [pod, other] {
+        cx.cri.drop_pod(&pod.id).await?;
+    }
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! Restarts of the daemon, dead or hung shims, torn records.
+//! Restarts of the daemon, dead or hung shims, damaged records.
 
 use std::fs;
 use std::time::Instant;
@@ -29,7 +29,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(stuck_shim_does_not_hang_the_daemon).own().limit(120),
         test!(killed_pause_ends_the_sandbox).own(),
         test!(everything_lost_but_the_records).own(),
-        test!(torn_record_costs_one_object).own(),
+        test!(damaged_record_costs_one_object).own(),
         test!(second_daemon_is_refused).own(),
         test!(ten_restarts_in_a_row).own(),
     ]
@@ -305,26 +305,30 @@ fn remove_nat_rules(pod: &str) -> Result<()> {
     Ok(())
 }
 
-async fn torn_record_costs_one_object(cx: Context) -> Result<()> {
+async fn damaged_record_costs_one_object(cx: Context) -> Result<()> {
     let (good, id, _) = cx.sleeping(cx.pod_config()).await?;
     let (bad, _, pid) = cx.sleeping(cx.pod_config()).await?;
     cx.node.kill9()?;
     let record = cx.node.paths.root.join("pods").join(&bad.id).join("record");
     let bytes = fs::read(&record).with_context(|| record.display().to_string())?;
     fs::write(&record, bytes.get(..bytes.len() / 2).unwrap_or_default())?;
-    cx.node.launch().await.context("a start with a torn record")?;
+    cx.node.launch().await.context("a start with a damaged record")?;
     cx.exec_works(&id).await.context("the other pod")?;
     let listed = cx.cri.pods(None).await?;
     for pod in &listed {
         cx.cri.pod_status(&pod.id).await.with_context(|| format!("listed pod {} has no status", pod.id))?;
     }
-    wait::until_true("the process of the torn record's pod to end", secs(10), || !proc::alive(pid)).await?;
-    ensure!(cx.node.last_log(100_000).contains(&bad.id), "the log does not name the pod of the torn record");
+    wait::until_true("the process of the damaged record's pod to end", secs(10), || !proc::alive(pid))
+        .await?;
+    ensure!(
+        cx.node.last_log(100_000).contains(&bad.id),
+        "the log does not name the pod of the damaged record"
+    );
     cx.cri.drop_pod(&good.id).await?;
     for pod in cx.cri.pods(None).await? {
         cx.cri.drop_pod(&pod.id).await?;
     }
-    // The daemon keeps the torn record here for the operator; the census would find it.
+    // The daemon keeps the damaged record here for the operator; the census would find it.
     drop(fs::remove_dir_all(cx.node.paths.root.join("aside")));
     fs::create_dir_all(cx.node.paths.root.join("aside"))?;
     Ok(())

@@ -1,4 +1,5 @@
-//! A container's init and exec'd processes equal those of Debian's runc in everything that a program can see.
+//! A container's init and exec'd processes equal those of Debian's runc in what a program can
+//! read about itself in /proc and in its environment.
 
 use std::collections::BTreeMap;
 

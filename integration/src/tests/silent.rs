@@ -27,6 +27,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(an_exit_that_is_recorded_late).own(),
         test!(stop_and_removal_of_a_silent_pod).own(),
         test!(a_shim_that_dies_while_silent).own(),
+        test!(a_damaged_container_record_below_a_silent_shim).own(),
     ]
 }
 
@@ -252,9 +253,10 @@ async fn a_socket_that_was_removed(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// A shim without its socket works, but cannot report: StopContainer finds the exit in the record that the shim writes
-/// shortly after it has reaped init. Here the daemon finds neither a zombie nor a record at first: it is stopped until
-/// init is reaped, and the folder of the records, which the shim has open, is out of its place for longer.
+/// A shim without its socket works, but cannot report: StopContainer finds the exit in the exit file that the shim
+/// writes shortly after it has reaped init. Here the daemon finds neither a zombie nor an exit file at first: it is
+/// stopped until init is reaped, and the folder of the exit files, which the shim has open, is out of its place for
+/// longer.
 async fn an_exit_that_is_recorded_late(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let line = "trap 'echo asked; until [ -e /tmp/go ]; do sleep 0.05; done; exit 7' TERM; echo ready; \
@@ -280,7 +282,7 @@ async fn an_exit_that_is_recorded_late(cx: Context) -> Result<()> {
         std::fs::write(format!("/proc/{pid}/root/tmp/go"), "")?;
         wait::until_true("the exit to be recorded", secs(30), || away.join(&id).exists()).await?;
         daemon.wake()?;
-        // In this time the daemon looks for the record and does not find it; it must not answer without it.
+        // In this time the daemon looks for the exit file and does not find it; it must not answer without it.
         tokio::time::sleep(Duration::from_millis(300)).await;
         Ok::<_, anyhow::Error>(!stop.is_finished())
     }
@@ -289,7 +291,7 @@ async fn an_exit_that_is_recorded_late(cx: Context) -> Result<()> {
     std::fs::rename(&away, &exits)?;
     let waits = outcome?;
     let answer = stop.await?;
-    ensure!(waits, "StopContainer did not wait for the record: {answer:?}");
+    ensure!(waits, "StopContainer did not wait for the exit file: {answer:?}");
     answer.context("StopContainer")?;
     cx.exited_with(&id, 7).await?;
     ensure!(proc::one(pid).is_none(), "init was not reaped: {:?}", proc::one(pid));
@@ -337,4 +339,33 @@ async fn a_shim_that_dies_while_silent(cx: Context) -> Result<()> {
     ensure!(shown, "the silence was never shown");
     cx.cri.drop_pod(&pod.id).await?;
     Ok(())
+}
+
+/// A container whose record is damaged is lost, but its files may go only after its processes, and a silent shim does
+/// not kill these.
+async fn a_damaged_container_record_below_a_silent_shim(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let sibling = cx.start(&pod, &cx.sleeper("sibling")).await?;
+    let damaged = cx.start(&pod, &cx.sleeper("damaged")).await?;
+    let (sibling_pid, pid) = (cx.pid(&sibling).await?, cx.pid(&damaged).await?);
+    let stopped = Stopped::shim(&cx, &pod)?;
+    cx.node.kill9()?;
+    let root = &cx.node.paths.root;
+    let folder = root.join("containers").join(&damaged);
+    let lease = root.join("images/leases").join(format!("{damaged}.json"));
+    ensure!(lease.exists(), "{} does not exist, so this test shows nothing", lease.display());
+    std::fs::write(folder.join("record"), "{\"magic\":")?;
+    cx.node.launch().await?;
+    wait::until_true("the container's files to be removed", secs(30), || !folder.exists() || !lease.exists())
+        .await?;
+    ensure!(!proc::alive(pid), "files of the container were removed, and its process {pid} is alive");
+    wait::until_true("all of them to be removed", secs(10), || !folder.exists() && !lease.exists()).await?;
+    is_ready(&cx, &pod, &sibling, sibling_pid).await?;
+    stopped.wake()?;
+    exec_works_again(&cx, &sibling).await?;
+    is_ready(&cx, &pod, &sibling, sibling_pid).await?;
+    cx.cri.drop_pod(&pod.id).await?;
+    // The daemon keeps the damaged record here for the operator; the census would find it.
+    std::fs::remove_dir_all(root.join("aside"))?;
+    Ok(std::fs::create_dir(root.join("aside"))?)
 }

@@ -24,14 +24,14 @@ use crate::wait::{self, secs};
 
 pub(super) fn tests() -> Vec<Test> {
     vec![
-        test!(daemon_that_is_still_ending_is_waited_for).own(),
-        test!(living_daemon_of_the_first_version_is_seen).own(),
+        test!(start_waits_for_a_daemon_that_is_stopping).own(),
+        test!(running_daemon_of_an_early_build_is_detected).own(),
         test!(plugin_stuck_in_execve_holds_no_lock).own().limit(120),
         test!(hundred_kills_hundred_starts).own().limit(240),
         test!(second_daemon_on_the_same_socket_is_refused),
-        test!(folders_of_others_are_left_alone).ours(),
-        test!(signals_that_mean_something_else_are_survived).own(),
-        test!(configuration_that_is_no_file_is_refused).ours(),
+        test!(folders_of_other_software_are_not_changed).ours(),
+        test!(other_signals_do_not_end_the_daemon).own(),
+        test!(configuration_that_is_not_a_regular_file_is_refused).ours(),
     ]
 }
 
@@ -44,7 +44,7 @@ fn flock(root: &Path) -> Result<Flock<File>> {
 }
 
 /// The service manager may start the next daemon while a stopping one still has the lock.
-async fn daemon_that_is_still_ending_is_waited_for(cx: Context) -> Result<()> {
+async fn start_waits_for_a_daemon_that_is_stopping(cx: Context) -> Result<()> {
     let file = cx.node.paths.root.join("lock");
     // The daemon waits two seconds for the lock. On a busy machine the lock may be released too late for that; such a
     // round shows nothing and is repeated.
@@ -59,10 +59,10 @@ async fn daemon_that_is_still_ending_is_waited_for(cx: Context) -> Result<()> {
             drop(lock);
             Ok::<_, anyhow::Error>(seen.elapsed())
         };
-        let (outcome, held) = tokio::join!(cx.node.launch(), release);
+        let (outcome, released) = tokio::join!(cx.node.launch(), release);
         let Err(gave_up) = outcome else { return Ok(()) };
         ensure!(
-            held? > Duration::from_millis(1500),
+            released? > Duration::from_millis(1500),
             "the daemon did not wait for a lock that was released in time: {gave_up:#}"
         );
         drop(cx.node.kill9());
@@ -72,7 +72,7 @@ async fn daemon_that_is_still_ending_is_waited_for(cx: Context) -> Result<()> {
 }
 
 /// An early build that is still running uses flock(2) alone. Neither daemon may start beside the other.
-async fn living_daemon_of_the_first_version_is_seen(cx: Context) -> Result<()> {
+async fn running_daemon_of_an_early_build_is_detected(cx: Context) -> Result<()> {
     ensure!(flock(&cx.node.paths.root).is_err(), "an older daemon would not see this one");
     cx.node.terminate().await?;
     let lock = flock(&cx.node.paths.root)?;
@@ -102,7 +102,7 @@ pub(super) async fn outcome(cx: &Context, args: &[&str]) -> Result<(bool, String
 }
 
 /// The targets of a process's descriptors.
-fn held(pid: u32) -> Result<Vec<String>> {
+fn descriptors(pid: u32) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for fd in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
         names.push(std::fs::read_link(fd?.path())?.display().to_string());
@@ -128,13 +128,16 @@ async fn plugin_stuck_in_execve_holds_no_lock(cx: Context) -> Result<()> {
         Ok(hanging.filter(|_| stuck.is_read()))
     })
     .await?;
-    let held = held(child.pid)?;
+    let open = descriptors(child.pid)?;
     cx.node.kill9()?;
     ensure!(proc::alive(child.pid), "the plugin's process does not hang, so this test shows nothing");
     let told = tokio::time::timeout(secs(5), call).await;
     let told = told.context("a client still waits for a daemon that is gone")??;
     ensure!(told.is_err(), "a pod was created without a network");
-    ensure!(held.iter().all(|it| it.starts_with("pipe:")), "a plugin that is being started holds {held:?}");
+    ensure!(
+        !open.is_empty() && open.iter().all(|it| it.starts_with("pipe:")),
+        "a plugin that is being started has not only pipes open, but {open:?}"
+    );
     let begun = Instant::now();
     let mut daemon = tokio::process::Command::new(cx.fixture.bin.join("copepod"))
         .arg("--config")
@@ -144,7 +147,7 @@ async fn plugin_stuck_in_execve_holds_no_lock(cx: Context) -> Result<()> {
         .stderr(File::options().append(true).open(&cx.node.paths.log)?)
         .kill_on_drop(true)
         .spawn()?;
-    let started = daemon.id().context("the daemon has no number")?;
+    let started = daemon.id().context("the daemon has ended already")?;
     let ready =
         wait::until("the daemon to be ready beside a child that hangs in execve", secs(15), || async {
             ensure!(proc::alive(started), "the daemon ended: {}", cx.node.last_log(3));
@@ -246,7 +249,7 @@ async fn second_daemon_on_the_same_socket_is_refused(cx: Context) -> Result<()> 
 }
 
 /// `--root /var/lib` by mistake must not make that folder inaccessible to other services.
-async fn folders_of_others_are_left_alone(cx: Context) -> Result<()> {
+async fn folders_of_other_software_are_not_changed(cx: Context) -> Result<()> {
     let dir = cx.volume("theirs")?;
     let theirs = dir.join("lib");
     fs::create_dir_all(theirs.join("dpkg"))?;
@@ -269,7 +272,7 @@ async fn folders_of_others_are_left_alone(cx: Context) -> Result<()> {
     Ok(fs::remove_dir_all(dir)?)
 }
 
-async fn signals_that_mean_something_else_are_survived(cx: Context) -> Result<()> {
+async fn other_signals_do_not_end_the_daemon(cx: Context) -> Result<()> {
     let pid = cx.node.pid()?;
     for signal in [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGALRM] {
         proc::signal(pid, signal)?;
@@ -285,7 +288,7 @@ async fn signals_that_mean_something_else_are_survived(cx: Context) -> Result<()
 }
 
 /// Opening a FIFO blocks until there is a writer.
-async fn configuration_that_is_no_file_is_refused(cx: Context) -> Result<()> {
+async fn configuration_that_is_not_a_regular_file_is_refused(cx: Context) -> Result<()> {
     let dir = cx.volume("fifo")?;
     let fifo = dir.join("config.toml");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRUSR)?;

@@ -35,8 +35,8 @@ impl Pids {
         Ok(Self { folder })
     }
 
-    fn limit(&self, most: &str) -> Result<()> {
-        fs::write(self.folder.join("pids.max"), most).with_context(|| format!("pids.max {most}"))
+    fn limit(&self, max: &str) -> Result<()> {
+        fs::write(self.folder.join("pids.max"), max).with_context(|| format!("pids.max {max}"))
     }
 
     /// Sets the limit to the current number of processes.

@@ -168,9 +168,8 @@ pub struct ContainerRecord {
     /// Absolute path of its cgroup below each hierarchy, for example `/kubepods/burstable/pod<uid>/<id>`.
     #[serde(default)]
     pub cgroup: String,
-    /// Environment, cwd and credentials an exec inherits, and init's arguments for status, as JSON of
-    /// `wire::ProcessPlan` (`spec::exec::keep`); kept opaque here so that records do not depend on
-    /// the protocol.
+    /// Environment, working directory and credentials that an exec inherits, and init's arguments for verbose status. It is
+    /// a `wire::ProcessPlan` (`spec::exec::keep`), as JSON because `wire` depends on this crate.
     #[serde(default)]
     pub exec_template: Option<serde_json::Value>,
     /// The requested variables, as indices into the environment of `exec_template`. An environment can have

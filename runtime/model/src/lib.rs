@@ -1,8 +1,8 @@
 //! Data types of pods and containers: identifiers, validated requests, states and records.
 //!
-//! This crate is pure: no I/O, no clock, no async. CRI messages become these types in the daemon's
-//! `service/convert` (the only place that validates requests); records of [`PodRecord`] and
-//! [`ContainerRecord`] are written by `state` and hold enough to answer List and Status without other sources.
+//! This crate is pure: no I/O, no clock, no async. The daemon's `service/convert` makes these types from CRI messages
+//! and validates them, with the rules of `spec`. `state` writes [`PodRecord`] and [`ContainerRecord`], which hold enough
+//! to answer List and Status without other sources.
 
 mod container;
 mod ids;

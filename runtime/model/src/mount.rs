@@ -19,7 +19,7 @@ pub enum Propagation {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Mount {
-    /// Clean absolute path in the container.
+    /// Absolute path in the container, as requested: it may have `..` and empty components.
     pub container_path: String,
     /// Absolute path on the host; created as a folder (0755) if missing.
     pub host_path: String,

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-/// CRI `PodSandboxMetadata`. Together its fields are the sandbox's name, which is unique while it is
-/// reserved.
+/// CRI `PodSandboxMetadata`. Together its fields are the sandbox's name, which no other sandbox can have until this one
+/// is removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PodMeta {
     /// Pod name.
@@ -61,7 +61,7 @@ pub struct PortMapping {
 pub struct PodConfig {
     /// Identity.
     pub meta: PodMeta,
-    /// UTS host name; the node's with the host network.
+    /// Host name. Empty, or with the host's network, it is the node's.
     pub hostname: String,
     /// Absolute folder of the containers' logs; empty disables logging.
     pub log_directory: String,
@@ -71,7 +71,7 @@ pub struct PodConfig {
     pub ports: Vec<PortMapping>,
     /// Labels: returned in status and matched by list filters.
     pub labels: BTreeMap<String, String>,
-    /// Annotations: returned in status, otherwise ignored.
+    /// Annotations: returned in status and passed to CNI plugins, which may enforce the bandwidth limits in them.
     pub annotations: BTreeMap<String, String>,
     /// Parent cgroup as kubelet names it, for example `/kubepods/burstable/pod<uid>`; empty means the default
     /// parent.
@@ -92,7 +92,8 @@ pub struct PodConfig {
 /// listed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PodPhase {
-    /// Creation has begun and is not committed. A pod found in this phase at a start is rolled back.
+    /// Creation has begun and is not committed. If the daemon finds a pod in this phase when it starts, it rolls the pod
+    /// back, unless the pod has containers from before a reboot ([`crate::reconcile::is_leaving`]).
     Launching,
     /// Pause is running and the network is up.
     Ready,
@@ -115,7 +116,7 @@ pub struct PodRecord {
     pub created_at: i64,
     /// The phase.
     pub phase: PodPhase,
-    /// Addresses, those of the preferred family first; empty with the host network.
+    /// Addresses in the order of the CNI result; empty with the host network.
     #[serde(default)]
     pub ips: Vec<IpAddr>,
     /// Path of the pinned network namespace; empty with the host network.

@@ -9,7 +9,7 @@ const LOST_CODE: i32 = 255;
 
 /// The state of a container in its shim.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Held {
+pub enum InShim {
     /// Its worker is creating it.
     Creating,
     /// Init waits for the start request.
@@ -40,8 +40,8 @@ pub enum Shim {
     Answered {
         /// Whether pause is running.
         pause: bool,
-        /// All containers that it has.
-        containers: BTreeMap<ContainerId, Held>,
+        /// All containers in its table.
+        containers: BTreeMap<ContainerId, InShim>,
     },
     /// Its process does not exist.
     Gone,
@@ -107,7 +107,7 @@ pub enum ContainerAction {
     RollBack,
     /// Its removal had begun: continue it.
     Remove,
-    /// The shim has it alive, but it has no record, or one that says it has exited: kill it.
+    /// It is alive in the shim, but it has no record, or its record says that it has exited: kill it.
     KillOrphan,
     /// The record is right: change nothing.
     Keep,
@@ -194,10 +194,10 @@ fn container(
     facts: &Facts<'_>,
     pod: &PodAction,
     record: &ContainerRecord,
-    held: Option<&Held>,
+    held: Option<&InShim>,
     now: i64,
 ) -> ContainerAction {
-    let lives = matches!(held, Some(Held::Creating | Held::Created { .. } | Held::Running { .. }));
+    let lives = matches!(held, Some(InShim::Creating | InShim::Created { .. } | InShim::Running { .. }));
     match (pod, record.phase) {
         (PodAction::RollBack, _) => return ContainerAction::RollBack,
         (PodAction::Remove, _) | (_, ContainerPhase::Removing) => return ContainerAction::Remove,
@@ -211,27 +211,37 @@ fn container(
         (_, ContainerPhase::Created | ContainerPhase::Running) => {}
     }
     match held {
-        Some(Held::Created { pid }) => {
+        Some(InShim::Created { pid }) => {
             ContainerAction::Adopt { phase: ContainerPhase::Created, pid: *pid, started_at: 0 }
         }
-        Some(Held::Running { pid, started_at }) => {
+        Some(InShim::Running { pid, started_at }) => {
             ContainerAction::Adopt { phase: ContainerPhase::Running, pid: *pid, started_at: *started_at }
         }
-        Some(Held::Exited { exit, started_at }) => {
+        Some(InShim::Exited { exit, started_at }) => {
             ContainerAction::MarkExited { exit: exit.clone(), started_at: *started_at }
         }
         // The record says that its creation is complete, and the shim is still creating it: undo both.
-        Some(Held::Creating) => ContainerAction::RollBack,
+        Some(InShim::Creating) => ContainerAction::RollBack,
         None => match facts.exits.get(&record.id).filter(|_| facts.same_boot) {
             Some((exit, started_at)) => {
                 ContainerAction::MarkExited { exit: exit.clone(), started_at: *started_at }
             }
             None => {
-                let why = if facts.same_boot { "its shim is gone" } else { "the node was restarted" };
-                let exit = unseen_exit(format!("its exit was not seen: {why}"), now);
+                let exit = unseen_exit(format!("its exit was not seen: {}", why_unseen(facts)), now);
                 ContainerAction::MarkExited { exit, started_at: record.started_at }
             }
         },
+    }
+}
+
+/// Why the exit of a container is neither in the shim nor in an exit file.
+fn why_unseen(facts: &Facts<'_>) -> &'static str {
+    match &facts.shim {
+        _ if !facts.same_boot => "the node was restarted",
+        Shim::Gone => "its shim is gone",
+        Shim::Answered { .. } => "its shim does not know it",
+        // Then its pod was stopped before: otherwise nothing is decided until the shim answers.
+        Shim::Silent => "the pod was stopped",
     }
 }
 

@@ -17,7 +17,7 @@ pub struct Resources {
     pub memory_limit: i64,
     /// Memory plus swap, bytes; -1 means no limit.
     pub memory_swap_limit: i64,
-    /// -1000..=1000; raised to the lowest value that this process may set.
+    /// -1000..=1000. Without CAP_SYS_RESOURCE the shim cannot set a value below its own minimum, and sets that instead.
     pub oom_score_adj: i64,
     /// CPU list in the kernel's `cpuset.cpus` format.
     pub cpuset_cpus: String,

@@ -82,13 +82,13 @@ pub struct PodSecurity {
     pub supplemental_groups: Vec<u32>,
     /// Required by privileged containers.
     pub privileged: bool,
-    /// Returned in status; pause's root is always read-only.
+    /// Without effect: pause's root is always read-only.
     pub readonly_rootfs: bool,
     /// Seccomp profile of pause.
     pub seccomp: SeccompProfile,
 }
 
-/// CRI `Capability`: names with or without `CAP_`; `ALL` is allowed in add and drop.
+/// CRI `Capability`: names without `CAP_`; `ALL` is allowed in add and drop.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Capabilities {
@@ -113,7 +113,7 @@ pub enum GroupsPolicy {
 /// The user of a container as requested, before it is looked up in the image.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UserRequest {
-    /// Neither CRI nor the image names one: root.
+    /// CRI names none: the image's `User`, or root if the image has none either.
     #[default]
     Root,
     /// CRI `run_as_user`; requires no passwd entry.

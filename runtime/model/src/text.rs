@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-/// An argument or environment value: any bytes except NUL (execve(2); CRI 1.37 made `KeyValue.value` bytes).
+/// An argument or environment value: any bytes except NUL (execve(2); cri-api 0.37 made `KeyValue.value` bytes).
 /// Serialised as a JSON string if it is UTF-8, otherwise as an array of numbers.
 #[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Text(Vec<u8>);
@@ -19,7 +19,7 @@ impl Text {
         &self.0
     }
 
-    /// For messages and the OCI view; invalid UTF-8 is replaced.
+    /// For messages; invalid UTF-8 is replaced.
     pub fn to_string_lossy(&self) -> String {
         String::from_utf8_lossy(&self.0).into_owned()
     }

@@ -24,7 +24,7 @@ pub enum ContainerEvent {
     Created,
     /// Init has called execve.
     Started,
-    /// Its start was recorded, but the shim never received the request: init still waits.
+    /// Its start was recorded, but the shim did not receive the request: init still waits.
     NeverStarted,
     /// All its processes have ended.
     Exited,
@@ -36,7 +36,7 @@ pub enum ContainerEvent {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// Of a pod.
-    #[error("a pod that is {phase:?} cannot have the event {event:?}")]
+    #[error("there is no transition of a pod in phase {phase:?} by the event {event:?}")]
     Pod {
         /// The pod's phase.
         phase: PodPhase,
@@ -44,7 +44,7 @@ pub enum Refusal {
         event: PodEvent,
     },
     /// Of a container.
-    #[error("a container that is {phase:?} cannot have the event {event:?}")]
+    #[error("there is no transition of a container in phase {phase:?} by the event {event:?}")]
     Container {
         /// The container's phase.
         phase: ContainerPhase,
@@ -73,9 +73,9 @@ const PODS: [(PodPhase, PodEvent, PodPhase); 10] = [
 const CONTAINERS: [(ContainerPhase, ContainerEvent, ContainerPhase); 9] = [
     (ContainerPhase::Creating, ContainerEvent::Created, ContainerPhase::Created),
     (ContainerPhase::Created, ContainerEvent::Started, ContainerPhase::Running),
-    // The record of a start is written before the request is sent to the shim.
+    // The record of a start is written while the request is sent to the shim, and may be on disk first.
     (ContainerPhase::Running, ContainerEvent::NeverStarted, ContainerPhase::Created),
-    // A failed start, or a stop of the sandbox.
+    // A failed start, a removal, a stop of the sandbox, or init was killed. (StopContainer leaves init waiting.)
     (ContainerPhase::Created, ContainerEvent::Exited, ContainerPhase::Exited),
     (ContainerPhase::Running, ContainerEvent::Exited, ContainerPhase::Exited),
     // Reported twice: by an event and by a snapshot.
@@ -145,6 +145,6 @@ mod tests {
         }
         let refusal = pod(PodPhase::Ready, PodEvent::Remove).unwrap_err();
         assert_eq!(refusal, Refusal::Pod { phase: PodPhase::Ready, event: PodEvent::Remove });
-        assert_eq!(refusal.to_string(), "a pod that is Ready cannot have the event Remove");
+        assert_eq!(refusal.to_string(), "there is no transition of a pod in phase Ready by the event Remove");
     }
 }

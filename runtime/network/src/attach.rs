@@ -1,5 +1,7 @@
 //! ADD and DEL of a pod; STATUS of the network.
 
+mod lock;
+
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -11,22 +13,20 @@ use model::PodId;
 use pool::{Lane, Size};
 use serde_json::{Map, Value};
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
 use crate::conf::{self, Network, PluginConf, Version};
-use crate::error::{Error, Failure, Verb};
+use crate::error::{Error, Failure, Verb, with_causes};
 use crate::input::{Attachment, capabilities, cni_args, plugin_input};
 use crate::lease::{IFNAME, Lease, LeaseWithResult, Leases};
 use crate::plugin::{self, Call};
 use crate::result::AddResult;
 use crate::{CniConfig, Readiness};
 
-/// Most operations that wait for a thread: one per pod.
+use self::lock::Unfinished;
+
+/// Maximum number of operations that wait for a thread: one per pod.
 const WAITING: usize = 4096;
-/// How long a command waits for plugins that a killed daemon has left running.
-const ORPHANS: Duration = Duration::from_secs(10);
-/// Pause between two attempts to take the lock that these plugins hold.
-const RETRY: Duration = Duration::from_millis(20);
 
 /// The client. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -41,6 +41,8 @@ struct Inner {
     loaded: RwLock<Loaded>,
     slots: Semaphore,
     leases: Leases,
+    /// Locked only to read or change a number.
+    unfinished: Unfinished,
     /// Threads for reading leases and configurations and for starting plugins: each of these disks can hang.
     lane: Lane,
 }
@@ -74,7 +76,7 @@ impl Loaded {
 }
 
 impl Cni {
-    /// Creates a client, which is not ready until [`Cni::reload`] is called. Accesses nothing.
+    /// Creates a client, which is not ready until [`Cni::load`] or [`Cni::reload`] is called. Accesses nothing.
     pub fn new(config: CniConfig) -> Self {
         let problem = Some(format!("{} has not been read yet", config.conf_dir.display()));
         let loaded = Loaded { network: None, readiness: Readiness { network: None, file: None, problem } };
@@ -89,7 +91,8 @@ impl Cni {
         });
         let plugins = Plugins { bin_dirs: config.bin_dirs.clone(), timeout: config.timeout };
         let (plugins, loaded) = (RwLock::new(plugins), RwLock::new(loaded));
-        Self(Arc::new(Inner { config, plugins, loaded, slots, leases, lane }))
+        let unfinished = Unfinished::default();
+        Self(Arc::new(Inner { config, plugins, loaded, slots, leases, unfinished, lane }))
     }
 
     /// Changes `bin_dirs` and `timeout` of [`CniConfig`] for operations that start from now on.
@@ -150,7 +153,7 @@ impl Cni {
         *self.0.loaded.write().unwrap_or_else(PoisonError::into_inner) = loaded;
     }
 
-    /// The result of the last [`Cni::reload`] or [`Cni::status`]. Does not block.
+    /// The result of the last [`Cni::load`], [`Cni::reload`] or [`Cni::status`]. Does not block.
     pub fn readiness(&self) -> Readiness {
         self.loaded().readiness
     }
@@ -189,7 +192,7 @@ impl Cni {
     /// # Errors
     /// After an error, plugins may have allocated something: call [`Cni::del`].
     pub async fn add(&self, pod: &Attachment) -> Result<Vec<IpAddr>, Error> {
-        let args = cni_args(pod)?;
+        let (args, capabilities) = (cni_args(pod)?, capabilities(pod)?);
         let loaded = self.loaded();
         let network = loaded.network.ok_or_else(|| Error::NotReady {
             reason: loaded.readiness.problem.unwrap_or_else(|| "no network is loaded".to_owned()),
@@ -200,7 +203,7 @@ impl Cni {
         let _slot = self.slot(&pod.pod, Verb::Add).await?;
         let deadline = self.deadline();
         let network = Network::clone(&network);
-        let lease = Lease::new(pod.pod.clone(), pod.netns.clone(), args, capabilities(pod), network);
+        let lease = Lease::new(pod.pod.clone(), pod.netns.clone(), args, capabilities, network);
         let lease = Arc::new(lease);
         let (stored, dirs) = (Arc::clone(&lease), self.bin_dirs());
         self.blocking(move |leases| {
@@ -248,8 +251,7 @@ impl Cni {
         let Some((lease, result)) = self.get_or_set_aside(pod).await? else {
             // There is no lease, but a daemon that was killed while writing one may have left an unfinished
             // file.
-            let id = pod.clone();
-            return self.blocking(move |leases| leases.remove(&id)).await;
+            return self.remove(pod).await;
         };
         let lock = self.lock(pod).await;
         let _slot = self.slot(pod, Verb::Del).await?;
@@ -264,8 +266,15 @@ impl Cni {
             }
         }
         Error::from_all(errors)?;
+        self.remove(pod).await
+    }
+
+    /// Removes the lease.
+    async fn remove(&self, pod: &PodId) -> Result<(), Error> {
         let id = pod.clone();
-        self.blocking(move |leases| leases.remove(&id)).await
+        self.blocking(move |leases| leases.remove(&id)).await?;
+        self.0.unfinished.forget(pod);
+        Ok(())
     }
 
     /// Pods with a lease, sorted. This includes pods whose ADD is running.
@@ -290,29 +299,7 @@ impl Cni {
         }
     }
 
-    /// Locks the pod's lease. Plugins inherit the lock, so it is taken while plugins of a killed daemon still run: what
-    /// their ADD allocates after our DEL would stay allocated. Returns `None`, and the caller goes on without the lock,
-    /// if they run too long (a plugin may leave a process behind) or the file system has no locks.
-    async fn lock(&self, pod: &PodId) -> Option<Arc<OwnedFd>> {
-        let until = Instant::now() + ORPHANS.min(self.timeout());
-        loop {
-            let id = pod.clone();
-            match self.blocking(move |leases| leases.lock(&id)).await {
-                Ok(Some(lock)) => return Some(Arc::new(lock)),
-                Ok(None) if Instant::now() < until => sleep(RETRY).await,
-                Ok(None) => {
-                    tracing::warn!(%pod, "a CNI plugin that an earlier daemon started for the pod still runs; it is not waited for any longer");
-                    return None;
-                }
-                Err(error) => {
-                    tracing::warn!(%pod, error = with_causes(&error), "cannot wait for CNI plugins of an earlier daemon");
-                    return None;
-                }
-            }
-        }
-    }
-
-    /// The lease of `pod` with its result. A torn lease is set aside: DEL cannot be run for it, but the pod can be
+    /// The lease of `pod` with its result. A damaged lease is set aside: DEL cannot be run for it, but the pod can be
     /// removed or started again.
     async fn get_or_set_aside(&self, pod: &PodId) -> Result<Option<LeaseWithResult>, Error> {
         let id = pod.clone();
@@ -367,7 +354,17 @@ impl Cni {
             call.netns.clone_from(netns);
             call.lock.clone_from(lock);
         }
-        plugin::run(&self.0.lane, call).await
+        let with_lock = target.filter(|target| target.lock.is_some()).map(|target| &target.lease.pod);
+        if let Some(pod) = with_lock {
+            self.0.unfinished.started(pod);
+        }
+        let result = plugin::run(&self.0.lane, call).await;
+        // After these failures a process may be left, which was killed and takes a moment to end.
+        let killed = matches!(result, Err(Failure::Hung { .. } | Failure::Run { .. }));
+        if let Some(pod) = with_lock.filter(|_| !killed) {
+            self.0.unfinished.ended(pod);
+        }
+        result
     }
 }
 
@@ -388,15 +385,4 @@ async fn existing_netns(lane: &Lane, netns: Option<&Path>) -> OsString {
 fn plugin_error(verb: Verb, lease: &Lease, plugin: &PluginConf, failure: Failure) -> Error {
     let (plugin, network) = (plugin.kind().to_owned(), lease.network.name.clone());
     Error::Plugin { pod: Some(lease.pod.clone()), verb, plugin, network, failure: Box::new(failure) }
-}
-
-/// An error with its causes, on one line.
-fn with_causes(failure: &dyn std::error::Error) -> String {
-    let mut text = failure.to_string();
-    let mut cause = failure.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 const MAX_FILE: u64 = 1 << 20;
 /// Plugins in one chain; real chains have a handful.
 const MAX_PLUGINS: usize = 64;
-/// Most entries of the folder that are read.
+/// Maximum number of entries of the folder that are read.
 const MAX_ENTRIES: usize = 10_000;
 
 /// Versions of the CNI specification with compatible result formats.

@@ -43,6 +43,12 @@ pub enum Failure {
         /// The folders that were searched.
         dirs: Vec<PathBuf>,
     },
+    /// No thread could start the program: nothing was done.
+    #[error("was not started")]
+    NotStarted {
+        /// The error of the lane.
+        source: pool::Error,
+    },
     /// The program could not be started, or its pipes failed.
     #[error("cannot run {}", path.display())]
     Run {
@@ -77,7 +83,7 @@ pub enum Failure {
         /// Standard output, shortened.
         output: String,
     },
-    /// The output exceeded the limit; the plugin was killed.
+    /// The output exceeded the limit. The pipe was closed, and the plugin has ended.
     #[error("printed more than {limit} bytes")]
     TooMuch {
         /// The limit in bytes.
@@ -100,15 +106,17 @@ pub enum Error {
         /// Why.
         reason: String,
     },
-    /// A field of the pod contains characters that cannot be passed to plugins.
-    #[error("pod {pod}: {field} {value:?} cannot be passed to CNI plugins")]
+    /// A field or annotation of the pod cannot be passed to plugins.
+    #[error("pod {pod}: {field} {value:?}: {want}")]
     Attachment {
         /// The pod.
         pod: PodId,
-        /// The field.
+        /// The field, or the name of the annotation.
         field: &'static str,
         /// Its value, shortened.
         value: String,
+        /// What a valid value is.
+        want: &'static str,
     },
     /// A plugin failed. DEL undoes what the plugins did.
     #[error("{}CNI {verb} of plugin {plugin:?} in network {network:?}", pod.as_ref().map(|pod| format!("pod {pod}: ")).unwrap_or_default())]
@@ -158,7 +166,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Several plugins failed during DEL; every one was run.
-    #[error("{} failures, the first: {}", .0.len(), .0.first().map(ToString::to_string).unwrap_or_default())]
+    #[error("{} failures, the first: {}", .0.len(), .0.first().map(|error| with_causes(error)).unwrap_or_default())]
     Several(Vec<Error>),
 }
 
@@ -168,7 +176,8 @@ impl Error {
         match self {
             Self::Plugin { failure, .. } => match &**failure {
                 Failure::Refused { code: 11, .. } => true,
-                // No process or thread could be created now.
+                Failure::NotStarted { source } => source.is_temporary(),
+                // No process could be created now.
                 Failure::Run { source, .. } => {
                     matches!(source.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ResourceBusy)
                 }
@@ -189,4 +198,15 @@ impl Error {
             _ => Err(Self::Several(errors)),
         }
     }
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }

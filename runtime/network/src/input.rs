@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use model::{Dns, PodId, PortMapping, Protocol};
 use serde_json::{Map, Value, json};
 
+use crate::bandwidth::{self, InvalidBandwidth};
 use crate::conf::{Network, PluginConf};
 use crate::error::Error;
 use crate::plugin;
@@ -29,7 +30,7 @@ pub struct Attachment {
     pub dns: Option<Dns>,
     /// Capability `cgroupPath`; empty means none.
     pub cgroup_parent: String,
-    /// Capability `io.kubernetes.cri.pod-annotations`.
+    /// Capabilities `io.kubernetes.cri.pod-annotations` and `bandwidth`.
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -60,7 +61,10 @@ pub(crate) fn plugin_input(
 }
 
 /// Capability arguments, with the names that other CRI runtimes use.
-pub(crate) fn capabilities(pod: &Attachment) -> Map<String, Value> {
+///
+/// # Errors
+/// A limit of the pod's bandwidth is invalid.
+pub(crate) fn capabilities(pod: &Attachment) -> Result<Map<String, Value>, Error> {
     let mut all = Map::new();
     let ports: Vec<Value> = pod
         .ports
@@ -93,7 +97,19 @@ pub(crate) fn capabilities(pod: &Attachment) -> Map<String, Value> {
     if !pod.annotations.is_empty() {
         all.insert("io.kubernetes.cri.pod-annotations".to_owned(), json!(pod.annotations));
     }
-    all
+    let bandwidth = bandwidth::argument(&pod.annotations);
+    let invalid = |InvalidBandwidth { annotation, value }: InvalidBandwidth| {
+        attachment_error(pod, annotation, &value, InvalidBandwidth::WANT)
+    };
+    if let Some(limits) = bandwidth.map_err(invalid)? {
+        all.insert("bandwidth".to_owned(), limits);
+    }
+    Ok(all)
+}
+
+fn attachment_error(pod: &Attachment, field: &'static str, value: &str, want: &'static str) -> Error {
+    let value = plugin::excerpt(value.as_bytes());
+    Error::Attachment { pod: pod.pod.clone(), field, value, want }
 }
 
 /// Whether a value can be passed in CNI_ARGS (`KEY=value;KEY=value`), which has no escapes: a separator in a value
@@ -115,8 +131,8 @@ pub(crate) fn cni_args(pod: &Attachment) -> Result<String, Error> {
         ("K8S_POD_UID", "metadata.uid", pod.uid.as_str()),
     ] {
         if !fits_cni_args(value) {
-            let value = plugin::excerpt(value.as_bytes());
-            return Err(Error::Attachment { pod: pod.pod.clone(), field, value });
+            let want = "must not contain ';', '=' or NUL: they would add arguments to CNI_ARGS";
+            return Err(attachment_error(pod, field, value, want));
         }
         args.extend([";", key, "=", value]);
     }

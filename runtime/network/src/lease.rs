@@ -1,6 +1,6 @@
 //! Leases on disk: one file per pod, written before its ADD and removed after its DEL.
 //!
-//! `<pod>` holds the arguments of ADD and is synced. `<pod>.result` holds the result of ADD. It is not
+//! `<pod>` has the arguments of ADD and is synced. `<pod>.result` has the result of ADD. It is not
 //! synced: no network namespace survives a reboot, so the result may be lost with one.
 
 use std::fs::{self, DirBuilder};

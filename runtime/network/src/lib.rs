@@ -7,6 +7,7 @@
 //! plugins running: the next one waits for them before it runs DEL for the same pod.
 
 mod attach;
+mod bandwidth;
 mod conf;
 mod error;
 mod input;
@@ -18,6 +19,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use attach::Cni;
+pub use bandwidth::{InvalidBandwidth, check_bandwidth};
 pub use error::{Error, Failure, Verb};
 pub use input::{Attachment, fits_cni_args};
 

@@ -29,7 +29,7 @@ const MAX_STDOUT: usize = 1 << 20;
 const MAX_STDERR: usize = 16 << 10;
 /// Longest excerpt of a plugin's output in an error message, in characters.
 const MAX_EXCERPT: usize = 400;
-/// How long pipes are read after the plugin has ended: a child of the plugin may hold them open for ever.
+/// How long pipes are read after the plugin has ended: a child of the plugin may keep them open for ever.
 const DRAIN: Duration = Duration::from_millis(500);
 /// Attempts to execute a program that is being written (ETXTBSY), 20 ms apart.
 const BUSY_TRIES: u32 = 10;
@@ -42,12 +42,13 @@ pub(crate) struct Call {
     pub(crate) kind: String,
     /// Folders that are searched for the program; also CNI_PATH.
     pub(crate) bin_dirs: Vec<PathBuf>,
-    /// CNI_CONTAINERID, CNI_IFNAME, CNI_ARGS and CNI_NETNS; empty ones are not passed, except CNI_NETNS.
+    /// CNI_CONTAINERID, CNI_IFNAME, CNI_ARGS and CNI_NETNS. Empty ones are not passed, except CNI_NETNS if there is a
+    /// CNI_CONTAINERID.
     pub(crate) container: String,
     pub(crate) ifname: String,
     pub(crate) args: String,
     pub(crate) netns: OsString,
-    /// Becomes descriptor 3, so that the lock is held until the plugin and its children have ended.
+    /// Becomes descriptor 3, so that the lock stays taken until the plugin and its children have ended.
     pub(crate) lock: Option<Arc<OwnedFd>>,
     pub(crate) stdin: Vec<u8>,
     pub(crate) deadline: Instant,
@@ -62,7 +63,7 @@ pub(crate) async fn run(lane: &Lane, call: Call) -> Result<Vec<u8>, Failure> {
     // Finding and executing the program may wait for a disk.
     let spawning = lane.run(move || spawn(&call));
     let (path, child) = match timeout_at(deadline, spawning).await {
-        Ok(spawned) => spawned.map_err(|error| run_error(Path::new("plugin"), error.into()))??,
+        Ok(spawned) => spawned.map_err(|source| Failure::NotStarted { source })??,
         // The thread may still start the process. Its result is dropped then, and with it the guard that kills
         // the process.
         Err(_) => return Err(hung()),
@@ -325,4 +326,34 @@ pub(crate) fn excerpt(bytes: &[u8]) -> String {
         short.push('…');
     }
     short
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+    use pool::Size;
+
+    #[tokio::test]
+    async fn a_full_lane_is_named_as_the_cause() {
+        let size = Size { name: "cni", kept_threads: 0, max_threads: 1, max_per_owner: 1, max_queued: 0 };
+        let call = Call {
+            verb: Verb::Status,
+            kind: "bridge".to_owned(),
+            bin_dirs: Vec::new(),
+            container: String::new(),
+            ifname: String::new(),
+            args: String::new(),
+            netns: OsString::new(),
+            lock: None,
+            stdin: Vec::new(),
+            deadline: Instant::now() + Duration::from_secs(30),
+        };
+        let failure = run(&Lane::new(size), call).await.unwrap_err();
+        let Failure::NotStarted { source } = &failure else { panic!("{failure:?}") };
+        assert!(source.to_string().contains("the queue of cni work is full"), "{source}");
+        let (verb, plugin, network) = (Verb::Status, "bridge".to_owned(), "net".to_owned());
+        let error = Error::Plugin { pod: None, verb, plugin, network, failure: Box::new(failure) };
+        assert!(error.is_temporary());
+    }
 }

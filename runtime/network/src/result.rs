@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::conf::Version;
 
-/// Most addresses of one pod; two are usual.
+/// Maximum number of addresses of one pod; two are usual.
 const MAX_IPS: usize = 64;
 
 /// A validated result. `raw` is passed on to the next plugin in the chain.

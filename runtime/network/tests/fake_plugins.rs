@@ -248,6 +248,79 @@ async fn del_waits_for_plugins_that_outlived_their_daemon() {
     }
 }
 
+/// A process that a plugin of this daemon has left may never end.
+#[tokio::test]
+async fn del_does_not_wait_for_what_plugins_of_this_daemon_left() {
+    let bench = Bench::new();
+    bench.plugin(
+        "one",
+        &format!(
+            r#"{GOOD}
+            if [ $CNI_COMMAND = ADD ]; then
+                sleep 300 < /dev/null > /dev/null 2>&1 &
+                echo $! > {}
+            fi"#,
+            bench.path("child").display()
+        ),
+    );
+    bench.conf("10-net.conf", r#"{"cniVersion":"1.0.0","name":"net","type":"one"}"#);
+    let cni = Cni::new(CniConfig { timeout: Duration::from_secs(60), ..bench.config() });
+    cni.reload().await;
+    cni.add(&bench.attachment(pod(1))).await.unwrap();
+    let started = Instant::now();
+    cni.del(&pod(1), None).await.unwrap();
+    let took = started.elapsed();
+    let child = fs::read_to_string(bench.path("child")).unwrap();
+    // It has run all the time: that it can be killed shows it.
+    assert!(std::process::Command::new("kill").arg(child.trim()).status().unwrap().success());
+    assert!(took < Duration::from_secs(8), "{took:?}");
+    assert!(cni.leases().await.unwrap().is_empty());
+}
+
+/// The annotations of a pod, as the plugin that asks for the capability gets them.
+#[tokio::test]
+async fn bandwidth_is_passed_to_plugins_that_ask_for_it() {
+    let bench = Bench::new();
+    for name in ["plain", "bandwidth"] {
+        let file = bench.path(name).display().to_string();
+        bench.plugin(name, &format!("tee {file}-$CNI_COMMAND.in | {GOOD}"));
+    }
+    bench.conf(
+        "n.conflist",
+        r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"plain"},
+            {"type":"bandwidth","capabilities":{"bandwidth":true}}]}"#,
+    );
+    let cni = bench.cni();
+    cni.reload().await;
+    let mut attachment = bench.attachment(pod(1));
+    let mut annotate = |key: &str, value: &str| {
+        attachment.annotations.insert(format!("kubernetes.io/{key}-bandwidth"), value.to_owned());
+        attachment.clone()
+    };
+    let wrong = annotate("ingress", "10 Mbit");
+    match cni.add(&wrong).await.unwrap_err() {
+        error @ Error::Attachment { field: "kubernetes.io/ingress-bandwidth", .. } => {
+            assert!(error.to_string().contains("\"10 Mbit\": must be"), "{error}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(cni.leases().await.unwrap().is_empty(), "nothing was done");
+    annotate("ingress", "10M");
+    cni.add(&annotate("egress", "2.5Mi")).await.unwrap();
+    cni.del(&pod(1), None).await.unwrap();
+    let read = |name: &str| {
+        let text = fs::read_to_string(bench.path(name)).unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    };
+    let limits = serde_json::json!({"bandwidth": {
+        "ingressRate": 10_000_000, "ingressBurst": u32::MAX, "egressRate": 2_621_440, "egressBurst": u32::MAX,
+    }});
+    for name in ["bandwidth-ADD.in", "bandwidth-DEL.in"] {
+        assert_eq!(read(name)["runtimeConfig"], limits, "{name}");
+    }
+    assert!(read("plain-ADD.in").get("runtimeConfig").is_none());
+}
+
 #[tokio::test]
 async fn del_runs_every_plugin_and_reports_all_failures() {
     let bench = Bench::new();
@@ -265,10 +338,9 @@ async fn del_runs_every_plugin_and_reports_all_failures() {
     bench.plugin("a", &format!("cat > {log}.in; echo a >> {log}; exit 1"));
     bench.plugin("b", &format!("echo b >> {log}"));
     bench.plugin("c", &format!("echo c >> {log}; exit 1"));
-    match cni.del(&pod(5), None).await.unwrap_err() {
-        Error::Several(errors) => assert_eq!(errors.len(), 2),
-        other => panic!("{other:?}"),
-    }
+    let error = cni.del(&pod(5), None).await.unwrap_err();
+    assert!(matches!(&error, Error::Several(errors) if errors.len() == 2), "{error:?}");
+    assert!(error.to_string().contains("exit status 1"), "without the cause of the first failure: {error}");
     assert_eq!(fs::read_to_string(&log).unwrap(), "c\nb\na\n");
     // Before 0.4.0 a DEL has no prevResult.
     assert!(!fs::read_to_string(format!("{log}.in")).unwrap().contains("prevResult"));
@@ -314,7 +386,7 @@ async fn chains_are_limited_and_waiting_chains_time_out() {
     assert!(counts.lines().all(|count| count.trim().parse::<u32>().unwrap() <= 2), "{counts}");
     assert_eq!(counts.lines().count(), 6);
 
-    // The first chain holds the only place until its time is over: the second runs no plugin before, and does
+    // The first chain has the only place until its time is over: the second runs no plugin before, and does
     // not wait longer.
     let bench = Bench::new();
     let mut config = bench.config();
@@ -349,7 +421,7 @@ async fn chains_are_limited_and_waiting_chains_time_out() {
 }
 
 #[tokio::test]
-async fn a_torn_lease_only_loses_its_del() {
+async fn a_damaged_lease_only_loses_its_del() {
     let bench = Bench::new();
     bench.conf("n.conf", r#"{"cniVersion":"1.0.0","name":"n","type":"good"}"#);
     bench.plugin("good", GOOD);
@@ -363,8 +435,8 @@ async fn a_torn_lease_only_loses_its_del() {
         cni.del(&pod(6), None).await.unwrap();
         assert!(cni.leases().await.unwrap().is_empty(), "{length}");
     }
-    assert_eq!(fs::read_dir(bench.path("cache")).unwrap().count(), 1, "the torn lease was set aside");
-    // A torn result is treated as missing.
+    assert_eq!(fs::read_dir(bench.path("cache")).unwrap().count(), 1, "the damaged lease was set aside");
+    // A damaged result is treated as missing.
     cni.add(&bench.attachment(pod(6))).await.unwrap();
     fs::write(bench.path("cache").join(format!("{}.result", pod(6))), "{").unwrap();
     cni.del(&pod(6), None).await.unwrap();

@@ -75,7 +75,7 @@ async fn net() -> Net {
 
 impl Net {
     /// Addresses that host-local has allocated.
-    fn held(&self) -> Vec<String> {
+    fn allocated(&self) -> Vec<String> {
         let dir = self.bench.path("ipam/testnet");
         let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
         names.filter(|name| name.parse::<IpAddr>().is_ok()).collect()
@@ -106,7 +106,7 @@ async fn addresses_and_host_ports_are_allocated_and_released() {
     let ips = net.cni.add(&attachment).await.unwrap();
     assert_eq!(ips.len(), 2, "{ips:?}");
     assert!(ips[0].is_ipv4() && ips[1].is_ipv6());
-    assert_eq!(net.held().len(), 2);
+    assert_eq!(net.allocated().len(), 2);
 
     // In the pod: lo is up, and eth0 has the addresses.
     let inside = run("ip -n cni-one -o addr");
@@ -137,7 +137,7 @@ async fn addresses_and_host_ports_are_allocated_and_released() {
 
     net.cni.del(&pod(1), Some(&attachment.netns)).await.unwrap();
     net.cni.del(&pod(1), Some(&attachment.netns)).await.unwrap();
-    assert!(net.held().is_empty() && net.cni.leases().await.unwrap().is_empty());
+    assert!(net.allocated().is_empty() && net.cni.leases().await.unwrap().is_empty());
     assert!(!run("ip -n cni-one -o link").contains("eth0"));
     assert!(!run("iptables-save").contains("8080"), "the host port is still mapped");
     run("ip netns del cni-one");
@@ -159,7 +159,7 @@ async fn addresses_are_released_without_netns_conflist_and_daemon() {
     assert!(!cni.reload().await.is_ready());
     assert_eq!(cni.leases().await.unwrap(), [pod(2)]);
     cni.del(&pod(2), Some(&attachment.netns)).await.unwrap();
-    assert!(net.held().is_empty() && cni.leases().await.unwrap().is_empty());
+    assert!(net.allocated().is_empty() && cni.leases().await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -178,9 +178,9 @@ async fn an_add_that_fails_half_way_is_undone_by_del() {
     cni.reload().await;
     let error = cni.add(&attachment).await.unwrap_err();
     assert!(error.to_string().contains("refuses"), "{error}");
-    assert_eq!(net.held().len(), 2, "bridge has allocated addresses");
+    assert_eq!(net.allocated().len(), 2, "bridge has allocated addresses");
     cni.del(&pod(3), Some(&attachment.netns)).await.unwrap();
-    assert!(net.held().is_empty() && cni.leases().await.unwrap().is_empty());
+    assert!(net.allocated().is_empty() && cni.leases().await.unwrap().is_empty());
     assert!(!run("ip -n cni-three -o link").contains("eth0"));
     run("ip netns del cni-three");
 }

@@ -23,11 +23,11 @@ pub struct Size {
     pub name: &'static str,
     /// Threads that do not end when they are idle.
     pub kept_threads: usize,
-    /// Most threads.
+    /// Maximum number of threads.
     pub max_threads: usize,
-    /// Most threads that work for one owner.
+    /// Maximum number of threads that work for one owner.
     pub max_per_owner: usize,
-    /// Most entries in the queue.
+    /// Maximum number of entries in the queue.
     pub max_queued: usize,
 }
 
@@ -126,10 +126,10 @@ impl Lane {
         owner: &str,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Error> {
-        let turn = self.0.owners.turn(owner).await;
+        let permit = self.0.owners.permit(owner).await;
         self.run(move || {
             // Released when the work has ended, not when the caller gives up.
-            let _turn = turn;
+            let _permit = permit;
             work()
         })
         .await

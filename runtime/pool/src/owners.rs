@@ -15,7 +15,7 @@ pub(crate) struct Owners {
 
 #[derive(Debug, Default)]
 struct Table {
-    turns: HashMap<String, Weak<Semaphore>>,
+    permits: HashMap<String, Weak<Semaphore>>,
     /// Number of entries after the last removal.
     swept: usize,
 }
@@ -27,26 +27,26 @@ impl Owners {
 
     /// Waits until the owner may use one more thread. `None` cannot occur, because no semaphore is ever closed; it
     /// would mean that the owner is not limited.
-    pub(crate) async fn turn(&self, owner: &str) -> Option<OwnedSemaphorePermit> {
+    pub(crate) async fn permit(&self, owner: &str) -> Option<OwnedSemaphorePermit> {
         self.of(owner).acquire_owned().await.ok()
     }
 
     fn of(&self, owner: &str) -> Arc<Semaphore> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(turns) = table.turns.get(owner).and_then(Weak::upgrade) {
-            return turns;
+        if let Some(permits) = table.permits.get(owner).and_then(Weak::upgrade) {
+            return permits;
         }
-        if table.turns.len() >= table.swept + SWEEP {
-            table.turns.retain(|_, turns| turns.strong_count() > 0);
-            table.swept = table.turns.len();
+        if table.permits.len() >= table.swept + SWEEP {
+            table.permits.retain(|_, permits| permits.strong_count() > 0);
+            table.swept = table.permits.len();
         }
-        let turns = Arc::new(Semaphore::new(self.max_threads));
-        table.turns.insert(owner.to_owned(), Arc::downgrade(&turns));
-        turns
+        let permits = Arc::new(Semaphore::new(self.max_threads));
+        table.permits.insert(owner.to_owned(), Arc::downgrade(&permits));
+        permits
     }
 
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner).turns.len()
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).permits.len()
     }
 }

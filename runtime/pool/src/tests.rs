@@ -149,7 +149,7 @@ async fn idle_extra_threads_end_and_kept_ones_stay() {
 async fn owners_without_work_are_removed() {
     let owners = Owners::new(1);
     for number in 0..1000 {
-        drop(owners.turn(&number.to_string()).await);
+        drop(owners.permit(&number.to_string()).await);
     }
     assert!(owners.len() <= 65, "{}", owners.len());
 }

@@ -20,7 +20,7 @@ pub(crate) fn rootfs(id: &ContainerId) -> PathBuf {
     bundle(id).join("rootfs")
 }
 
-/// Starts init; the result of its execve is reported on its error pipe.
+/// Starts init; the result of its execve is reported on its start pipe.
 ///
 /// # Errors
 /// NotFound or ConnectionRefused if init has ended.

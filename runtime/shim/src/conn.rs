@@ -8,7 +8,7 @@ use wire::codec::{self, Decoder, Frame};
 use wire::session::{Session, Side, descriptors};
 use wire::{MAX_FDS, Message, Request};
 
-/// Most bytes that are queued for a daemon that does not read: a snapshot of a full table fits. With more,
+/// Maximum number of bytes that are queued for a daemon that does not read: a snapshot of full tables fits. With more,
 /// the connection is closed; the next one starts with a snapshot, so nothing is lost.
 const MAX_QUEUED: usize = 512 * 1024;
 /// Bytes of one read. Requests are short.
@@ -21,7 +21,7 @@ pub(crate) enum Lost {
     #[error("closed")]
     Closed,
     /// The daemon does not read.
-    #[error("{0} bytes are not read")]
+    #[error("the daemon does not read, {0} bytes are queued")]
     Stuck(usize),
     /// A system call failed.
     #[error(transparent)]
@@ -32,9 +32,19 @@ pub(crate) enum Lost {
     /// A message in the wrong order.
     #[error(transparent)]
     Order(#[from] wire::session::OutOfOrder),
-    /// Fewer descriptors arrived than the frame's header says, or too many without a frame.
+    /// Fewer descriptors arrived than the frame's header says.
     #[error("descriptors of frame {0} are missing")]
     Descriptors(u64),
+    /// More descriptors arrived than two frames may have, without the frames.
+    #[error("{0} descriptors arrived without a frame")]
+    Surplus(usize),
+}
+
+impl Lost {
+    /// Whether an operator must be told. If the daemon ends, the connection is closed or fails.
+    pub(crate) fn is_unexpected(&self) -> bool {
+        !matches!(self, Self::Closed | Self::Io(_))
+    }
 }
 
 struct Outgoing {
@@ -135,7 +145,7 @@ impl Conn {
             // recvmsg stops after the first message with descriptors, so at most two frames' worth can be
             // pending.
             if self.fds.len() > 2 * MAX_FDS {
-                return Err(Lost::Descriptors(0));
+                return Err(Lost::Surplus(self.fds.len()));
             }
             return Ok(None);
         };

@@ -4,22 +4,13 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use model::ContainerId;
-use serde::Deserialize;
 use sys::namespace::{Kinds, Namespaces};
-use wire::{CgroupPlan, ErrorKind, NamespacePlan, NamespaceSource};
+use wire::{ContainerPlan, ErrorKind, NamespaceSource};
 
 use crate::failure::{failure, refusal};
-use crate::held::{Holders, Receiver};
-use crate::packet::{Prepared, Reporter, read_plan};
+use crate::packet::{CgroupUses, Reporter, read_plan};
 use crate::worker::{CreateInput, Stdio, create};
-
-/// The part of the plan that this module needs. [`create`] parses the whole plan.
-#[derive(Deserialize)]
-struct Peek {
-    cgroup: CgroupPlan,
-    namespaces: NamespacePlan,
-    privileged: bool,
-}
+use crate::worker_only::{Holders, Receiver};
 
 /// The streams in the request.
 #[derive(Debug, Clone, Copy)]
@@ -80,8 +71,8 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, passed: Passed) -> Result
         return Err(refusal(ErrorKind::Invalid, "plan", "the request has no plan or no mount namespace"));
     };
     let cgroups: Vec<OwnedFd> = fds.collect();
-    let peek: Peek = read_plan(plan.as_fd())?;
-    let target = match &peek.namespaces.pid {
+    let plan: ContainerPlan = read_plan(plan.as_fd())?;
+    let target = match &plan.namespaces.pid {
         NamespaceSource::Container(id) => {
             let place = targets.iter().position(|(target, _)| target == id).ok_or_else(|| {
                 let message = format!("container {id} is not running in this pod");
@@ -92,22 +83,23 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, passed: Passed) -> Result
         _ => None,
     };
     drop(targets);
+    let unified = plan.cgroup.unified;
     let place = |name: &str| {
-        peek.cgroup.members.iter().position(|member| member.hierarchy.split(',').any(|part| part == name))
+        plan.cgroup.members.iter().position(|member| member.hierarchy.split(',').any(|part| part == name))
     };
-    let prepared = Prepared {
-        unified: peek.cgroup.unified,
-        memory: if peek.cgroup.unified { Some(0) } else { place("memory") },
-        freezer: if peek.cgroup.unified { Some(0) } else { place("freezer") },
-        search_all: peek.privileged && !peek.cgroup.unified,
+    let uses = CgroupUses {
+        unified,
+        memory: if unified { Some(0) } else { place("memory") },
+        freezer: if unified { Some(0) } else { place("freezer") },
+        search_all: plan.privileged && !unified,
     };
-    let (stdio, exec_error) = open_streams(reporter, &prepared, streams)?;
+    let (stdio, start_pipe) = open_streams(reporter, &uses, streams)?;
     Ok(CreateInput {
         plan,
         kubelet_mntns,
         cgroups,
         stdio,
-        exec_error,
+        start_pipe,
         holders: Holders { pause: Some(pause), target },
     })
 }
@@ -115,19 +107,19 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, passed: Passed) -> Result
 /// Creates the container's streams and the pipe for an error of execve, and reports the shim's ends.
 fn open_streams(
     reporter: &Reporter,
-    prepared: &Prepared,
+    uses: &CgroupUses,
     streams: StreamRequest,
 ) -> Result<(Stdio, OwnedFd), wire::Failure> {
     let at = |stage: &'static str| move |error: io::Error| failure(ErrorKind::Internal, stage, &error);
     let pipe = || sys::scm::pipe().map_err(at("pipe"));
-    let (error_end, exec_error) = pipe()?;
+    let (read_end, start_pipe) = pipe()?;
     let stdio = if streams.terminal {
         let (ours, sock) = sys::scm::stream_pair().map_err(at("console socket"))?;
-        report(reporter, prepared, &[error_end.as_fd(), ours.as_fd()])?;
+        report(reporter, uses, &[read_end.as_fd(), ours.as_fd()])?;
         Stdio::Console { sock }
     } else {
         let ((out_end, stdout), (err_end, stderr)) = (pipe()?, pipe()?);
-        let mut ends = vec![error_end.as_fd(), out_end.as_fd(), err_end.as_fd()];
+        let mut ends = vec![read_end.as_fd(), out_end.as_fd(), err_end.as_fd()];
         let (stdin, stdin_end) = if streams.stdin {
             let (stdin, end) = pipe()?;
             (stdin, Some(end))
@@ -135,12 +127,12 @@ fn open_streams(
             (sys::fds::null().map_err(at("/dev/null"))?, None)
         };
         ends.extend(stdin_end.as_ref().map(|end| end.as_fd()));
-        report(reporter, prepared, &ends)?;
+        report(reporter, uses, &ends)?;
         Stdio::Pipes { stdin, stdout, stderr }
     };
-    Ok((stdio, exec_error))
+    Ok((stdio, start_pipe))
 }
 
-fn report(reporter: &Reporter, prepared: &Prepared, fds: &[BorrowedFd<'_>]) -> Result<(), wire::Failure> {
-    reporter.prepared(prepared, fds).map_err(|error| failure(ErrorKind::Internal, "streams", &error))
+fn report(reporter: &Reporter, uses: &CgroupUses, fds: &[BorrowedFd<'_>]) -> Result<(), wire::Failure> {
+    reporter.streams(uses, fds).map_err(|error| failure(ErrorKind::Internal, "streams", &error))
 }

@@ -1,5 +1,5 @@
-//! The open descriptors of pause, containers and execs, by the serials of the lifecycle. They are lists, not
-//! maps: they are short and return memory.
+//! The open descriptors of pause, containers and execs, by the serials of the lifecycle. They are lists, not maps: they
+//! are short, and their memory can be given back.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
@@ -95,9 +95,9 @@ pub(crate) struct Cgroups {
     pub(crate) folders: Vec<OwnedFd>,
     /// They are of v2.
     pub(crate) unified: bool,
-    /// Index of its folder in the memory hierarchy.
+    /// Index of its folder in the memory hierarchy; on v2 of its only folder.
     pub(crate) memory: Option<usize>,
-    /// Index of its folder in the freezer hierarchy.
+    /// Index of its folder in the freezer hierarchy; on v2 of its only folder.
     pub(crate) freezer: Option<usize>,
     /// The container is privileged on v1: its processes may have left some hierarchies and stayed in others, so they
     /// are searched in all.
@@ -114,13 +114,13 @@ impl Cgroups {
         }
     }
 
-    /// Its folder in v1's freezer hierarchy.
+    /// The folder in which its processes are frozen.
     pub(crate) fn freezer_folder(&self) -> Option<BorrowedFd<'_>> {
         self.freezer.and_then(|place| self.folders.get(place)).map(|fd| fd.as_fd())
     }
 
-    /// The folder in which its processes are listed, frozen and killed.
-    pub(crate) fn procs_folder(&self) -> Option<BorrowedFd<'_>> {
+    /// The folder in which its processes are listed and killed.
+    fn procs_folder(&self) -> Option<BorrowedFd<'_>> {
         let place = self.freezer.unwrap_or(0);
         self.folders.get(place).or(self.folders.first()).map(|fd| fd.as_fd())
     }

@@ -22,18 +22,17 @@ use crate::tokens::Watched;
 const IDLE_MS: u64 = 200;
 /// Longest wait, whatever the timers say.
 const MAX_WAIT_MS: u64 = 3_600_000;
-/// Most children reaped in one iteration: a container may end any number at once, and logs and requests must
-/// be served in between.
+/// Maximum number of children reaped in one iteration: any number may end at once, and logs and requests must be
+/// served in between.
 const MAX_REAPED: usize = 256;
-/// Most entries that the queues keep allocated.
+/// Maximum number of entries that the queues keep allocated.
 const KEEP: usize = 16;
-/// Kernel numbers, the same on all architectures.
+/// By number, the same on all architectures.
 const SIGTERM: u32 = 15;
 
-/// The initial data and descriptors of the shim.
+/// What the loop needs in addition to its listening socket.
 pub(crate) struct Start {
     pub(crate) pod: PodId,
-    pub(crate) listener: OwnedFd,
     pub(crate) from_daemon: FromDaemon,
     pub(crate) signals: SignalFd,
     /// Warnings for the first daemon that connects.
@@ -47,13 +46,13 @@ pub(crate) struct Shim {
     signals: SignalFd,
     /// More children may be waiting than one iteration reaps.
     reap_again: bool,
-    /// Exit.
+    /// The lifecycle has ended, so the shim exits.
     done: bool,
 }
 
 impl Shim {
-    pub(crate) fn new(start: Start) -> io::Result<Self> {
-        let Start { pod, listener, from_daemon, signals, warnings } = start;
+    pub(crate) fn new(listener: OwnedFd, start: Start) -> io::Result<Self> {
+        let Start { pod, from_daemon, signals, warnings } = start;
         let epoll = Epoll::new()?;
         epoll.add(signals.as_fd(), Watched::Signals.token(), Interest::READ)?;
         let link = Link::new(pod, listener, warnings, &epoll)?;
@@ -79,7 +78,7 @@ impl Shim {
             self.performer.epoll.wait(timeout, |event| ready.push(event))?;
             if ready.is_empty() && self.performer.buffers.are_used() && timeout == Some(IDLE_MS) {
                 self.performer.buffers.release();
-                // Otherwise requests of different sizes would touch all of the heap's first 132 KiB.
+                // glibc's heap begins with 132 KiB. Requests of different sizes would in time touch all of it.
                 sys::malloc::trim();
             }
             let mut reap = std::mem::take(&mut self.reap_again);
@@ -160,7 +159,7 @@ impl Shim {
             Some(Watched::Worker(serial)) => self.read_packets(serial),
             Some(Watched::Stdout(serial)) => self.copy(serial, 0),
             Some(Watched::Stderr(serial)) => self.copy(serial, 1),
-            Some(Watched::ErrorPipe(serial)) => self.read_error_pipe(serial),
+            Some(Watched::StartPipe(serial)) => self.read_start_pipe(serial),
             None => {}
         }
         false
@@ -202,12 +201,12 @@ impl Shim {
         self.perform_all();
     }
 
-    fn read_error_pipe(&mut self, serial: Serial) {
+    fn read_start_pipe(&mut self, serial: Serial) {
         let Performer { epoll, descriptors, .. } = &mut self.performer;
         let Some(container) = descriptors.container_mut(serial) else { return };
-        let read = container.streams.read_error_pipe(epoll, false);
+        let read = container.streams.read_start_pipe(epoll, false);
         if read.closed {
-            let input = ContainerInput::ErrorPipe { error: read.error, closed: true };
+            let input = ContainerInput::StartPipe { error: read.error, closed: true };
             self.input(Input::Container(serial, input));
         }
     }

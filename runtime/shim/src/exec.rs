@@ -5,7 +5,7 @@
 //! (CLONE_PARENT). vfork is not used: a container with ptrace could see the shim's memory.
 
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use sys::namespace::{Kinds, Namespaces};
@@ -27,10 +27,12 @@ pub(crate) struct Passed {
     pub(crate) namespaces: Kinds,
     /// Whether the cgroup folders are of v2.
     pub(crate) unified: bool,
+    /// Pid of the container's init. It may have ended.
+    pub(crate) init: u32,
 }
 
-/// Ready for the second fork.
-struct Prepared {
+/// What the worker has after it has entered the container, for the second fork.
+struct Entered {
     ready: Ready,
     master: Option<OwnedFd>,
     terminal: bool,
@@ -39,8 +41,8 @@ struct Prepared {
 
 /// Runs in the worker. `passed` describes `fds`.
 pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, passed: Passed) -> i32 {
-    let Prepared { ready, master, terminal, single } = match prepare(&reporter, fds, passed) {
-        Ok(prepared) => prepared,
+    let Entered { ready, master, terminal, single } = match prepare(&reporter, fds, passed) {
+        Ok(entered) => entered,
         Err(failure) => {
             reporter.failed(&failure);
             return 1;
@@ -72,7 +74,7 @@ pub(crate) fn work(reporter: Reporter, fds: Vec<OwnedFd>, passed: Passed) -> i32
     }
 }
 
-fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, passed: Passed) -> Result<Prepared, wire::Failure> {
+fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, passed: Passed) -> Result<Entered, wire::Failure> {
     let at = |stage: &'static str| move |error| failure(ErrorKind::Internal, stage, &error);
     let mut theirs = fds.split_off(passed.requested.min(fds.len())).into_iter();
     let cgroups: Vec<OwnedFd> = theirs.by_ref().take(passed.cgroups).collect();
@@ -84,7 +86,7 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, passed: Passed) -> Result
     let single = sys::fork::single_threaded().map_err(at("threads"))?;
     sys::proc::set_dumpable(false).map_err(at("dumpable"))?;
     for folder in cgroups {
-        sys::cgroup::join(folder.as_fd(), passed.unified).map_err(at("cgroup"))?;
+        join(folder.as_fd(), passed).map_err(at("cgroup"))?;
     }
     // Before the container's namespaces are entered, because it needs the host's /proc.
     if let Some(warning) = process::before_namespaces(&plan.process).map_err(at("oom_score_adj"))? {
@@ -108,7 +110,18 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, passed: Passed) -> Result
     }
     drop(streams);
     let ready = process::prepare(&plan.process, &plan.user, ProcessKind::Exec, ErrorKind::ExecFailed)?;
-    Ok(Prepared { ready, master, terminal: plan.process.terminal, single })
+    Ok(Entered { ready, master, terminal: plan.process.terminal, single })
+}
+
+/// Joins the container's cgroup. If the container has moved its processes to cgroups below that, the kernel may allow
+/// processes only there: then the one that init is in, as with runc.
+fn join(folder: BorrowedFd<'_>, passed: Passed) -> io::Result<()> {
+    match sys::cgroup::join(folder, passed.unified) {
+        Err(error) if passed.unified && error.kind() == io::ErrorKind::ResourceBusy => {
+            sys::cgroup::join_below(folder, passed.init)
+        }
+        joined => joined,
+    }
 }
 
 /// Makes the new process the leader of a session, with its terminal if it has one; [`Ready::become_process`] does the

@@ -49,17 +49,23 @@ pub(crate) fn container<'a>(
     packet::fork(&keep, move |reporter, fds| create::work(reporter, fds, passed))
 }
 
-/// Forks the worker that starts a process in a container.
+/// Forks the worker that starts a process in the container with this init.
 ///
 /// # Errors
 /// The errors of socketpair and fork.
-pub(crate) fn exec(fds: &[OwnedFd], cgroups: &Cgroups, namespaces: &Namespaces) -> io::Result<Forked> {
+pub(crate) fn exec(
+    fds: &[OwnedFd],
+    cgroups: &Cgroups,
+    namespaces: &Namespaces,
+    init: u32,
+) -> io::Result<Forked> {
     let Cgroups { folders, unified, .. } = cgroups;
     let passed = exec::Passed {
         requested: fds.len(),
         cgroups: folders.len(),
         namespaces: namespaces.kinds(),
         unified: *unified,
+        init,
     };
     let mut keep: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
     keep.extend(folders.iter().map(|fd| fd.as_fd()));

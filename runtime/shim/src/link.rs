@@ -11,8 +11,10 @@ use crate::conn::{Conn, Lost};
 use crate::lifecycle::Requester;
 use crate::tokens::Watched;
 
-/// Pause after a failed accept.
+/// How long nothing is accepted after a failed accept.
 const ACCEPT_AGAIN_MS: u64 = 1000;
+/// Maximum number of warnings that wait for a daemon.
+const MAX_WARNINGS: usize = 16;
 
 /// The listening socket and the current connection.
 pub(crate) struct Link {
@@ -22,12 +24,12 @@ pub(crate) struct Link {
     generation: u32,
     /// When to accept again (monotonic ms), after a failed accept.
     listen_again: Option<u64>,
-    /// Warnings for the first daemon that connects.
+    /// Warnings for the next daemon that connects.
     warnings: Vec<String>,
 }
 
 impl Link {
-    /// Starts listening. `warnings` are for the first daemon.
+    /// Starts listening. `warnings` are for the first daemon that connects.
     ///
     /// # Errors
     /// The errors of epoll.
@@ -73,7 +75,7 @@ impl Link {
         self.listen_again
     }
 
-    /// Accepts connections again after a pause.
+    /// Accepts connections again once [`Self::timer`] is due after a failed accept.
     pub(crate) fn listen(&mut self, now: u64, epoll: &Epoll) {
         if self.listen_again.is_some_and(|at| at <= now) {
             let added = epoll.add(self.listener.as_fd(), Watched::Listener.token(), Interest::READ);
@@ -86,14 +88,18 @@ impl Link {
         self.conn.as_mut().filter(|conn| conn.generation == generation)
     }
 
-    /// Closes the connection and returns its number. Work continues, and its replies are dropped.
-    pub(crate) fn hang_up(&mut self, epoll: &Epoll) -> Option<u32> {
+    /// Closes the connection and returns its number. Work continues, and its replies are dropped. The next daemon is told
+    /// why, unless this one has ended.
+    pub(crate) fn hang_up(&mut self, lost: &Lost, epoll: &Epoll) -> Option<u32> {
         let conn = self.conn.take()?;
         drop(epoll.remove(conn.fd()));
+        if lost.is_unexpected() && self.warnings.len() < MAX_WARNINGS {
+            self.warnings.push(format!("the shim closed its earlier connection to the daemon: {lost}"));
+        }
         Some(conn.generation)
     }
 
-    /// Has epoll report that the socket is writable only while data is queued.
+    /// Lets epoll report that the socket is writable only while data is queued.
     pub(crate) fn watch(&self, epoll: &Epoll) {
         if let Some(conn) = &self.conn {
             let interest = if conn.wants_to_write() { Interest::BOTH } else { Interest::READ };
@@ -180,5 +186,27 @@ impl Link {
         conn.send(id, message, fds)?;
         self.watch(epoll);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    #[test]
+    fn the_next_daemon_is_told_why_a_connection_was_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join("socket")).unwrap();
+        let epoll = Epoll::new().unwrap();
+        let pod = PodId::from_random([1; 32]);
+        let mut link = Link::new(pod, listener.into(), Vec::new(), &epoll).unwrap();
+        let ended = Lost::Io(io::ErrorKind::BrokenPipe.into());
+        for (lost, warnings) in [(Lost::Closed, 0), (Lost::Stuck(7), 1), (ended, 1)] {
+            let (shim, _daemon) = UnixStream::pair().unwrap();
+            link.conn = Some(Conn::new(shim.into(), 1));
+            assert_eq!((link.hang_up(&lost, &epoll), link.warnings.len()), (Some(1), warnings), "{lost:?}");
+        }
+        assert!(link.warnings[0].contains("7 bytes"), "{:?}", link.warnings);
     }
 }

@@ -19,7 +19,6 @@ mod exec;
 mod exit_record;
 mod failure;
 mod forks;
-mod held;
 mod io;
 mod lifecycle;
 mod link;
@@ -33,6 +32,7 @@ mod streams;
 mod tokens;
 mod user;
 mod worker;
+mod worker_only;
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::process::ExitCode;
@@ -52,9 +52,11 @@ mod passed {
     pub(super) const RECORDS: i32 = 4;
     pub(super) const INIT: i32 = 5;
     pub(super) const PAUSE: i32 = 6;
+    /// How many there are.
+    pub(super) const COUNT: u8 = 4;
 }
 
-/// SIGCHLD, SIGTERM, SIGINT and SIGHUP by number, the same on all architectures. The last three are blocked
+/// SIGCHLD, SIGTERM, SIGINT and SIGHUP by number, the same on x86-64 and aarch64. The last three are blocked
 /// and consumed: a shim exits when its pod is gone, not before.
 const SIGNALS: [i32; 4] = [17, 15, 2, 1];
 /// The kernel's own default (core(5)): private and shared anonymous memory, ELF headers, private huge pages.
@@ -85,15 +87,13 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), StartError> {
-    let mut inherited = Inherited::claim().map_err(at("descriptors"))?;
+    let mut inherited = Inherited::claim(passed::COUNT).map_err(at("descriptors"))?;
     let listener = inherited.take(passed::LISTENER).map_err(at("descriptor 3 (socket)"))?;
-    let prepared = start(inherited).inspect_err(|error| {
+    let start = prepare(inherited).inspect_err(|error| {
         // Fails if the daemon has gone, which does not matter.
         drop(report(listener.as_fd(), error));
     })?;
-    let Prepared { pod, from_daemon, signals, warnings } = prepared;
-    let start = Start { pod, listener, from_daemon, signals, warnings };
-    let mut shim = Shim::new(start).map_err(at("epoll"))?;
+    let mut shim = Shim::new(listener, start).map_err(at("epoll"))?;
     shim.run().map_err(at("event loop"))
 }
 
@@ -111,20 +111,12 @@ fn report(listener: BorrowedFd<'_>, error: &StartError) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The data that the loop needs in addition to its socket.
-struct Prepared {
-    pod: model::PodId,
-    from_daemon: FromDaemon,
-    signals: SignalFd,
-    warnings: Vec<String>,
-}
-
 fn at(step: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
     move |source| StartError { step, source }
 }
 
 /// Everything before the loop. The order matters.
-fn start(mut inherited: Inherited) -> Result<Prepared, StartError> {
+fn prepare(mut inherited: Inherited) -> Result<Start, StartError> {
     // 1. Read the initial data.
     let mut take = |number, step| inherited.take(number).map_err(at(step));
     let init = take(passed::INIT, "descriptor 5 (init)")?;
@@ -150,7 +142,7 @@ fn start(mut inherited: Inherited) -> Result<Prepared, StartError> {
     let boot = state::boot::id().map_err(|error| at("boot id")(std::io::Error::other(error)))?;
 
     // 4. Keep only the passed descriptors: nothing else may leak into a pod.
-    let records = take(passed::RECORDS, "descriptor 4 (exit records)")?;
+    let records = take(passed::RECORDS, "descriptor 4 (exit files)")?;
     let pause_binary = take(passed::PAUSE, "descriptor 6 (pause)")?;
     drop(inherited);
 
@@ -182,7 +174,7 @@ fn start(mut inherited: Inherited) -> Result<Prepared, StartError> {
     // 7. Read signals by signalfd; children reset the mask.
     let signals = SignalFd::new(&SIGNALS).map_err(at("signalfd"))?;
     let from_daemon = FromDaemon { pause_binary, records: Records::new(records, boot), log_dir };
-    Ok(Prepared { pod: init.pod, from_daemon, signals, warnings })
+    Ok(Start { pod: init.pod, from_daemon, signals, warnings })
 }
 
 /// Joins a cgroup by its path. Only v1 has the file `tasks`, by which joining does not wait for an RCU grace period.

@@ -20,17 +20,18 @@ const MAX_PLAN: usize = 4 << 20;
 /// Largest packet: its content is sent to the daemon in one frame with less than 1 KiB around it.
 pub(crate) const MAX_PACKET: usize = wire::MAX_FRAME - 1024;
 
+/// Number of characters that are kept of a text that is too long. JSON escapes cannot make them too long again.
+const MAX_TEXT: usize = 1000;
+
 const MADE: u8 = b'P';
 const INIT: u8 = b'I';
-const PREPARED: u8 = b'L';
+const STREAMS: u8 = b'L';
 const REPLY: u8 = b'R';
 const WARNING: u8 = b'W';
 
-/// The first packet of a container's worker. Its descriptors are the shim's ends: of the error pipe, then either of the
-/// socket for the terminal's master, or of stdout and stderr, and of stdin if it is kept open. It also says which of
-/// the request's cgroup folders are used for what ([`crate::descriptors::Cgroups`]).
+/// Which of a request's cgroup folders are used for what: the same fields as in [`crate::descriptors::Cgroups`].
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Prepared {
+pub(crate) struct CgroupUses {
     pub(crate) unified: bool,
     pub(crate) memory: Option<usize>,
     pub(crate) freezer: Option<usize>,
@@ -45,7 +46,9 @@ pub(crate) enum Packet {
     Made(u32),
     /// From a container's init, before its worker reports it. Descriptor: its pidfd.
     Init,
-    Prepared(Prepared),
+    /// The first packet of a container's worker. Its descriptors are the shim's ends: of the start pipe, then either of
+    /// the socket for the terminal's master, or of stdout and stderr, and of stdin if it is kept open.
+    Streams(CgroupUses),
     /// A warning.
     Warning(String),
     /// The worker has done its task.
@@ -82,8 +85,8 @@ impl Reporter {
         self.packet(INIT, &[], &[pidfd])
     }
 
-    pub(crate) fn prepared(&self, prepared: &Prepared, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        self.packet(PREPARED, &serde_json::to_vec(prepared)?, fds)
+    pub(crate) fn streams(&self, uses: &CgroupUses, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.packet(STREAMS, &serde_json::to_vec(uses)?, fds)
     }
 
     /// Sends a warning; errors are ignored.
@@ -95,9 +98,7 @@ impl Reporter {
         let mut content = serde_json::to_vec(reply)?;
         if content.len() > MAX_PACKET - 1 {
             let short = match reply {
-                Reply::Failed(failure) => {
-                    Failure { message: failure.message.chars().take(1000).collect(), ..failure.clone() }
-                }
+                Reply::Failed(failure) => Failure { message: beginning(&failure.message), ..failure.clone() },
                 Reply::Created { user, home, .. } => {
                     let (groups, home) = (user.groups.len(), home.len());
                     let message = format!(
@@ -145,18 +146,24 @@ pub(crate) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Opti
             None => return Err(io::Error::other("a pid is cut")),
         },
         Some((&INIT, _)) => Packet::Init,
-        Some((&PREPARED, json)) => Packet::Prepared(serde_json::from_slice(json)?),
+        Some((&STREAMS, json)) => Packet::Streams(serde_json::from_slice(json)?),
         Some((&WARNING, text)) => Packet::Warning(String::from_utf8_lossy(text).into_owned()),
         Some((&REPLY, json)) => match serde_json::from_slice(json)? {
             Reply::Failed(failure) => Packet::Failed(failure),
             reply => Packet::Reply(reply),
         },
         Some(_) => Packet::Failed(
-            serde_json::from_slice(bytes)
-                .unwrap_or_else(|_| refusal(ErrorKind::Internal, "worker", String::from_utf8_lossy(bytes))),
+            // Text that is no complete failure is escaped when it is encoded for the daemon, and could be too long then.
+            serde_json::from_slice(bytes).unwrap_or_else(|_| {
+                refusal(ErrorKind::Internal, "worker", beginning(&String::from_utf8_lossy(bytes)))
+            }),
         ),
     };
     Ok(Some(Received { packet, fds, lost_fds }))
+}
+
+fn beginning(text: &str) -> String {
+    text.chars().take(MAX_TEXT).collect()
 }
 
 /// Forks a worker for `work`, which gets the worker's end of the socket and copies of `keep`. The child closes all
@@ -190,6 +197,18 @@ mod tests {
         let received = recv(ours.as_fd(), &mut vec![0; MAX_PACKET]).unwrap().unwrap();
         let Packet::Failed(failure) = received.packet else { panic!("{:?}", received.packet) };
         assert_eq!((failure.kind, failure.stage.as_str()), (ErrorKind::Invalid, "user"));
+    }
+
+    #[test]
+    fn a_failure_that_was_cut_fits_a_frame() {
+        let (ours, theirs) = sys::scm::packet_pair().unwrap();
+        let line = format!("{{\"message\":\"{}", "\\\"".repeat(MAX_PACKET));
+        sys::scm::send_with_fds(theirs.as_fd(), line.as_bytes(), &[]).unwrap();
+        let received = recv(ours.as_fd(), &mut vec![0; MAX_PACKET]).unwrap().unwrap();
+        let Packet::Failed(failure) = received.packet else { panic!("{:?}", received.packet) };
+        assert!(failure.message.starts_with("{\"message\""), "{failure:?}");
+        let reply = wire::Message::Reply(Reply::Failed(failure));
+        wire::codec::encode(1, 0, &reply, &mut Vec::new()).unwrap();
     }
 
     #[test]

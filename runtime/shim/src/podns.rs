@@ -16,7 +16,7 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
-use sys::mount::{self, Attributes, Pass};
+use sys::mount::{self, Attributes, PropagationType};
 
 /// libcontainer's root folder.
 pub(crate) const STATE: &str = "/run/containers";
@@ -44,7 +44,7 @@ const TEMPORARY: &str = "/proc";
 pub(crate) fn enter() -> io::Result<()> {
     sys::namespace::unshare_mount()?;
     // Slave, not private, so that what the host unmounts until the old root is detached is unmounted here too.
-    mount::change(Path::new("/"), Pass::Slave, true)?;
+    mount::change(Path::new("/"), PropagationType::Slave, true)?;
     let root = mount::tmpfs(0o755, SIZE, Attributes { nosuid: true, nodev: true, ..Attributes::default() })?;
     let host = |path: &str, recursive| mount::clone(mount::open_path(Path::new(path))?.as_fd(), recursive);
     let trees =
@@ -57,7 +57,7 @@ pub(crate) fn enter() -> io::Result<()> {
     }
     mount::pivot_here()?;
     rustix::process::chdir("/")?;
-    mount::change(Path::new("/"), Pass::Private, true)?;
+    mount::change(Path::new("/"), PropagationType::Private, true)?;
     for folder in [STATE, BUNDLES, SHM, LAYERS, WRITABLE, EMPTY] {
         fs::create_dir_all(folder)?;
     }

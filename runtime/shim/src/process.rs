@@ -18,7 +18,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use model::User;
 use rustix::fs::{FileType, Mode, OFlags};
 use sys::creds::Credentials;
-use sys::execute::{self, Image};
+use sys::execute::{self, Arguments};
 use sys::mount::Attributes;
 use sys::seccomp::Filter;
 use wire::{ErrorKind, Failure, ProcessPlan};
@@ -28,6 +28,10 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// Exit codes of shells: found but not executable, not found.
 const CANNOT_EXECUTE: i32 = 126;
 const NOT_FOUND: i32 = 127;
+
+/// Number of characters of a program's name in an error. The name may have 128 KiB, but the shim reads only 8 KiB of
+/// init's error.
+const MAX_SHOWN: usize = 256;
 
 /// Which step failed, and why.
 struct StepError {
@@ -84,9 +88,12 @@ impl ProcessKind {
 
 /// A process that needs no more privileges.
 pub(crate) struct Ready {
-    image: Image,
+    arguments: Arguments,
     candidates: Vec<CString>,
+    /// The program's name for errors.
     shown: String,
+    /// It is looked up in PATH.
+    looked_up: bool,
     /// The filter, if it must be loaded right before execve.
     filter: Option<Filter>,
 }
@@ -116,14 +123,14 @@ impl Ready {
     }
 
     fn finish(self) -> StepError {
-        let Self { image, candidates, shown, filter } = self;
+        let Self { arguments, candidates, shown, looked_up, filter } = self;
         if let Err(error) = sys::fds::cloexec_from(3) {
             return failed_at("descriptors", "close-on-exec")(error);
         }
         if let Some(Err(error)) = filter.map(Filter::load) {
             return failed_at("seccomp", "loading the filter")(error);
         }
-        execute_first(&image, &candidates, &shown)
+        execute_first(&arguments, &candidates, &shown, looked_up)
     }
 }
 
@@ -156,11 +163,13 @@ fn attempt(plan: &ProcessPlan, user: &User, process: ProcessKind) -> Result<Read
     };
 
     let name = plan.args.first().map(model::Text::as_bytes).unwrap_or_default();
-    let shown = String::from_utf8_lossy(name).into_owned();
+    let (shown, looked_up) = (shown(name), !name.contains(&b'/'));
     let candidates = candidates(name, plan).map_err(failed_at("execve", shown.clone()))?;
-    let image =
-        Image::new(plan.args.iter().map(model::Text::as_bytes), plan.env.iter().map(model::Text::as_bytes))
-            .map_err(failed_at("execve", shown.clone()))?;
+    let arguments = Arguments::new(
+        plan.args.iter().map(model::Text::as_bytes),
+        plan.env.iter().map(model::Text::as_bytes),
+    )
+    .map_err(failed_at("execve", shown.clone()))?;
     let program = plan.seccomp.as_ref().map(|s| s.instructions.as_slice()).filter(|i| !i.is_empty());
     let filter = program.map(|program| Filter::new(program, plan.seccomp_flags)).transpose();
     let filter = filter.map_err(failed_at("seccomp", "the filter"))?;
@@ -182,7 +191,7 @@ fn attempt(plan: &ProcessPlan, user: &User, process: ProcessKind) -> Result<Read
         filter: early.is_some() || late.is_some(),
     };
     let refused = |(step, e)| failed_at("credentials", step)(e);
-    let rest = sys::creds::assume(&credentials).map_err(refused)?;
+    let for_filter = sys::creds::assume(&credentials).map_err(refused)?;
     // Its memory is a copy of the shim's and its descriptors are not the container's, so no process of the
     // same user may access it until execve, which resets this.
     sys::proc::set_dumpable(false).map_err(failed_at("credentials", "dumpable"))?;
@@ -195,28 +204,38 @@ fn attempt(plan: &ProcessPlan, user: &User, process: ProcessKind) -> Result<Read
         let message = format!("{cwd} is outside the container");
         return Err(StepError { stage: "chdir", message, errno: rustix::io::Errno::PERM.raw_os_error() });
     }
-    let ready = Ready { image, candidates, shown, filter: late };
+    let ready = Ready { arguments, candidates, shown, looked_up, filter: late };
     let Some(filter) = early else { return Ok(ready) };
     filter.load().map_err(failed_at("seccomp", "loading the filter"))?;
-    rest.drop().map_err(failed_at("credentials", "capset"))?;
+    for_filter.drop_capability().map_err(failed_at("credentials", "capset"))?;
     Ok(ready)
 }
 
 /// Tries the candidates in order: the next one only if a program does not exist or is not executable.
-fn execute_first(image: &Image, candidates: &[CString], shown: &str) -> StepError {
+fn execute_first(arguments: &Arguments, candidates: &[CString], shown: &str, looked_up: bool) -> StepError {
     let mut refused = None;
     for path in candidates {
-        let error = image.execute(path);
+        let error = arguments.execute(path);
         match rustix::io::Errno::from_io_error(&error) {
             Some(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {}
             Some(rustix::io::Errno::ACCESS) => refused = Some(error),
             _ => return failed_at("execve", format!("exec {shown:?}"))(error),
         }
     }
-    let found = if shown.contains('/') { "" } else { " (looked up in PATH)" };
+    let found = if looked_up { " (looked up in PATH)" } else { "" };
     let error =
         refused.unwrap_or_else(|| io::Error::from_raw_os_error(rustix::io::Errno::NOENT.raw_os_error()));
     failed_at("execve", format!("exec {shown:?}{found}"))(error)
+}
+
+/// The name of a program for errors; a long one is cut.
+fn shown(name: &[u8]) -> String {
+    let text = String::from_utf8_lossy(name);
+    let mut cut: String = text.chars().take(MAX_SHOWN).collect();
+    if cut.len() < text.len() {
+        cut.push('…');
+    }
+    cut
 }
 
 fn candidates(name: &[u8], plan: &ProcessPlan) -> io::Result<Vec<CString>> {
@@ -332,5 +351,16 @@ mod tests {
         assert_eq!(found("./sh", &["PATH=/bin"]), ["./sh"]);
         assert_eq!(found("sh", &[]).last().unwrap(), "/bin/sh");
         assert!(candidates(b"", &plan(&[])).is_err());
+    }
+
+    #[test]
+    fn an_error_with_a_long_name_is_short() {
+        assert_eq!(shown(b"sh"), "sh");
+        for long in ["\\", "\"", "\u{1}", "\u{10ffff}"] {
+            let error = failed_at("execve", format!("exec {:?}", shown(long.repeat(30_000).as_bytes())));
+            let failure = error(io::ErrorKind::NotFound.into()).failure(ErrorKind::StartFailed);
+            let json = serde_json::to_vec(&failure).unwrap();
+            assert!(json.len() < 8192, "{} bytes for {long:?}", json.len());
+        }
     }
 }

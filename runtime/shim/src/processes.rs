@@ -4,7 +4,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Duration;
 
 use crate::descriptors::Cgroups;
-use crate::lifecycle::{Held, InitState, SIGKILL, Session};
+use crate::lifecycle::{InitState, SIGKILL, Session, Stopped};
 
 /// How long one kill waits for a v1 cgroup to freeze. The loop does nothing else meanwhile.
 const FREEZE: Duration = Duration::from_millis(20);
@@ -35,19 +35,19 @@ pub(crate) fn is_unreaped(pidfd: Option<OwnedFd>, pid: u32) -> bool {
 }
 
 /// The exit code of a child that is not reaped, if it has ended ([`sys::proc::Stat::is_over`]).
-pub(crate) fn over(pid: u32) -> Option<i32> {
+pub(crate) fn code_if_over(pid: u32) -> Option<i32> {
     sys::proc::stat(pid).ok().filter(sys::proc::Stat::is_over).map(|stat| stat.code())
 }
 
 /// The state of an init that is not reaped; `None` if it cannot be examined now.
 pub(crate) fn init_state(pid: u32) -> Option<InitState> {
     let stat = sys::proc::stat(pid).ok()?;
-    let held = match stat.state {
-        'T' => Held::Stopped,
-        't' => Held::Traced,
-        _ => Held::No,
+    let stopped = match stat.state {
+        'T' => Stopped::BySignal,
+        't' => Stopped::ByTracer,
+        _ => Stopped::No,
     };
-    Some(InitState { over: stat.is_over().then(|| stat.code()), executed: stat.has_executed(), held })
+    Some(InitState { code: stat.is_over().then(|| stat.code()), executed: stat.has_executed(), stopped })
 }
 
 /// Kills all processes in a container's cgroup. Errors are ignored; they show in later checks.
@@ -56,13 +56,13 @@ pub(crate) fn kill_cgroup(cgroups: &Cgroups) {
     drop(sys::cgroup::kill_all(&folders, cgroups.freezer_folder(), cgroups.unified, FREEZE));
 }
 
-/// Whether it has no processes. `skip_held`: ended processes that a tracer keeps from being reaped do not
+/// Whether it has no processes. `skip_unreapable`: ended processes that a tracer keeps from being reaped do not
 /// count.
-pub(crate) fn is_empty(cgroups: &Cgroups, skip_held: bool) -> bool {
+pub(crate) fn is_empty(cgroups: &Cgroups, skip_unreapable: bool) -> bool {
     cgroups.folders_with_processes().into_iter().all(|folder| {
         // If it cannot be read now (no free descriptor), it is checked again later.
         sys::cgroup::is_empty(folder).unwrap_or(false)
-            || skip_held && sys::cgroup::only_held(folder).unwrap_or(false)
+            || skip_unreapable && sys::cgroup::only_unreapable(folder).unwrap_or(false)
     })
 }
 
@@ -75,17 +75,28 @@ pub(crate) fn was_oom_killed(cgroups: &Cgroups) -> bool {
 }
 
 /// Kills the processes of sessions in a container, and their leaders. Returns for each session the number of processes
-/// that were found, at least 1 if not all processes could be examined (no free descriptor), and the leader's exit code, if
-/// that has ended. The container's processes are listed once for all sessions.
+/// that were found, at least 1 if not all processes could be examined (no free descriptor, too many cgroups), and the
+/// leader's exit code, if that has ended. The processes in the container's cgroup and below it are listed once for all
+/// sessions.
 pub(crate) fn kill_sessions(cgroups: Option<&Cgroups>, sessions: &[Session]) -> Vec<(u32, Option<i32>)> {
     // Session ids with their indices.
     let mut indices: Vec<(u32, usize)> =
         sessions.iter().zip(0..).map(|(of, index)| (of.pid, index)).collect();
     indices.sort_unstable();
     let mut results = vec![(0_u32, None); sessions.len()];
-    if let Some(folder) = cgroups.and_then(Cgroups::procs_folder) {
-        let mut incomplete = false;
-        let listed = sys::cgroup::processes(folder, |pid| {
+    let folders = cgroups.map(Cgroups::folders_with_processes).unwrap_or_default();
+    let (mut seen, mut incomplete): (Vec<u32>, _) = (Vec::new(), false);
+    for folder in &folders {
+        let listed = sys::cgroup::processes_below(*folder, |pid| {
+            // 0 stands for a process of another PID namespace, which is in none of the sessions.
+            if pid == 0 {
+                return;
+            }
+            // A process that is in several hierarchies counts once.
+            if folders.len() > 1 {
+                let Err(place) = seen.binary_search(&pid) else { return };
+                seen.insert(place, pid);
+            }
             let opened = sys::pidfd::open(pid);
             // Read after the pidfd was opened: if the process has not ended, this is its data.
             let examined = opened.and_then(|fd| Ok((fd, sys::proc::stat(pid)?)));
@@ -106,16 +117,16 @@ pub(crate) fn kill_sessions(cgroups: Option<&Cgroups>, sessions: &[Session]) -> 
                 drop(sys::pidfd::send_signal(fd.as_fd(), SIGKILL));
             }
         });
-        // A folder that does not exist has no processes.
-        if incomplete || sys::proc::unless_gone(listed).is_err() {
-            for (count, _) in &mut results {
-                *count = (*count).max(1);
-            }
+        incomplete |= listed.is_err();
+    }
+    if incomplete {
+        for (count, _) in &mut results {
+            *count = (*count).max(1);
         }
     }
     for (session, (_, code)) in sessions.iter().zip(&mut results).filter(|(session, _)| session.unreaped) {
         drop(signal(session.pid, SIGKILL));
-        *code = over(session.pid);
+        *code = code_if_over(session.pid);
     }
     results
 }
@@ -133,13 +144,13 @@ pub(crate) fn kill_strays(known: impl Fn(u32) -> bool) -> bool {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return false,
         Err(_) => return true,
     };
-    let strange: Vec<u32> = children.into_iter().filter(|pid| !known(*pid)).collect();
-    if strange.is_empty() {
+    let unknown: Vec<u32> = children.into_iter().filter(|pid| !known(*pid)).collect();
+    if unknown.is_empty() {
         return false;
     }
     let Ok(own) = sys::proc::cgroups(std::process::id()) else { return true };
     let mut found = false;
-    for pid in strange {
+    for pid in unknown {
         if sys::proc::stat(pid).is_ok_and(|stat| stat.state == 'Z') {
             continue;
         }
@@ -154,4 +165,48 @@ pub(crate) fn kill_strays(known: impl Fn(u32) -> bool) -> bool {
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lifecycle::Serial;
+    use std::fs::{File, create_dir, write};
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::process::Command;
+    use std::time::Instant;
+
+    #[test]
+    fn sessions_are_killed_wherever_the_container_can_have_moved_them() {
+        let mut leader = Command::new("setsid").args(["sleep", "1000"]).spawn().unwrap();
+        let pid = leader.id();
+        let until = Instant::now() + Duration::from_secs(60);
+        while sys::proc::stat(pid).unwrap().session != pid {
+            assert!(Instant::now() < until, "setsid has not started a session");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // A privileged container: the leader is below its cgroup in one hierarchy, and in it in another, where there is
+        // also a process of another PID namespace. A third hierarchy does not know it.
+        let temp = tempfile::tempdir().unwrap();
+        for (name, procs) in [
+            ("a", String::new()),
+            ("a/below", format!("{pid}\n")),
+            ("b", format!("0\n{pid}\n")),
+            ("c", String::new()),
+        ] {
+            create_dir(temp.path().join(name)).unwrap();
+            write(temp.path().join(name).join("cgroup.procs"), procs).unwrap();
+        }
+        let folders = ["a", "b", "c"].map(|name| OwnedFd::from(File::open(temp.path().join(name)).unwrap()));
+        let folders = Vec::from(folders);
+        let cgroups = Cgroups { folders, search_all: true, freezer: Some(2), ..Cgroups::default() };
+        // It counts as reaped, so it is killed only if it is listed.
+        let session = Session { exec: Serial(1), pid, unreaped: false };
+        let results = kill_sessions(Some(&cgroups), &[session]);
+        if results != [(1, None)] {
+            leader.kill().unwrap();
+        }
+        let status = leader.wait().unwrap();
+        assert_eq!((results.as_slice(), status.signal()), ([(1, None)].as_slice(), Some(SIGKILL)));
+    }
 }

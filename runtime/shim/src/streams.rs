@@ -14,7 +14,7 @@ use crate::io::output::{After, Buffers, LogFile, Output};
 use crate::lifecycle::Serial;
 use crate::tokens::Watched;
 
-/// Most bytes that are read of init's error: more than any failure has.
+/// Maximum number of bytes that are read of init's error: more than any failure has.
 const MAX_ERROR: usize = 8192;
 
 /// The streams of a container.
@@ -29,15 +29,15 @@ pub(crate) struct Streams {
     terminal: bool,
     /// The socket on which the terminal's master arrives, until it is received.
     console: Option<OwnedFd>,
-    /// The error pipe: it closes at init's execve, and carries the error if that fails.
-    error_pipe: Option<OwnedFd>,
+    /// The read end of the start pipe: execve closes init's end, or init writes there why its start failed.
+    start_pipe: Option<OwnedFd>,
     /// What init has written to it so far.
     error: Vec<u8>,
 }
 
-/// What was read from init's error pipe.
+/// What was read from init's start pipe.
 #[derive(Debug)]
-pub(crate) struct ErrorRead {
+pub(crate) struct StartPipeRead {
     /// Init's error, once it is complete.
     pub(crate) error: Option<String>,
     /// The pipe is closed.
@@ -48,15 +48,15 @@ impl Streams {
     pub(crate) fn new(log: LogFile, terminal: bool) -> Self {
         let (outputs, error) = ([None, None], Vec::new());
         let attached = Attached::default();
-        Self { log, outputs, stdin: None, attached, terminal, console: None, error_pipe: None, error }
+        Self { log, outputs, stdin: None, attached, terminal, console: None, start_pipe: None, error }
     }
 
-    /// Takes the descriptors of the worker: the error pipe, then either the socket for the terminal's master,
+    /// Takes the descriptors of the worker: the start pipe, then either the socket for the terminal's master,
     /// or stdout and stderr; then stdin if it is kept open.
-    pub(crate) fn prepared(&mut self, fds: Vec<OwnedFd>) -> Result<(), Failure> {
+    pub(crate) fn receive(&mut self, fds: Vec<OwnedFd>) -> Result<(), Failure> {
         let mut fds = fds.into_iter();
-        self.error_pipe = fds.next();
-        if let Some(fd) = &self.error_pipe {
+        self.start_pipe = fds.next();
+        if let Some(fd) = &self.start_pipe {
             sys::fds::set_nonblocking(fd.as_fd()).map_err(at("streams"))?;
         }
         if self.terminal {
@@ -78,7 +78,7 @@ impl Streams {
         let Some(socket) = self.console.take() else { return Ok(()) };
         let mut master = None;
         sys::fds::set_nonblocking(socket.as_fd()).map_err(at("terminal"))?;
-        // The message contains a name, which is not used.
+        // The message is one byte, which is not used.
         sys::scm::recv_with_fds(socket.as_fd(), &mut [0; 256], |fd| master = master.take().or(Some(fd)))
             .map_err(at("terminal"))?;
         let none = || refusal(ErrorKind::Internal, "terminal", "no terminal master was sent");
@@ -156,26 +156,26 @@ impl Streams {
         self.log.reopen(dir)
     }
 
-    /// Watches the error pipe.
-    pub(crate) fn watch_error_pipe(&self, epoll: &Epoll, serial: Serial) -> io::Result<()> {
-        match &self.error_pipe {
-            Some(fd) => epoll.add(fd.as_fd(), Watched::ErrorPipe(serial).token(), Interest::READ),
+    /// Watches the start pipe.
+    pub(crate) fn watch_start_pipe(&self, epoll: &Epoll, serial: Serial) -> io::Result<()> {
+        match &self.start_pipe {
+            Some(fd) => epoll.add(fd.as_fd(), Watched::StartPipe(serial).token(), Interest::READ),
             None => Ok(()),
         }
     }
 
-    /// Stops watching the error pipe, which stays open.
-    pub(crate) fn unwatch_error_pipe(&self, epoll: &Epoll) {
-        if let Some(fd) = &self.error_pipe {
+    /// Stops watching the start pipe, which stays open.
+    pub(crate) fn unwatch_start_pipe(&self, epoll: &Epoll) {
+        if let Some(fd) = &self.start_pipe {
             drop(epoll.remove(fd.as_fd()));
         }
     }
 
-    /// Reads the error pipe and closes it at its end. `last`: do not wait for more.
-    pub(crate) fn read_error_pipe(&mut self, epoll: &Epoll, last: bool) -> ErrorRead {
+    /// Reads the start pipe and closes it at its end. `last`: do not wait for more.
+    pub(crate) fn read_start_pipe(&mut self, epoll: &Epoll, last: bool) -> StartPipeRead {
         let mut closed = false;
         let mut buffer = [0; 1024];
-        while let (Some(fd), false) = (&self.error_pipe, closed) {
+        while let (Some(fd), false) = (&self.start_pipe, closed) {
             match sys::fds::read(fd.as_fd(), &mut buffer) {
                 Ok(bytes) if bytes > 0 && self.error.len() < MAX_ERROR => {
                     self.error.extend_from_slice(buffer.get(..bytes).unwrap_or_default());
@@ -189,9 +189,9 @@ impl Streams {
         }
         let error = if closed || last { self.take_error() } else { None };
         if closed || last {
-            self.drop_error_pipe(epoll);
+            self.drop_start_pipe(epoll);
         }
-        ErrorRead { error, closed }
+        StartPipeRead { error, closed }
     }
 
     fn take_error(&mut self) -> Option<String> {
@@ -203,9 +203,9 @@ impl Streams {
         Some(failure.map_or_else(|_| String::from_utf8_lossy(&bytes).into_owned(), |failure| failure.message))
     }
 
-    /// Closes the error pipe.
-    pub(crate) fn drop_error_pipe(&mut self, epoll: &Epoll) {
-        if let Some(pipe) = self.error_pipe.take() {
+    /// Closes the start pipe.
+    pub(crate) fn drop_start_pipe(&mut self, epoll: &Epoll) {
+        if let Some(pipe) = self.start_pipe.take() {
             drop(epoll.remove(pipe.as_fd()));
         }
         self.error = Vec::new();

@@ -17,8 +17,8 @@ pub(crate) enum Watched {
     Stdout(Serial),
     /// Standard error of a container.
     Stderr(Serial),
-    /// Init's error pipe.
-    ErrorPipe(Serial),
+    /// Init's start pipe.
+    StartPipe(Serial),
 }
 
 impl Watched {
@@ -31,7 +31,7 @@ impl Watched {
             Self::Worker(Serial(number)) => (3, number),
             Self::Stdout(Serial(number)) => (4, number),
             Self::Stderr(Serial(number)) => (5, number),
-            Self::ErrorPipe(Serial(number)) => (6, number),
+            Self::StartPipe(Serial(number)) => (6, number),
         };
         kind << 32 | u64::from(number)
     }
@@ -46,7 +46,7 @@ impl Watched {
             3 => Self::Worker(Serial(number)),
             4 => Self::Stdout(Serial(number)),
             5 => Self::Stderr(Serial(number)),
-            6 => Self::ErrorPipe(Serial(number)),
+            6 => Self::StartPipe(Serial(number)),
             _ => return None,
         })
     }
@@ -66,7 +66,7 @@ mod tests {
             Watched::Worker(serial),
             Watched::Stdout(serial),
             Watched::Stderr(Serial(0)),
-            Watched::ErrorPipe(serial),
+            Watched::StartPipe(serial),
         ] {
             assert_eq!(Watched::of(watched.token()), Some(watched));
         }

@@ -33,8 +33,8 @@ pub(crate) enum UserError {
         /// The file.
         file: &'static str,
     },
-    /// 4294967295 means "unchanged" to setresuid(2), which would keep the caller's user.
-    #[error("{kind} {id} cannot be used: it means no {kind} to the kernel")]
+    /// 4294967295 means "unchanged" to setresuid(2) and setresgid(2): the process would keep the shim's.
+    #[error("{kind} {id} cannot be used: to the kernel this number means that the {kind} stays unchanged")]
     NoId {
         /// `user` or `group`.
         kind: &'static str,

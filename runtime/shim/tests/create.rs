@@ -7,8 +7,6 @@
 
 #[path = "../src/bundle.rs"]
 mod bundle;
-#[path = "../src/held.rs"]
-mod held;
 #[path = "create/pod.rs"]
 mod pod;
 #[path = "../src/podns.rs"]
@@ -21,6 +19,8 @@ mod shim_side;
 mod user;
 #[path = "../src/worker/mod.rs"]
 mod worker;
+#[path = "../src/worker_only.rs"]
+mod worker_only;
 
 use std::fs;
 use std::io;
@@ -237,10 +237,10 @@ fn init_has_no_descriptors_of_the_worker() {
     let pod = Pod::new();
     let mut out = pod.run(pod.plan("true"));
     // libcontainer's sockets, and the procfs that pathrs keeps for it (0x9fa0).
-    out.held.retain(|what| !what.starts_with("socket:") && what != "/ in 0x9fa0");
-    // Stdin, stdout and stderr, and the report.
-    assert_eq!(out.held.len(), 4, "{:?}", out.held);
-    assert!(out.held.iter().all(|what| what.starts_with("pipe:")), "{:?}", out.held);
+    out.descriptors.retain(|what| !what.starts_with("socket:") && what != "/ in 0x9fa0");
+    // Stdin, stdout and stderr, and the start pipe.
+    assert_eq!(out.descriptors.len(), 4, "{:?}", out.descriptors);
+    assert!(out.descriptors.iter().all(|what| what.starts_with("pipe:")), "{:?}", out.descriptors);
 }
 
 fn cgroups_are_joined_and_shown() {

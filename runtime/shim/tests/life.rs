@@ -151,7 +151,7 @@ fn a_terminated_shim_exits_with_its_last_process() {
     pod.gone();
 }
 
-/// The test itself is the tracer, as a process of the pod with the right capability could be.
+/// A process of the host is the tracer, as one of the pod with the right capability could be.
 #[test]
 fn a_tracer_cannot_keep_a_container_or_exec_from_ending() {
     const SEIZE: i64 = 0x4206;
@@ -185,29 +185,30 @@ fn a_tracer_cannot_keep_a_container_or_exec_from_ending() {
 
 #[test]
 fn a_full_table_of_execs_is_reported_and_recovers() {
-    const MOST: u64 = 1024;
+    const MAX_EXECS: u64 = 1024;
     let mut pod = Pod::started("full");
     let id = pod.run(1, "sleep 1000");
     let plan = memfd(&wire::ExecPlan { process: process(&["sleep", "1001"]), user: model::User::default() });
     let null = std::fs::File::open("/dev/null").unwrap();
     let fds = [plan.as_fd(), null.as_fd(), null.as_fd(), null.as_fd()];
-    for number in 0..MOST {
+    for number in 0..MAX_EXECS {
         let request = Request::Exec { exec: model::ExecId(number), container: id.clone(), deadline_ms: None };
         let (reply, _) = pod.ask_with(request, &fds);
         assert!(matches!(reply, Reply::ExecStarted { .. }), "{number}: {reply:?}");
     }
-    let one_more = || Request::Exec { exec: model::ExecId(MOST), container: id.clone(), deadline_ms: None };
+    let one_more =
+        || Request::Exec { exec: model::ExecId(MAX_EXECS), container: id.clone(), deadline_ms: None };
     let (reply, _) = pod.ask_with(one_more(), &fds);
     assert!(matches!(&reply, Reply::Failed(f) if f.kind == ErrorKind::Exhausted), "{reply:?}");
     // A new daemon gets all of them in the snapshot.
     pod.reconnect();
     assert!(pod.snapshots.len() > 1024, "{}", pod.snapshots.len());
     // All are killed at once: each listing of the container's processes serves all sessions.
-    for number in 0..MOST {
+    for number in 0..MAX_EXECS {
         pod.send(Request::KillExec { exec: model::ExecId(number) }, &[]);
     }
     let (mut done, mut ended) = (0, 0);
-    while done < MOST || ended < MOST {
+    while done < MAX_EXECS || ended < MAX_EXECS {
         match pod.frame().0.message {
             Message::Reply(Reply::Done) => done += 1,
             Message::Event(Event::ExecExited { code, .. }) => {

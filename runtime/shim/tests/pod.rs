@@ -44,7 +44,7 @@ fn pause_is_restricted() {
     use std::os::fd::AsRawFd as _;
     let given = fs::read_link(format!("/proc/self/fd/{}", netns.as_raw_fd())).unwrap();
     assert_eq!(given, fs::read_link(format!("/proc/{pid}/ns/net")).unwrap());
-    // A second start is refused, a request without a plan ends the connection, and the pod continues.
+    // It is in the snapshot, and the shim does not exit while it runs.
     pod.reconnect();
     assert_eq!(pod.snapshots, [Snapshot::Pause { pid, exited: None }]);
     assert!(matches!(pod.ask(Request::Shutdown), Reply::Failed(f) if f.kind == ErrorKind::Busy));
@@ -215,8 +215,7 @@ fn an_exec_is_killed_with_its_whole_session() {
     let mut pod = Pod::started("session");
     let id = pod.run(1, "sleep 1000");
     let before = alone(&pod, &id).len();
-    let number = pod.start_exec(7, &id, &["sh", "-c", "(sleep 900 & sleep 901) & sleep 902"]);
-    let (pid, _out) = number;
+    let (pid, _out) = pod.start_exec(7, &id, &["sh", "-c", "(sleep 900 & sleep 901) & sleep 902"]);
     // The shell executes the last sleep in its own process.
     eventually(|| pod.cgroups.pids(id.as_str()).len() == before + 3);
     assert_eq!(pod.ask(Request::KillExec { exec: model::ExecId(7) }), Reply::Done);

@@ -13,8 +13,8 @@ use wire::{
 /// PATH if neither the image nor the request has one.
 pub(crate) const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Most VOLUMEs of an image, and bytes of all their paths: each costs a folder for every name in its path, and with a
-/// read-only root a mount. Real images have about ten.
+/// Maximum number of VOLUMEs of an image, and of bytes of all their paths: each costs a folder for every name in its
+/// path, and with a read-only root a mount. Real images have about ten.
 const MAX_VOLUMES: usize = 1024;
 const MAX_VOLUME_BYTES: usize = 64 << 10;
 /// What execve accepts as a string.
@@ -44,7 +44,7 @@ pub struct ImageFacts {
 pub struct HostFacts {
     /// The daemon's bounding set, which limits all containers.
     pub cap_bounding: u64,
-    /// Host name for pods that use the host's network and name none.
+    /// The node's host name: HOSTNAME in pods that name none.
     pub hostname: String,
     /// Device nodes at and below the requested `host_path`s; for a privileged container also those below
     /// /dev.

@@ -80,9 +80,9 @@ const OWN: [&str; 16] = [
     "/dev/stderr",
     "/dev/core",
 ];
-/// Most nodes of a container: with more, the request probably names the wrong folder. A host has some
-/// hundreds, one with a storage network some thousands, because each path to each disk is a node. A plan with
-/// this many nodes has 2 MiB; the limit for plans is 4 MiB.
+/// Maximum number of nodes of a container: with more, the request probably names the wrong folder. A host has some
+/// hundreds, one with a storage network some thousands, because each path to each disk is a node. A plan with this
+/// many nodes has 2 MiB; the limit for plans is 4 MiB.
 pub const MAX_NODES: usize = 16_384;
 
 /// The rules of a container's cgroup in the order of writing: first everything is denied, then devices are

@@ -6,8 +6,8 @@
 //! A rule about requests stands in one place. What the kernel accepts is said here, in functions and constants:
 //! [`path`], [`sysctl`], [`resources`], [`security::canonical`]. What a CRI message may say is decided by
 //! `service/convert` of the daemon, which uses these and adds the field to the error; it is the only maker of
-//! `PodConfig` and `ContainerConfig`, which are therefore valid here. An [`Error`] of this crate is about what a
-//! message alone does not tell: it does not fit the sandbox, the image or the node.
+//! `PodConfig` and `ContainerConfig`, which are therefore valid here. An [`Error`] of this crate is about what the
+//! message alone does not show: a value that does not fit the sandbox, the image or the node.
 //!
 //! The order of a create: [`security::caps`] -> seccomp program for these capabilities; [`resources::v1`] and
 //! [`devices::rules`] -> cgroup; [`container`] -> the plan; [`exec::keep`] -> the part of the plan that the

@@ -6,9 +6,9 @@ use std::ops::RangeInclusive;
 
 /// CFS periods, µs.
 pub const CPU_PERIODS: RangeInclusive<i64> = 1_000..=1_000_000;
-/// Least CFS quota, µs.
+/// Minimum CFS quota, µs.
 pub const MIN_CPU_QUOTA: i64 = 1_000;
-/// Least memory limit of a container, bytes. The code that starts a process is charged to the container until its
+/// Minimum memory limit of a container, bytes. The code that starts a process is charged to the container until its
 /// execve: some 400 KiB.
 pub const MIN_MEMORY: i64 = 1 << 20;
 /// Values of oom_score_adj.
@@ -41,8 +41,8 @@ pub fn is_limit_file(name: &str) -> bool {
     name.len() <= 255 && name.contains('.') && !name.starts_with('.') && name.bytes().all(plain) && !cores
 }
 
-/// Whether `both` can limit memory and swap together if `memory` limits memory alone (bytes): it must not be lower.
-/// For `both`, 0 or less means no limit of its own; for `memory`, no limit.
+/// Whether the limit `both`, of memory and swap together, is valid beside the limit `memory` (bytes): memory must then
+/// be limited too, and not to more. A value of 0 or less means no limit.
 pub fn is_swap_limit(memory: i64, both: i64) -> bool {
     both <= 0 || (memory > 0 && both >= memory)
 }

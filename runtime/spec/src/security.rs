@@ -49,7 +49,7 @@ const NAMES: [&str; 41] = [
     "CHECKPOINT_RESTORE",
 ];
 
-/// The default set, which other runtimes have too: the fourteen that Kubernetes' Baseline policy allows.
+/// The default set, the same as Docker's and containerd's: what Kubernetes' Baseline policy allows, and NET_RAW.
 pub const DEFAULT: u64 = mask_of(&[
     "CHOWN",
     "DAC_OVERRIDE",

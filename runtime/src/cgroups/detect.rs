@@ -47,6 +47,8 @@ pub(super) fn hierarchies(mountinfo: &str) -> Result<Vec<Hierarchy>, Error> {
     /// Mount options of a v1 superblock that are not controllers.
     const OPTIONS: [&str; 7] = ["rw", "ro", "none", "xattr", "clone_children", "noprefix", "cpuset_v2_mode"];
     let mut found: Vec<Hierarchy> = Vec::new();
+    // Values of the option `name` of the named hierarchies in `found`. The mount points may have other names.
+    let mut names: Vec<&str> = Vec::new();
     let mut unified = false;
     for mount in sys::mountinfo::mounts(mountinfo) {
         unified |= mount.kind == "cgroup2";
@@ -64,11 +66,12 @@ pub(super) fn hierarchies(mountinfo: &str) -> Result<Vec<Hierarchy>, Error> {
         let mount = mount.point();
         let name = mount.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let named = options.split(',').find_map(|option| option.strip_prefix("name="));
-        let is_known = found.iter().any(|have| match named {
-            Some(named) => have.is_named() && have.name == named,
-            None => have.controllers == controllers,
-        });
+        let is_known = match named {
+            Some(named) => names.contains(&named),
+            None => found.iter().any(|have| have.controllers == controllers),
+        };
         if !is_known {
+            names.extend(named);
             found.push(Hierarchy { name, controllers, mount });
         }
     }
@@ -114,6 +117,20 @@ mod tests {
         assert!(found[0].has("cpu") && found[0].has("cpuacct") && !found[0].is_named());
         assert!(found[5].is_named());
         assert_eq!(found[4].folder("/a/b"), PathBuf::from("/sys/fs/cgroup/memory/a/b"));
+    }
+
+    /// The mount point of a named hierarchy need not have its name.
+    #[test]
+    fn a_named_hierarchy_is_known_by_its_option() {
+        let other = "\
+60 31 0:40 / /sys/fs/cgroup/init rw - cgroup cgroup rw,xattr,name=openrc
+61 31 0:40 / /mnt/init rw - cgroup cgroup rw,xattr,name=openrc
+62 31 0:41 / /mnt/openrc rw - cgroup cgroup rw,xattr,name=init
+";
+        let found = hierarchies(&format!("{HYBRID}{other}")).unwrap();
+        let named = found.iter().filter(|hierarchy| hierarchy.is_named());
+        let mounts: Vec<&Path> = named.map(Hierarchy::mount).collect();
+        assert_eq!(mounts, ["/sys/fs/cgroup/init", "/mnt/openrc", "/sys/fs/cgroup/systemd"].map(Path::new));
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub enum Error {
         reason: String,
     },
     /// Processes could not be killed.
-    #[error("cgroup {path} still holds processes {pids:?} after {waited:?}")]
+    #[error("cgroup {path} still has the processes {pids:?} after {waited:?}")]
     Busy {
         /// Path of the cgroup.
         path: String,

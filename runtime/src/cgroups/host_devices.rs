@@ -9,12 +9,12 @@ use std::path::Path;
 
 /// How many folders deep a requested folder is searched.
 const MAX_DEPTH: usize = 8;
-/// Skipped below /dev: other file systems, or nodes of other containers.
+/// Skipped in every folder that is searched: other file systems, nodes of other containers, and old udev's database.
 const SKIPPED: [&str; 8] = ["pts", "shm", "mqueue", "fd", "hugepages", ".lxc", ".lxd-mounts", ".udev"];
 
 /// The nodes at and below the `host_path`s of a container's devices, and below /dev if it is privileged. A
-/// path without a node gives nothing here; `spec` then reports the field. Requested nodes come first; beyond
-/// [`MAX_NODES`] the rest is left out with a warning.
+/// path without a node gives nothing here; `spec` then reports the field. Sorted by path. Requested nodes are searched
+/// first, so that of more than [`MAX_NODES`] others are left out, with a warning.
 pub(crate) fn find(config: &ContainerConfig) -> Result<Vec<HostDevice>, Error> {
     let mut found = Vec::new();
     for (index, device) in config.devices.iter().enumerate() {
@@ -29,7 +29,7 @@ pub(crate) fn find(config: &ContainerConfig) -> Result<Vec<HostDevice>, Error> {
     if found.len() == MAX_NODES {
         tracing::warn!(
             container = config.meta.name,
-            most = MAX_NODES,
+            max = MAX_NODES,
             "the host has more device nodes than a container can have; the rest is left out"
         );
     }

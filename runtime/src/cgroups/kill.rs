@@ -13,7 +13,7 @@ use std::{fs, io, thread};
 const FREEZE_LIMIT: Duration = Duration::from_millis(100);
 /// Longest pause between two rounds.
 const MAX_PAUSE: Duration = Duration::from_millis(50);
-/// Most pids in an error message.
+/// Maximum number of pids in an error message.
 const MAX_PIDS: usize = 16;
 
 /// The cgroup's folder in a hierarchy; `None` if it does not exist.
@@ -32,12 +32,10 @@ pub(super) fn pids(hierarchies: &[Hierarchy], path: &str) -> Result<BTreeSet<i32
     let mut pids = BTreeSet::new();
     for hierarchy in hierarchies {
         let Some(folder) = open(hierarchy, path)? else { continue };
-        let mut note = |pid: u32| {
+        let listed = sys::cgroup::processes_below(folder.as_fd(), |pid| {
             // 0 stands for a process of another PID namespace, which cannot be signalled.
             pids.extend(i32::try_from(pid).ok().filter(|pid| *pid > 0));
-        };
-        let listed =
-            sys::cgroup::each_folder(folder.as_fd(), &mut |below| sys::cgroup::processes(below, &mut note));
+        });
         match listed {
             Err(source) if !is_absent(&source) => {
                 return Err(Error::io("list the processes of", hierarchy.folder(path), source));
@@ -48,7 +46,7 @@ pub(super) fn pids(hierarchies: &[Hierarchy], path: &str) -> Result<BTreeSet<i32
     Ok(pids)
 }
 
-/// ENOENT, or ENOTDIR for a path through a file, where no cgroup can exist.
+/// ENOENT or ENODEV, or ENOTDIR for a path through a file, where no cgroup can exist.
 fn is_absent(error: &io::Error) -> bool {
     sys::cgroup::is_gone(error) || error.kind() == io::ErrorKind::NotADirectory
 }
@@ -82,7 +80,8 @@ pub(super) fn all(hierarchies: &[Hierarchy], path: &str, limit: Duration) -> Res
         }
         let borrowed: Vec<_> = folders.iter().map(OwnedFd::as_fd).collect();
         let freezer = freezer.and_then(|place| borrowed.get(place).copied());
-        match sys::cgroup::kill_all(&borrowed, freezer, false, FREEZE_LIMIT) {
+        let unified = false;
+        match sys::cgroup::kill_all(&borrowed, freezer, unified, FREEZE_LIMIT) {
             Err(source) if !sys::cgroup::is_too_many(&source) => {
                 return Err(Error::io("kill", PathBuf::from(path), source));
             }
@@ -104,7 +103,7 @@ pub(super) fn remove(hierarchies: &[Hierarchy], path: &str, until: Instant) -> R
 
 fn remove_one(hierarchy: &Hierarchy, path: &str, until: Instant) -> Result<(), Error> {
     let folder = hierarchy.folder(path);
-    // A dying process leaves its cgroups shortly after it was reaped: EBUSY is retried until then.
+    // A dying process leaves its cgroups only near the end of its exit: EBUSY is retried until then.
     let mut retry = || {
         let again = Instant::now() < until;
         if again {

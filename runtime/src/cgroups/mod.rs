@@ -27,6 +27,9 @@ const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// How long [`Cgroups::remove`] waits for the last process of a cgroup to leave it.
 const REMOVE_LIMIT: Duration = Duration::from_secs(2);
 
+/// The controllers in whose hierarchies pause has a cgroup.
+const PAUSE_CONTROLLERS: [&str; 5] = ["cpu", "cpuacct", "freezer", "memory", "pids"];
+
 /// The host's cgroup hierarchies.
 #[derive(Debug, Clone)]
 pub(crate) struct Cgroups {
@@ -52,6 +55,18 @@ impl Cgroups {
     pub(crate) fn create_leaf(&self, path: &str, limits: &Limits) -> Result<Leaf, Error> {
         names::check(path)?;
         v1::create(&self.hierarchies, path, limits)
+    }
+
+    /// Like [`Cgroups::create_leaf`] for a pod's pause process, but only in the named hierarchies and in those that
+    /// limit, kill or account for it. In the others it stays where its shim is: they have nothing to limit in a
+    /// process that sleeps, and each folder takes time and several KiB of the kernel's memory.
+    pub(crate) fn create_pause_leaf(&self, path: &str, limits: &Limits) -> Result<Leaf, Error> {
+        names::check(path)?;
+        let wanted = |hierarchy: &&Hierarchy| {
+            hierarchy.is_named() || PAUSE_CONTROLLERS.iter().any(|controller| hierarchy.has(controller))
+        };
+        let chosen: Vec<Hierarchy> = self.hierarchies.iter().filter(wanted).cloned().collect();
+        v1::create(&chosen, path, limits)
     }
 
     /// Creates `/copepod/<pod>` for a shim, outside kubelet's tree, and returns the folders to join: the

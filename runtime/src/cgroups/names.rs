@@ -42,7 +42,7 @@ pub(crate) fn leaf_path(parent: &str, id: &impl std::fmt::Display) -> String {
     format!("{parent}/{id}")
 }
 
-/// Refuses paths that are not clean, the root, and folders that kubelet would treat as a pod.
+/// Refuses paths that are not clean, the root, and folders with our name that kubelet would treat as a pod.
 pub(super) fn check(path: &str) -> Result<(), Error> {
     if spec::path::clean(path).as_deref() != Ok(path) || path == "/" {
         return Err(

@@ -244,6 +244,28 @@ fn privileged_leaves_are_cheap_and_parallel() {
 }
 
 #[test]
+fn privileged_pause_has_a_cgroup_only_where_it_serves() {
+    let cgroup = TestCgroup::new("pause");
+    let path = cgroup.leaf("pause");
+    let limits = Limits { writes: spec::pause_limits(), devices: Vec::new() };
+    let leaf = cgroup.cgroups.create_pause_leaf(&path, &limits).unwrap();
+    assert_eq!(leaf.folders.len(), leaf.plan.members.len());
+    for hierarchy in &cgroup.cgroups.hierarchies {
+        let serves =
+            hierarchy.is_named() || PAUSE_CONTROLLERS.iter().any(|controller| hierarchy.has(controller));
+        assert_eq!(hierarchy.folder(&path).exists(), serves, "{hierarchy:?}");
+        let joined = leaf.plan.members.iter().any(|member| member.hierarchy == hierarchy.name());
+        assert_eq!(joined, serves, "{hierarchy:?}");
+    }
+    assert!(
+        !cgroup.cgroups.folder("devices", &path).unwrap().exists(),
+        "the devices hierarchy has a leaf of pause"
+    );
+    cgroup.cgroups.remove(&path).unwrap();
+    assert!(!cgroup.cgroups.folder("memory", &path).unwrap().exists());
+}
+
+#[test]
 fn privileged_kills_below_very_deep_cgroups() {
     let cgroup = TestCgroup::new("deep");
     let path = cgroup.leaf("c1");

@@ -46,8 +46,8 @@ fn bytes(value: &str) -> u64 {
 }
 
 /// Orders pairs of files that the kernel checks against each other. The limit of memory and swap together may never be
-/// lower than that of memory: it is raised first, and lowered last. The quota may never be more of the period than the
-/// parent allows: it is written before a shorter period, and after a longer one.
+/// lower than that of memory: it is raised first, and lowered last. The quota divided by the period may never be more than
+/// the parent's: so a period that becomes shorter is written after the quota, and one that becomes longer before it.
 fn order(steps: &mut [Step<'_>]) {
     let at = |steps: &[Step<'_>], file: &str| steps.iter().position(|step| step.write.file == file);
     let memory = at(steps, "memory.limit_in_bytes").zip(at(steps, "memory.memsw.limit_in_bytes"));

@@ -82,7 +82,7 @@ pub(super) fn create(hierarchies: &[Hierarchy], path: &str, limits: &Limits) -> 
 }
 
 /// Creates the folder of a leaf. Normally kubelet or the pod's first leaf has made the levels above it, so these are
-/// checked only if that fails, or in the hierarchy where they may have an empty cpuset.
+/// created only if creating the folder fails. In the cpuset hierarchy they are always checked: their cpuset may be empty.
 fn make(hierarchy: &Hierarchy, parent: &str, path: &str) -> Result<PathBuf, Error> {
     let folder = hierarchy.folder(path);
     if !hierarchy.has("cpuset") && fs::create_dir(&folder).is_ok() {
@@ -159,6 +159,9 @@ fn inherit_cpuset(folder: &Path) -> Result<(), Error> {
 }
 
 fn devices(hierarchies: &[Hierarchy], path: &str, rules: &[DeviceRule]) -> Result<(), Error> {
+    if rules.is_empty() {
+        return Ok(());
+    }
     let Some(hierarchy) = hierarchies.iter().find(|hierarchy| hierarchy.has("devices")) else {
         return Err(Error::Host { missing: "the v1 controller devices".to_owned() });
     };

@@ -50,12 +50,12 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The folder of drop-in files contains too many of them.
-    #[error("{} contains more than {most} .toml files", .folder.display())]
+    #[error("{} contains more than {limit} .toml files", .folder.display())]
     TooMany {
         /// The folder.
         folder: PathBuf,
         /// The limit.
-        most: usize,
+        limit: usize,
     },
     /// The files were read, and are invalid.
     #[error("the configuration has {}:\n{}", count(.0.len()), list(.0))]

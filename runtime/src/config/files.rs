@@ -7,9 +7,9 @@ use super::error::{Error, Fault};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-/// Most bytes of all files together: a wrong path (a disk, a log) must not fill the memory.
+/// Maximum size of all files together in bytes: a wrong path (a disk, a log) must not fill the memory.
 pub(super) const MAX_SIZE: u64 = 1024 * 1024;
-/// Most drop-in files.
+/// Maximum number of drop-in files.
 const MAX_FILES: usize = 256;
 
 /// Where a text comes from.
@@ -77,14 +77,14 @@ fn drop_ins(folder: &Path) -> Result<Vec<PathBuf>, Error> {
             paths.push(path);
         }
         if paths.len() > MAX_FILES {
-            return Err(Error::TooMany { folder: folder.to_owned(), most: MAX_FILES });
+            return Err(Error::TooMany { folder: folder.to_owned(), limit: MAX_FILES });
         }
     }
     paths.sort();
     Ok(paths)
 }
 
-/// Reads at most `left` bytes, and subtracts what was read.
+/// Reads a file of at most `left` bytes, and subtracts its size.
 fn capped(path: &Path, left: &mut u64) -> io::Result<String> {
     let mut text = String::new();
     let file = sys::beneath::regular(path)?;

@@ -1,5 +1,5 @@
-//! The list of all keys with their documentation and defaults. A key that is only in this list, or only in the structs
-//! of [`super`], makes the defaults invalid, which every test notices.
+//! The list of all keys with their documentation and defaults. A key that is missing here or in the structs of [`super`]
+//! makes the defaults invalid, so that every test fails.
 
 use std::fmt::Write as _;
 
@@ -36,7 +36,8 @@ const fn key(name: &'static str, kind: &'static str, default: &'static str, doc:
     Key { name, kind, default, reloads: false, doc }
 }
 
-const fn live(key: Key) -> Key {
+/// A key whose change takes effect on SIGHUP.
+const fn reloaded(key: Key) -> Key {
     Key { reloads: true, ..key }
 }
 
@@ -52,7 +53,7 @@ pub(super) const KEYS: [Key; 17] = [
         "state",
         "path",
         "\"/run/copepod\"",
-        "Volatile state: lock, shim sockets, exit records. Must be gone after a reboot (a tmpfs), and lie outside `root`.",
+        "Volatile state: lock, shim sockets, exit files. Must be gone after a reboot (a tmpfs), and lie outside `root`.",
     ),
     key(
         "socket",
@@ -67,7 +68,12 @@ pub(super) const KEYS: [Key; 17] = [
         "Mount namespace in which volumes are looked up, which must be kubelet's: `pid1` (that of process 1, the host's) \
          or `self` (the daemon's own). If that of process 1 cannot be opened, `self` is used, with a warning.",
     ),
-    live(key("log.level", "word", "\"info\"", "`error`, `warn`, `info`, `debug` (every call) or `trace`.")),
+    reloaded(key(
+        "log.level",
+        "word",
+        "\"info\"",
+        "`error`, `warn`, `info`, `debug` (every call) or `trace`.",
+    )),
     key("log.format", "word", "\"text\"", "`text` or `json`, on standard error."),
     key(
         "binaries.shim",
@@ -83,21 +89,22 @@ pub(super) const KEYS: [Key; 17] = [
         "Watched for `.conflist`, `.conf` and `.json` files; the first by name is used. While there is none, NetworkReady \
          is false and only host-network pods run.",
     ),
-    live(key(
+    reloaded(key(
         "network.bin_dirs",
         "list of paths",
         "[\"/opt/cni/bin\", \"/usr/lib/cni\"]",
         "Searched for CNI plugins, in this order. At least one.",
     )),
-    live(key(
+    reloaded(key(
         "network.timeout_seconds",
         "whole number",
         // Half of the four minutes that kubelet gives RunPodSandbox.
         "120",
-        "Seconds, 1 to 3600. A CNI plugin that runs longer is killed.",
+        "Seconds, 1 to 3600: time limit for ADD of the whole chain of CNI plugins, and for DEL or STATUS of one plugin. A \
+         plugin that exceeds it is killed.",
     )),
     key("network.max_parallel", "whole number", "16", "1 to 1024. Pods whose CNI plugins may run at once."),
-    live(key(
+    reloaded(key(
         "image.certs_dir",
         "path",
         "\"/etc/copepod/certs.d\"",
@@ -146,7 +153,7 @@ pub(super) const NAMED: [NamedTable; 2] = [
     },
 ];
 
-/// Whether `name` is a table that holds keys.
+/// Whether `name` is a table of keys.
 pub(super) fn is_table(name: &str) -> bool {
     KEYS.iter().any(|key| key.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')))
         || NAMED.iter().any(|named| named.name == name)
@@ -158,9 +165,9 @@ pub(super) fn is_key(name: &str) -> bool {
         || NAMED.iter().any(|named| name.strip_prefix(named.name).is_some_and(|rest| rest.starts_with('.')))
 }
 
-/// Most edits (strsim's optimal string alignment) between a misspelt name and the name that is suggested.
+/// Maximum number of edits (strsim's optimal string alignment) between a misspelt name and the suggested one.
 const MAX_DISTANCE: usize = 3;
-/// Longest name in bytes that is compared with the names of the list.
+/// Maximum length in bytes of a name that is compared with those of the list.
 const MAX_COMPARED: usize = 64;
 
 /// The report for a key that is not in the list, with the name that was probably meant.
@@ -217,7 +224,8 @@ pub(super) fn reference() -> String {
     text
 }
 
-/// Appends `words` to `text` as a comment of at most 100 columns, with quotes in place of Markdown's backquotes.
+/// Appends `words` to `text` as a comment of at most 100 columns, with quotation marks instead of Markdown's
+/// backquotes.
 fn comment(text: &mut String, words: &str) {
     let mut line = String::from("#");
     for word in words.replace('`', "\"").split_whitespace() {

@@ -29,6 +29,7 @@ pub(crate) use reload::Reloaded;
 use files::{Origin, Source};
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -46,7 +47,7 @@ pub(crate) struct Config {
     /// Durable state and images.
     #[serde(deserialize_with = "values::path")]
     pub root: PathBuf,
-    /// Volatile state: lock, shim sockets, exit records.
+    /// Volatile state: lock, shim sockets, exit files.
     #[serde(deserialize_with = "values::path")]
     pub state: PathBuf,
     /// The CRI socket.
@@ -57,7 +58,7 @@ pub(crate) struct Config {
     pub mount_namespace: MountNamespace,
     /// What is logged and how.
     pub log: Log,
-    /// The two programs the daemon starts.
+    /// The two programs that the daemon starts.
     pub binaries: Binaries,
     /// CNI.
     pub network: Network,
@@ -76,9 +77,9 @@ pub(crate) struct Config {
 /// Mount namespace in which host paths of volumes are resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MountNamespace {
-    /// The daemon's own: right when the daemon runs beside kubelet in the same namespace.
+    /// The daemon's own: for a daemon that is in kubelet's mount namespace.
     Own,
-    /// That of process 1: for a daemon that a service manager started in a namespace of its own.
+    /// That of process 1: for a daemon that its service manager has started in a namespace of its own.
     Pid1,
 }
 
@@ -95,6 +96,19 @@ impl MountNamespace {
         }
     }
 }
+
+/// Displays a value by its word in the configuration.
+macro_rules! displayed_by_word {
+    ($($name:ty),*) => {$(
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(values::word_of(*self))
+            }
+        }
+    )*};
+}
+
+displayed_by_word!(MountNamespace, LogLevel, LogFormat);
 
 /// What is logged and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -146,7 +160,7 @@ impl Word for LogFormat {
     const WORDS: &'static [(&'static str, Self)] = &[("text", Self::Text), ("json", Self::Json)];
 }
 
-/// The programs the daemon starts; `None` is found by [`Binaries::shim`] and [`Binaries::pause`].
+/// The programs that the daemon starts; `None` is found by [`Binaries::shim`] and [`Binaries::pause`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Binaries {
@@ -168,7 +182,7 @@ pub(crate) struct Network {
     /// Folders searched for plugins, in order.
     #[serde(deserialize_with = "values::paths")]
     pub bin_dirs: Vec<PathBuf>,
-    /// A plugin that runs longer is killed.
+    /// Time limit for ADD of the whole chain, and for DEL or STATUS of one plugin.
     #[serde(rename = "timeout_seconds", deserialize_with = "values::seconds::<_, 1, 3600>")]
     pub timeout: Duration,
     /// Pods whose plugins may run at once.
@@ -184,7 +198,7 @@ pub(crate) struct Image {
     #[serde(deserialize_with = "values::path")]
     pub certs_dir: PathBuf,
     /// Layers of one pull that are downloaded at once.
-    // Each keeps one of the 64 threads that unpack layers while it waits for its registry.
+    // Each uses one of the 64 threads that unpack layers, also while it waits for its registry.
     #[serde(deserialize_with = "values::number::<_, 1, 16>")]
     pub max_parallel_downloads: usize,
 }
@@ -238,7 +252,7 @@ pub(crate) struct Overrides {
 }
 
 impl Overrides {
-    /// Each key that is given, with its value.
+    /// Each given key, with its value.
     fn given(&self) -> impl Iterator<Item = (&'static str, &str)> {
         let Self { root, state, socket } = self;
         let all = [("root", root), ("state", state), ("socket", socket)];

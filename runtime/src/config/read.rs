@@ -14,7 +14,7 @@ use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// Most faults that are reported. More of them mean a wrong file.
+/// Maximum number of faults that are reported. A file with more is probably not a configuration.
 const MAX_FAULTS: usize = 64;
 /// Where each key was set last: the text and the offset in it.
 type Places<'a> = BTreeMap<String, (&'a Source, usize)>;
@@ -60,7 +60,7 @@ pub(super) fn read(mut sources: Vec<Source>, overrides: &Overrides) -> Result<Co
         Err(error) if faults.is_empty() => return Err(vec![Fault::unplaced("", error.message())]),
         Err(_) => return Err(faults),
     };
-    // A refused path was replaced by its default; a contradiction with that would only confuse.
+    // An invalid path was replaced by its default; a contradiction with a default would be misleading.
     if !faults.iter().any(|fault| ["root", "state", "socket"].contains(&fault.key.as_str())) {
         faults.extend(config.complete().into_iter().map(|(keys, problem)| {
             let set = keys.iter().find_map(|key| Some((key, places.get(*key)?)));
@@ -74,7 +74,7 @@ pub(super) fn read(mut sources: Vec<Source>, overrides: &Overrides) -> Result<Co
     if faults.is_empty() { Ok(config) } else { Err(faults) }
 }
 
-/// The options of the command line as a table. They have no text; their numbers stand in for offsets.
+/// The options of the command line as a table. They have no text, so their positions in the list are used as offsets.
 fn command_line(overrides: &Overrides) -> DeTable<'_> {
     let entry = |(number, (key, value))| {
         let place = number..number + 1;

@@ -29,7 +29,7 @@ pub(crate) struct Reloaded {
     pub(crate) config: Config,
     /// Keys whose new values take effect now.
     pub(crate) changed: Vec<&'static str>,
-    /// Keys whose new values take effect with the next start of the daemon.
+    /// Keys whose new values take effect at the next start of the daemon.
     pub(crate) need_restart: Vec<&'static str>,
 }
 

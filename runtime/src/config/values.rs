@@ -45,26 +45,26 @@ fn absolute(given: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// A whole number from `LEAST` to `MOST`.
-pub(super) fn number<'de, D: Deserializer<'de>, const LEAST: u16, const MOST: u16>(
+/// A whole number from `MIN` to `MAX`.
+pub(super) fn number<'de, D: Deserializer<'de>, const MIN: u16, const MAX: u16>(
     from: D,
 ) -> Result<usize, D::Error> {
-    bounded(from.deserialize_i64(Whole)?, LEAST, MOST).map(usize::from).map_err(D::Error::custom)
+    bounded(from.deserialize_i64(Whole)?, MIN, MAX).map(usize::from).map_err(D::Error::custom)
 }
 
-/// From `LEAST` to `MOST` whole seconds.
-pub(super) fn seconds<'de, D: Deserializer<'de>, const LEAST: u16, const MOST: u16>(
+/// From `MIN` to `MAX` whole seconds.
+pub(super) fn seconds<'de, D: Deserializer<'de>, const MIN: u16, const MAX: u16>(
     from: D,
 ) -> Result<Duration, D::Error> {
-    let seconds = bounded(from.deserialize_i64(Whole)?, LEAST, MOST).map_err(D::Error::custom)?;
+    let seconds = bounded(from.deserialize_i64(Whole)?, MIN, MAX).map_err(D::Error::custom)?;
     Ok(Duration::from_secs(seconds.into()))
 }
 
-/// From 1 to `MOST` whole seconds; 0 is `None`.
-pub(super) fn seconds_or_never<'de, D: Deserializer<'de>, const MOST: u16>(
+/// From 1 to `MAX` whole seconds; 0 is `None`.
+pub(super) fn seconds_or_never<'de, D: Deserializer<'de>, const MAX: u16>(
     from: D,
 ) -> Result<Option<Duration>, D::Error> {
-    Ok(Some(seconds::<D, 0, MOST>(from)?).filter(|time| !time.is_zero()))
+    Ok(Some(seconds::<D, 0, MAX>(from)?).filter(|time| !time.is_zero()))
 }
 
 /// The address of a socket that clients can connect to.
@@ -81,10 +81,10 @@ pub(super) fn address<'de, D: Deserializer<'de>>(from: D) -> Result<SocketAddr, 
     }
 }
 
-fn bounded(given: i128, least: u16, most: u16) -> Result<u16, String> {
+fn bounded(given: i128, min: u16, max: u16) -> Result<u16, String> {
     match u16::try_from(given) {
-        Ok(number) if (least..=most).contains(&number) => Ok(number),
-        _ => Err(format!("{given} must be from {least} to {most}")),
+        Ok(number) if (min..=max).contains(&number) => Ok(number),
+        _ => Err(format!("{given} must be from {min} to {max}")),
     }
 }
 
@@ -92,6 +92,11 @@ fn bounded(given: i128, least: u16, most: u16) -> Result<u16, String> {
 pub(super) trait Word: Copy + 'static {
     /// Every word with its value.
     const WORDS: &'static [(&'static str, Self)];
+}
+
+/// The word of a value.
+pub(super) fn word_of<T: Word + PartialEq>(value: T) -> &'static str {
+    T::WORDS.iter().find(|(_, of)| *of == value).map_or("", |(word, _)| *word)
 }
 
 /// One of [`Word::WORDS`].

@@ -53,7 +53,7 @@ impl Command for Exec {
                 let ticket = node.ticket(&container).await?;
                 pod::exec::session(&node.0.context, ticket, cmd, streams).await
             };
-            started.await.map(Session::of).map_err(|error: Error| error.message)
+            started.await.map(Session::of).map_err(|error: Error| error.text())
         })
     }
 }
@@ -71,7 +71,7 @@ impl Command for Attach {
         let Self { node, container, streams } = *self;
         Box::pin(async move {
             let attached = async { pod::attach::attach(node.ticket(&container).await?, streams).await };
-            attached.await.map(Session::of).map_err(|error: Error| error.message)
+            attached.await.map(Session::of).map_err(|error: Error| error.text())
         })
     }
 }
@@ -112,12 +112,12 @@ async fn sockets(pod: &str, netns: String) -> Result<[Option<OwnedFd>; 2], Error
         }
     };
     if netns.is_empty() {
-        return make().map_err(|error| Error::of("make a socket", &error));
+        return make().map_err(|error| Error::of("make a socket", error));
     }
     lanes::run(lanes::exec(), pod, "make a socket in the pod", move || {
-        let pinned = File::open(&netns).map_err(|error| Error::of(format!("open {netns}"), &error))?;
+        let pinned = File::open(&netns).map_err(|error| Error::of(format!("open {netns}"), error))?;
         sys::netns::inside(pinned.as_fd(), make)
-            .map_err(|error| Error::of("make a socket in the pod's network namespace", &error))
+            .map_err(|error| Error::of("make a socket in the pod's network namespace", error))
     })
     .await
 }
@@ -156,6 +156,6 @@ mod tests {
         drop(listener);
         let [v4, v6] = sockets("pod", String::new()).await.unwrap();
         let error = connect(v4, v6, port).await.unwrap_err();
-        assert!(error.message.contains(&format!("127.0.0.1:{port}: ")), "{error}");
+        assert!(error.text().contains(&format!("127.0.0.1:{port}: ")), "{error}");
     }
 }

@@ -28,7 +28,7 @@ const SLACK: usize = 256 * 1024;
 pub(crate) async fn attach(ticket: Ticket, wanted: Streams) -> Result<Process, Error> {
     let Ticket { client, record } = ticket;
     let (container, config) = (record.id.clone(), &record.config);
-    let failed = |error: io::Error| Error::of(format!("container {container}: pipes for attach"), &error);
+    let failed = |error: io::Error| Error::of(format!("container {container}: pipes for attach"), error);
     let (end, theirs) = pipe(None).map_err(failed)?;
     let mut fds = vec![theirs];
     let mut output = |wanted: bool| -> Result<Option<OwnedFd>, Error> {

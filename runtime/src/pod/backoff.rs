@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// The pause before the next attempt: `first` doubled `times` times, at most `longest`.
-pub(crate) fn later(first: Duration, times: u32, longest: Duration) -> Duration {
+pub(crate) fn pause(first: Duration, times: u32, longest: Duration) -> Duration {
     first.saturating_mul(2_u32.saturating_pow(times.min(16))).min(longest)
 }
 
@@ -16,10 +16,10 @@ mod tests {
 
     #[test]
     fn pauses_grow_and_have_an_end() {
-        let pauses: Vec<Duration> = (0..40).map(|times| later(FIRST, times, LONGEST)).collect();
+        let pauses: Vec<Duration> = (0..40).map(|times| pause(FIRST, times, LONGEST)).collect();
         assert_eq!(pauses.first(), Some(&FIRST));
         assert!(pauses.is_sorted() && pauses.iter().all(|pause| *pause <= LONGEST));
         assert_eq!(pauses.last(), Some(&LONGEST));
-        assert_eq!(later(FIRST, u32::MAX, LONGEST), LONGEST);
+        assert_eq!(pause(FIRST, u32::MAX, LONGEST), LONGEST);
     }
 }

@@ -29,7 +29,7 @@ use wire::{ErrorKind as ShimErrorKind, LogPlan, ProcessPlan, Reply, Request, Roo
 const SLACK: Duration = Duration::from_secs(5);
 /// Time limit of requests that only make system calls.
 const SHORT: Duration = Duration::from_secs(10);
-/// Time limit from the start request to execve. It is that long on a machine that swaps.
+/// Time limit from the start request to execve. That takes milliseconds, but much longer on a machine that swaps.
 const START: Duration = Duration::from_secs(60);
 /// Time limit for the shim to reap processes that were killed. If one hangs in the kernel, it cannot.
 const REAP: Duration = Duration::from_secs(5);
@@ -54,7 +54,7 @@ pub(crate) async fn create(
         Ok(record) => Ok(record),
         Err(error) => {
             for left in undo_create(&context, Some(&client), &record).await {
-                tracing::warn!(container = %record.id, error = %left, "cannot undo a failed create; the next start tries again");
+                tracing::warn!(container = %record.id, error = %left.text(), "cannot undo a failed create; the next start of the daemon tries again");
             }
             Err(error.context(name))
         }
@@ -110,15 +110,13 @@ async fn make(
     failpoint::hit("container.created");
     process.set_home(&home);
     spec::exec::keep(&mut record, &process)
-        .map_err(|error| Error::of("encode the process for execs", &error))?;
+        .map_err(|error| Error::of("encode the process for execs", error))?;
     (record.pid, record.user) = (pid, user);
     record.phase = transition::container(record.phase, ContainerEvent::Created)
         .map_err(|refusal| Error::from(refusal).context(format!("container {}", record.id)))?;
     // Not synced: a container that was not started need not survive a power loss. The start syncs it.
     let record = Arc::new(record);
-    recorder::of_container(&context.layout, Arc::clone(&record))
-        .persist_within(MAX_NEW_BYTES, context, false)
-        .await?;
+    recorder::of_container(&context.layout, Arc::clone(&record)).persist_new(context).await?;
     failpoint::hit("container.committed");
     Ok(Arc::unwrap_or_clone(record))
 }
@@ -151,10 +149,10 @@ async fn host_files(context: &Arc<Context>, record: &ContainerRecord) -> Result<
         return Ok(HostFiles { seccomp, devices: Vec::new() });
     }
     let config = record.config.clone();
-    let find = lanes::run(lanes::foreign(), pod, "devices", move || Ok(host_devices::find(&config)?));
-    let devices = foreign::answered(find, |limit| {
-        format!("devices: host_path could not be read within {limit:?}: its file system hangs")
-    });
+    let paths: Vec<&str> = config.devices.iter().map(|device| device.host_path.as_str()).take(4).collect();
+    let file =
+        format!("devices: host_path {}", if paths.is_empty() { "/dev".to_owned() } else { paths.join(", ") });
+    let devices = foreign::read(pod, "devices", file, move || Ok(host_devices::find(&config)?));
     Ok(HostFiles { seccomp, devices: devices.await? })
 }
 
@@ -205,7 +203,7 @@ fn prepare(
         host: &host,
     })?;
     let mounts = context.mount_namespace.try_clone();
-    let mounts = mounts.map_err(|error| Error::of("copy the mount namespace", &error))?;
+    let mounts = mounts.map_err(|error| Error::of("copy the mount namespace", error))?;
     let mut fds = vec![memfd("container-plan", &plan)?, mounts];
     fds.extend(leaf.folders);
     Ok(Prepared {
@@ -227,7 +225,7 @@ fn keyring() -> Result<String, Error> {
 fn folders(dir: &Path, rw: &Path) -> Result<(), Error> {
     let make = |path: &Path, mode: u32| {
         let made = std::fs::DirBuilder::new().mode(mode).create(path);
-        made.map_err(|error| Error::of(format!("make {}", path.display()), &error))
+        made.map_err(|error| Error::of(format!("make {}", path.display()), error))
     };
     make(dir, 0o700)?;
     make(rw, 0o700)?;
@@ -256,10 +254,10 @@ pub(crate) async fn start(
     let (started, recorded) = tokio::join!(started, recorder.persist(&context, true));
     failpoint::hit("container.started");
     let started_at = started?;
-    // Not an error of the call: the container is running, and kubelet would create another one. The record is written
-    // again when it exits.
+    // Not an error of the call, whether the write failed or its disk hangs: the container is running, and kubelet would
+    // create another one. The record is written again when it exits.
     if let Err(error) = recorded {
-        tracing::error!(container = %id, %error, "cannot record the start: after a power loss the container would be unknown");
+        tracing::error!(container = %id, error = %error.text(), "cannot record the start: after a power loss the container would be unknown");
     }
     Ok(started_at)
 }
@@ -278,14 +276,14 @@ pub(crate) async fn remove(
     }
     let (shared, container) = (Arc::clone(context), record.clone());
     let owner = record.pod.as_str();
-    let (held, deleted) = tokio::sync::oneshot::channel::<()>();
+    let (deleting, deleted) = tokio::sync::oneshot::channel::<()>();
     let removed = lanes::run(lanes::records(), owner, "remove the container", move || {
         let mut errors = Vec::new();
         if !container.cgroup.is_empty() {
             errors.extend(shared.cgroups.remove(&container.cgroup).err().map(Error::from));
         }
         let dir = shared.layout.container_dir(&container.id);
-        errors.extend(state::file::discard_dir(&dir, &shared.trash, held).err().map(Error::from));
+        errors.extend(state::file::discard_dir(&dir, &shared.trash, deleting).err().map(Error::from));
         Ok(errors)
     });
     let mut errors = removed.await.unwrap_or_else(|error| vec![error]);
@@ -295,12 +293,12 @@ pub(crate) async fn remove(
     {
         errors.push(Error::from(error));
     }
-    // Nothing is sent on this channel. The receiver resolves when `held` is dropped: when the files are deleted.
+    // Nothing is sent on this channel. The receiver resolves when `deleting` is dropped: when the files are deleted.
     drop(tokio::time::timeout(DELETED, deleted).await);
     errors
 }
 
-/// Has the shim remove an exited container from its table. Until the shim has reaped the container's processes, it
+/// Asks the shim to remove an exited container from its table. Until the shim has reaped the container's processes, it
 /// refuses; that is retried. A missing container or a lost connection is not an error.
 async fn forget(client: &Client, id: &ContainerId) -> Result<(), ClientError> {
     let until = Instant::now() + REAP;
@@ -320,7 +318,7 @@ async fn forget(client: &Client, id: &ContainerId) -> Result<(), ClientError> {
     }
 }
 
-/// Kills a container and has the shim remove it from its table.
+/// Kills a container and asks the shim to remove it from its table.
 pub(crate) async fn kill_and_forget(client: &Client, id: &ContainerId) -> Result<(), ClientError> {
     let kill = Request::Kill { container: id.clone(), signal: 9, all: true };
     match client.done("the kill", kill, SHORT).await {

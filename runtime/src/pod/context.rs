@@ -77,12 +77,12 @@ impl Context {
         blocking("open the node", move || {
             let open = |path: &Path| match std::fs::File::open(path) {
                 Ok(file) => Ok(OwnedFd::from(file)),
-                Err(error) => Err(Error::of(format!("open {}", path.display()), &error)),
+                Err(error) => Err(Error::of(format!("open {}", path.display()), error)),
             };
             let NodeOptions { layout, root, boot_id, images, cni, cgroups, compiler, .. } = options;
             let (shim, pause) = (&options.shim_binary, &options.pause_binary);
             let trash = Trash::new(layout.trash_dir(), |error| {
-                tracing::warn!(%error, "cannot delete a folder in the trash; it is retried later and at the next start");
+                tracing::warn!(%error, "cannot delete a folder in the trash; it is retried later and at the next start of the daemon");
             });
             Ok(Self {
                 layout,
@@ -135,19 +135,20 @@ impl Context {
 
 fn cap_bounding() -> Result<u64, Error> {
     let path = "/proc/self/status";
-    let text = std::fs::read_to_string(path).map_err(|error| Error::of(format!("read {path}"), &error))?;
+    let text = std::fs::read_to_string(path).map_err(|error| Error::of(format!("read {path}"), error))?;
     let hex = text.lines().find_map(|line| line.strip_prefix("CapBnd:")).map(str::trim).unwrap_or_default();
-    u64::from_str_radix(hex, 16).map_err(|error| Error::of(format!("{path}: CapBnd {hex:?}"), &error))
+    u64::from_str_radix(hex, 16).map_err(|error| Error::of(format!("{path}: CapBnd {hex:?}"), error))
 }
 
 fn node_name() -> Result<String, Error> {
     let path = "/proc/sys/kernel/hostname";
-    let text = std::fs::read_to_string(path).map_err(|error| Error::of(format!("read {path}"), &error))?;
+    let text = std::fs::read_to_string(path).map_err(|error| Error::of(format!("read {path}"), error))?;
     Ok(text.trim().to_owned())
 }
 
-/// Runs work that may block on the disk of `root` and that belongs to no single pod, or that every pod must get done.
-/// Other work of a pod uses [`lanes::run`].
+/// Runs work that may block on the disk of `root`, without counting it to a pod's share of the lane: work that belongs to
+/// no pod, or that must not wait for other work of its pod, such as writing a record. Other work of a pod uses
+/// [`lanes::run`].
 pub(crate) async fn blocking<T: Send + 'static>(
     what: &'static str,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
@@ -169,7 +170,7 @@ fn mount_namespace(path: &Path) -> Result<OwnedFd, Error> {
         }
         opened => opened,
     }
-    .map_err(|error| Error::of(format!("open the mount namespace {}", path.display()), &error))
+    .map_err(|error| Error::of(format!("open the mount namespace {}", path.display()), error))
 }
 
 /// 32 random bytes for an id. Reading /dev/urandom does not block.
@@ -177,6 +178,6 @@ pub(crate) fn random() -> Result<[u8; 32], Error> {
     let mut bytes = [0; 32];
     std::fs::File::open("/dev/urandom")
         .and_then(|mut file| file.read_exact(&mut bytes))
-        .map_err(|error| Error::of("read /dev/urandom", &error))?;
+        .map_err(|error| Error::of("read /dev/urandom", error))?;
     Ok(bytes)
 }

@@ -10,7 +10,7 @@ use super::context::random;
 use super::exec::Ticket;
 use super::life::{Action, Answer, Call, DialResult, Input, Job, Life, Moment, Timer, Waiter};
 use super::recorder::{self, Recorder};
-use super::registry::{DriverChannels, Launched, Registry};
+use super::registry::{DriverChannels, Registry, RunReply};
 use super::supervisor::{JobEnd, StopHandle, Supervisor, Tools};
 use crate::clock::now;
 use crate::error::{Error, ErrorKind};
@@ -68,7 +68,7 @@ struct Driver {
     callers: HashMap<Waiter, Caller>,
     next_caller: u64,
     /// Callers of RunPodSandbox that wait for the pod's name.
-    launched: watch::Sender<Launched>,
+    run_reply: watch::Sender<RunReply>,
     /// The zero of the state machine's monotonic time.
     began: Instant,
     /// The daemon is stopping: no job is started any more.
@@ -86,9 +86,9 @@ pub(super) fn launch(
 ) {
     let began = Instant::now();
     let (life, actions) = Life::launch(channels.id.clone(), config, moment(began));
-    let DriverChannels { id: _, commands, launched, closing } = channels;
+    let DriverChannels { id: _, commands, run_reply, closing } = channels;
     tokio::spawn(async move {
-        let mut driver = Driver::new(supervisor, registry, life, launched, began);
+        let mut driver = Driver::new(supervisor, registry, life, run_reply, began);
         driver.perform(actions);
         driver.run(commands, closing).await;
     });
@@ -107,9 +107,9 @@ pub(super) fn adopt(
     let channels = registry.restore(&record.id, &Arc::new(record.config.clone()), leaving);
     let began = Instant::now();
     let (life, actions) = Life::restore(record, containers, leaving, moment(began));
-    // The sender in it is dropped with the driver: a caller that waits for the name of a leaving pod then retries.
-    let DriverChannels { id, commands, launched, closing } = channels;
-    let mut driver = Driver::new(supervisor, Arc::clone(registry), life, launched, began);
+    // `run_reply` is dropped with the driver: a caller that waits for the name of a leaving pod then retries.
+    let DriverChannels { id, commands, run_reply, closing } = channels;
+    let mut driver = Driver::new(supervisor, Arc::clone(registry), life, run_reply, began);
     driver.perform(actions);
     tokio::spawn(async move {
         // Before any call is handled. Calls that arrive meanwhile wait, at most for this time limit.
@@ -133,7 +133,7 @@ impl Driver {
         supervisor: Arc<dyn Supervisor>,
         registry: Arc<Registry>,
         life: Life,
-        launched: watch::Sender<Launched>,
+        run_reply: watch::Sender<RunReply>,
         began: Instant,
     ) -> Self {
         let recorder = recorder::of_pod(supervisor.layout(), Arc::new(life.record().clone()));
@@ -152,7 +152,7 @@ impl Driver {
             timers: BTreeMap::new(),
             callers: HashMap::new(),
             next_caller: 0,
-            launched,
+            run_reply,
             began,
             closing: false,
             finished: false,
@@ -272,7 +272,7 @@ impl Driver {
         let published = self.registry.published();
         match action {
             Action::Answer(waiter, answer) => self.answer(waiter, answer),
-            Action::ReplyToRun(outcome) => drop(self.launched.send_replace(Some(outcome))),
+            Action::ReplyToRun(outcome) => drop(self.run_reply.send_replace(Some(outcome))),
             Action::ReleaseName => self.registry.release(&self.life.record().id),
             Action::PublishPod(record, silent_since) => published.put_pod(record, silent_since),
             Action::PublishContainer(record) => published.put_container(record),
@@ -313,7 +313,7 @@ impl Driver {
             Action::Begin(job) => self.begin(job),
             Action::StartTimer(timer, pause) => self.start_timer(timer, pause),
             Action::ReportBug(error) => {
-                tracing::error!(pod = %self.life.record().id, %error, "a transition was refused");
+                tracing::error!(pod = %self.life.record().id, error = %error.text(), "the tables of model::transition refuse what the state machine does");
             }
             Action::Finish => self.finished = true,
         }
@@ -365,7 +365,7 @@ impl Driver {
     fn answer(&mut self, waiter: Waiter, answer: Result<Answer, Error>) {
         let odd = |answer| Error::internal(format!("the pod's driver answered {answer:?}"));
         match (self.callers.remove(&waiter), answer) {
-            (None, answer) => tracing::error!(?waiter, ?answer, "bug of copepod: a second reply to a call"),
+            (None, answer) => tracing::error!(?waiter, ?answer, "bug in copepod: a second reply to a call"),
             (Some(Caller::Unit(reply)), answer) => {
                 drop(reply.send(answer.and_then(|answer| match answer {
                     Answer::Done => Ok(()),

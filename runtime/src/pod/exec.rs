@@ -27,7 +27,7 @@ const START: Duration = Duration::from_secs(30);
 /// Time limit for the shim's reply to the kill of a session, which takes it at most 10 s.
 const KILL: Duration = Duration::from_secs(15);
 /// How long the caller waits for the kill of a command whose time is over.
-const KILLED: Duration = Duration::from_millis(250);
+const CALLER_WAITS: Duration = Duration::from_millis(250);
 /// How much later than the daemon the shim enforces the time limit.
 const SLACK: Duration = Duration::from_secs(2);
 /// Bytes of one read.
@@ -35,8 +35,8 @@ const CHUNK: usize = 8192;
 /// How long output is read after the command has exited: its children may hold the pipes open for ever.
 const DRAIN: Duration = Duration::from_millis(100);
 
-/// Most bytes of standard output and error of one ExecSync together. kubelet accepts messages of 16 MiB, and they have
-/// other fields too. The rest is read and dropped.
+/// Maximum size in bytes of standard output and error of one ExecSync together. kubelet accepts messages of 16 MiB, and
+/// they have other fields too. The rest is read and dropped.
 const EXEC_OUTPUT_LIMIT: usize = 16 * 1024 * 1024 - 64 * 1024;
 
 /// The result of ExecSync.
@@ -94,7 +94,7 @@ pub(crate) async fn sync(
         lanes::run(lanes::exec(), pod.as_str(), "prepare the exec", move || prepare(&shared, &record, cmd))
             .await?;
     let receive =
-        |fd| Receiver::from_owned_fd(fd).map_err(|error| Error::of("watch the output of the exec", &error));
+        |fd| Receiver::from_owned_fd(fd).map_err(|error| Error::of("watch the output of the exec", error));
     let (mut stdout, mut stderr) = (receive(stdout)?, receive(stderr)?);
     let exec = next_exec();
     let request = Request::Exec { exec, container: container.clone(), deadline_ms: limit.map(shims_limit) };
@@ -152,11 +152,11 @@ fn shims_limit(limit: Duration) -> u64 {
     u64::try_from(limit.saturating_add(SLACK).as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Kills the command. Returns the end of the caller's error.
+/// Kills the command. Returns the last words of the error text for the caller.
 async fn killed(guard: &mut Guard) -> &'static str {
     let ended = match guard.kill() {
         // Usually the kill takes effect at once. A process that hangs in the kernel does not delay the reply.
-        Some(killed) => matches!(tokio::time::timeout(KILLED, killed).await, Ok(Ok(true))),
+        Some(killed) => matches!(tokio::time::timeout(CALLER_WAITS, killed).await, Ok(Ok(true))),
         None => false,
     };
     if ended { "was killed" } else { "is being killed" }
@@ -166,13 +166,13 @@ async fn killed(guard: &mut Guard) -> &'static str {
 fn prepare(context: &Context, record: &ContainerRecord, cmd: Vec<Text>) -> Result<Prepared, Error> {
     let plan = plan(context, record, cmd, false)?;
     let ((stdout, out), (stderr, err)) = (pipe()?, pipe()?);
-    let null = context.dev_null.try_clone().map_err(|error| Error::of("copy /dev/null", &error))?;
+    let null = context.dev_null.try_clone().map_err(|error| Error::of("copy /dev/null", error))?;
     Ok(Prepared { fds: vec![plan, null, out, err], stdout, stderr })
 }
 
 /// A pipe: what reads, and what writes.
 fn pipe() -> Result<(OwnedFd, OwnedFd), Error> {
-    pipe_with(PipeFlags::CLOEXEC).map_err(|error| Error::of("make a pipe", &std::io::Error::from(error)))
+    pipe_with(PipeFlags::CLOEXEC).map_err(|error| Error::of("make a pipe", std::io::Error::from(error)))
 }
 
 /// The plan of a command, as the shim gets it. Blocking.
@@ -184,7 +184,7 @@ fn plan(
 ) -> Result<OwnedFd, Error> {
     let template = record.exec_template.clone().unwrap_or_default();
     let template: ProcessPlan = serde_json::from_value(template).map_err(|error| {
-        Error::of(format!("container {}: read exec_template in its record", record.id), &error)
+        Error::of(format!("container {}: read exec_template in its record", record.id), error)
     })?;
     let security = &record.config.security;
     let seccomp = match &security.seccomp {
@@ -231,7 +231,7 @@ impl Guard {
         Some(tokio::spawn(async move {
             let killed = client.done("the kill of an exec", Request::KillExec { exec }, KILL).await;
             if let Err(error) = &killed {
-                tracing::warn!(exec = exec.0, %error, "cannot kill a command whose caller has gone");
+                tracing::warn!(exec = exec.0, %error, "cannot kill the command of an exec whose caller has gone or whose time is over");
             }
             killed.is_ok()
         }))

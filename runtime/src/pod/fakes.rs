@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use wire::Event;
 
-/// Most orders that wait to be taken by a test; no test leaves that many.
+/// Maximum number of orders that wait to be taken by a test; no test leaves that many.
 const ORDERS: usize = 1024;
 
 /// What the supervisor was asked to do.

@@ -21,7 +21,7 @@ use wire::Request;
 
 /// Time limit for the shim to open a log file.
 const REOPEN: Duration = Duration::from_secs(20);
-/// Most execs of an earlier connection that are killed at once.
+/// Maximum number of execs of an earlier connection that are killed at once.
 const KILLS: usize = 16;
 /// Time limit for the shim to kill one session.
 const KILL: Duration = Duration::from_secs(15);
@@ -54,7 +54,7 @@ impl Supervisor for NodeSupervisor {
         let context = Arc::clone(&self.context);
         let Tools { pod, client, recorder, container, stop } = tools;
         match job {
-            Job::Launch(record) => Box::pin(launched(context, record)),
+            Job::Launch(record) => Box::pin(launch_pod(context, record)),
             Job::Create(pod, record) => with(create(context, client, pod, record)),
             Job::Start(id) => with(start(context, client, id, container)),
             Job::Stop { record, shim_pid, .. } => with(stopped(context, client, record, shim_pid, stop)),
@@ -65,7 +65,7 @@ impl Supervisor for NodeSupervisor {
             Job::RemoveContainer(record) => with(remove_container(context, client, record, container)),
             Job::UndoCreate(record) => without(async move {
                 for error in containers::undo_create(&context, client.as_ref(), &record).await {
-                    tracing::error!(container = %record.id, %error, "cannot undo an interrupted create; the next start tries again");
+                    tracing::error!(container = %record.id, error = %error.text(), "cannot undo an interrupted create; the next start of the daemon tries again");
                 }
             }),
             Job::KillOrphan(id) => without(async move {
@@ -90,14 +90,14 @@ impl Supervisor for NodeSupervisor {
             }),
             Job::RecordPod => without(async move {
                 if let Err(error) = recorder.persist(&context, false).await {
-                    tracing::error!(%pod, %error, "cannot write the pod's record");
+                    tracing::error!(%pod, error = %error.text(), "cannot write the pod's record");
                 }
             }),
             Job::RecordStop => with(async move {
-                // A failed write does not fail the stop: no process is left, and a node whose disk is full or
-                // read-only must be able to stop its pods.
+                // A failed write does not fail the stop: no process is left, and a node whose disk is full, read-only
+                // or hung must be able to stop its pods.
                 if let Err(error) = recorder.persist(&context, true).await {
-                    tracing::error!(%pod, %error, "cannot record the stop: the next start of the daemon stops the pod again");
+                    tracing::error!(%pod, error = %error.text(), "cannot record the stop: the next start of the daemon stops the pod again");
                 }
                 Outcome::StopRecorded
             }),
@@ -124,14 +124,14 @@ fn without(work: impl Future<Output = ()> + Send + 'static) -> Work {
 }
 
 fn unrecorded() -> Error {
-    Error::internal("bug of copepod: the pod's driver has no record of this container")
+    Error::internal("bug in copepod: the pod's driver has no record of this container")
 }
 
 fn lost() -> Error {
     Error::new(ErrorKind::Unavailable, "the connection to the shim was lost")
 }
 
-async fn launched(context: Arc<Context>, record: Arc<PodRecord>) -> JobEnd {
+async fn launch_pod(context: Arc<Context>, record: Arc<PodRecord>) -> JobEnd {
     match launch::launch(context, Arc::unwrap_or_clone(record)).await {
         Ok(launch::LaunchedPod { record, connection }) => {
             (Some(Outcome::Launched(Ok(Box::new(record)))), Some(Box::new(connection)))
@@ -195,7 +195,7 @@ async fn record_exit(
         None => Err(unrecorded()),
     };
     if let Err(error) = &recorded {
-        tracing::error!(container = %id, %error, "cannot record the exit: a power loss would lose it");
+        tracing::error!(container = %id, error = %error.text(), "cannot record the exit: a power loss would lose it");
     }
     recorded.is_ok()
 }
@@ -207,11 +207,12 @@ async fn remove_container(
     recorder: Option<Arc<Recorder<ContainerRecord>>>,
 ) -> Outcome {
     // With this record the next start of the daemon continues the removal after a crash; without it, the client must
-    // repeat its call. A full disk must not prevent a removal, so an error is ignored.
+    // repeat its call. A full disk must not prevent a removal, so an error is ignored. On a disk that hangs, the removal
+    // ends when the disk responds, because it removes files there; its callers have time limits of their own.
     if let Some(recorder) = recorder
         && let Err(error) = recorder.persist(&context, false).await
     {
-        tracing::debug!(container = %record.id, %error, "the removal is not recorded, and continues");
+        tracing::debug!(container = %record.id, error = %error.text(), "the removal is not recorded, and continues");
     }
     let errors = containers::remove(&context, client.as_ref(), &record).await;
     Outcome::ContainerRemoved(record.id.clone(), errors)
@@ -220,7 +221,7 @@ async fn remove_container(
 async fn remove_cgroup(context: Arc<Context>, pod: PodId, record: Arc<ContainerRecord>) {
     let work = move || Ok(context.cgroups.remove(&record.cgroup)?);
     if let Err(error) = lanes::run(lanes::kill(), pod.as_str(), "remove the cgroup", work).await {
-        tracing::debug!(%error, "cannot remove the cgroup of an exited container yet");
+        tracing::debug!(error = %error.text(), "cannot remove the cgroup of an exited container yet");
     }
 }
 
@@ -255,9 +256,9 @@ async fn remove_pod(
     record: Arc<PodRecord>,
     containers: Vec<Arc<ContainerRecord>>,
 ) -> Outcome {
-    // As with containers, a full disk must not prevent this.
+    // As with containers, a full disk must not prevent this, and a disk that hangs must respond first.
     if let Err(error) = recorder.persist(&context, false).await {
-        tracing::debug!(pod = %record.id, %error, "the removal is not recorded, and continues");
+        tracing::debug!(pod = %record.id, error = %error.text(), "the removal is not recorded, and continues");
     }
     let removed = parallel::for_all(containers, |container| {
         let context = Arc::clone(&context);

@@ -89,10 +89,10 @@ impl<T: Send + 'static> Parallel<T> {
     /// Waits for the result; may be called once.
     async fn outcome(&mut self, what: &'static str) -> Result<T, Error> {
         match self.0.take() {
-            None => Err(Error::internal(format!("bug of copepod: {what}: its outcome was taken before"))),
+            None => Err(Error::internal(format!("bug in copepod: {what}: its outcome was taken before"))),
             Some(step) => match step.await {
                 Ok(outcome) => outcome,
-                Err(error) => Err(Error::of(what, &error)),
+                Err(error) => Err(Error::of(what, error)),
             },
         }
     }
@@ -114,7 +114,7 @@ impl Recorded {
             std::fs::DirBuilder::new()
                 .mode(0o700)
                 .create(&dir)
-                .map_err(|error| Error::of(format!("make {}", dir.display()), &error))?;
+                .map_err(|error| Error::of(format!("make {}", dir.display()), error))?;
             let path = shared.layout.pod_record(&intent.id);
             shared.write_within(state::file::MAX_NEW_BYTES, &path, state::kind::POD, &intent, false)
         });
@@ -130,7 +130,7 @@ impl Recorded {
                 let pods = shared.layout.pods_dir();
                 std::fs::File::open(&pods)
                     .and_then(|dir| dir.sync_all())
-                    .map_err(|error| Error::of(format!("sync {}", pods.display()), &error))
+                    .map_err(|error| Error::of(format!("sync {}", pods.display()), error))
             })
             .await
         });
@@ -215,7 +215,7 @@ fn make_leaf(
 ) -> Result<Vec<OwnedFd>, Error> {
     let parent = pod_parent(&record.config, &record.id)?;
     let limits = Limits { writes: spec::pause_limits(), ..Limits::default() };
-    let leaf = context.cgroups.create_leaf(&leaf_path(&parent, &record.id), &limits)?;
+    let leaf = context.cgroups.create_pause_leaf(&leaf_path(&parent, &record.id), &limits)?;
     let seccomp = seccomp.map(|compiled| compiled.program.clone());
     let plan = spec::pause(spec::PauseInput { pod: record, cgroup: leaf.plan, seccomp })?;
     let mut fds = vec![memfd("pause-plan", &plan)?];
@@ -289,11 +289,11 @@ async fn attach(context: &Arc<Context>, record: &mut PodRecord, netns: OwnedFd) 
     let (pin, copy) = (path.clone(), netns.try_clone());
     let id = record.id.clone();
     let pinned = lanes::run(lanes::kill(), id.as_str(), "pin the network namespace", move || {
-        netns::pin(netns.as_fd(), &pin).map_err(|error| Error::of(format!("pin {}", pin.display()), &error))
+        netns::pin(netns.as_fd(), &pin).map_err(|error| Error::of(format!("pin {}", pin.display()), error))
     });
-    let netns = copy.map_err(|error| Error::of("copy the network namespace", &error))?;
-    // The files may have changed since they were read last. STATUS of the plugins does not run here, for every pod,
-    // but where the folder is watched (`cni_watch`).
+    let netns = copy.map_err(|error| Error::of("copy the network namespace", error))?;
+    // The files may have changed since they were read last. STATUS of the plugins is not run here, for every pod; it is
+    // run when the folder changes and every 10 s (`cni_watch`).
     let load = async {
         context.cni.load().await;
         Ok(())
@@ -332,7 +332,7 @@ async fn set_sysctls(record: &PodRecord, netns: OwnedFd) -> Result<(), Error> {
             }
             Ok(())
         };
-        sys::netns::inside(netns.as_fd(), set).map_err(|error| Error::of("in the pod's network", &error))
+        sys::netns::inside(netns.as_fd(), set).map_err(|error| Error::of("in the pod's network", error))
     })
     .await
 }
@@ -374,8 +374,8 @@ async fn remove_records(context: &Arc<Context>, record: &PodRecord) -> Vec<Error
     let dir = context.layout.pod_dir(&record.id);
     lanes::run(lanes::records(), record.id.as_str(), "remove the pod's record", move || {
         match state::file::remove_dir(&dir) {
-            // The folder does not exist: never, or not any more and only the sync has failed. If a power loss brings
-            // the intent back, the next start rolls it back.
+            // The folder does not exist: it was never created, or was removed and only the sync has failed. If a power
+            // loss brings the intent back, the next start of the daemon rolls it back.
             Err(_) if matches!(dir.try_exists(), Ok(false)) => Ok(()),
             removed => Ok(removed?),
         }

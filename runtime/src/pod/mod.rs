@@ -3,7 +3,7 @@
 //! ```text
 //! Node ──Command──► driver ──Supervisor──► jobs ──► launch, containers, teardown ──► shim, CNI, cgroups, files
 //!                   │ │ ▲──────outcomes, shim events──────┘
-//!                   │ └──► publish (List, Status)
+//!                   │ └──► publish (List, Status), events
 //!                   └──► life: what is legal, and what is next
 //! ```
 //! `supervisor` separates deciding from working. `jobs` implements it for this node; `fakes`, for tests, in memory.
@@ -15,6 +15,7 @@ pub(crate) mod command;
 pub(crate) mod containers;
 pub(crate) mod context;
 mod driver;
+mod events;
 pub(crate) mod exec;
 mod exit;
 #[cfg(test)]
@@ -35,11 +36,13 @@ mod stop;
 mod streams;
 mod supervisor;
 mod teardown;
+mod weight;
 
 pub(crate) use command::Command;
 pub(crate) use context::Context;
 pub(crate) use context::NodeOptions;
+pub(crate) use events::{Event, EventKind, Events};
 pub(crate) use exec::ExecOutput;
-pub(crate) use publish::{ContainerView, PodView};
+pub(crate) use publish::{ContainerView, PodView, PodWithContainers};
 pub(crate) use registry::Registry;
 pub(crate) use run::{adopt, run};

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Most bytes of all outputs together, in addition to the [`SHARE`] of each.
+/// Maximum size of all outputs together in bytes, in addition to the [`SHARE`] of each.
 const BUDGET: usize = 64 << 20;
 /// Bytes that each output may always have: more than kubelet keeps of a probe's (10 KiB).
 const SHARE: usize = 16 << 10;
@@ -17,7 +17,7 @@ static LEFT: AtomicUsize = AtomicUsize::new(BUDGET);
 pub(super) struct Output {
     bytes: Vec<u8>,
     /// Bytes taken from the common limit; returned on drop.
-    held: usize,
+    taken: usize,
 }
 
 impl Output {
@@ -37,11 +37,11 @@ impl Output {
         let capacity = self.bytes.capacity();
         let (most, least) = (wanted.max(capacity * 2), wanted.max(SHARE));
         for size in [most, least] {
-            let beyond = size.saturating_sub(SHARE).saturating_sub(self.held);
+            let beyond = size.saturating_sub(SHARE).saturating_sub(self.taken);
             let granted =
                 LEFT.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(beyond));
             if granted.is_ok() {
-                self.held += beyond;
+                self.taken += beyond;
                 self.bytes.reserve_exact(size - self.bytes.len());
                 return;
             }
@@ -59,9 +59,9 @@ impl Output {
 
 impl Drop for Output {
     fn drop(&mut self) {
-        if self.held > 0 {
-            LEFT.fetch_add(self.held, Ordering::AcqRel);
-            if self.held >= LARGE {
+        if self.taken > 0 {
+            LEFT.fetch_add(self.taken, Ordering::AcqRel);
+            if self.taken >= LARGE {
                 crate::memory::freed();
             }
         }

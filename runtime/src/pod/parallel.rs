@@ -42,7 +42,7 @@ mod tests {
             "{:?}: they hang one after the other",
             before.elapsed()
         );
-        let errors: Vec<String> = results.into_iter().flatten().map(|error| error.message).collect();
+        let errors: Vec<String> = results.into_iter().flatten().map(|error| error.text()).collect();
         assert_eq!(errors, ["container 0", "container 3", "container 6"]);
     }
 

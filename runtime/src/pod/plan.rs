@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 /// A memfd with a plan for a worker. Blocking, but accesses memory only.
 pub(crate) fn memfd<T: serde::Serialize>(name: &str, plan: &T) -> Result<OwnedFd, Error> {
-    let bytes = serde_json::to_vec(plan).map_err(|error| Error::of(format!("encode {name}"), &error))?;
+    let bytes = serde_json::to_vec(plan).map_err(|error| Error::of(format!("encode {name}"), error))?;
     sys::memfd::create_sealed(name, &bytes)
-        .map_err(|error| Error::of(format!("make a memfd for {name}"), &error))
+        .map_err(|error| Error::of(format!("make a memfd for {name}"), error))
 }

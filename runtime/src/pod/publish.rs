@@ -1,10 +1,12 @@
 //! What List and Status read: an immutable view of each pod and container, which the pod's driver replaces.
 //!
 //! The lock is held only to change or copy tables of pointers, never during I/O, so that no pod can delay a list.
+//! A change of state is told to the subscribers of `pod::events` under the same lock.
 
+use super::events::{self, EventKind, Events, Feed, State};
 use crate::error::{Error, ErrorKind};
 use model::{ContainerId, ContainerRecord, PodId, PodPhase, PodRecord};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,8 +18,6 @@ pub(crate) struct PodView {
     /// Since when its shim is silent: nanoseconds since the epoch, 0 if it responds or is dead. While it is silent, the
     /// record has the last known state.
     pub silent_since: i64,
-    /// Increases with every change on this node.
-    pub generation: u64,
 }
 
 impl PodView {
@@ -32,8 +32,17 @@ impl PodView {
 pub(crate) struct ContainerView {
     /// The record, which has everything that List and Status return.
     pub record: Arc<ContainerRecord>,
-    /// Increases with every change on this node.
-    pub generation: u64,
+}
+
+/// A published pod with its containers, all at one time.
+#[derive(Debug)]
+pub(crate) struct PodWithContainers {
+    /// The pod.
+    pub(crate) pod: Arc<PodView>,
+    /// Its containers, oldest first.
+    pub(crate) containers: Vec<Arc<ContainerRecord>>,
+    /// The time: nanoseconds since the epoch, larger than those of all earlier events.
+    pub(crate) at: i64,
 }
 
 /// The published state of the node.
@@ -42,9 +51,25 @@ pub(crate) struct Published(Mutex<Tables>);
 
 #[derive(Debug, Default)]
 struct Tables {
-    generation: u64,
     pods: Table<PodView>,
     containers: Table<ContainerView>,
+    /// The containers of each pod that has any, oldest first.
+    of_pod: HashMap<PodId, Vec<Arc<ContainerRecord>>>,
+    feed: Feed,
+}
+
+impl Tables {
+    /// Sends events about the pod or the container with this id. A container whose pod is not published has no events:
+    /// each must have the pod's status.
+    fn tell(&mut self, kinds: &[EventKind], id: &str, pod: &PodId) {
+        if kinds.is_empty() || !self.feed.is_followed() {
+            return;
+        }
+        if let Some(view) = self.pods.by_id.get(pod.as_str()) {
+            let containers = self.of_pod.get(pod).map(Vec::as_slice).unwrap_or_default();
+            self.feed.send(kinds, id, &view.record, containers);
+        }
+    }
 }
 
 /// Views by id, and the list of them.
@@ -111,7 +136,7 @@ impl<T> Table<T> {
 
 impl Published {
     fn tables(&self) -> std::sync::MutexGuard<'_, Tables> {
-        // Every change is one insert or remove, so the tables are consistent even if a panic has poisoned the lock.
+        // A change is a few inserts or removes, each of which leaves tables that can be read, so a poisoned lock is used.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -119,28 +144,51 @@ impl Published {
     pub(crate) fn put_pod(&self, record: Arc<PodRecord>, silent_since: i64) {
         let id = record.id.clone();
         let mut tables = self.tables();
-        tables.generation += 1;
-        let generation = tables.generation;
-        tables.pods.put(id.as_str(), PodView { record, silent_since, generation });
+        let before = tables.pods.by_id.get(id.as_str()).map(|view| State::of_pod(&view.record));
+        let changes = events::of_change(before, State::of_pod(&record));
+        tables.pods.put(id.as_str(), PodView { record, silent_since });
+        tables.tell(changes, id.as_str(), &id);
     }
 
     /// Publishes the current state of a container.
     pub(crate) fn put_container(&self, record: Arc<ContainerRecord>) {
-        let id = record.id.clone();
+        let (id, pod) = (record.id.clone(), record.pod.clone());
         let mut tables = self.tables();
-        tables.generation += 1;
-        let generation = tables.generation;
-        tables.containers.put(id.as_str(), ContainerView { record, generation });
+        let before = tables.containers.by_id.get(id.as_str()).map(|view| State::of_container(&view.record));
+        let changes = events::of_change(before, State::of_container(&record));
+        let siblings = tables.of_pod.entry(pod.clone()).or_default();
+        match siblings.iter_mut().find(|known| known.id == id) {
+            Some(known) => *known = Arc::clone(&record),
+            None => {
+                siblings.push(Arc::clone(&record));
+                siblings.sort_by_key(|known| known.created_at);
+            }
+        }
+        tables.containers.put(id.as_str(), ContainerView { record });
+        tables.tell(changes, id.as_str(), &pod);
     }
 
     /// Removes a pod.
     pub(crate) fn remove_pod(&self, id: &PodId) {
-        self.tables().pods.take(id.as_str());
+        let mut tables = self.tables();
+        tables.tell(&[EventKind::Deleted], id.as_str(), id);
+        tables.pods.take(id.as_str());
     }
 
     /// Removes a container.
     pub(crate) fn remove_container(&self, id: &ContainerId) {
-        self.tables().containers.take(id.as_str());
+        let mut tables = self.tables();
+        let Some(pod) = tables.containers.by_id.get(id.as_str()).map(|view| view.record.pod.clone()) else {
+            return;
+        };
+        tables.containers.take(id.as_str());
+        if let Some(siblings) = tables.of_pod.get_mut(&pod) {
+            siblings.retain(|known| known.id != *id);
+            if siblings.is_empty() {
+                tables.of_pod.remove(&pod);
+            }
+        }
+        tables.tell(&[EventKind::Deleted], id.as_str(), &pod);
     }
 
     /// All pods, oldest first.
@@ -158,6 +206,27 @@ impl Published {
         self.tables().pods.find("pod sandbox", id)
     }
 
+    /// Finds a pod by its id or a unique prefix of it, with its containers.
+    pub(crate) fn pod_with_containers(&self, id: &str) -> Result<PodWithContainers, Error> {
+        let mut tables = self.tables();
+        let pod = tables.pods.find("pod sandbox", id)?;
+        let containers = tables.of_pod.get(&pod.record.id).cloned().unwrap_or_default();
+        Ok(PodWithContainers { pod, containers, at: tables.feed.stamp() })
+    }
+
+    /// Subscribes to the events from now on.
+    ///
+    /// # Errors
+    /// As `Feed::subscribe`.
+    pub(crate) fn subscribe(&self) -> Result<Events, Error> {
+        self.tables().feed.subscribe()
+    }
+
+    /// Ends all subscriptions: the daemon is stopping.
+    pub(crate) fn end_events(&self) {
+        self.tables().feed.close();
+    }
+
     /// Finds a container by its id or a unique prefix of it.
     pub(crate) fn container(&self, id: &str) -> Result<Arc<ContainerView>, Error> {
         self.tables().containers.find("container", id)
@@ -167,7 +236,7 @@ impl Published {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::PodConfig;
+    use model::{ContainerConfig, ContainerPhase, PodConfig};
 
     fn pod(byte: u8, created_at: i64) -> PodRecord {
         PodRecord {
@@ -190,10 +259,100 @@ mod tests {
         for absent in ["", "b", "acc", "acacacacz"] {
             assert_eq!(published.pod(absent).unwrap_err().kind, ErrorKind::NotFound, "{absent}");
         }
-        let before = published.pod("ac").unwrap().generation;
-        published.put_pod(Arc::clone(&old), 0);
-        assert!(published.pod("ac").unwrap().generation > before);
+        published.put_pod(Arc::clone(&old), 7);
+        assert_eq!(published.pod("ac").unwrap().silent_since, 7);
         published.remove_pod(&old.id);
         assert_eq!(published.pods().len(), 1);
+    }
+
+    fn container(byte: u8, pod: &PodId, created_at: i64) -> ContainerRecord {
+        let id = ContainerId::from_random([byte; 32]);
+        let mut record = ContainerRecord::new(id, pod.clone(), ContainerConfig::default(), created_at);
+        record.phase = ContainerPhase::Created;
+        record
+    }
+
+    /// All events that are left, with these names of containers. Those about the state in which a container has exited
+    /// are later than `read_at`.
+    async fn told(
+        events: &mut Events,
+        names: [(&'static str, &str); 2],
+        read_at: i64,
+    ) -> Vec<(&'static str, EventKind, PodPhase, usize)> {
+        let mut told = Vec::new();
+        let mut latest = 0;
+        while let Ok(event) = events.next().await {
+            assert!(event.created_at > latest, "{event:?}");
+            latest = event.created_at;
+            let name = names.iter().find(|(_, id)| *id == &*event.id).map_or(&"pod", |(name, _)| name);
+            let snapshot = event.snapshot.as_ref().unwrap();
+            if (*name, event.kind) == ("old", EventKind::Stopped) {
+                assert!(event.created_at > read_at, "the status was read before");
+                assert_eq!(snapshot.containers[0].phase, ContainerPhase::Exited);
+            }
+            told.push((*name, event.kind, snapshot.pod.phase, snapshot.containers.len()));
+        }
+        told
+    }
+
+    /// The life of a pod: each event has the state right after it.
+    #[tokio::test]
+    async fn events_have_the_state_right_after_them() {
+        let published = Published::default();
+        let mut events = published.subscribe().unwrap();
+        let ready = pod(1, 1);
+        let pod_id = ready.id.clone();
+        published.put_pod(Arc::new(ready.clone()), 0);
+        let (young, old) = (container(3, &pod_id, 3), container(2, &pod_id, 2));
+        published.put_container(Arc::new(young.clone()));
+        published.put_container(Arc::new(old.clone()));
+        let running = ContainerRecord { phase: ContainerPhase::Running, started_at: 9, ..old.clone() };
+        published.put_container(Arc::new(running.clone()));
+        // Its shim is silent, and the record is written again: no events.
+        published.put_pod(Arc::new(ready.clone()), 7);
+        published.put_container(Arc::new(running.clone()));
+        let at = published.pod_with_containers(pod_id.as_str()).unwrap();
+        assert_eq!(
+            at.containers.iter().map(|it| it.id.clone()).collect::<Vec<_>>(),
+            [old.id.clone(), young.id.clone()]
+        );
+        published.put_container(Arc::new(ContainerRecord { phase: ContainerPhase::Exited, ..running }));
+        published.put_pod(Arc::new(PodRecord { phase: PodPhase::Stopped, ..ready }), 0);
+        published.remove_container(&old.id);
+        published.remove_container(&old.id);
+        published.remove_container(&young.id);
+        published.remove_pod(&pod_id);
+        published.remove_pod(&pod_id);
+        published.end_events();
+
+        let told = told(&mut events, [("old", old.id.as_str()), ("young", young.id.as_str())], at.at).await;
+        use EventKind::{Created, Deleted, Started, Stopped};
+        assert_eq!(
+            told,
+            [
+                ("pod", Created, PodPhase::Ready, 0),
+                ("pod", Started, PodPhase::Ready, 0),
+                ("young", Created, PodPhase::Ready, 1),
+                ("old", Created, PodPhase::Ready, 2),
+                ("old", Started, PodPhase::Ready, 2),
+                ("old", Stopped, PodPhase::Ready, 2),
+                ("pod", Stopped, PodPhase::Stopped, 2),
+                ("old", Deleted, PodPhase::Stopped, 1),
+                ("young", Deleted, PodPhase::Stopped, 0),
+                ("pod", Deleted, PodPhase::Stopped, 0),
+            ]
+        );
+        assert!(published.tables().of_pod.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_container_without_its_pod_has_no_events() {
+        let published = Published::default();
+        let mut events = published.subscribe().unwrap();
+        let kept = container(2, &PodId::from_random([1; 32]), 2);
+        published.put_container(Arc::new(kept.clone()));
+        published.remove_container(&kept.id);
+        published.end_events();
+        assert_eq!(events.next().await.unwrap_err().kind, ErrorKind::Unavailable);
     }
 }

@@ -10,12 +10,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
-/// The result of a launch; `None` while it is running.
-pub(crate) type Launched = Option<Result<PodId, Error>>;
+/// The reply to the callers of RunPodSandbox that wait for a pod's name; `None` until it can be given.
+pub(crate) type RunReply = Option<Result<PodId, Error>>;
 
-/// Most commands in a driver's queue. A driver never blocks, so the queue is full only if very many calls arrive at once.
+/// Maximum number of commands in a driver's queue. A driver never blocks, so the queue is full only if very many calls
+/// arrive at once.
 const MAX_COMMANDS: usize = 64;
-/// Most pods of a node. kubelet's default limit is 110; some nodes have a few hundred.
+/// Maximum number of pods of a node. kubelet's default limit is 110; some nodes have a few hundred.
 const MAX_PODS: usize = 4096;
 /// How long the daemon waits for drivers when it stops.
 const CLOSE: Duration = Duration::from_secs(5);
@@ -40,7 +41,7 @@ struct Tables {
 struct Handle {
     commands: mpsc::Sender<Command>,
     config: Arc<PodConfig>,
-    launched: watch::Receiver<Launched>,
+    run_reply: watch::Receiver<RunReply>,
 }
 
 /// The channels of a new driver.
@@ -50,8 +51,8 @@ pub(crate) struct DriverChannels {
     pub(crate) id: PodId,
     /// Receives commands.
     pub(crate) commands: mpsc::Receiver<Command>,
-    /// Sends the result of the launch to the callers that wait for the name.
-    pub(crate) launched: watch::Sender<Launched>,
+    /// Replies to the callers that wait for the name.
+    pub(crate) run_reply: watch::Sender<RunReply>,
     /// Becomes true when the daemon is stopping.
     pub(crate) closing: watch::Receiver<bool>,
 }
@@ -59,10 +60,10 @@ pub(crate) struct DriverChannels {
 /// The outcome of [`Registry::reserve`].
 #[derive(Debug)]
 pub(crate) enum Reservation {
-    /// The name was free: start a driver with these channels, then wait.
-    New(DriverChannels, watch::Receiver<Launched>),
-    /// An equal request has it: wait for its result.
-    Join(watch::Receiver<Launched>),
+    /// The name was free: start a driver with these channels, then wait for its reply.
+    New(DriverChannels, watch::Receiver<RunReply>),
+    /// An equal request has it: wait for the same reply.
+    Join(watch::Receiver<RunReply>),
 }
 
 impl Registry {
@@ -90,8 +91,8 @@ impl Registry {
             let Some(handle) = tables.pods.get(owner) else {
                 let kept = tables.kept.get(owner.as_str()).cloned();
                 return Err(kept.map_or_else(
-                    || Error::internal(format!("bug of copepod: pod {owner} has a name and no driver")),
-                    |error| Error::new(ErrorKind::AlreadyExists, error.message),
+                    || Error::internal(format!("bug in copepod: pod {owner} has a name and no driver")),
+                    |error| error.with_kind(ErrorKind::AlreadyExists),
                 ));
             };
             let meta = &config.meta;
@@ -100,27 +101,27 @@ impl Registry {
                 let text = format!("pod {name} exists with another configuration, as {owner}");
                 return Err(Error::new(ErrorKind::AlreadyExists, text));
             }
-            if matches!(*handle.launched.borrow(), Some(Ok(_)))
+            if matches!(*handle.run_reply.borrow(), Some(Ok(_)))
                 && !self.published.pod(owner.as_str()).is_ok_and(|pod| pod.is_ready())
             {
                 let text = format!("pod {name} exists as {owner} and is not ready any more: remove it first");
                 return Err(Error::new(ErrorKind::AlreadyExists, text));
             }
-            return Ok(Reservation::Join(handle.launched.clone()));
+            return Ok(Reservation::Join(handle.run_reply.clone()));
         }
         if tables.pods.len() >= MAX_PODS {
             let text = format!("this node has {MAX_PODS} pods, its limit");
             return Err(Error::new(ErrorKind::ResourceExhausted, text));
         }
-        let (channels, launched) = self.register(&mut tables, id, config, None);
-        Ok(Reservation::New(channels, launched))
+        let (channels, reply) = self.register(&mut tables, id, config, None);
+        Ok(Reservation::New(channels, reply))
     }
 
     /// Registers a driver for a pod that has a record. If the daemon removes the pod (`leaving`), callers that want its
     /// name wait until it is removed.
     pub(crate) fn restore(&self, id: &PodId, config: &Arc<PodConfig>, leaving: bool) -> DriverChannels {
-        let launched = if leaving { None } else { Some(Ok(id.clone())) };
-        self.register(&mut self.tables(), id.clone(), config, launched).0
+        let reply = if leaving { None } else { Some(Ok(id.clone())) };
+        self.register(&mut self.tables(), id.clone(), config, reply).0
     }
 
     fn register(
@@ -128,14 +129,14 @@ impl Registry {
         tables: &mut Tables,
         id: PodId,
         config: &Arc<PodConfig>,
-        launched: Launched,
-    ) -> (DriverChannels, watch::Receiver<Launched>) {
+        reply: RunReply,
+    ) -> (DriverChannels, watch::Receiver<RunReply>) {
         let (sender, commands) = mpsc::channel(MAX_COMMANDS);
-        let (tell, launched) = watch::channel(launched);
-        let handle = Handle { commands: sender, config: Arc::clone(config), launched: launched.clone() };
+        let (run_reply, reply) = watch::channel(reply);
+        let handle = Handle { commands: sender, config: Arc::clone(config), run_reply: reply.clone() };
         tables.names.insert(config.meta.clone(), id.clone());
         tables.pods.insert(id.clone(), handle);
-        (DriverChannels { id, commands, launched: tell, closing: self.closing.subscribe() }, launched)
+        (DriverChannels { id, commands, run_reply, closing: self.closing.subscribe() }, reply)
     }
 
     /// Publishes a pod that has no driver because its record cannot be used; its name stays reserved.
@@ -188,7 +189,8 @@ impl Registry {
         })
     }
 
-    /// Has the daemon wait, when it stops, for work that is no driver's: until the value is dropped.
+    /// For work that belongs to no driver: a daemon that stops waits until the returned receiver is dropped. Its value
+    /// becomes true when the daemon is stopping.
     pub(crate) fn hold(&self) -> watch::Receiver<bool> {
         self.closing.subscribe()
     }
@@ -198,7 +200,7 @@ impl Registry {
         self.closing.send_replace(true);
         // Every driver holds a receiver, so the channel closes when all have ended.
         if tokio::time::timeout(CLOSE, self.closing.closed()).await.is_err() {
-            tracing::warn!(after = ?CLOSE, "work on some pods was interrupted; the next start finishes or undoes it");
+            tracing::warn!(after = ?CLOSE, "work on some pods was interrupted; the next start of the daemon finishes or undoes it");
         }
     }
 }
@@ -220,13 +222,13 @@ mod tests {
             panic!("the name is free");
         };
         let other = PodId::from_random([2; 32]);
-        let Ok(Reservation::Join(mut launched)) = registry.reserve(other.clone(), &config("a", "h")) else {
+        let Ok(Reservation::Join(mut reply)) = registry.reserve(other.clone(), &config("a", "h")) else {
             panic!("equal requests join");
         };
         let refused = registry.reserve(other.clone(), &config("a", "other")).unwrap_err();
         assert_eq!(refused.kind, ErrorKind::AlreadyExists);
-        channels.launched.send_replace(Some(Ok(id.clone())));
-        assert_eq!(*launched.wait_for(Option::is_some).await.unwrap(), Some(Ok(id.clone())));
+        channels.run_reply.send_replace(Some(Ok(id.clone())));
+        assert_eq!(*reply.wait_for(Option::is_some).await.unwrap(), Some(Ok(id.clone())));
         // Launched, but not published as ready: the pod has ended.
         let over = registry.reserve(other.clone(), &config("a", "h")).unwrap_err();
         assert_eq!(over.kind, ErrorKind::AlreadyExists);

@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind};
 use model::{ContainerRecord, PodConfig, PodId, PodRecord};
 use std::sync::Arc;
 
-/// Most attempts to reserve a name. One fails if the pod that has the name is removed meanwhile.
+/// Maximum number of attempts to reserve a name. One fails if the pod that has the name is removed meanwhile.
 const TRIES: usize = 3;
 
 /// RunPodSandbox: reserves the name, or joins an equal call that has it, and waits for the launch.
@@ -21,9 +21,9 @@ pub(crate) async fn run(
     let config = Arc::new(config);
     for _ in 0..TRIES {
         let id = PodId::from_random(random()?);
-        let mut launched = match registry.reserve(id, &config)? {
-            Reservation::Join(launched) => launched,
-            Reservation::New(channels, launched) => {
+        let mut reply = match registry.reserve(id, &config)? {
+            Reservation::Join(reply) => reply,
+            Reservation::New(channels, reply) => {
                 let config = PodConfig::clone(&config);
                 driver::launch(
                     NodeSupervisor::new(context, registry),
@@ -31,18 +31,19 @@ pub(crate) async fn run(
                     channels,
                     config,
                 );
-                launched
+                reply
             }
         };
         // An error means that the driver ended without a result: it has removed a pod that an earlier daemon had left
         // incomplete, so that the name is free now.
-        if let Ok(ended) = launched.wait_for(Option::is_some).await
-            && let Some(outcome) = &*ended
+        if let Ok(given) = reply.wait_for(Option::is_some).await
+            && let Some(outcome) = &*given
         {
             return outcome.clone();
         }
     }
-    Err(Error::new(ErrorKind::Aborted, "the daemon is stopping"))
+    let text = "the pod that has this name is being removed, or the daemon is stopping: try again";
+    Err(Error::new(ErrorKind::Aborted, text))
 }
 
 /// Starts the driver of a pod that has records, of this boot (`same_boot`) or an earlier one. When this returns, the

@@ -1,7 +1,7 @@
 //! The work of StopContainer: stop signal, grace period, kill. It works without the shim too, which may be stopped, hang
 //! on a disk, or have no connection: init is signalled by its pidfd, and the pidfd shows when init has ended.
 
-use super::backoff::later;
+use super::backoff;
 use super::context::Context;
 use super::exit;
 use crate::clock::now;
@@ -53,7 +53,7 @@ impl Stop {
     /// reported it.
     ///
     /// # Errors
-    /// Processes survive SIGKILL.
+    /// Processes survive SIGKILL; DeadlineExceeded if none is left and the exit is not found.
     pub(crate) async fn run(mut self, context: &Arc<Context>) -> Result<Option<Exit>, Error> {
         let init = self.find_init().await;
         if *self.deadline.borrow() > Instant::now() {
@@ -77,12 +77,12 @@ impl Stop {
         let (record, shim_pid) = (self.record.clone(), self.shim_pid);
         let pod = self.record.pod.as_str();
         let found = lanes::run(lanes::kill(), pod, "find init", move || {
-            find(&record, shim_pid).map_err(|error| Error::of(format!("look for pid {}", record.pid), &error))
+            find(&record, shim_pid).map_err(|error| Error::of(format!("look for pid {}", record.pid), error))
         });
         match found.await {
             Ok(init) => init.and_then(|init| watched(init, Interest::READABLE).ok()),
             Err(error) => {
-                tracing::warn!(container = %self.record.id, %error, "cannot find init");
+                tracing::warn!(container = %self.record.id, error = %error.text(), "cannot find init");
                 None
             }
         }
@@ -128,7 +128,7 @@ impl Stop {
         Grace::Over
     }
 
-    /// Has the shim kill all processes. Returns true if the exit is recorded; if not, the shim is not used any more.
+    /// Asks the shim to kill all processes. Returns true if the exit is recorded; if not, the shim is not used any more.
     async fn kill_by_shim(&mut self, init: Option<&AsyncFd<OwnedFd>>) -> bool {
         let Some(client) = self.client.take() else { return false };
         let kill = Request::Kill { container: self.record.id.clone(), signal: 9, all: true };
@@ -156,7 +156,7 @@ impl Stop {
             if let Some(exit) = self.read_exit(context).await? {
                 return Ok(Some(exit));
             }
-            let pause = later(FIRST_PAUSE, attempt, LONGEST_PAUSE);
+            let pause = backoff::pause(FIRST_PAUSE, attempt, LONGEST_PAUSE);
             if timeout(pause, self.exited.wait_for(|exited| *exited)).await.is_ok() {
                 return Ok(None);
             }

@@ -1,5 +1,5 @@
-//! What a pod's driver has done for it: jobs, and connecting to shims. The driver uses this trait only, so that its
-//! tests need no root: they run it with an implementation in memory (`fakes`).
+//! The trait through which a pod's driver gets work done: jobs, and connecting to shims. The driver reaches the node only
+//! through it, so that the driver's tests need no root: they use an implementation in memory (`fakes`).
 
 use super::life::{DialResult, Job, Outcome};
 use super::recorder::Recorder;

@@ -5,7 +5,7 @@ use super::life::{ExitReport, Leaf, TornDown};
 use super::{exit, parallel, stop};
 use crate::cgroups::{leaf_path, pod_parent};
 use crate::clock::now;
-use crate::error::Error;
+use crate::error::{Error, with_causes};
 use crate::shims::{Client, spawn};
 use crate::{failpoint, lanes, netns};
 use model::{ContainerId, NamespaceMode, PodId, PodRecord};
@@ -126,7 +126,7 @@ pub(crate) fn pause_leaf(record: &PodRecord) -> Option<String> {
 pub(crate) fn exits(context: &Context, pod: &PodId) -> BTreeMap<ContainerId, ExitReport> {
     let mut found = BTreeMap::new();
     let ids = context.layout.exits(pod).unwrap_or_else(|error| {
-        tracing::warn!(%pod, %error, "cannot list exit files");
+        tracing::warn!(%pod, error = %with_causes(&error), "cannot list exit files");
         Vec::new()
     });
     for id in ids {
@@ -136,7 +136,9 @@ pub(crate) fn exits(context: &Context, pod: &PodId) -> BTreeMap<ContainerId, Exi
                 found.insert(id, (exit::exit_of(&facts, now()), facts.started_at));
             }
             Ok(None) => {}
-            Err(error) => tracing::warn!(%pod, container = %id, %error, "cannot read an exit file"),
+            Err(error) => {
+                tracing::warn!(%pod, container = %id, error = %with_causes(&error), "cannot read an exit file")
+            }
         }
     }
     found
@@ -153,7 +155,7 @@ pub(crate) async fn release_network(context: &Arc<Context>, record: &PodRecord) 
         return vec![Error::from(error).context(format!("pod {}: release the network", record.id))];
     }
     let removed = lanes::run(lanes::kill(), record.id.as_str(), "unpin", move || {
-        netns::unpin(&pin).map_err(|error| Error::of(format!("unpin {}", pin.display()), &error))
+        netns::unpin(&pin).map_err(|error| Error::of(format!("unpin {}", pin.display()), error))
     });
     removed.await.err().into_iter().collect()
 }
@@ -167,7 +169,7 @@ pub(crate) fn pin_path(context: &Context, record: &PodRecord) -> PathBuf {
     }
 }
 
-/// Tells a shim without processes to exit. Errors are ignored, because `remove_shim` follows.
+/// Tells a shim without processes to exit. Errors are only logged, because the caller kills the shim next.
 async fn shut_down(client: &Client) {
     if let Err(error) = client.done("shutdown", Request::Shutdown, EXIT).await {
         // The shim may exit before its reply is read.
@@ -200,7 +202,7 @@ pub(crate) async fn remove_shim(context: &Arc<Context>, record: &PodRecord) -> V
 }
 
 /// Runs `first`, and then removes the cgroups of containers, pause and shim, and the pod's if kubelet did not create it.
-/// This is one piece of work on a lane, because each costs two changes of thread.
+/// This is one piece of work on a lane, because each piece costs two context switches.
 async fn remove_cgroups(
     context: &Arc<Context>,
     record: &PodRecord,

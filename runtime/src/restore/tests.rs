@@ -125,3 +125,19 @@ fn a_damaged_record_is_set_aside_and_its_object_removed() {
     assert!(!disk.layout.pod_record(&damaged.id).exists());
     assert_eq!(fs::read_dir(disk.layout.aside_dir()).unwrap().count(), 1);
 }
+
+/// Its processes may be running on the image's layers until it is removed, however long that takes.
+#[test]
+fn a_container_that_is_still_to_be_removed_keeps_its_lease() {
+    let disk = Disk::new();
+    let (good, lost) = (pod(1), pod(2));
+    disk.pod(&good, BOOT);
+    let (of_good, of_lost, torn) = (container(3, &good), container(4, &lost), container(5, &good));
+    for record in [&of_good, &of_lost, &torn] {
+        disk.container(record);
+    }
+    fs::write(disk.layout.container_record(&torn.id), "{\"magic\":").unwrap();
+    let records = disk.read();
+    assert_eq!(records.strays.container_dirs, std::slice::from_ref(&torn.id));
+    assert_eq!(Known::of(&records).containers, BTreeSet::from([of_good.id, of_lost.id, torn.id]));
+}

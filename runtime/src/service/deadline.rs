@@ -6,7 +6,7 @@
 use std::time::Duration;
 use tonic::metadata::MetadataMap;
 
-/// How much earlier ours fires. The library's timers have a resolution of 1 ms.
+/// How much earlier than the library's timer ours fires. The library's has a resolution of 1 ms.
 const EARLY: Duration = Duration::from_millis(2);
 /// A longer deadline is treated as none (the timer wheel ends at about two years).
 const FAR: Duration = Duration::from_secs(365 * 24 * 3600);

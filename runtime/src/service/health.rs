@@ -1,5 +1,5 @@
-//! Replies of Version, Status and RuntimeConfig. Features are announced only if they were detected on this
-//! host.
+//! Replies of Version, Status and RuntimeConfig. Status announces no optional feature, because none is
+//! implemented.
 
 use crate::config::Config;
 use crate::root::Problem;
@@ -51,7 +51,7 @@ pub(super) fn status(
     let root = root.map(|problem| (problem.reason.as_str(), problem.message.as_str()));
     let conditions =
         vec![condition("RuntimeReady", ready, root), condition("NetworkReady", network.is_none(), network)];
-    // None of these is implemented; `convert` refuses each of them.
+    // `convert` refuses the requests that need one of these.
     let features = cri::RuntimeHandlerFeatures { recursive_read_only_mounts: false, user_namespaces: false };
     cri::StatusResponse {
         status: Some(cri::RuntimeStatus { conditions }),
@@ -85,8 +85,8 @@ fn info(readiness: &Readiness, config: &Config) -> HashMap<String, String> {
         "rootDir": root,
         "stateDir": state,
         "socket": socket,
-        "mountNamespace": format!("{mount_namespace:?}"),
-        "log": { "level": format!("{:?}", log.level), "format": format!("{:?}", log.format) },
+        "mountNamespace": mount_namespace.to_string(),
+        "log": { "level": log.level.to_string(), "format": log.format.to_string() },
         "binaries": { "shim": binaries.shim, "pause": binaries.pause },
         "network": {
             "confDir": network.conf_dir,
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn status_has_the_conditions_that_kubelet_requires() {
+    fn version_and_cgroup_driver_are_what_kubelet_requires() {
         let version = version();
         assert_eq!(version.version, "0.1.0");
         assert_eq!((version.runtime_name.as_str(), version.runtime_api_version.as_str()), ("copepod", "v1"));
@@ -151,6 +151,11 @@ mod tests {
         assert!(ready.status.unwrap().conditions[1].status);
         let config: serde_json::Value = serde_json::from_str(&ready.info["config"]).unwrap();
         assert_eq!(config["stateDir"], "/run/copepod");
+        // Values are shown as they are written in the configuration.
+        assert_eq!(
+            (&config["mountNamespace"], &config["log"]),
+            (&"pid1".into(), &serde_json::json!({ "level": "info", "format": "text" }))
+        );
         for json in ready.info.values() {
             assert!(serde_json::from_str::<serde_json::Value>(json).is_ok(), "{json}");
         }

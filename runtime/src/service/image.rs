@@ -1,10 +1,11 @@
 //! ImageService. It decides nothing itself: see `convert` and the image crate.
 
 use super::status::Failure;
-use super::{Backend, NOTHING_CONTINUES, convert, handle};
+use super::{Backend, MAY_COMPLETE, NOTHING_CONTINUES, convert, handle, streams};
 use crate::{lanes, memory};
 use cri_api::v1 as cri;
 use cri_api::v1::image_service_server::ImageService;
+use image::ImageRecord;
 use std::sync::Arc;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
@@ -12,6 +13,16 @@ use tonic::{Request, Response, Status};
 /// Implements CRI's ImageService.
 #[derive(Debug)]
 pub(super) struct Images(pub(super) Backend);
+
+impl Images {
+    /// The images that a filter selects.
+    fn selected(&self, filter: Option<cri::ImageFilter>) -> Result<Vec<Arc<ImageRecord>>, Failure> {
+        Ok(match convert::image_filter(filter)? {
+            Some(name) => self.0.images.resolve(&name).into_iter().collect(),
+            None => self.0.images.list(),
+        })
+    }
+}
 
 #[tonic::async_trait]
 impl ImageService for Images {
@@ -21,10 +32,7 @@ impl ImageService for Images {
     ) -> Result<Response<cri::ListImagesResponse>, Status> {
         let (metadata, _, cri::ListImagesRequest { filter }) = request.into_parts();
         handle("ListImages", &metadata, NOTHING_CONTINUES, async {
-            let images = match convert::image_filter(filter)? {
-                Some(name) => self.0.images.resolve(&name).into_iter().collect(),
-                None => self.0.images.list(),
-            };
+            let images = self.selected(filter)?;
             Ok(cri::ListImagesResponse { images: images.iter().map(|image| convert::image(image)).collect() })
         })
         .await
@@ -66,7 +74,7 @@ impl ImageService for Images {
         request: Request<cri::RemoveImageRequest>,
     ) -> Result<Response<cri::RemoveImageResponse>, Status> {
         let (metadata, _, cri::RemoveImageRequest { image }) = request.into_parts();
-        handle("RemoveImage", &metadata, NOTHING_CONTINUES, async {
+        handle("RemoveImage", &metadata, MAY_COMPLETE, async {
             self.0.images.remove(&convert::image_name(image)?).await?;
             Ok(cri::RemoveImageResponse {})
         })
@@ -92,8 +100,10 @@ impl ImageService for Images {
         &self,
         request: Request<cri::StreamImagesRequest>,
     ) -> Result<Response<BoxStream<cri::StreamImagesResponse>>, Status> {
-        handle("StreamImages", request.metadata(), NOTHING_CONTINUES, async {
-            Err(Failure::NotImplemented { call: "StreamImages", what: "streamed lists; use ListImages" })
+        let (metadata, _, cri::StreamImagesRequest { filter }) = request.into_parts();
+        handle("StreamImages", &metadata, NOTHING_CONTINUES, async {
+            let items = self.selected(filter)?.into_iter().map(|image| convert::image(&image));
+            Ok(streams::chunks(items, |images| cri::StreamImagesResponse { images }))
         })
         .await
     }

@@ -7,17 +7,20 @@
 //!              └────────────► status (code and text, logged once) ◄──┘
 //! ```
 
+mod authority;
+mod connection;
 mod convert;
 mod deadline;
+mod details;
 mod health;
 mod image;
 mod runtime;
 mod server;
 mod stats_cache;
 mod status;
+mod streams;
 #[cfg(test)]
 mod tests;
-mod verbose;
 
 use crate::config::Config;
 use crate::node::Node;
@@ -95,7 +98,9 @@ async fn handle<T>(
     }
 }
 
-/// Nothing continues after the deadline.
+/// What happens after the deadline of a call that changes nothing.
 const NOTHING_CONTINUES: &str = "nothing was left running";
-/// The driver continues the work.
+/// What happens after the deadline of a call whose work belongs to a pod's driver and can be joined.
 const WORK_CONTINUES: &str = "the work continues, and an equal request joins it";
+/// What happens after the deadline of a call whose work continues but cannot be joined.
+const MAY_COMPLETE: &str = "the work may still be completed; the call can be repeated";

@@ -2,10 +2,9 @@
 
 use super::convert::{self, ContainerFilter, Host, PodFilter};
 use super::status::Failure;
-use super::verbose::{container_info, pod_info};
-use super::{Backend, NOTHING_CONTINUES, WORK_CONTINUES, handle, health};
+use super::{Backend, MAY_COMPLETE, NOTHING_CONTINUES, WORK_CONTINUES, details, handle, health, streams};
 use crate::lanes;
-use crate::node::ContainerView;
+use crate::node::{ContainerView, PodWithContainers};
 use cri_api::v1 as cri;
 use cri_api::v1::runtime_service_server::RuntimeService;
 use std::collections::HashMap;
@@ -27,34 +26,39 @@ impl Runtime {
         Self { backend, host }
     }
 
-    /// An absolute path where no file ever exists, for containers that do not log: kubelet removes whatever
-    /// matches `<log_path>*`.
-    fn silent_log(&self, container: &ContainerView) -> String {
-        format!("{}/silent/{}", self.backend.config.borrow().state.display(), container.record.id)
+    /// The containers that a filter of stats selects.
+    fn wanted(&self, filter: Option<cri::ContainerStatsFilter>) -> Vec<Arc<ContainerView>> {
+        let filter = ContainerFilter::for_stats(filter);
+        let containers = self.backend.node.containers();
+        containers.iter().filter(|container| filter.matches(&container.record)).cloned().collect()
     }
 
-    /// Stats of `wanted`. Containers that are not running are included without values.
-    async fn stats(&self, wanted: Vec<Arc<ContainerView>>) -> Result<Vec<cri::ContainerStats>, Failure> {
+    /// Stats of `wanted`, of which those that are not running have no values. They are read now and converted as they are
+    /// taken.
+    async fn stats(&self, wanted: Vec<Arc<ContainerView>>) -> Result<Items<cri::ContainerStats>, Failure> {
         let (stats, all) = (Arc::clone(&self.backend.stats), self.backend.node.containers());
         let store = self.backend.images.root();
-        let stats = lanes::stats().run(move || {
-            let read = stats.collect(&wanted, &all);
-            let pairs = wanted.iter().zip(&read);
-            let stats: Vec<_> = pairs
-                .map(|(container, stats)| convert::container_stats(&container.record, stats.as_ref(), &store))
-                .collect();
-            stats
-        });
-        stats.await.map_err(crate::error::Error::from).map_err(Failure::from)
+        let read = lanes::stats().run(move || (stats.collect(&wanted, &all), wanted));
+        let (read, wanted) = read.await.map_err(crate::error::Error::from)?;
+        Ok(Box::new(wanted.into_iter().zip(read).map(move |(container, stats)| {
+            convert::container_stats(&container.record, stats.as_ref(), &store)
+        })))
     }
 }
 
-/// The stream type of calls that are not implemented.
-type NoStream<T> = Result<Response<BoxStream<T>>, Status>;
+/// Parts of a list, which are made as they are taken.
+type Items<T> = Box<dyn Iterator<Item = T> + Send>;
+
+/// The answer to a call that streams.
+type Streamed<T> = Result<Response<BoxStream<T>>, Status>;
+
+/// What is missing in the calls for metrics. kubelet makes them only with this feature gate.
+const NO_METRICS: &str =
+    "CRI metrics; kubelet exports cAdvisor's if its feature gate PodAndContainerStatsFromCRI is off";
 
 /// A CRI call that is not implemented.
 macro_rules! not_implemented {
-    ($request:ident, $call:literal, $what:literal) => {
+    ($request:ident, $call:literal, $what:expr) => {
         handle($call, $request.metadata(), NOTHING_CONTINUES, async {
             Err(Failure::NotImplemented { call: $call, what: $what })
         })
@@ -153,13 +157,15 @@ impl RuntimeService for Runtime {
     ) -> Result<Response<cri::PodSandboxStatusResponse>, Status> {
         let (metadata, _, cri::PodSandboxStatusRequest { pod_sandbox_id, verbose }) = request.into_parts();
         handle("PodSandboxStatus", &metadata, NOTHING_CONTINUES, async {
-            let pod = self.backend.node.pod(&pod_sandbox_id)?;
+            let PodWithContainers { pod, containers, at } =
+                self.backend.node.pod_with_containers(&pod_sandbox_id)?;
+            let containers = details::statuses(&self.backend, &containers);
             Ok(cri::PodSandboxStatusResponse {
                 status: Some(convert::pod_status(&pod.record)),
-                info: if verbose { pod_info(&pod) } else { HashMap::new() },
-                // Only evented PLEG reads these two, and only if the timestamp is not 0.
-                containers_statuses: Vec::new(),
-                timestamp: 0,
+                info: if verbose { details::pod_info(&pod) } else { HashMap::new() },
+                // Without a time, kubelet asks for each container instead.
+                timestamp: if containers.is_some() { at } else { 0 },
+                containers_statuses: containers.unwrap_or_default(),
             })
         })
         .await
@@ -257,8 +263,8 @@ impl RuntimeService for Runtime {
         handle("ContainerStatus", &metadata, NOTHING_CONTINUES, async {
             let container = self.backend.node.container(&container_id)?;
             Ok(cri::ContainerStatusResponse {
-                status: Some(convert::container_status(&container.record, &self.silent_log(&container))),
-                info: if verbose { container_info(&container) } else { HashMap::new() },
+                status: Some(details::status(&self.backend, &container.record)),
+                info: if verbose { details::container_info(&container) } else { HashMap::new() },
             })
         })
         .await
@@ -269,7 +275,7 @@ impl RuntimeService for Runtime {
         request: Request<cri::ReopenContainerLogRequest>,
     ) -> Result<Response<cri::ReopenContainerLogResponse>, Status> {
         let (metadata, _, cri::ReopenContainerLogRequest { container_id }) = request.into_parts();
-        handle("ReopenContainerLog", &metadata, NOTHING_CONTINUES, async {
+        handle("ReopenContainerLog", &metadata, MAY_COMPLETE, async {
             self.backend.node.reopen_log(&container_id).await?;
             Ok(cri::ReopenContainerLogResponse {})
         })
@@ -300,8 +306,7 @@ impl RuntimeService for Runtime {
         let (metadata, _, cri::ContainerStatsRequest { container_id }) = request.into_parts();
         handle("ContainerStats", &metadata, NOTHING_CONTINUES, async {
             let container = self.backend.node.container(&container_id)?;
-            let stats = self.stats(vec![container]).await?;
-            Ok(cri::ContainerStatsResponse { stats: stats.into_iter().next() })
+            Ok(cri::ContainerStatsResponse { stats: self.stats(vec![container]).await?.next() })
         })
         .await
     }
@@ -312,39 +317,78 @@ impl RuntimeService for Runtime {
     ) -> Result<Response<cri::ListContainerStatsResponse>, Status> {
         let (metadata, _, cri::ListContainerStatsRequest { filter }) = request.into_parts();
         handle("ListContainerStats", &metadata, NOTHING_CONTINUES, async {
-            let filter = ContainerFilter::for_stats(filter);
-            let containers = self.backend.node.containers();
-            let wanted = containers.iter().filter(|container| filter.matches(&container.record)).cloned();
-            Ok(cri::ListContainerStatsResponse { stats: self.stats(wanted.collect()).await? })
+            Ok(cri::ListContainerStatsResponse { stats: self.stats(self.wanted(filter)).await?.collect() })
         })
         .await
     }
-
-    // The calls below are not implemented yet. kubelet works without them: it falls back to the calls above.
 
     type StreamPodSandboxesStream = BoxStream<cri::StreamPodSandboxesResponse>;
     async fn stream_pod_sandboxes(
         &self,
         request: Request<cri::StreamPodSandboxesRequest>,
-    ) -> NoStream<cri::StreamPodSandboxesResponse> {
-        not_implemented!(request, "StreamPodSandboxes", "streamed lists; use ListPodSandbox")
+    ) -> Streamed<cri::StreamPodSandboxesResponse> {
+        let (metadata, _, cri::StreamPodSandboxesRequest { filter }) = request.into_parts();
+        handle("StreamPodSandboxes", &metadata, NOTHING_CONTINUES, async {
+            let filter = PodFilter::new(filter)?;
+            let items = streams::snapshot(self.backend.node.pods(), move |pod| {
+                filter.matches(&pod.record).then(|| convert::pod_item(&pod.record))
+            });
+            Ok(streams::chunks(items, |pod_sandboxes| cri::StreamPodSandboxesResponse { pod_sandboxes }))
+        })
+        .await
     }
 
     type StreamContainersStream = BoxStream<cri::StreamContainersResponse>;
     async fn stream_containers(
         &self,
         request: Request<cri::StreamContainersRequest>,
-    ) -> NoStream<cri::StreamContainersResponse> {
-        not_implemented!(request, "StreamContainers", "streamed lists; use ListContainers")
+    ) -> Streamed<cri::StreamContainersResponse> {
+        let (metadata, _, cri::StreamContainersRequest { filter }) = request.into_parts();
+        handle("StreamContainers", &metadata, NOTHING_CONTINUES, async {
+            let filter = ContainerFilter::new(filter)?;
+            let items = streams::snapshot(self.backend.node.containers(), move |container| {
+                filter.matches(&container.record).then(|| convert::container_item(&container.record))
+            });
+            Ok(streams::chunks(items, |containers| cri::StreamContainersResponse { containers }))
+        })
+        .await
     }
 
     type StreamContainerStatsStream = BoxStream<cri::StreamContainerStatsResponse>;
     async fn stream_container_stats(
         &self,
         request: Request<cri::StreamContainerStatsRequest>,
-    ) -> NoStream<cri::StreamContainerStatsResponse> {
-        not_implemented!(request, "StreamContainerStats", "streamed lists; use ListContainerStats")
+    ) -> Streamed<cri::StreamContainerStatsResponse> {
+        let (metadata, _, cri::StreamContainerStatsRequest { filter }) = request.into_parts();
+        handle("StreamContainerStats", &metadata, NOTHING_CONTINUES, async {
+            let stats = self.stats(self.wanted(filter)).await?;
+            Ok(streams::chunks(stats, |container_stats| cri::StreamContainerStatsResponse {
+                container_stats,
+            }))
+        })
+        .await
     }
+
+    type GetContainerEventsStream = BoxStream<cri::ContainerEventResponse>;
+    async fn get_container_events(
+        &self,
+        request: Request<cri::GetEventsRequest>,
+    ) -> Streamed<cri::ContainerEventResponse> {
+        let (metadata, _, cri::GetEventsRequest {}) = request.into_parts();
+        handle("GetContainerEvents", &metadata, NOTHING_CONTINUES, async {
+            let (backend, events) = (self.backend.clone(), self.backend.node.subscribe()?);
+            Ok(streams::events(events, move |event| details::event(&backend, event)))
+        })
+        .await
+    }
+
+    // The calls below are not implemented yet. What kubelet 1.37 does without them:
+    // - PodSandboxStats, ListPodSandboxStats: it uses cAdvisor's stats of pods.
+    // - UpdatePodSandboxResources: it resizes the containers without this call.
+    // - UpdateContainerResources: in-place resizes and the CPU manager's cpusets fail.
+    // - Exec, Attach, PortForward: `kubectl exec`, `attach` and `port-forward` fail. Checkpoints fail too.
+    // - List*Metric*: it calls them only with its feature gate PodAndContainerStatsFromCRI; /metrics/cadvisor then has
+    //   none of containers.
 
     async fn update_container_resources(
         &self,
@@ -407,7 +451,7 @@ impl RuntimeService for Runtime {
     async fn stream_pod_sandbox_stats(
         &self,
         request: Request<cri::StreamPodSandboxStatsRequest>,
-    ) -> NoStream<cri::StreamPodSandboxStatsResponse> {
+    ) -> Streamed<cri::StreamPodSandboxStatsResponse> {
         not_implemented!(request, "StreamPodSandboxStats", "stats of pods; use ListContainerStats")
     }
 
@@ -432,34 +476,26 @@ impl RuntimeService for Runtime {
         not_implemented!(request, "RestorePod", "checkpoints")
     }
 
-    type GetContainerEventsStream = BoxStream<cri::ContainerEventResponse>;
-    async fn get_container_events(
-        &self,
-        request: Request<cri::GetEventsRequest>,
-    ) -> NoStream<cri::ContainerEventResponse> {
-        not_implemented!(request, "GetContainerEvents", "the event stream; kubelet lists instead")
-    }
-
     async fn list_metric_descriptors(
         &self,
         request: Request<cri::ListMetricDescriptorsRequest>,
     ) -> Result<Response<cri::ListMetricDescriptorsResponse>, Status> {
-        not_implemented!(request, "ListMetricDescriptors", "CRI metrics; kubelet's cAdvisor has them")
+        not_implemented!(request, "ListMetricDescriptors", NO_METRICS)
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         request: Request<cri::ListPodSandboxMetricsRequest>,
     ) -> Result<Response<cri::ListPodSandboxMetricsResponse>, Status> {
-        not_implemented!(request, "ListPodSandboxMetrics", "CRI metrics; kubelet's cAdvisor has them")
+        not_implemented!(request, "ListPodSandboxMetrics", NO_METRICS)
     }
 
     type StreamPodSandboxMetricsStream = BoxStream<cri::StreamPodSandboxMetricsResponse>;
     async fn stream_pod_sandbox_metrics(
         &self,
         request: Request<cri::StreamPodSandboxMetricsRequest>,
-    ) -> NoStream<cri::StreamPodSandboxMetricsResponse> {
-        not_implemented!(request, "StreamPodSandboxMetrics", "CRI metrics; kubelet's cAdvisor has them")
+    ) -> Streamed<cri::StreamPodSandboxMetricsResponse> {
+        not_implemented!(request, "StreamPodSandboxMetrics", NO_METRICS)
     }
 
     async fn update_pod_sandbox_resources(

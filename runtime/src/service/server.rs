@@ -1,6 +1,7 @@
 //! The gRPC server on its unix socket.
 
 use super::Backend;
+use super::connection::Connection;
 use super::convert::Host;
 use super::image::Images;
 use super::runtime::Runtime;
@@ -14,12 +15,12 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 
-/// Largest message in both directions: the limit of kubelet and crictl.
+/// Maximum size of a message in both directions: the limit of kubelet and crictl.
 const MAX_MESSAGE: usize = 16 * 1024 * 1024;
-/// Concurrent calls of one connection. kubelet uses one connection, on which StopContainer and PullImage may
-/// wait for minutes; with the library's default of 200 they could block List.
+/// Maximum number of concurrent calls of one connection. kubelet uses one connection, on which StopContainer and
+/// PullImage may wait for minutes; with the library's default of 200 they could block List.
 const MAX_CALLS: u32 = 2048;
 
 /// Pause after a failed accept.
@@ -142,7 +143,7 @@ impl Socket {
         let listener = std::os::unix::net::UnixListener::bind(path).map_err(|error| at("bind", error))?;
         let bound = fs::symlink_metadata(path).map_err(|error| at("stat", error))?;
         let path_guard = SocketPath { path: path.to_owned(), inode: (bound.dev(), bound.ino()) };
-        // Until now only root could connect: connecting needs write permission, which the umask removed.
+        // With the usual umask of 022 only root could connect until now: connecting needs write permission.
         fs::set_permissions(path, fs::Permissions::from_mode(0o660))
             .map_err(|error| at("set the mode of", error))?;
         listener.set_nonblocking(true).map_err(|error| at("make non-blocking", error))?;
@@ -152,11 +153,11 @@ impl Socket {
 
 /// Incoming connections. A failed accept (most likely no descriptor is free) is retried after a pause; the
 /// library would retry at once, for ever.
-fn connections(listener: UnixListener) -> impl Stream<Item = std::io::Result<UnixStream>> {
+fn connections(listener: UnixListener) -> impl Stream<Item = std::io::Result<Connection>> {
     futures_util::stream::unfold(listener, |listener| async move {
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => return Some((Ok(stream), listener)),
+                Ok((stream, _)) => return Some((Ok(Connection::new(stream)), listener)),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -174,7 +175,17 @@ pub(crate) async fn serve(socket: Socket, backend: Backend, stopping: Shutdown) 
         path: path.path.clone(),
         source,
     })?;
-    let host = lanes::stats().run(Host::detect).await.unwrap_or_default();
+    // Without a free thread it is read here: a host that is not known would accept profiles and not apply them, and no
+    // client is served yet.
+    let host = lanes::stats().run(Host::detect).await.unwrap_or_else(|_| Host::detect());
+    host.warn();
+    let node = backend.node.clone();
+    let stop = stopping.clone();
+    // Streams of events do not end by themselves, so they would delay the stop until the time limit.
+    let stopped = async move {
+        stop.wait().await;
+        node.end_events();
+    };
     let runtime = RuntimeServiceServer::new(Runtime::new(backend.clone(), host))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
@@ -185,7 +196,7 @@ pub(crate) async fn serve(socket: Socket, backend: Backend, stopping: Shutdown) 
         .max_concurrent_streams(MAX_CALLS)
         .add_service(runtime)
         .add_service(images)
-        .serve_with_incoming_shutdown(connections(listener), stopping.clone().wait());
+        .serve_with_incoming_shutdown(connections(listener), stopped);
     match shutdown::bounded(serving, stopping, shutdown::DRAIN).await {
         Some(result) => result?,
         None => tracing::warn!(after = ?shutdown::DRAIN, "running calls were cancelled"),

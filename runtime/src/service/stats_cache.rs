@@ -1,7 +1,7 @@
 //! Stats of running containers, for the stats calls.
 //!
-//! A container's cgroup files are opened when its stats are first requested and closed at the first list
-//! after it has ended, so that a node without stats calls pays nothing. Blocking: called on the lane for
+//! A container's cgroup files are opened when its stats are first requested and closed at the next request for stats
+//! after it has ended, so that it costs nothing on a node without stats calls. Blocking: called on the lane for
 //! stats.
 
 use crate::node::ContainerView;
@@ -41,7 +41,7 @@ impl StatsCache {
     }
 
     /// The stats of each of `wanted` in order; `None` for containers that are not running. `all` are all
-    /// containers that exist: files of any others are closed.
+    /// containers that exist: files of those that are not running, or not among them, are closed.
     pub(super) fn collect(
         self: &Arc<Self>,
         wanted: &[Arc<ContainerView>],

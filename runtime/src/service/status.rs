@@ -37,7 +37,8 @@ pub(crate) enum Failure {
     },
 }
 
-/// Longest error text. HTTP/2 carries it in a header, and clients accept at most 16 KiB of headers.
+/// Maximum length of an error text in bytes. HTTP/2 carries it in a header, and some clients (those on hyper) accept at
+/// most 16 KiB of headers.
 const MAX_TEXT: usize = 4096;
 
 impl Failure {
@@ -94,10 +95,11 @@ fn of_image(error: &image::Error) -> (Code, &'static str) {
         Error::Unauthorized { .. } => (Code::PermissionDenied, ""),
         Error::Unavailable { .. } => (Code::Unknown, "RegistryUnavailable: "),
         Error::Corrupt { .. } => (Code::DataLoss, ""),
+        Error::Protocol { .. } => (Code::FailedPrecondition, ""),
         Error::Unsupported { .. } => (Code::FailedPrecondition, ""),
         Error::TooLarge { .. } => (Code::ResourceExhausted, ""),
         Error::Configuration { .. } => (Code::FailedPrecondition, ""),
-        Error::Storage { .. } => (Code::Internal, ""),
+        Error::Storage { .. } | Error::Layer { .. } | Error::Panicked { .. } => (Code::Internal, ""),
         Error::Threads { .. } => (Code::Unavailable, ""),
         Error::Cancelled => (Code::Aborted, ""),
         // New error kinds of the image crate count as internal errors until they are mapped here.
@@ -162,6 +164,10 @@ mod tests {
             Code::PermissionDenied
         );
         assert_eq!(told(image::Error::Corrupt { object: reference(), reason: detail() }).0, Code::DataLoss);
+        assert_eq!(
+            told(image::Error::Protocol { reference: reference(), detail: detail() }).0,
+            Code::FailedPrecondition
+        );
         assert_eq!(
             told(image::Error::InvalidReference { reference: reference(), reason: "x" }).0,
             Code::InvalidArgument

@@ -1,5 +1,7 @@
 //! Tests of the services through their socket, with a real client.
 
+mod c_core;
+
 use super::*;
 use crate::cgroups::Cgroups;
 use crate::config::Overrides;
@@ -184,7 +186,7 @@ async fn clients_get_the_codes_they_branch_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_that_are_not_implemented_return_unimplemented() {
     // The other parts of the fixture must live as long as the clients.
-    let Fixture { mut runtime, mut images, stop: _stop, _lock, folder: _folder, .. } = Fixture::new().await;
+    let Fixture { mut runtime, stop: _stop, _lock, folder: _folder, .. } = Fixture::new().await;
     macro_rules! unimplemented_are {
         ($client:ident: $($call:ident($message:ident)),* $(,)?) => {
             $(
@@ -195,9 +197,6 @@ async fn calls_that_are_not_implemented_return_unimplemented() {
         };
     }
     unimplemented_are!(runtime:
-        stream_pod_sandboxes(StreamPodSandboxesRequest),
-        stream_containers(StreamContainersRequest),
-        stream_container_stats(StreamContainerStatsRequest),
         update_container_resources(UpdateContainerResourcesRequest),
         pod_sandbox_stats(PodSandboxStatsRequest),
         list_pod_sandbox_stats(ListPodSandboxStatsRequest),
@@ -205,13 +204,39 @@ async fn calls_that_are_not_implemented_return_unimplemented() {
         checkpoint_container(CheckpointContainerRequest),
         checkpoint_pod(CheckpointPodRequest),
         restore_pod(RestorePodRequest),
-        get_container_events(GetEventsRequest),
         list_metric_descriptors(ListMetricDescriptorsRequest),
         list_pod_sandbox_metrics(ListPodSandboxMetricsRequest),
         stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest),
         update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest),
     );
-    unimplemented_are!(images: stream_images(StreamImagesRequest));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_end() {
+    let Fixture { mut runtime, mut images, stop, serving, _lock, folder: _folder } = Fixture::new().await;
+    let mut events = runtime.get_container_events(cri::GetEventsRequest {}).await.unwrap().into_inner();
+    // A list without items has no reply.
+    macro_rules! is_empty {
+        ($client:ident: $call:ident($message:ident)) => {
+            let mut replies = $client.$call(cri::$message::default()).await.unwrap().into_inner();
+            assert!(replies.message().await.unwrap().is_none(), stringify!($call));
+        };
+    }
+    is_empty!(runtime: stream_pod_sandboxes(StreamPodSandboxesRequest));
+    is_empty!(runtime: stream_containers(StreamContainersRequest));
+    is_empty!(runtime: stream_container_stats(StreamContainerStatsRequest));
+    is_empty!(images: stream_images(StreamImagesRequest));
+    let state = cri::PodSandboxStateValue { state: 77 };
+    let filter = Some(cri::PodSandboxFilter { state: Some(state), ..Default::default() });
+    let refused = runtime.stream_pod_sandboxes(cri::StreamPodSandboxesRequest { filter }).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+
+    // Streams of events end when the daemon stops, and do not delay it.
+    stop.send_replace(true);
+    let soon = crate::shutdown::DRAIN / 2;
+    let ended = tokio::time::timeout(soon, events.message()).await.expect("an end").unwrap_err();
+    assert_eq!(ended.code(), Code::Unavailable, "{ended}");
+    tokio::time::timeout(soon, serving).await.expect("stops").unwrap().unwrap();
 }
 
 #[tokio::test(start_paused = true)]

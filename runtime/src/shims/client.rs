@@ -25,13 +25,13 @@ use tokio::time::timeout;
 use wire::codec::{self, CodecError, Decoder};
 use wire::{ErrorKind as ShimErrorKind, Event, Failure, Message, Reply, Request, Snapshot};
 
-/// Most requests that wait to be written.
+/// Maximum number of requests that wait to be written.
 const MAX_OUTGOING: usize = 32;
-/// Most requests that wait for their reply. With that many, no further one is sent.
+/// Maximum number of requests that wait for their reply. With that many, no further one is sent.
 const MAX_PENDING: usize = 256;
-/// Most events that the driver has not received. With that many, nothing is read from the socket.
+/// Maximum number of events that the driver has not received. With that many, nothing is read from the socket.
 const MAX_EVENTS: usize = 128;
-/// Most entries of a snapshot: containers and execs of one pod.
+/// Maximum number of entries of a snapshot: containers and execs of one pod.
 const MAX_SNAPSHOT: usize = 65_536;
 /// Bytes of one read.
 const READ: usize = 16 * 1024;
@@ -94,7 +94,7 @@ impl From<ClientError> for Error {
             ClientError::Silent { .. } => ErrorKind::DeadlineExceeded,
             _ => ErrorKind::Internal,
         };
-        Error::new(kind, error.to_string())
+        Error::converted(kind, error)
     }
 }
 
@@ -112,6 +112,7 @@ struct Outgoing {
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     outgoing: mpsc::Sender<Outgoing>,
+    /// The shim's pidfd: readable once it has ended.
     process: Arc<AsyncFd<OwnedFd>>,
     pid: u32,
 }
@@ -166,7 +167,7 @@ async fn greet(path: &Path, pod: &PodId) -> Result<Connection, ClientError> {
         match link.next().await? {
             Message::Snapshot(entry) if snapshot.len() < MAX_SNAPSHOT => snapshot.push(entry),
             Message::SnapshotEnd => break,
-            // A snapshot entry of a later version.
+            // A snapshot entry of a kind that this build does not know is decoded as this event (`codec::decode`).
             Message::Event(Event::Unknown) => {}
             Message::Snapshot(_) => return Err(ClientError::Protocol("its snapshot has too many entries")),
             _ => return Err(ClientError::Protocol("its snapshot contains another message")),
@@ -191,7 +192,7 @@ async fn greet(path: &Path, pod: &PodId) -> Result<Connection, ClientError> {
             "this shim is of an earlier build, which ignores unknown fields in the plan of a container; recreate the pod"
         );
     }
-    tracing::debug!(pod = %pod, pid = hello.pid, build = hello.build, protocol = hello.protocol, features = ?hello.features, "shim");
+    tracing::debug!(pod = %pod, pid = hello.pid, build = hello.build, protocol = hello.protocol, features = ?hello.features, "connected to the shim");
     Ok(Connection { client, snapshot, events })
 }
 
@@ -277,7 +278,8 @@ impl Client {
     }
 }
 
-/// An id that no exec has had, neither of this daemon nor of an earlier one: counted from the time of the first.
+/// An id that no exec of this daemon or of an earlier one has had: the first is the time in microseconds, and each further
+/// one is higher by one.
 pub(crate) fn next_exec() -> ExecId {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     if NEXT.load(Ordering::Relaxed) == 0 {

@@ -32,16 +32,16 @@ pub(crate) async fn dial(layout: &Layout, pod: &PodId, pid: u32, limit: Duration
     let (socket, id) = (layout.shim_socket(pod), pod.clone());
     let found = lanes::run(lanes::kill(), pod.as_str(), "find the shim", move || {
         let process =
-            process(&id, pid).map_err(|error| Error::of(format!("look for shim process {pid}"), &error))?;
+            process(&id, pid).map_err(|error| Error::of(format!("look for shim process {pid}"), error))?;
         let exists = socket
             .try_exists()
-            .map_err(|error| Error::of(format!("look for {}", socket.display()), &error))?;
+            .map_err(|error| Error::of(format!("look for {}", socket.display()), error))?;
         Ok((process, if exists { Some(spawn::short_path(&socket)?) } else { None }))
     });
     let (process, socket) = match found.await {
         Ok(found) => found,
         // An error of the daemon itself (no descriptors, no memory) says nothing about the shim.
-        Err(error) => return Dialled::Silent(error.message),
+        Err(error) => return Dialled::Silent(error.text()),
     };
     let lives = process.is_some();
     let without_socket = || match lives {

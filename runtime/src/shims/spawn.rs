@@ -28,7 +28,7 @@ impl Binaries {
     pub(crate) fn open(shim: &Path, pause: &Path) -> Result<Self, Error> {
         let sealed = |path: &Path| match sys::seal::sealed_binary(path) {
             Ok(fd) => Ok(Arc::new(fd)),
-            Err(error) => Err(Error::of(format!("seal {}", path.display()), &error)),
+            Err(error) => Err(Error::of(format!("seal {}", path.display()), error)),
         };
         Ok(Self { shim: sealed(shim)?, pause: sealed(pause)? })
     }
@@ -41,7 +41,7 @@ pub(crate) fn spawn(
     binaries: &Binaries,
     pod: &PodRecord,
 ) -> Result<Child, Error> {
-    let at = |what: &'static str| move |error: io::Error| Error::of(what, &error);
+    let at = |what: &'static str| move |error: io::Error| Error::of(what, error);
     let id = &pod.id;
     // These sync their parents, which costs nothing: the run folder is on a tmpfs.
     file::create_dir(&layout.shim_dir(id))?;
@@ -49,7 +49,7 @@ pub(crate) fn spawn(
     let folders = cgroups.create_shim(id)?;
     let socket = short_path(&layout.shim_socket(id))?;
     let listener = UnixListener::bind(&socket.path).map_err(at("bind the shim's socket"))?;
-    let exits = std::fs::File::open(layout.exits_dir(id)).map_err(at("open the folder of exit records"))?;
+    let exits = std::fs::File::open(layout.exits_dir(id)).map_err(at("open the folder of exit files"))?;
     let init = ShimInit {
         protocol: wire::PROTOCOL,
         pod: id.clone(),
@@ -57,7 +57,7 @@ pub(crate) fn spawn(
         cgroups: folders.iter().map(|path| path.to_string_lossy().into_owned()).collect(),
         oom_score_adj: spec::SHIM_OOM_SCORE_ADJ,
     };
-    let init = serde_json::to_vec(&init).map_err(|error| Error::of("encode the shim's start", &error))?;
+    let init = serde_json::to_vec(&init).map_err(|error| Error::of("encode the shim's start", error))?;
     let init = sys::memfd::create_sealed("copepod-shim", &init).map_err(at("make the shim's memfd"))?;
     let fds = [listener.as_fd(), exits.as_fd(), init.as_fd(), binaries.pause.as_fd()];
     // Neither contains a NUL byte.
@@ -77,9 +77,9 @@ pub(crate) fn spawn(
             let text = format!(
                 "start the shim: {error}; the node, or the pids cgroup of the daemon, has reached its limit"
             );
-            Error::new(ErrorKind::Unavailable, text)
+            Error::of(text, error).with_kind(ErrorKind::Unavailable)
         }
-        _ => Error::of("start the shim", &error),
+        _ => Error::of("start the shim", error),
     })
 }
 
@@ -98,7 +98,7 @@ pub(crate) fn short_path(socket: &Path) -> Result<ShortPath, Error> {
         return Err(Error::internal(format!("{} is not the path of a socket", socket.display())));
     };
     let folder =
-        std::fs::File::open(dir).map_err(|error| Error::of(format!("open {}", dir.display()), &error))?;
+        std::fs::File::open(dir).map_err(|error| Error::of(format!("open {}", dir.display()), error))?;
     let path = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name);
     Ok(ShortPath { path, _folder: folder })
 }

@@ -10,7 +10,7 @@ fn rates_need_two_samples() {
     assert_eq!(sample.rate(at(0), 1_000_000_000), None);
     assert_eq!(sample.rate(at(500), 2_000_000_000), None, "too soon");
     assert_eq!(sample.rate(at(2000), 2_000_000_000), Some(500_000_000));
-    assert_eq!(sample.rate(at(2500), 9_000_000_000), Some(500_000_000), "kept until the next is due");
+    assert_eq!(sample.rate(at(2500), 9_000_000_000), Some(500_000_000), "too soon for another sample");
     assert_eq!(sample.rate(at(4000), 2_000_000_000), Some(0));
     assert_eq!(sample.rate(at(6000), 0), Some(0), "a counter that was reset");
 }
@@ -79,7 +79,7 @@ fn privileged_reads_a_running_leaf() {
     assert!(layer.inodes_used == 2 && layer.used_bytes >= 50_000, "{layer:?}");
     std::fs::write(upper.path().join("more"), "x").unwrap();
     assert!(reader.refresh_stale(Duration::from_secs(5)));
-    assert_eq!(reader.writable_layer(&id), Some(layer), "recent values are kept");
+    assert_eq!(reader.writable_layer(&id), Some(layer), "it was walked recently");
 
     let start = Instant::now();
     for _ in 0..100 {

@@ -8,14 +8,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Most lines in the queue.
-const LINES: usize = 4096;
-/// Most bytes in the queue.
-const BYTES: usize = 1 << 20;
+/// Maximum number of lines in the queue.
+const MAX_LINES: usize = 4096;
+/// Maximum number of bytes in the queue.
+const MAX_BYTES: usize = 1 << 20;
 /// Stack size of the writer thread in bytes.
 const STACK: usize = 128 * 1024;
-/// A pipe that is ready for writing accepts this many bytes without blocking (PIPE_BUF).
-const AT_ONCE: usize = 4096;
+/// Number of bytes that a pipe which is ready for writing accepts without blocking (pipe(7)).
+const PIPE_BUF: usize = 4096;
 
 #[derive(Debug)]
 enum Entry {
@@ -24,8 +24,8 @@ enum Entry {
     Flush(SyncSender<()>),
 }
 
-/// What the queue contains. These counters bound it: a `sync_channel` would allocate and touch all its slots when it is
-/// created, 128 KiB for [`LINES`].
+/// The size of the queue. These counters limit it: a `sync_channel` would allocate and touch all its slots when it is
+/// created, 128 KiB for [`MAX_LINES`].
 #[derive(Debug, Default)]
 struct Counts {
     lines: AtomicUsize,
@@ -55,7 +55,7 @@ impl Lines {
         });
         let queue = writer.ok().map(|_| queue);
         if let Some(queue) = &queue {
-            // Already set only on a second call, whose subscriber is refused.
+            // It fails only on a second call, and `init` then fails too.
             drop(QUEUE.set(queue.clone()));
         }
         Self { queue, counts }
@@ -83,7 +83,7 @@ impl Counts {
     fn enter(&self, size: usize) -> bool {
         let lines = self.lines.fetch_add(1, Ordering::AcqRel);
         let bytes = self.bytes.fetch_add(size, Ordering::AcqRel);
-        let fits = lines < LINES && bytes + size <= BYTES;
+        let fits = lines < MAX_LINES && bytes + size <= MAX_BYTES;
         if !fits {
             self.leave(size);
         }
@@ -151,7 +151,7 @@ fn write_all(entries: &Receiver<Entry>, counts: &Counts, mut to: impl Write) {
 /// Without a thread: writes what standard error accepts at once. Returns false if something was left out.
 fn write_unless_full(line: &[u8]) -> bool {
     let stderr = io::stderr();
-    line.chunks(AT_ONCE).all(|part| {
+    line.chunks(PIPE_BUF).all(|part| {
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         let mut ready = [PollFd::new(&stderr, PollFlags::OUT)];
         poll(&mut ready, Some(&now)).is_ok_and(|count| count == 1) && stderr.lock().write_all(part).is_ok()
@@ -208,7 +208,7 @@ mod tests {
         }
         let dropped = counts.dropped.load(Ordering::Relaxed);
         assert!((16_000..20_000).contains(&dropped), "{dropped}");
-        assert!(counts.bytes.load(Ordering::Relaxed) <= BYTES);
+        assert!(counts.bytes.load(Ordering::Relaxed) <= MAX_BYTES);
         drop(open);
         drop(lines);
         writer.join().unwrap();
@@ -218,12 +218,13 @@ mod tests {
         assert!(text.starts_with(&format!("{:0>600}\n{:0>600}\n", 0, 1)));
         assert_eq!((counts.lines.load(Ordering::Relaxed), counts.bytes.load(Ordering::Relaxed)), (0, 0));
     }
+
     #[test]
     fn short_lines_are_bounded_by_their_number() {
         let counts = Counts::default();
-        assert_eq!((0..2 * LINES).filter(|_| counts.enter(1)).count(), LINES);
+        assert_eq!((0..2 * MAX_LINES).filter(|_| counts.enter(1)).count(), MAX_LINES);
         counts.leave(1);
-        assert!(!counts.enter(BYTES));
+        assert!(!counts.enter(MAX_BYTES));
         assert!(counts.enter(1) && !counts.enter(1));
     }
 }

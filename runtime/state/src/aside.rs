@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, Layout, file};
 
-/// Most files in the aside folder. With that many, further bad files are deleted.
+/// Maximum number of files in the aside folder. Once it has that many, further bad files are deleted.
 const MAX_ASIDE: usize = 1000;
 
 /// Moves a bad file to [`Layout::aside_dir`]. Returns its new path; `None` if it was deleted, because that folder has too
-/// many files, or is on another file system and the file is too large to copy.
+/// many files, or is on another file system and the file could not be copied there.
 ///
 /// # Errors
-/// The bad file is still at its path.
+/// The bad file is still at its path, or may be there again after a power loss.
 pub fn set_aside(path: &Path, layout: &Layout) -> Result<Option<PathBuf>, Error> {
     let aside = layout.aside_dir();
     let inside =
@@ -29,7 +29,7 @@ pub fn set_aside(path: &Path, layout: &Layout) -> Result<Option<PathBuf>, Error>
         }
         flat.push(part);
     }
-    let taken = fs::read_dir(&aside).map_err(Error::io("list", &aside))?.count();
+    let count = fs::read_dir(&aside).map_err(Error::io("list", &aside))?.count();
     let free = (0..MAX_ASIDE)
         .map(|number| {
             let mut name = flat.clone();
@@ -39,7 +39,7 @@ pub fn set_aside(path: &Path, layout: &Layout) -> Result<Option<PathBuf>, Error>
         .find(|place| {
             fs::symlink_metadata(place).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
         });
-    let Some(place) = free.filter(|_| taken < MAX_ASIDE) else {
+    let Some(place) = free.filter(|_| count < MAX_ASIDE) else {
         file::remove(path)?;
         return Ok(None);
     };
@@ -52,9 +52,9 @@ pub fn set_aside(path: &Path, layout: &Layout) -> Result<Option<PathBuf>, Error>
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
             let small = fs::symlink_metadata(path)
                 .is_ok_and(|facts| facts.is_file() && facts.len() <= file::MAX_BYTES);
-            let kept = small && fs::copy(path, &place).is_ok();
+            let copied = small && fs::copy(path, &place).is_ok();
             file::remove(path)?;
-            Ok(kept.then_some(place))
+            Ok(copied.then_some(place))
         }
         Err(error) => Err(Error::io("set aside", path)(error)),
     }

@@ -18,7 +18,7 @@ pub enum Error {
     },
     /// Cut off, overwritten or damaged. Set it aside.
     #[error("{} is damaged: {reason}", path.display())]
-    Torn {
+    Damaged {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
@@ -64,7 +64,7 @@ pub enum Error {
     Locked {
         /// The lock file.
         path: PathBuf,
-        /// What the lock file says about its holder.
+        /// Pid of the holder, from the lock file or /proc/locks, or `unknown`.
         holder: String,
     },
     /// A folder of the layout contains files of other software.
@@ -92,8 +92,8 @@ impl Error {
         move |source| Self::Io { action, path, source }
     }
 
-    pub(crate) fn torn(path: &Path, reason: impl ToString) -> Self {
-        Self::Torn { path: path.to_path_buf(), reason: reason.to_string() }
+    pub(crate) fn damaged(path: &Path, reason: impl ToString) -> Self {
+        Self::Damaged { path: path.to_path_buf(), reason: reason.to_string() }
     }
 
     pub(crate) fn newer(path: &Path, reason: impl ToString) -> Self {
@@ -107,7 +107,7 @@ impl Error {
     /// Whether the file itself is bad, so that it should be set aside ([`crate::set_aside`]). After a read error it may not
     /// be, and another version may be able to read it if it is newer or too large.
     pub fn is_bad_file(&self) -> bool {
-        matches!(self, Self::Torn { .. } | Self::Foreign { .. })
+        matches!(self, Self::Damaged { .. } | Self::Foreign { .. })
     }
 }
 

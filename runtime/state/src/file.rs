@@ -3,7 +3,7 @@
 //! The file is a single JSON object, so that `jq` can read it: `magic`, `version` (of this format), `kind`, `boot_id` (of
 //! the boot in which it was written), `sum` (a checksum of kind, boot id and data), and `data`. It is written to a
 //! temporary file, which is then renamed, so that a reader sees either the old record or the new one. A file that a crash
-//! or a disk error has damaged is [`Error::Torn`], never a wrong value.
+//! or a disk error has damaged is [`Error::Damaged`], never a wrong value.
 //!
 //! Records are extended by adding fields: a build skips the fields that it does not know. `version` changes only if that
 //! does not suffice. A record with a higher `version`, or with a right checksum and an unknown value, is
@@ -22,11 +22,11 @@ use sys::tree::Trash;
 
 use crate::Error;
 
-/// Largest record that is read or written. Kubernetes sets seven variables per service in each container of a
+/// Maximum size of a record in bytes. Kubernetes sets seven variables per service in each container of a
 /// namespace: 5000 services, its limit, are about 4 MiB of environment.
 pub const MAX_BYTES: u64 = 8 << 20;
-/// Largest record of a new object. What is added later (addresses, the exit with its message) must fit, so that every
-/// exit can be recorded.
+/// Maximum size of the record of a new object in bytes. What is added later (addresses, the exit with its message)
+/// must fit, so that every exit can be recorded.
 pub const MAX_NEW_BYTES: u64 = MAX_BYTES - (256 << 10);
 /// Version of the format.
 const VERSION: u32 = 1;
@@ -110,7 +110,7 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32, durable: bool) -> Result<()
 /// Reads the record at `path`; `None` if there is no file.
 ///
 /// # Errors
-/// [`Error::Torn`] and [`Error::Foreign`]: the file is bad ([`crate::set_aside`]). [`Error::Newer`] and
+/// [`Error::Damaged`] and [`Error::Foreign`]: the file is bad ([`crate::set_aside`]). [`Error::Newer`] and
 /// [`Error::TooLarge`]: a version that knows or allows more has written it, so its object may be running.
 pub fn read<T: DeserializeOwned>(path: &Path, kind: &str) -> Result<Option<Stored<T>>, Error> {
     match bytes(path)? {
@@ -144,7 +144,8 @@ fn bytes(path: &Path) -> Result<Option<Vec<u8>>, Error> {
 }
 
 fn decode<T: DeserializeOwned>(path: &Path, kind: &str, bytes: &[u8]) -> Result<Stored<T>, Error> {
-    let envelope: Envelope<'_> = serde_json::from_slice(bytes).map_err(|error| Error::torn(path, error))?;
+    let envelope: Envelope<'_> =
+        serde_json::from_slice(bytes).map_err(|error| Error::damaged(path, error))?;
     if envelope.magic != MAGIC {
         return Err(Error::foreign(path, format!("magic is {:?}", envelope.magic)));
     }
@@ -162,7 +163,7 @@ fn decode<T: DeserializeOwned>(path: &Path, kind: &str, bytes: &[u8]) -> Result<
         ));
     }
     if envelope.sum != sum(&envelope.kind, &envelope.boot_id, envelope.data.get()) {
-        return Err(Error::torn(path, "its checksum does not match"));
+        return Err(Error::damaged(path, "its checksum does not match"));
     }
     if envelope.kind != kind {
         return Err(Error::foreign(path, format!("a {:?} record, not {kind:?}", envelope.kind)));
@@ -200,7 +201,7 @@ pub fn create_dir(path: &Path) -> Result<(), Error> {
 /// Removes a folder with its content durably, if it exists.
 ///
 /// # Errors
-/// Something of it is left.
+/// Something of it is left, or may be there again after a power loss.
 pub fn remove_dir(path: &Path) -> Result<(), Error> {
     if fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
         return Ok(());
@@ -210,15 +211,15 @@ pub fn remove_dir(path: &Path) -> Result<(), Error> {
 }
 
 /// Like [`remove_dir`], for folders that containers have filled: it is moved into the trash, durably, and deleted there in
-/// the background. `held` is dropped when that is done. Needs no space on the file system.
+/// the background. `guard` is dropped when that is done. Needs no space on the file system.
 ///
 /// # Errors
-/// It is still at its path.
-pub fn discard_dir(path: &Path, trash: &Trash, held: impl Send + 'static) -> Result<(), Error> {
+/// It is still at its path, or may be there again after a power loss.
+pub fn discard_dir(path: &Path, trash: &Trash, guard: impl Send + 'static) -> Result<(), Error> {
     if fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
         return Ok(());
     }
-    trash.take_holding(path, held).map_err(|error| Error::io("remove", path)(error.into()))?;
+    trash.take_holding(path, guard).map_err(|error| Error::io("remove", path)(error.into()))?;
     sync_dir(path.parent().unwrap_or(Path::new("/")))
 }
 

@@ -1,4 +1,5 @@
-//! The path of every file and folder that daemon and shim create.
+//! The paths of the files and folders that daemon and shim keep, except cgroups and pinned network namespaces
+//! (/run/netns).
 //!
 //! ```text
 //! /var/lib/copepod                     root: survives a reboot
@@ -20,7 +21,8 @@
 //!     ├── sock                         the shim's socket
 //!     └── exits/<container>            wire::ExitFacts, written by the shim before it reports
 //! ```
-//! All folders have mode 0700. Containers get their files by mounts of open descriptors, not by these paths.
+//! All folders have mode 0700, except `upper`, which is the root of the container's file system. Containers get their
+//! files by mounts of open descriptors, not by these paths.
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};

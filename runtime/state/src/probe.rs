@@ -11,7 +11,7 @@ use sys::mount;
 use crate::Layout;
 use crate::error::refuses_writes;
 
-/// Size of the test file: more than the record of an ordinary pod.
+/// Size of the test file in bytes: more than the record of an ordinary pod.
 const BYTES: usize = 64 << 10;
 /// Name of the test file.
 const NAME: &str = ".probe";
@@ -27,8 +27,8 @@ pub enum Refusal {
     Broken,
 }
 
-/// The durable folders that may be file systems of their own, the root first. The word is the first of the reason that
-/// RuntimeReady gives if the folder cannot be used.
+/// The durable folders that may be file systems of their own, the root first, each with its name in the reason of the
+/// condition RuntimeReady (`Images` in `ImagesReadOnly`).
 pub fn parts(layout: &Layout) -> [(&'static str, PathBuf); 5] {
     [
         ("Root", layout.root().to_owned()),

@@ -215,7 +215,7 @@ fn a_field_of_a_later_version_is_skipped() {
 }
 
 #[test]
-fn an_unknown_variant_is_newer_and_not_torn() {
+fn an_unknown_variant_is_newer_and_not_damaged() {
     let dir = tempfile::tempdir().unwrap();
     let pods = [("\"Sctp\"", "\"Dccp\""), ("\"Stopping\"", "\"Paused\""), ("{\"Localhost\"", "{\"Notify\"")];
     for (from, to) in pods {

@@ -45,7 +45,7 @@ impl ForFilter {
     ///
     /// # Errors
     /// The errno that the filter returns for capset(2).
-    pub fn drop(self) -> io::Result<()> {
+    pub fn drop_capability(self) -> io::Result<()> {
         self.0.map_or(Ok(()), |sets| Ok(set_capabilities(None, sets)?))
     }
 }
@@ -59,9 +59,10 @@ pub fn assume(wanted: &Credentials) -> Result<ForFilter, (&'static str, io::Erro
     if wanted.uid == NO_ID || wanted.gid == NO_ID || wanted.groups.contains(&NO_ID) {
         return Err(at("uid or gid 4294967295, which is no id")(Errno::INVAL));
     }
-    let held = capabilities(None).map_err(at("capget"))?.permitted;
+    let available = capabilities(None).map_err(at("capget"))?.permitted;
     // Make all permitted capabilities effective, in case the caller has lowered some.
-    let all = CapabilitySets { effective: held, permitted: held, inheritable: CapabilitySet::empty() };
+    let all =
+        CapabilitySets { effective: available, permitted: available, inheritable: CapabilitySet::empty() };
     set_capabilities(None, all).map_err(at("capset"))?;
     clear_ambient_capability_set().map_err(at("ambient set"))?;
     for bit in each(!wanted.bounding) {
@@ -80,12 +81,12 @@ pub fn assume(wanted: &Credentials) -> Result<ForFilter, (&'static str, io::Erro
     set_keep_capabilities(false).map_err(at("keepcaps"))?;
     let for_filter =
         if wanted.filter && !wanted.no_new_privs { CapabilitySet::SYS_ADMIN } else { CapabilitySet::empty() };
-    let own = CapabilitySet::from_bits_retain(wanted.permitted) & held;
-    let permitted = (own | for_filter) & held;
-    let inheritable = CapabilitySet::from_bits_retain(wanted.inheritable) & held;
+    let own = CapabilitySet::from_bits_retain(wanted.permitted) & available;
+    let permitted = (own | for_filter) & available;
+    let inheritable = CapabilitySet::from_bits_retain(wanted.inheritable) & available;
     set_capabilities(None, CapabilitySets { effective: permitted, permitted, inheritable })
         .map_err(at("capset"))?;
-    for bit in each(wanted.ambient & held.bits()) {
+    for bit in each(wanted.ambient & available.bits()) {
         configure_capability_in_ambient_set(bit, true).map_err(at("ambient set"))?;
     }
     if wanted.no_new_privs {

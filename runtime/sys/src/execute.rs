@@ -46,20 +46,20 @@ pub mod calls {
 }
 
 /// Arguments and environment in execve's format, allocated before a filter may forbid that.
-pub struct Image {
+pub struct Arguments {
     // The arrays point into these.
     _strings: Vec<CString>,
     args: Vec<*const c_char>,
     env: Vec<*const c_char>,
 }
 
-impl std::fmt::Debug for Image {
+impl std::fmt::Debug for Arguments {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Image").field("strings", &self._strings).finish_non_exhaustive()
+        f.debug_struct("Arguments").field("strings", &self._strings).finish_non_exhaustive()
     }
 }
 
-impl Image {
+impl Arguments {
     /// From strings without their terminating NUL.
     ///
     /// # Errors
@@ -89,9 +89,8 @@ impl Image {
     }
 }
 
-/// Resets settings that a child inherits from a parent with unusual ones: scheduling class, nice value, I/O
-/// priority, CPUs (to those of its cpuset, so after joining one), timer slack, use of huge pages,
-/// personality. Errors are ignored.
+/// Resets settings that a child inherits from a parent with unusual ones: scheduling class, nice value, I/O priority,
+/// use of huge pages, personality, and CPUs (to all of the cpuset; join that before). Errors are ignored.
 pub fn reset_scheduling() {
     const PROCESS: libc::c_int = 1;
     // Best effort: none of these settings protects anything.
@@ -103,6 +102,7 @@ pub fn reset_scheduling() {
     // SAFETY: takes numbers and no memory: this process, and no I/O priority of its own.
     unsafe { libc::syscall(libc::SYS_ioprio_set, PROCESS, 0, 0) };
     crate::rlimit::reset_nice();
+    // To the thread's default, which is the value that its parent had at the fork.
     let _ = prctl::set_timerslack(0);
     let _ = prctl::set_thp_disable(false);
     let mut cpus = CpuSet::new();

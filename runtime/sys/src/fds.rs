@@ -54,8 +54,8 @@ pub(crate) unsafe fn close_range(first: u32, last: u32) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The descriptors from 3 on that this program inherited, with numbers that its parent has chosen. Those that are not
-/// taken are closed when this is dropped.
+/// The descriptors from 3 on that this program inherited, with numbers that its parent has chosen ([`crate::spawn`]
+/// closes all others). Those that are not taken are closed when this is dropped.
 #[derive(Debug)]
 pub struct Inherited(Vec<OwnedFd>);
 
@@ -63,25 +63,26 @@ pub struct Inherited(Vec<OwnedFd>);
 static CLAIMED: AtomicBool = AtomicBool::new(false);
 
 impl Inherited {
-    /// Takes all of them and marks them close-on-exec. Call it at the start of a program, before anything is opened.
+    /// Takes those among the first `count`, from 3 on, and marks them close-on-exec, and all later ones too. Call it at
+    /// the start of a program, before anything is opened.
     ///
     /// Only descriptors without an owner are taken. An inherited one has no close-on-exec flag, or execve would have
     /// closed it; descriptors that this program has opened have the flag, because std and this crate always set it.
     ///
+    /// They are not found by /proc/self/fd: the kernel would keep an inode for each entry as long as the process lives.
+    ///
     /// # Errors
-    /// AlreadyExists if it was called before; the errors of reading /proc/self/fd.
-    pub fn claim() -> io::Result<Self> {
+    /// AlreadyExists if it was called before; the errors of fcntl(2) and close_range(2).
+    pub fn claim(count: u8) -> io::Result<Self> {
         if CLAIMED.swap(true, Ordering::Relaxed) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        let mut all = Vec::new();
-        for entry in std::fs::read_dir("/proc/self/fd")? {
-            let name = entry?.file_name();
-            let number = name.to_str().and_then(|name| name.parse::<RawFd>().ok());
-            all.extend(
-                number.filter(|number| number.unsigned_abs() >= FIRST).map(take).transpose()?.flatten(),
-            );
+        let end = FIRST + u32::from(count);
+        let mut all = Vec::with_capacity(usize::from(count));
+        for number in FIRST..end {
+            all.extend(take(number.cast_signed())?);
         }
+        cloexec_from(end)?;
         Ok(Self(all))
     }
 
@@ -95,13 +96,14 @@ impl Inherited {
     }
 }
 
-/// The open descriptor with this number; `None` if it has an owner ([`Inherited::claim`]).
+/// The descriptor with this number; `None` if it is not open or has an owner ([`Inherited::claim`]).
 fn take(number: RawFd) -> io::Result<Option<OwnedFd>> {
     // SAFETY: F_GETFD takes a number, which need not be open, and changes nothing. (The calls of rustix and nix
     // require an open descriptor.)
     let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
     if flags < 0 {
-        return Err(io::Error::last_os_error());
+        let error = io::Error::last_os_error();
+        return if error.raw_os_error() == Some(libc::EBADF) { Ok(None) } else { Err(error) };
     }
     if flags & libc::FD_CLOEXEC != 0 {
         return Ok(None);

@@ -12,8 +12,8 @@ use nix::unistd::ForkResult;
 
 /// Exit status of a child whose closure panicked.
 const PANICKED: i32 = 101;
-/// Exit status of a child whose descriptors could not be copied.
-const NO_DESCRIPTORS: i32 = 102;
+/// Exit status of a child of [`worker`] whose descriptors could not be copied.
+pub const NO_DESCRIPTORS: i32 = 102;
 
 /// Proof that this process has one thread. Its holder must not start another one. It is for forks where /proc is
 /// not available any more.

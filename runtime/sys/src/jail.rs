@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::path::Path;
 
-use crate::mount::{self, Attributes, FsOption, Pass};
+use crate::mount::{self, Attributes, FsOption, PropagationType};
 use crate::seccomp::{ARCH, ARCHITECTURE, Filter, NUMBER, allow_each, jump_equal, load, ret};
 
 /// Gives the calling process, which must have its own mount namespace, an empty read-only root and no other
@@ -15,7 +15,7 @@ use crate::seccomp::{ARCH, ARCHITECTURE, Filter, NUMBER, allow_each, jump_equal,
 /// # Errors
 /// The errors of the system calls.
 pub fn empty_root() -> io::Result<()> {
-    mount::change(Path::new("/"), Pass::Private, true)?;
+    mount::change(Path::new("/"), PropagationType::Private, true)?;
     let options = [("size", "4k"), ("nr_inodes", "2"), ("mode", "0555")];
     let attributes = Attributes { readonly: true, nosuid: true, nodev: true, noexec: true };
     let root = mount::create("tmpfs", &options.map(|(key, value)| FsOption::Value(key, value)), attributes)?;
@@ -24,7 +24,8 @@ pub fn empty_root() -> io::Result<()> {
 }
 
 /// Pause's filter: it allows the calls of pause itself and of the last steps before its execve, but no memory,
-/// processes or new sockets, so that a tracer of pause gains nothing. All other calls fail with EPERM.
+/// processes or new sockets, so that a tracer of pause gains nothing. All other calls fail with EPERM; a system
+/// call of another architecture (32-bit, for example) kills the process.
 ///
 /// # Errors
 /// There is none: the program is fixed.

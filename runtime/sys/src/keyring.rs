@@ -46,7 +46,7 @@ pub fn join_session(name: &str) -> io::Result<()> {
     }
 }
 
-/// One of 2^29 uids at the upper end of the range, by FNV-1a of the name.
+/// One of the 2^29 uids from 0xc0000000 on, by FNV-1a of the name.
 fn owner_of(name: &str) -> u32 {
     let hash =
         name.bytes().fold(0x811c_9dc5u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
@@ -66,7 +66,7 @@ fn join(name: Option<&CStr>) -> io::Result<()> {
     }
     // "keyring;uid;gid;permissions in hex;name"
     let mut text = [0u8; 256];
-    // SAFETY: writes at most the length told into `text`, which lives across the call.
+    // SAFETY: writes into `text` at most the length that is passed; `text` lives across the call.
     let length = unsafe { libc::syscall(libc::SYS_keyctl, DESCRIBE, ring, text.as_mut_ptr(), text.len(), 0) };
     if length < 0 {
         return Err(io::Error::last_os_error());

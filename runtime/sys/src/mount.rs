@@ -40,9 +40,9 @@ impl Attributes {
     }
 }
 
-/// Mount propagation.
+/// Propagation type of a mount (mount_namespaces(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pass {
+pub enum PropagationType {
     /// Private.
     Private,
     /// Slave: mounts are received.
@@ -51,7 +51,7 @@ pub enum Pass {
     Shared,
 }
 
-impl Pass {
+impl PropagationType {
     fn flags(self) -> MountPropagationFlags {
         match self {
             Self::Private => MountPropagationFlags::PRIVATE,
@@ -101,12 +101,12 @@ pub fn add_attributes(mount: BorrowedFd<'_>, attributes: Attributes) -> io::Resu
     }
 }
 
-/// Sets the propagation of one mount or of the whole tree.
+/// Sets the propagation type of one mount, or of it and all mounts below it.
 ///
 /// # Errors
 /// As [`add_attributes`].
-pub fn set_propagation(mount: BorrowedFd<'_>, pass: Pass, recursive: bool) -> io::Result<()> {
-    let propagation = pass.flags().bits().into();
+pub fn set_propagation(mount: BorrowedFd<'_>, to: PropagationType, recursive: bool) -> io::Result<()> {
+    let propagation = to.flags().bits().into();
     set(mount, recursive, &MountAttr { propagation, ..MountAttr::default() })
 }
 
@@ -259,7 +259,7 @@ pub fn open_in_root(root: BorrowedFd<'_>, path: &Path, flags: OFlags, mode: u32)
 pub fn open_regular_in_root(root: BorrowedFd<'_>, path: &Path) -> io::Result<std::fs::File> {
     let found = open_in_root(root, path, OFlags::PATH, 0)?;
     if FileType::from_raw_mode(fstat(&found)?.st_mode) != FileType::RegularFile {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a plain file"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a regular file"));
     }
     // Opens the same object that was checked.
     let again = format!("/proc/self/fd/{}", found.as_raw_fd());
@@ -332,12 +332,12 @@ pub fn detach_folder(mount: BorrowedFd<'_>) -> io::Result<()> {
     detached
 }
 
-/// Sets the propagation of the mount at `path`, by mount(2).
+/// Like [`set_propagation`], for the mount at `path`, by mount(2).
 ///
 /// # Errors
 /// EINVAL if `path` is not the root of a mount.
-pub fn change(path: &Path, pass: Pass, recursive: bool) -> io::Result<()> {
-    let mut flags = pass.flags();
+pub fn change(path: &Path, to: PropagationType, recursive: bool) -> io::Result<()> {
+    let mut flags = to.flags();
     if recursive {
         flags |= MountPropagationFlags::REC;
     }
@@ -347,7 +347,8 @@ pub fn change(path: &Path, pass: Pass, recursive: bool) -> io::Result<()> {
 /// Makes the mount at the working directory the root of the namespace and detaches the old one.
 ///
 /// # Errors
-/// EINVAL if the old root is shared, or if the working directory is not the root of a mount.
+/// EINVAL if the working directory is not the root of a mount, or if that mount, its parent or the old root's parent is
+/// shared.
 pub fn pivot_here() -> io::Result<()> {
     rustix::process::pivot_root(".", ".")?;
     detach(Path::new("."))

@@ -9,6 +9,10 @@ use std::path::PathBuf;
 pub struct Mount<'t> {
     /// Id of the mount.
     pub id: u64,
+    /// Id of the mount that it is mounted on.
+    pub parent: u64,
+    /// Device number of the file system, `major:minor`.
+    pub device: &'t str,
     /// The folder of the file system that is mounted.
     pub root: &'t str,
     point: &'t str,
@@ -34,6 +38,11 @@ impl<'t> Mount<'t> {
         PathBuf::from(OsString::from_vec(bytes))
     }
 
+    /// Where it is mounted, as it is written: equal for equal mount points.
+    pub fn raw_point(&self) -> &'t str {
+        self.point
+    }
+
     /// Whether it has an optional field with this prefix (`shared:`, `master:`).
     pub fn has_tag(&self, tag: &str) -> bool {
         self.optional.split(' ').any(|field| field.starts_with(tag))
@@ -42,14 +51,13 @@ impl<'t> Mount<'t> {
     fn parse(line: &'t str) -> Option<Self> {
         let (left, right) = line.split_once(" - ")?;
         let mut left = left.splitn(7, ' ');
-        let id = left.next()?.parse().ok()?;
-        let root = left.nth(2)?;
-        let point = left.next()?;
+        let (id, parent) = (left.next()?.parse().ok()?, left.next()?.parse().ok()?);
+        let (device, root, point) = (left.next()?, left.next()?, left.next()?);
         let optional = left.nth(1).unwrap_or_default();
         let mut right = right.split(' ');
         let kind = right.next()?;
         let options = right.nth(1)?;
-        Some(Self { id, root, point, optional, kind, options })
+        Some(Self { id, parent, device, root, point, optional, kind, options })
     }
 }
 
@@ -68,7 +76,8 @@ mod tests {
                     37 35 0:5 / /\\9x rw - proc proc rw\nnonsense\n1 2 - x\n";
         let all: Vec<_> = mounts(text).collect();
         assert_eq!(all.len(), 2);
-        assert_eq!((all[0].id, all[0].root, all[0].kind), (36, "/mnt1", "ext3"));
+        assert_eq!((all[0].id, all[0].parent, all[0].device), (36, 35, "98:0"));
+        assert_eq!((all[0].root, all[0].kind, all[0].raw_point()), ("/mnt1", "ext3", "/a\\040b\\134c"));
         assert_eq!((all[0].point(), all[0].options), (PathBuf::from("/a b\\c"), "rw,errors=continue"));
         assert!(all[0].has_tag("shared:") && all[0].has_tag("master:") && !all[0].has_tag("unbindable"));
         assert_eq!(all[1].point(), PathBuf::from("/\\9x"));

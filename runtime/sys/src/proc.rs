@@ -59,7 +59,7 @@ impl Stat {
 /// Reads `/proc/<pid>/stat`.
 ///
 /// # Errors
-/// NotFound when it is gone.
+/// NotFound or ESRCH when the process is gone ([`unless_gone`]).
 pub fn stat(pid: u32) -> io::Result<Stat> {
     let text = fs::read(format!("/proc/{pid}/stat"))?;
     parse_stat(&text).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat")))
@@ -77,6 +77,20 @@ fn parse_stat(text: &[u8]) -> Option<Stat> {
     let threads = fields.nth(10).and_then(|field| field.parse().ok()).unwrap_or(1);
     let status = fields.nth(31).and_then(|field| field.parse().ok()).unwrap_or(0);
     Some(Stat { state, parent, session, flags, threads, status })
+}
+
+/// The pid of the process that a thread belongs to (Tgid in `/proc/<tid>/status`).
+///
+/// # Errors
+/// NotFound or ESRCH when the thread is gone.
+pub(crate) fn process_of(thread: u32) -> io::Result<u32> {
+    let text = fs::read(format!("/proc/{thread}/status"))?;
+    // The first line has the name, which may have any bytes except a newline.
+    let pid = text.split(|byte| *byte == b'\n').find_map(|line| {
+        let number = line.strip_prefix(b"Tgid:")?;
+        std::str::from_utf8(number).ok()?.trim().parse().ok()
+    });
+    pid.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{thread}/status")))
 }
 
 /// Pids of the calling thread's children (CONFIG_PROC_CHILDREN), so of all children of a process with one thread.
@@ -107,7 +121,7 @@ pub fn unless_gone<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
 /// The content of `/proc/<pid>/cgroup`: one line per hierarchy.
 ///
 /// # Errors
-/// NotFound when it is gone.
+/// NotFound or ESRCH when the process is gone ([`unless_gone`]).
 pub fn cgroups(pid: u32) -> io::Result<Vec<u8>> {
     fs::read(format!("/proc/{pid}/cgroup"))
 }
@@ -136,8 +150,8 @@ pub fn new_session() {
     let _ = rustix::process::setsid();
 }
 
-/// Sets this process's oom_score_adj, or the nearest allowed value (without CAP_SYS_RESOURCE it cannot be
-/// lower than the lowest value that a process with it set last). Returns the value in effect.
+/// Sets this process's oom_score_adj, or the nearest allowed value: without CAP_SYS_RESOURCE it cannot be lower than
+/// the value that was last set by a process with this capability. Returns the value in effect.
 ///
 /// # Errors
 /// No /proc; a value outside -1000..=1000.
@@ -152,20 +166,23 @@ pub fn set_oom_score_adj(wanted: i32) -> io::Result<i32> {
         return Ok(wanted);
     }
     // The kernel does not show the lowest allowed value. It is above `wanted` and not above the current value.
-    let mut current = fs::read_to_string(FILE)?.trim().parse().map_err(io::Error::other)?;
+    let mut current: i32 = fs::read_to_string(FILE)?.trim().parse().map_err(io::Error::other)?;
     let mut refused = wanted;
-    // Usually the current value is the lowest one: find out by one write.
-    if current - refused > 1 {
-        *(if set(current - 1)? { &mut current } else { &mut refused }) = current - 1;
-    }
+    // Usually the current value is the lowest allowed one: the first write, of one less, is refused then. Otherwise this
+    // is a binary search.
+    let mut next = current - 1;
     while current - refused > 1 {
-        let middle = refused + (current - refused) / 2;
-        *(if set(middle)? { &mut current } else { &mut refused }) = middle;
+        if set(next)? {
+            current = next;
+        } else {
+            refused = next;
+        }
+        next = refused + (current - refused) / 2;
     }
     Ok(current)
 }
 
-/// Sets what a core dump of this process and its children leaves out, as a mask (core(5)).
+/// Sets which kinds of mappings a core dump of this process and its children contains, as a mask (core(5)).
 ///
 /// # Errors
 /// No /proc; a kernel without core dumps.
@@ -194,11 +211,11 @@ pub fn set_title(name: &std::ffi::CStr) -> io::Result<()> {
     }
     let mut line = vec![0; length];
     line.iter_mut().zip(name.to_bytes()).for_each(|(to, from)| *to = *from);
-    // By /proc/self/mem, which fails for an address that is not mapped, where a pointer would crash. Only argv points
-    // there.
     if let Some(last) = line.last_mut() {
         *last = 0;
     }
+    // By /proc/self/mem, which fails for an address that is not mapped, where a pointer would crash. Only argv points
+    // there.
     fs::OpenOptions::new().write(true).open("/proc/self/mem")?.write_all_at(&line, from)
 }
 
@@ -230,13 +247,13 @@ mod tests {
         assert_eq!(stat, Stat { state: 'S', parent: 7, session: 5, flags: 0x40_0040, threads: 1, status: 0 });
         assert!(!stat.has_executed() && !stat.is_over());
         // Made by a kernel: a killed process that its tracer holds at PTRACE_EVENT_EXIT, and the PID 1 that waits.
-        let held = b"27273 (sleep) t 27271 27271 8570 0 -1 4195336 136 0 0 0 0 0 0 0 20 0 1 0 272502 2990080 412 18446744073709551615 94033208614912 94033208632841 140730992334512 140730992333992 140606371529987 0 0 6 0 1 0 0 17 0 0 0 0 0 0 94033208646928 94033208648192 94033842724864 140730992339657 140730992339667 140730992339667 140730992340969 9";
-        let held = parse_stat(held).unwrap();
-        assert!(held.is_over() && held.code() == 137 && held.has_executed());
-        let waits = Stat { state: 'S', flags: 4_195_596, ..held };
+        let killed = b"27273 (sleep) t 27271 27271 8570 0 -1 4195336 136 0 0 0 0 0 0 0 20 0 1 0 272502 2990080 412 18446744073709551615 94033208614912 94033208632841 140730992334512 140730992333992 140606371529987 0 0 6 0 1 0 0 17 0 0 0 0 0 0 94033208646928 94033208648192 94033842724864 140730992339657 140730992339667 140730992339667 140730992340969 9";
+        let killed = parse_stat(killed).unwrap();
+        assert!(killed.is_over() && killed.code() == 137 && killed.has_executed());
+        let waits = Stat { state: 'S', flags: 4_195_596, ..killed };
         assert!(waits.is_over() && !Stat { flags: 0, ..waits }.is_over());
         // Its leading thread has ended, another runs on.
-        let lives = Stat { state: 'Z', threads: 2, status: 0, ..held };
+        let lives = Stat { state: 'Z', threads: 2, status: 0, ..killed };
         assert!(!lives.is_over() && Stat { threads: 1, ..lives }.is_over());
         assert_eq!(parse_stat(b"12 a S"), None);
         let own = super::stat(std::process::id()).unwrap();

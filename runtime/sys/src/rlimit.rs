@@ -60,8 +60,8 @@ pub fn set(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     let resource = *place.and_then(|place| RESOURCES.get(place)).ok_or(Errno::INVAL)?;
     match (Limit { soft, hard }).apply(resource) {
         Err(Errno::PERM) => {
-            let most = Limit::of(resource).hard;
-            Ok(Limit { soft: soft.min(most), hard: hard.min(most) }.apply(resource)?)
+            let max = Limit::of(resource).hard;
+            Ok(Limit { soft: soft.min(max), hard: hard.min(max) }.apply(resource)?)
         }
         other => Ok(other?),
     }

@@ -9,7 +9,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-/// Most descriptors that are sent or received by one call.
+/// Maximum number of descriptors that are sent or received by one call.
 const MAX: usize = 32;
 
 /// Sends `bytes`, and descriptors with the first byte. Returns how many bytes were sent; if at least one was,

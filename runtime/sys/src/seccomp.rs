@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::io;
 
-/// Most instructions that the kernel accepts (BPF_MAXINSNS).
+/// Maximum number of instructions that the kernel accepts (BPF_MAXINSNS).
 const MAX_INSTRUCTIONS: usize = 4096;
 /// SECCOMP_RET_ALLOW and SECCOMP_RET_LOG: the call goes on.
 const ALLOWING: [u32; 2] = [libc::SECCOMP_RET_ALLOW, libc::SECCOMP_RET_LOG];

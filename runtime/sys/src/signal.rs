@@ -95,8 +95,8 @@ pub fn reset() {
     drop(set_mask(0));
 }
 
-/// Sets the calling thread's mask, bit n-1 for signal n, and returns the one before. One system call: nix' and the
-/// C library's calls leave out the two signals that the C library keeps for itself.
+/// Sets the calling thread's mask, bit n-1 for signal n, and returns the one before. One system call: those of nix and of
+/// the C library leave out the two signals that the C library keeps for itself.
 fn set_mask(mask: u64) -> io::Result<u64> {
     let mut before = 0u64;
     // SAFETY: rt_sigprocmask(2) reads one set of the size that is passed and writes one; both live across the call.

@@ -21,7 +21,7 @@ use crate::signal::Blocked;
 
 /// Bytes of the child's stack: it calls a few functions without large frames.
 const STACK: usize = 64 * 1024;
-/// All descriptors are first copied to numbers from here on, which are above the numbers that they get at last.
+/// All descriptors are first copied to numbers from here on, which are above those that they get in the end.
 const ABOVE: RawFd = 64;
 
 /// The executable.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags, linkat, mkdirat, openat, renameat_with};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use sys::mount::{self, Attributes, Pass};
+use sys::mount::{self, Attributes, PropagationType};
 use sys::tree::{self, Error};
 
 /// Bytes of memory that a removal may need.
@@ -19,7 +19,7 @@ const MEMORY: u64 = 16 << 20;
 #[test]
 fn hostile_trees_are_removed_and_nothing_else() {
     sys::namespace::unshare_mount().unwrap();
-    mount::change(Path::new("/"), Pass::Private, true).unwrap();
+    mount::change(Path::new("/"), PropagationType::Private, true).unwrap();
     let before = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: Some(64), maximum: before.maximum }).unwrap();
     for (name, case) in [

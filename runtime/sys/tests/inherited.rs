@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
 
-use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
+use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd};
 use sys::fds::Inherited;
 
 #[test]
@@ -18,7 +18,10 @@ fn only_descriptors_without_owner_are_claimed_and_only_once() {
         std::mem::forget(file);
         number
     });
-    let mut inherited = Inherited::claim().unwrap();
+    // Beyond those that may be claimed.
+    let beyond = fcntl_dupfd_cloexec(&owned, 100).unwrap();
+    fcntl_setfd(&beyond, FdFlags::empty()).unwrap();
+    let mut inherited = Inherited::claim(64).unwrap();
     let fd = inherited.take(taken).unwrap();
     assert_eq!(fd.as_raw_fd(), taken);
     assert!(fcntl_getfd(&fd).unwrap().contains(FdFlags::CLOEXEC));
@@ -26,8 +29,10 @@ fn only_descriptors_without_owner_are_claimed_and_only_once() {
         let refused = inherited.take(number).unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(9), "{number}");
     }
+    assert!(inherited.take(beyond.as_raw_fd()).is_err());
+    assert!(fcntl_getfd(&beyond).unwrap().contains(FdFlags::CLOEXEC));
     drop(inherited);
     let open = |number: i32| std::fs::symlink_metadata(format!("/proc/self/fd/{number}")).is_ok();
     assert!(!open(left) && open(taken) && open(1));
-    assert_eq!(Inherited::claim().unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+    assert_eq!(Inherited::claim(64).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
 }

@@ -21,7 +21,7 @@ const HEADER: usize = 16;
 const MAGIC: [u8; 2] = *b"cp";
 /// Version of the frame format, not of the messages.
 const VERSION: u8 = 1;
-/// Most bytes that an idle decoder keeps allocated: the shim's heap must not grow because of one large frame.
+/// Maximum number of bytes that an idle decoder keeps allocated: one large frame must not enlarge the shim's heap.
 const KEEP: usize = 1024;
 
 /// Why bytes are not a frame, or a payload not a message. The connection must be closed.
@@ -36,7 +36,7 @@ pub enum CodecError {
     /// More than [`MAX_FDS`].
     #[error("{0} descriptors on a frame, at most {MAX_FDS} are allowed")]
     TooManyFds(u8),
-    /// Not JSON, or a known message with other fields.
+    /// Not JSON, or a known message with missing or invalid fields.
     #[error("frame {id}: {source}")]
     Payload {
         /// The id in its header.
@@ -164,7 +164,7 @@ fn first_four(bytes: &[u8]) -> [u8; 4] {
 /// [`Event::Unknown`]. A known variant with missing or invalid fields is an error.
 ///
 /// # Errors
-/// Not JSON, or a known message with other fields.
+/// Not JSON, or a known message with missing or invalid fields.
 pub fn decode(payload: &[u8]) -> Result<Message, serde_json::Error> {
     let error = match serde_json::from_slice(payload) {
         Ok(message) => return Ok(message),

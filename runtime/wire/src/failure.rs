@@ -9,7 +9,7 @@ pub struct Failure {
     pub kind: ErrorKind,
     /// The failed step, for example `rootfs` or `volume /var/run/x`.
     pub stage: String,
-    /// Message for users: the step, the object, and the kernel's error.
+    /// Message for users, to be shown after the stage: the object, and the kernel's error.
     pub message: String,
     /// errno, or 0 if there is none.
     pub errno: i32,
@@ -25,17 +25,19 @@ pub enum ErrorKind {
     /// The plan cannot be carried out: unknown user, a source that is not shared, a target outside the root
     /// file system.
     Invalid,
-    /// execve of init failed.
+    /// Init did not become the container's program: execve failed, or init ended or was killed before it.
     StartFailed,
     /// execve of an exec failed.
     ExecFailed,
-    /// The deadline passed; the worker was killed.
+    /// The deadline passed and the worker was killed, or a session could not be killed in time.
     Timeout,
-    /// Processes are still running.
+    /// Processes are still running, or another request does the same: the later StopPod replaces the earlier one, and
+    /// a second kill of an exec is refused.
     Busy,
     /// This shim does not support the request or part of its plan.
     Unsupported,
-    /// A table is full: the shim holds as many containers or execs as it can. Some must end first.
+    /// A table is full: the shim holds as many containers or execs as it can. Some containers must be removed first, or
+    /// some execs must end.
     Exhausted,
     /// The kernel or libcontainer failed; also stands for classes of a later version.
     #[serde(other)]

@@ -10,10 +10,10 @@ pub const PROTOCOL: u32 = 1;
 /// Largest payload in bytes. Messages are small, because plans travel in memfds; a list of groups is the
 /// longest part.
 pub const MAX_FRAME: usize = 64 * 1024;
-/// Most descriptors on one frame: plan, namespace, stdio and one cgroup folder per v1 hierarchy.
-/// (The kernel's own limit is 253.)
+/// Maximum number of descriptors on one frame: plan, namespace, stdio and one cgroup folder per v1 hierarchy. (The
+/// kernel's own limit is 253.)
 pub const MAX_FDS: usize = 32;
-/// Most containers that a shim holds, including ended ones that were not removed; kubelet keeps few.
+/// Maximum number of containers in a shim's table, including exited ones that were not removed; kubelet keeps few.
 pub const MAX_CONTAINERS: usize = 256;
 
 /// The initial data of a shim, as JSON in a memfd. Its descriptors by number: 3 listening socket, 4 folder of
@@ -107,11 +107,11 @@ pub enum Snapshot {
         container: ContainerId,
         /// Its state.
         state: ContainerState,
-        /// Pid of init.
+        /// Pid of init in the host's PID namespace; 0 until it is known.
         pid: u32,
     },
-    /// An exec whose process is running. Its streams were closed with the old connection; it can only be
-    /// killed.
+    /// An exec that is starting or running, or has ended while its session is being killed. Its streams were closed with
+    /// the old connection; it can only be killed.
     Exec {
         /// The id from the daemon that started it.
         exec: ExecId,
@@ -123,18 +123,18 @@ pub enum Snapshot {
 /// The state of a container in the shim.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub enum ContainerState {
-    /// The worker is creating it.
+    /// The worker is creating it, or a failed creation is being undone.
     Creating,
-    /// Init waits for the start request.
+    /// Init waits for the start request, or has not called execve yet.
     Created,
-    /// Init has called execve.
+    /// Init has called execve. It may have ended, as long as the conditions of `Exited` are not met.
     Running {
         /// Nanoseconds since the epoch.
         started_at: i64,
     },
-    /// Init was reaped and the cgroup is empty.
+    /// Init has ended, nothing runs in its cgroup, and its exit file was written (or a warning says why not).
     Exited(ExitFacts),
-    /// A state of a later version, seen by a daemon that was downgraded. Init is running.
+    /// A state of a later version, seen by a daemon that was downgraded. It is treated as running.
     Unknown,
 }
 
@@ -193,7 +193,7 @@ pub struct ExitFacts {
     pub finished_at: i64,
     /// The oom_kill counter of its leaf cgroup was not 0 at the end.
     pub oom_killed: bool,
-    /// Set if the start failed: the error of execve.
+    /// Set if the start failed: the error of execve, or why init ended before it.
     pub start_error: Option<String>,
 }
 
@@ -319,14 +319,15 @@ pub enum Reply {
         /// Pid in the host's PID namespace.
         pid: u32,
     },
-    /// The request failed and left nothing behind.
+    /// The request failed. What it had created is removed, except processes that cannot be killed; a failed
+    /// [`Request::Start`] leaves a container that has exited, or can be started again.
     Failed(Failure),
 }
 
 /// Shim to daemon, without a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
-    /// A container has exited; its exit file is written.
+    /// A container has exited, as in [`ContainerState::Exited`].
     Exited {
         /// The container.
         container: ContainerId,
@@ -342,7 +343,7 @@ pub enum Event {
         /// Nanoseconds since the epoch.
         started_at: i64,
     },
-    /// The process of an exec was reaped.
+    /// The process of an exec has ended, or could not be killed in time (code 137).
     ExecExited {
         /// The exec.
         exec: ExecId,

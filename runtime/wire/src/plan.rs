@@ -16,7 +16,7 @@ use crate::failure::{ErrorKind, Failure};
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] for unknown content: a container must not start with less confinement than the
-/// daemon requested. [`ErrorKind::Invalid`] if the plan is incomplete.
+/// daemon requested. The same for a missing field; [`ErrorKind::Invalid`] if the JSON is cut off.
 pub fn parse_plan<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, Failure> {
     serde_json::from_slice(json).map_err(|error| {
         // serde_json reports a variant with more than one name as a syntax error.
@@ -38,13 +38,14 @@ pub struct SeccompProgram {
     pub instructions: Vec<u64>,
 }
 
-/// Five capability sets as bit masks (bit n = capability n of linux/capability.h).
+/// Capability sets as bit masks (bit n = capability n of linux/capability.h). The effective set equals the permitted one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CapSets {
     /// Bounding.
     pub bounding: u64,
-    /// Effective and permitted of a root process; others lose them at execve.
+    /// Permitted set until execve. After it, a process that is not root has the ambient set and what its program file
+    /// grants (capabilities(7)).
     pub permitted: u64,
     /// Inheritable set; empty unless ambient capabilities are requested.
     pub inheritable: u64,
@@ -87,7 +88,7 @@ pub struct ProcessPlan {
     pub seccomp_flags: u32,
     /// umask(2) of the process.
     pub umask: u32,
-    /// oom_score_adj, raised if the host does not allow this value; `None` leaves the default, 0.
+    /// oom_score_adj, raised if the host does not allow this value; `None` means 0.
     pub oom_score_adj: Option<i32>,
     /// Resource limits; the others are those of the daemon, which the shim inherited.
     pub rlimits: Vec<Rlimit>,
@@ -216,7 +217,7 @@ pub enum MountKind {
     /// sysfs of its network namespace.
     Sysfs,
     /// The container's own cgroup: on v1 a tmpfs with the leaf of each hierarchy bound in it, on v2 a cgroup2
-    /// mount.
+    /// mount. On v2 without a cgroup namespace of its own, the host's /sys/fs/cgroup.
     Cgroup,
     /// tmpfs.
     Tmpfs {
@@ -250,7 +251,7 @@ pub struct MountPlan {
     pub noexec: bool,
 }
 
-/// A device node to create in the container's /dev, or to bind if mknod is not permitted.
+/// A device node to create in the container, usually below /dev.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeviceNode {

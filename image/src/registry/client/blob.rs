@@ -107,7 +107,9 @@ impl<'a> Blob<'a> {
             let start = start.and_then(|start| start.parse::<u64>().ok());
             match start.and_then(|start| self.offset.checked_sub(start)) {
                 Some(skip) => skip,
-                None => return Err(Fault::Final("the response has another range than requested".to_owned())),
+                None => {
+                    return Err(Fault::Corrupt("the response has another range than requested".to_owned()));
+                }
             }
         } else {
             self.offset
@@ -117,7 +119,7 @@ impl<'a> Blob<'a> {
         if length.is_some_and(|length| length != wanted) {
             let reason =
                 format!("{} bytes instead of {wanted}, as the manifest states", length.unwrap_or_default());
-            return Err(Fault::Final(reason));
+            return Err(Fault::Corrupt(reason));
         }
         Ok(skip)
     }

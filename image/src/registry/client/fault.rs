@@ -22,7 +22,10 @@ pub(super) enum Fault {
         /// one.
         retry_once: bool,
     },
-    /// A retry would fail in the same way.
+    /// The content is not what was requested. A retry would bring the same.
+    Corrupt(String),
+    /// The host rejects the request, or answers in a way that the distribution protocol does not allow. A retry would
+    /// fail in the same way.
     Final(String),
 }
 
@@ -33,13 +36,20 @@ pub(super) struct HostFaults<'a> {
     texts: Vec<String>,
     any_transient: bool,
     any_unauthorized: bool,
+    any_corrupt: bool,
     any_final: bool,
 }
 
 impl<'a> HostFaults<'a> {
     pub(super) fn new(reference: &'a Reference) -> Self {
-        let (any_transient, any_unauthorized, any_final) = (false, false, false);
-        Self { reference, texts: Vec::new(), any_transient, any_unauthorized, any_final }
+        Self {
+            reference,
+            texts: Vec::new(),
+            any_transient: false,
+            any_unauthorized: false,
+            any_corrupt: false,
+            any_final: false,
+        }
     }
 
     pub(super) fn add(&mut self, endpoint: &Endpoint, fault: Fault) {
@@ -51,6 +61,10 @@ impl<'a> HostFaults<'a> {
             }
             Fault::Transient { reason, .. } => {
                 self.any_transient = true;
+                reason
+            }
+            Fault::Corrupt(reason) => {
+                self.any_corrupt = true;
                 reason
             }
             Fault::Final(reason) => {
@@ -79,8 +93,10 @@ impl<'a> HostFaults<'a> {
             Error::Unavailable { reference, detail }
         } else if self.any_unauthorized {
             Error::Unauthorized { reference, detail }
-        } else if self.any_final {
+        } else if self.any_corrupt {
             Error::corrupt(reference, detail)
+        } else if self.any_final {
+            Error::Protocol { reference, detail }
         } else {
             Error::NotFound { reference, detail }
         }

@@ -1,5 +1,6 @@
 //! Processes of a container that others stop or trace.
 
+use std::fs;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
@@ -26,6 +27,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(traced_container_is_stopped),
         test!(container_held_at_its_exit_is_stopped).limit(90),
         test!(pod_traced_from_another_is_stopped),
+        test!(lost_container_held_at_its_exit_keeps_its_files).own().limit(240),
     ]
 }
 
@@ -78,11 +80,11 @@ fn tracer_image(cx: &Context) -> Result<Image> {
     w.dir("ptrace", 0o755)?;
     let call = if cfg!(target_arch = "aarch64") { 117 } else { 101 };
     let script = format!(
-        "my ($options, $mark) = @ARGV; my %held; \
+        "my ($options, $mark) = @ARGV; my %traced; \
          while (1) {{ opendir(my $d, '/proc'); \
-         for my $p (grep {{ /^[0-9]+$/ }} readdir $d) {{ next if $held{{$p}}; \
+         for my $p (grep {{ /^[0-9]+$/ }} readdir $d) {{ next if $traced{{$p}}; \
          open(my $f, '<', \"/proc/$p/comm\") or next; my $name = <$f>; next unless $name eq \"busybox-victim\\n\"; \
-         if (syscall({call}, 0x4206, $p + 0, 0, $options + 0) == 0) {{ $held{{$p}} = 1; open(my $m, '>', \"/ptrace/$p\"); }} }} \
+         if (syscall({call}, 0x4206, $p + 0, 0, $options + 0) == 0) {{ $traced{{$p}} = 1; open(my $m, '>', \"/ptrace/$p\"); }} }} \
          select(undef, undef, undef, 0.01); }}\n"
     );
     w.file("usr/bin/trace.pl", 0o644, script.as_bytes())?;
@@ -200,19 +202,56 @@ async fn container_held_at_its_exit_is_stopped(cx: Context) -> Result<()> {
     cx.cri.remove(&victim).await.context("removal after the tracer's end")
 }
 
-async fn pod_traced_from_another_is_stopped(cx: Context) -> Result<()> {
-    let image = push_tracer_image(&cx).await?;
+/// A pod whose container is traced by that of another pod. Returns the tracer's pod and container, and the traced pod
+/// and container.
+async fn traced_from_another(cx: &Context, options: u32) -> Result<(Pod, String, Pod, String)> {
+    let image = push_tracer_image(cx).await?;
     let mut config = cx.pod_config();
     config.namespaces().pid = NamespaceMode::Node.into();
     let attacker = cx.pod_of(config).await?;
-    let tracing = cx.start(&attacker, &tracer("tracer", &image, 0)).await?;
+    let tracing = cx.start(&attacker, &tracer("tracer", &image, options)).await?;
     let pod = cx.pod().await?;
     let victim = shapes::container("victim", &image, &["/bin/busybox-victim", "sleep", "5000"]);
-    cx.start(&pod, &victim).await?;
-    traces(&cx, &tracing, 1).await?;
+    let victim = cx.start(&pod, &victim).await?;
+    traces(cx, &tracing, 1).await?;
+    Ok((attacker, tracing, pod, victim))
+}
+
+async fn pod_traced_from_another_is_stopped(cx: Context) -> Result<()> {
+    let (_, _, pod, _) = traced_from_another(&cx, 0).await?;
     let start = Instant::now();
     cx.cri.stop_pod(&pod.id).await.context("stop of a pod that another one traces")?;
     ensure!(start.elapsed() < secs(5), "its stop took {:?}", start.elapsed());
     cx.cri.remove_pod(&pod.id).await?;
     Ok(())
+}
+
+/// A restarted daemon removes the containers of a pod whose record is damaged. One whose process survives SIGKILL keeps its
+/// folder and its image lease.
+async fn lost_container_held_at_its_exit_keeps_its_files(cx: Context) -> Result<()> {
+    let (attacker, tracing, pod, victim) = traced_from_another(&cx, TRACE_EXIT).await?;
+    let pid = cx.pid(&victim).await?;
+    cx.node.kill9()?;
+    let root = &cx.node.paths.root;
+    fs::write(root.join("pods").join(&pod.id).join("record"), "{\"magic\":")?;
+    let files =
+        [root.join("containers").join(&victim), root.join("images/leases").join(format!("{victim}.json"))];
+    cx.node.launch().await?;
+    let tried = || cx.node.last_log(100_000).contains("cannot remove a container without a pod");
+    wait::until_true("the daemon to try the removal", secs(120), tried).await?;
+    // Other work of the start, which could remove them too.
+    tokio::time::sleep(secs(5)).await;
+    ensure!(proc::one(pid).is_some(), "the process {pid} is gone, so this test shows nothing");
+    for file in &files {
+        ensure!(file.exists(), "{} is gone, and process {pid} exists", file.display());
+    }
+    cx.exec_works(&tracing).await.context("the other pod")?;
+    cx.cri.stop(&tracing, 0).await?;
+    cx.node.crash().await?;
+    let gone = || files.iter().all(|file| !file.exists());
+    wait::until_true("the files to be removed after the tracer's end", secs(60), gone).await?;
+    cx.cri.drop_pod(&attacker.id).await?;
+    // The daemon keeps the damaged record here for the operator; the census would find it.
+    fs::remove_dir_all(root.join("aside"))?;
+    Ok(fs::create_dir(root.join("aside"))?)
 }

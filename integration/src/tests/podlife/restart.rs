@@ -23,11 +23,11 @@ use crate::wait::{self, secs};
 pub(super) fn tests() -> Vec<Test> {
     vec![
         test!(power_loss_between_the_intent_and_the_commit).own(),
-        test!(a_rollback_that_cannot_remove_says_so_and_goes_on).own(),
-        test!(network_is_given_back_without_being_asked_again).own(),
+        test!(failed_rollback_is_reported_and_repeated).own(),
+        test!(failed_del_is_repeated_without_a_call).own(),
         test!(execs_of_a_killed_daemon_end).own(),
         test!(exec_limits_hold_without_a_daemon).own(),
-        test!(start_whose_answer_finds_no_daemon).own(),
+        test!(start_whose_reply_finds_no_daemon).own(),
         test!(interrupted_creates_leave_no_lease).own().limit(180),
     ]
 }
@@ -87,7 +87,7 @@ async fn power_loss_between_the_intent_and_the_commit(cx: Context) -> Result<()>
     Ok(())
 }
 
-async fn a_rollback_that_cannot_remove_says_so_and_goes_on(cx: Context) -> Result<()> {
+async fn failed_rollback_is_reported_and_repeated(cx: Context) -> Result<()> {
     let config = cx.pod_config();
     cx.node.terminate().await?;
     let (program, args) = cx.node.program();
@@ -101,7 +101,7 @@ async fn a_rollback_that_cannot_remove_says_so_and_goes_on(cx: Context) -> Resul
     cx.node.kill9()?;
     let pods = cx.node.paths.root.join("pods");
     let entry = fs::read_dir(&pods)?.next().context("no intent was recorded")??;
-    let held = Mounted::tmpfs(&entry.path().join("held"), "")?;
+    let obstacle = Mounted::tmpfs(&entry.path().join("mounted"), "")?;
     cx.node.launch().await?;
     let asked = Instant::now();
     let refused = cx
@@ -115,7 +115,7 @@ async fn a_rollback_that_cannot_remove_says_so_and_goes_on(cx: Context) -> Resul
     ensure!(refused.message().contains("remove pod"), "the error does not name the cause: {refused}");
     let listed = cx.cri.pods(None).await?;
     ensure!(listed.len() == 1, "the pod is not listed, so kubelet cannot remove it: {listed:?}");
-    drop(held);
+    drop(obstacle);
     // The daemon repeats the removal by itself: no client requests it.
     let id =
         wait::until("the name to be free", secs(40), || async { Ok(Some(cx.cri.run_pod(&config).await?)) })
@@ -124,7 +124,7 @@ async fn a_rollback_that_cannot_remove_says_so_and_goes_on(cx: Context) -> Resul
     Ok(())
 }
 
-async fn network_is_given_back_without_being_asked_again(cx: Context) -> Result<()> {
+async fn failed_del_is_repeated_without_a_call(cx: Context) -> Result<()> {
     let (gate, done) = (cx.node.paths.dir.join("gate"), cx.node.paths.dir.join("done"));
     let body = format!(
         "if [ \"$CNI_COMMAND\" = DEL ]; then [ -e {} ] || {{ echo '{{\"cniVersion\":\"1.0.0\",\"code\":7,\"msg\":\"not now\"}}'; exit 1; }}; touch {}; fi",
@@ -186,8 +186,9 @@ async fn exec_limits_hold_without_a_daemon(cx: Context) -> Result<()> {
     Ok(())
 }
 
-/// The daemon is killed between Start and execve, so the shim's reply finds none: the status afterwards must be correct.
-async fn start_whose_answer_finds_no_daemon(cx: Context) -> Result<()> {
+/// The daemon is killed between Start and execve, so the shim's reply finds none: the status afterwards must be
+/// correct.
+async fn start_whose_reply_finds_no_daemon(cx: Context) -> Result<()> {
     let pod = cx.pod().await?;
     let id = cx.create(&pod, &cx.sleeper("one")).await?;
     let frozen = Frozen::container(&id).await?;

@@ -39,7 +39,7 @@ async fn device_in_place_of_passwd(cx: Context) -> Result<()> {
         let error = cx.create(&pod, &sleeper("one", &image)).await.err().context("a device was read")?;
         let error = format!("{error:#}");
         ensure!(
-            error.contains(&format!("/{name}: not a plain file")),
+            error.contains(&format!("/{name}: not a regular file")),
             "the error does not name the file: {error}"
         );
     }

@@ -1,5 +1,5 @@
-//! Assembly of the root file system: symlinks of the image on the paths of mounts, files below /etc, image volumes,
-//! devices, users, and the effects that volumes may have on /proc, /dev and the host.
+//! Assembly of the root file system: symlinks of the image on the paths of mounts, files below /etc, the image's
+//! VOLUMEs, devices, users, and the effects that volumes may have on /proc, /dev and the host.
 
 mod bidirectional;
 mod devices;

@@ -29,12 +29,12 @@ fn container_phase() -> impl Strategy<Value = ContainerPhase> {
     prop_oneof![Just(Creating), Just(Created), Just(Running), Just(Exited), Just(Removing)]
 }
 
-fn held() -> impl Strategy<Value = Held> {
+fn held() -> impl Strategy<Value = InShim> {
     prop_oneof![
-        Just(Held::Creating),
-        Just(Held::Created { pid: 5 }),
-        Just(Held::Running { pid: 5, started_at: 7 }),
-        Just(Held::Exited { exit: Exit { code: 3, ..Exit::default() }, started_at: 7 }),
+        Just(InShim::Creating),
+        Just(InShim::Created { pid: 5 }),
+        Just(InShim::Running { pid: 5, started_at: 7 }),
+        Just(InShim::Exited { exit: Exit { code: 3, ..Exit::default() }, started_at: 7 }),
     ]
 }
 
@@ -101,7 +101,7 @@ proptest! {
             let action = &plan.containers[&record.id];
             let lives = matches!(
                 held.get(&record.id),
-                Some(Held::Creating | Held::Created { .. } | Held::Running { .. })
+                Some(InShim::Creating | InShim::Created { .. } | InShim::Running { .. })
             );
             match action {
                 ContainerAction::Adopt { phase, .. } => {
@@ -111,7 +111,7 @@ proptest! {
                 // A recorded exit is never replaced by an assumed one.
                 ContainerAction::MarkExited { exit, .. } => {
                     prop_assert!(!lives && record.phase != ContainerPhase::Exited);
-                    if matches!(held.get(&record.id), Some(Held::Exited { .. })) {
+                    if matches!(held.get(&record.id), Some(InShim::Exited { .. })) {
                         prop_assert_eq!(exit.code, 3);
                     }
                 }
@@ -160,4 +160,20 @@ fn a_dead_shim_ends_its_pod() {
         plan(PodPhase::Ready, ContainerPhase::Running, Shim::Silent, true),
         (PodAction::Retry, ContainerAction::Retry)
     );
+}
+
+/// The reason is shown to users, who look for the cause by it.
+#[test]
+fn an_unseen_exit_has_the_true_reason() {
+    let answered = || Shim::Answered { pause: true, containers: BTreeMap::new() };
+    for (phase, shim, same_boot, reason) in [
+        (PodPhase::Ready, Shim::Gone, false, "the node was restarted"),
+        (PodPhase::Ready, Shim::Gone, true, "its shim is gone"),
+        (PodPhase::Ready, answered(), true, "its shim does not know it"),
+        (PodPhase::Stopped, Shim::Silent, true, "the pod was stopped"),
+    ] {
+        let (_, container) = plan(phase, ContainerPhase::Running, shim, same_boot);
+        let ContainerAction::MarkExited { exit, .. } = container else { panic!("{container:?}") };
+        assert_eq!(exit.message, format!("its exit was not seen: {reason}"));
+    }
 }

@@ -13,9 +13,9 @@ use crate::io::stamp::Stamp;
 
 /// Bytes of one read: a pipe's capacity.
 const READ: usize = 64 * 1024;
-/// Most reads of one stream before others are read.
+/// Maximum number of reads of one stream before others are read.
 const TURNS: usize = 8;
-/// Size of the write buffer: 64 KiB of short lines with their headers.
+/// Size of the write buffer: one read's lines with their headers, if they have 13 bytes or more on average.
 const WRITE: usize = 256 * 1024;
 
 /// Buffers that all streams of the shim share.
@@ -237,7 +237,8 @@ impl Output {
         warn: &mut dyn FnMut(String),
         also: &mut dyn FnMut(&[u8]),
     ) {
-        /// A pipe holds 1 MiB at most (`/proc/sys/fs/pipe-max-size` for the unprivileged).
+        /// A pipe holds 1 MiB at most (`/proc/sys/fs/pipe-max-size` for the unprivileged): two rounds. A terminal holds
+        /// less, but a read of it returns at most 4 KiB and ends the round.
         const ROUNDS: usize = 64;
         for _ in 0..ROUNDS {
             if self.read(log, buffers, warn, also) == After::Ended || !sys::fds::is_readable(self.fd.as_fd())

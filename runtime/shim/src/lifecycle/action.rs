@@ -33,14 +33,14 @@ pub(crate) enum Action {
     Adopt(Serial, Option<u32>),
     /// Close the namespaces of an ended process.
     DropNamespaces(Serial),
-    /// Watch the error pipe of an init that waits, and tell it to start. Result: `StartSent`.
+    /// Watch the start pipe of an init that waits, and tell it to start. Result: `StartSent`.
     StartInit(Serial, ContainerId),
     /// Start copying a container's output to its log.
     WatchOutputs(Serial),
-    /// Read what init has written to its error pipe, and close it. Result: `ErrorPipe`.
-    ReadErrorPipe(Serial),
-    /// Close the error pipe.
-    DropErrorPipe(Serial),
+    /// Read what init has written to its start pipe, and close it. Result: `StartPipe`.
+    ReadStartPipe(Serial),
+    /// Close the start pipe.
+    DropStartPipe(Serial),
     /// Examine an init that is not reaped. Result: `InitChecked`.
     CheckInit(Serial, u32),
     /// Check whether pause or the process of an exec, which is not reaped, has ended. Result: `ProcessChecked`.
@@ -56,7 +56,7 @@ pub(crate) enum Action {
     CheckOom { exec: Serial, container: Serial },
     /// Write the remaining output of a container and close its streams.
     FinishOutputs(Serial),
-    /// Remove libcontainer's files of a container.
+    /// Remove a container's bundle, and libcontainer's state of it.
     RemoveFiles(ContainerId),
     /// Write a container's exit file. Result: `Recorded`.
     WriteRecord(Serial, ContainerId, ExitFacts),
@@ -102,7 +102,7 @@ pub(crate) enum Fork {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CgroupCheck {
     /// Ended processes that a tracer keeps from being reaped do not count.
-    pub(crate) skip_held: bool,
+    pub(crate) skip_unreapable: bool,
     /// An init that is not reaped: also report whether it has ended.
     pub(crate) init: Option<u32>,
     /// Kill and count unknown children of the shim ([`super::Lifecycle::knows`]): an interrupted worker may

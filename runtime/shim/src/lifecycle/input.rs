@@ -81,8 +81,8 @@ pub(crate) enum PauseInput {
 pub(crate) enum ContainerInput {
     /// From its worker.
     Worker(WorkerInput),
-    /// Its worker has sent the container's streams, which were accepted or not.
-    Prepared(Result<(), Failure>),
+    /// Its worker has sent the shim's ends of the container's streams; the shim could keep them or not.
+    StreamsReceived(Result<(), Failure>),
     /// Its worker has created it, with an init of this pid. `ended`: init's exit code, if it was reaped before.
     Created { reply: Reply, pid: u32, ended: Option<i32> },
     /// Init was reaped. `executed`: whether it had called execve, if known.
@@ -91,8 +91,8 @@ pub(crate) enum ContainerInput {
     Adopted(Result<(), Failure>),
     /// Result of `StartInit`.
     StartSent(Result<(), Failure>),
-    /// Init's error, if it has reported one; `closed`: the error pipe is closed.
-    ErrorPipe { error: Option<String>, closed: bool },
+    /// Init's error, if it has reported one; `closed`: the start pipe is closed.
+    StartPipe { error: Option<String>, closed: bool },
     /// Result of `CheckInit`; `None` if it cannot be examined now.
     InitChecked(Option<InitState>),
     /// Result of `CheckCgroup`.
@@ -147,21 +147,19 @@ pub(crate) enum ExecInput {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct InitState {
     /// Its exit code, if it has ended ([`sys::proc::Stat::is_over`]).
-    pub(crate) over: Option<i32>,
+    pub(crate) code: Option<i32>,
     /// It has called execve.
     pub(crate) executed: bool,
-    pub(crate) held: Held,
+    pub(crate) stopped: Stopped,
 }
 
-/// What keeps a process from running.
+/// Whether a process is stopped, and by what (the states T and t in proc_pid_stat(5)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Held {
-    /// Nothing.
+pub(crate) enum Stopped {
     No,
-    /// A stop signal; SIGCONT continues it.
-    Stopped,
-    /// A tracer.
-    Traced,
+    /// By a signal; SIGCONT continues it.
+    BySignal,
+    ByTracer,
 }
 
 /// The state of a container's cgroup.

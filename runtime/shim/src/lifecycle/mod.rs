@@ -4,7 +4,7 @@
 //! ```text
 //!   daemon: requests     ┐                                    ┌ replies, events
 //!   workers: packets     │         ┌───────────┐              │ forks, signals, checks
-//!   children: reaped     ├─ Input ─► Lifecycle ├─── Action ───┤ exit records
+//!   children: reaped     ├─ Input ─► Lifecycle ├─── Action ───┤ exit files
 //!   timer()              │         └─────▲─────┘              │ descriptors to close
 //!   connection           ┘               └──── results ───────┘ end
 //! ```
@@ -43,7 +43,7 @@ mod tests;
 pub(crate) use action::{Action, CgroupCheck, Fork, SIGKILL, Session};
 pub(crate) use context::Time;
 pub(crate) use id::{Requester, Serial};
-pub(crate) use input::{CgroupState, ContainerInput, ExecInput, Held, InitState, Input, WorkerInput};
+pub(crate) use input::{CgroupState, ContainerInput, ExecInput, InitState, Input, Stopped, WorkerInput};
 pub(crate) use pod::Lifecycle;
 
 #[cfg(test)]

@@ -55,14 +55,15 @@ pub(crate) enum Phase {
     Gone,
 }
 
-/// What is known about the execve of an init that was told to start.
+/// What is known about the execve of an init that was told to start. Its start pipe tells: execve closes it, and init
+/// writes there why it failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Execve {
-    /// The error pipe is open: init has neither called execve nor ended.
+    /// The start pipe is open: init has neither called execve nor ended.
     Pending,
-    /// The error pipe was closed without an error: init has called execve, or is ending. It could not be examined yet.
+    /// The start pipe was closed without an error: init has called execve, or is ending. It could not be examined yet.
     Unclear,
-    /// The error pipe was closed without an error, and init had not called execve: it is ending.
+    /// The start pipe was closed without an error, and init had not called execve: it is ending.
     NotCalled,
     /// Init's error, or why it was killed. It ends by itself; the reply waits until it is reaped.
     Failed(String),
@@ -77,7 +78,7 @@ pub(crate) struct Init {
 }
 
 impl Init {
-    /// Has it checked from now on whether it has ended but cannot be reaped.
+    /// From now on it is checked whether it has ended but cannot be reaped.
     pub(crate) fn check_end(&mut self, now: u64) -> &mut UntilReaped {
         self.ending.get_or_insert(UntilReaped::new(now))
     }
@@ -99,7 +100,7 @@ pub(crate) struct Ending {
     pub(crate) checks: UntilEmpty,
 }
 
-/// A start request whose init ended before execve.
+/// A start request whose init has ended: before execve, as far as is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Unstarted {
     pub(crate) requester: Requester,
@@ -154,7 +155,7 @@ impl Undoing {
 impl Phase {
     /// The state as reported to the daemon.
     pub(crate) fn state(&self) -> ContainerState {
-        let unless_started = |at: i64| {
+        let by_start = |at: i64| {
             if at > 0 { ContainerState::Running { started_at: at } } else { ContainerState::Created }
         };
         match self {
@@ -164,9 +165,7 @@ impl Phase {
             Self::Created(_) | Self::Starting { .. } => ContainerState::Created,
             Self::Running { started_at, .. } => ContainerState::Running { started_at: *started_at },
             // It counts as exited when its cgroup is empty and its exit file is written.
-            Self::Ending(Ending { facts, .. }) | Self::Recording { facts, .. } => {
-                unless_started(facts.started_at)
-            }
+            Self::Ending(Ending { facts, .. }) | Self::Recording { facts, .. } => by_start(facts.started_at),
             Self::Exited { facts, .. } => ContainerState::Exited(facts.clone()),
         }
     }

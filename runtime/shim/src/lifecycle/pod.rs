@@ -14,14 +14,14 @@ use super::pause::Pause;
 use super::phase::Phase;
 use super::worker::{KILL_AGAIN_MS, ReapedEarly};
 
-/// Most concurrent execs.
+/// Maximum number of concurrent execs.
 pub(crate) const MAX_EXECS: usize = 1024;
-/// Most finished execs with a process that cannot be killed: it is in a frozen cgroup, or hangs in the
+/// Maximum number of finished execs with a process that cannot be killed: it is in a frozen cgroup, or hangs in the
 /// kernel.
 pub(crate) const MAX_LEFTOVERS: usize = 256;
 
-/// The whole state of the shim without descriptors. The tables are lists, not maps: they are short and return
-/// memory.
+/// The whole state of the shim without descriptors. The tables are lists, not maps: they are short, and their memory
+/// can be given back.
 #[derive(Debug, Default)]
 pub(crate) struct Lifecycle {
     pub(crate) pause: Pause,
@@ -93,10 +93,10 @@ impl Lifecycle {
             Input::Adopted(serial, outcome) => {
                 self.container_input(serial, ContainerInput::Adopted(outcome));
             }
-            Input::ProcessChecked(serial, over) if self.is_pause(serial) => {
-                self.pause.on(PauseInput::Checked(over), &mut self.cx);
+            Input::ProcessChecked(serial, code) if self.is_pause(serial) => {
+                self.pause.on(PauseInput::Checked(code), &mut self.cx);
             }
-            Input::ProcessChecked(serial, over) => self.exec_input(serial, ExecInput::Checked(over)),
+            Input::ProcessChecked(serial, code) => self.exec_input(serial, ExecInput::Checked(code)),
             Input::Container(serial, input) => self.container_input(serial, input),
             Input::Exec(serial, input) => self.exec_input(serial, input),
         }
@@ -108,7 +108,7 @@ impl Lifecycle {
         self.cx.actions.pop_front()
     }
 
-    /// Has an action performed before all others.
+    /// Puts an action before all others.
     pub(crate) fn act_first(&mut self, action: Action) {
         self.cx.actions.push_front(action);
     }
@@ -123,6 +123,11 @@ impl Lifecycle {
     /// The id of the container with this serial.
     pub(crate) fn container_id(&self, serial: Serial) -> Option<&ContainerId> {
         self.containers.iter().find(|container| container.serial == serial).map(|container| &container.id)
+    }
+
+    /// The pid of the init of the container with this serial; 0 if it has none.
+    pub(crate) fn init(&self, serial: Serial) -> u32 {
+        self.containers.iter().find(|container| container.serial == serial).map_or(0, |of| of.phase.pid())
     }
 
     /// The serial of the container with this id.
@@ -162,7 +167,8 @@ impl Lifecycle {
             || self.execs.iter().any(|exec| exec.reaped(pid, 0).is_some())
     }
 
-    /// Whether it matters if a child that is about to be reaped has called execve.
+    /// Whether this child is an init that was told to start. Then the caller finds out whether it has called execve, before
+    /// it is reaped.
     pub(crate) fn is_starting(&self, pid: u32) -> bool {
         self.containers.iter().any(|c| matches!(&c.phase, Phase::Starting { init, .. } if init.pid == pid))
     }

@@ -1,5 +1,6 @@
 //! A forked worker, the process it creates, and children that are reaped before they are known.
 
+use sys::fork::NO_DESCRIPTORS;
 use wire::{ErrorKind, Failure};
 
 use super::action::{Action, SIGKILL};
@@ -9,9 +10,10 @@ use crate::failure::refusal;
 
 /// Exit code of a killed process.
 pub(crate) const KILLED: i32 = 128 + SIGKILL;
-/// Exit code of a process that could not be reaped.
+/// Reported for a process whose own exit code is lost: it was reaped before its worker's packet named it, and
+/// [`ReapedEarly`] was full.
 pub(crate) const LOST: i32 = 255;
-/// Pause between two kills of something that does not end (D state, a frozen cgroup).
+/// Interval between two kills of something that does not end (D state, a frozen cgroup).
 pub(crate) const KILL_AGAIN_MS: u64 = 1000;
 
 /// A running worker.
@@ -71,12 +73,17 @@ pub(crate) fn late() -> Failure {
 /// The failure of a worker that exited without a report. `oom_killed`: a process of the container, in whose
 /// cgroup it works, was OOM-killed.
 pub(crate) fn no_report(code: i32, oom_killed: bool) -> Failure {
-    let message = if oom_killed {
-        "the kernel killed the worker for memory: the limit of the container, or of its pod, leaves too little to \
-         start a process in it"
-            .to_owned()
-    } else {
-        format!("the worker exited with status {code}")
+    let message = match code {
+        _ if oom_killed => {
+            "the kernel killed the worker for memory: the limit of the container, or of its pod, \
+                            leaves too little to start a process in it"
+                .to_owned()
+        }
+        NO_DESCRIPTORS => "the worker could not copy its descriptors: the shim or the node has no free file \
+                           descriptor, or no memory"
+            .to_owned(),
+        code if code > 128 => format!("the worker was killed by signal {}", code - 128),
+        code => format!("the worker exited with status {code} and reported nothing"),
     };
     refusal(ErrorKind::Internal, "worker", message)
 }
@@ -127,7 +134,7 @@ pub(crate) struct ReapedEarly {
 }
 
 impl ReapedEarly {
-    /// Most entries: 32 KiB, only while a worker is running. Further ones get the code [`LOST`].
+    /// Maximum number of entries (32 KiB), only while a worker is running. Further children get the code [`LOST`].
     const MAX: usize = 4096;
 
     pub(crate) fn remember(&mut self, pid: u32, code: i32) {
@@ -155,5 +162,23 @@ impl ReapedEarly {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.ended.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_worker_without_a_report_is_explained() {
+        for (code, oom_killed, words) in [
+            (KILLED, true, "for memory"),
+            (KILLED, false, "by signal 9"),
+            (NO_DESCRIPTORS, false, "no free file descriptor"),
+            (1, false, "status 1"),
+        ] {
+            let failure = no_report(code, oom_killed);
+            assert!(failure.message.contains(words), "{failure:?}");
+        }
     }
 }

@@ -94,7 +94,7 @@ impl Performer {
                 self.result(serial, ContainerInput::InitChecked(processes::init_state(pid)));
             }
             Action::CheckProcess(serial, pid) => {
-                self.inputs.push_back(Input::ProcessChecked(serial, processes::over(pid)));
+                self.inputs.push_back(Input::ProcessChecked(serial, processes::code_if_over(pid)));
             }
             Action::KillSessions { container, sessions } => {
                 let cgroups = self.descriptors.container(container).map(|of| &of.cgroups);
@@ -113,7 +113,7 @@ impl Performer {
             Action::RemoveRecord { requester, container } => {
                 let removed = self.from_daemon.records.remove(&container);
                 let failed =
-                    |error: state::Error| refusal(ErrorKind::Internal, "exit record", error.to_string());
+                    |error: state::Error| refusal(ErrorKind::Internal, "exit file", error.to_string());
                 self.served(requester, removed.map_err(failed));
             }
             Action::WriteRecord(serial, id, facts) => self.write_record(serial, &id, &facts),
@@ -121,7 +121,7 @@ impl Performer {
                 self.drop_worker(serial);
                 self.descriptors.drop_namespaces(serial);
                 if let Some(mut container) = self.descriptors.drop_container(serial) {
-                    container.streams.drop_error_pipe(&self.epoll);
+                    container.streams.drop_start_pipe(&self.epoll);
                 }
             }
             Action::End => self.link.flush(),
@@ -130,8 +130,8 @@ impl Performer {
                 self.result(serial, ContainerInput::StartSent(outcome));
             }
             Action::WatchOutputs(serial)
-            | Action::ReadErrorPipe(serial)
-            | Action::DropErrorPipe(serial)
+            | Action::ReadStartPipe(serial)
+            | Action::DropStartPipe(serial)
             | Action::KillCgroup(serial)
             | Action::CheckCgroup(serial, _)
             | Action::FinishOutputs(serial)
@@ -164,11 +164,11 @@ impl Performer {
                 let warning = streams.finish(epoll, buffers);
                 self.warn(serial, warning, lifecycle);
             }
-            Action::ReadErrorPipe(_) => {
-                let read = streams.read_error_pipe(epoll, true);
-                self.result(serial, ContainerInput::ErrorPipe { error: read.error, closed: read.closed });
+            Action::ReadStartPipe(_) => {
+                let read = streams.read_start_pipe(epoll, true);
+                self.result(serial, ContainerInput::StartPipe { error: read.error, closed: read.closed });
             }
-            Action::DropErrorPipe(_) => streams.drop_error_pipe(epoll),
+            Action::DropStartPipe(_) => streams.drop_start_pipe(epoll),
             Action::KillCgroup(_) => processes::kill_cgroup(cgroups),
             Action::CheckCgroup(_, check) => {
                 let state = check_cgroup(cgroups, check, lifecycle);
@@ -204,10 +204,10 @@ impl Performer {
         self.inputs.push_back(Input::Served { requester, outcome });
     }
 
-    /// Closes the connection if sending failed, for example because the daemon does not read.
+    /// Closes the connection if sending, reading or decoding failed, for example because the daemon does not read.
     pub(crate) fn close_if_lost(&mut self, sent: Result<(), Lost>) {
-        if let Err(_lost) = sent
-            && let Some(generation) = self.link.hang_up(&self.epoll)
+        if let Err(lost) = sent
+            && let Some(generation) = self.link.hang_up(&lost, &self.epoll)
         {
             self.inputs.push_back(Input::Disconnected(generation));
         }
@@ -228,8 +228,8 @@ impl Performer {
 }
 
 fn check_cgroup(cgroups: &Cgroups, check: CgroupCheck, lifecycle: &Lifecycle) -> CgroupState {
-    let init_over = check.init.is_some_and(|pid| processes::over(pid).is_some());
+    let init_over = check.init.is_some_and(|pid| processes::code_if_over(pid).is_some());
     let strays = check.strays && processes::kill_strays(|pid| lifecycle.knows(pid));
-    let empty = processes::is_empty(cgroups, check.skip_held);
+    let empty = processes::is_empty(cgroups, check.skip_unreapable);
     CgroupState { empty, oom_killed: empty && processes::was_oom_killed(cgroups), strays, init_over }
 }

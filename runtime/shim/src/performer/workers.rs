@@ -29,17 +29,16 @@ impl Performer {
         let failed = |error| failure(ErrorKind::Internal, "fork", &error);
         let forked = match fork {
             Fork::Pause => forks::pause(&fds, self.from_daemon.pause_binary.as_fd()),
-            Fork::Exec { container } => {
-                let namespaces = self.descriptors.namespaces(*container);
-                let Some((container, namespaces)) = self.descriptors.container(*container).zip(namespaces)
-                else {
+            Fork::Exec { container: of } => {
+                let namespaces = self.descriptors.namespaces(*of);
+                let Some((container, namespaces)) = self.descriptors.container(*of).zip(namespaces) else {
                     return Err(refusal(
                         ErrorKind::Internal,
                         "exec",
                         "the container's namespaces are closed",
                     ));
                 };
-                forks::exec(&fds, &container.cgroups, namespaces)
+                forks::exec(&fds, &container.cgroups, namespaces, lifecycle.init(*of))
             }
             Fork::Container { log, terminal, stdin, pause } => {
                 // First, because a log that cannot be opened is the most likely failure.
@@ -121,17 +120,17 @@ impl Performer {
                 }
                 return;
             }
-            Packet::Prepared(_) if lost_fds => {
-                Input::Container(serial, ContainerInput::Prepared(Err(lost())))
+            Packet::Streams(_) if lost_fds => {
+                Input::Container(serial, ContainerInput::StreamsReceived(Err(lost())))
             }
-            Packet::Prepared(prepared) => {
+            Packet::Streams(uses) => {
                 let outcome = self.descriptors.container_mut(serial).map_or(Ok(()), |container| {
                     let Cgroups { unified, memory, freezer, search_all, .. } = &mut container.cgroups;
-                    (*unified, *memory) = (prepared.unified, prepared.memory);
-                    (*freezer, *search_all) = (prepared.freezer, prepared.search_all);
-                    container.streams.prepared(fds)
+                    (*unified, *memory) = (uses.unified, uses.memory);
+                    (*freezer, *search_all) = (uses.freezer, uses.search_all);
+                    container.streams.receive(fds)
                 });
-                Input::Container(serial, ContainerInput::Prepared(outcome))
+                Input::Container(serial, ContainerInput::StreamsReceived(outcome))
             }
             Packet::Warning(text) => Input::Worker(serial, WorkerInput::Warning(text)),
             Packet::Reply(reply) => match reply {
@@ -185,10 +184,10 @@ impl Performer {
         let failed = |stage| move |error| failure(ErrorKind::Internal, stage, &error);
         let Some(container) = self.descriptors.container(serial) else { return Ok(()) };
         // First, because a failure after init was told to start would be reported for a container that runs.
-        container.streams.watch_error_pipe(&self.epoll, serial).map_err(failed("epoll"))?;
+        container.streams.watch_start_pipe(&self.epoll, serial).map_err(failed("epoll"))?;
         let started = bundle::start(id).map_err(failed("start"));
         if started.is_err() {
-            container.streams.unwatch_error_pipe(&self.epoll);
+            container.streams.unwatch_start_pipe(&self.epoll);
         }
         started
     }

@@ -11,8 +11,8 @@ use wire::{ContainerPlan, MountKind, NamespaceSource};
 
 use super::executor::Init;
 use crate::bundle::{bundle, rootfs};
-use crate::held::Holders;
 use crate::podns::STATE;
+use crate::worker_only::Holders;
 
 /// A namespace that cannot be joined.
 #[derive(Debug, thiserror::Error)]
@@ -65,8 +65,8 @@ pub(crate) fn spec(plan: &ContainerPlan, holders: &Holders) -> Result<Value, NoH
     }))
 }
 
-/// Has libcontainer create init from the bundle. Returns its pid in the caller's PID namespace. Its parent is
-/// the caller's parent.
+/// Creates init from the bundle, with libcontainer. Returns its pid in the caller's PID namespace. Its parent is the
+/// caller's parent.
 ///
 /// # Errors
 /// The errors of libcontainer.

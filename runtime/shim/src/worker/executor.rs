@@ -15,8 +15,8 @@ use wire::{ErrorKind, ProcessPlan};
 
 use super::late::Late;
 use super::stage;
-use crate::held::WorkerOnly;
 use crate::process::{self, ProcessKind, Ready};
+use crate::worker_only::WorkerOnly;
 
 /// The name of a waiting init in `ps`, in a shared PID namespace.
 pub(crate) const TITLE: &std::ffi::CStr = c"copepod-init";
@@ -25,14 +25,14 @@ pub(crate) const TITLE: &std::ffi::CStr = c"copepod-init";
 pub(crate) struct InitData {
     /// The rest of the create.
     pub(crate) late: Late,
-    /// The write end of the pipe for an error of the create; the worker reads it.
-    pub(crate) create_error: OwnedFd,
+    /// The write end of the create pipe: init writes there why it could not be created, and the worker reads it.
+    pub(crate) create_pipe: OwnedFd,
     /// The process plan.
     pub(crate) process: ProcessPlan,
     /// The user.
     pub(crate) user: User,
-    /// The write end of the pipe for an error of the start, which execve closes; the shim reads it.
-    pub(crate) start_error: OwnedFd,
+    /// The write end of the start pipe: execve closes it, or init writes there why its start failed; the shim reads it.
+    pub(crate) start_pipe: OwnedFd,
     /// What only the worker needs. Init drops its copies; the worker takes its own back ([`Init::take_back`]).
     pub(crate) worker: WorkerOnly,
 }
@@ -61,7 +61,7 @@ impl Executor for Init {
         let Some(data) = self.data.take() else {
             return Err(ExecutorValidationError::ArgValidationError("init was prepared twice".to_owned()));
         };
-        let InitData { late, create_error, process, user, start_error, worker } = data;
+        let InitData { late, create_pipe, process, user, start_pipe, worker } = data;
         // libcontainer has given it another name.
         let _ = rustix::thread::set_name(TITLE);
         let prepare = || {
@@ -76,12 +76,12 @@ impl Executor for Init {
         let done = prepare();
         match done {
             Ok(ready) => {
-                drop(create_error);
-                self.ready.replace(Some((ready, start_error)));
+                drop(create_pipe);
+                self.ready.replace(Some((ready, start_pipe)));
                 Ok(())
             }
             Err(failure) => {
-                process::write_failure(&mut File::from(create_error), &failure);
+                process::write_failure(&mut File::from(create_pipe), &failure);
                 Err(ExecutorValidationError::ArgValidationError(failure.message))
             }
         }
@@ -93,10 +93,10 @@ impl Executor for Init {
     }
 
     fn exec(&self, _spec: &Spec) -> Result<(), ExecutorError> {
-        let Some((ready, start_error)) = self.ready.take() else {
+        let Some((ready, start_pipe)) = self.ready.take() else {
             return Err(ExecutorError::Other("init was not prepared".to_owned()));
         };
-        ready.become_process(start_error)
+        ready.become_process(start_pipe)
     }
 }
 

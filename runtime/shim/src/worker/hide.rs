@@ -28,8 +28,7 @@ impl KernelTrees {
         }
     }
 
-    /// Fails if the container will see something else at the target of one: paths that are hidden in the one would be
-    /// visible in the other.
+    /// Fails if something else is mounted over one of them: the container would see that, with no path hidden in it.
     pub(super) fn check(&self, root: &Root) -> Step<()> {
         for (target, tree) in &self.0 {
             let stage = format!("mount {target}");

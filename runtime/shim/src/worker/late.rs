@@ -4,12 +4,12 @@
 use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use sys::mount::{self, Attributes, Pass};
+use sys::mount::{self, Attributes, PropagationType};
 use wire::{ContainerPlan, MountKind};
 
 use super::dev;
 use super::hide::{self, KernelTrees};
-use super::mounts::{self, Prepared};
+use super::mounts::{self, Mount};
 use super::nested::Nested;
 use super::scratch::Scratch;
 use super::stage::{Step, internal};
@@ -19,7 +19,7 @@ use super::tree::Root;
 pub(crate) struct Late {
     pub(super) plan: ContainerPlan,
     /// The mounts that init attaches, in order.
-    pub(super) mounts: Vec<Prepared>,
+    pub(super) mounts: Vec<Mount>,
     /// Staged volumes that lie on Bidirectional ones.
     pub(super) nested: Vec<Nested>,
     /// The socket to which the terminal's master is sent.
@@ -42,13 +42,13 @@ impl Late {
             std::mem::take(&mut self.mounts).into_iter().partition(|m| mounts::is_shared(&m.plan));
         let mut kernel_trees = KernelTrees::default();
         let mut own_dev = None;
-        for mut prepared in first {
-            let tree = mounts::attach(&root, &scratch, &mut prepared)?;
-            if prepared.plan.target == "/dev" && matches!(prepared.plan.kind, MountKind::Tmpfs { .. }) {
+        for mut mount in first {
+            let tree = mounts::attach(&root, &scratch, &mut mount)?;
+            if mount.plan.target == "/dev" && matches!(mount.plan.kind, MountKind::Tmpfs { .. }) {
                 dev::populate(&root, tree.as_fd(), &self.plan.devices)?;
                 own_dev = Some(tree);
             } else {
-                kernel_trees.add(&prepared.plan.target, &prepared.plan.kind, tree);
+                kernel_trees.add(&mount.plan.target, &mount.plan.kind, tree);
             }
         }
         kernel_trees.check(&root)?;
@@ -71,7 +71,7 @@ impl Late {
         scratch.leave(root.as_fd())?;
         if shares {
             // As with runc, mounts that the container makes outside its volumes are propagated as configured.
-            mount::set_propagation(root.as_fd(), Pass::Shared, false)
+            mount::set_propagation(root.as_fd(), PropagationType::Shared, false)
                 .map_err(internal("rootfs", "propagation"))?;
         }
         Ok(console)
@@ -92,9 +92,7 @@ pub(super) fn read_failure(pipe: OwnedFd) -> Option<wire::Failure> {
     let mut text = String::new();
     // Init has ended or has written its error, because it reports to libcontainer after that.
     rustix::io::ioctl_fionbio(&pipe, true).ok()?;
-    let read = File::from(pipe).take(64 << 10).read_to_string(&mut text);
-    match (text.lines().next(), read) {
-        (Some(line), _) => serde_json::from_str(line).ok(),
-        (None, _) => None,
-    }
+    // If init still has its end open, this fails with WouldBlock after the line, which is kept.
+    drop(File::from(pipe).take(64 << 10).read_to_string(&mut text));
+    serde_json::from_str(text.lines().next()?).ok()
 }

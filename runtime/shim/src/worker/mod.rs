@@ -18,18 +18,16 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use sys::mount::{self, Attributes};
-use wire::{ContainerPlan, ErrorKind, Failure, Reply, parse_plan};
+use wire::{ContainerPlan, ErrorKind, Failure, Reply};
 
 use executor::{Init, InitData, TITLE};
 use late::Late;
 use scratch::Scratch;
 use stage::{Step, internal, invalid};
 
-use crate::held::{Holders, Receiver, WorkerOnly};
+use crate::worker_only::{Holders, Receiver, WorkerOnly};
 use crate::{bundle, process, user};
 
-/// Largest plan in bytes. In the shim it cannot be reached, because `packet::MAX_PLAN` is smaller.
-const MAX_PLAN: usize = 16 << 20;
 /// Names that libcgroups expects below a v1 /sys/fs/cgroup.
 const HIERARCHIES: [&str; 13] = [
     "systemd",
@@ -66,19 +64,18 @@ pub(crate) enum Stdio {
     },
 }
 
-/// The input of a worker: all its descriptors except 0-2 and its [`Receiver`].
+/// The input of a worker: the plan, and all its descriptors except 0-2 and its [`Receiver`].
 #[derive(Debug)]
 pub(crate) struct CreateInput {
-    /// memfd of a [`ContainerPlan`].
-    pub(crate) plan: OwnedFd,
+    pub(crate) plan: ContainerPlan,
     /// Kubelet's mount namespace.
     pub(crate) kubelet_mntns: OwnedFd,
     /// One folder per member of the plan's cgroups.
     pub(crate) cgroups: Vec<OwnedFd>,
     /// Stdio.
     pub(crate) stdio: Stdio,
-    /// Write end of the error pipe: execve closes it, or init writes its error to it. Close-on-exec.
-    pub(crate) exec_error: OwnedFd,
+    /// Write end of the start pipe: execve closes it, and init writes there why its start failed. Close-on-exec.
+    pub(crate) start_pipe: OwnedFd,
     /// The processes whose namespaces the plan joins.
     pub(crate) holders: Holders,
 }
@@ -87,36 +84,26 @@ pub(crate) struct CreateInput {
 /// parent and waits for [`bundle::start`]. The bundle stays in any case, and the shim removes it.
 pub(crate) fn create(input: CreateInput, receiver: Box<dyn Receiver>) -> i32 {
     let mut receiver = Some(receiver);
-    let reply = attempt(input, &mut receiver).unwrap_or_else(Reply::Failed);
+    // Nothing is cleaned up here, where the bundle contains the container's mounts. The shim removes the bundle: in its
+    // namespace nothing is mounted there. The mounts end with this process's namespace.
+    let reply = assemble(input, &mut receiver).unwrap_or_else(Reply::Failed);
     // If the result cannot be sent, the shim notices that the worker exited without one.
     i32::from(receiver.is_none_or(|receiver| receiver.reply(&reply).is_err()))
 }
 
 /// `receiver` is `None` while libcontainer creates init.
-fn attempt(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Step<Reply> {
-    let bytes = sys::memfd::read_all(input.plan.as_fd(), MAX_PLAN).map_err(internal("plan", "reading"))?;
-    let plan: ContainerPlan = parse_plan(&bytes)?;
-    drop(bytes);
-    // Nothing is cleaned up here, where the bundle contains the container's mounts. The shim removes the bundle: in its
-    // namespace nothing is mounted there. The mounts end with this process's namespace.
-    assemble(plan, input, receiver)
-}
-
 #[expect(clippy::too_many_lines, reason = "the order of namespaces and mounts matters, and it is read here")]
-fn assemble(
-    plan: ContainerPlan,
-    input: CreateInput,
-    receiver: &mut Option<Box<dyn Receiver>>,
-) -> Step<Reply> {
+fn assemble(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Step<Reply> {
+    let CreateInput { plan, kubelet_mntns, cgroups, stdio, start_pipe, holders } = input;
     let id = plan.id.clone();
-    let spec = container::spec(&plan, &input.holders).map_err(|e| invalid("namespaces", e))?;
+    let spec = container::spec(&plan, &holders).map_err(|e| invalid("namespaces", e))?;
     let split = mounts::split(&plan)?;
     // Folders for mounts are created with mode 0755 whatever umask the shim inherited.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
 
     // In kubelet's namespace: clone everything that is taken from the host.
     let pod = sys::namespace::own_mount().map_err(internal("namespaces", "own mount namespace"))?;
-    sys::namespace::enter_mount(input.kubelet_mntns.as_fd())
+    sys::namespace::enter_mount(kubelet_mntns.as_fd())
         .map_err(internal("namespaces", "kubelet's mount namespace"))?;
     let table = volumes::Table::open()?;
     let sources = rootfs::clone_sources(&plan.rootfs)?;
@@ -133,10 +120,10 @@ fn assemble(
     rootfs::assemble(&plan.rootfs, &sources, &Scratch::root_below(&at))?;
     drop(sources);
     let root = scratch.root()?;
-    // Before volumes are attached: both must depend on the image only.
+    // Before volumes are attached: the user and these folders must depend on the image only.
     let found = user::resolve(root.as_fd(), &plan.user).map_err(|e| unknown_user(&e))?;
     rootfs::make_folders(&root, &plan.rootfs)?;
-    let namespaces = mounts::Namespaces { kubelet: input.kubelet_mntns.as_fd(), own: own.as_fd() };
+    let namespaces = mounts::Namespaces { kubelet: kubelet_mntns.as_fd(), own: own.as_fd() };
     let nested = mounts::attach_early(&root, &scratch, &split.worker, early, &table, &namespaces)?;
     mounts::clone_from_pod(&mut late)?;
     drop((table, own, root));
@@ -147,7 +134,7 @@ fn assemble(
     let config = bundle::bundle(&id).join("config.json");
     fs::write(&config, spec.to_string()).map_err(internal("bundle", config.display()))?;
 
-    for (folder, member) in input.cgroups.iter().zip(&plan.cgroup.members) {
+    for (folder, member) in cgroups.iter().zip(&plan.cgroup.members) {
         sys::cgroup::join(folder.as_fd(), plan.cgroup.unified).map_err(internal("cgroup", &member.path))?;
     }
     let warning = process::before_namespaces(&plan.process).map_err(internal("process", "oom_score_adj"))?;
@@ -156,7 +143,7 @@ fn assemble(
     }
     // Containers that share a PID namespace see the command line of a waiting init, and the shim's has the pod's id.
     sys::proc::set_title(TITLE).map_err(internal("process", "title"))?;
-    let console = match input.stdio {
+    let console = match stdio {
         Stdio::Console { sock } => Some(sock),
         Stdio::Pipes { stdin, stdout, stderr } => {
             sys::fds::set_stdio(stdin.as_fd(), stdout.as_fd(), stderr.as_fd())
@@ -164,29 +151,29 @@ fn assemble(
             None
         }
     };
-    drop((input.plan, input.cgroups, input.kubelet_mntns));
+    drop((cgroups, kubelet_mntns));
     // libcontainer uses the scratch root by path, as root of the host.
     scratch.check(&at)?;
     drop(scratch);
-    let (init_error, create_error) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+    let (create_pipe_read, create_pipe) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|e| internal("process", "pipe")(e.into()))?;
 
     let late = Late { plan, mounts: late, nested, console };
     let Some(taken) = receiver.take() else {
         return Err(invalid("process", "the worker has no socket for its result"));
     };
-    let worker = WorkerOnly { receiver: taken, init_error, _holders: input.holders };
-    let (user, start_error) = (found.user.clone(), input.exec_error);
-    let init = Init::new(InitData { late, create_error, process, user, start_error, worker });
+    let worker = WorkerOnly { receiver: taken, create_pipe_read, _holders: holders };
+    let user = found.user.clone();
+    let init = Init::new(InitData { late, create_pipe, process, user, start_pipe, worker });
     let built = container::build(&id, init.clone());
-    // Closes the worker's copies of init's descriptors, among them the write ends of both error pipes.
-    let init_error = init.take_back().map(|worker| {
+    // Closes the worker's copies of init's descriptors, among them the write ends of both pipes.
+    let create_pipe_read = init.take_back().map(|worker| {
         *receiver = Some(worker.receiver);
-        worker.init_error
+        worker.create_pipe_read
     });
     match built {
         Ok(pid) => Ok(Reply::Created { pid, user: found.user, home: found.home }),
-        Err(e) => Err(init_error.and_then(late::read_failure).unwrap_or_else(|| Failure {
+        Err(e) => Err(create_pipe_read.and_then(late::read_failure).unwrap_or_else(|| Failure {
             kind: ErrorKind::Internal,
             stage: "libcontainer".to_owned(),
             message: chain(&e),

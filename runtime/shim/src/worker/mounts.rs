@@ -26,7 +26,7 @@ use std::time::Instant;
 
 use model::Propagation;
 use rustix::fs::symlinkat;
-use sys::mount::{self, Attributes, FsOption, Pass};
+use sys::mount::{self, Attributes, FsOption, PropagationType};
 use wire::{CgroupPlan, ContainerPlan, MountKind, MountPlan};
 
 use super::nested::{self, Nested};
@@ -53,7 +53,7 @@ pub(super) enum Place {
 }
 
 /// A mount, with the tree that was cloned for it.
-pub(super) struct Prepared {
+pub(super) struct Mount {
     pub(super) plan: MountPlan,
     place: Place,
     tree: Option<OwnedFd>,
@@ -85,7 +85,7 @@ impl Cgroups {
     }
 }
 
-impl Prepared {
+impl Mount {
     fn new(plan: MountPlan, place: Place) -> Self {
         Self { plan, place, tree: None, cgroups: Cgroups::Leaves, leaves: Vec::new() }
     }
@@ -175,42 +175,42 @@ pub(super) fn clone_late(
     init: &[(Place, MountPlan)],
     cgroup: &CgroupPlan,
     own_cgroup_namespace: bool,
-) -> Step<Vec<Prepared>> {
+) -> Step<Vec<Mount>> {
     init.iter()
         .map(|(place, plan)| {
-            let mut prepared = Prepared::new(plan.clone(), *place);
+            let mut mount = Mount::new(plan.clone(), *place);
             if *place == Place::Late {
-                prepared.tree = volumes::clone(plan)?;
+                mount.tree = volumes::clone(plan)?;
             }
             if plan.kind == MountKind::Cgroup {
                 let clone = |path: &str| {
                     let opened = mount::open_path(Path::new(path))?;
                     let tree = mount::clone(opened.as_fd(), false)?;
-                    mount::set_propagation(tree.as_fd(), Pass::Private, false)?;
+                    mount::set_propagation(tree.as_fd(), PropagationType::Private, false)?;
                     Ok(tree)
                 };
-                prepared.cgroups = Cgroups::of(cgroup, own_cgroup_namespace);
-                match prepared.cgroups {
+                mount.cgroups = Cgroups::of(cgroup, own_cgroup_namespace);
+                match mount.cgroups {
                     Cgroups::Leaves => {
                         for member in &cgroup.members {
                             let leaf = clone(&member.path).map_err(internal("cgroup mount", &member.path))?;
-                            prepared.leaves.push((member.hierarchy.clone(), leaf));
+                            mount.leaves.push((member.hierarchy.clone(), leaf));
                         }
                     }
                     Cgroups::Own => {}
                     Cgroups::Host => {
                         let host = clone("/sys/fs/cgroup");
-                        prepared.tree = Some(host.map_err(internal("cgroup mount", "/sys/fs/cgroup"))?);
+                        mount.tree = Some(host.map_err(internal("cgroup mount", "/sys/fs/cgroup"))?);
                     }
                 }
             }
-            Ok(prepared)
+            Ok(mount)
         })
         .collect()
 }
 
 /// Clones sources from the worker's copy of the pod's namespace.
-pub(super) fn clone_from_pod(mounts: &mut [Prepared]) -> Step<()> {
+pub(super) fn clone_from_pod(mounts: &mut [Mount]) -> Step<()> {
     for mount in mounts.iter_mut().filter(|m| m.plan.kind == MountKind::PodShm) {
         let stage = format!("mount {}", mount.plan.target);
         let shm = mount::open_path(Path::new(SHM)).map_err(internal(&stage, SHM))?;
@@ -223,7 +223,7 @@ pub(super) fn clone_from_pod(mounts: &mut [Prepared]) -> Step<()> {
 }
 
 /// Attaches one mount at its target in the root and returns it.
-pub(super) fn attach(root: &Root, scratch: &Scratch, mount: &mut Prepared) -> Step<OwnedFd> {
+pub(super) fn attach(root: &Root, scratch: &Scratch, mount: &mut Mount) -> Step<OwnedFd> {
     let stage = format!("mount {}", mount.plan.target);
     let tree = tree_of(scratch, mount)?;
     let target = place_for(root, &tree, &mount.plan)?;
@@ -241,7 +241,7 @@ pub(super) fn attach(root: &Root, scratch: &Scratch, mount: &mut Prepared) -> St
 pub(super) fn attach_shared(
     root: &Root,
     scratch: &Scratch,
-    mounts: Vec<Prepared>,
+    mounts: Vec<Mount>,
     nested: &[Nested],
 ) -> Step<()> {
     let mut opened: Vec<(OwnedFd, OwnedFd, mount::Identity)> = Vec::with_capacity(mounts.len());
@@ -278,7 +278,7 @@ fn is_procfs(tree: &OwnedFd) -> std::io::Result<bool> {
 }
 
 /// The tree to attach: cloned before, staged in the scratch root, or created now.
-fn tree_of(scratch: &Scratch, mount: &mut Prepared) -> Step<OwnedFd> {
+fn tree_of(scratch: &Scratch, mount: &mut Mount) -> Step<OwnedFd> {
     let stage = format!("mount {}", mount.plan.target);
     match (mount.tree.take(), mount.place) {
         (Some(tree), _) => Ok(tree),
@@ -334,7 +334,7 @@ fn create(plan: &MountPlan, cgroups: Cgroups) -> std::io::Result<OwnedFd> {
 }
 
 /// Binds the container's folder of each v1 hierarchy, and adds the short names of co-mounted controllers.
-fn attach_leaves(tmpfs: &OwnedFd, mount: &mut Prepared) -> std::io::Result<()> {
+fn attach_leaves(tmpfs: &OwnedFd, mount: &mut Mount) -> std::io::Result<()> {
     for (hierarchy, leaf) in mount.leaves.drain(..) {
         let target = tree::make(tmpfs.as_fd(), &format!("/{hierarchy}"), Kind::Directory)?;
         mount::add_attributes(leaf.as_fd(), attributes(&mount.plan))?;
@@ -358,9 +358,9 @@ pub(super) struct Namespaces<'a> {
 }
 
 /// Clones the sources of the worker's mounts, in kubelet's mount namespace.
-pub(super) fn clone_early(worker: &[(Place, MountPlan)]) -> Step<Vec<Prepared>> {
+pub(super) fn clone_early(worker: &[(Place, MountPlan)]) -> Step<Vec<Mount>> {
     let prepare = |(place, plan): &(Place, MountPlan)| {
-        Ok(Prepared { tree: volumes::clone(plan)?, ..Prepared::new(plan.clone(), *place) })
+        Ok(Mount { tree: volumes::clone(plan)?, ..Mount::new(plan.clone(), *place) })
     };
     worker.iter().map(prepare).collect()
 }
@@ -368,7 +368,7 @@ pub(super) fn clone_early(worker: &[(Place, MountPlan)]) -> Step<Vec<Prepared>> 
 fn detach(attached: Vec<OwnedFd>) -> Step<()> {
     for tree in attached.iter().rev() {
         // Make it private first: detaching a shared tree unmounts the submounts of its peers, including the host's.
-        mount::set_propagation(tree.as_fd(), Pass::Private, true)
+        mount::set_propagation(tree.as_fd(), PropagationType::Private, true)
             .map_err(internal("volumes", "making private"))?;
         mount::detach_fd(tree.as_fd()).map_err(internal("volumes", "detaching"))?;
     }
@@ -381,7 +381,7 @@ pub(super) fn attach_early(
     root: &Root,
     scratch: &Scratch,
     worker: &[(Place, MountPlan)],
-    mut prepared: Vec<Prepared>,
+    mut mounts: Vec<Mount>,
     table: &volumes::Table,
     namespaces: &Namespaces<'_>,
 ) -> Step<Vec<Nested>> {
@@ -392,11 +392,11 @@ pub(super) fn attach_early(
     let mut attempts: u32 = 0;
     while attempts == 0 || begun.elapsed() < PATIENCE {
         attempts += 1;
-        clone_from_pod(&mut prepared)?;
-        let mut attached = Vec::with_capacity(prepared.len());
+        clone_from_pod(&mut mounts)?;
+        let mut attached = Vec::with_capacity(mounts.len());
         let mut shared = nested::Shared::default();
         let mut nested: Vec<Nested> = Vec::new();
-        for mount in &mut prepared {
+        for mount in &mut mounts {
             attached.push(match mount.place {
                 Place::Staged(index) => {
                     // A mount on a volume at or below /dev, /proc or /sys is late as well, or `split` has refused it.
@@ -427,7 +427,7 @@ pub(super) fn attach_early(
             .map_err(internal("volumes", "kubelet's mount namespace"))?;
         let again = clone_early(worker);
         sys::namespace::enter_mount(namespaces.own).map_err(internal("volumes", "own mount namespace"))?;
-        prepared = again?;
+        mounts = again?;
     }
     Err(internal(
         "volumes",
@@ -439,7 +439,7 @@ pub(super) fn attach_early(
 }
 
 /// The path in the root to which a volume's target resolves now.
-fn resolved(root: &Root, mount: &Prepared) -> Step<Option<PathBuf>> {
+fn resolved(root: &Root, mount: &Mount) -> Step<Option<PathBuf>> {
     let Some(tree) = &mount.tree else { return Ok(None) };
     let place = place_for(root, tree, &mount.plan)?;
     let stage = format!("mount {}", mount.plan.target);
@@ -448,7 +448,7 @@ fn resolved(root: &Root, mount: &Prepared) -> Step<Option<PathBuf>> {
 
 /// The Bidirectional volume that contains the target of a volume, and the path in it. `None` also for our own files
 /// below /etc: such a volume hides them.
-fn below_shared(shared: &nested::Shared, root: &Root, mount: &Prepared) -> Step<Option<(String, PathBuf)>> {
+fn below_shared(shared: &nested::Shared, root: &Root, mount: &Mount) -> Step<Option<(String, PathBuf)>> {
     if shared.is_empty() || !matches!(mount.plan.kind, MountKind::Bind { .. }) {
         return Ok(None);
     }
@@ -456,7 +456,7 @@ fn below_shared(shared: &nested::Shared, root: &Root, mount: &Prepared) -> Step<
 }
 
 /// Attaches a volume in the scratch root, where it receives the host's mounts until init moves it.
-fn attach_staged(scratch: &Scratch, mount: &mut Prepared, index: usize) -> Step<OwnedFd> {
+fn attach_staged(scratch: &Scratch, mount: &mut Mount, index: usize) -> Step<OwnedFd> {
     let stage = format!("mount {}", mount.plan.target);
     let tree = mount.tree.take().ok_or_else(|| invalid(&stage, "a staged mount without a source"))?;
     let attach = || {

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use rustix::fs::OFlags;
-use sys::mount::{self, Pass};
+use sys::mount::{self, PropagationType};
 use wire::Failure;
 
 use super::scratch::Scratch;
@@ -100,7 +100,7 @@ pub(super) fn attach(
         attempts += 1;
         let copy = mount::clone(source.as_fd(), true).map_err(internal(STAGE, "copy"))?;
         let begin = || {
-            mount::set_propagation(copy.as_fd(), Pass::Private, false)?;
+            mount::set_propagation(copy.as_fd(), PropagationType::Private, false)?;
             mount::attach(copy.as_fd(), place)
         };
         begin().map_err(internal(STAGE, "attaching"))?;
@@ -112,7 +112,7 @@ pub(super) fn attach(
             .map_err(internal(STAGE, "joining the host's mount, for which Linux 5.15 is needed"))?;
         if has_same_mounts(root, source, &copy, &on_it).map_err(internal(STAGE, "the mount table"))? {
             // Otherwise detaching the scratch root would also unmount the submounts of its peers, including the host's.
-            return mount::set_propagation(source.as_fd(), Pass::Private, true)
+            return mount::set_propagation(source.as_fd(), PropagationType::Private, true)
                 .map_err(internal(STAGE, "making the staged volume private"));
         }
         discard(scratch, &copy, &on_it).map_err(internal(STAGE, "discarding the copy"))?;
@@ -126,7 +126,7 @@ pub(super) fn attach(
 /// Moves the volumes on a copy back to where they were staged, and detaches the copy.
 fn discard(scratch: &Scratch, copy: &OwnedFd, on_it: &[(usize, OwnedFd)]) -> io::Result<()> {
     // First of all: detaching a shared mount would also unmount the submounts of its peers, including the host's.
-    mount::set_propagation(copy.as_fd(), Pass::Private, true)?;
+    mount::set_propagation(copy.as_fd(), PropagationType::Private, true)?;
     for (index, tree) in on_it {
         mount::attach(tree.as_fd(), scratch.staged(*index)?.as_fd())?;
     }
@@ -141,7 +141,7 @@ fn attach_one(scratch: &Scratch, copy: &OwnedFd, volume: &Nested) -> Step<OwnedF
     let open = || -> io::Result<_> {
         let tree = scratch.staged(volume.index)?;
         // libcontainer's rootfsPropagation has made it shared, in a peer group of its own: see `Scratch::unshare`.
-        mount::set_propagation(tree.as_fd(), Pass::Slave, true)?;
+        mount::set_propagation(tree.as_fd(), PropagationType::Slave, true)?;
         let place = tree::make(copy.as_fd(), &below, tree::kind(tree.as_fd())?)?;
         let private = mount::mount_id(place.as_fd())? == mount::mount_id(copy.as_fd())?;
         Ok((tree, place, private))
@@ -197,17 +197,12 @@ struct Entry<'t> {
 }
 
 impl<'t> Table<'t> {
-    /// Parses the text of mountinfo (proc_pid_mountinfo(5)).
     fn parse(text: &'t str) -> Self {
         let mut table = Self::default();
-        for line in text.lines() {
-            let mut words = line.split(' ');
-            let (Some(id), Some(parent)) = (words.next(), words.next()) else { continue };
-            let (Ok(id), Ok(parent)) = (id.parse(), parent.parse()) else { continue };
-            let (Some(device), Some(root), Some(point)) = (words.next(), words.next(), words.next()) else {
-                continue;
-            };
-            table.children.entry(parent).or_default().push(Entry { id, point, what: [device, root] });
+        for mount in sys::mountinfo::mounts(text) {
+            let (id, point) = (mount.id, mount.raw_point());
+            let entry = Entry { id, point, what: [mount.device, mount.root] };
+            table.children.entry(mount.parent).or_default().push(entry);
             table.points.insert(id, point);
         }
         table

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
-use sys::mount::{self, Attributes, FsOption, Pass};
+use sys::mount::{self, Attributes, FsOption, PropagationType};
 use wire::RootfsPlan;
 
 use super::stage::{Step, internal, invalid};
@@ -12,7 +12,7 @@ use super::tree::Root;
 use crate::podns::{EMPTY, LAYERS, WRITABLE};
 
 const STAGE: &str = "rootfs";
-/// Most layers of one overlay in the kernel.
+/// The kernel's limit of layers of one overlay.
 const MAX_LAYERS: usize = 500;
 
 /// The clones from the host's namespace.
@@ -26,14 +26,15 @@ pub(super) fn clone_sources(plan: &RootfsPlan) -> Step<Sources> {
     let clone = |path: &str| {
         let fd = mount::open_path(Path::new(path)).map_err(internal(STAGE, path))?;
         let tree = mount::clone(fd.as_fd(), false).map_err(internal(STAGE, path))?;
-        mount::set_propagation(tree.as_fd(), Pass::Private, false).map_err(internal(STAGE, path))?;
+        mount::set_propagation(tree.as_fd(), PropagationType::Private, false)
+            .map_err(internal(STAGE, path))?;
         Ok(tree)
     };
     Ok(Sources { store: clone(&plan.store)?, writable: clone(&plan.rw)? })
 }
 
 /// Creates the overlay and attaches it at `at`, in the worker's mount namespace. The sources are attached
-/// there meanwhile, because kernels before 6.13 refuse layers that are not attached.
+/// there meanwhile, because kernels before 6.15 refuse layers that are not attached.
 pub(super) fn assemble(plan: &RootfsPlan, sources: &Sources, at: &Path) -> Step<()> {
     let attach =
         |tree: &OwnedFd, path| mount::attach_at(tree.as_fd(), Path::new(path)).map_err(internal(STAGE, path));
@@ -97,7 +98,7 @@ pub(super) fn make_folders(root: &Root, plan: &RootfsPlan) -> Step<()> {
             }
             Ok(())
         };
-        make().map_err(internal("image volume", path))?;
+        make().map_err(internal("VOLUME of the image", path))?;
     }
     Ok(())
 }

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, makedev, mkdirat, mknodat, openat, unlinkat};
 use rustix::io::Errno;
-use sys::mount::{self, Attributes, Pass};
+use sys::mount::{self, Attributes, PropagationType};
 
 use super::stage::{Step, internal};
 use super::tree::{self, Kind, Root};
@@ -61,7 +61,7 @@ impl Scratch {
         Ok(Self { fd, cover: None })
     }
 
-    /// The path of the container's root file system, relative to the scratch root's mount point.
+    /// The path of the container's root file system, if the scratch root is attached at `at`.
     pub(super) fn root_below(at: &Path) -> PathBuf {
         at.join("root")
     }
@@ -118,9 +118,9 @@ impl Scratch {
     /// Reverts the effect of libcontainer's rootfsPropagation "shared" on mounts that must not be shared,
     /// each of which got its own peer group. Staged volumes are not changed.
     pub(super) fn unshare(&self, root: &Root) -> Step<()> {
-        mount::set_propagation(self.fd.as_fd(), Pass::Private, false)
+        mount::set_propagation(self.fd.as_fd(), PropagationType::Private, false)
             // A mount that has a master on the host stays its slave; any other becomes private.
-            .and_then(|()| mount::set_propagation(root.as_fd(), Pass::Slave, true))
+            .and_then(|()| mount::set_propagation(root.as_fd(), PropagationType::Slave, true))
             .map_err(internal("rootfs", "propagation"))
     }
 

@@ -13,9 +13,9 @@ use rustix::io::Errno;
 use sys::beneath::resolve;
 use sys::mount::{self, Identity, open_in_root};
 
-/// Most symlinks in a path, as in the kernel.
+/// Maximum number of symlinks in a path, as in the kernel.
 const MAX_LINKS: usize = 40;
-/// Most components that are looked up for a path, including those of its symlinks.
+/// Maximum number of components that are looked up for a path, including those of its symlinks.
 const MAX_NAMES: usize = 4096;
 
 /// The kind of a mount's target.
@@ -366,7 +366,7 @@ mod tests {
     #[test]
     fn the_root_is_never_a_mount_point_and_own_folders_are_no_links() {
         let dir = tempfile::tempdir().unwrap();
-        // As a separate mount the folder would be a mount's root; here the inode is compared.
+        // This root is an ordinary folder, not the root of a mount as in a container, so its inode identifies it.
         let root = root(&dir);
         let at = |name: &str| dir.path().join(name);
         std::fs::create_dir(at("bin")).unwrap();

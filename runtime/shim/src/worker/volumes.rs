@@ -12,15 +12,15 @@ use std::time::Duration;
 
 use model::Propagation;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use sys::mount::{self, Attributes, Pass};
+use sys::mount::{self, Attributes, PropagationType};
 use wire::{MountKind, MountPlan};
 
 use super::stage::{Step, internal, invalid};
 use super::tree;
 
-/// How long volumes are attached again because the host's mounts changed meanwhile. Each attempt takes about a
-/// millisecond, but on a busy node it is interrupted, and a node that starts many pods at once changes its table as
-/// often. The limit is a time, because a number of attempts passes in no time on a fast node.
+/// How long volumes are attached again because the host's mounts changed meanwhile. An attempt takes about a
+/// millisecond, on a busy node longer, and a node that starts many pods at once may change its mounts during each. The
+/// limit is a time, because a fast node would make any number of attempts within one burst of changes.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// Largest mount table that is searched for a propagating volume, in bytes.
 const MAX_TABLE: u64 = 64 << 20;
@@ -126,13 +126,13 @@ pub(super) fn clone(plan: &MountPlan) -> Step<Option<OwnedFd>> {
     let recursive =
         tree::kind(opened.as_fd()).map_err(internal(&stage, source.path))? == tree::Kind::Directory;
     let tree = mount::clone(opened.as_fd(), recursive).map_err(internal(&stage, source.path))?;
-    let pass = match source.propagation {
-        Propagation::Private => Some(Pass::Private),
-        Propagation::HostToContainer => Some(Pass::Slave),
+    let to = match source.propagation {
+        Propagation::Private => Some(PropagationType::Private),
+        Propagation::HostToContainer => Some(PropagationType::Slave),
         Propagation::Bidirectional => None,
     };
-    if let Some(pass) = pass {
-        mount::set_propagation(tree.as_fd(), pass, true).map_err(internal(&stage, "propagation"))?;
+    if let Some(to) = to {
+        mount::set_propagation(tree.as_fd(), to, true).map_err(internal(&stage, "propagation"))?;
     }
     mount::add_attributes(tree.as_fd(), attributes(plan)).map_err(internal(&stage, "mount flags"))?;
     Ok(Some(tree))

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use wire::{ContainerPlan, Reply};
 
-use crate::held::{Holders, Receiver};
 use crate::worker::{CreateInput, Stdio, create};
+use crate::worker_only::{Holders, Receiver};
 use crate::{bundle, podns};
 
 #[derive(Serialize, Deserialize)]
@@ -26,13 +26,13 @@ pub(crate) struct Scenario {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Outcome {
     pub(crate) reply: Reply,
-    /// The data on init's error pipe; empty if execve succeeded.
+    /// The data on init's start pipe; empty if execve succeeded.
     pub(crate) report: String,
     pub(crate) output: String,
     /// Exit code, or 128 + signal number.
     pub(crate) code: i32,
     /// Descriptors that init had while it waited.
-    pub(crate) held: Vec<String>,
+    pub(crate) descriptors: Vec<String>,
 }
 
 /// Runs the scenario in the file at `path`.
@@ -61,7 +61,6 @@ pub(crate) fn shim_side(path: &Path) {
 
 #[expect(clippy::too_many_lines, reason = "the steps of a shim in their order")]
 fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Outcome {
-    let plan = sys::memfd::create_sealed("plan", &serde_json::to_vec(&scenario.plan).unwrap()).unwrap();
     let (stdin, mut to_stdin) = io::pipe().unwrap();
     let (mut from_stdout, stdout) = io::pipe().unwrap();
     let (report_read, report) = io::pipe().unwrap();
@@ -73,9 +72,10 @@ fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Ou
     } else {
         vec![stdin.into(), stdout.try_clone().unwrap().into(), stdout.into()]
     };
-    given.extend([plan, kubelet_mntns, report.into(), answer.into()]);
+    given.extend([kubelet_mntns, report.into(), answer.into()]);
     given.extend(cgroups);
     let keep: Vec<_> = given.iter().map(|fd| fd.as_fd()).collect();
+    let plan = scenario.plan.clone();
     let worker = sys::fork::worker(&keep, move |fds| {
         let mut fds = fds.into_iter();
         let mut next = || fds.next().unwrap();
@@ -84,13 +84,13 @@ fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Ou
         } else {
             Stdio::Pipes { stdin: next(), stdout: next(), stderr: next() }
         };
-        let (plan, kubelet_mntns, exec_error) = (next(), next(), next());
+        let (kubelet_mntns, start_pipe) = (next(), next());
         let answer = Box::new(File::from(next()));
         // Pause shares all namespaces with the shim.
         let pause = Some(sys::namespace::Namespaces::default());
         let holders = Holders { pause, target: None };
         let cgroups = fds.collect();
-        create(CreateInput { plan, kubelet_mntns, cgroups, stdio, exec_error, holders }, answer)
+        create(CreateInput { plan, kubelet_mntns, cgroups, stdio, start_pipe, holders }, answer)
     })
     .unwrap();
     drop(given);
@@ -99,11 +99,17 @@ fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Ou
     assert_eq!(wait(worker), 0, "the worker ended badly: {line}");
     let reply: Reply = serde_json::from_str(&line).unwrap();
     let Reply::Created { pid, .. } = &reply else {
-        return Outcome { reply, report: String::new(), output: String::new(), code: 0, held: Vec::new() };
+        return Outcome {
+            reply,
+            report: String::new(),
+            output: String::new(),
+            code: 0,
+            descriptors: Vec::new(),
+        };
     };
     let pid = *pid;
-    let held = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
-    let held = held.map(|e| held_file(&e.unwrap().path())).collect();
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let descriptors = descriptors.map(|e| described(&e.unwrap().path())).collect();
     bundle::start(&scenario.plan.id).unwrap();
     let mut report = String::new();
     File::from(OwnedFd::from(report_read)).read_to_string(&mut report).unwrap();
@@ -126,7 +132,7 @@ fn run(scenario: &Scenario, kubelet_mntns: OwnedFd, cgroups: Vec<OwnedFd>) -> Ou
     bundle::remove(&scenario.plan.id);
     assert_eq!(fs::read_dir(podns::STATE).unwrap().count(), 0);
     assert_eq!(fs::read_dir(podns::BUNDLES).unwrap().count(), 0);
-    Outcome { reply, report, output, code, held }
+    Outcome { reply, report, output, code, descriptors }
 }
 
 impl Receiver for File {
@@ -145,7 +151,7 @@ impl Receiver for File {
 }
 
 /// Describes a descriptor; files outside of our mounts include their file system.
-fn held_file(path: &Path) -> String {
+fn described(path: &Path) -> String {
     let name = fs::read_link(path).unwrap().display().to_string();
     let kind = rustix::fs::statfs(path).map_or(0, |s| s.f_type);
     if name == "/" { format!("/ in {kind:#x}") } else { name }

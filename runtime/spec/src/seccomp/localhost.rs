@@ -5,8 +5,8 @@ use super::{Action, Arch, ArgTest, Op, Profile, Rule};
 use crate::{Error, security};
 use serde::Deserialize;
 
-/// Most rules of a profile, and most names of system calls in all of them. The profile of containers-common has 35
-/// rules with some 480 names.
+/// Maximum number of rules of a profile, and of names of system calls in all of them. The profile of containers-common
+/// has 35 rules with some 480 names.
 const MAX_RULES: usize = 4096;
 const MAX_NAMES: usize = 16_384;
 /// Error number if the profile names none.
@@ -197,7 +197,7 @@ fn caps(field: &str, filter: &RawFilter) -> Result<Vec<u64>, Error> {
     filter.caps.iter().map(bit).collect()
 }
 
-/// Docker names architectures as Go does.
+/// The names of architectures in Docker's profiles.
 fn names_arch(filter: &RawFilter, arch: Arch) -> bool {
     let own = match arch {
         Arch::X86_64 => "amd64",

@@ -7,7 +7,7 @@ use super::*;
 use crate::pod::fakes::{self, Fake, Order, Running};
 use crate::pod::life::{LaunchFailed, Outcome, StartError, TornDown};
 use crate::pod::registry::Reservation;
-use model::reconcile::{Held, Shim};
+use model::reconcile::{InShim, Shim};
 use model::{ContainerConfig, ContainerMeta, ContainerPhase, Exit, PodId, PodMeta, PodPhase};
 use tokio::task::JoinHandle;
 use wire::ExitFacts;
@@ -45,13 +45,13 @@ impl Rig {
     }
 
     /// Reserves the pod's name; starts a driver if it was free.
-    fn reserve(&self, id: PodId) -> watch::Receiver<Launched> {
+    fn reserve(&self, id: PodId) -> watch::Receiver<RunReply> {
         match self.registry.reserve(id, &Arc::new(config())).expect("the name") {
-            Reservation::Join(launched) => launched,
-            Reservation::New(channels, launched) => {
+            Reservation::Join(reply) => reply,
+            Reservation::New(channels, reply) => {
                 let supervisor = Arc::clone(&self.supervisor);
                 launch(supervisor, Arc::clone(&self.registry), channels, config());
-                launched
+                reply
             }
         }
     }
@@ -80,10 +80,10 @@ impl Rig {
     /// A pod that is up, with the sender of its shim's events.
     async fn up() -> (Self, mpsc::Sender<Event>) {
         let mut rig = Self::new();
-        let launched = rig.reserve(pod_id());
+        let run = rig.reserve(pod_id());
         let running = rig.job().await;
         let events = end_launch(running);
-        assert_eq!(ended(launched).await, Ok(pod_id()));
+        assert_eq!(ended(run).await, Ok(pod_id()));
         (rig, events)
     }
 
@@ -133,8 +133,8 @@ fn end_launch(running: Running) -> mpsc::Sender<Event> {
     events
 }
 
-async fn ended(mut launched: watch::Receiver<Launched>) -> Result<PodId, Error> {
-    let outcome = tokio::time::timeout(SOON, launched.wait_for(Option::is_some)).await;
+async fn ended(mut reply: watch::Receiver<RunReply>) -> Result<PodId, Error> {
+    let outcome = tokio::time::timeout(SOON, reply.wait_for(Option::is_some)).await;
     outcome.expect("in time").expect("a driver").clone().expect("an outcome")
 }
 
@@ -163,9 +163,9 @@ async fn equal_requests_share_one_launch() {
 #[tokio::test(start_paused = true)]
 async fn a_failed_launch_frees_the_name_before_it_is_told() {
     let mut rig = Rig::new();
-    let launched = rig.reserve(pod_id());
+    let run = rig.reserve(pod_id());
     rig.job().await.end(Outcome::Launched(Err(LaunchFailed { error: broken(), left: Vec::new() })));
-    assert_eq!(ended(launched).await, Err(broken()));
+    assert_eq!(ended(run).await, Err(broken()));
     assert!(rig.registry.published().pod(pod_id().as_str()).is_err(), "never listed");
     let again = PodId::from_random([2; 32]);
     rig.reserve(again.clone());
@@ -188,7 +188,7 @@ async fn starts_of_one_container_share_one_job() {
     running.end(Outcome::Started(id, Err(StartError::Other(broken()))));
     for call in calls {
         let error = reply(call).await.expect_err("the job failed");
-        assert!(error.kind == ErrorKind::Internal && error.message.ends_with("broken"), "{error}");
+        assert!(error.kind == ErrorKind::Internal && error.text().ends_with("broken"), "{error}");
     }
     assert!(rig.orders.try_recv().is_err(), "one job");
 }
@@ -287,7 +287,7 @@ async fn a_lost_connection_is_dialled_again_and_the_silence_is_listed() {
     assert!(before.elapsed() >= Duration::from_millis(200), "a pause grows between attempts");
     assert!(silent(&rig));
     let (connection, events) = fakes::connection();
-    let containers = BTreeMap::from([(id.clone(), Held::Running { pid: 7, started_at: 3 })]);
+    let containers = BTreeMap::from([(id.clone(), InShim::Running { pid: 7, started_at: 3 })]);
     let dialled = DialResult { pid: 5, ..DialResult::of(Shim::Answered { pause: true, containers }) };
     drop(dialling.send((dialled, Some(connection))));
     // The new connection is used: its events arrive.
@@ -395,7 +395,7 @@ async fn callers_of_a_stopping_daemon_are_told_so() {
             running.end(Outcome::PodTornDown(TornDown::default()));
         }
     }
-    // The next step, which records the stop, belongs to the next start.
+    // The next step, which records the stop, belongs to the next start of the daemon.
     assert_eq!(reply(stopped).await.map_err(|error| error.kind), Err(ErrorKind::Aborted));
     closed.await.expect("no panic");
     assert!(rig.orders.try_recv().is_err());

@@ -39,7 +39,7 @@ pub(crate) async fn session(
     let prepared = move || prepare(&shared, &record, cmd, streams);
     let Prepared { fds, stdin, stdout, stderr } =
         lanes::run(lanes::exec(), pod.as_str(), "prepare the exec", prepared).await?;
-    let watch = |error: io::Error| Error::of("watch the streams of the exec", &error);
+    let watch = |error: io::Error| Error::of("watch the streams of the exec", error);
     // They are watched before anything is started, so that a failure leaves nothing behind.
     let stdin = sink(stdin).map_err(watch)?;
     let (stdout, stderr) = (source(stdout).map_err(watch)?, source(stderr).map_err(watch)?);
@@ -77,7 +77,7 @@ fn prepare(
     if tty {
         return Ok(prepared);
     }
-    let null = || sys::fds::null().map_err(|error| Error::of("open /dev/null", &error));
+    let null = || sys::fds::null().map_err(|error| Error::of("open /dev/null", error));
     let theirs = if stdin {
         let (theirs, ours) = pipe()?;
         prepared.stdin = Some(ours);

@@ -9,7 +9,7 @@ use crate::pod::{exit, teardown};
 use crate::shims::Connection;
 use crate::shims::dial::{self, Dialled};
 use model::PodId;
-use model::reconcile::{Held, Shim};
+use model::reconcile::{InShim, Shim};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +31,7 @@ pub(super) async fn reconnect(
     let (shared, id) = (Arc::clone(context), pod.clone());
     let read = move || Ok(teardown::exits(&shared, &id));
     dialled.exits =
-        lanes::run(lanes::kill(), pod.as_str(), "read exit records", read).await.unwrap_or_default();
+        lanes::run(lanes::kill(), pod.as_str(), "read exit files", read).await.unwrap_or_default();
     (dialled, connection)
 }
 
@@ -43,13 +43,16 @@ fn of_snapshot(registry: &Registry, connection: &Connection) -> DialResult {
             Snapshot::Container { container, state, pid } => {
                 let pid = *pid;
                 let held = match state {
-                    ContainerState::Creating => Held::Creating,
-                    ContainerState::Created => Held::Created { pid },
-                    ContainerState::Running { started_at } => Held::Running { pid, started_at: *started_at },
-                    // A state of a later version, so init has not exited. The record has the start time.
-                    ContainerState::Unknown => Held::Running { pid, started_at: 0 },
+                    ContainerState::Creating => InShim::Creating,
+                    ContainerState::Created => InShim::Created { pid },
+                    ContainerState::Running { started_at } => {
+                        InShim::Running { pid, started_at: *started_at }
+                    }
+                    // A state that this build does not know. It is not Exited, which every build sends under this name,
+                    // so init exists. The record has the start time.
+                    ContainerState::Unknown => InShim::Running { pid, started_at: 0 },
                     ContainerState::Exited(facts) => {
-                        Held::Exited { exit: exit::exit_of(facts, now()), started_at: facts.started_at }
+                        InShim::Exited { exit: exit::exit_of(facts, now()), started_at: facts.started_at }
                     }
                 };
                 containers.insert(container.clone(), held);

@@ -73,14 +73,11 @@ impl Life {
             let (id, meta) = (container.record.id.clone(), &config.meta);
             let name = format!("container {} attempt {}", meta.name, meta.attempt);
             let exists = |text: &str| Error::new(ErrorKind::AlreadyExists, format!("{name} {text}, as {id}"));
-            let again = |text: &str| Error::new(ErrorKind::Unavailable, format!("{name}: {text} {id}"));
+            let again =
+                |text: &str| Error::new(ErrorKind::Unavailable, format!("{name} exists as {id}, {text}"));
             let answer = match &mut container.stage {
-                Stage::CutOff => {
-                    Err(again("an earlier create of it was interrupted and is being undone, as"))
-                }
-                Stage::Removing { .. } => {
-                    Err(again("an earlier container of this name is being removed, as"))
-                }
+                Stage::CutOff => Err(again("whose create was interrupted and is being undone: try again")),
+                Stage::Removing { .. } => Err(again("which is being removed: try again")),
                 _ if !is_equal(&container.record, &config) => {
                     Err(exists("exists with another configuration"))
                 }
@@ -146,8 +143,8 @@ impl Life {
             Stage::Created { start, .. } => match next_phase(&container.record, ContainerEvent::Started) {
                 Ok(phase) => {
                     *start = Start::Requested(vec![waiter]);
-                    // On disk the container is running from now on, because a daemon that reads the record must
-                    // assume so. The published state changes only with the shim's report.
+                    // The job writes this record while it sends the request: a daemon that reads it must assume that
+                    // the container runs, and asks the shim. The published state changes only with the shim's report.
                     let intent = ContainerRecord {
                         phase,
                         started_at: self.now.wall,

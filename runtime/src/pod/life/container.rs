@@ -49,7 +49,7 @@ impl Life {
         );
         match self.admit() {
             Err(over) if !own_fault => {
-                tracing::debug!(pod = %self.record.id, %error, "overtaken by the stop of the pod");
+                tracing::debug!(pod = %self.record.id, error = %error.text(), "overtaken by the stop of the pod");
                 over.context(what)
             }
             _ => error,
@@ -112,9 +112,9 @@ impl Life {
         let stopped = self.containers.get(id).is_some_and(|it| it.is_being_stopped());
         // If the container was stopped meanwhile, the error is that of its killed process, not the reason.
         let aborted = |error: Error| match error.kind {
-            ErrorKind::Internal if stopped => {
-                Error::new(ErrorKind::Aborted, format!("stopped while it was started: {}", error.message))
-            }
+            ErrorKind::Internal if stopped => error
+                .context("the container was stopped while it was being started")
+                .with_kind(ErrorKind::Aborted),
             _ => error,
         };
         match error {
@@ -253,7 +253,7 @@ impl Life {
     /// Removes an exited container, or continues its removal.
     pub(super) fn begin_remove(&mut self, id: &ContainerId, new: Vec<Waiter>) {
         // The removal of its pod includes it, and its callers wait for that.
-        if let PodStage::Removing { removers } = &mut self.stage {
+        if let PodStage::Removing { removers, .. } = &mut self.stage {
             return removers.extend(new);
         }
         let Some(container) = self.containers.get_mut(id) else { return self.answer_all(new, &Ok(())) };
@@ -303,11 +303,11 @@ impl Life {
             }
             Err(error) => {
                 *job_running = false;
-                if container.record.phase == ContainerPhase::Exited {
-                    container.stage = Stage::Exited { durable, start: None };
-                } else {
-                    tracing::error!(container = %id, %error, again = ?REMOVE_AGAIN, "cannot remove the container; it will be retried");
+                if container.is_leftover() {
+                    tracing::error!(container = %id, error = %error.text(), again = ?REMOVE_AGAIN, "cannot remove the container; it will be retried");
                     self.actions.push(Action::StartTimer(Timer::Container(id.clone()), REMOVE_AGAIN));
+                } else {
+                    container.stage = Stage::Exited { durable, start: None };
                 }
             }
         }

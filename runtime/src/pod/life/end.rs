@@ -3,7 +3,7 @@
 use super::stage::{Container, Fate, Link, PodCallers, PodStage, Stage};
 use super::{Action, Job, Leaf, Life, Timer, TornDown, Waiter};
 use crate::error::{Error, ErrorKind};
-use crate::pod::backoff::later;
+use crate::pod::backoff;
 use model::transition::PodEvent;
 use model::{ContainerId, ContainerRecord, PodPhase};
 use std::sync::Arc;
@@ -25,7 +25,13 @@ impl Life {
             PodStage::Leftover | PodStage::Ready | PodStage::NotReady => {
                 self.tear_down(PodCallers { stoppers: vec![waiter], removers: Vec::new() });
             }
-            PodStage::Stopped { .. } | PodStage::Removing { .. } => self.answer(waiter, Ok(())),
+            PodStage::Stopped { removers, folder_left: true } => {
+                let callers = PodCallers { stoppers: vec![waiter], removers: std::mem::take(removers) };
+                self.remove_shim_folder(callers);
+            }
+            PodStage::Stopped { folder_left: false, .. } | PodStage::Removing { .. } => {
+                self.answer(waiter, Ok(()));
+            }
             PodStage::Launching => self.answer(waiter, Err(self.being_launched())),
             PodStage::Removed => self.answer(waiter, Err(self.gone())),
         }
@@ -42,11 +48,11 @@ impl Life {
             PodStage::Leftover | PodStage::Ready | PodStage::NotReady => {
                 self.tear_down(PodCallers { stoppers: Vec::new(), removers: vec![waiter] });
             }
-            PodStage::Stopped { removers } => {
+            PodStage::Stopped { removers, .. } => {
                 removers.push(waiter);
                 self.continue_removal();
             }
-            PodStage::Removing { removers } => removers.push(waiter),
+            PodStage::Removing { removers, .. } => removers.push(waiter),
             PodStage::Launching => self.answer(waiter, Err(self.being_launched())),
             PodStage::Removed => self.answer(waiter, Err(self.gone())),
         }
@@ -86,8 +92,8 @@ impl Life {
         leaves.filter(|leaf| !leaf.cgroup.is_empty()).collect()
     }
 
-    /// Records the exits of all containers, except those that may still be running. An exit that is in no exit
-    /// file gets the message `unseen`. Returns the errors of exits that could not be recorded.
+    /// Records the exits of all containers, except those that may still be running. An exit that is not in `torn_down`
+    /// gets the message `unseen`. Returns the errors of exits that could not be recorded.
     fn settle_exits(&mut self, torn_down: &TornDown, unseen: &str) -> Vec<Error> {
         let ids: Vec<ContainerId> = self.containers.keys().cloned().collect();
         let mut errors = Vec::new();
@@ -113,7 +119,7 @@ impl Life {
         let PodStage::Killing(callers) = &mut self.stage else { return };
         let callers = std::mem::take(callers);
         for error in &torn_down.errors {
-            tracing::error!(pod = %self.record.id, %error, "cannot kill what a dead shim has left; the teardown tries again");
+            tracing::error!(pod = %self.record.id, error = %error.text(), "cannot kill what a dead shim has left; the teardown tries again");
         }
         // Exits that could not be recorded are found again by the teardown.
         drop(self.settle_exits(torn_down, "its exit was not seen: its shim is gone"));
@@ -165,6 +171,10 @@ impl Life {
         if !errors.is_empty() || self.containers.values().any(Container::is_unrecorded) {
             return self.stopped(callers, errors);
         }
+        self.remove_shim_folder(callers);
+    }
+
+    fn remove_shim_folder(&mut self, callers: PodCallers) {
         self.stage = PodStage::RemovingShim(callers);
         self.begin(Job::RemoveShimFolder);
     }
@@ -177,30 +187,35 @@ impl Life {
 
     fn stopped(&mut self, callers: PodCallers, errors: Vec<Error>) {
         let PodCallers { stoppers, removers } = callers;
-        // A pod whose removal had begun was stopped before.
-        let is_stopped = matches!(self.record.phase, PodPhase::Stopped | PodPhase::Removing);
-        self.stage = if is_stopped { PodStage::Stopped { removers: Vec::new() } } else { PodStage::NotReady };
         let outcome =
             Error::gathered(errors).map_err(|error| error.context(format!("stop pod {}", self.record.id)));
         if let Err(error) = &outcome {
+            // If its record says that it was torn down, only the shim's folder is left.
+            self.stage = match self.record.phase {
+                PodPhase::Stopped | PodPhase::Removing => {
+                    PodStage::Stopped { removers: Vec::new(), folder_left: true }
+                }
+                PodPhase::Launching | PodPhase::Ready | PodPhase::Stopping => PodStage::NotReady,
+            };
             if stoppers.is_empty() && removers.is_empty() {
-                tracing::error!(pod = %self.record.id, %error, "cannot stop the pod; it will be retried");
+                tracing::error!(pod = %self.record.id, error = %error.text(), "cannot stop the pod; it will be retried");
             }
             self.failed(error);
             self.retry_later();
             self.answer_all([stoppers, removers].concat(), &outcome);
             return;
         }
+        self.failures = 0;
+        self.stage = PodStage::Stopped { removers, folder_left: false };
         self.publish_pod();
         self.answer_all(stoppers, &outcome);
-        self.stage = PodStage::Stopped { removers };
         self.continue_removal();
     }
 
     /// A stop or removal has failed: the pod's message says why. If the daemon had begun it, the pod is listed
     /// from now on, so that a client can request its removal, and callers that wait for its name get the error.
     fn failed(&mut self, error: &Error) {
-        self.change(|record| record.message.clone_from(&error.message));
+        self.change(|record| record.message = error.text());
         if self.fate == Fate::Leaves {
             // Its containers are not listed: they are removed with it, and may be gone already.
             self.fate = Fate::Stuck;
@@ -211,17 +226,23 @@ impl Life {
         }
     }
 
-    /// Has a failed stop or removal retried after a pause: kubelet repeats its calls, other clients may not.
+    /// Schedules the retry of a failed stop or removal: kubelet repeats its calls, other clients may not.
     pub(super) fn retry_later(&mut self) {
-        let pause = later(FIRST_RETRY, self.failures, LONGEST_RETRY);
+        let pause = backoff::pause(FIRST_RETRY, self.failures, LONGEST_RETRY);
         self.failures = self.failures.saturating_add(1);
         self.actions.push(Action::StartTimer(Timer::Pod, pause));
     }
 
     /// The pause is over: retries a failed stop or removal, unless a call has done so meanwhile.
     pub(super) fn retry(&mut self) {
-        match self.stage {
+        match &self.stage {
             PodStage::NotReady => self.tear_down(PodCallers::default()),
+            // A removal, if one is due, removes the shim's folder too.
+            PodStage::Stopped { removers, folder_left: true }
+                if removers.is_empty() && self.fate == Fate::Stays =>
+            {
+                self.remove_shim_folder(PodCallers::default());
+            }
             PodStage::Stopped { .. } => self.continue_removal(),
             PodStage::Launching
             | PodStage::Leftover
@@ -239,18 +260,18 @@ impl Life {
     /// Removes a stopped pod for which that is due, once the running removals of its containers have ended: both
     /// remove the same files.
     pub(super) fn continue_removal(&mut self) {
-        let PodStage::Stopped { removers } = &mut self.stage else { return };
+        let PodStage::Stopped { removers, folder_left } = &mut self.stage else { return };
         if removers.is_empty() && self.fate == Fate::Stays {
             return;
         }
         if self.containers.values().any(|it| it.is_being_removed() || it.delays_stop()) {
             return;
         }
-        let removers = std::mem::take(removers);
+        let (removers, folder_left) = (std::mem::take(removers), *folder_left);
         if let Err(error) = self.step(PodEvent::Remove) {
-            return self.removal_failed(removers, &error);
+            return self.removal_failed(removers, folder_left, &error);
         }
-        self.stage = PodStage::Removing { removers };
+        self.stage = PodStage::Removing { removers, folder_left };
         self.actions.push(Action::SetPodRecord(Arc::clone(&self.record)));
         let containers: Vec<Arc<ContainerRecord>> =
             self.containers.values().map(|container| Arc::clone(&container.record)).collect();
@@ -258,8 +279,8 @@ impl Life {
     }
 
     pub(super) fn pod_removed(&mut self, errors: Vec<Error>) {
-        let PodStage::Removing { removers } = &mut self.stage else { return };
-        let removers = std::mem::take(removers);
+        let PodStage::Removing { removers, folder_left } = &mut self.stage else { return };
+        let (removers, folder_left) = (std::mem::take(removers), *folder_left);
         let outcome =
             Error::gathered(errors).map_err(|error| error.context(format!("remove pod {}", self.record.id)));
         match &outcome {
@@ -282,16 +303,19 @@ impl Life {
             Err(error) => {
                 // If this is refused, the error was reported, and the removal has failed anyway.
                 drop(self.step(PodEvent::RemovalFailed));
-                self.removal_failed(removers, error);
+                self.removal_failed(removers, folder_left, error);
             }
         }
     }
 
-    fn removal_failed(&mut self, removers: Vec<Waiter>, error: &Error) {
-        self.stage = PodStage::Stopped { removers: Vec::new() };
+    fn removal_failed(&mut self, removers: Vec<Waiter>, folder_left: bool, error: &Error) {
+        self.stage = PodStage::Stopped { removers: Vec::new(), folder_left };
         self.failed(error);
         if self.fate == Fate::Stuck {
-            tracing::error!(pod = %self.record.id, %error, "cannot remove the pod; it will be retried");
+            tracing::error!(pod = %self.record.id, error = %error.text(), "cannot remove the pod; it will be retried");
+            self.retry_later();
+        } else if folder_left {
+            // The client repeats its call, and the timer retries the removal of the folder meanwhile.
             self.retry_later();
         }
         self.answer_all(removers, &Err(error.clone()));

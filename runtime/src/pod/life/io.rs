@@ -132,7 +132,7 @@ pub(crate) enum Outcome {
     Started(ContainerId, Result<i64, StartError>),
     /// No process of the container is left. The exit is `None` if the shim has reported it.
     StopEnded(ContainerId, Result<Option<Exit>, Error>),
-    /// Whether the exit is durable. If not, the job has logged the error.
+    /// Whether the exit is durable. If not, the job has logged why: the write has failed, or its disk hangs.
     ExitRecorded(ContainerId, bool),
     /// Errors of the steps that failed; without one, nothing is left.
     ContainerRemoved(ContainerId, Vec<Error>),
@@ -266,7 +266,7 @@ pub(crate) enum Job {
         /// The end of the grace period, in monotonic time.
         deadline: Duration,
     },
-    /// Writes and syncs the record of an exited container.
+    /// Writes and syncs the record of an exited container. Ends in time on a disk that hangs too (`pod::recorder`).
     RecordExit(ContainerId),
     /// Removes everything of the container.
     RemoveContainer(Arc<ContainerRecord>),
@@ -276,7 +276,7 @@ pub(crate) enum Job {
     KillOrphan(ContainerId),
     /// Removes the cgroup of an exited container. No outcome.
     RemoveCgroup(Arc<ContainerRecord>),
-    /// Has the shim reopen the container's log.
+    /// Asks the shim to reopen the container's log.
     ReopenLog(Waiter, ContainerId),
     /// Kills execs that an earlier connection started. No outcome.
     KillExecs(Vec<ExecId>),
@@ -286,7 +286,7 @@ pub(crate) enum Job {
     KillRemains(Arc<PodRecord>, Vec<Leaf>),
     /// Writes the pod's record. Losing this write is harmless, so it is not synced and has no outcome.
     RecordPod,
-    /// Writes and syncs the record of a stopped pod.
+    /// Writes and syncs the record of a stopped pod. Ends in time on a disk that hangs too.
     RecordStop,
     /// Removes the shim's folder.
     RemoveShimFolder,

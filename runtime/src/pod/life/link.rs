@@ -7,7 +7,7 @@ use super::stage::{Container, Fate, Link, PodCallers, PodStage, Stage};
 use super::{Action, DialResult, Job, Life};
 use crate::clock;
 use crate::error::{Error, ErrorKind};
-use crate::pod::backoff::later;
+use crate::pod::backoff;
 use model::reconcile::{ContainerAction, Facts, PodAction, Shim, reconcile};
 use model::{ContainerId, ContainerRecord};
 use std::time::Duration;
@@ -63,21 +63,21 @@ impl Life {
         }
     }
 
-    /// Has the driver reconnect after a pause that grows with each failed attempt.
+    /// Tells the driver to reconnect after a pause that grows with each attempt.
     fn dial(&mut self) {
-        let Link::Down { tries, .. } = &mut self.link else { return };
-        let pause = later(FIRST_PAUSE, *tries, LONGEST_PAUSE);
-        let limit = if *tries == 0 { GREETING } else { LONG_GREETING };
-        *tries = tries.saturating_add(1);
+        let Link::Down { attempts, .. } = &mut self.link else { return };
+        let pause = backoff::pause(FIRST_PAUSE, *attempts, LONGEST_PAUSE);
+        let limit = if *attempts == 0 { GREETING } else { LONG_GREETING };
+        *attempts = attempts.saturating_add(1);
         self.actions.push(Action::Dial { pause, limit });
     }
 
     /// Connecting failed: the pod keeps its state, and its status shows that the shim is silent.
     fn note_silence(&mut self, reason: String) {
-        let Link::Down { tries, why, .. } = &mut self.link else { return };
-        *tries = (*tries).max(1);
+        let Link::Down { silent, why, .. } = &mut self.link else { return };
+        let was_silent = std::mem::replace(silent, true);
         // Logged when the silence begins, and when its reason changes.
-        if *tries == 1 || *why != reason {
+        if !was_silent || *why != reason {
             tracing::warn!(
                 pod = %self.record.id, shim = self.record.shim_pid, why = reason,
                 "the shim does not respond: its pod keeps running, and connecting is retried until the shim responds or its process ends"
@@ -204,9 +204,9 @@ impl Life {
     }
 
     fn attach(&mut self, pid: u32) {
-        if let Link::Down { since, tries: 1.., .. } = &self.link {
-            let silent = clock::between(*since, self.now.wall);
-            tracing::info!(pod = %self.record.id, ?silent, "the shim responds again");
+        if let Link::Down { since, silent: true, .. } = &self.link {
+            let silent_for = clock::between(*since, self.now.wall);
+            tracing::info!(pod = %self.record.id, ?silent_for, "the shim responds again");
         }
         self.change(|record| record.shim_pid = pid);
         self.link = Link::Up;

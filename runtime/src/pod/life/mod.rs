@@ -2,17 +2,20 @@
 //! no I/O and does not block; the driver (`pod::driver`) performs the actions.
 //!
 //! ```text
-//! pod         Launching ─┬──► Ready ──► NotReady ──┐
-//!                        └── failed ──► NotReady   │ StopPodSandbox, RemovePodSandbox, a retry
-//!             (an earlier daemon's)                ▼
-//!             Leftover ────────────────► (Killing) ──► TearingDown ──► Recording ──► Settling ──► RemovingShim ──► Stopped
-//!                                                          │ failed: NotReady, and tried again later                  │
-//!                                                          └───────────◄────────────────────────────                  ▼
-//!                                                                            Removed ◄──────────────────────────── Removing
+//! launch of a pod    Launching ──► Ready ──► NotReady
+//! its stop           Ready, NotReady, Leftover ──► TearingDown ──► Recording ──► Settling ──► RemovingShim ──► Stopped
+//! its removal        Stopped ──► Removing ──► Removed
 //!
-//! container   Creating ──► Created ──► Running ──► Exiting ──► Exited ──► Removing ──► (no entry)
-//!             CutOff (an earlier daemon's) ──► (undone)
+//! container          Creating ──► Created ──► Running ──► Exiting ──► Exited ──► Removing ──► (no entry)
 //! ```
+//!
+//! The drawing leaves out:
+//! - After an error a stage is left backwards: TearingDown (by way of Settling) to NotReady, RemovingShim and Removing to
+//!   Stopped. A call tries again, and so does a timer, except for a removal that a call has begun.
+//! - A launch that fails ends in Removed, or in NotReady if something of it could not be undone.
+//! - A pod whose shim is dead is Killing before it is TearingDown.
+//! - Leftover is a pod, and CutOff a container, that an earlier daemon left incomplete: it is removed or undone.
+//! - A container can exit before it runs: Created to Exiting.
 //!
 //! docs/pod-states.md lists the result of every input in every stage.
 //!
@@ -22,7 +25,7 @@
 //! | stage | where a pod or container is in this state machine (`stage`). Its variant holds what is legal then: waiting callers, the running job. In memory only |
 //! | phase | where it is as far as a record says, so that another daemon can continue. Changed by `model::transition` alone |
 //! | job, outcome | work that takes time (`pod::jobs`), and its result, which is an input |
-//! | committed | created completely and recorded as such. What is not committed is never listed, and is undone by the next start |
+//! | committed | created completely and recorded as such. What is not committed is never listed, and is undone by the next start of the daemon |
 //! | publish | to make the current state of an object visible to List and Status (`pod::publish`) |
 //! | set a record | to say what the next write of a record contains; a job writes it |
 //! | link | the connection to the shim: up, down (the daemon dials), or none |
@@ -92,10 +95,12 @@ impl Life {
             PodPhase::Launching | PodPhase::Removing => PodStage::Leftover,
             PodPhase::Ready => PodStage::Ready,
             PodPhase::Stopping => PodStage::NotReady,
-            PodPhase::Stopped => PodStage::Stopped { removers: Vec::new() },
+            PodPhase::Stopped => PodStage::Stopped { removers: Vec::new(), folder_left: false },
         };
         let fate = if leaving { Fate::Leaves } else { Fate::Stays };
-        let link = Link::down(now.wall, "the daemon has not connected to it since its start");
+        // The driver of a restored pod begins the first attempt to connect.
+        let why = "the daemon has not connected to it since its start".to_owned();
+        let link = Link::Down { since: now.wall, attempts: 1, silent: false, why };
         let mut life = Self::new(record, stage, fate, link, now);
         for record in containers {
             life.containers.insert(record.id.clone(), Container::restored(record));
@@ -191,10 +196,10 @@ impl Life {
             }
             Err(LaunchFailed { error, left }) => {
                 for left in &left {
-                    tracing::error!(pod = %id, error = %left, "cannot undo a failed launch; it is retried");
+                    tracing::error!(pod = %id, error = %left.text(), "cannot undo a failed launch; it is retried");
                 }
                 self.stage = PodStage::NotReady;
-                self.publish_stopping(&format!("launch failed: {}", error.message));
+                self.publish_stopping(&format!("launch failed: {}", error.text()));
                 self.retry_later();
                 self.actions.push(Action::ReplyToRun(Err(error)));
             }
@@ -231,7 +236,7 @@ impl Life {
         if let Some(container) = self.containers.get(id)
             && !self.is_hidden()
             && container.is_committed()
-            && container.record.phase != ContainerPhase::Removing
+            && !container.is_leftover()
         {
             self.actions.push(Action::PublishContainer(Arc::clone(&container.record)));
         }
@@ -280,7 +285,7 @@ impl Life {
         }
     }
 
-    /// Has a refused transition logged, and returns its error for the caller that needed it.
+    /// Reports a refused transition as a bug, and returns its error for the caller that needed it.
     fn refused(&mut self, error: Error) -> Error {
         self.actions.push(Action::ReportBug(error.clone()));
         error

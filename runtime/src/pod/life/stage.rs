@@ -24,8 +24,8 @@ pub(super) enum PodStage {
     TearingDown(PodCallers),
     /// No process is left; its record is being written.
     Recording(PodCallers),
-    /// Its stop waits for running creates and for exits that are being recorded. The errors are those of the
-    /// teardown.
+    /// Its stop waits for exits that are being recorded, which has a time limit, and for running creates: these fail
+    /// soon after the shim has ended, or when their disk responds. The errors are those of the teardown.
     Settling(PodCallers, Vec<Error>),
     /// Its shim's folder is being removed.
     RemovingShim(PodCallers),
@@ -33,11 +33,15 @@ pub(super) enum PodStage {
     Stopped {
         /// Callers of RemovePodSandbox.
         removers: Vec<Waiter>,
+        /// Whether its shim's folder could not be removed: a timer, StopPodSandbox and the removal try it again.
+        folder_left: bool,
     },
-    /// Its records are being removed.
+    /// Its records are being removed, and its shim's folder if that is left.
     Removing {
         /// Callers of RemovePodSandbox, and of RemoveContainer for its containers.
         removers: Vec<Waiter>,
+        /// As in `Stopped`.
+        folder_left: bool,
     },
     /// Nothing of it is left.
     Removed,
@@ -88,8 +92,10 @@ pub(super) enum Link {
     Down {
         /// When the connection was lost, in nanoseconds since the epoch.
         since: i64,
-        /// Number of failed attempts.
-        tries: u32,
+        /// Number of attempts that have begun. The pause before the next one grows with it.
+        attempts: u32,
+        /// Whether an attempt has failed because the shim did not respond.
+        silent: bool,
         /// Why connecting failed, for users.
         why: String,
     },
@@ -100,13 +106,13 @@ pub(super) enum Link {
 impl Link {
     /// A lost connection.
     pub(super) fn down(since: i64, why: &str) -> Self {
-        Self::Down { since, tries: 0, why: why.to_owned() }
+        Self::Down { since, attempts: 0, silent: false, why: why.to_owned() }
     }
 
     /// Time since which the shim is silent, in nanoseconds since the epoch; 0 if it is not.
     pub(super) fn silent_since(&self) -> i64 {
         match self {
-            Self::Down { since, tries: 1.., .. } => *since,
+            Self::Down { since, silent: true, .. } => *since,
             Self::Down { .. } | Self::Up | Self::None => 0,
         }
     }
@@ -146,7 +152,8 @@ pub(super) enum Stage {
         /// The running stop.
         stop: Option<RunningStop>,
     },
-    /// It has exited, and the exit is being recorded and then published.
+    /// It has exited. The exit is being recorded, and is published when that has ended: when it is durable, or when
+    /// it cannot be recorded in time.
     Exiting {
         /// Callers of StartContainer while the start job is running.
         start: Option<Vec<Waiter>>,
@@ -160,7 +167,7 @@ pub(super) enum Stage {
     },
     /// Its exit is published.
     Exited {
-        /// False if the exit is only in the shim's folder, which must then stay.
+        /// False if the only sure copy of the exit is in the shim's folder, which must then stay.
         durable: bool,
         /// Callers of StartContainer while the start job is running.
         start: Option<Vec<Waiter>>,
@@ -183,7 +190,7 @@ pub(super) enum Start {
     NotRequested,
     /// The start job is running for these callers of StartContainer.
     Requested(Vec<Waiter>),
-    /// The start job has failed without a reply of the shim: the container may be running.
+    /// The start job has failed, perhaps without a reply of the shim: the container may be running.
     Unconfirmed,
 }
 
@@ -232,6 +239,12 @@ impl Container {
     /// Whether its removal job is running.
     pub(super) fn is_being_removed(&self) -> bool {
         matches!(self.stage, Stage::Removing { job_running: true, .. })
+    }
+
+    /// Whether an earlier daemon began its removal. It is not listed then, and this daemon retries until it is removed.
+    /// If this daemon begins the removal, only the record on disk says so; if that fails, the container is as before.
+    pub(super) fn is_leftover(&self) -> bool {
+        self.record.phase == ContainerPhase::Removing
     }
 
     /// Whether StopContainer or RemoveContainer is ending it.

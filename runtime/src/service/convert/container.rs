@@ -4,7 +4,7 @@ use super::{Field, Host, MAX_ARGUMENT, Refusal, Result};
 use cri_api::v1 as cri;
 use model::{ContainerConfig, ContainerMeta, ContainerPhase, ContainerRecord, EnvVar, Exit, ImageSpec, Text};
 
-/// Most volumes of a container.
+/// Maximum number of volumes of a container.
 const MAX_MOUNTS: usize = 1024;
 
 /// Converts and validates a CreateContainer request. Returns the sandbox's id as given, and the
@@ -61,7 +61,7 @@ fn config_in(field: &Field<'_>, given: cri::ContainerConfig, host: Host) -> Resu
     if let Some(cri::CdiDevice { name }) = cdi_devices.first() {
         return Err(field
             .entry("CDI_devices", 0)
-            .not_implemented(format!("CDI is not implemented yet (asked for {name:?})")));
+            .not_implemented(format!("CDI is not implemented yet; the request has the device {name:?}")));
     }
     super::at_most(&field.at("mounts"), mounts.len(), MAX_MOUNTS)?;
     let signal = super::choice::<cri::Signal>(

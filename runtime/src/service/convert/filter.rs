@@ -1,4 +1,4 @@
-//! Filters of the list calls: all conditions must hold, and an absent condition always holds.
+//! Filters of the list calls: all conditions must be met, and an absent condition always is.
 
 use super::{Field, Result};
 use cri_api::v1 as cri;

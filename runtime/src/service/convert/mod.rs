@@ -6,9 +6,9 @@
 //!
 //! Each rule about requests stands in one place. Here: what a message may say (which fields are required, which
 //! exclude each other, what is not implemented, how long and how many values may be). In `spec`: what the kernel
-//! accepts (paths, sysctls, limits, capabilities); this module asks it and adds the field to the error. Nothing is
-//! checked again behind this module: `spec` refuses only what depends on more than the message, such as the sandbox
-//! or the node.
+//! accepts (paths, sysctls, limits, capabilities); this module asks it and adds the field to the error. `spec` parses the
+//! same values again when it computes a plan, because it reads them from a record, and with the same functions. What
+//! else it refuses depends on more than the message, such as the sandbox or the node.
 
 mod container;
 mod filter;
@@ -32,13 +32,13 @@ pub(super) use streams::{attach, exec, port_forward};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
-/// Most bytes of labels, or of annotations, of one object. Kubernetes allows 256 KiB of annotations; a record
-/// of at most 8 MiB holds both.
+/// Maximum size of the labels, or of the annotations, of one object, in bytes. Kubernetes allows 256 KiB of
+/// annotations; a record has at most 8 MiB.
 const MAX_MAP: usize = 320 * 1024;
-/// Longest argument or environment string that the kernel accepts, without its NUL (MAX_ARG_STRLEN with 4 KiB
-/// pages).
+/// Maximum length of an argument or environment string that the kernel accepts, without its NUL (MAX_ARG_STRLEN with
+/// 4 KiB pages).
 const MAX_ARGUMENT: usize = 128 * 1024 - 1;
-/// Most entries of one repeated field. Kubernetes sets seven variables per service, and a namespace can have
+/// Maximum number of entries of one repeated field. Kubernetes sets seven variables per service, and a namespace can have
 /// thousands.
 const MAX_ENTRIES: usize = 64 * 1024;
 
@@ -59,6 +59,15 @@ impl Host {
         Self {
             apparmor: apparmor.is_ok_and(|text| text.trim() == "Y"),
             selinux: std::path::Path::new("/sys/fs/selinux/enforce").exists(),
+        }
+    }
+
+    /// Logs what an operator of such a host would not expect.
+    pub(crate) fn warn(self) {
+        if self.apparmor {
+            tracing::warn!(
+                "this host enforces AppArmor, which is not implemented yet: containers run without a profile, and a pod that asks for one (RuntimeDefault or Localhost) is refused"
+            );
         }
     }
 }
@@ -222,11 +231,11 @@ fn unmap(map: &BTreeMap<String, String>) -> HashMap<String, String> {
 }
 
 /// Refuses a list that is too long.
-fn at_most(field: &Field<'_>, entries: usize, most: usize) -> Result<()> {
-    if entries <= most {
+fn at_most(field: &Field<'_>, entries: usize, max: usize) -> Result<()> {
+    if entries <= max {
         return Ok(());
     }
-    Err(field.invalid(format_args!("{entries} entries"), format!("must have at most {most} entries")))
+    Err(field.invalid(format_args!("{entries} entries"), format!("must have at most {max} entries")))
 }
 
 /// Converts at most [`MAX_ENTRIES`] entries, each with its own field name.

@@ -79,9 +79,8 @@ fn propagation_in(field: &Field<'_>, given: i32) -> Result<Propagation> {
 
 fn refused_option(field: &Field<'_>, option: String) -> Refusal {
     match option.as_str() {
-        "noexec" | "nosuid" | "nodev" => {
-            field.not_implemented(format!("mount options are not implemented yet (asked for {option:?})"))
-        }
+        "noexec" | "nosuid" | "nodev" => field
+            .not_implemented(format!("mount options are not implemented yet; the request has {option:?}")),
         _ => field.invalid(option, "must be noexec, nosuid or nodev"),
     }
 }

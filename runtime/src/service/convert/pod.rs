@@ -7,14 +7,14 @@ use spec::sysctl::Namespace;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
-/// Most lines of one kind in a resolv.conf. The resolver reads 3 servers and 6 domains; kubelet warns above
-/// that.
+/// Maximum number of servers, of search domains and of options in a resolv.conf. Kubernetes allows 3 servers and 32
+/// domains.
 const MAX_DNS: usize = 64;
-/// Longest host name (Linux's HOST_NAME_MAX).
+/// Maximum length of a host name (Linux's HOST_NAME_MAX).
 const MAX_HOSTNAME: usize = 64;
-/// Most kernel parameters of a pod.
+/// Maximum number of kernel parameters of a pod.
 const MAX_SYSCTLS: usize = 256;
-/// Longest value of a kernel parameter in bytes: /proc/sys accepts one page.
+/// Maximum length of a sysctl's value in bytes: /proc/sys accepts one page.
 const MAX_SYSCTL: usize = 4095;
 
 /// Converts and validates a RunPodSandbox request.
@@ -55,7 +55,7 @@ fn pod_config(field: &Field<'_>, given: cri::PodSandboxConfig, host: Host) -> Re
         dns: dns_config.map(|dns| dns_in(&field.at("dns_config"), dns)).transpose()?,
         ports: super::each(field, "port_mappings", port_mappings, port)?,
         labels: super::map(&field.at("labels"), labels)?,
-        annotations: super::map(&field.at("annotations"), annotations)?,
+        annotations: annotations_in(&field.at("annotations"), annotations, &security.namespaces)?,
         cgroup_parent: cgroup_parent_in(&linux.at("cgroup_parent"), cgroup_parent)?,
         sysctls: sysctls_in(&linux.at("sysctls"), sysctls, &security.namespaces)?,
         overhead: super::resources::resources(&linux.at("overhead"), overhead)?,
@@ -139,6 +139,20 @@ fn port(field: &Field<'_>, given: cri::PortMapping) -> Result<PortMapping> {
     Ok(mapping)
 }
 
+/// Annotations are kept unchanged. Those that limit the traffic are checked, unless the pod has no network of its own.
+fn annotations_in(
+    field: &Field<'_>,
+    given: HashMap<String, String>,
+    namespaces: &model::Namespaces,
+) -> Result<BTreeMap<String, String>> {
+    let annotations = super::map(field, given)?;
+    if namespaces.network != NamespaceMode::Node {
+        network::check_bandwidth(&annotations)
+            .map_err(|error| field.at(error.annotation).invalid(&error.value, error.to_string()))?;
+    }
+    Ok(annotations)
+}
+
 fn cgroup_parent_in(field: &Field<'_>, path: String) -> Result<String> {
     let path = super::plain(field, path)?;
     match spec::path::clean(&path) {
@@ -150,7 +164,8 @@ fn cgroup_parent_in(field: &Field<'_>, path: String) -> Result<String> {
     }
 }
 
-/// Only parameters of the pod's own namespaces: all others would change the host.
+/// Only parameters of the pod's own namespaces: all others would change the host. Two spellings of one parameter are
+/// refused, because it is not known which value is meant.
 fn sysctls_in(
     field: &Field<'_>,
     given: HashMap<String, String>,
@@ -158,7 +173,9 @@ fn sysctls_in(
 ) -> Result<BTreeMap<String, String>> {
     super::at_most(field, given.len(), MAX_SYSCTLS)?;
     let mut checked = BTreeMap::new();
-    for (key, value) in given {
+    let mut spellings: BTreeMap<String, String> = BTreeMap::new();
+    // In a fixed order, so that the same request gets the same error.
+    for (key, value) in given.into_iter().collect::<BTreeMap<_, _>>() {
         let sysctl = spec::sysctl::parse(&key).map_err(|want| field.invalid(&key, want))?;
         if value.contains(['\0', '\n']) || value.len() > MAX_SYSCTL {
             let want = format!("the value must be one line of at most {MAX_SYSCTL} bytes");
@@ -172,6 +189,10 @@ fn sysctls_in(
         };
         if mode == NamespaceMode::Node {
             let want = format!("must not be set when the pod uses the host's {shared} namespace");
+            return Err(field.invalid(key, want));
+        }
+        if let Some(other) = spellings.insert(sysctl.name.clone(), key.clone()) {
+            let want = format!("is the same parameter as {other:?}; only one of them may be set");
             return Err(field.invalid(key, want));
         }
         checked.insert(sysctl.name, value);

@@ -6,9 +6,9 @@ use model::{HugepageLimit, Resources};
 use spec::resources as kernel;
 use std::collections::HashMap;
 
-/// Most entries of `unified` and of `hugepage_limits`; a kernel has fewer files.
+/// Maximum number of entries of `unified` and of `hugepage_limits`; a kernel has fewer files.
 const MAX_FILES: usize = 128;
-/// Longest value of `unified` in bytes.
+/// Maximum length of a value of `unified` in bytes.
 const MAX_VALUE: usize = 4096;
 
 /// The limits of a container. Absent means none.
@@ -46,8 +46,8 @@ pub(super) fn resources(
         memory_swap_limit_in_bytes: swap,
     } = given;
     if cpu_period != 0 && !kernel::CPU_PERIODS.contains(&cpu_period) {
-        let (least, most) = (*kernel::CPU_PERIODS.start(), *kernel::CPU_PERIODS.end());
-        let want = format!("must be 0 (the kernel's default) or {least} to {most} µs");
+        let (min, max) = (*kernel::CPU_PERIODS.start(), *kernel::CPU_PERIODS.end());
+        let want = format!("must be 0 (the kernel's default) or {min} to {max} µs");
         return Err(field.at("cpu_period").invalid(cpu_period, want));
     }
     if (1..kernel::MIN_CPU_QUOTA).contains(&cpu_quota) {
@@ -68,8 +68,8 @@ pub(super) fn resources(
         return Err(field.at("memory_swap_limit_in_bytes").invalid(swap, want));
     }
     if !kernel::OOM_SCORE_ADJS.contains(&oom_score_adj) {
-        let (least, most) = (*kernel::OOM_SCORE_ADJS.start(), *kernel::OOM_SCORE_ADJS.end());
-        return Err(field.at("oom_score_adj").invalid(oom_score_adj, format!("must be {least} to {most}")));
+        let (min, max) = (*kernel::OOM_SCORE_ADJS.start(), *kernel::OOM_SCORE_ADJS.end());
+        return Err(field.at("oom_score_adj").invalid(oom_score_adj, format!("must be {min} to {max}")));
     }
     super::at_most(&field.at("hugepage_limits"), hugepage_limits.len(), MAX_FILES)?;
     check_unified(&field.at("unified"), &unified)?;

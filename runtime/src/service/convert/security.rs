@@ -57,7 +57,8 @@ pub(super) fn pod_security(
 fn user(field: &Field<'_>, uid: Option<cri::Int64Value>, name: String) -> Result<UserRequest> {
     match (uid, name) {
         (None, name) if name.is_empty() => Ok(UserRequest::Root),
-        // The name is looked up in the image's passwd, whose fields end at colons and newlines.
+        // The name is looked up in the image's passwd and group files. Colons and newlines end their fields, and commas
+        // separate the members of a group.
         (None, name) if name.contains([':', '\n', '\0', ',']) || name.len() > 256 => {
             Err(field.at("run_as_username").invalid(name, "must be a user name"))
         }
@@ -156,9 +157,14 @@ fn selinux(field: &Field<'_>, given: Option<cri::SeLinuxOption>) -> Result<()> {
     Ok(())
 }
 
-/// AppArmor is not implemented, so only requests that need no profile are accepted. On a host without AppArmor,
-/// RuntimeDefault needs none; on a host with it, RuntimeDefault is refused, because the container would not be
-/// confined.
+/// AppArmor is not implemented: no container is confined by a profile.
+///
+/// - No profile in the request, as kubelet sends it for a pod that states none: the container starts on every host.
+///   containerd and CRI-O confine it by a profile of their own; [`Host::warn`] logs that copepod does not.
+/// - RuntimeDefault: on a host without AppArmor there is none to apply, also with containerd and CRI-O. On a host with it
+///   the request is refused, because the container would not be confined as asked; but not for a privileged container,
+///   which containerd does not confine either.
+/// - Localhost: refused.
 fn apparmor_profile(
     field: &Field<'_>,
     given: Option<cri::SecurityProfile>,
@@ -173,7 +179,10 @@ fn apparmor_profile(
         ProfileType::RuntimeDefault if privileged || !host.apparmor => Ok(()),
         ProfileType::RuntimeDefault => Err(field
             .at("profile_type")
-            .not_implemented("AppArmor is not implemented yet, and this host enforces it; use Unconfined")),
+            .not_implemented(
+                "AppArmor is not implemented yet, and this host enforces it, so the container would not be confined as \
+                 asked; leave the profile out or use Unconfined to run it without one",
+            )),
         ProfileType::Localhost => Err(field.at("localhost_ref").not_implemented(format!(
             "AppArmor is not implemented yet: profile {localhost_ref:?} is not loaded"
         ))),

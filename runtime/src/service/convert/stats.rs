@@ -11,7 +11,7 @@ fn value(value: u64) -> Option<cri::UInt64Value> {
 
 /// Attributes are always set, because kubelet dereferences them without a check. Without values (`None`: the
 /// container is not running) everything else is absent. `store` is a folder that always exists: kubelet calls
-/// stat on it, and a failure makes it drop the node's whole summary.
+/// stat on it, and if that fails, kubelet has no summary of the whole node.
 pub(crate) fn container_stats(
     container: &ContainerRecord,
     stats: Option<&ContainerStats>,

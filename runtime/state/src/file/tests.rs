@@ -45,11 +45,11 @@ fn a_record_comes_back_and_leaves_no_temporary_file() {
 }
 
 #[test]
-fn cut_at_each_byte_it_is_torn_or_whole() {
+fn cut_at_each_byte_it_is_damaged_or_whole() {
     let whole = bytes();
     for length in 0..whole.len() {
         match decoded(&whole[..length]) {
-            Err(Error::Torn { .. }) => {}
+            Err(Error::Damaged { .. }) => {}
             // Only the newline at the end may be missing.
             Ok(stored) => assert_eq!((length, stored.data), (whole.len() - 1, record())),
             Err(other) => panic!("{length}: {other}"),
@@ -58,13 +58,13 @@ fn cut_at_each_byte_it_is_torn_or_whole() {
 }
 
 #[test]
-fn zeroed_from_each_byte_it_is_torn() {
+fn zeroed_from_each_byte_it_is_damaged() {
     // The content that ext4 and xfs show if a file's size was written before its data.
     let whole = bytes();
     for length in 0..whole.len() - 1 {
         let mut zeroed = whole.clone();
         zeroed[length..].fill(0);
-        assert!(matches!(decoded(&zeroed), Err(Error::Torn { .. })), "{length}");
+        assert!(matches!(decoded(&zeroed), Err(Error::Damaged { .. })), "{length}");
     }
 }
 
@@ -105,7 +105,7 @@ fn a_crash_before_the_rename_leaves_the_old_record() {
 }
 
 #[test]
-fn what_is_not_the_record_asked_for_is_foreign() {
+fn another_kind_of_record_an_earlier_format_and_a_link_are_foreign() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("record");
     write(&path, "container", "boot", &record(), false).unwrap();
@@ -125,7 +125,7 @@ fn what_is_not_the_record_asked_for_is_foreign() {
 }
 
 #[test]
-fn what_is_whole_and_not_understood_is_newer() {
+fn an_intact_record_that_cannot_be_decoded_is_newer() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("record");
     let newer = |path: &Path| {
@@ -144,13 +144,13 @@ fn what_is_whole_and_not_understood_is_newer() {
 }
 
 #[test]
-fn what_is_made_leaves_room_for_its_end() {
+fn a_new_record_leaves_room_for_its_exit() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("record");
-    let most = usize::try_from(MAX_NEW_BYTES).unwrap();
+    let max = usize::try_from(MAX_NEW_BYTES).unwrap();
     let write_new = |data: &String| write_within(MAX_NEW_BYTES, &path, "pod", "b", data, false);
-    assert!(matches!(write_new(&"x".repeat(most)), Err(Error::TooLarge { .. })));
-    let data = "x".repeat(most - 1024);
+    assert!(matches!(write_new(&"x".repeat(max)), Err(Error::TooLarge { .. })));
+    let data = "x".repeat(max - 1024);
     write_new(&data).unwrap();
     // The longest message of an exit: 32 KiB, with each byte escaped.
     write(&path, "pod", "b", &(data + &"\n".repeat(32 << 10)), false).unwrap();

@@ -8,21 +8,23 @@ use std::time::{Duration, Instant};
 use super::walk::{each_folder, is_gone, is_too_many, prune};
 use super::{processes, read, write};
 
-/// Most pidfds that are open at once, so that a limit on descriptors does not keep processes from being killed.
+/// Maximum number of pidfds that are open at once, so that a limit on descriptors does not keep processes from being
+/// killed.
 const MAX_OPEN: usize = 64;
 
 /// Sends SIGKILL to every process in a cgroup and below it, once. Processes that are forked meanwhile may survive:
 /// repeat it until [`super::is_empty`].
 ///
 /// `folders` are the cgroup's folders in the hierarchies to search; `freezer` is its folder in v1's freezer hierarchy.
-/// On v2 (`unified`) there is one folder, and cgroup.kill does all. On v1 the processes are frozen first, so that none
-/// can fork. That takes at most `patience`, because a process in D state freezes only when it leaves that state. Then
-/// each is signalled by a pidfd, if it is still a member. At the end every level is thawed, because a frozen process
-/// does not die, and the container may have frozen some levels itself.
+/// On v2 (`unified`) there is one folder, and cgroup.kill does all, unless the cgroup is threaded or the kernel older than
+/// 5.14. Otherwise the processes are frozen first, so that none can fork. That takes at most `patience`, because a
+/// process in D state freezes only when it leaves that state. Then each is signalled by a pidfd, if it is still a member.
+/// At the end every level is thawed: on v1 a frozen process does not die, and the container may have frozen some levels
+/// itself.
 ///
 /// # Errors
-/// The errors of the system calls; a removed folder is not an error. If there are more folders than [`each_folder`]
-/// visits, the processes in the visited ones are killed and empty ones are removed, so the next call visits others.
+/// The errors of the system calls; a removed folder is not an error. If there are more folders than one walk visits,
+/// the processes in the visited ones are killed and empty ones are removed, so the next call visits others.
 pub fn kill_all(
     folders: &[BorrowedFd<'_>],
     freezer: Option<BorrowedFd<'_>>,
@@ -114,12 +116,12 @@ fn kill_members(dir: BorrowedFd<'_>, frozen: bool) -> io::Result<()> {
         Ok(pids)
     };
     for some in list()?.chunks(MAX_OPEN) {
-        let held: Vec<_> =
+        let pidfds: Vec<_> =
             some.iter().filter_map(|pid| Some((*pid, crate::pidfd::open(*pid).ok()?))).collect();
         // A frozen process cannot end, so the pidfd is its own. Otherwise its pid may have been reused before the pidfd
         // was opened: list again, and signal only those that are still members.
         let members = if frozen { None } else { Some(list()?) };
-        for (pid, fd) in &held {
+        for (pid, fd) in &pidfds {
             if members.as_ref().is_none_or(|members| members.binary_search(pid).is_ok()) {
                 // The only expected error is that it has ended.
                 drop(crate::pidfd::send_signal(fd.as_fd(), libc::SIGKILL));

@@ -1,5 +1,5 @@
 //! Walks a cgroup and all below it. A container with a writable hierarchy decides how many there are and how deep. So a
-//! walk does not recurse, uses two descriptors at any depth, and visits a limited number.
+//! walk does not recurse, uses at most three descriptors at any depth, and visits a limited number.
 
 use std::ffi::{CStr, CString};
 use std::io;
@@ -9,20 +9,21 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, openat2, unlinkat};
 use rustix::io::Errno;
 
-/// Most folders that one walk visits, in a second or two. If there are more, [`each_folder`] fails with E2BIG;
-/// [`prune`] reduces their number.
-pub(super) const MOST_FOLDERS: usize = 1 << 18;
-/// Most names that are read ahead in one folder.
+/// Maximum number of folders that one walk visits, in a second or two. If there are more, [`each_folder`] fails with
+/// E2BIG; [`prune`] reduces their number.
+pub(super) const MAX_FOLDERS: usize = 1 << 18;
+/// Maximum number of names that are read ahead in one folder.
 const NAMES: usize = 1_024;
-/// Most names that are read ahead on all levels of a walk together; then one more for each deeper level.
-const MOST_NAMES: usize = 10_000;
+/// Maximum number of names that are read ahead on all levels of a walk together. With that many, each deeper level
+/// reads one at a time.
+const MAX_NAMES: usize = 10_000;
 
 /// Whether the error means that a cgroup was removed: ENOENT, or ENODEV for a file that was opened before.
 pub fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
 }
 
-/// Whether the error means that there are more than [`MOST_FOLDERS`].
+/// Whether the error means that there are more cgroups than one walk visits, 262,144.
 pub fn is_too_many(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::E2BIG)
 }
@@ -33,12 +34,12 @@ fn enter(at: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     openat2(at, name, flags, Mode::empty(), ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS)
 }
 
-/// At most `most` names of folders in a folder, from the position `from` on, and the position for the next call; `None`
+/// At most `max` names of folders in a folder, from the position `from` on, and the position for the next call; `None`
 /// after the last name.
 fn next_folders(
     at: BorrowedFd<'_>,
     from: Option<i64>,
-    most: usize,
+    max: usize,
 ) -> io::Result<(Vec<CString>, Option<i64>)> {
     let mut names = Vec::new();
     let mut dir = Dir::read_from(at)?;
@@ -56,7 +57,7 @@ fn next_folders(
         // The link count would tell whether there are folders, but not every cgroup file system keeps it.
         if entry.file_type() == FileType::Directory && name != c"." && name != c".." {
             names.push(name.to_owned());
-            if names.len() >= most {
+            if names.len() >= max {
                 return Ok((names, Some(entry.offset())));
             }
         }
@@ -68,19 +69,19 @@ fn next_folders(
 /// skipped.
 ///
 /// # Errors
-/// E2BIG after [`MOST_FOLDERS`], if there are more; EXDEV if something is mounted on one; the errors of `each` and of
+/// E2BIG after [`MAX_FOLDERS`], if there are more; EXDEV if something is mounted on one; the errors of `each` and of
 /// the system calls.
-pub fn each_folder(
+pub(super) fn each_folder(
     dir: BorrowedFd<'_>,
     each: &mut impl FnMut(BorrowedFd<'_>) -> io::Result<()>,
 ) -> io::Result<()> {
-    visit(dir, MOST_FOLDERS, &mut |folder| each(folder).map(ControlFlow::Continue))
+    visit(dir, MAX_FOLDERS, &mut |folder| each(folder).map(ControlFlow::Continue))
 }
 
-/// Like [`each_folder`], until `each` returns `Break`, and for at most `most` folders.
+/// Like [`each_folder`], until `each` returns `Break`, and for at most `max` folders.
 pub(super) fn visit(
     dir: BorrowedFd<'_>,
-    most: usize,
+    max: usize,
     each: &mut impl FnMut(BorrowedFd<'_>) -> io::Result<ControlFlow<()>>,
 ) -> io::Result<()> {
     struct Level {
@@ -111,7 +112,7 @@ pub(super) fn visit(
             continue;
         };
         kept = kept.saturating_sub(1);
-        if visited >= most {
+        if visited >= max {
             return Err(io::Error::from_raw_os_error(libc::E2BIG));
         }
         let below = match enter(at.as_fd(), &name) {
@@ -135,7 +136,7 @@ pub(super) fn visit(
 
 /// How many names may be read ahead while `kept` names are kept: few if the tree is wide on many levels.
 fn room(kept: usize) -> usize {
-    MOST_NAMES.saturating_sub(kept).clamp(1, NAMES)
+    MAX_NAMES.saturating_sub(kept).clamp(1, NAMES)
 }
 
 /// Removes all folders below `dir`, but not `dir`, children first; any number, at any depth. If a folder is busy,
@@ -246,14 +247,14 @@ mod tests {
         deep(temp.path(), 2_000);
         let dir = open(temp.path());
         let before = std::fs::read_dir("/proc/self/fd").unwrap().count();
-        let mut most = 0;
+        let mut max = 0;
         each_folder(dir.as_fd(), &mut |_| {
-            most = most.max(std::fs::read_dir("/proc/self/fd").unwrap().count());
+            max = max.max(std::fs::read_dir("/proc/self/fd").unwrap().count());
             Ok(())
         })
         .unwrap();
         // Other tests of this process open some too.
-        assert!(most < before + 50, "{before} then {most}");
+        assert!(max < before + 50, "{before} then {max}");
         assert_eq!(count(&dir).unwrap(), 2_001);
         prune(dir.as_fd(), &mut || false).unwrap();
         assert_eq!(count(&dir).unwrap(), 1);
@@ -268,8 +269,8 @@ mod tests {
         let dir = open(temp.path());
         assert_eq!(count(&dir).unwrap(), 1 + 6 * NAMES);
         let mut seen = 0;
-        let mut some = |most| {
-            visit(dir.as_fd(), most, &mut |_| {
+        let mut some = |max| {
+            visit(dir.as_fd(), max, &mut |_| {
                 seen += 1;
                 Ok(if seen == 5_000 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
             })
@@ -284,7 +285,7 @@ mod tests {
 
     #[test]
     fn names_in_memory_are_bounded() {
-        assert_eq!((room(0), room(MOST_NAMES - 7), room(MOST_NAMES), room(usize::MAX)), (NAMES, 7, 1, 1));
+        assert_eq!((room(0), room(MAX_NAMES - 7), room(MAX_NAMES), room(usize::MAX)), (NAMES, 7, 1, 1));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::{Error, entry_name};
 /// emptied.
 const MAX_REENTERED: u32 = 10_000;
 /// How many times the type of one name may change while it is being removed. A process that swaps a file and a folder
-/// all the time makes about every second attempt fail, so as many failures in a row are no chance.
+/// all the time makes about every second attempt fail, so this many failures in a row do not happen by chance.
 const MAX_ATTEMPTS: u32 = 1_000;
 /// How many times the walk may start again from the top: once for every 16,000 levels of a deep tree, and when a
 /// process moves folders.

@@ -182,8 +182,8 @@ fn a_held_value_is_dropped_after_the_removal() {
     for number in 0..20 {
         let tree = path(&number.to_string());
         bushy(&tree);
-        let (held, end) = channel::<()>();
-        trash.take_holding(&tree, held).unwrap();
+        let (guard, end) = channel::<()>();
+        trash.take_holding(&tree, guard).unwrap();
         ends.push(end);
     }
     for end in ends {
@@ -191,7 +191,7 @@ fn a_held_value_is_dropped_after_the_removal() {
     }
     assert_eq!(fs::read_dir(path("trash")).unwrap().count(), 0);
     // A path that does not exist is not an error.
-    let (held, end) = channel::<()>();
-    trash.take_holding(&path("absent"), held).unwrap();
+    let (guard, end) = channel::<()>();
+    trash.take_holding(&path("absent"), guard).unwrap();
     assert_eq!(end.recv_timeout(PATIENCE), Err(RecvTimeoutError::Disconnected));
 }

@@ -20,8 +20,8 @@ use super::{Error, remove, remove_path};
 
 /// An entry that could not be removed is tried again when the thread runs after this time, and after a restart.
 const RETRY: Duration = Duration::from_secs(600);
-/// Most entries that are remembered as not removable.
-const MOST_STUCK: usize = 1024;
+/// Maximum number of entries that are remembered as not removable.
+const MAX_STUCK: usize = 1024;
 
 /// A folder whose content is removed in the background, one tree after the other. After a restart of the process the
 /// removal continues. The thread exists only while there is work.
@@ -51,8 +51,8 @@ struct State {
     leftovers: Vec<PathBuf>,
     /// Entries that could not be removed, and when that was tried.
     stuck: HashMap<OsString, Instant>,
-    /// The values of [`Trash::take_holding`]. Dropped once the entry is removed or cannot be.
-    held: HashMap<OsString, Box<dyn Send>>,
+    /// The guards of [`Trash::take_holding`]. Dropped once the entry is removed or cannot be.
+    guards: HashMap<OsString, Box<dyn Send>>,
 }
 
 impl fmt::Debug for Trash {
@@ -96,21 +96,21 @@ impl Trash {
         self.take_holding(path, ())
     }
 
-    /// Like [`Trash::take`]. `held` is dropped once the whole tree is removed or could not be, so that somebody can
+    /// Like [`Trash::take`]. `guard` is dropped once the whole tree is removed or could not be, so that somebody can
     /// wait for its space.
     ///
     /// # Errors
     /// As [`Trash::take`].
-    pub fn take_holding(&self, path: &Path, held: impl Send + 'static) -> Result<(), Error> {
+    pub fn take_holding(&self, path: &Path, guard: impl Send + 'static) -> Result<(), Error> {
         let mut made = false;
         loop {
             let name = self.unique_name();
             match rustix::fs::rename(path, self.shared.folder.join(&name)) {
                 Ok(()) => {
                     self.start(|state| {
-                        // The thread may have found and removed the entry already. Then `held` is dropped at the end
+                        // The thread may have found and removed the entry already. Then `guard` is dropped at the end
                         // of its next round.
-                        state.held.insert(name.into(), Box::new(held));
+                        state.guards.insert(name.into(), Box::new(guard));
                     });
                     return Ok(());
                 }
@@ -159,7 +159,7 @@ impl Trash {
             Ok(_) => state.running = true,
             // The next call tries again.
             Err(source) => {
-                let left = std::mem::take(&mut state.held);
+                let left = std::mem::take(&mut state.guards);
                 drop(state);
                 drop(left);
                 let path = self.shared.folder.clone();
@@ -180,8 +180,8 @@ impl Shared {
                 let mut state = self.state();
                 if !std::mem::take(&mut state.pending) {
                     state.running = false;
-                    // Those of entries that were removed before `held` was added, or that could not be listed.
-                    let left = std::mem::take(&mut state.held);
+                    // Those of entries that were removed before `guard` was added, or that could not be listed.
+                    let left = std::mem::take(&mut state.guards);
                     self.idle.notify_all();
                     drop(state);
                     drop(left);
@@ -221,13 +221,13 @@ impl Shared {
             }
             let removed = remove(dir.as_fd(), name);
             let mut state = self.state();
-            let held = state.held.remove(name);
+            let guard = state.guards.remove(name);
             match removed {
                 Ok(()) => {
                     state.stuck.remove(name);
                 }
                 Err(error) => {
-                    if state.stuck.len() >= MOST_STUCK {
+                    if state.stuck.len() >= MAX_STUCK {
                         state.stuck.clear();
                     }
                     state.stuck.insert(name.to_owned(), Instant::now());
@@ -235,7 +235,7 @@ impl Shared {
                     (self.report)(&error.below(folder));
                 }
             }
-            drop(held);
+            drop(guard);
         }
     }
 }

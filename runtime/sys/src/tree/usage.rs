@@ -10,10 +10,11 @@ use rustix::fs::{AtFlags, FileType, Stat, statat};
 use super::walk::{Left, Next, Walk};
 use super::{Error, entry_name};
 
-/// Most entries that are counted.
-const MOST_ENTRIES: u64 = 2_000_000;
-/// Most inodes that are remembered because they have several names, 16 bytes each. With more, some are counted twice.
-const MOST_LINKS: usize = 100_000;
+/// Maximum number of entries that are counted.
+const MAX_ENTRIES: u64 = 2_000_000;
+/// Maximum number of inodes that are remembered because they have several names, 16 bytes each. With more, some are
+/// counted twice.
+const MAX_LINKS: usize = 100_000;
 /// Bytes of a block in `st_blocks`.
 const BLOCK: u64 = 512;
 /// Number of entries between two readings of the clock.
@@ -47,7 +48,7 @@ pub(super) fn usage(dir: BorrowedFd<'_>, name: &OsStr, until: Instant) -> Result
         let mut read = 0;
         loop {
             read += 1;
-            if read > MOST_ENTRIES || (read % CLOCK_EVERY == 0 && Instant::now() >= until) {
+            if read > MAX_ENTRIES || (read % CLOCK_EVERY == 0 && Instant::now() >= until) {
                 whole = false;
                 break;
             }
@@ -96,7 +97,7 @@ impl Count {
             return false;
         }
         let known = stat.st_nlink > 1 && !is_folder(stat) && !self.links.insert(stat.st_ino);
-        if self.links.len() > MOST_LINKS {
+        if self.links.len() > MAX_LINKS {
             self.links.clear();
         }
         if !known {

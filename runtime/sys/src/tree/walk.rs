@@ -14,9 +14,9 @@ use std::path::PathBuf;
 use rustix::fs::{Dir, DirEntry, Mode, OFlags, ResolveFlags, fstat, openat2};
 use rustix::io::{Errno, Result};
 
-/// Most open folders.
+/// Maximum number of open folders.
 const OPEN: usize = 16;
-/// Most closed folders above them that are remembered, 40 bytes each.
+/// Maximum number of closed folders above them that are remembered, 40 bytes each.
 const CLOSED: usize = 1 << 14;
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);

@@ -16,7 +16,7 @@ impl Container {
         match input {
             ContainerInput::Worker(input) => self.creator_reported(input, cx),
             // The worker continues; the container is undone once it exists.
-            ContainerInput::Prepared(Err(failure)) => worker.fail(failure),
+            ContainerInput::StreamsReceived(Err(failure)) => worker.fail(failure),
             ContainerInput::Created { reply, pid, ended } => {
                 let process = Process::new(pid, ended);
                 if worker.failure.is_some() {

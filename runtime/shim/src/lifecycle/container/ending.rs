@@ -14,7 +14,7 @@ impl Container {
     /// Init was reaped, or has ended and cannot be reaped. `executed`: whether it had called execve, if
     /// known.
     pub(super) fn end(&mut self, code: i32, executed: Option<bool>, cx: &mut Context) {
-        // If nothing else is known, an error pipe that was closed without an error means execve.
+        // If nothing else is known, a start pipe that was closed without an error means execve.
         let unclear = matches!(&self.phase, Phase::Starting { execve: Execve::Unclear, .. });
         if executed.unwrap_or(unclear) {
             self.started(cx);
@@ -32,7 +32,7 @@ impl Container {
                 };
                 let (requester, executed) = (*requester, executed.or(known));
                 start = Some(Unstarted { requester, executed, error });
-                cx.act(Action::ReadErrorPipe(self.serial));
+                cx.act(Action::ReadStartPipe(self.serial));
             }
             _ => {}
         }
@@ -45,7 +45,7 @@ impl Container {
     pub(super) fn while_ending(&mut self, input: ContainerInput, cx: &mut Context) {
         let Phase::Ending(ending) = &mut self.phase else { return };
         match input {
-            ContainerInput::ErrorPipe { error, closed } => {
+            ContainerInput::StartPipe { error, closed } => {
                 let Some(start) = &mut ending.start else { return };
                 if error.is_some() {
                     start.error = error;
@@ -74,14 +74,14 @@ impl Container {
     pub(super) fn check_cgroup(&self, cx: &mut Context) {
         let check = match &self.phase {
             Phase::Ending(ending) => {
-                CgroupCheck { skip_held: ending.checks.reaping_is_over(), init: None, strays: false }
+                CgroupCheck { skip_unreapable: ending.checks.reaping_is_over(), init: None, strays: false }
             }
             Phase::Undoing(undoing) => {
                 for pid in [undoing.worker, undoing.init].into_iter().flatten() {
                     cx.kill(pid);
                 }
-                let skip_held = undoing.checks.reaping_is_over();
-                CgroupCheck { skip_held, init: undoing.init, strays: !cx.others_work }
+                let skip_unreapable = undoing.checks.reaping_is_over();
+                CgroupCheck { skip_unreapable, init: undoing.init, strays: !cx.others_work }
             }
             _ => return,
         };
@@ -106,7 +106,7 @@ impl Container {
             return;
         };
         if let Err(error) = outcome {
-            cx.warn(Some(&self.id), format!("exit record: {error}"));
+            cx.warn(Some(&self.id), format!("exit file: {error}"));
         }
         cx.act(Action::Release(self.serial));
         if let Some((requester, failure)) = failed.take() {

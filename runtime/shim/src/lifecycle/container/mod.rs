@@ -127,7 +127,7 @@ impl Container {
                 let (pid, signal) = (init.pid, if all { SIGKILL } else { signal });
                 return cx.act(Action::SignalFor { requester, pid, signal });
             }
-            // A container that has exited or is being killed is not an error.
+            // It has exited, is being killed, or has no init yet that could get the signal: none of these is an error.
             _ => {}
         }
         cx.reply(requester, Reply::Done);

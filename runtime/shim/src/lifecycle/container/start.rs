@@ -6,10 +6,10 @@ use super::Container;
 use crate::lifecycle::action::Action;
 use crate::lifecycle::context::Context;
 use crate::lifecycle::id::Requester;
-use crate::lifecycle::input::{ContainerInput, Held, InitState};
+use crate::lifecycle::input::{ContainerInput, InitState, Stopped};
 use crate::lifecycle::phase::{Execve, Phase};
 
-/// Kernel numbers, the same on all architectures.
+/// By number, the same on x86-64 and aarch64.
 const SIGCONT: i32 = 18;
 
 impl Container {
@@ -21,7 +21,7 @@ impl Container {
                     cx.fail(requester, failure);
                 }
             }
-            ContainerInput::ErrorPipe { error, closed } => {
+            ContainerInput::StartPipe { error, closed } => {
                 let Phase::Starting { init, execve, .. } = &mut self.phase else { return };
                 if let Some(error) = error {
                     // Init exits by itself; the reply waits until it is reaped.
@@ -52,7 +52,7 @@ impl Container {
         if state.executed {
             self.started(cx);
         }
-        if let (Some(init), Some(code)) = (self.phase.init_mut(), state.over) {
+        if let (Some(init), Some(code)) = (self.phase.init_mut(), state.code) {
             // A tracer can keep it from being reaped for ever; it still counts as ended.
             if init.check_end(cx.time.ms).has_ended() {
                 self.end(code, Some(state.executed), cx);
@@ -63,12 +63,12 @@ impl Container {
         if *execve == Execve::Unclear {
             *execve = Execve::NotCalled;
         }
-        match state.held {
-            Held::No => return,
-            Held::Stopped => cx.act(Action::Signal { pid: init.pid, signal: SIGCONT }),
-            Held::Traced => {}
+        match state.stopped {
+            Stopped::No => return,
+            Stopped::BySignal => cx.act(Action::Signal { pid: init.pid, signal: SIGCONT }),
+            Stopped::ByTracer => {}
         }
-        if init.ending.is_none() && checks.was_held() {
+        if init.ending.is_none() && checks.was_stopped() {
             let message = "init was stopped or traced by another process before execve, and was killed";
             *execve = Execve::Failed(message.to_owned());
             cx.act(Action::KillCgroup(self.serial));
@@ -77,7 +77,7 @@ impl Container {
     }
 
     /// Init could not be examined, which takes a descriptor. It is checked again. But the requester of the start must
-    /// not wait for ever: an init that has closed its error pipe without an error, and is neither killed nor reaped
+    /// not wait for ever: an init that has closed its start pipe without an error, and is neither killed nor reaped
     /// after so many checks, is running.
     fn init_unchecked(&mut self, cx: &mut Context) {
         let Phase::Starting { init, checks, execve: Execve::Unclear, .. } = &mut self.phase else { return };
@@ -94,7 +94,7 @@ impl Container {
         let Phase::Starting { init, requester, .. } = self.phase else { return };
         let started_at = cx.time.wall;
         self.phase = Phase::Running { init, started_at };
-        cx.act(Action::DropErrorPipe(self.serial));
+        cx.act(Action::DropStartPipe(self.serial));
         self.report_start(requester, started_at, cx);
     }
 

@@ -65,8 +65,8 @@ pub(crate) enum Phase {
 pub(crate) enum Kill {
     /// Not requested.
     No,
-    /// Its session will be killed once its pid is known. Until then the worker must not be killed either: it may have
-    /// created a process that it has not reported.
+    /// Its session will be killed once its pid is known. Until then the worker is not killed for this request either: it
+    /// may have created a process that it has not reported.
     Deferred { requester: Option<Requester> },
     /// Its session is being killed, by request or (`None`) because its deadline passed. At the time `until` (monotonic
     /// ms) that is given up.
@@ -285,7 +285,7 @@ impl Exec {
                 let (worker, process) = (worker.pid, process.and_then(|process| process.unreaped()));
                 cx.fail(requester, self.explain(failure, container_is_up));
                 cx.act(Action::DropWorker(self.serial));
-                self.answer_kill(Reply::Done, cx);
+                self.reply_to_kill(Reply::Done, cx);
                 self.leave(worker, process, cx);
             }
         }

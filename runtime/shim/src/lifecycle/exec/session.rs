@@ -67,12 +67,12 @@ impl Exec {
             return checks.again(cx.time.ms);
         }
         if count == 0 {
-            self.answer_kill(Reply::Done, cx);
+            self.reply_to_kill(Reply::Done, cx);
             return self.report_exit(cx);
         }
         // It is removed from the table; its remaining processes end with the container.
         let message = format!("{count} processes of the session could not be killed");
-        self.answer_kill(Reply::Failed(refusal(ErrorKind::Timeout, "kill", message)), cx);
+        self.reply_to_kill(Reply::Failed(refusal(ErrorKind::Timeout, "kill", message)), cx);
         if let Phase::Running(process) = &mut self.phase {
             process.code.get_or_insert(KILLED);
             let left = process.unreaped();
@@ -83,7 +83,7 @@ impl Exec {
         }
     }
 
-    pub(super) fn answer_kill(&mut self, reply: Reply, cx: &mut Context) {
+    pub(super) fn reply_to_kill(&mut self, reply: Reply, cx: &mut Context) {
         if let Kill::Deferred { requester: Some(to) } | Kill::Active { requester: Some(to), .. } = self.kill {
             cx.reply(to, reply);
         }

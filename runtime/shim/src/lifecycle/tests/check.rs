@@ -11,9 +11,9 @@ use super::super::id::{Requester, Serial};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Violation {
     /// A request got no reply, although its connection exists and everything is at rest.
-    LostAnswer(String),
+    LostReply(String),
     /// A reply without a request, or a second reply.
-    ExtraAnswer(String),
+    ExtraReply(String),
     /// An exit was reported twice on a connection, or never.
     Exit(String),
     /// An exit was reported before its file was written, or with other content.
@@ -60,7 +60,7 @@ impl Checker {
         let key = (to.generation, to.id);
         let known = self.asked.contains_key(&key) && connection == Some(to.generation);
         if !known || !self.answered.insert(key) {
-            return Err(Violation::ExtraAnswer(format!("{to:?} {reply:?} {:?}", self.asked.get(&key))));
+            return Err(Violation::ExtraReply(format!("{to:?} {reply:?} {:?}", self.asked.get(&key))));
         }
         Ok(())
     }
@@ -72,7 +72,7 @@ impl Checker {
             .iter()
             .find(|(key, _)| connection == Some(key.0) && !self.answered.contains(key))
             .map(|(key, request)| format!("{key:?} {request}"));
-        lost.map_or(Ok(()), |lost| Err(Violation::LostAnswer(lost)))
+        lost.map_or(Ok(()), |lost| Err(Violation::LostReply(lost)))
     }
 
     /// An exit file was written, or could not be.

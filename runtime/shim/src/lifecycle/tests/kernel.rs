@@ -22,7 +22,7 @@ pub(super) struct Process {
     pub(super) owner: Owner,
     /// Its exit code, once it has ended.
     pub(super) code: Option<i32>,
-    /// It has ended, but its tracer does not let it be reaped.
+    /// A tracer is attached, which will not let it be reaped once it has ended.
     pub(super) traced: bool,
     /// SIGKILL is pending, because it is frozen.
     pub(super) killed: bool,
@@ -43,12 +43,12 @@ pub(super) struct Kernel {
     /// Pids that a packet which was not read yet names, or will name, and the object of that process.
     unreported: Vec<(u32, Serial)>,
     last: u32,
-    most: u32,
+    max: u32,
 }
 
 impl Kernel {
     /// A kernel with this many pids, which are soon reused.
-    pub(super) fn new(most: u32) -> Self {
+    pub(super) fn new(max: u32) -> Self {
         Self {
             processes: BTreeMap::new(),
             frozen: Vec::new(),
@@ -56,13 +56,13 @@ impl Kernel {
             disk_full: false,
             unreported: Vec::new(),
             last: 1,
-            most,
+            max,
         }
     }
 
     /// Creates a process, if a pid is free.
     pub(super) fn spawn(&mut self, owner: Owner, cgroup: Option<Serial>) -> Option<u32> {
-        let numbers = (self.last + 1..=self.most).chain(2..=self.last);
+        let numbers = (self.last + 1..=self.max).chain(2..=self.last);
         let pid = numbers.into_iter().find(|pid| !self.processes.contains_key(pid))?;
         self.last = pid;
         let process = Process { owner, code: None, traced: false, killed: false, cgroup, executed: false };
@@ -137,11 +137,11 @@ impl Kernel {
         zombies.map(|(pid, _)| *pid).collect()
     }
 
-    /// Whether a cgroup has no processes; `skip_held`: except ended ones that a tracer holds.
-    pub(super) fn is_empty(&self, cgroup: Serial, skip_held: bool) -> bool {
+    /// Whether a cgroup has no processes; `skip_unreapable`: except ended ones that a tracer holds.
+    pub(super) fn is_empty(&self, cgroup: Serial, skip_unreapable: bool) -> bool {
         self.processes
             .values()
             .filter(|process| process.cgroup == Some(cgroup))
-            .all(|process| process.code.is_some() && (skip_held || !process.traced))
+            .all(|process| process.code.is_some() && (skip_unreapable || !process.traced))
     }
 }

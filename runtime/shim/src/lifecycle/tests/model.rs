@@ -16,7 +16,7 @@ const CASES: u32 = 2000;
 /// Number of pids, few enough to be reused within one sequence.
 const PIDS: u32 = 60;
 /// Number of steps until everything is at rest; the most frequent checks are 100 ms apart.
-const MOST_ROUNDS: u64 = HORIZON / 50;
+const MAX_ROUNDS: u64 = HORIZON / 50;
 /// Upper limit of everything that has a limit, in simulated milliseconds.
 const HORIZON: u64 = 31_000 + 10 * KILL_AGAIN_MS;
 
@@ -40,7 +40,7 @@ fn op() -> impl Strategy<Value = Op> {
         8 => (n(), prop::bool::weighted(0.8)).prop_map(|(which, works)| Op::Execve(which, works)),
         6 => n().prop_map(Op::Pipe),
         4 => (n(), n()).prop_map(|(which, code)| Op::Die(which, code)),
-        8 => (1u8..4, any::<bool>()).prop_map(|(most, orderly)| Op::Reap(most, orderly)),
+        8 => (1u8..4, any::<bool>()).prop_map(|(max, orderly)| Op::Reap(max, orderly)),
         1 => n().prop_map(Op::Trace),
         1 => n().prop_map(Op::Freeze),
         2 => n().prop_map(Op::Fork),
@@ -76,7 +76,7 @@ pub(super) fn running_pod() -> Vec<Op> {
 pub(super) fn rest(world: &mut World) -> Checked {
     world.step(&Op::Descriptors(true))?;
     let until = world.now + HORIZON;
-    for _ in 0..MOST_ROUNDS {
+    for _ in 0..MAX_ROUNDS {
         for _ in 0..4 {
             for place in world.at_work() {
                 world.work(place, 11);
@@ -127,8 +127,8 @@ pub(super) fn finish(world: &mut World) -> Checked {
     world.check_slots()?;
     world.check.all_answered(world.connection)?;
     world.check_told()?;
-    if let Some(held) = world.life.containers.iter().find(|c| !matches!(c.phase, Phase::Exited { .. })) {
-        return Err(Violation::Slot(format!("the pod is stopped: {held:?}")));
+    if let Some(left) = world.life.containers.iter().find(|c| !matches!(c.phase, Phase::Exited { .. })) {
+        return Err(Violation::Slot(format!("the pod is stopped: {left:?}")));
     }
     for number in 0..6 {
         world.step(&Op::Forget(number))?;
@@ -139,7 +139,7 @@ pub(super) fn finish(world: &mut World) -> Checked {
     world.ask(Request::Shutdown, 0)?;
     match world.replies.last() {
         Some((_, Reply::Done)) if world.ended => Ok(()),
-        other => Err(Violation::LostAnswer(format!("Shutdown: {other:?}"))),
+        other => Err(Violation::LostReply(format!("Shutdown: {other:?}"))),
     }
 }
 
@@ -193,7 +193,7 @@ fn found(sabotage: Sabotage) -> Violation {
 
 #[test]
 fn model_finds_a_lost_reply() {
-    assert!(matches!(found(Sabotage::LostAnswer), Violation::LostAnswer(_)));
+    assert!(matches!(found(Sabotage::LostReply), Violation::LostReply(_)));
 }
 
 #[test]

@@ -8,7 +8,9 @@ pub(super) enum Op {
     StartPause,
     Create(u8),
     Start(u8),
+    /// SIGKILL if the first flag is set, else SIGTERM; to all processes of the container if the second one is.
     Kill(u8, bool, bool),
+    /// An exec with a deadline in milliseconds.
     Exec(u8, Option<u16>),
     KillExec(u8),
     ReopenLog(u8),
@@ -18,13 +20,13 @@ pub(super) enum Op {
     StopPod,
     Shutdown,
     Unknown,
-    /// A worker does its next step; the second number selects how.
+    /// A worker does its next step; the second number selects how: with 11 it succeeds.
     Work(u8, u8),
     /// Packets of a worker are read.
     Read(u8),
     /// A created process calls execve, or fails to.
     Execve(u8, bool),
-    /// The error pipe of an init is read.
+    /// The start pipe of an init is read.
     Pipe(u8),
     /// A process ends by itself.
     Die(u8, u8),
@@ -52,7 +54,7 @@ pub(super) enum Op {
 pub(super) enum Sabotage {
     None,
     /// A reply is lost.
-    LostAnswer,
+    LostReply,
     /// An exit is reported twice.
     DoubleExit,
     /// The end of a container is never checked, so its name stays reserved.

@@ -4,7 +4,7 @@ use wire::{Event, Reply, Snapshot};
 
 use super::super::action::{Action, CgroupCheck, Fork, Session};
 use super::super::id::Serial;
-use super::super::input::{CgroupState, ContainerInput, ExecInput, Held, InitState, Input, WorkerInput};
+use super::super::input::{CgroupState, ContainerInput, ExecInput, InitState, Input, Stopped, WorkerInput};
 use super::super::worker::KILLED;
 use super::check::Violation;
 use super::kernel::{Kernel, Owner};
@@ -43,13 +43,13 @@ impl World {
                 }
                 self.result(serial, ContainerInput::StartSent(outcome));
             }
-            Action::ReadErrorPipe(serial) => {
+            Action::ReadStartPipe(serial) => {
                 let executed = self.containers.get(&serial.0).and_then(|(_, init)| *init).map(|init| init.1);
                 let closed = self.told_to_start.contains(&serial);
                 self.told_to_start.retain(|known| *known != serial);
                 let error = (executed == Some(false) && serial.0.is_multiple_of(2))
                     .then(|| "it is missing".to_owned());
-                self.result(serial, ContainerInput::ErrorPipe { error, closed });
+                self.result(serial, ContainerInput::StartPipe { error, closed });
             }
             Action::CheckInit(serial, pid) => {
                 self.child(pid, "check")?;
@@ -61,7 +61,7 @@ impl World {
             }
             Action::CheckProcess(serial, pid) => {
                 self.child(pid, "check")?;
-                self.inputs.push_back(Input::ProcessChecked(serial, self.over(pid)));
+                self.inputs.push_back(Input::ProcessChecked(serial, self.code_if_over(pid)));
             }
             Action::KillCgroup(serial) => {
                 self.may_kill(serial, "the cgroup")?;
@@ -91,7 +91,7 @@ impl World {
             | Action::CloseStdin { requester, .. } => {
                 self.inputs.push_back(Input::Served { requester, outcome: Ok(()) });
             }
-            Action::DropErrorPipe(serial) => self.told_to_start.retain(|known| *known != serial),
+            Action::DropStartPipe(serial) => self.told_to_start.retain(|known| *known != serial),
             Action::DropNamespaces(_)
             | Action::WatchOutputs(_)
             | Action::FinishOutputs(_)
@@ -111,7 +111,7 @@ impl World {
     }
 
     /// The exit code of an ended process, if /proc can be read.
-    fn over(&self, pid: u32) -> Option<i32> {
+    fn code_if_over(&self, pid: u32) -> Option<i32> {
         let process = self.kernel.processes.get(&pid).filter(|_| !self.kernel.out_of_descriptors);
         process.and_then(|process| process.code)
     }
@@ -233,9 +233,9 @@ impl World {
                 listed.push(serial);
             }
         }
-        let held: Vec<Serial> = self.life.containers.iter().map(|container| container.serial).collect();
-        if listed != held {
-            return Err(Violation::Listing(format!("{listed:?} of {held:?} are listed")));
+        let known: Vec<Serial> = self.life.containers.iter().map(|container| container.serial).collect();
+        if listed != known {
+            return Err(Violation::Listing(format!("{listed:?} of {known:?} are listed")));
         }
         Ok(())
     }
@@ -291,10 +291,10 @@ impl World {
         let packet = worker.packets.pop_front();
         let has_fds = matches!(packet, Some(Packet::Made(_)));
         let input = match packet {
-            Some(Packet::Prepared(arrives)) => {
+            Some(Packet::Streams(arrives)) => {
                 let none = || refusal(wire::ErrorKind::Internal, "streams", "no descriptors");
                 let outcome = if arrives { lost.clone() } else { Err(none()) };
-                Input::Container(serial, ContainerInput::Prepared(outcome))
+                Input::Container(serial, ContainerInput::StreamsReceived(outcome))
             }
             Some(Packet::Warning) => Input::Worker(serial, WorkerInput::Warning("it is so".to_owned())),
             Some(Packet::Failed) => {
@@ -357,15 +357,15 @@ impl World {
 
     fn init_state(&self, pid: u32) -> Option<InitState> {
         let process = self.kernel.processes.get(&pid).filter(|_| !self.kernel.out_of_descriptors)?;
-        let held = match (process.traced, pid % 3) {
-            (false, _) => Held::No,
-            (true, 0) if process.code.is_none() => Held::Stopped,
-            (true, 0 | 1) => Held::Traced,
-            (true, _) if process.code.is_none() => Held::Traced,
+        let stopped = match (process.traced, pid % 3) {
+            (false, _) => Stopped::No,
+            (true, 0) if process.code.is_none() => Stopped::BySignal,
+            (true, 0 | 1) => Stopped::ByTracer,
+            (true, _) if process.code.is_none() => Stopped::ByTracer,
             // It has ended, and is a zombie instead of stopped at PTRACE_EVENT_EXIT.
-            (true, _) => Held::No,
+            (true, _) => Stopped::No,
         };
-        Some(InitState { over: process.code, executed: process.executed, held })
+        Some(InitState { code: process.code, executed: process.executed, stopped })
     }
 
     fn check_cgroup(&mut self, serial: Serial, check: CgroupCheck) -> Checked {
@@ -388,7 +388,7 @@ impl World {
             }
         }
         let state = CgroupState {
-            empty: self.kernel.is_empty(serial, check.skip_held),
+            empty: self.kernel.is_empty(serial, check.skip_unreapable),
             oom_killed: serial.0.is_multiple_of(5),
             strays,
             init_over: check.init.is_some_and(|pid| !self.kernel.runs(pid)),
@@ -418,7 +418,7 @@ impl World {
                     return Err(Violation::WrongKill(format!("{session:?}: {:?}", self.owner(session.pid))));
                 }
                 self.kernel.kill(session.pid);
-                leader = self.over(session.pid);
+                leader = self.code_if_over(session.pid);
             }
             self.inputs.push_back(Input::Exec(session.exec, ExecInput::SessionKilled { count, leader }));
         }

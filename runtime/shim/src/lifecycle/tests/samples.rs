@@ -6,7 +6,9 @@ use wire::{ErrorKind, ExitFacts, Failure, Reply};
 use super::super::checks::{UntilEmpty, UntilExecve, UntilReaped};
 use super::super::exec::{Kill, Phase as ExecPhase};
 use super::super::id::{Requester, Serial};
-use super::super::input::{CgroupState, ContainerInput, ExecInput, Held, InitState, PauseInput, WorkerInput};
+use super::super::input::{
+    CgroupState, ContainerInput, ExecInput, InitState, PauseInput, Stopped, WorkerInput,
+};
 use super::super::pause::Pause;
 use super::super::phase::{Ending, Execve, Init, Phase, Undoing, Unstarted};
 use super::super::worker::{Process, Worker};
@@ -55,7 +57,7 @@ pub(super) fn pause_inputs() -> Vec<(&'static str, PauseInput)> {
 
 pub(super) fn container_inputs() -> Vec<(&'static str, ContainerInput)> {
     let checked =
-        |over, executed, held| ContainerInput::InitChecked(Some(InitState { over, executed, held }));
+        |code, executed, stopped| ContainerInput::InitChecked(Some(InitState { code, executed, stopped }));
     let reply = Reply::Created { pid: PID, user: user(), home: "/".to_owned() };
     let kill = |signal, all| ContainerInput::Kill { requester: OTHER, signal, all };
     let cgroup = |empty, strays| {
@@ -63,8 +65,8 @@ pub(super) fn container_inputs() -> Vec<(&'static str, ContainerInput)> {
     };
     let error = Some("no such program".to_owned());
     let own = [
-        ("", ContainerInput::Prepared(Ok(()))),
-        ("failed", ContainerInput::Prepared(Err(failure()))),
+        ("", ContainerInput::StreamsReceived(Ok(()))),
+        ("failed", ContainerInput::StreamsReceived(Err(failure()))),
         ("", ContainerInput::Created { reply: reply.clone(), pid: PID, ended: None }),
         ("has ended", ContainerInput::Created { reply, pid: PID, ended: Some(3) }),
         ("before execve", ContainerInput::Reaped { code: 3, executed: Some(false) }),
@@ -74,15 +76,15 @@ pub(super) fn container_inputs() -> Vec<(&'static str, ContainerInput)> {
         ("failed", ContainerInput::Adopted(Err(failure()))),
         ("", ContainerInput::StartSent(Ok(()))),
         ("failed", ContainerInput::StartSent(Err(failure()))),
-        ("closed", ContainerInput::ErrorPipe { error: None, closed: true }),
-        ("open", ContainerInput::ErrorPipe { error: None, closed: false }),
-        ("a failure", ContainerInput::ErrorPipe { error, closed: true }),
+        ("closed", ContainerInput::StartPipe { error: None, closed: true }),
+        ("open", ContainerInput::StartPipe { error: None, closed: false }),
+        ("a failure", ContainerInput::StartPipe { error, closed: true }),
         ("not now", ContainerInput::InitChecked(None)),
-        ("waits", checked(None, false, Held::No)),
-        ("has called execve", checked(None, true, Held::No)),
-        ("stopped", checked(None, false, Held::Stopped)),
-        ("traced", checked(None, false, Held::Traced)),
-        ("over", checked(Some(137), false, Held::Traced)),
+        ("waits", checked(None, false, Stopped::No)),
+        ("has called execve", checked(None, true, Stopped::No)),
+        ("stopped", checked(None, false, Stopped::BySignal)),
+        ("traced", checked(None, false, Stopped::ByTracer)),
+        ("over", checked(Some(137), false, Stopped::ByTracer)),
         ("empty", cgroup(true, false)),
         ("not empty", cgroup(false, false)),
         ("strays", cgroup(true, true)),

@@ -29,11 +29,11 @@ impl World {
                 kernel.end(worker.pid, 1);
             }
             (_, 0, 1) => kernel.end(worker.pid, 137),
-            (Fork::Container { .. }, 0, 2) => worker.packets.push_back(Packet::Prepared(false)),
+            (Fork::Container { .. }, 0, 2) => worker.packets.push_back(Packet::Streams(false)),
             (Fork::Container { .. }, 0, 3) => {
-                worker.packets.extend([Packet::Prepared(true), Packet::Warning]);
+                worker.packets.extend([Packet::Streams(true), Packet::Warning]);
             }
-            (Fork::Container { .. }, 0, _) => worker.packets.push_back(Packet::Prepared(true)),
+            (Fork::Container { .. }, 0, _) => worker.packets.push_back(Packet::Streams(true)),
             // Pause and its packet come together: otherwise only the daemon's kill of the pod's cgroup would
             // find it.
             (Fork::Pause, 0, _) | (Fork::Container { .. } | Fork::Exec { .. }, 1 | 0, _) => {

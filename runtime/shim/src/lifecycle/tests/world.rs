@@ -1,5 +1,7 @@
 //! A simulated pod: the lifecycle, a kernel, workers and a daemon.
 
+mod view;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use model::{ContainerId, ExecId};
@@ -8,7 +10,7 @@ use wire::{Event, LogPlan, Reply, Request};
 use super::super::action::{Action, Fork};
 use super::super::context::Time;
 use super::super::id::{Requester, Serial};
-use super::super::input::{ContainerInput, Held, Input, WorkerInput};
+use super::super::input::{ContainerInput, Input, Stopped, WorkerInput};
 use super::super::pod::Lifecycle;
 use super::super::worker::KILLED;
 use super::Checked;
@@ -18,7 +20,7 @@ use super::op::{Op, Sabotage};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Packet {
-    Prepared(bool),
+    Streams(bool),
     Made(u32),
     Created(u32),
     Failed,
@@ -202,7 +204,7 @@ impl World {
                 }
                 Ok(())
             }
-            Op::Reap(most, orderly) => self.reap(usize::from(*most), *orderly),
+            Op::Reap(max, orderly) => self.reap(usize::from(*max), *orderly),
             Op::Trace(which) => {
                 let made =
                     self.kernel.of(|process| matches!(process.owner, Owner::Made(_)) && !process.traced);
@@ -297,7 +299,7 @@ impl World {
         self.wanted_dead.extend(self.life.pause.serial());
     }
 
-    /// Reads an init's error pipe, which its execve or its exit closes.
+    /// Reads an init's start pipe, which its execve or its exit closes.
     fn pipe(&mut self, serial: Serial) -> Checked {
         let Some((_, Some((pid, executed)))) = self.containers.get(&serial.0) else { return Ok(()) };
         if !executed && self.kernel.runs(*pid) {
@@ -306,7 +308,7 @@ impl World {
         let killed = self.kernel.processes.get(pid).is_some_and(|process| process.code == Some(KILLED));
         let error = (!executed && !killed && pid % 3 == 0).then(|| "no such program".to_owned());
         self.told_to_start.retain(|known| *known != serial);
-        self.input(Input::Container(serial, ContainerInput::ErrorPipe { error, closed: true }))
+        self.input(Input::Container(serial, ContainerInput::StartPipe { error, closed: true }))
     }
 
     pub(super) fn read(&mut self, serial: Serial) -> Checked {
@@ -314,13 +316,13 @@ impl World {
         self.settle()
     }
 
-    pub(super) fn reap(&mut self, most: usize, orderly: bool) -> Checked {
+    pub(super) fn reap(&mut self, max: usize, orderly: bool) -> Checked {
         if orderly && !self.kernel.zombies().is_empty() {
             for serial in self.workers.iter().map(|worker| worker.serial).collect::<Vec<_>>() {
                 self.read(serial)?;
             }
         }
-        for pid in self.kernel.zombies().into_iter().take(most) {
+        for pid in self.kernel.zombies().into_iter().take(max) {
             let Some(process) = self.kernel.processes.get(&pid) else { continue };
             let executed = self.life.is_starting(pid).then_some(process.executed);
             let code = process.code.unwrap_or(0);
@@ -378,9 +380,9 @@ impl World {
                 | WorkerInput::PacketsRead,
             )
             | Input::Adopted(serial, Err(_))
-            | Input::Container(serial, ContainerInput::Prepared(Err(_))) => Some(*serial),
+            | Input::Container(serial, ContainerInput::StreamsReceived(Err(_))) => Some(*serial),
             Input::Container(serial, ContainerInput::InitChecked(Some(state)))
-                if state.held != Held::No || state.over.is_some() =>
+                if state.stopped != Stopped::No || state.code.is_some() =>
             {
                 Some(*serial)
             }
@@ -400,7 +402,7 @@ impl World {
 
     fn sabotaged(&mut self, action: Action) -> Vec<Action> {
         match (self.sabotage, &action) {
-            (Sabotage::LostAnswer, Action::Reply { to, .. }) if to.id % 5 == 0 => Vec::new(),
+            (Sabotage::LostReply, Action::Reply { to, .. }) if to.id % 5 == 0 => Vec::new(),
             (Sabotage::DoubleExit, Action::Event(Event::Exited { .. })) => vec![action.clone(), action],
             (Sabotage::StuckName, Action::CheckCgroup(..)) => Vec::new(),
             (Sabotage::LateKill, Action::Signal { .. }) => {
@@ -418,81 +420,4 @@ impl World {
 
 pub(super) fn pick<T>(list: &[T], which: u8) -> Option<&T> {
     list.get(usize::from(which) % list.len().max(1))
-}
-
-// For the end of a sequence.
-impl World {
-    /// Indices of running workers.
-    pub(super) fn at_work(&self) -> Vec<usize> {
-        let living = self.workers.iter().zip(0..).filter(|(worker, _)| worker.runs(&self.kernel));
-        living.map(|(_, place)| place).collect()
-    }
-
-    /// Processes that can call execve.
-    pub(super) fn waiting(&self) -> Vec<u32> {
-        self.kernel.of(|process| {
-            let Owner::Made(serial) = process.owner else { return false };
-            let frozen = process.cgroup.is_some_and(|cgroup| self.kernel.frozen.contains(&cgroup));
-            let may = !self.containers.contains_key(&serial.0) || self.told_to_start.contains(&serial);
-            may && !process.executed && process.code.is_none() && !process.traced && !frozen
-        })
-    }
-
-    /// The exit code of the process that a worker created for an object.
-    pub(super) fn code_of(&self, serial: Serial) -> Option<i32> {
-        let unreaped = self.kernel.made(serial).and_then(|pid| self.kernel.processes.get(&pid)?.code);
-        self.codes.get(&serial.0).copied().or(unreaped)
-    }
-
-    /// Workers whose sockets are readable.
-    pub(super) fn readable(&self) -> Vec<Serial> {
-        let readable = |worker: &&Worker| {
-            let eof = !worker.closed && worker.is_at_eof(&self.kernel);
-            worker.open && (!worker.packets.is_empty() || eof)
-        };
-        self.workers.iter().filter(readable).map(|worker| worker.serial).collect()
-    }
-
-    pub(super) fn open_sockets(&self) -> Vec<Serial> {
-        self.workers.iter().filter(|worker| worker.open).map(|worker| worker.serial).collect()
-    }
-
-    pub(super) fn open_pipes(&self) -> u8 {
-        u8::try_from(self.told_to_start.len()).unwrap_or(u8::MAX)
-    }
-
-    /// Objects in a table must have processes.
-    pub(super) fn check_slots(&self) -> Checked {
-        for container in &self.life.containers {
-            let lives = !self.kernel.of(|process| process.cgroup == Some(container.serial)).is_empty()
-                || self.kernel.made(container.serial).is_some();
-            if !lives && !matches!(container.phase, super::super::phase::Phase::Exited { .. }) {
-                return Err(Violation::Slot(format!("nothing lives of {container:?}")));
-            }
-        }
-        for exec in &self.life.execs {
-            let own = [Owner::Made(exec.serial), Owner::Worker(exec.serial)];
-            if self.kernel.of(|process| own.contains(&process.owner)).is_empty() {
-                return Err(Violation::Slot(format!("nothing lives of {exec:?}")));
-            }
-        }
-        let lost = self.containers.iter().find(|(serial, (_, init))| {
-            let is_held = self.life.containers.iter().any(|container| container.serial.0 == **serial);
-            init.is_some() && !is_held && !self.check.records.contains_key(serial)
-        });
-        match lost {
-            Some(lost) => Err(Violation::Slot(format!("{lost:?} was forgotten before its exit"))),
-            None => Ok(()),
-        }
-    }
-
-    /// Every exit must be reported on the current connection.
-    pub(super) fn check_told(&self) -> Checked {
-        let over = self
-            .life
-            .containers
-            .iter()
-            .filter(|container| matches!(container.phase, super::super::phase::Phase::Exited { .. }));
-        self.check.all_told(self.connection, over.map(|container| (container.id.clone(), container.serial)))
-    }
 }

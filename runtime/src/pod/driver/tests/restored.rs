@@ -70,7 +70,7 @@ async fn callers_of_a_leaving_pods_name_are_told_why_it_stays() {
     drop(rig.dial().await.send((DialResult::of(Shim::Gone), None)));
     rig.removal().await.end(Outcome::PodRemoved(vec![broken()]));
     let error = ended(waiting).await.expect_err("the name is not free");
-    assert!(error.message.ends_with("broken"), "{error}");
+    assert!(error.text().ends_with("broken"), "{error}");
     assert!(rig.registry.published().pod(pod_id().as_str()).is_ok(), "its removal can be requested");
     // It is retried without a request.
     rig.removal().await.end(Outcome::PodRemoved(Vec::new()));

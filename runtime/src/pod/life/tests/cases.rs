@@ -7,7 +7,7 @@ use super::super::{
 };
 use super::samples::{NOW, id, pod_record, record};
 use crate::error::{Error, ErrorKind};
-use model::reconcile::{Held, Shim};
+use model::reconcile::{InShim, Shim};
 use model::{
     ContainerConfig, ContainerId, ContainerPhase, ContainerRecord, EnvVar, ExecId, Exit, PodPhase, Text,
 };
@@ -23,21 +23,21 @@ fn dialled(shim: Shim) -> Input {
     Input::Dialled(Box::new(DialResult { pid: 5, ..DialResult::of(shim) }))
 }
 
-fn answered(held: Held) -> Input {
+fn answered(held: InShim) -> Input {
     dialled(Shim::Answered { pause: true, containers: BTreeMap::from([(id(), held)]) })
 }
 
 /// A ready pod with a running container.
 fn running() -> Life {
     let mut life = restored(PodPhase::Ready, ContainerPhase::Running, false);
-    life.handle(NOW, answered(Held::Running { pid: 7, started_at: 4 }));
+    life.handle(NOW, answered(InShim::Running { pid: 7, started_at: 4 }));
     life
 }
 
 /// A ready pod with a created container.
 fn created() -> Life {
     let mut life = restored(PodPhase::Ready, ContainerPhase::Created, false);
-    life.handle(NOW, answered(Held::Created { pid: 7 }));
+    life.handle(NOW, answered(InShim::Created { pid: 7 }));
     life
 }
 
@@ -150,7 +150,7 @@ fn a_failed_removal_without_a_caller_is_retried() {
 #[test]
 fn execs_of_an_earlier_daemon_are_killed() {
     let mut life = restored(PodPhase::Ready, ContainerPhase::Running, false);
-    let containers = BTreeMap::from([(id(), Held::Running { pid: 7, started_at: 4 })]);
+    let containers = BTreeMap::from([(id(), InShim::Running { pid: 7, started_at: 4 })]);
     let shim = Shim::Answered { pause: true, containers };
     let result = DialResult { pid: 5, execs: vec![ExecId(3)], ..DialResult::of(shim) };
     let actions = life.handle(NOW, Input::Dialled(Box::new(result)));
@@ -233,7 +233,7 @@ fn a_create_is_not_undone_by_a_reconnect() {
     let config = Box::new(super::world::container_config(1, false));
     life.handle(NOW, Input::Call(Waiter(1), Call::Create { id: other.clone(), config }));
     life.handle(NOW, Input::LinkLost);
-    let containers = BTreeMap::from([(id(), Held::Created { pid: 7 }), (other.clone(), Held::Creating)]);
+    let containers = BTreeMap::from([(id(), InShim::Created { pid: 7 }), (other.clone(), InShim::Creating)]);
     let actions = life.handle(NOW, dialled(Shim::Answered { pause: true, containers }));
     assert!(jobs(&actions).is_empty(), "{actions:?}");
     assert!(life.containers.contains_key(&other));
@@ -299,7 +299,7 @@ fn a_stop_waits_for_running_creates() {
     assert!(matches!(jobs(&actions)[..], [Job::RemoveShimFolder]), "{actions:?}");
     // The error names the stop of the pod, not the error of the killed process.
     let Some(Err(error)) = answer_of(&actions, Waiter(1)) else { panic!("{actions:?}") };
-    assert!(error.message.contains("being stopped"), "{}", error.message);
+    assert!(error.text().contains("being stopped"), "{}", error.text());
 }
 
 #[test]

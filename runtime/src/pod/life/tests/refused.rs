@@ -27,7 +27,7 @@ fn check(actions: &[Action], waiter: Waiter, id: &str) {
     let error = answers(actions).find(|(to, _)| *to == waiter).map(|(_, answer)| answer.clone());
     let Some(Err(error)) = error else { panic!("{actions:?}") };
     assert_eq!(error.kind, ErrorKind::Internal);
-    assert!(error.message.contains(id), "{error}");
+    assert!(error.text().contains(id), "{error}");
 }
 
 fn answers(actions: &[Action]) -> impl Iterator<Item = (Waiter, &Result<Answer, Error>)> {
@@ -95,7 +95,7 @@ fn the_end_of_a_stop_of_a_pod() {
 
 #[test]
 fn a_removal_of_a_pod() {
-    let mut life = pod(PodStage::Stopped { removers: Vec::new() }, PodPhase::Ready);
+    let mut life = pod(PodStage::Stopped { removers: Vec::new(), folder_left: false }, PodPhase::Ready);
     let actions = life.handle(NOW, Input::Call(Waiter(1), Call::RemovePod));
     check(&actions, Waiter(1), pod_record(PodPhase::Ready).id.as_str());
     assert!(!has_job(&actions), "{actions:?}");

@@ -8,7 +8,7 @@ use super::super::{
 use super::world::{container_config, pod_config};
 use crate::error::Error;
 use crate::pod::intent;
-use model::reconcile::{Held, Shim};
+use model::reconcile::{InShim, Shim};
 use model::{ContainerId, ContainerPhase, ContainerRecord, Exit, PodId, PodPhase, PodRecord};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -38,7 +38,8 @@ fn error() -> Error {
     Error::internal("broken")
 }
 
-/// Every stage of a pod; a new stage breaks the build until it is added here.
+/// Every stage of a pod. A new stage breaks the build until [`pod_stage_name`] has it; [`POD_STAGES`] then counts it, and
+/// a test fails until it is here.
 pub(super) fn pod_stages() -> Vec<Life> {
     let callers = || PodCallers { stoppers: vec![Waiter(90)], removers: Vec::new() };
     let stages = [
@@ -53,8 +54,13 @@ pub(super) fn pod_stages() -> Vec<Life> {
         (PodStage::Recording(callers()), PodPhase::Stopped, Link::None),
         (PodStage::Settling(callers(), Vec::new()), PodPhase::Stopped, Link::None),
         (PodStage::RemovingShim(callers()), PodPhase::Stopped, Link::None),
-        (PodStage::Stopped { removers: Vec::new() }, PodPhase::Stopped, Link::None),
-        (PodStage::Removing { removers: vec![Waiter(90)] }, PodPhase::Removing, Link::None),
+        (PodStage::Stopped { removers: Vec::new(), folder_left: false }, PodPhase::Stopped, Link::None),
+        (PodStage::Stopped { removers: Vec::new(), folder_left: true }, PodPhase::Stopped, Link::None),
+        (
+            PodStage::Removing { removers: vec![Waiter(90)], folder_left: false },
+            PodPhase::Removing,
+            Link::None,
+        ),
         (PodStage::Removed, PodPhase::Removing, Link::None),
     ];
     stages.into_iter().map(|(stage, phase, link)| life(pod_record(phase), stage, link)).collect()
@@ -76,7 +82,8 @@ pub(super) fn pod_stage_name(life: &Life) -> String {
         PodStage::Recording(_) => "Recording",
         PodStage::Settling(..) => "Settling",
         PodStage::RemovingShim(_) => "RemovingShim",
-        PodStage::Stopped { .. } => "Stopped",
+        PodStage::Stopped { folder_left: false, .. } => "Stopped",
+        PodStage::Stopped { folder_left: true, .. } => "Stopped, folder left",
         PodStage::Removing { .. } => "Removing",
         PodStage::Removed => "Removed",
     };
@@ -86,7 +93,7 @@ pub(super) fn pod_stage_name(life: &Life) -> String {
     }
 }
 
-/// Number of names in `pod_stage_name`, without those for connections.
+/// Number of names in `pod_stage_name` without a comma.
 pub(super) const POD_STAGES: usize = 12;
 
 /// A pod with one container in each stage of containers.
@@ -157,8 +164,8 @@ pub(super) fn container_stage_name(life: &Life) -> String {
 /// Number of names in `container_stage_name`.
 pub(super) const CONTAINER_STAGES: usize = 13;
 
-fn dialled(pause: bool, held: Option<Held>) -> Input {
-    let containers: BTreeMap<ContainerId, Held> = held.map(|held| (id(), held)).into_iter().collect();
+fn dialled(pause: bool, held: Option<InShim>) -> Input {
+    let containers: BTreeMap<ContainerId, InShim> = held.map(|held| (id(), held)).into_iter().collect();
     Input::Dialled(Box::new(DialResult { pid: 5, ..DialResult::of(Shim::Answered { pause, containers }) }))
 }
 
@@ -234,15 +241,15 @@ pub(super) fn container_inputs() -> Vec<(&'static str, Input)> {
     ]
 }
 
-/// The container in a shim's snapshot.
-pub(super) fn container_words() -> Vec<(&'static str, Input)> {
+/// The shim's snapshot with the container in each state, and without it.
+pub(super) fn container_snapshots() -> Vec<(&'static str, Input)> {
     vec![
-        ("dialled: creating", dialled(true, Some(Held::Creating))),
-        ("dialled: created", dialled(true, Some(Held::Created { pid: 7 }))),
-        ("dialled: running", dialled(true, Some(Held::Running { pid: 7, started_at: 4 }))),
+        ("dialled: creating", dialled(true, Some(InShim::Creating))),
+        ("dialled: created", dialled(true, Some(InShim::Created { pid: 7 }))),
+        ("dialled: running", dialled(true, Some(InShim::Running { pid: 7, started_at: 4 }))),
         (
             "dialled: exited",
-            dialled(true, Some(Held::Exited { exit: Exit { code: 3, ..Exit::default() }, started_at: 4 })),
+            dialled(true, Some(InShim::Exited { exit: Exit { code: 3, ..Exit::default() }, started_at: 4 })),
         ),
         ("dialled: not held", dialled(true, None)),
     ]

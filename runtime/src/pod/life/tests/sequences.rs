@@ -9,7 +9,7 @@ use std::time::Duration;
 
 /// Default number of sequences.
 const CASES: u32 = 2000;
-/// Environment variable for another number.
+/// Environment variable with another number.
 const VARIABLE: &str = "COPEPOD_MODEL_CASES";
 
 /// One event of a sequence.
@@ -124,8 +124,14 @@ fn run(steps: &[Step], sabotage: Option<Sabotage>, log: bool) -> Result<(), (Vio
     ended.map_err(|violation| (violation, world.log.take().unwrap_or_default()))
 }
 
+/// The number of sequences.
+///
+/// # Panics
+/// The variable is set and is not a number: with the default instead, a long search would silently be a short one.
 fn cases() -> u32 {
-    std::env::var(VARIABLE).ok().and_then(|cases| cases.parse().ok()).unwrap_or(CASES)
+    let Some(given) = std::env::var_os(VARIABLE) else { return CASES };
+    let number = given.to_str().and_then(|given| given.parse().ok());
+    number.unwrap_or_else(|| panic!("{VARIABLE} must be a number of sequences, and is {given:?}"))
 }
 
 /// The first violation in a number of sequences.

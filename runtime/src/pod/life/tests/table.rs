@@ -4,8 +4,8 @@
 use super::super::stage::{Link, PodStage};
 use super::super::{Action, Input, Job, Life};
 use super::samples::{
-    CONTAINER_STAGES, NOW, POD_STAGES, container_inputs, container_stage_name, container_stages,
-    container_words, pod_inputs, pod_stage_name, pod_stages,
+    CONTAINER_STAGES, NOW, POD_STAGES, container_inputs, container_snapshots, container_stage_name,
+    container_stages, pod_inputs, pod_stage_name, pod_stages,
 };
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -119,7 +119,7 @@ fn written() -> String {
     text.push_str("\n## Containers of a pod that is up\n\n");
     table(&mut text, container_stages, container_stage_name, container_inputs);
     text.push_str("\n## Containers, by their state in the shim when the daemon has reconnected\n\n");
-    table(&mut text, silent_container_stages, container_stage_name, container_words);
+    table(&mut text, silent_container_stages, container_stage_name, container_snapshots);
     text
 }
 
@@ -130,7 +130,7 @@ fn every_stage_and_every_input_has_its_row_and_column() {
     assert_eq!(plain, POD_STAGES, "{names:?}");
     let names: BTreeSet<String> = container_stages().iter().map(container_stage_name).collect();
     assert_eq!(names.len(), CONTAINER_STAGES, "{names:?}");
-    let inputs: BTreeSet<String> = [pod_inputs(), container_inputs(), container_words()]
+    let inputs: BTreeSet<String> = [pod_inputs(), container_inputs(), container_snapshots()]
         .into_iter()
         .flatten()
         .map(|(_, input)| input_name(&input).to_owned())

@@ -78,6 +78,34 @@ fn only_sysctls_of_the_pods_namespaces_are_accepted() {
     }
     let many = (0..257).map(|number| (format!("net.{number}"), "1".to_owned())).collect();
     refused(sandbox(|l| l.sysctls = many), &["config.linux.sysctls: 257 entries"]);
+    // One of the values would win, and nobody knows which.
+    for value in ["0", "1"] {
+        let both = ["net/ipv4/ip_forward", "net.ipv4.ip_forward"];
+        let sysctls = both.iter().zip(["0", value]).map(|(key, value)| ((*key).to_owned(), value.to_owned()));
+        let twice = sandbox(|l| l.sysctls = sysctls.collect());
+        refused(twice, &["config.linux.sysctls", both[0], both[1], "only one"]);
+    }
+}
+
+#[test]
+fn limits_of_the_bandwidth_are_quantities() {
+    let limited = |name: &str, value: &str, node: bool| {
+        pod(|p| {
+            p.annotations.insert(name.to_owned(), value.to_owned());
+            if node {
+                let security = p.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+                security.namespace_options.as_mut().unwrap().network = cri::NamespaceMode::Node.into();
+                p.linux.as_mut().unwrap().sysctls.clear();
+            }
+        })
+    };
+    for name in ["kubernetes.io/ingress-bandwidth", "kubernetes.io/egress-bandwidth"] {
+        assert_eq!(limited(name, "10M", false).unwrap().annotations[name], "10M");
+        refused(limited(name, "10 Mbit", false), &["config.annotations", name, "\"10 Mbit\"", "10M"]);
+        refused(limited(name, "999", false), &[name, "\"999\"", "from 1k"]);
+        // Nothing limits the host's network, so the annotation has no meaning there.
+        assert!(limited(name, "10 Mbit", true).is_ok());
+    }
 }
 
 #[test]
@@ -168,6 +196,24 @@ fn refuses_what_is_not_implemented() {
     assert!(text.starts_with("RROUnsupported: "), "{text}");
 }
 
+/// kubelet sends no profile for a pod that states none, and an ordinary pod must start on every host.
+#[test]
+fn pods_without_an_apparmor_profile_start_on_every_host() {
+    for host in [PLAIN, GUARDED] {
+        let mut config = full_pod();
+        config.linux.as_mut().unwrap().security_context.as_mut().unwrap().apparmor = None;
+        let request = cri::RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
+        assert!(run_request(request, host).is_ok(), "{host:?}");
+        // The fixture has neither the profile nor its deprecated form.
+        assert!(container_on(host, |_| ()).is_ok(), "{host:?}");
+        let privileged = container_on(host, |c| {
+            let security = c.linux.as_mut().unwrap().security_context.as_mut().unwrap();
+            (security.privileged, security.apparmor) = (true, profile(ProfileType::RuntimeDefault));
+        });
+        assert!(privileged.is_ok(), "a privileged container is not confined by it: {host:?}");
+    }
+}
+
 #[test]
 fn apparmor_is_refused_only_where_it_would_be_ignored() {
     let with = |host, profile| {
@@ -183,7 +229,7 @@ fn apparmor_is_refused_only_where_it_would_be_ignored() {
     assert!(with(PLAIN, profile(ProfileType::RuntimeDefault)).is_ok());
     refused(
         with(GUARDED, profile(ProfileType::RuntimeDefault)),
-        &["apparmor.profile_type", "this host enforces it"],
+        &["apparmor.profile_type", "this host enforces it", "leave the profile out"],
     );
     #[expect(deprecated, reason = "the deprecated form is validated too")]
     let old = |text: &str| security(|s| s.apparmor_profile = text.into());
@@ -293,8 +339,8 @@ fn refuses_wrong_limits() {
     assert_eq!(unlimited.resources.memory_limit, -1);
     for (memory, swap) in [(1 << 20, 5), (0, 1 << 20), (-1, 1 << 20), (1 << 20, -2)] {
         let wrong = limits(|r| (r.memory_limit_in_bytes, r.memory_swap_limit_in_bytes) = (memory, swap));
-        let (field, least) = (format!("memory_swap_limit_in_bytes: {swap}"), format!("({memory})"));
-        refused(wrong, &[field.as_str(), least.as_str()]);
+        let (field, limit) = (format!("memory_swap_limit_in_bytes: {swap}"), format!("({memory})"));
+        refused(wrong, &[field.as_str(), limit.as_str()]);
     }
     for bad in [1001, -1001, i64::MIN] {
         refused(limits(|r| r.oom_score_adj = bad), &["oom_score_adj"]);

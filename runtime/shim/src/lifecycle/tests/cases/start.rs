@@ -54,7 +54,7 @@ fn a_failed_start_is_reported_although_a_tracer_holds_the_zombie() {
 
 #[test]
 fn a_container_that_ends_at_once_was_started() {
-    // Init calls execve, ends and is reaped before the shim has read its error pipe.
+    // Init calls execve, ends and is reaped before the shim has read its start pipe.
     let mut world = world(&[]);
     created(&mut world);
     let init = world.kernel.made(world.serial_of(&id(1))).unwrap();

@@ -93,7 +93,7 @@ impl World {
                 self.timers.push(timer);
                 Ok(())
             }
-            Action::ReportBug(error) => violation(Kind::Refused, error.message),
+            Action::ReportBug(error) => violation(Kind::Refused, error.text()),
             Action::Finish => {
                 self.life = None;
                 // They end with the driver.
@@ -292,7 +292,7 @@ impl World {
     pub(in super::super) fn end_all(&mut self) -> Checked {
         self.quiesce()?;
         if self.life.is_some() {
-            // A pod that is not listed gets no calls: it must be removed by itself.
+            // It is listed: a pod that is not has been removed without a call by now.
             let stop = self.call(Call::StopPod)?;
             self.quiesce()?;
             self.expect_done(stop, "StopPodSandbox")?;
@@ -312,7 +312,7 @@ impl World {
     pub(super) fn expect_done(&self, waiter: Waiter, what: &str) -> Checked {
         match self.answers.iter().find(|(it, _)| *it == waiter) {
             Some((_, Ok(_))) => Ok(()),
-            Some((_, Err(error))) => violation(Kind::Leak, format!("{what}: {error}")),
+            Some((_, Err(error))) => violation(Kind::Leak, format!("{what}: {}", error.text())),
             None => violation(Kind::LostWaiter, what),
         }
     }

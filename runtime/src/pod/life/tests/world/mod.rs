@@ -10,7 +10,7 @@ use super::super::{
     StartError, Timer, TornDown, Waiter,
 };
 use crate::error::{Error, ErrorKind};
-use model::reconcile::{Held, Shim};
+use model::reconcile::{InShim, Shim};
 use model::{
     ContainerConfig, ContainerId, ContainerMeta, ContainerPhase, ContainerRecord, Exit, PodConfig, PodId,
     PodMeta, PodPhase, PodRecord,
@@ -44,7 +44,7 @@ pub(super) enum Kind {
     Refused,
 }
 
-/// A description for users.
+/// A violated invariant, and what happened.
 #[derive(Debug, Clone)]
 pub(super) struct Violation {
     pub(super) kind: Kind,
@@ -113,6 +113,7 @@ pub(super) struct World {
     pub(super) life: Option<Life>,
     sabotage: Option<Sabotage>,
     clock: u32,
+    /// Numbers of pods, containers and callers so far, for the next id.
     pods: u8,
     made: u8,
     callers: u64,
@@ -120,35 +121,48 @@ pub(super) struct World {
     waiting: BTreeMap<Waiter, Call>,
     answered: BTreeSet<Waiter>,
     pub(super) answers: Vec<(Waiter, Result<Answer, Error>)>,
+    /// Whether the pod's name is reserved.
     name: bool,
     pub(super) shown_pod: Option<Arc<PodRecord>>,
     pub(super) shown: BTreeMap<ContainerId, Arc<ContainerRecord>>,
+    /// Exits that were published.
     told: BTreeMap<ContainerId, Exit>,
     /// Ids that a caller knows.
     pub(super) known: Vec<ContainerId>,
+    /// Whether the pod's stop or removal was requested.
     stop_asked: bool,
     /// Whether its launch has succeeded.
     committed: bool,
+    /// Containers whose stop or removal was requested.
     asked: BTreeSet<ContainerId>,
     // Disk.
     pub(super) disk_pod: Option<PodRecord>,
     pub(super) disk: BTreeMap<ContainerId, ContainerRecord>,
+    /// What the next write of a record contains.
     newest_pod: Option<Arc<PodRecord>>,
     newest: BTreeMap<ContainerId, Arc<ContainerRecord>>,
+    /// Whether the pod's record is of an earlier boot.
     other_boot: bool,
     // Shim and kernel.
+    /// Whether the shim's process exists.
     shim: bool,
+    /// Whether pause is running.
     pause: bool,
+    /// Whether the shim does not respond.
     mute: bool,
     connection: Option<u32>,
     /// The connection that came with the current input.
     offered: Option<u32>,
     connections: u32,
+    /// The shim's table of containers.
     holds: BTreeMap<ContainerId, Process>,
+    /// The shim's exit files.
     files: BTreeMap<ContainerId, ExitReport>,
+    /// Messages on the connection that the daemon has not received.
     unread: VecDeque<Message>,
     // Work.
     jobs: Vec<Begun>,
+    /// Containers whose stop job was told that the exit is recorded.
     settled: BTreeSet<ContainerId>,
     pub(super) dials: usize,
     pub(super) timers: Vec<Timer>,

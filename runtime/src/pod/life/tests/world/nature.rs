@@ -91,9 +91,9 @@ impl World {
                 self.connections += 1;
                 self.offered = Some(self.connections);
                 let held = |process: &Process| match process {
-                    Process::Waiting => Held::Created { pid: 7 },
-                    Process::Running(since) => Held::Running { pid: 7, started_at: *since },
-                    Process::Over((exit, since)) => Held::Exited { exit: exit.clone(), started_at: *since },
+                    Process::Waiting => InShim::Created { pid: 7 },
+                    Process::Running(since) => InShim::Running { pid: 7, started_at: *since },
+                    Process::Over((exit, since)) => InShim::Exited { exit: exit.clone(), started_at: *since },
                 };
                 let containers = self.holds.iter().map(|(id, process)| (id.clone(), held(process))).collect();
                 Shim::Answered { pause: self.pause, containers }

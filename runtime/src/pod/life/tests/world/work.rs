@@ -36,7 +36,7 @@ impl World {
         outcome.map_or(Ok(()), |outcome| self.input(Input::Done(outcome)))
     }
 
-    /// Does the work of a job; `crash`: only part of it, and the result is lost.
+    /// Does the work of a job. `with`: the connection when it began. `crash`: it does only a part, and the result is lost.
     #[expect(clippy::too_many_lines, reason = "one match over all jobs")]
     pub(super) fn work(
         &mut self,

@@ -1,4 +1,4 @@
-//! What the worker keeps open while libcontainer creates init.
+//! What the worker of a create keeps open while libcontainer creates init, and init must not have.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -35,8 +35,8 @@ pub(crate) struct Holders {
 pub(crate) struct WorkerOnly {
     /// Gets the result.
     pub(crate) receiver: Box<dyn Receiver>,
-    /// The read end of the pipe to which init writes its error.
-    pub(crate) init_error: OwnedFd,
+    /// The read end of the create pipe.
+    pub(crate) create_pipe_read: OwnedFd,
     /// Open because libcontainer's configuration names them by their numbers.
     pub(crate) _holders: Holders,
 }
