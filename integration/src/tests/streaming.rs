@@ -266,7 +266,7 @@ async fn url_is_used_once(cx: Context) -> Result<()> {
 async fn server(cx: &Context, pod: &Pod, port: u16) -> Result<()> {
     let line = format!("mkfifo /tmp/back; (echo greeting; cat /tmp/back) | nc -l -p {port} > /tmp/back");
     let id = cx.start(pod, &cx.shell("server", &line)).await?;
-    let listening = format!("grep -q ':{port:04X} .* 0A ' /proc/net/tcp");
+    let listening = format!("cat /proc/net/tcp /proc/net/tcp6 | grep -q ':{port:04X} .* 0A '");
     wait::until("the server to listen", secs(20), || async {
         Ok((cx.cri.exec(&id, &["/bin/sh", "-c", &listening]).await?.code == 0).then_some(()))
     })

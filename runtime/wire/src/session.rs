@@ -112,10 +112,12 @@ pub fn descriptors(message: &Message) -> RangeInclusive<usize> {
         Message::Request(Request::Create { .. }) => 2..=MAX_FDS,
         // The plan, and three streams unless it has a terminal.
         Message::Request(Request::Exec { .. }) => 1..=4,
+        // The end, and the wanted outputs.
+        Message::Request(Request::Attach { .. }) => 1..=3,
         // Messages of later versions: their descriptors are closed.
         Message::Request(Request::Unknown) => 0..=MAX_FDS,
-        // The network namespace; the pty master.
-        Message::Reply(Reply::PauseStarted { .. } | Reply::ExecStarted { .. }) => 0..=1,
+        // The network namespace; the pty master; the input of what a client attaches to.
+        Message::Reply(Reply::PauseStarted { .. } | Reply::ExecStarted { .. } | Reply::Done) => 0..=1,
         _ => 0..=0,
     }
 }
