@@ -174,18 +174,3 @@ impl Error {
         move |source| Self::Storage { action, path, source: Arc::new(source.into()) }
     }
 }
-
-/// The text of an error with its causes, for logs and for errors that have a text instead of a source.
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        // Some crates' messages include their source.
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
-}

@@ -1,6 +1,7 @@
 //! The error of calls to the node. Errors of other modules and crates are converted here (those of shims in
 //! `shims::client`).
 
+use causes::with_causes;
 use std::fmt;
 use std::sync::Arc;
 
@@ -142,22 +143,6 @@ impl PartialEq for Error {
 }
 
 impl Eq for Error {}
-
-/// The message of an error with those of its causes.
-pub(crate) fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        // Some crates' messages include their source.
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
-}
 
 impl From<pool::Error> for Error {
     fn from(error: pool::Error) -> Self {

@@ -84,7 +84,7 @@ pub(crate) fn container_of(pod: &KeptPod, record: ContainerRecord) -> KeptContai
 }
 
 fn refusal(object: &str, why: &state::Error) -> Error {
-    let why_text = crate::error::with_causes(why);
+    let why_text = causes::with_causes(why);
     match why {
         state::Error::Newer { .. } | state::Error::TooLarge { .. } => Error::state(format!(
             "{object} is not managed and may be running: {why_text}; to manage it, start the version that wrote it"

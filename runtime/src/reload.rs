@@ -3,8 +3,8 @@
 //! A reload applies everything or nothing: after any error the daemon keeps the old configuration and logs the reasons.
 
 use crate::config::{Arguments, Config, Error, Reloaded};
-use crate::error::with_causes;
 use crate::{lanes, memory, telemetry};
+use causes::with_causes;
 use image::ImageStore;
 use network::Cni;
 use std::sync::Arc;

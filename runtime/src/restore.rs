@@ -4,11 +4,12 @@
 
 mod strays;
 
-use crate::error::{Error, with_causes};
+use crate::error::Error;
 use crate::kept::{self, KeptContainer, KeptPod};
 use crate::netns;
 use crate::pod::context::blocking;
 use crate::pod::{Context, Registry, adopt};
+use causes::with_causes;
 use model::{ContainerId, ContainerRecord, PodId, PodRecord};
 use serde::de::DeserializeOwned;
 use state::Layout;

@@ -1,9 +1,9 @@
 //! Guards of a running pull: digests that must not be deleted, and a folder that is being filled.
 
 use super::{Store, lock};
-use crate::error::with_causes;
 use crate::lane::blocking;
 use crate::reference::Digest;
+use causes::with_causes;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

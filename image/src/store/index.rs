@@ -3,10 +3,11 @@
 use super::blobs::{self, Durable};
 use super::layout::{Layout, layer_name};
 use super::{Facts, without_duplicates};
-use crate::error::{Error, Result, with_causes};
+use crate::error::{Error, Result};
 use crate::manifest;
 use crate::record::ImageRecord;
 use crate::reference::{Digest, Reference, Selector};
+use causes::with_causes;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;

@@ -3,9 +3,10 @@
 use super::blobs::{self, Durable};
 use super::layout::{Layout, layer_name};
 use super::{Catalog, Store, lock, without_duplicates};
-use crate::error::{Error, Result, with_causes};
+use crate::error::{Error, Result};
 use crate::record::Lease;
 use crate::reference::Digest;
+use causes::with_causes;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;

@@ -15,10 +15,11 @@ mod open;
 
 pub(crate) use guards::{Ingest, Pins};
 
-use crate::error::{Error, Result, with_causes};
+use crate::error::{Error, Result};
 use crate::record::{ImageRecord, Usage};
 use crate::reference::{Digest, Reference};
 use crate::unpack::{self, LayerStats};
+use causes::with_causes;
 use layout::{Layout, layer_name};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};

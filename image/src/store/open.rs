@@ -2,8 +2,9 @@
 
 use super::layout::{Layout, layer_name};
 use super::{Catalog, Facts, MAX_FACTS, Store, blobs, gc, index, lease};
-use crate::error::{Error, Result, with_causes};
+use crate::error::{Error, Result};
 use crate::reference::{Digest, Reference};
+use causes::with_causes;
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;

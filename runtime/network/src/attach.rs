@@ -16,12 +16,13 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 
 use crate::conf::{self, Network, PluginConf, Version};
-use crate::error::{Error, Failure, Verb, with_causes};
+use crate::error::{Error, Failure, Verb};
 use crate::input::{Attachment, capabilities, cni_args, plugin_input};
 use crate::lease::{IFNAME, Lease, LeaseWithResult, Leases};
 use crate::plugin::{self, Call};
 use crate::result::AddResult;
 use crate::{CniConfig, Readiness};
+use causes::with_causes;
 
 use self::lock::Unfinished;
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use causes::with_causes;
 use model::PodId;
 
 /// CNI's commands (`CNI_COMMAND`).
@@ -198,15 +199,4 @@ impl Error {
             _ => Err(Self::Several(errors)),
         }
     }
-}
-
-/// An error with its causes, on one line.
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -90,19 +90,19 @@ impl Cgroups {
     /// Removes a cgroup and everything below it in every hierarchy; a missing one is not an error. Processes
     /// in it are an error: call [`Cgroups::kill_all`] first.
     pub(crate) fn remove(&self, path: &str) -> Result<(), Error> {
-        names::check(path)?;
-        kill::remove(&self.hierarchies, path, Instant::now() + REMOVE_LIMIT)
+        self.remove_until(path, Instant::now() + REMOVE_LIMIT)
     }
 
     /// Like [`Cgroups::remove`] for several cgroups. All are tried, and they share one time limit: after two
     /// seconds every process that was killed has left its cgroup, or hangs in the kernel.
     pub(crate) fn remove_all(&self, paths: impl IntoIterator<Item = String>) -> Vec<Error> {
         let until = Instant::now() + REMOVE_LIMIT;
-        let remove = |path: String| {
-            names::check(&path)?;
-            kill::remove(&self.hierarchies, &path, until)
-        };
-        paths.into_iter().filter_map(|path| remove(path).err()).collect()
+        paths.into_iter().filter_map(|path| self.remove_until(&path, until).err()).collect()
+    }
+
+    fn remove_until(&self, path: &str, until: Instant) -> Result<(), Error> {
+        names::check(path)?;
+        kill::remove(&self.hierarchies, path, until)
     }
 
     /// Removes a pod's cgroups other than leaves: its shim's, and the default parent if kubelet named none.

@@ -66,7 +66,7 @@ pub enum Error {
 impl Error {
     /// The error with its causes.
     pub fn describe(&self) -> String {
-        crate::error::with_causes(self)
+        causes::with_causes(self)
     }
 }
 

@@ -193,7 +193,7 @@ fn leaves(proc: &Path, processes: &[(u32, String)]) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for (pid, name) in processes.iter().filter(|(pid, _)| *pid != 0) {
         let Ok(text) = std::fs::read_to_string(proc.join(pid.to_string()).join("cgroup")) else { continue };
-        for path in text.lines().filter_map(|line| line.splitn(3, ':').nth(2)) {
+        for path in sys::proc::cgroup_paths(&text) {
             let is_leaf = path.rsplit('/').next() == Some(name.as_str());
             // By components: the name of `SHIM_ROOT` is also the beginning of that of `DEFAULT_PARENT`.
             if is_leaf && !Path::new(path).starts_with(SHIM_ROOT) {
@@ -222,7 +222,7 @@ fn leaves_named(
         let read = std::fs::read(process.path().join("cgroup"));
         let Some(text) = sys::proc::unless_gone(read)? else { continue };
         let text = String::from_utf8_lossy(&text);
-        for path in text.lines().filter_map(|line| line.splitn(3, ':').nth(2)) {
+        for path in sys::proc::cgroup_paths(&text) {
             let mut leaf = String::new();
             for part in path.split('/').filter(|part| !part.is_empty()) {
                 leaf.push('/');

@@ -14,10 +14,9 @@ const MAX_STATUSES: usize = 8 * 1024 * 1024;
 
 /// The status of a container.
 pub(super) fn status(backend: &Backend, container: &ContainerRecord) -> cri::ContainerStatus {
-    // An absolute path where no file ever exists, for containers that do not log: kubelet removes whatever matches
-    // `<log_path>*`.
-    let silent_log = format!("{}/silent/{}", backend.config.borrow().state.display(), container.id);
-    convert::container_status(container, &silent_log)
+    convert::container_status(container, || {
+        format!("{}/silent/{}", backend.config.borrow().state.display(), container.id)
+    })
 }
 
 /// The statuses of the containers of a pod; `None` if they do not fit a message. Then clients must ask for them one by

@@ -5,7 +5,7 @@
 //! module creates a [`Status`].
 
 use super::convert::Refusal;
-use crate::error::with_causes;
+use causes::with_causes;
 use streaming::server::IssueError;
 use tonic::{Code, Status};
 

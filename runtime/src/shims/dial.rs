@@ -84,8 +84,8 @@ fn process(pod: &PodId, pid: u32) -> io::Result<Option<OwnedFd>> {
     }
     let own = shim_path(pod);
     let cgroups = String::from_utf8_lossy(&cgroups);
-    let mut paths = cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
-    Ok(paths.any(|path| path.ends_with(&own)).then_some(process))
+    let is_own = sys::proc::cgroup_paths(&cgroups).any(|path| path.ends_with(&own));
+    Ok(is_own.then_some(process))
 }
 
 #[cfg(test)]

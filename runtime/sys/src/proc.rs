@@ -126,6 +126,11 @@ pub fn cgroups(pid: u32) -> io::Result<Vec<u8>> {
     fs::read(format!("/proc/{pid}/cgroup"))
 }
 
+/// The paths in the content of `/proc/<pid>/cgroup` (cgroups(7)), one per hierarchy.
+pub fn cgroup_paths(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter_map(|line| line.splitn(3, ':').nth(2))
+}
+
 /// Makes this process the subreaper of its descendants.
 ///
 /// # Errors

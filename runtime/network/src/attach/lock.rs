@@ -11,7 +11,7 @@ use model::PodId;
 use tokio::time::{Instant, sleep};
 
 use super::Cni;
-use crate::error::with_causes;
+use causes::with_causes;
 
 /// How long a command waits for plugins that may still run.
 const MAX_WAIT: Duration = Duration::from_secs(10);

@@ -17,6 +17,7 @@ use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
+use causes::with_causes;
 use sys::mount::{self, Attributes};
 use wire::{ContainerPlan, ErrorKind, Failure, Reply};
 
@@ -176,24 +177,10 @@ fn assemble(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Ste
         Err(e) => Err(create_pipe_read.and_then(late::read_failure).unwrap_or_else(|| Failure {
             kind: ErrorKind::Internal,
             stage: "libcontainer".to_owned(),
-            message: chain(&e),
+            message: with_causes(&e),
             errno: 0,
         })),
     }
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let words = inner.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
-        }
-        cause = inner.source();
-    }
-    text
 }
 
 fn unknown_user(error: &user::UserError) -> Failure {

@@ -225,11 +225,14 @@ pub(crate) fn container_item(container: &ContainerRecord) -> cri::Container {
     }
 }
 
-/// The status, computed from the record alone. `silent_log` is an absolute path where no file ever exists:
-/// kubelet removes what matches `<log_path>*`, so a container that does not log must not return an empty
-/// path.
-pub(crate) fn container_status(container: &ContainerRecord, silent_log: &str) -> cri::ContainerStatus {
-    let log_path = if container.log_path.starts_with('/') { &container.log_path } else { silent_log };
+/// The status, computed from the record alone. `silent_log` gives an absolute path where no file ever exists, and is only
+/// called for a container that does not log: kubelet removes what matches `<log_path>*`, so the path must not be empty.
+pub(crate) fn container_status(
+    container: &ContainerRecord,
+    silent_log: impl FnOnce() -> String,
+) -> cri::ContainerStatus {
+    let log_path =
+        if container.log_path.starts_with('/') { container.log_path.clone() } else { silent_log() };
     let Exit { code, finished_at, oom_killed: _, reason, message } =
         container.exit.clone().unwrap_or_default();
     let model::User { uid, gid, groups } = &container.user;
@@ -257,7 +260,7 @@ pub(crate) fn container_status(container: &ContainerRecord, silent_log: &str) ->
         labels: super::unmap(&container.config.labels),
         annotations: super::unmap(&container.config.annotations),
         mounts: container.config.mounts.iter().map(super::mount::mount_out).collect(),
-        log_path: log_path.to_owned(),
+        log_path,
         resources: Some(cri::ContainerResources {
             linux: Some(super::resources::resources_out(&container.config.resources)),
             windows: None,

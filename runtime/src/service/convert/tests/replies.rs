@@ -45,7 +45,7 @@ fn addresses_are_shown_only_while_the_pod_is_ready() {
 fn container_round_trip() {
     let asked = full_container();
     let record = container_record(container(|_| {}).unwrap());
-    let status = container_status(&record, "/nowhere");
+    let status = container_status(&record, || "/nowhere".to_owned());
     assert_eq!(status.metadata, asked.metadata);
     assert_eq!(status.mounts, asked.mounts, "kubelet finds its volumes by these strings");
     assert_eq!(status.resources.unwrap().linux, asked.linux.unwrap().resources);
@@ -73,10 +73,10 @@ fn container_round_trip() {
 fn log_path_in_status_is_always_absolute() {
     let mut record = container_record(container(|c| c.log_path = String::new()).unwrap());
     record.log_path = String::new();
-    let status = container_status(&record, "/run/copepod/silent/log");
+    let status = container_status(&record, || "/run/copepod/silent/log".to_owned());
     assert_eq!(status.log_path, "/run/copepod/silent/log");
     record.log_path = "relative".into();
-    assert!(container_status(&record, "/run/copepod/silent/log").log_path.starts_with('/'));
+    assert!(container_status(&record, || "/run/copepod/silent/log".to_owned()).log_path.starts_with('/'));
 }
 
 /// Status must not fail for any listed container.
@@ -86,7 +86,7 @@ fn status_needs_nothing_but_the_record() {
     record.exit = None;
     record.image.digested = String::new();
     record.phase = ContainerPhase::Created;
-    let status = container_status(&record, "/nowhere");
+    let status = container_status(&record, || "/nowhere".to_owned());
     assert_eq!(status.image_ref, "sha256:aa");
     assert_eq!((status.finished_at, status.exit_code), (0, 0));
     assert_eq!(status.stop_signal(), cri::Signal::Sigquit);
