@@ -14,7 +14,7 @@ PACKAGES := build-essential pkg-config libseccomp-dev libseccomp2 busybox-static
 	containernetworking-plugins runc iproute2 iptables procps util-linux nginx-light openssl \
 	golang-github-containers-common curl jq mount e2fsprogs python3-venv
 
-.PHONY: help deps build daemon shim pause harness grpcio test unit model integration test-node kubelet bench run lint fmt deny doc clean
+.PHONY: help deps build daemon shim pause harness grpcio test unit model integration fuzz test-node kubelet bench run lint fmt deny doc clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +79,14 @@ integration: build harness grpcio ## Black-box tests through CRI, each ending wi
 
 kubelet: ## Build kubelet 1.37 from its Go module
 	$(MAKE) --no-print-directory -C integration/kube
+
+# Seconds for each target.
+FUZZ_SECONDS := 600
+
+fuzz: ## Fuzz the streaming protocols (nightly compiler, cargo-fuzz); FUZZ_SECONDS=n for each target
+	cd runtime/streaming && for target in exec headers forward upgrade; do \
+		cargo +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=10 -rss_limit_mb=1024; \
+	done
 
 test-node: deps build harness kubelet ## Tests with the real kubelet, standalone, on copepod (root)
 	$(BIN)/integration node-test --bin-dir $(BIN) --kubelet $(KUBELET)

@@ -17,7 +17,7 @@ use state::lock::Lock;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use streaming::server::{BindError, Options, Server};
+use streaming::server::{BindError, Certificate, Options, Server};
 use tokio::sync::watch;
 
 /// Threads that run calls. Calls wait more than they compute; blocking work runs on a lane ([`lanes`]).
@@ -70,7 +70,7 @@ pub enum Error {
     #[error("cannot restore pods and containers")]
     Node(#[from] crate::error::Error),
     /// The streaming server cannot listen.
-    #[error("cannot serve exec, attach and port-forward (streaming.address)")]
+    #[error("cannot serve exec, attach and port-forward (table streaming of the configuration)")]
     Streaming(#[from] BindError),
     /// The socket or the server failed.
     #[error(transparent)]
@@ -216,8 +216,10 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
 }
 
 fn streaming_options(config: &Config) -> Options {
-    let crate::config::Streaming { address, idle_timeout, creation_timeout } = config.streaming;
-    Options { address, idle: idle_timeout, creation: creation_timeout }
+    let crate::config::Streaming { address, idle_timeout, creation_timeout, tls_certificate, tls_key } =
+        config.streaming.clone();
+    let tls = tls_certificate.zip(tls_key).map(|(chain, key)| Certificate { chain, key });
+    Options { address, idle: idle_timeout, creation: creation_timeout, tls }
 }
 
 /// What must exist before the daemon starts working.

@@ -42,7 +42,7 @@ const fn reloaded(key: Key) -> Key {
 }
 
 /// All keys. Those without a table come first, those of one table are together.
-pub(super) const KEYS: [Key; 17] = [
+pub(super) const KEYS: [Key; 19] = [
     key(
         "root",
         "path",
@@ -122,7 +122,7 @@ pub(super) const KEYS: [Key; 17] = [
         "streaming.address",
         "address",
         "\"127.0.0.1:0\"",
-        "IP address and port on which the server of exec, attach and port-forward listens, by HTTP; port 0 is any free one. \
+        "IP address and port on which the server of exec, attach and port-forward listens; port 0 is any free one. \
          kubelet connects to it, so an address of the node's own is enough, and no client beyond the node can read along.",
     ),
     key(
@@ -136,6 +136,19 @@ pub(super) const KEYS: [Key; 17] = [
         "whole number",
         "30",
         "Seconds, 1 to 3600, for a client to create the streams of its session.",
+    ),
+    key(
+        "streaming.tls_certificate",
+        "path",
+        "\"\"",
+        "PEM file of the streaming server's certificate, with those between it and its authority's, for TLS 1.2 and 1.3. Empty: \
+         plain HTTP. A file that has changed is read within a minute, for new connections.",
+    ),
+    key(
+        "streaming.tls_key",
+        "path",
+        "\"\"",
+        "PEM file of the private key; given if and only if `streaming.tls_certificate` is.",
     ),
 ];
 

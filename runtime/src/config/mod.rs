@@ -216,6 +216,12 @@ pub(crate) struct Streaming {
     /// Time for a client to create the streams of its session.
     #[serde(rename = "creation_timeout_seconds", deserialize_with = "values::seconds::<_, 1, 3600>")]
     pub creation_timeout: Duration,
+    /// The certificate's file; `None` is plain HTTP.
+    #[serde(deserialize_with = "values::optional_path")]
+    pub tls_certificate: Option<PathBuf>,
+    /// The private key's file; given if the certificate's is.
+    #[serde(deserialize_with = "values::optional_path")]
+    pub tls_key: Option<PathBuf>,
 }
 
 /// A runtime handler beside the built-in one. There are none yet: an entry is refused.
@@ -300,6 +306,10 @@ impl Config {
             let problem =
                 format!("{:?} is longer than the {MAX_SOCKET} bytes of a unix socket's address", self.socket);
             problems.push((["socket", "state"], problem));
+        }
+        if self.streaming.tls_certificate.is_some() != self.streaming.tls_key.is_some() {
+            let problem = "streaming.tls_certificate and streaming.tls_key must be given together".to_owned();
+            problems.push((["streaming.tls_certificate", "streaming.tls_key"], problem));
         }
         problems
     }

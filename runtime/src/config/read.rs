@@ -61,7 +61,9 @@ pub(super) fn read(mut sources: Vec<Source>, overrides: &Overrides) -> Result<Co
         Err(_) => return Err(faults),
     };
     // An invalid path was replaced by its default; a contradiction with a default would be misleading.
-    if !faults.iter().any(|fault| ["root", "state", "socket"].contains(&fault.key.as_str())) {
+    if !faults.iter().any(|fault| {
+        fault.key.starts_with("streaming.tls_") || ["root", "state", "socket"].contains(&fault.key.as_str())
+    }) {
         faults.extend(config.complete().into_iter().map(|(keys, problem)| {
             let set = keys.iter().find_map(|key| Some((key, places.get(*key)?)));
             match set {

@@ -63,7 +63,7 @@ impl Config {
         let Binaries { shim, pause } = binaries;
         let Network { conf_dir, bin_dirs, timeout, max_parallel } = network;
         let Image { certs_dir, max_parallel_downloads } = image;
-        let Streaming { address, idle_timeout, creation_timeout } = streaming;
+        let Streaming { address, idle_timeout, creation_timeout, tls_certificate, tls_key } = streaming;
         let differs = [
             ("root", *root != other.root),
             ("state", *state != other.state),
@@ -82,6 +82,8 @@ impl Config {
             ("streaming.address", *address != other.streaming.address),
             ("streaming.idle_timeout_seconds", *idle_timeout != other.streaming.idle_timeout),
             ("streaming.creation_timeout_seconds", *creation_timeout != other.streaming.creation_timeout),
+            ("streaming.tls_certificate", *tls_certificate != other.streaming.tls_certificate),
+            ("streaming.tls_key", *tls_key != other.streaming.tls_key),
         ];
         differs.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
     }

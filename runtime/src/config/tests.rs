@@ -55,11 +55,20 @@ fn every_key_has_an_effect_and_its_changes_are_reported() {
         keys::KEYS.map(|key| key.name)
     );
     for (key, text) in changes {
+        // The two files of TLS are given together.
+        let pair = ["streaming.tls_certificate", "streaming.tls_key"];
+        let paired = pair.contains(&key.as_str());
+        let text = if paired {
+            text.replace("tls_certificate = \"\"", "tls_certificate = \"/c\"")
+                .replace("tls_key = \"\"", "tls_key = \"/k\"")
+        } else {
+            text
+        };
         let (old, new) = (Config::default(), parse(&text).unwrap());
         let told = old.reload(&new);
         let listed = keys::KEYS.iter().find(|listed| listed.name == key).unwrap();
         // The socket follows the state folder.
-        let mut expected = vec![listed.name];
+        let mut expected = if paired { pair.to_vec() } else { vec![listed.name] };
         expected.extend((key == "state").then_some("socket"));
         let (taken, left) = if listed.reloads {
             (told.changed, told.need_restart)
@@ -159,6 +168,11 @@ fn refuses_what_cannot_be_honoured() {
             "line 2: state: root (/var/lib/copepod) and state (/var/lib/copepod/run) must not contain each other",
         ),
         ("root = \"/\"", "must not be the root"),
+        ("[streaming]\ntls_key = \"/k\"", "line 2: streaming.tls_key: streaming.tls_certificate and"),
+        (
+            "[streaming]\ntls_certificate = \"/c\"",
+            "line 2: streaming.tls_certificate: streaming.tls_certificate and",
+        ),
         ("root = \"/a/../b\"", "must not contain"),
         ("root = \"/a\\u0000b\"", "absolute path"),
         ("[network]\nbin_dirs = []", "at least one"),

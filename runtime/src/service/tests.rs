@@ -83,6 +83,7 @@ impl Fixture {
             address: config.streaming.address,
             idle: config.streaming.idle_timeout,
             creation: config.streaming.creation_timeout,
+            tls: None,
         };
         let urls = Server::bind(options).await.unwrap().urls();
         let backend = Backend { node, images, cni, root, stats, urls, config: watch::channel(config).1 };

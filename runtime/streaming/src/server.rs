@@ -21,11 +21,14 @@ mod forward;
 mod http;
 mod link;
 mod remote;
+mod socket;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod tokens;
 
 pub use backend::{Command, Network, Pending, Process, Sink, Source};
+pub use tls::{Certificate, TlsError};
 pub use tokens::IssueError;
 
 use std::collections::VecDeque;
@@ -39,6 +42,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::remote::Streams;
+use tls::Tls;
 use tokens::{TOKEN_LIFE, Target, Tokens};
 
 /// Connections at a time, of all clients. kubelet opens one for each `kubectl exec`, `attach` and `port-forward`.
@@ -57,6 +61,8 @@ pub struct Options {
     pub idle: Option<Duration>,
     /// Time for a client to create the streams of its session.
     pub creation: Duration,
+    /// The certificate for TLS; `None` is plain HTTP. Its files are read again every minute, for new connections.
+    pub tls: Option<Certificate>,
 }
 
 /// Why there is no server.
@@ -75,6 +81,9 @@ pub enum BindError {
         /// Why not.
         source: std::io::Error,
     },
+    /// The certificate is not usable.
+    #[error("no TLS")]
+    Tls(#[from] TlsError),
 }
 
 /// What all connections share.
@@ -84,6 +93,7 @@ struct Shared {
     idle: Option<Duration>,
     creation: Duration,
     handshakes: Handshakes,
+    tls: Option<Arc<Tls>>,
 }
 
 /// The server, which listens.
@@ -97,6 +107,7 @@ pub struct Server {
 /// Issues URLs.
 #[derive(Debug, Clone)]
 pub struct Urls {
+    scheme: &'static str,
     address: SocketAddr,
     tokens: Arc<Tokens>,
 }
@@ -129,7 +140,7 @@ impl Urls {
     fn issue(&self, target: Target) -> Result<String, IssueError> {
         let kind = target.kind();
         let token = self.tokens.issue(target, Instant::now())?;
-        Ok(format!("http://{}/{}/{token}", self.address, kind.name()))
+        Ok(format!("{}://{}/{}/{token}", self.scheme, self.address, kind.name()))
     }
 }
 
@@ -139,7 +150,7 @@ impl Server {
     /// # Errors
     /// [`BindError`].
     pub async fn bind(options: Options) -> Result<Self, BindError> {
-        let Options { address, idle, creation } = options;
+        let Options { address, idle, creation, tls } = options;
         if address.ip().is_unspecified() {
             return Err(BindError::Wildcard(address));
         }
@@ -147,8 +158,16 @@ impl Server {
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let tokens = Arc::new(Tokens::default());
-        let urls = Urls { address, tokens: Arc::clone(&tokens) };
-        let shared = Arc::new(Shared { tokens, idle, creation, handshakes: Handshakes::default() });
+        let tls = match tls {
+            None => None,
+            Some(files) => {
+                let read = tokio::task::spawn_blocking(|| Tls::new(files)).await;
+                Some(Arc::new(read.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?))
+            }
+        };
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let urls = Urls { scheme, address, tokens: Arc::clone(&tokens) };
+        let shared = Arc::new(Shared { tokens, idle, creation, handshakes: Handshakes::default(), tls });
         Ok(Self { listener, urls, shared })
     }
 
@@ -166,7 +185,13 @@ impl Server {
         loop {
             tokio::select! {
                 () = &mut stopping => return,
-                _ = sweep.tick() => shared.tokens.sweep(Instant::now()),
+                _ = sweep.tick() => {
+                    shared.tokens.sweep(Instant::now());
+                    if let Some(tls) = shared.tls.clone() {
+                        // Not waited for: it says what is wrong itself.
+                        drop(tokio::task::spawn_blocking(move || tls.refresh()));
+                    }
+                }
                 Some(ended) = connections.join_next() => {
                     if let Err(error) = ended && error.is_panic() {
                         tracing::error!(%error, "a streaming session failed");

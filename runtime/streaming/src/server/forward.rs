@@ -16,7 +16,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{SetOnce, mpsc};
 use tokio::task::JoinSet;
@@ -25,6 +24,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::Shared;
 use super::backend::Network;
 use super::link::{self, End, Link};
+use super::socket::{RecvHalf, Stream};
 use crate::forward::{Event, Id, Session};
 use crate::input::Input;
 
@@ -67,7 +67,7 @@ struct Opened {
 
 /// Serves a session to its end.
 pub(super) async fn run(
-    stream: TcpStream,
+    stream: Stream,
     early: &[u8],
     session: Session,
     network: Arc<dyn Network>,
@@ -115,7 +115,7 @@ impl Forwarding {
     /// Reads from the client, and passes on what it sends.
     async fn input(
         &self,
-        read: &mut OwnedReadHalf,
+        read: &mut RecvHalf,
         early: &[u8],
         opened: &mpsc::Sender<Opened>,
     ) -> Result<Infallible, End> {

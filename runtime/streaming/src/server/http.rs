@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::backend::{Command, Network};
+use super::socket::Stream;
 use super::tokens::{Kind, Target};
 use super::{Shared, forward, link, remote};
 use crate::remote::{Protocol, Streams};
@@ -33,6 +34,15 @@ const KEEPALIVE_PAUSE: Duration = Duration::from_secs(15);
 
 /// The answer to a request that begins nothing.
 type Refused = Box<Response<String>>;
+
+/// Why a connection has no answer.
+#[derive(Debug, thiserror::Error)]
+enum Failed {
+    #[error("TLS")]
+    Tls(#[from] std::io::Error),
+    #[error("HTTP")]
+    Http(#[from] hyper::Error),
+}
 
 /// A session that was agreed on.
 enum Work {
@@ -63,15 +73,23 @@ pub(super) async fn connection(shared: Arc<Shared>, stream: TcpStream, place: u6
             ready(Ok::<_, Infallible>(response))
         }
     });
-    let http = http1::Builder::new()
-        .max_buf_size(MAX_REQUEST)
-        .serve_connection(TokioIo::new(stream), service)
-        .without_shutdown();
+    let http = async {
+        let stream = match &shared.tls {
+            None => Stream::Plain(stream),
+            Some(tls) => Stream::secured(stream, &tls.acceptor()).await?,
+        };
+        let mut http = http1::Builder::new();
+        http.max_buf_size(MAX_REQUEST);
+        http.serve_connection(TokioIo::new(stream), service).without_shutdown().await.map_err(Failed::from)
+    };
     let served = timeout(HANDSHAKE, http).await;
     shared.handshakes.end(place);
     let (stream, early) = match served {
         Ok(Ok(parts)) => (parts.io.into_inner(), parts.read_buf),
-        Ok(Err(error)) => return tracing::debug!(%error, "a streaming request failed"),
+        Ok(Err(error)) => {
+            let error = &error as &dyn std::error::Error;
+            return tracing::debug!(error, "a streaming request failed");
+        }
         Err(_) => return tracing::debug!("no streaming request within {HANDSHAKE:?}"),
     };
     let work = begun.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -8,11 +8,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use super::socket::{RecvHalf, SendHalf, Stream};
 use crate::output::{Frame, SendError};
 use crate::{forward, remote};
 
@@ -95,7 +94,7 @@ pub(super) struct Link<S> {
 /// The sending half of the socket.
 #[derive(Debug)]
 struct Writer {
-    socket: OwnedWriteHalf,
+    socket: SendHalf,
     /// The session's output, and the head of a frame.
     bytes: Vec<u8>,
     sent: usize,
@@ -104,7 +103,7 @@ struct Writer {
 }
 
 impl<S: Outgoing> Link<S> {
-    pub(super) fn new(session: S, socket: OwnedWriteHalf) -> Self {
+    pub(super) fn new(session: S, socket: SendHalf) -> Self {
         let writer = Writer { socket, bytes: Vec::new(), sent: 0, cut: false };
         Self {
             session: Mutex::new(session),
@@ -198,7 +197,7 @@ impl<S: Outgoing> Link<S> {
 
     /// Ends the connection: writes what is left, at most for `limit`, closes this direction, and waits for the client to
     /// close the other.
-    pub(super) async fn finish(&self, read: &mut OwnedReadHalf, limit: Option<Duration>) {
+    pub(super) async fn finish(&self, read: &mut RecvHalf, limit: Option<Duration>) {
         // From now on, whatever ended the session.
         self.touch();
         let close = async {
@@ -235,6 +234,7 @@ impl Writer {
         loop {
             let head = self.bytes.get(self.sent..).unwrap_or_default();
             if head.is_empty() && body.is_empty() {
+                self.socket.flush().await?;
                 self.cut = false;
                 return Ok(());
             }
@@ -255,7 +255,7 @@ impl Writer {
 
 /// Waits for `work`, which takes what a client sent, and meanwhile for the client: `None` if it has gone for some time.
 /// While `work` takes nothing, nothing is read that would show that the client has gone.
-pub(super) async fn while_there<T>(read: &OwnedReadHalf, work: impl Future<Output = T>) -> Option<T> {
+pub(super) async fn while_there<T>(read: &RecvHalf, work: impl Future<Output = T>) -> Option<T> {
     tokio::select! {
         biased;
         result = work => Some(result),
@@ -264,7 +264,7 @@ pub(super) async fn while_there<T>(read: &OwnedReadHalf, work: impl Future<Outpu
 }
 
 /// Returns some time after the client has closed its direction, whatever is still unread.
-async fn gone(read: &OwnedReadHalf) {
+async fn gone(read: &RecvHalf) {
     // Besides urgent data, which nobody sends, this interest is in the end of what the client sends; the interest in
     // readability would be satisfied by what is unread.
     match read.ready(Interest::PRIORITY).await {
@@ -274,13 +274,13 @@ async fn gone(read: &OwnedReadHalf) {
 }
 
 /// Reads to the end, or to an error, and drops what comes.
-async fn discard(read: &mut OwnedReadHalf) {
+async fn discard(read: &mut RecvHalf) {
     let mut buffer = vec![0; DISCARD];
     while matches!(read.read(&mut buffer).await, Ok(1..)) {}
 }
 
 /// Ends a connection that has no session.
-pub(super) async fn close(stream: TcpStream) {
+pub(super) async fn close(stream: Stream) {
     let (mut read, mut write) = stream.into_split();
     if write.shutdown().await.is_ok() {
         drop(timeout(LINGER, discard(&mut read)).await);

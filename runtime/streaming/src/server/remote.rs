@@ -14,14 +14,13 @@ use std::future::pending;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-use tokio::net::tcp::OwnedReadHalf;
 use tokio::sync::{SetOnce, oneshot};
 use tokio::time::{sleep, timeout};
 
 use super::Shared;
 use super::backend::{Command, Process, Sink, Source};
 use super::link::{self, End, Link};
+use super::socket::{RecvHalf, Stream};
 use crate::input::Input;
 use crate::output::MAX_PAYLOAD;
 use crate::remote::{Event, Outcome, Output, Protocol, Session, Size, Streams};
@@ -36,7 +35,7 @@ type Inputs = (Option<Sink>, Option<Box<dyn Fn(Size) + Send>>);
 
 /// Serves a session to its end. The process's streams are closed as soon as the client has left.
 pub(super) async fn run(
-    stream: TcpStream,
+    stream: Stream,
     early: &[u8],
     protocol: Protocol,
     streams: Streams,
@@ -89,7 +88,7 @@ pub(super) async fn run(
 /// Reads from the client, and passes on what it sends.
 async fn input(
     link: &Link<Session>,
-    read: &mut OwnedReadHalf,
+    read: &mut RecvHalf,
     early: &[u8],
     ready: oneshot::Sender<()>,
     started: oneshot::Receiver<Inputs>,

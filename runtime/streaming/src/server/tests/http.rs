@@ -87,7 +87,7 @@ async fn silent_connections_make_room_for_others() {
 #[tokio::test]
 async fn a_wildcard_address_is_refused() {
     for address in ["0.0.0.0:0", "[::]:0"] {
-        let options = Options { address: address.parse().unwrap(), idle: None, creation: STEP };
+        let options = Options { address: address.parse().unwrap(), idle: None, creation: STEP, tls: None };
         assert!(matches!(Server::bind(options).await, Err(BindError::Wildcard(_))), "{address}");
     }
 }

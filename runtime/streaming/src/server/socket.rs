@@ -1,0 +1,177 @@
+//! A client's connection, plain or by TLS, and its halves.
+
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, ReadHalf, Ready, WriteHalf};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+/// A connection.
+#[derive(Debug)]
+pub(super) enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<Shared>>),
+}
+
+/// The half that receives.
+#[derive(Debug)]
+pub(super) enum RecvHalf {
+    Plain(OwnedReadHalf),
+    Tls(ReadHalf<TlsStream<Shared>>, Shared),
+}
+
+/// The half that sends. What TLS has taken is only sent when the half is flushed.
+#[derive(Debug)]
+pub(super) enum SendHalf {
+    Plain(OwnedWriteHalf),
+    Tls(WriteHalf<TlsStream<Shared>>),
+}
+
+/// The socket below TLS, whose state is asked for beside the reading and writing. It is read by one task and written by one
+/// task at a time, as the socket wakes one of each.
+#[derive(Debug, Clone)]
+pub(super) struct Shared(Arc<TcpStream>);
+
+impl Stream {
+    /// Shakes hands by TLS.
+    ///
+    /// # Errors
+    /// The client has left, or offers nothing that this side accepts.
+    pub(super) async fn secured(stream: TcpStream, acceptor: &TlsAcceptor) -> io::Result<Self> {
+        let stream = acceptor.accept(Shared(Arc::new(stream))).await?;
+        Ok(Self::Tls(Box::new(stream)))
+    }
+
+    pub(super) fn into_split(self) -> (RecvHalf, SendHalf) {
+        match self {
+            Self::Plain(stream) => {
+                let (read, write) = stream.into_split();
+                (RecvHalf::Plain(read), SendHalf::Plain(write))
+            }
+            Self::Tls(stream) => {
+                let below = stream.get_ref().0.clone();
+                let (read, write) = tokio::io::split(*stream);
+                (RecvHalf::Tls(read, below), SendHalf::Tls(write))
+            }
+        }
+    }
+}
+
+impl RecvHalf {
+    /// Waits for a state of the socket.
+    pub(super) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
+        match self {
+            Self::Plain(half) => half.ready(interest).await,
+            Self::Tls(_, below) => below.0.ready(interest).await,
+        }
+    }
+}
+
+/// Passes a call on to what a variant holds.
+macro_rules! either {
+    ($self:ident, $kind:ident, $half:ident => $call:expr) => {
+        match $self.get_mut() {
+            $kind::Plain($half) => $call,
+            $kind::Tls($half, ..) => $call,
+        }
+    };
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        either!(self, Stream, half => pin!(half).poll_read(cx, to))
+    }
+}
+
+impl AsyncRead for RecvHalf {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        either!(self, RecvHalf, half => pin!(half).poll_read(cx, to))
+    }
+}
+
+/// Writing, which is the same for a connection and for its half.
+macro_rules! writes {
+    ($kind:ident) => {
+        impl AsyncWrite for $kind {
+            fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
+                either!(self, $kind, half => pin!(half).poll_write(cx, from))
+            }
+
+            fn poll_write_vectored(
+                self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                from: &[IoSlice<'_>],
+            ) -> Poll<io::Result<usize>> {
+                either!(self, $kind, half => pin!(half).poll_write_vectored(cx, from))
+            }
+
+            fn is_write_vectored(&self) -> bool {
+                true
+            }
+
+            fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                either!(self, $kind, half => pin!(half).poll_flush(cx))
+            }
+
+            fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                either!(self, $kind, half => pin!(half).poll_shutdown(cx))
+            }
+        }
+    };
+}
+
+writes!(Stream);
+writes!(SendHalf);
+
+impl AsyncRead for Shared {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.0.poll_read_ready(cx))?;
+            match self.0.try_read(to.initialize_unfilled()) {
+                Ok(count) => {
+                    to.advance(count);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Shared {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(from)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        from: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.0.poll_write_ready(cx))?;
+            match self.0.try_write_vectored(from) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(rustix::net::shutdown(&*self.0, rustix::net::Shutdown::Write)?))
+    }
+}

@@ -1,0 +1,145 @@
+//! The server's certificate, which is read again when its files have changed.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustls::ServerConfig;
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::TlsAcceptor;
+
+/// Most bytes of a file. A chain of certificates has some thousands.
+const MAX_FILE: u64 = 1024 * 1024;
+/// Without HTTP/2, in which nothing can be upgraded.
+const PROTOCOL: &[u8] = b"http/1.1";
+
+/// Files of a certificate, in PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificate {
+    /// The server's certificate, and those between it and its authority's.
+    pub chain: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
+}
+
+/// Why there is no TLS.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read.
+    #[error("cannot read {0}")]
+    Read(PathBuf, #[source] io::Error),
+    /// A file is not what it should be.
+    #[error("{0} has no {1} in PEM")]
+    Pem(PathBuf, &'static str, #[source] rustls::pki_types::pem::Error),
+    /// The two do not belong together, or are of a kind that is not supported.
+    #[error("the certificate of {chain} cannot be used with the key of {key}")]
+    Pair {
+        /// The certificate's file.
+        chain: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+        /// Why not.
+        source: rustls::Error,
+    },
+}
+
+/// The configuration of new connections.
+#[derive(Debug)]
+pub(super) struct Tls {
+    files: Certificate,
+    current: Mutex<Current>,
+}
+
+#[derive(Debug)]
+struct Current {
+    read: Contents,
+    config: Arc<ServerConfig>,
+}
+
+/// What the files have.
+#[derive(Debug, PartialEq, Eq)]
+struct Contents {
+    chain: Vec<u8>,
+    key: Vec<u8>,
+}
+
+impl Tls {
+    /// Reads the files. Blocks.
+    pub(super) fn new(files: Certificate) -> Result<Self, TlsError> {
+        let read = Contents::read(&files)?;
+        let config = read.config(&files)?;
+        Ok(Self { files, current: Mutex::new(Current { read, config }) })
+    }
+
+    /// Reads the files again. Blocks. If they are not usable, as while someone replaces one after the other, the earlier
+    /// certificate stays.
+    pub(super) fn refresh(&self) {
+        let refreshed = Contents::read(&self.files).and_then(|read| {
+            if self.lock().read == read {
+                return Ok(false);
+            }
+            let config = read.config(&self.files)?;
+            *self.lock() = Current { read, config };
+            Ok(true)
+        });
+        match refreshed {
+            Ok(false) => {}
+            Ok(true) => tracing::info!(chain = %self.files.chain.display(), "new streaming certificate"),
+            Err(error) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the streaming certificate is not usable; the one that was read before stays in use"
+            ),
+        }
+    }
+
+    /// For one connection.
+    pub(super) fn acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(Arc::clone(&self.lock().config))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Contents {
+    fn read(files: &Certificate) -> Result<Self, TlsError> {
+        let read = |path: &Path| read(path).map_err(|error| TlsError::Read(path.to_owned(), error));
+        Ok(Self { chain: read(&files.chain)?, key: read(&files.key)? })
+    }
+
+    fn config(&self, files: &Certificate) -> Result<Arc<ServerConfig>, TlsError> {
+        let Certificate { chain, key } = files;
+        let certificates = CertificateDer::pem_slice_iter(&self.chain)
+            .collect::<Result<Vec<_>, _>>()
+            .and_then(|found| {
+                if found.is_empty() { Err(rustls::pki_types::pem::Error::NoItemsFound) } else { Ok(found) }
+            })
+            .map_err(|error| TlsError::Pem(chain.clone(), "certificate", error))?;
+        let private = PrivateKeyDer::from_pem_slice(&self.key)
+            .map_err(|error| TlsError::Pem(key.clone(), "private key", error))?;
+        let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .and_then(|builder| builder.with_no_client_auth().with_single_cert(certificates, private))
+            .map_err(|source| TlsError::Pair { chain: chain.clone(), key: key.clone(), source })?;
+        config.alpn_protocols = vec![PROTOCOL.to_vec()];
+        Ok(Arc::new(config))
+    }
+}
+
+/// Reads a file of limited size.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    if u64::try_from(bytes.len()).is_ok_and(|length| length > MAX_FILE) {
+        return Err(io::Error::other(format!("more than {MAX_FILE} bytes")));
+    }
+    Ok(bytes)
+}
