@@ -34,7 +34,15 @@ fn certificate(folder: &Path, name: &str) -> Certificate {
             "-days",
             "2",
         ])
-        .args(["-subj", "/CN=streaming", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout"])
+        .args([
+            "-subj",
+            "/CN=streaming",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+            "-addext",
+            "basicConstraints=critical,CA:FALSE",
+            "-keyout",
+        ])
         .arg(&files.key)
         .arg("-out")
         .arg(&files.chain)
