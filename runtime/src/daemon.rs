@@ -6,7 +6,7 @@ use crate::node::{Node, NodeOptions};
 use crate::reload::{Hangups, Reloader};
 use crate::root::Root;
 use crate::seccomp::Compiler;
-use crate::service::{self, Backend, Socket, StatsCache};
+use crate::service::{self, Backend, Metrics, Socket, StatsCache};
 use crate::shutdown::Shutdown;
 use crate::stats::StatsReader;
 use crate::{cni_watch, lanes, memory, telemetry};
@@ -161,6 +161,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     let root = Root::new(layout.clone());
     let hung_check = root.check_in_time().await;
     let stats = Arc::new(StatsCache::new(StatsReader::new(cgroups.clone()), layout.clone()));
+    let metrics = Arc::new(Metrics::new(cgroups.clone(), Arc::clone(&stats), &layout));
     let node = Node::open(NodeOptions {
         layout,
         root: root.clone(),
@@ -186,6 +187,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
         cni: cni.clone(),
         root: root.clone(),
         stats,
+        metrics,
         urls,
         config: receiver,
     };

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+pub(crate) mod metrics;
 mod parse;
 
 /// Minimum time between the two samples of a CPU rate. kubelet requests stats every ten seconds; other clients may do so

@@ -5,7 +5,7 @@
 //! stats.
 
 use crate::node::ContainerView;
-use crate::stats::{ContainerStats, Error, StatsReader};
+use crate::stats::{ContainerStats, Error, StatsReader, WritableLayer};
 use image::Usage;
 use model::{ContainerId, ContainerPhase, ContainerRecord};
 use state::Layout;
@@ -48,13 +48,13 @@ impl StatsCache {
         all: &[Arc<ContainerView>],
     ) -> Vec<Option<ContainerStats>> {
         self.prune(all);
-        self.attach_and_walk(wanted);
+        self.attach_and_walk(wanted, FIRST_WALK);
         wanted.iter().map(|container| self.read(&container.record)).collect()
     }
 
     /// Disk usage of the writable layers of the running containers in `all`, by the latest walk of each.
     pub(super) fn writable_layers(self: &Arc<Self>, all: &[Arc<ContainerView>]) -> Usage {
-        self.attach_and_walk(all);
+        self.attach_and_walk(all, FIRST_WALK);
         let layers = all.iter().filter_map(|container| self.reader.writable_layer(&container.record.id));
         layers.fold(Usage::default(), |sum, layer| Usage {
             bytes: sum.bytes + layer.used_bytes,
@@ -62,14 +62,27 @@ impl StatsCache {
         })
     }
 
-    /// Opens the files of running containers that have no open ones yet, and starts a walk. Waits briefly for the
-    /// first walk of these.
-    fn attach_and_walk(self: &Arc<Self>, wanted: &[Arc<ContainerView>]) {
+    /// The writable layer of each of `wanted` in order, by its latest walk. Waits for the first walk of new ones, at most
+    /// for `limit`. `all` as for [`StatsCache::collect`].
+    pub(super) fn layers(
+        self: &Arc<Self>,
+        wanted: &[Arc<ContainerView>],
+        all: &[Arc<ContainerView>],
+        limit: Duration,
+    ) -> Vec<Option<WritableLayer>> {
+        self.prune(all);
+        self.attach_and_walk(wanted, limit);
+        wanted.iter().map(|container| self.reader.writable_layer(&container.record.id)).collect()
+    }
+
+    /// Opens the files of running containers that have no open ones yet, and starts a walk. Waits for the first walk of
+    /// these, at most for `limit`.
+    fn attach_and_walk(self: &Arc<Self>, wanted: &[Arc<ContainerView>], limit: Duration) {
         let attached = wanted.iter().filter(|container| self.attach(&container.record));
         let new: Vec<ContainerId> = attached.map(|container| container.record.id.clone()).collect();
         self.walk();
         if !new.is_empty() {
-            self.reader.wait_for_walks(&new, FIRST_WALK);
+            self.reader.wait_for_walks(&new, limit);
         }
     }
 
