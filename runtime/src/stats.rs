@@ -17,6 +17,12 @@ use std::time::{Duration, Instant};
 
 pub(crate) mod metrics;
 mod parse;
+mod reading;
+
+pub(crate) use reading::{
+    ContainerStats, Cpu, Interface, Io, Memory, Network, PodStats, PodUsage, Processes, Psi, PsiData, Swap,
+    Traffic, WritableLayer,
+};
 
 /// Minimum time between the two samples of a CPU rate. kubelet requests stats every ten seconds; other clients may do so
 /// more often.
@@ -56,74 +62,6 @@ pub(crate) enum Error {
     /// Too many containers are attached.
     #[error("statistics of {MAX_CONTAINERS} containers are open already, which is the limit")]
     Full,
-}
-
-/// CPU time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Cpu {
-    /// Nanoseconds since the epoch.
-    pub timestamp: i64,
-    /// CPU time of all cores since the container was created, in nanoseconds.
-    pub usage_core_nano_seconds: u64,
-    /// CPU time per second between the last two samples, in nanoseconds; `None` until there are two.
-    pub usage_nano_cores: Option<u64>,
-}
-
-/// Memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Memory {
-    /// Nanoseconds since the epoch.
-    pub timestamp: i64,
-    /// Working set: bytes in use without those of inactive files, never below 0.
-    pub working_set_bytes: u64,
-    /// Bytes by which the working set may grow until it reaches the limit; `None` without a limit.
-    pub available_bytes: Option<u64>,
-    /// Bytes in use.
-    pub usage_bytes: u64,
-    /// Bytes of anonymous memory.
-    pub rss_bytes: u64,
-    /// Page faults.
-    pub page_faults: u64,
-    /// Page faults that needed disk I/O.
-    pub major_page_faults: u64,
-}
-
-/// Swap.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Swap {
-    /// Nanoseconds since the epoch.
-    pub timestamp: i64,
-    /// Bytes left to the limit; `None` without a limit.
-    pub swap_available_bytes: Option<u64>,
-    /// Bytes in use.
-    pub swap_usage_bytes: u64,
-}
-
-/// A writable layer: the overlay's upper folder, without volumes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct WritableLayer {
-    /// When it was walked, nanoseconds since the epoch.
-    pub timestamp: i64,
-    /// Bytes on disk.
-    pub used_bytes: u64,
-    /// Files and folders.
-    pub inodes_used: u64,
-}
-
-/// Stats of a container. Its attributes (id, name, labels) come from the record: CRI needs them even without
-/// stats.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ContainerStats {
-    /// CPU.
-    pub cpu: Cpu,
-    /// Memory.
-    pub memory: Memory,
-    /// Swap; `None` if the host does not account for it.
-    pub swap: Option<Swap>,
-    /// Writable layer; `None` until it was walked for the first time.
-    pub writable_layer: Option<WritableLayer>,
-    /// Tasks, threads included; `None` without the controller.
-    pub pids: Option<u64>,
 }
 
 /// Reads stats.
@@ -304,9 +242,11 @@ impl Entry {
                 timestamp,
                 usage_core_nano_seconds: usage,
                 usage_nano_cores: lock(&self.sample).rate(Instant::now(), usage),
+                psi: None,
             },
             memory,
             swap,
+            io: None,
             writable_layer: lock(&self.layer).value,
             pids: self.pids.as_ref().map(|open| self.number(open)).transpose()?,
         })

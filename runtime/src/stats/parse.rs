@@ -49,6 +49,7 @@ pub(super) fn memory(timestamp: i64, usage: u64, limit: Option<u64>, stat: &Memo
         rss_bytes: stat.anonymous,
         page_faults: stat.faults,
         major_page_faults: stat.major_faults,
+        psi: None,
     }
 }
 

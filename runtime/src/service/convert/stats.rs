@@ -37,7 +37,7 @@ pub(crate) fn container_stats(
 }
 
 fn cpu(stats: &Cpu) -> cri::CpuUsage {
-    let Cpu { timestamp, usage_core_nano_seconds, usage_nano_cores } = *stats;
+    let Cpu { timestamp, usage_core_nano_seconds, usage_nano_cores, psi: _ } = *stats;
     cri::CpuUsage {
         timestamp,
         usage_core_nano_seconds: value(usage_core_nano_seconds),
@@ -55,6 +55,7 @@ fn memory(stats: &Memory) -> cri::MemoryUsage {
         rss_bytes,
         page_faults,
         major_page_faults,
+        psi: _,
     } = *stats;
     cri::MemoryUsage {
         timestamp,

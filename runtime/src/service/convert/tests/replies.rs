@@ -144,7 +144,7 @@ fn stats_are_converted() {
     use crate::stats::{ContainerStats, Cpu, Memory, Swap, WritableLayer};
     let record = container_record(container(|_| {}).unwrap());
     let stats = ContainerStats {
-        cpu: Cpu { timestamp: 1, usage_core_nano_seconds: 2, usage_nano_cores: None },
+        cpu: Cpu { timestamp: 1, usage_core_nano_seconds: 2, usage_nano_cores: None, psi: None },
         memory: Memory {
             timestamp: 3,
             working_set_bytes: 4,
@@ -153,8 +153,10 @@ fn stats_are_converted() {
             rss_bytes: 6,
             page_faults: 7,
             major_page_faults: 8,
+            psi: None,
         },
         swap: Some(Swap { timestamp: 9, swap_available_bytes: Some(10), swap_usage_bytes: 11 }),
+        io: None,
         writable_layer: Some(WritableLayer { timestamp: 12, used_bytes: 13, inodes_used: 14 }),
         pids: None,
     };
