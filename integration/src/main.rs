@@ -20,6 +20,7 @@ mod http;
 mod images;
 mod isolation;
 mod logfile;
+mod metrics;
 mod node;
 mod node_test;
 mod proc;

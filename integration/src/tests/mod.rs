@@ -23,6 +23,7 @@ mod kill9;
 mod libcontainer;
 mod life;
 mod log;
+mod metrics;
 mod mounts;
 mod namespaces;
 mod nested;
@@ -59,6 +60,7 @@ pub(crate) fn all() -> Vec<Test> {
         namespaces::tests(),
         container::tests(),
         resources::tests(),
+        metrics::tests(),
         exec::tests(),
         streaming::tests(),
         pause::tests(),

@@ -223,16 +223,6 @@ async fn missing_calls_are_unimplemented(cx: Context) -> Result<()> {
         .cri
         .runtime
         .clone()
-        .list_metric_descriptors(api::ListMetricDescriptorsRequest {})
-        .await
-        .map(|_| ())
-        .err()
-        .map(|s| s.code());
-    ensure!(code == Some(Code::Unimplemented), "ListMetricDescriptors was answered with {code:?}");
-    let code = cx
-        .cri
-        .runtime
-        .clone()
         .pod_sandbox_stats(api::PodSandboxStatsRequest { pod_sandbox_id: String::new() })
         .await
         .map(|_| ())

@@ -13,13 +13,13 @@ use crate::error::Error;
 use crate::lanes;
 use crate::node::{ContainerView, PodView};
 use crate::stats::metrics::{Budget, Filesystem, Group, Processes, Reader};
-use crate::stats::{Network, WritableLayer};
+use crate::stats::{Network, StatsReader, WritableLayer};
 use cri_api::v1 as cri;
 use families::Needs;
 use model::{ContainerPhase, ContainerRecord, PodId, PodRecord};
 use state::Layout;
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -144,17 +144,16 @@ impl Metrics {
         ready.map(|pod| self.pod(&pod.record, of_pods.remove(&pod.record.id).unwrap_or_default())).collect()
     }
 
-    fn pod(&self, record: &Arc<PodRecord>, containers: Vec<ContainerReading>) -> PodReading {
+    fn pod(
+        &self,
+        record: &Arc<PodRecord>,
+        network: Option<Network>,
+        containers: Vec<ContainerReading>,
+    ) -> PodReading {
         // The path was valid when the pod was started.
         let cgroup = cgroups::pod_parent(&record.config, &record.id).unwrap_or_default();
         let group = if cgroup.is_empty() { None } else { self.group(&cgroup) };
-        PodReading {
-            record: Arc::clone(record),
-            cgroup,
-            group,
-            network: self.stats.network(record),
-            containers,
-        }
+        PodReading { record: Arc::clone(record), cgroup, group, network, containers }
     }
 
     /// `None` if the container has just ended.
@@ -175,6 +174,14 @@ impl Metrics {
         let read = self.reader.group(cgroup);
         read.inspect_err(|error| tracing::debug!(cgroup, %error, "no metrics of this cgroup")).ok()
     }
+}
+
+/// The networks of pods that have one of their own and can be read.
+fn networks<'p>(pods: &[&'p Arc<PodRecord>]) -> HashMap<&'p PodId, Network> {
+    let own: Vec<&'p Arc<PodRecord>> = pods.iter().copied().filter(|pod| !pod.netns.is_empty()).collect();
+    let pins: Vec<&Path> = own.iter().map(|pod| Path::new(&pod.netns)).collect();
+    let read = own.iter().zip(StatsReader::networks(&pins));
+    read.filter_map(|(pod, network)| Some((&pod.id, network?))).collect()
 }
 
 fn was_oom_killed(container: &ContainerRecord) -> bool {

@@ -18,7 +18,9 @@ mod processes;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use cgroup::{Cpu, DeviceIo, Group, HugePages, Memory, Throttling};
+pub(crate) use cgroup::{Cpu, Group, Memory};
+#[cfg(test)]
+pub(crate) use cgroup::{DeviceIo, HugePages, Throttling};
 pub(crate) use filesystem::Filesystem;
 pub(crate) use processes::{Budget, Processes};
 

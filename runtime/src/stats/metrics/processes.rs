@@ -17,8 +17,8 @@ const MAX_LINKS_OF_CALL: usize = 8 * MAX_LINKS;
 /// What one call for metrics may still look at.
 #[derive(Debug)]
 pub(crate) struct Budget {
-    processes: usize,
-    links: usize,
+    pub(super) processes: usize,
+    pub(super) links: usize,
 }
 
 impl Default for Budget {
