@@ -39,7 +39,6 @@ impl Samples {
         let sample = |metric: api::Metric| {
             let keys = keys.get(&metric.name).with_context(|| format!("{metric:?} has no descriptor"))?;
             ensure!(keys.len() == metric.label_values.len(), "the labels of {metric:?} are {keys:?}");
-            #[expect(clippy::cast_precision_loss, reason = "kubelet converts it like this")]
             let value = metric.value.context("a metric without a value")?.value as f64;
             let labels = keys.iter().cloned().zip(metric.label_values).collect();
             Ok(Sample { name: metric.name, labels, value })
@@ -231,7 +230,6 @@ pub(crate) fn kernel(leaf: &str) -> Result<Vec<u64>> {
 
 /// Checks the samples with these labels against what the kernel said before and after them. `skip` are names without
 /// their prefix that there must not be.
-#[expect(clippy::cast_precision_loss, reason = "kubelet shows every value as a double")]
 pub(crate) fn equal(
     samples: &Samples,
     labels: &[(&str, &str)],

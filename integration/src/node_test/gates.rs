@@ -226,9 +226,7 @@ async fn resource_metrics_are_complete(rig: &Rig) -> Result<()> {
     wait::until("resource metrics that are what the kernel says", secs(60), || async {
         let read = |leaf: &str| -> Result<(f64, f64)> {
             let cpu: u64 = crate::cgroup::read("cpuacct", leaf, "cpuacct.usage")?.parse()?;
-            #[expect(clippy::cast_precision_loss, reason = "kubelet shows every value as a double")]
             let cpu = cpu as f64 / 1e9;
-            #[expect(clippy::cast_precision_loss, reason = "kubelet shows every value as a double")]
             let memory = metrics::kernel(leaf)?.get(metrics::WORKING_SET).copied().unwrap_or(0) as f64;
             Ok((cpu, memory))
         };

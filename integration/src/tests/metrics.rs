@@ -125,7 +125,6 @@ async fn values_equal_the_cgroup_files_and_proc(cx: Context) -> Result<()> {
             samples.one(&format!("container_{name}"), &[&of_container[..], own].concat())
         };
         let found = [one("processes", &[])?, one("file_descriptors", &[])?, one("sockets", &[])?];
-        #[expect(clippy::cast_precision_loss, reason = "small numbers")]
         let expected = after.2.map(|count| count as f64);
         ensure!(
             found == expected && before.2 == after.2,
@@ -143,18 +142,15 @@ async fn values_equal_the_cgroup_files_and_proc(cx: Context) -> Result<()> {
                 == soft.context("no limit")?.parse::<f64>()?
         );
         let layer = cx.cri.stats(&id).await?.and_then(|stats| stats.writable_layer).context("no layer")?;
-        #[expect(clippy::cast_precision_loss, reason = "small numbers")]
         let used = layer.used_bytes.map_or(0.0, |used| used.value as f64);
         ensure!(
             one("fs_usage_bytes", &[])? == used && used >= f64::from(4 << 20),
             "the layer has {used} bytes"
         );
         let facts = nix::sys::statvfs::statvfs(&cx.node.paths.root)?;
-        #[expect(clippy::cast_precision_loss, reason = "kubelet shows it like this")]
         let (size, inodes) = ((facts.blocks() * facts.fragment_size()) as f64, facts.files() as f64);
         ensure!(one("fs_limit_bytes", &[])? == size && one("fs_inodes_total", &[])? == inodes);
         ensure!(one("fs_inodes_free", &[])? <= inodes);
-        #[expect(clippy::cast_precision_loss, reason = "kubelet shows it like this")]
         let started = (info.started_at / 1_000_000_000) as f64;
         ensure!(one("start_time_seconds", &[])? == started);
         ensure!((one("last_seen", &[])? - seconds()?).abs() < 30.0, "last seen {}", one("last_seen", &[])?);
@@ -179,7 +175,6 @@ async fn network_of_the_pod(cx: Context) -> Result<()> {
     ensure!(before[1] >= start[1] + 20 && before[5] >= start[5] + 20, "from {start:?} to {before:?}");
     for ((name, before), after) in metrics::OF_INTERFACE.into_iter().zip(before).zip(after) {
         let value = samples.one(name, &[("name", &pod.id), ("interface", "eth0")])?;
-        #[expect(clippy::cast_precision_loss, reason = "small numbers")]
         let range = before as f64..=after as f64;
         ensure!(range.contains(&value), "{name} is {value}, the kernel said {before} and {after}");
         ensure!(samples.all(name, &[("interface", "lo")]).is_empty(), "{name} of lo");

@@ -91,12 +91,12 @@ impl Metrics {
         self: &Arc<Self>,
         pods: Arc<[Arc<PodView>]>,
         containers: Arc<[Arc<ContainerView>]>,
-    ) -> Result<impl Iterator<Item = cri::PodSandboxMetrics> + Send + 'static, Error> {
+    ) -> Result<Box<dyn Iterator<Item = cri::PodSandboxMetrics> + Send>, Error> {
         let filesystem = self.filesystem().await;
         let this = Arc::clone(self);
         let read = lanes::metrics().run(move || this.collect(&pods, &containers)).await?;
         let now = u64::try_from(crate::clock::now()).unwrap_or(0) / 1_000_000_000;
-        Ok(read.into_iter().map(move |pod| samples::pod(&pod, filesystem.as_ref(), now)))
+        Ok(Box::new(read.into_iter().map(move |pod| samples::pod(&pod, filesystem.as_ref(), now))))
     }
 
     /// The size of the file system of the writable layers; `None` if its disk hangs.
@@ -105,21 +105,14 @@ impl Metrics {
         let read = lanes::run(lanes::records(), "metrics", "read the size of a file system", move || {
             Ok(Filesystem::of(&layers))
         });
-        match tokio::time::timeout(FILESYSTEM_LIMIT, read).await {
-            Ok(Ok(Ok(filesystem))) => Some(filesystem),
-            Ok(Ok(Err(error))) => {
-                tracing::debug!(folder = %self.layers.display(), %error, "no metrics of the layers' file system");
-                None
-            }
-            Ok(Err(error)) => {
-                tracing::debug!(error = error.text(), "no metrics of the layers' file system");
-                None
-            }
-            Err(_) => {
-                tracing::debug!(folder = %self.layers.display(), "its disk hangs: no metrics of the layers' file system");
-                None
-            }
-        }
+        let problem = match tokio::time::timeout(FILESYSTEM_LIMIT, read).await {
+            Ok(Ok(Ok(filesystem))) => return Some(filesystem),
+            Ok(Ok(Err(error))) => error.to_string(),
+            Ok(Err(error)) => error.text(),
+            Err(_) => "its disk hangs".to_owned(),
+        };
+        tracing::debug!(folder = %self.layers.display(), problem, "no metrics of the layers' file system");
+        None
     }
 
     fn collect(&self, pods: &[Arc<PodView>], containers: &[Arc<ContainerView>]) -> Vec<PodReading> {
@@ -140,10 +133,17 @@ impl Metrics {
             let record = Arc::clone(&container.record);
             of_pods.entry(&container.record.pod).or_default().push(ContainerReading { record, running });
         }
-        let ready = pods.iter().filter(|pod| pod.is_ready());
-        ready.map(|pod| self.pod(&pod.record, of_pods.remove(&pod.record.id).unwrap_or_default())).collect()
+        let ready = pods.iter().filter(|pod| pod.is_ready()).map(|pod| &pod.record);
+        let ready: Vec<&Arc<PodRecord>> = ready.collect();
+        let mut networks = networks(&ready);
+        let one = |pod: &Arc<PodRecord>| {
+            let containers = of_pods.remove(&pod.id).unwrap_or_default();
+            self.pod(pod, networks.remove(&pod.id), containers)
+        };
+        ready.into_iter().map(one).collect()
     }
 
+    /// `None` as the network: it has none of its own, or it cannot be read.
     fn pod(
         &self,
         record: &Arc<PodRecord>,
