@@ -30,8 +30,7 @@ impl ImageService for Images {
         &self,
         request: Request<cri::ListImagesRequest>,
     ) -> Result<Response<cri::ListImagesResponse>, Status> {
-        let (metadata, _, cri::ListImagesRequest { filter }) = request.into_parts();
-        handle("ListImages", &metadata, NOTHING_CONTINUES, async {
+        handle("ListImages", request, NOTHING_CONTINUES, async |cri::ListImagesRequest { filter }| {
             let images = self.selected(filter)?;
             Ok(cri::ListImagesResponse { images: images.iter().map(|image| convert::image(image)).collect() })
         })
@@ -42,15 +41,19 @@ impl ImageService for Images {
         &self,
         request: Request<cri::ImageStatusRequest>,
     ) -> Result<Response<cri::ImageStatusResponse>, Status> {
-        let (metadata, _, cri::ImageStatusRequest { image, verbose }) = request.into_parts();
-        handle("ImageStatus", &metadata, NOTHING_CONTINUES, async {
-            // CRI: an unknown image is an empty reply, not an error.
-            let found = self.0.images.resolve(&convert::image_name(image)?);
-            Ok(cri::ImageStatusResponse {
-                info: found.as_deref().filter(|_| verbose).map(convert::image_info).unwrap_or_default(),
-                image: found.as_deref().map(convert::image),
-            })
-        })
+        handle(
+            "ImageStatus",
+            request,
+            NOTHING_CONTINUES,
+            async |cri::ImageStatusRequest { image, verbose }| {
+                // CRI: an unknown image is an empty reply, not an error.
+                let found = self.0.images.resolve(&convert::image_name(image)?);
+                Ok(cri::ImageStatusResponse {
+                    info: found.as_deref().filter(|_| verbose).map(convert::image_info).unwrap_or_default(),
+                    image: found.as_deref().map(convert::image),
+                })
+            },
+        )
         .await
     }
 
@@ -58,8 +61,7 @@ impl ImageService for Images {
         &self,
         request: Request<cri::PullImageRequest>,
     ) -> Result<Response<cri::PullImageResponse>, Status> {
-        let (metadata, _, message) = request.into_parts();
-        handle("PullImage", &metadata, "the pull was cancelled", async {
+        handle("PullImage", request, "the pull was cancelled", async |message| {
             let (name, auth) = convert::pull_request(message)?;
             let pulled = self.0.images.pull(&name, auth).await;
             memory::freed();
@@ -73,8 +75,7 @@ impl ImageService for Images {
         &self,
         request: Request<cri::RemoveImageRequest>,
     ) -> Result<Response<cri::RemoveImageResponse>, Status> {
-        let (metadata, _, cri::RemoveImageRequest { image }) = request.into_parts();
-        handle("RemoveImage", &metadata, MAY_COMPLETE, async {
+        handle("RemoveImage", request, MAY_COMPLETE, async |cri::RemoveImageRequest { image }| {
             self.0.images.remove(&convert::image_name(image)?).await?;
             Ok(cri::RemoveImageResponse {})
         })
@@ -85,7 +86,7 @@ impl ImageService for Images {
         &self,
         request: Request<cri::ImageFsInfoRequest>,
     ) -> Result<Response<cri::ImageFsInfoResponse>, Status> {
-        handle("ImageFsInfo", request.metadata(), NOTHING_CONTINUES, async {
+        handle("ImageFsInfo", request, NOTHING_CONTINUES, async |cri::ImageFsInfoRequest {}| {
             let images = self.0.images.usage();
             let (stats, all) = (Arc::clone(&self.0.stats), self.0.node.containers());
             let layers = lanes::stats().run(move || stats.writable_layers(&all)).await;
@@ -100,8 +101,7 @@ impl ImageService for Images {
         &self,
         request: Request<cri::StreamImagesRequest>,
     ) -> Result<Response<BoxStream<cri::StreamImagesResponse>>, Status> {
-        let (metadata, _, cri::StreamImagesRequest { filter }) = request.into_parts();
-        handle("StreamImages", &metadata, NOTHING_CONTINUES, async {
+        handle("StreamImages", request, NOTHING_CONTINUES, async |cri::StreamImagesRequest { filter }| {
             let items = self.selected(filter)?.into_iter().map(|image| convert::image(&image));
             Ok(streams::chunks(items, |images| cri::StreamImagesResponse { images }))
         })

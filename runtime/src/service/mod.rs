@@ -33,8 +33,7 @@ use std::sync::Arc;
 use std::time::Instant;
 use streaming::server::Urls;
 use tokio::sync::watch;
-use tonic::metadata::MetadataMap;
-use tonic::{Code, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 pub(crate) use server::Error;
 pub(crate) use server::{Socket, serve};
@@ -61,14 +60,16 @@ pub(crate) struct Backend {
 
 /// Runs one call within its caller's deadline and logs its result; errors of calls are logged here and
 /// nowhere else. `late` says what happens to the work if the deadline passes.
-async fn handle<T>(
+async fn handle<Q, T, F: Future<Output = Result<T, Failure>>>(
     call: &'static str,
-    metadata: &MetadataMap,
+    request: Request<Q>,
     late: &'static str,
-    work: impl Future<Output = Result<T, Failure>>,
+    work: impl FnOnce(Q) -> F,
 ) -> Result<Response<T>, Status> {
     let began = Instant::now();
-    let result = match deadline::time_left(metadata) {
+    let left = deadline::time_left(request.metadata());
+    let work = work(request.into_inner());
+    let result = match left {
         None => work.await,
         Some(left) => match tokio::time::timeout(left, work).await {
             Ok(result) => result,

@@ -244,7 +244,7 @@ async fn the_callers_deadline_returns_deadline_exceeded() {
     let mut request = Request::new(());
     request.set_timeout(Duration::from_secs(3));
     let began = tokio::time::Instant::now();
-    let late = handle::<()>("Test", request.metadata(), NOTHING_CONTINUES, std::future::pending())
+    let late = handle("Test", request, NOTHING_CONTINUES, |()| std::future::pending::<Result<(), Failure>>())
         .await
         .unwrap_err();
     assert_eq!(late.code(), Code::DeadlineExceeded);

@@ -1,0 +1,38 @@
+//! The daemon itself: version, conditions and configuration.
+
+use super::super::{Backend, health, status::Failure};
+use cri_api::v1 as cri;
+
+/// Version.
+pub(super) async fn version(_: cri::VersionRequest) -> Result<cri::VersionResponse, Failure> {
+    Ok(health::version())
+}
+
+/// Status.
+pub(super) async fn status(
+    backend: &Backend,
+    cri::StatusRequest { verbose }: cri::StatusRequest,
+) -> Result<cri::StatusResponse, Failure> {
+    let Backend { cni, config, root, .. } = backend;
+    Ok(health::status(&cni.readiness(), root.problem().as_ref(), &config.borrow(), verbose))
+}
+
+/// RuntimeConfig.
+pub(super) async fn config(_: cri::RuntimeConfigRequest) -> Result<cri::RuntimeConfigResponse, Failure> {
+    Ok(health::runtime_config())
+}
+
+/// UpdateRuntimeConfig.
+pub(super) async fn update_config(
+    cri::UpdateRuntimeConfigRequest { runtime_config }: cri::UpdateRuntimeConfigRequest,
+) -> Result<cri::UpdateRuntimeConfigResponse, Failure> {
+    // The pod CIDR is configured in the CNI configuration, but kubelet expects this call to succeed.
+    let cidr = runtime_config.and_then(|cri::RuntimeConfig { network_config }| network_config);
+    if let Some(cri::NetworkConfig { pod_cidr }) = cidr {
+        tracing::info!(
+            pod_cidr,
+            "kubelet sent a pod CIDR; it is ignored, as the CNI configuration assigns addresses"
+        );
+    }
+    Ok(cri::UpdateRuntimeConfigResponse {})
+}
