@@ -32,6 +32,7 @@ mod pause;
 mod plugins;
 mod pod;
 mod podlife;
+mod podstats;
 mod privilege;
 mod processes;
 mod propagation;
@@ -59,6 +60,7 @@ pub(crate) fn all() -> Vec<Test> {
         namespaces::tests(),
         container::tests(),
         resources::tests(),
+        podstats::tests(),
         exec::tests(),
         streaming::tests(),
         pause::tests(),

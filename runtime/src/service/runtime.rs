@@ -45,7 +45,6 @@ fn refuse<T>(call: &'static str, what: &'static str) -> Ready<Result<T, Failure>
 }
 
 // These are not implemented yet. What kubelet 1.37 does without them:
-// - PodSandboxStats, ListPodSandboxStats: it uses cAdvisor's stats of pods.
 // - UpdatePodSandboxResources: it resizes the containers without this call.
 // - UpdateContainerResources: in-place resizes and the CPU manager's cpusets fail.
 // - List*Metric*: it calls them only with its feature gate PodAndContainerStatsFromCRI; /metrics/cadvisor then has
@@ -285,18 +284,16 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::PodSandboxStatsRequest>,
     ) -> Reply<cri::PodSandboxStatsResponse> {
-        handle("PodSandboxStats", request, NOTHING_CONTINUES, |_| {
-            refuse("PodSandboxStats", "stats of pods; use ContainerStats")
-        })
-        .await
+        handle("PodSandboxStats", request, NOTHING_CONTINUES, |message| stats::pod(&self.backend, message))
+            .await
     }
 
     async fn list_pod_sandbox_stats(
         &self,
         request: Request<cri::ListPodSandboxStatsRequest>,
     ) -> Reply<cri::ListPodSandboxStatsResponse> {
-        handle("ListPodSandboxStats", request, NOTHING_CONTINUES, |_| {
-            refuse("ListPodSandboxStats", "stats of pods; use ListContainerStats")
+        handle("ListPodSandboxStats", request, NOTHING_CONTINUES, |message| {
+            stats::pods(&self.backend, message)
         })
         .await
     }
@@ -306,8 +303,8 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::StreamPodSandboxStatsRequest>,
     ) -> Streamed<cri::StreamPodSandboxStatsResponse> {
-        handle("StreamPodSandboxStats", request, NOTHING_CONTINUES, |_| {
-            refuse("StreamPodSandboxStats", "stats of pods; use ListContainerStats")
+        handle("StreamPodSandboxStats", request, NOTHING_CONTINUES, |message| {
+            stats::stream_pods(&self.backend, message)
         })
         .await
     }
