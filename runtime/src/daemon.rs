@@ -203,6 +203,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     }));
     let probing = tokio::spawn(root.follow(hung_check));
     let trimming = tokio::spawn(memory::trim());
+    let sampling = tokio::spawn(service::sample_stats(Arc::clone(&backend.stats), node.clone()));
     let reloading = tokio::spawn(reloader.run(hangups));
     let streaming = tokio::spawn(streaming.serve(stopping.clone().wait()));
     ready(&config);
@@ -211,6 +212,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     reloading.abort();
     watching.abort();
     trimming.abort();
+    sampling.abort();
     probing.abort();
     node.shutdown().await;
     tracing::info!("stopped");

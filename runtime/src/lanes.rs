@@ -6,8 +6,8 @@
 //! | kill | finding, signalling and killing processes; exit files; starting and removing shims; pause's cgroup and plan; removing cgroups; network namespace pins and sysctls | processes in D state, for a bounded time |
 //! | records | durable records and a pod's own files; checks of the durable folders; the cgroup of a container that is created or removed, in one piece of work with its files; what `restore` removes with a shim or a pod that has no record; the steps of the daemon's start | the disk of `root` |
 //! | foreign | paths in requests: seccomp profiles, device nodes; the configuration; the CNI folder | any file system of the node |
-//! | metrics | cgroup files, and the descriptors of processes, for ListPodSandboxMetrics: one call at a time | nothing |
-//! | stats | cgroup files; a short wait for the first walk of writable layers; which security modules the host enforces; returning freed memory to the kernel | nothing |
+//! | metrics | cgroup files, descriptors of processes and counters of pods' interfaces, for ListPodSandboxMetrics: one call at a time | nothing |
+//! | stats | cgroup files, samples of CPU time and counters of pods' interfaces; a short wait for the first walk of writable layers; which security modules the host enforces; returning freed memory to the kernel | nothing |
 //!
 //! Images and CNI have their own lanes, in their crates. A pod whose work hangs uses up its share of one lane
 //! ([`pool::Size::max_per_owner`]) and nothing of the others: stop, kill and exec of every pod continue to work, and

@@ -33,6 +33,7 @@ mod pause;
 mod plugins;
 mod pod;
 mod podlife;
+mod podstats;
 mod privilege;
 mod processes;
 mod propagation;
@@ -61,6 +62,7 @@ pub(crate) fn all() -> Vec<Test> {
         container::tests(),
         resources::tests(),
         metrics::tests(),
+        podstats::tests(),
         exec::tests(),
         streaming::tests(),
         pause::tests(),

@@ -39,7 +39,7 @@ use tonic::{Code, Request, Response, Status};
 pub(crate) use metrics::Metrics;
 pub(crate) use server::Error;
 pub(crate) use server::{Socket, serve};
-pub(crate) use stats_cache::StatsCache;
+pub(crate) use stats_cache::{StatsCache, sample as sample_stats};
 
 /// The objects that the services use. Cheap to clone.
 #[derive(Debug, Clone)]

@@ -42,7 +42,6 @@ fn refuse<T>(call: &'static str, what: &'static str) -> Ready<Result<T, Failure>
 }
 
 // These are not implemented yet. What kubelet 1.37 does without them:
-// - PodSandboxStats, ListPodSandboxStats: it uses cAdvisor's stats of pods.
 // - UpdatePodSandboxResources: it resizes the containers without this call.
 // - UpdateContainerResources: in-place resizes and the CPU manager's cpusets fail.
 #[tonic::async_trait]
@@ -50,7 +49,7 @@ impl RuntimeService for Runtime {
     // The node.
 
     async fn version(&self, request: Request<cri::VersionRequest>) -> Reply<cri::VersionResponse> {
-        handle("Version", request, NOTHING_CONTINUES, |message| node::version(message)).await
+        handle("Version", request, NOTHING_CONTINUES, node::version).await
     }
 
     async fn status(&self, request: Request<cri::StatusRequest>) -> Reply<cri::StatusResponse> {
@@ -61,15 +60,14 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::RuntimeConfigRequest>,
     ) -> Reply<cri::RuntimeConfigResponse> {
-        handle("RuntimeConfig", request, NOTHING_CONTINUES, |message| node::config(message)).await
+        handle("RuntimeConfig", request, NOTHING_CONTINUES, node::config).await
     }
 
     async fn update_runtime_config(
         &self,
         request: Request<cri::UpdateRuntimeConfigRequest>,
     ) -> Reply<cri::UpdateRuntimeConfigResponse> {
-        handle("UpdateRuntimeConfig", request, NOTHING_CONTINUES, |message| node::update_config(message))
-            .await
+        handle("UpdateRuntimeConfig", request, NOTHING_CONTINUES, node::update_config).await
     }
 
     // Pods.
@@ -280,18 +278,16 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::PodSandboxStatsRequest>,
     ) -> Reply<cri::PodSandboxStatsResponse> {
-        handle("PodSandboxStats", request, NOTHING_CONTINUES, |_| {
-            refuse("PodSandboxStats", "stats of pods; use ContainerStats")
-        })
-        .await
+        handle("PodSandboxStats", request, NOTHING_CONTINUES, |message| stats::pod(&self.backend, message))
+            .await
     }
 
     async fn list_pod_sandbox_stats(
         &self,
         request: Request<cri::ListPodSandboxStatsRequest>,
     ) -> Reply<cri::ListPodSandboxStatsResponse> {
-        handle("ListPodSandboxStats", request, NOTHING_CONTINUES, |_| {
-            refuse("ListPodSandboxStats", "stats of pods; use ListContainerStats")
+        handle("ListPodSandboxStats", request, NOTHING_CONTINUES, |message| {
+            stats::pods(&self.backend, message)
         })
         .await
     }
@@ -301,8 +297,8 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::StreamPodSandboxStatsRequest>,
     ) -> Streamed<cri::StreamPodSandboxStatsResponse> {
-        handle("StreamPodSandboxStats", request, NOTHING_CONTINUES, |_| {
-            refuse("StreamPodSandboxStats", "stats of pods; use ListContainerStats")
+        handle("StreamPodSandboxStats", request, NOTHING_CONTINUES, |message| {
+            stats::stream_pods(&self.backend, message)
         })
         .await
     }
