@@ -17,7 +17,7 @@ use crate::wait::{self, secs};
 pub(super) const GATES: [&str; 3] = ["CRIListStreaming", "EventedPLEG", "PodAndContainerStatsFromCRI"];
 
 /// The checks of the first round on which the gates have an influence: what is listed, how fast kubelet sees an end or a
-/// restart, and its calls after a restart of the runtime.
+/// restart, and its calls after a restart of the runtime. The image that is missing at first in that round exists here.
 const AGAIN: [&str; 12] = [
     "node_turns_ready_with_the_conflist",
     "manifests_are_written",
@@ -190,7 +190,7 @@ async fn summary_is_what_the_cgroups_say(rig: &Rig) -> Result<()> {
 async fn cadvisor_metrics_are_complete(rig: &Rig) -> Result<()> {
     let (id, leaf) = measured(rig).await?;
     let of_container =
-        [("namespace", "default"), ("pod", "measured-node1"), ("container", "main"), ("name", &id)];
+        [("namespace", "default"), ("pod", "measured-node1"), ("container", "main"), ("name", id.as_str())];
     wait::until("metrics that are what the kernel says", secs(60), || async {
         let before = [metrics::kernel(&id)?, metrics::kernel(&leaf)?];
         let samples = Samples::of_text(&rig.kubelet.cadvisor_metrics()?)?;
@@ -199,8 +199,12 @@ async fn cadvisor_metrics_are_complete(rig: &Rig) -> Result<()> {
         let [after_container, after_pod] = &after;
         metrics::equal(&samples, &of_container, [before_container, after_container], &[])?;
         let id_of_pod = format!("/kubepods/burstable/{leaf}");
-        let of_pod =
-            [("namespace", "default"), ("pod", "measured-node1"), ("container", ""), ("id", &id_of_pod)];
+        let of_pod = [
+            ("namespace", "default"),
+            ("pod", "measured-node1"),
+            ("container", ""),
+            ("id", id_of_pod.as_str()),
+        ];
         metrics::equal(&samples, &of_pod, [before_pod, after_pod], &["oom_events_total"])?;
         let here = |name: &String| !samples.all(name, &[("pod", "measured-node1")]).is_empty();
         let missing: Vec<String> = metrics::names(true).into_iter().filter(|name| !here(name)).collect();

@@ -85,7 +85,7 @@ impl Kubelet {
 
     fn config(&self, node: &Node, gates: &[&str]) -> Result<Value> {
         let gates: Map<String, Value> = gates.iter().map(|gate| ((*gate).to_owned(), json!(true))).collect();
-        Ok(json!({
+        let mut config = json!({
             "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
             "failCgroupV1": false, "failSwapOn": false, "cgroupDriver": "cgroupfs",
             "containerRuntimeEndpoint": format!("unix://{}", node.paths.socket.display()),
@@ -99,8 +99,9 @@ impl Kubelet {
             "containerLogMonitorInterval": "3s", "runtimeRequestTimeout": "30s", "serializeImagePulls": false, "maxPods": 100,
             "clusterDNS": ["10.96.0.10"], "clusterDomain": "cluster.local",
             "volumePluginDir": self.dir.join("volume-plugins"), "shutdownGracePeriod": "0s", "memorySwap": {},
-            "featureGates": gates,
-        }))
+        });
+        config["featureGates"] = Value::Object(gates);
+        Ok(config)
     }
 
     /// Starts the process if none is running.

@@ -90,22 +90,22 @@ async fn values_equal_the_cgroup_files_and_proc(cx: Context) -> Result<()> {
     let pid = cx.pid(&id).await?;
     let path = format!("{parent}/{id}");
     let meta = pod.config.metadata.clone().unwrap_or_default();
+    let image = Fixture::image("busybox");
     let of_pod = [
         ("id", parent.as_str()),
-        ("name", &pod.id),
+        ("name", pod.id.as_str()),
         ("namespace", "it"),
-        ("pod", &meta.name),
+        ("pod", meta.name.as_str()),
         ("container", ""),
         ("image", ""),
     ];
-    let image = Fixture::image("busybox");
     let of_container = [
         ("id", path.as_str()),
-        ("name", &id),
+        ("name", id.as_str()),
         ("namespace", "it"),
-        ("pod", &meta.name),
+        ("pod", meta.name.as_str()),
         ("container", "limited"),
-        ("image", &image),
+        ("image", image.as_str()),
     ];
     wait::until("metrics that are what the kernel says", secs(30), || async {
         let before = (metrics::kernel(&id)?, metrics::kernel(&leaf)?, metrics::of_processes(&id)?);
