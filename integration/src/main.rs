@@ -76,7 +76,8 @@ enum Command {
         /// The kubelet binary (`make kubelet`).
         #[arg(long)]
         kubelet: PathBuf,
-        /// Run only checks whose name contains this.
+        /// Run only checks whose name contains this, or those of one round: `default`, or `gates` for that with kubelet's
+        /// feature gates for CRI.
         #[arg(long)]
         filter: Option<String>,
         /// Run kubelet on another runtime's socket, to validate the checks.

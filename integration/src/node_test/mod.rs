@@ -63,18 +63,21 @@ const LIMIT: std::time::Duration = std::time::Duration::from_secs(150);
 
 /// One node, with its own copepod and kubelet.
 struct Round {
+    /// A filter of this name selects all its checks.
+    name: &'static str,
     title: &'static str,
     /// Feature gates of kubelet that are turned on.
     gates: &'static [&'static str],
     checks: Vec<Check>,
 }
 
-/// The rounds with the checks whose name contains the filter; there must be one.
+/// The rounds with the checks whose name contains the filter, which may also be the name of a round; there must be one.
 fn selected(filter: Option<&str>) -> Result<Vec<Round>> {
     let first = checks::all().into_iter().chain(churn::all()).collect();
     let rounds = [
-        Round { title: "kubelet with its default feature gates", gates: &[], checks: first },
+        Round { name: "default", title: "kubelet with its default feature gates", gates: &[], checks: first },
         Round {
+            name: "gates",
             title: "kubelet with CRIListStreaming, EventedPLEG and PodAndContainerStatsFromCRI",
             gates: &gates::GATES,
             checks: gates::all()?,
@@ -82,7 +85,8 @@ fn selected(filter: Option<&str>) -> Result<Vec<Round>> {
     ];
     let mut selected = Vec::new();
     for mut round in rounds {
-        round.checks.retain(|check| filter.is_none_or(|f| check.name.contains(f)));
+        let name = round.name;
+        round.checks.retain(|check| filter.is_none_or(|f| f == name || check.name.contains(f)));
         if !round.checks.is_empty() {
             selected.push(round);
         }
