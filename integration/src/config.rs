@@ -51,15 +51,15 @@ impl Paths {
     }
 }
 
-/// The text of the configuration file; `extra` is appended.
-pub(crate) fn text(paths: &Paths, bin: &Path, network: &Network, extra: &str) -> String {
+/// The text of the configuration file; `extra` is appended. `level` is that of the log.
+pub(crate) fn text(paths: &Paths, bin: &Path, network: &Network, level: &str, extra: &str) -> String {
     let (root, run, socket, certs) =
         (paths.root.display(), paths.run.display(), paths.socket.display(), paths.certs.display());
     let (conf, own, bin) = (network.conf_dir.display(), network.bin_dir.display(), bin.display());
     let plugins = cni::PLUGINS;
     format!(
         "root = \"{root}\"\nstate = \"{run}\"\nsocket = \"{socket}\"\n\
-         [log]\nlevel = \"info\"\n\
+         [log]\nlevel = \"{level}\"\n\
          [binaries]\nshim = \"{bin}/copepod-shim\"\npause = \"{bin}/pause\"\n\
          [network]\nconf_dir = \"{conf}\"\nbin_dirs = [\"{own}\", \"{plugins}\"]\ntimeout_seconds = 5\n\
          [image]\ncerts_dir = \"{certs}\"\n\

@@ -265,6 +265,21 @@ impl Cri {
         call!(self.runtime, list_container_stats, api::ListContainerStatsRequest { filter }).map(|r| r.stats)
     }
 
+    /// PodSandboxStats.
+    pub(crate) async fn pod_stats(&self, id: &str) -> Answer<Option<api::PodSandboxStats>> {
+        call!(self.runtime, pod_sandbox_stats, api::PodSandboxStatsRequest { pod_sandbox_id: id.to_owned() })
+            .map(|r| r.stats)
+    }
+
+    /// ListPodSandboxStats.
+    pub(crate) async fn list_pod_stats(
+        &self,
+        filter: Option<api::PodSandboxStatsFilter>,
+    ) -> Answer<Vec<api::PodSandboxStats>> {
+        call!(self.runtime, list_pod_sandbox_stats, api::ListPodSandboxStatsRequest { filter })
+            .map(|r| r.stats)
+    }
+
     /// PullImage; the image's id.
     pub(crate) async fn pull(&self, image: &str) -> Answer<String> {
         let spec = api::ImageSpec { image: image.to_owned(), ..Default::default() };

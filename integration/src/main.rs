@@ -20,6 +20,7 @@ mod http;
 mod images;
 mod isolation;
 mod logfile;
+mod metrics;
 mod node;
 mod node_test;
 mod proc;
@@ -75,7 +76,8 @@ enum Command {
         /// The kubelet binary (`make kubelet`).
         #[arg(long)]
         kubelet: PathBuf,
-        /// Run only checks whose name contains this.
+        /// Run only checks whose name contains this, or those of one round: `default`, or `gates` for that with kubelet's
+        /// feature gates for CRI.
         #[arg(long)]
         filter: Option<String>,
         /// Run kubelet on another runtime's socket, to validate the checks.

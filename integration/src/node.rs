@@ -30,6 +30,8 @@ pub(crate) struct Options {
     pub(crate) without_cni: bool,
     /// Additional lines of the configuration.
     pub(crate) extra: String,
+    /// Log every call.
+    pub(crate) log_calls: bool,
     /// Folder of another build's programs; the fixture's if `None`.
     pub(crate) bin: Option<PathBuf>,
 }
@@ -75,7 +77,8 @@ impl Node {
         }
         config::hosts(&paths.certs, &fixture.registry)?;
         let bin = options.bin.as_ref().unwrap_or(&fixture.bin);
-        fs::write(&paths.config, config::text(&paths, bin, &network, &options.extra))?;
+        let level = if options.log_calls { "debug" } else { "info" };
+        fs::write(&paths.config, config::text(&paths, bin, &network, level, &options.extra))?;
         let cri = Cri::connect(&paths.socket)?;
         let (bin, daemon, wiped) = (bin.join("copepod"), Mutex::new(None), AtomicBool::new(false));
         LIVING.fetch_add(1, Ordering::Relaxed);

@@ -6,7 +6,7 @@ use crate::node::{Node, NodeOptions};
 use crate::reload::{Hangups, Reloader};
 use crate::root::Root;
 use crate::seccomp::Compiler;
-use crate::service::{self, Backend, Socket, StatsCache};
+use crate::service::{self, Backend, Metrics, Socket, StatsCache};
 use crate::shutdown::Shutdown;
 use crate::stats::StatsReader;
 use crate::{cni_watch, lanes, memory, telemetry};
@@ -161,6 +161,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     let root = Root::new(layout.clone());
     let hung_check = root.check_in_time().await;
     let stats = Arc::new(StatsCache::new(StatsReader::new(cgroups.clone()), layout.clone()));
+    let metrics = Arc::new(Metrics::new(cgroups.clone(), Arc::clone(&stats), &layout));
     let node = Node::open(NodeOptions {
         layout,
         root: root.clone(),
@@ -186,6 +187,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
         cni: cni.clone(),
         root: root.clone(),
         stats,
+        metrics,
         urls,
         config: receiver,
     };
@@ -201,6 +203,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     }));
     let probing = tokio::spawn(root.follow(hung_check));
     let trimming = tokio::spawn(memory::trim());
+    let sampling = tokio::spawn(service::sample_stats(Arc::clone(&backend.stats), node.clone()));
     let reloading = tokio::spawn(reloader.run(hangups));
     let streaming = tokio::spawn(streaming.serve(stopping.clone().wait()));
     ready(&config);
@@ -209,6 +212,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     reloading.abort();
     watching.abort();
     trimming.abort();
+    sampling.abort();
     probing.abort();
     node.shutdown().await;
     tracing::info!("stopped");

@@ -6,7 +6,8 @@
 //! | kill | finding, signalling and killing processes; exit files; starting and removing shims; pause's cgroup and plan; removing cgroups; network namespace pins and sysctls | processes in D state, for a bounded time |
 //! | records | durable records and a pod's own files; checks of the durable folders; the cgroup of a container that is created or removed, in one piece of work with its files; what `restore` removes with a shim or a pod that has no record; the steps of the daemon's start | the disk of `root` |
 //! | foreign | paths in requests: seccomp profiles, device nodes; the configuration; the CNI folder | any file system of the node |
-//! | stats | cgroup files; a short wait for the first walk of writable layers; which security modules the host enforces; returning freed memory to the kernel | nothing |
+//! | metrics | cgroup files, descriptors of processes and counters of pods' interfaces, for ListPodSandboxMetrics: one call at a time | nothing |
+//! | stats | cgroup files, samples of CPU time and counters of pods' interfaces; a short wait for the first walk of writable layers; which security modules the host enforces; returning freed memory to the kernel | nothing |
 //!
 //! Images and CNI have their own lanes, in their crates. A pod whose work hangs uses up its share of one lane
 //! ([`pool::Size::max_per_owner`]) and nothing of the others: stop, kill and exec of every pod continue to work, and
@@ -25,6 +26,8 @@ static EXEC: LazyLock<Lane> = LazyLock::new(|| lane("exec", 1, 8, 4));
 static KILL: LazyLock<Lane> = LazyLock::new(|| lane("kill", 2, 32, 4));
 static RECORDS: LazyLock<Lane> = LazyLock::new(|| lane("records", 2, 64, 8));
 static FOREIGN: LazyLock<Lane> = LazyLock::new(|| lane("foreign", 1, 32, 4));
+// Its one thread is not kept: who asks for metrics does so every 15 seconds or more.
+static METRICS: LazyLock<Lane> = LazyLock::new(|| lane("metrics", 0, 1, 1));
 static STATS: LazyLock<Lane> = LazyLock::new(|| lane("stats", 1, 4, 4));
 
 fn lane(name: &'static str, kept_threads: usize, max_threads: usize, max_per_owner: usize) -> Lane {
@@ -51,13 +54,18 @@ pub(crate) fn foreign() -> &'static Lane {
     &FOREIGN
 }
 
+/// For metrics.
+pub(crate) fn metrics() -> &'static Lane {
+    &METRICS
+}
+
 /// For stats.
 pub(crate) fn stats() -> &'static Lane {
     &STATS
 }
 
-fn all() -> [&'static Lane; 6] {
-    [exec(), kill(), records(), foreign(), stats(), image::ImageStore::lane()]
+fn all() -> [&'static Lane; 7] {
+    [exec(), kill(), records(), foreign(), metrics(), stats(), image::ImageStore::lane()]
 }
 
 /// Starts the threads that each lane keeps. `single_threaded` means that the process could not start any: then a caller

@@ -1,25 +1,35 @@
-//! Stats of containers. The daemon reads the cgroup files itself, without the shims. Blocking, but only for reads of
-//! kernel files: writable layers are walked separately ([`StatsReader::refresh_stale`]).
+//! Stats of containers and pods. The daemon reads the files of the kernel itself, without the shims. Blocking, but only
+//! for reads of kernel files: writable layers are walked separately ([`StatsReader::refresh_stale`]).
 //!
-//! Files stay open while a container exists and are read with pread(2), six calls per container (seven if memory.stat has
-//! 4 KiB or more).
+//! The files of a cgroup stay open while it is attached ([`cgroup`]), six reads per container (seven if memory.stat has
+//! 4 KiB or more). CPU rates need samples that are taken regularly ([`StatsReader::sample`], [`rate`]). Networks are read
+//! inside their namespaces ([`network`]).
 
 use crate::cgroups::Cgroups;
 use crate::clock::now;
-use model::ContainerId;
+use cgroup::{CgroupFiles, Failed};
+use model::{ContainerId, PodId};
 use std::collections::HashMap;
-use std::fs::File;
+use std::hash::Hash;
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+mod cgroup;
+pub(crate) mod metrics;
+mod network;
 mod parse;
+mod rate;
+mod reading;
 
-/// Minimum time between the two samples of a CPU rate. kubelet requests stats every ten seconds; other clients may do so
-/// more often.
-const SAMPLE: Duration = Duration::from_secs(1);
+#[cfg(test)]
+pub(crate) use reading::Traffic;
+pub(crate) use reading::{
+    ContainerStats, Cpu, Interface, Io, Memory, Network, PodStats, PodUsage, Processes, Psi, PsiData, Swap,
+    WritableLayer,
+};
+
 /// Age at which a writable layer is walked again: half of kubelet's ten seconds between two requests.
 const USAGE_AGE: Duration = Duration::from_secs(5);
 /// After a walk, a layer is not walked again for this many times the walk's duration, so that the walks of one layer use
@@ -27,109 +37,68 @@ const USAGE_AGE: Duration = Duration::from_secs(5);
 const WALK_PAUSE: u32 = 100;
 /// Time limit for the walk of one layer. If it is reached, the values are a lower bound.
 const MAX_WALK: Duration = Duration::from_secs(30);
-/// Maximum number of attached containers: a guard against leaks, far above the size of any node.
-const MAX_CONTAINERS: usize = 16_384;
-/// Maximum size in bytes of a cgroup file that is read. memory.stat has 2 KB.
-const MAX_FILE: usize = 16 << 10;
+/// Maximum number of attached containers, and of attached pods: a guard against leaks, far above the size of any node.
+const MAX_ATTACHED: usize = 16_384;
 
 /// Why there are no stats.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    /// The container is not attached.
-    #[error("container {container} has no statistics: it is not running")]
+    /// The container or pod is not attached.
+    #[error("{object} has no statistics: it is not running")]
     Unknown {
-        /// The container.
-        container: ContainerId,
+        /// `container` or `pod`, and its id.
+        object: String,
     },
-    /// A cgroup file could not be read.
-    #[error("statistics of container {container}: {file}: {source}")]
+    /// A cgroup file could not be opened or read.
+    #[error("statistics of {object}: {file}: {source}")]
     Read {
-        /// The container.
-        container: ContainerId,
+        /// `container` or `pod`, and its id.
+        object: String,
         /// The file.
         file: PathBuf,
         /// The error.
         #[source]
         source: io::Error,
     },
-    /// Too many containers are attached.
-    #[error("statistics of {MAX_CONTAINERS} containers are open already, which is the limit")]
+    /// Too many containers or pods are attached.
+    #[error("statistics of {MAX_ATTACHED} containers or pods are open already, which is the limit")]
     Full,
 }
 
-/// CPU time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Cpu {
-    /// Nanoseconds since the epoch.
-    pub timestamp: i64,
-    /// CPU time of all cores since the container was created, in nanoseconds.
-    pub usage_core_nano_seconds: u64,
-    /// CPU time per second between the last two samples, in nanoseconds; `None` until there are two.
-    pub usage_nano_cores: Option<u64>,
+impl Error {
+    fn unknown(object: &impl Object) -> Self {
+        Self::Unknown { object: object.name() }
+    }
+
+    fn read(object: &impl Object) -> impl FnOnce(Failed) -> Self {
+        move |Failed { file, source }| Self::Read { object: object.name(), file, source }
+    }
 }
 
-/// Memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Memory {
-    /// Nanoseconds since the epoch.
-    pub timestamp: i64,
-    /// Working set: bytes in use without those of inactive files, never below 0.
-    pub working_set_bytes: u64,
-    /// Bytes by which the working set may grow until it reaches the limit; `None` without a limit.
-    pub available_bytes: Option<u64>,
-    /// Bytes in use.
-    pub usage_bytes: u64,
-    /// Bytes of anonymous memory.
-    pub rss_bytes: u64,
-    /// Page faults.
-    pub page_faults: u64,
-    /// Page faults that needed disk I/O.
-    pub major_page_faults: u64,
+/// What has stats, for errors.
+trait Object {
+    fn name(&self) -> String;
 }
 
-/// Swap.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Swap {
-    /// Nanoseconds since the epoch.
-    pub timestamp: i64,
-    /// Bytes left to the limit; `None` without a limit.
-    pub swap_available_bytes: Option<u64>,
-    /// Bytes in use.
-    pub swap_usage_bytes: u64,
+impl Object for ContainerId {
+    fn name(&self) -> String {
+        format!("container {self}")
+    }
 }
 
-/// A writable layer: the overlay's upper folder, without volumes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct WritableLayer {
-    /// When it was walked, nanoseconds since the epoch.
-    pub timestamp: i64,
-    /// Bytes on disk.
-    pub used_bytes: u64,
-    /// Files and folders.
-    pub inodes_used: u64,
-}
-
-/// Stats of a container. Its attributes (id, name, labels) come from the record: CRI needs them even without
-/// stats.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ContainerStats {
-    /// CPU.
-    pub cpu: Cpu,
-    /// Memory.
-    pub memory: Memory,
-    /// Swap; `None` if the host does not account for it.
-    pub swap: Option<Swap>,
-    /// Writable layer; `None` until it was walked for the first time.
-    pub writable_layer: Option<WritableLayer>,
-    /// Tasks, threads included; `None` without the controller.
-    pub pids: Option<u64>,
+impl Object for PodId {
+    fn name(&self) -> String {
+        format!("pod {self}")
+    }
 }
 
 /// Reads stats.
 #[derive(Debug)]
 pub(crate) struct StatsReader {
     cgroups: Cgroups,
-    entries: Mutex<HashMap<ContainerId, Arc<Entry>>>,
+    has_pressure: bool,
+    containers: Mutex<HashMap<ContainerId, Arc<Entry>>>,
+    pods: Mutex<HashMap<PodId, Arc<CgroupFiles>>>,
     /// Notified after each walk. The mutex holds no data: a condition variable needs one.
     walked: (Mutex<()>, Condvar),
 }
@@ -138,29 +107,9 @@ pub(crate) struct StatsReader {
 #[derive(Debug)]
 struct Entry {
     container: ContainerId,
-    cpu: OpenFile,
-    memory_usage: OpenFile,
-    memory_stat: OpenFile,
-    memory_limit: OpenFile,
-    swap_limit: Option<OpenFile>,
-    pids: Option<OpenFile>,
+    files: CgroupFiles,
     upper: PathBuf,
-    sample: Mutex<Sample>,
     layer: Mutex<Layer>,
-}
-
-/// An open cgroup file, with its path for errors.
-#[derive(Debug)]
-struct OpenFile {
-    path: PathBuf,
-    file: File,
-}
-
-/// CPU time at the last sample, and the rate between the last two.
-#[derive(Debug, Default)]
-struct Sample {
-    last: Option<(Instant, u64)>,
-    rate: Option<u64>,
 }
 
 /// The last walk of a writable layer.
@@ -178,56 +127,142 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Adds an entry, unless there are too many.
+fn insert<K: Eq + Hash, V>(entries: &Mutex<HashMap<K, Arc<V>>>, key: K, value: V) -> Result<(), Error> {
+    let mut entries = lock(entries);
+    if entries.len() >= MAX_ATTACHED && !entries.contains_key(&key) {
+        return Err(Error::Full);
+    }
+    entries.insert(key, Arc::new(value));
+    Ok(())
+}
+
+/// The entries as they are now, so that no lock is held while files are read.
+fn all<K, V>(entries: &Mutex<HashMap<K, Arc<V>>>) -> Vec<Arc<V>> {
+    lock(entries).values().cloned().collect()
+}
+
 impl StatsReader {
     /// Creates a reader for these hierarchies.
     pub(crate) fn new(cgroups: Cgroups) -> Self {
-        Self { cgroups, entries: Mutex::default(), walked: Default::default() }
+        let has_pressure = cgroup::has_pressure(&cgroups);
+        Self {
+            cgroups,
+            has_pressure,
+            containers: Mutex::default(),
+            pods: Mutex::default(),
+            walked: Default::default(),
+        }
     }
 
     /// Opens the files of a container's cgroup; `upper` is its writable folder. A repeated call replaces the
     /// open files.
     pub(crate) fn attach(&self, container: &ContainerId, cgroup: &str, upper: PathBuf) -> Result<(), Error> {
-        let open = |controller: &str, name: &str| {
-            let path = self.cgroups.folder(controller, cgroup).unwrap_or_default().join(name);
-            match File::open(&path) {
-                Ok(file) => Ok(OpenFile { path, file }),
-                Err(source) => Err(Error::Read { container: container.clone(), file: path, source }),
-            }
-        };
-        let entry = Entry {
-            container: container.clone(),
-            cpu: open("cpuacct", "cpuacct.usage")?,
-            memory_usage: open("memory", "memory.usage_in_bytes")?,
-            memory_stat: open("memory", "memory.stat")?,
-            memory_limit: open("memory", "memory.limit_in_bytes")?,
-            swap_limit: open("memory", "memory.memsw.limit_in_bytes").ok(),
-            pids: open("pids", "pids.current").ok(),
-            upper,
-            sample: Mutex::default(),
-            layer: Mutex::default(),
-        };
-        let mut entries = lock(&self.entries);
-        if entries.len() >= MAX_CONTAINERS && !entries.contains_key(container) {
-            return Err(Error::Full);
-        }
-        entries.insert(container.clone(), Arc::new(entry));
-        Ok(())
+        let files =
+            CgroupFiles::open(&self.cgroups, cgroup, self.has_pressure).map_err(Error::read(container))?;
+        let entry = Entry { container: container.clone(), files, upper, layer: Mutex::default() };
+        insert(&self.containers, container.clone(), entry)
     }
 
-    /// Closes a container's files.
-    pub(crate) fn detach(&self, container: &ContainerId) {
-        lock(&self.entries).remove(container);
+    /// Opens the files of a pod's cgroup. A repeated call replaces the open files.
+    pub(crate) fn attach_pod(&self, pod: &PodId, cgroup: &str) -> Result<(), Error> {
+        let files = CgroupFiles::open(&self.cgroups, cgroup, self.has_pressure).map_err(Error::read(pod))?;
+        insert(&self.pods, pod.clone(), files)
+    }
+
+    /// Whether a container's files are open.
+    pub(crate) fn is_attached(&self, container: &ContainerId) -> bool {
+        lock(&self.containers).contains_key(container)
+    }
+
+    /// Whether a pod's files are open.
+    pub(crate) fn is_pod_attached(&self, pod: &PodId) -> bool {
+        lock(&self.pods).contains_key(pod)
+    }
+
+    /// Whether any files are open.
+    pub(crate) fn has_attached(&self) -> bool {
+        !lock(&self.containers).is_empty() || !lock(&self.pods).is_empty()
+    }
+
+    /// Closes the files of all containers but those to keep.
+    pub(crate) fn retain(&self, keep: impl Fn(&ContainerId) -> bool) {
+        lock(&self.containers).retain(|id, _| keep(id));
+    }
+
+    /// Closes the files of all pods but those to keep.
+    pub(crate) fn retain_pods(&self, keep: impl Fn(&PodId) -> bool) {
+        lock(&self.pods).retain(|id, _| keep(id));
+    }
+
+    /// Takes a sample of the CPU time of every attached container and pod. One whose cgroup is gone has none.
+    pub(crate) fn sample(&self) {
+        for entry in all(&self.containers) {
+            report(&entry.container, entry.files.sample());
+        }
+        let pods: Vec<_> =
+            lock(&self.pods).iter().map(|(id, files)| (id.clone(), Arc::clone(files))).collect();
+        for (id, files) in pods {
+            report(&id, files.sample());
+        }
     }
 
     /// Current stats. The writable layer's are those of its last walk (see [`StatsReader::refresh_stale`]).
     pub(crate) fn read(&self, container: &ContainerId) -> Result<ContainerStats, Error> {
-        let entry = lock(&self.entries).get(container).cloned();
-        entry.ok_or_else(|| Error::Unknown { container: container.clone() })?.read()
+        let entry = lock(&self.containers).get(container).cloned();
+        let entry = entry.ok_or_else(|| Error::unknown(container))?;
+        let PodUsage { cpu, memory, swap, io, pids } = entry.files.read().map_err(Error::read(container))?;
+        let writable_layer = lock(&entry.layer).value;
+        Ok(ContainerStats { cpu, memory, swap, io, writable_layer, pids })
+    }
+
+    /// Current values of a pod's cgroup.
+    pub(crate) fn read_pod(&self, pod: &PodId) -> Result<PodUsage, Error> {
+        let files = lock(&self.pods).get(pod).cloned();
+        files.ok_or_else(|| Error::unknown(pod))?.read().map_err(Error::read(pod))
+    }
+
+    /// The networks of the namespaces pinned at `pins`, in order; `None` for one that cannot be read, or that has only
+    /// `lo`. Starts a thread.
+    pub(crate) fn networks(pins: &[&Path]) -> Vec<Option<Network>> {
+        let read = network::read(pins).unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot read the network statistics of pods");
+            Vec::new()
+        });
+        let mut networks: Vec<Option<Network>> = read
+            .into_iter()
+            .zip(pins)
+            .map(|(network, pin)| {
+                network.unwrap_or_else(|error| {
+                    // The pod is being stopped.
+                    tracing::debug!(netns = %pin.display(), %error, "no network statistics of this namespace");
+                    None
+                })
+            })
+            .collect();
+        networks.resize(pins.len(), None);
+        networks
+    }
+
+    /// Counts the processes in these cgroups of containers, and below them; `None` if one of them cannot be counted.
+    pub(crate) fn processes<'a>(&self, cgroups: impl Iterator<Item = &'a str>) -> Option<Processes> {
+        let timestamp = now();
+        let mut count = 0;
+        for cgroup in cgroups {
+            match self.cgroups.processes(cgroup) {
+                Ok(processes) => count += processes,
+                Err(error) => {
+                    tracing::debug!(cgroup, %error, "cannot count processes");
+                    return None;
+                }
+            }
+        }
+        Some(Processes { timestamp, count })
     }
 
     /// The latest disk usage of a writable layer; also for an attached container that is not running.
     pub(crate) fn writable_layer(&self, container: &ContainerId) -> Option<WritableLayer> {
-        let entry = lock(&self.entries).get(container).cloned();
+        let entry = lock(&self.containers).get(container).cloned();
         entry.and_then(|entry| lock(&entry.layer).value)
     }
 
@@ -237,7 +272,7 @@ impl StatsReader {
         let mut guard = lock(&self.walked.0);
         loop {
             let missing = |id: &ContainerId| {
-                let entry = lock(&self.entries).get(id).cloned();
+                let entry = lock(&self.containers).get(id).cloned();
                 entry.is_some_and(|entry| lock(&entry.layer).walked.is_none())
             };
             let left = end.saturating_duration_since(Instant::now());
@@ -251,7 +286,7 @@ impl StatsReader {
     /// Whether a writable layer is outdated ([`StatsReader::refresh_stale`]).
     pub(crate) fn is_stale(&self) -> bool {
         let at = Instant::now();
-        lock(&self.entries).values().any(|entry| lock(&entry.layer).is_stale(at))
+        lock(&self.containers).values().any(|entry| lock(&entry.layer).is_stale(at))
     }
 
     /// Walks the outdated writable layers, oldest first, until `limit` has passed and the current walk has ended. A layer
@@ -259,7 +294,7 @@ impl StatsReader {
     /// Returns true if none is left. Slow: call it in the background, one call at a time.
     pub(crate) fn refresh_stale(&self, limit: Duration) -> bool {
         let start = Instant::now();
-        let mut stale: Vec<(Option<Instant>, Arc<Entry>)> = lock(&self.entries)
+        let mut stale: Vec<(Option<Instant>, Arc<Entry>)> = lock(&self.containers)
             .values()
             .filter_map(|entry| {
                 let layer = lock(&entry.layer);
@@ -281,52 +316,6 @@ impl StatsReader {
 }
 
 impl Entry {
-    fn read(&self) -> Result<ContainerStats, Error> {
-        let timestamp = now();
-        let usage = self.number(&self.cpu)?;
-        let memory_usage = self.number(&self.memory_usage)?;
-        let stat = parse::memory_stat(&self.text(&self.memory_stat)?);
-        let limit = parse::limit(self.number(&self.memory_limit)?);
-        let swap_limit = self.swap_limit.as_ref().map(|open| self.number(open)).transpose()?;
-        let memory = parse::memory(timestamp, memory_usage, limit, &stat);
-        let swap = stat.swap.map(|used| {
-            let total = swap_limit.and_then(parse::limit);
-            let room = total.zip(limit).map(|(total, limit)| total.saturating_sub(limit));
-            Swap {
-                timestamp,
-                swap_available_bytes: room.map(|room| room.saturating_sub(used)),
-                swap_usage_bytes: used,
-            }
-        });
-        Ok(ContainerStats {
-            cpu: Cpu {
-                timestamp,
-                usage_core_nano_seconds: usage,
-                usage_nano_cores: lock(&self.sample).rate(Instant::now(), usage),
-            },
-            memory,
-            swap,
-            writable_layer: lock(&self.layer).value,
-            pids: self.pids.as_ref().map(|open| self.number(open)).transpose()?,
-        })
-    }
-
-    fn text(&self, open: &OpenFile) -> Result<String, Error> {
-        read_whole(&open.file).map_err(|source| self.failed(&open.path, source))
-    }
-
-    fn number(&self, open: &OpenFile) -> Result<u64, Error> {
-        let text = self.text(open)?;
-        text.trim().parse().map_err(|_| {
-            let source = io::Error::new(io::ErrorKind::InvalidData, format!("{:.40} is not a number", text));
-            self.failed(&open.path, source)
-        })
-    }
-
-    fn failed(&self, file: &Path, source: io::Error) -> Error {
-        Error::Read { container: self.container.clone(), file: file.to_owned(), source }
-    }
-
     fn walk(&self) {
         let (timestamp, start) = (now(), Instant::now());
         let walked = sys::tree::usage_path(&self.upper, start + MAX_WALK);
@@ -353,40 +342,11 @@ impl Layer {
     }
 }
 
-impl Sample {
-    /// The rate between the last two samples; takes a new sample if the last one is old enough.
-    fn rate(&mut self, at: Instant, usage: u64) -> Option<u64> {
-        let Some((before, used)) = self.last else {
-            self.last = Some((at, usage));
-            return None;
-        };
-        let passed = at.saturating_duration_since(before);
-        if passed >= SAMPLE {
-            let rate = u128::from(usage.saturating_sub(used)) * 1_000_000_000 / passed.as_nanos().max(1);
-            self.rate = Some(u64::try_from(rate).unwrap_or(u64::MAX));
-            self.last = Some((at, usage));
-        }
-        self.rate
+/// Logs why there is no sample: the cgroup was removed.
+fn report(object: &impl Object, sampled: Result<(), Failed>) {
+    if let Err(failed) = sampled {
+        tracing::debug!(error = %Error::read(object)(failed), "no CPU sample");
     }
-}
-
-/// Reads a kernel file from its beginning, even if it was read before. A cgroup file is one record of a seq_file, so a
-/// read that returns less than the buffer's size returned all of it. A second read, to find the end, would make the
-/// kernel format the whole text again.
-fn read_whole(file: &File) -> io::Result<String> {
-    let mut bytes = vec![0; 4096];
-    loop {
-        let length = file.read_at(&mut bytes, 0)?;
-        if length < bytes.len() {
-            bytes.truncate(length);
-            break;
-        }
-        if length >= MAX_FILE {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "larger than 16 KiB"));
-        }
-        bytes.resize(MAX_FILE, 0);
-    }
-    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not UTF-8"))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::Rig;
 use crate::expect::ensure;
@@ -53,8 +53,8 @@ const SETTINGS: [&str; 6] = [
 ];
 
 impl Kubelet {
-    /// Writes the configuration and starts kubelet; returns when it lists pods.
-    pub(crate) async fn start(binary: &Path, node: &Node) -> Result<Self> {
+    /// Writes the configuration and starts kubelet; returns when it lists pods. `gates` are feature gates to turn on.
+    pub(crate) async fn start(binary: &Path, node: &Node, gates: &[&str]) -> Result<Self> {
         let binary = fs::canonicalize(binary)
             .with_context(|| format!("{} (build it with `make kubelet`)", binary.display()))?;
         let dir = node.paths.dir.join("kubelet");
@@ -78,13 +78,14 @@ impl Kubelet {
         for made in [&this.manifests, &this.logs, &this.dir.join("root")] {
             fs::create_dir_all(made)?;
         }
-        fs::write(this.dir.join("config.json"), this.config(node)?.to_string())?;
+        fs::write(this.dir.join("config.json"), this.config(node, gates)?.to_string())?;
         this.launch().await?;
         Ok(this)
     }
 
-    fn config(&self, node: &Node) -> Result<Value> {
-        Ok(json!({
+    fn config(&self, node: &Node, gates: &[&str]) -> Result<Value> {
+        let gates: Map<String, Value> = gates.iter().map(|gate| ((*gate).to_owned(), json!(true))).collect();
+        let mut config = json!({
             "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
             "failCgroupV1": false, "failSwapOn": false, "cgroupDriver": "cgroupfs",
             "containerRuntimeEndpoint": format!("unix://{}", node.paths.socket.display()),
@@ -98,7 +99,9 @@ impl Kubelet {
             "containerLogMonitorInterval": "3s", "runtimeRequestTimeout": "30s", "serializeImagePulls": false, "maxPods": 100,
             "clusterDNS": ["10.96.0.10"], "clusterDomain": "cluster.local",
             "volumePluginDir": self.dir.join("volume-plugins"), "shutdownGracePeriod": "0s", "memorySwap": {},
-        }))
+        });
+        config["featureGates"] = Value::Object(gates);
+        Ok(config)
     }
 
     /// Starts the process if none is running.
@@ -193,6 +196,16 @@ impl Kubelet {
     /// kubelet's own metrics.
     pub(crate) fn metrics(&self) -> Result<String> {
         self.get("metrics")
+    }
+
+    /// The metrics of containers, which dashboards use.
+    pub(crate) fn cadvisor_metrics(&self) -> Result<String> {
+        self.get("metrics/cadvisor")
+    }
+
+    /// The metrics of CPU and memory, which the metrics server uses.
+    pub(crate) fn resource_metrics(&self) -> Result<String> {
+        self.get("metrics/resource")
     }
 
     /// What kubelet's TLS port answers. Its certificate is self-signed.

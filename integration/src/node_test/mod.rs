@@ -1,9 +1,11 @@
 //! Runs the real kubelet, standalone, on copepod: manifests are written into its folder, and results are read from kubelet's
-//! /pods and log endpoints, the process table and the cgroup tree.
+//! /pods and log endpoints, the process table and the cgroup tree. This is done twice: with kubelet's default feature
+//! gates, and with those with which it uses more of CRI ([`gates`]).
 
 mod bulk;
 mod checks;
 mod churn;
+mod gates;
 mod kubelet;
 mod manifests;
 mod view;
@@ -25,7 +27,7 @@ use kubelet::Kubelet;
 #[derive(Debug)]
 pub(crate) struct Rig {
     /// Registry and images.
-    pub(crate) fixture: Fixture,
+    pub(crate) fixture: Arc<Fixture>,
     /// copepod.
     pub(crate) node: Node,
     /// kubelet.
@@ -59,10 +61,36 @@ pub(crate) use check;
 /// Time limit of one check.
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(150);
 
-/// The checks whose name contains the filter; there must be one.
-fn selected(filter: Option<&str>) -> Result<Vec<Check>> {
-    let all = checks::all().into_iter().chain(churn::all());
-    let selected: Vec<Check> = all.filter(|check| filter.is_none_or(|f| check.name.contains(f))).collect();
+/// One node, with its own copepod and kubelet.
+struct Round {
+    /// A filter of this name selects all its checks.
+    name: &'static str,
+    title: &'static str,
+    /// Feature gates of kubelet that are turned on.
+    gates: &'static [&'static str],
+    checks: Vec<Check>,
+}
+
+/// The rounds with the checks whose name contains the filter, which may also be the name of a round; there must be one.
+fn selected(filter: Option<&str>) -> Result<Vec<Round>> {
+    let first = checks::all().into_iter().chain(churn::all()).collect();
+    let rounds = [
+        Round { name: "default", title: "kubelet with its default feature gates", gates: &[], checks: first },
+        Round {
+            name: "gates",
+            title: "kubelet with CRIListStreaming, EventedPLEG and PodAndContainerStatsFromCRI",
+            gates: &gates::GATES,
+            checks: gates::all()?,
+        },
+    ];
+    let mut selected = Vec::new();
+    for mut round in rounds {
+        let name = round.name;
+        round.checks.retain(|check| filter.is_none_or(|f| f == name || check.name.contains(f)));
+        if !round.checks.is_empty() {
+            selected.push(round);
+        }
+    }
     anyhow::ensure!(!selected.is_empty(), "no check's name contains {:?}", filter.unwrap_or_default());
     Ok(selected)
 }
@@ -75,21 +103,43 @@ pub(crate) async fn run(
     peer: Option<Peer>,
 ) -> Result<bool> {
     let begun = Instant::now();
-    let checks = selected(filter)?;
+    let rounds = selected(filter)?;
     let world = Census::take(None);
-    let fixture = Fixture::new(bin).await.context("prepare the fixtures")?;
-    // The node starts without a network, like a cluster's node before its CNI plugin is installed.
-    let node = match peer {
-        Some(peer) => Node::foreign(&fixture, &peer)?,
-        None => Node::start(&fixture, &Options { without_cni: true, ..Options::default() })
-            .await
-            .context("start copepod")?,
-    };
-    let kubelet = Kubelet::start(kubelet, &node).await.context("start kubelet")?;
-    println!("copepod and kubelet run after {:.1} s", begun.elapsed().as_secs_f32());
-    let rig = Arc::new(Rig { fixture, node, kubelet });
+    let fixture = Arc::new(Fixture::new(bin).await.context("prepare the fixtures")?);
     let (mut passed, mut failed) = (0, Vec::new());
-    for check in checks {
+    for round in rounds {
+        println!("-- {}", round.title);
+        let (right, wrong) = one_round(round, &fixture, kubelet, peer.as_ref(), &world).await?;
+        passed += right;
+        failed.extend(wrong);
+    }
+    for name in &failed {
+        println!("failed: {name}");
+    }
+    println!("{passed} passed, {} failed, in {:.0} s", failed.len(), begun.elapsed().as_secs_f32());
+    Ok(failed.is_empty())
+}
+
+/// Runs the checks of one round; returns how many passed, and the names of the others.
+async fn one_round(
+    round: Round,
+    fixture: &Arc<Fixture>,
+    kubelet: &Path,
+    peer: Option<&Peer>,
+    world: &Census,
+) -> Result<(usize, Vec<&'static str>)> {
+    let begun = Instant::now();
+    // The node starts without a network, like a cluster's node before its CNI plugin is installed.
+    let options = Options { without_cni: true, log_calls: !round.gates.is_empty(), ..Options::default() };
+    let node = match peer {
+        Some(peer) => Node::foreign(fixture, peer)?,
+        None => Node::start(fixture, &options).await.context("start copepod")?,
+    };
+    let kubelet = Kubelet::start(kubelet, &node, round.gates).await.context("start kubelet")?;
+    println!("copepod and kubelet run after {:.1} s", begun.elapsed().as_secs_f32());
+    let rig = Rig { fixture: Arc::clone(fixture), node, kubelet };
+    let (mut passed, mut failed) = (0, Vec::new());
+    for check in round.checks {
         let start = Instant::now();
         let outcome = match tokio::time::timeout(LIMIT, (check.run)(&rig)).await {
             Ok(outcome) => outcome,
@@ -111,15 +161,11 @@ pub(crate) async fn run(
             }
         }
     }
-    if let Err(e) = end(&rig, &world).await {
+    if let Err(e) = end(&rig, world).await {
         println!("FAIL  cleaning up the node\n    {e:#}");
         failed.push("cleaning up the node");
     }
-    for name in &failed {
-        println!("failed: {name}");
-    }
-    println!("{passed} passed, {} failed, in {:.0} s", failed.len(), begun.elapsed().as_secs_f32());
-    Ok(failed.is_empty())
+    Ok((passed, failed))
 }
 
 /// Removes every pod through kubelet, stops kubelet and copepod, and removes what kubelet leaves by design.

@@ -23,6 +23,7 @@ mod kill9;
 mod libcontainer;
 mod life;
 mod log;
+mod metrics;
 mod mounts;
 mod namespaces;
 mod nested;
@@ -32,6 +33,7 @@ mod pause;
 mod plugins;
 mod pod;
 mod podlife;
+mod podstats;
 mod privilege;
 mod processes;
 mod propagation;
@@ -59,6 +61,8 @@ pub(crate) fn all() -> Vec<Test> {
         namespaces::tests(),
         container::tests(),
         resources::tests(),
+        metrics::tests(),
+        podstats::tests(),
         exec::tests(),
         streaming::tests(),
         pause::tests(),

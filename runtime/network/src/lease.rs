@@ -24,8 +24,8 @@ const MAX_BYTES: u64 = 4 << 20;
 /// Format version of the file; fields are added without changing it.
 const VERSION: u32 = 1;
 
-/// The pod's interface; Kubernetes uses no other name.
-pub(crate) const IFNAME: &str = "eth0";
+/// Name of the pod's interface, given to the plugins (CNI_IFNAME); Kubernetes uses no other.
+pub const IFNAME: &str = "eth0";
 
 /// Suffix of a file that is still being written.
 const TEMPORARY: &str = "new";

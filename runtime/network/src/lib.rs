@@ -22,6 +22,7 @@ pub use attach::Cni;
 pub use bandwidth::{InvalidBandwidth, check_bandwidth};
 pub use error::{Error, Failure, Verb};
 pub use input::{Attachment, fits_cni_args};
+pub use lease::IFNAME;
 
 /// Paths and limits of the client.
 #[derive(Debug, Clone)]

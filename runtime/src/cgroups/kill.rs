@@ -13,6 +13,9 @@ use std::{fs, io, thread};
 const FREEZE_LIMIT: Duration = Duration::from_millis(100);
 /// Longest pause between two rounds.
 const MAX_PAUSE: Duration = Duration::from_millis(50);
+/// Maximum number of cgroups of one container in which processes are counted: a few milliseconds. A privileged container
+/// decides how many there are.
+const MAX_COUNTED: usize = 256;
 /// Maximum number of pids in an error message.
 const MAX_PIDS: usize = 16;
 
@@ -44,6 +47,13 @@ pub(super) fn pids(hierarchies: &[Hierarchy], path: &str) -> Result<BTreeSet<i32
         }
     }
     Ok(pids)
+}
+
+/// Number of processes at or below the cgroup; 0 if it does not exist.
+pub(super) fn count(hierarchy: &Hierarchy, path: &str) -> Result<u64, Error> {
+    let Some(folder) = open(hierarchy, path)? else { return Ok(0) };
+    sys::cgroup::count_below(folder.as_fd(), MAX_COUNTED)
+        .map_err(|source| Error::io("count the processes of", hierarchy.folder(path), source))
 }
 
 /// ENOENT or ENODEV, or ENOTDIR for a path through a file, where no cgroup can exist.

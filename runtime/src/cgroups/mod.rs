@@ -118,6 +118,16 @@ impl Cgroups {
         failures.into_result()
     }
 
+    /// Number of processes (not threads) in this cgroup and below it; 0 if it is gone. Counted in the hierarchy of the
+    /// freezer, in which neither systemd nor container engines inside a container create cgroups for their own use.
+    pub(crate) fn processes(&self, path: &str) -> Result<u64, Error> {
+        names::check(path)?;
+        match self.hierarchies.iter().find(|hierarchy| hierarchy.has("freezer")) {
+            Some(hierarchy) => kill::count(hierarchy, path),
+            None => Ok(0),
+        }
+    }
+
     /// Number of processes of this cgroup that the kernel killed because of the memory limit.
     pub(crate) fn oom_kills(&self, path: &str) -> Result<u64, Error> {
         names::check(path)?;

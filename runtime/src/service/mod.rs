@@ -14,6 +14,7 @@ mod deadline;
 mod details;
 mod health;
 mod image;
+mod metrics;
 mod runtime;
 mod server;
 mod stats_cache;
@@ -35,9 +36,10 @@ use streaming::server::Urls;
 use tokio::sync::watch;
 use tonic::{Code, Request, Response, Status};
 
+pub(crate) use metrics::Metrics;
 pub(crate) use server::Error;
 pub(crate) use server::{Socket, serve};
-pub(crate) use stats_cache::StatsCache;
+pub(crate) use stats_cache::{StatsCache, sample as sample_stats};
 
 /// The objects that the services use. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -52,6 +54,8 @@ pub(crate) struct Backend {
     pub(crate) root: Root,
     /// Stats of containers.
     pub(crate) stats: Arc<StatsCache>,
+    /// Metrics of pods and containers.
+    pub(crate) metrics: Arc<Metrics>,
     /// Issues the URLs of exec, attach and port-forward.
     pub(crate) urls: Urls,
     /// Configuration, for verbose status.

@@ -1,6 +1,7 @@
 //! RuntimeService. It decides nothing itself: see `convert` and [`crate::node`].
 
 mod containers;
+mod metrics;
 mod node;
 mod pods;
 mod sessions;
@@ -35,21 +36,14 @@ type Reply<T> = Result<Response<T>, Status>;
 /// The answer to a call that streams.
 type Streamed<T> = Reply<BoxStream<T>>;
 
-/// What is missing in the calls for metrics. kubelet makes them only with this feature gate.
-const NO_METRICS: &str =
-    "CRI metrics; kubelet exports cAdvisor's if its feature gate PodAndContainerStatsFromCRI is off";
-
 /// Refuses a CRI call that is not implemented.
 fn refuse<T>(call: &'static str, what: &'static str) -> Ready<Result<T, Failure>> {
     ready(Err(Failure::NotImplemented { call, what }))
 }
 
 // These are not implemented yet. What kubelet 1.37 does without them:
-// - PodSandboxStats, ListPodSandboxStats: it uses cAdvisor's stats of pods.
 // - UpdatePodSandboxResources: it resizes the containers without this call.
 // - UpdateContainerResources: in-place resizes and the CPU manager's cpusets fail.
-// - List*Metric*: it calls them only with its feature gate PodAndContainerStatsFromCRI; /metrics/cadvisor then has
-//   none of containers.
 #[tonic::async_trait]
 impl RuntimeService for Runtime {
     // The node.
@@ -284,18 +278,16 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::PodSandboxStatsRequest>,
     ) -> Reply<cri::PodSandboxStatsResponse> {
-        handle("PodSandboxStats", request, NOTHING_CONTINUES, |_| {
-            refuse("PodSandboxStats", "stats of pods; use ContainerStats")
-        })
-        .await
+        handle("PodSandboxStats", request, NOTHING_CONTINUES, |message| stats::pod(&self.backend, message))
+            .await
     }
 
     async fn list_pod_sandbox_stats(
         &self,
         request: Request<cri::ListPodSandboxStatsRequest>,
     ) -> Reply<cri::ListPodSandboxStatsResponse> {
-        handle("ListPodSandboxStats", request, NOTHING_CONTINUES, |_| {
-            refuse("ListPodSandboxStats", "stats of pods; use ListContainerStats")
+        handle("ListPodSandboxStats", request, NOTHING_CONTINUES, |message| {
+            stats::pods(&self.backend, message)
         })
         .await
     }
@@ -305,8 +297,8 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::StreamPodSandboxStatsRequest>,
     ) -> Streamed<cri::StreamPodSandboxStatsResponse> {
-        handle("StreamPodSandboxStats", request, NOTHING_CONTINUES, |_| {
-            refuse("StreamPodSandboxStats", "stats of pods; use ListContainerStats")
+        handle("StreamPodSandboxStats", request, NOTHING_CONTINUES, |message| {
+            stats::stream_pods(&self.backend, message)
         })
         .await
     }
@@ -317,8 +309,8 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::ListMetricDescriptorsRequest>,
     ) -> Reply<cri::ListMetricDescriptorsResponse> {
-        handle("ListMetricDescriptors", request, NOTHING_CONTINUES, |_| {
-            refuse("ListMetricDescriptors", NO_METRICS)
+        handle("ListMetricDescriptors", request, NOTHING_CONTINUES, |message| {
+            metrics::descriptors(&self.backend, message)
         })
         .await
     }
@@ -327,8 +319,8 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::ListPodSandboxMetricsRequest>,
     ) -> Reply<cri::ListPodSandboxMetricsResponse> {
-        handle("ListPodSandboxMetrics", request, NOTHING_CONTINUES, |_| {
-            refuse("ListPodSandboxMetrics", NO_METRICS)
+        handle("ListPodSandboxMetrics", request, NOTHING_CONTINUES, |message| {
+            metrics::list(&self.backend, message)
         })
         .await
     }
@@ -338,8 +330,8 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::StreamPodSandboxMetricsRequest>,
     ) -> Streamed<cri::StreamPodSandboxMetricsResponse> {
-        handle("StreamPodSandboxMetrics", request, NOTHING_CONTINUES, |_| {
-            refuse("StreamPodSandboxMetrics", NO_METRICS)
+        handle("StreamPodSandboxMetrics", request, NOTHING_CONTINUES, |message| {
+            metrics::stream(&self.backend, message)
         })
         .await
     }

@@ -1,18 +1,23 @@
-//! Stats of running containers, for the stats calls.
+//! Stats of running containers and ready pods, for the stats calls.
 //!
-//! A container's cgroup files are opened when its stats are first requested and closed at the next request for stats
-//! after it has ended, so that it costs nothing on a node without stats calls. Blocking: called on the lane for
-//! stats.
+//! Cgroup files are opened when stats are first requested, and closed when their container or pod has ended, or when no
+//! stats were requested for ten minutes: a node without stats calls spends nothing on them. Meanwhile [`sample`] takes
+//! samples of CPU time, from which rates are computed, and opens the files of new containers and pods, so that these have
+//! a rate when they are first asked for. Blocking: called on the lane for stats.
 
-use crate::node::ContainerView;
-use crate::stats::{ContainerStats, Error, StatsReader};
+use crate::cgroups;
+use crate::lanes;
+use crate::node::{ContainerView, Node, PodView};
+use crate::stats::{ContainerStats, PodStats, PodUsage, StatsReader, WritableLayer};
 use image::Usage;
-use model::{ContainerId, ContainerPhase, ContainerRecord};
+use model::{ContainerId, ContainerPhase, ContainerRecord, PodId, PodRecord};
 use state::Layout;
 use std::collections::HashSet;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::time::MissedTickBehavior;
 
 /// How long a call waits for the first walk of new containers' writable layers, most of which have few files.
 /// Values that arrive later are in the next reply.
@@ -20,24 +25,81 @@ const FIRST_WALK: Duration = Duration::from_millis(20);
 /// Time limit of one round of walking in the background. Layers that were not reached come first in the next
 /// round.
 const ROUND: Duration = Duration::from_secs(2);
+/// Time between two samples of CPU time; kubelet and cAdvisor use as much.
+const SAMPLING: Duration = Duration::from_secs(10);
+/// How long after the last call for stats samples are taken.
+const FOLLOWED: Duration = Duration::from_secs(600);
 
-/// Reads stats; opens and closes files as containers come and go.
+/// Reads stats; opens and closes files as containers and pods come and go.
 #[derive(Debug)]
 pub(crate) struct StatsCache {
     reader: StatsReader,
     layout: Layout,
-    attached: Mutex<HashSet<ContainerId>>,
+    /// When stats of containers were last requested.
+    containers_asked: Mutex<Option<Instant>>,
+    /// When stats of pods were last requested. With kubelet's default settings they never are.
+    pods_asked: Mutex<Option<Instant>>,
     walking: AtomicBool,
+}
+
+/// A pod whose stats are requested, with all its containers.
+#[derive(Debug)]
+pub(super) struct PodAndContainers {
+    /// The pod.
+    pub(super) pod: Arc<PodView>,
+    /// Its containers, oldest first.
+    pub(super) containers: Vec<Arc<ContainerView>>,
+}
+
+/// Stats of a pod and of its containers.
+#[derive(Debug)]
+pub(super) struct PodReading {
+    /// All parts are absent if the pod is not ready.
+    pub(super) pod: PodStats,
+    /// In the order of [`PodAndContainers`]; `None` for containers that are not running.
+    pub(super) containers: Vec<Option<ContainerStats>>,
+}
+
+fn note(asked: &Mutex<Option<Instant>>) {
+    // A time cannot be half-changed.
+    *asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+}
+
+fn is_followed(asked: &Mutex<Option<Instant>>) -> bool {
+    let asked = *asked.lock().unwrap_or_else(PoisonError::into_inner);
+    asked.is_some_and(|asked| asked.elapsed() < FOLLOWED)
+}
+
+fn is_running(container: &ContainerRecord) -> bool {
+    container.phase == ContainerPhase::Running
+}
+
+/// Takes a sample of CPU time every ten seconds, as long as stats are requested. Runs until dropped.
+pub(crate) async fn sample(stats: Arc<StatsCache>, node: Node) {
+    let mut ticks = tokio::time::interval(SAMPLING);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if !stats.is_in_use() {
+            continue;
+        }
+        let (stats, node) = (Arc::clone(&stats), node.clone());
+        let sampled = lanes::stats().run(move || stats.sample(&node.pods(), &node.containers()));
+        if let Err(error) = sampled.await {
+            tracing::debug!(%error, "no samples of CPU time");
+        }
+    }
 }
 
 impl StatsCache {
     pub(crate) fn new(reader: StatsReader, layout: Layout) -> Self {
-        Self { reader, layout, attached: Mutex::default(), walking: AtomicBool::new(false) }
-    }
-
-    fn attached(&self) -> MutexGuard<'_, HashSet<ContainerId>> {
-        // No panic can leave a set of names half-changed.
-        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
+        Self {
+            reader,
+            layout,
+            containers_asked: Mutex::default(),
+            pods_asked: Mutex::default(),
+            walking: AtomicBool::new(false),
+        }
     }
 
     /// The stats of each of `wanted` in order; `None` for containers that are not running. `all` are all
@@ -47,14 +109,48 @@ impl StatsCache {
         wanted: &[Arc<ContainerView>],
         all: &[Arc<ContainerView>],
     ) -> Vec<Option<ContainerStats>> {
-        self.prune(all);
-        self.attach_and_walk(wanted);
+        note(&self.containers_asked);
+        self.keep_running(all);
+        self.attach_and_walk(wanted.iter().map(|container| &*container.record), FIRST_WALK);
         wanted.iter().map(|container| self.read(&container.record)).collect()
+    }
+
+    /// The stats of each of `wanted` in order. `pods` are all pods that exist.
+    pub(super) fn collect_pods(
+        self: &Arc<Self>,
+        wanted: &[PodAndContainers],
+        pods: &[Arc<PodView>],
+    ) -> Vec<PodReading> {
+        note(&self.containers_asked);
+        note(&self.pods_asked);
+        self.keep_ready(pods);
+        let containers = wanted.iter().flat_map(|it| &it.containers);
+        self.attach_and_walk(containers.map(|container| &*container.record), FIRST_WALK);
+        let with_network: Vec<&PodRecord> =
+            wanted.iter().map(|it| &*it.pod.record).filter(|pod| has_own_network(pod)).collect();
+        let pins: Vec<&Path> = with_network.iter().map(|pod| Path::new(&pod.netns)).collect();
+        let mut networks = StatsReader::networks(&pins).into_iter();
+        let one = |PodAndContainers { pod, containers }: &PodAndContainers| {
+            let network = if has_own_network(&pod.record) { networks.next().flatten() } else { None };
+            let containers: Vec<_> = containers.iter().map(|container| &*container.record).collect();
+            PodReading {
+                pod: if pod.is_ready() {
+                    let running = containers.iter().filter(|container| is_running(container));
+                    let processes = self.reader.processes(running.map(|container| container.cgroup.as_str()));
+                    PodStats { usage: self.read_pod(&pod.record), network, processes }
+                } else {
+                    PodStats::default()
+                },
+                containers: containers.into_iter().map(|container| self.read(container)).collect(),
+            }
+        };
+        wanted.iter().map(one).collect()
     }
 
     /// Disk usage of the writable layers of the running containers in `all`, by the latest walk of each.
     pub(super) fn writable_layers(self: &Arc<Self>, all: &[Arc<ContainerView>]) -> Usage {
-        self.attach_and_walk(all);
+        note(&self.containers_asked);
+        self.attach_and_walk(all.iter().map(|container| &*container.record), FIRST_WALK);
         let layers = all.iter().filter_map(|container| self.reader.writable_layer(&container.record.id));
         layers.fold(Usage::default(), |sum, layer| Usage {
             bytes: sum.bytes + layer.used_bytes,
@@ -62,14 +158,63 @@ impl StatsCache {
         })
     }
 
-    /// Opens the files of running containers that have no open ones yet, and starts a walk. Waits briefly for the
-    /// first walk of these.
-    fn attach_and_walk(self: &Arc<Self>, wanted: &[Arc<ContainerView>]) {
-        let attached = wanted.iter().filter(|container| self.attach(&container.record));
-        let new: Vec<ContainerId> = attached.map(|container| container.record.id.clone()).collect();
+    /// The writable layer of each of `wanted` in order, by its latest walk. Waits for the first walk of new ones, at most
+    /// for `limit`. `all` as for [`StatsCache::collect`].
+    pub(super) fn layers(
+        self: &Arc<Self>,
+        wanted: &[Arc<ContainerView>],
+        all: &[Arc<ContainerView>],
+        limit: Duration,
+    ) -> Vec<Option<WritableLayer>> {
+        note(&self.containers_asked);
+        self.keep_running(all);
+        self.attach_and_walk(wanted.iter().map(|container| &*container.record), limit);
+        wanted.iter().map(|container| self.reader.writable_layer(&container.record.id)).collect()
+    }
+
+    /// Whether files are open, or will be.
+    fn is_in_use(&self) -> bool {
+        is_followed(&self.containers_asked) || is_followed(&self.pods_asked) || self.reader.has_attached()
+    }
+
+    /// Takes samples of all running containers and ready pods; closes the files of all others, and all files if stats are
+    /// not requested any more.
+    fn sample(self: &Arc<Self>, pods: &[Arc<PodView>], containers: &[Arc<ContainerView>]) {
+        if is_followed(&self.pods_asked) {
+            self.keep_ready(pods);
+            for pod in pods {
+                self.attach_pod(&pod.record);
+            }
+        } else {
+            self.reader.retain_pods(|_| false);
+        }
+        if is_followed(&self.containers_asked) {
+            self.keep_running(containers);
+            let mut new = 0;
+            for container in containers {
+                new += usize::from(self.attach(&container.record));
+            }
+            if new > 0 {
+                self.walk();
+            }
+        } else {
+            self.reader.retain(|_| false);
+        }
+        self.reader.sample();
+    }
+
+    /// Opens the files of running containers that have no open ones yet, and starts a walk. Waits for the first
+    /// walk of these, at most for `limit`.
+    fn attach_and_walk<'a>(
+        self: &Arc<Self>,
+        wanted: impl Iterator<Item = &'a ContainerRecord>,
+        limit: Duration,
+    ) {
+        let attached = wanted.filter(|container| self.attach(container));
+        let new: Vec<ContainerId> = attached.map(|container| container.id.clone()).collect();
         self.walk();
         if !new.is_empty() {
-            self.reader.wait_for_walks(&new, FIRST_WALK);
+            self.reader.wait_for_walks(&new, limit);
         }
     }
 
@@ -91,53 +236,79 @@ impl StatsCache {
         }
     }
 
-    /// Returns true if the container was not attached before.
+    /// Opens the files of a running container; true if they were not open before.
     fn attach(&self, container: &ContainerRecord) -> bool {
-        if container.phase != ContainerPhase::Running || self.attached().contains(&container.id) {
-            return false;
-        }
-        let upper = self.layout.container_rw(&container.id).join("upper");
-        match self.reader.attach(&container.id, &container.cgroup, upper) {
-            Ok(()) => self.attached().insert(container.id.clone()),
-            // The container has just ended and its cgroup is gone, or too many are attached.
-            Err(error) => {
-                tracing::debug!(container = %container.id, %error, "no stats for this container");
-                false
-            }
-        }
+        is_running(container) && !self.reader.is_attached(&container.id) && self.attach_again(container)
     }
 
+    /// Opens the files of a container, also if others are open; false if they cannot be opened.
+    fn attach_again(&self, container: &ContainerRecord) -> bool {
+        let upper = self.layout.container_rw(&container.id).join("upper");
+        let attached = self.reader.attach(&container.id, &container.cgroup, upper);
+        // The container has just ended and its cgroup is gone, or too many are attached.
+        attached.inspect_err(|error| tracing::debug!(%error, "no stats of this container")).is_ok()
+    }
+
+    /// Reads a container's files. If they were closed since they were opened, or if their cgroup was removed, they are
+    /// opened again: another call may have closed them, which took its list of containers before this one was running.
     fn read(&self, container: &ContainerRecord) -> Option<ContainerStats> {
-        if container.phase != ContainerPhase::Running {
+        if !is_running(container) {
             return None;
         }
-        match self.reader.read(&container.id) {
-            Ok(stats) => Some(stats),
-            Err(Error::Unknown { .. }) => None,
-            // The cgroup was removed while its files were open.
-            Err(error) => {
-                tracing::debug!(container = %container.id, %error, "no stats for this container");
-                None
-            }
+        let read = self.reader.read(&container.id).or_else(|error| {
+            if self.attach_again(container) { self.reader.read(&container.id) } else { Err(error) }
+        });
+        // The cgroup was removed while its files were open.
+        read.inspect_err(|error| tracing::debug!(%error, "no stats of this container")).ok()
+    }
+
+    /// Opens the files of a ready pod, if they are not open yet.
+    fn attach_pod(&self, pod: &PodRecord) {
+        if is_ready(pod) && !self.reader.is_pod_attached(&pod.id) {
+            self.attach_pod_again(pod);
         }
     }
 
-    fn prune(&self, all: &[Arc<ContainerView>]) {
-        let mut attached = self.attached();
-        if attached.is_empty() {
-            return;
+    /// Opens the files of a pod, also if others are open; false if they cannot be opened. The root cgroup, which a client
+    /// other than kubelet may give to its pods, has the values of the host.
+    fn attach_pod_again(&self, pod: &PodRecord) -> bool {
+        let Ok(cgroup) = cgroups::pod_parent(&pod.config, &pod.id) else { return false };
+        if cgroup.is_empty() {
+            return false;
         }
-        let running: HashSet<&ContainerId> = all
-            .iter()
-            .filter(|container| container.record.phase == ContainerPhase::Running)
-            .map(|container| &container.record.id)
-            .collect();
-        attached.retain(|id| {
-            let keep = running.contains(id);
-            if !keep {
-                self.reader.detach(id);
-            }
-            keep
-        });
+        let attached = self.reader.attach_pod(&pod.id, &cgroup);
+        attached.inspect_err(|error| tracing::debug!(%error, "no stats of this pod")).is_ok()
     }
+
+    /// Reads the files of a ready pod's cgroup; as [`Self::read`].
+    fn read_pod(&self, pod: &PodRecord) -> Option<PodUsage> {
+        self.attach_pod(pod);
+        let read = self.reader.read_pod(&pod.id).or_else(|error| {
+            if self.attach_pod_again(pod) { self.reader.read_pod(&pod.id) } else { Err(error) }
+        });
+        read.inspect_err(|error| tracing::debug!(%error, "no stats of this pod")).ok()
+    }
+
+    /// Closes the files of containers that are not running, or not among `all`.
+    fn keep_running(&self, all: &[Arc<ContainerView>]) {
+        let running = all.iter().map(|container| &container.record).filter(|container| is_running(container));
+        let running: HashSet<&ContainerId> = running.map(|container| &container.id).collect();
+        self.reader.retain(|id| running.contains(id));
+    }
+
+    /// Closes the files of pods that are not ready, or not among `all`.
+    fn keep_ready(&self, all: &[Arc<PodView>]) {
+        let ready: HashSet<&PodId> =
+            all.iter().filter(|pod| pod.is_ready()).map(|pod| &pod.record.id).collect();
+        self.reader.retain_pods(|id| ready.contains(id));
+    }
+}
+
+fn is_ready(pod: &PodRecord) -> bool {
+    pod.phase == model::PodPhase::Ready
+}
+
+/// Whether a ready pod has a network namespace of its own. The counters of the host's network are not the pod's.
+fn has_own_network(pod: &PodRecord) -> bool {
+    is_ready(pod) && !pod.netns.is_empty()
 }

@@ -59,6 +59,7 @@ impl Fixture {
             std::fs::write(path(binary), "#!/bin/false").unwrap();
         }
         let stats = Arc::new(StatsCache::new(StatsReader::new(cgroups.clone()), layout.clone()));
+        let metrics = Arc::new(Metrics::new(cgroups.clone(), Arc::clone(&stats), &layout));
         let root = crate::root::Root::new(layout.clone());
         let node = Node::open(NodeOptions {
             layout,
@@ -86,7 +87,8 @@ impl Fixture {
             tls: None,
         };
         let urls = Server::bind(options).await.unwrap().urls();
-        let backend = Backend { node, images, cni, root, stats, urls, config: watch::channel(config).1 };
+        let backend =
+            Backend { node, images, cni, root, stats, metrics, urls, config: watch::channel(config).1 };
         let serving = tokio::spawn(serve(socket, backend, Shutdown::of(stopping)));
         let channel = Endpoint::from_shared(address).unwrap().connect().await.unwrap();
         Self {

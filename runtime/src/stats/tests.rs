@@ -3,19 +3,6 @@ use crate::cgroups::Limits;
 use std::process::Command;
 
 #[test]
-fn rates_need_two_samples() {
-    let mut sample = Sample::default();
-    let start = Instant::now();
-    let at = |millis| start + Duration::from_millis(millis);
-    assert_eq!(sample.rate(at(0), 1_000_000_000), None);
-    assert_eq!(sample.rate(at(500), 2_000_000_000), None, "too soon");
-    assert_eq!(sample.rate(at(2000), 2_000_000_000), Some(500_000_000));
-    assert_eq!(sample.rate(at(2500), 9_000_000_000), Some(500_000_000), "too soon for another sample");
-    assert_eq!(sample.rate(at(4000), 2_000_000_000), Some(0));
-    assert_eq!(sample.rate(at(6000), 0), Some(0), "a counter that was reset");
-}
-
-#[test]
 fn long_walks_are_rare() {
     let start = Instant::now();
     let layer = |millis| Layer { walked: Some(start), took: Duration::from_millis(millis), value: None };
@@ -37,6 +24,7 @@ impl Drop for TestCgroup {
 
 /// Needs root and cgroup v1; fails without them.
 #[test]
+#[expect(clippy::too_many_lines, reason = "the life of one cgroup, read in the order in which it happens")]
 fn privileged_reads_a_running_leaf() {
     let cgroups = Cgroups::detect().unwrap();
     let mut bytes = [7; 32];
@@ -54,6 +42,10 @@ fn privileged_reads_a_running_leaf() {
     let reader = StatsReader::new(cgroups.clone());
     assert!(matches!(reader.read(&id), Err(Error::Unknown { .. })));
     reader.attach(&id, &path, upper.path().to_owned()).unwrap();
+    // The parent is the cgroup of the pod: its values include those of the leaf.
+    let pod = PodId::from_random(bytes);
+    assert!(matches!(reader.read_pod(&pod), Err(Error::Unknown { .. })));
+    reader.attach_pod(&pod, &root).unwrap();
     let joins: String =
         leaf.plan.members.iter().map(|member| format!("echo 0 > '{}/tasks' && ", member.path)).collect();
     let spin = "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; dd if=/dev/zero of=/dev/null bs=20M count=1 status=none";
@@ -74,6 +66,10 @@ fn privileged_reads_a_running_leaf() {
     assert_eq!((stats.pids, stats.writable_layer), (Some(0), None));
     let swap = stats.swap.expect("swap is accounted");
     assert_eq!((swap.swap_usage_bytes, swap.swap_available_bytes), (0, Some(0)));
+    let pod_usage = reader.read_pod(&pod).unwrap();
+    assert_eq!(pod_usage.cpu.usage_core_nano_seconds, stats.cpu.usage_core_nano_seconds);
+    assert!(pod_usage.memory.page_faults > 0 && pod_usage.memory.usage_bytes > 0, "{pod_usage:?}");
+    assert_eq!((pod_usage.memory.available_bytes, pod_usage.pids), (None, Some(0)));
     assert!(reader.refresh_stale(Duration::from_secs(5)));
     let layer = reader.read(&id).unwrap().writable_layer.unwrap();
     assert!(layer.inodes_used == 2 && layer.used_bytes >= 50_000, "{layer:?}");
@@ -86,8 +82,32 @@ fn privileged_reads_a_running_leaf() {
         reader.read(&id).unwrap();
     }
     println!("a read takes {:?}", start.elapsed() / 100);
+    let start = Instant::now();
+    for _ in 0..100 {
+        reader.sample();
+    }
+    println!("a sample of two cgroups takes {:?}", start.elapsed() / 100);
+    let members = |paths: &[&str]| reader.processes(paths.iter().copied()).unwrap().count;
+    assert_eq!(members(&[&path]), 0);
+    let mut sleeper = Command::new("sh").args(["-ec", &format!("{joins} exec sleep 60")]).spawn().unwrap();
+    while members(&[&path]) == 0 {
+        assert!(
+            Instant::now() < deadline && sleeper.try_wait().unwrap().is_none(),
+            "the process is not counted"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!((members(&[&path, &path]), members(&[])), (2, 0));
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
     cgroups.remove(&root).unwrap();
+    // What is gone has no values, and disturbs nothing else.
+    reader.sample();
+    assert_eq!(members(&[&path]), 0);
+    assert!(matches!(reader.read_pod(&pod), Err(Error::Read { .. })), "the pod's cgroup is gone");
+    reader.retain_pods(|_| false);
+    assert!(!reader.is_pod_attached(&pod) && reader.is_attached(&id));
     assert!(matches!(reader.read(&id), Err(Error::Read { .. })), "the cgroup is gone");
-    reader.detach(&id);
+    reader.retain(|_| false);
     assert!(matches!(reader.read(&id), Err(Error::Unknown { .. })));
 }

@@ -109,6 +109,23 @@ fn processes(dir: BorrowedFd<'_>, each: impl FnMut(u32)) -> io::Result<()> {
     }
 }
 
+/// Number of processes (not threads) in the cgroup and in all below it. A removed cgroup has none.
+///
+/// # Errors
+/// E2BIG if there are more than `max_folders` cgroups; EXDEV if something is mounted on one; the errors of the system
+/// calls.
+pub fn count_below(dir: BorrowedFd<'_>, max_folders: usize) -> io::Result<u64> {
+    let mut count = 0;
+    let visited = walk::visit(dir, max_folders, &mut |folder| {
+        processes(folder, |_| count += 1)?;
+        Ok(ControlFlow::Continue(()))
+    });
+    match visited {
+        Err(error) if !is_gone(&error) => Err(error),
+        _ => Ok(count),
+    }
+}
+
 /// Calls `each` with the pid of each process in the cgroup and in all below it, in the caller's PID namespace; 0 for a
 /// process that has none there. A removed cgroup has no processes.
 ///

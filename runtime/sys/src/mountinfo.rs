@@ -19,6 +19,8 @@ pub struct Mount<'t> {
     optional: &'t str,
     /// File system type.
     pub kind: &'t str,
+    /// What is mounted: the path of a device, or any word.
+    pub source: &'t str,
     /// Superblock options.
     pub options: &'t str,
 }
@@ -55,9 +57,8 @@ impl<'t> Mount<'t> {
         let (device, root, point) = (left.next()?, left.next()?, left.next()?);
         let optional = left.nth(1).unwrap_or_default();
         let mut right = right.split(' ');
-        let kind = right.next()?;
-        let options = right.nth(1)?;
-        Some(Self { id, parent, device, root, point, optional, kind, options })
+        let (kind, source, options) = (right.next()?, right.next()?, right.next()?);
+        Some(Self { id, parent, device, root, point, optional, kind, source, options })
     }
 }
 
@@ -78,6 +79,7 @@ mod tests {
         assert_eq!(all.len(), 2);
         assert_eq!((all[0].id, all[0].parent, all[0].device), (36, 35, "98:0"));
         assert_eq!((all[0].root, all[0].kind, all[0].raw_point()), ("/mnt1", "ext3", "/a\\040b\\134c"));
+        assert_eq!(all[0].source, "/dev/root");
         assert_eq!((all[0].point(), all[0].options), (PathBuf::from("/a b\\c"), "rw,errors=continue"));
         assert!(all[0].has_tag("shared:") && all[0].has_tag("master:") && !all[0].has_tag("unbindable"));
         assert_eq!(all[1].point(), PathBuf::from("/\\9x"));

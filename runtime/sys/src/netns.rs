@@ -1,8 +1,10 @@
 //! Network namespaces. The daemon enters one only in a thread of its own, which ends afterwards: a thread that stayed
 //! would create its next sockets there.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+use std::path::Path;
 use std::thread;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
@@ -19,6 +21,29 @@ pub fn inside<T: Send>(netns: BorrowedFd<'_>, work: impl FnOnce() -> io::Result<
             work()
         })?;
         thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
+    })
+}
+
+/// Runs `work` inside each of the network namespaces at `paths` in turn (/proc/\<pid\>/ns/net, or a bind mount of it), all
+/// in one thread that ends afterwards. Blocks until then. A namespace that cannot be opened or entered is skipped; its
+/// result is the error.
+///
+/// # Errors
+/// The thread cannot be started, or it panics. The inner errors are those of `work`, of open(2) and of setns(2) (EINVAL if
+/// a path does not lead to a network namespace).
+pub fn inside_each<T: Send>(
+    paths: &[impl AsRef<Path> + Sync],
+    work: impl Fn() -> io::Result<T> + Send,
+) -> io::Result<Vec<io::Result<T>>> {
+    let one = move |path: &Path| {
+        let netns = File::open(path)?;
+        move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+        work()
+    };
+    thread::scope(|scope| {
+        let all = move || paths.iter().map(|path| one(path.as_ref())).collect();
+        let thread = thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, all)?;
+        thread.join().map_err(|_| io::Error::other("the thread in the namespaces panicked"))
     })
 }
 

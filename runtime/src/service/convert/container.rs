@@ -180,13 +180,17 @@ pub(super) fn attributes(container: &ContainerRecord) -> cri::ContainerAttribute
     }
 }
 
-/// The image as requested. If kubelet requested it by id, the name that the user wrote is shown.
-fn image_out(container: &ContainerRecord) -> cri::ImageSpec {
-    let ImageSpec { image, annotations, user_specified_image, runtime_handler } = &container.config.image;
+/// The name of the image as requested. If kubelet requested it by id, this is the name that the user wrote.
+pub(crate) fn image_of(container: &ContainerRecord) -> &str {
+    let ImageSpec { image, user_specified_image, .. } = &container.config.image;
     let by_id = *image == container.image.id || container.image.id.strip_prefix("sha256:") == Some(image);
-    let name = if by_id && !user_specified_image.is_empty() { user_specified_image } else { image };
+    if by_id && !user_specified_image.is_empty() { user_specified_image } else { image }
+}
+
+fn image_out(container: &ContainerRecord) -> cri::ImageSpec {
+    let ImageSpec { image: _, annotations, user_specified_image, runtime_handler } = &container.config.image;
     cri::ImageSpec {
-        image: name.clone(),
+        image: image_of(container).to_owned(),
         annotations: super::unmap(annotations),
         user_specified_image: user_specified_image.clone(),
         runtime_handler: runtime_handler.clone(),

@@ -31,6 +31,12 @@ impl PodFilter {
         Ok(Self { id, state, labels: label_selector })
     }
 
+    /// `PodSandboxStatsFilter`. Only ready pods have stats.
+    pub(crate) fn for_stats(given: Option<cri::PodSandboxStatsFilter>) -> Self {
+        let cri::PodSandboxStatsFilter { id, label_selector } = given.unwrap_or_default();
+        Self { id, state: Some(cri::PodSandboxState::SandboxReady), labels: label_selector }
+    }
+
     pub(crate) fn matches(&self, pod: &PodRecord) -> bool {
         pod.id.as_str().starts_with(&self.id)
             && self.state.is_none_or(|state| state == super::pod::state(pod.phase))

@@ -219,6 +219,16 @@ pub(super) fn state(phase: PodPhase) -> cri::PodSandboxState {
     }
 }
 
+/// What identifies a pod in its stats.
+pub(super) fn attributes(pod: &PodRecord) -> cri::PodSandboxAttributes {
+    cri::PodSandboxAttributes {
+        id: pod.id.to_string(),
+        metadata: Some(metadata_out(&pod.config.meta)),
+        labels: super::unmap(&pod.config.labels),
+        annotations: super::unmap(&pod.config.annotations),
+    }
+}
+
 /// An entry of ListPodSandbox.
 pub(crate) fn pod_item(pod: &PodRecord) -> cri::PodSandbox {
     cri::PodSandbox {

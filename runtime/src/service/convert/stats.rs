@@ -1,8 +1,11 @@
-//! Converts container stats.
+//! Converts stats of containers and pods.
 
-use crate::stats::{ContainerStats, Cpu, Memory, Swap, WritableLayer};
+use crate::stats::{
+    ContainerStats, Cpu, Interface, Io, Memory, Network, PodStats, Processes, Psi, PsiData, Swap,
+    WritableLayer,
+};
 use cri_api::v1 as cri;
-use model::ContainerRecord;
+use model::{ContainerRecord, PodRecord};
 use std::path::Path;
 
 fn value(value: u64) -> Option<cri::UInt64Value> {
@@ -31,18 +34,72 @@ pub(crate) fn container_stats(
             }
         }),
         swap: stats.and_then(|stats| stats.swap.as_ref()).map(swap),
-        // Pressure stall information exists only on cgroup v2.
-        io: None,
+        io: stats.and_then(|stats| stats.io.as_ref()).map(io),
     }
 }
 
+/// Attributes and `linux` are always set, because kubelet dereferences them without a check; without values, they are
+/// all that is set.
+pub(crate) fn pod_stats(
+    pod: &PodRecord,
+    stats: PodStats,
+    containers: Vec<cri::ContainerStats>,
+) -> cri::PodSandboxStats {
+    let PodStats { usage, network: interfaces, processes } = stats;
+    let usage = usage.as_ref();
+    cri::PodSandboxStats {
+        attributes: Some(super::pod::attributes(pod)),
+        linux: Some(cri::LinuxPodSandboxStats {
+            cpu: usage.map(|usage| cpu(&usage.cpu)),
+            memory: usage.map(|usage| memory(&usage.memory)),
+            network: interfaces.map(network),
+            process: processes.map(|Processes { timestamp, count }| cri::ProcessUsage {
+                timestamp,
+                process_count: value(count),
+            }),
+            containers,
+            io: usage.and_then(|usage| usage.io.as_ref()).map(io),
+        }),
+        windows: None,
+    }
+}
+
+/// The default interface is one of `interfaces` too, as in kubelet's summary. It is always set: kubelet dereferences it
+/// without a check.
+fn network(network: Network) -> cri::NetworkUsage {
+    let Network { timestamp, interfaces, default } = network;
+    let interfaces: Vec<_> = interfaces.into_iter().map(interface).collect();
+    cri::NetworkUsage { timestamp, default_interface: interfaces.get(default).cloned(), interfaces }
+}
+
+fn interface(interface: Interface) -> cri::NetworkInterfaceUsage {
+    let Interface { name, rx, tx } = interface;
+    cri::NetworkInterfaceUsage {
+        name,
+        rx_bytes: value(rx.bytes),
+        rx_errors: value(rx.errors),
+        tx_bytes: value(tx.bytes),
+        tx_errors: value(tx.errors),
+    }
+}
+
+fn io(stats: &Io) -> cri::IoUsage {
+    let Io { timestamp, psi: pressure } = *stats;
+    cri::IoUsage { timestamp, psi: Some(psi(pressure)) }
+}
+
+fn psi(psi: Psi) -> cri::PsiStats {
+    let line = |PsiData { total, avg10, avg60, avg300 }| Some(cri::PsiData { total, avg10, avg60, avg300 });
+    cri::PsiStats { full: line(psi.full), some: line(psi.some) }
+}
+
 fn cpu(stats: &Cpu) -> cri::CpuUsage {
-    let Cpu { timestamp, usage_core_nano_seconds, usage_nano_cores } = *stats;
+    let Cpu { timestamp, usage_core_nano_seconds, usage_nano_cores, psi: pressure } = *stats;
     cri::CpuUsage {
         timestamp,
         usage_core_nano_seconds: value(usage_core_nano_seconds),
         usage_nano_cores: usage_nano_cores.and_then(value),
-        psi: None,
+        psi: pressure.map(psi),
     }
 }
 
@@ -55,6 +112,7 @@ fn memory(stats: &Memory) -> cri::MemoryUsage {
         rss_bytes,
         page_faults,
         major_page_faults,
+        psi: pressure,
     } = *stats;
     cri::MemoryUsage {
         timestamp,
@@ -64,7 +122,7 @@ fn memory(stats: &Memory) -> cri::MemoryUsage {
         rss_bytes: value(rss_bytes),
         page_faults: value(page_faults),
         major_page_faults: value(major_page_faults),
-        psi: None,
+        psi: pressure.map(psi),
     }
 }
 

@@ -82,4 +82,6 @@ fn processes_of_all_levels_are_listed() {
     let mut pids = Vec::new();
     processes_below(folder(temp.path()).as_fd(), |pid| pids.push(pid)).unwrap();
     assert_eq!(pids, [1, 2, 3]);
+    assert_eq!(count_below(folder(temp.path()).as_fd(), 3).unwrap(), 3);
+    assert!(is_too_many(&count_below(folder(temp.path()).as_fd(), 2).unwrap_err()));
 }

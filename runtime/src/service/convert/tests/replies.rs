@@ -144,7 +144,7 @@ fn stats_are_converted() {
     use crate::stats::{ContainerStats, Cpu, Memory, Swap, WritableLayer};
     let record = container_record(container(|_| {}).unwrap());
     let stats = ContainerStats {
-        cpu: Cpu { timestamp: 1, usage_core_nano_seconds: 2, usage_nano_cores: None },
+        cpu: Cpu { timestamp: 1, usage_core_nano_seconds: 2, usage_nano_cores: None, psi: None },
         memory: Memory {
             timestamp: 3,
             working_set_bytes: 4,
@@ -153,8 +153,10 @@ fn stats_are_converted() {
             rss_bytes: 6,
             page_faults: 7,
             major_page_faults: 8,
+            psi: None,
         },
         swap: Some(Swap { timestamp: 9, swap_available_bytes: Some(10), swap_usage_bytes: 11 }),
+        io: None,
         writable_layer: Some(WritableLayer { timestamp: 12, used_bytes: 13, inodes_used: 14 }),
         pids: None,
     };
@@ -173,6 +175,88 @@ fn stats_are_converted() {
     // kubelet calls stat on it, so it must not be a folder of the container.
     assert_eq!(layer.fs_id.unwrap().mountpoint, "/store");
     assert_eq!((layer.used_bytes.unwrap().value, layer.inodes_used.unwrap().value), (13, 14));
+}
+
+/// kubelet dereferences `attributes`, `linux`, and `default_interface` if there is a network.
+#[test]
+#[expect(clippy::too_many_lines, reason = "a message with every field")]
+fn stats_of_pods_are_converted() {
+    use crate::stats::{
+        Cpu, Interface, Io, Memory, Network, PodStats, PodUsage, Processes, Psi, PsiData, Traffic,
+    };
+    let mut record = model::PodRecord::new(PodId::from_random([3; 32]), model::PodConfig::default(), 5);
+    record.config.labels.insert("a".into(), "b".into());
+    record.config.annotations.insert("c".into(), "d".into());
+    let without = pod_stats(&record, PodStats::default(), Vec::new());
+    let attributes = without.attributes.unwrap();
+    assert_eq!((attributes.id, attributes.labels["a"].as_str()), (record.id.to_string(), "b"));
+    assert!(attributes.metadata.is_some() && attributes.annotations["c"] == "d" && without.windows.is_none());
+    assert_eq!(without.linux, Some(cri::LinuxPodSandboxStats::default()));
+
+    let line = |n: u32| PsiData { total: n.into(), avg10: n.into(), avg60: 0.5, avg300: 0.25 };
+    let psi = |n| Some(Psi { full: line(n), some: line(n + 1) });
+    let interface = |name: &str, n| Interface {
+        name: name.into(),
+        rx: Traffic { bytes: n, packets: 0, errors: n + 1, dropped: 0 },
+        tx: Traffic { bytes: n + 2, packets: 0, errors: n + 3, dropped: 0 },
+    };
+    let memory = Memory {
+        timestamp: 3,
+        working_set_bytes: 4,
+        available_bytes: Some(5),
+        usage_bytes: 6,
+        rss_bytes: 7,
+        page_faults: 8,
+        major_page_faults: 9,
+        psi: psi(20),
+    };
+    let stats = PodStats {
+        usage: Some(PodUsage {
+            cpu: Cpu { timestamp: 1, usage_core_nano_seconds: 2, usage_nano_cores: Some(3), psi: psi(10) },
+            memory,
+            swap: None,
+            io: psi(30).map(|psi| Io { timestamp: 11, psi }),
+            pids: Some(99),
+        }),
+        network: Some(Network {
+            timestamp: 12,
+            interfaces: vec![interface("net1", 100), interface("eth0", 200)],
+            default: 1,
+        }),
+        processes: Some(Processes { timestamp: 13, count: 14 }),
+    };
+    let container = container_record(container(|_| {}).unwrap());
+    let container = container_stats(&container, None, std::path::Path::new("/store"));
+    let linux = pod_stats(&record, stats, vec![container.clone()]).linux.unwrap();
+    let number = |value: Option<cri::UInt64Value>| value.unwrap().value;
+    let pressure = |psi: Option<cri::PsiStats>| {
+        let psi = psi.unwrap();
+        let (full, some) = (psi.full.unwrap(), psi.some.unwrap());
+        assert_eq!((full.avg60, full.avg300, some.avg10), (0.5, 0.25, full.avg10 + 1.0));
+        (full.total, some.total)
+    };
+    let cpu = linux.cpu.unwrap();
+    assert_eq!((cpu.timestamp, number(cpu.usage_core_nano_seconds), number(cpu.usage_nano_cores)), (1, 2, 3));
+    assert_eq!(pressure(cpu.psi), (10, 11));
+    let memory = linux.memory.unwrap();
+    assert_eq!(
+        (memory.timestamp, number(memory.working_set_bytes), number(memory.available_bytes)),
+        (3, 4, 5)
+    );
+    assert_eq!((number(memory.usage_bytes), number(memory.rss_bytes)), (6, 7));
+    assert_eq!((number(memory.page_faults), number(memory.major_page_faults)), (8, 9));
+    assert_eq!(pressure(memory.psi), (20, 21));
+    let io = linux.io.unwrap();
+    assert_eq!((io.timestamp, pressure(io.psi)), (11, (30, 31)));
+    let process = linux.process.unwrap();
+    assert_eq!((process.timestamp, number(process.process_count)), (13, 14));
+    assert_eq!(linux.containers, [container]);
+    let network = linux.network.unwrap();
+    let [net1, eth0] = network.interfaces.as_slice() else { panic!("{network:?}") };
+    assert_eq!((network.timestamp, network.default_interface.as_ref()), (12, Some(eth0)));
+    assert_eq!((net1.name.as_str(), eth0.name.as_str()), ("net1", "eth0"));
+    assert_eq!((number(eth0.rx_bytes), number(eth0.rx_errors)), (200, 201));
+    assert_eq!((number(eth0.tx_bytes), number(eth0.tx_errors)), (202, 203));
 }
 
 /// kubelet calls stat on the folder and dereferences the values without a check.

@@ -1,0 +1,127 @@
+use super::*;
+use crate::cgroups::Limits;
+use model::PodId;
+use std::os::unix::net::UnixStream;
+
+#[test]
+fn files_are_parsed() {
+    let stat = "nr_periods 12\nnr_throttled 3\nthrottled_time 45\n";
+    assert_eq!(parse::value_of(stat, "nr_periods"), Some(12));
+    assert_eq!(parse::value_of(stat, "nr"), None);
+    assert_eq!(parse::number("-1\n"), None);
+    assert_eq!(parse::number("20000\n"), Some(20_000));
+    assert_eq!(
+        (parse::task_limit("max\n"), parse::task_limit("7\n"), parse::task_limit("")),
+        (Some(0), Some(7), None)
+    );
+    let limits = "Limit                     Soft Limit           Hard Limit           Units     \n\
+                  Max open files            1024                 4096                 files     \n";
+    assert_eq!(parse::open_files(limits), Some(1024));
+    assert_eq!(parse::open_files(&limits.replace("1024", "unlimited")), None);
+    let sizes =
+        ["hugetlb.2MB.usage_in_bytes", "hugetlb.2MB.rsvd.usage_in_bytes", "hugetlb.2MB.max_usage_in_bytes"];
+    assert_eq!(sizes.map(parse::page_size), [Some("2MB"), None, None]);
+}
+
+#[test]
+fn devices_are_parsed_and_bounded() {
+    let text = "8:0 Read 10\n8:0 Write 20\n8:0 Novel 5\n8:0 Total 30\n253:1 Read 7\nTotal 37\nx:y Read 1\n8:0 Read\n";
+    let devices = parse::devices(text, 8);
+    assert_eq!(devices[&(8, 0)], [("Read", 10), ("Write", 20), ("Total", 30)]);
+    assert_eq!(devices[&(253, 1)], [("Read", 7)]);
+    assert_eq!(devices.len(), 2);
+    let first = parse::devices(text, 1);
+    assert_eq!(first.keys().collect::<Vec<_>>(), [&(8, 0)]);
+    assert_eq!(first[&(8, 0)].len(), 3);
+}
+
+/// Removes the cgroup of a test at its end.
+struct Room(Cgroups, String);
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        let Self(cgroups, root) = self;
+        drop(cgroups.kill_all(root));
+        drop(cgroups.remove(root));
+    }
+}
+
+fn room(cgroups: &Cgroups, name: &str) -> (Room, String) {
+    let root = format!("/copepod-test-{}-{name}", std::process::id());
+    (Room(cgroups.clone(), root.clone()), root)
+}
+
+/// A cgroup without processes.
+#[test]
+fn privileged_a_cgroup_is_read() {
+    let cgroups = Cgroups::detect().unwrap();
+    let (_room, root) = room(&cgroups, "group");
+    let path = format!("{root}/{}", PodId::from_random([0x5e; 32]));
+    let write = |controller: &str, file: &str, value: &str| spec::resources::Write {
+        controller: controller.to_owned(),
+        file: file.to_owned(),
+        value: value.to_owned(),
+        field: String::new(),
+        optional: false,
+    };
+    let limits = Limits {
+        writes: vec![
+            write("cpu", "cpu.cfs_period_us", "50000"),
+            write("cpu", "cpu.cfs_quota_us", "10000"),
+            write("cpu", "cpu.shares", "512"),
+            write("memory", "memory.limit_in_bytes", "67108864"),
+            write("pids", "pids.max", "99"),
+        ],
+        devices: Vec::new(),
+    };
+    cgroups.create_leaf(&path, &limits).unwrap();
+    let reader = Reader::new(cgroups.clone());
+    let group = reader.group(&path).unwrap();
+    assert_eq!(
+        (group.cpu.period, group.cpu.quota, group.cpu.shares),
+        (Some(50_000), Some(10_000), Some(512))
+    );
+    assert_eq!((group.cpu.usage, group.cpu.user, group.cpu.system), (0, Some(0), Some(0)));
+    assert_eq!(group.cpu.throttling.throttled, Some(0));
+    assert_eq!((group.memory.limit, group.memory.oom_kills), (Some(64 << 20), Some(0)));
+    assert!(group.memory.soft_limit > Some(1 << 62) && group.memory.usage >= group.memory.working_set);
+    for value in [group.memory.rss, group.memory.cache, group.memory.kernel, group.memory.faults[1]] {
+        assert!(value.is_some(), "{:?}", group.memory);
+    }
+    assert_eq!((group.tasks, group.task_limit), (Some(0), Some(99)));
+    let none = Processes { count: 0, descriptors: Some(0), sockets: Some(0), open_files: None };
+    assert_eq!(reader.processes(&path, 1, &mut Budget::default()).unwrap(), none);
+    cgroups.remove(&root).unwrap();
+    assert!(reader.group(&path).is_err());
+    assert!(reader.processes(&path, 1, &mut Budget::default()).is_err());
+}
+
+/// The processes of the cgroup of a child that has three sockets.
+#[test]
+fn privileged_processes_are_read_within_the_budget() {
+    let cgroups = Cgroups::detect().unwrap();
+    let (_room, root) = room(&cgroups, "processes");
+    let path = format!("{root}/{}", PodId::from_random([0x5f; 32]));
+    cgroups.create_leaf(&path, &Limits::default()).unwrap();
+    let reader = Reader::new(cgroups.clone());
+    let (socket, _other) = UnixStream::pair().unwrap();
+    let copy = || std::process::Stdio::from(std::os::fd::OwnedFd::from(socket.try_clone().unwrap()));
+    let mut command = std::process::Command::new("/bin/sleep");
+    let mut child = command.arg("60").stdin(copy()).stdout(copy()).stderr(copy()).spawn().unwrap();
+    let folder = cgroups.folder("cpu", &path).unwrap();
+    std::fs::write(folder.join("cgroup.procs"), child.id().to_string()).unwrap();
+
+    let read = |budget: &mut Budget| reader.processes(&path, child.id(), budget).unwrap();
+    let seen = read(&mut Budget::default());
+    assert_eq!((seen.count, seen.sockets), (1, Some(3)));
+    assert!(seen.descriptors >= Some(3) && seen.open_files > Some(0), "{seen:?}");
+    // Two links are not enough for three sockets.
+    let mut few = Budget { links: 2, ..Budget::default() };
+    let seen = read(&mut few);
+    assert_eq!((seen.count, seen.sockets, few.links), (1, None, 0));
+    let seen = read(&mut Budget { processes: 0, ..Budget::default() });
+    assert_eq!((seen.count, seen.descriptors, seen.sockets), (1, None, None));
+
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
