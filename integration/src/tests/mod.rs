@@ -49,6 +49,7 @@ mod start;
 mod streaming;
 mod streams;
 mod threads;
+mod update;
 
 use crate::runner::Test;
 
@@ -59,6 +60,7 @@ pub(crate) fn all() -> Vec<Test> {
         namespaces::tests(),
         container::tests(),
         resources::tests(),
+        update::tests(),
         exec::tests(),
         streaming::tests(),
         pause::tests(),

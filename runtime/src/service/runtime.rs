@@ -3,6 +3,7 @@
 mod containers;
 mod node;
 mod pods;
+mod resources;
 mod sessions;
 mod stats;
 
@@ -46,8 +47,6 @@ fn refuse<T>(call: &'static str, what: &'static str) -> Ready<Result<T, Failure>
 
 // These are not implemented yet. What kubelet 1.37 does without them:
 // - PodSandboxStats, ListPodSandboxStats: it uses cAdvisor's stats of pods.
-// - UpdatePodSandboxResources: it resizes the containers without this call.
-// - UpdateContainerResources: in-place resizes and the CPU manager's cpusets fail.
 // - List*Metric*: it calls them only with its feature gate PodAndContainerStatsFromCRI; /metrics/cadvisor then has
 //   none of containers.
 #[tonic::async_trait]
@@ -351,8 +350,8 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::UpdateContainerResourcesRequest>,
     ) -> Reply<cri::UpdateContainerResourcesResponse> {
-        handle("UpdateContainerResources", request, NOTHING_CONTINUES, |_| {
-            refuse("UpdateContainerResources", "changing limits of a container that exists")
+        handle("UpdateContainerResources", request, MAY_COMPLETE, |message| {
+            resources::update_container(&self.backend, message)
         })
         .await
     }
@@ -361,8 +360,8 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::UpdatePodSandboxResourcesRequest>,
     ) -> Reply<cri::UpdatePodSandboxResourcesResponse> {
-        handle("UpdatePodSandboxResources", request, NOTHING_CONTINUES, |_| {
-            refuse("UpdatePodSandboxResources", "changing limits of a pod that exists")
+        handle("UpdatePodSandboxResources", request, MAY_COMPLETE, |message| {
+            resources::update_pod(&self.backend, message)
         })
         .await
     }

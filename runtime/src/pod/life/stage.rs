@@ -1,6 +1,7 @@
 //! The stages of a pod and of its containers, each with the data that is legal in it. `mod.rs` draws both.
 
 use super::io::{ExitReport, Waiter};
+use super::update::Updates;
 use crate::error::Error;
 use model::{ContainerPhase, ContainerRecord};
 use std::sync::Arc;
@@ -123,6 +124,8 @@ impl Link {
 pub(super) struct Container {
     pub(super) record: Arc<ContainerRecord>,
     pub(super) stage: Stage,
+    /// Updates of its resources, which run beside what its stage says.
+    pub(super) updates: Updates,
 }
 
 /// The stage of a container.
@@ -206,6 +209,11 @@ pub(super) struct RunningStop {
 }
 
 impl Container {
+    /// A container in this stage.
+    pub(super) fn new(record: Arc<ContainerRecord>, stage: Stage) -> Self {
+        Self { record, stage, updates: Updates::default() }
+    }
+
     /// Restores a container from a record that an earlier daemon wrote.
     pub(super) fn restored(record: ContainerRecord) -> Self {
         let stage = match record.phase {
@@ -218,7 +226,7 @@ impl Container {
                 Stage::Removing { durable: true, job_running: false, callers: Vec::new() }
             }
         };
-        Self { record: Arc::new(record), stage }
+        Self::new(Arc::new(record), stage)
     }
 
     /// Whether it is listed.
@@ -285,7 +293,8 @@ impl Container {
         let waiters_of = |stop: Option<RunningStop>| {
             stop.map(|stop| [stop.stoppers, stop.removers].concat()).unwrap_or_default()
         };
-        match self.stage {
+        let mut waiters: Vec<Waiter> = self.updates.into_waiters().collect();
+        waiters.extend(match self.stage {
             Stage::Creating { callers, exit: _ } | Stage::Removing { callers, .. } => callers,
             Stage::CutOff => Vec::new(),
             Stage::Created { start: Start::Requested(callers), stop } => [callers, waiters_of(stop)].concat(),
@@ -296,6 +305,7 @@ impl Container {
                 [start.unwrap_or_default(), replied, stoppers, removers].concat()
             }
             Stage::Exited { start, .. } => start.unwrap_or_default(),
-        }
+        });
+        waiters
     }
 }
