@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::manifests::{pod, sleeper, with};
+use super::manifests::{pod, sleeper, with, with_spec};
 use super::view;
 use super::{Check, Rig, check};
 use crate::cgroup;
@@ -40,13 +40,15 @@ async fn cpu_manager_moves_running_containers(rig: &Rig) -> Result<()> {
         "cpuManagerPolicy": "static", "cpuManagerReconcilePeriod": "1s", "reservedSystemCPUs": "0",
     }))?;
     rig.kubelet.launch().await?;
-    rig.kubelet.apply(&pod("shared", json!([sleeper("main")])))?;
+    // On the host's network, so that no other check is needed first.
+    let host = json!({"hostNetwork": true});
+    rig.kubelet.apply(&with_spec(pod("shared", json!([sleeper("main")])), &host))?;
     let shared = view::ready(rig, "shared").await?.container_id("main")?;
     // With all CPUs, and shown as kubelet has sent them.
     has_cpus(rig, &shared, &cpus).await.context("before another pod needs a CPU of its own")?;
     let one: Value = json!({"cpu": "1", "memory": "64Mi"});
     let exclusive = with(sleeper("main"), &json!({"resources": {"requests": one, "limits": one}}));
-    rig.kubelet.apply(&pod("exclusive", json!([exclusive])))?;
+    rig.kubelet.apply(&with_spec(pod("exclusive", json!([exclusive])), &host))?;
     let id = view::ready(rig, "exclusive").await?.container_id("main")?;
     has_cpus(rig, &id, "1").await?;
     let rest =

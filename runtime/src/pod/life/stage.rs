@@ -1,9 +1,9 @@
 //! The stages of a pod and of its containers, each with the data that is legal in it. `mod.rs` draws both.
 
 use super::io::{ExitReport, Waiter};
-use super::update::Updates;
 use crate::error::Error;
-use model::{ContainerPhase, ContainerRecord};
+use model::{ContainerPhase, ContainerRecord, Update};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -208,6 +208,39 @@ pub(super) struct RunningStop {
     pub(super) removers: Vec<Waiter>,
 }
 
+/// The updates of a container.
+#[derive(Debug, Default)]
+pub(super) struct Updates {
+    /// The one that runs.
+    pub(super) running: Option<RunningUpdate>,
+    /// Those that wait for it.
+    pub(super) waiting: VecDeque<(Waiter, Box<Update>)>,
+}
+
+/// The update that runs. Without a caller it is one of an earlier daemon.
+#[derive(Debug)]
+pub(super) enum RunningUpdate {
+    /// Its job is running.
+    Applying(Option<Waiter>),
+    /// Its outcome is being recorded.
+    Recording(Option<Waiter>, Result<(), Error>),
+}
+
+impl Updates {
+    /// All callers that wait.
+    pub(super) fn into_waiters(self) -> impl Iterator<Item = Waiter> {
+        let running = self.running.and_then(|running| match running {
+            RunningUpdate::Applying(caller) | RunningUpdate::Recording(caller, _) => caller,
+        });
+        running.into_iter().chain(self.waiting.into_iter().map(|(waiter, _)| waiter))
+    }
+
+    #[cfg(test)]
+    pub(super) fn of(running: RunningUpdate) -> Self {
+        Self { running: Some(running), waiting: VecDeque::new() }
+    }
+}
+
 impl Container {
     /// A container in this stage.
     pub(super) fn new(record: Arc<ContainerRecord>, stage: Stage) -> Self {
@@ -286,6 +319,14 @@ impl Container {
     /// Changes the record. Published views and running writes keep the old one.
     pub(super) fn change(&mut self, change: impl FnOnce(&mut ContainerRecord)) {
         change(Arc::make_mut(&mut self.record));
+    }
+
+    /// Ends all updates, because the container is being removed: their callers, and nothing is changed any more.
+    pub(super) fn take_updates(&mut self) -> Vec<Waiter> {
+        if self.record.update.is_some() {
+            self.change(|record| record.update = None);
+        }
+        std::mem::take(&mut self.updates).into_waiters().collect()
     }
 
     /// All callers that wait for it.

@@ -5,65 +5,16 @@
 //! after a crash in between is decided by the cgroup: all of the new ones, or else the old ones, which the next daemon
 //! restores.
 
-use super::stage::{Container, PodStage, Stage};
+use super::stage::{PodStage, RunningUpdate, Stage};
 use super::{Action, Answer, Job, Life, Waiter};
 use crate::error::{Error, ErrorKind};
 use crate::pod::admission;
 use model::{ContainerId, PodResources, Update};
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// Maximum number of updates of one container that wait for the running one. kubelet has one; a lowered memory limit can
 /// take as long as the kernel writes memory to a slow disk.
 const MAX_WAITING: usize = 8;
-
-/// The updates of a container.
-#[derive(Debug, Default)]
-pub(super) struct Updates {
-    /// The one that runs.
-    running: Option<Running>,
-    /// Those that wait for it.
-    waiting: VecDeque<(Waiter, Box<Update>)>,
-}
-
-/// The update that runs. Without a caller it is one of an earlier daemon.
-#[derive(Debug)]
-pub(super) enum Running {
-    /// Its job is running.
-    Applying(Option<Waiter>),
-    /// Its outcome is being recorded.
-    Recording(Option<Waiter>, Result<(), Error>),
-}
-
-impl Updates {
-    /// All callers that wait.
-    pub(super) fn into_waiters(self) -> impl Iterator<Item = Waiter> {
-        let running = self.running.and_then(|running| match running {
-            Running::Applying(caller) | Running::Recording(caller, _) => caller,
-        });
-        running.into_iter().chain(self.waiting.into_iter().map(|(waiter, _)| waiter))
-    }
-
-    #[cfg(test)]
-    pub(super) fn of(running: Running) -> Self {
-        Self { running: Some(running), waiting: VecDeque::new() }
-    }
-
-    #[cfg(test)]
-    pub(super) fn running(&self) -> Option<&Running> {
-        self.running.as_ref()
-    }
-}
-
-impl Container {
-    /// Ends all updates, because the container is being removed: their callers, and nothing is changed any more.
-    pub(super) fn take_updates(&mut self) -> Vec<Waiter> {
-        if self.record.update.is_some() {
-            self.change(|record| record.update = None);
-        }
-        std::mem::take(&mut self.updates).into_waiters().collect()
-    }
-}
 
 impl Life {
     /// UpdateContainerResources.
@@ -109,7 +60,7 @@ impl Life {
                 continue;
             }
             let Some(container) = self.containers.get_mut(id) else { return };
-            container.updates.running = Some(Running::Applying(Some(waiter)));
+            container.updates.running = Some(RunningUpdate::Applying(Some(waiter)));
             container.change(|record| record.update = Some(update));
             let record = Arc::clone(&container.record);
             self.set_record(id);
@@ -124,7 +75,7 @@ impl Life {
             return;
         }
         if matches!(container.stage, Stage::Created { .. } | Stage::Running { .. }) {
-            container.updates.running = Some(Running::Applying(None));
+            container.updates.running = Some(RunningUpdate::Applying(None));
             let record = Arc::clone(&container.record);
             self.begin(Job::SettleUpdate(record));
         } else {
@@ -135,7 +86,7 @@ impl Life {
     /// The job has ended: the cgroup has the new values, or after an error those before.
     pub(super) fn updated(&mut self, id: &ContainerId, outcome: Result<(), Error>) {
         let Some(container) = self.containers.get_mut(id) else { return };
-        let Some(Running::Applying(caller)) = &container.updates.running else { return };
+        let Some(RunningUpdate::Applying(caller)) = &container.updates.running else { return };
         let caller = *caller;
         let Some(update) = container.record.update.clone() else { return };
         let exited = !matches!(container.stage, Stage::Created { .. } | Stage::Running { .. });
@@ -151,7 +102,7 @@ impl Life {
             // The error is that of its removed cgroup then.
             if exited { error.with_kind(ErrorKind::FailedPrecondition) } else { error }
         });
-        container.updates.running = Some(Running::Recording(caller, outcome));
+        container.updates.running = Some(RunningUpdate::Recording(caller, outcome));
         // What is being recorded, an exit or a start, is published when that has ended.
         let publishes =
             !matches!(container.stage, Stage::Exiting { .. } | Stage::Running { start: Some(_), .. });
@@ -166,7 +117,7 @@ impl Life {
     pub(super) fn update_recorded(&mut self, id: &ContainerId) {
         let Some(container) = self.containers.get_mut(id) else { return };
         match container.updates.running.take() {
-            Some(Running::Recording(caller, outcome)) => {
+            Some(RunningUpdate::Recording(caller, outcome)) => {
                 match caller {
                     Some(waiter) => self.answer(waiter, outcome),
                     None => {

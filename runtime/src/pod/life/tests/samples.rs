@@ -1,7 +1,8 @@
 //! A state machine in each stage, and one of each input, for the table.
 
-use super::super::stage::{Container, Fate, Link, PodCallers, PodStage, RunningStop, Stage, Start};
-use super::super::update::{Running, Updates};
+use super::super::stage::{
+    Container, Fate, Link, PodCallers, PodStage, RunningStop, RunningUpdate, Stage, Start, Updates,
+};
 use super::super::{
     Call, DialResult, Input, LaunchFailed, Life, Moment, Outcome, ShimEvent, StartError, Timer, TornDown,
     Waiter,
@@ -146,7 +147,7 @@ pub(super) fn container_stages() -> Vec<Life> {
 
 /// Containers with an update that runs, or whose outcome is being recorded.
 pub(super) fn updated_stages() -> Vec<Life> {
-    let running = |running: fn() -> Running| {
+    let running = |running: fn() -> RunningUpdateUpdate| {
         let mut lives = container_stages();
         lives.retain_mut(|life| {
             let container = life.containers.get_mut(&id()).expect("a container");
@@ -157,8 +158,8 @@ pub(super) fn updated_stages() -> Vec<Life> {
         });
         lives
     };
-    let mut lives = running(|| Running::Applying(Some(Waiter(93))));
-    lives.extend(running(|| Running::Recording(Some(Waiter(93)), Ok(()))));
+    let mut lives = running(|| RunningUpdate::Applying(Some(Waiter(93))));
+    lives.extend(running(|| RunningUpdate::Recording(Some(Waiter(93)), Ok(()))));
     lives
 }
 
@@ -171,10 +172,10 @@ pub(super) fn update() -> Update {
 pub(super) fn container_stage_name(life: &Life) -> String {
     let Some(container) = life.containers.get(&id()) else { return "–".into() };
     let name = container_stage_name_of(&container.stage);
-    match container.updates.running() {
+    match &container.updates.running {
         None => name.into(),
-        Some(Running::Applying(_)) => format!("{name}, updating"),
-        Some(Running::Recording(..)) => format!("{name}, update done"),
+        Some(RunningUpdate::Applying(_)) => format!("{name}, updating"),
+        Some(RunningUpdate::Recording(..)) => format!("{name}, update done"),
     }
 }
 
