@@ -241,6 +241,31 @@ impl Cri {
         Ok(out.stdout.trim().to_owned())
     }
 
+    /// UpdateContainerResources without annotations.
+    pub(crate) async fn update(&self, id: &str, linux: api::LinuxContainerResources) -> Answer<()> {
+        let container_id = id.to_owned();
+        let linux = Some(linux);
+        self.update_with(api::UpdateContainerResourcesRequest { container_id, linux, ..Default::default() })
+            .await
+    }
+
+    /// UpdateContainerResources.
+    pub(crate) async fn update_with(&self, request: api::UpdateContainerResourcesRequest) -> Answer<()> {
+        call!(self.runtime, update_container_resources, request).map(drop)
+    }
+
+    /// UpdatePodSandboxResources.
+    pub(crate) async fn update_pod(
+        &self,
+        id: &str,
+        overhead: Option<api::LinuxContainerResources>,
+        resources: Option<api::LinuxContainerResources>,
+    ) -> Answer<()> {
+        let pod_sandbox_id = id.to_owned();
+        let request = api::UpdatePodSandboxResourcesRequest { pod_sandbox_id, overhead, resources };
+        call!(self.runtime, update_pod_sandbox_resources, request).map(drop)
+    }
+
     /// ReopenContainerLog.
     pub(crate) async fn reopen_log(&self, id: &str) -> Answer<()> {
         call!(

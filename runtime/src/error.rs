@@ -172,6 +172,7 @@ impl From<crate::cgroups::Error> for Error {
         use crate::cgroups::Error as E;
         let kind = match &error {
             E::Limit { .. } => ErrorKind::InvalidArgument,
+            E::BelowUsage { .. } | E::Gone { .. } => ErrorKind::FailedPrecondition,
             _ => ErrorKind::Internal,
         };
         match error {

@@ -8,7 +8,7 @@ mod sessions;
 use crate::error::{Error, ErrorKind};
 use crate::pod::{Context, Registry};
 use crate::{pod, restore};
-use model::{ContainerConfig, ContainerId, PodConfig, PodId, Text};
+use model::{ContainerConfig, ContainerId, PodConfig, PodId, PodResources, Text, Update};
 use std::sync::Arc;
 use std::time::Duration;
 use streaming::remote::Streams;
@@ -179,6 +179,28 @@ impl Node {
         let view = self.managed(id)?;
         let id = view.record.id.clone();
         self.0.registry.call(&view.record.pod, |reply| pod::Command::ReopenLog { id, reply }).await
+    }
+
+    /// Changes limits of a container that has not exited: all of them, or none.
+    ///
+    /// # Errors
+    /// FailedPrecondition for a container that has exited, and for a limit below what is in use; InvalidArgument for other
+    /// limits that the kernel or the host refuses.
+    pub(crate) async fn update_container(&self, id: &str, update: Update) -> Result<(), Error> {
+        let view = self.managed(id)?;
+        let (id, update) = (view.record.id.clone(), Box::new(update));
+        self.0.registry.call(&view.record.pod, |reply| pod::Command::Update { id, update, reply }).await
+    }
+
+    /// Stores new resources of a pod. Nothing is written to a cgroup: the pod's belongs to the client.
+    ///
+    /// # Errors
+    /// FailedPrecondition unless the pod is ready.
+    pub(crate) async fn update_pod(&self, id: &str, resources: PodResources) -> Result<(), Error> {
+        let view = self.pod(id)?;
+        self.0.registry.managed(view.record.id.as_str())?;
+        let resources = Box::new(resources);
+        self.0.registry.call(&view.record.id, |reply| pod::Command::UpdatePod { resources, reply }).await
     }
 
     /// Runs a command in a running container to its end, at most `timeout_s` seconds; 0 means no limit. It is killed when

@@ -134,6 +134,25 @@ impl Kubelet {
         Ok(())
     }
 
+    /// Changes keys of the configuration for the next start, and returns the previous values: null for a key that was not
+    /// set, and to remove one. kubelet refuses to start with the state of another CPU manager policy, so that is removed.
+    pub(crate) fn reconfigure(&self, keys: &Value) -> Result<Value> {
+        let file = self.dir.join("config.json");
+        let mut config: Value = serde_json::from_slice(&fs::read(&file)?)?;
+        let (all, keys) = (config.as_object_mut(), keys.as_object());
+        let (all, keys) = all.zip(keys).context("a configuration is an object")?;
+        let mut before = serde_json::Map::new();
+        for (key, value) in keys {
+            let old = if value.is_null() { all.remove(key) } else { all.insert(key.clone(), value.clone()) };
+            before.insert(key.clone(), old.unwrap_or(Value::Null));
+        }
+        fs::write(&file, config.to_string())?;
+        match fs::remove_file(self.dir.join("root/cpu_manager_state")) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(Value::Object(before)),
+        }
+    }
+
     /// Sends SIGKILL or SIGTERM to kubelet; returns when it has ended.
     pub(crate) fn kill(&self, signal: Signal) -> Result<()> {
         let child = self.child.lock().map_err(|_| anyhow::anyhow!("kubelet slot poisoned"))?.take();

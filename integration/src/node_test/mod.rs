@@ -5,6 +5,7 @@
 mod bulk;
 mod checks;
 mod churn;
+mod cpus;
 mod gates;
 mod kubelet;
 mod manifests;
@@ -73,7 +74,7 @@ struct Round {
 
 /// The rounds with the checks whose name contains the filter, which may also be the name of a round; there must be one.
 fn selected(filter: Option<&str>) -> Result<Vec<Round>> {
-    let first = checks::all().into_iter().chain(churn::all()).collect();
+    let first = checks::all().into_iter().chain(churn::all()).chain(cpus::all()).collect();
     let rounds = [
         Round { name: "default", title: "kubelet with its default feature gates", gates: &[], checks: first },
         Round {

@@ -51,6 +51,7 @@ mod start;
 mod streaming;
 mod streams;
 mod threads;
+mod update;
 
 use crate::runner::Test;
 
@@ -63,6 +64,7 @@ pub(crate) fn all() -> Vec<Test> {
         resources::tests(),
         metrics::tests(),
         podstats::tests(),
+        update::tests(),
         exec::tests(),
         streaming::tests(),
         pause::tests(),

@@ -1,6 +1,6 @@
 //! Containers.
 
-use crate::{ContainerId, ContainerSecurity, Mount, PodId, Resources, Text, User};
+use crate::{ContainerId, ContainerSecurity, Mount, PodId, Resources, Text, Update, User};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -79,7 +79,7 @@ pub struct ContainerConfig {
     pub stdin_once: bool,
     /// Allocate a terminal.
     pub tty: bool,
-    /// Resource limits.
+    /// Resource limits: those of the request, or what later updates have made of them.
     pub resources: Resources,
     /// Users, capabilities, profiles.
     pub security: ContainerSecurity,
@@ -177,6 +177,17 @@ pub struct ContainerRecord {
     /// container is created, and in records of earlier versions, which stored both.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub asked_env: Vec<u32>,
+    /// The update of its resources that has begun and whose end is not recorded. `config` has the values before it. If
+    /// the daemon ends meanwhile, the next one asks the cgroup which values are in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update: Option<Box<Update>>,
+    /// The resources that were requested for a container that was updated before its start: a repeated CreateContainer
+    /// is compared with these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked_resources: Option<Box<Resources>>,
+    /// Annotations of its latest update that had some; for verbose status.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub update_annotations: BTreeMap<String, String>,
 }
 
 impl ContainerRecord {
@@ -198,6 +209,9 @@ impl ContainerRecord {
             cgroup: String::new(),
             exec_template: None,
             asked_env: Vec::new(),
+            update: None,
+            asked_resources: None,
+            update_annotations: BTreeMap::new(),
         }
     }
 }

@@ -21,7 +21,7 @@ pub use container::{
 pub use ids::{ContainerId, ExecId, IdError, PodId};
 pub use mount::{Mount, Propagation};
 pub use pod::{Dns, PodConfig, PodMeta, PodPhase, PodRecord, PortMapping, Protocol};
-pub use resources::{HugepageLimit, Resources};
+pub use resources::{HugepageLimit, PodResources, Resources, Update};
 pub use security::{
     Capabilities, ContainerSecurity, GroupsPolicy, IdMapping, NamespaceMode, Namespaces, PodSecurity,
     SeccompProfile, User, UserNamespace, UserRequest,

@@ -1,6 +1,6 @@
 //! Pod sandboxes.
 
-use crate::{PodId, PodSecurity, Resources};
+use crate::{PodId, PodResources, PodSecurity, Resources};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -131,6 +131,9 @@ pub struct PodRecord {
     /// Why the pod is not ready; for verbose status and messages.
     #[serde(default)]
     pub message: String,
+    /// What UpdatePodSandboxResources has sent since the request; for verbose status.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub updated: Option<Box<PodResources>>,
 }
 
 impl PodRecord {
@@ -146,6 +149,7 @@ impl PodRecord {
             pause_pid: 0,
             shim_pid: 0,
             message: String::new(),
+            updated: None,
         }
     }
 }

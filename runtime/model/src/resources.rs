@@ -29,6 +29,27 @@ pub struct Resources {
     pub unified: BTreeMap<String, String>,
 }
 
+/// A request of UpdateContainerResources.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Update {
+    /// The new values. Zero and empty mean "unchanged"; a quota or limit below zero means that there is none any more.
+    pub resources: Resources,
+    /// CRI `annotations` of the request: no key of theirs is known, so they are only kept and shown.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// Resources of a pod, as UpdatePodSandboxResources has sent them. Informational: the pod's cgroup belongs to the client
+/// that has created it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PodResources {
+    /// CRI `overhead`.
+    pub overhead: Option<Resources>,
+    /// CRI `resources`: the sums over the pod's containers.
+    pub resources: Option<Resources>,
+}
+
 /// CRI `HugepageLimit`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HugepageLimit {

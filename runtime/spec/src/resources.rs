@@ -1,6 +1,10 @@
 //! What the kernel accepts as resources, and the cgroup files of v1 that CRI resources are written to, in the order
 //! of writing.
 
+mod update;
+
+pub use update::{applied, before, updated};
+
 use model::{HugepageLimit, Resources};
 use std::ops::RangeInclusive;
 
@@ -68,17 +72,26 @@ pub struct Write {
 pub enum Mode {
     /// A new cgroup, which has the kernel's defaults.
     Create,
-    /// UpdateContainerResources (not called yet): the value is unchanged. A negative quota or limit removes the
-    /// limit.
+    /// UpdateContainerResources: the value is unchanged. A negative quota or limit removes the limit.
     Update,
 }
 
-/// The files of cgroup v1. `unified` has no effect there (CRI) and is skipped.
+impl Mode {
+    /// The message of the request in which the resources are, for errors.
+    fn message(self) -> &'static str {
+        match self {
+            Self::Create => "config.linux.resources",
+            Self::Update => "linux",
+        }
+    }
+}
+
+/// The files of cgroup v1. `unified` has no effect there (CRI): a create skips it, and who updates refuses it.
 pub fn v1(resources: &Resources, mode: Mode) -> Vec<Write> {
     let mut writes = Vec::new();
     let mut put = |controller: &str, file: &str, value: String, field: &str, optional| {
         let (controller, file) = (controller.to_owned(), file.to_owned());
-        let field = format!("config.linux.resources.{field}");
+        let field = format!("{}.{field}", mode.message());
         writes.push(Write { controller, file, value, field, optional });
     };
     // The cpuset first: a process cannot join a cgroup without one.
@@ -130,6 +143,13 @@ pub fn v1(resources: &Resources, mode: Mode) -> Vec<Write> {
 /// limit of zero could reserve all pages of the node.
 fn hugetlb_files(huge: &HugepageLimit) -> [String; 2] {
     ["limit_in_bytes", "rsvd.limit_in_bytes"].map(|kind| format!("hugetlb.{}.{kind}", huge.page_size))
+}
+
+/// Whether this is one of the files of a page size.
+fn is_hugetlb_file(file: &str, page_size: &str) -> bool {
+    file.strip_prefix("hugetlb.")
+        .and_then(|rest| rest.strip_prefix(page_size))
+        .is_some_and(|rest| rest.starts_with('.'))
 }
 
 /// oom_score_adj of a container's processes.

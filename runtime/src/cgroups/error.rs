@@ -42,6 +42,26 @@ pub enum Error {
         /// The reason.
         reason: String,
     },
+    /// A limit is lower than what is in use and cannot be reclaimed.
+    #[error(
+        "{field}: {value} cannot be set in {path}: {usage} bytes are in use, and the kernel cannot reclaim enough of them"
+    )]
+    BelowUsage {
+        /// The CRI field with its parents.
+        field: String,
+        /// The limit in bytes.
+        value: String,
+        /// Bytes in use; empty if they could not be read.
+        usage: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// The cgroup was removed.
+    #[error("cgroup {path} is gone: the container has exited")]
+    Gone {
+        /// The cgroup, or the file in it.
+        path: String,
+    },
     /// Processes could not be killed.
     #[error("cgroup {path} still has the processes {pids:?} after {waited:?}")]
     Busy {

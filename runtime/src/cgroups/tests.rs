@@ -1,5 +1,7 @@
 //! Tests with the host's real hierarchies. They need root and cgroup v1, and fail without them.
 
+mod update;
+
 use super::*;
 use spec::resources::{Mode, v1};
 use std::process::{Child, Command};
@@ -113,26 +115,6 @@ fn privileged_leaf_limits_kill_and_remove() {
     cgroup.cgroups.remove(&path).unwrap();
     cgroup.cgroups.kill_all(&path).unwrap();
     assert!(super::v1::open(&cgroup.cgroups.hierarchies, &path).is_err());
-}
-
-#[test]
-fn privileged_update_is_all_or_nothing() {
-    let cgroup = TestCgroup::new("update");
-    let path = cgroup.leaf("c1");
-    let with = |memory_limit, cpu_shares| model::Resources { memory_limit, cpu_shares, ..Default::default() };
-    let _leaf = cgroup.cgroups.create_leaf(&path, &limits(&with(32 << 20, 100))).unwrap();
-    for memory in [64 << 20, 16 << 20, 48 << 20] {
-        cgroup.cgroups.update(&path, &v1(&with(memory, 200), Mode::Update)).unwrap();
-        assert_eq!(cgroup.value("memory", &path, "memory.limit_in_bytes"), memory.to_string());
-        assert_eq!(cgroup.value("memory", &path, "memory.memsw.limit_in_bytes"), memory.to_string());
-    }
-    let wrong = model::Resources { cpuset_mems: "4095".into(), ..with(8 << 20, 300) };
-    let mut writes = v1(&wrong, Mode::Update);
-    writes.rotate_left(1);
-    let error = cgroup.cgroups.update(&path, &writes).unwrap_err();
-    assert!(error.to_string().contains("cpuset_mems"), "{error}");
-    assert_eq!(cgroup.value("cpu", &path, "cpu.shares"), "200");
-    assert_eq!(cgroup.value("memory", &path, "memory.limit_in_bytes"), (48 << 20).to_string());
 }
 
 #[test]

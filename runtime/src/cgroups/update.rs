@@ -1,67 +1,158 @@
-//! Changes limits of a v1 leaf that has processes, for UpdateContainerResources. Only tests call it so far.
+//! Changes limits of a container's v1 cgroup, for UpdateContainerResources: all of them or none. Device rules are not
+//! limits of a request, and are never changed.
+//!
+//! The values before the update are read first. `plan` then computes the writes in an order in which the kernel accepts
+//! each one, and what undoes it; if one is refused, those before it are undone.
 
-use super::v1::{file, put, read, refused};
+mod plan;
+
+use super::v1::{self, file, put, read};
 use super::{Cgroups, Error, Failures, names};
-use spec::resources::Write;
-use std::path::PathBuf;
+use model::Resources;
+use plan::{Change, Step};
+use rustix::io::Errno;
+use spec::resources::{Mode, Write};
+use std::io;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
 
-impl Cgroups {
-    /// Changes limits of an existing leaf in the order that the kernel accepts. On an error the previous
-    /// values are restored.
-    #[cfg_attr(not(test), expect(dead_code, reason = "UpdateContainerResources is not implemented yet"))]
-    pub(crate) fn update(&self, path: &str, writes: &[Write]) -> Result<(), Error> {
-        names::check(path)?;
-        let mut steps = Vec::with_capacity(writes.len());
-        for write in writes {
-            if let Some(file) = file(&self.hierarchies, path, write)? {
-                let before = read(&file)?;
-                steps.push(Step { write, file, before });
-            }
-        }
-        order(&mut steps);
-        for (done, step) in steps.iter().enumerate() {
-            let Err(source) = put(&step.file, &step.write.value) else { continue };
-            let mut failures = Failures::default();
-            failures.note::<()>(Err(refused(step.write, &step.file, &source)));
-            for earlier in steps[..done].iter().rev() {
-                let restored = put(&earlier.file, &earlier.before);
-                failures.note(restored.map_err(|source| Error::io("restore", &earlier.file, source)));
-            }
-            return failures.into_result();
-        }
-        Ok(())
-    }
-}
-
-/// One write, and the value before it.
-struct Step<'a> {
+/// A file that an update writes.
+struct Target<'a> {
     write: &'a Write,
     file: PathBuf,
-    before: String,
+    change: Change,
 }
 
-/// A value as the kernel compares it: -1 means no limit.
-fn bytes(value: &str) -> u64 {
-    value.parse::<i128>().map_or(u64::MAX, |number| u64::try_from(number).unwrap_or(u64::MAX))
+impl Cgroups {
+    /// Applies an update to an existing leaf. Returns the limits that were skipped because this host has no files for
+    /// them.
+    ///
+    /// # Errors
+    /// [`Error::BelowUsage`]; [`Error::Limit`] for other values that the kernel refuses, and for `unified`, which is of
+    /// v2; [`Error::Gone`]. Then the leaf has its previous values, unless the error says that they could not be restored.
+    pub(crate) fn update(&self, path: &str, update: &Resources) -> Result<Vec<String>, Error> {
+        self.write(path, &writes(path, update)?)
+    }
+
+    /// Finds out whether an update was applied whose end was not seen: true if the leaf has all of its values.
+    /// Otherwise the leaf gets its values of `old` back.
+    ///
+    /// # Errors
+    /// As [`Self::update`].
+    pub(crate) fn settle(&self, path: &str, old: &Resources, update: &Resources) -> Result<bool, Error> {
+        let wanted = writes(path, update)?;
+        if self.targets(path, &wanted)?.0.iter().all(|target| !target.change.changes()) {
+            return Ok(true);
+        }
+        let mut before = spec::resources::before(old, &wanted);
+        for write in before.iter_mut().filter(|write| write.value.is_empty()) {
+            if let Some(file) = file(&self.hierarchies, path, write)? {
+                write.value = of_parent(&file)?;
+            }
+        }
+        self.write(path, &before)?;
+        Ok(false)
+    }
+
+    /// Sets oom_score_adj of the leaf's processes that have the same value as `init`. Returns the value in effect, which
+    /// is higher than `adj` where the host does not allow that; `None` if init is gone.
+    ///
+    /// # Errors
+    /// The processes cannot be listed.
+    pub(crate) fn set_oom_score_adj(&self, path: &str, init: u32, adj: i32) -> Result<Option<i32>, Error> {
+        names::check(path)?;
+        let hierarchy = self.hierarchies.iter().find(|hierarchy| hierarchy.has("memory"));
+        let Some(folder) = hierarchy.map(|hierarchy| hierarchy.folder(path)) else { return Ok(None) };
+        let failed = |source| Error::io("set oom_score_adj of the processes in", &folder, source);
+        let from = sys::proc::unless_gone(sys::proc::oom_score_adj(init)).map_err(failed)?;
+        let Some(from) = from.filter(|_| init != 0) else { return Ok(None) };
+        if from == adj {
+            return Ok(Some(adj));
+        }
+        let dir = std::fs::File::open(&folder).map_err(failed)?;
+        sys::cgroup::change_oom_score_adj(dir.as_fd(), from, adj).map(Some).map_err(failed)
+    }
+
+    fn write(&self, path: &str, writes: &[Write]) -> Result<Vec<String>, Error> {
+        let (targets, skipped) = self.targets(path, writes)?;
+        let steps = plan::steps(targets.iter().map(|target| &target.change));
+        let target = |step: &Step| targets.get(step.change);
+        let done = plan::perform(&steps, |step, value| match target(step) {
+            Some(target) => put(&target.file, value),
+            None => Err(io::Error::other("bug in copepod: a step of no change")),
+        });
+        let Err(failed) = done else { return Ok(skipped) };
+        let mut failures = Failures::default();
+        if let Some(target) = steps.get(failed.step).and_then(target) {
+            failures.note::<()>(Err(refused(target, failed.error)));
+        }
+        for (step, source) in failed.not_undone {
+            if let Some(target) = steps.get(step).and_then(target) {
+                failures.note::<()>(Err(Error::io("restore the value of", &target.file, source)));
+            }
+        }
+        failures.into_result().map(|()| skipped)
+    }
+
+    /// The files of the writes with their current values, and the writes that this host has no files for.
+    fn targets<'a>(&self, path: &str, writes: &'a [Write]) -> Result<(Vec<Target<'a>>, Vec<String>), Error> {
+        names::check(path)?;
+        if !self.hierarchies.iter().any(|hierarchy| hierarchy.folder(path).is_dir()) {
+            return Err(Error::Gone { path: path.to_owned() });
+        }
+        let (mut targets, mut skipped) = (Vec::with_capacity(writes.len()), Vec::new());
+        for write in writes {
+            match file(&self.hierarchies, path, write)? {
+                Some(file) => {
+                    let before = read(&file)?;
+                    let change = Change { file: write.file.clone(), before, after: write.value.clone() };
+                    targets.push(Target { write, file, change });
+                }
+                None => skipped.push(format!("{}={}", write.file, write.value)),
+            }
+        }
+        Ok((targets, skipped))
+    }
 }
 
-/// Orders pairs of files that the kernel checks against each other. The limit of memory and swap together may never be
-/// lower than that of memory: it is raised first, and lowered last. The quota divided by the period may never be more than
-/// the parent's: so a period that becomes shorter is written after the quota, and one that becomes longer before it.
-fn order(steps: &mut [Step<'_>]) {
-    let at = |steps: &[Step<'_>], file: &str| steps.iter().position(|step| step.write.file == file);
-    let memory = at(steps, "memory.limit_in_bytes").zip(at(steps, "memory.memsw.limit_in_bytes"));
-    if let Some((memory, both)) = memory {
-        let raises = bytes(&steps[both].write.value) > bytes(&steps[both].before);
-        if raises == (memory < both) {
-            steps.swap(memory, both);
-        }
+/// The files of an update. `unified` names files of cgroup v2. On create it has no effect on v1, as CRI says, because a
+/// pod may come from a manifest for both; an update that says it did something must have done it.
+fn writes(path: &str, update: &Resources) -> Result<Vec<Write>, Error> {
+    if let Some((file, value)) = update.unified.first_key_value() {
+        return Err(Error::Limit {
+            field: "linux.unified".to_owned(),
+            value: format!("{file}={value}"),
+            reason: "this host has cgroup v1, and `unified` sets files of cgroup v2".to_owned(),
+            path: PathBuf::from(path),
+        });
     }
-    let cpu = at(steps, "cpu.cfs_period_us").zip(at(steps, "cpu.cfs_quota_us"));
-    if let Some((period, quota)) = cpu {
-        let shortens = bytes(&steps[period].write.value) < bytes(&steps[period].before);
-        if shortens == (period < quota) {
-            steps.swap(period, quota);
-        }
+    Ok(spec::resources::v1(update, Mode::Update))
+}
+
+/// The value of the same file in the cgroup above.
+fn of_parent(file: &Path) -> Result<String, Error> {
+    let above = file.parent().and_then(Path::parent).zip(file.file_name());
+    above.map_or(Ok(String::new()), |(above, name)| read(&above.join(name)))
+}
+
+/// The error of a write that the kernel refused.
+fn refused(target: &Target<'_>, source: io::Error) -> Error {
+    let Target { write, file, .. } = target;
+    match Errno::from_io_error(&source) {
+        // It tells so only by this error, after it has reclaimed what it could.
+        Some(Errno::BUSY) if write.file.ends_with("limit_in_bytes") => Error::BelowUsage {
+            field: write.field.clone(),
+            value: write.value.clone(),
+            usage: usage(file).unwrap_or_default(),
+            path: file.clone(),
+        },
+        Some(Errno::NOENT | Errno::NODEV) => Error::Gone { path: file.display().to_string() },
+        _ => v1::refused(write, file, &source),
     }
+}
+
+/// What counts against a limit: `memory.usage_in_bytes` beside `memory.limit_in_bytes`, and so on.
+fn usage(limit: &Path) -> Option<String> {
+    let name = limit.file_name()?.to_str()?.replace("limit_in_bytes", "usage_in_bytes");
+    read(&limit.with_file_name(name)).ok()
 }

@@ -28,6 +28,14 @@ pub(crate) fn running(record: &ContainerRecord) -> Result<(), Error> {
     }
 }
 
+/// Limits can be changed from the creation of a container to its exit.
+pub(crate) fn has_cgroup(record: &ContainerRecord) -> Result<(), Error> {
+    match record.phase {
+        ContainerPhase::Created | ContainerPhase::Running => Ok(()),
+        phase => Err(state(&record.id, phase, "limits can be changed only until it exits")),
+    }
+}
+
 /// A container whose PID namespace another one joins must be running in the same pod.
 pub(crate) fn target<'a>(
     record: &ContainerRecord,

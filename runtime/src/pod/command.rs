@@ -2,7 +2,7 @@
 
 use super::exec::Ticket;
 use crate::error::Error;
-use model::{ContainerConfig, ContainerId};
+use model::{ContainerConfig, ContainerId, PodResources, Update};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -18,7 +18,7 @@ pub(crate) enum Command {
     RemovePod(Reply<()>),
     /// CreateContainer.
     Create {
-        /// Boxed, because it is the only large command.
+        /// Boxed, because requests are large.
         config: Box<ContainerConfig>,
         /// Receives the id.
         reply: Reply<ContainerId>,
@@ -59,5 +59,21 @@ pub(crate) enum Command {
         id: ContainerId,
         /// Receives the connection and the record that the exec needs.
         reply: Reply<Ticket>,
+    },
+    /// UpdateContainerResources.
+    Update {
+        /// The container.
+        id: ContainerId,
+        /// Its new limits.
+        update: Box<Update>,
+        /// Sent when they are in force and recorded.
+        reply: Reply<()>,
+    },
+    /// UpdatePodSandboxResources.
+    UpdatePod {
+        /// The new values.
+        resources: Box<PodResources>,
+        /// Sent when they are recorded.
+        reply: Reply<()>,
     },
 }

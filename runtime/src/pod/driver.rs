@@ -207,6 +207,8 @@ impl Driver {
             Command::Remove { id, reply } => (Call::Remove(id), Caller::Unit(reply)),
             Command::ReopenLog { id, reply } => (Call::ReopenLog(id), Caller::Unit(reply)),
             Command::Exec { id, reply } => (Call::Exec(id), Caller::Exec(reply)),
+            Command::Update { id, update, reply } => (Call::Update(id, update), Caller::Unit(reply)),
+            Command::UpdatePod { resources, reply } => (Call::UpdatePod(resources), Caller::Unit(reply)),
         };
         let waiter = Waiter(self.next_caller);
         self.next_caller += 1;

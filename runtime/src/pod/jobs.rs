@@ -8,7 +8,7 @@ use super::recorder::Recorder;
 use super::registry::Registry;
 use super::stop::Stop;
 use super::supervisor::{Dial, JobEnd, StopWatch, Supervisor, Tools, Work};
-use super::{containers, launch, parallel, teardown};
+use super::{containers, launch, parallel, resources, teardown};
 use crate::error::{Error, ErrorKind};
 use crate::lanes;
 use crate::shims::Client;
@@ -79,6 +79,34 @@ impl Supervisor for NodeSupervisor {
             Job::ReopenLog(waiter, container) => {
                 with(async move { Outcome::LogReopened(waiter, reopen_log(client, container).await) })
             }
+            Job::Update(record) => with(async move {
+                let updated = match &container {
+                    Some(recorder) => resources::update(&context, &record, recorder).await,
+                    None => Err(unrecorded()),
+                };
+                Outcome::Updated(record.id.clone(), updated)
+            }),
+            Job::SettleUpdate(record) => with(async move {
+                let settled = resources::settle(&context, &record).await;
+                Outcome::Updated(record.id.clone(), settled)
+            }),
+            Job::RecordUpdate(id) => with(async move {
+                let recorded = match container {
+                    Some(recorder) => recorder.persist(&context, true).await,
+                    None => Err(unrecorded()),
+                };
+                if let Err(error) = recorded {
+                    tracing::error!(container = %id, error = %error.text(), "cannot record the outcome of an update: the next start of the daemon asks the container's cgroup for it");
+                }
+                Outcome::UpdateRecorded(id)
+            }),
+            Job::RecordPodUpdate(waiter) => with(async move {
+                // Informational values are no reason to fail a resize on a node whose disk is full or hung.
+                if let Err(error) = recorder.persist(&context, true).await {
+                    tracing::error!(%pod, error = %error.text(), "cannot record the pod's new resources");
+                }
+                Outcome::PodUpdateRecorded(waiter)
+            }),
             Job::KillExecs(execs) => without(kill_execs(client, pod, execs)),
             Job::TearDownPod(record, leaves) => with(async move {
                 let torn_down = teardown::tear_down(&context, &record, client, leaves).await;

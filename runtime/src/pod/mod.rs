@@ -31,6 +31,7 @@ mod plan;
 mod publish;
 mod recorder;
 mod registry;
+mod resources;
 mod run;
 mod stop;
 mod streams;

@@ -31,6 +31,7 @@ pub(super) fn of_container(container: &ContainerRecord) -> usize {
         + devices.sum::<usize>()
         + container.exec_template.as_ref().map_or(0, value)
         + size_of_val(container.asked_env.as_slice())
+        + table(&container.update_annotations)
 }
 
 fn table(entries: &BTreeMap<String, String>) -> usize {

@@ -3,7 +3,7 @@
 use super::{Backend, convert};
 use crate::node::{ContainerView, Event, EventKind, PodView};
 use cri_api::v1 as cri;
-use model::{ContainerConfig, ContainerRecord};
+use model::{ContainerConfig, ContainerRecord, PodResources};
 use prost::Message as _;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -66,6 +66,11 @@ fn info(value: &serde_json::Value) -> HashMap<String, String> {
 /// Verbose information of a pod.
 pub(super) fn pod_info(pod: &PodView) -> HashMap<String, String> {
     let record = &pod.record;
+    let mut config = record.config.clone();
+    if let Some(PodResources { overhead, resources }) = record.updated.as_deref().cloned() {
+        config.overhead = overhead.or(config.overhead);
+        config.resources = resources.or(config.resources);
+    }
     info(&serde_json::json!({
         "sandboxID": record.id,
         "pid": record.pause_pid,
@@ -76,7 +81,7 @@ pub(super) fn pod_info(pod: &PodView) -> HashMap<String, String> {
         "message": record.message,
         "netns": record.netns,
         "ips": record.ips,
-        "config": record.config,
+        "config": config,
     }))
 }
 
@@ -91,6 +96,7 @@ pub(super) fn container_info(container: &ContainerView) -> HashMap<String, Strin
         "cgroup": record.cgroup,
         "stopSignal": record.stop_signal,
         "exit": record.exit,
+        "updateAnnotations": record.update_annotations,
         "config": config,
         "process": record.exec_template,
     }))

@@ -4,6 +4,7 @@ mod containers;
 mod metrics;
 mod node;
 mod pods;
+mod resources;
 mod sessions;
 mod stats;
 
@@ -41,9 +42,6 @@ fn refuse<T>(call: &'static str, what: &'static str) -> Ready<Result<T, Failure>
     ready(Err(Failure::NotImplemented { call, what }))
 }
 
-// These are not implemented yet. What kubelet 1.37 does without them:
-// - UpdatePodSandboxResources: it resizes the containers without this call.
-// - UpdateContainerResources: in-place resizes and the CPU manager's cpusets fail.
 #[tonic::async_trait]
 impl RuntimeService for Runtime {
     // The node.
@@ -342,8 +340,8 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::UpdateContainerResourcesRequest>,
     ) -> Reply<cri::UpdateContainerResourcesResponse> {
-        handle("UpdateContainerResources", request, NOTHING_CONTINUES, |_| {
-            refuse("UpdateContainerResources", "changing limits of a container that exists")
+        handle("UpdateContainerResources", request, MAY_COMPLETE, |message| {
+            resources::update_container(&self.backend, message)
         })
         .await
     }
@@ -352,8 +350,8 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::UpdatePodSandboxResourcesRequest>,
     ) -> Reply<cri::UpdatePodSandboxResourcesResponse> {
-        handle("UpdatePodSandboxResources", request, NOTHING_CONTINUES, |_| {
-            refuse("UpdatePodSandboxResources", "changing limits of a pod that exists")
+        handle("UpdatePodSandboxResources", request, MAY_COMPLETE, |message| {
+            resources::update_pod(&self.backend, message)
         })
         .await
     }

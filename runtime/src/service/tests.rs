@@ -200,7 +200,6 @@ async fn calls_that_are_not_implemented_return_unimplemented() {
         };
     }
     unimplemented_are!(runtime:
-        update_container_resources(UpdateContainerResourcesRequest),
         pod_sandbox_stats(PodSandboxStatsRequest),
         list_pod_sandbox_stats(ListPodSandboxStatsRequest),
         stream_pod_sandbox_stats(StreamPodSandboxStatsRequest),
@@ -210,7 +209,6 @@ async fn calls_that_are_not_implemented_return_unimplemented() {
         list_metric_descriptors(ListMetricDescriptorsRequest),
         list_pod_sandbox_metrics(ListPodSandboxMetricsRequest),
         stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest),
-        update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest),
     );
 }
 

@@ -60,6 +60,7 @@ fn full_pod() -> PodRecord {
         pause_pid: 41,
         shim_pid: 40,
         message: s("it was stopped"),
+        updated: None,
     }
 }
 fn map() -> IdMapping {
@@ -166,6 +167,9 @@ fn full_container() -> ContainerRecord {
             serde_json::json!({"args": ["/bin/web"], "env": ["A=1", "HOME=/"], "cwd": "/srv"}),
         ),
         asked_env: Vec::new(),
+        update: None,
+        asked_resources: None,
+        update_annotations: [].into(),
     }
 }
 /// The record in `container.2.json`: the environment is in the template only.
@@ -173,6 +177,24 @@ fn second_container() -> ContainerRecord {
     let mut record = full_container();
     record.config.envs = Vec::new();
     ContainerRecord { asked_env: vec![0], ..record }
+}
+/// The record in `container.3.json`: it was updated before its start, and another update has begun.
+fn third_container() -> ContainerRecord {
+    let s = |t: &str| t.to_owned();
+    ContainerRecord {
+        update: Some(Box::new(Update {
+            resources: Resources { cpu_shares: 1024, ..Resources::default() },
+            annotations: [(s("a"), s("b"))].into(),
+        })),
+        asked_resources: Some(Box::new(Resources { cpu_shares: 2, ..resources() })),
+        update_annotations: [(s("c"), s("d"))].into(),
+        ..second_container()
+    }
+}
+/// The record in `pod.2.json`: UpdatePodSandboxResources has sent other values.
+fn second_pod() -> PodRecord {
+    let updated = PodResources { overhead: None, resources: Some(resources()) };
+    PodRecord { updated: Some(Box::new(updated)), ..full_pod() }
 }
 /// A file in `tests/fixtures`. These are never changed: all later versions must be able to read a release's
 /// records.
@@ -192,6 +214,14 @@ fn records_of_the_first_format_are_readable() {
 fn records_with_the_environment_stored_once_are_readable() {
     let container = file::read::<ContainerRecord>(&frozen("container.2.json"), kind::CONTAINER);
     assert_eq!(container.unwrap().unwrap().data, second_container());
+}
+
+#[test]
+fn records_of_updated_resources_are_readable() {
+    let container = file::read::<ContainerRecord>(&frozen("container.3.json"), kind::CONTAINER);
+    assert_eq!(container.unwrap().unwrap().data, third_container());
+    let pod = file::read::<PodRecord>(&frozen("pod.2.json"), kind::POD).unwrap().unwrap();
+    assert_eq!(pod.data, second_pod());
 }
 
 /// Makes a record of a later version: the fixture with `from` replaced by `to` in its data and a right

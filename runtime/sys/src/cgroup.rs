@@ -11,9 +11,11 @@ use rustix::fs::{Mode, OFlags, openat};
 use crate::proc::unless_gone;
 
 mod kill;
+mod oom;
 mod walk;
 
 pub use kill::kill_all;
+pub use oom::change_oom_score_adj;
 pub use walk::{is_gone, is_too_many, prune};
 
 use walk::each_folder;

@@ -21,6 +21,7 @@ pub mod mount;
 pub mod mountinfo;
 pub mod namespace;
 pub mod netns;
+pub mod page;
 pub mod peer;
 pub mod pidfd;
 pub mod proc;

@@ -162,7 +162,25 @@ pub fn new_session() {
 /// No /proc; a value outside -1000..=1000.
 pub fn set_oom_score_adj(wanted: i32) -> io::Result<i32> {
     const FILE: &str = "/proc/self/oom_score_adj";
-    let set = |value: i32| match write_in_place(FILE, value.to_string().as_bytes()) {
+    let read = || fs::read_to_string(FILE)?.trim().parse().map_err(io::Error::other);
+    nearest_oom_score_adj(wanted, read, |value| write_in_place(FILE, value.to_string().as_bytes()))
+}
+
+/// oom_score_adj of another process.
+///
+/// # Errors
+/// NotFound or ESRCH when the process is gone ([`unless_gone`]).
+pub fn oom_score_adj(pid: u32) -> io::Result<i32> {
+    fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?.trim().parse().map_err(io::Error::other)
+}
+
+/// Writes the wanted oom_score_adj, or the nearest value that the kernel allows; returns the value in effect.
+pub(crate) fn nearest_oom_score_adj(
+    wanted: i32,
+    read: impl Fn() -> io::Result<i32>,
+    write: impl Fn(i32) -> io::Result<()>,
+) -> io::Result<i32> {
+    let set = |value: i32| match write(value) {
         Ok(()) => Ok(true),
         Err(error) if matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM)) => Ok(false),
         Err(error) => Err(error),
@@ -171,7 +189,7 @@ pub fn set_oom_score_adj(wanted: i32) -> io::Result<i32> {
         return Ok(wanted);
     }
     // The kernel does not show the lowest allowed value. It is above `wanted` and not above the current value.
-    let mut current: i32 = fs::read_to_string(FILE)?.trim().parse().map_err(io::Error::other)?;
+    let mut current = read()?;
     let mut refused = wanted;
     // Usually the current value is the lowest allowed one: the first write, of one less, is refused then. Otherwise this
     // is a binary search.

@@ -25,11 +25,13 @@ impl Life {
             Call::Remove(id) => self.remove(waiter, &id),
             Call::ReopenLog(id) => match self.may_use(&id) {
                 Ok(_) => {
-                    self.reopening.insert(waiter);
+                    self.awaiting.insert(waiter);
                     self.begin(Job::ReopenLog(waiter, id));
                 }
                 Err(error) => self.answer(waiter, Err(error)),
             },
+            Call::Update(id, update) => self.update(waiter, &id, update),
+            Call::UpdatePod(resources) => self.update_pod(waiter, *resources),
             Call::Exec(id) => {
                 let answer = self.may_use(&id).map(Answer::MayExec);
                 self.actions.push(Action::Answer(waiter, answer));
@@ -45,7 +47,7 @@ impl Life {
         Ok(Arc::clone(&container.record))
     }
 
-    fn find(&self, id: &ContainerId) -> Result<&Container, Error> {
+    pub(super) fn find(&self, id: &ContainerId) -> Result<&Container, Error> {
         let found = self.containers.get(id).filter(|container| container.is_committed());
         found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no container {id}")))
     }
@@ -96,7 +98,7 @@ impl Life {
                 let record = Arc::new(record);
                 let stage = Stage::Creating { callers: vec![waiter], exit: None };
                 self.begin(Job::Create(Arc::clone(&self.record), Arc::clone(&record)));
-                self.containers.insert(record.id.clone(), Container { record, stage });
+                self.containers.insert(record.id.clone(), Container::new(record, stage));
             }
         }
     }
@@ -223,12 +225,15 @@ impl Life {
 
 /// Whether a container was requested with this configuration. The environment is compared separately, because the
 /// record of a created container does not hold it in its configuration (`spec::exec::keep`). If a variable is
-/// requested twice, the last value counts.
+/// requested twice, the last value counts. Resources are compared with those before the first update.
 fn is_equal(record: &ContainerRecord, config: &ContainerConfig) -> bool {
     let by_name = |envs: Vec<EnvVar>| -> BTreeMap<String, Text> {
         envs.into_iter().map(|var| (var.key, var.value)).collect()
     };
     let without = |config: &ContainerConfig| ContainerConfig { envs: Vec::new(), ..config.clone() };
-    without(&record.config) == without(config)
-        && by_name(spec::exec::requested_env(record)) == by_name(config.envs.clone())
+    let mut asked = without(&record.config);
+    if let Some(resources) = &record.asked_resources {
+        asked.resources = (**resources).clone();
+    }
+    asked == without(config) && by_name(spec::exec::requested_env(record)) == by_name(config.envs.clone())
 }

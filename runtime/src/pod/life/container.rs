@@ -279,10 +279,12 @@ impl Life {
             }
         };
         container.stage = Stage::Removing { durable, job_running: true, callers: new };
+        let updates = container.take_updates();
         // Only the record on disk says Removing. In memory the phase stays Exited, which it still is if the
         // removal fails.
         let record = Arc::new(ContainerRecord { phase, ..ContainerRecord::clone(&container.record) });
-        self.answer_all(start, &Err(Error::state(format!("container {id} is being removed"))));
+        let removed = Err(Error::state(format!("container {id} is being removed")));
+        self.answer_all([start, updates].concat(), &removed);
         self.actions.push(Action::SetContainerRecord(Arc::clone(&record)));
         self.begin(Job::RemoveContainer(record));
     }

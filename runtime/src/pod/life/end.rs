@@ -293,8 +293,8 @@ impl Life {
                     self.drop_container(&id, &removed);
                 }
                 let gone = Err(self.gone());
-                let reopening = std::mem::take(&mut self.reopening).into_iter().collect();
-                self.answer_all(reopening, &gone);
+                let awaiting = std::mem::take(&mut self.awaiting).into_iter().collect();
+                self.answer_all(awaiting, &gone);
                 self.actions.push(Action::UnpublishPod);
                 self.actions.push(Action::ReleaseName);
                 self.answer_all(removers, &outcome);

@@ -3,7 +3,9 @@
 
 use crate::error::Error;
 use model::reconcile::Shim;
-use model::{ContainerConfig, ContainerId, ContainerRecord, ExecId, Exit, PodId, PodRecord};
+use model::{
+    ContainerConfig, ContainerId, ContainerRecord, ExecId, Exit, PodId, PodRecord, PodResources, Update,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,6 +68,10 @@ pub(crate) enum Call {
     ReopenLog(ContainerId),
     /// ExecSync: whether a process may be started in the container.
     Exec(ContainerId),
+    /// UpdateContainerResources. Boxed, because requests are large.
+    Update(ContainerId, Box<Update>),
+    /// UpdatePodSandboxResources.
+    UpdatePod(Box<PodResources>),
 }
 
 /// An event from a shim.
@@ -138,6 +144,12 @@ pub(crate) enum Outcome {
     ContainerRemoved(ContainerId, Vec<Error>),
     /// Ok if the new log file exists.
     LogReopened(Waiter, Result<(), Error>),
+    /// Ok if the container's cgroup has the values of its update; otherwise it has the values before.
+    Updated(ContainerId, Result<(), Error>),
+    /// The record has the outcome of the update, or the job has logged why it could not be written.
+    UpdateRecorded(ContainerId),
+    /// The record has the pod's new resources, or the job has logged why it could not be written.
+    PodUpdateRecorded(Waiter),
     /// Without errors, only the records and the shim's folder are left of the pod.
     PodTornDown(TornDown),
     /// Without errors, no process of the dead shim's pod is left.
@@ -278,6 +290,14 @@ pub(crate) enum Job {
     RemoveCgroup(Arc<ContainerRecord>),
     /// Asks the shim to reopen the container's log.
     ReopenLog(Waiter, ContainerId),
+    /// Writes and syncs the container's record, which has an update, and applies that.
+    Update(Arc<ContainerRecord>),
+    /// Finds out whether the update in the record of an earlier daemon was applied; if not, undoes it.
+    SettleUpdate(Arc<ContainerRecord>),
+    /// Writes and syncs the container's record after an update. Ends in time on a disk that hangs too.
+    RecordUpdate(ContainerId),
+    /// Writes and syncs the pod's record after an update. Ends in time on a disk that hangs too.
+    RecordPodUpdate(Waiter),
     /// Kills execs that an earlier connection started. No outcome.
     KillExecs(Vec<ExecId>),
     /// Tears down everything of the pod except its records and its shim's folder.
@@ -298,8 +318,8 @@ impl Job {
     /// The container whose record the job writes.
     pub(crate) fn container(&self) -> Option<&ContainerId> {
         match self {
-            Self::Start(id) | Self::RecordExit(id) => Some(id),
-            Self::RemoveContainer(record) => Some(&record.id),
+            Self::Start(id) | Self::RecordExit(id) | Self::RecordUpdate(id) => Some(id),
+            Self::RemoveContainer(record) | Self::Update(record) => Some(&record.id),
             Self::Launch(_)
             | Self::Create(..)
             | Self::Stop { .. }
@@ -307,6 +327,8 @@ impl Job {
             | Self::KillOrphan(_)
             | Self::RemoveCgroup(_)
             | Self::ReopenLog(..)
+            | Self::SettleUpdate(_)
+            | Self::RecordPodUpdate(_)
             | Self::KillExecs(_)
             | Self::TearDownPod(..)
             | Self::KillRemains(..)

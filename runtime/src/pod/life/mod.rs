@@ -42,6 +42,7 @@ mod link;
 mod stage;
 #[cfg(test)]
 mod tests;
+mod update;
 
 pub(crate) use io::{
     Action, Answer, Call, DialResult, ExitReport, Input, Job, LaunchFailed, Leaf, Moment, Outcome, ShimEvent,
@@ -66,8 +67,8 @@ pub(crate) struct Life {
     /// Number of failed stops and removals in a row. The pause before the next attempt grows with it.
     failures: u32,
     containers: BTreeMap<ContainerId, Container>,
-    /// Callers of ReopenContainerLog whose job is running.
-    reopening: BTreeSet<Waiter>,
+    /// Callers of ReopenContainerLog and UpdatePodSandboxResources whose job is running.
+    awaiting: BTreeSet<Waiter>,
     /// The time of the current input.
     now: Moment,
     actions: Vec<Action>,
@@ -103,7 +104,9 @@ impl Life {
         let link = Link::Down { since: now.wall, attempts: 1, silent: false, why };
         let mut life = Self::new(record, stage, fate, link, now);
         for record in containers {
-            life.containers.insert(record.id.clone(), Container::restored(record));
+            let id = record.id.clone();
+            life.containers.insert(id.clone(), Container::restored(record));
+            life.settle_update(&id);
         }
         life.publish_all();
         let actions = std::mem::take(&mut life.actions);
@@ -118,7 +121,7 @@ impl Life {
             link,
             failures: 0,
             containers: BTreeMap::new(),
-            reopening: BTreeSet::new(),
+            awaiting: BTreeSet::new(),
             now,
             actions: Vec::new(),
         }
@@ -154,11 +157,10 @@ impl Life {
             Outcome::StopEnded(id, stopped) => self.stop_ended(&id, stopped),
             Outcome::ExitRecorded(id, durable) => self.exit_recorded(&id, durable),
             Outcome::ContainerRemoved(id, errors) => self.container_removed(&id, errors),
-            Outcome::LogReopened(waiter, reopened) => {
-                if self.reopening.remove(&waiter) {
-                    self.answer(waiter, reopened);
-                }
-            }
+            Outcome::LogReopened(waiter, reopened) => self.served(waiter, reopened),
+            Outcome::Updated(id, updated) => self.updated(&id, updated),
+            Outcome::UpdateRecorded(id) => self.update_recorded(&id),
+            Outcome::PodUpdateRecorded(waiter) => self.served(waiter, Ok(())),
             Outcome::PodTornDown(torn_down) => self.torn_down(&torn_down),
             Outcome::RemainsKilled(torn_down) => self.remains_killed(&torn_down),
             Outcome::StopRecorded => self.stop_recorded(),

@@ -2,7 +2,8 @@
 
 use super::io::{ExitReport, Waiter};
 use crate::error::Error;
-use model::{ContainerPhase, ContainerRecord};
+use model::{ContainerPhase, ContainerRecord, Update};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -123,6 +124,8 @@ impl Link {
 pub(super) struct Container {
     pub(super) record: Arc<ContainerRecord>,
     pub(super) stage: Stage,
+    /// Updates of its resources, which run beside what its stage says.
+    pub(super) updates: Updates,
 }
 
 /// The stage of a container.
@@ -205,7 +208,45 @@ pub(super) struct RunningStop {
     pub(super) removers: Vec<Waiter>,
 }
 
+/// The updates of a container.
+#[derive(Debug, Default)]
+pub(super) struct Updates {
+    /// The one that runs.
+    pub(super) running: Option<RunningUpdate>,
+    /// Those that wait for it.
+    pub(super) waiting: VecDeque<(Waiter, Box<Update>)>,
+}
+
+/// The update that runs. Without a caller it is one of an earlier daemon.
+#[derive(Debug)]
+pub(super) enum RunningUpdate {
+    /// Its job is running.
+    Applying(Option<Waiter>),
+    /// Its outcome is being recorded.
+    Recording(Option<Waiter>, Result<(), Error>),
+}
+
+impl Updates {
+    /// All callers that wait.
+    pub(super) fn into_waiters(self) -> impl Iterator<Item = Waiter> {
+        let running = self.running.and_then(|running| match running {
+            RunningUpdate::Applying(caller) | RunningUpdate::Recording(caller, _) => caller,
+        });
+        running.into_iter().chain(self.waiting.into_iter().map(|(waiter, _)| waiter))
+    }
+
+    #[cfg(test)]
+    pub(super) fn of(running: RunningUpdate) -> Self {
+        Self { running: Some(running), waiting: VecDeque::new() }
+    }
+}
+
 impl Container {
+    /// A container in this stage.
+    pub(super) fn new(record: Arc<ContainerRecord>, stage: Stage) -> Self {
+        Self { record, stage, updates: Updates::default() }
+    }
+
     /// Restores a container from a record that an earlier daemon wrote.
     pub(super) fn restored(record: ContainerRecord) -> Self {
         let stage = match record.phase {
@@ -218,7 +259,7 @@ impl Container {
                 Stage::Removing { durable: true, job_running: false, callers: Vec::new() }
             }
         };
-        Self { record: Arc::new(record), stage }
+        Self::new(Arc::new(record), stage)
     }
 
     /// Whether it is listed.
@@ -280,12 +321,21 @@ impl Container {
         change(Arc::make_mut(&mut self.record));
     }
 
+    /// Ends all updates, because the container is being removed: their callers, and nothing is changed any more.
+    pub(super) fn take_updates(&mut self) -> Vec<Waiter> {
+        if self.record.update.is_some() {
+            self.change(|record| record.update = None);
+        }
+        std::mem::take(&mut self.updates).into_waiters().collect()
+    }
+
     /// All callers that wait for it.
     pub(super) fn into_waiters(self) -> Vec<Waiter> {
         let waiters_of = |stop: Option<RunningStop>| {
             stop.map(|stop| [stop.stoppers, stop.removers].concat()).unwrap_or_default()
         };
-        match self.stage {
+        let mut waiters: Vec<Waiter> = self.updates.into_waiters().collect();
+        waiters.extend(match self.stage {
             Stage::Creating { callers, exit: _ } | Stage::Removing { callers, .. } => callers,
             Stage::CutOff => Vec::new(),
             Stage::Created { start: Start::Requested(callers), stop } => [callers, waiters_of(stop)].concat(),
@@ -296,6 +346,7 @@ impl Container {
                 [start.unwrap_or_default(), replied, stoppers, removers].concat()
             }
             Stage::Exited { start, .. } => start.unwrap_or_default(),
-        }
+        });
+        waiters
     }
 }

@@ -26,6 +26,7 @@ pub(super) use container::{container_config, container_item, container_status, e
 pub(super) use filter::{ContainerFilter, PodFilter};
 pub(super) use image::{image, image_filter, image_fs, image_info, image_name, pull_request};
 pub(super) use pod::{pod_item, pod_status, run_request};
+pub(super) use resources::{update_container, update_pod};
 pub(super) use stats::{container_stats, pod_stats};
 pub(super) use streams::{attach, exec, port_forward};
 

@@ -2,7 +2,7 @@
 
 use super::{Field, Result};
 use cri_api::v1 as cri;
-use model::{HugepageLimit, Resources};
+use model::{HugepageLimit, PodResources, Resources, Update};
 use spec::resources as kernel;
 use std::collections::HashMap;
 
@@ -10,6 +10,54 @@ use std::collections::HashMap;
 const MAX_FILES: usize = 128;
 /// Maximum length of a value of `unified` in bytes.
 const MAX_VALUE: usize = 4096;
+
+/// Maximum size of the annotations of an update in bytes. No key is known; the record has them twice for a moment, and
+/// an exit must still fit into it (`state::file::MAX_NEW_BYTES`).
+const MAX_ANNOTATIONS: usize = 32 * 1024;
+
+/// Container id and request of UpdateContainerResources.
+pub(crate) fn update_container(given: cri::UpdateContainerResourcesRequest) -> Result<(String, Update)> {
+    let cri::UpdateContainerResourcesRequest {
+        container_id,
+        linux,
+        // Other operating systems only.
+        windows: _,
+        annotations,
+    } = given;
+    let field = Field::root("annotations");
+    let annotations = super::map(&field, annotations)?;
+    let size: usize = annotations.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if size > MAX_ANNOTATIONS {
+        let want = format!("must have at most {MAX_ANNOTATIONS} bytes");
+        return Err(field.invalid(format_args!("{size} bytes"), want));
+    }
+    let update = |resources| (container_id.clone(), Update { resources, annotations });
+    let checked = of_update(&Field::root("linux"), linux).map(update);
+    checked.map_err(|refusal| refusal.about(format_args!("container {container_id:?}")))
+}
+
+/// Pod id and request of UpdatePodSandboxResources. An absent message means "unchanged".
+pub(crate) fn update_pod(given: cri::UpdatePodSandboxResourcesRequest) -> Result<(String, PodResources)> {
+    let cri::UpdatePodSandboxResourcesRequest { pod_sandbox_id, overhead, resources: of_pod } = given;
+    let new = PodResources {
+        overhead: resources(&Field::root("overhead"), overhead)?,
+        resources: resources(&Field::root("resources"), of_pod)?,
+    };
+    Ok((pod_sandbox_id, new))
+}
+
+/// The new limits of a container. Whether the limit of swap fits that of memory also depends on the limits that it has
+/// (`spec::resources::updated`).
+fn of_update(field: &Field<'_>, given: Option<cri::LinuxContainerResources>) -> Result<Resources> {
+    let swap = given.as_ref().map_or(0, |given| given.memory_swap_limit_in_bytes);
+    let alone = given.as_ref().is_some_and(|given| given.memory_limit_in_bytes == 0) && swap > 0;
+    let given = given.map(|given| cri::LinuxContainerResources {
+        memory_swap_limit_in_bytes: if alone { 0 } else { swap },
+        ..given
+    });
+    let resources = of_container(field, given)?;
+    Ok(if alone { Resources { memory_swap_limit: swap, ..resources } } else { resources })
+}
 
 /// The limits of a container. Absent means none.
 pub(super) fn of_container(

@@ -7,4 +7,5 @@ mod retried;
 mod samples;
 mod sequences;
 mod table;
+mod updates;
 mod world;

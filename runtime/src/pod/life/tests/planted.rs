@@ -36,3 +36,8 @@ fn a_pod_that_is_killed_while_its_shim_is_alive_is_found() {
 fn a_container_that_is_listed_before_it_is_created_is_found() {
     finds(Sabotage::HalfMade, Kind::HalfMade);
 }
+
+#[test]
+fn an_update_that_is_not_shown_is_found() {
+    finds(Sabotage::FalseLimits, Kind::FalseLimits);
+}

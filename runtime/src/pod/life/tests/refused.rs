@@ -16,7 +16,7 @@ fn pod(stage: PodStage, phase: PodPhase) -> Life {
 /// A ready pod with one container.
 fn container(stage: Stage, phase: ContainerPhase) -> Life {
     let mut life = pod(PodStage::Ready, PodPhase::Ready);
-    life.containers.insert(id(), Container { record: Arc::new(record(phase)), stage });
+    life.containers.insert(id(), Container::new(Arc::new(record(phase)), stage));
     life
 }
 

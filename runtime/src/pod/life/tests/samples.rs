@@ -1,6 +1,8 @@
 //! A state machine in each stage, and one of each input, for the table.
 
-use super::super::stage::{Container, Fate, Link, PodCallers, PodStage, RunningStop, Stage, Start};
+use super::super::stage::{
+    Container, Fate, Link, PodCallers, PodStage, RunningStop, RunningUpdate, Stage, Start, Updates,
+};
 use super::super::{
     Call, DialResult, Input, LaunchFailed, Life, Moment, Outcome, ShimEvent, StartError, Timer, TornDown,
     Waiter,
@@ -9,7 +11,9 @@ use super::world::{container_config, pod_config};
 use crate::error::Error;
 use crate::pod::intent;
 use model::reconcile::{InShim, Shim};
-use model::{ContainerId, ContainerPhase, ContainerRecord, Exit, PodId, PodPhase, PodRecord};
+use model::{
+    ContainerId, ContainerPhase, ContainerRecord, Exit, PodId, PodPhase, PodRecord, Resources, Update,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -134,16 +138,49 @@ pub(super) fn container_stages() -> Vec<Life> {
     ];
     let with = |(stage, phase)| {
         let mut life = life(pod_record(PodPhase::Ready), PodStage::Ready, Link::Up);
-        life.reopening.insert(Waiter(7));
-        life.containers.insert(id(), Container { record: Arc::new(record(phase)), stage });
+        life.awaiting.insert(Waiter(7));
+        life.containers.insert(id(), Container::new(Arc::new(record(phase)), stage));
         life
     };
     stages.into_iter().map(with).collect()
 }
 
+/// Containers with an update that runs, or whose outcome is being recorded.
+pub(super) fn updated_stages() -> Vec<Life> {
+    let running = |running: fn() -> RunningUpdateUpdate| {
+        let mut lives = container_stages();
+        lives.retain_mut(|life| {
+            let container = life.containers.get_mut(&id()).expect("a container");
+            container.updates = Updates::of(running());
+            container.change(|record| record.update = Some(Box::new(update())));
+            let plain = container_stage_name_of(&container.stage);
+            ["Created", "Running", "Exiting", "Exited"].contains(&plain)
+        });
+        lives
+    };
+    let mut lives = running(|| RunningUpdate::Applying(Some(Waiter(93))));
+    lives.extend(running(|| RunningUpdate::Recording(Some(Waiter(93)), Ok(()))));
+    lives
+}
+
+/// A request of UpdateContainerResources.
+pub(super) fn update() -> Update {
+    let resources = Resources { cpu_shares: 512, ..Resources::default() };
+    Update { resources, ..Update::default() }
+}
+
 pub(super) fn container_stage_name(life: &Life) -> String {
     let Some(container) = life.containers.get(&id()) else { return "–".into() };
-    match &container.stage {
+    let name = container_stage_name_of(&container.stage);
+    match &container.updates.running {
+        None => name.into(),
+        Some(RunningUpdate::Applying(_)) => format!("{name}, updating"),
+        Some(RunningUpdate::Recording(..)) => format!("{name}, update done"),
+    }
+}
+
+fn container_stage_name_of(stage: &Stage) -> &'static str {
+    match stage {
         Stage::Creating { .. } => "Creating",
         Stage::CutOff => "CutOff",
         Stage::Created { start: Start::NotRequested, stop: None } => "Created",
@@ -158,7 +195,6 @@ pub(super) fn container_stage_name(life: &Life) -> String {
         Stage::Removing { job_running: true, .. } => "Removing",
         Stage::Removing { job_running: false, .. } => "Removing, paused",
     }
-    .into()
 }
 
 /// Number of names in `container_stage_name`.
@@ -180,6 +216,7 @@ pub(super) fn pod_inputs() -> Vec<(&'static str, Input)> {
         ("StopPodSandbox", call(Call::StopPod)),
         ("RemovePodSandbox", call(Call::RemovePod)),
         ("CreateContainer", call(create())),
+        ("UpdatePodSandboxResources", call(Call::UpdatePod(Box::default()))),
         ("pause exited", Input::Shim(ShimEvent::PauseExited { code: 0 })),
         ("link lost", Input::LinkLost),
         ("dialled: answers", dialled(true, None)),
@@ -222,6 +259,7 @@ pub(super) fn container_inputs() -> Vec<(&'static str, Input)> {
         ("RemoveContainer", call(Call::Remove(id()))),
         ("ReopenContainerLog", call(Call::ReopenLog(id()))),
         ("log reopened", done(Outcome::LogReopened(Waiter(7), Ok(())))),
+        ("UpdateContainerResources", call(Call::Update(id(), Box::new(update())))),
         ("Exec", call(Call::Exec(id()))),
         ("shim: exited", Input::Shim(ShimEvent::Exited(id(), (exit(), 4)))),
         ("shim: started", Input::Shim(ShimEvent::Started(id(), 4))),
@@ -238,6 +276,20 @@ pub(super) fn container_inputs() -> Vec<(&'static str, Input)> {
         ("removed", done(Outcome::ContainerRemoved(id(), Vec::new()))),
         ("not removed", done(Outcome::ContainerRemoved(id(), vec![error()]))),
         ("retry is due", Input::Due(Timer::Container(id()))),
+    ]
+}
+
+/// Every input that concerns an update that is running.
+pub(super) fn update_inputs() -> Vec<(&'static str, Input)> {
+    let call = |call| Input::Call(Waiter(1), call);
+    vec![
+        ("UpdateContainerResources", call(Call::Update(id(), Box::new(update())))),
+        ("updated", Input::Done(Outcome::Updated(id(), Ok(())))),
+        ("not updated", Input::Done(Outcome::Updated(id(), Err(error())))),
+        ("update recorded", Input::Done(Outcome::UpdateRecorded(id()))),
+        ("pod's update recorded", Input::Done(Outcome::PodUpdateRecorded(Waiter(7)))),
+        ("RemoveContainer", call(Call::Remove(id()))),
+        ("shim: exited", Input::Shim(ShimEvent::Exited(id(), (Exit::default(), 4)))),
     ]
 }
 

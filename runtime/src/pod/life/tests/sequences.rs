@@ -2,7 +2,7 @@
 //! against the invariants in `world`.
 
 use super::super::Call;
-use super::world::{Luck, Sabotage, Violation, World, choose};
+use super::world::{Luck, Sabotage, Violation, World, an_update, choose};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use std::time::Duration;
@@ -24,6 +24,8 @@ pub(super) enum Step {
     Remove(u8),
     Exec(u8),
     ReopenLog(u8),
+    Update(u8, u8),
+    UpdatePod,
     Exit(u8, i32),
     PauseExits,
     Deliver,
@@ -49,6 +51,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => pick().prop_map(Step::Remove),
         1 => pick().prop_map(Step::Exec),
         1 => pick().prop_map(Step::ReopenLog),
+        3 => (pick(), pick()).prop_map(|(id, update)| Step::Update(id, update)),
+        1 => Just(Step::UpdatePod),
         3 => (pick(), 0..3_i32).prop_map(|(id, code)| Step::Exit(id, code)),
         1 => Just(Step::PauseExits),
         6 => Just(Step::Deliver),
@@ -73,7 +77,8 @@ fn step(world: &mut World, step: Step) -> Result<(), Violation> {
     match step {
         Step::RunPod => world.run_pod(),
         // Calls need a listed pod.
-        Step::StopPod | Step::RemovePod if world.shown_pod.is_none() => Ok(()),
+        Step::StopPod | Step::RemovePod | Step::UpdatePod if world.shown_pod.is_none() => Ok(()),
+        Step::UpdatePod => world.call(Call::UpdatePod(Box::default())).map(drop),
         Step::StopPod => world.call(Call::StopPod).map(drop),
         Step::RemovePod => world.call(Call::RemovePod).map(drop),
         Step::Create(..) if world.shown_pod.is_none() => Ok(()),
@@ -83,6 +88,7 @@ fn step(world: &mut World, step: Step) -> Result<(), Violation> {
         Step::Remove(pick) => on(world, pick, &Call::Remove),
         Step::Exec(pick) => on(world, pick, &Call::Exec),
         Step::ReopenLog(pick) => on(world, pick, &Call::ReopenLog),
+        Step::Update(pick, number) => on(world, pick, &|id| Call::Update(id, Box::new(an_update(number)))),
         Step::Exit(pick, code) => {
             world.exits(pick, code);
             Ok(())

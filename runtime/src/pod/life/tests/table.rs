@@ -5,7 +5,7 @@ use super::super::stage::{Link, PodStage};
 use super::super::{Action, Input, Job, Life};
 use super::samples::{
     CONTAINER_STAGES, NOW, POD_STAGES, container_inputs, container_snapshots, container_stage_name,
-    container_stages, pod_inputs, pod_stage_name, pod_stages,
+    container_stages, pod_inputs, pod_stage_name, pod_stages, update_inputs, updated_stages,
 };
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -74,6 +74,10 @@ fn job_word(job: &Job) -> &'static str {
         Job::KillOrphan(_) => "KILL THE ORPHAN",
         Job::RemoveCgroup(_) => "REMOVE THE CGROUP",
         Job::ReopenLog(..) => "REOPEN THE LOG",
+        Job::Update(_) => "UPDATE",
+        Job::SettleUpdate(_) => "SETTLE THE UPDATE",
+        Job::RecordUpdate(_) => "RECORD THE UPDATE",
+        Job::RecordPodUpdate(_) => "RECORD",
         Job::KillExecs(_) => "KILL EXECS",
         Job::TearDownPod(..) => "TEAR DOWN",
         Job::KillRemains(..) => "KILL WHAT IS LEFT",
@@ -120,6 +124,8 @@ fn written() -> String {
     table(&mut text, container_stages, container_stage_name, container_inputs);
     text.push_str("\n## Containers, by their state in the shim when the daemon has reconnected\n\n");
     table(&mut text, silent_container_stages, container_stage_name, container_snapshots);
+    text.push_str("\n## Containers whose resources are being updated\n\n");
+    table(&mut text, updated_stages, container_stage_name, update_inputs);
     text
 }
 
@@ -130,7 +136,7 @@ fn every_stage_and_every_input_has_its_row_and_column() {
     assert_eq!(plain, POD_STAGES, "{names:?}");
     let names: BTreeSet<String> = container_stages().iter().map(container_stage_name).collect();
     assert_eq!(names.len(), CONTAINER_STAGES, "{names:?}");
-    let inputs: BTreeSet<String> = [pod_inputs(), container_inputs(), container_snapshots()]
+    let inputs: BTreeSet<String> = [pod_inputs(), container_inputs(), container_snapshots(), update_inputs()]
         .into_iter()
         .flatten()
         .map(|(_, input)| input_name(&input).to_owned())
@@ -139,7 +145,7 @@ fn every_stage_and_every_input_has_its_row_and_column() {
 }
 
 /// Number of names in `input_name`.
-const INPUTS: usize = 27;
+const INPUTS: usize = 32;
 
 /// A new input breaks the build until it is added here, and the test until it is in the table.
 fn input_name(input: &Input) -> &'static str {
@@ -153,6 +159,8 @@ fn input_name(input: &Input) -> &'static str {
         Input::Call(_, Call::Remove(_)) => "remove",
         Input::Call(_, Call::ReopenLog(_)) => "reopen log",
         Input::Call(_, Call::Exec(_)) => "exec",
+        Input::Call(_, Call::Update(..)) => "update",
+        Input::Call(_, Call::UpdatePod(_)) => "update pod",
         Input::Shim(ShimEvent::Exited(..)) => "exited",
         Input::Shim(ShimEvent::Started(..)) => "started",
         Input::Shim(ShimEvent::PauseExited { .. }) => "pause exited",
@@ -166,6 +174,9 @@ fn input_name(input: &Input) -> &'static str {
         Input::Done(Outcome::ContainerRemoved(..)) => "remove done",
         // Concerns only the caller, which gets a reply.
         Input::Done(Outcome::LogReopened(..)) => "log reopened",
+        Input::Done(Outcome::Updated(..)) => "update done",
+        Input::Done(Outcome::UpdateRecorded(_)) => "update recorded",
+        Input::Done(Outcome::PodUpdateRecorded(_)) => "pod's update recorded",
         Input::Done(Outcome::PodTornDown(_)) => "torn down",
         Input::Done(Outcome::RemainsKilled(_)) => "remains killed",
         Input::Done(Outcome::StopRecorded) => "stop recorded",

@@ -193,6 +193,7 @@ fn pod_record(config: model::PodConfig) -> PodRecord {
         pause_pid: 7,
         shim_pid: 6,
         message: String::new(),
+        updated: None,
     }
 }
 
@@ -222,9 +223,13 @@ fn container_record(config: model::ContainerConfig) -> ContainerRecord {
         cgroup: String::new(),
         exec_template: None,
         asked_env: Vec::new(),
+        update: None,
+        asked_resources: None,
+        update_annotations: [].into(),
     }
 }
 
 mod hostile;
 mod refusals;
 mod replies;
+mod updates;

@@ -144,6 +144,12 @@ impl World {
                         return untrue("it has no record");
                     }
                 }
+                Call::Update(id, update) if lives(id) => {
+                    let limits = self.limits.get(id).cloned().unwrap_or_default();
+                    if spec::resources::updated(&limits, &update.resources).as_ref() != Ok(&limits) {
+                        return violation(Kind::FalseLimits, format!("{call:?} is not in force: {limits:?}"));
+                    }
+                }
                 Call::Start(id) if matches!(self.holds.get(id), Some(Process::Waiting)) => {
                     return untrue("it was not started");
                 }
@@ -188,6 +194,14 @@ impl World {
             }
             self.told.insert(id.clone(), exit.clone());
         }
+        let record = match self.shown.get(&id) {
+            Some(before) if self.sabotage == Some(Sabotage::FalseLimits) => {
+                let mut record = ContainerRecord::clone(&record);
+                record.config.resources = before.config.resources.clone();
+                Arc::new(record)
+            }
+            _ => record,
+        };
         if !self.known.contains(&id) {
             self.known.push(id.clone());
         }
@@ -264,6 +278,10 @@ impl World {
                     Kind::FalseExit,
                     format!("container {id} is {:?}, lives {lives}", record.phase),
                 );
+            }
+            let (shown, limits) = (&record.config.resources, self.limits.get(id));
+            if lives && limits != Some(shown) {
+                return violation(Kind::FalseLimits, format!("container {id}: {limits:?}, shown {shown:?}"));
             }
         }
         for (id, record) in &self.disk {

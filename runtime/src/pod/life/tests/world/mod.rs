@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind};
 use model::reconcile::{InShim, Shim};
 use model::{
     ContainerConfig, ContainerId, ContainerMeta, ContainerPhase, ContainerRecord, Exit, PodConfig, PodId,
-    PodMeta, PodPhase, PodRecord,
+    PodMeta, PodPhase, PodRecord, Resources, Update,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -42,6 +42,8 @@ pub(super) enum Kind {
     Leak,
     /// The tables of `model::transition` refuse a transition.
     Refused,
+    /// Other limits are shown, or were answered, than those in force.
+    FalseLimits,
 }
 
 /// A violated invariant, and what happened.
@@ -64,6 +66,8 @@ pub(super) enum Sabotage {
     EarlyKill,
     /// A container is listed when its create begins.
     HalfMade,
+    /// Updates of resources are not published.
+    FalseLimits,
 }
 
 /// How a job ends.
@@ -156,6 +160,8 @@ pub(super) struct World {
     connections: u32,
     /// The shim's table of containers.
     holds: BTreeMap<ContainerId, Process>,
+    /// The limits in the containers' cgroups.
+    limits: BTreeMap<ContainerId, Resources>,
     /// The shim's exit files.
     files: BTreeMap<ContainerId, ExitReport>,
     /// Messages on the connection that the daemon has not received.
@@ -251,7 +257,12 @@ impl World {
             Call::Stop(id, _) | Call::Remove(id) => {
                 self.asked.insert(id.clone());
             }
-            Call::Create { .. } | Call::Start(_) | Call::ReopenLog(_) | Call::Exec(_) => {}
+            Call::Create { .. }
+            | Call::Start(_)
+            | Call::ReopenLog(_)
+            | Call::Exec(_)
+            | Call::Update(..)
+            | Call::UpdatePod(_) => {}
         }
         if self.life.is_some() {
             self.waiting.insert(waiter, call.clone());
@@ -266,6 +277,14 @@ impl World {
         let id = ContainerId::from_random([self.made; 32]);
         self.call(Call::Create { id, config: Box::new(container_config(name, other)) })
     }
+}
+
+/// One of a few updates. Each changes two limits, so that it can be done in part.
+pub(super) fn an_update(number: u8) -> Update {
+    let number = i64::from(number % 4);
+    let resources =
+        Resources { cpu_shares: 2 + number, memory_limit: (1 + number) << 20, ..Resources::default() };
+    Update { resources, ..Update::default() }
 }
 
 pub(super) fn choose<T>(all: &[T], pick: u8) -> Option<&T> {

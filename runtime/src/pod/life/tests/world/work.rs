@@ -2,6 +2,12 @@
 
 use super::*;
 
+/// The limits of a container after the update in its record.
+fn updated_limits(record: &ContainerRecord) -> Resources {
+    let update = record.update.as_ref().expect("an update");
+    spec::resources::updated(&record.config.resources, &update.resources).expect("a valid update")
+}
+
 impl World {
     /// A job ends; earlier events may be read first.
     pub(in super::super) fn finish(&mut self, pick: u8, luck: Luck, late: bool) -> Checked {
@@ -121,16 +127,41 @@ impl World {
             Job::ReopenLog(waiter, _) => {
                 Some(Outcome::LogReopened(*waiter, if reachable { Ok(()) } else { Err(lost()) }))
             }
+            Job::Update(record) => {
+                if luck != Luck::Lost || crash {
+                    self.persist(&record.id);
+                }
+                Some(Outcome::Updated(record.id.clone(), self.limit(record, luck)))
+            }
+            Job::SettleUpdate(record) if !crash => {
+                let wanted = updated_limits(record);
+                let limits = self.limits.entry(record.id.clone()).or_default();
+                let applied = *limits == wanted;
+                *limits = if applied { wanted } else { record.config.resources.clone() };
+                let settled = if applied { Ok(()) } else { Err(broken("undone")) };
+                Some(Outcome::Updated(record.id.clone(), settled))
+            }
+            Job::SettleUpdate(_) => None,
+            Job::RecordUpdate(id) => {
+                if !fails {
+                    self.persist(id);
+                }
+                Some(Outcome::UpdateRecorded(id.clone()))
+            }
             Job::TearDownPod(..) => Some(Outcome::PodTornDown(self.kill_all(luck, true))),
             Job::KillRemains(..) => Some(Outcome::RemainsKilled(self.kill_all(luck, false))),
-            Job::RecordPod | Job::RecordStop => {
+            Job::RecordPod | Job::RecordStop | Job::RecordPodUpdate(_) => {
                 if !fails
                     && self.disk_pod.is_some()
                     && let Some(newest) = &self.newest_pod
                 {
                     self.disk_pod = Some(PodRecord::clone(newest));
                 }
-                matches!(job, Job::RecordStop).then_some(Outcome::StopRecorded)
+                match job {
+                    Job::RecordPodUpdate(waiter) => Some(Outcome::PodUpdateRecorded(*waiter)),
+                    Job::RecordStop => Some(Outcome::StopRecorded),
+                    _ => None,
+                }
             }
             Job::RemoveShimFolder => {
                 if !fails {
@@ -184,6 +215,7 @@ impl World {
             Luck::Good => {
                 let record = ContainerRecord { phase: ContainerPhase::Created, pid: 7, ..record.clone() };
                 self.disk.insert(id.clone(), record.clone());
+                self.limits.insert(id.clone(), record.config.resources.clone());
                 self.holds.insert(id, Process::Waiting);
                 Ok(Box::new(record))
             }
@@ -196,6 +228,21 @@ impl World {
                 Err(lost())
             }
         }
+    }
+
+    /// Changes the limits of a container: all, none, or with [`Luck::Lost`] before a crash only one.
+    fn limit(&mut self, record: &ContainerRecord, luck: Luck) -> Result<(), Error> {
+        if !self.holds.get(&record.id).is_some_and(Process::lives) {
+            return Err(broken("its cgroup is gone"));
+        }
+        let (wanted, limits) = (updated_limits(record), self.limits.entry(record.id.clone()).or_default());
+        match luck {
+            Luck::Good => *limits = wanted,
+            Luck::Fails => return Err(broken("the kernel refuses a limit")),
+            Luck::Lost if self.life.is_none() => limits.cpu_shares = wanted.cpu_shares,
+            Luck::Lost => return Err(broken("the update cannot be recorded")),
+        }
+        Ok(())
     }
 
     pub(super) fn start(&mut self, id: &ContainerId, luck: Luck, reachable: bool) -> Result<i64, StartError> {

@@ -1,0 +1,471 @@
+//! UpdateContainerResources and UpdatePodSandboxResources.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+use cri_api::v1::{self as api, ContainerState};
+use serde_json::Value;
+use tonic::Code;
+
+use crate::context::{Context, Pod};
+use crate::expect::ensure;
+use crate::runner::{Test, test};
+use crate::shapes::ContainerExt as _;
+use crate::wait::{self, secs};
+use crate::{cgroup, proc};
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        test!(running_container_gets_new_limits),
+        test!(created_container_starts_with_new_limits),
+        test!(limits_take_effect),
+        test!(cpu_manager_and_resize_leave_the_rest),
+        test!(refused_updates_change_nothing),
+        test!(memory_below_usage_is_refused_with_the_number),
+        test!(daemon_that_ends_in_an_update),
+        test!(updates_race_with_everything),
+        test!(pod_resources_are_kept),
+    ]
+}
+
+const MIB: i64 = 1 << 20;
+
+/// The limits that the tests begin with.
+fn first() -> api::LinuxContainerResources {
+    api::LinuxContainerResources {
+        cpu_period: 100_000,
+        cpu_quota: 50_000,
+        cpu_shares: 100,
+        memory_limit_in_bytes: 32 * MIB,
+        oom_score_adj: 800,
+        ..Default::default()
+    }
+}
+
+/// Every field that a v1 host has, with another value.
+fn second() -> api::LinuxContainerResources {
+    api::LinuxContainerResources {
+        cpu_period: 50_000,
+        cpu_quota: 40_000,
+        cpu_shares: 300,
+        memory_limit_in_bytes: 64 * MIB,
+        memory_swap_limit_in_bytes: 96 * MIB,
+        oom_score_adj: 900,
+        cpuset_cpus: String::from("0"),
+        cpuset_mems: String::from("0"),
+        // On a host that does not count huge pages, a limit of zero is fulfilled without its file.
+        hugepage_limits: vec![api::HugepageLimit { page_size: String::from("2MB"), limit: 0 }],
+        ..Default::default()
+    }
+}
+
+fn sleeper(cx: &Context) -> api::ContainerConfig {
+    cx.sleeper("main").with(|c| *c.resources() = first())
+}
+
+/// The files of a container's cgroup.
+fn files(id: &str) -> Result<Vec<(String, String)>> {
+    let files = [
+        ("cpu", "cpu.cfs_period_us"),
+        ("cpu", "cpu.cfs_quota_us"),
+        ("cpu", "cpu.shares"),
+        ("memory", "memory.limit_in_bytes"),
+        ("memory", "memory.memsw.limit_in_bytes"),
+        ("cpuset", "cpuset.cpus"),
+        ("cpuset", "cpuset.mems"),
+        ("devices", "devices.list"),
+    ];
+    files
+        .into_iter()
+        .map(|(controller, file)| Ok((file.to_owned(), cgroup::read(controller, id, file)?)))
+        .collect()
+}
+
+fn has(files: &[(String, String)], file: &str, wanted: impl ToString) -> Result<()> {
+    let found = files.iter().find(|(name, _)| name == file).map(|(_, value)| value.as_str());
+    let wanted = wanted.to_string();
+    ensure!(found == Some(wanted.as_str()), "{file} is {found:?}, not {wanted}");
+    Ok(())
+}
+
+/// The files have the values of [`second`].
+fn has_second(id: &str) -> Result<()> {
+    let now = files(id)?;
+    has(&now, "cpu.cfs_period_us", 50_000)?;
+    has(&now, "cpu.cfs_quota_us", 40_000)?;
+    has(&now, "cpu.shares", 300)?;
+    has(&now, "memory.limit_in_bytes", 64 * MIB)?;
+    has(&now, "memory.memsw.limit_in_bytes", 96 * MIB)?;
+    has(&now, "cpuset.cpus", 0)?;
+    has(&now, "cpuset.mems", 0)
+}
+
+/// The resources in ContainerStatus and in its verbose information, which must be equal.
+async fn shown(cx: &Context, id: &str) -> Result<api::LinuxContainerResources> {
+    let response = cx.cri.container_response(id).await?;
+    let info: Value = serde_json::from_str(response.info.get("info").context("no verbose information")?)?;
+    let shown = response.status.and_then(|s| s.resources).and_then(|r| r.linux).context("no resources")?;
+    let verbose = info.pointer("/config/resources").context("no resources in the verbose information")?;
+    for (name, value) in [
+        ("cpu_period", shown.cpu_period),
+        ("cpu_quota", shown.cpu_quota),
+        ("cpu_shares", shown.cpu_shares),
+        ("memory_limit", shown.memory_limit_in_bytes),
+        ("memory_swap_limit", shown.memory_swap_limit_in_bytes),
+        ("oom_score_adj", shown.oom_score_adj),
+    ] {
+        let verbose = verbose.get(name).and_then(Value::as_i64);
+        ensure!(verbose == Some(value), "the status shows {name} {value}, and verbosely {verbose:?}");
+    }
+    Ok(shown)
+}
+
+async fn running_container_gets_new_limits(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let id = cx.start(&pod, &sleeper(&cx)).await?;
+    let before = files(&id)?;
+    let request = api::UpdateContainerResourcesRequest {
+        container_id: id.clone(),
+        linux: Some(second()),
+        windows: None,
+        annotations: [(String::from("note"), String::from("resized"))].into(),
+    };
+    cx.cri.update_with(request).await?;
+    has_second(&id)?;
+    let devices = |files: &[(String, String)]| files.iter().find(|(name, _)| name == "devices.list").cloned();
+    ensure!(devices(&before) == devices(&files(&id)?), "the update has changed the device rules");
+    let scores = "cat /proc/1/oom_score_adj; cat /proc/self/oom_score_adj";
+    cx.prints(&id, scores, "900\n900").await.context("init and an exec")?;
+    cx.prints(&id, "grep Cpus_allowed_list /proc/1/status | cut -f2", "0").await?;
+    ensure!(shown(&cx, &id).await? == second(), "the status has {:?}", shown(&cx, &id).await?);
+    let info = cx.cri.container_response(&id).await?.info;
+    let info: Value = serde_json::from_str(info.get("info").context("no verbose information")?)?;
+    let note = info.pointer("/updateAnnotations/note").and_then(Value::as_str);
+    ensure!(note == Some("resized"), "the verbose information has the annotation {note:?}");
+    let status = cx.cri.container(&id).await?;
+    ensure!(
+        status.annotations.is_empty(),
+        "an update has changed the annotations to {:?}",
+        status.annotations
+    );
+    // It is all the same after the daemon was killed.
+    cx.node.crash().await?;
+    has_second(&id)?;
+    ensure!(shown(&cx, &id).await? == second(), "after a restart: {:?}", shown(&cx, &id).await?);
+    cx.prints(&id, scores, "900\n900").await.context("after a restart")?;
+    // What a zero leaves, and what a negative number removes.
+    let lifted =
+        api::LinuxContainerResources { cpu_quota: -1, memory_limit_in_bytes: -1, ..Default::default() };
+    cx.cri.update(&id, lifted).await?;
+    let now = files(&id)?;
+    has(&now, "cpu.cfs_quota_us", -1)?;
+    has(&now, "cpu.shares", 300)?;
+    for file in ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"] {
+        has(&now, file, "9223372036854771712")?;
+    }
+    Ok(())
+}
+
+async fn created_container_starts_with_new_limits(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let config = cx
+        .shell("main", "cat /proc/self/oom_score_adj /sys/fs/cgroup/memory/memory.limit_in_bytes; nproc")
+        .with(|c| *c.resources() = first());
+    let id = cx.create(&pod, &config).await?;
+    cx.cri.update(&id, second()).await?;
+    has_second(&id)?;
+    // An equal CreateContainer, which kubelet repeats after a time-out, is the same container.
+    let again = cx.create(&pod, &config).await?;
+    ensure!(again == id, "a repeated CreateContainer after an update made {again} beside {id}");
+    cx.node.crash().await?;
+    ensure!(shown(&cx, &id).await? == second(), "after a restart: {:?}", shown(&cx, &id).await?);
+    has_second(&id)?;
+    let again = cx.create(&pod, &config).await?;
+    ensure!(again == id, "a repeated CreateContainer after a restart made {again} beside {id}");
+    cx.cri.start(&id).await?;
+    let status = cx.cri.wait_exit(&id, secs(10)).await?;
+    let text = crate::logfile::Log::read(&status.log_path)?.text(None);
+    ensure!(text == format!("900\n{}\n1\n", 64 * MIB), "the container saw {text:?}");
+    Ok(())
+}
+
+async fn limits_take_effect(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let id =
+        cx.start(&pod, &cx.sleeper("main").with(|c| c.resources().memory_limit_in_bytes = 16 * MIB)).await?;
+    let hungry = ["/bin/dd", "if=/dev/zero", "of=/dev/null", "bs=32M", "count=1"];
+    let dd = || async { Ok::<_, anyhow::Error>(cx.cri.exec(&id, &hungry).await?.code) };
+    ensure!(dd().await? == 137, "32 MiB fit into a limit of 16 MiB");
+    let limit =
+        |mib: i64| api::LinuxContainerResources { memory_limit_in_bytes: mib * MIB, ..Default::default() };
+    cx.cri.update(&id, limit(64)).await?;
+    ensure!(dd().await? == 0, "32 MiB do not fit into the new limit of 64 MiB");
+    cx.cri.update(&id, limit(16)).await?;
+    ensure!(dd().await? == 137, "32 MiB fit into the new limit of 16 MiB");
+    Ok(())
+}
+
+async fn cpu_manager_and_resize_leave_the_rest(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let id = cx.start(&pod, &sleeper(&cx)).await?;
+    // kubelet's CPU manager sends nothing else.
+    let cpus = api::LinuxContainerResources { cpuset_cpus: String::from("0"), ..Default::default() };
+    cx.cri.update(&id, cpus).await?;
+    let now = files(&id)?;
+    has(&now, "cpuset.cpus", 0)?;
+    has(&now, "cpu.cfs_quota_us", 50_000)?;
+    has(&now, "memory.limit_in_bytes", 32 * MIB)?;
+    // A resize sends what a create sends.
+    for cpu in [40_000, 20_000, 90_000] {
+        let resized = api::LinuxContainerResources {
+            cpu_quota: cpu,
+            memory_limit_in_bytes: cpu * 1000 / 4096 * 4096,
+            ..first()
+        };
+        cx.cri.update(&id, resized.clone()).await?;
+        let now = files(&id)?;
+        has(&now, "cpu.cfs_quota_us", cpu)?;
+        has(&now, "memory.limit_in_bytes", resized.memory_limit_in_bytes)?;
+        has(&now, "memory.memsw.limit_in_bytes", resized.memory_limit_in_bytes)?;
+        has(&now, "cpuset.cpus", 0)?;
+        let shown = shown(&cx, &id).await?;
+        ensure!(
+            shown == api::LinuxContainerResources { cpuset_cpus: String::from("0"), ..resized },
+            "shown: {shown:?}"
+        );
+    }
+    Ok(())
+}
+
+/// An update that must be refused, with this code and all of these parts in its text.
+async fn refused(
+    cx: &Context,
+    id: &str,
+    linux: api::LinuxContainerResources,
+    code: Code,
+    parts: &[&str],
+) -> Result<()> {
+    let asked = format!("{linux:?}");
+    let status = cx.cri.update(id, linux).await.err().with_context(|| format!("{asked} was not refused"))?;
+    ensure!(status.code() == code, "{asked}: {status}");
+    for part in parts {
+        ensure!(status.message().contains(part), "the error of {asked} lacks {part:?}: {}", status.message());
+    }
+    Ok(())
+}
+
+async fn refused_updates_change_nothing(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let id = cx.start(&pod, &sleeper(&cx)).await?;
+    let before = (files(&id)?, shown(&cx, &id).await?);
+    let with = |change: fn(&mut api::LinuxContainerResources)| {
+        let mut linux = second();
+        change(&mut linux);
+        linux
+    };
+    let invalid = Code::InvalidArgument;
+    for (linux, parts) in [
+        (with(|r| r.cpuset_cpus = String::from("4095")), ["linux.cpuset_cpus", "4095"]),
+        (with(|r| r.cpuset_mems = String::from("4095")), ["linux.cpuset_mems", "4095"]),
+        (
+            with(|r| {
+                r.hugepage_limits[0] = api::HugepageLimit { page_size: String::from("4MB"), limit: 4 << 20 }
+            }),
+            ["linux.hugepage_limits", "4194304"],
+        ),
+        (
+            with(|r| r.unified = [(String::from("memory.high"), String::from("1"))].into()),
+            ["linux.unified", "cgroup v1"],
+        ),
+        (with(|r| r.memory_limit_in_bytes = 4096), ["linux.memory_limit_in_bytes", "4096"]),
+        (with(|r| r.memory_swap_limit_in_bytes = 5), ["linux.memory_swap_limit_in_bytes", "5"]),
+        (with(|r| r.oom_score_adj = 2000), ["linux.oom_score_adj", "2000"]),
+    ] {
+        refused(&cx, &id, linux, invalid, &parts).await?;
+        ensure!((files(&id)?, shown(&cx, &id).await?) == before, "a refused update has changed something");
+    }
+    let swap = api::LinuxContainerResources { memory_swap_limit_in_bytes: 16 * MIB, ..Default::default() };
+    refused(&cx, &id, swap, invalid, &["linux.memory_swap_limit_in_bytes", "(33554432)"]).await?;
+    cx.prints(&id, "cat /proc/1/oom_score_adj", "800").await?;
+    refused(&cx, &"e".repeat(64), second(), Code::NotFound, &[]).await?;
+    cx.cri.stop(&id, 0).await?;
+    refused(&cx, &id, second(), Code::FailedPrecondition, &["exited", &id]).await?;
+    ensure!(shown(&cx, &id).await? == before.1, "a refused update has changed an exited container");
+    Ok(())
+}
+
+async fn memory_below_usage_is_refused_with_the_number(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    // A string in the shell's memory: it cannot be written back.
+    let line = "text=$(head -c 20000000 /dev/zero | tr '\\0' x); echo ${#text}; while :; do sleep 1; done";
+    let id = cx
+        .start(&pod, &cx.shell("main", line).with(|c| c.resources().memory_limit_in_bytes = 128 * MIB))
+        .await?;
+    cx.said(&id, "20000000").await?;
+    let before = files(&id)?;
+    let less = api::LinuxContainerResources {
+        memory_limit_in_bytes: 8 * MIB,
+        cpu_shares: 500,
+        ..Default::default()
+    };
+    let status =
+        cx.cri.update(&id, less).await.err().context("8 MiB were accepted while 20 MB are in use")?;
+    ensure!(status.code() == Code::FailedPrecondition, "{status}");
+    let text = status.message();
+    let numbers: Vec<i64> =
+        text.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok()).collect();
+    ensure!(
+        text.contains("linux.memory_limit_in_bytes: 8388608")
+            && numbers.iter().any(|n| (15 * MIB..128 * MIB).contains(n)),
+        "the error does not say how much is in use: {text}"
+    );
+    ensure!(files(&id)? == before, "it has changed something");
+    cx.is_shown(&id, ContainerState::ContainerRunning).await?;
+    Ok(())
+}
+
+/// Starts the daemon so that it ends at this point.
+async fn launch_to_fail(cx: &Context, point: &str) -> Result<()> {
+    cx.node.terminate().await?;
+    let (program, args) = cx.node.program();
+    let mut command = Command::new(program);
+    command.args(args).env("COPEPOD_FAILPOINT", point);
+    cx.node.launch_by(command).await
+}
+
+/// What is shown after the restart is what the cgroup has, all or nothing, whenever the daemon ended.
+async fn daemon_that_ends_in_an_update(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let id = cx.start(&pod, &sleeper(&cx)).await?;
+    let before = files(&id)?;
+    launch_to_fail(&cx, "update.recorded").await?;
+    ensure!(cx.cri.update(&id, second()).await.is_err(), "the failpoint did not end the daemon");
+    // Part of the update: as if the daemon had ended a little later.
+    let dir = cgroup::find("cpu", &id).context("no cpu cgroup")?;
+    std::fs::write(dir.join("cpu.shares"), "300")?;
+    cx.node.crash().await?;
+    wait::until("the update to be undone", secs(10), || async { Ok((files(&id)? == before).then_some(())) })
+        .await?;
+    ensure!(shown(&cx, &id).await? == first(), "shown: {:?}", shown(&cx, &id).await?);
+    cx.prints(&id, "cat /proc/1/oom_score_adj; cat /proc/self/oom_score_adj", "800\n800").await?;
+
+    launch_to_fail(&cx, "update.applied").await?;
+    ensure!(cx.cri.update(&id, second()).await.is_err(), "the failpoint did not end the daemon");
+    cx.node.crash().await?;
+    has_second(&id)?;
+    wait::until("the update to be shown", secs(10), || async {
+        Ok((shown(&cx, &id).await? == second()).then_some(()))
+    })
+    .await?;
+    cx.prints(&id, "cat /proc/1/oom_score_adj; cat /proc/self/oom_score_adj", "900\n900").await?;
+    cx.cri.update(&id, first()).await?;
+    // Nothing is owed any more: another restart changes nothing.
+    let now = files(&id)?;
+    cx.node.crash().await?;
+    tokio::time::sleep(secs(1)).await;
+    ensure!(
+        files(&id)? == now && shown(&cx, &id).await?.cpu_shares == 100,
+        "a restart has changed the limits"
+    );
+    Ok(())
+}
+
+async fn updates_race_with_everything(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    for round in 0..4 {
+        let id =
+            cx.create(&pod, &cx.sleeper(&format!("c{round}")).with(|c| *c.resources() = first())).await?;
+        let mut work = Vec::new();
+        for n in 0..8_i64 {
+            let (cx, id) = (cx.clone(), id.clone());
+            work.push(tokio::spawn(async move {
+                let linux = api::LinuxContainerResources {
+                    cpu_shares: 100 + n,
+                    memory_limit_in_bytes: (16 + n) * MIB,
+                    ..Default::default()
+                };
+                cx.cri.update(&id, linux).await
+            }));
+        }
+        cx.cri.start(&id).await?;
+        if round % 2 == 0 {
+            for one in work.drain(..) {
+                one.await?.context("an update beside the start")?;
+            }
+            // They were done one after the other: the files are those of one of them, and are shown.
+            let (now, shown) = (files(&id)?, shown(&cx, &id).await?);
+            has(&now, "cpu.shares", shown.cpu_shares)?;
+            has(&now, "memory.limit_in_bytes", shown.memory_limit_in_bytes)?;
+            ensure!(shown.memory_limit_in_bytes / MIB - 16 == shown.cpu_shares - 100, "mixed: {shown:?}");
+        }
+        let stop = cx.cri.stop(&id, 0);
+        let late = cx.cri.update(&id, second());
+        let (stopped, _) = tokio::join!(stop, late);
+        stopped?;
+        cx.cri.remove(&id).await?;
+        for one in work {
+            if let Err(status) = one.await? {
+                ensure!(matches!(status.code(), Code::FailedPrecondition | Code::NotFound), "{status}");
+            }
+        }
+        ensure!(cgroup::find("memory", &id).is_none(), "a cgroup is left of {id}");
+    }
+    Ok(())
+}
+
+/// The pod's resources in its verbose information: of `overhead` and `resources`, shares and memory.
+async fn pod_shows(cx: &Context, pod: &Pod, wanted: [Option<(i64, i64)>; 2]) -> Result<()> {
+    let info = cx.cri.pod_status(&pod.id).await?.info;
+    let info: Value = serde_json::from_str(info.get("info").context("no verbose information")?)?;
+    let found = ["overhead", "resources"].map(|name| {
+        let of = |field: &str| info.pointer(&format!("/config/{name}/{field}"))?.as_i64();
+        of("cpu_shares").zip(of("memory_limit"))
+    });
+    ensure!(found == wanted, "overhead and resources are {found:?}, not {wanted:?}");
+    Ok(())
+}
+
+async fn pod_resources_are_kept(cx: Context) -> Result<()> {
+    let of = |shares: i64, mib: i64| api::LinuxContainerResources {
+        cpu_shares: shares,
+        memory_limit_in_bytes: mib * MIB,
+        ..Default::default()
+    };
+    let mut config = cx.pod_config();
+    if let Some(linux) = &mut config.linux {
+        linux.resources = Some(of(10, 10));
+    }
+    let pod = cx.pod_of(config.clone()).await?;
+    let parent = config.linux.as_ref().map(|l| l.cgroup_parent.clone()).unwrap_or_default();
+    let pause = cgroup::find("memory", &pod.id).context("pause has no memory cgroup")?;
+    let limits = || -> Result<[String; 2]> {
+        let above = pause.parent().context("no cgroup above")?;
+        Ok([
+            std::fs::read_to_string(pause.join("memory.limit_in_bytes"))?,
+            std::fs::read_to_string(above.join("memory.limit_in_bytes"))?,
+        ])
+    };
+    let before = limits()?;
+    pod_shows(&cx, &pod, [None, Some((10, 10 * MIB))]).await?;
+    cx.cri.update_pod(&pod.id, Some(of(1, 5)), Some(of(20, 20))).await?;
+    pod_shows(&cx, &pod, [Some((1, 5 * MIB)), Some((20, 20 * MIB))]).await?;
+    cx.cri.update_pod(&pod.id, None, Some(of(30, 30))).await?;
+    cx.node.crash().await?;
+    pod_shows(&cx, &pod, [Some((1, 5 * MIB)), Some((30, 30 * MIB))]).await.context("after a restart")?;
+    // The cgroup of the pod is kubelet's, and pause has limits of its own.
+    ensure!(limits()? == before, "limits of pause or of its parent {parent:?} have changed");
+    let again = cx.cri.run_pod(&config).await?;
+    ensure!(again == pod.id, "an equal RunPodSandbox made another pod");
+    let unknown = cx.cri.update_pod(&"e".repeat(64), None, None).await.err().context("an unknown pod")?;
+    ensure!(unknown.code() == Code::NotFound, "{unknown}");
+    let wrong = cx.cri.update_pod(&pod.id, Some(of(-1, 0)), None).await.err().context("negative shares")?;
+    ensure!(
+        wrong.code() == Code::InvalidArgument && wrong.message().contains("overhead.cpu_shares"),
+        "{wrong}"
+    );
+    cx.cri.stop_pod(&pod.id).await?;
+    let stopped = cx.cri.update_pod(&pod.id, None, Some(of(1, 1))).await.err().context("a stopped pod")?;
+    ensure!(stopped.code() == Code::FailedPrecondition, "{stopped}");
+    ensure!(proc::all().iter().all(|p| !p.args.contains(&pod.id)), "a process of the stopped pod is left");
+    Ok(())
+}
