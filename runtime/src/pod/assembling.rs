@@ -32,10 +32,18 @@ pub(super) struct Hanging {
 }
 
 impl Hanging {
+    #[cfg(test)]
+    pub(super) fn since_now(volume: Volume) -> Self {
+        Self { volume, since: Instant::now() }
+    }
+
     /// For the error of a create that has taken too long.
     pub(super) fn text(&self) -> String {
         let Volume { target, source } = &self.volume;
-        format!("volume {target} from {source} was not mounted within {:.0?}; {ADVICE}", self.since.elapsed())
+        format!(
+            "volume {target} from {source} was not mounted within {:.1?} ({ADVICE})",
+            self.since.elapsed()
+        )
     }
 }
 

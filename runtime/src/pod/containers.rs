@@ -1,6 +1,6 @@
 //! The work of CreateContainer, StartContainer and RemoveContainer.
 
-use super::assembling::{self, Volume};
+use super::assembling::{self, Hanging, Volume};
 use super::context::{Context, random};
 use super::foreign;
 use super::life::StartError;
@@ -114,14 +114,7 @@ async fn make(
     let (pid, user, home) = match created {
         Ok((Reply::Created { pid, user, home }, _)) => (pid, user, home),
         Ok(_) => return Err(ClientError::UnexpectedReply("create").into()),
-        Err(error) => {
-            let error = Error::from(error);
-            let late = error.kind == ErrorKind::DeadlineExceeded;
-            return Err(match hanging.filter(|_| late) {
-                Some(hanging) => error.context(hanging.text()),
-                None => error,
-            });
-        }
+        Err(error) => return Err(not_created(error, hanging)),
     };
     failpoint::hit("container.created");
     process.set_home(&home);
@@ -135,6 +128,15 @@ async fn make(
     recorder::of_container(&context.layout, Arc::clone(&record)).persist_new(context).await?;
     failpoint::hit("container.committed");
     Ok(Arc::unwrap_or_clone(record))
+}
+
+/// The error of a create request; `hanging`: the volume in which the worker was at the end.
+fn not_created(error: ClientError, hanging: Option<Hanging>) -> Error {
+    let error = Error::from(error);
+    match hanging {
+        Some(hanging) if error.kind == ErrorKind::DeadlineExceeded => error.context(hanging.text()),
+        _ => error,
+    }
 }
 
 /// What the create request needs.
@@ -388,6 +390,32 @@ pub(crate) async fn undo_create(
 mod tests {
     use super::*;
     use crate::shims::fakes::connected;
+
+    #[tokio::test]
+    async fn a_create_that_took_too_long_names_the_volume_that_hangs() {
+        let failed = |kind| {
+            let (stage, message) = ("worker".to_owned(), "the deadline has passed".to_owned());
+            ClientError::Failed(wire::Failure { kind, stage, message, errno: 0 })
+        };
+        let hanging = || {
+            let volume = Volume { target: "/data".to_owned(), source: "/mnt/nfs/data".to_owned() };
+            Some(Hanging::since_now(volume))
+        };
+        let error = not_created(failed(ShimErrorKind::Timeout), hanging());
+        assert_eq!(error.kind, ErrorKind::DeadlineExceeded);
+        let text = error.text();
+        assert!(text.starts_with("volume /data from /mnt/nfs/data was not mounted within "), "{text}");
+        assert!(
+            text.contains("file system may hang") && text.ends_with("worker: the deadline has passed"),
+            "{text}"
+        );
+        // A silent shim is told as well; another failure has its own cause.
+        let after = Duration::from_secs(105);
+        let silent = not_created(ClientError::Silent { what: "create", after }, hanging()).text();
+        assert!(silent.contains("/mnt/nfs/data") && silent.contains("within 105s"), "{silent}");
+        let other = not_created(failed(ShimErrorKind::Invalid), hanging()).text();
+        assert_eq!(other, "worker: the deadline has passed");
+    }
 
     /// A shim refuses to remove the entry of a container while processes that were killed are not reaped.
     #[tokio::test]

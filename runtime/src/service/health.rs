@@ -150,6 +150,9 @@ fn seconds(time: Duration) -> serde_json::Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::operations::Subject;
+    use model::PodId;
+    use progress::Place;
 
     fn readiness(problem: Option<&str>) -> Readiness {
         Readiness { network: None, file: None, problem: problem.map(str::to_owned) }
@@ -162,6 +165,44 @@ mod tests {
         assert_eq!((version.runtime_name.as_str(), version.runtime_api_version.as_str()), ("copepod", "v1"));
         assert!(!version.runtime_version.is_empty());
         assert_eq!(runtime_config().linux.unwrap().cgroup_driver(), cri::CgroupDriver::Cgroupfs);
+    }
+
+    #[test]
+    fn operations_show_what_is_known() {
+        let subject = Subject {
+            pod_name: Some(("shop".to_owned(), "web-0".to_owned())),
+            pod: Some(PodId::from_random([1; 32])),
+            container_name: Some("app".to_owned()),
+            ..Subject::default()
+        };
+        let place = Place { steps: "a: b".to_owned(), took: Duration::from_millis(1500), advice: "look" };
+        let full = Operation {
+            call: Some("CreateContainer"),
+            subject,
+            took: Duration::from_secs(2),
+            place: Some(place),
+            trace: None,
+        };
+        let bare = Operation {
+            call: None,
+            subject: Subject::default(),
+            took: Duration::ZERO,
+            place: None,
+            trace: None,
+        };
+        let shown = operations(&UnderWay { count: 9, oldest: vec![full, bare] });
+        assert_eq!(shown["count"], 9);
+        let mut first = shown["oldest"][0].clone();
+        assert!(first.as_object_mut().unwrap().remove("since").unwrap().as_i64().unwrap() > 0);
+        assert_eq!(
+            first,
+            serde_json::json!({
+                "call": "CreateContainer", "namespace": "shop", "podName": "web-0", "pod": "01".repeat(32),
+                "containerName": "app", "seconds": 2.0, "stage": "a: b", "stageSeconds": 1.5, "advice": "look",
+            })
+        );
+        let keys: Vec<_> = shown["oldest"][1].as_object().unwrap().keys().collect();
+        assert_eq!(keys, ["seconds", "since"]);
     }
 
     #[test]
@@ -190,6 +231,8 @@ mod tests {
             (&config["mountNamespace"], &config["log"]),
             (&"pid1".into(), &serde_json::json!({ "level": "info", "format": "text" }))
         );
+        let none: serde_json::Value = serde_json::from_str(&ready.info["operations"]).unwrap();
+        assert_eq!(none, serde_json::json!({ "count": 0, "oldest": [] }));
         for json in ready.info.values() {
             assert!(serde_json::from_str::<serde_json::Value>(json).is_ok(), "{json}");
         }

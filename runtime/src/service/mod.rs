@@ -12,6 +12,8 @@ mod connection;
 mod convert;
 mod deadline;
 mod details;
+#[cfg(test)]
+mod handle_tests;
 mod health;
 mod image;
 mod runtime;
