@@ -123,7 +123,9 @@ impl ImageStore {
     /// Any [`Error`].
     pub async fn pull(&self, reference: &str, auth: Option<Auth>) -> Result<Arc<ImageRecord>, Error> {
         self.store.ensure_writable()?;
-        self.puller.pull(Reference::parse(reference)?, auth).await
+        let (pull, progress) = self.puller.pull(Reference::parse(reference)?, auth);
+        let _following = progress::follow(&progress);
+        pull.await
     }
 
     /// Changes [`Options::certs_dir`]. Running pulls keep the old one.
@@ -148,6 +150,8 @@ impl ImageStore {
     /// # Errors
     /// [`Error::Storage`], [`Error::Threads`]; [`Error::Unsupported`] if a later version wrote the index.
     pub async fn remove(&self, name: &str) -> Result<(), Error> {
+        let _step =
+            progress::enter("delete the image's layers", "the disk of the image store is slow or hangs");
         let (store, name) = (self.store.clone(), name.to_owned());
         blocking(move || store.remove(&name)).await
     }

@@ -14,6 +14,7 @@ use crate::{Auth, Options};
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt as _, Shared, WeakShared};
 use futures_util::stream::{self, TryStreamExt as _};
+use progress::Progress;
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
@@ -28,9 +29,15 @@ const MAX_LAYER_BYTES: u64 = 64 << 30;
 /// Maximum number of entries in a layer, and of files and folders that it creates.
 const MAX_LAYER_ENTRIES: u64 = 4_000_000;
 
+/// What an operator can do about a registry that takes too long.
+const REGISTRY: &str = "the registry or a mirror of it answers slowly or not at all: check it, the network between, and \
+                        the mirrors in certs.d/<registry>/hosts.toml";
+
 type PullResult = Result<Arc<ImageRecord>>;
-/// The running pulls. A pull ends when the last of its futures is dropped.
-type Running = HashMap<(Reference, Option<Auth>), WeakShared<BoxFuture<'static, PullResult>>>;
+/// A pull that several callers can wait for.
+pub(crate) type SharedPull = Shared<BoxFuture<'static, PullResult>>;
+/// The running pulls, and where they are. A pull ends when the last of its futures is dropped.
+type Running = HashMap<(Reference, Option<Auth>), (WeakShared<BoxFuture<'static, PullResult>>, Progress)>;
 /// By registry and diff id.
 type LayerLocks = HashMap<(String, Digest), Weak<tokio::sync::Mutex<()>>>;
 
@@ -81,25 +88,26 @@ impl Puller {
     }
 
     /// Starts a pull, or joins a running one with the same reference and credentials. It is cancelled when the last of
-    /// its futures is dropped. Credentials must be equal, so that no caller gets an image by the login of another.
-    pub(crate) fn pull(
-        self: &Arc<Self>,
-        reference: Reference,
-        auth: Option<Auth>,
-    ) -> Shared<BoxFuture<'static, PullResult>> {
+    /// its futures is dropped. Also returns where it is, for each caller to follow. Credentials must be equal, so that no caller gets an image by the login of another.
+    pub(crate) fn pull(self: &Arc<Self>, reference: Reference, auth: Option<Auth>) -> (SharedPull, Progress) {
         let auth = auth.filter(|auth| *auth != Auth::default());
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.retain(|_, pull| pull.upgrade().is_some_and(|pull| pull.peek().is_none()));
+        running.retain(|_, (pull, _)| pull.upgrade().is_some_and(|pull| pull.peek().is_none()));
         let key = (reference, auth);
-        if let Some(pull) = running.get(&key).and_then(WeakShared::upgrade) {
-            return pull;
+        if let Some((pull, progress)) = running.get(&key)
+            && let Some(pull) = pull.upgrade()
+        {
+            return (pull, progress.clone());
         }
         let (this, (reference, auth)) = (self.clone(), key.clone());
-        let pull = async move { this.run(&reference, auth).await }.boxed().shared();
+        let progress = Progress::default();
+        // In a scope of its own: whichever caller polls it, all of them follow it.
+        let pull = async move { this.run(&reference, auth).await };
+        let pull = progress.clone().scope(pull).boxed().shared();
         if let Some(weak) = pull.downgrade() {
-            running.insert(key, weak);
+            running.insert(key, (weak, progress.clone()));
         }
-        pull
+        (pull, progress)
     }
 
     /// One pull.
@@ -107,13 +115,18 @@ impl Puller {
         let started = std::time::Instant::now();
         let (options, cloned) = (self.options(), reference.clone());
         let registry = blocking(move || Registry::new(&options, &cloned, auth.as_ref())).await?;
+        let step = progress::enter("fetch the manifest", REGISTRY);
         let resolved = resolve(&registry).await?;
+        drop(step);
         let config_digest = resolved.config.digest;
         let store = self.store.clone();
         let stored = blocking(move || store.document(&config_digest, manifest::MAX_CONFIG)).await?;
         let config_bytes = match stored {
             Some(bytes) => bytes.into(),
-            None => registry.small_blob(&resolved.config, manifest::MAX_CONFIG).await?,
+            None => {
+                let _step = progress::enter("fetch the config", REGISTRY);
+                registry.small_blob(&resolved.config, manifest::MAX_CONFIG).await?
+            }
         };
         let config = manifest::config(&config_digest, &config_bytes)?;
         let layers = Self::pair_layers(&resolved, &config.diff_ids)?;
@@ -121,11 +134,17 @@ impl Puller {
         pinned.push(config_digest);
         pinned.extend(resolved.documents.iter().map(|document| document.digest));
         let pins = Arc::new(self.store.pin(pinned));
+        let step = progress::enter("transfer the layers", REGISTRY);
         stream::iter(layers.into_iter().map(Ok))
             .try_for_each_concurrent(self.options.parallel_layers.max(1), |(layer, diff_id)| {
                 self.layer(&registry, reference, pins.clone(), layer, diff_id)
             })
             .await?;
+        drop(step);
+        let _step = progress::enter(
+            "store the image",
+            "the disk of the image store may hang: look at the kernel's log",
+        );
         let (store, pinned) = (self.store.clone(), pins.clone());
         // Not on the store's lane: it walks the folders of the layers, which an image can have millions of.
         let (layers, added) = unpacking(move || {
@@ -182,6 +201,7 @@ impl Puller {
         if self.store.has_layer(&diff_id)? {
             return Ok(());
         }
+        let _step = progress::enter(format!("layer {}", layer.digest), REGISTRY);
         let transfer = self.transfers.enter(registry.name()).await?;
         let expected = Expected {
             image: reference.to_string(),

@@ -17,6 +17,7 @@
 use crate::error::Error;
 use pool::{Lane, Size};
 use std::sync::LazyLock;
+use tracing::Span;
 
 /// Maximum number of entries in the queue of a lane. The server limits the number of calls (`service::server`), and each
 /// call has one entry at a time; a teardown has a few.
@@ -81,7 +82,25 @@ pub(crate) fn start(single_threaded: bool) {
     }
 }
 
-/// Runs `work` on a lane for an owner, usually a pod's id.
+/// What an operator can do if work on a lane takes too long ([`progress::Place::advice`]).
+pub(crate) fn advice(lane: &Lane) -> &'static str {
+    match lane.name() {
+        "kill" => {
+            "look for processes in state D (`ps -eo pid,stat,wchan,args`): they hang in the kernel, mostly on a disk or a \
+             network file system"
+        }
+        "records" => {
+            "the disk of the daemon's root may hang: look at RuntimeReady in Status and at the kernel's log"
+        }
+        "foreign" => {
+            "the file system of a path in the request may hang: look for its mount and at the kernel's log"
+        }
+        _ => "",
+    }
+}
+
+/// Runs `work` on a lane for an owner, usually a pod's id. It is a step, named `what`, of the current operation, and lines
+/// that it logs are in the current span.
 ///
 /// # Errors
 /// Unavailable if it could not be started; the errors of `work`.
@@ -91,7 +110,9 @@ pub(crate) async fn run<T: Send + 'static>(
     what: &'static str,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    match lane.run_for(owner, work).await {
+    let _step = progress::enter(what, advice(lane));
+    let span = Span::current();
+    match lane.run_for(owner, move || span.in_scope(work)).await {
         Ok(outcome) => outcome,
         Err(error) => Err(Error::from(error).context(what)),
     }

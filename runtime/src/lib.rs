@@ -14,6 +14,7 @@ mod lanes;
 mod memory;
 mod netns;
 mod node;
+mod operations;
 mod pod;
 mod reload;
 mod restore;

@@ -6,6 +6,7 @@
 mod sessions;
 
 use crate::error::{Error, ErrorKind};
+use crate::operations;
 use crate::pod::{Context, Registry};
 use crate::{pod, restore};
 use model::{ContainerConfig, ContainerId, PodConfig, PodId, PodResources, Text, Update};
@@ -92,6 +93,8 @@ impl Node {
     /// Like [`Self::container`], for commands: fails if the container is not managed.
     fn managed(&self, id: &str) -> Result<Arc<ContainerView>, Error> {
         let view = self.container(id)?;
+        let pod = self.pod(view.record.pod.as_str()).ok();
+        operations::about_container(pod.as_ref().map(|pod| &*pod.record), &view.record);
         self.0.registry.managed(view.record.id.as_str())?;
         Ok(view)
     }
@@ -110,6 +113,7 @@ impl Node {
     /// What could not be stopped or released. The daemon retries it, and so does a repeated call.
     pub(crate) async fn stop_pod(&self, id: &str) -> Result<(), Error> {
         let Some(pod) = not_found_is_ok(self.pod(id))? else { return Ok(()) };
+        operations::about_pod(&pod.record);
         self.0.registry.call(&pod.record.id, pod::Command::StopPod).await.or_else(removed_meanwhile_is_ok)
     }
 
@@ -119,6 +123,7 @@ impl Node {
     /// What could not be stopped or removed. A repeated call continues.
     pub(crate) async fn remove_pod(&self, id: &str) -> Result<(), Error> {
         let Some(pod) = not_found_is_ok(self.pod(id))? else { return Ok(()) };
+        operations::about_pod(&pod.record);
         self.0.registry.call(&pod.record.id, pod::Command::RemovePod).await.or_else(removed_meanwhile_is_ok)
     }
 
@@ -132,6 +137,7 @@ impl Node {
         config: ContainerConfig,
     ) -> Result<ContainerId, Error> {
         let pod = self.pod(pod)?;
+        operations::about_new_container(&pod.record, &config.meta.name);
         self.0.context.root.writable().await?;
         let config = Box::new(config);
         self.0.registry.call(&pod.record.id, |reply| pod::Command::Create { config, reply }).await

@@ -46,6 +46,7 @@ mod rootfs;
 mod same_as_runc;
 mod security;
 mod silent;
+mod slow;
 mod splitdisk;
 mod start;
 mod streaming;
@@ -100,6 +101,7 @@ pub(crate) fn all() -> Vec<Test> {
         restart::tests(),
         kill9::tests(),
         silent::tests(),
+        slow::tests(),
         podlife::tests(),
         overtaken::tests(),
         records::tests(),

@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 
 use crate::conf::{self, Network, PluginConf, Version};
-use crate::error::{Error, Failure, Verb};
+use crate::error::{ADVICE, Error, Failure, Verb};
 use crate::input::{Attachment, capabilities, cni_args, plugin_input};
 use crate::lease::{IFNAME, Lease, LeaseWithResult, Leases};
 use crate::plugin::{self, Call};
@@ -292,6 +292,7 @@ impl Cni {
 
     /// Waits until another chain of plugins may run.
     async fn slot(&self, pod: &PodId, verb: Verb) -> Result<SemaphorePermit<'_>, Error> {
+        let _step = progress::enter("wait until fewer plugins of other pods run", ADVICE);
         let wait = self.timeout();
         match timeout(wait, self.0.slots.acquire()).await {
             Ok(Ok(permit)) => Ok(permit),
@@ -319,6 +320,7 @@ impl Cni {
         &self,
         work: impl FnOnce(&Leases) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
+        let _step = progress::enter("read or write CNI leases", "the disk of the daemon's root may hang");
         let leases = self.0.leases.clone();
         self.0.lane.run(move || work(&leases)).await.map_err(|error| Error::Lease {
             action: "use the folder of CNI leases",
@@ -336,6 +338,7 @@ impl Cni {
         target: Option<&Target<'_>>,
         deadline: Instant,
     ) -> Result<Vec<u8>, Failure> {
+        let _step = progress::enter(format!("CNI {verb} of plugin {}", plugin.kind()), ADVICE);
         let mut call = Call {
             verb,
             kind: plugin.kind().to_owned(),

@@ -35,6 +35,9 @@ impl fmt::Display for Verb {
     }
 }
 
+/// What an operator can do about a plugin that takes too long.
+pub(crate) const ADVICE: &str = "look at the plugin's own log and at what it waits for: the network's daemon, the API server, a pool of addresses";
+
 /// Why one run of a plugin failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -91,7 +94,7 @@ pub enum Failure {
         limit: usize,
     },
     /// The plugin exceeded its deadline; it was killed with its process group.
-    #[error("did not end within {after_ms} ms and was killed")]
+    #[error("did not end within {after_ms} ms (network.timeout_seconds) and was killed; {}", ADVICE)]
     Hung {
         /// The time limit in milliseconds.
         after_ms: u128,
@@ -146,7 +149,7 @@ pub enum Error {
     },
     /// No plugin chain could be started within the time limit, because `max_parallel` chains were running.
     #[error(
-        "pod {pod}: CNI {verb} was not started within {waited_ms} ms: too many plugin chains are running"
+        "pod {pod}: CNI {verb} was not started within {waited_ms} ms: as many plugin chains are running as network.max_parallel allows; verbose Status (crictl info) shows where they are"
     )]
     Busy {
         /// The pod.

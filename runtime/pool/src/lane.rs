@@ -67,6 +67,11 @@ impl Lane {
         Self(Arc::new(Inner { size, state, more, owners }))
     }
 
+    /// Kind of work ([`Size::name`]).
+    pub fn name(&self) -> &'static str {
+        self.0.size.name
+    }
+
     /// Starts the kept threads, so that the lane works even if the node has no process left later.
     ///
     /// # Errors

@@ -63,7 +63,9 @@ pub enum Error {
         path: String,
     },
     /// Processes could not be killed.
-    #[error("cgroup {path} still has the processes {pids:?} after {waited:?}")]
+    #[error(
+        "cgroup {path} still has the processes {pids:?} after {waited:.1?} of SIGKILL: they hang in the kernel, mostly on a disk or a network file system; `cat /proc/<pid>/stack` shows where"
+    )]
     Busy {
         /// Path of the cgroup.
         path: String,

@@ -1,5 +1,6 @@
 //! The work of CreateContainer, StartContainer and RemoveContainer.
 
+use super::assembling::{self, Hanging, Volume};
 use super::context::{Context, random};
 use super::foreign;
 use super::life::StartError;
@@ -23,7 +24,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
-use wire::{ErrorKind as ShimErrorKind, LogPlan, ProcessPlan, Reply, Request, RootfsPlan};
+use wire::{ErrorKind as ShimErrorKind, LogPlan, MountKind, ProcessPlan, Reply, Request, RootfsPlan};
 
 /// How much longer the daemon waits than the shim does: time for the shim to kill the worker and reply.
 const SLACK: Duration = Duration::from_secs(5);
@@ -37,6 +38,9 @@ const REAP: Duration = Duration::from_secs(5);
 /// dead containers, measures the free space right after (`reclaimNodeLevelResources` of its eviction manager), and
 /// evicts a pod if there is too little.
 const DELETED: Duration = Duration::from_secs(10);
+
+/// What an operator can do if the image store takes too long.
+const STORE: &str = "the disk of the image store may hang: look at the kernel's log";
 
 /// Creates a container whose init waits for the start request. On an error it is undone; what cannot be undone is
 /// logged.
@@ -53,6 +57,7 @@ pub(crate) async fn create(
     match make(&context, pod, &client, record.clone()).await {
         Ok(record) => Ok(record),
         Err(error) => {
+            let _step = progress::enter("undo the failed create", "");
             for left in undo_create(&context, Some(&client), &record).await {
                 tracing::warn!(container = %record.id, error = %left.text(), "cannot undo a failed create; the next start of the daemon tries again");
             }
@@ -83,7 +88,9 @@ async fn make(
     let image = context.images.resolve(requested).ok_or_else(|| {
         Error::new(ErrorKind::NotFound, format!("image {requested:?} is not on this node: pull it first"))
     })?;
+    let leasing = progress::enter("lease the image", STORE);
     let lease = context.images.lease_for(&image.id, record.id.as_str()).await?;
+    drop(leasing);
     record.image = ImageOfContainer {
         id: image.id.clone(),
         digested: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.clone()),
@@ -94,7 +101,7 @@ async fn make(
     let work = move || prepare(&shared, &pod, &image, rootfs, host_files, record);
     let prepared = lanes::run(lanes::records(), pod_id.as_str(), "prepare the container", work).await?;
     failpoint::hit("container.prepared");
-    let Prepared { mut record, mut process, log, fds } = prepared;
+    let Prepared { mut record, mut process, log, volumes, fds } = prepared;
     let request = Request::Create {
         container: record.id.clone(),
         deadline_ms: u64::try_from(context.create_timeout.as_millis()).unwrap_or(u64::MAX),
@@ -102,11 +109,13 @@ async fn make(
         terminal: record.config.tty,
         stdin: record.config.stdin,
     };
-    let (pid, user, home) =
-        match client.request("create", request, fds, context.create_timeout + SLACK).await? {
-            (Reply::Created { pid, user, home }, _) => (pid, user, home),
-            _ => return Err(ClientError::UnexpectedReply("create").into()),
-        };
+    let created = client.request("create", request, fds, context.create_timeout + SLACK);
+    let (created, hanging) = assembling::watched(client.pid(), &volumes, created).await;
+    let (pid, user, home) = match created {
+        Ok((Reply::Created { pid, user, home }, _)) => (pid, user, home),
+        Ok(_) => return Err(ClientError::UnexpectedReply("create").into()),
+        Err(error) => return Err(not_created(error, hanging)),
+    };
     failpoint::hit("container.created");
     process.set_home(&home);
     spec::exec::keep(&mut record, &process)
@@ -121,11 +130,22 @@ async fn make(
     Ok(Arc::unwrap_or_clone(record))
 }
 
+/// The error of a create request; `hanging`: the volume in which the worker was at the end.
+fn not_created(error: ClientError, hanging: Option<Hanging>) -> Error {
+    let error = Error::from(error);
+    match hanging {
+        Some(hanging) if error.kind == ErrorKind::DeadlineExceeded => error.context(hanging.text()),
+        _ => error,
+    }
+}
+
 /// What the create request needs.
 struct Prepared {
     record: ContainerRecord,
     process: ProcessPlan,
     log: Option<LogPlan>,
+    /// The volumes that the shim's worker mounts.
+    volumes: Vec<Volume>,
     /// The request's descriptors: plan, mount namespace, cgroup folders.
     fds: Vec<OwnedFd>,
 }
@@ -204,12 +224,20 @@ fn prepare(
     })?;
     let mounts = context.mount_namespace.try_clone();
     let mounts = mounts.map_err(|error| Error::of("copy the mount namespace", error))?;
+    let volumes = plan.mounts.iter().filter_map(|mount| match &mount.kind {
+        MountKind::Bind { source, .. } => {
+            Some(Volume { target: mount.target.clone(), source: source.clone() })
+        }
+        _ => None,
+    });
+    let volumes = volumes.collect();
     let mut fds = vec![memfd("container-plan", &plan)?, mounts];
     fds.extend(leaf.folders);
     Ok(Prepared {
         log: spec::log_plan(config, &pod.config.log_directory)?,
         process: plan.process,
         record,
+        volumes,
         fds,
     })
 }
@@ -289,13 +317,20 @@ pub(crate) async fn remove(
     let mut errors = removed.await.unwrap_or_else(|error| vec![error]);
     // Last, because the lease keeps the image's layers, which the container's root consists of.
     if errors.is_empty()
-        && let Err(error) = context.images.release(record.id.as_str()).await
+        && let Err(error) = release(context, record).await
     {
         errors.push(Error::from(error));
     }
+    let _step = progress::enter("delete the container's files", lanes::advice(lanes::records()));
     // Nothing is sent on this channel. The receiver resolves when `deleting` is dropped: when the files are deleted.
     drop(tokio::time::timeout(DELETED, deleted).await);
     errors
+}
+
+/// Releases the lease on the image.
+async fn release(context: &Context, record: &ContainerRecord) -> Result<(), image::Error> {
+    let _step = progress::enter("release the image", STORE);
+    context.images.release(record.id.as_str()).await
 }
 
 /// Asks the shim to remove an exited container from its table. Until the shim has reaped the container's processes, it
@@ -355,6 +390,32 @@ pub(crate) async fn undo_create(
 mod tests {
     use super::*;
     use crate::shims::fakes::connected;
+
+    #[tokio::test]
+    async fn a_create_that_took_too_long_names_the_volume_that_hangs() {
+        let failed = |kind| {
+            let (stage, message) = ("worker".to_owned(), "the deadline has passed".to_owned());
+            ClientError::Failed(wire::Failure { kind, stage, message, errno: 0 })
+        };
+        let hanging = || {
+            let volume = Volume { target: "/data".to_owned(), source: "/mnt/nfs/data".to_owned() };
+            Some(Hanging::since_now(volume))
+        };
+        let error = not_created(failed(ShimErrorKind::Timeout), hanging());
+        assert_eq!(error.kind, ErrorKind::DeadlineExceeded);
+        let text = error.text();
+        assert!(text.starts_with("volume /data from /mnt/nfs/data was not mounted within "), "{text}");
+        assert!(
+            text.contains("file system may hang") && text.ends_with("worker: the deadline has passed"),
+            "{text}"
+        );
+        // A silent shim is told as well; another failure has its own cause.
+        let after = Duration::from_secs(105);
+        let silent = not_created(ClientError::Silent { what: "create", after }, hanging()).text();
+        assert!(silent.contains("/mnt/nfs/data") && silent.contains("within 105s"), "{silent}");
+        let other = not_created(failed(ShimErrorKind::Invalid), hanging()).text();
+        assert_eq!(other, "worker: the deadline has passed");
+    }
 
     /// A shim refuses to remove the entry of a container while processes that were killed are not reaped.
     #[tokio::test]

@@ -153,6 +153,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
     what: &'static str,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
+    let _step = progress::enter(what, lanes::advice(lanes::records()));
     match lanes::records().run(work).await {
         Ok(outcome) => outcome,
         Err(error) => Err(Error::from(error).context(what)),

@@ -14,6 +14,7 @@ use super::registry::{DriverChannels, Registry, RunReply};
 use super::supervisor::{JobEnd, StopHandle, Supervisor, Tools};
 use crate::clock::now;
 use crate::error::{Error, ErrorKind};
+use crate::operations::{self, Subject};
 use crate::shims::{Client, Connection};
 use model::{ContainerId, ContainerRecord, PodConfig, PodRecord};
 use std::collections::{BTreeMap, HashMap};
@@ -22,7 +23,12 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::Instant;
+use tracing::field::Empty;
+use tracing::{Instrument as _, Span};
 use wire::Event;
+
+/// What an attempt to connect to the shim is called for users; it is listed like a job.
+const CONNECT: &str = "connect to the shim";
 
 /// Where the reply to a call is sent.
 #[derive(Debug)]
@@ -47,6 +53,8 @@ struct Driver {
     supervisor: Arc<dyn Supervisor>,
     registry: Arc<Registry>,
     life: Life,
+    /// For all lines that are logged about the pod.
+    span: Span,
     /// The connection to the shim, if there is one.
     client: Option<Client>,
     events: Option<mpsc::Receiver<Event>>,
@@ -87,11 +95,13 @@ pub(super) fn launch(
     let began = Instant::now();
     let (life, actions) = Life::launch(channels.id.clone(), config, moment(began));
     let DriverChannels { id: _, commands, run_reply, closing } = channels;
-    tokio::spawn(async move {
-        let mut driver = Driver::new(supervisor, registry, life, run_reply, began);
+    let mut driver = Driver::new(supervisor, registry, life, run_reply, began);
+    let span = driver.span.clone();
+    let run = async move {
         driver.perform(actions);
         driver.run(commands, closing).await;
-    });
+    };
+    tokio::spawn(run.instrument(span));
 }
 
 /// Starts the driver of a pod that has records, of this boot (`same_boot`) or an earlier one. When this returns, the
@@ -110,18 +120,23 @@ pub(super) fn adopt(
     // `run_reply` is dropped with the driver: a caller that waits for the name of a leaving pod then retries.
     let DriverChannels { id, commands, run_reply, closing } = channels;
     let mut driver = Driver::new(supervisor, Arc::clone(registry), life, run_reply, began);
-    driver.perform(actions);
-    tokio::spawn(async move {
+    let span = driver.span.clone();
+    span.in_scope(|| driver.perform(actions));
+    let run = async move {
         // Before any call is handled. Calls that arrive meanwhile wait, at most for this time limit.
         let pid = driver.life.record().shim_pid;
         let (dialled, connection) = match same_boot {
-            true => driver.supervisor.dial(id, pid, super::life::GREETING).await,
+            true => {
+                let dial = driver.supervisor.dial(id, pid, super::life::GREETING);
+                operations::job(CONNECT, driver.subject(), dial).await
+            }
             false => (DialResult::of_another_boot(), None),
         };
         driver.offered = connection;
         driver.input(Input::Dialled(Box::new(dialled)));
         driver.run(commands, closing).await;
-    });
+    };
+    tokio::spawn(run.instrument(span));
 }
 
 fn moment(began: Instant) -> Moment {
@@ -137,10 +152,16 @@ impl Driver {
         began: Instant,
     ) -> Self {
         let recorder = recorder::of_pod(supervisor.layout(), Arc::new(life.record().clone()));
+        let PodRecord { id, config, .. } = life.record();
+        let span = tracing::error_span!(
+            parent: None, "pod",
+            namespace = config.meta.namespace, pod_name = config.meta.name, pod = %id,
+        );
         Self {
             supervisor,
             registry,
             life,
+            span,
             client: None,
             events: None,
             offered: None,
@@ -156,6 +177,16 @@ impl Driver {
             began,
             closing: false,
             finished: false,
+        }
+    }
+
+    /// The pod, as what is under way is listed.
+    fn subject(&self) -> Subject {
+        let PodRecord { id, config, .. } = self.life.record();
+        Subject {
+            pod_name: Some((config.meta.namespace.clone(), config.meta.name.clone())),
+            pod: Some(id.clone()),
+            ..Subject::default()
         }
     }
 
@@ -233,7 +264,7 @@ impl Driver {
                 self.offered = connection;
                 self.input(Input::Done(outcome));
             }
-            Err(error) => tracing::error!(pod = %self.life.record().id, %error, "a job panicked"),
+            Err(error) => tracing::error!(%error, "a job panicked"),
         }
     }
 
@@ -253,7 +284,7 @@ impl Driver {
             // A timer that was started again.
             Err(error) if error.is_cancelled() => {}
             Err(error) => {
-                tracing::error!(pod = %self.life.record().id, %error, "a timer or an attempt to connect panicked");
+                tracing::error!(%error, "a timer or an attempt to connect panicked");
             }
         }
     }
@@ -296,11 +327,14 @@ impl Driver {
             Action::Dial { pause, limit } => {
                 let supervisor = Arc::clone(&self.supervisor);
                 let (pod, pid) = (self.life.record().id.clone(), self.life.record().shim_pid);
-                self.waits.spawn(async move {
+                let subject = self.subject();
+                let dial = async move {
                     tokio::time::sleep(pause).await;
-                    let (dialled, connection) = supervisor.dial(pod, pid, limit).await;
+                    let dial = supervisor.dial(pod, pid, limit);
+                    let (dialled, connection) = operations::job(CONNECT, subject, dial).await;
                     Waited::Dialled(Box::new(dialled), connection)
-                });
+                };
+                self.waits.spawn(dial.instrument(self.span.clone()));
             }
             Action::ShortenGrace(id, deadline) => {
                 if let Some(stop) = self.stops.get(&id) {
@@ -315,7 +349,7 @@ impl Driver {
             Action::Begin(job) => self.begin(job),
             Action::StartTimer(timer, pause) => self.start_timer(timer, pause),
             Action::ReportBug(error) => {
-                tracing::error!(pod = %self.life.record().id, error = %error.text(), "the tables of model::transition refuse what the state machine does");
+                tracing::error!(error = %error.text(), "the tables of model::transition refuse what the state machine does");
             }
             Action::Finish => self.finished = true,
         }
@@ -342,8 +376,18 @@ impl Driver {
             container: job.container().and_then(|id| self.recorders.get(id)).cloned(),
             stop,
         };
+        let (what, mut subject) = (job.what(), self.subject());
+        if let Some((id, name)) = job.about() {
+            subject.container = Some(id.clone());
+            subject.container_name = name.map(str::to_owned);
+        }
+        let span = tracing::error_span!(parent: &self.span, "job", job = what, container_name = Empty, container = Empty);
+        if subject.of_container() {
+            let container = Subject { pod: None, pod_name: None, ..subject.clone() };
+            container.record(&span);
+        }
         let work = self.supervisor.work(job, tools);
-        self.jobs.spawn(work);
+        self.jobs.spawn(operations::job(what, subject, work).instrument(span));
     }
 
     fn set_container_record(&mut self, record: Arc<ContainerRecord>) {

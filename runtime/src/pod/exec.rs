@@ -106,6 +106,7 @@ pub(crate) async fn sync(
         // The limit includes the start, which may take most of it in a cgroup with little CPU time.
         let whole = async {
             let exit = client.exec(exec, request, fds, START).await?.exit;
+            let _step = progress::enter("the command runs", "");
             let reading = async {
                 tokio::join!(read(&mut stdout, &mut out, &room), read(&mut stderr, &mut err, &room))
             };

@@ -118,14 +118,14 @@ impl Supervisor for NodeSupervisor {
             }),
             Job::RecordPod => without(async move {
                 if let Err(error) = recorder.persist(&context, false).await {
-                    tracing::error!(%pod, error = %error.text(), "cannot write the pod's record");
+                    tracing::error!(error = %error.text(), "cannot write the pod's record");
                 }
             }),
             Job::RecordStop => with(async move {
                 // A failed write does not fail the stop: no process is left, and a node whose disk is full, read-only
                 // or hung must be able to stop its pods.
                 if let Err(error) = recorder.persist(&context, true).await {
-                    tracing::error!(%pod, error = %error.text(), "cannot record the stop: the next start of the daemon stops the pod again");
+                    tracing::error!(error = %error.text(), "cannot record the stop: the next start of the daemon stops the pod again");
                 }
                 Outcome::StopRecorded
             }),
@@ -286,7 +286,7 @@ async fn remove_pod(
 ) -> Outcome {
     // As with containers, a full disk must not prevent this, and a disk that hangs must respond first.
     if let Err(error) = recorder.persist(&context, false).await {
-        tracing::debug!(pod = %record.id, error = %error.text(), "the removal is not recorded, and continues");
+        tracing::debug!(error = %error.text(), "the removal is not recorded, and continues");
     }
     let removed = parallel::for_all(containers, |container| {
         let context = Arc::clone(&context);

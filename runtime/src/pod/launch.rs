@@ -35,6 +35,9 @@ const EXIT: Duration = Duration::from_secs(1);
 /// Time limit for creating the namespaces and executing pause.
 const PAUSE: Duration = Duration::from_secs(10);
 
+/// The step of a launch that has failed.
+const UNDO: &str = "undo the failed launch";
+
 /// A pod that is launched and recorded.
 #[derive(Debug)]
 pub(crate) struct LaunchedPod {
@@ -58,10 +61,12 @@ pub(crate) async fn launch(context: Arc<Context>, record: PodRecord) -> Result<L
         Err((supervised, error)) => return Err(supervised.failed("start pause", error).await),
     };
     failpoint::hit("pod.isolated");
+    let network = progress::enter("set up the network", "");
     let networked = match isolated.network().await {
         Ok(networked) => networked,
         Err((supervised, error)) => return Err(supervised.failed("set up the network", error).await),
     };
+    drop(network);
     failpoint::hit("pod.networked");
     let launched = networked.commit().await?;
     failpoint::hit("pod.committed");
@@ -88,6 +93,7 @@ impl<T: Send + 'static> Parallel<T> {
 
     /// Waits for the result; may be called once.
     async fn outcome(&mut self, what: &'static str) -> Result<T, Error> {
+        let _step = progress::enter(what, lanes::advice(lanes::records()));
         match self.0.take() {
             None => Err(Error::internal(format!("bug in copepod: {what}: its outcome was taken before"))),
             Some(step) => match step.await {
@@ -149,6 +155,7 @@ impl Recorded {
     }
 
     async fn failed(self, step: &'static str, error: Error) -> LaunchFailed {
+        let _step = progress::enter(UNDO, "");
         let Self { context, record, synced, pause } = self;
         tokio::join!(synced.ended(), pause.ended());
         let mut left = teardown::remove_shim(&context, &record).await;
@@ -254,6 +261,7 @@ impl Supervised {
 
     /// Undoes all steps, including the network's: CNI DEL does nothing if ADD never ran.
     async fn failed(self, step: &'static str, error: Error) -> LaunchFailed {
+        let _step = progress::enter(UNDO, "");
         let Recorded { context, record, synced, pause } = self.below;
         tokio::join!(synced.ended(), pause.ended());
         let mut left =

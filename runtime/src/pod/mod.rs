@@ -9,6 +9,7 @@
 //! `supervisor` separates deciding from working. `jobs` implements it for this node; `fakes`, for tests, in memory.
 
 mod admission;
+mod assembling;
 pub(crate) mod attach;
 mod backoff;
 pub(crate) mod command;

@@ -4,6 +4,7 @@ use super::command::{Command, Reply};
 use super::publish::Published;
 use crate::error::{Error, ErrorKind};
 use crate::kept::{KeptContainer, KeptPod};
+use crate::operations;
 use model::{PodConfig, PodId, PodMeta};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -62,8 +63,8 @@ pub(crate) struct DriverChannels {
 pub(crate) enum Reservation {
     /// The name was free: start a driver with these channels, then wait for its reply.
     New(DriverChannels, watch::Receiver<RunReply>),
-    /// An equal request has it: wait for the same reply.
-    Join(watch::Receiver<RunReply>),
+    /// An equal request has it, for the pod with this id: wait for the same reply.
+    Join(PodId, watch::Receiver<RunReply>),
 }
 
 impl Registry {
@@ -107,7 +108,7 @@ impl Registry {
                 let text = format!("pod {name} exists as {owner} and is not ready any more: remove it first");
                 return Err(Error::new(ErrorKind::AlreadyExists, text));
             }
-            return Ok(Reservation::Join(handle.run_reply.clone()));
+            return Ok(Reservation::Join(owner.clone(), handle.run_reply.clone()));
         }
         if tables.pods.len() >= MAX_PODS {
             let text = format!("this node has {MAX_PODS} pods, its limit");
@@ -182,6 +183,7 @@ impl Registry {
         self.managed(pod.as_str())?;
         let commands = self.tables().pods.get(pod).map(|handle| handle.commands.clone()).ok_or_else(gone)?;
         let (reply, answer) = oneshot::channel();
+        let _awaiting = operations::await_driver();
         commands.send(command(reply)).await.map_err(|_| gone())?;
         answer.await.unwrap_or_else(|_| {
             let text = format!("pod {pod}: the daemon is stopping, or the pod was removed meanwhile");
@@ -222,9 +224,11 @@ mod tests {
             panic!("the name is free");
         };
         let other = PodId::from_random([2; 32]);
-        let Ok(Reservation::Join(mut reply)) = registry.reserve(other.clone(), &config("a", "h")) else {
+        let Ok(Reservation::Join(joined, mut reply)) = registry.reserve(other.clone(), &config("a", "h"))
+        else {
             panic!("equal requests join");
         };
+        assert_eq!(joined, id);
         let refused = registry.reserve(other.clone(), &config("a", "other")).unwrap_err();
         assert_eq!(refused.kind, ErrorKind::AlreadyExists);
         channels.run_reply.send_replace(Some(Ok(id.clone())));

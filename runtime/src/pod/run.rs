@@ -5,6 +5,7 @@ use super::driver;
 use super::jobs::NodeSupervisor;
 use super::registry::{Registry, Reservation};
 use crate::error::{Error, ErrorKind};
+use crate::operations;
 use model::{ContainerRecord, PodConfig, PodId, PodRecord};
 use std::sync::Arc;
 
@@ -17,13 +18,18 @@ pub(crate) async fn run(
     registry: &Arc<Registry>,
     config: PodConfig,
 ) -> Result<PodId, Error> {
+    operations::about_new_pod(&config.meta, None);
     context.root.writable().await?;
     let config = Arc::new(config);
     for _ in 0..TRIES {
         let id = PodId::from_random(random()?);
         let mut reply = match registry.reserve(id, &config)? {
-            Reservation::Join(reply) => reply,
+            Reservation::Join(id, reply) => {
+                operations::about_new_pod(&config.meta, Some(&id));
+                reply
+            }
             Reservation::New(channels, reply) => {
+                operations::about_new_pod(&config.meta, Some(&channels.id));
                 let config = PodConfig::clone(&config);
                 driver::launch(
                     NodeSupervisor::new(context, registry),
@@ -34,6 +40,7 @@ pub(crate) async fn run(
                 reply
             }
         };
+        let _awaiting = operations::await_driver();
         // An error means that the driver ended without a result: it has removed a pod that an earlier daemon had left
         // incomplete, so that the name is free now.
         if let Ok(given) = reply.wait_for(Option::is_some).await

@@ -33,6 +33,10 @@ const REPORT: Duration = Duration::from_secs(2);
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
+/// What an operator can do if the grace period takes too long.
+const GRACE: &str = "the container has not ended by its stop signal yet: it is killed at the end of the grace period; \
+                     a second StopContainer with a shorter one ends it earlier";
+
 /// One stop of one container.
 #[derive(Debug)]
 pub(crate) struct Stop {
@@ -109,6 +113,7 @@ impl Stop {
 
     /// Waits until the exit is recorded, init has ended, or the grace period is over.
     async fn grace(&mut self, init: Option<&AsyncFd<OwnedFd>>) -> Grace {
+        let _step = progress::enter("wait until it ends by the stop signal", GRACE);
         let ended = ended(init);
         tokio::pin!(ended);
         loop {
@@ -136,6 +141,8 @@ impl Stop {
             tracing::warn!(container = %self.record.id, %error, "the shim did not kill the container: killing by cgroup");
             return *self.exited.borrow();
         }
+        let _step =
+            progress::enter("wait until the killed processes have ended", lanes::advice(lanes::kill()));
         // If init has ended and the shim does not report it, a tracer keeps the shim from reaping init.
         let unreaped = async {
             ended(init).await;
@@ -151,6 +158,7 @@ impl Stop {
     /// The exit of a container that has no process left; `None` if it is recorded. Repeated for a while, because a shim
     /// without a connection reaps init shortly before it writes the exit file: then neither kernel nor file has the exit.
     async fn find_exit(mut self, context: &Arc<Context>) -> Result<Option<Exit>, Error> {
+        let _step = progress::enter("wait for the exit code", "");
         let until = Instant::now() + KILL;
         for attempt in 0.. {
             if let Some(exit) = self.read_exit(context).await? {
@@ -165,7 +173,9 @@ impl Stop {
             }
         }
         let id = &self.record.id;
-        let text = format!("container {id}: its processes are gone, but its shim has not reported the exit");
+        let text = format!(
+            "container {id}: its processes are gone, but its shim has not reported the exit within {KILL:?}; the stop can be repeated"
+        );
         Err(Error::new(ErrorKind::DeadlineExceeded, text))
     }
 

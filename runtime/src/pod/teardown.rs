@@ -150,6 +150,7 @@ pub(crate) async fn release_network(context: &Arc<Context>, record: &PodRecord) 
     if record.config.security.namespaces.network == NamespaceMode::Node {
         return Vec::new();
     }
+    let _step = progress::enter("release the network", "");
     let pin = pin_path(context, record);
     // A DEL that fails is repeated, and needs the namespace.
     if let Err(error) = context.cni.del(&record.id, Some(&pin)).await {
@@ -176,6 +177,7 @@ async fn shut_down(client: &Client) {
         // The shim may exit before its reply is read.
         tracing::debug!(pid = client.pid(), %error, "no reply to the shutdown request");
     }
+    let _step = progress::enter("wait for the end of the shim", lanes::advice(lanes::kill()));
     if tokio::time::timeout(EXIT, client.ended()).await.is_err() {
         tracing::warn!(pid = client.pid(), "the shim did not exit: killing it");
     }

@@ -2,10 +2,12 @@
 //! implemented.
 
 use crate::config::Config;
+use crate::operations::{Operation, UnderWay};
 use crate::root::Problem;
 use cri_api::v1 as cri;
 use network::Readiness;
 use std::collections::HashMap;
+use std::time::Duration;
 
 /// Name of this runtime in Kubernetes: the prefix of container ids.
 const NAME: &str = "copepod";
@@ -31,12 +33,12 @@ pub(super) fn runtime_config() -> cri::RuntimeConfigResponse {
 }
 
 /// Conditions, handlers and features. Does not block, because the node's heartbeat depends on it. `root` is
-/// the problem of the durable folder, if it has one.
+/// the problem of the durable folder, if it has one. `verbose`: what is under way, for a verbose status.
 pub(super) fn status(
     readiness: &Readiness,
     root: Option<&Problem>,
     config: &Config,
-    verbose: bool,
+    verbose: Option<&UnderWay>,
 ) -> cri::StatusResponse {
     let condition = |kind: &str, ready: bool, problem: Option<(&str, &str)>| cri::RuntimeCondition {
         r#type: kind.to_owned(),
@@ -55,7 +57,7 @@ pub(super) fn status(
     let features = cri::RuntimeHandlerFeatures { recursive_read_only_mounts: false, user_namespaces: false };
     cri::StatusResponse {
         status: Some(cri::RuntimeStatus { conditions }),
-        info: if verbose { info(readiness, config) } else { HashMap::new() },
+        info: verbose.map(|under_way| info(readiness, config, under_way)).unwrap_or_default(),
         runtime_handlers: vec![cri::RuntimeHandler { name: String::new(), features: Some(features) }],
         features: Some(cri::RuntimeFeatures {
             supplemental_groups_policy: false,
@@ -66,7 +68,7 @@ pub(super) fn status(
 }
 
 /// JSON values by key, for `crictl info`.
-fn info(readiness: &Readiness, config: &Config) -> HashMap<String, String> {
+fn info(readiness: &Readiness, config: &Config, under_way: &UnderWay) -> HashMap<String, String> {
     // `handlers` and `registry` are always empty.
     let Config {
         root,
@@ -108,14 +110,49 @@ fn info(readiness: &Readiness, config: &Config) -> HashMap<String, String> {
         "problem": readiness.problem,
     });
     let build = serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "cgroupDriver": "cgroupfs" });
-    [("config", config), ("network", network), ("build", build)]
+    [("config", config), ("network", network), ("build", build), ("operations", operations(under_way))]
         .map(|(key, value)| (key.to_owned(), value.to_string()))
         .into()
+}
+
+/// What is under way. Keys without a value are left out.
+fn operations(under_way: &UnderWay) -> serde_json::Value {
+    let now = crate::clock::now();
+    let oldest = under_way.oldest.iter().map(|operation| {
+        let Operation { call, subject, took, place, trace } = operation;
+        let (namespace, pod_name) = subject.pod_name.clone().unzip();
+        let values = [
+            ("call", call.map(Into::into)),
+            ("namespace", namespace.map(Into::into)),
+            ("podName", pod_name.map(Into::into)),
+            ("pod", subject.pod.as_ref().map(|id| id.as_str().into())),
+            ("containerName", subject.container_name.clone().map(Into::into)),
+            ("container", subject.container.as_ref().map(|id| id.as_str().into())),
+            ("image", subject.image.clone().map(Into::into)),
+            ("since", Some(now.saturating_sub(i64::try_from(took.as_nanos()).unwrap_or(i64::MAX)).into())),
+            ("seconds", Some(seconds(*took))),
+            ("stage", place.as_ref().map(|place| place.steps.clone().into())),
+            ("stageSeconds", place.as_ref().map(|place| seconds(place.took))),
+            ("advice", place.as_ref().map(|place| place.advice).filter(|it| !it.is_empty()).map(Into::into)),
+            ("traceId", trace.map(|id| id.to_string().into())),
+        ];
+        let present = values.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
+        serde_json::Value::Object(present.collect())
+    });
+    serde_json::json!({ "count": under_way.count, "oldest": oldest.collect::<Vec<_>>() })
+}
+
+/// Rounded to milliseconds.
+fn seconds(time: Duration) -> serde_json::Value {
+    (time.as_millis() as f64 / 1000.0).into()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::operations::Subject;
+    use model::PodId;
+    use progress::Place;
 
     fn readiness(problem: Option<&str>) -> Readiness {
         Readiness { network: None, file: None, problem: problem.map(str::to_owned) }
@@ -131,9 +168,47 @@ mod tests {
     }
 
     #[test]
+    fn operations_show_what_is_known() {
+        let subject = Subject {
+            pod_name: Some(("shop".to_owned(), "web-0".to_owned())),
+            pod: Some(PodId::from_random([1; 32])),
+            container_name: Some("app".to_owned()),
+            ..Subject::default()
+        };
+        let place = Place { steps: "a: b".to_owned(), took: Duration::from_millis(1500), advice: "look" };
+        let full = Operation {
+            call: Some("CreateContainer"),
+            subject,
+            took: Duration::from_secs(2),
+            place: Some(place),
+            trace: None,
+        };
+        let bare = Operation {
+            call: None,
+            subject: Subject::default(),
+            took: Duration::ZERO,
+            place: None,
+            trace: None,
+        };
+        let shown = operations(&UnderWay { count: 9, oldest: vec![full, bare] });
+        assert_eq!(shown["count"], 9);
+        let mut first = shown["oldest"][0].clone();
+        assert!(first.as_object_mut().unwrap().remove("since").unwrap().as_i64().unwrap() > 0);
+        assert_eq!(
+            first,
+            serde_json::json!({
+                "call": "CreateContainer", "namespace": "shop", "podName": "web-0", "pod": "01".repeat(32),
+                "containerName": "app", "seconds": 2.0, "stage": "a: b", "stageSeconds": 1.5, "advice": "look",
+            })
+        );
+        let keys: Vec<_> = shown["oldest"][1].as_object().unwrap().keys().collect();
+        assert_eq!(keys, ["seconds", "since"]);
+    }
+
+    #[test]
     fn network_condition_follows_and_missing_features_are_not_announced() {
         let config = Config::default();
-        let reply = status(&readiness(Some("no conflist")), None, &config, false);
+        let reply = status(&readiness(Some("no conflist")), None, &config, None);
         let conditions = reply.status.unwrap().conditions;
         assert!(conditions[0].status && conditions[0].r#type == "RuntimeReady");
         let network = &conditions[1];
@@ -147,7 +222,7 @@ mod tests {
         assert_eq!(reply.runtime_handlers[0].name, "");
         assert_eq!(reply.runtime_handlers[0].features, Some(cri::RuntimeHandlerFeatures::default()));
         assert_eq!(reply.features, Some(cri::RuntimeFeatures::default()));
-        let ready = status(&readiness(None), None, &config, true);
+        let ready = status(&readiness(None), None, &config, Some(&UnderWay { count: 0, oldest: Vec::new() }));
         assert!(ready.status.unwrap().conditions[1].status);
         let config: serde_json::Value = serde_json::from_str(&ready.info["config"]).unwrap();
         assert_eq!(config["stateDir"], "/run/copepod");
@@ -156,6 +231,8 @@ mod tests {
             (&config["mountNamespace"], &config["log"]),
             (&"pid1".into(), &serde_json::json!({ "level": "info", "format": "text" }))
         );
+        let none: serde_json::Value = serde_json::from_str(&ready.info["operations"]).unwrap();
+        assert_eq!(none, serde_json::json!({ "count": 0, "oldest": [] }));
         for json in ready.info.values() {
             assert!(serde_json::from_str::<serde_json::Value>(json).is_ok(), "{json}");
         }

@@ -2,7 +2,7 @@
 
 use super::status::Failure;
 use super::{Backend, MAY_COMPLETE, NOTHING_CONTINUES, convert, handle, streams};
-use crate::{lanes, memory};
+use crate::{lanes, memory, operations};
 use cri_api::v1 as cri;
 use cri_api::v1::image_service_server::ImageService;
 use image::ImageRecord;
@@ -63,6 +63,7 @@ impl ImageService for Images {
     ) -> Result<Response<cri::PullImageResponse>, Status> {
         handle("PullImage", request, "the pull was cancelled", async |message| {
             let (name, auth) = convert::pull_request(message)?;
+            operations::about_image(&name);
             let pulled = self.0.images.pull(&name, auth).await;
             memory::freed();
             let image = pulled?;
@@ -76,7 +77,9 @@ impl ImageService for Images {
         request: Request<cri::RemoveImageRequest>,
     ) -> Result<Response<cri::RemoveImageResponse>, Status> {
         handle("RemoveImage", request, MAY_COMPLETE, async |cri::RemoveImageRequest { image }| {
-            self.0.images.remove(&convert::image_name(image)?).await?;
+            let name = convert::image_name(image)?;
+            operations::about_image(&name);
+            self.0.images.remove(&name).await?;
             Ok(cri::RemoveImageResponse {})
         })
         .await

@@ -12,6 +12,8 @@ mod connection;
 mod convert;
 mod deadline;
 mod details;
+#[cfg(test)]
+mod handle_tests;
 mod health;
 mod image;
 mod metrics;
@@ -25,13 +27,14 @@ mod tests;
 
 use crate::config::Config;
 use crate::node::Node;
+use crate::operations::{Call, TraceId};
 use crate::root::Root;
 use ::image::ImageStore;
 use network::Cni;
 use status::Failure;
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
 use streaming::server::Urls;
 use tokio::sync::watch;
 use tonic::{Code, Request, Response, Status};
@@ -65,25 +68,28 @@ pub(crate) struct Backend {
 /// Runs one call within its caller's deadline and logs its result; errors of calls are logged here and
 /// nowhere else. `late` says what happens to the work if the deadline passes.
 async fn handle<Q, T, F: Future<Output = Result<T, Failure>>>(
-    call: &'static str,
+    name: &'static str,
     request: Request<Q>,
     late: &'static str,
     work: impl FnOnce(Q) -> F,
 ) -> Result<Response<T>, Status> {
-    let began = Instant::now();
-    let left = deadline::time_left(request.metadata());
-    let work = work(request.into_inner());
+    let metadata = request.metadata();
+    let trace = metadata.get("traceparent").and_then(|text| TraceId::of_traceparent(text.as_bytes()));
+    let left = deadline::time_left(metadata);
+    let call = Call::new(name, trace);
+    let mut running = pin!(call.run(work(request.into_inner())));
     let result = match left {
-        None => work.await,
-        Some(left) => match tokio::time::timeout(left, work).await {
+        None => running.await,
+        Some(left) => match tokio::time::timeout(left, running.as_mut()).await {
             Ok(result) => result,
-            Err(_) => Err(Failure::Deadline(left, late)),
+            // The work is dropped at the end, so that it can still tell where it is.
+            Err(_) => Err(Failure::late(left, &call, late)),
         },
     };
-    let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+    let took_us = u64::try_from(call.took().as_micros()).unwrap_or(u64::MAX);
     match result {
         Ok(reply) => {
-            tracing::debug!(call, took_us, "call succeeded");
+            tracing::debug!(parent: call.span(), took_us, "call succeeded");
             Ok(Response::new(reply))
         }
         Err(failure) => {
@@ -91,12 +97,12 @@ async fn handle<Q, T, F: Future<Output = Result<T, Failure>>>(
             let status = Status::from(failure);
             let (code, error) = (status.code(), status.message());
             if internal {
-                tracing::error!(call, took_us, ?code, error, "failed");
+                tracing::error!(parent: call.span(), took_us, ?code, error, "failed");
             } else if not_implemented {
                 // Clients probe for optional calls.
-                tracing::debug!(call, took_us, ?code, error, "refused");
+                tracing::debug!(parent: call.span(), took_us, ?code, error, "refused");
             } else {
-                tracing::info!(call, took_us, ?code, error, "refused");
+                tracing::info!(parent: call.span(), took_us, ?code, error, "refused");
             }
             Err(status)
         }

@@ -5,7 +5,10 @@
 //! module creates a [`Status`].
 
 use super::convert::Refusal;
+use crate::operations::Call;
 use causes::with_causes;
+use progress::Place;
+use std::time::Duration;
 use streaming::server::IssueError;
 use tonic::{Code, Status};
 
@@ -25,8 +28,15 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Streaming(#[from] IssueError),
     /// The caller's deadline passed.
-    #[error("the caller's deadline of {0:?} has passed; {1}")]
-    Deadline(std::time::Duration, &'static str),
+    #[error("the caller's deadline has passed after {after:?}{place}; {late}")]
+    Deadline {
+        /// When: a moment before the caller's own timer.
+        after: Duration,
+        /// Where the call was: in which step, for how long, of which pod and container, and what an operator can do.
+        place: String,
+        /// What happens to the work.
+        late: &'static str,
+    },
     /// A CRI call that is not implemented.
     #[error("{call} is not implemented yet: {what}")]
     NotImplemented {
@@ -42,6 +52,25 @@ pub(crate) enum Failure {
 const MAX_TEXT: usize = 4096;
 
 impl Failure {
+    /// The caller's deadline has passed after `after` while the call was running. `late`: what happens to its work.
+    pub(super) fn late(after: Duration, call: &Call, late: &'static str) -> Self {
+        let mut place = String::new();
+        let found = call.place();
+        if let Some(Place { steps, took, .. }) = &found {
+            place = format!(" in the stage `{steps}`, which has taken {took:.1?} so far");
+        }
+        let subject = call.subject().to_string();
+        if !subject.is_empty() {
+            place = format!("{place}, for {subject}");
+        }
+        if let Some(Place { advice, .. }) = &found
+            && !advice.is_empty()
+        {
+            place = format!("{place}; {advice}");
+        }
+        Self::Deadline { after, place, late }
+    }
+
     /// The gRPC code.
     pub(crate) fn code(&self) -> Code {
         match self {
@@ -50,7 +79,7 @@ impl Failure {
             Self::Image(error) => of_image(error).0,
             Self::Streaming(IssueError::TooMany) => Code::ResourceExhausted,
             Self::Streaming(IssueError::Random) => Code::Internal,
-            Self::Deadline(..) => Code::DeadlineExceeded,
+            Self::Deadline { .. } => Code::DeadlineExceeded,
             Self::NotImplemented { .. } => Code::Unimplemented,
         }
     }

@@ -33,6 +33,9 @@ const MAX_PENDING: usize = 256;
 const MAX_EVENTS: usize = 128;
 /// Maximum number of entries of a snapshot: containers and execs of one pod.
 const MAX_SNAPSHOT: usize = 65_536;
+/// What an operator can do about a shim that does not reply.
+const ADVICE: &str = "the pod's shim does not reply: it may be stopped, or hang on the disk of the pod's logs \
+                      (`ps -eo pid,stat,wchan,args`, state T or D); StopPodSandbox ends the pod without it";
 /// Bytes of one read.
 const READ: usize = 16 * 1024;
 
@@ -46,7 +49,7 @@ pub(crate) enum ClientError {
     #[error("the connection to the shim was lost")]
     Lost,
     /// No reply within the time limit.
-    #[error("the shim did not reply to {what} within {after:?}")]
+    #[error("the shim did not reply to {what} within {after:?}; {}", ADVICE)]
     Silent {
         /// The request.
         what: &'static str,
@@ -142,6 +145,7 @@ pub(crate) struct Connection {
 /// # Errors
 /// `Silent` after the time limit; `Failed` with the reason if the shim could not start.
 pub(crate) async fn dial(path: &Path, pod: &PodId, limit: Duration) -> Result<Connection, ClientError> {
+    let _step = progress::enter("the shim's greeting", ADVICE);
     match timeout(limit, greet(path, pod)).await {
         Ok(connection) => connection,
         Err(_) => Err(ClientError::Silent { what: "the greeting", after: limit }),
@@ -267,6 +271,7 @@ impl Client {
         answer: oneshot::Receiver<Answer>,
         limit: Duration,
     ) -> Answer {
+        let _step = progress::enter(("the shim's reply to ", what), ADVICE);
         let both = async {
             self.outgoing.send(outgoing).await.map_err(|_| ClientError::Lost)?;
             answer.await.map_err(|_| ClientError::Lost)?

@@ -102,6 +102,24 @@ pub fn children() -> io::Result<Vec<u32>> {
     Ok(text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()).collect())
 }
 
+/// The names (comm, at most 15 bytes) of the children of another process: those that its threads have started. A process
+/// that ends meanwhile is left out.
+///
+/// # Errors
+/// No such process, or no such files (CONFIG_PROC_CHILDREN).
+pub fn names_of_children(pid: u32) -> io::Result<Vec<Vec<u8>>> {
+    let mut names = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let children = fs::read_to_string(thread?.path().join("children"));
+        let children = unless_gone(children)?.unwrap_or_default();
+        for child in children.split_ascii_whitespace() {
+            let name = unless_gone(fs::read(format!("/proc/{child}/comm")))?;
+            names.extend(name.map(|name| name.strip_suffix(b"\n").map(<[u8]>::to_vec).unwrap_or(name)));
+        }
+    }
+    Ok(names)
+}
+
 /// `None` for an error that means that the process does not exist any more (NotFound, ESRCH).
 ///
 /// # Errors

@@ -11,6 +11,7 @@ use model::PodId;
 use tokio::time::{Instant, sleep};
 
 use super::Cni;
+use crate::error::ADVICE;
 use causes::with_causes;
 
 /// How long a command waits for plugins that may still run.
@@ -67,6 +68,7 @@ impl Cni {
     /// allocated. Returns `None`, and the caller goes on without the lock, if they run too long, if all plugins have ended
     /// and only a process that they left has the lock, or if the file system has no locks.
     pub(super) async fn lock(&self, pod: &PodId) -> Option<Arc<OwnedFd>> {
+        let _step = progress::enter("wait until earlier plugins of the pod have ended", ADVICE);
         let wait = MAX_WAIT.min(self.timeout());
         let until = Instant::now() + wait;
         let mut again = false;

@@ -31,7 +31,7 @@ use wire::{CgroupPlan, ContainerPlan, MountKind, MountPlan};
 
 use super::nested::{self, Nested};
 use super::scratch::Scratch;
-use super::stage::{Step, internal, invalid};
+use super::stage::{Step, internal, invalid, show_volume};
 use super::tree::{self, Kind, Links, Root};
 use super::volumes::{self, PATIENCE, attributes};
 use crate::podns::SHM;
@@ -397,6 +397,8 @@ pub(super) fn attach_early(
         let mut shared = nested::Shared::default();
         let mut nested: Vec<Nested> = Vec::new();
         for mount in &mut mounts {
+            // Its target may be on another volume.
+            show_volume(&mount.plan.target);
             attached.push(match mount.place {
                 Place::Staged(index) => {
                     // A mount on a volume at or below /dev, /proc or /sys is late as well, or `split` has refused it.

@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sys::mount::{self, Attributes, PropagationType};
 use wire::{MountKind, MountPlan};
 
-use super::stage::{Step, internal, invalid};
+use super::stage::{Step, internal, invalid, show_volume};
 use super::tree;
 
 /// How long volumes are attached again because the host's mounts changed meanwhile. An attempt takes about a
@@ -89,6 +89,7 @@ pub(super) fn attributes(plan: &MountPlan) -> Attributes {
 /// Clones the source of a bind mount in the caller's namespace; `None` for other kinds.
 pub(super) fn clone(plan: &MountPlan) -> Step<Option<OwnedFd>> {
     let Some(source) = source(&plan.kind) else { return Ok(None) };
+    show_volume(&plan.target);
     let stage = format!("volume {}", plan.target);
     let path = Path::new(source.path);
     if !path.is_absolute() {

@@ -47,7 +47,7 @@ impl Rig {
     /// Reserves the pod's name; starts a driver if it was free.
     fn reserve(&self, id: PodId) -> watch::Receiver<RunReply> {
         match self.registry.reserve(id, &Arc::new(config())).expect("the name") {
-            Reservation::Join(reply) => reply,
+            Reservation::Join(_, reply) => reply,
             Reservation::New(channels, reply) => {
                 let supervisor = Arc::clone(&self.supervisor);
                 launch(supervisor, Arc::clone(&self.registry), channels, config());

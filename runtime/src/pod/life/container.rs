@@ -49,7 +49,7 @@ impl Life {
         );
         match self.admit() {
             Err(over) if !own_fault => {
-                tracing::debug!(pod = %self.record.id, error = %error.text(), "overtaken by the stop of the pod");
+                tracing::debug!(error = %error.text(), "overtaken by the stop of the pod");
                 over.context(what)
             }
             _ => error,

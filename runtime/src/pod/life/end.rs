@@ -119,7 +119,7 @@ impl Life {
         let PodStage::Killing(callers) = &mut self.stage else { return };
         let callers = std::mem::take(callers);
         for error in &torn_down.errors {
-            tracing::error!(pod = %self.record.id, error = %error.text(), "cannot kill what a dead shim has left; the teardown tries again");
+            tracing::error!(error = %error.text(), "cannot kill what a dead shim has left; the teardown tries again");
         }
         // Exits that could not be recorded are found again by the teardown.
         drop(self.settle_exits(torn_down, "its exit was not seen: its shim is gone"));
@@ -198,7 +198,7 @@ impl Life {
                 PodPhase::Launching | PodPhase::Ready | PodPhase::Stopping => PodStage::NotReady,
             };
             if stoppers.is_empty() && removers.is_empty() {
-                tracing::error!(pod = %self.record.id, error = %error.text(), "cannot stop the pod; it will be retried");
+                tracing::error!(error = %error.text(), "cannot stop the pod; it will be retried");
             }
             self.failed(error);
             self.retry_later();
@@ -312,7 +312,7 @@ impl Life {
         self.stage = PodStage::Stopped { removers: Vec::new(), folder_left };
         self.failed(error);
         if self.fate == Fate::Stuck {
-            tracing::error!(pod = %self.record.id, error = %error.text(), "cannot remove the pod; it will be retried");
+            tracing::error!(error = %error.text(), "cannot remove the pod; it will be retried");
             self.retry_later();
         } else if folder_left {
             // The client repeats its call, and the timer retries the removal of the folder meanwhile.
@@ -325,7 +325,7 @@ impl Life {
     pub(super) fn not_ready(&mut self, why: &str) {
         match self.stage {
             PodStage::Ready => {
-                tracing::warn!(pod = %self.record.id, why, "the pod is not ready any more");
+                tracing::warn!(why, "the pod is not ready any more");
                 self.stage = PodStage::NotReady;
                 self.publish_stopping(why);
             }

@@ -315,6 +315,51 @@ pub(crate) enum Job {
 }
 
 impl Job {
+    /// What the job does, for users.
+    pub(crate) fn what(&self) -> &'static str {
+        match self {
+            Self::Launch(_) => "launch the pod",
+            Self::Create(..) => "create the container",
+            Self::Start(_) => "start the container",
+            Self::Stop { .. } => "stop the container",
+            Self::RecordExit(_) => "record the container's exit",
+            Self::RemoveContainer(_) => "remove the container",
+            Self::UndoCreate(_) => "undo an interrupted create",
+            Self::KillOrphan(_) => "kill a container that should not exist",
+            Self::RemoveCgroup(_) => "remove the container's cgroup",
+            Self::ReopenLog(..) => "reopen the container's log",
+            Self::KillExecs(_) => "kill execs of an earlier connection",
+            Self::TearDownPod(..) => "tear down the pod",
+            Self::KillRemains(..) => "kill what a dead shim has left",
+            Self::RecordPod => "record the pod",
+            Self::RecordStop => "record the pod's stop",
+            Self::RemoveShimFolder => "remove the shim's folder",
+            Self::RemovePod(..) => "remove the pod",
+        }
+    }
+
+    /// The container that the job is about, and its name if the job has it.
+    pub(crate) fn about(&self) -> Option<(&ContainerId, Option<&str>)> {
+        match self {
+            Self::Create(_, record)
+            | Self::Stop { record, .. }
+            | Self::RemoveContainer(record)
+            | Self::UndoCreate(record)
+            | Self::RemoveCgroup(record) => Some((&record.id, Some(&record.config.meta.name))),
+            Self::Start(id) | Self::RecordExit(id) | Self::KillOrphan(id) | Self::ReopenLog(_, id) => {
+                Some((id, None))
+            }
+            Self::Launch(_)
+            | Self::KillExecs(_)
+            | Self::TearDownPod(..)
+            | Self::KillRemains(..)
+            | Self::RecordPod
+            | Self::RecordStop
+            | Self::RemoveShimFolder
+            | Self::RemovePod(..) => None,
+        }
+    }
+
     /// The container whose record the job writes.
     pub(crate) fn container(&self) -> Option<&ContainerId> {
         match self {

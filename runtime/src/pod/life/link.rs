@@ -79,7 +79,8 @@ impl Life {
         // Logged when the silence begins, and when its reason changes.
         if !was_silent || *why != reason {
             tracing::warn!(
-                pod = %self.record.id, shim = self.record.shim_pid, why = reason,
+                shim = self.record.shim_pid,
+                why = reason,
                 "the shim does not respond: its pod keeps running, and connecting is retried until the shim responds or its process ends"
             );
         }
@@ -124,11 +125,11 @@ impl Life {
         let (gone, answered) = (shim == Shim::Gone, matches!(shim, Shim::Answered { .. }));
         let facts = Facts { same_boot, pod: &self.record, containers: &records, shim, exits };
         let plan = reconcile(&facts, self.now.wall);
-        tracing::debug!(pod = %self.record.id, action = ?plan.pod, containers = ?plan.containers, "reconciled");
+        tracing::debug!(action = ?plan.pod, containers = ?plan.containers, "reconciled");
         if answered {
             self.attach(pid);
             if !execs.is_empty() {
-                tracing::info!(pod = %self.record.id, execs = execs.len(), "killing execs of an earlier connection");
+                tracing::info!(execs = execs.len(), "killing execs of an earlier connection");
                 self.begin(Job::KillExecs(execs));
             }
         } else if gone {
@@ -206,7 +207,7 @@ impl Life {
     fn attach(&mut self, pid: u32) {
         if let Link::Down { since, silent: true, .. } = &self.link {
             let silent_for = clock::between(*since, self.now.wall);
-            tracing::info!(pod = %self.record.id, ?silent_for, "the shim responds again");
+            tracing::info!(?silent_for, "the shim responds again");
         }
         self.change(|record| record.shim_pid = pid);
         self.link = Link::Up;

@@ -198,7 +198,7 @@ impl Life {
             }
             Err(LaunchFailed { error, left }) => {
                 for left in &left {
-                    tracing::error!(pod = %id, error = %left.text(), "cannot undo a failed launch; it is retried");
+                    tracing::error!(error = %left.text(), "cannot undo a failed launch; it is retried");
                 }
                 self.stage = PodStage::NotReady;
                 self.publish_stopping(&format!("launch failed: {}", error.text()));

@@ -1,6 +1,7 @@
 //! The daemon itself: version, conditions and configuration.
 
 use super::super::{Backend, health, status::Failure};
+use crate::operations;
 use cri_api::v1 as cri;
 
 /// Version.
@@ -14,7 +15,8 @@ pub(super) async fn status(
     cri::StatusRequest { verbose }: cri::StatusRequest,
 ) -> Result<cri::StatusResponse, Failure> {
     let Backend { cni, config, root, .. } = backend;
-    Ok(health::status(&cni.readiness(), root.problem().as_ref(), &config.borrow(), verbose))
+    let verbose = verbose.then(operations::under_way);
+    Ok(health::status(&cni.readiness(), root.problem().as_ref(), &config.borrow(), verbose.as_ref()))
 }
 
 /// RuntimeConfig.
