@@ -328,6 +328,10 @@ impl Job {
             Self::KillOrphan(_) => "kill a container that should not exist",
             Self::RemoveCgroup(_) => "remove the container's cgroup",
             Self::ReopenLog(..) => "reopen the container's log",
+            Self::Update(_) => "update the container's resources",
+            Self::SettleUpdate(_) => "settle an interrupted update of the container's resources",
+            Self::RecordUpdate(_) => "record the container's update",
+            Self::RecordPodUpdate(_) => "record the pod's update",
             Self::KillExecs(_) => "kill execs of an earlier connection",
             Self::TearDownPod(..) => "tear down the pod",
             Self::KillRemains(..) => "kill what a dead shim has left",
@@ -345,15 +349,20 @@ impl Job {
             | Self::Stop { record, .. }
             | Self::RemoveContainer(record)
             | Self::UndoCreate(record)
+            | Self::Update(record)
+            | Self::SettleUpdate(record)
             | Self::RemoveCgroup(record) => Some((&record.id, Some(&record.config.meta.name))),
-            Self::Start(id) | Self::RecordExit(id) | Self::KillOrphan(id) | Self::ReopenLog(_, id) => {
-                Some((id, None))
-            }
+            Self::Start(id)
+            | Self::RecordExit(id)
+            | Self::RecordUpdate(id)
+            | Self::KillOrphan(id)
+            | Self::ReopenLog(_, id) => Some((id, None)),
             Self::Launch(_)
             | Self::KillExecs(_)
             | Self::TearDownPod(..)
             | Self::KillRemains(..)
             | Self::RecordPod
+            | Self::RecordPodUpdate(_)
             | Self::RecordStop
             | Self::RemoveShimFolder
             | Self::RemovePod(..) => None,

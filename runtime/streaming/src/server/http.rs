@@ -74,10 +74,7 @@ pub(super) async fn connection(shared: Arc<Shared>, stream: TcpStream, place: u6
         }
     });
     let http = async {
-        let stream = match &shared.tls {
-            None => Stream::Plain(stream),
-            Some(tls) => Stream::secured(stream, &tls.acceptor()).await?,
-        };
+        let stream = Stream::accepted(stream, shared.tls.as_deref()).await?;
         let mut http = http1::Builder::new();
         http.max_buf_size(MAX_REQUEST);
         http.serve_connection(TokioIo::new(stream), service).without_shutdown().await.map_err(Failed::from)

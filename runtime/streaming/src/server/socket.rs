@@ -8,8 +8,9 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, ReadHalf, Ready, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+
+use super::tls::Tls;
 
 /// A connection.
 #[derive(Debug)]
@@ -38,12 +39,13 @@ pub(super) enum SendHalf {
 pub(super) struct Shared(Arc<TcpStream>);
 
 impl Stream {
-    /// Shakes hands by TLS.
+    /// Shakes hands by TLS, if there is any.
     ///
     /// # Errors
     /// The client has left, or offers nothing that this side accepts.
-    pub(super) async fn secured(stream: TcpStream, acceptor: &TlsAcceptor) -> io::Result<Self> {
-        let stream = acceptor.accept(Shared(Arc::new(stream))).await?;
+    pub(super) async fn accepted(stream: TcpStream, tls: Option<&Tls>) -> io::Result<Self> {
+        let Some(tls) = tls else { return Ok(Self::Plain(stream)) };
+        let stream = tls.acceptor().accept(Shared(Arc::new(stream))).await?;
         Ok(Self::Tls(Box::new(stream)))
     }
 
