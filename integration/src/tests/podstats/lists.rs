@@ -193,7 +193,7 @@ async fn values_go_on_after_a_restart(cx: Context) -> Result<()> {
         .start(&pod, &cx.shell("busy", "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; sleep 1000"))
         .await?;
     let cpu_of = |linux: &api::LinuxPodSandboxStats| {
-        let cpu = linux.cpu.clone().context("no cpu")?;
+        let cpu = linux.cpu.context("no cpu")?;
         value(cpu.usage_core_nano_seconds, "CPU time").map(|total| (total, cpu.usage_nano_cores.is_some()))
     };
     let before = linux(&cx, &pod.id).await?;
