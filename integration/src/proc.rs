@@ -84,6 +84,17 @@ pub(crate) fn peak_kib(pid: u32) -> Result<u64> {
     Ok(status.get("VmHWM").context("no VmHWM")?.trim_end_matches(" kB").trim().parse()?)
 }
 
+/// CPU time of all threads that a process has now, in nanoseconds.
+pub(crate) fn cpu_ns(pid: u32) -> Result<u64> {
+    let mut total = 0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread that has ended meanwhile is not counted.
+        let Ok(text) = fs::read_to_string(thread?.path().join("schedstat")) else { continue };
+        total += text.split(' ').next().unwrap_or_default().parse::<u64>()?;
+    }
+    Ok(total)
+}
+
 /// Number of threads of a process.
 pub(crate) fn threads(pid: u32) -> Result<usize> {
     Ok(fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("threads of {pid}"))?.count())

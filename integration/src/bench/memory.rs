@@ -41,6 +41,7 @@ pub(super) async fn measure(all: &[Endpoint], table: &mut Table) -> Result<()> {
     let mut own = Measure::new("PSS per pod, shim and pause", 0.3, Unit::Mib);
     let mut kernel = Measure::new("kernel memory per pod (meminfo)", 0.0, Unit::Mib);
     let mut stats = Measure::new("ListContainerStats, 20 pods", 4.0, Unit::Ms);
+    let mut pod_stats = Measure::new("ListPodSandboxStats, 20 pods", 0.0, Unit::Ms);
     let mut restart = Measure::new("daemon restart to List complete, 20 pods", 0.0, Unit::Ms);
     // In every memory cgroup the kernel has tables that grow with the largest number of file systems so far. This
     // round makes them grow, so that they do not count for the endpoint that is measured first.
@@ -61,6 +62,11 @@ pub(super) async fn measure(all: &[Endpoint], table: &mut Table) -> Result<()> {
             let began = Instant::now();
             e.ctx.cri.list_stats(None).await?;
             stats.add(&e.name, began.elapsed().as_secs_f64() * 1000.0);
+        }
+        for _ in 0..15 {
+            let began = Instant::now();
+            e.ctx.cri.list_pod_stats(None).await?;
+            pod_stats.add(&e.name, began.elapsed().as_secs_f64() * 1000.0);
         }
         if let Some((daemon, slab)) = before {
             tokio::time::sleep(CALM).await;
@@ -86,7 +92,7 @@ pub(super) async fn measure(all: &[Endpoint], table: &mut Table) -> Result<()> {
         }
         down(e, pods).await?;
     }
-    for m in [stats, idle, grown, own, kernel, restart] {
+    for m in [stats, pod_stats, idle, grown, own, kernel, restart] {
         table.push(m);
     }
     Ok(())

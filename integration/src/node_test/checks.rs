@@ -284,18 +284,24 @@ async fn log_endpoints(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-async fn wrong_image_recovers_when_pushed(rig: &Rig) -> Result<()> {
-    view::until(rig, "wrong-image", "waiting for its image", 40, |v| {
-        matches!(v.waiting("main").as_str(), "ErrImagePull" | "ImagePullBackOff")
-    })
-    .await?;
-    ensure!(rig.kubelet.log().contains("ErrImagePull"), "kubelet's log has no ErrImagePull");
+/// Pushes the image of the pod `wrong-image`.
+pub(super) async fn push_missing_image(rig: &Rig) -> Result<()> {
     let image = Recipe::new(
         std::slice::from_ref(&rig.fixture.layers.busybox),
         json!({"Cmd": ["/bin/sh"], "Labels": {"late": "yes"}}),
     )
     .build();
     rig.fixture.registry.push("comes-later", "1", &image).await?;
+    Ok(())
+}
+
+async fn wrong_image_recovers_when_pushed(rig: &Rig) -> Result<()> {
+    view::until(rig, "wrong-image", "waiting for its image", 40, |v| {
+        matches!(v.waiting("main").as_str(), "ErrImagePull" | "ImagePullBackOff")
+    })
+    .await?;
+    ensure!(rig.kubelet.log().contains("ErrImagePull"), "kubelet's log has no ErrImagePull");
+    push_missing_image(rig).await?;
     view::until(rig, "wrong-image", "running", 90, |v| v.phase() == "Running").await?;
     Ok(())
 }

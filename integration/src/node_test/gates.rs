@@ -17,7 +17,7 @@ use crate::wait::{self, secs};
 pub(super) const GATES: [&str; 3] = ["CRIListStreaming", "EventedPLEG", "PodAndContainerStatsFromCRI"];
 
 /// The checks of the first round on which the gates have an influence: what is listed, how fast kubelet sees an end or a
-/// restart, and its calls after a restart of the runtime. The image that is missing at first in that round exists here.
+/// restart, and its calls after a restart of the runtime.
 const AGAIN: [&str; 12] = [
     "node_turns_ready_with_the_conflist",
     "manifests_are_written",
@@ -40,6 +40,7 @@ pub(super) fn all() -> Result<Vec<Check>> {
     anyhow::ensure!(again.len() == AGAIN.len(), "a name in AGAIN is not that of a check");
     let later =
         again.split_off(AGAIN.iter().position(|name| *name == "summary_and_resource_metrics").unwrap_or(0));
+    let before = vec![check!(every_image_exists)];
     let own = vec![
         check!(gates_are_on),
         check!(lists_are_streamed_and_events_followed),
@@ -49,7 +50,12 @@ pub(super) fn all() -> Result<Vec<Check>> {
         check!(resource_metrics_are_complete),
         check!(metrics_go_on_after_a_restart),
     ];
-    Ok(again.into_iter().chain(own).chain(later).collect())
+    Ok(before.into_iter().chain(again).chain(own).chain(later).collect())
+}
+
+/// The image that one pod of the first round has to wait for.
+async fn every_image_exists(rig: &Rig) -> Result<()> {
+    checks::push_missing_image(rig).await
 }
 
 async fn gates_are_on(rig: &Rig) -> Result<()> {

@@ -12,7 +12,7 @@ use tonic::Code;
 use crate::context::Context;
 use crate::expect::ensure;
 use crate::runner::{Test, test};
-use crate::shapes::unique;
+use crate::shapes::{PodExt as _, unique};
 use crate::wait::{self, secs};
 use crate::{cgroup, proc};
 
@@ -79,6 +79,7 @@ async fn stop_kill_and_exec_need_no_new_thread(cx: Context) -> Result<()> {
     let one = cx.start(&pod, &cx.sleeper("one")).await?;
     let two = cx.start(&pod, &cx.sleeper("two")).await?;
     cx.start(&other, &cx.sleeper("three")).await?;
+    let networked = cx.pod_of(cx.pod_config().own_network()).await?;
     let pid = cx.node.pid()?;
     let pids = Pids::new()?;
     fs::write(pids.folder.join("cgroup.procs"), pid.to_string())?;
@@ -90,6 +91,13 @@ async fn stop_kill_and_exec_need_no_new_thread(cx: Context) -> Result<()> {
         ensure!(out.stdout == "here\n", "round {round}: an exec at the limit of processes gave {out:?}");
     }
     cx.cri.list_stats(None).await.context("stats")?;
+    // Networks are read in a thread of their own.
+    let stats =
+        cx.cri.pod_stats(&networked.id).await.context("stats of a pod")?.and_then(|stats| stats.linux);
+    ensure!(
+        stats.as_ref().is_some_and(|it| it.cpu.is_some() && it.memory.is_some() && it.network.is_none()),
+        "without a new thread, the stats of a pod are {stats:?}"
+    );
     let refused = tokio::time::timeout(secs(20), cx.cri.run_pod(&cx.pod_config())).await;
     let e =
         refused.context("no answer to a new pod")?.err().context("a shim was started beyond the limit")?;
@@ -105,6 +113,7 @@ async fn stop_kill_and_exec_need_no_new_thread(cx: Context) -> Result<()> {
     tokio::time::timeout(secs(20), cx.cri.drop_pod(&other.id)).await.context("end of a pod")??;
     ensure!(cx.node.pid()? == pid && proc::alive(pid), "the daemon has ended");
     drop(pids);
+    cx.cri.drop_pod(&networked.id).await.context("end of a pod with a network")?;
     let pod = cx.pod().await.context("a pod with processes to spare")?;
     let id = cx.start(&pod, &cx.sleeper("one")).await?;
     cx.cri.sh(&id, "true").await?;

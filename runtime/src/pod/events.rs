@@ -152,9 +152,8 @@ impl Feed {
         self.subscribers.is_some()
     }
 
-    /// The time of an event, or of a status: nanoseconds since the epoch, larger than all before. So a client sees which
-    /// of the two is newer.
-    pub(super) fn stamp(&mut self) -> i64 {
+    /// The time of an event: nanoseconds since the epoch, larger than all before.
+    fn stamp(&mut self) -> i64 {
         self.latest = clock::now().max(self.latest.saturating_add(1));
         self.latest
     }

@@ -312,3 +312,6 @@ fn is_ready(pod: &PodRecord) -> bool {
 fn has_own_network(pod: &PodRecord) -> bool {
     is_ready(pod) && !pod.netns.is_empty()
 }
+
+#[cfg(test)]
+mod tests;

@@ -172,6 +172,11 @@ async fn clients_get_the_codes_they_branch_on() {
     assert_eq!(runtime.attach(attach).await.unwrap_err().code(), Code::NotFound);
     let forward = cri::PortForwardRequest { pod_sandbox_id: id.clone(), port: vec![80] };
     assert_eq!(runtime.port_forward(forward).await.unwrap_err().code(), Code::NotFound);
+    let stats = cri::PodSandboxStatsRequest { pod_sandbox_id: id.clone() };
+    assert_eq!(runtime.pod_sandbox_stats(stats).await.unwrap_err().code(), Code::NotFound);
+    // kubelet's first call of it.
+    let stats = cri::PodSandboxStatsRequest::default();
+    assert_eq!(runtime.pod_sandbox_stats(stats).await.unwrap_err().code(), Code::NotFound);
     let both = cri::ExecRequest { tty: true, stderr: true, ..exec };
     assert_eq!(runtime.exec(both).await.unwrap_err().code(), Code::InvalidArgument);
     runtime.stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id: id.clone() }).await.unwrap();
@@ -200,9 +205,6 @@ async fn calls_that_are_not_implemented_return_unimplemented() {
         };
     }
     unimplemented_are!(runtime:
-        pod_sandbox_stats(PodSandboxStatsRequest),
-        list_pod_sandbox_stats(ListPodSandboxStatsRequest),
-        stream_pod_sandbox_stats(StreamPodSandboxStatsRequest),
         checkpoint_container(CheckpointContainerRequest),
         checkpoint_pod(CheckpointPodRequest),
         restore_pod(RestorePodRequest),
@@ -226,6 +228,7 @@ async fn streams_end() {
     is_empty!(runtime: stream_pod_sandboxes(StreamPodSandboxesRequest));
     is_empty!(runtime: stream_containers(StreamContainersRequest));
     is_empty!(runtime: stream_container_stats(StreamContainerStatsRequest));
+    is_empty!(runtime: stream_pod_sandbox_stats(StreamPodSandboxStatsRequest));
     is_empty!(images: stream_images(StreamImagesRequest));
     let state = cri::PodSandboxStateValue { state: 77 };
     let filter = Some(cri::PodSandboxFilter { state: Some(state), ..Default::default() });

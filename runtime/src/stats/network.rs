@@ -91,7 +91,8 @@ mod tests {
         };
         let names: Vec<_> = read.iter().map(names).collect();
         drop((one.stdin.take(), two.stdin.take()));
-        (one.wait().unwrap(), two.wait().unwrap());
+        one.wait().unwrap();
+        two.wait().unwrap();
         let [eth0, absent, ethx, refused, again] = names.as_slice() else { panic!("{names:?}") };
         assert!(eth0.as_ref().is_some_and(|it| it.contains(&"eth0".to_owned())), "{eth0:?}");
         assert!(ethx.as_ref().is_some_and(|it| it.contains(&"ethx".to_owned()) && it.len() == 2), "{ethx:?}");

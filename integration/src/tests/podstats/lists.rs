@@ -9,10 +9,15 @@ use tonic::Code;
 use super::{answered, linux, stats, value};
 use crate::context::Context;
 use crate::expect::ensure;
+use crate::proc;
 use crate::runner::{Test, test};
 use crate::shapes::PodExt as _;
 use crate::wait::{self, secs};
 
+/// Number of pods whose samples are measured.
+const SAMPLED: usize = 100;
+/// How long: two samples of each.
+const MEASURED: Duration = Duration::from_secs(20);
 /// The limit of the parts of a streamed list.
 const MAX_CHUNK: usize = 1 << 20;
 
@@ -22,6 +27,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(lists_come_in_parts).own(),
         test!(pods_that_ended_are_forgotten).own().limit(120),
         test!(values_go_on_after_a_restart).own(),
+        test!(samples_cost_little).own().limit(180),
     ]
 }
 
@@ -187,7 +193,7 @@ async fn values_go_on_after_a_restart(cx: Context) -> Result<()> {
         .start(&pod, &cx.shell("busy", "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done; sleep 1000"))
         .await?;
     let cpu_of = |linux: &api::LinuxPodSandboxStats| {
-        let cpu = linux.cpu.clone().context("no cpu")?;
+        let cpu = linux.cpu.context("no cpu")?;
         value(cpu.usage_core_nano_seconds, "CPU time").map(|total| (total, cpu.usage_nano_cores.is_some()))
     };
     let before = linux(&cx, &pod.id).await?;
@@ -209,5 +215,35 @@ async fn values_go_on_after_a_restart(cx: Context) -> Result<()> {
     })
     .await?;
     cx.cri.drop_pod(&pod.id).await?;
+    Ok(())
+}
+
+/// Samples of 100 pods with a container each use at most a thousandth of a core.
+async fn samples_cost_little(cx: Context) -> Result<()> {
+    let mut pods = Vec::new();
+    for _ in 0..SAMPLED {
+        pods.push(cx.sleeping(cx.pod_config()).await?.0);
+    }
+    let daemon = cx.node.pid()?;
+    let used = || async {
+        // Memory that was freed is returned to the kernel a second after the last large call.
+        tokio::time::sleep(secs(3)).await;
+        let before = proc::cpu_ns(daemon)?;
+        tokio::time::sleep(MEASURED).await;
+        anyhow::Ok(Duration::from_nanos(proc::cpu_ns(daemon)?.saturating_sub(before)))
+    };
+    let without = used().await?;
+    cx.cri.list_pod_stats(None).await?;
+    let with = used().await?;
+    println!(
+        "in {MEASURED:?} an idle daemon with {SAMPLED} pods used {without:?} of CPU time, with samples {with:?}"
+    );
+    ensure!(
+        with.saturating_sub(without) <= MEASURED / 1000,
+        "samples of {SAMPLED} pods: {with:?}, without {without:?}"
+    );
+    for pod in pods {
+        cx.cri.drop_pod(&pod.id).await?;
+    }
     Ok(())
 }

@@ -42,13 +42,15 @@ pub(super) async fn status(
     backend: &Backend,
     cri::PodSandboxStatusRequest { pod_sandbox_id, verbose }: cri::PodSandboxStatusRequest,
 ) -> Result<cri::PodSandboxStatusResponse, Failure> {
-    let PodWithContainers { pod, containers, at } = backend.node.pod_with_containers(&pod_sandbox_id)?;
+    let PodWithContainers { pod, containers } = backend.node.pod_with_containers(&pod_sandbox_id)?;
     let containers = details::statuses(backend, &containers);
     Ok(cri::PodSandboxStatusResponse {
         status: Some(convert::pod_status(&pod.record)),
         info: if verbose { details::pod_info(&pod) } else { HashMap::new() },
-        // Without a time, kubelet asks for each container instead.
-        timestamp: if containers.is_some() { at } else { 0 },
+        // With a time, kubelet 1.37 with the gate EventedPLEG takes the statuses from here and leaves its list of the
+        // current sandbox's containers empty: it runs init containers again and again, and starts a second sidecar.
+        // Without one it asks for each container instead.
+        timestamp: 0,
         containers_statuses: containers.unwrap_or_default(),
     })
 }
