@@ -147,7 +147,7 @@ pub(super) fn container_stages() -> Vec<Life> {
 
 /// Containers with an update that runs, or whose outcome is being recorded.
 pub(super) fn updated_stages() -> Vec<Life> {
-    let running = |running: fn() -> RunningUpdateUpdate| {
+    let running = |running: fn() -> RunningUpdate| {
         let mut lives = container_stages();
         lives.retain_mut(|life| {
             let container = life.containers.get_mut(&id()).expect("a container");
