@@ -119,15 +119,7 @@ impl Puller {
         let resolved = resolve(&registry).await?;
         drop(step);
         let config_digest = resolved.config.digest;
-        let store = self.store.clone();
-        let stored = blocking(move || store.document(&config_digest, manifest::MAX_CONFIG)).await?;
-        let config_bytes = match stored {
-            Some(bytes) => bytes.into(),
-            None => {
-                let _step = progress::enter("fetch the config", REGISTRY);
-                registry.small_blob(&resolved.config, manifest::MAX_CONFIG).await?
-            }
-        };
+        let config_bytes = self.config(&registry, &resolved.config).await?;
         let config = manifest::config(&config_digest, &config_bytes)?;
         let layers = Self::pair_layers(&resolved, &config.diff_ids)?;
         let mut pinned = config.diff_ids.clone();
@@ -166,6 +158,18 @@ impl Puller {
         .await?;
         tracing::info!(image = record.id, ms = started.elapsed().as_millis(), "image pulled");
         Ok(record)
+    }
+
+    /// The config of an image: from the store, or from the registry.
+    async fn config(&self, registry: &Registry, config: &Descriptor) -> Result<Bytes> {
+        let (store, digest) = (self.store.clone(), config.digest);
+        match blocking(move || store.document(&digest, manifest::MAX_CONFIG)).await? {
+            Some(bytes) => Ok(bytes.into()),
+            None => {
+                let _step = progress::enter("fetch the config", REGISTRY);
+                registry.small_blob(config, manifest::MAX_CONFIG).await
+            }
+        }
     }
 
     /// The layers with their diff ids, without duplicates. The largest come first, so that no long transfer runs alone
