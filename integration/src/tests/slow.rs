@@ -162,7 +162,7 @@ async fn a_registry_that_stalls(cx: Context) -> Result<()> {
     let mut writer = Writer::new();
     writer.file("stalled", 0o644, cx.name.as_bytes())?;
     let layer = writer.finish(Packing::Gzip)?;
-    let recipe = Recipe::new(&[layer.clone()], json!({"Cmd": ["/bin/true"]}));
+    let recipe = Recipe::new(std::slice::from_ref(&layer), json!({"Cmd": ["/bin/true"]}));
     cx.fixture.registry.push("slow", "1", &recipe.build()).await?;
     let digest = layer.blob.digest.clone();
     let stall = Stall::start(cx.fixture.registry.port, vec![digest.clone()], layer.blob.bytes.len()).await?;

@@ -24,7 +24,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
-use wire::{ErrorKind as ShimErrorKind, LogPlan, MountKind, ProcessPlan, Reply, Request, RootfsPlan};
+use wire::{
+    ErrorKind as ShimErrorKind, LogPlan, MountKind, MountPlan, ProcessPlan, Reply, Request, RootfsPlan,
+};
 
 /// How much longer the daemon waits than the shim does: time for the shim to kill the worker and reply.
 const SLACK: Duration = Duration::from_secs(5);
@@ -224,22 +226,26 @@ fn prepare(
     })?;
     let mounts = context.mount_namespace.try_clone();
     let mounts = mounts.map_err(|error| Error::of("copy the mount namespace", error))?;
-    let volumes = plan.mounts.iter().filter_map(|mount| match &mount.kind {
-        MountKind::Bind { source, .. } => {
-            Some(Volume { target: mount.target.clone(), source: source.clone() })
-        }
-        _ => None,
-    });
-    let volumes = volumes.collect();
     let mut fds = vec![memfd("container-plan", &plan)?, mounts];
     fds.extend(leaf.folders);
     Ok(Prepared {
         log: spec::log_plan(config, &pod.config.log_directory)?,
+        volumes: volumes(&plan.mounts),
         process: plan.process,
         record,
-        volumes,
         fds,
     })
+}
+
+/// The volumes of a plan, which may be on any file system of the node.
+fn volumes(mounts: &[MountPlan]) -> Vec<Volume> {
+    let volume = |mount: &MountPlan| match &mount.kind {
+        MountKind::Bind { source, .. } => {
+            Some(Volume { target: mount.target.clone(), source: source.clone() })
+        }
+        _ => None,
+    };
+    mounts.iter().filter_map(volume).collect()
 }
 
 /// A random name for a container's session keyring, with runc's prefix. Other containers could join a keyring whose name

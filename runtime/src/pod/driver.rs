@@ -324,18 +324,7 @@ impl Driver {
                 }
             }
             Action::Disconnect => (self.client, self.events) = (None, None),
-            Action::Dial { pause, limit } => {
-                let supervisor = Arc::clone(&self.supervisor);
-                let (pod, pid) = (self.life.record().id.clone(), self.life.record().shim_pid);
-                let subject = self.subject();
-                let dial = async move {
-                    tokio::time::sleep(pause).await;
-                    let dial = supervisor.dial(pod, pid, limit);
-                    let (dialled, connection) = operations::job(CONNECT, subject, dial).await;
-                    Waited::Dialled(Box::new(dialled), connection)
-                };
-                self.waits.spawn(dial.instrument(self.span.clone()));
-            }
+            Action::Dial { pause, limit } => self.dial(pause, limit),
             Action::ShortenGrace(id, deadline) => {
                 if let Some(stop) = self.stops.get(&id) {
                     stop.deadline.send_replace(self.began + deadline);
@@ -353,6 +342,20 @@ impl Driver {
             }
             Action::Finish => self.finished = true,
         }
+    }
+
+    /// Connects to the shim after a pause.
+    fn dial(&mut self, pause: Duration, limit: Duration) {
+        let supervisor = Arc::clone(&self.supervisor);
+        let (pod, pid) = (self.life.record().id.clone(), self.life.record().shim_pid);
+        let subject = self.subject();
+        let dial = async move {
+            tokio::time::sleep(pause).await;
+            let dial = supervisor.dial(pod, pid, limit);
+            let (dialled, connection) = operations::job(CONNECT, subject, dial).await;
+            Waited::Dialled(Box::new(dialled), connection)
+        };
+        self.waits.spawn(dial.instrument(self.span.clone()));
     }
 
     /// Starts a job, unless the daemon is stopping: then no new job is started.

@@ -208,9 +208,6 @@ async fn calls_that_are_not_implemented_return_unimplemented() {
         checkpoint_container(CheckpointContainerRequest),
         checkpoint_pod(CheckpointPodRequest),
         restore_pod(RestorePodRequest),
-        list_metric_descriptors(ListMetricDescriptorsRequest),
-        list_pod_sandbox_metrics(ListPodSandboxMetricsRequest),
-        stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest),
     );
 }
 

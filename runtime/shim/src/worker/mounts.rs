@@ -396,9 +396,8 @@ pub(super) fn attach_early(
         let mut attached = Vec::with_capacity(mounts.len());
         let mut shared = nested::Shared::default();
         let mut nested: Vec<Nested> = Vec::new();
-        for mount in &mut mounts {
-            // Its target may be on another volume.
-            show_volume(&mount.plan.target);
+        // The target of one may be on another.
+        for mount in mounts.iter_mut().inspect(|mount| show_volume(&mount.plan.target)) {
             attached.push(match mount.place {
                 Place::Staged(index) => {
                     // A mount on a volume at or below /dev, /proc or /sys is late as well, or `split` has refused it.
