@@ -1,21 +1,23 @@
 //! The work of CreateContainer, StartContainer and RemoveContainer.
 
+mod images;
+
 use super::context::{Context, random};
 use super::foreign;
 use super::life::StartError;
 use super::plan::memfd;
 use super::recorder::{self, Recorder};
 use crate::cgroups::{Limits, host_devices};
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::seccomp::Compiled;
 use crate::shims::Client;
 use crate::shims::client::ClientError;
 use crate::{failpoint, files, lanes};
 use image::ImageRecord;
 use model::transition::{self, ContainerEvent};
-use model::{ContainerId, ContainerRecord, ImageOfContainer, PodRecord};
+use model::{ContainerId, ContainerRecord, PodRecord};
 use spec::devices::HostDevice;
-use spec::{HostFacts, ImageFacts};
+use spec::{HostFacts, ImageFacts, ImageLayers};
 use state::file::MAX_NEW_BYTES;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -79,19 +81,16 @@ async fn make(
     client: &Client,
     mut record: ContainerRecord,
 ) -> Result<ContainerRecord, Error> {
-    let (requested, pod_id) = (&record.config.image.image, pod.id.clone());
-    let image = context.images.resolve(requested).ok_or_else(|| {
-        Error::new(ErrorKind::NotFound, format!("image {requested:?} is not on this node: pull it first"))
-    })?;
-    let lease = context.images.lease_for(&image.id, record.id.as_str()).await?;
-    record.image = ImageOfContainer {
-        id: image.id.clone(),
-        digested: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.clone()),
+    let (image, lease) = images::of_root(context, &mut record).await?;
+    let layers = images::of_volumes(context, &mut record).await?;
+    let sources = Sources {
+        image,
+        rootfs: rootfs(context, &record.id, lease),
+        layers,
+        host: host_files(context, &record).await?,
     };
-    let rootfs = rootfs(context, &record.id, lease);
-    let host_files = host_files(context, &record).await?;
-    let (shared, pod) = (Arc::clone(context), pod.clone());
-    let work = move || prepare(&shared, &pod, &image, rootfs, host_files, record);
+    let (shared, pod, pod_id) = (Arc::clone(context), pod.clone(), pod.id.clone());
+    let work = move || prepare(&shared, &pod, sources, record);
     let prepared = lanes::run(lanes::records(), pod_id.as_str(), "prepare the container", work).await?;
     failpoint::hit("container.prepared");
     let Prepared { mut record, mut process, log, fds } = prepared;
@@ -130,6 +129,15 @@ struct Prepared {
     fds: Vec<OwnedFd>,
 }
 
+/// What a container is created from.
+struct Sources {
+    image: Arc<ImageRecord>,
+    rootfs: RootfsPlan,
+    /// The layers of its image volumes.
+    layers: ImageLayers,
+    host: HostFiles,
+}
+
 /// What the paths in a request have shown. They can be on any file system of the node.
 struct HostFiles {
     seccomp: Option<Arc<Compiled>>,
@@ -160,12 +168,10 @@ async fn host_files(context: &Arc<Context>, record: &ContainerRecord) -> Result<
 fn prepare(
     context: &Context,
     pod: &PodRecord,
-    image: &ImageRecord,
-    rootfs: RootfsPlan,
-    host_files: HostFiles,
+    sources: Sources,
     mut record: ContainerRecord,
 ) -> Result<Prepared, Error> {
-    let HostFiles { seccomp, devices } = host_files;
+    let Sources { image, rootfs, layers, host: HostFiles { seccomp, devices } } = sources;
     let config = &record.config;
     let limits = Limits {
         writes: spec::resources::v1(&config.resources, spec::resources::Mode::Create),
@@ -196,6 +202,7 @@ fn prepare(
         image: &facts,
         rootfs,
         files: files::of(&context.layout, pod),
+        image_layers: &layers,
         cgroup: leaf.plan,
         seccomp_flags: seccomp.as_ref().map_or(0, |compiled| compiled.flags),
         seccomp: seccomp.map(|compiled| compiled.program.clone()),

@@ -5,6 +5,7 @@
 //! module creates a [`Status`].
 
 use super::convert::Refusal;
+use crate::error::ErrorKind;
 use causes::with_causes;
 use streaming::server::IssueError;
 use tonic::{Code, Status};
@@ -71,7 +72,6 @@ fn of_refusal(refusal: &Refusal) -> Code {
 }
 
 fn of_node(kind: crate::error::ErrorKind) -> Code {
-    use crate::error::ErrorKind;
     match kind {
         ErrorKind::NotFound => Code::NotFound,
         ErrorKind::InvalidArgument => Code::InvalidArgument,
@@ -80,6 +80,8 @@ fn of_node(kind: crate::error::ErrorKind) -> Code {
         ErrorKind::Unavailable => Code::Unavailable,
         ErrorKind::DeadlineExceeded => Code::DeadlineExceeded,
         ErrorKind::Unimplemented => Code::Unimplemented,
+        // Code and text as for the reasons of refusals.
+        ErrorKind::ImageVolume => Code::Unknown,
         ErrorKind::ResourceExhausted => Code::ResourceExhausted,
         ErrorKind::Aborted => Code::Aborted,
         ErrorKind::Internal => Code::Internal,
@@ -111,6 +113,9 @@ impl From<Failure> for Status {
     fn from(failure: Failure) -> Self {
         let mut text = match &failure {
             Failure::Image(error) => format!("{}{}", of_image(error).1, with_causes(error)),
+            Failure::Node(error) if error.kind == ErrorKind::ImageVolume => {
+                format!("ImageVolumeMountFailed: {}", with_causes(error))
+            }
             other => with_causes(other),
         };
         if text.len() > MAX_TEXT {

@@ -110,6 +110,10 @@ fn is_zero(flags: &u32) -> bool {
     *flags == 0
 }
 
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
 /// The user of init, to be looked up in the image.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -210,6 +214,16 @@ pub enum MountKind {
         /// Absolute host path.
         source: String,
     },
+    /// An image, without a writable layer: read-only by itself. Not known to shims before image volumes.
+    Image {
+        /// Its id, for errors.
+        image: String,
+        /// Names below [`RootfsPlan::store`], topmost first; empty for an image without layers.
+        layers: Vec<String>,
+        /// The file or folder in it that is mounted, clean and relative; empty for its root. Symlinks are followed within
+        /// the image.
+        sub_path: String,
+    },
     /// The pod's /dev/shm.
     PodShm,
     /// procfs of the container's PID namespace.
@@ -243,6 +257,9 @@ pub struct MountPlan {
     pub kind: MountKind,
     /// Mount flags.
     pub readonly: bool,
+    /// With `readonly`: all mounts below a [`MountKind::Bind`] are read-only too. Not serialized if false.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub recursive: bool,
     /// MOUNT_ATTR_NOSUID.
     pub nosuid: bool,
     /// MOUNT_ATTR_NODEV.
@@ -359,6 +376,7 @@ mod tests {
             target: target.into(),
             kind,
             readonly: false,
+            recursive: false,
             nosuid: false,
             nodev: false,
             noexec: false,

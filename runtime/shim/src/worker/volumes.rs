@@ -135,5 +135,14 @@ pub(super) fn clone(plan: &MountPlan) -> Step<Option<OwnedFd>> {
         mount::set_propagation(tree.as_fd(), to, true).map_err(internal(&stage, "propagation"))?;
     }
     mount::add_attributes(tree.as_fd(), attributes(plan)).map_err(internal(&stage, "mount flags"))?;
+    if plan.recursive {
+        if source.propagation != Propagation::Private || !plan.readonly {
+            // A mount that the host makes later would be writable.
+            return Err(invalid(&stage, "only a private read-only volume can be read-only recursively"));
+        }
+        let readonly = Attributes { readonly: true, ..Attributes::default() };
+        mount::add_attributes_below(tree.as_fd(), readonly)
+            .map_err(internal(&stage, "read-only recursively"))?;
+    }
     Ok(Some(tree))
 }

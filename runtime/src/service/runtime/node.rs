@@ -1,6 +1,6 @@
 //! The daemon itself: version, conditions and configuration.
 
-use super::super::{Backend, health, status::Failure};
+use super::super::{Backend, convert::Host, health, status::Failure};
 use cri_api::v1 as cri;
 
 /// Version.
@@ -11,10 +11,11 @@ pub(super) async fn version(_: cri::VersionRequest) -> Result<cri::VersionRespon
 /// Status.
 pub(super) async fn status(
     backend: &Backend,
+    host: Host,
     cri::StatusRequest { verbose }: cri::StatusRequest,
 ) -> Result<cri::StatusResponse, Failure> {
     let Backend { cni, config, root, .. } = backend;
-    Ok(health::status(&cni.readiness(), root.problem().as_ref(), &config.borrow(), verbose))
+    Ok(health::status(&cni.readiness(), root.problem().as_ref(), &config.borrow(), host, verbose))
 }
 
 /// RuntimeConfig.
