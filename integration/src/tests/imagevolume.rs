@@ -285,7 +285,7 @@ async fn on_special_places(cx: Context) -> Result<()> {
         c.mounts.extend([
             volume(&image, "/dev/data", "etc"),
             volume(&image, "/outer/inner", ""),
-            volume(&image, "/var/link", "bin/busybox"),
+            volume(&image, "/var/busybox", "bin/busybox"),
             quiet,
         ]);
     });
@@ -296,7 +296,7 @@ async fn on_special_places(cx: Context) -> Result<()> {
         "from the image\nfrom the image\nouter",
     )
     .await?;
-    cx.prints(&c, "/var/link echo one file", "one file").await?;
+    cx.prints(&c, "/var/busybox echo one file", "one file").await?;
     ensure!(cx.cri.exec(&c, &["/quiet/bin/busybox", "true"]).await.is_ok_and(|out| out.code != 0), "noexec");
     let found = options(cx.pid(&c).await?, "/quiet")?;
     for option in ["ro", "noexec", "nodev", "nosuid"] {

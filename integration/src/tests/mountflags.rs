@@ -24,6 +24,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(mount_options_take_effect).ours(),
         test!(mount_options_do_not_lift_flags_of_the_host).ours(),
         test!(huge_pages_of_a_volume),
+        test!(huge_pages_are_limited_or_refused).ours(),
     ]
 }
 
@@ -209,4 +210,22 @@ async fn huge_pages_of_a_volume(cx: Context) -> Result<()> {
     .await;
     // The pod's clone of it is in the container's namespace alone, so it can be unmounted now.
     looked.and(unmount(&place))
+}
+
+/// A limit other than zero is written, or refused where the host has no file for it: it is never skipped.
+async fn huge_pages_are_limited_or_refused(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let config = cx.sleeper("one").with(|c| {
+        c.resources().hugepage_limits =
+            vec![api::HugepageLimit { page_size: String::from("2MB"), limit: 4 << 20 }];
+    });
+    let made = cx.create(&pod, &config).await;
+    if Path::new("/sys/fs/cgroup/hugetlb").exists() {
+        let limit = crate::cgroup::read("hugetlb", &made?, "hugetlb.2MB.limit_in_bytes")?;
+        ensure!(limit.trim() == "4194304", "the limit of huge pages is {limit}");
+    } else {
+        let text = format!("{:#}", made.err().context("a limit was accepted that the host cannot keep")?);
+        ensure!(text.contains("hugepage_limits") && text.contains("hugetlb"), "{text}");
+    }
+    Ok(())
 }

@@ -175,11 +175,15 @@ async fn groups_of_the_sandbox(cx: Context) -> Result<()> {
         (security.run_as_user, security.run_as_group) = (id(4001), id(4002));
         security.supplemental_groups = vec![4003, 4004];
         security.supplemental_groups_policy = policy;
+        // The root of pause is read-only with both values.
+        security.readonly_rootfs = policy == 1;
         let pod = cx.pod_of(config).await?;
         let pause = cx.node.pause(&pod.id)?.pid;
         let status = std::fs::read_to_string(format!("/proc/{pause}/status"))?;
         let groups = groups_of(&status)?;
         ensure!(groups == [4003, 4004], "policy {policy}: pause has the groups {groups:?}");
+        let root = super::mountflags::options(pause, "/")?;
+        ensure!(root.contains(&String::from("ro")), "the root of pause has the options {root:?}");
         let found = crate::proc::status(pause)?;
         for (key, wanted) in [("Uid", "4001"), ("Gid", "4002")] {
             let ids = found.get(key).with_context(|| format!("no {key}"))?;

@@ -17,6 +17,7 @@ pub enum Propagation {
 
 /// CRI `Mount.mount_options`: one flag of mount(8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(clippy::enum_variant_names, reason = "the names of mount(8)")]
 pub enum MountOption {
     /// `noexec`.
     NoExec,

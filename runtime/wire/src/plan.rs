@@ -390,6 +390,14 @@ mod tests {
                 mount("/a", MountKind::Bind { source: "/x".into(), propagation: Propagation::Private }),
                 mount("/b", MountKind::Tmpfs { mode: 0o755, size: 0 }),
                 mount("/c", MountKind::Proc),
+                mount(
+                    "/d",
+                    MountKind::Image {
+                        image: "sha256:d".into(),
+                        layers: vec!["1".into()],
+                        sub_path: "x".into(),
+                    },
+                ),
             ],
             devices: vec![DeviceNode {
                 path: "/dev/fuse".into(),
@@ -435,6 +443,7 @@ mod tests {
     fn an_unknown_field_anywhere_in_a_plan_is_refused() {
         let plan = serde_json::to_value(container()).unwrap();
         assert_eq!(serde_json::from_value::<ContainerPlan>(plan.clone()).unwrap(), container());
+        assert!(!plan.to_string().contains("recursive"), "older shims would refuse every plan");
         let mut places = Vec::new();
         objects(&plan, String::new(), &mut places);
         assert!(places.len() > 14, "{places:?}");
@@ -456,8 +465,8 @@ mod tests {
     #[test]
     fn an_unknown_variant_in_a_plan_is_refused() {
         for (place, value) in [
-            ("/mounts/2/kind", json!("Image")),
-            ("/mounts/2/kind", json!({"Image": {"id": "x"}})),
+            ("/mounts/2/kind", json!("Dataset")),
+            ("/mounts/2/kind", json!({"Dataset": {"id": "x"}})),
             ("/namespaces/pid", json!("Session")),
             ("/mounts/0/kind/Bind/propagation", json!("Unbindable")),
         ] {

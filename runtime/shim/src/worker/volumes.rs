@@ -136,13 +136,17 @@ pub(super) fn clone(plan: &MountPlan) -> Step<Option<OwnedFd>> {
     }
     mount::add_attributes(tree.as_fd(), attributes(plan)).map_err(internal(&stage, "mount flags"))?;
     if plan.recursive {
-        if source.propagation != Propagation::Private || !plan.readonly {
-            // A mount that the host makes later would be writable.
-            return Err(invalid(&stage, "only a private read-only volume can be read-only recursively"));
-        }
-        let readonly = Attributes { readonly: true, ..Attributes::default() };
-        mount::add_attributes_below(tree.as_fd(), readonly)
-            .map_err(internal(&stage, "read-only recursively"))?;
+        make_read_only_below(&tree, plan, source.propagation, &stage)?;
     }
     Ok(Some(tree))
+}
+
+/// Makes a volume read-only together with the mounts below it.
+fn make_read_only_below(tree: &OwnedFd, plan: &MountPlan, propagation: Propagation, stage: &str) -> Step<()> {
+    if propagation != Propagation::Private || !plan.readonly {
+        // A mount that the host makes later would be writable.
+        return Err(invalid(stage, "only a private read-only volume can be read-only recursively"));
+    }
+    let readonly = Attributes { readonly: true, ..Attributes::default() };
+    mount::add_attributes_below(tree.as_fd(), readonly).map_err(internal(stage, "read-only recursively"))
 }
