@@ -7,7 +7,6 @@ use cri_api::v1 as api;
 use serde_json::json;
 
 use super::escape::{image_with, sleeper};
-use super::mountflags::options;
 use super::mounts::{PRIVATE, SHARED, privileged};
 use super::nested::mounted_below;
 use super::propagation::Playground;
@@ -16,6 +15,7 @@ use crate::expect::ensure;
 use crate::fixture::Fixture;
 use crate::images::Recipe;
 use crate::images::layer::{Packing, Writer};
+use crate::proc::mount_options as options;
 use crate::runner::{Test, test};
 use crate::shapes::{self, ContainerExt as _};
 

@@ -14,6 +14,7 @@ use crate::context::Context;
 use crate::expect::ensure;
 use crate::fixture::Fixture;
 use crate::isolation::command;
+use crate::proc::mount_options as options;
 use crate::runner::{Test, test};
 use crate::shapes::{self, ContainerExt as _};
 
@@ -26,15 +27,6 @@ pub(super) fn tests() -> Vec<Test> {
         test!(huge_pages_of_a_volume),
         test!(huge_pages_are_limited_or_refused).ours(),
     ]
-}
-
-/// The options of a mount, as /proc/PID/mountinfo shows them on the host.
-pub(super) fn options(pid: u32, point: &str) -> Result<Vec<String>> {
-    let table = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
-    let line = table.lines().rfind(|line| line.split(' ').nth(4) == Some(point));
-    let options =
-        line.and_then(|line| line.split(' ').nth(5)).with_context(|| format!("no mount at {point}"))?;
-    Ok(options.split(',').map(str::to_owned).collect())
 }
 
 fn recursive(source: &Path, place: &str) -> api::Mount {

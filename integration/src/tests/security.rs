@@ -182,7 +182,7 @@ async fn groups_of_the_sandbox(cx: Context) -> Result<()> {
         let status = std::fs::read_to_string(format!("/proc/{pause}/status"))?;
         let groups = groups_of(&status)?;
         ensure!(groups == [4003, 4004], "policy {policy}: pause has the groups {groups:?}");
-        let root = super::mountflags::options(pause, "/")?;
+        let root = crate::proc::mount_options(pause, "/")?;
         ensure!(root.contains(&String::from("ro")), "the root of pause has the options {root:?}");
         let found = crate::proc::status(pause)?;
         for (key, wanted) in [("Uid", "4001"), ("Gid", "4002")] {
