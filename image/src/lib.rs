@@ -168,8 +168,9 @@ impl ImageStore {
         blocking(move || store.lease(&image, &owner)).await
     }
 
-    /// Releases `owner`'s lease, if it has one, and deletes layers that nothing else needs. If the disk refuses, that
-    /// is only logged, and the next start releases the lease.
+    /// Releases `owner`'s lease and those of its parts (owners with the names `<owner>_...`), if there are any, and
+    /// deletes layers that nothing else needs. If the disk refuses, that is only logged, and the next start releases the
+    /// lease.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if `owner` is not a valid name, [`Error::Threads`].

@@ -110,7 +110,15 @@ async fn leases_outlive_images_and_restarts() {
     node.store.pull(&name, None).await.unwrap();
     assert_eq!(registry.requests("/blobs/"), before + 1, "only the config is fetched");
     node.store.remove(&name).await.unwrap();
+    // Parts are released with their owner, also after a restart, and nobody else's lease is.
+    for owner in ["pod-2_0", "pod-2_17", "pod-22"] {
+        node.store.lease_for(&record.id, owner).await.unwrap();
+    }
+    node.reopen();
     node.store.release("pod-2").await.unwrap();
+    assert_eq!(node.store.lease_owners(), ["pod-22"]);
+    assert!(layers_are_there(&lease));
+    node.store.release("pod-22").await.unwrap();
     node.assert_empty().await;
     assert!(matches!(node.store.lease_for(&record.id, "x").await, Err(Error::NotFound { .. })));
     assert!(node.store.lease_for(&record.id, "../x").await.is_err());

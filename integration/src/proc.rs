@@ -135,3 +135,11 @@ pub(crate) fn signal(pid: u32, signal: nix::sys::signal::Signal) -> Result<()> {
         Err(e) => Err(e).with_context(|| format!("kill {pid}")),
     }
 }
+
+/// The options of the mount at `point` that a process sees, from its /proc/PID/mountinfo.
+pub(crate) fn mount_options(pid: u32, point: &str) -> Result<Vec<String>> {
+    let table = fs::read_to_string(format!("/proc/{pid}/mountinfo"))?;
+    let line = table.lines().rfind(|line| line.split(' ').nth(4) == Some(point));
+    let options = line.and_then(|line| line.split(' ').nth(5));
+    Ok(options.with_context(|| format!("no mount at {point}"))?.split(',').map(str::to_owned).collect())
+}

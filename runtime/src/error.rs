@@ -20,6 +20,8 @@ pub enum ErrorKind {
     Unavailable,
     /// A time limit has passed.
     DeadlineExceeded,
+    /// An image volume cannot be mounted. kubelet counts these.
+    ImageVolume,
     /// Not implemented, or not possible on this host.
     Unimplemented,
     /// A limit was reached.

@@ -162,7 +162,9 @@ fn load<T: DeserializeOwned>(
 
 /// Releases the image leases of containers that have no record.
 async fn release_images(context: &Context, leases: Vec<String>, known: &Known) {
-    let is_known = |owner: &str| owner.parse().is_ok_and(|id| known.containers.contains(&id));
+    // An image volume's lease belongs to a part of the container: `<id>_<number>`.
+    let container = |owner: &str| owner.split('_').next().unwrap_or_default().parse();
+    let is_known = |owner: &str| container(owner).is_ok_and(|id| known.containers.contains(&id));
     for owner in leases.into_iter().filter(|owner| !is_known(owner)) {
         if let Err(error) = context.images.release(&owner).await {
             tracing::warn!(

@@ -76,16 +76,23 @@ impl Store {
         }
     }
 
-    /// Releases a lease. If its image was removed, the layers that nothing else needs are deleted. An error of the disk
-    /// is only logged, because the owner is gone: the next start finds the lease without its owner and releases it
-    /// again.
+    /// Releases the leases of an owner and its parts. If an image of theirs was removed, the layers that nothing else
+    /// needs are deleted. An error of the disk is only logged, because the owner is gone: the next start finds a lease
+    /// without its owner and releases it again.
     pub(crate) fn release(&self, owner: &str) -> Result<()> {
         check_owner(owner)?;
-        let stored = lock(&self.catalog).leases.remove(owner);
-        let released = remove(&self.layout, owner).and_then(|()| match stored {
-            Some(stored) if self.published().by_id(&stored.image).is_none() => self.collect(),
-            _ => Ok(()),
-        });
+        let (mut owners, mut images) = (vec![owner.to_owned()], Vec::new());
+        {
+            let mut catalog = lock(&self.catalog);
+            let part = format!("{owner}_");
+            let parts = catalog.leases.range(part.clone()..).map(|(name, _)| name);
+            owners.extend(parts.take_while(|name| name.starts_with(&part)).cloned());
+            images.extend(owners.iter().filter_map(|name| catalog.leases.remove(name)));
+        }
+        let removed = owners.iter().try_for_each(|name| remove(&self.layout, name));
+        let is_gone = |stored: &Stored| self.published().by_id(&stored.image).is_none();
+        let released =
+            removed.and_then(|()| if images.iter().any(is_gone) { self.collect() } else { Ok(()) });
         match released {
             Err(error @ Error::Storage { .. }) => {
                 tracing::warn!(

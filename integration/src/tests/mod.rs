@@ -18,12 +18,14 @@ mod hung;
 mod image;
 mod imageshapes;
 mod imagestore;
+mod imagevolume;
 mod intruders;
 mod kill9;
 mod libcontainer;
 mod life;
 mod log;
 mod metrics;
+mod mountflags;
 mod mounts;
 mod namespaces;
 mod nested;
@@ -82,6 +84,8 @@ pub(crate) fn all() -> Vec<Test> {
         intruders::tests(),
         same_as_runc::tests(),
         mounts::tests(),
+        mountflags::tests(),
+        imagevolume::tests(),
         escape::tests(),
         rootfs::tests(),
         nested::tests(),

@@ -45,11 +45,11 @@ async fn status_has_both_conditions(cx: Context) -> Result<()> {
         let handler = r.runtime_handlers.iter().find(|h| h.name.is_empty()).context("no nameless handler")?;
         let f = handler.features.unwrap_or_default();
         ensure!(
-            !f.user_namespaces && !f.recursive_read_only_mounts,
-            "a feature is announced that is not there: {f:?}"
+            !f.user_namespaces && f.recursive_read_only_mounts,
+            "the features of the handler are not those of this host: {f:?}"
         );
         let f = r.features.unwrap_or_default();
-        ensure!(!f.supplemental_groups_policy, "SupplementalGroupsPolicy is announced");
+        ensure!(f.supplemental_groups_policy && f.mount_options, "features are not announced: {f:?}");
     }
     for (key, value) in r.info.iter().filter(|_| !cx.node.is_foreign()) {
         let parsed: std::result::Result<serde_json::Value, _> = serde_json::from_str(value);

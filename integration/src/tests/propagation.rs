@@ -27,11 +27,11 @@ pub(super) fn tests() -> Vec<Test> {
 }
 
 /// A shared mount of the host; unmounted on drop, with everything below.
-struct Playground(PathBuf);
+pub(super) struct Playground(pub(super) PathBuf);
 
 impl Playground {
     /// Mounts it on a new volume.
-    fn new(cx: &Context, name: &str) -> Result<Self> {
+    pub(super) fn new(cx: &Context, name: &str) -> Result<Self> {
         let place = cx.volume(name)?;
         tmpfs(&place)?;
         command("mount", &["--make-rshared", &place.display().to_string()])?;
@@ -39,7 +39,7 @@ impl Playground {
     }
 
     /// A folder on it, which is created if it is missing.
-    fn path(&self, below: &str) -> Result<PathBuf> {
+    pub(super) fn path(&self, below: &str) -> Result<PathBuf> {
         let path = self.0.join(below);
         fs::create_dir_all(&path)?;
         Ok(path)

@@ -16,10 +16,13 @@ pub(super) fn tests() -> Vec<Test> {
         test!(group_without_user_fails),
         test!(unknown_user_fails),
         test!(supplemental_groups),
+        test!(supplemental_groups_of_the_image_are_left_out),
+        test!(groups_of_the_sandbox).ours(),
         test!(image_user_and_groups),
         test!(read_only_root),
         test!(default_capabilities),
         test!(capabilities_added_and_dropped),
+        test!(ambient_capabilities).ours(),
         test!(privileged_container),
         test!(privileged_needs_a_privileged_pod),
         test!(no_new_privs_on_and_off),
@@ -114,6 +117,78 @@ async fn supplemental_groups(cx: Context) -> Result<()> {
         let mut groups = user.supplemental_groups.clone();
         groups.sort_unstable();
         ensure!(groups == [1000, 1234, 5678, 50000], "status lists {groups:?}");
+    }
+    Ok(())
+}
+
+/// The groups of a process as the kernel shows them, sorted.
+fn groups_of(status: &str) -> Result<Vec<i64>> {
+    let line = status.lines().find(|line| line.starts_with("Groups:")).context("no groups")?;
+    let mut groups: Vec<i64> =
+        line.split_whitespace().skip(1).map(str::parse).collect::<std::result::Result<_, _>>()?;
+    groups.sort_unstable();
+    Ok(groups)
+}
+
+/// In the images' /etc/group alice (1000) is a member of 50000.
+async fn supplemental_groups_of_the_image_are_left_out(cx: Context) -> Result<()> {
+    use api::SupplementalGroupsPolicy::{Merge, Strict};
+    let pod = cx.pod().await?;
+    let image = Fixture::image("predefined-group");
+    for (name, policy, user, extra, gid, wanted) in [
+        ("merge", Merge, id(1000), vec![1234], 1000, vec![1000, 1234, 50000]),
+        ("strict", Strict, id(1000), vec![1234], 1000, vec![1000, 1234]),
+        ("strict-bare", Strict, id(1000), vec![], 1000, vec![1000]),
+        // The user comes from the image.
+        ("strict-image", Strict, None, vec![1234], 1000, vec![1000, 1234]),
+        ("merge-image", Merge, None, vec![], 1000, vec![1000, 50000]),
+        ("strict-root", Strict, id(0), vec![50000], 0, vec![0, 50000]),
+    ] {
+        let config = shapes::container(name, &image, &["/bin/sleep", "1000"]).with(|c| {
+            c.security().run_as_user = user;
+            c.security().supplemental_groups = extra;
+            c.security().supplemental_groups_policy = policy.into();
+        });
+        let c = cx.start(&pod, &config).await?;
+        let exec = groups_of(&cx.cri.sh(&c, "cat /proc/self/status").await?)?;
+        ensure!(exec == wanted, "{name}: an exec has the groups {exec:?} instead of {wanted:?}");
+        if cx.node.is_foreign() {
+            continue;
+        }
+        let status = std::fs::read_to_string(format!("/proc/{}/status", cx.pid(&c).await?))?;
+        let init = groups_of(&status)?;
+        ensure!(init == wanted, "{name}: init has the groups {init:?} instead of {wanted:?}");
+        let user = cx.cri.container(&c).await?.user.and_then(|u| u.linux).context("status without a user")?;
+        ensure!(
+            user.supplemental_groups == wanted && (user.uid, user.gid) == (gid, gid),
+            "{name}: status shows {user:?}"
+        );
+    }
+    Ok(())
+}
+
+/// The user of the sandbox is that of pause. It has no image, so both policies mean the same.
+async fn groups_of_the_sandbox(cx: Context) -> Result<()> {
+    for policy in [0, 1] {
+        let mut config = cx.pod_config();
+        let security = config.security();
+        (security.run_as_user, security.run_as_group) = (id(4001), id(4002));
+        security.supplemental_groups = vec![4003, 4004];
+        security.supplemental_groups_policy = policy;
+        // The root of pause is read-only with both values.
+        security.readonly_rootfs = policy == 1;
+        let pod = cx.pod_of(config).await?;
+        let pause = cx.node.pause(&pod.id)?.pid;
+        let status = std::fs::read_to_string(format!("/proc/{pause}/status"))?;
+        let groups = groups_of(&status)?;
+        ensure!(groups == [4003, 4004], "policy {policy}: pause has the groups {groups:?}");
+        let root = crate::proc::mount_options(pause, "/")?;
+        ensure!(root.contains(&String::from("ro")), "the root of pause has the options {root:?}");
+        let found = crate::proc::status(pause)?;
+        for (key, wanted) in [("Uid", "4001"), ("Gid", "4002")] {
+            let ids = found.get(key).with_context(|| format!("no {key}"))?;
+            ensure!(ids.split_whitespace().all(|one| one == wanted), "{key} of pause is {ids}");
+        }
     }
     Ok(())
 }
@@ -224,6 +299,45 @@ async fn capabilities_added_and_dropped(cx: Context) -> Result<()> {
         .create(&pod, &cx.sleeper("unknown").with(|c| own(c.security(), list(&["NO_SUCH_CAP"]), vec![])))
         .await;
     ensure!(cx.node.is_foreign() || unknown.is_err(), "an unknown capability was accepted");
+    Ok(())
+}
+
+/// A user other than root keeps ambient capabilities over execve, and children of its programs inherit them.
+async fn ambient_capabilities(cx: Context) -> Result<()> {
+    let pod = cx.pod_of(cx.pod_config().privileged()).await?;
+    let list = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+    let (chown, bind) = (1_u64, 1_u64 << 10);
+    for (name, ambient, drop, privileged, wanted) in [
+        ("one", &["NET_BIND_SERVICE"][..], &[][..], false, bind),
+        ("only", &["CAP_NET_BIND_SERVICE", "chown"], &["ALL"], false, bind | chown),
+        // CRI: a dropped capability is in no set.
+        ("dropped", &["NET_BIND_SERVICE", "CHOWN"], &["CHOWN"], false, bind),
+        ("privileged", &["CHOWN"], &[], true, chown),
+        ("none", &[], &[], false, 0),
+    ] {
+        let config = cx.sleeper(name).with(|c| {
+            c.security().run_as_user = id(1000);
+            c.security().privileged = privileged;
+            c.security().capabilities = Some(api::Capability {
+                add_ambient_capabilities: list(ambient),
+                drop_capabilities: list(drop),
+                ..Default::default()
+            });
+        });
+        let c = cx.start(&pod, &config).await?;
+        for whose in ["1", "self"] {
+            for set in ["CapAmb", "CapInh", "CapEff", "CapPrm"] {
+                let found = caps(&cx, &c, set, whose).await?;
+                ensure!(found == wanted, "{name}: {set} of {whose} is {found:#x} instead of {wanted:#x}");
+            }
+        }
+    }
+    let all = cx.sleeper("all").with(|c| {
+        c.security().capabilities =
+            Some(api::Capability { add_ambient_capabilities: list(&["ALL"]), ..Default::default() });
+    });
+    let text = format!("{:#}", cx.create(&pod, &all).await.err().context("ALL was accepted")?);
+    ensure!(text.contains("add_ambient_capabilities[0]"), "{text}");
     Ok(())
 }
 

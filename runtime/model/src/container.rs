@@ -1,6 +1,6 @@
 //! Containers.
 
-use crate::{ContainerId, ContainerSecurity, Mount, PodId, Resources, Text, Update, User};
+use crate::{ContainerId, ContainerSecurity, ImageSpec, Mount, PodId, Resources, Text, Update, User};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -11,20 +11,6 @@ pub struct ContainerMeta {
     pub name: String,
     /// Number of the attempt: kubelet increases it with every restart.
     pub attempt: u32,
-}
-
-/// CRI `ImageSpec`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct ImageSpec {
-    /// Name, digest or id.
-    pub image: String,
-    /// Annotations; returned in status.
-    pub annotations: BTreeMap<String, String>,
-    /// The image name as the user wrote it; returned in status.
-    pub user_specified_image: String,
-    /// Runtime handler that the image was pulled for.
-    pub runtime_handler: String,
 }
 
 /// CRI `KeyValue`.
@@ -142,6 +128,10 @@ pub struct ContainerRecord {
     pub config: ContainerConfig,
     /// The image it was created from.
     pub image: ImageOfContainer,
+    /// CRI `Image.id` of its image volumes: one for each of [`ContainerConfig::mounts`] that has an image, in their order.
+    /// Empty until the images are looked up.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volume_images: Vec<String>,
     /// Nanoseconds since the epoch, never 0.
     pub created_at: i64,
     /// Nanoseconds since the epoch; 0 until started.
@@ -198,6 +188,7 @@ impl ContainerRecord {
             pod,
             config,
             image: ImageOfContainer::default(),
+            volume_images: Vec::new(),
             created_at,
             started_at: 0,
             phase: ContainerPhase::Creating,

@@ -6,6 +6,7 @@
 
 mod container;
 mod ids;
+mod image;
 mod mount;
 mod pod;
 pub mod reconcile;
@@ -16,10 +17,10 @@ pub mod transition;
 
 pub use container::{
     ContainerConfig, ContainerMeta, ContainerPhase, ContainerRecord, Device, EnvVar, Exit, ImageOfContainer,
-    ImageSpec,
 };
 pub use ids::{ContainerId, ExecId, IdError, PodId};
-pub use mount::{Mount, Propagation};
+pub use image::{ImageSpec, ImageVolume};
+pub use mount::{Mount, MountOption, Propagation};
 pub use pod::{Dns, PodConfig, PodMeta, PodPhase, PodRecord, PortMapping, Protocol};
 pub use resources::{HugepageLimit, PodResources, Resources, Update};
 pub use security::{

@@ -106,7 +106,7 @@ pub enum GroupsPolicy {
     /// Groups in the image's /etc/group are added.
     #[default]
     Merge,
-    /// Only the requested groups. Refused until it is implemented.
+    /// Only the requested groups, and the primary one.
     Strict,
 }
 

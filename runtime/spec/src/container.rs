@@ -64,6 +64,8 @@ pub struct ContainerInput<'a> {
     pub rootfs: RootfsPlan,
     /// Files that are bound below /etc.
     pub files: PodFiles,
+    /// The layers of the images of its image volumes.
+    pub image_layers: &'a mounts::ImageLayers,
     /// The container's cgroup.
     pub cgroup: CgroupPlan,
     /// Filter, compiled for the capabilities that [`security::caps`] returns; ignored if privileged.
@@ -86,6 +88,7 @@ pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
         image,
         mut rootfs,
         files,
+        image_layers,
         cgroup,
         seccomp,
         seccomp_flags,
@@ -127,7 +130,7 @@ pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
         pod: pod.id.clone(),
         namespaces,
         rootfs,
-        mounts: mounts::plan(config, &pod.config.security.namespaces, &files)?,
+        mounts: mounts::plan(container, &pod.config.security.namespaces, &files, image_layers)?,
         devices: devices::nodes(&config.devices, asked.privileged, &host.devices)?,
         masked_paths: paths("config.linux.security_context.masked_paths", &asked.masked_paths)?,
         readonly_paths: paths("config.linux.security_context.readonly_paths", &asked.readonly_paths)?,

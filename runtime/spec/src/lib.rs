@@ -29,5 +29,5 @@ pub mod sysctl;
 pub use container::{ContainerInput, HostFacts, ImageFacts, container, log as log_plan};
 pub use error::{Error, ErrorKind};
 pub use exec::exec;
-pub use mounts::PodFiles;
+pub use mounts::{ImageLayers, PodFiles};
 pub use sandbox::{PauseInput, SHIM_OOM_SCORE_ADJ, network_sysctls, pause, pause_limits};

@@ -1,7 +1,8 @@
 //! The mounts of a container: defaults and volumes in one list, ordered by depth.
 
 use crate::{Error, path};
-use model::{ContainerConfig, NamespaceMode, Namespaces};
+use model::{ContainerRecord, ImageVolume, Mount, MountOption, NamespaceMode, Namespaces};
+use std::collections::BTreeMap;
 use wire::{MountKind, MountPlan};
 
 /// Files of the pod that are bound into its containers; absolute host paths.
@@ -18,26 +19,71 @@ pub struct PodFiles {
 /// Size of the tmpfs on /dev in bytes; it holds only nodes and links.
 const DEV_SIZE: u64 = 64 << 20;
 
+/// The layers of images, topmost first, by CRI `Image.id`.
+pub type ImageLayers = BTreeMap<String, Vec<String>>;
+
 /// All mounts, ordered by depth of target. If two have the same target, the later one hides the earlier.
 pub(crate) fn plan(
-    config: &ContainerConfig,
+    container: &ContainerRecord,
     pod: &Namespaces,
     files: &PodFiles,
+    layers: &ImageLayers,
 ) -> Result<Vec<MountPlan>, Error> {
+    let config = &container.config;
     let mut volumes = Vec::with_capacity(config.mounts.len());
+    let mut images = container.volume_images.iter();
     for (index, mount) in config.mounts.iter().enumerate() {
         let field = |name: &str| format!("config.mounts[{index}].{name}");
         let (inside, outside) = (&mount.container_path, &mount.host_path);
         let target = path::fold(inside).map_err(Error::about(field("container_path"), inside))?;
-        let source = path::clean(outside).map_err(Error::about(field("host_path"), outside))?;
-        let kind = MountKind::Bind { source, propagation: mount.propagation };
-        volumes.push(MountPlan { readonly: mount.readonly, ..bare(&target, kind) });
+        let kind = match &mount.image {
+            Some(volume) => image(volume, images.next(), layers, &field)?,
+            None => MountKind::Bind {
+                source: path::clean(outside).map_err(Error::about(field("host_path"), outside))?,
+                propagation: mount.propagation,
+            },
+        };
+        volumes.push(volume(mount, &target, kind));
     }
     let mut mounts = defaults(config, pod, files);
     mounts.retain(|default| !volumes.iter().any(|volume| replaces(volume, default)));
     mounts.extend(volumes);
     mounts.sort_by_key(|mount| path::depth(&mount.target));
     Ok(mounts)
+}
+
+/// The mount of an image volume; `id` is the image's.
+fn image(
+    volume: &ImageVolume,
+    id: Option<&String>,
+    layers: &ImageLayers,
+    field: &dyn Fn(&str) -> String,
+) -> Result<MountKind, Error> {
+    let ImageVolume { image, sub_path } = volume;
+    let found = id.and_then(|id| Some((id, layers.get(id)?)));
+    let (id, layers) = found.ok_or_else(|| {
+        let want = "must be an image of this node whose layers are leased";
+        Error::invalid(field("image.image"), &image.image, want)
+    })?;
+    let sub_path = match sub_path.as_str() {
+        "" => String::new(),
+        path => path::clean_relative(path).map_err(Error::about(field("image_sub_path"), path))?,
+    };
+    Ok(MountKind::Image { image: id.clone(), layers: layers.clone(), sub_path })
+}
+
+/// A volume with its flags.
+fn volume(mount: &Mount, target: &str, kind: MountKind) -> MountPlan {
+    let has = |option| mount.mount_options.contains(&option);
+    MountPlan {
+        readonly: mount.readonly,
+        // Nothing is mounted below an image volume.
+        recursive: mount.recursive_read_only && mount.image.is_none(),
+        nosuid: has(MountOption::NoSuid),
+        nodev: has(MountOption::NoDev),
+        noexec: has(MountOption::NoExec),
+        ..bare(target, kind)
+    }
 }
 
 /// Whether a volume replaces a default mount. It does on the same target. A volume on /dev or /sys also
@@ -56,11 +102,19 @@ fn replaces(volume: &MountPlan, default: &MountPlan) -> bool {
 
 /// A mount without flags.
 fn bare(target: &str, kind: MountKind) -> MountPlan {
-    MountPlan { target: target.to_owned(), kind, readonly: false, nosuid: false, nodev: false, noexec: false }
+    MountPlan {
+        target: target.to_owned(),
+        kind,
+        readonly: false,
+        recursive: false,
+        nosuid: false,
+        nodev: false,
+        noexec: false,
+    }
 }
 
 /// The mounts that every container has unless a volume replaces them.
-fn defaults(config: &ContainerConfig, pod: &Namespaces, files: &PodFiles) -> Vec<MountPlan> {
+fn defaults(config: &model::ContainerConfig, pod: &Namespaces, files: &PodFiles) -> Vec<MountPlan> {
     let security = &config.security;
     let restricted =
         |target: &str, kind| MountPlan { nosuid: true, nodev: true, noexec: true, ..bare(target, kind) };
@@ -99,11 +153,22 @@ fn defaults(config: &ContainerConfig, pod: &Namespaces, files: &PodFiles) -> Vec
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::{Mount, Propagation};
+    use model::{ContainerConfig, ContainerId, ImageSpec, PodId, Propagation};
     use proptest::prelude::*;
 
     fn volume(target: &str) -> Mount {
         Mount { container_path: target.into(), host_path: "/srv/data".into(), ..Mount::default() }
+    }
+
+    /// The mounts of a container without image volumes.
+    fn plan(config: &ContainerConfig, pod: &Namespaces, files: &PodFiles) -> Result<Vec<MountPlan>, Error> {
+        super::plan(&record(config, &[]), pod, files, &ImageLayers::new())
+    }
+
+    fn record(config: &ContainerConfig, images: &[&str]) -> ContainerRecord {
+        let (id, pod) = (ContainerId::from_random([2; 32]), PodId::from_random([1; 32]));
+        let volume_images = images.iter().map(|id| (*id).to_owned()).collect();
+        ContainerRecord { volume_images, ..ContainerRecord::new(id, pod, config.clone(), 1) }
     }
 
     fn targets(config: &ContainerConfig) -> Vec<String> {
@@ -203,6 +268,61 @@ mod tests {
             let refused = plan(&config, &Namespaces::default(), &PodFiles::default());
             assert!(refused.is_err(), "{target} {source}");
         }
+    }
+
+    #[test]
+    fn images_are_found_by_the_order_of_their_volumes() {
+        let image = |name: &str, sub_path: &str| {
+            let image = ImageSpec { image: name.to_owned(), ..ImageSpec::default() };
+            let image = Some(ImageVolume { image, sub_path: sub_path.to_owned() });
+            let (readonly, recursive_read_only) = (true, true);
+            Mount { host_path: String::new(), image, readonly, recursive_read_only, ..volume("/i") }
+        };
+        let mounts = vec![image("a", "./x//y/"), volume("/v"), image("b", "")];
+        let config = ContainerConfig { mounts, ..ContainerConfig::default() };
+        let layers = ImageLayers::from([
+            ("sha256:a".to_owned(), vec!["2".to_owned(), "1".to_owned()]),
+            ("sha256:b".to_owned(), Vec::new()),
+        ]);
+        let planned = |images: &[&str]| {
+            super::plan(&record(&config, images), &Namespaces::default(), &PodFiles::default(), &layers)
+        };
+        let mounts = planned(&["sha256:a", "sha256:b"]).unwrap();
+        let found: Vec<_> = mounts.iter().filter(|mount| mount.target == "/i").collect();
+        let of = |image: &str, layers: &[&str], sub_path: &str| MountKind::Image {
+            image: image.to_owned(),
+            layers: layers.iter().map(|layer| (*layer).to_owned()).collect(),
+            sub_path: sub_path.to_owned(),
+        };
+        let wanted = [of("sha256:a", &["2", "1"], "x/y"), of("sha256:b", &[], "")];
+        assert_eq!([&found[0].kind, &found[1].kind], [&wanted[0], &wanted[1]]);
+        assert!(found.iter().all(|mount| mount.readonly && !mount.recursive));
+        for images in [&["sha256:a"][..], &["sha256:a", "sha256:gone"], &[]] {
+            let refused = planned(images).unwrap_err();
+            assert!(refused.field().ends_with(".image.image"), "{refused}");
+        }
+        let escaping = ContainerConfig { mounts: vec![image("a", "../x")], ..ContainerConfig::default() };
+        let refused = super::plan(
+            &record(&escaping, &["sha256:a"]),
+            &Namespaces::default(),
+            &PodFiles::default(),
+            &layers,
+        );
+        assert_eq!(refused.unwrap_err().field(), "config.mounts[0].image_sub_path");
+    }
+
+    #[test]
+    fn options_and_recursion_reach_the_plan() {
+        let mount = Mount {
+            readonly: true,
+            recursive_read_only: true,
+            mount_options: vec![MountOption::NoExec, MountOption::NoDev],
+            ..volume("/v")
+        };
+        let config = ContainerConfig { mounts: vec![mount], ..ContainerConfig::default() };
+        let mounts = plan(&config, &Namespaces::default(), &PodFiles::default()).unwrap();
+        let made = mounts.iter().find(|mount| mount.target == "/v").unwrap();
+        assert!(made.readonly && made.recursive && made.noexec && made.nodev && !made.nosuid);
     }
 
     proptest! {

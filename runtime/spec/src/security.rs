@@ -125,20 +125,21 @@ pub fn is_all(name: &str) -> bool {
 /// Computes the capability sets of a container. `host` is the daemon's bounding set, which limits all of
 /// them.
 ///
-/// It starts with the default set (all capabilities if privileged). `ALL` in add is applied first, then `ALL`
-/// in drop, then single additions, then single removals. Ambient capabilities are added to all sets. A
-/// capability that is requested by name and missing on the host is an error; `ALL` and privileged mode mean
-/// all that the host has.
+/// It starts with the default set. `ALL` in add is applied first, then `ALL` in drop, then single additions, then single
+/// removals. Ambient capabilities are additions that are in the ambient and inheritable sets too, so that they survive the
+/// execve of a user other than root. A capability that is dropped by name is in no set. A privileged container has all
+/// capabilities of the host, whatever is added or dropped, and the ambient ones that were asked for. A capability that is
+/// requested by name and missing on the host is an error; `ALL` and privileged mode mean all that the host has.
 pub fn caps(security: &ContainerSecurity, host: u64) -> Result<CapSets, Error> {
     let field = "config.linux.security_context.capabilities";
+    let Capabilities { add, drop, ambient } = &security.capabilities;
+    let (_, ambient) = parse(&format!("{field}.add_ambient_capabilities"), ambient, Some(host))?;
     if security.privileged {
         let all = host & ALL;
-        return Ok(CapSets { bounding: all, permitted: all, inheritable: 0, ambient: 0 });
+        return Ok(CapSets { bounding: all, permitted: all, inheritable: ambient, ambient });
     }
-    let Capabilities { add, drop, ambient } = &security.capabilities;
     let (add_all, add) = parse(&format!("{field}.add_capabilities"), add, Some(host))?;
     let (drop_all, drop) = parse(&format!("{field}.drop_capabilities"), drop, None)?;
-    let (_, ambient) = parse(&format!("{field}.add_ambient_capabilities"), ambient, Some(host))?;
     let mut set = DEFAULT & host;
     if add_all {
         set = host & ALL;
@@ -146,9 +147,9 @@ pub fn caps(security: &ContainerSecurity, host: u64) -> Result<CapSets, Error> {
     if drop_all {
         set = 0;
     }
-    set |= add;
+    set |= add | ambient;
     set &= !drop;
-    set |= ambient;
+    let ambient = ambient & set;
     Ok(CapSets { bounding: set, permitted: set, inheritable: ambient, ambient })
 }
 
@@ -212,6 +213,14 @@ mod tests {
         let raised = caps(&with(&[], &["ALL"], &["NET_BIND_SERVICE"]), ALL).unwrap();
         let want = mask_of(&["NET_BIND_SERVICE"]);
         assert_eq!(raised, CapSets { bounding: want, permitted: want, inheritable: want, ambient: want });
+        // CRI: a dropped capability is in no set.
+        let dropped = caps(&with(&[], &["CAP_KILL"], &["KILL", "CHOWN"]), ALL).unwrap();
+        assert_eq!((dropped.ambient, dropped.inheritable), (mask_of(&["CHOWN"]), mask_of(&["CHOWN"])));
+        assert_eq!(dropped.bounding & mask_of(&["KILL"]), 0);
+        let privileged = ContainerSecurity { privileged: true, ..with(&[], &[], &["NET_RAW"]) };
+        let ambient = mask_of(&["NET_RAW"]);
+        let all = CapSets { bounding: ALL, permitted: ALL, inheritable: ambient, ambient };
+        assert_eq!(caps(&privileged, ALL).unwrap(), all);
     }
 
     #[test]

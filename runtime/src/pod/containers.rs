@@ -1,5 +1,7 @@
 //! The work of CreateContainer, StartContainer and RemoveContainer.
 
+mod images;
+
 use super::assembling::{self, Hanging, Volume};
 use super::context::{Context, random};
 use super::foreign;
@@ -14,9 +16,9 @@ use crate::shims::client::ClientError;
 use crate::{failpoint, files, lanes};
 use image::ImageRecord;
 use model::transition::{self, ContainerEvent};
-use model::{ContainerId, ContainerRecord, ImageOfContainer, PodRecord};
+use model::{ContainerId, ContainerRecord, PodRecord};
 use spec::devices::HostDevice;
-use spec::{HostFacts, ImageFacts};
+use spec::{HostFacts, ImageFacts, ImageLayers};
 use state::file::MAX_NEW_BYTES;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -40,9 +42,6 @@ const REAP: Duration = Duration::from_secs(5);
 /// dead containers, measures the free space right after (`reclaimNodeLevelResources` of its eviction manager), and
 /// evicts a pod if there is too little.
 const DELETED: Duration = Duration::from_secs(10);
-
-/// What an operator can do if the image store takes too long.
-const STORE: &str = "the disk of the image store may hang: look at the kernel's log";
 
 /// Creates a container whose init waits for the start request. On an error it is undone; what cannot be undone is
 /// logged.
@@ -86,21 +85,16 @@ async fn make(
     client: &Client,
     mut record: ContainerRecord,
 ) -> Result<ContainerRecord, Error> {
-    let (requested, pod_id) = (&record.config.image.image, pod.id.clone());
-    let image = context.images.resolve(requested).ok_or_else(|| {
-        Error::new(ErrorKind::NotFound, format!("image {requested:?} is not on this node: pull it first"))
-    })?;
-    let leasing = progress::enter("lease the image", STORE);
-    let lease = context.images.lease_for(&image.id, record.id.as_str()).await?;
-    drop(leasing);
-    record.image = ImageOfContainer {
-        id: image.id.clone(),
-        digested: image.repo_digests.first().cloned().unwrap_or_else(|| image.id.clone()),
+    let (image, lease) = images::of_root(context, &mut record).await?;
+    let layers = images::of_volumes(context, &mut record).await?;
+    let sources = Sources {
+        image,
+        rootfs: rootfs(context, &record.id, lease),
+        layers,
+        host: host_files(context, &record).await?,
     };
-    let rootfs = rootfs(context, &record.id, lease);
-    let host_files = host_files(context, &record).await?;
-    let (shared, pod) = (Arc::clone(context), pod.clone());
-    let work = move || prepare(&shared, &pod, &image, rootfs, host_files, record);
+    let (shared, pod, pod_id) = (Arc::clone(context), pod.clone(), pod.id.clone());
+    let work = move || prepare(&shared, &pod, sources, record);
     let prepared = lanes::run(lanes::records(), pod_id.as_str(), "prepare the container", work).await?;
     failpoint::hit("container.prepared");
     let Prepared { mut record, mut process, log, volumes, fds } = prepared;
@@ -152,6 +146,15 @@ struct Prepared {
     fds: Vec<OwnedFd>,
 }
 
+/// What a container is created from.
+struct Sources {
+    image: Arc<ImageRecord>,
+    rootfs: RootfsPlan,
+    /// The layers of its image volumes.
+    layers: ImageLayers,
+    host: HostFiles,
+}
+
 /// What the paths in a request have shown. They can be on any file system of the node.
 struct HostFiles {
     seccomp: Option<Arc<Compiled>>,
@@ -182,12 +185,10 @@ async fn host_files(context: &Arc<Context>, record: &ContainerRecord) -> Result<
 fn prepare(
     context: &Context,
     pod: &PodRecord,
-    image: &ImageRecord,
-    rootfs: RootfsPlan,
-    host_files: HostFiles,
+    sources: Sources,
     mut record: ContainerRecord,
 ) -> Result<Prepared, Error> {
-    let HostFiles { seccomp, devices } = host_files;
+    let Sources { image, rootfs, layers, host: HostFiles { seccomp, devices } } = sources;
     let config = &record.config;
     let limits = Limits {
         writes: spec::resources::v1(&config.resources, spec::resources::Mode::Create),
@@ -218,6 +219,7 @@ fn prepare(
         image: &facts,
         rootfs,
         files: files::of(&context.layout, pod),
+        image_layers: &layers,
         cgroup: leaf.plan,
         seccomp_flags: seccomp.as_ref().map_or(0, |compiled| compiled.flags),
         seccomp: seccomp.map(|compiled| compiled.program.clone()),

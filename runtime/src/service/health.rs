@@ -1,6 +1,7 @@
-//! Replies of Version, Status and RuntimeConfig. Status announces no optional feature, because none is
-//! implemented.
+//! Replies of Version, Status and RuntimeConfig. Status announces an optional feature only if it is implemented and, where
+//! it depends on the host, was measured.
 
+use super::convert::Host;
 use crate::config::Config;
 use crate::operations::{Operation, UnderWay};
 use crate::root::Problem;
@@ -38,6 +39,7 @@ pub(super) fn status(
     readiness: &Readiness,
     root: Option<&Problem>,
     config: &Config,
+    host: Host,
     verbose: Option<&UnderWay>,
 ) -> cri::StatusResponse {
     let condition = |kind: &str, ready: bool, problem: Option<(&str, &str)>| cri::RuntimeCondition {
@@ -53,16 +55,19 @@ pub(super) fn status(
     let root = root.map(|problem| (problem.reason.as_str(), problem.message.as_str()));
     let conditions =
         vec![condition("RuntimeReady", ready, root), condition("NetworkReady", network.is_none(), network)];
-    // `convert` refuses the requests that need one of these.
-    let features = cri::RuntimeHandlerFeatures { recursive_read_only_mounts: false, user_namespaces: false };
+    // `convert` refuses the requests that need one that is false.
+    let features = cri::RuntimeHandlerFeatures {
+        recursive_read_only_mounts: host.recursive_read_only,
+        user_namespaces: false,
+    };
     cri::StatusResponse {
         status: Some(cri::RuntimeStatus { conditions }),
         info: verbose.map(|under_way| info(readiness, config, under_way)).unwrap_or_default(),
         runtime_handlers: vec![cri::RuntimeHandler { name: String::new(), features: Some(features) }],
         features: Some(cri::RuntimeFeatures {
-            supplemental_groups_policy: false,
+            supplemental_groups_policy: true,
             user_namespaces_host_network: false,
-            mount_options: false,
+            mount_options: true,
         }),
     }
 }
@@ -206,9 +211,10 @@ mod tests {
     }
 
     #[test]
-    fn network_condition_follows_and_missing_features_are_not_announced() {
+    fn network_condition_follows_and_only_what_is_there_is_announced() {
         let config = Config::default();
-        let reply = status(&readiness(Some("no conflist")), None, &config, None);
+        let host = Host { recursive_read_only: true, ..Host::default() };
+        let reply = status(&readiness(Some("no conflist")), None, &config, Host::default(), None);
         let conditions = reply.status.unwrap().conditions;
         assert!(conditions[0].status && conditions[0].r#type == "RuntimeReady");
         let network = &conditions[1];
@@ -221,8 +227,15 @@ mod tests {
         assert_eq!(reply.runtime_handlers.len(), 1);
         assert_eq!(reply.runtime_handlers[0].name, "");
         assert_eq!(reply.runtime_handlers[0].features, Some(cri::RuntimeHandlerFeatures::default()));
-        assert_eq!(reply.features, Some(cri::RuntimeFeatures::default()));
-        let ready = status(&readiness(None), None, &config, Some(&UnderWay { count: 0, oldest: Vec::new() }));
+        let (supplemental_groups_policy, mount_options) = (true, true);
+        let features = cri::RuntimeFeatures {
+            supplemental_groups_policy,
+            mount_options,
+            ..cri::RuntimeFeatures::default()
+        };
+        assert_eq!(reply.features, Some(features));
+        let ready = status(&readiness(None), None, &config, host, Some(&UnderWay { count: 0, oldest: Vec::new() }));
+        assert!(ready.runtime_handlers[0].features.unwrap().recursive_read_only_mounts);
         assert!(ready.status.unwrap().conditions[1].status);
         let config: serde_json::Value = serde_json::from_str(&ready.info["config"]).unwrap();
         assert_eq!(config["stateDir"], "/run/copepod");

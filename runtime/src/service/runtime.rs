@@ -25,7 +25,7 @@ pub(super) struct Runtime {
 }
 
 impl Runtime {
-    /// `host` is detected once at start: which security modules are enforced does not change until the next
+    /// `host` is detected once at start: what it can do does not change until the next
     /// boot.
     pub(super) fn new(backend: Backend, host: Host) -> Self {
         Self { backend, host }
@@ -51,7 +51,10 @@ impl RuntimeService for Runtime {
     }
 
     async fn status(&self, request: Request<cri::StatusRequest>) -> Reply<cri::StatusResponse> {
-        handle("Status", request, NOTHING_CONTINUES, |message| node::status(&self.backend, message)).await
+        handle("Status", request, NOTHING_CONTINUES, |message| {
+            node::status(&self.backend, self.host, message)
+        })
+        .await
     }
 
     async fn runtime_config(

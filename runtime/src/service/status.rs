@@ -5,6 +5,7 @@
 //! module creates a [`Status`].
 
 use super::convert::Refusal;
+use crate::error::ErrorKind;
 use crate::operations::Call;
 use causes::with_causes;
 use progress::Place;
@@ -100,7 +101,6 @@ fn of_refusal(refusal: &Refusal) -> Code {
 }
 
 fn of_node(kind: crate::error::ErrorKind) -> Code {
-    use crate::error::ErrorKind;
     match kind {
         ErrorKind::NotFound => Code::NotFound,
         ErrorKind::InvalidArgument => Code::InvalidArgument,
@@ -109,6 +109,8 @@ fn of_node(kind: crate::error::ErrorKind) -> Code {
         ErrorKind::Unavailable => Code::Unavailable,
         ErrorKind::DeadlineExceeded => Code::DeadlineExceeded,
         ErrorKind::Unimplemented => Code::Unimplemented,
+        // Code and text as for the reasons of refusals.
+        ErrorKind::ImageVolume => Code::Unknown,
         ErrorKind::ResourceExhausted => Code::ResourceExhausted,
         ErrorKind::Aborted => Code::Aborted,
         ErrorKind::Internal => Code::Internal,
@@ -140,6 +142,9 @@ impl From<Failure> for Status {
     fn from(failure: Failure) -> Self {
         let mut text = match &failure {
             Failure::Image(error) => format!("{}{}", of_image(error).1, with_causes(error)),
+            Failure::Node(error) if error.kind == ErrorKind::ImageVolume => {
+                format!("ImageVolumeMountFailed: {}", with_causes(error))
+            }
             other => with_causes(other),
         };
         if text.len() > MAX_TEXT {

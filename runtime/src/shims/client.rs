@@ -87,6 +87,7 @@ impl From<ClientError> for Error {
                 ShimErrorKind::Invalid => ErrorKind::InvalidArgument,
                 ShimErrorKind::Timeout => ErrorKind::DeadlineExceeded,
                 ShimErrorKind::Busy => ErrorKind::Unavailable,
+                ShimErrorKind::ImageVolume => ErrorKind::ImageVolume,
                 ShimErrorKind::Unsupported => ErrorKind::Unimplemented,
                 ShimErrorKind::Exhausted => ErrorKind::ResourceExhausted,
                 ShimErrorKind::StartFailed | ShimErrorKind::ExecFailed | ShimErrorKind::Internal => {

@@ -108,6 +108,7 @@ fn full_container() -> ContainerRecord {
                 propagation: Propagation::HostToContainer,
                 uid_mappings: vec![map()],
                 gid_mappings: vec![map()],
+                ..Mount::default()
             }],
             devices: vec![Device {
                 container_path: s("/dev/fuse"),
@@ -148,6 +149,7 @@ fn full_container() -> ContainerRecord {
             stop_signal: 15,
         },
         image: ImageOfContainer { id: s("sha256:11"), digested: s("r.test/web@sha256:22") },
+        volume_images: Vec::new(),
         created_at: 1_700_000_000_000_000_001,
         started_at: 1_700_000_000_000_000_002,
         phase: ContainerPhase::Exited,
@@ -195,6 +197,27 @@ fn third_container() -> ContainerRecord {
 fn second_pod() -> PodRecord {
     let updated = PodResources { overhead: None, resources: Some(resources()) };
     PodRecord { updated: Some(Box::new(updated)), ..full_pod() }
+/// The record in `container.4.json`: it has an image volume, and a volume that is read-only recursively.
+fn fourth_container() -> ContainerRecord {
+    let mut record = second_container();
+    let spec = ImageSpec { image: "data:1".to_owned(), ..ImageSpec::default() };
+    record.config.mounts = vec![
+        Mount {
+            container_path: "/image".to_owned(),
+            readonly: true,
+            mount_options: vec![MountOption::NoExec, MountOption::NoSuid, MountOption::NoDev],
+            image: Some(ImageVolume { image: spec, sub_path: "etc".to_owned() }),
+            ..Mount::default()
+        },
+        Mount {
+            container_path: "/all".to_owned(),
+            host_path: "/srv/all".to_owned(),
+            readonly: true,
+            recursive_read_only: true,
+            ..Mount::default()
+        },
+    ];
+    ContainerRecord { volume_images: vec!["sha256:33".to_owned()], ..record }
 }
 /// A file in `tests/fixtures`. These are never changed: all later versions must be able to read a release's
 /// records.
@@ -222,6 +245,17 @@ fn records_of_updated_resources_are_readable() {
     assert_eq!(container.unwrap().unwrap().data, third_container());
     let pod = file::read::<PodRecord>(&frozen("pod.2.json"), kind::POD).unwrap().unwrap();
     assert_eq!(pod.data, second_pod());
+}
+
+#[test]
+fn records_with_image_volumes_are_readable() {
+    let container = file::read::<ContainerRecord>(&frozen("container.4.json"), kind::CONTAINER);
+    assert_eq!(container.unwrap().unwrap().data, fourth_container());
+    // What a container does not use is not written.
+    let without = serde_json::to_string(&second_container()).unwrap();
+    for name in ["volume_images", "recursive_read_only", "mount_options", "sub_path"] {
+        assert!(!without.contains(name), "{name}");
+    }
 }
 
 /// Makes a record of a later version: the fixture with `from` replaced by `to` in its data and a right

@@ -101,6 +101,29 @@ pub fn add_attributes(mount: BorrowedFd<'_>, attributes: Attributes) -> io::Resu
     }
 }
 
+/// Adds attributes to a mount and to all mounts below it, or to none of them. The mounts below must not change in the
+/// meantime, as in a detached private tree.
+///
+/// # Errors
+/// As [`add_attributes`].
+pub fn add_attributes_below(mount: BorrowedFd<'_>, attributes: Attributes) -> io::Result<()> {
+    match attributes.bits() {
+        0 => Ok(()),
+        set_bits => set(mount, true, &MountAttr { set: set_bits, ..MountAttr::default() }),
+    }
+}
+
+/// Whether [`add_attributes_below`] works for the caller, tried on a new tmpfs that is attached nowhere.
+pub fn can_set_attributes_below() -> bool {
+    let readonly = Attributes { readonly: true, ..Attributes::default() };
+    let tried = || -> io::Result<bool> {
+        let tree = tmpfs(0o700, 4096, Attributes::default())?;
+        add_attributes_below(tree.as_fd(), readonly)?;
+        Ok(rustix::fs::fstatvfs(&tree)?.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+    };
+    tried().unwrap_or(false)
+}
+
 /// Sets the propagation type of one mount, or of it and all mounts below it.
 ///
 /// # Errors
@@ -206,6 +229,11 @@ fn explain(context: &OwnedFd, errno: rustix::io::Errno) -> io::Error {
     } else {
         io::Error::new(plain.kind(), Explained { errno: errno.raw_os_error(), text })
     }
+}
+
+/// The same error with more text; [`errno`] still returns its number.
+pub fn with_text(error: &io::Error, text: impl std::fmt::Display) -> io::Error {
+    io::Error::new(error.kind(), Explained { errno: errno(error), text: format!(" ({text})") })
 }
 
 /// An errno with the kernel's messages; [`errno`] returns the number.

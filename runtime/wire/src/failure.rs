@@ -34,6 +34,8 @@ pub enum ErrorKind {
     /// Processes are still running, or another request does the same: the later StopPod replaces the earlier one, and
     /// a second kill of an exec is refused.
     Busy,
+    /// An image volume cannot be mounted, for example because its sub-path is not in the image.
+    ImageVolume,
     /// This shim does not support the request or part of its plan.
     Unsupported,
     /// A table is full: the shim holds as many containers or execs as it can. Some containers must be removed first, or

@@ -110,6 +110,10 @@ fn is_zero(flags: &u32) -> bool {
     *flags == 0
 }
 
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
 /// The user of init, to be looked up in the image.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -210,6 +214,16 @@ pub enum MountKind {
         /// Absolute host path.
         source: String,
     },
+    /// An image, without a writable layer: read-only by itself. Not known to shims before image volumes.
+    Image {
+        /// Its id, for errors.
+        image: String,
+        /// Names below [`RootfsPlan::store`], topmost first; empty for an image without layers.
+        layers: Vec<String>,
+        /// The file or folder in it that is mounted, clean and relative; empty for its root. Symlinks are followed within
+        /// the image.
+        sub_path: String,
+    },
     /// The pod's /dev/shm.
     PodShm,
     /// procfs of the container's PID namespace.
@@ -243,6 +257,9 @@ pub struct MountPlan {
     pub kind: MountKind,
     /// Mount flags.
     pub readonly: bool,
+    /// With `readonly`: all mounts below a [`MountKind::Bind`] are read-only too. Not serialized if false.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub recursive: bool,
     /// MOUNT_ATTR_NOSUID.
     pub nosuid: bool,
     /// MOUNT_ATTR_NODEV.
@@ -359,6 +376,7 @@ mod tests {
             target: target.into(),
             kind,
             readonly: false,
+            recursive: false,
             nosuid: false,
             nodev: false,
             noexec: false,
@@ -372,6 +390,14 @@ mod tests {
                 mount("/a", MountKind::Bind { source: "/x".into(), propagation: Propagation::Private }),
                 mount("/b", MountKind::Tmpfs { mode: 0o755, size: 0 }),
                 mount("/c", MountKind::Proc),
+                mount(
+                    "/d",
+                    MountKind::Image {
+                        image: "sha256:d".into(),
+                        layers: vec!["1".into()],
+                        sub_path: "x".into(),
+                    },
+                ),
             ],
             devices: vec![DeviceNode {
                 path: "/dev/fuse".into(),
@@ -417,6 +443,7 @@ mod tests {
     fn an_unknown_field_anywhere_in_a_plan_is_refused() {
         let plan = serde_json::to_value(container()).unwrap();
         assert_eq!(serde_json::from_value::<ContainerPlan>(plan.clone()).unwrap(), container());
+        assert!(!plan.to_string().contains("recursive"), "older shims would refuse every plan");
         let mut places = Vec::new();
         objects(&plan, String::new(), &mut places);
         assert!(places.len() > 14, "{places:?}");
@@ -438,8 +465,8 @@ mod tests {
     #[test]
     fn an_unknown_variant_in_a_plan_is_refused() {
         for (place, value) in [
-            ("/mounts/2/kind", json!("Image")),
-            ("/mounts/2/kind", json!({"Image": {"id": "x"}})),
+            ("/mounts/2/kind", json!("Dataset")),
+            ("/mounts/2/kind", json!({"Dataset": {"id": "x"}})),
             ("/namespaces/pid", json!("Session")),
             ("/mounts/0/kind/Bind/propagation", json!("Unbindable")),
         ] {

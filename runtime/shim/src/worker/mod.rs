@@ -4,6 +4,7 @@ mod container;
 mod dev;
 mod executor;
 mod hide;
+mod images;
 mod late;
 mod mounts;
 mod nested;
@@ -22,6 +23,7 @@ use sys::mount::{self, Attributes};
 use wire::{ContainerPlan, ErrorKind, Failure, Reply};
 
 use executor::{Init, InitData, TITLE};
+use images::Images;
 use late::Late;
 use scratch::Scratch;
 use stage::{Step, internal, invalid};
@@ -118,15 +120,18 @@ fn assemble(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Ste
     let own = sys::namespace::own_mount().map_err(internal("namespaces", "own mount namespace"))?;
     let at = bundle::rootfs(&id);
     let scratch = Scratch::attach(&at)?;
-    rootfs::assemble(&plan.rootfs, &sources, &Scratch::root_below(&at))?;
-    drop(sources);
+    let attached = sources.attach()?;
+    rootfs::assemble(&plan.rootfs, &Scratch::root_below(&at))?;
+    let images = Images::assemble(&plan.mounts, &scratch, &at)?;
+    attached.detach()?;
     let root = scratch.root()?;
     // Before volumes are attached: the user and these folders must depend on the image only.
     let found = user::resolve(root.as_fd(), &plan.user).map_err(|e| unknown_user(&e))?;
     rootfs::make_folders(&root, &plan.rootfs)?;
     let namespaces = mounts::Namespaces { kubelet: kubelet_mntns.as_fd(), own: own.as_fd() };
-    let nested = mounts::attach_early(&root, &scratch, &split.worker, early, &table, &namespaces)?;
-    mounts::clone_from_pod(&mut late)?;
+    let nested = mounts::attach_early(&root, &scratch, &split.worker, early, &images, &table, &namespaces)?;
+    mounts::clone_here(&mut late, &images)?;
+    images.detach()?;
     drop((table, own, root));
 
     let mut process = plan.process.clone();

@@ -6,7 +6,7 @@
 //! Place::Early    cloned                attached in the root
 //! Place::Staged   cloned                attached in the scratch root   moved to its target in the root
 //! Place::Late     cloned, if a bind                                    created if no bind, attached in the root
-//! the pod's shm                         cloned                         attached in the root
+//! the pod's shm, images                 cloned                         attached in the root
 //! then:                                                                masked and read-only paths (`hide`), and
 //! Bidirectional   cloned                attached in the scratch root   moved to its target in the root
 //! mounts on those cloned                attached in the scratch root   moved onto them (`nested`)
@@ -29,6 +29,7 @@ use rustix::fs::symlinkat;
 use sys::mount::{self, Attributes, FsOption, PropagationType};
 use wire::{CgroupPlan, ContainerPlan, MountKind, MountPlan};
 
+use super::images::{self, Images};
 use super::nested::{self, Nested};
 use super::scratch::Scratch;
 use super::stage::{Step, internal, invalid, show_volume};
@@ -209,9 +210,15 @@ pub(super) fn clone_late(
         .collect()
 }
 
-/// Clones sources from the worker's copy of the pod's namespace.
-pub(super) fn clone_from_pod(mounts: &mut [Mount]) -> Step<()> {
-    for mount in mounts.iter_mut().filter(|m| m.plan.kind == MountKind::PodShm) {
+/// Clones the sources that are in the worker's copy of the pod's namespace: the pod's shm and image volumes.
+pub(super) fn clone_here(mounts: &mut [Mount], images: &Images) -> Step<()> {
+    for mount in mounts {
+        if let Some(tree) = images.clone(&mount.plan)? {
+            mount.tree = Some(tree);
+        }
+        if mount.plan.kind != MountKind::PodShm {
+            continue;
+        }
         let stage = format!("mount {}", mount.plan.target);
         let shm = mount::open_path(Path::new(SHM)).map_err(internal(&stage, SHM))?;
         let tree = mount::clone(shm.as_fd(), false).map_err(internal(&stage, SHM))?;
@@ -224,6 +231,14 @@ pub(super) fn clone_from_pod(mounts: &mut [Mount]) -> Step<()> {
 
 /// Attaches one mount at its target in the root and returns it.
 pub(super) fn attach(root: &Root, scratch: &Scratch, mount: &mut Mount) -> Step<OwnedFd> {
+    let attached = attach_one(root, scratch, mount);
+    match mount.plan.kind {
+        MountKind::Image { .. } => attached.map_err(images::failed),
+        _ => attached,
+    }
+}
+
+fn attach_one(root: &Root, scratch: &Scratch, mount: &mut Mount) -> Step<OwnedFd> {
     let stage = format!("mount {}", mount.plan.target);
     let tree = tree_of(scratch, mount)?;
     let target = place_for(root, &tree, &mount.plan)?;
@@ -294,7 +309,7 @@ fn place_for(root: &Root, tree: &OwnedFd, plan: &MountPlan) -> Step<OwnedFd> {
     // For volumes and our files below /etc the image's symlinks are followed, as by every runtime. They are refused for
     // our own file systems, which confine the container: the image could decide what they hide.
     let links = match plan.kind {
-        MountKind::Bind { .. } | MountKind::File { .. } => Links::Follow,
+        MountKind::Bind { .. } | MountKind::Image { .. } | MountKind::File { .. } => Links::Follow,
         _ => Links::Refuse,
     };
     root.mount_point(&plan.target, kind, links).map_err(|e| match e.kind() {
@@ -327,7 +342,7 @@ fn create(plan: &MountPlan, cgroups: Cgroups) -> std::io::Result<OwnedFd> {
             Cgroups::Leaves => mount::tmpfs(0o755, 1 << 20, Attributes { readonly: false, ..attributes }),
             Cgroups::Host => Err(std::io::Error::other("nothing was cloned for it")),
         },
-        MountKind::PodShm | MountKind::Bind { .. } | MountKind::File { .. } => {
+        MountKind::PodShm | MountKind::Bind { .. } | MountKind::Image { .. } | MountKind::File { .. } => {
             Err(std::io::Error::other("nothing was cloned for it"))
         }
     }
@@ -382,6 +397,7 @@ pub(super) fn attach_early(
     scratch: &Scratch,
     worker: &[(Place, MountPlan)],
     mut mounts: Vec<Mount>,
+    images: &Images,
     table: &volumes::Table,
     namespaces: &Namespaces<'_>,
 ) -> Step<Vec<Nested>> {
@@ -392,7 +408,7 @@ pub(super) fn attach_early(
     let mut attempts: u32 = 0;
     while attempts == 0 || begun.elapsed() < PATIENCE {
         attempts += 1;
-        clone_from_pod(&mut mounts)?;
+        clone_here(&mut mounts, images)?;
         let mut attached = Vec::with_capacity(mounts.len());
         let mut shared = nested::Shared::default();
         let mut nested: Vec<Nested> = Vec::new();
@@ -450,7 +466,7 @@ fn resolved(root: &Root, mount: &Mount) -> Step<Option<PathBuf>> {
 /// The Bidirectional volume that contains the target of a volume, and the path in it. `None` also for our own files
 /// below /etc: such a volume hides them.
 fn below_shared(shared: &nested::Shared, root: &Root, mount: &Mount) -> Step<Option<(String, PathBuf)>> {
-    if shared.is_empty() || !matches!(mount.plan.kind, MountKind::Bind { .. }) {
+    if shared.is_empty() || !matches!(mount.plan.kind, MountKind::Bind { .. } | MountKind::Image { .. }) {
         return Ok(None);
     }
     Ok(resolved(root, mount)?.and_then(|place| shared.below(&place)))

@@ -1,6 +1,7 @@
 //! The root file system: an overlay of the image's layers and the container's writable folder.
 
 use std::fs;
+use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
@@ -21,6 +22,30 @@ pub(super) struct Sources {
     writable: OwnedFd,
 }
 
+impl Sources {
+    /// Attaches them in the worker's mount namespace, because kernels before 6.15 refuse layers that are not attached.
+    pub(super) fn attach(self) -> Step<Attached> {
+        for (tree, path) in [(&self.store, LAYERS), (&self.writable, WRITABLE)] {
+            mount::attach_at(tree.as_fd(), Path::new(path)).map_err(internal(STAGE, path))?;
+        }
+        Ok(Attached)
+    }
+}
+
+/// The layer store is at [`LAYERS`], and the writable folder at [`WRITABLE`].
+#[must_use]
+pub(super) struct Attached;
+
+impl Attached {
+    /// Detaches them. The overlays that were made of them keep what they need.
+    pub(super) fn detach(self) -> Step<()> {
+        for path in [LAYERS, WRITABLE] {
+            mount::detach(Path::new(path)).map_err(internal(STAGE, path))?;
+        }
+        Ok(())
+    }
+}
+
 /// Clones the layer store and the writable folder, in the mount namespace that has them.
 pub(super) fn clone_sources(plan: &RootfsPlan) -> Step<Sources> {
     let clone = |path: &str| {
@@ -33,57 +58,71 @@ pub(super) fn clone_sources(plan: &RootfsPlan) -> Step<Sources> {
     Ok(Sources { store: clone(&plan.store)?, writable: clone(&plan.rw)? })
 }
 
-/// Creates the overlay and attaches it at `at`, in the worker's mount namespace. The sources are attached
-/// there meanwhile, because kernels before 6.15 refuse layers that are not attached.
-pub(super) fn assemble(plan: &RootfsPlan, sources: &Sources, at: &Path) -> Step<()> {
-    let attach =
-        |tree: &OwnedFd, path| mount::attach_at(tree.as_fd(), Path::new(path)).map_err(internal(STAGE, path));
-    attach(&sources.store, LAYERS)?;
-    attach(&sources.writable, WRITABLE)?;
-    if plan.layers.len() > MAX_LAYERS {
-        return Err(invalid(
-            STAGE,
-            format!("{} layers, at most {MAX_LAYERS} can be mounted", plan.layers.len()),
-        ));
-    }
-    let mut lower: Vec<String> = Vec::with_capacity(plan.layers.len());
-    for layer in &plan.layers {
-        if layer.is_empty() || layer.split('/').any(|name| name == "..") {
-            return Err(invalid(STAGE, format!("{layer:?} is not the name of a layer")));
-        }
-        lower.push(format!("{LAYERS}/{layer}"));
-    }
-    let mut names = plan.layers.clone();
-    if lower.is_empty() {
-        lower.push(EMPTY.to_owned());
+/// Creates the overlay and attaches it at `at`, in the worker's mount namespace. Its sources must be attached.
+pub(super) fn assemble(plan: &RootfsPlan, at: &Path) -> Step<()> {
+    let (upper, work) = (format!("{WRITABLE}/upper"), format!("{WRITABLE}/work"));
+    let writable = Writable { upper: &upper, work: &work, volatile: plan.volatile };
+    let what = || format!("overlay of {} layers on {}", plan.layers.len(), plan.rw);
+    let names = names(&plan.layers).map_err(|text| invalid(STAGE, text))?;
+    overlay(&names, Some(writable), at).map_err(|error| internal(STAGE, what())(error))
+}
+
+/// Creates an overlay of layers alone, which is read-only, and attaches it at `at`, a folder. The layer store must be
+/// attached.
+pub(super) fn lower_only(layers: &[String], at: &Path) -> io::Result<()> {
+    let mut names = names(layers).map_err(io::Error::other)?;
+    // Without an upper folder the kernel wants two layers. (A bind mount of a single layer would show its whiteouts.)
+    if let [_] = layers {
         names.push(EMPTY.to_owned());
     }
-    let (upper, work) = (format!("{WRITABLE}/upper"), format!("{WRITABLE}/work"));
+    overlay(&names, None, at)
+}
+
+/// The folders of an overlay that is not read-only.
+#[derive(Clone, Copy)]
+struct Writable<'a> {
+    upper: &'a str,
+    work: &'a str,
+    volatile: bool,
+}
+
+/// Layers as they are named in the store, topmost first; an empty folder for an image without layers. The error is a text.
+fn names(layers: &[String]) -> Result<Vec<String>, String> {
+    if layers.len() > MAX_LAYERS {
+        return Err(format!("{} layers, at most {MAX_LAYERS} can be mounted", layers.len()));
+    }
+    let is_name =
+        |layer: &&String| !layer.is_empty() && !layer.starts_with('/') && layer.split('/').all(|n| n != "..");
+    if let Some(wrong) = layers.iter().find(|layer| !is_name(layer)) {
+        return Err(format!("{wrong:?} is not the name of a layer"));
+    }
+    Ok(if layers.is_empty() { vec![EMPTY.to_owned()] } else { layers.to_vec() })
+}
+
+/// Creates an overlay of `names` and attaches it at `at`, which is created if missing.
+fn overlay(names: &[String], writable: Option<Writable<'_>>, at: &Path) -> io::Result<()> {
+    // An absolute name is that of the empty folder.
+    let lower: Vec<String> = names.iter().map(|name| in_store(name)).collect();
     let mut options = vec![FsOption::Value("source", "overlay")];
     options.extend(lower.iter().map(|layer| FsOption::Value("lowerdir+", layer)));
-    options.push(FsOption::Value("upperdir", &upper));
-    options.push(FsOption::Value("workdir", &work));
-    if plan.volatile {
-        options.push(FsOption::Flag("volatile"));
+    if let Some(Writable { upper, work, volatile }) = writable {
+        options.extend([FsOption::Value("upperdir", upper), FsOption::Value("workdir", work)]);
+        options.extend(volatile.then_some(FsOption::Flag("volatile")));
     }
-    let what = || format!("overlay of {} layers on {}", lower.len(), plan.rw);
-    let overlay = match mount::create("overlay", &options, Attributes::default()) {
-        Ok(overlay) => Some(overlay),
+    fs::create_dir_all(at)?;
+    match mount::create("overlay", &options, Attributes::default()) {
+        Ok(overlay) => mount::attach_at(overlay.as_fd(), at),
         Err(error) if mount::errno(&error) == rustix::io::Errno::INVAL.raw_os_error() => {
-            fs::create_dir_all(at).map_err(internal(STAGE, at.display()))?;
             // If both ways fail, the first error says more.
-            by_names(Path::new(LAYERS), &names, &upper, &work, plan.volatile, at)
-                .map_err(|second| internal(STAGE, format!("{} (by mount(2): {second})", what()))(error))?;
-            None
+            by_names(Path::new(LAYERS), names, writable, at)
+                .map_err(|second| mount::with_text(&error, format!("by mount(2): {second}")))
         }
-        Err(error) => return Err(internal(STAGE, what())(error)),
-    };
-    for path in [LAYERS, WRITABLE] {
-        mount::detach(Path::new(path)).map_err(internal(STAGE, path))?;
+        Err(error) => Err(error),
     }
-    let Some(overlay) = overlay else { return Ok(()) };
-    fs::create_dir_all(at).map_err(internal(STAGE, at.display()))?;
-    mount::attach_at(overlay.as_fd(), at).map_err(internal(STAGE, at.display()))
+}
+
+fn in_store(name: &str) -> String {
+    if name.starts_with('/') { name.to_owned() } else { format!("{LAYERS}/{name}") }
 }
 
 /// Creates the folders that the image declares as volumes. This comes before any mount, so that none is created on a
@@ -91,7 +130,7 @@ pub(super) fn assemble(plan: &RootfsPlan, sources: &Sources, at: &Path) -> Step<
 /// content is in the container's writable layer.
 pub(super) fn make_folders(root: &Root, plan: &RootfsPlan) -> Step<()> {
     for path in &plan.folders {
-        let make = || -> std::io::Result<()> {
+        let make = || -> io::Result<()> {
             let folder = root.folder(path)?;
             if plan.readonly && !root.is(folder.as_fd())? {
                 mount::attach(mount::clone(folder.as_fd(), false)?.as_fd(), folder.as_fd())?;
@@ -109,19 +148,15 @@ pub(super) fn make_folders(root: &Root, plan: &RootfsPlan) -> Step<()> {
     clippy::disallowed_methods,
     reason = "the worker has one thread, and relative names of layers need it"
 )]
-fn by_names(
-    store: &Path,
-    layers: &[String],
-    upper: &str,
-    work: &str,
-    volatile: bool,
-    at: &Path,
-) -> std::io::Result<()> {
+fn by_names(store: &Path, layers: &[String], writable: Option<Writable<'_>>, at: &Path) -> io::Result<()> {
     if layers.iter().any(|layer| layer.contains([':', ',', '\\'])) {
-        return Err(std::io::Error::other("a layer's name has a separator"));
+        return Err(io::Error::other("a layer's name has a separator"));
     }
-    let volatile = if volatile { ",volatile" } else { "" };
-    let options = format!("lowerdir={},upperdir={upper},workdir={work}{volatile}", layers.join(":"));
+    let mut options = format!("lowerdir={}", layers.join(":"));
+    if let Some(Writable { upper, work, volatile }) = writable {
+        let volatile = if volatile { ",volatile" } else { "" };
+        options = format!("{options},upperdir={upper},workdir={work}{volatile}");
+    }
     std::env::set_current_dir(store)?;
     let mounted = mount::create_at("overlay", at, &options);
     std::env::set_current_dir("/")?;
@@ -144,7 +179,9 @@ mod tests {
         fs::write(path("store/b/below"), "b").unwrap();
         let text = |name| path(name).to_str().unwrap().to_owned();
         let layers = ["a".to_owned(), "b".to_owned()];
-        by_names(&path("store"), &layers, &text("upper"), &text("work"), true, &path("at")).unwrap();
+        let (upper, work) = (text("upper"), text("work"));
+        let writable = Writable { upper: &upper, work: &work, volatile: true };
+        by_names(&path("store"), &layers, Some(writable), &path("at")).unwrap();
         let seen = [fs::read_to_string(path("at/both")), fs::read_to_string(path("at/below"))];
         let written = fs::write(path("at/new"), "n");
         mount::detach(&path("at")).unwrap();
@@ -152,6 +189,12 @@ mod tests {
         written.unwrap();
         assert!(path("upper/new").exists());
         let wrong = ["a:b".to_owned()];
-        assert!(by_names(&path("store"), &wrong, "u", "w", false, &path("at")).is_err());
+        assert!(by_names(&path("store"), &wrong, None, &path("at")).is_err());
+        // Layers alone are read-only.
+        by_names(&path("store"), &layers, None, &path("at")).unwrap();
+        let (seen, written) = (fs::read_to_string(path("at/both")), fs::write(path("at/new"), "n"));
+        mount::detach(&path("at")).unwrap();
+        assert_eq!(seen.unwrap(), "a");
+        assert_eq!(written.unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
     }
 }

@@ -8,6 +8,7 @@
 //! /              tmpfs
 //! ├── dev/       libcontainer's nodes and links
 //! ├── root/      the container's root file system
+//! ├── images/N   image volumes, in the worker only
 //! ├── stage/N    volumes that receive mounts from the host, until init moves them to their place
 //! ├── null       c 1:3, mounted on masked files
 //! └── empty/     mounted on masked folders
@@ -67,7 +68,7 @@ impl Scratch {
     }
 
     /// Opens (O_PATH) one of its own entries.
-    fn open(&self, name: &str) -> io::Result<OwnedFd> {
+    pub(super) fn open(&self, name: &str) -> io::Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(openat(&self.fd, name, flags, Mode::empty())?)
     }

@@ -124,9 +124,9 @@ pub(super) fn clone(plan: &MountPlan) -> Step<Option<OwnedFd>> {
         }
         Propagation::HostToContainer | Propagation::Bidirectional => {}
     }
-    let recursive =
-        tree::kind(opened.as_fd()).map_err(internal(&stage, source.path))? == tree::Kind::Directory;
-    let tree = mount::clone(opened.as_fd(), recursive).map_err(internal(&stage, source.path))?;
+    let kind = tree::kind(opened.as_fd()).map_err(internal(&stage, source.path))?;
+    let tree =
+        mount::clone(opened.as_fd(), kind == tree::Kind::Directory).map_err(internal(&stage, source.path))?;
     let to = match source.propagation {
         Propagation::Private => Some(PropagationType::Private),
         Propagation::HostToContainer => Some(PropagationType::Slave),
@@ -136,5 +136,19 @@ pub(super) fn clone(plan: &MountPlan) -> Step<Option<OwnedFd>> {
         mount::set_propagation(tree.as_fd(), to, true).map_err(internal(&stage, "propagation"))?;
     }
     mount::add_attributes(tree.as_fd(), attributes(plan)).map_err(internal(&stage, "mount flags"))?;
+    make_read_only_below(&tree, plan, source.propagation, &stage)?;
     Ok(Some(tree))
+}
+
+/// Makes the mounts below a volume read-only too, if the plan says so.
+fn make_read_only_below(tree: &OwnedFd, plan: &MountPlan, propagation: Propagation, stage: &str) -> Step<()> {
+    if !plan.recursive {
+        return Ok(());
+    }
+    if propagation != Propagation::Private || !plan.readonly {
+        // A mount that the host makes later would be writable.
+        return Err(invalid(stage, "only a private read-only volume can be read-only recursively"));
+    }
+    let readonly = Attributes { readonly: true, ..Attributes::default() };
+    mount::add_attributes_below(tree.as_fd(), readonly).map_err(internal(stage, "read-only recursively"))
 }

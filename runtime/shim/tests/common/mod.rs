@@ -268,6 +268,7 @@ impl Pod {
             target: target.into(),
             kind,
             readonly: false,
+            recursive: false,
             nosuid: true,
             nodev: false,
             noexec: false,

@@ -133,7 +133,15 @@ pub(crate) fn random() -> [u8; 32] {
 }
 
 pub(crate) fn mount(target: &str, kind: MountKind) -> MountPlan {
-    MountPlan { target: target.to_owned(), kind, readonly: false, nosuid: false, nodev: false, noexec: false }
+    MountPlan {
+        target: target.to_owned(),
+        kind,
+        readonly: false,
+        recursive: false,
+        nosuid: false,
+        nodev: false,
+        noexec: false,
+    }
 }
 
 pub(crate) fn bind(source: &str, target: &str, propagation: Propagation) -> MountPlan {

@@ -71,7 +71,7 @@ fn config_in(field: &Field<'_>, given: cri::ContainerConfig, host: Host) -> Resu
     )?;
     Ok(ContainerConfig {
         meta: ContainerMeta { name: super::name(&meta_field.at("name"), name)?, attempt },
-        image: image_spec(&field.at("image"), image)?,
+        image: super::image::spec(&field.at("image"), image)?,
         command: super::each(field, "command", command, text)?,
         args: super::each(field, "args", args, text)?,
         working_dir: working_dir_in(&field.at("working_dir"), working_dir)?,
@@ -108,27 +108,6 @@ fn env(field: &Field<'_>, given: cri::KeyValue) -> Result<EnvVar> {
         return Err(field.at("key").invalid(key, "must not be empty or contain '=' or NUL"));
     }
     Ok(EnvVar { value: text(&field.at("value"), value)?, key })
-}
-
-fn image_spec(field: &Field<'_>, given: Option<cri::ImageSpec>) -> Result<ImageSpec> {
-    let cri::ImageSpec {
-        image,
-        annotations,
-        user_specified_image,
-        runtime_handler,
-        // Set by runtimes, for image volumes.
-        image_ref: _,
-    } = given.ok_or_else(|| field.missing())?;
-    if image.is_empty() {
-        return Err(field.at("image").missing());
-    }
-    super::image::handler(&field.at("runtime_handler"), &runtime_handler)?;
-    Ok(ImageSpec {
-        image: super::plain(&field.at("image"), image)?,
-        annotations: super::map(&field.at("annotations"), annotations)?,
-        user_specified_image,
-        runtime_handler,
-    })
 }
 
 /// A path in the container, or empty for the image's.
@@ -263,7 +242,7 @@ pub(crate) fn container_status(
         message,
         labels: super::unmap(&container.config.labels),
         annotations: super::unmap(&container.config.annotations),
-        mounts: container.config.mounts.iter().map(super::mount::mount_out).collect(),
+        mounts: super::mount::mounts_out(container),
         log_path,
         resources: Some(cri::ContainerResources {
             linux: Some(super::resources::resources_out(&container.config.resources)),

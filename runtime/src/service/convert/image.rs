@@ -3,6 +3,7 @@
 use super::{Field, Result};
 use cri_api::v1 as cri;
 use image::{Auth, ImageRecord, Usage};
+use model::ImageSpec;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -22,6 +23,28 @@ pub(crate) fn image_name(given: Option<cri::ImageSpec>) -> Result<String> {
         return Err(field.at("image").missing());
     }
     super::plain(&field.at("image"), image)
+}
+
+/// The image of a container or of an image volume.
+pub(super) fn spec(field: &Field<'_>, given: Option<cri::ImageSpec>) -> Result<ImageSpec> {
+    let cri::ImageSpec {
+        image,
+        annotations,
+        user_specified_image,
+        runtime_handler,
+        // Set by runtimes, in the status of image volumes.
+        image_ref: _,
+    } = given.ok_or_else(|| field.missing())?;
+    if image.is_empty() {
+        return Err(field.at("image").missing());
+    }
+    handler(&field.at("runtime_handler"), &runtime_handler)?;
+    Ok(ImageSpec {
+        image: super::plain(&field.at("image"), image)?,
+        annotations: super::map(&field.at("annotations"), annotations)?,
+        user_specified_image,
+        runtime_handler,
+    })
 }
 
 /// Only the default handler exists.

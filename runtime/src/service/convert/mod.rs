@@ -43,14 +43,16 @@ const MAX_ARGUMENT: usize = 128 * 1024 - 1;
 /// thousands.
 const MAX_ENTRIES: usize = 64 * 1024;
 
-/// Security modules that the host enforces and copepod does not implement. There, a profile in a request must
-/// be refused, not ignored.
+/// What the host can do, as far as requests may ask for it. Security modules that the host enforces are not implemented:
+/// there, a profile in a request must be refused, not ignored.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Host {
     /// The kernel enforces AppArmor.
     pub(crate) apparmor: bool,
     /// The kernel enforces SELinux.
     pub(crate) selinux: bool,
+    /// The kernel can make a mount and all mounts below it read-only.
+    pub(crate) recursive_read_only: bool,
 }
 
 impl Host {
@@ -60,6 +62,7 @@ impl Host {
         Self {
             apparmor: apparmor.is_ok_and(|text| text.trim() == "Y"),
             selinux: std::path::Path::new("/sys/fs/selinux/enforce").exists(),
+            recursive_read_only: sys::mount::can_set_attributes_below(),
         }
     }
 
@@ -68,6 +71,11 @@ impl Host {
         if self.apparmor {
             tracing::warn!(
                 "this host enforces AppArmor, which is not implemented yet: containers run without a profile, and a pod that asks for one (RuntimeDefault or Localhost) is refused"
+            );
+        }
+        if !self.recursive_read_only {
+            tracing::warn!(
+                "this kernel cannot make mounts read-only recursively: a volume that asks for it is refused"
             );
         }
     }

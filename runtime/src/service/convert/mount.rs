@@ -1,9 +1,12 @@
 //! Converts `Mount` and `Device`.
 
 use super::security::mapping_out;
-use super::{Field, Host, Refusal, Result};
+use super::{Field, Host, Result};
 use cri_api::v1 as cri;
-use model::{Device, Mount, Propagation};
+use model::{ContainerRecord, Device, ImageSpec, ImageVolume, Mount, MountOption, Propagation};
+
+/// Maximum number of mount options of one volume; there are three.
+const MAX_OPTIONS: usize = 16;
 
 /// One volume. Paths are kept as written: kubelet finds its volumes in status by comparing strings.
 #[expect(clippy::too_many_lines, reason = "one check for each field of the message")]
@@ -29,15 +32,23 @@ pub(super) fn mount(field: &Field<'_>, given: cri::Mount, host: Host) -> Result<
     if let Some(want) = want {
         return Err(field.at("container_path").invalid(container_path, want));
     }
-    if image.is_some_and(|image| image != cri::ImageSpec::default()) {
-        return Err(field
-            .at("image")
-            .not_implemented_as("ImageVolumeMountFailed", "image volumes are not implemented yet"));
+    let propagation = propagation_in(&field.at("propagation"), propagation)?;
+    // An empty message counts as absent.
+    let image = image.filter(|image| *image != cri::ImageSpec::default());
+    let (image, host_path) = match image {
+        Some(image) => (Some(image_in(field, image, image_sub_path, &host_path)?), host_path),
+        None if !image_sub_path.is_empty() => {
+            return Err(field.at("image_sub_path").invalid(image_sub_path, "must be empty without an image"));
+        }
+        None => (None, super::absolute(&field.at("host_path"), host_path)?),
+    };
+    if image.is_some() && !readonly {
+        return Err(field.at("readonly").invalid(readonly, "must be true with an image"));
     }
-    if !image_sub_path.is_empty() {
-        return Err(field.at("image_sub_path").invalid(image_sub_path, "must be empty without an image"));
+    if image.is_some() && propagation != Propagation::Private {
+        let want = "must be PROPAGATION_PRIVATE with an image";
+        return Err(field.at("propagation").invalid(format_args!("{propagation:?}"), want));
     }
-    let host_path = super::absolute(&field.at("host_path"), host_path)?;
     for (name, mappings) in [("uidMappings", &uid_mappings), ("gidMappings", &gid_mappings)] {
         if !mappings.is_empty() {
             return Err(field
@@ -45,12 +56,9 @@ pub(super) fn mount(field: &Field<'_>, given: cri::Mount, host: Host) -> Result<
                 .not_implemented("idmapped mounts are not implemented yet (no user namespaces)"));
         }
     }
-    if let Some(option) = mount_options.into_iter().next() {
-        return Err(refused_option(&field.entry("mount_options", 0), option));
-    }
-    let propagation = propagation_in(&field.at("propagation"), propagation)?;
+    super::at_most(&field.at("mount_options"), mount_options.len(), MAX_OPTIONS)?;
     if recursive_read_only {
-        return Err(refused_recursion(field, readonly, propagation));
+        recursive(field, readonly, propagation, host)?;
     }
     if selinux_relabel && host.selinux {
         return Err(field
@@ -61,11 +69,36 @@ pub(super) fn mount(field: &Field<'_>, given: cri::Mount, host: Host) -> Result<
         container_path,
         host_path,
         readonly,
+        recursive_read_only,
+        mount_options: super::each(field, "mount_options", mount_options, option)?,
+        image,
         selinux_relabel,
         propagation,
         uid_mappings: Vec::new(),
         gid_mappings: Vec::new(),
     })
+}
+
+/// The image of an image volume. Its path is relative, as kubelet sends it.
+fn image_in(
+    field: &Field<'_>,
+    image: cri::ImageSpec,
+    sub_path: String,
+    host_path: &str,
+) -> Result<ImageVolume> {
+    if !host_path.is_empty() {
+        return Err(field.at("host_path").invalid(host_path, "must be empty with an image"));
+    }
+    if !sub_path.is_empty()
+        && let Err(want) = spec::path::clean_relative(&sub_path)
+    {
+        return Err(field.at("image_sub_path").invalid(sub_path, want));
+    }
+    Ok(ImageVolume { image: super::image::spec(&field.at("image"), Some(image))?, sub_path })
+}
+
+fn option(field: &Field<'_>, name: String) -> Result<MountOption> {
+    MountOption::find(&name).ok_or_else(|| field.invalid(name, "must be noexec, nosuid or nodev"))
 }
 
 fn propagation_in(field: &Field<'_>, given: i32) -> Result<Propagation> {
@@ -77,34 +110,39 @@ fn propagation_in(field: &Field<'_>, given: i32) -> Result<Propagation> {
     })
 }
 
-fn refused_option(field: &Field<'_>, option: String) -> Refusal {
-    match option.as_str() {
-        "noexec" | "nosuid" | "nodev" => field
-            .not_implemented(format!("mount options are not implemented yet; the request has {option:?}")),
-        _ => field.invalid(option, "must be noexec, nosuid or nodev"),
-    }
-}
-
-/// Why `recursive_read_only` is refused: the rules of CRI come first.
-fn refused_recursion(field: &Field<'_>, readonly: bool, propagation: Propagation) -> Refusal {
+/// Checks `recursive_read_only`: the rules of CRI come first.
+fn recursive(field: &Field<'_>, readonly: bool, propagation: Propagation, host: Host) -> Result<()> {
     if !readonly {
-        return field.at("readonly").invalid(readonly, "must be true with recursive_read_only");
+        return Err(field.at("readonly").invalid(readonly, "must be true with recursive_read_only"));
     }
     if propagation != Propagation::Private {
         let want = "must be PROPAGATION_PRIVATE with recursive_read_only";
-        return field.at("propagation").invalid(format_args!("{propagation:?}"), want);
+        return Err(field.at("propagation").invalid(format_args!("{propagation:?}"), want));
     }
-    field
-        .at("recursive_read_only")
-        .not_implemented_as("RROUnsupported", "recursive read-only mounts are not implemented yet")
+    if host.recursive_read_only {
+        return Ok(());
+    }
+    Err(field.at("recursive_read_only").not_implemented_as(
+        "RROUnsupported",
+        "this host cannot make mounts read-only recursively (mount_setattr(2), Linux 5.12)",
+    ))
 }
 
-/// The mount as requested.
-pub(super) fn mount_out(mount: &Mount) -> cri::Mount {
+/// The mounts as requested. An image is named by its id, whatever the request named it by, because kubelet finds the
+/// images that are in use by comparing ids; `image_ref` is the same id, as in all of CRI since 1.36.
+pub(super) fn mounts_out(container: &ContainerRecord) -> Vec<cri::Mount> {
+    let mut ids = container.volume_images.iter();
+    container.config.mounts.iter().map(|mount| mount_out(mount, &mut ids)).collect()
+}
+
+fn mount_out<'a>(mount: &Mount, ids: &mut impl Iterator<Item = &'a String>) -> cri::Mount {
     let Mount {
         container_path,
         host_path,
         readonly,
+        recursive_read_only,
+        mount_options,
+        image,
         selinux_relabel,
         propagation,
         uid_mappings,
@@ -123,10 +161,26 @@ pub(super) fn mount_out(mount: &Mount) -> cri::Mount {
         propagation: propagation.into(),
         uid_mappings: uid_mappings.iter().map(mapping_out).collect(),
         gid_mappings: gid_mappings.iter().map(mapping_out).collect(),
-        recursive_read_only: false,
-        image: None,
-        image_sub_path: String::new(),
-        mount_options: Vec::new(),
+        recursive_read_only: *recursive_read_only,
+        image: image.as_ref().map(|volume| image_out(volume, ids.next())),
+        image_sub_path: image.as_ref().map(|volume| volume.sub_path.clone()).unwrap_or_default(),
+        mount_options: mount_options.iter().map(|option| option.name().to_owned()).collect(),
+    }
+}
+
+/// The image of an image volume; `id` is its CRI `Image.id`.
+fn image_out(volume: &ImageVolume, id: Option<&String>) -> cri::ImageSpec {
+    let ImageSpec { image, annotations, user_specified_image, runtime_handler } = &volume.image;
+    let user_specified_image = match user_specified_image.as_str() {
+        "" if Some(image) != id => image,
+        _ => user_specified_image,
+    };
+    cri::ImageSpec {
+        image: id.unwrap_or(image).clone(),
+        annotations: super::unmap(annotations),
+        user_specified_image: user_specified_image.clone(),
+        runtime_handler: runtime_handler.clone(),
+        image_ref: id.cloned().unwrap_or_default(),
     }
 }
 

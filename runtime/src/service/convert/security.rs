@@ -30,6 +30,7 @@ pub(super) fn pod_security(
         seccomp_profile_path,
     } = given.unwrap_or_default();
     selinux(&field.at("selinux_options"), selinux_options)?;
+    // Both policies mean the same: pause has no image whose groups could be added.
     groups_policy(&field.at("supplemental_groups_policy"), supplemental_groups_policy)?;
     apparmor_profile(&field.at("apparmor"), apparmor, privileged, host)?;
     let run_as_user = run_as_user.map(|uid| id(&field.at("run_as_user"), uid.value)).transpose()?;
@@ -139,9 +140,7 @@ fn groups(field: &Field<'_>, given: Vec<i64>) -> Result<Vec<u32>> {
 fn groups_policy(field: &Field<'_>, value: i32) -> Result<GroupsPolicy> {
     match super::choice(field, value, "Merge, Strict")? {
         cri::SupplementalGroupsPolicy::Merge => Ok(GroupsPolicy::Merge),
-        cri::SupplementalGroupsPolicy::Strict => {
-            Err(field.not_implemented("the policy Strict is not implemented yet; use Merge"))
-        }
+        cri::SupplementalGroupsPolicy::Strict => Ok(GroupsPolicy::Strict),
     }
 }
 

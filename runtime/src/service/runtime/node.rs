@@ -1,6 +1,6 @@
 //! The daemon itself: version, conditions and configuration.
 
-use super::super::{Backend, health, status::Failure};
+use super::super::{Backend, convert::Host, health, status::Failure};
 use crate::operations;
 use cri_api::v1 as cri;
 
@@ -12,11 +12,12 @@ pub(super) async fn version(_: cri::VersionRequest) -> Result<cri::VersionRespon
 /// Status.
 pub(super) async fn status(
     backend: &Backend,
+    host: Host,
     cri::StatusRequest { verbose }: cri::StatusRequest,
 ) -> Result<cri::StatusResponse, Failure> {
     let Backend { cni, config, root, .. } = backend;
     let verbose = verbose.then(operations::under_way);
-    Ok(health::status(&cni.readiness(), root.problem().as_ref(), &config.borrow(), verbose.as_ref()))
+    Ok(health::status(&cni.readiness(), root.problem().as_ref(), &config.borrow(), host, verbose.as_ref()))
 }
 
 /// RuntimeConfig.

@@ -7,8 +7,8 @@ use model::{
     SeccompProfile, UserRequest,
 };
 
-const PLAIN: Host = Host { apparmor: false, selinux: false };
-const GUARDED: Host = Host { apparmor: true, selinux: true };
+const PLAIN: Host = Host { apparmor: false, selinux: false, recursive_read_only: true };
+const GUARDED: Host = Host { apparmor: true, selinux: true, recursive_read_only: false };
 
 /// Every field is set to a valid value.
 #[expect(clippy::too_many_lines, reason = "a message with every field")]
@@ -90,6 +90,7 @@ fn full_container() -> cri::ContainerConfig {
             host_path: "/srv/data".into(),
             readonly: true,
             propagation: cri::MountPropagation::PropagationHostToContainer.into(),
+            mount_options: vec!["nosuid".into(), "noexec".into()],
             ..Default::default()
         }],
         devices: vec![cri::Device {
@@ -206,6 +207,7 @@ fn container_record(config: model::ContainerConfig) -> ContainerRecord {
             id: "sha256:aa".into(),
             digested: "registry.local/nginx@sha256:bb".into(),
         },
+        volume_images: Vec::new(),
         created_at: 43,
         started_at: 44,
         phase: ContainerPhase::Exited,

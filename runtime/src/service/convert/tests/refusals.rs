@@ -124,10 +124,6 @@ fn refuses_wrong_sandbox_security() {
         &["supplemental_groups[1]"],
     );
     refused(
-        sandbox_security(|s| s.supplemental_groups_policy = 1),
-        &["supplemental_groups_policy", "not implemented"],
-    );
-    refused(
         sandbox_security(|s| s.supplemental_groups_policy = 7),
         &["supplemental_groups_policy: 7", "Merge, Strict"],
     );
@@ -163,7 +159,6 @@ fn refuses_what_is_not_implemented() {
         }),
         &["userns_options.mode", "user namespaces are not implemented yet"],
     );
-    refused(security(|s| s.supplemental_groups_policy = 1), &["supplemental_groups_policy", "Strict"]);
     let label = cri::SeLinuxOption { level: "s0:c1,c2".into(), ..Default::default() };
     refused(
         security(|s| s.selinux_options = Some(label.clone())),
@@ -183,17 +178,75 @@ fn refuses_what_is_not_implemented() {
         mounted(|m| m.gid_mappings = vec![cri::IdMapping::default()]),
         &["mounts[0].gidMappings", "not implemented"],
     );
-    refused(mounted(|m| m.mount_options = vec!["noexec".into()]), &["mount_options[0]", "not implemented"]);
+    // The reason code that kubelet looks for comes first, before the object's name.
+    let recursive = |host| {
+        container_on(host, |c| (c.mounts[0].recursive_read_only, c.mounts[0].propagation) = (true, 0))
+            .map(|config| config.mounts[0].recursive_read_only)
+    };
+    let text = recursive(GUARDED).unwrap_err().to_string();
+    assert!(text.starts_with("RROUnsupported: container \"nginx\""), "{text}");
+    assert_eq!(recursive(PLAIN), Ok(true));
+}
+
+#[test]
+fn policies_of_groups() {
+    let policy =
+        |number| security(|s| s.supplemental_groups_policy = number).map(|c| c.security.groups_policy);
+    assert_eq!((policy(0), policy(1)), (Ok(model::GroupsPolicy::Merge), Ok(model::GroupsPolicy::Strict)));
+    refused(policy(2), &["supplemental_groups_policy: 2", "Merge, Strict"]);
+    // pause has no image: both policies give it the groups of the request.
+    let groups = |number| sandbox_security(|s| s.supplemental_groups_policy = number);
+    assert_eq!(groups(1).unwrap().security.supplemental_groups, [7]);
+    assert_eq!(groups(1), groups(0));
+}
+
+/// A volume of an image, changed.
+fn image_volume(change: impl FnOnce(&mut cri::Mount)) -> Result<model::ContainerConfig> {
+    mounted(|m| {
+        let spec = cri::ImageSpec {
+            image: "sha256:cc".into(),
+            user_specified_image: "registry.local/data:1".into(),
+            annotations: [("a".to_owned(), "b".to_owned())].into(),
+            ..Default::default()
+        };
+        m.image = Some(spec);
+        m.image_sub_path = "sub//path/".into();
+        (m.host_path, m.propagation) = (String::new(), 0);
+        change(m);
+    })
+}
+
+#[test]
+fn image_volumes_are_read_only_and_have_no_other_source() {
+    let made = image_volume(|_| {}).unwrap().mounts.remove(0);
+    let volume = made.image.unwrap();
+    assert_eq!((volume.image.image.as_str(), volume.sub_path.as_str()), ("sha256:cc", "sub//path/"));
+    assert!(made.readonly && made.host_path.is_empty());
+    refused(image_volume(|m| m.readonly = false), &["mounts[0].readonly: false", "true with an image"]);
+    refused(image_volume(|m| m.host_path = "/x".into()), &["mounts[0].host_path: \"/x\"", "must be empty"]);
+    for propagation in [1, 2] {
+        refused(
+            image_volume(|m| m.propagation = propagation),
+            &["mounts[0].propagation", "PRIVATE with an image"],
+        );
+    }
+    for bad in ["/etc", "..", "a/../../b", "a\0", "."] {
+        refused(image_volume(|m| m.image_sub_path = bad.into()), &["mounts[0].image_sub_path"]);
+    }
     refused(
-        mounted(|m| m.mount_options = vec!["suid".into()]),
-        &["mount_options[0]: \"suid\"", "noexec, nosuid or nodev"],
+        image_volume(|m| m.image.as_mut().unwrap().image = String::new()),
+        &["mounts[0].image.image: absent"],
     );
-    // The reason codes that kubelet looks for come first, before the object's name.
-    let image = Some(cri::ImageSpec { image: "sha256:cc".into(), ..Default::default() });
-    let text = mounted(|m| m.image = image).unwrap_err().to_string();
-    assert!(text.starts_with("ImageVolumeMountFailed: container \"nginx\""), "{text}");
-    let text = mounted(|m| (m.recursive_read_only, m.propagation) = (true, 0)).unwrap_err().to_string();
-    assert!(text.starts_with("RROUnsupported: "), "{text}");
+    refused(
+        image_volume(|m| m.image.as_mut().unwrap().runtime_handler = "kata".into()),
+        &["mounts[0].image.runtime_handler", "unknown handler"],
+    );
+    assert!(image_volume(|m| m.recursive_read_only = true).is_ok(), "nothing is mounted below it");
+    // An empty message is no image.
+    refused(
+        image_volume(|m| (m.image, m.image_sub_path) = (Some(cri::ImageSpec::default()), String::new())),
+        &["mounts[0].host_path"],
+    );
 }
 
 /// kubelet sends no profile for a pod that states none, and an ordinary pod must start on every host.
@@ -306,6 +359,16 @@ fn refuses_wrong_mounts() {
     refused(mounted(|m| m.host_path = String::new()), &["config.mounts[0].host_path"]);
     refused(mounted(|m| m.propagation = 3), &["mounts[0].propagation: 3"]);
     refused(mounted(|m| m.image_sub_path = "x".into()), &["mounts[0].image_sub_path"]);
+    for bad in ["suid", "ro", "", "noexec,nodev"] {
+        refused(
+            mounted(|m| m.mount_options = vec!["nodev".into(), bad.into()]),
+            &["mounts[0].mount_options[1]", "noexec, nosuid or nodev"],
+        );
+    }
+    refused(
+        mounted(|m| m.mount_options = vec!["nodev".into(); 17]),
+        &["mounts[0].mount_options: 17 entries"],
+    );
     refused(mounted(|m| m.recursive_read_only = true), &["mounts[0].propagation", "PRIVATE"]);
     refused(mounted(|m| (m.recursive_read_only, m.readonly) = (true, false)), &["mounts[0].readonly: false"]);
 }

@@ -42,6 +42,40 @@ fn addresses_are_shown_only_while_the_pod_is_ready() {
 }
 
 #[test]
+fn mounts_are_shown_as_requested_and_images_by_their_ids() {
+    let image = |name: &str, written: &str| {
+        let (image, user_specified_image) = (name.to_owned(), written.to_owned());
+        Some(cri::ImageSpec { image, user_specified_image, ..Default::default() })
+    };
+    let mount = |path: &str, image| cri::Mount {
+        container_path: path.to_owned(),
+        readonly: true,
+        image,
+        image_sub_path: "etc".into(),
+        mount_options: vec!["nodev".into()],
+        ..Default::default()
+    };
+    let host = cri::Mount {
+        container_path: "/h".into(),
+        host_path: "/srv".into(),
+        readonly: true,
+        recursive_read_only: true,
+        ..Default::default()
+    };
+    let asked = vec![mount("/a", image("sha256:a", "data:1")), host, mount("/b", image("data:2", ""))];
+    let mut record = container_record(container(|c| c.mounts = asked.clone()).unwrap());
+    record.volume_images = vec!["sha256:a".into(), "sha256:b".into()];
+    let shown = container_status(&record, || "/nowhere".to_owned()).mounts;
+    let mut wanted = asked.clone();
+    wanted[0].image.as_mut().unwrap().image_ref = "sha256:a".into();
+    // kubelet compares ids, so an image that was named otherwise is shown by its id too.
+    let second = wanted[2].image.as_mut().unwrap();
+    (second.image, second.image_ref) = ("sha256:b".into(), "sha256:b".into());
+    second.user_specified_image = "data:2".into();
+    assert_eq!(shown, wanted);
+}
+
+#[test]
 fn container_round_trip() {
     let asked = full_container();
     let record = container_record(container(|_| {}).unwrap());

@@ -1,0 +1,104 @@
+//! Image volumes: the layers of an image without a writable one, so nobody can write there. Each is assembled in the
+//! worker and attached in the scratch root; what the container gets is a clone of it, or of a file or folder in it.
+//!
+//! The image is untrusted, but nothing can change it: it is resolved once, with its root as `/`, so its symlinks lead
+//! nowhere else.
+
+use std::fs::create_dir_all;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{FileType, OFlags, fstat};
+use sys::mount::{self, Attributes};
+use wire::{ErrorKind, Failure, MountKind, MountPlan};
+
+use super::rootfs::lower_only;
+use super::scratch::Scratch;
+use super::stage::{Step, internal};
+use super::volumes::attributes;
+use crate::podns::EMPTY;
+
+/// The image volumes of a container.
+pub(super) struct Images(Vec<Image>);
+
+struct Image {
+    plan: MountPlan,
+    /// The root of the attached mount.
+    top: OwnedFd,
+    /// What is mounted: `top`, or a file or folder in it.
+    source: OwnedFd,
+}
+
+/// A failure of an image volume, as such: kubelet counts them.
+pub(super) fn failed(failure: Failure) -> Failure {
+    Failure { kind: ErrorKind::ImageVolume, ..failure }
+}
+
+impl Images {
+    /// Assembles the image volumes of a plan. The layer store must be attached (`rootfs::Sources::attach`).
+    pub(super) fn assemble(mounts: &[MountPlan], scratch: &Scratch, at: &Path) -> Step<Self> {
+        let mut images = Vec::new();
+        for plan in mounts {
+            let MountKind::Image { image, layers, sub_path } = &plan.kind else { continue };
+            let stage = format!("volume {}", plan.target);
+            let top = attach(layers, scratch, images.len(), at)
+                .map_err(internal(&stage, format!("image {image}")))
+                .map_err(failed)?;
+            let source = find(&top, sub_path)
+                .map_err(internal(&stage, format!("image_sub_path {sub_path:?} in image {image}")))
+                .map_err(failed)?;
+            images.push(Image { plan: plan.clone(), top, source });
+        }
+        Ok(Self(images))
+    }
+
+    /// A detached clone of the image volume of this plan; `None` if it is none. In the mount namespace in which they were
+    /// assembled.
+    pub(super) fn clone(&self, plan: &MountPlan) -> Step<Option<OwnedFd>> {
+        let Some(image) = self.0.iter().find(|image| image.plan == *plan) else { return Ok(None) };
+        let copy = || {
+            let tree = mount::clone(image.source.as_fd(), false)?;
+            mount::add_attributes(tree.as_fd(), Attributes { readonly: true, ..attributes(plan) })?;
+            Ok(Some(tree))
+        };
+        copy().map_err(internal(&format!("volume {}", plan.target), "copy of the image")).map_err(failed)
+    }
+
+    /// Detaches what was assembled: from here on the clones alone hold it.
+    pub(super) fn detach(self) -> Step<()> {
+        for image in self.0 {
+            let stage = format!("volume {}", image.plan.target);
+            mount::detach_fd(image.top.as_fd()).map_err(internal(&stage, "detaching")).map_err(failed)?;
+        }
+        Ok(())
+    }
+}
+
+/// Mounts an image in the scratch root and returns the mount's root.
+fn attach(layers: &[String], scratch: &Scratch, index: usize, at: &Path) -> io::Result<OwnedFd> {
+    let name = format!("images/{index}");
+    let path = at.join(&name);
+    create_dir_all(&path)?;
+    match layers {
+        [] => {
+            let empty = mount::open_path(Path::new(EMPTY))?;
+            mount::attach_at(mount::clone(empty.as_fd(), false)?.as_fd(), &path)?;
+        }
+        layers => lower_only(layers, &path)?,
+    }
+    scratch.open(&name)
+}
+
+/// Opens (O_PATH) a file or folder of the image at `top`.
+fn find(top: &OwnedFd, sub_path: &str) -> io::Result<OwnedFd> {
+    if sub_path.is_empty() {
+        return top.try_clone();
+    }
+    let found = mount::open_in_root(top.as_fd(), Path::new(sub_path), OFlags::PATH, 0)?;
+    match FileType::from_raw_mode(fstat(&found)?.st_mode) {
+        FileType::Directory | FileType::RegularFile => Ok(found),
+        // A device or a socket in a volume would be none of the image's files.
+        _ => Err(io::Error::other("it is neither a file nor a folder")),
+    }
+}
