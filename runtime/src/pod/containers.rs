@@ -337,7 +337,7 @@ pub(crate) async fn remove(
 
 /// Releases the lease on the image.
 async fn release(context: &Context, record: &ContainerRecord) -> Result<(), image::Error> {
-    let _step = progress::enter("release the image", STORE);
+    let _step = progress::enter("release the image", images::STORE);
     context.images.release(record.id.as_str()).await
 }
 

@@ -234,7 +234,8 @@ mod tests {
             ..cri::RuntimeFeatures::default()
         };
         assert_eq!(reply.features, Some(features));
-        let ready = status(&readiness(None), None, &config, host, Some(&UnderWay { count: 0, oldest: Vec::new() }));
+        let ready =
+            status(&readiness(None), None, &config, host, Some(&UnderWay { count: 0, oldest: Vec::new() }));
         assert!(ready.runtime_handlers[0].features.unwrap().recursive_read_only_mounts);
         assert!(ready.status.unwrap().conditions[1].status);
         let config: serde_json::Value = serde_json::from_str(&ready.info["config"]).unwrap();

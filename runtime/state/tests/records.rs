@@ -197,6 +197,7 @@ fn third_container() -> ContainerRecord {
 fn second_pod() -> PodRecord {
     let updated = PodResources { overhead: None, resources: Some(resources()) };
     PodRecord { updated: Some(Box::new(updated)), ..full_pod() }
+}
 /// The record in `container.4.json`: it has an image volume, and a volume that is read-only recursively.
 fn fourth_container() -> ContainerRecord {
     let mut record = second_container();

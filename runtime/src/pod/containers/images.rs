@@ -9,7 +9,7 @@ use spec::ImageLayers;
 use std::sync::Arc;
 
 /// What an operator can do if the image store takes too long.
-const STORE: &str = "the disk of the image store may hang: look at the kernel's log";
+pub(super) const STORE: &str = "the disk of the image store may hang: look at the kernel's log";
 
 /// Looks up and leases the image of the container's root file system, and puts it into the record.
 pub(super) async fn of_root(
