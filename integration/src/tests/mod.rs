@@ -49,6 +49,7 @@ mod start;
 mod streaming;
 mod streams;
 mod threads;
+mod verbose;
 
 use crate::runner::Test;
 
@@ -88,6 +89,7 @@ pub(crate) fn all() -> Vec<Test> {
         grpcio::tests(),
         streams::tests(),
         threads::tests(),
+        verbose::tests(),
         hung::tests(),
         badinput::tests(),
         badimage::tests(),

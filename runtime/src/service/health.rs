@@ -65,7 +65,7 @@ pub(super) fn status(
     }
 }
 
-/// JSON values by key, for `crictl info`.
+/// JSON values by key, for `crictl info`, which shows a value that is not an object as it is.
 fn info(readiness: &Readiness, config: &Config) -> HashMap<String, String> {
     // `handlers` and `registry` are always empty.
     let Config {
@@ -101,16 +101,33 @@ fn info(readiness: &Readiness, config: &Config) -> HashMap<String, String> {
             "creationTimeoutSeconds": streaming.creation_timeout.as_secs(),
         },
     });
+    let (plugin_dirs, conf_dir) = (&network.bin_dirs, &network.conf_dir);
     let network = serde_json::json!({
         "ready": readiness.is_ready(),
         "name": readiness.network,
         "file": readiness.file,
         "problem": readiness.problem,
     });
+    // Names of containerd's, whose users look for the reason of a network that is not ready there.
+    let networks = readiness.network.as_ref().map(
+        |name| serde_json::json!({ "IFName": "eth0", "Config": { "Name": name, "Source": readiness.file } }),
+    );
+    let cni = serde_json::json!({
+        "PluginDirs": plugin_dirs,
+        "PluginConfDir": conf_dir,
+        "Networks": networks.into_iter().collect::<Vec<_>>(),
+    });
+    let last = readiness.problem.clone().unwrap_or_else(|| "OK".to_owned());
     let build = serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "cgroupDriver": "cgroupfs" });
-    [("config", config), ("network", network), ("build", build)]
-        .map(|(key, value)| (key.to_owned(), value.to_string()))
-        .into()
+    [
+        ("config", config.to_string()),
+        ("network", network.to_string()),
+        ("build", build.to_string()),
+        ("cniconfig", cni.to_string()),
+        ("lastCNILoadStatus", last),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .into()
 }
 
 #[cfg(test)]
@@ -156,8 +173,17 @@ mod tests {
             (&config["mountNamespace"], &config["log"]),
             (&"pid1".into(), &serde_json::json!({ "level": "info", "format": "text" }))
         );
-        for json in ready.info.values() {
-            assert!(serde_json::from_str::<serde_json::Value>(json).is_ok(), "{json}");
+        assert_eq!(ready.info["lastCNILoadStatus"], "OK");
+        for (key, json) in ready.info.iter().filter(|(key, _)| *key != "lastCNILoadStatus") {
+            assert!(serde_json::from_str::<serde_json::Value>(json).is_ok(), "{key}: {json}");
         }
+        let loaded =
+            Readiness { network: Some("net".to_owned()), file: Some("/c/1.conflist".into()), problem: None };
+        let cni: serde_json::Value =
+            serde_json::from_str(&status(&loaded, None, &Config::default(), true).info["cniconfig"]).unwrap();
+        let network = &cni["Networks"][0];
+        assert_eq!((&network["IFName"], &network["Config"]["Name"]), (&"eth0".into(), &"net".into()));
+        let broken = status(&readiness(Some("no conflist")), None, &Config::default(), true);
+        assert_eq!(broken.info["lastCNILoadStatus"], "no conflist");
     }
 }

@@ -100,7 +100,7 @@ fn refused_recursion(field: &Field<'_>, readonly: bool, propagation: Propagation
 }
 
 /// The mount as requested.
-pub(super) fn mount_out(mount: &Mount) -> cri::Mount {
+pub(crate) fn mount_out(mount: &Mount) -> cri::Mount {
     let Mount {
         container_path,
         host_path,
