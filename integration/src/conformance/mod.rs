@@ -19,6 +19,9 @@ use crate::node::{Node, Options};
 pub(crate) use expected::missing;
 use report::{Outcome, Spec};
 
+/// Lines of a failure that are printed; all are in critest's report.
+const MAX_LINES: usize = 6;
+
 /// The seed of critest's order of specs.
 #[derive(Debug, Clone, Copy)]
 struct Order(u32);
@@ -109,7 +112,8 @@ fn print(transport: Transport, specs: &[Spec], differences: &[String], start: In
         println!("{transport}: {count} skipped: {reason}");
     }
     for difference in differences {
-        println!("FAIL  {}", difference.replace('\n', "\n    "));
+        let shown: Vec<&str> = difference.lines().take(MAX_LINES).collect();
+        println!("FAIL  {}", shown.join("\n    "));
     }
     println!(
         "{transport}: {passed} passed, {failed} failed, {} skipped, {} not as expected, in {:.0} s",

@@ -69,7 +69,7 @@ async fn masked_program_is_refused(cx: Context) -> Result<()> {
         .await?;
     let out = cx.cri.exec(&c, &["/bin/sh", "-c", "lsns"]).await?;
     ensure!(
-        out.code == 126 && out.stdout.is_empty() && out.stderr.contains("lsns: Permission denied"),
+        out.code != 0 && out.stdout.is_empty() && out.stderr.contains("lsns: Permission denied"),
         "a masked program: {out:?}"
     );
     cx.cri.sh(&c, "/usr/bin/findmnt /proc").await.context("another program beside it").map(drop)
