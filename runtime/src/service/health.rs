@@ -67,6 +67,28 @@ pub(super) fn status(
 
 /// JSON values by key, for `crictl info`, which shows a value that is not an object as it is.
 fn info(readiness: &Readiness, config: &Config) -> HashMap<String, String> {
+    let cni = cniconfig(readiness, &config.network);
+    let network = serde_json::json!({
+        "ready": readiness.is_ready(),
+        "name": readiness.network,
+        "file": readiness.file,
+        "problem": readiness.problem,
+    });
+    let last = readiness.problem.clone().unwrap_or_else(|| "OK".to_owned());
+    let build = serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "cgroupDriver": "cgroupfs" });
+    [
+        ("config", configuration(config).to_string()),
+        ("network", network.to_string()),
+        ("build", build.to_string()),
+        ("cniconfig", cni.to_string()),
+        ("lastCNILoadStatus", last),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .into()
+}
+
+/// The configuration in use.
+fn configuration(config: &Config) -> serde_json::Value {
     // `handlers` and `registry` are always empty.
     let Config {
         root,
@@ -81,7 +103,7 @@ fn info(readiness: &Readiness, config: &Config) -> HashMap<String, String> {
         handlers: _,
         registry: _,
     } = config;
-    let config = serde_json::json!({
+    serde_json::json!({
         "rootDir": root,
         "stateDir": state,
         "socket": socket,
@@ -100,34 +122,19 @@ fn info(readiness: &Readiness, config: &Config) -> HashMap<String, String> {
             "idleTimeoutSeconds": streaming.idle_timeout.unwrap_or_default().as_secs(),
             "creationTimeoutSeconds": streaming.creation_timeout.as_secs(),
         },
-    });
-    let (plugin_dirs, conf_dir) = (&network.bin_dirs, &network.conf_dir);
-    let network = serde_json::json!({
-        "ready": readiness.is_ready(),
-        "name": readiness.network,
-        "file": readiness.file,
-        "problem": readiness.problem,
-    });
-    // Names of containerd's, whose users look for the reason of a network that is not ready there.
+    })
+}
+
+/// The part of containerd's `cniconfig` that is known here: its users look there for the network that is loaded.
+fn cniconfig(readiness: &Readiness, network: &crate::config::Network) -> serde_json::Value {
     let networks = readiness.network.as_ref().map(
         |name| serde_json::json!({ "IFName": "eth0", "Config": { "Name": name, "Source": readiness.file } }),
     );
-    let cni = serde_json::json!({
-        "PluginDirs": plugin_dirs,
-        "PluginConfDir": conf_dir,
+    serde_json::json!({
+        "PluginDirs": network.bin_dirs,
+        "PluginConfDir": network.conf_dir,
         "Networks": networks.into_iter().collect::<Vec<_>>(),
-    });
-    let last = readiness.problem.clone().unwrap_or_else(|| "OK".to_owned());
-    let build = serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "cgroupDriver": "cgroupfs" });
-    [
-        ("config", config.to_string()),
-        ("network", network.to_string()),
-        ("build", build.to_string()),
-        ("cniconfig", cni.to_string()),
-        ("lastCNILoadStatus", last),
-    ]
-    .map(|(key, value)| (key.to_owned(), value))
-    .into()
+    })
 }
 
 #[cfg(test)]
