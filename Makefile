@@ -14,7 +14,7 @@ PACKAGES := build-essential pkg-config libseccomp-dev libseccomp2 busybox-static
 	containernetworking-plugins runc iproute2 iptables procps util-linux nginx-light openssl \
 	golang-github-containers-common curl jq mount e2fsprogs python3-venv
 
-.PHONY: help deps build daemon shim pause harness grpcio test unit model integration fuzz test-node kubelet bench run lint fmt deny doc clean
+.PHONY: help deps build daemon shim pause harness grpcio test unit model integration fuzz test-node kubelet conformance critest bench run lint fmt deny doc clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -90,6 +90,17 @@ fuzz: ## Fuzz the streaming protocols (nightly compiler, cargo-fuzz); FUZZ_SECON
 
 test-node: deps build harness kubelet ## Tests with the real kubelet, standalone, on copepod (root)
 	$(BIN)/integration node-test --bin-dir $(BIN) --kubelet $(KUBELET)
+
+# critest is part of a cri-tools release (sigs.k8s.io/cri-tools); its own image names are served by the tests' registry.
+CRITEST ?= $(shell command -v critest)
+
+conformance: critest deps build harness ## critest of cri-tools with SPDY and WebSocket, compared with integration/conformance/expected.txt (root); CRITEST=path SEED=number
+	$(BIN)/integration conformance --bin-dir $(BIN) --critest $(CRITEST) --reports $(TARGET)/conformance $(if $(SEED),--seed $(SEED))
+
+critest:
+	@[ -x "$(CRITEST)" ] || { \
+		echo "conformance: no critest $(if $(CRITEST),at $(CRITEST),on PATH): give the binary of a cri-tools release, as make conformance CRITEST=/path/to/critest" >&2; \
+		exit 2; }
 
 bench: deps build harness ## Measure, and print one table (root); BESIDE="name=bin-dir" adds a build, ENDPOINTS="name=socket[,certs.d]" a runtime
 	$(BIN)/integration bench --bin-dir $(BIN) $(foreach e,$(BESIDE),--beside $(e)) $(foreach e,$(ENDPOINTS),--endpoint $(e))

@@ -24,7 +24,7 @@ mod transfers;
 mod unpack;
 
 pub use error::Error;
-pub use record::{ImageConfig, ImageRecord, Lease, Usage};
+pub use record::{ConfigDocument, ImageConfig, ImageRecord, Lease, Usage};
 use reference::Reference;
 
 use lane::blocking;
@@ -142,6 +142,20 @@ impl ImageStore {
     /// normalised or as users write it. Does not block.
     pub fn resolve(&self, name: &str) -> Option<Arc<ImageRecord>> {
         self.store.published().find(name).cloned()
+    }
+
+    /// The config document of the image with this id; `None` if the image or its config is gone or damaged.
+    ///
+    /// # Errors
+    /// [`Error::Storage`], [`Error::Threads`].
+    pub async fn document(&self, image_id: &str) -> Result<Option<ConfigDocument>, Error> {
+        let Some(id) = reference::Digest::parse(image_id) else { return Ok(None) };
+        let store = self.store.clone();
+        blocking(move || {
+            let bytes = store.document(&id, manifest::MAX_CONFIG)?;
+            Ok(bytes.and_then(|bytes| manifest::config_document(&id, bytes)))
+        })
+        .await
     }
 
     /// Removes the image that `name` refers to, with all its names, as CRI requires, and waits up to 90 s for its disk

@@ -1,7 +1,7 @@
 //! Manifests, indexes and configs: parsed, and reduced to what a pull needs. Pure.
 
 use crate::error::{Error, Result};
-use crate::record::ImageConfig;
+use crate::record::{ConfigDocument, ImageConfig};
 use crate::reference::Digest;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -276,6 +276,19 @@ pub(crate) fn config(digest: &Digest, bytes: &[u8]) -> Result<Config> {
         },
         diff_ids: diff_ids.collect::<Result<_>>()?,
     })
+}
+
+/// A stored config as a document; `None` if it cannot be parsed.
+pub(crate) fn config_document(id: &Digest, bytes: Vec<u8>) -> Option<ConfigDocument> {
+    let config = config(id, &bytes).ok()?;
+    let chain_id = chain_id(&config.diff_ids).map(|id| id.to_string()).unwrap_or_default();
+    Some(ConfigDocument { json: String::from_utf8(bytes).ok()?, chain_id })
+}
+
+/// The chain id of these layers, lowest first (OCI image specification, "Layer ChainID"); `None` without layers.
+fn chain_id(diff_ids: &[Digest]) -> Option<Digest> {
+    let join = |below: Digest, layer: Digest| Digest::of(format!("{below} {layer}").as_bytes());
+    diff_ids.iter().copied().reduce(join)
 }
 
 /// Parses the user part of `USER`: a numeric id, or a name. An empty one means root (0). A number that is too large for

@@ -52,6 +52,15 @@ pub struct ImageConfig {
     pub labels: BTreeMap<String, String>,
 }
 
+/// The config document of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigDocument {
+    /// The whole JSON object as it was pulled, at most 4 MiB. Its digest is the image's id. All of it is untrusted.
+    pub json: String,
+    /// The OCI chain id of all layers, `sha256:<hex>`; empty for an image without layers.
+    pub chain_id: String,
+}
+
 /// Disk usage of the store.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Built, Codec, Faulty, Node, build, tar, two_layers};
+use common::{Built, Codec, Faulty, Node, build, digest_of, tar, two_layers};
 use image::Error;
 use std::time::Duration;
 
@@ -27,6 +27,12 @@ async fn pull_list_resolve_remove() {
         assert_eq!(node.store.resolve(key).unwrap(), record, "{key}");
     }
     assert!(node.store.resolve("nothing").is_none());
+    let document = node.store.document(&record.id).await.unwrap().unwrap();
+    assert_eq!(document.json.as_bytes(), image.blobs[&image.config]);
+    let config: serde_json::Value = serde_json::from_str(&document.json).unwrap();
+    let layers = [0, 1].map(|at| config["rootfs"]["diff_ids"][at].as_str().unwrap());
+    assert_eq!(document.chain_id, digest_of(layers.join(" ").as_bytes()));
+    assert_eq!(node.store.document(&record.layers[0]).await.unwrap(), None);
     assert!(node.store.usage().bytes > 200_000);
     node.reopen();
     assert_eq!(node.store.list(), std::slice::from_ref(&record));

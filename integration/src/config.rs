@@ -67,6 +67,15 @@ pub(crate) fn text(paths: &Paths, bin: &Path, network: &Network, level: &str, ex
     )
 }
 
+/// Makes the HTTP registry the mirror and the server of a registry's name.
+pub(crate) fn mirror(certs: &Path, host: &str, registry: &Registry) -> Result<()> {
+    let plain = format!("http://127.0.0.1:{}", registry.port);
+    let text = format!("server = \"{plain}\"\n[host.\"{plain}\"]\ncapabilities = [\"pull\", \"resolve\"]\n");
+    fs::create_dir_all(certs.join(host))?;
+    fs::write(certs.join(host).join("hosts.toml"), text)?;
+    Ok(())
+}
+
 /// Writes `certs.d`: the HTTP registry at its address and as a mirror of `registry.test` and `other.test`, the TLS
 /// registry as a mirror of `tls.test`, `fallback.test`, whose mirror does not respond but whose server is the HTTP
 /// registry, and `absent.test`, whose server does not respond.
@@ -80,8 +89,8 @@ pub(crate) fn hosts(certs: &Path, registry: &Registry) -> Result<()> {
         Ok(())
     };
     write(&format!("127.0.0.1:{}", registry.port), format!("server = \"{plain}\"\n"))?;
-    write("registry.test", format!("server = \"{plain}\"\n[host.\"{plain}\"]\n{pull}\n"))?;
-    write("other.test", format!("server = \"{plain}\"\n[host.\"{plain}\"]\n{pull}\n"))?;
+    mirror(certs, "registry.test", registry)?;
+    mirror(certs, "other.test", registry)?;
     write(
         "tls.test",
         format!("server = \"{tls}\"\n[host.\"{tls}\"]\n{pull}\nca = \"{}\"\n", registry.ca().display()),

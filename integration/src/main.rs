@@ -1,6 +1,6 @@
 //! Black-box tests of copepod: they start the built binaries, call CRI, and check the results from outside.
-//! `integration test` runs the tests, `node-test` runs the real kubelet on copepod, `demo` is `make run`, and
-//! `bench` measures. Everything runs in private namespaces ([`isolation`]), so that neither a failed test nor
+//! `integration test` runs the tests, `node-test` runs the real kubelet on copepod, `conformance` runs
+//! critest on it, `demo` is `make run`, and `bench` measures. Everything runs in private namespaces ([`isolation`]), so that neither a failed test nor
 //! an interrupted run leaves a process, mount, interface or firewall rule behind.
 
 mod bench;
@@ -9,6 +9,7 @@ mod cgroup;
 mod cni;
 mod compare;
 mod config;
+mod conformance;
 mod context;
 mod cri;
 mod demo;
@@ -100,6 +101,21 @@ enum Command {
         #[arg(long)]
         beside: Vec<String>,
     },
+    /// Run critest on copepod and compare every spec with conformance/expected.txt.
+    Conformance {
+        /// Directory with copepod, copepod-shim and pause.
+        #[arg(long)]
+        bin_dir: PathBuf,
+        /// The critest binary of a cri-tools release.
+        #[arg(long)]
+        critest: PathBuf,
+        /// Seed of critest's order of specs; another one for every run if absent.
+        #[arg(long)]
+        seed: Option<u32>,
+        /// Folder for critest's outputs and reports.
+        #[arg(long)]
+        reports: PathBuf,
+    },
     /// Show one pod from image to removal.
     Demo {
         /// Directory with copepod, copepod-shim and pause.
@@ -160,6 +176,9 @@ fn run() -> Result<bool> {
                 node_test::run(&bin_dir, &kubelet, filter.as_deref(), peer).await
             }
             Command::Bench { bin_dir, endpoint, beside } => bench::run(&bin_dir, &beside, &endpoint).await,
+            Command::Conformance { bin_dir, critest, seed, reports } => {
+                conformance::run(&bin_dir, &critest, seed, &reports).await
+            }
             Command::Demo { bin_dir } => demo::run(&bin_dir).await,
             Command::Init { .. } | Command::UdpEcho { .. } => Ok(true),
         }

@@ -106,11 +106,13 @@ pub(crate) async fn run(
     };
     let foreign = shared.is_some();
     let (mut passed, mut failed, mut left_out) = (0_u32, Vec::new(), 0_u32);
+    let mut ran = Vec::new();
     for test in tests {
         if foreign && test.ours {
             left_out += 1;
             continue;
         }
+        ran.push(test.name.clone());
         let start = Instant::now();
         let outcome = one(&test, &fixture, &mut shared).await;
         let seconds = start.elapsed().as_secs_f32();
@@ -136,6 +138,12 @@ pub(crate) async fn run(
         failed.push(String::from("stopping the shared node"));
     }
     crate::cgroup::destroy(&crate::shapes::CGROUP_PARENT);
+    if filter.is_none() && !foreign {
+        for name in crate::conformance::missing(&ran)? {
+            println!("FAIL  conformance/expected.txt names {name}, which did not run");
+            failed.push(name);
+        }
+    }
     for name in &failed {
         println!("failed: {name}");
     }

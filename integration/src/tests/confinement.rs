@@ -20,6 +20,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(proc_and_sys_are_protected),
         test!(masked_and_readonly_paths),
         test!(own_mask_lists),
+        test!(masked_program_is_refused),
         test!(not_implemented_is_refused).ours(),
     ]
 }
@@ -57,6 +58,21 @@ async fn own_mask_lists(cx: Context) -> Result<()> {
     let seen = cx.cri.sh(&c, "cat /etc/marker | wc -c; ls -A /usr | wc -l").await?;
     ensure!(seen == "0\n0", "a file and a folder of the image are not masked: {seen}");
     Ok(())
+}
+
+/// A program below a mask cannot be executed. It is a file of its own: the applets of busybox are one file.
+async fn masked_program_is_refused(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let tools = shapes::container("masked", &Fixture::image("tools"), &["/bin/sleep", "1000"]);
+    let c = cx
+        .start(&pod, &tools.with(|c| c.security().masked_paths = vec![String::from("/usr/bin/lsns")]))
+        .await?;
+    let out = cx.cri.exec(&c, &["/bin/sh", "-c", "lsns"]).await?;
+    ensure!(
+        out.code != 0 && out.stdout.is_empty() && out.stderr.contains("lsns: Permission denied"),
+        "a masked program: {out:?}"
+    );
+    cx.cri.sh(&c, "/usr/bin/findmnt /proc").await.context("another program beside it").map(drop)
 }
 
 async fn seccomp_default_unconfined_nil(cx: Context) -> Result<()> {

@@ -55,6 +55,7 @@ mod streaming;
 mod streams;
 mod threads;
 mod update;
+mod verbose;
 
 use crate::runner::Test;
 
@@ -99,6 +100,7 @@ pub(crate) fn all() -> Vec<Test> {
         grpcio::tests(),
         streams::tests(),
         threads::tests(),
+        verbose::tests(),
         hung::tests(),
         badinput::tests(),
         badimage::tests(),

@@ -19,6 +19,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(shm_is_shared_and_sized),
         test!(pid_modes),
         test!(ipc_modes),
+        test!(user_namespace_modes),
         test!(shim_and_pause_are_protected).ours(),
         test!(pause_reaps_orphans),
     ]
@@ -191,4 +192,27 @@ async fn pause_reaps_orphans(cx: Context) -> Result<()> {
         Ok(Some(()))
     })
     .await
+}
+
+/// The mode NODE is the host's user namespace, as without options; a user namespace of a container is refused.
+async fn user_namespace_modes(cx: Context) -> Result<()> {
+    let with = |mode: NamespaceMode| {
+        let mut config = cx.pod_config();
+        let options = api::UserNamespace { mode: mode.into(), ..Default::default() };
+        config.namespaces().userns_options = Some(options);
+        config
+    };
+    let pod = cx.pod_of(with(NamespaceMode::Node)).await?;
+    let id = cx.start(&pod, &cx.sleeper("one")).await?;
+    let host = std::fs::read_to_string("/proc/self/uid_map")?;
+    cx.prints(&id, "cat /proc/self/uid_map", host.trim()).await?;
+    for mode in [NamespaceMode::Container, NamespaceMode::Target] {
+        let refused = cx.cri.run_pod(&with(mode)).await.err();
+        let refused = refused.with_context(|| format!("a user namespace of mode {mode:?} was accepted"))?;
+        ensure!(
+            cx.node.is_foreign() || refused.message().contains("userns_options.mode"),
+            "the error does not name the field: {refused}"
+        );
+    }
+    Ok(())
 }

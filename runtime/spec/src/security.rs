@@ -106,6 +106,12 @@ pub fn canonical(name: &str) -> Option<&'static str> {
     find(name).map(|(_, known)| known)
 }
 
+/// The names of the capabilities in a mask, without `CAP_`, ascending by number. Those that this table does not know are
+/// left out.
+pub fn names(mask: u64) -> impl Iterator<Item = &'static str> {
+    NAMES.into_iter().zip(0_u32..).filter(move |(_, bit)| mask >> bit & 1 == 1).map(|(name, _)| name)
+}
+
 /// Mask of one name, spelt as for [`canonical`].
 pub(crate) fn bit(name: &str) -> Option<u64> {
     find(name).map(|(bit, _)| 1 << bit)

@@ -1,9 +1,14 @@
 //! What replies say of one pod or container in full: statuses, verbose information and events.
 
+mod oci;
+mod requested;
+#[cfg(test)]
+mod tests;
+
 use super::{Backend, convert};
 use crate::node::{ContainerView, Event, EventKind, PodView};
 use cri_api::v1 as cri;
-use model::{ContainerConfig, ContainerRecord, PodResources};
+use model::{ContainerPhase, ContainerRecord, NamespaceMode, PodPhase, PodRecord, PodResources};
 use prost::Message as _;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -63,7 +68,12 @@ fn info(value: &serde_json::Value) -> HashMap<String, String> {
     [("info".to_owned(), value.to_string())].into()
 }
 
-/// Verbose information of a pod.
+/// The kind of the pod's or container's root; the only one.
+const SNAPSHOTTER: &str = "overlayfs";
+/// What runs a pod, where other runtimes name their shim.
+const RUNTIME_TYPE: &str = "copepod-shim";
+
+/// Verbose information of a pod. docs/crictl.md describes the keys, and which of other runtimes there are none of.
 pub(super) fn pod_info(pod: &PodView) -> HashMap<String, String> {
     let record = &pod.record;
     let mut config = record.config.clone();
@@ -71,9 +81,26 @@ pub(super) fn pod_info(pod: &PodView) -> HashMap<String, String> {
         config.overhead = overhead.or(config.overhead);
         config.resources = resources.or(config.resources);
     }
+    let host_network = record.config.security.namespaces.network == NamespaceMode::Node;
     info(&serde_json::json!({
         "sandboxID": record.id,
         "pid": record.pause_pid,
+        // The words of containerd, which has them of its own tasks.
+        "processStatus": match record.phase {
+            PodPhase::Launching => "created",
+            PodPhase::Ready => "running",
+            PodPhase::Stopping => "stopped",
+            PodPhase::Stopped | PodPhase::Removing => "deleted",
+        },
+        // CNI's DEL, and with it the end of the namespace, may still be due while the pod is stopping.
+        "netNamespaceClosed": !host_network && matches!(record.phase, PodPhase::Stopped | PodPhase::Removing),
+        "runtimeHandler": record.config.runtime_handler,
+        "runtimeType": RUNTIME_TYPE,
+        "runtimeSpec": oci::pod(record),
+        "cniResult": cni_result(record),
+        "overhead": config.overhead.as_ref().map(requested::resources),
+        "resources": config.resources.as_ref().map(requested::resources),
+        "config": requested::pod(&config),
         "shimPid": record.shim_pid,
         // Nanoseconds since the epoch, like all times in CRI; 0 while the shim responds.
         "shimSilentSince": pod.silent_since,
@@ -81,23 +108,36 @@ pub(super) fn pod_info(pod: &PodView) -> HashMap<String, String> {
         "message": record.message,
         "netns": record.netns,
         "ips": record.ips,
-        "config": config,
     }))
 }
 
-/// Verbose information of a container.
-pub(super) fn container_info(container: &ContainerView) -> HashMap<String, String> {
+/// The part of containerd's `cniResult` that the record has: the pod's addresses. Null with the host's network.
+fn cni_result(record: &PodRecord) -> Option<serde_json::Value> {
+    let addresses: Vec<_> = record.ips.iter().map(|ip| serde_json::json!({ "IP": ip })).collect();
+    let interface = serde_json::json!({ "IPConfigs": addresses, "Sandbox": record.netns });
+    (!addresses.is_empty()).then(|| serde_json::json!({ "Interfaces": { "eth0": interface } }))
+}
+
+/// Verbose information of a container, as [`pod_info`].
+pub(super) fn container_info(backend: &Backend, container: &ContainerView) -> HashMap<String, String> {
     let record = &container.record;
-    let config = ContainerConfig { envs: spec::exec::requested_env(record), ..record.config.clone() };
+    let pod = backend.node.pod(record.pod.as_str()).ok();
     info(&serde_json::json!({
         "sandboxID": record.pod,
         "pid": record.pid,
+        "removing": record.phase == ContainerPhase::Removing,
+        "snapshotter": SNAPSHOTTER,
+        // The name of the folder with its writable layer.
+        "snapshotKey": record.id,
+        "runtimeType": RUNTIME_TYPE,
+        "runtimeSpec": oci::container(record, pod.as_ref().map(|pod| &*pod.record)),
+        "privileged": record.config.security.privileged,
+        "config": requested::container(record),
         "phase": record.phase,
         "cgroup": record.cgroup,
         "stopSignal": record.stop_signal,
         "exit": record.exit,
         "updateAnnotations": record.update_annotations,
-        "config": config,
         "process": record.exec_template,
     }))
 }

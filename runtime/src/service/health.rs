@@ -72,8 +72,31 @@ pub(super) fn status(
     }
 }
 
-/// JSON values by key, for `crictl info`.
+/// JSON values by key, for `crictl info`, which shows a value that is not an object as it is.
 fn info(readiness: &Readiness, config: &Config, under_way: &UnderWay) -> HashMap<String, String> {
+    let cni = cniconfig(readiness, &config.network);
+    let network = serde_json::json!({
+        "ready": readiness.is_ready(),
+        "name": readiness.network,
+        "file": readiness.file,
+        "problem": readiness.problem,
+    });
+    let last = readiness.problem.clone().unwrap_or_else(|| "OK".to_owned());
+    let build = serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "cgroupDriver": "cgroupfs" });
+    [
+        ("config", configuration(config).to_string()),
+        ("network", network.to_string()),
+        ("build", build.to_string()),
+        ("operations", operations(under_way).to_string()),
+        ("cniconfig", cni.to_string()),
+        ("lastCNILoadStatus", last),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .into()
+}
+
+/// The configuration in use.
+fn configuration(config: &Config) -> serde_json::Value {
     // `handlers` and `registry` are always empty.
     let Config {
         root,
@@ -88,7 +111,7 @@ fn info(readiness: &Readiness, config: &Config, under_way: &UnderWay) -> HashMap
         handlers: _,
         registry: _,
     } = config;
-    let config = serde_json::json!({
+    serde_json::json!({
         "rootDir": root,
         "stateDir": state,
         "socket": socket,
@@ -107,17 +130,19 @@ fn info(readiness: &Readiness, config: &Config, under_way: &UnderWay) -> HashMap
             "idleTimeoutSeconds": streaming.idle_timeout.unwrap_or_default().as_secs(),
             "creationTimeoutSeconds": streaming.creation_timeout.as_secs(),
         },
-    });
-    let network = serde_json::json!({
-        "ready": readiness.is_ready(),
-        "name": readiness.network,
-        "file": readiness.file,
-        "problem": readiness.problem,
-    });
-    let build = serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "cgroupDriver": "cgroupfs" });
-    [("config", config), ("network", network), ("build", build), ("operations", operations(under_way))]
-        .map(|(key, value)| (key.to_owned(), value.to_string()))
-        .into()
+    })
+}
+
+/// The part of containerd's `cniconfig` that is known here: its users look there for the network that is loaded.
+fn cniconfig(readiness: &Readiness, network: &crate::config::Network) -> serde_json::Value {
+    let networks = readiness.network.as_ref().map(
+        |name| serde_json::json!({ "IFName": "eth0", "Config": { "Name": name, "Source": readiness.file } }),
+    );
+    serde_json::json!({
+        "PluginDirs": network.bin_dirs,
+        "PluginConfDir": network.conf_dir,
+        "Networks": networks.into_iter().collect::<Vec<_>>(),
+    })
 }
 
 /// What is under way. Keys without a value are left out.
@@ -234,8 +259,8 @@ mod tests {
             ..cri::RuntimeFeatures::default()
         };
         assert_eq!(reply.features, Some(features));
-        let ready =
-            status(&readiness(None), None, &config, host, Some(&UnderWay { count: 0, oldest: Vec::new() }));
+        let idle = UnderWay { count: 0, oldest: Vec::new() };
+        let ready = status(&readiness(None), None, &config, host, Some(&idle));
         assert!(ready.runtime_handlers[0].features.unwrap().recursive_read_only_mounts);
         assert!(ready.status.unwrap().conditions[1].status);
         let config: serde_json::Value = serde_json::from_str(&ready.info["config"]).unwrap();
@@ -247,8 +272,19 @@ mod tests {
         );
         let none: serde_json::Value = serde_json::from_str(&ready.info["operations"]).unwrap();
         assert_eq!(none, serde_json::json!({ "count": 0, "oldest": [] }));
-        for json in ready.info.values() {
-            assert!(serde_json::from_str::<serde_json::Value>(json).is_ok(), "{json}");
+        assert_eq!(ready.info["lastCNILoadStatus"], "OK");
+        for (key, json) in ready.info.iter().filter(|(key, _)| *key != "lastCNILoadStatus") {
+            assert!(serde_json::from_str::<serde_json::Value>(json).is_ok(), "{key}: {json}");
         }
+        let loaded =
+            Readiness { network: Some("net".to_owned()), file: Some("/c/1.conflist".into()), problem: None };
+        let cni: serde_json::Value = serde_json::from_str(
+            &status(&loaded, None, &Config::default(), host, Some(&idle)).info["cniconfig"],
+        )
+        .unwrap();
+        let network = &cni["Networks"][0];
+        assert_eq!((&network["IFName"], &network["Config"]["Name"]), (&"eth0".into(), &"net".into()));
+        let broken = status(&readiness(Some("no conflist")), None, &Config::default(), host, Some(&idle));
+        assert_eq!(broken.info["lastCNILoadStatus"], "no conflist");
     }
 }

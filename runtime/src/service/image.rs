@@ -6,6 +6,7 @@ use crate::{lanes, memory, operations};
 use cri_api::v1 as cri;
 use cri_api::v1::image_service_server::ImageService;
 use image::ImageRecord;
+use std::collections::HashMap;
 use std::sync::Arc;
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
@@ -48,10 +49,14 @@ impl ImageService for Images {
             async |cri::ImageStatusRequest { image, verbose }| {
                 // CRI: an unknown image is an empty reply, not an error.
                 let found = self.0.images.resolve(&convert::image_name(image)?);
-                Ok(cri::ImageStatusResponse {
-                    info: found.as_deref().filter(|_| verbose).map(convert::image_info).unwrap_or_default(),
-                    image: found.as_deref().map(convert::image),
-                })
+                let info = match found.as_deref().filter(|_| verbose) {
+                    Some(record) => {
+                        let document = self.0.images.document(&record.id).await?;
+                        convert::image_info(record, document.as_ref())
+                    }
+                    None => HashMap::new(),
+                };
+                Ok(cri::ImageStatusResponse { info, image: found.as_deref().map(convert::image) })
             },
         )
         .await

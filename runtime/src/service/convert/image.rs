@@ -2,9 +2,9 @@
 
 use super::{Field, Result};
 use cri_api::v1 as cri;
-use image::{Auth, ImageRecord, Usage};
+use image::{Auth, ConfigDocument, ImageRecord, Usage};
 use model::ImageSpec;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 /// The image of a request: name, digest or id.
@@ -110,23 +110,40 @@ pub(crate) fn image_fs(mountpoint: &Path, images: &Usage, layers: &Usage) -> cri
     }
 }
 
-/// For `crictl inspecti`.
-pub(crate) fn image_info(record: &ImageRecord) -> HashMap<String, String> {
+/// For `crictl inspecti`: the image's config document as it was pulled, under the name that containerd and CRI-O give it.
+/// Without the document, the part of it that the record has.
+pub(crate) fn image_info(record: &ImageRecord, document: Option<&ConfigDocument>) -> HashMap<String, String> {
+    let mut info = serde_json::json!({
+        "chainID": document.map(|document| &document.chain_id),
+        "id": record.id,
+        "labels": record.config.labels,
+        "layers": record.layers,
+    })
+    .to_string();
+    // The document was parsed when it was pulled. It may have megabytes and is therefore not parsed again.
+    let config = document.map_or_else(|| stored_config(record), |document| document.json.clone());
+    // Without the closing brace.
+    info.pop();
+    info.push_str(",\"imageSpec\":");
+    info.push_str(&config);
+    info.push('}');
+    [("info".to_owned(), info)].into()
+}
+
+/// A config document with what the record has of it.
+fn stored_config(record: &ImageRecord) -> String {
     let image::ImageConfig { entrypoint, cmd, env, user, working_dir, stop_signal, volumes, labels } =
         &record.config;
-    let info = serde_json::json!({
-        "id": record.id,
-        "layers": record.layers,
-        "imageSpec": { "config": {
-            "Entrypoint": entrypoint,
-            "Cmd": cmd,
-            "Env": env,
-            "User": user,
-            "WorkingDir": working_dir,
-            "StopSignal": stop_signal,
-            "Volumes": volumes,
-            "Labels": labels,
-        } },
-    });
-    [("info".to_owned(), info.to_string())].into()
+    let volumes: BTreeMap<_, _> = volumes.iter().map(|volume| (volume, serde_json::json!({}))).collect();
+    serde_json::json!({ "config": {
+        "Entrypoint": entrypoint,
+        "Cmd": cmd,
+        "Env": env,
+        "User": user,
+        "WorkingDir": working_dir,
+        "StopSignal": stop_signal,
+        "Volumes": volumes,
+        "Labels": labels,
+    } })
+    .to_string()
 }

@@ -25,8 +25,10 @@ mod tests;
 pub(super) use container::{container_config, container_item, container_status, exec_sync, image_of};
 pub(super) use filter::{ContainerFilter, PodFilter};
 pub(super) use image::{image, image_filter, image_fs, image_info, image_name, pull_request};
+pub(super) use mount::mounts_out;
 pub(super) use pod::{pod_item, pod_status, run_request};
 pub(super) use resources::{update_container, update_pod};
+pub(super) use security::namespaces_out;
 pub(super) use stats::{container_stats, pod_stats};
 pub(super) use streams::{attach, exec, port_forward};
 

@@ -130,7 +130,7 @@ fn recursive(field: &Field<'_>, readonly: bool, propagation: Propagation, host: 
 
 /// The mounts as requested. An image is named by its id, whatever the request named it by, because kubelet finds the
 /// images that are in use by comparing ids; `image_ref` is the same id, as in all of CRI since 1.36.
-pub(super) fn mounts_out(container: &ContainerRecord) -> Vec<cri::Mount> {
+pub(crate) fn mounts_out(container: &ContainerRecord) -> Vec<cri::Mount> {
     let mut ids = container.volume_images.iter();
     container.config.mounts.iter().map(|mount| mount_out(mount, &mut ids)).collect()
 }

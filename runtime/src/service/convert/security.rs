@@ -310,7 +310,7 @@ pub(super) fn mapping_out(mapping: &IdMapping) -> cri::IdMapping {
 }
 
 /// The namespaces as requested, which status must return.
-pub(super) fn namespaces_out(namespaces: &Namespaces) -> cri::NamespaceOption {
+pub(crate) fn namespaces_out(namespaces: &Namespaces) -> cri::NamespaceOption {
     let Namespaces { network, pid, ipc, target, user } = namespaces;
     cri::NamespaceOption {
         network: mode_out(*network),

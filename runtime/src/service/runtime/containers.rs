@@ -67,7 +67,7 @@ pub(super) async fn status(
     let container = backend.node.container(&container_id)?;
     Ok(cri::ContainerStatusResponse {
         status: Some(details::status(backend, &container.record)),
-        info: if verbose { details::container_info(&container) } else { HashMap::new() },
+        info: if verbose { details::container_info(backend, &container) } else { HashMap::new() },
     })
 }
 
