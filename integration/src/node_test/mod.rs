@@ -4,8 +4,8 @@
 mod bulk;
 mod checks;
 mod churn;
-mod kubelet;
-mod manifests;
+pub(crate) mod kubelet;
+pub(crate) mod manifests;
 mod view;
 
 use std::future::Future;
@@ -36,14 +36,14 @@ pub(crate) struct Rig {
 pub(crate) type Work<'a> = Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
 
 /// One check. Checks run in order, and most need the pods that `manifests_are_written` starts.
-pub(crate) struct Check {
+pub(crate) struct Check<R = Rig> {
     name: &'static str,
-    run: for<'a> fn(&'a Rig) -> Work<'a>,
+    run: for<'a> fn(&'a R) -> Work<'a>,
 }
 
-impl Check {
+impl<R> Check<R> {
     /// A check.
-    pub(crate) fn new(name: &'static str, run: for<'a> fn(&'a Rig) -> Work<'a>) -> Self {
+    pub(crate) fn new(name: &'static str, run: for<'a> fn(&'a R) -> Work<'a>) -> Self {
         Self { name, run }
     }
 }
@@ -60,9 +60,9 @@ pub(crate) use check;
 const LIMIT: std::time::Duration = std::time::Duration::from_secs(150);
 
 /// The checks whose name contains the filter; there must be one.
-fn selected(filter: Option<&str>) -> Result<Vec<Check>> {
-    let all = checks::all().into_iter().chain(churn::all());
-    let selected: Vec<Check> = all.filter(|check| filter.is_none_or(|f| check.name.contains(f))).collect();
+pub(crate) fn selected<R>(all: Vec<Check<R>>, filter: Option<&str>) -> Result<Vec<Check<R>>> {
+    let selected: Vec<Check<R>> =
+        all.into_iter().filter(|check| filter.is_none_or(|f| check.name.contains(f))).collect();
     anyhow::ensure!(!selected.is_empty(), "no check's name contains {:?}", filter.unwrap_or_default());
     Ok(selected)
 }
@@ -75,7 +75,7 @@ pub(crate) async fn run(
     peer: Option<Peer>,
 ) -> Result<bool> {
     let begun = Instant::now();
-    let checks = selected(filter)?;
+    let checks = selected(checks::all().into_iter().chain(churn::all()).collect(), filter)?;
     let world = Census::take(None);
     let fixture = Fixture::new(bin).await.context("prepare the fixtures")?;
     // The node starts without a network, like a cluster's node before its CNI plugin is installed.
@@ -85,13 +85,27 @@ pub(crate) async fn run(
             .await
             .context("start copepod")?,
     };
-    let kubelet = Kubelet::start(kubelet, &node).await.context("start kubelet")?;
+    let kubelet = Kubelet::start(kubelet, &node, None).await.context("start kubelet")?;
     println!("copepod and kubelet run after {:.1} s", begun.elapsed().as_secs_f32());
     let rig = Arc::new(Rig { fixture, node, kubelet });
+    let (passed, mut failed) = judge(checks, &rig).await;
+    if let Err(e) = end(&rig, &world).await {
+        println!("FAIL  cleaning up the node\n    {e:#}");
+        failed.push("cleaning up the node");
+    }
+    for name in &failed {
+        println!("failed: {name}");
+    }
+    println!("{passed} passed, {} failed, in {:.0} s", failed.len(), begun.elapsed().as_secs_f32());
+    Ok(failed.is_empty())
+}
+
+/// Runs checks one after another; the number that passed, and the names of the others.
+pub(crate) async fn judge<R>(checks: Vec<Check<R>>, rig: &R) -> (u32, Vec<&'static str>) {
     let (mut passed, mut failed) = (0, Vec::new());
     for check in checks {
         let start = Instant::now();
-        let outcome = match tokio::time::timeout(LIMIT, (check.run)(&rig)).await {
+        let outcome = match tokio::time::timeout(LIMIT, (check.run)(rig)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(anyhow::anyhow!("did not end within {LIMIT:?}")),
         };
@@ -111,15 +125,7 @@ pub(crate) async fn run(
             }
         }
     }
-    if let Err(e) = end(&rig, &world).await {
-        println!("FAIL  cleaning up the node\n    {e:#}");
-        failed.push("cleaning up the node");
-    }
-    for name in &failed {
-        println!("failed: {name}");
-    }
-    println!("{passed} passed, {} failed, in {:.0} s", failed.len(), begun.elapsed().as_secs_f32());
-    Ok(failed.is_empty())
+    (passed, failed)
 }
 
 /// Removes every pod through kubelet, stops kubelet and copepod, and removes what kubelet leaves by design.
