@@ -55,7 +55,7 @@ impl RuntimeService for Runtime {
     // The node.
 
     async fn version(&self, request: Request<cri::VersionRequest>) -> Reply<cri::VersionResponse> {
-        handle("Version", request, NOTHING_CONTINUES, |message| node::version(message)).await
+        handle("Version", request, NOTHING_CONTINUES, node::version).await
     }
 
     async fn status(&self, request: Request<cri::StatusRequest>) -> Reply<cri::StatusResponse> {
@@ -66,15 +66,14 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<cri::RuntimeConfigRequest>,
     ) -> Reply<cri::RuntimeConfigResponse> {
-        handle("RuntimeConfig", request, NOTHING_CONTINUES, |message| node::config(message)).await
+        handle("RuntimeConfig", request, NOTHING_CONTINUES, node::config).await
     }
 
     async fn update_runtime_config(
         &self,
         request: Request<cri::UpdateRuntimeConfigRequest>,
     ) -> Reply<cri::UpdateRuntimeConfigResponse> {
-        handle("UpdateRuntimeConfig", request, NOTHING_CONTINUES, |message| node::update_config(message))
-            .await
+        handle("UpdateRuntimeConfig", request, NOTHING_CONTINUES, node::update_config).await
     }
 
     // Pods.
