@@ -31,8 +31,8 @@ pub(crate) enum Told {
     Number,
     /// In a text for people.
     Text,
-    /// In a text for people, if it comes before the end of output: the client of version 1 does not wait for it.
-    Perhaps,
+    /// Not at all: the client of version 1 would drop the output that it has not read yet.
+    Nothing,
 }
 
 /// A way of streaming, with what its protocol can do.
@@ -74,7 +74,7 @@ pub(crate) const WAYS: [Way; 7] = [
         transport: "spdy",
         protocol: "channel.k8s.io",
         ends_input: false,
-        code: Told::Perhaps,
+        code: Told::Nothing,
         sizes: false,
     },
 ];

@@ -47,7 +47,7 @@ fn code(way: Way, ended: &Ended, wanted: i64) -> Result<()> {
         _ if wanted == 0 => success,
         Told::Number => ended.code == Some(wanted),
         Told::Text => text,
-        Told::Perhaps => text || success,
+        Told::Nothing => success,
     };
     ensure!(told, "{way:?} gave {ended:?}");
     Ok(())
@@ -58,13 +58,14 @@ async fn clientgo_exec_matrix(cx: Context) -> Result<()> {
     let id = sleeper(&cx).await?;
     for way in WAYS {
         for streams in Streams::combinations() {
+            // Version 1's client waits for the end of an output, and for ever if there is none.
+            if way.code == Told::Nothing && !streams.stdout && !streams.stderr {
+                continue;
+            }
             let file = format!("/tmp/typed{}", shapes::unique());
             // A terminal without a client's input has no end of it.
             let read = if streams.tty && !streams.stdin { "" } else { "read x; " };
-            // Version 1's client drops output that it has not read when the text for a failure comes.
-            let wanted_code = if way.code == Told::Perhaps { 0 } else { 7 };
-            let line =
-                format!("{read}echo \"typed $x\" > {file}; echo out; echo err >&2; exit {wanted_code}");
+            let line = format!("{read}echo \"typed $x\" > {file}; echo out; echo err >&2; exit 7");
             let mut session = exec(&cx, &id, way, &line, streams).await?;
             if streams.stdin {
                 session.send(b"this\n").await?;
@@ -82,7 +83,7 @@ async fn clientgo_exec_matrix(cx: Context) -> Result<()> {
                 (stderr == "err\n") == streams.stderr && (streams.stderr || !stderr.contains("err\n")),
                 "{way:?} {streams:?}: standard error is {stderr:?}"
             );
-            code(way, &ended, wanted_code).with_context(|| format!("{streams:?}"))?;
+            code(way, &ended, 7).with_context(|| format!("{streams:?}"))?;
             let typed = if streams.stdin { "typed this" } else { "typed" };
             cx.prints(&id, &format!("cat {file}"), typed).await?;
         }
@@ -163,7 +164,7 @@ async fn clientgo_exec_that_fails(cx: Context) -> Result<()> {
         let streams = Streams::all(false);
         let ended = Session::start(&cx.fixture.bin, way, &url, streams)?.rest().await?;
         let told = ended.error.contains("/no/such/program") && ended.code.is_none();
-        ensure!(told || way.code == Told::Perhaps, "{way:?} gave {ended:?}");
+        ensure!(told || way.code == Told::Nothing, "{way:?} gave {ended:?}");
         // The container ends in the middle of the session.
         let mut session = exec(&cx, &id, way, "echo up; sleep 1000", streams).await?;
         session.until("up").await?;
