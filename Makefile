@@ -9,12 +9,13 @@ HOST     := x86_64-unknown-linux-gnu
 # The shim is static and non-PIE: a position-independent one dirties 200 KiB of relocations in every pod.
 SHIM_RUSTFLAGS := -C target-feature=+crt-static -C relocation-model=static
 KUBELET  := integration/kube/bin/kubelet
+CLUSTER  := integration/cluster/bin
 # Debian packages that building and testing need.
 PACKAGES := build-essential pkg-config libseccomp-dev libseccomp2 busybox-static docker-registry \
 	containernetworking-plugins runc iproute2 iptables procps util-linux nginx-light openssl \
 	golang-github-containers-common curl jq mount e2fsprogs python3-venv
 
-.PHONY: help deps build daemon shim pause harness grpcio test unit model integration fuzz test-node kubelet conformance critest bench run lint fmt deny doc clean
+.PHONY: help deps build daemon shim pause harness grpcio clientgo test unit model integration fuzz test-node kubelet test-kubectl cluster conformance critest bench run lint fmt deny doc clean
 
 help: ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +64,10 @@ grpcio: | $(BIN) ## Install gRPC's Python client, with which a test calls the da
 			--requirement integration/grpcio/requirements.txt; \
 		install -m 0644 integration/grpcio/requirements.txt $(GRPCIO)/; }
 
+clientgo: | $(BIN) ## Build client-go's side of exec, attach and port-forward, with which tests stream
+	$(MAKE) --no-print-directory -C integration/clientgo
+	install -m 0755 integration/clientgo/bin/clientgo $(BIN)/clientgo
+
 test: deps ## Unit, property and integration tests (root; real daemon, shim, pause, plugins, registry)
 	$(MAKE) --no-print-directory unit
 	$(MAKE) --no-print-directory integration
@@ -74,7 +79,7 @@ model: ## The state machines' property tests, 100,000 sequences each (make test 
 	COPEPOD_MODEL_CASES=100000 cargo test --locked -p runtime --lib pod::life::tests::sequences
 	COPEPOD_MODEL_CASES=100000 cargo test --locked -p shim --bin copepod-shim model_
 
-integration: build harness grpcio ## Black-box tests through CRI, each ending with the census (root); FILTER=substring
+integration: build harness grpcio clientgo ## Black-box tests through CRI, each ending with the census (root); FILTER=substring
 	$(BIN)/integration test --bin-dir $(BIN) $(if $(FILTER),--filter $(FILTER))
 
 kubelet: ## Build kubelet 1.37 from its Go module
@@ -90,6 +95,12 @@ fuzz: ## Fuzz the streaming protocols (nightly compiler, cargo-fuzz); FUZZ_SECON
 
 test-node: deps build harness kubelet ## Tests with the real kubelet, standalone, on copepod (root)
 	$(BIN)/integration node-test --bin-dir $(BIN) --kubelet $(KUBELET)
+
+cluster: ## Build etcd, kube-apiserver, metrics-server and kubectl 1.37 from their Go modules
+	$(MAKE) --no-print-directory -C integration/cluster
+
+test-kubectl: deps build harness kubelet cluster ## kubectl through a control plane and the real kubelet on copepod (root); FILTER=substring
+	$(BIN)/integration kubectl-test --bin-dir $(BIN) --kubelet $(KUBELET) --cluster $(CLUSTER) $(if $(FILTER),--filter $(FILTER))
 
 # critest is part of a cri-tools release (sigs.k8s.io/cri-tools); its own image names are served by the tests' registry.
 CRITEST ?= $(shell command -v critest)
@@ -125,4 +136,4 @@ doc: ## API documentation
 
 clean: ## Remove what was built
 	cargo clean
-	rm -rf integration/kube/bin
+	rm -rf integration/kube/bin integration/cluster/bin integration/clientgo/bin

@@ -1,11 +1,13 @@
 //! Black-box tests of copepod: they start the built binaries, call CRI, and check the results from outside.
-//! `integration test` runs the tests, `node-test` runs the real kubelet on copepod, `conformance` runs
-//! critest on it, `demo` is `make run`, and `bench` measures. Everything runs in private namespaces ([`isolation`]), so that neither a failed test nor
+//! `integration test` runs the tests, `node-test` runs the real kubelet on copepod, `kubectl-test` kubectl in a cluster of
+//! one such node, `conformance` runs critest, `demo` is `make run`, and `bench` measures. Everything runs in private
+//! namespaces ([`isolation`]), so that neither a failed test nor
 //! an interrupted run leaves a process, mount, interface or firewall rule behind.
 
 mod bench;
 mod census;
 mod cgroup;
+mod clientgo;
 mod cni;
 mod compare;
 mod config;
@@ -14,12 +16,14 @@ mod context;
 mod cri;
 mod demo;
 mod disk;
+mod echo;
 mod expect;
 mod fixture;
 mod fuse;
 mod http;
 mod images;
 mod isolation;
+mod kubectl_test;
 mod logfile;
 mod metrics;
 mod node;
@@ -52,7 +56,7 @@ struct Cli {
 enum Command {
     /// Run the tests through CRI, each followed by the census.
     Test {
-        /// Directory with copepod, copepod-shim, pause and grpcio (`make build grpcio`).
+        /// Directory with copepod, copepod-shim, pause, grpcio and clientgo (`make build grpcio clientgo`).
         #[arg(long)]
         bin_dir: PathBuf,
         /// Run only tests whose name contains this.
@@ -87,6 +91,21 @@ enum Command {
         /// With --endpoint: the `certs.d` folder of that runtime.
         #[arg(long, requires = "endpoint")]
         certs: Option<PathBuf>,
+    },
+    /// Run kubectl through a control plane and the real kubelet on copepod.
+    KubectlTest {
+        /// Directory with copepod, copepod-shim and pause.
+        #[arg(long)]
+        bin_dir: PathBuf,
+        /// The kubelet binary (`make kubelet`).
+        #[arg(long)]
+        kubelet: PathBuf,
+        /// Directory with etcd, kube-apiserver, metrics-server and kubectl (`make cluster`).
+        #[arg(long)]
+        cluster: PathBuf,
+        /// Run only checks whose name contains this, and the first ones, which start the pods.
+        #[arg(long)]
+        filter: Option<String>,
     },
     /// Measure, and print one table.
     Bench {
@@ -128,6 +147,15 @@ enum Command {
         /// The port.
         port: u16,
     },
+    /// Internal: serves TCP connections of an address.
+    #[command(hide = true)]
+    TcpEcho {
+        /// Where to listen.
+        address: std::net::SocketAddr,
+        /// Greet and end this direction first, and then print how many bytes came.
+        #[arg(long)]
+        first: bool,
+    },
     /// Internal: PID 1 of the tests' PID namespace.
     #[command(hide = true)]
     Init {
@@ -155,7 +183,10 @@ fn run() -> Result<bool> {
         return isolation::init(args);
     }
     if let Command::UdpEcho { port } = command {
-        return echo(port);
+        return echo::udp(port);
+    }
+    if let Command::TcpEcho { address, first } = command {
+        return echo::tcp(address, first);
     }
     if let Command::Test { list: true, filter, .. } = &command {
         runner::list(tests::all(), filter.as_deref());
@@ -175,25 +206,18 @@ fn run() -> Result<bool> {
                 let peer = endpoint.map(|socket| node::Peer { socket, certs });
                 node_test::run(&bin_dir, &kubelet, filter.as_deref(), peer).await
             }
+            Command::KubectlTest { bin_dir, kubelet, cluster, filter } => {
+                kubectl_test::run(&bin_dir, &kubelet, &cluster, filter.as_deref()).await
+            }
             Command::Bench { bin_dir, endpoint, beside } => bench::run(&bin_dir, &beside, &endpoint).await,
             Command::Conformance { bin_dir, critest, seed, reports } => {
                 conformance::run(&bin_dir, &critest, seed, &reports).await
             }
             Command::Demo { bin_dir } => demo::run(&bin_dir).await,
-            Command::Init { .. } | Command::UdpEcho { .. } => Ok(true),
+            Command::Init { .. } | Command::UdpEcho { .. } | Command::TcpEcho { .. } => Ok(true),
         }
     });
     // A failed test may leave a thread in a blocking call; it must not keep the run from ending.
     tokio.shutdown_timeout(wait::secs(10));
     outcome
-}
-
-/// Runs in a pod's network namespace, entered with nsenter.
-fn echo(port: u16) -> Result<bool> {
-    let socket = std::net::UdpSocket::bind(("0.0.0.0", port))?;
-    let mut buffer = [0_u8; 2048];
-    loop {
-        let (n, peer) = socket.recv_from(&mut buffer)?;
-        socket.send_to(buffer.get(..n).unwrap_or_default(), peer)?;
-    }
 }

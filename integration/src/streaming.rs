@@ -49,23 +49,54 @@ impl Ended {
     }
 }
 
-/// The URL of an Exec.
+/// The streams that an Exec or Attach is for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Streams {
+    /// The client's input is wanted.
+    pub(crate) stdin: bool,
+    /// Standard output is wanted.
+    pub(crate) stdout: bool,
+    /// Standard error is wanted.
+    pub(crate) stderr: bool,
+    /// There is a terminal.
+    pub(crate) tty: bool,
+}
+
+impl Streams {
+    /// All that there can be. With a terminal, standard error is part of standard output.
+    pub(crate) const fn all(tty: bool) -> Self {
+        Self { stdin: true, stdout: true, stderr: !tty, tty }
+    }
+
+    /// Every combination that CRI allows.
+    pub(crate) fn combinations() -> Vec<Self> {
+        let bits = |n: u8| Self { stdin: n & 1 > 0, stdout: n & 2 > 0, stderr: n & 4 > 0, tty: n & 8 > 0 };
+        (0..16).map(bits).filter(|s| (s.stdin || s.stdout || s.stderr) && !(s.tty && s.stderr)).collect()
+    }
+}
+
+/// The URL of an Exec with all streams.
 pub(crate) async fn exec(cri: &Cri, id: &str, cmd: &[&str], tty: bool) -> Answer<String> {
-    let request = api::ExecRequest {
-        container_id: id.to_owned(),
-        cmd: cmd.iter().map(|word| (*word).to_owned()).collect(),
-        tty,
-        stdin: true,
-        stdout: true,
-        stderr: !tty,
-    };
+    exec_with(cri, id, cmd, Streams::all(tty)).await
+}
+
+/// The URL of an Exec.
+pub(crate) async fn exec_with(cri: &Cri, id: &str, cmd: &[&str], streams: Streams) -> Answer<String> {
+    let Streams { stdin, stdout, stderr, tty } = streams;
+    let cmd = cmd.iter().map(|word| (*word).to_owned()).collect();
+    let request = api::ExecRequest { container_id: id.to_owned(), cmd, tty, stdin, stdout, stderr };
     Ok(cri.runtime.clone().exec(bounded(request, LIMIT)).await?.into_inner().url)
 }
 
-/// The URL of an Attach.
+/// The URL of an Attach with all streams.
 pub(crate) async fn attach(cri: &Cri, id: &str, tty: bool) -> Answer<String> {
-    let request =
-        api::AttachRequest { container_id: id.to_owned(), stdin: true, tty, stdout: true, stderr: !tty };
+    attach_with(cri, id, Streams::all(tty)).await
+}
+
+/// The URL of an Attach.
+pub(crate) async fn attach_with(cri: &Cri, id: &str, streams: Streams) -> Answer<String> {
+    let Streams { stdin, stdout, stderr, tty } = streams;
+    let request = api::AttachRequest { container_id: id.to_owned(), stdin, tty, stdout, stderr };
     Ok(cri.runtime.clone().attach(bounded(request, LIMIT)).await?.into_inner().url)
 }
 
@@ -122,6 +153,16 @@ impl Client {
     /// Sets the terminal's size.
     pub(crate) async fn resize(&mut self, width: u16, height: u16) -> Result<()> {
         self.send(4, format!("{{\"Width\":{width},\"Height\":{height}}}").as_bytes()).await
+    }
+
+    /// Resets the connection: the server gets RST, and no end.
+    pub(crate) fn reset(self) -> Result<()> {
+        Ok(self.socket.set_zero_linger()?)
+    }
+
+    /// The client's port.
+    pub(crate) fn port(&self) -> Result<u16> {
+        Ok(self.socket.local_addr()?.port())
     }
 
     /// A frame whose mask is zero, which is as good as any for a test.

@@ -31,6 +31,8 @@ pub(crate) struct Kubelet {
     secure: u16,
     http: Http,
     child: Mutex<Option<Child>>,
+    /// The kubeconfig, if it is in a cluster.
+    cluster: Option<PathBuf>,
     /// Kernel settings that kubelet changes, with the host's values.
     settings: Vec<(&'static str, String)>,
     /// The folders of [`COVERED`] that did not exist on the host.
@@ -53,8 +55,14 @@ const SETTINGS: [&str; 6] = [
 ];
 
 impl Kubelet {
-    /// Writes the configuration and starts kubelet; returns when it lists pods. `gates` are feature gates to turn on.
-    pub(crate) async fn start(binary: &Path, node: &Node, gates: &[&str]) -> Result<Self> {
+    /// Writes the configuration and starts kubelet, without a cluster or, by a kubeconfig, in one; returns when it lists pods.
+    /// `gates` are feature gates to turn on.
+    pub(crate) async fn start(
+        binary: &Path,
+        node: &Node,
+        gates: &[&str],
+        cluster: Option<&Path>,
+    ) -> Result<Self> {
         let binary = fs::canonicalize(binary)
             .with_context(|| format!("{} (build it with `make kubelet`)", binary.display()))?;
         let dir = node.paths.dir.join("kubelet");
@@ -71,6 +79,7 @@ impl Kubelet {
             secure: free_port()?,
             http: Http::new(),
             child: Mutex::new(None),
+            cluster: cluster.map(Path::to_owned),
             settings: SETTINGS.iter().filter_map(|f| Some((*f, fs::read_to_string(f).ok()?))).collect(),
             made,
             dir,
@@ -94,7 +103,9 @@ impl Kubelet {
             "imageGCHighThresholdPercent": 100, "imageGCLowThresholdPercent": 99,
             "evictionHard": {"memory.available": "1Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
             "resolvConf": "/etc/resolv.conf", "authentication": {"anonymous": {"enabled": true}, "webhook": {"enabled": false}},
-            "authorization": {"mode": "AlwaysAllow"}, "enableServer": true, "address": "127.0.0.1", "port": self.secure,
+            "authorization": {"mode": "AlwaysAllow"}, "enableServer": true,
+            // The API server connects to the node's address.
+            "address": if self.cluster.is_some() { "0.0.0.0" } else { "127.0.0.1" }, "port": self.secure,
             "readOnlyPort": self.read_only, "healthzPort": free_port()?, "containerLogMaxSize": "20Ki", "containerLogMaxFiles": 20,
             "containerLogMonitorInterval": "3s", "runtimeRequestTimeout": "30s", "serializeImagePulls": false, "maxPods": 100,
             "clusterDNS": ["10.96.0.10"], "clusterDomain": "cluster.local",
@@ -113,6 +124,7 @@ impl Kubelet {
             .arg("--root-dir")
             .arg(self.dir.join("root"))
             .args(["--hostname-override", "node1", "--node-ip", isolation::NODE_IP, "--v", "2"])
+            .args(self.cluster.iter().flat_map(|file| [Path::new("--kubeconfig"), file.as_path()]))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

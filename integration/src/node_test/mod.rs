@@ -7,8 +7,8 @@ mod checks;
 mod churn;
 mod cpus;
 mod gates;
-mod kubelet;
-mod manifests;
+pub(crate) mod kubelet;
+pub(crate) mod manifests;
 mod view;
 
 use std::future::Future;
@@ -39,14 +39,14 @@ pub(crate) struct Rig {
 pub(crate) type Work<'a> = Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
 
 /// One check. Checks run in order, and most need the pods that `manifests_are_written` starts.
-pub(crate) struct Check {
+pub(crate) struct Check<R = Rig> {
     name: &'static str,
-    run: for<'a> fn(&'a Rig) -> Work<'a>,
+    run: for<'a> fn(&'a R) -> Work<'a>,
 }
 
-impl Check {
+impl<R> Check<R> {
     /// A check.
-    pub(crate) fn new(name: &'static str, run: for<'a> fn(&'a Rig) -> Work<'a>) -> Self {
+    pub(crate) fn new(name: &'static str, run: for<'a> fn(&'a R) -> Work<'a>) -> Self {
         Self { name, run }
     }
 }
@@ -73,7 +73,7 @@ struct Round {
 }
 
 /// The rounds with the checks whose name contains the filter, which may also be the name of a round; there must be one.
-fn selected(filter: Option<&str>) -> Result<Vec<Round>> {
+fn rounds(filter: Option<&str>) -> Result<Vec<Round>> {
     let first = checks::all().into_iter().chain(churn::all()).chain(cpus::all()).collect();
     let rounds = [
         Round { name: "default", title: "kubelet with its default feature gates", gates: &[], checks: first },
@@ -96,6 +96,14 @@ fn selected(filter: Option<&str>) -> Result<Vec<Round>> {
     Ok(selected)
 }
 
+/// The checks whose name contains the filter; there must be one.
+pub(crate) fn selected<R>(all: Vec<Check<R>>, filter: Option<&str>) -> Result<Vec<Check<R>>> {
+    let selected: Vec<Check<R>> =
+        all.into_iter().filter(|check| filter.is_none_or(|f| check.name.contains(f))).collect();
+    anyhow::ensure!(!selected.is_empty(), "no check's name contains {:?}", filter.unwrap_or_default());
+    Ok(selected)
+}
+
 /// Runs the checks; `Ok(false)` if any failed.
 pub(crate) async fn run(
     bin: &Path,
@@ -104,7 +112,7 @@ pub(crate) async fn run(
     peer: Option<Peer>,
 ) -> Result<bool> {
     let begun = Instant::now();
-    let rounds = selected(filter)?;
+    let rounds = rounds(filter)?;
     let world = Census::take(None);
     let fixture = Arc::new(Fixture::new(bin).await.context("prepare the fixtures")?);
     let (mut passed, mut failed) = (0, Vec::new());
@@ -136,13 +144,23 @@ async fn one_round(
         Some(peer) => Node::foreign(fixture, peer)?,
         None => Node::start(fixture, &options).await.context("start copepod")?,
     };
-    let kubelet = Kubelet::start(kubelet, &node, round.gates).await.context("start kubelet")?;
+    let kubelet = Kubelet::start(kubelet, &node, round.gates, None).await.context("start kubelet")?;
     println!("copepod and kubelet run after {:.1} s", begun.elapsed().as_secs_f32());
     let rig = Rig { fixture: Arc::clone(fixture), node, kubelet };
+    let (passed, mut failed) = judge(round.checks, &rig).await;
+    if let Err(e) = end(&rig, world).await {
+        println!("FAIL  cleaning up the node\n    {e:#}");
+        failed.push("cleaning up the node");
+    }
+    Ok((passed, failed))
+}
+
+/// Runs checks one after another; the number that passed, and the names of the others.
+pub(crate) async fn judge<R>(checks: Vec<Check<R>>, rig: &R) -> (usize, Vec<&'static str>) {
     let (mut passed, mut failed) = (0, Vec::new());
-    for check in round.checks {
+    for check in checks {
         let start = Instant::now();
-        let outcome = match tokio::time::timeout(LIMIT, (check.run)(&rig)).await {
+        let outcome = match tokio::time::timeout(LIMIT, (check.run)(rig)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(anyhow::anyhow!("did not end within {LIMIT:?}")),
         };
@@ -162,11 +180,7 @@ async fn one_round(
             }
         }
     }
-    if let Err(e) = end(&rig, world).await {
-        println!("FAIL  cleaning up the node\n    {e:#}");
-        failed.push("cleaning up the node");
-    }
-    Ok((passed, failed))
+    (passed, failed)
 }
 
 /// Removes every pod through kubelet, stops kubelet and copepod, and removes what kubelet leaves by design.

@@ -110,13 +110,7 @@ async fn host_port_udp(cx: Context) -> Result<()> {
     let pod = cx.pod_of(cx.pod_config().own_network().port(Protocol::Udp, 7, port.into())).await?;
     let id = cx.start(&pod, &cx.sleeper("one")).await?;
     let pid = cx.pid(&id).await?;
-    let me = std::env::current_exe()?;
-    let _server = tokio::process::Command::new("nsenter")
-        .arg(format!("--net=/proc/{pid}/ns/net"))
-        .arg(me)
-        .args(["udp-echo", "7"])
-        .kill_on_drop(true)
-        .spawn()?;
+    let _server = crate::echo::start(pid, &["udp-echo", "7"])?;
     wait::until("an echo over UDP", secs(10), || async {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
         socket.set_read_timeout(Some(Duration::from_millis(500)))?;

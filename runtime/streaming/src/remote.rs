@@ -10,7 +10,8 @@
 //!
 //! | version | over | status of the process | terminal sizes | end of stdin |
 //! | --- | --- | --- | --- | --- |
-//! | 1, 2 | SPDY | text, on failure only | – | FIN |
+//! | 1 | SPDY | text, only if it could not be started | – | FIN |
+//! | 2 | SPDY | text, on failure only | – | FIN |
 //! | 3 | SPDY | text, on failure only | yes | FIN |
 //! | 4 | SPDY | JSON, always | yes | FIN |
 //! | none, 1 | WebSocket | text, on failure only | yes | cannot be sent |
@@ -18,7 +19,8 @@
 //! | 5 | WebSocket | JSON, always | yes | a message |
 //!
 //! Go's server resets version 1's error stream before the process starts, so that its clients never learn why one
-//! failed. Here version 1 differs from 2 in its name only.
+//! failed. Here they are told why a process could not be started. They are not told of an exit code either: at a text,
+//! client-go's version 1 ends, and drops the output that it has not read yet.
 
 mod incoming;
 mod resize;

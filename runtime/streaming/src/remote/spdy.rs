@@ -119,8 +119,12 @@ impl Transport {
         for channel in [Channel::Stdout, Channel::Stderr, Channel::Stdin] {
             self.finish(channel);
         }
-        let status =
-            if self.version >= Version::V4 { Some(outcome.json()) } else { outcome.text().map(Into::into) };
+        let status = match outcome {
+            _ if self.version >= Version::V4 => Some(outcome.json()),
+            // Its client would drop the output that it has not read yet.
+            Outcome::Exit(_) if self.version == Version::V1 => None,
+            _ => outcome.text().map(Into::into),
+        };
         if let (Some(status), Some(id)) = (status, self.id(Channel::Error)) {
             // It fails only if the session was ended before.
             let _told = self.connection.text(id, &status);

@@ -117,6 +117,14 @@ fn versions_over_spdy() {
         let sent = client.read(&output(&mut session));
         let told = sent.iter().any(|frame| matches!(frame, Sent::Data(1, false, _)));
         assert_eq!(told, version == Version::V4, "{version:?} says nothing on success");
+
+        let (mut session, mut client) = spdy(version, TERMINAL);
+        let opened = open(&mut client, streams);
+        feed(&mut session, &opened).unwrap();
+        session.finish(&Outcome::Exit(3));
+        let sent = client.read(&output(&mut session));
+        let told = sent.iter().any(|frame| matches!(frame, Sent::Data(1, false, _)));
+        assert_eq!(told, version != Version::V1, "{version:?}: a text makes version 1's client drop output");
     }
 }
 

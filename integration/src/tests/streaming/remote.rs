@@ -1,0 +1,337 @@
+//! Exec and attach by client-go, in all its ways.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use tokio::io::AsyncWriteExt as _;
+
+use super::sleeper;
+use crate::clientgo::{Ended, Session, Told, USUAL, WAYS, Way};
+use crate::context::Context;
+use crate::expect::ensure;
+use crate::logfile::Log;
+use crate::runner::{Test, test};
+use crate::shapes::{self, ContainerExt as _};
+use crate::streaming::{self, Streams};
+use crate::wait::secs;
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        test!(clientgo_exec_matrix).ours().limit(120),
+        test!(clientgo_exec_of_much).ours().limit(120),
+        test!(clientgo_exec_with_a_terminal).ours(),
+        test!(clientgo_exec_with_input_held_open).ours(),
+        test!(clientgo_exec_that_fails).ours(),
+        test!(clientgo_attach_matrix).ours().limit(120),
+        test!(clientgo_attach_of_several).ours(),
+        test!(clientgo_attach_ends_stdin_once).ours(),
+        test!(clientgo_attach_to_a_terminal).ours(),
+    ]
+}
+
+async fn exec(cx: &Context, id: &str, way: Way, line: &str, streams: Streams) -> Result<Session> {
+    let url = streaming::exec_with(&cx.cri, id, &["/bin/sh", "-c", line], streams).await?;
+    Session::start(&cx.fixture.bin, way, &url, streams)
+}
+
+async fn attach(cx: &Context, id: &str, way: Way, streams: Streams) -> Result<Session> {
+    let url = streaming::attach_with(&cx.cri, id, streams).await?;
+    Session::start(&cx.fixture.bin, way, &url, streams)
+}
+
+/// The session must have ended with this code, told in the way's form.
+fn code(way: Way, ended: &Ended, wanted: i64) -> Result<()> {
+    let success = ended.code == Some(0) && ended.error.is_empty();
+    let text = ended.code.is_none() && ended.error.contains(&format!("exit code {wanted}"));
+    let told = match way.code {
+        _ if wanted == 0 => success,
+        Told::Number => ended.code == Some(wanted),
+        Told::Text => text,
+        Told::Nothing => success,
+    };
+    ensure!(told, "{way:?} gave {ended:?}");
+    Ok(())
+}
+
+/// Every combination of streams, in every way: what is asked for comes, and nothing else.
+async fn clientgo_exec_matrix(cx: Context) -> Result<()> {
+    let id = sleeper(&cx).await?;
+    for way in WAYS {
+        for streams in Streams::combinations() {
+            // Version 1's client waits for the end of an output, and for ever if there is none.
+            if way.code == Told::Nothing && !streams.stdout && !streams.stderr {
+                continue;
+            }
+            let file = format!("/tmp/typed{}", shapes::unique());
+            // A terminal without a client's input has no end of it.
+            let read = if streams.tty && !streams.stdin { "" } else { "read x; " };
+            let line = format!("{read}echo \"typed $x\" > {file}; echo out; echo err >&2; exit 7");
+            let mut session = exec(&cx, &id, way, &line, streams).await?;
+            if streams.stdin {
+                session.send(b"this\n").await?;
+            }
+            let ended = session.rest().await.with_context(|| format!("{way:?} {streams:?}"))?;
+            let (stdout, stderr) = (ended.text(), String::from_utf8_lossy(&ended.stderr).into_owned());
+            let wanted = match (streams.stdout, streams.tty) {
+                (false, _) => vec![""],
+                (true, false) => vec!["out\n"],
+                // The terminal echoes what is typed, before or after the program sets itself up.
+                (true, true) => vec!["out\r\nerr\r\n", "this\r\nout\r\nerr\r\n"],
+            };
+            ensure!(wanted.contains(&stdout.as_str()), "{way:?} {streams:?}: standard output is {stdout:?}");
+            ensure!(
+                (stderr == "err\n") == streams.stderr && (streams.stderr || !stderr.contains("err\n")),
+                "{way:?} {streams:?}: standard error is {stderr:?}"
+            );
+            code(way, &ended, 7).with_context(|| format!("{streams:?}"))?;
+            let typed = if streams.stdin { "typed this" } else { "typed" };
+            cx.prints(&id, &format!("cat {file}"), typed).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Large outputs in both directions at a time, with the client's end of input; and one way where there is none.
+async fn clientgo_exec_of_much(cx: Context) -> Result<()> {
+    let id = sleeper(&cx).await?;
+    for way in WAYS {
+        let streams = Streams::all(false);
+        let Ended { stdout, error, .. } = if way.ends_input {
+            let mut session = exec(&cx, &id, way, "cat", streams).await?;
+            let mut stdin = session.take_stdin()?;
+            let writer = tokio::spawn(async move {
+                stdin.write_all(&pattern()).await?;
+                stdin.shutdown().await
+            });
+            let ended = session.rest().await.with_context(|| format!("{way:?}"))?;
+            writer.await??;
+            ended
+        } else {
+            let line = "i=0; while [ $i -lt 4096 ]; do echo $i; i=$((i+1)); done | sed p | head -c 8388608";
+            let small = exec(&cx, &id, way, line, streams).await?.rest().await?;
+            ensure!(small.text().lines().count() == 8192, "{way:?}: {} lines", small.text().lines().count());
+            exec(&cx, &id, way, &format!("head -c {MUCH} /dev/zero"), streams).await?.rest().await?
+        };
+        ensure!(stdout.len() == MUCH && error.is_empty(), "{way:?}: {} bytes, {error}", stdout.len());
+        ensure!(!way.ends_input || stdout == pattern(), "{way:?}: other bytes came");
+    }
+    Ok(())
+}
+
+/// Bytes of a large output.
+const MUCH: usize = 24 << 20;
+
+/// Bytes whose place can be seen.
+fn pattern() -> Vec<u8> {
+    (0_u32..).flat_map(u32::to_le_bytes).take(MUCH).collect()
+}
+
+async fn clientgo_exec_with_a_terminal(cx: Context) -> Result<()> {
+    let id = sleeper(&cx).await?;
+    for way in WAYS.into_iter().filter(|way| way.sizes) {
+        let line = "test -t 0 && test -t 1 && test -t 2 && echo up; while :; do stty size; sleep 0.1; done";
+        let url = streaming::exec(&cx.cri, &id, &["/bin/sh", "-c", line], true).await?;
+        let mut session = Session::start(&cx.fixture.bin, way, &url, Streams::all(true))?;
+        session.resize(91, 33)?;
+        session.until("up").await?;
+        session.until("33 91").await.context("the size before the start")?;
+        session.resize(120, 40)?;
+        session.until("40 120").await.context("the size after it")?;
+        session.send(&[3]).await?;
+        code(way, &session.rest().await?, 130).context("Ctrl-C")?;
+    }
+    Ok(())
+}
+
+/// It ends when the process does, although the client's input has not ended.
+async fn clientgo_exec_with_input_held_open(cx: Context) -> Result<()> {
+    let id = sleeper(&cx).await?;
+    for way in WAYS {
+        for wanted in [0, 5, 255] {
+            let session = exec(&cx, &id, way, &format!("exit {wanted}"), Streams::all(false)).await?;
+            code(way, &session.rest().await?, wanted)?;
+        }
+        let killed = exec(&cx, &id, way, "kill -9 $$", Streams::all(false)).await?;
+        code(way, &killed.rest().await?, 137)?;
+    }
+    Ok(())
+}
+
+async fn clientgo_exec_that_fails(cx: Context) -> Result<()> {
+    for way in WAYS {
+        let id = sleeper(&cx).await?;
+        let url = streaming::exec(&cx.cri, &id, &["/no/such/program"], false).await?;
+        let streams = Streams::all(false);
+        let ended = Session::start(&cx.fixture.bin, way, &url, streams)?.rest().await?;
+        let told = ended.error.contains("/no/such/program") && ended.code.is_none();
+        ensure!(told || way.code == Told::Nothing, "{way:?} gave {ended:?}");
+        // The container ends in the middle of the session.
+        let mut session = exec(&cx, &id, way, "echo up; sleep 1000", streams).await?;
+        session.until("up").await?;
+        cx.cri.stop(&id, 0).await?;
+        code(way, &session.rest().await?, 137)?;
+    }
+    Ok(())
+}
+
+/// A container that answers each line that it reads.
+async fn answering(cx: &Context, tty: bool, once: bool) -> Result<String> {
+    let pod = cx.pod().await?;
+    let line = "echo up; while read x; do echo got $x; echo error $x >&2; done; echo over; exit 4";
+    let config = cx.shell("one", line).with(|c| {
+        c.stdin = true;
+        c.stdin_once = once;
+        c.tty = tty;
+    });
+    let id = cx.start(&pod, &config).await?;
+    cx.said(&id, "up").await?;
+    Ok(id)
+}
+
+/// Types a line into the container every now and then, until a session has ended its wait.
+async fn while_typing<T>(
+    cx: &Context,
+    id: &str,
+    tty: bool,
+    word: &str,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let streams = Streams { stdin: true, stdout: false, stderr: false, tty };
+    let mut typist = attach(cx, id, USUAL[0], streams).await?;
+    let line = format!("{word}\n");
+    let mut work = std::pin::pin!(work);
+    let result = loop {
+        tokio::select! {
+            result = &mut work => break result,
+            () = tokio::time::sleep(Duration::from_millis(100)) => typist.send(line.as_bytes()).await?,
+        }
+    };
+    typist.kill().await?;
+    result
+}
+
+/// Every combination of streams, in every way: each client gets what it asked for, and its leaving changes nothing.
+async fn clientgo_attach_matrix(cx: Context) -> Result<()> {
+    for tty in [false, true] {
+        let id = answering(&cx, tty, false).await?;
+        for way in WAYS {
+            for streams in Streams::combinations().into_iter().filter(|streams| streams.tty == tty) {
+                let word = format!("w{}", shapes::unique());
+                let what = || format!("{way:?} {streams:?}");
+                let mut session = attach(&cx, &id, way, streams).await?;
+                match (streams.stdin, streams.stdout) {
+                    (true, true) => {
+                        session.send(format!("{word}\n").as_bytes()).await?;
+                        session.until(&format!("got {word}")).await.with_context(what)?;
+                    }
+                    (true, false) => {
+                        session.send(format!("{word}\n").as_bytes()).await?;
+                        cx.said(&id, &format!("got {word}")).await.with_context(what)?;
+                    }
+                    (false, true) => {
+                        let text = format!("got {word}");
+                        while_typing(&cx, &id, tty, &word, session.until(&text)).await.with_context(what)?;
+                    }
+                    (false, false) => {}
+                }
+                session.kill().await?;
+            }
+        }
+        cx.exec_works(&id).await?;
+        // What the clients asked for is there at the end, in each way.
+        let mut sessions = Vec::new();
+        for way in WAYS {
+            let mut session = attach(&cx, &id, way, Streams::all(tty)).await?;
+            session.send(b"last\n").await?;
+            session.until("got last").await?;
+            sessions.push((way, session));
+        }
+        cx.cri.stop(&id, 0).await?;
+        for (way, session) in sessions {
+            let ended = session.rest().await?;
+            ensure!(ended.code == Some(0) && ended.error.is_empty(), "{way:?} gave {ended:?}");
+            let stderr = String::from_utf8_lossy(&ended.stderr).into_owned();
+            ensure!(stderr.contains("error last\n") != tty, "{way:?}: standard error is {stderr:?}");
+        }
+    }
+    Ok(())
+}
+
+/// Several clients see the same; one whose input ends, and one that leaves, change nothing for the others.
+async fn clientgo_attach_of_several(cx: Context) -> Result<()> {
+    let id = answering(&cx, false, false).await?;
+    let mut sessions = Vec::new();
+    for way in USUAL {
+        let mut session = attach(&cx, &id, way, Streams::all(false)).await?;
+        let word = format!("first{}", shapes::unique());
+        session.send(format!("{word}\n").as_bytes()).await?;
+        session.until(&format!("got {word}")).await?;
+        sessions.push(session);
+    }
+    for round in 0..USUAL.len() {
+        let word = format!("round{round}");
+        sessions[round].send(format!("{word}\n").as_bytes()).await?;
+        for session in &mut sessions {
+            session.until(&format!("got {word}")).await?;
+        }
+    }
+    sessions[0].end();
+    sessions.remove(1).kill().await?;
+    // Time in which an end would arrive.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    sessions[1].send(b"again\n").await?;
+    for session in &mut sessions {
+        session.until("got again").await?;
+    }
+    cx.cri.stop(&id, 0).await?;
+    for session in sessions {
+        let ended = session.rest().await?;
+        ensure!(ended.code == Some(0), "attach gave {ended:?}");
+    }
+    let log = Log::read(&cx.cri.container(&id).await?.log_path)?.text(Some("stdout"));
+    let again = log.lines().filter(|line| *line == "got again").count();
+    ensure!(again == 1, "the log has {again} such lines: {log}");
+    Ok(())
+}
+
+async fn clientgo_attach_ends_stdin_once(cx: Context) -> Result<()> {
+    for way in WAYS {
+        let id = answering(&cx, false, true).await?;
+        let mut session = attach(&cx, &id, way, Streams::all(false)).await?;
+        session.send(b"one\n").await?;
+        session.until("got one").await?;
+        if way.ends_input {
+            session.end();
+            let ended = session.rest().await?;
+            ensure!(ended.text() == "\nover\n" && ended.code == Some(0), "{way:?} gave {ended:?}");
+        } else {
+            session.kill().await?;
+        }
+        cx.cri.wait_exit(&id, secs(20)).await?;
+        cx.exited_with(&id, 4).await?;
+    }
+    Ok(())
+}
+
+async fn clientgo_attach_to_a_terminal(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let line = "echo up; while :; do stty size; sleep 0.1; done";
+    let id = cx.start(&pod, &cx.shell("one", line).terminal().with(|c| c.stdin = true)).await?;
+    cx.said(&id, "up").await?;
+    for way in WAYS.into_iter().filter(|way| way.sizes) {
+        let mut session = attach(&cx, &id, way, Streams::all(true)).await?;
+        let width = 60 + u16::try_from(shapes::unique() % 100)?;
+        session.resize(width, 33)?;
+        session.until(&format!("33 {width}\r\n")).await?;
+        session.resize(width, 40)?;
+        session.until(&format!("40 {width}\r\n")).await?;
+        session.kill().await?;
+    }
+    // Ctrl-C ends the container's process, and so the session.
+    let mut session = attach(&cx, &id, USUAL[0], Streams::all(true)).await?;
+    session.send(&[3]).await?;
+    let ended = session.rest().await?;
+    ensure!(ended.code == Some(0), "attach gave {ended:?}");
+    cx.cri.wait_exit(&id, secs(10)).await?;
+    cx.exited_with(&id, 130).await
+}
