@@ -105,13 +105,14 @@ async fn shown(cx: &Context, id: &str) -> Result<api::LinuxContainerResources> {
     let response = cx.cri.container_response(id).await?;
     let info: Value = serde_json::from_str(response.info.get("info").context("no verbose information")?)?;
     let shown = response.status.and_then(|s| s.resources).and_then(|r| r.linux).context("no resources")?;
-    let verbose = info.pointer("/config/resources").context("no resources in the verbose information")?;
+    let verbose =
+        info.pointer("/config/linux/resources").context("no resources in the verbose information")?;
     for (name, value) in [
         ("cpu_period", shown.cpu_period),
         ("cpu_quota", shown.cpu_quota),
         ("cpu_shares", shown.cpu_shares),
-        ("memory_limit", shown.memory_limit_in_bytes),
-        ("memory_swap_limit", shown.memory_swap_limit_in_bytes),
+        ("memory_limit_in_bytes", shown.memory_limit_in_bytes),
+        ("memory_swap_limit_in_bytes", shown.memory_swap_limit_in_bytes),
         ("oom_score_adj", shown.oom_score_adj),
     ] {
         let verbose = verbose.get(name).and_then(Value::as_i64);
@@ -418,8 +419,8 @@ async fn pod_shows(cx: &Context, pod: &Pod, wanted: [Option<(i64, i64)>; 2]) -> 
     let info = cx.cri.pod_status(&pod.id).await?.info;
     let info: Value = serde_json::from_str(info.get("info").context("no verbose information")?)?;
     let found = ["overhead", "resources"].map(|name| {
-        let of = |field: &str| info.pointer(&format!("/config/{name}/{field}"))?.as_i64();
-        of("cpu_shares").zip(of("memory_limit"))
+        let of = |field: &str| info.pointer(&format!("/config/linux/{name}/{field}"))?.as_i64();
+        of("cpu_shares").zip(of("memory_limit_in_bytes"))
     });
     ensure!(found == wanted, "overhead and resources are {found:?}, not {wanted:?}");
     Ok(())
