@@ -63,12 +63,6 @@ fn probe_of_kubelet(line: &str) -> bool {
     line.contains("PodSandbox from runtime service failed") && line.ends_with("podSandboxID=\"\"")
 }
 
-/// kubelet's line about a scrape of its metrics while copepod is down (`gates::metrics_go_on_after_a_restart`).
-fn scraped_while_down(line: &str) -> bool {
-    line.contains("StreamPodSandboxMetrics from runtime service failed")
-        && line.contains("connect: connection refused")
-}
-
 /// Fails if a part of kubelet's log has lines of [`BAD`].
 fn has_no_bad_lines(log: &str) -> Result<()> {
     let bad: Vec<&str> = log
@@ -79,7 +73,7 @@ fn has_no_bad_lines(log: &str) -> Result<()> {
         .filter(|l| {
             !(l.contains("ContainerStatus from runtime service failed") && l.contains("code = NotFound"))
         })
-        .filter(|l| !cancelled_by_kubelet(l) && !probe_of_kubelet(l) && !scraped_while_down(l))
+        .filter(|l| !cancelled_by_kubelet(l) && !probe_of_kubelet(l))
         .take(10)
         .collect();
     ensure!(bad.is_empty(), "kubelet's log says\n{}", bad.join("\n"));
@@ -90,7 +84,6 @@ async fn kubelet_logged_nothing_bad_so_far(rig: &Rig) -> Result<()> {
     let log = rig.kubelet.log();
     has_no_bad_lines(&log)?;
     let cancelled = log.lines().filter(|l| cancelled_by_kubelet(l)).count();
-    let scraped = log.lines().any(scraped_while_down);
     let metrics = rig.kubelet.metrics()?;
     let errors: Vec<&str> = metrics
         .lines()
@@ -102,7 +95,6 @@ async fn kubelet_logged_nothing_bad_so_far(rig: &Rig) -> Result<()> {
                 .iter()
                 .any(|o| l.contains(o))
         })
-        .filter(|l| !(scraped && l.contains("pod_sandbox_metrics")))
         .filter(|l| !(l.contains("\"version\"") && l.ends_with(&format!(" {cancelled}"))))
         .collect();
     ensure!(errors.is_empty(), "runtime operations failed: {errors:?}");
