@@ -7,7 +7,7 @@
 //! added later must not be serialized with its default value (`skip_serializing_if`), so that older shims
 //! accept plans that do not use it.
 
-use model::{ContainerId, PodId, Propagation, Text, User, UserRequest};
+use model::{ContainerId, PodId, Propagation, Text, User, UserMapping, UserRequest};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{ErrorKind, Failure};
@@ -174,6 +174,9 @@ pub struct NamespacePlan {
     pub pid: NamespaceSource,
     /// A new cgroup namespace (v2).
     pub cgroup: bool,
+    /// The user namespace is pause's, which has this mapping; `None` for the shim's, which is the host's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<UserMapping>,
 }
 
 /// The root file system: an overlay of image layers with a writable folder.
@@ -249,6 +252,10 @@ pub struct MountPlan {
     pub nodev: bool,
     /// MOUNT_ATTR_NOEXEC.
     pub noexec: bool,
+    /// Only for sources on the host: the mount is id-mapped with the pod's user namespace, so that root inside owns what
+    /// root owns on the host. Mounts below the source keep the host's owners, as with runc.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub idmap: bool,
 }
 
 /// A device node to create in the container, usually below /dev.
@@ -316,6 +323,9 @@ pub struct ExecPlan {
     pub process: ProcessPlan,
     /// User, which is that of init.
     pub user: User,
+    /// The mapping of the container's user namespace, if it has one ([`NamespacePlan::user`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mapping: Option<UserMapping>,
 }
 
 /// The plan of pause.
@@ -330,6 +340,9 @@ pub struct PausePlan {
     pub uts: bool,
     /// Create a PID namespace (for NamespaceMode Pod and Container, not for Node).
     pub pid: bool,
+    /// Create a user namespace with this mapping. It owns the other new namespaces.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mapping: Option<UserMapping>,
     /// Host name; empty leaves it unchanged.
     pub hostname: String,
     /// `(path below /proc/sys, value)`; validated to be namespaced. If one cannot be set, the pod fails.
@@ -362,6 +375,7 @@ mod tests {
             nosuid: false,
             nodev: false,
             noexec: false,
+            idmap: false,
         };
         ContainerPlan {
             id: "ab".repeat(32).parse().unwrap(),
