@@ -55,6 +55,7 @@ impl Pod {
                 uts: NamespaceSource::New,
                 pid: NamespaceSource::New,
                 cgroup: false,
+                user: None,
             },
             rootfs: RootfsPlan {
                 store: self.path("layers"),
@@ -133,7 +134,15 @@ pub(crate) fn random() -> [u8; 32] {
 }
 
 pub(crate) fn mount(target: &str, kind: MountKind) -> MountPlan {
-    MountPlan { target: target.to_owned(), kind, readonly: false, nosuid: false, nodev: false, noexec: false }
+    MountPlan {
+        target: target.to_owned(),
+        kind,
+        readonly: false,
+        nosuid: false,
+        nodev: false,
+        noexec: false,
+        idmap: false,
+    }
 }
 
 pub(crate) fn bind(source: &str, target: &str, propagation: Propagation) -> MountPlan {
