@@ -24,5 +24,6 @@ mod shims;
 mod shutdown;
 mod stats;
 mod telemetry;
+mod user_namespaces;
 
 pub(crate) use daemon::{Error, run};

@@ -1,7 +1,7 @@
 //! The mounts of a container: defaults and volumes in one list, ordered by depth.
 
 use crate::{Error, path};
-use model::{ContainerConfig, NamespaceMode, Namespaces};
+use model::{ContainerConfig, IdMapping, Mount, NamespaceMode, Namespaces, Propagation, UserNamespace};
 use wire::{MountKind, MountPlan};
 
 /// Files of the pod that are bound into its containers; absolute host paths.
@@ -31,13 +31,46 @@ pub(crate) fn plan(
         let target = path::fold(inside).map_err(Error::about(field("container_path"), inside))?;
         let source = path::clean(outside).map_err(Error::about(field("host_path"), outside))?;
         let kind = MountKind::Bind { source, propagation: mount.propagation };
-        volumes.push(MountPlan { readonly: mount.readonly, ..bare(&target, kind) });
+        let idmap =
+            idmap(mount, pod).map_err(|(name, value, want)| Error::invalid(field(name), value, want))?;
+        volumes.push(MountPlan { readonly: mount.readonly, idmap, ..bare(&target, kind) });
     }
     let mut mounts = defaults(config, pod, files);
     mounts.retain(|default| !volumes.iter().any(|volume| replaces(volume, default)));
     mounts.extend(volumes);
     mounts.sort_by_key(|mount| path::depth(&mount.target));
     Ok(mounts)
+}
+
+/// Whether a volume is id-mapped: its mappings must be those of the pod. The error is a field, its value, and what it
+/// must be.
+fn idmap(mount: &Mount, pod: &Namespaces) -> Result<bool, (&'static str, String, &'static str)> {
+    let mapping = pod.mapping();
+    if mapping.is_some() && mount.propagation == Propagation::Bidirectional {
+        let want = "cannot be PROPAGATION_BIDIRECTIONAL in a pod with a user namespace: the kernel lets no mount of \
+                    such a pod propagate to the host";
+        return Err(("propagation", format!("{:?}", mount.propagation), want));
+    }
+    let (uids, gids) = (&mount.uid_mappings, &mount.gid_mappings);
+    if uids.is_empty() && gids.is_empty() {
+        return Ok(false);
+    }
+    let own = UserNamespace { mode: NamespaceMode::Pod, uids: uids.clone(), gids: gids.clone() }.mapping();
+    let from_zero = uids.iter().chain(gids).all(|id| id.container_id == 0);
+    let equal = gids.iter().map(|gid| gid.length).eq(uids.iter().map(|uid| uid.length));
+    match mapping {
+        None => Err(("uidMappings", show(uids, gids), "must be empty in a pod without a user namespace")),
+        Some(_) if own == mapping && from_zero && equal => Ok(true),
+        Some(_) => Err((
+            "uidMappings",
+            show(uids, gids),
+            "and gidMappings must be those of the sandbox's userns_options, or both empty",
+        )),
+    }
+}
+
+fn show(uids: &[IdMapping], gids: &[IdMapping]) -> String {
+    format!("uids {uids:?}, gids {gids:?}")
 }
 
 /// Whether a volume replaces a default mount. It does on the same target. A volume on /dev or /sys also
@@ -56,7 +89,8 @@ fn replaces(volume: &MountPlan, default: &MountPlan) -> bool {
 
 /// A mount without flags.
 fn bare(target: &str, kind: MountKind) -> MountPlan {
-    MountPlan { target: target.to_owned(), kind, readonly: false, nosuid: false, nodev: false, noexec: false }
+    let target = target.to_owned();
+    MountPlan { target, kind, readonly: false, nosuid: false, nodev: false, noexec: false, idmap: false }
 }
 
 /// The mounts that every container has unless a volume replaces them.
@@ -90,7 +124,8 @@ fn defaults(config: &ContainerConfig, pod: &Namespaces, files: &PodFiles) -> Vec
     ];
     for (target, source) in own.into_iter().filter(|(_, source)| !source.is_empty()) {
         let kind = MountKind::File { source: source.to_owned() };
-        let flags = MountPlan { nosuid: true, nodev: true, ..bare(target, kind) };
+        let idmap = pod.mapping().is_some();
+        let flags = MountPlan { nosuid: true, nodev: true, idmap, ..bare(target, kind) };
         mounts.push(MountPlan { readonly: security.readonly_rootfs, ..flags });
     }
     mounts
@@ -99,7 +134,6 @@ fn defaults(config: &ContainerConfig, pod: &Namespaces, files: &PodFiles) -> Vec
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::{Mount, Propagation};
     use proptest::prelude::*;
 
     fn volume(target: &str) -> Mount {
@@ -203,6 +237,44 @@ mod tests {
             let refused = plan(&config, &Namespaces::default(), &PodFiles::default());
             assert!(refused.is_err(), "{target} {source}");
         }
+    }
+
+    fn pod(host_id: u32) -> Namespaces {
+        let all = || vec![IdMapping { host_id, container_id: 0, length: 100 }];
+        let user = UserNamespace { mode: NamespaceMode::Pod, uids: all(), gids: all() };
+        Namespaces { user: Some(user), ..Namespaces::default() }
+    }
+
+    #[test]
+    fn volumes_are_mapped_as_the_pod_is() {
+        let with = |mount: Mount, pod: &Namespaces| {
+            let config = ContainerConfig { mounts: vec![mount], ..ContainerConfig::default() };
+            let files = PodFiles { resolv_conf: "/r".into(), hostname: "/h".into(), hosts: None };
+            plan(&config, pod, &files)
+        };
+        let users = pod(500).user.unwrap();
+        let mapped =
+            Mount { uid_mappings: users.uids.clone(), gid_mappings: users.gids.clone(), ..volume("/v") };
+        let idmapped = |mounts: Vec<MountPlan>| -> Vec<String> {
+            mounts.into_iter().filter(|mount| mount.idmap).map(|mount| mount.target).collect()
+        };
+        // Our own files are the pod's, whatever the request says of volumes.
+        let own = ["/etc/resolv.conf", "/etc/hostname"];
+        assert_eq!(idmapped(with(mapped.clone(), &pod(500)).unwrap()), ["/v", own[0], own[1]]);
+        assert_eq!(idmapped(with(volume("/v"), &pod(500)).unwrap()), own);
+        assert!(idmapped(with(volume("/v"), &Namespaces::default()).unwrap()).is_empty());
+        for (mount, pod) in [
+            (mapped.clone(), Namespaces::default()),
+            (mapped.clone(), pod(501)),
+            (Mount { gid_mappings: Vec::new(), ..mapped.clone() }, pod(500)),
+            (Mount { uid_mappings: Vec::new(), ..mapped.clone() }, pod(500)),
+            (Mount { uid_mappings: vec![users.uids[0]; 2], ..mapped.clone() }, pod(500)),
+        ] {
+            assert_eq!(with(mount, &pod).unwrap_err().field(), "config.mounts[0].uidMappings");
+        }
+        let both = Mount { propagation: Propagation::Bidirectional, ..volume("/v") };
+        assert_eq!(with(both.clone(), &pod(500)).unwrap_err().field(), "config.mounts[0].propagation");
+        assert!(with(both, &Namespaces::default()).is_ok());
     }
 
     proptest! {

@@ -1,5 +1,4 @@
-//! Replies of Version, Status and RuntimeConfig. Status announces no optional feature, because none is
-//! implemented.
+//! Replies of Version, Status and RuntimeConfig.
 
 use crate::config::Config;
 use crate::root::Problem;
@@ -30,11 +29,19 @@ pub(super) fn runtime_config() -> cri::RuntimeConfigResponse {
     cri::RuntimeConfigResponse { linux: Some(linux) }
 }
 
+/// What was measured at the start of the daemon: for each feature, why this node does not have it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Features<'a> {
+    /// Pods with user namespaces, whose root file system and volumes are id-mapped.
+    pub(super) user_namespaces: Option<&'a str>,
+}
+
 /// Conditions, handlers and features. Does not block, because the node's heartbeat depends on it. `root` is
 /// the problem of the durable folder, if it has one.
 pub(super) fn status(
     readiness: &Readiness,
     root: Option<&Problem>,
+    measured: Features<'_>,
     config: &Config,
     verbose: bool,
 ) -> cri::StatusResponse {
@@ -52,10 +59,13 @@ pub(super) fn status(
     let conditions =
         vec![condition("RuntimeReady", ready, root), condition("NetworkReady", network.is_none(), network)];
     // `convert` refuses the requests that need one of these.
-    let features = cri::RuntimeHandlerFeatures { recursive_read_only_mounts: false, user_namespaces: false };
+    let features = cri::RuntimeHandlerFeatures {
+        recursive_read_only_mounts: false,
+        user_namespaces: measured.user_namespaces.is_none(),
+    };
     cri::StatusResponse {
         status: Some(cri::RuntimeStatus { conditions }),
-        info: if verbose { info(readiness, config) } else { HashMap::new() },
+        info: if verbose { info(readiness, measured, config) } else { HashMap::new() },
         runtime_handlers: vec![cri::RuntimeHandler { name: String::new(), features: Some(features) }],
         features: Some(cri::RuntimeFeatures {
             supplemental_groups_policy: false,
@@ -66,7 +76,7 @@ pub(super) fn status(
 }
 
 /// JSON values by key, for `crictl info`.
-fn info(readiness: &Readiness, config: &Config) -> HashMap<String, String> {
+fn info(readiness: &Readiness, measured: Features<'_>, config: &Config) -> HashMap<String, String> {
     // `handlers` and `registry` are always empty.
     let Config {
         root,
@@ -108,7 +118,11 @@ fn info(readiness: &Readiness, config: &Config) -> HashMap<String, String> {
         "problem": readiness.problem,
     });
     let build = serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "cgroupDriver": "cgroupfs" });
-    [("config", config), ("network", network), ("build", build)]
+    let users = serde_json::json!({
+        "supported": measured.user_namespaces.is_none(),
+        "problem": measured.user_namespaces,
+    });
+    [("config", config), ("network", network), ("build", build), ("userNamespaces", users)]
         .map(|(key, value)| (key.to_owned(), value.to_string()))
         .into()
 }
@@ -133,7 +147,8 @@ mod tests {
     #[test]
     fn network_condition_follows_and_missing_features_are_not_announced() {
         let config = Config::default();
-        let reply = status(&readiness(Some("no conflist")), None, &config, false);
+        let without = Features { user_namespaces: Some("too old") };
+        let reply = status(&readiness(Some("no conflist")), None, without, &config, false);
         let conditions = reply.status.unwrap().conditions;
         assert!(conditions[0].status && conditions[0].r#type == "RuntimeReady");
         let network = &conditions[1];
@@ -147,7 +162,9 @@ mod tests {
         assert_eq!(reply.runtime_handlers[0].name, "");
         assert_eq!(reply.runtime_handlers[0].features, Some(cri::RuntimeHandlerFeatures::default()));
         assert_eq!(reply.features, Some(cri::RuntimeFeatures::default()));
-        let ready = status(&readiness(None), None, &config, true);
+        let all = Features { user_namespaces: None };
+        let ready = status(&readiness(None), None, all, &config, true);
+        assert!(ready.runtime_handlers[0].features.unwrap().user_namespaces);
         assert!(ready.status.unwrap().conditions[1].status);
         let config: serde_json::Value = serde_json::from_str(&ready.info["config"]).unwrap();
         assert_eq!(config["stateDir"], "/run/copepod");

@@ -25,6 +25,7 @@ mod tests;
 use crate::config::Config;
 use crate::node::Node;
 use crate::root::Root;
+use crate::user_namespaces::UserNamespaces;
 use ::image::ImageStore;
 use network::Cni;
 use status::Failure;
@@ -50,6 +51,8 @@ pub(crate) struct Backend {
     pub(crate) cni: Cni,
     /// State of the durable folder.
     pub(crate) root: Root,
+    /// Whether pods can have user namespaces.
+    pub(crate) user_namespaces: UserNamespaces,
     /// Stats of containers.
     pub(crate) stats: Arc<StatsCache>,
     /// Issues the URLs of exec, attach and port-forward.

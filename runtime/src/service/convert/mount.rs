@@ -1,6 +1,6 @@
 //! Converts `Mount` and `Device`.
 
-use super::security::mapping_out;
+use super::security::{mapping_in, mapping_out};
 use super::{Field, Host, Refusal, Result};
 use cri_api::v1 as cri;
 use model::{Device, Mount, Propagation};
@@ -38,13 +38,6 @@ pub(super) fn mount(field: &Field<'_>, given: cri::Mount, host: Host) -> Result<
         return Err(field.at("image_sub_path").invalid(image_sub_path, "must be empty without an image"));
     }
     let host_path = super::absolute(&field.at("host_path"), host_path)?;
-    for (name, mappings) in [("uidMappings", &uid_mappings), ("gidMappings", &gid_mappings)] {
-        if !mappings.is_empty() {
-            return Err(field
-                .at(name)
-                .not_implemented("idmapped mounts are not implemented yet (no user namespaces)"));
-        }
-    }
     if let Some(option) = mount_options.into_iter().next() {
         return Err(refused_option(&field.entry("mount_options", 0), option));
     }
@@ -63,8 +56,9 @@ pub(super) fn mount(field: &Field<'_>, given: cri::Mount, host: Host) -> Result<
         readonly,
         selinux_relabel,
         propagation,
-        uid_mappings: Vec::new(),
-        gid_mappings: Vec::new(),
+        // `spec` compares them with the pod's.
+        uid_mappings: uid_mappings.into_iter().map(mapping_in).collect(),
+        gid_mappings: gid_mappings.into_iter().map(mapping_in).collect(),
     })
 }
 

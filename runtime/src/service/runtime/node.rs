@@ -13,8 +13,9 @@ pub(super) async fn status(
     backend: &Backend,
     cri::StatusRequest { verbose }: cri::StatusRequest,
 ) -> Result<cri::StatusResponse, Failure> {
-    let Backend { cni, config, root, .. } = backend;
-    Ok(health::status(&cni.readiness(), root.problem().as_ref(), &config.borrow(), verbose))
+    let Backend { cni, config, root, user_namespaces, .. } = backend;
+    let features = health::Features { user_namespaces: user_namespaces.problem() };
+    Ok(health::status(&cni.readiness(), root.problem().as_ref(), features, &config.borrow(), verbose))
 }
 
 /// RuntimeConfig.
