@@ -6,6 +6,7 @@ mod checks;
 mod churn;
 mod kubelet;
 mod manifests;
+mod users;
 mod view;
 
 use std::future::Future;
@@ -61,7 +62,7 @@ const LIMIT: std::time::Duration = std::time::Duration::from_secs(150);
 
 /// The checks whose name contains the filter; there must be one.
 fn selected(filter: Option<&str>) -> Result<Vec<Check>> {
-    let all = checks::all().into_iter().chain(churn::all());
+    let all = checks::all().into_iter().chain(users::all()).chain(churn::all());
     let selected: Vec<Check> = all.filter(|check| filter.is_none_or(|f| check.name.contains(f))).collect();
     anyhow::ensure!(!selected.is_empty(), "no check's name contains {:?}", filter.unwrap_or_default());
     Ok(selected)

@@ -49,6 +49,7 @@ mod start;
 mod streaming;
 mod streams;
 mod threads;
+mod userns;
 
 use crate::runner::Test;
 
@@ -70,6 +71,7 @@ pub(crate) fn all() -> Vec<Test> {
         libcontainer::tests(),
         security::tests(),
         confinement::tests(),
+        userns::tests(),
         privilege::tests(),
         processes::tests(),
         intruders::tests(),
