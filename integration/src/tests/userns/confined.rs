@@ -109,7 +109,7 @@ async fn root_inside_is_nobody_outside(cx: Context) -> Result<()> {
     ensure!(!out.success(), "the ids of the pod's root may signal processes of the host");
     // What it may do inside: users, groups (setgroups is allowed), mounts of its own.
     cx.cri
-        .sh(&id, "setpriv --reuid=7 --regid=8 --groups=9,10 id && mount -t tmpfs none /mnt && touch /mnt/x && umount /mnt && hostname renamed")
+        .sh(&id, "/usr/bin/setpriv --reuid=7 --regid=8 --groups=9,10 /usr/bin/id && mount -t tmpfs none /mnt && touch /mnt/x && umount /mnt && hostname renamed")
         .await?;
     // /proc/self/exe of an exec is the container's program, never the shim or its binary (CVE-2019-5736).
     let exe = cx.cri.sh(&id, "for p in /proc/[0-9]*; do readlink $p/exe; done; ls -l /proc/self/fd").await?;
