@@ -29,6 +29,8 @@ pub(crate) struct Case {
     pub(crate) privileged: bool,
     /// `oomScoreAdj`.
     pub(crate) oom_score_adj: i64,
+    /// A user namespace that maps 65,536 ids from this one on; with it, network and UTS namespaces of its own.
+    pub(crate) mapping: Option<u32>,
 }
 
 /// What the two processes of the reference report.
@@ -48,6 +50,7 @@ sed 's/^/status /' $p/status
 sed 's/^/limit /' $p/limits
 sed 's/^/cgroup /' $p/cgroup
 for n in cgroup ipc mnt net pid pid_for_children time time_for_children user uts; do echo "ns $n: $(readlink $p/ns/$n)"; done
+for f in uid_map gid_map setgroups; do echo "$f: $(tr -s ' \n' ' ' < $p/$f)"; done
 for f in oom_score_adj coredump_filter personality loginuid sessionid timerslack_ns; do echo "$f: $(cat $p/$f 2>&1)"; done
 env | sort | sed 's/^/env /;s/=/: /'
 echo "umask: $(umask)"
@@ -152,6 +155,9 @@ pub(crate) async fn runc(cx: &Context, case: &Case, cgroup_parent: &str) -> Resu
     let bundle = cx.volume("runc")?;
     let rootfs = bundle.join("rootfs");
     fs::create_dir_all(&rootfs)?;
+    if let Some(root) = case.mapping {
+        std::os::unix::fs::chown(&rootfs, Some(root), Some(root))?;
+    }
     let archive = bundle.join("layer.tar.gz");
     fs::write(&archive, &cx.fixture.layers.busybox.blob.bytes)?;
     command("tar", &["-xzf", &archive.display().to_string(), "-C", &rootfs.display().to_string()])?;
@@ -257,6 +263,12 @@ fn spec(case: &Case, cgroup_parent: &str, id: &str) -> Result<serde_json::Value>
         env.push(json!("HOME=/home/alice"));
     }
     let mode = if case.privileged { "rw" } else { "ro" };
+    let mut namespaces = vec![json!({"type": "pid"}), json!({"type": "ipc"}), json!({"type": "mount"})];
+    let mut maps = Vec::new();
+    if let Some(first) = case.mapping {
+        namespaces.extend(["user", "network", "uts"].map(|kind| json!({"type": kind})));
+        maps.push(json!({"containerID": 0, "hostID": first, "size": 65_536}));
+    }
     Ok(json!({
         "ociVersion": "1.0.2", "process": process, "root": {"path": "rootfs", "readonly": false},
         "mounts": [
@@ -267,7 +279,7 @@ fn spec(case: &Case, cgroup_parent: &str, id: &str) -> Result<serde_json::Value>
         ],
         "linux": {
             "cgroupsPath": format!("{cgroup_parent}/{id}"),
-            "namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "mount"}],
+            "namespaces": namespaces, "uidMappings": maps, "gidMappings": maps,
         },
     }))
 }

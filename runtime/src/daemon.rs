@@ -9,6 +9,7 @@ use crate::seccomp::Compiler;
 use crate::service::{self, Backend, Metrics, Socket, StatsCache};
 use crate::shutdown::Shutdown;
 use crate::stats::StatsReader;
+use crate::user_namespaces::UserNamespaces;
 use crate::{cni_watch, lanes, memory, telemetry};
 use image::ImageStore;
 use network::{Cni, CniConfig};
@@ -160,6 +161,11 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     }
     let root = Root::new(layout.clone());
     let hung_check = root.check_in_time().await;
+    let user_namespaces = UserNamespaces::default();
+    let measuring = tokio::spawn({
+        let (measured, shim, images) = (user_namespaces.clone(), shim_binary.clone(), images.root());
+        async move { measured.measure(shim, images).await }
+    });
     let stats = Arc::new(StatsCache::new(StatsReader::new(cgroups.clone()), layout.clone()));
     let metrics = Arc::new(Metrics::new(cgroups.clone(), Arc::clone(&stats), &layout));
     let node = Node::open(NodeOptions {
@@ -186,6 +192,7 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
         images,
         cni: cni.clone(),
         root: root.clone(),
+        user_namespaces,
         stats,
         metrics,
         urls,
@@ -196,6 +203,8 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
         move || Ok(Socket::bind(&config.socket, lock)?)
     })
     .await?;
+    // It has a time limit. The first Status must be right: kubelet refuses pods by it.
+    drop(measuring.await);
     let conf_dir = config.network.conf_dir.clone();
     let watching = tokio::spawn(cni_watch::follow(conf_dir, move || {
         let cni = cni.clone();

@@ -25,5 +25,6 @@ mod shims;
 mod shutdown;
 mod stats;
 mod telemetry;
+mod user_namespaces;
 
 pub(crate) use daemon::{Error, run};

@@ -9,6 +9,7 @@ mod cpus;
 mod gates;
 pub(crate) mod kubelet;
 pub(crate) mod manifests;
+mod users;
 mod view;
 
 use std::future::Future;
@@ -74,7 +75,8 @@ struct Round {
 
 /// The rounds with the checks whose name contains the filter, which may also be the name of a round; there must be one.
 fn rounds(filter: Option<&str>) -> Result<Vec<Round>> {
-    let first = checks::all().into_iter().chain(churn::all()).chain(cpus::all()).collect();
+    let first =
+        checks::all().into_iter().chain(users::all()).chain(churn::all()).chain(cpus::all()).collect();
     let rounds = [
         Round { name: "default", title: "kubelet with its default feature gates", gates: &[], checks: first },
         Round {

@@ -55,6 +55,7 @@ mod streaming;
 mod streams;
 mod threads;
 mod update;
+mod userns;
 mod verbose;
 
 use crate::runner::Test;
@@ -80,6 +81,7 @@ pub(crate) fn all() -> Vec<Test> {
         libcontainer::tests(),
         security::tests(),
         confinement::tests(),
+        userns::tests(),
         privilege::tests(),
         processes::tests(),
         intruders::tests(),

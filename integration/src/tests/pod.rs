@@ -44,8 +44,9 @@ async fn status_has_both_conditions(cx: Context) -> Result<()> {
     if !cx.node.is_foreign() {
         let handler = r.runtime_handlers.iter().find(|h| h.name.is_empty()).context("no nameless handler")?;
         let f = handler.features.unwrap_or_default();
+        // Whether there are user namespaces depends on the host: `userns` has tests for that.
         ensure!(
-            !f.user_namespaces && f.recursive_read_only_mounts,
+            f.recursive_read_only_mounts,
             "the features of the handler are not those of this host: {f:?}"
         );
         let f = r.features.unwrap_or_default();

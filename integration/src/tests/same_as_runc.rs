@@ -53,7 +53,12 @@ async fn limited(cx: Context) -> Result<()> {
 /// Compares init and an exec of a container with those of a runc container.
 async fn same(cx: &Context, case: &Case) -> Result<()> {
     let pod_config = cx.pod_config();
-    let pod = cx.pod_of(if case.privileged { pod_config.privileged() } else { pod_config }).await?;
+    same_in(cx, case, if case.privileged { pod_config.privileged() } else { pod_config }).await
+}
+
+/// Like [`same`], in a pod with this configuration.
+pub(super) async fn same_in(cx: &Context, case: &Case, pod: api::PodSandboxConfig) -> Result<()> {
+    let pod = cx.pod_of(pod).await?;
     let mut config =
         shapes::container("dump", &Fixture::image("busybox"), &["/bin/sh", "-c", &compare::script(true)])
             .env("MINE", "a b");

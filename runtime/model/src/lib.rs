@@ -25,6 +25,6 @@ pub use pod::{Dns, PodConfig, PodMeta, PodPhase, PodRecord, PortMapping, Protoco
 pub use resources::{HugepageLimit, PodResources, Resources, Update};
 pub use security::{
     Capabilities, ContainerSecurity, GroupsPolicy, IdMapping, NamespaceMode, Namespaces, PodSecurity,
-    SeccompProfile, User, UserNamespace, UserRequest,
+    SeccompProfile, User, UserMapping, UserNamespace, UserRequest,
 };
 pub use text::Text;

@@ -66,9 +66,9 @@ pub struct Mount {
     pub selinux_relabel: bool,
     /// Mount propagation.
     pub propagation: Propagation,
-    /// Uid mappings; refused if not empty, until user namespaces are implemented.
+    /// Uid mappings: none, or the one of the pod's user namespace.
     pub uid_mappings: Vec<IdMapping>,
-    /// Gid mappings; refused if not empty.
+    /// Gid mappings, likewise.
     pub gid_mappings: Vec<IdMapping>,
 }
 

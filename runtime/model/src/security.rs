@@ -29,9 +29,15 @@ pub struct Namespaces {
     pub ipc: NamespaceMode,
     /// Container id; set only with [`NamespaceMode::Target`].
     pub target: String,
-    /// User namespace; returned in status. Any mode but Node is refused until user namespaces are
-    /// implemented.
+    /// User namespace, Pod or Node; returned in status.
     pub user: Option<UserNamespace>,
+}
+
+impl Namespaces {
+    /// The mapping of the user namespace; `None` if it is the host's.
+    pub fn mapping(&self) -> Option<UserMapping> {
+        self.user.as_ref().and_then(UserNamespace::mapping)
+    }
 }
 
 /// CRI `UserNamespace`.
@@ -39,10 +45,47 @@ pub struct Namespaces {
 pub struct UserNamespace {
     /// Pod or Node.
     pub mode: NamespaceMode,
-    /// Uid mappings.
+    /// Uid mappings; exactly one with the mode Pod, none with Node.
     pub uids: Vec<IdMapping>,
-    /// Gid mappings.
+    /// Gid mappings, as many, of the same length.
     pub gids: Vec<IdMapping>,
+}
+
+impl UserNamespace {
+    /// The mapping; `None` with the mode Node.
+    pub fn mapping(&self) -> Option<UserMapping> {
+        match (self.mode, self.uids.as_slice(), self.gids.as_slice()) {
+            (NamespaceMode::Pod, [uid], [gid]) => {
+                Some(UserMapping { uid: uid.host_id, gid: gid.host_id, length: uid.length })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The mapping of a pod's user namespace: the ids 0 to `length` - 1 inside are those from `uid` and `gid` on, on the
+/// host. Root inside is therefore `uid` and `gid` on the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UserMapping {
+    /// Uid of root on the host.
+    pub uid: u32,
+    /// Gid of root on the host.
+    pub gid: u32,
+    /// Number of uids, and of gids.
+    pub length: u32,
+}
+
+impl UserMapping {
+    /// The host's uid of one inside; `None` if it is not mapped.
+    pub fn host_uid(self, inside: u32) -> Option<u32> {
+        (inside < self.length).then(|| self.uid.checked_add(inside)).flatten()
+    }
+
+    /// The host's gid of one inside; `None` if it is not mapped.
+    pub fn host_gid(self, inside: u32) -> Option<u32> {
+        (inside < self.length).then(|| self.gid.checked_add(inside)).flatten()
+    }
 }
 
 /// CRI `IDMapping`.

@@ -92,7 +92,12 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, passed: Passed) -> Result
     if let Some(warning) = process::before_namespaces(&plan.process).map_err(at("oom_score_adj"))? {
         reporter.warning(&warning);
     }
+    let users = namespaces.get("user").is_some();
+    give_pipes(&plan, users, &streams)?;
     namespaces.enter().map_err(at("setns"))?;
+    if users {
+        sys::userns::become_root().map_err(at("user namespace"))?;
+    }
     drop(namespaces);
     let mut master = None;
     if plan.process.terminal {
@@ -111,6 +116,21 @@ fn prepare(reporter: &Reporter, mut fds: Vec<OwnedFd>, passed: Passed) -> Result
     drop(streams);
     let ready = process::prepare(&plan.process, &plan.user, ProcessKind::Exec, ErrorKind::ExecFailed)?;
     Ok(Entered { ready, master, terminal: plan.process.terminal, single })
+}
+
+/// Gives the streams of a container with its own user namespace to the user. `users`: the container has one, as its plan
+/// must say.
+fn give_pipes(plan: &ExecPlan, users: bool, streams: &[OwnedFd]) -> Result<(), wire::Failure> {
+    let stage = "user namespace";
+    if plan.mapping.is_some() != users {
+        let message = "the plan and the container do not agree on whether there is one";
+        return Err(refusal(ErrorKind::Invalid, stage, message));
+    }
+    let Some(mapping) = plan.mapping else { return Ok(()) };
+    let uid = mapping.host_uid(plan.user.uid);
+    let uid = uid.ok_or_else(|| refusal(ErrorKind::Invalid, stage, "the user is not mapped in it"))?;
+    let streams: Vec<_> = streams.iter().map(|fd| fd.as_fd()).collect();
+    process::give_pipes(&streams, uid).map_err(|error| failure(ErrorKind::Internal, "owner of pipes", &error))
 }
 
 /// Joins the container's cgroup. If the container has moved its processes to cgroups below that, the kernel may allow

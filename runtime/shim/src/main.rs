@@ -26,6 +26,7 @@ mod packet;
 mod pause;
 mod performer;
 mod podns;
+mod probe;
 mod process;
 mod processes;
 mod streams;
@@ -76,7 +77,14 @@ struct StartError {
 }
 
 fn main() -> ExitCode {
-    match run() {
+    let mut arguments = std::env::args_os().skip(1);
+    let outcome = match (arguments.next(), arguments.next()) {
+        (Some(what), Some(folder)) if what == probe::ARGUMENT => {
+            probe::run(folder.as_ref()).map_err(at("probe"))
+        }
+        _ => run(),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             use std::io::Write as _;

@@ -1,9 +1,11 @@
 //! Starts pause: clone3 into the pod's namespaces, then a restricted environment and execve by descriptor.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use sys::clone::Flags;
+use model::UserMapping;
+use sys::clone::{Child, Flags};
 use sys::creds::Credentials;
 use sys::seccomp::Filter;
 use wire::{ErrorKind, PausePlan};
@@ -23,48 +25,79 @@ pub(crate) fn work(reporter: &Reporter, mut fds: Vec<OwnedFd>, binary: BorrowedF
             return 1;
         }
     };
+    let child = match start(reporter, &plan, &folders, binary) {
+        Ok(child) => child,
+        Err((stage, error)) => return fail(reporter, &stage, &error),
+    };
+    match network(&plan, &child) {
+        Ok(network) => match reporter.made(&child, network.as_ref().map(|fd| fd.as_fd())) {
+            Ok(()) => 0,
+            Err(_) => 1,
+        },
+        Err(error) => {
+            // The shim kills processes that were reported to it.
+            drop(reporter.made(&child, None));
+            fail(reporter, "network namespace", &error)
+        }
+    }
+}
+
+/// Creates the namespaces and, in them, the process that becomes pause.
+fn start(
+    reporter: &Reporter,
+    plan: &PausePlan,
+    folders: &[OwnedFd],
+    binary: BorrowedFd<'_>,
+) -> Result<Child, Failed> {
     if plan.ipc {
         // The worker shares the shim's mount namespace, so later workers have the mount too.
-        if let Err(error) = podns::attach_shm(plan.shm_size) {
-            return fail(reporter, "/dev/shm of the pod", &error);
-        }
+        let attach = || podns::attach_shm(plan.shm_size);
+        let attached = match plan.mapping {
+            // It belongs to root of the pod.
+            Some(UserMapping { uid, gid, .. }) => sys::userns::with_file_ids(uid, gid, attach).flatten(),
+            None => attach(),
+        };
+        attached.map_err(at("/dev/shm of the pod"))?;
     }
-    let mut wanted = Flags::PARENT.and(Flags::NEWNS);
-    for (asked, flag) in [
-        (plan.network, Flags::NEWNET),
-        (plan.ipc, Flags::NEWIPC),
-        (plan.uts, Flags::NEWUTS),
-        (plan.pid, Flags::NEWPID),
-    ] {
-        if asked {
-            wanted = wanted.and(flag);
-        }
-    }
+    let gate = plan.mapping.map(|_| sys::scm::pipe()).transpose().map_err(at("pipe"))?;
+    let (mut wait, mut go) = gate.unzip();
     let into = folders.first().filter(|_| plan.cgroup.unified).map(|fd| fd.as_fd());
-    let child = sys::clone::clone3_pidfd(wanted, into, || {
-        let (stage, error) = become_pause(&plan, &folders, binary);
+    let child = sys::clone::clone3_pidfd(namespaces(plan), into, || {
+        // Its own copy: once the worker has ended, the end of the pipe is seen.
+        drop(go.take());
+        let (stage, error) = become_pause(plan, folders, binary, wait.take());
         fail(reporter, &stage, &error)
     });
-    let child = match child {
-        Ok(child) => child,
-        Err(error) => return fail(reporter, "clone3", &error),
-    };
-    let network = if plan.network {
-        match sys::pidfd::network_namespace(child.pidfd.as_fd(), child.pid) {
-            Ok(fd) => Some(fd),
-            Err(error) => {
-                // The shim kills processes that were reported to it.
-                drop(reporter.made(&child, None));
-                return fail(reporter, "network namespace", &error);
-            }
-        }
-    } else {
-        None
-    };
-    match reporter.made(&child, network.as_ref().map(|fd| fd.as_fd())) {
-        Ok(()) => 0,
-        Err(_) => 1,
+    let child = child.map_err(at("clone3"))?;
+    if let Some((UserMapping { uid, gid, length }, go)) = plan.mapping.zip(go) {
+        let mapped = sys::userns::write_mapping(child.pid, uid, gid, length);
+        mapped.and_then(|()| File::from(go).write_all(b"\n")).map_err(|error| {
+            // The shim kills processes that were reported to it.
+            drop(reporter.made(&child, None));
+            at("mapping of the user namespace")(error)
+        })?;
     }
+    Ok(child)
+}
+
+/// The namespaces that pause is created in.
+fn namespaces(plan: &PausePlan) -> Flags {
+    let all = [
+        (plan.network, Flags::NEWNET),
+        // With a user namespace, root of that must create it: `set_up`.
+        (plan.ipc && plan.mapping.is_none(), Flags::NEWIPC),
+        (plan.uts, Flags::NEWUTS),
+        (plan.pid, Flags::NEWPID),
+        (plan.mapping.is_some(), Flags::NEWUSER),
+    ];
+    let asked = all.into_iter().filter(|(asked, _)| *asked);
+    asked.fold(Flags::PARENT.and(Flags::NEWNS), |flags, (_, flag)| flags.and(flag))
+}
+
+/// The network namespace of the process, if it has its own.
+fn network(plan: &PausePlan, child: &Child) -> io::Result<Option<OwnedFd>> {
+    let own = || sys::pidfd::network_namespace(child.pidfd.as_fd(), child.pid);
+    plan.network.then(own).transpose()
 }
 
 fn fail(reporter: &Reporter, stage: &str, error: &io::Error) -> i32 {
@@ -72,61 +105,98 @@ fn fail(reporter: &Reporter, stage: &str, error: &io::Error) -> i32 {
     1
 }
 
-/// Runs in the child. Returns only on an error.
-fn become_pause(plan: &PausePlan, folders: &[OwnedFd], binary: BorrowedFd<'_>) -> (String, io::Error) {
-    let at = |stage: &str| {
-        let stage = stage.to_owned();
-        move |error: io::Error| (stage, error)
-    };
-    let steps = || -> Result<(), (String, io::Error)> {
-        sys::proc::set_dumpable(false).map_err(at("dumpable"))?;
-        if !plan.cgroup.unified {
-            for (folder, member) in folders.iter().zip(&plan.cgroup.members) {
-                sys::cgroup::join(folder.as_fd(), false)
-                    .map_err(at(&format!("cgroup {} {}", member.hierarchy, member.path)))?;
-            }
-        }
-        // Must be done while /proc is available. If the host does not allow the value, the lowest allowed one is set,
-        // without a warning: the shim has sent one for its own value.
-        sys::proc::set_oom_score_adj(plan.oom_score_adj).map_err(at("oom_score_adj"))?;
-        if plan.uts && !plan.hostname.is_empty() {
-            sys::jail::set_hostname(&plan.hostname).map_err(at("hostname"))?;
-        }
-        if plan.network {
-            sys::netns::loopback_up().map_err(at("loopback"))?;
-        }
-        for (name, value) in &plan.default_sysctls {
-            // The kernel may have no such sysctl or refuse the value. It is a default, so that is no error.
-            drop(sys::proc::write_sysctl(name, value));
-        }
-        for (name, value) in &plan.sysctls {
-            sys::proc::write_sysctl(name, value).map_err(at(&format!("sysctl {name}={value}")))?;
-        }
-        sys::jail::empty_root().map_err(at("empty root"))?;
-        sys::proc::new_session();
-        // Closes everything at execve, including stdio, the binary and the socket for failures, because a
-        // container may run as pause's user in pause's PID namespace.
-        sys::fds::cloexec_from(0).map_err(at("descriptors"))?;
-        let asked = plan.seccomp.as_ref().map(|filter| Filter::new(&filter.instructions, 0)).transpose();
-        let asked = asked.map_err(at("seccomp"))?;
-        // No capabilities in any set, and no way to gain some.
-        let wanted = Credentials {
-            uid: plan.user.uid,
-            gid: plan.user.gid,
-            groups: plan.user.groups.clone(),
-            no_new_privs: true,
-            ..Credentials::default()
-        };
-        sys::creds::assume(&wanted).map_err(|(step, error)| at(&format!("credentials, {step}"))(error))?;
-        let own = sys::jail::pause_filter().and_then(Filter::load);
-        own.map_err(at("seccomp"))?;
-        if let Some(filter) = asked {
-            filter.load().map_err(at("seccomp"))?;
-        }
-        Ok(())
-    };
-    match steps() {
+/// Waits until the worker has written the mapping of the user namespace. Fails if it could not, which it reports.
+fn mapped(gate: OwnedFd) -> io::Result<()> {
+    File::from(gate).read_exact(&mut [0])
+}
+
+type Failed = (String, io::Error);
+
+fn at(stage: &str) -> impl FnOnce(io::Error) -> Failed {
+    let stage = stage.to_owned();
+    move |error| (stage, error)
+}
+
+/// Runs in the child. Returns only on an error. `gate`: with a user namespace, a pipe with one byte once it is mapped.
+fn become_pause(
+    plan: &PausePlan,
+    folders: &[OwnedFd],
+    binary: BorrowedFd<'_>,
+    gate: Option<OwnedFd>,
+) -> Failed {
+    match set_up(plan, folders, gate).and_then(|()| restrict(plan)) {
         Err(failed) => failed,
         Ok(()) => ("execve of pause".to_owned(), sys::jail::exec_fd(binary, c"pause")),
     }
+}
+
+/// Joins the cgroups and sets up the namespaces. With a user namespace, the process has the ids of the host's root until it
+/// becomes root inside: files of the host that belong to root are written before, what belongs to the new namespaces after
+/// that.
+fn set_up(plan: &PausePlan, folders: &[OwnedFd], gate: Option<OwnedFd>) -> Result<(), Failed> {
+    sys::proc::set_dumpable(false).map_err(at("dumpable"))?;
+    if !plan.cgroup.unified {
+        for (folder, member) in folders.iter().zip(&plan.cgroup.members) {
+            sys::cgroup::join(folder.as_fd(), false)
+                .map_err(at(&format!("cgroup {} {}", member.hierarchy, member.path)))?;
+        }
+    }
+    // Must be done while /proc is available. If the host does not allow the value, the lowest allowed one is set,
+    // without a warning: the shim has sent one for its own value.
+    sys::proc::set_oom_score_adj(plan.oom_score_adj).map_err(at("oom_score_adj"))?;
+    let set = |(name, value): &(String, String)| {
+        sys::proc::write_sysctl(name, value).map_err(at(&format!("sysctl {name}={value}")))
+    };
+    // Those of the UTS namespace belong to the host's root, whoever owns the namespace.
+    let (of_host, of_owner): (Vec<_>, Vec<_>) = plan.sysctls.iter().partition(|(name, _)| is_uts(name));
+    of_host.into_iter().try_for_each(set)?;
+    if let Some(gate) = gate {
+        mapped(gate).map_err(at("mapping of the user namespace"))?;
+        sys::userns::become_root().map_err(at("root of the user namespace"))?;
+        if plan.ipc {
+            sys::namespace::unshare_ipc().map_err(at("IPC namespace"))?;
+        }
+    }
+    if plan.uts && !plan.hostname.is_empty() {
+        sys::jail::set_hostname(&plan.hostname).map_err(at("hostname"))?;
+    }
+    if plan.network {
+        sys::netns::loopback_up().map_err(at("loopback"))?;
+    }
+    for (name, value) in &plan.default_sysctls {
+        // The kernel may have no such sysctl or refuse the value. It is a default, so that is no error.
+        drop(sys::proc::write_sysctl(name, value));
+    }
+    of_owner.into_iter().try_for_each(set)
+}
+
+/// Whether a sysctl is of the UTS namespace.
+fn is_uts(name: &str) -> bool {
+    matches!(name, "kernel/domainname" | "kernel/hostname")
+}
+
+/// Leaves the host's files and drops all privileges.
+fn restrict(plan: &PausePlan) -> Result<(), Failed> {
+    sys::jail::empty_root().map_err(at("empty root"))?;
+    sys::proc::new_session();
+    // Closes everything at execve, including stdio, the binary and the socket for failures, because a
+    // container may run as pause's user in pause's PID namespace.
+    sys::fds::cloexec_from(0).map_err(at("descriptors"))?;
+    let asked = plan.seccomp.as_ref().map(|filter| Filter::new(&filter.instructions, 0)).transpose();
+    let asked = asked.map_err(at("seccomp"))?;
+    // No capabilities in any set, and no way to gain some.
+    let wanted = Credentials {
+        uid: plan.user.uid,
+        gid: plan.user.gid,
+        groups: plan.user.groups.clone(),
+        no_new_privs: true,
+        ..Credentials::default()
+    };
+    sys::creds::assume(&wanted).map_err(|(step, error)| at(&format!("credentials, {step}"))(error))?;
+    let own = sys::jail::pause_filter().and_then(Filter::load);
+    own.map_err(at("seccomp"))?;
+    if let Some(filter) = asked {
+        filter.load().map_err(at("seccomp"))?;
+    }
+    Ok(())
 }

@@ -310,6 +310,20 @@ fn own_null() -> io::Result<()> {
     Ok(())
 }
 
+/// Gives pipes to a user by its uid on the host. Before the process enters a user namespace: inside, the pipes belong to
+/// nobody.
+///
+/// # Errors
+/// fchown(2).
+pub(crate) fn give_pipes(streams: &[BorrowedFd<'_>], host_uid: u32) -> io::Result<()> {
+    for stream in streams {
+        if FileType::from_raw_mode(rustix::fs::fstat(stream)?.st_mode) == FileType::Fifo {
+            rustix::fs::fchown(stream, Some(rustix::fs::Uid::from_raw(host_uid)), None)?;
+        }
+    }
+    Ok(())
+}
+
 /// The user becomes the owner of pipes and terminals of stdio; otherwise it could not open /dev/stdout. Files
 /// and /dev/null are not changed.
 fn give_stdio(user: &User) -> io::Result<()> {

@@ -42,9 +42,12 @@ fn plans_of_a_later_daemon_are_refused_as_a_whole() {
 
     pod.run(2, "sleep 1000");
     let running = container_id(2);
-    let mut exec =
-        serde_json::to_value(wire::ExecPlan { process: process(&["true"]), user: model::User::default() })
-            .unwrap();
+    let mut exec = serde_json::to_value(wire::ExecPlan {
+        process: process(&["true"]),
+        user: model::User::default(),
+        mapping: None,
+    })
+    .unwrap();
     exec["cgroup"] = "other".into();
     let exec = memfd(&exec);
     let null = std::fs::File::open("/dev/null").unwrap();
@@ -188,7 +191,11 @@ fn a_full_table_of_execs_is_reported_and_recovers() {
     const MAX_EXECS: u64 = 1024;
     let mut pod = Pod::started("full");
     let id = pod.run(1, "sleep 1000");
-    let plan = memfd(&wire::ExecPlan { process: process(&["sleep", "1001"]), user: model::User::default() });
+    let plan = memfd(&wire::ExecPlan {
+        process: process(&["sleep", "1001"]),
+        user: model::User::default(),
+        mapping: None,
+    });
     let null = std::fs::File::open("/dev/null").unwrap();
     let fds = [plan.as_fd(), null.as_fd(), null.as_fd(), null.as_fd()];
     for number in 0..MAX_EXECS {

@@ -233,8 +233,11 @@ fn an_exec_that_is_starting_is_killed() {
     pod.run_plan(plan, false);
     let before = alone(&pod, &id);
     for number in 0..20 {
-        let plan =
-            memfd(&wire::ExecPlan { process: process(&["sleep", "900"]), user: model::User::default() });
+        let plan = memfd(&wire::ExecPlan {
+            process: process(&["sleep", "900"]),
+            user: model::User::default(),
+            mapping: None,
+        });
         let null = std::fs::File::open("/dev/null").unwrap();
         let (plan, null) = (plan.as_fd(), null.as_fd());
         let exec = model::ExecId(number);

@@ -4,7 +4,9 @@ use crate::devices::{self, HostDevice};
 use crate::{Error, PodFiles, exec, mounts, path, resources, security};
 use std::collections::HashMap;
 
-use model::{ContainerConfig, ContainerRecord, GroupsPolicy, NamespaceMode, PodRecord, Text, UserRequest};
+use model::{
+    ContainerConfig, ContainerRecord, GroupsPolicy, NamespaceMode, PodRecord, Text, UserMapping, UserRequest,
+};
 use wire::{
     CgroupPlan, ContainerPlan, LogPlan, NamespacePlan, NamespaceSource, ProcessPlan, RootfsPlan,
     SeccompProgram, UserPlan,
@@ -100,6 +102,15 @@ pub fn container(input: ContainerInput<'_>) -> Result<ContainerPlan, Error> {
     if asked.privileged && !pod.config.security.privileged {
         let field = "config.linux.security_context.privileged";
         return Err(Error::invalid(field, "true", "must be false unless the sandbox is privileged too"));
+    }
+    let mapping = pod.config.security.namespaces.mapping();
+    if asked.privileged && mapping.is_some() {
+        let field = "config.linux.security_context.privileged";
+        return Err(Error::unsupported(
+            field,
+            "true",
+            "a pod with a user namespace has no privileged containers",
+        ));
     }
     rootfs.readonly = asked.readonly_rootfs;
     rootfs.folders = folders(&image.volumes)?;
@@ -245,7 +256,7 @@ fn user(config: &ContainerConfig, image: &ImageFacts) -> UserPlan {
     }
 }
 
-/// Network, IPC and UTS are those of the sandbox; a request that contradicts them is refused.
+/// Network, IPC, UTS and user namespace are those of the sandbox; a request that contradicts them is refused.
 fn namespaces(config: &ContainerConfig, pod: &PodRecord, unified: bool) -> Result<NamespacePlan, Error> {
     let (own, sandbox) = (&config.security.namespaces, &pod.config.security.namespaces);
     let field = "config.linux.security_context.namespace_options";
@@ -259,6 +270,11 @@ fn namespaces(config: &ContainerConfig, pod: &PodRecord, unified: bool) -> Resul
             Err(Error::invalid(format!("{field}.{name}"), format!("{mode:?}"), want))
         }
     };
+    if own.mapping() != sandbox.mapping() {
+        let show = |mapping: Option<UserMapping>| mapping.map_or("NODE".to_owned(), |m| format!("{m:?}"));
+        let want = format!("must be equal to the sandbox's, {}", show(sandbox.mapping()));
+        return Err(Error::invalid(format!("{field}.userns_options"), show(own.mapping()), want));
+    }
     let network = shared("network", own.network, sandbox.network)?;
     let pid = match own.pid {
         NamespaceMode::Node => NamespaceSource::Host,
@@ -278,6 +294,7 @@ fn namespaces(config: &ContainerConfig, pod: &PodRecord, unified: bool) -> Resul
         ipc: shared("ipc", own.ipc, sandbox.ipc)?,
         pid,
         cgroup: unified && !config.security.privileged,
+        user: sandbox.mapping(),
     })
 }
 

@@ -1,7 +1,10 @@
 //! The mounts of a container: defaults and volumes in one list, ordered by depth.
 
 use crate::{Error, path};
-use model::{ContainerRecord, ImageVolume, Mount, MountOption, NamespaceMode, Namespaces};
+use model::{
+    ContainerRecord, IdMapping, ImageVolume, Mount, MountOption, NamespaceMode, Namespaces, Propagation,
+    UserNamespace,
+};
 use std::collections::BTreeMap;
 use wire::{MountKind, MountPlan};
 
@@ -43,7 +46,9 @@ pub(crate) fn plan(
                 propagation: mount.propagation,
             },
         };
-        volumes.push(volume(mount, &target, kind));
+        let idmap =
+            idmap(mount, pod).map_err(|(name, value, want)| Error::invalid(field(name), value, want))?;
+        volumes.push(volume(mount, &target, kind, idmap));
     }
     let mut mounts = defaults(config, pod, files);
     mounts.retain(|default| !volumes.iter().any(|volume| replaces(volume, default)));
@@ -73,7 +78,7 @@ fn image(
 }
 
 /// A volume with its flags.
-fn volume(mount: &Mount, target: &str, kind: MountKind) -> MountPlan {
+fn volume(mount: &Mount, target: &str, kind: MountKind, idmap: bool) -> MountPlan {
     let has = |option| mount.mount_options.contains(&option);
     MountPlan {
         readonly: mount.readonly,
@@ -82,8 +87,41 @@ fn volume(mount: &Mount, target: &str, kind: MountKind) -> MountPlan {
         nosuid: has(MountOption::NoSuid),
         nodev: has(MountOption::NoDev),
         noexec: has(MountOption::NoExec),
+        // The layers of an image are id-mapped with the container's own, whatever the request says.
+        idmap: idmap && mount.image.is_none(),
         ..bare(target, kind)
     }
+}
+
+/// Whether a volume is id-mapped: its mappings must be those of the pod. The error is a field, its value, and what it
+/// must be.
+fn idmap(mount: &Mount, pod: &Namespaces) -> Result<bool, (&'static str, String, &'static str)> {
+    let mapping = pod.mapping();
+    if mapping.is_some() && mount.propagation == Propagation::Bidirectional {
+        let want = "cannot be PROPAGATION_BIDIRECTIONAL in a pod with a user namespace: the kernel lets no mount of \
+                    such a pod propagate to the host";
+        return Err(("propagation", format!("{:?}", mount.propagation), want));
+    }
+    let (uids, gids) = (&mount.uid_mappings, &mount.gid_mappings);
+    if uids.is_empty() && gids.is_empty() {
+        return Ok(false);
+    }
+    let own = UserNamespace { mode: NamespaceMode::Pod, uids: uids.clone(), gids: gids.clone() }.mapping();
+    let from_zero = uids.iter().chain(gids).all(|id| id.container_id == 0);
+    let equal = gids.iter().map(|gid| gid.length).eq(uids.iter().map(|uid| uid.length));
+    match mapping {
+        None => Err(("uidMappings", show(uids, gids), "must be empty in a pod without a user namespace")),
+        Some(_) if own == mapping && from_zero && equal => Ok(true),
+        Some(_) => Err((
+            "uidMappings",
+            show(uids, gids),
+            "and gidMappings must be those of the sandbox's userns_options, or both empty",
+        )),
+    }
+}
+
+fn show(uids: &[IdMapping], gids: &[IdMapping]) -> String {
+    format!("uids {uids:?}, gids {gids:?}")
 }
 
 /// Whether a volume replaces a default mount. It does on the same target. A volume on /dev or /sys also
@@ -110,6 +148,7 @@ fn bare(target: &str, kind: MountKind) -> MountPlan {
         nosuid: false,
         nodev: false,
         noexec: false,
+        idmap: false,
     }
 }
 
@@ -144,7 +183,8 @@ fn defaults(config: &model::ContainerConfig, pod: &Namespaces, files: &PodFiles)
     ];
     for (target, source) in own.into_iter().filter(|(_, source)| !source.is_empty()) {
         let kind = MountKind::File { source: source.to_owned() };
-        let flags = MountPlan { nosuid: true, nodev: true, ..bare(target, kind) };
+        let idmap = pod.mapping().is_some();
+        let flags = MountPlan { nosuid: true, nodev: true, idmap, ..bare(target, kind) };
         mounts.push(MountPlan { readonly: security.readonly_rootfs, ..flags });
     }
     mounts
@@ -153,7 +193,7 @@ fn defaults(config: &model::ContainerConfig, pod: &Namespaces, files: &PodFiles)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::{ContainerConfig, ContainerId, ImageSpec, PodId, Propagation};
+    use model::{ContainerConfig, ContainerId, ImageSpec, PodId};
     use proptest::prelude::*;
 
     fn volume(target: &str) -> Mount {
@@ -311,6 +351,31 @@ mod tests {
         assert_eq!(refused.unwrap_err().field(), "config.mounts[0].image_sub_path");
     }
 
+    /// kubelet sends mappings for all volumes of such a pod. The layers of an image are id-mapped without them.
+    #[test]
+    fn mappings_of_image_volumes_are_those_of_the_pod() {
+        let users = pod(500).user.unwrap();
+        let image = ImageSpec { image: "a".to_owned(), ..ImageSpec::default() };
+        let mapped = Mount {
+            host_path: String::new(),
+            image: Some(ImageVolume { image, sub_path: String::new() }),
+            readonly: true,
+            uid_mappings: users.uids.clone(),
+            gid_mappings: users.gids,
+            ..volume("/i")
+        };
+        let config = ContainerConfig { mounts: vec![mapped], ..ContainerConfig::default() };
+        let layers = ImageLayers::from([("sha256:a".to_owned(), vec!["1".to_owned()])]);
+        let planned = |pod: &Namespaces| {
+            super::plan(&record(&config, &["sha256:a"]), pod, &PodFiles::default(), &layers)
+        };
+        let made = planned(&pod(500)).unwrap();
+        assert!(made.iter().any(|mount| mount.target == "/i" && !mount.idmap));
+        for other in [pod(501), Namespaces::default()] {
+            assert_eq!(planned(&other).unwrap_err().field(), "config.mounts[0].uidMappings");
+        }
+    }
+
     #[test]
     fn options_and_recursion_reach_the_plan() {
         let mount = Mount {
@@ -323,6 +388,47 @@ mod tests {
         let mounts = plan(&config, &Namespaces::default(), &PodFiles::default()).unwrap();
         let made = mounts.iter().find(|mount| mount.target == "/v").unwrap();
         assert!(made.readonly && made.recursive && made.noexec && made.nodev && !made.nosuid);
+    }
+
+    fn pod(host_id: u32) -> Namespaces {
+        let all = || vec![IdMapping { host_id, container_id: 0, length: 100 }];
+        let user = UserNamespace { mode: NamespaceMode::Pod, uids: all(), gids: all() };
+        Namespaces { user: Some(user), ..Namespaces::default() }
+    }
+
+    #[test]
+    fn volumes_are_mapped_as_the_pod_is() {
+        let with = |mount: Mount, pod: &Namespaces| {
+            let config = ContainerConfig { mounts: vec![mount], ..ContainerConfig::default() };
+            let files = PodFiles { resolv_conf: "/r".into(), hostname: "/h".into(), hosts: None };
+            plan(&config, pod, &files)
+        };
+        let users = pod(500).user.unwrap();
+        let mapped =
+            Mount { uid_mappings: users.uids.clone(), gid_mappings: users.gids.clone(), ..volume("/v") };
+        let idmapped = |mounts: Vec<MountPlan>| -> Vec<String> {
+            mounts.into_iter().filter(|mount| mount.idmap).map(|mount| mount.target).collect()
+        };
+        // Our own files are the pod's, whatever the request says of volumes.
+        let own = ["/etc/resolv.conf", "/etc/hostname"];
+        assert_eq!(idmapped(with(mapped.clone(), &pod(500)).unwrap()), ["/v", own[0], own[1]]);
+        assert_eq!(idmapped(with(volume("/v"), &pod(500)).unwrap()), own);
+        assert!(idmapped(with(volume("/v"), &Namespaces::default()).unwrap()).is_empty());
+        for (mount, pod) in [
+            (mapped.clone(), Namespaces::default()),
+            (mapped.clone(), pod(501)),
+            (Mount { gid_mappings: Vec::new(), ..mapped.clone() }, pod(500)),
+            (Mount { uid_mappings: Vec::new(), ..mapped.clone() }, pod(500)),
+            (Mount { uid_mappings: vec![users.uids[0]; 2], ..mapped.clone() }, pod(500)),
+        ] {
+            assert_eq!(with(mount, &pod).unwrap_err().field(), "config.mounts[0].uidMappings");
+        }
+        let all = Mount { readonly: true, recursive_read_only: true, ..mapped.clone() };
+        let made = with(all, &pod(500)).unwrap();
+        assert!(made.iter().any(|mount| mount.target == "/v" && mount.idmap && mount.recursive));
+        let both = Mount { propagation: Propagation::Bidirectional, ..volume("/v") };
+        assert_eq!(with(both.clone(), &pod(500)).unwrap_err().field(), "config.mounts[0].propagation");
+        assert!(with(both, &Namespaces::default()).is_ok());
     }
 
     proptest! {

@@ -3,7 +3,7 @@
 use crate::Error;
 use crate::resources::Write;
 use crate::sysctl::{self, Namespace};
-use model::{NamespaceMode, PodConfig, PodRecord, User};
+use model::{NamespaceMode, PodConfig, PodRecord, PodSecurity, User, UserMapping};
 use wire::{CgroupPlan, PausePlan, SeccompProgram};
 
 /// Size of a pod's /dev/shm in bytes, the same as with other runtimes.
@@ -19,7 +19,9 @@ const PAUSE_ID: u32 = 65535;
 /// server without capabilities may use port 80, and ping needs no CAP_NET_RAW. The namespace belongs to the
 /// pod alone. On a kernel without one of them (no IPv4, too old), pods start without it.
 const NETWORK_DEFAULTS: [(&str, &str); 2] =
-    [("net/ipv4/ip_unprivileged_port_start", "0"), ("net/ipv4/ping_group_range", "0 2147483647")];
+    [("net/ipv4/ip_unprivileged_port_start", "0"), (PING_GROUPS, "0 2147483647")];
+/// The only sysctl of a namespace whose values are ids: the first and the last group whose members may ping.
+const PING_GROUPS: &str = "net/ipv4/ping_group_range";
 /// Memory limit of pause in bytes. It uses some 50 KiB; the rest is for what the kernel charges at its start.
 const PAUSE_MEMORY: u64 = 8 << 20;
 
@@ -42,12 +44,9 @@ pub fn pause(input: PauseInput<'_>) -> Result<PausePlan, Error> {
     // A sandbox has its own namespaces, except those for which NODE is requested.
     let own = |mode: NamespaceMode| mode != NamespaceMode::Node;
     let network = own(asked.namespaces.network);
-    let groups = asked.supplemental_groups.clone();
-    let user = match asked.run_as_user {
-        Some(uid) => User { uid, gid: asked.run_as_group.unwrap_or(0), groups },
-        None => User { uid: PAUSE_ID, gid: PAUSE_ID, groups },
-    };
+    let mapping = asked.namespaces.mapping();
     Ok(PausePlan {
+        mapping,
         network,
         ipc: own(asked.namespaces.ipc),
         uts: network,
@@ -58,14 +57,46 @@ pub fn pause(input: PauseInput<'_>) -> Result<PausePlan, Error> {
         sysctls: sysctls(config, false)?,
         default_sysctls: {
             let defaults = NETWORK_DEFAULTS.into_iter().filter(|_| network);
-            defaults.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+            defaults.map(|(name, value)| (name.to_owned(), default(name, value, mapping))).collect()
         },
-        user,
+        user: user(asked, mapping)?,
         seccomp: if asked.privileged { None } else { seccomp },
         oom_score_adj: PAUSE_OOM_SCORE_ADJ,
         cgroup,
         shm_size: SHM_SIZE,
     })
+}
+
+/// The user of pause. Each id must be mapped if the pod has a user namespace.
+fn user(asked: &PodSecurity, mapping: Option<UserMapping>) -> Result<User, Error> {
+    let own = PAUSE_ID.min(mapping.map_or(PAUSE_ID, |mapping| mapping.length.saturating_sub(1)));
+    let (uid, gid) = match asked.run_as_user {
+        Some(uid) => (uid, asked.run_as_group.unwrap_or(0)),
+        None => (own, own),
+    };
+    let groups = asked.supplemental_groups.clone();
+    let ids = [("run_as_user", uid), ("run_as_group", gid)];
+    for (name, id) in ids.into_iter().chain(groups.iter().map(|gid| ("supplemental_groups", *gid))) {
+        if let Some(mapping) = mapping.filter(|mapping| id >= mapping.length) {
+            let field = format!("config.linux.security_context.{name}");
+            return Err(Error::invalid(field, id.to_string(), unmapped(mapping)));
+        }
+    }
+    Ok(User { uid, gid, groups })
+}
+
+/// What an id of a pod with this mapping must be.
+fn unmapped(mapping: UserMapping) -> String {
+    let last = mapping.length.saturating_sub(1);
+    format!("must be at most {last}, the last id that the pod's user namespace maps")
+}
+
+/// A default sysctl: pause writes it, inside the pod's user namespace.
+fn default(name: &str, value: &str, mapping: Option<UserMapping>) -> String {
+    match mapping {
+        Some(mapping) if name == PING_GROUPS => format!("0 {}", mapping.length.saturating_sub(1)),
+        _ => value.to_owned(),
+    }
 }
 
 /// v1 limits of pause's own cgroup: one process of some KiB, so that nothing else can run there.
@@ -80,9 +111,31 @@ pub fn pause_limits() -> Vec<Write> {
     vec![write("pids", "pids.max", 1), write("memory", "memory.limit_in_bytes", PAUSE_MEMORY)]
 }
 
-/// The sysctls of a pod's network namespace as `(path below /proc/sys, value)`, to be set once its interfaces exist.
+/// The sysctls of a pod's network namespace as `(path below /proc/sys, value)`, to be set once its interfaces exist. The
+/// daemon writes them, so their ids are the host's.
 pub fn network_sysctls(config: &PodConfig) -> Result<Vec<(String, String)>, Error> {
-    sysctls(config, true)
+    let mut all = sysctls(config, true)?;
+    if let Some(mapping) = config.security.namespaces.mapping() {
+        for (_, value) in all.iter_mut().filter(|(path, _)| path == PING_GROUPS) {
+            *value = host_groups(value, mapping)?;
+        }
+    }
+    Ok(all)
+}
+
+/// The range of groups `value` of a pod with this mapping, as the host's groups. A range whose last group is below its
+/// first allows nobody to ping.
+fn host_groups(value: &str, mapping: UserMapping) -> Result<String, Error> {
+    let ids: Option<Vec<u32>> = value.split_ascii_whitespace().map(|id| id.parse().ok()).collect();
+    let on_host = match ids.as_deref() {
+        Some([first, last]) => mapping.host_gid(*first).zip(mapping.host_gid(*last)),
+        _ => None,
+    };
+    let (first, last) = on_host.ok_or_else(|| {
+        let want = format!("its two groups {}", unmapped(mapping));
+        Error::invalid("config.linux.sysctls", format!("net.ipv4.ping_group_range={value}"), want)
+    })?;
+    Ok(format!("{first} {last}"))
 }
 
 /// The sysctls of the network namespace, or those of the others.
@@ -150,6 +203,55 @@ mod tests {
         let mut container = named();
         container.security.namespaces.pid = NamespaceMode::Container;
         assert!(plan(container).unwrap().pid);
+    }
+
+    fn mapped(length: u32) -> PodConfig {
+        let id = |host_id| model::IdMapping { host_id, container_id: 0, length };
+        let mut config = named();
+        config.security.namespaces.user = Some(model::UserNamespace {
+            mode: NamespaceMode::Pod,
+            uids: vec![id(100_000)],
+            gids: vec![id(300_000)],
+        });
+        config
+    }
+
+    #[test]
+    fn pause_of_a_pod_with_a_user_namespace() {
+        let made = plan(mapped(65_536)).unwrap();
+        assert_eq!(made.mapping, Some(UserMapping { uid: 100_000, gid: 300_000, length: 65_536 }));
+        assert_eq!((made.user.uid, made.user.gid), (65_535, 65_535));
+        let ping = made.default_sysctls.iter().find(|(name, _)| name == PING_GROUPS).unwrap();
+        assert_eq!(ping.1, "0 65535", "the kernel refuses groups that are not mapped");
+        let small = plan(mapped(10)).unwrap();
+        assert_eq!((small.user.uid, small.user.gid), (9, 9));
+        for change in [
+            |s: &mut PodSecurity| s.run_as_user = Some(10),
+            |s: &mut PodSecurity| (s.run_as_user, s.run_as_group) = (Some(9), Some(10)),
+            |s: &mut PodSecurity| s.supplemental_groups = vec![9, 10],
+        ] {
+            let mut config = mapped(10);
+            change(&mut config.security);
+            let refused = plan(config).unwrap_err().to_string();
+            assert!(refused.contains("must be at most 9"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn groups_that_may_ping_are_those_of_the_host() {
+        let with = |value: &str| {
+            let sysctls = [("net.ipv4.ping_group_range".to_owned(), value.to_owned())].into();
+            network_sysctls(&PodConfig { sysctls, ..mapped(65_536) })
+        };
+        let values = |value: &str| with(value).unwrap().remove(0).1;
+        assert_eq!((values("0 0").as_str(), values("1\t65535").as_str()), ("300000 300000", "300001 365535"));
+        assert_eq!(values("1 0"), "300001 300000");
+        for wrong in ["0 65536", "0 2147483647", "0", "0 1 2", "a b", ""] {
+            assert_eq!(with(wrong).unwrap_err().field(), "config.linux.sysctls", "{wrong}");
+        }
+        let sysctls = [("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned())].into();
+        let host = network_sysctls(&PodConfig { sysctls, ..named() }).unwrap();
+        assert_eq!(host[0].1, "0 2147483647");
     }
 
     #[test]

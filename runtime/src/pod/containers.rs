@@ -204,7 +204,8 @@ fn prepare(
         volumes: image.config.volumes.clone(),
     };
     record.stop_signal = spec::signals::stop_signal(config.stop_signal, &facts.stop_signal)?;
-    folders(&context.layout.container_dir(&record.id), &context.layout.container_rw(&record.id))?;
+    let owner = pod.config.security.namespaces.mapping().map(|mapping| (mapping.uid, mapping.gid));
+    folders(&context.layout.container_dir(&record.id), &context.layout.container_rw(&record.id), owner)?;
     let path = context.layout.container_record(&record.id);
     context.write_within(MAX_NEW_BYTES, &path, state::kind::CONTAINER, &record, false)?;
     failpoint::hit("container.recorded");
@@ -256,9 +257,9 @@ fn keyring() -> Result<String, Error> {
     Ok(format!("_ses.{}", ContainerId::from_random(random()?)))
 }
 
-/// Creates the container's folder with its writable layer. Not synced: a container that was not started need not
-/// survive a power loss.
-fn folders(dir: &Path, rw: &Path) -> Result<(), Error> {
+/// Creates the container's folder with its writable layer, which belongs to `owner`, root of its user namespace. Not
+/// synced: a container that was not started need not survive a power loss.
+fn folders(dir: &Path, rw: &Path, owner: Option<(u32, u32)>) -> Result<(), Error> {
     let make = |path: &Path, mode: u32| {
         let made = std::fs::DirBuilder::new().mode(mode).create(path);
         made.map_err(|error| Error::of(format!("make {}", path.display()), error))
@@ -267,7 +268,14 @@ fn folders(dir: &Path, rw: &Path) -> Result<(), Error> {
     make(rw, 0o700)?;
     // The upper folder is the root of the container's file system.
     make(&rw.join("upper"), 0o755)?;
-    make(&rw.join("work"), 0o700)
+    make(&rw.join("work"), 0o700)?;
+    let Some((uid, gid)) = owner else { return Ok(()) };
+    for folder in [rw.join("upper"), rw.join("work")] {
+        // Only root of the host can reach them, so nobody can have replaced one by a link.
+        std::os::unix::fs::lchown(&folder, Some(uid), Some(gid))
+            .map_err(|error| Error::of(format!("change the owner of {}", folder.display()), error))?;
+    }
+    Ok(())
 }
 
 /// Starts init, and syncs the record at the same time: after a power loss a container that may have run must be known.

@@ -195,7 +195,8 @@ fn plan(
         profile => context.compiler.program(profile, template.caps.bounding)?,
     };
     let seccomp = seccomp.map(|compiled| compiled.program.clone());
-    let plan = ExecPlan { process: spec::exec(&template, seccomp, cmd, terminal), user: record.user.clone() };
+    let process = spec::exec(&template, seccomp, cmd, terminal);
+    let plan = ExecPlan { process, user: record.user.clone(), mapping: security.namespaces.mapping() };
     memfd("exec-plan", &plan)
 }
 

@@ -1,7 +1,6 @@
 //! Replies of Version, Status and RuntimeConfig. Status announces an optional feature only if it is implemented and, where
 //! it depends on the host, was measured.
 
-use super::convert::Host;
 use crate::config::Config;
 use crate::operations::{Operation, UnderWay};
 use crate::root::Problem;
@@ -33,13 +32,22 @@ pub(super) fn runtime_config() -> cri::RuntimeConfigResponse {
     cri::RuntimeConfigResponse { linux: Some(linux) }
 }
 
+/// What was measured at the start of the daemon: the features that depend on the host.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Features<'a> {
+    /// Why this node cannot have pods with user namespaces, whose root file system and volumes are id-mapped.
+    pub(super) user_namespaces: Option<&'a str>,
+    /// Whether volumes can be read-only together with the mounts below them.
+    pub(super) recursive_read_only: bool,
+}
+
 /// Conditions, handlers and features. Does not block, because the node's heartbeat depends on it. `root` is
 /// the problem of the durable folder, if it has one. `verbose`: what is under way, for a verbose status.
 pub(super) fn status(
     readiness: &Readiness,
     root: Option<&Problem>,
+    measured: Features<'_>,
     config: &Config,
-    host: Host,
     verbose: Option<&UnderWay>,
 ) -> cri::StatusResponse {
     let condition = |kind: &str, ready: bool, problem: Option<(&str, &str)>| cri::RuntimeCondition {
@@ -55,14 +63,14 @@ pub(super) fn status(
     let root = root.map(|problem| (problem.reason.as_str(), problem.message.as_str()));
     let conditions =
         vec![condition("RuntimeReady", ready, root), condition("NetworkReady", network.is_none(), network)];
-    // `convert` refuses the requests that need one that is false.
+    // `convert` and RunPodSandbox refuse the requests that need one that is false.
     let features = cri::RuntimeHandlerFeatures {
-        recursive_read_only_mounts: host.recursive_read_only,
-        user_namespaces: false,
+        recursive_read_only_mounts: measured.recursive_read_only,
+        user_namespaces: measured.user_namespaces.is_none(),
     };
     cri::StatusResponse {
         status: Some(cri::RuntimeStatus { conditions }),
-        info: verbose.map(|under_way| info(readiness, config, under_way)).unwrap_or_default(),
+        info: verbose.map(|under_way| info(readiness, measured, config, under_way)).unwrap_or_default(),
         runtime_handlers: vec![cri::RuntimeHandler { name: String::new(), features: Some(features) }],
         features: Some(cri::RuntimeFeatures {
             supplemental_groups_policy: true,
@@ -73,7 +81,12 @@ pub(super) fn status(
 }
 
 /// JSON values by key, for `crictl info`, which shows a value that is not an object as it is.
-fn info(readiness: &Readiness, config: &Config, under_way: &UnderWay) -> HashMap<String, String> {
+fn info(
+    readiness: &Readiness,
+    measured: Features<'_>,
+    config: &Config,
+    under_way: &UnderWay,
+) -> HashMap<String, String> {
     let cni = cniconfig(readiness, &config.network);
     let network = serde_json::json!({
         "ready": readiness.is_ready(),
@@ -83,11 +96,16 @@ fn info(readiness: &Readiness, config: &Config, under_way: &UnderWay) -> HashMap
     });
     let last = readiness.problem.clone().unwrap_or_else(|| "OK".to_owned());
     let build = serde_json::json!({ "version": env!("CARGO_PKG_VERSION"), "cgroupDriver": "cgroupfs" });
+    let users = serde_json::json!({
+        "supported": measured.user_namespaces.is_none(),
+        "problem": measured.user_namespaces,
+    });
     [
         ("config", configuration(config).to_string()),
         ("network", network.to_string()),
         ("build", build.to_string()),
         ("operations", operations(under_way).to_string()),
+        ("userNamespaces", users.to_string()),
         ("cniconfig", cni.to_string()),
         ("lastCNILoadStatus", last),
     ]
@@ -236,10 +254,21 @@ mod tests {
     }
 
     #[test]
+    fn what_user_namespaces_lack_is_shown() {
+        let idle = UnderWay { count: 0, oldest: Vec::new() };
+        let without = Features { user_namespaces: Some("too old"), recursive_read_only: true };
+        let reply = status(&readiness(None), None, without, &Config::default(), Some(&idle));
+        let users: serde_json::Value = serde_json::from_str(&reply.info["userNamespaces"]).unwrap();
+        assert_eq!(users, serde_json::json!({ "supported": false, "problem": "too old" }));
+        let announced = reply.runtime_handlers[0].features.unwrap();
+        assert!(!announced.user_namespaces && announced.recursive_read_only_mounts);
+    }
+
+    #[test]
     fn network_condition_follows_and_only_what_is_there_is_announced() {
         let config = Config::default();
-        let host = Host { recursive_read_only: true, ..Host::default() };
-        let reply = status(&readiness(Some("no conflist")), None, &config, Host::default(), None);
+        let without = Features { user_namespaces: Some("too old"), recursive_read_only: false };
+        let reply = status(&readiness(Some("no conflist")), None, without, &config, None);
         let conditions = reply.status.unwrap().conditions;
         assert!(conditions[0].status && conditions[0].r#type == "RuntimeReady");
         let network = &conditions[1];
@@ -260,8 +289,10 @@ mod tests {
         };
         assert_eq!(reply.features, Some(features));
         let idle = UnderWay { count: 0, oldest: Vec::new() };
-        let ready = status(&readiness(None), None, &config, host, Some(&idle));
-        assert!(ready.runtime_handlers[0].features.unwrap().recursive_read_only_mounts);
+        let all = Features { user_namespaces: None, recursive_read_only: true };
+        let ready = status(&readiness(None), None, all, &config, Some(&idle));
+        let announced = ready.runtime_handlers[0].features.unwrap();
+        assert!(announced.user_namespaces && announced.recursive_read_only_mounts);
         assert!(ready.status.unwrap().conditions[1].status);
         let config: serde_json::Value = serde_json::from_str(&ready.info["config"]).unwrap();
         assert_eq!(config["stateDir"], "/run/copepod");
@@ -279,12 +310,12 @@ mod tests {
         let loaded =
             Readiness { network: Some("net".to_owned()), file: Some("/c/1.conflist".into()), problem: None };
         let cni: serde_json::Value = serde_json::from_str(
-            &status(&loaded, None, &Config::default(), host, Some(&idle)).info["cniconfig"],
+            &status(&loaded, None, all, &Config::default(), Some(&idle)).info["cniconfig"],
         )
         .unwrap();
         let network = &cni["Networks"][0];
         assert_eq!((&network["IFName"], &network["Config"]["Name"]), (&"eth0".into(), &"net".into()));
-        let broken = status(&readiness(Some("no conflist")), None, &Config::default(), host, Some(&idle));
+        let broken = status(&readiness(Some("no conflist")), None, all, &Config::default(), Some(&idle));
         assert_eq!(broken.info["lastCNILoadStatus"], "no conflist");
     }
 }

@@ -29,6 +29,7 @@ use crate::config::Config;
 use crate::node::Node;
 use crate::operations::{Call, TraceId};
 use crate::root::Root;
+use crate::user_namespaces::UserNamespaces;
 use ::image::ImageStore;
 use network::Cni;
 use status::Failure;
@@ -55,6 +56,8 @@ pub(crate) struct Backend {
     pub(crate) cni: Cni,
     /// State of the durable folder.
     pub(crate) root: Root,
+    /// Whether pods can have user namespaces.
+    pub(crate) user_namespaces: UserNamespaces,
     /// Stats of containers.
     pub(crate) stats: Arc<StatsCache>,
     /// Metrics of pods and containers.

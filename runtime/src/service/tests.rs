@@ -87,8 +87,9 @@ impl Fixture {
             tls: None,
         };
         let urls = Server::bind(options).await.unwrap().urls();
-        let backend =
-            Backend { node, images, cni, root, stats, metrics, urls, config: watch::channel(config).1 };
+        let user_namespaces = UserNamespaces::known(None);
+        let config = watch::channel(config).1;
+        let backend = Backend { node, images, cni, root, user_namespaces, stats, metrics, urls, config };
         let serving = tokio::spawn(serve(socket, backend, Shutdown::of(stopping)));
         let channel = Endpoint::from_shared(address).unwrap().connect().await.unwrap();
         Self {

@@ -21,6 +21,9 @@ impl Flags {
     pub const NEWUTS: Self = Self(libc::CLONE_NEWUTS as u64);
     /// Process numbers.
     pub const NEWPID: Self = Self(libc::CLONE_NEWPID as u64);
+    /// Users and groups. It is created first and owns the other namespaces; the child has all capabilities in it, and no
+    /// uid until the mapping is written ([`crate::userns::write_mapping`]).
+    pub const NEWUSER: Self = Self(libc::CLONE_NEWUSER as u64);
     /// Mounts.
     pub const NEWNS: Self = Self(libc::CLONE_NEWNS as u64);
     /// The child becomes a sibling: its parent is the caller's.

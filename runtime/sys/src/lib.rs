@@ -34,4 +34,5 @@ pub mod seccomp;
 pub mod signal;
 pub mod spawn;
 pub mod tree;
+pub mod userns;
 pub mod wait;

@@ -124,6 +124,18 @@ pub fn can_set_attributes_below() -> bool {
     tried().unwrap_or(false)
 }
 
+/// Id-maps one detached mount, not those below it: its files have the owners that the user namespace `users` maps them
+/// to. An id that is not mapped becomes nobody's.
+///
+/// # Errors
+/// EINVAL if the file system cannot be id-mapped, or the mount is attached; EPERM if it is id-mapped already, or the
+/// file system belongs to another user namespace.
+pub fn idmap(mount: BorrowedFd<'_>, users: BorrowedFd<'_>) -> io::Result<()> {
+    const IDMAP: u64 = 0x10_0000;
+    let userns = u64::from(users.as_raw_fd().unsigned_abs());
+    set(mount, false, &MountAttr { set: IDMAP, userns, ..MountAttr::default() })
+}
+
 /// Sets the propagation type of one mount, or of it and all mounts below it.
 ///
 /// # Errors
@@ -329,6 +341,15 @@ pub fn identity(file: BorrowedFd<'_>) -> io::Result<Identity> {
     }
     let is_mount_root = stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
     Ok(Identity { mount: stat.stx_mnt_id, inode: stat.stx_ino, is_mount_root })
+}
+
+/// Mounts a copy of the tree at `path` over it. The copy's top mount is not locked (mount_namespaces(7)), so it can be
+/// moved or become the root. In contrast to [`clone`] and [`attach`], no mount that is propagated meanwhile is lost.
+///
+/// # Errors
+/// EINVAL if a mount cannot be bound.
+pub fn unlock(path: &Path) -> io::Result<()> {
+    Ok(rustix::mount::mount_bind_recursive(path, path)?)
 }
 
 /// Detaches the mount at `path`. A copy of a shared tree must be made private first; otherwise its peers lose their

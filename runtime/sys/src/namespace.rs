@@ -34,9 +34,20 @@ pub fn unshare_mount() -> io::Result<()> {
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.map_err(Into::into)
 }
 
-/// Kinds of namespaces that are entered: all except user and time namespaces. The mount namespace is last, because
-/// /proc is not visible any more after it.
-const KINDS: [(&str, LinkNameSpaceType); 6] = [
+/// Gives the caller a new IPC namespace. The root of its mqueue file system belongs to the caller.
+///
+/// # Errors
+/// EPERM, ENOSPC.
+pub fn unshare_ipc() -> io::Result<()> {
+    // SAFETY: only the IPC namespace is unshared, so no descriptor that another thread owns can come to differ.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWIPC) }.map_err(Into::into)
+}
+
+/// Kinds of namespaces that are entered: all except time namespaces. The user namespace is first: it owns the others, and
+/// after it the caller has no capabilities outside. The mount namespace is last, because /proc is not visible any more
+/// after it.
+const KINDS: [(&str, LinkNameSpaceType); 7] = [
+    ("user", LinkNameSpaceType::User),
     ("pid", LinkNameSpaceType::ProcessID),
     ("net", LinkNameSpaceType::Network),
     ("ipc", LinkNameSpaceType::InterProcessCommunication),
@@ -103,7 +114,8 @@ impl Namespaces {
     }
 
     /// Enters all of them; the PID namespace applies only to children. Root and working directory become those of the
-    /// mount namespace. The user namespace stays the caller's: its capabilities are valid in no other.
+    /// mount namespace. After entering a user namespace the caller has all capabilities in it, and none outside, but keeps
+    /// its ids, which it may not map ([`crate::userns::become_root`]).
     ///
     /// # Errors
     /// EPERM if one belongs to a user namespace in which the caller has no capabilities; EINVAL with more than one

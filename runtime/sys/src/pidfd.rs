@@ -6,8 +6,15 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use rustix::process::{Pid, PidfdFlags};
 
 /// ioctls PIDFD_GET_*_NAMESPACE, Linux 6.11, by the kind's name in /proc/PID/ns.
-const GET_NAMESPACE: [(&str, libc::c_ulong); 6] =
-    [("cgroup", 0xff01), ("ipc", 0xff02), ("mnt", 0xff03), ("net", 0xff04), ("pid", 0xff05), ("uts", 0xff0a)];
+const GET_NAMESPACE: [(&str, libc::c_ulong); 7] = [
+    ("cgroup", 0xff01),
+    ("ipc", 0xff02),
+    ("mnt", 0xff03),
+    ("net", 0xff04),
+    ("pid", 0xff05),
+    ("user", 0xff09),
+    ("uts", 0xff0a),
+];
 
 fn pid(number: u32) -> io::Result<Pid> {
     i32::try_from(number)

@@ -7,7 +7,7 @@
 //! added later must not be serialized with its default value (`skip_serializing_if`), so that older shims
 //! accept plans that do not use it.
 
-use model::{ContainerId, PodId, Propagation, Text, User, UserRequest};
+use model::{ContainerId, PodId, Propagation, Text, User, UserMapping, UserRequest};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{ErrorKind, Failure};
@@ -178,6 +178,9 @@ pub struct NamespacePlan {
     pub pid: NamespaceSource,
     /// A new cgroup namespace (v2).
     pub cgroup: bool,
+    /// The user namespace is pause's, which has this mapping; `None` for the shim's, which is the host's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<UserMapping>,
 }
 
 /// The root file system: an overlay of image layers with a writable folder.
@@ -266,6 +269,11 @@ pub struct MountPlan {
     pub nodev: bool,
     /// MOUNT_ATTR_NOEXEC.
     pub noexec: bool,
+    /// Only for sources on the host: the mount is id-mapped with the pod's user namespace, so that root inside owns what
+    /// root owns on the host. Mounts below the source keep the host's owners, as with runc. Image volumes are mapped with
+    /// the layer store instead.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub idmap: bool,
 }
 
 /// A device node to create in the container, usually below /dev.
@@ -333,6 +341,9 @@ pub struct ExecPlan {
     pub process: ProcessPlan,
     /// User, which is that of init.
     pub user: User,
+    /// The mapping of the container's user namespace, if it has one ([`NamespacePlan::user`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mapping: Option<UserMapping>,
 }
 
 /// The plan of pause.
@@ -347,6 +358,9 @@ pub struct PausePlan {
     pub uts: bool,
     /// Create a PID namespace (for NamespaceMode Pod and Container, not for Node).
     pub pid: bool,
+    /// Create a user namespace with this mapping. It owns the other new namespaces.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mapping: Option<UserMapping>,
     /// Host name; empty leaves it unchanged.
     pub hostname: String,
     /// `(path below /proc/sys, value)`; validated to be namespaced. If one cannot be set, the pod fails.
@@ -371,6 +385,10 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
+    fn fuse() -> DeviceNode {
+        DeviceNode { path: "/dev/fuse".into(), kind: 'c', major: 10, minor: 229, mode: 0o666, uid: 0, gid: 0 }
+    }
+
     fn container() -> ContainerPlan {
         let mount = |target: &str, kind| MountPlan {
             target: target.into(),
@@ -380,6 +398,7 @@ mod tests {
             nosuid: false,
             nodev: false,
             noexec: false,
+            idmap: false,
         };
         ContainerPlan {
             id: "ab".repeat(32).parse().unwrap(),
@@ -399,15 +418,7 @@ mod tests {
                     },
                 ),
             ],
-            devices: vec![DeviceNode {
-                path: "/dev/fuse".into(),
-                kind: 'c',
-                major: 10,
-                minor: 229,
-                mode: 0o666,
-                uid: 0,
-                gid: 0,
-            }],
+            devices: vec![fuse()],
             masked_paths: Vec::new(),
             readonly_paths: Vec::new(),
             user: UserPlan::default(),
@@ -443,7 +454,9 @@ mod tests {
     fn an_unknown_field_anywhere_in_a_plan_is_refused() {
         let plan = serde_json::to_value(container()).unwrap();
         assert_eq!(serde_json::from_value::<ContainerPlan>(plan.clone()).unwrap(), container());
-        assert!(!plan.to_string().contains("recursive"), "older shims would refuse every plan");
+        for newer in ["recursive", "idmap", "\"user\":null"] {
+            assert!(!plan.to_string().contains(newer), "older shims would refuse every plan: {newer}");
+        }
         let mut places = Vec::new();
         objects(&plan, String::new(), &mut places);
         assert!(places.len() > 14, "{places:?}");

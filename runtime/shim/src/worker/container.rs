@@ -30,6 +30,12 @@ pub(crate) struct NoHolder {
 pub(crate) fn spec(plan: &ContainerPlan, holders: &Holders) -> Result<Value, NoHolder> {
     let mut namespaces = vec![json!({"type": "mount"})];
     let sources = &plan.namespaces;
+    if sources.user.is_some() {
+        let (kind, from) = ("user", "pause");
+        let users =
+            holders.pause.as_ref().and_then(|pause| pause.get(kind)).ok_or(NoHolder { kind, from })?;
+        namespaces.push(json!({"type": kind, "path": format!("/proc/self/fd/{}", users.as_raw_fd())}));
+    }
     for (kind, file, source) in [
         ("network", "net", &sources.network),
         ("ipc", "ipc", &sources.ipc),
@@ -114,5 +120,10 @@ mod tests {
         let spec = spec(&plan(wanted.clone()), &Holders { pause: Some(own), target: None }).unwrap();
         assert_eq!(spec["linux"]["namespaces"], json!([{"type": "mount"}, {"type": "pid"}]));
         assert!(super::spec(&plan(wanted), &Holders::default()).is_err());
+        // Without the user namespace that it asks for, the container would be root of the host.
+        let mapping = model::UserMapping { uid: 100_000, gid: 100_000, length: 65_536 };
+        let wanted = wire::NamespacePlan { user: Some(mapping), ..wire::NamespacePlan::default() };
+        let own = Namespaces::of(std::process::id()).unwrap();
+        assert!(super::spec(&plan(wanted), &Holders { pause: Some(own), target: None }).is_err());
     }
 }

@@ -33,20 +33,28 @@ const LINKS: [(&str, &str); 6] = [
     ("core", "/proc/kcore"),
 ];
 
-/// Fills a new, empty /dev, whose top folder is `dev`. `extra`: the plan's devices, which may lie outside /dev.
-pub(super) fn populate(root: &Root, dev: BorrowedFd<'_>, extra: &[DeviceNode]) -> Step<()> {
+/// Fills a new, empty /dev, whose top folder is `dev`. `extra`: the plan's devices, which may lie outside /dev. They have
+/// their owners on the host; `owner` (uid, gid) gets the standard ones. Not in a user namespace: no node can be created
+/// there.
+pub(super) fn populate(
+    root: &Root,
+    dev: BorrowedFd<'_>,
+    extra: &[DeviceNode],
+    owner: (u32, u32),
+) -> Step<()> {
     // The umask must not change the modes of the nodes.
     let before = rustix::process::umask(Mode::empty());
-    let done = nodes_and_links(root, dev, extra);
+    let done = nodes_and_links(root, dev, extra, owner);
     rustix::process::umask(before);
     done
 }
 
-fn nodes_and_links(root: &Root, dev: BorrowedFd<'_>, extra: &[DeviceNode]) -> Step<()> {
+fn nodes_and_links(root: &Root, dev: BorrowedFd<'_>, extra: &[DeviceNode], owner: (u32, u32)) -> Step<()> {
     let own = dev.try_clone_to_owned().and_then(Root::new).map_err(internal("dev", "/dev"))?;
     let standard = STANDARD.into_iter().filter(|(path, ..)| extra.iter().all(|d| d.path != *path));
     for (path, major, minor) in standard {
-        let node = DeviceNode { path: path.to_owned(), kind: 'c', major, minor, mode: 0o666, uid: 0, gid: 0 };
+        let (uid, gid) = owner;
+        let node = DeviceNode { path: path.to_owned(), kind: 'c', major, minor, mode: 0o666, uid, gid };
         make(root, &own, &node)?;
     }
     for node in extra {

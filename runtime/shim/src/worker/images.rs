@@ -16,8 +16,11 @@ use wire::{ErrorKind, Failure, MountKind, MountPlan};
 use super::rootfs::lower_only;
 use super::scratch::Scratch;
 use super::stage::{Step, internal};
+use super::users::Users;
 use super::volumes::attributes;
-use crate::podns::EMPTY;
+
+/// Size in bytes of the file system of an image without layers; nobody can write there.
+const EMPTY_SIZE: u64 = 4096;
 
 /// The image volumes of a container.
 pub(super) struct Images(Vec<Image>);
@@ -37,14 +40,23 @@ pub(super) fn failed(failure: Failure) -> Failure {
 
 impl Images {
     /// Assembles the image volumes of a plan. The layer store must be attached (`rootfs::Sources::attach`).
-    pub(super) fn assemble(mounts: &[MountPlan], scratch: &Scratch, at: &Path) -> Step<Self> {
+    ///
+    /// With a user namespace, their files have the owners that it maps them to, because the layer store is id-mapped.
+    pub(super) fn assemble(
+        mounts: &[MountPlan],
+        scratch: &Scratch,
+        at: &Path,
+        users: Option<Users<'_>>,
+    ) -> Step<Self> {
         let mut images = Vec::new();
         for plan in mounts {
             let MountKind::Image { image, layers, sub_path } = &plan.kind else { continue };
             let stage = format!("volume {}", plan.target);
-            let top = attach(layers, scratch, images.len(), at)
-                .map_err(internal(&stage, format!("image {image}")))
-                .map_err(failed)?;
+            let what = format!("image {image}");
+            let failed_here = |error| failed(internal(&stage, &what)(error));
+            let empty =
+                layers.is_empty().then(|| Users::as_root(users, || without_layers().map_err(failed_here)));
+            let top = attach(layers, empty.transpose()?, scratch, images.len(), at).map_err(failed_here)?;
             let source = find(&top, sub_path)
                 .map_err(internal(&stage, format!("image_sub_path {sub_path:?} in image {image}")))
                 .map_err(failed)?;
@@ -75,17 +87,25 @@ impl Images {
     }
 }
 
-/// Mounts an image in the scratch root and returns the mount's root.
-fn attach(layers: &[String], scratch: &Scratch, index: usize, at: &Path) -> io::Result<OwnedFd> {
+/// The root of an image without layers. Its folder belongs to the caller's file-system ids.
+fn without_layers() -> io::Result<OwnedFd> {
+    mount::tmpfs(0o755, EMPTY_SIZE, Attributes::default())
+}
+
+/// Mounts an image, or `empty` instead, in the scratch root and returns the mount's root.
+fn attach(
+    layers: &[String],
+    empty: Option<OwnedFd>,
+    scratch: &Scratch,
+    index: usize,
+    at: &Path,
+) -> io::Result<OwnedFd> {
     let name = format!("images/{index}");
     let path = at.join(&name);
     create_dir_all(&path)?;
-    match layers {
-        [] => {
-            let empty = mount::open_path(Path::new(EMPTY))?;
-            mount::attach_at(mount::clone(empty.as_fd(), false)?.as_fd(), &path)?;
-        }
-        layers => lower_only(layers, &path)?,
+    match empty {
+        Some(empty) => mount::attach_at(empty.as_fd(), &path)?,
+        None => lower_only(layers, &path)?,
     }
     scratch.open(&name)
 }

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use sys::mount::{self, Attributes, PropagationType};
-use wire::{ContainerPlan, MountKind};
+use wire::ContainerPlan;
 
 use super::dev;
 use super::hide::{self, KernelTrees};
@@ -33,6 +33,10 @@ impl Late {
     /// The failed step.
     pub(crate) fn finish(mut self) -> Step<Option<OwnedFd>> {
         let mut scratch = Scratch::inherited()?;
+        let users = self.plan.namespaces.user.is_some();
+        if users {
+            scratch.unlock_root()?;
+        }
         let root = scratch.root()?;
         let shares = self.plan.mounts.iter().any(mounts::is_shared);
         if shares {
@@ -44,8 +48,11 @@ impl Late {
         let mut own_dev = None;
         for mut mount in first {
             let tree = mounts::attach(&root, &scratch, &mut mount)?;
-            if mount.plan.target == "/dev" && matches!(mount.plan.kind, MountKind::Tmpfs { .. }) {
-                dev::populate(&root, tree.as_fd(), &self.plan.devices)?;
+            if mounts::is_own_dev(&mount.plan) {
+                // With a user namespace the worker has filled it.
+                if !users {
+                    dev::populate(&root, tree.as_fd(), &self.plan.devices, (0, 0))?;
+                }
                 own_dev = Some(tree);
             } else {
                 kernel_trees.add(&mount.plan.target, &mount.plan.kind, tree);

@@ -3,6 +3,7 @@
 mod container;
 mod dev;
 mod executor;
+mod filesystems;
 mod hide;
 mod images;
 mod late;
@@ -12,6 +13,7 @@ mod rootfs;
 mod scratch;
 mod stage;
 mod tree;
+mod users;
 mod volumes;
 
 use std::fs;
@@ -27,6 +29,7 @@ use images::Images;
 use late::Late;
 use scratch::Scratch;
 use stage::{Step, internal, invalid};
+use users::Users;
 
 use crate::worker_only::{Holders, Receiver, WorkerOnly};
 use crate::{bundle, process, user};
@@ -101,6 +104,7 @@ fn assemble(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Ste
     let id = plan.id.clone();
     let spec = container::spec(&plan, &holders).map_err(|e| invalid("namespaces", e))?;
     let split = mounts::split(&plan)?;
+    let users = Users::of(&plan, &holders)?;
     // Folders for mounts are created with mode 0755 whatever umask the shim inherited.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
 
@@ -109,9 +113,9 @@ fn assemble(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Ste
     sys::namespace::enter_mount(kubelet_mntns.as_fd())
         .map_err(internal("namespaces", "kubelet's mount namespace"))?;
     let table = volumes::Table::open()?;
-    let sources = rootfs::clone_sources(&plan.rootfs)?;
-    let mut late = mounts::clone_late(&split.init, &plan.cgroup, plan.namespaces.cgroup)?;
-    let early = mounts::clone_early(&split.worker)?;
+    let sources = rootfs::clone_sources(&plan.rootfs, users)?;
+    let mut late = mounts::clone_late(&split.init, &plan.cgroup, plan.namespaces.cgroup, users)?;
+    let early = mounts::clone_early(&split.worker, users)?;
 
     // In a copy of the pod's namespace: attach the clones.
     sys::namespace::enter_mount(pod.as_fd()).map_err(internal("namespaces", "pod's mount namespace"))?;
@@ -119,17 +123,27 @@ fn assemble(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Ste
     sys::namespace::unshare_mount().map_err(internal("namespaces", "a mount namespace for the container"))?;
     let own = sys::namespace::own_mount().map_err(internal("namespaces", "own mount namespace"))?;
     let at = bundle::rootfs(&id);
-    let scratch = Scratch::attach(&at)?;
+    let scratch = Users::as_root(users, || Scratch::attach(&at, users.is_some()))?;
+    // As root of the host: an overlay accesses its layers with the ids of its creator.
     let attached = sources.attach()?;
     rootfs::assemble(&plan.rootfs, &Scratch::root_below(&at))?;
-    let images = Images::assemble(&plan.mounts, &scratch, &at)?;
+    let images = Images::assemble(&plan.mounts, &scratch, &at, users)?;
     attached.detach()?;
     let root = scratch.root()?;
     // Before volumes are attached: the user and these folders must depend on the image only.
     let found = user::resolve(root.as_fd(), &plan.user).map_err(|e| unknown_user(&e))?;
-    rootfs::make_folders(&root, &plan.rootfs)?;
-    let namespaces = mounts::Namespaces { kubelet: kubelet_mntns.as_fd(), own: own.as_fd() };
-    let nested = mounts::attach_early(&root, &scratch, &split.worker, early, &images, &table, &namespaces)?;
+    let host_uid = users.map(|users| users.host_uid(&found.user)).transpose()?;
+    let nested = Users::as_root(users, || {
+        rootfs::make_folders(&root, &plan.rootfs)?;
+        let namespaces = mounts::Namespaces { kubelet: kubelet_mntns.as_fd(), own: own.as_fd(), users };
+        let nested =
+            mounts::attach_early(&root, &scratch, &split.worker, early, &images, &table, &namespaces)?;
+        if let Some(mapping) = plan.namespaces.user {
+            let owner = (mapping.uid, mapping.gid);
+            mounts::create_dev(&mut late, |dev| dev::populate(&root, dev, &plan.devices, owner))?;
+        }
+        Ok(nested)
+    })?;
     mounts::clone_here(&mut late, &images)?;
     images.detach()?;
     drop((table, own, root));
@@ -152,6 +166,10 @@ fn assemble(input: CreateInput, receiver: &mut Option<Box<dyn Receiver>>) -> Ste
     let console = match stdio {
         Stdio::Console { sock } => Some(sock),
         Stdio::Pipes { stdin, stdout, stderr } => {
+            if let Some(uid) = host_uid {
+                let pipes = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+                process::give_pipes(&pipes, uid).map_err(internal("stdio", "owner of pipes"))?;
+            }
             sys::fds::set_stdio(stdin.as_fd(), stdout.as_fd(), stderr.as_fd())
                 .map_err(internal("stdio", "dup2"))?;
             None

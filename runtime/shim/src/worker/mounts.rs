@@ -26,14 +26,16 @@ use std::time::Instant;
 
 use model::Propagation;
 use rustix::fs::symlinkat;
-use sys::mount::{self, Attributes, FsOption, PropagationType};
-use wire::{CgroupPlan, ContainerPlan, MountKind, MountPlan};
+use sys::mount::{self, Attributes, PropagationType};
+use wire::{CgroupPlan, ContainerPlan, Failure, MountKind, MountPlan};
 
+use super::filesystems::{Cgroups, create};
 use super::images::{self, Images};
 use super::nested::{self, Nested};
 use super::scratch::Scratch;
 use super::stage::{Step, internal, invalid, show_volume};
 use super::tree::{self, Kind, Links, Root};
+use super::users::Users;
 use super::volumes::{self, PATIENCE, attributes};
 use crate::podns::SHM;
 
@@ -62,28 +64,6 @@ pub(super) struct Mount {
     cgroups: Cgroups,
     /// Cgroup folders to bind below it, by hierarchy.
     leaves: Vec<(String, OwnedFd)>,
-}
-
-/// The content of a container's /sys/fs/cgroup.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cgroups {
-    /// v1: a tmpfs with the container's folder of each hierarchy.
-    Leaves,
-    /// v2 with its own cgroup namespace: a cgroup2 whose root is the container's cgroup.
-    Own,
-    /// v2 without its own namespace: a bind mount of the host's. A new mount would change the host's options.
-    Host,
-}
-
-impl Cgroups {
-    /// Decided by the plan, because init cannot see the host's /sys any more.
-    fn of(cgroup: &CgroupPlan, own_namespace: bool) -> Self {
-        match (cgroup.unified, own_namespace) {
-            (false, _) => Self::Leaves,
-            (true, true) => Self::Own,
-            (true, false) => Self::Host,
-        }
-    }
 }
 
 impl Mount {
@@ -141,6 +121,10 @@ pub(super) fn split(plan: &ContainerPlan) -> Step<Split> {
         let place = match (late || bidirectional, volumes::propagates(mount)) {
             (false, _) => Place::Early,
             (true, false) => Place::Late,
+            // Init could not move it: the kernel has locked it.
+            (true, true) if plan.namespaces.user.is_some() => {
+                return Err(cannot_move(&stage));
+            }
             (true, true) => {
                 staged += 1;
                 Place::Staged(staged)
@@ -157,6 +141,15 @@ pub(super) fn split(plan: &ContainerPlan) -> Step<Split> {
     }
     split.init.extend(last);
     Ok(split)
+}
+
+/// The failure of a staged mount in a user namespace.
+fn cannot_move(stage: &str) -> Failure {
+    invalid(
+        stage,
+        "in a pod with a user namespace, a volume at or below /dev, /proc or /sys cannot receive mounts from the host \
+         (HostToContainer)",
+    )
 }
 
 /// A volume on a process's folder in /proc would deceive code that writes there to confine the process
@@ -176,12 +169,13 @@ pub(super) fn clone_late(
     init: &[(Place, MountPlan)],
     cgroup: &CgroupPlan,
     own_cgroup_namespace: bool,
+    users: Option<Users<'_>>,
 ) -> Step<Vec<Mount>> {
     init.iter()
         .map(|(place, plan)| {
             let mut mount = Mount::new(plan.clone(), *place);
             if *place == Place::Late {
-                mount.tree = volumes::clone(plan)?;
+                mount.tree = volumes::clone(plan, users)?;
             }
             if plan.kind == MountKind::Cgroup {
                 let clone = |path: &str| {
@@ -226,6 +220,20 @@ pub(super) fn clone_here(mounts: &mut [Mount], images: &Images) -> Step<()> {
             .map_err(internal(&stage, "mount flags"))?;
         mount.tree = Some(tree);
     }
+    Ok(())
+}
+
+/// Whether it is the container's own /dev.
+pub(super) fn is_own_dev(plan: &MountPlan) -> bool {
+    plan.target == "/dev" && matches!(plan.kind, MountKind::Tmpfs { .. })
+}
+
+/// Creates the container's own /dev in the worker and fills it.
+pub(super) fn create_dev(mounts: &mut [Mount], fill: impl FnOnce(BorrowedFd<'_>) -> Step<()>) -> Step<()> {
+    let Some(mount) = mounts.iter_mut().find(|mount| is_own_dev(&mount.plan)) else { return Ok(()) };
+    let tree = create(&mount.plan, mount.cgroups).map_err(internal("mount /dev", "new file system"))?;
+    fill(tree.as_fd())?;
+    mount.tree = Some(tree);
     Ok(())
 }
 
@@ -318,36 +326,6 @@ fn place_for(root: &Root, tree: &OwnedFd, plan: &MountPlan) -> Step<OwnedFd> {
     })
 }
 
-fn create(plan: &MountPlan, cgroups: Cgroups) -> std::io::Result<OwnedFd> {
-    let attributes = attributes(plan);
-    match &plan.kind {
-        MountKind::Proc => mount::create("proc", &[FsOption::Value("source", "proc")], attributes),
-        MountKind::Sysfs => mount::create("sysfs", &[FsOption::Value("source", "sysfs")], attributes),
-        MountKind::Mqueue => mount::create("mqueue", &[FsOption::Value("source", "mqueue")], attributes),
-        MountKind::Devpts => {
-            let options = [
-                FsOption::Value("source", "devpts"),
-                FsOption::Flag("newinstance"),
-                FsOption::Value("ptmxmode", "0666"),
-                FsOption::Value("mode", "0620"),
-                // The group tty in all distributions.
-                FsOption::Value("gid", "5"),
-            ];
-            mount::create("devpts", &options, attributes)
-        }
-        MountKind::Tmpfs { mode, size } => mount::tmpfs(*mode, *size, attributes),
-        MountKind::Cgroup => match cgroups {
-            Cgroups::Own => mount::create("cgroup2", &[FsOption::Value("source", "cgroup")], attributes),
-            // Leaves are bound below it; it is made read-only after that.
-            Cgroups::Leaves => mount::tmpfs(0o755, 1 << 20, Attributes { readonly: false, ..attributes }),
-            Cgroups::Host => Err(std::io::Error::other("nothing was cloned for it")),
-        },
-        MountKind::PodShm | MountKind::Bind { .. } | MountKind::Image { .. } | MountKind::File { .. } => {
-            Err(std::io::Error::other("nothing was cloned for it"))
-        }
-    }
-}
-
 /// Binds the container's folder of each v1 hierarchy, and adds the short names of co-mounted controllers.
 fn attach_leaves(tmpfs: &OwnedFd, mount: &mut Mount) -> std::io::Result<()> {
     for (hierarchy, leaf) in mount.leaves.drain(..) {
@@ -366,16 +344,18 @@ fn attach_leaves(tmpfs: &OwnedFd, mount: &mut Mount) -> std::io::Result<()> {
     )
 }
 
-/// The two mount namespaces between which the worker switches.
+/// The namespaces of a create: the two mount namespaces between which the worker switches.
 pub(super) struct Namespaces<'a> {
     pub(super) kubelet: BorrowedFd<'a>,
     pub(super) own: BorrowedFd<'a>,
+    /// The container's user namespace, for id-mapped volumes.
+    pub(super) users: Option<Users<'a>>,
 }
 
 /// Clones the sources of the worker's mounts, in kubelet's mount namespace.
-pub(super) fn clone_early(worker: &[(Place, MountPlan)]) -> Step<Vec<Mount>> {
+pub(super) fn clone_early(worker: &[(Place, MountPlan)], users: Option<Users<'_>>) -> Step<Vec<Mount>> {
     let prepare = |(place, plan): &(Place, MountPlan)| {
-        Ok(Mount { tree: volumes::clone(plan)?, ..Mount::new(plan.clone(), *place) })
+        Ok(Mount { tree: volumes::clone(plan, users)?, ..Mount::new(plan.clone(), *place) })
     };
     worker.iter().map(prepare).collect()
 }
@@ -442,7 +422,7 @@ pub(super) fn attach_early(
         detach(attached)?;
         sys::namespace::enter_mount(namespaces.kubelet)
             .map_err(internal("volumes", "kubelet's mount namespace"))?;
-        let again = clone_early(worker);
+        let again = clone_early(worker, namespaces.users);
         sys::namespace::enter_mount(namespaces.own).map_err(internal("volumes", "own mount namespace"))?;
         mounts = again?;
     }
@@ -482,18 +462,4 @@ fn attach_staged(scratch: &Scratch, mount: &mut Mount, index: usize) -> Step<Own
     };
     attach().map_err(internal(&stage, "staging"))?;
     Ok(tree)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_mounted_for_cgroups_follows_the_plan() {
-        let plan = |unified| CgroupPlan { unified, ..CgroupPlan::default() };
-        assert_eq!(Cgroups::of(&plan(false), true), Cgroups::Leaves);
-        assert_eq!(Cgroups::of(&plan(false), false), Cgroups::Leaves);
-        assert_eq!(Cgroups::of(&plan(true), true), Cgroups::Own);
-        assert_eq!(Cgroups::of(&plan(true), false), Cgroups::Host);
-    }
 }

@@ -10,6 +10,7 @@ use wire::RootfsPlan;
 
 use super::stage::{Step, internal, invalid};
 use super::tree::Root;
+use super::users::Users;
 use crate::podns::{EMPTY, LAYERS, WRITABLE};
 
 const STAGE: &str = "rootfs";
@@ -46,16 +47,21 @@ impl Attached {
     }
 }
 
-/// Clones the layer store and the writable folder, in the mount namespace that has them.
-pub(super) fn clone_sources(plan: &RootfsPlan) -> Step<Sources> {
-    let clone = |path: &str| {
+/// Clones the layer store and the writable folder, in the mount namespace that has them. With a user namespace the store
+/// is id-mapped, with one id-mapped mount for all layers, those of image volumes included. The writable folder is not: it
+/// belongs to root of the container already, and the kernel makes an overlay with an id-mapped upper folder read-only.
+pub(super) fn clone_sources(plan: &RootfsPlan, users: Option<Users<'_>>) -> Step<Sources> {
+    let clone = |path: &str, users: Option<Users<'_>>| {
         let fd = mount::open_path(Path::new(path)).map_err(internal(STAGE, path))?;
         let tree = mount::clone(fd.as_fd(), false).map_err(internal(STAGE, path))?;
         mount::set_propagation(tree.as_fd(), PropagationType::Private, false)
             .map_err(internal(STAGE, path))?;
+        if let Some(users) = users {
+            users.idmap(tree.as_fd(), fd.as_fd(), path, STAGE)?;
+        }
         Ok(tree)
     };
-    Ok(Sources { store: clone(&plan.store)?, writable: clone(&plan.rw)? })
+    Ok(Sources { store: clone(&plan.store, users)?, writable: clone(&plan.rw, None)? })
 }
 
 /// Creates the overlay and attaches it at `at`, in the worker's mount namespace. Its sources must be attached.

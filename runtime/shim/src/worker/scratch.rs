@@ -11,6 +11,7 @@
 //! ├── images/N   image volumes, in the worker only
 //! ├── stage/N    volumes that receive mounts from the host, until init moves them to their place
 //! ├── null       c 1:3, mounted on masked files
+//! ├── seen/      with a user namespace: copies of the host's /proc and /sys
 //! └── empty/     mounted on masked folders
 //! ```
 
@@ -40,7 +41,11 @@ pub(super) struct Scratch {
 
 impl Scratch {
     /// Creates a scratch root and attaches it at `at`. In the worker, in its own mount namespace.
-    pub(super) fn attach(at: &Path) -> Step<Self> {
+    ///
+    /// With `users`, the container has a user namespace: the kernel lets init mount a new proc and a new sysfs only if
+    /// init's mount namespace has one that nothing hides (`mount_too_revealing`). They are gone once init leaves the
+    /// scratch root.
+    pub(super) fn attach(at: &Path, users: bool) -> Step<Self> {
         // No nodev: libcontainer opens the null device in it.
         let attributes = Attributes { nosuid: true, noexec: true, ..Attributes::default() };
         let fd = mount::tmpfs(0o755, SIZE, attributes).map_err(internal(STAGE, "tmpfs"))?;
@@ -50,7 +55,13 @@ impl Scratch {
             }
             mknodat(&fd, "null", FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(1, 3))?;
             fs::create_dir_all(at)?;
-            mount::attach_at(fd.as_fd(), at)
+            mount::attach_at(fd.as_fd(), at)?;
+            for tree in ["proc", "sys"].into_iter().filter(|_| users) {
+                let place = tree::make(fd.as_fd(), &format!("/seen/{tree}"), Kind::Directory)?;
+                let host = mount::open_path(&Path::new("/").join(tree))?;
+                mount::attach(mount::clone(host.as_fd(), false)?.as_fd(), place.as_fd())?;
+            }
+            Ok(())
         };
         fill().map_err(internal(STAGE, at.display()))?;
         Ok(Self { fd, cover: None })
@@ -71,6 +82,13 @@ impl Scratch {
     pub(super) fn open(&self, name: &str) -> io::Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(openat(&self.fd, name, flags, Mode::empty())?)
+    }
+
+    /// Makes a copy of the container's root file system that is not locked, at its place. The kernel has locked all mounts
+    /// when init got its mount namespace in a user namespace (mount_namespaces(7)), and a locked one cannot become the
+    /// root. Those below it stay locked: the container cannot unmount a volume, or make a read-only one writable.
+    pub(super) fn unlock_root(&self) -> Step<()> {
+        mount::unlock(Path::new("/root")).map_err(internal("rootfs", "a copy that is not locked"))
     }
 
     /// The container's root file system.

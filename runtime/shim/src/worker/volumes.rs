@@ -17,6 +17,7 @@ use wire::{MountKind, MountPlan};
 
 use super::stage::{Step, internal, invalid, show_volume};
 use super::tree;
+use super::users::Users;
 
 /// How long volumes are attached again because the host's mounts changed meanwhile. An attempt takes about a
 /// millisecond, on a busy node longer, and a node that starts many pods at once may change its mounts during each. The
@@ -86,8 +87,36 @@ pub(super) fn attributes(plan: &MountPlan) -> Attributes {
     Attributes { readonly: plan.readonly, nosuid: plan.nosuid, nodev: plan.nodev, noexec: plan.noexec }
 }
 
-/// Clones the source of a bind mount in the caller's namespace; `None` for other kinds.
-pub(super) fn clone(plan: &MountPlan) -> Step<Option<OwnedFd>> {
+/// Fails if the mount that contains the source does not propagate as the plan asks for.
+fn check_propagation(source: &Source<'_>, opened: BorrowedFd<'_>, stage: &str) -> Step<()> {
+    match source.propagation {
+        Propagation::Private => {}
+        Propagation::HostToContainer if propagation_of(opened, stage)? == (false, false) => {
+            return Err(invalid(
+                stage,
+                format!(
+                    "{} is on a private mount: HostToContainer needs a shared or slave one (mount --make-rshared / on the host)",
+                    source.path
+                ),
+            ));
+        }
+        Propagation::Bidirectional if !propagation_of(opened, stage)?.0 => {
+            return Err(invalid(
+                stage,
+                format!(
+                    "{} is not on a shared mount, which Bidirectional needs (mount --make-rshared / on the host)",
+                    source.path
+                ),
+            ));
+        }
+        Propagation::HostToContainer | Propagation::Bidirectional => {}
+    }
+    Ok(())
+}
+
+/// Clones the source of a bind mount in the caller's namespace, and id-maps it if the plan says so; `None` for other
+/// kinds.
+pub(super) fn clone(plan: &MountPlan, users: Option<Users<'_>>) -> Step<Option<OwnedFd>> {
     let Some(source) = source(&plan.kind) else { return Ok(None) };
     show_volume(&plan.target);
     let stage = format!("volume {}", plan.target);
@@ -102,28 +131,7 @@ pub(super) fn clone(plan: &MountPlan) -> Step<Option<OwnedFd>> {
         other => other,
     };
     let opened = opened.map_err(internal(&stage, source.path))?;
-    match source.propagation {
-        Propagation::Private => {}
-        Propagation::HostToContainer if propagation_of(opened.as_fd(), &stage)? == (false, false) => {
-            return Err(invalid(
-                &stage,
-                format!(
-                    "{} is on a private mount: HostToContainer needs a shared or slave one (mount --make-rshared / on the host)",
-                    source.path
-                ),
-            ));
-        }
-        Propagation::Bidirectional if !propagation_of(opened.as_fd(), &stage)?.0 => {
-            return Err(invalid(
-                &stage,
-                format!(
-                    "{} is not on a shared mount, which Bidirectional needs (mount --make-rshared / on the host)",
-                    source.path
-                ),
-            ));
-        }
-        Propagation::HostToContainer | Propagation::Bidirectional => {}
-    }
+    check_propagation(&source, opened.as_fd(), &stage)?;
     let kind = tree::kind(opened.as_fd()).map_err(internal(&stage, source.path))?;
     let tree =
         mount::clone(opened.as_fd(), kind == tree::Kind::Directory).map_err(internal(&stage, source.path))?;
@@ -134,6 +142,11 @@ pub(super) fn clone(plan: &MountPlan) -> Step<Option<OwnedFd>> {
     };
     if let Some(to) = to {
         mount::set_propagation(tree.as_fd(), to, true).map_err(internal(&stage, "propagation"))?;
+    }
+    if plan.idmap {
+        let users =
+            users.ok_or_else(|| invalid(&stage, "it cannot be id-mapped without a user namespace"))?;
+        users.idmap(tree.as_fd(), opened.as_fd(), source.path, &stage)?;
     }
     mount::add_attributes(tree.as_fd(), attributes(plan)).map_err(internal(&stage, "mount flags"))?;
     make_read_only_below(&tree, plan, source.propagation, &stage)?;

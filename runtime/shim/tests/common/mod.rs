@@ -272,6 +272,7 @@ impl Pod {
             nosuid: true,
             nodev: false,
             noexec: false,
+            idmap: false,
         };
         ContainerPlan {
             id: id.clone(),
@@ -282,6 +283,7 @@ impl Pod {
                 uts: NamespaceSource::Pause,
                 pid: NamespaceSource::New,
                 cgroup: false,
+                user: None,
             },
             rootfs: RootfsPlan {
                 store: self.dir.path().join("store").to_str().unwrap().into(),
@@ -370,7 +372,7 @@ impl Pod {
         id: &ContainerId,
         args: &[&str],
     ) -> Result<(i32, String, String), wire::Failure> {
-        let plan = ExecPlan { process: process(args), user: self.user.clone() };
+        let plan = ExecPlan { process: process(args), user: self.user.clone(), mapping: None };
         let (mut out, stdout) = std::io::pipe().unwrap();
         let (mut err, stderr) = std::io::pipe().unwrap();
         let null = fs::File::open("/dev/null").unwrap();
@@ -400,7 +402,7 @@ impl Pod {
         id: &ContainerId,
         args: &[&str],
     ) -> (u32, std::io::PipeReader) {
-        let plan = memfd(&ExecPlan { process: process(args), user: self.user.clone() });
+        let plan = memfd(&ExecPlan { process: process(args), user: self.user.clone(), mapping: None });
         let (out, end) = std::io::pipe().unwrap();
         let null = fs::File::open("/dev/null").unwrap();
         let request = Request::Exec { exec: ExecId(number), container: id.clone(), deadline_ms: None };

@@ -55,6 +55,7 @@ impl Pod {
                 uts: NamespaceSource::New,
                 pid: NamespaceSource::New,
                 cgroup: false,
+                user: None,
             },
             rootfs: RootfsPlan {
                 store: self.path("layers"),
@@ -141,6 +142,7 @@ pub(crate) fn mount(target: &str, kind: MountKind) -> MountPlan {
         nosuid: false,
         nodev: false,
         noexec: false,
+        idmap: false,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Converts `Mount` and `Device`.
 
-use super::security::mapping_out;
+use super::security::{mapping_in, mapping_out};
 use super::{Field, Host, Result};
 use cri_api::v1 as cri;
 use model::{ContainerRecord, Device, ImageSpec, ImageVolume, Mount, MountOption, Propagation};
@@ -49,13 +49,6 @@ pub(super) fn mount(field: &Field<'_>, given: cri::Mount, host: Host) -> Result<
         let want = "must be PROPAGATION_PRIVATE with an image";
         return Err(field.at("propagation").invalid(format_args!("{propagation:?}"), want));
     }
-    for (name, mappings) in [("uidMappings", &uid_mappings), ("gidMappings", &gid_mappings)] {
-        if !mappings.is_empty() {
-            return Err(field
-                .at(name)
-                .not_implemented("idmapped mounts are not implemented yet (no user namespaces)"));
-        }
-    }
     super::at_most(&field.at("mount_options"), mount_options.len(), MAX_OPTIONS)?;
     if recursive_read_only {
         recursive(field, readonly, propagation, host)?;
@@ -74,8 +67,9 @@ pub(super) fn mount(field: &Field<'_>, given: cri::Mount, host: Host) -> Result<
         image,
         selinux_relabel,
         propagation,
-        uid_mappings: Vec::new(),
-        gid_mappings: Vec::new(),
+        // `spec` compares them with the pod's.
+        uid_mappings: uid_mappings.into_iter().map(mapping_in).collect(),
+        gid_mappings: gid_mappings.into_iter().map(mapping_in).collect(),
     })
 }
 

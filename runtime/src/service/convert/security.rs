@@ -38,6 +38,10 @@ pub(super) fn pod_security(
         return Err(field.at("run_as_group").invalid(run_as_group, "needs run_as_user"));
     }
     let namespaces = namespaces(&field.at("namespace_options"), namespace_options)?;
+    if privileged && namespaces.mapping().is_some() {
+        let want = "a pod with a user namespace cannot have privileged containers";
+        return Err(field.at("privileged").not_implemented(want));
+    }
     if namespaces.pid == NamespaceMode::Target {
         return Err(field
             .at("namespace_options")
@@ -251,13 +255,24 @@ fn namespaces(field: &Field<'_>, given: Option<cri::NamespaceOption>) -> Result<
             return Err(field.at("target_id").invalid(target_id, "must be empty unless pid is TARGET"));
         }
     }
-    Ok(Namespaces {
+    let namespaces = Namespaces {
         network: mode(&field.at("network"), network, &[Pod, Node], "POD, NODE")?,
         pid,
         ipc: mode(&field.at("ipc"), ipc, &[Pod, Node], "POD, NODE")?,
         target: target_id,
         user: user_namespace(&field.at("userns_options"), userns_options)?,
-    })
+    };
+    let Namespaces { network, pid, ipc, .. } = namespaces;
+    if namespaces.mapping().is_some() {
+        for (name, mode) in [("network", network), ("pid", pid), ("ipc", ipc)] {
+            if mode == Node {
+                return Err(field
+                    .at(name)
+                    .invalid("NODE", "must not be NODE in a pod with a user namespace"));
+            }
+        }
+    }
+    Ok(namespaces)
 }
 
 fn user_namespace(field: &Field<'_>, given: Option<cri::UserNamespace>) -> Result<Option<UserNamespace>> {
@@ -265,8 +280,14 @@ fn user_namespace(field: &Field<'_>, given: Option<cri::UserNamespace>) -> Resul
         return Ok(None);
     };
     let mode = mode(&field.at("mode"), wanted, &[NamespaceMode::Pod, NamespaceMode::Node], "POD, NODE")?;
-    if mode != NamespaceMode::Node {
-        return Err(field.at("mode").not_implemented("user namespaces are not implemented yet; use NODE"));
+    if mode == NamespaceMode::Pod {
+        let (uids, gids) = (only_mapping(field, "uids", uids)?, only_mapping(field, "gids", gids)?);
+        if uids.length != gids.length {
+            return Err(field
+                .at("gids")
+                .invalid(gids.length, format!("must have the length of uids, {}", uids.length)));
+        }
+        return Ok(Some(UserNamespace { mode, uids: vec![uids], gids: vec![gids] }));
     }
     // The host's user namespace has no mappings.
     for (name, list) in [("uids", &uids), ("gids", &gids)] {
@@ -275,6 +296,37 @@ fn user_namespace(field: &Field<'_>, given: Option<cri::UserNamespace>) -> Resul
         }
     }
     Ok(Some(UserNamespace { mode, uids: Vec::new(), gids: Vec::new() }))
+}
+
+/// The mapping of a user namespace: one, as kubelet sends it, from root on, to ids without the host's root and below the
+/// value that means "unchanged" to the kernel.
+fn only_mapping(field: &Field<'_>, name: &str, given: Vec<cri::IdMapping>) -> Result<IdMapping> {
+    let [cri::IdMapping { host_id, container_id, length }] = given.as_slice() else {
+        return Err(field
+            .at(name)
+            .invalid(format_args!("{} mappings", given.len()), "must be exactly one mapping"));
+    };
+    let (field, host_id, container_id, length) = (field.entry(name, 0), *host_id, *container_id, *length);
+    if container_id != 0 {
+        return Err(field
+            .at("container_id")
+            .invalid(container_id, "must be 0, so that root inside is mapped"));
+    }
+    if host_id == 0 {
+        return Err(field
+            .at("host_id")
+            .invalid(host_id, "must not be 0: root inside would be the host's root"));
+    }
+    if length == 0 || host_id.checked_add(length).is_none() {
+        let want = format!("must be at least 1, and host_id + length at most {}", u32::MAX);
+        return Err(field.at("length").invalid(length, want));
+    }
+    Ok(IdMapping { host_id, container_id, length })
+}
+
+pub(super) fn mapping_in(given: cri::IdMapping) -> IdMapping {
+    let cri::IdMapping { host_id, container_id, length } = given;
+    IdMapping { host_id, container_id, length }
 }
 
 fn capability_sets(field: &Field<'_>, given: Option<cri::Capability>) -> Result<Capabilities> {

@@ -6,7 +6,7 @@
 
 use super::super::convert;
 use cri_api::v1 as cri;
-use model::{ContainerRecord, NamespaceMode, PodPhase, PodRecord, Resources, User};
+use model::{ContainerRecord, NamespaceMode, PodPhase, PodRecord, Resources, User, UserMapping};
 use serde::Deserialize as _;
 use serde_json::{Value, json};
 use wire::{CapSets, ProcessPlan};
@@ -29,13 +29,17 @@ pub(super) fn pod(pod: &PodRecord) -> Value {
         own("ipc", security.namespaces.ipc),
         uts,
         network,
+        security.namespaces.mapping().map(|_| json!({ "type": "user" })),
     ];
+    let (uids, gids) = mappings(pod);
     json!({
         "ociVersion": VERSION,
         "hostname": pod.config.hostname,
         "annotations": pod.config.annotations,
         "linux": {
             "namespaces": namespaces.into_iter().flatten().collect::<Vec<_>>(),
+            "uidMappings": uids,
+            "gidMappings": gids,
             "cgroupsPath": pod.config.cgroup_parent,
             "sysctl": pod.config.sysctls,
             "resources": pod.config.resources.as_ref().map(resources),
@@ -47,6 +51,7 @@ pub(super) fn pod(pod: &PodRecord) -> Value {
 pub(super) fn container(container: &ContainerRecord, pod: Option<&PodRecord>) -> Value {
     let config = &container.config;
     let volumes = convert::mounts_out(container);
+    let (uids, gids) = pod.map(mappings).unwrap_or_default();
     // What init sees is mounted in no other mount namespace.
     let root = if container.pid == 0 { String::new() } else { format!("/proc/{}/root", container.pid) };
     json!({
@@ -58,6 +63,8 @@ pub(super) fn container(container: &ContainerRecord, pod: Option<&PodRecord>) ->
         "annotations": config.annotations,
         "linux": {
             "namespaces": pod.map(|pod| namespaces(container, pod)),
+            "uidMappings": uids,
+            "gidMappings": gids,
             "cgroupsPath": container.cgroup,
             "resources": resources(&config.resources),
             "maskedPaths": config.security.masked_paths,
@@ -89,7 +96,19 @@ fn namespaces(container: &ContainerRecord, pod: &PodRecord) -> Vec<Value> {
         list.push(of_pause("uts"));
         list.push(json!({ "type": "network", "path": pod.netns }));
     }
+    if sandbox.mapping().is_some() {
+        list.push(of_pause("user"));
+    }
     list
+}
+
+/// The uids and the gids of the pod's user namespace; null without one.
+fn mappings(pod: &PodRecord) -> (Value, Value) {
+    let Some(UserMapping { uid, gid, length }) = pod.config.security.namespaces.mapping() else {
+        return Default::default();
+    };
+    let from = |host: u32| json!([{ "containerID": 0, "hostID": host, "size": length }]);
+    (from(uid), from(gid))
 }
 
 /// init's process; null until the container is created.

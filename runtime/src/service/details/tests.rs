@@ -167,6 +167,21 @@ fn a_pod_of_the_host_network_has_no_network_of_its_own() {
 }
 
 #[test]
+fn the_user_namespace_of_a_pod_is_shown() {
+    let id = |host_id| vec![model::IdMapping { host_id, container_id: 0, length: 10 }];
+    let mut record = pod();
+    record.config.security.namespaces.user =
+        Some(model::UserNamespace { mode: NamespaceMode::Pod, uids: id(500), gids: id(600) });
+    let from = |host: u32| json!([{ "containerID": 0, "hostID": host, "size": 10 }]);
+    let maps = [("/linux/uidMappings", from(500)), ("/linux/gidMappings", from(600))];
+    let (of_pod, of_container) = (oci::pod(&record), oci::container(&container(), Some(&record)));
+    has(&of_pod, &maps);
+    has(&of_container, &maps);
+    has(&of_pod, &[("/linux/namespaces/5", json!({ "type": "user" }))]);
+    has(&of_container, &[("/linux/namespaces/5", json!({ "type": "user", "path": "/proc/41/ns/user" }))]);
+}
+
+#[test]
 fn a_containers_spec_has_its_process_volumes_and_namespaces() {
     let (record, sandbox) = (container(), pod());
     let namespaces = json!([

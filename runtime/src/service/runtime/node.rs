@@ -15,9 +15,14 @@ pub(super) async fn status(
     host: Host,
     cri::StatusRequest { verbose }: cri::StatusRequest,
 ) -> Result<cri::StatusResponse, Failure> {
-    let Backend { cni, config, root, .. } = backend;
+    let Backend { cni, config, root, user_namespaces, .. } = backend;
+    let measured = health::Features {
+        user_namespaces: user_namespaces.problem(),
+        recursive_read_only: host.recursive_read_only,
+    };
     let verbose = verbose.then(operations::under_way);
-    Ok(health::status(&cni.readiness(), root.problem().as_ref(), &config.borrow(), host, verbose.as_ref()))
+    let root = root.problem();
+    Ok(health::status(&cni.readiness(), root.as_ref(), measured, &config.borrow(), verbose.as_ref()))
 }
 
 /// RuntimeConfig.

@@ -15,6 +15,9 @@ pub(super) async fn run(
     message: cri::RunPodSandboxRequest,
 ) -> Result<cri::RunPodSandboxResponse, Failure> {
     let config = convert::run_request(message, host)?;
+    if config.security.namespaces.mapping().is_some() {
+        backend.user_namespaces.check()?;
+    }
     let id = backend.node.run_pod(config).await?;
     Ok(cri::RunPodSandboxResponse { pod_sandbox_id: id.to_string() })
 }

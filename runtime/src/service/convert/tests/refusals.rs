@@ -150,15 +150,60 @@ fn refuses_wrong_sandbox_security() {
     }
 }
 
+/// As kubelet sends it, with a change.
+fn with_users(
+    change: impl FnOnce(&mut cri::NamespaceOption, &mut cri::UserNamespace),
+) -> Result<model::PodConfig> {
+    sandbox_security(|s| {
+        let options = s.namespace_options.as_mut().unwrap();
+        let all = || vec![cri::IdMapping { host_id: 65_536, container_id: 0, length: 65_536 }];
+        let mut users = cri::UserNamespace { mode: cri::NamespaceMode::Pod.into(), uids: all(), gids: all() };
+        change(options, &mut users);
+        options.userns_options = Some(users);
+    })
+}
+
 #[test]
-fn refuses_what_is_not_implemented() {
+fn mappings_of_user_namespaces() {
+    let made = with_users(|_, _| {}).unwrap().security.namespaces.mapping().unwrap();
+    assert_eq!((made.uid, made.gid, made.length), (65_536, 65_536, 65_536));
+    let uids = |change: fn(&mut cri::IdMapping)| with_users(|_, users| change(&mut users.uids[0]));
+    refused(uids(|m| m.host_id = 0), &["userns_options.uids[0].host_id: 0", "the host's root"]);
+    refused(uids(|m| m.container_id = 1), &["uids[0].container_id: 1", "must be 0"]);
+    refused(uids(|m| m.length = 0), &["uids[0].length: 0", "at least 1"]);
+    refused(uids(|m| m.host_id = u32::MAX), &["uids[0].length", "at most 4294967295"]);
+    refused(uids(|m| m.length = 10), &["gids", "must have the length of uids, 10"]);
+    assert!(uids(|m| (m.host_id, m.length) = (u32::MAX - 65_536, 65_536)).is_ok());
+    refused(with_users(|_, users| users.uids.clear()), &["uids", "0 mappings", "exactly one"]);
+    refused(with_users(|_, users| users.gids.push(users.gids[0])), &["gids", "2 mappings"]);
+    refused(
+        with_users(|_, users| users.mode = cri::NamespaceMode::Node.into()),
+        &["userns_options.uids", "must be empty with the mode NODE"],
+    );
+    for (name, change) in [
+        ("network", (|o| o.network = 2) as fn(&mut cri::NamespaceOption)),
+        ("pid", |o| o.pid = 2),
+        ("ipc", |o| o.ipc = 2),
+    ] {
+        refused(with_users(|options, _| change(options)), &[name, "must not be NODE"]);
+    }
     refused(
         sandbox_security(|s| {
-            let options = s.namespace_options.as_mut().unwrap();
-            options.userns_options.as_mut().unwrap().mode = cri::NamespaceMode::Pod.into();
+            let all = || vec![cri::IdMapping { host_id: 65_536, container_id: 0, length: 65_536 }];
+            let users = cri::UserNamespace { mode: cri::NamespaceMode::Pod.into(), uids: all(), gids: all() };
+            s.namespace_options.as_mut().unwrap().userns_options = Some(users);
+            s.privileged = true;
         }),
-        &["userns_options.mode", "user namespaces are not implemented yet"],
+        &["privileged", "cannot have privileged containers"],
     );
+    let mapped =
+        mounted(|m| m.uid_mappings = vec![cri::IdMapping { host_id: 7, container_id: 8, length: 9 }]);
+    let mapping = mapped.unwrap().mounts[0].uid_mappings[0];
+    assert_eq!((mapping.host_id, mapping.container_id, mapping.length), (7, 8, 9));
+}
+
+#[test]
+fn refuses_what_is_not_implemented() {
     let label = cri::SeLinuxOption { level: "s0:c1,c2".into(), ..Default::default() };
     refused(
         security(|s| s.selinux_options = Some(label.clone())),
@@ -169,14 +214,6 @@ fn refuses_what_is_not_implemented() {
     refused(
         container(|c| c.cdi_devices = vec![cri::CdiDevice { name: "v/c=1".into() }]),
         &["CDI_devices[0]", "not implemented"],
-    );
-    refused(
-        mounted(|m| m.uid_mappings = vec![cri::IdMapping::default()]),
-        &["mounts[0].uidMappings", "not implemented"],
-    );
-    refused(
-        mounted(|m| m.gid_mappings = vec![cri::IdMapping::default()]),
-        &["mounts[0].gidMappings", "not implemented"],
     );
     // The reason code that kubelet looks for comes first, before the object's name.
     let recursive = |host| {

@@ -1,0 +1,81 @@
+//! The container's own file systems: those that are created for it and show its namespaces, its devices or its cgroups.
+
+use std::os::fd::OwnedFd;
+
+use sys::mount::{self, Attributes, FsOption};
+use wire::{CgroupPlan, MountKind, MountPlan};
+
+use super::volumes::attributes;
+
+/// The content of a container's /sys/fs/cgroup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cgroups {
+    /// v1: a tmpfs with the container's folder of each hierarchy.
+    Leaves,
+    /// v2 with its own cgroup namespace: a cgroup2 whose root is the container's cgroup.
+    Own,
+    /// v2 without its own namespace: a bind mount of the host's. A new mount would change the host's options.
+    Host,
+}
+
+impl Cgroups {
+    /// Decided by the plan, because init cannot see the host's /sys any more.
+    pub(super) fn of(cgroup: &CgroupPlan, own_namespace: bool) -> Self {
+        match (cgroup.unified, own_namespace) {
+            (false, _) => Self::Leaves,
+            (true, true) => Self::Own,
+            (true, false) => Self::Host,
+        }
+    }
+}
+
+/// Creates the file system of a mount that has no source on the host.
+pub(super) fn create(plan: &MountPlan, cgroups: Cgroups) -> std::io::Result<OwnedFd> {
+    let attributes = attributes(plan);
+    match &plan.kind {
+        MountKind::Proc => mount::create("proc", &[FsOption::Value("source", "proc")], attributes),
+        MountKind::Sysfs => mount::create("sysfs", &[FsOption::Value("source", "sysfs")], attributes),
+        MountKind::Mqueue => mount::create("mqueue", &[FsOption::Value("source", "mqueue")], attributes),
+        MountKind::Devpts => {
+            let options = [
+                FsOption::Value("source", "devpts"),
+                FsOption::Flag("newinstance"),
+                FsOption::Value("ptmxmode", "0666"),
+                FsOption::Value("mode", "0620"),
+                // The group tty in all distributions.
+                FsOption::Value("gid", "5"),
+            ];
+            mount::create("devpts", &options, attributes).or_else(|error| match options.split_last() {
+                // A user namespace may not map the group.
+                Some((_, rest)) if mount::errno(&error) == rustix::io::Errno::INVAL.raw_os_error() => {
+                    mount::create("devpts", rest, attributes)
+                }
+                _ => Err(error),
+            })
+        }
+        MountKind::Tmpfs { mode, size } => mount::tmpfs(*mode, *size, attributes),
+        MountKind::Cgroup => match cgroups {
+            Cgroups::Own => mount::create("cgroup2", &[FsOption::Value("source", "cgroup")], attributes),
+            // Leaves are bound below it; it is made read-only after that.
+            Cgroups::Leaves => mount::tmpfs(0o755, 1 << 20, Attributes { readonly: false, ..attributes }),
+            Cgroups::Host => Err(std::io::Error::other("nothing was cloned for it")),
+        },
+        MountKind::PodShm | MountKind::Bind { .. } | MountKind::Image { .. } | MountKind::File { .. } => {
+            Err(std::io::Error::other("nothing was cloned for it"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_mounted_for_cgroups_follows_the_plan() {
+        let plan = |unified| CgroupPlan { unified, ..CgroupPlan::default() };
+        assert_eq!(Cgroups::of(&plan(false), true), Cgroups::Leaves);
+        assert_eq!(Cgroups::of(&plan(false), false), Cgroups::Leaves);
+        assert_eq!(Cgroups::of(&plan(true), true), Cgroups::Own);
+        assert_eq!(Cgroups::of(&plan(true), false), Cgroups::Host);
+    }
+}
