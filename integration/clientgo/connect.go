@@ -1,10 +1,8 @@
 package main
 
 import (
-	"flag"
 	"io"
 	"net/http"
-	"net/url"
 	"os"
 	"strconv"
 
@@ -14,27 +12,13 @@ import (
 // connect is one connection of a port-forward, from standard input and to standard output. Each direction ends by itself, which
 // the listener of forward does not allow: it ends both when the port has ended its own.
 func connect(arguments []string) {
-	flags := flag.NewFlagSet("connect", flag.ExitOnError)
-	var (
-		address   = flags.String("url", "", "the URL that CRI gave")
-		transport = flags.String("transport", "", "spdy, websocket or fallback")
-		port      = flags.Int("port", 0, "the port in the pod")
-	)
-	_ = flags.Parse(arguments)
-	target, err := url.Parse(*address)
-	if err != nil {
-		fail("%v", err)
-	}
-	dialer, err := forwardDialer(target, *transport)
-	if err != nil {
-		fail("%v", err)
-	}
+	dialer, port := portForward("connect", arguments)
 	connection, _, err := dialer.Dial("portforward.k8s.io")
 	if err != nil {
 		fail("%v", err)
 	}
 	headers := http.Header{}
-	headers.Set(v1.PortHeader, strconv.Itoa(*port))
+	headers.Set(v1.PortHeader, strconv.Itoa(port))
 	headers.Set(v1.PortForwardRequestIDHeader, "0")
 	headers.Set(v1.StreamType, v1.StreamTypeError)
 	failure, err := connection.CreateStream(headers)

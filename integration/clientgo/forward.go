@@ -16,23 +16,9 @@ import (
 
 // forward listens on a free port of 127.0.0.1, which it prints, and forwards its connections until standard input ends.
 func forward(arguments []string) {
-	flags := flag.NewFlagSet("forward", flag.ExitOnError)
-	var (
-		address   = flags.String("url", "", "the URL that CRI gave")
-		transport = flags.String("transport", "", "spdy, websocket or fallback")
-		port      = flags.Int("port", 0, "the port in the pod")
-	)
-	_ = flags.Parse(arguments)
-	target, err := url.Parse(*address)
-	if err != nil {
-		fail("%v", err)
-	}
-	dialer, err := forwardDialer(target, *transport)
-	if err != nil {
-		fail("%v", err)
-	}
+	dialer, port := portForward("forward", arguments)
 	stop, ready := make(chan struct{}), make(chan struct{})
-	forwarder, err := portforward.NewForStreaming(dialer, []string{fmt.Sprintf("0:%d", *port)}, stop, ready, io.Discard, os.Stderr)
+	forwarder, err := portforward.NewForStreaming(dialer, []string{fmt.Sprintf("0:%d", port)}, stop, ready, io.Discard, os.Stderr)
 	if err != nil {
 		fail("%v", err)
 	}
@@ -49,6 +35,26 @@ func forward(arguments []string) {
 	if err := forwarder.ForwardPorts(); err != nil {
 		fail("%v", err)
 	}
+}
+
+// portForward reads the arguments of a command that forwards one port, and makes the dialer that they describe.
+func portForward(command string, arguments []string) (httpstream.Dialer, int) {
+	flags := flag.NewFlagSet(command, flag.ExitOnError)
+	var (
+		address   = flags.String("url", "", "the URL that CRI gave")
+		transport = flags.String("transport", "", "spdy, websocket or fallback")
+		port      = flags.Int("port", 0, "the port in the pod")
+	)
+	_ = flags.Parse(arguments)
+	target, err := url.Parse(*address)
+	if err != nil {
+		fail("%v", err)
+	}
+	dialer, err := forwardDialer(target, *transport)
+	if err != nil {
+		fail("%v", err)
+	}
+	return dialer, *port
 }
 
 func forwardDialer(target *url.URL, transport string) (httpstream.Dialer, error) {

@@ -31,7 +31,7 @@ func main() {
 	}
 }
 
-// fail ends the program with code 2: what was asked for could not be tried.
+// fail ends the program with code 2: the session could not be started, or its result not be read.
 func fail(format string, values ...any) {
 	fmt.Fprintf(os.Stderr, "clientgo: "+format+"\n", values...)
 	os.Exit(2)

@@ -20,7 +20,7 @@ import (
 
 // result is what client-go says about the end of a session.
 type result struct {
-	// Code is the exit code that the server told; absent if it told none.
+	// Code is the exit code that the server sent; absent if it sent none.
 	Code *int `json:"code,omitempty"`
 	// Error is client-go's error, empty after success.
 	Error string `json:"error"`
