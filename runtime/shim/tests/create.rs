@@ -28,9 +28,12 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use model::{Propagation, Text, UserRequest};
-use pod::{Pod, bind, mount};
+use pod::{Pod, bind};
 use shim_side::{Outcome, shim_side};
-use wire::{CapSets, CgroupMember, CgroupPlan, ErrorKind, MountKind, NamespaceSource, Reply, SeccompProgram};
+use wire::{
+    CapSets, CgroupMember, CgroupPlan, ErrorKind, MountKind, MountPlan, NamespaceSource, Reply,
+    SeccompProgram,
+};
 
 const SCENARIO: &str = "COPEPOD_TEST_SCENARIO";
 const ALL_CAPABILITIES: u64 = (1 << 41) - 1;
@@ -198,7 +201,7 @@ fn mounts_are_as_planned() {
     readonly.readonly = true;
     plan.mounts.extend([
         bind(&pod.path("log"), "/dev/termination-log", Propagation::Private),
-        mount("/etc/resolv.conf", MountKind::File { source: pod.path("resolv") }),
+        MountPlan::new("/etc/resolv.conf", MountKind::File { source: pod.path("resolv") }),
         bind(&pod.path("made/on/demand"), "/made", Propagation::Private),
         readonly,
         bind(&pod.path("vol"), "/vol", Propagation::Private),
@@ -255,7 +258,7 @@ fn cgroups_are_joined_and_shown() {
     }
     let mut plan = pod.plan("cat /proc/self/cgroup; ls /sys/fs/cgroup; cat /sys/fs/cgroup/pids/cgroup.procs; mkdir /sys/fs/cgroup/pids/x; mkdir /sys/fs/cgroup/x");
     plan.cgroup.members = members.clone();
-    let mut shown = mount("/sys/fs/cgroup", MountKind::Cgroup);
+    let mut shown = MountPlan::new("/sys/fs/cgroup", MountKind::Cgroup);
     shown.readonly = true;
     plan.mounts.push(shown);
     let out = pod.run(plan);
@@ -291,7 +294,7 @@ fn a_unified_plan_shows_cgroup2() {
         members: vec![CgroupMember { hierarchy: String::new(), path: path.clone() }],
     };
     plan.namespaces.cgroup = true;
-    let mut shown = mount("/sys/fs/cgroup", MountKind::Cgroup);
+    let mut shown = MountPlan::new("/sys/fs/cgroup", MountKind::Cgroup);
     shown.readonly = true;
     plan.mounts.push(shown);
     let out = pod.run(plan);
@@ -317,7 +320,7 @@ fn a_terminal_is_the_containers_own() {
 fn a_failure_names_its_step_and_leaves_nothing() {
     let pod = Pod::new();
     let mut plan = pod.plan("");
-    plan.mounts.push(mount("/etc/hosts", MountKind::File { source: pod.path("absent") }));
+    plan.mounts.push(MountPlan::new("/etc/hosts", MountKind::File { source: pod.path("absent") }));
     let out = pod.run(plan);
     let failure = failed(&out);
     assert_eq!((failure.stage.as_str(), failure.errno), ("volume /etc/hosts", 2), "{failure:?}");
@@ -325,7 +328,7 @@ fn a_failure_names_its_step_and_leaves_nothing() {
 
     // In init, after libcontainer's part.
     let mut plan = pod.plan("");
-    plan.mounts.push(mount("/proc/no/such", MountKind::Tmpfs { mode: 0o755, size: 0 }));
+    plan.mounts.push(MountPlan::new("/proc/no/such", MountKind::Tmpfs { mode: 0o755, size: 0 }));
     let failure_stage = failed(&pod.run(plan)).stage.clone();
     assert_eq!(failure_stage, "mount /proc/no/such");
 
@@ -425,7 +428,7 @@ fn the_hosts_dev_is_not_written() {
     let pod = Pod::new();
     let before: Vec<_> = listing("/dev");
     let mut plan = pod.plan("ls -d /dev/null /dev/loop-control /dev/fd; echo x > /dev/null");
-    plan.mounts = vec![bind("/dev", "/dev", Propagation::Private), mount("/proc", MountKind::Proc)];
+    plan.mounts = vec![bind("/dev", "/dev", Propagation::Private), MountPlan::new("/proc", MountKind::Proc)];
     let out = pod.run(plan);
     assert!(out.output.contains("/dev/null\n"), "{}", out.output);
     assert_eq!(out.code, 0);

@@ -264,16 +264,7 @@ impl Pod {
         for folder in ["upper", "work"] {
             fs::create_dir_all(rw.join(folder)).unwrap();
         }
-        let mount = |target: &str, kind| MountPlan {
-            target: target.into(),
-            kind,
-            readonly: false,
-            recursive: false,
-            nosuid: true,
-            nodev: false,
-            noexec: false,
-            idmap: false,
-        };
+        let mount = |target: &str, kind| MountPlan { nosuid: true, ..MountPlan::new(target, kind) };
         ContainerPlan {
             id: id.clone(),
             pod: PodId::from_random([9; 32]),

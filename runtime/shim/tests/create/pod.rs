@@ -66,12 +66,12 @@ impl Pod {
                 volatile: true,
             },
             mounts: vec![
-                mount("/dev", MountKind::Tmpfs { mode: 0o755, size: 65536 }),
-                mount("/proc", MountKind::Proc),
-                mount("/sys", MountKind::Sysfs),
-                mount("/dev/mqueue", MountKind::Mqueue),
-                mount("/dev/pts", MountKind::Devpts),
-                mount("/dev/shm", MountKind::PodShm),
+                MountPlan::new("/dev", MountKind::Tmpfs { mode: 0o755, size: 65536 }),
+                MountPlan::new("/proc", MountKind::Proc),
+                MountPlan::new("/sys", MountKind::Sysfs),
+                MountPlan::new("/dev/mqueue", MountKind::Mqueue),
+                MountPlan::new("/dev/pts", MountKind::Devpts),
+                MountPlan::new("/dev/shm", MountKind::PodShm),
             ],
             devices: Vec::new(),
             masked_paths: vec!["/proc/kcore".into(), "/proc/acpi".into(), "/proc/absent".into()],
@@ -133,19 +133,6 @@ pub(crate) fn random() -> [u8; 32] {
     bytes
 }
 
-pub(crate) fn mount(target: &str, kind: MountKind) -> MountPlan {
-    MountPlan {
-        target: target.to_owned(),
-        kind,
-        readonly: false,
-        recursive: false,
-        nosuid: false,
-        nodev: false,
-        noexec: false,
-        idmap: false,
-    }
-}
-
 pub(crate) fn bind(source: &str, target: &str, propagation: Propagation) -> MountPlan {
-    mount(target, MountKind::Bind { source: source.to_owned(), propagation })
+    MountPlan::new(target, MountKind::Bind { source: source.to_owned(), propagation })
 }

@@ -12,7 +12,7 @@ const DEFAULT_PERIOD: i64 = 100_000;
 /// together is part of the memory limit: if only that is updated, the other one becomes equal to it, as on create.
 ///
 /// # Errors
-/// A limit of memory and swap that is lower than that of memory which it meets.
+/// The updated limit of memory and swap is lower than the memory limit that then applies.
 pub fn updated(old: &Resources, update: &Resources) -> Result<Resources, Error> {
     let number = |old: i64, new: i64| if new == 0 { old } else { new };
     let list = |old: &String, new: &String| if new.is_empty() { old.clone() } else { new.clone() };
