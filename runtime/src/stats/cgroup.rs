@@ -142,7 +142,7 @@ impl OpenFile {
 
     fn number(&self) -> Result<u64, Failed> {
         let text = self.text()?;
-        text.trim().parse().map_err(|_| {
+        parse::number(&text).ok_or_else(|| {
             let source = io::Error::new(io::ErrorKind::InvalidData, format!("{:.40} is not a number", text));
             self.failed(source)
         })

@@ -13,7 +13,6 @@ use std::path::PathBuf;
 mod cgroup;
 mod device;
 mod filesystem;
-mod parse;
 mod processes;
 #[cfg(test)]
 mod tests;

@@ -1,54 +1,93 @@
-//! Parses cgroup files of v1, and /proc/net/dev. Pure.
+//! Parses cgroup files of v1 and files of /proc. Pure.
 
 use super::reading::{Interface, Memory, Psi, PsiData, Traffic};
+use std::collections::BTreeMap;
 
 /// A higher limit means no limit: the kernel shows "none" as the largest multiple of a page in an i64.
 const NO_LIMIT: u64 = 1 << 62;
 
-/// The fields of memory.stat that are used.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct MemoryStat {
-    pub(super) inactive_file: u64,
-    pub(super) anonymous: u64,
-    pub(super) faults: u64,
-    pub(super) major_faults: u64,
-    /// `None` if swap is not accounted.
-    pub(super) swap: Option<u64>,
+/// The operations of the block layer, as `blkio` files name them.
+const OPERATIONS: [&str; 6] = ["Read", "Write", "Sync", "Async", "Discard", "Total"];
+
+/// The value of a line `key value`.
+pub(super) fn value_of(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
-/// The file has each value twice; the one with `total_` includes the cgroups below.
+/// A file with one number. Negative ones (no quota) are `None`.
+pub(super) fn number(text: &str) -> Option<u64> {
+    text.trim().parse().ok()
+}
+
+/// `pids.max`: 0 stands for no limit, as in cAdvisor's metric.
+pub(super) fn task_limit(text: &str) -> Option<u64> {
+    if text.trim() == "max" { Some(0) } else { number(text) }
+}
+
+/// The values of memory.stat that are used. The file has each twice; the one with `total_` includes the cgroups below.
+/// `None`: the file lacks it, as swap on a host that does not account for it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct MemoryStat {
+    /// Page cache, with the cgroups below, as all up to `swap`. Bytes.
+    pub(super) cache: Option<u64>,
+    /// Anonymous memory.
+    pub(super) rss: Option<u64>,
+    /// Mapped files.
+    pub(super) mapped_file: Option<u64>,
+    /// Page cache that was not used lately.
+    pub(super) inactive_file: Option<u64>,
+    /// Swap.
+    pub(super) swap: Option<u64>,
+    /// Page faults of this cgroup alone, and with those below.
+    pub(super) faults: [Option<u64>; 2],
+    /// The same for page faults that needed I/O.
+    pub(super) major_faults: [Option<u64>; 2],
+}
+
+/// The content of memory.stat.
 pub(super) fn memory_stat(text: &str) -> MemoryStat {
     let mut stat = MemoryStat::default();
     for line in text.lines() {
         let Some((key, value)) = line.split_once(' ') else { continue };
-        let Ok(value) = value.trim().parse::<u64>() else { continue };
-        match key {
-            "total_inactive_file" => stat.inactive_file = value,
-            "total_rss" => stat.anonymous = value,
-            "total_pgfault" => stat.faults = value,
-            "total_pgmajfault" => stat.major_faults = value,
-            "total_swap" => stat.swap = Some(value),
-            _ => {}
-        }
+        let field = match key {
+            "total_cache" => &mut stat.cache,
+            "total_rss" => &mut stat.rss,
+            "total_mapped_file" => &mut stat.mapped_file,
+            "total_inactive_file" => &mut stat.inactive_file,
+            "total_swap" => &mut stat.swap,
+            "pgfault" => &mut stat.faults[0],
+            "total_pgfault" => &mut stat.faults[1],
+            "pgmajfault" => &mut stat.major_faults[0],
+            "total_pgmajfault" => &mut stat.major_faults[1],
+            _ => continue,
+        };
+        *field = number(value);
     }
     stat
 }
 
-/// `None` means no limit.
+impl MemoryStat {
+    /// `usage` without inactive page cache, never below 0.
+    pub(super) fn working_set(&self, usage: u64) -> u64 {
+        usage.saturating_sub(self.inactive_file.unwrap_or(0))
+    }
+}
+
+/// A limit of memory, in bytes; `None` means no limit.
 pub(super) fn limit(bytes: u64) -> Option<u64> {
     (bytes < NO_LIMIT).then_some(bytes)
 }
 
 pub(super) fn memory(timestamp: i64, usage: u64, limit: Option<u64>, stat: &MemoryStat) -> Memory {
-    let working_set = usage.saturating_sub(stat.inactive_file);
+    let working_set = stat.working_set(usage);
     Memory {
         timestamp,
         working_set_bytes: working_set,
         available_bytes: limit.map(|limit| limit.saturating_sub(working_set)),
         usage_bytes: usage,
-        rss_bytes: stat.anonymous,
-        page_faults: stat.faults,
-        major_page_faults: stat.major_faults,
+        rss_bytes: stat.rss.unwrap_or(0),
+        page_faults: stat.faults[1].unwrap_or(0),
+        major_page_faults: stat.major_faults[1].unwrap_or(0),
         psi: None,
     }
 }
@@ -92,6 +131,42 @@ pub(super) fn net_dev(text: &str) -> Vec<Interface> {
     text.split_inclusive('\n').skip(2).filter_map(|line| interface(line.strip_suffix('\n')?)).collect()
 }
 
+/// What a `blkio` file says of one device: the value of each operation.
+pub(super) type Operations = Vec<(&'static str, u64)>;
+
+/// A `blkio` file with lines of `major:minor operation value`, by device. The sum in the last line, and operations that
+/// no kernel of today knows, are left out; so are devices beyond the first `limit`.
+pub(super) fn devices(text: &str, limit: usize) -> BTreeMap<(u32, u32), Operations> {
+    let mut devices: BTreeMap<(u32, u32), Operations> = BTreeMap::new();
+    for line in text.lines() {
+        let Some((device, operation, value)) = device_line(line) else { continue };
+        if devices.contains_key(&device) || devices.len() < limit {
+            devices.entry(device).or_default().push((operation, value));
+        }
+    }
+    devices
+}
+
+fn device_line(line: &str) -> Option<((u32, u32), &'static str, u64)> {
+    let mut words = line.split_ascii_whitespace();
+    let (major, minor) = words.next()?.split_once(':')?;
+    let name = words.next()?;
+    let operation = OPERATIONS.into_iter().find(|known| *known == name)?;
+    Some(((major.parse().ok()?, minor.parse().ok()?), operation, words.next()?.parse().ok()?))
+}
+
+/// The soft limit of open files in `/proc/<pid>/limits`; `None` if it is unlimited.
+pub(super) fn open_files(text: &str) -> Option<u64> {
+    let values = text.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    values.split_ascii_whitespace().next()?.parse().ok()
+}
+
+/// The page size in the name of a file such as `hugetlb.2MB.usage_in_bytes`. The files of reservations (`rsvd`) and of
+/// NUMA nodes have other names.
+pub(super) fn page_size(name: &str) -> Option<&str> {
+    name.strip_prefix("hugetlb.")?.strip_suffix(".usage_in_bytes").filter(|size| !size.contains('.'))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,7 +176,14 @@ mod tests {
     fn totals_and_limits() {
         let text = "cache 1\nrss 2\ninactive_file 3\npgfault 4\ntotal_cache 10\ntotal_rss 20\n\
                     total_inactive_file 30\ntotal_pgfault 40\ntotal_pgmajfault 50\n";
-        let want = MemoryStat { inactive_file: 30, anonymous: 20, faults: 40, major_faults: 50, swap: None };
+        let want = MemoryStat {
+            cache: Some(10),
+            rss: Some(20),
+            inactive_file: Some(30),
+            faults: [Some(4), Some(40)],
+            major_faults: [None, Some(50)],
+            ..MemoryStat::default()
+        };
         assert_eq!(memory_stat(text), want);
         let swap = format!("{text}total_swap 60\n");
         assert_eq!(memory_stat(&swap), MemoryStat { swap: Some(60), ..want });
@@ -109,8 +191,40 @@ mod tests {
     }
 
     #[test]
+    fn files_are_parsed() {
+        let stat = "nr_periods 12\nnr_throttled 3\nthrottled_time 45\n";
+        assert_eq!(value_of(stat, "nr_periods"), Some(12));
+        assert_eq!(value_of(stat, "nr"), None);
+        assert_eq!(number("-1\n"), None);
+        assert_eq!(number("20000\n"), Some(20_000));
+        assert_eq!((task_limit("max\n"), task_limit("7\n"), task_limit("")), (Some(0), Some(7), None));
+        let limits = "Limit                     Soft Limit           Hard Limit           Units     \n\
+                      Max open files            1024                 4096                 files     \n";
+        assert_eq!(open_files(limits), Some(1024));
+        assert_eq!(open_files(&limits.replace("1024", "unlimited")), None);
+        let sizes = [
+            "hugetlb.2MB.usage_in_bytes",
+            "hugetlb.2MB.rsvd.usage_in_bytes",
+            "hugetlb.2MB.max_usage_in_bytes",
+        ];
+        assert_eq!(sizes.map(page_size), [Some("2MB"), None, None]);
+    }
+
+    #[test]
+    fn devices_are_parsed_and_bounded() {
+        let text = "8:0 Read 10\n8:0 Write 20\n8:0 Novel 5\n8:0 Total 30\n253:1 Read 7\nTotal 37\nx:y Read 1\n8:0 Read\n";
+        let devices = devices(text, 8);
+        assert_eq!(devices[&(8, 0)], [("Read", 10), ("Write", 20), ("Total", 30)]);
+        assert_eq!(devices[&(253, 1)], [("Read", 7)]);
+        assert_eq!(devices.len(), 2);
+        let first = devices(text, 1);
+        assert_eq!(first.keys().collect::<Vec<_>>(), [&(8, 0)]);
+        assert_eq!(first[&(8, 0)].len(), 3);
+    }
+
+    #[test]
     fn working_set_is_never_below_zero() {
-        let stat = MemoryStat { inactive_file: 100, ..MemoryStat::default() };
+        let stat = MemoryStat { inactive_file: Some(100), ..MemoryStat::default() };
         let few = memory(1, 40, Some(1000), &stat);
         assert_eq!((few.working_set_bytes, few.available_bytes), (0, Some(1000)));
         let over = memory(1, 400, Some(200), &stat);

@@ -15,8 +15,6 @@ use crate::stats::metrics::{Cpu, Filesystem, Group, Memory, Processes};
 use crate::stats::{Network, WritableLayer};
 use cri_api::v1 as cri;
 
-/// A larger limit means none: v1 shows "none" as the largest multiple of a page in an i64.
-const UNLIMITED: u64 = 1 << 62;
 /// Ticks of `cpuacct.stat` per second (USER_HZ), which is the same on all architectures that Linux runs containers on.
 const TICKS: u64 = 100;
 const NANOSECONDS: u64 = 1_000_000_000;
@@ -193,10 +191,9 @@ fn of_memory(samples: &mut Samples, memory: &Memory) {
             }
         }
     }
-    let bounded = |limit: Option<u64>| limit.filter(|limit| *limit < UNLIMITED).unwrap_or(0);
-    samples.add(&of::SPEC_MEMORY_LIMIT, bounded(*limit), &[]);
-    samples.add(&of::SPEC_MEMORY_SWAP_LIMIT, bounded(*swap_limit), &[]);
-    samples.add(&of::SPEC_MEMORY_RESERVATION, bounded(*soft_limit), &[]);
+    samples.add(&of::SPEC_MEMORY_LIMIT, limit.unwrap_or(0), &[]);
+    samples.add(&of::SPEC_MEMORY_SWAP_LIMIT, swap_limit.unwrap_or(0), &[]);
+    samples.add(&of::SPEC_MEMORY_RESERVATION, soft_limit.unwrap_or(0), &[]);
 }
 
 fn of_devices(samples: &mut Samples, group: &Group) {

@@ -108,7 +108,7 @@ fn group() -> Group {
             faults: [Some(30), Some(31)],
             major_faults: [Some(40), Some(41)],
             limit: Some(64 << 20),
-            swap_limit: Some(0x7fff_ffff_ffff_f000),
+            swap_limit: None,
             soft_limit: None,
             oom_kills: Some(2),
         },

@@ -1,6 +1,7 @@
 //! Reads one cgroup of v1.
 
-use super::{device, parse};
+use super::device;
+use crate::stats::parse;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -85,7 +86,7 @@ pub(crate) struct Memory {
     pub faults: [Option<u64>; 2],
     /// The same for page faults that needed I/O.
     pub major_faults: [Option<u64>; 2],
-    /// `memory.limit_in_bytes`. Without a limit it is the largest multiple of a page in an i64, as for the next two.
+    /// `memory.limit_in_bytes`; `None` without a limit, as the next two.
     pub limit: Option<u64>,
     /// `memory.memsw.limit_in_bytes`: memory and swap together.
     pub swap_limit: Option<u64>,
@@ -181,24 +182,24 @@ fn memory(memory: &Folder) -> io::Result<Memory> {
     let number = |name: &str| memory.number(name);
     let (max_usage, failures) = (number("memory.max_usage_in_bytes"), number("memory.failcnt"));
     let kernel = number("memory.kmem.usage_in_bytes");
-    let (limit, soft_limit) = (number("memory.limit_in_bytes"), number("memory.soft_limit_in_bytes"));
-    let swap_limit = number("memory.memsw.limit_in_bytes");
-    let stat = memory.text("memory.stat")?;
-    let of = |key| parse::value_of(&stat, key);
+    let limit = |name: &str| number(name).and_then(parse::limit);
+    let (bytes, soft_limit) = (limit("memory.limit_in_bytes"), limit("memory.soft_limit_in_bytes"));
+    let swap_limit = limit("memory.memsw.limit_in_bytes");
+    let stat = parse::memory_stat(&memory.text("memory.stat")?);
     let usage = required("memory.usage_in_bytes", parse::number(&memory.text("memory.usage_in_bytes")?))?;
     Ok(Memory {
         usage,
-        working_set: usage.saturating_sub(of("total_inactive_file").unwrap_or(0)),
+        working_set: stat.working_set(usage),
         max_usage,
         failures,
         kernel,
-        cache: of("total_cache"),
-        rss: of("total_rss"),
-        mapped_file: of("total_mapped_file"),
-        swap: of("total_swap"),
-        faults: [of("pgfault"), of("total_pgfault")],
-        major_faults: [of("pgmajfault"), of("total_pgmajfault")],
-        limit,
+        cache: stat.cache,
+        rss: stat.rss,
+        mapped_file: stat.mapped_file,
+        swap: stat.swap,
+        faults: stat.faults,
+        major_faults: stat.major_faults,
+        limit: bytes,
         swap_limit,
         soft_limit,
         oom_kills: parse::value_of(&oom, "oom_kill"),

@@ -1,6 +1,6 @@
 //! Reads the processes of a container.
 
-use super::parse;
+use crate::stats::parse;
 use std::fs;
 use std::io;
 use std::os::fd::BorrowedFd;
