@@ -184,7 +184,14 @@ async fn the_runtimes_info(cx: Context) -> Result<()> {
         ],
     )?;
     let config: Value = serde_json::from_str(&key("config")?)?;
-    has(&config, &[("/rootDir", json!(cx.node.paths.root)), ("/stateDir", json!(cx.node.paths.run))])?;
+    has(
+        &config,
+        &[
+            ("/rootDir", json!(cx.node.paths.root)),
+            ("/stateDir", json!(cx.node.paths.run)),
+            ("/streaming/tlsCertificate", Value::Null),
+        ],
+    )?;
     cx.node.network.uninstall()?;
     wait::until("lastCNILoadStatus to say why there is no network", wait::secs(10), || async {
         let status = cx.cri.status(true).await?;

@@ -122,8 +122,8 @@ pub(super) const KEYS: [Key; 19] = [
         "streaming.address",
         "address",
         "\"127.0.0.1:0\"",
-        "IP address and port on which the server of exec, attach and port-forward listens; port 0 is any free one. \
-         kubelet connects to it, so an address of the node's own is enough, and no client beyond the node can read along.",
+        "IP address and port on which the server of exec, attach and port-forward listens; port 0 is any free one. Only clients \
+         on the node (kubelet, crictl) connect to it, so a loopback address is enough, and it keeps other hosts out.",
     ),
     key(
         "streaming.idle_timeout_seconds",
@@ -141,7 +141,7 @@ pub(super) const KEYS: [Key; 19] = [
         "streaming.tls_certificate",
         "path",
         "\"\"",
-        "PEM file of the streaming server's certificate, with those between it and its authority's, for TLS 1.2 and 1.3. Empty: \
+        "PEM file of the streaming server's certificate, followed by the intermediate certificates, for TLS 1.2 and 1.3. Empty: \
          plain HTTP. A file that has changed is read within a minute, for new connections.",
     ),
     key(

@@ -12,6 +12,7 @@
 //! defaults, the output of `copepod config default` and docs/configuration.md are generated from it.
 
 mod binaries;
+mod by_key;
 mod error;
 mod files;
 mod keys;

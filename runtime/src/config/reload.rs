@@ -1,6 +1,6 @@
 //! What a reload changes in a running daemon.
 
-use super::{Binaries, Config, Error, Image, Log, Network, Overrides, Streaming};
+use super::{Config, Error, Overrides};
 use std::path::PathBuf;
 
 /// The arguments of the command line that say where the configuration is.
@@ -46,45 +46,8 @@ impl Config {
 
     /// Keys whose values differ, in the order of the list of keys.
     fn differences(&self, other: &Self) -> Vec<&'static str> {
-        let Self {
-            root,
-            state,
-            socket,
-            mount_namespace,
-            log,
-            binaries,
-            network,
-            image,
-            streaming,
-            handlers: _,
-            registry: _,
-        } = self;
-        let Log { level, format } = log;
-        let Binaries { shim, pause } = binaries;
-        let Network { conf_dir, bin_dirs, timeout, max_parallel } = network;
-        let Image { certs_dir, max_parallel_downloads } = image;
-        let Streaming { address, idle_timeout, creation_timeout, tls_certificate, tls_key } = streaming;
-        let differs = [
-            ("root", *root != other.root),
-            ("state", *state != other.state),
-            ("socket", *socket != other.socket),
-            ("mount_namespace", *mount_namespace != other.mount_namespace),
-            ("log.level", *level != other.log.level),
-            ("log.format", *format != other.log.format),
-            ("binaries.shim", *shim != other.binaries.shim),
-            ("binaries.pause", *pause != other.binaries.pause),
-            ("network.conf_dir", *conf_dir != other.network.conf_dir),
-            ("network.bin_dirs", *bin_dirs != other.network.bin_dirs),
-            ("network.timeout_seconds", *timeout != other.network.timeout),
-            ("network.max_parallel", *max_parallel != other.network.max_parallel),
-            ("image.certs_dir", *certs_dir != other.image.certs_dir),
-            ("image.max_parallel_downloads", *max_parallel_downloads != other.image.max_parallel_downloads),
-            ("streaming.address", *address != other.streaming.address),
-            ("streaming.idle_timeout_seconds", *idle_timeout != other.streaming.idle_timeout),
-            ("streaming.creation_timeout_seconds", *creation_timeout != other.streaming.creation_timeout),
-            ("streaming.tls_certificate", *tls_certificate != other.streaming.tls_certificate),
-            ("streaming.tls_key", *tls_key != other.streaming.tls_key),
-        ];
-        differs.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
+        let (old, new) = (self.by_key(), other.by_key());
+        let pairs = old.into_iter().zip(new);
+        pairs.filter_map(|((key, old), (_, new))| (old != new).then_some(key)).collect()
     }
 }

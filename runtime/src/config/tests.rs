@@ -80,6 +80,19 @@ fn every_key_has_an_effect_and_its_changes_are_reported() {
     }
 }
 
+/// A key of the list that has no value, or another one, fails here, and so does one whose value is always the same.
+#[test]
+fn values_by_key_are_those_of_the_file() {
+    let given = Config::default().by_key();
+    assert_eq!(given.clone().map(|(key, _)| key), keys::KEYS.map(|key| key.name));
+    let json = Config::default().to_json();
+    assert_eq!(json["rootDir"], "/var/lib/copepod");
+    assert_eq!(json["streaming"]["tlsCertificate"], serde_json::Value::Null);
+    assert_eq!(json["image"]["maxParallelDownloads"], 4);
+    let leaves = |value: &serde_json::Value| value.as_object().map_or(1, serde_json::Map::len);
+    assert_eq!(json.as_object().unwrap().values().map(leaves).sum::<usize>(), keys::KEYS.len());
+}
+
 /// `UPDATE_DOCS=1 cargo test -p runtime config` writes the table.
 #[test]
 fn the_document_has_every_key() {

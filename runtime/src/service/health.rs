@@ -101,7 +101,7 @@ fn info(
         "problem": measured.user_namespaces,
     });
     [
-        ("config", configuration(config).to_string()),
+        ("config", config.to_json().to_string()),
         ("network", network.to_string()),
         ("build", build.to_string()),
         ("operations", operations(under_way).to_string()),
@@ -111,44 +111,6 @@ fn info(
     ]
     .map(|(key, value)| (key.to_owned(), value))
     .into()
-}
-
-/// The configuration in use.
-fn configuration(config: &Config) -> serde_json::Value {
-    // `handlers` and `registry` are always empty.
-    let Config {
-        root,
-        state,
-        socket,
-        mount_namespace,
-        log,
-        binaries,
-        network,
-        image,
-        streaming,
-        handlers: _,
-        registry: _,
-    } = config;
-    serde_json::json!({
-        "rootDir": root,
-        "stateDir": state,
-        "socket": socket,
-        "mountNamespace": mount_namespace.to_string(),
-        "log": { "level": log.level.to_string(), "format": log.format.to_string() },
-        "binaries": { "shim": binaries.shim, "pause": binaries.pause },
-        "network": {
-            "confDir": network.conf_dir,
-            "binDirs": network.bin_dirs,
-            "timeoutSeconds": network.timeout.as_secs(),
-            "maxParallel": network.max_parallel,
-        },
-        "image": { "certsDir": image.certs_dir, "maxParallelDownloads": image.max_parallel_downloads },
-        "streaming": {
-            "address": streaming.address,
-            "idleTimeoutSeconds": streaming.idle_timeout.unwrap_or_default().as_secs(),
-            "creationTimeoutSeconds": streaming.creation_timeout.as_secs(),
-        },
-    })
 }
 
 /// The part of containerd's `cniconfig` that is known here: its users look there for the network that is loaded.
