@@ -6,8 +6,9 @@ use std::process::Stdio;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::TcpStream;
+use tokio::process::{Child, ChildStdout};
 use tokio::time::timeout;
 
 use super::Cluster;
@@ -118,6 +119,16 @@ async fn fetch(port: u16) -> Result<String> {
     Ok(text)
 }
 
+/// The local port of `kubectl port-forward`, and the rest of its output, which must stay open.
+async fn forwarded_port(child: &mut Child) -> Result<(u16, Lines<BufReader<ChildStdout>>)> {
+    let mut lines = BufReader::new(child.stdout.take().context("no standard output")?).lines();
+    let line = timeout(secs(30), lines.next_line()).await.context("kubectl does not listen")??;
+    let line = line.context("kubectl has ended")?;
+    // Forwarding from 127.0.0.1:40000 -> 80
+    let local = line.split_whitespace().find_map(|word| word.strip_prefix("127.0.0.1:"));
+    Ok((local.with_context(|| line.clone())?.parse()?, lines))
+}
+
 async fn ports_are_forwarded(cluster: &Cluster) -> Result<()> {
     for (websockets, target, port) in [
         ("true", "web", "80"),
@@ -135,12 +146,7 @@ async fn ports_are_forwarded(cluster: &Cluster) -> Result<()> {
             .stdout(Stdio::piped())
             .spawn()
             .context("start kubectl")?;
-        let mut lines = BufReader::new(child.stdout.take().context("no standard output")?).lines();
-        let line = timeout(secs(30), lines.next_line()).await.context("kubectl does not listen")??;
-        let line = line.context("kubectl has ended")?;
-        // Forwarding from 127.0.0.1:40000 -> 80
-        let local = line.split_whitespace().find_map(|word| word.strip_prefix("127.0.0.1:"));
-        let local: u16 = local.with_context(|| line.clone())?.parse()?;
+        let (local, _output) = forwarded_port(&mut child).await?;
         for _ in 0..3 {
             let text = fetch(local).await?;
             ensure!(text.ends_with("hello from nginx\n"), "{target}, WebSocket {websockets}: {text:?}");
@@ -165,12 +171,9 @@ async fn forwarding_to_a_closed_port(cluster: &Cluster) -> Result<()> {
         .stderr(Stdio::piped())
         .spawn()
         .context("start kubectl")?;
-    let mut lines = BufReader::new(child.stdout.take().context("no standard output")?).lines();
-    let line = timeout(secs(30), lines.next_line()).await.context("kubectl does not listen")??;
-    let line = line.context("kubectl has ended")?;
-    let local = line.split_whitespace().find_map(|word| word.strip_prefix("127.0.0.1:"));
+    let (local, _output) = forwarded_port(&mut child).await?;
     // It may be answered with a reset.
-    drop(fetch(local.with_context(|| line.clone())?.parse()?).await);
+    drop(fetch(local).await);
     let ended = timeout(secs(30), child.wait_with_output()).await.context("kubectl goes on")??;
     transcribe(&arguments, &[], ended.status.code());
     let stderr = String::from_utf8_lossy(&ended.stderr).into_owned();

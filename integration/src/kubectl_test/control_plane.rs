@@ -80,7 +80,8 @@ impl ControlPlane {
         let port = free_port()?;
         let admin = self.dir.join("admin.json").display().to_string();
         let certificates = self.dir.join("metrics-certificates").display().to_string();
-        // Whoever reaches its port may read: the API server has no certificate by which metrics-server would know for whom it asks.
+        // Every client that reaches its port may read: the API server has no client certificate that would tell metrics-server
+        // which user a request is for.
         self.launch(
             "metrics-server",
             &format!(
