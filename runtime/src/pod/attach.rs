@@ -21,7 +21,7 @@ use wire::{Reply, Request};
 
 /// Time limit for the shim's replies.
 const LIMIT: Duration = Duration::from_secs(10);
-/// Bytes of output that a client may be late; the shim drops what is more.
+/// Size in bytes of the pipe of an output: how much of it a client may not have read yet. The shim drops what does not fit.
 const SLACK: usize = 256 * 1024;
 
 /// Attaches to a running container. It ends with the container; dropping it detaches.
@@ -58,7 +58,7 @@ pub(crate) async fn attach(ticket: Ticket, wanted: Streams) -> Result<Process, E
         Some(master) if config.tty => control(&mut process, &master, stdin).map_err(failed)?,
         Some(pipe) if stdin => {
             let sink = sink(Some(pipe)).map_err(failed)?;
-            let once = config.stdin_once.then(|| Once { client, container: container.clone() });
+            let once = config.stdin_once.then(|| StdinOnce { client, container: container.clone() });
             process.stdin = sink.map(|sink| -> Sink { Box::new(Stdin { sink, _once: once }) });
         }
         _ => {}
@@ -69,7 +69,7 @@ pub(crate) async fn attach(ticket: Ticket, wanted: Streams) -> Result<Process, E
 fn pipe(size: Option<usize>) -> io::Result<(OwnedFd, OwnedFd)> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
     if let Some(size) = size {
-        // Without it a client may be less late.
+        // If the kernel refuses, the pipe keeps its default size.
         let _set = fcntl_setpipe_size(&read, size);
     }
     Ok((read, write))
@@ -78,16 +78,16 @@ fn pipe(size: Option<usize>) -> io::Result<(OwnedFd, OwnedFd)> {
 /// A container's stdin.
 struct Stdin {
     sink: Sink,
-    _once: Option<Once>,
+    _once: Option<StdinOnce>,
 }
 
 /// Closes the container's stdin when its first client has ended it or has left (CRI's `stdin_once`).
-struct Once {
+struct StdinOnce {
     client: Client,
     container: ContainerId,
 }
 
-impl Drop for Once {
+impl Drop for StdinOnce {
     fn drop(&mut self) {
         let (client, container) = (self.client.clone(), self.container.clone());
         tokio::spawn(async move {

@@ -2,12 +2,12 @@
 
 mod images;
 
-use super::assembling::{self, Hanging, Volume};
 use super::context::{Context, random};
 use super::foreign;
 use super::life::StartError;
 use super::plan::memfd;
 use super::recorder::{self, Recorder};
+use super::volume_watch::{self, Hanging, Volume};
 use crate::cgroups::{Limits, host_devices};
 use crate::error::{Error, ErrorKind};
 use crate::seccomp::Compiled;
@@ -106,7 +106,7 @@ async fn make(
         stdin: record.config.stdin,
     };
     let created = client.request("create", request, fds, context.create_timeout + SLACK);
-    let (created, hanging) = assembling::watched(client.pid(), &volumes, created).await;
+    let (created, hanging) = volume_watch::watched(client.pid(), &volumes, created).await;
     let (pid, user, home) = match created {
         Ok((Reply::Created { pid, user, home }, _)) => (pid, user, home),
         Ok(_) => return Err(ClientError::UnexpectedReply("create").into()),

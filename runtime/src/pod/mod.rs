@@ -9,7 +9,6 @@
 //! `supervisor` separates deciding from working. `jobs` implements it for this node; `fakes`, for tests, in memory.
 
 mod admission;
-mod assembling;
 pub(crate) mod attach;
 mod backoff;
 pub(crate) mod command;
@@ -38,6 +37,7 @@ mod stop;
 mod streams;
 mod supervisor;
 mod teardown;
+mod volume_watch;
 mod weight;
 
 pub(crate) use command::Command;

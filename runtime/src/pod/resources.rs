@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 /// Records an update that has begun, and applies it. After an error nothing is changed, unless the error says so.
 ///
-/// The record first: a daemon that ends before the update is recorded as done leaves one that the next daemon settles.
+/// The record is written first, so that the next daemon can settle an update whose end this one did not record.
 pub(super) async fn update(
     context: &Arc<Context>,
     record: &Arc<ContainerRecord>,
@@ -73,8 +73,8 @@ async fn on_lane<T: Send + 'static>(
     lanes::run(lanes::foreign(), pod.as_str(), "change the container's limits", work).await
 }
 
-/// A value that the host does not allow is raised, as on create. No other failure is an error of the update: the limits
-/// are in force, and only the kernel's choice of a victim is not the wanted one.
+/// A value that the host does not allow is raised, as on create. Other failures do not fail the update: its limits are in
+/// force, and oom_score_adj only influences which process the kernel kills when memory runs out.
 fn set_oom_score_adj(context: &Context, record: &ContainerRecord, adj: i64) {
     // A request's value is one of `spec::resources::OOM_SCORE_ADJS`.
     let adj = i32::try_from(adj).unwrap_or_default();

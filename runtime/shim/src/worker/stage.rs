@@ -22,7 +22,7 @@ pub(crate) fn internal(stage: &str, what: impl Display) -> impl FnOnce(io::Error
 }
 
 /// Shows in the worker's name (`ps`, /proc/PID/comm) that it accesses the volume with this target: `v:` and the end of the
-/// path, 15 bytes in all. The daemon reads it (its `pod/assembling`).
+/// path, 15 bytes in all. The daemon reads it (`runtime/src/pod/volume_watch.rs`).
 pub(crate) fn show_volume(target: &str) {
     let bytes = target.as_bytes();
     let end = bytes.get(bytes.len().saturating_sub(13)..).unwrap_or_default();
