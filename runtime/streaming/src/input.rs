@@ -1,9 +1,9 @@
 //! What one read from a client brought.
 
-/// Received bytes and how far they were understood.
+/// Received bytes, and which of them were not taken yet.
 ///
-/// The connections take bytes only as far as they need for one event. Whoever cannot use an event at once (the
-/// process's stdin is full) calls no further, reads no further, and TCP stops the client.
+/// The connections take only the bytes that they need for one event. A caller that cannot handle an event yet (the
+/// process's stdin is full) makes no further call and does not read, so that TCP stops the client.
 #[derive(Debug)]
 pub struct Input<'i> {
     /// As they were received.
@@ -18,10 +18,19 @@ impl<'i> Input<'i> {
         Self { raw: bytes, inner: &mut [] }
     }
 
-    /// Whether everything was understood. If not, and there is no event, output must be written first.
+    /// Whether all bytes were taken. If not, and there is no event, output must be written first.
     pub fn is_empty(&self) -> bool {
         self.raw.is_empty() && self.inner.is_empty()
     }
+}
+
+/// Fills `head`, of which `have` bytes have come, from the front of `input`; returns how many have come now.
+pub(crate) fn fill(head: &mut [u8], have: usize, input: &mut &mut [u8]) -> usize {
+    let bytes = take(input, head.len() - have);
+    for (place, byte) in head.iter_mut().skip(have).zip(bytes.iter()) {
+        *place = *byte;
+    }
+    have + bytes.len()
 }
 
 /// Takes at most `count` bytes from the front of `input`.

@@ -8,11 +8,11 @@
 //!                                                └ forward ─┴── the same, or SPDY in WebSocket
 //! ```
 //!
-//! Whoever has the socket repeats three steps, with one task for each connection:
+//! The owner of a socket ([`server`]) repeats three steps, with one task for each connection:
 //!
-//! 1. Read once, make an [`Input`] of the bytes, and call the session's `receive` until it returns no event. Wait for
-//!    what an event is for (the process's stdin takes the bytes) before the next call. If bytes are left without an
-//!    event, the client does not read its answers: step 2 first.
+//! 1. Read once, make an [`Input`] of the bytes, and call the session's `receive` until it returns no event. Handle
+//!    each event (for example, wait until the process's stdin has taken the bytes) before the next call. If bytes are
+//!    left without an event, the client does not read its answers: step 2 first.
 //! 2. Write the session's `output`, all of it, and tell it so (`written`).
 //! 3. When a process or a port has output and the socket takes it, make a [`Frame`] and write its head and its body,
 //!    with nothing between; what is in `output` goes first.
@@ -20,13 +20,13 @@
 //! No protocol keeps the bytes of streams, so the wait in step 1 stops the client by TCP, and not reading the
 //! process's output until the socket takes it stops the process. There is no other flow control: see [`spdy`].
 //!
-//! The wait in step 1 must not keep steps 2 and 3 from going on: a process that does not read may itself wait for its
-//! output to be taken. An event borrows from the read buffer only, so the session can be used meanwhile. At the end the
+//! The wait in step 1 must not delay steps 2 and 3: a process that does not read may itself wait until its output is
+//! taken. An event borrows from the read buffer only, so the session can be used meanwhile. At the end the
 //! caller shuts the socket's sending side and reads on until the client closes, for a limited time: closing with
 //! received bytes unread makes the kernel reset the connection, and the client may lose the end of the output.
 //!
-//! No call panics or allocates without a bound, whatever the bytes; the bounds are constants of the modules. There is
-//! no clock: who needs the time is told it.
+//! No call panics or allocates without a bound, whatever the bytes; the bounds are constants of the modules. The
+//! protocols read no clock: the caller passes the time.
 
 pub mod forward;
 mod input;

@@ -1,6 +1,6 @@
 //! Chooses a protocol from the headers of a request, and answers.
 //!
-//! | request | ours, in no order: the client's first that is among them is taken |
+//! | request | supported; the first of the client's list that is supported is taken |
 //! | --- | --- |
 //! | exec, attach by SPDY | `v4.channel.k8s.io`, `v3.…`, `v2.…`, `channel.k8s.io` |
 //! | exec, attach by WebSocket | `v5.channel.k8s.io`, `v4.…`, `v4.base64.…`, `base64.channel.k8s.io`, `channel.k8s.io`, none |
@@ -72,7 +72,7 @@ pub struct Upgrade<P> {
 /// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// No upgrade to a protocol that there is here.
+    /// No upgrade to a protocol that this server has.
     #[error(
         "unable to upgrade: the request asks neither for SPDY/3.1 nor for websocket (headers Connection, Upgrade)"
     )]

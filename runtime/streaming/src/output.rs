@@ -6,7 +6,7 @@ use std::borrow::Cow;
 /// that sends pings or streams and never reads the answers is stopped by TCP.
 const QUEUE_LIMIT: usize = 16 * 1024;
 
-/// Most bytes of one payload: what a pipe holds. Go's clients keep a whole SPDY frame in memory, and frames of other
+/// Maximum number of bytes of one payload: the capacity of a pipe. Go's clients keep a whole SPDY frame in memory, and frames of other
 /// streams wait behind it.
 pub const MAX_PAYLOAD: usize = 64 * 1024;
 

@@ -19,7 +19,7 @@
 //! | 5 | WebSocket | JSON, always | yes | a message |
 //!
 //! Go's server resets version 1's error stream before the process starts, so that its clients never learn why one
-//! failed. Here they are told why a process could not be started. They are not told of an exit code either: at a text,
+//! failed. Here they get the reason why a process could not be started. They do not get an exit code either: at a text,
 //! client-go's version 1 ends, and drops the output that it has not read yet.
 
 mod incoming;
@@ -46,7 +46,7 @@ pub struct Streams {
     pub stdin: bool,
     /// It wants stdout, which is all output of a terminal.
     pub stdout: bool,
-    /// It wants stderr, which a terminal has not.
+    /// It wants stderr, which does not exist with a terminal.
     pub stderr: bool,
     /// The process has a terminal, whose size the client may set.
     pub tty: bool,
@@ -70,7 +70,7 @@ impl Streams {
 pub enum Version {
     /// The first, without a number in its name.
     V1,
-    /// As the first.
+    /// With the exit code, as text.
     V2,
     /// With terminal sizes.
     V3,
@@ -123,8 +123,8 @@ impl From<Output> for Channel {
 
 /// One client's exec or attach.
 ///
-/// The caller repeats: [`Session::receive`] until there is no event, with a wait for whatever the event is for;
-/// write [`Session::output`]; read. On an error or [`Event::Gone`] it writes the output once more and closes.
+/// The caller repeats: call [`Session::receive`] until there is no event, and handle each before the next call; write
+/// [`Session::output`]; read. On an error or [`Event::Gone`] it writes the output once more and closes.
 #[derive(Debug)]
 pub struct Session {
     wire: Wire,
@@ -217,8 +217,8 @@ impl Session {
         }
     }
 
-    /// Ends the session, after all output was written: ends stdout and stderr, tells how it went, and closes. It may
-    /// be called before the session is ready; the client is told if there is a stream for it.
+    /// Ends the session, after all output was written: ends stdout and stderr, sends the outcome, and closes. It may
+    /// be called before the session is ready; the client gets the outcome if there is a stream for it.
     pub fn finish(&mut self, outcome: &Outcome) {
         match &mut self.wire {
             Wire::Spdy(spdy) => spdy.end(outcome),

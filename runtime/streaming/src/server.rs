@@ -7,14 +7,14 @@
 //!  Command, Network ◄──────────────── remote, forward ── link ──► client
 //! ```
 //!
-//! An RPC issues a URL with a token that can be used once and for a minute. Whoever connects must present one, and
-//! then has a session until it ends, the client leaves or nothing has been transferred for some time. What a URL stands
-//! for is an object of the caller ([`Command`], [`Network`]): this crate knows neither pods nor containers.
+//! An RPC issues a URL with a token that can be used once, within a minute. A client must present one when it connects,
+//! and then has a session until it ends, the client leaves or nothing has been transferred for some time. What a URL
+//! stands for is an object of the caller ([`Command`], [`Network`]): this crate knows neither pods nor containers.
 //!
 //! Limits: `MAX_TOKENS` tokens, `MAX_CONNECTIONS` connections, of which at most `MAX_HANDSHAKES` have presented no token
-//! yet. One more makes the oldest of those close, so that who opens connections without a token cannot keep
-//! out who has one. A session's memory is its buffers (160 KiB for exec, 32 KiB and up to
-//! 96 KiB for each connection of port-forward) and what its protocol keeps.
+//! yet. One more closes the oldest of those, so that a client without a token cannot keep out one that has one. A
+//! session's memory is its buffers (160 KiB for exec, 32 KiB and up to 96 KiB for each connection of port-forward) and
+//! what its protocol keeps.
 
 mod backend;
 mod forward;
@@ -45,9 +45,9 @@ use crate::remote::Streams;
 use tls::Tls;
 use tokens::{TOKEN_LIFE, Target, Tokens};
 
-/// Connections at a time, of all clients. kubelet opens one for each `kubectl exec`, `attach` and `port-forward`.
+/// Maximum number of connections at a time, of all clients. kubelet opens one for each `kubectl exec`, `attach` and `port-forward`.
 const MAX_CONNECTIONS: usize = 1024;
-/// Connections at a time that have presented no token yet. A client does so in its first packet.
+/// Maximum number of connections at a time that have presented no token yet. A client does so in its first packet.
 const MAX_HANDSHAKES: usize = 128;
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -82,7 +82,7 @@ pub enum BindError {
         source: std::io::Error,
     },
     /// The certificate is not usable.
-    #[error("no TLS")]
+    #[error("TLS cannot be used")]
     Tls(#[from] TlsError),
 }
 
@@ -188,7 +188,7 @@ impl Server {
                 _ = sweep.tick() => {
                     shared.tokens.sweep(Instant::now());
                     if let Some(tls) = shared.tls.clone() {
-                        // Not waited for: it says what is wrong itself.
+                        // Not waited for: it logs its errors itself.
                         drop(tokio::task::spawn_blocking(move || tls.refresh()));
                     }
                 }

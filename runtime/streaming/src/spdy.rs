@@ -8,8 +8,8 @@
 //!
 //! The other side is always Go's spdystream, directly or behind a proxy, and it decides what SPDY is here:
 //!
-//! - There is no flow control. WINDOW_UPDATE and SETTINGS are ignored and never sent: who obeyed the window of 64 KiB
-//!   would wait for ever. A slow reader of one stream stops the whole connection by TCP.
+//! - There is no flow control. WINDOW_UPDATE and SETTINGS are ignored and never sent: a side that obeyed the
+//!   window of 64 KiB would wait for ever. A slow reader of one stream stops the whole connection by TCP.
 //! - Its client drops data of a stream that has no SYN_REPLY yet, and stops reading at GOAWAY.
 //! - It may reset a stream without a frame: if it ended its side before, RST_STREAM is not sent.
 //!

@@ -16,7 +16,7 @@ use crate::input::Input;
 use crate::output::{Frame, SendError};
 use crate::spdy::{self, Headers, StreamId};
 
-/// Connections of a session at a time; it is twice as many streams that are counted. A browser opens some dozens; each
+/// Maximum number of connections of a session at a time; each has two streams. A browser opens some dozens; each
 /// costs the daemon a socket.
 pub const MAX_CONNECTIONS: usize = 512;
 /// Longest request id; Go's clients count.
@@ -73,7 +73,7 @@ pub(super) struct Pairs {
     open: HashMap<u32, Open>,
     /// Bytes in `waiting`.
     early: usize,
-    /// What came before the connection that was opened last: bytes, and the end.
+    /// The connection that was opened last, with what its data stream had brought before: bytes, and whether the end.
     due: Option<(Id, Vec<u8>, bool)>,
 }
 
@@ -114,7 +114,7 @@ impl Pairs {
         }
     }
 
-    /// What is left of a connection's past.
+    /// What came on a data stream before both streams of its connection were there.
     fn due<'i>(&mut self) -> Option<Event<'i>> {
         let (id, bytes, ended) = self.due.take()?;
         if bytes.is_empty() {
@@ -200,7 +200,7 @@ impl Pairs {
         None
     }
 
-    /// An error stream that is reset costs the client what it would have said, not the connection.
+    /// A reset of the error stream does not end an open connection; its error text is not sent any more.
     fn reset<'i>(&mut self, id: StreamId) -> Option<Event<'i>> {
         if self.open.contains_key(&id.get()) {
             return Some(Event::Reset { id: Id(id.get()) });

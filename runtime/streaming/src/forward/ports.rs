@@ -7,7 +7,7 @@ use super::{Event, Id, shorten};
 use crate::output::{Frame, SendError};
 use crate::websocket::{ChannelEvent, Channels, Codec, Error};
 
-/// Most ports of a request. With base64, the channel's number is one character.
+/// Maximum number of ports of a request. With base64, the channel's number is one character.
 pub const MAX_PORTS: usize = 32;
 
 /// A request with more than [`MAX_PORTS`] ports.

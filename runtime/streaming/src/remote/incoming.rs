@@ -6,7 +6,7 @@ use super::resize::{Resizes, Size};
 use super::{Channel, Streams};
 use crate::{spdy, websocket};
 
-/// Most bytes of stdin that are kept until all streams are there. Go's clients send none so early.
+/// Maximum number of bytes of stdin that are kept until all streams are there. Go's clients send none so early.
 const MAX_EARLY: usize = 16 * 1024;
 
 /// What the client did.
@@ -20,7 +20,7 @@ pub enum Event<'i> {
     StdinEnd,
     /// The terminal's new size.
     Resize(Size),
-    /// The client has left. Output is of no use any more.
+    /// The client has left and reads no more output.
     Gone,
 }
 
@@ -89,7 +89,7 @@ impl Incoming {
         self.ready
     }
 
-    /// What can be given without input.
+    /// The next event that needs no input.
     pub(super) fn due<'i>(&mut self) -> Option<Event<'i>> {
         if !self.ready {
             return None;

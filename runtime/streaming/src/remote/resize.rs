@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-/// Most bytes of one object; what is longer is dropped.
+/// Maximum size of one object in bytes; a longer one is dropped.
 const MAX_OBJECT: usize = 1024;
 
 /// Size of a terminal in characters; neither is 0.
@@ -23,7 +23,7 @@ struct Wire {
     height: u16,
 }
 
-/// Reads a client's sizes. A malformed one costs what was received with it, not the session.
+/// Reads a client's sizes. A malformed one is dropped with everything that was received with it; the session goes on.
 #[derive(Debug, Default)]
 pub(super) struct Resizes {
     /// An object that is not complete.

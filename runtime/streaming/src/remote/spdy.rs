@@ -50,7 +50,7 @@ impl Transport {
         }
     }
 
-    /// A stream that was not asked for, or is there already, is refused: a client that needs it learns so at once.
+    /// A stream that was not requested, or exists already, is refused, so that a client that needs it fails at once.
     fn opened<'i>(&mut self, id: StreamId, headers: &Headers, ended: bool) -> Option<Step<'i>> {
         let channel = match headers.get("streamtype") {
             Some("stdin") => Some(Channel::Stdin),
@@ -133,7 +133,7 @@ impl Transport {
         self.connection.go_away();
     }
 
-    /// Ends the connection without a word.
+    /// Ends the connection without an outcome.
     pub(super) fn leave(&mut self) {
         self.connection.go_away();
     }

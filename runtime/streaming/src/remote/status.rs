@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-/// Most bytes of a failure's text: its JSON form, in which a byte can take six, still fits one frame.
+/// Maximum size of a failure's text in bytes: its JSON form, in which a byte can take six, still fits one frame.
 const MAX_TEXT: usize = 8 * 1024;
 
 /// How a session ended.

@@ -304,7 +304,7 @@ fn sizes() {
         (&[br#"{"Width":8"#, br#"0,"Height":24}"#], vec![Got::Resize(80, 24)]),
         (&[b"{\"Width\":1,\"Height\":1}\n{\"Width\":2,\"Height\":2} {\"Wi"], vec![Got::Resize(2, 2)]),
         (&[br#"{"Width":0,"Height":24}"#, br#"{"Width":80}"#], vec![]),
-        // Malformed ones cost what came with them.
+        // Malformed ones are dropped with what came with them.
         (&[br#"{"Width":70000,"Height":1}"#, br#"{"Width":3,"Height":3}"#], vec![Got::Resize(3, 3)]),
         (&[b"nonsense", br#"{"Width":4,"Height":4}"#], vec![Got::Resize(4, 4)]),
         (&[br#"{"Width":-1,"Height":1}"#, br#"[[[["#, br#"{"Width":5,"Height":5}"#], vec![Got::Resize(5, 5)]),

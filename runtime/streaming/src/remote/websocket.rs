@@ -71,7 +71,7 @@ impl Transport {
         self.channels.ping();
     }
 
-    /// Ends the connection without a word.
+    /// Ends the connection without an outcome.
     pub(super) fn leave(&mut self) {
         self.channels.close();
     }

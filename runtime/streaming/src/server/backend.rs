@@ -12,12 +12,13 @@ use crate::remote::{Outcome, Size};
 pub type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// Where a process's input goes. Dropping it ends the input.
 pub type Sink = Box<dyn AsyncWrite + Send + Unpin>;
-/// Where a process's output comes from. An error ends it, as its end does: a terminal without a process has no other.
+/// Where a process's output comes from. It ends with its end of file or with an error: a terminal that no process has open
+/// any more fails with EIO and has no end of file.
 pub type Source = Box<dyn AsyncRead + Send + Unpin>;
 
 /// What a URL of exec or attach stands for.
 pub trait Command: Send {
-    /// Starts the process, or attaches to it; called when the client's streams are there. The error is shown to the
+    /// Starts the process, or attaches to it; called when the client has created its streams. The error is shown to the
     /// user as it is. The result must come within a time that a client can wait for.
     fn start(self: Box<Self>) -> Pending<Result<Process, String>>;
 }
@@ -38,7 +39,7 @@ pub struct Process {
     pub stderr: Option<Source>,
     /// Sets the size of its terminal, if it has one.
     pub resize: Option<Box<dyn Fn(Size) + Send>>,
-    /// Its end. Output that it has written before is still read then.
+    /// Its end. Output that it has written before is still read afterwards.
     pub exit: Pending<Outcome>,
 }
 

@@ -32,13 +32,13 @@ use crate::input::Input;
 const READ: usize = 32 * 1024;
 /// Bytes of one read from a port.
 const CHUNK: usize = 32 * 1024;
-/// Reads from the client that wait for a port that is being connected to, or does not read.
+/// Number of reads from the client that are queued for a port that is being connected to, or does not read.
 const QUEUE: usize = 2;
-/// Connections that were opened and have no task yet.
+/// Maximum number of connections that were opened and have no task yet.
 const OPENED: usize = 16;
 /// Time limit for connecting to a port.
 const CONNECT: Duration = Duration::from_secs(10);
-/// Waiting connections are looked at so many times until their time is over.
+/// How often connections whose streams are not complete are checked before their time is over.
 const LOOKS: u32 = 6;
 
 /// All parts of a session.

@@ -22,20 +22,21 @@ use super::{Shared, forward, link, remote};
 use crate::remote::{Protocol, Streams};
 use crate::{forward as forwarding, negotiate};
 
-/// Time from accept to the answer. It is not reached by any client that wants something.
+/// Time limit from accept to the answer. A client sends its request at once.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Most bytes of a request, and of what a client sends before it has the answer.
+/// Maximum number of bytes of a request, and of what a client sends before it has the answer.
 const MAX_REQUEST: usize = 16 * 1024;
-/// A client that answers nothing for this long is asked whether it is there …
+/// After this time without a packet of the client, TCP probes whether it is still there.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
-/// … so many times, with these pauses.
+/// Number of probes without an answer after which the connection fails.
 const KEEPALIVE_PROBES: u32 = 4;
+/// Time between two probes.
 const KEEPALIVE_PAUSE: Duration = Duration::from_secs(15);
 
-/// The answer to a request that begins nothing.
+/// The answer to a request that is refused.
 type Refused = Box<Response<String>>;
 
-/// Why a connection has no answer.
+/// Why no request was answered on a connection.
 #[derive(Debug, thiserror::Error)]
 enum Failed {
     #[error("TLS")]
@@ -53,7 +54,7 @@ enum Work {
 /// Serves a connection to its end. `place` is its place among the handshakes.
 pub(super) async fn connection(shared: Arc<Shared>, stream: TcpStream, place: u64) {
     if let Err(error) = prepare(&stream) {
-        tracing::debug!(%error, "options of a streaming connection");
+        tracing::debug!(%error, "cannot set the options of a streaming connection");
     }
     let begun = Arc::new(Mutex::new(None));
     let service = service_fn({
@@ -101,7 +102,8 @@ pub(super) async fn connection(shared: Arc<Shared>, stream: TcpStream, place: u6
     }
 }
 
-/// Frames are small and answers are waited for, and a client may vanish without a word.
+/// No delay, because frames are small and the other side waits for them; keepalive, because a client may vanish without
+/// closing the connection.
 fn prepare(stream: &TcpStream) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     sockopt::set_socket_keepalive(stream, true)?;
@@ -111,7 +113,7 @@ fn prepare(stream: &TcpStream) -> std::io::Result<()> {
     Ok(())
 }
 
-/// What a request begins, and the answer that says so; or the refusal.
+/// The session that a request begins, and the answer to it; or the refusal.
 fn begin(shared: &Shared, request: &Parts) -> Result<(Work, Response<()>), Refused> {
     if request.method != Method::GET && request.method != Method::POST {
         let mut refusal = refuse(StatusCode::METHOD_NOT_ALLOWED, "the methods are GET and POST");
@@ -137,7 +139,7 @@ fn begin(shared: &Shared, request: &Parts) -> Result<(Work, Response<()>), Refus
     }
 }
 
-/// The parts of `/exec/TOKEN` and its like.
+/// The parts of a path such as `/exec/TOKEN`.
 fn route(path: &str) -> Option<(Kind, &str)> {
     let (kind, token) = path.strip_prefix('/')?.split_once('/')?;
     Some((Kind::named(kind)?, token))

@@ -15,18 +15,18 @@ use super::socket::{RecvHalf, SendHalf, Stream};
 use crate::output::{Frame, SendError};
 use crate::{forward, remote};
 
-/// How long a client may take to close after this side has, and how long what a client sent last may wait for a process
-/// that does not read.
+/// How long a client may take to close after this side has, and how long the last bytes of a client that has closed may
+/// wait for a process that does not read.
 pub(super) const LINGER: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 /// Pause between pings.
 const PING: Duration = Duration::from_secs(30);
-/// Bytes of one read that are dropped.
+/// Size of a read whose bytes are dropped.
 const DISCARD: usize = 4096;
 
 /// Why a session ends before its work is done.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum End {
-    /// The client said so, or closed.
+    /// The client ended the session, or closed the connection.
     #[error("the client has left")]
     Left,
     /// The socket failed.
@@ -50,33 +50,25 @@ pub(super) trait Outgoing: Send {
     fn ping(&mut self);
 }
 
-impl Outgoing for remote::Session {
-    fn output(&self) -> &[u8] {
-        self.output()
-    }
+macro_rules! outgoing {
+    ($($session:ty),*) => {$(
+        impl Outgoing for $session {
+            fn output(&self) -> &[u8] {
+                self.output()
+            }
 
-    fn written(&mut self, count: usize) {
-        self.written(count);
-    }
+            fn written(&mut self, count: usize) {
+                self.written(count);
+            }
 
-    fn ping(&mut self) {
-        self.ping();
-    }
+            fn ping(&mut self) {
+                self.ping();
+            }
+        }
+    )*};
 }
 
-impl Outgoing for forward::Session {
-    fn output(&self) -> &[u8] {
-        self.output()
-    }
-
-    fn written(&mut self, count: usize) {
-        self.written(count);
-    }
-
-    fn ping(&mut self) {
-        self.ping();
-    }
-}
+outgoing!(remote::Session, forward::Session);
 
 /// A session and the sending half of its socket. Its users are the parts of one session: the reader of the socket, and
 /// those that have output. The session is locked for moments, the socket for a whole frame.
@@ -114,7 +106,7 @@ impl<S: Outgoing> Link<S> {
         }
     }
 
-    /// Does something with the session. What it then has for the client is written by [`Link::keep_writing`].
+    /// Runs `work` on the session. Output that it then has is written by [`Link::keep_writing`].
     pub(super) fn with<R>(&self, work: impl FnOnce(&mut S) -> R) -> R {
         let mut session = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         let result = work(&mut session);
@@ -151,7 +143,7 @@ impl<S: Outgoing> Link<S> {
         }
     }
 
-    /// Writes the session's output. It may be dropped at any time; the rest is written by who writes next.
+    /// Writes the session's output. The future may be dropped at any time; the next writer writes the rest.
     pub(super) async fn flush(&self) -> io::Result<()> {
         let mut writer = self.writer.lock().await;
         {
@@ -169,7 +161,7 @@ impl<S: Outgoing> Link<S> {
         }
     }
 
-    /// Pings the client now and then, where the protocol has pings.
+    /// Pings the client every 30 seconds, if the protocol has pings.
     pub(super) async fn keep_pinging(&self) -> Infallible {
         loop {
             sleep(PING).await;
@@ -198,7 +190,7 @@ impl<S: Outgoing> Link<S> {
     /// Ends the connection: writes what is left, at most for `limit`, closes this direction, and waits for the client to
     /// close the other.
     pub(super) async fn finish(&self, read: &mut RecvHalf, limit: Option<Duration>) {
-        // From now on, whatever ended the session.
+        // The limit counts from now on, whatever ended the session.
         self.touch();
         let close = async {
             self.flush().await?;
@@ -253,8 +245,8 @@ impl Writer {
     }
 }
 
-/// Waits for `work`, which takes what a client sent, and meanwhile for the client: `None` if it has gone for some time.
-/// While `work` takes nothing, nothing is read that would show that the client has gone.
+/// Waits for `work`, which takes what a client sent; `None` if the client has closed its direction and `work` has not
+/// ended [`LINGER`] later. Meanwhile nothing is read, so the end of the client's bytes would not be seen otherwise.
 pub(super) async fn while_there<T>(read: &RecvHalf, work: impl Future<Output = T>) -> Option<T> {
     tokio::select! {
         biased;
@@ -263,17 +255,17 @@ pub(super) async fn while_there<T>(read: &RecvHalf, work: impl Future<Output = T
     }
 }
 
-/// Returns some time after the client has closed its direction, whatever is still unread.
+/// Returns [`LINGER`] after the client has closed its direction, whatever is still unread.
 async fn gone(read: &RecvHalf) {
-    // Besides urgent data, which nobody sends, this interest is in the end of what the client sends; the interest in
-    // readability would be satisfied by what is unread.
+    // tokio reports this interest for urgent data, which nobody sends, and when the client has closed its direction.
+    // The interest in readability would be reported for bytes that are still unread.
     match read.ready(Interest::PRIORITY).await {
         Ok(ready) if ready.is_read_closed() => sleep(LINGER).await,
         _ => pending().await,
     }
 }
 
-/// Reads to the end, or to an error, and drops what comes.
+/// Reads to the end, or to an error, and drops all bytes.
 async fn discard(read: &mut RecvHalf) {
     let mut buffer = vec![0; DISCARD];
     while matches!(read.read(&mut buffer).await, Ok(1..)) {}

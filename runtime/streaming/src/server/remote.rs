@@ -49,7 +49,7 @@ pub(super) async fn run(
     let process = async {
         match timeout(shared.creation, is_ready).await {
             Ok(Ok(())) => {}
-            // The input has ended, and says why.
+            // `input` has ended, and its result says why.
             Ok(Err(_)) => return pending().await,
             Err(_) => {
                 let text = format!("the client did not create all streams within {:?}", shared.creation);
@@ -108,7 +108,7 @@ async fn input(
                     let _told = ready.send(());
                     match started.await {
                         Ok(inputs) => (stdin, resize) = inputs,
-                        // It could not be started, and the client is told so.
+                        // It could not be started, and the client gets the reason.
                         Err(_) => return pending().await,
                     }
                 }

@@ -33,13 +33,13 @@ pub(super) enum SendHalf {
     Tls(WriteHalf<TlsStream<Shared>>),
 }
 
-/// The socket below TLS, whose state is asked for beside the reading and writing. It is read by one task and written by one
-/// task at a time, as the socket wakes one of each.
+/// The socket below TLS. It is shared, because [`RecvHalf::ready`] waits for its state beside the task that reads. At most
+/// one task reads and one writes at a time: the socket wakes only the last that has polled for either.
 #[derive(Debug, Clone)]
 pub(super) struct Shared(Arc<TcpStream>);
 
 impl Stream {
-    /// Shakes hands by TLS, if there is any.
+    /// Does the TLS handshake, if TLS is configured.
     ///
     /// # Errors
     /// The client has left, or offers nothing that this side accepts.

@@ -11,7 +11,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsAcceptor;
 
-/// Most bytes of a file. A chain of certificates has some thousands.
+/// Maximum size of a file in bytes. A chain of certificates has some thousands.
 const MAX_FILE: u64 = 1024 * 1024;
 /// Without HTTP/2, in which nothing can be upgraded.
 const PROTOCOL: &[u8] = b"http/1.1";
@@ -19,19 +19,19 @@ const PROTOCOL: &[u8] = b"http/1.1";
 /// Files of a certificate, in PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {
-    /// The server's certificate, and those between it and its authority's.
+    /// The server's certificate, followed by the intermediate certificates.
     pub chain: PathBuf,
     /// The private key.
     pub key: PathBuf,
 }
 
-/// Why there is no TLS.
+/// Why TLS cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read.
     #[error("cannot read {0}")]
     Read(PathBuf, #[source] io::Error),
-    /// A file is not what it should be.
+    /// A file does not contain what it should.
     #[error("{0} has no {1} in PEM")]
     Pem(PathBuf, &'static str, #[source] rustls::pki_types::pem::Error),
     /// The two do not belong together, or are of a kind that is not supported.

@@ -16,7 +16,7 @@ use crate::remote::Streams;
 const MAX_TOKENS: usize = 1000;
 /// How long a token can be redeemed.
 pub(super) const TOKEN_LIFE: Duration = Duration::from_secs(60);
-/// Random bytes of a token: nobody finds one by trying.
+/// Number of random bytes of a token, which therefore cannot be guessed.
 const TOKEN_BYTES: usize = 16;
 
 /// Why no URL was issued.
@@ -115,7 +115,7 @@ impl Tokens {
         Ok(token)
     }
 
-    /// What the token stands for. Whatever the answer, the token is of no use afterwards.
+    /// What the token stands for. The token cannot be used again, also if the answer is `None`.
     pub(super) fn redeem(&self, kind: Kind, token: &str, now: Instant) -> Option<Target> {
         let entry = self.lock().remove(token)?;
         (entry.expires > now && entry.target.kind() == kind).then_some(entry.target)

@@ -4,13 +4,13 @@
 //!                 SYN_STREAM          accept            finish, data with FIN
 //!   (no stream) ─────────────► opened ───────► replied ──────────────────────► finished
 //!                     │          │                │                                │
-//!                     │ full     └─── reset, release: the caller lets go ──────────┘
+//!                     │ full     └─── reset, release, by the caller ───────────────┘
 //!                     ▼                           │
 //!                RST_STREAM                       ▼
 //!                                            (no stream)
 //! ```
 //!
-//! A stream takes its place until the caller lets go of it, not until the client resets it: the caller's work for it
+//! A stream occupies its place until the caller releases it, not until the client resets it: the caller's work for it
 //! (a socket, a process) may last longer. So a client that opens and resets streams in a loop gets no more work done
 //! at a time than one that keeps them open.
 
@@ -56,7 +56,7 @@ pub enum Event<'i> {
         /// The stream.
         id: StreamId,
     },
-    /// It gave a stream up, in both directions. The stream takes its place until [`Connection::release`].
+    /// It reset a stream: both directions have ended. The stream occupies its place until [`Connection::release`].
     Reset {
         /// The stream.
         id: StreamId,
@@ -91,7 +91,7 @@ struct Streams {
     blocks: Blocks,
     replies: Replies,
     open: HashMap<u32, Stream>,
-    /// Most of `open`.
+    /// Maximum number of entries of `open`.
     limit: usize,
     /// Highest id of a SYN_STREAM.
     newest: u32,
@@ -208,7 +208,7 @@ impl Connection {
         }
     }
 
-    /// Lets go of a stream and tells the client, unless both directions had ended.
+    /// Releases a stream, and sends the client a reset unless both directions had ended.
     pub fn reset(&mut self, id: StreamId) {
         if let Some(stream) = self.streams.open.remove(&id.0)
             && !stream.reset
@@ -219,7 +219,7 @@ impl Connection {
         }
     }
 
-    /// Lets go of a stream without a word. What the client still sends on it is dropped.
+    /// Releases a stream and sends the client nothing. What the client still sends on it is dropped.
     pub fn release(&mut self, id: StreamId) {
         self.streams.open.remove(&id.0);
     }

@@ -10,9 +10,9 @@
 //! counted off and never kept, whatever length it says.
 
 use super::FLAG_FIN;
-use crate::input::take;
+use crate::input::{fill, take};
 
-/// Most bytes of a control frame's content. Clients of Kubernetes send less than 200.
+/// Maximum size of a control frame's content in bytes. Clients of Kubernetes send less than 200.
 pub const MAX_CONTROL: usize = 8 * 1024;
 
 /// The only version there is a frame format for; "3.1" adds flow control to it.
@@ -142,7 +142,7 @@ impl Reader {
     /// The next part, or `None` when `input` is used up.
     ///
     /// # Errors
-    /// [`Error`]; the reader is of no use after it.
+    /// [`Error`]; the reader must not be used after it.
     pub(super) fn next<'i>(&mut self, input: &mut &'i mut [u8]) -> Result<Option<Part<'_, 'i>>, Error> {
         loop {
             match self.at {
@@ -194,11 +194,7 @@ impl Reader {
 
     /// Reads a frame's header, of which `have` bytes have come; `false` if it is not complete.
     fn head(&mut self, have: usize, input: &mut &mut [u8]) -> Result<bool, Error> {
-        let bytes = take(input, self.head.len() - have);
-        for (place, byte) in self.head.iter_mut().skip(have).zip(bytes.iter()) {
-            *place = *byte;
-        }
-        let have = have + bytes.len();
+        let have = fill(&mut self.head, have, input);
         self.at = At::Head(have);
         if have < self.head.len() {
             return Ok(false);

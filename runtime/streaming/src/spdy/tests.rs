@@ -1,4 +1,4 @@
-//! Frames by hand; `model` has sequences by chance.
+//! Hand-made frames; `model` has random sequences.
 
 mod model;
 

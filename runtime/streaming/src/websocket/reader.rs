@@ -4,7 +4,7 @@
 //! fin:1 | reserved:3 | opcode:4 | masked:1 | length:7 [:16 | :64] | mask:32 | payload, masked
 //! ```
 
-use crate::input::take;
+use crate::input::{fill, take};
 
 /// Why bytes are not what a WebSocket client may send. The connection is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -141,7 +141,7 @@ impl Reader {
     /// The next part, or `None` when `input` is used up.
     ///
     /// # Errors
-    /// [`Error`]; the reader is of no use after it.
+    /// [`Error`]; the reader must not be used after it.
     pub(super) fn next<'i>(&mut self, input: &mut &'i mut [u8]) -> Result<Option<Part<'_, 'i>>, Error> {
         loop {
             match self.at {
@@ -198,11 +198,7 @@ impl Reader {
         let mut have = have;
         loop {
             let needed = if have < 2 { 2 } else { self.head_length()? };
-            let bytes = take(input, needed - have);
-            for (place, byte) in self.head.iter_mut().skip(have).zip(bytes.iter()) {
-                *place = *byte;
-            }
-            have += bytes.len();
+            have = fill(self.head.get_mut(..needed).unwrap_or_default(), have, input);
             if have < needed {
                 self.at = At::Head(have);
                 return Ok(false);

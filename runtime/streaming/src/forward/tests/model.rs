@@ -1,4 +1,4 @@
-//! Connections by chance, over SPDY and in a tunnel.
+//! Random connections, over SPDY and in a tunnel.
 
 use proptest::collection::vec;
 use proptest::prelude::*;

@@ -1,4 +1,4 @@
-//! Clients by chance, over each protocol: whatever they send, the process gets what is its, in order.
+//! Random clients, over each protocol: whatever they send, the process gets the bytes of its stdin, in order.
 
 use proptest::collection::vec;
 use proptest::prelude::*;

@@ -61,7 +61,7 @@ async fn what_is_no_http_gets_no_session() {
     assert!(seen.try_recv().is_err());
 }
 
-/// Whoever opens connections and sends nothing must not keep out who has a token.
+/// Clients that open connections and send nothing must not keep out a client that has a token.
 #[tokio::test]
 async fn silent_connections_make_room_for_others() {
     let server = server().await;

@@ -1,4 +1,4 @@
-//! Sequences by chance: a client that knows the protocol, one that does not, and a model of what each side may do.
+//! Random sequences: a client that knows the protocol, one that does not, and a model of what each side may do.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -121,7 +121,7 @@ impl Model {
         (!self.ids.is_empty()).then(|| self.ids[which % self.ids.len()])
     }
 
-    /// The server's name of a stream; it has one only for those that it was told of.
+    /// The server's id of a stream, if the server has reported it.
     fn stream_id(&self, which: usize) -> Option<StreamId> {
         let number = self.id(which)?;
         self.pair.got.iter().find_map(|got| match got {

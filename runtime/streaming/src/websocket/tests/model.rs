@@ -1,4 +1,4 @@
-//! Messages by chance, cut anywhere, and bytes that are none.
+//! Random messages, cut anywhere, and bytes that are no messages.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
