@@ -36,7 +36,7 @@ const REGISTRY: &str = "the registry or a mirror of it answers slowly or not at 
 type PullResult = Result<Arc<ImageRecord>>;
 /// A pull that several callers can wait for.
 pub(crate) type SharedPull = Shared<BoxFuture<'static, PullResult>>;
-/// The running pulls, and where they are. A pull ends when the last of its futures is dropped.
+/// The running pulls, with their progress. A pull ends when the last of its futures is dropped.
 type Running = HashMap<(Reference, Option<Auth>), (WeakShared<BoxFuture<'static, PullResult>>, Progress)>;
 /// By registry and diff id.
 type LayerLocks = HashMap<(String, Digest), Weak<tokio::sync::Mutex<()>>>;
@@ -87,8 +87,9 @@ impl Puller {
         Options { certs_dir, ..Options::clone(&self.options) }
     }
 
-    /// Starts a pull, or joins a running one with the same reference and credentials. It is cancelled when the last of
-    /// its futures is dropped. Also returns where it is, for each caller to follow. Credentials must be equal, so that no caller gets an image by the login of another.
+    /// Starts a pull, or joins a running one with the same reference and credentials. Credentials must be equal, so that no
+    /// caller gets an image by the login of another. The pull is cancelled when the last of its futures is dropped. Also
+    /// returns its progress, for each caller to follow.
     pub(crate) fn pull(self: &Arc<Self>, reference: Reference, auth: Option<Auth>) -> (SharedPull, Progress) {
         let auth = auth.filter(|auth| *auth != Auth::default());
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);

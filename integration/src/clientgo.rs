@@ -24,7 +24,7 @@ const REFUSED: &[u8] = b"WebSocket was refused\n";
 /// Time limit of one step.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// How the end of a process is told.
+/// How a protocol tells its client the exit code of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Told {
     /// As a number.
@@ -44,7 +44,7 @@ pub(crate) struct Way {
     protocol: &'static str,
     /// A client's end of input reaches the process.
     pub(crate) ends_input: bool,
-    /// How an exit code other than 0 is told.
+    /// How the client learns an exit code other than 0.
     pub(crate) code: Told,
     /// A terminal's size can be set.
     pub(crate) sizes: bool,
@@ -89,7 +89,7 @@ pub(crate) struct Ended {
     pub(crate) stdout: Vec<u8>,
     /// Standard error: the process's, and what client-go logs.
     pub(crate) stderr: Vec<u8>,
-    /// The exit code, if client-go was told one.
+    /// The exit code, if client-go got one.
     pub(crate) code: Option<i64>,
     /// client-go's error; empty after success.
     pub(crate) error: String,
@@ -302,7 +302,8 @@ pub(crate) async fn connection(bin: &Path, way: Way, url: &str, port: u16, sent:
     Ok(got)
 }
 
-/// Keeps every packet that is sent from a local port from arriving, until it is dropped: the peer vanishes without a word.
+/// Until it is dropped, packets from a local port do not arrive: to the server, the client vanishes without closing its
+/// connection.
 #[derive(Debug)]
 pub(crate) struct Cut(u16);
 

@@ -24,7 +24,7 @@ pub(crate) fn start(pid: u32, arguments: &[&str]) -> Result<Child> {
         .context("run nsenter (package util-linux)")
 }
 
-/// Sends every datagram that it receives on a port back.
+/// Sends back every datagram that it receives on a port.
 pub(crate) fn udp(port: u16) -> Result<bool> {
     let socket = UdpSocket::bind(("0.0.0.0", port))?;
     let mut buffer = [0_u8; 2048];

@@ -20,7 +20,7 @@ pub enum ErrorKind {
     Unavailable,
     /// A time limit has passed.
     DeadlineExceeded,
-    /// An image volume cannot be mounted. kubelet counts these.
+    /// An image volume cannot be mounted. kubelet has an error and a metric of their own for these.
     ImageVolume,
     /// Not implemented, or not possible on this host.
     Unimplemented,

@@ -27,7 +27,7 @@ static EXEC: LazyLock<Lane> = LazyLock::new(|| lane("exec", 1, 8, 4));
 static KILL: LazyLock<Lane> = LazyLock::new(|| lane("kill", 2, 32, 4));
 static RECORDS: LazyLock<Lane> = LazyLock::new(|| lane("records", 2, 64, 8));
 static FOREIGN: LazyLock<Lane> = LazyLock::new(|| lane("foreign", 1, 32, 4));
-// Its one thread is not kept: who asks for metrics does so every 15 seconds or more.
+// Its one thread is not kept: clients read metrics every 15 seconds or less often.
 static METRICS: LazyLock<Lane> = LazyLock::new(|| lane("metrics", 0, 1, 1));
 static STATS: LazyLock<Lane> = LazyLock::new(|| lane("stats", 1, 4, 4));
 

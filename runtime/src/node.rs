@@ -225,7 +225,7 @@ impl Node {
         pod::exec::sync(&self.0.context, ticket, cmd, limit).await
     }
 
-    /// Permission to start processes in a container.
+    /// Permission to start processes in a container, or to attach to it.
     async fn ticket(&self, id: &str) -> Result<pod::exec::Ticket, Error> {
         let view = self.managed(id)?;
         let (id, pod) = (view.record.id.clone(), &view.record.pod);

@@ -119,7 +119,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt as _;
 
-    /// What a program makes of it.
+    /// The result with a script in place of the shim.
     async fn measured(script: &str) -> Option<String> {
         let dir = tempfile::tempdir().unwrap();
         let shim = dir.path().join("shim");

@@ -217,7 +217,7 @@ async fn attach_ends_stdin_once(cx: Context) -> Result<()> {
     ensure!(ended.text() == "over\n" && ended.status["status"] == "Success", "attach gave {ended:?}");
     cx.cri.wait_exit(&id, secs(20)).await?;
     cx.exited_with(&id, 4).await?;
-    // Also if it leaves without a word.
+    // Also if it closes the connection without a close frame.
     let id = listener(&cx, true).await?;
     drop(attached(&cx, &id, false).await?);
     cx.cri.wait_exit(&id, secs(20)).await?;

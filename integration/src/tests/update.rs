@@ -149,7 +149,7 @@ async fn running_container_gets_new_limits(cx: Context) -> Result<()> {
         "an update has changed the annotations to {:?}",
         status.annotations
     );
-    // It is all the same after the daemon was killed.
+    // Killing the daemon changes none of it.
     cx.node.crash().await?;
     has_second(&id)?;
     ensure!(shown(&cx, &id).await? == second(), "after a restart: {:?}", shown(&cx, &id).await?);
@@ -360,7 +360,7 @@ async fn daemon_that_ends_in_an_update(cx: Context) -> Result<()> {
     .await?;
     cx.prints(&id, "cat /proc/1/oom_score_adj; cat /proc/self/oom_score_adj", "900\n900").await?;
     cx.cri.update(&id, first()).await?;
-    // Nothing is owed any more: another restart changes nothing.
+    // The update is settled: another restart changes nothing.
     let now = files(&id)?;
     cx.node.crash().await?;
     tokio::time::sleep(secs(1)).await;

@@ -1,7 +1,7 @@
 //! Which step a piece of work is in, since when, and what an operator can do if the step takes too long.
 //!
-//! Whoever starts the work runs it in the scope of a [`Progress`]. The code that does the work, in whichever crate it is,
-//! calls [`enter`] at the beginning of each step that can take long, and keeps the result until the step has ended. Whoever
+//! The code that starts the work runs it in the scope of a [`Progress`]. The code that does the work, in any crate, calls
+//! [`enter`] at the beginning of each step that can take long, and keeps the result until the step has ended. The code that
 //! started the work can read at any time where it is ([`Progress::place`]): for the error of a call whose deadline has
 //! passed, for a log line, or for a list of what is under way.
 //!

@@ -147,7 +147,7 @@ fn set_up(plan: &PausePlan, folders: &[OwnedFd], gate: Option<OwnedFd>) -> Resul
     let set = |(name, value): &(String, String)| {
         sys::proc::write_sysctl(name, value).map_err(at(&format!("sysctl {name}={value}")))
     };
-    // Those of the UTS namespace belong to the host's root, whoever owns the namespace.
+    // The files of the UTS namespace's sysctls belong to the host's root, also if a user namespace owns the namespace.
     let (of_host, of_owner): (Vec<_>, Vec<_>) = plan.sysctls.iter().partition(|(name, _)| is_uts(name));
     of_host.into_iter().try_for_each(set)?;
     if let Some(gate) = gate {

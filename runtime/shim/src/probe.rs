@@ -30,7 +30,7 @@ fn because(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> Reason {
     move |error| format!("{what}: {error}")
 }
 
-/// Prints the reason why it does not work; nothing if it works.
+/// Prints why containers cannot have a user namespace; nothing if they can.
 pub(crate) fn run(folder: &Path) -> io::Result<()> {
     match works(folder) {
         Ok(()) => Ok(()),
@@ -53,7 +53,7 @@ fn works(folder: &Path) -> Result<(), Reason> {
     overlay(users).map_err(because("overlayfs does not accept id-mapped layers (Linux 5.19 does)"))
 }
 
-/// A user namespace. The process that was created with it ends at the end of this function.
+/// Creates a user namespace. The process that was created with it has ended when this returns.
 fn namespace() -> io::Result<Namespaces> {
     let (wait, go) = sys::scm::pipe()?;
     let mut go = Some(go);

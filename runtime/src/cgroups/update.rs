@@ -28,8 +28,8 @@ impl Cgroups {
     /// them.
     ///
     /// # Errors
-    /// [`Error::BelowUsage`]; [`Error::Limit`] for other values that the kernel refuses, and for `unified`, which is of
-    /// v2; [`Error::Gone`]. Then the leaf has its previous values, unless the error says that they could not be restored.
+    /// [`Error::BelowUsage`]; [`Error::Limit`] for other values that the kernel refuses, and for `unified`, which
+    /// exists on v2 only; [`Error::Gone`]. Then the leaf has its previous values, unless the error says that they could not be restored.
     pub(crate) fn update(&self, path: &str, update: &Resources) -> Result<Vec<String>, Error> {
         self.write(path, &writes(path, update)?)
     }
@@ -139,7 +139,7 @@ fn of_parent(file: &Path) -> Result<String, Error> {
 fn refused(target: &Target<'_>, source: io::Error) -> Error {
     let Target { write, file, .. } = target;
     match Errno::from_io_error(&source) {
-        // It tells so only by this error, after it has reclaimed what it could.
+        // The kernel answers EBUSY if usage stays above the limit after it has reclaimed what it could.
         Some(Errno::BUSY) if write.file.ends_with("limit_in_bytes") => Error::BelowUsage {
             field: write.field.clone(),
             value: write.value.clone(),

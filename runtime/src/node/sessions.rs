@@ -24,7 +24,7 @@ impl Drop for Session {
 }
 
 impl Session {
-    /// Ends when the process's user drops it.
+    /// Adds a session to `process`, which ends when its `exit` is dropped.
     fn of(mut process: Process) -> Process {
         let (session, exit) = (Self, process.exit);
         process.exit = Box::pin(async move {

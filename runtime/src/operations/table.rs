@@ -171,7 +171,7 @@ mod tests {
         assert_eq!(steps(&start, &jobs).as_deref(), Some("create the container: second"));
         let stop = waiting("StopPodSandbox", subject(2, None));
         assert_eq!(steps(&stop, &jobs).as_deref(), Some("tear down the pod"));
-        // No pod is known: no job is its.
+        // No pod is known, so no job belongs to the call.
         assert_eq!(steps(&waiting("RunPodSandbox", Subject::default()), &jobs), None);
         // A call that waits for something else is in its own step, whatever jobs its pod has.
         stop.end_await();

@@ -13,8 +13,9 @@ use prost::Message as _;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Most bytes of all statuses of one message: half of what a client receives, since the pod's own status is beside them.
-/// Only thousands of containers in one pod, or labels as no Kubernetes object has them, make more.
+/// Maximum size in bytes of the containers' statuses in one message: half of the 16 MiB that clients accept, because the
+/// pod's own status is in the message too. Only a pod with thousands of containers, or with labels that are longer than
+/// Kubernetes allows, has more.
 const MAX_STATUSES: usize = 8 * 1024 * 1024;
 
 /// The status of a container.
@@ -68,12 +69,12 @@ fn info(value: &serde_json::Value) -> HashMap<String, String> {
     [("info".to_owned(), value.to_string())].into()
 }
 
-/// The kind of the pod's or container's root; the only one.
+/// The snapshotter of every container.
 const SNAPSHOTTER: &str = "overlayfs";
-/// What runs a pod, where other runtimes name their shim.
+/// The program that runs a pod, where other runtimes name their shim.
 const RUNTIME_TYPE: &str = "copepod-shim";
 
-/// Verbose information of a pod. docs/crictl.md describes the keys, and which of other runtimes there are none of.
+/// Verbose information of a pod. docs/crictl.md describes the keys, and which keys of other runtimes are missing.
 pub(super) fn pod_info(pod: &PodView) -> HashMap<String, String> {
     let record = &pod.record;
     let mut config = record.config.clone();
@@ -85,7 +86,7 @@ pub(super) fn pod_info(pod: &PodView) -> HashMap<String, String> {
     info(&serde_json::json!({
         "sandboxID": record.id,
         "pid": record.pause_pid,
-        // The words of containerd, which has them of its own tasks.
+        // containerd's words for the status of a sandbox's task.
         "processStatus": match record.phase {
             PodPhase::Launching => "created",
             PodPhase::Ready => "running",

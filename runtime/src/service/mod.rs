@@ -58,7 +58,7 @@ pub(crate) struct Backend {
     pub(crate) root: Root,
     /// Whether pods can have user namespaces.
     pub(crate) user_namespaces: UserNamespaces,
-    /// Stats of containers.
+    /// Stats of containers and pods.
     pub(crate) stats: Arc<StatsCache>,
     /// Metrics of pods and containers.
     pub(crate) metrics: Arc<Metrics>,

@@ -25,10 +25,10 @@ const FIRST_WALK: Duration = Duration::from_millis(20);
 /// Time limit of one round of walking in the background. Layers that were not reached come first in the next
 /// round.
 const ROUND: Duration = Duration::from_secs(2);
-/// Time between two samples of CPU time; kubelet and cAdvisor use as much.
+/// Time between two samples of CPU time, as in kubelet and cAdvisor.
 const SAMPLING: Duration = Duration::from_secs(10);
-/// How long after the last call for stats samples are taken.
-const FOLLOWED: Duration = Duration::from_secs(600);
+/// How long samples are taken after the last call for stats.
+const SAMPLED_AFTER: Duration = Duration::from_secs(600);
 
 /// Reads stats; opens and closes files as containers and pods come and go.
 #[derive(Debug)]
@@ -36,9 +36,9 @@ pub(crate) struct StatsCache {
     reader: StatsReader,
     layout: Layout,
     /// When stats of containers were last requested.
-    containers_asked: Mutex<Option<Instant>>,
+    containers_requested: Mutex<Option<Instant>>,
     /// When stats of pods were last requested. With kubelet's default settings they never are.
-    pods_asked: Mutex<Option<Instant>>,
+    pods_requested: Mutex<Option<Instant>>,
     walking: AtomicBool,
 }
 
@@ -60,14 +60,14 @@ pub(super) struct PodReading {
     pub(super) containers: Vec<Option<ContainerStats>>,
 }
 
-fn note(asked: &Mutex<Option<Instant>>) {
+fn note(requested: &Mutex<Option<Instant>>) {
     // A time cannot be half-changed.
-    *asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    *requested.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
 }
 
-fn is_followed(asked: &Mutex<Option<Instant>>) -> bool {
-    let asked = *asked.lock().unwrap_or_else(PoisonError::into_inner);
-    asked.is_some_and(|asked| asked.elapsed() < FOLLOWED)
+fn was_requested(requested: &Mutex<Option<Instant>>) -> bool {
+    let requested = *requested.lock().unwrap_or_else(PoisonError::into_inner);
+    requested.is_some_and(|at| at.elapsed() < SAMPLED_AFTER)
 }
 
 fn is_running(container: &ContainerRecord) -> bool {
@@ -96,8 +96,8 @@ impl StatsCache {
         Self {
             reader,
             layout,
-            containers_asked: Mutex::default(),
-            pods_asked: Mutex::default(),
+            containers_requested: Mutex::default(),
+            pods_requested: Mutex::default(),
             walking: AtomicBool::new(false),
         }
     }
@@ -109,7 +109,7 @@ impl StatsCache {
         wanted: &[Arc<ContainerView>],
         all: &[Arc<ContainerView>],
     ) -> Vec<Option<ContainerStats>> {
-        note(&self.containers_asked);
+        note(&self.containers_requested);
         self.keep_running(all);
         self.attach_and_walk(wanted.iter().map(|container| &*container.record), FIRST_WALK);
         wanted.iter().map(|container| self.read(&container.record)).collect()
@@ -121,8 +121,8 @@ impl StatsCache {
         wanted: &[PodAndContainers],
         pods: &[Arc<PodView>],
     ) -> Vec<PodReading> {
-        note(&self.containers_asked);
-        note(&self.pods_asked);
+        note(&self.containers_requested);
+        note(&self.pods_requested);
         self.keep_ready(pods);
         let containers = wanted.iter().flat_map(|it| &it.containers);
         self.attach_and_walk(containers.map(|container| &*container.record), FIRST_WALK);
@@ -149,7 +149,7 @@ impl StatsCache {
 
     /// Disk usage of the writable layers of the running containers in `all`, by the latest walk of each.
     pub(super) fn writable_layers(self: &Arc<Self>, all: &[Arc<ContainerView>]) -> Usage {
-        note(&self.containers_asked);
+        note(&self.containers_requested);
         self.attach_and_walk(all.iter().map(|container| &*container.record), FIRST_WALK);
         let layers = all.iter().filter_map(|container| self.reader.writable_layer(&container.record.id));
         layers.fold(Usage::default(), |sum, layer| Usage {
@@ -166,7 +166,7 @@ impl StatsCache {
         all: &[Arc<ContainerView>],
         limit: Duration,
     ) -> Vec<Option<WritableLayer>> {
-        note(&self.containers_asked);
+        note(&self.containers_requested);
         self.keep_running(all);
         self.attach_and_walk(wanted.iter().map(|container| &*container.record), limit);
         wanted.iter().map(|container| self.reader.writable_layer(&container.record.id)).collect()
@@ -174,13 +174,15 @@ impl StatsCache {
 
     /// Whether files are open, or will be.
     fn is_in_use(&self) -> bool {
-        is_followed(&self.containers_asked) || is_followed(&self.pods_asked) || self.reader.has_attached()
+        was_requested(&self.containers_requested)
+            || was_requested(&self.pods_requested)
+            || self.reader.has_attached()
     }
 
     /// Takes samples of all running containers and ready pods; closes the files of all others, and all files if stats are
     /// not requested any more.
     fn sample(self: &Arc<Self>, pods: &[Arc<PodView>], containers: &[Arc<ContainerView>]) {
-        if is_followed(&self.pods_asked) {
+        if was_requested(&self.pods_requested) {
             self.keep_ready(pods);
             for pod in pods {
                 self.attach_pod(&pod.record);
@@ -188,7 +190,7 @@ impl StatsCache {
         } else {
             self.reader.retain_pods(|_| false);
         }
-        if is_followed(&self.containers_asked) {
+        if was_requested(&self.containers_requested) {
             self.keep_running(containers);
             let mut new = 0;
             for container in containers {

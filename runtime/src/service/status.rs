@@ -31,7 +31,7 @@ pub(crate) enum Failure {
     /// The caller's deadline passed.
     #[error("the caller's deadline has passed after {after:?}{place}; {late}")]
     Deadline {
-        /// When: a moment before the caller's own timer.
+        /// How long after the call's begin: a moment before the caller's own timer.
         after: Duration,
         /// Where the call was: in which step, for how long, of which pod and container, and what an operator can do.
         place: String,
@@ -171,6 +171,7 @@ mod tests {
             (Kind::Unavailable, Code::Unavailable),
             (Kind::DeadlineExceeded, Code::DeadlineExceeded),
             (Kind::Unimplemented, Code::Unimplemented),
+            (Kind::ImageVolume, Code::Unknown),
             (Kind::ResourceExhausted, Code::ResourceExhausted),
             (Kind::Aborted, Code::Aborted),
             (Kind::Internal, Code::Internal),
@@ -236,10 +237,10 @@ mod tests {
 
     #[test]
     fn calls_that_are_not_implemented_name_what_is_missing() {
-        let status = Status::from(Failure::NotImplemented { call: "Attach", what: "streaming" });
+        let status = Status::from(Failure::NotImplemented { call: "CheckpointPod", what: "checkpoints" });
         assert_eq!(
             (status.code(), status.message()),
-            (Code::Unimplemented, "Attach is not implemented yet: streaming")
+            (Code::Unimplemented, "CheckpointPod is not implemented yet: checkpoints")
         );
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tonic::Status;
 use tonic::codegen::BoxStream;
 
-/// Most bytes of one reply of a streamed list, unless one item has more.
+/// Maximum size in bytes of one reply of a streamed list, unless one item has more.
 const MAX_CHUNK: usize = 1024 * 1024;
 /// What an item costs beside its own bytes: its field's number and its length.
 const OVERHEAD: usize = 6;

@@ -149,7 +149,7 @@ pub fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
 }
 
 /// Whether somebody has the reading side of a pipe open; `fd` is the writing side.
-pub fn is_read(fd: BorrowedFd<'_>) -> bool {
+pub fn has_reader(fd: BorrowedFd<'_>) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::empty())];
     rustix::io::retry_on_intr(|| poll(&mut fds, Some(&Timespec::default()))).is_ok_and(|_| {

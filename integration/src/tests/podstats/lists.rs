@@ -16,9 +16,9 @@ use crate::wait::{self, secs};
 
 /// Number of pods whose samples are measured.
 const SAMPLED: usize = 100;
-/// How long: two samples of each.
+/// How long they are measured: two samples of each.
 const MEASURED: Duration = Duration::from_secs(20);
-/// The limit of the parts of a streamed list.
+/// Maximum size in bytes of one part of a streamed list.
 const MAX_CHUNK: usize = 1 << 20;
 
 pub(super) fn tests() -> Vec<Test> {

@@ -39,7 +39,7 @@ async fn attach(cx: &Context, id: &str, way: Way, streams: Streams) -> Result<Se
     Session::start(&cx.fixture.bin, way, &url, streams)
 }
 
-/// The session must have ended with this code, told in the way's form.
+/// The session must have ended with this exit code, in the form in which this way reports it.
 fn code(way: Way, ended: &Ended, wanted: i64) -> Result<()> {
     let success = ended.code == Some(0) && ended.error.is_empty();
     let text = ended.code.is_none() && ended.error.contains(&format!("exit code {wanted}"));

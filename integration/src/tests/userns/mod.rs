@@ -225,7 +225,8 @@ async fn users_and_groups_outside_the_map(cx: Context) -> Result<()> {
     let image = format!("registry.test/{name}:1");
     let pod = cx.pod_of(mapped(&cx, 600_000, LENGTH)).await?;
     cx.need(&image).await?;
-    // A file whose owner is not mapped is nobody's: it can be read by everybody's bits only, and not be taken.
+    // A file whose owner is not mapped has the owner 65534 (nobody) inside: only its permissions for others apply, and root
+    // cannot change its owner.
     let script = "stat -c %u:%g /far/away; cat /far/away; cat /far/secret 2>/dev/null; chown 0 /far/away 2>/dev/null || echo no";
     let config = shapes::container("far", &image, &["/bin/sh", "-c", script]);
     cx.outputs(&pod, &config, "65534:65534\nreadable\nno\n").await?;
@@ -246,7 +247,7 @@ async fn users_and_groups_outside_the_map(cx: Context) -> Result<()> {
         let text = format!("{refused:#}");
         ensure!(text.contains(&format!("{id} is not mapped")), "{field}: {text}");
     }
-    // A small map: pause has a user in it, and the image's file another's is nobody's.
+    // A mapping of few ids: pause's user is one of them, and a file of the image whose owner is not has the owner nobody.
     let small = cx.pod_of(mapped(&cx, 700_000, 1000)).await?;
     cx.need("registry.test/whiteouts:1").await?;
     let config = shapes::container(

@@ -10,7 +10,7 @@ use wire::{ErrorKind, Failure};
 
 use crate::failure::{failure, refusal};
 
-/// Most clients of a container at a time.
+/// Maximum number of clients of a container at a time.
 const MAX: usize = 16;
 
 /// All clients of a container.
@@ -29,7 +29,7 @@ impl Attached {
     /// Adds a client by the descriptors of its request: the one that tells the end, then one for each wanted output.
     pub(crate) fn add(&mut self, fds: Vec<OwnedFd>, wanted: [bool; 2]) -> Result<(), Failure> {
         // On a silent container nothing is written that would show that a client has gone.
-        self.0.retain(|client| sys::fds::is_read(client.end.as_fd()));
+        self.0.retain(|client| sys::fds::has_reader(client.end.as_fd()));
         if self.0.len() >= MAX {
             let message = format!("{MAX} clients are attached to the container: one must leave first");
             return Err(refusal(ErrorKind::Exhausted, "attach", message));
@@ -73,7 +73,7 @@ impl Client {
         let Some(Some(fd)) = self.outputs.get(which) else { return true };
         match rustix::io::write(fd, bytes) {
             Ok(_) | Err(Errno::AGAIN | Errno::INTR) => true,
-            // Nobody reads. SIGPIPE is ignored in a program of Rust.
+            // Nobody reads any more. SIGPIPE is ignored: the Rust runtime does that at the start of a program.
             Err(_) => false,
         }
     }

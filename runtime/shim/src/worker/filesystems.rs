@@ -58,10 +58,10 @@ pub(super) fn create(plan: &MountPlan, cgroups: Cgroups) -> std::io::Result<Owne
             Cgroups::Own => mount::create("cgroup2", &[FsOption::Value("source", "cgroup")], attributes),
             // Leaves are bound below it; it is made read-only after that.
             Cgroups::Leaves => mount::tmpfs(0o755, 1 << 20, Attributes { readonly: false, ..attributes }),
-            Cgroups::Host => Err(std::io::Error::other("nothing was cloned for it")),
+            Cgroups::Host => Err(std::io::Error::other("bug in copepod: its source was not cloned")),
         },
         MountKind::PodShm | MountKind::Bind { .. } | MountKind::Image { .. } | MountKind::File { .. } => {
-            Err(std::io::Error::other("nothing was cloned for it"))
+            Err(std::io::Error::other("bug in copepod: its source was not cloned"))
         }
     }
 }

@@ -33,7 +33,7 @@ struct Image {
     source: OwnedFd,
 }
 
-/// A failure of an image volume, as such: kubelet counts them.
+/// Marks a failure as that of an image volume: kubelet has an error and a metric of their own for these.
 pub(super) fn failed(failure: Failure) -> Failure {
     Failure { kind: ErrorKind::ImageVolume, ..failure }
 }
@@ -77,7 +77,7 @@ impl Images {
         copy().map_err(internal(&format!("volume {}", plan.target), "copy of the image")).map_err(failed)
     }
 
-    /// Detaches what was assembled: from here on the clones alone hold it.
+    /// Detaches what was assembled. The clones keep the file systems alive.
     pub(super) fn detach(self) -> Step<()> {
         for image in self.0 {
             let stage = format!("volume {}", image.plan.target);
@@ -118,7 +118,7 @@ fn find(top: &OwnedFd, sub_path: &str) -> io::Result<OwnedFd> {
     let found = mount::open_in_root(top.as_fd(), Path::new(sub_path), OFlags::PATH, 0)?;
     match FileType::from_raw_mode(fstat(&found)?.st_mode) {
         FileType::Directory | FileType::RegularFile => Ok(found),
-        // A device or a socket in a volume would be none of the image's files.
+        // What a device or a socket leads to is not part of the image.
         _ => Err(io::Error::other("it is neither a file nor a folder")),
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 
 /// An unlimited counter reads as the largest multiple of a page, or of a huge page (at most 16 GiB), below 2^63.
 const UNLIMITED: i128 = i64::MAX as i128 - (16 << 30);
-/// Value of a quota that is none.
+/// The value for no quota.
 const NO_QUOTA: &str = "-1";
 
 /// A file with its value and the one that is wanted.
@@ -103,7 +103,8 @@ fn ranges(list: &str) -> Vec<(u32, u32)> {
 /// The kernel checks two pairs of files against each other:
 /// - The limit of memory and swap together may never be lower than that of memory: it is raised first and lowered last.
 /// - A quota divided by its period may neither be more than that of the cgroup above nor less than that of one below. If
-///   both change, there is no quota between them; the one of the cgroup above holds meanwhile.
+///   both change, the quota is removed before the period is written and set after it; meanwhile only the quota of the
+///   cgroup above limits the processes.
 pub(super) fn steps<'a>(changes: impl Iterator<Item = &'a Change>) -> Vec<Step> {
     let all: Vec<(usize, &Change)> = changes.enumerate().filter(|(_, change)| change.changes()).collect();
     let find = |file: &str| all.iter().copied().find(|(_, change)| change.file == file);

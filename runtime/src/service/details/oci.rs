@@ -52,7 +52,7 @@ pub(super) fn container(container: &ContainerRecord, pod: Option<&PodRecord>) ->
     let config = &container.config;
     let volumes = convert::mounts_out(container);
     let (uids, gids) = pod.map(mappings).unwrap_or_default();
-    // What init sees is mounted in no other mount namespace.
+    // The container's root file system is mounted in the container's mount namespace alone.
     let root = if container.pid == 0 { String::new() } else { format!("/proc/{}/root", container.pid) };
     json!({
         "ociVersion": VERSION,
