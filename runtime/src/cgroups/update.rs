@@ -28,8 +28,9 @@ impl Cgroups {
     /// them.
     ///
     /// # Errors
-    /// [`Error::BelowUsage`]; [`Error::Limit`] for other values that the kernel refuses, and for `unified`, which
-    /// exists on v2 only; [`Error::Gone`]. Then the leaf has its previous values, unless the error says that they could not be restored.
+    /// [`Error::BelowUsage`]; [`Error::Limit`] for other values that the kernel refuses, and for `unified`, which exists
+    /// on v2 only; [`Error::Gone`]. Then the leaf has its previous values, unless the error says that they could not be
+    /// restored.
     pub(crate) fn update(&self, path: &str, update: &Resources) -> Result<Vec<String>, Error> {
         self.write(path, &writes(path, update)?)
     }

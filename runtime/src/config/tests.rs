@@ -80,7 +80,8 @@ fn every_key_has_an_effect_and_its_changes_are_reported() {
     }
 }
 
-/// A key of the list that has no value, or another one, fails here, and so does one whose value is always the same.
+/// A new key without a value in `by_key`, or one that verbose Status does not show, fails here. That each value is its
+/// key's is shown by `every_key_has_an_effect_and_its_changes_are_reported`.
 #[test]
 fn values_by_key_are_those_of_the_file() {
     let given = Config::default().by_key();

@@ -17,9 +17,9 @@ const MAX_SUBSCRIBERS: usize = 64;
 /// How many events a subscriber may be behind. A pod of one container makes eight from its start to its removal, and
 /// kubelet takes them faster than a node can make them. Allocated while there are subscribers.
 const BUFFER: usize = 2048;
-/// Maximum number of bytes of statuses that the buffer keeps alive, by their weight (`pod::weight`). Events beyond it have none. Those
-/// of a pod of one container have about 10 KiB: with such pods, a slow subscriber is [`BUFFER`] events behind before this
-/// limit is reached.
+/// Maximum number of bytes of statuses that the buffer keeps alive, by their weight (`pod::weight`). Events beyond this
+/// limit have no statuses. Those of a pod of one container have about 10 KiB: with such pods, a slow subscriber is
+/// [`BUFFER`] events behind before the limit is reached.
 const MAX_HELD: usize = 64 * 1024 * 1024;
 
 /// What happened.

@@ -50,7 +50,7 @@ pub(crate) struct ExecOutput {
     pub exit_code: i32,
 }
 
-/// Permission to start processes in a container, issued by its driver.
+/// Permission to start processes in a container or to attach to it, issued by the pod's driver.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     /// The connection to the shim.

@@ -213,10 +213,10 @@ mod tests {
     #[test]
     fn devices_are_parsed_and_bounded() {
         let text = "8:0 Read 10\n8:0 Write 20\n8:0 Novel 5\n8:0 Total 30\n253:1 Read 7\nTotal 37\nx:y Read 1\n8:0 Read\n";
-        let devices = devices(text, 8);
-        assert_eq!(devices[&(8, 0)], [("Read", 10), ("Write", 20), ("Total", 30)]);
-        assert_eq!(devices[&(253, 1)], [("Read", 7)]);
-        assert_eq!(devices.len(), 2);
+        let all = devices(text, 8);
+        assert_eq!(all[&(8, 0)], [("Read", 10), ("Write", 20), ("Total", 30)]);
+        assert_eq!(all[&(253, 1)], [("Read", 7)]);
+        assert_eq!(all.len(), 2);
         let first = devices(text, 1);
         assert_eq!(first.keys().collect::<Vec<_>>(), [&(8, 0)]);
         assert_eq!(first[&(8, 0)].len(), 3);

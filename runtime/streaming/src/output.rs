@@ -6,8 +6,8 @@ use std::borrow::Cow;
 /// that sends pings or streams and never reads the answers is stopped by TCP.
 const QUEUE_LIMIT: usize = 16 * 1024;
 
-/// Maximum number of bytes of one payload: the capacity of a pipe. Go's clients keep a whole SPDY frame in memory, and frames of other
-/// streams wait behind it.
+/// Maximum number of bytes of one payload: the capacity of a pipe. Go's clients keep a whole SPDY frame in memory, and
+/// frames of other streams wait behind it.
 pub const MAX_PAYLOAD: usize = 64 * 1024;
 
 /// Why a payload cannot be sent. Each is a mistake of the caller, not of the client.

@@ -45,7 +45,8 @@ use crate::remote::Streams;
 use tls::Tls;
 use tokens::{TOKEN_LIFE, Target, Tokens};
 
-/// Maximum number of connections at a time, of all clients. kubelet opens one for each `kubectl exec`, `attach` and `port-forward`.
+/// Maximum number of connections at a time, of all clients. kubelet opens one for each `kubectl exec`, `attach` and
+/// `port-forward`.
 const MAX_CONNECTIONS: usize = 1024;
 /// Maximum number of connections at a time that have presented no token yet. A client does so in its first packet.
 const MAX_HANDSHAKES: usize = 128;

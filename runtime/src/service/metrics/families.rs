@@ -25,7 +25,7 @@ pub(super) enum Needs {
 pub(super) struct Family {
     /// Its name.
     pub(super) name: &'static str,
-    /// A counter only grows while its container runs.
+    /// Its type. A counter never decreases while its container runs.
     pub(super) kind: cri::MetricType,
     /// Its labels after [`BASE`].
     pub(super) labels: &'static [&'static str],

@@ -5,8 +5,8 @@ use flate2::{Decompress, FlushDecompress, Status};
 use super::dictionary::DICTIONARY;
 use super::reader::Error;
 
-/// Maximum size of a block in bytes after decompression. Each kilobyte of deflate can become a megabyte, so the limit is on what
-/// comes out, and is checked while it comes out. It also bounds the work that a frame of few bytes can ask for.
+/// Maximum size of a block in bytes after decompression. Each kilobyte of deflate can become a megabyte, so the limit is
+/// on what comes out, and is checked while it comes out. It also bounds the work that a frame of few bytes can ask for.
 pub const MAX_BLOCK: usize = 8 * 1024;
 /// Maximum number of headers of a block; clients of Kubernetes send one to three.
 pub const MAX_HEADERS: usize = 32;
