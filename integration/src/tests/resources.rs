@@ -1,6 +1,6 @@
 //! Resources, OOM kills and stats of containers.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use cri_api::v1 as api;
 use tonic::Code;
 
@@ -20,6 +20,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(whole_cgroup_dies_with_init),
         test!(stats_are_measured),
         test!(stats_are_filtered),
+        test!(listed_stats_are_of_what_runs).ours(),
         test!(many_containers_in_parallel).limit(120),
     ]
 }
@@ -180,6 +181,32 @@ async fn stats_are_filtered(cx: Context) -> Result<()> {
     ensure!(by_label == [one], "by label: {by_label:?}");
     let unknown = cx.cri.stats(&"e".repeat(64)).await.err().context("stats of an unknown container")?;
     ensure!(unknown.code() == Code::NotFound, "the stats of an unknown container: {unknown}");
+    Ok(())
+}
+
+/// Before kubelet lowers a memory limit, it reads the usage from this list, by the container's name alone. An entry without
+/// usage, such as that of the container before its restart, makes it refuse: "missing container memory usage".
+async fn listed_stats_are_of_what_runs(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    cx.run(&pod, &cx.shell("main", "exit 1")).await?;
+    let mut again = cx.sleeper("main");
+    again.metadata.get_or_insert_default().attempt = 1;
+    let again = cx.start(&pod, &again).await?;
+    cx.create(&pod, &cx.sleeper("created")).await?;
+    let filter = api::ContainerStatsFilter { pod_sandbox_id: pod.id.clone(), ..Default::default() };
+    let listed = cx.cri.list_stats(Some(filter.clone())).await?;
+    let request = api::StreamContainerStatsRequest { filter: Some(filter) };
+    let mut replies = cx.cri.runtime.clone().stream_container_stats(request).await?.into_inner();
+    let streamed = replies.message().await?.context("no streamed stats")?.container_stats;
+    for stats in [listed, streamed] {
+        let [only] = stats.as_slice() else { bail!("stats of {} containers: {stats:?}", stats.len()) };
+        ensure!(
+            only.attributes.as_ref().is_some_and(|it| it.id == again)
+                && only.memory.as_ref().is_some_and(|it| it.usage_bytes.is_some()),
+            "the restarted container has {only:?}"
+        );
+    }
+    cx.cri.drop_pod(&pod.id).await?;
     Ok(())
 }
 

@@ -63,9 +63,13 @@ impl ContainerFilter {
         Ok(Self { id, pod: pod_sandbox_id, state, labels: label_selector })
     }
 
+    /// `ContainerStatsFilter`. Only running containers have stats. kubelet finds a container in a list of stats by its name
+    /// alone: beside an entry without values, such as that of the same container before its restart, it never lowers the
+    /// container's memory limit ("missing container memory usage").
     pub(crate) fn for_stats(given: Option<cri::ContainerStatsFilter>) -> Self {
         let cri::ContainerStatsFilter { id, pod_sandbox_id, label_selector } = given.unwrap_or_default();
-        Self { id, pod: pod_sandbox_id, state: None, labels: label_selector }
+        let state = Some(cri::ContainerState::ContainerRunning);
+        Self { id, pod: pod_sandbox_id, state, labels: label_selector }
     }
 
     pub(crate) fn matches(&self, container: &ContainerRecord) -> bool {

@@ -38,7 +38,7 @@ pub(super) async fn stream_containers(
     Ok(streams::chunks(stats, |container_stats| cri::StreamContainerStatsResponse { container_stats }))
 }
 
-/// The containers that a filter selects.
+/// The running containers that a filter selects.
 fn wanted(backend: &Backend, filter: Option<cri::ContainerStatsFilter>) -> Vec<Arc<ContainerView>> {
     let filter = ContainerFilter::for_stats(filter);
     let containers = backend.node.containers();
@@ -48,7 +48,7 @@ fn wanted(backend: &Backend, filter: Option<cri::ContainerStatsFilter>) -> Vec<A
 /// Parts of a list, which are made as they are taken.
 type Items<T> = Box<dyn Iterator<Item = T> + Send>;
 
-/// Stats of `wanted`, of which those that are not running have no values. They are read now and converted as they are
+/// Stats of `wanted`, of which those that do not run any more have no values. They are read now and converted as they are
 /// taken.
 async fn read(
     backend: &Backend,

@@ -159,7 +159,9 @@ fn all_conditions_of_a_filter_must_hold() {
     };
     assert!(filter("0202", "0101", 2) && !filter("0202", "0202", 2) && !filter("0202", "0101", 1));
     assert!(ContainerFilter::new(None).unwrap().matches(&record));
-    assert!(ContainerFilter::for_stats(None).matches(&record));
+    let running = ContainerRecord { phase: ContainerPhase::Running, ..record.clone() };
+    assert!(ContainerFilter::for_stats(None).matches(&running));
+    assert!(!ContainerFilter::for_stats(None).matches(&record), "stats of a container that has exited");
 }
 
 /// kubelet dereferences these without a check.
