@@ -199,11 +199,11 @@ impl Forwarding {
     async fn download(&self, id: Id, mut read: OwnedReadHalf, reset: &SetOnce<()>) -> io::Result<()> {
         let mut buffer = vec![0; CHUNK];
         loop {
-            // Only here: a frame must not be cut off.
+            // Only here: a frame must not be cut off. The reset comes first: a port that always has bytes would hide it.
             let count = tokio::select! {
                 biased;
-                count = read.read(&mut buffer) => count,
                 _ = reset.wait() => return Ok(()),
+                count = read.read(&mut buffer) => count,
             };
             let bytes = match &count {
                 Ok(0) | Err(_) => {
