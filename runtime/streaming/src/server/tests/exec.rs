@@ -191,6 +191,20 @@ async fn a_held_output_does_not_keep_the_session() {
     assert!(began.elapsed() < STEP / 4, "{:?}", began.elapsed());
 }
 
+/// `tail -f log & exit`, while the log grows: the session ends with the process (moby/moby#33039).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_held_output_that_is_written_to_does_not_keep_the_session() {
+    let server = server().await;
+    for pause in [Some(Duration::from_millis(10)), None] {
+        let mut session = Session::new(&server, ALL, Script::Chatty(pause), &NAMES).await;
+        let began = Instant::now();
+        let sent = session.rest().await;
+        assert!(stream(sent, 5).0.starts_with(b"last words"), "{pause:?}");
+        assert_eq!(stream(sent, 1), (json(&Outcome::Exit(7)), true), "{pause:?}");
+        assert!(began.elapsed() < STEP / 4, "{pause:?}: {:?}", began.elapsed());
+    }
+}
+
 /// A client that does not read stops its own output, and gets all of it when it reads again.
 #[tokio::test]
 async fn a_slow_client_loses_nothing() {
