@@ -98,6 +98,7 @@ pub(super) async fn run(
         never = connections => match never {},
         Err(error) = all.link.keep_writing() => End::Io(error),
         end = all.link.idle(shared.idle) => end,
+        () = shared.stopping() => End::Stopping,
         never = all.link.keep_pinging() => match never {},
         never = all.keep_expiring(shared.creation) => match never {},
     };

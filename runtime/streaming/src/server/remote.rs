@@ -71,6 +71,7 @@ pub(super) async fn run(
         Err(end) = input(&link, &mut read, early, ready, has_started) => Err(end),
         Err(error) = link.keep_writing() => Err(End::Io(error)),
         end = link.idle(shared.idle) => Err(end),
+        () = shared.stopping() => Err(End::Stopping),
         never = link.keep_pinging() => match never {},
     };
     let limit = match outcome {
@@ -81,7 +82,7 @@ pub(super) async fn run(
         }
         Err(end) => {
             tracing::debug!(%end, ?protocol, "a session of exec or attach ended early");
-            if let End::Idle(_) = end {
+            if let End::Idle(_) | End::Stopping = end {
                 link.with(|session| session.finish(&Outcome::Failed(end.to_string())));
             }
             Some(link::LINGER)
