@@ -217,7 +217,11 @@ async fn daemon(config: Config, arguments: Arguments) -> Result<(), Error> {
     let streaming = tokio::spawn(streaming.serve(stopping.clone().wait()));
     ready(&config);
     let served = service::serve(socket, backend, stopping).await;
-    streaming.abort();
+    match &served {
+        // It stops by the same signal, and tells its clients.
+        Ok(()) => drop(streaming.await),
+        Err(_) => streaming.abort(),
+    }
     reloading.abort();
     watching.abort();
     trimming.abort();

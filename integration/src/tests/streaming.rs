@@ -5,6 +5,8 @@ mod forward;
 mod load;
 mod remote;
 
+use std::time::Instant;
+
 use anyhow::{Context as _, Result};
 
 use crate::context::{Context, Pod};
@@ -25,6 +27,7 @@ fn own_client() -> Vec<Test> {
         test!(exec_with_a_terminal).ours(),
         test!(exec_of_much).ours(),
         test!(exec_whose_client_vanishes).ours(),
+        test!(exec_whose_child_goes_on_writing).ours(),
         test!(exec_in_a_container_that_ends).ours(),
         test!(exec_of_a_missing_program).ours(),
         test!(exec_many).ours(),
@@ -110,6 +113,20 @@ async fn exec_whose_client_vanishes(cx: Context) -> Result<()> {
         wait::until_true("the command to end", secs(20), || proc::with_args(&mark).is_empty()).await?;
     }
     cx.exec_works(&id).await
+}
+
+/// As `tail -f log & exit`, while the log grows (<https://github.com/moby/moby/issues/33039>).
+async fn exec_whose_child_goes_on_writing(cx: Context) -> Result<()> {
+    let id = sleeper(&cx).await?;
+    for child in ["while :; do echo more; sleep 0.02; done", "yes"] {
+        let start = Instant::now();
+        let line = format!("echo first; ({child}) & exit 4");
+        let ended = session(&cx, &id, &line, false).await?.rest().await?;
+        ensure!(ended.code()? == 4, "{child}: the status is {}", ended.status);
+        ensure!(ended.stdout.starts_with(b"first\n"), "{child}: what the command wrote is missing");
+        ensure!(start.elapsed() < secs(10), "{child}: it took {:?}", start.elapsed());
+    }
+    Ok(())
 }
 
 async fn exec_in_a_container_that_ends(cx: Context) -> Result<()> {

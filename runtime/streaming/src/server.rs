@@ -39,7 +39,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::SetOnce;
 use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::timeout;
 
 use crate::remote::Streams;
 use tls::Tls;
@@ -50,6 +52,8 @@ use tokens::{TOKEN_LIFE, Target, Tokens};
 const MAX_CONNECTIONS: usize = 1024;
 /// Maximum number of connections at a time that have presented no token yet. A client does so in its first packet.
 const MAX_HANDSHAKES: usize = 128;
+/// How long a server that stops waits for its clients to take what it says.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// Pause after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -95,6 +99,14 @@ struct Shared {
     creation: Duration,
     handshakes: Handshakes,
     tls: Option<Arc<Tls>>,
+    stopping: SetOnce<()>,
+}
+
+impl Shared {
+    /// Returns when the server stops.
+    async fn stopping(&self) {
+        self.stopping.wait().await;
+    }
 }
 
 /// The server, which listens.
@@ -168,7 +180,8 @@ impl Server {
         };
         let scheme = if tls.is_some() { "https" } else { "http" };
         let urls = Urls { scheme, address, tokens: Arc::clone(&tokens) };
-        let shared = Arc::new(Shared { tokens, idle, creation, handshakes: Handshakes::default(), tls });
+        let (handshakes, stopping) = (Handshakes::default(), SetOnce::new());
+        let shared = Arc::new(Shared { tokens, idle, creation, handshakes, tls, stopping });
         Ok(Self { listener, urls, shared })
     }
 
@@ -177,7 +190,8 @@ impl Server {
         self.urls.clone()
     }
 
-    /// Serves until `stopping`, and then ends all sessions.
+    /// Serves until `stopping`, and then ends all sessions. Clients of exec and attach are told so, within a second: Go's
+    /// SPDY client takes a connection that ends without a status for the success of the command.
     pub async fn serve(self, stopping: impl Future<Output = ()>) {
         let Self { listener, shared, .. } = self;
         let mut stopping = pin!(stopping);
@@ -185,7 +199,7 @@ impl Server {
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
-                () = &mut stopping => return,
+                () = &mut stopping => break,
                 _ = sweep.tick() => {
                     shared.tokens.sweep(Instant::now());
                     if let Some(tls) = shared.tls.clone() {
@@ -205,6 +219,11 @@ impl Server {
                 }
             }
         }
+        drop(listener);
+        let _first = shared.stopping.set(());
+        let ended = async { while connections.join_next().await.is_some() {} };
+        // What is left then is a client that does not read, or that has no session.
+        drop(timeout(FAREWELL, ended).await);
     }
 }
 

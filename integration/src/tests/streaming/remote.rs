@@ -22,6 +22,7 @@ pub(super) fn tests() -> Vec<Test> {
         test!(clientgo_exec_with_a_terminal).ours(),
         test!(clientgo_exec_with_input_held_open).ours(),
         test!(clientgo_exec_that_fails).ours(),
+        test!(clientgo_sessions_that_are_lost).own(),
         test!(clientgo_attach_matrix).ours().limit(120),
         test!(clientgo_attach_of_several).ours(),
         test!(clientgo_attach_ends_stdin_once).ours(),
@@ -172,6 +173,33 @@ async fn clientgo_exec_that_fails(cx: Context) -> Result<()> {
         code(way, &session.rest().await?, 137)?;
     }
     Ok(())
+}
+
+/// What is lost because the daemon stops, or is killed, has not succeeded: client-go takes an empty error stream for success
+/// (<https://github.com/kubernetes/kubernetes/issues/73056>).
+async fn clientgo_sessions_that_are_lost(cx: Context) -> Result<()> {
+    let pod = cx.pod().await?;
+    let id = cx.start(&pod, &cx.shell("one", "while :; do echo tick; sleep 0.1; done")).await?;
+    let streams = Streams { stdin: false, ..Streams::all(false) };
+    for way in USUAL {
+        for killed in [false, true] {
+            let mut command = exec(&cx, &id, way, "echo up; sleep 1000", streams).await?;
+            command.until("up").await?;
+            let mut attached = attach(&cx, &id, way, streams).await?;
+            attached.until("tick").await?;
+            if killed {
+                cx.node.crash().await?;
+            } else {
+                cx.node.restart().await?;
+            }
+            for (what, session) in [("exec", command), ("attach", attached)] {
+                let ended = session.rest().await?;
+                let failed = ended.code.is_none() && !ended.error.is_empty();
+                ensure!(failed, "{what}, {way:?}, the daemon was killed: {killed}: {ended:?}");
+            }
+        }
+    }
+    cx.exec_works(&id).await
 }
 
 /// A container that answers each line that it reads.

@@ -34,8 +34,10 @@ pub(super) fn pod_security(
     groups_policy(&field.at("supplemental_groups_policy"), supplemental_groups_policy)?;
     apparmor_profile(&field.at("apparmor"), apparmor, privileged, host)?;
     let run_as_user = run_as_user.map(|uid| id(&field.at("run_as_user"), uid.value)).transpose()?;
-    if run_as_user.is_none() && run_as_group.is_some() {
-        return Err(field.at("run_as_group").invalid(run_as_group, "needs run_as_user"));
+    if run_as_user.is_none()
+        && let Some(gid) = &run_as_group
+    {
+        return Err(field.at("run_as_group").invalid(gid.value, "needs run_as_user"));
     }
     let namespaces = namespaces(&field.at("namespace_options"), namespace_options)?;
     if privileged && namespaces.mapping().is_some() {
@@ -110,8 +112,10 @@ pub(super) fn container_security(
     };
     apparmor_profile(&field.at("apparmor"), apparmor, privileged, host)?;
     let user = user(field, run_as_user, run_as_username)?;
-    if user == UserRequest::Root && run_as_group.is_some() {
-        return Err(field.at("run_as_group").invalid(run_as_group, "needs run_as_user or run_as_username"));
+    if user == UserRequest::Root
+        && let Some(gid) = &run_as_group
+    {
+        return Err(field.at("run_as_group").invalid(gid.value, "needs run_as_user or run_as_username"));
     }
     Ok(ContainerSecurity {
         capabilities: capability_sets(&field.at("capabilities"), capabilities)?,

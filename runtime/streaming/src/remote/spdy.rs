@@ -33,6 +33,7 @@ impl Transport {
         loop {
             if !self.ready && self.is_complete() {
                 self.ready = true;
+                self.begin_status();
                 return Ok(Some(Step::Ready));
             }
             let Some(event) = self.connection.receive(input)? else { return Ok(None) };
@@ -47,6 +48,18 @@ impl Transport {
             if step.is_some() {
                 return Ok(step);
             }
+        }
+    }
+
+    /// Begins the status with white space, which JSON allows before a value. Go's client takes an error stream that ends
+    /// empty for success, also when the connection was lost because this process was killed; white space alone is an
+    /// error to it (<https://github.com/kubernetes/kubernetes/issues/73056>). Before version 4, success is an empty stream.
+    fn begin_status(&mut self) {
+        if self.version >= Version::V4
+            && let Some(id) = self.id(Channel::Error)
+        {
+            // It fails only if the session was ended before.
+            let _told = self.connection.text(id, b" ");
         }
     }
 

@@ -81,6 +81,7 @@ fn exec_over_spdy() {
     sent.extend(output(&mut session));
     let expected = [
         Sent::Reply(7),
+        Sent::Data(1, false, b" ".to_vec()),
         Sent::Data(5, false, b"out".to_vec()),
         Sent::Data(7, false, b"err".to_vec()),
         Sent::Data(5, true, vec![]),

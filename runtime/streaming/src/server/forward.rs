@@ -98,6 +98,7 @@ pub(super) async fn run(
         never = connections => match never {},
         Err(error) = all.link.keep_writing() => End::Io(error),
         end = all.link.idle(shared.idle) => end,
+        () = shared.stopping() => End::Stopping,
         never = all.link.keep_pinging() => match never {},
         never = all.keep_expiring(shared.creation) => match never {},
     };
@@ -199,11 +200,11 @@ impl Forwarding {
     async fn download(&self, id: Id, mut read: OwnedReadHalf, reset: &SetOnce<()>) -> io::Result<()> {
         let mut buffer = vec![0; CHUNK];
         loop {
-            // Only here: a frame must not be cut off.
+            // Only here: a frame must not be cut off. The reset comes first: a port that always has bytes would hide it.
             let count = tokio::select! {
                 biased;
-                count = read.read(&mut buffer) => count,
                 _ = reset.wait() => return Ok(()),
+                count = read.read(&mut buffer) => count,
             };
             let bytes = match &count {
                 Ok(0) | Err(_) => {

@@ -41,6 +41,9 @@ pub(super) enum End {
     /// Nothing was transferred.
     #[error("no traffic for {0:?}")]
     Idle(Duration),
+    /// The server stops, as for its restart.
+    #[error("the streaming server has stopped: what becomes of the command is not known")]
+    Stopping,
 }
 
 /// What the sessions have in common: bytes for the client.

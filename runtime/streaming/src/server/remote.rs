@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{SetOnce, oneshot};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Shared;
 use super::backend::{Command, Process, Sink, Source};
@@ -27,8 +27,13 @@ use crate::remote::{Event, Outcome, Output, Protocol, Session, Size, Streams};
 
 /// Bytes of one read from the client.
 const READ: usize = 32 * 1024;
-/// How long output is waited for after the exit: other processes may hold its pipes open for ever.
+/// How long each output is waited for after the exit, all waits together: other processes may hold its pipe open for
+/// ever, and write to it now and then.
 const DRAIN: Duration = Duration::from_millis(100);
+/// Bytes of an output that are read after the exit: other processes may write to it faster than it is read. What the
+/// process itself has written is in the pipe by then, whose capacity is at most this (`fs.pipe-max-size`), unless a
+/// process with `CAP_SYS_RESOURCE` has set a larger one.
+const REST: usize = 1024 * 1024;
 
 /// What the client's input goes to.
 type Inputs = (Option<Sink>, Option<Box<dyn Fn(Size) + Send>>);
@@ -66,6 +71,7 @@ pub(super) async fn run(
         Err(end) = input(&link, &mut read, early, ready, has_started) => Err(end),
         Err(error) = link.keep_writing() => Err(End::Io(error)),
         end = link.idle(shared.idle) => Err(end),
+        () = shared.stopping() => Err(End::Stopping),
         never = link.keep_pinging() => match never {},
     };
     let limit = match outcome {
@@ -76,7 +82,7 @@ pub(super) async fn run(
         }
         Err(end) => {
             tracing::debug!(%end, ?protocol, "a session of exec or attach ended early");
-            if let End::Idle(_) = end {
+            if let End::Idle(_) | End::Stopping = end {
                 link.with(|session| session.finish(&Outcome::Failed(end.to_string())));
             }
             Some(link::LINGER)
@@ -171,22 +177,30 @@ async fn pump(
 ) -> Result<(), End> {
     let Some(mut source) = source else { return Ok(()) };
     let mut buffer = vec![0; MAX_PAYLOAD];
-    loop {
+    let (mut patience, mut rest) = (DRAIN, REST);
+    while rest > 0 {
+        let (begun, late) = (Instant::now(), exited.initialized());
         let count = tokio::select! {
             biased;
             count = source.read(&mut buffer) => count,
-            () = drained(exited) => return Ok(()),
+            () = drained(exited, patience) => return Ok(()),
         };
         let bytes = match count {
             Ok(0) | Err(_) => return Ok(()),
             Ok(count) => buffer.get(..count).unwrap_or_default(),
         };
+        if late {
+            // Not the time that the client takes: it gets all of it.
+            patience = patience.saturating_sub(begun.elapsed());
+            rest = rest.saturating_sub(bytes.len());
+        }
         link.send(|session| session.frame(to, bytes)).await?;
     }
+    Ok(())
 }
 
-/// Returns when the process has exited and nothing more came for some time.
-async fn drained(exited: &SetOnce<()>) {
+/// Returns when the process has exited and nothing more came for `patience`.
+async fn drained(exited: &SetOnce<()>, patience: Duration) {
     exited.wait().await;
-    sleep(DRAIN).await;
+    sleep(patience).await;
 }

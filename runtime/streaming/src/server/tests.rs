@@ -55,6 +55,8 @@ enum Script {
     Hang,
     /// Exits, while a child holds its stdout.
     Orphan,
+    /// Exits, while a child writes to its stdout for ever, with a pause after each line, or none.
+    Chatty(Option<Duration>),
     /// Cannot be started.
     Fail,
 }
@@ -133,6 +135,20 @@ impl Command for Fake {
                         stdout_write.write_all(b"last words").await.unwrap();
                         tokio::time::sleep(STEP).await;
                         drop(stdout_write);
+                    });
+                    Box::pin(async move {
+                        let _guard = (guard, stdin_read);
+                        Outcome::Exit(7)
+                    })
+                }
+                Script::Chatty(pause) => {
+                    stdout_write.write_all(b"last words").await.unwrap();
+                    tokio::spawn(async move {
+                        while stdout_write.write_all(b"\nmore").await.is_ok() {
+                            if let Some(pause) = pause {
+                                tokio::time::sleep(pause).await;
+                            }
+                        }
                     });
                     Box::pin(async move {
                         let _guard = (guard, stdin_read);

@@ -112,7 +112,7 @@ fn limits_of_the_bandwidth_are_quantities() {
 fn refuses_wrong_sandbox_security() {
     refused(
         sandbox_security(|s| s.run_as_user = None),
-        &["security_context.run_as_group", "needs run_as_user"],
+        &["security_context.run_as_group: 65534", "needs run_as_user"],
     );
     refused(sandbox_security(|s| s.run_as_user = Some(cri::Int64Value { value: -1 })), &["run_as_user: -1"]);
     refused(
@@ -416,7 +416,7 @@ fn refuses_wrong_container_security() {
         security(|s| s.run_as_user = Some(cri::Int64Value { value: 1 })),
         &["run_as_username: \"www-data\""],
     );
-    refused(security(|s| s.run_as_username = String::new()), &["run_as_group", "needs run_as_user"]);
+    refused(security(|s| s.run_as_username = String::new()), &["run_as_group: 33", "needs run_as_user"]);
     refused(security(|s| s.run_as_username = "a:b".into()), &["run_as_username: \"a:b\""]);
     refused(security(|s| s.masked_paths = vec!["proc".into()]), &["masked_paths[0]"]);
     refused(security(|s| s.readonly_paths = vec!["/a/..".into()]), &["readonly_paths[0]"]);

@@ -7,7 +7,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::timeout;
 
 use super::client::{Client, spdy, stream, websocket};
-use super::{ALL, Running, STEP, Script, Seen, TERMINAL, exec, running, server};
+use super::{ALL, Options, Running, STEP, Script, Seen, Server, TERMINAL, exec, running, server};
 use crate::remote::{Outcome, Streams};
 use crate::testing::spdy::{Client as Spdy, FIN, Sent, data, ping};
 use crate::testing::websocket::{BINARY, CLOSE, PING, PONG, frame, message, read};
@@ -59,8 +59,42 @@ impl Session {
 
 const NAMES: [&str; 4] = ["error", "stdin", "stdout", "stderr"];
 
+/// All bytes of the error stream: the status after white space.
 fn json(outcome: &Outcome) -> Vec<u8> {
-    outcome.json()
+    [b" ".to_vec(), outcome.json()].concat()
+}
+
+/// Without a status, Go's client would take the end of the connection for success
+/// (<https://github.com/kubernetes/kubernetes/issues/73056>).
+#[tokio::test]
+async fn a_server_that_stops_says_so() {
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let address = "127.0.0.1:0".parse().unwrap();
+    let options = Options { address, idle: None, creation: STEP, tls: None };
+    let server = Server::bind(options).await.unwrap();
+    let urls = server.urls();
+    let serving = tokio::spawn(server.serve(async { drop(stopped.await) }));
+    let server = Running { urls, task: serving };
+    let mut session = Session::new(&server, ALL, Script::Hang, &NAMES).await;
+    assert_eq!(session.seen.recv().await, Some(Seen::Started));
+    stop.send(()).unwrap();
+    let (status, ended) = stream(session.rest().await, 1);
+    let status: serde_json::Value = serde_json::from_slice(&status).unwrap();
+    assert!(ended && status["status"] == "Failure", "{status}");
+    assert_eq!(session.seen.recv().await, Some(Seen::Closed));
+}
+
+/// A connection that is lost, as when this process is killed, is no success: what the client has of the status until
+/// then is not empty, and no JSON.
+#[tokio::test]
+async fn a_lost_connection_is_no_success() {
+    let server = server().await;
+    let mut session = Session::new(&server, ALL, Script::Hang, &NAMES).await;
+    assert_eq!(session.seen.recv().await, Some(Seen::Started));
+    session.until(|sent| !stream(sent, 1).0.is_empty()).await;
+    drop(server);
+    let (status, ended) = stream(session.rest().await, 1);
+    assert!(!ended && status == b" ", "{status:?}");
 }
 
 #[tokio::test]
@@ -84,7 +118,8 @@ async fn cat_over_spdy() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn much_through_cat() {
     let server = server().await;
-    let session = Session::new(&server, ALL, Script::Cat, &NAMES).await;
+    let mut session = Session::new(&server, ALL, Script::Cat, &NAMES).await;
+    session.until(|sent| !stream(sent, 1).0.is_empty()).await;
     let (bytes, mut spdy) = ((0..4_000_000u32).flat_map(u32::to_le_bytes).collect::<Vec<u8>>(), session.spdy);
     let (mut from, mut to) = session.client.stream.into_split();
     let sending = tokio::spawn({
@@ -99,7 +134,8 @@ async fn much_through_cat() {
     });
     let mut all = Vec::new();
     timeout(STEP, from.read_to_end(&mut all)).await.unwrap().unwrap();
-    let sent = spdy.read(&all);
+    let mut sent = session.sent;
+    sent.extend(spdy.read(&all));
     assert!(stream(&sent, 5) == (bytes, true), "the same bytes in the same order");
     assert_eq!(stream(&sent, 1), (json(&Outcome::Exit(0)), true));
     drop(sending.await.unwrap());
@@ -191,6 +227,20 @@ async fn a_held_output_does_not_keep_the_session() {
     assert!(began.elapsed() < STEP / 4, "{:?}", began.elapsed());
 }
 
+/// `tail -f log & exit`, while the log grows: the session ends with the process (moby/moby#33039).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_held_output_that_is_written_to_does_not_keep_the_session() {
+    let server = server().await;
+    for pause in [Some(Duration::from_millis(10)), None] {
+        let mut session = Session::new(&server, ALL, Script::Chatty(pause), &NAMES).await;
+        let began = Instant::now();
+        let sent = session.rest().await;
+        assert!(stream(sent, 5).0.starts_with(b"last words"), "{pause:?}");
+        assert_eq!(stream(sent, 1), (json(&Outcome::Exit(7)), true), "{pause:?}");
+        assert!(began.elapsed() < STEP / 4, "{pause:?}: {:?}", began.elapsed());
+    }
+}
+
 /// A client that does not read stops its own output, and gets all of it when it reads again.
 #[tokio::test]
 async fn a_slow_client_loses_nothing() {
@@ -230,7 +280,7 @@ async fn terminal_over_websocket() {
         .collect();
     assert_eq!(out, b"hello");
     assert!(sent.contains(&(PONG, b"there?".to_vec())), "{sent:?}");
-    let status = [&b"\x03"[..], &json(&Outcome::Exit(0))].concat();
+    let status = [&b"\x03"[..], &Outcome::Exit(0).json()].concat();
     assert!(sent.contains(&(BINARY, status)), "{sent:?}");
     assert_eq!(sent.last(), Some(&(CLOSE, vec![3, 232])));
     assert_eq!(seen.recv().await, Some(Seen::Started));

@@ -110,6 +110,32 @@ async fn a_reset_closes_the_connection_to_the_port() {
     client.frames(&mut spdy, |sent| stream(sent, error).1).await;
 }
 
+/// The client gives up a download, as kubectl does when its own client closes (kubernetes/kubectl#1620). The port always
+/// has more to send, so there is always something to read when the reset comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_ends_a_download_without_an_end() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (_server, mut client, mut spdy) = session(port).await;
+    for request in 0..8 {
+        let (error, id, bytes) = open(&mut spdy, port, request);
+        client.send(&bytes).await;
+        let (mut of_port, _) = timeout(STEP, listener.accept()).await.unwrap().unwrap();
+        let sending = tokio::spawn(async move {
+            let (chunk, mut sent) = (vec![b'z'; 256 * 1024], 0);
+            while of_port.write_all(&chunk).await.is_ok() {
+                sent += chunk.len();
+            }
+            sent
+        });
+        client.frames(&mut spdy, |sent| !stream(sent, id).0.is_empty()).await;
+        client.send(&reset(id)).await;
+        client.frames(&mut spdy, |sent| stream(sent, error).1).await;
+        let sent = timeout(STEP, sending).await.expect("the connection to the port is closed").unwrap();
+        assert!(sent < 64 << 20, "connection {request}: {sent} bytes");
+    }
+}
+
 #[tokio::test]
 async fn the_port_may_end_first() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
