@@ -90,7 +90,7 @@ FUZZ_SECONDS := 600
 
 fuzz: ## Fuzz the streaming protocols (nightly compiler, cargo-fuzz); FUZZ_SECONDS=n for each target
 	cd runtime/streaming && for target in exec headers forward upgrade; do \
-		cargo +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=10 -rss_limit_mb=1024; \
+		cargo +nightly fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=20000 -timeout=10 -malloc_limit_mb=8; \
 	done
 
 test-node: deps build harness kubelet ## Tests with the real kubelet, standalone, on copepod (root)

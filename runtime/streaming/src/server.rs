@@ -26,6 +26,7 @@ mod socket;
 mod tests;
 mod tls;
 mod tokens;
+mod watch;
 
 pub use backend::{Command, Network, Pending, Process, Sink, Source};
 pub use tls::{Certificate, TlsError};

@@ -33,6 +33,7 @@ pub mod seal;
 pub mod seccomp;
 pub mod signal;
 pub mod spawn;
+pub mod tcp;
 pub mod tree;
 pub mod userns;
 pub mod wait;

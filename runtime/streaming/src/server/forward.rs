@@ -25,6 +25,7 @@ use super::Shared;
 use super::backend::Network;
 use super::link::{self, End, Link};
 use super::socket::{RecvHalf, Stream};
+use super::watch::Watch;
 use crate::forward::{Event, Id, Session};
 use crate::input::Input;
 
@@ -68,13 +69,14 @@ struct Opened {
 /// Serves a session to its end.
 pub(super) async fn run(
     stream: Stream,
+    watch: Watch,
     early: &[u8],
     session: Session,
     network: Arc<dyn Network>,
     shared: &Shared,
 ) {
     let (mut read, write) = stream.into_split();
-    let link = Link::new(session, write);
+    let link = Link::new(session, write, watch);
     let all = Arc::new(Forwarding { link, network, connections: Mutex::default() });
     let (opened, mut to_open) = mpsc::channel(OPENED);
     let mut tasks = JoinSet::new();
@@ -99,7 +101,7 @@ pub(super) async fn run(
         Err(error) = all.link.keep_writing() => End::Io(error),
         end = all.link.idle(shared.idle) => end,
         () = shared.stopping() => End::Stopping,
-        never = all.link.keep_pinging() => match never {},
+        end = all.link.vanished() => end,
         never = all.keep_expiring(shared.creation) => match never {},
     };
     tracing::debug!(%end, "a session of port-forward ended");

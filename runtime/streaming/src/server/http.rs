@@ -26,7 +26,7 @@ use crate::{forward as forwarding, negotiate};
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Maximum number of bytes of a request, and of what a client sends before it has the answer.
 const MAX_REQUEST: usize = 16 * 1024;
-/// After this time without a packet of the client, TCP probes whether it is still there.
+/// After this time without a packet of the client, and with nothing left to acknowledge, TCP probes whether it is still there.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 /// Number of probes without an answer after which the connection fails.
 const KEEPALIVE_PROBES: u32 = 4;
@@ -91,13 +91,17 @@ pub(super) async fn connection(shared: Arc<Shared>, stream: TcpStream, place: u6
         Err(_) => return tracing::debug!("no streaming request within {HANDSHAKE:?}"),
     };
     let work = begun.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let Some(work) = work else { return link::close(stream).await };
+    let watch = match stream.watch() {
+        Ok(watch) => watch,
+        Err(error) => return tracing::warn!(%error, "a streaming session was not begun"),
+    };
     match work {
-        None => link::close(stream).await,
-        Some(Work::Remote(protocol, streams, command)) => {
-            remote::run(stream, &early, protocol, streams, command, &shared).await;
+        Work::Remote(protocol, streams, command) => {
+            remote::run(stream, watch, &early, protocol, streams, command, &shared).await;
         }
-        Some(Work::Forward(session, network)) => {
-            forward::run(stream, &early, *session, network, &shared).await;
+        Work::Forward(session, network) => {
+            forward::run(stream, watch, &early, *session, network, &shared).await;
         }
     }
 }

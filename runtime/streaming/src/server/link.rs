@@ -12,13 +12,14 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::socket::{RecvHalf, SendHalf, Stream};
+use super::watch::Watch;
 use crate::output::{Frame, SendError};
 use crate::{forward, remote};
 
 /// How long a client may take to close after this side has, and how long the last bytes of a client that has closed may
 /// wait for a process that does not read.
 pub(super) const LINGER: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
-/// Pause between pings.
+/// Pause between pings, and between checks whether the client has vanished.
 const PING: Duration = Duration::from_secs(30);
 /// Size of a read whose bytes are dropped.
 const DISCARD: usize = 4096;
@@ -38,6 +39,9 @@ pub(super) enum End {
     /// The client broke the protocol.
     #[error("port-forward: {0}")]
     Forward(#[from] forward::Error),
+    /// It has gone without a word.
+    #[error("the client has vanished: its host has acknowledged nothing for {0:?}")]
+    Vanished(Duration),
     /// Nothing was transferred.
     #[error("no traffic for {0:?}")]
     Idle(Duration),
@@ -79,6 +83,7 @@ outgoing!(remote::Session, forward::Session);
 pub(super) struct Link<S> {
     session: Mutex<S>,
     writer: tokio::sync::Mutex<Writer>,
+    watch: Watch,
     /// The session has output that nobody writes yet.
     waiting: Notify,
     /// When the session began, and how many milliseconds later there was traffic.
@@ -98,11 +103,12 @@ struct Writer {
 }
 
 impl<S: Outgoing> Link<S> {
-    pub(super) fn new(session: S, socket: SendHalf) -> Self {
+    pub(super) fn new(session: S, socket: SendHalf, watch: Watch) -> Self {
         let writer = Writer { socket, bytes: Vec::new(), sent: 0, cut: false };
         Self {
             session: Mutex::new(session),
             writer: tokio::sync::Mutex::new(writer),
+            watch,
             waiting: Notify::new(),
             began: Instant::now(),
             traffic: AtomicU64::new(0),
@@ -164,10 +170,13 @@ impl<S: Outgoing> Link<S> {
         }
     }
 
-    /// Pings the client every 30 seconds, if the protocol has pings.
-    pub(super) async fn keep_pinging(&self) -> Infallible {
+    /// Pings the client every 30 seconds, if the protocol has pings. Returns when the client has vanished.
+    pub(super) async fn vanished(&self) -> End {
         loop {
             sleep(PING).await;
+            if let Some(silent) = self.watch.vanished() {
+                return End::Vanished(silent);
+            }
             self.with(S::ping);
         }
     }
@@ -203,6 +212,7 @@ impl<S: Outgoing> Link<S> {
             closed = close => closed.is_ok(),
             () = discard(read) => false,
             _ = self.idle(limit) => false,
+            _ = self.vanished() => false,
         };
         if closed {
             // To close with bytes unread would reset the connection, and the client might lose the end of the output.

@@ -21,6 +21,7 @@ use super::Shared;
 use super::backend::{Command, Process, Sink, Source};
 use super::link::{self, End, Link};
 use super::socket::{RecvHalf, Stream};
+use super::watch::Watch;
 use crate::input::Input;
 use crate::output::MAX_PAYLOAD;
 use crate::remote::{Event, Outcome, Output, Protocol, Session, Size, Streams};
@@ -41,6 +42,7 @@ type Inputs = (Option<Sink>, Option<Box<dyn Fn(Size) + Send>>);
 /// Serves a session to its end. The process's streams are closed as soon as the client has left.
 pub(super) async fn run(
     stream: Stream,
+    watch: Watch,
     early: &[u8],
     protocol: Protocol,
     streams: Streams,
@@ -48,7 +50,7 @@ pub(super) async fn run(
     shared: &Shared,
 ) {
     let (mut read, write) = stream.into_split();
-    let link = Link::new(Session::new(protocol, streams), write);
+    let link = Link::new(Session::new(protocol, streams), write, watch);
     let (ready, is_ready) = oneshot::channel();
     let (started, has_started) = oneshot::channel();
     let process = async {
@@ -72,7 +74,7 @@ pub(super) async fn run(
         Err(error) = link.keep_writing() => Err(End::Io(error)),
         end = link.idle(shared.idle) => Err(end),
         () = shared.stopping() => Err(End::Stopping),
-        never = link.keep_pinging() => match never {},
+        end = link.vanished() => Err(end),
     };
     let limit = match outcome {
         Ok(outcome) => {

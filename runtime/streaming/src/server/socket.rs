@@ -11,6 +11,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio_rustls::server::TlsStream;
 
 use super::tls::Tls;
+use super::watch::Watch;
 
 /// A connection.
 #[derive(Debug)]
@@ -47,6 +48,17 @@ impl Stream {
         let Some(tls) = tls else { return Ok(Self::Plain(stream)) };
         let stream = tls.acceptor().accept(Shared(Arc::new(stream))).await?;
         Ok(Self::Tls(Box::new(stream)))
+    }
+
+    /// For looks at the socket beside the halves.
+    ///
+    /// # Errors
+    /// No descriptor is free.
+    pub(super) fn watch(&self) -> io::Result<Watch> {
+        match self {
+            Self::Plain(stream) => Watch::new(stream),
+            Self::Tls(stream) => Watch::new(&*stream.get_ref().0.0),
+        }
     }
 
     pub(super) fn into_split(self) -> (RecvHalf, SendHalf) {
