@@ -18,6 +18,7 @@ pub(super) fn tests() -> Vec<Test> {
     vec![
         test!(root_inside_is_nobody_outside),
         test!(processes_stay_in_their_cgroups),
+        test!(working_directories_of_descriptors),
         test!(network_of_the_pod),
         test!(devices_shm_queues_and_kernel_files),
     ]
@@ -154,6 +155,22 @@ async fn processes_stay_in_their_cgroups(cx: Context) -> Result<()> {
         &["echo $$ > /sys/fs/cgroup/memory/tasks", "echo 1g > /sys/fs/cgroup/memory/memory.limit_in_bytes"],
     )
     .await
+}
+
+/// CVE-2024-21626: a working directory that is a descriptor which the runtime has open. It is refused, or in the container.
+async fn working_directories_of_descriptors(cx: Context) -> Result<()> {
+    let pod = cx.pod_of(mapped(&cx, 1_740_000, LENGTH)).await?;
+    let climb = "d=.; n=0; while [ $n -lt 40 ]; do d=$d/..; n=$((n+1)); done; [ $(stat -c %d:%i $d) = $(stat -c %d:%i /) ] && echo inside || echo outside";
+    for number in 3..24 {
+        let config = cx
+            .shell(&format!("fd{number}"), climb)
+            .with(|c| c.working_dir = format!("/proc/self/fd/{number}"));
+        if let Ok(id) = cx.start(&pod, &config).await {
+            cx.said(&id, "inside").await?;
+        }
+    }
+    // The script works.
+    cx.outputs(&pod, &cx.shell("root", climb), "inside\n").await
 }
 
 async fn network_of_the_pod(cx: Context) -> Result<()> {
